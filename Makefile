@@ -1,0 +1,29 @@
+# Two commands do all the set-up on a fresh machine with python3 and make: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test slow lint clean
+
+demo: $(VENV)/.ready
+	$(BIN)/jaxrnn train charlm --out runs/demo --seconds 170 --overwrite
+	$(BIN)/jaxrnn sample runs/demo --length 600 --temperature 0.7
+
+test: $(VENV)/.ready
+	$(BIN)/python -m pytest
+
+slow: $(VENV)/.ready
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cli,data,test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,27 @@
+"""jaxrnn: a functional toolkit for recurrent networks in JAX."""
+
+from . import initializers as initializers
+from .cell import Cell as Cell
+from .cell import Layer as Layer
+from .cell import Walk as Walk
+from .cells import GRU as GRU
+from .cells import LSTM as LSTM
+from .cells import Elman as Elman
+from .cells import LSTMState as LSTMState
+from .engines import Scan as Scan
+from .layers import BidirectionalCarry as BidirectionalCarry
+from .layers import bidirectional as bidirectional
+from .layers import dropout as dropout
+from .layers import inference as inference
+from .layers import recurrent_dropout as recurrent_dropout
+from .layers import residual as residual
+from .layers import stack as stack
+from .layers import zoneout as zoneout
+from .tbptt import TBPTT as TBPTT
+from .tbptt import TBPTTState as TBPTTState
+from .tbptt import Window as Window
+from .unroll import mask_from_lengths as mask_from_lengths
+from .unroll import truncated_unroll as truncated_unroll
+from .unroll import unroll as unroll
+
+__version__ = "0.1.0"

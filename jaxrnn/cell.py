@@ -1,0 +1,264 @@
+"""The contract: what a cell and a layer are, how a sequence is asked to be walked, and the worded checks.
+
+Shape letters, here and everywhere: T time, B batch (any number of axes, written ``*B``), D input features, H hidden units,
+V vocabulary. Time leads, batch axes follow, features come last: ``(T, *B, D)``.
+
+A cell is a frozen, hashable dataclass that holds static configuration only, with pure methods::
+
+    z_t = cell.project(params, x_t)          knows no time: all T at once, one matmul
+    s_t = cell.step(params, s_{t-1}, z_t)    the recurrence: returns the carry and nothing else
+    y_t = cell.output(params, s_t, x_t)      knows no time
+
+``cell(params, carry, x) -> (carry, y)`` is one streaming step, in ``jax.lax.scan``'s order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Inexact, Shaped
+
+Params = Any  # a pytree of arrays: a dict with words for keys
+Carry = Any  # a pytree of arrays (*B, ...): an array, or a NamedTuple when it has several parts
+
+
+class Cell:
+    """One step of a recurrence, as static configuration and pure functions.
+
+    A subclass is a ``@dataclasses.dataclass(frozen=True)`` and must define ``init`` and ``step``. ``project`` defaults to
+    the identity, ``output`` to the carry's ``h`` (or to the carry itself when it is a single array), ``initial_carry`` to
+    zeros of shape ``(*B, hidden_size)``. Every method takes any number of leading batch axes.
+    """
+
+    draws: ClassVar[bool] = False  # a cell is deterministic; only layers draw random numbers
+
+    def init(self, key: Array, input_size: int) -> Params:
+        """Draw parameters for inputs of ``input_size`` features: a dict of arrays, words for keys."""
+        raise NotImplementedError(f"{type(self).__name__} must define init(self, key, input_size) -> params")
+
+    def initial_carry(self, params: Params, batch_shape: tuple[int, ...] = (), dtype: Any = None) -> Carry:
+        """The carry before the first step, ``(*batch_shape, H)`` per leaf: zeros, or learned when params hold one.
+
+        ``dtype`` is the dtype of the state as it is computed with (default: that of the parameters).
+        """
+        hidden_size = getattr(self, "hidden_size", None)
+        if hidden_size is None:
+            raise TypeError(
+                f"{type(self).__name__} has no hidden_size, so its initial carry is not known: "
+                "give it a hidden_size field, or define initial_carry(self, params, batch_shape=(), dtype=None)"
+            )
+        return jnp.zeros((*batch_shape, hidden_size), dtype or floating_dtype(params))
+
+    def project(self, params: Params, x: Inexact[Array, "*TB D"]) -> Any:
+        """The part of a step that needs no carry, for any leading axes (all of time at once). Default: x itself."""
+        return x
+
+    def step(self, params: Params, carry: Carry, z: Any) -> Carry:
+        """One step of the recurrence: s_t from s_{t-1} and z_t = project(params, x_t)."""
+        raise NotImplementedError(f"{type(self).__name__} must define step(self, params, carry, z) -> carry")
+
+    def output(self, params: Params, carry: Carry, x: Any) -> Inexact[Array, "*TB H"]:
+        """What the cell shows of its carry, for any leading axes. Default: ``carry.h``, or the carry itself."""
+        return carry.h if hasattr(carry, "h") else carry
+
+    def __call__(self, params: Params, carry: Carry, x: Inexact[Array, "*B D"]) -> tuple[Carry, Array]:
+        """One streaming step: ``(carry, y)`` after input ``x``."""
+        carry = self.step(params, carry, self.project(params, x))
+        return carry, self.output(params, carry, x)
+
+
+@dataclasses.dataclass(frozen=True)
+class Walk:
+    """How a sequence is walked: what `unroll` was asked for, handed down through layers to the engine.
+
+    ``mask`` and ``resets`` are ``(T, *B)`` bool or None; ``window`` is the truncation length or None.
+    """
+
+    engine: Any
+    mask: Array | None = None
+    resets: Array | None = None
+    reverse: bool = False
+    window: int | None = None
+    key: Array | None = None
+
+    def replace(self, **changes) -> Walk:
+        return dataclasses.replace(self, **changes)
+
+
+class Layer:
+    """Cells and engines composed over whole sequences, with the same ``init`` and ``initial_carry`` as a cell.
+
+    A subclass is a frozen dataclass that defines ``init``, ``initial_carry`` and ``unroll``; the streaming call is the
+    unroll of one step.
+    """
+
+    draws: bool = False  # whether it needs a key: True for dropout, and for what contains it
+    causal: bool = True  # whether output t depends on inputs up to t only
+
+    def init(self, key: Array, input_size: int) -> Params:
+        """Draw parameters for inputs of ``input_size`` features."""
+        raise NotImplementedError
+
+    def initial_carry(self, params: Params, batch_shape: tuple[int, ...] = (), dtype: Any = None) -> Carry:
+        """The carry before the first step."""
+        raise NotImplementedError
+
+    def unroll(self, params: Params, carry: Carry, xs: Array, walk: Walk) -> tuple[Carry, Array, Carry]:
+        """Walk ``xs (T, *B, D)``; return the last carry, the outputs ``(T, *B, D')`` and the carries after every step."""
+        raise NotImplementedError
+
+    def __call__(self, params: Params, carry: Carry, x: Inexact[Array, "*B D"], key=None) -> tuple[Carry, Array]:
+        """One streaming step: ``(carry, y)`` after input ``x``. ``key`` as for `unroll`: demanded if the layer draws."""
+        if not self.causal:
+            raise ValueError(
+                f"{type(self).__name__} cannot take one step at a time: its output depends on inputs that have not come "
+                "yet. Use jaxrnn.unroll over the whole sequence."
+            )
+        check_key(self, key)
+        carry, ys, _ = self.unroll(params, carry, x[None], Walk(engine=None, key=key))
+        return carry, ys[0]
+
+
+def floating_dtype(params: Params) -> Any:
+    """The widest real dtype among the leaves of ``params`` (jax's default float where there is none)."""
+    real = [jnp.finfo(leaf.dtype) for leaf in jax.tree.leaves(params) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return max(real, key=lambda info: info.bits).dtype if real else jnp.result_type(float)
+
+
+def accumulator(dtype: Any) -> Any:
+    """The dtype in which a running sum of ``dtype`` values is kept: float32 for the half-precision ones, else itself."""
+    return jnp.dtype(dtype) if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
+def expand(flags: Shaped[Array, "*B"], leaf: Array) -> Array:
+    """``flags`` with trailing axes of size one, so that they broadcast against a carry leaf ``(*B, ...)``."""
+    return flags.reshape(flags.shape + (1,) * (leaf.ndim - flags.ndim))
+
+
+def select(flags: Shaped[Array, "*B"], yes: Carry, no: Carry) -> Carry:
+    """Leaf by leaf ``yes`` where ``flags`` is True, else ``no``."""
+    return jax.tree.map(lambda a, b: jnp.where(expand(flags, a), a, b), yes, no)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Worded checks. Each raises at trace time, and says what was expected, what came and how to mend it.
+
+
+def check_positive(owner: Any, **sizes: Any) -> None:
+    """Every named size is an int >= 1."""
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"{type(owner).__name__}: {name} must be an int of at least 1, but it is {size!r}")
+
+
+def check_cell(cell: Any) -> None:
+    """``cell`` is a hashable, frozen Cell or Layer."""
+    if not isinstance(cell, (Cell, Layer)):
+        hint = f"an instance: {cell.__name__}(...)" if isinstance(cell, type) else "a jaxrnn.Cell or a layer"
+        raise TypeError(f"expected {hint}, but got {describe(cell)}")
+    frozen = getattr(type(cell), "__dataclass_params__", None)
+    if frozen is None or not frozen.frozen:
+        raise TypeError(
+            f"{type(cell).__name__} must be decorated with @dataclasses.dataclass(frozen=True): "
+            "cells are static configuration, compared and hashed by value"
+        )
+    try:
+        hash(cell)
+    except TypeError as error:
+        raise TypeError(
+            f"{type(cell).__name__} is not hashable ({error}): its fields must be sizes and options, "
+            "never arrays or lists (arrays belong in params, sequences in tuples)"
+        ) from None
+
+
+def check_inputs(xs: Any) -> None:
+    """``xs`` is an inexact array of rank 2 or more."""
+    if not hasattr(xs, "shape") or not hasattr(xs, "dtype"):
+        raise TypeError(f"xs must be an array (T, *B, D), but it is {describe(xs)}")
+    if not jnp.issubdtype(xs.dtype, jnp.inexact):
+        raise TypeError(
+            f"xs must hold floating-point features (T, *B, D), but its dtype is {xs.dtype}: "
+            "turn token numbers into vectors first, with jax.nn.one_hot(xs, V) or an embedding"
+        )
+    if xs.ndim < 2:
+        raise ValueError(
+            f"xs must have time first and features last, (T, D) or (T, *B, D), but its shape is {tuple(xs.shape)}: "
+            "for one feature add an axis with xs[..., None]"
+        )
+
+
+def check_features(cell: Any, kernel: Array, x: Array) -> None:
+    """``x``'s features and dtype fit the cell's input kernel."""
+    if x.shape[-1] != kernel.shape[0]:
+        raise ValueError(
+            f"{type(cell).__name__}: the parameters were made for {kernel.shape[0]} input features, but the inputs have "
+            f"{x.shape[-1]} (shape {tuple(x.shape)}; features come last). Make them with init(key, input_size={x.shape[-1]})"
+        )
+    if x.dtype != kernel.dtype:
+        raise TypeError(
+            f"{type(cell).__name__}: the inputs are {x.dtype} but the parameters are {kernel.dtype}, and nothing is promoted "
+            f"silently: cast one of them, e.g. xs.astype({kernel.dtype.name!r})"
+        )
+
+
+def check_flags(name: str, flags: Any, xs: Array) -> None:
+    """``mask`` or ``resets`` is bool and ``(T, *B)``."""
+    want = tuple(xs.shape[:-1])
+    if not hasattr(flags, "shape"):
+        raise TypeError(f"{name} must be a bool array of shape (T, *B) = {want}, but it is {describe(flags)}")
+    if tuple(flags.shape) != want:
+        hint = ""
+        if tuple(flags.shape) == want[1:2] + want[:1] + want[2:]:
+            hint = f": time comes first, so pass {name}.T"
+        elif name == "mask" and tuple(flags.shape) == want[1:]:
+            hint = ": make a mask of lengths with jaxrnn.mask_from_lengths(lengths, T)"
+        raise ValueError(f"{name} must have shape (T, *B) = {want}, but its shape is {tuple(flags.shape)}{hint}")
+    if flags.dtype != bool:
+        raise TypeError(f"{name} must be bool, but its dtype is {flags.dtype}: pass {name} != 0 or {name}.astype(bool)")
+
+
+def check_carry(cell: Any, carry: Carry, expected: Carry, made_by: str) -> None:
+    """``carry`` has the structure, shapes and dtypes of ``expected``; the error names the leaf."""
+    name = type(cell).__name__
+    got_tree, want_tree = jax.tree.structure(carry), jax.tree.structure(expected)
+    if got_tree != want_tree:
+        raise TypeError(
+            f"{name}: {made_by} has the structure {got_tree}, but this cell's carry is {want_tree}: "
+            "is it another cell's? initial_carry(params, batch_shape) makes the right one"
+        )
+    for (path, got), want in zip(jax.tree_util.tree_leaves_with_path(carry), jax.tree.leaves(expected), strict=True):
+        leaf = jax.tree_util.keystr(path) or "the carry"
+        if tuple(jnp.shape(got)) != tuple(want.shape):
+            raise ValueError(
+                f"{name}: {leaf} of {made_by} has shape {tuple(jnp.shape(got))}, expected {tuple(want.shape)} = (*B, ...) with "
+                "the batch axes of xs"
+            )
+        if jnp.result_type(got) != want.dtype:
+            raise TypeError(
+                f"{name}: {leaf} of {made_by} is {jnp.result_type(got)}, expected {want.dtype}: carries are not promoted "
+                f"silently; cast it with .astype({want.dtype.name!r})"
+            )
+
+
+def check_key(cell: Any, key: Any) -> None:
+    """A key is given exactly when randomness happens."""
+    if cell.draws and key is None:
+        raise ValueError(
+            f"{type(cell).__name__} draws random numbers (dropout or zoneout), so it needs key=jax.random.key(...); "
+            "to run it without randomness use jaxrnn.inference(layer)"
+        )
+    if key is not None and not cell.draws:
+        raise ValueError(
+            f"a key was given, but {type(cell).__name__} draws no random numbers: leave the key out (a layer made by "
+            "jaxrnn.inference draws none; to train with dropout use the layer it was made from)"
+        )
+
+
+def describe(value: Any) -> str:
+    """A short word for any value: its type, and for arrays shape and dtype."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{type(value).__name__} of shape {tuple(value.shape)} and dtype {value.dtype}"
+    return f"a {type(value).__name__}" if not isinstance(value, type) else f"the class {value.__name__}"

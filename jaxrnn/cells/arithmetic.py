@@ -1,0 +1,32 @@
+"""Arithmetic that the cells share: flat matrix products, layer normalisation, accumulators."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ..cell import accumulator
+
+
+def dense(x: Float[Array, "*TB D"], kernel: Float[Array, "D H"]) -> Float[Array, "*TB H"]:
+    """``x @ kernel`` as one 2-D product: with three axes XLA's gradient makes a strided copy of the cotangent."""
+    flat = x.reshape(-1, x.shape[-1]) if x.size else x.reshape(0, x.shape[-1])
+    return (flat @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+def recur(h: Float[Array, "*B H"], kernel: Float[Array, "H G"]) -> Float[Array, "*B G"]:
+    """``h @ kernel``, summed and returned in the accumulator's dtype."""
+    return jnp.matmul(h.astype(kernel.dtype), kernel, preferred_element_type=accumulator(kernel.dtype))
+
+
+def along(vector: Float[Array, " G"], x: Float[Array, "*B G"]) -> Float[Array, ...]:
+    """A bias or scale in ``x``'s dtype, shaped to meet its last axis without promotion of rank or dtype."""
+    return vector.astype(x.dtype).reshape((1,) * (x.ndim - 1) + vector.shape)
+
+
+def layer_norm(x: Float[Array, "*B G"], scale: Float[Array, " G"], epsilon: float = 1e-5) -> Float[Array, "*B G"]:
+    """``scale * (x - mean) / sqrt(var + epsilon)`` over the last axis (Ba, Kiros & Hinton 2016, eq. 3), without a shift."""
+    centred = x - x.mean(-1, keepdims=True)
+    variance = jnp.square(centred).mean(-1, keepdims=True)
+    return along(scale, x) * centred * jax.lax.rsqrt(variance + jnp.asarray(epsilon, x.dtype))

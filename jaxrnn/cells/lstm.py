@@ -1,0 +1,138 @@
+"""Long short-term memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ..cell import Params, accumulator, check_features, check_positive
+from ..initializers import Chrono, Initializer, LecunNormal, Orthogonal, Zeros, gate_biases, gate_blocks
+from .arithmetic import along, dense, layer_norm, recur
+from .base import BuiltinCell
+
+
+class LSTMState(NamedTuple):
+    """The carry of an LSTM: what it shows, ``h (*B, H or P)``, and what it remembers, ``c (*B, H)``."""
+
+    h: Array
+    c: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class LSTM(BuiltinCell):
+    """Long short-term memory with a forget gate (Hochreiter & Schmidhuber 1997; Gers et al. 2000), gates packed i, f, g, o::
+
+        i, f, o = sigmoid(x_t W + h_{t-1} U + b)      g = tanh(x_t W + h_{t-1} U + b)
+        c_t = f * c_{t-1} + i * g                     h_t = o * tanh(c_t)
+
+    Parameters: ``input_kernel (D, 4H)``, ``recurrent_kernel (H, 4H)``, ``bias (4H,)``. Carry: `LSTMState` (h, c); c is kept
+    in float32 at least, also under bfloat16 parameters, because it sums over the whole sequence.
+
+    Args:
+        hidden_size: H.
+        forget_bias: added to the forget gate's bias at init (1: Gers et al. 2000, Jozefowicz et al. 2015), or ``Chrono(T)``.
+        layer_norm: normalise ``x W``, ``h U`` and, before the output, ``c`` (Ba et al. 2016, eq. 20-22): parameters
+            ``input_norm_scale``, ``recurrent_norm_scale (4H,)``, ``cell_norm_scale``, ``cell_norm_bias (H,)``.
+        peephole: i and f also see ``p * c_{t-1}``, o sees ``p * c_t`` (Gers & Schmidhuber 2000): ``peephole_kernel`` holds one
+            ``(H,)`` for each of i, f, o (f, o when coupled).
+        coupled_gates: ``i = 1 - f`` (CIFG of Greff et al. 2017): kernels hold three blocks, f, g, o.
+        projection_size: P; ``h_t = (o * tanh(c_t)) R`` with ``projection_kernel R (H, P)``, as torch's ``proj_size``
+            (Sak et al. 2014); h, the recurrence and the output then have P features.
+        learned_initial_carry: make (h, c) before the first step a parameter.
+    """
+
+    _: dataclasses.KW_ONLY
+    forget_bias: float | Chrono = 1.0
+    layer_norm: bool = False
+    peephole: bool = False
+    coupled_gates: bool = False
+    projection_size: int | None = None
+    input_init: Initializer = LecunNormal()
+    recurrent_init: Initializer = Orthogonal()
+    bias_init: Initializer = Zeros()
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.projection_size is not None:
+            check_positive(self, projection_size=self.projection_size)
+
+    @property
+    def gates(self) -> int:
+        """Gate blocks in a packed kernel: i, f, g, o, or f, g, o when coupled."""
+        return 3 if self.coupled_gates else 4
+
+    @property
+    def output_size(self) -> int:
+        """Features of h: P with a projection, else H."""
+        return self.projection_size or self.hidden_size
+
+    def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
+        """Draw parameters for ``input_size`` features, in ``dtype`` (default: jax's default float)."""
+        dtype, gates, H = dtype or jnp.result_type(float), self.gates, self.hidden_size
+        k_input, k_recurrent, k_bias, k_projection = jax.random.split(key, 4)
+        params = {
+            "input_kernel": gate_blocks(self.input_init, k_input, gates, input_size, H, dtype),
+            "recurrent_kernel": gate_blocks(self.recurrent_init, k_recurrent, gates, self.output_size, H, dtype),
+            "bias": self.init_bias(k_bias, dtype),
+        }
+        if self.projection_size is not None:
+            params["projection_kernel"] = self.recurrent_init(k_projection, (H, self.projection_size), dtype)
+        if self.peephole:
+            params["peephole_kernel"] = jnp.zeros(((gates - 1) * H,), dtype)
+        if self.layer_norm:
+            params |= {
+                "input_norm_scale": jnp.ones(gates * H, dtype),
+                "recurrent_norm_scale": jnp.ones(gates * H, dtype),
+                "cell_norm_scale": jnp.ones(H, dtype),
+                "cell_norm_bias": jnp.zeros(H, dtype),
+            }
+        return self.with_initial_carry(params)
+
+    def init_bias(self, key: Array, dtype: Any) -> Float[Array, " G"]:
+        """The packed bias: every gate by ``bias_init``, then the forget gate's (and under Chrono the input gate's)."""
+        k_bias, k_chrono = jax.random.split(key)
+        bias = gate_biases(self.bias_init, k_bias, self.gates, self.hidden_size, dtype)
+        f = self.gates - 3  # blocks: i, f, g, o, or f, g, o
+        if isinstance(self.forget_bias, Chrono):
+            bias[f] = self.forget_bias(k_chrono, (self.hidden_size,), dtype)
+            if not self.coupled_gates:
+                bias[0] = -bias[f]
+        else:
+            bias[f] = bias[f] + self.forget_bias
+        return jnp.concatenate(bias)
+
+    def zero_carry(self, params: Params, batch_shape: tuple[int, ...], dtype: Any) -> LSTMState:
+        """Zeros: h in ``dtype``, c in its accumulator's dtype."""
+        return LSTMState(
+            jnp.zeros((*batch_shape, self.output_size), dtype), jnp.zeros((*batch_shape, self.hidden_size), accumulator(dtype))
+        )
+
+    def project(self, params: Params, x: Float[Array, "*TB D"]) -> Float[Array, "*TB G"]:
+        """``x W``, normalised under ``layer_norm``."""
+        check_features(self, params["input_kernel"], x)
+        z = dense(x, params["input_kernel"])
+        return layer_norm(z, params["input_norm_scale"]) if self.layer_norm else z
+
+    def step(self, params: Params, carry: LSTMState, z: Float[Array, "*B G"], *, recurrent_h=None) -> LSTMState:
+        """One step of the equations above. ``recurrent_h`` replaces h where it meets U (variational dropout)."""
+        h, c = carry
+        a = recur(h if recurrent_h is None else recurrent_h, params["recurrent_kernel"])
+        if self.layer_norm:
+            a = layer_norm(a, params["recurrent_norm_scale"])
+        *i, f, g, o = jnp.split(a + z.astype(a.dtype) + along(params["bias"], a), self.gates, axis=-1)
+        if self.peephole:
+            *p_i, p_f, p_o = (along(p, c) for p in jnp.split(params["peephole_kernel"], self.gates - 1))
+            i, f = [gate + p * c for gate, p in zip(i, p_i, strict=True)], f + p_f * c
+        f = jax.nn.sigmoid(f)
+        c = f * c + (1 - f if self.coupled_gates else jax.nn.sigmoid(i[0])) * jnp.tanh(g)
+        if self.peephole:
+            o = o + p_o * c
+        shown = layer_norm(c, params["cell_norm_scale"]) + along(params["cell_norm_bias"], c) if self.layer_norm else c
+        new_h = jax.nn.sigmoid(o) * jnp.tanh(shown)
+        if self.projection_size is not None:
+            new_h = recur(new_h, params["projection_kernel"])
+        return LSTMState(new_h.astype(h.dtype), c)

@@ -1,0 +1,3 @@
+"""One way each to walk a recurrence through time: a file an engine, one method with one signature."""
+
+from .scan import Scan as Scan

@@ -1,0 +1,95 @@
+"""Generation: sampling by one-step calls, inside one scan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from .cell import Carry, describe
+
+
+class Generated(NamedTuple):
+    """What `generate` returns.
+
+    ``tokens (N, *B)``; ``logits (N, *B, V)``, from which each was drawn (before temperature and top-k); ``carry`` after the
+    last token that was read (the last one generated has not been read yet).
+    """
+
+    tokens: Int[Array, N * B]
+    logits: Float[Array, "N *B V"]
+    carry: Carry
+
+
+def generate(
+    step: Callable[[Carry, Int[Array, "*B"]], tuple[Carry, Float[Array, "*B V"]]],
+    carry: Carry,
+    prompt: Int[Array, P * B],
+    length: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    key: Array | None = None,
+) -> Generated:
+    """Read ``prompt``, then write ``length`` tokens, each the input of the next step.
+
+    A token is drawn from ``softmax(logits / temperature)`` over the ``top_k`` likeliest symbols (default: all).
+
+    Args:
+        step: one streaming step of a model, ``step(carry, token) -> (carry, logits)``.
+        carry: the state before the prompt.
+        prompt: ``(P, *B)`` integers, P >= 1.
+        length: N, tokens to write.
+        temperature: 0 takes the likeliest symbol each time, and then no key is wanted.
+        top_k: how many of the likeliest symbols may be drawn.
+        key: demanded when temperature > 0.
+
+    Raises:
+        TypeError, ValueError: for an empty or non-integer prompt, a negative temperature, a top_k outside [1, V], a missing
+            or unused key.
+    """
+    _check(prompt, length, temperature, top_k, key)
+    P = prompt.shape[0]
+
+    def choose(logits, key):
+        if temperature == 0:
+            return jnp.argmax(logits, axis=-1)
+        if top_k is not None:
+            if top_k > logits.shape[-1]:
+                raise ValueError(f"generate: top_k = {top_k} is more than the {logits.shape[-1]} symbols there are")
+            least = jax.lax.top_k(logits, top_k)[0][..., -1:]
+            logits = jnp.where(logits < least, -jnp.inf, logits)
+        return jax.random.categorical(key, logits / temperature, axis=-1)
+
+    def body(loop, now):
+        carry, last = loop
+        index, given, key = now
+        carry, logits = step(carry, jnp.where(index < P, given, last))
+        token = choose(logits, key).astype(prompt.dtype)
+        return (carry, token), (token, logits)
+
+    steps = P + length - 1
+    keys = None if key is None else jax.random.split(key, steps)
+    given = jnp.concatenate([prompt, jnp.zeros((length - 1, *prompt.shape[1:]), prompt.dtype)])
+    (carry, _), (tokens, logits) = jax.lax.scan(body, (carry, prompt[0]), (jnp.arange(steps), given, keys))
+    return Generated(tokens[P - 1 :], logits[P - 1 :], carry)
+
+
+def _check(prompt, length, temperature, top_k, key):
+    if not hasattr(prompt, "dtype") or not jnp.issubdtype(prompt.dtype, jnp.integer) or prompt.ndim < 1:
+        raise TypeError(f"generate: the prompt must be an integer array (P, *B), but it is {describe(prompt)}")
+    if prompt.shape[0] < 1:
+        raise ValueError("generate: the prompt is empty; give at least one token to begin from")
+    if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+        raise ValueError(f"generate: length must be an int of at least 1 token, but it is {length!r}")
+    if not isinstance(temperature, (int, float)) or temperature < 0:
+        raise ValueError(f"generate: temperature must be a number >= 0, but it is {temperature!r}")
+    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
+        raise ValueError(f"generate: top_k must be an int of at least 1 symbol, but it is {top_k!r}")
+    if temperature > 0 and key is None:
+        raise ValueError("generate: drawing at a temperature above 0 needs key=jax.random.key(...)")
+    if temperature == 0 and key is not None:
+        raise ValueError("generate: at temperature 0 nothing is drawn, so leave the key out")

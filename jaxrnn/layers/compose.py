@@ -1,0 +1,198 @@
+"""Layers made of cells and layers: stacks, both directions, residual connections."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ..cell import Carry, Cell, Layer, Params, Walk, check_cell, floating_dtype
+from ..unroll import walk
+
+
+def stack(*layers: Cell | Layer) -> Stack:
+    """Layers on top of each other: the outputs of one are the inputs of the next.
+
+    Parameters: ``{"layer_0": ..., "layer_1": ...}``, dropout counted in. Carry: a tuple, one entry a layer.
+
+    Example::
+
+        layer = jaxrnn.stack(jaxrnn.LSTM(128), jaxrnn.dropout(0.2), jaxrnn.LSTM(128))
+    """
+    if not layers:
+        raise ValueError("stack needs at least one cell or layer: stack(LSTM(128), LSTM(128))")
+    for layer in layers:
+        check_cell(layer)
+    return Stack(tuple(layers))
+
+
+def bidirectional(forward: Cell | Layer, backward: Cell | Layer | None = None, *, merge: str = "concat") -> Bidirectional:
+    """One layer forwards in time and one backwards, their outputs side by side (Schuster & Paliwal 1997)::
+
+        y_t = [forward's y_t ; backward's y_t]
+
+    Both are aligned with their inputs, ragged batches included: with a mask the backward layer begins at each sequence's own
+    last step. ``resets`` mark sequence starts for both: backwards the carry is reset where a sequence ends.
+
+    Parameters: ``{"forward": ..., "backward": ...}``. Carry: `BidirectionalCarry`; afterwards each holds the state at its
+    own end: forward at the last step, backward at the first.
+
+    Args:
+        backward: default: configured as ``forward``, with parameters of its own.
+        merge: ``"concat"`` (features side by side) or ``"sum"``.
+    """
+    backward = forward if backward is None else backward
+    for layer in (forward, backward):
+        check_cell(layer)
+    if merge not in ("concat", "sum"):
+        raise ValueError(f"bidirectional: merge must be 'concat' or 'sum', but it is {merge!r}")
+    return Bidirectional(forward, backward, merge)
+
+
+def residual(layer: Cell | Layer) -> Residual:
+    """``y = x + layer(x)``: inputs added to outputs, which must have as many features (He et al. 2016).
+
+    Parameters and carry are those of ``layer``.
+    """
+    check_cell(layer)
+    return Residual(layer)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stack(Layer):
+    """Made by `stack`."""
+
+    layers: tuple[Cell | Layer, ...]
+
+    @property
+    def draws(self) -> bool:
+        return any(layer.draws for layer in self.layers)
+
+    @property
+    def causal(self) -> bool:
+        return all(getattr(layer, "causal", True) for layer in self.layers)
+
+    def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
+        params = {}
+        for i, (layer, k) in enumerate(zip(self.layers, jax.random.split(key, len(self.layers)), strict=True)):
+            params[f"layer_{i}"] = init_in(layer, k, input_size, dtype)
+            input_size = output_size(layer, params[f"layer_{i}"], input_size)
+        return params
+
+    def initial_carry(self, params: Params, batch_shape: tuple[int, ...] = (), dtype: Any = None) -> tuple[Carry, ...]:
+        return tuple(layer.initial_carry(params[f"layer_{i}"], batch_shape, dtype) for i, layer in enumerate(self.layers))
+
+    def unroll(self, params: Params, carry: tuple[Carry, ...], xs: Array, walk_: Walk) -> tuple[Carry, Array, Carry]:
+        last, all_carries = [], []
+        for i, layer in enumerate(self.layers):
+            end, xs, carries = walk(layer, params[f"layer_{i}"], carry[i], xs, for_part(walk_, layer, i))
+            last.append(end)
+            all_carries.append(carries)
+        return tuple(last), xs, tuple(all_carries)
+
+
+class BidirectionalCarry(NamedTuple):
+    """The carries of the two directions."""
+
+    forward: Carry
+    backward: Carry
+
+
+@dataclasses.dataclass(frozen=True)
+class Bidirectional(Layer):
+    """Made by `bidirectional`."""
+
+    forward: Cell | Layer
+    backward: Cell | Layer
+    merge: str = "concat"
+    causal = False
+
+    @property
+    def draws(self) -> bool:
+        return self.forward.draws or self.backward.draws
+
+    def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
+        k_forward, k_backward = jax.random.split(key)
+        params = {
+            "forward": init_in(self.forward, k_forward, input_size, dtype),
+            "backward": init_in(self.backward, k_backward, input_size, dtype),
+        }
+        if self.merge == "sum":
+            sizes = [output_size(getattr(self, name), params[name], input_size) for name in ("forward", "backward")]
+            if sizes[0] != sizes[1]:
+                raise ValueError(f"bidirectional: merge='sum' needs outputs of equal size, but they have {sizes} features")
+        return params
+
+    def initial_carry(self, params: Params, batch_shape: tuple[int, ...] = (), dtype: Any = None) -> BidirectionalCarry:
+        return BidirectionalCarry(
+            self.forward.initial_carry(params["forward"], batch_shape, dtype),
+            self.backward.initial_carry(params["backward"], batch_shape, dtype),
+        )
+
+    def unroll(self, params: Params, carry: BidirectionalCarry, xs: Array, walk_: Walk) -> tuple[Carry, Array, Carry]:
+        other = for_part(walk_, self.backward, 1).replace(reverse=not walk_.reverse)
+        if walk_.resets is not None:
+            # A reset before step t in one direction is, in the other, a reset before the step on the far side of that edge.
+            shifted = jnp.roll(walk_.resets, 1 if walk_.reverse else -1, axis=0)
+            edge = jnp.arange(shifted.shape[0]) == (0 if walk_.reverse else shifted.shape[0] - 1)
+            other = other.replace(resets=shifted & ~edge.reshape(-1, *[1] * (shifted.ndim - 1)))
+        f_last, f_ys, f_all = walk(self.forward, params["forward"], carry.forward, xs, for_part(walk_, self.forward, 0))
+        b_last, b_ys, b_all = walk(self.backward, params["backward"], carry.backward, xs, other)
+        ys = f_ys + b_ys if self.merge == "sum" else jnp.concatenate([f_ys, b_ys], axis=-1)
+        return BidirectionalCarry(f_last, b_last), ys, BidirectionalCarry(f_all, b_all)
+
+
+@dataclasses.dataclass(frozen=True)
+class Residual(Layer):
+    """Made by `residual`."""
+
+    layer: Cell | Layer
+
+    @property
+    def draws(self) -> bool:
+        return self.layer.draws
+
+    @property
+    def causal(self) -> bool:
+        return getattr(self.layer, "causal", True)
+
+    def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
+        params = init_in(self.layer, key, input_size, dtype)
+        size = output_size(self.layer, params, input_size)
+        if size != input_size:
+            raise ValueError(
+                f"residual: the inputs have {input_size} features and {type(self.layer).__name__} puts out {size}; they are "
+                f"added, so they must be as many: give the cell hidden_size={input_size}"
+            )
+        return params
+
+    def initial_carry(self, params: Params, batch_shape: tuple[int, ...] = (), dtype: Any = None) -> Carry:
+        return self.layer.initial_carry(params, batch_shape, dtype)
+
+    def unroll(self, params: Params, carry: Carry, xs: Array, walk_: Walk) -> tuple[Carry, Array, Carry]:
+        last, ys, carries = walk(self.layer, params, carry, xs, walk_)
+        return last, xs + ys, carries
+
+
+def for_part(how: Walk, part: Cell | Layer, index: int) -> Walk:
+    """The same walk for part ``index`` of a layer: with a key of its own if it draws, without one if it does not."""
+    return how.replace(key=jax.random.fold_in(how.key, index) if part.draws else None)
+
+
+def init_in(layer: Cell | Layer, key: Array, input_size: int, dtype: Any) -> Params:
+    """``layer.init``; the dtype is handed on only when one was asked for, so that a cell's ``init`` need not take it."""
+    return layer.init(key, input_size) if dtype is None else layer.init(key, input_size, dtype=dtype)
+
+
+def output_size(layer: Cell | Layer, params: Params, input_size: int) -> int:
+    """Features that a layer puts out for ``input_size`` features in, found without computing anything."""
+
+    def one_step(params, x):
+        how = Walk(engine=None, key=jax.random.key(0) if layer.draws else None)
+        return walk(layer, params, layer.initial_carry(params), x, how)[1]
+
+    x = jax.ShapeDtypeStruct((1, input_size), floating_dtype(params))
+    return jax.eval_shape(one_step, params, x).shape[-1]

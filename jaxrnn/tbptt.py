@@ -1,0 +1,229 @@
+"""Truncated backpropagation through time, TBPTT(k1, k2): the loss on the newest k1 steps, gradients over the last k2.
+
+Naming of Sutskever (2013, thesis); BPTT(h; h') of Williams & Peng (1990) with h = k2, h' = k1. Windows end at
+e = k1, 2 k1, ..., T (the last may be shorter); each begins at s0 = max(0, min(end of the window before, e - k2)), its carry
+held constant there. With ``G(t, k)`` the part of the gradient of loss l_t that reaches the parameters as they were used k
+steps earlier, the window's gradient is the sum of ``G(t, k)`` over its newest steps t and all k < t - s0. Every loss counts
+exactly once. k1 = k2 is what most programs ship: windows, each with its own loss.
+
+The window is a fixed shape of k2 steps for the whole sequence, so it compiles once: the steps before the sequence begins are
+masked, and the state between calls holds the last k2 - k1 steps beside the carry that stood before them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float
+
+from .cell import Carry, Params, accumulator, check_positive, describe, expand, select
+
+
+class Window(NamedTuple):
+    """A stretch of a sequence: arrays with time leading, or pytrees of them.
+
+    ``inputs`` and ``targets`` are whatever the losses want, ``(T, *B, ...)``; ``mask`` and ``resets`` are bool ``(T, *B)``
+    (None: all steps valid, no resets). `TBPTT` fills ``mask``, ``resets`` and ``key`` in before it calls the losses.
+    """
+
+    inputs: Any
+    targets: Any
+    mask: Bool[Array, T * B] | None = None
+    resets: Bool[Array, T * B] | None = None
+    key: Array | None = None
+
+
+class TBPTTState(NamedTuple):
+    """What one call hands to the next: the carry k2 - k1 steps back, and those steps.
+
+    ``fresh (*B,)`` is True while a stream's carry is still the one before its first step, which is made anew from the
+    parameters in each window, so that a learned initial state gets its gradient.
+    """
+
+    carry: Carry
+    history: Window
+    fresh: Bool[Array, "*B"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TBPTT:
+    """TBPTT(k1, k2) of any model: windows of one sequence, or of an endless one that comes in pieces.
+
+    Args:
+        losses: ``losses(params, carry, window) -> (losses (T, *B), carries)``: the loss of every step and the carries after
+            every step, as `unroll(..., return_carries=True)` gives them. It passes ``window.mask`` and ``window.resets``
+            on to `unroll`. Its parameters are the whole model's, its inputs any pytree.
+        initial_carry: ``initial_carry(params, batch_shape) -> carry`` before the first step.
+        k1: newest steps of a window, whose losses count.
+        k2: steps of a window over which gradients flow (default k1). k2 >= T is full BPTT, whatever k1.
+
+    Example::
+
+        def losses(params, carry, window):
+            _, ys, carries = jaxrnn.unroll(cell, params["cell"], window.inputs, carry, mask=window.mask,
+                                           resets=window.resets, return_carries=True)
+            return jnp.square(ys @ params["readout"] - window.targets).mean(-1), carries
+
+        tbptt = jaxrnn.TBPTT(losses, lambda params, batch: cell.initial_carry(params["cell"], batch), k1=16, k2=64)
+        state = tbptt.start(params, Window(xs, targets), batch_shape=(32,))
+        loss, gradients, state = tbptt.gradients(params, Window(xs, targets), state)
+    """
+
+    losses: Callable[[Params, Carry, Window], tuple[Float[Array, T * B], Carry]]
+    initial_carry: Callable[[Params, tuple[int, ...]], Carry]
+    k1: int
+    k2: int | None = None
+
+    def __post_init__(self):
+        if self.k2 is None:
+            object.__setattr__(self, "k2", self.k1)
+        check_positive(self, k1=self.k1, k2=self.k2)
+        if self.k2 < self.k1:
+            raise ValueError(
+                f"TBPTT: k2 = {self.k2} is less than k1 = {self.k1}: the oldest {self.k1 - self.k2} of every {self.k1} losses "
+                "would get no gradient at all. Take k2 >= k1"
+            )
+
+    def start(self, params: Params, sequence: Window, batch_shape: tuple[int, ...] = ()) -> TBPTTState:
+        """The state before the first step of all streams; ``sequence`` only gives the shapes of its arrays."""
+        overlap = self.k2 - self.k1
+        empty = jax.tree.map(lambda a: jnp.zeros((overlap, *jnp.shape(a)[1:]), jnp.result_type(a)), sequence._replace(key=None))
+        flags = jnp.zeros((overlap, *batch_shape), bool)
+        return TBPTTState(
+            carry=self.initial_carry(params, tuple(batch_shape)),
+            history=empty._replace(mask=flags, resets=flags),
+            fresh=jnp.ones(batch_shape, bool),
+        )
+
+    def gradients(
+        self, params: Params, sequence: Window, state: TBPTTState, *, key: Array | None = None
+    ) -> tuple[Float[Array, ""], Params, TBPTTState]:
+        """Gradients of all windows, summed, with the parameters held still: exact, and full BPTT where k2 >= T.
+
+        Returns ``(loss, gradients, state)``: the mean loss over the sequence's valid steps (0 if there are none), its
+        truncated gradient, and the state for the sequence's continuation.
+        """
+        _, valid = self._measure(sequence, state)
+
+        def accumulate(total, loss, gradient):  # in float32 at least, also for bfloat16 parameters
+            return jax.tree.map(lambda t, new: t + new.astype(t.dtype), total, (loss, gradient))
+
+        zero = jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), accumulator(p.dtype)), params)
+        (loss, gradient), state = self._walk(
+            lambda _: params, accumulate, (jnp.zeros((), valid.dtype), zero), sequence, state, key
+        )
+        gradient = jax.tree.map(lambda g, p: (g / valid.astype(jnp.finfo(g.dtype).dtype)).astype(p.dtype), gradient, params)
+        return loss / valid, gradient, state
+
+    def updates(
+        self,
+        optimiser: optax.GradientTransformation,
+        params: Params,
+        opt_state: Any,
+        sequence: Window,
+        state: TBPTTState,
+        *,
+        key: Array | None = None,
+    ) -> tuple[Params, Any, Float[Array, ""], TBPTTState]:
+        """One optax update after every window: online, each carry having been made with slightly older parameters.
+
+        A window's gradient is divided by the mean number of valid steps per window, not by its own number, so that a short
+        last window weighs as little as it should: at a vanishing learning rate the updates add up to the number of windows
+        times the gradient of the sequence's mean loss.
+
+        Returns ``(params, opt_state, loss, state)``, the loss being the mean over valid steps, each under the parameters
+        of its own window.
+        """
+        count, valid = self._measure(sequence, state)
+
+        def update(total, loss, gradient):
+            params, opt_state, sum_of_losses = total
+            gradient = jax.tree.map(lambda g: g * (count / valid).astype(jnp.finfo(g.dtype).dtype), gradient)
+            change, opt_state = optimiser.update(gradient, opt_state, params)
+            return optax.apply_updates(params, change), opt_state, sum_of_losses + loss
+
+        zero = (params, opt_state, jnp.zeros((), valid.dtype))
+        (params, opt_state, loss), state = self._walk(lambda total: total[0], update, zero, sequence, state, key)
+        return params, opt_state, loss / valid, state
+
+    def _measure(self, sequence: Window, state: TBPTTState) -> tuple[int, Float[Array, ""]]:
+        """The number of windows, and the number of valid steps (at least 1, so that an empty batch has loss 0)."""
+        steps = _steps(sequence)
+        for name, flags in (("mask", sequence.mask), ("resets", sequence.resets)):
+            want = (steps, *state.fresh.shape)
+            if flags is not None and (jnp.shape(flags) != want or flags.dtype != bool):
+                raise ValueError(f"TBPTT: {name} must be bool of shape (T, *B) = {want}, but it is {describe(flags)}")
+        if sequence.mask is None:
+            valid = jnp.asarray(steps * state.fresh.size, jnp.result_type(float))
+        else:
+            valid = jnp.sum(sequence.mask, dtype=jnp.result_type(float))
+        return -(-steps // self.k1), jnp.maximum(valid, 1)
+
+    def _window_loss(self, params: Params, carry: Carry, window: Window, newest: Array, fresh: Array):
+        """The sum of the newest valid losses, and the carries; the carry of a fresh stream comes from the parameters."""
+        carry = select(fresh, self.initial_carry(params, fresh.shape), jax.lax.stop_gradient(carry))
+        losses, carries = self.losses(params, carry, window)
+        if losses.shape != window.mask.shape:
+            raise ValueError(
+                f"TBPTT: losses must return one loss per step, (T, *B) = {window.mask.shape}, but they have shape "
+                f"{losses.shape}: average over features, not over time or batch"
+            )
+        counts = window.mask & expand(newest, window.mask)
+        return jnp.where(counts, losses, 0).sum(), carries
+
+    def _walk(self, params_of, fold, total, sequence: Window, state: TBPTTState, key: Array | None):
+        """Window after window: ``total = fold(total, loss, gradient)``, in one scan with one shape."""
+        k1, k2, steps, batch = self.k1, self.k2, _steps(sequence), state.fresh.shape
+        count = -(-steps // k1)
+        if count == 0:
+            return total, state
+        sequence = _filled(sequence, steps, batch)
+        padded = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), state.history, sequence)  # row k2 - k1 is step 0
+        if steps < k1:  # shorter than one window: masked steps at its end make the shape, and nothing else
+            padded = jax.tree.map(lambda a: jnp.pad(a, [(0, k1 - steps)] + [(0, 0)] * (a.ndim - 1)), padded)
+        ends = [min((i + 1) * k1, max(steps, k1)) for i in range(count)]
+        starts = jnp.asarray([e - k1 for e in ends])  # rows; the last window reaches back k2 steps from T, however short
+        ahead = [b - a for a, b in itertools.pairwise(ends)] + [min(steps, k1)]  # steps to the next s0
+        newest = [e - s for e, s in zip(ends, [0, *ends], strict=False)]
+        loss_and_gradient = jax.value_and_grad(self._window_loss, has_aux=True)
+
+        def one(loop, now):
+            total, carry, fresh, _ = loop
+            index, start, new, advance = now
+            window = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, k2), padded)
+            window = window._replace(key=None if key is None else jax.random.fold_in(key, index))
+            is_new = jnp.arange(k2) >= k2 - new
+            (loss, carries), gradient = loss_and_gradient(params_of(total), carry, window, is_new, fresh)
+            carry = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, advance - 1, keepdims=False), carries)
+            passed = window.mask & expand(jnp.arange(k2) < advance, window.mask)
+            fresh = fresh & ~passed.any(0)
+            return (fold(total, loss.astype(jnp.result_type(float)), gradient), carry, fresh, advance), None
+
+        order = (jnp.arange(count), starts, jnp.asarray(newest), jnp.asarray(ahead))
+        (total, carry, fresh, _), _ = jax.lax.scan(one, (total, state.carry, state.fresh, jnp.asarray(0)), order)
+        history = jax.tree.map(lambda a: a[steps : steps + k2 - k1], padded)
+        return total, TBPTTState(carry, history, fresh)
+
+
+def _steps(sequence: Window) -> int:
+    """T of a sequence, the same for all its arrays."""
+    steps = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else None for leaf in jax.tree.leaves(sequence._replace(key=None))}
+    if len(steps) != 1 or None in steps:
+        raise ValueError(f"TBPTT: inputs, targets, mask and resets must share their leading axis T, but it is {steps}")
+    return steps.pop()
+
+
+def _filled(sequence: Window, steps: int, batch: tuple[int, ...]) -> Window:
+    """``sequence`` with a mask and resets, and targets that are finite where masked."""
+    if sequence.resets is None:
+        sequence = sequence._replace(resets=jnp.zeros((steps, *batch), bool))
+    if sequence.mask is None:
+        return sequence._replace(mask=jnp.ones((steps, *batch), bool))
+    targets = jax.tree.map(lambda a: jnp.where(expand(sequence.mask, a), a, jnp.zeros_like(a)), sequence.targets)
+    return sequence._replace(targets=targets)

@@ -1,0 +1,196 @@
+"""How time is walked: `unroll`, the one door for cells and layers, and `truncated_unroll`, the same with gradients cut."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Inexact, Int
+
+from .cell import (
+    Carry,
+    Cell,
+    Layer,
+    Params,
+    Walk,
+    check_carry,
+    check_cell,
+    check_flags,
+    check_inputs,
+    check_key,
+    expand,
+    select,
+)
+from .engines import Scan
+
+
+def unroll(
+    cell: Cell | Layer,
+    params: Params,
+    xs: Inexact[Array, "T *B D"],
+    carry: Carry = None,
+    *,
+    engine: Any = None,
+    mask: Bool[Array, T * B] | None = None,
+    resets: Bool[Array, T * B] | None = None,
+    reverse: bool = False,
+    key: Array | None = None,
+    return_carries: bool = False,
+) -> tuple[Carry, Array] | tuple[Carry, Array, Carry]:
+    """Walk a cell or layer through a sequence: ``carry_t, y_t = cell(params, carry_{t-1}, x_t)`` for every t.
+
+    Args:
+        cell: a cell or a layer. Rebuilding an equal one does not compile again.
+        params: from ``cell.init``.
+        xs: ``(T, D)`` or ``(T, *B, D)``, in the parameters' dtype. T = 0 gives back the carry.
+        carry: the state before the first step (default: ``cell.initial_carry(params, B)``).
+        engine: how to walk (default: `Scan`). One that is named runs, or raises.
+        mask: ``(T, *B)`` bool. Where False the carry holds and the output is zero; inputs there may be NaN, and change
+            neither values nor gradients. `mask_from_lengths` makes one from lengths.
+        resets: ``(T, *B)`` bool. Where True the carry becomes the initial one before step t: no value and no gradient
+            crosses, so that two sequences can be packed into one. With ``reverse``, "before" is in the order of walking.
+        reverse: walk from the last step to the first; outputs stay beside their inputs, ragged batches included.
+        key: demanded by layers that draw random numbers (dropout, zoneout), refused by all others.
+        return_carries: also return the carry after every step, ``(T, *B, ...)`` per leaf.
+
+    Returns:
+        ``(carry, ys)`` or ``(carry, ys, carries)``: the carry after the last step walked, and the outputs ``(T, *B, H)``.
+
+    Raises:
+        TypeError, ValueError: at trace time, for inputs whose rank, features, dtype, mask, carry or key do not fit.
+    """
+    return _checked(cell, params, xs, carry, mask, resets, key, engine, reverse, None, return_carries)
+
+
+def truncated_unroll(
+    cell: Cell | Layer,
+    params: Params,
+    xs: Inexact[Array, "T *B D"],
+    carry: Carry = None,
+    *,
+    window: int,
+    engine: Any = None,
+    mask: Bool[Array, T * B] | None = None,
+    resets: Bool[Array, T * B] | None = None,
+    reverse: bool = False,
+    key: Array | None = None,
+    return_carries: bool = False,
+) -> tuple[Carry, Array] | tuple[Carry, Array, Carry]:
+    """`unroll` with the same values, whose gradients stop at window ends: truncated BPTT inside any loss.
+
+    Time is cut, in the order of walking, into windows of ``window`` steps (the last may be shorter). Going backwards, no
+    gradient passes from a window into the one before: step j of a window (from 1) sees at most j - 1 earlier steps. The
+    carry that was passed in gets gradient from the first window, the returned carry gives it to the last one. In a stack
+    each layer's carry is cut. For a loss on the newest k1 steps with gradients over the last k2, see `TBPTT`.
+
+    Args:
+        window: steps in a window, at least 1; ``window >= T`` is full BPTT. The rest is as in `unroll`.
+    """
+    if isinstance(window, bool) or not isinstance(window, (int, np.integer)) or window < 1:
+        raise ValueError(f"truncated_unroll: window must be an int of at least 1 step, but it is {window!r}")
+    return _checked(cell, params, xs, carry, mask, resets, key, engine, reverse, int(window), return_carries)
+
+
+def mask_from_lengths(lengths: Int[Array, "*B"], steps: int) -> Bool[Array, T * B]:
+    """The mask ``(T, *B)`` of sequences that are padded at their end: True at step t where ``t < lengths``.
+
+    Args:
+        lengths: ``(*B,)`` integers in [0, T]; 0 is an empty sequence, which gives back its initial carry.
+        steps: T.
+
+    Raises:
+        TypeError: for lengths that are not integers. ValueError: for concrete lengths outside [0, T] (inside ``jit``
+            they cannot be read).
+    """
+    lengths = jnp.asarray(lengths) if isinstance(lengths, (list, tuple, int, np.ndarray, np.integer)) else lengths
+    if not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise TypeError(f"lengths must be integers, but their dtype is {lengths.dtype}: pass lengths.astype('int32')")
+    if not isinstance(lengths, jax.core.Tracer) and lengths.size:
+        low, high = int(lengths.min()), int(lengths.max())
+        if low < 0 or high > steps:
+            raise ValueError(f"lengths must lie between 0 and T = {steps}, but they run from {low} to {high}")
+    return jnp.arange(steps, dtype=jnp.int32).reshape(-1, *[1] * lengths.ndim) < lengths.astype(jnp.int32)
+
+
+def _checked(cell, params, xs, carry, mask, resets, key, engine, reverse, window, return_carries):
+    """Check everything that was passed, then walk, compiled once for equal cells and equal shapes."""
+    check_cell(cell)
+    if isinstance(xs, np.ndarray):
+        xs = jnp.asarray(xs)
+    check_inputs(xs)
+    for name, flags in (("mask", mask), ("resets", resets)):
+        if flags is not None:
+            check_flags(name, flags, xs)
+    if not isinstance(reverse, bool):
+        raise TypeError(f"reverse must be True or False, but it is {reverse!r}")
+    check_key(cell, key)
+    if engine is not None and not hasattr(engine, "walk"):
+        raise TypeError(f"engine must be an engine such as jaxrnn.Scan(), but it is {engine!r}")
+    batch = tuple(xs.shape[1:-1])
+    if carry is not None:
+        expected = jax.eval_shape(lambda p: cell.initial_carry(p, batch), params)
+        check_carry(cell, carry, expected, "the carry passed in")
+    carry, ys, carries = _compiled(cell, params, xs, carry, mask, resets, key, engine, reverse, window, return_carries)
+    return (carry, ys, carries) if return_carries else (carry, ys)
+
+
+@functools.partial(jax.jit, static_argnames=("cell", "engine", "reverse", "window", "return_carries"), inline=True)
+def _compiled(cell, params, xs, carry, mask, resets, key, engine, reverse, window, return_carries):
+    if mask is not None:  # before anything else: 0 * NaN is NaN, in a gradient too
+        xs = jnp.where(expand(mask, xs), xs, 0)
+    if carry is None:
+        carry = cell.initial_carry(params, tuple(xs.shape[1:-1]))
+    how = Walk(engine=engine, mask=mask, resets=resets, reverse=reverse, window=window, key=key)
+    carry, ys, carries = walk(cell, params, carry, xs, how)
+    return carry, ys, carries if return_carries else None
+
+
+def walk(cell: Cell | Layer, params: Params, carry: Carry, xs: Any, how: Walk) -> tuple[Carry, Array, Carry]:
+    """`unroll` without its checks, for layers: the last carry, the outputs and the carries after every step."""
+    if isinstance(cell, Layer):
+        return cell.unroll(params, carry, xs, how)
+    check_step(cell, params, carry, xs)
+    engine = Scan() if how.engine is None else how.engine
+    last, carries = _walk_windows(engine, cell, params, carry, xs, how)
+    ys = cell.output(params, carries, xs)
+    if how.mask is not None:
+        ys = jnp.where(expand(how.mask, ys), ys, 0)
+    return last, ys, carries
+
+
+def check_step(cell: Cell, params: Params, carry: Carry, xs: Any) -> None:
+    """A cell's ``step`` returns a carry like the one it was given (abstractly: nothing is computed)."""
+    x = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), xs)
+    new = jax.eval_shape(lambda p, s, x: cell.step(p, s, cell.project(p, x)), params, carry, x)
+    check_carry(cell, new, carry, "the carry that step returns")
+
+
+def _walk_windows(engine: Any, cell: Cell, params: Params, carry: Carry, xs: Any, how: Walk) -> tuple[Carry, Carry]:
+    """The engine over the whole sequence, or window after window with gradients stopped between."""
+    steps, window = jax.tree.leaves(xs)[0].shape[0], how.window
+    parts = (xs, how.mask, how.resets)
+    if window is None or window >= steps:
+        return engine.walk(cell, params, carry, *parts, how.reverse)
+    count, rest = divmod(steps, window)
+    # In the order of walking the ragged window comes last: at the front of time when time is walked backwards.
+    cut = rest if how.reverse else count * window
+    head, tail = (jax.tree.map(operator, parts) for operator in (lambda a: a[:cut], lambda a: a[cut:]))
+    whole, ragged = (tail, head) if how.reverse else (head, tail)
+
+    def one(carry, now):
+        first, part = now
+        carry = select(jnp.broadcast_to(first, ()), carry, jax.lax.stop_gradient(carry))
+        return engine.walk(cell, params, carry, *part, how.reverse)
+
+    firsts = jnp.arange(count) == (count - 1 if how.reverse else 0)
+    windows = jax.tree.map(lambda a: a.reshape(count, window, *a.shape[1:]), whole)
+    carry, carries = jax.lax.scan(one, carry, (firsts, windows), reverse=how.reverse)
+    carries = jax.tree.map(lambda a: a.reshape(count * window, *a.shape[2:]), carries)
+    if rest:
+        carry, more = engine.walk(cell, params, jax.lax.stop_gradient(carry), *ragged, how.reverse)
+        ordered = (more, carries) if how.reverse else (carries, more)
+        carries = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *ordered)
+    return carry, carries

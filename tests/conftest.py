@@ -1,0 +1,25 @@
+"""The tests run with shapes checked by beartype and without silent promotion of dtypes or ranks."""
+
+import jax
+import pytest
+from jaxtyping import config, install_import_hook
+
+install_import_hook("jaxrnn", "beartype.beartype")
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def plain_errors():
+    """The library's own words for bad input, as users see them: without beartype, which would speak first."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def x64():
+    """Float64, for comparisons at 1e-12."""
+    with jax.enable_x64(True):
+        yield
