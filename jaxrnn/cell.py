@@ -78,11 +78,11 @@ class Walk:
     """
 
     engine: Any
-    mask: Array | None = None
-    resets: Array | None = None
+    mask: Any = None
+    resets: Any = None
     reverse: bool = False
     window: int | None = None
-    key: Array | None = None
+    key: Any = None
 
     def replace(self, **changes) -> Walk:
         return dataclasses.replace(self, **changes)
@@ -95,10 +95,17 @@ class Layer:
     unroll of one step.
     """
 
-    draws: bool = False  # whether it needs a key: True for dropout, and for what contains it
-    causal: bool = True  # whether output t depends on inputs up to t only
+    @property
+    def draws(self) -> bool:
+        """Whether it needs a key: True for dropout, and for what contains it."""
+        return False
 
-    def init(self, key: Array, input_size: int) -> Params:
+    @property
+    def causal(self) -> bool:
+        """Whether output t depends on inputs up to t only."""
+        return True
+
+    def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
         """Draw parameters for inputs of ``input_size`` features."""
         raise NotImplementedError
 
@@ -223,7 +230,8 @@ def check_flags(name: str, flags: Any, xs: Array) -> None:
 def check_carry(cell: Any, carry: Carry, expected: Carry, made_by: str) -> None:
     """``carry`` has the structure, shapes and dtypes of ``expected``; the error names the leaf."""
     name = type(cell).__name__
-    got_tree, want_tree = jax.tree.structure(carry), jax.tree.structure(expected)
+    got_tree: Any = jax.tree.structure(carry)
+    want_tree: Any = jax.tree.structure(expected)
     if got_tree != want_tree:
         raise TypeError(
             f"{name}: {made_by} has the structure {got_tree}, but this cell's carry is {want_tree}: "

@@ -19,7 +19,7 @@ class Generated(NamedTuple):
     last token that was read (the last one generated has not been read yet).
     """
 
-    tokens: Int[Array, N * B]
+    tokens: Int[Array, "N *B"]
     logits: Float[Array, "N *B V"]
     carry: Carry
 
@@ -27,7 +27,7 @@ class Generated(NamedTuple):
 def generate(
     step: Callable[[Carry, Int[Array, "*B"]], tuple[Carry, Float[Array, "*B V"]]],
     carry: Carry,
-    prompt: Int[Array, P * B],
+    prompt: Int[Array, "P *B"],
     length: int,
     *,
     temperature: float = 1.0,

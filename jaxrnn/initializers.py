@@ -79,7 +79,7 @@ class Identity:
     gain: float = 1.0
 
     def __call__(self, key, shape, dtype):
-        return self.gain * jnp.eye(*shape, dtype=dtype)
+        return self.gain * jnp.eye(shape[0], shape[1], dtype=dtype)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -70,12 +70,12 @@ class RNN(nnx.Module):
 
     def __call__(
         self,
-        xs: Inexact[Array, ...],
+        xs: Inexact[Array, "..."],
         carry: Carry = None,
         *,
-        mask: Bool[Array, ...] | None = None,
+        mask: Bool[Array, "..."] | None = None,
         seq_lengths: Int[Array, "*B"] | None = None,
-        resets: Bool[Array, ...] | None = None,
+        resets: Bool[Array, "..."] | None = None,
         return_carry: bool = False,
         return_carries: bool = False,
         rngs: nnx.Rngs | None = None,
@@ -94,12 +94,12 @@ class RNN(nnx.Module):
         if mask is not None and seq_lengths is not None:
             raise ValueError("RNN: give a mask or seq_lengths, not both")
         axis = 0 if self.time_major else xs.ndim - 2
-        xs, mask, resets = (None if a is None else jnp.moveaxis(a, axis, 0) for a in (xs, mask, resets))
+        xs, mask, resets = jax.tree.map(lambda a: jnp.moveaxis(a, axis, 0), (xs, mask, resets))
         if seq_lengths is not None:
             mask = mask_from_lengths(seq_lengths, xs.shape[0])
         layer = inference(self.layer) if self.deterministic else self.layer
         key = rngs.dropout() if rngs is not None and layer.draws else None
-        carry, ys, carries = unroll(
+        last, ys, carries = unroll(  # type: ignore[misc]
             layer,
             self.values(),
             xs,
@@ -113,5 +113,5 @@ class RNN(nnx.Module):
         )
         ys = jnp.moveaxis(ys, 0, axis)
         if return_carries:
-            return carry, ys, carries
-        return (carry, ys) if return_carry else ys
+            return last, ys, carries
+        return (last, ys) if return_carry else ys

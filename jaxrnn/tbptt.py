@@ -34,9 +34,9 @@ class Window(NamedTuple):
 
     inputs: Any
     targets: Any
-    mask: Bool[Array, T * B] | None = None
-    resets: Bool[Array, T * B] | None = None
-    key: Array | None = None
+    mask: Any = None
+    resets: Any = None
+    key: Any = None
 
 
 class TBPTTState(NamedTuple):
@@ -75,10 +75,10 @@ class TBPTT:
         loss, gradients, state = tbptt.gradients(params, Window(xs, targets), state)
     """
 
-    losses: Callable[[Params, Carry, Window], tuple[Float[Array, T * B], Carry]]
+    losses: Callable[[Params, Carry, Window], tuple[Float[Array, "T *B"], Carry]]
     initial_carry: Callable[[Params, tuple[int, ...]], Carry]
     k1: int
-    k2: int | None = None
+    k2: int = None  # type: ignore[assignment]  # as k1
 
     def __post_init__(self):
         if self.k2 is None:

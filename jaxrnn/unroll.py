@@ -34,8 +34,8 @@ def unroll(
     carry: Carry = None,
     *,
     engine: Any = None,
-    mask: Bool[Array, T * B] | None = None,
-    resets: Bool[Array, T * B] | None = None,
+    mask: Bool[Array, "T *B"] | None = None,
+    resets: Bool[Array, "T *B"] | None = None,
     reverse: bool = False,
     key: Array | None = None,
     return_carries: bool = False,
@@ -73,8 +73,8 @@ def truncated_unroll(
     *,
     window: int,
     engine: Any = None,
-    mask: Bool[Array, T * B] | None = None,
-    resets: Bool[Array, T * B] | None = None,
+    mask: Bool[Array, "T *B"] | None = None,
+    resets: Bool[Array, "T *B"] | None = None,
     reverse: bool = False,
     key: Array | None = None,
     return_carries: bool = False,
@@ -94,7 +94,7 @@ def truncated_unroll(
     return _checked(cell, params, xs, carry, mask, resets, key, engine, reverse, int(window), return_carries)
 
 
-def mask_from_lengths(lengths: Int[Array, "*B"], steps: int) -> Bool[Array, T * B]:
+def mask_from_lengths(lengths: Int[Array, "*B"], steps: int) -> Bool[Array, "T *B"]:
     """The mask ``(T, *B)`` of sequences that are padded at their end: True at step t where ``t < lengths``.
 
     Args:

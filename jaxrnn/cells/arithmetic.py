@@ -20,7 +20,7 @@ def recur(h: Float[Array, "*B H"], kernel: Float[Array, "H G"]) -> Float[Array, 
     return jnp.matmul(h.astype(kernel.dtype), kernel, preferred_element_type=accumulator(kernel.dtype))
 
 
-def along(vector: Float[Array, " G"], x: Float[Array, "*B G"]) -> Float[Array, ...]:
+def along(vector: Float[Array, " G"], x: Float[Array, "*B G"]) -> Float[Array, "..."]:
     """A bias or scale in ``x``'s dtype, shaped to meet its last axis without promotion of rank or dtype."""
     return vector.astype(x.dtype).reshape((1,) * (x.ndim - 1) + vector.shape)
 

@@ -87,17 +87,20 @@ class GRU(BuiltinCell):
             a = recur(h_in, kernel)
             if self.layer_norm:
                 a = self.normalise(a, params["recurrent_norm_scale"])
-            r, update = jnp.split(jax.nn.sigmoid(z[..., : 2 * H] + a[..., : 2 * H]), 2, axis=-1)
-            n = jnp.tanh(z[..., 2 * H :] + r * (a[..., 2 * H :] + along(params["recurrent_bias"], a)))
+            a, a_n = jnp.split(a, [2 * H], axis=-1)
+            a_n = a_n + along(params["recurrent_bias"], a_n)
         else:
             a = recur(h_in, kernel[:, : 2 * H])
             if self.layer_norm:
                 a = layer_norm(a, params["recurrent_norm_scale"][: 2 * H])
-            r, update = jnp.split(jax.nn.sigmoid(z[..., : 2 * H] + a), 2, axis=-1)
-            a = recur(r * h_in, kernel[:, 2 * H :])
+        r, update = jnp.split(jax.nn.sigmoid(z[..., : 2 * H] + a), 2, axis=-1)
+        if self.reset_after:
+            a_n = r * a_n
+        else:
+            a_n = recur(r * h_in, kernel[:, 2 * H :])
             if self.layer_norm:
-                a = layer_norm(a, params["recurrent_norm_scale"][2 * H :])
-            n = jnp.tanh(z[..., 2 * H :] + a)
+                a_n = layer_norm(a_n, params["recurrent_norm_scale"][2 * H :])
+        n = jnp.tanh(z[..., 2 * H :] + a_n)
         return (1 - update) * n + update * carry
 
     def output(self, params: Params, carry: Carry, x: Any) -> Float[Array, "*TB H"]:

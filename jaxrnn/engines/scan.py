@@ -32,8 +32,8 @@ class Scan:
         params: Params,
         carry: Carry,
         xs: Any,
-        mask: Bool[Array, T * B] | None = None,
-        resets: Bool[Array, T * B] | None = None,
+        mask: Bool[Array, "T *B"] | None = None,
+        resets: Bool[Array, "T *B"] | None = None,
         reverse: bool = False,
     ) -> tuple[Carry, Carry]:
         """Return the last carry, and the carries after every step ``(T, *B, ...)`` at the place of their input.

@@ -108,7 +108,10 @@ class Bidirectional(Layer):
     forward: Cell | Layer
     backward: Cell | Layer
     merge: str = "concat"
-    causal = False
+
+    @property
+    def causal(self) -> bool:
+        return False
 
     @property
     def draws(self) -> bool:
@@ -184,7 +187,8 @@ def for_part(how: Walk, part: Cell | Layer, index: int) -> Walk:
 
 def init_in(layer: Cell | Layer, key: Array, input_size: int, dtype: Any) -> Params:
     """``layer.init``; the dtype is handed on only when one was asked for, so that a cell's ``init`` need not take it."""
-    return layer.init(key, input_size) if dtype is None else layer.init(key, input_size, dtype=dtype)
+    init: Any = layer.init
+    return init(key, input_size) if dtype is None else init(key, input_size, dtype=dtype)
 
 
 def output_size(layer: Cell | Layer, params: Params, input_size: int) -> int:

@@ -79,10 +79,11 @@ def inference(layer: Cell | Layer) -> Cell | Layer:
 
     if isinstance(layer, Cell):
         return layer
-    changes = {field.name: convert(getattr(layer, field.name)) for field in dataclasses.fields(layer)}
+    changed: Any = layer
+    changes = {field.name: convert(getattr(layer, field.name)) for field in dataclasses.fields(changed)}
     if isinstance(layer, Noise):
         changes["drawing"] = False
-    return dataclasses.replace(layer, **changes)
+    return dataclasses.replace(changed, **changes)
 
 
 def _check_rate(what: str, rate: Any) -> float:
@@ -93,6 +94,8 @@ def _check_rate(what: str, rate: Any) -> float:
 
 class Noise(Layer):
     """A layer that draws while its field ``drawing`` is True."""
+
+    drawing: bool
 
     @property
     def draws(self) -> bool:
@@ -156,19 +159,19 @@ class Zoneout(CellNoise):
     drawing: bool = True
 
     def unroll(self, params: Params, carry: Carry, xs: Float[Array, "T *B D"], walk_: Walk):
-        leaves, tree = jax.tree.flatten(carry)
+        leaves = jax.tree.leaves(carry)
         if len(self.rates) not in (1, len(leaves)):
             raise ValueError(
                 f"zoneout: {len(self.rates)} rates were given, but the carry of {type(self.cell).__name__} has "
                 f"{len(leaves)} parts: give one rate, or one for each"
             )
         rates = self.rates * len(leaves) if len(self.rates) == 1 else self.rates
-        keep = tree.unflatten(rates)  # in inference: the probability, the same at every step
-        if self.drawing:
-            keys = jax.random.split(walk_.key, len(leaves))
-            draw = [jax.random.bernoulli(k, r, (xs.shape[0], *a.shape)) for k, r, a in zip(keys, rates, leaves, strict=True)]
-            return walk(_ZonedOut(self.cell), params, carry, (xs, tree.unflatten(draw)), walk_.replace(key=None))
-        return walk(_Averaged(self.cell, tuple(jax.tree.leaves(keep))), params, carry, xs, walk_)
+        if not self.drawing:
+            return walk(_Averaged(self.cell, rates), params, carry, xs, walk_)
+        keys = jax.random.split(walk_.key, len(leaves))
+        draws = [jax.random.bernoulli(k, r, (xs.shape[0], *a.shape)) for k, r, a in zip(keys, rates, leaves, strict=True)]
+        keep = jax.tree.unflatten(jax.tree.structure(carry), draws)
+        return walk(_ZonedOut(self.cell), params, carry, (xs, keep), walk_.replace(key=None))
 
 
 def _drop(key: Array, rate: float, xs: Array, shape: tuple[int, ...]) -> Array:
@@ -207,7 +210,8 @@ class _MaskedRecurrence(_Within):
 
     def step(self, params, carry, z):
         h = carry.h if hasattr(carry, "h") else carry
-        return self.cell.step(params[0], carry, z, recurrent_h=h * params[1])
+        step: Any = self.cell.step
+        return step(params[0], carry, z, recurrent_h=h * params[1])
 
 
 @dataclasses.dataclass(frozen=True)
