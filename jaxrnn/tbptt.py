@@ -216,7 +216,7 @@ def _steps(sequence: Window) -> int:
     steps = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else None for leaf in jax.tree.leaves(sequence._replace(key=None))}
     if len(steps) != 1 or None in steps:
         raise ValueError(f"TBPTT: inputs, targets, mask and resets must share their leading axis T, but it is {steps}")
-    return steps.pop()
+    return int(steps.pop() or 0)
 
 
 def _filled(sequence: Window, steps: int, batch: tuple[int, ...]) -> Window:

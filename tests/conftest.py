@@ -23,3 +23,10 @@ def x64():
     """Float64, for comparisons at 1e-12."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def optax_promotion():
+    """optax's schedules and transforms rely on promotion; the library itself is tested without."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield

@@ -1,0 +1,5 @@
+"""``python -m jaxrnn``."""
+
+from .cli import main
+
+raise SystemExit(main())

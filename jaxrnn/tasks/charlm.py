@@ -1,0 +1,181 @@
+"""charlm: a character language model on any text, trained by truncated backpropagation through time."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from ..generation import generate
+from ..layers import dropout, stack
+from ..training import BadInput, Budget, Experiment, Run, TrainState, make_optimiser, make_train_step, start, warmup_cosine
+from ..training.curves import draw_curves
+from .language_model import Functions, LanguageModel, bits_per_token
+from .options import CELLS, cell_field, check_options, option
+from .text import Streams, Vocabulary, read_text, split_held_out
+
+METRIC, LABEL = "bits_per_char", "bits per character"
+BUDGET = Budget(steps=3000, report_every=100, evaluate_every=500)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What can be chosen; the field names are the command line's flags."""
+
+    data: tuple[str, ...] = option(
+        ("pydoc",), "a UTF-8 text file, or pydoc (embedded) or kjv (package); a second one is the held-out text"
+    )
+    cell: str = cell_field("lstm")
+    hidden: int = option(256, "units of each layer", least=1)
+    layers: int = option(1, "recurrent layers", least=1)
+    embed: int = option(64, "size of the character embedding; 0: one-hot", least=0)
+    dropout: float = option(0.1, "after each recurrent layer", least=0, below=1)
+    batch: int = option(32, "streams read side by side", least=1)
+    window: int = option(64, "k1, k2: characters per update of truncated BPTT", least=1)
+    horizon: int = option(0, "k2, if gradients shall reach further back than the window", least=0)
+    learning_rate: float = option(5e-3, "peak learning rate of Adam", above=0)
+    clip: float = option(1.0, "largest global norm of a gradient", above=0)
+    weight_decay: float = option(0.0, "decoupled weight decay", least=0)
+    seed: int = option(0, "of everything random", least=0)
+
+    QUICK: ClassVar[dict[str, Any]] = {"hidden": 64, "batch": 16, "window": 32}
+
+    def __post_init__(self):
+        check_options(self)
+        if self.horizon and self.horizon < self.window:
+            raise BadInput(
+                f"--horizon {self.horizon} is less than --window {self.window}: the oldest losses of each window would get "
+                "no gradient; choose a --horizon of at least the --window"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Texts:
+    """The training text, the held-out text and the numbering of characters."""
+
+    train: np.ndarray
+    held_out: np.ndarray
+    vocabulary: Vocabulary
+
+    @classmethod
+    def read(cls, sources: tuple[str, ...]) -> Texts:
+        """One source gives its last 5 % as held-out text; a second source is the held-out text."""
+        first = read_text(sources[0])
+        train, held_out = (first, read_text(sources[1])) if len(sources) > 1 else split_held_out(first)
+        if len(held_out) < 2:
+            raise BadInput(
+                f"{sources[-1]} is too short: the held-out text has {len(held_out)} characters, at least 2 are needed"
+            )
+        vocabulary = Vocabulary.of(train)
+        return cls(vocabulary.encode(train), vocabulary.encode(held_out), vocabulary)
+
+
+def build(options: Options, vocabulary_size: int) -> tuple[Functions, Any]:
+    """The model's functions and its first parameters."""
+    cell = CELLS[options.cell](options.hidden)
+    parts: list[Any] = []
+    for _ in range(options.layers):
+        parts += [cell, dropout(options.dropout)] if options.dropout else [cell]
+    model = LanguageModel(vocabulary_size, stack(*parts), options.embed, rngs=nnx.Rngs(options.seed))
+    return Functions.of(model)
+
+
+def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
+    """The experiment, and what the run's config must hold besides the options."""
+    texts = Texts.read(options.data)
+    functions, params = build(options, len(texts.vocabulary))
+    streams = Streams(texts.train, options.batch, options.window, options.seed)
+    tbptt = functions.tbptt(options.window, options.horizon or options.window)
+    optimiser = make_optimiser(clip=options.clip, weight_decay=options.weight_decay)
+    schedule = warmup_cosine(options.learning_rate)
+    train_step = make_train_step(tbptt, optimiser, schedule)
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        return {"bits_per_char": bits_per_token(functions, state.params, texts.held_out)}
+
+    def sample(state: TrainState) -> str:
+        return write(functions, state.params, texts.vocabulary, "\n", 120, 0.7, None, options.seed).replace("\n", "\u23ce")
+
+    key = jax.random.key(options.seed)
+    experiment = Experiment(
+        start=lambda: start(tbptt, optimiser, params, streams(0), (options.batch,), key),
+        advance=lambda state, progress: train_step(state, streams(int(state.step)), progress),
+        describe=lambda loss: {"bits_per_char": loss / float(np.log(2))},
+        evaluate=evaluate,
+        sample=sample,
+        learning_rate=schedule,
+    )
+    return experiment, {"vocabulary": texts.vocabulary.characters}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3, 4, 5))
+def _generate(functions, params, prompt, length, temperature, top_k, key):
+    carry = functions.initial_carry(params, ())
+    step = functools.partial(functions.step, params)
+    return generate(step, carry, prompt, length, temperature=temperature, top_k=top_k, key=key).tokens
+
+
+def write(
+    functions: Functions,
+    params: Any,
+    vocabulary: Vocabulary,
+    prompt: str,
+    length: int,
+    temperature: float,
+    top_k: int | None,
+    seed: int,
+) -> str:
+    """``length`` characters that follow ``prompt``."""
+    key = jax.random.key(seed) if temperature > 0 else None
+    tokens = _generate(functions, params, jnp.asarray(vocabulary.encode(prompt)), length, temperature, top_k, key)
+    return vocabulary.decode(np.asarray(tokens))
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A trained model, for `sample`, `predict` and `evaluate`."""
+
+    functions: Functions
+    params: Any
+    vocabulary: Vocabulary
+
+    @classmethod
+    def template(cls, run: Run, options: Options) -> tuple[Functions, Any]:
+        """The model's functions, and parameters of the right shapes."""
+        return build(options, len(run.config["vocabulary"]))
+
+    @classmethod
+    def of(cls, run: Run, options: Options, functions: Functions, params: Any) -> Trained:
+        return cls(functions, params, Vocabulary(run.config["vocabulary"]))
+
+    def sample(self, prompt: str, length: int | None, temperature: float | None, top_k: int | None, seed: int) -> str:
+        """``prompt`` and what the model writes after it: 400 characters at temperature 0.7 where nothing else is said."""
+        if top_k is not None and top_k > len(self.vocabulary):
+            raise BadInput(f"--top-k {top_k} is more than the {len(self.vocabulary)} characters of the model")
+        length, temperature = length or 400, 0.7 if temperature is None else temperature
+        return prompt + write(self.functions, self.params, self.vocabulary, prompt or "\n", length, temperature, top_k, seed)
+
+    def predict(self, text: str) -> str:
+        """Bits per character of a text."""
+        return f"{self.evaluate_text(text, 'the input')['bits_per_char']:.4f}"
+
+    def evaluate(self, path: str) -> dict[str, Any]:
+        """Bits per character of a file."""
+        return self.evaluate_text(read_text(path), path)
+
+    def evaluate_text(self, text: str, name: str) -> dict[str, Any]:
+        if len(text) < 2:
+            raise BadInput(f"{name} is too short: it has {len(text)} characters, at least 2 are needed")
+        numbers = self.vocabulary.encode(text)
+        score = bits_per_token(self.functions, self.params, numbers)
+        return {"bits_per_char": score, "characters": len(text), "unknown_characters": int((numbers == 0).sum())}
+
+    def report(self, run: Run) -> list[str]:
+        """What to show at the end of training: the learning curves as ``curves.png``."""
+        path = draw_curves(run, METRIC, LABEL)
+        return [f"picture: {path}"] if path else []

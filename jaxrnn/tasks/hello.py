@@ -1,0 +1,173 @@
+"""hello: the four-letter language model. One-hot h, e, l, o in; after "h" it must say e, then l, then l, then o.
+
+The second l must be told from the first by what came before it: the smallest problem that needs a recurrent state.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from ..generation import generate
+from ..tbptt import Window
+from ..training import BadInput, Budget, Experiment, Run, TrainState, make_optimiser, make_train_step, start, warmup_cosine
+from ..training.curves import draw_curves, pyplot
+from .language_model import Functions, LanguageModel
+from .options import CELLS, cell_field, check_options, option
+
+METRIC, LABEL = "loss", "cross-entropy (nats per letter)"
+BUDGET = Budget(steps=300, report_every=50, evaluate_every=100)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What can be chosen; the field names are the command line's flags."""
+
+    word: str = option("hello", "the word to say")
+    cell: str = cell_field("elman")
+    hidden: int = option(8, "units", least=1)
+    learning_rate: float = option(0.05, "peak learning rate of Adam", above=0)
+    seed: int = option(0, "of everything random")
+
+    QUICK: ClassVar[dict[str, Any]] = {}
+
+    def __post_init__(self):
+        check_options(self)
+        if len(self.word) < 2:
+            raise BadInput(f"--word must have at least 2 letters, but it is {self.word!r}")
+
+    @property
+    def letters(self) -> str:
+        """The vocabulary: the word's letters in order of appearance."""
+        return "".join(dict.fromkeys(self.word))
+
+
+def build(options: Options) -> tuple[Functions, Any]:
+    """The model's functions and its first parameters: one-hot letters, one recurrent layer, a linear readout."""
+    layer = CELLS[options.cell](options.hidden)
+    return Functions.of(LanguageModel(len(options.letters), layer, rngs=nnx.Rngs(options.seed)))
+
+
+def numbers(options: Options, text: str) -> np.ndarray:
+    for letter in text:
+        if letter not in options.letters:
+            raise BadInput(f"{letter!r} is none of the letters this model knows: {', '.join(options.letters)}")
+    return np.asarray([options.letters.index(letter) for letter in text], np.int32)
+
+
+def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
+    """The experiment, and what the run's config must hold besides the options."""
+    functions, params = build(options)
+    word = numbers(options, options.word)
+    steps = len(word) - 1
+    resets = np.arange(steps) == 0
+    window = Window(word[:-1], word[1:], np.ones(steps, bool), resets)
+    tbptt, optimiser, schedule = functions.tbptt(steps, steps), make_optimiser(), warmup_cosine(options.learning_rate)
+    train_step = make_train_step(tbptt, optimiser, schedule)
+
+    def evaluate(state: TrainState) -> dict[str, Any]:
+        total, count = functions.total_loss(state.params, window, jnp.ones(steps, bool))
+        said = Trained(functions, state.params, options).predict(options.word[:-1])
+        return {"loss": float(total) / int(count), "exact_match": float(said == options.word[1:])}
+
+    experiment = Experiment(
+        start=lambda: start(tbptt, optimiser, params, window, (), jax.random.key(options.seed)),
+        advance=lambda state, progress: train_step(state, window, progress),
+        describe=lambda loss: {"loss": loss},
+        evaluate=evaluate,
+        sample=lambda state: Trained(functions, state.params, options).sample(options.word[0], None, None, None, 0),
+        learning_rate=schedule,
+    )
+    return experiment, {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A trained model, for `sample` and `predict`."""
+
+    functions: Functions
+    params: Any
+    options: Options
+
+    @classmethod
+    def template(cls, run: Run, options: Options) -> tuple[Functions, Any]:
+        return build(options)
+
+    @classmethod
+    def of(cls, run: Run, options: Options, functions: Functions, params: Any) -> Trained:
+        return cls(functions, params, options)
+
+    def probabilities(self, text: str) -> np.ndarray:
+        """``(T, V)``: after each letter of ``text``, how likely each letter is to come next."""
+        window = Window(jnp.asarray(numbers(self.options, text)), None)
+        _, logits, _ = nnx.merge(self.functions.still, self.params)(window)
+        return np.asarray(jax.nn.softmax(logits))
+
+    def predict(self, text: str) -> str:
+        """After each letter, the likeliest next one."""
+        if not text:
+            raise BadInput("predict wants letters, such as hell")
+        return "".join(self.options.letters[i] for i in self.probabilities(text).argmax(-1))
+
+    def sample(self, prompt: str, length: int | None, temperature: float | None, top_k: int | None, seed: int) -> str:
+        """``prompt`` (default: the word's first letter) and what the model says after it, the likeliest letters by default."""
+        prompt = prompt or self.options.word[0]
+        length = max(len(self.options.word) - len(prompt), 1) if length is None else length
+        temperature = temperature or 0.0
+        carry = self.functions.initial_carry(self.params, ())
+        key = jax.random.key(seed) if temperature else None
+        written = generate(
+            lambda carry, token: self.functions.step(self.params, carry, token),
+            carry,
+            jnp.asarray(numbers(self.options, prompt)),
+            length,
+            temperature=temperature,
+            top_k=top_k,
+            key=key,
+        )
+        return prompt + "".join(self.options.letters[i] for i in np.asarray(written.tokens))
+
+    def evaluate(self, path: str) -> dict[str, Any]:
+        raise BadInput("hello has no other data to be evaluated on: it knows one word. Try jaxrnn predict RUN hell")
+
+    def report(self, run: Run) -> list[str]:
+        """The distribution after each letter as lines of text, and as ``distribution.png``."""
+        word, letters = self.options.word, self.options.letters
+        probabilities = self.probabilities(word[:-1])
+        lines = ["after   " + "".join(f"{letter:>8}" for letter in letters) + "   says  should say"]
+        for letter, row, target in zip(word, probabilities, word[1:], strict=False):
+            said = letters[int(row.argmax())]
+            lines.append(f"{letter:<8}" + "".join(f"{p:8.3f}" for p in row) + f"   {said:<5} {target}")
+        for path in (_draw(run, word, letters, probabilities), draw_curves(run, METRIC, LABEL)):
+            if path:
+                lines.append(f"picture: {path}")
+        return lines
+
+
+def _draw(run: Run, word: str, letters: str, probabilities: np.ndarray):
+    """``distribution.png``: a column a step, its input below, the wanted letter framed."""
+    plt = pyplot()
+    if plt is None:
+        return None
+    figure, axis = plt.subplots(figsize=(1.1 * len(word) + 1.5, 0.8 * len(letters) + 1.2))
+    image = axis.imshow(probabilities.T, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+    for t, row in enumerate(probabilities):
+        for i, p in enumerate(row):
+            axis.text(t, i, f"{p:.2f}", ha="center", va="center", color="white" if p > 0.5 else "black")
+        axis.add_patch(plt.Rectangle((t - 0.5, letters.index(word[t + 1]) - 0.5), 1, 1, fill=False, ec="tab:orange", lw=2.5))
+    axis.set_xticks(range(len(word) - 1), list(word[:-1]))
+    axis.set_yticks(range(len(letters)), list(letters))
+    axis.set_xlabel("letter read")
+    axis.set_ylabel("next letter")
+    axis.set_title("p(next letter); framed: the right one", fontsize=10)
+    figure.colorbar(image)
+    figure.tight_layout()
+    path = run.path / "distribution.png"
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path

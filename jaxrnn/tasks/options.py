@@ -1,0 +1,53 @@
+"""What the tasks' options share: a field that knows its help text and its range, and the cells by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+from ..cells import GRU, LSTM, Elman
+from ..training import BadInput
+
+CELLS: dict[str, Any] = {"lstm": LSTM, "gru": GRU, "elman": Elman}
+
+
+def option(
+    default: Any, help: str, *, least: float | None = None, above: float | None = None, below: float | None = None
+) -> Any:
+    """A dataclass field with help text and range, for `check_options` and for the command line."""
+    return dataclasses.field(default=default, metadata={"help": help, "least": least, "above": above, "below": below})
+
+
+def cell_field(default: str) -> Any:
+    """The field that names a cell."""
+    return dataclasses.field(default=default, metadata={"help": f"the cell: {', '.join(CELLS)}", "names": tuple(CELLS)})
+
+
+def check_options(options: Any) -> None:
+    """Every field lies in its range, and every name is known.
+
+    Raises:
+        BadInput: naming the flag, what was expected and what came; for a name, the nearest one.
+    """
+    for field in dataclasses.fields(options):
+        value, known = getattr(options, field.name), field.metadata
+        flag = "--" + field.name.replace("_", "-")
+        if "names" in known:
+            check_name(flag, value, known["names"])
+        elif known.get("least") is not None and not value >= known["least"]:
+            raise BadInput(f"{flag} must be at least {known['least']}, but it is {value}")
+        elif known.get("above") is not None and not value > known["above"]:
+            raise BadInput(f"{flag} must be more than {known['above']}, but it is {value}")
+        if known.get("below") is not None and not value < known["below"]:
+            raise BadInput(f"{flag} must be less than {known['below']}, but it is {value}")
+
+
+def check_name(what: str, name: str, known: Iterable[str]) -> None:
+    """``name`` is one of ``known``; the error offers the nearest."""
+    known = tuple(known)
+    if name not in known:
+        near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+        raise BadInput(f"{what}: there is no {name!r}; {hint}")

@@ -1,0 +1,13 @@
+"""Training on top of optax: the compiled step, the host loop, checkpoints and run directories."""
+
+from .checkpoints import Checkpoints as Checkpoints
+from .errors import BadInput as BadInput
+from .fit import Budget as Budget
+from .fit import Experiment as Experiment
+from .fit import fit as fit
+from .run import Run as Run
+from .state import TrainState as TrainState
+from .state import make_optimiser as make_optimiser
+from .state import make_train_step as make_train_step
+from .state import start as start
+from .state import warmup_cosine as warmup_cosine

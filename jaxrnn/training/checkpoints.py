@@ -1,0 +1,120 @@
+"""Checkpoints by orbax: atomic, the last few kept, verified when read, the previous one where the newest is damaged."""
+
+from __future__ import annotations
+
+import logging
+import pathlib
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from .errors import BadInput
+
+logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports each file it writes
+
+
+class Checkpoints:
+    """The checkpoints in a directory: ``save(step, state, meta)`` and ``restore(template)``."""
+
+    def __init__(self, directory: pathlib.Path, keep: int = 3):
+        self.directory = pathlib.Path(directory).absolute()
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False, create=True)
+        self.manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
+        """Write one checkpoint: it appears whole, or not at all. ``meta`` is a small JSON object."""
+        arrays = {name: leaf for name, leaf in _named(state).items() if leaf.size}  # orbax takes no empty arrays
+        meta = {**meta, "checksum": _checksum(arrays)}
+        self.manager.save(
+            step, args=ocp.args.Composite(state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta)), force=True
+        )
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints there are, oldest first."""
+        return sorted(self.manager.all_steps())
+
+    def restore(self, template: Any) -> tuple[int, Any, dict[str, Any], list[str]]:
+        """``(step, state, meta, notes)`` of the newest checkpoint that can be read, with the structure of ``template``.
+
+        One that is damaged is set aside as ``damaged-STEP`` beside ``checkpoints``, and ``notes`` says so, a sentence each.
+
+        Raises:
+            BadInput: where none can be read, or the state saved is another model's.
+        """
+        step, arrays, meta, notes = self._newest(set_aside=True)
+        return step, _unnamed(template, arrays, step), meta, notes
+
+    def restore_part(self, part: str, template: Any) -> tuple[Any, list[str]]:
+        """Like `restore`, but only the field ``part`` of the state, and nothing is moved: for readers of a run."""
+        step, arrays, _, notes = self._newest(set_aside=False)
+        inside = {name.removeprefix(part + "."): a for name, a in arrays.items() if name.startswith(part + ".")}
+        return _unnamed(template, inside, step), notes
+
+    def _newest(self, set_aside: bool) -> tuple[int, dict[str, np.ndarray], dict[str, Any], list[str]]:
+        notes: list[str] = []
+        for step in reversed(self.steps()):
+            try:
+                arrays, meta = self._read(step)
+            except Exception as error:  # whatever orbax and tensorstore raise for broken files
+                reason = " ".join(str(error).split())[:120] or type(error).__name__
+                notes.append(f"checkpoint {step} is damaged, so the one before it is used ({reason})")
+                if set_aside:
+                    self._set_aside(step)
+                continue
+            return step, arrays, meta, notes
+        raise BadInput(f"no readable checkpoint in {self.directory}" + "".join(f"; {note}" for note in notes))
+
+    def _read(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        read = self.manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore())
+        )
+        arrays = {name: np.asarray(leaf) for name, leaf in read["state"].items()}
+        if _checksum(arrays) != read["meta"]["checksum"]:
+            raise ValueError("its checksum does not fit its contents")
+        return arrays, read["meta"]
+
+    def _set_aside(self, step: int) -> None:
+        source = self.directory / str(step)
+        target = self.directory.parent / f"damaged-{step}"
+        number = 1
+        while target.exists():
+            number += 1
+            target = self.directory.parent / f"damaged-{step}-{number}"
+        source.rename(target)
+        self.manager.reload()
+
+    def close(self) -> None:
+        self.manager.close()
+
+
+def _named(state: Any) -> dict[str, Any]:
+    """A pytree as a flat dict of arrays, each under its path in words."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    }
+
+
+def _unnamed(template: Any, arrays: dict[str, np.ndarray], step: int) -> Any:
+    """The pytree of ``template`` with the arrays of a checkpoint in it."""
+    leaves = []
+    for name, leaf in _named(template).items():
+        found = arrays.get(name, np.zeros(leaf.shape, leaf.dtype) if leaf.size == 0 else None)
+        if found is None or found.shape != leaf.shape or found.dtype != leaf.dtype:
+            came = "nothing" if found is None else f"{found.shape} {found.dtype}"
+            raise BadInput(
+                f"checkpoint {step} is of another model: {name} should be {tuple(leaf.shape)} {leaf.dtype}, found {came}"
+            )
+        leaves.append(jnp.asarray(found))
+    return jax.tree.unflatten(jax.tree.structure(template), leaves)
+
+
+def _checksum(arrays: dict[str, Any]) -> int:
+    total = 0
+    for name in sorted(arrays):
+        total = zlib.crc32(np.ascontiguousarray(arrays[name]).tobytes(), zlib.crc32(name.encode(), total))
+    return total

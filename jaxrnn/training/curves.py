@@ -1,0 +1,53 @@
+"""Learning curves of a run as a picture."""
+
+from __future__ import annotations
+
+import pathlib
+
+from .run import Run
+
+
+def pyplot():
+    """matplotlib's pyplot without a screen, or None where matplotlib is missing."""
+    try:
+        import matplotlib
+    except ImportError:
+        return None
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def draw_curves(run: Run, metric: str, label: str) -> pathlib.Path | None:
+    """``curves.png``: a metric in training and held out, against steps and against minutes. None without matplotlib."""
+    plt = pyplot()
+    if plt is None:
+        return None
+    records = run.records("metrics.jsonl")
+    minutes = {r["step"]: r["seconds"] / 60 for r in run.records("timing.jsonl")}
+    train = [(r["step"], r[metric]) for r in records if metric in r and not r.get("final")]
+    held_out = [(r["step"], r[f"held_out_{metric}"]) for r in records if f"held_out_{metric}" in r]
+    final = [(r["step"], r[metric]) for r in records if r.get("final")]
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
+    for axis, of_step, name in (
+        (axes[0], lambda step: step, "steps"),
+        (axes[1], lambda step: minutes.get(step), "minutes"),
+    ):
+        for points, style, word in ((train, {"alpha": 0.6}, "training"), (held_out, {"marker": "o", "ms": 4}, "held out")):
+            placed = [(of_step(s), v) for s, v in points if of_step(s) is not None]
+            if placed:
+                axis.plot(*zip(*placed, strict=True), label=word, **style)
+        for step, value in final:
+            where = of_step(step) or max(minutes.values(), default=0)
+            axis.plot([where], [value], "*", ms=12, color="black", label=f"final, held out: {value:.3f}")
+        axis.set_xlabel(name)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel(label)
+    axes[0].legend()
+    figure.suptitle(f"{run.path.name}: {label}")
+    figure.tight_layout()
+    path = run.path / "curves.png"
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path

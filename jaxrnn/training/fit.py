@@ -1,0 +1,218 @@
+"""The host loop: steps, reports, evaluations and checkpoints until the budget is spent or somebody stops it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .checkpoints import Checkpoints
+from .errors import BadInput
+from .progress import Report, reporting
+from .run import Run
+from .state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A task as the host loop sees it: functions of a `TrainState`.
+
+    ``start()`` makes the first state; ``advance(state, progress)`` takes one step, ``progress`` in [0, 1] being the share
+    of the budget that is spent; ``describe(loss)`` turns a mean loss in nats into named metrics; ``evaluate(state)`` gives
+    held-out scores; ``sample(state)`` something to look at, or None; ``learning_rate(progress)`` is for the record.
+    """
+
+    start: Callable[[], TrainState]
+    advance: Callable[[TrainState, Any], TrainState]
+    describe: Callable[[float], dict[str, float]]
+    evaluate: Callable[[TrainState], dict[str, Any]]
+    sample: Callable[[TrainState], str | None]
+    learning_rate: Callable[[Any], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """How long a run goes on, and what it does on the way.
+
+    Args:
+        steps: windows in all; the run is then the same numbers each time, killed and resumed or not.
+        seconds: of wall-clock time, compilation and evaluation included, earlier parts of a resumed run counted in. The
+            learning rate follows the clock, so such a run is not the same numbers twice.
+        report_every, evaluate_every: in steps.
+        checkpoint_seconds: between checkpoints, which are written at reports; 0 writes one at each report.
+    """
+
+    steps: int | None = None
+    seconds: float | None = None
+    report_every: int = 50
+    evaluate_every: int = 500
+    checkpoint_seconds: float = 20.0
+
+    def __post_init__(self):
+        if self.steps is None and self.seconds is None:
+            raise BadInput("a run needs a budget: --steps, --seconds or both")
+        for name in ("steps", "seconds", "report_every", "evaluate_every"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise BadInput(f"--{name.replace('_', '-')} must be more than 0, but it is {value}")
+        if self.checkpoint_seconds < 0:
+            raise BadInput(f"--checkpoint-seconds must not be negative, but it is {self.checkpoint_seconds}")
+
+    def spent(self, step: int, elapsed: float) -> float:
+        """The share of the budget that is spent, by steps or by the clock, whichever is further."""
+        shares = [step / self.steps] if self.steps else []
+        if self.seconds:
+            shares.append(elapsed / self.seconds)
+        return min(max(shares), 1.0)
+
+
+def fit(experiment: Experiment, run: Run, budget: Budget, *, resume: bool = False) -> tuple[TrainState, dict[str, Any]]:
+    """Train until the budget is spent; return the last state and the result that was written.
+
+    Ctrl-C (or SIGTERM) stops after the step at hand and saves; a run that was killed loses what came after its last
+    checkpoint, and with ``resume`` goes on from there to the same numbers.
+
+    Raises:
+        BadInput: where there is no checkpoint to resume from, or a loss is no longer finite.
+    """
+    checkpoints = Checkpoints(run.checkpoints)
+    try:
+        with reporting() as report, stopping() as stop:
+            loop = _Loop(experiment, run, budget, checkpoints, report)
+            loop.begin(resume)
+            while loop.share() < 1 and not stop.asked:
+                loop.one_step()
+            return loop.state, loop.finish(stop.asked)
+    finally:
+        checkpoints.close()
+
+
+class _Loop:
+    """The variables of `fit`."""
+
+    def __init__(self, experiment: Experiment, run: Run, budget: Budget, checkpoints: Checkpoints, report: Report):
+        self.experiment, self.run, self.budget, self.checkpoints, self.report = experiment, run, budget, checkpoints, report
+        self.state = experiment.start()
+        self.step, self.earlier, self.saved_at = 0, 0.0, -1
+        self.began = self.saved_time = self.marked = time.monotonic()
+        self.tokens_seen, self.busy = 0.0, 0.0
+
+    def begin(self, resume: bool) -> None:
+        if resume and self.checkpoints.steps():
+            self.step, self.state, meta, notes = self.checkpoints.restore(self.state)
+            for note in notes:
+                self.report.line(note)
+            self.earlier, self.tokens_seen, self.busy = meta["seconds"], meta["tokens"], meta["busy"]
+            self.saved_at = self.step
+            self.report.line(f"resumed at step {self.step}")
+        elif resume:
+            self.report.line("no checkpoint yet: beginning anew")
+        self.run.rewind(self.step)
+        self.began = self.saved_time = self.marked = time.monotonic()
+
+    def elapsed(self) -> float:
+        return self.earlier + time.monotonic() - self.began
+
+    def share(self) -> float:
+        return self.budget.spent(self.step, self.elapsed())
+
+    def one_step(self) -> None:
+        self.state = self.experiment.advance(self.state, np.float32(self.share()))
+        self.step += 1
+        jax.block_until_ready(self.state.loss)  # or hundreds of steps would queue up past the clock and past Ctrl-C
+        if self.step % self.budget.report_every == 0:
+            self.record()
+            if self.step % self.budget.evaluate_every == 0:
+                self.record_held_out()
+            if time.monotonic() - self.saved_time >= self.budget.checkpoint_seconds:
+                self.save()
+            self.marked = time.monotonic()
+
+    def record(self) -> None:
+        """Report the mean loss since the last report, and begin a new mean."""
+        loss, tokens = float(self.state.loss), float(self.state.tokens)
+        if not math.isfinite(loss):
+            raise BadInput(
+                f"the loss is {loss} at step {self.step}: nothing was saved after step {max(self.saved_at, 0)}; "
+                "try a smaller --learning-rate"
+            )
+        seconds = time.monotonic() - self.marked
+        self.tokens_seen, self.busy = self.tokens_seen + tokens, self.busy + seconds
+        metrics = self.experiment.describe(loss / max(tokens, 1.0))
+        rate = float(self.experiment.learning_rate(np.float32(self.share())))
+        if self.budget.seconds is None:
+            metrics |= {"learning_rate": rate}
+        self.run.append("metrics.jsonl", {"step": self.step, **metrics})
+        speed = tokens / seconds
+        self.run.append("timing.jsonl", {"step": self.step, "seconds": self.elapsed(), "tokens_per_second": speed})
+        words = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        of = f"/{self.budget.steps}" if self.budget.steps else ""
+        text = f"step {self.step}{of}  {self.elapsed():.0f} s  {words}  {speed:,.0f} tokens/s"
+        self.report.advance(self.share(), text) if self.report.progress else self.report.line(text)
+        self.state = self.state._replace(loss=jnp.zeros_like(self.state.loss), tokens=jnp.zeros_like(self.state.tokens))
+
+    def record_held_out(self) -> None:
+        scores = self.experiment.evaluate(self.state)
+        sample = self.experiment.sample(self.state)
+        named = {f"held_out_{name}": value for name, value in scores.items()}
+        self.run.append("metrics.jsonl", {"step": self.step, **named} | ({"sample": sample} if sample else {}))
+        self.report.line("held out  " + "  ".join(f"{k} {v:.4g}" for k, v in scores.items()))
+        if sample:
+            self.report.line(f"sample    {sample}")
+
+    def save(self) -> None:
+        if self.saved_at == self.step:
+            return
+        if not all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(self.state.params)):
+            raise BadInput(f"parameters are not finite at step {self.step}; try a smaller --learning-rate")
+        meta = {"seconds": self.elapsed(), "tokens": self.tokens_seen, "busy": self.busy}
+        self.checkpoints.save(self.step, self.state, meta)
+        self.saved_at, self.saved_time = self.step, time.monotonic()
+
+    def finish(self, interrupted: bool) -> dict[str, Any]:
+        """Save; and unless the run was interrupted, evaluate and write the result."""
+        self.save()
+        if interrupted:
+            self.report.line(f"stopped at step {self.step}, saved: continue with --resume --out {self.run.path}")
+            return {}
+        scores = self.experiment.evaluate(self.state)
+        speed = round(self.tokens_seen / self.busy, 1) if self.busy else None
+        result = {"task": self.run.config["task"], "steps": self.step, "seconds": round(self.elapsed(), 1), **scores}
+        result["tokens_per_second"] = speed
+        self.run.append("metrics.jsonl", {"step": self.step, "final": True, **scores})
+        self.run.write_result(result)
+        return result
+
+
+class _Stop:
+    asked = False
+
+
+@contextlib.contextmanager
+def stopping() -> Iterator[_Stop]:
+    """Turn the first SIGINT or SIGTERM into ``stop.asked``; a second one interrupts at once."""
+    stop = _Stop()
+
+    def ask(number, frame):
+        if stop.asked:
+            raise KeyboardInterrupt
+        stop.asked = True
+
+    try:
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: signals go elsewhere
+        yield stop
+        return
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,39 @@
+"""What a person sees while a run goes on: a rich progress bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Report:
+    """``line`` prints a line; ``advance`` moves the bar where there is one."""
+
+    def __init__(self, progress: Progress | None = None):
+        self.progress = progress
+        self.task = progress.add_task("", total=1.0) if progress else None
+
+    def line(self, text: str) -> None:
+        if self.progress:
+            self.progress.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, flush=True)
+
+    def advance(self, fraction: float, text: str) -> None:
+        if self.progress and self.task is not None:
+            self.progress.update(self.task, completed=min(fraction, 1.0), description=text)
+
+
+@contextlib.contextmanager
+def reporting() -> Iterator[Report]:
+    """A `Report` on standard output."""
+    if not sys.stdout.isatty():
+        yield Report()
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console()) as progress:
+        yield Report(progress)

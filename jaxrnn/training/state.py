@@ -1,0 +1,95 @@
+"""One training step: a pure function of a state that holds everything a run needs to go on."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from ..cell import Params
+from ..tbptt import TBPTT, TBPTTState, Window
+
+
+class TrainState(NamedTuple):
+    """Everything that the next step depends on; saved whole, so that a resumed run goes on to the same numbers.
+
+    ``step`` counts windows, and is the position in the data; ``key`` is raw key data, folded with ``step``; ``loss`` and
+    ``tokens`` sum the losses (nats) and the valid steps since the last report.
+    """
+
+    step: Int[Array, ""]
+    params: Params
+    opt_state: Any
+    carry: TBPTTState
+    key: Array
+    loss: Float[Array, ""]
+    tokens: Float[Array, ""]
+
+
+def make_optimiser(
+    *, clip: float = 1.0, b1: float = 0.9, b2: float = 0.99, weight_decay: float = 0.0
+) -> optax.GradientTransformation:
+    """Adam after clipping by global norm, its learning rate a hyperparameter in the state for a schedule to set."""
+    return optax.chain(
+        optax.clip_by_global_norm(clip),
+        optax.scale_by_adam(b1=b1, b2=b2),
+        optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity(),
+        optax.inject_hyperparams(optax.scale_by_learning_rate)(learning_rate=0.0),
+    )
+
+
+def warmup_cosine(peak: float, *, warmup: float = 0.02, final: float = 0.01) -> Callable[[Array], Array]:
+    """A schedule over progress in [0, 1]: linear from 0 to ``peak`` over ``warmup``, then a cosine down to ``final * peak``."""
+    resolution = 100_000  # optax's schedules count steps
+    schedule = optax.schedules.warmup_cosine_decay_schedule(
+        0.0, peak, int(warmup * resolution), resolution, end_value=final * peak
+    )
+    return lambda progress: schedule(jnp.round(progress * resolution).astype(jnp.int32))
+
+
+def start(
+    tbptt: TBPTT,
+    optimiser: optax.GradientTransformation,
+    params: Params,
+    example: Window,
+    batch_shape: tuple[int, ...],
+    key: Array,
+) -> TrainState:
+    """The state before the first step; ``example`` is a window of data, for its shapes."""
+    state = TrainState(
+        step=jnp.asarray(0, jnp.int32),
+        params=params,
+        opt_state=optimiser.init(params),
+        carry=tbptt.start(params, example, batch_shape),
+        key=jax.random.key_data(key),
+        loss=jnp.zeros(()),
+        tokens=jnp.zeros(()),
+    )
+    return jax.tree.map(jnp.copy, state)  # the train step takes its buffers, so no two leaves may share one
+
+
+def make_train_step(
+    tbptt: TBPTT, optimiser: optax.GradientTransformation, schedule: Callable[[Array], Array]
+) -> Callable[[TrainState, Window, Any], TrainState]:
+    """``train_step(state, window, progress) -> state``, compiled: one optax update per k1 steps of ``window``.
+
+    ``optimiser`` has an injected hyperparameter ``learning_rate`` (as from `make_optimiser`), set to ``schedule(progress)``.
+    The state passed in is given up to the computation: use only the one returned.
+    """
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def train_step(state: TrainState, window: Window, progress: Any) -> TrainState:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        opt_state = optax.tree_utils.tree_set(state.opt_state, learning_rate=schedule(progress))
+        params, opt_state, loss, carry = tbptt.updates(optimiser, state.params, opt_state, window, state.carry, key=key)
+        tokens = jnp.asarray(window.mask).sum(dtype=state.tokens.dtype)
+        return TrainState(
+            state.step + 1, params, opt_state, carry, state.key, state.loss + loss * tokens, state.tokens + tokens
+        )
+
+    return train_step

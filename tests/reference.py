@@ -1,0 +1,165 @@
+"""The slow twins: time as a Python loop, gradients as explicit sums over lags, and one step of each cell in plain numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from jaxrnn import BidirectionalCarry
+
+
+def python_loop(cell, params, xs, carry, mask=None, resets=None, reverse=False, window=None):
+    """``jaxrnn.unroll`` as a Python loop of streaming steps: ``(carry, ys, carries)``.
+
+    A reset comes before its step; a masked step holds the carry and shows zero. With ``window`` gradients stop where a
+    window begins, except the first.
+    """
+    if isinstance(carry, BidirectionalCarry):
+        return both_ways(cell, params, xs, carry, mask, resets, reverse, window)
+    steps = len(xs)
+    ys, carries = [None] * steps, [None] * steps
+    for count, t in enumerate(reversed(range(steps)) if reverse else range(steps)):
+        if window is not None and count > 0 and count % window == 0:
+            carry = jax.lax.stop_gradient(carry)
+        if resets is not None:
+            carry = choose(resets[t], cell.initial_carry(params, xs.shape[1:-1]), carry)
+        x = xs[t] if mask is None else choose(mask[t], xs[t], jnp.zeros_like(xs[t]))
+        new, y = cell(params, carry, x)
+        if mask is not None:
+            new, y = choose(mask[t], new, carry), choose(mask[t], y, jnp.zeros_like(y))
+        carry, ys[t], carries[t] = new, y, new
+    return carry, jnp.stack(ys), jax.tree.map(lambda *leaves: jnp.stack(leaves), *carries)
+
+
+def both_ways(layer, params, xs, carry, mask, resets, reverse, window):
+    """A bidirectional layer as two loops; a sequence that starts before step t ends, for the other direction, at t."""
+    other = None
+    if resets is not None:
+        never = jnp.zeros_like(resets[:1])
+        other = jnp.concatenate([never, resets[:-1]] if reverse else [resets[1:], never])
+    forward = python_loop(layer.forward, params["forward"], xs, carry.forward, mask, resets, reverse, window)
+    backward = python_loop(layer.backward, params["backward"], xs, carry.backward, mask, other, not reverse, window)
+    ys = jnp.concatenate([forward[1], backward[1]], -1) if layer.merge == "concat" else forward[1] + backward[1]
+    return BidirectionalCarry(forward[0], backward[0]), ys, BidirectionalCarry(forward[2], backward[2])
+
+
+def choose(flags, yes, no):
+    """``yes`` where ``flags (*B)`` is True, leaf by leaf."""
+    return jax.tree.map(lambda a, b: jnp.where(jnp.reshape(flags, flags.shape + (1,) * (a.ndim - flags.ndim)), a, b), yes, no)
+
+
+class Lags:
+    """The parts of a gradient by lag: ``G(t, k)``, how loss t reaches the parameters as they were used k steps earlier.
+
+    For one sequence without batch axes, from the Jacobians of every step over the whole carry as one vector. With
+    ``l_t = loss(y_t, target_t)`` seen as a function of the parameters and the carry before step t (steps from 1)::
+
+        G(t, 0) = dl_t/dtheta
+        G(t, k) = dl_t/ds_{t-1} J_{t-1} ... J_{t-k+1} F_{t-k}        J = ds_t/ds_{t-1}, F = ds_t/dtheta (immediate)
+
+    and G(t, t) is the part that goes through the initial carry, as far as that is made from the parameters.
+    """
+
+    def __init__(self, cell, params, xs, targets, loss, mask=None, resets=None):
+        theta, to_params = ravel_pytree(params)
+        start, to_carry = ravel_pytree(cell.initial_carry(params))
+        steps = len(xs)
+        mask = jnp.ones(steps, bool) if mask is None else mask
+        resets = jnp.zeros(steps, bool) if resets is None else resets
+
+        def step(theta, flat, x, target, keep, reset):
+            params, carry = to_params(theta), to_carry(flat)
+            carry = choose(reset, cell.initial_carry(params), carry)
+            new, y = cell(params, carry, x)
+            return ravel_pytree(choose(keep, new, carry))[0], jnp.where(keep, loss(y, target), 0)
+
+        both = jax.jit(lambda *now: (step(*now), jax.jacrev(step, (0, 1))(*now)))
+        initial = jax.jacrev(lambda theta: ravel_pytree(cell.initial_carry(to_params(theta)))[0])(theta)
+        self.to_params, self.steps, self.loss, self.parts = to_params, steps, 0.0, {}
+        immediate, jacobians = {0: initial}, {}
+        flat = start
+        for t in range(1, steps + 1):
+            now = [a[t - 1] for a in (xs, targets, mask, resets)]
+            (new, loss_t), ((immediate[t], jacobians[t]), (self.parts[t, 0], row)) = both(theta, flat, *now)
+            for k in range(1, t + 1):
+                self.parts[t, k] = row @ immediate[t - k]
+                row = row @ jacobians[t - k] if k < t else row
+            flat, self.loss = new, self.loss + loss_t
+        self.carry = to_carry(flat)
+
+    def truncated(self, k1, k2):
+        """The gradient of TBPTT(k1, k2) of the summed loss: windows end at k1, 2 k1, ..., T and begin k2 steps earlier."""
+        total, oldest = 0.0, 0
+        for end in [*range(k1, self.steps, k1), self.steps]:
+            begin = max(0, min(oldest, end - k2))
+            for t in range(oldest + 1, end + 1):
+                total = total + sum(
+                    part for (u, k), part in self.parts.items() if u == t and (u - k > begin or u == k == t - begin)
+                )
+            oldest = end
+        return self.to_params(total)
+
+    def full(self):
+        """The gradient of the summed loss."""
+        return self.to_params(sum(self.parts.values()))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# One step of each cell in numpy, written from the equations in its docstring; params by name, gates by slicing.
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def normalised(x, scale):
+    return scale * (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+
+
+def elman_step(cell, p, h, x):
+    f = {jnp.tanh: np.tanh, jax.nn.relu: lambda a: np.maximum(a, 0)}[cell.activation]
+    return f(x @ p["input_kernel"] + h @ p["recurrent_kernel"] + p["bias"])
+
+
+def lstm_step(cell, p, carry, x):
+    (h, c), H = carry, cell.hidden_size
+    from_x, from_h = x @ p["input_kernel"], h @ p["recurrent_kernel"]
+    if cell.layer_norm:
+        from_x, from_h = normalised(from_x, p["input_norm_scale"]), normalised(from_h, p["recurrent_norm_scale"])
+    names = "fgo" if cell.coupled_gates else "ifgo"
+    gates = from_x + from_h + p["bias"]
+    a = {name: gates[..., n * H : (n + 1) * H] for n, name in enumerate(names)}
+    peepholes = {}
+    if cell.peephole:
+        peepholes = {name: p["peephole_kernel"][n * H : (n + 1) * H] for n, name in enumerate(names.replace("g", ""))}
+    f = sigmoid(a["f"] + peepholes.get("f", 0) * c)
+    i = 1 - f if cell.coupled_gates else sigmoid(a["i"] + peepholes.get("i", 0) * c)
+    new_c = f * c + i * np.tanh(a["g"])
+    o = sigmoid(a["o"] + peepholes.get("o", 0) * new_c)
+    shown = normalised(new_c, p["cell_norm_scale"]) + p["cell_norm_bias"] if cell.layer_norm else new_c
+    new_h = o * np.tanh(shown)
+    return (new_h if cell.projection_size is None else new_h @ p["projection_kernel"]), new_c
+
+
+def gru_step(cell, p, h, x):
+    H = cell.hidden_size
+    W, U, b = p["input_kernel"], p["recurrent_kernel"], p["bias"]
+    scale_x = scale_h = None
+    if cell.layer_norm:
+        scale_x, scale_h = p["input_norm_scale"], p["recurrent_norm_scale"]
+
+    def norm(a, scale, where):
+        return a if scale is None else normalised(a, scale[where])
+
+    gates, candidate = slice(0, 2 * H), slice(2 * H, 3 * H)
+    rz = sigmoid(norm(x @ W[:, gates], scale_x, gates) + norm(h @ U[:, gates], scale_h, gates) + b[gates])
+    r, z = rz[..., :H], rz[..., H:]
+    from_x = norm(x @ W[:, candidate], scale_x, candidate) + b[candidate]
+    if cell.reset_after:
+        n = np.tanh(from_x + r * (norm(h @ U[:, candidate], scale_h, candidate) + p["recurrent_bias"]))
+    else:
+        n = np.tanh(from_x + norm((r * h) @ U[:, candidate], scale_h, candidate))
+    return (1 - z) * n + z * h
+
+
+NUMPY_STEPS = {"Elman": elman_step, "LSTM": lstm_step, "GRU": gru_step}

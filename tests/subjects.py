@@ -1,0 +1,171 @@
+"""What the laws are about: a table of cells and layers. A new cell is one row, and every law runs on it."""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from reference import python_loop
+
+import jaxrnn
+from jaxrnn import GRU, LSTM, Elman, initializers
+
+T, B, D = 7, 3, 3
+
+
+@dataclasses.dataclass(frozen=True)
+class UserCell(jaxrnn.Cell):
+    """A cell as a user writes one, with init and step only: h_t = tanh(x_t W + h_{t-1} * u)."""
+
+    hidden_size: int
+
+    def init(self, key, input_size):
+        kernel, vector = jax.random.split(key)
+        return {
+            "kernel": jax.random.normal(kernel, (input_size, self.hidden_size)),
+            "vector": jax.random.normal(vector, (self.hidden_size,)),
+        }
+
+    def step(self, params, carry, z):
+        return jnp.tanh(z @ params["kernel"] + carry * jnp.broadcast_to(params["vector"], carry.shape))
+
+
+ALL_OPTIONS = {"layer_norm": True, "peephole": True, "coupled_gates": True, "projection_size": 2}
+CELLS = {
+    "elman": Elman(4),
+    "irnn": Elman(4, activation=jax.nn.relu, recurrent_init=initializers.Identity()),
+    "lstm": LSTM(4),
+    "lstm_peephole": LSTM(4, peephole=True),
+    "lstm_layer_norm": LSTM(4, layer_norm=True),
+    "lstm_coupled": LSTM(4, coupled_gates=True),
+    "lstm_projected": LSTM(4, projection_size=2),
+    "lstm_all": LSTM(4, **ALL_OPTIONS),
+    "gru": GRU(4),
+    "gru_layer_norm": GRU(4, layer_norm=True),
+    "gru_before": GRU(4, reset_after=False),
+    "gru_before_layer_norm": GRU(4, reset_after=False, layer_norm=True),
+}
+LEARNED = {f"{name}_learned": dataclasses.replace(cell, learned_initial_carry=True) for name, cell in CELLS.items()}
+LAYERS = {
+    "stack": jaxrnn.stack(LSTM(4, learned_initial_carry=True), GRU(2)),
+    "stack_dropout": jaxrnn.inference(jaxrnn.stack(Elman(4), jaxrnn.dropout(0.5), LSTM(2))),
+    "residual": jaxrnn.residual(GRU(D)),
+    "recurrent_dropout": jaxrnn.inference(jaxrnn.recurrent_dropout(LSTM(4), 0.3)),
+    "zoneout": jaxrnn.inference(jaxrnn.zoneout(LSTM(4), (0.2, 0.1))),
+    "bidirectional": jaxrnn.bidirectional(LSTM(2), GRU(3, learned_initial_carry=True)),
+}
+PLAIN = {**CELLS, "user": UserCell(4), **LAYERS}
+SUBJECTS = PLAIN | LEARNED
+CAUSAL = [name for name in PLAIN if name != "bidirectional"]
+FEW = ["elman", "lstm_all_learned", "gru_learned", "user", "stack", "zoneout"]  # for laws that the cell hardly touches
+
+
+class Outcome(NamedTuple):
+    """Everything that an unroll gives: values, and gradients with respect to params, xs and carry."""
+
+    values: tuple
+    gradients: tuple
+
+
+class Inputs(NamedTuple):
+    """Random everything; the cotangents are those of the last carry and of the outputs. The mask has holes."""
+
+    params: dict
+    xs: jax.Array
+    carry: object
+    cotangents: tuple
+    mask: jax.Array
+    resets: jax.Array
+
+
+ALWAYS, NEVER = np.ones((T, B), bool), np.zeros((T, B), bool)
+
+
+def normal(random, tree, scale=1.0):
+    """Normal numbers in the shapes and dtypes of ``tree``."""
+    return jax.tree.map(lambda leaf: jnp.asarray(scale * random.normal(size=leaf.shape), leaf.dtype), tree)
+
+
+@functools.cache
+def initial_params(layer, dtype):
+    """``layer.init``, once: it compiles slowly."""
+    return compiled(lambda key: layer.init(key, D))(jax.random.key(0))
+
+
+def draw(layer, seed, steps=T, batch=(B,)):
+    """Random inputs of every kind, for a layer or the name of one. Dtypes follow jax_enable_x64.
+
+    The parameters are those of ``init`` with every leaf moved, so that biases, norms and peepholes take part.
+    """
+    layer = SUBJECTS[layer] if isinstance(layer, str) else layer
+    random = np.random.default_rng(seed)
+    params = initial_params(layer, str(jnp.result_type(float)))
+    params = jax.tree.map(jnp.add, params, normal(random, params, 0.3))
+    xs = normal(random, jax.ShapeDtypeStruct((steps, *batch, D), jnp.result_type(float)))
+    carry = normal(random, jax.eval_shape(lambda p: layer.initial_carry(p, batch), params), 0.5)
+    shapes = jax.eval_shape(lambda *a: jaxrnn.unroll(layer, *a), params, xs, carry)
+    mask, resets = (jnp.asarray(random.random((steps, *batch)) < share) for share in (0.6, 0.3))
+    return Inputs(params, xs, carry, normal(random, shapes), mask, resets)
+
+
+@functools.cache
+def quick_compile():
+    """XLA's options for compiling fast: these programs run a few times each. None where they are not known."""
+    options = {
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+        "xla_cpu_use_fusion_emitters": False,
+    }
+    try:
+        jax.jit(lambda x: x + 1, compiler_options=options)(1.0)
+    except Exception:  # another version of XLA
+        return None
+    return options if jax.default_backend() == "cpu" else None
+
+
+def compiled(function):
+    """``jax.jit``, compiling fast."""
+    return jax.jit(function, compiler_options=quick_compile())
+
+
+def outcome(function, params, xs, carry, cotangents, *rest):
+    """Values and gradients of ``function(params, xs, carry, *rest) -> (carry, ys)``."""
+    values, pullback = jax.vjp(lambda *inputs: function(*inputs, *rest), params, xs, carry)
+    return Outcome(values, pullback(cotangents))
+
+
+def compiled_outcome(function):
+    """`outcome` of a function, compiled: takes params, xs, carry, cotangents and the rest."""
+    return compiled(functools.partial(outcome, function))
+
+
+@functools.cache
+def unrolled(name):
+    """`outcome` of ``jaxrnn.unroll``, compiled once for all laws: (params, xs, carry, cotangents, mask, resets)."""
+    layer = SUBJECTS[name]
+    return compiled_outcome(lambda p, x, s, mask, resets: jaxrnn.unroll(layer, p, x, s, mask=mask, resets=resets))
+
+
+@functools.cache
+def looped(name, reverse=False):
+    """`outcome` of the Python loop, with the same arguments, in one program compiled per length."""
+    layer = SUBJECTS[name]
+    return compiled_outcome(lambda p, x, s, mask, resets: python_loop(layer, p, x, s, mask, resets, reverse)[:2])
+
+
+def assert_same(actual, expected, tolerance=1e-12):
+    """Equal structure, and every number within ``tolerance`` of the largest one in the tree."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    scale = max([float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected) if leaf.size], default=0.0)
+    for (path, a), b in zip(jax.tree.leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
+        assert a.shape == b.shape, (path, a.shape, b.shape)
+        assert a.dtype == b.dtype, (path, a.dtype, b.dtype)
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * scale, err_msg=jax.tree_util.keystr(path))
+
+
+def assert_same_outcome(actual, expected, forward=1e-12, backward=1e-12):
+    """Values within ``forward``, gradients within ``backward``."""
+    assert_same(actual.values, expected.values, forward)
+    assert_same(actual.gradients, expected.gradients, backward)

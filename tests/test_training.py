@@ -1,0 +1,225 @@
+"""Training: states, run directories, checkpoints, and a run that is killed and goes on to the same numbers."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxrnn
+from jaxrnn import training
+
+pytestmark = pytest.mark.usefixtures("optax_promotion")
+
+QUICK = ["--quick", "--hidden", "24", "--steps", "400", "--report-every", "10", "--evaluate-every", "100"]
+
+
+def command(*words):
+    return [sys.executable, "-m", "jaxrnn", *map(str, words)]
+
+
+def run(*words):
+    return subprocess.run(command(*words), capture_output=True, text=True, timeout=300)
+
+
+def test_killed_five_times_and_resumed_a_run_ends_with_the_same_metrics(tmp_path):
+    flags = ["train", "charlm", *QUICK, "--checkpoint-seconds", "0"]
+    assert run(*flags, "--out", tmp_path / "alone").returncode == 0
+
+    rng, resume = random.Random(time.time_ns()), []
+    metrics = tmp_path / "killed/metrics.jsonl"
+    for _ in range(5):
+        size = metrics.stat().st_size if metrics.exists() else 0
+        process = subprocess.Popen(command(*flags, "--out", tmp_path / "killed", *resume), stdout=subprocess.DEVNULL)
+        while not (metrics.exists() and metrics.stat().st_size > size):  # it has begun to write
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.8))
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        resume = ["--resume"]
+    last = run(*flags, "--out", tmp_path / "killed", *resume)
+    assert last.returncode == 0, last.stderr
+    assert "resumed at step" in last.stdout
+    for name in ("metrics.jsonl", "config.json"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+    scores = [json.loads((tmp_path / r / "result.json").read_text())["bits_per_char"] for r in ("killed", "alone")]
+    assert scores[0] == scores[1]
+
+
+def test_control_c_saves_and_exits(tmp_path):
+    process = subprocess.Popen(
+        command("train", "charlm", *QUICK, "--steps", "100000", "--out", tmp_path / "run"), stdout=subprocess.PIPE, text=True
+    )
+    while not process.stdout.readline().startswith("step 20"):
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    rest = process.stdout.read()
+    assert process.wait() == 0
+    assert "saved: continue with --resume" in rest
+    assert len(list((tmp_path / "run/checkpoints").iterdir())) == 1
+    assert not (tmp_path / "run/result.json").exists()
+
+
+def test_seconds_stop_the_run_and_the_result_is_written(tmp_path):
+    done = run("train", "charlm", "--quick", "--seconds", "4", "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert 4 <= result["seconds"] < 20
+    assert 0 < result["bits_per_char"] < 7
+
+
+@pytest.fixture
+def state():
+    """A state with everything that can stand in one: named tuples, empty leaves, integers, bfloat16."""
+    cell = jaxrnn.LSTM(3)
+    key = jax.random.key(1)
+    params = {"cell": cell.init(key, 2, dtype=jnp.bfloat16), "w": jax.random.normal(key, (3,))}
+    return training.TrainState(
+        step=jnp.asarray(7, jnp.int32),
+        params=params,
+        opt_state=training.make_optimiser().init(params),
+        carry=jaxrnn.LSTMState(jnp.ones(3), jnp.zeros((0, 4))),
+        key=jax.random.key_data(key),
+        loss=jnp.asarray(1.5),
+        tokens=jnp.asarray(3.0),
+    )
+
+
+def assert_same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        assert np.array_equal(np.asarray(x, np.float64), np.asarray(y, np.float64))
+
+
+def test_a_checkpoint_gives_back_the_state_bit_for_bit(tmp_path, state):
+    checkpoints = training.Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(7, state, {"seconds": 2.5})
+    step, back, meta, notes = checkpoints.restore(jax.tree.map(jnp.zeros_like, state))
+    assert (step, meta["seconds"], notes) == (7, 2.5, [])
+    assert_same(back, state)
+    params, _ = checkpoints.restore_part("params", state.params)
+    assert_same(params, state.params)
+
+
+def test_only_the_last_checkpoints_are_kept(tmp_path, state):
+    checkpoints = training.Checkpoints(tmp_path / "checkpoints", keep=2)
+    for step in (1, 2, 3):
+        checkpoints.save(step, state, {})
+    assert checkpoints.steps() == [2, 3]
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "missing"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path, state, damage):
+    checkpoints = training.Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(1, state, {})
+    checkpoints.save(2, state._replace(loss=jnp.asarray(9.0)), {})
+    files = [p for p in (tmp_path / "checkpoints/2").rglob("*") if p.is_file() and p.stat().st_size > 64 and "/d/" in str(p)]
+    assert files
+    for file in files:
+        data = bytearray(file.read_bytes())
+        if damage == "flip":
+            data[len(data) // 2] ^= 0xFF
+        file.write_bytes(data[: len(data) // 2] if damage == "truncate" else data)
+        if damage == "missing":
+            file.unlink()
+    checkpoints = training.Checkpoints(tmp_path / "checkpoints")
+    step, back, _, notes = checkpoints.restore(state)
+    assert step == 1
+    assert_same(back, state)
+    assert len(notes) == 1
+    assert "checkpoint 2 is damaged" in notes[0]
+    assert (tmp_path / "damaged-2").is_dir()
+    checkpoints.save(2, state, {})  # and the run can write that step again
+    assert checkpoints.steps() == [1, 2]
+
+
+def test_where_every_checkpoint_is_damaged_the_error_says_so(tmp_path, state):
+    checkpoints = training.Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(1, state, {})
+    for file in (tmp_path / "checkpoints/1").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    with pytest.raises(training.BadInput, match="no readable checkpoint"):
+        training.Checkpoints(tmp_path / "checkpoints").restore(state)
+
+
+def test_a_checkpoint_of_another_model_is_refused_by_leaf(tmp_path, state):
+    checkpoints = training.Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(1, state, {})
+    other = state._replace(params={**state.params, "w": jnp.zeros(4)})
+    with pytest.raises(training.BadInput, match=r"params\.w should be \(4,\) float32, found \(3,\) float32"):
+        checkpoints.restore(other)
+
+
+def test_the_train_step_is_the_plain_optax_update():
+    """One window of a linear readout, against optax called by hand on jax.grad of the mean loss."""
+    cell, key = jaxrnn.GRU(3), jax.random.key(0)
+    xs, targets = jax.random.normal(key, (2, 5, 4, 3))
+
+    def losses(params, carry, window):
+        _, ys, carries = jaxrnn.unroll(cell, params, window.inputs, carry, mask=window.mask, return_carries=True)
+        return jnp.square(ys - window.targets).sum(-1), carries
+
+    tbptt = jaxrnn.TBPTT(losses, cell.initial_carry, 5)
+    optimiser = training.make_optimiser(clip=0.1)
+    params = cell.init(key, 3)
+    window = jaxrnn.Window(xs, targets, np.ones((5, 4), bool), np.zeros((5, 4), bool))
+    schedule = training.warmup_cosine(0.1, warmup=0.5)
+    train_step = training.make_train_step(tbptt, optimiser, schedule)
+    state = train_step(training.start(tbptt, optimiser, params, window, (4,), key), window, np.float32(0.25))
+
+    loss, gradient = jax.value_and_grad(lambda p: jnp.square(jaxrnn.unroll(cell, p, xs)[1] - targets).sum(-1).mean())(params)
+    by_hand = optax.chain(optax.clip_by_global_norm(0.1), optax.adam(0.05, b2=0.99))
+    change, _ = by_hand.update(gradient, by_hand.init(params), params)
+    expected = optax.apply_updates(params, change)
+    for name in params:
+        np.testing.assert_allclose(state.params[name], expected[name], atol=1e-6)
+    np.testing.assert_allclose(state.loss / state.tokens, loss, rtol=1e-5)
+    assert int(state.step) == 1
+
+
+def test_the_schedule_rises_and_falls():
+    rate = training.warmup_cosine(2.0, warmup=0.1, final=0.05)
+    values = [float(rate(jnp.asarray(p))) for p in (0.0, 0.05, 0.1, 0.55, 1.0)]
+    np.testing.assert_allclose(values, [0, 1, 2, 2 * (0.05 + 0.95 / 2), 0.1], rtol=1e-4)
+
+
+def test_a_run_directory_is_never_overwritten_by_accident(tmp_path):
+    training.Run.create(tmp_path / "run", {"task": "hello"})
+    with pytest.raises(training.BadInput, match="already holds a run: continue it with --resume"):
+        training.Run.create(tmp_path / "run", {"task": "hello"})
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("years of work")
+    for overwrite in (False, True):
+        with pytest.raises(training.BadInput, match="is not empty, and no run directory"):
+            training.Run.create(tmp_path / "mine", {"task": "hello"}, overwrite=overwrite)
+    assert (tmp_path / "mine/thesis.txt").read_text() == "years of work"
+
+
+def test_a_half_written_line_is_dropped_and_later_records_are_rewound(tmp_path):
+    r = training.Run.create(tmp_path / "run", {"task": "hello"})
+    for step in (10, 20, 30):
+        r.append("metrics.jsonl", {"step": step, "loss": step / 7})
+    r.append("metrics.jsonl", {"step": 20, "final": True})
+    with open(tmp_path / "run/metrics.jsonl", "a") as out:
+        out.write('{"step": 40, "lo')
+    r.rewind(20)
+    assert r.records("metrics.jsonl") == [{"step": 10, "loss": 10 / 7}, {"step": 20, "loss": 20 / 7}]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoints(tmp_path):
+    done = run("train", "hello", "--learning-rate", "1e38", "--report-every", "1", "--checkpoint-seconds", "0", "--out", tmp_path / "r")
+    assert done.returncode == 2
+    assert "try a smaller --learning-rate" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert os.listdir(tmp_path / "r/checkpoints")
