@@ -4,7 +4,7 @@ import jax
 import pytest
 from jaxtyping import config, install_import_hook
 
-install_import_hook("jaxrnn", "beartype.beartype")
+install_import_hook("jaxrnn", "checker.typechecked")
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

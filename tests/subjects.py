@@ -12,7 +12,7 @@ from reference import python_loop
 import jaxrnn
 from jaxrnn import GRU, LSTM, Elman, initializers
 
-T, B, D = 7, 3, 3
+T, B, D = 5, 3, 3
 
 
 @dataclasses.dataclass(frozen=True)

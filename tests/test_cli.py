@@ -1,0 +1,117 @@
+"""The command line: every command once for real, and one line on standard error for every mistake."""
+
+import io
+import json
+
+import pytest
+
+from jaxrnn.cli import main
+
+pytestmark = pytest.mark.usefixtures("optax_promotion")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A run of each task, trained by the command line."""
+    import jax
+
+    folder = tmp_path_factory.mktemp("runs")
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        assert main(["train", "hello", "--out", str(folder / "hello"), "--steps", "150"]) == 0
+        words = ["train", "charlm", "--quick", "--steps", "80", "--report-every", "20", "--evaluate-every", "40"]
+        assert main([*words, "--out", str(folder / "charlm")]) == 0
+    return folder
+
+
+def test_training_leaves_a_run_directory(runs):
+    for task, pictures in {"hello": ["curves.png", "distribution.png"], "charlm": ["curves.png"]}.items():
+        files = {p.name for p in (runs / task).iterdir()}
+        assert files == {"config.json", "metrics.jsonl", "timing.jsonl", "result.json", "checkpoints", *pictures}
+        assert json.loads((runs / task / "config.json").read_text())["task"] == task
+        assert json.loads((runs / task / "result.json").read_text())["tokens_per_second"] > 0
+
+
+def test_sample(runs, capsys):
+    assert main(["sample", str(runs / "hello")]) == 0
+    assert capsys.readouterr().out == "hello\n"
+    words = ["sample", str(runs / "charlm"), "--prompt", "The ", "--length", "50"]
+    outputs = []
+    for extra in ([], [], ["--seed", "1"], ["--temperature", "0"], ["--top-k", "1"]):
+        assert main([*words, *extra]) == 0
+        outputs.append(capsys.readouterr().out)
+    assert all(out.startswith("The ") and len(out) == 4 + 50 + 1 for out in outputs)
+    assert outputs[0] == outputs[1] != outputs[2]
+    assert outputs[3] == outputs[4]
+
+
+def test_predict(runs, capsys, monkeypatch):
+    assert main(["predict", str(runs / "hello"), "hell", "he"]) == 0
+    assert capsys.readouterr().out == "ello\nel\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO("the function returns\nzqxj kvwq zzzz\n"))
+    assert main(["predict", str(runs / "charlm")]) == 0
+    likely, unlikely = map(float, capsys.readouterr().out.split())
+    assert likely < unlikely
+
+
+def test_evaluate(runs, capsys, tmp_path):
+    (tmp_path / "other.txt").write_text("The following is a list of names \N{SNOWMAN}. " * 30, encoding="utf-8")
+    assert main(["evaluate", str(runs / "charlm"), "--data", str(tmp_path / "other.txt")]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert 1 < scores["bits_per_char"] < 8
+    assert scores["unknown_characters"] == 30
+
+
+def test_a_finished_run_is_resumed_to_the_same_result(runs, capsys):
+    before = {name: (runs / "charlm" / name).read_bytes() for name in ("metrics.jsonl", "config.json")}
+    assert main(["train", "charlm", "--out", str(runs / "charlm"), "--resume"]) == 0
+    assert {name: (runs / "charlm" / name).read_bytes() for name in before} == before
+
+
+MISTAKES = {
+    "unknown task": (["train", "charml"], "there is no 'charml'; did you mean charlm?"),
+    "unknown cell": (["train", "charlm", "--cell", "lstn"], "there is no 'lstn'; did you mean lstm?"),
+    "unknown flag": (["train", "charlm", "--hiden", "3"], "unrecognized arguments: --hiden"),
+    "no command": ([], "required: COMMAND"),
+    "no integer": (["train", "charlm", "--hidden", "many"], "argument --hidden: invalid int value: 'many'"),
+    "window 0": (["train", "charlm", "--window", "0"], "--window must be at least 1, but it is 0"),
+    "k2 < k1": (["train", "charlm", "--window", "64", "--horizon", "32"], "--horizon 32 is less than --window 64"),
+    "dropout 1": (["train", "charlm", "--dropout", "1"], "--dropout must be less than 1"),
+    "no budget": (["train", "charlm", "--steps", "0"], "--steps must be more than 0"),
+    "missing data": (["train", "charlm", "--data", "{tmp}/none.txt"], "none.txt cannot be read: No such file"),
+    "empty data": (["train", "charlm", "--data", "{tmp}/empty.txt"], "empty.txt is empty"),
+    "latin-1 data": (["train", "charlm", "--data", "{tmp}/latin.txt"], "latin.txt:2: byte 7 (0xe9) is not UTF-8"),
+    "short data": (["train", "charlm", "--data", "{tmp}/short.txt"], "too few for 32 streams with windows of 64"),
+    "run exists": (["train", "hello", "--out", "{runs}/hello"], "already holds a run: continue it with --resume"),
+    "resume nothing": (["train", "hello", "--out", "{tmp}/none", "--resume"], "is no run directory: there is no such directory"),
+    "resume another task": (["train", "charlm", "--out", "{runs}/hello", "--resume"], "is a run of hello, not of charlm"),
+    "resume otherwise": (
+        ["train", "charlm", "--out", "{runs}/charlm", "--resume", "--hidden", "7"],
+        "was begun with --hidden 64, not 7",
+    ),
+    "not a run": (["sample", "{tmp}"], "is no run directory: it holds no config.json"),
+    "damaged config": (["sample", "{tmp}/broken"], "config.json is damaged"),
+    "no checkpoint": (["sample", "{tmp}/young"], "holds no checkpoint yet"),
+    "unknown letter": (["predict", "{runs}/hello", "hallo"], "'a' is none of the letters this model knows: h, e, l, o"),
+    "nothing to evaluate": (["evaluate", "{runs}/hello", "--data", "x"], "hello has no other data"),
+    "negative temperature": (["sample", "{runs}/charlm", "--temperature", "-1"], "must be a finite number of at least 0"),
+    "top-k too large": (["sample", "{runs}/charlm", "--top-k", "999"], "--top-k 999 is more than the"),
+    "length 0": (["sample", "{runs}/charlm", "--length", "0"], "must be at least 1"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_and_status_2(runs, tmp_path, capsys, name):
+    (tmp_path / "empty.txt").write_bytes(b"")
+    (tmp_path / "latin.txt").write_bytes(b"first\nr\xe9sum\xe9\n")
+    (tmp_path / "short.txt").write_text("a short text " * 40)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/config.json").write_text('{"task": ')
+    (tmp_path / "young").mkdir()
+    (tmp_path / "young/config.json").write_text(json.dumps({"task": "hello", "options": {"word": "hello"}}))
+    words, message = MISTAKES[name]
+    before = sorted(p for p in runs.rglob("*") if p.is_file())
+    assert main([word.format(tmp=tmp_path, runs=runs) for word in words]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+    assert sorted(p for p in runs.rglob("*") if p.is_file()) == before
