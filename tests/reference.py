@@ -5,42 +5,59 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from jaxrnn import BidirectionalCarry
 
-
-def python_loop(cell, params, xs, carry, mask=None, resets=None, reverse=False, window=None):
+def python_loop(cell, params, xs, carry, mask=None, resets=None, reverse=False):
     """``jaxrnn.unroll`` as a Python loop of streaming steps: ``(carry, ys, carries)``.
 
-    A reset comes before its step; a masked step holds the carry and shows zero. With ``window`` gradients stop where a
-    window begins, except the first.
+    A reset comes before its step; a masked step holds the carry and shows zero.
     """
-    if isinstance(carry, BidirectionalCarry):
-        return both_ways(cell, params, xs, carry, mask, resets, reverse, window)
     steps = len(xs)
+    mask = jnp.ones(xs.shape[:-1], bool) if mask is None else mask
+    resets = jnp.zeros(xs.shape[:-1], bool) if resets is None else resets
     ys, carries = [None] * steps, [None] * steps
-    for count, t in enumerate(reversed(range(steps)) if reverse else range(steps)):
-        if window is not None and count > 0 and count % window == 0:
-            carry = jax.lax.stop_gradient(carry)
-        if resets is not None:
-            carry = choose(resets[t], cell.initial_carry(params, xs.shape[1:-1]), carry)
-        x = xs[t] if mask is None else choose(mask[t], xs[t], jnp.zeros_like(xs[t]))
-        new, y = cell(params, carry, x)
-        if mask is not None:
-            new, y = choose(mask[t], new, carry), choose(mask[t], y, jnp.zeros_like(y))
-        carry, ys[t], carries[t] = new, y, new
+    for t in reversed(range(steps)) if reverse else range(steps):
+        carry, ys[t] = one_step(cell, params, xs[t], carry, mask[t], resets[t])
+        carries[t] = carry
     return carry, jnp.stack(ys), jax.tree.map(lambda *leaves: jnp.stack(leaves), *carries)
 
 
-def both_ways(layer, params, xs, carry, mask, resets, reverse, window):
-    """A bidirectional layer as two loops; a sequence that starts before step t ends, for the other direction, at t."""
-    other = None
-    if resets is not None:
-        never = jnp.zeros_like(resets[:1])
-        other = jnp.concatenate([never, resets[:-1]] if reverse else [resets[1:], never])
-    forward = python_loop(layer.forward, params["forward"], xs, carry.forward, mask, resets, reverse, window)
-    backward = python_loop(layer.backward, params["backward"], xs, carry.backward, mask, other, not reverse, window)
-    ys = jnp.concatenate([forward[1], backward[1]], -1) if layer.merge == "concat" else forward[1] + backward[1]
-    return BidirectionalCarry(forward[0], backward[0]), ys, BidirectionalCarry(forward[2], backward[2])
+def one_step(cell, params, x, carry, keep, reset):
+    """A streaming step with its flags."""
+    carry = choose(reset, cell.initial_carry(params, x.shape[:-1]), carry)
+    new, y = cell(params, carry, x)
+    return choose(keep, new, carry), choose(keep, y, jnp.zeros_like(y))
+
+
+def backpropagation(step, params, xs, carry, cotangents, mask, resets, reverse=False, window=None):
+    """Backpropagation through time by hand: ``((carry, ys), gradients of params, xs and carry, carries)``.
+
+    ``step(params, x, carry, cotangents, keep, reset)`` gives values and gradients of `one_step`. With ``window`` no gradient
+    passes from the beginning of a window, in the order of walking, to the one before.
+    """
+    steps = len(xs)
+    order = list(reversed(range(steps)) if reverse else range(steps))
+    nothing = jax.tree.map(lambda a: jnp.zeros_like(a[0]) if a.ndim > 1 else a, cotangents[1])
+    carry_cotangent, y_cotangents = cotangents
+    ys, carries, before, x_gradients = ([None] * steps for _ in range(4))
+    for t in order:
+        before[t] = carry
+        (carry, ys[t]), _ = step(params, xs[t], carry, (carry_cotangent, nothing), mask[t], resets[t])
+        carries[t] = carry
+    params_gradient = jax.tree.map(jnp.zeros_like, params)
+    for count, t in reversed(list(enumerate(order))):
+        now = (carry_cotangent, y_cotangents[t])
+        _, (immediate, x_gradients[t], carry_cotangent) = step(params, xs[t], before[t], now, mask[t], resets[t])
+        params_gradient = jax.tree.map(jnp.add, params_gradient, immediate)
+        if window is not None and count > 0 and count % window == 0:
+            carry_cotangent = jax.tree.map(jnp.zeros_like, carry_cotangent)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *carries)
+    return (carry, jnp.stack(ys)), (params_gradient, jnp.stack(x_gradients), carry_cotangent), stacked
+
+
+def ends_seen_backwards(resets, reverse):
+    """A sequence that starts before step t ends at the step before: that is where the other direction is reset."""
+    never = jnp.zeros_like(resets[:1])
+    return jnp.concatenate([never, resets[:-1]] if reverse else [resets[1:], never])
 
 
 def choose(flags, yes, no):

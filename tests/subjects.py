@@ -7,10 +7,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from reference import python_loop
+from reference import backpropagation, one_step
 
 import jaxrnn
 from jaxrnn import GRU, LSTM, Elman, initializers
+from jaxrnn.layers.compose import Bidirectional
 
 T, B, D = 5, 3, 3
 
@@ -63,10 +64,11 @@ FEW = ["elman", "lstm_all_learned", "gru_learned", "user", "stack", "zoneout"]  
 
 
 class Outcome(NamedTuple):
-    """Everything that an unroll gives: values, and gradients with respect to params, xs and carry."""
+    """Everything that an unroll gives."""
 
-    values: tuple
-    gradients: tuple
+    values: tuple  # the last carry, and the outputs
+    gradients: tuple  # with respect to params, xs and the first carry
+    carries: object = None  # after every step, if asked for
 
 
 class Inputs(NamedTuple):
@@ -91,6 +93,8 @@ def normal(random, tree, scale=1.0):
 @functools.cache
 def initial_params(layer, dtype):
     """``layer.init``, once: it compiles slowly."""
+    if getattr(layer, "learned_initial_carry", False):
+        return layer.with_initial_carry(initial_params(dataclasses.replace(layer, learned_initial_carry=False), dtype))
     return compiled(lambda key: layer.init(key, D))(jax.random.key(0))
 
 
@@ -131,9 +135,14 @@ def compiled(function):
 
 
 def outcome(function, params, xs, carry, cotangents, *rest):
-    """Values and gradients of ``function(params, xs, carry, *rest) -> (carry, ys)``."""
-    values, pullback = jax.vjp(lambda *inputs: function(*inputs, *rest), params, xs, carry)
-    return Outcome(values, pullback(cotangents))
+    """Values and gradients of ``function(params, xs, carry, *rest) -> (carry, ys)`` or ``(carry, ys, carries)``."""
+
+    def split(*inputs):
+        last, ys, *carries = function(*inputs, *rest)
+        return (last, ys), carries
+
+    values, pullback, carries = jax.vjp(split, params, xs, carry, has_aux=True)
+    return Outcome(values, pullback(cotangents), *carries)
 
 
 def compiled_outcome(function):
@@ -142,17 +151,55 @@ def compiled_outcome(function):
 
 
 @functools.cache
-def unrolled(name):
-    """`outcome` of ``jaxrnn.unroll``, compiled once for all laws: (params, xs, carry, cotangents, mask, resets)."""
+def unrolled(name, reverse=False):
+    """`outcome` of ``jaxrnn.unroll``, compiled once for all laws: takes `Inputs`."""
     layer = SUBJECTS[name]
-    return compiled_outcome(lambda p, x, s, mask, resets: jaxrnn.unroll(layer, p, x, s, mask=mask, resets=resets))
+
+    def walk(params, xs, carry, mask, resets):
+        return jaxrnn.unroll(layer, params, xs, carry, mask=mask, resets=resets, reverse=reverse, return_carries=True)
+
+    return compiled_outcome(walk)
 
 
 @functools.cache
-def looped(name, reverse=False):
-    """`outcome` of the Python loop, with the same arguments, in one program compiled per length."""
-    layer = SUBJECTS[name]
-    return compiled_outcome(lambda p, x, s, mask, resets: python_loop(layer, p, x, s, mask, resets, reverse)[:2])
+def stepped(layer):
+    """`outcome` of one streaming step of a layer, compiled: (params, x, carry, cotangents, keep, reset)."""
+    return compiled_outcome(functools.partial(one_step, layer))
+
+
+def looped(name, inputs, reverse=False, window=None):
+    """`outcome` of an unroll as loops in Python, forwards and backwards, and the carries after every step."""
+    layer = SUBJECTS[name] if isinstance(name, str) else name
+    if not isinstance(layer, Bidirectional):
+        return Outcome(*backpropagation(stepped(layer), *inputs, reverse=reverse, window=window))
+    params, xs, carry, (carry_cotangent, y_cotangent), mask, resets = inputs
+    first = jax.eval_shape(layer.forward, params["forward"], carry.forward, xs[0])[1].shape[-1]
+    values, gradients, carries = zip(
+        *(
+            backpropagation(
+                stepped(getattr(layer, part)),
+                params[part],
+                xs,
+                getattr(carry, part),
+                (getattr(carry_cotangent, part), y_part),
+                mask,
+                resets if part == "forward" else ends_seen_backwards(resets, reverse),
+                reverse=reverse != (part == "backward"),
+                window=window,
+            )
+            for part, y_part in (("forward", y_cotangent[..., :first]), ("backward", y_cotangent[..., first:]))
+        )
+    )
+    both, (forward_gradient, backward_gradient) = jaxrnn.BidirectionalCarry, gradients
+    return Outcome(
+        (both(*(value[0] for value in values)), jnp.concatenate([value[1] for value in values], -1)),
+        (
+            {"forward": forward_gradient[0], "backward": backward_gradient[0]},
+            forward_gradient[1] + backward_gradient[1],
+            both(forward_gradient[2], backward_gradient[2]),
+        ),
+        both(*carries),
+    )
 
 
 def assert_same(actual, expected, tolerance=1e-12):
@@ -166,6 +213,8 @@ def assert_same(actual, expected, tolerance=1e-12):
 
 
 def assert_same_outcome(actual, expected, forward=1e-12, backward=1e-12):
-    """Values within ``forward``, gradients within ``backward``."""
+    """Values within ``forward``, gradients within ``backward``; carries too, where both have them."""
     assert_same(actual.values, expected.values, forward)
     assert_same(actual.gradients, expected.gradients, backward)
+    if actual.carries is not None and expected.carries is not None:
+        assert_same(actual.carries, expected.carries, forward)

@@ -82,7 +82,10 @@ MISTAKES = {
     "latin-1 data": (["train", "charlm", "--data", "{tmp}/latin.txt"], "latin.txt:2: byte 7 (0xe9) is not UTF-8"),
     "short data": (["train", "charlm", "--data", "{tmp}/short.txt"], "too few for 32 streams with windows of 64"),
     "run exists": (["train", "hello", "--out", "{runs}/hello"], "already holds a run: continue it with --resume"),
-    "resume nothing": (["train", "hello", "--out", "{tmp}/none", "--resume"], "is no run directory: there is no such directory"),
+    "resume nothing": (
+        ["train", "hello", "--out", "{tmp}/none", "--resume"],
+        "is no run directory: there is no such directory",
+    ),
     "resume another task": (["train", "charlm", "--out", "{runs}/hello", "--resume"], "is a run of hello, not of charlm"),
     "resume otherwise": (
         ["train", "charlm", "--out", "{runs}/charlm", "--resume", "--hidden", "7"],

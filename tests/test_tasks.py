@@ -1,5 +1,6 @@
 """hello and charlm: data, scores against slow twins, and that they learn."""
 
+import itertools
 import json
 import math
 
@@ -64,14 +65,14 @@ def test_a_text_too_short_for_its_streams_is_refused():
 @pytest.fixture(scope="module")
 def model():
     options = charlm.Options(hidden=6, embed=4, layers=2, cell="gru")
-    return charlm.build(options, 11)
+    return charlm.build(options, {"vocabulary": "abcdefghijk"})
 
 
 def test_bits_per_token_is_the_mean_over_a_plain_loop(model):
     functions, params = model
     numbers = np.random.default_rng(0).integers(0, 11, 70)
     carry, bits = functions.initial_carry(params, ()), 0.0
-    for token, target in zip(numbers[:-1], numbers[1:], strict=True):
+    for token, target in itertools.pairwise(numbers):
         carry, logits = functions.step(params, carry, jnp.asarray(token))
         bits -= float(jax.nn.log_softmax(logits)[target]) / math.log(2)
     assert bits_per_token(functions, params, numbers, streams=1) == pytest.approx(bits / 69, rel=1e-5)
@@ -95,7 +96,7 @@ def test_hello_learns_to_say_ello(tmp_path, cell, seed):
     state = experiment.start()
     for i in range(200):
         state = experiment.advance(state, np.float32(i / 200))
-    trained = hello.Trained(hello.build(options)[0], state.params, options)
+    trained = hello.Trained(hello.build(options, {})[0], state.params, options)
     assert trained.predict("hell") == "ello"
     assert trained.sample("", None, None, None, 0) == "hello"
     np.testing.assert_allclose(trained.probabilities("hell").sum(-1), 1, rtol=1e-5)
@@ -107,7 +108,7 @@ def test_hello_prints_its_distribution_and_draws_it(tmp_path):
     experiment, _ = hello.prepare(options)
     run = Run.create(tmp_path / "run", {"task": "hello"})
     state, result = fit(experiment, run, Budget(steps=200, report_every=50, evaluate_every=100))
-    lines = hello.Trained.of(run, options, hello.build(options)[0], state.params).report(run)
+    lines = hello.Trained(hello.build(options, {})[0], state.params, options).report(run)
     assert [line.split()[-1] for line in lines[1:6]] == list("anana")
     assert [line.split()[-2] for line in lines[1:6]] == list("anana")
     assert (tmp_path / "run/distribution.png").read_bytes().startswith(b"\x89PNG")
@@ -125,7 +126,7 @@ def test_charlm_learns_and_its_result_is_the_held_out_score(tmp_path, flags):
     assert records[0]["bits_per_char"] > 5.5 > 4.9 > result["bits_per_char"] > 2
     assert records[-1] == {"step": 60, "final": True, "bits_per_char": result["bits_per_char"]}
     assert json.loads((run.path / "result.json").read_text()) == result
-    functions, _ = charlm.build(options, len(extra["vocabulary"]))
+    functions, _ = charlm.build(options, extra)
     held_out = charlm.Texts.read(options.data).held_out
     assert bits_per_token(functions, state.params, held_out) == result["bits_per_char"]
 

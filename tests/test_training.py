@@ -218,7 +218,9 @@ def test_a_half_written_line_is_dropped_and_later_records_are_rewound(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoints(tmp_path):
-    done = run("train", "hello", "--learning-rate", "1e38", "--report-every", "1", "--checkpoint-seconds", "0", "--out", tmp_path / "r")
+    done = run(
+        "train", "hello", "--learning-rate", "1e38", "--report-every", "1", "--checkpoint-seconds", "0", "--out", tmp_path / "r"
+    )
     assert done.returncode == 2
     assert "try a smaller --learning-rate" in done.stderr
     assert done.stderr.count("\n") == 1

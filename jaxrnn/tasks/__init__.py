@@ -2,3 +2,5 @@
 
 from . import charlm as charlm
 from . import hello as hello
+from .program import load as load
+from .program import train as train

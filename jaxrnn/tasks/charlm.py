@@ -75,20 +75,21 @@ class Texts:
         return cls(vocabulary.encode(train), vocabulary.encode(held_out), vocabulary)
 
 
-def build(options: Options, vocabulary_size: int) -> tuple[Functions, Any]:
-    """The model's functions and its first parameters."""
+def build(options: Options, config: dict[str, Any]) -> tuple[Functions, Any]:
+    """The model's functions and its first parameters; ``config["vocabulary"]`` holds the characters it knows."""
     cell = CELLS[options.cell](options.hidden)
     parts: list[Any] = []
     for _ in range(options.layers):
         parts += [cell, dropout(options.dropout)] if options.dropout else [cell]
-    model = LanguageModel(vocabulary_size, stack(*parts), options.embed, rngs=nnx.Rngs(options.seed))
+    model = LanguageModel(len(config["vocabulary"]), stack(*parts), options.embed, rngs=nnx.Rngs(options.seed))
     return Functions.of(model)
 
 
 def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
     """The experiment, and what the run's config must hold besides the options."""
     texts = Texts.read(options.data)
-    functions, params = build(options, len(texts.vocabulary))
+    config = {"vocabulary": texts.vocabulary.characters}
+    functions, params = build(options, config)
     streams = Streams(texts.train, options.batch, options.window, options.seed)
     tbptt = functions.tbptt(options.window, options.horizon or options.window)
     optimiser = make_optimiser(clip=options.clip, weight_decay=options.weight_decay)
@@ -110,7 +111,7 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
         sample=sample,
         learning_rate=schedule,
     )
-    return experiment, {"vocabulary": texts.vocabulary.characters}
+    return experiment, config
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4, 5))
@@ -142,16 +143,12 @@ class Trained:
 
     functions: Functions
     params: Any
-    vocabulary: Vocabulary
+    options: Options
+    config: dict[str, Any]
 
-    @classmethod
-    def template(cls, run: Run, options: Options) -> tuple[Functions, Any]:
-        """The model's functions, and parameters of the right shapes."""
-        return build(options, len(run.config["vocabulary"]))
-
-    @classmethod
-    def of(cls, run: Run, options: Options, functions: Functions, params: Any) -> Trained:
-        return cls(functions, params, Vocabulary(run.config["vocabulary"]))
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.config["vocabulary"])
 
     def sample(self, prompt: str, length: int | None, temperature: float | None, top_k: int | None, seed: int) -> str:
         """``prompt`` and what the model writes after it: 400 characters at temperature 0.7 where nothing else is said."""

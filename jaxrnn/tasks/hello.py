@@ -47,7 +47,7 @@ class Options:
         return "".join(dict.fromkeys(self.word))
 
 
-def build(options: Options) -> tuple[Functions, Any]:
+def build(options: Options, config: dict[str, Any]) -> tuple[Functions, Any]:
     """The model's functions and its first parameters: one-hot letters, one recurrent layer, a linear readout."""
     layer = CELLS[options.cell](options.hidden)
     return Functions.of(LanguageModel(len(options.letters), layer, rngs=nnx.Rngs(options.seed)))
@@ -62,7 +62,7 @@ def numbers(options: Options, text: str) -> np.ndarray:
 
 def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
     """The experiment, and what the run's config must hold besides the options."""
-    functions, params = build(options)
+    functions, params = build(options, {})
     word = numbers(options, options.word)
     steps = len(word) - 1
     resets = np.arange(steps) == 0
@@ -93,14 +93,7 @@ class Trained:
     functions: Functions
     params: Any
     options: Options
-
-    @classmethod
-    def template(cls, run: Run, options: Options) -> tuple[Functions, Any]:
-        return build(options)
-
-    @classmethod
-    def of(cls, run: Run, options: Options, functions: Functions, params: Any) -> Trained:
-        return cls(functions, params, options)
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def probabilities(self, text: str) -> np.ndarray:
         """``(T, V)``: after each letter of ``text``, how likely each letter is to come next."""

@@ -1,0 +1,137 @@
+"""Train a task and use what was trained: what the command line calls."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import platform
+from typing import Any
+
+import jax
+
+from ..training import BadInput, Budget, Checkpoints, Run, fit
+from . import charlm, hello
+from .options import check_name
+
+TASKS: dict[str, Any] = {"hello": hello, "charlm": charlm}
+
+
+def train(
+    task: str,
+    options: dict[str, Any] | None = None,
+    budget: dict[str, Any] | None = None,
+    *,
+    out: str | os.PathLike | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    quick: bool = False,
+) -> tuple[Run, dict[str, Any], list[str]]:
+    """Train ``task`` in the run directory ``out``.
+
+    Args:
+        task: ``"hello"`` or ``"charlm"``.
+        options: fields of the task's ``Options`` that differ from its defaults.
+        budget: fields of `Budget` that differ from the task's; ``seconds`` without ``steps`` takes the place of the steps.
+        out: default ``runs/TASK``, numbered where there is one.
+        resume: go on from the newest checkpoint of ``out``, with the options that it was begun with.
+        overwrite: replace the run in ``out``.
+        quick: a small model for a few seconds.
+
+    Returns:
+        The run, its result (empty if it was interrupted), and what the task has to show, as lines of text.
+
+    Raises:
+        BadInput: for options, data or a run directory that do not fit.
+    """
+    check_name("train", task, TASKS)
+    module = TASKS[task]
+    if resume:
+        if overwrite:
+            raise BadInput("--resume and --overwrite contradict each other: go on with a run, or replace it")
+        run = Run.open(out or pathlib.Path("runs") / task, task)
+        chosen, limits = _options_of(run, module), _stored(run, Budget, "budget")
+        _check_unchanged(run, {**(options or {}), **(budget or {})}, {**vars(chosen), **vars(limits)})
+        experiment, extra = module.prepare(chosen)
+        _check_unchanged(run, extra, run.config)
+    else:
+        chosen = module.Options(**{**(module.Options.QUICK if quick else {}), **(options or {})})
+        limits = _budget(module.BUDGET, budget or {}, quick)
+        experiment, extra = module.prepare(chosen)
+        config = {"task": task, "options": dataclasses.asdict(chosen), "budget": dataclasses.asdict(limits), **extra}
+        run = Run.create(out or _fresh(pathlib.Path("runs") / task), config, overwrite=overwrite)
+    state, result = fit(experiment, run, limits, resume=resume)
+    if not result:
+        return run, {}, []
+    result |= {"device": jax.devices()[0].device_kind, "cores": os.cpu_count(), "jax": jax.__version__}
+    result["python"] = platform.python_version()
+    run.write_result(result)
+    functions, _ = module.build(chosen, run.config)
+    return run, result, module.Trained(functions, state.params, chosen, run.config).report(run)
+
+
+def load(path: str | os.PathLike) -> tuple[Any, list[str]]:
+    """The trained model of a run, from its newest readable checkpoint, and notes on damaged ones.
+
+    It has ``sample(prompt, length, temperature, top_k, seed)``, ``predict(text)`` and ``evaluate(path)``.
+
+    Raises:
+        BadInput: where there is no run, or none of its checkpoints can be read.
+    """
+    run = Run.open(path)
+    task = run.config["task"]
+    check_name(f"{path}/config.json", task, TASKS)
+    module = TASKS[task]
+    options = _options_of(run, module)
+    if not run.checkpoints.is_dir():
+        raise BadInput(f"{path} holds no checkpoint yet; jaxrnn train {task} --out {path} --resume goes on with it")
+    functions, template = module.build(options, run.config)
+    checkpoints = Checkpoints(run.checkpoints)
+    try:
+        params, notes = checkpoints.restore_part("params", template)
+    finally:
+        checkpoints.close()
+    return module.Trained(functions, params, options, run.config), notes
+
+
+def _budget(default: Budget, given: dict[str, Any], quick: bool) -> Budget:
+    """The task's budget, changed by what was given; one of steps and seconds takes the place of the other."""
+    changes = dict(given)
+    if "seconds" in given and "steps" not in given:
+        changes["steps"] = None
+    elif quick and "steps" not in given:
+        changes["steps"] = min(default.steps or 300, 300)
+    return dataclasses.replace(default, **changes)
+
+
+def _fresh(path: pathlib.Path) -> pathlib.Path:
+    """``path``, or the first of ``path-2``, ``path-3``, ... that is not there."""
+    number, candidate = 1, path
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.name}-{number}")
+    return candidate
+
+
+def _options_of(run: Run, module: Any) -> Any:
+    return _stored(run, module.Options, "options")
+
+
+def _stored(run: Run, kind: Any, name: str) -> Any:
+    """A dataclass out of a run's config; JSON knows no tuples."""
+    try:
+        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in run.config[name].items()})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BadInput(f"{run.path}/config.json is damaged: {error}") from None
+
+
+def _check_unchanged(run: Run, given: dict[str, Any], was: dict[str, Any]) -> None:
+    """What is given on resuming is what the run was begun with."""
+    for name, value in given.items():
+        if name == "vocabulary" and value != was.get(name):
+            raise BadInput(f"{run.path} was begun with another text (its characters differ): restore it, or begin a new run")
+        if value != was.get(name):
+            flag = "--" + name.replace("_", "-")
+            raise BadInput(
+                f"{run.path} was begun with {flag} {was.get(name)}, not {value}; leave {flag} out, or begin a new run"
+            )
