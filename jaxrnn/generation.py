@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from .cell import Carry, describe
+from .cell import Carry
+from .checks import describe
 
 
 class Generated(NamedTuple):

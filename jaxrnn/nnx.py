@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Inexact, Int
 
-from .cell import Carry, Cell, Layer, Params, check_cell, check_inputs
+from .cell import Carry, Cell, Layer, Params, check_cell
+from .checks import check_inputs
 from .layers import inference
 from .layers.compose import init_in, output_size
 from .unroll import mask_from_lengths, unroll

@@ -22,7 +22,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from .cell import Carry, Params, accumulator, check_positive, describe, expand, select
+from .cell import Carry, Params, accumulator, expand, select
+from .checks import check_positive, describe
 
 
 class Window(NamedTuple):

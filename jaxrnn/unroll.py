@@ -10,20 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Inexact, Int
 
-from .cell import (
-    Carry,
-    Cell,
-    Layer,
-    Params,
-    Walk,
-    check_carry,
-    check_cell,
-    check_flags,
-    check_inputs,
-    check_key,
-    expand,
-    select,
-)
+from .cell import Carry, Cell, Layer, Params, Walk, check_cell, expand, select
+from .checks import check_carry, check_flags, check_inputs, check_key
 from .engines import Scan
 
 

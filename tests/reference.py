@@ -36,17 +36,16 @@ def backpropagation(step, params, xs, carry, cotangents, mask, resets, reverse=F
     """
     steps = len(xs)
     order = list(reversed(range(steps)) if reverse else range(steps))
-    nothing = jax.tree.map(lambda a: jnp.zeros_like(a[0]) if a.ndim > 1 else a, cotangents[1])
     carry_cotangent, y_cotangents = cotangents
     ys, carries, before, x_gradients = ([None] * steps for _ in range(4))
     for t in order:
         before[t] = carry
-        (carry, ys[t]), _ = step(params, xs[t], carry, (carry_cotangent, nothing), mask[t], resets[t])
+        carry, ys[t] = step(params, xs[t], carry, (carry_cotangent, y_cotangents[t]), mask[t], resets[t]).values
         carries[t] = carry
     params_gradient = jax.tree.map(jnp.zeros_like, params)
     for count, t in reversed(list(enumerate(order))):
         now = (carry_cotangent, y_cotangents[t])
-        _, (immediate, x_gradients[t], carry_cotangent) = step(params, xs[t], before[t], now, mask[t], resets[t])
+        immediate, x_gradients[t], carry_cotangent = step(params, xs[t], before[t], now, mask[t], resets[t]).gradients
         params_gradient = jax.tree.map(jnp.add, params_gradient, immediate)
         if window is not None and count > 0 and count % window == 0:
             carry_cotangent = jax.tree.map(jnp.zeros_like, carry_cotangent)

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..cell import Carry, Cell, Params, check_positive
+from ..cell import Carry, Cell, Params
+from ..checks import check_positive
 
 
 @dataclasses.dataclass(frozen=True)

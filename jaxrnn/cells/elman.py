@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..cell import Params, check_features
+from ..cell import Params
+from ..checks import check_features
 from ..initializers import Initializer, LecunNormal, Orthogonal, Zeros
 from .arithmetic import along, dense, recur
 from .base import BuiltinCell

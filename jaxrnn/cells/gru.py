@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..cell import Carry, Params, accumulator, check_features
+from ..cell import Carry, Params, accumulator
+from ..checks import check_features
 from ..initializers import Chrono, Initializer, LecunNormal, Orthogonal, Zeros, gate_biases, gate_blocks
 from .arithmetic import along, dense, layer_norm, recur
 from .base import BuiltinCell

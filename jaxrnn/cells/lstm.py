@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..cell import Params, accumulator, check_features, check_positive
+from ..cell import Params, accumulator
+from ..checks import check_features, check_positive
 from ..initializers import Chrono, Initializer, LecunNormal, Orthogonal, Zeros, gate_biases, gate_blocks
 from .arithmetic import along, dense, layer_norm, recur
 from .base import BuiltinCell

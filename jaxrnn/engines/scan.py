@@ -8,7 +8,8 @@ from typing import Any
 import jax
 from jaxtyping import Array, Bool
 
-from ..cell import Carry, Cell, Params, check_positive, select
+from ..cell import Carry, Cell, Params, select
+from ..checks import check_positive
 
 
 @dataclasses.dataclass(frozen=True)

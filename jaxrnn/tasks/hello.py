@@ -21,7 +21,7 @@ from .language_model import Functions, LanguageModel
 from .options import CELLS, cell_field, check_options, option
 
 METRIC, LABEL = "loss", "cross-entropy (nats per letter)"
-BUDGET = Budget(steps=300, report_every=50, evaluate_every=100)
+BUDGET = Budget(steps=200, report_every=10, evaluate_every=100)
 
 
 @dataclasses.dataclass(frozen=True)
