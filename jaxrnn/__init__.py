@@ -9,6 +9,8 @@ from .cells import LSTM as LSTM
 from .cells import Elman as Elman
 from .cells import LSTMState as LSTMState
 from .engines import Scan as Scan
+from .generation import Generated as Generated
+from .generation import generate as generate
 from .layers import BidirectionalCarry as BidirectionalCarry
 from .layers import bidirectional as bidirectional
 from .layers import dropout as dropout

@@ -162,8 +162,11 @@ def _sample(arguments: argparse.Namespace) -> None:
 
 def _predict(arguments: argparse.Namespace) -> None:
     trained = _load(arguments.run)
-    for text in arguments.inputs or (line.rstrip("\n") for line in sys.stdin):
-        print(trained.predict(text), flush=True)
+    try:
+        for text in arguments.inputs or (line.rstrip("\n") for line in sys.stdin):
+            print(trained.predict(text), flush=True)
+    except UnicodeDecodeError as error:
+        raise BadInput(f"standard input is not UTF-8: {error}") from None
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

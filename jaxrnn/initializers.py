@@ -84,7 +84,10 @@ class Identity:
 
 @dataclasses.dataclass(frozen=True)
 class TorchUniform:
-    """U(-1/sqrt(H), 1/sqrt(H)) for every kernel and bias, as torch.nn.RNN, LSTM and GRU draw them."""
+    """U(-1/sqrt(H), 1/sqrt(H)) for every kernel and bias, as torch.nn.RNN, LSTM and GRU draw them.
+
+    torch adds nothing to the forget gate: ``LSTM(H, forget_bias=0.0, input_init=u, recurrent_init=u, bias_init=u)``.
+    """
 
     hidden_size: int
 

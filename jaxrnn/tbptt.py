@@ -178,6 +178,17 @@ class TBPTT:
         counts = window.mask & expand(newest, window.mask)
         return jnp.where(counts, losses, 0).sum(), carries
 
+    def _check_mask_is_read(self, params: Params, state: TBPTTState, sequence: Window) -> None:
+        """The steps before a sequence begins are told apart by the mask alone, so losses that ignore it would be wrong."""
+        window = sequence._replace(key=jax.random.key(0))
+        jaxpr = jax.make_jaxpr(lambda mask: self.losses(params, state.carry, window._replace(mask=mask)))(window.mask)
+        (mask,) = jaxpr.jaxpr.invars
+        if not any(mask is v for equation in jaxpr.jaxpr.eqns for v in equation.invars):
+            raise ValueError(
+                "TBPTT: with k2 > k1 the losses must hand window.mask on, unroll(..., mask=window.mask): it marks the steps "
+                "before the sequence begins, over which the carry must hold"
+            )
+
     def _walk(self, params_of, fold, total, sequence: Window, state: TBPTTState, key: Array | None):
         """Window after window: ``total = fold(total, loss, gradient)``, in one scan with one shape."""
         k1, k2, steps, batch = self.k1, self.k2, _steps(sequence), state.fresh.shape
@@ -185,6 +196,8 @@ class TBPTT:
         if count == 0:
             return total, state
         sequence = _filled(sequence, steps, batch)
+        if k2 > k1:
+            self._check_mask_is_read(params_of(total), state, sequence)
         padded = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), state.history, sequence)  # row k2 - k1 is step 0
         if steps < k1:  # shorter than one window: masked steps at its end make the shape, and nothing else
             padded = jax.tree.map(lambda a: jnp.pad(a, [(0, k1 - steps)] + [(0, 0)] * (a.ndim - 1)), padded)

@@ -37,26 +37,27 @@ def backpropagation(step, params, xs, carry, cotangents, mask, resets, reverse=F
     steps = len(xs)
     order = list(reversed(range(steps)) if reverse else range(steps))
     carry_cotangent, y_cotangents = cotangents
+    xs, y_cotangents, mask, resets = map(np.asarray, (xs, y_cotangents, mask, resets))
     ys, carries, before, x_gradients = ([None] * steps for _ in range(4))
     for t in order:
         before[t] = carry
         carry, ys[t] = step(params, xs[t], carry, (carry_cotangent, y_cotangents[t]), mask[t], resets[t]).values
         carries[t] = carry
-    params_gradient = jax.tree.map(jnp.zeros_like, params)
+    params_gradient = jax.tree.map(np.zeros_like, params)
     for count, t in reversed(list(enumerate(order))):
         now = (carry_cotangent, y_cotangents[t])
         immediate, x_gradients[t], carry_cotangent = step(params, xs[t], before[t], now, mask[t], resets[t]).gradients
-        params_gradient = jax.tree.map(jnp.add, params_gradient, immediate)
+        params_gradient = jax.tree.map(np.add, params_gradient, immediate)
         if window is not None and count > 0 and count % window == 0:
-            carry_cotangent = jax.tree.map(jnp.zeros_like, carry_cotangent)
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *carries)
-    return (carry, jnp.stack(ys)), (params_gradient, jnp.stack(x_gradients), carry_cotangent), stacked
+            carry_cotangent = jax.tree.map(np.zeros_like, carry_cotangent)
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *carries)
+    return (carry, np.stack(ys)), (params_gradient, np.stack(x_gradients), carry_cotangent), stacked
 
 
 def ends_seen_backwards(resets, reverse):
     """A sequence that starts before step t ends at the step before: that is where the other direction is reset."""
-    never = jnp.zeros_like(resets[:1])
-    return jnp.concatenate([never, resets[:-1]] if reverse else [resets[1:], never])
+    never = np.zeros_like(resets[:1])
+    return np.concatenate([never, resets[:-1]] if reverse else [resets[1:], never])
 
 
 def choose(flags, yes, no):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import pytest
 
@@ -18,7 +19,19 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         assert main(["train", "hello", "--out", str(folder / "hello"), "--steps", "150"]) == 0
-        words = ["train", "charlm", "--quick", "--steps", "80", "--report-every", "20", "--evaluate-every", "40"]
+        words = [
+            "train",
+            "charlm",
+            "--quick",
+            "--steps",
+            "80",
+            "--report-every",
+            "20",
+            "--evaluate-every",
+            "40",
+            "--checkpoint-seconds",
+            "0",
+        ]
         assert main([*words, "--out", str(folder / "charlm")]) == 0
     return folder
 
@@ -67,7 +80,28 @@ def test_a_finished_run_is_resumed_to_the_same_result(runs, capsys):
     assert {name: (runs / "charlm" / name).read_bytes() for name in before} == before
 
 
+def test_a_damaged_checkpoint_is_passed_over_and_resuming_says_so(runs, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(runs / "charlm", folder)
+    words = ["train", "charlm", "--out", str(folder), "--resume"]
+    steps = sorted(int(p.name) for p in (folder / "checkpoints").iterdir())
+    assert len(steps) >= 2
+    for file in (folder / f"checkpoints/{steps[-1]}").rglob("*"):
+        if file.is_file() and "/d/" in str(file):
+            file.write_bytes(file.read_bytes()[::-1])
+    note = f"checkpoint {steps[-1]} is damaged, so the one before it is used"
+    assert main(["sample", str(folder), "--length", "5"]) == 0
+    assert note in capsys.readouterr().err
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert note in out
+    assert f"resumed at step {steps[-2]}" in out
+    for name in ("metrics.jsonl", "config.json"):
+        assert (folder / name).read_bytes() == (runs / "charlm" / name).read_bytes()
+
+
 MISTAKES = {
+    "evaluate never": (["train", "charlm", "--report-every", "70"], "--evaluate-every must be a multiple of --report-every"),
     "unknown task": (["train", "charml"], "there is no 'charml'; did you mean charlm?"),
     "unknown cell": (["train", "charlm", "--cell", "lstn"], "there is no 'lstn'; did you mean lstm?"),
     "unknown flag": (["train", "charlm", "--hiden", "3"], "unrecognized arguments: --hiden"),

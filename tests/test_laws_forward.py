@@ -167,10 +167,10 @@ def test_reverse_is_forward_on_the_flipped_sequence(name, x64):
 def test_bidirectional_is_forward_beside_flipped_backward_for_every_length(merge, x64):
     forward, backward = jaxrnn.LSTM(4), jaxrnn.GRU(4)
     layer = jaxrnn.bidirectional(forward, backward, merge=merge)
-    inputs, lengths = draw(layer, 0), jnp.array([5, 3, 0])
-    mask = jaxrnn.mask_from_lengths(lengths, T)
+    inputs, lengths = draw(layer, 0), [5, 3, 0]
+    mask = np.arange(T)[:, None] < np.array([lengths])
     last, ys = compiled(lambda p, x, m: jaxrnn.unroll(layer, p, x, mask=m))(inputs.params, inputs.xs, mask)
-    for b, length in enumerate([5, 3, 0]):
+    for b, length in enumerate(lengths):
         xs = inputs.xs[:length, b]
         forward_last, forward_ys = jaxrnn.unroll(forward, inputs.params["forward"], xs)
         backward_last, backward_ys = jaxrnn.unroll(backward, inputs.params["backward"], xs[::-1])

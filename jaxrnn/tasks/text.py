@@ -79,7 +79,7 @@ class Vocabulary:
 
     def encode(self, text: str) -> np.ndarray:
         """``(N,)`` int32."""
-        codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+        codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
         table = np.zeros(max(int(codes.max(initial=0)), max(map(ord, self.characters))) + 1, np.int32)
         table[[ord(c) for c in self.characters[1:]]] = np.arange(1, len(self.characters))
         return table[codes]

@@ -63,6 +63,11 @@ class Budget:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise BadInput(f"--{name.replace('_', '-')} must be more than 0, but it is {value}")
+        if self.evaluate_every % self.report_every:
+            raise BadInput(
+                f"--evaluate-every must be a multiple of --report-every, but {self.evaluate_every} is not one of "
+                f"{self.report_every}"
+            )
         if self.checkpoint_seconds < 0:
             raise BadInput(f"--checkpoint-seconds must not be negative, but it is {self.checkpoint_seconds}")
 
@@ -178,7 +183,9 @@ class _Loop:
         self.saved_at, self.saved_time = self.step, time.monotonic()
 
     def finish(self, interrupted: bool) -> dict[str, Any]:
-        """Save; and unless the run was interrupted, evaluate and write the result."""
+        """Save; and unless the run was interrupted, report what is left, evaluate and write the result."""
+        if not interrupted and float(self.state.tokens):
+            self.record()
         self.save()
         if interrupted:
             self.report.line(f"stopped at step {self.step}, saved: continue with --resume --out {self.run.path}")
