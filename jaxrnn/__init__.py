@@ -8,6 +8,7 @@ from .cells import GRU as GRU
 from .cells import LSTM as LSTM
 from .cells import Elman as Elman
 from .cells import LSTMState as LSTMState
+from .engines import Checkpoint as Checkpoint
 from .engines import Scan as Scan
 from .generation import Generated as Generated
 from .generation import generate as generate

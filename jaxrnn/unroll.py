@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Inexact, Int
 from .cell import Carry, Cell, Layer, Params, Walk, check_cell, expand, select
 from .checks import check_carry, check_flags, check_inputs, check_key
 from .engines import Scan
+from .engines.windows import walk_in_windows
 
 
 def unroll(
@@ -162,23 +163,9 @@ def _walk_windows(engine: Any, cell: Cell, params: Params, carry: Carry, xs: Any
     parts = (xs, how.mask, how.resets)
     if window is None or window >= steps:
         return engine.walk(cell, params, carry, *parts, how.reverse)
-    count, rest = divmod(steps, window)
-    # In the order of walking the ragged window comes last: at the front of time when time is walked backwards.
-    cut = rest if how.reverse else count * window
-    head, tail = (jax.tree.map(operator, parts) for operator in (lambda a: a[:cut], lambda a: a[cut:]))
-    whole, ragged = (tail, head) if how.reverse else (head, tail)
 
-    def one(carry, now):
-        first, part = now
-        carry = select(jnp.broadcast_to(first, ()), carry, jax.lax.stop_gradient(carry))
+    def one(carry, part, first):
+        carry = select(first, carry, jax.lax.stop_gradient(carry))
         return engine.walk(cell, params, carry, *part, how.reverse)
 
-    firsts = jnp.arange(count) == (count - 1 if how.reverse else 0)
-    windows = jax.tree.map(lambda a: a.reshape(count, window, *a.shape[1:]), whole)
-    carry, carries = jax.lax.scan(one, carry, (firsts, windows), reverse=how.reverse)
-    carries = jax.tree.map(lambda a: a.reshape(count * window, *a.shape[2:]), carries)
-    if rest:
-        carry, more = engine.walk(cell, params, jax.lax.stop_gradient(carry), *ragged, how.reverse)
-        ordered = (more, carries) if how.reverse else (carries, more)
-        carries = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *ordered)
-    return carry, carries
+    return walk_in_windows(one, carry, parts, window, how.reverse)

@@ -1,9 +1,31 @@
 """The slow twins: time as a Python loop, gradients as explicit sums over lags, and one step of each cell in plain numpy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
+
+
+@functools.cache
+def quick_compile():
+    """XLA's options for compiling fast: these programs run a few times each. None where they are not known."""
+    options = {
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+        "xla_cpu_use_fusion_emitters": False,
+    }
+    try:
+        jax.jit(lambda x: x + 1, compiler_options=options)(1.0)
+    except Exception:  # another version of XLA
+        return None
+    return options if jax.default_backend() == "cpu" else None
+
+
+def compiled(function):
+    """``jax.jit``, compiling fast."""
+    return jax.jit(function, compiler_options=quick_compile())
 
 
 def python_loop(cell, params, xs, carry, mask=None, resets=None, reverse=False):
@@ -90,14 +112,14 @@ class Lags:
             new, y = cell(params, carry, x)
             return ravel_pytree(choose(keep, new, carry))[0], jnp.where(keep, loss(y, target), 0)
 
-        both = jax.jit(lambda *now: (step(*now), jax.jacrev(step, (0, 1))(*now)))
-        initial = jax.jacrev(lambda theta: ravel_pytree(cell.initial_carry(to_params(theta)))[0])(theta)
+        initial = compiled(jax.jacrev(lambda theta: ravel_pytree(cell.initial_carry(to_params(theta)))[0]))
+        both = compiled(lambda *now: (step(*now), jax.jacrev(step, (0, 1))(*now)))
         self.to_params, self.steps, self.loss, self.parts = to_params, steps, 0.0, {}
-        immediate, jacobians = {0: initial}, {}
-        flat = start
+        flat, immediate, jacobians = start, {0: np.asarray(initial(theta))}, {}
         for t in range(1, steps + 1):
-            now = [a[t - 1] for a in (xs, targets, mask, resets)]
-            (new, loss_t), ((immediate[t], jacobians[t]), (self.parts[t, 0], row)) = both(theta, flat, *now)
+            now = [np.asarray(a)[t - 1] for a in (xs, targets, mask, resets)]
+            (new, loss_t), derivatives = both(theta, flat, *now)
+            (immediate[t], jacobians[t]), (self.parts[t, 0], row) = jax.tree.map(np.asarray, derivatives)
             for k in range(1, t + 1):
                 self.parts[t, k] = row @ immediate[t - k]
                 row = row @ jacobians[t - k] if k < t else row
@@ -110,9 +132,8 @@ class Lags:
         for end in [*range(k1, self.steps, k1), self.steps]:
             begin = max(0, min(oldest, end - k2))
             for t in range(oldest + 1, end + 1):
-                total = total + sum(
-                    part for (u, k), part in self.parts.items() if u == t and (u - k > begin or u == k == t - begin)
-                )
+                lags = range(t + 1) if begin == 0 else range(t - begin)
+                total = total + sum(self.parts[t, k] for k in lags)
             oldest = end
         return self.to_params(total)
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from reference import backpropagation, ends_seen_backwards, one_step
+from reference import backpropagation, compiled, ends_seen_backwards, one_step
 
 import jaxrnn
 from jaxrnn import GRU, LSTM, Elman, initializers
@@ -112,26 +112,6 @@ def draw(layer, seed, steps=T, batch=(B,)):
     shapes = jax.eval_shape(lambda *a: jaxrnn.unroll(layer, *a), params, xs, carry)
     mask, resets = (jnp.asarray(random.random((steps, *batch)) < share) for share in (0.6, 0.3))
     return Inputs(params, xs, carry, normal(random, shapes), mask, resets)
-
-
-@functools.cache
-def quick_compile():
-    """XLA's options for compiling fast: these programs run a few times each. None where they are not known."""
-    options = {
-        "xla_backend_optimization_level": 0,
-        "xla_llvm_disable_expensive_passes": True,
-        "xla_cpu_use_fusion_emitters": False,
-    }
-    try:
-        jax.jit(lambda x: x + 1, compiler_options=options)(1.0)
-    except Exception:  # another version of XLA
-        return None
-    return options if jax.default_backend() == "cpu" else None
-
-
-def compiled(function):
-    """``jax.jit``, compiling fast."""
-    return jax.jit(function, compiler_options=quick_compile())
 
 
 def outcome(function, params, xs, carry, cotangents, *rest):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference import python_loop
+from reference import compiled, python_loop
 from subjects import (
     ALWAYS,
     CAUSAL,
@@ -19,7 +19,6 @@ from subjects import (
     T,
     assert_same,
     assert_same_outcome,
-    compiled,
     compiled_outcome,
     draw,
     looped,

@@ -1,3 +1,4 @@
 """One way each to walk a recurrence through time: a file an engine, one method with one signature."""
 
+from .checkpoint import Checkpoint as Checkpoint
 from .scan import Scan as Scan

@@ -109,6 +109,7 @@ class _Loop:
         self.step, self.earlier, self.saved_at = 0, 0.0, -1
         self.began = self.saved_time = self.marked = time.monotonic()
         self.tokens_seen, self.busy = 0.0, 0.0
+        self.untimed: float | None = None
 
     def begin(self, resume: bool) -> None:
         if resume and self.checkpoints.steps():
@@ -133,6 +134,8 @@ class _Loop:
         self.state = self.experiment.advance(self.state, np.float32(self.share()))
         self.step += 1
         jax.block_until_ready(self.state.loss)  # or hundreds of steps would queue up past the clock and past Ctrl-C
+        if self.untimed is None:  # the first step compiled: neither its time nor its tokens say how fast the run is
+            self.untimed, self.marked = float(self.state.tokens), time.monotonic()
         if self.step % self.budget.report_every == 0:
             self.record()
             if self.step % self.budget.evaluate_every == 0:
@@ -149,14 +152,14 @@ class _Loop:
                 f"the loss is {loss} at step {self.step}: nothing was saved after step {max(self.saved_at, 0)}; "
                 "try a smaller --learning-rate"
             )
-        seconds = time.monotonic() - self.marked
-        self.tokens_seen, self.busy = self.tokens_seen + tokens, self.busy + seconds
+        seconds, timed = time.monotonic() - self.marked, tokens - (self.untimed or 0.0)
+        self.tokens_seen, self.busy, self.untimed = self.tokens_seen + timed, self.busy + seconds, 0.0
         metrics = self.experiment.describe(loss / max(tokens, 1.0))
         rate = float(self.experiment.learning_rate(np.float32(self.share())))
         if self.budget.seconds is None:
             metrics |= {"learning_rate": rate}
         self.run.append("metrics.jsonl", {"step": self.step, **metrics})
-        speed = tokens / seconds
+        speed = timed / max(seconds, 1e-9)
         self.run.append("timing.jsonl", {"step": self.step, "seconds": self.elapsed(), "tokens_per_second": speed})
         words = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         of = f"/{self.budget.steps}" if self.budget.steps else ""

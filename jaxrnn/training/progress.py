@@ -15,7 +15,7 @@ class Report:
 
     def __init__(self, progress: Progress | None = None):
         self.progress = progress
-        self.task = progress.add_task("", total=1.0) if progress else None
+        self.task = progress.add_task("compiling", total=1.0) if progress else None
 
     def line(self, text: str) -> None:
         if self.progress:

@@ -1,0 +1,54 @@
+"""Sequential time in little memory: segments whose insides are computed again on the way back."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+from jaxtyping import Array, Bool
+
+from ..cell import Carry, Cell, Params
+from ..checks import check_positive
+from .scan import Scan
+from .windows import walk_in_windows
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """Walk time in segments, keeping only the carries at their ends for the backward pass (Gruslys et al. 2016,
+    arXiv:1606.03401, with one level).
+
+    What happens inside a segment is computed again when its gradient is wanted: one more forward pass, for memory that grows
+    with ``T / segment + segment`` steps instead of T. Values are those of `Scan`, gradients equal to rounding.
+
+    Args:
+        segment: steps in a segment; default ``ceil(sqrt(T))``, which makes that sum least. One longer than T is all of T.
+    """
+
+    segment: int | None = None
+
+    def __post_init__(self):
+        if self.segment is not None:
+            check_positive(self, segment=self.segment)
+
+    def walk(
+        self,
+        cell: Cell,
+        params: Params,
+        carry: Carry,
+        xs: Any,
+        mask: Bool[Array, "T *B"] | None = None,
+        resets: Bool[Array, "T *B"] | None = None,
+        reverse: bool = False,
+    ) -> tuple[Carry, Carry]:
+        """As `Scan.walk`."""
+        steps = jax.tree.leaves(xs)[0].shape[0]
+        segment = min(self.segment or math.isqrt(max(steps - 1, 0)) + 1, max(steps, 1))
+
+        def walk_one(carry, part, first):
+            inputs, keep, reset = part
+            return Scan().walk(cell, params, carry, inputs, keep, reset, reverse)
+
+        return walk_in_windows(jax.checkpoint(walk_one, prevent_cse=False), carry, (xs, mask, resets), segment, reverse)
