@@ -115,7 +115,7 @@ class Layer:
         """The carry before the first step."""
         raise NotImplementedError
 
-    def unroll(self, params: Params, carry: Carry, xs: Array, walk: Walk) -> tuple[Carry, Array, Carry]:
+    def unroll(self, params: Params, carry: Carry, xs: Array, how: Walk) -> tuple[Carry, Array, Carry]:
         """Walk ``xs (T, *B, D)``; return the last carry, the outputs ``(T, *B, D')`` and the carries after every step."""
         raise NotImplementedError
 

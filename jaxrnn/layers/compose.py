@@ -85,10 +85,10 @@ class Stack(Layer):
     def initial_carry(self, params: Params, batch_shape: tuple[int, ...] = (), dtype: Any = None) -> tuple[Carry, ...]:
         return tuple(layer.initial_carry(params[f"layer_{i}"], batch_shape, dtype) for i, layer in enumerate(self.layers))
 
-    def unroll(self, params: Params, carry: tuple[Carry, ...], xs: Array, walk_: Walk) -> tuple[Carry, Array, Carry]:
+    def unroll(self, params: Params, carry: tuple[Carry, ...], xs: Array, how: Walk) -> tuple[Carry, Array, Carry]:
         last, all_carries = [], []
         for i, layer in enumerate(self.layers):
-            end, xs, carries = walk(layer, params[f"layer_{i}"], carry[i], xs, for_part(walk_, layer, i))
+            end, xs, carries = walk(layer, params[f"layer_{i}"], carry[i], xs, for_part(how, layer, i))
             last.append(end)
             all_carries.append(carries)
         return tuple(last), xs, tuple(all_carries)
@@ -135,14 +135,14 @@ class Bidirectional(Layer):
             self.backward.initial_carry(params["backward"], batch_shape, dtype),
         )
 
-    def unroll(self, params: Params, carry: BidirectionalCarry, xs: Array, walk_: Walk) -> tuple[Carry, Array, Carry]:
-        other = for_part(walk_, self.backward, 1).replace(reverse=not walk_.reverse)
-        if walk_.resets is not None:
+    def unroll(self, params: Params, carry: BidirectionalCarry, xs: Array, how: Walk) -> tuple[Carry, Array, Carry]:
+        other = for_part(how, self.backward, 1).replace(reverse=not how.reverse)
+        if how.resets is not None:
             # A reset before step t in one direction is, in the other, a reset before the step on the far side of that edge.
-            shifted = jnp.roll(walk_.resets, 1 if walk_.reverse else -1, axis=0)
-            edge = jnp.arange(shifted.shape[0]) == (0 if walk_.reverse else shifted.shape[0] - 1)
+            shifted = jnp.roll(how.resets, 1 if how.reverse else -1, axis=0)
+            edge = jnp.arange(shifted.shape[0]) == (0 if how.reverse else shifted.shape[0] - 1)
             other = other.replace(resets=shifted & ~edge.reshape(-1, *[1] * (shifted.ndim - 1)))
-        f_last, f_ys, f_all = walk(self.forward, params["forward"], carry.forward, xs, for_part(walk_, self.forward, 0))
+        f_last, f_ys, f_all = walk(self.forward, params["forward"], carry.forward, xs, for_part(how, self.forward, 0))
         b_last, b_ys, b_all = walk(self.backward, params["backward"], carry.backward, xs, other)
         ys = f_ys + b_ys if self.merge == "sum" else jnp.concatenate([f_ys, b_ys], axis=-1)
         return BidirectionalCarry(f_last, b_last), ys, BidirectionalCarry(f_all, b_all)
@@ -175,8 +175,8 @@ class Residual(Layer):
     def initial_carry(self, params: Params, batch_shape: tuple[int, ...] = (), dtype: Any = None) -> Carry:
         return self.layer.initial_carry(params, batch_shape, dtype)
 
-    def unroll(self, params: Params, carry: Carry, xs: Array, walk_: Walk) -> tuple[Carry, Array, Carry]:
-        last, ys, carries = walk(self.layer, params, carry, xs, walk_)
+    def unroll(self, params: Params, carry: Carry, xs: Array, how: Walk) -> tuple[Carry, Array, Carry]:
+        last, ys, carries = walk(self.layer, params, carry, xs, how)
         return last, xs + ys, carries
 
 

@@ -116,11 +116,11 @@ class Dropout(Noise):
     def initial_carry(self, params: Params, batch_shape: tuple[int, ...] = (), dtype: Any = None) -> tuple[()]:
         return ()
 
-    def unroll(self, params: Params, carry: tuple[()], xs: Float[Array, "T *B D"], walk_: Walk):
+    def unroll(self, params: Params, carry: tuple[()], xs: Float[Array, "T *B D"], how: Walk):
         if not self.drawing:
             return (), xs, ()
         shape = xs.shape[1:] if self.same_every_step else xs.shape
-        return (), _drop(walk_.key, self.rate, xs, shape), ()
+        return (), _drop(how.key, self.rate, xs, shape), ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,12 +143,12 @@ class RecurrentDropout(CellNoise):
     rate: float
     drawing: bool = True
 
-    def unroll(self, params: Params, carry: Carry, xs: Float[Array, "T *B D"], walk_: Walk):
+    def unroll(self, params: Params, carry: Carry, xs: Float[Array, "T *B D"], how: Walk):
         if not self.drawing:
-            return walk(self.cell, params, carry, xs, walk_)
+            return walk(self.cell, params, carry, xs, how)
         h = carry.h if hasattr(carry, "h") else carry
-        scale = _drop(walk_.key, self.rate, jnp.ones_like(h), h.shape)
-        return walk(_MaskedRecurrence(self.cell), (params, scale), carry, xs, walk_.replace(key=None))
+        scale = _drop(how.key, self.rate, jnp.ones_like(h), h.shape)
+        return walk(_MaskedRecurrence(self.cell), (params, scale), carry, xs, how.replace(key=None))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +158,7 @@ class Zoneout(CellNoise):
     rates: tuple[float, ...]
     drawing: bool = True
 
-    def unroll(self, params: Params, carry: Carry, xs: Float[Array, "T *B D"], walk_: Walk):
+    def unroll(self, params: Params, carry: Carry, xs: Float[Array, "T *B D"], how: Walk):
         leaves = jax.tree.leaves(carry)
         if len(self.rates) not in (1, len(leaves)):
             raise ValueError(
@@ -167,11 +167,11 @@ class Zoneout(CellNoise):
             )
         rates = self.rates * len(leaves) if len(self.rates) == 1 else self.rates
         if not self.drawing:
-            return walk(_Averaged(self.cell, rates), params, carry, xs, walk_)
-        keys = jax.random.split(walk_.key, len(leaves))
+            return walk(_Averaged(self.cell, rates), params, carry, xs, how)
+        keys = jax.random.split(how.key, len(leaves))
         draws = [jax.random.bernoulli(k, r, (xs.shape[0], *a.shape)) for k, r, a in zip(keys, rates, leaves, strict=True)]
         keep = jax.tree.unflatten(jax.tree.structure(carry), draws)
-        return walk(_ZonedOut(self.cell), params, carry, (xs, keep), walk_.replace(key=None))
+        return walk(_ZonedOut(self.cell), params, carry, (xs, keep), how.replace(key=None))
 
 
 def _drop(key: Array, rate: float, xs: Array, shape: tuple[int, ...]) -> Array:
