@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from jaxrnn import training
 from jaxrnn.cli import main
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
@@ -152,3 +153,14 @@ def test_a_mistake_is_one_line_and_status_2(runs, tmp_path, capsys, name):
     assert message in err
     assert err.count("\n") == 1
     assert sorted(p for p in runs.rglob("*") if p.is_file()) == before
+
+
+def test_a_run_is_recorded_for_the_readme(runs, tmp_path, monkeypatch):
+    from benchmarks import record
+
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    record.record(training.Run.open(runs / "charlm"), "quick")
+    kept = json.loads((tmp_path / "quick.json").read_text())
+    assert kept["result"] == json.loads((runs / "charlm/result.json").read_text())
+    assert [r["step"] for r in kept["held_out"]] == [40, 80]
+    assert (tmp_path / "quick.png").exists()

@@ -16,6 +16,7 @@ from subjects import (
     PLAIN,
     SUBJECTS,
     B,
+    D,
     T,
     assert_same,
     assert_same_outcome,
@@ -87,21 +88,50 @@ def test_the_carry_may_be_left_out(name, x64):
     assert_same(left_out(inputs.params, inputs.xs, inputs.mask, inputs.resets), expected)
 
 
+@pytest.mark.parametrize("engine", [jaxrnn.Scan(hoist=False), jaxrnn.Checkpoint()], ids=str)
 @pytest.mark.parametrize("name", PLAIN)
-def test_inputs_may_be_projected_inside_the_loop(name, x64):
-    check_engine(name, jaxrnn.Scan(hoist=False))
+def test_engine(name, engine, x64):
+    check_engine(name, engine)
 
 
-@pytest.mark.parametrize("steps", [2, 8])
+ENGINES = [jaxrnn.Scan(unroll=2), jaxrnn.Scan(unroll=8), jaxrnn.Checkpoint(2), jaxrnn.Checkpoint(99)]
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=str)
 @pytest.mark.parametrize("name", FEW)
-def test_several_steps_per_iteration(name, steps, x64):
-    check_engine(name, jaxrnn.Scan(unroll=steps))
+def test_options_of_engines(name, engine, x64):
+    check_engine(name, engine)
 
 
 def check_engine(name, engine):
     layer, inputs = SUBJECTS[name], draw(name, 0)
     walk = compiled_outcome(lambda p, x, s, m, r: jaxrnn.unroll(layer, p, x, s, mask=m, resets=r, engine=engine))
     assert_same_outcome(walk(*inputs), unrolled(name)(*inputs))
+
+
+@pytest.mark.parametrize("steps", [0, 4])
+@pytest.mark.parametrize("how", [{"reverse": True}, {"window": 2}, {"window": 3, "reverse": True}], ids=str)
+def test_checkpoints_backwards_and_in_windows(how, steps, x64):
+    layer = SUBJECTS["lstm_all_learned"]
+    inputs = draw(layer, 0, steps=steps)
+    walk = jaxrnn.truncated_unroll if "window" in how else jaxrnn.unroll
+    run = [
+        compiled_outcome(lambda p, x, s, m, r, e=engine: walk(layer, p, x, s, mask=m, resets=r, engine=e, **how))
+        for engine in (jaxrnn.Checkpoint(2), jaxrnn.Scan())
+    ]
+    assert_same_outcome(run[0](*inputs), run[1](*inputs))
+
+
+def test_checkpoints_save_memory():
+    cell, steps = jaxrnn.LSTM(16), 1024
+    params = jax.eval_shape(lambda key: cell.init(key, D), jax.random.key(0))
+    xs = jax.ShapeDtypeStruct((steps, D), jnp.float32)
+
+    def bytes_for(engine):
+        loss = lambda p, x: jaxrnn.unroll(cell, p, x, engine=engine)[0].h.sum()  # noqa: E731
+        return jax.jit(jax.grad(loss)).lower(params, xs).compile().memory_analysis().temp_size_in_bytes
+
+    assert bytes_for(jaxrnn.Checkpoint()) < bytes_for(jaxrnn.Scan()) / 2
 
 
 @pytest.mark.parametrize("name", PLAIN)

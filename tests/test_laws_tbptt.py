@@ -124,6 +124,18 @@ def test_an_all_masked_batch_has_no_loss_and_finite_gradients(x64):
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(gradient))
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=str)
+def test_gradients_have_the_dtypes_of_their_parameters(dtype):
+    cell = jaxrnn.LSTM(4, learned_initial_carry=True)
+    params = cell.init(jax.random.key(0), D, dtype=dtype)
+    window = Window(jnp.ones((T, D), dtype), jnp.ones((T, 4), dtype))
+    tbptt = tbptt_of(cell, 2, 3)
+    loss, gradient, state = compiled(lambda p: tbptt.gradients(p, window, tbptt.start(p, window)))(params)
+    assert loss.dtype == jnp.float32
+    assert jax.tree.map(lambda a: a.dtype, gradient) == jax.tree.map(lambda a: a.dtype, params)
+    assert state.carry.c.dtype == jnp.float32
+
+
 # -- horizons --------------------------------------------------------------------------------------------------------
 
 

@@ -137,3 +137,10 @@ def test_a_second_file_is_the_held_out_text(tmp_path):
     texts = charlm.Texts.read((str(tmp_path / "a.txt"), str(tmp_path / "b.txt")))
     assert len(texts.train) == 2000
     assert texts.vocabulary.decode(texts.held_out) == f"dcba{text.UNKNOWN}"
+
+
+@pytest.mark.slow
+def test_charlm_with_its_defaults_reads_the_help_topics_below_1_6_bits(tmp_path):
+    experiment, extra = charlm.prepare(charlm.Options())
+    _, result = fit(experiment, Run.create(tmp_path / "run", {"task": "charlm", **extra}), charlm.BUDGET)
+    assert result["bits_per_char"] < 1.60  # unigram 4.58, bigram 3.23, 5-gram 1.63, xz 1.63

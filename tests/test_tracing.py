@@ -87,6 +87,15 @@ def test_wrapped_in_layers_and_with_options_too():
     assert counts[1:] == [0, 0]
 
 
+@pytest.mark.xfail(strict=True, reason="Layer.__call__ scans one step anew, and compiles it anew, at every eager call")
+def test_a_streaming_step_of_a_layer_compiles_once():
+    layer, params = jaxrnn.stack(Counting(4, "streaming")), {"layer_0": params_of("streaming")}
+    carry = layer.initial_carry(params)
+    counts = [traces(lambda: layer(params, carry, XS[0, 0])) for _ in range(3)]
+    assert counts[0] > 0
+    assert counts[1:] == [0, 0]
+
+
 @pytest.mark.parametrize(("k1", "k2"), [(2, 2), (2, 5)])
 def test_tbptt_traces_one_window_however_many_there_are(k1, k2):
     label = f"tbptt {k1} {k2}"
