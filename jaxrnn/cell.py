@@ -15,13 +15,14 @@ A cell is a frozen, hashable dataclass that holds static configuration only, wit
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact, Shaped
 
-from .checks import check_key, describe
+from .checks import check_inputs, check_key, describe
 
 Params = Any  # a pytree of arrays: a dict with words for keys
 Carry = Any  # a pytree of arrays (*B, ...): an array, or a NamedTuple when it has several parts
@@ -40,6 +41,9 @@ class Cell:
     def init(self, key: Array, input_size: int) -> Params:
         """Draw parameters for inputs of ``input_size`` features: a dict of arrays, words for keys."""
         raise NotImplementedError(f"{type(self).__name__} must define init(self, key, input_size) -> params")
+
+    def check(self, params: Params) -> None:
+        """Raise where ``params`` are not this cell's. Called at trace time; by default nothing is checked."""
 
     def initial_carry(self, params: Params, batch_shape: tuple[int, ...] = (), dtype: Any = None) -> Carry:
         """The carry before the first step, ``(*batch_shape, H)`` per leaf: zeros, or learned when params hold one.
@@ -111,6 +115,9 @@ class Layer:
         """Draw parameters for inputs of ``input_size`` features."""
         raise NotImplementedError
 
+    def check(self, params: Params) -> None:
+        """Raise where ``params`` are not this layer's. Called at trace time; by default nothing is checked."""
+
     def initial_carry(self, params: Params, batch_shape: tuple[int, ...] = (), dtype: Any = None) -> Carry:
         """The carry before the first step."""
         raise NotImplementedError
@@ -127,8 +134,15 @@ class Layer:
                 "yet. Use jaxrnn.unroll over the whole sequence."
             )
         check_key(self, key)
-        carry, ys, _ = self.unroll(params, carry, x[None], Walk(engine=None, key=key))
-        return carry, ys[0]
+        check_inputs(x[None])
+        self.check(params)
+        return _one_step(self, params, carry, x, key)
+
+
+@functools.partial(jax.jit, static_argnums=0, inline=True)  # or called eagerly it would compile at every step
+def _one_step(layer: Layer, params: Params, carry: Carry, x: Array, key: Any) -> tuple[Carry, Array]:
+    carry, ys, _ = layer.unroll(params, carry, x[None], Walk(engine=None, key=key))
+    return carry, ys[0]
 
 
 def floating_dtype(params: Params) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from jaxtyping import Array
 def check_positive(owner: Any, **sizes: Any) -> None:
     """Every named size is an int >= 1."""
     for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        if isinstance(size, bool) or not isinstance(size, numbers.Integral) or size < 1:
             raise ValueError(f"{type(owner).__name__}: {name} must be an int of at least 1, but it is {size!r}")
 
 
@@ -86,6 +87,22 @@ def check_carry(cell: Any, carry: Carry, expected: Carry, made_by: str) -> None:
             )
 
 
+def check_params(cell: Any, params: Any, expected: dict[str, Any]) -> None:
+    """``params`` is a dict with the names and shapes of ``expected``; the error names the entry. Dtypes are the caller's."""
+    name = type(cell).__name__
+    if not isinstance(params, dict) or set(params) != set(expected):
+        came = f"a dict of {sorted(params)}" if isinstance(params, dict) else describe(params)
+        raise TypeError(
+            f"{name}: its params are a dict of {sorted(expected)}, but got {came}: init(key, input_size) makes the right one"
+        )
+    for (path, want), leaf in zip(jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(params), strict=False):
+        if tuple(jnp.shape(leaf)) != tuple(want.shape):
+            raise ValueError(
+                f"{name}: params{jax.tree_util.keystr(path)} has shape {tuple(jnp.shape(leaf))}, expected {tuple(want.shape)}: "
+                "are they another cell's? cell.init(key, input_size) makes the right ones"
+            )
+
+
 def check_key(cell: Any, key: Any) -> None:
     """A key is given exactly when randomness happens."""
     if cell.draws and key is None:
@@ -93,6 +110,10 @@ def check_key(cell: Any, key: Any) -> None:
             f"{type(cell).__name__} draws random numbers (dropout or zoneout), so it needs key=jax.random.key(...); "
             "to run it without randomness use jaxrnn.inference(layer)"
         )
+    if key is not None and not (
+        hasattr(key, "dtype") and (jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.dtype == "uint32")
+    ):
+        raise TypeError(f"key must be a key such as jax.random.key(0), but it is {describe(key)}")
     if key is not None and not cell.draws:
         raise ValueError(
             f"a key was given, but {type(cell).__name__} draws no random numbers: leave the key out (a layer made by "

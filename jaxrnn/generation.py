@@ -61,8 +61,9 @@ def generate(
         if top_k is not None:
             if top_k > logits.shape[-1]:
                 raise ValueError(f"generate: top_k = {top_k} is more than the {logits.shape[-1]} symbols there are")
-            least = jax.lax.top_k(logits, top_k)[0][..., -1:]
-            logits = jnp.where(logits < least, -jnp.inf, logits)
+            likeliest, tokens = jax.lax.top_k(logits, top_k)
+            drawn = jax.random.categorical(key, likeliest / temperature, axis=-1)
+            return jnp.take_along_axis(tokens, drawn[..., None], axis=-1)[..., 0]
         return jax.random.categorical(key, logits / temperature, axis=-1)
 
     def body(loop, now):
@@ -86,8 +87,10 @@ def _check(prompt, length, temperature, top_k, key):
         raise ValueError("generate: the prompt is empty; give at least one token to begin from")
     if isinstance(length, bool) or not isinstance(length, int) or length < 1:
         raise ValueError(f"generate: length must be an int of at least 1 token, but it is {length!r}")
-    if not isinstance(temperature, (int, float)) or temperature < 0:
-        raise ValueError(f"generate: temperature must be a number >= 0, but it is {temperature!r}")
+    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not 0 <= temperature < float("inf"):
+        raise ValueError(f"generate: temperature must be a finite number of at least 0, but it is {temperature!r}")
+    if temperature == 0 and top_k is not None:
+        raise ValueError("generate: at temperature 0 nothing is drawn, so leave top_k out")
     if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
         raise ValueError(f"generate: top_k must be an int of at least 1 symbol, but it is {top_k!r}")
     if temperature > 0 and key is None:

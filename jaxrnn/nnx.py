@@ -89,7 +89,8 @@ class RNN(nnx.Module):
             seq_lengths: ``(*B,)`` integers instead of a mask. 0 gives back the initial carry.
             return_carry: return ``(carry, ys)``.
             return_carries: return ``(carry, ys, carries)``, the carries time-major whatever ``time_major`` says.
-            rngs: demanded while a layer with dropout or zoneout is not deterministic; its ``dropout`` stream is used.
+            rngs: demanded while a layer with dropout or zoneout is not deterministic; its ``dropout`` stream is used. As
+                elsewhere in flax, modules that draw nothing take it and leave it alone.
         """
         check_inputs(xs)
         if mask is not None and seq_lengths is not None:
@@ -99,6 +100,11 @@ class RNN(nnx.Module):
         if seq_lengths is not None:
             mask = mask_from_lengths(seq_lengths, xs.shape[0])
         layer = inference(self.layer) if self.deterministic else self.layer
+        if layer.draws and rngs is None:
+            raise ValueError(
+                f"RNN: {type(layer).__name__} draws random numbers (dropout or zoneout), so it needs rngs=nnx.Rngs(...); "
+                "model.eval() makes it deterministic"
+            )
         key = rngs.dropout() if rngs is not None and layer.draws else None
         last, ys, carries = unroll(  # type: ignore[misc]
             layer,

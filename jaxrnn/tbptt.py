@@ -175,6 +175,12 @@ class TBPTT:
                 f"TBPTT: losses must return one loss per step, (T, *B) = {window.mask.shape}, but they have shape "
                 f"{losses.shape}: average over features, not over time or batch"
             )
+        every = jax.tree.map(lambda c: (*window.mask.shape[:1], *jnp.shape(c)), carry)
+        if jax.tree.map(jnp.shape, carries) != every:
+            raise ValueError(
+                "TBPTT: losses must return the carries after every step, (T, *B, ...), as unroll(..., return_carries=True) "
+                f"gives them, of shapes {every}, but got {jax.tree.map(jnp.shape, carries)}"
+            )
         counts = window.mask & expand(newest, window.mask)
         return jnp.where(counts, losses, 0).sum(), carries
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Inexact, Int
 
 from .cell import Carry, Cell, Layer, Params, Walk, check_cell, expand, select
-from .checks import check_carry, check_flags, check_inputs, check_key
+from .checks import check_carry, check_flags, check_inputs, check_key, describe
 from .engines import Scan
 from .engines.windows import walk_in_windows
 
@@ -94,14 +94,17 @@ def mask_from_lengths(lengths: Int[Array, "*B"], steps: int) -> Bool[Array, "T *
         TypeError: for lengths that are not integers. ValueError: for concrete lengths outside [0, T] (inside ``jit``
             they cannot be read).
     """
-    lengths = jnp.asarray(lengths) if isinstance(lengths, (list, tuple, int, np.ndarray, np.integer)) else lengths
+    if not hasattr(lengths, "dtype"):
+        if not isinstance(lengths, (list, tuple, int)):
+            raise TypeError(f"lengths must be an array of integers (*B,), but it is {describe(lengths)}")
+        lengths = np.asarray(lengths)
     if not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise TypeError(f"lengths must be integers, but their dtype is {lengths.dtype}: pass lengths.astype('int32')")
     if not isinstance(lengths, jax.core.Tracer) and lengths.size:
         low, high = int(lengths.min()), int(lengths.max())
         if low < 0 or high > steps:
             raise ValueError(f"lengths must lie between 0 and T = {steps}, but they run from {low} to {high}")
-    return jnp.arange(steps, dtype=jnp.int32).reshape(-1, *[1] * lengths.ndim) < lengths.astype(jnp.int32)
+    return jnp.arange(steps, dtype=jnp.int32).reshape(-1, *[1] * lengths.ndim) < jnp.asarray(lengths, jnp.int32)[None]
 
 
 def _checked(cell, params, xs, carry, mask, resets, key, engine, reverse, window, return_carries):
@@ -116,7 +119,8 @@ def _checked(cell, params, xs, carry, mask, resets, key, engine, reverse, window
     if not isinstance(reverse, bool):
         raise TypeError(f"reverse must be True or False, but it is {reverse!r}")
     check_key(cell, key)
-    if engine is not None and not hasattr(engine, "walk"):
+    cell.check(params)
+    if isinstance(engine, type) or (engine is not None and not hasattr(engine, "walk")):
         raise TypeError(f"engine must be an engine such as jaxrnn.Scan(), but it is {engine!r}")
     batch = tuple(xs.shape[1:-1])
     if carry is not None:

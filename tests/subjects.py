@@ -91,22 +91,27 @@ def normal(random, tree, scale=1.0):
 
 
 @functools.cache
-def initial_params(layer, dtype):
-    """``layer.init`` as numpy arrays, once: it compiles slowly."""
-    if getattr(layer, "learned_initial_carry", False):
-        return layer.with_initial_carry(initial_params(dataclasses.replace(layer, learned_initial_carry=False), dtype))
-    return jax.tree.map(np.asarray, compiled(lambda key: layer.init(key, D))(jax.random.key(0, impl="rbg")))
+def shapes_of_params(layer, dtype):
+    return jax.eval_shape(lambda key: layer.init(key, D), jax.random.key(0))
+
+
+def draw_params(layer, random):
+    """Random numbers with the shapes and dtypes of ``init``, which compiles slowly; no bias, norm or peephole is 0 or 1."""
+
+    def leaf(path, like):
+        name = str(getattr(path[-1], "key", path[-1]))
+        identity = name == "recurrent_kernel" and getattr(layer, "recurrent_init", None) == initializers.Identity()
+        middle = np.eye(*like.shape) if identity else float(name.endswith("norm_scale"))
+        return jnp.asarray(middle + 0.5 * random.normal(size=like.shape), like.dtype)
+
+    return jax.tree_util.tree_map_with_path(leaf, shapes_of_params(layer, str(jnp.result_type(float))))
 
 
 def draw(layer, seed, steps=T, batch=(B,)):
-    """Random inputs of every kind, for a layer or the name of one. Dtypes follow jax_enable_x64.
-
-    The parameters are those of ``init`` with every leaf moved, so that biases, norms and peepholes take part.
-    """
+    """Random inputs of every kind, for a layer or the name of one. Dtypes follow jax_enable_x64."""
     layer = SUBJECTS[layer] if isinstance(layer, str) else layer
     random = np.random.default_rng(seed)
-    params = initial_params(layer, str(jnp.result_type(float)))
-    params = jax.tree.map(lambda a: jnp.asarray(a + 0.3 * random.normal(size=a.shape), a.dtype), params)
+    params = draw_params(layer, random)
     xs = normal(random, jax.ShapeDtypeStruct((steps, *batch, D), jnp.result_type(float)))
     carry = normal(random, jax.eval_shape(lambda p: layer.initial_carry(p, batch), params), 0.5)
     shapes = jax.eval_shape(lambda *a: jaxrnn.unroll(layer, *a), params, xs, carry)

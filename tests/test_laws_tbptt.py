@@ -29,7 +29,7 @@ import jaxrnn
 from jaxrnn import TBPTT, Window
 
 ALL_PAIRS = [(k1, k2) for k2 in range(1, T + 1) for k1 in range(1, k2 + 1)]
-SOME_PAIRS = [(1, 3), (2, 2), (2, 5), (3, 4), (4, 9), (7, 8)]
+SOME_PAIRS = [(1, 3), (2, 2), (3, 4), (7, 8)]
 CASES = [("elman_learned", pair) for pair in ALL_PAIRS]
 CASES += [(name, pair) for name in ("lstm_all_learned", "gru", "stack", "residual") for pair in SOME_PAIRS]
 
@@ -349,7 +349,7 @@ def truncated(layer, window, reverse=False):
 
 
 @pytest.mark.parametrize(("window", "reverse"), [(2, False), (2, True)], ids=["forwards", "backwards"])
-@pytest.mark.parametrize("name", [*FEW, "residual", "recurrent_dropout", "bidirectional"])
+@pytest.mark.parametrize("name", [*FEW, "residual", "bidirectional"])
 def test_truncated_unroll_is_a_loop_with_gradients_stopped_where_windows_begin(name, window, reverse, x64):
     inputs = draw(name, 0)
     actual = truncated(SUBJECTS[name], window, reverse)(*inputs)

@@ -87,7 +87,6 @@ def test_wrapped_in_layers_and_with_options_too():
     assert counts[1:] == [0, 0]
 
 
-@pytest.mark.xfail(strict=True, reason="Layer.__call__ scans one step anew, and compiles it anew, at every eager call")
 def test_a_streaming_step_of_a_layer_compiles_once():
     layer, params = jaxrnn.stack(Counting(4, "streaming")), {"layer_0": params_of("streaming")}
     carry = layer.initial_carry(params)

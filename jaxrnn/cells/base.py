@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from ..cell import Carry, Cell, Params
-from ..checks import check_positive
+from ..checks import check_carry, check_inputs, check_params, check_positive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +28,18 @@ class BuiltinCell(Cell):
 
     def __post_init__(self):
         check_positive(self, hidden_size=self.hidden_size)
+
+    def check(self, params: Params) -> None:
+        """The parameters are this cell's, by name and shape."""
+        shape = jnp.shape(params.get("input_kernel", 0.0)) if isinstance(params, dict) else ()
+        check_params(self, params, _expected_params(self, shape[0] if len(shape) == 2 else 1))
+
+    def __call__(self, params: Params, carry: Carry, x: Array) -> tuple[Carry, Array]:
+        """One streaming step: ``(carry, y)`` after input ``x (*B, D)``."""
+        check_inputs(x[None])
+        self.check(params)
+        check_carry(self, carry, _expected_carry(self, x.shape[:-1], params["recurrent_kernel"].dtype), "the carry passed in")
+        return super().__call__(params, carry, x)
 
     def zero_carry(self, params: Params, batch_shape: tuple[int, ...], dtype: Any) -> Carry:
         """Zeros with the shapes and dtypes of this cell's carry; ``dtype`` is that of the computation."""
@@ -45,3 +59,15 @@ class BuiltinCell(Cell):
         if not self.learned_initial_carry:
             return params
         return {**params, "initial_carry": self.zero_carry(params, (), params["recurrent_kernel"].dtype)}
+
+
+@functools.lru_cache(maxsize=256)
+def _expected_params(cell: Any, input_size: int) -> Any:
+    """The shapes of a cell's parameters; kept, because streaming asks at every step."""
+    return jax.eval_shape(lambda: cell.init(jax.random.key(0), input_size))
+
+
+@functools.lru_cache(maxsize=256)
+def _expected_carry(cell: Any, batch_shape: tuple[int, ...], dtype: Any) -> Any:
+    """The shapes and dtypes of a cell's carry."""
+    return jax.eval_shape(lambda: cell.zero_carry({}, batch_shape, dtype))

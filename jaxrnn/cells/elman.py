@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..cell import Params
-from ..checks import check_features
+from ..checks import check_features, check_positive
 from ..initializers import Initializer, LecunNormal, Orthogonal, Zeros
 from .arithmetic import along, dense, recur
 from .base import BuiltinCell
@@ -40,6 +40,7 @@ class Elman(BuiltinCell):
 
     def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
         """Draw parameters for ``input_size`` features, in ``dtype`` (default: jax's default float)."""
+        check_positive(self, input_size=input_size)
         dtype = dtype or jnp.result_type(float)
         k_input, k_recurrent, k_bias = jax.random.split(key, 3)
         return self.with_initial_carry(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..cell import Carry, Params, accumulator
-from ..checks import check_features
+from ..checks import check_features, check_positive
 from ..initializers import Chrono, Initializer, LecunNormal, Orthogonal, Zeros, gate_biases, gate_blocks
 from .arithmetic import along, dense, layer_norm, recur
 from .base import BuiltinCell
@@ -49,6 +49,7 @@ class GRU(BuiltinCell):
 
     def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
         """Draw parameters for ``input_size`` features, in ``dtype`` (default: jax's default float)."""
+        check_positive(self, input_size=input_size)
         dtype, H = dtype or jnp.result_type(float), self.hidden_size
         k_input, k_recurrent, k_bias, k_chrono, k_recurrent_bias = jax.random.split(key, 5)
         b_r, b_z, b_n = gate_biases(self.bias_init, k_bias, 3, H, dtype)

@@ -73,6 +73,7 @@ class LSTM(BuiltinCell):
 
     def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
         """Draw parameters for ``input_size`` features, in ``dtype`` (default: jax's default float)."""
+        check_positive(self, input_size=input_size)
         dtype, gates, H = dtype or jnp.result_type(float), self.gates, self.hidden_size
         k_input, k_recurrent, k_bias, k_projection = jax.random.split(key, 4)
         params = {

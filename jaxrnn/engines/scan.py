@@ -56,4 +56,8 @@ class Scan:
                 new = select(keep, new, carry)
             return new, new
 
-        return jax.lax.scan(step, carry, (inputs, mask, resets), reverse=reverse, unroll=self.unroll)
+        sequence = (inputs, mask, resets)
+        if jax.tree.leaves(sequence)[0].shape[0] == 1:  # streaming: no loop
+            carry, new = step(carry, jax.tree.map(lambda a: a[0], sequence))
+            return carry, jax.tree.map(lambda a: a[None], new)
+        return jax.lax.scan(step, carry, sequence, reverse=reverse, unroll=self.unroll)

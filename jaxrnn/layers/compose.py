@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ..cell import Carry, Cell, Layer, Params, Walk, check_cell, floating_dtype
+from ..checks import describe
 from ..unroll import walk
 
 
@@ -82,6 +83,9 @@ class Stack(Layer):
             input_size = output_size(layer, params[f"layer_{i}"], input_size)
         return params
 
+    def check(self, params: Params) -> None:
+        check_parts(self, params, {f"layer_{i}": layer for i, layer in enumerate(self.layers)})
+
     def initial_carry(self, params: Params, batch_shape: tuple[int, ...] = (), dtype: Any = None) -> tuple[Carry, ...]:
         return tuple(layer.initial_carry(params[f"layer_{i}"], batch_shape, dtype) for i, layer in enumerate(self.layers))
 
@@ -129,6 +133,9 @@ class Bidirectional(Layer):
                 raise ValueError(f"bidirectional: merge='sum' needs outputs of equal size, but they have {sizes} features")
         return params
 
+    def check(self, params: Params) -> None:
+        check_parts(self, params, {"forward": self.forward, "backward": self.backward})
+
     def initial_carry(self, params: Params, batch_shape: tuple[int, ...] = (), dtype: Any = None) -> BidirectionalCarry:
         return BidirectionalCarry(
             self.forward.initial_carry(params["forward"], batch_shape, dtype),
@@ -172,12 +179,27 @@ class Residual(Layer):
             )
         return params
 
+    def check(self, params: Params) -> None:
+        self.layer.check(params)
+
     def initial_carry(self, params: Params, batch_shape: tuple[int, ...] = (), dtype: Any = None) -> Carry:
         return self.layer.initial_carry(params, batch_shape, dtype)
 
     def unroll(self, params: Params, carry: Carry, xs: Array, how: Walk) -> tuple[Carry, Array, Carry]:
         last, ys, carries = walk(self.layer, params, carry, xs, how)
         return last, xs + ys, carries
+
+
+def check_parts(layer: Layer, params: Params, parts: dict[str, Cell | Layer]) -> None:
+    """``params`` has one entry a part, and each fits its part."""
+    if not isinstance(params, dict) or set(params) != set(parts):
+        came = f"a dict of {sorted(params)}" if isinstance(params, dict) else describe(params)
+        raise TypeError(
+            f"{type(layer).__name__}: its params are a dict of {sorted(parts)}, but got {came}: init(key, input_size) makes "
+            "the right one"
+        )
+    for name, part in parts.items():
+        part.check(params[name])
 
 
 def for_part(how: Walk, part: Cell | Layer, index: int) -> Walk:

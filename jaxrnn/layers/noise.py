@@ -60,6 +60,8 @@ def zoneout(cell: Cell, rate: float | tuple[float, ...]) -> Zoneout:
     if not isinstance(cell, Cell):
         raise TypeError(f"zoneout wraps a cell, but got the layer {type(cell).__name__}: wrap the cells inside it")
     rates = rate if isinstance(rate, tuple) else (rate,)
+    if not rates:
+        raise ValueError("zoneout: the rate is an empty tuple; give one rate, or one for each part of the carry")
     for each in rates:
         _check_rate("zoneout", each)
     return Zoneout(cell, rates)
@@ -131,6 +133,9 @@ class CellNoise(Noise):
 
     def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
         return init_in(self.cell, key, input_size, dtype)
+
+    def check(self, params: Params) -> None:
+        self.cell.check(params)
 
     def initial_carry(self, params: Params, batch_shape: tuple[int, ...] = (), dtype: Any = None) -> Carry:
         return self.cell.initial_carry(params, batch_shape, dtype)

@@ -118,6 +118,7 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
 def _generate(functions, params, prompt, length, temperature, top_k, key):
     carry = functions.initial_carry(params, ())
     step = functools.partial(functions.step, params)
+    top_k = top_k if temperature else None  # at 0 the likeliest is taken, whatever k
     return generate(step, carry, prompt, length, temperature=temperature, top_k=top_k, key=key).tokens
 
 

@@ -120,7 +120,7 @@ class Trained:
             jnp.asarray(numbers(self.options, prompt)),
             length,
             temperature=temperature,
-            top_k=top_k,
+            top_k=top_k if temperature else None,
             key=key,
         )
         return prompt + "".join(self.options.letters[i] for i in np.asarray(written.tokens))
