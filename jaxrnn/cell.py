@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact, Shaped
 
-from .checks import check_inputs, check_key, describe
+from .checks import check_carry, check_inputs, check_key, describe
 
 Params = Any  # a pytree of arrays: a dict with words for keys
 Carry = Any  # a pytree of arrays (*B, ...): an array, or a NamedTuple when it has several parts
@@ -67,8 +67,16 @@ class Cell:
         raise NotImplementedError(f"{type(self).__name__} must define step(self, params, carry, z) -> carry")
 
     def output(self, params: Params, carry: Carry, x: Any) -> Inexact[Array, "*TB H"]:
-        """What the cell shows of its carry, for any leading axes. Default: ``carry.h``, or the carry itself."""
-        return carry.h if hasattr(carry, "h") else carry
+        """What the cell shows of its carry. Default: ``carry.h``, or the carry itself where it is a single array.
+
+        Any number of leading axes comes in, all of time at once, so write ``carry @ kernel``, not ``kernel @ carry``.
+        """
+        if not hasattr(carry, "h") and len(jax.tree.leaves(carry)) != 1:
+            raise TypeError(
+                f"{type(self).__name__}: the carry has several parts and none is named h, so what it shows is not known: "
+                "define output(self, params, carry, x), or name the part h"
+            )
+        return carry.h if hasattr(carry, "h") else jax.tree.leaves(carry)[0]
 
     def __call__(self, params: Params, carry: Carry, x: Inexact[Array, "*B D"]) -> tuple[Carry, Array]:
         """One streaming step: ``(carry, y)`` after input ``x``."""
@@ -80,7 +88,8 @@ class Cell:
 class Walk:
     """How a sequence is walked: what `unroll` was asked for, handed down through layers to the engine.
 
-    ``mask`` and ``resets`` are ``(T, *B)`` bool or None; ``window`` is the truncation length or None.
+    ``mask`` and ``resets`` are ``(T, *B)`` bool or None; ``window`` is the truncation length or None;
+    ``turned_resets`` remembers the resets of the other direction.
     """
 
     engine: Any
@@ -89,9 +98,22 @@ class Walk:
     reverse: bool = False
     window: int | None = None
     key: Any = None
+    turned_resets: Any = None
 
     def replace(self, **changes) -> Walk:
         return dataclasses.replace(self, **changes)
+
+    def turned(self) -> Walk:
+        """The same sequences walked the other way.
+
+        A reset before step t in one direction is, in the other, a reset before the step on the far side of that edge.
+        """
+        other = self.turned_resets
+        if self.resets is not None and other is None:
+            last = 0 if self.reverse else self.resets.shape[0] - 1
+            at_end = (jnp.arange(self.resets.shape[0]) == last).reshape(-1, *[1] * (self.resets.ndim - 1))
+            other = jnp.roll(self.resets, 1 if self.reverse else -1, axis=0) & ~at_end
+        return self.replace(reverse=not self.reverse, resets=other, turned_resets=self.resets)
 
 
 class Layer:
@@ -141,6 +163,7 @@ class Layer:
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)  # or called eagerly it would compile at every step
 def _one_step(layer: Layer, params: Params, carry: Carry, x: Array, key: Any) -> tuple[Carry, Array]:
+    check_carry(layer, carry, jax.eval_shape(lambda p: layer.initial_carry(p, x.shape[:-1]), params), "the carry passed in")
     carry, ys, _ = layer.unroll(params, carry, x[None], Walk(engine=None, key=key))
     return carry, ys[0]
 

@@ -17,6 +17,12 @@ def check_positive(owner: Any, **sizes: Any) -> None:
             raise ValueError(f"{type(owner).__name__}: {name} must be an int of at least 1, but it is {size!r}")
 
 
+def check_batch_shape(batch_shape: Any) -> None:
+    """A tuple of sizes."""
+    if not isinstance(batch_shape, (tuple, list)):
+        raise TypeError(f"batch_shape must be a tuple of sizes, such as (32,), but it is {batch_shape!r}")
+
+
 def check_inputs(xs: Any) -> None:
     """``xs`` is an inexact array of rank 2 or more."""
     if not hasattr(xs, "shape") or not hasattr(xs, "dtype"):
@@ -63,7 +69,7 @@ def check_flags(name: str, flags: Any, xs: Array) -> None:
         raise TypeError(f"{name} must be bool, but its dtype is {flags.dtype}: pass {name} != 0 or {name}.astype(bool)")
 
 
-def check_carry(cell: Any, carry: Carry, expected: Carry, made_by: str) -> None:
+def check_carry(cell: Any, carry: Any, expected: Any, made_by: str) -> None:
     """``carry`` has the structure, shapes and dtypes of ``expected``; the error names the leaf."""
     name = type(cell).__name__
     got_tree: Any = jax.tree.structure(carry)

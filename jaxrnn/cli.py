@@ -35,12 +35,16 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit status."""
     argv = sys.argv[1:] if argv is None else argv
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character must not end a run
     try:
         arguments = _parse(argv)
         arguments.command(arguments)
     except BadInput as error:
         print(f"jaxrnn: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     except BrokenPipeError:  # the reader of our output went away, as head does
         sys.stderr.close()
         return 0
@@ -53,6 +57,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     task = argv[1] if argv[:1] == ["train"] and len(argv) > 1 and not argv[1].startswith("-") else None
     if task is not None:
         check_name("train", task, TASKS)
+    elif argv[:1] == ["train"] and len(argv) > 1 and argv[1] not in ("-h", "--help"):
+        raise BadInput(f"the task comes right after train: jaxrnn train TASK ..., TASK one of {', '.join(TASKS)}")
     _add_train(commands.add_parser("train", help="train a task"), task)
 
     sample = commands.add_parser("sample", help="let a trained language model write")
@@ -122,6 +128,7 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, default: Any, help: st
         "--" + name.replace("_", "-"),
         type=kind,
         nargs="+" if many else None,
+        action="extend" if many else "store",
         default=argparse.SUPPRESS,
         metavar="TEXT" if kind is str else kind.__name__.upper(),
         help=help if default is None else f"{help} (default: {shown})",
@@ -163,7 +170,7 @@ def _sample(arguments: argparse.Namespace) -> None:
 def _predict(arguments: argparse.Namespace) -> None:
     trained = _load(arguments.run)
     try:
-        for text in arguments.inputs or (line.rstrip("\n") for line in sys.stdin):
+        for text in arguments.inputs or (line.rstrip("\n").removeprefix("\ufeff") for line in sys.stdin):
             print(trained.predict(text), flush=True)
     except UnicodeDecodeError as error:
         raise BadInput(f"standard input is not UTF-8: {error}") from None

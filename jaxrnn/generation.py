@@ -53,7 +53,8 @@ def generate(
             or unused key.
     """
     _check(prompt, length, temperature, top_k, key)
-    P = prompt.shape[0]
+    P, prompt = prompt.shape[0], jnp.asarray(prompt, jnp.int32)
+    temperature = max(temperature, 1e-30) if temperature else 0  # less than that would round to 0 in float32
 
     def choose(logits, key):
         if temperature == 0:
@@ -62,15 +63,15 @@ def generate(
             if top_k > logits.shape[-1]:
                 raise ValueError(f"generate: top_k = {top_k} is more than the {logits.shape[-1]} symbols there are")
             likeliest, tokens = jax.lax.top_k(logits, top_k)
-            drawn = jax.random.categorical(key, likeliest / temperature, axis=-1)
+            drawn = jax.random.categorical(key, (likeliest - likeliest[..., :1]) / temperature, axis=-1)
             return jnp.take_along_axis(tokens, drawn[..., None], axis=-1)[..., 0]
-        return jax.random.categorical(key, logits / temperature, axis=-1)
+        return jax.random.categorical(key, (logits - logits.max(-1, keepdims=True)) / temperature, axis=-1)
 
     def body(loop, now):
         carry, last = loop
         index, given, key = now
         carry, logits = step(carry, jnp.where(index < P, given, last))
-        token = choose(logits, key).astype(prompt.dtype)
+        token = choose(logits, key).astype(jnp.int32)
         return (carry, token), (token, logits)
 
     steps = P + length - 1

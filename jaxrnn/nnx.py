@@ -93,6 +93,10 @@ class RNN(nnx.Module):
                 elsewhere in flax, modules that draw nothing take it and leave it alone.
         """
         check_inputs(xs)
+        layout = "(T, *B)" if self.time_major else "(*B, T)"
+        for name, flags in (("mask", mask), ("resets", resets)):
+            if flags is not None and jnp.shape(flags) != xs.shape[:-1]:
+                raise ValueError(f"RNN: {name} must have shape {layout} = {xs.shape[:-1]}, but its shape is {jnp.shape(flags)}")
         if mask is not None and seq_lengths is not None:
             raise ValueError("RNN: give a mask or seq_lengths, not both")
         axis = 0 if self.time_major else xs.ndim - 2

@@ -13,6 +13,7 @@ masked, and the state between calls holds the last k2 - k1 steps beside the carr
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -55,6 +56,10 @@ class TBPTTState(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class TBPTT:
     """TBPTT(k1, k2) of any model: windows of one sequence, or of an endless one that comes in pieces.
+
+    The methods compile once for each TBPTT and each shape, whether they are called eagerly or inside ``jit``. A sequence may
+    come in pieces: where each piece's T is a multiple of k1 the windows, and so the gradients, are those of the sequence in
+    one; else a short window ends each piece. The layers must be causal: a `bidirectional` one has no carry to hand on.
 
     Args:
         losses: ``losses(params, carry, window) -> (losses (T, *B), carries)``: the loss of every step and the carries after
@@ -102,6 +107,7 @@ class TBPTT:
             fresh=jnp.ones(batch_shape, bool),
         )
 
+    @functools.partial(jax.jit, static_argnums=0, inline=True)
     def gradients(
         self, params: Params, sequence: Window, state: TBPTTState, *, key: Array | None = None
     ) -> tuple[Float[Array, ""], Params, TBPTTState]:
@@ -122,6 +128,7 @@ class TBPTT:
         gradient = jax.tree.map(lambda g, p: (g / valid.astype(jnp.finfo(g.dtype).dtype)).astype(p.dtype), gradient, params)
         return loss / valid, gradient, state
 
+    @functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
     def updates(
         self,
         optimiser: optax.GradientTransformation,
@@ -182,12 +189,25 @@ class TBPTT:
                 f"gives them, of shapes {every}, but got {jax.tree.map(jnp.shape, carries)}"
             )
         counts = window.mask & expand(newest, window.mask)
-        return jnp.where(counts, losses, 0).sum(), carries
+        return jnp.where(counts, losses, 0).astype(accumulator(losses.dtype)).sum(), carries
+
+    def _check_history(self, state: TBPTTState, sequence: Window) -> None:
+        """The state was made for this k1 and k2, and for arrays like the sequence's."""
+
+        def kinds(tree, first):
+            return jax.tree.map(lambda a: ((first, *jnp.shape(a)[1:]), str(jnp.result_type(a))), tree)
+
+        expected = kinds(sequence, self.k2 - self.k1)
+        found = jax.tree.map(lambda a: (jnp.shape(a), str(jnp.result_type(a))), state.history)
+        if found != expected:
+            raise ValueError(
+                f"TBPTT: the state holds a history of {tuple(found)[:4]}, but k1 = {self.k1}, k2 = {self.k2} and this sequence "
+                f"want {tuple(expected)[:4]}: make the state with start() of the same TBPTT, and a sequence of the same kind"
+            )
 
     def _check_mask_is_read(self, params: Params, state: TBPTTState, sequence: Window) -> None:
         """The steps before a sequence begins are told apart by the mask alone, so losses that ignore it would be wrong."""
-        window = sequence._replace(key=jax.random.key(0))
-        jaxpr = jax.make_jaxpr(lambda mask: self.losses(params, state.carry, window._replace(mask=mask)))(window.mask)
+        jaxpr = jax.make_jaxpr(lambda mask: self.losses(params, state.carry, sequence._replace(mask=mask)))(sequence.mask)
         (mask,) = jaxpr.jaxpr.invars
         if not any(mask is v for equation in jaxpr.jaxpr.eqns for v in equation.invars):
             raise ValueError(
@@ -201,8 +221,9 @@ class TBPTT:
         if steps == 0:
             return total, state
         sequence = _filled(sequence, steps, state.fresh.shape)
+        self._check_history(state, sequence)
         if k2 > k1:
-            self._check_mask_is_read(params_of(total), state, sequence)
+            self._check_mask_is_read(params_of(total), state, sequence._replace(key=key))
         padded = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), state.history, sequence)  # row k2 - k1 is step 0
         if steps < k1:  # shorter than one window: masked steps at its end make the shape, and nothing else
             padded = jax.tree.map(lambda a: jnp.pad(a, [(0, k1 - steps)] + [(0, 0)] * (a.ndim - 1)), padded)
@@ -245,11 +266,14 @@ def _steps(sequence: Window) -> int:
 
 
 def _filled(sequence: Window, steps: int, batch: tuple[int, ...]) -> Window:
-    """``sequence`` with a mask and resets, and targets that are finite where masked."""
+    """``sequence`` with a mask and resets, and inputs and targets that are finite where masked."""
     sequence = sequence._replace(key=None)
     if sequence.resets is None:
         sequence = sequence._replace(resets=jnp.zeros((steps, *batch), bool))
     if sequence.mask is None:
         return sequence._replace(mask=jnp.ones((steps, *batch), bool))
-    targets = jax.tree.map(lambda a: jnp.where(expand(sequence.mask, a), a, jnp.zeros_like(a)), sequence.targets)
-    return sequence._replace(targets=targets)
+    # What is masked may be NaN, and 0 * NaN is NaN in a gradient too.
+    clean = jax.tree.map(
+        lambda a: jnp.where(expand(sequence.mask, a), a, jnp.zeros_like(a)), (sequence.inputs, sequence.targets)
+    )
+    return sequence._replace(inputs=clean[0], targets=clean[1])

@@ -37,8 +37,8 @@ def unroll(
         xs: ``(T, D)`` or ``(T, *B, D)``, in the parameters' dtype. T = 0 gives back the carry.
         carry: the state before the first step (default: ``cell.initial_carry(params, B)``).
         engine: how to walk (default: `Scan`). One that is named runs, or raises.
-        mask: ``(T, *B)`` bool. Where False the carry holds and the output is zero; inputs there may be NaN, and change
-            neither values nor gradients. `mask_from_lengths` makes one from lengths.
+        mask: ``(T, *B)`` bool. Where False the carry holds (after a reset there, if any) and the output is zero; inputs
+            there may be NaN, and change neither values nor gradients. `mask_from_lengths` makes one from lengths.
         resets: ``(T, *B)`` bool. Where True the carry becomes the initial one before step t: no value and no gradient
             crosses, so that two sequences can be packed into one. With ``reverse``, "before" is in the order of walking.
         reverse: walk from the last step to the first; outputs stay beside their inputs, ragged batches included.
@@ -137,7 +137,7 @@ def _compiled(cell, params, xs, carry, mask, resets, key, engine, reverse, windo
     if carry is None:
         carry = cell.initial_carry(params, tuple(xs.shape[1:-1]))
     how = Walk(engine=engine, mask=mask, resets=resets, reverse=reverse, window=window, key=key)
-    carry, ys, carries = walk(cell, params, carry, xs, how)
+    carry, ys, carries = walk(cell, params, jax.tree.map(jnp.asarray, carry), xs, how)
     return carry, ys, carries if return_carries else None
 
 

@@ -29,6 +29,7 @@ from jaxrnn.generation import generate
 from jaxrnn.nnx import RNN
 
 KEY, XS = jax.random.key(0), jnp.ones((5, 2, 3))
+LOGITS = jnp.ones((5, 5))
 MASK = jnp.ones((5, 2), bool)
 CELL, OTHER = LSTM(4), Elman(4)
 PARAMS, OTHER_PARAMS = CELL.init(KEY, 3), OTHER.init(KEY, 3)
@@ -89,7 +90,7 @@ def walk(cell=CELL, params=PARAMS, xs=XS, carry=None, **how):
     return unroll(cell, params, xs, carry, **how)
 
 
-def tbptt(window=None, losses=None, k1=2, **how):
+def tbptt(window=None, losses=None, k1=2, params=PARAMS, batch=(2,), **how):
     """One gradient of a TBPTT over XS, with something wrong with it."""
 
     def good(params, carry, window):
@@ -98,8 +99,8 @@ def tbptt(window=None, losses=None, k1=2, **how):
         return ys.mean(-1), carries
 
     process = TBPTT(losses or good, CELL.initial_carry, k1, **how)
-    start = process.start(PARAMS, Window(XS, XS), (2,))
-    return process.gradients(PARAMS, window or Window(XS, XS), start)
+    start = process.start(params, Window(XS, XS), batch)
+    return process.gradients(params, window or Window(XS, XS), start)
 
 
 def write(prompt=None, length=3, **how):
@@ -138,6 +139,25 @@ CASES = {
         TypeError,
         r"bfloat16 but the parameters are float32.*astype",
     ),
+    # Parameters.
+    "params of another cell": (
+        lambda: walk(params=OTHER_PARAMS),
+        ValueError,
+        r"params\['bias'\] has shape \(4,\), expected \(16,\)",
+    ),
+    "params of another size": (
+        lambda: walk(LSTM(5)),
+        ValueError,
+        r"LSTM: params\['bias'\] has shape \(16,\), expected \(20,\)",
+    ),
+    "params with other names": (
+        lambda: walk(params={"kernel": XS}),
+        TypeError,
+        r"a dict of .*'recurrent_kernel'.* got a dict of \['kernel'\]",
+    ),
+    "params None": (lambda: walk(params=None), TypeError, r"got a NoneType: init\(key, input_size\) makes the right one"),
+    "input size zero": (lambda: CELL.init(KEY, 0), ValueError, r"input_size must be an int of at least 1, but it is 0"),
+    "input size a float": (lambda: CELL.init(KEY, 3.0), ValueError, r"input_size must be an int of at least 1, but it is 3\.0"),
     # Mask, resets, lengths.
     "mask of another T": (
         lambda: walk(mask=MASK[:4]),
@@ -162,6 +182,7 @@ CASES = {
         r"between 0 and T = 5, .* from 2 to 6",
     ),
     "lengths negative": (lambda: jaxrnn.mask_from_lengths([-1, 5], 5), ValueError, r"between 0 and T = 5, .* from -1 to 5"),
+    "lengths None": (lambda: jaxrnn.mask_from_lengths(None, 5), TypeError, r"lengths must be an array of integers .*NoneType"),
     # Carries.
     "carry of another cell": (
         lambda: walk(carry=jnp.zeros((2, 4))),
@@ -208,6 +229,16 @@ CASES = {
         ValueError,
         r"step returns has shape \(2, 1\), expected \(2, 4\)",
     ),
+    "carry of another cell, one step": (
+        lambda: CELL(PARAMS, jnp.zeros((2, 4)), XS[0]),
+        TypeError,
+        r"LSTM: .*is it another cell's\?",
+    ),
+    "carry of another batch, one step": (
+        lambda: CELL(PARAMS, CELL.initial_carry(PARAMS, (3,)), XS[0]),
+        ValueError,
+        r"\.h of the carry passed in has shape \(3, 4\), expected \(2, 4\)",
+    ),
     # Truncation.
     "k2 less than k1": (lambda: tbptt(k1=4, k2=2), ValueError, r"k2 = 2 is less than k1 = 4.*Take k2 >= k1"),
     "k1 zero": (lambda: tbptt(k1=0), ValueError, r"k1 must be an int of at least 1, but it is 0"),
@@ -226,16 +257,26 @@ CASES = {
         r"TBPTT: mask must be bool of shape .* = \(5, 2\)",
     ),
     "TBPTT's resets": (lambda: tbptt(Window(XS, XS, MASK, MASK.astype(int))), ValueError, r"TBPTT: resets must be bool"),
+    "the last carry instead of all": (
+        lambda: tbptt(losses=lambda p, c, w: (jnp.zeros((2, 2)), c)),
+        ValueError,
+        r"losses must return the carries after every step.*return_carries=True",
+    ),
     # Keys.
     "no key": (lambda: walk(DROPPING, DROPPING_PARAMS), ValueError, r"Stack draws random numbers .*key=.*inference\(layer\)"),
     "no key, one step": (lambda: DROPPING(DROPPING_PARAMS, ((), CARRY), XS[0]), ValueError, r"Stack draws random numbers"),
+    "a key that is a number": (
+        lambda: walk(DROPPING, DROPPING_PARAMS, key=3),
+        TypeError,
+        r"key must be a key such as jax\.random\.key",
+    ),
     "a key for a cell": (lambda: walk(key=KEY), ValueError, r"a key was given, but LSTM draws no random numbers"),
     "a key for inference": (
         lambda: walk(jaxrnn.inference(DROPPING), DROPPING_PARAMS, key=KEY),
         ValueError,
         r"a key was given, but Stack draws no .*use the layer it was made from",
     ),
-    "no rngs": (lambda: module(DROPPING), ValueError, r"draws random numbers"),
+    "no rngs": (lambda: module(DROPPING), ValueError, r"Stack draws random numbers .*rngs=nnx\.Rngs"),
     # What is walked, and how.
     "a class": (lambda: walk(LSTM), TypeError, r"expected an instance: LSTM\(\.\.\.\), but got the class LSTM"),
     "a name": (lambda: walk("lstm"), TypeError, r"expected a jaxrnn\.Cell or a layer, but got a str"),
@@ -251,6 +292,7 @@ CASES = {
         TypeError,
         r"engine must be an engine such as jaxrnn\.Scan\(\), but it is 'scan'",
     ),
+    "engine a class": (lambda: walk(engine=Scan), TypeError, r"engine must be an engine such as jaxrnn\.Scan\(\)"),
     "reverse a number": (lambda: walk(reverse=1), TypeError, r"reverse must be True or False, but it is 1"),
     # Layers.
     "an empty stack": (stack, ValueError, r"stack needs at least one cell or layer"),
@@ -284,6 +326,7 @@ CASES = {
     ),
     "zoneout of a stack": (lambda: zoneout(stack(CELL), 0.1), TypeError, r"zoneout wraps a cell, but got the layer Stack"),
     "zoneout with three rates": (lambda: walk(zoneout(CELL, (0.1,) * 3), key=KEY), ValueError, r"3 rates .* LSTM has 2 parts"),
+    "zoneout with no rates": (lambda: zoneout(CELL, ()), ValueError, r"zoneout: the rate is an empty tuple"),
     # Sizes of engines and projections.
     "unroll zero": (lambda: Scan(unroll=0), ValueError, r"Scan: unroll must be an int of at least 1, but it is 0"),
     "segment zero": (
@@ -322,6 +365,12 @@ CASES = {
         r"temperature must be a finite number of at least 0, but it is -1",
     ),
     "temperature a word": (lambda: write(temperature="hot", key=KEY), ValueError, r"temperature must be a finite number"),
+    "temperature nan": (lambda: write(temperature=float("nan"), key=KEY), ValueError, r"temperature must be a finite number"),
+    "top_k where nothing is drawn": (
+        lambda: write(temperature=0, top_k=2),
+        ValueError,
+        r"nothing is drawn, so leave top_k out",
+    ),
     "top_k zero": (lambda: write(top_k=0, key=KEY), ValueError, r"top_k must be an int of at least 1 symbol, but it is 0"),
     "top_k of more than V": (lambda: write(top_k=6, key=KEY), ValueError, r"top_k = 6 is more than the 5 symbols there are"),
     # nnx.
@@ -347,50 +396,31 @@ def test_bad_input_is_refused_in_words(case, plain_errors):
     assert "\n" not in message
 
 
-SILENT = {
-    # What would otherwise give wrong numbers without a word.
-    "params of another cell": (
-        lambda: walk(params=OTHER_PARAMS),
-        (TypeError, ValueError),
-        r"LSTM: .*params.*init\(key, input_size\) makes the right",
+NOT_YET = {  # refused, but not in words that help
+    "residual of another size, unrolled": (lambda: walk(residual(CELL)), (TypeError, ValueError), r"residual: "),
+    "an integer among TBPTT's params": (
+        lambda: tbptt(params=PARAMS | {"count": jnp.array(3)}),
+        TypeError,
+        r"params\['count'\]|\.count|floating",
     ),
-    "carry of another cell, one step": (
-        lambda: CELL(PARAMS, jnp.zeros((2, 4)), XS[0]),
-        (TypeError, ValueError),
-        r"LSTMState|carry",
+    "a TBPTT state of another batch": (lambda: tbptt(batch=(3,)), ValueError, r"state|batch_shape|start\("),
+    "generate's step changes the carry's dtype": (
+        lambda: generate(lambda s, t: (s.astype(jnp.bfloat16), LOGITS[t]), jnp.ones(4), jnp.array([0]), 3, key=KEY),
+        TypeError,
+        r"^generate: ",
     ),
-    "temperature nan": (lambda: write(temperature=float("nan"), key=KEY), ValueError, r"temperature"),
-    "top_k where nothing is drawn": (lambda: write(temperature=0, top_k=2), ValueError, r"top_k"),
-    # What would otherwise fail deep inside jax.
-    "input size zero": (lambda: CELL.init(KEY, 0), ValueError, r"input_size must be an int of at least 1, but it is 0"),
-    "input size a float": (lambda: CELL.init(KEY, 3.0), ValueError, r"input_size must be an int of at least 1, but it is 3\.0"),
-    "params of another size": (
-        lambda: walk(LSTM(5)),
+    "a carry that is one array": (
+        lambda: walk(OTHER, OTHER_PARAMS, carry=jnp.zeros(4)),
         ValueError,
-        r"LSTM: params\['bias'\] has shape \(16,\), expected \(20,\)",
+        r"^Elman: (?!the carry of the carry)",
     ),
-    "params without a name": (lambda: walk(params={"kernel": XS}), (TypeError, ValueError), r"params.*init"),
-    "carry of another batch, one step": (
-        lambda: CELL(PARAMS, CELL.initial_carry(PARAMS, (3,)), XS[0]),
-        (TypeError, ValueError),
-        r"carry",
-    ),
-    "engine a class": (lambda: walk(engine=Scan), TypeError, r"engine must be an engine such as jaxrnn\.Scan\(\)"),
-    "lengths None": (lambda: jaxrnn.mask_from_lengths(None, 5), TypeError, r"lengths must be"),
-    "no zoneout rates": (lambda: zoneout(CELL, ()), ValueError, r"zoneout: .*rate"),
-    "a key that is a number": (lambda: walk(DROPPING, DROPPING_PARAMS, key=3), TypeError, r"key must be"),
-    "last carry instead of all": (
-        lambda: tbptt(losses=lambda p, c, w: (jnp.zeros((2, 2)), c)),
-        (TypeError, ValueError),
-        r"return_carries",
-    ),
-    "nnx: no rngs": (lambda: module(DROPPING), ValueError, r"rngs"),
 }
 
 
-@pytest.mark.parametrize("case", SILENT)
-def test_bad_input_that_no_shape_error_would_show(case, plain_errors):
-    call, kind, words = SILENT[case]
+@pytest.mark.parametrize("case", NOT_YET)
+@pytest.mark.xfail(strict=True, reason="refused, but not in words that help: move it to CASES when it is")
+def test_bad_input_that_is_not_yet_refused_in_words(case, plain_errors):
+    call, kind, words = NOT_YET[case]
     with pytest.raises(kind, match=words):
         call()
 

@@ -61,10 +61,11 @@ def test_sample(runs, capsys):
 def test_predict(runs, capsys, monkeypatch):
     assert main(["predict", str(runs / "hello"), "hell", "he"]) == 0
     assert capsys.readouterr().out == "ello\nel\n"
-    monkeypatch.setattr("sys.stdin", io.StringIO("the function returns\nzqxj kvwq zzzz\n"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("\ufeffthe function returns\n\nzqxj kvwq zzzz\n"))
     assert main(["predict", str(runs / "charlm")]) == 0
-    likely, unlikely = map(float, capsys.readouterr().out.split())
+    likely, none, unlikely = map(float, capsys.readouterr().out.split())
     assert likely < unlikely
+    assert none != none
 
 
 def test_evaluate(runs, capsys, tmp_path):
@@ -90,7 +91,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_resuming_says_so(runs, tmp_path
     for file in (folder / f"checkpoints/{steps[-1]}").rglob("*"):
         if file.is_file() and "/d/" in str(file):
             file.write_bytes(file.read_bytes()[::-1])
-    note = f"checkpoint {steps[-1]} is damaged, so the one before it is used"
+    note = f"checkpoint {steps[-1]} is damaged"
     assert main(["sample", str(folder), "--length", "5"]) == 0
     assert note in capsys.readouterr().err
     assert main(words) == 0
@@ -102,7 +103,10 @@ def test_a_damaged_checkpoint_is_passed_over_and_resuming_says_so(runs, tmp_path
 
 
 MISTAKES = {
-    "evaluate never": (["train", "charlm", "--report-every", "70"], "--evaluate-every must be a multiple of --report-every"),
+    "evaluate never": (
+        ["train", "charlm", "--report-every", "70", "--evaluate-every", "100"],
+        "--evaluate-every must be a multiple of --report-every",
+    ),
     "unknown task": (["train", "charml"], "there is no 'charml'; did you mean charlm?"),
     "unknown cell": (["train", "charlm", "--cell", "lstn"], "there is no 'lstn'; did you mean lstm?"),
     "unknown flag": (["train", "charlm", "--hiden", "3"], "unrecognized arguments: --hiden"),
@@ -126,6 +130,12 @@ MISTAKES = {
         ["train", "charlm", "--out", "{runs}/charlm", "--resume", "--hidden", "7"],
         "was begun with --hidden 64, not 7",
     ),
+    "three texts": (["train", "charlm", "--data", "a", "b", "--data", "c"], "but got 3"),
+    "task later": (["train", "--steps", "5", "hello"], "the task comes right after train"),
+    "another program's directory": (["train", "hello", "--out", "{tmp}/other", "--overwrite"], "and no run directory"),
+    "out cannot be": (["train", "hello", "--out", "/dev/null/x"], "/dev/null/x cannot be written"),
+    "seed too large": (["train", "hello", "--seed", "99999999999999999999"], "--seed must be less than"),
+    "hello top-k": (["sample", "{runs}/hello", "--top-k", "10"], "--top-k 10 is more than the 4 letters"),
     "not a run": (["sample", "{tmp}"], "is no run directory: it holds no config.json"),
     "damaged config": (["sample", "{tmp}/broken"], "config.json is damaged"),
     "no checkpoint": (["sample", "{tmp}/young"], "holds no checkpoint yet"),
@@ -145,7 +155,9 @@ def test_a_mistake_is_one_line_and_status_2(runs, tmp_path, capsys, name):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/config.json").write_text('{"task": ')
     (tmp_path / "young").mkdir()
-    (tmp_path / "young/config.json").write_text(json.dumps({"task": "hello", "options": {"word": "hello"}}))
+    (tmp_path / "young/config.json").write_text(json.dumps({"format": "jaxrnn run 1", "task": "hello", "options": {}}))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/config.json").write_text('{"model_type": "bert"}')
     words, message = MISTAKES[name]
     before = sorted(p for p in runs.rglob("*") if p.is_file())
     assert main([word.format(tmp=tmp_path, runs=runs) for word in words]) == 2
@@ -164,3 +176,13 @@ def test_a_run_is_recorded_for_the_readme(runs, tmp_path, monkeypatch):
     assert kept["result"] == json.loads((runs / "charlm/result.json").read_text())
     assert [r["step"] for r in kept["held_out"]] == [40, 80]
     assert (tmp_path / "quick.png").exists()
+
+
+def test_resuming_with_a_changed_text_is_refused(tmp_path, capsys):
+    text = tmp_path / "a.txt"
+    text.write_text("abcdefgh\n" * 300)
+    words = ["train", "charlm", "--quick", "--data", str(text), "--steps", "3", "--out", str(tmp_path / "run")]
+    assert main(words) == 0
+    text.write_text("hgfedcba\n" * 300)
+    assert main(["train", "charlm", "--resume", "--out", str(tmp_path / "run")]) == 2
+    assert "was begun with another text" in capsys.readouterr().err

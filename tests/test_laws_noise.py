@@ -137,8 +137,9 @@ def test_zoneout_keeps_its_share_of_old_values(x64):
     np.testing.assert_array_equal(ys, carries.h)
     before = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest[:-1]]), start, carries)
     new = jax.vmap(lambda s, x: cell(params, s, x)[0])(before, xs)
-    for rate, old, fresh, actual in zip(rates, before, new, carries, strict=True):
-        kept = np.isclose(actual, old, rtol=0, atol=1e-13)
+    all_kept = [np.isclose(actual, old, rtol=0, atol=1e-13) for actual, old in zip(carries, before, strict=True)]
+    assert abs((all_kept[0] & all_kept[1]).mean() - rates[0] * rates[1]) < 0.01  # h and c are drawn apart
+    for rate, kept, fresh, actual in zip(rates, all_kept, new, carries, strict=True):
         assert (kept | np.isclose(actual, fresh, rtol=0, atol=1e-13)).all()
         assert abs(kept.mean() - rate) < 4 * np.sqrt(rate * (1 - rate) / kept.size)
         assert abs((np.diff(kept, axis=0) == 0).mean() - (rate**2 + (1 - rate) ** 2)) < 0.03

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ..cell import Carry, Cell, Params
-from ..checks import check_carry, check_inputs, check_params, check_positive
+from ..checks import check_batch_shape, check_carry, check_inputs, check_params, check_positive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +28,12 @@ class BuiltinCell(Cell):
 
     def __post_init__(self):
         check_positive(self, hidden_size=self.hidden_size)
+        for field in dataclasses.fields(self):
+            if field.name.endswith(("_init", "activation")) and not callable(getattr(self, field.name)):
+                raise TypeError(
+                    f"{type(self).__name__}: {field.name} must be a function such as {field.default}, not "
+                    f"{getattr(self, field.name)!r}"
+                )
 
     def check(self, params: Params) -> None:
         """The parameters are this cell's, by name and shape."""
@@ -47,6 +53,7 @@ class BuiltinCell(Cell):
 
     def initial_carry(self, params: Params, batch_shape: tuple[int, ...] = (), dtype: Any = None) -> Carry:
         """Zeros ``(*batch_shape, H)`` per part of the carry, or the learned state spread over the batch."""
+        check_batch_shape(batch_shape)
         zeros = self.zero_carry(params, tuple(batch_shape), dtype or params["recurrent_kernel"].dtype)
         if not self.learned_initial_carry:
             return zeros
@@ -58,7 +65,8 @@ class BuiltinCell(Cell):
         """``params`` completed by a learned initial state where the option asks for one."""
         if not self.learned_initial_carry:
             return params
-        return {**params, "initial_carry": self.zero_carry(params, (), params["recurrent_kernel"].dtype)}
+        dtype = params["recurrent_kernel"].dtype  # all of it; initial_carry casts what accumulates
+        return {**params, "initial_carry": jax.tree.map(lambda a: a.astype(dtype), self.zero_carry(params, (), dtype))}
 
 
 @functools.lru_cache(maxsize=256)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from typing import Any, NamedTuple
 
 import jax
@@ -39,7 +40,8 @@ def bidirectional(forward: Cell | Layer, backward: Cell | Layer | None = None, *
     last step. ``resets`` mark sequence starts for both: backwards the carry is reset where a sequence ends.
 
     Parameters: ``{"forward": ..., "backward": ...}``. Carry: `BidirectionalCarry`; afterwards each holds the state at its
-    own end: forward at the last step, backward at the first.
+    own end: forward at the last step, backward at the first. So the carry cannot be passed on to a later piece of the
+    sequence, and `TBPTT`, which does that, is not for layers that look ahead.
 
     Args:
         backward: default: configured as ``forward``, with parameters of its own.
@@ -143,12 +145,7 @@ class Bidirectional(Layer):
         )
 
     def unroll(self, params: Params, carry: BidirectionalCarry, xs: Array, how: Walk) -> tuple[Carry, Array, Carry]:
-        other = for_part(how, self.backward, 1).replace(reverse=not how.reverse)
-        if how.resets is not None:
-            # A reset before step t in one direction is, in the other, a reset before the step on the far side of that edge.
-            shifted = jnp.roll(how.resets, 1 if how.reverse else -1, axis=0)
-            edge = jnp.arange(shifted.shape[0]) == (0 if how.reverse else shifted.shape[0] - 1)
-            other = other.replace(resets=shifted & ~edge.reshape(-1, *[1] * (shifted.ndim - 1)))
+        other = for_part(how, self.backward, 1).turned()
         f_last, f_ys, f_all = walk(self.forward, params["forward"], carry.forward, xs, for_part(how, self.forward, 0))
         b_last, b_ys, b_all = walk(self.backward, params["backward"], carry.backward, xs, other)
         ys = f_ys + b_ys if self.merge == "sum" else jnp.concatenate([f_ys, b_ys], axis=-1)
@@ -210,6 +207,11 @@ def for_part(how: Walk, part: Cell | Layer, index: int) -> Walk:
 def init_in(layer: Cell | Layer, key: Array, input_size: int, dtype: Any) -> Params:
     """``layer.init``; the dtype is handed on only when one was asked for, so that a cell's ``init`` need not take it."""
     init: Any = layer.init
+    if dtype is not None and "dtype" not in inspect.signature(init).parameters:
+        raise TypeError(
+            f"a dtype was asked for, but {type(layer).__name__}.init takes none: write "
+            "init(self, key, input_size, dtype=None), or cast the parameters afterwards"
+        )
     return init(key, input_size) if dtype is None else init(key, input_size, dtype=dtype)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import numbers
 from typing import Any
 
 import jax
@@ -24,13 +25,14 @@ def dropout(rate: float, *, same_every_step: bool = False) -> Dropout:
 
     Args:
         rate: in [0, 1).
-        same_every_step: draw one mask a sequence and use it at every step (Gal & Ghahramani 2016), not one a step.
+        same_every_step: draw one mask an unroll and use it at every step (Gal & Ghahramani 2016), not one a step. Under
+            `TBPTT` an unroll is a window; in streaming calls it is a step.
     """
     return Dropout(_check_rate("dropout", rate), same_every_step)
 
 
 def recurrent_dropout(cell: Cell, rate: float) -> RecurrentDropout:
-    """Variational recurrent dropout (Gal & Ghahramani 2016, arXiv:1512.05287): one mask a sequence on h where it meets U.
+    """Variational recurrent dropout (Gal & Ghahramani 2016, arXiv:1512.05287): one mask an unroll on h where it meets U.
 
     ``h_{t-1} U`` becomes ``(h_{t-1} * m / (1 - rate)) U`` with the same m at every step; what the carry holds is untouched,
     also in a GRU. Parameters and carry are those of ``cell``, whose ``step`` must take ``recurrent_h`` (the built-in cells
@@ -89,7 +91,7 @@ def inference(layer: Cell | Layer) -> Cell | Layer:
 
 
 def _check_rate(what: str, rate: Any) -> float:
-    if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate < 1:
+    if isinstance(rate, bool) or not isinstance(rate, numbers.Real) or not 0 <= float(rate) < 1:
         raise ValueError(f"{what}: the rate must be a number in [0, 1), the share that is dropped, but it is {rate!r}")
     return float(rate)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
+import os
 from typing import Any, ClassVar
 
 import jax
@@ -41,12 +43,16 @@ class Options:
     learning_rate: float = option(5e-3, "peak learning rate of Adam", above=0)
     clip: float = option(1.0, "largest global norm of a gradient", above=0)
     weight_decay: float = option(0.0, "decoupled weight decay", least=0)
-    seed: int = option(0, "of everything random", least=0)
+    seed: int = option(0, "of everything random", least=0, below=2**31)
 
     QUICK: ClassVar[dict[str, Any]] = {"hidden": 64, "batch": 16, "window": 32}
 
     def __post_init__(self):
+        data = (self.data,) if isinstance(self.data, (str, os.PathLike)) else self.data
+        object.__setattr__(self, "data", tuple(map(str, data)))
         check_options(self)
+        if not 1 <= len(self.data) <= 2:
+            raise BadInput(f"--data takes one text, or two of which the second is held out, but got {len(self.data)}")
         if self.horizon and self.horizon < self.window:
             raise BadInput(
                 f"--horizon {self.horizon} is less than --window {self.window}: the oldest losses of each window would get "
@@ -88,7 +94,8 @@ def build(options: Options, config: dict[str, Any]) -> tuple[Functions, Any]:
 def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
     """The experiment, and what the run's config must hold besides the options."""
     texts = Texts.read(options.data)
-    config = {"vocabulary": texts.vocabulary.characters}
+    digest = hashlib.sha256(texts.train.tobytes() + b"held out" + texts.held_out.tobytes()).hexdigest()
+    config = {"vocabulary": texts.vocabulary.characters, "text": digest}
     functions, params = build(options, config)
     streams = Streams(texts.train, options.batch, options.window, options.seed)
     tbptt = functions.tbptt(options.window, options.horizon or options.window)
@@ -100,7 +107,9 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
         return {"bits_per_char": bits_per_token(functions, state.params, texts.held_out)}
 
     def sample(state: TrainState) -> str:
-        return write(functions, state.params, texts.vocabulary, "\n", 120, 0.7, None, options.seed).replace("\n", "\u23ce")
+        return write(functions, state.params, texts.vocabulary, texts.vocabulary.start, 120, 0.7, None, options.seed).replace(
+            "\n", "\u23ce"
+        )
 
     key = jax.random.key(options.seed)
     experiment = Experiment(
@@ -117,7 +126,11 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
 @functools.partial(jax.jit, static_argnums=(0, 3, 4, 5))
 def _generate(functions, params, prompt, length, temperature, top_k, key):
     carry = functions.initial_carry(params, ())
-    step = functools.partial(functions.step, params)
+
+    def step(carry, token):
+        carry, logits = functions.step(params, carry, token)
+        return carry, logits.at[..., 0].set(-jnp.inf)  # no text holds the symbol for what training did not show
+
     top_k = top_k if temperature else None  # at 0 the likeliest is taken, whatever k
     return generate(step, carry, prompt, length, temperature=temperature, top_k=top_k, key=key).tokens
 
@@ -156,10 +169,14 @@ class Trained:
         if top_k is not None and top_k > len(self.vocabulary):
             raise BadInput(f"--top-k {top_k} is more than the {len(self.vocabulary)} characters of the model")
         length, temperature = length or 400, 0.7 if temperature is None else temperature
-        return prompt + write(self.functions, self.params, self.vocabulary, prompt or "\n", length, temperature, top_k, seed)
+        return prompt + write(
+            self.functions, self.params, self.vocabulary, prompt or self.vocabulary.start, length, temperature, top_k, seed
+        )
 
     def predict(self, text: str) -> str:
-        """Bits per character of a text."""
+        """Bits per character of a text; nan where it has fewer than two characters."""
+        if len(text) < 2:
+            return "nan"
         return f"{self.evaluate_text(text, 'the input')['bits_per_char']:.4f}"
 
     def evaluate(self, path: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from flax import nnx
 from ..generation import generate
 from ..tbptt import Window
 from ..training import BadInput, Budget, Experiment, Run, TrainState, make_optimiser, make_train_step, start, warmup_cosine
-from ..training.curves import draw_curves, pyplot
+from ..training.curves import draw_curves, new_figure
 from .language_model import Functions, LanguageModel
 from .options import CELLS, cell_field, check_options, option
 
@@ -32,7 +32,7 @@ class Options:
     cell: str = cell_field("elman")
     hidden: int = option(8, "units", least=1)
     learning_rate: float = option(0.05, "peak learning rate of Adam", above=0)
-    seed: int = option(0, "of everything random")
+    seed: int = option(0, "of everything random", least=0, below=2**31)
 
     QUICK: ClassVar[dict[str, Any]] = {}
 
@@ -71,9 +71,9 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
     train_step = make_train_step(tbptt, optimiser, schedule)
 
     def evaluate(state: TrainState) -> dict[str, Any]:
-        total, count = functions.total_loss(state.params, window, jnp.ones(steps, bool))
+        _, total = functions.total_loss(state.params, functions.initial_carry(state.params, ()), window, window.mask)
         said = Trained(functions, state.params, options).predict(options.word[:-1])
-        return {"loss": float(total) / int(count), "exact_match": float(said == options.word[1:])}
+        return {"loss": float(total) / steps, "exact_match": float(said == options.word[1:])}
 
     experiment = Experiment(
         start=lambda: start(tbptt, optimiser, params, window, (), jax.random.key(options.seed)),
@@ -112,6 +112,8 @@ class Trained:
         prompt = prompt or self.options.word[0]
         length = max(len(self.options.word) - len(prompt), 1) if length is None else length
         temperature = temperature or 0.0
+        if top_k is not None and top_k > len(self.options.letters):
+            raise BadInput(f"--top-k {top_k} is more than the {len(self.options.letters)} letters of the model")
         carry = self.functions.initial_carry(self.params, ())
         key = jax.random.key(seed) if temperature else None
         written = generate(
@@ -144,15 +146,17 @@ class Trained:
 
 def _draw(run: Run, word: str, letters: str, probabilities: np.ndarray):
     """``distribution.png``: a column a step, its input below, the wanted letter framed."""
-    plt = pyplot()
-    if plt is None:
+    figure = new_figure(1.1 * len(word) + 1.5, 0.8 * len(letters) + 1.2)
+    if figure is None:
         return None
-    figure, axis = plt.subplots(figsize=(1.1 * len(word) + 1.5, 0.8 * len(letters) + 1.2))
+    from matplotlib.patches import Rectangle
+
+    axis = figure.subplots()
     image = axis.imshow(probabilities.T, vmin=0, vmax=1, cmap="Blues", aspect="auto")
     for t, row in enumerate(probabilities):
         for i, p in enumerate(row):
             axis.text(t, i, f"{p:.2f}", ha="center", va="center", color="white" if p > 0.5 else "black")
-        axis.add_patch(plt.Rectangle((t - 0.5, letters.index(word[t + 1]) - 0.5), 1, 1, fill=False, ec="tab:orange", lw=2.5))
+        axis.add_patch(Rectangle((t - 0.5, letters.index(word[t + 1]) - 0.5), 1, 1, fill=False, ec="tab:orange", lw=2.5))
     axis.set_xticks(range(len(word) - 1), list(word[:-1]))
     axis.set_yticks(range(len(letters)), list(letters))
     axis.set_xlabel("letter read")
@@ -162,5 +166,4 @@ def _draw(run: Run, word: str, letters: str, probabilities: np.ndarray):
     figure.tight_layout()
     path = run.path / "distribution.png"
     figure.savefig(path, dpi=110)
-    plt.close(figure)
     return path

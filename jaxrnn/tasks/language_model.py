@@ -74,31 +74,36 @@ class Functions:
         return TBPTT(self.losses, self.initial_carry, k1, k2)
 
     @functools.partial(jax.jit, static_argnums=0)
-    def total_loss(self, params: Params, window: Window, counted: Array) -> tuple[Array, Array]:
-        """The summed cross-entropy (nats) of the steps that count, and how many they are."""
-        _, logits, _ = nnx.merge(self.still, params)(window)
+    def total_loss(self, params: Params, carry: Carry, window: Window, counted: Array) -> tuple[Carry, Array]:
+        """The carry after a window, and the summed cross-entropy (nats) of its steps that count."""
+        carry, logits, _ = nnx.merge(self.still, params)(window, carry)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, window.targets)
-        counted = counted & window.mask
-        return jnp.where(counted, losses, 0).sum(), counted.sum()
+        return carry, jnp.where(counted & window.mask, losses, 0).sum()
 
     def step(self, params: Params, carry: Carry, token: Array) -> tuple[Carry, Array]:
         return nnx.merge(self.still, params).step(carry, token)
 
 
-def bits_per_token(functions: Functions, params: Params, text: np.ndarray, *, streams: int = 32, context: int = 512) -> float:
+def bits_per_token(
+    functions: Functions, params: Params, text: np.ndarray, *, streams: int = 32, context: int = 512, window: int = 256
+) -> float:
     """Mean bits per token of ``text (N,)``, each token but the first predicted from those before it.
 
-    The text is read in up to ``streams`` stretches side by side; each is warmed up on the ``context`` tokens that stand
-    before it, which are not counted. The first begins from the initial state.
+    A long text is read in ``streams`` stretches side by side; each is warmed up on the ``context`` tokens that stand before
+    it, which are not counted. The first begins from the initial state. The memory needed does not grow with the text:
+    it is read ``window`` tokens at a time, the carry handed on.
     """
     count = len(text) - 1
-    streams = max(1, min(streams, count // context))
+    if count < streams * context:
+        streams = 1
     length = -(-count // streams)
-    at = np.arange(-context if streams > 1 else 0, length)[:, None] + np.arange(streams)[None, :] * length
-    there = (at >= 0) & (at < count)
-    rows = np.clip(at, 0, count - 1)
-    counted = there & (np.arange(at.shape[0])[:, None] >= at.shape[0] - length)
-    window = Window(text[rows], text[rows + 1], there, None)
-    total, number = functions.total_loss(params, window, counted)
-    assert int(number) == count
-    return float(total) / count / math.log(2)
+    first = -context if streams > 1 else 0
+    carry, total = functions.initial_carry(params, (streams,)), 0.0
+    for begin in range(first, length, window):
+        at = np.arange(begin, begin + window)[:, None]
+        rows = at + np.arange(streams)[None, :] * length
+        there = (rows >= 0) & (rows < count) & (at < length)
+        rows = np.clip(rows, 0, count - 1)
+        carry, loss = functions.total_loss(params, carry, Window(text[rows], text[rows + 1], there), there & (at >= 0))
+        total += float(loss)
+    return total / count / math.log(2)

@@ -47,8 +47,8 @@ def train(
     check_name("train", task, TASKS)
     module = TASKS[task]
     if resume:
-        if overwrite:
-            raise BadInput("--resume and --overwrite contradict each other: go on with a run, or replace it")
+        if overwrite or quick:
+            raise BadInput("--resume goes on with a run as it was begun: leave --overwrite and --quick out")
         run = Run.open(out or pathlib.Path("runs") / task, task)
         chosen, limits = _options_of(run, module), _stored(run, Budget, "budget")
         _check_unchanged(run, {**(options or {}), **(budget or {})}, {**vars(chosen), **vars(limits)})
@@ -85,7 +85,10 @@ def load(path: str | os.PathLike) -> tuple[Any, list[str]]:
     options = _options_of(run, module)
     if not run.checkpoints.is_dir():
         raise BadInput(f"{path} holds no checkpoint yet; jaxrnn train {task} --out {path} --resume goes on with it")
-    functions, template = module.build(options, run.config)
+    try:
+        functions, template = module.build(options, run.config)
+    except KeyError as error:
+        raise BadInput(f"{run.path}/config.json is damaged: it has no {error}") from None
     checkpoints = Checkpoints(run.checkpoints)
     try:
         params, notes = checkpoints.restore_part("params", template)
@@ -97,6 +100,9 @@ def load(path: str | os.PathLike) -> tuple[Any, list[str]]:
 def _budget(default: Budget, given: dict[str, Any], quick: bool) -> Budget:
     """The task's budget, changed by what was given; one of steps and seconds takes the place of the other."""
     changes = dict(given)
+    if "report_every" in given and "evaluate_every" not in given and given["report_every"] > 0:
+        every = given["report_every"]
+        changes["evaluate_every"] = -(-default.evaluate_every // every) * every
     if "seconds" in given and "steps" not in given:
         changes["steps"] = None
     elif quick and "steps" not in given:
@@ -128,8 +134,8 @@ def _stored(run: Run, kind: Any, name: str) -> Any:
 def _check_unchanged(run: Run, given: dict[str, Any], was: dict[str, Any]) -> None:
     """What is given on resuming is what the run was begun with."""
     for name, value in given.items():
-        if name == "vocabulary" and value != was.get(name):
-            raise BadInput(f"{run.path} was begun with another text (its characters differ): restore it, or begin a new run")
+        if name in ("vocabulary", "text") and value != was.get(name):
+            raise BadInput(f"{run.path} was begun with another text than --data gives now: restore it, or begin a new run")
         if value != was.get(name):
             flag = "--" + name.replace("_", "-")
             raise BadInput(

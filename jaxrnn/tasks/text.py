@@ -77,6 +77,11 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.characters)
 
+    @property
+    def start(self) -> str:
+        """What a text written from nothing is thought to follow: a new line, or a space, or the first character."""
+        return next(c for c in ("\n", " ", self.characters[-1]) if c in self.characters)
+
     def encode(self, text: str) -> np.ndarray:
         """``(N,)`` int32."""
         codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import pathlib
 import zlib
 from typing import Any
@@ -13,8 +12,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from .errors import BadInput
-
-logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports each file it writes
 
 
 class Checkpoints:
@@ -56,16 +53,20 @@ class Checkpoints:
 
     def _newest(self, set_aside: bool) -> tuple[int, dict[str, np.ndarray], dict[str, Any], list[str]]:
         notes: list[str] = []
+        damaged: list[int] = []
         for step in reversed(self.steps()):
             try:
                 arrays, meta = self._read(step)
+            except (MemoryError, PermissionError):
+                raise  # nothing is wrong with the checkpoint
             except Exception as error:  # whatever orbax and tensorstore raise for broken files
                 reason = " ".join(str(error).split())[:120] or type(error).__name__
-                notes.append(f"checkpoint {step} is damaged, so the one before it is used ({reason})")
-                if set_aside:
-                    self._set_aside(step)
+                notes.append(f"checkpoint {step} is damaged ({reason})")
+                damaged.append(step)
                 continue
-            return step, arrays, meta, notes
+            for each in damaged if set_aside else ():  # only now that the run can go on without them
+                self._set_aside(each)
+            return step, arrays, meta, [f"{note}, so the one before it is used" for note in notes]
         raise BadInput(f"no readable checkpoint in {self.directory}" + "".join(f"; {note}" for note in notes))
 
     def _read(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -7,29 +7,26 @@ import pathlib
 from .run import Run
 
 
-def pyplot():
-    """matplotlib's pyplot without a screen, or None where matplotlib is missing."""
+def new_figure(width: float, height: float):
+    """A matplotlib figure that needs no screen and touches no back end of the caller's; None without matplotlib."""
     try:
-        import matplotlib
+        from matplotlib.figure import Figure
     except ImportError:
         return None
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
+    return Figure(figsize=(width, height))
 
 
 def draw_curves(run: Run, metric: str, label: str) -> pathlib.Path | None:
     """``curves.png``: a metric in training and held out, against steps and against minutes. None without matplotlib."""
-    plt = pyplot()
-    if plt is None:
+    figure = new_figure(10, 4)
+    if figure is None:
         return None
     records = run.records("metrics.jsonl")
     minutes = {r["step"]: r["seconds"] / 60 for r in run.records("timing.jsonl")}
     train = [(r["step"], r[metric]) for r in records if metric in r and not r.get("final")]
     held_out = [(r["step"], r[f"held_out_{metric}"]) for r in records if f"held_out_{metric}" in r]
     final = [(r["step"], r[metric]) for r in records if r.get("final")]
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
+    axes = figure.subplots(1, 2, sharey=True)
     for axis, of_step, name in (
         (axes[0], lambda step: step, "steps"),
         (axes[1], lambda step: minutes.get(step), "minutes"),
@@ -49,5 +46,4 @@ def draw_curves(run: Run, metric: str, label: str) -> pathlib.Path | None:
     figure.tight_layout()
     path = run.path / "curves.png"
     figure.savefig(path, dpi=110)
-    plt.close(figure)
     return path

@@ -88,6 +88,8 @@ def fit(experiment: Experiment, run: Run, budget: Budget, *, resume: bool = Fals
     Raises:
         BadInput: where there is no checkpoint to resume from, or a loss is no longer finite.
     """
+    if not resume and (run.records("metrics.jsonl") or run.checkpoints.exists()):
+        raise BadInput(f"{run.path} has been trained already: resume it, or begin a new run")
     checkpoints = Checkpoints(run.checkpoints)
     try:
         with reporting() as report, stopping() as stop:
@@ -154,7 +156,7 @@ class _Loop:
             )
         seconds, timed = time.monotonic() - self.marked, tokens - (self.untimed or 0.0)
         self.tokens_seen, self.busy, self.untimed = self.tokens_seen + timed, self.busy + seconds, 0.0
-        metrics = self.experiment.describe(loss / max(tokens, 1.0))
+        metrics = _plain(self.experiment.describe(loss / max(tokens, 1.0)))
         rate = float(self.experiment.learning_rate(np.float32(self.share())))
         if self.budget.seconds is None:
             metrics |= {"learning_rate": rate}
@@ -168,7 +170,7 @@ class _Loop:
         self.state = self.state._replace(loss=jnp.zeros_like(self.state.loss), tokens=jnp.zeros_like(self.state.tokens))
 
     def record_held_out(self) -> None:
-        scores = self.experiment.evaluate(self.state)
+        scores = _plain(self.experiment.evaluate(self.state))
         sample = self.experiment.sample(self.state)
         named = {f"held_out_{name}": value for name, value in scores.items()}
         self.run.append("metrics.jsonl", {"step": self.step, **named} | ({"sample": sample} if sample else {}))
@@ -193,13 +195,18 @@ class _Loop:
         if interrupted:
             self.report.line(f"stopped at step {self.step}, saved: continue with --resume --out {self.run.path}")
             return {}
-        scores = self.experiment.evaluate(self.state)
+        scores = _plain(self.experiment.evaluate(self.state))
         speed = round(self.tokens_seen / self.busy, 1) if self.busy else None
         result = {"task": self.run.config["task"], "steps": self.step, "seconds": round(self.elapsed(), 1), **scores}
         result["tokens_per_second"] = speed
         self.run.append("metrics.jsonl", {"step": self.step, "final": True, **scores})
         self.run.write_result(result)
         return result
+
+
+def _plain(scores: dict[str, Any]) -> dict[str, Any]:
+    """Scores as JSON takes them: jax and numpy scalars as Python numbers."""
+    return {name: value.item() if hasattr(value, "item") else value for name, value in scores.items()}
 
 
 class _Stop:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 
@@ -20,8 +21,11 @@ class Report:
     def line(self, text: str) -> None:
         if self.progress:
             self.progress.console.print(text, markup=False, highlight=False)
-        else:
+            return
+        try:
             print(text, flush=True)
+        except BrokenPipeError:  # the reader went away, as head does; the training goes on
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
     def advance(self, fraction: float, text: str) -> None:
         if self.progress and self.task is not None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from .errors import BadInput
 
+FORMAT = "jaxrnn run 1"
 FILES = ("config.json", "metrics.jsonl", "timing.jsonl", "result.json")
 
 
@@ -26,19 +27,24 @@ class Run:
     @classmethod
     def create(cls, path: str | os.PathLike, config: dict[str, Any], *, overwrite: bool = False) -> Run:
         """A new run directory. One that holds anything already is refused, or with ``overwrite`` cleared if it is a run."""
-        path = pathlib.Path(path)
+        path, config = pathlib.Path(path), {"format": FORMAT, **config}
+        if "task" not in config:
+            raise ValueError("Run.create: the config must name its task, {'task': ...}")
         if path.exists() and not path.is_dir():
             raise BadInput(f"{path} is a file; --out wants a directory")
         if path.exists() and any(path.iterdir()):
-            is_run = (path / "config.json").exists()
+            is_run = _is_run(path)
             if not (overwrite and is_run):
                 what = "already holds a run: continue it with --resume, or replace it with --overwrite"
                 raise BadInput(f"{path} {what if is_run else 'is not empty, and no run directory'}; or choose another --out")
             for name in FILES:
                 (path / name).unlink(missing_ok=True)
             shutil.rmtree(path / "checkpoints", ignore_errors=True)
-        path.mkdir(parents=True, exist_ok=True)
-        _write_whole(path / "config.json", json.dumps(config, indent=1, ensure_ascii=False) + "\n")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            _write_whole(path / "config.json", json.dumps(config, indent=1, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise BadInput(f"{path} cannot be written: {error.strerror}; choose another --out") from None
         return cls(path, config)
 
     @classmethod
@@ -52,6 +58,8 @@ class Run:
         try:
             config = json.loads((path / "config.json").read_text(encoding="utf-8"))
             found = config["task"]
+            if config["format"] != FORMAT:
+                raise ValueError(f"its format is {config['format']!r}, not {FORMAT!r}")
         except FileNotFoundError:
             raise BadInput(f"{path} is no run directory: it holds no config.json, which jaxrnn train writes") from None
         except (ValueError, KeyError, TypeError) as error:
@@ -90,6 +98,14 @@ class Run:
     @property
     def checkpoints(self) -> pathlib.Path:
         return self.path / "checkpoints"
+
+
+def _is_run(path: pathlib.Path) -> bool:
+    """Whether a directory is one of ours, and not another program's that keeps a config.json too."""
+    try:
+        return json.loads((path / "config.json").read_text(encoding="utf-8"))["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _write_whole(path: pathlib.Path, text: str) -> None:

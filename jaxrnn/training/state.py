@@ -85,7 +85,15 @@ def make_train_step(
     @functools.partial(jax.jit, donate_argnums=0)
     def train_step(state: TrainState, window: Window, progress: Any) -> TrainState:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        if optax.tree_utils.tree_get(state.opt_state, "learning_rate") is None:
+            raise ValueError(
+                "make_train_step: the optimiser has no injected hyperparameter learning_rate for the schedule to set; use "
+                "make_optimiser(), or optax.inject_hyperparams(optax.adam)(learning_rate=0.0)"
+            )
         opt_state = optax.tree_utils.tree_set(state.opt_state, learning_rate=schedule(progress))
+        if window.mask is None:
+            steps = jax.tree.leaves(window.inputs)[0].shape[0]
+            window = window._replace(mask=jnp.ones((steps, *state.carry.fresh.shape), bool))
         params, opt_state, loss, carry = tbptt.updates(optimiser, state.params, opt_state, window, state.carry, key=key)
         tokens = jnp.asarray(window.mask).sum(dtype=state.tokens.dtype)
         return TrainState(
