@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test slow lint clean
 
 demo: $(VENV)/.ready
-	$(BIN)/jaxrnn train charlm --out runs/demo --seconds 170 --overwrite
+	$(BIN)/jaxrnn train charlm --hidden 384 --batch 16 --learning-rate 4e-3 --seconds 175 --out runs/demo --overwrite
 	$(BIN)/jaxrnn sample runs/demo --length 600 --temperature 0.7
 
 test: $(VENV)/.ready

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 from .cell import Carry
 from .checks import describe
@@ -20,15 +20,15 @@ class Generated(NamedTuple):
     last token that was read (the last one generated has not been read yet).
     """
 
-    tokens: Int[Array, "N *B"]
+    tokens: Integer[Array, "N *B"]
     logits: Float[Array, "N *B V"]
     carry: Carry
 
 
 def generate(
-    step: Callable[[Carry, Int[Array, "*B"]], tuple[Carry, Float[Array, "*B V"]]],
+    step: Callable[[Carry, Integer[Array, "*B"]], tuple[Carry, Float[Array, "*B V"]]],
     carry: Carry,
-    prompt: Int[Array, "P *B"],
+    prompt: Integer[Array, "P *B"],
     length: int,
     *,
     temperature: float = 1.0,

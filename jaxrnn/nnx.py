@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Inexact, Int
+from jaxtyping import Array, Bool, Inexact, Integer
 
 from .cell import Carry, Cell, Layer, Params, check_cell
 from .checks import check_inputs
@@ -75,7 +75,7 @@ class RNN(nnx.Module):
         carry: Carry = None,
         *,
         mask: Bool[Array, "..."] | None = None,
-        seq_lengths: Int[Array, "*B"] | None = None,
+        seq_lengths: Integer[Array, "*B"] | None = None,
         resets: Bool[Array, "..."] | None = None,
         return_carry: bool = False,
         return_carries: bool = False,

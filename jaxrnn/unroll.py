@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Inexact, Int
+from jaxtyping import Array, Bool, Inexact, Integer
 
 from .cell import Carry, Cell, Layer, Params, Walk, check_cell, expand, select
 from .checks import check_carry, check_flags, check_inputs, check_key, describe
@@ -83,7 +83,7 @@ def truncated_unroll(
     return _checked(cell, params, xs, carry, mask, resets, key, engine, reverse, int(window), return_carries)
 
 
-def mask_from_lengths(lengths: Int[Array, "*B"], steps: int) -> Bool[Array, "T *B"]:
+def mask_from_lengths(lengths: Integer[Array, "*B"], steps: int) -> Bool[Array, "T *B"]:
     """The mask ``(T, *B)`` of sequences that are padded at their end: True at step t where ``t < lengths``.
 
     Args:
