@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 
 demo: $(VENV)/.ready
 	$(BIN)/jaxrnn train charlm --hidden 384 --batch 16 --learning-rate 4e-3 --seconds 175 --out runs/demo --overwrite
-	$(BIN)/jaxrnn sample runs/demo --length 600 --temperature 0.7
+	$(BIN)/jaxrnn sample runs/demo --prompt "The " --length 600 --temperature 0.7
 
 test: $(VENV)/.ready
 	$(BIN)/python -m pytest

@@ -71,7 +71,7 @@ def check_flags(name: str, flags: Any, xs: Array) -> None:
 
 def check_carry(cell: Any, carry: Any, expected: Any, made_by: str) -> None:
     """``carry`` has the structure, shapes and dtypes of ``expected``; the error names the leaf."""
-    name = type(cell).__name__
+    name = cell if isinstance(cell, str) else type(cell).__name__
     got_tree: Any = jax.tree.structure(carry)
     want_tree: Any = jax.tree.structure(expected)
     if got_tree != want_tree:
@@ -80,15 +80,15 @@ def check_carry(cell: Any, carry: Any, expected: Any, made_by: str) -> None:
             "is it another cell's? initial_carry(params, batch_shape) makes the right one"
         )
     for (path, got), want in zip(jax.tree_util.tree_leaves_with_path(carry), jax.tree.leaves(expected), strict=True):
-        leaf = jax.tree_util.keystr(path) or "the carry"
+        part = f"{jax.tree_util.keystr(path)} of " if path else ""
         if tuple(jnp.shape(got)) != tuple(want.shape):
             raise ValueError(
-                f"{name}: {leaf} of {made_by} has shape {tuple(jnp.shape(got))}, expected {tuple(want.shape)} = (*B, ...) with "
+                f"{name}: {part}{made_by} has shape {tuple(jnp.shape(got))}, expected {tuple(want.shape)} = (*B, ...) with "
                 "the batch axes of xs"
             )
         if jnp.result_type(got) != want.dtype:
             raise TypeError(
-                f"{name}: {leaf} of {made_by} is {jnp.result_type(got)}, expected {want.dtype}: carries are not promoted "
+                f"{name}: {part}{made_by} is {jnp.result_type(got)}, expected {want.dtype}: carries are not promoted "
                 f"silently; cast it with .astype({want.dtype.name!r})"
             )
 

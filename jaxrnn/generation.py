@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
 from .cell import Carry
-from .checks import describe
+from .checks import check_carry, describe
 
 
 class Generated(NamedTuple):
@@ -74,6 +74,8 @@ def generate(
         token = choose(logits, key).astype(jnp.int32)
         return (carry, token), (token, logits)
 
+    new = jax.eval_shape(lambda c: step(c, prompt[0])[0], carry)
+    check_carry("generate", new, jax.eval_shape(lambda c: c, carry), "the carry that step returns")
     steps = P + length - 1
     keys = None if key is None else jax.random.split(key, steps)
     given = jnp.concatenate([prompt, jnp.zeros((length - 1, *prompt.shape[1:]), prompt.dtype)])

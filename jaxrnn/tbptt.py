@@ -117,6 +117,12 @@ class TBPTT:
         truncated gradient, and the state for the sequence's continuation.
         """
         _, valid = self._measure(sequence, state)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+            if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+                raise TypeError(
+                    f"TBPTT: params{jax.tree_util.keystr(path)} is {jnp.result_type(leaf)}, which has no gradient: params must "
+                    "be floating-point; hand other arrays to the losses in a closure"
+                )
 
         def accumulate(total, loss, gradient):  # in float32 at least, also for bfloat16 parameters
             return jax.tree.map(lambda t, new: t + new.astype(t.dtype), total, (loss, gradient))
@@ -163,10 +169,20 @@ class TBPTT:
     def _measure(self, sequence: Window, state: TBPTTState) -> tuple[int, Float[Array, ""]]:
         """The number of windows, and the number of valid steps (at least 1, so that an empty batch has loss 0)."""
         steps = _steps(sequence)
+        self._check_history(state, sequence)
         for name, flags in (("mask", sequence.mask), ("resets", sequence.resets)):
             want = (steps, *state.fresh.shape)
             if flags is not None and (jnp.shape(flags) != want or flags.dtype != bool):
-                raise ValueError(f"TBPTT: {name} must be bool of shape (T, *B) = {want}, but it is {describe(flags)}")
+                raise ValueError(
+                    f"TBPTT: {name} must be bool of shape (T, *B) = {want}, but it is {describe(flags)}; the state was started "
+                    f"with batch_shape={state.fresh.shape}"
+                )
+        for leaf in jax.tree.leaves((sequence.inputs, sequence.targets)):
+            if jnp.shape(leaf)[1 : 1 + state.fresh.ndim] != state.fresh.shape:
+                raise ValueError(
+                    f"TBPTT: inputs and targets are (T, *B, ...), and the state was started with batch_shape={state.fresh.shape}, "
+                    f"but one has shape {jnp.shape(leaf)}: start() with the batch axes of the sequence"
+                )
         if sequence.mask is None:
             valid = jnp.asarray(steps * state.fresh.size, jnp.result_type(float))
         else:
@@ -197,12 +213,13 @@ class TBPTT:
         def kinds(tree, first):
             return jax.tree.map(lambda a: ((first, *jnp.shape(a)[1:]), str(jnp.result_type(a))), tree)
 
-        expected = kinds(sequence, self.k2 - self.k1)
-        found = jax.tree.map(lambda a: (jnp.shape(a), str(jnp.result_type(a))), state.history)
+        expected = kinds((sequence.inputs, sequence.targets), self.k2 - self.k1)
+        kept = (state.history.inputs, state.history.targets)
+        found = jax.tree.map(lambda a: (jnp.shape(a), str(jnp.result_type(a))), kept)
         if found != expected:
             raise ValueError(
-                f"TBPTT: the state holds a history of {tuple(found)[:4]}, but k1 = {self.k1}, k2 = {self.k2} and this sequence "
-                f"want {tuple(expected)[:4]}: make the state with start() of the same TBPTT, and a sequence of the same kind"
+                f"TBPTT: the state holds a history of {found}, but k1 = {self.k1}, k2 = {self.k2} and this sequence "
+                f"want {expected}: make the state with start() of the same TBPTT, and a sequence of the same kind"
             )
 
     def _check_mask_is_read(self, params: Params, state: TBPTTState, sequence: Window) -> None:
@@ -221,7 +238,6 @@ class TBPTT:
         if steps == 0:
             return total, state
         sequence = _filled(sequence, steps, state.fresh.shape)
-        self._check_history(state, sequence)
         if k2 > k1:
             self._check_mask_is_read(params_of(total), state, sequence._replace(key=key))
         padded = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), state.history, sequence)  # row k2 - k1 is step 0

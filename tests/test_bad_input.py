@@ -396,7 +396,7 @@ def test_bad_input_is_refused_in_words(case, plain_errors):
     assert "\n" not in message
 
 
-NOT_YET = {  # refused, but not in words that help
+DEEP = {  # what would otherwise fail with words that do not help
     "residual of another size, unrolled": (lambda: walk(residual(CELL)), (TypeError, ValueError), r"residual: "),
     "an integer among TBPTT's params": (
         lambda: tbptt(params=PARAMS | {"count": jnp.array(3)}),
@@ -417,10 +417,9 @@ NOT_YET = {  # refused, but not in words that help
 }
 
 
-@pytest.mark.parametrize("case", NOT_YET)
-@pytest.mark.xfail(strict=True, reason="refused, but not in words that help: move it to CASES when it is")
-def test_bad_input_that_is_not_yet_refused_in_words(case, plain_errors):
-    call, kind, words = NOT_YET[case]
+@pytest.mark.parametrize("case", DEEP)
+def test_bad_input_that_would_fail_far_from_its_cause(case, plain_errors):
+    call, kind, words = DEEP[case]
     with pytest.raises(kind, match=words):
         call()
 

@@ -36,7 +36,7 @@ def test_project_step_and_output_take_any_leading_axes(name, x64):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_linear_cell_has_a_closed_form(seed, x64):
-    """h_T = A^T h_0 + sum A^(T-1-t) B x_t, and its gradients: dL/dh_0 = A^T dL/dh_T, dL/dx_t = B (A^(T-1-t)) dL/dh_T."""
+    """h_T = A^T h_0 + sum A^(T-1-t) B x_t, and its gradients, of delta_t = dL/dh_T A^(T-1-t) for every t."""
     cell = jaxrnn.Elman(4, activation=lambda a: a)
     params, xs, h0, (cotangent, _), _, _ = draw(cell, seed)
     A, W, b = params["recurrent_kernel"], params["input_kernel"], params["bias"]
@@ -50,6 +50,10 @@ def test_a_linear_cell_has_a_closed_form(seed, x64):
     assert_same(x_gradient, jnp.stack([delta @ W.T for delta in deltas]))
     assert_same(params_gradient["bias"], sum(delta.sum(0) for delta in deltas))
     assert_same(params_gradient["input_kernel"], sum(x.T @ delta for x, delta in zip(xs, deltas)))
+    states = [h0]
+    for x in xs:
+        states.append(states[-1] @ A + x @ W + b[None])
+    assert_same(params_gradient["recurrent_kernel"], sum(h.T @ delta for h, delta in zip(states, deltas)))
 
 
 def test_an_lstm_worked_out_by_hand(x64):

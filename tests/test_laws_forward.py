@@ -1,4 +1,4 @@
-"""However a sequence is walked, it gives the same values and the same gradients (shared/science.md, laws 1-10 and 13)."""
+"""However a sequence is walked, it gives the same values and the same gradients (laws 1-10 and 13)."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Gradients, in every mode (shared/science.md, laws 22, 25-28), and under vmap."""
+"""Gradients, in every mode (laws 22, 25-28), and under vmap."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Masks and resets: padding has no effect, and nothing crosses a reset (shared/science.md, laws 14-21)."""
+"""Masks and resets: padding has no effect, and nothing crosses a reset (laws 14-21)."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Truncated BPTT (shared/science.md, laws 23 and 29-38), and `truncated_unroll`."""
+"""Truncated BPTT (laws 23 and 29-38), and `truncated_unroll`."""
 
 import functools
 import itertools

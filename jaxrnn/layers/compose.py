@@ -184,6 +184,11 @@ class Residual(Layer):
 
     def unroll(self, params: Params, carry: Carry, xs: Array, how: Walk) -> tuple[Carry, Array, Carry]:
         last, ys, carries = walk(self.layer, params, carry, xs, how)
+        if xs.shape != ys.shape:
+            raise ValueError(
+                f"residual: the inputs have {xs.shape[-1]} features and the outputs {ys.shape[-1]}; they are added, so they "
+                "must be as many"
+            )
         return last, xs + ys, carries
 
 
