@@ -180,8 +180,8 @@ class TBPTT:
         for leaf in jax.tree.leaves((sequence.inputs, sequence.targets)):
             if jnp.shape(leaf)[1 : 1 + state.fresh.ndim] != state.fresh.shape:
                 raise ValueError(
-                    f"TBPTT: inputs and targets are (T, *B, ...), and the state was started with batch_shape={state.fresh.shape}, "
-                    f"but one has shape {jnp.shape(leaf)}: start() with the batch axes of the sequence"
+                    f"TBPTT: inputs and targets are (T, *B, ...), but one has shape {jnp.shape(leaf)}, and the state was started "
+                    f"with batch_shape={state.fresh.shape}: start() with the batch axes of the sequence"
                 )
         if sequence.mask is None:
             valid = jnp.asarray(steps * state.fresh.size, jnp.result_type(float))
