@@ -24,7 +24,8 @@ import optax
 from jaxtyping import Array, Bool, Float
 
 from .cell import Carry, Params, accumulator, expand, select
-from .checks import check_positive, describe
+from .checks import check_positive
+from .tbptt_checks import check_differentiable, check_losses, check_mask_is_read, check_sequence
 
 
 class Window(NamedTuple):
@@ -117,12 +118,7 @@ class TBPTT:
         truncated gradient, and the state for the sequence's continuation.
         """
         _, valid = self._measure(sequence, state)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-            if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
-                raise TypeError(
-                    f"TBPTT: params{jax.tree_util.keystr(path)} is {jnp.result_type(leaf)}, which has no gradient: params must "
-                    "be floating-point; hand other arrays to the losses in a closure"
-                )
+        check_differentiable(params)
 
         def accumulate(total, loss, gradient):  # in float32 at least, also for bfloat16 parameters
             return jax.tree.map(lambda t, new: t + new.astype(t.dtype), total, (loss, gradient))
@@ -169,20 +165,7 @@ class TBPTT:
     def _measure(self, sequence: Window, state: TBPTTState) -> tuple[int, Float[Array, ""]]:
         """The number of windows, and the number of valid steps (at least 1, so that an empty batch has loss 0)."""
         steps = _steps(sequence)
-        self._check_history(state, sequence)
-        for name, flags in (("mask", sequence.mask), ("resets", sequence.resets)):
-            want = (steps, *state.fresh.shape)
-            if flags is not None and (jnp.shape(flags) != want or flags.dtype != bool):
-                raise ValueError(
-                    f"TBPTT: {name} must be bool of shape (T, *B) = {want}, but it is {describe(flags)}; the state was started "
-                    f"with batch_shape={state.fresh.shape}"
-                )
-        for leaf in jax.tree.leaves((sequence.inputs, sequence.targets)):
-            if jnp.shape(leaf)[1 : 1 + state.fresh.ndim] != state.fresh.shape:
-                raise ValueError(
-                    f"TBPTT: inputs and targets are (T, *B, ...), but one has shape {jnp.shape(leaf)}, and the state was started "
-                    f"with batch_shape={state.fresh.shape}: start() with the batch axes of the sequence"
-                )
+        check_sequence(sequence, state, self.k1, self.k2, steps)
         if sequence.mask is None:
             valid = jnp.asarray(steps * state.fresh.size, jnp.result_type(float))
         else:
@@ -193,44 +176,9 @@ class TBPTT:
         """The sum of the newest valid losses, and the carries; the carry of a fresh stream comes from the parameters."""
         carry = select(fresh, self.initial_carry(params, fresh.shape), jax.lax.stop_gradient(carry))
         losses, carries = self.losses(params, carry, window)
-        if losses.shape != window.mask.shape:
-            raise ValueError(
-                f"TBPTT: losses must return one loss per step, (T, *B) = {window.mask.shape}, but they have shape "
-                f"{losses.shape}: average over features, not over time or batch"
-            )
-        every = jax.tree.map(lambda c: (*window.mask.shape[:1], *jnp.shape(c)), carry)
-        if jax.tree.map(jnp.shape, carries) != every:
-            raise ValueError(
-                "TBPTT: losses must return the carries after every step, (T, *B, ...), as unroll(..., return_carries=True) "
-                f"gives them, of shapes {every}, but got {jax.tree.map(jnp.shape, carries)}"
-            )
+        check_losses(losses, carries, carry, window.mask)
         counts = window.mask & expand(newest, window.mask)
         return jnp.where(counts, losses, 0).astype(accumulator(losses.dtype)).sum(), carries
-
-    def _check_history(self, state: TBPTTState, sequence: Window) -> None:
-        """The state was made for this k1 and k2, and for arrays like the sequence's."""
-
-        def kinds(tree, first):
-            return jax.tree.map(lambda a: ((first, *jnp.shape(a)[1:]), str(jnp.result_type(a))), tree)
-
-        expected = kinds((sequence.inputs, sequence.targets), self.k2 - self.k1)
-        kept = (state.history.inputs, state.history.targets)
-        found = jax.tree.map(lambda a: (jnp.shape(a), str(jnp.result_type(a))), kept)
-        if found != expected:
-            raise ValueError(
-                f"TBPTT: the state holds a history of {found}, but k1 = {self.k1}, k2 = {self.k2} and this sequence "
-                f"want {expected}: make the state with start() of the same TBPTT, and a sequence of the same kind"
-            )
-
-    def _check_mask_is_read(self, params: Params, state: TBPTTState, sequence: Window) -> None:
-        """The steps before a sequence begins are told apart by the mask alone, so losses that ignore it would be wrong."""
-        jaxpr = jax.make_jaxpr(lambda mask: self.losses(params, state.carry, sequence._replace(mask=mask)))(sequence.mask)
-        (mask,) = jaxpr.jaxpr.invars
-        if not any(mask is v for equation in jaxpr.jaxpr.eqns for v in equation.invars):
-            raise ValueError(
-                "TBPTT: with k2 > k1 the losses must hand window.mask on, unroll(..., mask=window.mask): it marks the steps "
-                "before the sequence begins, over which the carry must hold"
-            )
 
     def _walk(self, params_of, fold, total, sequence: Window, state: TBPTTState, key: Array | None):
         """Window after window: ``total = fold(total, loss, gradient)``, in one scan with one shape."""
@@ -239,7 +187,7 @@ class TBPTT:
             return total, state
         sequence = _filled(sequence, steps, state.fresh.shape)
         if k2 > k1:
-            self._check_mask_is_read(params_of(total), state, sequence._replace(key=key))
+            check_mask_is_read(self.losses, params_of(total), state.carry, sequence._replace(key=key))
         padded = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), state.history, sequence)  # row k2 - k1 is step 0
         if steps < k1:  # shorter than one window: masked steps at its end make the shape, and nothing else
             padded = jax.tree.map(lambda a: jnp.pad(a, [(0, k1 - steps)] + [(0, 0)] * (a.ndim - 1)), padded)

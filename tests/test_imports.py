@@ -15,6 +15,7 @@ FLOORS = {
     "initializers": 1,
     "unroll": 2,
     "tbptt": 2,
+    "tbptt_checks": 2,
     "layers": 3,
     "nnx": 3,
     "diagnostics": 3,
@@ -105,3 +106,8 @@ def test_public_names_are_few():
 
     public = [name for name in vars(jaxrnn) if not name.startswith("_")]
     assert len(public) <= 75
+
+
+@pytest.mark.parametrize("path", FILES, ids=names)
+def test_bad_input_is_never_met_by_assert(path):
+    assert not [node.lineno for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Assert)]

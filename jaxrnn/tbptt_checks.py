@@ -1,0 +1,78 @@
+"""Worded checks of `TBPTT`: each says what was expected, what came and how to mend it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .checks import describe
+
+
+def check_differentiable(params: Any) -> None:
+    """Every parameter has a gradient."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            raise TypeError(
+                f"TBPTT: params{jax.tree_util.keystr(path)} is {jnp.result_type(leaf)}, which has no gradient: params must "
+                "be floating-point; hand other arrays to the losses in a closure"
+            )
+
+
+def check_sequence(sequence: Any, state: Any, k1: int, k2: int, steps: int) -> None:
+    """The sequence's arrays have the batch axes and the kinds for which the state was made, and the state this k1 and k2."""
+    batch = state.fresh.shape
+    for name, flags in (("mask", sequence.mask), ("resets", sequence.resets)):
+        if flags is not None and (jnp.shape(flags) != (steps, *batch) or flags.dtype != bool):
+            raise ValueError(
+                f"TBPTT: {name} must be bool of shape (T, *B) = {(steps, *batch)}, but it is {describe(flags)}; the state was "
+                f"started with batch_shape={batch}"
+            )
+    for leaf in jax.tree.leaves((sequence.inputs, sequence.targets)):
+        if jnp.shape(leaf)[1 : 1 + len(batch)] != batch:
+            raise ValueError(
+                f"TBPTT: inputs and targets are (T, *B, ...), but one has shape {jnp.shape(leaf)}, and the state was started "
+                f"with batch_shape={batch}: start() with the batch axes of the sequence"
+            )
+
+    def kinds(tree: Any, first: int | None = None) -> Any:
+        return jax.tree.map(
+            lambda a: (jnp.shape(a)[0] if first is None else first, *jnp.shape(a)[1:], str(jnp.result_type(a))), tree
+        )
+
+    expected = kinds((sequence.inputs, sequence.targets), k2 - k1)
+    found = kinds((state.history.inputs, state.history.targets))
+    if found != expected:
+        raise ValueError(
+            f"TBPTT: the state holds a history of {found}, but k1 = {k1}, k2 = {k2} and this sequence want {expected}: make "
+            "the state with start() of the same TBPTT, and a sequence of the same kind"
+        )
+
+
+def check_losses(losses: Any, carries: Any, carry: Any, mask: Any) -> None:
+    """There is one loss a step, and a carry after every step."""
+    if losses.shape != mask.shape:
+        raise ValueError(
+            f"TBPTT: losses must return one loss per step, (T, *B) = {mask.shape}, but they have shape {losses.shape}: "
+            "average over features, not over time or batch"
+        )
+    every = jax.tree.map(lambda c: (mask.shape[0], *jnp.shape(c)), carry)
+    found = jax.tree.map(jnp.shape, carries)
+    if found != every:
+        raise ValueError(
+            "TBPTT: losses must return the carries after every step, (T, *B, ...), as unroll(..., return_carries=True) "
+            f"gives them, of shapes {every}, but got {found}"
+        )
+
+
+def check_mask_is_read(losses: Callable, params: Any, carry: Any, sequence: Any) -> None:
+    """The steps before a sequence begins are told apart by the mask alone, so losses that ignore it would be wrong."""
+    jaxpr = jax.make_jaxpr(lambda mask: losses(params, carry, sequence._replace(mask=mask)))(sequence.mask)
+    (mask,) = jaxpr.jaxpr.invars
+    if not any(mask is v for equation in jaxpr.jaxpr.eqns for v in equation.invars):
+        raise ValueError(
+            "TBPTT: with k2 > k1 the losses must hand window.mask on, unroll(..., mask=window.mask): it marks the steps "
+            "before the sequence begins, over which the carry must hold"
+        )
