@@ -8,9 +8,9 @@ For each case the file holds the weights under torch's own names (`state_dict`),
 Everything drawn at random is rounded to three decimals to keep the file readable; everything computed is in full.
 The file in the repository was written with torch 2.13.0 (CPU). To write it again:
 
-    python -m venv /tmp/torchvenv
-    /tmp/torchvenv/bin/pip install torch==2.13.0 numpy
-    /tmp/torchvenv/bin/python tests/golden/make_torch.py
+    python -m venv torchvenv
+    torchvenv/bin/pip install torch==2.13.0 numpy
+    torchvenv/bin/python tests/golden/make_torch.py
 """
 
 import json
