@@ -106,8 +106,8 @@ class RNN(nnx.Module):
         layer = inference(self.layer) if self.deterministic else self.layer
         if layer.draws and rngs is None:
             raise ValueError(
-                f"RNN: {type(layer).__name__} draws random numbers (dropout or zoneout), so it needs rngs=nnx.Rngs(...); "
-                "model.eval() makes it deterministic"
+                f"RNN: {type(layer).__name__} draws random numbers (dropout or zoneout), so each call needs "
+                "rnn(xs, rngs=nnx.Rngs(...)): those of the constructor draw parameters only. model.eval() makes it deterministic"
             )
         key = rngs.dropout() if rngs is not None and layer.draws else None
         last, ys, carries = unroll(  # type: ignore[misc]

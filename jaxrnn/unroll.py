@@ -101,7 +101,8 @@ def mask_from_lengths(lengths: Integer[Array, "*B"], steps: int) -> Bool[Array, 
     if not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise TypeError(f"lengths must be integers, but their dtype is {lengths.dtype}: pass lengths.astype('int32')")
     if not isinstance(lengths, jax.core.Tracer) and lengths.size:
-        low, high = int(lengths.min()), int(lengths.max())
+        concrete = np.asarray(lengths)  # jnp would trace its minimum when this runs inside a compiled function
+        low, high = int(concrete.min()), int(concrete.max())
         if low < 0 or high > steps:
             raise ValueError(f"lengths must lie between 0 and T = {steps}, but they run from {low} to {high}")
     return jnp.arange(steps, dtype=jnp.int32).reshape(-1, *[1] * lengths.ndim) < jnp.asarray(lengths, jnp.int32)[None]

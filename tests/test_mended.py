@@ -127,6 +127,14 @@ def test_a_layer_within_both_directions_keeps_a_reset_at_the_first_step():
     assert_same(ys[..., :2], forwards)
 
 
+def test_concrete_lengths_may_stand_inside_a_compiled_function():
+    lengths = jnp.array([1, 2, 3])
+    mask = jax.jit(lambda: jaxrnn.mask_from_lengths(lengths, 4))()
+    assert mask.sum(0).tolist() == [1, 2, 3]
+    with pytest.raises(ValueError, match="they run from 1 to 3"):
+        jax.jit(lambda: jaxrnn.mask_from_lengths(lengths, 2))()
+
+
 def test_generate_writes_symbols_that_the_prompt_dtype_cannot_hold():
     def step(carry, token):
         return carry, jax.nn.one_hot(299, 300)

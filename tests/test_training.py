@@ -16,6 +16,7 @@ import pytest
 
 import jaxrnn
 from jaxrnn import training
+from jaxrnn.tasks import hello
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
@@ -46,6 +47,7 @@ def test_killed_five_times_and_resumed_a_run_ends_with_the_same_metrics(tmp_path
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         resume = ["--resume"]
+        flags = [word for word in flags if word != "--quick"]  # it goes on as it was begun
     last = run(*flags, "--out", tmp_path / "killed", *resume)
     assert last.returncode == 0, last.stderr
     assert "resumed at step" in last.stdout
@@ -232,6 +234,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoints(tmp_p
 def test_a_run_that_was_trained_is_not_trained_over(tmp_path):
     r = training.Run.create(tmp_path / "run", {"task": "mine"})
     r.append("metrics.jsonl", {"step": 5, "loss": 1.0})
+    experiment, _ = hello.prepare(hello.Options())
     with pytest.raises(training.BadInput, match="has been trained already: resume it"):
-        training.fit(None, r, training.Budget(steps=1))
+        training.fit(experiment, r, training.Budget(steps=1))
     assert r.records("metrics.jsonl") == [{"step": 5, "loss": 1.0}]

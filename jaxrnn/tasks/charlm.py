@@ -106,10 +106,10 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
     def evaluate(state: TrainState) -> dict[str, float]:
         return {"bits_per_char": bits_per_token(functions, state.params, texts.held_out)}
 
+    opening = "The " if texts.vocabulary.encode("The ").all() else texts.vocabulary.start
+
     def sample(state: TrainState) -> str:
-        return write(functions, state.params, texts.vocabulary, texts.vocabulary.start, 120, 0.7, None, options.seed).replace(
-            "\n", "\u23ce"
-        )
+        return write(functions, state.params, texts.vocabulary, opening, 120, 0.7, None, options.seed).replace("\n", "\u23ce")
 
     key = jax.random.key(options.seed)
     experiment = Experiment(
@@ -155,8 +155,8 @@ def write(
 class Trained:
     """A trained model, for `sample`, `predict` and `evaluate`."""
 
-    functions: Functions
-    params: Any
+    functions: Functions = dataclasses.field(repr=False)
+    params: Any = dataclasses.field(repr=False)
     options: Options
     config: dict[str, Any]
 

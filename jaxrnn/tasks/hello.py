@@ -90,8 +90,8 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
 class Trained:
     """A trained model, for `sample` and `predict`."""
 
-    functions: Functions
-    params: Any
+    functions: Functions = dataclasses.field(repr=False)
+    params: Any = dataclasses.field(repr=False)
     options: Options
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
 

@@ -46,10 +46,15 @@ def train(
     """
     check_name("train", task, TASKS)
     module = TASKS[task]
+    for given, kind in ((options or {}, module.Options), (budget or {}, Budget)):
+        for name in given:
+            check_name(f"{kind.__name__} of {task}", name, [field.name for field in dataclasses.fields(kind)])
     if resume:
         if overwrite or quick:
             raise BadInput("--resume goes on with a run as it was begun: leave --overwrite and --quick out")
-        run = Run.open(out or pathlib.Path("runs") / task, task)
+        if out is None:
+            raise BadInput("--resume wants to know which run: --out RUN")
+        run = Run.open(out, task)
         chosen, limits = _options_of(run, module), _stored(run, Budget, "budget")
         _check_unchanged(run, {**(options or {}), **(budget or {})}, {**vars(chosen), **vars(limits)})
         experiment, extra = module.prepare(chosen)
