@@ -107,7 +107,7 @@ class RNN(nnx.Module):
         if layer.draws and rngs is None:
             raise ValueError(
                 f"RNN: {type(layer).__name__} draws random numbers (dropout or zoneout), so each call needs "
-                "rnn(xs, rngs=nnx.Rngs(...)): those of the constructor draw parameters only. model.eval() makes it deterministic"
+                "rnn(xs, rngs=nnx.Rngs(...)): those of the constructor draw parameters only. model.eval() draws nothing"
             )
         key = rngs.dropout() if rngs is not None and layer.draws else None
         last, ys, carries = unroll(  # type: ignore[misc]
