@@ -153,7 +153,7 @@ class RecurrentDropout(CellNoise):
     def unroll(self, params: Params, carry: Carry, xs: Float[Array, "T *B D"], how: Walk):
         if not self.drawing:
             return walk(self.cell, params, carry, xs, how)
-        h = carry.h if hasattr(carry, "h") else carry
+        h = _hidden(carry)
         scale = _drop(how.key, self.rate, jnp.ones_like(h), h.shape)
         return walk(_MaskedRecurrence(self.cell), (params, scale), carry, xs, how.replace(key=None))
 
@@ -179,6 +179,11 @@ class Zoneout(CellNoise):
         draws = [jax.random.bernoulli(k, r, (xs.shape[0], *a.shape)) for k, r, a in zip(keys, rates, leaves, strict=True)]
         keep = jax.tree.unflatten(jax.tree.structure(carry), draws)
         return walk(_ZonedOut(self.cell), params, carry, (xs, keep), how.replace(key=None))
+
+
+def _hidden(carry: Carry) -> Array:
+    """What meets the recurrent weights: ``carry.h``, or the carry itself."""
+    return carry.h if hasattr(carry, "h") else carry
 
 
 def _drop(key: Array, rate: float, xs: Array, shape: tuple[int, ...]) -> Array:
@@ -216,7 +221,7 @@ class _MaskedRecurrence(_Within):
         return self.cell.output(params[0], carry, x)
 
     def step(self, params, carry, z):
-        h = carry.h if hasattr(carry, "h") else carry
+        h = _hidden(carry)
         step: Any = self.cell.step
         return step(params[0], carry, z, recurrent_h=h * params[1])
 
