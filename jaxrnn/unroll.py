@@ -169,7 +169,7 @@ def _walk_windows(engine: Any, cell: Cell, params: Params, carry: Carry, xs: Any
     if window is None or window >= steps:
         return engine.walk(cell, params, carry, *parts, how.reverse)
 
-    def one(carry, part, first):
+    def one(carry, part, _, first):
         carry = select(first, carry, jax.lax.stop_gradient(carry))
         return engine.walk(cell, params, carry, *part, how.reverse)
 

@@ -11,8 +11,9 @@ from jaxtyping import Array, Bool
 
 from ..cell import Carry, Cell, Params
 from ..checks import check_positive
-from .scan import Scan
-from .windows import walk_in_windows
+from .recurrence import STARTS, Plan
+from .scan import walk_by_plan
+from .walks import Pace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +48,5 @@ class Checkpoint:
         steps = jax.tree.leaves(xs)[0].shape[0]
         segment = min(self.segment or math.isqrt(max(steps - 1, 0)) + 1, max(steps, 1))
 
-        def walk_one(carry, part, first):
-            inputs, keep, reset = part
-            return Scan().walk(cell, params, carry, inputs, keep, reset, reverse)
-
-        return walk_in_windows(jax.checkpoint(walk_one, prevent_cse=False), carry, (xs, mask, resets), segment, reverse)
+        pace = Pace(segment, reverse=reverse)
+        return walk_by_plan(cell, params, carry, (xs, mask, resets), Plan(pace, STARTS))

@@ -1,4 +1,4 @@
-"""Time cut into windows: what truncation and checkpointing share."""
+"""Time cut into windows: what truncation, checkpointing and the backward pass share."""
 
 from __future__ import annotations
 
@@ -7,30 +7,63 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
 
-from ..cell import Carry
-
-WalkOne = Callable[[Carry, Any, Array], tuple[Carry, Carry]]
+WalkOne = Callable[[Any, Any, Any, Any], tuple[Any, Any]]
 
 
-def walk_in_windows(walk_one: WalkOne, carry: Carry, parts: Any, window: int, reverse: bool) -> tuple[Carry, Carry]:
+def walk_in_windows(
+    walk_one: WalkOne,
+    carry: Any,
+    parts: Any,
+    window: int | None,
+    reverse: bool,
+    *,
+    each: Any = None,
+    short_first: bool = False,
+) -> tuple[Any, Any]:
     """Walk ``parts``, a pytree of ``(T, ...)``, window after window: one compiled loop, and the shorter window that is left.
 
-    ``walk_one(carry, part, first) -> (carry, carries)`` walks one window; ``first`` is a bool scalar. In the order of
-    walking the short window comes last: at the front of time when time is walked backwards.
+    ``walk_one(carry, part, of_each, first) -> (carry, outs)`` walks one window; ``of_each`` is its row of ``each``, whose
+    leading axis counts windows in the order of time; ``first`` is True for the window that is walked first, as a bool scalar.
+    In the order of walking the short window comes last (at the front of time when time is walked backwards), or with
+    ``short_first`` first, which is how a walk is retraced. ``window=None`` is one window.
     """
     steps = jax.tree.leaves(parts)[0].shape[0]
+    window = steps if window is None else min(window, steps)
     count, rest = divmod(steps, window)
-    cut = rest if reverse else count * window
-    front, back = jax.tree.map(lambda a: a[:cut], parts), jax.tree.map(lambda a: a[cut:], parts)
-    whole, short = (back, front) if reverse else (front, back)
+    if count + bool(rest) == 1:
+        return walk_one(carry, parts, jax.tree.map(lambda a: a[0], each), jnp.asarray(True))
+    at_end = reverse == short_first  # where in time the short window lies
+    cut, row = (count * window, count) if at_end else (rest, bool(rest))
+    (front, early), (back, late) = (
+        (jax.tree.map(lambda a: a[:cut], parts), jax.tree.map(lambda a: a[:row], each)),
+        (jax.tree.map(lambda a: a[cut:], parts), jax.tree.map(lambda a: a[row:], each)),
+    )
+    (whole, of_whole), (short, of_short) = ((front, early), (back, late)) if at_end else ((back, late), (front, early))
+    of_short = jax.tree.map(lambda a: a[0], of_short) if rest else None
 
-    firsts = jnp.arange(count) == (count - 1 if reverse else 0)
+    if rest and short_first:
+        carry, more = walk_one(carry, short, of_short, jnp.asarray(True))
+    firsts = (jnp.arange(count) == (count - 1 if reverse else 0)) & jnp.asarray(not (rest and short_first))
     windows = jax.tree.map(lambda a: a.reshape(count, window, *a.shape[1:]), whole)
-    carry, carries = jax.lax.scan(lambda c, now: walk_one(c, *now), carry, (windows, firsts), reverse=reverse)
-    carries = jax.tree.map(lambda a: a.reshape(count * window, *a.shape[2:]), carries)
+    carry, outs = jax.lax.scan(lambda c, now: walk_one(c, *now), carry, (windows, of_whole, firsts), reverse=reverse)
+    outs = jax.tree.map(lambda a: a.reshape(count * window, *a.shape[2:]), outs)
+    if rest and not short_first:
+        carry, more = walk_one(carry, short, of_short, jnp.asarray(False))
     if rest:
-        carry, more = walk_one(carry, short, jnp.asarray(count == 0))
-        carries = jax.tree.map(lambda a, b: jnp.concatenate([b, a] if reverse else [a, b]), carries, more)
-    return carry, carries
+        outs = jax.tree.map(lambda a, b: jnp.concatenate([a, b] if at_end else [b, a]), outs, more)
+    return carry, outs
+
+
+def starts_of_windows(carry: Any, carries: Any, window: int | None, reverse: bool) -> Any:
+    """The carry before every window, in the order of time, from the one before all and those after every step."""
+
+    def of_leaf(first, after):
+        steps = after.shape[0]
+        size = steps if window is None else min(window, steps)
+        if reverse:
+            ends = after[steps - (-(-steps // size) - 1) * size : steps - size + 1 : size] if steps > size else after[:0]
+            return jnp.concatenate([ends, first[None]])
+        return jnp.concatenate([first[None], after[size - 1 : steps - 1 : size]])
+
+    return jax.tree.map(of_leaf, carry, carries)

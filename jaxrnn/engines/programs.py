@@ -1,0 +1,271 @@
+"""A step as a list of equations, sorted by what each depends on: that is all an engine needs to know of a cell.
+
+`Program` holds one step of a recurrence, ``(params, carry, inputs) -> carry`` (`step_program`), or the step together with
+its pullback, ``(params, carry, inputs, cotangent) -> (carry, d params, d carry, d inputs)`` (`adjoint_program`), as a jaxpr
+without nested calls. Every variable falls in a class:
+
+    CONST   made from parameters alone: computed once a sequence
+    INPUT   made from inputs, not from the carry: computed for many steps at once (this is what hoisting is)
+    CARRY   needs the carry before the step: forwards in the loop, backwards for many steps at once, since all carries are known
+    COT     needs the cotangent: backwards, in the loop as far as the carry's cotangent needs it, else after it
+
+So no cell has to say how it is differentiated, and a matmul of the inputs is hoisted wherever it was written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+
+CONST, INPUT, CARRY, COT = range(4)
+CALLS = {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2"}
+EXPENSIVE = {"dot_general", "conv_general_dilated", "scan", "while", "cond", "fft", "ragged_dot_general", "custom_call"}
+VIEWS = {"broadcast_in_dim", "reshape", "expand_dims", "squeeze", "convert_element_type"}
+
+Values = Sequence[Any]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Step:
+    """``(params, carry, inputs) -> new carry`` on flat lists of arrays, traced once, and hashed by identity."""
+
+    closed: Any  # ClosedJaxpr without constants: they are its first params
+    params: int
+    carry: int
+    inputs: int
+
+    def __call__(self, params: Values, carry: Values, inputs: Values) -> list[Any]:
+        return run(self.closed.jaxpr, self.closed.consts, [*params, *carry, *inputs])
+
+    @property
+    def avals(self) -> list[Any]:
+        return list(self.closed.in_avals)
+
+    @property
+    def carry_avals(self) -> list[Any]:
+        return list(self.closed.out_avals)
+
+    @functools.cached_property
+    def program(self) -> Program:
+        """The step alone."""
+        jaxpr = inlined(self.closed)
+        return Program(jaxpr, [CONST] * self.params + [CARRY] * self.carry + [INPUT] * self.inputs)
+
+    @functools.cached_property
+    def adjoint(self) -> Adjoint:
+        """The step and its pullback."""
+        return Adjoint(self)
+
+    def vmapped(self, in_axes: Values, axis_data: Any) -> Step:
+        """The step of every member of a mapped axis: the same equations, one batch axis more."""
+        size, name = axis_data.size, axis_data.name
+        groups = (self.params, self.carry, self.inputs)
+        avals = [
+            aval if axis is None else jax.ShapeDtypeStruct((size, *aval.shape), aval.dtype)
+            for aval, axis in zip(self.avals, in_axes, strict=True)
+        ]
+        call = jax.vmap(
+            lambda *flat: self(*split(flat, groups[:2])),
+            in_axes=tuple(in_axes),
+            axis_size=size,
+            **({} if name is None or not isinstance(name, str) else {"axis_name": name}),
+            **({} if axis_data.spmd_name is None else {"spmd_axis_name": axis_data.spmd_name}),
+        )
+        return Step(jax.make_jaxpr(call)(*avals), *groups)
+
+
+def trace_step(function: Callable[..., Values], params: Values, carry: Values, inputs: Values) -> tuple[Step, list[Any]]:
+    """``function(params, carry, inputs) -> carry`` on flat lists as a `Step`, and the params it takes: arrays that the
+    function closes over come first.
+    """
+    groups = (len(params), len(carry))
+    closed = jax.make_jaxpr(lambda *flat: function(*split(flat, groups)))(*params, *carry, *inputs)
+    consts, jaxpr = list(closed.consts), closed.jaxpr
+    opened = jax.make_jaxpr(lambda *flat: run(jaxpr, flat[: len(consts)], flat[len(consts) :]))
+    avals = [jax.ShapeDtypeStruct(jnp.shape(a), a.dtype) for a in consts] + list(closed.in_avals)
+    return Step(opened(*avals), len(consts) + len(params), len(carry), len(inputs)), [*consts, *params]
+
+
+class Program:
+    """A jaxpr without calls, and the class of every variable."""
+
+    def __init__(self, jaxpr: core.Jaxpr, classes: Iterable[int]):
+        self.jaxpr, self.eqns = jaxpr, list(jaxpr.eqns)
+        self.kind: dict[Any, int] = dict(zip(jaxpr.invars, classes, strict=True))
+        self.maker: dict[Any, Any] = {}
+        for eqn in self.eqns:
+            kind = max((self.kind_of(v) for v in eqn.invars), default=CONST)
+            for var in eqn.outvars:
+                self.kind[var], self.maker[var] = kind, eqn
+
+    def kind_of(self, var: Any) -> int:
+        return CONST if isinstance(var, core.Literal) else self.kind[var]
+
+    def needed(self, outs: Iterable[Any], given: Collection[Any]) -> list[Any]:
+        """The equations between ``given`` and ``outs``, in order."""
+        wanted, chosen = {v for v in outs if not isinstance(v, core.Literal)} - set(given), []
+        for eqn in reversed(self.eqns):
+            if wanted.isdisjoint(eqn.outvars):
+                continue
+            chosen.append(eqn)
+            wanted |= {v for v in eqn.invars if not isinstance(v, core.Literal) and v not in given}
+        return chosen[::-1]
+
+    def frontier(self, eqns: Iterable[Any], outs: Iterable[Any], below: int) -> list[Any]:
+        """Variables of a class under ``below`` that ``eqns`` or ``outs`` read and ``eqns`` do not make, constants left out."""
+        eqns = list(eqns)
+        made = {v for eqn in eqns for v in eqn.outvars}
+        read = [v for eqn in eqns for v in eqn.invars] + list(outs)
+        return unique(v for v in read if not isinstance(v, core.Literal) and v not in made and CONST < self.kind[v] < below)
+
+    def sunk(self, eqns: list[Any], frontier: list[Any], given: Collection[Any]) -> list[Any]:
+        """``eqns`` with the views in front of them that only spread or recast a smaller array: cheaper made than stored."""
+        for var in list(frontier):
+            eqn = self.maker.get(var)
+            if var in given or eqn is None or eqn.primitive.name not in VIEWS:
+                continue
+            source = eqn.invars[0]
+            if not isinstance(source, core.Literal) and nbytes(source) < nbytes(var):
+                before = [v for v in frontier if v is not var]
+                return self.sunk([eqn, *eqns], unique([*before, *([source] if self.kind[source] else [])]), given)
+        return eqns
+
+
+class Adjoint(Program):
+    """A step and its pullback as one program. ``new``, ``d_params``, ``d_carry`` and ``d_inputs`` are its outputs by
+    position; those of integers and flags are None. ``cotangents`` are its inputs, None likewise.
+    """
+
+    def __init__(self, step: Step):
+        self.step = step
+        groups = (step.params, step.carry, step.inputs)
+        jaxpr, differentiable = _trace_pullback(step)
+        super().__init__(
+            jaxpr, [CONST] * groups[0] + [CARRY] * groups[1] + [INPUT] * groups[2] + [COT] * sum(differentiable[1])
+        )
+        params, carry, inputs, cotangents = split(jaxpr.invars, groups)
+        new, d_params, d_carry, d_inputs = split(
+            jaxpr.outvars, (step.carry, sum(differentiable[0]), sum(differentiable[1]))
+        )
+        self.params, self.carry, self.inputs, self.new = params, carry, inputs, new
+        self.cotangents = _spread(cotangents, differentiable[1])
+        self.d_params = _spread(d_params, differentiable[0])
+        self.d_carry = _spread(d_carry, differentiable[1])
+        self.d_inputs = _spread(d_inputs, differentiable[2])
+        # The carry after a step is stored anyway; a literal or the carry itself is no variable of its own.
+        self.known_new = {v: i for i, v in reversed(list(enumerate(new))) if isinstance(v, core.Var) and v in self.maker}
+
+    @functools.cached_property
+    def residuals(self) -> list[Any]:
+        """What the equations of class COT read of the forward pass, whatever is asked for."""
+        outs = [v for v in (*self.d_params, *self.d_carry, *self.d_inputs) if v is not None]
+        eqns = [eqn for eqn in self.needed(outs, ()) if self.kind[eqn.outvars[0]] == COT]
+        return self.frontier(eqns, [v for v in outs if not isinstance(v, core.Literal)], COT)
+
+    @functools.cached_property
+    def matmul_values(self) -> list[Any]:
+        """The least set of values from which, with the carries and the inputs, the residuals follow without a matmul."""
+        from .cut import least_cut
+
+        free = set(self.carry) | set(self.inputs) | set(self.known_new)
+        eqns = [eqn for eqn in self.needed(self.residuals, free) if self.kind[eqn.outvars[0]] > CONST]
+        sources = [v for eqn in eqns if eqn.primitive.name in EXPENSIVE for v in eqn.outvars if v not in free]
+        edges = [
+            (a, b)
+            for eqn in eqns
+            if eqn.primitive.name not in EXPENSIVE
+            for a in eqn.invars
+            for b in eqn.outvars
+            if not isinstance(a, core.Literal) and self.kind[a] > CONST and a not in free and b not in free
+        ]
+        return least_cut(sources, [v for v in self.residuals if v not in free], edges, nbytes)
+
+
+def _trace_pullback(step: Step) -> tuple[core.Jaxpr, tuple[list[bool], list[bool], list[bool]]]:
+    """The inlined jaxpr of step and pullback, and which params, carries and inputs are differentiable."""
+    groups = (step.params, step.carry)
+    flags = [is_differentiable(aval) for aval in step.avals]
+    differentiable = split(flags, groups)
+
+    def both(*flat):
+        primals, cotangents = flat[: len(flags)], flat[len(flags) :]
+
+        def differentiated(chosen):
+            chosen = iter(chosen)
+            new = step(*split([next(chosen) if flag else a for a, flag in zip(primals, flags, strict=True)], groups))
+            return [a for a, flag in zip(new, differentiable[1], strict=True) if flag], new
+
+        chosen = [a for a, flag in zip(primals, flags, strict=True) if flag]
+        _, pull, new = jax.vjp(differentiated, chosen, has_aux=True)
+        return [*new, *pull(list(cotangents))[0]]
+
+    cotangents = [aval for aval, flag in zip(step.carry_avals, differentiable[1], strict=True) if flag]
+    return inlined(jax.make_jaxpr(both)(*step.avals, *cotangents)), differentiable
+
+
+def run(jaxpr: Any, consts: Values, args: Values) -> list[Any]:
+    """The outputs of a jaxpr, nested calls inlined."""
+    env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
+    evaluate(jaxpr.eqns, env)
+    return [read(env, v) for v in jaxpr.outvars]
+
+
+def evaluate(eqns: Iterable[Any], env: dict[Any, Any]) -> None:
+    """Bind the equations one after another; ``env`` maps variables to values, and gains those made."""
+    for eqn in eqns:
+        values = [read(env, v) for v in eqn.invars]
+        inner = eqn.params.get("jaxpr") if eqn.primitive.name in CALLS else None
+        if inner is None:
+            bound = eqn.primitive.get_bind_params(eqn.params)
+            functions, params = bound if isinstance(bound, tuple) else ((), bound)  # older jax: functions apart
+            with eqn.ctx.manager:
+                made = eqn.primitive.bind(*functions, *values, **params)
+            made = made if eqn.primitive.multiple_results else [made]
+        elif isinstance(inner, core.ClosedJaxpr):
+            made = run(inner.jaxpr, inner.consts, values)
+        else:
+            made = run(inner, (), values)
+        env.update(zip(eqn.outvars, made, strict=True))
+
+
+def read(env: dict[Any, Any], var: Any) -> Any:
+    return var.val if isinstance(var, core.Literal) else env[var]
+
+
+def inlined(closed: Any) -> core.Jaxpr:
+    """The same jaxpr without nested calls and without constants."""
+    flat = jax.make_jaxpr(lambda *args: run(closed.jaxpr, closed.consts, args))(*closed.in_avals)
+    assert not flat.consts  # those of `Step` are its params
+    return flat.jaxpr
+
+
+def is_differentiable(aval: Any) -> bool:
+    return jnp.issubdtype(aval.dtype, jnp.inexact)
+
+
+def nbytes(var: Any) -> int:
+    return var.aval.size * var.aval.dtype.itemsize
+
+
+def unique(items: Iterable[Any]) -> list[Any]:
+    return list(dict.fromkeys(items))
+
+
+def split(items: Sequence[Any], sizes: Sequence[int]) -> list[list[Any]]:
+    """``items`` cut into lists of the given sizes, and the rest."""
+    parts, start = [], 0
+    for size in sizes:
+        parts.append(list(items[start : start + size]))
+        start += size
+    return [*parts, list(items[start:])]
+
+
+def _spread(items: Sequence[Any], flags: Sequence[bool]) -> list[Any]:
+    rest = iter(items)
+    return [next(rest) if flag else None for flag in flags]

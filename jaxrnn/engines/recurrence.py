@@ -1,0 +1,246 @@
+"""The recurrence as JAX primitives, so that one backward pass serves every mode of differentiation.
+
+``custom_vjp`` would forbid forward mode, and under ``vmap`` it would make one weight gradient an example and sum them. Three
+primitives with rules of their own do neither:
+
+    walk       params, first carry, inputs -> last carry, carries (, kept values)
+    tangent    linear in the tangents of those inputs, at given carries
+    adjoint    its transpose: cotangents in, cotangents out, weight gradients summed over time and batch in one matmul a window
+
+``walk``'s tangents are ``tangent``'s; reverse mode transposes that into ``adjoint``; second derivatives differentiate
+the two as ordinary JAX code. A mapped ``walk`` is the walk of the mapped step, so ``grad(vmap(unroll))`` is the batch written
+out; a mapped ``adjoint`` (``vmap(grad(unroll))``) gives each example its own weight gradient.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from . import walks
+from .programs import Step, is_differentiable, split
+from .windows import starts_of_windows
+
+GATES, CARRIES, STARTS = "gates", "carries", "starts"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is fixed about a recurrence besides its step: how the loops run, and what the forward pass keeps for the backward
+    one (GATES: what the matmuls gave; CARRIES: nothing more than the carries; STARTS: carries at window starts only).
+    """
+
+    pace: walks.Pace
+    residuals: str = GATES
+
+
+def recurrence(step: Step, params: Sequence, carry: Sequence, inputs: Sequence, plan: Plan) -> tuple[list, list]:
+    """``(last carry, carries after every step)`` of flat lists of arrays; T is at least 1."""
+    groups = (step.carry, step.carry)
+    out = walk_p.bind(*_alike(step, [*params, *carry, *inputs]), step=step, plan=plan, keep=False)
+    last, carries, _ = split(out, groups)
+    return last, carries
+
+
+def _alike(step: Step, values: list[Any]) -> list[Any]:
+    """Under ``jax.shard_map``: every value made to vary over the mesh axes that any of them varies over, as a loop's must."""
+    axes = frozenset().union(*(getattr(jax.typeof(v), "vma", None) or () for v in values))
+    if not axes:
+        return values
+    return [
+        jax.lax.pcast(v, tuple(sorted(missing, key=str)), to="varying") if (missing := axes - jax.typeof(v).vma) else v
+        for v in values
+    ]
+
+
+def _walk(*flat, step: Step, plan: Plan, keep: bool):
+    params, carry, inputs = split(flat, (step.params, step.carry))
+    last, carries, kept = walks.states(step, params, carry, inputs, plan.pace, keep)
+    return [*last, *carries, *kept]
+
+
+def _tangent(*flat, step: Step, plan: Plan, wrt: tuple[int, ...]):
+    known, moving = flat[: len(flat) - len(wrt)], flat[len(flat) - len(wrt) :]
+    params, carry, inputs, _ = split(known, (step.params, step.carry, step.inputs))
+    directions: list[Any] = [None] * len(step.avals)
+    for i, d in zip(wrt, moving, strict=True):
+        directions[i] = d
+    last, every = walks.tangents(step, params, carry, inputs, directions, plan.pace)
+    return [*last, *every]
+
+
+def _adjoint(*flat, step: Step, plan: Plan, wrt: tuple[int, ...], present: tuple[bool, ...]):
+    known, given = flat[: len(flat) - sum(present)], iter(flat[len(flat) - sum(present) :])
+    params, carry, inputs, residuals = split(known, (step.params, step.carry, step.inputs))
+    moving = [is_differentiable(a) for a in step.carry_avals]
+    found = iter([next(given) if p else None for p in present])
+    last, every = ([next(found) if m else None for m in moving] for _ in range(2))
+    last = [jnp.zeros(a.shape, a.dtype) if m and g is None else g for a, m, g in zip(step.carry_avals, moving, last, strict=True)]
+    last = [None if g is None else _as_varying(g, flat) for g in last]
+    if plan.residuals == STARTS:
+        starts, carries, kept = residuals, None, None
+    else:
+        carries, kept = residuals[: step.carry], residuals[step.carry :] if plan.residuals == GATES else None
+        starts = starts_of_windows(carry, carries, plan.pace.window, plan.pace.reverse)
+    given_residuals = walks.Residuals(params, carry, inputs, carries, kept, starts)
+    flags = [i in wrt for i in range(len(step.avals))]
+    out = walks.cotangents(step, given_residuals, last, every, flags, plan.pace)
+    return [out[i] for i in wrt]
+
+
+def _as_varying(value: Any, others: Sequence[Any]) -> Any:
+    """A fresh array made to vary over the mesh axes of the others."""
+    axes = frozenset().union(*(getattr(jax.typeof(v), "vma", None) or () for v in others))
+    missing = axes - (getattr(jax.typeof(value), "vma", None) or frozenset())
+    return jax.lax.pcast(value, tuple(sorted(missing, key=str)), to="varying") if missing else value
+
+
+def _out_avals(function: Any, avals: Sequence[Any], params: dict[str, Any]) -> list[Any]:
+    """What a primitive returns, found by tracing what it does."""
+    return list(jax.make_jaxpr(functools.partial(function, **params))(*avals).out_avals)
+
+
+def _define(name: str, function: Any) -> Primitive:
+    primitive = Primitive(name)
+    primitive.multiple_results = True
+    primitive.def_impl(lambda *args, **params: jax.jit(functools.partial(function, **params))(*args))
+    primitive.def_abstract_eval(lambda *avals, **params: _out_avals(function, avals, params))
+    mlir.register_lowering(primitive, mlir.lower_fun(function, multiple_results=True))
+    return primitive
+
+
+def _map_as_code(function: Any):
+    """The batching rule of ordinary JAX code: every example by itself, weight gradients included."""
+
+    def rule(axis_data, args, dims, **params):
+        mapped = jax.vmap(
+            functools.partial(function, **params),
+            in_axes=tuple(dims),
+            axis_size=axis_data.size,
+            **({"axis_name": axis_data.name} if isinstance(axis_data.name, str) else {}),
+            **({} if axis_data.spmd_name is None else {"spmd_axis_name": axis_data.spmd_name}),
+        )
+        out = mapped(*args)
+        return out, [0] * len(out)
+
+    return rule
+
+
+walk_p = _define("jaxrnn_walk", _walk)
+tangent_p = _define("jaxrnn_tangent", _tangent)
+adjoint_p = _define("jaxrnn_adjoint", _adjoint)
+
+
+def _walk_batch(axis_data, args, dims, *, step: Step, plan: Plan, keep: bool):
+    """The walk of the mapped step, its mapped axis leading the batch axes."""
+    if keep:
+        return _map_as_code(_walk)(axis_data, args, dims, step=step, plan=plan, keep=keep)
+    none = None
+    n_first = step.params + step.carry
+    moved, axes = [], []
+    for i, (a, d) in enumerate(zip(args, dims, strict=True)):
+        if step.params <= i < n_first and d is none:
+            a, d = jnp.broadcast_to(a[None], (axis_data.size, *a.shape)), 0
+        front = 1 if i >= n_first else 0
+        moved.append(a if d is none else jnp.moveaxis(a, d, front))
+        axes.append(none if d is none else 0)
+    out = walk_p.bind(*moved, step=step.vmapped(axes, axis_data), plan=plan, keep=False)
+    return out, [0] * step.carry + [1] * step.carry
+
+
+batching.fancy_primitive_batchers[walk_p] = _walk_batch
+batching.fancy_primitive_batchers[tangent_p] = _map_as_code(_tangent)
+batching.fancy_primitive_batchers[adjoint_p] = _map_as_code(_adjoint)
+
+
+def _walk_jvp(primals, tangents, *, step: Step, plan: Plan, keep: bool):
+    wrt = tuple(i for i, t in enumerate(tangents) if type(t) is not ad.Zero and is_differentiable(step.avals[i]))
+    saving = keep or plan.residuals == GATES
+    out = walk_p.bind(*primals, step=step, plan=plan, keep=saving)
+    last, carries, kept = split(out, (step.carry, step.carry))
+    if plan.residuals == STARTS:
+        first = primals[step.params : step.params + step.carry]
+        residuals = starts_of_windows(list(first), carries, plan.pace.window, plan.pace.reverse)
+    else:
+        residuals = [*carries, *kept] if plan.residuals == GATES else carries
+    shown = out if keep else [*last, *carries]
+    if not wrt:
+        return shown, [ad.Zero.from_primal_value(a) for a in shown]
+    moved = iter(tangent_p.bind(*primals, *residuals, *(tangents[i] for i in wrt), step=step, plan=plan, wrt=wrt))
+    moving = [is_differentiable(a) for a in step.carry_avals] * 2
+    out_tangents = [
+        next(moved) if m else ad.Zero.from_primal_value(a) for a, m in zip([*last, *carries], moving, strict=True)
+    ]
+    # Kept values are a cache of what the carries and inputs determine: `_adjoint_jvp` makes them again, so nobody asks
+    # for their tangents.
+    return shown, out_tangents + [ad.Zero.from_primal_value(a) for a in shown[len(out_tangents) :]]
+
+
+ad.primitive_jvps[walk_p] = _walk_jvp
+
+
+def _tangent_jvp(primals, tangents, **params):
+    return _jvp_as_code(_tangent, primals, tangents, params)
+
+
+def _adjoint_jvp(primals, tangents, *, step: Step, plan: Plan, wrt, present):
+    if plan.residuals == GATES:  # without the cache
+        known = len(step.avals) + step.carry
+        cached = len(primals) - sum(present)
+        plan = dataclasses.replace(plan, residuals=CARRIES)
+        primals, tangents = ([*v[:known], *v[cached:]] for v in (primals, tangents))
+    return _jvp_as_code(_adjoint, primals, tangents, {"step": step, "plan": plan, "wrt": wrt, "present": present})
+
+
+def _jvp_as_code(function, primals, tangents, params):
+    """The tangent rule of ordinary JAX code."""
+    chosen = [i for i, t in enumerate(tangents) if type(t) is not ad.Zero]
+
+    def moved(values):
+        full = list(primals)
+        for i, v in zip(chosen, values, strict=True):
+            full[i] = v
+        return function(*full, **params)
+
+    if not chosen:
+        out = function(*primals, **params)
+        return out, [ad.Zero.from_primal_value(a) for a in out]
+    return jax.jvp(moved, ([primals[i] for i in chosen],), ([tangents[i] for i in chosen],))
+
+
+ad.primitive_jvps[tangent_p] = _tangent_jvp
+ad.primitive_jvps[adjoint_p] = _adjoint_jvp
+
+
+def _tangent_transpose(cotangents, *args, step: Step, plan: Plan, wrt: tuple[int, ...]):
+    known = args[: len(args) - len(wrt)]
+    present = tuple(type(g) is not ad.Zero for g in cotangents)
+    if not any(present):
+        return [None] * len(args)
+    given = [g for g in cotangents if type(g) is not ad.Zero]
+    out = adjoint_p.bind(*known, *given, step=step, plan=plan, wrt=wrt, present=present)
+    return [None] * len(known) + list(out)
+
+
+ad.primitive_transposes[tangent_p] = _tangent_transpose
+
+
+def _adjoint_transpose(cotangents, *args, step: Step, plan: Plan, wrt: tuple[int, ...], present: tuple[bool, ...]):
+    """The adjoint is linear in its cotangents; its transpose is the tangent again."""
+    count = len(args) - sum(present)
+    known = args[:count]
+    chosen = [(i, g) for i, g in zip(wrt, cotangents, strict=True) if type(g) is not ad.Zero]
+    if not chosen:
+        return [None] * len(args)
+    out = tangent_p.bind(*known, *(g for _, g in chosen), step=step, plan=plan, wrt=tuple(i for i, _ in chosen))
+    return [None] * count + [t for t, p in zip(out, present, strict=True) if p]
+
+
+ad.primitive_transposes[adjoint_p] = _adjoint_transpose

@@ -1,0 +1,27 @@
+"""A fence between fusions, on CPUs only.
+
+XLA's CPU compiler (jax 0.11 and newer) fuses the slice of a scanned array into the elementwise arithmetic that reads it, and
+then no longer vectorises that: an LSTM's gates took 42 us a step instead of 21 at (16, 128). A fence makes the slice an
+array of its own. On accelerators nothing is fenced: there a fusion less is a kernel launch more.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+_fence = Primitive("jaxrnn_fence")
+_fence.def_impl(lambda x: x)
+_fence.def_abstract_eval(lambda x: x)
+ad.deflinear2(_fence, lambda cotangent, x: [fence(cotangent)])
+batching.defvectorized(_fence)
+mlir.register_lowering(_fence, mlir.lower_fun(lambda x: x, multiple_results=False))
+mlir.register_lowering(_fence, mlir.lower_fun(jax.lax.optimization_barrier, multiple_results=False), platform="cpu")
+
+
+def fence(tree: Any) -> Any:
+    """The same arrays; on a CPU no fusion reaches across."""
+    return jax.tree.map(lambda a: _fence.bind(a), tree)
