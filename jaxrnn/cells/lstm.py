@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from ..cell import Params, accumulator
 from ..checks import check_features, check_positive
 from ..initializers import Chrono, Initializer, LecunNormal, Orthogonal, Zeros, gate_biases, gate_blocks
-from .arithmetic import along, dense, layer_norm, recur
+from .arithmetic import along, dense, gate_activations, layer_norm, recur
 from .base import BuiltinCell
 
 
@@ -125,16 +125,19 @@ class LSTM(BuiltinCell):
         a = recur(h if recurrent_h is None else recurrent_h, params["recurrent_kernel"])
         if self.layer_norm:
             a = layer_norm(a, params["recurrent_norm_scale"])
-        *i, f, g, o = jnp.split(a + z.astype(a.dtype) + along(params["bias"], a), self.gates, axis=-1)
+        gates = a + z.astype(a.dtype) + along(params["bias"], a)
         if self.peephole:
             *p_i, p_f, p_o = (along(p, c) for p in jnp.split(params["peephole_kernel"], self.gates - 1))
-            i, f = [gate + p * c for gate, p in zip(i, p_i, strict=True)], f + p_f * c
-        f = jax.nn.sigmoid(f)
-        c = f * c + (1 - f if self.coupled_gates else jax.nn.sigmoid(i[0])) * jnp.tanh(g)
+            *i, f, g, o = jnp.split(gates, self.gates, axis=-1)
+            i, f = [jax.nn.sigmoid(gate + p * c) for gate, p in zip(i, p_i, strict=True)], jax.nn.sigmoid(f + p_f * c)
+            g = jnp.tanh(g)
+        else:
+            *i, f, g, o = gate_activations(gates, self.gates)
+        c = f * c + (1 - f if self.coupled_gates else i[0]) * g
         if self.peephole:
-            o = o + p_o * c
+            o = jax.nn.sigmoid(o + p_o * c)
         shown = layer_norm(c, params["cell_norm_scale"]) + along(params["cell_norm_bias"], c) if self.layer_norm else c
-        new_h = jax.nn.sigmoid(o) * jnp.tanh(shown)
+        new_h = o * jnp.tanh(shown)
         if self.projection_size is not None:
             new_h = recur(new_h, params["projection_kernel"])
         return LSTMState(new_h.astype(h.dtype), c)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from ..cell import accumulator
 from ..fence import fence
-from .programs import CARRY, CONST, COT, INPUT, Adjoint, Program, Step, evaluate, read, unique
+from .programs import CARRY, CONST, COT, INPUT, Program, Step, evaluate, oriented, read, unique
 from .sums import TimeSum
 from .windows import walk_in_windows
 
@@ -127,20 +127,21 @@ class _Forward:
         needed = program.needed([*self.new, *self.kept], ())
         self.constants = dict(zip(jaxpr.invars, params, strict=False))
         evaluate([eqn for eqn in needed if program.kind[eqn.outvars[0]] == CONST], self.constants)
-        early = [eqn for eqn in needed if program.kind[eqn.outvars[0]] == INPUT]
         late = [eqn for eqn in needed if program.kind[eqn.outvars[0]] == CARRY]
+        self.before = program.reads(late, CARRY) + [v for v in self.new if program.kind_of(v) == INPUT]
+        cheap: list[Any] = []
         if pace.hoist:
-            late = program.sunk(late, program.frontier(late, self.new, CARRY), self.inputs)
-            self.before = unique([*program.frontier(late, self.new, CARRY), *(v for v in self.kept if program.kind[v] == INPUT)])
+            self.before, cheap = program.least_given(self.before, self.inputs)
         else:
-            late, self.before = [*early, *late], [*self.inputs]
-        self.early = program.needed(self.before, {*self.constants, *self.inputs}) if pace.hoist else []
-        self.late = late
-        self.in_loop = [v for v in self.kept if v not in self.before]
+            cheap, self.before = program.needed(self.before, {*self.inputs, *self.constants}), list(self.inputs)
+        self.late = [*cheap, *late]
+        self.in_loop = [v for v in self.kept if program.kind[v] == CARRY]
+        self.early_kept = [v for v in self.kept if program.kind[v] < CARRY and v not in self.before]
+        self.early = program.needed([*self.before, *self.early_kept], {*self.constants, *self.inputs})
 
     def window(self, carry: list, inputs: list, _start: Any, _first: Any):
         """One window: first what needs no carry, for all its steps, then the loop."""
-        early = _mapped(lambda *x: self._early(x), *inputs) if self.before else []
+        early = _mapped(lambda *x: self._early(x), *inputs) if self.before or self.early_kept else []
 
         def body(carry, given):
             env = {**self.constants, **dict(zip(self.before, fence(given), strict=True)), **dict(zip(self.carry, carry, strict=True))}
@@ -150,15 +151,15 @@ class _Forward:
 
         steps = inputs[0].shape[0]
         last, (carries, kept) = jax.lax.scan(
-            body, carry, early, length=steps, reverse=self.pace.reverse, unroll=min(self.pace.unroll, steps)
+            body, carry, early[: len(self.before)], length=steps, reverse=self.pace.reverse, unroll=min(self.pace.unroll, steps)
         )
-        values = dict(zip([*self.before, *self.in_loop], [*early, *kept], strict=True))
+        values = dict(zip([*self.before, *self.early_kept, *self.in_loop], [*early, *kept], strict=True))
         return last, (carries, [values[v] for v in self.kept])
 
     def _early(self, inputs):
         env = {**self.constants, **dict(zip(self.inputs, inputs, strict=True))}
         evaluate(self.early, env)
-        return [env[v] for v in self.before]
+        return [env[v] for v in (*self.before, *self.early_kept)]
 
 
 class _Backward:
@@ -179,27 +180,24 @@ class _Backward:
         constants = [eqn for eqn in program.needed([*outs, *program.residuals], ()) if program.kind[eqn.outvars[0]] == CONST]
         self.constants = dict(zip(program.jaxpr.invars, given.params, strict=False))
         evaluate(constants, self.constants)
-        self.sums = TimeSum(program, self.constants)
+        self.sums = TimeSum(program, self.constants, self.d_params)
 
-        free = {*self.constants, *program.carry, *program.inputs, *program.known_new, *self.cotangents}
+        free = {*program.carry, *program.inputs, *program.known_new}
         free |= set(program.matmul_values) if self.with_kept else set()
         inside = [eqn for eqn in program.needed(self.d_carry, ()) if program.kind[eqn.outvars[0]] == COT]
-        made = {v for eqn in inside for v in eqn.outvars} | set(self.cotangents)
-        summed = [v for v in self.sums.operands(self.d_params) if program.kind_of(v) > CONST]
-        wanted = unique([*summed, *(v for v in self.d_inputs if program.kind_of(v) > CONST)])
-        self.after = [
-            eqn for eqn in program.needed([v for v in wanted if v not in made], made) if program.kind[eqn.outvars[0]] == COT
-        ]
+        in_loop = {v for eqn in inside for v in eqn.outvars} | set(self.cotangents)
+        self.wanted = unique([*self.sums.operands, *(v for v in self.d_inputs if program.kind_of(v) > CONST)])
+        self.after = [eqn for eqn in program.needed(self.wanted, in_loop) if program.kind[eqn.outvars[0]] == COT]
         late = {v for eqn in self.after for v in eqn.outvars}
-        read_after = [v for eqn in self.after for v in eqn.invars if not _literal(v)]
-        self.emitted = unique(v for v in [*wanted, *read_after] if v in made)
+        of_after = [v for v in unique([*self.wanted, *program.reads(self.after, COT + 1)]) if v not in late]
+        self.emitted = [v for v in of_after if v in in_loop]
         # What the loop reads of the forward pass is sliced step by step; what comes after it reads whole windows.
-        inside = program.sunk(inside, program.frontier(inside, [v for v in self.emitted if v not in made], COT), free)
-        self.sliced = program.frontier(inside, [], COT)
-        known_after = [v for v in [*wanted, *read_after] if v not in made and v not in late and program.kind[v] > CONST]
-        self.whole = unique(known_after)
-        self.inside, self.wanted = inside, wanted
-        self.rebuilt = program.needed([*self.sliced, *self.whole], free)
+        known_carry = [v for v in self.d_carry if CONST < program.kind_of(v) < COT]
+        self.sliced, cheap = program.least_given([*program.reads(inside, COT), *known_carry], free)
+        self.whole = [v for v in of_after if v not in in_loop]
+        self.inside = [*cheap, *inside]
+        self.turned = oriented(program, inside, self.constants)
+        self.rebuilt = program.needed([*self.sliced, *self.whole], {*free, *self.constants})
 
     def zero_sums(self) -> list[Any]:
         """Where weight gradients add up, in float32 at least."""
@@ -220,7 +218,7 @@ class _Backward:
             found = iter(every)
             here = [g + next(found) if p else g for g, p in zip(carry, self.present_of_inexact(), strict=True)]
             env = {**self.constants, **dict(zip(self.sliced, values, strict=True)), **dict(zip(self.cotangents, here, strict=True))}
-            evaluate(self.inside, env)
+            evaluate(self.inside, env, self.turned)
             return [read(env, v) for v in self.d_carry], [env[v] for v in self.emitted]
 
         sliced = [stacked[v] for v in self.sliced]
