@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
@@ -11,8 +10,9 @@ from jaxtyping import Array, Bool
 
 from ..cell import Carry, Cell, Params
 from ..checks import check_positive
+from .defaults import default_segment
 from .recurrence import STARTS, Plan
-from .scan import walk_by_plan
+from .step import walk_by_plan
 from .walks import Pace
 
 
@@ -45,8 +45,7 @@ class Checkpoint:
         reverse: bool = False,
     ) -> tuple[Carry, Carry]:
         """As `Scan.walk`."""
-        steps = jax.tree.leaves(xs)[0].shape[0]
-        segment = min(self.segment or math.isqrt(max(steps - 1, 0)) + 1, max(steps, 1))
-
-        pace = Pace(segment, reverse=reverse)
-        return walk_by_plan(cell, params, carry, (xs, mask, resets), Plan(pace, STARTS))
+        sequence = (xs, mask, resets)
+        steps = jax.tree.leaves(sequence)[0].shape[0]
+        segment = min(self.segment or default_segment(steps), max(steps, 1))
+        return walk_by_plan(cell, params, carry, sequence, Plan(Pace(segment, reverse=reverse), STARTS))

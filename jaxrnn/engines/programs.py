@@ -25,8 +25,6 @@ from jax.extend import core
 
 from .cut import least_cut
 
-import os
-PEN=int(os.environ.get('PEN','0'))
 CONST, INPUT, CARRY, COT = range(4)
 CALLS = {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2"}
 EXPENSIVE = {"dot_general", "conv_general_dilated", "scan", "while", "cond", "fft", "ragged_dot_general", "custom_call"}
@@ -190,7 +188,7 @@ class Adjoint(Program):
             for b in eqn.outvars
             if self.kind_of(a) > CONST and a not in free and b not in free
         ]
-        return least_cut(sources, [v for v in self.residuals if v not in free], edges, lambda v: nbytes(v) + PEN)
+        return least_cut(sources, [v for v in self.residuals if v not in free], edges, nbytes)
 
 
 def _trace_pullback(step: Step) -> tuple[core.Jaxpr, list[list[bool]]]:

@@ -25,6 +25,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from . import walks
+from .defaults import window_for
 from .programs import Step, is_differentiable, split
 from .windows import starts_of_windows
 
@@ -60,13 +61,21 @@ def _alike(step: Step, values: list[Any]) -> list[Any]:
     ]
 
 
-def _walk(*flat, step: Step, plan: Plan, keep: bool):
+def _walk(*flat, step: Step, plan: Plan, keep: bool, platform: str | None = "cpu"):
     params, carry, inputs = split(flat, (step.params, step.carry))
-    last, carries, kept = walks.states(step, params, carry, inputs, plan.pace, keep)
+    pace = _settled(plan.pace, step, inputs, platform, backward=keep)
+    last, carries, kept = walks.states(step, params, carry, inputs, pace, keep)
     return [*last, *carries, *kept]
 
 
-def _tangent(*flat, step: Step, plan: Plan, wrt: tuple[int, ...]):
+def _settled(pace: walks.Pace, step: Step, inputs: Sequence, platform: str | None, backward: bool) -> walks.Pace:
+    """The pace with its window chosen; where the platform is not known, as for a CPU."""
+    if pace.window != walks.AUTO:
+        return pace
+    return dataclasses.replace(pace, window=window_for(step, inputs[0].shape[0], platform, backward))
+
+
+def _tangent(*flat, step: Step, plan: Plan, wrt: tuple[int, ...], platform: str | None = "cpu"):
     known, moving = flat[: len(flat) - len(wrt)], flat[len(flat) - len(wrt) :]
     params, carry, inputs, _ = split(known, (step.params, step.carry, step.inputs))
     directions: list[Any] = [None] * len(step.avals)
@@ -76,9 +85,12 @@ def _tangent(*flat, step: Step, plan: Plan, wrt: tuple[int, ...]):
     return [*last, *every]
 
 
-def _adjoint(*flat, step: Step, plan: Plan, wrt: tuple[int, ...], present: tuple[bool, ...]):
+def _adjoint(
+    *flat, step: Step, plan: Plan, wrt: tuple[int, ...], present: tuple[bool, ...], platform: str | None = "cpu"
+):
     known, given = flat[: len(flat) - sum(present)], iter(flat[len(flat) - sum(present) :])
     params, carry, inputs, residuals = split(known, (step.params, step.carry, step.inputs))
+    pace = _settled(plan.pace, step, inputs, platform, backward=True)
     moving = [is_differentiable(a) for a in step.carry_avals]
     found = iter([next(given) if p else None for p in present])
     last, every = ([next(found) if m else None for m in moving] for _ in range(2))
@@ -88,10 +100,10 @@ def _adjoint(*flat, step: Step, plan: Plan, wrt: tuple[int, ...], present: tuple
         starts, carries, kept = residuals, None, None
     else:
         carries, kept = residuals[: step.carry], residuals[step.carry :] if plan.residuals == GATES else None
-        starts = starts_of_windows(carry, carries, plan.pace.window, plan.pace.reverse)
+        starts = starts_of_windows(carry, carries, pace.window, pace.reverse)
     given_residuals = walks.Residuals(params, carry, inputs, carries, kept, starts)
     flags = [i in wrt for i in range(len(step.avals))]
-    out = walks.cotangents(step, given_residuals, last, every, flags, plan.pace)
+    out = walks.cotangents(step, given_residuals, last, every, flags, pace)
     return [out[i] for i in wrt]
 
 
@@ -102,17 +114,19 @@ def _as_varying(value: Any, others: Sequence[Any]) -> Any:
     return jax.lax.pcast(value, tuple(sorted(missing, key=str)), to="varying") if missing else value
 
 
-def _out_avals(function: Any, avals: Sequence[Any], params: dict[str, Any]) -> list[Any]:
-    """What a primitive returns, found by tracing what it does."""
-    return list(jax.make_jaxpr(functools.partial(function, **params))(*avals).out_avals)
-
-
 def _define(name: str, function: Any) -> Primitive:
     primitive = Primitive(name)
     primitive.multiple_results = True
-    primitive.def_impl(lambda *args, **params: jax.jit(functools.partial(function, **params))(*args))
-    primitive.def_abstract_eval(lambda *avals, **params: _out_avals(function, avals, params))
-    mlir.register_lowering(primitive, mlir.lower_fun(function, multiple_results=True))
+    primitive.def_impl(lambda *args, **params: jax.jit(functools.partial(primitive.bind, **params))(*args))
+
+    @functools.lru_cache(maxsize=256)  # tracing asks several times for the same
+    def out_avals(avals, params):
+        return list(jax.make_jaxpr(functools.partial(function, **dict(params)))(*avals).out_avals)
+
+    primitive.def_abstract_eval(lambda *avals, **params: out_avals(avals, tuple(params.items())))
+    for platform in (None, "cpu"):
+        lowering = mlir.lower_fun(functools.partial(function, platform=platform), multiple_results=True)
+        mlir.register_lowering(primitive, lowering, platform=platform)
     return primitive
 
 

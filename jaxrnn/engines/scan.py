@@ -1,78 +1,86 @@
-"""Sequential time: ``jax.lax.scan``. The reference engine, for every cell and every derivative mode."""
+"""Sequential time with a backward pass of its own: the default engine, for every cell and every derivative mode."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any
 
-import jax
 from jaxtyping import Array, Bool
 
-from ..cell import Carry, Cell, Params, select
+from ..cell import Carry, Cell, Params
 from ..checks import check_positive
-from .programs import trace_step
-from .recurrence import Plan, recurrence
-from .walks import Pace
+from .recurrence import CARRIES, GATES, Plan
+from .step import check_hoist, walk_by_plan, walk_plainly
+from .walks import AUTO, Pace
+
+ALL = "all"
 
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
+    """Walk time one step after another with ``jax.lax.scan``, and back with only the carry's cotangent in the loop.
+
+    The step of any cell is split by what depends on what. Forwards, all that needs no carry (a projection of the inputs) is
+    done for a window of steps at once. Backwards, every carry is known, so the step is linearised for a window at once; the
+    loop passes on the carry's cotangent alone; and each weight gradient is one matmul over the window's steps and the batch.
+    ``vmap``, forward mode and derivatives of any order work as for ordinary JAX code, and ``grad`` of a ``vmap`` is that of
+    the batch written out: no weight gradient an example.
+
+    Args:
+        unroll: steps per iteration of the compiled loops. More code, rarely faster.
+        hoist: True: what needs no carry before the loop, a window at once; False: all in the loop; None: True where there is
+            such a matmul. True is refused for a cell that has none.
+        window: steps in a window; one longer than T is all of T. None: chosen for the platform when compiled, see
+            `jaxrnn.engines.defaults`. A smaller one takes less memory, and more but smaller matmuls.
+        residuals: what the forward pass keeps for the backward one besides the carries: ``"gates"``: what the step's matmuls
+            gave, or less if that is enough, so that none is done twice; ``"carries"``: nothing, the gates are made again by
+            one matmul a window; ``"all"``: JAX's own rule for ``lax.scan``, which keeps every intermediate and sums weight
+            gradients in the loop (``window`` does not apply). None: ``"gates"``.
+
+    Raises:
+        ValueError: for options that are no sizes, or that cannot apply.
+    """
+
     unroll: int = 1
-    hoist: bool = True
+    hoist: bool | None = None
     window: int | None = None
     residuals: str | None = None
 
     def __post_init__(self):
         check_positive(self, unroll=self.unroll)
+        if self.window is not None:
+            check_positive(self, window=self.window)
+        if self.hoist not in (None, True, False):
+            raise ValueError(f"Scan: hoist must be True, False or None, but it is {self.hoist!r}")
+        if self.residuals not in (None, GATES, CARRIES, ALL):
+            raise ValueError(
+                f"Scan: residuals must be {GATES!r}, {CARRIES!r}, {ALL!r} or None, but it is {self.residuals!r}"
+            )
+        if self.residuals == ALL and self.window is not None:
+            raise ValueError(
+                f"Scan: residuals={ALL!r} is jax.lax.scan with JAX's own derivative, which has no windows, but window is "
+                f"{self.window}: leave one of the two out"
+            )
 
-    def walk(self, cell, params, carry, xs, mask=None, resets=None, reverse=False):
-        steps = jax.tree.leaves((xs, mask, resets))[0].shape[0]
-        if self.residuals == "all" or steps <= 1:
-            return walk_plainly(cell, params, carry, xs, mask, resets, reverse, self.hoist, self.unroll)
-        pace = Pace(self.window, self.unroll, self.hoist, reverse)
-        return walk_by_plan(cell, params, carry, (xs, mask, resets), Plan(pace, self.residuals or "gates"))
+    def walk(
+        self,
+        cell: Cell,
+        params: Params,
+        carry: Carry,
+        xs: Any,
+        mask: Bool[Array, "T *B"] | None = None,
+        resets: Bool[Array, "T *B"] | None = None,
+        reverse: bool = False,
+    ) -> tuple[Carry, Carry]:
+        """Return the last carry, and the carries after every step ``(T, *B, ...)`` at the place of their input.
 
-
-def walk_by_plan(cell, params, carry, sequence, plan):
-    p_flat, p_tree = jax.tree.flatten(params)
-    c_flat, c_tree = jax.tree.flatten(carry)
-    x_flat, x_tree = jax.tree.flatten(sequence)
-
-    def step(p, c, x):
-        return jax.tree.leaves(one_step(cell, p_tree.unflatten(p), c_tree.unflatten(c), x_tree.unflatten(x)))
-
-    now = [jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in x_flat]
-    traced, p_flat = trace_step(step, p_flat, c_flat, now)
-    last, carries = recurrence(traced, p_flat, c_flat, x_flat, plan)
-    return c_tree.unflatten(last), c_tree.unflatten(carries)
-
-
-def one_step(cell, params, carry, now):
-    x, keep, reset = now
-    z = cell.project(params, x)
-    if reset is not None:
-        carry = select(reset, cell.initial_carry(params, reset.shape), carry)
-    new = cell.step(params, carry, z)
-    return new if keep is None else select(keep, new, carry)
-
-
-def walk_plainly(cell, params, carry, xs, mask, resets, reverse, hoist, unroll):
-    inputs = cell.project(params, xs) if hoist else xs
-    initial = None
-    if resets is not None:
-        initial = cell.initial_carry(params, resets.shape[1:])
-
-    def step(carry, now):
-        z, keep, reset = now
-        if reset is not None:
-            carry = select(reset, initial, carry)
-        new = cell.step(params, carry, z if hoist else cell.project(params, z))
-        if keep is not None:
-            new = select(keep, new, carry)
-        return new, new
-
-    sequence = (inputs, mask, resets)
-    if jax.tree.leaves(sequence)[0].shape[0] == 1:  # streaming: no loop
-        carry, new = step(carry, jax.tree.map(lambda a: a[0], sequence))
-        return carry, jax.tree.map(lambda a: a[None], new)
-    return jax.lax.scan(step, carry, sequence, reverse=reverse, unroll=unroll)
+        ``xs`` is a pytree of ``(T, *B, ...)``. Where ``resets[t]``, the carry becomes the initial one before step t; where
+        not ``mask[t]``, it holds.
+        """
+        if self.hoist:
+            check_hoist(cell, params, carry, (xs, mask, resets))
+        hoist = self.hoist is not False
+        if self.residuals == ALL:
+            return walk_plainly(cell, params, carry, (xs, mask, resets), hoist, reverse, self.unroll)
+        plan = Plan(Pace(self.window or AUTO, self.unroll, hoist, reverse), self.residuals or GATES)
+        return walk_by_plan(cell, params, carry, (xs, mask, resets), plan)

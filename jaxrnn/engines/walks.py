@@ -21,13 +21,16 @@ from .sums import TimeSum
 from .windows import walk_in_windows
 
 Arrays = Sequence[Any]
+AUTO = "auto"
 
 
 @dataclasses.dataclass(frozen=True)
 class Pace:
-    """How the loops run: ``window`` steps at once (None: all), ``unroll`` steps an iteration, inputs ``hoist``-ed or not."""
+    """How the loops run: ``window`` steps at once (None: all; AUTO: by `defaults`, once the platform is known), ``unroll``
+    steps an iteration, inputs hoisted or not.
+    """
 
-    window: int | None = None
+    window: int | str | None = AUTO
     unroll: int = 1
     hoist: bool = True
     reverse: bool = False

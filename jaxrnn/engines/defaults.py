@@ -1,0 +1,50 @@
+"""The table of defaults: how `Scan` walks where its options leave that open.
+
+What is kept: ``"gates"`` everywhere. The window depends on the platform, and is chosen when the program is compiled for one:
+
+| platform | sequence | window | why |
+|---|---|---|---|
+| CPU | what is kept of it takes at most 13 MB | all of T | fewest and largest matmuls; it lies in the caches anyway |
+| CPU | larger | as many steps as 1.5 MB hold, 16 to 256 | a window's residuals stay in the cache; without, fresh memory is paged in |
+| others | any | all of T | not measured yet; a window more is a dozen kernel launches more |
+
+What is kept of a step is its carry and the values its matmuls gave, as `Adjoint.matmul_values` finds them (without a gradient:
+the carry and what was hoisted). The figures behind the table are in benchmarks/NOTES.md. Where a divisor of T lies near the window, it is taken, so that no shorter one is left over.
+"""
+
+from __future__ import annotations
+
+import math
+
+from .programs import EXPENSIVE, INPUT, Step, nbytes
+
+WHOLE_BYTES = 13_000_000
+WINDOW_BYTES = 1_500_000
+LEAST_WINDOW, MOST_WINDOW = 16, 256
+
+
+def window_for(step: Step, steps: int, platform: str | None, backward: bool) -> int | None:
+    """Steps in a window by the table above; None is all of T. ``backward``: of a walk that keeps values for a gradient."""
+    if platform != "cpu":
+        return None
+    if backward:
+        stored = step.adjoint.matmul_values
+    else:  # nothing is kept, but what was hoisted lies in memory too
+        eqns = step.program.eqns
+        hoisted = [eqn for eqn in eqns if step.program.kind[eqn.outvars[0]] == INPUT and eqn.primitive.name in EXPENSIVE]
+        stored = [v for eqn in hoisted for v in eqn.outvars]
+    kept = sum(map(nbytes, stored)) + sum(a.size * a.dtype.itemsize for a in step.carry_avals)
+    if kept * steps <= WHOLE_BYTES:
+        return None
+    return near_divisor(steps, min(max(WINDOW_BYTES // max(kept, 1), LEAST_WINDOW), MOST_WINDOW))
+
+
+def near_divisor(steps: int, window: int) -> int:
+    """The divisor of ``steps`` nearest to ``window``, in ratio, if one lies between its half and its double; else ``window``."""
+    near = [d for d in range(-(-window // 2), min(2 * window, steps) + 1) if steps % d == 0]
+    return min(near, key=lambda d: abs(math.log(d / window)), default=window)
+
+
+def default_segment(steps: int) -> int:
+    """``ceil(sqrt(T))``: the segment with which carries at segment ends and steps within one are fewest together."""
+    return math.isqrt(max(steps - 1, 0)) + 1
