@@ -12,9 +12,8 @@ import jax.numpy as jnp
 
 from .record import processor
 
-PACKAGES = (
-    "jax jaxlib numpy flax dm-haiku equinox keras torch onnx onnxruntime jax-cuda12-plugin jax-cuda13-plugin libtpu".split()
-)
+PACKAGES = ("jax", "jaxlib", "numpy", "flax", "dm-haiku", "equinox", "keras", "torch", "onnx", "onnxruntime")
+PACKAGES += ("jax-cuda12-plugin", "jax-cuda13-plugin", "libtpu")
 
 
 def prepare(devices: int) -> None:

@@ -18,8 +18,6 @@ import subprocess
 import sys
 from typing import Any
 
-import jax
-
 from . import machine, report
 from .entries import ENTRIES, engine_named, find
 from .models import JaxModel, LeftOut
@@ -31,6 +29,7 @@ CURVES = ((8, 64), (1, 128))  # B, H = I
 STEPS = {False: (256, 512, 1024, 2048, 4096, 8192), True: (256, 1024)}  # by --quick
 RESIDENT = {False: Shape(8, 8192, 64, 64), True: Shape(8, 1024, 64, 64)}
 MILLION = Shape(1, 1 << 20, 128, 128)
+QUICK = ("jaxrnn", "jaxrnn-checkpoint", "naive", "flax")
 DEFAULT = ("jaxrnn", "jaxrnn-checkpoint", "Scan(hoist=False)", "user-cell", "naive", "naive-hoisted", "flax")
 
 
@@ -39,12 +38,13 @@ def parse(argv: list[str] | None) -> Any:
     parser.add_argument("--cell", type=one_of(CELLS, "cell"), default="LSTM", metavar="CELL", help=", ".join(CELLS))
     parser.add_argument("--steps", nargs="+", type=positive, metavar="T", help="default: 256 to 8192")
     entries = one_of([n for n in ENTRIES if n not in ("torch", "onnxruntime", "jaxrnn-sharded")], "entry", engine_named)
-    parser.add_argument("--entries", nargs="+", type=entries, metavar="ENTRY", default=list(DEFAULT))
+    parser.add_argument("--entries", nargs="+", type=entries, metavar="ENTRY", help="or an engine such as 'Scan(hoist=False)'")
     parser.add_argument("--resident", type=shape, metavar="B,T,H", help="shape of the runs in processes of their own")
     parser.add_argument("--million", action="store_true", help="T = 1,048,576 once, each entry in a process of its own")
     args = parser.parse_args(argv)
     if args.million and args.resident:
         parser.error("--million has its own shape: leave --resident out")
+    args.entries = args.entries or list(QUICK if args.quick else DEFAULT)
     args.steps = sorted(args.steps or STEPS[args.quick])
     args.resident = MILLION if args.million else args.resident or RESIDENT[args.quick]
     return args
@@ -135,23 +135,19 @@ def markdown(result: dict) -> str:
 
 
 def draw(result: dict, figure: Any) -> None:
-    """Temporaries against T, or (``--million``) bars of what was resident."""
-    if not result["compiled"]:
-        axes, rows = figure.subplots(), [r for r in result["resident"] if "failed" not in r]
-        report.grouped_bars(
-            axes, ["temporaries", "peak above start"], {r["entry"]: [r["temp_bytes"] / 1e9, r["resident_bytes"] / 1e9] for r in rows}
-        )
-        axes.set_ylabel("GB")
-        axes.set_title(f"Gradient of one LSTM sequence of {result['resident'][0]['shape']['T']:,} steps, H 128")
-        axes.legend(fontsize=9, frameon=False)
-        return
+    """Temporaries against T, a panel for each batch size."""
     groups = list(dict.fromkeys((r["shape"]["B"], r["shape"]["H"]) for r in result["compiled"]))
-    palette = report.colours(dict.fromkeys(r["entry"] for r in result["compiled"]))
+    palette = report.colours(r["entry"] for r in result["compiled"])
+    styles = {"ours": "o-", "baseline": "s--", "theirs": "^:"}  # some lines lie on each other
     for axes, (B, H) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups, strict=True):
+        here = [r for r in result["compiled"] if (r["shape"]["B"], r["shape"]["H"]) == (B, H)]
         for name, colour in palette.items():
-            rows = [r for r in result["compiled"] if (r["entry"], r["shape"]["B"], r["shape"]["H"]) == (name, B, H)]
-            axes.loglog([r["shape"]["T"] for r in rows], [r["temp_bytes"] / 1e6 for r in rows], "o-", color=colour, label=name)
-        axes.set_xscale("log", base=2)
+            points = [(r["shape"]["T"], r["temp_bytes"] / 1e6) for r in here if r["entry"] == name]
+            axes.loglog(*zip(*points, strict=True), styles[report.family(name)], color=colour, label=name)
+        steps = sorted({r["shape"]["T"] for r in here})
+        axes.set_xticks(steps, [f"{T:,}" for T in steps], minor=False)
+        axes.set_xticks([], minor=True)
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.set_xlabel("steps T")
         axes.set_ylabel("temporaries of forward and backward (MB)")
         axes.set_title(f"{result['compiled'][0]['cell']}, B {B}, I = H {H}, float32")
@@ -160,12 +156,25 @@ def draw(result: dict, figure: Any) -> None:
     figure.suptitle(f"Memory of full BPTT: {report.machine.where(result['machine'])}")
 
 
+def draw_resident(result: dict, figure: Any) -> None:
+    """Bars of the memory that one run took and of its seconds."""
+    rows = [r for r in result["resident"] if "failed" not in r]
+    palette, size = report.colours(r["entry"] for r in rows), Shape(**result["resident"][0]["shape"])
+    left, right = figure.subplots(1, 2, width_ratios=[2, 1])
+    memory = {r["entry"]: [r["temp_bytes"] / 1e9, r["resident_bytes"] / 1e9] for r in rows}
+    report.grouped_bars(left, ["temporaries", "peak above start"], memory, palette, "{:.2f}")
+    left.set_ylabel("GB")
+    left.legend(fontsize=9, frameon=False)
+    report.grouped_bars(right, [f"T {size.T:,}"], {r["entry"]: [r["seconds"]] for r in rows}, palette)
+    right.set_ylabel("seconds (one run)")
+    figure.suptitle(f"Full BPTT gradient, {rows[0]['cell'] if rows else ''}, {size}\n{report.machine.where(result['machine'])}")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run, print, write; 0."""
     args = parse(argv)
     machine.prepare(1)
     rows, left_out = ([], []) if args.million else compile_all(args)
-    jax.clear_caches()
     resident = []
     for name in args.entries:
         if args.cell in find(name).cells and name not in {item["entry"] for item in left_out}:
@@ -173,7 +182,8 @@ def main(argv: list[str] | None = None) -> int:
             resident.append(run_alone(name, args.cell, args.resident))
     result = report.content("memory", command("memory", argv), compiled=rows, resident=resident, left_out=left_out)
     name = report.result_name("memory_million" if args.million else "memory", args.out, args.quick)
-    report.write(name, result, markdown(result), lambda figure: draw(result, figure), (8, 5) if args.million else (13, 5.5))
+    picture = draw_resident if args.million else draw
+    report.write(name, result, markdown(result), lambda figure: picture(result, figure), (13, 5.5))
     return 0
 
 

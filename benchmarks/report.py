@@ -13,7 +13,12 @@ import jax
 from . import machine
 from .record import RESULTS
 
-OURS, THEIRS = ("#1b4f8f", "#2f7fd0", "#7db4ea", "#12806a", "#7cc7a8", "#7a4fb0"), ("#c26a1b", "#e0a84e", "#8a8a8a", "#c9544d")
+COLOURS = {
+    "ours": ("#1b4f8f", "#2f7fd0", "#7db4ea", "#12806a", "#6dbb8f", "#7a4fb0", "#b79be0"),
+    "baseline": ("#444444", "#9a9a9a"),
+    "theirs": ("#c26a1b", "#e0a84e", "#c9544d", "#8c5a3c", "#d98cb3", "#e6c9a8", "#a3a33a"),
+}
+DISTURBED = 1.5  # a median this many times the minimum tells of other load on the machine
 
 
 def result_name(benchmark: str, out: str | None, quick: bool) -> str:
@@ -25,7 +30,14 @@ def result_name(benchmark: str, out: str | None, quick: bool) -> str:
 def content(benchmark: str, command: str, **more: Any) -> dict:
     """The head of every result: what was run, when, and on which machine."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return {"benchmark": benchmark, "command": command, "measured": now, "machine": machine.describe(), "dtype": "float32", **more}
+    return {
+        "benchmark": benchmark,
+        "command": command,
+        "measured": now,
+        "machine": machine.describe(),
+        "dtype": "float32",
+        **more,
+    }
 
 
 def table(head: list[str], rows: Iterable[Iterable[Any]]) -> str:
@@ -74,20 +86,39 @@ def _picture(path: pathlib.Path, draw: Callable[[Any], None], size: tuple[float,
     figure.savefig(path, dpi=110)
 
 
+def family(name: str) -> str:
+    """Whose an entry is: "ours", a hand-written "baseline", or "theirs"."""
+    if name.startswith("naive") or name == "user-cell-naive":
+        return "baseline"
+    return "ours" if name.startswith(("jaxrnn", "user-cell")) or "(" in name else "theirs"
+
+
 def colours(names: Iterable[str]) -> dict[str, str]:
-    """Blues and greens for what is ours, warm colours and grey for peers."""
-    ours = [n for n in names if _is_ours(n)]
-    theirs = [n for n in names if not _is_ours(n)]
-    return {n: palette[k % len(palette)] for group, palette in ((ours, OURS), (theirs, THEIRS)) for k, n in enumerate(group)}
+    """A colour for each name: blues and greens for what is ours, greys for naive scans, warm ones for peers."""
+    seen: dict[str, int] = {}
+    found = {}
+    for name in dict.fromkeys(names):
+        palette = COLOURS[family(name)]
+        found[name] = palette[seen.setdefault(family(name), 0) % len(palette)]
+        seen[family(name)] += 1
+    return found
 
 
-def _is_ours(name: str) -> bool:
-    return name.startswith(("jaxrnn", "user")) or "(" in name
+def disturbed_lines(timings: dict[str, list[dict]]) -> list[str]:
+    """A warning for every entry some of whose medians stand far above their minima."""
+    worst = {name: max(t["median"] / t["min"] for t in times) for name, times in timings.items()}
+    return [
+        f"disturbed: {name}, a median {ratio:.1f} times its minimum; other load on the machine? Measure again when it is idle"
+        for name, ratio in worst.items()
+        if ratio > DISTURBED
+    ]
 
 
-def grouped_bars(axes: Any, groups: list[str], series: dict[str, list[float | None]], label: str = "{:.1f}") -> None:
+def grouped_bars(
+    axes: Any, groups: list[str], series: dict[str, list[float | None]], palette: dict[str, str], label: str = "{:.1f}"
+) -> None:
     """Bars in groups, one colour a series; a missing value leaves a gap."""
-    palette, width = colours(series), 0.84 / max(len(series), 1)
+    width = 0.84 / max(len(series), 1)
     for k, (name, values) in enumerate(series.items()):
         places = [g + (k - (len(series) - 1) / 2) * width for g, value in enumerate(values) if value is not None]
         shown = [value for value in values if value is not None]

@@ -5,6 +5,7 @@ Prints one line of JSON: seconds, what XLA allocates, and how far the peak memor
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import resource
@@ -39,10 +40,8 @@ def resident_bytes(peak: bool) -> int:
 
 def forget_peak() -> None:
     """Let the peak start at what is resident now (Linux), so that it does not show what compiling took."""
-    try:
+    with contextlib.suppress(OSError):
         RESET.write_text("5", encoding="ascii")
-    except OSError:
-        pass
 
 
 def device_peak(device) -> int | None:

@@ -6,15 +6,20 @@ Exit status 0, or 2 with one line on standard error for bad arguments, data or r
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
+import os
 import sys
 from typing import Any, NoReturn
+
+import jax
 
 from .tasks import load, train
 from .tasks.options import check_name
 from .tasks.program import TASKS
 from .training import BadInput, Budget
+from .training.devices import host_cores
 
 BUDGET_HELP = {
     "steps": "updates in all",
@@ -135,7 +140,17 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, default: Any, help: st
     )
 
 
+def _show_cores() -> None:
+    """Let JAX see every core of a CPU as a device, for ``--devices``, unless the environment says how many it shall see."""
+    asked = getattr(jax.config, "jax_num_cpu_devices", -1)
+    if asked >= 0 or "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    with contextlib.suppress(RuntimeError):  # where JAX has been used already there are as many as there are
+        jax.config.update("jax_num_cpu_devices", host_cores())
+
+
 def _train(arguments: argparse.Namespace) -> None:
+    _show_cores()
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(arguments).items()}
     of_budget = {field.name for field in dataclasses.fields(Budget)}
     of_task = {field.name for field in dataclasses.fields(TASKS[arguments.task].Options)}

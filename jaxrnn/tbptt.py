@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float
 
 from .cell import Carry, Params, accumulator, expand, select
 from .checks import check_positive
-from .tbptt_checks import check_differentiable, check_losses, check_mask_is_read, check_sequence
+from .tbptt_checks import check_axis, check_differentiable, check_losses, check_mask_is_read, check_sequence, check_steps
 
 
 class Window(NamedTuple):
@@ -69,6 +69,9 @@ class TBPTT:
         initial_carry: ``initial_carry(params, batch_shape) -> carry`` before the first step.
         k1: newest steps of a window, whose losses count.
         k2: steps of a window over which gradients flow (default k1). k2 >= T is full BPTT, whatever k1.
+        axis_name: name of a mapped axis (of `jax.shard_map` with ``check_vma=False``, say) over which the streams are split:
+            losses, valid steps and gradients are summed over it, so that every device has those of the whole batch. Each
+            draws its own random numbers, so the noise, if there is any, depends on the number of devices.
 
     Example::
 
@@ -86,6 +89,7 @@ class TBPTT:
     initial_carry: Callable[[Params, tuple[int, ...]], Carry]
     k1: int
     k2: int = None  # type: ignore[assignment]  # as k1
+    axis_name: str | None = None
 
     def __post_init__(self):
         if self.k2 is None:
@@ -127,6 +131,7 @@ class TBPTT:
         (loss, gradient), state = self._walk(
             lambda _: params, accumulate, (jnp.zeros((), valid.dtype), zero), sequence, state, key
         )
+        loss, gradient = self._sum((loss, gradient))
         gradient = jax.tree.map(lambda g, p: (g / valid.astype(jnp.finfo(g.dtype).dtype)).astype(p.dtype), gradient, params)
         return loss / valid, gradient, state
 
@@ -154,6 +159,7 @@ class TBPTT:
 
         def update(total, loss, gradient):
             params, opt_state, sum_of_losses = total
+            loss, gradient = self._sum((loss, gradient))
             gradient = jax.tree.map(lambda g: g * (count / valid).astype(jnp.finfo(g.dtype).dtype), gradient)
             change, opt_state = optimiser.update(gradient, opt_state, params)
             return optax.apply_updates(params, change), opt_state, sum_of_losses + loss
@@ -164,13 +170,21 @@ class TBPTT:
 
     def _measure(self, sequence: Window, state: TBPTTState) -> tuple[int, Float[Array, ""]]:
         """The number of windows, and the number of valid steps (at least 1, so that an empty batch has loss 0)."""
-        steps = _steps(sequence)
-        check_sequence(sequence, state, self.k1, self.k2, steps)
-        if sequence.mask is None:
-            valid = jnp.asarray(steps * state.fresh.size, jnp.result_type(float))
-        else:
-            valid = jnp.sum(sequence.mask, dtype=jnp.result_type(float))
+        check_axis(self.axis_name, state.fresh)
+        check_sequence(sequence, state, self.k1, self.k2, steps := check_steps(sequence))
+        valid = steps * state.fresh.size if sequence.mask is None else jnp.sum(sequence.mask)
+        valid = self._sum(jnp.asarray(valid, jnp.result_type(float)))
         return -(-steps // self.k1), jnp.maximum(valid, 1)
+
+    def _sum(self, tree: Any) -> Any:
+        """``tree`` summed over the devices that hold parts of the batch."""
+        return tree if self.axis_name is None else jax.lax.psum(tree, self.axis_name)
+
+    def _own(self, key: Array | None) -> Array | None:
+        """The key of this device: were it the same on all, their streams would get the same noise."""
+        if key is not None and self.axis_name is not None and jax.lax.axis_size(self.axis_name) > 1:
+            key = jax.random.fold_in(key, jax.lax.axis_index(self.axis_name))
+        return key
 
     def _window_loss(self, params: Params, carry: Carry, window: Window, newest: Array, fresh: Array):
         """The sum of the newest valid losses, and the carries; the carry of a fresh stream comes from the parameters."""
@@ -182,10 +196,10 @@ class TBPTT:
 
     def _walk(self, params_of, fold, total, sequence: Window, state: TBPTTState, key: Array | None):
         """Window after window: ``total = fold(total, loss, gradient)``, in one scan with one shape."""
-        k1, k2, steps = self.k1, self.k2, _steps(sequence)
+        k1, k2, steps = self.k1, self.k2, check_steps(sequence)
         if steps == 0:
             return total, state
-        sequence = _filled(sequence, steps, state.fresh.shape)
+        sequence, key = _filled(sequence, steps, state.fresh.shape), self._own(key)
         if k2 > k1:
             check_mask_is_read(self.losses, params_of(total), state.carry, sequence._replace(key=key))
         padded = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), state.history, sequence)  # row k2 - k1 is step 0
@@ -219,14 +233,6 @@ def _plan(k1: int, steps: int) -> tuple[Array, ...]:
     newest = [end - before for before, end in itertools.pairwise([0, *ends])]
     ahead = [*newest[1:], min(steps, k1)]
     return tuple(jnp.asarray(each) for each in ([*range(len(ends))], [end - k1 for end in ends], newest, ahead))
-
-
-def _steps(sequence: Window) -> int:
-    """T of a sequence, the same for all its arrays."""
-    steps = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else None for leaf in jax.tree.leaves(sequence._replace(key=None))}
-    if len(steps) != 1 or None in steps:
-        raise ValueError(f"TBPTT: inputs, targets, mask and resets must share their leading axis T, but it is {steps}")
-    return int(steps.pop() or 0)
 
 
 def _filled(sequence: Window, steps: int, batch: tuple[int, ...]) -> Window:

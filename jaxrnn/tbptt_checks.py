@@ -21,6 +21,33 @@ def check_differentiable(params: Any) -> None:
             )
 
 
+def check_axis(name: str | None, flags: Any) -> None:
+    """The axis over which the streams are split is mapped here, in a way that leaves the sums to `TBPTT`."""
+    if name is None:
+        return
+    try:
+        jax.lax.axis_size(name)
+    except NameError:
+        raise ValueError(
+            f"TBPTT: axis_name={name!r}, but no mapped axis has that name here: call it inside jax.shard_map over a mesh with "
+            f"the axis {name!r}, or leave axis_name out"
+        ) from None
+    kind = getattr(jax.typeof(flags), "manual_axis_type", None)
+    if name in getattr(kind, "varying", ()):  # jax would then sum the gradient by itself, and TBPTT a second time
+        raise ValueError(
+            f"TBPTT: with axis_name={name!r} the gradients are summed over the axis here, which jax.shard_map must leave to "
+            "it: pass check_vma=False"
+        )
+
+
+def check_steps(sequence: Any) -> int:
+    """T of a sequence, the same for all its arrays."""
+    steps = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else None for leaf in jax.tree.leaves(sequence._replace(key=None))}
+    if len(steps) != 1 or None in steps:
+        raise ValueError(f"TBPTT: inputs, targets, mask and resets must share their leading axis T, but it is {steps}")
+    return int(steps.pop() or 0)
+
+
 def check_sequence(sequence: Any, state: Any, k1: int, k2: int, steps: int) -> None:
     """The sequence's arrays have the batch axes and the kinds for which the state was made, and the state this k1 and k2."""
     batch = state.fresh.shape

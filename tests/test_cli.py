@@ -17,6 +17,7 @@ def runs(tmp_path_factory):
     """A run of each task, trained by the command line."""
     import jax
 
+    jax.devices()  # or the command line would show this process every core as a device
     folder = tmp_path_factory.mktemp("runs")
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         assert main(["train", "hello", "--out", str(folder / "hello"), "--steps", "150"]) == 0
@@ -129,6 +130,15 @@ MISTAKES = {
     "resume otherwise": (
         ["train", "charlm", "--out", "{runs}/charlm", "--resume", "--hidden", "7"],
         "was begun with --hidden 64, not 7",
+    ),
+    "devices negative": (["train", "charlm", "--devices", "-1"], "--devices must be at least 0, but it is -1"),
+    "devices too many": (
+        ["train", "charlm", "--devices", "99", "--batch", "99"],
+        "--devices 99, but there is only 1 device here",
+    ),
+    "devices of a run": (
+        ["train", "charlm", "--out", "{runs}/charlm", "--resume", "--devices", "2"],
+        "was begun with --devices 1, not 2; leave --devices out",
     ),
     "three texts": (["train", "charlm", "--data", "a", "b", "--data", "c"], "but got 3"),
     "task later": (["train", "--steps", "5", "hello"], "the task comes right after train"),

@@ -58,8 +58,7 @@ class Step:
     @functools.cached_property
     def program(self) -> Program:
         """The step alone."""
-        jaxpr = inlined(self.closed)
-        return Program(jaxpr, [CONST] * self.params + [CARRY] * self.carry + [INPUT] * self.inputs)
+        return Program(inlined(self.closed), [CONST] * self.params + [CARRY] * self.carry + [INPUT] * self.inputs)
 
     @functools.cached_property
     def adjoint(self) -> Adjoint:
@@ -68,18 +67,15 @@ class Step:
 
     def vmapped(self, in_axes: Values, axis_data: Any) -> Step:
         """The step of every member of a mapped axis: the same equations, one batch axis more."""
-        size, name = axis_data.size, axis_data.name
         groups = (self.params, self.carry, self.inputs)
         avals = [
-            aval if axis is None else jax.ShapeDtypeStruct((size, *aval.shape), aval.dtype)
+            aval if axis is None else jax.ShapeDtypeStruct((axis_data.size, *aval.shape), aval.dtype)
             for aval, axis in zip(self.avals, in_axes, strict=True)
         ]
         call = jax.vmap(
             lambda *flat: self(*split(flat, groups[:2])),
             in_axes=tuple(in_axes),
-            axis_size=size,
-            **({} if name is None or not isinstance(name, str) else {"axis_name": name}),
-            **({} if axis_data.spmd_name is None else {"spmd_axis_name": axis_data.spmd_name}),
+            **mapping_of(axis_data),
         )
         return Step(jax.make_jaxpr(call)(*avals), *groups)
 
@@ -99,9 +95,11 @@ def trace_step(function: Callable[..., Values], params: Values, carry: Values, i
 class Program:
     """A jaxpr without calls, and the class of every variable."""
 
-    def __init__(self, jaxpr: core.Jaxpr, classes: Iterable[int]):
+    def __init__(self, closed: Any, classes: Iterable[int]):
+        jaxpr = closed.jaxpr
         self.jaxpr, self.eqns = jaxpr, list(jaxpr.eqns)
-        self.kind: dict[Any, int] = dict(zip(jaxpr.invars, classes, strict=True))
+        self.literals = dict(zip(jaxpr.constvars, closed.consts, strict=True))  # arrays written into the step itself
+        self.kind: dict[Any, int] = {v: CONST for v in self.literals} | dict(zip(jaxpr.invars, classes, strict=True))
         self.maker: dict[Any, Any] = {}
         for eqn in self.eqns:
             kind = max((self.kind_of(v) for v in eqn.invars), default=CONST)
@@ -151,14 +149,12 @@ class Adjoint(Program):
     def __init__(self, step: Step):
         self.step = step
         groups = (step.params, step.carry, step.inputs)
-        jaxpr, differentiable = _trace_pullback(step)
+        closed, differentiable = _trace_pullback(step)
         super().__init__(
-            jaxpr, [CONST] * groups[0] + [CARRY] * groups[1] + [INPUT] * groups[2] + [COT] * sum(differentiable[1])
+            closed, [CONST] * groups[0] + [CARRY] * groups[1] + [INPUT] * groups[2] + [COT] * sum(differentiable[1])
         )
-        params, carry, inputs, cotangents = split(jaxpr.invars, groups)
-        new, d_params, d_carry, d_inputs = split(
-            jaxpr.outvars, (step.carry, sum(differentiable[0]), sum(differentiable[1]))
-        )
+        params, carry, inputs, cotangents = split(self.jaxpr.invars, groups)
+        new, d_params, d_carry, d_inputs = split(self.jaxpr.outvars, (step.carry, sum(differentiable[0]), sum(differentiable[1])))
         self.params, self.carry, self.inputs, self.new = params, carry, inputs, new
         self.cotangents = _spread(cotangents, differentiable[1])
         self.d_params = _spread(d_params, differentiable[0])
@@ -191,8 +187,8 @@ class Adjoint(Program):
         return least_cut(sources, [v for v in self.residuals if v not in free], edges, nbytes)
 
 
-def _trace_pullback(step: Step) -> tuple[core.Jaxpr, list[list[bool]]]:
-    """The inlined jaxpr of step and pullback, and which params, carries and inputs are differentiable."""
+def _trace_pullback(step: Step) -> tuple[Any, list[list[bool]]]:
+    """The jaxpr, without calls, of step and pullback, and which params, carries and inputs are differentiable."""
     groups = (step.params, step.carry)
     flags = [is_differentiable(aval) for aval in step.avals]
     differentiable = split(flags, groups)
@@ -270,11 +266,15 @@ def read(env: dict[Any, Any], var: Any) -> Any:
     return var.val if isinstance(var, core.Literal) else env[var]
 
 
-def inlined(closed: Any) -> core.Jaxpr:
-    """The same jaxpr without nested calls and without constants."""
-    flat = jax.make_jaxpr(lambda *args: run(closed.jaxpr, closed.consts, args))(*closed.in_avals)
-    assert not flat.consts  # those of `Step` are its params
-    return flat.jaxpr
+def inlined(closed: Any) -> Any:
+    """The same jaxpr without nested calls."""
+    return jax.make_jaxpr(lambda *args: run(closed.jaxpr, closed.consts, args))(*closed.in_avals)
+
+
+def mapping_of(axis_data: Any) -> dict[str, Any]:
+    """The arguments of ``jax.vmap`` for an axis that a batching rule is told of."""
+    named = {"axis_name": axis_data.name} if isinstance(axis_data.name, str) else {}
+    return {"axis_size": axis_data.size, **named} | ({"spmd_axis_name": axis_data.spmd_name} if axis_data.spmd_name else {})
 
 
 def is_differentiable(aval: Any) -> bool:

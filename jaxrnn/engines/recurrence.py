@@ -26,7 +26,7 @@ from jax.interpreters import ad, batching, mlir
 
 from . import walks
 from .defaults import window_for
-from .programs import Step, is_differentiable, split
+from .programs import Step, is_differentiable, mapping_of, split
 from .windows import starts_of_windows
 
 GATES, CARRIES, STARTS = "gates", "carries", "starts"
@@ -44,21 +44,10 @@ class Plan:
 
 def recurrence(step: Step, params: Sequence, carry: Sequence, inputs: Sequence, plan: Plan) -> tuple[list, list]:
     """``(last carry, carries after every step)`` of flat lists of arrays; T is at least 1."""
-    groups = (step.carry, step.carry)
-    out = walk_p.bind(*_alike(step, [*params, *carry, *inputs]), step=step, plan=plan, keep=False)
-    last, carries, _ = split(out, groups)
+    values = [*params, *carry, *inputs]
+    out = walk_p.bind(*(_as_varying(v, values) for v in values), step=step, plan=plan, keep=False)
+    last, carries, _ = split(out, (step.carry, step.carry))
     return last, carries
-
-
-def _alike(step: Step, values: list[Any]) -> list[Any]:
-    """Under ``jax.shard_map``: every value made to vary over the mesh axes that any of them varies over, as a loop's must."""
-    axes = frozenset().union(*(getattr(jax.typeof(v), "vma", None) or () for v in values))
-    if not axes:
-        return values
-    return [
-        jax.lax.pcast(v, tuple(sorted(missing, key=str)), to="varying") if (missing := axes - jax.typeof(v).vma) else v
-        for v in values
-    ]
 
 
 def _walk(*flat, step: Step, plan: Plan, keep: bool, platform: str | None = "cpu"):
@@ -85,17 +74,17 @@ def _tangent(*flat, step: Step, plan: Plan, wrt: tuple[int, ...], platform: str 
     return [*last, *every]
 
 
-def _adjoint(
-    *flat, step: Step, plan: Plan, wrt: tuple[int, ...], present: tuple[bool, ...], platform: str | None = "cpu"
-):
+def _adjoint(*flat, step: Step, plan: Plan, wrt: tuple[int, ...], present: tuple[bool, ...], platform: str | None = "cpu"):
     known, given = flat[: len(flat) - sum(present)], iter(flat[len(flat) - sum(present) :])
     params, carry, inputs, residuals = split(known, (step.params, step.carry, step.inputs))
     pace = _settled(plan.pace, step, inputs, platform, backward=True)
     moving = [is_differentiable(a) for a in step.carry_avals]
     found = iter([next(given) if p else None for p in present])
     last, every = ([next(found) if m else None for m in moving] for _ in range(2))
-    last = [jnp.zeros(a.shape, a.dtype) if m and g is None else g for a, m, g in zip(step.carry_avals, moving, last, strict=True)]
-    last = [None if g is None else _as_varying(g, flat) for g in last]
+    last = [
+        _as_varying(jnp.zeros(a.shape, a.dtype), flat) if m and g is None else g
+        for a, m, g in zip(step.carry_avals, moving, last, strict=True)
+    ]
     if plan.residuals == STARTS:
         starts, carries, kept = residuals, None, None
     else:
@@ -108,16 +97,19 @@ def _adjoint(
 
 
 def _as_varying(value: Any, others: Sequence[Any]) -> Any:
-    """A fresh array made to vary over the mesh axes of the others."""
-    axes = frozenset().union(*(getattr(jax.typeof(v), "vma", None) or () for v in others))
-    missing = axes - (getattr(jax.typeof(value), "vma", None) or frozenset())
+    """``value``, under ``jax.shard_map`` made to vary over every mesh axis that one of the others does, as a loop demands."""
+
+    def axes_of(v):
+        return getattr(jax.typeof(v), "vma", None) or frozenset()
+
+    missing = frozenset().union(*map(axes_of, others)) - axes_of(value)
     return jax.lax.pcast(value, tuple(sorted(missing, key=str)), to="varying") if missing else value
 
 
 def _define(name: str, function: Any) -> Primitive:
     primitive = Primitive(name)
     primitive.multiple_results = True
-    primitive.def_impl(lambda *args, **params: jax.jit(functools.partial(primitive.bind, **params))(*args))
+    primitive.def_impl(lambda *args, **params: jax.jit(functools.partial(function, **params))(*args))
 
     @functools.lru_cache(maxsize=256)  # tracing asks several times for the same
     def out_avals(avals, params):
@@ -134,13 +126,7 @@ def _map_as_code(function: Any):
     """The batching rule of ordinary JAX code: every example by itself, weight gradients included."""
 
     def rule(axis_data, args, dims, **params):
-        mapped = jax.vmap(
-            functools.partial(function, **params),
-            in_axes=tuple(dims),
-            axis_size=axis_data.size,
-            **({"axis_name": axis_data.name} if isinstance(axis_data.name, str) else {}),
-            **({} if axis_data.spmd_name is None else {"spmd_axis_name": axis_data.spmd_name}),
-        )
+        mapped = jax.vmap(functools.partial(function, **params), in_axes=tuple(dims), **mapping_of(axis_data))
         out = mapped(*args)
         return out, [0] * len(out)
 
@@ -174,6 +160,10 @@ batching.fancy_primitive_batchers[tangent_p] = _map_as_code(_tangent)
 batching.fancy_primitive_batchers[adjoint_p] = _map_as_code(_adjoint)
 
 
+def _no_tangent(value: Any) -> Any:
+    return ad.Zero(jax.typeof(value).to_tangent_aval())
+
+
 def _walk_jvp(primals, tangents, *, step: Step, plan: Plan, keep: bool):
     wrt = tuple(i for i, t in enumerate(tangents) if type(t) is not ad.Zero and is_differentiable(step.avals[i]))
     saving = keep or plan.residuals == GATES
@@ -186,15 +176,13 @@ def _walk_jvp(primals, tangents, *, step: Step, plan: Plan, keep: bool):
         residuals = [*carries, *kept] if plan.residuals == GATES else carries
     shown = out if keep else [*last, *carries]
     if not wrt:
-        return shown, [ad.Zero.from_primal_value(a) for a in shown]
+        return shown, [_no_tangent(a) for a in shown]
     moved = iter(tangent_p.bind(*primals, *residuals, *(tangents[i] for i in wrt), step=step, plan=plan, wrt=wrt))
     moving = [is_differentiable(a) for a in step.carry_avals] * 2
-    out_tangents = [
-        next(moved) if m else ad.Zero.from_primal_value(a) for a, m in zip([*last, *carries], moving, strict=True)
-    ]
+    out_tangents = [next(moved) if m else _no_tangent(a) for a, m in zip([*last, *carries], moving, strict=True)]
     # Kept values are a cache of what the carries and inputs determine: `_adjoint_jvp` makes them again, so nobody asks
     # for their tangents.
-    return shown, out_tangents + [ad.Zero.from_primal_value(a) for a in shown[len(out_tangents) :]]
+    return shown, out_tangents + [_no_tangent(a) for a in shown[len(out_tangents) :]]
 
 
 ad.primitive_jvps[walk_p] = _walk_jvp
@@ -225,7 +213,7 @@ def _jvp_as_code(function, primals, tangents, params):
 
     if not chosen:
         out = function(*primals, **params)
-        return out, [ad.Zero.from_primal_value(a) for a in out]
+        return out, [_no_tangent(a) for a in out]
     return jax.jvp(moved, ([primals[i] for i in chosen],), ([tangents[i] for i in chosen],))
 
 

@@ -53,9 +53,7 @@ class Scan:
         if self.hoist not in (None, True, False):
             raise ValueError(f"Scan: hoist must be True, False or None, but it is {self.hoist!r}")
         if self.residuals not in (None, GATES, CARRIES, ALL):
-            raise ValueError(
-                f"Scan: residuals must be {GATES!r}, {CARRIES!r}, {ALL!r} or None, but it is {self.residuals!r}"
-            )
+            raise ValueError(f"Scan: residuals must be {GATES!r}, {CARRIES!r}, {ALL!r} or None, but it is {self.residuals!r}")
         if self.residuals == ALL and self.window is not None:
             raise ValueError(
                 f"Scan: residuals={ALL!r} is jax.lax.scan with JAX's own derivative, which has no windows, but window is "

@@ -124,5 +124,3 @@ def _product_over_time(a: Any, b: Any, *, dimension_numbers: Any, **params: Any)
             for side, first in zip(((a_over, b_over), (a_batch, b_batch)), ((0,), ()), strict=True)
         )
     return jax.lax.dot_general_p.bind(a, b, dimension_numbers=numbers, **params)
-
-

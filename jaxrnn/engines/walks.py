@@ -106,9 +106,7 @@ def cotangents(step: Step, given: Residuals, last: Arrays, every: Arrays, wrt: S
 
 
 def _in_windows(walk_one, carry, parts, pace: Pace, each=None, backwards: bool = False):
-    return walk_in_windows(
-        walk_one, carry, parts, pace.window, pace.reverse != backwards, each=each, short_first=backwards
-    )
+    return walk_in_windows(walk_one, carry, parts, pace.window, pace.reverse != backwards, each=each, short_first=backwards)
 
 
 def _mapped(function, *stacked):
@@ -128,7 +126,7 @@ class _Forward:
         self.new = jaxpr.outvars[: step.carry]
         self.kept = step.adjoint.matmul_values if keep else []
         needed = program.needed([*self.new, *self.kept], ())
-        self.constants = dict(zip(jaxpr.invars, params, strict=False))
+        self.constants = program.literals | dict(zip(jaxpr.invars, params, strict=False))
         evaluate([eqn for eqn in needed if program.kind[eqn.outvars[0]] == CONST], self.constants)
         late = [eqn for eqn in needed if program.kind[eqn.outvars[0]] == CARRY]
         self.before = program.reads(late, CARRY) + [v for v in self.new if program.kind_of(v) == INPUT]
@@ -147,7 +145,11 @@ class _Forward:
         early = _mapped(lambda *x: self._early(x), *inputs) if self.before or self.early_kept else []
 
         def body(carry, given):
-            env = {**self.constants, **dict(zip(self.before, fence(given), strict=True)), **dict(zip(self.carry, carry, strict=True))}
+            env = {
+                **self.constants,
+                **dict(zip(self.before, fence(given), strict=True)),
+                **dict(zip(self.carry, carry, strict=True)),
+            }
             evaluate(self.late, env)
             new = [read(env, v) for v in self.new]
             return new, (new, [env[v] for v in self.in_loop])
@@ -181,7 +183,7 @@ class _Backward:
 
         outs = [*self.d_params, *self.d_carry, *self.d_inputs]
         constants = [eqn for eqn in program.needed([*outs, *program.residuals], ()) if program.kind[eqn.outvars[0]] == CONST]
-        self.constants = dict(zip(program.jaxpr.invars, given.params, strict=False))
+        self.constants = program.literals | dict(zip(program.jaxpr.invars, given.params, strict=False))
         evaluate(constants, self.constants)
         self.sums = TimeSum(program, self.constants, self.d_params)
 
@@ -220,7 +222,11 @@ class _Backward:
             values, every = fence(given)
             found = iter(every)
             here = [g + next(found) if p else g for g, p in zip(carry, self.present_of_inexact(), strict=True)]
-            env = {**self.constants, **dict(zip(self.sliced, values, strict=True)), **dict(zip(self.cotangents, here, strict=True))}
+            env = {
+                **self.constants,
+                **dict(zip(self.sliced, values, strict=True)),
+                **dict(zip(self.cotangents, here, strict=True)),
+            }
             evaluate(self.inside, env, self.turned)
             return [read(env, v) for v in self.d_carry], [env[v] for v in self.emitted]
 

@@ -17,6 +17,7 @@ from ..generation import generate
 from ..layers import dropout, stack
 from ..training import BadInput, Budget, Experiment, Run, TrainState, make_optimiser, make_train_step, start, warmup_cosine
 from ..training.curves import draw_curves
+from ..training.devices import choose_devices, mesh_of, on_one_device
 from .language_model import Functions, LanguageModel, bits_per_token
 from .options import CELLS, cell_field, check_options, option
 from .text import Streams, Vocabulary, read_text, split_held_out
@@ -44,6 +45,7 @@ class Options:
     clip: float = option(1.0, "largest global norm of a gradient", above=0)
     weight_decay: float = option(0.0, "decoupled weight decay", least=0)
     seed: int = option(0, "of everything random", least=0, below=2**31)
+    devices: int = option(0, "cores, or accelerators, over which the batch is split; 0: the cores that pay", least=0)
 
     QUICK: ClassVar[dict[str, Any]] = {"hidden": 64, "batch": 16, "window": 32}
 
@@ -101,15 +103,17 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
     tbptt = functions.tbptt(options.window, options.horizon or options.window)
     optimiser = make_optimiser(clip=options.clip, weight_decay=options.weight_decay)
     schedule = warmup_cosine(options.learning_rate)
-    train_step = make_train_step(tbptt, optimiser, schedule)
+    mesh = mesh_of(choose_devices(options.devices, options.batch, options.hidden))
+    train_step = make_train_step(tbptt, optimiser, schedule, mesh)
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        return {"bits_per_char": bits_per_token(functions, state.params, texts.held_out)}
+        return {"bits_per_char": bits_per_token(functions, on_one_device(state.params), texts.held_out)}
 
     opening = "The " if texts.vocabulary.encode("The ").all() else texts.vocabulary.start
 
     def sample(state: TrainState) -> str:
-        return write(functions, state.params, texts.vocabulary, opening, 120, 0.7, None, options.seed).replace("\n", "\u23ce")
+        params = on_one_device(state.params)
+        return write(functions, params, texts.vocabulary, opening, 120, 0.7, None, options.seed).replace("\n", "\u23ce")
 
     key = jax.random.key(options.seed)
     experiment = Experiment(

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from ..training import BadInput, Budget, Checkpoints, Run, fit
+from ..training.devices import choose_devices
 from . import charlm, hello
 from .options import check_name
 
@@ -34,7 +35,7 @@ def train(
         options: fields of the task's ``Options`` that differ from its defaults.
         budget: fields of `Budget` that differ from the task's; ``seconds`` without ``steps`` takes the place of the steps.
         out: default ``runs/TASK``, numbered where there is one.
-        resume: go on from the newest checkpoint of ``out``, with the options that it was begun with.
+        resume: go on from the newest checkpoint of ``out``, with the options that it was begun with, on as many devices.
         overwrite: replace the run in ``out``.
         quick: a small model for a few seconds.
 
@@ -57,10 +58,14 @@ def train(
         run = Run.open(out, task)
         chosen, limits = _options_of(run, module), _stored(run, Budget, "budget")
         _check_unchanged(run, {**(options or {}), **(budget or {})}, {**vars(chosen), **vars(limits)})
+        try:
+            chosen = _settled(chosen)
+        except BadInput as error:
+            raise BadInput(f"{run.path} was begun with {error}") from None
         experiment, extra = module.prepare(chosen)
         _check_unchanged(run, extra, run.config)
     else:
-        chosen = module.Options(**{**(module.Options.QUICK if quick else {}), **(options or {})})
+        chosen = _settled(module.Options(**{**(module.Options.QUICK if quick else {}), **(options or {})}))
         limits = _budget(module.BUDGET, budget or {}, quick)
         experiment, extra = module.prepare(chosen)
         config = {"task": task, "options": dataclasses.asdict(chosen), "budget": dataclasses.asdict(limits), **extra}
@@ -68,8 +73,8 @@ def train(
     state, result = fit(experiment, run, limits, resume=resume)
     if not result:
         return run, {}, []
-    result |= {"device": jax.devices()[0].device_kind, "cores": os.cpu_count(), "jax": jax.__version__}
-    result["python"] = platform.python_version()
+    result |= {"device": jax.devices()[0].device_kind, "devices": getattr(chosen, "devices", 1), "cores": os.cpu_count()}
+    result |= {"jax": jax.__version__, "python": platform.python_version()}
     run.write_result(result)
     functions, _ = module.build(chosen, run.config)
     return run, result, module.Trained(functions, state.params, chosen, run.config).report(run)
@@ -124,8 +129,17 @@ def _fresh(path: pathlib.Path) -> pathlib.Path:
     return candidate
 
 
+def _settled(options: Any) -> Any:
+    """Options with their number of devices, so that the run's config holds it and ``--resume`` takes as many."""
+    if not hasattr(options, "devices"):
+        return options
+    return dataclasses.replace(options, devices=choose_devices(options.devices, options.batch, options.hidden))
+
+
 def _options_of(run: Run, module: Any) -> Any:
-    return _stored(run, module.Options, "options")
+    """The options a run was begun with; its number of devices is 1 where it was begun before there was such an option."""
+    options = _stored(run, module.Options, "options")
+    return dataclasses.replace(options, devices=1) if getattr(options, "devices", None) == 0 else options
 
 
 def _stored(run: Run, kind: Any, name: str) -> Any:

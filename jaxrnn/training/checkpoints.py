@@ -23,8 +23,12 @@ class Checkpoints:
         self.manager = ocp.CheckpointManager(self.directory, options=options)
 
     def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
-        """Write one checkpoint: it appears whole, or not at all. ``meta`` is a small JSON object."""
-        arrays = {name: leaf for name, leaf in _named(state).items() if leaf.size}  # orbax takes no empty arrays
+        """Write one checkpoint: it appears whole, or not at all. ``meta`` is a small JSON object.
+
+        Arrays that are split over devices are written whole: the checkpoint does not depend on how many there are.
+        """
+        # As arrays of the host: orbax would note the devices that held them, and want these when it reads them again.
+        arrays = {name: np.asarray(leaf) for name, leaf in _named(state).items() if leaf.size}  # it takes no empty ones
         meta = {**meta, "checksum": _checksum(arrays)}
         self.manager.save(
             step, args=ocp.args.Composite(state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta)), force=True

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from ..cell import Params
 from ..tbptt import TBPTT, TBPTTState, Window
+from .devices import check_mesh, check_streams
 
 
 class TrainState(NamedTuple):
@@ -74,16 +77,25 @@ def start(
 
 
 def make_train_step(
-    tbptt: TBPTT, optimiser: optax.GradientTransformation, schedule: Callable[[Array], Array]
+    tbptt: TBPTT,
+    optimiser: optax.GradientTransformation,
+    schedule: Callable[[Array], Array],
+    mesh: Mesh | None = None,
 ) -> Callable[[TrainState, Window, Any], TrainState]:
     """``train_step(state, window, progress) -> state``, compiled: one optax update per k1 steps of ``window``.
 
     ``optimiser`` has an injected hyperparameter ``learning_rate`` (as from `make_optimiser`), set to ``schedule(progress)``.
     The state passed in is given up to the computation: use only the one returned.
-    """
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def train_step(state: TrainState, window: Window, progress: Any) -> TrainState:
+    With a ``mesh`` of one axis the streams (the first batch axis) are split over its devices, where their carries stay from
+    step to step; parameters and optimiser state are held by each. The numbers are those of one device, to rounding; but
+    with randomness (dropout) each device draws its own, so that the noise depends on how many there are.
+    """
+    if mesh is not None:
+        check_mesh(mesh)
+        tbptt = dataclasses.replace(tbptt, axis_name=mesh.axis_names[0])
+
+    def step(state: TrainState, window: Window, progress: Any) -> TrainState:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         if optax.tree_utils.tree_get(state.opt_state, "learning_rate") is None:
             raise ValueError(
@@ -96,8 +108,31 @@ def make_train_step(
             window = window._replace(mask=jnp.ones((steps, *state.carry.fresh.shape), bool))
         params, opt_state, loss, carry = tbptt.updates(optimiser, state.params, opt_state, window, state.carry, key=key)
         tokens = jnp.asarray(window.mask).sum(dtype=state.tokens.dtype)
+        if tbptt.axis_name is not None:
+            tokens = jax.lax.psum(tokens, tbptt.axis_name)
         return TrainState(
             state.step + 1, params, opt_state, carry, state.key, state.loss + loss * tokens, state.tokens + tokens
         )
+
+    return jax.jit(step, donate_argnums=0) if mesh is None else _split(step, mesh)
+
+
+def _split(step: Callable, mesh: Mesh) -> Callable[[TrainState, Window, Any], TrainState]:
+    """``step`` over the devices of ``mesh``, compiled once: the state comes and goes in the same places."""
+    mesh = Mesh(mesh.devices, mesh.axis_names)  # where its axes are explicit, jit would want every array in place before
+    everywhere, streams, in_time = P(), P(mesh.axis_names[0]), P(None, mesh.axis_names[0])
+    state: Any = TrainState(*[everywhere] * len(TrainState._fields))  # type: ignore[arg-type]  # places, not arrays
+    state = state._replace(carry=TBPTTState(streams, in_time, streams))  # type: ignore[arg-type]
+    arguments = (state, in_time, everywhere)
+    # check_vma=False: the sums over devices stand in TBPTT, and jax adds none of its own
+    inner = jax.shard_map(step, mesh=mesh, in_specs=arguments, out_specs=state, check_vma=False)
+    places = jax.tree.map(lambda spec: NamedSharding(mesh, spec), arguments, is_leaf=lambda leaf: isinstance(leaf, P))
+    compiled = jax.jit(inner, donate_argnums=0, in_shardings=places, out_shardings=places[0])
+
+    def train_step(state: TrainState, window: Window, progress: Any) -> TrainState:
+        check_streams(state.carry.fresh.shape, mesh)
+        if state.step.sharding != places[0].step:  # fresh or restored, all on one device: jit would compile for that too
+            state = jax.device_put(state, places[0])
+        return compiled(state, window, progress)
 
     return train_step
