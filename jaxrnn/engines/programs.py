@@ -161,7 +161,7 @@ class Adjoint(Program):
         self.d_carry = _spread(d_carry, differentiable[1])
         self.d_inputs = _spread(d_inputs, differentiable[2])
         # The carries after every step are stored anyway; one that is a parameter or the old carry has no equation.
-        self.known_new = {v for v in new if v in self.maker}
+        self.known_new = {v for v in new if not isinstance(v, core.Literal) and v in self.maker}
 
     @functools.cached_property
     def residuals(self) -> list[Any]:

@@ -25,6 +25,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from . import walks
+from .buffers import as_varying
 from .defaults import window_for
 from .programs import Step, is_differentiable, mapping_of, split
 from .windows import starts_of_windows
@@ -45,7 +46,7 @@ class Plan:
 def recurrence(step: Step, params: Sequence, carry: Sequence, inputs: Sequence, plan: Plan) -> tuple[list, list]:
     """``(last carry, carries after every step)`` of flat lists of arrays; T is at least 1."""
     values = [*params, *carry, *inputs]
-    out = walk_p.bind(*(_as_varying(v, values) for v in values), step=step, plan=plan, keep=False)
+    out = walk_p.bind(*(as_varying(v, values) for v in values), step=step, plan=plan, keep=False)
     last, carries, _ = split(out, (step.carry, step.carry))
     return last, carries
 
@@ -82,7 +83,7 @@ def _adjoint(*flat, step: Step, plan: Plan, wrt: tuple[int, ...], present: tuple
     found = iter([next(given) if p else None for p in present])
     last, every = ([next(found) if m else None for m in moving] for _ in range(2))
     last = [
-        _as_varying(jnp.zeros(a.shape, a.dtype), flat) if m and g is None else g
+        as_varying(jnp.zeros(a.shape, a.dtype), flat) if m and g is None else g
         for a, m, g in zip(step.carry_avals, moving, last, strict=True)
     ]
     if plan.residuals == STARTS:
@@ -90,20 +91,10 @@ def _adjoint(*flat, step: Step, plan: Plan, wrt: tuple[int, ...], present: tuple
     else:
         carries, kept = residuals[: step.carry], residuals[step.carry :] if plan.residuals == GATES else None
         starts = starts_of_windows(carry, carries, pace.window, pace.reverse)
-    given_residuals = walks.Residuals(params, carry, inputs, carries, kept, starts)
+    given_residuals = walks.Residuals(inputs, carries, kept, starts)
     flags = [i in wrt for i in range(len(step.avals))]
-    out = walks.cotangents(step, given_residuals, last, every, flags, pace)
+    out = walks.cotangents(step, params, given_residuals, last, every, flags, pace)
     return [out[i] for i in wrt]
-
-
-def _as_varying(value: Any, others: Sequence[Any]) -> Any:
-    """``value``, under ``jax.shard_map`` made to vary over every mesh axis that one of the others does, as a loop demands."""
-
-    def axes_of(v):
-        return getattr(jax.typeof(v), "vma", None) or frozenset()
-
-    missing = frozenset().union(*map(axes_of, others)) - axes_of(value)
-    return jax.lax.pcast(value, tuple(sorted(missing, key=str)), to="varying") if missing else value
 
 
 def _define(name: str, function: Any) -> Primitive:

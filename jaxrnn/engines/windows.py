@@ -24,7 +24,7 @@ def walk_in_windows(
     """Walk ``parts``, a pytree of ``(T, ...)``, window after window: one compiled loop, and the shorter window that is left.
 
     ``walk_one(carry, part, of_each, first) -> (carry, outs)`` walks one window; ``of_each`` is its row of ``each``, whose
-    leading axis counts windows in the order of time; ``first`` is True for the window that is walked first, as a bool scalar.
+    leading axis counts windows in the order of time; ``first`` is the step of the sequence at which it begins.
     In the order of walking the short window comes last (at the front of time when time is walked backwards), or with
     ``short_first`` first, which is how a walk is retraced. ``window=None`` is one window.
     """
@@ -32,24 +32,25 @@ def walk_in_windows(
     window = steps if window is None else min(window, steps)
     count, rest = divmod(steps, window)
     if count + bool(rest) == 1:
-        return walk_one(carry, parts, jax.tree.map(lambda a: a[0], each), jnp.asarray(True))
+        return walk_one(carry, parts, jax.tree.map(lambda a: a[0], each), jnp.asarray(0, jnp.int32))
     at_end = reverse == short_first  # where in time the short window lies
-    cut, row = (count * window, count) if at_end else (rest, bool(rest))
-    (front, early), (back, late) = (
-        (jax.tree.map(lambda a: a[:cut], parts), jax.tree.map(lambda a: a[:row], each)),
-        (jax.tree.map(lambda a: a[cut:], parts), jax.tree.map(lambda a: a[row:], each)),
-    )
-    (whole, of_whole), (short, of_short) = ((front, early), (back, late)) if at_end else ((back, late), (front, early))
-    of_short = jax.tree.map(lambda a: a[0], of_short) if rest else None
+    begin = 0 if at_end else rest  # of the whole windows
+    end, skipped = begin + count * window, bool(begin)
+    whole = jax.tree.map(lambda a: a[begin:end].reshape(count, window, *a.shape[1:]), parts)
+    of_whole = jax.tree.map(lambda a: a[skipped : skipped + count], each)
+    firsts = begin + window * jnp.arange(count, dtype=jnp.int32)
+
+    def walk_short(carry):
+        part = jax.tree.map(lambda a: a[end:] if at_end else a[:begin], parts)
+        of_it = jax.tree.map(lambda a: a[-1 if at_end else 0], each)
+        return walk_one(carry, part, of_it, jnp.asarray(end if at_end else 0, jnp.int32))
 
     if rest and short_first:
-        carry, more = walk_one(carry, short, of_short, jnp.asarray(True))
-    firsts = (jnp.arange(count) == (count - 1 if reverse else 0)) & jnp.asarray(not (rest and short_first))
-    windows = jax.tree.map(lambda a: a.reshape(count, window, *a.shape[1:]), whole)
-    carry, outs = jax.lax.scan(lambda c, now: walk_one(c, *now), carry, (windows, of_whole, firsts), reverse=reverse)
+        carry, more = walk_short(carry)
+    carry, outs = jax.lax.scan(lambda c, now: walk_one(c, *now), carry, (whole, of_whole, firsts), reverse=reverse)
     outs = jax.tree.map(lambda a: a.reshape(count * window, *a.shape[2:]), outs)
     if rest and not short_first:
-        carry, more = walk_one(carry, short, of_short, jnp.asarray(False))
+        carry, more = walk_short(carry)
     if rest:
         outs = jax.tree.map(lambda a, b: jnp.concatenate([a, b] if at_end else [b, a]), outs, more)
     return carry, outs

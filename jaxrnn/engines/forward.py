@@ -1,0 +1,65 @@
+"""The loop forwards: what needs no carry for a window of steps at once, the rest step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from ..fence import fence
+from .buffers import blank_rows, scan_into
+from .programs import CARRY, CONST, INPUT, Program, Step, evaluate, read
+
+Arrays = Sequence[Any]
+
+
+class Forward:
+    """A step's equations in the order in which a walk forwards wants them.
+
+    ``before`` are the variables that the loop reads of what was done ahead of it; ``kept``, with ``keep``, those of
+    `Adjoint.matmul_values`, which are recorded beside the carries.
+    """
+
+    def __init__(self, step: Step, params: Arrays, *, hoist: bool, reverse: bool, unroll: int, keep: bool):
+        self.step, self.reverse, self.unroll = step, reverse, unroll
+        program: Program = step.adjoint if keep else step.program
+        invars = program.jaxpr.invars
+        self.carry, self.inputs = invars[step.params :][: step.carry], invars[step.params + step.carry :][: step.inputs]
+        self.new = program.jaxpr.outvars[: step.carry]
+        self.kept = step.adjoint.matmul_values if keep else []
+        self.constants = program.literals | dict(zip(invars, params, strict=False))
+        needed = program.needed([*self.new, *self.kept], ())
+        evaluate([eqn for eqn in needed if program.kind[eqn.outvars[0]] == CONST], self.constants)
+
+        late = [eqn for eqn in needed if program.kind[eqn.outvars[0]] == CARRY]
+        wanted = [*program.reads(late, CARRY), *(v for v in [*self.new, *self.kept] if program.kind_of(v) == INPUT)]
+        if hoist:
+            self.before, cheap = program.least_given(wanted, self.inputs)
+        else:
+            self.before, cheap = list(self.inputs), program.needed(wanted, {*self.inputs, *self.constants})
+        self.late = [*cheap, *late]
+        self.early = program.needed(self.before, {*self.constants, *self.inputs})
+
+    def blank(self, steps: int, others: Arrays) -> list[Any]:
+        """Arrays for the carries and the kept values of ``steps`` steps."""
+        return [blank_rows(steps, v, others) for v in (*self.step.carry_avals, *(v.aval for v in self.kept))]
+
+    def window(self, carry: list, rows: list, inputs: Arrays, first: Any) -> tuple[list, list]:
+        """Walk the steps of ``inputs``; write the carries and kept values to ``rows`` from row ``first`` on."""
+
+        def ahead(*x):
+            env = {**self.constants, **dict(zip(self.inputs, x, strict=True))}
+            evaluate(self.early, env)
+            return [env[v] for v in self.before]
+
+        def body(carry, given):
+            env = {**self.constants, **dict(zip(self.before, fence(given), strict=True))}
+            env |= dict(zip(self.carry, carry, strict=True))
+            evaluate(self.late, env)
+            new = [read(env, v) for v in self.new]
+            return new, [*new, *(env[v] for v in self.kept)]
+
+        steps = inputs[0].shape[0]
+        given = jax.vmap(ahead)(*inputs) if self.before else []
+        return scan_into(body, carry, given, rows, first, steps, reverse=self.reverse, unroll=self.unroll)
