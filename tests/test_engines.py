@@ -1,18 +1,39 @@
-"""Every engine is `Scan`, for values and gradients, at lengths that divide nothing; and keeps the memory it promises."""
+"""Every engine and option is the Python loop, for values and gradients, and keeps the memory and the modes it promises."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from reference import compiled
-from subjects import SUBJECTS, assert_same, assert_same_outcome, compiled_outcome, draw
+from subjects import FEW, SUBJECTS, assert_same, assert_same_outcome, compiled_outcome, draw, looped
 
 import jaxrnn
 from jaxrnn import Checkpoint, Scan
+from jaxrnn.engines.cut import least_cut
+from jaxrnn.engines.defaults import near_divisor, window_for
+from jaxrnn.engines.step import as_step
 
-ENGINES = [Scan(hoist=False), Scan(unroll=3), Checkpoint(), Checkpoint(3), Checkpoint(100)]
+ENGINES = {
+    "default": Scan(),
+    "jax": Scan(residuals="all"),
+    "jax_in_loop": Scan(residuals="all", hoist=False),
+    "window_1": Scan(window=1),
+    "window_3": Scan(window=3),
+    "window_long": Scan(window=100),
+    "in_loop": Scan(hoist=False, window=2),
+    "unrolled": Scan(unroll=3, window=4),
+    "carries": Scan(residuals="carries"),
+    "carries_3": Scan(residuals="carries", window=3),
+    "checkpoint": Checkpoint(),
+    "checkpoint_2": Checkpoint(2),
+    "checkpoint_long": Checkpoint(100),
+}
+OWN = ["window_3", "carries_3", "checkpoint_2"]  # one of each kind of residuals, with a window left over
 
 
-def walked(layer, engine, reverse, window=None):
+def walked(layer, engine, reverse=False, window=None):
     """`outcome` of an unroll with an engine, compiled."""
     how = {"engine": engine, "reverse": reverse, "return_carries": True}
 
@@ -24,48 +45,299 @@ def walked(layer, engine, reverse, window=None):
     return compiled_outcome(walk)
 
 
-@pytest.mark.parametrize("steps", [0, 1, 7])
-@pytest.mark.parametrize("name", ["elman", "lstm_all_learned", "user", "bidirectional"])
-def test_engines_agree_with_scan(name, steps, x64):
-    layer, inputs, reverse = SUBJECTS[name], draw(name, steps, steps), steps == 7
-    expected = walked(layer, Scan(), reverse)(*inputs)
-    for engine in ENGINES if steps > 1 else [Checkpoint()]:
-        assert_same_outcome(walked(layer, engine, reverse)(*inputs), expected)
-    truncated = walked(layer, Scan(), reverse, 4)(*inputs)
-    assert_same_outcome(walked(layer, Checkpoint(3), reverse, 4)(*inputs), truncated)
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", ["lstm_all_learned", "gru_learned", "user", "stack"])
+def test_engines_are_the_python_loop(name, engine, x64):
+    """With masks that have holes, and resets; forwards and backwards in time."""
+    inputs, reverse = draw(name, 0, 7), list(ENGINES).index(engine) % 2 == 0
+    assert_same_outcome(walked(SUBJECTS[name], ENGINES[engine], reverse)(*inputs), looped(name, inputs, reverse))
 
 
-def test_checkpoint_has_second_derivatives_and_forward_mode(x64):
-    cell = jaxrnn.LSTM(3)
-    params = cell.init(jax.random.key(0), 2)
-    xs, direction = jax.random.normal(jax.random.key(1), (2, 9, 2))
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_every_subject_under_every_kind_of_residuals(name, x64):
+    inputs = draw(name, 1, 7)
+    expected = walked(SUBJECTS[name], Scan(residuals="all"))(*inputs)
+    engine = OWN[list(SUBJECTS).index(name) % len(OWN)]
+    assert_same_outcome(walked(SUBJECTS[name], ENGINES[engine])(*inputs), expected)
+
+
+@pytest.mark.parametrize("engine", OWN)
+@pytest.mark.parametrize("steps", [0, 1, 2, 7])
+def test_lengths_and_truncation(steps, engine, x64):
+    layer, inputs, reverse = SUBJECTS["lstm_all_learned"], draw("lstm_all_learned", steps, steps), steps == 7
+    for window in (None, 4):
+        expected = walked(layer, Scan(residuals="all"), reverse, window)(*inputs)
+        assert_same_outcome(walked(layer, ENGINES[engine], reverse, window)(*inputs), expected)
+
+
+@pytest.mark.parametrize("engine", [*OWN, "default"])
+def test_float32_gradients(engine):
+    inputs = draw("lstm", 0, 40)
+    expected = walked(SUBJECTS["lstm"], Scan(residuals="all"))(*inputs)
+    assert_same_outcome(walked(SUBJECTS["lstm"], ENGINES[engine])(*inputs), expected, 1e-6, 1e-5)
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_bfloat16_weight_gradients_add_up_in_float32(name):
+    """A window of one step, hundreds of times, is no worse than one window."""
+    cell = SUBJECTS[name]
+    params = cell.init(jax.random.key(0), 3, dtype=jnp.bfloat16)
+    xs = jax.random.normal(jax.random.key(1), (512, 4, 3), jnp.bfloat16)
+
+    def gradient(engine):
+        return jax.jit(jax.grad(lambda p: jaxrnn.unroll(cell, p, xs, engine=engine)[1].astype(jnp.float32).sum()))(params)
+
+    whole, single = gradient(Scan(window=512)), gradient(Scan(window=1))
+    for a, b in zip(jax.tree.leaves(single), jax.tree.leaves(whole), strict=True):
+        assert a.dtype == jnp.bfloat16
+        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+        np.testing.assert_allclose(a, b, atol=0.02 * np.abs(b).max(), rtol=0)
+
+
+# -------------------------------------------------------------------------------------------------- modes of differentiation
+
+MODES = {
+    "jvp": lambda f, p, x, d: jax.jvp(f, (p, x), d),
+    "forward over reverse": lambda f, p, x, d: jax.jvp(jax.grad(f, (0, 1)), (p, x), d),
+    "reverse over reverse": lambda f, p, x, d: jax.grad(lambda p, x: _dot(jax.grad(f, (0, 1))(p, x), d), (0, 1))(p, x),
+    "reverse over forward": lambda f, p, x, d: jax.grad(lambda p, x: jax.jvp(f, (p, x), d)[1], (0, 1))(p, x),
+    "linearize": lambda f, p, x, d: jax.linearize(f, p, x)[1](*d),
+    "jacfwd": lambda f, p, x, d: jax.jacfwd(f, 1)(p, x),
+    "jacrev of jacrev": lambda f, p, x, d: jax.jacrev(jax.jacrev(f, 1), 1)(p, x[:3]),
+    "third order": lambda f, p, x, d: jax.grad(lambda x: jnp.sum(jax.grad(lambda x: jnp.sum(jax.grad(f, 1)(p, x) ** 2))(x)))(x),
+    "grad of vmap": lambda f, p, x, d: jax.grad(lambda p, x: jax.vmap(f, (None, 1))(p, x).sum(), (0, 1))(p, x),
+    "vmap of grad": lambda f, p, x, d: jax.vmap(jax.grad(f, (0, 1)), (None, 1))(p, x),
+    "grad of vmap of grad": lambda f, p, x, d: jax.grad(
+        lambda p: sum(jnp.sum(g**2) for g in jax.tree.leaves(jax.vmap(jax.grad(f), (None, 1))(p, x)))
+    )(p),
+    "ensemble": lambda f, p, x, d: jax.vmap(jax.grad(f))(jax.tree.map(lambda *a: jnp.stack(a), p, d[0]), jnp.stack([x, d[1]])),
+    "remat": lambda f, p, x, d: jax.grad(jax.checkpoint(f))(p, x),
+}
+
+
+def _dot(a, b):
+    return sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("engine", OWN)
+def test_every_mode_of_differentiation(engine, mode, x64):
+    cell = jaxrnn.LSTM(2, learned_initial_carry=True)
+    inputs, direction = (draw(cell, seed, 5, (2,)) for seed in (0, 1))
+    mask = inputs.mask.at[:, 0].set(True)
 
     def loss(engine):
-        return lambda x: jnp.sum(jnp.sin(jaxrnn.unroll(cell, params, x, engine=engine)[1]))
+        def f(params, xs):
+            flags = mask[: len(xs)] if xs.ndim == 3 else mask[: len(xs), 0]
+            carry, ys = jaxrnn.unroll(cell, params, xs, mask=flags, resets=~flags, engine=engine)
+            return jnp.sum(jnp.sin(ys)) + jnp.sum(carry.c**3)
 
-    for derivative in (
-        lambda f: jax.jvp(f, (xs,), (direction,)),
-        lambda f: jax.jvp(jax.grad(f), (xs,), (direction,)),
-        lambda f: jax.grad(lambda x: jnp.vdot(jax.grad(f)(x), direction))(xs),
-    ):
-        assert_same(*(compiled(lambda f=loss(engine), d=derivative: d(f))() for engine in (Checkpoint(2), Scan())))
+        return f
+
+    at = (inputs.params, inputs.xs, (direction.params, direction.xs))
+    got, want = (compiled(lambda e=e: MODES[mode](loss(e), *at))() for e in (ENGINES[engine], Scan(residuals="all")))
+    assert_same(got, want, 1e-11 if "third" in mode else 1e-12)
 
 
-def temporaries(engine, steps):
-    """Bytes of temporaries of a gradient, in T*B*H floats."""
-    cell = jaxrnn.LSTM(32)
-    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 32))
-    xs = jax.ShapeDtypeStruct((steps, 8, 32), jnp.float32)
+def test_a_vmapped_unroll_makes_no_weight_gradient_an_example():
+    """Read in the compiled program: weight gradients (B, H, 4H) exist only where they are asked for."""
+    cell, examples = jaxrnn.LSTM(24), 10
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 24))
+    xs = jax.ShapeDtypeStruct((examples, 60, 24), jnp.float32)
+
+    def loss(params, x):
+        return jnp.sum(jaxrnn.unroll(cell, params, x)[1] ** 2)
+
+    def program(gradient):
+        return jax.jit(gradient).lower(params, xs).compile().as_text()
+
+    each = {f"f32[{examples},24,96]", f"f32[{examples},96,24]"}
+    of_the_sum = program(jax.grad(lambda p, xs: jax.vmap(loss, (None, 0))(p, xs).mean(), (0, 1)))
+    assert not [shape for shape in each if shape in of_the_sum]
+    per_example = program(jax.vmap(jax.grad(loss), (None, 0)))
+    assert [shape for shape in each if shape in per_example]
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_no_weight_gradient_a_step(name):
+    """No array of the gradient's program has time before a weight matrix's axes."""
+    layer = SUBJECTS[name]
+    inputs = draw(name, 0, 7, (5,))
+    weights = {leaf.shape for leaf in jax.tree.leaves(inputs.params) if leaf.ndim == 2}
+    gradient = jax.grad(lambda p: jnp.sum(jaxrnn.unroll(layer, p, inputs.xs, engine=Scan(window=7))[1]))
+    hlo = jax.jit(gradient).lower(inputs.params).as_text()
+    for shape in weights:
+        for turned in (shape, shape[::-1]):
+            assert f"tensor<7x{turned[0]}x{turned[1]}xf32>" not in hlo
+
+
+# ------------------------------------------------------------------------------------------------------------------- memory
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnLSTM(jaxrnn.Cell):
+    """An LSTM as a user writes one, without a derivative or a hint."""
+
+    hidden_size: int
+
+    def init(self, key, input_size):
+        H = self.hidden_size
+        return {"W": jnp.zeros((input_size, 4 * H)), "U": jax.random.normal(key, (H, 4 * H)), "b": jnp.zeros(4 * H)}
+
+    def initial_carry(self, params, batch_shape=(), dtype=None):
+        zeros = jnp.zeros((*batch_shape, self.hidden_size))
+        return jaxrnn.LSTMState(zeros, zeros)
+
+    def project(self, params, x):
+        z = x @ params["W"]
+        return z + jnp.broadcast_to(params["b"], z.shape)
+
+    def step(self, params, carry, z):
+        i, f, g, o = jnp.split(z + carry.h @ params["U"], 4, axis=-1)
+        c = jax.nn.sigmoid(f) * carry.c + jax.nn.sigmoid(i) * jnp.tanh(g)
+        return jaxrnn.LSTMState(jax.nn.sigmoid(o) * jnp.tanh(c), c)
+
+
+def temporaries(cell, engine, batch, steps, size):
+    """Temporaries of a gradient, in T*B*H floats."""
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), size))
+    xs = jax.ShapeDtypeStruct((steps, batch, size), jnp.float32)
     gradient = jax.jit(jax.grad(lambda p, x: jnp.sum(jaxrnn.unroll(cell, p, x, engine=engine)[1] ** 2), argnums=(0, 1)))
     memory = gradient.lower(params, xs).compile().memory_analysis()
-    return memory.temp_size_in_bytes / (4 * steps * 8 * 32)
+    return memory.temp_size_in_bytes / (4 * steps * batch * size)
 
 
-def test_checkpoint_needs_a_fraction_of_the_memory():
-    assert temporaries(Checkpoint(), 1024) < 2.5 < 10 < temporaries(Scan(), 1024)
+def test_memory_of_a_gradient():
+    lstm = jaxrnn.LSTM(64)
+    naive = temporaries(lstm, Scan(residuals="all", hoist=False), 8, 1024, 64)
+    assert temporaries(lstm, None, 8, 1024, 64) < naive
+    assert temporaries(lstm, Scan(residuals="carries", window=64), 8, 1024, 64) < 5
+    assert temporaries(lstm, Checkpoint(), 8, 1024, 64) < 2.5
 
 
-@pytest.mark.parametrize("segment", [0, -3, 2.0, True])
-def test_a_segment_that_is_no_length_is_refused(segment, plain_errors):
-    with pytest.raises(ValueError, match="Checkpoint: segment must be an int of at least 1"):
-        Checkpoint(segment)
+def test_memory_of_a_cell_of_ones_own():
+    assert temporaries(OwnLSTM(128), Scan(residuals="carries", window=32), 16, 512, 128) < 5
+
+
+def test_what_is_kept_of_a_step():
+    """Four gates of an LSTM, whoever wrote it; nothing of a tanh network, whose carry says it all."""
+    for cell, blocks in ((jaxrnn.LSTM(8), 4), (OwnLSTM(8), 4), (jaxrnn.GRU(8), 4), (jaxrnn.Elman(8), 0)):
+        params = cell.init(jax.random.key(0), 5)
+        step, _ = as_step(cell, params, cell.initial_carry(params, (3,)), (jnp.zeros((7, 3, 5)), None, None))
+        assert sum(v.aval.size for v in step.adjoint.matmul_values) == blocks * 3 * 8
+
+
+# ------------------------------------------------------------------------------------------------------------ parts and words
+
+
+def test_the_cut_is_the_least():
+    """Against every subset of the nodes of small random graphs."""
+    random = np.random.default_rng(0)
+    for _ in range(60):
+        nodes = list(range(7))
+        edges = [(a, b) for a in nodes for b in nodes if a < b and random.random() < 0.4]
+        size = {n: int(random.integers(1, 5)) for n in nodes}
+        sources, sinks = [0, 1], [5, 6]
+
+        def reaches(without, edges=edges):
+            seen, queue = set(), [n for n in (0, 1) if n not in without]
+            while queue:
+                seen.add(a := queue.pop())
+                queue += [b for x, b in edges if x == a and b not in without and b not in seen]
+            return bool(seen & {5, 6})
+
+        subsets = [{n for n in nodes if mask >> n & 1} for mask in range(2**7)]
+        least = min(sum(size[n] for n in s) for s in subsets if not reaches(s))
+        cut = least_cut(sources, sinks, edges, size.get)
+        assert not reaches(set(cut))
+        assert sum(size[n] for n in cut) == least
+
+
+def test_windows_by_default():
+    assert [near_divisor(1000, 64), near_divisor(512, 30), near_divisor(1013, 64)] == [50, 32, 64]
+    cell = jaxrnn.LSTM(64)
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 64))
+
+    def step(batch):
+        sequence = (jnp.zeros((2, batch, 64)), None, None)
+        return as_step(cell, params, cell.initial_carry(params, (batch,)), sequence)[0]
+
+    assert window_for(step(8), 1024, "cpu", True) is None
+    assert window_for(step(8), 4096, "cpu", True) == 128
+    assert window_for(step(8), 4096, "cuda", True) is None
+
+
+def test_steps_with_side_effects_run_as_often_as_they_should(capfd):
+    class Loud(OwnLSTM):
+        def step(self, params, carry, z):
+            jax.debug.print("step {}", carry.h.sum())
+            return super().step(params, carry, z)
+
+    cell = Loud(2)
+    gradient = jax.grad(lambda p: jnp.sum(jaxrnn.unroll(cell, p, jnp.ones((5, 3)))[1]))(cell.init(jax.random.key(0), 3))
+    jax.block_until_ready(gradient)
+    jax.effects_barrier()
+    assert capfd.readouterr().out.count("step") == 5
+
+
+def test_inside_shard_map():
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
+    split, whole = jax.sharding.PartitionSpec(None, "data"), jax.sharding.PartitionSpec()
+    inputs = draw("lstm", 0, 7)
+
+    def gradient(engine, **check):
+        def loss(params, xs):
+            return jnp.sum(jaxrnn.unroll(SUBJECTS["lstm"], params, xs, engine=engine)[1] ** 2)
+
+        mapped = jax.shard_map(jax.grad(loss), mesh=mesh, in_specs=(whole, split), out_specs=whole, **check)
+        return jax.jit(mapped)(inputs.params, inputs.xs)
+
+    expected = gradient(None)
+    for engine in (Scan(), Scan(window=3), Checkpoint()):
+        assert_same(gradient(engine, check_vma=False), expected, 1e-5)
+    for engine in (Scan(window=3), Checkpoint()):
+        with pytest.raises(ValueError, match=r"check_vma=True .* vary over \['data'\].* pass check_vma=False"):
+            gradient(engine)
+
+
+@pytest.mark.parametrize(
+    ("engine", "options", "message"),
+    [
+        (Checkpoint, {"segment": 0}, "Checkpoint: segment must be an int of at least 1, but it is 0"),
+        (Checkpoint, {"segment": 2.0}, "Checkpoint: segment must be an int of at least 1"),
+        (Checkpoint, {"segment": True}, "Checkpoint: segment must be an int of at least 1"),
+        (Scan, {"window": 0}, "Scan: window must be an int of at least 1, but it is 0"),
+        (Scan, {"window": True}, "Scan: window must be an int of at least 1"),
+        (Scan, {"unroll": 0}, "Scan: unroll must be an int of at least 1"),
+        (Scan, {"hoist": "yes"}, "Scan: hoist must be True, False or None, but it is 'yes'"),
+        (Scan, {"residuals": "none"}, "Scan: residuals must be 'gates', 'carries', 'all' or None, but it is 'none'"),
+        (Scan, {"residuals": "all", "window": 3}, "has no windows, but window is 3"),
+    ],
+)
+def test_options_that_cannot_apply_are_refused(engine, options, message, plain_errors):
+    with pytest.raises(ValueError, match=message):
+        engine(**options)
+
+
+def test_hoisting_nothing_is_refused(plain_errors):
+    class Bare(jaxrnn.Cell):
+        pass
+
+    @dataclasses.dataclass(frozen=True)
+    class Memory(Bare):
+        """The input is added to the state: no matmul without the carry."""
+
+        hidden_size: int
+
+        def init(self, key, input_size):
+            return {"U": jnp.ones((input_size, input_size))}
+
+        def step(self, params, carry, z):
+            return jnp.tanh(z + carry @ params["U"])
+
+    cell, xs = Memory(3), jnp.ones((4, 3))
+    params = cell.init(jax.random.key(0), 3)
+    with pytest.raises(ValueError, match=r"hoist=True, but Memory has no projection of its inputs.* Leave hoist out"):
+        jaxrnn.unroll(cell, params, xs, engine=Scan(hoist=True))
+    jaxrnn.unroll(cell, params, xs, engine=Scan())
+    jaxrnn.unroll(SUBJECTS["user"], draw("user", 0).params, xs, engine=Scan(hoist=True))  # a matmul inside step is found

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from ..cell import accumulator
 from ..fence import fence
-from .buffers import as_varying, blank_rows, scan_into
+from .buffers import blank_rows, scan_into
 from .programs import CONST, COT, Step, evaluate, oriented, read, unique
 from .sums import TimeSum
 
@@ -30,9 +30,9 @@ class Wanted:
 class Backward:
     """A pullback's equations in the order in which a walk backwards wants them.
 
-        rebuilt   what the rest reads of the forward pass, for a window at once: without a matmul where values were kept
-        inside    the loop: from the carry's cotangent after a step to the one before it
-        after     the rest, for a window at once; and ``sums``, each weight gradient in one product over the window
+    rebuilt   what the rest reads of the forward pass, for a window at once: without a matmul where values were kept
+    inside    the loop: from the carry's cotangent after a step to the one before it
+    after     the rest, for a window at once; and ``sums``, each weight gradient in one product over the window
     """
 
     def __init__(self, step: Step, params: Arrays, wanted: Wanted, present: Sequence[bool], *, with_kept: bool):
@@ -73,14 +73,14 @@ class Backward:
         self.known = unique([*self.sliced, *whole])
         self.rebuilt = program.needed(self.known, {*free, *self.constants})
 
-    def blank(self, steps: int, others: Arrays) -> list[Any]:
+    def blank(self, steps: int) -> list[Any]:
         """Arrays for what the loop emits in ``steps`` steps."""
-        return [blank_rows(steps, v.aval, others) for v in self.emitted]
+        return [blank_rows(steps, v.aval) for v in self.emitted]
 
-    def zero_sums(self, others: Arrays) -> list[Any]:
+    def zero_sums(self) -> list[Any]:
         """Where weight gradients add up, in float32 at least."""
         chosen = _chosen(self.params, self.wanted.params)
-        return [as_varying(jnp.zeros(p.shape, accumulator(p.dtype)), others) for p in chosen]
+        return [jnp.zeros(p.shape, accumulator(p.dtype)) for p in chosen]
 
     def window(self, carry: list, rows: list, sums: list, known: dict[Any, Any], every: Arrays, reverse: bool, unroll: int):
         """One window: ``(carry's cotangent, rows, sums, cotangents of the inputs)``.
@@ -154,5 +154,3 @@ def _is_made(program: Any, var: Any) -> bool:
 
 def _chosen(items: Iterable[Any], flags: Iterable[bool]) -> list[Any]:
     return [item for item, flag in zip(items, flags, strict=True) if flag]
-
-

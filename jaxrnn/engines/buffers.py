@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 
-def as_varying(value: Any, others: Sequence[Any]) -> Any:
-    """``value``, under ``jax.shard_map`` made to vary over every mesh axis that one of the others does, as a loop demands."""
-
-    def axes_of(v):
-        return getattr(jax.typeof(v), "vma", None) or frozenset()
-
-    missing = frozenset().union(*map(axes_of, others)) - axes_of(value)
-    return jax.lax.pcast(value, tuple(sorted(missing, key=str)), to="varying") if missing else value
-
-
-def blank_rows(steps: int, aval: Any, others: Sequence[Any]) -> Any:
-    """``(steps, ...)`` to write rows of ``aval`` into, varying as ``others`` do."""
+def blank_rows(steps: int, aval: Any) -> Any:
+    """``(steps, ...)`` to write rows of ``aval`` into."""
     shape = (steps, *aval.shape)
     if jax.dtypes.issubdtype(aval.dtype, jax.dtypes.prng_key):  # a carry may hold one
         data = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(shape, aval.dtype))
         return jax.random.wrap_key_data(jnp.zeros(data.shape, data.dtype), impl=jax.random.key_impl(aval.dtype))
-    return as_varying(jnp.zeros(shape, aval.dtype), others)
+    return jnp.zeros(shape, aval.dtype)
 
 
 def scan_into(

@@ -25,7 +25,8 @@ class Checkpoint:
     with ``T / segment + segment`` steps instead of T. Values are those of `Scan`, gradients equal to rounding.
 
     Args:
-        segment: steps in a segment; default ``ceil(sqrt(T))``, which makes that sum least. One longer than T is all of T.
+        segment: steps in a segment; default near ``sqrt(T) / 2``, see `jaxrnn.engines.defaults`. One longer than T is all of
+            T; one that divides T saves a copy of the inputs.
     """
 
     segment: int | None = None

@@ -4,12 +4,13 @@ What is kept: ``"gates"`` everywhere. The window depends on the platform, and is
 
 | platform | sequence | window | why |
 |---|---|---|---|
-| CPU | what is kept of it takes at most 13 MB | all of T | fewest and largest matmuls; it lies in the caches anyway |
-| CPU | larger | as many steps as 1.5 MB hold, 16 to 256 | a window's residuals stay in the cache; without, fresh memory is paged in |
+| CPU | at most 13 MB kept | all of T | fewest and largest matmuls; all of it stays in the caches anyway |
+| CPU | more | what holds 1.5 MB, 8 to 256 steps | a window's residuals stay in the cache; else memory is paged in |
 | others | any | all of T | not measured yet; a window more is a dozen kernel launches more |
 
-What is kept of a step is its carry and the values its matmuls gave, as `Adjoint.matmul_values` finds them (without a gradient:
-the carry and what was hoisted). The figures behind the table are in benchmarks/NOTES.md. Where a divisor of T lies near the window, it is taken, so that no shorter one is left over.
+What is kept of a step is its carry and the values its matmuls gave, as `Adjoint.matmul_values` finds them (without a
+gradient: the carry and what was hoisted). The figures behind the table are in benchmarks/NOTES.md. Where a divisor of T lies
+near the window, it is taken, so that no shorter one is left over.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from .programs import EXPENSIVE, INPUT, Step, nbytes
 
 WHOLE_BYTES = 13_000_000
 WINDOW_BYTES = 1_500_000
-LEAST_WINDOW, MOST_WINDOW = 16, 256
+LEAST_WINDOW, MOST_WINDOW = 8, 256
 
 
 def window_for(step: Step, steps: int, platform: str | None, backward: bool) -> int | None:
@@ -40,11 +41,13 @@ def window_for(step: Step, steps: int, platform: str | None, backward: bool) -> 
 
 
 def near_divisor(steps: int, window: int) -> int:
-    """The divisor of ``steps`` nearest to ``window``, in ratio, if one lies between its half and its double; else ``window``."""
+    """The divisor of ``steps`` nearest to ``window`` in ratio, if one lies between half and double of it; else ``window``."""
     near = [d for d in range(-(-window // 2), min(2 * window, steps) + 1) if steps % d == 0]
     return min(near, key=lambda d: abs(math.log(d / window)), default=window)
 
 
 def default_segment(steps: int) -> int:
-    """``ceil(sqrt(T))``: the segment with which carries at segment ends and steps within one are fewest together."""
-    return math.isqrt(max(steps - 1, 0)) + 1
+    """``sqrt(T) / 2``, or a divisor of T near it: a step inside a segment takes some four to eight times the memory of a
+    carry at its start, so the two together are least below ``sqrt(T)``.
+    """
+    return near_divisor(steps, math.isqrt(max(steps - 1, 0)) // 2 + 1)

@@ -41,9 +41,9 @@ class Forward:
         self.late = [*cheap, *late]
         self.early = program.needed(self.before, {*self.constants, *self.inputs})
 
-    def blank(self, steps: int, others: Arrays) -> list[Any]:
+    def blank(self, steps: int) -> list[Any]:
         """Arrays for the carries and the kept values of ``steps`` steps."""
-        return [blank_rows(steps, v, others) for v in (*self.step.carry_avals, *(v.aval for v in self.kept))]
+        return [blank_rows(steps, v) for v in (*self.step.carry_avals, *(v.aval for v in self.kept))]
 
     def window(self, carry: list, rows: list, inputs: Arrays, first: Any) -> tuple[list, list]:
         """Walk the steps of ``inputs``; write the carries and kept values to ``rows`` from row ``first`` on."""

@@ -99,7 +99,7 @@ class Program:
         jaxpr = closed.jaxpr
         self.jaxpr, self.eqns = jaxpr, list(jaxpr.eqns)
         self.literals = dict(zip(jaxpr.constvars, closed.consts, strict=True))  # arrays written into the step itself
-        self.kind: dict[Any, int] = {v: CONST for v in self.literals} | dict(zip(jaxpr.invars, classes, strict=True))
+        self.kind: dict[Any, int] = dict.fromkeys(self.literals, CONST) | dict(zip(jaxpr.invars, classes, strict=True))
         self.maker: dict[Any, Any] = {}
         for eqn in self.eqns:
             kind = max((self.kind_of(v) for v in eqn.invars), default=CONST)
@@ -154,7 +154,9 @@ class Adjoint(Program):
             closed, [CONST] * groups[0] + [CARRY] * groups[1] + [INPUT] * groups[2] + [COT] * sum(differentiable[1])
         )
         params, carry, inputs, cotangents = split(self.jaxpr.invars, groups)
-        new, d_params, d_carry, d_inputs = split(self.jaxpr.outvars, (step.carry, sum(differentiable[0]), sum(differentiable[1])))
+        new, d_params, d_carry, d_inputs = split(
+            self.jaxpr.outvars, (step.carry, sum(differentiable[0]), sum(differentiable[1]))
+        )
         self.params, self.carry, self.inputs, self.new = params, carry, inputs, new
         self.cotangents = _spread(cotangents, differentiable[1])
         self.d_params = _spread(d_params, differentiable[0])

@@ -25,7 +25,6 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from . import walks
-from .buffers import as_varying
 from .defaults import window_for
 from .programs import Step, is_differentiable, mapping_of, split
 from .windows import starts_of_windows
@@ -45,8 +44,7 @@ class Plan:
 
 def recurrence(step: Step, params: Sequence, carry: Sequence, inputs: Sequence, plan: Plan) -> tuple[list, list]:
     """``(last carry, carries after every step)`` of flat lists of arrays; T is at least 1."""
-    values = [*params, *carry, *inputs]
-    out = walk_p.bind(*(as_varying(v, values) for v in values), step=step, plan=plan, keep=False)
+    out = walk_p.bind(*params, *carry, *inputs, step=step, plan=plan, keep=False)
     last, carries, _ = split(out, (step.carry, step.carry))
     return last, carries
 
@@ -83,8 +81,7 @@ def _adjoint(*flat, step: Step, plan: Plan, wrt: tuple[int, ...], present: tuple
     found = iter([next(given) if p else None for p in present])
     last, every = ([next(found) if m else None for m in moving] for _ in range(2))
     last = [
-        as_varying(jnp.zeros(a.shape, a.dtype), flat) if m and g is None else g
-        for a, m, g in zip(step.carry_avals, moving, last, strict=True)
+        jnp.zeros(a.shape, a.dtype) if m and g is None else g for a, m, g in zip(step.carry_avals, moving, last, strict=True)
     ]
     if plan.residuals == STARTS:
         starts, carries, kept = residuals, None, None
@@ -113,15 +110,22 @@ def _define(name: str, function: Any) -> Primitive:
     return primitive
 
 
-def _map_as_code(function: Any):
+def _map_as_code(primitive: Primitive, function: Any):
     """The batching rule of ordinary JAX code: every example by itself, weight gradients included."""
 
     def rule(axis_data, args, dims, **params):
+        if all(d is None for d in dims):
+            return _unmapped(primitive.bind(*args, **params))
         mapped = jax.vmap(functools.partial(function, **params), in_axes=tuple(dims), **mapping_of(axis_data))
         out = mapped(*args)
         return out, [0] * len(out)
 
     return rule
+
+
+def _unmapped(out):
+    """JAX asks also where nothing is mapped; then neither is what comes out."""
+    return out, [None] * len(out)
 
 
 walk_p = _define("jaxrnn_walk", _walk)
@@ -131,8 +135,10 @@ adjoint_p = _define("jaxrnn_adjoint", _adjoint)
 
 def _walk_batch(axis_data, args, dims, *, step: Step, plan: Plan, keep: bool):
     """The walk of the mapped step, its mapped axis leading the batch axes."""
+    if all(d is None for d in dims):
+        return _unmapped(walk_p.bind(*args, step=step, plan=plan, keep=keep))
     if keep:
-        return _map_as_code(_walk)(axis_data, args, dims, step=step, plan=plan, keep=keep)
+        return _map_as_code(walk_p, _walk)(axis_data, args, dims, step=step, plan=plan, keep=keep)
     none = None
     n_first = step.params + step.carry
     moved, axes = [], []
@@ -147,8 +153,8 @@ def _walk_batch(axis_data, args, dims, *, step: Step, plan: Plan, keep: bool):
 
 
 batching.fancy_primitive_batchers[walk_p] = _walk_batch
-batching.fancy_primitive_batchers[tangent_p] = _map_as_code(_tangent)
-batching.fancy_primitive_batchers[adjoint_p] = _map_as_code(_adjoint)
+batching.fancy_primitive_batchers[tangent_p] = _map_as_code(tangent_p, _tangent)
+batching.fancy_primitive_batchers[adjoint_p] = _map_as_code(adjoint_p, _adjoint)
 
 
 def _no_tangent(value: Any) -> Any:
@@ -171,9 +177,19 @@ def _walk_jvp(primals, tangents, *, step: Step, plan: Plan, keep: bool):
     moved = iter(tangent_p.bind(*primals, *residuals, *(tangents[i] for i in wrt), step=step, plan=plan, wrt=wrt))
     moving = [is_differentiable(a) for a in step.carry_avals] * 2
     out_tangents = [next(moved) if m else _no_tangent(a) for a, m in zip([*last, *carries], moving, strict=True)]
-    # Kept values are a cache of what the carries and inputs determine: `_adjoint_jvp` makes them again, so nobody asks
-    # for their tangents.
-    return shown, out_tangents + [_no_tangent(a) for a in shown[len(out_tangents) :]]
+    return shown, out_tangents + (_kept_tangents(step, plan, primals, tangents, carries, out_tangents) if keep else [])
+
+
+def _kept_tangents(step: Step, plan: Plan, primals, tangents, carries, out_tangents) -> list[Any]:
+    """Tangents of the kept values, which follow from the carries, for all steps at once; for second derivatives."""
+
+    def again(params, carry, inputs, carries):
+        return walks.kept_values(step, params, carry, inputs, carries, plan.pace.reverse)
+
+    at = (*split(primals, (step.params, step.carry)), carries)
+    instantiated = [ad.instantiate_zeros(t) for t in [*tangents, *out_tangents[step.carry :]]]
+    directions = split(instantiated, (step.params, step.carry, step.inputs))
+    return jax.jvp(again, tuple(map(list, at)), tuple(directions))[1]
 
 
 ad.primitive_jvps[walk_p] = _walk_jvp
@@ -183,13 +199,8 @@ def _tangent_jvp(primals, tangents, **params):
     return _jvp_as_code(_tangent, primals, tangents, params)
 
 
-def _adjoint_jvp(primals, tangents, *, step: Step, plan: Plan, wrt, present):
-    if plan.residuals == GATES:  # without the cache
-        known = len(step.avals) + step.carry
-        cached = len(primals) - sum(present)
-        plan = dataclasses.replace(plan, residuals=CARRIES)
-        primals, tangents = ([*v[:known], *v[cached:]] for v in (primals, tangents))
-    return _jvp_as_code(_adjoint, primals, tangents, {"step": step, "plan": plan, "wrt": wrt, "present": present})
+def _adjoint_jvp(primals, tangents, **params):
+    return _jvp_as_code(_adjoint, primals, tangents, params)
 
 
 def _jvp_as_code(function, primals, tangents, params):

@@ -115,6 +115,7 @@ def _linear_in(eqn: Any, var: Any) -> bool:
 def _product_over_time(a: Any, b: Any, *, dimension_numbers: Any, **params: Any) -> Any:
     """A dot_general with the leading axis of both operands contracted too."""
     (a_over, b_over), (a_batch, b_batch) = dimension_numbers
+    numbers: Any
     if not a_batch and a_over == tuple(range(len(a_over))) and b_over == tuple(range(len(b_over))):
         a, b = a.reshape(-1, *a.shape[len(a_over) + 1 :]), b.reshape(-1, *b.shape[len(b_over) + 1 :])  # a plain 2-D product
         numbers = (((0,), (0,)), ((), ()))

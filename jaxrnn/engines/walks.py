@@ -13,9 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from .backward import Backward, Wanted, known_of
-from .buffers import as_varying
 from .forward import Forward
-from .programs import Step, is_differentiable, split
+from .programs import Step, evaluate, is_differentiable, split
 from .windows import walk_in_windows
 
 Arrays = Sequence[Any]
@@ -49,10 +48,11 @@ class Residuals:
 def states(step: Step, params: Arrays, carry: Arrays, inputs: Arrays, pace: Pace, keep: bool) -> tuple[list, list, list]:
     """The last carry, the carries after every step, and with ``keep`` the values of `Adjoint.matmul_values` at every step."""
     forward = Forward(step, params, hoist=pace.hoist, reverse=pace.reverse, unroll=pace.unroll, keep=keep)
-    rows = forward.blank(inputs[0].shape[0], [*params, *carry, *inputs])
+    rows = forward.blank(inputs[0].shape[0])
 
     def window(now, inputs, _, first):
-        carry, rows = forward.window(*now, inputs, first)
+        carry, rows = now
+        carry, rows = forward.window(carry, rows, inputs, first)
         return (carry, rows), None
 
     (last, rows), _ = walk_in_windows(window, (list(carry), rows), list(inputs), pace.window, pace.reverse)
@@ -65,12 +65,7 @@ def tangents(step: Step, params: Arrays, carry: Arrays, inputs: Arrays, wrt: Arr
     groups = (step.params, step.carry)
     d_params, d_carry, d_inputs = split(wrt, groups)
     moving = [is_differentiable(a) for a in step.carry_avals]
-    everything = [*params, *carry, *inputs, *(d for d in wrt if d is not None)]
-    start = [
-        as_varying(jnp.zeros(c.shape, c.dtype) if d is None else d, everything)
-        for c, d, m in zip(carry, d_carry, moving, strict=True)
-        if m
-    ]
+    start = [jnp.zeros(c.shape, c.dtype) if d is None else d for c, d, m in zip(carry, d_carry, moving, strict=True) if m]
 
     def body(now, given):
         (carry, d_carry), (x, d_x) = now, given
@@ -86,8 +81,9 @@ def tangents(step: Step, params: Arrays, carry: Arrays, inputs: Arrays, wrt: Arr
         _, d_new, new = jax.jvp(moved, ([primals[i] for i in chosen],), ([directions[i] for i in chosen],), has_aux=True)
         return (new, d_new), d_new
 
-    first = ([as_varying(c, everything) for c in carry], start)
-    (_, last), every = jax.lax.scan(body, first, (list(inputs), list(d_inputs)), reverse=pace.reverse, unroll=pace.unroll)
+    (_, last), every = jax.lax.scan(
+        body, (list(carry), start), (list(inputs), list(d_inputs)), reverse=pace.reverse, unroll=pace.unroll
+    )
     return last, every
 
 
@@ -106,10 +102,9 @@ def cotangents(
     forward = Forward(step, params, hoist=pace.hoist, reverse=pace.reverse, unroll=pace.unroll, keep=True)
     steps = given.inputs[0].shape[0]
     size = steps if pace.window is None else min(pace.window, steps)
-    everything = [*params, *given.inputs, *given.starts, *(g for g in [*last, *every] if g is not None)]
 
     def blank(steps):
-        return backward.blank(steps, everything), forward.blank(steps, everything) if given.carries is None else []
+        return backward.blank(steps), forward.blank(steps) if given.carries is None else []
 
     def window(now, part, start, _):
         (carry, sums, scratch), (inputs, carries, kept, every) = now, part
@@ -124,11 +119,25 @@ def cotangents(
         return (carry, sums, (rows, walked) if here == size else scratch), d_inputs
 
     parts = (list(given.inputs), given.carries, given.kept, [g for g in every if g is not None])
-    first = ([as_varying(g, everything) for g in last if g is not None], backward.zero_sums(everything), blank(size))
+    first = ([g for g in last if g is not None], backward.zero_sums(), blank(size))
     (carry, sums, _), d_inputs = walk_in_windows(
         window, first, parts, pace.window, not pace.reverse, each=list(given.starts), short_first=True
     )
     return backward.assemble(sums, carry, d_inputs)
+
+
+def kept_values(step: Step, params: Arrays, carry: Arrays, inputs: Arrays, carries: Arrays, reverse: bool) -> list[Any]:
+    """The values of `Adjoint.matmul_values` at every step, made again from the carries."""
+    program = step.adjoint
+    before = [_shifted(a, after, reverse) for a, after in zip(carry, carries, strict=True)]
+    needed = program.needed(program.matmul_values, {*program.carry, *program.inputs})
+
+    def one(carry, inputs):
+        env = program.literals | dict(zip([*program.params, *program.carry, *program.inputs], [*params, *carry, *inputs]))
+        evaluate(needed, env)
+        return [env[v] for v in program.matmul_values]
+
+    return jax.vmap(one)(before, list(inputs))
 
 
 def _shifted(first: Any, carries: Any, reverse: bool) -> Any:
