@@ -169,7 +169,7 @@ def _walk_windows(engine: Any, cell: Cell, params: Params, carry: Carry, xs: Any
     if window is None or window >= steps:
         return engine.walk(cell, params, carry, *parts, how.reverse)
 
-    def one(carry, part, _, begin):
+    def one(carry, part, begin):
         first = begin + jax.tree.leaves(part)[0].shape[0] == steps if how.reverse else begin == 0
         carry = select(first, carry, jax.lax.stop_gradient(carry))
         return engine.walk(cell, params, carry, *part, how.reverse)

@@ -3,7 +3,7 @@
 ``custom_vjp`` would forbid forward mode, and under ``vmap`` it would make one weight gradient an example and sum them. Three
 primitives with rules of their own do neither:
 
-    walk       params, first carry, inputs -> last carry, carries (, kept values)
+    walk       params, first carry, inputs -> last carry, carries (, kept values or carries at window starts)
     tangent    linear in the tangents of those inputs, at given carries
     adjoint    its transpose: cotangents in, cotangents out, weight gradients summed over time and batch in one matmul a window
 
@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jax.interpreters import partial_eval as pe
 
 from . import walks
 from .defaults import window_for
@@ -44,16 +45,16 @@ class Plan:
 
 def recurrence(step: Step, params: Sequence, carry: Sequence, inputs: Sequence, plan: Plan) -> tuple[list, list]:
     """``(last carry, carries after every step)`` of flat lists of arrays; T is at least 1."""
-    out = walk_p.bind(*params, *carry, *inputs, step=step, plan=plan, keep=False)
+    out = walk_p.bind(*params, *carry, *inputs, step=step, plan=plan, keep=None, show=True)
     last, carries, _ = split(out, (step.carry, step.carry))
     return last, carries
 
 
-def _walk(*flat, step: Step, plan: Plan, keep: bool, platform: str | None = "cpu"):
+def _walk(*flat, step: Step, plan: Plan, keep: str | None, show: bool, platform: str | None = "cpu"):
     params, carry, inputs = split(flat, (step.params, step.carry))
-    pace = _settled(plan.pace, step, inputs, platform, backward=keep)
-    last, carries, kept = walks.states(step, params, carry, inputs, pace, keep)
-    return [*last, *carries, *kept]
+    pace = _settled(plan.pace, step, inputs, platform, backward=keep is not None)
+    last, carries, more = walks.states(step, params, carry, inputs, pace, kept=keep == GATES, starts=keep == STARTS, show=show)
+    return [*last, *carries, *more]
 
 
 def _settled(pace: walks.Pace, step: Step, inputs: Sequence, platform: str | None, backward: bool) -> walks.Pace:
@@ -133,12 +134,10 @@ tangent_p = _define("jaxrnn_tangent", _tangent)
 adjoint_p = _define("jaxrnn_adjoint", _adjoint)
 
 
-def _walk_batch(axis_data, args, dims, *, step: Step, plan: Plan, keep: bool):
+def _walk_batch(axis_data, args, dims, *, step: Step, plan: Plan, keep: str | None, show: bool):
     """The walk of the mapped step, its mapped axis leading the batch axes."""
-    if all(d is None for d in dims):
-        return _unmapped(walk_p.bind(*args, step=step, plan=plan, keep=keep))
-    if keep:
-        return _map_as_code(walk_p, _walk)(axis_data, args, dims, step=step, plan=plan, keep=keep)
+    if keep or not show or all(d is None for d in dims):
+        return _map_as_code(walk_p, _walk)(axis_data, args, dims, step=step, plan=plan, keep=keep, show=show)
     none = None
     n_first = step.params + step.carry
     moved, axes = [], []
@@ -148,7 +147,7 @@ def _walk_batch(axis_data, args, dims, *, step: Step, plan: Plan, keep: bool):
         front = 1 if i >= n_first else 0
         moved.append(a if d is none else jnp.moveaxis(a, d, front))
         axes.append(none if d is none else 0)
-    out = walk_p.bind(*moved, step=step.vmapped(axes, axis_data), plan=plan, keep=False)
+    out = walk_p.bind(*moved, step=step.vmapped(axes, axis_data), plan=plan, keep=None, show=True)
     return out, [0] * step.carry + [1] * step.carry
 
 
@@ -161,38 +160,59 @@ def _no_tangent(value: Any) -> Any:
     return ad.Zero(jax.typeof(value).to_tangent_aval())
 
 
-def _walk_jvp(primals, tangents, *, step: Step, plan: Plan, keep: bool):
+def _walk_jvp(primals, tangents, *, step: Step, plan: Plan, keep: str | None, show: bool):
     wrt = tuple(i for i, t in enumerate(tangents) if type(t) is not ad.Zero and is_differentiable(step.avals[i]))
-    saving = keep or plan.residuals == GATES
-    out = walk_p.bind(*primals, step=step, plan=plan, keep=saving)
-    last, carries, kept = split(out, (step.carry, step.carry))
-    if plan.residuals == STARTS:
-        first = primals[step.params : step.params + step.carry]
-        residuals = starts_of_windows(list(first), carries, plan.pace.window, plan.pace.reverse)
-    else:
-        residuals = [*carries, *kept] if plan.residuals == GATES else carries
-    shown = out if keep else [*last, *carries]
+    kept = None if plan.residuals == CARRIES else plan.residuals
+    out = walk_p.bind(*primals, step=step, plan=plan, keep=kept, show=True)
+    last, carries, more = split(out, (step.carry, step.carry))
+    shown = [*last, *(carries if show else []), *(more if keep else [])]
     if not wrt:
         return shown, [_no_tangent(a) for a in shown]
+    residuals = more if kept == STARTS else [*carries, *more]
     moved = iter(tangent_p.bind(*primals, *residuals, *(tangents[i] for i in wrt), step=step, plan=plan, wrt=wrt))
     moving = [is_differentiable(a) for a in step.carry_avals] * 2
     out_tangents = [next(moved) if m else _no_tangent(a) for a, m in zip([*last, *carries], moving, strict=True)]
-    return shown, out_tangents + (_kept_tangents(step, plan, primals, tangents, carries, out_tangents) if keep else [])
+    d_last, d_carries = split(out_tangents, (step.carry,))
+    d_more = _tangents_of_more(step, plan, primals, tangents, carries, d_carries) if keep else []
+    return shown, [*d_last, *(d_carries if show else []), *d_more]
 
 
-def _kept_tangents(step: Step, plan: Plan, primals, tangents, carries, out_tangents) -> list[Any]:
-    """Tangents of the kept values, which follow from the carries, for all steps at once; for second derivatives."""
+def _tangents_of_more(step: Step, plan: Plan, primals, tangents, carries, d_carries) -> list[Any]:
+    """Tangents of what is returned besides the carries, which follows from them; for second derivatives."""
+    reverse = plan.pace.reverse
+    tangents, d_carries = ([ad.instantiate_zeros(t) for t in ts] for ts in (tangents, d_carries))
+    if plan.residuals == STARTS:
+        first = tangents[step.params : step.params + step.carry]
+        return [
+            starts_of_windows(a, d, plan.pace.window, reverse) if is_differentiable(aval) else _no_tangent(like)
+            for a, d, aval, like in zip(first, d_carries, step.carry_avals, carries, strict=True)
+        ]
 
     def again(params, carry, inputs, carries):
-        return walks.kept_values(step, params, carry, inputs, carries, plan.pace.reverse)
+        return walks.kept_values(step, params, carry, inputs, carries, reverse)
 
-    at = (*split(primals, (step.params, step.carry)), carries)
-    instantiated = [ad.instantiate_zeros(t) for t in [*tangents, *out_tangents[step.carry :]]]
-    directions = split(instantiated, (step.params, step.carry, step.inputs))
-    return jax.jvp(again, tuple(map(list, at)), tuple(directions))[1]
+    at, directions = (
+        [*split(list(v), (step.params, step.carry)), list(c)] for v, c in ((primals, carries), (tangents, d_carries))
+    )
+    return jax.jvp(again, tuple(at), tuple(directions))[1]
 
 
 ad.primitive_jvps[walk_p] = _walk_jvp
+
+
+def _walk_dce(used: list[bool], eqn: Any) -> tuple[list[bool], Any]:
+    """Where nobody reads the carries after every step, they are not stored: a loss of the last carry alone leaves `STARTS`."""
+    first = eqn.params["step"].carry
+    of_carries = slice(first, 2 * first)
+    if not any(used):
+        return [False] * len(eqn.invars), None
+    if eqn.params["show"] and not any(used[of_carries]):
+        outvars = [*eqn.outvars[:first], *eqn.outvars[2 * first :]]
+        eqn = eqn.replace(params={**eqn.params, "show": False}, outvars=outvars)
+    return [True] * len(eqn.invars), eqn
+
+
+pe.dce_rules[walk_p] = _walk_dce
 
 
 def _tangent_jvp(primals, tangents, **params):

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from .backward import Backward, Wanted, known_of
+from .buffers import blank_rows
 from .forward import Forward
 from .programs import Step, evaluate, is_differentiable, split
-from .windows import walk_in_windows
+from .windows import loop_in_windows, number_of_window
 
 Arrays = Sequence[Any]
 AUTO = "auto"
@@ -45,19 +46,28 @@ class Residuals:
     starts: Arrays
 
 
-def states(step: Step, params: Arrays, carry: Arrays, inputs: Arrays, pace: Pace, keep: bool) -> tuple[list, list, list]:
-    """The last carry, the carries after every step, and with ``keep`` the values of `Adjoint.matmul_values` at every step."""
-    forward = Forward(step, params, hoist=pace.hoist, reverse=pace.reverse, unroll=pace.unroll, keep=keep)
-    rows = forward.blank(inputs[0].shape[0])
+def states(
+    step: Step, params: Arrays, carry: Arrays, inputs: Arrays, pace: Pace, *, kept: bool, starts: bool, show: bool
+) -> tuple[list, list, list]:
+    """The last carry, with ``show`` the carries after every step, and if asked for the values of `Adjoint.matmul_values` at
+    every step (``kept``) or the carries at which windows start (``starts``).
+    """
+    forward = Forward(step, params, hoist=pace.hoist, reverse=pace.reverse, unroll=pace.unroll, keep=kept, show=show)
+    steps = inputs[0].shape[0]
+    size = steps if pace.window is None else min(pace.window, steps)
+    count = -(-steps // size)
 
-    def window(now, inputs, _, first):
-        carry, rows = now
-        carry, rows = forward.window(carry, rows, inputs, first)
-        return (carry, rows), None
+    def window(now, inputs, first):
+        carry, rows, begun = now
+        at = number_of_window(first, size)
+        begun = [jax.lax.dynamic_update_index_in_dim(b, c, at, 0) for b, c in zip(begun, carry, strict=False)]
+        return *forward.window(carry, rows, inputs, first), begun
 
-    (last, rows), _ = walk_in_windows(window, (list(carry), rows), list(inputs), pace.window, pace.reverse)
-    carries, kept = split(rows, (step.carry,))
-    return last, carries, kept
+    begun = [blank_rows(count, a) for a in step.carry_avals] if starts else []
+    first = (list(carry), forward.blank(steps), begun)
+    last, rows, begun = loop_in_windows(window, first, list(inputs), pace.window, pace.reverse)
+    carries, kept_rows = split(rows, (step.carry if show else 0,))
+    return last, carries, begun if starts else kept_rows
 
 
 def tangents(step: Step, params: Arrays, carry: Arrays, inputs: Arrays, wrt: Arrays, pace: Pace) -> tuple[list, list]:
@@ -106,24 +116,26 @@ def cotangents(
     def blank(steps):
         return backward.blank(steps), forward.blank(steps) if given.carries is None else []
 
-    def window(now, part, start, _):
-        (carry, sums, scratch), (inputs, carries, kept, every) = now, part
+    def window(now, part, first):
+        (carry, sums, scratch, d_rows), (inputs, carries, kept, every) = now, part
         here = inputs[0].shape[0]
         rows, walked = scratch if here == size else blank(here)
+        at = number_of_window(first, size)
+        start = [jax.lax.dynamic_index_in_dim(a, at, keepdims=False) for a in given.starts]
         if carries is None:
-            _, walked = forward.window(list(start), walked, inputs, 0)
+            _, walked = forward.window(start, walked, inputs, 0)
             carries, kept = split(walked, (step.carry,))
         before = [_shifted(a, after, pace.reverse) for a, after in zip(start, carries, strict=True)]
         known = known_of(step.adjoint, backward.kept, before, inputs, carries, kept if with_kept else [])
         carry, rows, sums, d_inputs = backward.window(carry, rows, sums, known, every, not pace.reverse, pace.unroll)
-        return (carry, sums, (rows, walked) if here == size else scratch), d_inputs
+        d_rows = [jax.lax.dynamic_update_slice_in_dim(a, d, first, 0) for a, d in zip(d_rows, d_inputs, strict=True)]
+        return carry, sums, (rows, walked) if here == size else scratch, d_rows
 
     parts = (list(given.inputs), given.carries, given.kept, [g for g in every if g is not None])
-    first = ([g for g in last if g is not None], backward.zero_sums(), blank(size))
-    (carry, sums, _), d_inputs = walk_in_windows(
-        window, first, parts, pace.window, not pace.reverse, each=list(given.starts), short_first=True
-    )
-    return backward.assemble(sums, carry, d_inputs)
+    d_rows = [blank_rows(steps, v.aval) for v in backward.d_inputs]
+    first = ([g for g in last if g is not None], backward.zero_sums(), blank(size), d_rows)
+    carry, sums, _, d_rows = loop_in_windows(window, first, parts, pace.window, not pace.reverse, retrace=True)
+    return backward.assemble(sums, carry, d_rows)
 
 
 def kept_values(step: Step, params: Arrays, carry: Arrays, inputs: Arrays, carries: Arrays, reverse: bool) -> list[Any]:
