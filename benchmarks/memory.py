@@ -7,7 +7,8 @@
 results (``memory_analysis().temp_size_in_bytes``); nothing is run for it. It stands in bytes and in units of T B H floats,
 which are what one stored state of every step costs. For one shape each program also runs once, in a process of its own,
 and `resident` is how far the process's peak resident memory (on a GPU: the device's peak) rose above what it held before
-the run, results included. ``--million`` does that, and only that, for an LSTM of 1,048,576 steps, B 1, I = H 128.
+the run, results included. ``--million`` does that, and only that, for an LSTM of 1,048,576 steps, B 1, I = H 128, and a loss
+of the last state alone: full BPTT over all steps whose outputs nobody stores.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ CURVES = ((8, 64), (1, 128))  # B, H = I
 STEPS = {False: (256, 512, 1024, 2048, 4096, 8192), True: (256, 1024)}  # by --quick
 RESIDENT = {False: Shape(8, 8192, 64, 64), True: Shape(8, 1024, 64, 64)}
 MILLION = Shape(1, 1 << 20, 128, 128)
+OF_MILLION = ("jaxrnn", "Scan(residuals='carries')", "jaxrnn-checkpoint", "naive")
 QUICK = ("jaxrnn", "jaxrnn-checkpoint", "naive", "flax")
 DEFAULT = ("jaxrnn", "jaxrnn-checkpoint", "Scan(hoist=False)", "user-cell", "naive", "naive-hoisted", "flax")
 
@@ -44,7 +46,9 @@ def parse(argv: list[str] | None) -> Any:
     args = parser.parse_args(argv)
     if args.million and args.resident:
         parser.error("--million has its own shape: leave --resident out")
-    args.entries = args.entries or list(QUICK if args.quick else DEFAULT)
+    if args.million and set(args.entries or ()) & (set(ENTRIES) - {"jaxrnn", "jaxrnn-checkpoint", "naive"}):
+        parser.error("--million takes jaxrnn, jaxrnn-checkpoint, naive and engines such as 'Scan(window=64)'")
+    args.entries = args.entries or list(OF_MILLION if args.million else QUICK if args.quick else DEFAULT)
     args.steps = sorted(args.steps or STEPS[args.quick])
     args.resident = MILLION if args.million else args.resident or RESIDENT[args.quick]
     return args
@@ -87,9 +91,9 @@ def _analysis(name: str, work: Work, model: JaxModel) -> dict:
     }
 
 
-def run_alone(name: str, kind: str, size: Shape) -> dict:
+def run_alone(name: str, kind: str, size: Shape, last: bool = False) -> dict:
     """The gradient of one entry, once, in a process of its own; a process that dies is a row with its last words."""
-    words = [sys.executable, "-m", "benchmarks.resident", name, kind, ",".join(map(str, size))]
+    words = [sys.executable, "-m", "benchmarks.resident", name, kind, ",".join(map(str, size)), *(["last"] if last else [])]
     done = subprocess.run(words, capture_output=True, text=True, cwd=pathlib.Path(__file__).parents[1], check=False)
     row = {"cell": kind, "shape": size._asdict(), "entry": name}
     found = [line.removeprefix(MARK) for line in done.stdout.splitlines() if line.startswith(MARK)]
@@ -179,7 +183,7 @@ def main(argv: list[str] | None = None) -> int:
     for name in args.entries:
         if args.cell in find(name).cells and name not in {item["entry"] for item in left_out}:
             print(f"in a process of its own: {name}, {args.resident}", file=sys.stderr, flush=True)
-            resident.append(run_alone(name, args.cell, args.resident))
+            resident.append(run_alone(name, args.cell, args.resident, args.million))
     result = report.content("memory", command("memory", argv), compiled=rows, resident=resident, left_out=left_out)
     name = report.result_name("memory_million" if args.million else "memory", args.out, args.quick)
     picture = draw_resident if args.million else draw

@@ -1,4 +1,4 @@
-"""One gradient in a process of its own, for `benchmarks.memory`: ``python -m benchmarks.resident ENTRY CELL B,T,I,H``.
+"""One gradient in a process of its own, for `benchmarks.memory`: ``python -m benchmarks.resident ENTRY CELL B,T,I,H [last]``.
 
 Prints one line of JSON: seconds, what XLA allocates, and how far the peak memory rose during the run.
 """
@@ -11,16 +11,21 @@ import pathlib
 import resource
 import sys
 import time
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+
+import jaxrnn
 
 from . import machine
-from .entries import find
+from .entries import engine_named, find
 from .models import LeftOut
 from .options import Shape, shape
 from .work import Work
 
 MARK = "resident: "
+ENGINES = {"jaxrnn": None, "jaxrnn-checkpoint": jaxrnn.Checkpoint()}
 STATUS, RESET = pathlib.Path("/proc/self/status"), pathlib.Path("/proc/self/clear_refs")
 
 
@@ -50,12 +55,33 @@ def device_peak(device) -> int | None:
     return statistics.get("peak_bytes_in_use")
 
 
-def measure(name: str, work: Work) -> dict:
-    """Compile, run once, and say what it took."""
-    model, device = find(name).build(work), jax.devices()[0]
-    arguments = jax.block_until_ready(model.arguments(work))
+def last_state_gradient(name: str, work: Work) -> tuple[Any, tuple]:
+    """The gradient, of weights and input, of a loss of the state after the last step alone: full BPTT, no outputs stored."""
+    cell, engine = work.cell, ENGINES[name] if name in ENGINES else None if name == "naive" else engine_named(name)
+
+    def last(weights, xs):
+        if name != "naive":
+            return jaxrnn.unroll(cell, weights, xs, engine=engine)[0]
+        start = cell.initial_carry(weights, xs.shape[1:-1])
+        return jax.lax.scan(lambda s, x: (cell.step(weights, s, cell.project(weights, x)), None), start, xs)[0]
+
+    def loss(weights, xs, cotangent):
+        return jnp.sum(cell.output(weights, last(weights, xs), None) * cotangent)
+
+    return jax.value_and_grad(loss, argnums=(0, 1)), (work.weights, work.xs, work.cotangent[-1])
+
+
+def measure(name: str, work: Work, last: bool = False) -> dict:
+    """Compile, run once, and say what it took; with ``last`` for a loss of the last state alone."""
+    device = jax.devices()[0]
+    if last:
+        function, arguments = last_state_gradient(name, work)
+    else:
+        model = find(name).build(work)
+        function, arguments = model.function("train"), model.arguments(work)
+    arguments = jax.block_until_ready(jax.device_put(arguments, device))
     start = time.perf_counter()
-    program = jax.jit(model.function("train")).lower(*arguments).compile()
+    program = jax.jit(function).lower(*arguments).compile()
     compiled = time.perf_counter()
     forget_peak()
     before, device_before = resident_bytes(peak=False), device_peak(device)
@@ -80,10 +106,10 @@ def measure(name: str, work: Work) -> dict:
 
 
 def main(argv: list[str]) -> int:
-    name, kind, size = argv
+    name, kind, size, *last = argv
     machine.prepare(1)
     try:
-        print(MARK + json.dumps(measure(name, Work(kind, Shape(*shape(size))))))
+        print(MARK + json.dumps(measure(name, Work(kind, Shape(*shape(size))), last == ["last"])))
     except LeftOut as reason:
         print(MARK + json.dumps({"failed": str(reason)}))
     return 0

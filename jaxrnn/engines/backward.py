@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from ..cell import accumulator
 from ..fence import fence
 from .buffers import blank_rows, scan_into
-from .programs import CONST, COT, Step, evaluate, oriented, read, unique
+from .programs import CONST, COT, Step, chosen, evaluate, oriented, read, unique
 from .sums import TimeSum
 
 Arrays = Sequence[Any]
@@ -39,8 +39,8 @@ class Backward:
         self.step, self.params, self.wanted = step, params, wanted
         self.program = program = step.adjoint
         self.kept = program.matmul_values if with_kept else []
-        self.d_params = _chosen(program.d_params, wanted.params)
-        self.d_inputs = _chosen(program.d_inputs, wanted.inputs)
+        self.d_params = chosen(program.d_params, wanted.params)
+        self.d_inputs = chosen(program.d_inputs, wanted.inputs)
         self.d_carry = [v for v in program.d_carry if v is not None]
         self.present = [p for p, v in zip(present, program.cotangents, strict=True) if v is not None]
         self.cotangents = [v for v in program.cotangents if v is not None]
@@ -79,8 +79,7 @@ class Backward:
 
     def zero_sums(self) -> list[Any]:
         """Where weight gradients add up, in float32 at least."""
-        chosen = _chosen(self.params, self.wanted.params)
-        return [jnp.zeros(p.shape, accumulator(p.dtype)) for p in chosen]
+        return [jnp.zeros(p.shape, accumulator(p.dtype)) for p in chosen(self.params, self.wanted.params)]
 
     def window(self, carry: list, rows: list, sums: list, known: dict[Any, Any], every: Arrays, reverse: bool, unroll: int):
         """One window: ``(carry's cotangent, rows, sums, cotangents of the inputs)``.
@@ -128,7 +127,7 @@ class Backward:
 
     def assemble(self, sums: list, carry: list, inputs: list) -> list[Any]:
         """A cotangent for each param, carry and input, None where none is wanted."""
-        of_params = iter(s.astype(p.dtype) for s, p in zip(sums, _chosen(self.params, self.wanted.params), strict=True))
+        of_params = iter(s.astype(p.dtype) for s, p in zip(sums, chosen(self.params, self.wanted.params), strict=True))
         of_carry, of_inputs = iter(carry), iter(inputs)
         every_carry = [next(of_carry) if v is not None else None for v in self.program.d_carry]
         return [
@@ -150,7 +149,3 @@ def known_of(
 
 def _is_made(program: Any, var: Any) -> bool:
     return program.kind_of(var) > CONST and var in program.known_new
-
-
-def _chosen(items: Iterable[Any], flags: Iterable[bool]) -> list[Any]:
-    return [item for item, flag in zip(items, flags, strict=True) if flag]

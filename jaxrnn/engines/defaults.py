@@ -7,6 +7,7 @@ What is kept: ``"gates"`` everywhere. The window depends on the platform, and is
 | CPU | at most 13 MB kept | all of T | fewest and largest matmuls; all of it stays in the caches anyway |
 | CPU | more | what holds 1.5 MB, 8 to 256 steps | a window's residuals stay in the cache; else memory is paged in |
 | others | any | all of T | not measured yet; a window more is a dozen kernel launches more |
+| any, ``residuals="carries"`` | any | 8 to T / 16 steps, on a CPU those that 1.5 MB hold | what is made again is what memory goes to |
 
 What is kept of a step is its carry and the values its matmuls gave, as `Adjoint.matmul_values` finds them (without a
 gradient: the carry and what was hoisted). The figures behind the table are in benchmarks/NOTES.md. Where a divisor of T lies
@@ -22,11 +23,17 @@ from .programs import EXPENSIVE, INPUT, Step, nbytes
 WHOLE_BYTES = 13_000_000
 WINDOW_BYTES = 1_500_000
 LEAST_WINDOW, MOST_WINDOW = 8, 256
+LEAN_SHARE = 16
 
 
-def window_for(step: Step, steps: int, platform: str | None, backward: bool) -> int | None:
-    """Steps in a window by the table above; None is all of T. ``backward``: of a walk that keeps values for a gradient."""
-    if platform != "cpu":
+def window_for(step: Step, steps: int, platform: str | None, *, backward: bool, lean: bool = False) -> int | None:
+    """Steps in a window by the table above; None is all of T.
+
+    Args:
+        backward: whether the walk keeps values for a gradient.
+        lean: whether it keeps the carries only.
+    """
+    if platform != "cpu" and not lean:
         return None
     if backward:
         stored = step.adjoint.matmul_values
@@ -35,9 +42,11 @@ def window_for(step: Step, steps: int, platform: str | None, backward: bool) -> 
         hoisted = [eqn for eqn in eqns if step.program.kind[eqn.outvars[0]] == INPUT and eqn.primitive.name in EXPENSIVE]
         stored = [v for eqn in hoisted for v in eqn.outvars]
     kept = sum(map(nbytes, stored)) + sum(a.size * a.dtype.itemsize for a in step.carry_avals)
-    if kept * steps <= WHOLE_BYTES:
+    if kept * steps <= WHOLE_BYTES and not lean:
         return None
-    return near_divisor(steps, min(max(WINDOW_BYTES // max(kept, 1), LEAST_WINDOW), MOST_WINDOW))
+    most = min(MOST_WINDOW, steps // LEAN_SHARE) if lean else MOST_WINDOW
+    held = WINDOW_BYTES // max(kept, 1) if platform == "cpu" else most
+    return near_divisor(steps, max(min(held, most), LEAST_WINDOW))
 
 
 def near_divisor(steps: int, window: int) -> int:

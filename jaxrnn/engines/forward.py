@@ -9,7 +9,7 @@ import jax
 
 from ..fence import fence
 from .buffers import blank_rows, scan_into
-from .programs import CARRY, CONST, INPUT, Program, Step, evaluate, read
+from .programs import CARRY, CONST, INPUT, Program, Step, chosen, evaluate, read
 
 Arrays = Sequence[Any]
 
@@ -18,10 +18,12 @@ class Forward:
     """A step's equations in the order in which a walk forwards wants them.
 
     ``before`` are the variables that the loop reads of what was done ahead of it; ``kept``, with ``keep``, those of
-    `Adjoint.matmul_values`, which are recorded beside the carries (without ``show`` in place of them).
+    `Adjoint.matmul_values`, which are recorded beside the carries (of those, the ones that ``show``).
     """
 
-    def __init__(self, step: Step, params: Arrays, *, hoist: bool, reverse: bool, unroll: int, keep: bool, show: bool = True):
+    def __init__(
+        self, step: Step, params: Arrays, *, hoist: bool, reverse: bool, unroll: int, keep: bool, show: Sequence[bool]
+    ):
         self.step, self.reverse, self.unroll, self.show = step, reverse, unroll, show
         program: Program = step.adjoint if keep else step.program
         invars = program.jaxpr.invars
@@ -43,7 +45,7 @@ class Forward:
 
     def blank(self, steps: int) -> list[Any]:
         """Arrays for the carries and the kept values of ``steps`` steps."""
-        return [blank_rows(steps, a) for a in (*(self.step.carry_avals if self.show else ()), *(v.aval for v in self.kept))]
+        return [blank_rows(steps, a) for a in (*chosen(self.step.carry_avals, self.show), *(v.aval for v in self.kept))]
 
     def window(self, carry: list, rows: list, inputs: Arrays, first: Any) -> tuple[list, list]:
         """Walk the steps of ``inputs``; write the carries and kept values to ``rows`` from row ``first`` on."""
@@ -58,7 +60,7 @@ class Forward:
             env |= dict(zip(self.carry, carry, strict=True))
             evaluate(self.late, env)
             new = [read(env, v) for v in self.new]
-            return new, [*(new if self.show else ()), *(env[v] for v in self.kept)]
+            return new, [*chosen(new, self.show), *(env[v] for v in self.kept)]
 
         steps = inputs[0].shape[0]
         given = jax.vmap(ahead)(*inputs) if self.before else []

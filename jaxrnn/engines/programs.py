@@ -300,6 +300,11 @@ def split(items: Sequence[Any], sizes: Sequence[int]) -> list[list[Any]]:
     return [*parts, list(items[start:])]
 
 
+def chosen(items: Iterable[Any], flags: Iterable[bool]) -> list[Any]:
+    """The items whose flag is True."""
+    return [item for item, flag in zip(items, flags, strict=True) if flag]
+
+
 def _spread(items: Sequence[Any], flags: Sequence[bool]) -> list[Any]:
     rest = iter(items)
     return [next(rest) if flag else None for flag in flags]

@@ -27,7 +27,7 @@ from jax.interpreters import partial_eval as pe
 
 from . import walks
 from .defaults import window_for
-from .programs import Step, is_differentiable, mapping_of, split
+from .programs import Step, chosen, is_differentiable, mapping_of, split
 from .windows import starts_of_windows
 
 GATES, CARRIES, STARTS = "gates", "carries", "starts"
@@ -45,23 +45,24 @@ class Plan:
 
 def recurrence(step: Step, params: Sequence, carry: Sequence, inputs: Sequence, plan: Plan) -> tuple[list, list]:
     """``(last carry, carries after every step)`` of flat lists of arrays; T is at least 1."""
-    out = walk_p.bind(*params, *carry, *inputs, step=step, plan=plan, keep=None, show=True)
+    out = walk_p.bind(*params, *carry, *inputs, step=step, plan=plan, keep=None, show=(True,) * step.carry)
     last, carries, _ = split(out, (step.carry, step.carry))
     return last, carries
 
 
-def _walk(*flat, step: Step, plan: Plan, keep: str | None, show: bool, platform: str | None = "cpu"):
+def _walk(*flat, step: Step, plan: Plan, keep: str | None, show: tuple[bool, ...], platform: str | None = "cpu"):
     params, carry, inputs = split(flat, (step.params, step.carry))
-    pace = _settled(plan.pace, step, inputs, platform, backward=keep is not None)
+    pace = _settled(plan, step, inputs, platform, backward=keep is not None)
     last, carries, more = walks.states(step, params, carry, inputs, pace, kept=keep == GATES, starts=keep == STARTS, show=show)
     return [*last, *carries, *more]
 
 
-def _settled(pace: walks.Pace, step: Step, inputs: Sequence, platform: str | None, backward: bool) -> walks.Pace:
+def _settled(plan: Plan, step: Step, inputs: Sequence, platform: str | None, backward: bool) -> walks.Pace:
     """The pace with its window chosen; where the platform is not known, as for a CPU."""
-    if pace.window != walks.AUTO:
-        return pace
-    return dataclasses.replace(pace, window=window_for(step, inputs[0].shape[0], platform, backward))
+    if plan.pace.window != walks.AUTO:
+        return plan.pace
+    lean = plan.residuals == CARRIES
+    return dataclasses.replace(plan.pace, window=window_for(step, inputs[0].shape[0], platform, backward=backward, lean=lean))
 
 
 def _tangent(*flat, step: Step, plan: Plan, wrt: tuple[int, ...], platform: str | None = "cpu"):
@@ -77,7 +78,7 @@ def _tangent(*flat, step: Step, plan: Plan, wrt: tuple[int, ...], platform: str 
 def _adjoint(*flat, step: Step, plan: Plan, wrt: tuple[int, ...], present: tuple[bool, ...], platform: str | None = "cpu"):
     known, given = flat[: len(flat) - sum(present)], iter(flat[len(flat) - sum(present) :])
     params, carry, inputs, residuals = split(known, (step.params, step.carry, step.inputs))
-    pace = _settled(plan.pace, step, inputs, platform, backward=True)
+    pace = _settled(plan, step, inputs, platform, backward=True)
     moving = [is_differentiable(a) for a in step.carry_avals]
     found = iter([next(given) if p else None for p in present])
     last, every = ([next(found) if m else None for m in moving] for _ in range(2))
@@ -134,9 +135,9 @@ tangent_p = _define("jaxrnn_tangent", _tangent)
 adjoint_p = _define("jaxrnn_adjoint", _adjoint)
 
 
-def _walk_batch(axis_data, args, dims, *, step: Step, plan: Plan, keep: str | None, show: bool):
+def _walk_batch(axis_data, args, dims, *, step: Step, plan: Plan, keep: str | None, show: tuple[bool, ...]):
     """The walk of the mapped step, its mapped axis leading the batch axes."""
-    if keep or not show or all(d is None for d in dims):
+    if keep or not all(show) or all(d is None for d in dims):
         return _map_as_code(walk_p, _walk)(axis_data, args, dims, step=step, plan=plan, keep=keep, show=show)
     none = None
     n_first = step.params + step.carry
@@ -147,7 +148,7 @@ def _walk_batch(axis_data, args, dims, *, step: Step, plan: Plan, keep: str | No
         front = 1 if i >= n_first else 0
         moved.append(a if d is none else jnp.moveaxis(a, d, front))
         axes.append(none if d is none else 0)
-    out = walk_p.bind(*moved, step=step.vmapped(axes, axis_data), plan=plan, keep=None, show=True)
+    out = walk_p.bind(*moved, step=step.vmapped(axes, axis_data), plan=plan, keep=None, show=(True,) * step.carry)
     return out, [0] * step.carry + [1] * step.carry
 
 
@@ -160,12 +161,12 @@ def _no_tangent(value: Any) -> Any:
     return ad.Zero(jax.typeof(value).to_tangent_aval())
 
 
-def _walk_jvp(primals, tangents, *, step: Step, plan: Plan, keep: str | None, show: bool):
+def _walk_jvp(primals, tangents, *, step: Step, plan: Plan, keep: str | None, show: tuple[bool, ...]):
     wrt = tuple(i for i, t in enumerate(tangents) if type(t) is not ad.Zero and is_differentiable(step.avals[i]))
     kept = None if plan.residuals == CARRIES else plan.residuals
-    out = walk_p.bind(*primals, step=step, plan=plan, keep=kept, show=True)
+    out = walk_p.bind(*primals, step=step, plan=plan, keep=kept, show=(True,) * step.carry)
     last, carries, more = split(out, (step.carry, step.carry))
-    shown = [*last, *(carries if show else []), *(more if keep else [])]
+    shown = [*last, *chosen(carries, show), *(more if keep else [])]
     if not wrt:
         return shown, [_no_tangent(a) for a in shown]
     residuals = more if kept == STARTS else [*carries, *more]
@@ -174,7 +175,7 @@ def _walk_jvp(primals, tangents, *, step: Step, plan: Plan, keep: str | None, sh
     out_tangents = [next(moved) if m else _no_tangent(a) for a, m in zip([*last, *carries], moving, strict=True)]
     d_last, d_carries = split(out_tangents, (step.carry,))
     d_more = _tangents_of_more(step, plan, primals, tangents, carries, d_carries) if keep else []
-    return shown, [*d_last, *(d_carries if show else []), *d_more]
+    return shown, [*d_last, *chosen(d_carries, show), *d_more]
 
 
 def _tangents_of_more(step: Step, plan: Plan, primals, tangents, carries, d_carries) -> list[Any]:
@@ -201,14 +202,17 @@ ad.primitive_jvps[walk_p] = _walk_jvp
 
 
 def _walk_dce(used: list[bool], eqn: Any) -> tuple[list[bool], Any]:
-    """Where nobody reads the carries after every step, they are not stored: a loss of the last carry alone leaves `STARTS`."""
-    first = eqn.params["step"].carry
-    of_carries = slice(first, 2 * first)
+    """The parts of the carry that nobody reads after every step are not stored: in inference an LSTM's c, and under `STARTS`
+    all of them where the loss is one of the last carry.
+    """
     if not any(used):
         return [False] * len(eqn.invars), None
-    if eqn.params["show"] and not any(used[of_carries]):
-        outvars = [*eqn.outvars[:first], *eqn.outvars[2 * first :]]
-        eqn = eqn.replace(params={**eqn.params, "show": False}, outvars=outvars)
+    first, show = eqn.params["step"].carry, list(eqn.params["show"])
+    shown = [i for i, flag in enumerate(show) if flag]
+    for i, wanted in zip(shown, used[first : first + len(shown)], strict=True):
+        show[i] = wanted
+    keep = [True] * first + used[first : first + len(shown)] + [True] * (len(used) - first - len(shown))
+    eqn = eqn.replace(params={**eqn.params, "show": tuple(show)}, outvars=chosen(eqn.outvars, keep))
     return [True] * len(eqn.invars), eqn
 
 
@@ -225,18 +229,18 @@ def _adjoint_jvp(primals, tangents, **params):
 
 def _jvp_as_code(function, primals, tangents, params):
     """The tangent rule of ordinary JAX code."""
-    chosen = [i for i, t in enumerate(tangents) if type(t) is not ad.Zero]
+    moving = [i for i, t in enumerate(tangents) if type(t) is not ad.Zero]
 
     def moved(values):
         full = list(primals)
-        for i, v in zip(chosen, values, strict=True):
+        for i, v in zip(moving, values, strict=True):
             full[i] = v
         return function(*full, **params)
 
-    if not chosen:
+    if not moving:
         out = function(*primals, **params)
         return out, [_no_tangent(a) for a in out]
-    return jax.jvp(moved, ([primals[i] for i in chosen],), ([tangents[i] for i in chosen],))
+    return jax.jvp(moved, ([primals[i] for i in moving],), ([tangents[i] for i in moving],))
 
 
 ad.primitive_jvps[tangent_p] = _tangent_jvp
@@ -260,10 +264,10 @@ def _adjoint_transpose(cotangents, *args, step: Step, plan: Plan, wrt: tuple[int
     """The adjoint is linear in its cotangents; its transpose is the tangent again."""
     count = len(args) - sum(present)
     known = args[:count]
-    chosen = [(i, g) for i, g in zip(wrt, cotangents, strict=True) if type(g) is not ad.Zero]
-    if not chosen:
+    given = [(i, g) for i, g in zip(wrt, cotangents, strict=True) if type(g) is not ad.Zero]
+    if not given:
         return [None] * len(args)
-    out = tangent_p.bind(*known, *(g for _, g in chosen), step=step, plan=plan, wrt=tuple(i for i, _ in chosen))
+    out = tangent_p.bind(*known, *(g for _, g in given), step=step, plan=plan, wrt=tuple(i for i, _ in given))
     return [None] * count + [t for t, p in zip(out, present, strict=True) if p]
 
 

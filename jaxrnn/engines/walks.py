@@ -47,10 +47,10 @@ class Residuals:
 
 
 def states(
-    step: Step, params: Arrays, carry: Arrays, inputs: Arrays, pace: Pace, *, kept: bool, starts: bool, show: bool
+    step: Step, params: Arrays, carry: Arrays, inputs: Arrays, pace: Pace, *, kept: bool, starts: bool, show: Sequence[bool]
 ) -> tuple[list, list, list]:
-    """The last carry, with ``show`` the carries after every step, and if asked for the values of `Adjoint.matmul_values` at
-    every step (``kept``) or the carries at which windows start (``starts``).
+    """The last carry, the parts of the carries after every step that ``show``, and if asked for the values of
+    `Adjoint.matmul_values` at every step (``kept``) or the carries at which windows start (``starts``).
     """
     forward = Forward(step, params, hoist=pace.hoist, reverse=pace.reverse, unroll=pace.unroll, keep=kept, show=show)
     steps = inputs[0].shape[0]
@@ -66,7 +66,7 @@ def states(
     begun = [blank_rows(count, a) for a in step.carry_avals] if starts else []
     first = (list(carry), forward.blank(steps), begun)
     last, rows, begun = loop_in_windows(window, first, list(inputs), pace.window, pace.reverse)
-    carries, kept_rows = split(rows, (step.carry if show else 0,))
+    carries, kept_rows = split(rows, (sum(show),))
     return last, carries, begun if starts else kept_rows
 
 
@@ -109,7 +109,9 @@ def cotangents(
     wanted = Wanted(*split(wrt, (step.params, step.carry)))
     with_kept = given.kept is not None or given.carries is None
     backward = Backward(step, params, wanted, [g is not None for g in every], with_kept=with_kept)
-    forward = Forward(step, params, hoist=pace.hoist, reverse=pace.reverse, unroll=pace.unroll, keep=True)
+    forward = Forward(
+        step, params, hoist=pace.hoist, reverse=pace.reverse, unroll=pace.unroll, keep=True, show=[True] * step.carry
+    )
     steps = given.inputs[0].shape[0]
     size = steps if pace.window is None else min(pace.window, steps)
 
