@@ -1,6 +1,8 @@
 """Every engine and option is the Python loop, for values and gradients, and keeps the memory and the modes it promises."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -166,9 +168,11 @@ def test_no_weight_gradient_a_step(name):
     weights = {leaf.shape for leaf in jax.tree.leaves(inputs.params) if leaf.ndim == 2}
     gradient = jax.grad(lambda p: jnp.sum(jaxrnn.unroll(layer, p, inputs.xs, engine=Scan(window=7))[1]))
     hlo = jax.jit(gradient).lower(inputs.params).as_text()
-    for shape in weights:
-        for turned in (shape, shape[::-1]):
-            assert f"tensor<7x{turned[0]}x{turned[1]}xf32>" not in hlo
+    a_step = [f"tensor<7x{a}x{b}xf32>" for shape in weights for a, b in (shape, shape[::-1])]
+    assert not [text for text in a_step if text in hlo]
+    mapped = jax.vmap(jax.grad(lambda p, x: jnp.sum(jaxrnn.unroll(layer, p, x)[1])), (None, 0))  # there they are asked for
+    each = jax.jit(mapped).lower(inputs.params, jnp.swapaxes(draw(name, 0, 2, (7,)).xs, 0, 1)).as_text()
+    assert [text for text in a_step if text in each]
 
 
 # ------------------------------------------------------------------------------------------------------------------- memory
@@ -304,8 +308,125 @@ def test_inside_shard_map():
     for engine in (Scan(), Scan(window=3), Checkpoint()):
         assert_same(gradient(engine, check_vma=False), expected, 1e-5)
     for engine in (Scan(window=3), Checkpoint()):
-        with pytest.raises(ValueError, match=r"check_vma=True .* vary over \['data'\].* pass check_vma=False"):
+        with pytest.raises(ValueError, match=r"check_vma=True .*vary over \['data'\]; pass check_vma=False"):
             gradient(engine)
+
+
+class Counted(NamedTuple):
+    h: jax.Array
+    count: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Odd(jaxrnn.Cell):
+    """h_t = tanh(x_t W + h_{t-1} U) changed by ``extra(h, count)``; beside h the carry has a counter of steps, or a key."""
+
+    extra: Callable = lambda h, count: h
+    start: Callable = lambda: jnp.asarray(0, jnp.int32)
+    hidden_size: int = 3
+
+    def init(self, key, input_size):
+        kernel, unused = jax.random.normal(key, (2, input_size, input_size))
+        return {"U": kernel, "scale": jnp.asarray(0.5, kernel.dtype), "unused": unused, "number": jnp.asarray(2, jnp.int32)}
+
+    def initial_carry(self, params, batch_shape=(), dtype=None):
+        return Counted(jnp.zeros((*batch_shape, self.hidden_size)), self.start())
+
+    def step(self, params, carry, z):
+        scale = jnp.broadcast_to(params["scale"], z.shape)
+        h = jnp.tanh(carry.h @ params["U"] + z @ params["U"]) * scale
+        count = carry.count if jax.dtypes.issubdtype(carry.count.dtype, jax.dtypes.prng_key) else carry.count + 1
+        return Counted(self.extra(h, count), count)
+
+
+def _branches(h, count):
+    return jax.lax.cond(count % 2 == 0, jnp.sin, jnp.cos, h)
+
+
+def _loop(h, count):
+    return jax.lax.fori_loop(0, 3, lambda _, a: jnp.sin(a) + 0.1, h)
+
+
+def _rematerialised(h, count):
+    return jax.checkpoint(lambda a: jnp.tanh(jnp.asarray(np.eye(3), h.dtype) @ a[..., None])[..., 0] * 2)(h)
+
+
+def _drawing(h, count):
+    key = jax.random.fold_in(jax.random.key(3, impl="rbg"), count)
+    return h * jax.random.uniform(key, h.shape, h.dtype)
+
+
+def _calling_back(h, count):
+    @jax.custom_jvp
+    def call(a):
+        return jax.pure_callback(np.sin, jax.ShapeDtypeStruct(a.shape, a.dtype), a)
+
+    call.defjvp(lambda primals, tangents: (call(*primals), jnp.cos(primals[0]) * tangents[0]))
+    return call(h)
+
+
+def _of_a_key(h, key):
+    return h * jax.random.uniform(key, h.shape, h.dtype)
+
+
+def odd_gradient(cell, engine):
+    params, xs = cell.init(jax.random.key(0), 3), jax.random.normal(jax.random.key(1), (7, 2, 3))
+
+    def loss(params, xs):
+        carry, ys = jaxrnn.unroll(cell, params, xs, engine=engine)
+        return jnp.sum(jnp.sin(ys)) + jnp.sum(carry.h)
+
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), allow_int=True))(params, xs)
+
+
+def assert_same_floats(a, b):
+    floats = [[x for x in jax.tree.leaves(tree) if x.dtype != jax.dtypes.float0] for tree in (a, b)]
+    assert_same(*floats)
+
+
+@pytest.mark.parametrize("extra", [Odd.extra, _branches, _loop, _rematerialised], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("engine", OWN)
+def test_odd_steps(extra, engine, x64):
+    """Integers in carry and params, unused and scalar params, control flow inside the step."""
+    cell = Odd(extra)
+    assert_same_floats(odd_gradient(cell, ENGINES[engine]), odd_gradient(cell, Scan(residuals="all")))
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        (Odd(_drawing), "draws from a generator whose numbers differ under vmap"),
+        (Odd(_calling_back), "calls back to Python"),
+        (Odd(_of_a_key, lambda: jax.random.key(0)), "typed random keys"),
+    ],
+)
+def test_steps_left_to_jax(cell, message, x64):
+    """The default walks them as lax.scan does; what only the own backward pass has is refused."""
+    assert_same_floats(odd_gradient(cell, None), odd_gradient(cell, Scan(residuals="all")))
+    for engine in (Scan(window=3), Checkpoint()):
+        with pytest.raises(ValueError, match=rf"Odd: .*{message}.* Leave window and residuals out"):
+            odd_gradient(cell, engine)
+
+
+def test_symbolic_sizes_and_explicit_meshes_are_left_to_jax(plain_errors):
+    cell = jaxrnn.LSTM(4)
+    params, xs = cell.init(jax.random.key(0), 3), jnp.ones((7, 2, 3))
+    shape = jax.ShapeDtypeStruct(jax.export.symbolic_shape("t, b, 3"), jnp.float32)
+    exported = jax.export.export(jax.jit(lambda p, x: jaxrnn.unroll(cell, p, x)[1]))(params, shape)
+    np.testing.assert_allclose(exported.call(params, xs), jaxrnn.unroll(cell, params, xs)[1], atol=1e-6)
+
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    placed = jax.device_put((params, xs), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    np.testing.assert_allclose(jaxrnn.unroll(cell, *placed)[1], jaxrnn.unroll(cell, params, xs)[1], atol=1e-6)
+    with pytest.raises(ValueError, match="explicit axes"):
+        jaxrnn.unroll(cell, *placed, engine=Checkpoint())
+
+
+def test_linear_transpose_names_the_option():
+    cell = jaxrnn.Elman(3, activation=jnp.positive)
+    params, xs = cell.init(jax.random.key(0), 3), jnp.ones((5, 3))
+    with pytest.raises(NotImplementedError, match=r"Scan\(residuals='all'\)"):
+        jax.linear_transpose(lambda xs: jaxrnn.unroll(cell, params, xs)[1], xs)(xs)
 
 
 @pytest.mark.parametrize(

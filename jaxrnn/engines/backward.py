@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from ..cell import accumulator
 from ..fence import fence
 from .buffers import blank_rows, scan_into
-from .programs import CONST, COT, Step, chosen, evaluate, oriented, read, unique
+from .jaxprs import chosen, evaluate, read, unique
+from .programs import CONST, COT, Step, oriented
 from .sums import TimeSum
 
 Arrays = Sequence[Any]

@@ -11,11 +11,7 @@ import jax.numpy as jnp
 
 def blank_rows(steps: int, aval: Any) -> Any:
     """``(steps, ...)`` to write rows of ``aval`` into."""
-    shape = (steps, *aval.shape)
-    if jax.dtypes.issubdtype(aval.dtype, jax.dtypes.prng_key):  # a carry may hold one
-        data = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(shape, aval.dtype))
-        return jax.random.wrap_key_data(jnp.zeros(data.shape, data.dtype), impl=jax.random.key_impl(aval.dtype))
-    return jnp.zeros(shape, aval.dtype)
+    return jnp.zeros((steps, *aval.shape), aval.dtype)
 
 
 def scan_into(

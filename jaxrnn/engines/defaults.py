@@ -7,7 +7,9 @@ What is kept: ``"gates"`` everywhere. The window depends on the platform, and is
 | CPU | at most 13 MB kept | all of T | fewest and largest matmuls; all of it stays in the caches anyway |
 | CPU | more | what holds 1.5 MB, 8 to 256 steps | a window's residuals stay in the cache; else memory is paged in |
 | others | any | all of T | not measured yet; a window more is a dozen kernel launches more |
-| any, ``residuals="carries"`` | any | 8 to T / 16 steps, on a CPU those that 1.5 MB hold | what is made again is what memory goes to |
+| any, carries only | any | 8 to T / 16, on a CPU as above | what is made again is where the memory goes |
+
+Inputs are projected before the loop, but on a CPU with jax 0.10 inside it, see `hoists`.
 
 What is kept of a step is its carry and the values its matmuls gave, as `Adjoint.matmul_values` finds them (without a
 gradient: the carry and what was hoisted). The figures behind the table are in benchmarks/NOTES.md. Where a divisor of T lies
@@ -18,7 +20,10 @@ from __future__ import annotations
 
 import math
 
-from .programs import EXPENSIVE, INPUT, Step, nbytes
+import jax
+
+from .jaxprs import nbytes
+from .programs import EXPENSIVE, INPUT, Step
 
 WHOLE_BYTES = 13_000_000
 WINDOW_BYTES = 1_500_000
@@ -26,19 +31,22 @@ LEAST_WINDOW, MOST_WINDOW = 8, 256
 LEAN_SHARE = 16
 
 
-def window_for(step: Step, steps: int, platform: str | None, *, backward: bool, lean: bool = False) -> int | None:
+def window_for(
+    step: Step, steps: int, platform: str | None, *, backward: bool, lean: bool = False, hoist: bool = True
+) -> int | None:
     """Steps in a window by the table above; None is all of T.
 
     Args:
         backward: whether the walk keeps values for a gradient.
         lean: whether it keeps the carries only.
+        hoist: whether inputs are projected before the loop.
     """
     if platform != "cpu" and not lean:
         return None
     if backward:
         stored = step.adjoint.matmul_values
     else:  # nothing is kept, but what was hoisted lies in memory too
-        eqns = step.program.eqns
+        eqns = step.program.eqns if hoist else []
         hoisted = [eqn for eqn in eqns if step.program.kind[eqn.outvars[0]] == INPUT and eqn.primitive.name in EXPENSIVE]
         stored = [v for eqn in hoisted for v in eqn.outvars]
     kept = sum(map(nbytes, stored)) + sum(a.size * a.dtype.itemsize for a in step.carry_avals)
@@ -47,6 +55,15 @@ def window_for(step: Step, steps: int, platform: str | None, *, backward: bool, 
     most = min(MOST_WINDOW, steps // LEAN_SHARE) if lean else MOST_WINDOW
     held = WINDOW_BYTES // max(kept, 1) if platform == "cpu" else most
     return near_divisor(steps, max(min(held, most), LEAST_WINDOW))
+
+
+def hoists(platform: str | None) -> bool:
+    """Whether inputs are projected before the loop by default: everywhere but on a CPU with jax 0.10.
+
+    Its XLA fuses the slice of what was hoisted into the step's arithmetic, which is then not vectorised, and no fence helps
+    (`jaxrnn.fence`): a GRU forwards at (8, 1024, 64) took 12.1 ms hoisted and 5.1 in the loop.
+    """
+    return platform != "cpu" or jax.__version_info__ >= (0, 11)
 
 
 def near_divisor(steps: int, window: int) -> int:

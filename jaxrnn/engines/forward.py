@@ -9,7 +9,8 @@ import jax
 
 from ..fence import fence
 from .buffers import blank_rows, scan_into
-from .programs import CARRY, CONST, INPUT, Program, Step, chosen, evaluate, read
+from .jaxprs import chosen, evaluate, read
+from .programs import CARRY, CONST, INPUT, Program, Step
 
 Arrays = Sequence[Any]
 

@@ -24,15 +24,13 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from .cut import least_cut
+from .jaxprs import Values, inlined, is_differentiable, mapping_of, nbytes, read, run, split, unique
 
 CONST, INPUT, CARRY, COT = range(4)
-CALLS = {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2"}
 EXPENSIVE = {"dot_general", "conv_general_dilated", "scan", "while", "cond", "fft", "ragged_dot_general", "custom_call"}
 CHEAP = {"add", "add_any", "sub", "mul", "neg", "max", "min", "select_n", "integer_pow", "square", "one_minus_square", "abs"}
 CHEAP |= {"broadcast_in_dim", "reshape", "expand_dims", "squeeze", "convert_element_type", "split", "slice", "copy", "sign"}
 CHEAP |= {"and", "or", "not", "xor", "eq", "ne", "lt", "le", "gt", "ge", "clamp"}
-
-Values = Sequence[Any]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -211,37 +209,6 @@ def _trace_pullback(step: Step) -> tuple[Any, list[list[bool]]]:
     return inlined(jax.make_jaxpr(both)(*step.avals, *cotangents)), differentiable
 
 
-def run(jaxpr: Any, consts: Values, args: Values) -> list[Any]:
-    """The outputs of a jaxpr, nested calls inlined."""
-    env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
-    evaluate(jaxpr.eqns, env)
-    return [read(env, v) for v in jaxpr.outvars]
-
-
-def evaluate(eqns: Iterable[Any], env: dict[Any, Any], instead: dict[int, Callable] | None = None) -> None:
-    """Bind the equations one after another; ``env`` maps variables to values, and gains those made.
-
-    ``instead`` holds, under the ``id`` of an equation, a function of its operands that makes the same.
-    """
-    for eqn in eqns:
-        values = [read(env, v) for v in eqn.invars]
-        if instead and id(eqn) in instead:
-            env[eqn.outvars[0]] = instead[id(eqn)](*values)
-            continue
-        inner = eqn.params.get("jaxpr") if eqn.primitive.name in CALLS else None
-        if inner is None:
-            bound = eqn.primitive.get_bind_params(eqn.params)
-            functions, params = bound if isinstance(bound, tuple) else ((), bound)  # older jax: functions apart
-            with eqn.ctx.manager:
-                made = eqn.primitive.bind(*functions, *values, **params)
-            made = made if eqn.primitive.multiple_results else [made]
-        elif isinstance(inner, core.ClosedJaxpr):
-            made = run(inner.jaxpr, inner.consts, values)
-        else:
-            made = run(inner, (), values)
-        env.update(zip(eqn.outvars, made, strict=True))
-
-
 def oriented(program: Program, eqns: Iterable[Any], constants: dict[Any, Any]) -> dict[int, Callable]:
     """For matmuls by the transpose of a constant matrix, matmuls by a transposed copy that is made here, before a loop.
 
@@ -262,47 +229,6 @@ def oriented(program: Program, eqns: Iterable[Any], constants: dict[Any, Any]) -
 
             found[id(eqn)] = product
     return found
-
-
-def read(env: dict[Any, Any], var: Any) -> Any:
-    return var.val if isinstance(var, core.Literal) else env[var]
-
-
-def inlined(closed: Any) -> Any:
-    """The same jaxpr without nested calls."""
-    return jax.make_jaxpr(lambda *args: run(closed.jaxpr, closed.consts, args))(*closed.in_avals)
-
-
-def mapping_of(axis_data: Any) -> dict[str, Any]:
-    """The arguments of ``jax.vmap`` for an axis that a batching rule is told of."""
-    named = {"axis_name": axis_data.name} if isinstance(axis_data.name, str) else {}
-    return {"axis_size": axis_data.size, **named} | ({"spmd_axis_name": axis_data.spmd_name} if axis_data.spmd_name else {})
-
-
-def is_differentiable(aval: Any) -> bool:
-    return jnp.issubdtype(aval.dtype, jnp.inexact)
-
-
-def nbytes(var: Any) -> int:
-    return var.aval.size * var.aval.dtype.itemsize
-
-
-def unique(items: Iterable[Any]) -> list[Any]:
-    return list(dict.fromkeys(items))
-
-
-def split(items: Sequence[Any], sizes: Sequence[int]) -> list[list[Any]]:
-    """``items`` cut into lists of the given sizes, and the rest."""
-    parts, start = [], 0
-    for size in sizes:
-        parts.append(list(items[start : start + size]))
-        start += size
-    return [*parts, list(items[start:])]
-
-
-def chosen(items: Iterable[Any], flags: Iterable[bool]) -> list[Any]:
-    """The items whose flag is True."""
-    return [item for item, flag in zip(items, flags, strict=True) if flag]
 
 
 def _spread(items: Sequence[Any], flags: Sequence[bool]) -> list[Any]:

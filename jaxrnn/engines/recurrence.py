@@ -26,8 +26,9 @@ from jax.interpreters import ad, batching, mlir
 from jax.interpreters import partial_eval as pe
 
 from . import walks
-from .defaults import window_for
-from .programs import Step, chosen, is_differentiable, mapping_of, split
+from .defaults import hoists, window_for
+from .jaxprs import chosen, is_differentiable, mapping_of, split
+from .programs import Step
 from .windows import starts_of_windows
 
 GATES, CARRIES, STARTS = "gates", "carries", "starts"
@@ -58,11 +59,16 @@ def _walk(*flat, step: Step, plan: Plan, keep: str | None, show: tuple[bool, ...
 
 
 def _settled(plan: Plan, step: Step, inputs: Sequence, platform: str | None, backward: bool) -> walks.Pace:
-    """The pace with its window chosen; where the platform is not known, as for a CPU."""
-    if plan.pace.window != walks.AUTO:
-        return plan.pace
-    lean = plan.residuals == CARRIES
-    return dataclasses.replace(plan.pace, window=window_for(step, inputs[0].shape[0], platform, backward=backward, lean=lean))
+    """The pace with its window and its hoisting chosen; where the platform is not known, as for a CPU."""
+    pace = plan.pace
+    if pace.hoist is None:
+        pace = dataclasses.replace(pace, hoist=hoists(platform))
+    if pace.window == walks.AUTO:
+        lean = plan.residuals == CARRIES
+        pace = dataclasses.replace(
+            pace, window=window_for(step, inputs[0].shape[0], platform, backward=backward, lean=lean, hoist=bool(pace.hoist))
+        )
+    return pace
 
 
 def _tangent(*flat, step: Step, plan: Plan, wrt: tuple[int, ...], platform: str | None = "cpu"):
@@ -99,7 +105,12 @@ def _adjoint(*flat, step: Step, plan: Plan, wrt: tuple[int, ...], present: tuple
 def _define(name: str, function: Any) -> Primitive:
     primitive = Primitive(name)
     primitive.multiple_results = True
-    primitive.def_impl(lambda *args, **params: jax.jit(functools.partial(function, **params))(*args))
+
+    @functools.lru_cache(maxsize=256)
+    def compiled(params):
+        return jax.jit(functools.partial(function, **dict(params)))
+
+    primitive.def_impl(lambda *args, **params: compiled(tuple(params.items()))(*args))
 
     @functools.lru_cache(maxsize=256)  # tracing asks several times for the same
     def out_avals(avals, params):
@@ -198,13 +209,22 @@ def _tangents_of_more(step: Step, plan: Plan, primals, tangents, carries, d_carr
     return jax.jvp(again, tuple(at), tuple(directions))[1]
 
 
+def _walk_transpose(cotangents, *args, **params):
+    raise NotImplementedError(
+        "jax.linear_transpose of an unroll: its derivative has a rule of its own, which is transposed, but the unroll itself "
+        "has none. Take engine=jaxrnn.Scan(residuals='all'), JAX's own loop, or the vjp of the unroll"
+    )
+
+
 ad.primitive_jvps[walk_p] = _walk_jvp
+ad.primitive_transposes[walk_p] = _walk_transpose
 
 
-def _walk_dce(used: list[bool], eqn: Any) -> tuple[list[bool], Any]:
+def _walk_dce(used: list[bool], *more: Any) -> tuple[list[bool], Any]:
     """The parts of the carry that nobody reads after every step are not stored: in inference an LSTM's c, and under `STARTS`
     all of them where the loss is one of the last carry.
     """
+    eqn = more[-1]  # newer jax says before it which inputs are live
     if not any(used):
         return [False] * len(eqn.invars), None
     first, show = eqn.params["step"].carry, list(eqn.params["show"])

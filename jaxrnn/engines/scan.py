@@ -26,10 +26,15 @@ class Scan:
     ``vmap``, forward mode and derivatives of any order work as for ordinary JAX code, and ``grad`` of a ``vmap`` is that of
     the batch written out: no weight gradient an example.
 
+    A ``lax.cond`` in a step runs both its branches where it does not need the carry, and on the way back, as under ``vmap``.
+    Steps with side effects, callbacks or rbg random numbers, and arrays whose types belong to JAX's own loops (symbolic
+    sizes, explicit meshes, typed keys, ``jax.shard_map`` with ``check_vma=True``) are walked by ``lax.scan`` with JAX's own
+    derivative.
+
     Args:
         unroll: steps per iteration of the compiled loops. More code, rarely faster.
-        hoist: True: what needs no carry before the loop, a window at once; False: all in the loop; None: True where there is
-            such a matmul. True is refused for a cell that has none.
+        hoist: True: what needs no carry before the loop, a window at once; False: all in the loop; None: chosen for the
+            platform. True is refused for a cell that has no such matmul.
         window: steps in a window; one longer than T is all of T. None: chosen for the platform when compiled, see
             `jaxrnn.engines.defaults`. A smaller one takes less memory, and more but smaller matmuls.
         residuals: what the forward pass keeps for the backward one besides the carries: ``"gates"``: what the step's matmuls
@@ -38,7 +43,7 @@ class Scan:
             gradients in the loop (``window`` does not apply). None: ``"gates"``.
 
     Raises:
-        ValueError: for options that are no sizes, or that cannot apply.
+        ValueError: for options that are no sizes, or that cannot apply, to this cell or these arrays.
     """
 
     unroll: int = 1
@@ -77,8 +82,7 @@ class Scan:
         """
         if self.hoist:
             check_hoist(cell, params, carry, (xs, mask, resets))
-        hoist = self.hoist is not False
         if self.residuals == ALL:
-            return walk_plainly(cell, params, carry, (xs, mask, resets), hoist, reverse, self.unroll)
-        plan = Plan(Pace(self.window or AUTO, self.unroll, hoist, reverse), self.residuals or GATES)
+            return walk_plainly(cell, params, carry, (xs, mask, resets), self.hoist is not False, reverse, self.unroll)
+        plan = Plan(Pace(self.window or AUTO, self.unroll, self.hoist, reverse), self.residuals or GATES)
         return walk_by_plan(cell, params, carry, (xs, mask, resets), plan)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
+from jax.extend import core
+from jax.sharding import AxisType
 
 from ..cell import Carry, Cell, Params, select
 from .programs import EXPENSIVE, INPUT, Step, trace_step
@@ -38,27 +41,63 @@ def as_step(cell: Cell, params: Params, carry: Carry, sequence: Sequence) -> tup
 def walk_by_plan(cell: Cell, params: Params, carry: Carry, sequence: Sequence, plan: Plan) -> tuple[Carry, Carry]:
     """The last carry and the carries after every step, with the backward pass of `recurrence`.
 
-    Left to ``lax.scan`` are one step or none, steps with side effects (``jax.debug.print``), and, unless something was asked
-    for that only this backward pass has, ``jax.shard_map`` with ``check_vma=True``, whose types belong to JAX's own loops.
+    One step or none is left to ``lax.scan``. So is, unless something was asked for that only this backward pass has, what it
+    does not take on: see `reason_against`.
+
+    Raises:
+        ValueError: for the latter, where a window, residuals or `Checkpoint` were asked for by name.
     """
-    if jax.tree.leaves(sequence)[0].shape[0] > 1 and not _is_left_to_jax((params, carry, sequence), plan):
-        step, flat = as_step(cell, params, carry, sequence)
-        if not step.closed.effects:
-            last, carries = recurrence(step, flat, jax.tree.leaves(carry), jax.tree.leaves(sequence), plan)
-            tree = jax.tree.structure(carry)
-            return jax.tree.unflatten(tree, last), jax.tree.unflatten(tree, carries)
-    return walk_plainly(cell, params, carry, sequence, plan.pace.hoist, plan.pace.reverse, plan.pace.unroll)
-
-
-def _is_left_to_jax(values: Any, plan: Plan) -> bool:
-    axes = frozenset().union(*map(_axes_of, jax.tree.leaves(values)))
-    if axes and (plan.pace.window != AUTO or plan.residuals != GATES):
+    flat = jax.tree.leaves((params, carry, sequence))
+    steps = jax.tree.leaves(sequence)[0].shape[0]
+    reason, step = reason_against(flat), None
+    if reason is None and steps > 1:
+        step, p_flat = as_step(cell, params, carry, sequence)
+        reason = reason_against_step(step)
+    if reason is not None and (plan.pace.window != AUTO or plan.residuals != GATES):
         raise ValueError(
-            f"inside jax.shard_map with check_vma=True (the inputs vary over {sorted(map(str, axes))}) only Scan() without a "
-            "window and residuals runs, with JAX's own derivative: pass check_vma=False to jax.shard_map (and sum the "
-            "gradients of replicated parameters over the axis yourself), or leave the options out"
+            f"{type(cell).__name__}: {reason}: only engine=jaxrnn.Scan() or Scan(residuals='all') walk that, by jax.lax.scan "
+            "with JAX's own derivative. Leave window and residuals out, and Checkpoint"
         )
-    return bool(axes)
+    if reason is not None or step is None:
+        return walk_plainly(cell, params, carry, sequence, plan.pace.hoist is not False, plan.pace.reverse, plan.pace.unroll)
+    last, carries = recurrence(step, p_flat, jax.tree.leaves(carry), jax.tree.leaves(sequence), plan)
+    tree = jax.tree.structure(carry)
+    return jax.tree.unflatten(tree, last), jax.tree.unflatten(tree, carries)
+
+
+def reason_against(values: list[Any]) -> str | None:
+    """Why arrays like these are left to JAX's own loop, if they are: their types belong to it."""
+    avals = [jax.typeof(v) for v in values]
+    if any(not isinstance(d, int) for aval in avals for d in aval.shape):
+        return "sizes are symbolic (jax.export)"
+    axes = sorted({str(axis) for v in values for axis in _axes_of(v)})
+    if axes:
+        return f"inside jax.shard_map with check_vma=True (inputs vary over {axes}; pass check_vma=False and sum the gradients)"
+    if any(kind == AxisType.Explicit for aval in avals for kind in aval.sharding.mesh.axis_types):
+        return "arrays lie on a mesh of explicit axes (axis_types=(jax.sharding.AxisType.Auto,) makes another)"
+    if any(jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended) for aval in avals):
+        return "there are typed random keys among its params, carry or inputs"
+    return None
+
+
+def reason_against_step(step: Step) -> str | None:
+    """Why a step is left to JAX's own loop, if it is: it would not do the same for many steps at once."""
+    if step.closed.effects:
+        return "its step has side effects"
+    names = {eqn.primitive.name for eqn in _all_equations(step.closed.jaxpr)}
+    if names & {"pure_callback", "io_callback"}:
+        return "its step calls back to Python"
+    keys = [v.aval.dtype for eqn in _all_equations(step.closed.jaxpr) for v in eqn.invars if hasattr(v.aval, "dtype")]
+    if "rng_bit_generator" in names or any("rbg" in str(dtype) for dtype in keys):
+        return "its step draws from a generator whose numbers differ under vmap (rbg)"
+    return None
+
+
+def _all_equations(jaxpr: Any) -> Iterator[Any]:
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in core.jaxprs_in_params(eqn.params):
+            yield from _all_equations(inner)
 
 
 def _axes_of(value: Any) -> frozenset:

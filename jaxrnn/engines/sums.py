@@ -7,13 +7,15 @@ the product, and becomes one matmul over time and batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from .programs import CONST, Program, read, unique
+from .jaxprs import read, unique
+from .programs import CONST, Program
 
 ROWS, PRODUCT, LINEAR = "rows", "product", "linear"
 
@@ -117,7 +119,8 @@ def _product_over_time(a: Any, b: Any, *, dimension_numbers: Any, **params: Any)
     (a_over, b_over), (a_batch, b_batch) = dimension_numbers
     numbers: Any
     if not a_batch and a_over == tuple(range(len(a_over))) and b_over == tuple(range(len(b_over))):
-        a, b = a.reshape(-1, *a.shape[len(a_over) + 1 :]), b.reshape(-1, *b.shape[len(b_over) + 1 :])  # a plain 2-D product
+        rows = math.prod(a.shape[: len(a_over) + 1])
+        a, b = a.reshape(rows, *a.shape[len(a_over) + 1 :]), b.reshape(rows, *b.shape[len(b_over) + 1 :])  # a plain 2-D product
         numbers = (((0,), (0,)), ((), ()))
     else:
         numbers = tuple(

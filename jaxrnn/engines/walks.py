@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from .backward import Backward, Wanted, known_of
 from .buffers import blank_rows
 from .forward import Forward
-from .programs import Step, evaluate, is_differentiable, split
+from .jaxprs import evaluate, is_differentiable, split
+from .programs import Step
 from .windows import loop_in_windows, number_of_window
 
 Arrays = Sequence[Any]
@@ -25,12 +26,12 @@ AUTO = "auto"
 @dataclasses.dataclass(frozen=True)
 class Pace:
     """How the loops run: ``window`` steps at once (None: all; AUTO: by `defaults`, once the platform is known), ``unroll``
-    steps an iteration, inputs hoisted or not.
+    steps an iteration, inputs hoisted or not (None: by `defaults`).
     """
 
     window: Any = AUTO
     unroll: int = 1
-    hoist: bool = True
+    hoist: bool | None = None
     reverse: bool = False
 
 
@@ -52,7 +53,7 @@ def states(
     """The last carry, the parts of the carries after every step that ``show``, and if asked for the values of
     `Adjoint.matmul_values` at every step (``kept``) or the carries at which windows start (``starts``).
     """
-    forward = Forward(step, params, hoist=pace.hoist, reverse=pace.reverse, unroll=pace.unroll, keep=kept, show=show)
+    forward = Forward(step, params, hoist=bool(pace.hoist), reverse=pace.reverse, unroll=pace.unroll, keep=kept, show=show)
     steps = inputs[0].shape[0]
     size = steps if pace.window is None else min(pace.window, steps)
     count = -(-steps // size)
@@ -110,7 +111,7 @@ def cotangents(
     with_kept = given.kept is not None or given.carries is None
     backward = Backward(step, params, wanted, [g is not None for g in every], with_kept=with_kept)
     forward = Forward(
-        step, params, hoist=pace.hoist, reverse=pace.reverse, unroll=pace.unroll, keep=True, show=[True] * step.carry
+        step, params, hoist=bool(pace.hoist), reverse=pace.reverse, unroll=pace.unroll, keep=True, show=[True] * step.carry
     )
     steps = given.inputs[0].shape[0]
     size = steps if pace.window is None else min(pace.window, steps)

@@ -1,0 +1,86 @@
+"""Jaxprs as lists of equations to evaluate in part, and small helpers for flat lists of arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+
+CALLS = {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2"}
+
+Values = Sequence[Any]
+
+
+def run(jaxpr: Any, consts: Values, args: Values) -> list[Any]:
+    """The outputs of a jaxpr, nested calls inlined."""
+    env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
+    evaluate(jaxpr.eqns, env)
+    return [read(env, v) for v in jaxpr.outvars]
+
+
+def evaluate(eqns: Iterable[Any], env: dict[Any, Any], instead: dict[int, Callable] | None = None) -> None:
+    """Bind the equations one after another; ``env`` maps variables to values, and gains those made.
+
+    ``instead`` holds, under the ``id`` of an equation, a function of its operands that makes the same.
+    """
+    for eqn in eqns:
+        values = [read(env, v) for v in eqn.invars]
+        if instead and id(eqn) in instead:
+            env[eqn.outvars[0]] = instead[id(eqn)](*values)
+            continue
+        inner = eqn.params.get("jaxpr") if eqn.primitive.name in CALLS else None
+        if inner is None:
+            bound = eqn.primitive.get_bind_params(eqn.params)
+            functions, params = bound if isinstance(bound, tuple) else ((), bound)  # older jax: functions apart
+            with eqn.ctx.manager:
+                made = eqn.primitive.bind(*functions, *values, **params)
+            made = made if eqn.primitive.multiple_results else [made]
+        elif isinstance(inner, core.ClosedJaxpr):
+            made = run(inner.jaxpr, inner.consts, values)
+        else:
+            made = run(inner, (), values)
+        env.update(zip(eqn.outvars, made, strict=True))
+
+
+def read(env: dict[Any, Any], var: Any) -> Any:
+    return var.val if isinstance(var, core.Literal) else env[var]
+
+
+def inlined(closed: Any) -> Any:
+    """The same jaxpr without nested calls."""
+    return jax.make_jaxpr(lambda *args: run(closed.jaxpr, closed.consts, args))(*closed.in_avals)
+
+
+def mapping_of(axis_data: Any) -> dict[str, Any]:
+    """The arguments of ``jax.vmap`` for an axis that a batching rule is told of."""
+    named = {"axis_name": axis_data.name} if isinstance(axis_data.name, str) else {}
+    return {"axis_size": axis_data.size, **named} | ({"spmd_axis_name": axis_data.spmd_name} if axis_data.spmd_name else {})
+
+
+def is_differentiable(aval: Any) -> bool:
+    return jnp.issubdtype(aval.dtype, jnp.inexact)
+
+
+def nbytes(var: Any) -> int:
+    return var.aval.size * var.aval.dtype.itemsize
+
+
+def unique(items: Iterable[Any]) -> list[Any]:
+    return list(dict.fromkeys(items))
+
+
+def split(items: Sequence[Any], sizes: Sequence[int]) -> list[list[Any]]:
+    """``items`` cut into lists of the given sizes, and the rest."""
+    parts, start = [], 0
+    for size in sizes:
+        parts.append(list(items[start : start + size]))
+        start += size
+    return [*parts, list(items[start:])]
+
+
+def chosen(items: Iterable[Any], flags: Iterable[bool]) -> list[Any]:
+    """The items whose flag is True."""
+    return [item for item, flag in zip(items, flags, strict=True) if flag]
