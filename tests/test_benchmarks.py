@@ -106,7 +106,7 @@ def test_a_wrong_weight_shows():
 
 def test_memory_writes_what_it_promises(tmp_path, monkeypatch):
     out = tmp_path / "memory"
-    monkeypatch.setattr(memory, "run_alone", lambda name, kind, size: one_resident(name, kind, size))
+    monkeypatch.setattr(memory, "run_alone", lambda name, kind, size, last: one_resident(name, kind, size))
     monkeypatch.setattr(memory, "CURVES", ((2, 3),))
     args = ["--steps", "4", "8", "--entries", "jaxrnn", "naive", "flax", "--resident", "2,8,4", "--out", str(out)]
     assert memory.main(args) == 0
@@ -134,6 +134,8 @@ def test_a_process_of_its_own_reports_or_says_why_not():
     assert found["seconds"] > 0
     assert found["entry"] == "naive"
     assert "failed" in memory.run_alone("nonsense", "Elman", Shape(1, 4, 2, 2))
+    for name in ("jaxrnn-checkpoint", "naive"):
+        assert memory.run_alone(name, "LSTM", Shape(1, 64, 2, 2), last=True)["seconds"] > 0
 
 
 def test_streaming_writes_what_it_promises(tmp_path, monkeypatch, capsys):
