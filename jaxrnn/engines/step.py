@@ -17,12 +17,12 @@ from .walks import AUTO
 Sequence = tuple[Any, Any, Any]  # inputs, mask and resets, each (T, ...) or None
 
 
-def one_step(cell: Cell, params: Params, carry: Carry, now: Sequence) -> Carry:
-    """The carry after one step: reset before it where told, held where masked."""
+def one_step(cell: Cell, params: Params, carry: Carry, now: Sequence, projected: bool = False) -> Carry:
+    """The carry after one step: reset before it where told, held where masked. The input may be ``projected`` already."""
     x, keep, reset = now
     if reset is not None:
         carry = select(reset, cell.initial_carry(params, reset.shape), carry)
-    new = cell.step(params, carry, cell.project(params, x))
+    new = cell.step(params, carry, x if projected else cell.project(params, x))
     return new if keep is None else select(keep, new, carry)
 
 
@@ -117,15 +117,9 @@ def walk_plainly(
             lambda a: jax.lax.pcast(a, tuple(axes - _axes_of(a)), to="varying") if axes - _axes_of(a) else a, carry
         )
     inputs = cell.project(params, xs) if hoist else xs
-    initial = None if resets is None else cell.initial_carry(params, resets.shape[1:])
 
     def step(carry, now):
-        z, keep, reset = now
-        if reset is not None:
-            carry = select(reset, initial, carry)
-        new = cell.step(params, carry, z if hoist else cell.project(params, z))
-        if keep is not None:
-            new = select(keep, new, carry)
+        new = one_step(cell, params, carry, now, projected=hoist)
         return new, new
 
     if jax.tree.leaves(sequence)[0].shape[0] == 1:  # streaming: no loop

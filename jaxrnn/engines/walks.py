@@ -110,14 +110,15 @@ def cotangents(
     wanted = Wanted(*split(wrt, (step.params, step.carry)))
     with_kept = given.kept is not None or given.carries is None
     backward = Backward(step, params, wanted, [g is not None for g in every], with_kept=with_kept)
-    forward = Forward(
-        step, params, hoist=bool(pace.hoist), reverse=pace.reverse, unroll=pace.unroll, keep=True, show=[True] * step.carry
-    )
+    forward = None
+    if given.carries is None:
+        show = [True] * step.carry
+        forward = Forward(step, params, hoist=bool(pace.hoist), reverse=pace.reverse, unroll=pace.unroll, keep=True, show=show)
     steps = given.inputs[0].shape[0]
     size = steps if pace.window is None else min(pace.window, steps)
 
     def blank(steps):
-        return backward.blank(steps), forward.blank(steps) if given.carries is None else []
+        return backward.blank(steps), forward.blank(steps) if forward else []
 
     def window(now, part, first):
         (carry, sums, scratch, d_rows), (inputs, carries, kept, every) = now, part
@@ -125,7 +126,7 @@ def cotangents(
         rows, walked = scratch if here == size else blank(here)
         at = number_of_window(first, size)
         start = [jax.lax.dynamic_index_in_dim(a, at, keepdims=False) for a in given.starts]
-        if carries is None:
+        if forward:
             _, walked = forward.window(start, walked, inputs, 0)
             carries, kept = split(walked, (step.carry,))
         before = [_shifted(a, after, pace.reverse) for a, after in zip(start, carries, strict=True)]
