@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,18 @@ from .checks import check_carry, check_inputs, check_key, describe
 
 Params = Any  # a pytree of arrays: a dict with words for keys
 Carry = Any  # a pytree of arrays (*B, ...): an array, or a NamedTuple when it has several parts
+
+
+class Gate(NamedTuple):
+    """What a gate or unit of a step let through: its ``value (*B, H)``, the range it lies in, and whether it keeps the state.
+
+    A unit whose gate keeps a share v of its state at every step forgets with a time constant of -1/log v steps.
+    """
+
+    value: Array
+    low: float = 0.0
+    high: float = 1.0
+    keeps: bool = False
 
 
 class Cell:
@@ -78,6 +90,16 @@ class Cell:
             )
         return carry.h if hasattr(carry, "h") else jax.tree.leaves(carry)[0]
 
+    def gate_values(self, params: Params, carry: Carry, z: Any) -> dict[str, Gate]:
+        """What the gates of a step let through, by name, for `jaxrnn.diagnostics.gate_statistics`. Optional.
+
+        Arguments are those of ``step``, with any number of leading axes.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} does not tell its gates: define gate_values(self, params, "
+            "carry, z) -> a dict of jaxrnn.cell.Gate"
+        )
+
     def __call__(self, params: Params, carry: Carry, x: Inexact[Array, "*B D"]) -> tuple[Carry, Array]:
         """One streaming step: ``(carry, y)`` after input ``x``."""
         carry = self.step(params, carry, self.project(params, x))
@@ -120,7 +142,7 @@ class Layer:
     """Cells and engines composed over whole sequences, with the same ``init`` and ``initial_carry`` as a cell.
 
     A subclass is a frozen dataclass that defines ``init``, ``initial_carry`` and ``unroll``; the streaming call is the
-    unroll of one step.
+    unroll of one step. With ``output`` as well, `jaxrnn.diagnostics` can look inside.
     """
 
     @property
@@ -147,6 +169,14 @@ class Layer:
     def unroll(self, params: Params, carry: Carry, xs: Array, how: Walk) -> tuple[Carry, Array, Carry]:
         """Walk ``xs (T, *B, D)``; return the last carry, the outputs ``(T, *B, D')`` and the carries after every step."""
         raise NotImplementedError
+
+    def output(self, params: Params, carry: Carry, x: Any) -> Inexact[Array, "*TB H"]:
+        """What the layer shows of its carry after inputs ``x``, for any leading axes: the outputs of ``unroll`` are
+        ``output(params, carries, xs)``.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} does not say what it shows of its carry: define output(self, params, carry, x)"
+        )
 
     def __call__(self, params: Params, carry: Carry, x: Inexact[Array, "*B D"], key=None) -> tuple[Carry, Array]:
         """One streaming step: ``(carry, y)`` after input ``x``. ``key`` as for `unroll`: demanded if the layer draws."""

@@ -109,6 +109,12 @@ def check_params(cell: Any, params: Any, expected: dict[str, Any]) -> None:
             )
 
 
+def check_key_given(what: str, key: Any) -> None:
+    """A key was given to what draws random numbers."""
+    if key is None or not (hasattr(key, "dtype") and (jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.dtype == "uint32")):
+        raise TypeError(f"{what}: key must be a key such as jax.random.key(0), but it is {describe(key)}")
+
+
 def check_key(cell: Any, key: Any) -> None:
     """A key is given exactly when randomness happens."""
     if cell.draws and key is None:

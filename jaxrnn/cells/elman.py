@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,11 +11,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..cell import Params
+from ..cell import Gate, Params
 from ..checks import check_features, check_positive
 from ..initializers import Initializer, LecunNormal, Orthogonal, Zeros
 from .arithmetic import along, dense, recur
 from .base import BuiltinCell
+
+RANGES: dict[Any, tuple[float, float]] = {
+    jnp.tanh: (-1.0, 1.0),
+    jax.nn.sigmoid: (0.0, 1.0),
+    jax.nn.relu: (0.0, math.inf),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,3 +67,8 @@ class Elman(BuiltinCell):
         """``f(z + h U + b)``. ``recurrent_h`` replaces h where it meets U (variational dropout)."""
         a = recur(carry if recurrent_h is None else recurrent_h, params["recurrent_kernel"])
         return self.activation(a + z.astype(a.dtype) + along(params["bias"], a)).astype(carry.dtype)
+
+    def gate_values(self, params: Params, carry: Float[Array, "*B H"], z: Float[Array, "*B H"]) -> dict[str, Gate]:
+        """h itself, which has no gate: its saturation is what stops a gradient."""
+        low, high = RANGES.get(self.activation, (-math.inf, math.inf))
+        return {"h": Gate(self.step(params, carry, z), low, high)}

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..cell import Carry, Params, accumulator
+from ..cell import Carry, Gate, Params, accumulator
 from ..checks import check_features, check_positive
 from ..initializers import Chrono, Initializer, LecunNormal, Orthogonal, Zeros, gate_biases, gate_blocks
 from .arithmetic import along, dense, layer_norm, recur
@@ -82,6 +82,11 @@ class GRU(BuiltinCell):
 
     def step(self, params: Params, carry: Float[Array, "*B H"], z: Float[Array, "*B G"], *, recurrent_h=None):
         """One step of the equations above. ``recurrent_h`` replaces h where it meets U (variational dropout)."""
+        _, update, n = self._activations(params, carry, z, recurrent_h)
+        return (1 - update) * n + update * carry
+
+    def _activations(self, params: Params, carry: Array, z: Array, recurrent_h: Array | None) -> tuple[Array, Array, Array]:
+        """r, z and n."""
         H, h_in = self.hidden_size, carry if recurrent_h is None else recurrent_h
         kernel, z = params["recurrent_kernel"], z.astype(carry.dtype)
         z = z + along(params["bias"], z)
@@ -102,8 +107,12 @@ class GRU(BuiltinCell):
             a_n = recur(r * h_in, kernel[:, 2 * H :])
             if self.layer_norm:
                 a_n = layer_norm(a_n, params["recurrent_norm_scale"][2 * H :])
-        n = jnp.tanh(z[..., 2 * H :] + a_n)
-        return (1 - update) * n + update * carry
+        return r, update, jnp.tanh(z[..., 2 * H :] + a_n)
+
+    def gate_values(self, params: Params, carry: Float[Array, "*B H"], z: Float[Array, "*B G"]) -> dict[str, Gate]:
+        """r, z, which keeps h, and n."""
+        r, update, n = self._activations(params, carry, z, None)
+        return {"r": Gate(r), "z": Gate(update, keeps=True), "n": Gate(n, low=-1.0)}
 
     def output(self, params: Params, carry: Carry, x: Any) -> Float[Array, "*TB H"]:
         """h, in the parameters' dtype."""

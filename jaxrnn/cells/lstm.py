@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..cell import Params, accumulator
+from ..cell import Gate, Params, accumulator
 from ..checks import check_features, check_positive
 from ..initializers import Chrono, Initializer, LecunNormal, Orthogonal, Zeros, gate_biases, gate_blocks
 from .arithmetic import along, dense, gate_activations, layer_norm, recur
@@ -121,6 +121,15 @@ class LSTM(BuiltinCell):
 
     def step(self, params: Params, carry: LSTMState, z: Float[Array, "*B G"], *, recurrent_h=None) -> LSTMState:
         """One step of the equations above. ``recurrent_h`` replaces h where it meets U (variational dropout)."""
+        *_, o, c = self._activations(params, carry, z, recurrent_h)
+        shown = layer_norm(c, params["cell_norm_scale"]) + along(params["cell_norm_bias"], c) if self.layer_norm else c
+        new_h = o * jnp.tanh(shown)
+        if self.projection_size is not None:
+            new_h = recur(new_h, params["projection_kernel"])
+        return LSTMState(new_h.astype(carry.h.dtype), c)
+
+    def _activations(self, params: Params, carry: LSTMState, z: Array, recurrent_h: Array | None) -> list[Array]:
+        """i (unless coupled), f, g, o, and the new c."""
         h, c = carry
         a = recur(h if recurrent_h is None else recurrent_h, params["recurrent_kernel"])
         if self.layer_norm:
@@ -136,8 +145,10 @@ class LSTM(BuiltinCell):
         c = f * c + (1 - f if self.coupled_gates else i[0]) * g
         if self.peephole:
             o = jax.nn.sigmoid(o + p_o * c)
-        shown = layer_norm(c, params["cell_norm_scale"]) + along(params["cell_norm_bias"], c) if self.layer_norm else c
-        new_h = o * jnp.tanh(shown)
-        if self.projection_size is not None:
-            new_h = recur(new_h, params["projection_kernel"])
-        return LSTMState(new_h.astype(h.dtype), c)
+        return [*i, f, g, o, c]
+
+    def gate_values(self, params: Params, carry: LSTMState, z: Float[Array, "*B G"]) -> dict[str, Gate]:
+        """i (unless coupled), f, which keeps c, g and o."""
+        *i, f, g, o, _ = self._activations(params, carry, z, None)
+        inputs = {"i": Gate(i[0])} if i else {}
+        return {**inputs, "f": Gate(f, keeps=True), "g": Gate(g, low=-1.0), "o": Gate(o)}

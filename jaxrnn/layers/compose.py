@@ -99,6 +99,11 @@ class Stack(Layer):
             all_carries.append(carries)
         return tuple(last), xs, tuple(all_carries)
 
+    def output(self, params: Params, carry: tuple[Carry, ...], x: Any) -> Array:
+        for i, layer in enumerate(self.layers):
+            x = layer.output(params[f"layer_{i}"], carry[i], x)
+        return x
+
 
 class BidirectionalCarry(NamedTuple):
     """The carries of the two directions."""
@@ -148,8 +153,14 @@ class Bidirectional(Layer):
         other = for_part(how, self.backward, 1).turned()
         f_last, f_ys, f_all = walk(self.forward, params["forward"], carry.forward, xs, for_part(how, self.forward, 0))
         b_last, b_ys, b_all = walk(self.backward, params["backward"], carry.backward, xs, other)
-        ys = f_ys + b_ys if self.merge == "sum" else jnp.concatenate([f_ys, b_ys], axis=-1)
-        return BidirectionalCarry(f_last, b_last), ys, BidirectionalCarry(f_all, b_all)
+        return BidirectionalCarry(f_last, b_last), self._merged(f_ys, b_ys), BidirectionalCarry(f_all, b_all)
+
+    def output(self, params: Params, carry: BidirectionalCarry, x: Any) -> Array:
+        forward = self.forward.output(params["forward"], carry.forward, x)
+        return self._merged(forward, self.backward.output(params["backward"], carry.backward, x))
+
+    def _merged(self, forward: Array, backward: Array) -> Array:
+        return forward + backward if self.merge == "sum" else jnp.concatenate([forward, backward], axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,6 +201,9 @@ class Residual(Layer):
                 "must be as many"
             )
         return last, xs + ys, carries
+
+    def output(self, params: Params, carry: Carry, x: Any) -> Array:
+        return x + self.layer.output(params, carry, x)
 
 
 def check_parts(layer: Layer, params: Params, parts: dict[str, Cell | Layer]) -> None:

@@ -126,6 +126,11 @@ class Dropout(Noise):
         shape = xs.shape[1:] if self.same_every_step else xs.shape
         return (), _drop(how.key, self.rate, xs, shape), ()
 
+    def output(self, params: Params, carry: tuple[()], x: Any) -> Array:
+        if self.drawing:
+            raise ValueError("dropout draws random numbers: what it shows is not a function of its carry; use jaxrnn.inference")
+        return x
+
 
 @dataclasses.dataclass(frozen=True)
 class CellNoise(Noise):
@@ -141,6 +146,9 @@ class CellNoise(Noise):
 
     def initial_carry(self, params: Params, batch_shape: tuple[int, ...] = (), dtype: Any = None) -> Carry:
         return self.cell.initial_carry(params, batch_shape, dtype)
+
+    def output(self, params: Params, carry: Carry, x: Any) -> Array:
+        return self.cell.output(params, carry, x)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,97 @@
+"""What gates do over a sequence: how much they let through, how often they are saturated, how long a unit keeps its state."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Inexact
+
+from ..cell import Carry, Cell, Gate, Layer, Params, expand
+from ..layers.compose import Residual, Stack
+from ..layers.noise import CellNoise, Dropout
+from ..unroll import unroll
+from .transition import Trajectory, Transition, follow
+
+MARGIN = 0.1  # a gate within a tenth of its range from an end counts as saturated there
+
+
+class GateStatistics(NamedTuple):
+    """One gate over all valid steps of all sequences, per unit ``(H,)``. NaN where no step is valid.
+
+    ``left`` and ``right`` are the shares of steps in which it was saturated low or high: within a tenth of its range from an
+    end (Karpathy, Johnson & Fei-Fei 2016, section 4.2), exactly at the end where the range is unbounded (a dead relu).
+    ``timescale``, of a gate v that keeps the state, is -1/mean(log v): the steps after which e^-1 of a state is left of the
+    way through this gate. inf: it never forgets, in this precision; 0: it was exactly zero once. NaN for other gates.
+    """
+
+    mean: Float[Array, " H"]
+    left: Float[Array, " H"]
+    right: Float[Array, " H"]
+    timescale: Float[Array, " H"]
+
+
+def gate_statistics(
+    cell: Cell | Layer,
+    params: Params,
+    xs: Inexact[Array, "T *B D"],
+    carry: Carry = None,
+    *,
+    mask: Bool[Array, "T *B"] | None = None,
+    resets: Bool[Array, "T *B"] | None = None,
+    engine: Any = None,
+) -> dict[str, Any]:
+    """`GateStatistics` by the gate's name: i, f, g, o of an LSTM, r, z, n of a GRU, h of an Elman network.
+
+    Of a stack, one such dict a layer, by the names that its parameters have. A cell of one's own tells its gates by a method
+    ``gate_values(params, carry, z)`` that returns a dict of `jaxrnn.cell.Gate`.
+
+    Raises:
+        NotImplementedError: for a cell that has no such method.
+    """
+    path = follow(cell, params, xs, carry, mask, resets, engine, "gate_statistics")
+    if isinstance(cell, Cell):
+        return _of_cell(cell, params, path)
+    if isinstance(cell, CellNoise):
+        return gate_statistics(cell.cell, params, xs, carry, mask=mask, resets=resets, engine=engine)
+    if isinstance(cell, Residual):
+        return gate_statistics(cell.layer, params, xs, carry, mask=mask, resets=resets, engine=engine)
+    if isinstance(cell, Stack):
+        found = {}
+        for i, layer in enumerate(cell.layers):
+            name = f"layer_{i}"
+            first = None if carry is None else carry[i]
+            if not isinstance(layer, Dropout):
+                found[name] = gate_statistics(layer, params[name], xs, first, mask=mask, resets=resets, engine=engine)
+            xs = unroll(layer, params[name], xs, first, mask=mask, resets=resets, engine=engine)[1]
+        return found
+    raise NotImplementedError(f"gate_statistics: {type(cell).__name__} is no cell: look at the cells inside it")
+
+
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def _of_cell(cell: Cell, params: Params, path: Trajectory) -> dict[str, GateStatistics]:
+    befores = path.befores
+    if (resets := path.resets) is not None:
+        initial = cell.initial_carry(params, path.batch)
+        befores = jax.tree.map(lambda a, s: jnp.where(expand(resets, a), s[None], a), befores, initial)
+    valid = jnp.ones((path.steps, *path.batch), bool) if path.mask is None else path.mask
+    gates = cell.gate_values(params, befores, Transition(cell).prepare(params, path.xs))
+    return {name: _statistics(gate, valid) for name, gate in gates.items()}
+
+
+def _statistics(gate: Gate, valid: Array) -> GateStatistics:
+    value = gate.value.astype(jnp.promote_types(gate.value.dtype, jnp.float32))
+    flags = expand(valid, value)
+    axes = tuple(range(value.ndim - 1))
+
+    def mean(of):
+        return jnp.where(flags, of, jnp.zeros_like(of)).sum(axes) / valid.sum().astype(value.dtype)
+
+    margin = MARGIN * (gate.high - gate.low)
+    margin = margin if math.isfinite(margin) else 0.0
+    left, right = ((value <= gate.low + margin), (value >= gate.high - margin))
+    time = -1 / mean(jnp.log(value)) if gate.keeps else jnp.full(value.shape[-1], jnp.nan, value.dtype)
+    return GateStatistics(mean(value), mean(left.astype(value.dtype)), mean(right.astype(value.dtype)), jnp.abs(time))

@@ -1,0 +1,95 @@
+"""Jacobians of the whole carry, their products, and the singular values of these."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Inexact
+
+from ..cell import Carry, Cell, Layer, Params
+from .scaled import log_norm
+from .transition import Transition, features, follow, from_features, size_of
+
+
+def jacobians(
+    cell: Cell | Layer,
+    params: Params,
+    xs: Inexact[Array, "T *B D"],
+    carry: Carry = None,
+    *,
+    mask: Bool[Array, "T *B"] | None = None,
+    resets: Bool[Array, "T *B"] | None = None,
+    engine: Any = None,
+) -> Inexact[Array, "T *B N N"]:
+    """``J_t = ds_t/ds_{t-1}`` of every step, over the whole carry as one vector of n numbers, leaf after leaf.
+
+    ``J[t, b, i, j]`` is how number i of the carry after step t follows number j of the one before. A masked step's is the
+    identity, that of a step with a reset is zero. An LSTM's is 2H x 2H, in the order h, c. Takes T B n^2 numbers; for long
+    sequences look at `lyapunov_spectrum`.
+    """
+    path = follow(cell, params, xs, carry, mask, resets, engine, "jacobians")
+    return _jacobians(cell, params, path)
+
+
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def _jacobians(cell: Any, params: Params, path: Any) -> Array:
+    machine, batch = Transition(cell), len(path.batch)
+
+    def one(_, now):
+        before, z, keep, reset = now
+        dtype = features(before, batch).dtype
+        n = size_of(before, batch)
+        basis = jnp.broadcast_to(jnp.eye(n, dtype=dtype).reshape(n, *[1] * batch, n), (n, *path.batch, n))
+        _, push = jax.linearize(lambda s: machine.step(params, s, z, keep, reset), before)
+        columns = jax.vmap(lambda v: features(push(from_features(v, before, batch)), batch))(basis)
+        return None, jnp.moveaxis(columns, 0, -1)
+
+    rows = (path.befores, machine.prepare(params, path.xs), path.mask, path.resets)
+    return jax.lax.scan(one, None, rows)[1]
+
+
+class JacobianProducts(NamedTuple):
+    """``J_T J_{T-1} ... J_{T-k+1} = exp(log_scale[k]) * unit[k]`` for k = 0..K, ``unit`` of Frobenius norm 1.
+
+    k = 0 is the identity. log_scale is -inf (and unit zero) where the product is exactly zero, NaN where it is not finite.
+    """
+
+    log_scale: Float[Array, "K *B"]
+    unit: Inexact[Array, "K *B N N"]
+
+
+@functools.partial(jax.jit, inline=True)
+def jacobian_products(J: Inexact[Array, "T *B N N"]) -> JacobianProducts:
+    """The products of the last 0, 1, ..., T Jacobians, in the log domain."""
+    kept = J.ndim - 2
+    first = jnp.broadcast_to(jnp.eye(J.shape[-1], dtype=J.dtype), J.shape[1:])
+
+    def scaled(product, log):
+        growth = log_norm([product], kept - 1)
+        factor = jnp.where(jnp.isneginf(growth), 1, jnp.exp(-growth))
+        return product * factor[..., None, None].astype(product.dtype), log + growth
+
+    start = scaled(first, jnp.zeros(J.shape[1:-2], jnp.finfo(J.dtype).dtype))
+
+    def one(state, J_t):
+        new = scaled(state[0] @ J_t, state[1])
+        return new, new
+
+    _, (units, logs) = jax.lax.scan(one, start, J, reverse=True)
+    return JacobianProducts(jnp.concatenate([start[1][None], logs[::-1]]), jnp.concatenate([start[0][None], units[::-1]]))
+
+
+def log_singular_values(products: JacobianProducts) -> Float[Array, "K *B N"]:
+    """Logarithms of the singular values of each product, largest first.
+
+    Those below machine epsilon times n times the largest are rounding, and NaN: their size is not known from the product. For
+    small ones over many steps use `lyapunov_spectrum`, whose n exponents times k they approach.
+    """
+    values = jnp.linalg.svd(products.unit, compute_uv=False)
+    floor = values[..., :1] * (jnp.finfo(values.dtype).eps * values.shape[-1])
+    logs = jnp.where(values > floor, jnp.log(values), jnp.nan)
+    zero = jnp.isneginf(products.log_scale)[..., None]
+    return jnp.where(zero, -jnp.inf, logs + products.log_scale[..., None])

@@ -1,0 +1,164 @@
+"""Where the gradient of a loss goes: its norm at every lag, by one backward pass, in the log domain.
+
+``J_t = ds_t/ds_{t-1}`` is over the whole carry s (an LSTM's is (h, c)). For a loss l that reads the output of step T, what
+reaches the state k steps earlier is::
+
+    v_k = || dl/ds_{T-k} || = || dl/ds_T J_T J_{T-1} ... J_{T-k+1} ||
+
+(Bengio, Simard & Frasconi 1994; Pascanu, Mikolov & Bengio 2013, eq. 5). The backward pass keeps a unit vector and the logarithm
+of its length, so it is finite where the product has left a float's range.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Inexact
+
+from ..cell import Carry, Cell, Layer, Params
+from .ending import Ending, check_loss, ending, seed_of
+from .scaled import log_mean_exp, log_norms_by_leaf, normalise
+from .transition import Trajectory, Transition, follow
+
+
+class GradientLags(NamedTuple):
+    """Logarithms of gradient norms, lag by lag: entry k is for the state k steps before the one that the loss reads.
+
+    The last entry of all lags (k = T for the loss of the last of T steps) is the carry before the first step. Marks: -inf is
+    exactly zero, because a reset cut the path or every unit is saturated in this precision; NaN is no such step (before the
+    sequence's first), or a gradient that is not finite; +inf means that one step's Jacobian alone left the float's range.
+    """
+
+    log_norm: Float[Array, "K *B"]  # over the whole carry
+    by_leaf: Any  # the carry's structure, each leaf (K, *B)
+
+    @property
+    def log_v(self) -> Float[Array, " K"]:
+        """log v_k: the logarithm of the batch mean of the norms, over the elements that have this lag."""
+        flat = self.log_norm.reshape(self.log_norm.shape[0], -1)
+        return log_mean_exp(flat, 1)
+
+
+def gradient_lags(
+    cell: Cell | Layer,
+    params: Params,
+    xs: Inexact[Array, "T *B D"],
+    loss: Callable[[Array], Array],
+    carry: Carry = None,
+    *,
+    at: int | None = None,
+    lags: int | None = None,
+    mask: Bool[Array, "T *B"] | None = None,
+    resets: Bool[Array, "T *B"] | None = None,
+    engine: Any = None,
+) -> GradientLags:
+    """``log ||dl/ds_{T-k}||`` for k = 0..K, per batch element and per leaf of the carry, by one backward pass.
+
+    Inside ``jit`` or on its own; called eagerly it compiles for every new ``loss`` function.
+
+    Args:
+        cell: a cell, or a causal layer that draws nothing.
+        loss: ``loss(y (*B, H)) -> scalar``: the loss of the output at one step. Sum it over the batch, so that each element's
+            gradient is its own (a mean divides all norms by the batch size).
+        at: the step whose output the loss reads (default: each sequence's last valid one). Where ``at`` is masked the output
+            is zero whatever the state, so the norms are exactly zero.
+        lags: K, at most the number of steps that lead there (default: all of them).
+        carry, mask, resets, engine: as for `jaxrnn.unroll`; the states are those that ``engine`` computes.
+
+    Returns:
+        `GradientLags`, with K + 1 entries.
+
+    Raises:
+        ValueError, TypeError: for lags beyond the sequence, a loss that is not a real scalar, a carry with integer leaves, a
+            bidirectional layer, or one that draws.
+    """
+    path = follow(cell, params, xs, carry, mask, resets, engine, "gradient_lags")
+    end = ending("gradient_lags", path, at, lags)
+    check_loss("gradient_lags", cell, params, loss, end.carry, end.x)
+    return _gradient_lags(cell, params, end, loss)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3), inline=True)
+def _gradient_lags(cell: Any, params: Params, end: Ending, loss: Callable) -> GradientLags:
+    part = end.part
+    delta, log = normalise(seed_of(cell, params, loss, end)[1], len(part.batch))
+    log, norms = retreat(Transition(cell), params, part, delta, log)
+    return GradientLags(*jax.tree.map(lambda a: jnp.where(end.exists, a, jnp.nan), norms))
+
+
+def retreat(machine: Transition, params: Params, part: Trajectory, delta: Carry, log: Array) -> tuple[Array, Any]:
+    """Walk a unit cotangent and the log of its length back over ``part``: the norms 0, 1, ... steps back, whole and by leaf."""
+    kept = len(part.batch)
+
+    def norms(delta, log):
+        return log, jax.tree.map(lambda leaf: leaf + log, log_norms_by_leaf(delta, kept))
+
+    def back(state, now):
+        (delta, log), (before, z, keep, reset) = state, now
+        _, pullback = jax.vjp(lambda s: machine.step(params, s, z, keep, reset), before)
+        new, growth = normalise(pullback(delta)[0], kept)
+        return (new, log + growth), norms(delta, log)
+
+    rows = (part.befores, machine.prepare(params, part.xs), part.mask, part.resets)
+    (delta, log), met = jax.lax.scan(back, (delta, log), rows, reverse=True)
+    return log, jax.tree.map(lambda a, b: jnp.concatenate([a[::-1], b[None]]), met, norms(delta, log))
+
+
+def gradient_map(
+    cell: Cell | Layer,
+    params: Params,
+    xs: Inexact[Array, "T *B D"],
+    loss: Callable[[Array, Any], Array],
+    targets: Any = None,
+    carry: Carry = None,
+    *,
+    resets: Bool[Array, "T *B"] | None = None,
+    mask: Bool[Array, "T *B"] | None = None,
+    engine: Any = None,
+) -> Float[Array, "T T1 *B"]:
+    """``log ||dl_t/ds_k||`` for every pair of steps: the loss of step t (row), the state after step k (column k + 1).
+
+    Column 0 is the carry before the first step; above the diagonal, where the state comes after the loss, it is NaN. All
+    losses go back together, so the cost is T backward passes, and the memory that of T states.
+
+    Args:
+        loss: ``loss(y (*B, H), target) -> scalar``, summed over the batch.
+        targets: a pytree of ``(T, *B, ...)``, or None.
+    """
+    path = follow(cell, params, xs, carry, mask, resets, engine, "gradient_map")
+    first = jax.tree.map(lambda a: a[0], (path.afters, path.xs, targets))
+    check_loss("gradient_map", cell, params, lambda y: loss(y, first[2]), *first[:2])
+    return _gradient_map(cell, params, path, loss, targets)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3), inline=True)
+def _gradient_map(cell: Any, params: Params, path: Trajectory, loss: Callable, targets: Any) -> Array:
+    machine, kept = Transition(cell), len(path.batch)
+
+    def one_loss(after, x, target, valid):
+        seed = jax.grad(lambda s: loss(cell.output(params, s, x), target))(after)
+        return seed if valid is None else jax.tree.map(lambda a: jnp.where(_wide_as(valid, a), a, 0), seed)
+
+    seeds, logs = normalise(jax.vmap(one_loss)(path.afters, path.xs, targets, path.mask), kept + 1)
+    numbers = jnp.arange(path.steps, dtype=jnp.int32)
+
+    def back(state, now):
+        (deltas, log), (before, z, keep, reset, step) = state, now
+        begun = step <= numbers
+        row = jnp.where(begun.reshape(-1, *[1] * kept), log, jnp.nan)
+        _, pullback = jax.vjp(lambda s: machine.step(params, s, z, keep, reset), before)
+        new, growth = normalise(jax.vmap(lambda d: pullback(d)[0])(deltas), kept + 1)
+        deltas = jax.tree.map(lambda a, b: jnp.where(_wide_as(begun, a), a, b), new, deltas)
+        return (deltas, jnp.where(_wide_as(begun, log), log + growth, log)), row
+
+    rows = (path.befores, machine.prepare(params, path.xs), path.mask, path.resets, numbers)
+    (_, log), columns = jax.lax.scan(back, (seeds, logs), rows, reverse=True)
+    return jnp.moveaxis(jnp.concatenate([log[None], columns]), 0, 1)
+
+
+def _wide_as(flags: Array, leaf: Array) -> Array:
+    return flags.reshape(flags.shape + (1,) * (leaf.ndim - flags.ndim))

@@ -1,0 +1,63 @@
+"""Cotangents as a unit vector and the logarithm of its length: finite where a float has long been zero or infinite."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ..cell import accumulator, expand
+
+
+def log_norm(leaves: list[Array], kept: int) -> Float[Array, "*B"]:
+    """Log of the 2-norm over all axes but the first ``kept``; -inf for zero. No square under- or overflows."""
+    parts = [jnp.abs(leaf).astype(_wide(leaf)).reshape(*leaf.shape[:kept], -1) for leaf in leaves if leaf.size]
+    if not parts:
+        shape = leaves[0].shape[:kept] if leaves else ()
+        return jnp.full(shape, -jnp.inf, jnp.result_type(float))
+    dtype = jnp.result_type(*parts)
+    flat = jnp.concatenate([part.astype(dtype) for part in parts], axis=-1)
+    most = flat.max(-1)
+    # An infinite or NaN entry makes the sum NaN; one that is infinite alone means an infinite norm.
+    divisor = jnp.where((most > 0) & jnp.isfinite(most), most, jnp.ones_like(most))
+    total = jnp.square(flat / divisor[..., None]).sum(-1)
+    return jnp.where(jnp.isposinf(most), most, jnp.log(divisor) + jnp.log(total) / 2)
+
+
+def log_norms_by_leaf(tree: Any, kept: int) -> Any:
+    """`log_norm` of every leaf."""
+    return jax.tree.map(lambda leaf: log_norm([leaf], kept), tree)
+
+
+def normalise(tree: Any, kept: int) -> tuple[Any, Float[Array, "*B"]]:
+    """``(unit, log)``: the tree divided by its norm, and the norm's logarithm; zero stays zero, with log -inf."""
+    log = log_norm(jax.tree.leaves(tree), kept)
+    # In two steps: exp(-log) may overflow where log is near the smallest number, and one over that number is infinite.
+    half = jnp.where(jnp.isfinite(log), jnp.exp(-log / 2), jnp.ones_like(log))
+
+    def divide(leaf):
+        factor = expand(half, leaf).astype(_wide(leaf))
+        return (leaf * factor * factor).astype(leaf.dtype)
+
+    return jax.tree.map(divide, tree), log
+
+
+def scale_by_log(tree: Any, log: Float[Array, "*B"]) -> Any:
+    """The tree times exp(log), per element of the leading axes."""
+    factor = jnp.exp(log)
+    return jax.tree.map(lambda leaf: (leaf * expand(factor, leaf).astype(_wide(leaf))).astype(leaf.dtype), tree)
+
+
+def log_mean_exp(logs: Array, axis: Any) -> Array:
+    """Log of the mean of exp(logs) over ``axis``, leaving NaN out; NaN where all are."""
+    there = ~jnp.isnan(logs)
+    count = there.sum(axis)
+    total = jax.nn.logsumexp(jnp.where(there, logs, -jnp.inf), axis=axis)
+    return jnp.where(count > 0, total - jnp.log(jnp.maximum(count, 1).astype(logs.dtype)), jnp.nan)
+
+
+def _wide(leaf: Array) -> Any:
+    """The real dtype in which norms of ``leaf`` are taken."""
+    return accumulator(jnp.finfo(leaf.dtype).dtype)
