@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact
 
-from ..cell import Carry, Cell, Gate, Layer, Params, expand
+from ..cell import Carry, Cell, Gate, Layer, Params, accumulator, expand
 from ..layers.compose import Residual, Stack
 from ..layers.noise import CellNoise, Dropout
 from ..unroll import unroll
@@ -83,7 +83,7 @@ def _of_cell(cell: Cell, params: Params, path: Trajectory) -> dict[str, GateStat
 
 
 def _statistics(gate: Gate, valid: Array) -> GateStatistics:
-    value = gate.value.astype(jnp.promote_types(gate.value.dtype, jnp.float32))
+    value = gate.value.astype(accumulator(gate.value.dtype))
     flags = expand(valid, value)
     axes = tuple(range(value.ndim - 1))
 

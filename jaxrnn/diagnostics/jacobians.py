@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact
 
 from ..cell import Carry, Cell, Layer, Params
-from .scaled import log_norm
+from .scaled import LongSum, normalise
 from .transition import Transition, features, follow, from_features, size_of
 
 
@@ -64,22 +64,22 @@ class JacobianProducts(NamedTuple):
 @functools.partial(jax.jit, inline=True)
 def jacobian_products(J: Inexact[Array, "T *B N N"]) -> JacobianProducts:
     """The products of the last 0, 1, ..., T Jacobians, in the log domain."""
-    kept = J.ndim - 2
+    kept = J.ndim - 2  # T and the batch
     first = jnp.broadcast_to(jnp.eye(J.shape[-1], dtype=J.dtype), J.shape[1:])
 
     def scaled(product, log):
-        growth = log_norm([product], kept - 1)
-        factor = jnp.where(jnp.isneginf(growth), 1, jnp.exp(-growth))
-        return product * factor[..., None, None].astype(product.dtype), log + growth
+        unit, growth = normalise(product, kept - 1)
+        return unit, log.plus(growth)
 
-    start = scaled(first, jnp.zeros(J.shape[1:-2], jnp.finfo(J.dtype).dtype))
+    start = scaled(first, LongSum.of(jnp.zeros(J.shape[1:-2], jnp.finfo(J.dtype).dtype)))
 
     def one(state, J_t):
-        new = scaled(state[0] @ J_t, state[1])
-        return new, new
+        unit, log = scaled(state[0] @ J_t, state[1])
+        return (unit, log), (unit, log.value)
 
     _, (units, logs) = jax.lax.scan(one, start, J, reverse=True)
-    return JacobianProducts(jnp.concatenate([start[1][None], logs[::-1]]), jnp.concatenate([start[0][None], units[::-1]]))
+    units, logs = units[::-1], logs[::-1]
+    return JacobianProducts(jnp.concatenate([start[1].value[None], logs]), jnp.concatenate([start[0][None], units]))
 
 
 def log_singular_values(products: JacobianProducts) -> Float[Array, "K *B N"]:

@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Inexact
 
 from ..cell import Carry, Cell, Layer, Params
 from .ending import Ending, check_loss, ending, seed_of
-from .scaled import log_mean_exp, log_norms_by_leaf, normalise
+from .scaled import LongSum, log_mean_exp, log_norms_by_leaf, normalise
 from .transition import Trajectory, Transition, follow
 
 
@@ -86,12 +86,12 @@ def gradient_lags(
 def _gradient_lags(cell: Any, params: Params, end: Ending, loss: Callable) -> GradientLags:
     part = end.part
     delta, log = normalise(seed_of(cell, params, loss, end)[1], len(part.batch))
-    log, norms = retreat(Transition(cell), params, part, delta, log)
+    norms = retreat(Transition(cell), params, part, delta, log)
     return GradientLags(*jax.tree.map(lambda a: jnp.where(end.exists, a, jnp.nan), norms))
 
 
-def retreat(machine: Transition, params: Params, part: Trajectory, delta: Carry, log: Array) -> tuple[Array, Any]:
-    """Walk a unit cotangent and the log of its length back over ``part``: the norms 0, 1, ... steps back, whole and by leaf."""
+def retreat(machine: Transition, params: Params, part: Trajectory, delta: Carry, log: Array) -> Any:
+    """Walk a unit cotangent and the log of its length back over ``part``: norms 0, 1, ... steps back, whole and by leaf."""
     kept = len(part.batch)
 
     def norms(delta, log):
@@ -101,11 +101,11 @@ def retreat(machine: Transition, params: Params, part: Trajectory, delta: Carry,
         (delta, log), (before, z, keep, reset) = state, now
         _, pullback = jax.vjp(lambda s: machine.step(params, s, z, keep, reset), before)
         new, growth = normalise(pullback(delta)[0], kept)
-        return (new, log + growth), norms(delta, log)
+        return (new, log.plus(growth)), norms(delta, log.value)
 
     rows = (part.befores, machine.prepare(params, part.xs), part.mask, part.resets)
-    (delta, log), met = jax.lax.scan(back, (delta, log), rows, reverse=True)
-    return log, jax.tree.map(lambda a, b: jnp.concatenate([a[::-1], b[None]]), met, norms(delta, log))
+    (delta, total), met = jax.lax.scan(back, (delta, LongSum.of(log)), rows, reverse=True)
+    return jax.tree.map(lambda a, b: jnp.concatenate([a[::-1], b[None]]), met, norms(delta, total.value))
 
 
 def gradient_map(
@@ -149,15 +149,15 @@ def _gradient_map(cell: Any, params: Params, path: Trajectory, loss: Callable, t
     def back(state, now):
         (deltas, log), (before, z, keep, reset, step) = state, now
         begun = step <= numbers
-        row = jnp.where(begun.reshape(-1, *[1] * kept), log, jnp.nan)
+        row = jnp.where(_wide_as(begun, log.value), log.value, jnp.nan)
         _, pullback = jax.vjp(lambda s: machine.step(params, s, z, keep, reset), before)
         new, growth = normalise(jax.vmap(lambda d: pullback(d)[0])(deltas), kept + 1)
-        deltas = jax.tree.map(lambda a, b: jnp.where(_wide_as(begun, a), a, b), new, deltas)
-        return (deltas, jnp.where(_wide_as(begun, log), log + growth, log)), row
+        grown = (new, log.plus(growth))
+        return jax.tree.map(lambda a, b: jnp.where(_wide_as(begun, a), a, b), grown, (deltas, log)), row
 
     rows = (path.befores, machine.prepare(params, path.xs), path.mask, path.resets, numbers)
-    (_, log), columns = jax.lax.scan(back, (seeds, logs), rows, reverse=True)
-    return jnp.moveaxis(jnp.concatenate([log[None], columns]), 0, 1)
+    (_, total), columns = jax.lax.scan(back, (seeds, LongSum.of(logs)), rows, reverse=True)
+    return jnp.moveaxis(jnp.concatenate([total.value[None], columns]), 0, 1)
 
 
 def _wide_as(flags: Array, leaf: Array) -> Array:

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Inexact
 
 from ..cell import Carry, Cell, Layer, Params
 from .ending import Ending, check_loss, ending, seed_of
-from .scaled import log_norm, log_norms_by_leaf, normalise, scale_by_log
+from .scaled import LongSum, log_norm, log_norms_by_leaf, normalise, scale_by_log
 from .transition import Transition, follow
 
 
@@ -100,7 +100,8 @@ def _parameter_lags(cell: Any, params: Params, end: Ending, loss: Callable, keep
     nothing = _Sum(jax.tree.map(jnp.zeros_like, params), jnp.full((), -jnp.inf, log.dtype))
 
     def back(state, now):
-        (delta, log, total), (before, x, keep_step, reset, first) = state, now
+        (delta, long_log, total), (before, x, keep_step, reset, first) = state, now
+        log = long_log.value
         # The first cotangent is an ordinary number, and so is what the output takes directly: no scale between them.
         scale = jnp.where(first, jnp.zeros((), log.dtype), _finite(log.max()))
         _, pullback = jax.vjp(lambda p, s: machine.step_from_input(p, s, x, keep_step, reset), params, before)
@@ -109,15 +110,15 @@ def _parameter_lags(cell: Any, params: Params, end: Ending, loss: Callable, keep
         new, growth = normalise(pullback(delta)[1], kept)
         total = total.plus(term, scale)
         norms = (log_norm(jax.tree.leaves(term), 0) + scale, jax.tree.map(lambda a: a + scale, log_norms_by_leaf(term, 0)))
-        return (new, log + growth, total), (*norms, total.log_norm(), scale_by_log(term, scale) if keep else None)
+        return (new, long_log.plus(growth), total), (*norms, total.log_norm(), scale_by_log(term, scale) if keep else None)
 
     first = jnp.arange(part.steps) == part.steps - 1
     rows = (part.befores, part.xs, part.mask, part.resets, first)
-    (delta, log, _), met = jax.lax.scan(back, (delta, log, nothing), rows, reverse=True)
+    (delta, log_left, _), met = jax.lax.scan(back, (delta, LongSum.of(log), nothing), rows, reverse=True)
     initial = jax.tree.map(jnp.zeros_like, params)
     if learned:
         _, pullback = jax.vjp(lambda p: cell.initial_carry(p, part.batch), params)
-        (initial,) = pullback(scale_by_log(delta, log))
+        (initial,) = pullback(scale_by_log(delta, log_left.value))
         initial = jax.tree.map(lambda a: jnp.where(end.whole, a, jnp.asarray(jnp.nan, a.dtype)), initial)
     log_norms, by_leaf, log_sum, terms = jax.tree.map(lambda a: a[::-1], met)
     return ParameterLags(log_norms, by_leaf, log_sum, terms, initial)

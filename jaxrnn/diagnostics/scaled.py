@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,23 @@ def normalise(tree: Any, kept: int) -> tuple[Any, Float[Array, "*B"]]:
         return (leaf * factor * factor).astype(leaf.dtype)
 
     return jax.tree.map(divide, tree), log
+
+
+class LongSum(NamedTuple):
+    """A running sum and what rounding has kept out of it (Kahan 1965): thousands of logarithms add up to one rounding."""
+
+    value: Array
+    rest: Array
+
+    @classmethod
+    def of(cls, value: Array) -> LongSum:
+        return cls(value, jnp.zeros_like(value))
+
+    def plus(self, term: Array) -> LongSum:
+        term = term + self.rest
+        value = self.value + term
+        rest = term - (value - self.value)
+        return LongSum(value, jnp.where(jnp.isfinite(rest), rest, jnp.zeros_like(rest)))
 
 
 def scale_by_log(tree: Any, log: Float[Array, "*B"]) -> Any:
