@@ -129,6 +129,10 @@ def test_parameter_lags_are_the_terms_of_the_gradient(name):
             with np.errstate(divide="ignore"):
                 np.testing.assert_allclose(found.log_norm[k], np.log(np.linalg.norm(twin.parts[T, k])), atol=1e-11)
                 np.testing.assert_allclose(found.log_sum[k], np.log(np.linalg.norm(total)), atol=1e-11)
+                rest = sum(twin.parts[T, j] for j in range(k + 1, T + 1))
+                np.testing.assert_allclose(found.log_rest[k], np.log(np.linalg.norm(rest)), atol=1e-11)
+                error = np.linalg.norm(rest) / np.linalg.norm(total + rest)
+                np.testing.assert_allclose(found.truncation_error[k], error, rtol=1e-11)
         assert_same(found.initial, twin.to_params(twin.parts[T, T]))
         full = jax.grad(lambda p, f=flags: loss(jaxrnn.unroll(layer, p, inputs.xs, mask=f[0], resets=f[1])[1][-1]))
         assert_same(jax.tree.map(lambda a, b: a.sum(0) + b, found.terms, found.initial), full(inputs.params))
@@ -172,6 +176,7 @@ def test_at_and_lags_choose_the_loss_and_how_far_to_look():
     every = parameter_lags(layer, inputs.params, inputs.xs, loss)
     assert_same(few.log_sum, every.log_sum[:2])
     assert np.isnan(jax.tree.leaves(few.initial)[0]).all()
+    assert np.isnan(few.truncation_error).all()
     # The output of a masked step is zero whatever the state.
     hole = gradient_lags(layer, inputs.params, inputs.xs, loss, at=2, mask=jnp.ones((T, 3), bool).at[2, 1].set(False))
     assert np.isneginf(hole.log_norm[:, 1]).all()

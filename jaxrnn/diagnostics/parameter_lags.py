@@ -25,17 +25,28 @@ from .transition import Transition, follow
 class ParameterLags(NamedTuple):
     """Logarithms of the norms of G(T, k), summed over the batch, for k = 0..K-1. -inf: exactly zero; NaN: not finite.
 
-    ``log_sum[k]`` is for ``G(T, 0) + ... + G(T, k)``, the gradient truncated after lag k. ``terms`` are the G(T, k)
-    themselves, ``(K, ...)`` per parameter, where they were asked for. ``initial`` is the part of the gradient that goes
-    through the carry before the first step where that is made from the parameters (`learned_initial_carry`), a pytree as
-    the parameters; NaN where ``lags`` stops before.
+    ``log_sum[k]`` is for ``G(T, 0) + ... + G(T, k)``, the gradient truncated after lag k, ``log_rest[k]`` for all that this
+    leaves out, ``log_whole`` for the whole gradient. ``terms`` are the G(T, k) themselves, ``(K, ...)`` per parameter, where
+    they were asked for. ``initial`` is the part that goes through the carry before the first step where that is made from
+    the parameters (``learned_initial_carry``), a pytree as the parameters. It, ``log_rest`` and ``log_whole`` are NaN where
+    ``lags`` stops before the first step.
     """
 
     log_norm: Float[Array, " K"]
     by_leaf: Any
     log_sum: Float[Array, " K"]
+    log_rest: Float[Array, " K"]
+    log_whole: Float[Array, ""]
     terms: Any
     initial: Params
+
+    @property
+    def truncation_error(self) -> Float[Array, " K"]:
+        """``|| rest || / || whole ||`` of the gradient cut after lag k, that is of TBPTT(1, k + 1) for this loss alone.
+
+        NaN where the whole gradient is zero, or ``lags`` left steps out.
+        """
+        return jnp.exp(self.log_rest - self.log_whole)
 
 
 def parameter_lags(
@@ -94,31 +105,53 @@ def _finite(log: Array) -> Array:
 @functools.partial(jax.jit, static_argnums=(0, 3, 4, 5), inline=True)
 def _parameter_lags(cell: Any, params: Params, end: Ending, loss: Callable, keep: bool, learned: bool) -> ParameterLags:
     part, machine = end.part, Transition(cell)
-    kept = len(part.batch)
     direct, seed = seed_of(cell, params, loss, end)
-    delta, log = normalise(seed, kept)
-    nothing = _Sum(jax.tree.map(jnp.zeros_like, params), jnp.full((), -jnp.inf, log.dtype))
+    flags = (part.mask, part.resets)
+    before_all, deltas = _cotangents(machine, params, part, seed)
+    first = jnp.arange(part.steps) == part.steps - 1
 
-    def back(state, now):
-        (delta, long_log, total), (before, x, keep_step, reset, first) = state, now
-        log = long_log.value
+    def term_of(row):
+        """G of one step, as a tree and the logarithm of its scale."""
+        before, x, keep_step, reset, (delta, log), is_first = row
         # The first cotangent is an ordinary number, and so is what the output takes directly: no scale between them.
-        scale = jnp.where(first, jnp.zeros((), log.dtype), _finite(log.max()))
-        _, pullback = jax.vjp(lambda p, s: machine.step_from_input(p, s, x, keep_step, reset), params, before)
-        term, _ = pullback(scale_by_log(delta, log - scale))
-        term = jax.tree.map(lambda a, b: a + jnp.where(first, b, jnp.zeros_like(b)), term, direct)
-        new, growth = normalise(pullback(delta)[1], kept)
+        scale = jnp.where(is_first, jnp.zeros((), log.dtype), _finite(log.max()))
+        _, pullback = jax.vjp(lambda p: machine.step_from_input(p, before, x, keep_step, reset), params)
+        (term,) = pullback(scale_by_log(delta, log - scale))
+        return jax.tree.map(lambda a, b: a + jnp.where(is_first, b, jnp.zeros_like(b)), term, direct), scale
+
+    def newest(total, row):
+        term, scale = term_of(row)
         total = total.plus(term, scale)
         norms = (log_norm(jax.tree.leaves(term), 0) + scale, jax.tree.map(lambda a: a + scale, log_norms_by_leaf(term, 0)))
-        return (new, long_log.plus(growth), total), (*norms, total.log_norm(), scale_by_log(term, scale) if keep else None)
+        return total, (*norms, total.log_norm(), scale_by_log(term, scale) if keep else None)
 
-    first = jnp.arange(part.steps) == part.steps - 1
-    rows = (part.befores, part.xs, part.mask, part.resets, first)
-    (delta, log_left, _), met = jax.lax.scan(back, (delta, LongSum.of(log), nothing), rows, reverse=True)
+    def oldest(total, row):
+        return total.plus(*term_of(row)), total.log_norm()
+
     initial = jax.tree.map(jnp.zeros_like, params)
     if learned:
         _, pullback = jax.vjp(lambda p: cell.initial_carry(p, part.batch), params)
-        (initial,) = pullback(scale_by_log(delta, log_left.value))
-        initial = jax.tree.map(lambda a: jnp.where(end.whole, a, jnp.asarray(jnp.nan, a.dtype)), initial)
-    log_norms, by_leaf, log_sum, terms = jax.tree.map(lambda a: a[::-1], met)
-    return ParameterLags(log_norms, by_leaf, log_sum, terms, initial)
+        (initial,) = pullback(scale_by_log(*before_all))
+    initial = jax.tree.map(lambda a: jnp.where(end.whole, a, jnp.asarray(jnp.nan, a.dtype)), initial)
+    zero = jnp.full((), -jnp.inf, before_all[1].dtype)
+    rows = (part.befores, part.xs, *flags, deltas, first)
+    _, met = jax.lax.scan(newest, _Sum(jax.tree.map(jnp.zeros_like, params), zero), rows, reverse=True)
+    whole, rest = jax.lax.scan(oldest, _Sum(initial, jnp.zeros_like(zero)), rows)
+    log_norms, by_leaf, log_sum, terms, log_rest = jax.tree.map(lambda a: a[::-1], (*met, rest))
+    return ParameterLags(log_norms, by_leaf, log_sum, log_rest, whole.log_norm(), terms, initial)
+
+
+def _cotangents(machine: Transition, params: Params, part: Any, seed: Carry) -> tuple[tuple, tuple]:
+    """Of the state before all steps, and of that after every step: unit cotangents with the logarithms of their lengths."""
+    kept = len(part.batch)
+    delta, log = normalise(seed, kept)
+
+    def back(state, now):
+        (delta, log), (before, z, keep, reset) = state, now
+        _, pullback = jax.vjp(lambda s: machine.step(params, s, z, keep, reset), before)
+        new, growth = normalise(pullback(delta)[0], kept)
+        return (new, log.plus(growth)), (delta, log.value)
+
+    rows = (part.befores, machine.prepare(params, part.xs), part.mask, part.resets)
+    (delta, total), every = jax.lax.scan(back, (delta, LongSum.of(log)), rows, reverse=True)
+    return (delta, total.value), every

@@ -1,0 +1,77 @@
+"""What the instruments look at in a task's model: its recurrent layer, inputs of that layer, and the loss of one output."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from .. import diagnostics
+from ..cell import Cell, Layer, Params
+
+
+class Probe(NamedTuple):
+    """``loss(y (*B, H)) -> scalar`` of the output at the last of the steps ``xs (T, B, D)``, summed over the batch."""
+
+    layer: Cell | Layer
+    params: Params
+    xs: Array
+    loss: Callable[[Array], Array]
+
+
+class Findings(NamedTuple):
+    """The numbers of one model: see `jaxrnn.diagnostics` for each."""
+
+    log_v: Array  # (K + 1,)
+    fit: diagnostics.DecayFit
+    horizon: Array
+    exponents: Array  # (n,), largest first
+    truncation_error: Array  # (K,): entry k2 - 1 for gradients over k2 steps
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def look(probe: Callable[[Any], Probe], params: Any, key: Array, fit_range: tuple[int, int]) -> Findings:
+    """All instruments on ``probe(params)``, compiled once for each probe."""
+    layer, own, xs, loss = probe(params)
+    k_fit, k_basis = jax.random.split(key)
+    lags = diagnostics.gradient_lags(layer, own, xs, loss)
+    terms = diagnostics.parameter_lags(layer, own, xs, loss)
+    # One long sequence for the averages over time: a few of the batch, one after the other.
+    stream = jnp.moveaxis(xs[:, :8], 1, 0).reshape(-1, xs.shape[-1])
+    spectrum = diagnostics.lyapunov_spectrum(layer, own, stream, key=k_basis)
+    return Findings(
+        lags.log_v,
+        diagnostics.fit_decay(lags.log_norm, fit_range, key=k_fit),
+        diagnostics.memory_horizon(lags.log_v),
+        jnp.sort(spectrum.exponents, descending=True),
+        terms.truncation_error,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def look_at_every_loss(probe: Callable[[Any], Probe], params: Any) -> Array:
+    """`diagnostics.gradient_map` of the first sequence, the probe's loss read at every step: ``(T, T + 1)``."""
+    layer, own, xs, loss = probe(params)
+
+    def one(y, _):
+        # The loss is of a whole batch: the others stand still.
+        return loss(jnp.broadcast_to(y, (xs.shape[1], *y.shape[1:]))) / xs.shape[1]
+
+    return diagnostics.gradient_map(layer, own, xs[:, :1], one)[..., 0]
+
+
+def as_json(value: Any) -> Any:
+    """Arrays as lists of numbers; JSON knows no NaN and no infinity: null."""
+    if isinstance(value, dict):
+        return {name: as_json(each) for name, each in value.items()}
+    if hasattr(value, "_asdict"):
+        return as_json(value._asdict())
+    numbers = np.asarray(value, np.float64)
+    if numbers.ndim:
+        return [as_json(each) for each in numbers]
+    return float(numbers) if np.isfinite(numbers) else None
