@@ -58,8 +58,9 @@ def scale_gradient(carry: Carry, scale: Float[Array, "*B"]) -> Carry:
 class ScaledCell(Cell):
     """A cell whose step scales the gradient of the carry that enters it: what the engines walk.
 
-    Inputs are ``(the cell's, scale (*B,), mask (*B,) or None)``. The mask is applied here, not by the engine, so that the
-    gradient is scaled where the carry is held, too.
+    Inputs are ``(scale (*B,), the cell's, mask, resets)``, these two ``(*B,)`` or None. Mask and resets are applied here, not
+    by the engine: the gradient is scaled where the carry is held, too, and that of the initial carry which a reset brings in
+    is not.
     """
 
     cell: Cell
@@ -68,11 +69,13 @@ class ScaledCell(Cell):
         return self.cell.initial_carry(params, batch_shape, dtype)
 
     def project(self, params: Params, x: Any) -> Any:
-        inputs, scale, mask = x
-        return self.cell.project(params, inputs), scale, mask
+        scale, inputs, mask, reset = x
+        return scale, self.cell.project(params, inputs), mask, reset
 
     def step(self, params: Params, carry: Carry, z: Any) -> Carry:
-        projected, scale, mask = z
+        scale, projected, mask, reset = z
         carry = scale_gradient(carry, scale)
+        if reset is not None:
+            carry = select(reset, self.cell.initial_carry(params, reset.shape), carry)
         new = self.cell.step(params, carry, projected)
         return new if mask is None else select(mask, new, carry)

@@ -84,8 +84,9 @@ def truncated_unroll(
 
     Args:
         window: steps in a window, at least 1; ``window >= T`` is full BPTT. Give this or ``gradient_scale``.
-        gradient_scale: ``(T, *B)`` floating-point, constant to derivatives. At a reset it scales the gradient of the initial
-            carry that comes in there, where the mask is False that of the carry which is held. The rest is as in `unroll`.
+        gradient_scale: ``(T, *B)`` floating-point, constant to derivatives. It counts where the mask is False and the carry is
+            held, too; a reset comes after it, so that no initial carry's gradient is scaled but that of the one passed in. The
+            rest is as in `unroll`.
     """
     if (window is None) == (gradient_scale is None):
         came = "neither came" if window is None else "both came"
@@ -188,7 +189,7 @@ def _walk_windows(engine: Any, cell: Cell, params: Params, carry: Carry, xs: Any
     steps, window = jax.tree.leaves(xs)[0].shape[0], how.window
     parts = (xs, how.mask, how.resets)
     if how.gradient_scale is not None:
-        cell, parts = ScaledCell(cell), ((xs, how.gradient_scale, how.mask), None, how.resets)
+        cell, parts = ScaledCell(cell), ((how.gradient_scale, *parts), None, None)
     if window is None or window >= steps:
         return engine.walk(cell, params, carry, *parts, how.reverse)
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from ..cell import accumulator
 from ..checks import describe
 
 
@@ -29,8 +30,8 @@ class AdaptiveTruncation(NamedTuple):
 
 
 def adaptive_truncation(
-    log_phi: Float[Array, " n"],
-    log_gradient_norms: Float[Array, " n"],
+    log_phi: Float[Array | np.ndarray, " n"],
+    log_gradient_norms: Float[Array | np.ndarray, " n"],
     *,
     relative_error: float,
     fit_range: tuple[int, int],
@@ -120,8 +121,7 @@ def _check_arrays(log_phi: Any, log_gradient_norms: Any) -> tuple[Array, Array]:
             "phi_k for k = 0..n-1, and the norms of the gradients with K = 1..n lags"
         )
     log_phi, log_gradient_norms = jnp.asarray(log_phi), jnp.asarray(log_gradient_norms)
-    dtype = jnp.promote_types(log_phi.dtype, log_gradient_norms.dtype)
-    dtype = jnp.promote_types(dtype, jnp.float32)
+    dtype = accumulator(max(log_phi.dtype, log_gradient_norms.dtype, key=lambda d: jnp.finfo(d).bits))
     return log_phi.astype(dtype), log_gradient_norms.astype(dtype)
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Integer
 
 from ..cell import Params, accumulator
 from ..checks import describe
@@ -36,7 +36,7 @@ def truncation_bias(
     tbptt: TBPTT,
     params: Params,
     sequence: Window,
-    k2s: Iterable[int],
+    k2s: Iterable[int] | Integer[np.ndarray, " K"],
     *,
     batch_shape: tuple[int, ...] = (),
     windows: bool = False,
