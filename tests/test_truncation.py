@@ -349,6 +349,7 @@ def test_tbptt_draws_cuts_for_every_window_and_every_key(x64):
     assert distance(mean, expected[1]) < 0.03  # 8000 draws
 
 
+@functools.cache  # a TBPTT of the same losses is the same program
 def plain_losses(name):
     def losses(params, carry, window):
         how = {"mask": window.mask, "resets": window.resets, "return_carries": True}
