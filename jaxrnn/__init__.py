@@ -1,6 +1,7 @@
 """jaxrnn: a functional toolkit for recurrent networks in JAX."""
 
 from . import initializers as initializers
+from .artbp import ARTBP as ARTBP
 from .cell import Cell as Cell
 from .cell import Layer as Layer
 from .cell import Walk as Walk

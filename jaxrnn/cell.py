@@ -110,8 +110,9 @@ class Cell:
 class Walk:
     """How a sequence is walked: what `unroll` was asked for, handed down through layers to the engine.
 
-    ``mask`` and ``resets`` are ``(T, *B)`` bool or None; ``window`` is the truncation length or None;
-    ``turned_resets`` remembers the resets of the other direction.
+    ``mask`` and ``resets`` are ``(T, *B)`` bool or None; ``window`` is the truncation length or None; ``gradient_scale``
+    ``(T, *B)`` or None multiplies the cotangent of the carry that enters each step. ``turned_resets`` and ``turned_scale``
+    remember those of the other direction.
     """
 
     engine: Any
@@ -121,6 +122,8 @@ class Walk:
     window: int | None = None
     key: Any = None
     turned_resets: Any = None
+    gradient_scale: Any = None
+    turned_scale: Any = None
 
     def replace(self, **changes) -> Walk:
         return dataclasses.replace(self, **changes)
@@ -128,14 +131,24 @@ class Walk:
     def turned(self) -> Walk:
         """The same sequences walked the other way.
 
-        A reset before step t in one direction is, in the other, a reset before the step on the far side of that edge.
+        What happens before step t in one direction, a reset or a scale of the gradient, happens in the other before the step
+        on the far side of that edge. What belongs to the first carry's edge falls away, there is none at the other end.
         """
-        other = self.turned_resets
-        if self.resets is not None and other is None:
-            last = 0 if self.reverse else self.resets.shape[0] - 1
-            at_end = (jnp.arange(self.resets.shape[0]) == last).reshape(-1, *[1] * (self.resets.ndim - 1))
-            other = jnp.roll(self.resets, 1 if self.reverse else -1, axis=0) & ~at_end
-        return self.replace(reverse=not self.reverse, resets=other, turned_resets=self.resets)
+        return self.replace(
+            reverse=not self.reverse,
+            resets=self._across(self.resets, self.turned_resets, False),
+            turned_resets=self.resets,
+            gradient_scale=self._across(self.gradient_scale, self.turned_scale, 1),
+            turned_scale=self.gradient_scale,
+        )
+
+    def _across(self, before: Any, turned: Any, at_end: Any) -> Any:
+        """``before (T, *B)`` on the far side of each step's edge, and ``at_end`` where the other direction begins."""
+        if before is None or turned is not None:
+            return turned
+        last = 0 if self.reverse else before.shape[0] - 1
+        is_end = (jnp.arange(before.shape[0]) == last).reshape(-1, *[1] * (before.ndim - 1))
+        return jnp.where(is_end, jnp.asarray(at_end, before.dtype), jnp.roll(before, 1 if self.reverse else -1, axis=0))
 
 
 class Layer:

@@ -69,6 +69,19 @@ def check_flags(name: str, flags: Any, xs: Array) -> None:
         raise TypeError(f"{name} must be bool, but its dtype is {flags.dtype}: pass {name} != 0 or {name}.astype(bool)")
 
 
+def check_scale(scale: Any, xs: Array) -> None:
+    """``gradient_scale`` is floating-point and ``(T, *B)``."""
+    want = tuple(xs.shape[:-1])
+    if not hasattr(scale, "shape") or not hasattr(scale, "dtype"):
+        raise TypeError(f"gradient_scale must be an array of shape (T, *B) = {want}, but it is {describe(scale)}")
+    if tuple(scale.shape) != want:
+        raise ValueError(f"gradient_scale must have shape (T, *B) = {want}, but its shape is {tuple(scale.shape)}")
+    if not jnp.issubdtype(scale.dtype, jnp.floating):
+        raise TypeError(
+            f"gradient_scale must be floating-point, but its dtype is {scale.dtype}: pass gradient_scale.astype('float32')"
+        )
+
+
 def check_carry(cell: Any, carry: Any, expected: Any, made_by: str) -> None:
     """``carry`` has the structure, shapes and dtypes of ``expected``; the error names the leaf."""
     name = cell if isinstance(cell, str) else type(cell).__name__

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -25,14 +24,24 @@ from jaxtyping import Array, Bool, Float
 
 from .cell import Carry, Params, accumulator, expand, select
 from .checks import check_positive
-from .tbptt_checks import check_axis, check_differentiable, check_losses, check_mask_is_read, check_sequence, check_steps
+from .tbptt_checks import (
+    check_axis,
+    check_differentiable,
+    check_losses,
+    check_sequence,
+    check_steps,
+    check_truncation,
+    check_window_is_read,
+)
+from .tbptt_plan import filled, plan
 
 
 class Window(NamedTuple):
     """A stretch of a sequence: arrays with time leading, or pytrees of them.
 
     ``inputs`` and ``targets`` are whatever the losses want, ``(T, *B, ...)``; ``mask`` and ``resets`` are bool ``(T, *B)``
-    (None: all steps valid, no resets). `TBPTT` fills ``mask``, ``resets`` and ``key`` in before it calls the losses.
+    (None: all steps valid, no resets). `TBPTT` fills ``mask``, ``resets`` and ``key`` in before it calls the losses, and
+    ``gradient_scale (T, *B)`` if it has a ``truncation``, which draws it.
     """
 
     inputs: Any
@@ -40,6 +49,7 @@ class Window(NamedTuple):
     mask: Any = None
     resets: Any = None
     key: Any = None
+    gradient_scale: Any = None
 
 
 class TBPTTState(NamedTuple):
@@ -72,6 +82,11 @@ class TBPTT:
         axis_name: name of a mapped axis (of `jax.shard_map` with ``check_vma=False``, say) over which the streams are split:
             losses, valid steps and gradients are summed over it, so that every device has those of the whole batch. Each
             draws its own random numbers, so the noise, if there is any, depends on the number of devices.
+        truncation: `ARTBP`, to cut each window's gradient at random places as well: the losses then pass
+            ``gradient_scale=window.gradient_scale`` on to `truncated_unroll` (in place of `unroll`), and ``key`` is needed. The
+            expected gradient is that of the same TBPTT without it, so it is unbiased where a window reaches the beginning of
+            the sequence, k1 >= T or k2 >= T, and only there. Each window is cut anew: nothing is remembered of cuts in the
+            window before. It costs noise, and saves neither time nor memory.
 
     Example::
 
@@ -90,8 +105,10 @@ class TBPTT:
     k1: int
     k2: int = None  # type: ignore[assignment]  # as k1
     axis_name: str | None = None
+    truncation: Any = None
 
     def __post_init__(self):
+        check_truncation(self.truncation)
         if self.k2 is None:
             object.__setattr__(self, "k2", self.k1)
         check_positive(self, k1=self.k1, k2=self.k2)
@@ -121,7 +138,7 @@ class TBPTT:
         Returns ``(loss, gradients, state)``: the mean loss over the sequence's valid steps (0 if there are none), its
         truncated gradient, and the state for the sequence's continuation.
         """
-        _, valid = self._measure(sequence, state)
+        _, valid = self._measure(sequence, state, key)
         check_differentiable(params)
 
         def accumulate(total, loss, gradient):  # in float32 at least, also for bfloat16 parameters
@@ -155,7 +172,7 @@ class TBPTT:
         Returns ``(params, opt_state, loss, state)``, the loss being the mean over valid steps, each under the parameters
         of its own window.
         """
-        count, valid = self._measure(sequence, state)
+        count, valid = self._measure(sequence, state, key)
 
         def update(total, loss, gradient):
             params, opt_state, sum_of_losses = total
@@ -168,9 +185,10 @@ class TBPTT:
         (params, opt_state, loss), state = self._walk(lambda total: total[0], update, zero, sequence, state, key)
         return params, opt_state, loss / valid, state
 
-    def _measure(self, sequence: Window, state: TBPTTState) -> tuple[int, Float[Array, ""]]:
+    def _measure(self, sequence: Window, state: TBPTTState, key: Array | None) -> tuple[int, Float[Array, ""]]:
         """The number of windows, and the number of valid steps (at least 1, so that an empty batch has loss 0)."""
         check_axis(self.axis_name, state.fresh)
+        check_truncation(self.truncation, sequence, key)
         check_sequence(sequence, state, self.k1, self.k2, steps := check_steps(sequence))
         valid = steps * state.fresh.size if sequence.mask is None else jnp.sum(sequence.mask)
         valid = self._sum(jnp.asarray(valid, jnp.result_type(float)))
@@ -186,6 +204,14 @@ class TBPTT:
             key = jax.random.fold_in(key, jax.lax.axis_index(self.axis_name))
         return key
 
+    def _with_randomness(self, window: Window, key: Array | None) -> Window:
+        """``window`` with the key that its losses draw from, and a gradient scale if there is a truncation."""
+        if self.truncation is None or key is None:
+            return window._replace(key=key)
+        key, cuts = jax.random.split(key)
+        scale = self.truncation.sample(cuts, window.mask.shape[0], window.mask.shape[1:], window.mask, window.resets)
+        return window._replace(key=key, gradient_scale=scale)
+
     def _window_loss(self, params: Params, carry: Carry, window: Window, newest: Array, fresh: Array):
         """The sum of the newest valid losses, and the carries; the carry of a fresh stream comes from the parameters."""
         carry = select(fresh, self.initial_carry(params, fresh.shape), jax.lax.stop_gradient(carry))
@@ -199,9 +225,10 @@ class TBPTT:
         k1, k2, steps = self.k1, self.k2, check_steps(sequence)
         if steps == 0:
             return total, state
-        sequence, key = _filled(sequence, steps, state.fresh.shape), self._own(key)
-        if k2 > k1:
-            check_mask_is_read(self.losses, params_of(total), state.carry, sequence._replace(key=key))
+        sequence, key = filled(sequence, steps, state.fresh.shape), self._own(key)
+        if k2 > k1 or self.truncation is not None:
+            whole = self._with_randomness(sequence, key)
+            check_window_is_read(self.losses, params_of(total), state.carry, whole, overlap=k2 > k1)
         padded = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), state.history, sequence)  # row k2 - k1 is step 0
         if steps < k1:  # shorter than one window: masked steps at its end make the shape, and nothing else
             padded = jax.tree.map(lambda a: jnp.pad(a, [(0, k1 - steps)] + [(0, 0)] * (a.ndim - 1)), padded)
@@ -211,7 +238,7 @@ class TBPTT:
             total, carry, fresh = loop
             index, start, newest, advance = now
             window = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, k2), padded)
-            window = window._replace(key=None if key is None else jax.random.fold_in(key, index))
+            window = self._with_randomness(window, None if key is None else jax.random.fold_in(key, index))
             is_new = jnp.arange(k2) >= k2 - newest
             (loss, carries), gradient = loss_and_gradient(params_of(total), carry, window, is_new, fresh)
             carry = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, advance - 1, keepdims=False), carries)
@@ -219,31 +246,6 @@ class TBPTT:
             fresh = fresh & ~passed.any(0)
             return (fold(total, loss.astype(jnp.result_type(float)), gradient), carry, fresh), None
 
-        (total, carry, fresh), _ = jax.lax.scan(one, (total, state.carry, state.fresh), _plan(k1, steps))
+        (total, carry, fresh), _ = jax.lax.scan(one, (total, state.carry, state.fresh), plan(k1, steps))
         history = jax.tree.map(lambda a: a[steps : steps + k2 - k1], padded)
         return total, TBPTTState(carry, history, fresh)
-
-
-def _plan(k1: int, steps: int) -> tuple[Array, ...]:
-    """Per window: its index; the row where it starts, counted from k2 - k1 steps before the sequence; how many of its steps
-    are new; and how far ahead the next window starts. The last one reaches back k2 steps from T, however few are new.
-    """
-    length = max(steps, k1)
-    ends = [min(e, length) for e in range(k1, length + k1, k1)]
-    newest = [end - before for before, end in itertools.pairwise([0, *ends])]
-    ahead = [*newest[1:], min(steps, k1)]
-    return tuple(jnp.asarray(each) for each in ([*range(len(ends))], [end - k1 for end in ends], newest, ahead))
-
-
-def _filled(sequence: Window, steps: int, batch: tuple[int, ...]) -> Window:
-    """``sequence`` with a mask and resets, and inputs and targets that are finite where masked."""
-    sequence = sequence._replace(key=None)
-    if sequence.resets is None:
-        sequence = sequence._replace(resets=jnp.zeros((steps, *batch), bool))
-    if sequence.mask is None:
-        return sequence._replace(mask=jnp.ones((steps, *batch), bool))
-    # What is masked may be NaN, and 0 * NaN is NaN in a gradient too.
-    clean = jax.tree.map(
-        lambda a: jnp.where(expand(sequence.mask, a), a, jnp.zeros_like(a)), (sequence.inputs, sequence.targets)
-    )
-    return sequence._replace(inputs=clean[0], targets=clean[1])

@@ -94,12 +94,40 @@ def check_losses(losses: Any, carries: Any, carry: Any, mask: Any) -> None:
         )
 
 
-def check_mask_is_read(losses: Callable, params: Any, carry: Any, sequence: Any) -> None:
-    """The steps before a sequence begins are told apart by the mask alone, so losses that ignore it would be wrong."""
-    jaxpr = jax.make_jaxpr(lambda mask: losses(params, carry, sequence._replace(mask=mask)))(sequence.mask)
-    (mask,) = jaxpr.jaxpr.invars
-    if not any(mask is v for equation in jaxpr.jaxpr.eqns for v in equation.invars):
+def check_truncation(truncation: Any, sequence: Any = None, key: Any = None) -> None:
+    """A truncation draws gradient scales, from a key; nobody else gives them."""
+    if truncation is None:
+        if sequence is not None and sequence.gradient_scale is not None:
+            raise ValueError(
+                "TBPTT: the sequence holds a gradient_scale, which would be passed over: leave it out, and have one drawn for "
+                "each window with TBPTT(..., truncation=jaxrnn.ARTBP(mean_length))"
+            )
+        return
+    if isinstance(truncation, type) or not hasattr(truncation, "sample"):
+        raise TypeError(f"TBPTT: truncation must be None or a jaxrnn.ARTBP(mean_length), but it is {describe(truncation)}")
+    if sequence is None:
+        return
+    if sequence.gradient_scale is not None:
+        raise ValueError("TBPTT: its truncation draws the gradient_scale, but the sequence holds one: leave one of them out")
+    if key is None:
+        raise ValueError(f"TBPTT: {truncation!r} draws random numbers, so it needs key=jax.random.key(...)")
+
+
+def check_window_is_read(losses: Callable, params: Any, carry: Any, sequence: Any, overlap: bool) -> None:
+    """The losses read what is told to them by the window alone: the mask where windows overlap, a drawn gradient scale."""
+
+    def reads(field):
+        jaxpr = jax.make_jaxpr(lambda a: losses(params, carry, sequence._replace(**{field: a})))(getattr(sequence, field))
+        (variable,) = jaxpr.jaxpr.invars
+        return any(variable is v for equation in jaxpr.jaxpr.eqns for v in equation.invars)
+
+    if overlap and not reads("mask"):
         raise ValueError(
             "TBPTT: with k2 > k1 the losses must hand window.mask on, unroll(..., mask=window.mask): it marks the steps "
             "before the sequence begins, over which the carry must hold"
+        )
+    if sequence.gradient_scale is not None and not reads("gradient_scale"):
+        raise ValueError(
+            "TBPTT: with a truncation the losses must hand window.gradient_scale on, truncated_unroll(..., "
+            "gradient_scale=window.gradient_scale) in place of unroll(...), or nothing would be cut"
         )

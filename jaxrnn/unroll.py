@@ -8,12 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Inexact, Integer
+from jaxtyping import Array, Bool, Float, Inexact, Integer
 
 from .cell import Carry, Cell, Layer, Params, Walk, check_cell, expand, select
-from .checks import check_carry, check_flags, check_inputs, check_key, describe
+from .checks import check_carry, check_flags, check_inputs, check_key, check_scale, describe
 from .engines import Scan
 from .engines.windows import walk_in_windows
+from .gradient_scale import ScaledCell
 
 
 def unroll(
@@ -51,7 +52,7 @@ def unroll(
     Raises:
         TypeError, ValueError: at trace time, for inputs whose rank, features, dtype, mask, carry or key do not fit.
     """
-    return _checked(cell, params, xs, carry, mask, resets, key, engine, reverse, None, return_carries)
+    return _checked(cell, params, xs, carry, mask, resets, None, key, engine, reverse, None, return_carries)
 
 
 def truncated_unroll(
@@ -60,7 +61,8 @@ def truncated_unroll(
     xs: Inexact[Array, "T *B D"],
     carry: Carry = None,
     *,
-    window: int,
+    window: int | None = None,
+    gradient_scale: Float[Array, "T *B"] | None = None,
     engine: Any = None,
     mask: Bool[Array, "T *B"] | None = None,
     resets: Bool[Array, "T *B"] | None = None,
@@ -68,19 +70,34 @@ def truncated_unroll(
     key: Array | None = None,
     return_carries: bool = False,
 ) -> tuple[Carry, Array] | tuple[Carry, Array, Carry]:
-    """`unroll` with the same values, whose gradients stop at window ends: truncated BPTT inside any loss.
+    """`unroll` with the same values, whose gradients are cut in time: truncated BPTT inside any loss.
 
-    Time is cut, in the order of walking, into windows of ``window`` steps (the last may be shorter). Going backwards, no
-    gradient passes from a window into the one before: step j of a window (from 1) sees at most j - 1 earlier steps. The
-    carry that was passed in gets gradient from the first window, the returned carry gives it to the last one. In a stack
-    each layer's carry is cut. For a loss on the newest k1 steps with gradients over the last k2, see `TBPTT`.
+    With ``window``, time is cut, in the order of walking, into windows of that many steps (the last may be shorter). Going
+    backwards, no gradient passes from a window into the one before: step j of a window (from 1) sees at most j - 1 earlier
+    steps. The carry that was passed in gets gradient from the first window, the returned carry gives it to the last one. In a
+    stack each layer's carry is cut. For a loss on the newest k1 steps with gradients over the last k2, see `TBPTT`.
+
+    With ``gradient_scale``, the cotangent of the carry that enters step t is multiplied by ``gradient_scale[t]``: 1 lets it
+    pass, 0 cuts it. `ARTBP` draws scales under which the expected gradient is that of full BPTT. In a stack each layer's
+    carry is scaled; with ``reverse`` the carry enters step t from step t + 1. The backward layer of a `bidirectional` one
+    scales each edge between two steps as the forward layer does.
 
     Args:
-        window: steps in a window, at least 1; ``window >= T`` is full BPTT. The rest is as in `unroll`.
+        window: steps in a window, at least 1; ``window >= T`` is full BPTT. Give this or ``gradient_scale``.
+        gradient_scale: ``(T, *B)`` floating-point, constant to derivatives. It counts where the mask is False and the carry is
+            held, too; a reset comes after it, so that no initial carry's gradient is scaled but that of the one passed in. The
+            rest is as in `unroll`.
     """
-    if isinstance(window, bool) or not isinstance(window, (int, np.integer)) or window < 1:
+    if (window is None) == (gradient_scale is None):
+        came = "neither came" if window is None else "both came"
+        raise ValueError(
+            f"truncated_unroll: give window (steps between cuts) or gradient_scale (T, *B), but {came}; without truncation use "
+            "unroll"
+        )
+    if window is not None and (isinstance(window, bool) or not isinstance(window, (int, np.integer)) or window < 1):
         raise ValueError(f"truncated_unroll: window must be an int of at least 1 step, but it is {window!r}")
-    return _checked(cell, params, xs, carry, mask, resets, key, engine, reverse, int(window), return_carries)
+    window = None if window is None else int(window)
+    return _checked(cell, params, xs, carry, mask, resets, gradient_scale, key, engine, reverse, window, return_carries)
 
 
 def mask_from_lengths(lengths: Integer[Array, "*B"], steps: int) -> Bool[Array, "T *B"]:
@@ -108,7 +125,7 @@ def mask_from_lengths(lengths: Integer[Array, "*B"], steps: int) -> Bool[Array, 
     return jnp.arange(steps, dtype=jnp.int32).reshape(-1, *[1] * lengths.ndim) < jnp.asarray(lengths, jnp.int32)[None]
 
 
-def _checked(cell, params, xs, carry, mask, resets, key, engine, reverse, window, return_carries):
+def _checked(cell, params, xs, carry, mask, resets, gradient_scale, key, engine, reverse, window, return_carries):
     """Check everything that was passed, then walk, compiled once for equal cells and equal shapes."""
     check_cell(cell)
     if isinstance(xs, np.ndarray):
@@ -117,6 +134,8 @@ def _checked(cell, params, xs, carry, mask, resets, key, engine, reverse, window
     for name, flags in (("mask", mask), ("resets", resets)):
         if flags is not None:
             check_flags(name, flags, xs)
+    if gradient_scale is not None:
+        check_scale(gradient_scale, xs)
     if not isinstance(reverse, bool):
         raise TypeError(f"reverse must be True or False, but it is {reverse!r}")
     check_key(cell, key)
@@ -127,17 +146,20 @@ def _checked(cell, params, xs, carry, mask, resets, key, engine, reverse, window
     if carry is not None:
         expected = jax.eval_shape(lambda p: cell.initial_carry(p, batch), params)
         check_carry(cell, carry, expected, "the carry passed in")
-    carry, ys, carries = _compiled(cell, params, xs, carry, mask, resets, key, engine, reverse, window, return_carries)
+    carry, ys, carries = _compiled(
+        cell, params, xs, carry, mask, resets, gradient_scale, key, engine, reverse, window, return_carries
+    )
     return (carry, ys, carries) if return_carries else (carry, ys)
 
 
 @functools.partial(jax.jit, static_argnames=("cell", "engine", "reverse", "window", "return_carries"), inline=True)
-def _compiled(cell, params, xs, carry, mask, resets, key, engine, reverse, window, return_carries):
+def _compiled(cell, params, xs, carry, mask, resets, gradient_scale, key, engine, reverse, window, return_carries):
     if mask is not None:  # before anything else: 0 * NaN is NaN, in a gradient too
         xs = jnp.where(expand(mask, xs), xs, 0)
     if carry is None:
         carry = cell.initial_carry(params, tuple(xs.shape[1:-1]))
-    how = Walk(engine=engine, mask=mask, resets=resets, reverse=reverse, window=window, key=key)
+    scale = None if gradient_scale is None else jax.lax.stop_gradient(jnp.asarray(gradient_scale))
+    how = Walk(engine=engine, mask=mask, resets=resets, reverse=reverse, window=window, key=key, gradient_scale=scale)
     carry, ys, carries = walk(cell, params, jax.tree.map(jnp.asarray, carry), xs, how)
     return carry, ys, carries if return_carries else None
 
@@ -163,9 +185,11 @@ def check_step(cell: Cell, params: Params, carry: Carry, xs: Any) -> None:
 
 
 def _walk_windows(engine: Any, cell: Cell, params: Params, carry: Carry, xs: Any, how: Walk) -> tuple[Carry, Carry]:
-    """The engine over the whole sequence, or window after window with gradients stopped between."""
+    """The engine over the whole sequence, its gradients scaled if so told, or window after window with them stopped between."""
     steps, window = jax.tree.leaves(xs)[0].shape[0], how.window
     parts = (xs, how.mask, how.resets)
+    if how.gradient_scale is not None:
+        cell, parts = ScaledCell(cell), ((how.gradient_scale, *parts), None, None)
     if window is None or window >= steps:
         return engine.walk(cell, params, carry, *parts, how.reverse)
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from reference import compiled
@@ -112,6 +113,44 @@ def check_every_device_draws_its_own_noise():
     _, _, state = jax.jit(run)(params, window, tbptt.start(params, window, (B,)), jax.random.key(1))
     one, other = np.split(np.asarray(jax.tree.leaves(state.carry)[0]), 2)
     assert np.abs(one - other).max() > 1e-3
+
+
+def check_every_device_cuts_at_random_places_of_its_own():
+    """The carry shown here is the last step's gradient scale; the gradients are summed as without cuts."""
+
+    def losses(params, carry, window):
+        scale = window.gradient_scale
+        ys = jaxrnn.truncated_unroll(jaxrnn.Elman(2), params, window.inputs, gradient_scale=scale, mask=window.mask)[1]
+        return jnp.square(ys).mean(-1), scale
+
+    params, window = jaxrnn.Elman(2).init(jax.random.key(0), D), problem()[1]
+    tbptt = TBPTT(losses, lambda _, batch: jnp.ones(batch), T, axis_name="d", truncation=jaxrnn.ARTBP(1.5))
+    run = over_devices(lambda *a: tbptt.gradients(*a[:3], key=a[3]), (P(), P(None, "d"), SPLIT, P()), (P(), P(), SPLIT))
+    window, last = Window(*window[:2]), []
+    for seed in range(8):
+        _, gradient, state = jax.jit(run)(params, window, tbptt.start(params, window, (B,)), jax.random.key(seed))
+        last.append(np.split(np.asarray(state.carry), 2))
+        assert np.isfinite(ravel_pytree(gradient)[0]).all()
+    assert any((one != other).any() for one, other in last)
+    assert len({one.tobytes() for one, _ in last}) > 1
+
+
+def check_the_train_step_with_random_cuts(optax_promotion):
+    """The state keeps its places and its structure from step to step."""
+
+    def losses(params, carry, window):
+        how = {"mask": window.mask, "resets": window.resets, "gradient_scale": window.gradient_scale}
+        _, ys, carries = jaxrnn.truncated_unroll(LAYER, params, window.inputs, carry, **how, return_carries=True)
+        return jnp.square(ys - window.targets).mean(-1), carries
+
+    params, window = problem()
+    tbptt, optimiser = TBPTT(losses, LAYER.initial_carry, 2, 5, truncation=jaxrnn.ARTBP(2.0)), training.make_optimiser()
+    state = training.start(tbptt, optimiser, params, window, (B,), jax.random.key(1))
+    train_step = training.make_train_step(tbptt, optimiser, lambda progress: progress, jax.make_mesh((2,), ("streams",)))
+    for _ in range(2):
+        state = train_step(state, window, np.float32(0.1))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+    assert {leaf.sharding.spec for leaf in jax.tree.leaves(state.carry.carry)} == {P("streams")}
 
 
 def check_an_axis_that_jax_sums_over_too_is_refused(plain_errors):

@@ -1,6 +1,8 @@
 """Instruments that look inside: where gradients go, how fast they decay, and what truncation costs."""
 
 from . import plots as plots
+from .adaptive import AdaptiveTruncation as AdaptiveTruncation
+from .adaptive import adaptive_truncation as adaptive_truncation
 from .decay import DecayFit as DecayFit
 from .decay import fit_decay as fit_decay
 from .decay import memory_horizon as memory_horizon
@@ -18,3 +20,5 @@ from .lyapunov import LyapunovState as LyapunovState
 from .lyapunov import lyapunov_spectrum as lyapunov_spectrum
 from .parameter_lags import ParameterLags as ParameterLags
 from .parameter_lags import parameter_lags as parameter_lags
+from .truncation import TruncationBias as TruncationBias
+from .truncation import truncation_bias as truncation_bias
