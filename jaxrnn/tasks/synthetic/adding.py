@@ -106,4 +106,4 @@ def problem(options: Options) -> Problem:
     )
 
 
-TASK = Task("adding", Options, Budget(steps=4000, report_every=100, evaluate_every=500), problem)
+TASK = Task("adding", Options, Budget(steps=4000, report_every=100, evaluate_every=200), problem)

@@ -119,4 +119,4 @@ def problem(options: Options) -> Problem:
     )
 
 
-TASK = Task("group-words", Options, Budget(steps=2000, report_every=100, evaluate_every=500), problem)
+TASK = Task("group-words", Options, Budget(steps=2000, report_every=100, evaluate_every=200), problem)

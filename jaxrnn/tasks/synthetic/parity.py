@@ -95,4 +95,4 @@ def problem(options: Options) -> Problem:
     )
 
 
-TASK = Task("parity", Options, Budget(steps=3000, report_every=100, evaluate_every=500), problem)
+TASK = Task("parity", Options, Budget(steps=3000, report_every=100, evaluate_every=200), problem)

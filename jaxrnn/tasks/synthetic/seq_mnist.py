@@ -6,7 +6,7 @@ That is a twelfth of MNIST, so NO score here is comparable with the published on
 ``--permuted``: the pixels in one fixed random order. ``--pool 4`` takes means over squares of 4 x 4 pixels first: 49 steps.
 
 Baselines: the majority class, 1/10; and to compare with, 3 nearest neighbours (Euclidean, on the same pixels and the same
-split), computed at run time. A logistic regression on the pixels has .898.
+split), computed at run time. (A logistic regression on the pixels has about .90.)
 """
 
 from __future__ import annotations
@@ -119,6 +119,12 @@ def nearest_neighbours(data: Digits, k: int = 3) -> float:
     return float((said == data.test_labels).mean())
 
 
+@functools.cache
+def neighbours_of(pool: int) -> float:
+    """`nearest_neighbours` of the split, which is the same in whatever order the pixels are read."""
+    return nearest_neighbours(digits(False, pool))
+
+
 def batch_of(images: np.ndarray, labels: np.ndarray) -> Batch:
     """Pictures ``(B, T)`` pixel by pixel."""
     count, length = images.shape
@@ -151,7 +157,7 @@ def problem(options: Options) -> Problem:
         score="accuracy",
         baseline=("majority class", lambda length: 1 / CLASSES),
         stored=functools.partial(stored, options),
-        references=lambda: {"three_nearest_neighbours": nearest_neighbours(digits(options.permuted, options.pool))},
+        references=lambda: {"three_nearest_neighbours": neighbours_of(options.pool)},
     )
 
 

@@ -129,12 +129,14 @@ def scores_at(problem: Problem, model: SequenceModel, params: Params, batches: l
 
 
 def all_scores(problem: Problem, model: SequenceModel, params: Params, held_out: Callable) -> dict[str, float]:
-    """The scores, first the task's own, then its baseline; other lengths by name, such as ``accuracy_256``."""
+    """The scores, first the task's own, then its baseline and other things to compare with; other lengths by name, such as
+    ``accuracy_256``.
+    """
     found = scores_at(problem, model, params, held_out(problem.length))
     scores = {problem.score: found.pop(problem.score), "baseline": problem.baseline[1](problem.length), **found}
     for length in problem.other_lengths:
         scores[f"{problem.score}_{length}"] = scores_at(problem, model, params, held_out(length))[problem.score]
-    return scores
+    return scores | problem.references()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +181,7 @@ class Trained:
         problem, score = self.problem, self.problem.score
         result = run.records("metrics.jsonl")[-1]
         name, baseline = problem.baseline[0], result["baseline"]
-        others = "".join(f", {k.replace('_', ' ')} {v:.4g}" for k, v in problem.references().items())
+        others = "".join(f", {key.replace('_', ' ')} {value:.4g}" for key, value in problem.references().items())
         lines = [f"{score} {result[score]:.4g} ({name} {baseline:.4g}{others})"]
         for length in problem.other_lengths:
             at = f"{score}_{length}"

@@ -108,4 +108,4 @@ def problem(options: Options) -> Problem:
     )
 
 
-TASK = Task("temporal-order", Options, Budget(steps=1500, report_every=50, evaluate_every=250), problem)
+TASK = Task("temporal-order", Options, Budget(steps=1500, report_every=50, evaluate_every=100), problem)
