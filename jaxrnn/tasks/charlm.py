@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import os
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from ..cell import Params
 from ..generation import generate
 from ..layers import dropout, stack
 from ..training import BadInput, Budget, Experiment, Run, TrainState, make_optimiser, make_train_step, start, warmup_cosine
@@ -21,6 +23,7 @@ from ..training.devices import choose_devices, mesh_of, on_one_device
 from .cells import make_cell
 from .language_model import Functions, LanguageModel, bits_per_token
 from .options import cell_field, check_options, option
+from .probe import Probe
 from .text import Streams, Vocabulary, read_text, split_held_out
 
 METRIC, LABEL = "bits_per_char", "bits per character"
@@ -126,6 +129,17 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
         learning_rate=schedule,
     )
     return experiment, config
+
+
+def probe(options: Options, config: dict[str, Any], length: int, batch: int) -> Callable[[Params], Probe]:
+    """For the instruments: stretches of the held-out text, read from the initial carry."""
+    functions, _ = build(options, config)
+    text = Texts.read(options.data).held_out
+    if len(text) <= length:
+        raise BadInput(f"the held-out text has {len(text)} characters: choose a --length below that")
+    starts = np.linspace(0, len(text) - length - 1, batch).astype(int)
+    rows = starts[None, :] + np.arange(length)[:, None]
+    return functools.partial(functions.probe, text[rows], text[rows + 1])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4, 5))

@@ -15,8 +15,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from ..cell import Carry, Cell, Layer, Params
+from ..layers import inference
 from ..nnx import RNN
 from ..tbptt import TBPTT, Window
+from .probe import Probe
 
 
 class LanguageModel(nnx.Module):
@@ -79,6 +81,16 @@ class Functions:
         carry, logits, _ = nnx.merge(self.still, params)(window, carry)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, window.targets)
         return carry, jnp.where(counted & window.mask, losses, 0).sum()
+
+    def probe(self, tokens: Any, following: Any, params: Params) -> Probe:
+        """What the instruments look at: the recurrent layers over embedded ``tokens (T, B)``, and each step's cross-entropy."""
+        model = nnx.merge(self.still, params)
+
+        def loss(y, target):
+            return optax.softmax_cross_entropy_with_integer_labels(model.readout(y), target).sum()
+
+        xs = model.encode(jnp.asarray(tokens))
+        return Probe(inference(model.rnn.layer), model.rnn.values(), xs, loss, jnp.asarray(following))
 
     def step(self, params: Params, carry: Carry, token: Array) -> tuple[Carry, Array]:
         return nnx.merge(self.still, params).step(carry, token)

@@ -1,4 +1,4 @@
-"""What the instruments look at in a task's model: its recurrent layer, inputs of that layer, and the loss of one output."""
+"""What the instruments look at in a task's model: its recurrent layer, inputs of that layer, and the loss of each output."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from ..cell import Cell, Layer, Params
 
 
 class Probe(NamedTuple):
-    """``loss(y (*B, H)) -> scalar`` of the output at the last of the steps ``xs (T, B, D)``, summed over the batch."""
+    """``loss(y (B, H), target (B, ...)) -> scalar``, summed over the batch, of the output at each step of ``xs (T, B, D)``."""
 
     layer: Cell | Layer
     params: Params
     xs: Array
-    loss: Callable[[Array], Array]
+    loss: Callable[[Array, Any], Array]
+    targets: Any  # (T, B, ...)
 
 
 class Findings(NamedTuple):
@@ -37,10 +38,10 @@ class Findings(NamedTuple):
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def look(probe: Callable[[Any], Probe], params: Any, key: Array, fit_range: tuple[int, int]) -> Findings:
     """All instruments on ``probe(params)``, compiled once for each probe."""
-    layer, own, xs, loss = probe(params)
+    layer, own, xs, loss, targets = probe(params)
     k_fit, k_basis = jax.random.split(key)
-    lags = diagnostics.gradient_lags(layer, own, xs, loss)
-    terms = diagnostics.parameter_lags(layer, own, xs, loss)
+    lags = lags_of(probe(params))
+    terms = diagnostics.parameter_lags(layer, own, xs, lambda y: loss(y, targets[-1]))
     # One long sequence for the averages over time: a few of the batch, one after the other.
     stream = jnp.moveaxis(xs[:, :8], 1, 0).reshape(-1, xs.shape[-1])
     spectrum = diagnostics.lyapunov_spectrum(layer, own, stream, key=k_basis)
@@ -55,14 +56,15 @@ def look(probe: Callable[[Any], Probe], params: Any, key: Array, fit_range: tupl
 
 @functools.partial(jax.jit, static_argnums=0)
 def look_at_every_loss(probe: Callable[[Any], Probe], params: Any) -> Array:
-    """`diagnostics.gradient_map` of the first sequence, the probe's loss read at every step: ``(T, T + 1)``."""
-    layer, own, xs, loss = probe(params)
+    """`diagnostics.gradient_map` of the first sequence, the the losses of all steps: ``(T, T + 1)``."""
+    layer, own, xs, loss, targets = probe(params)
+    return diagnostics.gradient_map(layer, own, xs[:, :1], loss, targets[:, :1])[..., 0]
 
-    def one(y, _):
-        # The loss is of a whole batch: the others stand still.
-        return loss(jnp.broadcast_to(y, (xs.shape[1], *y.shape[1:]))) / xs.shape[1]
 
-    return diagnostics.gradient_map(layer, own, xs[:, :1], one)[..., 0]
+def lags_of(probe: Probe) -> diagnostics.GradientLags:
+    """Where the gradient of the last step's loss goes."""
+    layer, own, xs, loss, targets = probe
+    return diagnostics.gradient_lags(layer, own, xs, lambda y: loss(y, targets[-1]))
 
 
 def as_json(value: Any) -> Any:

@@ -28,6 +28,7 @@ from ...training import (
 from ...training.curves import draw_curves
 from ..cells import make_cell
 from ..sequence_model import Batch, Scores, SequenceModel
+from ..probe import Probe
 from .gradients import draw_gradients, record_lags
 from .problem import Problem
 
@@ -89,6 +90,14 @@ class Task:
 
         return look
 
+    def probe(self, options: Any, config: dict[str, Any], length: int, batch: int) -> Callable[[Params], Probe]:
+        """For the instruments: held-out sequences of ``length`` steps (copy: and its symbols twice), none of them padded."""
+        problem = self.problem(options)
+        model, _ = self.build(options, config)
+        check_length(self.name, problem, length)
+        xs, targets = probed(problem, options.seed, length, batch)
+        return functools.partial(_probe, model, xs, targets)
+
     def Trained(self, functions: SequenceModel, params: Params, options: Any, config: dict[str, Any]) -> Trained:
         """The trained model."""
         return Trained(self, functions, params, options)
@@ -118,6 +127,30 @@ def held_out_batches(problem: Problem, seed: int, length: int) -> list[Batch]:
 @functools.partial(jax.jit, static_argnums=0)
 def _scores(model: SequenceModel, params: Params, batch: Batch) -> Scores:
     return model.scores(params, batch)
+
+
+def probed(problem: Problem, seed: int, length: int, batch: int) -> tuple[Any, Any]:
+    """Inputs and targets of held-out sequences, up to ``batch`` of them; a padded word's padding is read as more of it."""
+    if problem.stored:
+        found = problem.stored().held_out[0]
+        return found.inputs[:, :batch], found.targets[:, :batch]
+    found = jax.jit(lambda key: drawn(problem, key, length, batch))(keys(seed)[2])
+    return found.inputs, found.targets
+
+
+def _probe(model: SequenceModel, xs: Any, targets: Any, params: Params) -> Probe:
+    def loss(y, target):
+        return model.losses(model.read(params, y), target).sum()
+
+    return Probe(model.layer, params["rnn"], xs, loss, targets)
+
+
+def check_length(name: str, problem: Problem, length: int) -> None:
+    """The task has sequences of this length."""
+    if problem.stored and length != problem.length:
+        raise BadInput(f"{name} has sequences of {problem.length} steps only, but --length is {length}")
+    if length < problem.least:
+        raise BadInput(f"--length must be at least {problem.least} for {name}, but it is {length}")
 
 
 def scores_at(problem: Problem, model: SequenceModel, params: Params, batches: list[Batch]) -> dict[str, float]:
@@ -169,10 +202,7 @@ class Trained:
     def evaluate_length(self, length: int) -> dict[str, Any]:
         """Scores on held-out sequences of another length, and the baseline there."""
         problem = self.problem
-        if problem.stored and length != problem.length:
-            raise BadInput(f"{self.task.name} has sequences of {problem.length} steps only, but --length is {length}")
-        if length < problem.least:
-            raise BadInput(f"--length must be at least {problem.least} for {self.task.name}, but it is {length}")
+        check_length(self.task.name, problem, length)
         scores = scores_at(problem, self.model, self.params, held_out_batches(problem, self.options.seed, length))
         return {"length": length, **scores, "baseline": problem.baseline[1](length)}
 

@@ -1,0 +1,102 @@
+"""Gradient decay at initialisation, by the library's instruments and, for proof, by explicit Jacobian products in float64."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrnn.tasks.cells import make_cell
+from jaxrnn.tasks.probe import Probe, as_json, look
+from jaxrnn.tasks.synthetic import adding
+
+LAGS = (10, 50, 199)
+FIRST_LAG = 20  # of the fit
+
+
+def probe_of(cell: Any, inputs: jax.Array, targets: jax.Array, params: dict) -> Probe:
+    """The adding task's loss, through a random readout."""
+
+    def loss(y, target):
+        return jnp.square(y @ params["readout"] - target).sum()
+
+    every = jnp.broadcast_to(targets, (inputs.shape[0], *targets.shape))
+    return Probe(cell, params["cell"], inputs, loss, every)
+
+
+def one_seed(spec: str, seed: int, hidden: int, steps: int, batch: int) -> tuple[Any, dict, Any]:
+    """A cell, its parameters and the readout's, and the probe, all drawn from one seed."""
+    cell = make_cell(spec, hidden, steps)
+    k_cell, k_readout, k_data = jax.random.split(jax.random.key(seed), 3)
+    params = {"cell": cell.init(k_cell, 2), "readout": jax.random.normal(k_readout, (hidden,)) / np.sqrt(hidden)}
+    inputs, targets = adding(k_data, batch, steps)
+    return cell, params, functools.partial(probe_of, cell, inputs, targets)
+
+
+def measure(spec: str, seeds: int, hidden: int, steps: int, batch: int) -> dict:
+    """Means and standard deviations over seeds, every seed's beta, and the mean curve of log v_k/v_0."""
+    found = []
+    for seed in range(seeds):
+        _, params, probe = one_seed(spec, seed, hidden, steps, batch)
+        found.append(jax.tree.map(np.asarray, look(probe, params, jax.random.key(seed), (FIRST_LAG, steps - 1))))
+    curves = np.stack([f.log_v - f.log_v[0] for f in found])
+    beta = np.array([f.fit.beta for f in found])
+    leading = np.array([f.exponents[0] for f in found])
+    lags = [min(k, steps) for k in LAGS]
+    return {
+        "cell": spec,
+        "beta": float(beta.mean()),
+        "beta_sd": float(beta.std(ddof=1)) if seeds > 1 else None,
+        "beta_of_seeds": as_json(beta),
+        "interval_of_first_seed": as_json([found[0].fit.low, found[0].fit.high]),
+        "residual_nats": float(np.mean([f.fit.residual for f in found])),
+        "tau": as_json(-1 / np.log(beta.mean()) if beta.mean() < 1 else np.inf),
+        "log10_v": {str(k): float(curves[:, k].mean() / np.log(10)) for k in lags},
+        "memory_horizon": as_json(np.array([f.horizon for f in found])),
+        "leading_exponent": float(leading.mean()),
+        "leading_exponent_sd": float(leading.std(ddof=1)) if seeds > 1 else None,
+        "mean_log_v": as_json(curves.mean(0)),
+    }
+
+
+def explicit_difference(spec: str, seed: int, hidden: int, steps: int, batch: int) -> dict:
+    """The same v_k in float64 by multiplying out explicit Jacobians one after the other, and the largest difference in nats.
+
+    The instrument runs in float32 as everywhere in the table; both see the same parameters and inputs.
+    """
+    cell, params, probe = one_seed(spec, seed, hidden, steps, batch)
+    found = np.asarray(look(probe, params, jax.random.key(seed), (FIRST_LAG, steps - 1)).log_v)
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda a: jnp.asarray(np.asarray(a), jnp.float64), (params, probe.args[1:]))
+        layer, own, xs, loss, targets = probe_of(cell, *wide[1], wide[0])
+        step = jax.jit(lambda s, x: cell.step(own, s, cell.project(own, x)))
+        flat_step = jax.jit(lambda v, x, like: _flat(step(_unflat(v, like), x)))
+        jacobian = jax.jit(jax.vmap(jax.jacrev(flat_step), (0, 0, 0)))
+        carries = [cell.initial_carry(own, (batch,))]
+        for x in xs:
+            carries.append(step(carries[-1], x))
+        last = jax.grad(lambda s: loss(layer.output(own, s, xs[-1]), targets[-1]))(carries[-1])
+        row = np.asarray(jax.vmap(_flat)(last))
+        log, norms = np.zeros(batch), []
+        for t in range(steps, -1, -1):
+            size = np.linalg.norm(row, axis=-1)
+            log, row = log + np.log(size), row / size[:, None]
+            norms.append(np.log(np.mean(np.exp(log - log.max()))) + log.max())
+            if t:
+                J = np.asarray(jacobian(jax.vmap(_flat)(carries[t - 1]), xs[t - 1], carries[t - 1]))
+                row = np.einsum("bi,bij->bj", row, J)
+    line = np.polyfit(np.arange(FIRST_LAG, steps), np.array(norms)[FIRST_LAG:steps], 1)
+    return {"largest_difference_nats": float(np.abs(found - norms).max()), "beta_float64": float(np.exp(line[0]))}
+
+
+def _flat(carry: Any) -> jax.Array:
+    return jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(carry)])
+
+
+def _unflat(vector: jax.Array, like: Any) -> Any:
+    leaves, structure = jax.tree.flatten(like)
+    ends = np.cumsum([leaf.size for leaf in leaves])[:-1]
+    return jax.tree.unflatten(structure, [v.reshape(a.shape) for v, a in zip(jnp.split(vector, ends), leaves, strict=True)])

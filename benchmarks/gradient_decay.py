@@ -1,0 +1,183 @@
+"""The founding lesson in one table: how fast gradients vanish in each cell, and whether it then learns what lies far back.
+
+At initialisation (inputs and loss of the adding task), averaged over seeds: the decay rate beta of the gradient norm v_k,
+fitted over lags 20 to T - 1, tau = -1/log beta, v_k/v_0 at three lags, and the leading Lyapunov exponent of the whole carry; and,
+in proof, the largest difference of log v_k from products of explicit Jacobians in float64. Then each cell is trained on temporal
+order and adding at two lengths, until its held-out score says that it has solved the task, or the updates are spent.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+from typing import Any
+
+import numpy as np
+
+from . import machine, report
+from .decay_initial import LAGS, explicit_difference, measure
+from .decay_training import GOALS, train
+from .options import Parser, command, positive
+
+SUBJECTS = {
+    "tanh, gain 0.5": "elman:0.5",
+    "tanh, gain 1": "elman:1",
+    "tanh, gain 1.5": "elman:1.5",
+    "tanh, orthogonal": "elman",
+    "IRNN": "irnn",
+    "GRU": "gru",
+    "LSTM, forget bias 0": "lstm:0",
+    "LSTM, forget bias 1": "lstm",
+    "LSTM, chrono": "lstm:chrono",
+}
+PAGE = {  # beta of one seed in the project's notes, for comparison
+    "tanh, gain 0.5": 0.444,
+    "tanh, gain 1": 0.843,
+    "tanh, gain 1.5": 1.033,
+    "tanh, orthogonal": 0.820,
+    "IRNN": 0.9999,
+    "GRU": 0.792,
+    "LSTM, forget bias 0": 0.740,
+    "LSTM, forget bias 1": 0.904,
+    "LSTM, chrono": 0.995,
+}
+
+
+def parse(argv: list[str] | None) -> Any:
+    """The command line."""
+    parser = Parser("gradient_decay", __doc__ or "", devices=False)
+    parser.add_argument("--cells", nargs="+", choices=list(SUBJECTS), default=list(SUBJECTS), metavar="NAME")
+    parser.add_argument("--seeds", type=positive, default=20, help="initialisations to average over (default: 20)")
+    parser.add_argument("--hidden", type=positive, default=64, help="(default: 64)")
+    parser.add_argument("--steps", type=positive, default=200, help="T at initialisation (default: 200)")
+    parser.add_argument("--batch", type=positive, default=32, help="sequences at initialisation (default: 32)")
+    parser.add_argument("--lengths", type=positive, nargs="*", default=[100, 200], help="to train at (default: 100 200)")
+    parser.add_argument("--updates", type=positive, default=4000, help="at most, of each training (default: 4000)")
+    args = parser.parse_args(argv)
+    if args.quick:
+        args.seeds, args.steps, args.lengths, args.updates = min(args.seeds, 2), 50, [20], min(args.updates, 200)
+    return args
+
+
+def run(args: Any) -> tuple[list[dict], list[dict]]:
+    """The rows at initialisation, and the trainings."""
+    initial, trained = [], []
+    for name in args.cells:
+        row = measure(SUBJECTS[name], args.seeds, args.hidden, args.steps, args.batch)
+        row |= explicit_difference(SUBJECTS[name], 0, args.hidden, args.steps, min(args.batch, 4))
+        initial.append({"name": name, **row, "beta_of_the_notes": PAGE[name] if args.steps == 200 else None})
+        print(f"{name}: beta {row['beta']:.4f}", file=sys.stderr, flush=True)
+    for task, length, name in itertools.product(GOALS, args.lengths, args.cells):
+        one = train(task, SUBJECTS[name], length, updates=args.updates, hidden=args.hidden, seed=0)
+        trained.append({"name": name, **one})
+        print(f"{task} {length} {name}: {one['final']:.4g}, {one['seconds']:.0f} s", file=sys.stderr, flush=True)
+    return initial, trained
+
+
+def markdown(result: dict) -> str:
+    """The two tables and what their columns are."""
+    shape, lags = result["shape"], list(result["initial"][0]["log10_v"])
+    head = ["cell", "beta", "sd over seeds", "tau", *(f"v_{k}/v_0" for k in lags), "lambda_1", "off float64 products (nats)"]
+    rows = [
+        [
+            row["name"],
+            f"{row['beta']:.4f}",
+            "-" if row["beta_sd"] is None else f"{row['beta_sd']:.4f}",
+            "inf" if row["tau"] is None else f"{row['tau']:.3g}",
+            *(f"10^{row['log10_v'][k]:.1f}" if row["log10_v"][k] < -3 else f"{10 ** row['log10_v'][k]:.2g}" for k in lags),
+            f"{row['leading_exponent']:+.3f}",
+            f"{row['largest_difference_nats']:.0e}",
+        ]
+        for row in result["initial"]
+    ]
+    lines = [
+        f"# Gradient decay, {machine_line(result)}",
+        "",
+        f"`{result['command']}`. At initialisation, {shape['H']} units, {shape['T']} steps, adding, {shape['seeds']} seeds of "
+        f"{shape['B']} sequences: mean beta of log v_k over lags 20 to {shape['T'] - 1}, tau = -1/log beta, geometric means of "
+        "v_k/v_0, leading Lyapunov exponent in nats per step.",
+        "",
+        report.table(head, rows),
+        "",
+    ]
+    groups = list(dict.fromkeys((r["task"], r["length"]) for r in result["trained"]))
+    if groups:
+        found = {(r["name"], r["task"], r["length"]): r for r in result["trained"]}
+        lines += [
+            f"Trained, one seed, at most {result['updates']} updates of 50 sequences (Adam 1e-3, clip 1): solved after so many "
+            "updates (temporal order: accuracy 0.99; adding: mean squared error below 0.01), or the held-out score then; chance is "
+            "0.25 and 0.167.",
+            "",
+            report.table(
+                ["cell", *(f"{task} T = {length}" for task, length in groups)],
+                [
+                    [name, *(outcome(found[name, *group]) for group in groups)]
+                    for name in dict.fromkeys(r["name"] for r in result["trained"])
+                ],
+            ),
+        ]
+    return "\n".join(lines)
+
+
+def machine_line(result: dict) -> str:
+    return machine.where(result["machine"])
+
+
+def outcome(row: dict) -> str:
+    """``solved, 800`` or the score."""
+    return f"solved, {row['solved_after']}" if row["solved_after"] else f"{row['final']:.3f}"
+
+
+def draw(result: dict, figure: Any) -> None:
+    """Decay curves; and how many updates each training took, full bars being those that did not solve the task."""
+    left, right = figure.subplots(1, 2, width_ratios=(1.25, 1)) if result["trained"] else (figure.subplots(), None)
+    colours = {}
+    for row in result["initial"]:
+        curve = np.array([np.nan if v is None else v for v in row["mean_log_v"]]) / np.log(10)
+        (line,) = left.plot(curve, lw=2, label=f"{row['name']}: {row['beta']:.3f} a step")
+        colours[row["name"]] = line.get_color()
+    left.set_ylim(-16, 2)
+    left.set_xlabel("lag k: steps back from the loss")
+    left.set_ylabel("log10 of v_k / v_0, gradient norm at the state")
+    left.set_title("How much of the gradient arrives, at initialisation")
+    left.legend(fontsize=8, loc="lower left")
+    left.grid(alpha=0.3)
+    if right is not None:
+        _draw_training(right, result, colours)
+    figure.suptitle(f"{result['shape']['H']} units, {machine_line(result)}", fontsize=9)
+
+
+def _draw_training(axes: Any, result: dict, colours: dict) -> None:
+    groups = list(dict.fromkeys((r["task"], r["length"]) for r in result["trained"]))
+    names = list(dict.fromkeys(r["name"] for r in result["trained"]))
+    height = 0.84 / len(names)
+    for g, group in enumerate(groups):
+        for i, name in enumerate(names):
+            (row,) = [r for r in result["trained"] if (r["task"], r["length"], r["name"]) == (*group, name)]
+            solved, place = row["solved_after"], g + (i - (len(names) - 1) / 2) * height
+            bar = axes.barh(place, solved or result["updates"], height * 0.92, color=colours[name], alpha=1 if solved else 0.25)
+            axes.bar_label(bar, [f"{solved}" if solved else f"not learned ({row['final']:.2f})"], fontsize=6.5, padding=2)
+    axes.set_yticks(range(len(groups)), [f"{task}\nT = {length}" for task, length in groups])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.3 * result["updates"])
+    axes.set_xlabel("updates until solved")
+    axes.set_title("Whether it is learned")
+    axes.grid(axis="x", alpha=0.3)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run, print, write; 0."""
+    args = parse(argv)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # small factorisations: threads get in each other's way
+    machine.prepare(1)
+    result = report.content("gradient_decay", command("gradient_decay", argv), updates=args.updates)
+    result["shape"] = {"H": args.hidden, "T": args.steps, "B": args.batch, "seeds": args.seeds}
+    result["initial"], result["trained"] = run(args)
+    name = report.result_name("gradient_decay", args.out, args.quick)
+    report.write(name, result, markdown(result), lambda figure: draw(result, figure), size=(14, 6.5))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
