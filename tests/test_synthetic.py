@@ -448,7 +448,7 @@ def test_without_the_digits_a_person_is_told_what_to_install(monkeypatch):
 
 
 def trained(tmp_path, task, **options):
-    _, result, lines = program.train(task, options, out=tmp_path / "run")
+    _, result, _ = program.train(task, options, out=tmp_path / "run")
     assert json.loads((tmp_path / "run/result.json").read_text()) == result
     return result
 

@@ -27,8 +27,8 @@ from ...training import (
 )
 from ...training.curves import draw_curves
 from ..cells import make_cell
-from ..sequence_model import Batch, Scores, SequenceModel
 from ..probe import Probe
+from ..sequence_model import Batch, Scores, SequenceModel
 from .gradients import draw_gradients, record_lags
 from .problem import Problem
 
