@@ -17,8 +17,6 @@ from jaxrnn.tasks.synthetic import adding, copying, group_words, parity, seq_mni
 from jaxrnn.tasks.synthetic.task import all_scores, held_out_batches, keys, scores_at
 from jaxrnn.training import BadInput
 
-pytestmark = pytest.mark.usefixtures("optax_promotion")
-
 DRAWN = {
     "adding halves": (adding.TASK, {"length": 21}),
     "adding anywhere": (adding.TASK, {"length": 9, "variant": "anywhere"}),
@@ -454,6 +452,7 @@ def trained(tmp_path, task, **options):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optax_promotion")
 def test_temporal_order_is_learned_by_an_lstm_and_not_by_tanh(tmp_path):
     lstm = trained(tmp_path / "lstm", "temporal-order")
     assert lstm["steps"] <= 1500
@@ -462,6 +461,7 @@ def test_temporal_order_is_learned_by_an_lstm_and_not_by_tanh(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optax_promotion")
 def test_parity_is_learned_up_to_40_and_holds_up_to_256(tmp_path):
     result = trained(tmp_path, "parity")
     assert result["accuracy"] == 1
@@ -469,11 +469,13 @@ def test_parity_is_learned_up_to_40_and_holds_up_to_256(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optax_promotion")
 def test_words_of_s3_hold_at_four_times_the_training_length(tmp_path):
     assert trained(tmp_path, "group-words")["accuracy_80"] >= 0.99
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optax_promotion")
 def test_adding_over_200_steps_is_learned_with_chrono_biases_and_not_by_tanh(tmp_path):
     assert trained(tmp_path / "lstm", "adding")["mse"] < 0.01
     assert trained(tmp_path / "elman", "adding", cell="elman")["mse"] == pytest.approx(1 / 6, rel=0.1)

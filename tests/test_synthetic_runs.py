@@ -120,10 +120,15 @@ def test_the_run_says_its_score_beside_its_baseline(tmp_path, capsys):
 def test_evaluate_at_another_length(runs, capsys, task, length):
     assert main(["evaluate", str(runs / task), "--length", str(length)]) == 0
     scores = json.loads(capsys.readouterr().out)
-    assert scores["length"] == length
+    assert (scores["length"], scores["sequences"]) == (length, 1024)
     baseline = {"adding": 1 / 6, "copy": 3 * np.log(8) / (length + 6), "temporal-order": 1 / 4, "parity": 1 / 2}[task]
     assert scores["baseline"] == pytest.approx(baseline)
     assert scores[SCORE.get(task, "accuracy")] >= 0
+
+
+def test_very_long_sequences_are_fewer(runs, capsys):
+    assert main(["evaluate", str(runs / "parity"), "--length", "4000"]) == 0
+    assert json.loads(capsys.readouterr().out)["sequences"] == 4 * 65
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -196,6 +201,8 @@ MISTAKES = {
     "neither data nor length": (["evaluate", "{runs}/parity"], "one of the arguments --data --length is required"),
     "data and length": (["evaluate", "{runs}/parity", "--data", "x", "--length", "5"], "not allowed with argument"),
     "no files": (["evaluate", "{runs}/parity", "--data", "x"], "parity reads no files: --length N"),
+    "length too long": (["evaluate", "{runs}/parity", "--length", "9" * 30], "and less than 1000000 for parity"),
+    "a long slip": (["train", "parity", "--length", "9" * 30], "--length must be less than 1000000"),
     "length too short": (["evaluate", "{runs}/temporal-order", "--length", "5"], "--length must be at least 10"),
     "no sample": (["sample", "{runs}/adding"], "adding writes nothing: sample is for language models"),
     "parity of letters": (["predict", "{runs}/parity", "10a"], "predict wants bits, such as 10110, but got '10a'"),

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ...training import BadInput, Budget
-from ..options import cell_field, check_options, choice, option
+from ..options import cell_field, check_options, choice
 from ..sequence_model import Batch
 from .problem import (
     Problem,
@@ -31,6 +31,7 @@ from .problem import (
     last_step,
     layers_field,
     learning_rate_field,
+    length_field,
     schedule_field,
     seed_field,
     truncate_field,
@@ -42,7 +43,7 @@ from .task import Task
 class Options:
     """What can be chosen; the field names are the command line's flags."""
 
-    length: int = option(200, "steps of a sequence", least=2)
+    length: int = length_field(200, 2)
     variant: str = choice("halves", ("halves", "anywhere"), "where the two marks are")
     cell: str = cell_field("lstm:chrono")
     hidden: int = hidden_field(64)
@@ -71,7 +72,7 @@ def draw(variant: str, key: Array, length: int, batch: int) -> Batch:
     else:
         first = jax.random.randint(k_first, (batch,), 0, length)
         other = jax.random.randint(k_second, (batch,), 0, length - 1)
-        second = other + (other >= first)  # any place but the first one's
+        second = jnp.where(other >= first, other + 1, other)  # any place but the first one's
     steps = jnp.arange(length)[:, None]
     marks = (steps == first[None]) | (steps == second[None])
     inputs = jnp.stack([values, marks.astype(values.dtype)], -1)

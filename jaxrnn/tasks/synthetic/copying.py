@@ -29,6 +29,7 @@ from .problem import (
     hidden_field,
     layers_field,
     learning_rate_field,
+    length_field,
     one_hot,
     schedule_field,
     seed_field,
@@ -41,7 +42,7 @@ from .task import Task
 class Options:
     """What can be chosen; the field names are the command line's flags."""
 
-    length: int = option(50, "T, steps over which the symbols are remembered", least=1)
+    length: int = length_field(50, 1, "T, steps over which the symbols are remembered")
     symbols: int = option(10, "S, symbols to remember", least=1)
     alphabet: int = option(8, "K, different symbols", least=2, below=11)
     cell: str = cell_field("lstm:chrono")

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from ...training import BadInput, Budget
-from ..options import cell_field, check_options, choice, option
+from ..options import cell_field, check_options, choice
 from ..sequence_model import Batch
 from .problem import (
     Problem,
@@ -30,6 +30,7 @@ from .problem import (
     hidden_field,
     layers_field,
     learning_rate_field,
+    length_field,
     one_hot,
     schedule_field,
     seed_field,
@@ -46,7 +47,7 @@ class Options:
     """What can be chosen; the field names are the command line's flags."""
 
     group: str = choice("S3", GROUPS, "the group")
-    length: int = option(20, "steps of a sequence", least=1)
+    length: int = length_field(20, 1)
     cell: str = cell_field("lstm")
     hidden: int = hidden_field(64)
     layers: int = layers_field()

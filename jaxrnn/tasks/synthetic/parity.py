@@ -19,7 +19,7 @@ from jaxtyping import Array
 
 from ...training import BadInput, Budget
 from ...unroll import mask_from_lengths
-from ..options import cell_field, check_options, choice, option
+from ..options import cell_field, check_options, choice
 from ..sequence_model import Batch
 from .problem import (
     Problem,
@@ -29,6 +29,7 @@ from .problem import (
     hidden_field,
     layers_field,
     learning_rate_field,
+    length_field,
     one_hot,
     schedule_field,
     seed_field,
@@ -41,8 +42,8 @@ from .task import Task
 class Options:
     """What can be chosen; the field names are the command line's flags."""
 
-    length: int = option(40, "longest training word", least=1)
-    test_length: int = option(256, "longest word to be asked for", least=1)
+    length: int = length_field(40, 1, "longest training word")
+    test_length: int = length_field(256, 1, "longest word to be asked for")
     answers: str = choice("last", ("last", "every"), "steps at which the parity so far is wanted")
     cell: str = cell_field("lstm")
     hidden: int = hidden_field(32)

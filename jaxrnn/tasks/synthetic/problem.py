@@ -14,6 +14,8 @@ from jaxtyping import Array, Bool, Float, Int
 from ..options import choice, option
 from ..sequence_model import Batch
 
+LONGEST = 10**6  # steps: a sequence has fewer
+
 
 class Stored(NamedTuple):
     """Sequences that are data, not drawn: ``train(position)`` is the batch of a step; ``held_out`` are never trained on."""
@@ -74,6 +76,10 @@ def one_hot(symbols: Int[Array, "*TB"], count: int) -> Float[Array, "*TB K"]:
 
 def hidden_field(default: int) -> Any:
     return option(default, "units of each layer", least=1)
+
+
+def length_field(default: int, least: int, help: str = "steps of a sequence") -> Any:
+    return option(default, help, least=least, below=LONGEST)
 
 
 def layers_field() -> Any:

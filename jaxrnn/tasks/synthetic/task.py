@@ -30,9 +30,10 @@ from ..cells import make_cell
 from ..probe import Probe
 from ..sequence_model import Batch, Scores, SequenceModel
 from .gradients import draw_gradients, record_lags
-from .problem import Problem
+from .problem import LONGEST, Problem
 
 PARTS, PART = 4, 256  # held-out sequences: 4 batches of 256, the same ones at every evaluation
+STEPS_AT_ONCE = 2**18  # of a batch, beyond which it has fewer sequences
 LOOKED_AT = 64  # of them, for --gradients
 LABELS = {"mse": "mean squared error", "accuracy": "accuracy", "loss": "cross-entropy (nats per step)"}
 
@@ -117,10 +118,11 @@ def drawn(problem: Problem, key: Any, length: int, batch: int) -> Batch:
 
 
 def held_out_batches(problem: Problem, seed: int, length: int) -> list[Batch]:
-    """Sequences that training does not see: the same ones for the same seed and length."""
+    """Sequences that training does not see: the same ones for the same seed and length; fewer where they are very long."""
     if problem.stored:
         return problem.stored().held_out
-    draw = jax.jit(lambda key: drawn(problem, key, length, PART))
+    count = max(min(PART, STEPS_AT_ONCE // length), 1)
+    draw = jax.jit(lambda key: drawn(problem, key, length, count))
     return [draw(jax.random.fold_in(keys(seed)[2], part)) for part in range(PARTS)]
 
 
@@ -149,8 +151,8 @@ def check_length(name: str, problem: Problem, length: int) -> None:
     """The task has sequences of this length."""
     if problem.stored and length != problem.length:
         raise BadInput(f"{name} has sequences of {problem.length} steps only, but --length is {length}")
-    if length < problem.least:
-        raise BadInput(f"--length must be at least {problem.least} for {name}, but it is {length}")
+    if not problem.least <= length < LONGEST:
+        raise BadInput(f"--length must be at least {problem.least} and less than {LONGEST} for {name}, but it is {length}")
 
 
 def scores_at(problem: Problem, model: SequenceModel, params: Params, batches: list[Batch]) -> dict[str, float]:
@@ -203,8 +205,10 @@ class Trained:
         """Scores on held-out sequences of another length, and the baseline there."""
         problem = self.problem
         check_length(self.task.name, problem, length)
-        scores = scores_at(problem, self.model, self.params, held_out_batches(problem, self.options.seed, length))
-        return {"length": length, **scores, "baseline": problem.baseline[1](length)}
+        batches = held_out_batches(problem, self.options.seed, length)
+        scores = scores_at(problem, self.model, self.params, batches)
+        sequences = sum(batch.targets.shape[1] for batch in batches)
+        return {"length": length, "sequences": sequences, **scores, "baseline": problem.baseline[1](length)}
 
     def report(self, run: Run) -> list[str]:
         """The score beside its baseline and what else there is to compare with; ``curves.png``, ``gradients.png``."""

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ...training import BadInput, Budget
-from ..options import cell_field, check_options, choice, option
+from ..options import cell_field, check_options, choice
 from ..sequence_model import Batch
 from .problem import (
     Problem,
@@ -31,6 +31,7 @@ from .problem import (
     last_step,
     layers_field,
     learning_rate_field,
+    length_field,
     one_hot,
     schedule_field,
     seed_field,
@@ -47,7 +48,7 @@ PLACES = {"6a": ((10, 20), (40, 50)), "6b": ((10, 20), (33, 43), (66, 76))}  # i
 class Options:
     """What can be chosen; the field names are the command line's flags."""
 
-    length: int = option(50, "steps of a sequence", least=10)
+    length: int = length_field(50, 10)
     variant: str = choice("6a", PLACES, "two symbols (4 classes) or three (8)")
     cell: str = cell_field("lstm")
     hidden: int = hidden_field(50)
