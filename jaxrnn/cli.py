@@ -77,14 +77,16 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     sample.add_argument("--seed", type=_at_least(0), default=0, help="(default: 0)")
     sample.set_defaults(command=_sample)
 
-    predict = commands.add_parser("predict", help="charlm: bits per character of each input; hello: the next letters")
+    predict = commands.add_parser("predict", help="what the model makes of each input: see jaxrnn train TASK for the tasks")
     predict.add_argument("run", metavar="RUN")
     predict.add_argument("inputs", nargs="*", metavar="INPUT", help="default: the lines of standard input")
     predict.set_defaults(command=_predict)
 
     evaluate = commands.add_parser("evaluate", help="the task's scores on other data, as JSON")
     evaluate.add_argument("run", metavar="RUN")
-    evaluate.add_argument("--data", required=True, metavar="PATH")
+    other = evaluate.add_mutually_exclusive_group(required=True)
+    other.add_argument("--data", metavar="PATH", help="a file of the user's own")
+    other.add_argument("--length", type=_at_least(1), metavar="N", help="synthetic tasks: held-out sequences of this length")
     evaluate.set_defaults(command=_evaluate)
     return parser.parse_args(argv)
 
@@ -125,7 +127,12 @@ def _add_train(parser: argparse.ArgumentParser, task: str | None) -> None:
 
 
 def _add_flag(parser: argparse.ArgumentParser, name: str, default: Any, help: str) -> None:
-    """A flag of the default's type."""
+    """A flag of the default's type; a boolean one is ``--name`` or ``--no-name``."""
+    if isinstance(default, bool):
+        parser.add_argument(
+            "--" + name.replace("_", "-"), action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=help
+        )
+        return
     many = isinstance(default, tuple)
     kind = float if "seconds" in name else str if many else type(default)
     shown = " ".join(default) if many else default
@@ -192,4 +199,6 @@ def _predict(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    print(json.dumps(_load(arguments.run).evaluate(arguments.data), ensure_ascii=False))
+    trained = _load(arguments.run)
+    scores = trained.evaluate(arguments.data) if arguments.length is None else trained.evaluate_length(arguments.length)
+    print(json.dumps(scores, ensure_ascii=False))

@@ -20,8 +20,9 @@ from ..layers import dropout, stack
 from ..training import BadInput, Budget, Experiment, Run, TrainState, make_optimiser, make_train_step, start, warmup_cosine
 from ..training.curves import draw_curves
 from ..training.devices import choose_devices, mesh_of, on_one_device
+from .cells import make_cell
 from .language_model import Functions, LanguageModel, bits_per_token
-from .options import CELLS, cell_field, check_options, option
+from .options import cell_field, check_options, option
 from .probe import Probe
 from .text import Streams, Vocabulary, read_text, split_held_out
 
@@ -88,7 +89,7 @@ class Texts:
 
 def build(options: Options, config: dict[str, Any]) -> tuple[Functions, Any]:
     """The model's functions and its first parameters; ``config["vocabulary"]`` holds the characters it knows."""
-    cell = CELLS[options.cell](options.hidden)
+    cell = make_cell(options.cell, options.hidden, max(options.window, options.horizon))
     parts: list[Any] = []
     for _ in range(options.layers):
         parts += [cell, dropout(options.dropout)] if options.dropout else [cell]
@@ -200,6 +201,9 @@ class Trained:
     def evaluate(self, path: str) -> dict[str, Any]:
         """Bits per character of a file."""
         return self.evaluate_text(read_text(path), path)
+
+    def evaluate_length(self, length: int) -> dict[str, Any]:
+        raise BadInput("charlm makes no sequences of its own: --data PATH evaluates it on a text")
 
     def evaluate_text(self, text: str, name: str) -> dict[str, Any]:
         if len(text) < 2:

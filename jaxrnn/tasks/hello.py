@@ -17,11 +17,13 @@ from ..generation import generate
 from ..tbptt import Window
 from ..training import BadInput, Budget, Experiment, Run, TrainState, make_optimiser, make_train_step, start, warmup_cosine
 from ..training.curves import draw_curves, new_figure
+from .cells import make_cell
 from .language_model import Functions, LanguageModel
-from .options import CELLS, cell_field, check_options, option
+from .options import cell_field, check_options, option
 
 METRIC, LABEL = "loss", "cross-entropy (nats per letter)"
 BUDGET = Budget(steps=200, report_every=10, evaluate_every=100)
+NO_OTHER_DATA = "hello has no other data to be evaluated on: it knows one word. Try jaxrnn predict RUN hell"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Options:
 
 def build(options: Options, config: dict[str, Any]) -> tuple[Functions, Any]:
     """The model's functions and its first parameters: one-hot letters, one recurrent layer, a linear readout."""
-    layer = CELLS[options.cell](options.hidden)
+    layer = make_cell(options.cell, options.hidden, len(options.word))
     return Functions.of(LanguageModel(len(options.letters), layer, rngs=nnx.Rngs(options.seed)))
 
 
@@ -128,7 +130,10 @@ class Trained:
         return prompt + "".join(self.options.letters[i] for i in np.asarray(written.tokens))
 
     def evaluate(self, path: str) -> dict[str, Any]:
-        raise BadInput("hello has no other data to be evaluated on: it knows one word. Try jaxrnn predict RUN hell")
+        raise BadInput(NO_OTHER_DATA)
+
+    def evaluate_length(self, length: int) -> dict[str, Any]:
+        raise BadInput(NO_OTHER_DATA)
 
     def report(self, run: Run) -> list[str]:
         """The distribution after each letter as lines of text, and as ``distribution.png``."""

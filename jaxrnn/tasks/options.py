@@ -1,4 +1,4 @@
-"""What the tasks' options share: a field that knows its help text and its range, and the cells by name."""
+"""What the tasks' options share: fields that know their help text, their range or their names, and the check of them all."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
-from ..cells import GRU, LSTM, Elman
 from ..training import BadInput
-
-CELLS: dict[str, Any] = {"lstm": LSTM, "gru": GRU, "elman": Elman}
+from .cells import KNOWN, check_cell_name
 
 
 def option(
@@ -20,13 +18,20 @@ def option(
     return dataclasses.field(default=default, metadata={"help": help, "least": least, "above": above, "below": below})
 
 
+def choice(default: str, known: Iterable[str], help: str) -> Any:
+    """A dataclass field that holds one of the names ``known``."""
+    known = tuple(known)
+    return dataclasses.field(default=default, metadata={"help": f"{help}: {', '.join(known)}", "names": known})
+
+
 def cell_field(default: str) -> Any:
-    """The field that names a cell."""
-    return dataclasses.field(default=default, metadata={"help": f"the cell: {', '.join(CELLS)}", "names": tuple(CELLS)})
+    """The field that names a cell, as `cells.make_cell` understands it."""
+    kinds = "; ".join(f"{name} ({text})" for name, text in KNOWN.items())
+    return dataclasses.field(default=default, metadata={"help": f"the cell: {kinds}", "cell": True})
 
 
 def check_options(options: Any) -> None:
-    """Every field lies in its range, and every name is known.
+    """Every field lies in its range, and every name is known, cells with their variant.
 
     Raises:
         BadInput: naming the flag, what was expected and what came; for a name, the nearest one.
@@ -34,7 +39,9 @@ def check_options(options: Any) -> None:
     for field in dataclasses.fields(options):
         value, known = getattr(options, field.name), field.metadata
         flag = "--" + field.name.replace("_", "-")
-        if "names" in known:
+        if "cell" in known:
+            check_cell_name(flag, value)
+        elif "names" in known:
             check_name(flag, value, known["names"])
         elif known.get("least") is not None and not value >= known["least"]:
             raise BadInput(f"{flag} must be at least {known['least']}, but it is {value}")

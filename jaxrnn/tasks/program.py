@@ -14,8 +14,10 @@ from ..training import BadInput, Budget, Checkpoints, Run, fit
 from ..training.devices import choose_devices
 from . import charlm, hello
 from .options import check_name
+from .synthetic import adding, copying, group_words, parity, seq_mnist, temporal_order
 
-TASKS: dict[str, Any] = {"hello": hello, "charlm": charlm}
+SYNTHETIC = (adding.TASK, copying.TASK, temporal_order.TASK, parity.TASK, group_words.TASK, seq_mnist.TASK)
+TASKS: dict[str, Any] = {"hello": hello, "charlm": charlm, **{task.name: task for task in SYNTHETIC}}
 
 
 def train(
@@ -31,7 +33,7 @@ def train(
     """Train ``task`` in the run directory ``out``.
 
     Args:
-        task: ``"hello"`` or ``"charlm"``.
+        task: one of `TASKS`.
         options: fields of the task's ``Options`` that differ from its defaults.
         budget: fields of `Budget` that differ from the task's; ``seconds`` without ``steps`` takes the place of the steps.
         out: default ``runs/TASK``, numbered where there is one.
@@ -83,7 +85,8 @@ def train(
 def load(path: str | os.PathLike) -> tuple[Any, list[str]]:
     """The trained model of a run, from its newest readable checkpoint, and notes on damaged ones.
 
-    It has ``sample(prompt, length, temperature, top_k, seed)``, ``predict(text)`` and ``evaluate(path)``.
+    It has ``sample(prompt, length, temperature, top_k, seed)``, ``predict(text)``, ``evaluate(path)`` and
+    ``evaluate_length(length)``; what a task cannot do is a `BadInput`.
 
     Raises:
         BadInput: where there is no run, or none of its checkpoints can be read.

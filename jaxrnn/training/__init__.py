@@ -1,5 +1,6 @@
 """Training on top of optax: the compiled step, the host loop, checkpoints and run directories."""
 
+from .batches import make_batch_step as make_batch_step
 from .checkpoints import Checkpoints as Checkpoints
 from .errors import BadInput as BadInput
 from .fit import Budget as Budget
@@ -7,6 +8,8 @@ from .fit import Experiment as Experiment
 from .fit import fit as fit
 from .run import Run as Run
 from .state import TrainState as TrainState
+from .state import constant as constant
+from .state import fresh_state as fresh_state
 from .state import make_optimiser as make_optimiser
 from .state import make_train_step as make_train_step
 from .state import start as start

@@ -16,8 +16,11 @@ def new_figure(width: float, height: float):
     return Figure(figsize=(width, height))
 
 
-def draw_curves(run: Run, metric: str, label: str) -> pathlib.Path | None:
-    """``curves.png``: a metric in training and held out, against steps and against minutes. None without matplotlib."""
+def draw_curves(run: Run, metric: str, label: str, baseline: tuple[str, float] | None = None) -> pathlib.Path | None:
+    """``curves.png``: a metric in training and held out, against steps and against minutes. None without matplotlib.
+
+    ``baseline``, a name and a value, is a dashed line.
+    """
     figure = new_figure(10, 4)
     if figure is None:
         return None
@@ -38,6 +41,8 @@ def draw_curves(run: Run, metric: str, label: str) -> pathlib.Path | None:
         for step, value in final:
             where = of_step(step) or max(minutes.values(), default=0)
             axis.plot([where], [value], "*", ms=12, color="black", label=f"final, held out: {value:.3f}")
+        if baseline:
+            axis.axhline(baseline[1], ls="--", color="gray", label=f"{baseline[0]}: {baseline[1]:.4g}")
         axis.set_xlabel(name)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel(label)

@@ -28,6 +28,8 @@ class Experiment:
     ``start()`` makes the first state; ``advance(state, progress)`` takes one step, ``progress`` in [0, 1] being the share
     of the budget that is spent; ``describe(loss)`` turns a mean loss in nats into named metrics; ``evaluate(state)`` gives
     held-out scores; ``sample(state)`` something to look at, or None; ``learning_rate(progress)`` is for the record.
+    ``look(state)``, if there is one, looks inside: before the first step, at every evaluation and at the end its result is
+    a line of ``gradients.jsonl``. ``unit`` is what `TrainState.tokens` counts.
     """
 
     start: Callable[[], TrainState]
@@ -36,6 +38,8 @@ class Experiment:
     evaluate: Callable[[TrainState], dict[str, Any]]
     sample: Callable[[TrainState], str | None]
     learning_rate: Callable[[Any], Any]
+    look: Callable[[TrainState], dict[str, Any]] | None = None
+    unit: str = "tokens"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Budget:
     """How long a run goes on, and what it does on the way.
 
     Args:
-        steps: windows in all; the run is then the same numbers each time, killed and resumed or not.
+        steps: updates in all; the run is then the same numbers each time, killed and resumed or not.
         seconds: of wall-clock time, compilation and evaluation included, earlier parts of a resumed run counted in. The
             learning rate follows the clock, so such a run is not the same numbers twice.
         report_every, evaluate_every: in steps.
@@ -125,6 +129,12 @@ class _Loop:
             self.report.line("no checkpoint yet: beginning anew")
         self.run.rewind(self.step)
         self.began = self.saved_time = self.marked = time.monotonic()
+        if self.step == 0:
+            self.look()
+
+    @property
+    def speed_name(self) -> str:
+        return f"{self.experiment.unit}_per_second"
 
     def elapsed(self) -> float:
         return self.earlier + time.monotonic() - self.began
@@ -142,9 +152,17 @@ class _Loop:
             self.record()
             if self.step % self.budget.evaluate_every == 0:
                 self.record_held_out()
+                self.look()
             if time.monotonic() - self.saved_time >= self.budget.checkpoint_seconds:
                 self.save()
             self.marked = time.monotonic()
+
+    def look(self, final: bool = False) -> None:
+        """Record what ``experiment.look`` sees, once a step: a resumed run may find the line of its step there already."""
+        if self.experiment.look is None or self.step in {r["step"] for r in self.run.records("gradients.jsonl")}:
+            return
+        seen = _plain(self.experiment.look(self.state))
+        self.run.append("gradients.jsonl", {"step": self.step, **({"final": True} if final else {}), **seen})
 
     def record(self) -> None:
         """Report the mean loss since the last report, and begin a new mean."""
@@ -162,10 +180,10 @@ class _Loop:
             metrics |= {"learning_rate": rate}
         self.run.append("metrics.jsonl", {"step": self.step, **metrics})
         speed = timed / max(seconds, 1e-9)
-        self.run.append("timing.jsonl", {"step": self.step, "seconds": self.elapsed(), "tokens_per_second": speed})
+        self.run.append("timing.jsonl", {"step": self.step, "seconds": self.elapsed(), self.speed_name: speed})
         words = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         of = f"/{self.budget.steps}" if self.budget.steps else ""
-        text = f"step {self.step}{of}  {self.elapsed():.0f} s  {words}  {speed:,.0f} tokens/s"
+        text = f"step {self.step}{of}  {self.elapsed():.0f} s  {words}  {speed:,.0f} {self.experiment.unit}/s"
         self.report.advance(self.share(), text) if self.report.progress else self.report.line(text)
         self.state = self.state._replace(loss=jnp.zeros_like(self.state.loss), tokens=jnp.zeros_like(self.state.tokens))
 
@@ -198,7 +216,8 @@ class _Loop:
         scores = _plain(self.experiment.evaluate(self.state))
         speed = round(self.tokens_seen / self.busy, 1) if self.busy else None
         result = {"task": self.run.config["task"], "steps": self.step, "seconds": round(self.elapsed(), 1), **scores}
-        result["tokens_per_second"] = speed
+        result[self.speed_name] = speed
+        self.look(final=True)
         self.run.append("metrics.jsonl", {"step": self.step, "final": True, **scores})
         self.run.write_result(result)
         return result

@@ -1,7 +1,8 @@
 """A run directory: ``config.json``, ``metrics.jsonl``, ``timing.jsonl``, ``result.json``, ``checkpoints/`` and pictures.
 
 ``metrics.jsonl`` holds only what the run computes, never a clock, so that a run that was killed and resumed ends with the
-same file, byte for byte, as the run left alone. ``timing.jsonl`` holds the clock.
+same file, byte for byte, as the run left alone; so does ``gradients.jsonl``, which a run may have. ``timing.jsonl`` holds the
+clock.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Any
 from .errors import BadInput
 
 FORMAT = "jaxrnn run 1"
-FILES = ("config.json", "metrics.jsonl", "timing.jsonl", "result.json")
+RECORDS = ("metrics.jsonl", "timing.jsonl", "gradients.jsonl")
+FILES = ("config.json", *RECORDS, "result.json")
 
 
 class Run:
@@ -88,7 +90,9 @@ class Run:
 
     def rewind(self, step: int) -> None:
         """Drop what was recorded after ``step``, and closing scores: a resumed run writes them again."""
-        for file in ("metrics.jsonl", "timing.jsonl"):
+        for file in RECORDS:
+            if not (self.path / file).exists():
+                continue
             kept = [r for r in self.records(file) if r["step"] <= step and not r.get("final")]
             _write_whole(self.path / file, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
 

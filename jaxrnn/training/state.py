@@ -21,14 +21,15 @@ from .devices import check_mesh, check_streams
 class TrainState(NamedTuple):
     """Everything that the next step depends on; saved whole, so that a resumed run goes on to the same numbers.
 
-    ``step`` counts windows, and is the position in the data; ``key`` is raw key data, folded with ``step``; ``loss`` and
-    ``tokens`` sum the losses (nats) and the valid steps since the last report.
+    ``step`` counts updates, and is the position in the data; ``carry`` is what one update hands to the next, ``()`` where
+    sequences start anew with each batch; ``key`` is raw key data, folded with ``step``; ``loss`` and ``tokens`` sum the
+    losses (nats) and their number since the last report.
     """
 
     step: Int[Array, ""]
     params: Params
     opt_state: Any
-    carry: TBPTTState
+    carry: Any  # a TBPTTState, or ()
     key: Array
     loss: Float[Array, ""]
     tokens: Float[Array, ""]
@@ -55,6 +56,25 @@ def warmup_cosine(peak: float, *, warmup: float = 0.02, final: float = 0.01) -> 
     return lambda progress: schedule(jnp.round(progress * resolution).astype(jnp.int32))
 
 
+def constant(rate: float) -> Callable[[Array], Array]:
+    """A schedule over progress in [0, 1] that stays at ``rate``."""
+    return lambda progress: jnp.full(jnp.shape(progress), rate, jnp.result_type(float))
+
+
+def fresh_state(optimiser: optax.GradientTransformation, params: Params, key: Array, carry: Any = ()) -> TrainState:
+    """The state before the first step; ``key`` is of all randomness in training."""
+    state = TrainState(
+        step=jnp.asarray(0, jnp.int32),
+        params=params,
+        opt_state=optimiser.init(params),
+        carry=carry,
+        key=jax.random.key_data(key),
+        loss=jnp.zeros(()),
+        tokens=jnp.zeros(()),
+    )
+    return jax.tree.map(jnp.copy, state)  # the train step takes its buffers, so no two leaves may share one
+
+
 def start(
     tbptt: TBPTT,
     optimiser: optax.GradientTransformation,
@@ -63,17 +83,23 @@ def start(
     batch_shape: tuple[int, ...],
     key: Array,
 ) -> TrainState:
-    """The state before the first step; ``example`` is a window of data, for its shapes."""
-    state = TrainState(
-        step=jnp.asarray(0, jnp.int32),
-        params=params,
-        opt_state=optimiser.init(params),
-        carry=tbptt.start(params, example, batch_shape),
-        key=jax.random.key_data(key),
-        loss=jnp.zeros(()),
-        tokens=jnp.zeros(()),
-    )
-    return jax.tree.map(jnp.copy, state)  # the train step takes its buffers, so no two leaves may share one
+    """`fresh_state` for streams under ``tbptt``; ``example`` is a window of data, for its shapes."""
+    return fresh_state(optimiser, params, key, tbptt.start(params, example, batch_shape))
+
+
+def key_of(state: TrainState) -> Array:
+    """The key of the step that comes next: the same one in a run that was killed and resumed."""
+    return jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+
+
+def set_rate(who: str, opt_state: Any, rate: Array) -> Any:
+    """The optimiser's state with its injected learning rate set."""
+    if optax.tree_utils.tree_get(opt_state, "learning_rate") is None:
+        raise ValueError(
+            f"{who}: the optimiser has no injected hyperparameter learning_rate for the schedule to set; use "
+            "make_optimiser(), or optax.inject_hyperparams(optax.adam)(learning_rate=0.0)"
+        )
+    return optax.tree_utils.tree_set(opt_state, learning_rate=rate)
 
 
 def make_train_step(
@@ -96,13 +122,7 @@ def make_train_step(
         tbptt = dataclasses.replace(tbptt, axis_name=mesh.axis_names[0])
 
     def step(state: TrainState, window: Window, progress: Any) -> TrainState:
-        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        if optax.tree_utils.tree_get(state.opt_state, "learning_rate") is None:
-            raise ValueError(
-                "make_train_step: the optimiser has no injected hyperparameter learning_rate for the schedule to set; use "
-                "make_optimiser(), or optax.inject_hyperparams(optax.adam)(learning_rate=0.0)"
-            )
-        opt_state = optax.tree_utils.tree_set(state.opt_state, learning_rate=schedule(progress))
+        key, opt_state = key_of(state), set_rate("make_train_step", state.opt_state, schedule(progress))
         if window.mask is None:
             steps = jax.tree.leaves(window.inputs)[0].shape[0]
             window = window._replace(mask=jnp.ones((steps, *state.carry.fresh.shape), bool))

@@ -1,0 +1,66 @@
+"""Cells by name, with the initialisation that a variant asks for: ``NAME`` or ``NAME:VARIANT``."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from typing import Any
+
+import jax
+
+from ..cell import Cell
+from ..cells import GRU, LSTM, Elman
+from ..initializers import Chrono, Identity, Normal
+from ..training import BadInput
+
+CHRONO = "chrono"
+KNOWN = {
+    "elman": "tanh, orthogonal recurrent matrix; elman:G, a normal one of gain G, e.g. elman:1.5",
+    "irnn": "relu, the identity as recurrent matrix",
+    "lstm": "forget bias 1; lstm:B, forget bias B, e.g. lstm:0; lstm:chrono, biases for memories as long as the sequences",
+    "gru": "update bias 0; gru:B, update bias B; gru:chrono",
+}
+
+
+def make_cell(spec: str, hidden: int, length: int) -> Cell:
+    """The cell that ``spec`` names, of ``hidden`` units.
+
+    ``elman`` (tanh, orthogonal), ``elman:G`` (recurrent matrix normal, of gain G), ``irnn`` (Le, Jaitly & Hinton 2015),
+    ``lstm`` and ``gru`` with their default biases, ``lstm:B`` (forget bias B), ``gru:B`` (update bias B), ``lstm:chrono`` and
+    ``gru:chrono`` (Tallec & Ollivier 2018, eq. 16, with the largest time that of the task).
+
+    Args:
+        length: steps of the task's sequences: the largest time of chrono biases (at least 3).
+
+    Raises:
+        BadInput: for an unknown name, of which the nearest known one is offered, or an unknown variant.
+    """
+    check_cell_name("--cell", spec)
+    name, _, variant = spec.partition(":")
+    if name == "irnn":
+        return Elman(hidden, activation=jax.nn.relu, recurrent_init=Identity())
+    if name == "elman":
+        return Elman(hidden, recurrent_init=Normal(float(variant))) if variant else Elman(hidden)
+    if not variant:
+        return LSTM(hidden) if name == "lstm" else GRU(hidden)
+    bias: Any = Chrono(float(max(length, 3))) if variant == CHRONO else float(variant)
+    return LSTM(hidden, forget_bias=bias) if name == "lstm" else GRU(hidden, update_bias=bias)
+
+
+def check_cell_name(what: str, spec: str) -> None:
+    """``spec`` names a cell, and a variant that it has."""
+    name, colon, variant = spec.partition(":")
+    if name not in KNOWN:
+        near = difflib.get_close_matches(name.lower(), KNOWN, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}{colon}{variant}?" if near else f"known: {', '.join(KNOWN)}"
+        raise BadInput(f"{what}: there is no {name!r}; {hint}")
+    chrono = variant == CHRONO and name in ("lstm", "gru")
+    if colon and (name == "irnn" or not (chrono or _is_number(variant))):
+        raise BadInput(f"{what}: {variant!r} is no variant of {name}; {name}: {KNOWN[name]}")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False

@@ -1,0 +1,102 @@
+"""copy: remember S symbols over T steps (Hochreiter & Schmidhuber 1997; Arjovsky et al. 2016).
+
+Input: S symbols out of K, T - 1 blanks, one delimiter, S blanks; length T + 2S. Target: T + S blanks, then the symbols. (The
+TCN repository's task of the same name repeats the delimiter, and is another one.)
+
+Baseline: the best predictor without memory says blank until the delimiter has come, and then every symbol with probability
+1/K: S ln K / (T + 2S) nats a step. ``accuracy`` is that of the last S steps alone, by chance 1/K.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ...training import BadInput, Budget
+from ..options import cell_field, check_options, option
+from ..sequence_model import Batch
+from .problem import (
+    Problem,
+    batch_field,
+    clip_field,
+    gradients_field,
+    hidden_field,
+    layers_field,
+    learning_rate_field,
+    length_field,
+    one_hot,
+    schedule_field,
+    seed_field,
+    truncate_field,
+)
+from .task import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What can be chosen; the field names are the command line's flags."""
+
+    length: int = length_field(50, 1, "T, steps over which the symbols are remembered")
+    symbols: int = option(10, "S, symbols to remember", least=1)
+    alphabet: int = option(8, "K, different symbols", least=2, below=11)
+    cell: str = cell_field("lstm:chrono")
+    hidden: int = hidden_field(128)
+    layers: int = layers_field()
+    batch: int = batch_field(50)
+    truncate: int = truncate_field()
+    learning_rate: float = learning_rate_field(1e-3)
+    schedule: str = schedule_field()
+    clip: float = clip_field()
+    gradients: bool = gradients_field()
+    seed: int = seed_field()
+
+    QUICK: ClassVar[dict[str, Any]] = {"length": 5, "symbols": 3, "hidden": 32}
+
+    def __post_init__(self):
+        check_options(self)
+
+
+def draw(count: int, alphabet: int, key: Array, length: int, batch: int) -> Batch:
+    """``batch`` sequences of ``length + 2 count`` steps; blank is class K, the delimiter input K + 1."""
+    symbols = jax.random.randint(key, (count, batch), 0, alphabet)
+    blank = jnp.full((length + count, batch), alphabet, symbols.dtype)
+    codes = jnp.concatenate([symbols, blank.at[length - 1].set(alphabet + 1)])
+    steps = jnp.arange(length + 2 * count)[:, None]
+    recall = jnp.broadcast_to(steps >= length + count, codes.shape)
+    targets = jnp.concatenate([blank, symbols])
+    return Batch(one_hot(codes, alphabet + 2), targets, jnp.ones_like(recall), answers=recall)
+
+
+def problem(options: Options) -> Problem:
+    """The task with these options."""
+    S, K = options.symbols, options.alphabet
+
+    def read(line: str) -> np.ndarray:
+        digits = [ord(c) - ord("0") for c in line.strip()]
+        if len(digits) != S or not all(0 <= digit < K for digit in digits):
+            raise BadInput(f"predict wants {S} digits below {K}, such as {'0123456789'[: min(K, S)]}, but got {line!r}")
+        blank = [K] * (options.length - 1)
+        return np.eye(K + 2)[[*digits, *blank, K + 1, *[K] * S]]
+
+    def say(outputs: np.ndarray) -> str:
+        return "".join("_" if c == K else str(c) for c in outputs[-S:].argmax(-1))
+
+    return Problem(
+        input_size=K + 2,
+        classes=K + 1,
+        length=options.length,
+        score="loss",
+        baseline=("memoryless", lambda length: S * math.log(K) / (length + 2 * S)),
+        draw=lambda key, length, batch: draw(S, K, key, length, batch),
+        read=read,
+        say=say,
+    )
+
+
+TASK = Task("copy", Options, Budget(steps=5000, report_every=100, evaluate_every=500), problem)

@@ -1,0 +1,123 @@
+"""group-words: multiply as you go (the word problem of a group; Merrill, Petty & Sabharwal 2024).
+
+A sequence g_1, g_2, ... of elements of a group, one-hot; at every step the product so far, ``p_t = p_{t-1} g_t``, is wanted.
+Elements are permutations of 0..n-1, written as the list of their images; ``p g`` is "g first, then p": ``(p g)[i] = p[g[i]]``.
+S3 has 6 elements; A5, the even permutations of five things, 60; S5, 120. A5 and S5 are not solvable, which is what makes their
+word problem hard for models whose depth does not grow with the word.
+
+Baseline: chance, one over the number of elements. The model is also asked at four times the training length.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from ...training import BadInput, Budget
+from ..options import cell_field, check_options, choice
+from ..sequence_model import Batch
+from .problem import (
+    Problem,
+    batch_field,
+    clip_field,
+    gradients_field,
+    hidden_field,
+    layers_field,
+    learning_rate_field,
+    length_field,
+    one_hot,
+    schedule_field,
+    seed_field,
+    truncate_field,
+)
+from .task import Task
+
+GROUPS = ("S3", "A5", "S5")
+LONGER = 4  # times the training length
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What can be chosen; the field names are the command line's flags."""
+
+    group: str = choice("S3", GROUPS, "the group")
+    length: int = length_field(20, 1)
+    cell: str = cell_field("lstm")
+    hidden: int = hidden_field(64)
+    layers: int = layers_field()
+    batch: int = batch_field(128)
+    truncate: int = truncate_field()
+    learning_rate: float = learning_rate_field(2e-3)
+    schedule: str = schedule_field()
+    clip: float = clip_field()
+    gradients: bool = gradients_field()
+    seed: int = seed_field()
+
+    QUICK: ClassVar[dict[str, Any]] = {"length": 6}
+
+    def __post_init__(self):
+        check_options(self)
+
+
+def elements(group: str) -> list[tuple[int, ...]]:
+    """The permutations of a group, in lexicographic order: the identity is element 0."""
+    every = list(itertools.permutations(range(int(group[1:]))))
+    return every if group[0] == "S" else [p for p in every if is_even(p)]
+
+
+def is_even(permutation: tuple[int, ...]) -> bool:
+    """Whether the number of pairs that stand in the wrong order is even."""
+    return sum(a > b for a, b in itertools.combinations(permutation, 2)) % 2 == 0
+
+
+def product_table(group: str) -> Int[np.ndarray, "G G"]:
+    """Row p, column g: the number of the element ``p g``."""
+    known = elements(group)
+    number = {permutation: i for i, permutation in enumerate(known)}
+    return np.asarray([[number[tuple(p[i] for i in g)] for g in known] for p in known], np.int32)
+
+
+def draw(table: np.ndarray, key: Array, length: int, batch: int) -> Batch:
+    """Elements drawn uniformly, and their running products."""
+    words = jax.random.randint(key, (length, batch), 0, len(table))
+    products = jnp.asarray(table)
+
+    def multiply(product, element):
+        product = products[product, element]
+        return product, product
+
+    _, targets = jax.lax.scan(multiply, jnp.zeros_like(words[0]), words)
+    return Batch(one_hot(words, len(table)), targets, jnp.ones(words.shape, bool))
+
+
+def problem(options: Options) -> Problem:
+    """The task with these options."""
+    known, table = elements(options.group), product_table(options.group)
+    names = ["".join(map(str, permutation)) for permutation in known]
+
+    def read(line: str) -> np.ndarray:
+        words = line.split()
+        if not words or set(words) - set(names):
+            raise BadInput(f'predict wants elements of {options.group}, such as "{names[1]} {names[-1]}", but got {line!r}')
+        return np.eye(len(names))[[names.index(word) for word in words]]
+
+    return Problem(
+        input_size=len(known),
+        classes=len(known),
+        length=options.length,
+        score="accuracy",
+        baseline=("chance", lambda length: 1 / len(known)),
+        draw=lambda key, length, batch: draw(table, key, length, batch),
+        other_lengths=(LONGER * options.length,),
+        read=read,
+        say=lambda outputs: names[int(outputs[-1].argmax())],
+    )
+
+
+TASK = Task("group-words", Options, Budget(steps=2000, report_every=100, evaluate_every=200), problem)
