@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxrnn.tasks.cells import make_cell
 from jaxrnn.tasks.probe import Probe, as_json, look
-from jaxrnn.tasks.synthetic import adding
+from jaxrnn.tasks.synthetic.adding import draw
 
 LAGS = (10, 50, 199)
 FIRST_LAG = 20  # of the fit
@@ -32,8 +32,8 @@ def one_seed(spec: str, seed: int, hidden: int, steps: int, batch: int) -> tuple
     cell = make_cell(spec, hidden, steps)
     k_cell, k_readout, k_data = jax.random.split(jax.random.key(seed), 3)
     params = {"cell": cell.init(k_cell, 2), "readout": jax.random.normal(k_readout, (hidden,)) / np.sqrt(hidden)}
-    inputs, targets = adding(k_data, batch, steps)
-    return cell, params, functools.partial(probe_of, cell, inputs, targets)
+    data = draw("halves", k_data, steps, batch)
+    return cell, params, functools.partial(probe_of, cell, data.inputs, data.targets[-1])
 
 
 def measure(spec: str, seeds: int, hidden: int, steps: int, batch: int) -> dict:

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import jax
 
 from .tasks import load, train
+from .tasks.gradients import Study, gradients
 from .tasks.options import check_name
 from .tasks.program import TASKS
 from .training import BadInput, Budget
@@ -88,6 +89,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     other.add_argument("--data", metavar="PATH", help="a file of the user's own")
     other.add_argument("--length", type=_at_least(1), metavar="N", help="synthetic tasks: held-out sequences of this length")
     evaluate.set_defaults(command=_evaluate)
+    _add_gradients(commands.add_parser("gradients", help="a table and pictures of where gradients go"))
     return parser.parse_args(argv)
 
 
@@ -124,6 +126,15 @@ def _add_train(parser: argparse.ArgumentParser, task: str | None) -> None:
         _add_flag(parser, field.name, field.default, field.metadata["help"])
     for field in dataclasses.fields(Budget):
         _add_flag(parser, field.name, getattr(module.BUDGET, field.name), BUDGET_HELP[field.name])
+
+
+def _add_gradients(parser: argparse.ArgumentParser) -> None:
+    """The flags are the fields of `Study`; one that is not given stays out."""
+    parser.add_argument("--run", metavar="RUN", help="a trained run, before and after training, in place of cells and task")
+    parser.add_argument("--out", metavar="DIR", default="runs/gradients", help="(default: runs/gradients)")
+    parser.set_defaults(command=_gradients)
+    for field in dataclasses.fields(Study):
+        _add_flag(parser, field.name, field.default, field.metadata["help"])
 
 
 def _add_flag(parser: argparse.ArgumentParser, name: str, default: Any, help: str) -> None:
@@ -175,6 +186,15 @@ def _train(arguments: argparse.Namespace) -> None:
     if result:
         print(json.dumps(result))
     print(f"run: {run.path}")
+
+
+def _gradients(arguments: argparse.Namespace) -> None:
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # small factorisations: threads get in each other's way
+    names = {field.name for field in dataclasses.fields(Study)}
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in vars(arguments).items() if k in names}
+    _, lines = gradients(given, run=arguments.run, out=arguments.out)
+    for line in lines:
+        print(line)
 
 
 def _load(path: str) -> Any:

@@ -56,13 +56,12 @@ def ending(what: str, path: Trajectory, at: int | None, lags: int | None) -> End
 
 def seed_of(cell: Any, params: Params, loss: Callable, end: Ending) -> tuple[Params, Carry]:
     """The loss's gradient with respect to the parameters that the output uses directly, and to the state it shows."""
-    carry = jax.tree.map(jax.lax.stop_gradient, end.carry)
 
     def read(params, carry):
         y = cell.output(params, carry, end.x)
         return loss(jnp.where(expand(end.read, y), y, jnp.zeros_like(y)))
 
-    direct, seed = jax.grad(read, (0, 1))(params, carry)
+    direct, seed = jax.grad(read, (0, 1))(params, end.carry)
     return direct, select(end.read, seed, jax.tree.map(jnp.zeros_like, seed))
 
 

@@ -55,8 +55,8 @@ def gate_statistics(
     path = follow(cell, params, xs, carry, mask, resets, engine, "gate_statistics")
     if isinstance(cell, Cell):
         return _of_cell(cell, params, path)
-    if isinstance(cell, CellNoise):
-        return gate_statistics(cell.cell, params, xs, carry, mask=mask, resets=resets, engine=engine)
+    if isinstance(cell, CellNoise):  # the carries of the noisy cell's expectation, the gates of the cell inside
+        return _of_cell(cell.cell, params, path)
     if isinstance(cell, Residual):
         return gate_statistics(cell.layer, params, xs, carry, mask=mask, resets=resets, engine=engine)
     if isinstance(cell, Stack):

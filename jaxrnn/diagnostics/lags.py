@@ -35,12 +35,15 @@ class GradientLags(NamedTuple):
 
     log_norm: Float[Array, "K *B"]  # over the whole carry
     by_leaf: Any  # the carry's structure, each leaf (K, *B)
+    exists: Bool[Array, "K *B"]  # whether the sequence has such a step
 
     @property
     def log_v(self) -> Float[Array, " K"]:
-        """log v_k: the logarithm of the batch mean of the norms, over the elements that have this lag."""
-        flat = self.log_norm.reshape(self.log_norm.shape[0], -1)
-        return log_mean_exp(flat, 1)
+        """log v_k: the logarithm of the batch mean of the norms, of those with this lag; NaN if one is not finite."""
+        lags = self.log_norm.shape[0]
+        flat, there = self.log_norm.reshape(lags, -1), self.exists.reshape(lags, -1)
+        wrong = (there & jnp.isnan(flat)).any(1)
+        return jnp.where(wrong, jnp.nan, log_mean_exp(flat, 1))
 
 
 def gradient_lags(
@@ -87,7 +90,7 @@ def _gradient_lags(cell: Any, params: Params, end: Ending, loss: Callable) -> Gr
     part = end.part
     delta, log = normalise(seed_of(cell, params, loss, end)[1], len(part.batch))
     norms = retreat(Transition(cell), params, part, delta, log)
-    return GradientLags(*jax.tree.map(lambda a: jnp.where(end.exists, a, jnp.nan), norms))
+    return GradientLags(*jax.tree.map(lambda a: jnp.where(end.exists, a, jnp.nan), norms), end.exists)
 
 
 def retreat(machine: Transition, params: Params, part: Trajectory, delta: Carry, log: Array) -> Any:

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Inexact
+from jaxtyping import Array, Float, Inexact, Int
 
 from ..cell import Carry, Cell, Layer, Params
 from ..checks import check_carry, check_inputs, check_key_given
+from .scaled import LongSum
 from .transition import Transition, check_followed, check_inexact, features, from_features, size_of
 
 
@@ -19,8 +20,8 @@ class LyapunovState(NamedTuple):
 
     carry: Carry
     basis: Float[Array, "*B N K"]  # orthonormal columns
-    log_growth: Float[Array, "*B K"]  # summed over the steps that count
-    steps: Float[Array, ""]
+    log_growth: LongSum  # (*B, K), summed over the steps that count
+    steps: Int[Array, ""]
 
 
 class LyapunovSpectrum(NamedTuple):
@@ -69,6 +70,7 @@ def lyapunov_spectrum(
     what = "lyapunov_spectrum"
     check_followed(cell, what)
     check_inputs(xs)
+    cell.check(params)
     batch, steps = tuple(xs.shape[1:-1]), xs.shape[0]
     expected = jax.eval_shape(lambda p: cell.initial_carry(p, batch), params)
     if state is None:
@@ -79,7 +81,14 @@ def lyapunov_spectrum(
     elif carry is not None or key is not None:
         raise ValueError(f"{what}: state already holds a carry and a basis: leave carry and key out")
     n = size_of(expected, len(batch))
-    count = (n if state is None else state.basis.shape[-1]) if count is None else count
+    if state is not None:
+        check_carry(cell, state.carry, expected, "the carry of the state")
+        if count not in (None, state.basis.shape[-1]):
+            raise ValueError(
+                f"{what}: the state holds {state.basis.shape[-1]} directions, so count cannot be {count}: leave it out"
+            )
+        count = state.basis.shape[-1]
+    count = n if count is None else count
     stride = min(stride, steps) if stride > 0 else stride
     warmup = (0 if state is not None else steps // 10 // max(stride, 1) * stride) if warmup is None else warmup
     _check_sizes(what, n, count, steps, warmup, stride)
@@ -108,7 +117,7 @@ def _begin(carry: Carry, batch: tuple[int, ...], n: int, count: int, key: Any) -
     basis, _ = jnp.linalg.qr(jax.random.normal(key, (n, count), dtype))
     real = jnp.finfo(dtype).dtype
     basis = jnp.broadcast_to(basis, (*batch, n, count))
-    return LyapunovState(carry, basis, jnp.zeros((*batch, count), real), jnp.zeros((), real))
+    return LyapunovState(carry, basis, LongSum.of(jnp.zeros((*batch, count), real)), jnp.zeros((), jnp.int32))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4, 5), inline=True)
@@ -129,11 +138,12 @@ def _spectrum(cell: Any, params: Params, xs: Array, state: LyapunovState, warmup
             carry, basis = push_forward(carry, basis, xs[i])
         basis, triangle = jnp.linalg.qr(basis)
         growth = jnp.log(jnp.abs(jnp.diagonal(triangle, axis1=-2, axis2=-1)))
-        total = state.log_growth + jnp.where(counted, growth, jnp.zeros_like(growth))
+        total = state.log_growth.plus(jnp.where(counted, growth, jnp.zeros_like(growth)))
         return LyapunovState(carry, basis, total, state.steps + stride * counted.astype(state.steps.dtype)), None
 
     blocks = xs.shape[0] // stride
     counted = jnp.arange(blocks) >= warmup // stride
     state, _ = jax.lax.scan(block, state, (xs.reshape(blocks, stride, *xs.shape[1:]), counted))
-    exponents = jnp.where(state.steps > 0, state.log_growth / jnp.maximum(state.steps, 1), jnp.nan)
+    total = state.log_growth.value
+    exponents = jnp.where(state.steps > 0, total / jnp.maximum(state.steps, 1).astype(total.dtype), jnp.nan)
     return LyapunovSpectrum(exponents, state)

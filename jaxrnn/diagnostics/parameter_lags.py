@@ -128,15 +128,19 @@ def _parameter_lags(cell: Any, params: Params, end: Ending, loss: Callable, keep
     def oldest(total, row):
         return total.plus(*term_of(row)), total.log_norm()
 
-    initial = jax.tree.map(jnp.zeros_like, params)
+    delta, log = before_all
+    zero, far = jnp.full((), -jnp.inf, log.dtype), _finite(log.max())
+    oldest_sum = _Sum(jax.tree.map(jnp.zeros_like, params), zero)
     if learned:
         _, pullback = jax.vjp(lambda p: cell.initial_carry(p, part.batch), params)
-        (initial,) = pullback(scale_by_log(*before_all))
-    initial = jax.tree.map(lambda a: jnp.where(end.whole, a, jnp.asarray(jnp.nan, a.dtype)), initial)
-    zero = jnp.full((), -jnp.inf, before_all[1].dtype)
+        (through,) = pullback(scale_by_log(delta, log - far))
+        oldest_sum = _Sum(through, jnp.where(jnp.isneginf(log_norm(jax.tree.leaves(through), 0)), zero, far))
+    whole_or_nan = jax.tree.map(lambda a: jnp.where(end.whole, a, jnp.asarray(jnp.nan, a.dtype)), oldest_sum.tree)
+    oldest_sum = oldest_sum._replace(tree=whole_or_nan)
+    initial = scale_by_log(oldest_sum.tree, _finite(oldest_sum.log))
     rows = (part.befores, part.xs, *flags, deltas, first)
     _, met = jax.lax.scan(newest, _Sum(jax.tree.map(jnp.zeros_like, params), zero), rows, reverse=True)
-    whole, rest = jax.lax.scan(oldest, _Sum(initial, jnp.zeros_like(zero)), rows)
+    whole, rest = jax.lax.scan(oldest, oldest_sum, rows)
     log_norms, by_leaf, log_sum, terms, log_rest = jax.tree.map(lambda a: a[::-1], (*met, rest))
     return ParameterLags(log_norms, by_leaf, log_sum, log_rest, whole.log_norm(), terms, initial)
 

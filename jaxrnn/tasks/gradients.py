@@ -14,7 +14,8 @@ import numpy as np
 
 from .. import diagnostics
 from ..training import BadInput
-from .options import check_name, option
+from .cells import check_cell_name
+from .options import check_name, check_options, option
 from .probe import Findings, Probe, as_json, look, look_at_every_loss
 from .program import TASKS, restore
 
@@ -32,6 +33,11 @@ class Study:
     batch: int = option(32, "sequences", least=1)
     seeds: int = option(4, "initialisations to average over", least=1)
     seed: int = option(0, "of the first, and of the inputs", least=0, below=2**31)
+
+    def __post_init__(self):
+        check_options(self)
+        for cell in self.cell:
+            check_cell_name("--cell", cell)
 
 
 def gradients(
@@ -89,7 +95,7 @@ def _of_run(path: Any, asked: Study, given: set[str]) -> tuple[dict[str, Models]
     """The model of a run as it was initialised, and as it is now."""
     if given & {"cell", "task", "hidden", "seeds", "seed"}:
         raise BadInput("--run brings its own cell, task and units: leave --cell, --task, --hidden, --seeds and --seed out")
-    run, module, options, first, params, notes = restore(path)
+    run, module, options, _, (first, params), notes = restore(path)
     if not hasattr(module, "probe"):
         raise BadInput(f"{run.path} is a run of {run.config['task']}, which gradients cannot look into")
     length = asked.length if "length" in given else getattr(options, "length", asked.length)
@@ -118,7 +124,7 @@ def _summary(found: list[Findings]) -> dict[str, Any]:
         "beta_of_seeds": as_json(betas),
         "beta_interval_of_first_seed": as_json([found[0].fit.low, found[0].fit.high]),
         "residual_nats": as_json(np.mean([f.fit.residual for f in found])),
-        "tau": as_json(-1 / np.log(beta) if 0 < beta < 1 else np.inf),
+        "tau": as_json(-1 / np.log(beta) if 0 < beta < 1 else np.nan),
         "mean_log_v_over_v0": as_json(curve),
         "memory_horizon_of_seeds": as_json(np.array([f.horizon for f in found])),
         "lyapunov_exponents_of_first_seed": as_json(found[0].exponents),
@@ -143,7 +149,17 @@ def _table(results: dict[str, Any]) -> list[str]:
         beta, leading = (
             "-" if x is None else f"{x:.{digits}f}" for x, digits in ((model["beta"], 4), (model["leading_exponent"], 3))
         )
-        rows.append([name, beta, "inf" if tau is None else f"{tau:.3g}", *ratios, memory, leading, str(k2 or f"> {length}")])
+        rows.append(
+            [
+                name,
+                beta,
+                f"{tau:.3g}" if tau is not None else "-" if model["beta"] is None else "inf",
+                *ratios,
+                memory,
+                leading,
+                str(k2 or f"> {length}"),
+            ]
+        )
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     lines = [
         "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))

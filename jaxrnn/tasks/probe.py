@@ -56,7 +56,7 @@ def look(probe: Callable[[Any], Probe], params: Any, key: Array, fit_range: tupl
 
 @functools.partial(jax.jit, static_argnums=0)
 def look_at_every_loss(probe: Callable[[Any], Probe], params: Any) -> Array:
-    """`diagnostics.gradient_map` of the first sequence, the the losses of all steps: ``(T, T + 1)``."""
+    """`diagnostics.gradient_map` of the first sequence, the losses of all steps: ``(T, T + 1)``."""
     layer, own, xs, loss, targets = probe(params)
     return diagnostics.gradient_map(layer, own, xs[:, :1], loss, targets[:, :1])[..., 0]
 

@@ -91,6 +91,12 @@ def load(path: str | os.PathLike) -> tuple[Any, list[str]]:
     Raises:
         BadInput: where there is no run, or none of its checkpoints can be read.
     """
+    run, module, options, functions, (_, params), notes = restore(path)
+    return module.Trained(functions, params, options, run.config), notes
+
+
+def restore(path: str | os.PathLike) -> tuple[Run, Any, Any, Any, tuple[Any, Any], list[str]]:
+    """A run, its task's module and options, the model's functions, its (first, trained) parameters, and notes as for `load`."""
     run = Run.open(path)
     task = run.config["task"]
     check_name(f"{path}/config.json", task, TASKS)
@@ -107,7 +113,7 @@ def load(path: str | os.PathLike) -> tuple[Any, list[str]]:
         params, notes = checkpoints.restore_part("params", template)
     finally:
         checkpoints.close()
-    return module.Trained(functions, params, options, run.config), notes
+    return run, module, options, functions, (template, params), notes
 
 
 def _budget(default: Budget, given: dict[str, Any], quick: bool) -> Budget:
