@@ -1,9 +1,9 @@
 """The founding lesson in one table: how fast gradients vanish in each cell, and whether it then learns what lies far back.
 
 At initialisation (inputs and loss of the adding task), averaged over seeds: the decay rate beta of the gradient norm v_k,
-fitted over lags 20 to T - 1, tau = -1/log beta, v_k/v_0 at three lags, and the leading Lyapunov exponent of the whole carry;
-in proof, the largest difference of log v_k from products of explicit Jacobians in float64. Then each cell is trained on temporal
-order and adding at two lengths, until its held-out score says that it has solved the task, or the updates are spent.
+fitted over lags 20 to T - 1, tau = -1/log beta, v_k/v_0 at three lags, and the leading Lyapunov exponent of the whole
+carry; in proof, the largest difference of log v_k from products of explicit Jacobians in float64. Then each cell is trained on
+temporal order and adding at two lengths, until its held-out score says that it has solved the task, or the updates are spent.
 """
 
 from __future__ import annotations
@@ -105,9 +105,9 @@ def markdown(result: dict) -> str:
     if groups:
         found = {(r["name"], r["task"], r["length"]): r for r in result["trained"]}
         lines += [
-            f"Trained, one seed, at most {result['updates']} updates of 50 sequences (Adam 1e-3, clip 1): solved after so many "
-            "updates (temporal order: accuracy 0.99; adding: mean squared error below 0.01), or the held-out score then; chance "
-            "is 0.25 and 0.167.",
+            f"Trained, one seed, at most {result['updates']} updates of 50 sequences (Adam 1e-3, clip 1): solved after so "
+            "many updates (temporal order: accuracy 0.99; adding: mean squared error below 0.01), or the held-out score then; "
+            "chance is 0.25 and 0.167.",
             "",
             report.table(
                 ["cell", *(f"{task} T = {length}" for task, length in groups)],

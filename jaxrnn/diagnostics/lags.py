@@ -90,7 +90,8 @@ def _gradient_lags(cell: Any, params: Params, end: Ending, loss: Callable) -> Gr
     part = end.part
     delta, log = normalise(seed_of(cell, params, loss, end)[1], len(part.batch))
     norms = retreat(Transition(cell), params, part, delta, log)
-    return GradientLags(*jax.tree.map(lambda a: jnp.where(end.exists, a, jnp.nan), norms), end.exists)
+    whole, by_leaf = jax.tree.map(lambda a: jnp.where(end.exists, a, jnp.nan), norms)
+    return GradientLags(whole, by_leaf, end.exists)
 
 
 def retreat(machine: Transition, params: Params, part: Trajectory, delta: Carry, log: Array) -> Any:
