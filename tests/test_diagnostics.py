@@ -610,3 +610,47 @@ def test_a_gradient_that_is_not_finite_is_marked():
     found = gradient_lags(Linear(3), params, XS, jnp.sum)
     assert np.isnan(found.log_norm[1:]).all()
     assert np.isfinite(found.log_norm[0]).all() or np.isnan(found.log_norm[0]).all()
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("read", ["gradient_lags", "parameter_lags"])
+def test_the_instruments_have_derivatives_themselves(read):
+    layer, inputs = SUBJECTS["lstm"], draw("lstm", 14)
+    weights = weights_for(4)
+
+    def number(bias):
+        params = {**inputs.params, "bias": bias}
+        return getattr(diagnostics, read)(layer, params, inputs.xs, functools.partial(squares, weights)).log_norm[3].sum()
+
+    bias, direction = inputs.params["bias"], jnp.asarray(rng(15).normal(size=16))
+    step = 1e-6
+    difference = (number(bias + step * direction) - number(bias - step * direction)) / (2 * step)
+    np.testing.assert_allclose(jax.grad(number)(bias) @ direction, difference, rtol=1e-6)
+
+
+def test_what_a_truncation_leaves_out_goes_on_where_floats_end():
+    A = 0.5 * np.linalg.qr(rng(0).normal(size=(4, 4)))[0]
+    xs = jnp.asarray(rng(1).normal(size=(400, 2, 4)), jnp.float32)
+    found = parameter_lags(Linear(4), {"A": jnp.asarray(A, jnp.float32)}, xs, jnp.sum)
+    last = np.asarray(found.log_rest)[[100, 140, 300]]
+    assert np.isfinite(last).all()
+    np.testing.assert_allclose(np.diff(last), [40 * np.log(0.5), 160 * np.log(0.5)], atol=3)
+
+
+def test_one_element_whose_gradient_is_not_finite_is_not_averaged_away():
+    cell = Elman(3)
+    params = cell.init(jax.random.key(0), 3)
+    found = gradient_lags(cell, params, XS.at[1, 0, 0].set(jnp.nan), jnp.sum)
+    assert np.isnan(found.log_v).all() or np.isnan(found.log_v[1:]).all()
+    assert np.isfinite(found.log_norm[:, 1]).all()
+
+
+@pytest.mark.usefixtures("plain_errors")
+def test_a_spectrum_goes_on_only_from_a_state_that_fits():
+    cell = Elman(3)
+    params = cell.init(jax.random.key(0), 3)
+    state = diagnostics.lyapunov_spectrum(cell, params, XS, key=jax.random.key(0)).state
+    with pytest.raises(ValueError, match="the carry of the state has shape"):
+        diagnostics.lyapunov_spectrum(cell, params, XS[:, :1], state=state)
+    with pytest.raises(ValueError, match="holds 3 directions"):
+        diagnostics.lyapunov_spectrum(cell, params, XS, state=state, count=2)
