@@ -1,5 +1,7 @@
 """The tests run with shapes checked by beartype and without silent promotion of dtypes or ranks."""
 
+import gc
+
 import jax
 import pytest
 from jaxtyping import config, install_import_hook
@@ -30,3 +32,20 @@ def optax_promotion():
     """optax's schedules and transforms rely on promotion; the library itself is tested without."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
+
+
+MOST_MAPS = 30_000  # Linux gives a process 65,530 memory maps; every compiled program takes some, and XLA dies without
+
+
+@pytest.fixture(autouse=True, scope="module")
+def room_for_programs():
+    """Drop compiled programs between files where they have come to fill the process's memory maps."""
+    yield
+    try:
+        with open("/proc/self/maps", encoding="utf-8") as maps:
+            count = sum(1 for _ in maps)
+    except OSError:
+        return
+    if count > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
