@@ -131,8 +131,7 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("at", [0, 3, 5, 10, 14, 20])
-@pytest.mark.parametrize("half_a_line", [False, True])
+@pytest.mark.parametrize(("at", "half_a_line"), [(0, True), (3, False), (5, True), (10, False), (14, True), (20, False)])
 def test_looks_of_a_resumed_run_are_those_of_the_run_left_alone(tmp_path, at, half_a_line):
     alone = training.Run.create(tmp_path / "alone", {"task": "hello"})
     training.fit(looked_at(looks), alone, BUDGET)

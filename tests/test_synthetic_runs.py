@@ -238,6 +238,7 @@ def test_lengths_are_for_tasks_that_make_their_sequences(tmp_path, capsys):
     assert "hello has no other data" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_a_run_ends_with_the_same_files(tmp_path):
     flags = ["train", "parity", "--quick", "--gradients", "--report-every", "10", "--evaluate-every", "20"]
     flags += ["--checkpoint-seconds", "0"]

@@ -32,9 +32,9 @@ def run(*words):
 
 
 def test_killed_five_times_and_resumed_a_run_ends_with_the_same_metrics(tmp_path):
-    # Sixty reports, of which five kills let at most some forty pass: by count, not by the clock, so that a fast machine
-    # cannot finish the run before the last kill.
-    flags = ["train", "charlm", *QUICK, "--steps", "600", "--checkpoint-seconds", "0"]
+    # Thirty-six reports, of which five kills let at most some twenty-five pass: by count, not by the clock, so that a fast
+    # machine cannot finish the run before the last kill.
+    flags = ["train", "charlm", *QUICK, "--steps", "360", "--checkpoint-seconds", "0"]
     assert run(*flags, "--out", tmp_path / "alone").returncode == 0
 
     rng, resume = random.Random(time.time_ns()), []
@@ -44,7 +44,7 @@ def test_killed_five_times_and_resumed_a_run_ends_with_the_same_metrics(tmp_path
         return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
 
     for _ in range(5):
-        last = written() + rng.randint(1, 8)
+        last = written() + rng.randint(1, 4)
         process = subprocess.Popen(command(*flags, "--out", tmp_path / "killed", *resume), stdout=subprocess.DEVNULL)
         while written() < last:  # fewer at first: it goes on from its last checkpoint
             assert process.poll() is None
