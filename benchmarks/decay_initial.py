@@ -10,38 +10,39 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn.tasks.cells import make_cell
-from jaxrnn.tasks.probe import Probe, as_json, look
+from jaxrnn.tasks.probe import Probe, as_json, lags_of, look
 from jaxrnn.tasks.synthetic.adding import draw
 
 LAGS = (10, 50, 199)
 FIRST_LAG = 20  # of the fit
 
 
-def probe_of(cell: Any, inputs: jax.Array, targets: jax.Array, params: dict) -> Probe:
+def probe_of(cell: Any, drawn: dict) -> Probe:
     """The adding task's loss, through a random readout."""
+    inputs, targets, readout = drawn["inputs"], drawn["targets"], drawn["readout"]
 
     def loss(y, target):
-        return jnp.square(y @ params["readout"] - target).sum()
+        return jnp.square(y @ readout - target).sum()
 
     every = jnp.broadcast_to(targets, (inputs.shape[0], *targets.shape))
-    return Probe(cell, params["cell"], inputs, loss, every)
+    return Probe(cell, drawn["cell"], inputs, loss, every)
 
 
-def one_seed(spec: str, seed: int, hidden: int, steps: int, batch: int) -> tuple[Any, dict, Any]:
-    """A cell, its parameters and the readout's, and the probe, all drawn from one seed."""
-    cell = make_cell(spec, hidden, steps)
+def draw_all(cell: Any, seed: int, hidden: int, steps: int, batch: int) -> dict:
+    """The cell's parameters, the readout's and the sequences, all drawn from one seed."""
     k_cell, k_readout, k_data = jax.random.split(jax.random.key(seed), 3)
-    params = {"cell": cell.init(k_cell, 2), "readout": jax.random.normal(k_readout, (hidden,)) / np.sqrt(hidden)}
     data = draw("halves", k_data, steps, batch)
-    return cell, params, functools.partial(probe_of, cell, data.inputs, data.targets[-1])
+    readout = jax.random.normal(k_readout, (hidden,)) / np.sqrt(hidden)
+    return {"cell": cell.init(k_cell, 2), "readout": readout, "inputs": data.inputs, "targets": data.targets[-1]}
 
 
 def measure(spec: str, seeds: int, hidden: int, steps: int, batch: int) -> dict:
     """Means and standard deviations over seeds, every seed's beta, and the mean curve of log v_k/v_0."""
-    found = []
+    cell = make_cell(spec, hidden, steps)
+    probe, found = functools.partial(probe_of, cell), []
     for seed in range(seeds):
-        _, params, probe = one_seed(spec, seed, hidden, steps, batch)
-        found.append(jax.tree.map(np.asarray, look(probe, params, jax.random.key(seed), (FIRST_LAG, steps - 1))))
+        drawn = draw_all(cell, seed, hidden, steps, batch)
+        found.append(jax.tree.map(np.asarray, look(probe, drawn, jax.random.key(seed), (FIRST_LAG, steps - 1))))
     curves = np.stack([f.log_v - f.log_v[0] for f in found])
     beta = np.array([f.fit.beta for f in found])
     leading = np.array([f.exponents[0] for f in found])
@@ -67,11 +68,12 @@ def explicit_difference(spec: str, seed: int, hidden: int, steps: int, batch: in
 
     The instrument runs in float32 as everywhere in the table; both see the same parameters and inputs.
     """
-    cell, params, probe = one_seed(spec, seed, hidden, steps, batch)
-    found = np.asarray(look(probe, params, jax.random.key(seed), (FIRST_LAG, steps - 1)).log_v)
+    cell = make_cell(spec, hidden, steps)
+    drawn = draw_all(cell, seed, hidden, steps, batch)
+    found = np.asarray(lags_of(probe_of(cell, drawn)).log_v)
     with jax.enable_x64(True):
-        wide = jax.tree.map(lambda a: jnp.asarray(np.asarray(a), jnp.float64), (params, probe.args[1:]))
-        layer, own, xs, loss, targets = probe_of(cell, *wide[1], wide[0])
+        wide = jax.tree.map(lambda a: jnp.asarray(np.asarray(a), jnp.float64), drawn)
+        layer, own, xs, loss, targets = probe_of(cell, wide)
         step = jax.jit(lambda s, x: cell.step(own, s, cell.project(own, x)))
         flat_step = jax.jit(lambda v, x, like: _flat(step(_unflat(v, like), x)))
         jacobian = jax.jit(jax.vmap(jax.jacrev(flat_step), (0, 0, 0)))

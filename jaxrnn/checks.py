@@ -17,6 +17,13 @@ def check_positive(owner: Any, **sizes: Any) -> None:
             raise ValueError(f"{type(owner).__name__}: {name} must be an int of at least 1, but it is {size!r}")
 
 
+def check_int(what: str, name: str, value: Any, least: int, most: int, of: str) -> int:
+    """``value`` as an int from ``least`` to ``most``; ``of`` says what bounds it."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not least <= int(value) <= most:
+        raise ValueError(f"{what}: {name} must be an int from {least} to {most} ({of}), but it is {value!r}")
+    return int(value)
+
+
 def check_batch_shape(batch_shape: Any) -> None:
     """A tuple of sizes."""
     if not isinstance(batch_shape, (tuple, list)):

@@ -772,9 +772,9 @@ class TestBadInput:
             (logs, logs[:3], {}, ValueError, "log_phi has 4 lags, log_gradient_norms 3"),
             (logs, logs, {"relative_error": 0.0}, ValueError, r"must be a number in \(0, 1\)"),
             (logs, logs, {"relative_error": 1.0}, ValueError, r"must be a number in \(0, 1\)"),
-            (logs, logs, {"fit_range": (2, 2)}, ValueError, "two lags at least"),
-            (logs, logs, {"fit_range": (-1, 2)}, ValueError, "two lags at least"),
-            (logs, logs, {"fit_range": (1, 4)}, ValueError, r"0 <= tau < W <= 3"),
+            (logs, logs, {"fit_range": (2, 2)}, ValueError, "at least two of the lags 0..3"),
+            (logs, logs, {"fit_range": (-1, 2)}, ValueError, "at least two of the lags 0..3"),
+            (logs, logs, {"fit_range": (1, 4)}, ValueError, "at least two of the lags 0..3"),
             (logs, logs, {"fit_range": 3}, TypeError, "fit_range must be two ints"),
             (logs, logs, {"fit_range": (1.0, 3.0)}, TypeError, "fit_range must be two ints"),
         ]:

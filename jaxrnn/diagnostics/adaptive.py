@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ..cell import accumulator
 from ..checks import describe
+from .decay import check_fit_range
 
 
 class AdaptiveTruncation(NamedTuple):
@@ -69,7 +70,12 @@ def adaptive_truncation(
     log_phi, log_gradient_norms = _check_arrays(log_phi, log_gradient_norms)
     if isinstance(relative_error, bool) or not isinstance(relative_error, numbers.Real) or not 0 < relative_error < 1:
         raise ValueError(f"adaptive_truncation: relative_error must be a number in (0, 1), but it is {relative_error!r}")
-    return _adapt(log_phi, log_gradient_norms, float(relative_error), *_check_range(fit_range, log_phi.shape[0]))
+    return _adapt(
+        log_phi,
+        log_gradient_norms,
+        float(relative_error),
+        *check_fit_range("adaptive_truncation", fit_range, log_phi.shape[0] - 1),
+    )
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
@@ -123,16 +129,3 @@ def _check_arrays(log_phi: Any, log_gradient_norms: Any) -> tuple[Array, Array]:
     log_phi, log_gradient_norms = jnp.asarray(log_phi), jnp.asarray(log_gradient_norms)
     dtype = accumulator(max(log_phi.dtype, log_gradient_norms.dtype, key=lambda d: jnp.finfo(d).bits))
     return log_phi.astype(dtype), log_gradient_norms.astype(dtype)
-
-
-def _check_range(fit_range: Any, lags: int) -> tuple[int, int]:
-    ints = isinstance(fit_range, (tuple, list)) and len(fit_range) == 2
-    if not ints or any(isinstance(k, bool) or not isinstance(k, (int, np.integer)) for k in fit_range):
-        raise TypeError(f"adaptive_truncation: fit_range must be two ints, the first and the last lag, but it is {fit_range!r}")
-    tau, last = int(fit_range[0]), int(fit_range[1])
-    if not 0 <= tau < last < lags:
-        raise ValueError(
-            f"adaptive_truncation: fit_range = ({tau}, {last}) must hold two lags at least, 0 <= tau < W <= {lags - 1} (of "
-            f"{lags} lags, from 0)"
-        )
-    return tau, last

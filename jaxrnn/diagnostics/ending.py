@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import numbers
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import jax
@@ -54,19 +55,25 @@ def ending(what: str, path: Trajectory, at: int | None, lags: int | None) -> End
     return Ending(part, carry, x, last >= 0, (lag <= last[None] + 1) & (last[None] >= 0), (last < lags).all())
 
 
-def seed_of(cell: Any, params: Params, loss: Callable, end: Ending) -> tuple[Params, Carry]:
-    """The loss's gradient with respect to the parameters that the output uses directly, and to the state it shows."""
+def read_by(cell: Any, loss: Callable, end: Ending, params: Params, carry: Carry) -> Array:
+    """The loss of what the state shows; sequences that it does not read show zeros."""
+    y = cell.output(params, carry, end.x)
+    return loss(jnp.where(expand(end.read, y), y, jnp.zeros_like(y)))
 
-    def read(params, carry):
-        y = cell.output(params, carry, end.x)
-        return loss(jnp.where(expand(end.read, y), y, jnp.zeros_like(y)))
 
-    direct, seed = jax.grad(read, (0, 1))(params, end.carry)
-    return direct, select(end.read, seed, jax.tree.map(jnp.zeros_like, seed))
+def seed_of(cell: Any, params: Params, loss: Callable, end: Ending) -> Carry:
+    """The loss's gradient with respect to the state it reads."""
+    seed = jax.grad(lambda carry: read_by(cell, loss, end, params, carry))(end.carry)
+    return select(end.read, seed, jax.tree.map(jnp.zeros_like, seed))
 
 
 def check_loss(what: str, cell: Any, params: Params, loss: Callable, carry: Carry, x: Array) -> None:
-    """The loss of one step's output is a real scalar."""
+    """The loss of one step's output is a function, and a real scalar."""
+    if not callable(loss) or not isinstance(loss, Hashable):
+        raise TypeError(
+            f"{what}: loss must be a function (y) -> scalar that can be a part of a compiled program, hence hashable, but it "
+            f"is {describe(loss)}"
+        )
     y = jax.eval_shape(cell.output, params, carry, x)
     result = jax.eval_shape(loss, y)
     if not hasattr(result, "shape") or result.shape != () or not jnp.issubdtype(result.dtype, jnp.floating):
@@ -81,15 +88,16 @@ def _check_range(what: str, path: Trajectory, at: int | None, lags: int | None) 
     if path.steps == 0:
         raise ValueError(f"{what}: the sequence has no step (T = 0), so there is no output for a loss to read")
     for name, value in (("at", at), ("lags", lags)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Integral)):
             raise TypeError(f"{what}: {name} must be an int or None, but it is {value!r}")
     if at is not None and not -path.steps <= at < path.steps:
         raise ValueError(f"{what}: at must be one of the {path.steps} steps, but it is {at}")
-    at = at + path.steps if at is not None and at < 0 else at
+    if at is not None:
+        at = int(at) % path.steps
     most = path.steps if at is None else at + 1
     if lags is not None and not 0 <= lags <= most:
         raise ValueError(
             f"{what}: lags must lie between 0 and the {most} steps that lead to the loss, but it is {lags}: there is no state "
             "before the carry that goes into the first step"
         )
-    return at, most if lags is None else lags
+    return at, most if lags is None else int(lags)

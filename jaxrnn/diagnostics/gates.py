@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact
 
 from ..cell import Carry, Cell, Gate, Layer, Params, accumulator, expand
+from ..checks import describe
 from ..layers.compose import Residual, Stack
 from ..layers.noise import CellNoise, Dropout
 from ..unroll import unroll
@@ -23,7 +24,8 @@ class GateStatistics(NamedTuple):
     """One gate over all valid steps of all sequences, per unit ``(H,)``. NaN where no step is valid.
 
     ``left`` and ``right`` are the shares of steps in which it was saturated low or high: within a tenth of its range from an
-    end (Karpathy, Johnson & Fei-Fei 2016, section 4.2), exactly at the end where the range is unbounded (a dead relu).
+    end (Karpathy, Johnson & Fei-Fei 2016, section 4.2), exactly at the end where the range is unbounded (a dead relu). NaN
+    where there is no such end, as of an activation whose range is not known.
     ``timescale``, of a gate v that keeps the state, is -1/mean(log v): the steps after which e^-1 of a state is left of the
     way through this gate. inf: it never forgets, in this precision; 0: it was exactly zero once. NaN for other gates.
     """
@@ -78,7 +80,7 @@ def _of_cell(cell: Cell, params: Params, path: Trajectory) -> dict[str, GateStat
         initial = cell.initial_carry(params, path.batch)
         befores = jax.tree.map(lambda a, s: jnp.where(expand(resets, a), s[None], a), befores, initial)
     valid = jnp.ones((path.steps, *path.batch), bool) if path.mask is None else path.mask
-    gates = cell.gate_values(params, befores, Transition(cell).prepare(params, path.xs))
+    gates = _check_gates(cell, cell.gate_values(params, befores, Transition(cell).prepare(params, path.xs)), path)
     return {name: _statistics(gate, valid) for name, gate in gates.items()}
 
 
@@ -88,10 +90,29 @@ def _statistics(gate: Gate, valid: Array) -> GateStatistics:
     axes = tuple(range(value.ndim - 1))
 
     def mean(of):
-        return jnp.where(flags, of, jnp.zeros_like(of)).sum(axes) / valid.sum().astype(value.dtype)
+        return jnp.where(flags, of, jnp.zeros_like(of)).sum(axes) / valid.sum().astype(of.dtype)
 
     margin = MARGIN * (gate.high - gate.low)
     margin = margin if math.isfinite(margin) else 0.0
-    left, right = ((value <= gate.low + margin), (value >= gate.high - margin))
+    left = _share(value <= gate.low + margin, gate.low, mean)
+    right = _share(value >= gate.high - margin, gate.high, mean)
     time = -1 / mean(jnp.log(value)) if gate.keeps else jnp.full(value.shape[-1], jnp.nan, value.dtype)
-    return GateStatistics(mean(value), mean(left.astype(value.dtype)), mean(right.astype(value.dtype)), jnp.abs(time))
+    return GateStatistics(mean(value), left, right, jnp.abs(time))
+
+
+def _share(saturated: Array, end: float, mean: Any) -> Array:
+    share = mean(saturated.astype(jnp.result_type(float)))
+    return share if math.isfinite(end) else jnp.full_like(share, jnp.nan)
+
+
+def _check_gates(cell: Cell, gates: Any, path: Trajectory) -> dict[str, Gate]:
+    """A dict of `Gate`, each with the units of every step."""
+    name, steps = type(cell).__name__, (path.steps, *path.batch)
+    for key, gate in (gates if isinstance(gates, dict) else {"": gates}).items():
+        value = getattr(gate, "value", None)
+        if not isinstance(gates, dict) or not isinstance(gate, Gate) or value is None or value.shape[:-1] != steps:
+            raise TypeError(
+                f"{name}.gate_values must return a dict of jaxrnn.cell.Gate with values {(*steps, 'H')}, the leading axes "
+                f"those of its input, but {key or 'it'} is {describe(gate if value is None else value)}"
+            )
+    return gates

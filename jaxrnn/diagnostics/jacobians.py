@@ -23,12 +23,13 @@ def jacobians(
     mask: Bool[Array, "T *B"] | None = None,
     resets: Bool[Array, "T *B"] | None = None,
     engine: Any = None,
-) -> Inexact[Array, "T *B N N"]:
+) -> Float[Array, "T *B N N"]:
     """``J_t = ds_t/ds_{t-1}`` of every step, over the whole carry as one vector of n numbers, leaf after leaf.
 
     ``J[t, b, i, j]`` is how number i of the carry after step t follows number j of the one before. A masked step's is the
-    identity, that of a step with a reset is zero. An LSTM's is 2H x 2H, in the order h, c. Takes T B n^2 numbers; for long
-    sequences look at `lyapunov_spectrum`.
+    identity, that of a step with a reset is zero. An LSTM's is 2H x 2H, in the order h, c; a complex number counts as two,
+    all real parts of a leaf before its imaginary ones. Takes T B n^2 numbers, none of them finer than the carry's dtype; for
+    long sequences look at `lyapunov_spectrum`.
     """
     path = follow(cell, params, xs, carry, mask, resets, engine, "jacobians")
     return _jacobians(cell, params, path)

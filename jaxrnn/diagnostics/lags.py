@@ -20,8 +20,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact
 
 from ..cell import Carry, Cell, Layer, Params
+from .cotangent import retreat
 from .ending import Ending, check_loss, ending, seed_of
-from .scaled import LongSum, log_mean_exp, log_norms_by_leaf, normalise
+from .scaled import LongSum, log_mean_exp, normalise
 from .transition import Trajectory, Transition, follow
 
 
@@ -29,8 +30,9 @@ class GradientLags(NamedTuple):
     """Logarithms of gradient norms, lag by lag: entry k is for the state k steps before the one that the loss reads.
 
     The last entry of all lags (k = T for the loss of the last of T steps) is the carry before the first step. Marks: -inf is
-    exactly zero, because a reset cut the path or every unit is saturated in this precision; NaN is no such step (before the
-    sequence's first), or a gradient that is not finite; +inf means that one step's Jacobian alone left the float's range.
+    exactly zero, because a reset cut the path, every unit is saturated in this precision, or the loss does not read this
+    element or leaf; NaN is no such step (before the sequence's first), or a gradient that is not finite; +inf means that one
+    step's Jacobian alone left the float's range. A masked step holds the state and counts as a lag.
     """
 
     log_norm: Float[Array, "K *B"]  # over the whole carry
@@ -61,7 +63,8 @@ def gradient_lags(
 ) -> GradientLags:
     """``log ||dl/ds_{T-k}||`` for k = 0..K, per batch element and per leaf of the carry, by one backward pass.
 
-    Inside ``jit`` or on its own; called eagerly it compiles for every new ``loss`` function.
+    Inside ``jit`` or on its own; called eagerly it compiles for every new ``loss`` function, and keeps the arrays alive that
+    this one closes over. A stack of L layers takes L backward passes, since each layer has a scale of its own.
 
     Args:
         cell: a cell, or a causal layer that draws nothing.
@@ -88,28 +91,9 @@ def gradient_lags(
 @functools.partial(jax.jit, static_argnums=(0, 3), inline=True)
 def _gradient_lags(cell: Any, params: Params, end: Ending, loss: Callable) -> GradientLags:
     part = end.part
-    delta, log = normalise(seed_of(cell, params, loss, end)[1], len(part.batch))
-    norms = retreat(Transition(cell), params, part, delta, log)
+    norms = retreat(Transition(cell), params, part, seed_of(cell, params, loss, end))
     whole, by_leaf = jax.tree.map(lambda a: jnp.where(end.exists, a, jnp.nan), norms)
     return GradientLags(whole, by_leaf, end.exists)
-
-
-def retreat(machine: Transition, params: Params, part: Trajectory, delta: Carry, log: Array) -> Any:
-    """Walk a unit cotangent and the log of its length back over ``part``: norms 0, 1, ... steps back, whole and by leaf."""
-    kept = len(part.batch)
-
-    def norms(delta, log):
-        return log, jax.tree.map(lambda leaf: leaf + log, log_norms_by_leaf(delta, kept))
-
-    def back(state, now):
-        (delta, log), (before, z, keep, reset) = state, now
-        _, pullback = jax.vjp(lambda s: machine.step(params, s, z, keep, reset), before)
-        new, growth = normalise(pullback(delta)[0], kept)
-        return (new, log.plus(growth)), norms(delta, log.value)
-
-    rows = (part.befores, machine.prepare(params, part.xs), part.mask, part.resets)
-    (delta, total), met = jax.lax.scan(back, (delta, LongSum.of(log)), rows, reverse=True)
-    return jax.tree.map(lambda a, b: jnp.concatenate([a[::-1], b[None]]), met, norms(delta, total.value))
 
 
 def gradient_map(

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Inexact, Int
+from jaxtyping import Array, Bool, Float, Inexact, Int
 
-from ..cell import Carry, Cell, Layer, Params
-from ..checks import check_carry, check_inputs, check_key_given
+from ..cell import Carry, Cell, Layer, Params, expand
+from ..checks import check_carry, check_flags, check_inputs, check_int, check_key_given
 from .scaled import LongSum
-from .transition import Transition, check_followed, check_inexact, features, from_features, size_of
+from .transition import WHOLE_CARRY, Transition, check_followed, check_inexact, features, from_features, size_of
 
 
 class LyapunovState(NamedTuple):
@@ -21,14 +21,15 @@ class LyapunovState(NamedTuple):
     carry: Carry
     basis: Float[Array, "*B N K"]  # orthonormal columns
     log_growth: LongSum  # (*B, K), summed over the steps that count
-    steps: Int[Array, ""]
+    steps: Int[Array, "*B"]  # how many those were
 
 
 class LyapunovSpectrum(NamedTuple):
     """Exponents in nats per step, in the order of the basis: after a warm-up the largest first.
 
-    -inf: a direction is crushed to exactly zero at some step (a dead relu unit, a saturated one). NaN: no step was counted,
-    or a Jacobian is not finite. ``state`` goes on with the sequence.
+    -inf: a direction was crushed to nothing at some step, as by a dead relu unit or a saturated one; that is, to less than
+    rounding leaves of the largest, n epsilon of it, so that its size is not known. NaN: no step was counted, or a Jacobian is
+    not finite. ``state`` goes on with the sequence.
     """
 
     exponents: Float[Array, "*B K"]
@@ -45,23 +46,26 @@ def lyapunov_spectrum(
     count: int | None = None,
     warmup: int | None = None,
     stride: int = 1,
+    mask: Bool[Array, "T *B"] | None = None,
     state: LyapunovState | None = None,
 ) -> LyapunovSpectrum:
     """The ``count`` largest Lyapunov exponents of a driven recurrence, by QR (Benettin et al. 1980; Engelken et al. 2023)::
 
         Q_t R_t = J_t Q_{t-1}        lambda_i = mean_t log |R_t,ii|        nats per step
 
-    over the whole carry: an LSTM's (h, c) has 2H. The singular values of a product of k Jacobians approach exp(k lambda_i), so
-    lambda_1 is the rate at which gradients vanish (below zero) or explode (above). All n of them sum to the mean of
-    log |det J|. One step at a time: memory does not grow with T beyond the inputs; a longer sequence comes in pieces, each
-    call handing its ``state`` to the next.
+    over the whole carry: an LSTM's (h, c) has 2H, a complex number counts as two. The singular values of a product of k
+    Jacobians approach exp(k lambda_i), so lambda_1 is the rate at which gradients vanish (below zero) or explode (above). All
+    n of them sum to the mean of log |det J|. One step at a time: memory does not grow with T beyond the inputs; a longer
+    sequence comes in pieces, each call handing its ``state`` to the next.
 
     Args:
         key: draws the first basis, on which nothing depends after the warm-up. Demanded unless ``state`` is given.
-        count: how many, n by default; fewer cost less.
+        count: how many, n by default; fewer cost less: a step costs about count backward passes and a QR of n x count.
         warmup: steps before counting begins, in which carry and basis settle (default: a tenth of T; 0 with ``state``).
         stride: steps between factorisations. More is faster; directions that part by more than 1/epsilon of the dtype within
-            so many steps are lost, so that the smallest exponents go wrong first.
+            so many steps are lost and marked -inf, the smallest first.
+        mask: False holds carry and basis, and the step does not count. There are no resets: an exponent is a mean over one
+            long path.
         state: of the call for the stretch before.
 
     Raises:
@@ -70,6 +74,8 @@ def lyapunov_spectrum(
     what = "lyapunov_spectrum"
     check_followed(cell, what)
     check_inputs(xs)
+    if mask is not None:
+        check_flags("mask", mask, xs)
     cell.check(params)
     batch, steps = tuple(xs.shape[1:-1]), xs.shape[0]
     expected = jax.eval_shape(lambda p: cell.initial_carry(p, batch), params)
@@ -77,7 +83,7 @@ def lyapunov_spectrum(
         check_key_given(what, key)
         carry = cell.initial_carry(params, batch) if carry is None else carry
         check_carry(cell, carry, expected, "the carry passed in")
-        check_inexact(carry, what)
+        check_inexact(f"{what}: carry", carry, WHOLE_CARRY)
     elif carry is not None or key is not None:
         raise ValueError(f"{what}: state already holds a carry and a basis: leave carry and key out")
     n = size_of(expected, len(batch))
@@ -89,61 +95,62 @@ def lyapunov_spectrum(
             )
         count = state.basis.shape[-1]
     count = n if count is None else count
-    stride = min(stride, steps) if stride > 0 else stride
-    warmup = (0 if state is not None else steps // 10 // max(stride, 1) * stride) if warmup is None else warmup
-    _check_sizes(what, n, count, steps, warmup, stride)
-    if state is None:
-        state = _begin(carry, batch, n, count, key)
-    return _spectrum(cell, params, jnp.asarray(xs), state, warmup, stride)
-
-
-def _check_sizes(what: str, n: int, count: Any, steps: int, warmup: Any, stride: Any) -> None:
-    for name, value, least, most in (
-        ("count", count, 1, n),
-        ("stride", stride, 1, max(steps, 1)),
-        ("warmup", warmup, 0, steps),
-    ):
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            of = f"the {n} numbers of the carry" if name == "count" else f"the {steps} steps"
-            raise ValueError(f"{what}: {name} must be an int from {least} to {most} ({of}), but it is {value!r}")
+    stride = check_int(what, "stride", stride, 1, max(steps, 1), f"the {steps} steps")
+    warmup = (0 if state is not None else steps // 10 // stride * stride) if warmup is None else warmup
+    warmup = check_int(what, "warmup", warmup, 0, steps, f"the {steps} steps")
+    count = check_int(what, "count", count, 1, n, f"the {n} numbers of the carry")
     if steps % stride or warmup % stride:
         raise ValueError(
             f"{what}: T = {steps} and warmup = {warmup} must be multiples of stride = {stride}: take another stride, or cut xs"
         )
+    if state is None:
+        state = _begin(carry, batch, n, count, key)
+    xs = jnp.asarray(xs)
+    xs = xs if mask is None else jnp.where(expand(mask, xs), xs, jnp.zeros_like(xs))
+    return _spectrum(cell, params, xs, mask, state, warmup, stride)
 
 
 def _begin(carry: Carry, batch: tuple[int, ...], n: int, count: int, key: Any) -> LyapunovState:
     dtype = features(carry, len(batch)).dtype
     basis, _ = jnp.linalg.qr(jax.random.normal(key, (n, count), dtype))
-    real = jnp.finfo(dtype).dtype
     basis = jnp.broadcast_to(basis, (*batch, n, count))
-    return LyapunovState(carry, basis, LongSum.of(jnp.zeros((*batch, count), real)), jnp.zeros((), jnp.int32))
+    return LyapunovState(carry, basis, LongSum.of(jnp.zeros((*batch, count), dtype)), jnp.zeros(batch, jnp.int32))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4, 5), inline=True)
-def _spectrum(cell: Any, params: Params, xs: Array, state: LyapunovState, warmup: int, stride: int) -> LyapunovSpectrum:
+@functools.partial(jax.jit, static_argnums=(0, 5, 6), inline=True)
+def _spectrum(
+    cell: Any, params: Params, xs: Array, mask: Array | None, state: LyapunovState, warmup: int, stride: int
+) -> LyapunovSpectrum:
     machine, batch = Transition(cell), xs.ndim - 2
-    dtype = state.basis.dtype
 
-    def push_forward(carry, basis, x):
+    def push_forward(carry, basis, x, keep):
         """The next carry, and the Jacobian times every column of the basis."""
-        new, push = jax.linearize(lambda s: machine.step_from_input(params, s, x), carry)
-        columns = jax.vmap(lambda v: features(push(from_features(v, carry, batch)), batch).astype(dtype), -1, -1)
+        new, push = jax.linearize(lambda s: machine.step_from_input(params, s, x, keep), carry)
+        columns = jax.vmap(lambda v: features(push(from_features(v, carry, batch)), batch), -1, -1)
         return new, columns(basis)
 
     def block(state, now):
-        xs, counted = now
+        xs, mask, counted = now
         carry, basis = state.carry, state.basis
         for i in range(stride):
-            carry, basis = push_forward(carry, basis, xs[i])
+            carry, basis = push_forward(carry, basis, xs[i], None if mask is None else mask[i])
         basis, triangle = jnp.linalg.qr(basis)
-        growth = jnp.log(jnp.abs(jnp.diagonal(triangle, axis1=-2, axis2=-1)))
-        total = state.log_growth.plus(jnp.where(counted, growth, jnp.zeros_like(growth)))
-        return LyapunovState(carry, basis, total, state.steps + stride * counted.astype(state.steps.dtype)), None
+        valid = jnp.full(xs.shape[1:-1], stride) if mask is None else mask.sum(0)
+        steps = jnp.where(counted, valid, 0).astype(state.steps.dtype)
+        growth = _log_growth(jnp.abs(jnp.diagonal(triangle, axis1=-2, axis2=-1)), basis.shape[-2])
+        total = state.log_growth.plus(jnp.where(expand(steps > 0, growth), growth, jnp.zeros_like(growth)))
+        return LyapunovState(carry, basis, total, state.steps + steps), None
 
     blocks = xs.shape[0] // stride
     counted = jnp.arange(blocks) >= warmup // stride
-    state, _ = jax.lax.scan(block, state, (xs.reshape(blocks, stride, *xs.shape[1:]), counted))
-    total = state.log_growth.value
-    exponents = jnp.where(state.steps > 0, total / jnp.maximum(state.steps, 1).astype(total.dtype), jnp.nan)
+    rows = jax.tree.map(lambda a: a.reshape(blocks, stride, *a.shape[1:]), (xs, mask))
+    state, _ = jax.lax.scan(block, state, (*rows, counted))
+    total, steps = state.log_growth.value, state.steps[..., None]
+    exponents = jnp.where(steps > 0, total / jnp.maximum(steps, 1).astype(total.dtype), jnp.nan)
     return LyapunovSpectrum(exponents, state)
+
+
+def _log_growth(sizes: Array, n: int) -> Array:
+    """Logarithms of R's diagonal, -inf where it is nothing but rounding of its largest entry."""
+    floor = sizes.max(-1, keepdims=True) * (n * jnp.finfo(sizes.dtype).eps)
+    return jnp.where(sizes <= floor, -jnp.inf, jnp.log(sizes))

@@ -17,13 +17,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact
 
 from ..cell import Carry, Cell, Layer, Params
-from .ending import Ending, check_loss, ending, seed_of
-from .scaled import LongSum, log_norm, log_norms_by_leaf, normalise, scale_by_log
-from .transition import Transition, follow
+from .ending import Ending, check_loss, ending, read_by, seed_of
+from .scaled import LongSum, finite, log_norm, log_norms_by_leaf, normalise, scale_by_log
+from .transition import Transition, check_inexact, follow
 
 
 class ParameterLags(NamedTuple):
     """Logarithms of the norms of G(T, k), summed over the batch, for k = 0..K-1. -inf: exactly zero; NaN: not finite.
+
+    ``by_leaf`` is -inf, too, where a parameter's part is smaller than the smallest float times the largest part of the term.
 
     ``log_sum[k]`` is for ``G(T, 0) + ... + G(T, k)``, the gradient truncated after lag k, ``log_rest[k]`` for all that this
     leaves out, ``log_whole`` for the whole gradient. ``terms`` are the G(T, k) themselves, ``(K, ...)`` per parameter, where
@@ -74,6 +76,7 @@ def parameter_lags(
         lags: K, at most the number of steps that lead to the loss (default: all of them).
         cell, loss, at, carry, mask, resets, engine: as for `gradient_lags`.
     """
+    check_inexact("parameter_lags: params", params, "every parameter must be floating-point")
     path = follow(cell, params, xs, carry, mask, resets, engine, "parameter_lags")
     end = ending("parameter_lags", path, at, lags)
     check_loss("parameter_lags", cell, params, loss, end.carry, end.x)
@@ -87,25 +90,20 @@ class _Sum(NamedTuple):
     log: Array
 
     def plus(self, tree: Any, log: Array) -> _Sum:
-        most = _finite(jnp.maximum(self.log, log))
+        most = finite(jnp.maximum(self.log, log))
         return _Sum(
             jax.tree.map(jnp.add, scale_by_log(self.tree, self.log - most), scale_by_log(tree, log - most)),
             jnp.maximum(self.log, log),
         )
 
     def log_norm(self) -> Array:
-        return log_norm(jax.tree.leaves(self.tree), 0) + _finite(self.log)
-
-
-def _finite(log: Array) -> Array:
-    """0 in place of -inf, which stands for nothing at all, so that differences are no NaN."""
-    return jnp.where(jnp.isneginf(log), jnp.zeros_like(log), log)
+        return log_norm(jax.tree.leaves(self.tree), 0) + finite(self.log)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4, 5), inline=True)
 def _parameter_lags(cell: Any, params: Params, end: Ending, loss: Callable, keep: bool, learned: bool) -> ParameterLags:
     part, machine = end.part, Transition(cell)
-    direct, seed = seed_of(cell, params, loss, end)
+    direct, seed = jax.grad(lambda p: read_by(cell, loss, end, p, end.carry))(params), seed_of(cell, params, loss, end)
     flags = (part.mask, part.resets)
     before_all, deltas = _cotangents(machine, params, part, seed)
     first = jnp.arange(part.steps) == part.steps - 1
@@ -114,7 +112,7 @@ def _parameter_lags(cell: Any, params: Params, end: Ending, loss: Callable, keep
         """G of one step, as a tree and the logarithm of its scale."""
         before, x, keep_step, reset, (delta, log), is_first = row
         # The first cotangent is an ordinary number, and so is what the output takes directly: no scale between them.
-        scale = jnp.where(is_first, jnp.zeros((), log.dtype), _finite(log.max()))
+        scale = jnp.where(is_first, jnp.zeros((), log.dtype), finite(log.max()))
         _, pullback = jax.vjp(lambda p: machine.step_from_input(p, before, x, keep_step, reset), params)
         (term,) = pullback(scale_by_log(delta, log - scale))
         return jax.tree.map(lambda a, b: a + jnp.where(is_first, b, jnp.zeros_like(b)), term, direct), scale
@@ -129,7 +127,7 @@ def _parameter_lags(cell: Any, params: Params, end: Ending, loss: Callable, keep
         return total.plus(*term_of(row)), total.log_norm()
 
     delta, log = before_all
-    zero, far = jnp.full((), -jnp.inf, log.dtype), _finite(log.max())
+    zero, far = jnp.full((), -jnp.inf, log.dtype), finite(log.max())
     oldest_sum = _Sum(jax.tree.map(jnp.zeros_like, params), zero)
     if learned:
         _, pullback = jax.vjp(lambda p: cell.initial_carry(p, part.batch), params)
@@ -137,7 +135,7 @@ def _parameter_lags(cell: Any, params: Params, end: Ending, loss: Callable, keep
         oldest_sum = _Sum(through, jnp.where(jnp.isneginf(log_norm(jax.tree.leaves(through), 0)), zero, far))
     whole_or_nan = jax.tree.map(lambda a: jnp.where(end.whole, a, jnp.asarray(jnp.nan, a.dtype)), oldest_sum.tree)
     oldest_sum = oldest_sum._replace(tree=whole_or_nan)
-    initial = scale_by_log(oldest_sum.tree, _finite(oldest_sum.log))
+    initial = scale_by_log(oldest_sum.tree, finite(oldest_sum.log))
     rows = (part.befores, part.xs, *flags, deltas, first)
     _, met = jax.lax.scan(newest, _Sum(jax.tree.map(jnp.zeros_like, params), zero), rows, reverse=True)
     whole, rest = jax.lax.scan(oldest, oldest_sum, rows)

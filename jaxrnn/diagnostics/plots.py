@@ -124,9 +124,9 @@ def training_curves(steps: Any, log_v: Any, *, floor: float = 1e-12, title: str 
         steps: ``(N,)`` updates made.
         log_v: ``(N, K + 1)`` log v_k at each.
     """
+    drawing = figure(7, 4.2)
     from matplotlib import colormaps
 
-    drawing = figure(7, 4.2)
     axis = drawing.subplots()
     steps, log_v = np.asarray(steps), np.asarray(log_v, np.float64)
     for i, (step, curve) in enumerate(zip(steps, log_v, strict=True)):

@@ -23,7 +23,9 @@ def log_norm(leaves: list[Array], kept: int) -> Float[Array, "*B"]:
     # An infinite or NaN entry makes the sum NaN; one that is infinite alone means an infinite norm.
     divisor = jnp.where((most > 0) & jnp.isfinite(most), most, jnp.ones_like(most))
     total = jnp.square(flat / divisor[..., None]).sum(-1)
-    return jnp.where(jnp.isposinf(most), most, jnp.log(divisor) + jnp.log(total) / 2)
+    something = total != 0  # so that zero, whose logarithm has no derivative, has a derivative of zero and not NaN
+    log = jnp.log(divisor) + jnp.log(jnp.where(something, total, jnp.ones_like(total))) / 2
+    return jnp.where(jnp.isposinf(most), most, jnp.where(something, log, -jnp.inf))
 
 
 def log_norms_by_leaf(tree: Any, kept: int) -> Any:
@@ -37,11 +39,7 @@ def normalise(tree: Any, kept: int) -> tuple[Any, Float[Array, "*B"]]:
     # In two steps: exp(-log) may overflow where log is near the smallest number, and one over that number is infinite.
     half = jnp.where(jnp.isfinite(log), jnp.exp(-log / 2), jnp.ones_like(log))
 
-    def divide(leaf):
-        factor = expand(half, leaf).astype(_wide(leaf))
-        return (leaf * factor * factor).astype(leaf.dtype)
-
-    return jax.tree.map(divide, tree), log
+    return jax.tree.map(lambda leaf: _times(_times(leaf, half), half), tree), log
 
 
 class LongSum(NamedTuple):
@@ -64,7 +62,18 @@ class LongSum(NamedTuple):
 def scale_by_log(tree: Any, log: Float[Array, "*B"]) -> Any:
     """The tree times exp(log), per element of the leading axes."""
     factor = jnp.exp(log)
-    return jax.tree.map(lambda leaf: (leaf * expand(factor, leaf).astype(_wide(leaf))).astype(leaf.dtype), tree)
+    return jax.tree.map(lambda leaf: _times(leaf, factor), tree)
+
+
+def _times(leaf: Array, factor: Array) -> Array:
+    """Computed in a wide dtype, kept in the leaf's."""
+    dtype = leaf.dtype if jnp.iscomplexobj(leaf) else _wide(leaf)
+    return (leaf.astype(dtype) * expand(factor, leaf).astype(dtype)).astype(leaf.dtype)
+
+
+def finite(log: Array) -> Array:
+    """0 in place of -inf, which stands for nothing at all, so that differences are no NaN."""
+    return jnp.where(jnp.isneginf(log), jnp.zeros_like(log), log)
 
 
 def log_mean_exp(logs: Array, axis: Any) -> Array:

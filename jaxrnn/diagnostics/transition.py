@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ..cell import Carry, Cell, Layer, Params, Walk, check_cell, expand, select
+from ..cell import Carry, Cell, Layer, Params, Walk, accumulator, check_cell, expand, select
 from ..engines import Scan
 from ..unroll import unroll, walk
 
@@ -71,7 +71,7 @@ def follow(cell: Any, params: Params, xs: Array, carry: Carry, mask: Any, resets
     if mask is not None:
         xs = jnp.where(expand(mask, xs), xs, jnp.zeros_like(xs))
     first = cell.initial_carry(params, tuple(xs.shape[1:-1])) if carry is None else jax.tree.map(jnp.asarray, carry)
-    check_inexact(first, what)
+    check_inexact(f"{what}: carry", first, WHOLE_CARRY)
     befores = jax.tree.map(lambda s, after: jnp.concatenate([s[None], after[:-1]]) if len(after) else after, first, afters)
     return Trajectory(xs, mask, resets, befores, afters)
 
@@ -91,35 +91,49 @@ def check_followed(cell: Any, what: str) -> None:
         )
 
 
-def check_inexact(carry: Carry, what: str) -> None:
-    """Every leaf of the carry has a gradient."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(carry):
+WHOLE_CARRY = "every part of the carry must be floating-point (a counter can be a float, or an input)"
+
+
+def check_inexact(what: str, tree: Any, demand: str) -> None:
+    """Every leaf has a gradient. ``what`` names the tree, ``demand`` says what is asked of it."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
             raise TypeError(
-                f"{what}: carry{jax.tree_util.keystr(path)} is {jnp.result_type(leaf)}, through which no gradient flows: every "
-                "part of the carry must be floating-point (a counter can be a float, or an input)"
+                f"{what}{jax.tree_util.keystr(path)} is {jnp.result_type(leaf)}, through which no gradient flows: {demand}"
             )
 
 
 def features(carry: Carry, batch: int) -> Array:
-    """The carry as vectors, ``(*B, n)``, its leaves one after another in their widest dtype; ``batch`` leading axes stay."""
-    leaves = jax.tree.leaves(carry)
-    dtype = jnp.result_type(*leaves)
+    """The carry as real vectors, ``(*B, n)``, in its accumulator's dtype; ``batch`` leading axes stay.
+
+    Leaf after leaf; of a complex one the real parts, then the imaginary: a cell need not be holomorphic in its carry.
+    """
+    leaves = [part for leaf in jax.tree.leaves(carry) for part in _real_parts(leaf)]
+    dtype = max((accumulator(leaf.dtype) for leaf in leaves), key=lambda d: jnp.finfo(d).bits)
     return jnp.concatenate([leaf.astype(dtype).reshape(*leaf.shape[:batch], -1) for leaf in leaves], axis=-1)
+
+
+def _real_parts(leaf: Array) -> list[Array]:
+    return [leaf.real, leaf.imag] if jnp.iscomplexobj(leaf) else [leaf]
 
 
 def from_features(vectors: Array, like: Carry, batch: int) -> Carry:
     """The inverse of `features`: ``(..., n)`` as a carry with the leaves' trailing axes (after ``batch``) and dtypes."""
     leaves, structure = jax.tree.flatten(like)
     parts, begin = [], 0
-    for leaf in leaves:
+
+    def take(leaf):
+        nonlocal begin
         size = math.prod(leaf.shape[batch:])
-        part = vectors[..., begin : begin + size].reshape(*vectors.shape[:-1], *leaf.shape[batch:])
-        parts.append((part if jnp.iscomplexobj(leaf) else part.real).astype(leaf.dtype))
         begin += size
+        return vectors[..., begin - size : begin].reshape(*vectors.shape[:-1], *leaf.shape[batch:])
+
+    for leaf in leaves:
+        pieces = [take(leaf) for _ in _real_parts(leaf)]
+        parts.append((jax.lax.complex(*pieces) if jnp.iscomplexobj(leaf) else pieces[0]).astype(leaf.dtype))
     return jax.tree.unflatten(structure, parts)
 
 
 def size_of(carry: Carry, batch: int) -> int:
-    """n: the numbers in the carry of one sequence."""
-    return sum(math.prod(leaf.shape[batch:]) for leaf in jax.tree.leaves(carry))
+    """n: the real numbers in the carry of one sequence."""
+    return sum(math.prod(leaf.shape[batch:]) * (2 if jnp.iscomplexobj(leaf) else 1) for leaf in jax.tree.leaves(carry))

@@ -65,7 +65,7 @@ def gradients(
         (folder / "gradients.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise BadInput(f"{folder} cannot be written: {error.strerror}; choose another --out") from None
-    lines = [*_table(results), *_draw(folder, found, subjects, context, after=run is not None)]
+    lines = [*_table(results, found), *_draw(folder, found, subjects, context, after=run is not None)]
     return results, [*lines, f"written: {folder / 'gradients.json'}"]
 
 
@@ -134,7 +134,7 @@ def _summary(found: list[Findings]) -> dict[str, Any]:
     }
 
 
-def _table(results: dict[str, Any]) -> list[str]:
+def _table(results: dict[str, Any], found: dict[str, list[Findings]]) -> list[str]:
     """The table as lines, and what its columns are."""
     length = results["length"]
     lags = [k for k in (10, 50, 199) if k <= length] or [length]
@@ -143,8 +143,7 @@ def _table(results: dict[str, Any]) -> list[str]:
     for name, model in results["models"].items():
         curve = model["mean_log_v_over_v0"]
         ratios = ["-" if curve[k] is None else f"{np.exp(curve[k]):.2g}" for k in lags]
-        horizons = [h for h in model["memory_horizon_of_seeds"] if h is not None]
-        memory = f"{np.median(horizons):.0f}" if len(horizons) == len(model["memory_horizon_of_seeds"]) else f"> {length}"
+        memory = np.median([each.horizon for each in found[name]])  # NaN, where a seed's is
         tau, k2 = model["tau"], model["k2_for_a_tenth"]
         beta, leading = (
             "-" if x is None else f"{x:.{digits}f}" for x, digits in ((model["beta"], 4), (model["leading_exponent"], 3))
@@ -155,7 +154,7 @@ def _table(results: dict[str, Any]) -> list[str]:
                 beta,
                 f"{tau:.3g}" if tau is not None else "-" if model["beta"] is None else "inf",
                 *ratios,
-                memory,
+                "-" if np.isnan(memory) else f"> {length}" if np.isinf(memory) else f"{memory:.0f}",
                 leading,
                 str(k2 or f"> {length}"),
             ]

@@ -38,16 +38,17 @@ class Findings(NamedTuple):
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def look(probe: Callable[[Any], Probe], params: Any, key: Array, fit_range: tuple[int, int]) -> Findings:
     """All instruments on ``probe(params)``, compiled once for each probe."""
-    layer, own, xs, loss, targets = probe(params)
+    seen = probe(params)
+    layer, own, xs, loss, targets = seen
     k_fit, k_basis = jax.random.split(key)
-    lags = lags_of(probe(params))
+    lags = lags_of(seen)
     terms = diagnostics.parameter_lags(layer, own, xs, lambda y: loss(y, targets[-1]))
     # One long sequence for the averages over time: a few of the batch, one after the other.
     stream = jnp.moveaxis(xs[:, :8], 1, 0).reshape(-1, xs.shape[-1])
     spectrum = diagnostics.lyapunov_spectrum(layer, own, stream, key=k_basis)
     return Findings(
         lags.log_v,
-        diagnostics.fit_decay(lags.log_norm, fit_range, key=k_fit),
+        diagnostics.fit_decay(lags, fit_range, key=k_fit),
         diagnostics.memory_horizon(lags.log_v),
         jnp.sort(spectrum.exponents, descending=True),
         terms.truncation_error,
