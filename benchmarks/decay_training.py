@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxrnn.tasks.probe import as_json
 from jaxrnn.tasks.program import TASKS
 
 GOALS = {  # the score that counts as solved, and its name
@@ -23,6 +24,7 @@ def train(task: str, spec: str, length: int, *, updates: int, hidden: int, seed:
     options = module.Options(cell=spec, hidden=hidden, length=length, seed=seed)
     experiment, _ = module.prepare(options)
     state, began, scores = experiment.start(), time.perf_counter(), []
+    keep = max if name == "accuracy" else min
     for update in range(1, updates + 1):
         state = experiment.advance(state, np.float32(update / updates))
         if update % EVERY and update != updates:
@@ -40,11 +42,12 @@ def train(task: str, spec: str, length: int, *, updates: int, hidden: int, seed:
         "seed": seed,
         "updates": update,
         "solved_after": update if solved(scores[-1]) else None,
+        "diverged": not np.isfinite(scores[-1]),
         "score": name,
-        "final": scores[-1],
-        "best": max(scores) if name == "accuracy" else min(scores),
+        "final": as_json(scores[-1]),
+        "best": as_json(keep(filter(np.isfinite, scores), default=np.nan)),
         "baseline": float(found["baseline"]),
-        "scores": scores,
+        "scores": as_json(scores),
         "batch": options.batch,
         "learning_rate": options.learning_rate,
         "seconds": time.perf_counter() - began,

@@ -2,14 +2,16 @@
 
 At initialisation (inputs and loss of the adding task), averaged over seeds: the decay rate beta of the gradient norm v_k,
 fitted over lags 20 to T - 1, tau = -1/log beta, v_k/v_0 at three lags, and the leading Lyapunov exponent of the whole
-carry; in proof, the largest difference of log v_k from products of explicit Jacobians in float64. Then each cell is trained on
-temporal order and adding at two lengths, until its held-out score says that it has solved the task, or the updates are spent.
+carry; in proof, the largest difference of log v_k from products of explicit Jacobians in float64. Then each cell is trained,
+from several seeds, on temporal order and adding at two lengths, until its held-out score says that it has solved the task, or
+the updates are spent.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
+import statistics
 import sys
 from typing import Any
 
@@ -44,6 +46,9 @@ PAGE = {  # beta of one seed in the project's notes, for comparison
 }
 
 
+QUICK = ("tanh, gain 1", "LSTM, chrono")
+
+
 def parse(argv: list[str] | None) -> Any:
     """The command line."""
     parser = Parser("gradient_decay", __doc__ or "", devices=False)
@@ -53,10 +58,12 @@ def parse(argv: list[str] | None) -> Any:
     parser.add_argument("--steps", type=positive, default=200, help="T at initialisation (default: 200)")
     parser.add_argument("--batch", type=positive, default=32, help="sequences at initialisation (default: 32)")
     parser.add_argument("--lengths", type=positive, nargs="*", default=[100, 200], help="to train at (default: 100 200)")
+    parser.add_argument("--trainings", type=positive, default=3, help="seeds of each training (default: 3)")
     parser.add_argument("--updates", type=positive, default=4000, help="at most, of each training (default: 4000)")
     args = parser.parse_args(argv)
     if args.quick:
-        args.seeds, args.steps, args.lengths, args.updates = min(args.seeds, 2), 50, [20], min(args.updates, 200)
+        args.seeds, args.steps, args.lengths, args.updates = min(args.seeds, 2), 50, [20], min(args.updates, 100)
+        args.cells, args.trainings = [name for name in args.cells if name in QUICK] or args.cells, 1
     return args
 
 
@@ -68,10 +75,10 @@ def run(args: Any) -> tuple[list[dict], list[dict]]:
         row |= explicit_difference(SUBJECTS[name], 0, args.hidden, args.steps, min(args.batch, 4))
         initial.append({"name": name, **row, "beta_of_the_notes": PAGE[name] if args.steps == 200 else None})
         print(f"{name}: beta {row['beta']:.4f}", file=sys.stderr, flush=True)
-    for task, length, name in itertools.product(GOALS, args.lengths, args.cells):
-        one = train(task, SUBJECTS[name], length, updates=args.updates, hidden=args.hidden, seed=0)
+    for task, length, name, seed in itertools.product(GOALS, args.lengths, args.cells, range(args.trainings)):
+        one = train(task, SUBJECTS[name], length, updates=args.updates, hidden=args.hidden, seed=seed)
         trained.append({"name": name, **one})
-        print(f"{task} {length} {name}: {one['final']:.4g}, {one['seconds']:.0f} s", file=sys.stderr, flush=True)
+        print(f"{task} {length} {name}: {one['final']}, {one['seconds']:.0f} s", file=sys.stderr, flush=True)
     return initial, trained
 
 
@@ -103,16 +110,15 @@ def markdown(result: dict) -> str:
     ]
     groups = list(dict.fromkeys((r["task"], r["length"]) for r in result["trained"]))
     if groups:
-        found = {(r["name"], r["task"], r["length"]): r for r in result["trained"]}
         lines += [
-            f"Trained, one seed, at most {result['updates']} updates of 50 sequences (Adam 1e-3, clip 1): solved after so "
-            "many updates (temporal order: accuracy 0.99; adding: mean squared error below 0.01), or the held-out score then; "
-            "chance is 0.25 and 0.167.",
+            f"Trained, at most {result['updates']} updates of 50 sequences (Adam 1e-3, clip 1): of how many seeds it solved "
+            "the task (temporal order: held-out accuracy 0.99; adding: mean squared error below 0.01), and the median of the "
+            "updates that took; or the median of the scores in the end, chance being 0.25 and 0.167.",
             "",
             report.table(
                 ["cell", *(f"{task} T = {length}" for task, length in groups)],
                 [
-                    [name, *(outcome(found[name, *group]) for group in groups)]
+                    [name, *(outcome(of_group(result, name, *group)) for group in groups)]
                     for name in dict.fromkeys(r["name"] for r in result["trained"])
                 ],
             ),
@@ -124,13 +130,24 @@ def machine_line(result: dict) -> str:
     return machine.where(result["machine"])
 
 
-def outcome(row: dict) -> str:
-    """``solved, 800`` or the score."""
-    return f"solved, {row['solved_after']}" if row["solved_after"] else f"{row['final']:.3f}"
+def of_group(result: dict, name: str, task: str, length: int) -> list[dict]:
+    """The trainings of one cell on one task."""
+    return [r for r in result["trained"] if (r["name"], r["task"], r["length"]) == (name, task, length)]
+
+
+def outcome(rows: list[dict]) -> str:
+    """``3 of 3: 800`` or ``0 of 3 (0.250)``; a run whose held-out score was no longer finite diverged."""
+    solved = [row["solved_after"] for row in rows if row["solved_after"]]
+    diverged = sum(row["diverged"] for row in rows)
+    share = f"{len(solved)} of {len(rows)}"
+    if solved:
+        return f"{share}: {statistics.median_low(solved)}" + (f", {diverged} diverged" if diverged else "")
+    scores = [row["final"] for row in rows if row["final"] is not None]
+    return f"{share} ({statistics.median(scores):.3f})" if scores else f"{share}, diverged"
 
 
 def draw(result: dict, figure: Any) -> None:
-    """Decay curves; and how many updates each training took, full bars being those that did not solve the task."""
+    """Decay curves; and how many updates each training took, those that did not solve the task all of them."""
     left, right = figure.subplots(1, 2, width_ratios=(1.25, 1)) if result["trained"] else (figure.subplots(), None)
     colours = {}
     for row in result["initial"]:
@@ -154,14 +171,17 @@ def _draw_training(axes: Any, result: dict, colours: dict) -> None:
     height = 0.84 / len(names)
     for g, group in enumerate(groups):
         for i, name in enumerate(names):
-            (row,) = [r for r in result["trained"] if (r["task"], r["length"], r["name"]) == (*group, name)]
-            solved, place = row["solved_after"], g + (i - (len(names) - 1) / 2) * height
-            bar = axes.barh(place, solved or result["updates"], height * 0.92, color=colours[name], alpha=1 if solved else 0.25)
-            axes.bar_label(bar, [f"{solved}" if solved else f"not learned ({row['final']:.2f})"], fontsize=6.5, padding=2)
+            rows = of_group(result, name, *group)
+            spent = [row["solved_after"] or result["updates"] for row in rows]
+            place, share = g + (i - (len(names) - 1) / 2) * height, sum(bool(row["solved_after"]) for row in rows) / len(rows)
+            bar = axes.barh(
+                place, statistics.median(spent), height * 0.92, color=colours[name], alpha=0.25 + 0.75 * share, label=name
+            )
+            axes.bar_label(bar, [outcome(rows)], fontsize=6.5, padding=2)
     axes.set_yticks(range(len(groups)), [f"{task}\nT = {length}" for task, length in groups])
     axes.invert_yaxis()
     axes.set_xlim(0, 1.3 * result["updates"])
-    axes.set_xlabel("updates until solved")
+    axes.set_xlabel("updates until solved, median over seeds; pale where not all seeds do")
     axes.set_title("Whether it is learned")
     axes.grid(axis="x", alpha=0.3)
 

@@ -63,7 +63,8 @@ def describe() -> dict:
 def where(machine: dict) -> str:
     """One line of `describe` for titles."""
     device = machine["processor"] if machine["backend"] == "cpu" else machine["device_kind"]
-    return f"{device}, {machine['cores']} cores, jax {machine['versions']['jax']}"
+    count = machine["cores"]
+    return f"{device}, {count} core{'' if count == 1 else 's'}, jax {machine['versions']['jax']}"
 
 
 def ceiling(size: int | None = None, repeats: int = 8) -> dict:

@@ -16,7 +16,9 @@ def blocks(kernel, size):
     return np.split(np.asarray(kernel), kernel.shape[-1] // size, axis=-1)
 
 
-@pytest.mark.parametrize("cell", [Elman(6), LSTM(6), GRU(6), LSTM(6, coupled_gates=True)], ids=repr)
+@pytest.mark.parametrize(
+    "cell", [Elman(6), LSTM(6), GRU(6), LSTM(6, coupled_gates=True)], ids=["elman", "lstm", "gru", "coupled"]
+)
 def test_recurrent_kernels_are_orthogonal_per_gate_block(cell, x64):
     drawn = []
     for key in KEYS:

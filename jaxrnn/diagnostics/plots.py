@@ -105,7 +105,8 @@ def truncation_curves(biases: Mapping[str, Any], *, title: str = "") -> Any:
     drawing = figure(6.5, 4)
     axis = drawing.subplots()
     for name, (k2, error) in biases.items():
-        axis.plot(np.asarray(k2), np.maximum(np.asarray(error, np.float64), 1e-9), "o-", ms=4, label=name, lw=1.8)
+        style = "o-" if len(k2) <= 24 else "-"
+        axis.plot(np.asarray(k2), np.maximum(np.asarray(error, np.float64), 1e-9), style, ms=4, label=name, lw=1.8)
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
     axis.set_ylim(1e-4, 3)
