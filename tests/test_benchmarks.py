@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import machine, memory, peers_other, resident, streaming, throughput
+from benchmarks import gradient_decay, machine, memory, peers_other, resident, streaming, throughput
 from benchmarks.entries import ENTRIES, engine_named, prepare_entries
 from benchmarks.options import Shape
 from benchmarks.timing import interleave, statistics
@@ -65,6 +65,34 @@ def test_throughput_writes_what_it_promises(tmp_path, monkeypatch, capsys):
         assert f"left out: {name}" in text
     if jax.device_count() == 1:
         assert "one device" in reasons["jaxrnn-sharded"]
+
+
+def test_gradient_decay_writes_what_it_promises(tmp_path):
+    out = tmp_path / "decay"
+    args = ["--cells", "tanh, gain 0.5", "--seeds", "2", "--hidden", "8", "--steps", "40", "--batch", "4"]
+    args += ["--lengths", "12", "--updates", "3", "--trainings", "1", "--out", str(out)]
+    assert gradient_decay.main(args) == 0
+    result = written(out)
+    (row,) = result["initial"]
+    assert 0.2 < row["beta"] < 0.7
+    assert row["leading_exponent"] == pytest.approx(np.log(row["beta"]), abs=0.2)
+    assert len(row["mean_log_v"]) == 41
+    assert set(row["log10_v"]) == {"10", "40"}
+    assert row["largest_difference_nats"] < 1e-3  # float32 beside the products of explicit Jacobians in float64
+    assert row["beta_float64"] > 0
+    assert [(r["task"], r["length"], r["seed"]) for r in result["trained"]] == [("temporal-order", 12, 0), ("adding", 12, 0)]
+    assert all(r["updates"] == 3 and r["solved_after"] is None and not r["diverged"] for r in result["trained"])
+    assert "0 of 1 (" in out.with_name("decay.md").read_text(encoding="utf-8")
+
+
+def test_what_became_of_trainings_is_told_in_words():
+    def row(solved, final, diverged=False):
+        return {"solved_after": solved, "final": final, "diverged": diverged}
+
+    assert gradient_decay.outcome([row(300, 1.0), row(None, 0.3), row(500, 1.0)]) == "2 of 3: 300"
+    assert gradient_decay.outcome([row(None, 0.2), row(None, 0.4), row(None, 0.3)]) == "0 of 3 (0.300)"
+    assert gradient_decay.outcome([row(900, 0.0), row(None, None, True)]) == "1 of 2: 900, 1 diverged"
+    assert gradient_decay.outcome([row(None, None, True)]) == "0 of 1, diverged"
 
 
 def test_a_peer_that_breaks_is_left_out_and_our_own_failure_is_not():
