@@ -115,7 +115,7 @@ def test_a_checkpoint_gives_back_the_state_bit_for_bit(tmp_path, state):
     step, back, meta, notes = checkpoints.restore(jax.tree.map(jnp.zeros_like, state))
     assert (step, meta["seconds"], notes) == (7, 2.5, [])
     assert_same(back, state)
-    params, _ = checkpoints.restore_part("params", state.params)
+    params, _ = checkpoints.restore_params(state.params)
     assert_same(params, state.params)
 
 

@@ -110,7 +110,7 @@ def restore(path: str | os.PathLike) -> tuple[Run, Any, Any, Any, tuple[Any, Any
         raise BadInput(f"{run.path}/config.json is damaged: it has no {error}") from None
     checkpoints = Checkpoints(run.checkpoints)
     try:
-        params, notes = checkpoints.restore_part("params", template)
+        params, notes = checkpoints.restore_params(template)
     finally:
         checkpoints.close()
     return run, module, options, functions, (template, params), notes

@@ -13,6 +13,8 @@ import orbax.checkpoint as ocp
 
 from .errors import BadInput
 
+BEST = "best"  # what the names of its arrays begin with
+
 
 class Checkpoints:
     """The checkpoints in a directory: ``save(step, state, meta)`` and ``restore(template)``."""
@@ -22,13 +24,15 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False, create=True)
         self.manager = ocp.CheckpointManager(self.directory, options=options)
 
-    def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
-        """Write one checkpoint: it appears whole, or not at all. ``meta`` is a small JSON object.
+    def save(self, step: int, state: Any, meta: dict[str, Any], best: Any = None) -> None:
+        """Write one checkpoint: it appears whole, or not at all. ``meta`` is a small JSON object, ``best`` the parameters that
+        had the best held-out score so far.
 
         Arrays that are split over devices are written whole: the checkpoint does not depend on how many there are.
         """
         # As arrays of the host: orbax would note the devices that held them, and want these when it reads them again.
-        arrays = {name: np.asarray(leaf) for name, leaf in _named(state).items() if leaf.size}  # it takes no empty ones
+        named = _named(state) | {f"{BEST}.{name}": leaf for name, leaf in _named(best).items()}
+        arrays = {name: np.asarray(leaf) for name, leaf in named.items() if leaf.size}  # it takes no empty ones
         meta = {**meta, "checksum": _checksum(arrays)}
         self.manager.save(
             step, args=ocp.args.Composite(state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta)), force=True
@@ -49,11 +53,22 @@ class Checkpoints:
         step, arrays, meta, notes = self._newest(set_aside=True)
         return step, _unnamed(template, arrays, step), meta, notes
 
-    def restore_part(self, part: str, template: Any) -> tuple[Any, list[str]]:
-        """Like `restore`, but only the field ``part`` of the state, and nothing is moved: for readers of a run."""
+    def restore_best(self, template: Any, step: int) -> Any:
+        """The parameters with the best score that the checkpoint of ``step`` holds, or None."""
+        return self._part(BEST, template, self._read(step)[0], step)
+
+    def restore_params(self, template: Any) -> tuple[Any, list[str]]:
+        """The parameters, those with the best score where there are such, and notes as for `restore`; nothing is moved: for
+        readers of a run.
+        """
         step, arrays, _, notes = self._newest(set_aside=False)
+        best = self._part(BEST, template, arrays, step)
+        return (self._part("params", template, arrays, step) if best is None else best), notes
+
+    @staticmethod
+    def _part(part: str, template: Any, arrays: dict[str, np.ndarray], step: int) -> Any:
         inside = {name.removeprefix(part + "."): a for name, a in arrays.items() if name.startswith(part + ".")}
-        return _unnamed(template, inside, step), notes
+        return None if part == BEST and not inside else _unnamed(template, inside, step)
 
     def _newest(self, set_aside: bool) -> tuple[int, dict[str, np.ndarray], dict[str, Any], list[str]]:
         notes: list[str] = []

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..cell import Params
 from .checkpoints import Checkpoints
 from .errors import BadInput
 from .progress import Report, reporting
@@ -30,6 +31,10 @@ class Experiment:
     held-out scores; ``sample(state)`` something to look at, or None; ``learning_rate(progress)`` is for the record.
     ``look(state)``, if there is one, looks inside: before the first step, at every evaluation and at the end its result is
     a line of ``gradients.jsonl``. ``unit`` is what `TrainState.tokens` counts.
+
+    ``best_by``, a held-out score and "max" or "min", keeps the parameters that had the best one (the first of equals): they
+    are what `fit` returns, what ``finally_evaluate(state)`` scores in the end, in place of ``evaluate``, and what a reader
+    of the run gets. ``notes`` are told before the first step, such as how the data were split.
     """
 
     start: Callable[[], TrainState]
@@ -40,6 +45,9 @@ class Experiment:
     learning_rate: Callable[[Any], Any]
     look: Callable[[TrainState], dict[str, Any]] | None = None
     unit: str = "tokens"
+    best_by: tuple[str, str] | None = None
+    finally_evaluate: Callable[[TrainState], dict[str, Any]] | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +60,8 @@ class Budget:
             learning rate follows the clock, so such a run is not the same numbers twice.
         report_every, evaluate_every: in steps.
         checkpoint_seconds: between checkpoints, which are written at reports; 0 writes one at each report.
+        patience: evaluations without a better held-out score after which training stops; 0: it does not. Only for
+            experiments that say by which score (``best_by``).
     """
 
     steps: int | None = None
@@ -59,6 +69,7 @@ class Budget:
     report_every: int = 50
     evaluate_every: int = 500
     checkpoint_seconds: float = 20.0
+    patience: int = 0
 
     def __post_init__(self):
         if self.steps is None and self.seconds is None:
@@ -74,6 +85,8 @@ class Budget:
             )
         if self.checkpoint_seconds < 0:
             raise BadInput(f"--checkpoint-seconds must not be negative, but it is {self.checkpoint_seconds}")
+        if self.patience < 0:
+            raise BadInput(f"--patience must not be negative, but it is {self.patience}")
 
     def spent(self, step: int, elapsed: float) -> float:
         """The share of the budget that is spent, by steps or by the clock, whichever is further."""
@@ -92,6 +105,8 @@ def fit(experiment: Experiment, run: Run, budget: Budget, *, resume: bool = Fals
     Raises:
         BadInput: where there is no checkpoint to resume from, or a loss is no longer finite.
     """
+    if budget.patience and experiment.best_by is None:
+        raise BadInput("--patience is for tasks that choose their best parameters by a held-out score; this one has none")
     if not resume and (run.records("metrics.jsonl") or run.checkpoints.exists()):
         raise BadInput(f"{run.path} has been trained already: resume it, or begin a new run")
     checkpoints = Checkpoints(run.checkpoints)
@@ -99,9 +114,10 @@ def fit(experiment: Experiment, run: Run, budget: Budget, *, resume: bool = Fals
         with reporting() as report, stopping() as stop:
             loop = _Loop(experiment, run, budget, checkpoints, report)
             loop.begin(resume)
-            while loop.share() < 1 and not stop.asked:
+            while loop.share() < 1 and not loop.out_of_patience() and not stop.asked:
                 loop.one_step()
-            return loop.state, loop.finish(stop.asked)
+            result = loop.finish(stop.asked)
+            return loop.state, result
     finally:
         checkpoints.close()
 
@@ -116,18 +132,26 @@ class _Loop:
         self.began = self.saved_time = self.marked = time.monotonic()
         self.tokens_seen, self.busy = 0.0, 0.0
         self.untimed: float | None = None
+        self.best: Params = None  # with the best of the held-out scores
+        self.scores: list[float] = []
 
     def begin(self, resume: bool) -> None:
+        for note in self.experiment.notes:
+            self.report.line(note)
         if resume and self.checkpoints.steps():
             self.step, self.state, meta, notes = self.checkpoints.restore(self.state)
             for note in notes:
                 self.report.line(note)
             self.earlier, self.tokens_seen, self.busy = meta["seconds"], meta["tokens"], meta["busy"]
             self.saved_at = self.step
+            self.best = self.checkpoints.restore_best(self.state.params, self.step)
             self.report.line(f"resumed at step {self.step}")
         elif resume:
             self.report.line("no checkpoint yet: beginning anew")
         self.run.rewind(self.step)
+        if self.experiment.best_by is not None:
+            name = f"held_out_{self.experiment.best_by[0]}"
+            self.scores = [self.goodness(r) for r in self.run.records("metrics.jsonl") if name in r]
         self.began = self.saved_time = self.marked = time.monotonic()
         if self.step == 0:
             self.look()
@@ -156,6 +180,17 @@ class _Loop:
             if time.monotonic() - self.saved_time >= self.budget.checkpoint_seconds:
                 self.save()
             self.marked = time.monotonic()
+
+    def goodness(self, record: dict[str, Any]) -> float:
+        """The score of a record by which the best parameters are chosen; larger is better, -inf where it is not finite."""
+        name, way = self.experiment.best_by or ("", "max")
+        value = record[f"held_out_{name}"]
+        return -math.inf if value is None or not math.isfinite(value) else value if way == "max" else -value
+
+    def out_of_patience(self) -> bool:
+        """Whether the last ``patience`` evaluations brought nothing better."""
+        patience = self.budget.patience
+        return len(self.scores) > patience > 0 and max(self.scores[-patience:]) <= max(self.scores[:-patience])
 
     def look(self, final: bool = False) -> None:
         """Record what ``experiment.look`` sees, once a step: a resumed run may find the line of its step there already."""
@@ -191,6 +226,11 @@ class _Loop:
         scores = _plain(self.experiment.evaluate(self.state))
         sample = self.experiment.sample(self.state)
         named = {f"held_out_{name}": value for name, value in scores.items()}
+        if self.experiment.best_by is not None:
+            score = self.goodness(named)
+            if self.best is None or score > max(self.scores):
+                self.best = jax.tree.map(np.array, self.state.params)  # copies: the next step gives the arrays up
+            self.scores.append(score)
         self.run.append("metrics.jsonl", {"step": self.step, **named} | ({"sample": sample} if sample else {}))
         self.report.line("held out  " + "  ".join(f"{k} {v:.4g}" for k, v in scores.items()))
         if sample:
@@ -202,18 +242,22 @@ class _Loop:
         if not all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(self.state.params)):
             raise BadInput(f"parameters are not finite at step {self.step}; try a smaller --learning-rate")
         meta = {"seconds": self.elapsed(), "tokens": self.tokens_seen, "busy": self.busy}
-        self.checkpoints.save(self.step, self.state, meta)
+        self.checkpoints.save(self.step, self.state, meta, self.best)
         self.saved_at, self.saved_time = self.step, time.monotonic()
 
     def finish(self, interrupted: bool) -> dict[str, Any]:
         """Save; and unless the run was interrupted, report what is left, evaluate and write the result."""
         if not interrupted and float(self.state.tokens):
             self.record()
+        if not interrupted and self.experiment.best_by is not None and self.step % self.budget.evaluate_every:
+            self.record_held_out()
         self.save()
         if interrupted:
             self.report.line(f"stopped at step {self.step}, saved: continue with --resume --out {self.run.path}")
             return {}
-        scores = _plain(self.experiment.evaluate(self.state))
+        if self.best is not None:
+            self.state = self.state._replace(params=jax.tree.map(jnp.asarray, self.best))
+        scores = _plain((self.experiment.finally_evaluate or self.experiment.evaluate)(self.state))
         speed = round(self.tokens_seen / self.busy, 1) if self.busy else None
         result = {"task": self.run.config["task"], "steps": self.step, "seconds": round(self.elapsed(), 1), **scores}
         result[self.speed_name] = speed

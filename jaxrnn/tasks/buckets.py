@@ -1,0 +1,71 @@
+"""Batches of sequences of like length: little padding, few shapes to compile, and any batch from its number alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+
+class Rows(NamedTuple):
+    """Which examples a batch holds, -1 where it has one fewer, and to how many steps they are padded."""
+
+    rows: Int[np.ndarray, " B"]
+    width: int
+
+
+def widths_for(longest: int, first: int = 8) -> tuple[int, ...]:
+    """Widths of buckets up to ``longest``, each at most half as long again as the one before: 8, 12, 16, 24, 32, 48, ..."""
+    widths = [first]
+    while widths[-1] < longest:
+        power = 2 ** (len(widths) // 2) * first
+        widths.append(power * 3 // 2 if len(widths) % 2 else power)
+    return tuple(widths)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Buckets:
+    """Examples by length, ``batch`` at a time, each epoch in an order of its own.
+
+    ``buckets(step)`` depends on the seed and the step alone: a resumed run needs nothing saved to see the same batches, so
+    there is no data loader with a state here.
+    """
+
+    lengths: Int[np.ndarray, " N"]
+    batch: int
+    seed: int = 0
+
+    @functools.cached_property
+    def _members(self) -> list[tuple[int, np.ndarray]]:
+        """Width and examples of every bucket that has any."""
+        widths = np.array(widths_for(int(self.lengths.max(initial=1))))
+        which = np.searchsorted(widths, self.lengths)
+        return [(int(widths[i]), np.flatnonzero(which == i)) for i in np.unique(which)]
+
+    @functools.cached_property
+    def per_epoch(self) -> int:
+        """Batches that show every example once."""
+        return sum(-(-len(members) // self.batch) for _, members in self._members)
+
+    def __call__(self, step: int) -> Rows:
+        """The batch of an update, counted from 0."""
+        epoch, place = divmod(step, self.per_epoch)
+        return self._epoch(epoch)[place]
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019 - as many as are ever needed
+    def _epoch(self, epoch: int) -> list[Rows]:
+        rng = np.random.default_rng([self.seed, epoch])
+        found = [rows for width, members in self._members for rows in self._cut(rng.permutation(members), width)]
+        return [found[i] for i in rng.permutation(len(found))]
+
+    def in_order(self) -> list[Rows]:
+        """Every example once, for evaluation."""
+        return [rows for width, members in self._members for rows in self._cut(members, width)]
+
+    def _cut(self, members: np.ndarray, width: int) -> list[Rows]:
+        missing = -len(members) % self.batch
+        filled = np.concatenate([members, np.full(missing, -1, members.dtype)])
+        return [Rows(part, width) for part in filled.reshape(-1, self.batch)]
