@@ -208,7 +208,10 @@ def _load(path: str) -> Any:
 
 def _sample(arguments: argparse.Namespace) -> None:
     trained = _load(arguments.run)
-    print(trained.sample(arguments.prompt, arguments.length, arguments.temperature, arguments.top_k, arguments.seed))
+    asked = (arguments.prompt, arguments.length, arguments.temperature, arguments.top_k, arguments.seed)
+    for piece in trained.stream(*asked) if hasattr(trained, "stream") else [trained.sample(*asked)]:
+        print(piece, end="", flush=True)
+    print()
 
 
 def _predict(arguments: argparse.Namespace) -> None:

@@ -4,10 +4,13 @@ import io
 import json
 import shutil
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxrnn import training
 from jaxrnn.cli import main
+from jaxrnn.tasks import charlm, load
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
@@ -44,6 +47,19 @@ def test_training_leaves_a_run_directory(runs):
         assert files == {"config.json", "metrics.jsonl", "timing.jsonl", "result.json", "checkpoints", *pictures}
         assert json.loads((runs / task / "config.json").read_text())["task"] == task
         assert json.loads((runs / task / "result.json").read_text())["tokens_per_second"] > 0
+
+
+def test_sample_streams_what_it_returns(runs, capsys):
+    trained, _ = load(runs / "charlm")
+    asked = ("The ", 70, 0.9, 5, 3)
+    pieces = list(trained.stream(*asked))
+    assert [len(piece) for piece in pieces] == [4, 32, 32, 6]
+    assert "".join(pieces) == trained.sample(*asked)
+    assert trained.sample("The ", 40, 0.9, 5, 3) == trained.sample(*asked)[:44]  # a longer text begins as a shorter one
+    greedy = trained.sample("The ", 70, 0.0, None, 0)  # the carry goes on from piece to piece: as by one generation
+    numbers = trained.vocabulary.encode("The ")
+    whole = charlm._generate(trained.functions, trained.params, jnp.asarray(numbers), 70, 0.0, None, None, None).tokens
+    assert greedy == "The " + trained.vocabulary.decode(np.asarray(whole))
 
 
 def test_sample(runs, capsys):

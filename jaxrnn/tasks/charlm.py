@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import jax
@@ -143,15 +143,15 @@ def probe(options: Options, config: dict[str, Any], length: int, batch: int) -> 
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4, 5))
-def _generate(functions, params, prompt, length, temperature, top_k, key):
-    carry = functions.initial_carry(params, ())
+def _generate(functions, params, prompt, length, temperature, top_k, key, carry):
+    carry = functions.initial_carry(params, ()) if carry is None else carry
 
     def step(carry, token):
         carry, logits = functions.step(params, carry, token)
         return carry, logits.at[..., 0].set(-jnp.inf)  # no text holds the symbol for what training did not show
 
     top_k = top_k if temperature else None  # at 0 the likeliest is taken, whatever k
-    return generate(step, carry, prompt, length, temperature=temperature, top_k=top_k, key=key).tokens
+    return generate(step, carry, prompt, length, temperature=temperature, top_k=top_k, key=key)
 
 
 def write(
@@ -165,9 +165,30 @@ def write(
     seed: int,
 ) -> str:
     """``length`` characters that follow ``prompt``."""
-    key = jax.random.key(seed) if temperature > 0 else None
-    tokens = _generate(functions, params, jnp.asarray(vocabulary.encode(prompt)), length, temperature, top_k, key)
-    return vocabulary.decode(np.asarray(tokens))
+    return "".join(pieces(functions, params, vocabulary, prompt, length, temperature, top_k, seed))
+
+
+PIECE = 32  # characters between one look at the terminal and the next
+
+
+def pieces(
+    functions: Functions,
+    params: Any,
+    vocabulary: Vocabulary,
+    prompt: str,
+    length: int,
+    temperature: float,
+    top_k: int | None,
+    seed: int,
+) -> Iterator[str]:
+    """What `write` returns, as it comes."""
+    carry, tokens = None, np.asarray(vocabulary.encode(prompt))
+    for begin in range(0, length, PIECE):
+        key = jax.random.fold_in(jax.random.key(seed), begin) if temperature > 0 else None
+        found = _generate(functions, params, jnp.asarray(tokens), PIECE, temperature, top_k, key, carry)
+        carry, tokens = found.carry, np.asarray(found.tokens)
+        yield vocabulary.decode(tokens[: length - begin])
+        tokens = tokens[-1:]  # not read yet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,12 +206,16 @@ class Trained:
 
     def sample(self, prompt: str, length: int | None, temperature: float | None, top_k: int | None, seed: int) -> str:
         """``prompt`` and what the model writes after it: 400 characters at temperature 0.7 where nothing else is said."""
+        return "".join(self.stream(prompt, length, temperature, top_k, seed))
+
+    def stream(self, prompt: str, length: int | None, temperature: float | None, top_k: int | None, seed: int) -> Iterator[str]:
+        """What `sample` returns, in pieces as they are written."""
         if top_k is not None and top_k > len(self.vocabulary):
             raise BadInput(f"--top-k {top_k} is more than the {len(self.vocabulary)} characters of the model")
         length, temperature = length or 400, 0.7 if temperature is None else temperature
-        return prompt + write(
-            self.functions, self.params, self.vocabulary, prompt or self.vocabulary.start, length, temperature, top_k, seed
-        )
+        yield prompt
+        begin = prompt or self.vocabulary.start
+        yield from pieces(self.functions, self.params, self.vocabulary, begin, length, temperature, top_k, seed)
 
     def predict(self, text: str) -> str:
         """Bits per character of a text; nan where it has fewer than two characters."""
