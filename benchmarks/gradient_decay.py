@@ -166,7 +166,10 @@ def outcome(rows: list[dict]) -> str:
     if solved:
         return f"{share}: {statistics.median_low(solved)}" + (f", {diverged} diverged" if diverged else "")
     scores = [row["final"] for row in rows if row["final"] is not None]
-    return f"{share} ({statistics.median(scores):.3f})" if scores else f"{share}, diverged"
+    if not scores:
+        return f"{share}, diverged"
+    middle = statistics.median(scores)
+    return f"{share} ({middle:.3f})" if middle < 100 else f"{share} ({middle:.0e})"
 
 
 def draw(result: dict, figure: Any) -> None:
