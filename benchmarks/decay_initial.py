@@ -14,7 +14,12 @@ from jaxrnn.tasks.probe import Probe, as_json, lags_of, look
 from jaxrnn.tasks.synthetic.adding import draw
 
 LAGS = (10, 50, 199)
-FIRST_LAG = 20  # of the fit
+FIRST_LAG = 20  # of the fit; a third of T where that is less
+
+
+def fit_range(steps: int) -> tuple[int, int]:
+    """The lags over which beta is fitted."""
+    return min(FIRST_LAG, steps // 3), steps - 1
 
 
 def probe_of(cell: Any, drawn: dict) -> Probe:
@@ -42,23 +47,23 @@ def measure(spec: str, seeds: int, hidden: int, steps: int, batch: int) -> dict:
     probe, found = functools.partial(probe_of, cell), []
     for seed in range(seeds):
         drawn = draw_all(cell, seed, hidden, steps, batch)
-        found.append(jax.tree.map(np.asarray, look(probe, drawn, jax.random.key(seed), (FIRST_LAG, steps - 1))))
+        found.append(jax.tree.map(np.asarray, look(probe, drawn, jax.random.key(seed), fit_range(steps))))
     curves = np.stack([f.log_v - f.log_v[0] for f in found])
     beta = np.array([f.fit.beta for f in found])
     leading = np.array([f.exponents[0] for f in found])
     lags = [min(k, steps) for k in LAGS]
     return {
         "cell": spec,
-        "beta": float(beta.mean()),
-        "beta_sd": float(beta.std(ddof=1)) if seeds > 1 else None,
+        "beta": as_json(beta.mean()),
+        "beta_sd": as_json(beta.std(ddof=1)) if seeds > 1 else None,
         "beta_of_seeds": as_json(beta),
         "interval_of_first_seed": as_json([found[0].fit.low, found[0].fit.high]),
-        "residual_nats": float(np.mean([f.fit.residual for f in found])),
+        "residual_nats": as_json(np.mean([f.fit.residual for f in found])),
         "tau": as_json(-1 / np.log(beta.mean()) if beta.mean() < 1 else np.inf),
-        "log10_v": {str(k): float(curves[:, k].mean() / np.log(10)) for k in lags},
+        "log10_v": {str(k): as_json(curves[:, k].mean() / np.log(10)) for k in lags},
         "memory_horizon": as_json(np.array([f.horizon for f in found])),
-        "leading_exponent": float(leading.mean()),
-        "leading_exponent_sd": float(leading.std(ddof=1)) if seeds > 1 else None,
+        "leading_exponent": as_json(leading.mean()),
+        "leading_exponent_sd": as_json(leading.std(ddof=1)) if seeds > 1 else None,
         "mean_log_v": as_json(curves.mean(0)),
     }
 
@@ -90,8 +95,10 @@ def explicit_difference(spec: str, seed: int, hidden: int, steps: int, batch: in
             if t:
                 J = np.asarray(jacobian(jax.vmap(_flat)(carries[t - 1]), xs[t - 1], carries[t - 1]))
                 row = np.einsum("bi,bij->bj", row, J)
-    line = np.polyfit(np.arange(FIRST_LAG, steps), np.array(norms)[FIRST_LAG:steps], 1)
-    return {"largest_difference_nats": float(np.abs(found - norms).max()), "beta_float64": float(np.exp(line[0]))}
+    first, last = fit_range(steps)
+    fitted = np.array(norms)[first : last + 1]
+    beta = np.exp(np.polyfit(np.arange(first, last + 1), fitted, 1)[0]) if np.isfinite(fitted).all() else np.nan
+    return {"largest_difference_nats": as_json(np.abs(found - norms).max()), "beta_float64": as_json(beta)}
 
 
 def _flat(carry: Any) -> jax.Array:

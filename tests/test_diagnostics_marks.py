@@ -93,6 +93,45 @@ class TestComplexCarries:
         np.testing.assert_allclose(np.sort(found.exponents), np.sort(expected), atol=2e-3)
 
 
+class TestLosses:
+    """A loss may be anything that can be called, and is read anew at every call."""
+
+    def test_what_it_reads_may_change(self):
+        class Loss:
+            __hash__ = None
+            weight = 1.0
+
+            def __call__(self, y):
+                return self.weight * y.sum()
+
+        cell, loss = Elman(3), Loss()
+        params = cell.init(KEY, 3)
+
+        def look():
+            of_all = diagnostics.gradient_map(cell, params, XS, lambda y, _: loss(y))
+            lags = diagnostics.gradient_lags(cell, params, XS, loss).log_v
+            return lags, diagnostics.parameter_lags(cell, params, XS, loss).log_norm, of_all
+
+        before = look()
+        loss.weight = 100.0
+        for was, now in zip(before, look(), strict=True):
+            np.testing.assert_allclose(now, was + np.float32(np.log(100)), rtol=1e-5)
+
+    @pytest.mark.usefixtures("plain_errors")
+    @pytest.mark.parametrize(
+        ("xs", "targets", "message"),
+        [
+            (XS[:0], None, "the sequence has no step"),
+            (XS, jnp.zeros((4, 2)), "targets must be arrays"),
+            (XS, 0.0, "targets must be arrays"),
+        ],
+    )
+    def test_targets_of_a_map_are_checked(self, xs, targets, message):
+        cell = Elman(3)
+        with pytest.raises(ValueError, match=message):
+            diagnostics.gradient_map(cell, cell.init(KEY, 3), xs, lambda y, t: y.sum(), targets)
+
+
 class TestDeadDirections:
     def test_of_dead_units_the_exponent_is_no_rounding(self):
         cell = Elman(12, activation=jax.nn.relu)
@@ -104,7 +143,7 @@ class TestDeadDirections:
             assert np.isneginf(np.sort(np.asarray(found))[:5]).all()
 
     def test_directions_that_are_small_but_known_are_finite(self):
-        sizes = np.array([1.0, 1e-2, 1e-4])
+        sizes = np.array([1.0, 1e-3, 1e-8])
         params = {"A": jnp.asarray(np.diag(sizes), jnp.float32)}
         found = diagnostics.lyapunov_spectrum(Linear(3), params, jnp.zeros((50, 3)), key=KEY).exponents
         np.testing.assert_allclose(found, np.log(sizes), atol=1e-3)
@@ -148,6 +187,10 @@ class TestFits:
         cell = Elman(3)
         lags = diagnostics.gradient_lags(cell, cell.init(KEY, 3, jnp.float32), XS.at[1, 0, 0].set(jnp.nan), jnp.sum)
         assert np.isnan(diagnostics.fit_decay(lags, (0, 5), key=KEY)).all()
+
+    def test_narrow_logarithms_are_fitted_in_float32(self):
+        fit = diagnostics.fit_decay(jnp.asarray(-0.25 * np.arange(256.0)[:, None], jnp.bfloat16), (0, 255), key=KEY)
+        np.testing.assert_allclose(jnp.log(fit.beta), -0.25, atol=1e-3)
 
     def test_residual_and_interval(self):
         # log v alternates about a line: by hand, the residual is that of the alternation.
@@ -245,6 +288,14 @@ class TestGateEdges:
         assert np.isfinite(found.left).all()
         assert np.isnan(found.right).all()
 
+    def test_a_value_that_is_nan_is_not_called_unsaturated(self):
+        cell = LSTM(3)
+        found = diagnostics.gate_statistics(cell, cell.init(KEY, 3), XS.at[2, 0, 0].set(jnp.nan))
+        for gate in found.values():
+            assert np.isnan(gate.left).all()
+            assert np.isnan(gate.right).all()
+            assert np.isnan(gate.mean).all()
+
     @pytest.mark.usefixtures("plain_errors")
     def test_values_of_another_shape_are_refused(self):
         @dataclasses.dataclass(frozen=True)
@@ -298,6 +349,17 @@ def test_where_a_gradient_is_zero_its_logarithm_has_a_derivative_of_zero():
     assert np.asarray(slopes["recurrent_kernel"]).any()
 
 
+@pytest.mark.parametrize(("place", "value"), [("g", np.nan), ("phi", np.nan), ("phi", np.inf), ("g", np.inf)])
+def test_what_is_not_finite_certifies_nothing(place, value):
+    phi, g = -np.arange(6.0, dtype=np.float32), np.zeros(6, np.float32)
+    how = {"relative_error": 0.1, "fit_range": (1, 3)}
+    assert diagnostics.adaptive_truncation(phi, g, **how).certified
+    (phi if place == "phi" else g)[5] = value
+    found = diagnostics.adaptive_truncation(phi, g, **how)
+    assert not found.certified
+    assert found.k2 == 6
+
+
 @pytest.mark.usefixtures("plain_errors")
 def test_mistakes_are_told():
     cell = Elman(3)
@@ -308,17 +370,13 @@ def test_mistakes_are_told():
     with pytest.raises(TypeError, match="loss must be a function"):
         diagnostics.gradient_lags(cell, params, XS, 3.0)
 
-    class Unhashable:
-        __hash__ = None
-
-        def __call__(self, y):
-            return y.sum()
-
-    with pytest.raises(TypeError, match="hence hashable"):
-        diagnostics.gradient_lags(cell, params, XS, Unhashable())
     logs = jnp.zeros((10, 2))
     with pytest.raises(ValueError, match="resamples must be an int from 1"):
         diagnostics.fit_decay(logs, (0, 3), key=KEY, resamples=0)
+    with pytest.raises(ValueError, match="J must hold square matrices"):
+        diagnostics.jacobian_products(logs)
+    with pytest.raises(ValueError, match="no map to draw"):
+        diagnostics.plots.gradient_maps({})
     with pytest.raises(TypeError, match="fit_range must be two ints"):
         diagnostics.fit_decay(logs, (0.0, 3.5), key=KEY)
     with pytest.raises(TypeError, match="log_v must be real"):

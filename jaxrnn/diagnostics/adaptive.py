@@ -20,7 +20,8 @@ class AdaptiveTruncation(NamedTuple):
     """A truncation length and the bounds it comes from; entry K - 1 of an array is for a gradient of K lags, K = 1..n.
 
     ``log_beta`` is the fitted decay per lag (nats); NaN where a phi in the fit range is zero or not finite. Bounds are inf
-    where there is none: for beta >= 1, a NaN, or, of the relative error, where no K bounds the gradient away from zero.
+    where there is none: for beta >= 1, for a NaN or +inf anywhere in what was given, or, of the relative error, where no K
+    bounds the gradient away from zero.
     """
 
     k2: Int[Array, ""]  # the lags to keep; ``int(...)`` makes the k2 of a TBPTT with k1 = 1
@@ -80,8 +81,9 @@ def adaptive_truncation(
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
 def _adapt(log_phi: Array, log_g: Array, error: float, tau: int, last: int) -> AdaptiveTruncation:
+    known = ~(jnp.isnan(log_phi) | jnp.isposinf(log_phi) | jnp.isnan(log_g) | jnp.isposinf(log_g)).any()
     log_beta = _slope(log_phi[tau : last + 1])
-    absolute = _log_tails(log_phi, log_beta, tau)
+    absolute = jnp.where(known, _log_tails(log_phi, log_beta, tau), jnp.inf)
     below = log_g > absolute
     lower = jnp.where(below, log_g + _log_one_minus_exp(jnp.where(below, absolute - log_g, -1)), -jnp.inf).max()
     relative = jnp.where(jnp.isfinite(lower), absolute - lower, jnp.inf)

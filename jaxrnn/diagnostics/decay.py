@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ..cell import accumulator
 from ..checks import check_int, check_key_given, describe
 from .lags import GradientLags
 from .scaled import log_mean_exp
@@ -19,7 +20,8 @@ class DecayFit(NamedTuple):
     """``v_k ~ exp(intercept) beta^k`` by least squares on log v_k.
 
     All NaN where a v_k in the range is exactly zero or not finite, or no sequence has all its lags. ``tau`` is inf where
-    beta >= 1: nothing decays. The interval (``low``, ``high``) is NaN where only one sequence has them.
+    beta >= 1: nothing decays. The interval (``low``, ``high``) is NaN where only one sequence has them, or a
+    resampled batch holds none whose gradient is not zero.
     """
 
     beta: Float[Array, ""]
@@ -59,6 +61,7 @@ def fit_decay(
     check_key_given("fit_decay", key)
     if not jnp.issubdtype(log_norm.dtype, jnp.floating) or log_norm.ndim < 1:
         raise TypeError(f"fit_decay: log_norm must be real, (K + 1, *B), but it is {describe(log_norm)}")
+    log_norm = log_norm.astype(accumulator(log_norm.dtype))
     low, high = check_fit_range("fit_decay", fit_range, log_norm.shape[0] - 1)
     if not 0 < level < 1:
         raise ValueError(f"fit_decay: level must lie between 0 and 1, but it is {level!r}")
@@ -101,8 +104,8 @@ def _fit(part: Array, there: Array, first: int, key: Array, resamples: int, leve
 def memory_horizon(log_v: Float[Array, " K"], share: float = 0.01) -> Float[Array, ""]:
     """The effective memory in steps: the least k after which v stays below ``share`` times its largest value.
 
-    inf where v is not below that at the last lag given: the memory reaches further than was looked. NaN where any v is NaN or
-    all are zero. A masked step counts as a lag: it holds the state.
+    inf where v is not below that at the last lag given: the memory reaches further than was looked. NaN where any v is NaN
+    or infinite, or all are zero. A masked step counts as a lag: it holds the state.
     """
     log_v = jnp.asarray(log_v)
     if not jnp.issubdtype(log_v.dtype, jnp.floating):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -69,11 +69,8 @@ def seed_of(cell: Any, params: Params, loss: Callable, end: Ending) -> Carry:
 
 def check_loss(what: str, cell: Any, params: Params, loss: Callable, carry: Carry, x: Array) -> None:
     """The loss of one step's output is a function, and a real scalar."""
-    if not callable(loss) or not isinstance(loss, Hashable):
-        raise TypeError(
-            f"{what}: loss must be a function (y) -> scalar that can be a part of a compiled program, hence hashable, but it "
-            f"is {describe(loss)}"
-        )
+    if not callable(loss):
+        raise TypeError(f"{what}: loss must be a function (y) -> scalar, but it is {describe(loss)}")
     y = jax.eval_shape(cell.output, params, carry, x)
     result = jax.eval_shape(loss, y)
     if not hasattr(result, "shape") or result.shape != () or not jnp.issubdtype(result.dtype, jnp.floating):

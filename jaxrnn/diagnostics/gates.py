@@ -25,7 +25,7 @@ class GateStatistics(NamedTuple):
 
     ``left`` and ``right`` are the shares of steps in which it was saturated low or high: within a tenth of its range from an
     end (Karpathy, Johnson & Fei-Fei 2016, section 4.2), exactly at the end where the range is unbounded (a dead relu). NaN
-    where there is no such end, as of an activation whose range is not known.
+    where there is no such end, as of an activation whose range is not known, and, as the others, where a value is NaN.
     ``timescale``, of a gate v that keeps the state, is -1/mean(log v): the steps after which e^-1 of a state is left of the
     way through this gate. inf: it never forgets, in this precision; 0: it was exactly zero once. NaN for other gates.
     """
@@ -94,15 +94,16 @@ def _statistics(gate: Gate, valid: Array) -> GateStatistics:
 
     margin = MARGIN * (gate.high - gate.low)
     margin = margin if math.isfinite(margin) else 0.0
-    left = _share(value <= gate.low + margin, gate.low, mean)
-    right = _share(value >= gate.high - margin, gate.high, mean)
+    wrong = (flags & jnp.isnan(value)).any(axes)
+    left = _share(value <= gate.low + margin, gate.low, mean, wrong)
+    right = _share(value >= gate.high - margin, gate.high, mean, wrong)
     time = -1 / mean(jnp.log(value)) if gate.keeps else jnp.full(value.shape[-1], jnp.nan, value.dtype)
     return GateStatistics(mean(value), left, right, jnp.abs(time))
 
 
-def _share(saturated: Array, end: float, mean: Any) -> Array:
+def _share(saturated: Array, end: float, mean: Any, wrong: Array) -> Array:
     share = mean(saturated.astype(jnp.result_type(float)))
-    return share if math.isfinite(end) else jnp.full_like(share, jnp.nan)
+    return jnp.where(wrong | (not math.isfinite(end)), jnp.nan, share)
 
 
 def _check_gates(cell: Cell, gates: Any, path: Trajectory) -> dict[str, Gate]:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact
 
 from ..cell import Carry, Cell, Layer, Params
+from ..checks import describe
 from .scaled import LongSum, normalise
 from .transition import Transition, features, follow, from_features, size_of
 
@@ -55,16 +56,25 @@ def _jacobians(cell: Any, params: Params, path: Any) -> Array:
 class JacobianProducts(NamedTuple):
     """``J_T J_{T-1} ... J_{T-k+1} = exp(log_scale[k]) * unit[k]`` for k = 0..K, ``unit`` of Frobenius norm 1.
 
-    k = 0 is the identity. log_scale is -inf (and unit zero) where the product is exactly zero, NaN where it is not finite.
+    k = 0 is the identity. log_scale is -inf (and unit zero) where the product is exactly zero, NaN or +inf where it is not
+    finite.
     """
 
     log_scale: Float[Array, "K *B"]
     unit: Inexact[Array, "K *B N N"]
 
 
-@functools.partial(jax.jit, inline=True)
 def jacobian_products(J: Inexact[Array, "T *B N N"]) -> JacobianProducts:
     """The products of the last 0, 1, ..., T Jacobians, in the log domain."""
+    if not hasattr(J, "dtype") or J.ndim < 3 or J.shape[-1] != J.shape[-2] or not jnp.issubdtype(J.dtype, jnp.inexact):
+        raise ValueError(
+            f"jacobian_products: J must hold square matrices (T, *B, n, n), as jacobians gives them, but it is {describe(J)}"
+        )
+    return _products(jnp.asarray(J))
+
+
+@functools.partial(jax.jit, inline=True)
+def _products(J: Array) -> JacobianProducts:
     kept = J.ndim - 2  # T and the batch
     first = jnp.broadcast_to(jnp.eye(J.shape[-1], dtype=J.dtype), J.shape[1:])
 

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact
 
 from ..cell import Carry, Cell, Layer, Params
+from ..checks import describe
 from .cotangent import retreat
 from .ending import Ending, check_loss, ending, seed_of
 from .scaled import LongSum, log_mean_exp, normalise
@@ -32,7 +33,8 @@ class GradientLags(NamedTuple):
     The last entry of all lags (k = T for the loss of the last of T steps) is the carry before the first step. Marks: -inf is
     exactly zero, because a reset cut the path, every unit is saturated in this precision, or the loss does not read this
     element or leaf; NaN is no such step (before the sequence's first), or a gradient that is not finite; +inf means that one
-    step's Jacobian alone left the float's range. A masked step holds the state and counts as a lag.
+    step's Jacobian alone left the float's range. A masked step holds the state and counts as a lag. ``by_leaf`` is -inf, too,
+    for a leaf whose part is smaller than the smallest float times that of the largest leaf of the same cell.
     """
 
     log_norm: Float[Array, "K *B"]  # over the whole carry
@@ -63,8 +65,8 @@ def gradient_lags(
 ) -> GradientLags:
     """``log ||dl/ds_{T-k}||`` for k = 0..K, per batch element and per leaf of the carry, by one backward pass.
 
-    Inside ``jit`` or on its own; called eagerly it compiles for every new ``loss`` function, and keeps the arrays alive that
-    this one closes over. A stack of L layers takes L backward passes, since each layer has a scale of its own.
+    Inside ``jit`` or on its own, where it compiles once for equal cells and shapes, whatever the loss. A stack of L layers
+    takes L backward passes, since each layer has a scale of its own.
 
     Args:
         cell: a cell, or a causal layer that draws nothing.
@@ -85,13 +87,12 @@ def gradient_lags(
     path = follow(cell, params, xs, carry, mask, resets, engine, "gradient_lags")
     end = ending("gradient_lags", path, at, lags)
     check_loss("gradient_lags", cell, params, loss, end.carry, end.x)
-    return _gradient_lags(cell, params, end, loss)
+    return _gradient_lags(cell, params, end, seed_of(cell, params, loss, end))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3), inline=True)
-def _gradient_lags(cell: Any, params: Params, end: Ending, loss: Callable) -> GradientLags:
-    part = end.part
-    norms = retreat(Transition(cell), params, part, seed_of(cell, params, loss, end))
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def _gradient_lags(cell: Any, params: Params, end: Ending, seed: Carry) -> GradientLags:
+    norms = retreat(Transition(cell), params, end.part, seed)
     whole, by_leaf = jax.tree.map(lambda a: jnp.where(end.exists, a, jnp.nan), norms)
     return GradientLags(whole, by_leaf, end.exists)
 
@@ -110,28 +111,45 @@ def gradient_map(
 ) -> Float[Array, "T T1 *B"]:
     """``log ||dl_t/ds_k||`` for every pair of steps: the loss of step t (row), the state after step k (column k + 1).
 
-    Column 0 is the carry before the first step; above the diagonal, where the state comes after the loss, it is NaN. All
-    losses go back together, so the cost is T backward passes, and the memory that of T states.
+    Column 0 is the carry before the first step; above the diagonal, where the state comes after the loss, it is NaN. Other
+    marks are those of `GradientLags`: -inf is exactly zero, as of a masked loss or beyond a reset; NaN below the diagonal, or
+    +inf, is a gradient that is not finite. All losses go back together, so the cost is T backward passes, and the memory
+    that of T states.
 
     Args:
         loss: ``loss(y (*B, H), target) -> scalar``, summed over the batch.
         targets: a pytree of ``(T, *B, ...)``, or None.
+
+    Raises:
+        ValueError, TypeError: for a sequence without steps, targets of another length, and as `gradient_lags`.
     """
     path = follow(cell, params, xs, carry, mask, resets, engine, "gradient_map")
+    _check_targets(path, targets)
     first = jax.tree.map(lambda a: a[0], (path.afters, path.xs, targets))
     check_loss("gradient_map", cell, params, lambda y: loss(y, first[2]), *first[:2])
-    return _gradient_map(cell, params, path, loss, targets)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 3), inline=True)
-def _gradient_map(cell: Any, params: Params, path: Trajectory, loss: Callable, targets: Any) -> Array:
-    machine, kept = Transition(cell), len(path.batch)
 
     def one_loss(after, x, target, valid):
         seed = jax.grad(lambda s: loss(cell.output(params, s, x), target))(after)
         return seed if valid is None else jax.tree.map(lambda a: jnp.where(_wide_as(valid, a), a, 0), seed)
 
-    seeds, logs = normalise(jax.vmap(one_loss)(path.afters, path.xs, targets, path.mask), kept + 1)
+    return _gradient_map(cell, params, path, jax.vmap(one_loss)(path.afters, path.xs, targets, path.mask))
+
+
+def _check_targets(path: Trajectory, targets: Any) -> None:
+    """There is a step, and a target for each."""
+    if path.steps == 0:
+        raise ValueError("gradient_map: the sequence has no step (T = 0), so there is no output for a loss to read")
+    for leaf in jax.tree.leaves(targets):
+        if jnp.ndim(leaf) < 1 or jnp.shape(leaf)[0] != path.steps:
+            raise ValueError(
+                f"gradient_map: targets must be arrays (T, *B, ...), T = {path.steps}, one a loss, but one is {describe(leaf)}"
+            )
+
+
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def _gradient_map(cell: Any, params: Params, path: Trajectory, seeds: Carry) -> Array:
+    machine, kept = Transition(cell), len(path.batch)
+    seeds, logs = normalise(seeds, kept + 1)
     numbers = jnp.arange(path.steps, dtype=jnp.int32)
 
     def back(state, now):

@@ -27,9 +27,9 @@ class LyapunovState(NamedTuple):
 class LyapunovSpectrum(NamedTuple):
     """Exponents in nats per step, in the order of the basis: after a warm-up the largest first.
 
-    -inf: a direction was crushed to nothing at some step, as by a dead relu unit or a saturated one; that is, to less than
-    rounding leaves of the largest, n epsilon of it, so that its size is not known. NaN: no step was counted, or a Jacobian is
-    not finite. ``state`` goes on with the sequence.
+    -inf: a direction was crushed to nothing at some step, as by a dead relu unit or a saturated one; that is, what was left of
+    it beside the larger ones is less than their rounding, n epsilon, so that its size is not known. NaN: no step was counted,
+    or a Jacobian is not finite. ``state`` goes on with the sequence.
     """
 
     exponents: Float[Array, "*B K"]
@@ -137,7 +137,7 @@ def _spectrum(
         basis, triangle = jnp.linalg.qr(basis)
         valid = jnp.full(xs.shape[1:-1], stride) if mask is None else mask.sum(0)
         steps = jnp.where(counted, valid, 0).astype(state.steps.dtype)
-        growth = _log_growth(jnp.abs(jnp.diagonal(triangle, axis1=-2, axis2=-1)), basis.shape[-2])
+        growth = _log_growth(triangle, basis.shape[-2])
         total = state.log_growth.plus(jnp.where(expand(steps > 0, growth), growth, jnp.zeros_like(growth)))
         return LyapunovState(carry, basis, total, state.steps + steps), None
 
@@ -150,7 +150,8 @@ def _spectrum(
     return LyapunovSpectrum(exponents, state)
 
 
-def _log_growth(sizes: Array, n: int) -> Array:
-    """Logarithms of R's diagonal, -inf where it is nothing but rounding of its largest entry."""
-    floor = sizes.max(-1, keepdims=True) * (n * jnp.finfo(sizes.dtype).eps)
+def _log_growth(triangle: Array, n: int) -> Array:
+    """Logarithms of R's diagonal, -inf where an entry is nothing but rounding of its column: of what it was made from."""
+    sizes = jnp.abs(jnp.diagonal(triangle, axis1=-2, axis2=-1))
+    floor = jnp.abs(triangle).max(-2) * (n * jnp.finfo(sizes.dtype).eps)
     return jnp.where(sizes <= floor, -jnp.inf, jnp.log(sizes))

@@ -80,7 +80,8 @@ def parameter_lags(
     path = follow(cell, params, xs, carry, mask, resets, engine, "parameter_lags")
     end = ending("parameter_lags", path, at, lags)
     check_loss("parameter_lags", cell, params, loss, end.carry, end.x)
-    return _parameter_lags(cell, params, end, loss, terms, carry is None)
+    direct = jax.grad(lambda p: read_by(cell, loss, end, p, end.carry))(params)
+    return _parameter_lags(cell, params, end, direct, seed_of(cell, params, loss, end), terms, carry is None)
 
 
 class _Sum(NamedTuple):
@@ -100,10 +101,11 @@ class _Sum(NamedTuple):
         return log_norm(jax.tree.leaves(self.tree), 0) + finite(self.log)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3, 4, 5), inline=True)
-def _parameter_lags(cell: Any, params: Params, end: Ending, loss: Callable, keep: bool, learned: bool) -> ParameterLags:
+@functools.partial(jax.jit, static_argnums=(0, 5, 6), inline=True)
+def _parameter_lags(
+    cell: Any, params: Params, end: Ending, direct: Params, seed: Carry, keep: bool, learned: bool
+) -> ParameterLags:
     part, machine = end.part, Transition(cell)
-    direct, seed = jax.grad(lambda p: read_by(cell, loss, end, p, end.carry))(params), seed_of(cell, params, loss, end)
     flags = (part.mask, part.resets)
     before_all, deltas = _cotangents(machine, params, part, seed)
     first = jnp.arange(part.steps) == part.steps - 1

@@ -65,6 +65,8 @@ def gradient_maps(maps: Mapping[str, Any], *, floor: float = 1e-6, title: str = 
         maps: ``(T, T + 1)`` logarithms by name, as `gradient_map` gives them for one sequence.
         floor: what is drawn black, relative to the largest entry of each map.
     """
+    if not maps:
+        raise ValueError("gradient_maps: there is no map to draw: give a dict of names and (T, T + 1) logarithms")
     drawing = figure(3.4 * len(maps) + 1, 3.6)
     axes = np.atleast_1d(drawing.subplots(1, len(maps), sharey=True))
     image = None
@@ -72,9 +74,18 @@ def gradient_maps(maps: Mapping[str, Any], *, floor: float = 1e-6, title: str = 
         logs = np.asarray(logs, np.float64) / DECADES
         finite = logs[np.isfinite(logs)]
         shown = np.where(np.isneginf(logs), -1e9, logs) - (finite.max() if finite.size else 0.0)
-        image = axis.imshow(shown, vmin=np.log10(floor), vmax=0, cmap="magma", aspect="auto", interpolation="nearest")
+        T = len(logs)
+        image = axis.imshow(
+            shown,
+            vmin=np.log10(floor),
+            vmax=0,
+            cmap="magma",
+            aspect="auto",
+            interpolation="nearest",
+            extent=(-1.5, T - 0.5, T - 0.5, -0.5),  # column 0, at -1, is the carry before step 0
+        )
         axis.set_title(name, fontsize=10)
-        axis.set_xlabel("state of step k")
+        axis.set_xlabel("state after step k")
     axes[0].set_ylabel("loss of step t")
     if image is not None:
         bar = drawing.colorbar(image, ax=list(axes), label=r"$|\partial l_t / \partial s_k|$, largest = 1")
