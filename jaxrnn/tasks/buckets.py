@@ -32,11 +32,15 @@ class Buckets:
 
     ``buckets(step)`` depends on the seed and the step alone: a resumed run needs nothing saved to see the same batches, so
     there is no data loader with a state here.
+
+    ``most``, unless 0, bounds the steps of a batch, padding counted in: batches of very long examples hold fewer, at least
+    one, so that memory does not grow with the longest.
     """
 
     lengths: Int[np.ndarray, " N"]
     batch: int
     seed: int = 0
+    most: int = 0
 
     @functools.cached_property
     def _members(self) -> list[tuple[int, np.ndarray]]:
@@ -48,7 +52,7 @@ class Buckets:
     @functools.cached_property
     def per_epoch(self) -> int:
         """Batches that show every example once."""
-        return sum(-(-len(members) // self.batch) for _, members in self._members)
+        return sum(-(-len(members) // self._size(width)) for width, members in self._members)
 
     def __call__(self, step: int) -> Rows:
         """The batch of an update, counted from 0."""
@@ -66,6 +70,10 @@ class Buckets:
         return [rows for width, members in self._members for rows in self._cut(members, width)]
 
     def _cut(self, members: np.ndarray, width: int) -> list[Rows]:
-        missing = -len(members) % self.batch
+        size = self._size(width)
+        missing = -len(members) % size
         filled = np.concatenate([members, np.full(missing, -1, members.dtype)])
-        return [Rows(part, width) for part in filled.reshape(-1, self.batch)]
+        return [Rows(part, width) for part in filled.reshape(-1, size)]
+
+    def _size(self, width: int) -> int:
+        return min(self.batch, max(self.most // width, 1)) if self.most else self.batch
