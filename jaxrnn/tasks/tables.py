@@ -6,12 +6,27 @@ import csv
 import io
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from ..training import BadInput
-from .corpora import Example, Tagged
 from .splits import NAMES, Split, split_by
 from .text import read_utf8
+
+
+class Example(NamedTuple):
+    """A text and its label, and which part of the split it belongs to, "" where nothing says so."""
+
+    text: str
+    label: str
+    split: str = ""
+
+
+class Tagged(NamedTuple):
+    """A sentence and the tag of each word."""
+
+    words: tuple[str, ...]
+    tags: tuple[str, ...]
+
 
 T = TypeVar("T", Example, Tagged)
 
@@ -151,14 +166,14 @@ def split_files(
         BadInput: where a part is empty, or a second file and a split column contradict each other.
     """
     first, note = read(sources[0]), ""
-    named = isinstance(first[0], Example) and any(example.split for example in first)
+    named = any(isinstance(example, Example) and example.split for example in first)
     if named and len(sources) > 1:
         raise BadInput(f"{sources[0]} has a column split, and {sources[1]} is a held-out file: give one or the other")
     if len(sources) > 1:
         split = split_by(first, key, (0.9, 0.1))._replace(test=read(sources[1]))
         note = f"held out: {sources[1]}; a hash chose {len(split.validation)} of {sources[0]} to validate on"
     elif named:
-        parts = {name: [example for example in first if example.split == name] for name in ("train", "validation", "test")}
+        parts = {name: [each for each in first if getattr(each, "split", "") == name] for name in Split._fields}
         split, note = Split(**parts), f"held out: the {len(parts['test'])} rows whose column split says test"
         if not split.validation:
             again = split_by(split.train, key, (0.9, 0.1))

@@ -14,6 +14,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from .buckets import Buckets
+
 PAD, UNKNOWN = 0, 1  # of words and of characters alike
 BEGIN, END, FIRST = 2, 3, 4  # of characters: before and behind each word, and the first real one
 HEAD, TAIL = 8, 10  # characters that are kept of a word too long: its beginning and its end
@@ -81,13 +83,16 @@ class WordVocabulary:
 
 def pad(encoded: Sequence[tuple[np.ndarray, np.ndarray] | None], width: int) -> Sentences:
     """Encoded sentences side by side, padded to ``width`` words; None is a row of nothing but padding."""
-    batch = Sentences(
-        np.full((len(encoded), width), PAD, np.int32), np.full((len(encoded), width, CHARACTERS), PAD, np.int32)
-    )
+    batch = Sentences(np.full((len(encoded), width), PAD, np.int32), np.full((len(encoded), width, CHARACTERS), PAD, np.int32))
     for row, each in enumerate(encoded):
         if each is not None:
             batch.words[row, : len(each[0])], batch.characters[row, : len(each[0])] = each
     return batch
+
+
+def sentence_buckets(sentences: Sequence[Sequence[Any]], batch: int, seed: int = 0, most: int = 8192) -> Buckets:
+    """Batches of like length: at most ``batch`` sentences, and ``most`` words, in few widths."""
+    return Buckets(np.array([len(sentence) for sentence in sentences], int), batch, seed, most, first=16, coarse=True)
 
 
 class WordEncoder(nnx.Module):
