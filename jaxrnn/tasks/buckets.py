@@ -36,8 +36,8 @@ class Buckets:
     there is no data loader with a state here.
 
     ``most``, unless 0, bounds the steps of a batch, padding counted in: batches of very long examples hold fewer, at least
-    one, so that memory does not grow with the longest. ``first`` and ``coarse``, see `widths_for`, are for small models, which take
-    longer to compile for one more width than to walk over some padding.
+    one, so that memory does not grow with the longest. ``first`` and ``coarse`` (see `widths_for`) are for small models: to
+    compile for one more width takes longer than to walk over some padding.
     """
 
     lengths: Int[np.ndarray, " N"]

@@ -131,7 +131,7 @@ def probabilities(functions: Pure, params: Params, batch: Sentences) -> Float[Ar
 def predict_all(functions: Pure, params: Params, encoded: Sequence[Any], batch: int) -> Float[np.ndarray, "N K"]:
     """`probabilities` of any number of encoded texts, in their order."""
     found: dict[int, np.ndarray] = {}
-    for rows, width in sentence_buckets([words for words, _ in encoded], batch).in_order():
+    for rows, width in sentence_buckets((len(words) for words, _ in encoded), batch).in_order():
         batch_rows = pad([None if i < 0 else encoded[i] for i in rows], width)
         for i, row in zip(rows, np.asarray(probabilities(functions, params, batch_rows)), strict=True):
             found[int(i)] = row
@@ -148,7 +148,7 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
     functions, params = build(options, config)
     encoded = [vocabulary.encode(sentence) for sentence in sentences]
     targets = np.array([labels.index(example.label) for example in split.train], np.int32)
-    buckets = sentence_buckets(sentences, options.batch, options.seed)
+    buckets = sentence_buckets(map(len, sentences), options.batch, options.seed)
 
     def batch(rows: Rows) -> tuple[Sentences, Int[np.ndarray, " B"], Any]:
         return pad([None if i < 0 else encoded[i] for i in rows.rows], rows.width), targets[rows.rows], rows.rows >= 0

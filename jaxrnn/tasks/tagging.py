@@ -153,7 +153,7 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
     functions, params = build(options, config)
     encoded = [vocabulary.encode(sentence.words) for sentence in split.train]
     targets = [np.array([tags.index(tag) for tag in sentence.tags], np.int32) for sentence in split.train]
-    buckets = sentence_buckets([sentence.words for sentence in split.train], options.batch, options.seed)
+    buckets = sentence_buckets((len(sentence.words) for sentence in split.train), options.batch, options.seed)
 
     def batch(rows: Rows) -> tuple[Sentences, Int[np.ndarray, "B T"]]:
         padded = np.zeros((len(rows.rows), rows.width), np.int32)
@@ -209,7 +209,7 @@ class Trained(Answering):
         vocabulary, tags = words_of(self.config["vocabulary"]), self.config["vocabulary"]["tags"]
         encoded = [vocabulary.encode(words) for words in sentences]
         found: dict[int, list[str]] = {}
-        for rows, width in sentence_buckets(sentences, self.options.batch).in_order():
+        for rows, width in sentence_buckets(map(len, sentences), self.options.batch).in_order():
             batch = pad([None if i < 0 else encoded[i] for i in rows], width)
             for i, row in zip(rows, np.asarray(probabilities(self.functions, self.params, batch)), strict=True):
                 found[int(i)] = [tags[k] for k in row[: len(sentences[i])].argmax(1)]

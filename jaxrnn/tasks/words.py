@@ -90,9 +90,9 @@ def pad(encoded: Sequence[tuple[np.ndarray, np.ndarray] | None], width: int) -> 
     return batch
 
 
-def sentence_buckets(sentences: Sequence[Sequence[Any]], batch: int, seed: int = 0, most: int = 8192) -> Buckets:
+def sentence_buckets(lengths: Iterable[int], batch: int, seed: int = 0, most: int = 8192) -> Buckets:
     """Batches of like length: at most ``batch`` sentences, and ``most`` words, in few widths."""
-    return Buckets(np.array([len(sentence) for sentence in sentences], int), batch, seed, most, first=16, coarse=True)
+    return Buckets(np.array(list(lengths), int), batch, seed, most, first=16, coarse=True)
 
 
 class WordEncoder(nnx.Module):
