@@ -31,9 +31,9 @@ from .scores import bag_of_words, classification_scores, draw_confusion
 from .splits import Split
 from .supervised import Answering, digest, supervised
 from .tables import Example, read_table, split_files
-from .words import Sentences, WordEncoder, WordVocabulary, max_over, mean_over, pad, sentence_buckets
+from .words import CHAR_EMBED, Sentences, WordEncoder, WordVocabulary, max_over, mean_over, pad, sentence_buckets
 
-BUDGET = Budget(steps=2000, report_every=100, evaluate_every=200)
+BUDGET = Budget(steps=900, report_every=100, evaluate_every=200)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +48,9 @@ class Options:
     layers: int = option(1, "recurrent layers", least=1)
     embed: int = option(64, "size of the word embedding", least=1)
     filters: int = option(64, "features of a word's characters, by a convolution; 0: none", least=0)
+    kernel: int = option(3, "characters that the convolution sees at once", least=1)
     dropout: float = option(0.5, "of word features, between layers and before the readout", least=0, below=1)
-    word_dropout: float = option(0.1, "words taken for the unknown one, in training", least=0, below=1)
+    word_dropout: float = option(0.3, "words taken for the unknown one, in training", least=0, below=1)
     batch: int = option(64, "texts of an update", least=1)
     limit: int = option(0, "texts to train on; 0: all", least=0)
     learning_rate: float = option(2e-3, "peak learning rate of Adam", above=0)
@@ -57,7 +58,7 @@ class Options:
     weight_decay: float = option(0.0, "decoupled weight decay", least=0)
     seed: int = option(0, "of everything random", least=0, below=2**31)
 
-    QUICK: ClassVar[dict[str, Any]] = {"limit": 3000, "hidden": 32, "embed": 32, "filters": 0}
+    QUICK: ClassVar[dict[str, Any]] = {"limit": 3000, "hidden": 32, "embed": 32, "filters": 0, "word_dropout": 0.1}
 
     def __post_init__(self):
         data = (self.data,) if isinstance(self.data, (str, os.PathLike)) else self.data
@@ -92,7 +93,14 @@ def build(options: Options, config: dict[str, Any]) -> tuple[Pure, Params]:
     """The model's functions and its first parameters; ``config["vocabulary"]`` holds words, characters and labels."""
     vocabulary, rngs = config["vocabulary"], nnx.Rngs(options.seed)
     encoder = WordEncoder(
-        words_of(vocabulary).sizes, options.embed, 32, options.filters, options.dropout, options.word_dropout, rngs=rngs
+        words_of(vocabulary).sizes,
+        options.embed,
+        CHAR_EMBED,
+        options.filters,
+        options.kernel,
+        options.dropout,
+        options.word_dropout,
+        rngs=rngs,
     )
     parts: list[Any] = []
     for i in range(options.layers):

@@ -31,9 +31,9 @@ from .scores import classification_scores, draw_confusion, draw_f1, f1_by_label
 from .splits import Split
 from .supervised import Answering, digest, supervised
 from .tables import Tagged, read_tagged, split_files
-from .words import Sentences, WordEncoder, WordVocabulary, pad, sentence_buckets
+from .words import CHAR_EMBED, Sentences, WordEncoder, WordVocabulary, pad, sentence_buckets
 
-BUDGET = Budget(steps=2000, report_every=100, evaluate_every=200)
+BUDGET = Budget(steps=1500, report_every=100, evaluate_every=200)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Options:
     layers: int = option(1, "recurrent layers", least=1)
     embed: int = option(64, "size of the word embedding", least=1)
     filters: int = option(96, "features of a word's characters, by a convolution; 0: none", least=0)
+    kernel: int = option(5, "characters that the convolution sees at once", least=1)
     dropout: float = option(0.4, "of word features, between layers and before the readout", least=0, below=1)
     word_dropout: float = option(0.15, "words taken for the unknown one, in training", least=0, below=1)
     batch: int = option(32, "sentences of an update", least=1)
@@ -100,7 +101,14 @@ def build(options: Options, config: dict[str, Any]) -> tuple[Pure, Params]:
     """The model's functions and its first parameters; ``config["vocabulary"]`` holds words, characters and tags."""
     vocabulary, rngs = config["vocabulary"], nnx.Rngs(options.seed)
     encoder = WordEncoder(
-        words_of(vocabulary).sizes, options.embed, 32, options.filters, options.dropout, options.word_dropout, rngs=rngs
+        words_of(vocabulary).sizes,
+        options.embed,
+        CHAR_EMBED,
+        options.filters,
+        options.kernel,
+        options.dropout,
+        options.word_dropout,
+        rngs=rngs,
     )
     parts: list[Any] = []
     for i in range(options.layers):

@@ -18,6 +18,7 @@ from .buckets import Buckets
 
 PAD, UNKNOWN = 0, 1  # of words and of characters alike
 BEGIN, END, FIRST = 2, 3, 4  # of characters: before and behind each word, and the first real one
+CHAR_EMBED = 32
 HEAD, TAIL = 8, 10  # characters that are kept of a word too long: its beginning and its end
 CHARACTERS = HEAD + TAIL + 2
 
@@ -100,7 +101,7 @@ class WordEncoder(nnx.Module):
 
     What a word is spelled like says something about words that training never showed. In training each word is taken for
     the unknown one with probability ``word_dropout``, so that the unknown word means something, and features are dropped.
-    With ``filters`` 0 there are no characters.
+    Each of the ``filters`` sees ``kernel`` characters at once; with 0 of them there are no characters.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class WordEncoder(nnx.Module):
         embed: int,
         char_embed: int,
         filters: int,
+        kernel: int = 3,
         dropout: float = 0.0,
         word_dropout: float = 0.0,
         *,
@@ -116,7 +118,7 @@ class WordEncoder(nnx.Module):
     ):
         self.words = nnx.Embed(sizes[0], embed, embedding_init=nnx.initializers.normal(EMBED_SCALE), rngs=rngs)
         self.characters = nnx.Embed(sizes[1], char_embed, rngs=rngs) if filters else None
-        self.convolution = nnx.Conv(char_embed, filters, (3,), rngs=rngs) if filters else None
+        self.convolution = nnx.Conv(char_embed, filters, (kernel,), rngs=rngs) if filters else None
         self.dropout, self.word_dropout, self.deterministic = nnx.Dropout(dropout), word_dropout, False
         self.output_size = embed + filters
 
