@@ -11,7 +11,7 @@ import pytest
 from jaxrnn.tasks.words import PAD
 from jaxrnn.training import Budget, Run, fit
 
-SMALL = {"hidden": 8, "embed": 8, "filters": 8, "batch": 16, "learning_rate": 2e-2, "dropout": 0.1}
+SMALL = {"hidden": 8, "embed": 8, "filters": 8, "batch": 16, "learning_rate": 2e-2, "dropout": 0.1, "word_dropout": 0.1}
 FLAGS = [word for name, value in SMALL.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 GOOD, BAD, OTHER = ["good", "fine", "좋은"], ["bad", "poor", "나쁜"], ["film", "plot", "it", "the", "영화"]
 

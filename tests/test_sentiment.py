@@ -191,7 +191,7 @@ def test_what_it_does_not_do(own, capsys):
 
 
 def test_killed_and_resumed_it_ends_the_same(tmp_path):
-    options = sentiment.Options(data=opinions(tmp_path / "a.csv", 150, long=False), **SMALL)
+    options = sentiment.Options(data=(opinions(tmp_path / "a.csv", 150, long=False),), **SMALL)
     alone, resumed = killed_and_resumed(sentiment, options, tmp_path, kill=7)
     assert alone == resumed
 

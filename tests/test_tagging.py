@@ -28,7 +28,7 @@ def has_treebank():
 
 
 needs_treebank = pytest.mark.skipif(not has_treebank(), reason="needs turkish-treebanks")
-SENTENCES = [["one"], "a dog , slowly".split(), "the unseen wörd of 22 dogs".split(), ["plot"] * 30]
+SENTENCES = [["one"], ["a", "dog", ",", "slowly"], ["the", "unseen", "wörd", "of", "22", "dogs"], ["plot"] * 30]
 VOCABULARY = WordVocabulary.of(SENTENCES, least=1)
 CONFIG = {"vocabulary": {"words": list(VOCABULARY.words), "characters": VOCABULARY.characters, "tags": ["A", "B", "C"]}}
 
@@ -156,7 +156,7 @@ def test_mistakes_are_one_line(tmp_path, capsys, body, message):
 
 
 def test_killed_and_resumed_it_ends_the_same(tmp_path):
-    options = tagging.Options(data=tagged(tmp_path / "a.conll", long=False), **SMALL)
+    options = tagging.Options(data=(tagged(tmp_path / "a.conll", long=False),), **SMALL)
     alone, resumed = killed_and_resumed(tagging, options, tmp_path, kill=7)
     assert alone == resumed
 

@@ -47,10 +47,10 @@ class Options:
     hidden: int = option(128, "units of each direction of each layer", least=1)
     layers: int = option(1, "recurrent layers", least=1)
     embed: int = option(64, "size of the word embedding", least=1)
-    filters: int = option(96, "features of a word's characters, by a convolution; 0: none", least=0)
+    filters: int = option(128, "features of a word's characters, by a convolution; 0: none", least=0)
     kernel: int = option(5, "characters that the convolution sees at once", least=1)
-    dropout: float = option(0.4, "of word features, between layers and before the readout", least=0, below=1)
-    word_dropout: float = option(0.15, "words taken for the unknown one, in training", least=0, below=1)
+    dropout: float = option(0.5, "of word features, between layers and before the readout", least=0, below=1)
+    word_dropout: float = option(0.25, "words taken for the unknown one, in training", least=0, below=1)
     batch: int = option(32, "sentences of an update", least=1)
     limit: int = option(0, "sentences to train on; 0: all", least=0)
     learning_rate: float = option(4e-3, "peak learning rate of Adam", above=0)
@@ -58,7 +58,10 @@ class Options:
     weight_decay: float = option(0.0, "decoupled weight decay", least=0)
     seed: int = option(0, "of everything random", least=0, below=2**31)
 
-    QUICK: ClassVar[dict[str, Any]] = {"limit": 800, "hidden": 32, "embed": 32, "filters": 32, "learning_rate": 1e-2}
+    QUICK: ClassVar[dict[str, Any]] = {
+        **{"limit": 800, "hidden": 32, "embed": 32, "filters": 32, "learning_rate": 1e-2},
+        **{"dropout": 0.3, "word_dropout": 0.15},
+    }
 
     def __post_init__(self):
         data = (self.data,) if isinstance(self.data, (str, os.PathLike)) else self.data
