@@ -13,7 +13,7 @@ from classifiers import FLAGS, SMALL, killed_and_resumed, tagged, with_nan_paddi
 from flax import nnx
 
 from jaxrnn.cli import main
-from jaxrnn.tasks import tagging
+from jaxrnn.tasks import scores, tagging
 from jaxrnn.tasks.tables import Tagged
 from jaxrnn.tasks.words import WordVocabulary, pad
 
@@ -88,7 +88,7 @@ def test_words_in_a_line():
 
 def test_most_frequent_tag_by_hand():
     train = [Tagged(("a", "b", "a"), ("X", "Y", "X")), Tagged(("a", "c"), ("Z", "X"))]
-    assert tagging.most_frequent_tag(train, [Tagged(("a", "a", "b", "d"), ("X", "Z", "Y", "X"))]) == 3 / 4
+    assert scores.most_frequent_tag(train, [Tagged(("a", "a", "b", "d"), ("X", "Z", "Y", "X"))]) == 3 / 4
 
 
 @pytest.fixture(scope="module")

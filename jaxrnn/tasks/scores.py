@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import pathlib
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from ..training import BadInput, Run
 from ..training.curves import new_figure
+from .tables import Tagged
 
 
 def metrics() -> Any:
@@ -94,3 +98,13 @@ def bag_of_words(train: Sequence[tuple[str, str]], test: Sequence[tuple[str, str
     texts, labels = zip(*test, strict=True)
     scores = classification_scores(labels, list(model.predict(texts)))
     return {f"bag_of_words_{name}": value for name, value in scores.items()}
+
+
+def most_frequent_tag(train: Sequence[Tagged], test: Sequence[Tagged]) -> float:
+    """Accuracy of giving each word the tag that it had most often, and an unseen one the most frequent tag of all."""
+    pairs = Counter(pair for sentence in train for pair in zip(*sentence, strict=True))
+    best: dict[str, str] = {}
+    for (word, tag), _ in pairs.most_common():
+        best.setdefault(word, tag)
+    common = Counter(tag for sentence in train for tag in sentence.tags).most_common(1)[0][0]
+    return float(np.mean([best.get(word, common) == tag for sentence in test for word, tag in zip(*sentence, strict=True)]))

@@ -93,7 +93,7 @@ def build(options: Options, config: dict[str, Any]) -> tuple[Pure, Params]:
     """The model's functions and its first parameters; ``config["vocabulary"]`` holds words, characters and labels."""
     vocabulary, rngs = config["vocabulary"], nnx.Rngs(options.seed)
     encoder = WordEncoder(
-        words_of(vocabulary).sizes,
+        WordVocabulary.stored(vocabulary).sizes,
         options.embed,
         CHAR_EMBED,
         options.filters,
@@ -107,10 +107,6 @@ def build(options: Options, config: dict[str, Any]) -> tuple[Pure, Params]:
         parts += [dropout(options.dropout)] if i and options.dropout else []
         parts.append(bidirectional(make_cell(options.cell, options.hidden, 20)))
     return Pure.of(Classifier(encoder, stack(*parts), len(vocabulary["labels"]), options.dropout, rngs=rngs))
-
-
-def words_of(vocabulary: dict[str, Any]) -> WordVocabulary:
-    return WordVocabulary(tuple(vocabulary["words"]), vocabulary["characters"])
 
 
 def read_data(options: Options) -> tuple[Split, tuple[str, ...]]:
@@ -207,7 +203,7 @@ class Trained(Answering):
 
     def probabilities(self, texts: Sequence[str]) -> Float[np.ndarray, "N K"]:
         """Of each of ``config["vocabulary"]["labels"]``, for each text."""
-        vocabulary = words_of(self.config["vocabulary"])
+        vocabulary = WordVocabulary.stored(self.config["vocabulary"])
         return predict_all(self.functions, self.params, [vocabulary.encode(tokens(t)) for t in texts], self.options.batch)
 
     def predict(self, text: str) -> str:

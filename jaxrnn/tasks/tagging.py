@@ -27,7 +27,7 @@ from .cells import make_cell
 from .corpora import TREEBANK, treebank
 from .options import cell_field, check_options, option
 from .pure import Pure
-from .scores import classification_scores, draw_confusion, draw_f1, f1_by_label
+from .scores import classification_scores, draw_confusion, draw_f1, f1_by_label, most_frequent_tag
 from .splits import Split
 from .supervised import Answering, digest, supervised
 from .tables import Tagged, read_tagged, split_files
@@ -59,8 +59,13 @@ class Options:
     seed: int = option(0, "of everything random", least=0, below=2**31)
 
     QUICK: ClassVar[dict[str, Any]] = {
-        **{"limit": 800, "hidden": 32, "embed": 32, "filters": 32, "learning_rate": 1e-2},
-        **{"dropout": 0.3, "word_dropout": 0.15},
+        "limit": 800,
+        "hidden": 32,
+        "embed": 32,
+        "filters": 32,
+        "learning_rate": 1e-2,
+        "dropout": 0.3,
+        "word_dropout": 0.15,
     }
 
     def __post_init__(self):
@@ -104,7 +109,7 @@ def build(options: Options, config: dict[str, Any]) -> tuple[Pure, Params]:
     """The model's functions and its first parameters; ``config["vocabulary"]`` holds words, characters and tags."""
     vocabulary, rngs = config["vocabulary"], nnx.Rngs(options.seed)
     encoder = WordEncoder(
-        words_of(vocabulary).sizes,
+        WordVocabulary.stored(vocabulary).sizes,
         options.embed,
         CHAR_EMBED,
         options.filters,
@@ -118,10 +123,6 @@ def build(options: Options, config: dict[str, Any]) -> tuple[Pure, Params]:
         parts += [dropout(options.dropout)] if i and options.dropout else []
         parts.append(bidirectional(make_cell(options.cell, options.hidden, 20)))
     return Pure.of(Tagger(encoder, stack(*parts), len(vocabulary["tags"]), options.dropout, rngs=rngs))
-
-
-def words_of(vocabulary: dict[str, Any]) -> WordVocabulary:
-    return WordVocabulary(tuple(vocabulary["words"]), vocabulary["characters"])
 
 
 def read_data(options: Options) -> tuple[Split, tuple[str, ...]]:
@@ -143,16 +144,6 @@ def read_data(options: Options) -> tuple[Split, tuple[str, ...]]:
 def probabilities(functions: Pure, params: Params, batch: Sentences) -> Float[Array, "B T K"]:
     """Of each tag for each word of a batch; what stands in padding means nothing."""
     return jax.nn.softmax(functions.still(params)(batch))
-
-
-def most_frequent_tag(train: Sequence[Tagged], test: Sequence[Tagged]) -> float:
-    """Accuracy of giving each word the tag that it had most often, and an unseen one the most frequent tag of all."""
-    pairs = Counter(pair for sentence in train for pair in zip(*sentence, strict=True))
-    best: dict[str, str] = {}
-    for (word, tag), _ in pairs.most_common():
-        best.setdefault(word, tag)
-    common = Counter(tag for sentence in train for tag in sentence.tags).most_common(1)[0][0]
-    return float(np.mean([best.get(word, common) == tag for sentence in test for word, tag in zip(*sentence, strict=True)]))
 
 
 def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
@@ -217,7 +208,7 @@ class Trained(Answering):
 
     def tag(self, sentences: Sequence[Sequence[str]]) -> list[list[str]]:
         """The likeliest tag of each word of each sentence."""
-        vocabulary, tags = words_of(self.config["vocabulary"]), self.config["vocabulary"]["tags"]
+        vocabulary, tags = WordVocabulary.stored(self.config["vocabulary"]), self.config["vocabulary"]["tags"]
         encoded = [vocabulary.encode(words) for words in sentences]
         found: dict[int, list[str]] = {}
         for rows, width in sentence_buckets(map(len, sentences), self.options.batch).in_order():
@@ -228,7 +219,7 @@ class Trained(Answering):
 
     def predict(self, text: str) -> str:
         """``word/TAG`` for each word of a line; an empty line for one without words."""
-        words = words_in(text, words_of(self.config["vocabulary"]))
+        words = words_in(text, WordVocabulary.stored(self.config["vocabulary"]))
         return " ".join(f"{word}/{tag}" for word, tag in zip(words, self.tag([words])[0], strict=True)) if words else ""
 
     def scores(self, sentences: Sequence[Tagged], each: bool = False) -> dict[str, Any]:

@@ -51,6 +51,11 @@ class WordVocabulary:
         characters = sorted({character for word in counts for character in word})
         return cls(tuple(sorted(word for word, count in folded.items() if count >= least)), "".join(characters))
 
+    @classmethod
+    def stored(cls, config: dict[str, Any]) -> WordVocabulary:
+        """Out of the JSON of a run's config, where `dataclasses.asdict` of one was put."""
+        return cls(tuple(config["words"]), config["characters"])
+
     @functools.cached_property
     def _word_numbers(self) -> dict[str, int]:
         return {word: number for number, word in enumerate(self.words, UNKNOWN + 1)}
