@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxrnn.tasks.splits import Split
+from jaxrnn.tasks.splits import Split, never_shown
 from jaxrnn.tasks.tables import Example, Tagged, read_table, read_tagged, split_files
 from jaxrnn.training import BadInput
 
@@ -153,4 +153,9 @@ def test_a_second_file_or_a_column_names_the_held_out_part(tmp_path):
         split_files([table(tmp_path / "e.csv", [("text", "label", "split"), *named[:90]])], read_table, by_text)
     with pytest.raises(BadInput, match=r"its 1 examples leave none for the (train|validation|test) part"):
         split_files([second], read_table, by_text)
-    assert Split._fields == ("train", "validation", "test")
+
+
+def test_labels_that_training_never_shows_are_named():
+    parts = [[Example("", label) for label in labels] for labels in ("ab", "ac", "db")]
+    assert never_shown(Split(*parts), lambda example: [example.label]) == ("never shown in training, so always mistaken: c, d",)
+    assert never_shown(Split(parts[0], parts[0], parts[0][:1]), lambda example: [example.label]) == ()

@@ -28,7 +28,7 @@ from .corpora import REVIEWS, reviews
 from .options import cell_field, check_options, option
 from .pure import Pure
 from .scores import bag_of_words, classification_scores, draw_confusion
-from .splits import Split
+from .splits import Split, never_shown
 from .supervised import Answering, digest, supervised
 from .tables import Example, read_table, split_files
 from .words import CHAR_EMBED, Sentences, WordEncoder, WordVocabulary, max_over, mean_over, pad, sentence_buckets
@@ -123,7 +123,7 @@ def read_data(options: Options) -> tuple[Split, tuple[str, ...]]:
         raise BadInput(
             f"{options.data[0]}: all {len(split.train)} texts to train on are labelled {labels.pop()!r}; give 2 or more"
         )
-    return split, notes
+    return split, (*notes, *never_shown(split, lambda example: [example.label]))
 
 
 @functools.partial(jax.jit, static_argnums=0)

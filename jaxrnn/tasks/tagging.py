@@ -28,7 +28,7 @@ from .corpora import TREEBANK, treebank
 from .options import cell_field, check_options, option
 from .pure import Pure
 from .scores import classification_scores, draw_confusion, draw_f1, f1_by_label, most_frequent_tag
-from .splits import Split
+from .splits import Split, never_shown
 from .supervised import Answering, digest, supervised
 from .tables import Tagged, read_tagged, split_files
 from .words import CHAR_EMBED, Sentences, WordEncoder, WordVocabulary, pad, sentence_buckets
@@ -137,7 +137,7 @@ def read_data(options: Options) -> tuple[Split, tuple[str, ...]]:
     tags = {tag for sentence in split.train for tag in sentence.tags}
     if len(tags) < 2:
         raise BadInput(f"{options.data[0]}: all words to train on are tagged {tags.pop()!r}; give at least 2 tags")
-    return split, notes
+    return split, (*notes, *never_shown(split, lambda sentence: sentence.tags))
 
 
 @functools.partial(jax.jit, static_argnums=0)
