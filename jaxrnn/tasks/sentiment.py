@@ -46,6 +46,7 @@ class Options:
     cell: str = cell_field("lstm")
     hidden: int = option(64, "units of each direction of each layer", least=1)
     layers: int = option(1, "recurrent layers", least=1)
+    min_count: int = option(2, "times that training must show a word, or it is the unknown one", least=1)
     embed: int = option(64, "size of the word embedding", least=1)
     filters: int = option(64, "features of a word's characters, by a convolution; 0: none", least=0)
     kernel: int = option(3, "characters that the convolution sees at once", least=1)
@@ -146,7 +147,7 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
     """The experiment, and what the run's config must hold besides the options."""
     split, notes = read_data(options)
     sentences = [tokens(example.text) for example in split.train]
-    vocabulary = WordVocabulary.of(sentences)
+    vocabulary = WordVocabulary.of(sentences, options.min_count)
     labels = sorted({example.label for example in split.train})
     config = {"vocabulary": {**dataclasses.asdict(vocabulary), "labels": labels}, "text": digest(split)}
     functions, params = build(options, config)

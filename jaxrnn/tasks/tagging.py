@@ -46,6 +46,7 @@ class Options:
     cell: str = cell_field("lstm")
     hidden: int = option(128, "units of each direction of each layer", least=1)
     layers: int = option(1, "recurrent layers", least=1)
+    min_count: int = option(1, "times that training must show a word, or it is the unknown one", least=1)
     embed: int = option(64, "size of the word embedding", least=1)
     filters: int = option(128, "features of a word's characters, by a convolution; 0: none", least=0)
     kernel: int = option(5, "characters that the convolution sees at once", least=1)
@@ -149,7 +150,7 @@ def probabilities(functions: Pure, params: Params, batch: Sentences) -> Float[Ar
 def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
     """The experiment, and what the run's config must hold besides the options."""
     split, notes = read_data(options)
-    vocabulary = WordVocabulary.of([sentence.words for sentence in split.train])
+    vocabulary = WordVocabulary.of([sentence.words for sentence in split.train], options.min_count)
     tags = sorted({tag for sentence in split.train for tag in sentence.tags})
     config = {"vocabulary": {**dataclasses.asdict(vocabulary), "tags": tags}, "text": digest(split)}
     functions, params = build(options, config)
