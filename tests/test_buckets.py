@@ -31,6 +31,19 @@ def test_an_epoch_shows_every_example_once_and_pads_little():
     assert sorted(i for rows, _ in buckets.in_order() for i in rows if i >= 0) == list(range(203))
 
 
+def test_coarse_widths_and_bounded_batches():
+    assert widths_for(65, 16, coarse=True) == (16, 32, 64, 128)
+    assert widths_for(64, 16, coarse=True) == (16, 32, 64)
+    assert widths_for(0, 16, coarse=True) == (16,)
+    lengths = np.concatenate([rng(0).integers(0, 90, size=203), [0, 2000, 700]])
+    buckets = Buckets(lengths, 16, seed=3, most=1024, first=16, coarse=True)
+    for find in ([buckets(step) for step in range(buckets.per_epoch)], buckets.in_order()):
+        assert sorted(i for rows, _ in find for i in rows if i >= 0) == list(range(206))
+        assert all(len(rows) * width <= 1024 or len(rows) == 1 for rows, width in find)
+        assert {len(rows) for rows, width in find if width == 32} == {16}
+        assert {len(rows) for rows, width in find if width == 128} == {8}
+
+
 def test_a_batch_depends_on_seed_and_step_alone():
     lengths = rng(1).integers(1, 40, size=100)
     one, other = Buckets(lengths, 8, seed=0), Buckets(lengths, 8, seed=0)

@@ -17,8 +17,10 @@ class Rows(NamedTuple):
     width: int
 
 
-def widths_for(longest: int, first: int = 8) -> tuple[int, ...]:
-    """Widths of buckets up to ``longest``, each at most half as long again as the one before: 8, 12, 16, 24, 32, 48, ..."""
+def widths_for(longest: int, first: int = 8, coarse: bool = False) -> tuple[int, ...]:
+    """Widths of buckets up to ``longest``: 8, 12, 16, 24, 32, 48, ..., or where they are ``coarse`` 8, 16, 32, ..."""
+    if coarse:
+        return tuple(first * 2**i for i in range(max(-(-longest // first) - 1, 0).bit_length() + 1))
     widths = [first]
     while widths[-1] < longest:
         power = 2 ** (len(widths) // 2) * first
@@ -32,23 +34,30 @@ class Buckets:
 
     ``buckets(step)`` depends on the seed and the step alone: a resumed run needs nothing saved to see the same batches, so
     there is no data loader with a state here.
+
+    ``most``, unless 0, bounds the steps of a batch, padding counted in: batches of very long examples hold fewer, at least
+    one, so that memory does not grow with the longest. ``first`` and ``coarse`` (see `widths_for`) are for small models: to
+    compile for one more width takes longer than to walk over some padding.
     """
 
     lengths: Int[np.ndarray, " N"]
     batch: int
     seed: int = 0
+    most: int = 0
+    first: int = 8
+    coarse: bool = False
 
     @functools.cached_property
     def _members(self) -> list[tuple[int, np.ndarray]]:
         """Width and examples of every bucket that has any."""
-        widths = np.array(widths_for(int(self.lengths.max(initial=1))))
+        widths = np.array(widths_for(int(self.lengths.max(initial=1)), self.first, self.coarse))
         which = np.searchsorted(widths, self.lengths)
         return [(int(widths[i]), np.flatnonzero(which == i)) for i in np.unique(which)]
 
     @functools.cached_property
     def per_epoch(self) -> int:
         """Batches that show every example once."""
-        return sum(-(-len(members) // self.batch) for _, members in self._members)
+        return sum(-(-len(members) // self._size(width)) for width, members in self._members)
 
     def __call__(self, step: int) -> Rows:
         """The batch of an update, counted from 0."""
@@ -66,6 +75,10 @@ class Buckets:
         return [rows for width, members in self._members for rows in self._cut(members, width)]
 
     def _cut(self, members: np.ndarray, width: int) -> list[Rows]:
-        missing = -len(members) % self.batch
+        size = self._size(width)
+        missing = -len(members) % size
         filled = np.concatenate([members, np.full(missing, -1, members.dtype)])
-        return [Rows(part, width) for part in filled.reshape(-1, self.batch)]
+        return [Rows(part, width) for part in filled.reshape(-1, size)]
+
+    def _size(self, width: int) -> int:
+        return min(self.batch, max(self.most // width, 1)) if self.most else self.batch

@@ -33,3 +33,10 @@ def split_by(examples: Iterable[Any], key: Callable[[Any], str], shares: tuple[f
 def share_of(key: str) -> float:
     """A number in [0, 1) that depends on nothing but the key."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=6).digest(), "big") / 2**48
+
+
+def never_shown(split: Split, labels_of: Callable[[Any], Iterable[str]]) -> tuple[str, ...]:
+    """A note that names the labels of the other parts that training never shows, if there are any."""
+    shown, *others = ({label for example in part for label in labels_of(example)} for part in split)
+    unknown = sorted(set().union(*others) - shown)
+    return (f"never shown in training, so always mistaken: {', '.join(unknown)}",) if unknown else ()

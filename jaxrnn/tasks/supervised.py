@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 
@@ -68,7 +68,7 @@ def digest(examples: Any) -> str:
 class Answering:
     """What a trained task that answers does not do."""
 
-    task: str
+    task: ClassVar[str]
 
     def sample(self, prompt: str, length: int | None, temperature: float | None, top_k: int | None, seed: int) -> str:
         raise BadInput(f"{self.task} writes nothing of its own: sample is for language models. Try jaxrnn predict RUN INPUT")

@@ -40,17 +40,28 @@ def read_text(source: str) -> str:
     Raises:
         BadInput: for a file that is missing, empty or not UTF-8 (the offending byte is named).
     """
-    path = pathlib.Path(source)
-    if not path.exists() and source in EMBEDDED:
+    if not pathlib.Path(source).exists() and source in EMBEDDED:
         return EMBEDDED[source]()
+    return read_utf8(source, "a UTF-8 text file", "pydoc, kjv")
+
+
+def read_utf8(source: str, wanted: str, embedded: str = "") -> str:
+    """The text of a UTF-8 file, with or without a byte-order mark, its lines ended by \\n.
+
+    Args:
+        wanted: what ``--data`` wants, for the errors; ``embedded`` names what there is besides files.
+
+    Raises:
+        BadInput: as `read_text`.
+    """
+    path = pathlib.Path(source)
     if path.is_dir():
-        raise BadInput(f"{source} is a directory; --data wants a UTF-8 text file")
+        raise BadInput(f"{source} is a directory; --data wants {wanted}")
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise BadInput(
-            f"{source} cannot be read: {error.strerror}; --data wants a UTF-8 text file, or one of pydoc, kjv"
-        ) from None
+        also = f", or one of {embedded}" if "," in embedded else f", or {embedded}" if embedded else ""
+        raise BadInput(f"{source} cannot be read: {error.strerror}; --data wants {wanted}{also}") from None
     try:
         text = raw.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
@@ -60,7 +71,7 @@ def read_text(source: str) -> str:
             "e.g. with iconv -f latin1 -t utf-8"
         ) from None
     if not text:
-        raise BadInput(f"{source} is empty; --data wants a UTF-8 text file")
+        raise BadInput(f"{source} is empty; --data wants {wanted}")
     return text
 
 

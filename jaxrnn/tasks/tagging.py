@@ -1,0 +1,256 @@
+"""tagging: say of each word of a sentence what it is, many to many, by a bidirectional RNN over words and their characters."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from ..cell import Cell, Layer, Params
+from ..layers import bidirectional, dropout, stack
+from ..nnx import RNN
+from ..training import BadInput, Budget, Experiment, Run
+from ..training.curves import draw_curves
+from .buckets import Rows
+from .cells import make_cell
+from .corpora import TREEBANK, treebank
+from .options import cell_field, check_options, option
+from .pure import Pure
+from .scores import classification_scores, draw_confusion, draw_f1, f1_by_label, most_frequent_tag
+from .splits import Split, never_shown
+from .supervised import Answering, digest, supervised
+from .tables import Tagged, read_tagged, split_files
+from .words import CHAR_EMBED, Sentences, WordEncoder, WordVocabulary, pad, sentence_buckets
+
+BUDGET = Budget(steps=1500, report_every=100, evaluate_every=200)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What can be chosen; the field names are the command line's flags."""
+
+    data: tuple[str, ...] = option(
+        (TREEBANK,), f"a CoNLL file (FORM<TAB>TAG), a .conllu file, or {TREEBANK} (package); a second one is held out"
+    )
+    cell: str = cell_field("lstm")
+    hidden: int = option(128, "units of each direction of each layer", least=1)
+    layers: int = option(1, "recurrent layers", least=1)
+    min_count: int = option(1, "times that training must show a word, or it is the unknown one", least=1)
+    embed: int = option(64, "size of the word embedding", least=1)
+    filters: int = option(128, "features of a word's characters, by a convolution; 0: none", least=0)
+    kernel: int = option(5, "characters that the convolution sees at once", least=1)
+    dropout: float = option(0.5, "of word features, between layers and before the readout", least=0, below=1)
+    word_dropout: float = option(0.25, "words taken for the unknown one, in training", least=0, below=1)
+    batch: int = option(32, "sentences of an update", least=1)
+    limit: int = option(0, "sentences to train on; 0: all", least=0)
+    learning_rate: float = option(4e-3, "peak learning rate of Adam", above=0)
+    clip: float = option(1.0, "largest global norm of a gradient", above=0)
+    weight_decay: float = option(0.0, "decoupled weight decay", least=0)
+    seed: int = option(0, "of everything random", least=0, below=2**31)
+
+    QUICK: ClassVar[dict[str, Any]] = {
+        "limit": 800,
+        "hidden": 32,
+        "embed": 32,
+        "filters": 32,
+        "learning_rate": 1e-2,
+        "dropout": 0.3,
+        "word_dropout": 0.15,
+    }
+
+    def __post_init__(self):
+        data = (self.data,) if isinstance(self.data, (str, os.PathLike)) else self.data
+        object.__setattr__(self, "data", tuple(map(str, data)))
+        check_options(self)
+        if not 1 <= len(self.data) <= 2:
+            raise BadInput(f"--data takes one file, or two of which the second is held out, but got {len(self.data)}")
+
+
+class Tagger(nnx.Module):
+    """``softmax(readout(h_t))`` for each word t, h the outputs of ``layer`` over the words' features."""
+
+    def __init__(self, encoder: WordEncoder, layer: Cell | Layer, tags: int, dropout: float, *, rngs: nnx.Rngs):
+        self.encoder = encoder
+        self.rnn = RNN(layer, encoder.output_size, rngs=rngs)
+        self.dropout = nnx.Dropout(dropout)
+        self.readout = nnx.Linear(self.rnn.output_size, tags, rngs=rngs)
+
+    def __call__(self, batch: Sentences, rngs: nnx.Rngs | None = None) -> Float[Array, "B T K"]:
+        ys = self.rnn(self.encoder(batch, rngs), mask=jnp.asarray(batch.mask), rngs=rngs)
+        ys = self.dropout(ys, rngs=rngs)
+        logits = self.readout(ys.reshape(-1, ys.shape[-1]))  # 2-D: see jaxrnn.cells.arithmetic.dense
+        return logits.reshape(*ys.shape[:2], -1)
+
+
+def words_in(text: str, known: WordVocabulary) -> list[str]:
+    """Words of a line, as a treebank counts them: parted by spaces, punctuation at either end a word of its own.
+
+    What training showed stays whole, such as ``...``; a text whose words are parted already is left as it is.
+    """
+    found: list[str] = []
+    for piece in text.split():
+        before, core, after = re.fullmatch(r"(\W*)(.*?)(\W*)", piece, re.DOTALL).groups()  # type: ignore[union-attr]
+        whole = piece in known or not core
+        found += [piece] if whole else [*before, core, *([after] if after in known else after)]
+    return [word for word in found if word]
+
+
+def build(options: Options, config: dict[str, Any]) -> tuple[Pure, Params]:
+    """The model's functions and its first parameters; ``config["vocabulary"]`` holds words, characters and tags."""
+    vocabulary, rngs = config["vocabulary"], nnx.Rngs(options.seed)
+    encoder = WordEncoder(
+        WordVocabulary.stored(vocabulary).sizes,
+        options.embed,
+        CHAR_EMBED,
+        options.filters,
+        options.kernel,
+        options.dropout,
+        options.word_dropout,
+        rngs=rngs,
+    )
+    parts: list[Any] = []
+    for i in range(options.layers):
+        parts += [dropout(options.dropout)] if i and options.dropout else []
+        parts.append(bidirectional(make_cell(options.cell, options.hidden, 20)))
+    return Pure.of(Tagger(encoder, stack(*parts), len(vocabulary["tags"]), options.dropout, rngs=rngs))
+
+
+def read_data(options: Options) -> tuple[Split, tuple[str, ...]]:
+    """The sentences of each part, and a note on how they were split."""
+    notes: tuple[str, ...]
+    if options.data == (TREEBANK,) and not os.path.exists(TREEBANK):
+        split, notes = treebank(), ("held out: every tenth sentence of each file of the treebank",)
+    else:
+        split, notes = split_files(options.data, read_tagged, lambda sentence: " ".join(sentence.words))
+    if options.limit:
+        split = split._replace(train=split.train[: options.limit])
+    tags = {tag for sentence in split.train for tag in sentence.tags}
+    if len(tags) < 2:
+        raise BadInput(f"{options.data[0]}: all words to train on are tagged {tags.pop()!r}; give at least 2 tags")
+    return split, (*notes, *never_shown(split, lambda sentence: sentence.tags))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def probabilities(functions: Pure, params: Params, batch: Sentences) -> Float[Array, "B T K"]:
+    """Of each tag for each word of a batch; what stands in padding means nothing."""
+    return jax.nn.softmax(functions.still(params)(batch))
+
+
+def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
+    """The experiment, and what the run's config must hold besides the options."""
+    split, notes = read_data(options)
+    vocabulary = WordVocabulary.of([sentence.words for sentence in split.train], options.min_count)
+    tags = sorted({tag for sentence in split.train for tag in sentence.tags})
+    config = {"vocabulary": {**dataclasses.asdict(vocabulary), "tags": tags}, "text": digest(split)}
+    functions, params = build(options, config)
+    encoded = [vocabulary.encode(sentence.words) for sentence in split.train]
+    targets = [np.array([tags.index(tag) for tag in sentence.tags], np.int32) for sentence in split.train]
+    buckets = sentence_buckets((len(sentence.words) for sentence in split.train), options.batch, options.seed)
+
+    def batch(rows: Rows) -> tuple[Sentences, Int[np.ndarray, "B T"]]:
+        padded = np.zeros((len(rows.rows), rows.width), np.int32)
+        for row, i in zip(padded, rows.rows, strict=True):
+            if i >= 0:
+                row[: len(targets[i])] = targets[i]
+        return pad([None if i < 0 else encoded[i] for i in rows.rows], rows.width), padded
+
+    def loss(params: Params, batch: Any, key: Array) -> tuple[Array, Array]:
+        inputs, targets = batch
+        losses = optax.softmax_cross_entropy_with_integer_labels(
+            functions.training(params)(inputs, nnx.Rngs(dropout=key)), targets
+        )
+        return jnp.where(inputs.mask, losses, jnp.zeros_like(losses)).sum(), inputs.mask.sum()
+
+    def trained(params: Params) -> Trained:
+        return Trained(functions, params, options, config)
+
+    def sample(params: Params) -> str:
+        sentence = split.validation[0].words[:15]
+        return trained(params).predict(" ".join(sentence))
+
+    experiment = supervised(
+        options,
+        params,
+        loss=loss,
+        buckets=buckets,
+        batch=batch,
+        validate=lambda params: trained(params).scores(split.validation),
+        test=lambda params: {
+            **trained(params).scores(split.test, each=True),
+            "most_frequent_tag_accuracy": most_frequent_tag(split.train, split.test),
+        },
+        best_by=("accuracy", "max"),
+        sample=sample,
+        notes=notes,
+    )
+    return experiment, config
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained(Answering):
+    """A trained model, for `predict` and `evaluate`."""
+
+    functions: Pure = dataclasses.field(repr=False)
+    params: Params = dataclasses.field(repr=False)
+    options: Options
+    config: dict[str, Any]
+    task = "tagging"
+
+    def tag(self, sentences: Sequence[Sequence[str]]) -> list[list[str]]:
+        """The likeliest tag of each word of each sentence."""
+        vocabulary, tags = WordVocabulary.stored(self.config["vocabulary"]), self.config["vocabulary"]["tags"]
+        encoded = [vocabulary.encode(words) for words in sentences]
+        found: dict[int, list[str]] = {}
+        for rows, width in sentence_buckets(map(len, sentences), self.options.batch).in_order():
+            batch = pad([None if i < 0 else encoded[i] for i in rows], width)
+            for i, row in zip(rows, np.asarray(probabilities(self.functions, self.params, batch)), strict=True):
+                found[int(i)] = [tags[k] for k in row[: len(sentences[i])].argmax(1)]
+        return [found[i] for i in range(len(sentences))]
+
+    def predict(self, text: str) -> str:
+        """``word/TAG`` for each word of a line; an empty line for one without words."""
+        words = words_in(text, WordVocabulary.stored(self.config["vocabulary"]))
+        return " ".join(f"{word}/{tag}" for word, tag in zip(words, self.tag([words])[0], strict=True)) if words else ""
+
+    def scores(self, sentences: Sequence[Tagged], each: bool = False) -> dict[str, Any]:
+        """Accuracy over words, macro F1 over tags, F1 of nouns where there are any, and with ``each`` that of each tag."""
+        truth = [tag for sentence in sentences for tag in sentence.tags]
+        predicted = [tag for tags in self.tag([sentence.words for sentence in sentences]) for tag in tags]
+        by_tag = f1_by_label(truth, predicted)
+        noun = {"noun_f1": by_tag["NOUN"]} if "NOUN" in by_tag else {}
+        return classification_scores(truth, predicted) | noun | ({"f1_by_tag": by_tag} if each else {})
+
+    def evaluate(self, path: str) -> dict[str, Any]:
+        """Scores on a file. A tag that training never showed is always a mistake, and is named under ``unknown_labels``."""
+        sentences = read_tagged(path)
+        known = self.config["vocabulary"]["tags"]
+        unknown = Counter(tag for sentence in sentences for tag in sentence.tags if tag not in known)
+        tokens = sum(len(sentence.words) for sentence in sentences)
+        counts = {"sentences": len(sentences), "tokens": tokens, "unknown_labels": dict(sorted(unknown.items()))}
+        return {**self.scores(sentences, each=True), **counts}
+
+    def report(self, run: Run) -> list[str]:
+        """The scores beside the baseline; ``curves.png``, ``confusion.png`` and ``f1.png``."""
+        result, test = run.records("metrics.jsonl")[-1], read_data(self.options)[0].test
+        truth = [tag for sentence in test for tag in sentence.tags]
+        predicted = [tag for tags in self.tag([sentence.words for sentence in test]) for tag in tags]
+        baseline = ("most frequent tag", result["most_frequent_tag_accuracy"])
+        pictures = [
+            draw_curves(run, "accuracy", "accuracy", baseline),
+            draw_confusion(run, truth, predicted),
+            draw_f1(run, result["f1_by_tag"], Counter(truth)),
+        ]
+        noun = f", noun F1 {result['noun_f1']:.4f}" if "noun_f1" in result else ""
+        lines = [f"accuracy {result['accuracy']:.4f}{noun} ({baseline[0]}: accuracy {baseline[1]:.4f})"]
+        return lines + [f"picture: {path}" for path in pictures if path]
