@@ -26,6 +26,7 @@ FLOORS = {
     "interop": 3,
     "training": 4,
     "generation": 4,
+    "beam": 4,
     "tasks": 5,
     "cli": 6,
     "__main__": 6,
