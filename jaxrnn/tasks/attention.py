@@ -42,9 +42,7 @@ class Attention(nnx.Module):
         values = jnp.where(mask[..., None], values, 0)
         return Memory(values, values if self.key is None else self.key(values), mask)
 
-    def __call__(
-        self, query: Float[Array, "*B T H"], memory: Memory
-    ) -> tuple[Float[Array, "*B T D"], Float[Array, "*B T S"]]:
+    def __call__(self, query: Float[Array, "*B T H"], memory: Memory) -> tuple[Float[Array, "*B T D"], Float[Array, "*B T S"]]:
         """Contexts and weights."""
         query = self.query(query)
         if self.weigh is None:

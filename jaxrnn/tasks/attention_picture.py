@@ -19,19 +19,23 @@ def draw_attention(run: Run, examples: Sequence[Looked]) -> pathlib.Path | None:
     """``attention.png``: a heat map an example, source symbols from left to right, written ones downwards, the last row for
     the end. None without matplotlib or examples.
     """
-    figure = new_figure(1 + 0.28 * sum(len(e[0]) for e in examples), 1.5 + 0.28 * max((len(e[1]) for e in examples), default=0))
+    across = 2 if len(examples) > 1 else 1
+    wide, tall = (max((len(example[side]) for example in examples), default=0) for side in (0, 1))
+    figure = new_figure(across * (1.2 + 0.2 * min(wide, 60)), -(-len(examples) // across) * (1 + 0.2 * min(tall, 60)))
     if figure is None or not examples:
         return None
     known = known_to_matplotlib()
-    axes = figure.subplots(1, len(examples), squeeze=False, width_ratios=[max(len(e[0]), 1) for e in examples])
-    for axis, (source, target, weights) in zip(axes[0], examples, strict=True):
+    axes = figure.subplots(-(-len(examples) // across), across, squeeze=False).ravel()
+    for axis in axes[len(examples) :]:
+        axis.set_axis_off()
+    for axis, (source, target, weights) in zip(axes, examples, strict=False):
         axis.imshow(weights, vmin=0, vmax=1, cmap="Blues", aspect="auto")
         axis.set_xticks(range(weights.shape[1]), [shown(s, known) for s in source[: weights.shape[1]]], fontsize=7)
         rows = [*(shown(s, known) for s in target[: weights.shape[0] - 1]), "end"]
         axis.set_yticks(range(len(rows)), rows, fontsize=7)
         if max(map(len, source), default=0) > 1:
             axis.tick_params(axis="x", rotation=90)
-    axes[0][0].set_ylabel("written")
+    axes[0].set_ylabel("written")
     figure.suptitle("weights of attention over the source", fontsize=10)
     figure.tight_layout()
     path = run.path / "attention.png"
@@ -44,7 +48,9 @@ def shown(symbol: str, known: frozenset[int]) -> str:
     if symbol.isspace():
         return "\u2423"
     lacking = [c for c in symbol if ord(c) not in known]
-    return " ".join(unicodedata.name(c, f"U+{ord(c):04X}").split()[-1] for c in lacking) if lacking else symbol.replace("$", r"\$")
+    return (
+        " ".join(unicodedata.name(c, f"U+{ord(c):04X}").split()[-1] for c in lacking) if lacking else symbol.replace("$", r"\$")
+    )
 
 
 def known_to_matplotlib() -> frozenset[int]:

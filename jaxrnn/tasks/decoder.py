@@ -115,9 +115,7 @@ class Decoder(nnx.Module):
             return carry, logits.at[..., UNKNOWN].set(-jnp.inf)
 
         start = jnp.full(batch, boundary, jnp.int32)
-        return beam_search(
-            step, carry, start, end=boundary, width=width, length=length, length_penalty=length_penalty
-        )
+        return beam_search(step, carry, start, end=boundary, width=width, length=length, length_penalty=length_penalty)
 
 
 def shifted(targets: Int[Array, "*B T"], boundary: int) -> Int[Array, "*B T"]:

@@ -12,12 +12,18 @@ import jax
 
 from ..training import BadInput, Budget, Checkpoints, Run, fit
 from ..training.devices import choose_devices
-from . import charlm, hello, translation
+from . import captioning, charlm, hello, translation
 from .options import check_name
 from .synthetic import adding, copying, group_words, parity, seq_mnist, temporal_order
 
 SYNTHETIC = (adding.TASK, copying.TASK, temporal_order.TASK, parity.TASK, group_words.TASK, seq_mnist.TASK)
-TASKS: dict[str, Any] = {"hello": hello, "charlm": charlm, "translation": translation, **{task.name: task for task in SYNTHETIC}}
+TASKS: dict[str, Any] = {
+    "hello": hello,
+    "charlm": charlm,
+    "translation": translation,
+    "captioning": captioning,
+    **{task.name: task for task in SYNTHETIC},
+}
 
 
 def train(

@@ -38,7 +38,7 @@ class Characters:
         """What stands behind each number."""
         return list(text)
 
-    def decode(self, numbers: Iterable[int]) -> str:
+    def decode(self, numbers: Iterable[Any]) -> str:
         return "".join(self.known[int(n)] for n in numbers if n != UNKNOWN)
 
 
@@ -86,7 +86,7 @@ class Subwords:
     def pieces(self, text: str) -> list[str]:
         return self._processor.encode(text, out_type=str)
 
-    def decode(self, numbers: Iterable[int]) -> str:
+    def decode(self, numbers: Iterable[Any]) -> str:
         return self._processor.decode([int(n) for n in numbers if n != UNKNOWN])
 
 

@@ -25,7 +25,7 @@ from .splits import Split
 from .supervised import Answering, digest, supervised
 from .symbols import Characters, Subwords, symbols_of
 
-BUDGET = Budget(steps=2500, report_every=100, evaluate_every=500)
+BUDGET = Budget(steps=1500, report_every=100, evaluate_every=500)
 LOOKED_AT = 1000  # pairs of the validation part, at most
 
 
@@ -172,13 +172,13 @@ class Trained(Answering):
     task: str = "translation"
 
     def translate(self, sources: list[str], width: int | None = None) -> list[str]:
-        """The likeliest translation of each text."""
+        """The likeliest translation of each text, at most a little longer than the longest in training."""
         symbols = symbols_of(self.config, "target")
         numbered = Numbered.of(self.config, [Pair(source, "") for source in sources])
         buckets = Buckets(numbered.lengths, min(self.options.batch, 2 ** int(np.ceil(np.log2(max(len(sources), 1))))))
         found = [""] * len(sources)
         for rows in buckets.in_order():
-            batch, longest = numbered.batch(rows), max(self.config["longest"] + 8, 2 * rows.width)
+            batch, longest = numbered.batch(rows), min(self.config["longest"] + 8, 2 * rows.width + 16)
             width = width or self.options.beam
             tokens, lengths = _translate(
                 self.functions, self.params, batch.source, batch.source_lengths, width, longest, self.options.length_penalty
