@@ -105,16 +105,17 @@ def test_pictures_of_every_size_and_mode(tmp_path):
     image = Image.fromarray(grey)
     clear = np.zeros((64, 32, 4), np.uint8)
     clear[..., 3] = 255 - grey
-    files = {mode: image.convert(mode) for mode in ("L", "RGB", "1", "P", "I;16", "LA")}
+    files = {mode: image.convert(mode) for mode in ("L", "RGB", "1", "P", "LA")}
+    files["16 bits"] = Image.fromarray(grey.astype(np.uint16) * 257)
     files["clear"] = Image.fromarray(clear, "RGBA")
     files["large"] = image.resize((320, 640), Image.Resampling.NEAREST)
     found = {}
     for name, picture in files.items():
-        picture.save(tmp_path / f"{name.replace(';', '')}.png")
-        found[name] = read_picture(tmp_path / f"{name.replace(';', '')}.png", 32)
+        picture.save(tmp_path / f"{name}.png")
+        found[name] = read_picture(tmp_path / f"{name}.png", 32)
     assert found["L"].shape == (32, 32)
     assert found["L"][12:20, 14:18].min() > 240
-    assert found["L"][:, :10].max() == 0  # white beside it
+    assert found["L"][:, :10].max() < 8  # white beside it, but for the resampling's ringing
     for name, picture in found.items():
         assert np.abs(picture.astype(int) - found["L"]).max() < 40, name
     one = Image.fromarray(np.zeros((1, 1), np.uint8))

@@ -226,10 +226,10 @@ def test_symbols():
     assert characters.decode(characters.encode("한a국b")) == "한a국b"
     assert characters.encode("az").tolist()[1] == 0
     texts = [line.split("\t")[i] for line in PAIRS.splitlines() for i in (0, 1)] + ["한국 말  two spaces"]
-    subwords = Subwords.of(texts, 40)
+    subwords = Subwords.of(texts, 60)
     assert all(subwords.decode(subwords.encode(text)) == text for text in texts)
-    assert Subwords.of(texts, 40) == subwords
-    assert max(len(subwords.encode("abc 1")), 1) < 5
+    assert Subwords.of(texts, 60) == subwords
+    assert sum(len(subwords.encode(text)) for text in texts) < 0.9 * sum(map(len, texts))
     assert subwords.encode("\N{SNOWMAN}").max() <= subwords.boundary
     with pytest.raises(BadInput, match="--subwords 3"):
         Subwords.of(texts, 3)
@@ -242,7 +242,7 @@ SMALL = {"hidden": 8, "embed": 4, "batch": 8, "beam": 2}
 
 def test_killed_and_resumed_it_ends_with_identical_metrics(tmp_path, optax_promotion):
     """With everything that is random: dropout, scheduled sampling has its own test."""
-    options = translation.Options(data=write(tmp_path / "pairs.tsv", PAIRS), dropout=0.2, attention="dot", **SMALL)
+    options = translation.Options(data=(write(tmp_path / "pairs.tsv", PAIRS),), dropout=0.2, attention="dot", **SMALL)
     experiment, extra = translation.prepare(options)
     budget = Budget(steps=12, report_every=2, evaluate_every=4, checkpoint_seconds=0)
     runs = [Run.create(tmp_path / name, {"task": "translation", **extra}) for name in ("alone", "killed")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -31,7 +32,7 @@ class PictureEncoder(nnx.Module):
 
     def __init__(self, size: int, channels: int, features: int, *, rngs: nnx.Rngs):
         widths = (1, channels, 2 * channels, 4 * channels)
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        pairs = list(itertools.pairwise(widths))
         self.convolutions = nnx.List([nnx.Conv(a, b, (3, 3), padding="SAME", rngs=rngs) for a, b in pairs])
         self.norms = nnx.List([nnx.GroupNorm(b, num_groups=1, rngs=rngs) for b in widths[1:]])
         self.cell_size, self.features = widths[-1], features

@@ -9,6 +9,7 @@ import textwrap
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -134,7 +135,7 @@ class Numbered:
                 lengths[i] = len(self.captions[row])
                 captions[i, : lengths[i]] = self.captions[row]
         pictures = as_input([self.rows[max(row, 0)].picture for row in rows.rows])
-        return Batch(pictures, captions, lengths)
+        return Batch(*map(jnp.asarray, (pictures, captions, lengths)))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4, 5))

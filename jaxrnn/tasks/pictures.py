@@ -105,7 +105,8 @@ def read_picture(path: pathlib.Path, size: int, where: str = "") -> UInt8[np.nda
         with warnings.catch_warnings():
             warnings.simplefilter("error", image.DecompressionBombWarning)
             with image.open(path) as file:
-                picture = file.convert("RGBA")
+                deep = file.mode.startswith("I")  # 16 bits, which convert would cut off at 255
+                picture = (image.fromarray((np.asarray(file) // 257).astype(np.uint8)) if deep else file).convert("RGBA")
     except FileNotFoundError:
         raise BadInput(f"{prefix}there is no picture {path}") from None
     except (OSError, SyntaxError, ValueError, image.DecompressionBombError, image.DecompressionBombWarning) as error:

@@ -7,6 +7,7 @@ import functools
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -134,15 +135,18 @@ class Numbered:
 
     def batch(self, rows: Rows) -> Batch:
         """The pairs of ``rows``, padded; where one is -1, a pair of nothing."""
-        return Batch(*self._padded(self.source, rows), *self._padded(self.target, rows))
+        parts = (*_padded(self.source, rows, 0), *_padded(self.target, rows, self.boundary))
+        return Batch(*map(jnp.asarray, parts))
 
-    def _padded(self, texts: list[np.ndarray], rows: Rows) -> tuple[np.ndarray, np.ndarray]:
-        padded, lengths = np.full((len(rows.rows), rows.width), self.boundary, np.int32), np.zeros(len(rows.rows), np.int32)
-        for i, row in enumerate(rows.rows):
-            if row >= 0:
-                lengths[i] = len(texts[row])
-                padded[i, : lengths[i]] = texts[row]
-        return (np.where(padded == self.boundary, 0, padded) if texts is self.source else padded), lengths
+
+def _padded(texts: list[np.ndarray], rows: Rows, padding: int) -> tuple[np.ndarray, np.ndarray]:
+    """Numbered texts as one array, and their lengths."""
+    padded, lengths = np.full((len(rows.rows), rows.width), padding, np.int32), np.zeros(len(rows.rows), np.int32)
+    for i, row in enumerate(rows.rows):
+        if row >= 0:
+            lengths[i] = len(texts[row])
+            padded[i, : lengths[i]] = texts[row]
+    return padded, lengths
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4, 5, 6))
