@@ -21,7 +21,7 @@ from .captioner import Batch, Captioner, augmented
 from .cells import make_cell
 from .decoder import UNKNOWN
 from .options import cell_field, check_options, choice, option
-from .pictures import Captioned, as_input, read_captioned, read_folder, read_picture
+from .pictures import Captioned, as_input, embedded, read_captioned, read_folder, read_picture
 from .pure import Pure
 from .scores import sacrebleu, text_scores, word_f1
 from .supervised import Answering, digest, supervised
@@ -35,7 +35,10 @@ AT_ONCE = 64  # pictures that are captioned
 class Options:
     """What can be chosen; the field names are the command line's flags."""
 
-    data: str = option("glyphs", "glyphs of fonts, or a folder of PNG files with captions.csv (file,caption)")
+    data: str = option(
+        "glyphs",
+        "glyphs of fonts, glyphs:N those with names of up to N words, or a folder of PNGs with captions.csv (file,caption)",
+    )
     size: int = option(32, "side of the pictures, a multiple of 8; others are scaled", least=8)
     augment: float = option(1.0, "how much pictures are scaled, sheared and shifted in training; 0: not", least=0)
     attention: str = choice("none", ("none", "additive", "dot"), "whether the decoder looks at the picture's cells, and how")
@@ -53,7 +56,7 @@ class Options:
     weight_decay: float = option(0.0, "decoupled weight decay", least=0)
     seed: int = option(0, "of everything random", least=0, below=2**31)
 
-    QUICK: ClassVar[dict[str, Any]] = {"hidden": 64, "channels": 8, "batch": 32, "augment": 0.0, "dropout": 0.0}
+    QUICK: ClassVar[dict[str, Any]] = {"data": "glyphs:4", "hidden": 64, "channels": 8, "batch": 32, "learning_rate": 1e-2}
 
     def __post_init__(self):
         check_options(self)
@@ -85,7 +88,7 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
     split, notes = read_captioned(options.data, options.size)
     words = sorted({word for row in split.train for word in row.caption.split()})
     seen = [[(row.name, row.caption, int(row.picture.astype(int).sum())) for row in part] for part in split]
-    config = {"vocabulary": words, "longest": 1 + max(len(row.caption.split()) for row in split.train), "text": digest(seen)}
+    config = {"vocabulary": words, "text": digest(seen), "longest": 1 + max(len(row.caption.split()) for row in split.train)}
     pure, params = build(options, config)
     trained = functools.partial(Trained, pure, options=options, config=config)
     train = Numbered(split.train, words)
@@ -189,8 +192,7 @@ class Trained(Answering):
     def evaluate(self, path: str) -> dict[str, Any]:
         """Scores on all pictures of a folder with captions.csv, or on the test typeface of ``glyphs``."""
         size = self.options.size
-        embedded = path == "glyphs" and not pathlib.Path(path).exists()
-        rows = read_captioned(path, size)[0].test if embedded else [row for row, _ in read_folder(path, size)]
+        rows = read_captioned(path, size)[0].test if embedded(path) else [row for row, _ in read_folder(path, size)]
         known = set(self.config["vocabulary"])
         unknown = sum(word not in known for row in rows for word in row.caption.split())
         return {**self.scores(rows), "pictures": len(rows), "unknown_words": unknown}

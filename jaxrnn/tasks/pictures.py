@@ -7,6 +7,7 @@ import dataclasses
 import importlib.util
 import io
 import pathlib
+import re
 import unicodedata
 import warnings
 from typing import Any
@@ -44,22 +45,26 @@ def pillow() -> Any:
 
 
 def read_captioned(source: str, size: int) -> tuple[Split, tuple[str, ...]]:
-    """The pictures of ``--data``, split, and notes on how: ``glyphs`` by typeface; a folder by the column ``split`` of its
-    captions.csv, else by a hash of the files' names.
+    """The pictures of ``--data``, split, and notes on how: ``glyphs`` by typeface, ``glyphs:N`` those whose names have at
+    most N words; a folder by the column ``split`` of its captions.csv, else by a hash of the files' names.
     """
-    if source == "glyphs" and not pathlib.Path(source).exists():
+    if embedded(source):
         faces = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
-        return Split(*([glyph for face in faces[part] for glyph in glyphs(face, size)] for part in Split._fields)), ()
-    rows = read_folder(source, size)
-    if any(part for _, part in rows):
-        split = Split(*([row for row, part in rows if (part or "train") == name] for name in Split._fields))
+        most = int(source.partition(":")[2] or 99)
+        if most < 4:
+            raise BadInput(f"--data {source}: the shortest names have 4 words, such as LATIN SMALL LETTER A")
+        rows = ([glyph for face in faces[part] for glyph in glyphs(face, size, most)] for part in Split._fields)
+        return Split(*rows), ()
+    found = read_folder(source, size)
+    if any(part for _, part in found):
+        split = Split(*([row for row, part in found if (part or "train") == name] for name in Split._fields))
         notes: tuple[str, ...] = ()
         if not split.validation and split.train:
             again = split_by(split.train, lambda row: row.name, (0.9, 0.1))
             split = split._replace(train=again.train, validation=again.validation)
             notes = (f"{source}/{TABLE} has no validation part: a tenth of the training part, by a hash of the file's name",)
     else:
-        split = split_by([row for row, _ in rows], lambda row: row.name)
+        split = split_by([row for row, _ in found], lambda row: row.name)
         notes = (f"{source}/{TABLE} has no column split: split by a hash of the file's name, 80/10/10",)
     for name, part in zip(Split._fields, split, strict=True):
         if not part:
@@ -68,8 +73,15 @@ def read_captioned(source: str, size: int) -> tuple[Split, tuple[str, ...]]:
     return split, (*notes, sizes)
 
 
-def glyphs(face: str, size: int) -> list[Captioned]:
-    """The Latin, Greek and Cyrillic letters of a typeface that matplotlib brings along, and their Unicode names."""
+def embedded(source: str) -> bool:
+    """Whether ``source`` is ``glyphs`` or ``glyphs:N``, and no folder of that name."""
+    return re.fullmatch(r"glyphs(:\d{1,2})?", source) is not None and not pathlib.Path(source).exists()
+
+
+def glyphs(face: str, size: int, most: int = 99) -> list[Captioned]:
+    """The Latin, Greek and Cyrillic letters of a typeface that matplotlib brings along, and their Unicode names, those of at
+    most ``most`` words.
+    """
     package = importlib.util.find_spec("matplotlib")
     if package is None or package.origin is None:
         raise BadInput("--data glyphs needs the package matplotlib, for its fonts: pip install 'jaxrnn[cli]'")
@@ -85,7 +97,7 @@ def glyphs(face: str, size: int) -> list[Captioned]:
         words = unicodedata.name(chr(code), "").split()
         if not unicodedata.category(chr(code)).startswith("L") or words[:1] == [] or words[0] not in SCRIPTS:
             continue
-        if "LETTER" in words:
+        if "LETTER" in words and len(words) <= most:
             canvas = Image.new("L", (size, size))
             # on one base line, or a small letter would look like its capital
             ImageDraw.Draw(canvas).text((size / 2, size * 0.72), chr(code), fill=255, font=font, anchor="ms")

@@ -26,7 +26,7 @@ from .splits import Split
 from .supervised import Answering, digest, supervised
 from .symbols import Characters, Subwords, symbols_of
 
-BUDGET = Budget(steps=1500, report_every=100, evaluate_every=500)
+BUDGET = Budget(steps=800, report_every=50, evaluate_every=200)
 LOOKED_AT = 1000  # pairs of the validation part, at most
 
 
@@ -48,7 +48,7 @@ class Options:
     embed: int = option(32, "size of the symbols' embeddings", least=1)
     dropout: float = option(0.0, "after each recurrent layer", least=0, below=1)
     batch: int = option(64, "pairs of an update", least=1)
-    learning_rate: float = option(4e-3, "peak learning rate of Adam", above=0)
+    learning_rate: float = option(5e-3, "peak learning rate of Adam", above=0)
     clip: float = option(1.0, "largest global norm of a gradient", above=0)
     weight_decay: float = option(0.0, "decoupled weight decay", least=0)
     seed: int = option(0, "of everything random", least=0, below=2**31)
@@ -88,7 +88,7 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
         vocabulary = {"sentencepiece": Subwords.of(texts, options.subwords).model}
     else:
         vocabulary = {side: Characters.of(getattr(pair, side) for pair in split.train).known for side in Pair._fields}
-    config = {"vocabulary": vocabulary, "longest": 0, "text": digest(split)}
+    config = {"vocabulary": vocabulary, "text": digest(split), "longest": 0}
     train = Numbered.of(config, split.train)
     config["longest"] = int(max(map(len, train.target)))
     pure, params = build(options, config)
