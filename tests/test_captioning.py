@@ -211,15 +211,15 @@ def test_a_users_folder(tmp_path, optax_promotion, capsys):
     assert main(["train", "captioning", "--out", run, "--resume"]) == 0
 
 
-def test_quick_beats_the_commonest_caption(tmp_path, optax_promotion, serif):
-    """No name is of two letters, so the commonest caption has 1 of 1,478 right; the words' F1 of the best one is below .6."""
+def test_quick_beats_any_one_caption(tmp_path, optax_promotion):
+    """On the slice with names of 4 words: whatever it is, the same caption for all has 1 of 296 right, and a lower F1."""
     run = tmp_path / "run"
     assert main(["train", "captioning", "--quick", "--out", str(run)]) == 0
     result = json.loads((run / "result.json").read_text())
-    wanted = [row.caption for row in serif]
-    commonest = word_f1(["LATIN SMALL LETTER A WITH"] * len(wanted), wanted)
-    assert result["exact_match"] > 5 / 1478
-    assert result["word_f1"] > commonest
+    glyphs = pictures.glyphs("DejaVuSerif", 32, 4)
+    wanted = [row.caption for row in glyphs]
+    assert result["exact_match"] >= 3 / len(wanted)
+    assert result["word_f1"] > max(word_f1([caption] * len(wanted), wanted) for caption in wanted) + 0.03
     trained, _ = load(run)
-    some = [row.picture for row in serif[:3]]
+    some = [row.picture for row in glyphs[:3]]
     assert trained.write(some) == [trained.write([picture])[0] for picture in some]

@@ -26,7 +26,7 @@ from .pure import Pure
 from .scores import sacrebleu, text_scores, word_f1
 from .supervised import Answering, digest, supervised
 
-BUDGET = Budget(steps=5000, report_every=100, evaluate_every=1000)
+BUDGET = Budget(steps=6000, report_every=100, evaluate_every=1000)
 LOOKED_AT = 1000  # pictures of the validation part, at most
 AT_ONCE = 64  # pictures that are captioned
 
@@ -49,14 +49,17 @@ class Options:
     layers: int = option(1, "recurrent layers", least=1)
     channels: int = option(16, "of the first convolution; the next ones have twice and four times as many", least=1)
     embed: int = option(64, "size of the words' embeddings", least=1)
-    dropout: float = option(0.2, "after each recurrent layer", least=0, below=1)
+    dropout: float = option(0.1, "after each recurrent layer", least=0, below=1)
     batch: int = option(64, "pictures of an update", least=1)
-    learning_rate: float = option(2e-3, "peak learning rate of Adam", above=0)
+    learning_rate: float = option(3e-3, "peak learning rate of Adam", above=0)
     clip: float = option(1.0, "largest global norm of a gradient", above=0)
     weight_decay: float = option(0.0, "decoupled weight decay", least=0)
     seed: int = option(0, "of everything random", least=0, below=2**31)
 
-    QUICK: ClassVar[dict[str, Any]] = {"data": "glyphs:4", "hidden": 64, "channels": 8, "batch": 32, "learning_rate": 1e-2}
+    QUICK: ClassVar[dict[str, Any]] = {
+        **{"data": "glyphs:4", "attention": "dot", "augment": 0.0, "dropout": 0.0},
+        **{"hidden": 64, "channels": 8, "batch": 32, "learning_rate": 5e-3},
+    }
 
     def __post_init__(self):
         check_options(self)
