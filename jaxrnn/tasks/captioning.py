@@ -57,8 +57,14 @@ class Options:
     seed: int = option(0, "of everything random", least=0, below=2**31)
 
     QUICK: ClassVar[dict[str, Any]] = {
-        **{"data": "glyphs:4", "attention": "dot", "augment": 0.0, "dropout": 0.0},
-        **{"hidden": 64, "channels": 8, "batch": 32, "learning_rate": 5e-3},
+        "data": "glyphs:4",
+        "attention": "dot",
+        "augment": 0.0,
+        "dropout": 0.0,
+        "hidden": 64,
+        "channels": 8,
+        "batch": 32,
+        "learning_rate": 5e-3,
     }
 
     def __post_init__(self):
