@@ -2,6 +2,8 @@
 
 from . import initializers as initializers
 from .artbp import ARTBP as ARTBP
+from .beam import Beams as Beams
+from .beam import beam_search as beam_search
 from .cell import Cell as Cell
 from .cell import Layer as Layer
 from .cell import Walk as Walk

@@ -12,7 +12,7 @@ import jax
 
 from ..training import BadInput, Budget, Checkpoints, Run, fit
 from ..training.devices import choose_devices
-from . import charlm, hello, sentiment, tagging
+from . import captioning, charlm, hello, sentiment, tagging, translation
 from .options import check_name
 from .synthetic import adding, copying, group_words, parity, seq_mnist, temporal_order
 
@@ -22,6 +22,8 @@ TASKS: dict[str, Any] = {
     "charlm": charlm,
     "sentiment": sentiment,
     "tagging": tagging,
+    "translation": translation,
+    "captioning": captioning,
     **{task.name: task for task in SYNTHETIC},
 }
 

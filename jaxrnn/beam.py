@@ -1,0 +1,165 @@
+"""Beam search: the likeliest sequences a model can write, by one-step calls inside one loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Integer
+
+from .cell import Carry
+from .checks import check_carry, check_int, describe
+
+
+class Beams(NamedTuple):
+    """What `beam_search` returns: ``width`` hypotheses, the best one first.
+
+    ``tokens (N, *B, W)``, ``end`` from where a hypothesis ended; ``lengths (*B, W)``, tokens before ``end``; ``scores
+    (*B, W)``, by which they are ranked; -inf where there were fewer than ``width`` hypotheses.
+    """
+
+    tokens: Integer[Array, "N *B W"]
+    lengths: Integer[Array, "*B W"]
+    scores: Float[Array, "*B W"]
+
+
+class _Search(NamedTuple):
+    """The loop's variables; the axis of the beam, W, stands after the batch axes."""
+
+    n: Array
+    carry: Carry
+    tokens: Array  # (*B, W, N)
+    logp: Array  # (*B, W)
+    lengths: Array  # (*B, W), tokens written, ``end`` counted in
+    done: Array  # (*B, W)
+    greedy: Array  # (*B, W), the one hypothesis that always took the likeliest symbol
+
+
+def beam_search(
+    step: Callable[[Carry, Integer[Array, "*B"]], tuple[Carry, Float[Array, "*B V"]]],
+    carry: Carry,
+    start: Integer[Array, "*B"],
+    *,
+    end: int,
+    width: int,
+    length: int,
+    length_penalty: float = 0.0,
+) -> Beams:
+    """Write up to ``length`` tokens after ``start``, keeping the ``width`` likeliest hypotheses at each step.
+
+    A hypothesis y of n tokens, ``end`` counted in, is ranked by (Wu et al. 2016, eq. 14, with their (5 + n)/6 as n)::
+
+        score(y) = sum_t log p(y_t | y_<t) / n ** length_penalty
+
+    One that has ended keeps its place to the last, and the beam of the others is narrower by it. So does the hypothesis
+    that greedy decoding finds: therefore ``width=1`` is greedy decoding, and the best score is never below greedy's,
+    whatever the penalty. One that has not ended after ``length`` tokens is ranked as it stands. With room for every
+    hypothesis there is, the best one is the true best.
+
+    Args:
+        step: one streaming step of a model, as for `jaxrnn.generate`. It is called under ``vmap`` over the beam: an array
+            that it closes over, such as the memory that attention reads, keeps its batch axes and is never copied.
+        carry: the state before ``start`` is read, leaves ``(*B, ...)``.
+        start: the first input, ``(*B)`` integers.
+        end: the symbol that ends a sequence.
+        width: W. 1 is greedy decoding.
+        length: N, the most tokens that are written. The loop stops before that when every hypothesis has ended.
+        length_penalty: 0 ranks by probability, which favours the short; 1 by the mean log probability of a token.
+
+    Raises:
+        TypeError, ValueError: for sizes below 1, an ``end`` that is no symbol, a negative penalty, a start that holds no
+            integers, a carry without the batch axes of ``start`` or which ``step`` returns otherwise.
+    """
+    symbols = _check(step, carry, start, end, width, length, length_penalty)
+    axis, start = start.ndim, jnp.asarray(start, jnp.int32)
+    forward = jax.vmap(step, in_axes=axis, out_axes=axis)
+    first = jnp.arange(width) == 0
+    minus_infinity = jnp.asarray(-jnp.inf, jnp.float32)
+
+    def spread(leaf: Array) -> Array:
+        leaf = jnp.expand_dims(leaf, axis)
+        return jnp.broadcast_to(leaf, (*leaf.shape[:axis], width, *leaf.shape[axis + 1 :]))
+
+    def at_start(value: Array) -> Array:
+        return jnp.broadcast_to(jnp.reshape(value, (*[1] * axis, -1)), (*start.shape, width))
+
+    def go_on(search: _Search) -> Array:
+        alive = ~search.done & (search.logp > -jnp.inf)
+        return (search.n < length) & ((search.n == 0) | jnp.any(alive))
+
+    def advance(search: _Search) -> _Search:
+        last = jax.lax.dynamic_index_in_dim(search.tokens, jnp.maximum(search.n - 1, 0), axis + 1, keepdims=False)
+        carry, logits = forward(search.carry, jnp.where(search.n == 0, spread(start), last))
+        logp = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+        symbol = jax.lax.broadcasted_iota(jnp.int32, logp.shape, axis + 1)
+        only_end = jnp.where(symbol == end, jnp.zeros_like(logp), minus_infinity)
+        logp = search.logp[..., None] + jnp.where(search.done[..., None], only_end, logp)
+        likeliest = jnp.argmax(logp, axis=-1)[..., None] == symbol
+        kept = likeliest & (search.done | search.greedy)[..., None]
+        rank = jnp.where(kept, jnp.inf, logp).reshape(*start.shape, width * symbols)
+        _, chosen = jax.lax.top_k(rank, width)
+        parent, token = chosen // symbols, (chosen % symbols).astype(jnp.int32)
+
+        def of_parent(leaf: Array) -> Array:
+            index = parent.reshape(*parent.shape, *[1] * (leaf.ndim - parent.ndim))
+            return jnp.take_along_axis(leaf, index, axis=axis)
+
+        total = jnp.take_along_axis(logp.reshape(rank.shape), chosen, axis=-1)
+        was_done, there = of_parent(search.done), total > -jnp.inf
+        return _Search(
+            n=search.n + 1,
+            carry=jax.tree.map(of_parent, carry),
+            tokens=jax.lax.dynamic_update_index_in_dim(of_parent(search.tokens), token, search.n, axis + 1),
+            logp=total,
+            lengths=of_parent(search.lengths) + (~was_done).astype(jnp.int32),
+            done=(was_done | (token == end)) & there,
+            greedy=jnp.take_along_axis((search.greedy[..., None] & likeliest).reshape(rank.shape), chosen, axis=-1),
+        )
+
+    search = jax.lax.while_loop(
+        go_on,
+        advance,
+        _Search(
+            n=jnp.asarray(0, jnp.int32),
+            carry=jax.tree.map(spread, carry),
+            tokens=jnp.full((*start.shape, width, length), end, jnp.int32),
+            logp=at_start(jnp.where(first, jnp.zeros_like(minus_infinity), minus_infinity)),
+            lengths=at_start(jnp.zeros_like(first, jnp.int32)),
+            done=at_start(jnp.zeros_like(first)),
+            greedy=at_start(first),
+        ),
+    )
+    scores = search.logp / jnp.maximum(search.lengths, 1).astype(jnp.float32) ** jnp.float32(length_penalty)
+    order = jnp.argsort(-scores, axis=-1, stable=True)
+    tokens = jnp.take_along_axis(search.tokens, order[..., None], axis=axis)
+    written = search.lengths - search.done.astype(jnp.int32)
+    return Beams(
+        jnp.moveaxis(tokens, -1, 0), jnp.take_along_axis(written, order, axis), jnp.take_along_axis(scores, order, axis)
+    )
+
+
+def _check(step: Any, carry: Any, start: Any, end: Any, width: Any, length: Any, length_penalty: Any) -> int:
+    """The number of symbols."""
+    if not hasattr(start, "dtype") or not jnp.issubdtype(start.dtype, jnp.integer):
+        raise TypeError(f"beam_search: start must be an integer array (*B), but it is {describe(start)}")
+    for name, value in (("width", width), ("length", length)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"beam_search: {name} must be an int of at least 1, but it is {value!r}")
+    number = isinstance(length_penalty, (int, float)) and not isinstance(length_penalty, bool)
+    if not number or not 0 <= length_penalty < float("inf"):
+        raise ValueError(f"beam_search: length_penalty must be a finite number of at least 0, but it is {length_penalty!r}")
+    batch = tuple(start.shape)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(carry):
+        if tuple(jnp.shape(leaf)[: len(batch)]) != batch:
+            raise ValueError(
+                f"beam_search: {jax.tree_util.keystr(path)} of the carry has shape {tuple(jnp.shape(leaf))}, but it must "
+                f"begin with the batch axes of start, {batch}"
+            )
+    new, logits = jax.eval_shape(step, carry, jax.ShapeDtypeStruct(batch, jnp.int32))
+    check_carry("beam_search", new, jax.eval_shape(lambda c: c, carry), "the carry that step returns")
+    if tuple(logits.shape[:-1]) != batch:
+        raise ValueError(f"beam_search: step must return logits {(*batch, 'V')}, but their shape is {tuple(logits.shape)}")
+    check_int("beam_search", "end", end, 0, logits.shape[-1] - 1, f"the step knows {logits.shape[-1]} symbols")
+    return logits.shape[-1]

@@ -1,0 +1,233 @@
+"""translation: sequence to sequence with attention; dates between languages by default, TSV files for the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from ..cell import Params
+from ..training import BadInput, Budget, Experiment, Run
+from ..training.curves import draw_curves
+from .attention_picture import draw_attention
+from .buckets import Buckets, Rows
+from .cells import make_cell
+from .options import cell_field, check_options, choice, option
+from .pairs import Pair, read_pairs, read_tsv
+from .pure import Pure
+from .seq2seq import Batch, Translator
+from .splits import Split
+from .supervised import Answering, digest, supervised
+from .symbols import Characters, Subwords, symbols_of
+from .text_scores import sacrebleu, text_scores
+
+BUDGET = Budget(steps=800, report_every=50, evaluate_every=200)
+LOOKED_AT = 1000  # pairs of the validation part, at most
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What can be chosen; the field names are the command line's flags."""
+
+    data: tuple[str, ...] = option(
+        ("dates:en:ko",), "dates:SOURCE:TARGET (languages by their codes), or a TSV file; a second one is held out"
+    )
+    attention: str = choice("additive", ("additive", "dot", "none"), "how the decoder looks at the source")
+    scheduled_sampling: float = option(0.0, "share of the decoder's inputs in training that it draws itself", least=0, below=1)
+    beam: int = option(4, "hypotheses of beam search; 1: greedy", least=1, below=1000)
+    length_penalty: float = option(1.0, "beam search ranks by log probability / length ** this", least=0)
+    subwords: int = option(0, "pieces of a sentencepiece model; 0: characters", least=0)
+    cell: str = cell_field("lstm")
+    hidden: int = option(128, "units of each layer, and of each direction of the encoder", least=1)
+    layers: int = option(1, "recurrent layers", least=1)
+    embed: int = option(32, "size of the symbols' embeddings", least=1)
+    dropout: float = option(0.0, "after each recurrent layer", least=0, below=1)
+    batch: int = option(64, "pairs of an update", least=1)
+    learning_rate: float = option(5e-3, "peak learning rate of Adam", above=0)
+    clip: float = option(1.0, "largest global norm of a gradient", above=0)
+    weight_decay: float = option(0.0, "decoupled weight decay", least=0)
+    seed: int = option(0, "of everything random", least=0, below=2**31)
+
+    QUICK: ClassVar[dict[str, Any]] = {"hidden": 64, "batch": 32, "learning_rate": 1e-2}
+
+    def __post_init__(self):
+        data = (self.data,) if isinstance(self.data, str) else self.data
+        object.__setattr__(self, "data", tuple(map(str, data)))
+        check_options(self)
+        if not 1 <= len(self.data) <= 2:
+            raise BadInput(f"--data takes one source, or two of which the second is held out, but got {len(self.data)}")
+
+
+def build(options: Options, config: dict[str, Any]) -> tuple[Pure, Params]:
+    """The model's functions and its first parameters; ``config["vocabulary"]`` holds the symbols it knows."""
+    symbols = tuple(symbols_of(config, side).boundary + 1 for side in ("source", "target"))
+    model = Translator(
+        (symbols[0], symbols[1]),
+        make_cell(options.cell, options.hidden, config["longest"]),
+        embed=options.embed,
+        layers=options.layers,
+        dropout=options.dropout,
+        attention=options.attention,
+        size=options.hidden,
+        rngs=nnx.Rngs(options.seed),
+    )
+    return Pure.of(model)
+
+
+def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
+    """The experiment, and what the run's config must hold besides the options."""
+    sacrebleu()
+    split, notes = read_pairs(options.data)
+    if options.subwords:
+        texts = [text for pair in split.train for text in pair]
+        vocabulary = {"sentencepiece": Subwords.of(texts, options.subwords).model}
+    else:
+        vocabulary = {side: Characters.of(getattr(pair, side) for pair in split.train).known for side in Pair._fields}
+    config = {"vocabulary": vocabulary, "text": digest(split), "longest": 0}
+    train = Numbered.of(config, split.train)
+    config["longest"] = int(max(map(len, train.target)))
+    pure, params = build(options, config)
+    trained = functools.partial(Trained, pure, options=options, config=config)
+    looked_at = split.validation[:: -(-len(split.validation) // LOOKED_AT)]
+
+    def sample(params: Params) -> str:
+        return f"{looked_at[0].source} \u2192 {trained(params).predict(looked_at[0].source)} ({looked_at[0].target})"
+
+    experiment = supervised(
+        options,
+        params,
+        loss=lambda params, batch, key: pure.training(params).loss(batch, key, options.scheduled_sampling),
+        buckets=Buckets(train.lengths, options.batch, options.seed),
+        batch=train.batch,
+        validate=lambda params: trained(params).scores(looked_at, width=1),
+        test=lambda params: trained(params).scores(split.test),
+        best_by=("chrf", "max"),
+        sample=sample,
+        unit="symbols",
+        notes=notes,
+    )
+    return experiment, config
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Numbered:
+    """Pairs as numbers; ``lengths`` are rounded up to 16, 32, 64, ..., so that few shapes are compiled."""
+
+    source: list[np.ndarray]
+    target: list[np.ndarray]
+    boundary: int
+
+    @classmethod
+    def of(cls, config: dict[str, Any], pairs: list[Pair]) -> Numbered:
+        source, target = symbols_of(config, "source"), symbols_of(config, "target")
+        ended = [np.append(target.encode(pair.target), target.boundary) for pair in pairs]
+        return cls([source.encode(pair.source) for pair in pairs], ended, target.boundary)
+
+    @functools.cached_property
+    def lengths(self) -> np.ndarray:
+        longer = [max(len(one), len(other)) for one, other in zip(self.source, self.target, strict=True)]
+        return 2 ** np.ceil(np.log2(np.maximum(longer, 16))).astype(int)
+
+    def batch(self, rows: Rows) -> Batch:
+        """The pairs of ``rows``, padded; where one is -1, a pair of nothing."""
+        parts = (*_padded(self.source, rows, 0), *_padded(self.target, rows, self.boundary))
+        return Batch(*map(jnp.asarray, parts))
+
+
+def _padded(texts: list[np.ndarray], rows: Rows, padding: int) -> tuple[np.ndarray, np.ndarray]:
+    """Numbered texts as one array, and their lengths."""
+    padded, lengths = np.full((len(rows.rows), rows.width), padding, np.int32), np.zeros(len(rows.rows), np.int32)
+    for i, row in enumerate(rows.rows):
+        if row >= 0:
+            lengths[i] = len(texts[row])
+            padded[i, : lengths[i]] = texts[row]
+    return padded, lengths
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4, 5, 6))
+def _translate(pure, params, source, lengths, width, length, penalty):
+    found = pure.still(params).translate(source, lengths, width, length, penalty)
+    return found.tokens[..., 0], found.lengths[..., 0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _loss(pure, params, batch):
+    return pure.still(params).loss(batch, jax.random.key(0))  # nothing is drawn with it
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _weights(pure, params, batch):
+    return pure.still(params)(batch)[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained(Answering):
+    """A trained model, for `predict` and `evaluate`."""
+
+    functions: Pure = dataclasses.field(repr=False)
+    params: Any = dataclasses.field(repr=False)
+    options: Options
+    config: dict[str, Any] = dataclasses.field(repr=False)
+    task: str = "translation"
+
+    def translate(self, sources: list[str], width: int | None = None) -> list[str]:
+        """The likeliest translation of each text, at most a little longer than the longest in training."""
+        symbols = symbols_of(self.config, "target")
+        numbered = Numbered.of(self.config, [Pair(source, "") for source in sources])
+        buckets = Buckets(numbered.lengths, min(self.options.batch, 2 ** int(np.ceil(np.log2(max(len(sources), 1))))))
+        found = [""] * len(sources)
+        for rows in buckets.in_order():
+            batch, longest = numbered.batch(rows), min(self.config["longest"] + 8, 2 * rows.width + 16)
+            width = width or self.options.beam
+            tokens, lengths = _translate(
+                self.functions, self.params, batch.source, batch.source_lengths, width, longest, self.options.length_penalty
+            )
+            for i, row in enumerate(rows.rows):
+                if row >= 0:
+                    found[row] = symbols.decode(np.asarray(tokens)[: int(lengths[i]), i])
+        return found
+
+    def scores(self, pairs: list[Pair], width: int | None = None) -> dict[str, float]:
+        """Exact match, BLEU and chrF of the translations, and the loss of the wanted ones (nats per symbol)."""
+        numbered = Numbered.of(self.config, pairs)
+        batches = Buckets(numbered.lengths, self.options.batch).in_order()
+        losses = [_loss(self.functions, self.params, numbered.batch(rows)) for rows in batches]
+        loss = sum(float(total) for total, _ in losses) / sum(int(count) for _, count in losses)
+        written = self.translate([pair.source for pair in pairs], width)
+        return {**text_scores(written, [pair.target for pair in pairs]), "loss": loss}
+
+    def predict(self, text: str) -> str:
+        """The translation of a line."""
+        return self.translate([text.strip()])[0].replace("\n", " ")
+
+    def evaluate(self, path: str) -> dict[str, Any]:
+        """Scores on all pairs of a TSV file, or on the test part of ``dates:SOURCE:TARGET``."""
+        pairs = read_pairs((path,))[0].test if path.startswith("dates:") else [pair for pair, _ in read_tsv(path)]
+        source = symbols_of(self.config, "source")
+        unknown = sum(int((source.encode(pair.source) == 0).sum()) for pair in pairs)
+        return {**self.scores(pairs), "pairs": len(pairs), "unknown_symbols": unknown}
+
+    def weights(self, source: str, target: str) -> np.ndarray | None:
+        """``(T, S)``: where attention looked for each symbol of ``target`` and for its end; None without attention."""
+        numbered = Numbered.of(self.config, [Pair(source, target)])
+        batch = numbered.batch(Rows(np.zeros(1, int), int(numbered.lengths[0])))
+        weights = _weights(self.functions, self.params, batch)
+        return None if weights is None else np.asarray(weights[0, : batch.target_lengths[0], : batch.source_lengths[0]])
+
+    def report(self, run: Run) -> list[str]:
+        """``curves.png``, and where attention looked for some test pairs as ``attention.png``."""
+        split: Split = read_pairs(self.options.data)[0]
+        looked_at = []
+        for pair in sorted(split.test[:50], key=lambda pair: -min(len(pair.source), 60))[:4]:
+            written = self.predict(pair.source)
+            weights = self.weights(pair.source, written)
+            if weights is not None:
+                source, target = (symbols_of(self.config, side) for side in Pair._fields)
+                looked_at.append((source.pieces(pair.source), target.pieces(written), weights))
+        pictures = [draw_curves(run, "loss", "cross-entropy (nats per symbol)"), draw_attention(run, looked_at)]
+        return [f"picture: {path}" for path in pictures if path]
