@@ -169,7 +169,7 @@ class Trained(Answering):
     params: Any = dataclasses.field(repr=False)
     options: Options
     config: dict[str, Any] = dataclasses.field(repr=False)
-    task: str = "captioning"
+    task: ClassVar[str] = "captioning"
 
     def write(self, pictures: list[np.ndarray], width: int | None = None) -> list[str]:
         """The likeliest caption of each picture."""

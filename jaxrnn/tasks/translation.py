@@ -173,7 +173,7 @@ class Trained(Answering):
     params: Any = dataclasses.field(repr=False)
     options: Options
     config: dict[str, Any] = dataclasses.field(repr=False)
-    task: str = "translation"
+    task: ClassVar[str] = "translation"
 
     def translate(self, sources: list[str], width: int | None = None) -> list[str]:
         """The likeliest translation of each text, at most a little longer than the longest in training."""
