@@ -295,7 +295,13 @@ def test_quick_beats_copying_on_unseen_dates(tmp_path, optax_promotion, capsys, 
     assert "translation writes nothing of its own" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("flags", [["--subwords", "40", "--scheduled-sampling", "0.3"], ["--attention", "none"]], ids=str)
+OWN = {
+    "subwords": pytest.param(["--subwords", "40", "--scheduled-sampling", "0.3"], marks=pytest.mark.slow),
+    "characters": ["--attention", "none"],
+}
+
+
+@pytest.mark.parametrize("flags", OWN.values(), ids=OWN)
 def test_a_users_file_with_every_option(tmp_path, optax_promotion, flags, capsys):
     """Korean, quotes, CRLF, a byte order mark, an empty line, a sentence of 1 and of 2,000 characters."""
     data = write(tmp_path / "own.tsv", LINES + PAIRS, "\r\n")
