@@ -72,18 +72,13 @@ def beam_search(
         TypeError, ValueError: for sizes below 1, an ``end`` that is no symbol, a negative penalty, a start that holds no
             integers, a carry without the batch axes of ``start`` or which ``step`` returns otherwise.
     """
-    symbols = _check(step, carry, start, end, width, length, length_penalty)
+    _check(step, carry, start, end, width, length, length_penalty)
     axis, start = start.ndim, jnp.asarray(start, jnp.int32)
     forward = jax.vmap(step, in_axes=axis, out_axes=axis)
-    first = jnp.arange(width) == 0
-    minus_infinity = jnp.asarray(-jnp.inf, jnp.float32)
 
     def spread(leaf: Array) -> Array:
         leaf = jnp.expand_dims(leaf, axis)
         return jnp.broadcast_to(leaf, (*leaf.shape[:axis], width, *leaf.shape[axis + 1 :]))
-
-    def at_start(value: Array) -> Array:
-        return jnp.broadcast_to(jnp.reshape(value, (*[1] * axis, -1)), (*start.shape, width))
 
     def go_on(search: _Search) -> Array:
         alive = ~search.done & (search.logp > -jnp.inf)
@@ -92,45 +87,59 @@ def beam_search(
     def advance(search: _Search) -> _Search:
         last = jax.lax.dynamic_index_in_dim(search.tokens, jnp.maximum(search.n - 1, 0), axis + 1, keepdims=False)
         carry, logits = forward(search.carry, jnp.where(search.n == 0, spread(start), last))
-        logp = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
-        symbol = jax.lax.broadcasted_iota(jnp.int32, logp.shape, axis + 1)
-        only_end = jnp.where(symbol == end, jnp.zeros_like(logp), minus_infinity)
-        logp = search.logp[..., None] + jnp.where(search.done[..., None], only_end, logp)
-        likeliest = jnp.argmax(logp, axis=-1)[..., None] == symbol
-        kept = likeliest & (search.done | search.greedy)[..., None]
-        rank = jnp.where(kept, jnp.inf, logp).reshape(*start.shape, width * symbols)
-        _, chosen = jax.lax.top_k(rank, width)
-        parent, token = chosen // symbols, (chosen % symbols).astype(jnp.int32)
+        return _extended(search, carry, jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1), end)
 
-        def of_parent(leaf: Array) -> Array:
-            index = parent.reshape(*parent.shape, *[1] * (leaf.ndim - parent.ndim))
-            return jnp.take_along_axis(leaf, index, axis=axis)
+    search = jax.lax.while_loop(go_on, advance, _begun(jax.tree.map(spread, carry), start.shape, width, length, end))
+    return _ranked(search, length_penalty)
 
-        total = jnp.take_along_axis(logp.reshape(rank.shape), chosen, axis=-1)
-        was_done, there = of_parent(search.done), total > -jnp.inf
-        return _Search(
-            n=search.n + 1,
-            carry=jax.tree.map(of_parent, carry),
-            tokens=jax.lax.dynamic_update_index_in_dim(of_parent(search.tokens), token, search.n, axis + 1),
-            logp=total,
-            lengths=of_parent(search.lengths) + (~was_done).astype(jnp.int32),
-            done=(was_done | (token == end)) & there,
-            greedy=jnp.take_along_axis((search.greedy[..., None] & likeliest).reshape(rank.shape), chosen, axis=-1),
-        )
 
-    search = jax.lax.while_loop(
-        go_on,
-        advance,
-        _Search(
-            n=jnp.asarray(0, jnp.int32),
-            carry=jax.tree.map(spread, carry),
-            tokens=jnp.full((*start.shape, width, length), end, jnp.int32),
-            logp=at_start(jnp.where(first, jnp.zeros_like(minus_infinity), minus_infinity)),
-            lengths=at_start(jnp.zeros_like(first, jnp.int32)),
-            done=at_start(jnp.zeros_like(first)),
-            greedy=at_start(first),
-        ),
+def _begun(carry: Carry, batch: tuple[int, ...], width: int, length: int, end: int) -> _Search:
+    """Nothing written: one hypothesis in the beam, the greedy one."""
+    shape = (*batch, width)
+    first = jnp.broadcast_to(jnp.arange(width).reshape(*[1] * len(batch), width) == 0, shape)
+    return _Search(
+        n=jnp.asarray(0, jnp.int32),
+        carry=carry,
+        tokens=jnp.full((*shape, length), end, jnp.int32),
+        logp=jnp.where(first, jnp.zeros(shape, jnp.float32), -jnp.inf),
+        lengths=jnp.zeros(shape, jnp.int32),
+        done=jnp.zeros(shape, bool),
+        greedy=first,
     )
+
+
+def _extended(search: _Search, carry: Carry, logp: Float[Array, "*B W V"], end: int) -> _Search:
+    """The best ``width`` of all hypotheses with one symbol more; ``carry`` and ``logp`` are what the step made of them."""
+    axis, symbols = search.logp.ndim - 1, logp.shape[-1]
+    symbol = jax.lax.broadcasted_iota(jnp.int32, logp.shape, axis + 1)
+    only_end = jnp.where(symbol == end, jnp.zeros_like(logp), -jnp.inf)
+    logp = search.logp[..., None] + jnp.where(search.done[..., None], only_end, logp)
+    likeliest = jnp.argmax(logp, axis=-1)[..., None] == symbol
+    kept = likeliest & (search.done | search.greedy)[..., None]
+    rank = jnp.where(kept, jnp.inf, logp).reshape(*logp.shape[:axis], -1)
+    _, chosen = jax.lax.top_k(rank, logp.shape[axis])
+    parent, token = chosen // symbols, (chosen % symbols).astype(jnp.int32)
+
+    def of_parent(leaf: Array) -> Array:
+        index = parent.reshape(*parent.shape, *[1] * (leaf.ndim - parent.ndim))
+        return jnp.take_along_axis(leaf, index, axis=axis)
+
+    total = jnp.take_along_axis(logp.reshape(rank.shape), chosen, axis=-1)
+    was_done, there = of_parent(search.done), total > -jnp.inf
+    return _Search(
+        n=search.n + 1,
+        carry=jax.tree.map(of_parent, carry),
+        tokens=jax.lax.dynamic_update_index_in_dim(of_parent(search.tokens), token, search.n, axis + 1),
+        logp=total,
+        lengths=of_parent(search.lengths) + (~was_done).astype(jnp.int32),
+        done=(was_done | (token == end)) & there,
+        greedy=jnp.take_along_axis((search.greedy[..., None] & likeliest).reshape(rank.shape), chosen, axis=-1),
+    )
+
+
+def _ranked(search: _Search, length_penalty: float) -> Beams:
+    """What was found, by its score."""
+    axis = search.logp.ndim - 1
     scores = search.logp / jnp.maximum(search.lengths, 1).astype(jnp.float32) ** jnp.float32(length_penalty)
     order = jnp.argsort(-scores, axis=-1, stable=True)
     tokens = jnp.take_along_axis(search.tokens, order[..., None], axis=axis)
@@ -140,8 +149,8 @@ def beam_search(
     )
 
 
-def _check(step: Any, carry: Any, start: Any, end: Any, width: Any, length: Any, length_penalty: Any) -> int:
-    """The number of symbols."""
+def _check(step: Any, carry: Any, start: Any, end: Any, width: Any, length: Any, length_penalty: Any) -> None:
+    """Everything that was passed fits together."""
     if not hasattr(start, "dtype") or not jnp.issubdtype(start.dtype, jnp.integer):
         raise TypeError(f"beam_search: start must be an integer array (*B), but it is {describe(start)}")
     for name, value in (("width", width), ("length", length)):
@@ -162,4 +171,3 @@ def _check(step: Any, carry: Any, start: Any, end: Any, width: Any, length: Any,
     if tuple(logits.shape[:-1]) != batch:
         raise ValueError(f"beam_search: step must return logits {(*batch, 'V')}, but their shape is {tuple(logits.shape)}")
     check_int("beam_search", "end", end, 0, logits.shape[-1] - 1, f"the step knows {logits.shape[-1]} symbols")
-    return logits.shape[-1]

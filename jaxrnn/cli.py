@@ -28,7 +28,7 @@ BUDGET_HELP = {
     "report_every": "steps between reports",
     "evaluate_every": "steps between held-out evaluations, a multiple of --report-every",
     "checkpoint_seconds": "between checkpoints; 0: at each report",
-    "patience": "evaluations without a better held-out score after which training stops; 0: never",
+    "patience": "evaluations without a better held-out score after which training stops; 0: never; for tasks on labelled data",
 }
 
 
@@ -126,8 +126,7 @@ def _add_train(parser: argparse.ArgumentParser, task: str | None) -> None:
     for field in dataclasses.fields(module.Options):
         _add_flag(parser, field.name, field.default, field.metadata["help"])
     for field in dataclasses.fields(Budget):
-        if field.name != "patience" or module.BUDGET.patience:  # for tasks that choose their best parameters
-            _add_flag(parser, field.name, getattr(module.BUDGET, field.name), BUDGET_HELP[field.name])
+        _add_flag(parser, field.name, getattr(module.BUDGET, field.name), BUDGET_HELP[field.name])
 
 
 def _add_gradients(parser: argparse.ArgumentParser) -> None:

@@ -1,15 +1,11 @@
-"""What the tests of sentiment and tagging share: small files, and runs that are killed."""
+"""What the tests of sentiment and tagging share: small files, and models whose padding is NaN."""
 
-import dataclasses
-import json
 import random
 
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from jaxrnn.tasks.words import PAD
-from jaxrnn.training import Budget, Run, fit
 
 SMALL = {"hidden": 8, "embed": 8, "filters": 8, "batch": 16, "learning_rate": 2e-2, "dropout": 0.1, "word_dropout": 0.1}
 FLAGS = [word for name, value in SMALL.items() for word in (f"--{name.replace('_', '-')}", str(value))]
@@ -41,33 +37,6 @@ def tagged(path, count=120, seed=0, long=True):
         sentences.append("\n".join(f"{rng.choice(words)}\t{tag}" for tag, words in chosen))
     path.write_text("\n\n".join(sentences), encoding="utf-8")
     return str(path)
-
-
-def killed_and_resumed(task, options, tmp_path, kill):
-    """The metrics of a run left alone, and of one that was killed after ``kill`` steps and resumed, as bytes."""
-    budget = Budget(steps=16, report_every=2, evaluate_every=4, checkpoint_seconds=0)
-
-    def stopping(experiment):
-        steps = iter(range(kill))
-
-        def advance(state, progress):
-            if next(steps, None) is None:
-                raise KeyboardInterrupt
-            return experiment.advance(state, progress)
-
-        return dataclasses.replace(experiment, advance=advance)
-
-    experiment, config = task.prepare(options)
-    runs = [Run.create(tmp_path / name, {"task": "t", **config}) for name in ("alone", "killed")]
-    _, alone = fit(experiment, runs[0], budget)
-    with pytest.raises(KeyboardInterrupt):
-        fit(stopping(experiment), runs[1], budget)
-    _, resumed = fit(task.prepare(options)[0], runs[1], budget, resume=True)
-    clock = {"seconds", "tokens_per_second", "texts_per_second"}
-    assert json.dumps({k: v for k, v in alone.items() if k not in clock}) == json.dumps(
-        {k: v for k, v in resumed.items() if k not in clock}
-    )
-    return [(run.path / "metrics.jsonl").read_bytes() for run in runs]
 
 
 def with_nan_padding(params):

@@ -1,6 +1,5 @@
 """Captioning: glyphs by typeface, folders of pictures of every kind, a killed run, the command line."""
 
-import dataclasses
 import json
 
 import jax
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from killing import killed_and_resumed
 
 import jaxrnn
 from jaxrnn.cli import main
@@ -16,7 +16,7 @@ from jaxrnn.tasks.captioner import Batch, Captioner, augmented
 from jaxrnn.tasks.pictures import read_captioned, read_folder, read_picture
 from jaxrnn.tasks.program import load
 from jaxrnn.tasks.text_scores import text_scores, word_f1
-from jaxrnn.training import BadInput, Budget, Run, fit
+from jaxrnn.training import BadInput
 
 Image = pytest.importorskip("PIL.Image")
 rng = np.random.default_rng
@@ -172,25 +172,8 @@ SMALL = {"hidden": 8, "embed": 4, "channels": 2, "batch": 8, "beam": 2, "size": 
 def test_killed_and_resumed_it_ends_with_identical_metrics(tmp_path, optax_promotion):
     """Dropout and augmentation draw by key."""
     options = captioning.Options(data=folder(tmp_path / "own", ROWS), attention="dot", **SMALL)
-    experiment, extra = captioning.prepare(options)
-    budget = Budget(steps=12, report_every=2, evaluate_every=4, checkpoint_seconds=0)
-    runs = [Run.create(tmp_path / name, {"task": "captioning", **extra}) for name in ("alone", "killed")]
-    fit(experiment, runs[0], budget)
-    steps = 0
-
-    def killed(state, progress):
-        nonlocal steps
-        steps += 1
-        if steps > 7:
-            raise KeyboardInterrupt  # as a kill: nothing is saved after this
-        return experiment.advance(state, progress)
-
-    with pytest.raises(KeyboardInterrupt):
-        fit(dataclasses.replace(experiment, advance=killed), runs[1], budget)
-    again, same = captioning.prepare(options)
-    assert same == extra
-    fit(again, runs[1], budget, resume=True)
-    assert (runs[0].path / "metrics.jsonl").read_bytes() == (runs[1].path / "metrics.jsonl").read_bytes()
+    alone, resumed = killed_and_resumed(captioning, options, tmp_path, kill=7, steps=12)
+    assert alone == resumed
 
 
 def test_a_users_folder(tmp_path, optax_promotion, capsys):

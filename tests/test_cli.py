@@ -161,6 +161,8 @@ MISTAKES = {
     "another program's directory": (["train", "hello", "--out", "{tmp}/other", "--overwrite"], "and no run directory"),
     "out cannot be": (["train", "hello", "--out", "/dev/null/x"], "/dev/null/x cannot be written"),
     "seed too large": (["train", "hello", "--seed", "99999999999999999999"], "--seed must be less than"),
+    "patience negative": (["train", "sentiment", "--patience", "-1"], "--patience must not be negative, but it is -1"),
+    "patience without a score": (["train", "hello", "--patience", "2", "--out", "{tmp}/new"], "--patience is for tasks that"),
     "hello top-k": (["sample", "{runs}/hello", "--top-k", "10"], "--top-k 10 is more than the 4 letters"),
     "not a run": (["sample", "{tmp}"], "is no run directory: it holds no config.json"),
     "damaged config": (["sample", "{tmp}/broken"], "config.json is damaged"),
@@ -191,6 +193,11 @@ def test_a_mistake_is_one_line_and_status_2(runs, tmp_path, capsys, name):
     assert message in err
     assert err.count("\n") == 1
     assert sorted(p for p in runs.rglob("*") if p.is_file()) == before
+
+
+def test_what_is_refused_leaves_no_run(tmp_path, capsys):
+    assert main(["train", "hello", "--patience", "2", "--out", str(tmp_path / "new")]) == 2
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_run_is_recorded_for_the_readme(runs, tmp_path, monkeypatch):

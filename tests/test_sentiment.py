@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from classifiers import FLAGS, GOOD, SMALL, killed_and_resumed, opinions, with_nan_padding
+from classifiers import FLAGS, GOOD, SMALL, opinions, with_nan_padding
 from flax import nnx
+from killing import killed_and_resumed
 
 from jaxrnn.cli import main
 from jaxrnn.tasks import load, scores, sentiment

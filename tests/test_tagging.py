@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from classifiers import FLAGS, SMALL, killed_and_resumed, tagged, with_nan_padding
+from classifiers import FLAGS, SMALL, tagged, with_nan_padding
 from flax import nnx
+from killing import killed_and_resumed
 
 from jaxrnn.cli import main
 from jaxrnn.tasks import scores, tagging

@@ -112,7 +112,7 @@ def assert_same(a, b):
 def test_a_checkpoint_gives_back_the_state_bit_for_bit(tmp_path, state):
     checkpoints = training.Checkpoints(tmp_path / "checkpoints")
     checkpoints.save(7, state, {"seconds": 2.5})
-    step, back, meta, notes = checkpoints.restore(jax.tree.map(jnp.zeros_like, state))
+    step, back, meta, notes, _ = checkpoints.restore(jax.tree.map(jnp.zeros_like, state))
     assert (step, meta["seconds"], notes) == (7, 2.5, [])
     assert_same(back, state)
     params, _ = checkpoints.restore_params(state.params)
@@ -141,7 +141,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path,
         if damage == "missing":
             file.unlink()
     checkpoints = training.Checkpoints(tmp_path / "checkpoints")
-    step, back, _, notes = checkpoints.restore(state)
+    step, back, _, notes, _ = checkpoints.restore(state)
     assert step == 1
     assert_same(back, state)
     assert len(notes) == 1

@@ -1,6 +1,5 @@
 """Translation: attention by hand, padding that does not matter, files of every kind, a killed run, the command line."""
 
-import dataclasses
 import io
 import json
 
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from killing import killed_and_resumed
 
 import jaxrnn
 from jaxrnn.cli import main
@@ -18,7 +18,7 @@ from jaxrnn.tasks.pairs import Pair, read_pairs, read_tsv
 from jaxrnn.tasks.program import load
 from jaxrnn.tasks.seq2seq import Batch, Translator
 from jaxrnn.tasks.symbols import Characters, Subwords
-from jaxrnn.training import BadInput, Budget, Run, fit
+from jaxrnn.training import BadInput
 
 SCORES, rng = ("additive", "dot"), np.random.default_rng
 
@@ -243,25 +243,8 @@ SMALL = {"hidden": 8, "embed": 4, "batch": 8, "beam": 2}
 def test_killed_and_resumed_it_ends_with_identical_metrics(tmp_path, optax_promotion):
     """With everything that is random: dropout, scheduled sampling has its own test."""
     options = translation.Options(data=(write(tmp_path / "pairs.tsv", PAIRS),), dropout=0.2, attention="dot", **SMALL)
-    experiment, extra = translation.prepare(options)
-    budget = Budget(steps=12, report_every=2, evaluate_every=4, checkpoint_seconds=0)
-    runs = [Run.create(tmp_path / name, {"task": "translation", **extra}) for name in ("alone", "killed")]
-    fit(experiment, runs[0], budget)
-    steps = 0
-
-    def killed(state, progress):
-        nonlocal steps
-        steps += 1
-        if steps > 7:
-            raise KeyboardInterrupt  # as a kill: nothing is saved after this
-        return experiment.advance(state, progress)
-
-    with pytest.raises(KeyboardInterrupt):
-        fit(dataclasses.replace(experiment, advance=killed), runs[1], budget)
-    again, same = translation.prepare(options)
-    assert same == extra
-    fit(again, runs[1], budget, resume=True)
-    assert (runs[0].path / "metrics.jsonl").read_bytes() == (runs[1].path / "metrics.jsonl").read_bytes()
+    alone, resumed = killed_and_resumed(translation, options, tmp_path, kill=7, steps=12)
+    assert alone == resumed
 
 
 def test_quick_beats_copying_on_unseen_dates(tmp_path, optax_promotion, capsys, monkeypatch):

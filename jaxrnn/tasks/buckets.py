@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -15,6 +16,21 @@ class Rows(NamedTuple):
 
     rows: Int[np.ndarray, " B"]
     width: int
+
+
+def padded(sequences: Sequence[Any], rows: Rows, fill: int) -> tuple[Int[np.ndarray, "B W"], Int[np.ndarray, " B"]]:
+    """The numbered sequences of a batch, filled up to its width, and their lengths; one that is not there is all ``fill``."""
+    found, lengths = np.full((len(rows.rows), rows.width), fill, np.int32), np.zeros(len(rows.rows), np.int32)
+    for i, row in enumerate(rows.rows):
+        if row >= 0:
+            lengths[i] = len(sequences[row])
+            found[i, : lengths[i]] = sequences[row]
+    return found, lengths
+
+
+def powers_of_two(lengths: Iterable[int], least: int) -> Int[np.ndarray, " N"]:
+    """Lengths rounded up to a power of two, ``least`` at least, so that few shapes are compiled."""
+    return 2 ** np.ceil(np.log2([max(length, least) for length in lengths])).astype(int)
 
 
 def widths_for(longest: int, first: int = 8, coarse: bool = False) -> tuple[int, ...]:

@@ -16,14 +16,14 @@ from flax import nnx
 from ..cell import Params
 from ..training import BadInput, Budget, Experiment, Run
 from ..training.curves import draw_curves, new_figure
-from .buckets import Buckets, Rows
+from .buckets import Buckets, Rows, padded, powers_of_two
 from .captioner import Batch, Captioner, augmented
 from .cells import make_cell
 from .decoder import UNKNOWN
 from .options import cell_field, check_options, choice, option
 from .pictures import Captioned, as_input, embedded, read_captioned, read_folder, read_picture
 from .pure import Pure
-from .supervised import Answering, digest, supervised
+from .supervised import Answering, digest, mean_loss, supervised
 from .text_scores import sacrebleu, text_scores, word_f1
 
 BUDGET = Budget(steps=6000, report_every=100, evaluate_every=1000)
@@ -136,18 +136,12 @@ class Numbered:
         self.rows, self.boundary = rows, len(words) + 1
         self.captions = [[*(number.get(w, UNKNOWN) for w in row.caption.split()), self.boundary] for row in rows]
         longest = max(map(len, self.captions), default=1)
-        self.lengths = np.minimum(2 ** np.ceil(np.log2([max(len(c), 8) for c in self.captions])), longest).astype(int)
+        self.lengths = np.minimum(powers_of_two(map(len, self.captions), 8), longest)
 
     def batch(self, rows: Rows) -> Batch:
         """The pictures of ``rows``; where one is -1, a picture without a caption."""
-        captions = np.full((len(rows.rows), rows.width), self.boundary, np.int32)
-        lengths = np.zeros(len(rows.rows), np.int32)
-        for i, row in enumerate(rows.rows):
-            if row >= 0:
-                lengths[i] = len(self.captions[row])
-                captions[i, : lengths[i]] = self.captions[row]
         pictures = as_input([self.rows[max(row, 0)].picture for row in rows.rows])
-        return Batch(*map(jnp.asarray, (pictures, captions, lengths)))
+        return Batch(*map(jnp.asarray, (pictures, *padded(self.captions, rows, self.boundary))))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4, 5))
@@ -189,8 +183,7 @@ class Trained(Answering):
         """Exact match, BLEU, chrF and word F1 of the captions, and the loss of the wanted ones (nats per word)."""
         numbered = Numbered(rows, self.config["vocabulary"])
         batches = Buckets(numbered.lengths, AT_ONCE).in_order()
-        losses = [_loss(self.functions, self.params, numbered.batch(batch)) for batch in batches]
-        loss = sum(float(total) for total, _ in losses) / sum(int(count) for _, count in losses)
+        loss = mean_loss(_loss(self.functions, self.params, numbered.batch(batch)) for batch in batches)
         written, wanted = self.write([row.picture for row in rows], width), [row.caption for row in rows]
         return {**text_scores(written, wanted), "word_f1": word_f1(written, wanted), "loss": loss}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import os
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
@@ -22,7 +21,7 @@ from ..training.curves import draw_curves
 from ..training.devices import choose_devices, mesh_of, on_one_device
 from .cells import make_cell
 from .language_model import Functions, LanguageModel, bits_per_token
-from .options import cell_field, check_options, option
+from .options import cell_field, check_with_sources, option
 from .probe import Probe
 from .text import Streams, Vocabulary, read_text, split_held_out
 
@@ -54,11 +53,7 @@ class Options:
     QUICK: ClassVar[dict[str, Any]] = {"hidden": 64, "batch": 16, "window": 32}
 
     def __post_init__(self):
-        data = (self.data,) if isinstance(self.data, (str, os.PathLike)) else self.data
-        object.__setattr__(self, "data", tuple(map(str, data)))
-        check_options(self)
-        if not 1 <= len(self.data) <= 2:
-            raise BadInput(f"--data takes one text, or two of which the second is held out, but got {len(self.data)}")
+        check_with_sources(self, "text")
         if self.horizon and self.horizon < self.window:
             raise BadInput(
                 f"--horizon {self.horizon} is less than --window {self.window}: the oldest losses of each window would get "
@@ -117,7 +112,8 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
 
     def sample(state: TrainState) -> str:
         params = on_one_device(state.params)
-        return write(functions, params, texts.vocabulary, opening, 120, 0.7, None, options.seed).replace("\n", "\u23ce")
+        written = pieces(functions, params, texts.vocabulary, opening, 120, 0.7, None, options.seed)
+        return "".join(written).replace("\n", "\u23ce")
 
     key = jax.random.key(options.seed)
     experiment = Experiment(
@@ -154,20 +150,6 @@ def _generate(functions, params, prompt, length, temperature, top_k, key, carry)
     return generate(step, carry, prompt, length, temperature=temperature, top_k=top_k, key=key)
 
 
-def write(
-    functions: Functions,
-    params: Any,
-    vocabulary: Vocabulary,
-    prompt: str,
-    length: int,
-    temperature: float,
-    top_k: int | None,
-    seed: int,
-) -> str:
-    """``length`` characters that follow ``prompt``."""
-    return "".join(pieces(functions, params, vocabulary, prompt, length, temperature, top_k, seed))
-
-
 PIECE = 32  # characters between one look at the terminal and the next
 
 
@@ -181,7 +163,7 @@ def pieces(
     top_k: int | None,
     seed: int,
 ) -> Iterator[str]:
-    """What `write` returns, as it comes."""
+    """``length`` characters that follow ``prompt``, a piece at a time."""
     carry, tokens = None, np.asarray(vocabulary.encode(prompt))
     for begin in range(0, length, PIECE):
         key = jax.random.fold_in(jax.random.key(seed), begin) if temperature > 0 else None

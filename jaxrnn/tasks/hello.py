@@ -100,7 +100,7 @@ class Trained:
     def probabilities(self, text: str) -> np.ndarray:
         """``(T, V)``: after each letter of ``text``, how likely each letter is to come next."""
         window = Window(jnp.asarray(numbers(self.options, text)), None)
-        _, logits, _ = nnx.merge(self.functions.still, self.params)(window)
+        _, logits, _ = self.functions.still(self.params)(window)
         return np.asarray(jax.nn.softmax(logits))
 
     def predict(self, text: str) -> str:

@@ -19,6 +19,7 @@ from ..layers import inference
 from ..nnx import RNN
 from ..tbptt import TBPTT, Window
 from .probe import Probe
+from .pure import Pure
 
 
 class LanguageModel(nnx.Module):
@@ -48,28 +49,16 @@ class LanguageModel(nnx.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class Functions:
-    """A language model as pure functions of its parameters: ``graph`` for training, ``still`` without randomness."""
-
-    graph: Any
-    still: Any
-
-    @classmethod
-    def of(cls, model: LanguageModel) -> tuple[Functions, Params]:
-        """The functions, and the model's parameters as a dict."""
-        graph, state = nnx.split(model)
-        model.eval()
-        still, _ = nnx.split(model)
-        model.train()
-        return cls(graph, still), nnx.to_pure_dict(state)
+class Functions(Pure):
+    """A `LanguageModel` as pure functions of its parameters."""
 
     def initial_carry(self, params: Params, batch_shape: tuple[int, ...]) -> Carry:
-        return nnx.merge(self.still, params).rnn.initial_carry(batch_shape)
+        return self.still(params).rnn.initial_carry(batch_shape)
 
     def losses(self, params: Params, carry: Carry, window: Window) -> tuple[Float[Array, "T *B"], Carry]:
         """Cross-entropies in nats, as `TBPTT` wants them."""
         rngs = None if window.key is None else nnx.Rngs(dropout=window.key)
-        _, logits, carries = nnx.merge(self.graph, params)(window, carry, rngs)
+        _, logits, carries = self.training(params)(window, carry, rngs)
         return optax.softmax_cross_entropy_with_integer_labels(logits, window.targets), carries
 
     def tbptt(self, k1: int, k2: int) -> TBPTT:
@@ -78,13 +67,13 @@ class Functions:
     @functools.partial(jax.jit, static_argnums=0)
     def total_loss(self, params: Params, carry: Carry, window: Window, counted: Array) -> tuple[Carry, Array]:
         """The carry after a window, and the summed cross-entropy (nats) of its steps that count."""
-        carry, logits, _ = nnx.merge(self.still, params)(window, carry)
+        carry, logits, _ = self.still(params)(window, carry)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, window.targets)
         return carry, jnp.where(counted & window.mask, losses, 0).sum()
 
     def probe(self, tokens: Any, following: Any, params: Params) -> Probe:
         """What the instruments look at: the recurrent layers over embedded ``tokens (T, B)``, and each step's cross-entropy."""
-        model = nnx.merge(self.still, params)
+        model = self.still(params)
 
         def loss(y, target):
             return optax.softmax_cross_entropy_with_integer_labels(model.readout(y), target).sum()
@@ -93,7 +82,7 @@ class Functions:
         return Probe(inference(model.rnn.layer), model.rnn.values(), xs, loss, jnp.asarray(following))
 
     def step(self, params: Params, carry: Carry, token: Array) -> tuple[Carry, Array]:
-        return nnx.merge(self.still, params).step(carry, token)
+        return self.still(params).step(carry, token)
 
 
 def bits_per_token(

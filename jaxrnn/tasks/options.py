@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -49,6 +50,15 @@ def check_options(options: Any) -> None:
             raise BadInput(f"{flag} must be more than {known['above']}, but it is {value}")
         if known.get("below") is not None and not value < known["below"]:
             raise BadInput(f"{flag} must be less than {known['below']}, but it is {value}")
+
+
+def check_with_sources(options: Any, noun: str) -> None:
+    """`check_options` for a task whose ``data`` is one source, or two of which the second is held out; it becomes a tuple."""
+    data = (options.data,) if isinstance(options.data, (str, os.PathLike)) else options.data
+    object.__setattr__(options, "data", tuple(map(str, data)))
+    check_options(options)
+    if not 1 <= len(options.data) <= 2:
+        raise BadInput(f"--data takes one {noun}, or two of which the second is held out, but got {len(options.data)}")
 
 
 def check_name(what: str, name: str, known: Iterable[str]) -> None:

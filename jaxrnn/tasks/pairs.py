@@ -8,7 +8,7 @@ import random
 from typing import NamedTuple
 
 from ..training import BadInput
-from .splits import NAMES, Split, split_by
+from .splits import NAMES, Split, by_name, split_by, with_validation
 from .text import read_text
 
 DAYS = 6000  # that the dates are of, drawn from a hundred years: two digits of a year then say which
@@ -39,7 +39,7 @@ def read_pairs(data: tuple[str, ...]) -> tuple[Split, tuple[str, ...]]:
         return dates(data[0]), ()
     rows = read_tsv(data[0])
     if any(split for _, split in rows):
-        parts = Split(*([pair for pair, split in rows if (split or "train") == name] for name in Split._fields))
+        parts = by_name(rows)
         notes: tuple[str, ...] = ()
     else:
         parts = split_by([pair for pair, _ in rows], lambda pair: pair.source)
@@ -50,8 +50,7 @@ def read_pairs(data: tuple[str, ...]) -> tuple[Split, tuple[str, ...]]:
         parts = parts._replace(test=[pair for pair, _ in read_tsv(data[1])])
         notes = (f"{data[1]} is the test part; a tenth of {data[0]}, by a hash of the source, chooses the best parameters",)
     elif not parts.validation and parts.train:
-        again = split_by(parts.train, lambda pair: pair.source, (0.9, 0.1))
-        parts = parts._replace(train=again.train, validation=again.validation)
+        parts = with_validation(parts, lambda pair: pair.source)
         notes = (f"{data[0]} has no validation part: a tenth of the training part, by a hash of the source",)
     for name, part in zip(Split._fields, parts, strict=True):
         if not part:
@@ -94,7 +93,7 @@ def dates(name: str) -> Split:
         from babel import Locale, UnknownLocaleError
         from babel.dates import format_date, format_skeleton
     except ImportError:
-        raise BadInput(f"--data {name} needs the package babel: pip install 'jaxrnn[data]'") from None
+        raise BadInput(f"--data {name} needs the package babel: pip install 'jaxrnn[cli]'") from None
     try:
         _, *languages = name.split(":")
         source, target = (Locale.parse(language.replace("-", "_")) for language in languages)

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from ..training import BadInput
-from .splits import NAMES, Split, split_by
+from .splits import NAMES, Split, by_name, split_by, with_validation
 from .text import read_text
 
 SANS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique")
@@ -57,11 +57,10 @@ def read_captioned(source: str, size: int) -> tuple[Split, tuple[str, ...]]:
         return Split(*rows), ()
     found = read_folder(source, size)
     if any(part for _, part in found):
-        split = Split(*([row for row, part in found if (part or "train") == name] for name in Split._fields))
+        split = by_name(found)
         notes: tuple[str, ...] = ()
         if not split.validation and split.train:
-            again = split_by(split.train, lambda row: row.name, (0.9, 0.1))
-            split = split._replace(train=again.train, validation=again.validation)
+            split = with_validation(split, lambda row: row.name)
             notes = (f"{source}/{TABLE} has no validation part: a tenth of the training part, by a hash of the file's name",)
     else:
         split = split_by([row for row, _ in found], lambda row: row.name)

@@ -12,6 +12,7 @@ import jax
 
 from ..training import BadInput, Budget, Checkpoints, Run, fit
 from ..training.devices import choose_devices
+from ..training.fit import check_patience
 from . import captioning, charlm, hello, sentiment, tagging, translation
 from .options import check_name
 from .synthetic import adding, copying, group_words, parity, seq_mnist, temporal_order
@@ -78,6 +79,7 @@ def train(
         chosen = _settled(module.Options(**{**(module.Options.QUICK if quick else {}), **(options or {})}))
         limits = _budget(module.BUDGET, budget or {}, quick)
         experiment, extra = module.prepare(chosen)
+        check_patience(experiment, limits)
         config = {"task": task, "options": dataclasses.asdict(chosen), "budget": dataclasses.asdict(limits), **extra}
         run = Run.create(out or _fresh(pathlib.Path("runs") / task), config, overwrite=overwrite)
     state, result = fit(experiment, run, limits, resume=resume)

@@ -21,7 +21,7 @@ class Pure:
     still_graph: Any
 
     @classmethod
-    def of(cls, model: nnx.Module) -> tuple[Pure, Params]:
+    def of(cls, model: nnx.Module) -> tuple[Any, Params]:
         """The functions, and the model's parameters as a dict."""
         graph, state = nnx.split(model)
         model.eval()

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -18,20 +17,20 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from ..cell import Cell, Layer, Params
-from ..layers import bidirectional, dropout, stack
 from ..nnx import RNN
 from ..training import BadInput, Budget, Experiment, Run
 from ..training.curves import draw_curves
 from .buckets import Rows
-from .cells import make_cell
 from .corpora import REVIEWS, reviews
-from .options import cell_field, check_options, option
+from .options import cell_field, check_with_sources, option
 from .pure import Pure
 from .scores import bag_of_words, classification_scores, draw_confusion
 from .splits import Split, never_shown
 from .supervised import Answering, digest, supervised
 from .tables import Example, read_table, split_files
-from .words import CHAR_EMBED, Sentences, WordEncoder, WordVocabulary, max_over, mean_over, pad, sentence_buckets
+from .word_model import probabilities as probabilities
+from .word_model import probabilities_of, reading_layers
+from .words import Sentences, WordEncoder, WordVocabulary, max_over, mean_over, pad, sentence_buckets
 
 BUDGET = Budget(steps=900, report_every=100, evaluate_every=200)
 
@@ -62,11 +61,7 @@ class Options:
     QUICK: ClassVar[dict[str, Any]] = {"limit": 3000, "hidden": 32, "embed": 32, "filters": 0, "word_dropout": 0.1}
 
     def __post_init__(self):
-        data = (self.data,) if isinstance(self.data, (str, os.PathLike)) else self.data
-        object.__setattr__(self, "data", tuple(map(str, data)))
-        check_options(self)
-        if not 1 <= len(self.data) <= 2:
-            raise BadInput(f"--data takes one file, or two of which the second is held out, but got {len(self.data)}")
+        check_with_sources(self, "file")
 
 
 class Classifier(nnx.Module):
@@ -93,21 +88,8 @@ def tokens(text: str) -> list[str]:
 def build(options: Options, config: dict[str, Any]) -> tuple[Pure, Params]:
     """The model's functions and its first parameters; ``config["vocabulary"]`` holds words, characters and labels."""
     vocabulary, rngs = config["vocabulary"], nnx.Rngs(options.seed)
-    encoder = WordEncoder(
-        WordVocabulary.stored(vocabulary).sizes,
-        options.embed,
-        CHAR_EMBED,
-        options.filters,
-        options.kernel,
-        options.dropout,
-        options.word_dropout,
-        rngs=rngs,
-    )
-    parts: list[Any] = []
-    for i in range(options.layers):
-        parts += [dropout(options.dropout)] if i and options.dropout else []
-        parts.append(bidirectional(make_cell(options.cell, options.hidden, 20)))
-    return Pure.of(Classifier(encoder, stack(*parts), len(vocabulary["labels"]), options.dropout, rngs=rngs))
+    encoder, layer = reading_layers(options, vocabulary, rngs)
+    return Pure.of(Classifier(encoder, layer, len(vocabulary["labels"]), options.dropout, rngs=rngs))
 
 
 def read_data(options: Options) -> tuple[Split, tuple[str, ...]]:
@@ -125,22 +107,6 @@ def read_data(options: Options) -> tuple[Split, tuple[str, ...]]:
             f"{options.data[0]}: all {len(split.train)} texts to train on are labelled {labels.pop()!r}; give 2 or more"
         )
     return split, (*notes, *never_shown(split, lambda example: [example.label]))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def probabilities(functions: Pure, params: Params, batch: Sentences) -> Float[Array, "B K"]:
-    """Of each label for each row of a batch."""
-    return jax.nn.softmax(functions.still(params)(batch))
-
-
-def predict_all(functions: Pure, params: Params, encoded: Sequence[Any], batch: int) -> Float[np.ndarray, "N K"]:
-    """`probabilities` of any number of encoded texts, in their order."""
-    found: dict[int, np.ndarray] = {}
-    for rows, width in sentence_buckets((len(words) for words, _ in encoded), batch).in_order():
-        batch_rows = pad([None if i < 0 else encoded[i] for i in rows], width)
-        for i, row in zip(rows, np.asarray(probabilities(functions, params, batch_rows)), strict=True):
-            found[int(i)] = row
-    return np.stack([found[i] for i in range(len(encoded))])
 
 
 def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
@@ -164,17 +130,20 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
         return jnp.where(counts, losses, jnp.zeros_like(losses)).sum(), counts.sum()
 
+    def trained(params: Params) -> Trained:
+        return Trained(functions, params, options, config)
+
     def test(params: Params) -> dict[str, Any]:
         common = Counter(example.label for example in split.train).most_common(1)[0][0]
         return {
-            **Trained(functions, params, options, config).scores(split.test),
+            **trained(params).scores(split.test),
             "majority_accuracy": float(np.mean([example.label == common for example in split.test])),
             **bag_of_words([example[:2] for example in split.train], [example[:2] for example in split.test]),
         }
 
     def sample(params: Params) -> str:
         example = split.validation[0]
-        return f"{Trained(functions, params, options, config).predict(example.text)} ({example.label}): {example.text[:80]!r}"
+        return f"{trained(params).predict(example.text)} ({example.label}): {example.text[:80]!r}"
 
     experiment = supervised(
         options,
@@ -182,7 +151,7 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
         loss=loss,
         buckets=buckets,
         batch=batch,
-        validate=lambda params: Trained(functions, params, options, config).scores(split.validation),
+        validate=lambda params: trained(params).scores(split.validation),
         test=test,
         best_by=("accuracy", "max"),
         sample=sample,
@@ -202,10 +171,14 @@ class Trained(Answering):
     config: dict[str, Any]
     task = "sentiment"
 
+    @functools.cached_property
+    def vocabulary(self) -> WordVocabulary:
+        return WordVocabulary.stored(self.config["vocabulary"])
+
     def probabilities(self, texts: Sequence[str]) -> Float[np.ndarray, "N K"]:
         """Of each of ``config["vocabulary"]["labels"]``, for each text."""
-        vocabulary = WordVocabulary.stored(self.config["vocabulary"])
-        return predict_all(self.functions, self.params, [vocabulary.encode(tokens(t)) for t in texts], self.options.batch)
+        encoded = [self.vocabulary.encode(tokens(text)) for text in texts]
+        return np.stack(probabilities_of(self.functions, self.params, encoded, self.options.batch))
 
     def predict(self, text: str) -> str:
         """The likeliest label, a tab and its probability; an empty line for a text without words."""

@@ -30,6 +30,20 @@ def split_by(examples: Iterable[Any], key: Callable[[Any], str], shares: tuple[f
     return split
 
 
+def by_name(named: Iterable[tuple[Any, str]]) -> Split:
+    """Out of examples and the part that each is in; what names none is trained on."""
+    split = Split([], [], [])
+    for example, name in named:
+        getattr(split, name or "train").append(example)
+    return split
+
+
+def with_validation(split: Split, key: Callable[[Any], str]) -> Split:
+    """The split with a tenth of its training part, by a hash, to validate on."""
+    again = split_by(split.train, key, (0.9, 0.1))
+    return again._replace(test=split.test)
+
+
 def share_of(key: str) -> float:
     """A number in [0, 1) that depends on nothing but the key."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=6).digest(), "big") / 2**48

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import jax
@@ -63,6 +63,12 @@ def supervised(
 def digest(examples: Any) -> str:
     """A fingerprint of JSON-like data for a run's config, so that a resumed run meets the same examples."""
     return hashlib.sha256(json.dumps(examples, ensure_ascii=False).encode()).hexdigest()
+
+
+def mean_loss(parts: Iterable[tuple[Any, Any]]) -> float:
+    """Of sums of losses and their numbers."""
+    total, count = map(sum, zip(*((float(losses), int(number)) for losses, number in parts), strict=True))
+    return total / count
 
 
 class Answering:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from ..training import BadInput
-from .splits import NAMES, Split, split_by
+from .splits import NAMES, Split, by_name, split_by, with_validation
 from .text import read_utf8
 
 
@@ -170,14 +170,13 @@ def split_files(
     if named and len(sources) > 1:
         raise BadInput(f"{sources[0]} has a column split, and {sources[1]} is a held-out file: give one or the other")
     if len(sources) > 1:
-        split = split_by(first, key, (0.9, 0.1))._replace(test=read(sources[1]))
+        split = with_validation(Split(first, [], read(sources[1])), key)
         note = f"held out: {sources[1]}; a hash chose {len(split.validation)} of {sources[0]} to validate on"
     elif named:
-        parts = {name: [each for each in first if getattr(each, "split", "") == name] for name in Split._fields}
-        split, note = Split(**parts), f"held out: the {len(parts['test'])} rows whose column split says test"
+        split = by_name((each, getattr(each, "split", "")) for each in first)
+        note = f"held out: the {len(split.test)} rows whose column split says test"
         if not split.validation:
-            again = split_by(split.train, key, (0.9, 0.1))
-            split = again._replace(test=split.test)
+            split = with_validation(split, key)
             note += f"; a hash chose {len(split.validation)} of the others to validate on"
     else:
         split = split_by(first, key)

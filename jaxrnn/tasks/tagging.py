@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -18,20 +17,20 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from ..cell import Cell, Layer, Params
-from ..layers import bidirectional, dropout, stack
 from ..nnx import RNN
 from ..training import BadInput, Budget, Experiment, Run
 from ..training.curves import draw_curves
-from .buckets import Rows
-from .cells import make_cell
+from .buckets import Rows, padded
 from .corpora import TREEBANK, treebank
-from .options import cell_field, check_options, option
+from .options import cell_field, check_with_sources, option
 from .pure import Pure
 from .scores import classification_scores, draw_confusion, draw_f1, f1_by_label, most_frequent_tag
 from .splits import Split, never_shown
 from .supervised import Answering, digest, supervised
 from .tables import Tagged, read_tagged, split_files
-from .words import CHAR_EMBED, Sentences, WordEncoder, WordVocabulary, pad, sentence_buckets
+from .word_model import probabilities as probabilities
+from .word_model import probabilities_of, reading_layers
+from .words import Sentences, WordEncoder, WordVocabulary, pad, sentence_buckets
 
 BUDGET = Budget(steps=1500, report_every=100, evaluate_every=200)
 
@@ -70,11 +69,7 @@ class Options:
     }
 
     def __post_init__(self):
-        data = (self.data,) if isinstance(self.data, (str, os.PathLike)) else self.data
-        object.__setattr__(self, "data", tuple(map(str, data)))
-        check_options(self)
-        if not 1 <= len(self.data) <= 2:
-            raise BadInput(f"--data takes one file, or two of which the second is held out, but got {len(self.data)}")
+        check_with_sources(self, "file")
 
 
 class Tagger(nnx.Module):
@@ -109,21 +104,8 @@ def words_in(text: str, known: WordVocabulary) -> list[str]:
 def build(options: Options, config: dict[str, Any]) -> tuple[Pure, Params]:
     """The model's functions and its first parameters; ``config["vocabulary"]`` holds words, characters and tags."""
     vocabulary, rngs = config["vocabulary"], nnx.Rngs(options.seed)
-    encoder = WordEncoder(
-        WordVocabulary.stored(vocabulary).sizes,
-        options.embed,
-        CHAR_EMBED,
-        options.filters,
-        options.kernel,
-        options.dropout,
-        options.word_dropout,
-        rngs=rngs,
-    )
-    parts: list[Any] = []
-    for i in range(options.layers):
-        parts += [dropout(options.dropout)] if i and options.dropout else []
-        parts.append(bidirectional(make_cell(options.cell, options.hidden, 20)))
-    return Pure.of(Tagger(encoder, stack(*parts), len(vocabulary["tags"]), options.dropout, rngs=rngs))
+    encoder, layer = reading_layers(options, vocabulary, rngs)
+    return Pure.of(Tagger(encoder, layer, len(vocabulary["tags"]), options.dropout, rngs=rngs))
 
 
 def read_data(options: Options) -> tuple[Split, tuple[str, ...]]:
@@ -141,12 +123,6 @@ def read_data(options: Options) -> tuple[Split, tuple[str, ...]]:
     return split, (*notes, *never_shown(split, lambda sentence: sentence.tags))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def probabilities(functions: Pure, params: Params, batch: Sentences) -> Float[Array, "B T K"]:
-    """Of each tag for each word of a batch; what stands in padding means nothing."""
-    return jax.nn.softmax(functions.still(params)(batch))
-
-
 def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
     """The experiment, and what the run's config must hold besides the options."""
     split, notes = read_data(options)
@@ -159,11 +135,7 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
     buckets = sentence_buckets((len(sentence.words) for sentence in split.train), options.batch, options.seed)
 
     def batch(rows: Rows) -> tuple[Sentences, Int[np.ndarray, "B T"]]:
-        padded = np.zeros((len(rows.rows), rows.width), np.int32)
-        for row, i in zip(padded, rows.rows, strict=True):
-            if i >= 0:
-                row[: len(targets[i])] = targets[i]
-        return pad([None if i < 0 else encoded[i] for i in rows.rows], rows.width), padded
+        return pad([None if i < 0 else encoded[i] for i in rows.rows], rows.width), padded(targets, rows, 0)[0]
 
     def loss(params: Params, batch: Any, key: Array) -> tuple[Array, Array]:
         inputs, targets = batch
@@ -207,20 +179,19 @@ class Trained(Answering):
     config: dict[str, Any]
     task = "tagging"
 
+    @functools.cached_property
+    def vocabulary(self) -> WordVocabulary:
+        return WordVocabulary.stored(self.config["vocabulary"])
+
     def tag(self, sentences: Sequence[Sequence[str]]) -> list[list[str]]:
         """The likeliest tag of each word of each sentence."""
-        vocabulary, tags = WordVocabulary.stored(self.config["vocabulary"]), self.config["vocabulary"]["tags"]
-        encoded = [vocabulary.encode(words) for words in sentences]
-        found: dict[int, list[str]] = {}
-        for rows, width in sentence_buckets(map(len, sentences), self.options.batch).in_order():
-            batch = pad([None if i < 0 else encoded[i] for i in rows], width)
-            for i, row in zip(rows, np.asarray(probabilities(self.functions, self.params, batch)), strict=True):
-                found[int(i)] = [tags[k] for k in row[: len(sentences[i])].argmax(1)]
-        return [found[i] for i in range(len(sentences))]
+        tags, encoded = self.config["vocabulary"]["tags"], [self.vocabulary.encode(words) for words in sentences]
+        rows = probabilities_of(self.functions, self.params, encoded, self.options.batch)
+        return [[tags[k] for k in row[: len(words)].argmax(1)] for row, words in zip(rows, sentences, strict=True)]
 
     def predict(self, text: str) -> str:
         """``word/TAG`` for each word of a line; an empty line for one without words."""
-        words = words_in(text, WordVocabulary.stored(self.config["vocabulary"]))
+        words = words_in(text, self.vocabulary)
         return " ".join(f"{word}/{tag}" for word, tag in zip(words, self.tag([words])[0], strict=True)) if words else ""
 
     def scores(self, sentences: Sequence[Tagged], each: bool = False) -> dict[str, Any]:

@@ -12,17 +12,17 @@ import numpy as np
 from flax import nnx
 
 from ..cell import Params
-from ..training import BadInput, Budget, Experiment, Run
+from ..training import Budget, Experiment, Run
 from ..training.curves import draw_curves
 from .attention_picture import draw_attention
-from .buckets import Buckets, Rows
+from .buckets import Buckets, Rows, padded, powers_of_two
 from .cells import make_cell
-from .options import cell_field, check_options, choice, option
+from .options import cell_field, check_with_sources, choice, option
 from .pairs import Pair, read_pairs, read_tsv
 from .pure import Pure
 from .seq2seq import Batch, Translator
 from .splits import Split
-from .supervised import Answering, digest, supervised
+from .supervised import Answering, digest, mean_loss, supervised
 from .symbols import Characters, Subwords, symbols_of
 from .text_scores import sacrebleu, text_scores
 
@@ -56,11 +56,7 @@ class Options:
     QUICK: ClassVar[dict[str, Any]] = {"hidden": 64, "batch": 32, "learning_rate": 1e-2}
 
     def __post_init__(self):
-        data = (self.data,) if isinstance(self.data, str) else self.data
-        object.__setattr__(self, "data", tuple(map(str, data)))
-        check_options(self)
-        if not 1 <= len(self.data) <= 2:
-            raise BadInput(f"--data takes one source, or two of which the second is held out, but got {len(self.data)}")
+        check_with_sources(self, "source")
 
 
 def build(options: Options, config: dict[str, Any]) -> tuple[Pure, Params]:
@@ -130,23 +126,12 @@ class Numbered:
 
     @functools.cached_property
     def lengths(self) -> np.ndarray:
-        longer = [max(len(one), len(other)) for one, other in zip(self.source, self.target, strict=True)]
-        return 2 ** np.ceil(np.log2(np.maximum(longer, 16))).astype(int)
+        return powers_of_two((max(map(len, pair)) for pair in zip(self.source, self.target, strict=True)), 16)
 
     def batch(self, rows: Rows) -> Batch:
         """The pairs of ``rows``, padded; where one is -1, a pair of nothing."""
-        parts = (*_padded(self.source, rows, 0), *_padded(self.target, rows, self.boundary))
+        parts = (*padded(self.source, rows, 0), *padded(self.target, rows, self.boundary))
         return Batch(*map(jnp.asarray, parts))
-
-
-def _padded(texts: list[np.ndarray], rows: Rows, padding: int) -> tuple[np.ndarray, np.ndarray]:
-    """Numbered texts as one array, and their lengths."""
-    padded, lengths = np.full((len(rows.rows), rows.width), padding, np.int32), np.zeros(len(rows.rows), np.int32)
-    for i, row in enumerate(rows.rows):
-        if row >= 0:
-            lengths[i] = len(texts[row])
-            padded[i, : lengths[i]] = texts[row]
-    return padded, lengths
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4, 5, 6))
@@ -179,7 +164,7 @@ class Trained(Answering):
         """The likeliest translation of each text, at most a little longer than the longest in training."""
         symbols = symbols_of(self.config, "target")
         numbered = Numbered.of(self.config, [Pair(source, "") for source in sources])
-        buckets = Buckets(numbered.lengths, min(self.options.batch, 2 ** int(np.ceil(np.log2(max(len(sources), 1))))))
+        buckets = Buckets(numbered.lengths, min(self.options.batch, int(powers_of_two([len(sources)], 1)[0])))
         found = [""] * len(sources)
         for rows in buckets.in_order():
             batch, longest = numbered.batch(rows), min(self.config["longest"] + 8, 2 * rows.width + 16)
@@ -196,8 +181,7 @@ class Trained(Answering):
         """Exact match, BLEU and chrF of the translations, and the loss of the wanted ones (nats per symbol)."""
         numbered = Numbered.of(self.config, pairs)
         batches = Buckets(numbered.lengths, self.options.batch).in_order()
-        losses = [_loss(self.functions, self.params, numbered.batch(rows)) for rows in batches]
-        loss = sum(float(total) for total, _ in losses) / sum(int(count) for _, count in losses)
+        loss = mean_loss(_loss(self.functions, self.params, numbered.batch(rows)) for rows in batches)
         written = self.translate([pair.source for pair in pairs], width)
         return {**text_scores(written, [pair.target for pair in pairs]), "loss": loss}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import zlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,18 @@ import orbax.checkpoint as ocp
 from .errors import BadInput
 
 BEST = "best"  # what the names of its arrays begin with
+
+
+class Restored(NamedTuple):
+    """A checkpoint; ``notes`` say in a sentence each which newer ones are damaged, ``best`` are the parameters with the best
+    held-out score so far, None where the run keeps none.
+    """
+
+    step: int
+    state: Any
+    meta: dict[str, Any]
+    notes: list[str]
+    best: Any
 
 
 class Checkpoints:
@@ -42,8 +54,8 @@ class Checkpoints:
         """Steps of the checkpoints there are, oldest first."""
         return sorted(self.manager.all_steps())
 
-    def restore(self, template: Any) -> tuple[int, Any, dict[str, Any], list[str]]:
-        """``(step, state, meta, notes)`` of the newest checkpoint that can be read, with the structure of ``template``.
+    def restore(self, template: Any) -> Restored:
+        """The newest checkpoint that can be read, with the structure of ``template``.
 
         One that is damaged is set aside as ``damaged-STEP`` beside ``checkpoints``, and ``notes`` says so, a sentence each.
 
@@ -51,24 +63,16 @@ class Checkpoints:
             BadInput: where none can be read, or the state saved is another model's.
         """
         step, arrays, meta, notes = self._newest(set_aside=True)
-        return step, _unnamed(template, arrays, step), meta, notes
-
-    def restore_best(self, template: Any, step: int) -> Any:
-        """The parameters with the best score that the checkpoint of ``step`` holds, or None."""
-        return self._part(BEST, template, self._read(step)[0], step)
+        best = _part(BEST, template.params, arrays, step) if hasattr(template, "params") else None
+        return Restored(step, _unnamed(template, arrays, step), meta, notes, best)
 
     def restore_params(self, template: Any) -> tuple[Any, list[str]]:
         """The parameters, those with the best score where there are such, and notes as for `restore`; nothing is moved: for
         readers of a run.
         """
         step, arrays, _, notes = self._newest(set_aside=False)
-        best = self._part(BEST, template, arrays, step)
-        return (self._part("params", template, arrays, step) if best is None else best), notes
-
-    @staticmethod
-    def _part(part: str, template: Any, arrays: dict[str, np.ndarray], step: int) -> Any:
-        inside = {name.removeprefix(part + "."): a for name, a in arrays.items() if name.startswith(part + ".")}
-        return None if part == BEST and not inside else _unnamed(template, inside, step)
+        best = _part(BEST, template, arrays, step)
+        return (_part("params", template, arrays, step) if best is None else best), notes
 
     def _newest(self, set_aside: bool) -> tuple[int, dict[str, np.ndarray], dict[str, Any], list[str]]:
         notes: list[str] = []
@@ -117,6 +121,12 @@ def _named(state: Any) -> dict[str, Any]:
         jax.tree_util.keystr(path, simple=True, separator="."): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)
     }
+
+
+def _part(part: str, template: Any, arrays: dict[str, np.ndarray], step: int) -> Any:
+    """One field of what was saved; None for parameters of a best score where there were none."""
+    inside = {name.removeprefix(part + "."): a for name, a in arrays.items() if name.startswith(part + ".")}
+    return None if part == BEST and not inside else _unnamed(template, inside, step)
 
 
 def _unnamed(template: Any, arrays: dict[str, np.ndarray], step: int) -> Any:

@@ -105,8 +105,7 @@ def fit(experiment: Experiment, run: Run, budget: Budget, *, resume: bool = Fals
     Raises:
         BadInput: where there is no checkpoint to resume from, or a loss is no longer finite.
     """
-    if budget.patience and experiment.best_by is None:
-        raise BadInput("--patience is for tasks that choose their best parameters by a held-out score; this one has none")
+    check_patience(experiment, budget)
     if not resume and (run.records("metrics.jsonl") or run.checkpoints.exists()):
         raise BadInput(f"{run.path} has been trained already: resume it, or begin a new run")
     checkpoints = Checkpoints(run.checkpoints)
@@ -120,6 +119,12 @@ def fit(experiment: Experiment, run: Run, budget: Budget, *, resume: bool = Fals
             return loop.state, result
     finally:
         checkpoints.close()
+
+
+def check_patience(experiment: Experiment, budget: Budget) -> None:
+    """There is a score to be patient about, if the budget has patience."""
+    if budget.patience and experiment.best_by is None:
+        raise BadInput("--patience is for tasks that choose their best parameters by a held-out score; this one has none")
 
 
 class _Loop:
@@ -139,12 +144,11 @@ class _Loop:
         for note in self.experiment.notes:
             self.report.line(note)
         if resume and self.checkpoints.steps():
-            self.step, self.state, meta, notes = self.checkpoints.restore(self.state)
+            self.step, self.state, meta, notes, self.best = self.checkpoints.restore(self.state)
             for note in notes:
                 self.report.line(note)
             self.earlier, self.tokens_seen, self.busy = meta["seconds"], meta["tokens"], meta["busy"]
             self.saved_at = self.step
-            self.best = self.checkpoints.restore_best(self.state.params, self.step)
             self.report.line(f"resumed at step {self.step}")
         elif resume:
             self.report.line("no checkpoint yet: beginning anew")
