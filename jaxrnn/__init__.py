@@ -6,11 +6,17 @@ from .beam import Beams as Beams
 from .beam import beam_search as beam_search
 from .cell import Cell as Cell
 from .cell import Layer as Layer
+from .cell import LinearCell as LinearCell
 from .cell import Walk as Walk
 from .cells import GRU as GRU
+from .cells import LRU as LRU
 from .cells import LSTM as LSTM
+from .cells import RGLRU as RGLRU
 from .cells import Elman as Elman
 from .cells import LSTMState as LSTMState
+from .cells import MinGRU as MinGRU
+from .cells import MinLSTM as MinLSTM
+from .engines import Associative as Associative
 from .engines import Checkpoint as Checkpoint
 from .engines import Scan as Scan
 from .generation import Generated as Generated

@@ -106,6 +106,23 @@ class Cell:
         return carry, self.output(params, carry, x)
 
 
+class LinearCell(Cell):
+    """A cell whose state enters its step as a factor alone: ``s_t = a_t * s_{t-1} + b_t``, elementwise.
+
+    A subclass defines ``affine`` in place of ``step``; a and b may depend on the inputs and the parameters, not on the state.
+    `jaxrnn.Associative` walks such cells in parallel.
+    """
+
+    def affine(self, params: Params, z: Any) -> tuple[Any, Any]:
+        """``(a, b)``, each like the carry or broadcasting to it, from ``z = project(params, x)`` with any leading axes."""
+        raise NotImplementedError(f"{type(self).__name__} must define affine(self, params, z) -> (a, b)")
+
+    def step(self, params: Params, carry: Carry, z: Any) -> Carry:
+        """``a * carry + b``."""
+        a, b = self.affine(params, z)
+        return jax.tree.map(lambda a, b, s: a.astype(s.dtype) * s + b.astype(s.dtype), a, b, carry)
+
+
 @dataclasses.dataclass(frozen=True)
 class Walk:
     """How a sequence is walked: what `unroll` was asked for, handed down through layers to the engine.

@@ -44,7 +44,7 @@ class BuiltinCell(Cell):
         """One streaming step: ``(carry, y)`` after input ``x (*B, D)``."""
         check_inputs(x[None])
         self.check(params)
-        check_carry(self, carry, _expected_carry(self, x.shape[:-1], params["recurrent_kernel"].dtype), "the carry passed in")
+        check_carry(self, carry, _expected_carry(self, x.shape[:-1], params["input_kernel"].dtype), "the carry passed in")
         return super().__call__(params, carry, x)
 
     def zero_carry(self, params: Params, batch_shape: tuple[int, ...], dtype: Any) -> Carry:
@@ -54,7 +54,7 @@ class BuiltinCell(Cell):
     def initial_carry(self, params: Params, batch_shape: tuple[int, ...] = (), dtype: Any = None) -> Carry:
         """Zeros ``(*batch_shape, H)`` per part of the carry, or the learned state spread over the batch."""
         check_batch_shape(batch_shape)
-        zeros = self.zero_carry(params, tuple(batch_shape), dtype or params["recurrent_kernel"].dtype)
+        zeros = self.zero_carry(params, tuple(batch_shape), dtype or params["input_kernel"].dtype)
         if not self.learned_initial_carry:
             return zeros
         return jax.tree.map(
@@ -65,7 +65,7 @@ class BuiltinCell(Cell):
         """``params`` completed by a learned initial state where the option asks for one."""
         if not self.learned_initial_carry:
             return params
-        dtype = params["recurrent_kernel"].dtype  # all of it; initial_carry casts what accumulates
+        dtype = params["input_kernel"].dtype  # all of it; initial_carry casts what accumulates
         return {**params, "initial_carry": jax.tree.map(lambda a: a.astype(dtype), self.zero_carry(params, (), dtype))}
 
 

@@ -1,4 +1,5 @@
 """One way each to walk a recurrence through time: a file an engine, one method with one signature."""
 
+from .associative import Associative as Associative
 from .checkpoint import Checkpoint as Checkpoint
 from .scan import Scan as Scan

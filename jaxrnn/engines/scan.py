@@ -7,8 +7,9 @@ from typing import Any
 
 from jaxtyping import Array, Bool
 
-from ..cell import Carry, Cell, Params
+from ..cell import Carry, Cell, LinearCell, Params
 from ..checks import check_positive
+from .linear import SCAN, affine_maps, walk_affine
 from .recurrence import CARRIES, GATES, Plan
 from .step import check_hoist, walk_by_plan, walk_plainly
 from .walks import AUTO, Pace
@@ -25,6 +26,9 @@ class Scan:
     loop passes on the carry's cotangent alone; and each weight gradient is one matmul over the window's steps and the batch.
     ``vmap``, forward mode and derivatives of any order work as for ordinary JAX code, and ``grad`` of a ``vmap`` is that of
     the batch written out: no weight gradient an example.
+
+    A linear cell's factors are made for all steps at once, and the loop is its elementwise recurrence, forwards and backwards
+    (the options below ask for the general walk).
 
     A ``lax.cond`` in a step runs both its branches where it does not need the carry, and on the way back, as under ``vmap``.
     Steps with side effects, callbacks or rbg random numbers, and arrays whose types belong to JAX's own loops (symbolic
@@ -80,6 +84,9 @@ class Scan:
         ``xs`` is a pytree of ``(T, *B, ...)``. Where ``resets[t]``, the carry becomes the initial one before step t; where
         not ``mask[t]``, it holds.
         """
+        if isinstance(cell, LinearCell) and self == Scan():
+            a, b = affine_maps(cell, params, carry, xs, mask, resets)
+            return walk_affine(a, b, carry, method=SCAN, chunk=None, reverse=reverse)
         if self.hoist:
             check_hoist(cell, params, carry, (xs, mask, resets))
         if self.residuals == ALL:
