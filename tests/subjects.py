@@ -10,7 +10,7 @@ import numpy as np
 from reference import backpropagation, compiled, ends_seen_backwards, one_step
 
 import jaxrnn
-from jaxrnn import GRU, LSTM, Elman, initializers
+from jaxrnn import GRU, LRU, LSTM, RGLRU, Elman, MinGRU, MinLSTM, initializers
 from jaxrnn.layers.compose import Bidirectional
 
 T, B, D = 5, 3, 3
@@ -33,6 +33,32 @@ class UserCell(jaxrnn.Cell):
         return jnp.tanh(z @ params["kernel"] + carry * jnp.broadcast_to(params["vector"], carry.shape))
 
 
+@dataclasses.dataclass(frozen=True)
+class UserLinear(jaxrnn.LinearCell):
+    """A linear cell as a user writes one, with two parts of carry and factors of other shapes than theirs."""
+
+    hidden_size: int
+
+    def init(self, key, input_size):
+        kernel, vector = jax.random.split(key)
+        return {
+            "kernel": jax.random.normal(kernel, (input_size, self.hidden_size)),
+            "vector": jax.random.normal(vector, (self.hidden_size,)),
+        }
+
+    def initial_carry(self, params, batch_shape=(), dtype=None):
+        zeros = super().initial_carry(params, batch_shape, dtype)
+        return jaxrnn.LSTMState(zeros, zeros)
+
+    def affine(self, params, z):
+        drive = z @ params["kernel"]
+        keep = jnp.tanh(params["vector"]).reshape((1,) * (drive.ndim - 1) + (self.hidden_size,))
+        return jaxrnn.LSTMState(keep, jax.nn.sigmoid(drive)), jaxrnn.LSTMState(drive, jnp.sin(drive))
+
+    def output(self, params, carry, x):
+        return carry.h * jnp.cos(carry.c)
+
+
 ALL_OPTIONS = {"layer_norm": True, "peephole": True, "coupled_gates": True, "projection_size": 2}
 CELLS = {
     "elman": Elman(4),
@@ -48,6 +74,16 @@ CELLS = {
     "gru_before": GRU(4, reset_after=False),
     "gru_before_layer_norm": GRU(4, reset_after=False, layer_norm=True),
 }
+LINEAR = {
+    "min_gru": MinGRU(4),
+    "min_gru_positive": MinGRU(4, positive=True),
+    "min_lstm": MinLSTM(4),
+    "min_lstm_plain": MinLSTM(4, normalised=False, positive=True),
+    "rg_lru": RGLRU(D),
+    "lru": LRU(4),
+    "user_linear": UserLinear(4),
+}
+CELLS |= {name: cell for name, cell in LINEAR.items() if hasattr(cell, "learned_initial_carry") and not isinstance(cell, LRU)}
 LEARNED = {f"{name}_learned": dataclasses.replace(cell, learned_initial_carry=True) for name, cell in CELLS.items()}
 LAYERS = {
     "stack": jaxrnn.stack(LSTM(4, learned_initial_carry=True), GRU(2)),
@@ -57,7 +93,7 @@ LAYERS = {
     "zoneout": jaxrnn.inference(jaxrnn.zoneout(LSTM(4), (0.2, 0.1))),
     "bidirectional": jaxrnn.bidirectional(LSTM(2), GRU(3, learned_initial_carry=True)),
 }
-PLAIN = {**CELLS, "user": UserCell(4), **LAYERS}
+PLAIN = {**CELLS, **LINEAR, "user": UserCell(4), **LAYERS}
 SUBJECTS = PLAIN | LEARNED
 CAUSAL = [name for name in PLAIN if name != "bidirectional"]
 FEW = ["elman", "lstm_all_learned", "gru_learned", "user", "stack", "zoneout"]  # for laws that the cell hardly touches
@@ -87,7 +123,14 @@ ALWAYS, NEVER = np.ones((T, B), bool), np.zeros((T, B), bool)
 
 def normal(random, tree, scale=1.0):
     """Normal numbers in the shapes and dtypes of ``tree``."""
-    return jax.tree.map(lambda leaf: jnp.asarray(scale * random.normal(size=leaf.shape), leaf.dtype), tree)
+
+    def leaf(like):
+        numbers = random.normal(size=like.shape)
+        if jnp.issubdtype(like.dtype, jnp.complexfloating):
+            numbers = numbers + 1j * random.normal(size=like.shape)
+        return jnp.asarray(scale * numbers, like.dtype)
+
+    return jax.tree.map(leaf, tree)
 
 
 @functools.cache
