@@ -23,6 +23,7 @@ from .generation import Generated as Generated
 from .generation import generate as generate
 from .layers import BidirectionalCarry as BidirectionalCarry
 from .layers import bidirectional as bidirectional
+from .layers import block as block
 from .layers import dropout as dropout
 from .layers import inference as inference
 from .layers import recurrent_dropout as recurrent_dropout

@@ -91,6 +91,7 @@ LAYERS = {
     "residual": jaxrnn.residual(GRU(D)),
     "recurrent_dropout": jaxrnn.inference(jaxrnn.recurrent_dropout(LSTM(4), 0.3)),
     "zoneout": jaxrnn.inference(jaxrnn.zoneout(LSTM(4), (0.2, 0.1))),
+    "block": jaxrnn.stack(jaxrnn.block(RGLRU(4), 4), jaxrnn.block(MinGRU(3), 4)),
     "bidirectional": jaxrnn.bidirectional(LSTM(2), GRU(3, learned_initial_carry=True)),
 }
 PLAIN = {**CELLS, **LINEAR, "user": UserCell(4), **LAYERS}

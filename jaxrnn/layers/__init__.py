@@ -1,5 +1,6 @@
 """Layers: cells and engines composed over whole sequences."""
 
+from .block import block as block
 from .compose import BidirectionalCarry as BidirectionalCarry
 from .compose import bidirectional as bidirectional
 from .compose import residual as residual
