@@ -10,7 +10,7 @@ import numpy as np
 from reference import backpropagation, compiled, ends_seen_backwards, one_step
 
 import jaxrnn
-from jaxrnn import GRU, LSTM, Elman, initializers
+from jaxrnn import GRU, LSTM, MLSTM, S5, SLSTM, DiagonalGRU, DiagonalLSTM, Elman, IndRNN, initializers
 from jaxrnn.layers.compose import Bidirectional
 
 T, B, D = 5, 3, 3
@@ -47,7 +47,12 @@ CELLS = {
     "gru_layer_norm": GRU(4, layer_norm=True),
     "gru_before": GRU(4, reset_after=False),
     "gru_before_layer_norm": GRU(4, reset_after=False, layer_norm=True),
+    "mlstm": MLSTM(4, heads=2, key_size=3),
+    "indrnn": IndRNN(4),
+    "diagonal_gru": DiagonalGRU(4),
+    "diagonal_lstm": DiagonalLSTM(4),
 }
+UNLEARNED = {"slstm": SLSTM(4, heads=2), "s5": S5(4)}  # cells whose first carry cannot be learned
 LEARNED = {f"{name}_learned": dataclasses.replace(cell, learned_initial_carry=True) for name, cell in CELLS.items()}
 LAYERS = {
     "stack": jaxrnn.stack(LSTM(4, learned_initial_carry=True), GRU(2)),
@@ -57,7 +62,7 @@ LAYERS = {
     "zoneout": jaxrnn.inference(jaxrnn.zoneout(LSTM(4), (0.2, 0.1))),
     "bidirectional": jaxrnn.bidirectional(LSTM(2), GRU(3, learned_initial_carry=True)),
 }
-PLAIN = {**CELLS, "user": UserCell(4), **LAYERS}
+PLAIN = {**CELLS, **UNLEARNED, "user": UserCell(4), **LAYERS}
 SUBJECTS = PLAIN | LEARNED
 CAUSAL = [name for name in PLAIN if name != "bidirectional"]
 FEW = ["elman", "lstm_all_learned", "gru_learned", "user", "stack", "zoneout"]  # for laws that the cell hardly touches
@@ -87,7 +92,20 @@ ALWAYS, NEVER = np.ones((T, B), bool), np.zeros((T, B), bool)
 
 def normal(random, tree, scale=1.0):
     """Normal numbers in the shapes and dtypes of ``tree``."""
-    return jax.tree.map(lambda leaf: jnp.asarray(scale * random.normal(size=leaf.shape), leaf.dtype), tree)
+
+    def leaf(like):
+        numbers = random.normal(size=like.shape)
+        if jnp.issubdtype(like.dtype, jnp.complexfloating):
+            numbers = numbers + 1j * random.normal(size=like.shape)
+        return jnp.asarray(scale * numbers, like.dtype)
+
+    return jax.tree.map(leaf, tree)
+
+
+def possible(carry):
+    """``carry``, the normaliser of an sLSTM made positive, as a sum of exponentials is."""
+    is_slstm = lambda node: isinstance(node, jaxrnn.SLSTMState)
+    return jax.tree.map(lambda s: s._replace(n=0.5 + jnp.abs(s.n)) if is_slstm(s) else s, carry, is_leaf=is_slstm)
 
 
 @functools.cache
@@ -113,7 +131,7 @@ def draw(layer, seed, steps=T, batch=(B,)):
     random = np.random.default_rng(seed)
     params = draw_params(layer, random)
     xs = normal(random, jax.ShapeDtypeStruct((steps, *batch, D), jnp.result_type(float)))
-    carry = normal(random, jax.eval_shape(lambda p: layer.initial_carry(p, batch), params), 0.5)
+    carry = possible(normal(random, jax.eval_shape(lambda p: layer.initial_carry(p, batch), params), 0.5))
     shapes = jax.eval_shape(lambda *a: jaxrnn.unroll(layer, *a), params, xs, carry)
     mask, resets = (jnp.asarray(random.random((steps, *batch)) < share) for share in (0.6, 0.3))
     return Inputs(params, xs, carry, normal(random, shapes), mask, resets)
