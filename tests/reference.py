@@ -204,7 +204,7 @@ def gru_step(cell, p, h, x):
 
 def mlstm_step(cell, p, carry, x):
     """Without stabiliser; the carry that comes and goes is scaled by exp(m) all the same."""
-    _, C, n, m = carry
+    _, C, n, m = carry  # of MLSTMState
     C, n = C * np.exp(m)[..., None, None], n * np.exp(m)[..., None]
     N, d_k, H = cell.heads, cell.keys, cell.hidden_size
     a, b = np.split(x @ p["input_kernel"], np.cumsum(cell.blocks)[:-1], -1), np.split(p["bias"], np.cumsum(cell.blocks)[:-1])
@@ -215,7 +215,7 @@ def mlstm_step(cell, p, carry, x):
     n = f[..., None] * n + i[..., None] * k
     read, weight = np.einsum("...kv,...k->...v", C, q), np.einsum("...k,...k->...", n, q)
     shown = (read / np.maximum(np.abs(weight), 1)[..., None]).reshape(*x.shape[:-1], H)
-    m = np.maximum(np.log(f) + m, np.log(i))
+    m = np.where((carry.n == 0).all(-1), np.log(i), np.maximum(np.log(f) + m, np.log(i)))
     return sigmoid(a[3] + b[3]) * shown, C / np.exp(m)[..., None, None], n / np.exp(m)[..., None], m
 
 

@@ -16,7 +16,7 @@ from ..checks import check_features, check_positive
 from ..initializers import Initializer, Linspace, Normal, Zeros, gate_blocks
 from .arithmetic import along, dense
 from .base import BuiltinCell
-from .slstm import SIGMOID, check_forget_gate, check_heads, largest_exponent, log_forget
+from .slstm import SIGMOID, bounded_exp, check_forget_gate, check_heads, largest_exponent, log_forget
 
 
 class MLSTMState(NamedTuple):
@@ -52,8 +52,8 @@ class MLSTM(BuiltinCell):
         C_t = F C_{t-1} + exp(i) k v^T    n_t = F n_{t-1} + exp(i) k            F = sigmoid(f) or exp(f)
         h_t = sigmoid(o) (C_t^T q) / max(|n_t^T q|, 1)
 
-    computed with C and n divided by exp(m), ``m_t = max(log F + m_{t-1}, i)``; the 1 is then exp(-m), so h does not depend on
-    m. Nothing here sees h, so many steps can be taken at once: `walk_chunks`, which ``Associative`` runs.
+    computed with C and n divided by exp(m), ``m_t = max(log F + m_{t-1}, i)``, or i while n is zero, as nothing was read; the 1
+    is then exp(-m), so h does not depend on m. Nothing here sees h, so many steps can be taken at once: `walk_chunks`, which ``Associative`` runs.
 
     Parameters: ``input_kernel (D, 2 heads d_k + 2 H + 2 heads)``, blocks q, k, v, o, i, f, and ``bias``. Carry:
     `MLSTMState` (h, C, n, m), the last three in float32 at least. Where m is above 40 (320 in float64) and n^T q below
@@ -143,8 +143,9 @@ class MLSTM(BuiltinCell):
     def step(self, params: Params, carry: MLSTMState, z: Float[Array, "*B G"]) -> MLSTMState:
         """One step of the equations above."""
         now = self.steps(z)
-        m = jnp.maximum(now.f + carry.m, now.i)
-        kept, new = jnp.exp(now.f + carry.m - m)[..., None], jnp.exp(now.i - m)[..., None]
+        old = now.f + carry.m
+        m = jnp.where((carry.n == 0).all(-1), now.i, jnp.maximum(old, now.i))
+        kept, new = bounded_exp(old - m)[..., None], jnp.exp(now.i - m)[..., None]
         n = kept * carry.n + new * now.k
         C = kept[..., None] * carry.C + (new * now.k)[..., None] * now.v[..., None, :]
         read = jnp.einsum("...k,...kv->...v", now.q, C)
@@ -183,7 +184,8 @@ class MLSTM(BuiltinCell):
             m_t = max(L_t, L_t1, ..., L_tt)          S_ts = exp(L_ts - m_t) (q_t . k_s)
             C_t^T q_t = exp(L_t - m_t) C_0^T q_t + sum_s S_ts v_s         n_t alike, with 1 for v
 
-        which are the numbers of ``step``, m included. Between chunks passes the carry; a chunk's insides are made again for
+        which are the numbers of ``step``, m included (but for keys that are exactly zero, where m is only another scale).
+        Between chunks passes the carry; a chunk's insides are made again for
         its gradient, so memory grows with T by inputs and outputs alone, and with ``chunk``, by ``chunk^2`` a head.
 
         Where not ``mask``, h is not that of the held carry, for ``unroll`` shows nothing there.
@@ -226,13 +228,15 @@ class MLSTM(BuiltinCell):
             f = jnp.where(expand(mask, f), f, 0)
         late = _lateness(resets)
         since, between = _log_decays(jnp.moveaxis(f, 0, -1), late)
-        start = m_first[..., None]
+        start, empty = m_first[..., None], (n == 0).all(-1)[..., None]
         if initial is not None:
             begun = late > 0
             start = jnp.where(begun, initial.m[..., None], start)
+            empty = jnp.where(begun, (initial.n == 0).all(-1)[..., None], empty)
         old, new = since + start, between + jnp.moveaxis(i, 0, -1)[..., None, :]  # L_t and L_ts
-        m = jnp.maximum(old, new.max(-1))
-        old, new = jnp.exp(old - m), jnp.exp(new - m[..., None])  # (*B, N, t) and (*B, N, t, s)
+        m = new.max(-1)
+        m = jnp.where(empty & (m > -jnp.inf), m, jnp.maximum(old, m))
+        old, new = bounded_exp(old - m), jnp.exp(new - m[..., None])  # (*B, N, t) and (*B, N, t, s)
         scores = new * jnp.einsum("t...k,s...k->...ts", now.q, now.k)
         read = jnp.einsum("t...k,...kv->...tv", now.q, C)
         weight = jnp.einsum("t...k,...k->...t", now.q, n)

@@ -111,8 +111,7 @@ class SLSTM(BuiltinCell):
         i, f, new, o = jnp.split(a + z.astype(a.dtype) + along(params["bias"], a), 4, axis=-1)
         kept = log_forget(self, f) + carry.m
         m = jnp.where(carry.n == 0, i, jnp.maximum(kept, i))
-        shrink = jnp.minimum(kept - m, jnp.asarray(largest_exponent(m.dtype), m.dtype))  # positive only where n is zero
-        return jnp.exp(i - m), jnp.exp(shrink), jnp.tanh(new), jax.nn.sigmoid(o), m
+        return jnp.exp(i - m), bounded_exp(kept - m), jnp.tanh(new), jax.nn.sigmoid(o), m
 
     def _recur(self, h: Float[Array, "*B H"], kernel: Float[Array, "N d g"]) -> Float[Array, "*B G"]:
         """``h R``, gate by gate over all heads."""
@@ -133,6 +132,11 @@ class SLSTM(BuiltinCell):
 def log_forget(cell: Any, f: Float[Array, "*B H"]) -> Float[Array, "*B H"]:
     """The logarithm of the forget gate."""
     return jax.nn.log_sigmoid(f) if cell.forget_gate == SIGMOID else f
+
+
+def bounded_exp(x: Float[Array, "*S"]) -> Float[Array, "*S"]:
+    """exp(x), or that of `largest_exponent`: of a factor that is above 1 only where it multiplies nothing."""
+    return jnp.exp(jnp.minimum(x, jnp.asarray(largest_exponent(x.dtype), x.dtype)))
 
 
 def largest_exponent(dtype: Any) -> float:
