@@ -104,7 +104,10 @@ def normal(random, tree, scale=1.0):
 
 def possible(carry):
     """``carry``, the normaliser of an sLSTM made positive, as a sum of exponentials is."""
-    is_slstm = lambda node: isinstance(node, jaxrnn.SLSTMState)
+
+    def is_slstm(node):
+        return isinstance(node, jaxrnn.SLSTMState)
+
     return jax.tree.map(lambda s: s._replace(n=0.5 + jnp.abs(s.n)) if is_slstm(s) else s, carry, is_leaf=is_slstm)
 
 

@@ -52,8 +52,9 @@ class MLSTM(BuiltinCell):
         C_t = F C_{t-1} + exp(i) k v^T    n_t = F n_{t-1} + exp(i) k            F = sigmoid(f) or exp(f)
         h_t = sigmoid(o) (C_t^T q) / max(|n_t^T q|, 1)
 
-    computed with C and n divided by exp(m), ``m_t = max(log F + m_{t-1}, i)``, or i while n is zero, as nothing was read; the 1
-    is then exp(-m), so h does not depend on m. Nothing here sees h, so many steps can be taken at once: `walk_chunks`, which ``Associative`` runs.
+    computed with C and n divided by exp(m), ``m_t = max(log F + m_{t-1}, i)``, or i while n is zero, as nothing was read; the
+    1 is then exp(-m), so h does not depend on m. Nothing here sees h, so many steps can be taken at once: `walk_chunks`,
+    which ``Associative`` runs.
 
     Parameters: ``input_kernel (D, 2 heads d_k + 2 H + 2 heads)``, blocks q, k, v, o, i, f, and ``bias``. Carry:
     `MLSTMState` (h, C, n, m), the last three in float32 at least. Where m is above 40 (320 in float64) and n^T q below
