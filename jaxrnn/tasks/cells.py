@@ -57,11 +57,13 @@ def make_cell(spec: str, hidden: int, length: int) -> Cell:
             raise BadInput(f"--cell {spec}: {heads} heads do not divide --hidden {hidden}")
         return HEADS[name](hidden, heads=heads)
     if name.startswith("diagonal"):
-        times = {"update_init" if name == "diagonal-gru" else "forget_init": Chrono(float(max(length, 3)))} if variant else {}
-        return DiagonalGRU(hidden, **times) if name == "diagonal-gru" else DiagonalLSTM(hidden, **times)
+        bias: Any = Chrono(float(max(length, 3)))
+        if name == "diagonal-gru":
+            return DiagonalGRU(hidden, update_init=bias) if variant else DiagonalGRU(hidden)
+        return DiagonalLSTM(hidden, forget_init=bias) if variant else DiagonalLSTM(hidden)
     if not variant:
         return LSTM(hidden) if name == "lstm" else GRU(hidden)
-    bias: Any = Chrono(float(max(length, 3))) if variant == CHRONO else float(variant)
+    bias = Chrono(float(max(length, 3))) if variant == CHRONO else float(variant)
     return LSTM(hidden, forget_bias=bias) if name == "lstm" else GRU(hidden, update_bias=bias)
 
 
