@@ -389,6 +389,16 @@ def test_associative_refuses_what_it_cannot_walk():
             jaxrnn.unroll(cell, params, xs, engine=Associative())
 
 
+def test_zoneout_is_for_h_alone_where_the_rest_shares_a_scale():
+    for cell in (SLSTM(4), MLSTM(4)):
+        for rate in (0.1, (0.1, 0.1, 0.0, 0.0)):
+            with pytest.raises(ValueError, match="are one number at a common scale.* give h alone a rate"):
+                jaxrnn.zoneout(cell, rate)
+    layer = jaxrnn.zoneout(SLSTM(4), (0.5, 0.0, 0.0, 0.0))
+    params, xs, *_ = draw(SLSTM(4), 0)
+    assert np.isfinite(jaxrnn.unroll(layer, params, xs, key=jax.random.key(0))[1]).all()
+
+
 def test_cells_by_name():
     assert make_cell("slstm:2", 8, 10) == SLSTM(8, heads=2)
     assert make_cell("mlstm", 8, 10) == MLSTM(8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -79,6 +79,7 @@ class MLSTM(BuiltinCell):
     bias_init: Initializer = Zeros()
     forget_init: Initializer = Linspace(3.0, 6.0)
     input_gate_init: Initializer = Normal(0.1)
+    shares_scale: ClassVar[bool] = True  # the parts of its carry mean something together only
 
     def __post_init__(self):
         super().__post_init__()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +64,7 @@ class SLSTM(BuiltinCell):
     recurrent_init: Initializer = Zeros()
     bias_init: Initializer = Zeros()
     forget_init: Initializer = PowerLaw(5.0, -7.0, 0.3)
+    shares_scale: ClassVar[bool] = True  # the parts of its carry mean something together only
 
     def __post_init__(self):
         super().__post_init__()
