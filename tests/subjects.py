@@ -10,7 +10,22 @@ import numpy as np
 from reference import backpropagation, compiled, ends_seen_backwards, one_step
 
 import jaxrnn
-from jaxrnn import GRU, LSTM, MLSTM, S5, SLSTM, DiagonalGRU, DiagonalLSTM, Elman, IndRNN, initializers
+from jaxrnn import (
+    GRU,
+    LRU,
+    LSTM,
+    MLSTM,
+    RGLRU,
+    S5,
+    SLSTM,
+    DiagonalGRU,
+    DiagonalLSTM,
+    Elman,
+    IndRNN,
+    MinGRU,
+    MinLSTM,
+    initializers,
+)
 from jaxrnn.layers.compose import Bidirectional
 
 T, B, D = 5, 3, 3
@@ -33,6 +48,32 @@ class UserCell(jaxrnn.Cell):
         return jnp.tanh(z @ params["kernel"] + carry * jnp.broadcast_to(params["vector"], carry.shape))
 
 
+@dataclasses.dataclass(frozen=True)
+class UserLinear(jaxrnn.LinearCell):
+    """A linear cell as a user writes one, with two parts of carry and factors of other shapes than theirs."""
+
+    hidden_size: int
+
+    def init(self, key, input_size):
+        kernel, vector = jax.random.split(key)
+        return {
+            "kernel": jax.random.normal(kernel, (input_size, self.hidden_size)),
+            "vector": jax.random.normal(vector, (self.hidden_size,)),
+        }
+
+    def initial_carry(self, params, batch_shape=(), dtype=None):
+        zeros = super().initial_carry(params, batch_shape, dtype)
+        return jaxrnn.LSTMState(zeros, zeros)
+
+    def affine(self, params, z):
+        drive = z @ params["kernel"]
+        keep = jnp.tanh(params["vector"]).reshape((1,) * (drive.ndim - 1) + (self.hidden_size,))
+        return jaxrnn.LSTMState(keep, jax.nn.sigmoid(drive)), jaxrnn.LSTMState(drive, jnp.sin(drive))
+
+    def output(self, params, carry, x):
+        return carry.h * jnp.cos(carry.c)
+
+
 ALL_OPTIONS = {"layer_norm": True, "peephole": True, "coupled_gates": True, "projection_size": 2}
 CELLS = {
     "elman": Elman(4),
@@ -52,7 +93,19 @@ CELLS = {
     "diagonal_gru": DiagonalGRU(4),
     "diagonal_lstm": DiagonalLSTM(4),
 }
-UNLEARNED = {"slstm": SLSTM(4, heads=2), "s5": S5(4)}  # cells whose first carry cannot be learned
+LINEAR = {
+    "min_gru": MinGRU(4),
+    "min_gru_positive": MinGRU(4, positive=True),
+    "min_lstm": MinLSTM(4),
+    "min_lstm_plain": MinLSTM(4, normalised=False, positive=True),
+    "rg_lru": RGLRU(D),
+    "lru": LRU(4),
+    "s5": S5(4),
+    "user_linear": UserLinear(4),
+}
+CELLS |= {
+    name: cell for name, cell in LINEAR.items() if hasattr(cell, "learned_initial_carry") and not isinstance(cell, (LRU, S5))
+}
 LEARNED = {f"{name}_learned": dataclasses.replace(cell, learned_initial_carry=True) for name, cell in CELLS.items()}
 LAYERS = {
     "stack": jaxrnn.stack(LSTM(4, learned_initial_carry=True), GRU(2)),
@@ -62,7 +115,7 @@ LAYERS = {
     "zoneout": jaxrnn.inference(jaxrnn.zoneout(LSTM(4), (0.2, 0.1))),
     "bidirectional": jaxrnn.bidirectional(LSTM(2), GRU(3, learned_initial_carry=True)),
 }
-PLAIN = {**CELLS, **UNLEARNED, "user": UserCell(4), **LAYERS}
+PLAIN = {**CELLS, **LINEAR, "slstm": SLSTM(4, heads=2), "user": UserCell(4), **LAYERS}
 SUBJECTS = PLAIN | LEARNED
 CAUSAL = [name for name in PLAIN if name != "bidirectional"]
 FEW = ["elman", "lstm_all_learned", "gru_learned", "user", "stack", "zoneout"]  # for laws that the cell hardly touches

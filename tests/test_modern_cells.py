@@ -392,7 +392,7 @@ def test_associative_refuses_what_it_cannot_walk():
 def test_zoneout_is_for_h_alone_where_the_rest_shares_a_scale():
     for cell in (SLSTM(4), MLSTM(4)):
         for rate in (0.1, (0.1, 0.1, 0.0, 0.0)):
-            with pytest.raises(ValueError, match="are one number at a common scale.* give h alone a rate"):
+            with pytest.raises(ValueError, match=r"are one number at a common scale.* give h alone a rate"):
                 jaxrnn.zoneout(cell, rate)
     layer = jaxrnn.zoneout(SLSTM(4), (0.5, 0.0, 0.0, 0.0))
     params, xs, *_ = draw(SLSTM(4), 0)

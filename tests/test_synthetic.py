@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxrnn
 from jaxrnn.tasks import program
 from jaxrnn.tasks.sequence_model import Batch
 from jaxrnn.tasks.synthetic import adding, copying, group_words, parity, seq_mnist, temporal_order

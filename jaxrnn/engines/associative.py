@@ -9,27 +9,32 @@ from jaxtyping import Array, Bool
 
 from ..cell import Carry, Cell, LinearCell, Params
 from ..checks import check_positive
-from .linear import PREFIX, affine_maps, walk_affine
+from .recurrence import CARRIES, Plan
+from .step import walk_by_plan
+from .walks import AUTO, Pace
 
 CHUNK = 64  # of a cell that walks chunks by itself, whose work grows by its square
 
 
 @dataclasses.dataclass(frozen=True)
 class Associative:
-    """Walk a linear cell by parallel prefixes: O(log T) depth, about twice the arithmetic of `Scan` (Blelloch 1990).
+    """Walk a `LinearCell` by parallel prefixes: O(log T) depth, for about twice the arithmetic of `Scan` (Blelloch 1990).
 
-    For accelerators and small batches; on a CPU `Scan` is faster at every size measured. Values and gradients are those of
-    `Scan` to rounding; the gradient is one linear recurrence backwards, which keeps the states and the factors a alone.
+    For accelerators, where a loop's step costs a kernel launch; on a CPU `Scan` is faster at every size measured. Values and
+    gradients are those of `Scan` to rounding. The gradient is one linear recurrence backwards, walked in the same way; what is
+    kept for it are the states, and the factors are made again.
 
     A cell whose steps join in another way brings ``walk_chunks``, as `MLSTM` does: chunks of steps as matrix products. Its
     carry is then known at chunk ends only, so ``unroll(..., return_carries=True)`` is refused.
 
     Args:
-        chunk: steps walked in parallel at a time, one chunk after another. Less memory, more depth; None: all of T, and 64
-            for a cell with ``walk_chunks``.
+        chunk: steps walked in parallel at a time, one chunk after another: less memory, more depth. One longer than T is all
+            of T; None: chosen for the platform, see `jaxrnn.engines.defaults`, and
+            64 for a cell with ``walk_chunks``.
 
     Raises:
         TypeError: for a cell that is not linear in its state.
+        ValueError: for a chunk that is no size, or arrays that only JAX's own loop can walk.
     """
 
     chunk: int | None = None
@@ -54,9 +59,19 @@ class Associative:
             last, hs = cell.walk_chunks(params, carry, zs, mask, resets, self.chunk or CHUNK, reverse)
             return last, type(carry)(**{name: hs if name == "h" else None for name in carry._fields})
         if not isinstance(cell, LinearCell):
-            raise TypeError(
-                f"Associative: {type(cell).__name__} is not linear in its state, so its steps cannot be joined in advance: use "
-                "Scan(), or Checkpoint() for long sequences; MinGRU, MinLSTM, LRU, S5 and RGLRU are linear, MLSTM has chunks"
-            )
-        a, b = affine_maps(cell, params, carry, xs, mask, resets)
-        return walk_affine(a, b, carry, method=PREFIX, chunk=self.chunk, reverse=reverse)
+            raise TypeError(_refusal(cell))
+        plan = Plan(Pace(self.chunk or AUTO, reverse=reverse, prefix=True), CARRIES)
+        return walk_by_plan(cell, params, carry, (xs, mask, resets), plan)
+
+
+def _refusal(cell: Any) -> str:
+    inner = getattr(cell, "cell", None)
+    if isinstance(inner, LinearCell) or hasattr(inner, "walk_chunks"):  # wrapped by truncated_unroll
+        return (
+            "Associative: scaled gradients (gradient_scale, ARTBP) are walked step by step: use Scan(), or truncate with "
+            "window=, which Associative takes"
+        )
+    return (
+        f"Associative: {type(cell).__name__} is not linear in its state, so its steps cannot be joined in advance: use Scan(), "
+        "or Checkpoint() for long sequences. Linear are MinGRU, MinLSTM, LRU, S5, RGLRU and every jaxrnn.LinearCell; MLSTM has chunks"
+    )

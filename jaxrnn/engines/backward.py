@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from ..cell import accumulator
 from ..fence import fence
-from .buffers import blank_rows, scan_into
+from .buffers import Loop, blank_rows
 from .jaxprs import chosen, evaluate, read, unique
 from .programs import CONST, COT, Step, oriented
 from .sums import TimeSum
@@ -82,7 +82,7 @@ class Backward:
         """Where weight gradients add up, in float32 at least."""
         return [jnp.zeros(p.shape, accumulator(p.dtype)) for p in chosen(self.params, self.wanted.params)]
 
-    def window(self, carry: list, rows: list, sums: list, known: dict[Any, Any], every: Arrays, reverse: bool, unroll: int):
+    def window(self, carry: list, rows: list, sums: list, known: dict[Any, Any], every: Arrays, reverse: bool, loop: Loop):
         """One window: ``(carry's cotangent, rows, sums, cotangents of the inputs)``.
 
         ``known`` has the values at every step of the carries before and after it, the inputs and the kept values; ``every``
@@ -101,7 +101,7 @@ class Backward:
             return [read(env, v) for v in self.d_carry], [env[v] for v in self.emitted]
 
         given = ([known[v] for v in self.sliced], list(every))
-        carry, rows = scan_into(body, carry, given, rows, 0, steps, reverse=reverse, unroll=unroll)
+        carry, rows = loop(body, carry, given, rows, 0, steps, reverse=reverse)
         known |= dict(zip(self.emitted, rows, strict=True))
         known |= self._at_once(self.after, self.stacked, known)
         taken = [self.sums.take(v, known, steps) for v in self.d_params]

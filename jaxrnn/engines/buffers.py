@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+Loop = Callable[..., tuple[Any, list[Any]]]  # `scan_into` with its unroll given, or what does the same
+
 
 def blank_rows(steps: int, aval: Any) -> Any:
     """``(steps, ...)`` to write rows of ``aval`` into."""

@@ -29,6 +29,8 @@ WHOLE_BYTES = 13_000_000
 WINDOW_BYTES = 1_500_000
 LEAST_WINDOW, MOST_WINDOW = 8, 256
 LEAN_SHARE = 16
+CHUNK_BYTES = {True: 500_000, False: 16_000_000}
+LEAST_CHUNK = 16
 
 
 def window_for(
@@ -55,6 +57,13 @@ def window_for(
     most = min(MOST_WINDOW, steps // LEAN_SHARE) if lean else MOST_WINDOW
     held = WINDOW_BYTES // max(kept, 1) if platform == "cpu" else most
     return near_divisor(steps, max(min(held, most), LEAST_WINDOW))
+
+
+def chunk_for(step: Step, steps: int, platform: str | None) -> int:
+    """Steps that are joined in parallel at a time, one chunk after another."""
+    state = sum(a.size * a.dtype.itemsize for a in step.carry_avals)
+    held = CHUNK_BYTES[platform == "cpu"] // max(state, 1)
+    return near_divisor(steps, max(min(held, steps), LEAST_CHUNK))
 
 
 def hoists(platform: str | None) -> bool:

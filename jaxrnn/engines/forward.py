@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from ..fence import fence
-from .buffers import blank_rows, scan_into
+from .buffers import Loop, blank_rows
 from .jaxprs import chosen, evaluate, read
 from .programs import CARRY, CONST, INPUT, Program, Step
 
@@ -22,10 +22,8 @@ class Forward:
     `Adjoint.matmul_values`, which are recorded beside the carries (of those, the ones that ``show``).
     """
 
-    def __init__(
-        self, step: Step, params: Arrays, *, hoist: bool, reverse: bool, unroll: int, keep: bool, show: Sequence[bool]
-    ):
-        self.step, self.reverse, self.unroll, self.show = step, reverse, unroll, show
+    def __init__(self, step: Step, params: Arrays, *, hoist: bool, reverse: bool, loop: Loop, keep: bool, show: Sequence[bool]):
+        self.step, self.reverse, self.loop, self.show = step, reverse, loop, show
         program: Program = step.adjoint if keep else step.program
         invars = program.jaxpr.invars
         self.carry, self.inputs = invars[step.params :][: step.carry], invars[step.params + step.carry :][: step.inputs]
@@ -65,4 +63,4 @@ class Forward:
 
         steps = inputs[0].shape[0]
         given = jax.vmap(ahead)(*inputs) if self.before else []
-        return scan_into(body, carry, given, rows, first, steps, reverse=self.reverse, unroll=self.unroll)
+        return self.loop(body, carry, given, rows, first, steps, reverse=self.reverse)

@@ -26,7 +26,7 @@ from jax.interpreters import ad, batching, mlir
 from jax.interpreters import partial_eval as pe
 
 from . import walks
-from .defaults import hoists, window_for
+from .defaults import chunk_for, hoists, window_for
 from .jaxprs import chosen, is_differentiable, mapping_of, split
 from .programs import Step
 from .windows import starts_of_windows
@@ -63,6 +63,10 @@ def _settled(plan: Plan, step: Step, inputs: Sequence, platform: str | None, bac
     pace = plan.pace
     if pace.hoist is None:
         pace = dataclasses.replace(pace, hoist=hoists(platform))
+    if pace.prefix is None:
+        pace = dataclasses.replace(pace, prefix=platform != "cpu")
+    if pace.window == walks.AUTO and pace.prefix:
+        pace = dataclasses.replace(pace, window=chunk_for(step, inputs[0].shape[0], platform))
     if pace.window == walks.AUTO:
         lean = plan.residuals == CARRIES
         pace = dataclasses.replace(

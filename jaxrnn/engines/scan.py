@@ -9,7 +9,6 @@ from jaxtyping import Array, Bool
 
 from ..cell import Carry, Cell, LinearCell, Params
 from ..checks import check_positive
-from .linear import SCAN, affine_maps, walk_affine
 from .recurrence import CARRIES, GATES, Plan
 from .step import check_hoist, walk_by_plan, walk_plainly
 from .walks import AUTO, Pace
@@ -27,8 +26,8 @@ class Scan:
     ``vmap``, forward mode and derivatives of any order work as for ordinary JAX code, and ``grad`` of a ``vmap`` is that of
     the batch written out: no weight gradient an example.
 
-    A linear cell's factors are made for all steps at once, and the loop is its elementwise recurrence, forwards and backwards
-    (the options below ask for the general walk).
+    A `LinearCell` without options keeps its carries only, and is walked by parallel prefixes, as by `Associative`, everywhere
+    but on a CPU.
 
     A ``lax.cond`` in a step runs both its branches where it does not need the carry, and on the way back, as under ``vmap``.
     Steps with side effects, callbacks or rbg random numbers, and arrays whose types belong to JAX's own loops (symbolic
@@ -84,12 +83,12 @@ class Scan:
         ``xs`` is a pytree of ``(T, *B, ...)``. Where ``resets[t]``, the carry becomes the initial one before step t; where
         not ``mask[t]``, it holds.
         """
-        if isinstance(cell, LinearCell) and self == Scan():
-            a, b = affine_maps(cell, params, carry, xs, mask, resets)
-            return walk_affine(a, b, carry, method=SCAN, chunk=None, reverse=reverse)
         if self.hoist:
             check_hoist(cell, params, carry, (xs, mask, resets))
         if self.residuals == ALL:
             return walk_plainly(cell, params, carry, (xs, mask, resets), self.hoist is not False, reverse, self.unroll)
-        plan = Plan(Pace(self.window or AUTO, self.unroll, self.hoist, reverse), self.residuals or GATES)
+        if isinstance(cell, LinearCell) and self == Scan():
+            plan = Plan(Pace(AUTO, reverse=reverse, prefix=None), CARRIES)
+        else:
+            plan = Plan(Pace(self.window or AUTO, self.unroll, self.hoist, reverse), self.residuals or GATES)
         return walk_by_plan(cell, params, carry, (xs, mask, resets), plan)

@@ -53,7 +53,8 @@ def walk_by_plan(cell: Cell, params: Params, carry: Carry, sequence: Sequence, p
     if reason is None and steps > 1:
         step, p_flat = as_step(cell, params, carry, sequence)
         reason = reason_against_step(step)
-    if reason is not None and (plan.pace.window != AUTO or plan.residuals != GATES):
+    by_default = plan.pace.window == AUTO and (plan.residuals == GATES or plan.pace.prefix is None)
+    if reason is not None and not by_default:
         raise ValueError(
             f"{type(cell).__name__}: {reason}: only engine=jaxrnn.Scan() or Scan(residuals='all') walk that, by jax.lax.scan "
             "with JAX's own derivative. Leave window and residuals out, and Checkpoint"

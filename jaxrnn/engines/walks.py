@@ -6,6 +6,7 @@ All run on flat lists of arrays, with time leading, in windows of steps.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,9 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from .backward import Backward, Wanted, known_of
-from .buffers import blank_rows
+from .buffers import Loop, blank_rows, scan_into
 from .forward import Forward
 from .jaxprs import evaluate, is_differentiable, split
+from .linear import prefix_into, shifted
 from .programs import Step
 from .windows import loop_in_windows, number_of_window
 
@@ -26,13 +28,20 @@ AUTO = "auto"
 @dataclasses.dataclass(frozen=True)
 class Pace:
     """How the loops run: ``window`` steps at once (None: all; AUTO: by `defaults`, once the platform is known), ``unroll``
-    steps an iteration, inputs hoisted or not (None: by `defaults`).
+    steps an iteration, inputs hoisted or not (None: by `defaults`); ``prefix``: the steps of a window in parallel, for cells
+    that are linear in their carry (None: by `defaults`).
     """
 
     window: Any = AUTO
     unroll: int = 1
     hoist: bool | None = None
     reverse: bool = False
+    prefix: bool | None = False
+
+    @property
+    def loop(self) -> Loop:
+        """How the steps of a window are walked."""
+        return prefix_into if self.prefix else functools.partial(scan_into, unroll=self.unroll)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +62,7 @@ def states(
     """The last carry, the parts of the carries after every step that ``show``, and if asked for the values of
     `Adjoint.matmul_values` at every step (``kept``) or the carries at which windows start (``starts``).
     """
-    forward = Forward(step, params, hoist=bool(pace.hoist), reverse=pace.reverse, unroll=pace.unroll, keep=kept, show=show)
+    forward = Forward(step, params, hoist=bool(pace.hoist), reverse=pace.reverse, loop=pace.loop, keep=kept, show=show)
     steps = inputs[0].shape[0]
     size = steps if pace.window is None else min(pace.window, steps)
     count = -(-steps // size)
@@ -113,7 +122,7 @@ def cotangents(
     forward = None
     if given.carries is None:
         show = [True] * step.carry
-        forward = Forward(step, params, hoist=bool(pace.hoist), reverse=pace.reverse, unroll=pace.unroll, keep=True, show=show)
+        forward = Forward(step, params, hoist=bool(pace.hoist), reverse=pace.reverse, loop=pace.loop, keep=True, show=show)
     steps = given.inputs[0].shape[0]
     size = steps if pace.window is None else min(pace.window, steps)
 
@@ -129,9 +138,9 @@ def cotangents(
         if forward:
             _, walked = forward.window(start, walked, inputs, 0)
             carries, kept = split(walked, (step.carry,))
-        before = [_shifted(a, after, pace.reverse) for a, after in zip(start, carries, strict=True)]
+        before = [shifted(a, after, pace.reverse) for a, after in zip(start, carries, strict=True)]
         known = known_of(step.adjoint, backward.kept, before, inputs, carries, kept if with_kept else [])
-        carry, rows, sums, d_inputs = backward.window(carry, rows, sums, known, every, not pace.reverse, pace.unroll)
+        carry, rows, sums, d_inputs = backward.window(carry, rows, sums, known, every, not pace.reverse, pace.loop)
         d_rows = [jax.lax.dynamic_update_slice_in_dim(a, d, first, 0) for a, d in zip(d_rows, d_inputs, strict=True)]
         return carry, sums, (rows, walked) if here == size else scratch, d_rows
 
@@ -145,7 +154,7 @@ def cotangents(
 def kept_values(step: Step, params: Arrays, carry: Arrays, inputs: Arrays, carries: Arrays, reverse: bool) -> list[Any]:
     """The values of `Adjoint.matmul_values` at every step, made again from the carries."""
     program = step.adjoint
-    before = [_shifted(a, after, reverse) for a, after in zip(carry, carries, strict=True)]
+    before = [shifted(a, after, reverse) for a, after in zip(carry, carries, strict=True)]
     needed = program.needed(program.matmul_values, {*program.carry, *program.inputs})
 
     def one(carry, inputs):
@@ -154,10 +163,3 @@ def kept_values(step: Step, params: Arrays, carry: Arrays, inputs: Arrays, carri
         return [env[v] for v in program.matmul_values]
 
     return jax.vmap(one)(before, list(inputs))
-
-
-def _shifted(first: Any, carries: Any, reverse: bool) -> Any:
-    """The carry before every step, from the one before all and those after."""
-    if carries.shape[0] == 1:
-        return first[None]
-    return jnp.concatenate([carries[1:], first[None]] if reverse else [first[None], carries[:-1]])
