@@ -42,6 +42,18 @@ def shown(cell, params, carry, x):
     return carry.real @ kernel[:half] + carry.imag @ kernel[half:] + params["skip"] * x
 
 
+def begun(cell, input_size=2, seed=0):
+    """``cell.init``, compiled."""
+    return jax.tree.map(np.asarray, compiled(lambda key: cell.init(key, input_size))(jax.random.key(seed)))
+
+
+def rnn_with(layer, params, **options):
+    """`nnx.RNN` of a layer, made without drawing anything, and then given ``params``."""
+    rnn = nnx.eval_shape(lambda: jaxrnn.nnx.RNN(layer, D, rngs=nnx.Rngs(0), **options))
+    rnn.params = jax.tree.map(nnx.Param, params)
+    return rnn
+
+
 def with_gradients(function, cotangent):
     """The value of ``function`` and the gradients of all it is given, compiled."""
 
@@ -196,8 +208,7 @@ def test_keys_of_zero_change_no_output(x64):
 def test_chunks_through_layers_and_nnx(x64):
     """A stack, both directions, `nnx.RNN` and `truncated_unroll` under ``Associative`` give what steps give."""
     layer = jaxrnn.stack(jaxrnn.GRU(3), jaxrnn.bidirectional(MLSTM(4, heads=2)))
-    params = layer.init(jax.random.key(0), D)
-    xs = draw(CELLS["mlstm"], 8, steps=5).xs
+    params, xs, *_ = draw(layer, 8, steps=5)
     with pytest.raises(TypeError, match="GRU is not linear"):
         jaxrnn.unroll(layer, params, xs, engine=Associative())
     part = layer.layers[1]
@@ -205,10 +216,10 @@ def test_chunks_through_layers_and_nnx(x64):
     assert_same(actual, expected)
     with pytest.raises(ValueError, match=r"Bidirectional: .* whole chunks .* leave return_carries out"):
         jaxrnn.unroll(part, params["layer_1"], xs, engine=Associative(), return_carries=True)
-    rnn = jaxrnn.nnx.RNN(MLSTM(4), D, engine=Associative(2), rngs=nnx.Rngs(0))
-    ys = rnn(jnp.swapaxes(xs, 0, 1), seq_lengths=jnp.array([5, 0, 3], jnp.int32))
-    rnn.engine = None
-    assert_same(rnn(jnp.swapaxes(xs, 0, 1), seq_lengths=jnp.array([5, 0, 3], jnp.int32)), ys)
+    lengths, by_batch = jnp.array([5, 0, 3], jnp.int32), jnp.swapaxes(xs, 0, 1)
+    one, params = part.forward, params["layer_1"]["forward"]
+    ys = [rnn_with(one, params, engine=engine)(by_batch, seq_lengths=lengths) for engine in (None, Associative(2))]
+    assert_same(*ys)
     cell, own = CELLS["mlstm"], draw(CELLS["mlstm"], 9, steps=5)
 
     def gradient(engine):
@@ -257,7 +268,7 @@ def test_legs(size):
 @pytest.mark.parametrize("spectrum", ["legs", "lin"])
 def test_s5_begins_as_published(spectrum):
     cell = S5(64, spectrum=spectrum, shortest=0.01, longest=0.5)
-    params = cell.init(jax.random.key(0), 40)
+    params = begun(cell, 40)
     step = np.exp(params["log_step"])
     assert ((step >= 0.01 * (1 - 1e-6)) & (step <= 0.5 * (1 + 1e-6))).all()
     assert 0.5 < np.median(step) / math.sqrt(0.01 * 0.5) < 2  # by its logarithm
@@ -271,8 +282,8 @@ def test_s5_begins_as_published(spectrum):
 
 def test_s5_is_the_full_system_it_halves(x64):
     """2H real states dx/dt = S x + B u, y = C x + d u, held between steps, with B, C drawn in the basis of LegS."""
-    cell, key = S5(3), jax.random.key(5)
-    params = cell.init(key, 2)
+    cell = S5(3)
+    params = begun(cell)
     values, vectors = legs(3)
     kernel = np.asarray(params["input_kernel"])
     B = 2 * (vectors @ (kernel[:, :3] + 1j * kernel[:, 3:]).T).real  # of the pairs together
@@ -299,14 +310,14 @@ def test_holding_is_exact_near_zero(x64):
     slopes = jax.vmap(jax.grad(lambda z: hold(z), holomorphic=True))(jnp.asarray(points))
     np.testing.assert_allclose(slopes, sum(n * points ** (n - 1) / math.factorial(n + 1) for n in range(1, 40)), rtol=1e-10)
     cell = S5(4)
-    params = cell.init(jax.random.key(0), D) | {"eigenvalue_real": jnp.zeros(4), "eigenvalue_imaginary": jnp.zeros(4)}
-    gradient = jax.grad(lambda p: jaxrnn.unroll(cell, p, jnp.ones((6, D)))[1].sum())(params)
+    params = begun(cell, D) | {"eigenvalue_real": jnp.zeros(4), "eigenvalue_imaginary": jnp.zeros(4)}
+    gradient = compiled(jax.grad(lambda p: jaxrnn.unroll(cell, p, jnp.ones((6, D)))[1].sum()))(params)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
     assert (np.abs(gradient["eigenvalue_real"]) > 0).all()
 
 
 def test_clipped_eigenvalues_cannot_grow(x64):
-    params = S5(4).init(jax.random.key(0), D) | {"eigenvalue_real": jnp.array([1.0, 0.0, -1e-5, -0.5])}
+    params = begun(S5(4), D) | {"eigenvalue_real": jnp.array([1.0, 0.0, -1e-5, -0.5])}
     assert (np.abs(S5(4).eigenvalues(params)) > 1).any()
     assert (np.abs(S5(4, clip=True).eigenvalues(params)) < 1).all()
 
@@ -325,24 +336,23 @@ def test_units_see_no_state_but_their_own(name, x64):
 
 
 def test_published_beginnings():
-    key = jax.random.key(0)
-    vector = IndRNN(1000).init(key, 2)["recurrent_vector"]
+    vector = begun(IndRNN(1000))["recurrent_vector"]
     assert (vector.min(), vector.max()) == pytest.approx((0, 1), abs=0.01)
-    narrow = IndRNN(1000, recurrent_init=Uniform(0.9, 1.0)).init(key, 2)["recurrent_vector"]
+    narrow = begun(IndRNN(1000, recurrent_init=Uniform(0.9, 1.0)))["recurrent_vector"]
     assert (narrow.min(), narrow.max()) == pytest.approx((0.9, 1), abs=0.001)
-    gru = DiagonalGRU(1000).init(key, 2)
+    gru = begun(DiagonalGRU(1000))
     assert gru["recurrent_vector"].std() == pytest.approx(2 / math.sqrt(5000), rel=0.05)
     np.testing.assert_allclose(gru["bias"].reshape(3, -1), [np.zeros(1000), np.linspace(0, 1, 1000), np.zeros(1000)], atol=1e-6)
-    lstm = DiagonalLSTM(1000).init(key, 2)
+    lstm = begun(DiagonalLSTM(1000))
     np.testing.assert_allclose(lstm["bias"].reshape(3, -1)[0], -np.linspace(0, 1, 1000), atol=1e-6)
     assert lstm["peephole_kernel"].std() == pytest.approx(2 / math.sqrt(5000), rel=0.05)
-    bias = DiagonalLSTM(100, forget_init=Chrono(50)).init(key, 2)["bias"][:100]
+    bias = begun(DiagonalLSTM(100, forget_init=Chrono(50)))["bias"][:100]
     assert (np.exp(bias) >= 1).all()
     assert (np.exp(bias) <= 49).all()
-    forget = SLSTM(20, heads=2).init(key, 2)["bias"].reshape(4, 2, 10)
+    forget = begun(SLSTM(20, heads=2))["bias"].reshape(4, 2, 10)
     np.testing.assert_allclose(forget[1], np.tile(5 - 12 * (np.arange(10) / 9) ** 0.3, (2, 1)), rtol=1e-5)
     assert (forget[np.array([0, 2, 3])] == 0).all()
-    mlstm = MLSTM(400, heads=100).init(key, 50)
+    mlstm = begun(MLSTM(400, heads=100), 50)
     kernel, i, f = mlstm["input_kernel"], mlstm["bias"][-200:-100], mlstm["bias"][-100:]
     np.testing.assert_allclose(f, np.linspace(3, 6, 100), rtol=1e-6)
     assert i.std() == pytest.approx(0.1, rel=0.2)
@@ -351,14 +361,55 @@ def test_published_beginnings():
 
 
 def test_accumulators_stay_float32():
-    for cell in (SLSTM(4), MLSTM(4), DiagonalGRU(4), DiagonalLSTM(4)):
-        params = cell.init(jax.random.key(0), D, dtype=jnp.bfloat16)
+    for cell in (SLSTM(4), MLSTM(4), DiagonalGRU(4), DiagonalLSTM(4), S5(4)):
+        params = jax.eval_shape(lambda c=cell: c.init(jax.random.key(0), D, dtype=jnp.bfloat16))
         assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
-        carry = cell.initial_carry(params)
-        shows, *keeps = jax.tree.leaves(carry) if isinstance(carry, tuple) else [jnp.zeros((), jnp.bfloat16), carry]
+        carry = jax.eval_shape(cell.initial_carry, params)
+        shows, *keeps = carry if isinstance(carry, tuple) else [jnp.zeros((), jnp.bfloat16), carry]
         assert shows.dtype == jnp.bfloat16
-        assert {leaf.dtype for leaf in keeps} == {jnp.dtype(jnp.float32)}
-    assert S5(4).initial_carry(S5(4).init(jax.random.key(0), D, dtype=jnp.bfloat16)).dtype == jnp.complex64
+        assert {leaf.dtype for leaf in keeps} == {jnp.dtype(jnp.complex64 if isinstance(cell, S5) else jnp.float32)}
+
+
+# -- through the library ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["slstm_heads", "mlstm", "s5_lin", "diagonal_lstm"])
+def test_through_nnx_both_directions_and_truncation(name, x64):
+    """`nnx.RNN` and `bidirectional` are unrolls put together; windows of TBPTT that hold all of time are BPTT."""
+    cell = CELLS[name]
+    layer = jaxrnn.bidirectional(cell)
+    params, xs, *_ = draw(layer, 0, steps=5)
+    lengths = jnp.array([5, 0, 3], jnp.int32)
+    mask = jaxrnn.mask_from_lengths(lengths, 5)
+    parts = [
+        jaxrnn.unroll(cell, params[part], xs, mask=mask, reverse=part == "backward")[1] for part in ("forward", "backward")
+    ]
+    ys = jaxrnn.unroll(layer, params, xs, mask=mask)[1]
+    assert_same(ys, jnp.concatenate(parts, axis=-1))
+    assert_same(rnn_with(layer, params)(jnp.swapaxes(xs, 0, 1), seq_lengths=lengths), jnp.swapaxes(ys, 0, 1))
+
+    own = params["forward"]
+
+    def losses(params, carry, window):
+        flags = {"mask": window.mask, "resets": window.resets}
+        _, ys, carries = jaxrnn.unroll(cell, params, window.inputs, carry, **flags, return_carries=True)
+        return jnp.square(ys - window.targets).mean(-1), carries
+
+    def loss(params, xs, targets):
+        return jnp.square(jaxrnn.unroll(cell, params, xs)[1] - targets).mean()
+
+    window = jaxrnn.Window(xs, jnp.sin(parts[0]))
+    expected = compiled(jax.value_and_grad(loss))(own, *window[:2])
+    for k1, k2, same in ((2, 5, True), (2, 2, False)):
+        tbptt = jaxrnn.TBPTT(losses, cell.initial_carry, k1, k2)
+        run = compiled(lambda p, w, tbptt=tbptt: tbptt.gradients(p, w, tbptt.start(p, w, (3,))))
+        value, gradient, _ = run(own, window)
+        assert_same(value, expected[0])
+        if same:
+            assert_same(gradient, expected[1])
+        else:
+            difference = jax.tree.map(lambda g, e: np.abs(g - e).max(), gradient, expected[1])
+            assert max(jax.tree.leaves(difference)) > 1e-6
 
 
 # -- errors and names ------------------------------------------------------------------------------------------------
