@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from reference import compiled
 from subjects import assert_same, compiled_outcome, normal
 
 import jaxrnn
@@ -115,3 +116,29 @@ def test_return_carries_is_refused():
     params = cell.init(jax.random.key(0), D)
     with pytest.raises(ValueError, match=r"MLSTM: Associative\(chunk=None\) walks whole chunks .* engine=jaxrnn.Scan"):
         jaxrnn.unroll(cell.layers[1], params["layer_1"], jnp.ones((4, 3)), engine=Associative(), return_carries=True)
+
+
+def test_modes_and_half_precision(x64):
+    """Forward mode is reverse mode; ``vmap`` is the batch; bfloat16 stays bfloat16, its memory float32."""
+    cell = CELLS["plain"]
+    params, xs, carry, cotangents = draw(cell, 7, 0)
+    mask, resets = map(jnp.asarray, list(flags_of(7, 1))[4])
+
+    def walk(params, xs, carry, mask=mask, resets=resets):
+        return jaxrnn.unroll(cell, params, xs, carry, engine=Associative(3), mask=mask, resets=resets)
+
+    direction = normal(np.random.default_rng(3), (params, xs, carry))
+    push = compiled(lambda at, d: jax.jvp(walk, at, d)[1])((params, xs, carry), direction)
+    pull = compiled(lambda at, c: jax.vjp(walk, *at)[1](c))((params, xs, carry), cotangents)
+    pairs = ((push, cotangents), (pull, direction))
+    one, other = (sum(np.vdot(a, b) for a, b in zip(*map(jax.tree.leaves, pair), strict=True)) for pair in pairs)
+    assert one == pytest.approx(other, rel=1e-12)
+
+    mapped = compiled(jax.vmap(lambda x, s, m, r: walk(params, x, s, m, r), (1, 0, 1, 1), (0, 1)))(xs, carry, mask, resets)
+    assert_same(mapped, compiled(walk)(params, xs, carry))
+
+    half = jax.tree.map(lambda a: jnp.asarray(np.asarray(a), jnp.bfloat16), (params, xs))
+    last, ys = jaxrnn.unroll(cell, *half, engine=Associative(3))
+    assert ys.dtype == last.h.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in last[1:]} == {jnp.dtype(jnp.float32)}
+    np.testing.assert_allclose(np.asarray(ys, float), jaxrnn.unroll(cell, params, xs)[1], atol=0.1)

@@ -233,8 +233,8 @@ def test_chunks_through_layers_and_nnx(x64):
 
 def test_memory_of_chunks_does_not_grow_with_time():
     """Beyond inputs and outputs: what a gradient by chunks keeps is the carry at their ends, by steps every C."""
-    cell = MLSTM(32)
-    params = cell.init(jax.random.key(0), 8)
+    cell = MLSTM(16)
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 8))
 
     def temporaries(steps, engine):
         xs = jax.ShapeDtypeStruct((steps, 2, 8), jnp.float32)
@@ -244,7 +244,7 @@ def test_memory_of_chunks_does_not_grow_with_time():
             pytest.skip("this backend tells no memory")
         return analysis.temp_size_in_bytes
 
-    every_C = 512 * 2 * 32 * 32 * 4
+    every_C = 512 * 2 * 16 * 16 * 4
     assert temporaries(512, Scan(residuals="all")) > every_C
     assert temporaries(512, Associative(64)) < every_C / 2
 
@@ -373,7 +373,7 @@ def test_accumulators_stay_float32():
 # -- through the library ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["slstm_heads", "mlstm", "s5_lin", "diagonal_lstm"])
+@pytest.mark.parametrize("name", ["slstm_heads", "mlstm"])
 def test_through_nnx_both_directions_and_truncation(name, x64):
     """`nnx.RNN` and `bidirectional` are unrolls put together; windows of TBPTT that hold all of time are BPTT."""
     cell = CELLS[name]

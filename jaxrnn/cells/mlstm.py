@@ -1,4 +1,4 @@
-"""The matrix memory of xLSTM: one step of it, and whole chunks of steps as matrix products."""
+"""The matrix memory of xLSTM."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..cell import Carry, Gate, Params, accumulator, expand, select
+from ..cell import Gate, Params, accumulator
 from ..checks import check_features, check_positive
 from ..initializers import Initializer, Linspace, Normal, Zeros, gate_blocks
 from .arithmetic import along, dense
 from .base import BuiltinCell
+from .chunks import walk_chunks
 from .slstm import SIGMOID, bounded_exp, check_forget_gate, check_heads, largest_exponent, log_forget
 
 
@@ -151,11 +152,13 @@ class MLSTM(BuiltinCell):
         n = kept * carry.n + new * now.k
         C = kept[..., None] * carry.C + (new * now.k)[..., None] * now.v[..., None, :]
         read = jnp.einsum("...k,...kv->...v", now.q, C)
-        h = now.o * self._shown(read, (now.q * n).sum(-1), m)
+        h = now.o * self.shown(read, (now.q * n).sum(-1), m)
         return MLSTMState(h.astype(carry.h.dtype), C, n, m)
 
-    def _shown(self, read: Float[Array, "*B N v"], weight: Float[Array, "*B N"], m: Float[Array, "*B N"]):
-        """``read / max(|weight|, exp(-m))``, heads side by side; neither exp(-m) nor exp(m) overflows."""
+    def shown(
+        self, read: Float[Array, "*B N v"], weight: Float[Array, "*B N"], m: Float[Array, "*B N"]
+    ) -> Float[Array, "*B H"]:
+        """``read / max(|weight|, exp(-m))``, heads side by side, ``(*B, H)``; neither exp(-m) nor exp(m) overflows."""
         cut = jnp.asarray(largest_exponent(m.dtype), m.dtype)
         zero = jnp.zeros((), m.dtype)
         scale, one = jnp.exp(jnp.minimum(m, zero)), jnp.exp(-jnp.clip(m, zero, cut))  # one of them is 1
@@ -187,119 +190,9 @@ class MLSTM(BuiltinCell):
             C_t^T q_t = exp(L_t - m_t) C_0^T q_t + sum_s S_ts v_s         n_t alike, with 1 for v
 
         which are the numbers of ``step``, m included (but for keys that are exactly zero, where m is only another scale).
-        Between chunks passes the carry; a chunk's insides are made again for
-        its gradient, so memory grows with T by inputs and outputs alone, and with ``chunk``, by ``chunk^2`` a head.
+        Between chunks passes the carry; a chunk's insides are made again for its gradient, so that beyond inputs and outputs
+        memory grows with T by one carry a chunk, and with ``chunk`` by ``chunk^2`` a head.
 
         Where not ``mask``, h is not that of the held carry, for ``unroll`` shows nothing there.
         """
-        steps, batch = zs.shape[0], zs.shape[1:-1]
-        if steps == 0:
-            return carry, jnp.zeros((0, *carry.h.shape), carry.h.dtype)
-        chunk = min(chunk, steps)
-        count = -(-steps // chunk)
-        held = count * chunk - steps
-        initial = self.initial_carry(params, batch) if resets is not None else None
-
-        def cut(leaf, fill):
-            leaf = jnp.flip(leaf, 0) if reverse else leaf
-            leaf = jnp.concatenate([leaf, jnp.full((held, *leaf.shape[1:]), fill, leaf.dtype)])
-            return leaf.reshape(count, chunk, *leaf.shape[1:])
-
-        if held and mask is None:
-            mask = jnp.ones((steps, *batch), bool)
-        flags = (None if mask is None else cut(mask, False), None if resets is None else cut(resets, False))
-
-        def one(state, part):
-            return self._chunk(state, initial, *part)
-
-        state = (carry.C, carry.n, carry.m)
-        (C, n, m), hs = jax.lax.scan(jax.checkpoint(one, prevent_cse=False), state, (cut(zs, 0), *flags))
-        hs = hs.reshape(count * chunk, *hs.shape[2:])[:steps].astype(carry.h.dtype)
-        hs = jnp.flip(hs, 0) if reverse else hs
-        return MLSTMState(_last_shown(carry.h, hs, mask, resets, initial, reverse), C, n, m), hs
-
-    def _chunk(self, state: Any, initial: MLSTMState | None, z: Array, mask: Any, resets: Any) -> tuple[Any, Array]:
-        """C, n and m after a chunk, and h after every step of it."""
-        C, n, m_first = state
-        if mask is not None:
-            z = jnp.where(expand(mask, z), z, 0)
-        now = self.steps(z)
-        i, f = now.i, now.f
-        if mask is not None:  # what is masked keeps all and adds nothing
-            i = jnp.where(expand(mask, i), i, -jnp.inf)
-            f = jnp.where(expand(mask, f), f, 0)
-        late = _lateness(resets)
-        since, between = _log_decays(jnp.moveaxis(f, 0, -1), late)
-        start, empty = m_first[..., None], (n == 0).all(-1)[..., None]
-        if initial is not None:
-            begun = late > 0
-            start = jnp.where(begun, initial.m[..., None], start)
-            empty = jnp.where(begun, (initial.n == 0).all(-1)[..., None], empty)
-        old, new = since + start, between + jnp.moveaxis(i, 0, -1)[..., None, :]  # L_t and L_ts
-        m = new.max(-1)
-        m = jnp.where(empty & (m > -jnp.inf), m, jnp.maximum(old, m))
-        old, new = bounded_exp(old - m), jnp.exp(new - m[..., None])  # (*B, N, t) and (*B, N, t, s)
-        scores = new * jnp.einsum("t...k,s...k->...ts", now.q, now.k)
-        read = jnp.einsum("t...k,...kv->...tv", now.q, C)
-        weight = jnp.einsum("t...k,...k->...t", now.q, n)
-        if initial is not None and self.learned_initial_carry:
-            read = jnp.where(begun[..., None], jnp.einsum("t...k,...kv->...tv", now.q, initial.C), read)
-            weight = jnp.where(begun, jnp.einsum("t...k,...k->...t", now.q, initial.n), weight)
-        elif initial is not None:
-            read, weight = jnp.where(begun[..., None], 0, read), jnp.where(begun, 0, weight)
-        read = old[..., None] * read + jnp.einsum("...ts,s...v->...tv", scores, now.v)
-        weight = old * weight + scores.sum(-1)
-        shown = self._shown(*(jnp.moveaxis(a, d, 0) for a, d in ((read, -2), (weight, -1), (m, -1))))
-        if initial is not None:
-            C, n = (
-                jnp.where(begun[..., -1].reshape(begun.shape[:-1] + (1,) * (a.ndim - begun.ndim + 1)), b, a)
-                for a, b in ((C, initial.C), (n, initial.n))
-            )
-        kept, added = old[..., -1], new[..., -1, :]
-        C = kept[..., None, None] * C + jnp.einsum("...s,s...k,s...v->...kv", added, now.k, now.v)
-        n = kept[..., None] * n + jnp.einsum("...s,s...k->...k", added, now.k)
-        return (C, n, m[..., -1]), now.o * shown
-
-
-def _lateness(resets: Any) -> Any:
-    """How many resets lie in the chunk up to and with each step, ``(*B, 1, t)``; None without resets."""
-    if resets is None:
-        return None
-    return jnp.moveaxis(jnp.cumsum(resets, 0, dtype=jnp.int32), 0, -1)[..., None, :]
-
-
-def _log_decays(f: Float[Array, "*B N t"], late: Any) -> tuple[Float[Array, "*B N t"], Float[Array, "*B N t s"]]:
-    """Sums of log F: from the chunk's beginning, or the last reset, with step t; and behind step s with step t, -inf where s
-    is not before t or a reset lies between. Each is a sum of its own, for a difference of two long ones loses its digits.
-    """
-    place = np.arange(f.shape[-1])
-    place = place.reshape((1,) * (f.ndim - 1) + place.shape)
-    behind, same = place[..., :, None] > place[..., None, :], True
-    if late is not None:
-        same = late[..., :, None] == late[..., None, :]
-    later = jnp.where(behind, f[..., :, None], 0)
-    between = jnp.where((place[..., :, None] >= place[..., None, :]) & same, jnp.cumsum(later, axis=-2), -jnp.inf)
-    if late is None:
-        return jnp.cumsum(f, -1), between
-    here = (place[..., :, None] >= place[..., None, :]) & same
-    return jnp.where(here, f[..., None, :], 0).sum(-1), between
-
-
-def _last_shown(h: Array, hs: Array, mask: Any, resets: Any, initial: Carry, reverse: bool) -> Array:
-    """h of the last step walked that was not masked, or the initial one after a later reset, or the one before all steps."""
-    steps = hs.shape[0]
-    if mask is None:
-        return hs[0 if reverse else -1]
-
-    def last(flags):  # its place in the order of walking, from 1; 0: none
-        number = jnp.arange(steps, 0, -1) if reverse else jnp.arange(1, steps + 1)
-        return jnp.where(flags, number.reshape(-1, *[1] * (flags.ndim - 1)), 0).max(0)
-
-    at = last(mask)
-    place = jnp.clip(steps - at if reverse else at - 1, 0, steps - 1)
-    shown = jnp.take_along_axis(hs, place[None, ..., None], axis=0)[0]
-    if resets is not None:
-        fresh = last(resets)
-        h = select(fresh > 0, initial.h, h)
-        return select((at > 0) & (at >= fresh), shown, h)
-    return select(at > 0, shown, h)
+        return walk_chunks(self, params, carry, zs, mask, resets, chunk, reverse)
