@@ -14,7 +14,7 @@ STEP = 1e-6  # of central differences: layer normalisation of a zero state has t
 
 
 def dot(a, b):
-    """The real part of the sum of the products of two trees: of a complex cotangent and tangent, as jax pairs them."""
+    """The real part of the sum of the products of two trees: JAX's pullback is the transpose, without conjugation."""
     return sum(
         float(np.sum(np.asarray(x) * np.asarray(y)).real) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     )
@@ -73,8 +73,10 @@ def test_the_gradient_of_the_first_carry_is_a_product_of_jacobians(name, x64):
 
     @compiled
     def jacobian(params, flat, x):
-        holomorphic = jnp.iscomplexobj(flat)  # a linear cell's step is
-        return jax.jacfwd(lambda flat: ravel_pytree(layer(params, to_carry(flat), x)[0])[0], holomorphic=holomorphic)(flat)
+        def step(flat):
+            return ravel_pytree(layer(params, to_carry(flat), x)[0])[0]
+
+        return jax.jacfwd(step, holomorphic=jnp.iscomplexobj(flat))(flat)
 
     before = [start, *(ravel_pytree(jax.tree.map(lambda a, t=t: a[t], outcome.carries))[0] for t in range(T - 1))]
     row = ravel_pytree(silent[0])[0]

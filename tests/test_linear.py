@@ -29,10 +29,8 @@ def flagged(inputs, steps, where):
 def test_every_walk_is_the_python_loop_at_any_length(name, steps, x64):
     where, reverse = list(RESETS)[steps % 4], steps in (3, 64)
     inputs = flagged(draw(name, steps, steps), steps, where)
-    if steps:
-        expected = looped(name, inputs, reverse)
-    else:  # a loop of no steps has nothing to stack
-        expected = walked(LINEAR[name], Scan(residuals="all"))(*inputs)
+    by_hand = looped if steps else lambda *_: walked(LINEAR[name], Scan(residuals="all"))(*inputs)  # no steps: none to stack
+    expected = by_hand(name, inputs, reverse)
     for engine in ENGINES.values():
         assert_same_outcome(walked(LINEAR[name], engine, reverse)(*inputs), expected)
 

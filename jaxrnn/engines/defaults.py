@@ -11,6 +11,15 @@ What is kept: ``"gates"`` everywhere. The window depends on the platform, and is
 
 Inputs are projected before the loop, but on a CPU with jax 0.10 inside it, see `hoists`.
 
+A linear cell (`jaxrnn.LinearCell`) keeps carries only, makes its factors before the loop, and is walked
+
+| platform | how | why |
+|---|---|---|
+| CPU | step by step | parallel prefixes move each state some ten times; benchmarks/results/linear_* |
+| others | by parallel prefixes, in chunks of 16 MB of state | a loop's step costs a launch there; not measured yet |
+
+`Associative()` on a CPU takes chunks of 0.5 MB of state, which stay in the cache.
+
 What is kept of a step is its carry and the values its matmuls gave, as `Adjoint.matmul_values` finds them (without a
 gradient: the carry and what was hoisted). The figures behind the table are in benchmarks/NOTES.md. Where a divisor of T lies
 near the window, it is taken, so that no shorter one is left over.

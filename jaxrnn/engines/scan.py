@@ -26,8 +26,8 @@ class Scan:
     ``vmap``, forward mode and derivatives of any order work as for ordinary JAX code, and ``grad`` of a ``vmap`` is that of
     the batch written out: no weight gradient an example.
 
-    A `LinearCell` without options keeps its carries only, and is walked by parallel prefixes, as by `Associative`, everywhere
-    but on a CPU.
+    A `LinearCell` without options keeps its carries only and makes its factors before the loop; everywhere but on a CPU it is
+    walked by parallel prefixes, as by `Associative`.
 
     A ``lax.cond`` in a step runs both its branches where it does not need the carry, and on the way back, as under ``vmap``.
     Steps with side effects, callbacks or rbg random numbers, and arrays whose types belong to JAX's own loops (symbolic
@@ -88,7 +88,7 @@ class Scan:
         if self.residuals == ALL:
             return walk_plainly(cell, params, carry, (xs, mask, resets), self.hoist is not False, reverse, self.unroll)
         if isinstance(cell, LinearCell) and self == Scan():
-            plan = Plan(Pace(AUTO, reverse=reverse, prefix=None), CARRIES)
+            plan = Plan(Pace(AUTO, hoist=True, reverse=reverse, prefix=None), CARRIES)
         else:
             plan = Plan(Pace(self.window or AUTO, self.unroll, self.hoist, reverse), self.residuals or GATES)
         return walk_by_plan(cell, params, carry, (xs, mask, resets), plan)
