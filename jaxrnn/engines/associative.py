@@ -73,5 +73,6 @@ def _refusal(cell: Any) -> str:
         )
     return (
         f"Associative: {type(cell).__name__} is not linear in its state, so its steps cannot be joined in advance: use Scan(), "
-        "or Checkpoint() for long sequences. Linear are MinGRU, MinLSTM, LRU, S5, RGLRU and every jaxrnn.LinearCell; MLSTM has chunks"
+        "or Checkpoint() for long sequences. Linear are MinGRU, MinLSTM, LRU, S5, RGLRU and every jaxrnn.LinearCell; MLSTM has "
+        "chunks"
     )
