@@ -114,6 +114,41 @@ class Chrono:
         return jnp.log(jax.random.uniform(key, shape, dtype, 1.0, self.max_time - 1.0))
 
 
+@dataclasses.dataclass(frozen=True)
+class Linspace:
+    """Evenly spaced from ``low`` to ``high``, ends included: forget biases that spread the time constants of the units."""
+
+    low: float
+    high: float
+
+    def __call__(self, key, shape, dtype):
+        return jnp.linspace(self.low, self.high, math.prod(shape), dtype=accumulator(dtype)).astype(dtype).reshape(shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class PowerLaw:
+    """``first + (last - first) (j / (n - 1))^exponent`` for unit j of n: most units near ``last`` where exponent < 1."""
+
+    first: float
+    last: float
+    exponent: float
+
+    def __call__(self, key, shape, dtype):
+        places = jnp.linspace(0, 1, math.prod(shape), dtype=accumulator(dtype)).reshape(shape)
+        return (self.first + (self.last - self.first) * places**self.exponent).astype(dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Uniform:
+    """U(low, high)."""
+
+    low: float
+    high: float
+
+    def __call__(self, key, shape, dtype):
+        return jax.random.uniform(key, shape, dtype, self.low, self.high)
+
+
 def gate_blocks(init: Initializer, key: Array, gates: int, rows: int, columns: int, dtype: Any) -> Array:
     """A packed kernel ``(rows, gates * columns)``, each gate's block drawn by itself."""
     return jnp.concatenate([init(k, (rows, columns), dtype) for k in jax.random.split(key, gates)], axis=-1)

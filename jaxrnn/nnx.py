@@ -110,7 +110,7 @@ class RNN(nnx.Module):
                 "rnn(xs, rngs=nnx.Rngs(...)): those of the constructor draw parameters only. model.eval() draws nothing"
             )
         key = rngs.dropout() if rngs is not None and layer.draws else None
-        last, ys, carries = unroll(  # type: ignore[misc]
+        last, ys, *carries = unroll(
             layer,
             self.values(),
             xs,
@@ -120,9 +120,9 @@ class RNN(nnx.Module):
             resets=resets,
             reverse=self.reverse,
             key=key,
-            return_carries=True,
+            return_carries=return_carries,
         )
         ys = jnp.moveaxis(ys, 0, axis)
         if return_carries:
-            return last, ys, carries
+            return last, ys, carries[0]
         return (last, ys) if return_carry else ys

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+import jaxrnn
+
 
 @functools.cache
 def quick_compile():
@@ -200,4 +202,74 @@ def gru_step(cell, p, h, x):
     return (1 - z) * n + z * h
 
 
-NUMPY_STEPS = {"Elman": elman_step, "LSTM": lstm_step, "GRU": gru_step}
+def mlstm_step(cell, p, carry, x):
+    """Without stabiliser; the carry that comes and goes is scaled by exp(m) all the same."""
+    _, C, n, m = carry  # of MLSTMState
+    C, n = C * np.exp(m)[..., None, None], n * np.exp(m)[..., None]
+    N, d_k, H = cell.heads, cell.keys, cell.hidden_size
+    a, b = np.split(x @ p["input_kernel"], np.cumsum(cell.blocks)[:-1], -1), np.split(p["bias"], np.cumsum(cell.blocks)[:-1])
+    q, k, v = a[0] + b[0], a[1] / np.sqrt(d_k) + b[1], a[2] + b[2]
+    q, k, v = (block.reshape(*x.shape[:-1], N, -1) for block in (q, k, v))
+    i, f = np.exp(a[4] + b[4]), sigmoid(a[5] + b[5]) if cell.forget_gate == "sigmoid" else np.exp(a[5] + b[5])
+    C = f[..., None, None] * C + i[..., None, None] * k[..., :, None] * v[..., None, :]
+    n = f[..., None] * n + i[..., None] * k
+    read, weight = np.einsum("...kv,...k->...v", C, q), np.einsum("...k,...k->...", n, q)
+    shown = (read / np.maximum(np.abs(weight), 1)[..., None]).reshape(*x.shape[:-1], H)
+    m = np.where((carry.n == 0).all(-1), np.log(i), np.maximum(np.log(f) + m, np.log(i)))
+    return sigmoid(a[3] + b[3]) * shown, C / np.exp(m)[..., None, None], n / np.exp(m)[..., None], m
+
+
+def slstm_step(cell, p, carry, x):
+    """Without stabiliser; the carry that comes and goes is scaled by exp(m) all the same."""
+    h, c, n, m = carry
+    c, n, size = c * np.exp(m), n * np.exp(m), cell.hidden_size // cell.heads
+    from_h = np.zeros((*x.shape[:-1], 4, cell.hidden_size))
+    for head in range(cell.heads):
+        units = slice(head * size, (head + 1) * size)
+        for gate in range(4):
+            from_h[..., gate, units] = h[..., units] @ p["recurrent_kernel"][head][:, gate * size : (gate + 1) * size]
+    a = (x @ p["input_kernel"] + p["bias"]).reshape(*x.shape[:-1], 4, -1) + from_h
+    i, z, o = np.exp(a[..., 0, :]), np.tanh(a[..., 2, :]), sigmoid(a[..., 3, :])
+    f = sigmoid(a[..., 1, :]) if cell.forget_gate == "sigmoid" else np.exp(a[..., 1, :])
+    new_c, new_n = f * c + i * z, f * n + i
+    m = np.where(n == 0, np.log(i), np.maximum(np.log(f) + m, np.log(i)))
+    return o * new_c / new_n, new_c / np.exp(m), new_n / np.exp(m), m
+
+
+def s5_step(cell, p, s, x):
+    eigenvalue = p["eigenvalue_real"] + 1j * p["eigenvalue_imaginary"]
+    step, half = np.exp(p["log_step"]), p["input_kernel"].shape[1] // 2
+    drive = x @ (p["input_kernel"][:, :half] + 1j * p["input_kernel"][:, half:])
+    return np.exp(eigenvalue * step) * s + (np.exp(eigenvalue * step) - 1) / eigenvalue * drive
+
+
+def indrnn_step(cell, p, h, x):
+    f = {jnp.tanh: np.tanh, jax.nn.relu: lambda a: np.maximum(a, 0)}[cell.activation]
+    return f(x @ p["input_kernel"] + h * p["recurrent_vector"] + p["bias"])
+
+
+def diagonal_gru_step(cell, p, h, x):
+    a_r, a_z, a_n = np.split(x @ p["input_kernel"] + p["bias"], 3, -1)
+    u_r, u_z, u_n = np.split(p["recurrent_vector"], 3)
+    r, z = sigmoid(a_r + u_r * h), sigmoid(a_z + u_z * h)
+    return (1 - z) * np.tanh(a_n + u_n * (r * h)) + z * h
+
+
+def diagonal_lstm_step(cell, p, carry, x):
+    """That of the full LSTM, with diagonals written out as matrices."""
+    U = np.concatenate([np.diag(u) for u in np.split(p["recurrent_vector"], 3)], -1)
+    full = {name: leaf for name, leaf in p.items() if name != "recurrent_vector"} | {"recurrent_kernel": U}
+    return lstm_step(jaxrnn.LSTM(cell.hidden_size, peephole=True, coupled_gates=True), full, carry, x)
+
+
+NUMPY_STEPS = {
+    "Elman": elman_step,
+    "LSTM": lstm_step,
+    "GRU": gru_step,
+    "MLSTM": mlstm_step,
+    "SLSTM": slstm_step,
+    "S5": s5_step,
+    "IndRNN": indrnn_step,
+    "DiagonalGRU": diagonal_gru_step,
+    "DiagonalLSTM": diagonal_lstm_step,
+}

@@ -10,7 +10,22 @@ import numpy as np
 from reference import backpropagation, compiled, ends_seen_backwards, one_step
 
 import jaxrnn
-from jaxrnn import GRU, LRU, LSTM, RGLRU, Elman, MinGRU, MinLSTM, initializers
+from jaxrnn import (
+    GRU,
+    LRU,
+    LSTM,
+    MLSTM,
+    RGLRU,
+    S5,
+    SLSTM,
+    DiagonalGRU,
+    DiagonalLSTM,
+    Elman,
+    IndRNN,
+    MinGRU,
+    MinLSTM,
+    initializers,
+)
 from jaxrnn.layers.compose import Bidirectional
 
 T, B, D = 5, 3, 3
@@ -73,6 +88,10 @@ CELLS = {
     "gru_layer_norm": GRU(4, layer_norm=True),
     "gru_before": GRU(4, reset_after=False),
     "gru_before_layer_norm": GRU(4, reset_after=False, layer_norm=True),
+    "mlstm": MLSTM(4, heads=2, key_size=3),
+    "indrnn": IndRNN(4),
+    "diagonal_gru": DiagonalGRU(4),
+    "diagonal_lstm": DiagonalLSTM(4),
 }
 LINEAR = {
     "min_gru": MinGRU(4),
@@ -81,9 +100,12 @@ LINEAR = {
     "min_lstm_plain": MinLSTM(4, normalised=False, positive=True),
     "rg_lru": RGLRU(D),
     "lru": LRU(4),
+    "s5": S5(4),
     "user_linear": UserLinear(4),
 }
-CELLS |= {name: cell for name, cell in LINEAR.items() if hasattr(cell, "learned_initial_carry") and not isinstance(cell, LRU)}
+CELLS |= {
+    name: cell for name, cell in LINEAR.items() if hasattr(cell, "learned_initial_carry") and not isinstance(cell, (LRU, S5))
+}
 LEARNED = {f"{name}_learned": dataclasses.replace(cell, learned_initial_carry=True) for name, cell in CELLS.items()}
 LAYERS = {
     "stack": jaxrnn.stack(LSTM(4, learned_initial_carry=True), GRU(2)),
@@ -94,7 +116,7 @@ LAYERS = {
     "block": jaxrnn.stack(jaxrnn.block(RGLRU(4), 4), jaxrnn.block(MinGRU(3), 4)),
     "bidirectional": jaxrnn.bidirectional(LSTM(2), GRU(3, learned_initial_carry=True)),
 }
-PLAIN = {**CELLS, **LINEAR, "user": UserCell(4), **LAYERS}
+PLAIN = {**CELLS, **LINEAR, "slstm": SLSTM(4, heads=2), "user": UserCell(4), **LAYERS}
 SUBJECTS = PLAIN | LEARNED
 CAUSAL = [name for name in PLAIN if name != "bidirectional"]
 FEW = ["elman", "lstm_all_learned", "gru_learned", "user", "stack", "zoneout"]  # for laws that the cell hardly touches
@@ -134,6 +156,15 @@ def normal(random, tree, scale=1.0):
     return jax.tree.map(leaf, tree)
 
 
+def possible(carry):
+    """``carry``, the normaliser of an sLSTM made positive, as a sum of exponentials is."""
+
+    def is_slstm(node):
+        return isinstance(node, jaxrnn.SLSTMState)
+
+    return jax.tree.map(lambda s: s._replace(n=0.5 + jnp.abs(s.n)) if is_slstm(s) else s, carry, is_leaf=is_slstm)
+
+
 @functools.cache
 def shapes_of_params(layer, dtype):
     return jax.eval_shape(lambda key: layer.init(key, D), jax.random.key(0))
@@ -157,7 +188,7 @@ def draw(layer, seed, steps=T, batch=(B,)):
     random = np.random.default_rng(seed)
     params = draw_params(layer, random)
     xs = normal(random, jax.ShapeDtypeStruct((steps, *batch, D), jnp.result_type(float)))
-    carry = normal(random, jax.eval_shape(lambda p: layer.initial_carry(p, batch), params), 0.5)
+    carry = possible(normal(random, jax.eval_shape(lambda p: layer.initial_carry(p, batch), params), 0.5))
     shapes = jax.eval_shape(lambda *a: jaxrnn.unroll(layer, *a), params, xs, carry)
     mask, resets = (jnp.asarray(random.random((steps, *batch)) < share) for share in (0.6, 0.3))
     return Inputs(params, xs, carry, normal(random, shapes), mask, resets)

@@ -56,7 +56,10 @@ def jacobian_of_step(layer):
     def step(flat, params, like, x, keep, reset):
         return ravel_pytree(one_step(layer, params, x, ravel_pytree(like)[1](flat), keep, reset)[0])[0]
 
-    return compiled(lambda flat, *rest: (step(flat, *rest), jax.jacrev(step)(flat, *rest)))
+    def both(flat, *rest):
+        return step(flat, *rest), jax.jacrev(step, holomorphic=jnp.iscomplexobj(flat))(flat, *rest)
+
+    return compiled(both)
 
 
 def explicit(layer, params, xs, carry, mask, resets):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxrnn
 from jaxrnn.tasks import program
 from jaxrnn.tasks.sequence_model import Batch
 from jaxrnn.tasks.synthetic import adding, copying, group_words, parity, seq_mnist, temporal_order
@@ -466,6 +467,25 @@ def test_parity_is_learned_up_to_40_and_holds_up_to_256(tmp_path):
     result = trained(tmp_path, "parity")
     assert result["accuracy"] == 1
     assert result["accuracy_256"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("optax_promotion")
+@pytest.mark.parametrize("cell", ["slstm", "diagonal-gru"])
+def test_a_recurrence_that_sees_its_state_learns_parity(cell, tmp_path):
+    """Also where each unit sees its own alone (one head of an sLSTM sees all)."""
+    result = trained(tmp_path, "parity", cell=cell)
+    assert result["accuracy"] == result["accuracy_256"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("optax_promotion")
+def test_a_diagonal_linear_recurrence_with_factors_from_0_to_1_does_not_learn_parity(tmp_path, monkeypatch):
+    """Grazzi et al. (2025): a product of positive numbers has no sign to change."""
+    monkeypatch.setattr("jaxrnn.tasks.synthetic.task.make_cell", lambda spec, hidden, length: jaxrnn.MinGRU(hidden))
+    result = trained(tmp_path, "parity")
+    assert result["accuracy"] < 0.6
+    assert result["accuracy_256"] < 0.6
 
 
 @pytest.mark.slow

@@ -1,10 +1,18 @@
-"""The arithmetic of one step: a file a cell."""
+"""The arithmetic of one step: a file a cell, or a family of them."""
 
+from .diagonal import DiagonalGRU as DiagonalGRU
+from .diagonal import DiagonalLSTM as DiagonalLSTM
 from .elman import Elman as Elman
 from .gru import GRU as GRU
+from .indrnn import IndRNN as IndRNN
 from .lru import LRU as LRU
 from .lru import RGLRU as RGLRU
 from .lstm import LSTM as LSTM
 from .lstm import LSTMState as LSTMState
 from .minimal import MinGRU as MinGRU
 from .minimal import MinLSTM as MinLSTM
+from .mlstm import MLSTM as MLSTM
+from .mlstm import MLSTMState as MLSTMState
+from .slstm import SLSTM as SLSTM
+from .slstm import SLSTMState as SLSTMState
+from .ssm import S5 as S5

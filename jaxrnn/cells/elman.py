@@ -70,5 +70,9 @@ class Elman(BuiltinCell):
 
     def gate_values(self, params: Params, carry: Float[Array, "*B H"], z: Float[Array, "*B H"]) -> dict[str, Gate]:
         """h itself, which has no gate: its saturation is what stops a gradient."""
-        low, high = RANGES.get(self.activation, (-math.inf, math.inf))
-        return {"h": Gate(self.step(params, carry, z), low, high)}
+        return {"h": Gate(self.step(params, carry, z), *range_of(self.activation))}
+
+
+def range_of(activation: Callable[[Array], Array]) -> tuple[float, float]:
+    """Where its values lie, as far as that is known."""
+    return RANGES.get(activation, (-math.inf, math.inf))

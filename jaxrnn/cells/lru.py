@@ -15,10 +15,11 @@ from ..checks import check_features, check_positive
 from ..initializers import Initializer, LecunNormal, Zeros, gate_blocks
 from .arithmetic import along, dense
 from .base import BuiltinCell
+from .ssm import ComplexDiagonal
 
 
 @dataclasses.dataclass(frozen=True)
-class LRU(LinearCell, BuiltinCell):
+class LRU(ComplexDiagonal):
     """The linear recurrent unit of Orvieto et al. (2023, arXiv:2303.06349, section 3 and appendix A)::
 
         lambda = exp(-exp(nu) + i exp(theta))            stable: |lambda| < 1 whatever nu is
@@ -49,8 +50,6 @@ class LRU(LinearCell, BuiltinCell):
             )
         if not 0 < self.phase <= 2 * math.pi:
             raise ValueError(f"LRU: phase must lie in (0, 2 pi], but it is {self.phase!r}")
-        if self.learned_initial_carry:
-            raise ValueError("LRU: its carry is complex, and parameters are real: leave learned_initial_carry out")
 
     def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
         """Draw parameters for ``input_size`` features, in ``dtype`` (default: jax's default float)."""
@@ -73,33 +72,12 @@ class LRU(LinearCell, BuiltinCell):
         }
         return {name: leaf.astype(dtype) for name, leaf in params.items()}
 
-    def zero_carry(self, params: Params, batch_shape: tuple[int, ...], dtype: Any) -> Complex[Array, "*B H"]:
-        """Complex zeros, of float32 parts at least."""
-        return jnp.zeros((*batch_shape, self.hidden_size), _complex(accumulator(dtype)))
-
-    def project(self, params: Params, x: Float[Array, "*TB D"]) -> Complex[Array, "*TB H"]:
-        """``exp(gamma) (B x)``."""
-        check_features(self, params["input_kernel"], x)
-        real, imaginary = jnp.split(dense(x, params["input_kernel"]).astype(accumulator(x.dtype)), 2, axis=-1)
-        scale = along(jnp.exp(params["gamma"].astype(real.dtype)), real)
-        return jax.lax.complex(scale * real, scale * imaginary)
-
-    def eigenvalues(self, params: Params) -> Complex[Array, " H"]:
-        """lambda."""
+    def factors(self, params: Params) -> tuple[Complex[Array, " H"], Float[Array, " H"]]:
+        """lambda, and ``exp(gamma)``."""
         wide = accumulator(params["nu"].dtype)
         size = jnp.exp(-jnp.exp(params["nu"].astype(wide)))
         angle = jnp.exp(params["theta"].astype(wide))
-        return jax.lax.complex(size * jnp.cos(angle), size * jnp.sin(angle))
-
-    def affine(self, params: Params, z: Complex[Array, "*TB H"]) -> tuple[Complex[Array, "..."], Complex[Array, "*TB H"]]:
-        """lambda, the same at every step, and z."""
-        return self.eigenvalues(params).reshape((1,) * (z.ndim - 1) + (self.hidden_size,)), z
-
-    def output(self, params: Params, carry: Complex[Array, "*TB H"], x: Float[Array, "*TB D"]) -> Float[Array, "*TB D"]:
-        """``Re(C s) + d x``, in the parameters' dtype."""
-        kernel = params["output_kernel"]
-        parts = jnp.concatenate([carry.real, carry.imag], axis=-1).astype(kernel.dtype)
-        return dense(parts, kernel) + along(params["skip"], x) * x
+        return jax.lax.complex(size * jnp.cos(angle), size * jnp.sin(angle)), jnp.exp(params["gamma"].astype(wide))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +180,3 @@ def _root(x: Array) -> Array:
 def _root_jvp(primals, tangents):
     root = jnp.sqrt(primals[0])
     return root, tangents[0] / jnp.maximum(2 * root, jnp.asarray(1 / STEEPEST, root.dtype))
-
-
-def _complex(dtype: Any) -> Any:
-    return jnp.complex128 if jnp.dtype(dtype) == jnp.float64 else jnp.complex64

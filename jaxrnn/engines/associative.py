@@ -13,6 +13,8 @@ from .recurrence import CARRIES, Plan
 from .step import walk_by_plan
 from .walks import AUTO, Pace
 
+CHUNK = 64  # of a cell that walks chunks by itself, whose work grows by its square
+
 
 @dataclasses.dataclass(frozen=True)
 class Associative:
@@ -22,9 +24,13 @@ class Associative:
     gradients are those of `Scan` to rounding. The gradient is one linear recurrence backwards, walked in the same way; what is
     kept for it are the states, and the factors are made again.
 
+    A cell whose steps join in another way brings ``walk_chunks``, as `MLSTM` does: chunks of steps as matrix products. Its
+    carry is then known at chunk ends only, so ``unroll(..., return_carries=True)`` is refused.
+
     Args:
         chunk: steps walked in parallel at a time, one chunk after another: less memory, more depth. One longer than T is all
-            of T; None: chosen for the platform, see `jaxrnn.engines.defaults`.
+            of T; None: chosen for the platform, see `jaxrnn.engines.defaults`, and
+            64 for a cell with ``walk_chunks``.
 
     Raises:
         TypeError: for a cell that is not linear in its state.
@@ -47,7 +53,11 @@ class Associative:
         resets: Bool[Array, "T *B"] | None = None,
         reverse: bool = False,
     ) -> tuple[Carry, Carry]:
-        """As `Scan.walk`."""
+        """As `Scan.walk`, but of a cell with ``walk_chunks`` the carries after every step hold h alone, the rest is None."""
+        if hasattr(cell, "walk_chunks"):
+            zs = cell.project(params, xs)
+            last, hs = cell.walk_chunks(params, carry, zs, mask, resets, self.chunk or CHUNK, reverse)
+            return last, type(carry)(**{name: hs if name == "h" else None for name in carry._fields})
         if not isinstance(cell, LinearCell):
             raise TypeError(_refusal(cell))
         plan = Plan(Pace(self.chunk or AUTO, reverse=reverse, prefix=True), CARRIES)
@@ -55,12 +65,14 @@ class Associative:
 
 
 def _refusal(cell: Any) -> str:
-    if isinstance(getattr(cell, "cell", None), LinearCell):  # wrapped by truncated_unroll
+    inner = getattr(cell, "cell", None)
+    if isinstance(inner, LinearCell) or hasattr(inner, "walk_chunks"):  # wrapped by truncated_unroll
         return (
             "Associative: scaled gradients (gradient_scale, ARTBP) are walked step by step: use Scan(), or truncate with "
             "window=, which Associative takes"
         )
     return (
         f"Associative: {type(cell).__name__} is not linear in its state, so its steps cannot be joined in advance: use Scan(), "
-        "or Checkpoint() for long sequences. Linear are MinGRU, MinLSTM, LRU, RGLRU and every jaxrnn.LinearCell"
+        "or Checkpoint() for long sequences. Linear are MinGRU, MinLSTM, LRU, S5, RGLRU and every jaxrnn.LinearCell; MLSTM has "
+        "chunks"
     )

@@ -66,6 +66,11 @@ def zoneout(cell: Cell, rate: float | tuple[float, ...]) -> Zoneout:
         raise ValueError("zoneout: the rate is an empty tuple; give one rate, or one for each part of the carry")
     for each in rates:
         _check_rate("zoneout", each)
+    if getattr(cell, "shares_scale", False) and (len(rates) == 1 or any(rates[1:])):
+        raise ValueError(
+            f"zoneout: c, n and m of {type(cell).__name__} are one number at a common scale, and an old one beside new ones "
+            "means nothing: give h alone a rate, (0.1, 0.0, 0.0, 0.0)"
+        )
     return Zoneout(cell, rates)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from ..cell import Cell
-from ..cells import GRU, LSTM, Elman
+from ..cells import GRU, LSTM, MLSTM, SLSTM, DiagonalGRU, DiagonalLSTM, Elman, IndRNN
 from ..initializers import Chrono, Identity, Normal
 from ..training import BadInput
 
@@ -19,7 +19,14 @@ KNOWN = {
     "irnn": "relu, the identity as recurrent matrix",
     "lstm": "forget bias 1; lstm:B, forget bias B, e.g. lstm:0; lstm:chrono, biases for memories as long as the sequences",
     "gru": "update bias 0; gru:B, update bias B; gru:chrono",
+    "slstm": "one head; slstm:N, N heads, a divisor of --hidden",
+    "mlstm": "one matrix memory; mlstm:N, N of them, a divisor of --hidden",
+    "indrnn": "relu, recurrent weights uniform from 0 to 1",
+    "diagonal-gru": "ParaGRU, biases as published; diagonal-gru:chrono",
+    "diagonal-lstm": "ParaLSTM, biases as published; diagonal-lstm:chrono",
 }
+HEADS = {"slstm": SLSTM, "mlstm": MLSTM}
+CHRONOS = ("lstm", "gru", "diagonal-gru", "diagonal-lstm")
 
 
 def make_cell(spec: str, hidden: int, length: int) -> Cell:
@@ -27,7 +34,8 @@ def make_cell(spec: str, hidden: int, length: int) -> Cell:
 
     ``elman`` (tanh, orthogonal), ``elman:G`` (recurrent matrix normal, of gain G), ``irnn`` (Le, Jaitly & Hinton 2015),
     ``lstm`` and ``gru`` with their default biases, ``lstm:B`` (forget bias B), ``gru:B`` (update bias B), ``lstm:chrono`` and
-    ``gru:chrono`` (Tallec & Ollivier 2018, eq. 16, with the largest time that of the task).
+    ``gru:chrono`` (Tallec & Ollivier 2018, eq. 16, with the largest time that of the task); ``slstm:N`` and ``mlstm:N`` with N
+    heads, ``indrnn``, ``diagonal-gru`` and ``diagonal-lstm``, the latter two with ``:chrono`` if wanted.
 
     Args:
         length: steps of the task's sequences: the largest time of chrono biases (at least 3).
@@ -41,9 +49,21 @@ def make_cell(spec: str, hidden: int, length: int) -> Cell:
         return Elman(hidden, activation=jax.nn.relu, recurrent_init=Identity())
     if name == "elman":
         return Elman(hidden, recurrent_init=Normal(float(variant))) if variant else Elman(hidden)
+    if name == "indrnn":
+        return IndRNN(hidden)
+    if name in HEADS:
+        heads = int(variant or 1)
+        if hidden % heads:
+            raise BadInput(f"--cell {spec}: {heads} heads do not divide --hidden {hidden}")
+        return HEADS[name](hidden, heads=heads)
+    if name.startswith("diagonal"):
+        bias: Any = Chrono(float(max(length, 3)))
+        if name == "diagonal-gru":
+            return DiagonalGRU(hidden, update_init=bias) if variant else DiagonalGRU(hidden)
+        return DiagonalLSTM(hidden, forget_init=bias) if variant else DiagonalLSTM(hidden)
     if not variant:
         return LSTM(hidden) if name == "lstm" else GRU(hidden)
-    bias: Any = Chrono(float(max(length, 3))) if variant == CHRONO else float(variant)
+    bias = Chrono(float(max(length, 3))) if variant == CHRONO else float(variant)
     return LSTM(hidden, forget_bias=bias) if name == "lstm" else GRU(hidden, update_bias=bias)
 
 
@@ -54,9 +74,14 @@ def check_cell_name(what: str, spec: str) -> None:
         near = difflib.get_close_matches(name.lower(), KNOWN, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}{colon}{variant}?" if near else f"known: {', '.join(KNOWN)}"
         raise BadInput(f"{what}: there is no {name!r}; {hint}")
-    chrono = variant == CHRONO and name in ("lstm", "gru")
-    if colon and (name == "irnn" or not (chrono or _is_number(variant))):
+    if colon and not _is_variant(name, variant):
         raise BadInput(f"{what}: {variant!r} is no variant of {name}; {name}: {KNOWN[name]}")
+
+
+def _is_variant(name: str, variant: str) -> bool:
+    if name in HEADS:
+        return variant.isdecimal() and int(variant) > 0
+    return (variant == CHRONO and name in CHRONOS) or (name in ("elman", "lstm", "gru") and _is_number(variant))
 
 
 def _is_number(text: str) -> bool:

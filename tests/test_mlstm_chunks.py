@@ -1,0 +1,144 @@
+"""The chunkwise form of the mLSTM against its steps: values and gradients, whatever the flags and the gates."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference import compiled
+from subjects import assert_same, compiled_outcome, normal
+
+import jaxrnn
+from jaxrnn import MLSTM, Associative, Scan
+
+B, D = 2, 3
+CELLS = {
+    "plain": MLSTM(4, heads=2, key_size=3),
+    "learned": MLSTM(4, heads=2, key_size=3, learned_initial_carry=True),
+    "exponential": MLSTM(4, forget_gate="exponential"),
+}
+
+
+@functools.cache
+def walked(cell, engine, flags, reverse):
+    """`outcome` of an unroll, compiled: (params, xs, carry, cotangents, mask, resets); flags says which of the two count."""
+
+    def walk(params, xs, carry, mask, resets):
+        mask, resets = mask if "m" in flags else None, resets if "r" in flags else None
+        return jaxrnn.unroll(cell, params, xs, carry, engine=engine, mask=mask, resets=resets, reverse=reverse)
+
+    return compiled_outcome(walk)
+
+
+def draw(cell, steps, seed, gates=1.0):
+    """Params, inputs, carry and cotangents; the gates' parameters ``gates`` times as large."""
+    random = np.random.default_rng(seed)
+    params = normal(random, jax.eval_shape(lambda key: cell.init(key, D), jax.random.key(0)))
+    scale = jnp.ones(params["bias"].shape[0], params["bias"].dtype).at[-2 * cell.heads :].set(gates)
+    params |= {"bias": params["bias"] * scale, "input_kernel": params["input_kernel"] * scale[None]}
+    xs = normal(random, jax.ShapeDtypeStruct((steps, B, D), jnp.result_type(float)))
+    carry = normal(random, jax.eval_shape(lambda p: cell.initial_carry(p, (B,)), params), 0.5)
+    return params, xs, carry, normal(random, (carry, jax.ShapeDtypeStruct((steps, B, cell.hidden_size), xs.dtype)))
+
+
+def flags_of(steps, seed):
+    """Masks and resets by name."""
+    random = np.random.default_rng(seed)
+    all_, none = np.ones((steps, B), bool), np.zeros((steps, B), bool)
+    first, last = none.copy(), none.copy()
+    first[:1], last[-1:] = True, True
+    holes, some = random.random((steps, B)) < 0.6, random.random((steps, B)) < 0.3
+    yield from [(all_, none), (none, none), (holes, none), (none, some), (holes, some), (holes, first), (holes, last)]
+    yield from [(all_, first), (all_, last), (all_, all_), (holes, all_), (all_, some)]
+
+
+def assert_same_outcome(actual, expected, tolerance):
+    """Values, and the gradients of params, inputs and carry, each relative to its own size."""
+    for a, b in zip((*actual.values, *actual.gradients), (*expected.values, *expected.gradients), strict=True):
+        assert_same(a, b, tolerance)
+
+
+EVERY = [("plain", steps, reverse) for steps in (0, 1, 2, 7, 33) for reverse in (False, True) if steps > 1 or not reverse]
+
+
+@pytest.mark.parametrize(("name", "steps", "reverse"), [*EVERY, ("learned", 7, True), ("exponential", 33, False)])
+def test_chunks_are_the_steps(name, steps, reverse, x64):
+    cell, inputs = CELLS[name], draw(CELLS[name], steps, steps)
+    for mask, resets in flags_of(steps, steps):
+        expected = walked(cell, Scan(residuals="all"), "mr", reverse)(*inputs, mask, resets)
+        for chunk in (1, 4, 33) if steps == 7 else (1, 16, 33):
+            if chunk in (4, 16) or (name == "plain" and steps > 2):
+                actual = walked(cell, Associative(chunk), "mr", reverse)(*inputs, mask, resets)
+                assert_same_outcome(actual, expected, 1e-12)
+
+
+@pytest.mark.parametrize("flags", ["", "m", "r"])
+def test_without_mask_or_resets(flags, x64):
+    """They are other programs, not all-true masks."""
+    cell, inputs = CELLS["plain"], draw(CELLS["plain"], 7, 0)
+    mask, resets = list(flags_of(7, 1))[4]
+    expected = walked(cell, Scan(residuals="all"), flags, False)(*inputs, mask, resets)
+    assert_same_outcome(walked(cell, Associative(3), flags, False)(*inputs, mask, resets), expected, 1e-12)
+
+
+@pytest.mark.parametrize("gates", [20.0, 200.0])
+@pytest.mark.parametrize("name", ["plain", "exponential"])
+def test_gates_far_apart(name, gates):
+    """float32, where exp(200) overflows: finite, and float64's numbers; the gradient by steps loses more digits in m."""
+    cell = CELLS[name]
+    inputs = draw(cell, 33, 0, gates)
+    mask, resets = list(flags_of(33, 1))[4]
+    outcomes = [walked(cell, e, "mr", False)(*inputs, mask, resets) for e in (Scan(residuals="all"), Associative(16))]
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda a: jnp.asarray(np.asarray(a, np.float64)), inputs)
+        exact = walked(cell, Associative(16), "mr", False)(*wide, mask, resets)
+    for one, tolerance in zip(outcomes, (1e-2, 1e-4), strict=True):
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((one.values, one.gradients)))
+        one = jax.tree.map(lambda a: np.asarray(a, np.float64), one)
+        assert_same(one.values, exact.values, 1e-5)
+        assert_same(one.gradients[:2], exact.gradients[:2], tolerance)
+
+
+def test_float32(x64):
+    """1e-5 of float64."""
+    cell = CELLS["plain"]
+    inputs = draw(cell, 33, 0)
+    mask, resets = list(flags_of(33, 1))[4]
+    expected = walked(cell, Associative(16), "mr", False)(*inputs, mask, resets)
+    short = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), inputs)
+    actual = walked(cell, Associative(16), "mr", False)(*short, mask, resets)
+    assert_same_outcome(jax.tree.map(lambda a: np.asarray(a, np.float64), actual), expected, 1e-5)
+
+
+def test_return_carries_is_refused():
+    cell = jaxrnn.stack(jaxrnn.GRU(3), CELLS["plain"])
+    params = cell.init(jax.random.key(0), D)
+    with pytest.raises(ValueError, match=r"MLSTM: Associative\(chunk=None\) walks whole chunks .* engine=jaxrnn.Scan"):
+        jaxrnn.unroll(cell.layers[1], params["layer_1"], jnp.ones((4, 3)), engine=Associative(), return_carries=True)
+
+
+def test_modes_and_half_precision(x64):
+    """Forward mode is reverse mode; ``vmap`` is the batch; bfloat16 stays bfloat16, its memory float32."""
+    cell = CELLS["plain"]
+    params, xs, carry, cotangents = draw(cell, 7, 0)
+    mask, resets = map(jnp.asarray, list(flags_of(7, 1))[4])
+
+    def walk(params, xs, carry, mask=mask, resets=resets):
+        return jaxrnn.unroll(cell, params, xs, carry, engine=Associative(3), mask=mask, resets=resets)
+
+    direction = normal(np.random.default_rng(3), (params, xs, carry))
+    push = compiled(lambda at, d: jax.jvp(walk, at, d)[1])((params, xs, carry), direction)
+    pull = compiled(lambda at, c: jax.vjp(walk, *at)[1](c))((params, xs, carry), cotangents)
+    pairs = ((push, cotangents), (pull, direction))
+    one, other = (sum(np.vdot(a, b) for a, b in zip(*map(jax.tree.leaves, pair), strict=True)) for pair in pairs)
+    assert one == pytest.approx(other, rel=1e-12)
+
+    mapped = compiled(jax.vmap(lambda x, s, m, r: walk(params, x, s, m, r), (1, 0, 1, 1), (0, 1)))(xs, carry, mask, resets)
+    assert_same(mapped, compiled(walk)(params, xs, carry))
+
+    half = jax.tree.map(lambda a: jnp.asarray(np.asarray(a), jnp.bfloat16), (params, xs))
+    last, ys = jaxrnn.unroll(cell, *half, engine=Associative(3))
+    assert ys.dtype == last.h.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in last[1:]} == {jnp.dtype(jnp.float32)}
+    np.testing.assert_allclose(np.asarray(ys, float), jaxrnn.unroll(cell, params, xs)[1], atol=0.1)
