@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from ..beam import Beams
-from ..cell import Carry, Cell
+from ..cell import Carry, Cell, Layer
 from ..unroll import mask_from_lengths
 from .attention import Memory
 from .decoder import Bridge, Decoder, layers_of, shifted, total_loss
@@ -53,7 +53,7 @@ class Captioner(nnx.Module):
     def __init__(
         self,
         symbols: int,
-        cell: Cell,
+        cell: Cell | Layer,
         *,
         picture_size: int = 32,
         channels: int = 16,

@@ -8,9 +8,10 @@ from typing import Any
 
 import jax
 
-from ..cell import Cell
-from ..cells import GRU, LSTM, MLSTM, SLSTM, DiagonalGRU, DiagonalLSTM, Elman, IndRNN
+from ..cell import Cell, Layer
+from ..cells import GRU, LRU, LSTM, MLSTM, RGLRU, S5, SLSTM, DiagonalGRU, DiagonalLSTM, Elman, IndRNN, MinGRU, MinLSTM
 from ..initializers import Chrono, Identity, Normal
+from ..layers import block
 from ..training import BadInput
 
 CHRONO = "chrono"
@@ -24,18 +25,27 @@ KNOWN = {
     "indrnn": "relu, recurrent weights uniform from 0 to 1",
     "diagonal-gru": "ParaGRU, biases as published; diagonal-gru:chrono",
     "diagonal-lstm": "ParaLSTM, biases as published; diagonal-lstm:chrono",
+    "min-gru": "in a jaxrnn.block; min-gru:alone, the bare cell",
+    "min-lstm": "in a jaxrnn.block; min-lstm:alone, the bare cell",
+    "rg-lru": "in a jaxrnn.block",
+    "lru": "in a jaxrnn.block; |lambda| from 0.9 to 0.999",
+    "s5": "in a jaxrnn.block",
 }
+LINEAR: dict[str, Any] = {"min-gru": MinGRU, "min-lstm": MinLSTM, "rg-lru": RGLRU, "lru": LRU, "s5": S5}
+ALONE = "alone"
 HEADS = {"slstm": SLSTM, "mlstm": MLSTM}
 CHRONOS = ("lstm", "gru", "diagonal-gru", "diagonal-lstm")
 
 
-def make_cell(spec: str, hidden: int, length: int) -> Cell:
+def make_cell(spec: str, hidden: int, length: int) -> Cell | Layer:
     """The cell that ``spec`` names, of ``hidden`` units.
 
     ``elman`` (tanh, orthogonal), ``elman:G`` (recurrent matrix normal, of gain G), ``irnn`` (Le, Jaitly & Hinton 2015),
     ``lstm`` and ``gru`` with their default biases, ``lstm:B`` (forget bias B), ``gru:B`` (update bias B), ``lstm:chrono`` and
     ``gru:chrono`` (Tallec & Ollivier 2018, eq. 16, with the largest time that of the task); ``slstm:N`` and ``mlstm:N`` with N
-    heads, ``indrnn``, ``diagonal-gru`` and ``diagonal-lstm``, the latter two with ``:chrono`` if wanted.
+    heads, ``indrnn``, ``diagonal-gru`` and ``diagonal-lstm``, the latter two with ``:chrono`` if wanted. ``min-gru``,
+    ``min-lstm``, ``rg-lru``, ``lru`` and ``s5``, which are linear in their state, each in a `jaxrnn.block` of ``hidden``
+    features; ``min-gru:alone`` and ``min-lstm:alone`` bare.
 
     Args:
         length: steps of the task's sequences: the largest time of chrono biases (at least 3).
@@ -51,6 +61,9 @@ def make_cell(spec: str, hidden: int, length: int) -> Cell:
         return Elman(hidden, recurrent_init=Normal(float(variant))) if variant else Elman(hidden)
     if name == "indrnn":
         return IndRNN(hidden)
+    if name in LINEAR:
+        cell = LRU(hidden, smallest=0.9, largest=0.999) if name == "lru" else LINEAR[name](hidden)
+        return cell if variant else block(cell, hidden)
     if name in HEADS:
         heads = int(variant or 1)
         if hidden % heads:
@@ -81,6 +94,8 @@ def check_cell_name(what: str, spec: str) -> None:
 def _is_variant(name: str, variant: str) -> bool:
     if name in HEADS:
         return variant.isdecimal() and int(variant) > 0
+    if name in ("min-gru", "min-lstm"):
+        return variant == ALONE
     return (variant == CHRONO and name in CHRONOS) or (name in ("elman", "lstm", "gru") and _is_number(variant))
 
 

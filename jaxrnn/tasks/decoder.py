@@ -14,6 +14,7 @@ from ..beam import Beams, beam_search
 from ..cell import Carry, Cell, Layer, Params
 from ..layers import dropout, stack
 from ..nnx import RNN
+from ..training import BadInput
 from .attention import Attention, Memory
 
 UNKNOWN = 0  # the symbol for what training did not show: it is read, never written
@@ -29,6 +30,11 @@ class Bridge(nnx.Module):
 
     def __init__(self, features: int, decoder: Decoder, *, rngs: nnx.Rngs):
         leaves = jax.tree.leaves(decoder.rnn.initial_carry())
+        if any(leaf.ndim != 1 or jnp.iscomplexobj(leaf) for leaf in leaves):
+            raise BadInput(
+                "--cell: what is read becomes the decoder's first carry, so that must be real vectors, and this cell's is not; "
+                "try lstm, gru, elman or min-gru"
+            )
         self.structure = jax.tree.structure(decoder.rnn.initial_carry())
         self.cuts = tuple(sum(leaf.shape[-1] for leaf in leaves[:i]) for i in range(1, len(leaves)))
         self.linear = nnx.Linear(features, sum(leaf.shape[-1] for leaf in leaves), rngs=rngs)

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from ..beam import Beams
-from ..cell import Carry, Cell
+from ..cell import Carry, Cell, Layer
 from ..layers import bidirectional
 from ..nnx import RNN
 from ..unroll import mask_from_lengths
@@ -30,7 +30,7 @@ class Batch(NamedTuple):
 class Encoder(nnx.Module):
     """``bidirectional(rnn)(embed(x))``: a memory of what stands where, and the last states of both directions as features."""
 
-    def __init__(self, symbols: int, cell: Cell, embed: int, layers: int, dropout: float, *, rngs: nnx.Rngs):
+    def __init__(self, symbols: int, cell: Cell | Layer, embed: int, layers: int, dropout: float, *, rngs: nnx.Rngs):
         self.embed = nnx.Embed(symbols, embed, rngs=rngs)
         self.rnn = RNN(layers_of(bidirectional(cell), layers, dropout), embed, rngs=rngs)
         self.features = sum(leaf.shape[-1] for leaf in jax.tree.leaves(self.rnn.initial_carry()))
@@ -49,7 +49,7 @@ class Translator(nnx.Module):
     def __init__(
         self,
         symbols: tuple[int, int],
-        cell: Cell,
+        cell: Cell | Layer,
         *,
         embed: int = 64,
         layers: int = 1,
