@@ -79,7 +79,7 @@ def explicit_difference(spec: str, seed: int, hidden: int, steps: int, batch: in
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda a: jnp.asarray(np.asarray(a), jnp.float64), drawn)
         layer, own, xs, loss, targets = probe_of(cell, wide)
-        step = jax.jit(lambda s, x: cell.step(own, s, cell.project(own, x)))
+        step = jax.jit(lambda s, x: layer(own, s, x)[0])
         flat_step = jax.jit(lambda v, x, like: _flat(step(_unflat(v, like), x)))
         jacobian = jax.jit(jax.vmap(jax.jacrev(flat_step), (0, 0, 0)))
         carries = [cell.initial_carry(own, (batch,))]
@@ -101,11 +101,18 @@ def explicit_difference(spec: str, seed: int, hidden: int, steps: int, batch: in
     return {"largest_difference_nats": as_json(np.abs(found - norms).max()), "beta_float64": as_json(beta)}
 
 
+def _parts(leaf: jax.Array) -> jax.Array:
+    """A leaf as real numbers: real parts, then imaginary ones."""
+    return jnp.stack([leaf.real, leaf.imag]) if jnp.iscomplexobj(leaf) else leaf[None]
+
+
 def _flat(carry: Any) -> jax.Array:
-    return jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(carry)])
+    return jnp.concatenate([_parts(leaf).reshape(-1) for leaf in jax.tree.leaves(carry)])
 
 
 def _unflat(vector: jax.Array, like: Any) -> Any:
     leaves, structure = jax.tree.flatten(like)
-    ends = np.cumsum([leaf.size for leaf in leaves])[:-1]
-    return jax.tree.unflatten(structure, [v.reshape(a.shape) for v, a in zip(jnp.split(vector, ends), leaves, strict=True)])
+    shapes = [_parts(leaf).shape for leaf in leaves]
+    cut = jnp.split(vector, np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1])
+    parts = [v.reshape(shape) for v, shape in zip(cut, shapes, strict=True)]
+    return jax.tree.unflatten(structure, [jax.lax.complex(*v) if len(v) == 2 else v[0] for v in parts])

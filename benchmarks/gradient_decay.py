@@ -33,6 +33,16 @@ SUBJECTS = {
     "LSTM, forget bias 1": "lstm",
     "LSTM, chrono": "lstm:chrono",
 }
+MODERN = {  # not the mLSTM: the Jacobians of its matrix memory are H^2 by H^2
+    "minGRU": "min-gru",
+    "RG-LRU": "rg-lru",
+    "LRU": "lru",
+    "S5": "s5",
+    "sLSTM": "slstm",
+    "IndRNN": "indrnn",
+    "diagonal GRU": "diagonal-gru",
+}
+CELLS = SUBJECTS | MODERN
 PAGE = {  # beta of one seed in the project's notes, for comparison
     "tanh, gain 0.5": 0.444,
     "tanh, gain 1": 0.843,
@@ -52,7 +62,8 @@ QUICK = ("tanh, gain 1", "LSTM, chrono")
 def parse(argv: list[str] | None) -> Any:
     """The command line."""
     parser = Parser("gradient_decay", __doc__ or "", devices=False)
-    parser.add_argument("--cells", nargs="+", choices=list(SUBJECTS), default=list(SUBJECTS), metavar="NAME")
+    parser.add_argument("--cells", nargs="+", choices=list(CELLS), default=list(SUBJECTS), metavar="NAME")
+    parser.add_argument("--modern", action="store_true", help="the linear and other modern cells instead")
     parser.add_argument("--seeds", type=positive, default=20, help="initialisations to average over (default: 20)")
     parser.add_argument("--hidden", type=positive, default=64, help="(default: 64)")
     parser.add_argument("--steps", type=positive, default=200, help="T at initialisation, 6 at least (default: 200)")
@@ -61,6 +72,7 @@ def parse(argv: list[str] | None) -> Any:
     parser.add_argument("--trainings", type=positive, default=3, help="seeds of each training (default: 3)")
     parser.add_argument("--updates", type=positive, default=4000, help="at most, of each training (default: 4000)")
     args = parser.parse_args(argv)
+    args.cells = list(MODERN) if args.modern else args.cells
     if args.steps < 6:
         parser.error(f"--steps must be at least 6, so that there are lags to fit beta over, but it is {args.steps}")
     if args.quick:
@@ -73,12 +85,12 @@ def run(args: Any) -> tuple[list[dict], list[dict]]:
     """The rows at initialisation, and the trainings."""
     initial, trained = [], []
     for name in args.cells:
-        row = measure(SUBJECTS[name], args.seeds, args.hidden, args.steps, args.batch)
-        row |= explicit_difference(SUBJECTS[name], 0, args.hidden, args.steps, min(args.batch, 4))
-        initial.append({"name": name, **row, "beta_of_the_notes": PAGE[name] if args.steps == 200 else None})
+        row = measure(CELLS[name], args.seeds, args.hidden, args.steps, args.batch)
+        row |= explicit_difference(CELLS[name], 0, args.hidden, args.steps, min(args.batch, 4))
+        initial.append({"name": name, **row, "beta_of_the_notes": PAGE.get(name) if args.steps == 200 else None})
         print(f"{name}: beta {row['beta']}", file=sys.stderr, flush=True)
     for task, length, name, seed in itertools.product(GOALS, args.lengths, args.cells, range(args.trainings)):
-        one = train(task, SUBJECTS[name], length, updates=args.updates, hidden=args.hidden, seed=seed)
+        one = train(task, CELLS[name], length, updates=args.updates, hidden=args.hidden, seed=seed)
         trained.append({"name": name, **one})
         print(f"{task} {length} {name}: {one['final']}, {one['seconds']:.0f} s", file=sys.stderr, flush=True)
     return initial, trained

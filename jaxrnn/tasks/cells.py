@@ -28,7 +28,7 @@ KNOWN = {
     "min-gru": "in a jaxrnn.block; min-gru:alone, the bare cell",
     "min-lstm": "in a jaxrnn.block; min-lstm:alone, the bare cell",
     "rg-lru": "in a jaxrnn.block",
-    "lru": "in a jaxrnn.block; |lambda| from 0.9 to 0.999",
+    "lru": "in a jaxrnn.block, |lambda| from 0.9 to 0.999; lru:P, phases up to P, e.g. lru:0.3",
     "s5": "in a jaxrnn.block",
 }
 LINEAR: dict[str, Any] = {"min-gru": MinGRU, "min-lstm": MinLSTM, "rg-lru": RGLRU, "lru": LRU, "s5": S5}
@@ -62,8 +62,9 @@ def make_cell(spec: str, hidden: int, length: int) -> Cell | Layer:
     if name == "indrnn":
         return IndRNN(hidden)
     if name in LINEAR:
-        cell = LRU(hidden, smallest=0.9, largest=0.999) if name == "lru" else LINEAR[name](hidden)
-        return cell if variant else block(cell, hidden)
+        if name == "lru":
+            return block(LRU(hidden, smallest=0.9, largest=0.999, phase=float(variant or 2 * math.pi)), hidden)
+        return LINEAR[name](hidden) if variant else block(LINEAR[name](hidden), hidden)
     if name in HEADS:
         heads = int(variant or 1)
         if hidden % heads:
@@ -96,6 +97,8 @@ def _is_variant(name: str, variant: str) -> bool:
         return variant.isdecimal() and int(variant) > 0
     if name in ("min-gru", "min-lstm"):
         return variant == ALONE
+    if name == "lru":
+        return _is_number(variant) and 0 < float(variant) <= 2 * math.pi
     return (variant == CHRONO and name in CHRONOS) or (name in ("elman", "lstm", "gru") and _is_number(variant))
 
 
