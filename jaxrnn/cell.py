@@ -129,7 +129,7 @@ class Walk:
 
     ``mask`` and ``resets`` are ``(T, *B)`` bool or None; ``window`` is the truncation length or None; ``gradient_scale``
     ``(T, *B)`` or None multiplies the cotangent of the carry that enters each step. ``turned_resets`` and ``turned_scale``
-    remember those of the other direction.
+    remember those of the other direction. ``all_carries``: the carries after every step are wanted, not the outputs alone.
     """
 
     engine: Any
@@ -141,6 +141,7 @@ class Walk:
     turned_resets: Any = None
     gradient_scale: Any = None
     turned_scale: Any = None
+    all_carries: bool = True
 
     def replace(self, **changes) -> Walk:
         return dataclasses.replace(self, **changes)

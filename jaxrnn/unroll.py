@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Inexact, Integer
 
 from .cell import Carry, Cell, Layer, Params, Walk, check_cell, expand, select
 from .checks import check_carry, check_flags, check_inputs, check_key, check_scale, describe
-from .engines import Scan
+from .engines import Associative, Scan
 from .engines.windows import walk_in_windows
 from .gradient_scale import ScaledCell
 
@@ -37,7 +37,8 @@ def unroll(
         params: from ``cell.init``.
         xs: ``(T, D)`` or ``(T, *B, D)``, in the parameters' dtype. T = 0 gives back the carry.
         carry: the state before the first step (default: ``cell.initial_carry(params, B)``).
-        engine: how to walk (default: `Scan`). One that is named runs, or raises.
+        engine: how to walk (default: `Scan`; `Associative` for `MLSTM`, unless ``return_carries``). One that is named runs, or
+            raises.
         mask: ``(T, *B)`` bool. Where False the carry holds (after a reset there, if any) and the output is zero; inputs
             there may be NaN, and change neither values nor gradients. `mask_from_lengths` makes one from lengths.
         resets: ``(T, *B)`` bool. Where True the carry becomes the initial one before step t: no value and no gradient
@@ -161,6 +162,7 @@ def _compiled(cell, params, xs, carry, mask, resets, gradient_scale, key, engine
         carry = cell.initial_carry(params, tuple(xs.shape[1:-1]))
     scale = None if gradient_scale is None else jax.lax.stop_gradient(jnp.asarray(gradient_scale))
     how = Walk(engine=engine, mask=mask, resets=resets, reverse=reverse, window=window, key=key, gradient_scale=scale)
+    how = how.replace(all_carries=return_carries)
     carry, ys, carries = walk(cell, params, jax.tree.map(jnp.asarray, carry), xs, how)
     if return_carries and len(jax.tree.leaves(carries)) < len(jax.tree.leaves(carry)):
         raise ValueError(
@@ -175,12 +177,18 @@ def walk(cell: Cell | Layer, params: Params, carry: Carry, xs: Any, how: Walk) -
     if isinstance(cell, Layer):
         return cell.unroll(params, carry, xs, how)
     check_step(cell, params, carry, xs)
-    engine = Scan() if how.engine is None else how.engine
+    engine = _default_engine(cell, how) if how.engine is None else how.engine
     last, carries = _walk_windows(engine, cell, params, carry, xs, how)
     ys = cell.output(params, carries, xs)
     if how.mask is not None:
         ys = jnp.where(expand(how.mask, ys), ys, 0)
     return last, ys, carries
+
+
+def _default_engine(cell: Cell, how: Walk) -> Any:
+    """`Scan`, but where a cell joins its steps in chunks and nobody asks for the carries inside them."""
+    in_chunks = hasattr(cell, "walk_chunks") and not how.all_carries and how.gradient_scale is None
+    return Associative() if in_chunks else Scan()
 
 
 def check_step(cell: Cell, params: Params, carry: Carry, xs: Any) -> None:

@@ -142,3 +142,18 @@ def test_modes_and_half_precision(x64):
     assert ys.dtype == last.h.dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in last[1:]} == {jnp.dtype(jnp.float32)}
     np.testing.assert_allclose(np.asarray(ys, float), jaxrnn.unroll(cell, params, xs)[1], atol=0.1)
+
+
+def test_the_default_is_chunks_unless_all_carries_are_asked_for():
+    """Told by memory: step by step, every matrix memory is kept for the gradient."""
+    cell, steps = jaxrnn.MLSTM(16), 256
+    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 16))
+    xs = jax.ShapeDtypeStruct((steps, 16), jnp.float32)
+
+    def kept(engine=None, **more):
+        gradient = jax.jit(jax.grad(lambda p, x: jaxrnn.unroll(cell, p, x, engine=engine, **more)[1].sum()))
+        return gradient.lower(params, xs).compile().memory_analysis().temp_size_in_bytes
+
+    assert kept() == kept(jaxrnn.Associative())
+    assert kept() < kept(jaxrnn.Scan()) / 2
+    assert kept(return_carries=True) > 2 * kept()

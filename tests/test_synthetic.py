@@ -13,7 +13,7 @@ import pytest
 
 import jaxrnn
 from jaxrnn.tasks import program
-from jaxrnn.tasks.sequence_model import Batch
+from jaxrnn.tasks.sequence_model import Batch, SequenceModel
 from jaxrnn.tasks.synthetic import adding, copying, group_words, parity, seq_mnist, temporal_order
 from jaxrnn.tasks.synthetic.task import all_scores, held_out_batches, keys, scores_at
 from jaxrnn.training import BadInput
@@ -499,3 +499,16 @@ def test_words_of_s3_hold_at_four_times_the_training_length(tmp_path):
 def test_adding_over_200_steps_is_learned_with_chrono_biases_and_not_by_tanh(tmp_path):
     assert trained(tmp_path / "lstm", "adding")["mse"] < 0.01
     assert trained(tmp_path / "elman", "adding", cell="elman")["mse"] == pytest.approx(1 / 6, rel=0.1)
+
+
+def test_a_pooled_model_reads_the_mean_of_the_steps_that_are_no_padding(x64):
+    model = SequenceModel(jaxrnn.LSTM(4), 2, 3, pooled=True)
+    params = model.init(jax.random.key(0))
+    xs = jax.random.normal(jax.random.key(1), (7, 2, 2))
+    mask = jnp.arange(7)[:, None] < jnp.array([7, 4])[None]
+    padded = jnp.where(mask[..., None], xs, jnp.nan)
+    together = model(params, padded, mask)
+    for row, length in ((0, 7), (1, 4)):
+        ys = jaxrnn.unroll(model.layer, params["rnn"], xs[:length, row])[1]
+        alone = model.read(params, ys.mean(0))
+        np.testing.assert_allclose(together[:, row], np.broadcast_to(alone, (7, 3)), rtol=1e-12)

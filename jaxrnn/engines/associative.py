@@ -13,7 +13,7 @@ from .recurrence import CARRIES, Plan
 from .step import walk_by_plan
 from .walks import AUTO, Pace
 
-CHUNK = 64  # of a cell that walks chunks by itself, whose work grows by its square
+CHUNK = 32  # of a cell that walks chunks by itself, whose work grows by its square
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +29,7 @@ class Associative:
 
     Args:
         chunk: steps walked in parallel at a time, one chunk after another: less memory, more depth. One longer than T is all
-            of T; None: chosen for the platform, see `jaxrnn.engines.defaults`, and
-            64 for a cell with ``walk_chunks``.
+            of T; None: chosen for the platform, see `jaxrnn.engines.defaults`, and 32 for a cell with ``walk_chunks``.
 
     Raises:
         TypeError: for a cell that is not linear in its state.

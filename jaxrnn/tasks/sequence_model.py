@@ -51,12 +51,14 @@ class SequenceModel:
         input_size: features of the inputs.
         classes: 0 trains by squared error, else by cross-entropy (nats).
         truncate: gradients stop at the ends of windows of so many steps; 0: full BPTT.
+        pooled: the mean of the layer's outputs over all steps that are no padding is read, at every step the same.
     """
 
     layer: Cell | Layer
     input_size: int
     classes: int
     truncate: int = 0
+    pooled: bool = False
 
     def init(self, key: Array) -> Params:
         """Draw parameters."""
@@ -74,7 +76,11 @@ class SequenceModel:
             walked = truncated_unroll(self.layer, params["rnn"], xs, window=self.truncate, mask=mask)
         else:
             walked = unroll(self.layer, params["rnn"], xs, mask=mask)
-        return self.read(params, walked[1])
+        ys = walked[1]
+        if self.pooled:  # padding puts out zeros
+            steps = ys.shape[0] if mask is None else jnp.maximum(mask.sum(0), 1)[..., None].astype(ys.dtype)
+            ys = jnp.broadcast_to((ys.sum(0) / steps)[None], ys.shape)
+        return self.read(params, ys)
 
     def read(self, params: Params, ys: Float[Array, "*TB H"]) -> Float[Array, "*TB O"]:
         """The readout of the layer's outputs."""

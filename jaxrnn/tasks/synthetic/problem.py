@@ -39,6 +39,7 @@ class Problem:
         other_lengths: at which the model is scored besides ``length``.
         stored: loads the data of a task that is not drawn.
         references: further scores to compare with, by name, computed when asked for.
+        pooled: the model reads the mean over all steps (see `SequenceModel`).
         read, say: for `predict`: the inputs ``(T, D)`` that a line of text stands for, and what outputs ``(T, O)`` say.
     """
 
@@ -54,6 +55,7 @@ class Problem:
     references: Callable[[], dict[str, float]] = dict
     read: Callable[[str], np.ndarray] | None = None
     say: Callable[[np.ndarray], str] | None = None
+    pooled: bool = False
 
 
 def last_step(length: int, batch: int) -> Bool[Array, "T B"]:

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ...training import BadInput, Budget
-from ..options import cell_field, check_options, option
+from ..options import cell_field, check_options, choice, option
 from ..sequence_model import Batch
 from .problem import (
     Problem,
@@ -51,6 +51,7 @@ class Options:
 
     permuted: bool = option(False, "read the pixels in one fixed random order")
     pool: int = option(1, "take means over squares of so many pixels first: 1, 2, 4, 7 or 14", least=1)
+    readout: str = choice("last", ("last", "mean"), "what is read: the outputs of the last step, or their mean over all")
     cell: str = cell_field("gru")
     hidden: int = hidden_field(100)
     layers: int = layers_field()
@@ -66,6 +67,8 @@ class Options:
 
     def __post_init__(self):
         check_options(self)
+        if self.gradients and self.readout == "mean":
+            raise BadInput("--gradients follows the loss of the last step: leave --readout mean out")
         if SIDE % self.pool or self.pool == SIDE:
             raise BadInput(f"--pool must be 1, 2, 4, 7 or 14, so that squares fill a side of {SIDE}, but it is {self.pool}")
         if self.batch > (5000 // CLASSES - HELD_OUT) * CLASSES:
@@ -157,6 +160,7 @@ def problem(options: Options) -> Problem:
         score="accuracy",
         baseline=("majority class", lambda length: 1 / CLASSES),
         stored=functools.partial(stored, options),
+        pooled=options.readout == "mean",
         references=lambda: {"three_nearest_neighbours": neighbours_of(options.pool)},
     )
 

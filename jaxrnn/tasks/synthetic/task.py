@@ -52,7 +52,7 @@ class Task:
         problem = self.problem(options)
         cell = make_cell(options.cell, options.hidden, problem.length)
         layer = stack(*[cell] * options.layers) if options.layers > 1 else cell
-        model = SequenceModel(layer, problem.input_size, problem.classes, options.truncate)
+        model = SequenceModel(layer, problem.input_size, problem.classes, options.truncate, problem.pooled)
         return model, model.init(keys(options.seed)[0])
 
     def prepare(self, options: Any) -> tuple[Experiment, dict[str, Any]]:
@@ -94,6 +94,8 @@ class Task:
     def probe(self, options: Any, config: dict[str, Any], length: int, batch: int) -> Callable[[Params], Probe]:
         """For the instruments: held-out sequences of ``length`` steps (copy: and its symbols twice), none of them padded."""
         problem = self.problem(options)
+        if problem.pooled:
+            raise BadInput(f"{self.name}: the instruments follow what single steps say, but this run reads the mean of all")
         model, _ = self.build(options, config)
         check_length(self.name, problem, length)
         xs, targets = probed(problem, options.seed, length, batch)
