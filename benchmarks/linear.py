@@ -32,7 +32,7 @@ from . import machine, report
 from .options import Parser, command, one_of, positive
 from .timing import compiled, interleave, statistics
 
-CELLS = ("MinGRU", "MinLSTM", "LRU", "RGLRU")
+CELLS = ("MinGRU", "MinLSTM", "LRU", "S5", "RGLRU")
 GRID = ("512,16,128", "4096,8,256", "16384,1,128", "65536,1,16")
 QUICK = ("512,4,32",)
 MODES = ("forward", "train")
