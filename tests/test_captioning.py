@@ -134,7 +134,9 @@ def test_a_table_with_quotes_newlines_and_korean(tmp_path):
 
 MISTAKES = {
     "a missing picture": ("file,caption\na.png,x\nnone.png,y\n", r"captions\.csv:3: there is no picture .*none\.png"),
-    "a broken picture": ("file,caption\na.png,x\n\nbroken.png,y\n", r"captions\.csv:\d: .*broken\.png is no picture"),
+    "a broken picture": ("file,caption\na.png,x\n\nbroken.png,y\n", r"captions\.csv:4: .*broken\.png is no picture"),
+    "after blank and long rows": ('\nfile,caption\n\n\na.png,"x\ny"\n\na.png,\n', r"captions\.csv:8: the caption is empty"),
+    "quotes without an end": ('file,caption\na.png,x\na.png,"y\n', r"captions\.csv:3: the row that begins here"),
     "an empty caption": ("file,caption\na.png,\n", r"captions\.csv:2: the caption is empty"),
     "a comma": ("file,caption\na.png,x,y\n", r"captions\.csv:2: expected 2 columns"),
     "one column": ("file,caption\na.png\n", r"captions\.csv:2: expected 2 columns"),

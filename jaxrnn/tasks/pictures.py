@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import importlib.util
-import io
 import pathlib
 import re
 import unicodedata
@@ -17,6 +15,7 @@ from jaxtyping import Float32, UInt8
 
 from ..training import BadInput
 from .splits import NAMES, Split, by_name, split_by, with_validation
+from .tables import read_rows
 from .text import read_text
 
 SANS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique")
@@ -142,15 +141,15 @@ def read_folder(source: str, size: int) -> list[tuple[Captioned, str]]:
     table = str(folder / TABLE)
     if not (folder / TABLE).exists():
         raise BadInput(f"{source} has no {TABLE}: write one with the columns file,caption")
-    reader = csv.DictReader(io.StringIO(read_text(table), newline=""))
-    columns = [(name or "").strip().lower() for name in reader.fieldnames or []]
+    numbered = read_rows(table, read_text(table))
+    first, header = next(numbered, (1, []))
+    columns = [name.strip().lower() for name in header]
     if not {"file", "caption"} <= set(columns):
-        raise BadInput(f"{table}:1: expected the columns file,caption, but got {','.join(columns)}")
-    reader.fieldnames = columns
-    rows, line = [], reader.line_num + 1
-    for row in reader:
-        where, line = f"{table}:{line}", reader.line_num + 1
-        if None in row or None in row.values():
+        raise BadInput(f"{table}:{first}: expected the columns file,caption, but got {','.join(columns)}")
+    rows = []
+    for line, fields in numbered:
+        where, row = f"{table}:{line}", dict(zip(columns, fields, strict=False))
+        if len(fields) != len(columns):
             raise BadInput(f"{where}: expected {len(columns)} columns, {','.join(columns)}; a comma in a caption needs quotes")
         file, caption, part = (" ".join(row.get(name, "").split()) for name in ("file", "caption", "split"))
         if not file or not caption:
