@@ -5,7 +5,7 @@
 - translation: copying the source
 - captioning: the caption of the nearest training picture, pixel by pixel
 
-Nothing is trained by gradient steps of ours, nothing is chosen by the test part. Writes ``baselines.json`` and ``baselines.md``.
+Nothing is chosen by the test part. Writes ``baselines.json`` and ``baselines.md``.
 """
 
 from __future__ import annotations
@@ -160,10 +160,10 @@ def main(argv: list[str] | None = None) -> int:
             parser.error(str(error))
     result = content("baselines", command("baselines", argv), rows=rows)
     head = ["baseline", "task", "train", "test", *SHOWN, "seconds"]
-    cells = [
-        [r["baseline"], r["task"], r["train"], r["test"], *(shown(r["scores"].get(name)) for name in SHOWN), number(r["seconds"])]
-        for r in rows
-    ]
+    cells = []
+    for row in rows:
+        scores = [shown(row["scores"].get(name)) for name in SHOWN]
+        cells.append([row["baseline"], row["task"], row["train"], row["test"], *scores, number(row["seconds"])])
     text = f"# Baselines of the tasks on real data\n\n`{result['command']}`\n\n{table(head, cells)}"
     write(args.out or "baselines" + ("_quick" if args.quick else ""), result, text, None)
     return 0

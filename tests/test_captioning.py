@@ -12,7 +12,8 @@ from killing import killed_and_resumed
 import jaxrnn
 from jaxrnn.cli import main
 from jaxrnn.tasks import captioning, pictures
-from jaxrnn.tasks.captioner import Batch, Captioner, augmented
+from jaxrnn.tasks.captioner import Batch, Captioner
+from jaxrnn.tasks.distortion import augmented
 from jaxrnn.tasks.pictures import read_captioned, read_folder, read_picture
 from jaxrnn.tasks.program import load
 from jaxrnn.tasks.text_scores import text_scores, word_f1
