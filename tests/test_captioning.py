@@ -218,10 +218,10 @@ def test_a_users_folder(tmp_path, optax_promotion, capsys):
     assert capsys.readouterr().out.count("\n") == 2
     assert main(["predict", run, f"{data}/none.png"]) == 2
     assert "there is no picture" in capsys.readouterr().err
-    other = folder(tmp_path / "other", [("a.png", "red snowman")])
+    other = folder(tmp_path / "other", [("a.png", "red 눈사람"), ("long.png", "red " * 2000), ("one.png", "red")])
     assert main(["evaluate", run, "--data", other]) == 0
     scores = json.loads(capsys.readouterr().out)
-    assert scores["pictures"] == scores["unknown_words"] == 1
+    assert (scores["pictures"], scores["unknown_words"]) == (3, 1)
     assert main(["train", "captioning", "--out", run, "--resume"]) == 0
 
 

@@ -27,7 +27,7 @@ from .pure import Pure
 from .supervised import Answering, digest, mean_loss, supervised
 from .text_scores import sacrebleu, text_scores, word_f1
 
-BUDGET = Budget(steps=12_000, report_every=200, evaluate_every=1000)
+BUDGET = Budget(steps=15_000, report_every=200, evaluate_every=1000)
 LOOKED_AT = 1000  # pictures of the validation part, at most
 AT_ONCE = 64  # pictures that are captioned
 
@@ -41,14 +41,14 @@ class Options:
         "glyphs of fonts, glyphs:N those with names of up to N words, or a folder of PNGs with captions.csv (file,caption)",
     )
     size: int = option(32, "side of the pictures, a multiple of 8; others are scaled", least=8)
-    augment: float = option(1.0, "how much strokes and shapes of pictures are distorted in training; 0: not", least=0)
+    augment: float = option(0.8, "how much strokes and shapes of pictures are distorted in training; 0: not", least=0)
     attention: str = choice("dot", ("none", "additive", "dot"), "whether the decoder looks at the picture's cells, and how")
     beam: int = option(4, "hypotheses of beam search; 1: greedy", least=1, below=1000)
     length_penalty: float = option(1.0, "beam search ranks by log probability / length ** this", least=0)
     cell: str = cell_field("lstm")
     hidden: int = option(256, "units of each recurrent layer", least=1)
     layers: int = option(1, "recurrent layers", least=1)
-    channels: int = option(16, "of the first convolution; the next ones have two, four, four and eight times as many", least=1)
+    channels: int = option(16, "of the first convolution; the next ones have up to eight times as many", least=1)
     embed: int = option(64, "size of the words' embeddings", least=1)
     dropout: float = option(0.1, "after each recurrent layer", least=0, below=1)
     batch: int = option(32, "pictures of an update", least=1)
