@@ -211,17 +211,19 @@ def draw_captions(run: Run, rows: list[Captioned], written: list[str]) -> pathli
     """``captions.png``: pictures, under each what was written, and where that is wrong what was wanted, in red."""
     across = 6
     down = -(-len(rows) // across)
-    figure = new_figure(2.4 * across, 2.3 * down)
+    figure = new_figure(2.1 * across, 2.3 * down)
     if figure is None:
         return None
     axes = figure.subplots(down, across, squeeze=False).ravel()
-    for axis in axes:
+    for axis in axes[len(rows) :]:
         axis.set_axis_off()
     for axis, row, text in zip(axes, rows, written, strict=False):
         axis.imshow(row.picture, cmap="Greys", vmin=0, vmax=255)
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_color("lightgray")
         right = text == row.caption
         shown = text if right else f"{text}\nwanted: {row.caption}"
-        axis.set_title(_wrapped(shown), fontsize=6, color="black" if right else "tab:red", y=-0.02, va="top")
+        axis.set_title(_wrapped(shown), fontsize=6.5, color="black" if right else "tab:red", y=-0.09, va="top")
     figure.tight_layout(h_pad=3)
     path = run.path / "captions.png"
     figure.savefig(path, dpi=110)
@@ -229,4 +231,4 @@ def draw_captions(run: Run, rows: list[Captioned], written: list[str]) -> pathli
 
 
 def _wrapped(text: str) -> str:
-    return "\n".join(part for line in text.split("\n") for part in textwrap.wrap(line, 30)).replace("$", r"\$")
+    return "\n".join(part for line in text.split("\n") for part in textwrap.wrap(line, 28)).replace("$", r"\$")
