@@ -5,11 +5,12 @@
 - translation: copying the source
 - captioning: the caption of the nearest training picture, pixel by pixel
 
-Nothing is chosen by the test part. Writes ``baselines.json`` and ``baselines.md``.
+Nothing is chosen by the test part. Writes a JSON file and a table.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import sys
 import time
 from collections import Counter
@@ -28,7 +29,7 @@ from jaxrnn.tasks.text_scores import text_scores, word_f1
 from jaxrnn.training import BadInput
 
 from .options import Parser, command, one_of
-from .report import content, number, table, write
+from .report import content, number, result_name, table, write
 
 Scores = dict[str, float]
 Measured = Iterator[tuple[str, Callable[[], Scores]]]
@@ -158,14 +159,15 @@ def main(argv: list[str] | None = None) -> int:
                 rows.append({"task": task, "baseline": name, **sizes, "scores": scores, "seconds": time.perf_counter() - began})
         except BadInput as error:
             parser.error(str(error))
-    result = content("baselines", command("baselines", argv), rows=rows)
+    versions = {package: importlib.metadata.version(package) for package in ("scikit-learn", "sacrebleu", "babel", "pillow")}
+    result = content("baselines", command("baselines", argv), rows=rows, packages=versions)
     head = ["baseline", "task", "train", "test", *SHOWN, "seconds"]
     cells = []
     for row in rows:
         scores = [shown(row["scores"].get(name)) for name in SHOWN]
         cells.append([row["baseline"], row["task"], row["train"], row["test"], *scores, number(row["seconds"])])
     text = f"# Baselines of the tasks on real data\n\n`{result['command']}`\n\n{table(head, cells)}"
-    write(args.out or "baselines" + ("_quick" if args.quick else ""), result, text, None)
+    write(result_name("baselines", args.out, args.quick), result, text, None)
     return 0
 
 
