@@ -87,7 +87,7 @@ def windowed(train: Sequence[Tagged], test: Sequence[Tagged]) -> list[str]:
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
 
-    model = make_pipeline(DictVectorizer(dtype=np.float32), LogisticRegression(C=3.0, max_iter=150, tol=1e-3))
+    model = make_pipeline(DictVectorizer(dtype=np.float32), LogisticRegression(max_iter=150, tol=1e-3))
     model.fit([f for s in train for f in features(s.words)], [tag for s in train for tag in s.tags])
     return list(model.predict([f for s in test for f in features(s.words)]))
 
