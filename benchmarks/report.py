@@ -71,7 +71,7 @@ def write(name: str, result: dict, text: str, draw: Callable[[Any], None] | None
     print(text)
     if draw is not None:
         _picture(base.with_name(base.name + ".png"), draw, size)
-    print(f"\nwritten: {base.name}.json, .md and .png in {path.parent.name}/")
+    print(f"\nwritten: {base.name}.json{', .md and .png' if draw else ' and .md'} in {path.parent.name}/")
     return path
 
 

@@ -7,11 +7,13 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import gradient_decay, machine, memory, peers_other, resident, streaming, throughput
+from benchmarks import baselines, gradient_decay, machine, memory, peers_other, resident, streaming, throughput
 from benchmarks.entries import ENTRIES, engine_named, prepare_entries
 from benchmarks.options import Shape
 from benchmarks.timing import interleave, statistics
 from benchmarks.work import CELLS, Work
+from jaxrnn.tasks.pictures import Captioned
+from jaxrnn.tasks.tables import Tagged
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")  # peers rely on promotion
 PEERS = {"torch": "torch", "keras": "keras", "haiku": "haiku", "equinox": "equinox", "onnxruntime": "onnxruntime"}
@@ -238,3 +240,34 @@ def test_devices_of_a_process_that_has_started_are_kept(capsys):
     assert jax.device_count() == before
     assert f"it has {before} device(s)" in capsys.readouterr().out
     assert np.isfinite(machine.ceiling(64, 1)["gflops"])
+
+
+def test_baselines_by_hand():
+    """The nearest picture, first of equals; a tag that only a neighbour or an ending tells."""
+    rows = [Captioned(np.full((2, 2), level, np.uint8), str(level), "") for level in (0, 250, 250, 90)]
+    asked = [Captioned(np.full((2, 2), level, np.uint8), "", "") for level in (255, 0, 120)]
+    assert baselines.nearest(rows, asked) == ["250", "0", "90"]
+    train = [Tagged((first, word), ("A", tag)) for first, tag in (("x", "B"), ("y", "C")) for word in ("one", "two", "three")]
+    assert baselines.windowed(train, [Tagged(("y", "four"), ("A", "C")), Tagged(("x", "two"), ("A", "B"))]) == [
+        "A",
+        "C",
+        "A",
+        "B",
+    ]
+
+
+def test_baselines_are_written_with_their_command(tmp_path, capsys):
+    pytest.importorskip("babel")
+    out = tmp_path / "some.name"
+    assert baselines.main(["--quick", "translation", "captioning", "--out", str(out)]) == 0
+    result = json.loads((tmp_path / "some.name.json").read_text(encoding="utf-8"))
+    assert result["command"].startswith("python -m benchmarks.baselines --quick")
+    rows = {row["baseline"]: row for row in result["rows"]}
+    assert rows["copying"]["scores"]["exact_match"] == 0
+    nearest = rows["nearest neighbour by pixels"]
+    assert (nearest["train"], nearest["test"]) == (2001, 296)
+    assert 0.4 < nearest["scores"]["exact_match"] < 0.9
+    assert (tmp_path / "some.name.md").read_text(encoding="utf-8").count("|\n") == 4
+    with pytest.raises(SystemExit):
+        baselines.main(["tagign"])
+    assert "there are sentiment, tagging" in capsys.readouterr().err

@@ -12,7 +12,8 @@ from killing import killed_and_resumed
 import jaxrnn
 from jaxrnn.cli import main
 from jaxrnn.tasks import captioning, pictures
-from jaxrnn.tasks.captioner import Batch, Captioner, augmented
+from jaxrnn.tasks.captioner import Batch, Block, Captioner, halved
+from jaxrnn.tasks.distortion import augmented, with_serifs, with_strokes
 from jaxrnn.tasks.pictures import read_captioned, read_folder, read_picture
 from jaxrnn.tasks.program import load
 from jaxrnn.tasks.text_scores import text_scores, word_f1
@@ -59,8 +60,35 @@ def test_augmentation_is_small_and_by_key():
     dot = jnp.zeros((64, 32, 32, 1)).at[:, 15:17, 15:17].set(1.0)
     moved = np.asarray(draw(jax.random.key(2), dot, 1.0)[..., 0])
     centre = (moved.sum(axis=1) @ np.arange(32)) / moved.sum(axis=(1, 2))
-    assert np.abs(centre - 15.5).max() < 3
+    assert np.abs(centre - 15.5).max() < 4
     assert np.ptp(centre) > 1
+
+
+def test_strokes_and_serifs():
+    """An upright stroke gets a line at both ends and nowhere else; its sides move, and those of a level one otherwise."""
+    upright = jnp.zeros((64, 32, 32, 1)).at[:, 8:24, 15:17].set(1.0)
+    drawn = np.asarray(jax.jit(with_serifs, static_argnums=2)(jax.random.key(0), upright, 1.0))
+    added = (drawn - upright)[..., 0].max(0)
+    assert (added[[8, 23], 13:19] > 0.5).sum() == 8  # two places on either side of the stroke, at both ends
+    assert added[9:23].max() == added[:8].max() == added[24:].max() == 0
+    untouched = (drawn == upright).all((1, 2, 3)).mean()
+    assert 0.2 < untouched < 0.6
+    cross = upright.at[:, 15:17, 4:28].set(1.0)
+    drawn = np.asarray(jax.jit(with_strokes, static_argnums=2)(jax.random.key(0), cross, 1.0))[..., 0]
+    widths = drawn[:, 9:14].sum(2).mean(1), drawn[:, :, 5:13].sum(1).mean(1)
+    assert min(map(min, widths)) < 1.5 < 2.5 < min(map(max, widths))
+    assert abs(np.corrcoef(widths)[0, 1]) < 0.5  # each axis for itself
+
+
+def test_halved_is_max_pooling_and_kernels_are_standardised():
+    x = jnp.asarray(rng(0).normal(size=(2, 8, 8, 3)), jnp.float32)
+    np.testing.assert_array_equal(halved(x), nnx.max_pool(x, (2, 2), strides=(2, 2)))
+    block = Block(3, 4, rngs=nnx.Rngs(0))
+    found = block(x)
+    block.kernel[...] = 5 * block.kernel[...] + 2
+    np.testing.assert_allclose(block(x), found, atol=1e-4)
+    assert Block(4, 4, rngs=nnx.Rngs(0))(found).shape == found.shape
+    np.testing.assert_allclose(block(x[:1]), block(x)[:1], atol=1e-6)  # no example's output depends on others
 
 
 def test_word_f1():
@@ -80,7 +108,8 @@ def serif():
 
 def test_glyphs_are_those_of_the_notes(serif):
     assert len(serif) == 1478
-    assert not {"DejaVuSerif"} & {*pictures.TRAIN, *pictures.VALIDATION}
+    assert not {*pictures.TRAIN} & {*pictures.VALIDATION, *pictures.TEST}
+    assert len(pictures.glyphs("STIXGeneral", 32)) == 565
     by_name = {row.caption: row.picture for row in serif}
     small, capital = by_name["LATIN SMALL LETTER O"], by_name["LATIN CAPITAL LETTER O"]
     assert small.shape == (32, 32)
@@ -134,7 +163,9 @@ def test_a_table_with_quotes_newlines_and_korean(tmp_path):
 
 MISTAKES = {
     "a missing picture": ("file,caption\na.png,x\nnone.png,y\n", r"captions\.csv:3: there is no picture .*none\.png"),
-    "a broken picture": ("file,caption\na.png,x\n\nbroken.png,y\n", r"captions\.csv:\d: .*broken\.png is no picture"),
+    "a broken picture": ("file,caption\na.png,x\n\nbroken.png,y\n", r"captions\.csv:4: .*broken\.png is no picture"),
+    "after blank and long rows": ('\nfile,caption\n\n\na.png,"x\ny"\n\na.png,\n', r"captions\.csv:8: the caption is empty"),
+    "quotes without an end": ('file,caption\na.png,x\na.png,"y\n', r"captions\.csv:3: the row that begins here"),
     "an empty caption": ("file,caption\na.png,\n", r"captions\.csv:2: the caption is empty"),
     "a comma": ("file,caption\na.png,x,y\n", r"captions\.csv:2: expected 2 columns"),
     "one column": ("file,caption\na.png\n", r"captions\.csv:2: expected 2 columns"),
@@ -187,10 +218,10 @@ def test_a_users_folder(tmp_path, optax_promotion, capsys):
     assert capsys.readouterr().out.count("\n") == 2
     assert main(["predict", run, f"{data}/none.png"]) == 2
     assert "there is no picture" in capsys.readouterr().err
-    other = folder(tmp_path / "other", [("a.png", "red snowman")])
+    other = folder(tmp_path / "other", [("a.png", "red 눈사람"), ("long.png", "red " * 2000), ("one.png", "red")])
     assert main(["evaluate", run, "--data", other]) == 0
     scores = json.loads(capsys.readouterr().out)
-    assert scores["pictures"] == scores["unknown_words"] == 1
+    assert (scores["pictures"], scores["unknown_words"]) == (3, 1)
     assert main(["train", "captioning", "--out", run, "--resume"]) == 0
 
 

@@ -16,7 +16,7 @@ from killing import killed_and_resumed
 from jaxrnn.cli import main
 from jaxrnn.tasks import scores, tagging
 from jaxrnn.tasks.tables import Tagged
-from jaxrnn.tasks.words import WordVocabulary, pad
+from jaxrnn.tasks.words import WordVocabulary, pad, words_in
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
@@ -82,9 +82,9 @@ def test_words_in_a_line():
     known = WordVocabulary.of([["A.Ş.", "...", "'ler", "(c)"]], least=1)
     line = " Ali,  eve (dün) geldi... 3.5'ler A.Ş. (c) \u2603 ?! "
     expected = ["Ali", ",", "eve", "(", "dün", ")", "geldi", "...", "3.5'ler", "A.Ş.", "(c)", "\u2603", "?!"]
-    assert tagging.words_in(line, known) == expected
-    assert tagging.words_in(" ".join(expected), known) == expected
-    assert tagging.words_in(" \t", known) == []
+    assert words_in(line, known) == expected
+    assert words_in(" ".join(expected), known) == expected
+    assert words_in(" \t", known) == []
 
 
 def test_most_frequent_tag_by_hand():

@@ -14,6 +14,7 @@ import jaxrnn
 from jaxrnn.cli import main
 from jaxrnn.tasks import translation
 from jaxrnn.tasks.attention import Attention
+from jaxrnn.tasks.buckets import Rows
 from jaxrnn.tasks.pairs import Pair, read_pairs, read_tsv
 from jaxrnn.tasks.program import load
 from jaxrnn.tasks.seq2seq import Batch, Translator
@@ -276,6 +277,41 @@ def test_quick_beats_copying_on_unseen_dates(tmp_path, optax_promotion, capsys, 
     assert "bad.tsv:1: expected source<TAB>target" in capsys.readouterr().err
     assert main(["sample", run]) == 2
     assert "translation writes nothing of its own" in capsys.readouterr().err
+    beams_are_never_below_greedy(trained, [pair.source for pair in read_pairs(("dates:en:ko",))[0].test[::9]][:200])
+
+
+def beams_are_never_below_greedy(trained, sources):
+    """On 200 sentences and the same read backwards, of which the model is less sure, by the score that ranks; and a beam of 1
+    is an argmax at every step.
+    """
+    assert len(sources) == 200
+    sources = [*sources, *(source[::-1] for source in sources)]
+    model, penalty = trained.functions.still(trained.params), trained.options.length_penalty
+    numbered = translation.Numbered.of(trained.config, [Pair(source, "") for source in sources])
+    batch = numbered.batch(Rows(np.arange(400), int(numbered.lengths.max())))
+    search = nnx.jit(
+        lambda model, width, penalty: model.translate(batch.source, batch.source_lengths, width, 24, penalty),
+        static_argnums=(1, 2),
+    )
+    wide, one, flat = search(model, 4, penalty), search(model, 1, penalty), search(model, 4, 0.0)
+    assert penalty > 0
+    assert (wide.scores[:, 0] >= one.scores[:, 0] - 1e-5).all()
+    assert (wide.scores[200:, 0] > one.scores[200:, 0] + 1e-3).any()  # it does look further
+    assert (np.diff(wide.scores, axis=1) <= 0).all()
+
+    carry, memory = model.encode(batch.source, batch.source_lengths)
+    step = nnx.jit(lambda model, carry, token: model.decoder.step(carry, token, memory))
+    token, logp, lengths, alive = jnp.full(400, model.boundary), np.zeros(400), np.zeros(400), np.ones(400, bool)
+    for n in range(24):
+        carry, logits = step(model, carry, token)
+        likelihoods = jax.nn.log_softmax(logits.at[:, 0].set(-jnp.inf))  # 0 is never written
+        token = likelihoods.argmax(-1)
+        logp += np.where(alive, likelihoods.max(-1), 0)
+        lengths += alive
+        np.testing.assert_array_equal(np.where(alive, one.tokens[n, :, 0], 0), np.where(alive, token, 0))
+        alive &= np.asarray(token) != model.boundary
+    np.testing.assert_allclose(one.scores[:, 0], logp / lengths**penalty, atol=1e-4)
+    assert (flat.scores[:, 0] >= logp - 1e-4).all()  # by probability alone
 
 
 OWN = {

@@ -49,7 +49,7 @@ class Buckets:
     """Examples by length, ``batch`` at a time, each epoch in an order of its own.
 
     ``buckets(step)`` depends on the seed and the step alone: a resumed run needs nothing saved to see the same batches, so
-    there is no data loader with a state here.
+    there is no data loader with a state, such as grain's, here.
 
     ``most``, unless 0, bounds the steps of a batch, padding counted in: batches of very long examples hold fewer, at least
     one, so that memory does not grow with the longest. ``first`` and ``coarse`` (see `widths_for`) are for small models: to

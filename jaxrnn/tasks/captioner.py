@@ -25,26 +25,53 @@ class Batch(NamedTuple):
     lengths: Int[Array, " B"]
 
 
+class Block(nnx.Module):
+    """``relu(normalise(convolve(x)))`` in windows of 3x3, x added where the channels are as many.
+
+    Each kernel has mean 0 and norm 1 (Qiao et al. 2019): with group normalisation that learns about as fast as batch
+    normalisation, and no example's output depends on others.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(nnx.initializers.lecun_normal()(rngs.params(), (3, 3, inputs, outputs)))
+        self.normalise = nnx.GroupNorm(outputs, num_groups=1, rngs=rngs)
+        self.residual = inputs == outputs
+
+    def __call__(self, x: Float[Array, "B S S C"]) -> Float[Array, "B S S D"]:
+        kernel = self.kernel[...] - self.kernel[...].mean((0, 1, 2), keepdims=True)
+        kernel = kernel / jnp.sqrt((kernel**2).sum((0, 1, 2), keepdims=True) + 1e-6)
+        y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        y = nnx.relu(self.normalise(y))
+        return x + y if self.residual else y
+
+
 class PictureEncoder(nnx.Module):
-    """Three times convolution, normalisation and pooling, and a dense layer: cells of an eighth of the picture's side, and
-    features of the whole.
+    """Six convolutions, the side halved three times, and a dense layer: features of the whole, and cells of a quarter of the
+    picture's side, fine enough that attention can tell one diacritic from another.
     """
 
     def __init__(self, size: int, channels: int, features: int, *, rngs: nnx.Rngs):
-        widths = (1, channels, 2 * channels, 4 * channels)
-        pairs = list(itertools.pairwise(widths))
-        self.convolutions = nnx.List([nnx.Conv(a, b, (3, 3), padding="SAME", rngs=rngs) for a, b in pairs])
-        self.norms = nnx.List([nnx.GroupNorm(b, num_groups=1, rngs=rngs) for b in widths[1:]])
-        self.cell_size, self.features = widths[-1], features
+        widths = [1, *(channels * n for n in (1, 2, 2, 4, 4, 8))]
+        self.blocks = nnx.List([Block(a, b, rngs=rngs) for a, b in itertools.pairwise(widths)])
+        self.halved_after = (0, 2, 4)
+        self.cell_size, self.features = widths[-2], features
         self.dense = nnx.Linear((size // 8) ** 2 * widths[-1], features, rngs=rngs)
 
     def __call__(self, pictures: Float[Array, "B S S 1"]) -> tuple[Float[Array, "B C D"], Float[Array, "B F"]]:
         """Cells, row by row, and features."""
-        x = pictures
-        for convolve, normalise in zip(self.convolutions, self.norms, strict=True):
-            x = nnx.max_pool(nnx.relu(normalise(convolve(x))), (2, 2), strides=(2, 2))
-        cells = x.reshape(x.shape[0], -1, x.shape[-1])
-        return cells, nnx.relu(self.dense(cells.reshape(x.shape[0], -1)))
+        x = cells = pictures
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            if i in self.halved_after:
+                x, cells = halved(x), x
+        features = nnx.relu(self.dense(x.reshape(x.shape[0], -1)))
+        return cells.reshape(x.shape[0], -1, cells.shape[-1]), features
+
+
+def halved(x: Float[Array, "B S S C"]) -> Float[Array, "B H H C"]:
+    """The largest of each 2x2 places, by slices: the gradient of `nnx.max_pool` is several times slower on a CPU."""
+    x = jnp.maximum(x[:, ::2], x[:, 1::2])
+    return jnp.maximum(x[:, :, ::2], x[:, :, 1::2])
 
 
 class Captioner(nnx.Module):
@@ -87,29 +114,3 @@ class Captioner(nnx.Module):
         """The likeliest captions, by beam search."""
         carry, memory = self.encode(pictures)
         return self.decoder.write(carry, memory, self.boundary, width, length, length_penalty)
-
-
-def augmented(key: Array, pictures: Float[Array, "B S S 1"], strength: float) -> Float[Array, "B S S 1"]:
-    """Each picture scaled, sheared and shifted a little, its strokes thinner or bolder, all drawn by ``key``.
-
-    At strength 1: scales in [.85, 1.15] for each axis, a shear of up to .15, shifts of up to a sixteenth of the side.
-    """
-    k_warp, k_bold, k_blend = jax.random.split(key, 3)
-    size, n = pictures.shape[1], pictures.shape[0]
-    draws = strength * jax.random.uniform(k_warp, (n, 6), pictures.dtype, -1.0, 1.0)
-    warped = jax.vmap(lambda picture, draw: _warp(picture, draw, size))(pictures[..., 0], draws)[..., None]
-    bold = nnx.max_pool(warped, (3, 3), padding="SAME")
-    thin = -nnx.max_pool(-warped, (3, 3), padding="SAME")
-    share = strength * jax.random.uniform(k_blend, (n, 1, 1, 1), pictures.dtype, 0.0, 0.6)
-    other = jnp.where(jax.random.bernoulli(k_bold, 0.5, (n, 1, 1, 1)), bold, thin)
-    return (1 - share) * warped + share * other
-
-
-def _warp(picture: Float[Array, "S S"], draw: Float[Array, " 6"], size: int) -> Float[Array, "S S"]:
-    """Bilinear interpolation at ``M (place - centre) + centre + shift``, 0 outside the picture."""
-    centre = (size - 1) / 2
-    rows, columns = (jax.lax.broadcasted_iota(picture.dtype, picture.shape, axis) - centre for axis in (0, 1))
-    tall, wide, slant, lean, down, right = draw
-    at_rows = (1 + 0.15 * tall) * rows + 0.05 * lean * columns + centre + size / 16 * down
-    at_columns = (1 + 0.15 * wide) * columns + 0.15 * slant * rows + centre + size / 16 * right
-    return jax.scipy.ndimage.map_coordinates(picture, [at_rows, at_columns], order=1, mode="constant")

@@ -17,16 +17,17 @@ from ..cell import Params
 from ..training import BadInput, Budget, Experiment, Run
 from ..training.curves import draw_curves, new_figure
 from .buckets import Buckets, Rows, padded, powers_of_two
-from .captioner import Batch, Captioner, augmented
+from .captioner import Batch, Captioner
 from .cells import make_cell
 from .decoder import UNKNOWN
+from .distortion import augmented
 from .options import cell_field, check_options, choice, option
 from .pictures import Captioned, as_input, embedded, read_captioned, read_folder, read_picture
 from .pure import Pure
 from .supervised import Answering, digest, mean_loss, supervised
 from .text_scores import sacrebleu, text_scores, word_f1
 
-BUDGET = Budget(steps=6000, report_every=100, evaluate_every=1000)
+BUDGET = Budget(steps=15_000, report_every=200, evaluate_every=1000)
 LOOKED_AT = 1000  # pictures of the validation part, at most
 AT_ONCE = 64  # pictures that are captioned
 
@@ -40,30 +41,28 @@ class Options:
         "glyphs of fonts, glyphs:N those with names of up to N words, or a folder of PNGs with captions.csv (file,caption)",
     )
     size: int = option(32, "side of the pictures, a multiple of 8; others are scaled", least=8)
-    augment: float = option(1.0, "how much pictures are scaled, sheared and shifted in training; 0: not", least=0)
-    attention: str = choice("none", ("none", "additive", "dot"), "whether the decoder looks at the picture's cells, and how")
+    augment: float = option(0.8, "how much strokes and shapes of pictures are distorted in training; 0: not", least=0)
+    attention: str = choice("dot", ("none", "additive", "dot"), "whether the decoder looks at the picture's cells, and how")
     beam: int = option(4, "hypotheses of beam search; 1: greedy", least=1, below=1000)
     length_penalty: float = option(1.0, "beam search ranks by log probability / length ** this", least=0)
     cell: str = cell_field("lstm")
     hidden: int = option(256, "units of each recurrent layer", least=1)
     layers: int = option(1, "recurrent layers", least=1)
-    channels: int = option(16, "of the first convolution; the next ones have twice and four times as many", least=1)
+    channels: int = option(16, "of the first convolution; the next ones have up to eight times as many", least=1)
     embed: int = option(64, "size of the words' embeddings", least=1)
     dropout: float = option(0.1, "after each recurrent layer", least=0, below=1)
-    batch: int = option(64, "pictures of an update", least=1)
-    learning_rate: float = option(3e-3, "peak learning rate of Adam", above=0)
+    batch: int = option(32, "pictures of an update", least=1)
+    learning_rate: float = option(2e-3, "peak learning rate of Adam", above=0)
     clip: float = option(1.0, "largest global norm of a gradient", above=0)
     weight_decay: float = option(0.0, "decoupled weight decay", least=0)
     seed: int = option(0, "of everything random", least=0, below=2**31)
 
     QUICK: ClassVar[dict[str, Any]] = {
         "data": "glyphs:4",
-        "attention": "dot",
         "augment": 0.0,
         "dropout": 0.0,
         "hidden": 64,
         "channels": 8,
-        "batch": 32,
         "learning_rate": 5e-3,
     }
 
@@ -212,17 +211,19 @@ def draw_captions(run: Run, rows: list[Captioned], written: list[str]) -> pathli
     """``captions.png``: pictures, under each what was written, and where that is wrong what was wanted, in red."""
     across = 6
     down = -(-len(rows) // across)
-    figure = new_figure(2.4 * across, 2.3 * down)
+    figure = new_figure(2.1 * across, 2.3 * down)
     if figure is None:
         return None
     axes = figure.subplots(down, across, squeeze=False).ravel()
-    for axis in axes:
+    for axis in axes[len(rows) :]:
         axis.set_axis_off()
     for axis, row, text in zip(axes, rows, written, strict=False):
         axis.imshow(row.picture, cmap="Greys", vmin=0, vmax=255)
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_color("lightgray")
         right = text == row.caption
         shown = text if right else f"{text}\nwanted: {row.caption}"
-        axis.set_title(_wrapped(shown), fontsize=6, color="black" if right else "tab:red", y=-0.02, va="top")
+        axis.set_title(_wrapped(shown), fontsize=6.5, color="black" if right else "tab:red", y=-0.09, va="top")
     figure.tight_layout(h_pad=3)
     path = run.path / "captions.png"
     figure.savefig(path, dpi=110)
@@ -230,4 +231,4 @@ def draw_captions(run: Run, rows: list[Captioned], written: list[str]) -> pathli
 
 
 def _wrapped(text: str) -> str:
-    return "\n".join(part for line in text.split("\n") for part in textwrap.wrap(line, 30)).replace("$", r"\$")
+    return "\n".join(part for line in text.split("\n") for part in textwrap.wrap(line, 28)).replace("$", r"\$")

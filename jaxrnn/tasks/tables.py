@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from ..training import BadInput
@@ -44,22 +44,9 @@ def read_table(source: str) -> list[Example]:
     wanted = "a CSV or TSV file with the columns text,label"
     body = read_utf8(source, wanted)
     tab = pathlib.Path(source).suffix.lower() in (".tsv", ".tab") or "\t" in body.split("\n", 1)[0]
-    reader = csv.reader(io.StringIO(body, newline=""), delimiter="\t" if tab else ",", strict=True)
     header: list[str] | None = None
     examples = []
-    while True:
-        line = reader.line_num + 1
-        try:
-            row = next(reader, None)
-        except csv.Error as error:
-            raise BadInput(
-                f"{source}:{line}: the row that begins here has a field that cannot be read ({error}); a quote at the "
-                'beginning of a field needs one at its end, and quotes inside are doubled: ""'
-            ) from None
-        if row is None:
-            break
-        if not any(field.strip() for field in row):
-            continue
+    for line, row in read_rows(source, body, "\t" if tab else ","):
         if header is None:
             header = _header(row, source, line, tab)
             continue
@@ -72,6 +59,28 @@ def read_table(source: str) -> list[Example]:
     if not examples:
         raise BadInput(f"{source} has no examples; --data wants {wanted}, and a row an example")
     return examples
+
+
+def read_rows(source: str, body: str, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
+    """The rows of a CSV or TSV file that are not blank, each with the number of the line on which it begins.
+
+    Raises:
+        BadInput: with file and line, for quotes without an end.
+    """
+    reader = csv.reader(io.StringIO(body, newline=""), delimiter=delimiter, strict=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise BadInput(
+                f"{source}:{line}: the row that begins here has a field that cannot be read ({error}); a quote at the "
+                'beginning of a field needs one at its end, and quotes inside are doubled: ""'
+            ) from None
+        if row is None:
+            return
+        if any(field.strip() for field in row):
+            yield line, row
 
 
 def _header(row: list[str], source: str, line: int, tab: bool) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -30,7 +29,7 @@ from .supervised import Answering, digest, supervised
 from .tables import Tagged, read_tagged, split_files
 from .word_model import probabilities as probabilities
 from .word_model import probabilities_of, reading_layers
-from .words import Sentences, WordEncoder, WordVocabulary, pad, sentence_buckets
+from .words import Sentences, WordEncoder, WordVocabulary, pad, sentence_buckets, words_in
 
 BUDGET = Budget(steps=1500, report_every=100, evaluate_every=200)
 
@@ -86,19 +85,6 @@ class Tagger(nnx.Module):
         ys = self.dropout(ys, rngs=rngs)
         logits = self.readout(ys.reshape(-1, ys.shape[-1]))  # 2-D: see jaxrnn.cells.arithmetic.dense
         return logits.reshape(*ys.shape[:2], -1)
-
-
-def words_in(text: str, known: WordVocabulary) -> list[str]:
-    """Words of a line, as a treebank counts them: parted by spaces, punctuation at either end a word of its own.
-
-    What training showed stays whole, such as ``...``; a text whose words are parted already is left as it is.
-    """
-    found: list[str] = []
-    for piece in text.split():
-        before, core, after = re.fullmatch(r"(\W*)(.*?)(\W*)", piece, re.DOTALL).groups()  # type: ignore[union-attr]
-        whole = piece in known or not core
-        found += [piece] if whole else [*before, core, *([after] if after in known else after)]
-    return [word for word in found if word]
 
 
 def build(options: Options, config: dict[str, Any]) -> tuple[Pure, Params]:

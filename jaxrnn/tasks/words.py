@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -85,6 +86,19 @@ class WordVocabulary:
             spelled = self.spelled(word)
             row[: len(spelled)] = spelled
         return words, characters
+
+
+def words_in(text: str, known: WordVocabulary) -> list[str]:
+    """Words of a line, as a treebank counts them: parted by spaces, punctuation at either end a word of its own.
+
+    What training showed stays whole, such as ``...``; a text whose words are parted already is left as it is.
+    """
+    found: list[str] = []
+    for piece in text.split():
+        before, core, after = re.fullmatch(r"(\W*)(.*?)(\W*)", piece, re.DOTALL).groups()  # type: ignore[union-attr]
+        whole = piece in known or not core
+        found += [piece] if whole else [*before, core, *([after] if after in known else after)]
+    return [word for word in found if word]
 
 
 def pad(encoded: Sequence[tuple[np.ndarray, np.ndarray] | None], width: int) -> Sentences:
