@@ -12,9 +12,10 @@ from reference import NUMPY_STEPS, compiled
 from subjects import assert_same, draw, normal
 
 import jaxrnn
-from jaxrnn import MLSTM, S5, SLSTM, Associative, DiagonalGRU, DiagonalLSTM, IndRNN, Scan
+from jaxrnn import LRU, MLSTM, S5, SLSTM, Associative, DiagonalGRU, DiagonalLSTM, IndRNN, MinGRU, Scan
 from jaxrnn.cells.ssm import hold, legs
 from jaxrnn.initializers import Chrono, Linspace, Uniform
+from jaxrnn.tasks import captioning
 from jaxrnn.tasks.cells import make_cell
 from jaxrnn.training import BadInput
 
@@ -465,3 +466,18 @@ def test_cells_by_name():
             make_cell(spec, 8, 10)
     with pytest.raises(BadInput, match="did you mean slstm"):
         make_cell("sltsm", 8, 10)
+
+
+def test_linear_cells_by_name_stand_in_blocks():
+    assert make_cell("lru:0.3", 8, 10) == jaxrnn.block(LRU(8, smallest=0.9, largest=0.999, phase=0.3), 8)
+    assert make_cell("s5", 8, 10) == jaxrnn.block(S5(8), 8)
+    assert make_cell("min-gru:alone", 8, 10) == MinGRU(8)
+    for spec in ("lru:9", "lru:alone", "s5:2", "min-gru:2"):
+        with pytest.raises(BadInput, match="is no variant of"):
+            make_cell(spec, 8, 10)
+
+
+def test_a_decoder_refuses_a_first_carry_that_features_cannot_be():
+    options = captioning.Options(cell="lru", hidden=8, embed=4, channels=2)
+    with pytest.raises(BadInput, match="must be real vectors"):
+        captioning.build(options, {"vocabulary": ["a"], "longest": 3})
