@@ -110,7 +110,8 @@ class LinearCell(Cell):
     """A cell whose state enters its step as a factor alone: ``s_t = a_t * s_{t-1} + b_t``, elementwise.
 
     A subclass defines ``affine`` in place of ``step``; a and b may depend on the inputs and the parameters, not on the state.
-    `jaxrnn.Associative` walks such cells in parallel.
+    `jaxrnn.Associative` walks such cells in parallel; there products of many a's are made, which must be finite: |a| <= 1 is
+    safe.
     """
 
     def affine(self, params: Params, z: Any) -> tuple[Any, Any]:
@@ -120,7 +121,12 @@ class LinearCell(Cell):
     def step(self, params: Params, carry: Carry, z: Any) -> Carry:
         """``a * carry + b``."""
         a, b = self.affine(params, z)
-        return jax.tree.map(lambda a, b, s: a.astype(s.dtype) * s + b.astype(s.dtype), a, b, carry)
+        return jax.tree.map(lambda a, b, s: jnp.asarray(a, s.dtype) * s + jnp.asarray(b, s.dtype), a, b, carry)
+
+
+def is_linear(cell: Any) -> bool:
+    """Whether ``cell`` is a `LinearCell` whose step is the one that its ``affine`` says."""
+    return isinstance(cell, LinearCell) and type(cell).step is LinearCell.step
 
 
 @dataclasses.dataclass(frozen=True)

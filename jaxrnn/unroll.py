@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Inexact, Integer
 from .cell import Carry, Cell, Layer, Params, Walk, check_cell, expand, select
 from .checks import check_carry, check_flags, check_inputs, check_key, check_scale, describe
 from .engines import Associative, Scan
+from .engines.step import reason_against
 from .engines.windows import walk_in_windows
 from .gradient_scale import ScaledCell
 
@@ -177,7 +178,7 @@ def walk(cell: Cell | Layer, params: Params, carry: Carry, xs: Any, how: Walk) -
     if isinstance(cell, Layer):
         return cell.unroll(params, carry, xs, how)
     check_step(cell, params, carry, xs)
-    engine = _default_engine(cell, how) if how.engine is None else how.engine
+    engine = _default_engine(cell, params, carry, xs, how) if how.engine is None else how.engine
     last, carries = _walk_windows(engine, cell, params, carry, xs, how)
     ys = cell.output(params, carries, xs)
     if how.mask is not None:
@@ -185,10 +186,12 @@ def walk(cell: Cell | Layer, params: Params, carry: Carry, xs: Any, how: Walk) -
     return last, ys, carries
 
 
-def _default_engine(cell: Cell, how: Walk) -> Any:
+def _default_engine(cell: Cell, params: Params, carry: Carry, xs: Any, how: Walk) -> Any:
     """`Scan`, but where a cell joins its steps in chunks and nobody asks for the carries inside them."""
     in_chunks = hasattr(cell, "walk_chunks") and not how.all_carries and how.gradient_scale is None
-    return Associative() if in_chunks else Scan()
+    if in_chunks and reason_against(jax.tree.leaves((params, carry, xs, how.mask, how.resets))) is None:
+        return Associative()
+    return Scan()
 
 
 def check_step(cell: Cell, params: Params, carry: Carry, xs: Any) -> None:

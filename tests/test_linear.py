@@ -110,6 +110,46 @@ def test_bfloat16_parameters_accumulate_in_float32():
     assert (last.dtype, ys.dtype) == (jnp.complex64, jnp.bfloat16)
 
 
+@pytest.mark.parametrize("engine", [None, Associative()], ids=["default", "associative"])
+@pytest.mark.parametrize("name", ["min_gru", "min_lstm", "rg_lru", "lru"])
+def test_nan_in_an_input_does_not_cross_a_reset(name, engine):
+    """Nor does it in the gradient: a gate that is NaN is a factor that is NaN."""
+    inputs, resets = draw(name, 0, 12), jnp.zeros((12, B), bool).at[6].set(True)
+
+    def loss(xs):
+        return jaxrnn.unroll(LINEAR[name], inputs.params, xs, resets=resets, engine=engine)[1][6:].sum()
+
+    value, gradient = jax.value_and_grad(loss)(inputs.xs.at[4].set(jnp.nan))
+    assert np.isfinite(value)
+    assert np.isfinite(gradient[6:]).all()
+
+
+def test_second_derivatives_where_a_factor_is_zero(x64):
+    """A gate that can close: by the rule of the prefix tree, a factor that is exactly 0 would have no derivative."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Closing(jaxrnn.LinearCell):
+        hidden_size: int = 1
+
+        def init(self, key, input_size):
+            return {"w": jnp.ones(()), "b": jnp.zeros(())}
+
+        def affine(self, params, z):
+            return params["w"] * z + params["b"], z + 1
+
+    xs = jnp.array([0.5, 0.7, 0.0, 0.9, 0.3, 0.8])[:, None]
+
+    def hessian(engine):
+        def loss(p):
+            return jnp.sum(jaxrnn.unroll(Closing(), p, xs, engine=engine)[1] ** 2)
+
+        return jax.hessian(loss)({"w": jnp.ones(()), "b": jnp.zeros(())})
+
+    expected = hessian(Scan(residuals="all"))
+    for engine in (None, Associative(), Associative(2)):
+        assert_same(hessian(engine), expected)
+
+
 # ------------------------------------------------------------------------------------------------------------------- identities
 
 
@@ -250,6 +290,9 @@ def test_what_is_not_linear_is_refused_by_name():
     params, xs = cell.init(jax.random.key(0), D), jnp.ones((5, D))
     with pytest.raises(TypeError, match=r"scaled gradients .* use Scan\(\), or truncate with window="):
         jaxrnn.truncated_unroll(cell, params, xs, gradient_scale=jnp.ones(5), engine=Associative())
+    zoned = jaxrnn.zoneout(cell, 0.1)
+    with pytest.raises(TypeError, match=r"around MinGRU must be walked step by step: use Scan\(\)"):
+        jaxrnn.unroll(zoned, params, xs, engine=Associative(), key=jax.random.key(0))
     with pytest.raises(ValueError, match="chunk must be"):
         Associative(0)
 
@@ -271,6 +314,19 @@ def test_options_that_cannot_be(make, message):
 def test_an_rg_lru_needs_as_many_features_as_units():
     with pytest.raises(ValueError, match=r"as many features as units, but there are 3 and 4.*RGLRU\(3\)"):
         jaxrnn.unroll(RGLRU(4), RGLRU(4).init(jax.random.key(0), 3), jnp.ones((5, 3)))
+
+
+def test_a_step_of_its_own_is_walked_as_it_is_and_refused_by_name():
+    @dataclasses.dataclass(frozen=True)
+    class Bent(type(LINEAR["user_linear"])):
+        def step(self, params, carry, z):
+            return jax.tree.map(jnp.tanh, super().step(params, carry, z))
+
+    inputs = draw(Bent(4), 0)
+    exported = jax.export.export(jax.jit(lambda xs: jaxrnn.unroll(Bent(4), inputs.params, xs)[1]), platforms=["cuda"])
+    assert "stablehlo.while" in exported(inputs.xs).mlir_module()
+    with pytest.raises(TypeError, match="Bent defines a step of its own"):
+        jaxrnn.unroll(Bent(4), inputs.params, inputs.xs, engine=Associative())
 
 
 def test_a_linear_cell_must_say_its_affine_map():

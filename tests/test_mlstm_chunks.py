@@ -157,3 +157,33 @@ def test_the_default_is_chunks_unless_all_carries_are_asked_for():
     assert kept() == kept(jaxrnn.Associative())
     assert kept() < kept(jaxrnn.Scan()) / 2
     assert kept(return_carries=True) > 2 * kept()
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_what_is_not_finite_spoils_later_steps_alone_and_no_reset_lets_it_through(reverse):
+    """As step by step: sums over a chunk would carry it to the steps before, and 0 * NaN across resets."""
+    cell = jaxrnn.MLSTM(4, heads=2)
+    params = cell.init(jax.random.key(0), 3)
+    xs = jax.random.normal(jax.random.key(1), (40, 2, 3)).at[5, 0].set(jnp.nan).at[30, 1].set(jnp.inf)
+    resets = jnp.zeros((40, 2), bool).at[12, 0].set(True).at[20, 0].set(True).at[25, 1].set(True)
+    for flags in (None, resets):
+        found = []
+        for engine in (None, jaxrnn.Associative(7), jaxrnn.Scan()):
+            last, ys = jaxrnn.unroll(cell, params, xs, resets=flags, reverse=reverse, engine=engine)
+            found.append((np.isfinite(ys).all(-1), np.isfinite(last.h).all(-1), np.isfinite(last.C).all((-1, -2, -3)), ys))
+        for a in found[:-1]:
+            for mine, stepped in zip(a[:-1], found[-1][:-1], strict=True):
+                np.testing.assert_array_equal(mine, stepped)
+            good = found[-1][0]
+            np.testing.assert_allclose(np.asarray(a[-1])[good], np.asarray(found[-1][-1])[good], rtol=1e-4, atol=1e-5)
+
+
+def test_sizes_that_are_symbols_are_left_to_scan():
+    cell = jaxrnn.MLSTM(4)
+    params = cell.init(jax.random.key(0), 3)
+    xs = jax.ShapeDtypeStruct(jax.export.symbolic_shape("t, 3"), jnp.float32)
+    exported = jax.export.export(jax.jit(lambda xs: jaxrnn.unroll(cell, params, xs)[1]))(xs)
+    here = jax.random.normal(jax.random.key(1), (9, 3))
+    np.testing.assert_allclose(exported.call(here), jaxrnn.unroll(cell, params, here)[1], rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"sizes are symbolic .*only engine=jaxrnn.Scan\(\) walks that"):
+        jax.export.export(jax.jit(lambda xs: jaxrnn.unroll(cell, params, xs, engine=jaxrnn.Associative())[1]))(xs)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ..cell import Carry, Params, expand, select
 from .slstm import bounded_exp
@@ -26,6 +26,8 @@ def walk_chunks(
     initial = cell.initial_carry(params, batch) if resets is not None else None
     if held and mask is None:
         mask = jnp.ones((steps, *batch), bool)
+    bad, spoiled = _spoiled(zs, resets, reverse)
+    zs = jnp.where(bad[..., None], 0, zs)
 
     def cut(leaf):
         if leaf is None:
@@ -41,7 +43,24 @@ def walk_chunks(
     (C, n, m), hs = jax.lax.scan(jax.checkpoint(one, prevent_cse=False), (carry.C, carry.n, carry.m), parts)
     hs = hs.reshape(count * chunk, *hs.shape[2:])[:steps].astype(carry.h.dtype)
     hs = jnp.flip(hs, 0) if reverse else hs
+    hs = jnp.where(spoiled[..., None], jnp.nan, hs)
+    C, n, m = (jnp.where(expand(spoiled[0 if reverse else -1], leaf), jnp.nan, leaf) for leaf in (C, n, m))
     return carry._replace(h=_last_shown(carry.h, hs, mask, resets, initial, reverse), C=C, n=n, m=m), hs
+
+
+def _spoiled(zs: Float[Array, "T *B G"], resets: Any, reverse: bool) -> tuple[Bool[Array, "T *B"], Bool[Array, "T *B"]]:
+    """Which steps hold something that is not finite, and which come after such a step, up to a reset. Sums over a chunk would
+    carry it to steps before, and across resets.
+    """
+    bad = ~jnp.isfinite(zs).all(-1)
+    steps = jnp.arange(len(bad), 0, -1) if reverse else jnp.arange(1, len(bad) + 1)  # their order in walking, from 1
+
+    def last(flags):
+        numbers = jnp.where(flags, expand(steps.astype(jnp.int32), flags), 0)
+        return jax.lax.cummax(numbers, axis=0, reverse=reverse)
+
+    at = last(bad)
+    return bad, (at > 0) if resets is None else (at > 0) & (at >= last(resets))
 
 
 def _chunk(cell: Any, memory: Any, initial: Any, z: Array, mask: Any, resets: Any) -> tuple[Any, Array]:

@@ -34,7 +34,7 @@ class LRU(ComplexDiagonal):
         hidden_size: H, complex numbers of state.
         smallest, largest: |lambda| at init lies between them, uniformly on the ring by area.
         phase: largest phase of lambda at init.
-        learned_initial_carry: make s before the first step a parameter (not available: the carry is complex).
+        learned_initial_carry: refused, for the carry is complex and parameters are real.
     """
 
     _: dataclasses.KW_ONLY

@@ -63,9 +63,9 @@ class MinGRU(_Minimal):
 
     Args:
         hidden_size: H.
-        positive: ``g(a) = a + 1/2 where a >= 0, else sigmoid(a)``: the paper's log-space form (appendix B), whose candidates
-            have logarithms. The function is computed as it stands: its factors lie between 0 and 1, so that no product of
-            them overflows, and sums of logarithms would only add rounding.
+        positive: ``g(a) = a + 1/2 where a >= 0, else sigmoid(a)``: the function of the paper's log-space form (appendix B),
+            whose candidates have logarithms. It is computed without them: its factors lie between 0 and 1, so that no product
+            of them overflows, and sums of logarithms would only add rounding. The carry passed in is not put through g.
         update_bias: added to b_z at init, or ``Chrono(T)`` for time scales up to T.
         learned_initial_carry: make h before the first step a parameter.
     """

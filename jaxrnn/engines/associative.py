@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
 from jaxtyping import Array, Bool
 
-from ..cell import Carry, Cell, LinearCell, Params
+from ..cell import Carry, Cell, LinearCell, Params, is_linear
 from ..checks import check_positive
 from .recurrence import CARRIES, Plan
-from .step import walk_by_plan
+from .step import reason_against, walk_by_plan
 from .walks import AUTO, Pace
 
 CHUNK = 32  # of a cell that walks chunks by itself, whose work grows by its square
@@ -20,8 +21,9 @@ CHUNK = 32  # of a cell that walks chunks by itself, whose work grows by its squ
 class Associative:
     """Walk a `LinearCell` by parallel prefixes: O(log T) depth, for about twice the arithmetic of `Scan` (Blelloch 1990).
 
-    For accelerators, where a loop's step costs a kernel launch; on a CPU `Scan` is faster at every size measured. Values and
-    gradients are those of `Scan` to rounding. The gradient is one linear recurrence backwards, walked in the same way; what is
+    For accelerators, where a loop's step costs a kernel launch; on a CPU `Scan` is faster at most sizes measured. Values and
+    gradients are those of `Scan` to rounding, as long as the product of the factors of a chunk is finite, which |a| <= 1 makes
+    sure (all built-in cells begin there). The gradient is one linear recurrence backwards, walked in the same way; what is
     kept for it are the states, and the factors are made again.
 
     A cell whose steps join in another way brings ``walk_chunks``, as `MLSTM` does: chunks of steps as matrix products. Its
@@ -54,24 +56,27 @@ class Associative:
     ) -> tuple[Carry, Carry]:
         """As `Scan.walk`, but of a cell with ``walk_chunks`` the carries after every step hold h alone, the rest is None."""
         if hasattr(cell, "walk_chunks"):
+            reason = reason_against(jax.tree.leaves((params, carry, xs, mask, resets)))
+            if reason is not None:
+                raise ValueError(f"{type(cell).__name__}: {reason}: only engine=jaxrnn.Scan() walks that")
             zs = cell.project(params, xs)
             last, hs = cell.walk_chunks(params, carry, zs, mask, resets, self.chunk or CHUNK, reverse)
             return last, type(carry)(**{name: hs if name == "h" else None for name in carry._fields})
-        if not isinstance(cell, LinearCell):
+        if not is_linear(cell):
             raise TypeError(_refusal(cell))
         plan = Plan(Pace(self.chunk or AUTO, reverse=reverse, prefix=True), CARRIES)
         return walk_by_plan(cell, params, carry, (xs, mask, resets), plan)
 
 
 def _refusal(cell: Any) -> str:
-    inner = getattr(cell, "cell", None)
-    if isinstance(inner, LinearCell) or hasattr(inner, "walk_chunks"):  # wrapped by truncated_unroll
-        return (
-            "Associative: scaled gradients (gradient_scale, ARTBP) are walked step by step: use Scan(), or truncate with "
-            "window=, which Associative takes"
-        )
+    name, inner = type(cell).__name__, getattr(cell, "cell", None)
+    if is_linear(inner) or hasattr(inner, "walk_chunks"):
+        scaled = "truncate with window=, which Associative takes" if name == "ScaledCell" else "leave the wrapper out"
+        what = "scaled gradients (gradient_scale, ARTBP)" if name == "ScaledCell" else f"{name} around {type(inner).__name__}"
+        return f"Associative: {what} must be walked step by step: use Scan(), or {scaled}"
+    if isinstance(cell, LinearCell):
+        return f"Associative: {name} defines a step of its own, which need not be linear: define affine alone, or use Scan()"
     return (
-        f"Associative: {type(cell).__name__} is not linear in its state, so its steps cannot be joined in advance: use Scan(), "
-        "or Checkpoint() for long sequences. Linear are MinGRU, MinLSTM, LRU, S5, RGLRU and every jaxrnn.LinearCell; MLSTM has "
-        "chunks"
+        f"Associative: {name} is not linear in its state, so its steps cannot be joined in advance: use Scan(), or Checkpoint "
+        "for long sequences. Linear are MinGRU, MinLSTM, LRU, S5, RGLRU and every jaxrnn.LinearCell; MLSTM has chunks"
     )

@@ -9,6 +9,7 @@ way, and nothing is kept of the prefix tree.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,23 +18,35 @@ import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
 def prefixes(
     a: Inexact[Array, "T *S"], b: Inexact[Array, "T *S"], first: Inexact[Array, "*S"], reverse: bool = False
 ) -> Inexact[Array, "T *S"]:
     """``s_t = a_t s_{t-1} + b_t`` for every t from ``s_{-1} = first``, or from the last step to the first.
 
-    Nothing crosses a step whose a is 0, as after a reset, neither an infinity nor NaN.
+    Nothing crosses a step whose a is 0, as after a reset, neither an infinity nor NaN. The product of the a's of any run of
+    steps must be finite: |a| <= 1 is safe.
     """
 
     def apply(a, b, state):
         return jnp.where(a == 0, b, a * state + b)
 
     def after(early, late):
-        return late[0] * early[0], apply(late[0], late[1], early[1])
+        return jnp.where(late[0] == 0, late[0], late[0] * early[0]), apply(late[0], late[1], early[1])
 
     place = -1 if reverse else 0
     b = b.at[place].set(apply(a[place], b[place], first))
     return jax.lax.associative_scan(after, (a, b), reverse=reverse)[1]
+
+
+@prefixes.defjvp
+def _prefixes_jvp(reverse: bool, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    """``ds_t = a_t ds_{t-1} + (da_t s_{t-1} + db_t)``: by the prefix tree's own rule a factor of 0 would have no derivative."""
+    (a, b, first), (da, db, d_first) = primals, tangents
+    states = prefixes(a, b, first, reverse)
+    before = shifted(first, states, reverse)
+    before = jnp.where((a == 0) & ~jnp.isfinite(before), jnp.zeros_like(before), before)
+    return states, prefixes(a, da * before + db, d_first, reverse)
 
 
 def prefix_into(

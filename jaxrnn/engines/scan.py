@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxtyping import Array, Bool
 
-from ..cell import Carry, Cell, LinearCell, Params
+from ..cell import Carry, Cell, Params, is_linear
 from ..checks import check_positive
 from .recurrence import CARRIES, GATES, Plan
 from .step import check_hoist, walk_by_plan, walk_plainly
@@ -87,7 +87,7 @@ class Scan:
             check_hoist(cell, params, carry, (xs, mask, resets))
         if self.residuals == ALL:
             return walk_plainly(cell, params, carry, (xs, mask, resets), self.hoist is not False, reverse, self.unroll)
-        if isinstance(cell, LinearCell) and self == Scan():
+        if is_linear(cell) and self == Scan():
             plan = Plan(Pace(AUTO, hoist=True, reverse=reverse, prefix=None), CARRIES)
         else:
             plan = Plan(Pace(self.window or AUTO, self.unroll, self.hoist, reverse), self.residuals or GATES)

@@ -57,7 +57,7 @@ def walk_by_plan(cell: Cell, params: Params, carry: Carry, sequence: Sequence, p
     if reason is not None and not by_default:
         raise ValueError(
             f"{type(cell).__name__}: {reason}: only engine=jaxrnn.Scan() or Scan(residuals='all') walk that, by jax.lax.scan "
-            "with JAX's own derivative. Leave window and residuals out, and Checkpoint"
+            "with JAX's own derivative. Leave window and residuals out, Checkpoint and Associative"
         )
     if reason is not None or step is None:
         return walk_plainly(cell, params, carry, sequence, plan.pace.hoist is not False, plan.pace.reverse, plan.pace.unroll)
