@@ -262,7 +262,34 @@ def diagonal_lstm_step(cell, p, carry, x):
     return lstm_step(jaxrnn.LSTM(cell.hidden_size, peephole=True, coupled_gates=True), full, carry, x)
 
 
+def positive(a):
+    """g of the minimal cells' log-space form."""
+    return np.where(a >= 0, a + 0.5, sigmoid(a))
+
+
+def min_gru_step(cell, params, h, x):
+    z, n = np.split(x @ params["input_kernel"] + params["bias"], 2, axis=-1)
+    n = positive(n) if cell.positive else n
+    return (1 - sigmoid(z)) * h + sigmoid(z) * n
+
+
+def min_lstm_step(cell, params, h, x):
+    i, f, n = np.split(x @ params["input_kernel"] + params["bias"], 3, axis=-1)
+    n, i, f = positive(n) if cell.positive else n, sigmoid(i), sigmoid(f)
+    i, f = (i / (f + i), f / (f + i)) if cell.normalised else (i, f)
+    return f * h + i * n
+
+
+def rg_lru_step(cell, params, h, x):
+    r, i = np.split(sigmoid(x @ params["input_kernel"] + params["bias"]), 2, axis=-1)
+    a = sigmoid(params["decay"]) ** (8 * r)
+    return a * h + np.sqrt(1 - a**2) * (i * x)
+
+
 NUMPY_STEPS = {
+    "MinGRU": min_gru_step,
+    "MinLSTM": min_lstm_step,
+    "RGLRU": rg_lru_step,
     "Elman": elman_step,
     "LSTM": lstm_step,
     "GRU": gru_step,

@@ -11,7 +11,7 @@ from subjects import LINEAR, B, D, assert_same, assert_same_outcome, draw, loope
 from test_engines import MODES, walked
 
 import jaxrnn
-from jaxrnn import GRU, LRU, LSTM, RGLRU, Associative, MinGRU, MinLSTM, Scan
+from jaxrnn import GRU, LRU, LSTM, RGLRU, Associative, MinGRU, Scan
 from jaxrnn.engines.linear import prefixes
 
 ENGINES = {"default": None, "associative": Associative(), "chunks": Associative(5), "whole": Associative(10_000)}
@@ -177,43 +177,18 @@ def test_an_rg_lru_with_fixed_gates_is_a_real_lru(x64):
         np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-14)
 
 
-def test_the_published_equations(x64):
-    """Each cell in NumPy, line by line as in its paper."""
+def test_lru_by_its_equations(x64):
+    """In NumPy, line by line as in the paper; `test_cells` has the real ones."""
     random = np.random.default_rng(0)
-    x = random.normal(size=D)
-
-    def sigmoid(a):
-        return 1 / (1 + np.exp(-a))
-
-    def one(cell, h):
-        params = draw(cell, 0).params
-        carry, y = cell(params, jnp.asarray(h), jnp.asarray(x))
-        return {k: np.asarray(v) for k, v in params.items()}, np.asarray(carry), np.asarray(y)
-
-    h = random.normal(size=4)
-    for positive in (False, True):
-        g = (lambda a: np.where(a >= 0, a + 0.5, sigmoid(a))) if positive else (lambda a: a)
-        p, new, _ = one(MinGRU(4, positive=positive), h)
-        z, n = np.split(x @ p["input_kernel"] + p["bias"], 2)
-        np.testing.assert_allclose(new, (1 - sigmoid(z)) * h + sigmoid(z) * g(n), rtol=1e-13)
-        for normalised in (False, True):
-            p, new, _ = one(MinLSTM(4, positive=positive, normalised=normalised), h)
-            i, f, n = np.split(x @ p["input_kernel"] + p["bias"], 3)
-            i, f = sigmoid(i), sigmoid(f)
-            i, f = (i / (f + i), f / (f + i)) if normalised else (i, f)
-            np.testing.assert_allclose(new, f * h + i * g(n), rtol=1e-12)
-    h = random.normal(size=D)
-    p, new, _ = one(RGLRU(D), h)
-    r, i = np.split(sigmoid(x @ p["input_kernel"] + p["bias"]), 2)
-    a = sigmoid(p["decay"]) ** (8 * r)
-    np.testing.assert_allclose(new, a * h + np.sqrt(1 - a**2) * (i * x), rtol=1e-12)
-    h = random.normal(size=4) + 1j * random.normal(size=4)
-    p, new, y = one(LRU(4), h)
+    x, h = random.normal(size=D), random.normal(size=4) + 1j * random.normal(size=4)
+    params = draw(LRU(4), 0).params
+    new, y = LRU(4)(params, jnp.asarray(h), jnp.asarray(x))
+    p = {k: np.asarray(v) for k, v in params.items()}
     eigenvalues = np.exp(-np.exp(p["nu"]) + 1j * np.exp(p["theta"]))
     into = p["input_kernel"][:, :4] + 1j * p["input_kernel"][:, 4:]
     np.testing.assert_allclose(new, eigenvalues * h + np.exp(p["gamma"]) * (x @ into), rtol=1e-12)
     out = p["output_kernel"][:4] - 1j * p["output_kernel"][4:]
-    np.testing.assert_allclose(y, (new @ out).real + p["skip"] * x, rtol=1e-12)
+    np.testing.assert_allclose(y, (np.asarray(new) @ out).real + p["skip"] * x, rtol=1e-12)
 
 
 def test_published_initialisation():
