@@ -125,13 +125,15 @@ def factors(cell: Any, params: Any, xs: Any) -> tuple[Any, Any]:
 
 
 def by_scan(cell: Any, params: Any, xs: Any) -> Any:
-    a, b = factors(cell, params, xs)
+    return cell.output(params, scanned(*factors(cell, params, xs)), xs)
 
+
+def scanned(a: Any, b: Any) -> Any:
     def step(s, ab):
         s = ab[0] * s + ab[1]
         return s, s
 
-    return cell.output(params, jax.lax.scan(step, jnp.zeros_like(b[0]), (a, b))[1], xs)
+    return jax.lax.scan(step, jnp.zeros_like(b[0]), (a, b))[1]
 
 
 def by_associative_scan(cell: Any, params: Any, xs: Any) -> Any:
@@ -152,13 +154,7 @@ def by_griffin(cell: Any, params: Any, xs: Any) -> Any:
     z, x = cell.project(params, xs)
     r, i = jnp.split(jax.nn.sigmoid(z), 2, axis=-1)
     a = jnp.exp(-8 * r * jax.nn.softplus(-params["decay"]))
-    b = jnp.sqrt(1 - a * a) * i * x
-
-    def step(s, ab):
-        s = ab[0] * s + ab[1]
-        return s, s
-
-    return jax.lax.scan(step, jnp.zeros_like(b[0]), (a, b))[1]
+    return scanned(a, jnp.sqrt(1 - a * a) * i * x)
 
 
 ENTRIES: dict[str, Callable] = {name: by_engine(engine) for name, engine in ENGINES.items()}
@@ -197,14 +193,11 @@ def measure(work: Work, rounds: int) -> list[dict]:
     weights = jax.random.normal(jax.random.key(1), (*work.xs.shape[:2], work.ys_size // (work.size.T * work.size.B)))
     names = [name for name in ENTRIES if ONLY.get(name, work.name) == work.name]
     args = (work.params, work.xs, weights)
-    runs, off, made, memory = {}, {}, {}, {}
+    off, made = {}, {}
     for mode in MODES:
         expected = jax.jit(program(work, "lax.scan", mode))(*args)
         for name in names:
-            lowered = jax.jit(program(work, name, mode)).lower(*args)
-            memory[name, mode] = lowered.compile().memory_analysis().temp_size_in_bytes
             made[name, mode] = compiled(program(work, name, mode), *args)
-            runs[name, mode] = made[name, mode].run
             off[name, mode] = difference(made[name, mode].run(), expected)
         del expected
     return [
@@ -215,11 +208,11 @@ def measure(work: Work, rounds: int) -> list[dict]:
             "mode": mode,
             "ms": statistics(seconds, 1e3),
             "gigabytes_per_second": work.bytes(mode) / statistics(seconds)["median"] / 1e9,
-            "temporary_bytes": memory[name, mode],
+            "temporary_bytes": made[name, mode].temporary_bytes,
             "compile_seconds": made[name, mode].compile_seconds,
             "relative_difference": off[name, mode],
         }
-        for (name, mode), seconds in interleave(runs, rounds).items()
+        for (name, mode), seconds in interleave({key: each.run for key, each in made.items()}, rounds).items()
     ]
 
 

@@ -18,17 +18,22 @@ MINIMUM_SECONDS = 0.02  # a sample shorter than this is the mean of several call
 
 @dataclasses.dataclass
 class Program:
-    """Something to time: ``run()`` returns when its result is there. ``compile_seconds`` is None where nothing compiles."""
+    """Something to time: ``run()`` returns when its result is there.
+
+    ``compile_seconds`` and ``temporary_bytes``, what it takes besides inputs and outputs, are None where nothing compiles.
+    """
 
     run: Callable[[], Any]
     compile_seconds: float | None = None
+    temporary_bytes: int | None = None
 
 
 def compiled(function: Callable, *args: Any) -> Program:
     """``jax.jit(function)`` compiled for ``args`` (not donated), with the seconds that tracing and compiling took."""
     start = time.perf_counter()
     executable = jax.jit(function).lower(*args).compile()
-    return Program(lambda: jax.block_until_ready(executable(*args)), time.perf_counter() - start)
+    seconds, memory = time.perf_counter() - start, executable.memory_analysis()
+    return Program(lambda: jax.block_until_ready(executable(*args)), seconds, getattr(memory, "temp_size_in_bytes", None))
 
 
 def interleave(

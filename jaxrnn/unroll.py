@@ -162,8 +162,7 @@ def _compiled(cell, params, xs, carry, mask, resets, gradient_scale, key, engine
     if carry is None:
         carry = cell.initial_carry(params, tuple(xs.shape[1:-1]))
     scale = None if gradient_scale is None else jax.lax.stop_gradient(jnp.asarray(gradient_scale))
-    how = Walk(engine=engine, mask=mask, resets=resets, reverse=reverse, window=window, key=key, gradient_scale=scale)
-    how = how.replace(all_carries=return_carries)
+    how = Walk(engine, mask, resets, reverse, window, key, gradient_scale=scale, all_carries=return_carries)
     carry, ys, carries = walk(cell, params, jax.tree.map(jnp.asarray, carry), xs, how)
     if return_carries and len(jax.tree.leaves(carries)) < len(jax.tree.leaves(carry)):
         raise ValueError(

@@ -54,12 +54,7 @@ class UserLinear(jaxrnn.LinearCell):
 
     hidden_size: int
 
-    def init(self, key, input_size):
-        kernel, vector = jax.random.split(key)
-        return {
-            "kernel": jax.random.normal(kernel, (input_size, self.hidden_size)),
-            "vector": jax.random.normal(vector, (self.hidden_size,)),
-        }
+    init = UserCell.init
 
     def initial_carry(self, params, batch_shape=(), dtype=None):
         zeros = super().initial_carry(params, batch_shape, dtype)

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ..cell import Carry, Cell, Params
-from ..checks import check_batch_shape, check_carry, check_inputs, check_params, check_positive
+from ..cell import Carry, Cell, Params, accumulator
+from ..checks import check_batch_shape, check_carry, check_features, check_inputs, check_params, check_positive
+from .arithmetic import along, dense
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +68,13 @@ class BuiltinCell(Cell):
             return params
         dtype = params["input_kernel"].dtype  # all of it; initial_carry casts what accumulates
         return {**params, "initial_carry": jax.tree.map(lambda a: a.astype(dtype), self.zero_carry(params, (), dtype))}
+
+
+def projected(cell: Cell, params: Params, x: Array) -> Array:
+    """``x W + b`` for inputs that fit, in the accumulator's dtype."""
+    check_features(cell, params["input_kernel"], x)
+    z = dense(x, params["input_kernel"]).astype(accumulator(x.dtype))
+    return z + along(params["bias"], z)
 
 
 @functools.lru_cache(maxsize=256)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from ..cell import Carry, Params, expand, select
 from .slstm import bounded_exp
@@ -53,14 +53,18 @@ def _spoiled(zs: Float[Array, "T *B G"], resets: Any, reverse: bool) -> tuple[Bo
     carry it to steps before, and across resets.
     """
     bad = ~jnp.isfinite(zs).all(-1)
-    steps = jnp.arange(len(bad), 0, -1) if reverse else jnp.arange(1, len(bad) + 1)  # their order in walking, from 1
 
     def last(flags):
-        numbers = jnp.where(flags, expand(steps.astype(jnp.int32), flags), 0)
-        return jax.lax.cummax(numbers, axis=0, reverse=reverse)
+        return jax.lax.cummax(_places(flags, reverse), axis=0, reverse=reverse)
 
     at = last(bad)
     return bad, (at > 0) if resets is None else (at > 0) & (at >= last(resets))
+
+
+def _places(flags: Bool[Array, "T *B"], reverse: bool) -> Int[Array, "T *B"]:
+    """Where a flag is set, the step's place in the order of walking, from 1; elsewhere 0."""
+    steps = jnp.arange(1, len(flags) + 1, dtype=jnp.int32)
+    return jnp.where(flags, expand(jnp.flip(steps) if reverse else steps, flags), 0)
 
 
 def _chunk(cell: Any, memory: Any, initial: Any, z: Array, mask: Any, resets: Any) -> tuple[Any, Array]:
@@ -128,15 +132,11 @@ def _last_shown(h: Array, hs: Array, mask: Any, resets: Any, initial: Carry, rev
     if mask is None:
         return hs[0 if reverse else -1]
 
-    def last(flags):  # its place in the order of walking, from 1; 0: none
-        number = jnp.arange(steps, 0, -1) if reverse else jnp.arange(1, steps + 1)
-        return jnp.where(flags, number.reshape(-1, *[1] * (flags.ndim - 1)), 0).max(0)
-
-    at = last(mask)
+    at = _places(mask, reverse).max(0)
     place = jnp.clip(steps - at if reverse else at - 1, 0, steps - 1)
     shown = jnp.take_along_axis(hs, place[None, ..., None], axis=0)[0]
     if resets is not None:
-        fresh = last(resets)
+        fresh = _places(resets, reverse).max(0)
         h = select(fresh > 0, initial.h, h)
         return select((at > 0) & (at >= fresh), shown, h)
     return select(at > 0, shown, h)

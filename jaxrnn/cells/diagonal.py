@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..cell import Carry, Gate, Params, accumulator
-from ..checks import check_features, check_positive
+from ..checks import check_positive
 from ..initializers import Chrono, GlorotUniform, Initializer, Linspace, Normal, Zeros, gate_biases, gate_blocks
-from .arithmetic import along, dense
-from .base import BuiltinCell
+from .arithmetic import along
+from .base import BuiltinCell, projected
 from .lstm import LSTMState
 
 
@@ -41,9 +41,7 @@ class _Diagonal(BuiltinCell):
 
     def project(self, params: Params, x: Float[Array, "*TB D"]) -> Float[Array, "*TB G"]:
         """``x W + b``, in the accumulator's dtype."""
-        check_features(self, params["input_kernel"], x)
-        z = dense(x, params["input_kernel"]).astype(accumulator(x.dtype))
-        return z + along(params["bias"], z)
+        return projected(self, params, x)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float
 
 from ..cell import Gate, LinearCell, Params, accumulator
-from ..checks import check_features, check_positive
+from ..checks import check_positive
 from ..initializers import Initializer, LecunNormal, Zeros, gate_blocks
-from .arithmetic import along, dense
-from .base import BuiltinCell
+from .arithmetic import along
+from .base import BuiltinCell, projected
 from .ssm import ComplexDiagonal
 
 
@@ -144,10 +144,7 @@ class RGLRU(LinearCell, BuiltinCell):
 
     def project(self, params: Params, x: Float[Array, "*TB H"]) -> tuple[Float[Array, "*TB G"], Float[Array, "*TB H"]]:
         """``(x W + b, x)``, in the accumulator's dtype."""
-        check_features(self, params["input_kernel"], x)
-        wide = accumulator(x.dtype)
-        z = dense(x, params["input_kernel"]).astype(wide)
-        return z + along(params["bias"], z), x.astype(wide)
+        return projected(self, params, x), x.astype(accumulator(x.dtype))
 
     def affine(self, params: Params, z: tuple[Array, Array]) -> tuple[Float[Array, "*TB H"], Float[Array, "*TB H"]]:
         """``a_t`` and ``sqrt(1 - a_t^2) i_t x_t``."""

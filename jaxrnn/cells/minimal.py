@@ -10,10 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..cell import Gate, LinearCell, Params, accumulator
-from ..checks import check_features, check_positive
+from ..checks import check_positive
 from ..initializers import Chrono, Initializer, LecunNormal, Zeros, gate_biases, gate_blocks
-from .arithmetic import along, dense
-from .base import BuiltinCell
+from .base import BuiltinCell, projected
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +37,7 @@ class _Minimal(LinearCell, BuiltinCell):
 
     def project(self, params: Params, x: Float[Array, "*TB D"]) -> Float[Array, "*TB G"]:
         """``x W + b``, in the accumulator's dtype."""
-        check_features(self, params["input_kernel"], x)
-        z = dense(x, params["input_kernel"]).astype(accumulator(x.dtype))
-        return z + along(params["bias"], z)
+        return projected(self, params, x)
 
     def candidate(self, z: Float[Array, "*TB H"]) -> Float[Array, "*TB H"]:
         """``z``, or ``g(z)``."""

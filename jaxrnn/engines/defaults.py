@@ -38,7 +38,7 @@ WHOLE_BYTES = 13_000_000
 WINDOW_BYTES = 1_500_000
 LEAST_WINDOW, MOST_WINDOW = 8, 256
 LEAN_SHARE = 16
-CHUNK_BYTES = {True: 500_000, False: 16_000_000}
+CHUNK_BYTES, CHUNK_BYTES_ELSEWHERE = 500_000, 16_000_000  # of state, on a CPU and on others
 LEAST_CHUNK = 16
 
 
@@ -71,7 +71,7 @@ def window_for(
 def chunk_for(step: Step, steps: int, platform: str | None) -> int:
     """Steps that are joined in parallel at a time, one chunk after another."""
     state = sum(a.size * a.dtype.itemsize for a in step.carry_avals)
-    held = CHUNK_BYTES[platform == "cpu"] // max(state, 1)
+    held = (CHUNK_BYTES if platform == "cpu" else CHUNK_BYTES_ELSEWHERE) // max(state, 1)
     return near_divisor(steps, max(min(held, steps), LEAST_CHUNK))
 
 
