@@ -30,7 +30,7 @@ UNITS, ROWS, SCALAR, MATRIX = "units", "rows", "scalar", "matrix"
 SAME = {"jaxrnn_fence", "optimization_barrier", "copy", "copy_p", "reshape", "squeeze", "expand_dims", "broadcast_in_dim"}
 ELEMENTWISE = {"add", "add_any", "sub", "mul", "div", "neg", "max", "min", "abs", "sign", "select_n", "integer_pow", "square"}
 ELEMENTWISE |= {"exp", "exp2", "log", "log1p", "expm1", "tanh", "logistic", "sqrt", "rsqrt", "convert_element_type", "pow"}
-ELEMENTWISE |= {"and", "or", "not", "xor", "eq", "ne", "lt", "le", "gt", "ge", "is_finite", "stop_gradient", "erf", "sin", "cos"}
+ELEMENTWISE |= {"one_minus_square", "and", "or", "not", "xor", "eq", "ne", "lt", "le", "gt", "ge", "is_finite", "stop_gradient", "erf", "sin", "cos"}
 CUSTOM = {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr", "custom_vjp_call_jaxpr": "fun_jaxpr"}
 
 

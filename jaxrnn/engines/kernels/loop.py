@@ -78,9 +78,28 @@ def _lowered(*flat: Any, body: Body, steps: int, reverse: bool, kernel: Any, pla
             f"Fused: there are kernels for NVIDIA GPUs and TPUs, but this is compiled for {platform}: use engine=jaxrnn.Scan(), "
             "or Fused(interpret='gpu') or 'tpu' to run a kernel's interpreter, which is slow and for tests"
         )
-    walk = gpu.walk if target == "gpu" else tpu.walk
-    last, outs = walk(body, consts, carry, given, steps, reverse, kernel)
+    if target == "tpu":
+        last, outs = tpu.walk(body, consts, carry, given, steps, reverse, kernel)
+        return [*last, *outs]
+    if kernel.interpret:
+        gpu.plan(body.form, kernel.memory or gpu.SHARED)
+        return _on_host(flat, body, steps, reverse, kernel)
+    last, outs = gpu.walk(body, consts, carry, given, steps, reverse, kernel)
     return [*last, *outs]
+
+
+def _on_host(flat: Sequence, body: Body, steps: int, reverse: bool, kernel: Any) -> list[Any]:
+    """The GPU interpreter keeps its memory in callbacks, ordered ones, that no primitive can pass on: so it runs as a whole
+    inside a callback.
+    """
+
+    def run_interpreter(*flat):
+        consts, carry, given = split([jnp.asarray(a) for a in flat], (body.consts, body.carry))
+        last, outs = gpu.walk(body, consts, carry, given, steps, reverse, kernel)
+        return [*last, *outs]
+
+    like = jax.eval_shape(functools.partial(by_scan, body=body, steps=steps, reverse=reverse), *flat)
+    return jax.pure_callback(run_interpreter, list(like), *flat)
 
 
 loop_p = Primitive("jaxrnn_kernel_loop")

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from ..jaxprs import split
 from .blocks import ROWS, Body, Form, evaluate
 from .layout import Layout, as_rows, from_rows, padded_matrix, round_up, stored
 
@@ -125,7 +126,7 @@ def _call(form, layout, vectors, arrays, steps, reverse, interpret, memory):
 def _kernel(*refs, form: Form, layout: Layout, vectors: list, steps: int, reverse: bool):
     """One block of time of one tile of rows."""
     groups = len(form.matrices), len(vectors), len(form.carry), len(form.given), len(form.carry), len(form.outs)
-    matrices, constants, start, stream, last, outs, states = _split(refs, groups)
+    matrices, constants, start, stream, last, outs, states = split(refs, groups)
     block = pl.program_id(1)
 
     @pl.when(block == 0)
@@ -182,11 +183,3 @@ def _product(eqn: Any, blocks: list[Any], matrix: tuple[Any, int], *, where: dic
     out = eqn.outvars[0].aval.dtype
     made = jnp.dot(operand.astype(ref.dtype), ref[...], precision=eqn.params["precision"], preferred_element_type=out)
     return [made[:, k * width : (k + 1) * width] for k in range(form.blocks(eqn.outvars[0]))]
-
-
-def _split(refs: Sequence[Any], sizes: Sequence[int]) -> list[list[Any]]:
-    parts, start = [], 0
-    for size in sizes:
-        parts.append(list(refs[start : start + size]))
-        start += size
-    return [*parts, list(refs[start:])]
