@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from ..jaxprs import split
+from . import gpu_units
 from .blocks import ROWS, Body, Form, evaluate
 from .layout import Layout, as_rows, from_rows, padded_matrix, round_up
 
@@ -30,6 +31,8 @@ def walk(body: Body, consts: Sequence, carry: Sequence, given: Sequence, steps: 
     """``(last carry, outs)`` of the loop over ``steps`` steps."""
     plgpu = mosaic()
     form = body.form
+    if not form.matrices:
+        return gpu_units.walk(plgpu, body, consts, carry, given, steps, reverse, bool(kernel.interpret))
     terms = [terms_of(form, v) for v, _ in form.matrices]
     layout = plan(form, kernel.memory or SHARED)
     of = dict(zip(form.consts, consts, strict=True))
@@ -76,6 +79,8 @@ def plan(form: Form, memory: int) -> Layout:
         ValueError: where they do not.
     """
     width = round_up(form.units, UNITS)
+    if not form.matrices:
+        return Layout(width, 1, form.rows, 1)
     rows = 8 if form.rows <= 8 else MOST_ROWS
     layout = Layout(width, rows, round_up(form.rows, rows), 1)
     needed = bytes_needed(form, layout)
