@@ -30,7 +30,24 @@ UNITS, ROWS, SCALAR, MATRIX = "units", "rows", "scalar", "matrix"
 SAME = {"jaxrnn_fence", "optimization_barrier", "copy", "copy_p", "reshape", "squeeze", "expand_dims", "broadcast_in_dim"}
 ELEMENTWISE = {"add", "add_any", "sub", "mul", "div", "neg", "max", "min", "abs", "sign", "select_n", "integer_pow", "square"}
 ELEMENTWISE |= {"exp", "exp2", "log", "log1p", "expm1", "tanh", "logistic", "sqrt", "rsqrt", "convert_element_type", "pow"}
-ELEMENTWISE |= {"one_minus_square", "and", "or", "not", "xor", "eq", "ne", "lt", "le", "gt", "ge", "is_finite", "stop_gradient", "erf", "sin", "cos"}
+ELEMENTWISE |= {
+    "one_minus_square",
+    "and",
+    "or",
+    "not",
+    "xor",
+    "eq",
+    "ne",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "is_finite",
+    "stop_gradient",
+    "erf",
+    "sin",
+    "cos",
+}
 CUSTOM = {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr", "custom_vjp_call_jaxpr": "fun_jaxpr"}
 
 
@@ -191,13 +208,22 @@ Blocks = list[Any]
 Product = Callable[[Any, Blocks, Any], Blocks]  # (equation, blocks of its operand, (matrix, axis)) -> blocks
 
 
-def evaluate(form: Form, constants: dict[Any, Blocks], carry: list[Blocks], given: list[Blocks], product: Product, full):
+def evaluate(
+    form: Form,
+    constants: dict[Any, Blocks],
+    carry: list[Blocks],
+    given: list[Blocks],
+    product: Product | None,
+    full: Callable[[Any, Any], Any],
+    instead: dict[str, Callable] | None = None,
+) -> tuple[list[Blocks], list[Blocks]]:
     """The body on blocks: ``(carry, outs)``, each a list of blocks per value.
 
     Args:
         constants: blocks of every constant that is no matrix.
         product: multiplies blocks by a matrix.
         full: ``full(value, dtype)``, a block of one number.
+        instead: functions of one block in place of elementwise primitives, by name.
     """
     env: dict[Any, Blocks] = {v: [a] for v, a in form.literals.items()} | constants
     env |= dict(zip([*form.carry, *form.given], [*carry, *given], strict=True))
@@ -210,7 +236,7 @@ def evaluate(form: Form, constants: dict[Any, Blocks], carry: list[Blocks], give
         name, params = eqn.primitive.name, eqn.params
         count = form.blocks(eqn.outvars[0])
         if name == "dot_general":
-            made = product(eqn, env[eqn.invars[0]], _matrix(eqn, form.consts))
+            made = product(eqn, env[eqn.invars[0]], _matrix(eqn, form.consts)) if product else []
         elif name in SAME:
             made = blocks_of(eqn.invars[0], count)
         elif name == "concatenate":
@@ -228,7 +254,8 @@ def evaluate(form: Form, constants: dict[Any, Blocks], carry: list[Blocks], give
             continue
         else:
             operands = zip(*(blocks_of(v, count) for v in eqn.invars), strict=True)
-            made = [_bind(eqn, values) for values in operands]
+            rule = instead.get(name) if instead else None
+            made = [rule(*values) if rule else _bind(eqn, values) for values in operands]
         env[eqn.outvars[0]] = made
 
     def result(atom):

@@ -87,7 +87,7 @@ def _multiplied(a: Any, b: Any) -> Any:
 
 LINEAR = {"add", "add_any", "sub", "neg", "jaxrnn_fence", "copy", "reshape", "squeeze", "expand_dims", "broadcast_in_dim"}
 LINEAR |= {"slice", "split", "concatenate", "pad", "optimization_barrier"}
-RULES = {
+RULES: dict[str, Any] = {
     "mul": _multiplied,
     "conj": lambda a: (a[0], -a[1]) if isinstance(a, tuple) else (a, jnp.zeros_like(a)),
     "real": lambda a: a[0],

@@ -7,6 +7,7 @@ the first step to the last, and the only traffic is a step's inputs and outputs.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -20,11 +21,16 @@ from jax.experimental import pallas as pl
 from ..jaxprs import split
 from . import gpu_units
 from .blocks import ROWS, Body, Form, evaluate
-from .layout import Layout, as_rows, from_rows, padded_matrix, round_up
+from .layout import Layout, as_rows, from_rows, padded_matrix, round_up, stored
 
 SHARED = 232_448 - 2_048  # bytes of shared memory of a block on Hopper, less what barriers take
 UNITS = 64
-MOST_ROWS = 16
+MOST_ROWS, BLOCKS = 16, 128  # examples a block; blocks that run at once, of 132 processors
+MOST_AHEAD = 4  # steps whose inputs are under way or in shared memory
+
+# Half as many calls of the unit for such functions, which is what a step waits for. tanh is then right to 2^-11, where the
+# bfloat16 numbers that it is fed and that come of it are right to 2^-9.
+QUICK = {"logistic": lambda x: 0.5 * jnp.tanh(0.5 * x) + 0.5}
 
 
 def walk(body: Body, consts: Sequence, carry: Sequence, given: Sequence, steps: int, reverse: bool, kernel: Any):
@@ -37,7 +43,8 @@ def walk(body: Body, consts: Sequence, carry: Sequence, given: Sequence, steps: 
     layout = plan(form, kernel.memory or SHARED)
     of = dict(zip(form.consts, consts, strict=True))
     matrices = [
-        jnp.stack(in_terms(_blocks(of[v], over, form, layout.width), n)) for (v, over), n in zip(form.matrices, terms, strict=True)
+        jnp.stack(in_terms(_blocks(of[v], over, form, layout.width), n))
+        for (v, over), n in zip(form.matrices, terms, strict=True)
     ]
     vectors = [v for v in form.consts if v not in dict(form.matrices)]
     tiled = functools.partial(_tiled, form=form, layout=layout)
@@ -81,7 +88,7 @@ def plan(form: Form, memory: int) -> Layout:
     width = round_up(form.units, UNITS)
     if not form.matrices:
         return Layout(width, 1, form.rows, 1)
-    rows = 8 if form.rows <= 8 else MOST_ROWS
+    rows = 8 if form.rows <= 8 * BLOCKS else MOST_ROWS  # few rows a block: less work a step, but more blocks
     layout = Layout(width, rows, round_up(form.rows, rows), 1)
     needed = bytes_needed(form, layout)
     if needed > memory:
@@ -90,7 +97,9 @@ def plan(form: Form, memory: int) -> Layout:
             f"{memory:,}: use engine=jaxrnn.Scan(), a smaller hidden_size (padded here from {form.units} to {width}) or "
             "bfloat16 parameters"
         )
-    return layout
+    a_step = sum(form.blocks(v) * width * rows * stored(v.aval.dtype).itemsize for v in form.given)
+    ahead = min(MOST_AHEAD, (memory - needed) // max(a_step, 1))
+    return dataclasses.replace(layout, steps=ahead if ahead > 1 else 1)
 
 
 def bytes_needed(form: Form, layout: Layout) -> int:
@@ -162,14 +171,18 @@ def _call(plgpu, form, vectors, layout, steps, reverse, kernel, matrices, consta
         terms, _, k = a.shape[:3]
         scratch.append(plgpu.SMEM(a.shape, a.dtype, transforms=swizzled))
         scratch.append(plgpu.SMEM((terms, k, rows, width), a.dtype, transforms=swizzled))
-    if matrices:
-        scratch.append(plgpu.Barrier(num_arrivals=sum(math.prod(a.shape[:3]) for a in matrices)))
+    scratch.append(plgpu.Barrier(num_arrivals=sum(math.prod(a.shape[:3]) for a in matrices)))
+    if layout.steps > 1:
+        scratch += [plgpu.SMEM((layout.steps, *a.shape[2:]), a.dtype) for a in stream]
+        scratch.append(plgpu.Barrier(num_arrivals=len(stream), num_barriers=layout.steps))
     interpret = {"interpret": plgpu.InterpretGPUParams()} if kernel.interpret else {}
     grid = {} if tiles == 1 else {"grid": (tiles,), "grid_names": ("tile",)}
+    quick = not kernel.interpret and all(v.aval.dtype == jnp.bfloat16 for v, _ in form.matrices)
     body = functools.partial(
-        _kernel, plgpu=plgpu, form=form, vectors=vectors, layout=layout, steps=steps, reverse=reverse, tiles=tiles
+        _kernel, plgpu=plgpu, form=form, vectors=vectors, layout=layout, steps=steps, reverse=reverse, tiles=tiles, quick=quick
     )
-    out = plgpu.kernel(body, out_type=shapes, scratch_types=scratch, **grid, **interpret)(
+    more = plgpu.CompilerParams(approx_math=quick)
+    out = plgpu.kernel(body, out_type=shapes, scratch_types=scratch, compiler_params=more, **grid, **interpret)(
         *matrices, *constants, *start, *stream
     )
     return list(out[: len(start)]), list(out[len(start) :])
@@ -179,7 +192,7 @@ def _stored(var: Any) -> Any:
     return jnp.float32 if var.aval.dtype == jnp.bool_ else var.aval.dtype
 
 
-def _kernel(*refs, plgpu, form: Form, vectors: list, layout: Layout, steps: int, reverse: bool, tiles: int):
+def _kernel(*refs, plgpu, form: Form, vectors: list, layout: Layout, steps: int, reverse: bool, tiles: int, quick: bool):
     """One tile of rows through all of time."""
     n = len(form.matrices)
     sizes = n, len(vectors), len(form.carry), len(form.given), len(form.carry), len(form.outs)
@@ -187,7 +200,8 @@ def _kernel(*refs, plgpu, form: Form, vectors: list, layout: Layout, steps: int,
     tile = 0 if tiles == 1 else jax.lax.axis_index("tile")
     shape = (layout.width, layout.rows)
     resident, operands = scratch[0 : 2 * n : 2], scratch[1 : 2 * n : 2]
-    _fetch(plgpu, sources, resident, scratch[-1] if n else None)
+    _fetch(plgpu, sources, resident, scratch[2 * n])
+    ahead = scratch[2 * n + 1 :]
     where = {v: (a, b) for (v, _), a, b in zip(form.matrices, resident, operands, strict=True)}
     product = functools.partial(_product, plgpu=plgpu, where=where, form=form, shape=shape)
 
@@ -195,25 +209,43 @@ def _kernel(*refs, plgpu, form: Form, vectors: list, layout: Layout, steps: int,
         return plgpu.layout_cast(jnp.full(shape, value, dtype), plgpu.Layout.WGMMA)
 
     def load(ref, at, var):
-        blocks = [
-            plgpu.load(ref.at[(tile, *at, k)], layout=plgpu.Layout.WGMMA, optimized=False) for k in range(form.blocks(var))
-        ]
+        blocks = [plgpu.load(ref.at[(*at, k)], layout=plgpu.Layout.WGMMA, optimized=False) for k in range(form.blocks(var))]
         return [b != 0 for b in blocks] if var.aval.dtype == jnp.bool_ else blocks
 
     def store(ref, at, blocks):
         for k, each in enumerate(blocks):
             plgpu.store(ref.at[(tile, *at, k)], each.astype(ref.dtype), optimized=False)
 
+    def fetch(i):
+        *buffers, arrived = ahead
+        slot = jax.lax.rem(i, layout.steps)
+        for source, buffer in zip(stream, buffers, strict=True):
+            plgpu.copy_gmem_to_smem(source.at[tile, steps - 1 - i if reverse else i], buffer.at[slot], arrived.at[slot])
+
+    def staged(i):
+        *buffers, arrived = ahead
+        slot = jax.lax.rem(i, layout.steps)
+
+        @pl.when(jnp.logical_and(i > 0, i + layout.steps - 1 < steps))
+        def _():  # into the place of the step before, which was read before its product
+            fetch(i + layout.steps - 1)
+
+        plgpu.barrier_wait(arrived.at[slot])
+        return [load(buffer, (slot,), v) for v, buffer in zip(form.given, buffers, strict=True)]
+
     def step(i, carry):
         t = steps - 1 - i if reverse else i
-        given = [load(r, (t,), v) for v, r in zip(form.given, stream, strict=True)]
-        known = {v: load(r, (), v) for v, r in zip(vectors, constants, strict=True)}
-        new, made = evaluate(form, known, [[c] for c in carry], given, product, full)
+        given = staged(i) if ahead else [load(r, (tile, t), v) for v, r in zip(form.given, stream, strict=True)]
+        known = {v: load(r, (tile,), v) for v, r in zip(vectors, constants, strict=True)}
+        new, made = evaluate(form, known, [[c] for c in carry], given, product, full, QUICK if quick else None)
         for ref, blocks in zip(outs, made, strict=True):
             store(ref, (t,), blocks)
         return [blocks[0] for blocks in new]
 
-    first = [load(r, (), v)[0] for v, r in zip(form.carry, start, strict=True)]
+    if ahead:
+        for i in range(min(layout.steps, steps)):
+            fetch(jnp.int32(i))
+    first = [load(r, (tile,), v)[0] for v, r in zip(form.carry, start, strict=True)]
     final = jax.lax.fori_loop(0, steps, step, first)
     for ref, value in zip(last, final, strict=True):
         store(ref, (), [value])

@@ -23,7 +23,9 @@ CHUNK = 128  # units of a block: one a thread
 STEPS, COPIES = 16, 4  # steps a bulk copy brings, and copies under way
 
 
-def walk(plgpu: Any, body: Body, consts: Sequence, carry: Sequence, given: Sequence, steps: int, reverse: bool, interpret: bool):
+def walk(
+    plgpu: Any, body: Body, consts: Sequence, carry: Sequence, given: Sequence, steps: int, reverse: bool, interpret: bool
+):
     """``(last carry, outs)`` of the loop over ``steps`` steps."""
     form = body.form
     layout = Layout(round_up(form.units, CHUNK), 1, form.rows, 1)
@@ -34,8 +36,9 @@ def walk(plgpu: Any, body: Body, consts: Sequence, carry: Sequence, given: Seque
     call = functools.partial(_call, plgpu, form, layout, steps, reverse, interpret)
     chunks = layout.width // CHUNK
     if interpret and form.rows * chunks > 1:  # the interpreter runs one block
+        arrays = constants, start, stream
         made = [
-            [call(*([_piece(a, r, c) for a in arrays] for arrays in (constants, start, stream)), grid=(1, 1)) for c in range(chunks)]
+            [call(*([_piece(a, r, c) for a in part] for part in arrays), grid=(1, 1)) for c in range(chunks)]
             for r in range(form.rows)
         ]
         last, outs = (_together([[m[i] for m in row] for row in made]) for i in (0, 1))

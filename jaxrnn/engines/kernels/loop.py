@@ -8,6 +8,7 @@ is: a first one is a walk backwards, a kernel too) are those of ``jax.lax.scan``
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,26 +18,67 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from ..buffers import scan_into
 from ..jaxprs import mapping_of, run, split
 from . import gpu, tpu
-from .blocks import Body
+from .blocks import Body, Unfit
 from .complexes import as_real, is_complex, joined, parted
 
-PLATFORMS = ("cuda", "tpu")
+TARGETS = {"cuda": "gpu", "tpu": "tpu"}  # the kernels of a platform
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """How a loop is made a kernel. ``interpret`` and ``memory`` are those of `jaxrnn.Fused`; one that nobody ``named`` gives
+    way to JAX's own loop where there is no kernel.
+    """
+
+    interpret: str | None = None
+    memory: int | None = None
+    named: bool = True
 
 
 def kernel_into(
-    body: Callable, carry: Sequence, given: Any, rows: list, first: Any, steps: int, *, reverse: bool, kernel: Any
+    body: Callable, carry: Sequence, given: Any, rows: list, first: Any, steps: int, *, reverse: bool, kernel: Kernel
 ) -> tuple[list, list]:
-    """As `scan_into`, by the kernel that ``kernel``, an engine with its options, stands for."""
+    """As `scan_into`, by a kernel.
+
+    Raises:
+        Unfit: for a body that is none, of a kernel that was named.
+    """
     row = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), given)
     traced, consts = traced_body(body, list(carry), row)
+    if unfit(traced):
+        if kernel.named:
+            raise Unfit(f"Fused: this cell has no kernel: {unfit(traced)}. Use engine=jaxrnn.Scan()")
+        return scan_into(body, carry, given, rows, first, steps, reverse=reverse, unroll=1)
     last, outs = kernel_loop(traced, consts, carry, jax.tree.leaves(given), steps, reverse, kernel)
     whole = [r.shape == out.shape for r, out in zip(rows, outs, strict=True)]
     return last, [
         out if same else jax.lax.dynamic_update_slice_in_dim(r, out, first, 0)
         for r, out, same in zip(rows, outs, whole, strict=True)
     ]
+
+
+def unfit(body: Body) -> str | None:
+    """Why a body is no kernel, if it is none."""
+    try:
+        _ = (as_real(body) if any(map(is_complex, body.closed.in_avals)) else body).form
+    except Unfit as reason:
+        return str(reason)
+    return None
+
+
+def too_large(body: Body, steps: int, target: str, memory: int | None = None) -> str | None:
+    """Why a body that is a kernel does not go onto a chip, if it does not."""
+    try:
+        if target == "gpu":
+            gpu.plan(body.form, memory or gpu.SHARED)
+        else:
+            tpu.plan(body.form, steps, memory or tpu.MEMORY)
+    except ValueError as reason:
+        return str(reason)
+    return None
 
 
 def traced_body(body: Callable, carry: Sequence, row: Any) -> tuple[Body, list[Any]]:
@@ -50,7 +92,7 @@ def traced_body(body: Callable, carry: Sequence, row: Any) -> tuple[Body, list[A
     return traced, consts
 
 
-def kernel_loop(body: Body, consts: Sequence, carry: Sequence, given: Sequence, steps: int, reverse: bool, kernel: Any):
+def kernel_loop(body: Body, consts: Sequence, carry: Sequence, given: Sequence, steps: int, reverse: bool, kernel: Kernel):
     """``(last carry, outs)``; complex values go through the kernel as two real ones each."""
     if any(map(is_complex, body.closed.in_avals)):
         like = list(body.closed.out_avals)
@@ -61,34 +103,34 @@ def kernel_loop(body: Body, consts: Sequence, carry: Sequence, given: Sequence, 
     return list(out[: body.carry]), list(out[body.carry :])
 
 
-def by_scan(*flat: Any, body: Body, steps: int, reverse: bool, kernel: Any = None) -> list[Any]:
+def by_scan(*flat: Any, body: Body, steps: int, reverse: bool, kernel: Kernel | None = None) -> list[Any]:
     """What the kernel computes, in JAX's own loop."""
     consts, carry, given = split(flat, (body.consts, body.carry))
-    last, outs = jax.lax.scan(
-        lambda c, x: body(consts, c, x), list(carry), list(given), length=steps, reverse=reverse
-    )
+    last, outs = jax.lax.scan(lambda c, x: body(consts, c, x), list(carry), list(given), length=steps, reverse=reverse)
     return [*last, *outs]
 
 
-def _lowered(*flat: Any, body: Body, steps: int, reverse: bool, kernel: Any, platform: str) -> list[Any]:
-    consts, carry, given = split(flat, (body.consts, body.carry))
-    target = kernel.interpret or {"cuda": "gpu", "tpu": "tpu"}.get(platform)
+def _lowered(*flat: Any, body: Body, steps: int, reverse: bool, kernel: Kernel, platform: str) -> list[Any]:
+    target = kernel.interpret or TARGETS.get(platform)
     if target is None:
-        raise ValueError(
-            f"Fused: there are kernels for NVIDIA GPUs and TPUs, but this is compiled for {platform}: use engine=jaxrnn.Scan(), "
-            "or Fused(interpret='gpu') or 'tpu' to run a kernel's interpreter, which is slow and for tests"
+        reason: str | None = (
+            f"Fused: there are kernels for NVIDIA GPUs and TPUs, but this is compiled for {platform}: use engine=jaxrnn.Scan(). "
+            "Fused(interpret='gpu') or 'tpu' runs a kernel's interpreter there, which is slow and for tests"
         )
-    if target == "tpu":
-        last, outs = tpu.walk(body, consts, carry, given, steps, reverse, kernel)
-        return [*last, *outs]
-    if kernel.interpret:
-        gpu.plan(body.form, kernel.memory or gpu.SHARED)
+    else:
+        reason = too_large(body, steps, target, kernel.memory)
+    if reason and kernel.named:
+        raise ValueError(reason)
+    if reason:
+        return by_scan(*flat, body=body, steps=steps, reverse=reverse)
+    if target == "gpu" and kernel.interpret:
         return _on_host(flat, body, steps, reverse, kernel)
-    last, outs = gpu.walk(body, consts, carry, given, steps, reverse, kernel)
+    consts, carry, given = split(flat, (body.consts, body.carry))
+    last, outs = (gpu if target == "gpu" else tpu).walk(body, consts, carry, given, steps, reverse, kernel)
     return [*last, *outs]
 
 
-def _on_host(flat: Sequence, body: Body, steps: int, reverse: bool, kernel: Any) -> list[Any]:
+def _on_host(flat: Sequence, body: Body, steps: int, reverse: bool, kernel: Kernel) -> list[Any]:
     """The GPU interpreter keeps its memory in callbacks, ordered ones, that no primitive can pass on: so it runs as a whole
     inside a callback.
     """
@@ -115,7 +157,7 @@ loop_p.def_impl(lambda *args, **params: _compiled(tuple(params.items()))(*args))
 
 
 @loop_p.def_abstract_eval
-def _avals(*avals: Any, body: Body, steps: int, reverse: bool, kernel: Any) -> list[Any]:
+def _avals(*avals: Any, body: Body, steps: int, reverse: bool, kernel: Kernel) -> list[Any]:
     return list(jax.make_jaxpr(functools.partial(by_scan, body=body, steps=steps, reverse=reverse))(*avals).out_avals)
 
 
@@ -124,7 +166,7 @@ for _platform in ("cpu", "cuda", "tpu", "rocm"):
     mlir.register_lowering(loop_p, _rule, platform=_platform)
 
 
-def _mapped(axis_data: Any, args: Sequence, dims: Sequence, *, body: Body, steps: int, reverse: bool, kernel: Any):
+def _mapped(axis_data: Any, args: Sequence, dims: Sequence, *, body: Body, steps: int, reverse: bool, kernel: Kernel):
     """The loop of the mapped body: its axis leads the carry's batch axes."""
     none, n_given = None, body.consts + body.carry
     if all(d is none for d in dims):

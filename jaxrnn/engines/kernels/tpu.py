@@ -24,6 +24,9 @@ TEMPORARIES = 16  # blocks of one step that live at once, a guess from above
 def walk(body: Body, consts: Sequence, carry: Sequence, given: Sequence, steps: int, reverse: bool, kernel: Any):
     """``(last carry, outs)`` of the loop over ``steps`` steps."""
     form = body.form
+    wide = [v.aval.dtype for v in form.consts if v.aval.dtype.itemsize > 4]
+    if wide and not kernel.interpret:
+        raise ValueError(f"Fused: a TPU's kernels take float32 and bfloat16, but there are {wide[0]} parameters")
     layout = plan(form, steps, kernel.memory or MEMORY)
     of = dict(zip(form.consts, consts, strict=True))
     matrices = [padded_matrix(of[v], over, form, layout.width) for v, over in form.matrices]
@@ -104,8 +107,7 @@ def _call(form, layout, vectors, arrays, steps, reverse, interpret, memory):
     results = [pl.BlockSpec((layout.steps, layout.rows, w), lambda b, t: (at(t), b, 0)) for w in wide]
     shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in start]
     shapes += [
-        jax.ShapeDtypeStruct((steps, layout.padded_rows, w), stored(v.aval.dtype))
-        for w, v in zip(wide, form.outs, strict=True)
+        jax.ShapeDtypeStruct((steps, layout.padded_rows, w), stored(v.aval.dtype)) for w, v in zip(wide, form.outs, strict=True)
     ]
     out = pl.pallas_call(
         functools.partial(_kernel, form=form, layout=layout, vectors=vectors, steps=steps, reverse=reverse),
