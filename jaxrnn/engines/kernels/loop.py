@@ -114,7 +114,7 @@ def _lowered(*flat: Any, body: Body, steps: int, reverse: bool, kernel: Kernel, 
     target = kernel.interpret or TARGETS.get(platform)
     if target is None:
         reason: str | None = (
-            f"Fused: there are kernels for NVIDIA GPUs and TPUs, but this is compiled for {platform}: use engine=jaxrnn.Scan(). "
+            f"Fused: there are kernels for NVIDIA GPUs and TPUs, but this is compiled for {platform}: use jaxrnn.Scan(). "
             "Fused(interpret='gpu') or 'tpu' runs a kernel's interpreter there, which is slow and for tests"
         )
     else:
