@@ -20,7 +20,7 @@ from jax.experimental import pallas as pl
 
 from ..jaxprs import split
 from . import gpu_units
-from .blocks import ROWS, Body, Form, evaluate
+from .blocks import Body, Form, evaluate
 from .layout import Layout, as_rows, from_rows, padded_matrix, round_up, stored
 
 SHARED = 232_448 - 2_048  # bytes of shared memory of a block on Hopper, less what barriers take
@@ -147,7 +147,7 @@ def _tiled(a: Any, var: Any, form: Form, layout: Layout, *, time: bool) -> Any:
     """``(tiles, T, k, width, rows)``, or without ``time`` ``(tiles, k, width, rows)``: what a tile reads lies together."""
     wide = as_rows(a, var, form, layout, time=time)
     wide = wide.astype(jnp.float32) if wide.dtype == jnp.int32 else wide
-    width = layout.width if form.kinds[var].name == ROWS else wide.shape[-1]
+    width = layout.width if wide.shape[-1] == 1 else wide.shape[-1]
     wide = jnp.broadcast_to(wide, (*wide.shape[:-2], layout.padded_rows, width))
     wide = wide.reshape(*wide.shape[:-2], layout.tiles, layout.rows, -1, layout.width)
     return jnp.transpose(wide, (1, 0, 3, 4, 2) if time else (0, 2, 3, 1))

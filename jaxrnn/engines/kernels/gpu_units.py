@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from ..jaxprs import split
-from .blocks import ROWS, Body, Form, evaluate
+from .blocks import Body, Form, evaluate
 from .layout import Layout, as_rows, from_rows, round_up
 
 CHUNK = 128  # units of a block: one a thread
@@ -55,7 +55,7 @@ def _by_row(a: Any, var: Any, form: Form, layout: Layout, *, time: bool) -> Any:
     """``(rows, k, T, width)``, or without ``time`` ``(rows, k, width)``: no copy where H needs no padding and k is 1."""
     wide = as_rows(a, var, form, layout, time=time)
     wide = wide.astype(jnp.float32) if wide.dtype == jnp.int32 else wide
-    width = layout.width if form.kinds[var].name == ROWS else wide.shape[-1]
+    width = layout.width if wide.shape[-1] == 1 else wide.shape[-1]
     wide = jnp.broadcast_to(wide, (*wide.shape[:-2], form.rows, width))
     return wide.reshape(*wide.shape[:-1], -1, layout.width)
 

@@ -43,7 +43,7 @@ def as_rows(a: Any, var: Any, form: Form, layout: Layout, *, time: bool) -> Any:
     kind, units = form.kinds[var], form.units
     a = a.astype(stored(a.dtype))
     if kind.name == SCALAR:
-        return jnp.broadcast_to(a.reshape(*lead, 1, 1), (*lead, 1, layout.width))
+        return jnp.broadcast_to(a.reshape(*lead, 1, 1), (*lead, *((layout.padded_rows, 1) if time else (1, layout.width))))
     if kind.name == ROWS:
         a = a.reshape(*lead, form.rows, 1)
     else:
