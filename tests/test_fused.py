@@ -109,7 +109,7 @@ def test_no_kernel_adds_to_the_rounding(name, dtype):
         inputs = draw(cell, 5, 20, (4,))
         inputs = jax.tree.map(lambda a: a.astype(dtype).astype(a.dtype) if a.dtype == jnp.float64 else a, inputs)
         exact = walked(cell, Scan(residuals="all"))(*inputs)
-    single = _in_dtype(cell, inputs, dtype)
+    single = in_dtype(cell, inputs, dtype)
     errors = [
         [
             float(np.abs(np.asarray(a, np.float64) - np.asarray(b)).max())
@@ -124,7 +124,7 @@ def test_no_kernel_adds_to_the_rounding(name, dtype):
     assert max(errors[0]) > 0
 
 
-def _in_dtype(cell, inputs, dtype):
+def in_dtype(cell, inputs, dtype):
     """Parameters and inputs in ``dtype``; carries and cotangents in what the cell makes of that."""
     params, xs = (jax.tree.map(lambda a: jnp.asarray(np.asarray(a), dtype), tree) for tree in (inputs.params, inputs.xs))
     shapes = jax.eval_shape(lambda p, x: jaxrnn.unroll(cell, p, x), params, xs)

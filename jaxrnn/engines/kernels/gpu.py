@@ -266,7 +266,7 @@ def _product(eqn, blocks: list[Any], matrix: tuple[Any, int], *, plgpu, where: d
     terms = operands.shape[0]
     for k, block in enumerate(blocks):
         for i, term in enumerate([block.astype(jnp.bfloat16)] if terms == 1 else in_terms(block, terms)):
-            plgpu.transpose_ref(operands.at[i, k], (1, 0))[...] = term
+            transposed(plgpu, operands.at[i, k])[...] = term
     plgpu.commit_smem()
     pairs = [(i, j) for i in range(terms) for j in range(terms - i)]
 
@@ -274,10 +274,15 @@ def _product(eqn, blocks: list[Any], matrix: tuple[Any, int], *, plgpu, where: d
         for m, total in enumerate(sums):
             for k in range(len(blocks)):
                 for i, j in reversed(pairs):  # the smallest products first
-                    plgpu.wgmma(total, weights.at[i, m, k], plgpu.transpose_ref(operands.at[j, k], (1, 0)))
+                    plgpu.wgmma(total, weights.at[i, m, k], transposed(plgpu, operands.at[j, k]))
         plgpu.wgmma_wait(0)
         return tuple(total[...] for total in sums)
 
     count = form.blocks(eqn.outvars[0])
     made = pl.run_scoped(multiply, *[plgpu.ACC(shape, jnp.float32)] * count)
     return [a.astype(eqn.outvars[0].aval.dtype) for a in made]
+
+
+def transposed(plgpu: Any, ref: Any) -> Any:
+    """A reference to the transpose: newer jax has a method for it."""
+    return ref.transpose((1, 0)) if hasattr(ref, "transpose") else plgpu.transpose_ref(ref, (1, 0))
