@@ -21,7 +21,7 @@ from jax.experimental import pallas as pl
 from ..jaxprs import split
 from . import gpu_units
 from .blocks import Body, Form, evaluate
-from .layout import Layout, as_rows, from_rows, padded_matrix, round_up, stored
+from .layout import Layout, as_rows, from_rows, padded_matrix, put, round_up, stored, transposed
 
 SHARED = 232_448 - 2_048  # bytes of shared memory of a block on Hopper, less what barriers take
 UNITS = 64
@@ -214,7 +214,7 @@ def _kernel(*refs, plgpu, form: Form, vectors: list, layout: Layout, steps: int,
 
     def store(ref, at, blocks):
         for k, each in enumerate(blocks):
-            plgpu.store(ref.at[(tile, *at, k)], each.astype(ref.dtype), optimized=False)
+            put(plgpu, ref.at[(tile, *at, k)], each.astype(ref.dtype))
 
     def fetch(i):
         *buffers, arrived = ahead
@@ -281,8 +281,3 @@ def _product(eqn, blocks: list[Any], matrix: tuple[Any, int], *, plgpu, where: d
     count = form.blocks(eqn.outvars[0])
     made = pl.run_scoped(multiply, *[plgpu.ACC(shape, jnp.float32)] * count)
     return [a.astype(eqn.outvars[0].aval.dtype) for a in made]
-
-
-def transposed(plgpu: Any, ref: Any) -> Any:
-    """A reference to the transpose: newer jax has a method for it."""
-    return ref.transpose((1, 0)) if hasattr(ref, "transpose") else plgpu.transpose_ref(ref, (1, 0))
