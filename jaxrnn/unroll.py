@@ -12,7 +12,8 @@ from jaxtyping import Array, Bool, Float, Inexact, Integer
 
 from .cell import Carry, Cell, Layer, Params, Walk, check_cell, expand, select
 from .checks import check_carry, check_flags, check_inputs, check_key, check_scale, describe
-from .engines import Associative, Scan
+from .engines import Associative
+from .engines.scan import Default
 from .engines.step import reason_against
 from .engines.windows import walk_in_windows
 from .gradient_scale import ScaledCell
@@ -186,11 +187,11 @@ def walk(cell: Cell | Layer, params: Params, carry: Carry, xs: Any, how: Walk) -
 
 
 def _default_engine(cell: Cell, params: Params, carry: Carry, xs: Any, how: Walk) -> Any:
-    """`Scan`, but where a cell joins its steps in chunks and nobody asks for the carries inside them."""
+    """`Default`, but where a cell joins its steps in chunks and nobody asks for the carries inside them."""
     in_chunks = hasattr(cell, "walk_chunks") and not how.all_carries and how.gradient_scale is None
     if in_chunks and reason_against(jax.tree.leaves((params, carry, xs, how.mask, how.resets))) is None:
         return Associative()
-    return Scan()
+    return Default()
 
 
 def check_step(cell: Cell, params: Params, carry: Carry, xs: Any) -> None:

@@ -18,6 +18,9 @@ A linear cell (`jaxrnn.LinearCell`) keeps carries only, makes its factors before
 | CPU | step by step | parallel prefixes move each state some ten times; benchmarks/results/linear_* |
 | others | by parallel prefixes, in chunks of 16 MB of state | a loop's step costs a launch there; not measured yet |
 
+Kernels, those of `jaxrnn.Fused`, are used nowhere by default: `KERNELS` is empty until they have been timed on a chip. On a
+platform that it names, a loop whose body fits and that on-chip memory holds would be one; any other is walked as above.
+
 `Associative()` on a CPU takes chunks of 0.5 MB of state, which stay in the cache.
 
 What is kept of a step is its carry and the values its matmuls gave, as `Adjoint.matmul_values` finds them (without a
@@ -34,6 +37,7 @@ import jax
 from .jaxprs import nbytes
 from .programs import EXPENSIVE, INPUT, Step
 
+KERNELS: frozenset[str] = frozenset()  # platforms, "cuda" and "tpu", where a loop that fits is a kernel, as in `Fused`
 WHOLE_BYTES = 13_000_000
 WINDOW_BYTES = 1_500_000
 LEAST_WINDOW, MOST_WINDOW = 8, 256

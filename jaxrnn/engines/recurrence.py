@@ -26,8 +26,9 @@ from jax.interpreters import ad, batching, mlir
 from jax.interpreters import partial_eval as pe
 
 from . import walks
-from .defaults import chunk_for, hoists, window_for
+from .defaults import KERNELS, chunk_for, hoists, window_for
 from .jaxprs import chosen, is_differentiable, mapping_of, split
+from .kernels.loop import Kernel
 from .programs import Step
 from .windows import starts_of_windows
 
@@ -37,11 +38,13 @@ GATES, CARRIES, STARTS = "gates", "carries", "starts"
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """What is fixed about a recurrence besides its step: how the loops run, and what the forward pass keeps for the backward
-    one (GATES: what the matmuls gave; CARRIES: nothing more than the carries; STARTS: carries at window starts only).
+    one (GATES: what the matmuls gave; CARRIES: nothing more than the carries; STARTS: carries at window starts only). With
+    ``by_default``, nobody having named an engine, a kernel walks where `defaults` says so.
     """
 
     pace: walks.Pace
     residuals: str = GATES
+    by_default: bool = False
 
 
 def recurrence(step: Step, params: Sequence, carry: Sequence, inputs: Sequence, plan: Plan) -> tuple[list, list]:
@@ -61,6 +64,8 @@ def _walk(*flat, step: Step, plan: Plan, keep: str | None, show: tuple[bool, ...
 def _settled(plan: Plan, step: Step, inputs: Sequence, platform: str | None, backward: bool) -> walks.Pace:
     """The pace with its window and its hoisting chosen; where the platform is not known, as for a CPU."""
     pace = plan.pace
+    if plan.by_default and platform in KERNELS:
+        pace = dataclasses.replace(pace, window=None, hoist=True, prefix=False, kernel=Kernel(named=False))
     if pace.hoist is None:
         pace = dataclasses.replace(pace, hoist=hoists(platform))
     if pace.prefix is None:
@@ -121,7 +126,7 @@ def _define(name: str, function: Any) -> Primitive:
         return list(jax.make_jaxpr(functools.partial(function, **dict(params)))(*avals).out_avals)
 
     primitive.def_abstract_eval(lambda *avals, **params: out_avals(avals, tuple(params.items())))
-    for platform in (None, "cpu"):
+    for platform in (None, "cpu", "cuda", "tpu"):
         lowering = mlir.lower_fun(functools.partial(function, platform=platform), multiple_results=True)
         mlir.register_lowering(primitive, lowering, platform=platform)
     return primitive

@@ -87,8 +87,13 @@ class Scan:
             check_hoist(cell, params, carry, (xs, mask, resets))
         if self.residuals == ALL:
             return walk_plainly(cell, params, carry, (xs, mask, resets), self.hoist is not False, reverse, self.unroll)
-        if is_linear(cell) and self == Scan():
-            plan = Plan(Pace(AUTO, hoist=True, reverse=reverse, prefix=None), CARRIES)
+        by_default = isinstance(self, Default)
+        if is_linear(cell) and (by_default or self == Scan()):
+            plan = Plan(Pace(AUTO, hoist=True, reverse=reverse, prefix=None), CARRIES, by_default)
         else:
-            plan = Plan(Pace(self.window or AUTO, self.unroll, self.hoist, reverse), self.residuals or GATES)
+            plan = Plan(Pace(self.window or AUTO, self.unroll, self.hoist, reverse), self.residuals or GATES, by_default)
         return walk_by_plan(cell, params, carry, (xs, mask, resets), plan)
+
+
+class Default(Scan):
+    """What ``engine=None`` is: `Scan()`, or a kernel on the platforms that `defaults.KERNELS` names."""

@@ -17,6 +17,7 @@ from .backward import Backward, Wanted, known_of
 from .buffers import Loop, blank_rows, scan_into
 from .forward import Forward
 from .jaxprs import evaluate, is_differentiable, split
+from .kernels.loop import kernel_into
 from .linear import prefix_into, shifted
 from .programs import Step
 from .windows import loop_in_windows, number_of_window
@@ -37,10 +38,13 @@ class Pace:
     hoist: bool | None = None
     reverse: bool = False
     prefix: bool | None = False
+    kernel: Any = None
 
     @property
     def loop(self) -> Loop:
         """How the steps of a window are walked."""
+        if self.kernel is not None:
+            return functools.partial(kernel_into, kernel=self.kernel)
         return prefix_into if self.prefix else functools.partial(scan_into, unroll=self.unroll)
 
 

@@ -1,0 +1,81 @@
+"""The whole loop inside one kernel, on GPUs and TPUs."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from jaxtyping import Array, Bool
+
+from ..cell import Carry, Cell, Params, is_linear
+from ..checks import check_positive
+from .kernels.blocks import Unfit
+from .kernels.loop import Kernel
+from .recurrence import CARRIES, GATES, Plan
+from .step import walk_by_plan
+from .walks import Pace
+
+
+@dataclasses.dataclass(frozen=True)
+class Fused:
+    """Walk time inside one kernel, forwards and backwards, with the recurrent matrices on chip from the first step to the last.
+
+    For accelerators, where a step of `Scan` costs a launch per fusion. The kernel is made from the step that the cell has
+    anyway, so a cell of one's own has one too; derivatives, mask, resets, ``reverse``, ``vmap`` and truncation are those of
+    `Scan`. A step fits if, past the projection of its inputs, it multiplies blocks of its carry ``(*B, k H)`` by constant
+    matrices ``(k H, m H)`` and does arithmetic on each unit by itself: `LSTM` (with peepholes, coupled gates), `GRU` (both
+    forms), `Elman`, `SLSTM` (on a TPU), `IndRNN`, the diagonal and all linear cells; not layer normalisation, projections,
+    `MLSTM`.
+
+    | | NVIDIA GPU of the Hopper kind (jax 0.11 or newer) | TPU |
+    |---|---|---|
+    | matrices of all blocks, (H, H) padded | to 64; at most 225 KiB of shared memory | to 128; ``memory`` of VMEM |
+    | LSTM at most, bfloat16 | H = 128 | H = 1,200 in 14 MiB |
+    | float32 products | as three bfloat16 ones, 2^-16 (TF32: 2^-10); six, 2^-22, under "highest" precision | the chip's own |
+    | bfloat16 | tanh and sigmoid to 2^-11 | float32 arithmetic |
+    | without a matrix | 128 units of an example a block, read once, written once | as with one |
+
+    The kernels compile for both, by the makers' own compilers; they have not been run or timed on either, only in their
+    interpreters: see benchmarks/NOTES.md. Nothing uses them unless named. Second derivatives and forward mode walk by
+    ``lax.scan``, and so does a single step; members of a mapped ensemble, each with matrices of its own, go one after another.
+
+    Args:
+        interpret: ``"gpu"`` or ``"tpu"``: run that kernel's interpreter, on any platform; slow, for tests.
+        memory: bytes of on-chip memory that a kernel may take (default: 14 MiB on a TPU, all of a block's on a GPU).
+        residuals: as for `Scan`: ``"gates"`` or ``"carries"``.
+
+    Raises:
+        ValueError: at trace time for a cell whose step does not fit; when compiled for a platform without kernels, or where
+            on-chip memory does not hold the matrices, with the bytes needed and the bytes there.
+    """
+
+    interpret: str | None = None
+    memory: int | None = None
+    residuals: str | None = None
+
+    def __post_init__(self):
+        if self.interpret not in (None, "gpu", "tpu"):
+            raise ValueError(f"Fused: interpret must be 'gpu', 'tpu' or None, but it is {self.interpret!r}")
+        if self.memory is not None:
+            check_positive(self, memory=self.memory)
+        if self.residuals not in (None, GATES, CARRIES):
+            raise ValueError(f"Fused: residuals must be {GATES!r}, {CARRIES!r} or None, but it is {self.residuals!r}")
+
+    def walk(
+        self,
+        cell: Cell,
+        params: Params,
+        carry: Carry,
+        xs: Any,
+        mask: Bool[Array, "T *B"] | None = None,
+        resets: Bool[Array, "T *B"] | None = None,
+        reverse: bool = False,
+    ) -> tuple[Carry, Carry]:
+        """As `Scan.walk`."""
+        residuals = self.residuals or (CARRIES if is_linear(cell) else GATES)
+        kernel = Kernel(interpret=self.interpret, memory=self.memory)
+        plan = Plan(Pace(None, hoist=True, reverse=reverse, kernel=kernel), residuals)
+        try:
+            return walk_by_plan(cell, params, carry, (xs, mask, resets), plan)
+        except Unfit as reason:
+            raise ValueError(str(reason).replace("this cell", type(cell).__name__)) from None

@@ -1,0 +1,87 @@
+"""Arrays of a loop padded to blocks that a chip takes, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax.numpy as jnp
+
+from .blocks import ROWS, SCALAR, Form
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """``width`` lanes for a block of H units, ``rows`` examples a tile of ``padded_rows``, ``steps`` in a block of time."""
+
+    width: int
+    rows: int
+    padded_rows: int
+    steps: int
+
+    @property
+    def tiles(self) -> int:
+        return self.padded_rows // self.rows
+
+
+def round_up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+def stored(dtype: Any) -> Any:
+    """The dtype in which a value is handed to a kernel: flags as numbers."""
+    return jnp.dtype(jnp.int32) if dtype == jnp.bool_ else jnp.dtype(dtype)
+
+
+def as_rows(a: Any, var: Any, form: Form, layout: Layout, *, time: bool) -> Any:
+    """``(T, padded rows, k width)``, or ``(T, padded rows, 1)`` of a number an example; without ``time`` without T.
+
+    A constant that is the same for every example has one row.
+    """
+    lead = a.shape[:1] if time else ()
+    kind, units = form.kinds[var], form.units
+    a = a.astype(stored(a.dtype))
+    if kind.name == SCALAR:
+        return jnp.broadcast_to(a.reshape(*lead, 1, 1), (*lead, *((layout.padded_rows, 1) if time else (1, layout.width))))
+    if kind.name == ROWS:
+        a = a.reshape(*lead, form.rows, 1)
+    else:
+        shared = a.ndim - len(lead) == 0 or math.prod(a.shape[len(lead) : -1]) != form.rows
+        a = a.reshape(*lead, 1 if shared else form.rows, kind.blocks, units)
+        a = jnp.pad(a, [*[(0, 0)] * (a.ndim - 1), (0, layout.width - units)]).reshape(*a.shape[:-2], -1)
+        if shared:
+            return jnp.broadcast_to(a, (*lead, layout.padded_rows, a.shape[-1])) if time else a
+    return jnp.pad(a, [*[(0, 0)] * len(lead), (0, layout.padded_rows - form.rows), (0, 0)])
+
+
+def from_rows(a: Any, var: Any, form: Form, layout: Layout, *, time: bool) -> Any:
+    """The inverse, for the value of ``var``: an array of its shape and dtype, with T leading under ``time``."""
+    lead = a.shape[:1] if time else ()
+    a = a[..., : form.rows, :].reshape(*lead, form.rows, -1, layout.width)
+    a = a[..., :1, :1] if form.kind(var).name in (ROWS, SCALAR) else a[..., : form.units]
+    if form.kind(var).name == SCALAR:
+        a = a[..., :1, :, :]
+    return a.reshape(*lead, *var.aval.shape).astype(var.aval.dtype)
+
+
+def padded_matrix(matrix: Any, over: int, form: Form, width: int) -> Any:
+    """``(k width, m width)``, summed over the first axis, every block of (H, H) padded with zeros."""
+    matrix = matrix if over == 0 else matrix.T
+    blocks = matrix.reshape(matrix.shape[0] // form.units, form.units, matrix.shape[1] // form.units, form.units)
+    more = (0, width - form.units)
+    blocks = jnp.pad(blocks, [(0, 0), more, (0, 0), more])
+    return blocks.reshape(blocks.shape[0] * width, blocks.shape[2] * width)
+
+
+def put(plgpu: Any, ref: Any, value: Any) -> None:
+    """Write to a GPU's global memory, in pieces as small as they come: jax 0.12 wants that said."""
+    if hasattr(plgpu, "store"):
+        plgpu.store(ref, value, optimized=False)
+    else:
+        ref[...] = value
+
+
+def transposed(plgpu: Any, ref: Any) -> Any:
+    """A reference to the transpose: jax 0.12 has a method for it."""
+    return ref.transpose((1, 0)) if hasattr(ref, "transpose") else plgpu.transpose_ref(ref, (1, 0))
