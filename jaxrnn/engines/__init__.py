@@ -2,4 +2,5 @@
 
 from .associative import Associative as Associative
 from .checkpoint import Checkpoint as Checkpoint
+from .cudnn import CuDNN as CuDNN
 from .scan import Scan as Scan

@@ -1,0 +1,178 @@
+"""cuDNN's LSTM, for NVIDIA GPUs."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from ..cell import Carry, Cell, Params
+from ..cells.lstm import LSTM, LSTMState
+from .cudnn_call import USE_SCAN, Library, Network, lstm
+from .cudnn_weights import pack_lstm
+from .step import reason_against
+
+FLOAT32 = {"highest", "float32", "F32_F32_F32"}  # what jax's precisions mean here
+TF32 = {"high", "tensorfloat32", "bfloat16_3x", "TF32_TF32_F32"}
+
+
+@dataclasses.dataclass(frozen=True)
+class CuDNN:
+    """Walk an `LSTM` by cuDNN, through ``jax.experimental.rnn``: the whole sequence in one call.
+
+    For a plain `LSTM` in float32 on an NVIDIA GPU, alone or inside ``stack``, ``bidirectional`` and ``residual``, a call for
+    each cell. Masks of any form (the valid steps are moved to the front, where cuDNN wants them, and the outputs back),
+    ``reverse``, initial and last carries, `truncated_unroll` by windows, gradients; under ``vmap`` the mapped axis joins the
+    batch.
+
+    Refused, with the repair: other cells, LSTM options and dtypes, ``resets`` and ``gradient_scale``; ``vmap`` over parameters
+    or of a gradient, forward mode, second derivatives; jax versions that call it in another way; when compiled, other
+    platforms. cuDNN tells c at the end only, so ``unroll(..., return_carries=True)`` is refused too.
+
+    Precision: float32 in and out, sums in float32. By default the matmuls take TF32 factors (10 bits: errors near 1e-3), as
+    ``jax.experimental.rnn`` does.
+
+    Args:
+        precision: ``"highest"`` for float32 matmuls, ``"high"`` for TF32 ones, or those of `jax.lax.Precision`. None: as
+            ``jax_default_matmul_precision`` says, and TF32 where that says nothing.
+
+    Raises:
+        ValueError: for a precision that cuDNN's LSTM does not have.
+    """
+
+    precision: Any = None
+    library: ClassVar[Library] = Library()
+
+    def __post_init__(self):
+        if self.precision is not None:
+            _allows_tf32(self.precision, "precision")
+
+    @property
+    def _tf32(self) -> bool:
+        if self.precision is not None:
+            return _allows_tf32(self.precision, "precision")
+        config: Any = jax.config
+        return _allows_tf32(config.jax_default_matmul_precision, "jax_default_matmul_precision")
+
+    def refusal(
+        self, cell: Cell, params: Params, carry: Carry, xs: Any, mask: Any = None, resets: Any = None
+    ) -> TypeError | ValueError | None:
+        """Why this walk cannot be cuDNN's, as the error that `walk` raises; None where it can, given an NVIDIA GPU."""
+        wrong = _wrong_cell(cell)
+        if wrong is not None:
+            return TypeError(f"CuDNN: {wrong}")
+        if resets is not None:
+            return ValueError(f"CuDNN: it has no resets: {USE_SCAN}, or give each sequence a place of its own in the batch")
+        values = {"params": params, "carry": carry, "xs": xs}
+        for name, tree in values.items():
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+                if leaf.dtype != self.library.dtype:
+                    return TypeError(
+                        f"CuDNN: {name}{jax.tree_util.keystr(path)} is {leaf.dtype}, but through jax cuDNN's LSTM computes in "
+                        f"{self.library.dtype} alone: cast it with .astype({self.library.dtype!r}), or {USE_SCAN}"
+                    )
+        reason = reason_against(jax.tree.leaves((*values.values(), mask)))
+        return None if reason is None else ValueError(f"CuDNN: {reason}: {USE_SCAN}")
+
+    def walk(
+        self,
+        cell: Cell,
+        params: Params,
+        carry: Carry,
+        xs: Any,
+        mask: Bool[Array, "T *B"] | None = None,
+        resets: Bool[Array, "T *B"] | None = None,
+        reverse: bool = False,
+    ) -> tuple[Carry, Carry]:
+        """As `Scan.walk`, but the carries after every step hold h alone: their c is None."""
+        error = self.refusal(cell, params, carry, xs, mask, resets)
+        if error is not None:
+            raise error
+        self.library.check_here()
+        steps, batch = xs.shape[0], xs.shape[1:-1]
+        if not xs.size:  # no step, or no sequence
+            return carry, _shown(jnp.zeros((steps, *carry.h.shape), carry.h.dtype))
+        network = Network(xs.shape[-1], carry.h.shape[-1], tf32=self._tf32)
+        flat_xs = xs.reshape(steps, -1, xs.shape[-1])
+        first = LSTMState(*(leaf.reshape(-1, leaf.shape[-1]) for leaf in carry))
+        flat_mask = None if mask is None else mask.reshape(steps, -1)
+        last, hs = self._walk_flat(network, pack_lstm(params), first, flat_xs, flat_mask, reverse)
+        last = LSTMState(*(new.reshape(old.shape) for new, old in zip(last, carry, strict=True)))
+        return last, _shown(hs.reshape(steps, *batch, hs.shape[-1]))
+
+    def _walk_flat(
+        self,
+        network: Network,
+        weights: Float[Array, " N"],
+        carry: LSTMState,
+        xs: Float[Array, "T B D"],
+        mask: Bool[Array, "T B"] | None,
+        reverse: bool,
+    ) -> tuple[LSTMState, Float[Array, "T B H"]]:
+        """The last carry and every h of one layer, for one batch axis."""
+
+        def called(xs, carry, lengths):
+            h, c = (leaf[None] for leaf in carry)
+            y, h, c = lstm(network, self.library, jnp.swapaxes(xs, 0, 1), h, c, weights, lengths)
+            return LSTMState(h[0], c[0]), jnp.swapaxes(y, 0, 1)
+
+        if mask is None:
+            turned = jnp.flip(xs, 0) if reverse else xs
+            last, hs = called(turned, carry, jnp.full(xs.shape[1], xs.shape[0], jnp.int32))
+            return last, jnp.flip(hs, 0) if reverse else hs
+        count, place = places(mask, reverse)
+        lengths = count[0 if reverse else -1]
+        begun = lengths[:, None] > 0  # cuDNN has no empty sequences: they are walked for a step, over zeros, to no effect
+        column = jnp.arange(xs.shape[1], dtype=jnp.int32)[None]
+        moved = jnp.zeros_like(xs).at[place, column].set(jnp.where(mask[..., None], xs, 0), unique_indices=True)
+        last, hs = called(moved, LSTMState(*(jnp.where(begun, leaf, 0) for leaf in carry)), jnp.maximum(lengths, 1))
+        hs = jnp.take_along_axis(hs, jnp.maximum(count - 1, 0)[..., None], axis=0)
+        hs = jnp.where(count[..., None] > 0, hs, carry.h[None])
+        return LSTMState(*(jnp.where(begun, new, old) for new, old in zip(last, carry, strict=True))), hs
+
+
+def _shown(hs: Float[Array, "T *B H"]) -> Any:
+    """The carries after every step, as far as they are known."""
+    return LSTMState(hs, None)  # type: ignore[arg-type]
+
+
+def places(mask: Bool[Array, "T B"], reverse: bool) -> tuple[Int[Array, "T B"], Int[Array, "T B"]]:
+    """In the order of walking: how many valid steps there are up to and with each step, and each step's place when all valid
+    ones come first.
+    """
+    flags = mask.astype(jnp.int32)
+    count = jax.lax.cumsum(flags, axis=0, reverse=reverse)
+    skipped = jax.lax.cumsum(1 - flags, axis=0, reverse=reverse)
+    total = count[:1] if reverse else count[-1:]
+    return count, jnp.where(mask, count, total + skipped) - 1
+
+
+def _allows_tf32(precision: Any, name: str) -> bool:
+    """Whether a precision of jax's lets float32 matmuls take TF32 factors."""
+    word = precision.name.lower() if isinstance(precision, jax.lax.Precision) else precision
+    if word is None or word in TF32:
+        return True
+    if word in FLOAT32:
+        return False
+    raise ValueError(
+        f"CuDNN: {name} is {precision!r}, but through jax cuDNN's LSTM has two: CuDNN(precision='highest') for float32 "
+        "matmuls, 'high' for TF32 ones"
+    )
+
+
+def _wrong_cell(cell: Any) -> str | None:
+    """Why a cell is not the one that cuDNN knows."""
+    name, inner = type(cell).__name__, getattr(cell, "cell", None)
+    if name == "ScaledCell":
+        return f"gradient_scale (ARTBP) needs the steps one by one: {USE_SCAN}, or truncate with window=, which CuDNN takes"
+    if type(cell) is not LSTM:
+        what = f"{name} around {type(inner).__name__}" if isinstance(inner, Cell) else name
+        return f"it has an LSTM, but {what} is another recurrence: {USE_SCAN}, or the cell jaxrnn.LSTM"
+    options = {"layer_norm": False, "peephole": False, "coupled_gates": False, "projection_size": None}
+    given = [f"{option}={getattr(cell, option)}" for option, plain in options.items() if getattr(cell, option) != plain]
+    if given:
+        return f"its LSTM has no {', '.join(given)}: {USE_SCAN}, or leave that out"
+    return None
