@@ -133,7 +133,7 @@ def _adjoint(*flat, network: Network, library: Library, platform: str | None):
 
 
 def _tangent(*flat, network: Network, library: Library, platform: str | None):
-    raise ValueError(f"CuDNN: forward mode (jvp, jacfwd, linearize): cuDNN has reverse mode only: {USE_SCAN}")
+    raise ValueError(f"CuDNN: forward mode (jvp, jacfwd, linearize; of a gradient too): it has reverse mode only: {USE_SCAN}")
 
 
 def _define(name: str, function: Callable, abstract: Callable) -> Primitive:
