@@ -156,6 +156,9 @@ class Pair(jaxrnn.LinearCell):
     def init(self, key: Any, input_size: int) -> dict:
         return {}
 
+    def project(self, params: Any, x: Any) -> Any:
+        return x
+
     def affine(self, params: Any, z: Any) -> tuple[Any, Any]:
         return z
 
