@@ -146,6 +146,9 @@ def gather(args: Any, result: dict) -> str | None:
         result["machine"] = result["machine"] or found.get("machine")
         for name, value in found.get("ceilings", {}).items():
             result["ceilings"][name] = max(value, result["ceilings"].get(name, 0.0))
+        for row in result["rows"]:
+            row["share_of_matmul"] = row["gflops"] / result["ceilings"][row["ceiling"]] if row["gflops"] else None
+            row["share_of_copy"] = row["gigabytes_per_second"] / result["ceilings"]["copy GB/s"]
         path = path_of(args, result)
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -157,7 +160,7 @@ def write(path: pathlib.Path, result: dict) -> int:
     """The JSON at ``path``, and its table and picture beside it; 0."""
     name = str(path.resolve()).removesuffix(".json")
     picture = (lambda figure: accelerator_report.draw(result, figure)) if result["rows"] else None
-    report.write(name, result, accelerator_report.markdown(result), picture, size=(18, 10))
+    report.write(name, result, accelerator_report.markdown(result), picture, accelerator_report.picture_size(result))
     return 0
 
 

@@ -62,7 +62,7 @@ def measure(config: Config, seconds: float, rounds: int, without: tuple[str, ...
             check_alive(error)
     del expected
     samples = interleave(made, rounds, deadline, left_out, config, tell)
-    rows = [row(config, made[key], times, differences[key], ceilings) for key, times in samples.items() if times]
+    rows = [row(config, made[key], times, differences[key]) for key, times in samples.items() if times]
     base = {r["mode"]: r["ms"]["median"] for r in rows if r["entry"] == BASELINE[config.kind]}
     for each in rows:
         of = base.get(each["mode"])
@@ -225,12 +225,11 @@ def check_alive(error: Exception) -> None:
         raise Lost(worded(error)) from error
 
 
-def row(config: Config, made: tuple, times: list[float], differences: dict[str, float], ceilings: dict[str, float]) -> dict:
+def row(config: Config, made: tuple, times: list[float], differences: dict[str, float]) -> dict:
     entry, mode, _, program = made
     ms = statistics(times, 1e3)
     seconds, worst = ms["median"] / 1e3, max(differences.values(), key=lambda d: (d != d, d))
     exact = entry.precision == "highest" or "highest" in entry.name
-    ceiling = ceilings[f"{'bfloat16' if entry.dtype == BF16 else 'float32' if exact else 'TF32'} GFLOP/s"]
     return {
         "config": config.name,
         "entry": entry.key,
@@ -240,8 +239,9 @@ def row(config: Config, made: tuple, times: list[float], differences: dict[str, 
         "ms": ms,
         "us_per_step": 1e6 * seconds / config.T,
         "tokens_per_second": config.B * config.T / seconds,
-        "share_of_matmul": config.flops(mode) / seconds / 1e9 / ceiling if config.kind == LSTM else None,
-        "share_of_copy": config.bytes(mode, entry.dtype) / seconds / 1e9 / ceilings["copy GB/s"],
+        "gflops": config.flops(mode) / seconds / 1e9,
+        "gigabytes_per_second": config.bytes(mode, entry.dtype) / seconds / 1e9,
+        "ceiling": f"{'bfloat16' if entry.dtype == BF16 else 'float32' if exact else 'TF32'} GFLOP/s",
         "compile_seconds": program.compile_seconds,
         "temporary_bytes": program.temporary_bytes,
         "relative_difference": differences,

@@ -89,38 +89,42 @@ def _quoted_cells(quote: dict, config: Config) -> list[str]:
 
 
 def draw(result: dict, figure: Any) -> None:
-    """us a step, of every entry by configuration: a panel for each mode; what is quoted is hatched."""
-    measured, quoted = result["rows"], result["quoted"]
-    names = list(dict.fromkeys([r["entry"] for r in measured] + [f"{q['entry']} (quoted)" for q in quoted]))
-    palette = dict(zip(names, (_colour(name, k) for k, name in enumerate(names)), strict=True))
-    configs = [Config(**values) for values in result["configs"]]
-    for axes, mode in zip(figure.subplots(2, 1), MODES, strict=True):
-        value = {(r["entry"], r["config"]): r["us_per_step"] for r in measured if r["mode"] == mode}
-        value |= {(f"{q['entry']} (quoted)", q["config"]): _us(q, configs) for q in quoted if q["mode"] == mode}
-        series = {name: [value.get((name, c.name)) for c in configs] for name in names}
-        series = {name: values for name, values in series.items() if any(v is not None for v in values)}
-        labels = [f"{c.name}\nB {c.B}, T {c.T:,}\nH {c.H}" for c in configs]
-        report.grouped_bars(axes, labels, series, palette, label="{:.2g}")
-        for container in axes.containers:
-            if str(container.get_label()).endswith("(quoted)"):
-                for bar in container:
-                    bar.set(hatch="//", fill=False, edgecolor=palette[container.get_label()])
-        if series:
-            axes.set_yscale("log")
-        axes.set_ylabel("us per step")
-        axes.set_title(MODE[mode])
-        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=7, frameon=False)
-    figure.suptitle(f"On the accelerator (less is better)\n{machine.where(result['machine'])}")
+    """us a step: a row of panels for each configuration that has numbers, a panel for each mode; what is quoted is hatched."""
+    configs = _pictured(result)
+    grid = figure.subplots(len(configs), len(MODES), squeeze=False)
+    for config, panels in zip(configs, grid, strict=True):
+        for axes, mode in zip(panels, MODES, strict=True):
+            rows = [r for r in result["rows"] if (r["config"], r["mode"]) == (config.name, mode)]
+            quoted = [q for q in result["quoted"] if (q["config"], q["mode"]) == (config.name, mode)]
+            bars = [(r["entry"], r["us_per_step"], _colour(r["entry"]), None) for r in rows]
+            bars += [(f"{q['entry']} (quoted)", 1e3 * q["ms"] / config.T, "white", "//") for q in quoted]
+            for place, (_, value, colour, hatch) in enumerate(bars):
+                bar = axes.barh(place, value, 0.8, color=colour, hatch=hatch, edgecolor="black" if hatch else colour)
+                axes.bar_label(bar, [report.number(value)], fontsize=7, padding=2)
+            axes.set_yticks(range(len(bars)), [name for name, *_ in bars], fontsize=7)
+            axes.invert_yaxis()
+            axes.margins(x=0.12)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.set_title(f"{config.name} ({config}): {MODE[mode]}", fontsize=9)
+            axes.set_xlabel("us per step", fontsize=8)
+    figure.suptitle(f"On the accelerator, less is better\n{machine.where(result['machine'])}")
 
 
-def _us(quote: dict, configs: list[Config]) -> float:
-    return 1e3 * quote["ms"] / next(c.T for c in configs if c.name == quote["config"])
+def _pictured(result: dict) -> list[Config]:
+    names = {r["config"] for r in result["rows"]}
+    return [Config(**values) for values in result["configs"] if values["name"] in names]
 
 
-def _colour(name: str, k: int) -> str:
-    family = "ours" if name.startswith("jaxrnn") else "baseline" if "scan" in name.split(" (")[0].split("-") else "theirs"
-    palette = report.COLOURS["baseline" if name.startswith("lax.scan") else family]
-    return palette[k % len(palette)]
+def picture_size(result: dict) -> tuple[float, float]:
+    """Inches."""
+    return 14.0, 1.0 + 3.2 * max(len(_pictured(result)), 1)
+
+
+def _colour(name: str) -> str:
+    ours, naive = report.COLOURS["ours"], report.COLOURS["baseline"]
+    if name.startswith("jaxrnn"):
+        return ours[3] if "Fused" in name else ours[5] if "CuDNN" in name else ours[1]
+    return naive[1] if "scan" in name else report.COLOURS["theirs"][0]
 
 
 def quoted_for(configs: list[Config]) -> list[dict]:

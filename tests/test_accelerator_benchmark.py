@@ -131,7 +131,12 @@ def test_each_result_is_written_as_soon_as_it_is_there_and_time_runs_out(monkeyp
         seen.append((config.name, len(json.loads(path.read_text(encoding="utf-8"))["rows"]) if path.exists() else None))
         clock[0] += 300
         where = {"backend": "gpu", "device_kind": "X", "cores": 1, "versions": {"jax": "0"}}
-        return {"rows": [example(config.name)], "left_out": [], "machine": where, "ceilings": {"copy GB/s": 5.0}}
+        return {
+            "rows": [example(config.name)],
+            "left_out": [],
+            "machine": where,
+            "ceilings": {"copy GB/s": 5.0, "TF32 GFLOP/s": 8.0},
+        }
 
     clock, path = [0.0], tmp_path / "a.json"
     monkeypatch.setattr(accelerator.time, "monotonic", lambda: clock[0])
@@ -144,6 +149,7 @@ def test_each_result_is_written_as_soon_as_it_is_there_and_time_runs_out(monkeyp
     assert "left out: all (e2048): not measured: the 540 seconds given were over" in text
     for words in ("*FlashRNN fused (quoted)*", "*4.87*", "*13.6*", "*torch nn.LSTM (cuDNN) (quoted)*", "*2.01*", "*5.19*"):
         assert words in text
+    assert (result["rows"][0]["share_of_matmul"], result["rows"][0]["share_of_copy"]) == (0.125, 0.2)
     assert "*2.82*" in text  # beside a configuration that was not measured
     assert {q["ms"] for q in result["quoted"]} == {4.87, 13.61, 2.01, 5.19, 2.82, 11.3}
     assert path.with_suffix(".png").stat().st_size > 1000
@@ -152,8 +158,9 @@ def test_each_result_is_written_as_soon_as_it_is_there_and_time_runs_out(monkeyp
 def example(config):
     ms = dict.fromkeys(("median", "q1", "q3", "min"), 2.0)
     row = {"config": config, "entry": "jaxrnn Scan f32", "dtype": F32, "mode": "forward", "rounds": 1, "ms": ms}
-    row |= dict.fromkeys(("us_per_step", "tokens_per_second", "share_of_matmul", "share_of_copy", "compile_seconds"), 1.0)
+    row |= dict.fromkeys(("us_per_step", "tokens_per_second", "gflops", "gigabytes_per_second", "compile_seconds"), 1.0)
     return row | {
+        "ceiling": "TF32 GFLOP/s",
         "times_as_fast_as_lax_scan": None,
         "temporary_bytes": None,
         "relative_difference": {"outputs": 0.0},
