@@ -361,7 +361,7 @@ def cudnn_sizes(monkeypatch):
             return repr(sizes).encode()
 
     if gpu_rnn._cuda_rnn is None:
-        monkeypatch.setattr(gpu_rnn, "compute_rnn_workspace_reserve_space_sizes", lambda *sizes: (64, 96), raising=False)
+        monkeypatch.setattr(gpu_rnn, "compute_rnn_workspace_reserve_space_sizes", lambda *sizes: (64, 4096), raising=False)
         for primitive, lowering in ((rnn.rnn_fwd_p, gpu_rnn._rnn_fwd_lowering), (rnn.rnn_bwd_p, gpu_rnn._rnn_bwd_lowering)):
             mlir.register_lowering(primitive, functools.partial(lowering, Descriptor, "cu"), platform="cuda")
 
@@ -388,6 +388,23 @@ def test_it_lowers_for_cuda(cudnn_sizes):
     mapped = jax.vmap(lambda x: jaxrnn.unroll(LSTM(H), params["layer_1"], x, engine=CuDNN())[1], 1, 1)
     params = layer.init(jax.random.key(0), D)
     assert lowered(mapped, jax.ShapeDtypeStruct((T, B, 2 * H), jnp.float32)).count("@cudnn_rnn_ffi") == 1
+
+
+@pytest.mark.skipif(jax.default_backend() == "gpu", reason="it is cuDNN that says how much it keeps")
+@pytest.mark.parametrize(("size", "hidden"), [(-(2**31) + 8, 9), (4 * T * B * 10 - 1, 10)])
+def test_memory_that_jax_cannot_count(size, hidden, cudnn_sizes, monkeypatch):
+    """jax's CUDA plugin hands sizes on as 32-bit integers: what is larger comes back as nonsense."""
+    monkeypatch.setattr("jaxlib.gpu_rnn.compute_rnn_workspace_reserve_space_sizes", lambda *sizes: (64, size))
+    cell = LSTM(hidden)  # of a size that was not asked for before
+    params = cell.init(jax.random.key(0), D)
+    xs = jax.ShapeDtypeStruct((T, B, D), jnp.float32)
+
+    def loss(params, xs):
+        return jaxrnn.unroll(cell, params, xs, engine=CuDNN())[1].sum()
+
+    for function in (loss, jax.grad(loss)):
+        with pytest.raises(ValueError, match=r"for 4 sequences of 6 steps .* more than 2 GiB .*Split the batch, .*Scan\(\)"):
+            lowered(function, params, xs)
 
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu", "rocm"])

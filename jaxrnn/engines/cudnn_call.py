@@ -83,6 +83,13 @@ class Library:
         """``(y, last h, last c, reserve)`` of x (B, T, D), h and c (layers, B, H), weights and lengths."""
         rnn, arguments = _experimental_rnn(), network.arguments()
         (y, h, c), residuals = _asked(lambda: rnn.lstm_fwd(*inputs, **arguments))
+        batch, steps, features = y.shape
+        if residuals[-1].size < 4 * batch * steps * features * network.num_layers:  # not even the gates would fit
+            raise ValueError(
+                f"CuDNN: for {batch} sequences of {steps} steps and {network.hidden_size} units jax says that cuDNN keeps "
+                f"{residuals[-1].size:,} numbers, which is too few: jax counts the bytes in 32 bits, and more than 2 GiB are "
+                f"needed. Split the batch, truncate (window=), or {USE_SCAN}"
+            )
         return y, h, c, residuals[-1]
 
     def backward(self, network: Network, known: Sequence[Any], cotangents: Sequence[Any]) -> Sequence[Any]:
