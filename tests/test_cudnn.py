@@ -132,6 +132,8 @@ def test_what_is_not_cudnns_network_is_refused(plain_errors):
     for layer in (jaxrnn.GRU(H), LSTM(H, peephole=True), jaxrnn.bidirectional(jaxrnn.stack(LSTM(H)))):
         with pytest.raises(TypeError, match=r"pack_lstm: params.* are not an LSTM's .* but a dict of"):
             pack_lstm(params_of(layer))
+    with pytest.raises(ValueError, match="some layers are bidirectional and some are not"):
+        pack_lstm(params_of(jaxrnn.stack(jaxrnn.bidirectional(LSTM(H)), LSTM(H))))
     for layer in (jaxrnn.stack(LSTM(H), LSTM(H + 1)), LSTM(H, coupled_gates=True)):
         with pytest.raises(ValueError, match=r"pack_lstm: .*_kernel has shape .* one number of units, 5 here"):
             pack_lstm(params_of(layer))
@@ -150,6 +152,56 @@ def test_it_walks_as_scan_does(name, mask, reverse, x64):
     layer, given = LAYERS[name], draw(LAYERS[name], 1, T, (B,))
     inputs = (*given[:4], masks(T, B)[mask])
     assert_same_outcome(walked(layer, Twin(), reverse)(*inputs), walked(layer, Scan(), reverse)(*inputs))
+
+
+PAIR = jaxrnn.bidirectional(LSTM(H))
+NETWORKS = {
+    "stack": jaxrnn.stack(LSTM(H), LSTM(H, learned_initial_carry=True), LSTM(H)),
+    "pair": PAIR,
+    "pairs": jaxrnn.stack(PAIR, PAIR),
+}
+
+
+def calls_of(layer, xs, **more):
+    params = jax.eval_shape(lambda: layer.init(jax.random.key(0), xs.shape[-1], dtype=xs.dtype))
+    walk = jaxrnn.unroll if "window" not in more else jaxrnn.truncated_unroll
+    return str(jax.make_jaxpr(lambda p: walk(layer, p, xs, engine=Twin(), **more))(params)).count("= jaxrnn_cudnn[")
+
+
+@pytest.mark.parametrize(
+    ("name", "mask", "reverse"),
+    [
+        ("stack", "holes", True),
+        ("stack", "none", False),
+        ("pair", "lengths", False),
+        ("pairs", "none", True),
+        ("pairs", "holes", True),
+    ],
+)
+def test_a_network_is_one_call(name, mask, reverse, x64):
+    layer, given = NETWORKS[name], draw(NETWORKS[name], 1, T, (2, 2))
+    assert calls_of(layer, given.xs) == 1
+    flags = masks(T, 4)[mask]
+    inputs = (*given[:4], None if flags is None else flags.reshape(T, 2, 2))
+    assert_same_outcome(walked(layer, Twin(), reverse)(*inputs), walked(layer, Scan(), reverse)(*inputs))
+
+
+def test_what_is_no_network_is_a_call_each(x64):
+    """Sizes apart, directions mixed or summed, something in between, windows; and without steps nothing is called."""
+    stack, xs = jaxrnn.stack, jnp.ones((T, B, H))
+    quiet = jaxrnn.inference(stack(LSTM(H), jaxrnn.dropout(0.1), LSTM(H)))
+    for layer in (stack(LSTM(H), LSTM(4)), quiet, jaxrnn.bidirectional(LSTM(H), merge="sum"), stack(PAIR, LSTM(H))):
+        assert calls_of(layer, xs) == 2
+    assert calls_of(stack(PAIR, jaxrnn.residual(stack(LSTM(2 * H), LSTM(2 * H)))), xs) == 2
+    assert calls_of(NETWORKS["stack"], xs, window=T) == 1
+    assert calls_of(NETWORKS["stack"], xs, window=T // 2) == 3
+    assert calls_of(NETWORKS["stack"], xs[:0]) == 0
+    with pytest.raises(ValueError, match="it has no resets"):
+        calls_of(NETWORKS["stack"], xs, resets=jnp.ones((T, B), bool))
+    with pytest.raises(ValueError, match="knows the whole carry at their ends only"):
+        calls_of(NETWORKS["stack"], xs, return_carries=True)
+    with pytest.raises(TypeError, match="GRU is another recurrence"):
+        calls_of(stack(LSTM(H), jaxrnn.GRU(H)), xs)
 
 
 def test_any_batch_axes(x64):
@@ -381,8 +433,8 @@ def test_it_lowers_for_cuda(cudnn_sizes):
         return ys.sum() + last[1].c.sum()
 
     forward, train = lowered(loss, params, xs, mask), lowered(jax.grad(loss, (0, 1)), params, xs, mask)
-    for text, backwards in ((forward, 0), (train, 3)):
-        assert text.count("@cudnn_rnn_ffi") == 3
+    for text, backwards in ((forward, 0), (train, 2)):
+        assert text.count("@cudnn_rnn_ffi") == 2
         assert text.count("@cudnn_rnn_bwd_ffi") == backwards
         assert "stablehlo.while" not in text
     mapped = jax.vmap(lambda x: jaxrnn.unroll(LSTM(H), params["layer_1"], x, engine=CuDNN())[1], 1, 1)
@@ -444,10 +496,11 @@ def test_gradients_without_a_gpu_say_so():
 @pytest.mark.parametrize(("steps", "batch", "hidden"), [(1, 1, 8), (33, 3, 64), (128, 16, 128), (64, 5, 96)])
 @pytest.mark.parametrize("mask", ["none", "lengths", "holes"])
 def test_cudnn_itself(mask, steps, batch, hidden, precision, tolerance):
-    """Against Scan in float32 with float32 matmuls, both ways and in a bidirectional stack, gradients included, each number
+    """Against Scan in float32 with float32 matmuls, both ways, stacks and pairs in one call, gradients included, each number
     within ``tolerance`` of its array's largest: 2e-5 with float32 matmuls, 1e-2 with TF32 ones.
     """
-    layer = jaxrnn.stack(jaxrnn.bidirectional(LSTM(hidden)), LSTM(hidden))
+    pair = jaxrnn.bidirectional(LSTM(hidden))
+    layer = jaxrnn.stack(pair, jaxrnn.stack(LSTM(hidden), LSTM(hidden)), jaxrnn.stack(pair, pair), LSTM(8))
     random = np.random.default_rng(0)
     params = layer.init(jax.random.key(0), D)
     xs = normal(random, jax.ShapeDtypeStruct((steps, batch, D), jnp.float32))

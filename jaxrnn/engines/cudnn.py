@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -23,10 +25,10 @@ TF32 = {"high", "tensorfloat32", "bfloat16_3x", "TF32_TF32_F32"}
 class CuDNN:
     """Walk an `LSTM` by cuDNN, through ``jax.experimental.rnn``: the whole sequence in one call.
 
-    For a plain `LSTM` in float32 on an NVIDIA GPU, alone or inside ``stack``, ``bidirectional`` and ``residual``, a call for
-    each cell. Masks of any form (the valid steps are moved to the front, where cuDNN wants them, and the outputs back),
-    ``reverse``, initial and last carries, `truncated_unroll` by windows, gradients; under ``vmap`` the mapped axis joins the
-    batch.
+    For a plain `LSTM` in float32 on an NVIDIA GPU, alone or inside any layer. A ``stack`` of LSTMs, a ``bidirectional`` pair
+    and a stack of such pairs, all of one size, are one call; else each cell has its own. Masks of any form (the valid steps
+    are moved to the front, where cuDNN wants them, and the outputs back), ``reverse``, initial and last carries,
+    `truncated_unroll` by windows, gradients; under ``vmap`` the mapped axis joins the batch.
 
     Refused, with the repair: other cells, LSTM options and dtypes, ``resets`` and ``gradient_scale``; ``vmap`` over parameters
     or of a gradient, forward mode, second derivatives; jax versions that call it in another way; when compiled, other
@@ -91,52 +93,83 @@ class CuDNN:
         error = self.refusal(cell, params, carry, xs, mask, resets)
         if error is not None:
             raise error
+        network = Network(xs.shape[-1], carry.h.shape[-1], tf32=self._tf32)
+        (last,), hs = self._call(network, params, [carry], xs, mask, reverse, shown=carry.h)
+        return last, LSTMState(hs, None)  # type: ignore[arg-type]
+
+    def walk_network(
+        self,
+        params: Params,
+        carries: list[LSTMState],
+        xs: Float[Array, "T *B D"],
+        mask: Bool[Array, "T *B"] | None,
+        reverse: bool,
+        bidirectional: bool,
+    ) -> tuple[list[LSTMState], Float[Array, "T *B H"]]:
+        """A whole network in one call: the last carries and the outputs of its last layer, zero where masked.
+
+        ``params`` are those of a ``stack``, a ``bidirectional`` pair, or a stack of such; ``carries`` stand in cuDNN's order,
+        layer by layer, forward before backward. The caller has asked `refusal` for every cell.
+        """
+        directions = 2 if bidirectional else 1
+        H = carries[0].h.shape[-1]
+        network = Network(xs.shape[-1], H, len(carries) // directions, bidirectional, self._tf32)
+        shown = jnp.zeros((*carries[0].h.shape[:-1], directions * H), xs.dtype)
+        last, ys = self._call(network, params, carries, xs, mask, reverse, shown)
+        return last, ys if mask is None else jnp.where(mask[..., None], ys, 0)
+
+    def _call(
+        self,
+        network: Network,
+        params: Params,
+        carries: list[LSTMState],
+        xs: Float[Array, "T *B D"],
+        mask: Bool[Array, "T *B"] | None,
+        reverse: bool,
+        shown: Float[Array, "*B H"],
+    ) -> tuple[list[LSTMState], Float[Array, "T *B H"]]:
+        """The last carries, and what the last layer shows after every step; ``shown`` before the first valid one."""
         self.library.check_here()
         steps, batch = xs.shape[0], xs.shape[1:-1]
         if not xs.size:  # no step, or no sequence
-            return carry, _shown(jnp.zeros((steps, *carry.h.shape), carry.h.dtype))
-        network = Network(xs.shape[-1], carry.h.shape[-1], tf32=self._tf32)
-        flat_xs = xs.reshape(steps, -1, xs.shape[-1])
-        first = LSTMState(*(leaf.reshape(-1, leaf.shape[-1]) for leaf in carry))
-        flat_mask = None if mask is None else mask.reshape(steps, -1)
-        last, hs = self._walk_flat(network, pack_lstm(params), first, flat_xs, flat_mask, reverse)
-        last = LSTMState(*(new.reshape(old.shape) for new, old in zip(last, carry, strict=True)))
-        return last, _shown(hs.reshape(steps, *batch, hs.shape[-1]))
-
-    def _walk_flat(
-        self,
-        network: Network,
-        weights: Float[Array, " N"],
-        carry: LSTMState,
-        xs: Float[Array, "T B D"],
-        mask: Bool[Array, "T B"] | None,
-        reverse: bool,
-    ) -> tuple[LSTMState, Float[Array, "T B H"]]:
-        """The last carry and every h of one layer, for one batch axis."""
-
-        def called(xs, carry, lengths):
-            h, c = (leaf[None] for leaf in carry)
-            y, h, c = lstm(network, self.library, jnp.swapaxes(xs, 0, 1), h, c, weights, lengths)
-            return LSTMState(h[0], c[0]), jnp.swapaxes(y, 0, 1)
-
-        if mask is None:
-            turned = jnp.flip(xs, 0) if reverse else xs
-            last, hs = called(turned, carry, jnp.full(xs.shape[1], xs.shape[0], jnp.int32))
-            return last, jnp.flip(hs, 0) if reverse else hs
-        count, place = places(mask, reverse)
-        lengths = count[0 if reverse else -1]
-        begun = lengths[:, None] > 0  # cuDNN has no empty sequences: they are walked for a step, over zeros, to no effect
-        column = jnp.arange(xs.shape[1], dtype=jnp.int32)[None]
-        moved = jnp.zeros_like(xs).at[place, column].set(jnp.where(mask[..., None], xs, 0), unique_indices=True)
-        last, hs = called(moved, LSTMState(*(jnp.where(begun, leaf, 0) for leaf in carry)), jnp.maximum(lengths, 1))
-        hs = jnp.take_along_axis(hs, jnp.maximum(count - 1, 0)[..., None], axis=0)
-        hs = jnp.where(count[..., None] > 0, hs, carry.h[None])
-        return LSTMState(*(jnp.where(begun, new, old) for new, old in zip(last, carry, strict=True))), hs
+            return carries, jnp.zeros((steps, *shown.shape), shown.dtype)
+        first = LSTMState(
+            *(jnp.stack([leaf.reshape(-1, leaf.shape[-1]) for leaf in part]) for part in zip(*carries, strict=True))
+        )
+        call = functools.partial(_flat, functools.partial(lstm, network, self.library), pack_lstm(params))
+        flat_xs, flat_mask = xs.reshape(steps, -1, xs.shape[-1]), None if mask is None else mask.reshape(steps, -1)
+        last, ys = call(first, flat_xs, flat_mask, reverse, shown.reshape(-1, shown.shape[-1]))
+        h, c = (leaf.reshape(-1, *batch, leaf.shape[-1]) for leaf in last)
+        return list(map(LSTMState, h, c)), ys.reshape(steps, *batch, ys.shape[-1])
 
 
-def _shown(hs: Float[Array, "T *B H"]) -> Any:
-    """The carries after every step, as far as they are known."""
-    return LSTMState(hs, None)  # type: ignore[arg-type]
+def _flat(
+    call: Callable,
+    weights: Float[Array, " N"],
+    carry: LSTMState,
+    xs: Float[Array, "T B D"],
+    mask: Bool[Array, "T B"] | None,
+    reverse: bool,
+    shown: Float[Array, "B H"],
+) -> tuple[LSTMState, Float[Array, "T B H"]]:
+    """`CuDNN._call` for one batch axis and carries ``(layers, B, H)``; cuDNN's batch leads, and its valid steps come first."""
+
+    def called(xs, carry, lengths):
+        y, h, c = call(jnp.swapaxes(xs, 0, 1), *carry, weights, lengths)
+        return LSTMState(h, c), jnp.swapaxes(y, 0, 1)
+
+    if mask is None:
+        last, ys = called(jnp.flip(xs, 0) if reverse else xs, carry, jnp.full(xs.shape[1], xs.shape[0], jnp.int32))
+        return last, jnp.flip(ys, 0) if reverse else ys
+    count, place = places(mask, reverse)
+    lengths = count[0 if reverse else -1]
+    begun = lengths[None, :, None] > 0  # cuDNN has no empty sequences: they are walked for a step, over zeros, to no effect
+    column = jnp.arange(xs.shape[1], dtype=jnp.int32)[None]
+    moved = jnp.zeros_like(xs).at[place, column].set(jnp.where(mask[..., None], xs, 0), unique_indices=True)
+    last, ys = called(moved, LSTMState(*(jnp.where(begun, leaf, 0) for leaf in carry)), jnp.maximum(lengths, 1))
+    ys = jnp.take_along_axis(ys, jnp.maximum(count - 1, 0)[..., None], axis=0)
+    ys = jnp.where(count[..., None] > 0, ys, shown[None])
+    return LSTMState(*(jnp.where(begun, new, old) for new, old in zip(last, carry, strict=True))), ys
 
 
 def places(mask: Bool[Array, "T B"], reverse: bool) -> tuple[Int[Array, "T B"], Int[Array, "T B"]]:

@@ -8,7 +8,6 @@ its two biases, so ours is their sum: packed it is the first, and the second is 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import jax.numpy as jnp
@@ -29,8 +28,9 @@ def pack_lstm(params: Params) -> Float[Array, " N"]:
     Raises:
         TypeError, ValueError: for parameters that are not those of plain LSTMs, of one number of units.
     """
-    parts = list(_parts(params, "params", ("stack", "bidirectional")))
-    _check_sizes(parts)
+    layers = _layers(params)
+    _check_sizes(layers)
+    parts = [part for layer in layers for part in layer]
     matrices = [part[name].T.ravel() for part in parts for name in NAMES[:2]]
     biases = [b for part in parts for b in (part["bias"], jnp.zeros_like(part["bias"]))]
     return jnp.concatenate([*matrices, *biases])
@@ -90,34 +90,47 @@ def _shapes(input_size: int, hidden_size: int, num_layers: int, bidirectional: b
     return matrices + [(G,)] * len(matrices)
 
 
-def _parts(params: Any, where: str, allowed: tuple[str, ...]) -> Iterator[Params]:
-    """The LSTMs inside ``params`` in cuDNN's order: layer by layer, in each forward before backward."""
+def _layers(params: Any) -> list[list[Params]]:
+    """The LSTMs inside ``params``, layer by layer, each layer's forward one before its backward one."""
     names = set(params) if isinstance(params, dict) else set()
-    if "stack" in allowed and names and names == {f"layer_{i}" for i in range(len(names))}:
-        for i in range(len(names)):
-            yield from _parts(params[f"layer_{i}"], f"{where}['layer_{i}']", ("bidirectional",))
-    elif "bidirectional" in allowed and names == set(DIRECTIONS):
-        for name in DIRECTIONS:
-            yield from _parts(params[name], f"{where}[{name!r}]", ())
-    elif names - {"initial_carry"} == set(NAMES):
-        yield params
+    if names and names == {f"layer_{i}" for i in range(len(names))}:
+        layers = [_directions(params[f"layer_{i}"], f"params['layer_{i}']") for i in range(len(names))]
     else:
-        came = f"a dict of {sorted(names)}" if names else describe(params)
-        raise TypeError(
-            f"pack_lstm: {where} are not an LSTM's (a dict of {sorted(NAMES)}), nor those of a stack or bidirectional pair "
-            f"that cuDNN has, but {came}: LSTMs with options, dropout between layers and other cells have no place there"
+        layers = [_directions(params, "params")]
+    if len({len(layer) for layer in layers}) > 1:
+        raise ValueError(
+            "pack_lstm: some layers are bidirectional and some are not, but cuDNN's network is all the one or the other"
         )
+    return layers
 
 
-def _check_sizes(parts: list[Params]) -> None:
-    """One H everywhere, gates of four blocks, and every layer as many features as the one below puts out."""
-    H = parts[0]["recurrent_kernel"].shape[0]
-    for part in parts:
-        D = part["input_kernel"].shape[0]
-        shapes = {"input_kernel": (D, 4 * H), "recurrent_kernel": (H, 4 * H), "bias": (4 * H,)}
-        for name, shape in shapes.items():
-            if tuple(part[name].shape) != shape:
-                raise ValueError(
-                    f"pack_lstm: {name} has shape {tuple(part[name].shape)}, expected {shape}: cuDNN's layers and directions "
-                    f"have one number of units, {H} here, and four gates each"
-                )
+def _directions(params: Any, where: str) -> list[Params]:
+    if isinstance(params, dict) and set(params) == set(DIRECTIONS):
+        return [_lstm(params[name], f"{where}[{name!r}]") for name in DIRECTIONS]
+    return [_lstm(params, where)]
+
+
+def _lstm(params: Any, where: str) -> Params:
+    names = set(params) if isinstance(params, dict) else set()
+    if names - {"initial_carry"} == set(NAMES):
+        return params
+    came = f"a dict of {sorted(names)}" if names else describe(params)
+    raise TypeError(
+        f"pack_lstm: {where} are not an LSTM's (a dict of {sorted(NAMES)}), nor those of a stack or bidirectional pair that "
+        f"cuDNN has, but {came}: LSTMs with options, dropout between layers and other cells have no place there"
+    )
+
+
+def _check_sizes(layers: list[list[Params]]) -> None:
+    """One H everywhere, four gates, and every layer as many features as the one below puts out."""
+    H, features = layers[0][0]["recurrent_kernel"].shape[0], layers[0][0]["input_kernel"].shape[0]
+    for layer in layers:
+        for part in layer:
+            shapes = {"input_kernel": (features, 4 * H), "recurrent_kernel": (H, 4 * H), "bias": (4 * H,)}
+            for name, shape in shapes.items():
+                if tuple(part[name].shape) != shape:
+                    raise ValueError(
+                        f"pack_lstm: {name} has shape {tuple(part[name].shape)}, expected {shape}: cuDNN's layers and "
+                        f"directions have one number of units, {H} here, four gates each, and the features of the layer below"
+                    )
+        features = len(layer) * H
