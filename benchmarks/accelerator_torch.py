@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from .accelerator_work import BF16, Config, Data, Entry
 from .models import require
-from .peers_other import torch_weights
+from .peers_other import torch_device, torch_weights
 from .timing import Program
 
 
@@ -18,7 +18,8 @@ def programs(config: Config, entry: Entry, data: Data) -> dict[str, Program]:
     """``forward`` without a graph; ``train`` with gradients of weights and inputs. ``TF32`` by the entry's precision."""
     torch = require("torch")
     tf32 = entry.precision != "highest"
-    layer = torch.nn.LSTM(config.H, config.H).to("cuda", torch.bfloat16 if entry.dtype == BF16 else torch.float32)
+    device = torch_device(torch)
+    layer = torch.nn.LSTM(config.H, config.H).to(device, torch.bfloat16 if entry.dtype == BF16 else torch.float32)
     with torch.no_grad():
         for name, value in torch_weights("LSTM", data.weights).items():
             getattr(layer, f"{name}_l0").copy_(torch.from_dlpack(jax.block_until_ready(value)))
@@ -30,7 +31,8 @@ def programs(config: Config, entry: Entry, data: Data) -> dict[str, Program]:
         def run():
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
             result = function()
-            torch.cuda.synchronize()
+            if device == "cuda":
+                torch.cuda.synchronize()
             return result
 
         return run

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import accelerator, accelerator_measure, accelerator_work, report
+from benchmarks import accelerator, accelerator_measure, accelerator_torch, accelerator_work, report
 from benchmarks.accelerator_work import BF16, CONFIGS, ENTRIES, F32, LINEAR, LSTM, QUICK, Config
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
@@ -89,6 +89,22 @@ def test_every_answer_is_held_against_the_reference(monkeypatch):
     result = accelerator_measure.measure(config, 60, 1)
     same = {(r["entry"], r["mode"]): r["same_function"] for r in result["rows"]}
     assert same == {(e.key, mode): e is right for e in entries for mode in ("forward", "train")}
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16])
+def test_torch_computes_the_same_on_the_same_arrays(dtype):
+    """Its programs, on whatever device there is: handed over and back without the host, gradients in our layout."""
+    torch = pytest.importorskip("torch")
+    if jax.default_backend() == "gpu" and not torch.cuda.is_available():
+        pytest.skip("torch as installed has no CUDA")
+    config, data = Config("x", LSTM, 3, 7, 8), accelerator_work.draw(Config("x", LSTM, 3, 7, 8))
+    expected = accelerator_measure.reference(config, data)
+    entry = next(e for e in ENTRIES if e.runner == "torch" and e.dtype == dtype)
+    for mode, program in accelerator_torch.programs(config, entry, data.cast(dtype)).items():
+        found = accelerator_measure.parts_of(entry, mode, None, data, program.run())
+        for name, value in found.items():
+            assert accelerator_measure.difference(value, expected[name]) < (1e-5 if dtype == F32 else 3e-2), (mode, name)
+    accelerator_torch.free()
 
 
 def test_what_dies_is_left_out_and_the_rest_is_measured_again():
