@@ -11,6 +11,7 @@ import concurrent.futures
 import functools
 import gc
 import json
+import os
 import random
 import sys
 import time
@@ -28,6 +29,8 @@ from .timing import Program, sample, statistics
 from .work import MODES
 
 MARK = "accelerator> "
+COMPILING, CHECKED = 0.6, 0.8  # of a configuration's seconds, when no compilation and no first run is waited for any more
+OVER = "not measured: the seconds given were over"
 LOST = 3  # the exit status of a process whose accelerator answers no more
 TOLERANCE = {F32: 2e-2, BF16: 1e-1}  # of the same function: TF32 and bfloat16 round factors to 10 and 7 bits
 REFERENCE = "lax.scan in float32 with float32 matmuls"
@@ -40,17 +43,21 @@ class Lost(Exception):
 
 def measure(config: Config, seconds: float, rounds: int, without: tuple[str, ...] = (), tell: Tell = lambda what: None) -> dict:
     """Rows of all that runs, and what was left out and why, in about ``seconds``."""
-    deadline = time.monotonic() + seconds
+    begun = time.monotonic()
     tell("the ceilings")
     small = config.B * config.T * config.H < 100_000
     ceilings = measure_ceilings(256 if small else 8192, 8 if small else 1024)
     tell("the reference")
     data = draw(config)
     expected = reference(config, data)
-    made, left_out = prepare(config, data, without, deadline, tell)
+    made, left_out = prepare(config, data, without, begun + COMPILING * seconds, tell)
     differences: dict[tuple[str, str], dict[str, float]] = {}
     for key in list(made):
         entry, mode, mapping, program = made[key]
+        if time.monotonic() > begun + CHECKED * seconds:
+            left_out.append({"config": config.name, "entry": entry.key, "mode": mode, "reason": OVER})
+            del made[key]
+            continue
         tell(f"{entry.key}: the first run, {mode}")
         try:
             found = parts_of(entry, mode, mapping, data, program.run())
@@ -61,7 +68,7 @@ def measure(config: Config, seconds: float, rounds: int, without: tuple[str, ...
             del made[key]
             check_alive(error)
     del expected
-    samples = interleave(made, rounds, deadline, left_out, config, tell)
+    samples = interleave(made, rounds, begun + seconds, left_out, config, tell)
     rows = [row(config, made[key], times, differences[key]) for key, times in samples.items() if times]
     base = {r["mode"]: r["ms"]["median"] for r in rows if r["entry"] == BASELINE[config.kind]}
     for each in rows:
@@ -115,39 +122,40 @@ def prepare(config: Config, data: Data, without: tuple[str, ...], deadline: floa
         left_out.append({"config": config.name, "entry": entry.key, "mode": mode, "reason": reason})
 
     entries = [entry for entry in entries_of(config) if entry.key not in without]
-    with concurrent.futures.ThreadPoolExecutor(min(8, machine.cores())) as pool:
-        for entry in sorted(entries, key=lambda entry: entry.risky):
-            if time.monotonic() > deadline:
-                leave_out(entry, "not begun: the seconds given were over")
+    pool = concurrent.futures.ThreadPoolExecutor(min(8, machine.cores()))
+    for entry in sorted(entries, key=lambda entry: entry.risky):
+        if time.monotonic() > deadline:
+            leave_out(entry, OVER)
+            continue
+        try:
+            forward, mapping = entry.build(config, entry.dtype)
+            if entry.runner == "torch":
+                tell(f"{entry.key}: building")
+                for mode, program in accelerator_torch.programs(config, entry, cast[entry.dtype]).items():
+                    made[entry.key, mode] = (entry, mode, mapping, program)
                 continue
-            try:
-                forward, mapping = entry.build(config, entry.dtype)
-                if entry.runner == "torch":
-                    tell(f"{entry.key}: building")
-                    for mode, program in accelerator_torch.programs(config, entry, cast[entry.dtype]).items():
-                        made[entry.key, mode] = (entry, mode, mapping, program)
-                    continue
-                for mode in MODES:
-                    tell(f"{entry.key}: tracing, {mode}")
-                    lowered, args, traced = lower(forward, mapping, mode, entry, cast[entry.dtype])
-                    future = pool.submit(compile_one, lowered, entry)
-                    waiting[entry.key, mode] = (entry, mode, mapping, args, traced, future)
-                    if entry.risky:
-                        tell(f"{entry.key}: compiling, {mode}")
-                        concurrent.futures.wait([future], max(deadline - time.monotonic(), 1))
-            except Exception as error:
-                leave_out(entry, worded(error))
-        for key, (entry, mode, mapping, args, traced, future) in waiting.items():
-            tell(f"{entry.key}: compiling, {mode}")
-            try:
-                executable, seconds = future.result(timeout=max(deadline - time.monotonic(), 1))
-            except concurrent.futures.TimeoutError:
-                leave_out(entry, "not compiled when the seconds given were over", mode)
-            except Exception as error:
-                leave_out(entry, worded(error), mode)
-            else:
-                memory = getattr(executable.memory_analysis(), "temp_size_in_bytes", None)
-                made[key] = (entry, mode, mapping, Program(functools.partial(_run, executable, args), traced + seconds, memory))
+            for mode in MODES:
+                tell(f"{entry.key}: tracing, {mode}")
+                lowered, args, traced = lower(forward, mapping, mode, entry, cast[entry.dtype])
+                future = pool.submit(compile_one, lowered, entry)
+                waiting[entry.key, mode] = (entry, mode, mapping, args, traced, future)
+                if entry.risky:
+                    tell(f"{entry.key}: compiling, {mode}")
+                    concurrent.futures.wait([future], max(deadline - time.monotonic(), 1))
+        except Exception as error:
+            leave_out(entry, worded(error))
+    for key, (entry, mode, mapping, args, traced, future) in waiting.items():
+        tell(f"{entry.key}: compiling, {mode}")
+        try:
+            executable, seconds = future.result(timeout=max(deadline - time.monotonic(), 1))
+        except concurrent.futures.TimeoutError:
+            leave_out(entry, f"{OVER}, while it was compiled", mode)
+        except Exception as error:
+            leave_out(entry, worded(error), mode)
+        else:
+            memory = getattr(executable.memory_analysis(), "temp_size_in_bytes", None)
+            made[key] = (entry, mode, mapping, Program(functools.partial(_run, executable, args), traced + seconds, memory))
+    pool.shutdown(wait=False, cancel_futures=True)
     return made, left_out
 
 
@@ -195,25 +203,27 @@ def difference(actual: Any, expected: Any) -> float:
 def interleave(
     made: dict, rounds: int, deadline: float, left_out: list, config: Config, tell: Tell
 ) -> dict[tuple, list[float]]:
-    """Seconds a call, one sample of each a round in an order shuffled anew, one round at least and until the deadline."""
-    samples: dict[tuple, list[float]] = {key: [] for key in made}
+    """Seconds a call: a round takes one sample of each, in an order shuffled anew; no sample begins after the deadline."""
+    samples: dict[tuple, list[float]] = {key: [] for key in made}  # each has run once, when it was checked
     shuffle = random.Random(0).shuffle
     gc.collect()
-    for count in range(rounds):
-        if count and time.monotonic() > deadline:
+    for _ in range(rounds):
+        if time.monotonic() > deadline:
             break
         order = list(samples)
         shuffle(order)
         for key in order:
             tell(f"{made[key][0].key}: timing, {key[1]}")
             try:
-                if not count:
-                    made[key][-1].run()
+                if time.monotonic() > deadline:
+                    break
                 samples[key].append(sample(made[key][-1].run, 0.02))
             except Exception as error:  # memory that others have filled since the first run
                 left_out.append({"config": config.name, "entry": key[0], "mode": key[1], "reason": worded(error)})
                 del samples[key]
                 check_alive(error)
+    for key in [key for key, times in samples.items() if not times]:
+        left_out.append({"config": config.name, "entry": key[0], "mode": key[1], "reason": OVER})
     return samples
 
 
@@ -278,4 +288,6 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    sys.stderr.flush()
+    os._exit(status)  # a compilation that nobody waits for any more would hold the process

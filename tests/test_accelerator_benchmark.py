@@ -91,6 +91,15 @@ def test_every_answer_is_held_against_the_reference(monkeypatch):
     assert same == {(e.key, mode): e is right for e in entries for mode in ("forward", "train")}
 
 
+@pytest.mark.parametrize("seconds", [0.0, 1e-3])
+def test_what_time_was_too_short_for_is_listed(seconds, few):
+    result = accelerator_measure.measure(QUICK[1], seconds, 1)
+    entries = accelerator_work.entries_of(QUICK[1])
+    listed = {(item["entry"], item["mode"]) for item in result["left_out"] if accelerator_measure.OVER in item["reason"]}
+    assert result["rows"] == []
+    assert {name for name, _ in listed} == {entry.key for entry in entries}
+
+
 @pytest.mark.parametrize("dtype", [F32, BF16])
 def test_torch_computes_the_same_on_the_same_arrays(dtype):
     """Its programs, on whatever device there is: handed over and back without the host, gradients in our layout."""
