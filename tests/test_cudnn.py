@@ -309,6 +309,7 @@ def attempt(cell=None, dtype=jnp.float32, engine=None, **more):
         (ValueError, r"needs an NVIDIA GPU with cuDNN, lowering for cpu: use engine=jaxrnn.Scan\(\)", attempt),
         (ValueError, r"knows the whole carry at their ends only", lambda: attempt(engine=Twin32(), return_carries=True)),
         (ValueError, r"precision is 'bfloat16', .*'highest'.* 'high'", lambda: CuDNN("bfloat16")),
+        (ValueError, r"precision is \['high'\]", lambda: CuDNN(["high"])),
         (ValueError, r"precision is .*DEFAULT.* has two", lambda: CuDNN(jax.lax.Precision.DEFAULT)),
     ],
 )
@@ -374,6 +375,7 @@ def test_a_jax_that_calls_it_in_another_way(monkeypatch):
         (None, None, True),
         (None, "highest", False),
         (None, "tensorfloat32", True),
+        (None, "F32_F32_F32", False),
         ("highest", None, False),
         ("high", "highest", True),
         (jax.lax.Precision.HIGHEST, None, False),

@@ -17,8 +17,8 @@ from .cudnn_call import USE_SCAN, Library, Network, lstm
 from .cudnn_weights import pack_lstm
 from .step import reason_against
 
-FLOAT32 = {"highest", "float32", "F32_F32_F32"}  # what jax's precisions mean here
-TF32 = {"high", "tensorfloat32", "bfloat16_3x", "TF32_TF32_F32"}
+FLOAT32 = {"highest", "float32", "f32_f32_f32"}  # what jax's precisions mean here
+TF32 = {"none", "high", "tensorfloat32", "bfloat16_3x", "tf32_tf32_f32"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,11 +185,9 @@ def places(mask: Bool[Array, "T B"], reverse: bool) -> tuple[Int[Array, "T B"], 
 
 def _allows_tf32(precision: Any, name: str) -> bool:
     """Whether a precision of jax's lets float32 matmuls take TF32 factors."""
-    word = precision.name.lower() if isinstance(precision, jax.lax.Precision) else precision
-    if word is None or word in TF32:
-        return True
-    if word in FLOAT32:
-        return False
+    word = str(getattr(precision, "name", precision)).lower()
+    if word in TF32 | FLOAT32:
+        return word in TF32
     raise ValueError(
         f"CuDNN: {name} is {precision!r}, but through jax cuDNN's LSTM has two: CuDNN(precision='highest') for float32 "
         "matmuls, 'high' for TF32 ones"
