@@ -26,6 +26,7 @@ from .cells import MLSTMState as MLSTMState
 from .cells import SLSTMState as SLSTMState
 from .engines import Associative as Associative
 from .engines import Checkpoint as Checkpoint
+from .engines import CuDNN as CuDNN
 from .engines import Fused as Fused
 from .engines import Scan as Scan
 from .generation import Generated as Generated

@@ -48,7 +48,7 @@ def unroll(
         reverse: walk from the last step to the first; outputs stay beside their inputs, ragged batches included.
         key: demanded by layers that draw random numbers (dropout, zoneout), refused by all others.
         return_carries: also return the carry after every step, ``(T, *B, ...)`` per leaf. Refused where the engine does not
-            know them (`MLSTM` under `Associative`).
+            know them (`MLSTM` under `Associative`, `CuDNN`).
 
     Returns:
         ``(carry, ys)`` or ``(carry, ys, carries)``: the carry after the last step walked, and the outputs ``(T, *B, H)``.
@@ -167,8 +167,8 @@ def _compiled(cell, params, xs, carry, mask, resets, gradient_scale, key, engine
     carry, ys, carries = walk(cell, params, jax.tree.map(jnp.asarray, carry), xs, how)
     if return_carries and len(jax.tree.leaves(carries)) < len(jax.tree.leaves(carry)):
         raise ValueError(
-            f"{type(cell).__name__}: {engine!r} walks whole chunks and knows the carry at their ends only, but return_carries "
-            "asks for it after every step: use engine=jaxrnn.Scan(), or leave return_carries out"
+            f"{type(cell).__name__}: {engine!r} walks whole chunks and knows the whole carry at their ends only, but "
+            "return_carries asks for it after every step: use engine=jaxrnn.Scan(), or leave return_carries out"
         )
     return carry, ys, carries if return_carries else None
 

@@ -13,6 +13,7 @@ from jaxtyping import Array
 from ..cell import Carry, Cell, Layer, Params, Walk, check_cell, floating_dtype
 from ..checks import describe
 from ..unroll import walk
+from .together import walk_together
 
 
 def stack(*layers: Cell | Layer) -> Stack:
@@ -92,6 +93,9 @@ class Stack(Layer):
         return tuple(layer.initial_carry(params[f"layer_{i}"], batch_shape, dtype) for i, layer in enumerate(self.layers))
 
     def unroll(self, params: Params, carry: tuple[Carry, ...], xs: Array, how: Walk) -> tuple[Carry, Array, Carry]:
+        together = walk_together([_side_by_side(layer) for layer in self.layers], params, carry, xs, how)
+        if together is not None:
+            return together
         last, all_carries = [], []
         for i, layer in enumerate(self.layers):
             end, xs, carries = walk(layer, params[f"layer_{i}"], carry[i], xs, for_part(how, layer, i))
@@ -150,6 +154,9 @@ class Bidirectional(Layer):
         )
 
     def unroll(self, params: Params, carry: BidirectionalCarry, xs: Array, how: Walk) -> tuple[Carry, Array, Carry]:
+        together = walk_together([_side_by_side(self)], params, carry, xs, how)
+        if together is not None:
+            return together
         other = for_part(how, self.backward, 1).turned()
         f_last, f_ys, f_all = walk(self.forward, params["forward"], carry.forward, xs, for_part(how, self.forward, 0))
         b_last, b_ys, b_all = walk(self.backward, params["backward"], carry.backward, xs, other)
@@ -204,6 +211,13 @@ class Residual(Layer):
 
     def output(self, params: Params, carry: Carry, x: Any) -> Array:
         return x + self.layer.output(params, carry, x)
+
+
+def _side_by_side(layer: Cell | Layer) -> tuple[Cell | Layer, ...]:
+    """What walks at a time in one layer, its outputs side by side."""
+    if isinstance(layer, Bidirectional) and layer.merge == "concat":
+        return layer.forward, layer.backward
+    return (layer,)
 
 
 def check_parts(layer: Layer, params: Params, parts: dict[str, Cell | Layer]) -> None:
