@@ -46,8 +46,8 @@ class Bidirectional(nnx.Module):
     ):
         if forward_rnn is backward_rnn:
             raise ValueError(
-                "Bidirectional: forward_rnn and backward_rnn are one object, so both directions would share its parameters: make "
-                "two, or, if they shall share, two RNN of one cell"
+                "Bidirectional: forward_rnn and backward_rnn are one object, so both directions would share its parameters: "
+                "make two, or, if they shall share, two RNN of one cell"
             )
         self.forward_rnn, self.backward_rnn, self.merge_fn = forward_rnn, backward_rnn, merge_fn
         self.time_major, self.return_carry = time_major, return_carry

@@ -31,8 +31,8 @@ class Walkable(NamedTuple):
     leave: Callable[[Carry], Carry] = lambda carry: carry
 
 
-def walkable(cell: nnx.Module, dtype: Any, features: int) -> Walkable:
-    """A flax cell for inputs of ``dtype`` with so many features."""
+def walkable(cell: nnx.Module, dtype: Any = None, features: int | None = None) -> Walkable:
+    """A flax cell for inputs of ``dtype`` with so many features, as far as they are known."""
     packed = _packed(cell)
     return _own(cell, dtype, features) if packed is None else _builtin(cell, *packed, dtype)
 
@@ -40,8 +40,8 @@ def walkable(cell: nnx.Module, dtype: Any, features: int) -> Walkable:
 def _builtin(cell: Any, layer: Cell, params: dict[str, Array], dtype: Any) -> Walkable:
     """Parameters and inputs are cast to one dtype, the cell's or the wider of the two; the carry is laid out as flax's."""
     stored = params["input_kernel"].dtype
-    if cell.dtype is not None:
-        dtype = jnp.dtype(cell.dtype)
+    if cell.dtype is not None or dtype is None:
+        dtype = jnp.dtype(cell.dtype or stored)
     elif dtype != stored:
         dtype = jnp.promote_types(dtype, stored) if jnp.issubdtype(dtype, jnp.floating) else stored
     params = {name: leaf.astype(dtype) for name, leaf in params.items()}
@@ -55,7 +55,8 @@ def _builtin(cell: Any, layer: Cell, params: dict[str, Array], dtype: Any) -> Wa
                 )
             carry = LSTMState(h=carry[1], c=carry[0])
         expected = jax.eval_shape(lambda: layer.initial_carry(params, batch))
-        if jax.tree.structure(carry) != jax.tree.structure(expected):
+        found: Any = jax.tree.structure(carry)
+        if found != jax.tree.structure(expected):
             return carry  # unroll says what is wrong with it
         return jax.tree.map(lambda a, like: _cast(a, like.dtype, stored), carry, expected)
 
@@ -112,21 +113,27 @@ class FlaxCell(Cell):
     """A cell of one's own: its parameters are the state that ``nnx.split`` gives beside ``graph``."""
 
     graph: Any
-    features: int
+    name: str
+    features: int | None
     dtype: Any
 
     def initial_carry(self, params: Params, batch_shape: tuple[int, ...] = (), dtype: Any = None) -> Shown:
         """``initialize_carry``, handed a stream of seed 0 as ``nnx.RNN`` does, and zeros for what no step has put out yet."""
+        if self.features is None:
+            raise ValueError(
+                f"RNN: the carry of {self.name} may depend on its inputs, which are not known here: ask the cell itself, "
+                "rnn.cell.initialize_carry((*B, D), rngs)"
+            )
         x = jax.ShapeDtypeStruct((*batch_shape, self.features), self.dtype)
-        carry = nnx.merge(self.graph, params).initialize_carry(x.shape, nnx.Rngs(carry=0).carry)
-        y = jax.eval_shape(lambda carry, x: nnx.merge(self.graph, params)(carry, x)[1], carry, x)
+        carry = self.merged(params).initialize_carry(x.shape, nnx.Rngs(carry=0).carry)
+        y = jax.eval_shape(lambda carry, x: self.merged(params)(carry, x)[1], carry, x)
         if not isinstance(y, jax.ShapeDtypeStruct):
             raise TypeError(f"RNN: a cell must put out one array, but {self.name} puts out {jax.tree.structure(y)}")
         return Shown(carry, jnp.zeros(y.shape, y.dtype))
 
     def step(self, params: Params, carry: Shown, z: Array) -> Shown:
         """The cell's own call."""
-        module = nnx.merge(self.graph, params)
+        module = self.merged(params)
         after = Shown(*module(carry.carry, z))
         state = jax.tree.leaves(nnx.split(module)[1])
         if any(new is not old for new, old in zip(state, jax.tree.leaves(params), strict=True)):
@@ -141,24 +148,22 @@ class FlaxCell(Cell):
         """What the step put out."""
         return carry.y
 
-    @property
-    def name(self) -> str:
-        """The class that the user wrote."""
-        return self.graph.nodes[0].type.__name__ if hasattr(self.graph, "nodes") else "the cell"
+    def merged(self, params: Params) -> Any:
+        """The module, with variables made anew: those of an outer trace could not be written to, nor the writing be found."""
+        return nnx.merge(self.graph, jax.tree.map(lambda leaf: leaf, params))
 
 
-def _own(cell: Any, dtype: Any, features: int) -> Walkable:
+def _own(cell: Any, dtype: Any, features: int | None) -> Walkable:
     if getattr(cell, "num_feature_axes", 1) != 1:
         raise ValueError(
-            f"RNN: {type(cell).__name__} has {cell.num_feature_axes} feature axes, and sequences here have one, (*B, T, D): use "
-            "flax's nnx.RNN"
+            f"RNN: {type(cell).__name__} has {cell.num_feature_axes} feature axes, and sequences here have one, (*B, T, D): "
+            "use flax's nnx.RNN"
         )
     graph, state = nnx.split(cell)
-    layer = FlaxCell(graph, features, jnp.dtype(dtype))
-    return Walkable(
-        layer,
-        state,
-        None,
-        lambda carry, batch: Shown(carry, jax.eval_shape(lambda s: layer.initial_carry(s, batch), state).y),
-        lambda shown: shown.carry,
-    )
+    layer = FlaxCell(graph, type(cell).__name__, features, dtype and jnp.dtype(dtype))
+
+    def enter(carry: Carry, batch: tuple[int, ...]) -> Shown:
+        y = jax.eval_shape(lambda s: layer.initial_carry(s, batch), state).y
+        return Shown(carry, jnp.zeros(y.shape, y.dtype))
+
+    return Walkable(layer, state, None, enter, lambda shown: shown.carry)

@@ -65,11 +65,11 @@ class RNN(nnx.Module):
         if isinstance(cell, nnx.Module):
             if input_size is not None or dtype is not None:
                 raise ValueError(
-                    f"RNN: {type(cell).__name__} has its parameters already, so leave input_size and dtype out: they make those "
-                    "of a jaxrnn cell"
+                    f"RNN: {type(cell).__name__} has its parameters already, so leave input_size and dtype out: they make "
+                    "those of a jaxrnn cell"
                 )
             self.cell, self.input_size = cell, getattr(cell, "in_features", None)
-            self.output_size = getattr(cell, "hidden_features", None)
+            self.output_size: Any = getattr(cell, "hidden_features", None)
         else:
             self._draw_params(cell, input_size, dtype, rngs)
         check_positive(self, unroll=unroll)
@@ -88,7 +88,7 @@ class RNN(nnx.Module):
         self.layer, self.input_size, self.output_size = layer, input_size, output_size(layer, params, input_size)
         self.params = nnx.data(jax.tree.map(nnx.Param, params))
 
-    def _walkable(self, dtype: Any, features: int) -> Walkable:
+    def _walkable(self, dtype: Any = None, features: int | None = None) -> Walkable:
         return walkable(self.cell, dtype, features) if hasattr(self, "cell") else Walkable(self.layer, self._own_values())
 
     def _own_values(self) -> Params:
@@ -96,11 +96,11 @@ class RNN(nnx.Module):
 
     def values(self) -> Params:
         """The parameters as plain arrays, as `jaxrnn.unroll` takes them (a flax cell's, packed in jaxrnn's order)."""
-        return self._walkable(jnp.result_type(float), self.input_size or 1).params
+        return self._walkable().params
 
     def initial_carry(self, batch_shape: tuple[int, ...] = ()) -> Carry:
         """The carry before the first step."""
-        layer, params, _, _, leave = self._walkable(jnp.result_type(float), self.input_size or 1)
+        layer, params, _, _, leave = self._walkable()
         return leave(layer.initial_carry(params, batch_shape))
 
     def step(self, carry: Carry, x: Inexact[Array, "*B D"]) -> tuple[Carry, Array]:
@@ -191,8 +191,10 @@ class RNN(nnx.Module):
             raise ValueError("RNN: give a mask or seq_lengths, not both")
         if mask is not None and turned:
             raise ValueError("RNN: keep_order=False turns sequences round, whose ends a mask does not tell: give seq_lengths")
-        if getattr(getattr(self, "cell", None), "carry_init", None) is not None and (initial_carry is None or resets is not None):
+        if getattr(getattr(self, "cell", None), "carry_init", None) is not None and (
+            initial_carry is None or resets is not None
+        ):
             raise ValueError(
-                f"RNN: {type(self.cell).__name__} was given a carry_init, which draws its carry anew at each call: make it with "
-                "rnn.cell.initialize_carry(shape, rngs) and pass it as initial_carry; resets go back to zeros only"
+                f"RNN: {type(self.cell).__name__} was given a carry_init, which draws its carry anew at each call: make it "
+                "with rnn.cell.initialize_carry(shape, rngs) and pass it as initial_carry; resets go back to zeros only"
             )
