@@ -296,36 +296,48 @@ def variant(name, **members):
     return type(name, (Own,), members)(D, H, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
 
 
-def test_what_is_refused(plain_errors):
-    cell, xs = random_cell("GRUCell"), inputs()
+def test_what_flax_runs_and_is_refused_here(plain_errors):
+    """A cell that draws while it steps, one of two outputs, one that draws its carry, one RNN for both directions."""
+    xs = inputs()
     dropping = Dropping(D, H, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
+    two = variant("Two", __call__=lambda self, c, x: (c, (x, x)))
+    with pytest.warns(UserWarning, match="carry_init"):
+        drawing = nnx.GRUCell(D, H, carry_init=nnx.initializers.normal(), rngs=nnx.Rngs(0))
+    assert nnx.RNN(dropping)(xs).shape == nnx.RNN(drawing)(xs).shape == (B, T, H)
+    assert len(nnx.RNN(two)(xs)) == 2
+    assert nnx.Bidirectional(*[nnx.RNN(random_cell("GRUCell"))] * 2)(xs).shape == (B, T, 2 * H)
     with pytest.raises(TypeError, match=r"Dropping changes its own variables while it steps .* jaxrnn\.recurrent_dropout"):
         RNN(dropping)(xs)
     dropping.eval()
-    assert RNN(dropping)(xs).shape == (B, T, H)
+    assert_same(RNN(dropping)(xs), nnx.RNN(dropping)(xs), 1e-6)
+    with pytest.raises(TypeError, match="a cell must put out one array"):
+        RNN(two)(xs)
+    with pytest.raises(ValueError, match="pass it as initial_carry"):
+        RNN(drawing)(xs)
+    carry = drawing.initialize_carry((B, D), nnx.Rngs(0))
+    assert_same(RNN(drawing)(xs, initial_carry=carry), nnx.RNN(drawing)(xs, initial_carry=carry), 1e-6)
     with pytest.raises(ValueError, match="are one object"):
-        Bidirectional(*[RNN(cell)] * 2)
+        Bidirectional(*[RNN(random_cell("GRUCell"))] * 2)
+
+
+def test_bad_arguments(plain_errors):
+    cell, xs = random_cell("GRUCell"), inputs()
+    with pytest.raises(TypeError, match="state_axes and broadcast_rngs are for cells that change"):
+        RNN(cell, broadcast_rngs="dropout")
     with pytest.raises(ValueError, match="GRUCell has its parameters already, so leave input_size and dtype out"):
         RNN(cell, D)
     with pytest.raises(TypeError, match=r"RNN\(layer, input_size, rngs=nnx\.Rngs\(0\)\), but input_size is None"):
         RNN(jaxrnn.GRU(H), rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="keep_order=False turns sequences round"):
         RNN(cell)(xs, mask=jnp.ones((B, T), bool), reverse=True, keep_order=False)
-    with pytest.raises(ValueError, match="pass it as initial_carry"), pytest.warns(UserWarning, match="carry_init"):
-        RNN(nnx.GRUCell(D, H, carry_init=nnx.initializers.normal(), rngs=nnx.Rngs(0)))(xs)
     with pytest.raises(ValueError, match=r"the carry passed in has shape \(3, 5\), expected \(3, 6\)"):
         RNN(cell)(xs, initial_carry=jnp.zeros((B, H - 1)))
     with pytest.raises(ValueError, match=r"one length a sequence, shape \(3,\)"):
         flip_sequences(xs, jnp.array([1, 2]), 1, False)
-    with pytest.raises(TypeError, match="a cell must put out one array"):
-        RNN(type("Two", (Own,), {"__call__": lambda self, c, x: (c, (x, x))})(D, H, param_dtype=jnp.float32, rngs=nnx.Rngs(0)))(
-            xs
-        )
-    wide = type("Wide", (Own,), {"num_feature_axes": 2})(D, H, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"ask the cell itself, rnn\.cell\.initialize_carry"):
         RNN(variant("Odd")).initial_carry((B,))
     with pytest.raises(ValueError, match="Wide has 2 feature axes"):
-        RNN(wide)(xs)
+        RNN(variant("Wide", num_feature_axes=2))(xs)
 
 
 # -- flax's own examples -----------------------------------------------------------------------------------------------

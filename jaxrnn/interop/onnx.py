@@ -184,9 +184,8 @@ class _Graph:
         outputs = [helper.make_tensor_value_info("ys", floats, ["T", "B", self.output_size])]
         outputs += [helper.make_tensor_value_info(name, floats, ["B", size]) for name, size in last.items()]
         graph = helper.make_graph(self.nodes, "jaxrnn", inputs, outputs, self.constants)
-        model = helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="jaxrnn"
-        )
+        versions = {"opset_imports": [helper.make_opsetid("", OPSET)], "ir_version": IR_VERSION}
+        model = helper.make_model(graph, producer_name="jaxrnn", **versions)
         self.onnx.checker.check_model(model, full_check=True)
         return model
 
@@ -209,10 +208,9 @@ def _converted(cell: Any, params: Params) -> tuple[str, list[np.ndarray], np.nda
     return convert(cell, {name: np.asarray(leaf) for name, leaf in params.items() if name != "initial_carry"})
 
 
-def _packed(kernels: list[np.ndarray], order: list[int], signs: list[int] | None = None) -> np.ndarray:
+def _packed(blocks: list[np.ndarray], order: list[int], signs: tuple[int, ...] = (1, 1, 1)) -> np.ndarray:
     """The blocks of a packed kernel or bias in another order, output features first: ``(1, G H, D)`` or ``(1, G H)``."""
-    blocks = [kernels[k] * (signs[i] if signs else 1) for i, k in enumerate(order)]
-    return np.concatenate(blocks, -1).T[None]
+    return np.concatenate([blocks[k] * sign for k, sign in zip(order, signs)], -1).T[None]
 
 
 def _elman(cell: cells.Elman, params: dict[str, np.ndarray]):
@@ -227,16 +225,13 @@ def _elman(cell: cells.Elman, params: dict[str, np.ndarray]):
 
 def _lstm(cell: cells.LSTM, params: dict[str, np.ndarray]):
     """ONNX packs i, o, f, g, its peepholes i, o, f. Where gates are coupled, ``i = 1 - sigmoid(a) = sigmoid(-a)``."""
-    order, signs = ([0, 2, 0, 1], [-1, 1, 1, 1]) if cell.coupled_gates else ([0, 3, 1, 2], [1, 1, 1, 1])
+    order, signs = ([0, 2, 0, 1], (-1, 1, 1, 1)) if cell.coupled_gates else ([0, 3, 1, 2], (1, 1, 1, 1))
 
-    def packed(name):
-        return _packed(np.split(params[name], cell.gates, -1), order, signs)
+    def packed(name, blocks=cell.gates, order=order):
+        return _packed(np.split(params[name], blocks, -1), order, signs)
 
-    peephole = None
-    if cell.peephole:
-        peephole = _packed(
-            np.split(params["peephole_kernel"], cell.gates - 1), [0, 1, 0] if cell.coupled_gates else [0, 2, 1], signs
-        )
+    seen = [0, 1, 0] if cell.coupled_gates else [0, 2, 1]
+    peephole = packed("peephole_kernel", cell.gates - 1, seen) if cell.peephole else None
     return "LSTM", [packed("input_kernel"), packed("recurrent_kernel"), _biases(packed("bias"))], peephole, {}
 
 

@@ -34,6 +34,7 @@ class RNN(nnx.Module):
         unroll: steps in one round of the loop.
         engine: see `jaxrnn.unroll`.
         dtype: of the parameters of a jaxrnn cell or layer.
+        state_axes, broadcast_rngs: refused by name.
         rngs: ``nnx.Rngs`` whose ``params`` stream draws the parameters of a jaxrnn cell or layer. Left alone for a flax cell.
 
     Attributes:
@@ -60,8 +61,15 @@ class RNN(nnx.Module):
         unroll: int = 1,
         engine: Any = None,
         dtype: Any = None,
+        state_axes: Any = None,
+        broadcast_rngs: Any = None,
         rngs: Any = True,
     ):
+        if state_axes is not None or broadcast_rngs is not None:
+            raise TypeError(
+                "RNN: state_axes and broadcast_rngs are for cells that change their own variables while they step, which are "
+                "not walked here: use jaxrnn.recurrent_dropout or jaxrnn.zoneout around a jaxrnn cell, or flax's nnx.RNN"
+            )
         if isinstance(cell, nnx.Module):
             if input_size is not None or dtype is not None:
                 raise ValueError(
