@@ -10,7 +10,7 @@ from subjects import SUBJECTS, assert_same_outcome, draw
 from test_engines import walked
 from test_fused import CELLS, in_dtype, lowered
 
-from jaxrnn import GRU, LRU, LSTM, Elman, Fused, MinGRU, Scan
+from jaxrnn import GRU, LRU, LSTM, SLSTM, Elman, Fused, MinGRU, Scan
 from jaxrnn.engines.kernels.gpu import in_terms
 
 NEW = jax.__version_info__ >= (0, 11)
@@ -26,6 +26,7 @@ CASES = {
     "elman of 128": (Elman(128), 3, 33),
     "min_gru of 200": (MinGRU(200), 2, 37),
     "lru of 8": (LRU(8), 1, 33),
+    "slstm of 8": (SLSTM(8), 2, 4),
 }
 
 

@@ -24,7 +24,7 @@ class Fused:
     anyway, so a cell of one's own has one too; derivatives, mask, resets, ``reverse``, ``vmap`` and truncation are those of
     `Scan`. A step fits if, past the projection of its inputs, it multiplies blocks of its carry ``(*B, k H)`` by constant
     matrices ``(k H, m H)`` and does arithmetic on each unit by itself: `LSTM` (with peepholes, coupled gates), `GRU` (both
-    forms), `Elman`, `SLSTM` (on a TPU), `IndRNN`, the diagonal and all linear cells; not layer normalisation, projections,
+    forms), `Elman`, `SLSTM` of one head, `IndRNN`, the diagonal and all linear cells; not layer normalisation, projections,
     `MLSTM`.
 
     | | NVIDIA GPU of the Hopper kind (jax 0.11 or newer) | TPU |

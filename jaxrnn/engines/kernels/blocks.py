@@ -234,7 +234,7 @@ def evaluate(
         constants: blocks of every constant that is no matrix.
         product: multiplies blocks by a matrix.
         full: ``full(value, dtype)``, a block of one number.
-        instead: functions of one block in place of elementwise primitives, by name.
+        instead: functions ``(params, *blocks)`` in place of elementwise primitives, by name.
     """
     env: dict[Any, Blocks] = {v: [a] for v, a in form.literals.items()} | constants
     env |= dict(zip([*form.carry, *form.given], [*carry, *given], strict=True))
@@ -266,7 +266,7 @@ def evaluate(
         else:
             operands = zip(*(blocks_of(v, count) for v in eqn.invars), strict=True)
             rule = instead.get(name) if instead else None
-            made = [rule(*values) if rule else _bind(eqn, values) for values in operands]
+            made = [rule(params, *values) if rule else _bind(eqn, values) for values in operands]
         env[eqn.outvars[0]] = made
 
     def result(atom):

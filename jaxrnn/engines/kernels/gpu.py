@@ -21,6 +21,7 @@ from jax.experimental import pallas as pl
 from ..jaxprs import split
 from . import gpu_units
 from .blocks import Body, Form, evaluate
+from .gpu_units import RULES
 from .layout import Layout, as_rows, from_rows, padded_matrix, put, round_up, stored, transposed
 
 SHARED = 232_448 - 2_048  # bytes of shared memory of a block on Hopper, less what barriers take
@@ -30,7 +31,7 @@ MOST_AHEAD = 4  # steps whose inputs are under way or in shared memory
 
 # Half as many calls of the unit for such functions, which is what a step waits for. tanh is then right to 2^-11, where the
 # bfloat16 numbers that it is fed and that come of it are right to 2^-9.
-QUICK = {"logistic": lambda x: 0.5 * jnp.tanh(0.5 * x) + 0.5}
+QUICK = RULES | {"logistic": lambda params, x: 0.5 * jnp.tanh(0.5 * x) + 0.5}
 
 
 def walk(body: Body, consts: Sequence, carry: Sequence, given: Sequence, steps: int, reverse: bool, kernel: Any):
@@ -38,7 +39,8 @@ def walk(body: Body, consts: Sequence, carry: Sequence, given: Sequence, steps: 
     plgpu = mosaic()
     form = body.form
     if not form.matrices:
-        return gpu_units.walk(plgpu, body, consts, carry, given, steps, reverse, bool(kernel.interpret))
+        memory = kernel.memory or SHARED
+        return gpu_units.walk(plgpu, body, consts, carry, given, steps, reverse, bool(kernel.interpret), memory)
     terms = [terms_of(form, v) for v, _ in form.matrices]
     layout = plan(form, kernel.memory or SHARED)
     of = dict(zip(form.consts, consts, strict=True))
@@ -87,7 +89,7 @@ def plan(form: Form, memory: int) -> Layout:
     """
     width = round_up(form.units, UNITS)
     if not form.matrices:
-        return Layout(width, 1, form.rows, 1)
+        return gpu_units.plan(form, memory)
     rows = 8 if form.rows <= 8 * BLOCKS else MOST_ROWS  # few rows a block: less work a step, but more blocks
     layout = Layout(width, rows, round_up(form.rows, rows), 1)
     needed = bytes_needed(form, layout)
@@ -237,7 +239,7 @@ def _kernel(*refs, plgpu, form: Form, vectors: list, layout: Layout, steps: int,
         t = steps - 1 - i if reverse else i
         given = staged(i) if ahead else [load(r, (tile, t), v) for v, r in zip(form.given, stream, strict=True)]
         known = {v: load(r, (tile,), v) for v, r in zip(vectors, constants, strict=True)}
-        new, made = evaluate(form, known, [[c] for c in carry], given, product, full, QUICK if quick else None)
+        new, made = evaluate(form, known, [[c] for c in carry], given, product, full, QUICK if quick else RULES)
         for ref, blocks in zip(outs, made, strict=True):
             store(ref, (t,), blocks)
         return [blocks[0] for blocks in new]
@@ -264,6 +266,9 @@ def _product(eqn, blocks: list[Any], matrix: tuple[Any, int], *, plgpu, where: d
     """``U^T [blocks]``, in blocks: their transposes lie in shared memory as (rows, width)."""
     weights, operands = where[matrix[0]]
     terms = operands.shape[0]
+    if shape[0] != form.units:  # what padding holds is not always finite, and 0 * inf is NaN
+        unit = plgpu.broadcasted_iota(jnp.int32, shape, 0, layout=plgpu.Layout.WGMMA)
+        blocks = [jnp.where(unit < form.units, b, 0.0) for b in blocks]
     for k, block in enumerate(blocks):
         for i, term in enumerate([block.astype(jnp.bfloat16)] if terms == 1 else in_terms(block, terms)):
             transposed(plgpu, operands.at[i, k])[...] = term

@@ -17,18 +17,40 @@ from jax.experimental import pallas as pl
 
 from ..jaxprs import split
 from .blocks import Body, Form, evaluate
-from .layout import Layout, as_rows, from_rows, put, round_up
+from .layout import Layout, as_rows, from_rows, put, round_up, stored
 
 CHUNK = 128  # units of a block: one a thread
-STEPS, COPIES = 16, 4  # steps a bulk copy brings, and copies under way
+STEPS, COPIES = 16, 4  # steps a bulk copy brings at most, and copies under way
+
+
+def _log1p(params: dict, x: Any) -> Any:
+    """What ``1 + x`` rounds away is put right by the ratio (Kahan)."""
+    u = 1 + x
+    return jnp.where(u == 1, x, jnp.log(u) * (x / jnp.where(u == 1, 1.0, u - 1)))
+
+
+def _power(params: dict, x: Any) -> Any:
+    power = functools.reduce(jax.lax.mul, [x] * abs(params["y"]))
+    return 1 / power if params["y"] < 0 else power
+
+
+RULES = {"log1p": _log1p, "integer_pow": _power}  # what Mosaic does not have
 
 
 def walk(
-    plgpu: Any, body: Body, consts: Sequence, carry: Sequence, given: Sequence, steps: int, reverse: bool, interpret: bool
-):
+    plgpu: Any,
+    body: Body,
+    consts: Sequence,
+    carry: Sequence,
+    given: Sequence,
+    steps: int,
+    reverse: bool,
+    interpret: bool,
+    memory: int,
+) -> tuple[list, list]:
     """``(last carry, outs)`` of the loop over ``steps`` steps."""
     form = body.form
-    layout = Layout(round_up(form.units, CHUNK), 1, form.rows, 1)
+    layout = plan(form, memory)
     rows = functools.partial(_by_row, form=form, layout=layout)
     constants = [rows(a, v, time=False) for a, v in zip(consts, form.consts, strict=True)]
     start = [rows(a, v, time=False) for a, v in zip(carry, form.carry, strict=True)]
@@ -49,6 +71,22 @@ def walk(
         [back(_flat(a), v, time=False) for a, v in zip(last, form.new, strict=True)],
         [back(_flat(a), v, time=True) for a, v in zip(outs, form.outs, strict=True)],
     )
+
+
+def plan(form: Form, memory: int) -> Layout:
+    """How many steps a copy brings, so that several copies fit.
+
+    Raises:
+        ValueError: where not even copies of one step do.
+    """
+    a_step = sum(form.blocks(v) * CHUNK * stored(v.aval.dtype).itemsize for v in form.given)
+    fitting = [s for s in (STEPS, STEPS // 2, STEPS // 4, 1) if COPIES * s * a_step <= memory]
+    if not fitting:
+        raise ValueError(
+            f"Fused: the inputs of {COPIES} steps need {COPIES * a_step:,} bytes of shared memory, but a block has {memory:,}: "
+            "use engine=jaxrnn.Scan()"
+        )
+    return Layout(round_up(form.units, CHUNK), 1, form.rows, fitting[0])
 
 
 def _by_row(a: Any, var: Any, form: Form, layout: Layout, *, time: bool) -> Any:
@@ -82,17 +120,19 @@ def _call(plgpu, form, layout, steps, reverse, interpret, constants, start, stre
         jax.ShapeDtypeStruct((steps, count, form.blocks(v), width), jnp.float32 if v.aval.dtype == jnp.bool_ else v.aval.dtype)
         for v in form.outs
     ]
-    scratch = [plgpu.SMEM((COPIES, STEPS, a.shape[2], CHUNK), a.dtype) for a in stream]
+    scratch = [plgpu.SMEM((COPIES, layout.steps, a.shape[2], CHUNK), a.dtype) for a in stream]
     scratch.append(plgpu.Barrier(num_arrivals=len(stream), num_barriers=COPIES))
-    body = functools.partial(_kernel, plgpu=plgpu, form=form, steps=steps, reverse=reverse, alone=grid == (1, 1))
+    body = functools.partial(
+        _kernel, plgpu=plgpu, form=form, steps=steps, together=layout.steps, reverse=reverse, alone=grid == (1, 1)
+    )
     axes = {} if grid == (1, 1) else {"grid": grid, "grid_names": ("row", "chunk")}
     more = {"interpret": plgpu.InterpretGPUParams()} if interpret else {}
     out = plgpu.kernel(body, out_type=shapes, scratch_types=scratch, **axes, **more)(*constants, *start, *stream)
     return list(out[: len(start)]), list(out[len(start) :])
 
 
-def _kernel(*refs, plgpu, form: Form, steps: int, reverse: bool, alone: bool):
-    """128 units of one example through all of time."""
+def _kernel(*refs, plgpu, form: Form, steps: int, together: int, reverse: bool, alone: bool):
+    """128 units of one example through all of time, ``together`` steps a copy."""
     sizes = len(form.consts), len(form.carry), len(form.given), len(form.carry), len(form.outs), len(form.given)
     constants, start, stream, last, outs, buffers, (barrier,) = split(refs, sizes)
     row, chunk = (0, 0) if alone else (jax.lax.axis_index("row"), jax.lax.axis_index("chunk"))
@@ -106,7 +146,7 @@ def _kernel(*refs, plgpu, form: Form, steps: int, reverse: bool, alone: bool):
     known = {v: load(r, lambda k: (row, k, here), v) for v, r in zip(form.consts, constants, strict=True)}
 
     def step(t, carry, given):
-        new, made = evaluate(form, known, [[c] for c in carry], given, None, full)
+        new, made = evaluate(form, known, [[c] for c in carry], given, None, full, RULES)
         for ref, blocks in zip(outs, made, strict=True):
             for k, each in enumerate(blocks):
                 put(plgpu, ref.at[t, row, k, here], each.astype(ref.dtype))
@@ -115,13 +155,13 @@ def _kernel(*refs, plgpu, form: Form, steps: int, reverse: bool, alone: bool):
     def alone_step(t, carry):
         return step(t, carry, [load(r, lambda k: (t, row, k, here), v) for v, r in zip(form.given, stream, strict=True)])
 
-    whole = steps // STEPS
-    rest = steps - whole * STEPS  # at the end of time, step by step
+    whole = steps // together
+    rest = steps - whole * together  # at the end of time, step by step
 
     def fetch(number, slot):
-        first = (whole - 1 - number if reverse else number) * STEPS
+        first = (whole - 1 - number if reverse else number) * together
         for ref, buffer in zip(stream, buffers, strict=True):
-            plgpu.copy_gmem_to_smem(ref.at[pl.ds(first, STEPS), row, :, here], buffer.at[slot], barrier.at[slot])
+            plgpu.copy_gmem_to_smem(ref.at[pl.ds(first, together), row, :, here], buffer.at[slot], barrier.at[slot])
 
     def block(number, carry):
         slot = jax.lax.rem(number, COPIES)
@@ -131,14 +171,14 @@ def _kernel(*refs, plgpu, form: Form, steps: int, reverse: bool, alone: bool):
             fetch(number + COPIES - 1, jax.lax.rem(number + COPIES - 1, COPIES))
 
         plgpu.barrier_wait(barrier.at[slot])
-        first = (whole - 1 - number if reverse else number) * STEPS
+        first = (whole - 1 - number if reverse else number) * together
 
         def one(j, carry):
-            j = STEPS - 1 - j if reverse else j
+            j = together - 1 - j if reverse else j
             given = [load(b, lambda k: (slot, j, k), v) for v, b in zip(form.given, buffers, strict=True)]
             return step(first + j, carry, given)
 
-        carry = jax.lax.fori_loop(0, STEPS, one, carry)
+        carry = jax.lax.fori_loop(0, together, one, carry)
         plgpu.commit_smem()  # all threads have read before the place is written again
         return carry
 
@@ -149,7 +189,7 @@ def _kernel(*refs, plgpu, form: Form, steps: int, reverse: bool, alone: bool):
 
     def one_by_one(carry):
         def one(i, carry):
-            return alone_step(steps - 1 - i if reverse else whole * STEPS + i, carry)
+            return alone_step(steps - 1 - i if reverse else whole * together + i, carry)
 
         return jax.lax.fori_loop(0, rest, one, carry)
 
