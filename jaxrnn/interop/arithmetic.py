@@ -67,7 +67,9 @@ def zero_biases(cell: Any, kernel: Any) -> dict[str, Any]:
 def check_zero(where: str, name: str, array: Any, why: str) -> None:
     """``array`` is zero throughout, so that leaving it out changes nothing."""
     if isinstance(array, jax.core.Tracer):
-        raise TypeError(f"{where}: whether {name} is zero cannot be seen inside a compiled function, and {why}: convert outside")
+        raise TypeError(
+            f"{where}: whether {name} is zero cannot be seen inside a compiled function, and {why}: convert outside"
+        )
     if np.any(np.asarray(array)):
         largest = np.abs(np.asarray(array, "float64")).max()
         raise ValueError(f"{where}: {name} is not zero (up to {largest:.3g} in size), and {why}")
@@ -113,7 +115,9 @@ def check_dtypes(where: str, arrays: Mapping[str, Any]) -> None:
         )
     if len(set(dtypes.values())) > 1:
         listed = ", ".join(f"{name} is {dtype}" for name, dtype in dtypes.items())
-        raise TypeError(f"{where}: the weights have several dtypes, and nothing is promoted silently: {listed}. Cast them to one")
+        raise TypeError(
+            f"{where}: the weights have several dtypes, and nothing is promoted silently: {listed}. Cast them to one"
+        )
     if "float64" in dtypes.values() and jnp.asarray(np.zeros(0)).dtype != np.float64:
         raise TypeError(
             f"{where}: the weights are float64, which JAX would round to float32: cast them yourself (a torch module with "

@@ -45,7 +45,9 @@ def activation_name(cell: Elman, where: str) -> str:
     for name, function in ACTIVATIONS.items():
         if cell.activation is function:
             return name
-    raise ValueError(f"{where}: the activation of Elman must be jnp.tanh, jax.nn.relu or jax.nn.sigmoid, not {cell.activation!r}")
+    raise ValueError(
+        f"{where}: the activation of Elman must be jnp.tanh, jax.nn.relu or jax.nn.sigmoid, not {cell.activation!r}"
+    )
 
 
 def forward_size(cell: Any) -> int:
@@ -121,7 +123,9 @@ def _check_sizes(layer: Any, params: Params, features: int | None, where: str) -
         return features
     if isinstance(layer, Bidirectional):
         takes = features if features is not None else _takes(layer.forward, params["forward"])
-        sizes = [_check_sizes(getattr(layer, name), params[name], takes, f"{where}: {name}") for name in ("forward", "backward")]
+        sizes = [
+            _check_sizes(getattr(layer, name), params[name], takes, f"{where}: {name}") for name in ("forward", "backward")
+        ]
         return sizes[0] if layer.merge == "sum" else sum(size for size in sizes if size is not None)
     if isinstance(layer, Dropout):
         return features

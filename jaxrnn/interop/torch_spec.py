@@ -73,7 +73,9 @@ def spec_of_arrays(where: str, arrays: Mapping[str, Any], nonlinearity: str | No
     if "weight_ih" not in arrays and not numbered:
         hints = [hint for part, hint in HINTS.items() if any(part in name for name in arrays)]
         came = ", ".join(sorted(arrays)[:8]) or "nothing"
-        raise ValueError(f"{where}: no weight_ih_l0 (of nn.RNN, LSTM, GRU) and no weight_ih (of a Cell), but {came}{noted}{_of(hints)}")
+        raise ValueError(
+            f"{where}: no weight_ih_l0 (of nn.RNN, LSTM, GRU) and no weight_ih (of a Cell), but {came}{noted}{_of(hints)}"
+        )
     spec = Spec(
         None,
         layers=1 + max((int(match[1]) for match in numbered), default=0),

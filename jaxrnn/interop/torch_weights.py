@@ -55,7 +55,9 @@ def from_torch(source: Any, *, prefix: str = "", nonlinearity: str | None = None
     elif isinstance(source, Mapping):
         arrays, noted = _under(prefix, source)
     else:
-        raise TypeError(f"{where}: a torch module, a state_dict or the path of a safetensors file, but it is {describe(source)}")
+        raise TypeError(
+            f"{where}: a torch module, a state_dict or the path of a safetensors file, but it is {describe(source)}"
+        )
     arrays = {name: _plain(where, name, value) for name, value in arrays.items()}
     spec = spec_of_arrays(where, arrays, nonlinearity, dropout or 0.0, noted)
     check_dtypes(where, arrays)
@@ -108,7 +110,7 @@ def carry_from_torch(layer: Any, state: Any) -> Any:
     Of a torch Cell, add the first axis: ``h[None]``. Under half precision what accumulates becomes float32, exactly.
     """
     where, cells = "carry_from_torch", cells_of(layer, "carry_from_torch")
-    pair = hasattr(layer.initial_carry, "__call__") and len(_parts(cells)) == 2
+    pair = len(_parts(cells)) == 2
     if isinstance(state, (tuple, list)) != pair or (pair and len(state) != 2):
         wanted, came = ("the pair (h, c)" if pair else "h alone"), describe(state)
         raise TypeError(f"{where}: {summary(layer)} needs {wanted}, as the torch module gives it, but got {came}")
@@ -140,7 +142,9 @@ def _check_module(where: str, module: Any) -> None:
     """One of torch's own six, unquantised and without parametrisations."""
     kind = type(module)
     if "quantiz" in kind.__module__:
-        raise TypeError(f"{where}: {kind.__module__}.{kind.__name__} is quantised: its integers do not convert, use the float module")
+        raise TypeError(
+            f"{where}: {kind.__module__}.{kind.__name__} is quantised: its integers do not convert, use the float module"
+        )
     if kind.__name__.startswith("Parametrized"):
         raise TypeError(
             f"{where}: the module is parametrised (weight_norm or the like): torch.nn.utils.parametrize.remove_parametrizations"
@@ -209,7 +213,9 @@ def _load(where: str, module: Any, layer: Any, arrays: Mapping[str, Any]) -> Any
     rate = getattr(module, "dropout", 0.0)
     found = spec_of_arrays(where, state, getattr(module, "nonlinearity", None), rate)
     check_same(where, layer, found.layer())
-    check_shapes(where, arrays, {name: tuple(value.shape) for name, value in state.items()}, "The module's are the expected ones")
+    check_shapes(
+        where, arrays, {name: tuple(value.shape) for name, value in state.items()}, "The module's are the expected ones"
+    )
     for name, value in arrays.items():
         dtype = str(state[name].dtype).removeprefix("torch.")
         if dtype != str(value.dtype):
