@@ -65,17 +65,19 @@ def _fields(where: str, cell: Any) -> dict[str, Any]:
     kind = type(cell)
     if not kind.__module__.startswith("equinox.") or kind.__name__ not in KINDS:
         raise TypeError(
-            f"{where}: expected eqx.nn.LSTMCell, eqx.nn.GRUCell or a dict of their arrays, but it is {describe(cell)}; of a class "
-            "of your own that computes the same, pass the arrays"
+            f"{where}: expected eqx.nn.LSTMCell, eqx.nn.GRUCell or a dict of their arrays, but it is {describe(cell)}; of a "
+            "class of your own that computes the same, pass the arrays"
         )
     return {name: getattr(cell, name) for name in NAMES if getattr(cell, name, None) is not None}
 
 
 def _expected(cell: Any, inputs: int, bias: bool) -> dict[str, tuple[int, ...]]:
     rows, H = BLOCKS[type(cell)] * cell.hidden_size, cell.hidden_size
-    shapes = {"weight_ih": (rows, inputs), "weight_hh": (rows, H)}
+    shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, inputs), "weight_hh": (rows, H)}
     if bias:
-        shapes |= {"bias": (rows,)} | ({"bias_n": (H,)} if isinstance(cell, GRU) else {})
+        shapes["bias"] = (rows,)
+        if isinstance(cell, GRU):
+            shapes["bias_n"] = (H,)
     return shapes
 
 
@@ -108,8 +110,8 @@ def _write(where: str, cell: Any, params: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"{where}: Equinox has LSTMCell and GRUCell, and neither is {summary(cell)}")
     if isinstance(cell, GRU) and not cell.reset_after:
         raise ValueError(
-            f"{where}: {summary(cell)} resets before the matrix product and Equinox's GRUCell after it: different functions, whose "
-            "weights do not convert"
+            f"{where}: {summary(cell)} resets before the matrix product and Equinox's GRUCell after it: different functions, "
+            "whose weights do not convert"
         )
     arrays = on_device({name: params[own].T for name, own in NAMES.items() if own in params})
     check_dtypes(where, params)

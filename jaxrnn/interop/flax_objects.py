@@ -61,8 +61,8 @@ def converted(where: str, source: Any) -> tuple[Any, list[Any]]:
     if kind == "RNN":
         if source.reverse:
             raise ValueError(
-                f"{where}: this RNN has reverse=True, which in jaxrnn is said at the call: unroll(..., reverse=True), whose outputs "
-                "stay beside their inputs: hand in its cell"
+                f"{where}: this RNN has reverse=True, which in jaxrnn is said at the call: unroll(..., reverse=True), whose "
+                "outputs stay beside their inputs: hand in its cell"
             )
         return converted(where, source.cell)
     if kind == "Bidirectional":
@@ -76,8 +76,8 @@ def converted(where: str, source: Any) -> tuple[Any, list[Any]]:
     if kind in KINDS:
         return _cell(where, kind, source), [source]
     raise TypeError(
-        f"{where}: expected flax's {', '.join(KINDS)}, RNN or Bidirectional (nnx, or linen bound with module.bind(variables)), a list "
-        f"of these, or a dict of arrays with layer=, but it is {describe(source)}"
+        f"{where}: expected flax's {', '.join(KINDS)}, RNN or Bidirectional (nnx, or linen bound with "
+        f"module.bind(variables)), a list of these, or a dict of arrays with layer=, but it is {describe(source)}"
     )
 
 
@@ -96,8 +96,8 @@ def _cell(where: str, kind: str, module: Any) -> Any:
         raise ValueError(f"{where}: SimpleCell has residual=True, h added inside the activation: no jaxrnn cell computes that")
     if module.dtype is not None and jnp.dtype(module.dtype) != jnp.dtype(module.param_dtype):
         raise TypeError(
-            f"{where}: {kind} holds {jnp.dtype(module.param_dtype)} and computes in {jnp.dtype(module.dtype)}; jaxrnn computes in the "
-            "dtype of the parameters: hand in its arrays, with layer=, cast to one"
+            f"{where}: {kind} holds {jnp.dtype(module.param_dtype)} and computes in {jnp.dtype(module.dtype)}; jaxrnn "
+            "computes in the dtype of the parameters: hand in its arrays, with layer=, cast to one"
         )
     size = module.features if type(module).__module__ == LINEN else module.hidden_features
     return Elman(size, activation=ACTIVATIONS[names[0]]) if kind == "SimpleCell" else KINDS[kind](size)

@@ -29,8 +29,8 @@ def from_flax(source: Any, layer: Any = None) -> Any:
         ``(layer, params)``.
 
     Raises:
-        ValueError, TypeError: options that compute something else (other activations, residual, reverse, a merge_fn), arrays that
-            do not fit.
+        ValueError, TypeError: options that compute something else (other activations, residual, reverse, a merge_fn), arrays
+            that do not fit.
     """
     where = "from_flax"
     if layer is not None:
@@ -49,9 +49,9 @@ def to_flax(layer: Any, params: Any, *, into: Any = None) -> Any:
 
     Args:
         layer: `Elman`, `LSTM`, `GRU` (reset after), `bidirectional` ones, stacks of these.
-        into: nothing: return linen's dict: of a cell, ``{"ii": {"kernel": ...}, ...}``, for ``nn.RNN`` put under ``"cell"``; of a
-            bidirectional layer, that of ``nn.Bidirectional``; of a stack, a list. An nnx module, or a list: load them, return it;
-            an nnx GRUCell has no b_hn, which must then be zero.
+        into: nothing: return linen's dict: of a cell, ``{"ii": {"kernel": ...}, ...}``, for ``nn.RNN`` put under ``"cell"``;
+            of a bidirectional layer, that of ``nn.Bidirectional``; of a stack, a list. An nnx module, or a list: load them,
+            return it; an nnx GRUCell has no b_hn, which must then be zero.
     """
     where = "to_flax"
     pairs = checked_take(layer, params, where)
@@ -179,8 +179,8 @@ def _write(where: str, cell: Any, params: Mapping[str, Any], layout: Layout) -> 
 def _check_cell(where: str, cell: Any) -> None:
     if isinstance(cell, GRU) and not cell.reset_after:
         raise ValueError(
-            f"{where}: {summary(cell)} resets before the matrix product and flax's GRUCell after it: different functions, whose weights "
-            "do not convert"
+            f"{where}: {summary(cell)} resets before the matrix product and flax's GRUCell after it: different functions, "
+            "whose weights do not convert"
         )
     if isinstance(cell, LSTM) and cell.projection_size is not None:
         raise ValueError(f"{where}: flax's LSTM cells have no projection, but the layer has {summary(cell)}")

@@ -12,7 +12,6 @@ from .arithmetic import (
     check_matrix,
     check_names,
     check_shapes,
-    check_zero,
     join,
     on_device,
     reorder,
@@ -30,18 +29,18 @@ def from_haiku(params: Mapping[str, Mapping[str, Any]], layer: Any, *, names: st
     """Haiku's parameters of recurrent cores as those of ``layer``.
 
     Haiku's modules live inside a transformed function and hold no weights, so there is no object to hand in: the parameters, a
-    dict of dicts, are what there is, and ``layer`` says what they are for. LSTM: the kernel under [x; h] is cut, the gates i, g,
-    f, o become i, f, g, o, and the 1 that Haiku adds to f when it is applied goes into the bias. GRU, which resets before the
-    product: gates z, r, a become r, z, n, and z, which there is the share of the new, is negated. VanillaRNN is relu; its two
-    biases are added.
+    dict of dicts, are what there is, and ``layer`` says what they are for. LSTM: the kernel under [x; h] is cut, the gates i,
+    g, f, o become i, f, g, o, and the 1 that Haiku adds to f when it is applied goes into the bias. GRU, which resets before
+    the product: gates z, r, a become r, z, n, and z, which there is the share of the new, is negated. VanillaRNN is relu; its
+    two biases are added.
 
     Args:
         params: of the whole model, or of the cores alone.
-        layer: the jaxrnn layer: `LSTM`, ``GRU(H, reset_after=False)``, ``Elman(H, activation=jax.nn.relu)``, `bidirectional` ones
-            and stacks of these.
+        layer: the jaxrnn layer: `LSTM`, ``GRU(H, reset_after=False)``, ``Elman(H, activation=jax.nn.relu)``, `bidirectional`
+            ones and stacks of these.
         names: the module of each cell, in the order layer by layer, forward before backward, such as
-            ``["net/~/lstm", "net/~/lstm_1"]``, and then other modules are left alone. Default: as Haiku names them at the top of
-            a function, ``lstm``, ``lstm_1``, ``gru``, and then no others may be there.
+            ``["net/~/lstm", "net/~/lstm_1"]``, and then other modules are left alone. Default: as Haiku names them at the top
+            of a function, ``lstm``, ``lstm_1``, ``gru``, and then no others may be there.
 
     Returns:
         ``(layer, params)``.
@@ -67,7 +66,8 @@ def to_haiku(layer: Any, params: Any, *, names: str | Sequence[str] | None = Non
         names: as for `from_haiku`. Merge the result into a larger model's params with ``params | to_haiku(...)``.
         double_bias: VanillaRNN's option: True writes a second bias, of zeros.
     """
-    where, result = "to_haiku", {}
+    where = "to_haiku"
+    result: dict[str, dict[str, Any]] = {}
     pairs = checked_take(layer, params, where)
     for (cell, own), place in zip(pairs, _names(where, layer, [cell for cell, _ in pairs], names), strict=True):
         arrays = _write(where, cell, own, double_bias)
@@ -83,8 +83,8 @@ def _names(where: str, layer: Any, cells: list[Any], names: str | Sequence[str] 
     for cell in cells:
         if isinstance(cell, GRU) and cell.reset_after:
             raise ValueError(
-                f"{where}: Haiku's GRU resets before the matrix product, and {summary(cell)} after it: different functions, whose "
-                "weights do not convert. GRU(H, reset_after=False) is Haiku's"
+                f"{where}: Haiku's GRU resets before the matrix product, and {summary(cell)} after it: different functions, "
+                "whose weights do not convert. GRU(H, reset_after=False) is Haiku's"
             )
         if isinstance(cell, Elman) and activation_name(cell, where) != "relu":
             raise ValueError(f"{where}: Haiku's VanillaRNN is relu, but the layer has {summary(cell)}")

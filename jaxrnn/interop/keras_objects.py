@@ -34,8 +34,8 @@ def converted(where: str, source: Any, inside: bool = False) -> tuple[Any, list[
     if kind.removesuffix("Cell") in LAYERS and kind.endswith("Cell"):
         return _cell(where, kind.removesuffix("Cell"), source), [source]
     raise TypeError(
-        f"{where}: expected keras.layers SimpleRNN, LSTM, GRU, Bidirectional, RNN, one of their cells, StackedRNNCells, a Sequential "
-        f"or a list of these, but it is {describe(source)}; of a class of your own that computes the same, {REPAIR}"
+        f"{where}: expected keras.layers SimpleRNN, LSTM, GRU, Bidirectional, RNN, one of their cells, StackedRNNCells, a "
+        f"Sequential or a list of these, but it is {describe(source)}; of a class of your own that computes the same, {REPAIR}"
     )
 
 
@@ -45,8 +45,8 @@ def _stacked(where: str, sources: list[Any]) -> tuple[Any, list[Any]]:
     for source in sources[:-1]:
         if getattr(source, "return_sequences", True) is False:
             raise ValueError(
-                f"{where}: {source.name} has return_sequences=False, and the layer above it sees its last output only: a jaxrnn "
-                "stack hands on every step"
+                f"{where}: {source.name} has return_sequences=False, and the layer above it sees its last output only: a "
+                "jaxrnn stack hands on every step"
             )
     pairs = [converted(where, source) for source in sources]
     cells = [cell for _, own in pairs for cell in own]
@@ -56,7 +56,8 @@ def _stacked(where: str, sources: list[Any]) -> tuple[Any, list[Any]]:
 def _both_directions(where: str, source: Any) -> tuple[Any, list[Any]]:
     if source.merge_mode not in ("concat", "sum"):
         raise ValueError(
-            f"{where}: {source.name} has merge_mode={source.merge_mode!r}; jaxrnn.bidirectional has 'concat' and 'sum': {REPAIR}"
+            f"{where}: {source.name} has merge_mode={source.merge_mode!r}; jaxrnn.bidirectional has 'concat' and 'sum': "
+            f"{REPAIR}"
         )
     if source.forward_layer.go_backwards:
         raise ValueError(f"{where}: the forward layer of {source.name} goes backwards: exchange the two")
@@ -68,13 +69,13 @@ def _check_layer(where: str, source: Any, inside: bool) -> None:
     """What a layer adds to its cell changes nothing in the weights; refused is what would change the numbers."""
     if source.go_backwards and not inside:
         raise ValueError(
-            f"{where}: {source.name} has go_backwards=True, which in jaxrnn is said at the call: unroll(..., reverse=True), whose "
-            f"outputs stay beside their inputs, where Keras's come in reverse: {REPAIR}"
+            f"{where}: {source.name} has go_backwards=True, which in jaxrnn is said at the call: unroll(..., reverse=True), "
+            f"whose outputs stay beside their inputs, where Keras's come in reverse: {REPAIR}"
         )
     if source.stateful:
         raise ValueError(
-            f"{where}: {source.name} is stateful, and in jaxrnn the state is no part of the layer: {REPAIR}, and hand its states to "
-            "unroll as the carry"
+            f"{where}: {source.name} is stateful, and in jaxrnn the state is no part of the layer: {REPAIR}, and hand its "
+            "states to unroll as the carry"
         )
 
 
@@ -90,16 +91,17 @@ def _cell(where: str, kind: str, source: Any) -> Any:
             )
     if source.compute_dtype != source.variable_dtype:
         raise TypeError(
-            f"{where}: {source.name} holds {source.variable_dtype} and computes in {source.compute_dtype}; jaxrnn computes in the "
-            f"dtype of the parameters: {REPAIR}, cast to one"
+            f"{where}: {source.name} holds {source.variable_dtype} and computes in {source.compute_dtype}; jaxrnn computes "
+            f"in the dtype of the parameters: {REPAIR}, cast to one"
         )
     activation = getattr(source.activation, "__name__", repr(source.activation))
     gate = getattr(getattr(source, "recurrent_activation", None), "__name__", "sigmoid")
     allowed = ACTIVATIONS if kind == "SimpleRNN" else ("tanh",)
     if activation not in allowed or gate != "sigmoid":
+        ours = "one of tanh, relu, sigmoid" if kind == "SimpleRNN" else "tanh, and sigmoid for its gates"
         raise ValueError(
-            f"{where}: {source.name} has activation={activation!r}{'' if kind == 'SimpleRNN' else f', recurrent_activation={gate!r}'}; "
-            f"jaxrnn's {LAYERS[kind].__name__} has {', '.join(allowed)}{'' if kind == 'SimpleRNN' else ' and sigmoid'}"
+            f"{where}: {source.name} has the activation {activation} and the recurrent activation {gate}; "
+            f"jaxrnn's {LAYERS[kind].__name__} has {ours}"
         )
     if kind == "SimpleRNN":
         return Elman(source.units, activation=ACTIVATIONS[activation])

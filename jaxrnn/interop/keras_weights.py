@@ -30,13 +30,13 @@ TURNED = (1, 0, 2)  # Keras packs a GRU's gates z, r, h: the same exchange leads
 def from_keras(source: Any, layer: Any = None) -> Any:
     """The weights of Keras recurrent layers as a jaxrnn layer and its parameters.
 
-    An LSTM's blocks stand as ours (i, f, c, o); a GRU's z, r, h become r, z, n, and of its two biases those of r and z are added.
+    An LSTM's blocks stand as ours (i, f, c, o); a GRU's z, r, h become r, z, n, and its two biases of r and z are added.
     Sequences are ``(T, *B, D)``. The layer returns every step, whatever ``return_sequences`` says; the state is the carry, in
     the order h, c.
 
     Args:
-        source: a layer, a cell, a Bidirectional (concat or sum), a Sequential or a list of these; or plain weights, the flat list
-            of ``get_weights()``: kernel, recurrent_kernel, bias, cell by cell (without any bias where ``use_bias=False``).
+        source: a layer, a cell, a Bidirectional (concat or sum), a Sequential or a list of these; or plain weights, the flat
+            list of ``get_weights()``: kernel, recurrent_kernel, bias, cell by cell (without any bias where ``use_bias=False``).
         layer: for plain weights, the jaxrnn layer they are for.
 
     Returns:
@@ -75,7 +75,7 @@ def to_keras(layer: Any, params: Any, *, into: Any = None, bias: bool | None = N
         raise ValueError(f"{where}: the object to load says itself whether it has biases: leave bias out")
     other, cells = converted(where, into)
     check_same(where, layer, other)
-    planned = []
+    planned: list[tuple[Any, Any]] = []
     for k, (pair, cell) in enumerate(zip(pairs, cells, strict=True)):
         arrays, variables = _write(where, *pair, cell.use_bias), _variables(cell)
         found, expected = dict(zip(NAMES, arrays)), {name: tuple(v.shape) for name, v in zip(NAMES, variables)}
@@ -108,8 +108,8 @@ def _grouped(where: str, source: Any, layer: Any) -> list[list[Any]]:
     each = len(source) / max(count, 1)
     if each not in (2, 3):
         raise ValueError(
-            f"{where}: {summary(layer)} has cells: {count}; each has kernel, recurrent_kernel and bias, or all are without bias: "
-            f"{3 * count} or {2 * count} arrays, but {len(source)} came"
+            f"{where}: {summary(layer)} has cells: {count}; each has kernel, recurrent_kernel and bias, or all are without "
+            f"bias: {3 * count} or {2 * count} arrays, but {len(source)} came"
         )
     return [list(source[k * int(each) : (k + 1) * int(each)]) for k in range(count)]
 

@@ -20,7 +20,7 @@ from .structure import BLOCKS, cells_of, forward_size, summary
 NONLINEARITIES: dict[str, Any] = {"tanh": jnp.tanh, "relu": jax.nn.relu}
 NUMBERED = re.compile(r"weight_ih_l(\d+)(_reverse)?$")
 HINTS = {
-    "parametrizations.": "Some weights are parametrised: torch.nn.utils.parametrize.remove_parametrizations(module, name) first",
+    "parametrizations.": "Some weights are parametrised: torch.nn.utils.parametrize.remove_parametrizations(module, name)",
     "_packed": "These are packed, quantised weights: take the state_dict from before quantisation",
     "_all_weight_values": "These are packed, quantised weights: take the state_dict from before quantisation",
 }
@@ -51,7 +51,7 @@ class Spec:
     def shapes(self, inputs: int) -> dict[str, tuple[int, ...]]:
         """Every tensor's shape, for ``inputs`` features."""
         H, outputs, rows = self.cell.hidden_size, forward_size(self.cell), BLOCKS[type(self.cell)] * self.cell.hidden_size
-        shapes = {}
+        shapes: dict[str, tuple[int, ...]] = {}
         for k, suffix in enumerate(self.suffixes()):
             features = inputs if k < self.directions else self.directions * outputs
             all_of = {"weight_ih": (rows, features), "weight_hh": (rows, outputs), "weight_hr": (outputs, H)}
@@ -110,8 +110,8 @@ def _cell(where: str, arrays: Mapping[str, Any], suffix: str, nonlinearity: str 
     kind = kinds.get(rows)
     if kind is None or (projection is not None and kind is not LSTM):
         raise ValueError(
-            f"{where}: weight_hh{suffix} has shape {(rows, columns)}, but for H = {H} hidden units it has H rows (RNN), 3H (GRU) "
-            "or 4H (LSTM, the only one with weight_hr)"
+            f"{where}: weight_hh{suffix} has shape {(rows, columns)}, but for H = {H} hidden units it has H rows (RNN), 3H "
+            "(GRU) or 4H (LSTM, the only one with weight_hr)"
         )
     if kind is not Elman:
         if nonlinearity is not None:
@@ -142,8 +142,8 @@ def spec_of_layer(where: str, layer: Any, bias: bool, numbered: bool) -> Spec:
     if cell is None or summary(spec.layer()) != summary(layer):
         nearest = "" if cell is None else f"; the nearest module there is {summary(spec.layer())}"
         raise ValueError(
-            f"{where}: torch's modules are equal layers of equal cells, in one direction or two (side by side), with one rate of "
-            f"dropout between all of them, but this is {summary(layer)}{nearest}"
+            f"{where}: torch's modules are equal layers of equal cells, in one direction or two (side by side), with one "
+            f"rate of dropout between all of them, but this is {summary(layer)}{nearest}"
         )
     if not numbered and (spec.layers, spec.directions) != (1, 1):
         raise ValueError(f"{where}: a torch Cell is one cell, but the layer is {summary(layer)}")

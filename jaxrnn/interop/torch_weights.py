@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -91,7 +90,7 @@ def to_torch(
     elif into is not None and not isinstance(into, (str, os.PathLike)):
         raise TypeError(f"{where}: into must be a torch module or the path of a new file, but it is {describe(into)}")
     spec = spec_of_layer(where, layer, bias is not False, not cell)
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for suffix, (_, own) in zip(spec.suffixes(), checked_take(layer, params, where), strict=True):
         arrays |= {name: np.asarray(value) for name, value in _write(where, spec, own, suffix).items()}
     check_dtypes(where, arrays)
@@ -152,8 +151,9 @@ def _check_module(where: str, module: Any) -> None:
         )
     if kind.__name__ not in MODULES or not kind.__module__.startswith("torch.nn."):
         raise TypeError(
-            f"{where}: expected one of torch.nn.{', '.join(MODULES)}, but it is {kind.__module__}.{kind.__name__}: name the one "
-            "inside it (with prefix, or as model.encoder), or, of a class of your own that computes the same, pass state_dict()"
+            f"{where}: expected one of torch.nn.{', '.join(MODULES)}, but it is {kind.__module__}.{kind.__name__}: name the "
+            "one inside it (with prefix, or as model.encoder), or, of a class of your own that computes the same, pass "
+            "state_dict()"
         )
 
 
