@@ -18,7 +18,7 @@ NAMES = {"weight_ih": "input_kernel", "weight_hh": "recurrent_kernel", "bias": "
 
 
 def from_equinox(source: Any, layer: Any = None) -> Any:
-    """The weights of Equinox cells as a jaxrnn layer and its parameters. Gates and biases stand as ours; kernels are transposed.
+    """The weights of Equinox cells as a jaxrnn layer and its parameters. Only kernels are transposed.
 
     Args:
         source: an ``eqx.nn.LSTMCell`` or ``GRUCell``; or its arrays, a dict of weight_ih, weight_hh, bias and, of a GRU, bias_n
