@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import jaxrnn
 
@@ -26,6 +27,19 @@ class Answers(NamedTuple):
     carry: Any
     x_gradient: Any
     weight_gradients: Any
+
+
+def cases(kinds, wide):
+    """Each kind with one and two layers, in one direction and both; slow is what the others imply, and float32 at last.
+
+    Of the kinds in ``wide`` two layers in both directions run by default.
+    """
+    places = [(1, False, "float64"), (2, True, "float64"), (1, True, "float64"), (2, False, "float64"), (2, True, "float32")]
+    return [
+        pytest.param(kind, *place, marks=[] if k == 0 or (k == 1 and kind in wide) else [pytest.mark.slow])
+        for kind in kinds
+        for k, place in enumerate(places)
+    ]
 
 
 def draw(seed, *shape, dtype="float64"):
@@ -63,6 +77,25 @@ def ours(convert, weights, dtype):
     def everything(weights, xs):
         (ys, states), pullback = jax.vjp(run, weights, xs)
         return ys, states, *pullback((cs[0], cs[1:]))
+
+    ys, states, by_weight, by_x = everything(weights, xs)
+    return Answers(ys, states, by_x, by_weight)
+
+
+def theirs(run, weights, dtype):
+    """From a library on JAX: ``run(weights, xs batch-first, lengths) -> (ys batch-first, states as a jaxrnn carry's leaves)``."""
+    mask = jnp.asarray(MASK)[..., None]
+    xs, lengths = jnp.asarray(inputs(dtype)), jnp.asarray(LENGTHS)
+
+    def time_major(weights, xs):
+        ys, states = run(weights, jnp.swapaxes(xs, 0, 1), lengths)
+        return jnp.where(mask, jnp.swapaxes(ys, 0, 1), 0), states
+
+    @jax.jit
+    def everything(weights, xs):
+        (ys, states), pullback = jax.vjp(time_major, weights, xs)
+        cs = [jnp.asarray(c) for c in cotangents([ys.shape, *(s.shape for s in states)], dtype)]
+        return (ys, states, *pullback((cs[0], cs[1:])))
 
     ys, states, by_weight, by_x = everything(weights, xs)
     return Answers(ys, states, by_x, by_weight)

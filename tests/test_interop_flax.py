@@ -1,6 +1,5 @@
 """Weights from flax and back, linen and nnx, against the flax that is installed: values and gradients, ragged batches."""
 
-import itertools
 from functools import partial
 
 import flax.linen as nn
@@ -21,11 +20,7 @@ CELLS = {
     "OptimizedLSTMCell": jaxrnn.LSTM(H),
     "GRUCell": jaxrnn.GRU(H),
 }
-CASES = [
-    (kind, layers, both, dtype)
-    for kind, layers, both in itertools.product(CELLS, (1, 2), (False, True))
-    for dtype in (("float64", "float32") if (layers, both) == (2, True) else ("float64",))
-]
+CASES = peers.cases(CELLS, wide=["GRUCell"])
 
 
 @pytest.fixture(autouse=True)
@@ -45,25 +40,6 @@ def randomised(tree, dtype):
     leaves, structure = jax.tree.flatten(tree)
     drawn = [peers.draw(50 + k, *leaf.shape, dtype=dtype) * 0.4 for k, leaf in enumerate(leaves)]
     return jax.tree.unflatten(structure, list(map(jnp.asarray, drawn)))
-
-
-def answers(run, weights, dtype):
-    """``run(weights, xs batch-first, lengths) -> (ys, states in the order of jaxrnn's leaves)`` as time-major answers."""
-    mask = jnp.asarray(peers.MASK)[..., None]
-    xs, lengths = jnp.asarray(peers.inputs(dtype)), jnp.asarray(peers.LENGTHS)
-
-    def time_major(weights, xs):
-        ys, states = run(weights, jnp.swapaxes(xs, 0, 1), lengths)
-        return jnp.where(mask, jnp.swapaxes(ys, 0, 1), 0), states
-
-    @jax.jit
-    def everything(weights, xs):
-        (ys, states), pullback = jax.vjp(time_major, weights, xs)
-        cs = [jnp.asarray(c) for c in peers.cotangents([ys.shape, *(s.shape for s in states)], dtype)]
-        return (ys, states, *pullback((cs[0], cs[1:])))
-
-    ys, states, by_weight, by_x = everything(weights, xs)
-    return peers.Answers(ys, states, by_x, by_weight)
 
 
 def leaves_of(carry):
@@ -104,7 +80,7 @@ def test_linen(kind, layers, both, dtype):
             return xs, flatten(carries, both)
 
         source = weights if layers > 1 else weights[0]
-        expected = answers(lambda w, *rest: run(w if layers > 1 else [w], *rest), source, dtype)
+        expected = peers.theirs(lambda w, *rest: run(w if layers > 1 else [w], *rest), source, dtype)
         actual = peers.ours(lambda w: interop.from_flax(w, layer), source, dtype)
         peers.assert_agree(actual, expected, dtype)
 
@@ -144,12 +120,12 @@ def test_nnx(kind, layers, both, dtype):
             for (graph, params, rest), tree in zip(parts, weights, strict=True):
                 params = jax.tree.map(lambda a: a, params)
                 nnx.replace_by_pure_dict(params, tree)
-                carry, xs = nnx.merge(graph, params, rest)(xs, seq_lengths=lengths, return_carry=True)
+                carry, xs = nnx.merge(graph, params, rest, copy=True)(xs, seq_lengths=lengths, return_carry=True)
                 carries.append(carry)
             return xs, flatten(carries, both)
 
         source = weights if layers > 1 else weights[0]
-        expected = answers(lambda w, *rest: run(w if layers > 1 else [w], *rest), source, dtype)
+        expected = peers.theirs(lambda w, *rest: run(w if layers > 1 else [w], *rest), source, dtype)
         actual = peers.ours(lambda w: interop.from_flax(w, layer), source, dtype)
         peers.assert_agree(actual, expected, dtype)
 
