@@ -29,12 +29,13 @@ class Answers(NamedTuple):
     weight_gradients: Any
 
 
-def cases(kinds, wide):
+def cases(kinds, wide, doubles=True):
     """Each kind with one and two layers, in one direction and both; slow is what the others imply, and float32 at last.
 
-    Of the kinds in ``wide`` two layers in both directions run by default.
+    Of the kinds in ``wide`` two layers in both directions run by default. Without ``doubles`` all is float32.
     """
     places = [(1, False, "float64"), (2, True, "float64"), (1, True, "float64"), (2, False, "float64"), (2, True, "float32")]
+    places = places if doubles else [(layers, both, "float32") for layers, both, dtype in places if dtype == "float64"]
     return [
         pytest.param(kind, *place, marks=[] if k == 0 or (k == 1 and kind in wide) else [pytest.mark.slow])
         for kind in kinds

@@ -133,7 +133,13 @@ def test_dropout_stands_between_the_layers():
     module = made("gru", 3, True, dropout=0.25).eval()
     layer, params = interop.from_torch(module)
     assert layer == interop.from_torch(plain(module), dropout=0.25)[0]
-    assert [type(part).__name__ for part in layer.layers] == ["Bidirectional", "Dropout", "Bidirectional", "Dropout", "Bidirectional"]
+    assert [type(part).__name__ for part in layer.layers] == [
+        "Bidirectional",
+        "Dropout",
+        "Bidirectional",
+        "Dropout",
+        "Bidirectional",
+    ]
     xs = peers.inputs("float32")
     carry, ys = jaxrnn.unroll(jaxrnn.inference(layer), params, jnp.asarray(xs))
     with torch.no_grad():

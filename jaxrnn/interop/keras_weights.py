@@ -51,7 +51,7 @@ def from_keras(source: Any, layer: Any = None) -> Any:
         if _holds_arrays(source):
             raise TypeError(f"{where}: plain weights do not tell which layer they are for: say layer=, such as jaxrnn.LSTM(16)")
         layer, own = converted(where, source)
-        groups = [[variable.numpy() for variable in _variables(cell)] for cell in own]
+        groups = [[np.asarray(variable) for variable in _variables(cell)] for cell in own]
     else:
         groups = _grouped(where, source, layer)
     cells = cells_of(layer, where)
