@@ -84,7 +84,7 @@ def ours(convert, weights, dtype):
 
 
 def theirs(run, weights, dtype):
-    """From a library on JAX: ``run(weights, xs batch-first, lengths) -> (ys batch-first, states as a jaxrnn carry's leaves)``."""
+    """From a library on JAX: ``run(weights, xs batch-first, lengths) -> (ys batch-first, leaves of the carry)``."""
     mask = jnp.asarray(MASK)[..., None]
     xs, lengths = jnp.asarray(inputs(dtype)), jnp.asarray(LENGTHS)
 

@@ -1,4 +1,4 @@
-"""jaxrnn against values and gradients of PyTorch, Keras and Haiku kept in golden/ (see the scripts there), by jaxrnn.interop."""
+"""jaxrnn against values and gradients of PyTorch, Keras and Haiku kept in golden/ by its scripts, through jaxrnn.interop."""
 
 import json
 from functools import partial

@@ -38,6 +38,7 @@ HELPED_BY_EXTRAS = {
     "sacrebleu",
     "sentencepiece",
     "babel",
+    "safetensors",
 }  # imported only inside the function that needs it
 names = [str(path.relative_to(ROOT)) for path in FILES]
 

@@ -94,7 +94,7 @@ def test_what_a_cell_or_a_list_becomes():
     ((bare,),) = cells("GRUCell", 1, False, "float32", use_bias=False)
     layer, params = interop.from_equinox(bare)
     peers.equal(interop.to_equinox(layer, params, into=bare), bare)
-    with pytest.raises(ValueError, match="bias_n is not zero|bias is not zero"):
+    with pytest.raises(ValueError, match=r"bias_n is not zero|bias is not zero"):
         interop.to_equinox(*interop.from_equinox(one), into=bare)
     with pytest.raises(TypeError, match=r"expected eqx.nn.LSTMCell.*Linear"):
         interop.from_equinox(eqx.nn.Linear(3, 4, key=jax.random.key(0)))

@@ -164,7 +164,7 @@ def test_what_computes_something_else_is_refused():
     rngs = nnx.Rngs(0)
     with pytest.raises(ValueError, match="residual=True"):
         interop.from_flax(nnx.SimpleCell(3, H, residual=True, rngs=rngs))
-    with pytest.raises(ValueError, match="activation_fn.*LSTM has tanh"):
+    with pytest.raises(ValueError, match=r"activation_fn.*LSTM has tanh"):
         interop.from_flax(nnx.LSTMCell(3, H, activation_fn=nnx.relu, rngs=rngs))
     with pytest.raises(ValueError, match="gate_fn"):
         interop.from_flax(nnx.GRUCell(3, H, gate_fn=nnx.hard_sigmoid, rngs=rngs))
@@ -180,7 +180,7 @@ def test_what_computes_something_else_is_refused():
         interop.to_flax(jaxrnn.GRU(H), jaxrnn.GRU(H).init(jax.random.key(0), 3), into=nn.GRUCell(H))
     with pytest.raises(TypeError, match="say layer="):
         interop.from_flax({"i": {}})
-    with pytest.raises(TypeError, match="expected flax's SimpleCell.*Linear"):
+    with pytest.raises(TypeError, match=r"expected flax's SimpleCell.*Linear"):
         interop.from_flax(nnx.Linear(3, 4, rngs=rngs))
     before = jaxrnn.GRU(H, reset_after=False)
     with pytest.raises(ValueError, match="resets before the matrix product and flax's GRUCell after it"):

@@ -26,7 +26,7 @@ def haiku_promotion():
 
 
 def network(kind, layers, both):
-    """A transformed function of layers of cores. Haiku knows no lengths: each sequence is walked by itself, as long as it is."""
+    """A transformed function of layers of cores. Haiku knows no lengths: each sequence is walked by itself."""
 
     def walk(core, xs, reverse):
         return hk.dynamic_unroll(core, xs, core.initial_state(None), reverse=reverse)

@@ -166,18 +166,16 @@ def test_what_computes_something_else_is_refused(keras):
     refused("return_sequences=False", keras.Sequential([layers.LSTM(H), layers.RepeatVector(5), layers.LSTM(H)]))
 
 
-def test_loading_checks_the_object(keras):
-    cell = jaxrnn.LSTM(H)
-    params = cell.init(jax.random.key(0), 3)
-    with pytest.raises(ValueError, match=r"the layer is LSTM\(4\), but the object to load is GRU\(4\)"):
-        other = made(keras, "GRU")
-        other.build((None, 5, 3))
-        interop.to_keras(cell, params, into=other)
-    with pytest.raises(ValueError, match=r"cell 0: wrong shapes: kernel: expected \(5, 16\), found \(3, 16\)"):
-        other = made(keras, "LSTM")
-        other.build((None, 5, 5))
-        interop.to_keras(cell, params, into=other)
-    with pytest.raises(ValueError, match="bias is not zero.*the Keras layer has none"):
-        other = made(keras, "LSTM", use_bias=False)
-        other.build((None, 5, 3))
-        interop.to_keras(cell, params, into=other)
+@pytest.mark.parametrize(
+    ("kind", "inputs", "options", "match"),
+    [
+        ("GRU", 3, {}, r"the layer is LSTM\(4\), but the object to load is GRU\(4\)"),
+        ("LSTM", 5, {}, r"cell 0: wrong shapes: kernel: expected \(5, 16\), found \(3, 16\)"),
+        ("LSTM", 3, {"use_bias": False}, r"bias is not zero.*the Keras layer has none"),
+    ],
+)
+def test_loading_checks_the_object(kind, inputs, options, match, keras):
+    cell, other = jaxrnn.LSTM(H), made(keras, kind, **options)
+    other.build((None, 5, inputs))
+    with pytest.raises(ValueError, match=match):
+        interop.to_keras(cell, cell.init(jax.random.key(0), 3), into=other)

@@ -1,7 +1,6 @@
 """Weights and states from torch and back, against the torch that is installed: values and gradients, ragged batches."""
 
 import copy
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +23,8 @@ KINDS = {
     "gru": (nn.GRU, {}),
 }
 CASES = [
-    (kind, layers, both, bias, dtype)
-    for kind, layers, both in itertools.product(KINDS, (1, 2), (False, True))
-    for bias, dtype in (
-        [(True, "float64"), (False, "float32"), (True, "float32")] if (layers, both) == (2, True) else [(True, "float64")]
-    )
+    *(pytest.param(*case.values, True, marks=case.marks) for case in peers.cases(KINDS, ["lstm"])),
+    *(pytest.param(kind, 1, False, "float32", False) for kind in KINDS),
 ]
 
 
@@ -57,8 +53,8 @@ def answers(module, dtype):
     return peers.Answers(ys.detach().numpy(), found, by_x, dict(zip(named, by_weight))), last
 
 
-@pytest.mark.parametrize(("kind", "layers", "both", "bias", "dtype"), CASES)
-def test_the_same_values_states_and_gradients(kind, layers, both, bias, dtype):
+@pytest.mark.parametrize(("kind", "layers", "both", "dtype", "bias"), CASES)
+def test_the_same_values_states_and_gradients(kind, layers, both, dtype, bias):
     module = made(kind, layers, both, bias, dtype)
     expected, last = answers(module, dtype)
     with jax.enable_x64(dtype == "float64"):
@@ -91,7 +87,7 @@ def test_a_state_continues_a_sequence(initial):
     xs = peers.inputs("float32")
     with torch.no_grad():
         ys, last = module(torch.tensor(xs))
-        first, middle = module(torch.tensor(xs[:2]))
+        _, middle = module(torch.tensor(xs[:2]))
     carry = interop.carry_from_torch(layer, middle)
     if initial:  # the other way about: jaxrnn's state continues in torch
         carry, _ = jaxrnn.unroll(layer, params, jnp.asarray(xs[:2]))
@@ -181,12 +177,13 @@ def test_inside_a_larger_model():
         interop.from_torch(model)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch's own, of its quantised tensors
 def test_what_is_no_plain_float_module_is_refused():
     quantised = torch.quantize_per_tensor(torch.randn(3 * H, H), 0.1, 0, torch.qint8)
     weights = made("gru").state_dict()
     with pytest.raises(TypeError, match=r"weight_hh_l0 is quantised \(torch.qint8\)"):
         interop.from_torch(weights | {"weight_hh_l0": quantised})
-    with pytest.raises(TypeError, match="weight_hh_l0 is float64, bias_ih_l0 is float32.*several dtypes|several dtypes"):
+    with pytest.raises(TypeError, match=r"several dtypes.*weight_hh_l0 is float64"):
         interop.from_torch(weights | {"weight_hh_l0": weights["weight_hh_l0"].double()})
     with pytest.raises(TypeError, match=r"float64, which JAX would round to float32.*\.float\(\)"):
         interop.from_torch(made("gru", dtype="float64"))
@@ -221,7 +218,7 @@ def test_loading_checks_sizes_kind_and_dtype():
         interop.to_torch(layer, params, into=nn.LSTM(5, H))
     with pytest.raises(TypeError, match="the module is float64, but the parameters are float32"):
         interop.to_torch(layer, params, into=made("lstm", dtype="float64"))
-    with pytest.raises(ValueError, match="bias is not zero.*the torch module has none"):
+    with pytest.raises(ValueError, match=r"bias is not zero.*the torch module has none"):
         interop.to_torch(layer, params, into=made("lstm", bias=False))
     with pytest.raises(ValueError, match=r"Elman\(4, tanh\).*Elman\(4, relu\)"):
         interop.to_torch(*interop.from_torch(made("tanh")), into=made("relu"))
@@ -237,7 +234,7 @@ def test_safetensors_files(dtype, tmp_path):
     read = interop.from_torch(tmp_path / "model.safetensors", prefix="rnn.")
     assert read[0] == layer
     peers.equal(read[1], params)
-    with pytest.raises(ValueError, match="prefix='rnn.'"):
+    with pytest.raises(ValueError, match=r"prefix='rnn.'"):
         interop.from_torch(str(tmp_path / "model.safetensors"))
 
     path = interop.to_torch(layer, params, into=tmp_path / "written.safetensors", prefix="rnn.", bias=False)

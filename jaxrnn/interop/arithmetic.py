@@ -52,9 +52,9 @@ def unfold_biases(params: Mapping[str, Any]) -> tuple[Any, Any]:
     """The cell's bias on x, and for h zeros but for a GRU's ``recurrent_bias``."""
     bias = params["bias"]
     if "recurrent_bias" not in params:
-        return bias, bias * 0
-    rest = bias[: -params["recurrent_bias"].shape[0]]
-    return bias, join([rest * 0, params["recurrent_bias"]])
+        return bias, np.zeros(bias.shape, bias.dtype)
+    apart = params["recurrent_bias"]
+    return bias, join([np.zeros(bias.shape[0] - apart.shape[0], bias.dtype), apart])
 
 
 def zero_biases(cell: Any, kernel: Any) -> dict[str, Any]:
@@ -73,6 +73,13 @@ def check_zero(where: str, name: str, array: Any, why: str) -> None:
     if np.any(np.asarray(array)):
         largest = np.abs(np.asarray(array, "float64")).max()
         raise ValueError(f"{where}: {name} is not zero (up to {largest:.3g} in size), and {why}")
+
+
+def check_no_biases(where: str, params: Mapping[str, Any], whose: str) -> None:
+    """All biases are zero, where the module they go to has none."""
+    for name in ("bias", "recurrent_bias"):
+        if name in params:
+            check_zero(where, name, params[name], f"{whose} has none")
 
 
 def check_names(where: str, found: Iterable[str], expected: Iterable[str], hint: str = "") -> None:

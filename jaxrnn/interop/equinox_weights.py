@@ -11,7 +11,7 @@ from ..cells import GRU, LSTM
 from ..checks import describe
 from ..layers import stack
 from .arithmetic import check_dtypes, check_matrix, check_names, check_shapes, check_zero, on_device, zero_biases
-from .structure import BLOCKS, check_same, checked_take, put, summary
+from .structure import BLOCKS, cells_of, checked_take, put, summary
 
 KINDS = {"LSTMCell": LSTM, "GRUCell": GRU}
 NAMES = {"weight_ih": "input_kernel", "weight_hh": "recurrent_kernel", "bias": "bias", "bias_n": "recurrent_bias"}
@@ -34,10 +34,12 @@ def from_equinox(source: Any, layer: Any = None) -> Any:
         raise ValueError(f"{where}: an empty list of cells came")
     found = [cell for cell, _ in each]
     made = layer if layer is not None else found[0] if len(found) == 1 else stack(*found)
-    params = put(made, [own for _, own in each], where)
-    for cell, (other, _) in zip(found, checked_take(made, params, where), strict=True):
-        check_same(where, other, cell)
-    return made, params
+    for cell, other in zip(found, cells_of(made, where)):
+        if summary(cell) != summary(other):
+            raise ValueError(
+                f"{where}: the layer is {summary(made)}, but the arrays are those of {', '.join(map(summary, found))}"
+            )
+    return made, put(made, [own for _, own in each], where)
 
 
 def to_equinox(layer: Any, params: Any, *, into: Any = None) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from ..cells import GRU, LSTM
 from ..checks import describe
 from ..layers.compose import Bidirectional, Stack
@@ -151,7 +153,7 @@ def _read(where: str, cell: Any, tree: Mapping[str, Any]) -> dict[str, Any]:
         "bias": join([arrays[f"{name}.bias"] for name in layout.biased(cell)]),
     }
     if isinstance(cell, GRU):
-        params["recurrent_bias"] = arrays.get("hn.bias", params["bias"][: cell.hidden_size] * 0)
+        params["recurrent_bias"] = arrays.get("hn.bias", np.zeros(cell.hidden_size, params["bias"].dtype))
     return on_device(params)
 
 

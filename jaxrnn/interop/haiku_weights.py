@@ -25,7 +25,7 @@ LSTM_ORDER = (0, 2, 1, 3)  # i, g, f, o: the same exchange leads there and back
 GRU_ORDER = (1, 0, 2)  # z, r, a: likewise
 
 
-def from_haiku(params: Mapping[str, Mapping[str, Any]], layer: Any, *, names: str | Sequence[str] | None = None) -> Any:
+def from_haiku(params: Any, layer: Any, *, names: str | Sequence[str] | None = None) -> Any:
     """Haiku's parameters of recurrent cores as those of ``layer``.
 
     Haiku's modules live inside a transformed function and hold no weights, so there is no object to hand in: the parameters, a
@@ -46,7 +46,7 @@ def from_haiku(params: Mapping[str, Mapping[str, Any]], layer: Any, *, names: st
         ``(layer, params)``.
     """
     where = "from_haiku"
-    if not isinstance(params, Mapping):
+    if not isinstance(params, Mapping) or not all(isinstance(own, Mapping) for own in params.values()):
         raise TypeError(f"{where}: expected Haiku's params, a dict of dicts of arrays, but it is {describe(params)}")
     cells = cells_of(layer, where)
     places = _names(where, layer, cells, names)

@@ -12,8 +12,8 @@ from ..checks import describe
 from .arithmetic import (
     check_dtypes,
     check_matrix,
+    check_no_biases,
     check_shapes,
-    check_zero,
     fold_biases,
     on_device,
     reorder,
@@ -144,8 +144,7 @@ def _write(where: str, cell: Any, params: Mapping[str, Any], bias: bool) -> list
         two = isinstance(cell, GRU) and cell.reset_after
         arrays.append(np.stack([np.asarray(b) for b in unfold_biases(params)]) if two else params["bias"])
     else:
-        for name in ("bias", "recurrent_bias"):
-            check_zero(where, name, params.get(name, 0.0 * params["bias"]), "the Keras layer has none")
+        check_no_biases(where, params, "the Keras layer")
     arrays = [_turned(cell, np.asarray(array)) for array in arrays]
     check_dtypes(where, dict(zip(NAMES, arrays)))
     return arrays

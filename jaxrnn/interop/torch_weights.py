@@ -11,7 +11,7 @@ import numpy as np
 
 from ..checks import describe
 from . import safetensors_file
-from .arithmetic import check_dtypes, check_shapes, check_zero, fold_biases, on_device, unfold_biases, zero_biases
+from .arithmetic import check_dtypes, check_no_biases, check_shapes, fold_biases, on_device, unfold_biases, zero_biases
 from .structure import cells_of, check_same, checked_take, forward_size, put, put_carry, summary, take_carry
 from .torch_spec import Spec, spec_of_arrays, spec_of_layer
 
@@ -175,6 +175,8 @@ def _plain(where: str, name: str, value: Any) -> Any:
     if getattr(value, "is_meta", False):
         raise TypeError(f"{where}: {name} is on torch's meta device and holds no values: load the weights first")
     tensor, dtype = value.detach().cpu(), str(value.dtype).removeprefix("torch.")
+    if dtype.startswith("float8"):
+        raise TypeError(f"{where}: {name} is {dtype}, whose scales stand elsewhere: take the weights from before quantisation")
     return tensor.float().numpy().astype(jnp.bfloat16) if dtype == "bfloat16" else tensor.numpy()
 
 
@@ -195,8 +197,7 @@ def _write(where: str, spec: Spec, params: Mapping[str, Any], suffix: str) -> di
     """One cell's tensors."""
     bias, recurrent_bias = unfold_biases(params)
     if not spec.bias:
-        for name in ("bias", "recurrent_bias"):
-            check_zero(where, name, params.get(name, 0.0 * bias), "the torch module has none")
+        check_no_biases(where, params, "the torch module")
     own = {
         "weight_ih": params["input_kernel"].T,
         "weight_hh": params["recurrent_kernel"].T,

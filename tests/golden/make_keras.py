@@ -1,6 +1,6 @@
 """Write keras.json: reference values and gradients of Keras's recurrent layers, in float32 (Keras 3 on JAX computes no other).
 
-For each case the file holds the flat list of weights as of `get_weights()`, a ragged batch ``x (T, B, D)`` with its lengths, the
+For each case the file holds the flat list of weights as of `get_weights()`, a ragged batch ``x (T, B, D)``, its lengths, the
 outputs ``y`` (zero in the padding), the last states, one random cotangent for each of these, and the gradients with respect to
 x and to the weights. The file in the repository was written with Keras 3.15.1 and jax 0.10.2. To write it again:
 
