@@ -145,6 +145,8 @@ def test_a_sequential_model_and_other_options(keras):
 
 def test_what_computes_something_else_is_refused(keras):
     layers = keras.layers
+    own_tanh = lambda x: 1.7 * jnp.tanh(x)  # noqa: E731
+    own_tanh.__name__ = "tanh"
 
     def refused(match, layer, error=ValueError, build=True):
         if build:
@@ -154,6 +156,7 @@ def test_what_computes_something_else_is_refused(keras):
 
     refused("has no weights yet: build it", layers.LSTM(H), build=False)
     refused("activation relu and the recurrent activation sigmoid; jaxrnn's LSTM has tanh", layers.LSTM(H, activation="relu"))
+    refused("activation <function", layers.LSTM(H, activation=own_tanh))
     refused("recurrent activation hard_sigmoid", layers.GRU(H, recurrent_activation="hard_sigmoid"))
     refused("activation gelu.*Elman has one of tanh, relu, sigmoid", layers.SimpleRNN(H, activation="gelu"))
     refused(r"go_backwards=True.*unroll\(..., reverse=True\)", layers.LSTM(H, go_backwards=True))

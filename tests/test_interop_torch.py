@@ -161,6 +161,19 @@ def test_the_dtype_is_kept(dtype):
     assert carry.dtype == layer.initial_carry(params, (2,)).dtype == jnp.float32
 
 
+def test_no_memory_is_shared():
+    """torch goes on training in place, and what was converted stays as it was."""
+    module, state = made("gru"), torch.randn(1, 64, H)
+    layer, params = interop.from_torch(module)
+    carry = interop.carry_from_torch(layer, state)
+    before = jax.tree.map(np.array, (params, carry))
+    with torch.no_grad():
+        for tensor in (*module.parameters(), state):
+            tensor += 1
+    peers.equal((params, carry), before)
+    assert all(value.flags.writeable for value in interop.to_torch(layer, params).values())
+
+
 def test_inside_a_larger_model():
     model = nn.ModuleDict({"embed": nn.Embedding(5, 3), "encoder": nn.ModuleDict({"rnn": made("lstm", 2, True)})})
     expected = interop.from_torch(model["encoder"]["rnn"])

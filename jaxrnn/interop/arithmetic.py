@@ -132,6 +132,11 @@ def check_dtypes(where: str, arrays: Mapping[str, Any]) -> None:
         )
 
 
+def own_copy(value: Any) -> Any:
+    """A JAX array that shares no memory with NumPy's, which another library may go on writing to."""
+    return jnp.array(value) if isinstance(value, np.ndarray) else jnp.asarray(value)
+
+
 def on_device(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Every entry as a JAX array."""
-    return {name: jnp.asarray(value) for name, value in params.items()}
+    """Every entry as a JAX array of its own."""
+    return {name: own_copy(value) for name, value in params.items()}

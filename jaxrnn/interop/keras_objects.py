@@ -94,8 +94,8 @@ def _cell(where: str, kind: str, source: Any) -> Any:
             f"{where}: {source.name} holds {source.variable_dtype} and computes in {source.compute_dtype}; jaxrnn computes "
             f"in the dtype of the parameters: {REPAIR}, cast to one"
         )
-    activation = getattr(source.activation, "__name__", repr(source.activation))
-    gate = getattr(getattr(source, "recurrent_activation", None), "__name__", "sigmoid")
+    activation = _name(source.activation)
+    gate = _name(source.recurrent_activation) if hasattr(source, "recurrent_activation") else "sigmoid"
     allowed = ACTIVATIONS if kind == "SimpleRNN" else ("tanh",)
     if activation not in allowed or gate != "sigmoid":
         ours = "one of tanh, relu, sigmoid" if kind == "SimpleRNN" else "tanh, and sigmoid for its gates"
@@ -106,3 +106,9 @@ def _cell(where: str, kind: str, source: Any) -> Any:
     if kind == "SimpleRNN":
         return Elman(source.units, activation=ACTIVATIONS[activation])
     return GRU(source.units, reset_after=bool(source.reset_after)) if kind == "GRU" else LSTM(source.units)
+
+
+def _name(function: Any) -> str:
+    """The name of one of Keras's own functions; anybody else may call anything tanh."""
+    own = getattr(function, "__module__", "").startswith("keras.")
+    return function.__name__ if own and hasattr(function, "__name__") else repr(function)

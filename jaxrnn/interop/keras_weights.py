@@ -145,7 +145,7 @@ def _write(where: str, cell: Any, params: Mapping[str, Any], bias: bool) -> list
         arrays.append(np.stack([np.asarray(b) for b in unfold_biases(params)]) if two else params["bias"])
     else:
         check_no_biases(where, params, "the Keras layer")
-    arrays = [_turned(cell, np.asarray(array)) for array in arrays]
+    arrays = [_turned(cell, np.array(array)) for array in arrays]
     check_dtypes(where, dict(zip(NAMES, arrays)))
     return arrays
 

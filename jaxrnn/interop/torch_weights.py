@@ -11,7 +11,16 @@ import numpy as np
 
 from ..checks import describe
 from . import safetensors_file
-from .arithmetic import check_dtypes, check_no_biases, check_shapes, fold_biases, on_device, unfold_biases, zero_biases
+from .arithmetic import (
+    check_dtypes,
+    check_no_biases,
+    check_shapes,
+    fold_biases,
+    on_device,
+    own_copy,
+    unfold_biases,
+    zero_biases,
+)
 from .structure import cells_of, check_same, checked_take, forward_size, put, put_carry, summary, take_carry
 from .torch_spec import Spec, spec_of_arrays, spec_of_layer
 
@@ -72,8 +81,8 @@ def to_torch(
     Args:
         layer: `Elman` (tanh or relu), `LSTM` (with a projection too) or `GRU` (reset after), equal `bidirectional` ones, and
             equal stacks of these, with equal dropout between or none.
-        into: nothing: return a dict of NumPy arrays, a state_dict's but for ``torch.from_numpy``. A torch module of the same
-            sizes: load them, return the module. A path: write a new safetensors file, return the path.
+        into: nothing: return a dict of NumPy arrays, a state_dict's but for ``torch.from_numpy`` (which knows no bfloat16). A
+            torch module of the same sizes: load them, return the module. A path: write a new safetensors file, return it.
         prefix: put before every name of the dict or of the file.
         bias: False leaves both biases out, which must then be zero (a module says it itself).
         cell: name them as those of nn.LSTMCell and its like, without ``_l0``.
@@ -92,7 +101,7 @@ def to_torch(
     spec = spec_of_layer(where, layer, bias is not False, not cell)
     arrays: dict[str, Any] = {}
     for suffix, (_, own) in zip(spec.suffixes(), checked_take(layer, params, where), strict=True):
-        arrays |= {name: np.asarray(value) for name, value in _write(where, spec, own, suffix).items()}
+        arrays |= {name: np.array(value) for name, value in _write(where, spec, own, suffix).items()}
     check_dtypes(where, arrays)
     if module is not None:
         return _load(where, module, layer, arrays)
@@ -118,7 +127,7 @@ def carry_from_torch(layer: Any, state: Any) -> Any:
     batch = tuple(arrays[0].shape[1:-1])
     expected = {name: (len(cells), *batch, size) for name, size in zip("hc", _parts(cells))}
     check_shapes(where, dict(zip("hc", arrays)), expected, "The first axis counts layers times directions")
-    return put_carry(layer, zip(*(list(map(jnp.asarray, array)) for array in arrays), strict=True))
+    return put_carry(layer, zip(*(list(own_copy(array)) for array in arrays), strict=True))
 
 
 def carry_to_torch(layer: Any, carry: Any) -> Any:
