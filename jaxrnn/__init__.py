@@ -1,6 +1,7 @@
 """jaxrnn: a functional toolkit for recurrent networks in JAX."""
 
 from . import initializers as initializers
+from . import interop as interop
 from .artbp import ARTBP as ARTBP
 from .beam import Beams as Beams
 from .beam import beam_search as beam_search

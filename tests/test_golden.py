@@ -1,4 +1,4 @@
-"""jaxrnn against the values and gradients of PyTorch kept in golden/torch.json (see golden/make_torch.py)."""
+"""jaxrnn against values and gradients of PyTorch, Keras and Haiku kept in golden/ by its scripts, through jaxrnn.interop."""
 
 import json
 from functools import partial
@@ -10,55 +10,37 @@ import numpy as np
 import pytest
 
 import jaxrnn
+from jaxrnn import interop
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "torch.json").read_text())
+TORCH, KERAS, HAIKU = (
+    json.loads((Path(__file__).parent / "golden" / f"{name}.json").read_text()) for name in ("torch", "keras", "haiku")
+)
+# Values, and gradients relative to the largest entry.
+TOLERANCES = {"float64": (1e-12, 1e-12), "float32": (1e-6, 1e-5)}
 
-TWO_WAY_LSTM = jaxrnn.bidirectional(jaxrnn.LSTM(2))
-LAYERS = {
-    "rnn_tanh": jaxrnn.Elman(3, activation=jnp.tanh),
-    "rnn_relu": jaxrnn.Elman(3, activation=jax.nn.relu),
+TWO_WAY_LSTM, TWO_WAY_GRU = jaxrnn.bidirectional(jaxrnn.LSTM(2)), jaxrnn.bidirectional(jaxrnn.GRU(2))
+RELU = jaxrnn.Elman(3, activation=jax.nn.relu)
+TORCH_LAYERS = {
+    "rnn_tanh": jaxrnn.Elman(3),
+    "rnn_relu": RELU,
     "lstm": jaxrnn.LSTM(3),
     "lstm_projected": jaxrnn.LSTM(4, projection_size=2),
     "gru": jaxrnn.GRU(3),
     "lstm_two_layers_bidirectional": jaxrnn.stack(TWO_WAY_LSTM, TWO_WAY_LSTM),
 }
-# For values, and for gradients.
-TOLERANCES = {"float64": (1e-12, 1e-12), "float32": (1e-6, 1e-5)}
-
-
-def cell_from_torch(tensors, suffix, fold):
-    """The tensors of one torch cell as jaxrnn's params.
-
-    Torch has two biases per gate. Where they are simply added jaxrnn has one: for weights it is their sum (`fold`);
-    for gradients it is either of them, as they are equal.
-    """
-    bias, recurrent_bias = tensors[f"bias_ih_{suffix}"], tensors[f"bias_hh_{suffix}"]
-    params = {"input_kernel": tensors[f"weight_ih_{suffix}"].T, "recurrent_kernel": tensors[f"weight_hh_{suffix}"].T}
-    if f"weight_hr_{suffix}" in tensors:
-        params["projection_kernel"] = tensors[f"weight_hr_{suffix}"].T
-    hidden_size = params["recurrent_kernel"].shape[0]
-    if bias.size == 3 * hidden_size:  # a GRU, whose candidate keeps a bias of its own inside the reset gate
-        params["recurrent_bias"] = recurrent_bias[-hidden_size:]
-        recurrent_bias = np.concatenate([recurrent_bias[:-hidden_size], np.zeros(hidden_size)])
-    return params | {"bias": bias + recurrent_bias if fold else bias}
-
-
-def from_torch_layout(tensors, fold=True):
-    """A torch state_dict, or the gradients with respect to it, as jaxrnn's params."""
-    if "weight_ih_l1" not in tensors:
-        return cell_from_torch(tensors, "l0", fold)
-    return {
-        f"layer_{layer}": {
-            "forward": cell_from_torch(tensors, f"l{layer}", fold),
-            "backward": cell_from_torch(tensors, f"l{layer}_reverse", fold),
-        }
-        for layer in range(2)
-    }
-
-
-def carry_leaves(*states):
-    """Torch's h, or h and c, with layers and directions on their first axis, as the leaves of a jaxrnn carry."""
-    return [array for state in zip(*states) for array in state]
+KERAS_LAYERS = {
+    "simple_rnn": jaxrnn.Elman(3),
+    "lstm": jaxrnn.LSTM(3),
+    "gru": jaxrnn.GRU(3),
+    "gru_reset_before": jaxrnn.GRU(3, reset_after=False),
+    "gru_two_layers_bidirectional": jaxrnn.stack(TWO_WAY_GRU, TWO_WAY_GRU),
+}
+HAIKU_LAYERS = {
+    "vanilla_rnn": RELU,
+    "lstm": jaxrnn.LSTM(3),
+    "gru": jaxrnn.GRU(3, reset_after=False),
+    "lstm_on_gru": jaxrnn.stack(jaxrnn.GRU(2, reset_after=False), jaxrnn.LSTM(2)),
+}
 
 
 def assert_close(actual, expected, tolerance, dtype, relative_to_largest=False):
@@ -69,33 +51,85 @@ def assert_close(actual, expected, tolerance, dtype, relative_to_largest=False):
         np.testing.assert_allclose(array, reference, rtol=tolerance, atol=tolerance * scale)
 
 
+def arrays(tree):
+    """Numbers as arrays, in Keras's flat list or in Haiku's dict of dicts."""
+    if isinstance(tree, dict):
+        return {module: {name: np.array(numbers) for name, numbers in own.items()} for module, own in tree.items()}
+    return [np.array(numbers) for numbers in tree]
+
+
 @pytest.mark.parametrize("dtype", TOLERANCES)
-@pytest.mark.parametrize("case", LAYERS)
+@pytest.mark.parametrize("case", TORCH_LAYERS)
 def test_values_and_gradients_match_torch(case, dtype):
-    golden = {group: {name: np.array(numbers) for name, numbers in tensors.items()} for group, tensors in GOLDEN[case].items()}
+    """The gradients with respect to torch's own weights: back through the conversion."""
+    golden = {group: {name: np.array(numbers) for name, numbers in tensors.items()} for group, tensors in TORCH[case].items()}
     x, *initial_states = golden["inputs"].values()
     y, *final_states = golden["outputs"].values()
     y_cotangent, *state_cotangents = golden["cotangents"].values()
     x_gradient = golden["gradients"].pop("x")
     state_gradients = [golden["gradients"].pop(name) for name in ("h0", "c0") if name in golden["gradients"]]
     value_tolerance, gradient_tolerance = TOLERANCES[dtype]
-    layer = LAYERS[case]
+    nonlinearity = case.removeprefix("rnn_") if case.startswith("rnn") else None
+    convert = partial(interop.from_torch, nonlinearity=nonlinearity)
+    together = lambda states: tuple(states) if len(states) == 2 else states[0]  # noqa: E731
 
     # The matmul precision matters on GPU, where float32 would otherwise be multiplied as TF32.
     with jax.enable_x64(dtype == "float64"), jax.default_matmul_precision("highest"):
         to_jax = partial(jax.tree.map, partial(jnp.asarray, dtype=dtype))
-        params = to_jax(from_torch_layout(golden["state_dict"]))
-        carry_structure = jax.tree.structure(layer.initial_carry(params, x.shape[1:-1]))
-        carry = jax.tree.unflatten(carry_structure, to_jax(carry_leaves(*initial_states)))
-        carry_cotangent = jax.tree.unflatten(carry_structure, to_jax(carry_leaves(*state_cotangents)))
+        weights = to_jax(golden["state_dict"])
+        layer = convert(weights)[0]
+        assert layer == TORCH_LAYERS[case]
+        carry = interop.carry_from_torch(layer, together(to_jax(initial_states)))
+        carry_cotangent = interop.carry_from_torch(layer, together(to_jax(state_cotangents)))
+        run = lambda weights, x, carry: jaxrnn.unroll(layer, convert(weights)[1], x, carry)  # noqa: E731
+        (last, ys), pullback = jax.vjp(run, weights, to_jax(x), carry)
+        weight_gradients, actual_x_gradient, carry_gradient = pullback((carry_cotangent, to_jax(y_cotangent)))
 
-        outputs, pullback = jax.vjp(partial(jaxrnn.unroll, layer), params, to_jax(x), carry)
-        param_gradients, actual_x_gradient, carry_gradient = pullback((carry_cotangent, to_jax(y_cotangent)))
+        assert_close([interop.carry_to_torch(layer, last), ys], [*final_states, y], value_tolerance, dtype)
+        assert_close(actual_x_gradient, x_gradient, gradient_tolerance, dtype, relative_to_largest=True)
+        if golden["gradients"]:  # the largest case has only the gradient of x, to keep the file small
+            assert_close(weight_gradients, golden["gradients"], gradient_tolerance, dtype, relative_to_largest=True)
+            actual = interop.carry_to_torch(layer, carry_gradient)
+            assert_close(actual, state_gradients, gradient_tolerance, dtype, relative_to_largest=True)
+        returned = interop.to_torch(layer, convert(weights)[1])
+        for name, value in interop.to_torch(*convert(returned)).items():
+            np.testing.assert_array_equal(value, returned[name])
 
-    assert_close(outputs, [*carry_leaves(*final_states), y], value_tolerance, dtype)
-    assert_close(actual_x_gradient, x_gradient, gradient_tolerance, dtype, relative_to_largest=True)
-    if golden["gradients"]:  # the largest case has only the gradient of x, to keep the file small
-        expected = from_torch_layout(golden["gradients"], fold=False)
-        assert_close(param_gradients, expected, gradient_tolerance, dtype, relative_to_largest=True)
-        expected = carry_leaves(*state_gradients)
-        assert_close(carry_gradient, expected, gradient_tolerance, dtype, relative_to_largest=True)
+
+def check(golden, convert, write, dtype):
+    """A case of golden/common.py, in the layout of the other library; then there and back."""
+    expected_y, expected_x_gradient = np.array(golden["y"]), np.array(golden["gradients"]["x"])
+    value_tolerance, gradient_tolerance = TOLERANCES[dtype]
+    with jax.enable_x64(dtype == "float64"), jax.default_matmul_precision("highest"):
+        to_jax = partial(jax.tree.map, partial(jnp.asarray, dtype=dtype))
+        weights, x = to_jax(arrays(golden["weights"])), to_jax(np.array(golden["x"]))
+        mask = jaxrnn.mask_from_lengths(jnp.asarray(golden["lengths"]), x.shape[0])
+        layer = convert(weights)[0]
+
+        def run(weights, x):
+            carry, ys = jaxrnn.unroll(layer, convert(weights)[1], x, mask=mask)
+            return ys, jax.tree.leaves(carry)
+
+        (ys, states), pullback = jax.vjp(run, weights, x)
+        y_cotangent, *state_cotangents = to_jax(arrays(golden["cotangents"]))
+        gradients = pullback((y_cotangent, state_cotangents))
+        assert_close([ys, states], [expected_y, arrays(golden["states"])], value_tolerance, dtype)
+        expected = arrays(golden["gradients"]["weights"]), expected_x_gradient
+        assert_close(gradients, expected, gradient_tolerance, dtype, relative_to_largest=True)
+
+        params = convert(weights)[1]
+        again = convert(jax.tree.map(jnp.asarray, write(layer, params)))[1]
+        assert_close(again, jax.tree.map(np.asarray, params), value_tolerance, dtype)
+
+
+@pytest.mark.parametrize("case", KERAS_LAYERS)
+def test_values_and_gradients_match_keras(case):
+    check(KERAS[case], lambda weights: interop.from_keras(weights, KERAS_LAYERS[case]), interop.to_keras, "float32")
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("case", HAIKU_LAYERS)
+def test_values_and_gradients_match_haiku(case, dtype):
+    names = ["gru", "lstm"] if case == "lstm_on_gru" else None
+    convert = partial(interop.from_haiku, layer=HAIKU_LAYERS[case], names=names)
+    check(HAIKU[case], convert, partial(interop.to_haiku, names=names), dtype)

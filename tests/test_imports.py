@@ -39,6 +39,7 @@ HELPED_BY_EXTRAS = {
     "sentencepiece",
     "babel",
     "onnx",
+    "safetensors",
 }  # imported only inside the function that needs it
 names = [str(path.relative_to(ROOT)) for path in FILES]
 

@@ -1,3 +1,19 @@
-"""Weights to and from other libraries."""
+"""Weights from other libraries and back. None of them is imported: an object handed in brings its own.
 
+``from_x(...) -> (layer, params)``; ``to_x(layer, params)`` gives plain arrays in the other library's layout, and with
+``into=`` loads them into an object of its. `to_onnx` writes a model for production.
+"""
+
+from .equinox_weights import from_equinox as from_equinox
+from .equinox_weights import to_equinox as to_equinox
+from .flax_weights import from_flax as from_flax
+from .flax_weights import to_flax as to_flax
+from .haiku_weights import from_haiku as from_haiku
+from .haiku_weights import to_haiku as to_haiku
+from .keras_weights import from_keras as from_keras
+from .keras_weights import to_keras as to_keras
 from .onnx import to_onnx as to_onnx
+from .torch_weights import carry_from_torch as carry_from_torch
+from .torch_weights import carry_to_torch as carry_to_torch
+from .torch_weights import from_torch as from_torch
+from .torch_weights import to_torch as to_torch

@@ -9,14 +9,14 @@ Everything drawn at random is rounded to three decimals to keep the file readabl
 The file in the repository was written with torch 2.13.0 (CPU). To write it again:
 
     python -m venv torchvenv
-    torchvenv/bin/pip install torch==2.13.0 numpy
+    torchvenv/bin/pip install torch==2.13.0 jax numpy
     torchvenv/bin/python tests/golden/make_torch.py
 """
 
-import json
 from pathlib import Path
 
 import torch
+from common import to_json
 from torch import nn
 
 SEED = 6  # with this one, each unit of the relu case is on for some steps and off for others
@@ -59,15 +59,6 @@ def golden(module_class, steps, input_size, hidden_size, weight_gradients=True, 
         "cotangents": cotangents,
         "gradients": dict(zip(sources, gradients)),
     }
-
-
-def to_json(value, indent=""):
-    """JSON with one line per tensor (`json.dumps` would give either one line in all or one per number)."""
-    if not isinstance(value, dict):
-        return json.dumps(value.tolist() if isinstance(value, torch.Tensor) else value)
-    inner = indent + " "
-    items = (f"{inner}{json.dumps(key)}: {to_json(item, inner)}" for key, item in value.items())
-    return "{\n" + ",\n".join(items) + f"\n{indent}}}"
 
 
 def main():

@@ -1,0 +1,235 @@
+"""Weights from PyTorch and back: nn.RNN, LSTM, GRU and their Cells, and states."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from ..checks import describe
+from . import safetensors_file
+from .arithmetic import (
+    check_dtypes,
+    check_no_biases,
+    check_shapes,
+    fold_biases,
+    on_device,
+    own_copy,
+    unfold_biases,
+    zero_biases,
+)
+from .structure import cells_of, check_same, checked_take, forward_size, put, put_carry, summary, take_carry
+from .torch_spec import Spec, spec_of_arrays, spec_of_layer
+
+MODULES = ("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell")
+
+
+def from_torch(source: Any, *, prefix: str = "", nonlinearity: str | None = None, dropout: float | None = None) -> Any:
+    """The weights of a torch RNN, LSTM or GRU, or of one of their Cells, as a jaxrnn layer and its parameters.
+
+    Kernels are transposed, the two biases of a gate are added (a GRU's candidate keeps both: `GRU`'s ``recurrent_bias``); a
+    module without biases gets zeros. Layers become a `stack`, directions a `bidirectional`, torch's dropout between layers
+    `dropout`, also out of a module in eval mode: `inference(layer)` draws nothing. Sequences are ``(T, *B, D)`` whatever
+    ``batch_first`` says. The dtype is kept; half precision converts exactly, but what is computed from it differs from
+    torch's in rounding, since c and a GRU's h are summed in float32.
+
+    Args:
+        source: the module; or its state_dict, of tensors or of plain arrays (traced ones too, so the conversion
+            differentiates); or the path of a safetensors file (package ``safetensors``).
+        prefix: where in a larger model the module stands: what comes before ``weight_ih_l0``, such as ``"encoder."``.
+        nonlinearity: ``"tanh"`` or ``"relu"``: that of an nn.RNN, which its weights do not tell; demanded for them alone.
+        dropout: between layers; weights do not tell it, a module does. Default 0.
+
+    Returns:
+        ``(layer, params)``.
+
+    Raises:
+        ValueError: missing, unexpected, wrongly shaped weights. TypeError: quantised weights, mixed dtypes, float64 without
+            ``jax_enable_x64``, an object that is none of these.
+    """
+    where = "from_torch"
+    if hasattr(source, "state_dict"):
+        module = source.get_submodule(prefix.rstrip(".")) if prefix else source
+        if nonlinearity is not None or dropout is not None:
+            raise ValueError(f"{where}: the module itself says its nonlinearity and dropout: leave them out")
+        _check_module(where, module)
+        arrays, noted = dict(module.state_dict()), ""
+        nonlinearity, dropout = getattr(module, "nonlinearity", None), getattr(module, "dropout", 0.0)
+    elif isinstance(source, (str, os.PathLike)):
+        arrays, noted = _under(prefix, safetensors_file.read(source, prefix))
+    elif isinstance(source, Mapping):
+        arrays, noted = _under(prefix, source)
+    else:
+        raise TypeError(
+            f"{where}: a torch module, a state_dict or the path of a safetensors file, but it is {describe(source)}"
+        )
+    arrays = {name: _plain(where, name, value) for name, value in arrays.items()}
+    spec = spec_of_arrays(where, arrays, nonlinearity, dropout or 0.0, noted)
+    check_dtypes(where, arrays)
+    check_shapes(where, arrays, spec.shapes(arrays[f"weight_ih{spec.suffixes()[0]}"].shape[1]))
+    return spec.layer(), put(spec.layer(), [_read(spec, arrays, suffix) for suffix in spec.suffixes()], where)
+
+
+def to_torch(
+    layer: Any, params: Any, *, into: Any = None, prefix: str = "", bias: bool | None = None, cell: bool = False
+) -> Any:
+    """The parameters of a layer in torch's layout: the inverse of `from_torch`.
+
+    Args:
+        layer: `Elman` (tanh or relu), `LSTM` (with a projection too) or `GRU` (reset after), equal `bidirectional` ones, and
+            equal stacks of these, with equal dropout between or none.
+        into: nothing: return a dict of NumPy arrays, a state_dict's but for ``torch.from_numpy`` (which knows no bfloat16). A
+            torch module of the same sizes: load them, return the module. A path: write a new safetensors file, return it.
+        prefix: put before every name of the dict or of the file.
+        bias: False leaves both biases out, which must then be zero (a module says it itself).
+        cell: name them as those of nn.LSTMCell and its like, without ``_l0``.
+
+    The bias goes to ``bias_ih``; ``bias_hh`` is zero but for what a GRU has apart.
+    """
+    where = "to_torch"
+    module = into if hasattr(into, "state_dict") else None
+    if module is not None:
+        _check_module(where, module)
+        if prefix or cell or bias is not None:
+            raise ValueError(f"{where}: the module to load says its names itself: leave out prefix, bias and cell")
+        bias, cell = module.bias, not hasattr(module, "num_layers")
+    elif into is not None and not isinstance(into, (str, os.PathLike)):
+        raise TypeError(f"{where}: into must be a torch module or the path of a new file, but it is {describe(into)}")
+    spec = spec_of_layer(where, layer, bias is not False, not cell)
+    arrays: dict[str, Any] = {}
+    for suffix, (_, own) in zip(spec.suffixes(), checked_take(layer, params, where), strict=True):
+        arrays |= {name: np.array(value) for name, value in _write(where, spec, own, suffix).items()}
+    check_dtypes(where, arrays)
+    if module is not None:
+        return _load(where, module, layer, arrays)
+    arrays = {prefix + name: value for name, value in arrays.items()}
+    if into is None:
+        return arrays
+    safetensors_file.write(into, arrays)
+    return into
+
+
+def carry_from_torch(layer: Any, state: Any) -> Any:
+    """torch's h, or ``(h, c)`` of an LSTM, each ``(layers x directions, *B, H)``, as the carry of ``layer``.
+
+    Of a torch Cell, add the first axis: ``h[None]``. Under half precision what accumulates becomes float32, exactly.
+    """
+    where, cells = "carry_from_torch", cells_of(layer, "carry_from_torch")
+    pair = len(_parts(cells)) == 2
+    if isinstance(state, (tuple, list)) != pair or (pair and len(state) != 2):
+        wanted, came = ("the pair (h, c)" if pair else "h alone"), describe(state)
+        raise TypeError(f"{where}: {summary(layer)} needs {wanted}, as the torch module gives it, but got {came}")
+    arrays = [_plain(where, name, value) for name, value in zip("hc", state if pair else [state])]
+    check_dtypes(where, dict(zip("hc", arrays)))
+    batch = tuple(arrays[0].shape[1:-1])
+    expected = {name: (len(cells), *batch, size) for name, size in zip("hc", _parts(cells))}
+    check_shapes(where, dict(zip("hc", arrays)), expected, "The first axis counts layers times directions")
+    return put_carry(layer, zip(*(list(own_copy(array)) for array in arrays), strict=True))
+
+
+def carry_to_torch(layer: Any, carry: Any) -> Any:
+    """A carry of ``layer`` as torch's h or ``(h, c)``, NumPy arrays ``(layers x directions, *B, H)``, in the carry's dtypes."""
+    _parts(cells_of(layer, "carry_to_torch"))
+    states = [np.stack([np.asarray(part) for part in parts]) for parts in zip(*take_carry(layer, carry), strict=True)]
+    return tuple(states) if len(states) == 2 else states[0]
+
+
+def _parts(cells: list[Any]) -> list[int]:
+    """The sizes of h, or of h and c, which must be those of every cell."""
+    sizes = {(type(cell), cell.hidden_size, forward_size(cell)) for cell in cells}
+    if len(sizes) != 1:
+        raise ValueError(f"torch's states are of equal cells, but these are {', '.join(map(summary, cells)) or 'none'}")
+    ((kind, hidden, outputs),) = sizes
+    return [outputs, hidden] if kind.__name__ == "LSTM" else [outputs]
+
+
+def _check_module(where: str, module: Any) -> None:
+    """One of torch's own six, unquantised and without parametrisations."""
+    kind = type(module)
+    if "quantiz" in kind.__module__:
+        raise TypeError(
+            f"{where}: {kind.__module__}.{kind.__name__} is quantised: its integers do not convert, use the float module"
+        )
+    if kind.__name__.startswith("Parametrized"):
+        raise TypeError(
+            f"{where}: the module is parametrised (weight_norm or the like): torch.nn.utils.parametrize.remove_parametrizations"
+            "(module, name) first"
+        )
+    if kind.__name__ not in MODULES or not kind.__module__.startswith("torch.nn."):
+        raise TypeError(
+            f"{where}: expected one of torch.nn.{', '.join(MODULES)}, but it is {kind.__module__}.{kind.__name__}: name the "
+            "one inside it (with prefix, or as model.encoder), or, of a class of your own that computes the same, pass "
+            "state_dict()"
+        )
+
+
+def _under(prefix: str, source: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """What stands under ``prefix`` (its dot may be left out), and a note for errors of where recurrent weights are."""
+    if prefix and not any(name.startswith(f"{prefix}weight_") for name in source):
+        prefix = prefix if prefix.endswith(".") else f"{prefix}."
+    places = {name[: name.index("weight_ih")] for name in source if "weight_ih" in name} - {prefix}
+    noted = f". Recurrent weights also stand under prefix={', '.join(map(repr, sorted(places)))}" if places else ""
+    return {name.removeprefix(prefix): value for name, value in source.items() if name.startswith(prefix)}, noted
+
+
+def _plain(where: str, name: str, value: Any) -> Any:
+    """A tensor as NumPy's; arrays as they are. torch itself is not imported: its tensors bring all that is needed."""
+    if not hasattr(value, "detach"):
+        return value
+    if getattr(value, "is_quantized", False):
+        raise TypeError(f"{where}: {name} is quantised ({value.dtype}): take the weights from before quantisation")
+    if getattr(value, "is_meta", False):
+        raise TypeError(f"{where}: {name} is on torch's meta device and holds no values: load the weights first")
+    tensor, dtype = value.detach().cpu(), str(value.dtype).removeprefix("torch.")
+    if dtype.startswith("float8"):
+        raise TypeError(f"{where}: {name} is {dtype}, whose scales stand elsewhere: take the weights from before quantisation")
+    return tensor.float().numpy().astype(jnp.bfloat16) if dtype == "bfloat16" else tensor.numpy()
+
+
+def _read(spec: Spec, arrays: Mapping[str, Any], suffix: str) -> dict[str, Any]:
+    """One cell's parameters."""
+    own = {name.removesuffix(suffix): arrays[name] for name in spec.names(suffix)}
+    params = {"input_kernel": own["weight_ih"].T, "recurrent_kernel": own["weight_hh"].T}
+    if spec.bias:
+        params |= fold_biases(spec.cell, own["bias_ih"], own["bias_hh"])
+    else:
+        params |= zero_biases(spec.cell, params["recurrent_kernel"])
+    if "weight_hr" in own:
+        params["projection_kernel"] = own["weight_hr"].T
+    return on_device(params)
+
+
+def _write(where: str, spec: Spec, params: Mapping[str, Any], suffix: str) -> dict[str, Any]:
+    """One cell's tensors."""
+    bias, recurrent_bias = unfold_biases(params)
+    if not spec.bias:
+        check_no_biases(where, params, "the torch module")
+    own = {
+        "weight_ih": params["input_kernel"].T,
+        "weight_hh": params["recurrent_kernel"].T,
+        "bias_ih": bias,
+        "bias_hh": recurrent_bias,
+        "weight_hr": params.get("projection_kernel", bias).T,
+    }
+    return {name: own[name.removesuffix(suffix)] for name in spec.names(suffix)}
+
+
+def _load(where: str, module: Any, layer: Any, arrays: Mapping[str, Any]) -> Any:
+    """``module`` with these weights, if it is the layer's like in kind, sizes and dtype."""
+    state = module.state_dict()
+    rate = getattr(module, "dropout", 0.0)
+    found = spec_of_arrays(where, state, getattr(module, "nonlinearity", None), rate)
+    check_same(where, layer, found.layer())
+    check_shapes(
+        where, arrays, {name: tuple(value.shape) for name, value in state.items()}, "The module's are the expected ones"
+    )
+    for name, value in arrays.items():
+        dtype = str(state[name].dtype).removeprefix("torch.")
+        if dtype != str(value.dtype):
+            raise TypeError(f"{where}: the module is {dtype}, but the parameters are {value.dtype} ({name}): cast one of them")
+    wide = {name: value.astype("float32") if value.dtype == jnp.bfloat16 else value for name, value in arrays.items()}
+    module.load_state_dict({name: state[name].new_tensor(value) for name, value in wide.items()})
+    return module
