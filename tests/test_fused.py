@@ -72,6 +72,46 @@ def test_batch_axes_and_short_sequences(batch, steps, x64):
     assert_same_outcome(walked(cell, TPU)(*inputs), walked(cell, Scan(residuals="all"))(*inputs))
 
 
+@dataclasses.dataclass(frozen=True)
+class Tied(jaxrnn.Cell):
+    """One matrix both ways, a constant of the step's own, flags made in the step, and H equal to the batch."""
+
+    hidden_size: int
+
+    def init(self, key, input_size):
+        return {"kernel": jax.random.normal(key, (self.hidden_size, self.hidden_size))}
+
+    def project(self, params, x):
+        return x[..., :1]
+
+    def step(self, params, carry, z):
+        h = jnp.tanh(carry @ params["kernel"] + jnp.where(z > 0, z, jnp.asarray(0.5, z.dtype)))
+        weights = jnp.asarray(np.linspace(0, 1, self.hidden_size), h.dtype).reshape((1,) * (h.ndim - 1) + (-1,))
+        return weights * (h @ params["kernel"].T) + (1 - weights) * h
+
+
+def test_a_cell_of_ones_own(x64):
+    for size in (3, 4):
+        inputs = draw(Tied(size), size, 6, (size,))
+        assert_same_outcome(walked(Tied(size), TPU)(*inputs), walked(Tied(size), Scan(residuals="all"))(*inputs))
+
+
+@dataclasses.dataclass(frozen=True)
+class Crossed(Tied):
+    """A number an example, taken for one a unit."""
+
+    def step(self, params, carry, z):
+        return jnp.tanh(carry @ params["kernel"]) * jnp.broadcast_to(carry[..., 0].reshape(1, -1), carry.shape)
+
+
+def test_a_number_an_example_is_never_taken_for_one_a_unit(plain_errors):
+    cell = Crossed(3)
+    for batch in (3, 6):
+        xs = jnp.zeros((4, batch, 3))
+        with pytest.raises((ValueError, TypeError), match="Crossed has no kernel" if batch == 3 else "broadcast"):
+            jaxrnn.unroll(cell, cell.init(jax.random.key(0), 3), xs, engine=Fused())
+
+
 @pytest.mark.parametrize("window", [3, 4])
 def test_truncation(window, x64):
     inputs = draw("gru_learned", 3, 10)

@@ -142,24 +142,41 @@ class Form:
     def blocks(self, var: Any) -> int:
         return self.kind(var).blocks
 
+    def _check_product(self, eqn: Any, kind: Kind) -> None:
+        shape = eqn.invars[1].aval.shape
+        if kind.name != UNITS or any(d % self.units for d in shape):
+            raise Unfit(f"it multiplies {eqn.invars[0].aval.shape} by {shape}, which are not blocks of H = {self.units}")
+
+    def _check_same(self, eqn: Any, kind: Kind, out: Kind) -> None:
+        """What only changes shape leaves every number with its example and its unit."""
+        name, new = eqn.primitive.name, eqn.outvars[0].aval.shape
+        if kind.name == UNITS and kind != out:
+            raise Unfit(f"its step has a {name} from {eqn.invars[0].aval.shape} to {new}")
+        n = len(self.batch)
+        if kind.name == ROWS and new[:n] != self.batch:
+            raise Unfit(f"its step moves a number an example to another axis ({name} to {new})")
+        if (
+            kind.name == ROWS
+            and name == "broadcast_in_dim"
+            and tuple(eqn.params["broadcast_dimensions"])[:n] != tuple(range(n))
+        ):
+            raise Unfit("its step spreads a number an example over another axis than the batch's")
+
     def _check(self, eqn: Any) -> None:
-        name, params = eqn.primitive.name, eqn.params
+        name = eqn.primitive.name
         kinds = [self.kind(v) for v in eqn.invars]
         uniform = all(k.name == SCALAR for k in kinds)
         for v in eqn.outvars:
             self.kinds[v] = Kind(SCALAR) if uniform else self.kind_of_shape(v.aval.shape, f"the result of {name}")
         out = self.kinds[eqn.outvars[0]]
-        if name == "dot_general" or (uniform and name in SAME | ELEMENTWISE):
+        if uniform and name in SAME | ELEMENTWISE:
             return
-        if any(k.name == MATRIX for k in kinds):
+        if name == "dot_general":
+            self._check_product(eqn, kinds[0])
+        elif any(k.name == MATRIX for k in kinds):
             raise Unfit(f"its step does more with a matrix than multiply blocks by it ({name})")
-        if name in SAME:
-            if kinds[0].name == UNITS and kinds[0] != out:
-                raise Unfit(f"its step has a {name} from {eqn.invars[0].aval.shape} to {eqn.outvars[0].aval.shape}")
-            if name == "broadcast_in_dim" and kinds[0].name == ROWS:
-                n = len(self.batch)
-                if tuple(params["broadcast_dimensions"])[:n] != tuple(range(n)):
-                    raise Unfit("its step spreads a number an example over another axis than the batch's")
+        elif name in SAME:
+            self._check_same(eqn, kinds[0], out)
         elif name in ("split", "slice", "concatenate", "pad"):
             _check_cut(eqn, self.units)
         elif name not in ELEMENTWISE:

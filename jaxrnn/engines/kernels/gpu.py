@@ -204,7 +204,7 @@ def _kernel(*refs, plgpu, form: Form, vectors: list, layout: Layout, steps: int,
     resident, operands = scratch[0 : 2 * n : 2], scratch[1 : 2 * n : 2]
     _fetch(plgpu, sources, resident, scratch[2 * n])
     ahead = scratch[2 * n + 1 :]
-    where = {v: (a, b) for (v, _), a, b in zip(form.matrices, resident, operands, strict=True)}
+    where = {matrix: (a, b) for matrix, a, b in zip(form.matrices, resident, operands, strict=True)}
     product = functools.partial(_product, plgpu=plgpu, where=where, form=form, shape=shape)
 
     def full(value, dtype):
@@ -264,7 +264,7 @@ def _fetch(plgpu: Any, sources: Sequence[Any], resident: Sequence[Any], barrier:
 
 def _product(eqn, blocks: list[Any], matrix: tuple[Any, int], *, plgpu, where: dict, form: Form, shape: tuple[int, int]):
     """``U^T [blocks]``, in blocks: their transposes lie in shared memory as (rows, width)."""
-    weights, operands = where[matrix[0]]
+    weights, operands = where[matrix]
     terms = operands.shape[0]
     if shape[0] != form.units:  # what padding holds is not always finite, and 0 * inf is NaN
         unit = plgpu.broadcasted_iota(jnp.int32, shape, 0, layout=plgpu.Layout.WGMMA)

@@ -11,11 +11,13 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from ...cell import accumulator
 from ..jaxprs import split
 from .blocks import ROWS, SCALAR, UNITS, Body, Form, evaluate
 from .layout import Layout, as_rows, from_rows, padded_matrix, round_up, stored
 
 LANES = 128
+DTYPES = {jnp.dtype(d) for d in (jnp.float32, jnp.bfloat16, jnp.int32)}
 MEMORY = 14 * 2**20  # of VMEM: a kernel may have 16 MiB of it without asking, on every TPU from v4 on
 MOST_STEPS, MOST_ROWS = 64, 256
 TEMPORARIES = 16  # blocks of one step that live at once, a guess from above
@@ -24,9 +26,9 @@ TEMPORARIES = 16  # blocks of one step that live at once, a guess from above
 def walk(body: Body, consts: Sequence, carry: Sequence, given: Sequence, steps: int, reverse: bool, kernel: Any):
     """``(last carry, outs)`` of the loop over ``steps`` steps."""
     form = body.form
-    wide = [v.aval.dtype for v in form.consts if v.aval.dtype.itemsize > 4]
-    if wide and not kernel.interpret:
-        raise ValueError(f"Fused: a TPU's kernels take float32 and bfloat16, but there are {wide[0]} parameters")
+    strange = [v.aval.dtype for v in [*form.consts, *form.carry, *form.given] if stored(v.aval.dtype) not in DTYPES]
+    if strange and not kernel.interpret:
+        raise ValueError(f"Fused: a TPU's kernels take float32 and bfloat16, but there are {strange[0]} numbers in this step")
     layout = plan(form, steps, kernel.memory or MEMORY)
     of = dict(zip(form.consts, consts, strict=True))
     matrices = [padded_matrix(of[v], over, form, layout.width) for v, over in form.matrices]
@@ -138,7 +140,7 @@ def _kernel(*refs, form: Form, layout: Layout, vectors: list, steps: int, revers
 
     shape = (layout.rows, layout.width)
     known = {v: _apart(r, (), v, form, shape) for v, r in zip(vectors, constants, strict=True)}
-    where = dict(zip([v for v, _ in form.matrices], matrices, strict=True))
+    where = dict(zip(form.matrices, matrices, strict=True))
     product = functools.partial(_product, where=where, form=form, layout=layout)
     first = (pl.num_programs(1) - 1 - block if reverse else block) * layout.steps
     here = jnp.minimum(layout.steps, steps - first)
@@ -176,11 +178,16 @@ def _apart(ref: Any, at: tuple[Any, ...], var: Any, form: Form, shape: tuple[int
 
 def _product(eqn: Any, blocks: list[Any], matrix: tuple[Any, int], *, where: dict, form: Form, layout: Layout) -> list[Any]:
     """``[blocks] @ matrix``, in blocks."""
-    ref, width = where[matrix[0]], layout.width
+    ref, width = where[matrix], layout.width
     if width != form.units:  # what padding holds is not always finite, and 0 * inf is NaN
         lane = jax.lax.broadcasted_iota(jnp.int32, blocks[0].shape, 1)
         blocks = [jnp.where(lane < form.units, b, jnp.zeros_like(b)) for b in blocks]
     operand = jnp.concatenate(blocks, axis=1) if len(blocks) > 1 else blocks[0]
     out = eqn.outvars[0].aval.dtype
-    made = jnp.dot(operand.astype(ref.dtype), ref[...], precision=eqn.params["precision"], preferred_element_type=out)
+    made = jnp.dot(
+        operand.astype(ref.dtype),
+        ref[...],
+        precision=eqn.params["precision"],
+        preferred_element_type=accumulator(out),
+    ).astype(out)
     return [made[:, k * width : (k + 1) * width] for k in range(form.blocks(eqn.outvars[0]))]
