@@ -24,9 +24,8 @@ TEMPORARIES = 16  # blocks of one step that live at once, a guess from above
 def walk(body: Body, consts: Sequence, carry: Sequence, given: Sequence, steps: int, reverse: bool, kernel: Any):
     """``(last carry, outs)`` of the loop over ``steps`` steps."""
     form = body.form
-    wide = [v.aval.dtype for v in form.consts if v.aval.dtype.itemsize > 4]
-    if wide and not kernel.interpret:
-        raise ValueError(f"Fused: a TPU's kernels take float32 and bfloat16, but there are {wide[0]} parameters")
+    if not kernel.interpret:
+        check_dtypes(form)
     layout = plan(form, steps, kernel.memory or MEMORY)
     of = dict(zip(form.consts, consts, strict=True))
     matrices = [padded_matrix(of[v], over, form, layout.width) for v, over in form.matrices]
@@ -42,6 +41,13 @@ def walk(body: Body, consts: Sequence, carry: Sequence, given: Sequence, steps: 
         [back(a, v, time=False) for a, v in zip(last, form.new, strict=True)],
         [back(a, v, time=True) for a, v in zip(outs, form.outs, strict=True)],
     )
+
+
+def check_dtypes(form: Form) -> None:
+    """Nothing is wider than a TPU takes."""
+    wide = [v.aval.dtype for v in [*form.consts, *form.carry, *form.given] if v.aval.dtype.itemsize > 4]
+    if wide:
+        raise ValueError(f"Fused: a TPU's kernels take float32 and bfloat16, but there are {wide[0]} parameters or inputs")
 
 
 def plan(form: Form, steps: int, memory: int) -> Layout:
