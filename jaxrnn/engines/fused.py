@@ -37,7 +37,7 @@ class Fused:
 
     The kernels compile for both, by the makers' own compilers; they have not been run or timed on either, only in their
     interpreters: see benchmarks/NOTES.md. Nothing uses them unless named. Second derivatives and forward mode walk by
-    ``lax.scan``, and so does a single step.
+    ``lax.scan``, and so does a single step; members of a mapped ensemble, each with matrices of its own, go one after another.
 
     Args:
         interpret: ``"gpu"`` or ``"tpu"``: run that kernel's interpreter, on any platform; slow, for tests.

@@ -4,7 +4,7 @@ A body ``(constants, carry, inputs of a step) -> (carry, outputs)`` fits a kerne
 
     UNITS    ``(*B, k H)``: k blocks of H units; ``(1, .., k H)``: the same for every example
     ROWS     ``(*B,)`` or ``(*B, 1)``: a number an example, such as a mask
-    SCALAR   one number
+    SCALAR   one number, whatever shape it was spread to
     MATRIX   ``(k H, m H)``, a constant, by which blocks are multiplied
 
 and its equations are elementwise arithmetic, products of UNITS with a MATRIX, or take blocks apart and put them together. A
@@ -27,7 +27,17 @@ from jax.extend import core
 from ..jaxprs import CALLS, read, run
 
 UNITS, ROWS, SCALAR, MATRIX = "units", "rows", "scalar", "matrix"
-SAME = {"jaxrnn_fence", "optimization_barrier", "copy", "copy_p", "reshape", "squeeze", "expand_dims", "broadcast_in_dim"}
+SAME = {
+    "jaxrnn_fence",
+    "jaxrnn_gradient_scale",
+    "optimization_barrier",
+    "copy",
+    "copy_p",
+    "reshape",
+    "squeeze",
+    "expand_dims",
+    "broadcast_in_dim",
+}
 ELEMENTWISE = {"add", "add_any", "sub", "mul", "div", "neg", "max", "min", "abs", "sign", "select_n", "integer_pow", "square"}
 ELEMENTWISE |= {"exp", "exp2", "log", "log1p", "expm1", "tanh", "logistic", "sqrt", "rsqrt", "convert_element_type", "pow"}
 ELEMENTWISE |= {
@@ -134,11 +144,12 @@ class Form:
 
     def _check(self, eqn: Any) -> None:
         name, params = eqn.primitive.name, eqn.params
-        for v in eqn.outvars:
-            self.kinds[v] = self.kind_of_shape(v.aval.shape, f"the result of {name}")
         kinds = [self.kind(v) for v in eqn.invars]
+        uniform = all(k.name == SCALAR for k in kinds)
+        for v in eqn.outvars:
+            self.kinds[v] = Kind(SCALAR) if uniform else self.kind_of_shape(v.aval.shape, f"the result of {name}")
         out = self.kinds[eqn.outvars[0]]
-        if name == "dot_general":
+        if name == "dot_general" or (uniform and name in SAME | ELEMENTWISE):
             return
         if any(k.name == MATRIX for k in kinds):
             raise Unfit(f"its step does more with a matrix than multiply blocks by it ({name})")

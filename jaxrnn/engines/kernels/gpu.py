@@ -20,8 +20,8 @@ from jax.experimental import pallas as pl
 
 from ..jaxprs import split
 from . import gpu_units
-from .blocks import ROWS, Body, Form, evaluate
-from .layout import Layout, as_rows, from_rows, padded_matrix, round_up, stored
+from .blocks import Body, Form, evaluate
+from .layout import Layout, as_rows, from_rows, padded_matrix, put, round_up, stored, transposed
 
 SHARED = 232_448 - 2_048  # bytes of shared memory of a block on Hopper, less what barriers take
 UNITS = 64
@@ -147,7 +147,7 @@ def _tiled(a: Any, var: Any, form: Form, layout: Layout, *, time: bool) -> Any:
     """``(tiles, T, k, width, rows)``, or without ``time`` ``(tiles, k, width, rows)``: what a tile reads lies together."""
     wide = as_rows(a, var, form, layout, time=time)
     wide = wide.astype(jnp.float32) if wide.dtype == jnp.int32 else wide
-    width = layout.width if form.kinds[var].name == ROWS else wide.shape[-1]
+    width = layout.width if wide.shape[-1] == 1 else wide.shape[-1]
     wide = jnp.broadcast_to(wide, (*wide.shape[:-2], layout.padded_rows, width))
     wide = wide.reshape(*wide.shape[:-2], layout.tiles, layout.rows, -1, layout.width)
     return jnp.transpose(wide, (1, 0, 3, 4, 2) if time else (0, 2, 3, 1))
@@ -214,7 +214,7 @@ def _kernel(*refs, plgpu, form: Form, vectors: list, layout: Layout, steps: int,
 
     def store(ref, at, blocks):
         for k, each in enumerate(blocks):
-            plgpu.store(ref.at[(tile, *at, k)], each.astype(ref.dtype), optimized=False)
+            put(plgpu, ref.at[(tile, *at, k)], each.astype(ref.dtype))
 
     def fetch(i):
         *buffers, arrived = ahead
@@ -266,7 +266,7 @@ def _product(eqn, blocks: list[Any], matrix: tuple[Any, int], *, plgpu, where: d
     terms = operands.shape[0]
     for k, block in enumerate(blocks):
         for i, term in enumerate([block.astype(jnp.bfloat16)] if terms == 1 else in_terms(block, terms)):
-            plgpu.transpose_ref(operands.at[i, k], (1, 0))[...] = term
+            transposed(plgpu, operands.at[i, k])[...] = term
     plgpu.commit_smem()
     pairs = [(i, j) for i in range(terms) for j in range(terms - i)]
 
@@ -274,7 +274,7 @@ def _product(eqn, blocks: list[Any], matrix: tuple[Any, int], *, plgpu, where: d
         for m, total in enumerate(sums):
             for k in range(len(blocks)):
                 for i, j in reversed(pairs):  # the smallest products first
-                    plgpu.wgmma(total, weights.at[i, m, k], plgpu.transpose_ref(operands.at[j, k], (1, 0)))
+                    plgpu.wgmma(total, weights.at[i, m, k], transposed(plgpu, operands.at[j, k]))
         plgpu.wgmma_wait(0)
         return tuple(total[...] for total in sums)
 

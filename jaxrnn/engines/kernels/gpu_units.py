@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from ..jaxprs import split
-from .blocks import ROWS, Body, Form, evaluate
-from .layout import Layout, as_rows, from_rows, round_up
+from .blocks import Body, Form, evaluate
+from .layout import Layout, as_rows, from_rows, put, round_up
 
 CHUNK = 128  # units of a block: one a thread
 STEPS, COPIES = 16, 4  # steps a bulk copy brings, and copies under way
@@ -55,7 +55,7 @@ def _by_row(a: Any, var: Any, form: Form, layout: Layout, *, time: bool) -> Any:
     """``(rows, k, T, width)``, or without ``time`` ``(rows, k, width)``: no copy where H needs no padding and k is 1."""
     wide = as_rows(a, var, form, layout, time=time)
     wide = wide.astype(jnp.float32) if wide.dtype == jnp.int32 else wide
-    width = layout.width if form.kinds[var].name == ROWS else wide.shape[-1]
+    width = layout.width if wide.shape[-1] == 1 else wide.shape[-1]
     wide = jnp.broadcast_to(wide, (*wide.shape[:-2], form.rows, width))
     return wide.reshape(*wide.shape[:-1], -1, layout.width)
 
@@ -109,7 +109,7 @@ def _kernel(*refs, plgpu, form: Form, steps: int, reverse: bool, alone: bool):
         new, made = evaluate(form, known, [[c] for c in carry], given, None, full)
         for ref, blocks in zip(outs, made, strict=True):
             for k, each in enumerate(blocks):
-                plgpu.store(ref.at[t, row, k, here], each.astype(ref.dtype), optimized=False)
+                put(plgpu, ref.at[t, row, k, here], each.astype(ref.dtype))
         return [blocks[0] for blocks in new]
 
     def alone_step(t, carry):
@@ -157,7 +157,7 @@ def _kernel(*refs, plgpu, form: Form, steps: int, reverse: bool, alone: bool):
     for part in (one_by_one, staged) if reverse else (staged, one_by_one):
         carry = part(carry) if (rest if part is one_by_one else whole) else carry
     for ref, value in zip(last, carry, strict=True):
-        plgpu.store(ref.at[row, 0, here], value, optimized=False)
+        put(plgpu, ref.at[row, 0, here], value)
 
 
 def _load(ref: Any, at: Any, var: Any, *, plgpu: Any, form: Form, layout: Any) -> list[Any]:

@@ -43,7 +43,7 @@ def as_rows(a: Any, var: Any, form: Form, layout: Layout, *, time: bool) -> Any:
     kind, units = form.kinds[var], form.units
     a = a.astype(stored(a.dtype))
     if kind.name == SCALAR:
-        return jnp.broadcast_to(a.reshape(*lead, 1, 1), (*lead, 1, layout.width))
+        return jnp.broadcast_to(a.reshape(*lead, 1, 1), (*lead, *((layout.padded_rows, 1) if time else (1, layout.width))))
     if kind.name == ROWS:
         a = a.reshape(*lead, form.rows, 1)
     else:
@@ -72,3 +72,16 @@ def padded_matrix(matrix: Any, over: int, form: Form, width: int) -> Any:
     more = (0, width - form.units)
     blocks = jnp.pad(blocks, [(0, 0), more, (0, 0), more])
     return blocks.reshape(blocks.shape[0] * width, blocks.shape[2] * width)
+
+
+def put(plgpu: Any, ref: Any, value: Any) -> None:
+    """Write to a GPU's global memory, in pieces as small as they come: jax 0.12 wants that said."""
+    if hasattr(plgpu, "store"):
+        plgpu.store(ref, value, optimized=False)
+    else:
+        ref[...] = value
+
+
+def transposed(plgpu: Any, ref: Any) -> Any:
+    """A reference to the transpose: jax 0.12 has a method for it."""
+    return ref.transpose((1, 0)) if hasattr(ref, "transpose") else plgpu.transpose_ref(ref, (1, 0))

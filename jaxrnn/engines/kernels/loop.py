@@ -207,6 +207,17 @@ def _mapped(axis_data: Any, args: Sequence, dims: Sequence, *, body: Body, steps
     ]
     whole = jax.vmap(lambda *flat: run(body.closed.jaxpr, body.closed.consts, flat), tuple(axes), **mapping_of(axis_data))
     many = Body(jax.make_jaxpr(whole)(*avals), body.consts, body.carry, body.given)
+    if unfit(many) and not unfit(body):  # matrices are mapped: one kernel after another
+        fixed = [a for a, axis in zip(moved, axes, strict=True) if axis is none]
+        mapped = [jnp.moveaxis(a, 1, 0) if i >= n_given else a for i, (a, x) in enumerate(zip(moved, axes)) if x is not none]
+
+        def member(mine):
+            of_all, of_one = iter(fixed), iter(mine)
+            full = [next(of_all if axis is none else of_one) for axis in axes]
+            return loop_p.bind(*full, body=body, steps=steps, reverse=reverse, kernel=kernel)
+
+        out = jax.lax.map(member, mapped)
+        return out, [0] * len(out)
     out = loop_p.bind(*moved, body=many, steps=steps, reverse=reverse, kernel=kernel)
     return out, [0] * body.carry + [1] * (len(out) - body.carry)
 

@@ -12,7 +12,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from ..jaxprs import split
-from .blocks import ROWS, Body, Form, evaluate
+from .blocks import ROWS, SCALAR, UNITS, Body, Form, evaluate
 from .layout import Layout, as_rows, from_rows, padded_matrix, round_up, stored
 
 LANES = 128
@@ -57,7 +57,7 @@ def plan(form: Form, steps: int, memory: int) -> Layout:
         ValueError: where the smallest does not.
     """
     width = round_up(form.units, LANES)
-    sublanes = 8 * 4 // min(stored(v.aval.dtype).itemsize for v in [*form.carry, *form.given] if form.kinds[v].name != ROWS)
+    sublanes = 8 * 4 // min(stored(v.aval.dtype).itemsize for v in [*form.carry, *form.given] if form.kinds[v].name == UNITS)
     everything = round_up(form.rows, sublanes)
     rows = min(everything, round_up(MOST_ROWS, sublanes))
     least = bytes_needed(form, Layout(width, sublanes, sublanes, 1))
@@ -79,7 +79,7 @@ def bytes_needed(form: Form, layout: Layout) -> int:
     block = layout.rows * layout.width
 
     def lanes(var):
-        return LANES if form.kind(var).name == ROWS else form.blocks(var) * layout.width
+        return LANES if form.kind(var).name in (ROWS, SCALAR) else form.blocks(var) * layout.width
 
     size = sum(_matrix_size(v, form, layout.width) for v, _ in form.matrices)
     size += 2 * layout.steps * layout.rows * sum(lanes(v) * stored(v.aval.dtype).itemsize for v in [*form.given, *form.outs])
@@ -175,8 +175,7 @@ def _apart(ref: Any, at: tuple[Any, ...], var: Any, form: Form, shape: tuple[int
     example is spread over the units.
     """
     width = shape[1]
-    count = 1 if form.kinds[var].name == ROWS else form.blocks(var)
-    parts = [slice(None)] if form.kinds[var].name == ROWS else [slice(k * width, (k + 1) * width) for k in range(count)]
+    parts = [slice(k * width, (k + 1) * width) for k in range(form.blocks(var))] if ref.shape[-1] > 1 else [slice(None)]
     blocks = [jnp.broadcast_to(ref[(*at, slice(None), part)], shape) for part in parts]
     return [b != 0 for b in blocks] if var.aval.dtype == jnp.bool_ else blocks
 
