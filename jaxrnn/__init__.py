@@ -30,6 +30,9 @@ from .engines import Checkpoint as Checkpoint
 from .engines import CuDNN as CuDNN
 from .engines import Fused as Fused
 from .engines import Scan as Scan
+from .explain import Explanation as Explanation
+from .explain import Way as Way
+from .explain import explain as explain
 from .generation import Generated as Generated
 from .generation import generate as generate
 from .layers import BidirectionalCarry as BidirectionalCarry

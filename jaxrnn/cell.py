@@ -136,6 +136,7 @@ class Walk:
     ``mask`` and ``resets`` are ``(T, *B)`` bool or None; ``window`` is the truncation length or None; ``gradient_scale``
     ``(T, *B)`` or None multiplies the cotangent of the carry that enters each step. ``turned_resets`` and ``turned_scale``
     remember those of the other direction. ``all_carries``: the carries after every step are wanted, not the outputs alone.
+    ``watch(engine, why)`` is told of every cell's engine and gives the one that walks in its place, for `jaxrnn.explain`.
     """
 
     engine: Any
@@ -148,6 +149,7 @@ class Walk:
     gradient_scale: Any = None
     turned_scale: Any = None
     all_carries: bool = True
+    watch: Any = None
 
     def replace(self, **changes) -> Walk:
         return dataclasses.replace(self, **changes)

@@ -56,7 +56,8 @@ def unroll(
     Raises:
         TypeError, ValueError: at trace time, for inputs whose rank, features, dtype, mask, carry or key do not fit.
     """
-    return _checked(cell, params, xs, carry, mask, resets, None, key, engine, reverse, None, return_carries)
+    args = checked(cell, params, xs, carry, mask, resets, None, key, engine, reverse)
+    return _walked(*args, window=None, return_carries=return_carries)
 
 
 def truncated_unroll(
@@ -101,7 +102,8 @@ def truncated_unroll(
     if window is not None and (isinstance(window, bool) or not isinstance(window, (int, np.integer)) or window < 1):
         raise ValueError(f"truncated_unroll: window must be an int of at least 1 step, but it is {window!r}")
     window = None if window is None else int(window)
-    return _checked(cell, params, xs, carry, mask, resets, gradient_scale, key, engine, reverse, window, return_carries)
+    args = checked(cell, params, xs, carry, mask, resets, gradient_scale, key, engine, reverse)
+    return _walked(*args, window=window, return_carries=return_carries)
 
 
 def mask_from_lengths(lengths: Integer[Array, "*B"], steps: int) -> Bool[Array, "T *B"]:
@@ -129,8 +131,8 @@ def mask_from_lengths(lengths: Integer[Array, "*B"], steps: int) -> Bool[Array, 
     return jnp.arange(steps, dtype=jnp.int32).reshape(-1, *[1] * lengths.ndim) < jnp.asarray(lengths, jnp.int32)[None]
 
 
-def _checked(cell, params, xs, carry, mask, resets, gradient_scale, key, engine, reverse, window, return_carries):
-    """Check everything that was passed, then walk, compiled once for equal cells and equal shapes."""
+def checked(cell, params, xs, carry, mask, resets, gradient_scale, key, engine, reverse):
+    """Everything that was passed to `unroll`, in this order, once it has been checked."""
     check_cell(cell)
     if isinstance(xs, np.ndarray):
         xs = jnp.asarray(xs)
@@ -150,27 +152,43 @@ def _checked(cell, params, xs, carry, mask, resets, gradient_scale, key, engine,
     if carry is not None:
         expected = jax.eval_shape(lambda p: cell.initial_carry(p, batch), params)
         check_carry(cell, carry, expected, "the carry passed in")
-    carry, ys, carries = _compiled(
-        cell, params, xs, carry, mask, resets, gradient_scale, key, engine, reverse, window, return_carries
-    )
+    return cell, params, xs, carry, mask, resets, gradient_scale, key, engine, reverse
+
+
+def _walked(*args, window, return_carries):
+    carry, ys, carries = _compiled(*args, window, return_carries)
     return (carry, ys, carries) if return_carries else (carry, ys)
 
 
 @functools.partial(jax.jit, static_argnames=("cell", "engine", "reverse", "window", "return_carries"), inline=True)
 def _compiled(cell, params, xs, carry, mask, resets, gradient_scale, key, engine, reverse, window, return_carries):
+    """Compiled once for equal cells and equal shapes."""
+    return unrolled(cell, params, xs, carry, mask, resets, gradient_scale, key, engine, reverse, window, return_carries)
+
+
+def unrolled(
+    cell, params, xs, carry, mask, resets, gradient_scale, key, engine, reverse, window, return_carries, watch=None
+) -> tuple[Carry, Any, Carry]:
+    """What `unroll` does with arguments that were checked."""
     if mask is not None:  # before anything else: 0 * NaN is NaN, in a gradient too
         xs = jnp.where(expand(mask, xs), xs, 0)
     if carry is None:
         carry = cell.initial_carry(params, tuple(xs.shape[1:-1]))
     scale = None if gradient_scale is None else jax.lax.stop_gradient(jnp.asarray(gradient_scale))
-    how = Walk(engine, mask, resets, reverse, window, key, gradient_scale=scale, all_carries=return_carries)
+    how = Walk(engine, mask, resets, reverse, window, key, gradient_scale=scale, all_carries=return_carries, watch=watch)
     carry, ys, carries = walk(cell, params, jax.tree.map(jnp.asarray, carry), xs, how)
-    if return_carries and len(jax.tree.leaves(carries)) < len(jax.tree.leaves(carry)):
+    if return_carries:
+        check_known(cell, engine, carry, carries)
+    return carry, ys, carries if return_carries else None
+
+
+def check_known(cell: Cell | Layer, engine: Any, carry: Carry, carries: Carry) -> None:
+    """The carries after every step have all the parts of a carry."""
+    if len(jax.tree.leaves(carries)) < len(jax.tree.leaves(carry)):
         raise ValueError(
             f"{type(cell).__name__}: {engine!r} walks whole chunks and knows the whole carry at their ends only, but "
             "return_carries asks for it after every step: use engine=jaxrnn.Scan(), or leave return_carries out"
         )
-    return carry, ys, carries if return_carries else None
 
 
 def walk(cell: Cell | Layer, params: Params, carry: Carry, xs: Any, how: Walk) -> tuple[Carry, Array, Carry]:
@@ -178,7 +196,9 @@ def walk(cell: Cell | Layer, params: Params, carry: Carry, xs: Any, how: Walk) -
     if isinstance(cell, Layer):
         return cell.unroll(params, carry, xs, how)
     check_step(cell, params, carry, xs)
-    engine = _default_engine(cell, params, carry, xs, how) if how.engine is None else how.engine
+    engine, why = (how.engine, "asked for") if how.engine is not None else _default_engine(cell, params, carry, xs, how)
+    if how.watch is not None:
+        engine = how.watch(engine, why)
     last, carries = _walk_windows(engine, cell, params, carry, xs, how)
     ys = cell.output(params, carries, xs)
     if how.mask is not None:
@@ -186,12 +206,16 @@ def walk(cell: Cell | Layer, params: Params, carry: Carry, xs: Any, how: Walk) -
     return last, ys, carries
 
 
-def _default_engine(cell: Cell, params: Params, carry: Carry, xs: Any, how: Walk) -> Any:
-    """`Default`, but where a cell joins its steps in chunks and nobody asks for the carries inside them."""
-    in_chunks = hasattr(cell, "walk_chunks") and not how.all_carries and how.gradient_scale is None
-    if in_chunks and reason_against(jax.tree.leaves((params, carry, xs, how.mask, how.resets))) is None:
-        return Associative()
-    return Default()
+def _default_engine(cell: Cell, params: Params, carry: Carry, xs: Any, how: Walk) -> tuple[Any, str]:
+    """`Default`, but where a cell joins its steps in chunks and nobody asks for the carries inside them; and why."""
+    if not hasattr(cell, "walk_chunks"):
+        return Default(), "the default"
+    reason = reason_against(jax.tree.leaves((params, carry, xs, how.mask, how.resets)))
+    if how.all_carries:
+        reason = "the carries inside its chunks are asked for"
+    if how.gradient_scale is not None:
+        reason = "gradient_scale needs its steps one by one"
+    return (Associative(), "the default: its steps join in chunks") if reason is None else (Default(), f"the default: {reason}")
 
 
 def check_step(cell: Cell, params: Params, carry: Carry, xs: Any) -> None:

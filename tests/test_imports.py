@@ -23,6 +23,8 @@ FLOORS = {
     "layers": 3,
     "nnx": 3,
     "diagnostics": 3,
+    "explain": 3,
+    "explain_table": 3,
     "interop": 3,
     "training": 4,
     "generation": 4,

@@ -44,6 +44,11 @@ class Associative:
         if self.chunk is not None:
             check_positive(self, chunk=self.chunk)
 
+    @property
+    def own_chunk(self) -> int:
+        """Steps in a chunk of a cell with ``walk_chunks``."""
+        return self.chunk or CHUNK
+
     def walk(
         self,
         cell: Cell,
@@ -60,7 +65,7 @@ class Associative:
             if reason is not None:
                 raise ValueError(f"{type(cell).__name__}: {reason}: only engine=jaxrnn.Scan() walks that")
             zs = cell.project(params, xs)
-            last, hs = cell.walk_chunks(params, carry, zs, mask, resets, self.chunk or CHUNK, reverse)
+            last, hs = cell.walk_chunks(params, carry, zs, mask, resets, self.own_chunk, reverse)
             return last, type(carry)(**{name: hs if name == "h" else None for name in carry._fields})
         if not is_linear(cell):
             raise TypeError(_refusal(cell))

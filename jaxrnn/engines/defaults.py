@@ -19,7 +19,7 @@ A linear cell (`jaxrnn.LinearCell`) keeps carries only, makes its factors before
 | others | by parallel prefixes, in chunks of 16 MB of state | a loop's step costs a launch there; not measured yet |
 
 Kernels, those of `jaxrnn.Fused`, are used nowhere by default: `KERNELS` is empty until they have been timed on a chip. On a
-platform that it names, a loop whose body fits and that on-chip memory holds would be one; any other is walked as above.
+platform that it names, a loop whose body fits and that on-chip memory holds would be one, any other one loop over all of T.
 
 `Associative()` on a CPU takes chunks of 0.5 MB of state, which stay in the cache.
 
@@ -49,7 +49,14 @@ LEAST_CHUNK = 16
 def window_for(
     step: Step, steps: int, platform: str | None, *, backward: bool, lean: bool = False, hoist: bool = True
 ) -> int | None:
-    """Steps in a window by the table above; None is all of T.
+    """Steps in a window by the table above; None is all of T. Arguments are those of `window_and_why`."""
+    return window_and_why(step, steps, platform, backward=backward, lean=lean, hoist=hoist)[0]
+
+
+def window_and_why(
+    step: Step, steps: int, platform: str | None, *, backward: bool, lean: bool = False, hoist: bool = True
+) -> tuple[int | None, str]:
+    """`window_for`, and the reason in words.
 
     Args:
         backward: whether the walk keeps values for a gradient.
@@ -57,7 +64,7 @@ def window_for(
         hoist: whether inputs are projected before the loop.
     """
     if platform != "cpu" and not lean:
-        return None
+        return None, "one window: each more is a dozen launches more"
     if backward:
         stored = step.adjoint.matmul_values
     else:  # nothing is kept, but what was hoisted lies in memory too
@@ -66,17 +73,19 @@ def window_for(
         stored = [v for eqn in hoisted for v in eqn.outvars]
     kept = sum(map(nbytes, stored)) + sum(a.size * a.dtype.itemsize for a in step.carry_avals)
     if kept * steps <= WHOLE_BYTES and not lean:
-        return None
+        return None, f"one window: its {kept * steps:,} bytes stay in the caches"
     most = min(MOST_WINDOW, steps // LEAN_SHARE) if lean else MOST_WINDOW
     held = WINDOW_BYTES // max(kept, 1) if platform == "cpu" else most
-    return near_divisor(steps, max(min(held, most), LEAST_WINDOW))
+    window = near_divisor(steps, max(min(held, most), LEAST_WINDOW))
+    return window, f"{min(window, steps) * kept:,} of {steps * kept:,} bytes at a time"
 
 
-def chunk_for(step: Step, steps: int, platform: str | None) -> int:
-    """Steps that are joined in parallel at a time, one chunk after another."""
+def chunk_and_why(step: Step, steps: int, platform: str | None) -> tuple[int, str]:
+    """Steps that are joined in parallel at a time, one chunk after another, and why as many."""
     state = sum(a.size * a.dtype.itemsize for a in step.carry_avals)
     held = (CHUNK_BYTES if platform == "cpu" else CHUNK_BYTES_ELSEWHERE) // max(state, 1)
-    return near_divisor(steps, max(min(held, steps), LEAST_CHUNK))
+    chunk = near_divisor(steps, max(min(held, steps), LEAST_CHUNK))
+    return chunk, f"{min(chunk, steps) * state:,} of {steps * state:,} bytes of state at a time"
 
 
 def hoists(platform: str | None) -> bool:

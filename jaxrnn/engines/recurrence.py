@@ -26,7 +26,7 @@ from jax.interpreters import ad, batching, mlir
 from jax.interpreters import partial_eval as pe
 
 from . import walks
-from .defaults import KERNELS, chunk_for, hoists, window_for
+from .defaults import KERNELS, chunk_and_why, hoists, window_and_why
 from .jaxprs import chosen, is_differentiable, mapping_of, split
 from .kernels.loop import Kernel
 from .programs import Step
@@ -56,28 +56,29 @@ def recurrence(step: Step, params: Sequence, carry: Sequence, inputs: Sequence, 
 
 def _walk(*flat, step: Step, plan: Plan, keep: str | None, show: tuple[bool, ...], platform: str | None = "cpu"):
     params, carry, inputs = split(flat, (step.params, step.carry))
-    pace = _settled(plan, step, inputs, platform, backward=keep is not None)
+    pace, _ = settled(plan, step, inputs[0].shape[0], platform, backward=keep is not None)
     last, carries, more = walks.states(step, params, carry, inputs, pace, kept=keep == GATES, starts=keep == STARTS, show=show)
     return [*last, *carries, *more]
 
 
-def _settled(plan: Plan, step: Step, inputs: Sequence, platform: str | None, backward: bool) -> walks.Pace:
-    """The pace with its window and its hoisting chosen; where the platform is not known, as for a CPU."""
-    pace = plan.pace
+def settled(plan: Plan, step: Step, steps: int, platform: str | None, backward: bool) -> tuple[walks.Pace, str]:
+    """The pace with its window and its hoisting chosen, and why; where the platform is not known, as for a CPU."""
+    pace, why = plan.pace, ""
     if plan.by_default and platform in KERNELS:
         pace = dataclasses.replace(pace, window=None, hoist=True, prefix=False, kernel=Kernel(named=False))
+        why = "defaults.KERNELS names the platform"
     if pace.hoist is None:
         pace = dataclasses.replace(pace, hoist=hoists(platform))
     if pace.prefix is None:
         pace = dataclasses.replace(pace, prefix=platform != "cpu")
     if pace.window == walks.AUTO and pace.prefix:
-        pace = dataclasses.replace(pace, window=chunk_for(step, inputs[0].shape[0], platform))
+        chunk, why = chunk_and_why(step, steps, platform)
+        pace = dataclasses.replace(pace, window=chunk)
     if pace.window == walks.AUTO:
         lean = plan.residuals == CARRIES
-        pace = dataclasses.replace(
-            pace, window=window_for(step, inputs[0].shape[0], platform, backward=backward, lean=lean, hoist=bool(pace.hoist))
-        )
-    return pace
+        window, why = window_and_why(step, steps, platform, backward=backward, lean=lean, hoist=bool(pace.hoist))
+        pace = dataclasses.replace(pace, window=window)
+    return pace, why
 
 
 def _tangent(*flat, step: Step, plan: Plan, wrt: tuple[int, ...], platform: str | None = "cpu"):
@@ -93,7 +94,7 @@ def _tangent(*flat, step: Step, plan: Plan, wrt: tuple[int, ...], platform: str 
 def _adjoint(*flat, step: Step, plan: Plan, wrt: tuple[int, ...], present: tuple[bool, ...], platform: str | None = "cpu"):
     known, given = flat[: len(flat) - sum(present)], iter(flat[len(flat) - sum(present) :])
     params, carry, inputs, residuals = split(known, (step.params, step.carry, step.inputs))
-    pace = _settled(plan, step, inputs, platform, backward=True)
+    pace, _ = settled(plan, step, inputs[0].shape[0], platform, backward=True)
     moving = [is_differentiable(a) for a in step.carry_avals]
     found = iter([next(given) if p else None for p in present])
     last, every = ([next(found) if m else None for m in moving] for _ in range(2))
@@ -153,6 +154,7 @@ def _unmapped(out):
 walk_p = _define("jaxrnn_walk", _walk)
 tangent_p = _define("jaxrnn_tangent", _tangent)
 adjoint_p = _define("jaxrnn_adjoint", _adjoint)
+FUNCTIONS: dict[Any, Any] = {walk_p: _walk, tangent_p: _tangent, adjoint_p: _adjoint}
 
 
 def _walk_batch(axis_data, args, dims, *, step: Step, plan: Plan, keep: str | None, show: tuple[bool, ...]):

@@ -47,12 +47,7 @@ def walk_by_plan(cell: Cell, params: Params, carry: Carry, sequence: Sequence, p
     Raises:
         ValueError: for the latter, where a window, residuals or `Checkpoint` were asked for by name.
     """
-    flat = jax.tree.leaves((params, carry, sequence))
-    steps = jax.tree.leaves(sequence)[0].shape[0]
-    reason, step = reason_against(flat), None
-    if reason is None and steps > 1:
-        step, p_flat = as_step(cell, params, carry, sequence)
-        reason = reason_against_step(step)
+    reason, step, p_flat = step_for_recurrence(cell, params, carry, sequence)
     by_default = plan.pace.window == AUTO and (plan.residuals == GATES or plan.pace.prefix is None)
     if reason is not None and not by_default:
         raise ValueError(
@@ -64,6 +59,17 @@ def walk_by_plan(cell: Cell, params: Params, carry: Carry, sequence: Sequence, p
     last, carries = recurrence(step, p_flat, jax.tree.leaves(carry), jax.tree.leaves(sequence), plan)
     tree = jax.tree.structure(carry)
     return jax.tree.unflatten(tree, last), jax.tree.unflatten(tree, carries)
+
+
+def step_for_recurrence(
+    cell: Cell, params: Params, carry: Carry, sequence: Sequence
+) -> tuple[str | None, Step | None, list[Any]]:
+    """Why `recurrence` does not take this on, if it does not; else the step and its params, where there is more than one."""
+    reason = reason_against(jax.tree.leaves((params, carry, sequence)))
+    if reason is not None or jax.tree.leaves(sequence)[0].shape[0] <= 1:
+        return reason, None, []
+    step, p_flat = as_step(cell, params, carry, sequence)
+    return reason_against_step(step), step, p_flat
 
 
 def reason_against(values: list[Any]) -> str | None:

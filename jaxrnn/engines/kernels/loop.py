@@ -81,6 +81,36 @@ def too_large(body: Body, steps: int, target: str, memory: int | None = None) ->
     return None
 
 
+def refusal(body: Body, steps: int, platform: str, kernel: Kernel) -> str | None:
+    """Why a body that is a kernel is none on a platform, if so."""
+    target = kernel.interpret or TARGETS.get(platform)
+    if target is None:
+        return (
+            f"Fused: there are kernels for NVIDIA GPUs and TPUs, but this is compiled for {platform}: use jaxrnn.Scan(). "
+            "Fused(interpret='gpu') or 'tpu' runs a kernel's interpreter there, which is slow and for tests"
+        )
+    try:
+        if target == "gpu":
+            gpu.mosaic()
+        elif not kernel.interpret:
+            tpu.check_dtypes(body.form)
+    except ValueError as reason:
+        return str(reason)
+    return too_large(body, steps, target, kernel.memory)
+
+
+def room(body: Body, steps: int, platform: str, kernel: Kernel) -> tuple[int, int]:
+    """Bytes of on-chip memory that the kernel of a body takes, and those that are there. One without a matrix on a GPU takes
+    none that grows.
+    """
+    target = kernel.interpret or TARGETS[platform]
+    if target == "gpu":
+        memory = kernel.memory or gpu.SHARED
+        return gpu.bytes_needed(body.form, gpu.plan(body.form, memory)), memory
+    memory = kernel.memory or tpu.MEMORY
+    return tpu.bytes_needed(body.form, tpu.plan(body.form, steps, memory)), memory
+
+
 def traced_body(body: Callable, carry: Sequence, row: Any) -> tuple[Body, list[Any]]:
     """A loop's body with what it closes over made its first arguments, and in real numbers."""
     closed = jax.make_jaxpr(lambda carry, row: body(carry, row))(carry, row)
@@ -111,14 +141,7 @@ def by_scan(*flat: Any, body: Body, steps: int, reverse: bool, kernel: Kernel | 
 
 
 def _lowered(*flat: Any, body: Body, steps: int, reverse: bool, kernel: Kernel, platform: str) -> list[Any]:
-    target = kernel.interpret or TARGETS.get(platform)
-    if target is None:
-        reason: str | None = (
-            f"Fused: there are kernels for NVIDIA GPUs and TPUs, but this is compiled for {platform}: use jaxrnn.Scan(). "
-            "Fused(interpret='gpu') or 'tpu' runs a kernel's interpreter there, which is slow and for tests"
-        )
-    else:
-        reason = too_large(body, steps, target, kernel.memory)
+    reason, target = refusal(body, steps, platform, kernel), kernel.interpret or TARGETS.get(platform)
     if reason and kernel.named:
         raise ValueError(reason)
     if reason:

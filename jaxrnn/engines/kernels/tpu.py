@@ -26,9 +26,8 @@ TEMPORARIES = 16  # blocks of one step that live at once, a guess from above
 def walk(body: Body, consts: Sequence, carry: Sequence, given: Sequence, steps: int, reverse: bool, kernel: Any):
     """``(last carry, outs)`` of the loop over ``steps`` steps."""
     form = body.form
-    strange = [v.aval.dtype for v in [*form.consts, *form.carry, *form.given] if stored(v.aval.dtype) not in DTYPES]
-    if strange and not kernel.interpret:
-        raise ValueError(f"Fused: a TPU's kernels take float32 and bfloat16, but there are {strange[0]} numbers in this step")
+    if not kernel.interpret:
+        check_dtypes(form)
     layout = plan(form, steps, kernel.memory or MEMORY)
     of = dict(zip(form.consts, consts, strict=True))
     matrices = [padded_matrix(of[v], over, form, layout.width) for v, over in form.matrices]
@@ -44,6 +43,13 @@ def walk(body: Body, consts: Sequence, carry: Sequence, given: Sequence, steps: 
         [back(a, v, time=False) for a, v in zip(last, form.new, strict=True)],
         [back(a, v, time=True) for a, v in zip(outs, form.outs, strict=True)],
     )
+
+
+def check_dtypes(form: Form) -> None:
+    """Numbers are those that a TPU takes."""
+    strange = [v.aval.dtype for v in [*form.consts, *form.carry, *form.given] if stored(v.aval.dtype) not in DTYPES]
+    if strange:
+        raise ValueError(f"Fused: a TPU's kernels take float32 and bfloat16, but there are {strange[0]} parameters or inputs")
 
 
 def plan(form: Form, steps: int, memory: int) -> Layout:
