@@ -310,6 +310,9 @@ class Whole(Strange):
         last, out = self.walk(cell, params, carries[0], xs, mask, None, reverse)
         return [last], cell.output(params, out, xs)
 
+    def refusal(self, *given):
+        return ValueError("Whole: no stack is one network")
+
 
 def test_engines_of_ones_own():
     given = shapes(LSTM(4))
