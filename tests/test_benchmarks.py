@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import baselines, gradient_decay, machine, memory, peers_other, resident, streaming, throughput
+from benchmarks import baselines, gradient_decay, kernels, machine, memory, peers_other, resident, streaming, throughput
 from benchmarks.entries import ENTRIES, engine_named, prepare_entries
 from benchmarks.options import Shape
 from benchmarks.timing import interleave, statistics
@@ -271,3 +271,23 @@ def test_baselines_are_written_with_their_command(tmp_path, capsys):
     with pytest.raises(SystemExit):
         baselines.main(["tagign"])
     assert "there are sentiment, tagging" in capsys.readouterr().err
+
+
+def test_kernels_table_tells_what_did_not_compile():
+    rows = [
+        {"chip": "H100", "cell": "GRU", "H": 8, "B": 1, "T": 2, "dtype": "float32", "mask_and_resets": True, "compiled": True}
+        | {"registers": [96, 155], "spilled_bytes": [0, 4], "shared_bytes": [92160, 120832]},
+        {"chip": "v4:2x2x1", "cell": "LSTM", "H": 8, "B": 1, "T": 2, "dtype": "bfloat16", "mask_and_resets": False}
+        | {"compiled": False, "reason": "ValueError: too large"},
+    ]
+    text = kernels.table({"rows": rows, "versions": {}})
+    assert "| H100 | GRU | 8 | 1 | 2 | float32 | yes | yes | 96, 155 | 0, 4 | 92160, 120832 |" in text
+    assert "| v4:2x2x1 | LSTM | 8 | 1 | 2 | bfloat16 |  | ValueError: too large |" in text
+
+
+def test_the_assembler_is_understood(tmp_path):
+    (tmp_path / "a_0.ptxas").write_text(
+        "ptxas info: 0 bytes stack frame, 56 bytes spill stores, 8 bytes spill loads\nUsed 239 registers"
+    )
+    (tmp_path / "a_0.resources.txt").write_text("Resources(smem_scratch_bytes=200704, tmem_scratch_cols=0)")
+    assert kernels.of_ptxas(tmp_path) == {"registers": [239], "spilled_bytes": [56], "shared_bytes": [200704]}

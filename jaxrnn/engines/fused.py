@@ -30,7 +30,8 @@ class Fused:
     | | NVIDIA GPU of the Hopper kind (jax 0.11 or newer) | TPU |
     |---|---|---|
     | matrices of all blocks, (H, H) padded | to 64; at most 225 KiB of shared memory | to 128; ``memory`` of VMEM |
-    | LSTM at most, bfloat16 | H = 128 | H = 1,200 in 14 MiB |
+    | at most, bfloat16 | LSTM 128, GRU 192, Elman 256 | LSTM 1,152, GRU 1,280, Elman 2,304, in 14 MiB |
+    | at most, float32 | LSTM 64, GRU 128, Elman 192 | LSTM 896, GRU 1,024, Elman 1,792, in 14 MiB |
     | float32 products | as three bfloat16 ones, 2^-16 (TF32: 2^-10); six, 2^-22, under "highest" precision | the chip's own |
     | bfloat16 | tanh and sigmoid to 2^-11 | float32 arithmetic |
     | without a matrix | 128 units of an example a block, read once, written once | as with one |

@@ -90,16 +90,19 @@ def plan(form: Form, memory: int) -> Layout:
     width = round_up(form.units, UNITS)
     if not form.matrices:
         return gpu_units.plan(form, memory)
-    rows = 8 if form.rows <= 8 * BLOCKS else MOST_ROWS  # few rows a block: less work a step, but more blocks
-    layout = Layout(width, rows, round_up(form.rows, rows), 1)
-    needed = bytes_needed(form, layout)
-    if needed > memory:
+    needed, layout = 0, Layout(width, 8, round_up(form.rows, 8), 1)
+    for rows in (8,) if form.rows <= 8 * BLOCKS else (MOST_ROWS, 8):  # few rows a block: less work a step, but more blocks
+        layout = Layout(width, rows, round_up(form.rows, rows), 1)
+        needed = bytes_needed(form, layout)
+        if needed <= memory:
+            break
+    else:
         raise ValueError(
             f"Fused: the kernel's matrices and their operands need {needed:,} bytes of shared memory, but a block has "
             f"{memory:,}: use engine=jaxrnn.Scan(), a smaller hidden_size (padded here from {form.units} to {width}) or "
             "bfloat16 parameters"
         )
-    a_step = sum(form.blocks(v) * width * rows * stored(v.aval.dtype).itemsize for v in form.given)
+    a_step = sum(form.blocks(v) * width * layout.rows * stored(v.aval.dtype).itemsize for v in form.given)
     ahead = min(MOST_AHEAD, (memory - needed) // max(a_step, 1))
     return dataclasses.replace(layout, steps=ahead if ahead > 1 else 1)
 
