@@ -118,7 +118,7 @@ def _add_train(parser: argparse.ArgumentParser, task: str | None) -> None:
     parser.add_argument("--out", metavar="RUN", help="run directory (default: runs/TASK, numbered where there is one)")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of --out")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
-    parser.add_argument("--quick", action="store_true", help="a small model for a few seconds")
+    parser.add_argument("--quick", action="store_true", help="a small model: seconds, or a minute on real data")
     parser.set_defaults(command=_train)
     if task is None:
         return

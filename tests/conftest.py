@@ -12,6 +12,11 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and jax.default_backend() != "gpu":
+        pytest.skip("needs an NVIDIA GPU, and jax with its CUDA plugin")
+
+
 @pytest.fixture
 def plain_errors():
     """The library's own words for bad input, as users see them: without beartype, which would speak first."""

@@ -30,7 +30,6 @@ UNFIT = {
     "slstm": "heads",
     "mlstm": "shapes",
 }
-HEADLESS = jaxrnn.SLSTM(4)
 SHAPES = [(1, 5, 8), (3, 33, 64), (16, 2, 128), (3, 5, 96)]  # B, T and H
 CELLS = {"lstm": LSTM, "gru": GRU, "elman": Elman, "min_gru": MinGRU, "lru": LRU, "rg_lru": RGLRU}
 

@@ -11,7 +11,29 @@ from test_engines import walked
 from test_fused import CELLS, in_dtype, lowered
 
 from jaxrnn import GRU, LRU, LSTM, SLSTM, Elman, Fused, MinGRU, Scan
+from jaxrnn.engines.kernels import gpu
 from jaxrnn.engines.kernels.gpu import in_terms
+
+
+@pytest.fixture(autouse=True)
+def no_races(monkeypatch):
+    """The interpreter keeps account of who wrote and read what: no kernel has a race."""
+    if not NEW:
+        yield
+        return
+    from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
+
+    walk = gpu.walk
+
+    def watched(*args):
+        out = jax.block_until_ready(walk(*args))
+        if args[-1].interpret:
+            assert not gpu_callbacks.get_races().races_found
+        return out
+
+    monkeypatch.setattr(gpu, "walk", watched)
+    yield
+
 
 NEW = jax.__version_info__ >= (0, 11)
 needs_mosaic = pytest.mark.skipif(not NEW, reason="Mosaic GPU's kernels need jax 0.11")
@@ -101,7 +123,9 @@ def test_the_largest_that_fits_and_the_next():
     assert "mosaic_gpu" in lowered("cuda", LSTM(64), Fused())
     with pytest.raises(ValueError, match=r"need 2\d\d,\d{3} bytes of shared memory, but a block has 230,400: use .*Scan"):
         lowered("cuda", LSTM(65), Fused())
-    with pytest.raises(ValueError, match="float32 and bfloat16, but the parameters are float16"):
+    with pytest.raises(ValueError, match="takes at most 256 units, but there are 320"):
+        lowered("cuda", Elman(320), Fused(), dtype=jnp.bfloat16)
+    with pytest.raises(ValueError, match="float32 and bfloat16, but there are float16"):
         lowered("cuda", LSTM(8), Fused(), dtype=jnp.float16)
 
 

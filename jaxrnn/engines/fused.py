@@ -9,7 +9,6 @@ from jaxtyping import Array, Bool
 
 from ..cell import Carry, Cell, Params, is_linear
 from ..checks import check_positive
-from .kernels.blocks import Unfit
 from .kernels.loop import Kernel
 from .recurrence import CARRIES, GATES, Plan
 from .step import walk_by_plan
@@ -33,12 +32,13 @@ class Fused:
     | at most, bfloat16 | LSTM 128, GRU 192, Elman 256 | LSTM 1,152, GRU 1,280, Elman 2,304, in 14 MiB |
     | at most, float32 | LSTM 64, GRU 128, Elman 192 | LSTM 896, GRU 1,024, Elman 1,792, in 14 MiB |
     | float32 products | as three bfloat16 ones, 2^-16 (TF32: 2^-10); six, 2^-22, under "highest" precision | the chip's own |
-    | bfloat16 | tanh and sigmoid to 2^-11 | float32 arithmetic |
+    | bfloat16 | tanh to 2^-11, else float32 arithmetic | float32 arithmetic |
     | without a matrix | 128 units of an example a block, read once, written once | as with one |
 
     The kernels compile for both, by the makers' own compilers; they have not been run or timed on either, only in their
     interpreters: see benchmarks/NOTES.md. Nothing uses them unless named. Second derivatives and forward mode walk by
-    ``lax.scan``, and so does a single step; members of a mapped ensemble, each with matrices of its own, go one after another.
+    ``lax.scan``, and so do a single step and an empty batch; members of a mapped ensemble, each with parameters of its own, go
+    one after another.
 
     Args:
         interpret: ``"gpu"`` or ``"tpu"``: run that kernel's interpreter, on any platform; slow, for tests.
@@ -74,9 +74,7 @@ class Fused:
     ) -> tuple[Carry, Carry]:
         """As `Scan.walk`."""
         residuals = self.residuals or (CARRIES if is_linear(cell) else GATES)
-        kernel = Kernel(interpret=self.interpret, memory=self.memory)
+        name = type(getattr(cell, "cell", cell)).__name__
+        kernel = Kernel(interpret=self.interpret, memory=self.memory, cell=name)
         plan = Plan(Pace(None, hoist=True, reverse=reverse, kernel=kernel), residuals)
-        try:
-            return walk_by_plan(cell, params, carry, (xs, mask, resets), plan)
-        except Unfit as reason:
-            raise ValueError(str(reason).replace("this cell", type(cell).__name__)) from None
+        return walk_by_plan(cell, params, carry, (xs, mask, resets), plan)

@@ -161,17 +161,31 @@ def _walk_batch(axis_data, args, dims, *, step: Step, plan: Plan, keep: str | No
     """The walk of the mapped step, its mapped axis leading the batch axes."""
     if keep or not all(show) or all(d is None for d in dims):
         return _map_as_code(walk_p, _walk)(axis_data, args, dims, step=step, plan=plan, keep=keep, show=show)
+    if plan.pace.kernel is not None and any(d is not None for d in dims[: step.params]):
+        return _member_by_member(args, dims, step=step, plan=plan, keep=keep, show=show)
     none = None
     n_first = step.params + step.carry
     moved, axes = [], []
     for i, (a, d) in enumerate(zip(args, dims, strict=True)):
-        if step.params <= i < n_first and d is none:
-            a, d = jnp.broadcast_to(a[None], (axis_data.size, *a.shape)), 0
         front = 1 if i >= n_first else 0
+        if d is none and (step.params <= i < n_first or (front and plan.pace.kernel is not None)):
+            a, d = jnp.broadcast_to(a[None], (axis_data.size, *a.shape)), 0
         moved.append(a if d is none else jnp.moveaxis(a, d, front))
         axes.append(none if d is none else 0)
     out = walk_p.bind(*moved, step=step.vmapped(axes, axis_data), plan=plan, keep=None, show=(True,) * step.carry)
     return out, [0] * step.carry + [1] * step.carry
+
+
+def _member_by_member(args: Sequence, dims: Sequence, **params: Any) -> tuple[list, list]:
+    """An ensemble, each member with parameters of its own: one walk after another, since a kernel has one matrix."""
+    mapped = [jnp.moveaxis(a, d, 0) for a, d in zip(args, dims, strict=True) if d is not None]
+
+    def member(mine):
+        found = iter(mine)
+        return walk_p.bind(*(a if d is None else next(found) for a, d in zip(args, dims, strict=True)), **params)
+
+    out = jax.lax.map(member, mapped)
+    return out, [0] * len(out)
 
 
 batching.fancy_primitive_batchers[walk_p] = _walk_batch

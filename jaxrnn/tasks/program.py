@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from ..training import BadInput, Budget, Checkpoints, Run, fit
-from ..training.devices import choose_devices
+from ..training.devices import choose_devices, host_cores
 from ..training.fit import check_patience
 from . import captioning, charlm, hello, sentiment, tagging, translation
 from .options import check_name
@@ -85,7 +85,7 @@ def train(
     state, result = fit(experiment, run, limits, resume=resume)
     if not result:
         return run, {}, []
-    result |= {"device": jax.devices()[0].device_kind, "devices": getattr(chosen, "devices", 1), "cores": os.cpu_count()}
+    result |= {"device": jax.devices()[0].device_kind, "devices": getattr(chosen, "devices", 1), "cores": host_cores()}
     result |= {"jax": jax.__version__, "python": platform.python_version()}
     run.write_result(result)
     functions, _ = module.build(chosen, run.config)

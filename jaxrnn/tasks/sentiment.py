@@ -199,6 +199,10 @@ class Trained(Answering):
         examples = read_table(path)
         known = self.config["vocabulary"]["labels"]
         unknown = Counter(example.label for example in examples if example.label not in known)
+        if len(examples) == sum(unknown.values()):
+            raise BadInput(
+                f"{path}: none of its labels was in training ({', '.join(known)}), but {', '.join(sorted(unknown)[:5])}"
+            )
         scores = {**self.scores(examples), "texts": len(examples), "unknown_labels": dict(sorted(unknown.items()))}
         return {name: None if value != value else value for name, value in scores.items()}
 

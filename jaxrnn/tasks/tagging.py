@@ -194,6 +194,10 @@ class Trained(Answering):
         known = self.config["vocabulary"]["tags"]
         unknown = Counter(tag for sentence in sentences for tag in sentence.tags if tag not in known)
         tokens = sum(len(sentence.words) for sentence in sentences)
+        if tokens == sum(unknown.values()):
+            raise BadInput(
+                f"{path}: none of its tags was in training ({', '.join(known)}), but {', '.join(sorted(unknown)[:5])}"
+            )
         counts = {"sentences": len(sentences), "tokens": tokens, "unknown_labels": dict(sorted(unknown.items()))}
         return {**self.scores(sentences, each=True), **counts}
 

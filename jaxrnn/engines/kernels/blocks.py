@@ -39,7 +39,7 @@ SAME = {
     "broadcast_in_dim",
 }
 ELEMENTWISE = {"add", "add_any", "sub", "mul", "div", "neg", "max", "min", "abs", "sign", "select_n", "integer_pow", "square"}
-ELEMENTWISE |= {"exp", "exp2", "log", "log1p", "expm1", "tanh", "logistic", "sqrt", "rsqrt", "convert_element_type", "pow"}
+ELEMENTWISE |= {"exp", "exp2", "log", "log1p", "expm1", "tanh", "logistic", "sqrt", "rsqrt", "convert_element_type"}
 ELEMENTWISE |= {
     "one_minus_square",
     "and",
@@ -54,7 +54,6 @@ ELEMENTWISE |= {
     "ge",
     "is_finite",
     "stop_gradient",
-    "erf",
     "sin",
     "cos",
 }
@@ -124,11 +123,15 @@ class Form:
                 self.kinds[v] = self.kind_of_shape(v.aval.shape, "an input of its step")
         for eqn in jaxpr.eqns:
             self._check(eqn)
+        for atom in [*self.new, *self.outs]:
+            self.shown(atom)
 
     def kind_of_shape(self, shape: tuple[int, ...], what: str) -> Kind:
         *lead, last = shape or (1,)
-        full = tuple(lead) == self.batch
-        if len(shape) == len(self.batch) + 1 and last % self.units == 0 and (full or all(d == 1 for d in lead)):
+        over = self.batch[max(len(self.batch) - len(lead), 0) :]
+        fits = len(lead) == len(over) and all(d in (1, b) for d, b in zip(lead, over, strict=True))
+        whole = len(shape) == len(self.batch) + 1  # with fewer axes it is the same along those in front, which were mapped
+        if fits and last % self.units == 0 and (whole or shape not in (self.batch, (*self.batch, 1))):
             return Kind(UNITS, last // self.units)
         if shape == self.batch or shape == (*self.batch, 1):
             return Kind(ROWS)
@@ -142,6 +145,10 @@ class Form:
     def blocks(self, var: Any) -> int:
         return self.kind(var).blocks
 
+    def shown(self, atom: Any) -> Kind:
+        """What a result is that leaves the loop: by its shape, also where it is one number that was spread."""
+        return self.kind_of_shape(atom.aval.shape, "a result of its step")
+
     def _check_product(self, eqn: Any, kind: Kind) -> None:
         shape = eqn.invars[1].aval.shape
         if kind.name != UNITS or any(d % self.units for d in shape):
@@ -150,9 +157,12 @@ class Form:
     def _check_same(self, eqn: Any, kind: Kind, out: Kind) -> None:
         """What only changes shape leaves every number with its example and its unit."""
         name, new = eqn.primitive.name, eqn.outvars[0].aval.shape
-        if kind.name == UNITS and kind != out:
-            raise Unfit(f"its step has a {name} from {eqn.invars[0].aval.shape} to {new}")
-        n = len(self.batch)
+        old, n = eqn.invars[0].aval.shape, len(self.batch)
+        moved = name == "broadcast_in_dim" and tuple(eqn.params["broadcast_dimensions"]) != tuple(
+            range(len(new) - len(old), len(new))
+        )
+        if kind.name == UNITS and (kind != out or moved):
+            raise Unfit(f"its step has a {name} from {old} to {new}")
         if kind.name == ROWS and new[:n] != self.batch:
             raise Unfit(f"its step moves a number an example to another axis ({name} to {new})")
         if (
@@ -178,9 +188,11 @@ class Form:
         elif name in SAME:
             self._check_same(eqn, kinds[0], out)
         elif name in ("split", "slice", "concatenate", "pad"):
+            if any(k.name != UNITS for k, v in zip(kinds, eqn.invars, strict=True) if v.aval.shape):
+                raise Unfit(f"its step has a {name} of what is not blocks of H = {self.units} units")
             _check_cut(eqn, self.units)
         elif name not in ELEMENTWISE:
-            raise Unfit(f"its step has a {name}, which is neither elementwise nor a product of its carry with a matrix")
+            raise Unfit(f"its step has a {name}, for which kernels have no code")
 
 
 def _opened(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
@@ -287,7 +299,7 @@ def evaluate(
         env[eqn.outvars[0]] = made
 
     def result(atom):
-        found = blocks_of(atom, form.blocks(atom))
+        found = blocks_of(atom, form.shown(atom).blocks)
         return [full(b, atom.aval.dtype) if jnp.ndim(b) == 0 else b for b in found]
 
     return [result(v) for v in form.new], [result(v) for v in form.outs]
@@ -306,3 +318,27 @@ def _bind(eqn: Any, values: Sequence[Any]) -> Any:
     if eqn.primitive.name == "stop_gradient":
         return values[0]
     return eqn.primitive.bind(*values, **eqn.params)
+
+
+def precision_of(eqn: Any) -> str:
+    """What a product was asked for: "default", "high" or "highest" (float32)."""
+    asked = eqn.params["precision"]
+    asked = asked if isinstance(asked, tuple) else (asked,)
+    words = {str(getattr(p, "name", p)).lower() for p in asked}
+    if words <= {"none", "default", "bf16_bf16_f32", "tf32_tf32_f32"}:
+        return "default"
+    if words <= {"none", "default", "high", "bf16_bf16_f32_x3", "tf32_tf32_f32_x3"}:
+        return "high"
+    if words <= {
+        "none",
+        "default",
+        "high",
+        "highest",
+        "f32_f32_f32",
+        "bf16_bf16_f32_x6",
+        "bf16_bf16_f32_x9",
+        "any_f32",
+        "f64_f64_f64",
+    }:
+        return "highest"
+    raise Unfit(f"its product has the precision {asked[0]}, and kernels have 'default', 'high' and 'highest'")

@@ -63,7 +63,7 @@ def _pair(value: Any) -> Any:
 
 def _evaluated(eqn: Any, values: list[Any]) -> list[Any]:
     name = eqn.primitive.name
-    if not any(isinstance(v, tuple) for v in values) and name != "complex":
+    if not any(isinstance(v, tuple) for v in values) and not is_complex(eqn.outvars[0].aval):
         made = eqn.primitive.bind(*values, **eqn.params)
         return list(made) if eqn.primitive.multiple_results else [made]
     if name in RULES:
@@ -71,13 +71,25 @@ def _evaluated(eqn: Any, values: list[Any]) -> list[Any]:
     if name == "select_n":
         flag, *cases = values
         return [tuple(eqn.primitive.bind(flag, *parts) for parts in zip(*cases, strict=True))]
-    if name == "convert_element_type" and is_complex(eqn.outvars[0].aval):
-        return [tuple(v.astype(_real_aval(eqn.outvars[0].aval).dtype) for v in values[0])]
+    if name == "convert_element_type" and not is_complex(eqn.outvars[0].aval):  # the real part
+        return [values[0][0].astype(eqn.outvars[0].aval.dtype)]
+    if name == "convert_element_type":
+        parts = values[0] if isinstance(values[0], tuple) else (values[0], jnp.zeros_like(values[0]))
+        return [tuple(v.astype(_real_aval(eqn.outvars[0].aval).dtype) for v in parts)]
+    if name == "jaxrnn_gradient_scale":
+        scale = values[1][0] if isinstance(values[1], tuple) else values[1]
+        return [tuple(eqn.primitive.bind(v, scale) for v in values[0])]
     if name in LINEAR:
-        pairs = [v if isinstance(v, tuple) else (v, jnp.zeros_like(v)) for v in values]
+        shape = eqn.outvars[0].aval.shape if name in ("add", "add_any", "sub") else None
+        pairs = [_spread(v if isinstance(v, tuple) else (v, jnp.zeros_like(v)), shape) for v in values]
         made = [eqn.primitive.bind(*parts, **eqn.params) for parts in zip(*pairs, strict=True)]
         return list(zip(*made, strict=True)) if eqn.primitive.multiple_results else [tuple(made)]
     raise Unfit(f"its step has a {name} of complex numbers, for which kernels have no rule")
+
+
+def _spread(pair: tuple[Any, Any], shape: tuple[int, ...] | None) -> tuple[Any, ...]:
+    """A literal as an array: only a literal may be a scalar beside arrays."""
+    return pair if shape is None else tuple(jnp.broadcast_to(v, shape) if jnp.ndim(v) == 0 else v for v in pair)
 
 
 def _multiplied(a: Any, b: Any) -> Any:

@@ -20,18 +20,14 @@ from jax.experimental import pallas as pl
 
 from ..jaxprs import split
 from . import gpu_units
-from .blocks import Body, Form, evaluate
-from .gpu_units import RULES
+from .blocks import Body, Form, evaluate, precision_of
 from .layout import Layout, as_rows, from_rows, padded_matrix, put, round_up, stored, transposed
+from .rules import ROUGH, RULES
 
 SHARED = 232_448 - 2_048  # bytes of shared memory of a block on Hopper, less what barriers take
-UNITS = 64
+UNITS, MOST_UNITS = 64, 256  # a block of the matrix unit; what a bulk copy takes along an axis
 MOST_ROWS, BLOCKS = 16, 128  # examples a block; blocks that run at once, of 132 processors
 MOST_AHEAD = 4  # steps whose inputs are under way or in shared memory
-
-# Half as many calls of the unit for such functions, which is what a step waits for. tanh is then right to 2^-11, where the
-# bfloat16 numbers that it is fed and that come of it are right to 2^-9.
-QUICK = RULES | {"logistic": lambda params, x: 0.5 * jnp.tanh(0.5 * x) + 0.5}
 
 
 def walk(body: Body, consts: Sequence, carry: Sequence, given: Sequence, steps: int, reverse: bool, kernel: Any):
@@ -90,6 +86,12 @@ def plan(form: Form, memory: int) -> Layout:
     width = round_up(form.units, UNITS)
     if not form.matrices:
         return gpu_units.plan(form, memory)
+    gpu_units.check_dtypes(form)
+    if width > MOST_UNITS:
+        raise ValueError(
+            f"Fused: a GPU's kernel with a matrix takes at most {MOST_UNITS} units, but there are {form.units}: use "
+            "engine=jaxrnn.Scan()"
+        )
     needed, layout = 0, Layout(width, 8, round_up(form.rows, 8), 1)
     for rows in (8,) if form.rows <= 8 * BLOCKS else (MOST_ROWS, 8):  # few rows a block: less work a step, but more blocks
         layout = Layout(width, rows, round_up(form.rows, rows), 1)
@@ -103,7 +105,7 @@ def plan(form: Form, memory: int) -> Layout:
             "bfloat16 parameters"
         )
     a_step = sum(form.blocks(v) * width * layout.rows * stored(v.aval.dtype).itemsize for v in form.given)
-    ahead = min(MOST_AHEAD, (memory - needed) // max(a_step, 1))
+    ahead = min(MOST_AHEAD, (memory - needed) // a_step) if a_step else 1
     return dataclasses.replace(layout, steps=ahead if ahead > 1 else 1)
 
 
@@ -126,8 +128,7 @@ def terms_of(form: Form, var: Any) -> int:
         return 1
     if var.aval.dtype != jnp.float32:
         raise ValueError(f"Fused: a GPU's matrix unit takes float32 and bfloat16, but the parameters are {var.aval.dtype}")
-    asked = [eqn.params["precision"] for eqn in form.products if eqn.invars[1] is var]
-    return 2 if all(p is None or set(p) <= {jax.lax.Precision.DEFAULT, None} for p in asked) else 3
+    return 2 if all(precision_of(eqn) == "default" for eqn in form.products if eqn.invars[1] is var) else 3
 
 
 def in_terms(value: Any, terms: int) -> list[Any]:
@@ -137,7 +138,7 @@ def in_terms(value: Any, terms: int) -> list[Any]:
         bits = jax.lax.bitcast_convert_type(value, jnp.uint32) & jnp.uint32(0xFFFF0000)
         leading = jax.lax.bitcast_convert_type(bits, jnp.float32)
         found.append(leading.astype(jnp.bfloat16))
-        value = value - leading
+        value = jnp.where(jnp.abs(leading) < jnp.inf, value - leading, 0.0)
     return [*found, value.astype(jnp.bfloat16)]
 
 
@@ -151,7 +152,7 @@ def _blocks(matrix: Any, over: int, form: Form, width: int) -> Any:
 def _tiled(a: Any, var: Any, form: Form, layout: Layout, *, time: bool) -> Any:
     """``(tiles, T, k, width, rows)``, or without ``time`` ``(tiles, k, width, rows)``: what a tile reads lies together."""
     wide = as_rows(a, var, form, layout, time=time)
-    wide = wide.astype(jnp.float32) if wide.dtype == jnp.int32 else wide
+    wide = wide.astype(jnp.float32) if var.aval.dtype == jnp.bool_ else wide
     width = layout.width if wide.shape[-1] == 1 else wide.shape[-1]
     wide = jnp.broadcast_to(wide, (*wide.shape[:-2], layout.padded_rows, width))
     wide = wide.reshape(*wide.shape[:-2], layout.tiles, layout.rows, -1, layout.width)
@@ -169,7 +170,7 @@ def _call(plgpu, form, vectors, layout, steps, reverse, kernel, matrices, consta
     """The kernel over tiles of rows."""
     width, rows = layout.width, layout.rows
     shapes = [jax.ShapeDtypeStruct((tiles, 1, width, rows), a.dtype) for a in start]
-    shapes += [jax.ShapeDtypeStruct((tiles, steps, form.blocks(v), width, rows), _stored(v)) for v in form.outs]
+    shapes += [jax.ShapeDtypeStruct((tiles, steps, form.shown(v).blocks, width, rows), _stored(v)) for v in form.outs]
     swizzled = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
     scratch: list[Any] = []
     for a in matrices:
@@ -180,11 +181,12 @@ def _call(plgpu, form, vectors, layout, steps, reverse, kernel, matrices, consta
     if layout.steps > 1:
         scratch += [plgpu.SMEM((layout.steps, *a.shape[2:]), a.dtype) for a in stream]
         scratch.append(plgpu.Barrier(num_arrivals=len(stream), num_barriers=layout.steps))
-    interpret = {"interpret": plgpu.InterpretGPUParams()} if kernel.interpret else {}
+    interpret = {"interpret": plgpu.InterpretGPUParams(detect_races=True)} if kernel.interpret else {}
     grid = {} if tiles == 1 else {"grid": (tiles,), "grid_names": ("tile",)}
-    quick = not kernel.interpret and all(v.aval.dtype == jnp.bfloat16 for v, _ in form.matrices)
+    quick = all(v.aval.dtype == jnp.bfloat16 for v, _ in form.matrices)
+    rough = quick and bool(kernel.interpret)
     body = functools.partial(
-        _kernel, plgpu=plgpu, form=form, vectors=vectors, layout=layout, steps=steps, reverse=reverse, tiles=tiles, quick=quick
+        _kernel, plgpu=plgpu, form=form, vectors=vectors, layout=layout, steps=steps, reverse=reverse, tiles=tiles, rough=rough
     )
     more = plgpu.CompilerParams(approx_math=quick)
     out = plgpu.kernel(body, out_type=shapes, scratch_types=scratch, compiler_params=more, **grid, **interpret)(
@@ -197,7 +199,7 @@ def _stored(var: Any) -> Any:
     return jnp.float32 if var.aval.dtype == jnp.bool_ else var.aval.dtype
 
 
-def _kernel(*refs, plgpu, form: Form, vectors: list, layout: Layout, steps: int, reverse: bool, tiles: int, quick: bool):
+def _kernel(*refs, plgpu, form: Form, vectors: list, layout: Layout, steps: int, reverse: bool, tiles: int, rough: bool):
     """One tile of rows through all of time."""
     n = len(form.matrices)
     sizes = n, len(vectors), len(form.carry), len(form.given), len(form.carry), len(form.outs)
@@ -242,7 +244,7 @@ def _kernel(*refs, plgpu, form: Form, vectors: list, layout: Layout, steps: int,
         t = steps - 1 - i if reverse else i
         given = staged(i) if ahead else [load(r, (tile, t), v) for v, r in zip(form.given, stream, strict=True)]
         known = {v: load(r, (tile,), v) for v, r in zip(vectors, constants, strict=True)}
-        new, made = evaluate(form, known, [[c] for c in carry], given, product, full, QUICK if quick else RULES)
+        new, made = evaluate(form, known, [[c] for c in carry], given, product, full, ROUGH if rough else RULES)
         for ref, blocks in zip(outs, made, strict=True):
             store(ref, (t,), blocks)
         return [blocks[0] for blocks in new]

@@ -18,23 +18,11 @@ from jax.experimental import pallas as pl
 from ..jaxprs import split
 from .blocks import Body, Form, evaluate
 from .layout import Layout, as_rows, from_rows, put, round_up, stored
+from .rules import RULES
 
+DTYPES = {jnp.dtype(d) for d in (jnp.float32, jnp.bfloat16, jnp.int32)}
 CHUNK = 128  # units of a block: one a thread
 STEPS, COPIES = 16, 4  # steps a bulk copy brings at most, and copies under way
-
-
-def _log1p(params: dict, x: Any) -> Any:
-    """What ``1 + x`` rounds away is put right by the ratio (Kahan)."""
-    u = 1 + x
-    return jnp.where(u == 1, x, jnp.log(u) * (x / jnp.where(u == 1, 1.0, u - 1)))
-
-
-def _power(params: dict, x: Any) -> Any:
-    power = functools.reduce(jax.lax.mul, [x] * abs(params["y"]))
-    return 1 / power if params["y"] < 0 else power
-
-
-RULES = {"log1p": _log1p, "integer_pow": _power}  # what Mosaic does not have
 
 
 def walk(
@@ -65,7 +53,7 @@ def walk(
         ]
         last, outs = (_together([[m[i] for m in row] for row in made]) for i in (0, 1))
     else:
-        last, outs = call(constants, start, stream, grid=(form.rows, chunks))
+        last, outs = call(constants, start, stream, grid=(chunks, form.rows))  # the last axis may have 2^31 blocks
     back = functools.partial(from_rows, form=form, layout=layout)
     return (
         [back(_flat(a), v, time=False) for a, v in zip(last, form.new, strict=True)],
@@ -79,6 +67,7 @@ def plan(form: Form, memory: int) -> Layout:
     Raises:
         ValueError: where not even copies of one step do.
     """
+    check_dtypes(form)
     a_step = sum(form.blocks(v) * CHUNK * stored(v.aval.dtype).itemsize for v in form.given)
     fitting = [s for s in (STEPS, STEPS // 2, STEPS // 4, 1) if COPIES * s * a_step <= memory]
     if not fitting:
@@ -89,10 +78,17 @@ def plan(form: Form, memory: int) -> Layout:
     return Layout(round_up(form.units, CHUNK), 1, form.rows, fitting[0])
 
 
+def check_dtypes(form: Form) -> None:
+    """Numbers are those that a GPU's kernels take."""
+    strange = [v.aval.dtype for v in [*form.consts, *form.carry, *form.given] if stored(v.aval.dtype) not in DTYPES]
+    if strange:
+        raise ValueError(f"Fused: a GPU's kernels take float32 and bfloat16, but there are {strange[0]} parameters or inputs")
+
+
 def _by_row(a: Any, var: Any, form: Form, layout: Layout, *, time: bool) -> Any:
     """``(rows, k, T, width)``, or without ``time`` ``(rows, k, width)``: no copy where H needs no padding and k is 1."""
     wide = as_rows(a, var, form, layout, time=time)
-    wide = wide.astype(jnp.float32) if wide.dtype == jnp.int32 else wide
+    wide = wide.astype(jnp.float32) if var.aval.dtype == jnp.bool_ else wide
     width = layout.width if wide.shape[-1] == 1 else wide.shape[-1]
     wide = jnp.broadcast_to(wide, (*wide.shape[:-2], form.rows, width))
     return wide.reshape(*wide.shape[:-1], -1, layout.width)
@@ -114,19 +110,21 @@ def _together(pieces: list[list[list[Any]]]) -> list[Any]:
 
 def _call(plgpu, form, layout, steps, reverse, interpret, constants, start, stream, *, grid):
     """The kernel over examples and chunks of units."""
-    count, width = grid[0], grid[1] * CHUNK
+    count, width = grid[1], grid[0] * CHUNK
     shapes = [jax.ShapeDtypeStruct((count, 1, width), a.dtype) for a in start]
     shapes += [
-        jax.ShapeDtypeStruct((steps, count, form.blocks(v), width), jnp.float32 if v.aval.dtype == jnp.bool_ else v.aval.dtype)
+        jax.ShapeDtypeStruct(
+            (steps, count, form.shown(v).blocks, width), jnp.float32 if v.aval.dtype == jnp.bool_ else v.aval.dtype
+        )
         for v in form.outs
     ]
     scratch = [plgpu.SMEM((COPIES, layout.steps, a.shape[2], CHUNK), a.dtype) for a in stream]
-    scratch.append(plgpu.Barrier(num_arrivals=len(stream), num_barriers=COPIES))
+    scratch.append(plgpu.Barrier(num_arrivals=max(len(stream), 1), num_barriers=COPIES))
     body = functools.partial(
         _kernel, plgpu=plgpu, form=form, steps=steps, together=layout.steps, reverse=reverse, alone=grid == (1, 1)
     )
-    axes = {} if grid == (1, 1) else {"grid": grid, "grid_names": ("row", "chunk")}
-    more = {"interpret": plgpu.InterpretGPUParams()} if interpret else {}
+    axes = {} if grid == (1, 1) else {"grid": grid, "grid_names": ("chunk", "row")}
+    more = {"interpret": plgpu.InterpretGPUParams(detect_races=True)} if interpret else {}
     out = plgpu.kernel(body, out_type=shapes, scratch_types=scratch, **axes, **more)(*constants, *start, *stream)
     return list(out[: len(start)]), list(out[len(start) :])
 
@@ -155,7 +153,7 @@ def _kernel(*refs, plgpu, form: Form, steps: int, together: int, reverse: bool, 
     def alone_step(t, carry):
         return step(t, carry, [load(r, lambda k: (t, row, k, here), v) for v, r in zip(form.given, stream, strict=True)])
 
-    whole = steps // together
+    whole = steps // together if stream else 0
     rest = steps - whole * together  # at the end of time, step by step
 
     def fetch(number, slot):
@@ -197,7 +195,7 @@ def _kernel(*refs, plgpu, form: Form, steps: int, together: int, reverse: bool, 
     for part in (one_by_one, staged) if reverse else (staged, one_by_one):
         carry = part(carry) if (rest if part is one_by_one else whole) else carry
     for ref, value in zip(last, carry, strict=True):
-        put(plgpu, ref.at[row, 0, here], value)
+        put(plgpu, ref.at[row, 0, here], value.astype(ref.dtype))
 
 
 def _load(ref: Any, at: Any, var: Any, *, plgpu: Any, form: Form, layout: Any) -> list[Any]:

@@ -47,7 +47,12 @@ def as_rows(a: Any, var: Any, form: Form, layout: Layout, *, time: bool) -> Any:
     if kind.name == ROWS:
         a = a.reshape(*lead, form.rows, 1)
     else:
-        shared = a.ndim - len(lead) == 0 or math.prod(a.shape[len(lead) : -1]) != form.rows
+        *batch, last = a.shape[len(lead) :]
+        shared = all(d == 1 for d in batch) and form.rows != 1
+        if not shared:
+            a = jnp.broadcast_to(
+                a.reshape(*lead, *[1] * (len(form.batch) - len(batch)), *batch, last), (*lead, *form.batch, last)
+            )
         a = a.reshape(*lead, 1 if shared else form.rows, kind.blocks, units)
         a = jnp.pad(a, [*[(0, 0)] * (a.ndim - 1), (0, layout.width - units)]).reshape(*a.shape[:-2], -1)
         if shared:
@@ -59,9 +64,10 @@ def from_rows(a: Any, var: Any, form: Form, layout: Layout, *, time: bool) -> An
     """The inverse, for the value of ``var``: an array of its shape and dtype, with T leading under ``time``."""
     lead = a.shape[:1] if time else ()
     a = a[..., : form.rows, :].reshape(*lead, form.rows, -1, layout.width)
-    a = a[..., :1, :1] if form.kind(var).name in (ROWS, SCALAR) else a[..., : form.units]
-    if form.kind(var).name == SCALAR:
-        a = a[..., :1, :, :]
+    kind = form.shown(var).name
+    a = a[..., :1, :1] if kind in (ROWS, SCALAR) else a[..., : form.units]
+    if math.prod(var.aval.shape) < math.prod(a.shape[len(lead) :]):
+        a = a[..., :1, :, :]  # the same for every example
     return a.reshape(*lead, *var.aval.shape).astype(var.aval.dtype)
 
 

@@ -30,12 +30,13 @@ TARGETS = {"cuda": "gpu", "tpu": "tpu"}  # the kernels of a platform
 @dataclasses.dataclass(frozen=True)
 class Kernel:
     """How a loop is made a kernel. ``interpret`` and ``memory`` are those of `jaxrnn.Fused`; one that nobody ``named`` gives
-    way to JAX's own loop where there is no kernel.
+    way to JAX's own loop where there is no kernel. ``cell`` is what errors call it.
     """
 
     interpret: str | None = None
     memory: int | None = None
     named: bool = True
+    cell: str = "this cell"
 
 
 def kernel_into(
@@ -48,9 +49,10 @@ def kernel_into(
     """
     row = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), given)
     traced, consts = traced_body(body, list(carry), row)
-    if unfit(traced):
-        if kernel.named:
-            raise Unfit(f"Fused: this cell has no kernel: {unfit(traced)}. Use engine=jaxrnn.Scan()")
+    empty = any(0 in jnp.shape(c) for c in carry)
+    if empty or unfit(traced):
+        if kernel.named and not empty:
+            raise Unfit(f"Fused: {kernel.cell} has no kernel: {unfit(traced)}. Use engine=jaxrnn.Scan()")
         return scan_into(body, carry, given, rows, first, steps, reverse=reverse, unroll=1)
     last, outs = kernel_loop(traced, consts, carry, jax.tree.leaves(given), steps, reverse, kernel)
     whole = [r.shape == out.shape for r, out in zip(rows, outs, strict=True)]
@@ -197,7 +199,7 @@ def _mapped(axis_data: Any, args: Sequence, dims: Sequence, *, body: Body, steps
         return out, [none] * len(out)
     moved, axes = [], []
     for i, (a, d) in enumerate(zip(args, dims, strict=True)):
-        if body.consts <= i < n_given and d is none:
+        if body.consts <= i and d is none:
             a, d = jnp.broadcast_to(a[None], (axis_data.size, *a.shape)), 0
         moved.append(a if d is none else jnp.moveaxis(a, d, 1 if i >= n_given else 0))
         axes.append(none if d is none else 0)

@@ -13,8 +13,9 @@ from jax.experimental.pallas import tpu as pltpu
 
 from ...cell import accumulator
 from ..jaxprs import split
-from .blocks import ROWS, SCALAR, UNITS, Body, Form, evaluate
+from .blocks import ROWS, SCALAR, UNITS, Body, Form, evaluate, precision_of
 from .layout import Layout, as_rows, from_rows, padded_matrix, round_up, stored
+from .rules import RULES
 
 LANES = 128
 DTYPES = {jnp.dtype(d) for d in (jnp.float32, jnp.bfloat16, jnp.int32)}
@@ -84,8 +85,11 @@ def bytes_needed(form: Form, layout: Layout) -> int:
         return LANES if form.kind(var).name in (ROWS, SCALAR) else form.blocks(var) * layout.width
 
     size = sum(_matrix_size(v, form, layout.width) for v, _ in form.matrices)
-    size += 2 * layout.steps * layout.rows * sum(lanes(v) * stored(v.aval.dtype).itemsize for v in [*form.given, *form.outs])
-    size += 3 * block * sum(v.aval.dtype.itemsize for v in form.carry)
+    size += 2 * layout.steps * layout.rows * sum(lanes(v) * stored(v.aval.dtype).itemsize for v in form.given)
+    size += 2 * layout.steps * block * sum(form.shown(v).blocks * stored(v.aval.dtype).itemsize for v in form.outs)
+    size += 5 * block * sum(stored(v.aval.dtype).itemsize for v in form.carry)
+    vectors = [v for v in form.consts if v not in dict(form.matrices)]
+    size += 2 * layout.rows * sum(lanes(v) * stored(v.aval.dtype).itemsize for v in vectors)
     return size + TEMPORARIES * block * 4
 
 
@@ -111,7 +115,7 @@ def _call(form, layout, vectors, arrays, steps, reverse, interpret, memory):
     ]
     states = [pl.BlockSpec((layout.rows, layout.width), lambda b, t: (b, 0)) for _ in start]
     streams = [pl.BlockSpec((layout.steps, layout.rows, a.shape[2]), lambda b, t: (at(t), b, 0)) for a in stream]
-    wide = [form.blocks(v) * layout.width for v in form.outs]
+    wide = [form.shown(v).blocks * layout.width for v in form.outs]
     results = [pl.BlockSpec((layout.steps, layout.rows, w), lambda b, t: (at(t), b, 0)) for w in wide]
     shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in start]
     shapes += [
@@ -154,10 +158,10 @@ def _kernel(*refs, form: Form, layout: Layout, vectors: list, steps: int, revers
     def step(j, _):
         t = here - 1 - j if reverse else j
         given = [_apart(r, (t,), v, form, shape) for v, r in zip(form.given, stream, strict=True)]
-        carry = [[s[...]] for s in states]
-        new, made = evaluate(form, known, carry, given, product, lambda value, dtype: jnp.full(shape, value, dtype))
+        carry = [[s[...] != 0 if v.aval.dtype == jnp.bool_ else s[...]] for v, s in zip(form.carry, states, strict=True)]
+        new, made = evaluate(form, known, carry, given, product, lambda value, dtype: jnp.full(shape, value, dtype), RULES)
         for state, blocks in zip(states, new, strict=True):
-            state[...] = jnp.broadcast_to(blocks[0], shape)
+            state[...] = jnp.broadcast_to(blocks[0], shape).astype(state.dtype)
         for ref, blocks in zip(outs, made, strict=True):
             for k, each in enumerate(blocks):
                 each = jnp.broadcast_to(each, shape).astype(ref.dtype)
@@ -193,7 +197,7 @@ def _product(eqn: Any, blocks: list[Any], matrix: tuple[Any, int], *, where: dic
     made = jnp.dot(
         operand.astype(ref.dtype),
         ref[...],
-        precision=eqn.params["precision"],
+        precision=jax.lax.Precision.DEFAULT if precision_of(eqn) == "default" else jax.lax.Precision.HIGHEST,
         preferred_element_type=accumulator(out),
     ).astype(out)
     return [made[:, k * width : (k + 1) * width] for k in range(form.blocks(eqn.outvars[0]))]
