@@ -91,6 +91,19 @@ def test_flaxs_carry_init_is_refused():
         assert interop.from_flax(same.bind(variables))[0] == GRU
 
 
+def test_flaxs_linear_maps_are_those_that_the_cell_makes():
+    """Not others that compute something else of the same kernel."""
+    options = {"use_bias": False, "rngs": nnx.Rngs(0)}
+    for other in (
+        nnx.Linear(H, 12, dot_general=lambda *a, **k: 2 * jax.lax.dot_general(*a, **k), **options),
+        nnx.Linear(H, 12, promote_dtype=lambda arrays, dtype=None: arrays, **options),
+        nnx.LoRALinear(H, 12, lora_rank=2, **options),
+    ):
+        cell = nnx.GRUCell(3, H, rngs=nnx.Rngs(0))
+        cell.dense_h = other
+        refused("dense_h of GRUCell is no nnx.Linear as the cell makes it", ValueError, interop.from_flax, cell)
+
+
 def _concatenate(forward, backward):
     return jnp.concatenate([backward, forward], axis=-1)
 

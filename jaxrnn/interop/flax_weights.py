@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from ..cells import GRU, LSTM
@@ -89,6 +90,14 @@ def _tree(where: str, module: Any) -> dict[str, Any]:
             )
         return module.variables["params"]
     maps = {name: getattr(module, name) for name in _maps(where, module)}
+    for name, each in maps.items():
+        own = (type(each).__module__, type(each).__name__) == ("flax.nnx.nn.linear", "Linear")
+        promotes = own and getattr(each.promote_dtype, "__module__", "") == "flax.nnx.nn.dtypes"
+        if not promotes or each.dot_general is not jax.lax.dot_general:
+            raise ValueError(
+                f"{where}: {name} of {type(module).__name__} is no nnx.Linear as the cell makes it: another class, dot_general "
+                "or promote_dtype, which no jaxrnn cell has"
+            )
     parts = {name: {"kernel": each.kernel, "bias": each.bias} for name, each in maps.items()}
     return {name: {part: value[...] for part, value in own.items() if value is not None} for name, own in parts.items()}
 
