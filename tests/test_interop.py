@@ -86,7 +86,7 @@ def test_a_bias_that_is_not_there():
     peers.equal(interop.to_torch(layer, params, bias=False), state)
     with pytest.raises(ValueError, match=r"recurrent_bias is not zero.*the torch module has none"):
         interop.to_torch(layer, params | {"recurrent_bias": jnp.arange(4.0)}, bias=False)
-    with pytest.raises(TypeError, match="cannot be seen inside a compiled function"):
+    with pytest.raises(TypeError, match="to_keras: the parameters have no values inside a compiled"):
         jax.jit(lambda p: interop.to_keras(LSTM, p, bias=False)[0])(drawn(LSTM))
 
 

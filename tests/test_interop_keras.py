@@ -182,3 +182,11 @@ def test_loading_checks_the_object(kind, inputs, options, match, keras):
     other.build((None, 5, inputs))
     with pytest.raises(ValueError, match=match):
         interop.to_keras(cell, cell.init(jax.random.key(0), 3), into=other)
+
+
+def test_one_layer_twice_is_not_loaded(keras):
+    other = made(keras, "LSTM")
+    other.build((None, 5, H))
+    layer = jaxrnn.stack(jaxrnn.LSTM(H), jaxrnn.LSTM(H))
+    with pytest.raises(ValueError, match="into holds one object twice"):
+        interop.to_keras(layer, layer.init(jax.random.key(0), H), into=[other, other])

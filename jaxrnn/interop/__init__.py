@@ -13,7 +13,7 @@ from .haiku_weights import to_haiku as to_haiku
 from .keras_weights import from_keras as from_keras
 from .keras_weights import to_keras as to_keras
 from .onnx import to_onnx as to_onnx
-from .torch_weights import carry_from_torch as carry_from_torch
-from .torch_weights import carry_to_torch as carry_to_torch
+from .torch_states import carry_from_torch as carry_from_torch
+from .torch_states import carry_to_torch as carry_to_torch
 from .torch_weights import from_torch as from_torch
 from .torch_weights import to_torch as to_torch

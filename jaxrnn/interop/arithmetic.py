@@ -36,15 +36,26 @@ def reorder(packed: Any, order: Sequence[int]) -> Any:
     return join([blocks[k] for k in order])
 
 
-def fold_biases(cell: Any, of_inputs: Any, of_states: Any) -> dict[str, Any]:
+def added(where: str, one: Any, other: Any) -> Any:
+    """The sum of two biases, rounded to their dtype; one that overflows there is refused."""
+    with np.errstate(over="ignore"):
+        total = one + other
+    if not isinstance(total, jax.core.Tracer):
+        first, second, sums = (np.asarray(a, "float64") for a in (one, other, total))
+        if np.any(np.isfinite(first) & np.isfinite(second) & ~np.isfinite(sums)):
+            raise ValueError(f"{where}: the sum of two biases overflows {total.dtype}: cast the weights to float32 first")
+    return total
+
+
+def fold_biases(where: str, cell: Any, of_inputs: Any, of_states: Any) -> dict[str, Any]:
     """Two packed biases, of x and of h, as the cell's: summed where they are simply added.
 
     A GRU's candidate keeps the bias of h apart, because the reset gate multiplies it: ``recurrent_bias``.
     """
     if not isinstance(cell, GRU):
-        return {"bias": of_inputs + of_states}
+        return {"bias": added(where, of_inputs, of_states)}
     edge = 2 * cell.hidden_size
-    summed = of_inputs[:edge] + of_states[:edge]
+    summed = added(where, of_inputs[:edge], of_states[:edge])
     return {"bias": join([summed, of_inputs[edge:]]), "recurrent_bias": of_states[edge:]}
 
 
@@ -104,37 +115,49 @@ def check_shapes(where: str, arrays: Mapping[str, Any], expected: Mapping[str, t
 
 def check_matrix(where: str, name: str, array: Any) -> None:
     """A kernel has two axes: the sizes are read off it."""
+    if not hasattr(array, "ndim"):
+        raise TypeError(f"{where}: {name} must be an array, but it is {describe(array)}")
     if array.ndim != 2:
         raise ValueError(f"{where}: {name} must be a matrix, but its shape is {tuple(array.shape)}")
 
 
-def check_dtypes(where: str, arrays: Mapping[str, Any]) -> None:
+def check_concrete(where: str, tree: Any, what: str = "parameters") -> None:
+    """Nothing is traced: what it goes to lies outside JAX."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)):
+        raise TypeError(f"{where}: the {what} have no values inside a compiled or differentiated function: convert outside")
+
+
+def check_dtypes(where: str, arrays: Mapping[str, Any], what: str = "weights") -> None:
     """All are floating-point, of one dtype, which JAX holds as it stands."""
     for name, array in arrays.items():
         if not hasattr(array, "shape") or not hasattr(array, "dtype"):
             raise TypeError(f"{where}: {name} must be an array, but it is {describe(array)}")
     dtypes = {name: str(array.dtype) for name, array in arrays.items()}
     strange = [f"{name} is {dtype}" for name, dtype in dtypes.items() if dtype not in FLOATS]
+    if any(dtype.startswith("torch.") for dtype in dtypes.values()):
+        raise TypeError(f"{where}: these are torch tensors ({', '.join(strange)}): pass tensor.detach().numpy()")
     if strange:
-        raise TypeError(
-            f"{where}: weights must be floating-point ({', '.join(FLOATS)}), but {', '.join(strange)}: quantised weights are "
-            "integers and scales, and are not converted; give the weights from before quantisation"
+        hint = (
+            "quantised weights are integers and scales, and are not converted; give the weights from before quantisation"
+            if what == "weights"
+            else "cast them"
         )
+        raise TypeError(f"{where}: {what} must be floating-point ({', '.join(FLOATS)}), but {', '.join(strange)}: {hint}")
     if len(set(dtypes.values())) > 1:
         listed = ", ".join(f"{name} is {dtype}" for name, dtype in dtypes.items())
         raise TypeError(
-            f"{where}: the weights have several dtypes, and nothing is promoted silently: {listed}. Cast them to one"
+            f"{where}: the {what} have several dtypes, and nothing is promoted silently: {listed}. Cast them to one"
         )
     if "float64" in dtypes.values() and jnp.asarray(np.zeros(0)).dtype != np.float64:
         raise TypeError(
-            f"{where}: the weights are float64, which JAX would round to float32: cast them yourself (a torch module with "
+            f"{where}: the {what} are float64, which JAX would round to float32: cast them yourself (a torch module with "
             ".float(), an array with .astype('float32')), or convert under jax.enable_x64(True)"
         )
 
 
 def own_copy(value: Any) -> Any:
-    """A JAX array that shares no memory with NumPy's, which another library may go on writing to."""
-    return jnp.array(value) if isinstance(value, np.ndarray) else jnp.asarray(value)
+    """A JAX array with memory of its own: another library writes to its arrays, or gives them away to a compiled step."""
+    return jnp.array(value, copy=True)
 
 
 def on_device(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -66,7 +66,8 @@ def converted(where: str, source: Any) -> tuple[Any, list[Any]]:
             )
         return converted(where, source.cell)
     if kind == "Bidirectional":
-        if getattr(source.merge_fn, "__name__", "") != "_concatenate":
+        merge = (getattr(source.merge_fn, "__module__", ""), getattr(source.merge_fn, "__name__", ""))
+        if merge not in ((LINEN, "_concatenate"), (NNX, "_concatenate")):
             raise ValueError(f"{where}: this Bidirectional has a merge_fn of its own: hand in its two cells, with layer=")
         (forward, ours), (backward, theirs) = (
             converted(where, rnn.cell if type(rnn).__name__ == "RNN" and is_flax(rnn) else rnn)
@@ -75,6 +76,11 @@ def converted(where: str, source: Any) -> tuple[Any, list[Any]]:
         return bidirectional(forward, backward), ours + theirs
     if kind in KINDS:
         return _cell(where, kind, source), [source]
+    if type(source).__module__.startswith("jaxrnn.nnx."):
+        raise TypeError(
+            f"{where}: this is jaxrnn's own {type(source).__name__}: there is nothing to convert, an RNN's parameters are "
+            "rnn.values(), for rnn.layer; of one around a flax cell, hand in rnn.cell"
+        )
     raise TypeError(
         f"{where}: expected flax's {', '.join(KINDS)}, RNN or Bidirectional (nnx, or linen bound with "
         f"module.bind(variables)), a list of these, or a dict of arrays with layer=, but it is {describe(source)}"
@@ -94,6 +100,11 @@ def _cell(where: str, kind: str, module: Any) -> Any:
         raise ValueError(f"{where}: {kind} has the gate_fn {module.gate_fn!r}; jaxrnn's {KINDS[kind].__name__} has sigmoid")
     if getattr(module, "residual", False):
         raise ValueError(f"{where}: SimpleCell has residual=True, h added inside the activation: no jaxrnn cell computes that")
+    if module.carry_init not in (None, jax.nn.initializers.zeros):
+        raise ValueError(
+            f"{where}: {kind} has the carry_init {module.carry_init!r}, and jaxrnn's first carry is zero: hand in its arrays, "
+            "with layer=, and the carry to unroll"
+        )
     if module.dtype is not None and jnp.dtype(module.dtype) != jnp.dtype(module.param_dtype):
         raise TypeError(
             f"{where}: {kind} holds {jnp.dtype(module.param_dtype)} and computes in {jnp.dtype(module.dtype)}; jaxrnn "

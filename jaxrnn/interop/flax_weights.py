@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from ..cells import GRU, LSTM
@@ -13,7 +14,7 @@ from ..layers.compose import Bidirectional, Stack
 from ..layers.noise import Dropout
 from .arithmetic import check_dtypes, check_matrix, check_names, check_shapes, check_zero, join, on_device, split
 from .flax_objects import NNX, Layout, converted, layout_of
-from .structure import BLOCKS, cells_of, check_same, checked_take, put, summary
+from .structure import BLOCKS, cells_of, check_distinct, check_same, checked_take, put, summary
 
 
 def from_flax(source: Any, layer: Any = None) -> Any:
@@ -24,7 +25,7 @@ def from_flax(source: Any, layer: Any = None) -> Any:
     Args:
         source: an nnx cell, RNN or Bidirectional; the same of linen, bound: ``module.bind(variables)``; a list of these (a
             `stack`). Or plain arrays: the dict of one cell's or RNN's parameters (with or without ``"params"`` and ``"cell"``
-            around them; also ``nnx.state(cell)``), of a Bidirectional's two, or a list of these for a stack.
+            around them; also ``nnx.state`` of either), of a Bidirectional's two, or a list of these for a stack.
         layer: for plain arrays, the jaxrnn layer they are for.
 
     Returns:
@@ -65,6 +66,7 @@ def to_flax(layer: Any, params: Any, *, into: Any = None) -> Any:
             f"{where}: linen modules hold no weights: leave into out, and apply the module to the dict that comes back"
         )
     check_same(where, layer, other)
+    check_distinct(where, [getattr(module, name) for module in modules for name in _maps(where, module)])
     planned = []
     for k, (pair, module) in enumerate(zip(pairs, modules, strict=True)):
         new, held = _flat(_write(where, *pair, layout_of(module))), _flat(_tree(where, module))
@@ -87,16 +89,31 @@ def _tree(where: str, module: Any) -> dict[str, Any]:
                 f"{where}: a linen module holds no weights: bind it, module.bind(variables), or hand in the dict, with layer="
             )
         return module.variables["params"]
-    names = [name for each in layout_of(module).maps(converted(where, module)[0]) for name in each]
-    maps = {name: getattr(module, name) for name in names}
+    maps = {name: getattr(module, name) for name in _maps(where, module)}
+    for name, each in maps.items():
+        own = (type(each).__module__, type(each).__name__) == ("flax.nnx.nn.linear", "Linear")
+        promotes = own and getattr(each.promote_dtype, "__module__", "") == "flax.nnx.nn.dtypes"
+        if not promotes or each.dot_general is not jax.lax.dot_general:
+            raise ValueError(
+                f"{where}: {name} of {type(module).__name__} is no nnx.Linear as the cell makes it: another class, dot_general "
+                "or promote_dtype, which no jaxrnn cell has"
+            )
     parts = {name: {"kernel": each.kernel, "bias": each.bias} for name, each in maps.items()}
     return {name: {part: value[...] for part, value in own.items() if value is not None} for name, own in parts.items()}
 
 
+def _maps(where: str, module: Any) -> list[str]:
+    """The names of an nnx cell's linear maps."""
+    return [name for each in layout_of(module).maps(converted(where, module)[0]) for name in each]
+
+
 def _unwrapped(tree: Any) -> Any:
-    """Without ``params``, and without the cell's name in an RNN."""
-    while isinstance(tree, Mapping) and len(tree) == 1 and next(iter(tree)) in ("params", "cell"):
+    """Without ``params``, the cell's name in an RNN, and the streams of keys that ``nnx.state`` gives beside parameters."""
+    if isinstance(tree, Mapping) and len(tree) > 1 and "rngs" in tree:
+        tree = {name: own for name, own in tree.items() if name != "rngs"}
+    if isinstance(tree, Mapping) and len(tree) == 1 and next(iter(tree)) in ("params", "cell"):
         (tree,) = tree.values()
+        return _unwrapped(tree)
     return tree
 
 
@@ -114,9 +131,21 @@ def _read_tree(where: str, layer: Any, tree: Any) -> list[dict[str, Any]]:
     if not isinstance(tree, Mapping):
         raise TypeError(f"{where}: for {summary(layer)} give a dict of arrays, not {describe(tree)}")
     if isinstance(layer, Bidirectional):
-        check_names(where, tree, ("forward_rnn", "backward_rnn"))
+        check_names(where, tree, ("forward_rnn", "backward_rnn"), _numbered(tree))
         return _read_tree(where, layer.forward, tree["forward_rnn"]) + _read_tree(where, layer.backward, tree["backward_rnn"])
     return [_read(where, layer, tree)]
+
+
+def _numbered(tree: Mapping[str, Any]) -> str:
+    """A hint for cells made in a compact linen module, whose numbers tell the order they were made in, not their direction."""
+    numbered = [name for name in sorted(tree) if name.rpartition("_")[2].isdigit()]
+    if len(numbered) != 2 or len(tree) != 2:
+        return ""
+    one, other = numbered
+    return (
+        "A compact linen module numbers its cells as they are made: if forward was first, pass "
+        f"{{'forward_rnn': tree[{one!r}], 'backward_rnn': tree[{other!r}]}}"
+    )
 
 
 def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:

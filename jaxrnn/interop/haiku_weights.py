@@ -8,6 +8,7 @@ from typing import Any
 from ..cells import GRU, LSTM, Elman
 from ..checks import describe
 from .arithmetic import (
+    added,
     check_dtypes,
     check_matrix,
     check_names,
@@ -30,9 +31,9 @@ def from_haiku(params: Any, layer: Any, *, names: str | Sequence[str] | None = N
 
     Haiku's modules live inside a transformed function and hold no weights, so there is no object to hand in: the parameters, a
     dict of dicts, are what there is, and ``layer`` says what they are for. LSTM: the kernel under [x; h] is cut, the gates i,
-    g, f, o become i, f, g, o, and the 1 that Haiku adds to f when it is applied goes into the bias. GRU, which resets before
-    the product: gates z, r, a become r, z, n, and z, which there is the share of the new, is negated. VanillaRNN is relu; its
-    two biases are added.
+    g, f, o become i, f, g, o, and the 1 that Haiku adds to f when it is applied goes into the bias, rounded to its dtype: in
+    bfloat16 by up to 2^-8 of it, there and again on the way back. GRU, which resets before the product: gates z, r, a become
+    r, z, n, and z, which there is the share of the new, is negated. VanillaRNN is relu; its two biases are added.
 
     Args:
         params: of the whole model, or of the cores alone.
@@ -131,7 +132,7 @@ def _read(where: str, cell: Any, flat: Mapping[str, Any], place: str) -> dict[st
         return on_device({"input_kernel": W, "recurrent_kernel": U, "bias": bias})
     shapes = {"linear/w": (inputs, H), "linear/b": (H,), "linear_1/w": (H, H), "linear_1/b": (H,)}
     check_shapes(where, arrays, {name: shapes[name] for name in slots})
-    bias = arrays["linear/b"] + arrays["linear_1/b"] if "linear_1/b" in arrays else arrays["linear/b"]
+    bias = added(where, arrays["linear/b"], arrays["linear_1/b"]) if "linear_1/b" in arrays else arrays["linear/b"]
     return on_device({"input_kernel": arrays["linear/w"], "recurrent_kernel": arrays["linear_1/w"], "bias": bias})
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from ..cells import GRU, LSTM
 from ..checks import describe
 from .arithmetic import (
+    check_concrete,
     check_dtypes,
     check_matrix,
     check_no_biases,
@@ -21,7 +22,7 @@ from .arithmetic import (
     zero_biases,
 )
 from .keras_objects import converted, kind_of
-from .structure import BLOCKS, cells_of, check_same, checked_take, put, summary
+from .structure import BLOCKS, cells_of, check_distinct, check_same, checked_take, put, summary
 
 NAMES = ("kernel", "recurrent_kernel", "bias")
 TURNED = (1, 0, 2)  # Keras packs a GRU's gates z, r, h: the same exchange leads there and back
@@ -68,6 +69,7 @@ def to_keras(layer: Any, params: Any, *, into: Any = None, bias: bool | None = N
         bias: False leaves the biases out, which must then be zero (an object says it itself).
     """
     where = "to_keras"
+    check_concrete(where, params)
     pairs = checked_take(layer, params, where)
     if into is None:
         return [array for pair in pairs for array in _write(where, *pair, bias is not False)]
@@ -86,6 +88,7 @@ def to_keras(layer: Any, params: Any, *, into: Any = None, bias: bool | None = N
                     f"{where}: the Keras object is {variable.dtype}, the parameters are {array.dtype} ({name}): cast one"
                 )
         planned += zip(variables, arrays)
+    check_distinct(where, [variable for variable, _ in planned])
     for variable, array in planned:
         variable.assign(array)
     return into
@@ -102,8 +105,9 @@ def _holds_arrays(source: Any) -> bool:
 
 def _grouped(where: str, source: Any, layer: Any) -> list[list[Any]]:
     """The flat list of plain weights, cell by cell."""
-    if not _holds_arrays(source):
-        raise TypeError(f"{where}: with layer=, give the plain weights, a list as of get_weights(), not {describe(source)}")
+    if not isinstance(source, (list, tuple)) or any(map(kind_of, source)):
+        came = "Keras objects" if isinstance(source, (list, tuple)) else describe(source)
+        raise TypeError(f"{where}: with layer=, give the plain weights, a list as of get_weights(), not {came}")
     count = len(cells_of(layer, where))
     each = len(source) / max(count, 1)
     if each not in (2, 3):
@@ -133,7 +137,9 @@ def _read(where: str, cell: Any, arrays: Sequence[Any], place: int) -> dict[str,
     params = {"input_kernel": named["kernel"], "recurrent_kernel": named["recurrent_kernel"]}
     if "bias" not in named:
         return on_device(params | zero_biases(cell, params["recurrent_kernel"]))
-    return on_device(params | (fold_biases(cell, named["bias"][0], named["bias"][1]) if two else {"bias": named["bias"]}))
+    return on_device(
+        params | (fold_biases(where, cell, named["bias"][0], named["bias"][1]) if two else {"bias": named["bias"]})
+    )
 
 
 def _write(where: str, cell: Any, params: Mapping[str, Any], bias: bool) -> list[Any]:

@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import cells
 from ..cell import Carry, Cell, Layer, Params, check_cell
 from ..layers.compose import Bidirectional, BidirectionalCarry, Residual, Stack
 from ..layers.noise import Dropout, RecurrentDropout
+from .arithmetic import check_concrete
+from .onnx_cells import converted
 
 OPSET, IR_VERSION = 17, 8  # operators LSTM-14, GRU-14, RNN-14; the file format of the same release
-ACTIVATIONS: dict[Any, str] = {jnp.tanh: "Tanh", jax.nn.relu: "Relu", jax.nn.sigmoid: "Sigmoid"}
 ABSENT = ""  # how ONNX writes an input that is left out
 
 
@@ -26,12 +26,13 @@ def to_onnx(layer: Cell | Layer, params: Params, *, lengths: bool = False, carry
     ``(B, H)`` each; outputs are ``ys (T, B, H)`` and the parts of the last carry. T and B are left open. The parts stand in
     the order of ``jax.tree.leaves(carry)`` and are named by their place, ``initial_0_forward_h`` and ``final_0_forward_h``; a
     carry that is one array is ``initial`` and ``final``. As in `jaxrnn.unroll`, padding puts out zeros, and a sequence of
-    length 0 gives back its first carry.
+    length 0 gives back its first carry; but T must be 1 or more: the standard says nothing of T = 0, where ONNX Runtime 1.32
+    gives zeros as the last carry, whatever the first, and with a GRU ends the process.
 
     Converted are `Elman` (tanh, relu, sigmoid), `LSTM` with peepholes or coupled gates, `GRU` of both forms, learned first
     carries, `stack`, `bidirectional` (one operator a direction) and `residual`; of what draws random numbers its
     ``inference``, where dropout does nothing. What the operators cannot hold is refused by name: layer normalisation,
-    projections, zoneout, all other cells.
+    projections, all other cells, and zoneout, whose ``inference`` is no identity: it mixes each state with the one before.
 
     Args:
         layer, params: as in `jaxrnn.unroll`; float32.
@@ -48,6 +49,7 @@ def to_onnx(layer: Cell | Layer, params: Params, *, lengths: bool = False, carry
             "jaxrnn.inference(layer), whose parameters are the same"
         )
     layer.check(params)
+    check_concrete("to_onnx", params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if jnp.result_type(leaf) != jnp.float32:
             raise TypeError(
@@ -130,7 +132,7 @@ class _Graph:
 
     def operator(self, cell: Any, params: Params, x: str, carry: list[str], reverse: bool) -> tuple[str, list[str]]:
         """One cell over the sequence as one node: the outputs ``(T, B, H)`` and the parts of the last carry ``(B, H)``."""
-        operator, weights, peephole, attributes = _converted(cell, params)
+        operator, weights, peephole, attributes = converted(cell, params)
         if self.input_size is None:
             self.input_size = params["input_kernel"].shape[0]
         self.output_size = cell.hidden_size
@@ -188,62 +190,3 @@ class _Graph:
         model = helper.make_model(graph, producer_name="jaxrnn", **versions)
         self.onnx.checker.check_model(model, full_check=True)
         return model
-
-
-# -- cells ---------------------------------------------------------------------------------------------------------------
-
-
-def _converted(cell: Any, params: Params) -> tuple[str, list[np.ndarray], np.ndarray | None, dict[str, Any]]:
-    """Operator; W ``(1, G H, D)``, R ``(1, G H, H)``, B ``(1, 2 G H)``; peepholes ``(1, 3 H)``; attributes."""
-    convert: Any = {cells.Elman: _elman, cells.LSTM: _lstm, cells.GRU: _gru}.get(type(cell))
-    if convert is None:
-        raise TypeError(
-            f"to_onnx: {type(cell).__name__} has no operator in ONNX, whose recurrent ones are LSTM, GRU and RNN (Elman here)"
-        )
-    for option, what in (("layer_norm", "layer normalisation"), ("projection_size", "a projection of h")):
-        if getattr(cell, option, None):
-            raise ValueError(
-                f"to_onnx: ONNX's {type(cell).__name__} has no {what.removeprefix('a ')}, and this cell has {what}"
-            )
-    return convert(cell, {name: np.asarray(leaf) for name, leaf in params.items() if name != "initial_carry"})
-
-
-def _packed(blocks: list[np.ndarray], order: list[int], signs: tuple[int, ...] = (1, 1, 1)) -> np.ndarray:
-    """The blocks of a packed kernel or bias in another order, output features first: ``(1, G H, D)`` or ``(1, G H)``."""
-    return np.concatenate([blocks[k] * sign for k, sign in zip(order, signs)], -1).T[None]
-
-
-def _elman(cell: cells.Elman, params: dict[str, np.ndarray]):
-    if cell.activation not in ACTIVATIONS:
-        raise ValueError(
-            f"to_onnx: the activation {cell.activation} of this Elman has no name in ONNX; those of jnp.tanh, jax.nn.relu and "
-            "jax.nn.sigmoid are known here"
-        )
-    weights = [params["input_kernel"].T[None], params["recurrent_kernel"].T[None], _biases(params["bias"][None])]
-    return "RNN", weights, None, {"activations": [ACTIVATIONS[cell.activation]]}
-
-
-def _lstm(cell: cells.LSTM, params: dict[str, np.ndarray]):
-    """ONNX packs i, o, f, g, its peepholes i, o, f. Where gates are coupled, ``i = 1 - sigmoid(a) = sigmoid(-a)``."""
-    order, signs = ([0, 2, 0, 1], (-1, 1, 1, 1)) if cell.coupled_gates else ([0, 3, 1, 2], (1, 1, 1, 1))
-
-    def packed(name, blocks=cell.gates, order=order):
-        return _packed(np.split(params[name], blocks, -1), order, signs)
-
-    seen = [0, 1, 0] if cell.coupled_gates else [0, 2, 1]
-    peephole = packed("peephole_kernel", cell.gates - 1, seen) if cell.peephole else None
-    return "LSTM", [packed("input_kernel"), packed("recurrent_kernel"), _biases(packed("bias"))], peephole, {}
-
-
-def _gru(cell: cells.GRU, params: dict[str, np.ndarray]):
-    """ONNX packs z, r, n; its ``linear_before_reset`` is reset after, whose b_hn is the n block of the recurrent bias."""
-    packed = [_packed(np.split(params[name], 3, -1), [1, 0, 2]) for name in ("input_kernel", "recurrent_kernel", "bias")]
-    recurrent = np.zeros_like(packed[2])
-    if cell.reset_after:
-        recurrent[:, 2 * cell.hidden_size :] = params["recurrent_bias"]
-    return "GRU", [*packed[:2], _biases(packed[2], recurrent)], None, {"linear_before_reset": int(cell.reset_after)}
-
-
-def _biases(inputs: np.ndarray, recurrent: np.ndarray | None = None) -> np.ndarray:
-    """Those of x, then those of h."""
-    return np.concatenate([inputs, np.zeros_like(inputs) if recurrent is None else recurrent], -1)

@@ -80,6 +80,12 @@ def check_same(where: str, layer: Any, other: Any) -> None:
         raise ValueError(f"{where}: the layer is {summary(layer)}, but the object to load is {summary(other)}")
 
 
+def check_distinct(where: str, variables: Sequence[Any]) -> None:
+    """No place to load is there twice: the weights written last would stand for both."""
+    if len({id(variable) for variable in variables}) != len(variables):
+        raise ValueError(f"{where}: into holds one object twice, and each cell has weights of its own: make two")
+
+
 def take(layer: Any, params: Params) -> list[Params]:
     """The parameters of each cell, in the order of `cells_of`."""
     if isinstance(layer, Stack):

@@ -20,9 +20,11 @@ from .structure import BLOCKS, cells_of, forward_size, summary
 NONLINEARITIES: dict[str, Any] = {"tanh": jnp.tanh, "relu": jax.nn.relu}
 NUMBERED = re.compile(r"weight_ih_l(\d+)(_reverse)?$")
 HINTS = {
-    "parametrizations.": "Some weights are parametrised: torch.nn.utils.parametrize.remove_parametrizations(module, name)",
-    "_packed": "These are packed, quantised weights: take the state_dict from before quantisation",
-    "_all_weight_values": "These are packed, quantised weights: take the state_dict from before quantisation",
+    r"parametrizations\.": "Some weights are parametrised: torch.nn.utils.parametrize.remove_parametrizations(module, name)",
+    "_packed|_all_weight_values": "These are packed, quantised weights: take the state_dict from before quantisation",
+    "(weight|bias)_.*_g$": "Some weights are normed: torch.nn.utils.remove_weight_norm(module, name) first",
+    "(weight|bias)_.*_u$": "Some weights are normed: torch.nn.utils.remove_spectral_norm(module, name) first",
+    "(weight|bias)_.*_mask$": "Some weights are pruned: torch.nn.utils.prune.remove(module, name) first",
 }
 
 
@@ -69,9 +71,9 @@ class Spec:
 
 def spec_of_arrays(where: str, arrays: Mapping[str, Any], nonlinearity: str | None, rate: float, noted: str = "") -> Spec:
     """Read off names and shapes; ``noted`` ends the error of missing and unexpected names."""
+    hints = [hint for part, hint in HINTS.items() if any(re.search(part, name) for name in arrays)]
     numbered = [match for match in map(NUMBERED.match, arrays) if match]
     if "weight_ih" not in arrays and not numbered:
-        hints = [hint for part, hint in HINTS.items() if any(part in name for name in arrays)]
         came = ", ".join(sorted(arrays)[:8]) or "nothing"
         raise ValueError(
             f"{where}: no weight_ih_l0 (of nn.RNN, LSTM, GRU) and no weight_ih (of a Cell), but {came}{noted}{_of(hints)}"
@@ -85,7 +87,6 @@ def spec_of_arrays(where: str, arrays: Mapping[str, Any], nonlinearity: str | No
         dropout=rate,
     )
     first = spec.suffixes()[0]
-    hints = [hint for part, hint in HINTS.items() if any(part in name for name in arrays)]
     lacking = [name for name in (f"weight_ih{first}", f"weight_hh{first}") if name not in arrays]
     if lacking:
         raise ValueError(f"{where}: missing {', '.join(lacking)}{noted}{_of(hints)}")
@@ -148,3 +149,17 @@ def spec_of_layer(where: str, layer: Any, bias: bool, numbered: bool) -> Spec:
     if not numbered and (spec.layers, spec.directions) != (1, 1):
         raise ValueError(f"{where}: a torch Cell is one cell, but the layer is {summary(layer)}")
     return spec
+
+
+def plain(where: str, name: str, value: Any) -> Any:
+    """A tensor as NumPy's; arrays as they are. torch itself is not imported: its tensors bring all that is needed."""
+    if not hasattr(value, "detach"):
+        return value
+    if getattr(value, "is_quantized", False):
+        raise TypeError(f"{where}: {name} is quantised ({value.dtype}): take the weights from before quantisation")
+    if getattr(value, "is_meta", False):
+        raise TypeError(f"{where}: {name} is on torch's meta device and holds no values: load the weights first")
+    tensor, dtype = value.detach().cpu(), str(value.dtype).removeprefix("torch.")
+    if dtype.startswith("float8"):
+        raise TypeError(f"{where}: {name} is {dtype}, whose scales stand elsewhere: take the weights from before quantisation")
+    return tensor.float().numpy().astype(jnp.bfloat16) if dtype == "bfloat16" else tensor.numpy()

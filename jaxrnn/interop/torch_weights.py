@@ -1,4 +1,4 @@
-"""Weights from PyTorch and back: nn.RNN, LSTM, GRU and their Cells, and states."""
+"""Weights from PyTorch and back: nn.RNN, LSTM, GRU and their Cells."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import numpy as np
 from ..checks import describe
 from . import safetensors_file
 from .arithmetic import (
+    check_concrete,
     check_dtypes,
     check_no_biases,
     check_shapes,
     fold_biases,
     on_device,
-    own_copy,
     unfold_biases,
     zero_biases,
 )
-from .structure import cells_of, check_same, checked_take, forward_size, put, put_carry, summary, take_carry
-from .torch_spec import Spec, spec_of_arrays, spec_of_layer
+from .structure import check_same, checked_take, put
+from .torch_spec import Spec, plain, spec_of_arrays, spec_of_layer
 
 MODULES = ("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell")
 
@@ -33,15 +33,15 @@ def from_torch(source: Any, *, prefix: str = "", nonlinearity: str | None = None
     Kernels are transposed, the two biases of a gate are added (a GRU's candidate keeps both: `GRU`'s ``recurrent_bias``); a
     module without biases gets zeros. Layers become a `stack`, directions a `bidirectional`, torch's dropout between layers
     `dropout`, also out of a module in eval mode: `inference(layer)` draws nothing. Sequences are ``(T, *B, D)`` whatever
-    ``batch_first`` says. The dtype is kept; half precision converts exactly, but what is computed from it differs from
-    torch's in rounding, since c and a GRU's h are summed in float32.
+    ``batch_first`` says. The dtype is kept: kernels convert exactly, and the sum of two biases is rounded to it. What is
+    computed in half precision differs from torch's in rounding, since c and a GRU's h are summed in float32.
 
     Args:
         source: the module; or its state_dict, of tensors or of plain arrays (traced ones too, so the conversion
             differentiates); or the path of a safetensors file (package ``safetensors``).
         prefix: where in a larger model the module stands: what comes before ``weight_ih_l0``, such as ``"encoder."``.
         nonlinearity: ``"tanh"`` or ``"relu"``: that of an nn.RNN, which its weights do not tell; demanded for them alone.
-        dropout: between layers; weights do not tell it, a module does. Default 0.
+        dropout: between layers, of which there must be two; weights do not tell it, a module does. Default 0.
 
     Returns:
         ``(layer, params)``.
@@ -52,7 +52,7 @@ def from_torch(source: Any, *, prefix: str = "", nonlinearity: str | None = None
     """
     where = "from_torch"
     if hasattr(source, "state_dict"):
-        module = source.get_submodule(prefix.rstrip(".")) if prefix else source
+        module = _inside(where, source, prefix) if prefix else source
         if nonlinearity is not None or dropout is not None:
             raise ValueError(f"{where}: the module itself says its nonlinearity and dropout: leave them out")
         _check_module(where, module)
@@ -66,11 +66,13 @@ def from_torch(source: Any, *, prefix: str = "", nonlinearity: str | None = None
         raise TypeError(
             f"{where}: a torch module, a state_dict or the path of a safetensors file, but it is {describe(source)}"
         )
-    arrays = {name: _plain(where, name, value) for name, value in arrays.items()}
+    arrays = {name: plain(where, name, value) for name, value in arrays.items()}
     spec = spec_of_arrays(where, arrays, nonlinearity, dropout or 0.0, noted)
+    if dropout and spec.layers == 1 and not hasattr(source, "state_dict"):
+        raise ValueError(f"{where}: dropout stands between layers, and these are the weights of one: leave it out")
     check_dtypes(where, arrays)
     check_shapes(where, arrays, spec.shapes(arrays[f"weight_ih{spec.suffixes()[0]}"].shape[1]))
-    return spec.layer(), put(spec.layer(), [_read(spec, arrays, suffix) for suffix in spec.suffixes()], where)
+    return spec.layer(), put(spec.layer(), [_read(where, spec, arrays, suffix) for suffix in spec.suffixes()], where)
 
 
 def to_torch(
@@ -90,6 +92,7 @@ def to_torch(
     The bias goes to ``bias_ih``; ``bias_hh`` is zero but for what a GRU has apart.
     """
     where = "to_torch"
+    check_concrete(where, params)
     module = into if hasattr(into, "state_dict") else None
     if module is not None:
         _check_module(where, module)
@@ -112,38 +115,16 @@ def to_torch(
     return into
 
 
-def carry_from_torch(layer: Any, state: Any) -> Any:
-    """torch's h, or ``(h, c)`` of an LSTM, each ``(layers x directions, *B, H)``, as the carry of ``layer``.
-
-    Of a torch Cell, add the first axis: ``h[None]``. Under half precision what accumulates becomes float32, exactly.
-    """
-    where, cells = "carry_from_torch", cells_of(layer, "carry_from_torch")
-    pair = len(_parts(cells)) == 2
-    if isinstance(state, (tuple, list)) != pair or (pair and len(state) != 2):
-        wanted, came = ("the pair (h, c)" if pair else "h alone"), describe(state)
-        raise TypeError(f"{where}: {summary(layer)} needs {wanted}, as the torch module gives it, but got {came}")
-    arrays = [_plain(where, name, value) for name, value in zip("hc", state if pair else [state])]
-    check_dtypes(where, dict(zip("hc", arrays)))
-    batch = tuple(arrays[0].shape[1:-1])
-    expected = {name: (len(cells), *batch, size) for name, size in zip("hc", _parts(cells))}
-    check_shapes(where, dict(zip("hc", arrays)), expected, "The first axis counts layers times directions")
-    return put_carry(layer, zip(*(list(own_copy(array)) for array in arrays), strict=True))
-
-
-def carry_to_torch(layer: Any, carry: Any) -> Any:
-    """A carry of ``layer`` as torch's h or ``(h, c)``, NumPy arrays ``(layers x directions, *B, H)``, in the carry's dtypes."""
-    _parts(cells_of(layer, "carry_to_torch"))
-    states = [np.stack([np.asarray(part) for part in parts]) for parts in zip(*take_carry(layer, carry), strict=True)]
-    return tuple(states) if len(states) == 2 else states[0]
-
-
-def _parts(cells: list[Any]) -> list[int]:
-    """The sizes of h, or of h and c, which must be those of every cell."""
-    sizes = {(type(cell), cell.hidden_size, forward_size(cell)) for cell in cells}
-    if len(sizes) != 1:
-        raise ValueError(f"torch's states are of equal cells, but these are {', '.join(map(summary, cells)) or 'none'}")
-    ((kind, hidden, outputs),) = sizes
-    return [outputs, hidden] if kind.__name__ == "LSTM" else [outputs]
+def _inside(where: str, source: Any, prefix: str) -> Any:
+    """The module at ``prefix``."""
+    modules = dict(source.named_modules())
+    if prefix.rstrip(".") not in modules:
+        recurrent = sorted(f"{name}." for name, own in modules.items() if type(own).__name__ in MODULES and name)
+        raise ValueError(
+            f"{where}: {type(source).__name__} has no module at prefix={prefix!r}; recurrent ones in it: "
+            f"{', '.join(map(repr, recurrent)) or 'none'}"
+        )
+    return modules[prefix.rstrip(".")]
 
 
 def _check_module(where: str, module: Any) -> None:
@@ -175,26 +156,12 @@ def _under(prefix: str, source: Mapping[str, Any]) -> tuple[dict[str, Any], str]
     return {name.removeprefix(prefix): value for name, value in source.items() if name.startswith(prefix)}, noted
 
 
-def _plain(where: str, name: str, value: Any) -> Any:
-    """A tensor as NumPy's; arrays as they are. torch itself is not imported: its tensors bring all that is needed."""
-    if not hasattr(value, "detach"):
-        return value
-    if getattr(value, "is_quantized", False):
-        raise TypeError(f"{where}: {name} is quantised ({value.dtype}): take the weights from before quantisation")
-    if getattr(value, "is_meta", False):
-        raise TypeError(f"{where}: {name} is on torch's meta device and holds no values: load the weights first")
-    tensor, dtype = value.detach().cpu(), str(value.dtype).removeprefix("torch.")
-    if dtype.startswith("float8"):
-        raise TypeError(f"{where}: {name} is {dtype}, whose scales stand elsewhere: take the weights from before quantisation")
-    return tensor.float().numpy().astype(jnp.bfloat16) if dtype == "bfloat16" else tensor.numpy()
-
-
-def _read(spec: Spec, arrays: Mapping[str, Any], suffix: str) -> dict[str, Any]:
+def _read(where: str, spec: Spec, arrays: Mapping[str, Any], suffix: str) -> dict[str, Any]:
     """One cell's parameters."""
     own = {name.removesuffix(suffix): arrays[name] for name in spec.names(suffix)}
     params = {"input_kernel": own["weight_ih"].T, "recurrent_kernel": own["weight_hh"].T}
     if spec.bias:
-        params |= fold_biases(spec.cell, own["bias_ih"], own["bias_hh"])
+        params |= fold_biases(where, spec.cell, own["bias_ih"], own["bias_hh"])
     else:
         params |= zero_biases(spec.cell, params["recurrent_kernel"])
     if "weight_hr" in own:
@@ -220,6 +187,8 @@ def _write(where: str, spec: Spec, params: Mapping[str, Any], suffix: str) -> di
 def _load(where: str, module: Any, layer: Any, arrays: Mapping[str, Any]) -> Any:
     """``module`` with these weights, if it is the layer's like in kind, sizes and dtype."""
     state = module.state_dict()
+    if any(value.is_meta for value in state.values()):
+        raise TypeError(f"{where}: the module is on torch's meta device and holds nothing: module.to_empty(device='cpu') first")
     rate = getattr(module, "dropout", 0.0)
     found = spec_of_arrays(where, state, getattr(module, "nonlinearity", None), rate)
     check_same(where, layer, found.layer())

@@ -7,9 +7,11 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Inexact, Integer, Shaped
+from jaxtyping import Array, Inexact, Shaped
 
-from .flip import flip_sequences
+from ..cell import Cell, Layer
+from ..checks import describe
+from .flip import Lengths, flip_sequences
 
 
 def _concatenate(forward: Array, backward: Array) -> Array:
@@ -36,14 +38,21 @@ class Bidirectional(nnx.Module):
 
     def __init__(
         self,
-        forward_rnn: nnx.Module,
-        backward_rnn: nnx.Module,
+        forward_rnn: Any,
+        backward_rnn: Any,
         *,
         merge_fn: Callable[[Array, Array], Array] = _concatenate,
         time_major: bool = False,
         return_carry: bool = False,
         rngs: Any = True,
     ):
+        for name, rnn in (("forward_rnn", forward_rnn), ("backward_rnn", backward_rnn)):
+            if isinstance(rnn, (Cell, Layer)) or hasattr(rnn, "initialize_carry") or not callable(rnn):
+                wrap = "RNN(cell, input_size, rngs=rngs)" if isinstance(rnn, (Cell, Layer)) else "RNN(cell)"
+                raise TypeError(
+                    f"Bidirectional: {name} must be an RNN, which walks whole sequences, but it is {describe(rnn)}: make it "
+                    f"{wrap}"
+                )
         if forward_rnn is backward_rnn:
             raise ValueError(
                 "Bidirectional: forward_rnn and backward_rnn are one object, so both directions would share its parameters: "
@@ -58,7 +67,7 @@ class Bidirectional(nnx.Module):
         *,
         initial_carry: Any = None,
         rngs: Any = None,
-        seq_lengths: Integer[Array, "*B"] | None = None,
+        seq_lengths: Lengths | None = None,
         return_carry: bool | None = None,
         time_major: bool | None = None,
         reverse: bool | None = None,

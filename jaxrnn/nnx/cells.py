@@ -1,8 +1,8 @@
 """flax's own cells, as `jaxrnn.unroll` walks them: the parameters stay flax's, and are packed when a sequence is walked.
 
 ``nnx.LSTMCell``, ``OptimizedLSTMCell``, ``GRUCell`` and ``SimpleCell`` become `LSTM`, `GRU` and `Elman`. Whatever else has
-``__call__(carry, x) -> (carry, y)`` and ``initialize_carry``, a cell of one's own, those with other activations or with
-``residual=True``, is called step by step as it stands.
+``__call__(carry, x) -> (carry, y)`` and ``initialize_carry``, a cell of one's own, those with other activations, with
+``residual=True``, a first carry of their own or linear maps that were exchanged, is called step by step as it stands.
 """
 
 from __future__ import annotations
@@ -70,17 +70,19 @@ def _cast(leaf: Array, dtype: Any, stored: Any) -> Array:
 
 def _packed(cell: Any) -> tuple[Cell, dict[str, Array]] | None:
     """The `LSTM`, `GRU` or `Elman` that computes what a built-in flax cell does, and its parameters; None for any other."""
-    kind = next((k for k in _FORMS if isinstance(cell, k) and type(cell).__call__ is k.__call__), None)
-    if kind is None or getattr(cell, "promote_dtype", promote_dtype) is not promote_dtype:
+    kind = next((k for k in _FORMS if isinstance(cell, k)), None)
+    if kind is None or any(getattr(type(cell), name) is not getattr(kind, name) for name in ("__call__", "initialize_carry")):
         return None
     if getattr(cell, "residual", False) or getattr(cell, "gate_fn", jax.nn.sigmoid) is not jax.nn.sigmoid:
         return None
     if kind is not nnx.SimpleCell and cell.activation_fn is not jnp.tanh:
         return None
     inputs, recurrent = ([getattr(cell, name) for name in names] for names in _FORMS[kind])
-    if any(type(linear) is not nnx.Linear for linear in (*inputs, *recurrent)):
+    if not all(_plain(linear, cell) for linear in (*inputs, *recurrent)):
         return None
-    biased = inputs if inputs[0].bias is not None else recurrent
+    biased, bare = (inputs, recurrent) if kind in (nnx.GRUCell, nnx.SimpleCell) else (recurrent, inputs)
+    if any(linear.bias is None for linear in biased) or any(linear.bias is not None for linear in bare):
+        return None
     params = {
         "input_kernel": jnp.concatenate([linear.kernel[...] for linear in inputs], -1),
         "recurrent_kernel": jnp.concatenate([linear.kernel[...] for linear in recurrent], -1),
@@ -91,6 +93,17 @@ def _packed(cell: Any) -> tuple[Cell, dict[str, Array]] | None:
     if kind is nnx.GRUCell:  # has no recurrent bias, whatever its documentation says
         return GRU(cell.hidden_features), params | {"recurrent_bias": jnp.zeros_like(params["bias"][: cell.hidden_features])}
     return LSTM(cell.hidden_features), params
+
+
+def _plain(linear: Any, cell: Any) -> bool:
+    """One of flax's own linear maps with its own options: those that a cell makes, and not one put in their place."""
+    return (
+        type(linear) is nnx.Linear
+        and linear.dot_general is jax.lax.dot_general
+        and linear.precision is linear.preferred_element_type is None
+        and linear.promote_dtype is promote_dtype
+        and linear.dtype == cell.dtype
+    )
 
 
 _FORMS: dict[Any, tuple[tuple[str, ...], tuple[str, ...]]] = {  # linear maps of x, and of h, in the order they are packed

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Inexact, Integer, Shaped
+from jaxtyping import Array, Bool, Inexact, Shaped
 
 from ..cell import Carry, Cell, Layer, Params, check_cell
 from ..checks import check_inputs, check_positive
@@ -17,7 +17,7 @@ from ..layers.compose import init_in, output_size
 from ..unroll import mask_from_lengths
 from ..unroll import unroll as unroll_layer
 from .cells import Walkable, walkable
-from .flip import flip_sequences
+from .flip import Lengths, flip_sequences
 
 
 class RNN(nnx.Module):
@@ -39,7 +39,8 @@ class RNN(nnx.Module):
 
     Attributes:
         output_size: features of the outputs (of a flax cell its ``hidden_features``).
-        deterministic: True makes dropout and zoneout draw nothing; ``model.eval()`` and ``model.train()`` set it.
+        deterministic: True makes dropout and zoneout draw nothing; ``model.eval()``, ``model.train()`` and
+            ``nnx.view(model, deterministic=True)`` set it.
 
     Example::
 
@@ -71,6 +72,11 @@ class RNN(nnx.Module):
                 "not walked here: use jaxrnn.recurrent_dropout or jaxrnn.zoneout around a jaxrnn cell, or flax's nnx.RNN"
             )
         if isinstance(cell, nnx.Module):
+            if not hasattr(cell, "initialize_carry"):
+                raise TypeError(
+                    f"RNN: a flax cell has __call__(carry, x) -> (carry, y) and initialize_carry, which {type(cell).__name__} "
+                    "has not: give a cell, such as nnx.LSTMCell, or a jaxrnn cell or layer (an RNN is whole: call it)"
+                )
             if input_size is not None or dtype is not None:
                 raise ValueError(
                     f"RNN: {type(cell).__name__} has its parameters already, so leave input_size and dtype out: they make "
@@ -123,7 +129,7 @@ class RNN(nnx.Module):
         initial_carry: Carry = None,
         *,
         mask: Bool[Array, "..."] | None = None,
-        seq_lengths: Integer[Array, "*B"] | None = None,
+        seq_lengths: Lengths | None = None,
         resets: Bool[Array, "..."] | None = None,
         return_carry: bool | None = None,
         return_carries: bool = False,
@@ -137,7 +143,7 @@ class RNN(nnx.Module):
         Args:
             inputs, mask, resets: as in `jaxrnn.unroll`, but batch-first unless ``time_major``.
             initial_carry: the state before the first step.
-            seq_lengths: ``(*B,)`` integers instead of a mask. 0 gives back the initial carry.
+            seq_lengths: ``(*B,)`` integers, or a list, instead of a mask. 0 gives back the initial carry.
             return_carry, time_major, reverse, keep_order: instead of what was said at construction.
             return_carries: return ``(carry, ys, carries)``, the carries time-major whatever ``time_major`` says.
             rngs: ``nnx.Rngs``, demanded while a layer with dropout or zoneout is not deterministic; its ``dropout`` stream is
@@ -158,7 +164,8 @@ class RNN(nnx.Module):
         axis = 0 if time_major else xs.ndim - 2
         xs, mask, resets = jax.tree.map(lambda a: jnp.moveaxis(a, axis, 0), (xs, mask, resets))
         if seq_lengths is not None:
-            mask = mask_from_lengths(seq_lengths, xs.shape[0])
+            given: Any = seq_lengths  # a list too, which is checked there
+            mask = mask_from_lengths(given, xs.shape[0])
         layer = inference(parts.layer) if self.deterministic else parts.layer
         last, ys, *carries = unroll_layer(
             layer,
@@ -178,6 +185,10 @@ class RNN(nnx.Module):
         if return_carries:
             return last, ys, parts.leave(carries[0])
         return (last, ys) if return_carry else ys
+
+    def set_view(self, deterministic: bool | None = None) -> None:
+        """What ``nnx.view`` calls on its copy."""
+        self.deterministic = self.deterministic if deterministic is None else deterministic
 
     def _key(self, layer: Cell | Layer, rngs: Any) -> Array | None:
         if not layer.draws:
