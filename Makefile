@@ -12,7 +12,7 @@ demo: $(VENV)/.ready
 	$(BIN)/jaxrnn sample runs/demo --prompt "The " --length 600 --temperature 0.7
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 slow: $(VENV)/.ready
 	$(BIN)/python -m pytest -m slow

@@ -4,12 +4,27 @@ import gc
 
 import jax
 import pytest
+from checker import checked_modules
 from jaxtyping import config, install_import_hook
+from quick import compile_fast
 
-install_import_hook("jaxrnn", "checker.typechecked")
+compile_fast()
+
+gc.set_threshold(50_000, 20, 50)  # JAX's objects are many and live long: to look through them again and again takes a tenth
+
+install_import_hook(checked_modules(), "checker.typechecked")
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_traceback_in_locations_limit", 0)  # a program's operations need not say which lines they come from
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """For xdist's ``--dist loadgroup``: a file stays together, and so do those that share the programs of `subjects`."""
+    for item in items:
+        file = item.path.stem
+        item.add_marker(pytest.mark.xdist_group("laws" if file.startswith(("test_laws", "test_cells")) else file))
 
 
 def pytest_runtest_setup(item):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from quick import QUICK
 
 import jaxrnn
 
@@ -13,16 +14,11 @@ import jaxrnn
 @functools.cache
 def quick_compile():
     """XLA's options for compiling fast: these programs run a few times each. None where they are not known."""
-    options = {
-        "xla_backend_optimization_level": 0,
-        "xla_llvm_disable_expensive_passes": True,
-        "xla_cpu_use_fusion_emitters": False,
-    }
     try:
-        jax.jit(lambda x: x + 1, compiler_options=options)(1.0)
+        jax.jit(lambda x: x + 1, compiler_options=QUICK)(1.0)
     except Exception:  # another version of XLA
         return None
-    return options if jax.default_backend() == "cpu" else None
+    return QUICK if jax.default_backend() == "cpu" else None
 
 
 def compiled(function):
@@ -89,6 +85,22 @@ def choose(flags, yes, no):
     return jax.tree.map(lambda a, b: jnp.where(jnp.reshape(flags, flags.shape + (1,) * (a.ndim - flags.ndim)), a, b), yes, no)
 
 
+@functools.cache
+def lag_programs(cell, loss):
+    """For `Lags`, compiled once for all its sequences: the Jacobian of the initial carry, and a step with its Jacobians."""
+
+    def initial(theta, like):
+        return ravel_pytree(cell.initial_carry(ravel_pytree(like[0])[1](theta)))[0]
+
+    def step(theta, flat, like, x, target, keep, reset):
+        params, carry = (ravel_pytree(tree)[1](vector) for tree, vector in zip(like, (theta, flat), strict=True))
+        carry = choose(reset, cell.initial_carry(params), carry)
+        new, y = cell(params, carry, x)
+        return ravel_pytree(choose(keep, new, carry))[0], jnp.where(keep, loss(y, target), 0)
+
+    return compiled(jax.jacrev(initial)), compiled(lambda *now: (step(*now), jax.jacrev(step, (0, 1))(*now)))
+
+
 class Lags:
     """The parts of a gradient by lag: ``G(t, k)``, how loss t reaches the parameters as they were used k steps earlier.
 
@@ -102,25 +114,17 @@ class Lags:
     """
 
     def __init__(self, cell, params, xs, targets, loss, mask=None, resets=None):
-        theta, to_params = ravel_pytree(params)
-        start, to_carry = ravel_pytree(cell.initial_carry(params))
+        like = params, cell.initial_carry(params)
+        (theta, self.to_params), (start, to_carry) = map(ravel_pytree, like)
+        initial, both = lag_programs(cell, loss)
         steps = len(xs)
-        mask = jnp.ones(steps, bool) if mask is None else mask
-        resets = jnp.zeros(steps, bool) if resets is None else resets
-
-        def step(theta, flat, x, target, keep, reset):
-            params, carry = to_params(theta), to_carry(flat)
-            carry = choose(reset, cell.initial_carry(params), carry)
-            new, y = cell(params, carry, x)
-            return ravel_pytree(choose(keep, new, carry))[0], jnp.where(keep, loss(y, target), 0)
-
-        initial = compiled(jax.jacrev(lambda theta: ravel_pytree(cell.initial_carry(to_params(theta)))[0]))
-        both = compiled(lambda *now: (step(*now), jax.jacrev(step, (0, 1))(*now)))
-        self.to_params, self.steps, self.loss, self.parts = to_params, steps, 0.0, {}
-        flat, immediate, jacobians = start, {0: np.asarray(initial(theta))}, {}
+        mask = np.ones(steps, bool) if mask is None else mask
+        resets = np.zeros(steps, bool) if resets is None else resets
+        self.steps, self.loss, self.parts = steps, 0.0, {}
+        flat, immediate, jacobians = start, {0: np.asarray(initial(theta, like))}, {}
         for t in range(1, steps + 1):
             now = [np.asarray(a)[t - 1] for a in (xs, targets, mask, resets)]
-            (new, loss_t), derivatives = both(theta, flat, *now)
+            (new, loss_t), derivatives = both(theta, flat, like, *now)
             (immediate[t], jacobians[t]), (self.parts[t, 0], row) = jax.tree.map(np.asarray, derivatives)
             for k in range(1, t + 1):
                 self.parts[t, k] = row @ immediate[t - k]

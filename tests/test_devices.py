@@ -18,6 +18,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+from quick import kept_programs
 from reference import compiled
 from subjects import assert_same
 
@@ -241,9 +242,10 @@ def command(*words):
 def killed(tmp_path_factory):
     """A run on two devices that was left alone, and one that was killed and resumed."""
     folder = tmp_path_factory.mktemp("runs")
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu"} | kept_programs(folder / "programs")
     run = {"capture_output": True, "text": True, "timeout": 200, "env": environment}
-    alone = subprocess.Popen(command(*QUICK, "--out", folder / "alone"), env=environment, stdout=subprocess.DEVNULL)
+    alone = subprocess.run(command(*QUICK, "--out", folder / "alone"), **run)
+    assert alone.returncode == 0, alone.stderr
     metrics = folder / "killed/metrics.jsonl"
     process = subprocess.Popen(command(*QUICK, "--out", folder / "killed"), env=environment, stdout=subprocess.DEVNULL)
     while not (metrics.exists() and metrics.stat().st_size > 300):
@@ -254,7 +256,6 @@ def killed(tmp_path_factory):
     last = subprocess.run(command("--out", folder / "killed", "--resume"), **run)
     assert last.returncode == 0, last.stderr
     assert "resumed at step" in last.stdout
-    assert alone.wait() == 0
     return folder
 
 

@@ -24,8 +24,10 @@ def flagged(inputs, steps, where):
     return inputs._replace(resets=jnp.asarray(resets))
 
 
-@pytest.mark.parametrize("steps", [0, 1, 2, 3, 7, 64, 257, 1000])
-@pytest.mark.parametrize("name", ["min_gru", "lru", "user_linear"])
+EVERY_LENGTH = [(name, steps) for name in ("min_gru", "lru", "user_linear") for steps in (1, 2, 3, 7, 257)]
+
+
+@pytest.mark.parametrize(("name", "steps"), [*EVERY_LENGTH, ("user_linear", 0), ("min_gru", 64), ("lru", 1000)])
 def test_every_walk_is_the_python_loop_at_any_length(name, steps, x64):
     where, reverse = list(RESETS)[steps % 4], steps in (3, 64)
     inputs = flagged(draw(name, steps, steps), steps, where)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from quick import kept_programs
 
 import jaxrnn
 from jaxrnn import training
@@ -31,9 +32,11 @@ def run(*words):
     return subprocess.run(command(*words), capture_output=True, text=True, timeout=300)
 
 
-def test_killed_five_times_and_resumed_a_run_ends_with_the_same_metrics(tmp_path):
+def test_killed_five_times_and_resumed_a_run_ends_with_the_same_metrics(tmp_path, monkeypatch):
     # Thirty-six reports, of which five kills let at most some twenty-five pass: by count, not by the clock, so that a fast
     # machine cannot finish the run before the last kill.
+    for name, value in kept_programs(tmp_path / "programs").items():
+        monkeypatch.setenv(name, value)
     flags = ["train", "charlm", *QUICK, "--steps", "360", "--checkpoint-seconds", "0"]
     assert run(*flags, "--out", tmp_path / "alone").returncode == 0
 

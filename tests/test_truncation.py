@@ -80,6 +80,7 @@ def scaled_by_hand(layer, inputs, scale, reverse=False):
     return total, np.stack(x_gradients), carry_cotangent
 
 
+@functools.cache
 def with_scale(layer, reverse=False, engine=None):
     def walk(params, xs, carry, mask, resets, scale):
         how = {"mask": mask, "resets": resets, "reverse": reverse, "engine": engine, "return_carries": True}
@@ -495,8 +496,9 @@ def test_the_bias_is_that_of_the_lag_sums(name, flagged, x64):
         actual = bias_of(name, k1, k2s, flagged)
         assert actual.k2.tolist() == list(k2s)
         assert_bias(actual, lags, [(k1, k2) for k2 in k2s])
-    assert bias_of(name, 1, [1], flagged).relative_error[0] > 0.01
-    assert bias_of(name, 1, [STEPS], flagged).relative_error[0] < 1e-12
+        if k1 == 1:
+            assert actual.relative_error[0] > 0.01
+            assert actual.relative_error[-1] < 1e-12  # a horizon of STEPS is all there is
 
 
 def test_the_bias_of_windows(x64):
