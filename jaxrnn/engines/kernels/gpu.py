@@ -87,11 +87,6 @@ def plan(form: Form, memory: int) -> Layout:
     if not form.matrices:
         return gpu_units.plan(form, memory)
     gpu_units.check_dtypes(form)
-    if width > MOST_UNITS:
-        raise ValueError(
-            f"Fused: a GPU's kernel with a matrix takes at most {MOST_UNITS} units, but there are {form.units}: use "
-            "engine=jaxrnn.Scan()"
-        )
     needed, layout = 0, Layout(width, 8, round_up(form.rows, 8), 1)
     for rows in (8,) if form.rows <= 8 * BLOCKS else (MOST_ROWS, 8):  # few rows a block: less work a step, but more blocks
         layout = Layout(width, rows, round_up(form.rows, rows), 1)
@@ -103,6 +98,11 @@ def plan(form: Form, memory: int) -> Layout:
             f"Fused: the kernel's matrices and their operands need {needed:,} bytes of shared memory, but a block has "
             f"{memory:,}: use engine=jaxrnn.Scan(), a smaller hidden_size (padded here from {form.units} to {width}) or "
             "bfloat16 parameters"
+        )
+    if width > MOST_UNITS:
+        raise ValueError(
+            f"Fused: a GPU's kernel with a matrix takes at most {MOST_UNITS} units, but there are {form.units}: use "
+            "engine=jaxrnn.Scan()"
         )
     a_step = sum(form.blocks(v) * width * layout.rows * stored(v.aval.dtype).itemsize for v in form.given)
     ahead = min(MOST_AHEAD, (memory - needed) // a_step) if a_step else 1
