@@ -12,7 +12,7 @@ from test_fused import CELLS, in_dtype, lowered
 
 from jaxrnn import GRU, LRU, LSTM, SLSTM, Elman, Fused, MinGRU, Scan
 from jaxrnn.engines.kernels import gpu
-from jaxrnn.engines.kernels.gpu import in_terms
+from jaxrnn.engines.kernels.gpu_arrays import in_terms
 
 
 @pytest.fixture(autouse=True)

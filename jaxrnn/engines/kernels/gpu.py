@@ -20,8 +20,10 @@ from jax.experimental import pallas as pl
 
 from ..jaxprs import split
 from . import gpu_units
-from .blocks import Body, Form, evaluate, precision_of
-from .layout import Layout, as_rows, from_rows, padded_matrix, put, round_up, stored, transposed
+from .blocks import Body, Form
+from .evaluation import evaluate
+from .gpu_arrays import in_terms, terms_of, tiled, transposed_blocks, untiled
+from .layout import Layout, from_rows, put, round_up, stored, transposed
 from .rules import ROUGH, RULES
 
 SHARED = 232_448 - 2_048  # bytes of shared memory of a block on Hopper, less what barriers take
@@ -41,14 +43,14 @@ def walk(body: Body, consts: Sequence, carry: Sequence, given: Sequence, steps: 
     layout = plan(form, kernel.memory or SHARED)
     of = dict(zip(form.consts, consts, strict=True))
     matrices = [
-        jnp.stack(in_terms(_blocks(of[v], over, form, layout.width), n))
+        jnp.stack(in_terms(transposed_blocks(of[v], over, form, layout.width), n))
         for (v, over), n in zip(form.matrices, terms, strict=True)
     ]
     vectors = [v for v in form.consts if v not in dict(form.matrices)]
-    tiled = functools.partial(_tiled, form=form, layout=layout)
-    constants = [tiled(of[v], v, time=False) for v in vectors]
-    start = [tiled(a, v, time=False) for a, v in zip(carry, form.carry, strict=True)]
-    stream = [tiled(a, v, time=True) for a, v in zip(given, form.given, strict=True)]
+    cut = functools.partial(tiled, form=form, layout=layout)
+    constants = [cut(of[v], v, time=False) for v in vectors]
+    start = [cut(a, v, time=False) for a, v in zip(carry, form.carry, strict=True)]
+    stream = [cut(a, v, time=True) for a, v in zip(given, form.given, strict=True)]
     call = functools.partial(_call, plgpu, form, vectors, layout, steps, reverse, kernel, matrices)
     if kernel.interpret and layout.tiles > 1:  # the interpreter runs one block
         made = [
@@ -60,8 +62,8 @@ def walk(body: Body, consts: Sequence, carry: Sequence, given: Sequence, steps: 
         last, outs = call(constants, start, stream, tiles=layout.tiles)
     back = functools.partial(from_rows, form=form, layout=layout)
     return (
-        [back(_untiled(a), v, time=False) for a, v in zip(last, form.new, strict=True)],
-        [back(_untiled(a), v, time=True) for a, v in zip(outs, form.outs, strict=True)],
+        [back(untiled(a), v, time=False) for a, v in zip(last, form.new, strict=True)],
+        [back(untiled(a), v, time=True) for a, v in zip(outs, form.outs, strict=True)],
     )
 
 
@@ -116,54 +118,6 @@ def bytes_needed(form: Form, layout: Layout) -> int:
         k, m = (v.aval.shape[i] // form.units for i in (over, 1 - over))
         size += terms_of(form, v) * (k * m * layout.width + k * layout.rows) * layout.width * 2
     return size
-
-
-def terms_of(form: Form, var: Any) -> int:
-    """bfloat16 terms that stand for a number of a matrix and of what it is multiplied with.
-
-    One for a bfloat16 matrix. For a float32 one two, whose three largest products err by 2^-16 where TF32 errs by 2^-10; three
-    and six products, which is float32, where the product's precision is "high" or "highest".
-    """
-    if var.aval.dtype == jnp.bfloat16:
-        return 1
-    if var.aval.dtype != jnp.float32:
-        raise ValueError(f"Fused: a GPU's matrix unit takes float32 and bfloat16, but the parameters are {var.aval.dtype}")
-    return 2 if all(precision_of(eqn) == "default" for eqn in form.products if eqn.invars[1] is var) else 3
-
-
-def in_terms(value: Any, terms: int) -> list[Any]:
-    """bfloat16 arrays that add up to ``value``: its leading 8 bits, the next 8, and so on; the last is rounded."""
-    found = []
-    for _ in range(terms - 1):
-        bits = jax.lax.bitcast_convert_type(value, jnp.uint32) & jnp.uint32(0xFFFF0000)
-        leading = jax.lax.bitcast_convert_type(bits, jnp.float32)
-        found.append(leading.astype(jnp.bfloat16))
-        value = jnp.where(jnp.abs(leading) < jnp.inf, value - leading, 0.0)
-    return [*found, value.astype(jnp.bfloat16)]
-
-
-def _blocks(matrix: Any, over: int, form: Form, width: int) -> Any:
-    """``(m, k, width out, width in)`` of the transposed matrix."""
-    wide = padded_matrix(matrix, over, form, width)
-    k, m = (d // width for d in wide.shape)
-    return wide.reshape(k, width, m, width).transpose(2, 0, 3, 1)
-
-
-def _tiled(a: Any, var: Any, form: Form, layout: Layout, *, time: bool) -> Any:
-    """``(tiles, T, k, width, rows)``, or without ``time`` ``(tiles, k, width, rows)``: what a tile reads lies together."""
-    wide = as_rows(a, var, form, layout, time=time)
-    wide = wide.astype(jnp.float32) if var.aval.dtype == jnp.bool_ else wide
-    width = layout.width if wide.shape[-1] == 1 else wide.shape[-1]
-    wide = jnp.broadcast_to(wide, (*wide.shape[:-2], layout.padded_rows, width))
-    wide = wide.reshape(*wide.shape[:-2], layout.tiles, layout.rows, -1, layout.width)
-    return jnp.transpose(wide, (1, 0, 3, 4, 2) if time else (0, 2, 3, 1))
-
-
-def _untiled(a: Any) -> Any:
-    """The inverse: ``(T, padded rows, k width)``."""
-    a = jnp.transpose(a, (1, 0, 4, 2, 3) if a.ndim == 5 else (0, 3, 1, 2))
-    a = a.reshape(*a.shape[:-2], -1)
-    return a.reshape(*a.shape[:-3], -1, a.shape[-1])
 
 
 def _call(plgpu, form, vectors, layout, steps, reverse, kernel, matrices, constants, start, stream, *, tiles):

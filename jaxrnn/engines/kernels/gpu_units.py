@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from ..jaxprs import split
-from .blocks import Body, Form, evaluate
+from .blocks import Body, Form
+from .evaluation import evaluate
 from .layout import Layout, as_rows, from_rows, put, round_up, stored
 from .rules import RULES
 

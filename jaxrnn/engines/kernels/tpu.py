@@ -13,7 +13,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from ...cell import accumulator
 from ..jaxprs import split
-from .blocks import ROWS, SCALAR, UNITS, Body, Form, evaluate, precision_of
+from .blocks import ROWS, SCALAR, UNITS, Body, Form, precision_of
+from .evaluation import evaluate
 from .layout import Layout, as_rows, from_rows, padded_matrix, round_up, stored
 from .rules import RULES
 
