@@ -117,6 +117,7 @@ class Form:
         self.products = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "dot_general"]
         self.matrices = list(dict.fromkeys(matrix_of(eqn, self.consts) for eqn in self.products))
         self.kinds: dict[Any, Kind] = {v: Kind(MATRIX) for v, _ in self.matrices}
+        self.vectors = [v for v in self.consts if v not in self.kinds]  # constants that are no matrix
         for v in [*self.consts, *self.carry, *self.given, *self.literals]:
             if v not in self.kinds:
                 self.kinds[v] = self.kind_of_shape(v.aval.shape, "an input of its step")

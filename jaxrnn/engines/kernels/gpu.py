@@ -2,7 +2,7 @@
 
 A block of the grid takes a tile of rows through all of time: its matrices lie in shared memory and its carry in registers from
 the first step to the last, and the only traffic is a step's inputs and outputs. Units lie along the matrix unit's long side
-(64 to 256) and the tile's few rows along its short one (8 to 32): ``a^T = U^T h^T``.
+(64 to 256) and the tile's few rows along its short one (8 or 16): ``a^T = U^T h^T``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from . import gpu_units
 from .blocks import Body, Form
 from .evaluation import evaluate
 from .gpu_arrays import in_terms, terms_of, tiled, transposed_blocks, untiled
-from .layout import Layout, from_rows, put, round_up, stored, transposed
+from .layout import Layout, check_dtypes, from_rows, put, round_up, stored, stored_on_gpu, transposed
 from .rules import ROUGH, RULES
 
 SHARED = 232_448 - 2_048  # bytes of shared memory of a block on Hopper, less what barriers take
@@ -46,12 +46,11 @@ def walk(body: Body, consts: Sequence, carry: Sequence, given: Sequence, steps: 
         jnp.stack(in_terms(transposed_blocks(of[v], over, form, layout.width), n))
         for (v, over), n in zip(form.matrices, terms, strict=True)
     ]
-    vectors = [v for v in form.consts if v not in dict(form.matrices)]
     cut = functools.partial(tiled, form=form, layout=layout)
-    constants = [cut(of[v], v, time=False) for v in vectors]
+    constants = [cut(of[v], v, time=False) for v in form.vectors]
     start = [cut(a, v, time=False) for a, v in zip(carry, form.carry, strict=True)]
     stream = [cut(a, v, time=True) for a, v in zip(given, form.given, strict=True)]
-    call = functools.partial(_call, plgpu, form, vectors, layout, steps, reverse, kernel, matrices)
+    call = functools.partial(_call, plgpu, form, layout, steps, reverse, kernel, matrices)
     if kernel.interpret and layout.tiles > 1:  # the interpreter runs one block
         made = [
             call(*([a[i : i + 1] for a in arrays] for arrays in (constants, start, stream)), tiles=1)
@@ -88,7 +87,7 @@ def plan(form: Form, memory: int) -> Layout:
     width = round_up(form.units, UNITS)
     if not form.matrices:
         return gpu_units.plan(form, memory)
-    gpu_units.check_dtypes(form)
+    check_dtypes(form, "GPU")
     needed, layout = 0, Layout(width, 8, round_up(form.rows, 8), 1)
     for rows in (8,) if form.rows <= 8 * BLOCKS else (MOST_ROWS, 8):  # few rows a block: less work a step, but more blocks
         layout = Layout(width, rows, round_up(form.rows, rows), 1)
@@ -120,11 +119,13 @@ def bytes_needed(form: Form, layout: Layout) -> int:
     return size
 
 
-def _call(plgpu, form, vectors, layout, steps, reverse, kernel, matrices, constants, start, stream, *, tiles):
+def _call(plgpu, form, layout, steps, reverse, kernel, matrices, constants, start, stream, *, tiles):
     """The kernel over tiles of rows."""
     width, rows = layout.width, layout.rows
     shapes = [jax.ShapeDtypeStruct((tiles, 1, width, rows), a.dtype) for a in start]
-    shapes += [jax.ShapeDtypeStruct((tiles, steps, form.shown(v).blocks, width, rows), _stored(v)) for v in form.outs]
+    shapes += [
+        jax.ShapeDtypeStruct((tiles, steps, form.shown(v).blocks, width, rows), stored_on_gpu(v.aval.dtype)) for v in form.outs
+    ]
     swizzled = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
     scratch: list[Any] = []
     for a in matrices:
@@ -140,7 +141,7 @@ def _call(plgpu, form, vectors, layout, steps, reverse, kernel, matrices, consta
     quick = all(v.aval.dtype == jnp.bfloat16 for v, _ in form.matrices)
     rough = quick and bool(kernel.interpret)
     body = functools.partial(
-        _kernel, plgpu=plgpu, form=form, vectors=vectors, layout=layout, steps=steps, reverse=reverse, tiles=tiles, rough=rough
+        _kernel, plgpu=plgpu, form=form, layout=layout, steps=steps, reverse=reverse, tiles=tiles, rough=rough
     )
     more = plgpu.CompilerParams(approx_math=quick)
     out = plgpu.kernel(body, out_type=shapes, scratch_types=scratch, compiler_params=more, **grid, **interpret)(
@@ -149,14 +150,10 @@ def _call(plgpu, form, vectors, layout, steps, reverse, kernel, matrices, consta
     return list(out[: len(start)]), list(out[len(start) :])
 
 
-def _stored(var: Any) -> Any:
-    return jnp.float32 if var.aval.dtype == jnp.bool_ else var.aval.dtype
-
-
-def _kernel(*refs, plgpu, form: Form, vectors: list, layout: Layout, steps: int, reverse: bool, tiles: int, rough: bool):
+def _kernel(*refs, plgpu, form: Form, layout: Layout, steps: int, reverse: bool, tiles: int, rough: bool):
     """One tile of rows through all of time."""
     n = len(form.matrices)
-    sizes = n, len(vectors), len(form.carry), len(form.given), len(form.carry), len(form.outs)
+    sizes = n, len(form.vectors), len(form.carry), len(form.given), len(form.carry), len(form.outs)
     sources, constants, start, stream, last, outs, scratch = split(refs, sizes)
     tile = 0 if tiles == 1 else jax.lax.axis_index("tile")
     shape = (layout.width, layout.rows)
@@ -197,7 +194,7 @@ def _kernel(*refs, plgpu, form: Form, vectors: list, layout: Layout, steps: int,
     def step(i, carry):
         t = steps - 1 - i if reverse else i
         given = staged(i) if ahead else [load(r, (tile, t), v) for v, r in zip(form.given, stream, strict=True)]
-        known = {v: load(r, (tile,), v) for v, r in zip(vectors, constants, strict=True)}
+        known = {v: load(r, (tile,), v) for v, r in zip(form.vectors, constants, strict=True)}
         new, made = evaluate(form, known, [[c] for c in carry], given, product, full, ROUGH if rough else RULES)
         for ref, blocks in zip(outs, made, strict=True):
             store(ref, (t,), blocks)
@@ -217,8 +214,7 @@ def _fetch(plgpu: Any, sources: Sequence[Any], resident: Sequence[Any], barrier:
     for source, target in zip(sources, resident, strict=True):
         for at in itertools.product(*map(range, target.shape[:3])):
             plgpu.copy_gmem_to_smem(source.at[at], target.at[at], barrier)
-    if barrier is not None:
-        plgpu.barrier_wait(barrier)
+    plgpu.barrier_wait(barrier)
 
 
 def _product(eqn, blocks: list[Any], matrix: tuple[Any, int], *, plgpu, where: dict, form: Form, shape: tuple[int, int]):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from .blocks import Form, precision_of
-from .layout import Layout, as_rows, padded_matrix
+from .layout import Layout, every_row, padded_matrix
 
 
 def terms_of(form: Form, var: Any) -> int:
@@ -44,10 +44,7 @@ def transposed_blocks(matrix: Any, over: int, form: Form, width: int) -> Any:
 
 def tiled(a: Any, var: Any, form: Form, layout: Layout, *, time: bool) -> Any:
     """``(tiles, T, k, width, rows)``, or without ``time`` ``(tiles, k, width, rows)``: what a tile reads lies together."""
-    wide = as_rows(a, var, form, layout, time=time)
-    wide = wide.astype(jnp.float32) if var.aval.dtype == jnp.bool_ else wide
-    width = layout.width if wide.shape[-1] == 1 else wide.shape[-1]
-    wide = jnp.broadcast_to(wide, (*wide.shape[:-2], layout.padded_rows, width))
+    wide = every_row(a, var, form, layout, time=time)
     wide = wide.reshape(*wide.shape[:-2], layout.tiles, layout.rows, -1, layout.width)
     return jnp.transpose(wide, (1, 0, 3, 4, 2) if time else (0, 2, 3, 1))
 

@@ -18,10 +18,9 @@ from jax.experimental import pallas as pl
 from ..jaxprs import split
 from .blocks import Body, Form
 from .evaluation import evaluate
-from .layout import Layout, as_rows, from_rows, put, round_up, stored
+from .layout import Layout, check_dtypes, every_row, from_rows, put, round_up, stored, stored_on_gpu
 from .rules import RULES
 
-DTYPES = {jnp.dtype(d) for d in (jnp.float32, jnp.bfloat16, jnp.int32)}
 CHUNK = 128  # units of a block: one a thread
 STEPS, COPIES = 16, 4  # steps a bulk copy brings at most, and copies under way
 
@@ -68,7 +67,7 @@ def plan(form: Form, memory: int) -> Layout:
     Raises:
         ValueError: where not even copies of one step do.
     """
-    check_dtypes(form)
+    check_dtypes(form, "GPU")
     a_step = sum(form.blocks(v) * CHUNK * stored(v.aval.dtype).itemsize for v in form.given)
     fitting = [s for s in (STEPS, STEPS // 2, STEPS // 4, 1) if COPIES * s * a_step <= memory]
     if not fitting:
@@ -79,19 +78,9 @@ def plan(form: Form, memory: int) -> Layout:
     return Layout(round_up(form.units, CHUNK), 1, form.rows, fitting[0])
 
 
-def check_dtypes(form: Form) -> None:
-    """Numbers are those that a GPU's kernels take."""
-    strange = [v.aval.dtype for v in [*form.consts, *form.carry, *form.given] if stored(v.aval.dtype) not in DTYPES]
-    if strange:
-        raise ValueError(f"Fused: a GPU's kernels take float32 and bfloat16, but there are {strange[0]} parameters or inputs")
-
-
 def _by_row(a: Any, var: Any, form: Form, layout: Layout, *, time: bool) -> Any:
     """``(rows, k, T, width)``, or without ``time`` ``(rows, k, width)``: no copy where H needs no padding and k is 1."""
-    wide = as_rows(a, var, form, layout, time=time)
-    wide = wide.astype(jnp.float32) if var.aval.dtype == jnp.bool_ else wide
-    width = layout.width if wide.shape[-1] == 1 else wide.shape[-1]
-    wide = jnp.broadcast_to(wide, (*wide.shape[:-2], form.rows, width))
+    wide = every_row(a, var, form, layout, time=time)
     return wide.reshape(*wide.shape[:-1], -1, layout.width)
 
 
@@ -114,10 +103,7 @@ def _call(plgpu, form, layout, steps, reverse, interpret, constants, start, stre
     count, width = grid[1], grid[0] * CHUNK
     shapes = [jax.ShapeDtypeStruct((count, 1, width), a.dtype) for a in start]
     shapes += [
-        jax.ShapeDtypeStruct(
-            (steps, count, form.shown(v).blocks, width), jnp.float32 if v.aval.dtype == jnp.bool_ else v.aval.dtype
-        )
-        for v in form.outs
+        jax.ShapeDtypeStruct((steps, count, form.shown(v).blocks, width), stored_on_gpu(v.aval.dtype)) for v in form.outs
     ]
     scratch = [plgpu.SMEM((COPIES, layout.steps, a.shape[2], CHUNK), a.dtype) for a in stream]
     scratch.append(plgpu.Barrier(num_arrivals=max(len(stream), 1), num_barriers=COPIES))

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 
 from .blocks import ROWS, SCALAR, Form
 
+DTYPES = {jnp.dtype(d) for d in (jnp.float32, jnp.bfloat16, jnp.int32)}
+
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
@@ -32,6 +34,20 @@ def round_up(size: int, multiple: int) -> int:
 def stored(dtype: Any) -> Any:
     """The dtype in which a value is handed to a kernel: flags as numbers."""
     return jnp.dtype(jnp.int32) if dtype == jnp.bool_ else jnp.dtype(dtype)
+
+
+def stored_on_gpu(dtype: Any) -> Any:
+    """The same for GPUs' kernels, whose flags are float32."""
+    return jnp.dtype(jnp.float32) if dtype == jnp.bool_ else jnp.dtype(dtype)
+
+
+def check_dtypes(form: Form, chip: str) -> None:
+    """Numbers are those that a chip's kernels take."""
+    strange = [v.aval.dtype for v in [*form.consts, *form.carry, *form.given] if stored(v.aval.dtype) not in DTYPES]
+    if strange:
+        raise ValueError(
+            f"Fused: a {chip}'s kernels take float32 and bfloat16, but there are {strange[0]} parameters or inputs"
+        )
 
 
 def as_rows(a: Any, var: Any, form: Form, layout: Layout, *, time: bool) -> Any:
@@ -58,6 +74,13 @@ def as_rows(a: Any, var: Any, form: Form, layout: Layout, *, time: bool) -> Any:
         if shared:
             return jnp.broadcast_to(a, (*lead, layout.padded_rows, a.shape[-1])) if time else a
     return jnp.pad(a, [*[(0, 0)] * len(lead), (0, layout.padded_rows - form.rows), (0, 0)])
+
+
+def every_row(a: Any, var: Any, form: Form, layout: Layout, *, time: bool) -> Any:
+    """As `as_rows` with a row for every example, and a number an example spread over a block: for GPUs."""
+    wide = as_rows(a, var, form, layout, time=time).astype(stored_on_gpu(var.aval.dtype))
+    width = layout.width if wide.shape[-1] == 1 else wide.shape[-1]
+    return jnp.broadcast_to(wide, (*wide.shape[:-2], layout.padded_rows, width))
 
 
 def from_rows(a: Any, var: Any, form: Form, layout: Layout, *, time: bool) -> Any:

@@ -23,6 +23,7 @@ from ..jaxprs import mapping_of, run, split
 from . import gpu, tpu
 from .blocks import Body, Unfit
 from .complexes import as_real, is_complex, joined, parted
+from .layout import check_dtypes
 
 TARGETS = {"cuda": "gpu", "tpu": "tpu"}  # the kernels of a platform
 
@@ -95,7 +96,7 @@ def refusal(body: Body, steps: int, platform: str, kernel: Kernel) -> str | None
         if target == "gpu":
             gpu.mosaic()
         elif not kernel.interpret:
-            tpu.check_dtypes(body.form)
+            check_dtypes(body.form, "TPU")
     except ValueError as reason:
         return str(reason)
     return too_large(body, steps, target, kernel.memory)

@@ -19,7 +19,6 @@ from .layout import Layout, as_rows, from_rows, padded_matrix, round_up, stored
 from .rules import RULES
 
 LANES = 128
-DTYPES = {jnp.dtype(d) for d in (jnp.float32, jnp.bfloat16, jnp.int32)}
 MEMORY = 14 * 2**20  # of VMEM: a kernel may have 16 MiB of it without asking, on every TPU from v4 on
 MOST_STEPS, MOST_ROWS = 64, 256
 TEMPORARIES = 16  # blocks of one step that live at once, a guess from above
@@ -28,30 +27,20 @@ TEMPORARIES = 16  # blocks of one step that live at once, a guess from above
 def walk(body: Body, consts: Sequence, carry: Sequence, given: Sequence, steps: int, reverse: bool, kernel: Any):
     """``(last carry, outs)`` of the loop over ``steps`` steps."""
     form = body.form
-    if not kernel.interpret:
-        check_dtypes(form)
     layout = plan(form, steps, kernel.memory or MEMORY)
     of = dict(zip(form.consts, consts, strict=True))
     matrices = [padded_matrix(of[v], over, form, layout.width) for v, over in form.matrices]
-    vectors = [v for v in form.consts if v not in dict(form.matrices)]
     rows = functools.partial(as_rows, form=form, layout=layout)
-    constants = [rows(of[v], v, time=False) for v in vectors]
+    constants = [rows(of[v], v, time=False) for v in form.vectors]
     start = [rows(a, v, time=False) for a, v in zip(carry, form.carry, strict=True)]
     stream = [rows(a, v, time=True) for a, v in zip(given, form.given, strict=True)]
     arrays = matrices, constants, start, stream
-    last, outs = _call(form, layout, vectors, arrays, steps, reverse, bool(kernel.interpret), kernel.memory)
+    last, outs = _call(form, layout, arrays, steps, reverse, bool(kernel.interpret), kernel.memory)
     back = functools.partial(from_rows, form=form, layout=layout)
     return (
         [back(a, v, time=False) for a, v in zip(last, form.new, strict=True)],
         [back(a, v, time=True) for a, v in zip(outs, form.outs, strict=True)],
     )
-
-
-def check_dtypes(form: Form) -> None:
-    """Numbers are those that a TPU takes."""
-    strange = [v.aval.dtype for v in [*form.consts, *form.carry, *form.given] if stored(v.aval.dtype) not in DTYPES]
-    if strange:
-        raise ValueError(f"Fused: a TPU's kernels take float32 and bfloat16, but there are {strange[0]} parameters or inputs")
 
 
 def plan(form: Form, steps: int, memory: int) -> Layout:
@@ -89,8 +78,7 @@ def bytes_needed(form: Form, layout: Layout) -> int:
     size += 2 * layout.steps * layout.rows * sum(lanes(v) * stored(v.aval.dtype).itemsize for v in form.given)
     size += 2 * layout.steps * block * sum(form.shown(v).blocks * stored(v.aval.dtype).itemsize for v in form.outs)
     size += 5 * block * sum(stored(v.aval.dtype).itemsize for v in form.carry)
-    vectors = [v for v in form.consts if v not in dict(form.matrices)]
-    size += 2 * layout.rows * sum(lanes(v) * stored(v.aval.dtype).itemsize for v in vectors)
+    size += 2 * layout.rows * sum(lanes(v) * stored(v.aval.dtype).itemsize for v in form.vectors)
     return size + TEMPORARIES * block * 4
 
 
@@ -99,7 +87,7 @@ def _matrix_size(var: Any, form: Form, width: int) -> int:
     return k * m * width * width * var.aval.dtype.itemsize
 
 
-def _call(form, layout, vectors, arrays, steps, reverse, interpret, memory):
+def _call(form, layout, arrays, steps, reverse, interpret, memory):
     """The Pallas call over (tiles of rows, blocks of time)."""
     matrices, constants, start, stream = arrays
     count = pl.cdiv(steps, layout.steps)
@@ -123,7 +111,7 @@ def _call(form, layout, vectors, arrays, steps, reverse, interpret, memory):
         jax.ShapeDtypeStruct((steps, layout.padded_rows, w), stored(v.aval.dtype)) for w, v in zip(wide, form.outs, strict=True)
     ]
     out = pl.pallas_call(
-        functools.partial(_kernel, form=form, layout=layout, vectors=vectors, steps=steps, reverse=reverse),
+        functools.partial(_kernel, form=form, layout=layout, steps=steps, reverse=reverse),
         grid=(layout.tiles, count),
         in_specs=[*whole, *shared, *states, *streams],
         out_specs=[*states, *results],
@@ -138,9 +126,9 @@ def _call(form, layout, vectors, arrays, steps, reverse, interpret, memory):
     return out[: len(start)], out[len(start) :]
 
 
-def _kernel(*refs, form: Form, layout: Layout, vectors: list, steps: int, reverse: bool):
+def _kernel(*refs, form: Form, layout: Layout, steps: int, reverse: bool):
     """One block of time of one tile of rows."""
-    groups = len(form.matrices), len(vectors), len(form.carry), len(form.given), len(form.carry), len(form.outs)
+    groups = len(form.matrices), len(form.vectors), len(form.carry), len(form.given), len(form.carry), len(form.outs)
     matrices, constants, start, stream, last, outs, states = split(refs, groups)
     block = pl.program_id(1)
 
@@ -150,7 +138,7 @@ def _kernel(*refs, form: Form, layout: Layout, vectors: list, steps: int, revers
             state[...] = first[...]
 
     shape = (layout.rows, layout.width)
-    known = {v: _apart(r, (), v, form, shape) for v, r in zip(vectors, constants, strict=True)}
+    known = {v: _apart(r, (), v, form, shape) for v, r in zip(form.vectors, constants, strict=True)}
     where = dict(zip(form.matrices, matrices, strict=True))
     product = functools.partial(_product, where=where, form=form, layout=layout)
     first = (pl.num_programs(1) - 1 - block if reverse else block) * layout.steps
