@@ -10,7 +10,8 @@ from jaxtyping import Array, Bool
 
 from ..cell import Carry, Cell, LinearCell, Params, is_linear
 from ..checks import check_positive
-from .recurrence import CARRIES, Plan
+from .defaults import CARRIES
+from .recurrence import Plan
 from .step import reason_against, walk_by_plan
 from .walks import AUTO, Pace
 

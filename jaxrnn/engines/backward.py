@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend import core
 
 from ..cell import accumulator
 from ..fence import fence
 from .buffers import Loop, blank_rows
-from .jaxprs import chosen, evaluate, read, unique
-from .programs import CONST, COT, Step, oriented
+from .costs import loses_by_mapping
+from .jaxprs import chosen, evaluate, nbytes, read, split, unique
+from .programs import CONST, COT, Adjoint, Step, oriented
 from .sums import TimeSum
+from .totals import Total
 
 Arrays = Sequence[Any]
+LEAST_ROW = 256  # bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +39,13 @@ class Backward:
     rebuilt   what the rest reads of the forward pass, for a window at once: without a matmul where values were kept
     inside    the loop: from the carry's cotangent after a step to the one before it
     after     the rest, for a window at once; and ``sums``, each weight gradient in one product over the window
+
+    With ``by_steps``, the loop goes step by step and can add up what would be too large to be held for every step.
     """
 
-    def __init__(self, step: Step, params: Arrays, wanted: Wanted, present: Sequence[bool], *, with_kept: bool):
+    def __init__(
+        self, step: Step, params: Arrays, wanted: Wanted, present: Sequence[bool], *, with_kept: bool, by_steps: bool = True
+    ):
         self.step, self.params, self.wanted = step, params, wanted
         self.program = program = step.adjoint
         self.kept = program.matmul_values if with_kept else []
@@ -46,28 +55,34 @@ class Backward:
         self.present = [p for p, v in zip(present, program.cotangents, strict=True) if v is not None]
         self.cotangents = [v for v in program.cotangents if v is not None]
         self._set_constants()
-        self.sums = TimeSum(program, self.constants, self.d_params)
-        self._plan()
+        rows = [v for v in self.d_inputs if program.kind_of(v) > CONST]
+        self.sums = TimeSum(program, self.constants, self.d_params, rows, most_bytes(program) if by_steps else math.inf)
+        self.totals = [Total(program, each, which) for which, each in enumerate(self.sums.direct) if each]
+        self.totals += [Total(program, [v], None) for v in self.sums.indirect]
+        self._plan(rows)
 
     def _set_constants(self) -> None:
         outs = [*self.d_params, *self.d_carry, *self.d_inputs, *self.program.residuals]
         self.constants = self.program.literals | dict(zip(self.program.jaxpr.invars, self.params, strict=False))
         evaluate([e for e in self.program.needed(outs, ()) if self.program.kind[e.outvars[0]] == CONST], self.constants)
 
-    def _plan(self) -> None:
+    def _plan(self, rows: list[Any]) -> None:
         program = self.program
-        free = {*program.carry, *program.inputs, *program.known_new, *self.kept}
-        inside = [eqn for eqn in program.needed(self.d_carry, ()) if program.kind[eqn.outvars[0]] == COT]
-        in_loop = {v for eqn in inside for v in eqn.outvars} | set(self.cotangents)
+        free = {*program.inputs, *program.known_carries(), *self.kept}
         # Every step's value of these is wanted when the loop is done.
-        self.stacked = unique([*self.sums.operands, *(v for v in self.d_inputs if program.kind_of(v) > CONST)])
+        self.stacked = unique([*self.sums.operands, *rows])
+        made_inside = [*self.d_carry, *(v for total in self.totals for v in total.reads)]
+        left = [e for e in program.needed(self.stacked, ()) if program.kind[e.outvars[0]] == COT and loses_by_mapping(e)]
+        made_inside += [v for eqn in left for v in eqn.outvars]
+        inside = [eqn for eqn in program.needed(made_inside, ()) if program.kind[eqn.outvars[0]] == COT]
+        in_loop = {v for eqn in inside for v in eqn.outvars} | set(self.cotangents)
         self.after = [eqn for eqn in program.needed(self.stacked, in_loop) if program.kind[eqn.outvars[0]] == COT]
         late = {v for eqn in self.after for v in eqn.outvars}
         read_after = [v for v in unique([*self.stacked, *program.reads(self.after, COT + 1)]) if v not in late]
         self.emitted = [v for v in read_after if v in in_loop]
         whole = [v for v in read_after if v not in in_loop]
         # What the loop reads of the forward pass is sliced step by step; what comes after it reads whole windows.
-        passed_on = [v for v in self.d_carry if CONST < program.kind_of(v) < COT]
+        passed_on = [v for v in made_inside if CONST < program.kind_of(v) < COT]
         self.sliced, cheap = program.least_given([*program.reads(inside, COT), *passed_on], free)
         self.inside = [*cheap, *inside]
         self.turned = oriented(program, inside, self.constants)
@@ -90,23 +105,33 @@ class Backward:
         """
         steps = next(iter(known.values())).shape[0]
         known = known | self._at_once(self.rebuilt, self.known, known)
+        count = len(carry)
 
-        def body(carry, given):
-            values, every = fence(given)
+        def body(now, given):
+            (carry, added), (values, every) = split(now, (count,)), fence(given)
             found = iter(every)
             carry = [g + next(found) if p else g for g, p in zip(carry, self.present, strict=True)]
             env = {**self.constants, **dict(zip(self.sliced, values, strict=True))}
             env |= dict(zip(self.cotangents, carry, strict=True))
             evaluate(self.inside, env, self.turned)
-            return [read(env, v) for v in self.d_carry], [env[v] for v in self.emitted]
+            added = [total.add(value, env) for total, value in zip(self.totals, added, strict=True)]
+            return [*(read(env, v) for v in self.d_carry), *added], [env[v] for v in self.emitted]
 
         given = ([known[v] for v in self.sliced], list(every))
-        carry, rows = loop(body, carry, given, rows, 0, steps, reverse=reverse)
+        begun = [total.zero() if total.which is None else sums[total.which] for total in self.totals]
+        now, rows = loop(body, [*carry, *begun], given, rows, 0, steps, reverse=reverse)
+        carry, added = split(now, (count,))
         known |= dict(zip(self.emitted, rows, strict=True))
         known |= self._at_once(self.after, self.stacked, known)
-        taken = [self.sums.take(v, known, steps) for v in self.d_params]
-        sums = [total + each.astype(total.dtype) for total, each in zip(sums, taken, strict=True)]
-        return carry, rows, sums, [self._rows(v, known, steps) for v in self.d_inputs]
+        return carry, rows, self._summed(sums, added, known, steps), [self._rows(v, known, steps) for v in self.d_inputs]
+
+    def _summed(self, sums: list, added: list, known: dict[Any, Any], steps: int) -> list[Any]:
+        """The weight gradients with those of a window of ``steps``: what the loop ``added`` up, and what is summed after it."""
+        own = {total.which: value for total, value in zip(self.totals, added, strict=True)}
+        inner = {total.variables[0]: value for total, value in zip(self.totals, added, strict=True) if total.which is None}
+        taken = self.sums.take(known, inner, steps)
+        sums = [own.get(i, value) for i, value in enumerate(sums)]
+        return [s if each is None else s + each.astype(s.dtype) for s, each in zip(sums, taken, strict=True)]
 
     def _at_once(self, eqns: Sequence[Any], outs: Iterable[Any], known: dict[Any, Any]) -> dict[Any, Any]:
         """``eqns`` for all steps of a window at once: those of ``outs`` that are not known yet."""
@@ -138,15 +163,20 @@ class Backward:
         ]
 
 
+def most_bytes(program: Adjoint) -> int:
+    """Bytes of a value of which a row for every step may be held until it is summed: as much as a step holds anyway."""
+    return max(LEAST_ROW, sum(map(nbytes, [*program.carry, *program.inputs, *program.matmul_values])))
+
+
 def known_of(
-    program: Any, kept: Sequence[Any], before: Arrays, inputs: Arrays, carries: Arrays, values: Arrays
+    program: Adjoint, kept: Sequence[Any], before: dict[int, Any], inputs: Arrays, after: dict[int, Any], values: Arrays
 ) -> dict[Any, Any]:
-    """The variables of an adjoint program whose values at every step are at hand."""
-    known = dict(zip(kept, values, strict=True)) | {
-        v: a for v, a in zip(program.new, carries, strict=True) if _is_made(program, v)
-    }
-    return known | dict(zip([*program.carry, *program.inputs], [*before, *inputs], strict=True))
+    """The variables of an adjoint program whose values at every step are at hand; carries by the number of their leaf."""
+    carries = program.known_carries()
+    known = dict(zip(kept, values, strict=True))
+    known |= {v: a for v, a in ((program.new[i], a) for i, a in after.items()) if _is_among(v, carries)}
+    return known | {program.carry[i]: a for i, a in before.items()} | dict(zip(program.inputs, inputs, strict=True))
 
 
-def _is_made(program: Any, var: Any) -> bool:
-    return program.kind_of(var) > CONST and var in program.known_new
+def _is_among(var: Any, variables: Collection[Any]) -> bool:
+    return not isinstance(var, core.Literal) and var in variables

@@ -10,8 +10,8 @@ from jaxtyping import Array, Bool
 
 from ..cell import Carry, Cell, Params
 from ..checks import check_positive
-from .defaults import default_segment
-from .recurrence import STARTS, Plan
+from .defaults import STARTS, default_segment
+from .recurrence import Plan
 from .step import walk_by_plan
 from .walks import Pace
 

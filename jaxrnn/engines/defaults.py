@@ -37,6 +37,8 @@ import jax
 from .jaxprs import nbytes
 from .programs import EXPENSIVE, INPUT, Step
 
+GATES, CARRIES, STARTS, ALL = "gates", "carries", "starts", "all"  # what the forward pass keeps for the backward one
+
 KERNELS: frozenset[str] = frozenset()  # platforms, "cuda" and "tpu", where a loop that fits is a kernel, as in `Fused`
 WHOLE_BYTES = 13_000_000
 WINDOW_BYTES = 1_500_000
@@ -78,6 +80,13 @@ def window_and_why(
     held = WINDOW_BYTES // max(kept, 1) if platform == "cpu" else most
     window = near_divisor(steps, max(min(held, most), LEAST_WINDOW))
     return window, f"{min(window, steps) * kept:,} of {steps * kept:,} bytes at a time"
+
+
+def residuals_and_why(step: Step) -> tuple[str, str]:
+    """What is kept of a step for its derivative, where nobody has said it, and the reason in words."""
+    if step.reason_against_pullback is not None:
+        return ALL, step.reason_against_pullback
+    return GATES, ""
 
 
 def chunk_and_why(step: Step, steps: int, platform: str | None) -> tuple[int, str]:

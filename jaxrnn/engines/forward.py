@@ -48,19 +48,22 @@ class Forward:
 
     def window(self, carry: list, rows: list, inputs: Arrays, first: Any) -> tuple[list, list]:
         """Walk the steps of ``inputs``; write the carries and kept values to ``rows`` from row ``first`` on."""
+        return self.loop(self.body, carry, self.given(inputs), rows, first, inputs[0].shape[0], reverse=self.reverse)
+
+    def given(self, inputs: Arrays) -> list[Any]:
+        """What the loop reads of what is done ahead of it, for all steps of ``inputs`` at once."""
 
         def ahead(*x):
             env = {**self.constants, **dict(zip(self.inputs, x, strict=True))}
             evaluate(self.early, env)
             return [env[v] for v in self.before]
 
-        def body(carry, given):
-            env = {**self.constants, **dict(zip(self.before, fence(given), strict=True))}
-            env |= dict(zip(self.carry, carry, strict=True))
-            evaluate(self.late, env)
-            new = [read(env, v) for v in self.new]
-            return new, [*chosen(new, self.show), *(env[v] for v in self.kept)]
+        return jax.vmap(ahead)(*inputs) if self.before else []
 
-        steps = inputs[0].shape[0]
-        given = jax.vmap(ahead)(*inputs) if self.before else []
-        return self.loop(body, carry, given, rows, first, steps, reverse=self.reverse)
+    def body(self, carry: list, given: list) -> tuple[list, list]:
+        """One step: the new carry, and what of it and of the kept values is recorded."""
+        env = {**self.constants, **dict(zip(self.before, fence(given), strict=True))}
+        env |= dict(zip(self.carry, carry, strict=True))
+        evaluate(self.late, env)
+        new = [read(env, v) for v in self.new]
+        return new, [*chosen(new, self.show), *(env[v] for v in self.kept)]

@@ -9,8 +9,9 @@ from jaxtyping import Array, Bool
 
 from ..cell import Carry, Cell, Params, is_linear
 from ..checks import check_positive
+from .defaults import CARRIES, GATES
 from .kernels.loop import Kernel
-from .recurrence import CARRIES, GATES, Plan
+from .recurrence import Plan
 from .step import walk_by_plan
 from .walks import Pace
 

@@ -33,16 +33,21 @@ def evaluate(eqns: Iterable[Any], env: dict[Any, Any], instead: dict[int, Callab
             continue
         inner = eqn.params.get("jaxpr") if eqn.primitive.name in CALLS else None
         if inner is None:
-            bound = eqn.primitive.get_bind_params(eqn.params)
-            functions, params = bound if isinstance(bound, tuple) else ((), bound)  # older jax: functions apart
-            with eqn.ctx.manager:
-                made = eqn.primitive.bind(*functions, *values, **params)
-            made = made if eqn.primitive.multiple_results else [made]
+            made = bind(eqn, values)
         elif isinstance(inner, core.ClosedJaxpr):
             made = run(inner.jaxpr, inner.consts, values)
         else:
             made = run(inner, (), values)
         env.update(zip(eqn.outvars, made, strict=True))
+
+
+def bind(eqn: Any, values: Values) -> list[Any]:
+    """What an equation makes of other operands."""
+    bound = eqn.primitive.get_bind_params(eqn.params)
+    functions, params = bound if isinstance(bound, tuple) else ((), bound)  # older jax: functions apart
+    with eqn.ctx.manager:
+        made = eqn.primitive.bind(*functions, *values, **params)
+    return made if eqn.primitive.multiple_results else [made]
 
 
 def read(env: dict[Any, Any], var: Any) -> Any:

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
+from .costs import loses_by_mapping
 from .cut import least_cut
 from .jaxprs import Values, inlined, is_differentiable, mapping_of, nbytes, read, run, split, unique
 
@@ -63,6 +64,15 @@ class Step:
         """The step and its pullback."""
         return Adjoint(self)
 
+    @functools.cached_property
+    def reason_against_pullback(self) -> str | None:
+        """Why there is no `adjoint`, if there is none: an operation of the step has no reverse mode, a ``while_loop``'s."""
+        try:
+            self.adjoint  # noqa: B018
+        except Exception as error:
+            return f"the pullback of its step cannot be traced ({type(error).__name__}: {str(error).splitlines()[0]})"
+        return None
+
     def vmapped(self, in_axes: Values, axis_data: Any) -> Step:
         """The step of every member of a mapped axis: the same equations, one batch axis more."""
         groups = (self.params, self.carry, self.inputs)
@@ -101,6 +111,8 @@ class Program:
         self.maker: dict[Any, Any] = {}
         for eqn in self.eqns:
             kind = max((self.kind_of(v) for v in eqn.invars), default=CONST)
+            if kind == INPUT and loses_by_mapping(eqn):
+                kind = CARRY  # it stays in the loop
             for var in eqn.outvars:
                 self.kind[var], self.maker[var] = kind, eqn
 
@@ -160,8 +172,7 @@ class Adjoint(Program):
         self.d_params = _spread(d_params, differentiable[0])
         self.d_carry = _spread(d_carry, differentiable[1])
         self.d_inputs = _spread(d_inputs, differentiable[2])
-        # The carries after every step are stored anyway; one that is a parameter or the old carry has no equation.
-        self.known_new = {v for v in new if not isinstance(v, core.Literal) and v in self.maker}
+        self.dropped = self._dropped()
 
     @functools.cached_property
     def residuals(self) -> list[Any]:
@@ -172,10 +183,25 @@ class Adjoint(Program):
 
     @functools.cached_property
     def matmul_values(self) -> list[Any]:
-        """The least set of values from which, with the carries and the inputs, the residuals follow without a matmul."""
-        free = {*self.carry, *self.inputs, *self.known_new}
+        """The least set of values from which, with the inputs and the carries that are kept, the residuals follow without a
+        matmul.
+        """
+        return self._cut(self.dropped)
+
+    def known_carries(self, dropped: Collection[int] | None = None) -> set[Any]:
+        """The variables of the carries before and after a step whose values at every step are kept: all but ``dropped``.
+
+        One that is a parameter or the old carry has no equation, and is not named here.
+        """
+        dropped = self.dropped if dropped is None else dropped
+        old = {v for i, v in enumerate(self.carry) if i not in dropped}
+        new = {v for i, v in enumerate(self.new) if i not in dropped and not isinstance(v, core.Literal) and v in self.maker}
+        return old | new
+
+    def _cut(self, dropped: Collection[int]) -> list[Any]:
+        free = {*self.inputs, *self.known_carries(dropped)}
         eqns = [eqn for eqn in self.needed(self.residuals, free) if self.kind[eqn.outvars[0]] > CONST]
-        sources = [v for eqn in eqns if eqn.primitive.name in EXPENSIVE for v in eqn.outvars if v not in free]
+        made = [v for eqn in eqns if eqn.primitive.name in EXPENSIVE for v in eqn.outvars if v not in free]
         edges = [
             (a, b)
             for eqn in eqns
@@ -184,7 +210,21 @@ class Adjoint(Program):
             for b in eqn.outvars
             if self.kind_of(a) > CONST and a not in free and b not in free
         ]
+        sources = [*made, *(self.carry[i] for i in dropped)]
         return least_cut(sources, [v for v in self.residuals if v not in free], edges, nbytes)
+
+    def _dropped(self) -> frozenset[int]:
+        """The leaves of the carry that are not kept at every step: fewer bytes take their place, or none at all.
+
+        The pullback of a ring buffer's step reads the row that the step read, not the buffer.
+        """
+        dropped: frozenset[int] = frozenset()
+        kept = sum(map(nbytes, self._cut(dropped)))
+        for i in sorted(range(len(self.carry)), key=lambda i: -nbytes(self.carry[i])):
+            instead = sum(map(nbytes, self._cut(dropped | {i})))
+            if instead < kept + nbytes(self.carry[i]) and instead - kept <= nbytes(self.carry[i]) / 2:
+                dropped, kept = dropped | {i}, instead
+        return dropped
 
 
 def _trace_pullback(step: Step) -> tuple[Any, list[list[bool]]]:

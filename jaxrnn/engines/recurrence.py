@@ -26,25 +26,40 @@ from jax.interpreters import ad, batching, mlir
 from jax.interpreters import partial_eval as pe
 
 from . import walks
-from .defaults import KERNELS, chunk_and_why, hoists, window_and_why
+from .defaults import ALL, CARRIES, GATES, KERNELS, STARTS, chunk_and_why, hoists, residuals_and_why, window_and_why
 from .jaxprs import chosen, is_differentiable, mapping_of, split
 from .kernels.loop import Kernel
 from .programs import Step
+from .walks import AUTO
 from .windows import starts_of_windows
-
-GATES, CARRIES, STARTS = "gates", "carries", "starts"
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """What is fixed about a recurrence besides its step: how the loops run, and what the forward pass keeps for the backward
-    one (GATES: what the matmuls gave; CARRIES: nothing more than the carries; STARTS: carries at window starts only). With
-    ``by_default``, nobody having named an engine, a kernel walks where `defaults` says so.
+    one (GATES: what the matmuls gave; CARRIES: nothing more than the carries; STARTS: carries at window starts only; ALL:
+    whatever JAX's own derivative of ``lax.scan`` keeps; AUTO: chosen by `defaults.residuals_and_why` once a derivative is asked
+    for). With ``by_default``, nobody having named an engine, a kernel walks where `defaults` says so.
     """
 
     pace: walks.Pace
-    residuals: str = GATES
+    residuals: str = AUTO
     by_default: bool = False
+
+    def settled(self, step: Step) -> Plan:
+        """With its residuals chosen for the derivative of a step.
+
+        Raises:
+            ValueError: where the pullback that residuals of a name are for cannot be traced.
+        """
+        if self.residuals in (AUTO, ALL):
+            return dataclasses.replace(self, residuals=residuals_and_why(step)[0])
+        reason = step.reason_against_pullback
+        if reason is not None:
+            raise ValueError(
+                f"{reason}: leave residuals, window and Checkpoint out, and jax.lax.scan with JAX's own derivative walks it"
+            )
+        return self
 
 
 def recurrence(step: Step, params: Sequence, carry: Sequence, inputs: Sequence, plan: Plan) -> tuple[list, list]:
@@ -104,8 +119,9 @@ def _adjoint(*flat, step: Step, plan: Plan, wrt: tuple[int, ...], present: tuple
     if plan.residuals == STARTS:
         starts, carries, kept = residuals, None, None
     else:
-        carries, kept = residuals[: step.carry], residuals[step.carry :] if plan.residuals == GATES else None
-        starts = starts_of_windows(carry, carries, pace.window, pace.reverse)
+        carries, kept = split(residuals, (step.carry - len(step.adjoint.dropped),))
+        kept = kept if plan.residuals == GATES else None
+        starts = starts_of_windows(_undropped(step, carry), carries, pace.window, pace.reverse)
     given_residuals = walks.Residuals(inputs, carries, kept, starts)
     flags = [i in wrt for i in range(len(step.avals))]
     out = walks.cotangents(step, params, given_residuals, last, every, flags, pace)
@@ -199,19 +215,39 @@ def _no_tangent(value: Any) -> Any:
 
 def _walk_jvp(primals, tangents, *, step: Step, plan: Plan, keep: str | None, show: tuple[bool, ...]):
     wrt = tuple(i for i, t in enumerate(tangents) if type(t) is not ad.Zero and is_differentiable(step.avals[i]))
-    kept = None if plan.residuals == CARRIES else plan.residuals
+    if keep is None and wrt:
+        plan = plan.settled(step)
+        if plan.residuals == ALL:
+            return _plain_jvp(primals, tangents, step, plan, show)
+    kept = None if plan.residuals in (CARRIES, AUTO) else plan.residuals
     out = walk_p.bind(*primals, step=step, plan=plan, keep=kept, show=(True,) * step.carry)
     last, carries, more = split(out, (step.carry, step.carry))
     shown = [*last, *chosen(carries, show), *(more if keep else [])]
     if not wrt:
         return shown, [_no_tangent(a) for a in shown]
-    residuals = more if kept == STARTS else [*carries, *more]
+    residuals = more if kept == STARTS else [*_undropped(step, carries), *more]
     moved = iter(tangent_p.bind(*primals, *residuals, *(tangents[i] for i in wrt), step=step, plan=plan, wrt=wrt))
     moving = [is_differentiable(a) for a in step.carry_avals] * 2
     out_tangents = [next(moved) if m else _no_tangent(a) for a, m in zip([*last, *carries], moving, strict=True)]
     d_last, d_carries = split(out_tangents, (step.carry,))
     d_more = _tangents_of_more(step, plan, primals, tangents, carries, d_carries) if keep else []
     return shown, [*d_last, *chosen(d_carries, show), *d_more]
+
+
+def _undropped(step: Step, carries: Sequence) -> list[Any]:
+    """The leaves of the carries that are kept for the way back."""
+    return [c for i, c in enumerate(carries) if i not in step.adjoint.dropped]
+
+
+def _plain_jvp(primals, tangents, step: Step, plan: Plan, show: tuple[bool, ...]):
+    """The tangents of JAX's own loop, by its own rules, which reverse mode transposes as it does those of ``lax.scan``."""
+
+    def plain(*flat, **_):
+        params, carry, inputs = split(flat, (step.params, step.carry))
+        last, carries = walks.plain_states(step, params, carry, inputs, plan.pace)
+        return [*last, *chosen(carries, show)]
+
+    return _jvp_as_code(plain, primals, tangents, {})
 
 
 def _tangents_of_more(step: Step, plan: Plan, primals, tangents, carries, d_carries) -> list[Any]:

@@ -9,11 +9,10 @@ from jaxtyping import Array, Bool
 
 from ..cell import Carry, Cell, Params, is_linear
 from ..checks import check_positive
-from .recurrence import CARRIES, GATES, Plan
+from .defaults import ALL, CARRIES, GATES
+from .recurrence import Plan
 from .step import check_hoist, walk_by_plan, walk_plainly
 from .walks import AUTO, Pace
-
-ALL = "all"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +90,7 @@ class Scan:
         if is_linear(cell) and (by_default or self == Scan()):
             plan = Plan(Pace(AUTO, hoist=True, reverse=reverse, prefix=None), CARRIES, by_default)
         else:
-            plan = Plan(Pace(self.window or AUTO, self.unroll, self.hoist, reverse), self.residuals or GATES, by_default)
+            plan = Plan(Pace(self.window or AUTO, self.unroll, self.hoist, reverse), self.residuals or AUTO, by_default)
         return walk_by_plan(cell, params, carry, (xs, mask, resets), plan)
 
 

@@ -11,7 +11,7 @@ from jax.sharding import AxisType
 
 from ..cell import Carry, Cell, Params, select
 from .programs import EXPENSIVE, INPUT, Step, trace_step
-from .recurrence import GATES, Plan, recurrence
+from .recurrence import Plan, recurrence
 from .walks import AUTO
 
 Sequence = tuple[Any, Any, Any]  # inputs, mask and resets, each (T, ...) or None
@@ -48,7 +48,7 @@ def walk_by_plan(cell: Cell, params: Params, carry: Carry, sequence: Sequence, p
         ValueError: for the latter, where a window, residuals or `Checkpoint` were asked for by name.
     """
     reason, step, p_flat = step_for_recurrence(cell, params, carry, sequence)
-    by_default = plan.pace.window == AUTO and (plan.residuals == GATES or plan.pace.prefix is None)
+    by_default = plan.pace.window == AUTO and (plan.residuals == AUTO or plan.pace.prefix is None)
     if reason is not None and not by_default:
         raise ValueError(
             f"{type(cell).__name__}: {reason}: only engine=jaxrnn.Scan() or Scan(residuals='all') walk that, by jax.lax.scan "

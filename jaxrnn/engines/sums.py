@@ -1,117 +1,215 @@
-"""Sums over time of values that were made step by step, without ever holding one value a step.
+"""Sums over time of values that were made step by step, without holding one large value a step.
 
 A weight gradient is the sum over steps of ``h_{t-1}^T dz_t``. Mapped over time and summed, as ``vmap`` would have it, it is T
-matrices first. But what stands between such a product and the gradient is linear, so the sum moves inwards until it meets
-the product, and becomes one matmul over time and batch.
+matrices first. But what stands between such a product and the gradient is linear (`jaxrnn.engines.linearity`), so the sum moves
+inwards until it meets the product, and becomes one matmul over time and batch. What is no such product, and not linear, is
+summed row by row if its rows are small, else added up step by step inside the loop, as ``jax.lax.scan`` does.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
-from collections.abc import Iterator
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from .jaxprs import read, unique
+from .jaxprs import bind, nbytes, read, unique
+from .linearity import is_half, rounds, rounds_a_product, terms_of, widens
 from .programs import CONST, Program
 
-ROWS, PRODUCT, LINEAR = "rows", "product", "linear"
+CONSTANT, ROWS, LOOP, PRODUCT, LINEAR = "constant", "rows", "loop", "product", "linear"
 
-# Linear in all their operands together.
-JOINT = {"add_any", "add", "sub", "neg", "concatenate", "pad", "transpose", "reshape", "broadcast_in_dim", "squeeze"}
-JOINT |= {"expand_dims", "slice", "split", "reduce_sum", "convert_element_type", "rev", "copy", "real", "imag", "complex"}
-# Linear in one operand, where the others do not change with time.
-SINGLE = {"mul", "div", "select_n", "scatter-add", "dot_general", "dynamic_update_slice", "gather", "dynamic_slice", "conj"}
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """How the sum of a variable over time is taken, and the bytes a step that are written for it alone.
+
+    CONSTANT   times the number of steps
+    ROWS       its value at every step is held, and summed
+    LOOP       added up in the loop
+    PRODUCT    one contraction over time and all that the product contracts
+    LINEAR     its equation, of the sums of its ``terms``
+    """
+
+    kind: str
+    eqn: Any = None
+    terms: Sequence[int] = ()
+    cost: int = 0
 
 
 class TimeSum:
     """Sums over the leading axis of what a `Program`'s equations make at every step, for the variables ``outs``.
 
-    ``constants`` holds the values of class CONST. ``operands`` are the variables whose values at every step the sums are made
-    from.
+    Args:
+        constants: the values of class CONST.
+        at_hand: variables whose values at every step are held anyway.
+        most: bytes of a value of which a row for every step may be held.
+
+    ``operands`` are the variables whose values at every step the sums are made from, ``products`` those that are made by one
+    product. The loop adds up the ``direct`` variables of each out, whose sum is nothing more, and the ``indirect`` ones, whose
+    sums go through linear equations first.
     """
 
-    def __init__(self, program: Program, constants: dict[Any, Any], outs: list[Any]):
+    def __init__(
+        self,
+        program: Program,
+        constants: dict[Any, Any],
+        outs: list[Any],
+        at_hand: Iterable[Any] = (),
+        most: float = math.inf,
+    ):
         self.program, self.constants = program, constants
-        self.products = {v for var in outs for v in self._of_products(var)}
-        self.operands = unique(v for var in outs for v in self._operands(var) if program.kind_of(v) > CONST)
+        addends = [self._addends(var) for var in outs]
+        self._at_hand = {*at_hand, *self._operands_of_products(addends)}
+        self._rules = self._find_rules(most)
+        self.direct = [[v for v in each if self._rule(v).kind == LOOP] for each in addends]
+        self._rest = [[v for v in each if self._rule(v).kind != LOOP] for each in addends]
+        self._used = self._met_on_the_way([v for each in self._rest for v in each])
+        rules = [(var, self._rules[var, exact]) for var, exact in self._used]
+        self.indirect = unique(var for var, rule in rules if rule.kind == LOOP)
+        self.products = unique(var for var, rule in rules if rule.kind == PRODUCT)
+        held = [v for var, rule in rules for v in _held_for(var, rule)]
+        self.operands = unique(v for v in held if not self._is_constant(v))
 
-    def take(self, var: Any, stacked: dict[Any, Any], steps: int) -> Any:
-        """The sum of ``var`` over the steps; ``stacked`` has a row a step for each of ``operands``."""
-        if self.program.kind_of(var) == CONST:
-            value = read(self.constants, var)
-            return value * jnp.asarray(steps, jnp.result_type(value))
-        eqn, rule = self._rule(var)
-        if rule == ROWS:
-            return stacked[var].sum(0)
-        if rule == PRODUCT:
-            return _product_over_time(*(stacked[v] for v in eqn.invars), **eqn.params)
-        fixed = eqn.primitive.name in SINGLE  # then its other operands are no terms of a sum
+    def take(self, stacked: dict[Any, Any], added: dict[Any, Any], steps: int) -> list[Any]:
+        """The sums over ``steps`` steps, each without its ``direct`` part; None where there is nothing else.
+
+        Args:
+            stacked: a row a step for each of ``operands``.
+            added: the sum of each of ``indirect``.
+        """
+        sums: dict[tuple[Any, bool], Any] = {}
+        for var, exact in self._used:  # in the order of the equations
+            rule = self._rules[var, exact]
+            if rule.kind == ROWS:
+                sums[var, exact] = stacked[var].sum(0)
+            elif rule.kind == LOOP:
+                sums[var, exact] = added[var].astype(var.aval.dtype)
+            elif rule.kind == PRODUCT:
+                sums[var, exact] = _product_over_time(*(stacked[v] for v in rule.eqn.invars), **rule.eqn.params)
+            else:
+                sums[var, exact] = self._through(var, exact, rule, sums, steps)
+        totals = ([self._sum_of(v, False, sums, steps) for v in each] for each in self._rest)
+        return [functools.reduce(operator.add, each) if each else None for each in totals]
+
+    def _sum_of(self, var: Any, exact: bool, sums: dict, steps: int) -> Any:
+        if not self._is_constant(var):
+            return sums[var, exact]
+        value = read(self.constants, var)
+        return value * jnp.asarray(steps, jnp.result_type(value))
+
+    def _through(self, var: Any, exact: bool, rule: Rule, sums: dict, steps: int) -> Any:
+        """The sum through a linear equation."""
+        eqn, inner = rule.eqn, exact or widens(rule.eqn)
         values = [
-            read(self.constants, v) if fixed and self.program.kind_of(v) == CONST else self.take(v, stacked, steps)
-            for v in eqn.invars
+            self._sum_of(v, inner, sums, steps) if i in rule.terms else read(self.constants, v)
+            for i, v in enumerate(eqn.invars)
         ]
-        made = eqn.primitive.bind(*values, **eqn.params)
-        return made[eqn.outvars.index(var)] if eqn.primitive.multiple_results else made
+        made = bind(eqn, values)
+        return made[eqn.outvars.index(var)]
 
-    def _rule(self, var: Any) -> tuple[Any, str]:
-        """How the sum of a variable is taken: row by row unless moving it inwards saves a product's rows."""
-        eqn = self.program.maker.get(var)
-        if eqn is None or var in self.products:
-            return eqn, ROWS
-        if _is_product(eqn, self.program):
-            return eqn, PRODUCT
-        if not _is_linear(eqn, self.program):
-            return eqn, ROWS
-        changing = [v for v in eqn.invars if self.program.kind_of(v) > CONST]
-        worth = all(v in self.products or self._rule(v)[1] != ROWS for v in changing)
-        return eqn, LINEAR if worth else ROWS
+    def _addends(self, out: Any) -> list[Any]:
+        """The variables whose sum ``out`` is."""
+        found, queue = [], [out]
+        while queue:
+            var = queue.pop()
+            eqn = None if self._is_constant(var) else self.program.maker.get(var)
+            if eqn is not None and eqn.primitive.name == "add_any":
+                queue += eqn.invars[::-1]
+            else:
+                found.append(var)
+        return found
 
-    def _operands(self, var: Any) -> Iterator[Any]:
-        if self.program.kind_of(var) == CONST:
-            return
-        eqn, rule = self._rule(var)
-        if rule == LINEAR:
-            for v in eqn.invars:
-                yield from self._operands(v)
-        else:
-            yield from eqn.invars if rule == PRODUCT else [var]
+    def _is_constant(self, var: Any) -> bool:
+        return self.program.kind_of(var) == CONST
 
-    def _of_products(self, var: Any) -> Iterator[Any]:
-        """The operands of the products that a sum would reach; they are needed at every step anyway."""
-        eqn = None if self.program.kind_of(var) == CONST else self.program.maker.get(var)
-        if eqn is None:
-            return
-        if _is_product(eqn, self.program):
-            yield from eqn.invars
-        elif _is_linear(eqn, self.program):
-            for v in eqn.invars:
-                yield from self._of_products(v)
+    def _rule(self, var: Any, exact: bool = False) -> Rule:
+        return Rule(CONSTANT) if self._is_constant(var) else self._rules[var, exact]
+
+    def _find_rules(self, most: float) -> dict[tuple[Any, bool], Rule]:
+        """How the sum of every variable is taken, if it is.
+
+        With ``exact``, the sum is widened afterwards, so that what rounds must be done step by step: only sums of products of
+        half precision are taken there.
+        """
+        found: dict[tuple[Any, bool], Rule] = {}
+        given = [v for v in self.program.jaxpr.invars if not self._is_constant(v)]
+        made = [v for eqn in self.program.eqns for v in eqn.outvars if not self._is_constant(v)]
+        for var in [*given, *made]:  # what an equation reads comes before what it makes
+            eqn = self.program.maker.get(var)
+            for exact in (True, False):
+                found_rule = self._find_rule(var, eqn, exact, most, found)
+                if found_rule is not None:
+                    found[var, exact] = found_rule
+        return found
+
+    def _find_rule(self, var: Any, eqn: Any, exact: bool, most: float, found: dict) -> Rule | None:
+        if eqn is not None and self._is_product(eqn) and (not exact or is_half(eqn)) and var not in self._at_hand:
+            return Rule(PRODUCT, eqn)
+        if var in self._at_hand:
+            return None if exact else Rule(ROWS, eqn)
+        alone = None if exact else Rule(LOOP if nbytes(var) > most else ROWS, eqn, cost=nbytes(var))
+        terms = self._terms(eqn, exact)
+        if terms is None:
+            return alone
+        inner = exact or widens(eqn)
+        changing = [eqn.invars[i] for i in terms if not self._is_constant(eqn.invars[i])]
+        if any((v, inner) not in found for v in changing) or (inner and len(changing) < len(terms)):
+            return alone
+        cost = sum(found[v, inner].cost for v in changing)
+        return Rule(LINEAR, eqn, terms, cost) if alone is None or cost <= alone.cost else alone
+
+    def _terms(self, eqn: Any, exact: bool) -> Sequence[int] | None:
+        """The operands through whose sums the sum of an equation's outputs goes, if the equation is linear in them."""
+        terms = None if eqn is None else terms_of(eqn, self._is_constant)
+        if terms is None or (exact and rounds(eqn) and not rounds_a_product(eqn, self.program.maker)):
+            return None
+        return terms
+
+    def _is_product(self, eqn: Any) -> bool:
+        return eqn.primitive.name == "dot_general" and not any(map(self._is_constant, eqn.invars))
+
+    def _inwards(self, outs: Iterable[Any], onwards: Callable[[Any, bool], Iterable[int]]) -> set[tuple[Any, bool]]:
+        """All that is met from ``outs`` through those operands of each variable's equation that ``onwards`` names."""
+        seen: set[tuple[Any, bool]] = set()
+        queue = [(v, False) for v in outs]
+        while queue:
+            var, exact = queue.pop()
+            if self._is_constant(var) or (var, exact) in seen:
+                continue
+            seen.add((var, exact))
+            eqn, terms = self.program.maker.get(var), onwards(var, exact)
+            queue += [(eqn.invars[i], exact or widens(eqn)) for i in terms]
+        return seen
+
+    def _operands_of_products(self, addends: list[list[Any]]) -> set[Any]:
+        """The operands of all the products that sums would reach; they are needed at every step anyway."""
+        maker = self.program.maker
+
+        def onwards(var, exact):
+            eqn = maker.get(var)
+            return () if eqn is None or self._is_product(eqn) else self._terms(eqn, exact) or ()
+
+        met = self._inwards((v for each in addends for v in each), onwards)
+        eqns = [maker[var] for var, _ in met if var in maker]
+        return {v for eqn in eqns if self._is_product(eqn) for v in eqn.invars}
+
+    def _met_on_the_way(self, outs: list[Any]) -> list[tuple[Any, bool]]:
+        """The variables whose sums are taken for those of ``outs``, in the order of the equations."""
+        met = self._inwards(outs, lambda var, exact: self._rules[var, exact].terms)
+        return [key for key in self._rules if key in met]
 
 
-def _is_product(eqn: Any, program: Program) -> bool:
-    return eqn.primitive.name == "dot_general" and all(program.kind_of(v) > CONST for v in eqn.invars)
-
-
-def _is_linear(eqn: Any, program: Program) -> bool:
-    if eqn.primitive.name in JOINT:
-        return True
-    changing = [v for v in eqn.invars if program.kind_of(v) > CONST]
-    return eqn.primitive.name in SINGLE and len(changing) == 1 and _linear_in(eqn, changing[0])
-
-
-def _linear_in(eqn: Any, var: Any) -> bool:
-    """Whether ``var`` is the operand of a SINGLE equation that it is linear in: a divisor or an index is not."""
-    position = [i for i, v in enumerate(eqn.invars) if v is var]
-    if len(position) != 1:
-        return False
-    where = {"div": (0,), "scatter-add": (0, 2), "dynamic_update_slice": (0, 1), "gather": (0,), "dynamic_slice": (0,)}
-    if eqn.primitive.name == "select_n":
-        return position[0] > 0
-    allowed = where.get(eqn.primitive.name)
-    return allowed is None or position[0] in allowed
+def _held_for(var: Any, rule: Rule) -> list[Any]:
+    """What is held at every step for the sum of a variable."""
+    if rule.kind == PRODUCT:
+        return list(rule.eqn.invars)
+    return [var] if rule.kind == ROWS else []
 
 
 def _product_over_time(a: Any, b: Any, *, dimension_numbers: Any, **params: Any) -> Any:

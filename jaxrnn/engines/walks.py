@@ -50,8 +50,9 @@ class Pace:
 
 @dataclasses.dataclass(frozen=True)
 class Residuals:
-    """What the backward walk is given of the forward one: all carries and perhaps the kept values, or, where ``carries`` is
-    None, only ``starts``, the carries at which windows start (their insides are then walked again).
+    """What the backward walk is given of the forward one: the carries that `Adjoint.dropped` does not name and perhaps the kept
+    values, or, where ``carries`` is None, only ``starts``, all carries at which windows start (their insides are then walked
+    again). Beside ``carries``, ``starts`` are those of the same leaves.
     """
 
     inputs: Arrays
@@ -82,6 +83,16 @@ def states(
     last, rows, begun = loop_in_windows(window, first, list(inputs), pace.window, pace.reverse)
     carries, kept_rows = split(rows, (sum(show),))
     return last, carries, begun if starts else kept_rows
+
+
+def plain_states(step: Step, params: Arrays, carry: Arrays, inputs: Arrays, pace: Pace) -> tuple[list, list]:
+    """The last carry and the carries after every step by ``jax.lax.scan`` as JAX differentiates it, what needs no carry done
+    before the loop unless the pace says otherwise.
+    """
+    show = [True] * step.carry
+    forward = Forward(step, params, hoist=pace.hoist is not False, reverse=pace.reverse, loop=pace.loop, keep=False, show=show)
+    body, given = forward.body, forward.given(inputs)
+    return jax.lax.scan(body, list(carry), given, length=inputs[0].shape[0], reverse=pace.reverse, unroll=pace.unroll)
 
 
 def tangents(step: Step, params: Arrays, carry: Arrays, inputs: Arrays, wrt: Arrays, pace: Pace) -> tuple[list, list]:
@@ -122,10 +133,13 @@ def cotangents(
     """
     wanted = Wanted(*split(wrt, (step.params, step.carry)))
     with_kept = given.kept is not None or given.carries is None
-    backward = Backward(step, params, wanted, [g is not None for g in every], with_kept=with_kept)
+    present = [g is not None for g in every]
+    by_steps = pace.kernel is None and not pace.prefix
+    backward = Backward(step, params, wanted, present, with_kept=with_kept, by_steps=by_steps)
+    leaves = [i for i in range(step.carry) if i not in step.adjoint.dropped]
     forward = None
     if given.carries is None:
-        show = [True] * step.carry
+        show = [i in leaves for i in range(step.carry)]
         forward = Forward(step, params, hoist=bool(pace.hoist), reverse=pace.reverse, loop=pace.loop, keep=True, show=show)
     steps = given.inputs[0].shape[0]
     size = steps if pace.window is None else min(pace.window, steps)
@@ -141,9 +155,11 @@ def cotangents(
         start = [jax.lax.dynamic_index_in_dim(a, at, keepdims=False) for a in given.starts]
         if forward:
             _, walked = forward.window(start, walked, inputs, 0)
-            carries, kept = split(walked, (step.carry,))
-        before = [shifted(a, after, pace.reverse) for a, after in zip(start, carries, strict=True)]
-        known = known_of(step.adjoint, backward.kept, before, inputs, carries, kept if with_kept else [])
+            carries, kept = split(walked, (len(leaves),))
+            start = [start[i] for i in leaves]
+        after = dict(zip(leaves, carries, strict=True))
+        before = {i: shifted(a, after[i], pace.reverse) for i, a in zip(leaves, start, strict=True)}
+        known = known_of(step.adjoint, backward.kept, before, inputs, after, kept if with_kept else [])
         carry, rows, sums, d_inputs = backward.window(carry, rows, sums, known, every, not pace.reverse, pace.loop)
         d_rows = [jax.lax.dynamic_update_slice_in_dim(a, d, first, 0) for a, d in zip(d_rows, d_inputs, strict=True)]
         return carry, sums, (rows, walked) if here == size else scratch, d_rows

@@ -1,0 +1,78 @@
+"""What equations cost, counted: floating-point operations, and what a branch costs where both are taken.
+
+The counts choose between plans; they are no predictions of time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from jax.extend import core
+
+TRANSCENDENTAL = {
+    "exp",
+    "exp2",
+    "log",
+    "log1p",
+    "expm1",
+    "tanh",
+    "logistic",
+    "sin",
+    "cos",
+    "tan",
+    "erf",
+    "pow",
+    "sqrt",
+    "rsqrt",
+}
+PER_TRANSCENDENTAL = 10
+MOVES = {"broadcast_in_dim", "reshape", "transpose", "squeeze", "expand_dims", "slice", "concatenate", "copy", "split", "pad"}
+MOVES |= {"convert_element_type", "stop_gradient", "rev", "iota"}
+ITERATION = 10_000  # operations in the time that one more iteration of a loop, or a kernel, takes
+
+
+def operations(eqns: Iterable[Any]) -> float:
+    """Floating-point operations of equations; those of the dearest branch of a cond, and of one iteration of a while."""
+    return sum(map(of_equation, eqns))
+
+
+def of_equation(eqn: Any) -> float:
+    """Floating-point operations of one equation."""
+    name, out = eqn.primitive.name, sum(v.aval.size for v in eqn.outvars)
+    if name in MOVES:
+        return 0
+    if name == "dot_general":
+        (contracted, _), _ = eqn.params["dimension_numbers"]
+        return 2 * out * math.prod(eqn.invars[0].aval.shape[d] for d in contracted)
+    if name == "conv_general_dilated":
+        kernel = eqn.invars[1].aval
+        return 2 * out * kernel.size / max(kernel.shape[eqn.params["dimension_numbers"].rhs_spec[0]], 1)
+    if name == "cond":
+        return max(branch_costs(eqn))
+    inner = sum(operations(jaxpr.eqns) for jaxpr in core.jaxprs_in_params(eqn.params))
+    if name == "scan":
+        return eqn.params["length"] * inner
+    if inner:
+        return inner
+    return out * (PER_TRANSCENDENTAL if name in TRANSCENDENTAL else 1)
+
+
+def branch_costs(eqn: Any) -> list[float]:
+    """The operations of each branch of a cond."""
+    return [operations(branch.jaxpr.eqns) for branch in eqn.params["branches"]]
+
+
+def loses_by_mapping(eqn: Any) -> bool:
+    """Whether an equation should be left in the loop, and not be done for many steps at once: under ``vmap`` a cond runs all
+    its branches for every step, and a while goes on for all steps until the last one is done.
+    """
+    if eqn.primitive.name == "while":
+        return True
+    if eqn.primitive.name == "cond":
+        costs = branch_costs(eqn)
+        return sum(costs) - sum(costs) / len(costs) > ITERATION
+    if eqn.primitive.name in ("scan", "custom_jvp_call", "custom_vjp_call"):
+        return any(loses_by_mapping(e) for jaxpr in core.jaxprs_in_params(eqn.params) for e in jaxpr.eqns)
+    return False
