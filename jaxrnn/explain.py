@@ -15,6 +15,7 @@ from jax.interpreters import partial_eval as pe
 
 from .cell import Carry, Cell, Layer, Params
 from .engines import Associative, Checkpoint, Fused, Scan
+from .engines.defaults import ALL, residuals_and_why
 from .engines.jaxprs import is_differentiable
 from .engines.scan import Default
 from .engines.step import step_for_recurrence, walk_plainly
@@ -93,6 +94,7 @@ class _Traced:
     gradient: Any
     kernel: tuple[Any, Any] | None  # forward and gradient by `Fused`
     plain: str | None = None  # why JAX's own loop walks it, where that is so
+    plain_gradient: str | None = None  # why JAX's own derivative is taken, where that alone is so
 
 
 @dataclasses.dataclass
@@ -147,10 +149,16 @@ class _Watched:
         params, carry, *sequence = given
         forward, gradient = by(self.engine, self.return_carries)
         kernel = None if isinstance(self.engine, Fused) else by(Fused(), False)
-        plain = step_for_recurrence(cell, params, carry, tuple(sequence))[0] or ""
+        reason, step, _ = step_for_recurrence(cell, params, carry, tuple(sequence))
+        plain, plain_gradient = reason or "", None
+        if not plain and step is not None and self.engine in (Scan(), Default()):
+            residuals, why = residuals_and_why(step, jax.tree.leaves(sequence)[0].shape[0])
+            plain_gradient = why if residuals == ALL else None
         if not plain and sequence[0] is not None and jax.tree.leaves(sequence)[0].shape[0] <= 1:
             plain = "a step alone, or none, needs no loop"
-        return _Traced(len(self.traced), brief(cell), self.engine, self.why, forward, gradient, kernel, plain or None)
+        return _Traced(
+            len(self.traced), brief(cell), self.engine, self.why, forward, gradient, kernel, plain or None, plain_gradient
+        )
 
     def _network(self, function: Callable) -> Callable:
         """A call in which the engine walks several cells at once."""
@@ -228,6 +236,8 @@ def _engine_of(traced: _Traced, way: Way) -> str:
 
 
 def _way(traced: _Traced, closed: Any, direction: str, platform: str) -> Way:
+    if closed is traced.gradient and traced.plain_gradient is not None:
+        return Way("lax.scan", reason=traced.plain_gradient)
     if isinstance(closed, str):
         return Way("error", reason=closed)
     found = [way_of(eqn, platform) for eqn in walks_in(closed)[direction]]

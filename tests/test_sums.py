@@ -270,7 +270,7 @@ def test_narrow_weights_in_wide_steps_keep_their_products(dtype):
 
 def linear_sums(step):
     program = step.adjoint
-    return TimeSum(program, {}, [v for v in program.d_params if v is not None])
+    return TimeSum(program, [v for v in program.d_params if v is not None])
 
 
 def test_sums_through_iterations_are_linear_in_their_number():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from ..cell import accumulator
 from ..fence import fence
 from .buffers import Loop, blank_rows
 from .costs import loses_by_mapping
-from .jaxprs import chosen, evaluate, nbytes, read, split, unique
+from .jaxprs import chosen, evaluate, is_differentiable, nbytes, read, split, unique
 from .programs import CONST, COT, Adjoint, Step, oriented
 from .sums import TimeSum
 from .totals import Total
@@ -33,40 +34,31 @@ class Wanted:
     inputs: Sequence[bool]
 
 
-class Backward:
+class Layout:
     """A pullback's equations in the order in which a walk backwards wants them.
 
     rebuilt   what the rest reads of the forward pass, for a window at once: without a matmul where values were kept
     inside    the loop: from the carry's cotangent after a step to the one before it
     after     the rest, for a window at once; and ``sums``, each weight gradient in one product over the window
 
-    With ``by_steps``, the loop goes step by step and can add up what would be too large to be held for every step.
+    With ``by_steps``, the loop goes step by step and can add up, in ``totals``, what would be too large to be held for every
+    step.
     """
 
-    def __init__(
-        self, step: Step, params: Arrays, wanted: Wanted, present: Sequence[bool], *, with_kept: bool, by_steps: bool = True
-    ):
-        self.step, self.params, self.wanted = step, params, wanted
-        self.program = program = step.adjoint
+    def __init__(self, program: Adjoint, wanted: Wanted, *, with_kept: bool, by_steps: bool = True):
+        self.program = program
         self.kept = program.matmul_values if with_kept else []
         self.d_params = chosen(program.d_params, wanted.params)
         self.d_inputs = chosen(program.d_inputs, wanted.inputs)
         self.d_carry = [v for v in program.d_carry if v is not None]
-        self.present = [p for p, v in zip(present, program.cotangents, strict=True) if v is not None]
         self.cotangents = [v for v in program.cotangents if v is not None]
-        self._set_constants()
         rows = [v for v in self.d_inputs if program.kind_of(v) > CONST]
-        self.sums = TimeSum(program, self.constants, self.d_params, rows, most_bytes(program) if by_steps else math.inf)
+        self.sums = TimeSum(program, self.d_params, rows, most_bytes(program) if by_steps else math.inf)
         self.totals = [Total(program, each, which) for which, each in enumerate(self.sums.direct) if each]
         self.totals += [Total(program, [v], None) for v in self.sums.indirect]
-        self._plan(rows)
+        self._order(rows)
 
-    def _set_constants(self) -> None:
-        outs = [*self.d_params, *self.d_carry, *self.d_inputs, *self.program.residuals]
-        self.constants = self.program.literals | dict(zip(self.program.jaxpr.invars, self.params, strict=False))
-        evaluate([e for e in self.program.needed(outs, ()) if self.program.kind[e.outvars[0]] == CONST], self.constants)
-
-    def _plan(self, rows: list[Any]) -> None:
+    def _order(self, rows: list[Any]) -> None:
         program = self.program
         free = {*program.inputs, *program.known_carries(), *self.kept}
         # Every step's value of these is wanted when the loop is done.
@@ -74,8 +66,8 @@ class Backward:
         made_inside = [*self.d_carry, *(v for total in self.totals for v in total.reads)]
         left = [e for e in program.needed(self.stacked, ()) if program.kind[e.outvars[0]] == COT and loses_by_mapping(e)]
         made_inside += [v for eqn in left for v in eqn.outvars]
-        inside = [eqn for eqn in program.needed(made_inside, ()) if program.kind[eqn.outvars[0]] == COT]
-        in_loop = {v for eqn in inside for v in eqn.outvars} | set(self.cotangents)
+        self.pullback = [eqn for eqn in program.needed(made_inside, ()) if program.kind[eqn.outvars[0]] == COT]
+        in_loop = {v for eqn in self.pullback for v in eqn.outvars} | set(self.cotangents)
         self.after = [eqn for eqn in program.needed(self.stacked, in_loop) if program.kind[eqn.outvars[0]] == COT]
         late = {v for eqn in self.after for v in eqn.outvars}
         read_after = [v for v in unique([*self.stacked, *program.reads(self.after, COT + 1)]) if v not in late]
@@ -83,11 +75,55 @@ class Backward:
         whole = [v for v in read_after if v not in in_loop]
         # What the loop reads of the forward pass is sliced step by step; what comes after it reads whole windows.
         passed_on = [v for v in made_inside if CONST < program.kind_of(v) < COT]
-        self.sliced, cheap = program.least_given([*program.reads(inside, COT), *passed_on], free)
-        self.inside = [*cheap, *inside]
-        self.turned = oriented(program, inside, self.constants)
+        self.sliced, cheap = program.least_given([*program.reads(self.pullback, COT), *passed_on], free)
+        self.inside = [*cheap, *self.pullback]
         self.known = unique([*self.sliced, *whole])
-        self.rebuilt = program.needed(self.known, {*free, *self.constants})
+        self.rebuilt = program.needed(self.known, {v for v in program.kind if program.kind[v] == CONST} | free)
+
+    @property
+    def bytes_held(self) -> int:
+        """Bytes a step that lie in memory while a window is walked, what was kept of the forward pass counted in."""
+        program = self.program
+        carries = [v for i, v in enumerate(program.carry) if i not in program.dropped]
+        known = [v for v in self.known if v not in {*self.kept, *program.inputs, *program.known_carries()}]
+        late = {v for eqn in self.after for v in eqn.outvars}
+        made_after = [v for v in self.stacked if v in late]
+        return sum(map(nbytes, [*carries, *carries, *self.kept, *known, *self.emitted, *made_after]))
+
+
+@functools.lru_cache(maxsize=256)
+def bytes_held(step: Step, lean: bool) -> int:
+    """`Layout.bytes_held` where all gradients are wanted and, unless ``lean``, the values of matmuls are kept."""
+    everything = Wanted([True] * step.params, [True] * step.carry, [True] * step.inputs)
+    return Layout(step.adjoint, _differentiable(step, everything), with_kept=not lean).bytes_held
+
+
+def _differentiable(step: Step, wanted: Wanted) -> Wanted:
+    flags = [is_differentiable(aval) for aval in step.avals]
+    return Wanted(
+        *(
+            [a and b for a, b in zip(*pair, strict=True)]
+            for pair in zip((wanted.params, wanted.carry, wanted.inputs), split(flags, (step.params, step.carry)), strict=True)
+        )
+    )
+
+
+class Backward(Layout):
+    """A `Layout` with the values of the parameters, and the walk of a window."""
+
+    def __init__(
+        self, step: Step, params: Arrays, wanted: Wanted, present: Sequence[bool], *, with_kept: bool, by_steps: bool = True
+    ):
+        super().__init__(step.adjoint, wanted, with_kept=with_kept, by_steps=by_steps)
+        self.step, self.params, self.wanted = step, params, wanted
+        self.present = [p for p, v in zip(present, self.program.cotangents, strict=True) if v is not None]
+        self._set_constants()
+        self.turned = oriented(self.program, self.pullback, self.constants)
+
+    def _set_constants(self) -> None:
+        outs = [*self.d_params, *self.d_carry, *self.d_inputs, *self.program.residuals]
+        self.constants = self.program.literals | dict(zip(self.program.jaxpr.invars, self.params, strict=False))
+        evaluate([e for e in self.program.needed(outs, ()) if self.program.kind[e.outvars[0]] == CONST], self.constants)
 
     def blank(self, steps: int) -> list[Any]:
         """Arrays for what the loop emits in ``steps`` steps."""
@@ -129,7 +165,7 @@ class Backward:
         """The weight gradients with those of a window of ``steps``: what the loop ``added`` up, and what is summed after it."""
         own = {total.which: value for total, value in zip(self.totals, added, strict=True)}
         inner = {total.variables[0]: value for total, value in zip(self.totals, added, strict=True) if total.which is None}
-        taken = self.sums.take(known, inner, steps)
+        taken = self.sums.take(self.constants, known, inner, steps)
         sums = [own.get(i, value) for i, value in enumerate(sums)]
         return [s if each is None else s + each.astype(s.dtype) for s, each in zip(sums, taken, strict=True)]
 

@@ -31,9 +31,12 @@ near the window, it is taken, so that no shorter one is left over.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 
+from ..fence import LEAST_BYTES
+from .backward import bytes_held
 from .jaxprs import nbytes
 from .programs import EXPENSIVE, INPUT, Step
 
@@ -46,6 +49,10 @@ LEAST_WINDOW, MOST_WINDOW = 8, 256
 LEAN_SHARE = 16
 CHUNK_BYTES, CHUNK_BYTES_ELSEWHERE = 500_000, 16_000_000  # of state, on a CPU and on others
 LEAST_CHUNK = 16
+LITTLE_LESS = 0.8  # the share of the bytes of jax.lax.scan above which a plan of our own saves no memory
+OPERATIONS_A_BYTE = 4  # floating-point operations that take no longer than to write a byte to memory and to read it again
+MOST_HELD = 1.4  # times what jax.lax.scan keeps: more is not held at once
+SMALL_WINDOW_BYTES = 65_536  # kept by a window of at least so many, however many steps that are
 
 
 def window_for(
@@ -67,26 +74,44 @@ def window_and_why(
     """
     if platform != "cpu" and not lean:
         return None, "one window: each more is a dozen launches more"
-    if backward:
-        stored = step.adjoint.matmul_values
-    else:  # nothing is kept, but what was hoisted lies in memory too
-        eqns = step.program.eqns if hoist else []
-        hoisted = [eqn for eqn in eqns if step.program.kind[eqn.outvars[0]] == INPUT and eqn.primitive.name in EXPENSIVE]
-        stored = [v for eqn in hoisted for v in eqn.outvars]
+    # Where nothing is kept, what was hoisted lies in memory all the same.
+    stored = step.adjoint.matmul_values if backward else hoisted(step) if hoist else []
     kept = sum(map(nbytes, stored)) + sum(a.size * a.dtype.itemsize for a in step.carry_avals)
-    if kept * steps <= WHOLE_BYTES and not lean:
+    fits = not backward or bytes_held(step, lean) <= MOST_HELD * bytes_of_scan(step)
+    if kept * steps <= WHOLE_BYTES and not lean and fits:
         return None, f"one window: its {kept * steps:,} bytes stay in the caches"
-    most = min(MOST_WINDOW, steps // LEAN_SHARE) if lean else MOST_WINDOW
+    most = max(MOST_WINDOW, SMALL_WINDOW_BYTES // max(kept, 1))
+    most = min(most, steps // LEAN_SHARE) if lean else most
     held = WINDOW_BYTES // max(kept, 1) if platform == "cpu" else most
     window = near_divisor(steps, max(min(held, most), LEAST_WINDOW))
     return window, f"{min(window, steps) * kept:,} of {steps * kept:,} bytes at a time"
 
 
-def residuals_and_why(step: Step) -> tuple[str, str]:
-    """What is kept of a step for its derivative, where nobody has said it, and the reason in words."""
+def residuals_and_why(step: Step, steps: int) -> tuple[str, str]:
+    """What is kept of a step for its derivative over ``steps`` steps, where nobody has said it, and the reason in words."""
     if step.reason_against_pullback is not None:
         return ALL, step.reason_against_pullback
+    program = step.adjoint
+    kept, all_of_it = sum(map(nbytes, program.matmul_values)), bytes_of_scan(step)
+    carries = sum(nbytes(v) for i, v in enumerate(program.carry) if i not in program.dropped)
+    if not program.sums_products and kept + carries > LITTLE_LESS * all_of_it:
+        return ALL, (
+            "no weight gradient of it is a product with the carry, which one matmul could sum, and of the "
+            f"{all_of_it:,} bytes a step that jax.lax.scan holds {kept + carries:,} would have to be kept too"
+        )
+    if kept and steps * all_of_it > WHOLE_BYTES and program.remade_operations <= OPERATIONS_A_BYTE * kept:
+        return CARRIES, (
+            f"carries are kept: {program.remade_operations:,.0f} operations a step make {kept:,} bytes again sooner than "
+            "memory gives them back"
+        )
     return GATES, ""
+
+
+def bytes_of_scan(step: Step) -> int:
+    """Bytes a step that ``jax.lax.scan`` and its derivative hold, counted: what the pullback reads of the forward pass,
+    and what is projected before the loop with its cotangent.
+    """
+    return sum(map(nbytes, step.adjoint.residuals)) + 2 * sum(map(nbytes, hoisted(step)))
 
 
 def chunk_and_why(step: Step, steps: int, platform: str | None) -> tuple[int, str]:
@@ -97,13 +122,23 @@ def chunk_and_why(step: Step, steps: int, platform: str | None) -> tuple[int, st
     return chunk, f"{min(chunk, steps) * state:,} of {steps * state:,} bytes of state at a time"
 
 
-def hoists(platform: str | None) -> bool:
+def hoists(platform: str | None, step: Step) -> bool:
     """Whether inputs are projected before the loop by default: everywhere but on a CPU with jax 0.10.
 
     Its XLA fuses the slice of what was hoisted into the step's arithmetic, which is then not vectorised, and no fence helps
-    (`jaxrnn.fence`): a GRU forwards at (8, 1024, 64) took 12.1 ms hoisted and 5.1 in the loop.
+    (`jaxrnn.fence`): a GRU forwards at (8, 1024, 64) took 12.1 ms hoisted and 5.1 in the loop. A small slice is no matter
+    there either: a DiagonalGRU forwards at (1, 100000, 8) took 109 ms in the loop and 32 hoisted.
     """
-    return platform != "cpu" or jax.__version_info__ >= (0, 11)
+    if platform != "cpu" or jax.__version_info__ >= (0, 11):
+        return True
+    return all(nbytes(v) < LEAST_BYTES for v in hoisted(step))
+
+
+def hoisted(step: Step) -> list[Any]:
+    """What the matmuls of a step give that need no carry."""
+    program = step.program
+    eqns = [eqn for eqn in program.eqns if program.kind[eqn.outvars[0]] == INPUT and eqn.primitive.name in EXPENSIVE]
+    return [v for eqn in eqns for v in eqn.outvars]
 
 
 def near_divisor(steps: int, window: int) -> int:

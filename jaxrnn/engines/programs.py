@@ -22,8 +22,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.extend import core
+from jax.interpreters import partial_eval as pe
 
-from .costs import loses_by_mapping
+from .costs import loses_by_mapping, operations
 from .cut import least_cut
 from .jaxprs import Values, inlined, is_differentiable, mapping_of, nbytes, read, run, split, unique
 
@@ -90,11 +91,11 @@ class Step:
 
 def trace_step(function: Callable[..., Values], params: Values, carry: Values, inputs: Values) -> tuple[Step, list[Any]]:
     """``function(params, carry, inputs) -> carry`` on flat lists as a `Step`, and the params it takes: arrays that the
-    function closes over come first.
+    function closes over come first. What nobody reads is left out, as ``jax.jit`` does.
     """
     groups = (len(params), len(carry))
     closed = jax.make_jaxpr(lambda *flat: function(*split(flat, groups)))(*params, *carry, *inputs)
-    consts, jaxpr = list(closed.consts), closed.jaxpr
+    consts, (jaxpr, _) = list(closed.consts), pe.dce_jaxpr(closed.jaxpr, [True] * len(closed.out_avals), instantiate=True)
     opened = jax.make_jaxpr(lambda *flat: run(jaxpr, flat[: len(consts)], flat[len(consts) :]))
     avals = [jax.ShapeDtypeStruct(jnp.shape(a), a.dtype) for a in consts] + list(closed.in_avals)
     return Step(opened(*avals), len(consts) + len(params), len(carry), len(inputs)), [*consts, *params]
@@ -187,6 +188,19 @@ class Adjoint(Program):
         matmul.
         """
         return self._cut(self.dropped)
+
+    @functools.cached_property
+    def remade_operations(self) -> float:
+        """Floating-point operations of the matmuls that are done again where `matmul_values` are not kept."""
+        eqns = self.needed(self.matmul_values, {*self.inputs, *self.known_carries()})
+        return operations(eqn for eqn in eqns if self.kind[eqn.outvars[0]] > CONST and eqn.primitive.name in EXPENSIVE)
+
+    @functools.cached_property
+    def sums_products(self) -> bool:
+        """Whether the pullback multiplies what depends on the carry with a cotangent: a product that is summed over time."""
+        return any(
+            eqn.primitive.name == "dot_general" and {self.kind_of(v) for v in eqn.invars} == {CARRY, COT} for eqn in self.eqns
+        )
 
     def known_carries(self, dropped: Collection[int] | None = None) -> set[Any]:
         """The variables of the carries before and after a step whose values at every step are kept: all but ``dropped``.

@@ -46,20 +46,25 @@ class Plan:
     residuals: str = AUTO
     by_default: bool = False
 
-    def settled(self, step: Step) -> Plan:
-        """With its residuals chosen for the derivative of a step.
+    def settled(self, step: Step, steps: int) -> Plan:
+        """With its residuals chosen for the derivative of a step over ``steps`` steps.
 
         Raises:
             ValueError: where the pullback that residuals of a name are for cannot be traced.
         """
         if self.residuals in (AUTO, ALL):
-            return dataclasses.replace(self, residuals=residuals_and_why(step)[0])
+            residuals, _ = residuals_and_why(step, steps)
+            if residuals != ALL or self.pace.window == AUTO:
+                return dataclasses.replace(self, residuals=residuals)
+            residuals = GATES
+        else:
+            residuals = self.residuals
         reason = step.reason_against_pullback
         if reason is not None:
             raise ValueError(
                 f"{reason}: leave residuals, window and Checkpoint out, and jax.lax.scan with JAX's own derivative walks it"
             )
-        return self
+        return dataclasses.replace(self, residuals=residuals)
 
 
 def recurrence(step: Step, params: Sequence, carry: Sequence, inputs: Sequence, plan: Plan) -> tuple[list, list]:
@@ -83,7 +88,7 @@ def settled(plan: Plan, step: Step, steps: int, platform: str | None, backward: 
         pace = dataclasses.replace(pace, window=None, hoist=True, prefix=False, kernel=Kernel(named=False))
         why = "defaults.KERNELS names the platform"
     if pace.hoist is None:
-        pace = dataclasses.replace(pace, hoist=hoists(platform))
+        pace = dataclasses.replace(pace, hoist=hoists(platform, step))
     if pace.prefix is None:
         pace = dataclasses.replace(pace, prefix=platform != "cpu")
     if pace.window == walks.AUTO and pace.prefix:
@@ -216,7 +221,7 @@ def _no_tangent(value: Any) -> Any:
 def _walk_jvp(primals, tangents, *, step: Step, plan: Plan, keep: str | None, show: tuple[bool, ...]):
     wrt = tuple(i for i, t in enumerate(tangents) if type(t) is not ad.Zero and is_differentiable(step.avals[i]))
     if keep is None and wrt:
-        plan = plan.settled(step)
+        plan = plan.settled(step, primals[step.params + step.carry].shape[0])
         if plan.residuals == ALL:
             return _plain_jvp(primals, tangents, step, plan, show)
     kept = None if plan.residuals in (CARRIES, AUTO) else plan.residuals

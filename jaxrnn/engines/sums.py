@@ -46,7 +46,6 @@ class TimeSum:
     """Sums over the leading axis of what a `Program`'s equations make at every step, for the variables ``outs``.
 
     Args:
-        constants: the values of class CONST.
         at_hand: variables whose values at every step are held anyway.
         most: bytes of a value of which a row for every step may be held.
 
@@ -58,12 +57,11 @@ class TimeSum:
     def __init__(
         self,
         program: Program,
-        constants: dict[Any, Any],
         outs: list[Any],
         at_hand: Iterable[Any] = (),
         most: float = math.inf,
     ):
-        self.program, self.constants = program, constants
+        self.program = program
         addends = [self._addends(var) for var in outs]
         self._at_hand = {*at_hand, *self._operands_of_products(addends)}
         self._rules = self._find_rules(most)
@@ -76,10 +74,11 @@ class TimeSum:
         held = [v for var, rule in rules for v in _held_for(var, rule)]
         self.operands = unique(v for v in held if not self._is_constant(v))
 
-    def take(self, stacked: dict[Any, Any], added: dict[Any, Any], steps: int) -> list[Any]:
+    def take(self, constants: dict, stacked: dict, added: dict, steps: int) -> list[Any]:
         """The sums over ``steps`` steps, each without its ``direct`` part; None where there is nothing else.
 
         Args:
+            constants: the values of class CONST.
             stacked: a row a step for each of ``operands``.
             added: the sum of each of ``indirect``.
         """
@@ -93,21 +92,21 @@ class TimeSum:
             elif rule.kind == PRODUCT:
                 sums[var, exact] = _product_over_time(*(stacked[v] for v in rule.eqn.invars), **rule.eqn.params)
             else:
-                sums[var, exact] = self._through(var, exact, rule, sums, steps)
-        totals = ([self._sum_of(v, False, sums, steps) for v in each] for each in self._rest)
+                sums[var, exact] = self._through(var, exact, rule, constants, sums, steps)
+        totals = ([self._sum_of(v, False, constants, sums, steps) for v in each] for each in self._rest)
         return [functools.reduce(operator.add, each) if each else None for each in totals]
 
-    def _sum_of(self, var: Any, exact: bool, sums: dict, steps: int) -> Any:
+    def _sum_of(self, var: Any, exact: bool, constants: dict, sums: dict, steps: int) -> Any:
         if not self._is_constant(var):
             return sums[var, exact]
-        value = read(self.constants, var)
+        value = read(constants, var)
         return value * jnp.asarray(steps, jnp.result_type(value))
 
-    def _through(self, var: Any, exact: bool, rule: Rule, sums: dict, steps: int) -> Any:
+    def _through(self, var: Any, exact: bool, rule: Rule, constants: dict, sums: dict, steps: int) -> Any:
         """The sum through a linear equation."""
         eqn, inner = rule.eqn, exact or widens(rule.eqn)
         values = [
-            self._sum_of(v, inner, sums, steps) if i in rule.terms else read(self.constants, v)
+            self._sum_of(v, inner, constants, sums, steps) if i in rule.terms else read(constants, v)
             for i, v in enumerate(eqn.invars)
         ]
         made = bind(eqn, values)

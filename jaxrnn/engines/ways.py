@@ -15,9 +15,11 @@ import jax
 from jax.extend import core
 
 from . import recurrence
+from .defaults import residuals_and_why
 from .jaxprs import split
 from .kernels.blocks import Unfit
 from .kernels.loop import loop_p, refusal, room
+from .walks import AUTO
 
 PLATFORMS = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}  # as people say it, and as programs are lowered for it
 WORDS = {
@@ -83,6 +85,8 @@ def way_of(eqn: Any, platform: str) -> Way:
     steps = split(avals, (step.params, step.carry))[2][0].shape[0]
     backward = not forward or eqn.params["keep"] is not None
     pace, why = recurrence.settled(plan, step, steps, PLATFORMS[platform], backward=backward)
+    if backward:
+        why = "; ".join(filter(None, (_reason_for_residuals(plan, step, steps), why)))
     window = None if pace.window is None or pace.window >= steps else pace.window
     if pace.kernel is None:
         return Way("prefixes" if pace.prefix else "loop", window, None if pace.prefix else pace.hoist, why or "as asked for")
@@ -90,6 +94,12 @@ def way_of(eqn: Any, platform: str) -> Way:
     if fits:
         return Way("kernel", window, reason=f"{why}; {reason}" if why else reason, needed=size[0], there=size[1])
     return Way("error", reason=reason) if pace.kernel.named or fits is None else Way("loop", window, pace.hoist, reason)
+
+
+def _reason_for_residuals(plan: Any, step: Any, steps: int) -> str:
+    """Why the forward pass keeps what it keeps, where that was chosen and is not what it mostly is."""
+    residuals, why = residuals_and_why(step, steps)
+    return why if plan.residuals == residuals and plan.pace.window == AUTO else ""
 
 
 def kernel_of(eqn: Any, pace: Any, platform: str) -> tuple[bool | None, str, tuple[int, int]]:
