@@ -10,12 +10,25 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Inexact, Integer
 
-from .cell import Carry, Cell, Layer, Params, Walk, check_cell, expand, select
+from .cell import (
+    Carry,
+    Cell,
+    Layer,
+    Params,
+    Walk,
+    check_cell,
+    expand,
+    has_chunks,
+    numbers_weak,
+    reason_against_chunks,
+    select,
+)
 from .checks import check_carry, check_flags, check_inputs, check_key, check_scale, describe
 from .engines import Associative
 from .engines.scan import Default
 from .engines.step import reason_against
 from .engines.windows import walk_in_windows
+from .filling import fill_masked
 from .gradient_scale import ScaledCell
 
 
@@ -41,8 +54,10 @@ def unroll(
         carry: the state before the first step (default: ``cell.initial_carry(params, B)``).
         engine: how to walk (default: `Scan`; `Associative` for `MLSTM`, unless ``return_carries``). One that is named runs, or
             raises.
-        mask: ``(T, *B)`` bool. Where False the carry holds (after a reset there, if any) and the output is zero; inputs
-            there may be NaN, and change neither values nor gradients. `mask_from_lengths` makes one from lengths.
+        mask: ``(T, *B)`` bool. Where False the carry holds (after a reset there, if any) and the output is zero; padding
+            may hold anything, NaN included, and changes neither values nor gradients, for every cell that is finite, with
+            finite derivatives, at a valid input of its batch and the held carry: the cell sees its row's first valid input
+            there, of another row where the row has none. `mask_from_lengths` makes one from lengths.
         resets: ``(T, *B)`` bool. Where True the carry becomes the initial one before step t: no value and no gradient
             crosses, so that two sequences can be packed into one. With ``reverse``, "before" is in the order of walking.
         reverse: walk from the last step to the first; outputs stay beside their inputs, ragged batches included.
@@ -152,7 +167,7 @@ def checked(cell, params, xs, carry, mask, resets, gradient_scale, key, engine, 
     if carry is not None:
         expected = jax.eval_shape(lambda p: cell.initial_carry(p, batch), params)
         check_carry(cell, carry, expected, "the carry passed in")
-    return cell, params, xs, carry, mask, resets, gradient_scale, key, engine, reverse
+    return cell, numbers_weak(params), xs, carry, mask, resets, gradient_scale, key, engine, reverse
 
 
 def _walked(*args, window, return_carries):
@@ -170,13 +185,13 @@ def unrolled(
     cell, params, xs, carry, mask, resets, gradient_scale, key, engine, reverse, window, return_carries, watch=None
 ) -> tuple[Carry, Any, Carry]:
     """What `unroll` does with arguments that were checked."""
-    if mask is not None:  # before anything else: 0 * NaN is NaN, in a gradient too
-        xs = jnp.where(expand(mask, xs), xs, 0)
     if carry is None:
         carry = cell.initial_carry(params, tuple(xs.shape[1:-1]))
     scale = None if gradient_scale is None else jax.lax.stop_gradient(jnp.asarray(gradient_scale))
     how = Walk(engine, mask, resets, reverse, window, key, gradient_scale=scale, all_carries=return_carries, watch=watch)
     carry, ys, carries = walk(cell, params, jax.tree.map(jnp.asarray, carry), xs, how)
+    if isinstance(cell, Layer):
+        ys = _zero_where_masked(cell, ys, mask)
     if return_carries:
         check_known(cell, engine, carry, carries)
     return carry, ys, carries if return_carries else None
@@ -194,23 +209,28 @@ def check_known(cell: Cell | Layer, engine: Any, carry: Carry, carries: Carry) -
 def walk(cell: Cell | Layer, params: Params, carry: Carry, xs: Any, how: Walk) -> tuple[Carry, Array, Carry]:
     """`unroll` without its checks, for layers: the last carry, the outputs and the carries after every step."""
     if isinstance(cell, Layer):
-        return cell.unroll(params, carry, xs, how)
+        return cell.unroll(params, carry, fill_masked(xs, how.mask) if cell.reads_inputs else xs, how)
+    xs = fill_masked(xs, how.mask)  # in a stack, too, whose lower layers put out zeros there: 0 * NaN is NaN in a gradient
     check_step(cell, params, carry, xs)
     engine, why = (how.engine, "asked for") if how.engine is not None else _default_engine(cell, params, carry, xs, how)
     if how.watch is not None:
         engine = how.watch(engine, why)
     last, carries = _walk_windows(engine, cell, params, carry, xs, how)
-    ys = cell.output(params, carries, xs)
-    if how.mask is not None:
-        ys = jnp.where(expand(how.mask, ys), ys, 0)
-    return last, ys, carries
+    return last, _zero_where_masked(cell, cell.output(params, carries, xs), how.mask), carries
+
+
+def _zero_where_masked(cell: Cell | Layer, ys: Any, mask: Any) -> Any:
+    """Outputs, an array or a pytree of ``(T, *B, ...)``, as a masked step shows them."""
+    if mask is None:
+        return ys
+    return jax.tree.map(lambda leaf: jnp.where(expand(mask, leaf), leaf, jnp.zeros_like(leaf)), ys)
 
 
 def _default_engine(cell: Cell, params: Params, carry: Carry, xs: Any, how: Walk) -> tuple[Any, str]:
     """`Default`, but where a cell joins its steps in chunks and nobody asks for the carries inside them; and why."""
-    if not hasattr(cell, "walk_chunks"):
+    if not has_chunks(cell):
         return Default(), "the default"
-    reason = reason_against(jax.tree.leaves((params, carry, xs, how.mask, how.resets)))
+    reason = reason_against_chunks(cell) or reason_against(jax.tree.leaves((params, carry, xs, how.mask, how.resets)))
     if how.all_carries:
         reason = "the carries inside its chunks are asked for"
     if how.gradient_scale is not None:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Inexact, Int
 
 from ..cell import Carry, Cell, Layer, Params, expand
 from ..checks import check_carry, check_flags, check_inputs, check_int, check_key_given
+from ..filling import fill_masked
 from .scaled import LongSum
 from .transition import WHOLE_CARRY, Transition, check_followed, check_inexact, features, from_features, size_of
 
@@ -105,8 +106,7 @@ def lyapunov_spectrum(
         )
     if state is None:
         state = _begin(carry, batch, n, count, key)
-    xs = jnp.asarray(xs)
-    xs = xs if mask is None else jnp.where(expand(mask, xs), xs, jnp.zeros_like(xs))
+    xs = fill_masked(jnp.asarray(xs), mask)
     return _spectrum(cell, params, xs, mask, state, warmup, stride)
 
 

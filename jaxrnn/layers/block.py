@@ -51,14 +51,6 @@ class Block(Layer):
     def __post_init__(self):
         check_positive(self, width=self.width)
 
-    @property
-    def draws(self) -> bool:
-        return self.layer.draws
-
-    @property
-    def causal(self) -> bool:
-        return getattr(self.layer, "causal", True)
-
     def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
         k_embed, k_layer, k_kernel = jax.random.split(key, 3)
         dtype = dtype or jnp.result_type(float)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -70,14 +70,7 @@ class Stack(Layer):
     """Made by `stack`."""
 
     layers: tuple[Cell | Layer, ...]
-
-    @property
-    def draws(self) -> bool:
-        return any(layer.draws for layer in self.layers)
-
-    @property
-    def causal(self) -> bool:
-        return all(getattr(layer, "causal", True) for layer in self.layers)
+    reads_inputs: ClassVar[bool] = False
 
     def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
         params = {}
@@ -123,14 +116,11 @@ class Bidirectional(Layer):
     forward: Cell | Layer
     backward: Cell | Layer
     merge: str = "concat"
+    reads_inputs: ClassVar[bool] = False
 
     @property
     def causal(self) -> bool:
         return False
-
-    @property
-    def draws(self) -> bool:
-        return self.forward.draws or self.backward.draws
 
     def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
         k_forward, k_backward = jax.random.split(key)
@@ -175,14 +165,7 @@ class Residual(Layer):
     """Made by `residual`."""
 
     layer: Cell | Layer
-
-    @property
-    def draws(self) -> bool:
-        return self.layer.draws
-
-    @property
-    def causal(self) -> bool:
-        return getattr(self.layer, "causal", True)
+    reads_inputs: ClassVar[bool] = False  # it adds them, and where masked the sum becomes zero
 
     def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
         params = init_in(self.layer, key, input_size, dtype)
@@ -215,7 +198,7 @@ class Residual(Layer):
 
 def _side_by_side(layer: Cell | Layer) -> tuple[Cell | Layer, ...]:
     """What walks at a time in one layer, its outputs side by side."""
-    if isinstance(layer, Bidirectional) and layer.merge == "concat":
+    if type(layer) is Bidirectional and layer.merge == "concat":
         return layer.forward, layer.backward
     return (layer,)
 

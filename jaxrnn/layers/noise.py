@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import numbers
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -105,6 +105,7 @@ class Noise(Layer):
     """A layer that draws while its field ``drawing`` is True."""
 
     drawing: bool
+    reads_inputs: ClassVar[bool] = False  # dropout multiplies them, and where masked the products become zero
 
     @property
     def draws(self) -> bool:
