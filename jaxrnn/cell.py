@@ -101,7 +101,7 @@ class Cell:
             "carry, z) -> a dict of jaxrnn.cell.Gate"
         )
 
-    def __call__(self, params: Params, carry: Carry, x: Inexact[Array, "*B D"]) -> tuple[Carry, Array]:
+    def __call__(self, params: Params, carry: Carry, x: Inexact[Array, "*B D"]) -> tuple[Carry, Any]:
         """One streaming step: ``(carry, y)`` after input ``x``."""
         params = numbers_weak(params)
         carry = self.step(params, carry, self.project(params, x))
@@ -231,7 +231,7 @@ class Layer:
         """The carry before the first step."""
         raise NotImplementedError
 
-    def unroll(self, params: Params, carry: Carry, xs: Array, how: Walk) -> tuple[Carry, Array, Carry]:
+    def unroll(self, params: Params, carry: Carry, xs: Array, how: Walk) -> tuple[Carry, Any, Carry]:
         """Walk ``xs (T, *B, D)``; return the last carry, the outputs ``(T, *B, D')`` and the carries after every step."""
         raise NotImplementedError
 
@@ -243,7 +243,7 @@ class Layer:
             f"{type(self).__name__} does not say what it shows of its carry: define output(self, params, carry, x)"
         )
 
-    def __call__(self, params: Params, carry: Carry, x: Inexact[Array, "*B D"], key=None) -> tuple[Carry, Array]:
+    def __call__(self, params: Params, carry: Carry, x: Inexact[Array, "*B D"], key=None) -> tuple[Carry, Any]:
         """One streaming step: ``(carry, y)`` after input ``x``. ``key`` as for `unroll`: demanded if the layer draws."""
         if not self.causal:
             raise ValueError(
@@ -269,7 +269,7 @@ def parts_of(layer: Layer) -> list[Cell | Layer]:
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)  # or called eagerly it would compile at every step
-def _one_step(layer: Layer, params: Params, carry: Carry, x: Array, key: Any) -> tuple[Carry, Array]:
+def _one_step(layer: Layer, params: Params, carry: Carry, x: Array, key: Any) -> tuple[Carry, Any]:
     check_carry(layer, carry, jax.eval_shape(lambda p: layer.initial_carry(p, x.shape[:-1]), params), "the carry passed in")
     carry, ys, _ = layer.unroll(params, carry, x[None], Walk(engine=None, key=key))
     return carry, jax.tree.map(lambda leaf: leaf[0], ys)

@@ -66,7 +66,8 @@ class Associative:
             if reason is not None:
                 raise ValueError(f"{type(cell).__name__}: {reason}: only engine=jaxrnn.Scan() walks that")
             zs = cell.project(params, xs)
-            last, hs = cell.walk_chunks(params, carry, zs, mask, resets, self.own_chunk, reverse)
+            chunked: Any = cell
+            last, hs = chunked.walk_chunks(params, carry, zs, mask, resets, self.own_chunk, reverse)
             return last, type(carry)(**{name: hs if name == "h" else None for name in carry._fields})
         if not is_linear(cell):
             raise TypeError(_refusal(cell))

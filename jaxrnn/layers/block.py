@@ -14,7 +14,7 @@ from ..cells.arithmetic import along, dense, layer_norm
 from ..checks import check_features, check_positive
 from ..initializers import LecunNormal
 from ..unroll import walk
-from .compose import check_parts, init_in, output_size
+from .compose import check_one_array, check_parts, init_in, output_size
 
 
 def block(layer: Cell | Layer, width: int) -> Block:
@@ -80,6 +80,7 @@ class Block(Layer):
     def unroll(self, params: Params, carry: Carry, xs: Array, how: Walk) -> tuple[Carry, Array, Carry]:
         embedded = self._embedded(params, xs)
         last, ys, carries = walk(self.layer, params["layer"], carry, layer_norm(embedded, params["norm_scale"]), how)
+        check_one_array("block", self.layer, ys)
         ys = self._mixed(params, embedded, ys)
         return last, ys if how.mask is None else jnp.where(expand(how.mask, ys), ys, 0), carries
 
