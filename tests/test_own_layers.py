@@ -10,7 +10,7 @@ from reference import compiled, one_step
 from subjects import assert_same
 
 import jaxrnn
-from jaxrnn import LRU, LSTM, MLSTM, Associative, Elman, Scan, truncated_unroll, unroll
+from jaxrnn import LRU, MLSTM, Associative, Scan, unroll
 
 T, B, D = 5, 2, 3
 XS = np.random.default_rng(0).normal(size=(T, B, D))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact, Int
 
-from ..cell import Carry, Cell, Layer, Params, expand
+from ..cell import Carry, Cell, Layer, Params, expand, numbers_weak
 from ..checks import check_carry, check_flags, check_inputs, check_int, check_key_given
 from ..filling import fill_masked
 from .scaled import LongSum
@@ -75,6 +75,7 @@ def lyapunov_spectrum(
     what = "lyapunov_spectrum"
     check_followed(cell, what)
     check_inputs(xs)
+    params = numbers_weak(params)
     if mask is not None:
         check_flags("mask", mask, xs)
     cell.check(params)
