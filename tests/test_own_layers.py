@@ -10,7 +10,7 @@ from reference import compiled, one_step
 from subjects import assert_same
 
 import jaxrnn
-from jaxrnn import LRU, MLSTM, Associative, Scan, unroll
+from jaxrnn import LRU, LSTM, MLSTM, Associative, Elman, Scan, truncated_unroll, unroll
 
 T, B, D = 5, 2, 3
 XS = np.random.default_rng(0).normal(size=(T, B, D))
@@ -147,3 +147,137 @@ def test_explain_says_why_the_loop_walks_a_subclass():
     assert "Fade has its own step, of which MLSTM.walk_chunks knows nothing" in rows[0].why
     assert rows[0].forward.how == "loop"
     assert "Fade has its own step" in str(jaxrnn.explain(cell, cell.init(jax.random.key(0), D), jnp.asarray(XS, jnp.float32)))
+
+
+# Layers of one's own.
+
+
+@dataclasses.dataclass(frozen=True)
+class Own(jaxrnn.Layer):
+    """A cell inside, walked by the public door, its outputs made larger by one; ``cuts`` hands truncation on."""
+
+    cell: jaxrnn.Cell | jaxrnn.Layer = Elman(4)
+    cuts: bool = False
+
+    def init(self, key, input_size, dtype=None):
+        return self.cell.init(key, input_size)
+
+    def initial_carry(self, params, batch_shape=(), dtype=None):
+        return self.cell.initial_carry(params, batch_shape, dtype)
+
+    def unroll(self, params, carry, xs, how):
+        options = {"mask": how.mask, "resets": how.resets, "reverse": how.reverse, "engine": how.engine, "key": how.key}
+        options |= {"return_carries": True}
+        if self.cuts and how.gradient_scale is not None:
+            last, ys, carries = truncated_unroll(self.cell, params, xs, carry, gradient_scale=how.gradient_scale, **options)
+        elif self.cuts and how.window is not None:
+            last, ys, carries = truncated_unroll(self.cell, params, xs, carry, window=how.window, **options)
+        else:
+            last, ys, carries = unroll(self.cell, params, xs, carry, **options)
+        return last, ys + 1, carries
+
+
+FLOATS = jnp.asarray(XS, jnp.float32)
+SCALE = jnp.full((T, B), 0.5)
+WAYS = {"window": {"window": 2}, "gradient_scale": {"gradient_scale": SCALE}}
+PLACES = {
+    "alone": lambda layer: layer,
+    "in a stack": lambda layer: jaxrnn.stack(LSTM(3), layer),
+    "within another": lambda layer: Own(layer, layer.cuts),
+    "both ways": lambda layer: jaxrnn.bidirectional(layer, Elman(2)),
+    "residual": lambda layer: jaxrnn.residual(dataclasses.replace(layer, cell=Elman(D))),
+}
+
+
+def gradient(layer, walk, **how):
+    params = layer.init(jax.random.key(0), D)
+    return compiled(jax.grad(lambda p: jnp.sum(jnp.sin(walk(layer, p, FLOATS, **how)[1]))))(params)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("way", WAYS)
+def test_an_unroll_in_a_layer_that_is_truncated_is_refused(way, place, plain_errors):
+    layer = PLACES[place](Own())
+    with pytest.raises(ValueError, match=rf"^Own\.unroll calls jaxrnn\.unroll, .*truncated_unroll\(\.\.\., {way}=how\.{way}\)"):
+        gradient(layer, truncated_unroll, **WAYS[way])
+    gradient(layer, truncated_unroll, window=T)  # which cuts nothing
+    gradient(layer, unroll)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("place", ["alone", "in a stack", "within another", "both ways"])
+def test_a_layer_that_hands_truncation_on_is_right(way, place):
+    """As the cell in its place is, one being added to what it shows."""
+    found = gradient(PLACES[place](Own(cuts=True)), truncated_unroll, **WAYS[way])
+    depth = 2 if place == "within another" else 1
+    bare = PLACES[place](Elman(4)) if place != "within another" else Elman(4)
+
+    def plus_one(layer, params, xs, **how):
+        last, ys = truncated_unroll(layer, params, xs, **how)
+        return last, (ys.at[..., :4].add(depth) if place == "both ways" else ys + depth)
+
+    assert_same(found, gradient(bare, plus_one, **WAYS[way]), 1e-6)
+
+
+def test_a_wider_window_inside_is_refused(plain_errors):
+    class Wide(Own):
+        def unroll(self, params, carry, xs, how):
+            return truncated_unroll(self.cell, params, xs, carry, window=4, return_carries=True)
+
+    wide = dataclasses.dataclass(frozen=True)(Wide)()
+    with pytest.raises(ValueError, match=r"Wide\.unroll calls jaxrnn\.truncated_unroll, .*window=2"):
+        gradient(wide, truncated_unroll, window=2)
+    gradient(wide, truncated_unroll, window=4)
+
+
+def test_a_cell_that_unrolls_in_its_step_walks_over_another_time():
+    """Some ticks a step, as of a fast cell in a slow one: truncation cuts between steps."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Ticking(jaxrnn.Cell):
+        cell: jaxrnn.Cell = Elman(4)
+
+        init = Own.init
+        initial_carry = Own.initial_carry
+
+        def step(self, params, carry, z):
+            return unroll(self.cell, params, jnp.stack([z, z]), carry)[0]
+
+    once, twice = (
+        compiled(jax.grad(lambda p, w=walk, c=cell, xs=xs, n=n: jnp.sum(jnp.sin(truncated_unroll(c, p, xs, window=n)[0]))))
+        for walk, cell, xs, n in ((0, Ticking(), FLOATS, 2), (0, Elman(4), jnp.repeat(FLOATS, 2, 0), 4))
+    )
+    params = Elman(4).init(jax.random.key(0), D)
+    assert_same(once(params), twice(params), 1e-5)
+
+
+def test_draws_and_causal_follow_from_the_fields():
+    @dataclasses.dataclass(frozen=True)
+    class Many(Own):
+        parts: tuple = ()
+
+    dropping = jaxrnn.dropout(0.5)
+    assert not Own().draws
+    assert Own(jaxrnn.stack(dropping, Elman(4))).draws
+    assert Many(parts=(Elman(2), (dropping,))).draws
+    assert not jaxrnn.inference(Many(parts=(Elman(2), (dropping,)))).draws
+    assert Own().causal
+    assert not Many(parts=((jaxrnn.bidirectional(Elman(2)),),)).causal
+    layer = Own(jaxrnn.stack(dropping, Elman(4)))
+    params = layer.init(jax.random.key(0), D)
+    ys = unroll(layer, params, FLOATS, key=jax.random.key(1))[1]
+    assert (ys != unroll(layer, params, FLOATS, key=jax.random.key(2))[1]).any()
+    with pytest.raises(ValueError, match="Own draws random numbers"):
+        unroll(layer, params, FLOATS)
+    with pytest.raises(ValueError, match="cannot take one step"):
+        Many(parts=(jaxrnn.bidirectional(Elman(2)),))(params, (), FLOATS[0])
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_masked_outputs_of_any_layer_are_zero(place):
+    layer = PLACES[place](Own())
+    params = layer.init(jax.random.key(0), D)
+    mask = jnp.asarray(MASK)
+    ys = unroll(layer, params, FLOATS, mask=mask)[1]
+    assert not np.asarray(ys)[~MASK].any()
+    assert np.asarray(ys)[MASK].all()
