@@ -20,6 +20,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Inexact, Shaped
 
 from .checks import check_carry, check_inputs, check_key, describe
@@ -100,8 +101,9 @@ class Cell:
             "carry, z) -> a dict of jaxrnn.cell.Gate"
         )
 
-    def __call__(self, params: Params, carry: Carry, x: Inexact[Array, "*B D"]) -> tuple[Carry, Array]:
+    def __call__(self, params: Params, carry: Carry, x: Inexact[Array, "*B D"]) -> tuple[Carry, Any]:
         """One streaming step: ``(carry, y)`` after input ``x``."""
+        params = numbers_weak(params)
         carry = self.step(params, carry, self.project(params, x))
         return carry, self.output(params, carry, x)
 
@@ -127,6 +129,27 @@ class LinearCell(Cell):
 def is_linear(cell: Any) -> bool:
     """Whether ``cell`` is a `LinearCell` whose step is the one that its ``affine`` says."""
     return isinstance(cell, LinearCell) and type(cell).step is LinearCell.step
+
+
+def has_chunks(cell: Any) -> bool:
+    """Whether ``cell``'s class brings ``walk_chunks``, its steps joined in another way."""
+    return _owner(cell, "walk_chunks") is not None
+
+
+def reason_against_chunks(cell: Any) -> str | None:
+    """Why the ``walk_chunks`` that a cell inherits are not those of its steps, if so: a class below overrides these."""
+    kinds = type(cell).__mro__
+    chunks = _owner(cell, "walk_chunks")
+    for name in ("step", "output"):  # the chunks call all others; of an output they know that it shows h
+        owner = _owner(cell, name)
+        if chunks is not None and owner is not None and kinds.index(owner) < kinds.index(chunks):
+            return f"{owner.__name__} has its own {name}, of which {chunks.__name__}.walk_chunks knows nothing"
+    return None
+
+
+def _owner(cell: Any, name: str) -> Any:
+    """The class that defines a method."""
+    return next((kind for kind in type(cell).__mro__ if name in vars(kind)), None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,18 +204,21 @@ class Layer:
     """Cells and engines composed over whole sequences, with the same ``init`` and ``initial_carry`` as a cell.
 
     A subclass is a frozen dataclass that defines ``init``, ``initial_carry`` and ``unroll``; the streaming call is the
-    unroll of one step. With ``output`` as well, `jaxrnn.diagnostics` can look inside.
+    unroll of one step. With ``output`` as well, `jaxrnn.diagnostics` can look inside. Outputs at masked steps become zero
+    outside, whatever ``unroll`` makes of them.
     """
+
+    reads_inputs: ClassVar[bool] = True  # whether ``unroll`` computes with its inputs, and does not only hand them on
 
     @property
     def draws(self) -> bool:
-        """Whether it needs a key: True for dropout, and for what contains it."""
-        return False
+        """Whether it needs a key: True for dropout, and for what contains it. Default: whether a field of it does."""
+        return any(part.draws for part in parts_of(self))
 
     @property
     def causal(self) -> bool:
-        """Whether output t depends on inputs up to t only."""
-        return True
+        """Whether output t depends on inputs up to t only. Default: whether those of all its fields do."""
+        return all(part.causal for part in parts_of(self) if isinstance(part, Layer))
 
     def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
         """Draw parameters for inputs of ``input_size`` features."""
@@ -205,7 +231,7 @@ class Layer:
         """The carry before the first step."""
         raise NotImplementedError
 
-    def unroll(self, params: Params, carry: Carry, xs: Array, how: Walk) -> tuple[Carry, Array, Carry]:
+    def unroll(self, params: Params, carry: Carry, xs: Array, how: Walk) -> tuple[Carry, Any, Carry]:
         """Walk ``xs (T, *B, D)``; return the last carry, the outputs ``(T, *B, D')`` and the carries after every step."""
         raise NotImplementedError
 
@@ -217,7 +243,7 @@ class Layer:
             f"{type(self).__name__} does not say what it shows of its carry: define output(self, params, carry, x)"
         )
 
-    def __call__(self, params: Params, carry: Carry, x: Inexact[Array, "*B D"], key=None) -> tuple[Carry, Array]:
+    def __call__(self, params: Params, carry: Carry, x: Inexact[Array, "*B D"], key=None) -> tuple[Carry, Any]:
         """One streaming step: ``(carry, y)`` after input ``x``. ``key`` as for `unroll`: demanded if the layer draws."""
         if not self.causal:
             raise ValueError(
@@ -227,20 +253,48 @@ class Layer:
         check_key(self, key)
         check_inputs(x[None])
         self.check(params)
-        return _one_step(self, params, carry, x, key)
+        return _one_step(self, numbers_weak(params), carry, x, key)
+
+
+def parts_of(layer: Layer) -> list[Cell | Layer]:
+    """The cells and layers among a layer's fields, those in tuples included."""
+
+    def found(value):
+        if isinstance(value, tuple):
+            return [part for each in value for part in found(each)]
+        return [value] if isinstance(value, (Cell, Layer)) else []
+
+    fields: Any = dataclasses.fields(layer) if dataclasses.is_dataclass(layer) else ()
+    return found(tuple(getattr(layer, field.name) for field in fields))
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)  # or called eagerly it would compile at every step
-def _one_step(layer: Layer, params: Params, carry: Carry, x: Array, key: Any) -> tuple[Carry, Array]:
+def _one_step(layer: Layer, params: Params, carry: Carry, x: Array, key: Any) -> tuple[Carry, Any]:
     check_carry(layer, carry, jax.eval_shape(lambda p: layer.initial_carry(p, x.shape[:-1]), params), "the carry passed in")
     carry, ys, _ = layer.unroll(params, carry, x[None], Walk(engine=None, key=key))
-    return carry, ys[0]
+    return carry, jax.tree.map(lambda leaf: leaf[0], ys)
 
 
 def floating_dtype(params: Params) -> Any:
-    """The widest real dtype among the leaves of ``params`` (jax's default float where there is none)."""
-    real = [jnp.finfo(leaf.dtype) for leaf in jax.tree.leaves(params) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    """The widest real dtype among the leaves of ``params`` (jax's default float where there is none).
+
+    Numbers of Python's and numpy's, and arrays made of them, take others' dtypes and have no say.
+    """
+    real = [jnp.finfo(leaf.dtype) for leaf in jax.tree.leaves(params) if not _weak(leaf) and _inexact(leaf)]
     return max(real, key=lambda info: info.bits).dtype if real else jnp.result_type(float)
+
+
+def numbers_weak(params: Params) -> Params:
+    """``params`` with numpy's numbers as Python's, which JAX casts to the dtype of what they meet."""
+    return jax.tree.map(lambda leaf: leaf.item() if isinstance(leaf, np.generic) else leaf, params)
+
+
+def _weak(leaf: Any) -> bool:
+    return isinstance(leaf, (int, float, complex, np.generic)) or getattr(leaf, "weak_type", False)
+
+
+def _inexact(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
 def accumulator(dtype: Any) -> Any:

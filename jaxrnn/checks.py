@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import numbers
+import pathlib
+import traceback
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 
@@ -34,6 +39,7 @@ def check_inputs(xs: Any) -> None:
     """``xs`` is an inexact array of rank 2 or more."""
     if not hasattr(xs, "shape") or not hasattr(xs, "dtype"):
         raise TypeError(f"xs must be an array (T, *B, D), but it is {describe(xs)}")
+    check_ours("xs", xs)
     if not jnp.issubdtype(xs.dtype, jnp.inexact):
         raise TypeError(
             f"xs must hold floating-point features (T, *B, D), but its dtype is {xs.dtype}: "
@@ -65,6 +71,7 @@ def check_flags(name: str, flags: Any, xs: Array) -> None:
     want = tuple(xs.shape[:-1])
     if not hasattr(flags, "shape"):
         raise TypeError(f"{name} must be a bool array of shape (T, *B) = {want}, but it is {describe(flags)}")
+    check_ours(name, flags)
     if tuple(flags.shape) != want:
         hint = ""
         if tuple(flags.shape) == want[1:2] + want[:1] + want[2:]:
@@ -81,6 +88,7 @@ def check_scale(scale: Any, xs: Array) -> None:
     want = tuple(xs.shape[:-1])
     if not hasattr(scale, "shape") or not hasattr(scale, "dtype"):
         raise TypeError(f"gradient_scale must be an array of shape (T, *B) = {want}, but it is {describe(scale)}")
+    check_ours("gradient_scale", scale)
     if tuple(scale.shape) != want:
         raise ValueError(f"gradient_scale must have shape (T, *B) = {want}, but its shape is {tuple(scale.shape)}")
     if not jnp.issubdtype(scale.dtype, jnp.floating):
@@ -89,14 +97,55 @@ def check_scale(scale: Any, xs: Array) -> None:
         )
 
 
+def check_ours(name: str, value: Any) -> None:
+    """An array is JAX's or numpy's, or stands for one."""
+    if _is_foreign(value):
+        raise TypeError(f"{name} is {describe(value)}, and JAX's or numpy's arrays are taken: {_repair(name, value)}")
+
+
+def check_all_ours(name: str, tree: Any, variable: str | None = None) -> None:
+    """Every leaf of a pytree is an array of JAX's or numpy's, or a number."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if _is_foreign(leaf) or isinstance(leaf, (str, bytes)):
+            place = jax.tree_util.keystr(path)
+            where = name + place
+            repair = (
+                _repair((variable or name) + place, leaf)
+                if _is_foreign(leaf)
+                else "words are configuration: make it a field of the cell"
+            )
+            raise TypeError(f"{where} is {describe(leaf)}, and arrays of JAX's or numpy's, and numbers, are taken: {repair}")
+
+
+def _is_foreign(value: Any) -> bool:
+    """An array of another library, whose dtypes are not numpy's."""
+    if isinstance(value, (jax.Array, np.ndarray, np.generic, type)):
+        return False
+    dtype = getattr(value, "dtype", None)
+    return dtype is not None and not isinstance(dtype, np.dtype) and not jnp.issubdtype(_kind(dtype), jax.dtypes.extended)
+
+
+def _kind(dtype: Any) -> Any:
+    try:
+        return jax.dtypes.canonicalize_dtype(dtype, allow_extended_dtype=True)
+    except TypeError:  # torch.float32
+        return np.dtype(object)
+
+
+def _repair(name: str, value: Any) -> str:
+    detached = ".detach()" if getattr(value, "requires_grad", False) else ""
+    return f"pass jnp.asarray({name}{detached}), or jnp.from_dlpack({name}{detached}), which does not copy"
+
+
 def check_carry(cell: Any, carry: Any, expected: Any, made_by: str) -> None:
     """``carry`` has the structure, shapes and dtypes of ``expected``; the error names the leaf."""
     name = cell if isinstance(cell, str) else type(cell).__name__
+    check_all_ours(f"{name}: {made_by}", carry, "carry")
     got_tree: Any = jax.tree.structure(carry)
     want_tree: Any = jax.tree.structure(expected)
     if got_tree != want_tree:
         raise TypeError(
-            f"{name}: {made_by} has the structure {got_tree}, but this cell's carry is {want_tree}: "
+            f"{name}: {made_by} is {outline(carry)}, but this cell's carry is {outline(expected)}: "
             "is it another cell's? initial_carry(params, batch_shape) makes the right one"
         )
     for (path, got), want in zip(jax.tree_util.tree_leaves_with_path(carry), jax.tree.leaves(expected), strict=True):
@@ -111,6 +160,70 @@ def check_carry(cell: Any, carry: Any, expected: Any, made_by: str) -> None:
                 f"{name}: {part}{made_by} is {jnp.result_type(got)}, expected {want.dtype}: carries are not promoted "
                 f"silently; cast it with .astype({want.dtype.name!r})"
             )
+
+
+def check_rows(name: str, carry: Any, wider: Any, batch: tuple[int, ...], why: str, *, floats: bool = False) -> None:
+    """Every part of a carry is one a row: its axes begin with ``batch``, and follow it in ``wider``, where each is one more."""
+    for (path, leaf), other in zip(jax.tree_util.tree_leaves_with_path(carry), jax.tree.leaves(wider), strict=True):
+        if floats and not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            continue
+        shape, among = tuple(leaf.shape), tuple(leaf.shape[: len(batch)])
+        if among == tuple(batch) and tuple(other.shape) == (*(n + 1 for n in batch), *shape[len(batch) :]):
+            continue
+        part = f"part {jax.tree_util.keystr(path)} of the carry" if path else "the carry"
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) or (leaf.dtype == "uint32" and shape[-1:] in ((2,), (4,))):
+            repair = "a key for each row is jax.random.split(key, batch_shape)"
+        else:
+            repair = "begin its shape with batch_shape, as jnp.zeros((*batch_shape, ...), dtype) does"
+        raise ValueError(
+            f"{name}: {why} holds the carry of each row by itself, but {part} has shape {shape} whatever the batch axes, here "
+            f"{tuple(batch)}, so it is none of a row: in {name}.initial_carry(params, batch_shape, dtype) {repair}"
+        )
+
+
+@contextlib.contextmanager
+def blamed(cell: Any, method: str, hint: str = "", **given: Any) -> Iterator[None]:
+    """An error from inside a method of a user's own cell or layer says which, what it was given, and what may mend it.
+
+    The library's own errors, which have their words, and those of kinds of their own pass.
+    """
+    try:
+        yield
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        plain = type(error) in (TypeError, ValueError, KeyError, IndexError, AttributeError)
+        if not plain or _is_ours(cell, error):
+            raise
+        kind = ValueError if isinstance(error, ValueError) else TypeError
+        came = ", ".join(f"{name} {outline(tree)}" for name, tree in given.items())
+        words = (f"{error!r}" if isinstance(error, KeyError) else str(error)).strip().splitlines() or [type(error).__name__]
+        first = words[0] if len(words[0]) < 140 else words[0][:137] + "..."
+        raise kind(f"{type(cell).__name__}.{method} fails on {came}: {first.rstrip('.')}{hint and '. ' + hint}") from error
+
+
+def _is_ours(cell: Any, error: Exception) -> bool:
+    """Whether the library raised an error, or it came out of a cell of the library's own, which looks at its inputs itself."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    raised = pathlib.Path(last.filename).is_relative_to(HERE) and (last.line or "").startswith("raise")
+    return raised or type(cell).__module__.partition(".")[0] == "jaxrnn"
+
+
+HERE = pathlib.Path(__file__).parent
+
+
+def outline(tree: Any) -> str:
+    """A pytree in a few words: names, shapes, and dtypes that are no floats'."""
+    if hasattr(tree, "shape") and hasattr(tree, "dtype"):
+        kind = "" if jnp.issubdtype(_kind(tree.dtype), jnp.floating) else f" {tree.dtype}"
+        return f"{tuple(tree.shape)}{kind}"
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        parts = ", ".join(f"{name} {outline(part)}" for name, part in zip(tree._fields, tree, strict=True))
+        return f"{type(tree).__name__}({parts})"
+    if isinstance(tree, (tuple, list)):
+        parts = ", ".join(map(outline, tree))
+        return f"a {type(tree).__name__} of {len(tree)} [{parts}]" if tree else f"an empty {type(tree).__name__}"
+    if isinstance(tree, dict):
+        return "a dict {" + ", ".join(f"{name!r}: {outline(part)}" for name, part in tree.items()) + "}"
+    return "None" if tree is None else describe(tree)
 
 
 def check_params(cell: Any, params: Any, expected: dict[str, Any]) -> None:
@@ -155,6 +268,9 @@ def check_key(cell: Any, key: Any) -> None:
 
 def describe(value: Any) -> str:
     """A short word for any value: its type, and for arrays shape and dtype."""
+    if _is_foreign(value) and hasattr(value, "shape"):
+        kind = type(value)
+        return f"a {kind.__module__.partition('.')[0]} {kind.__name__} of shape {tuple(value.shape)} and dtype {value.dtype}"
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{type(value).__name__} of shape {tuple(value.shape)} and dtype {value.dtype}"
     return f"a {type(value).__name__}" if not isinstance(value, type) else f"the class {value.__name__}"

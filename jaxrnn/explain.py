@@ -13,7 +13,7 @@ import jax
 from jax.extend import core
 from jax.interpreters import partial_eval as pe
 
-from .cell import Carry, Cell, Layer, Params
+from .cell import Carry, Cell, Layer, Params, numbers_weak
 from .engines import Associative, Checkpoint, Fused, Scan
 from .engines.defaults import ALL, residuals_and_why
 from .engines.jaxprs import is_differentiable
@@ -58,6 +58,7 @@ def explain(
     Raises:
         TypeError, ValueError: for inputs that `unroll` refuses whatever the engine.
     """
+    params = numbers_weak(params)
     seen: list[_Seen] = []
     traced: dict[Any, _Traced] = {}
 

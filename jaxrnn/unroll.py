@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -10,12 +13,37 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Inexact, Integer
 
-from .cell import Carry, Cell, Layer, Params, Walk, check_cell, expand, select
-from .checks import check_carry, check_flags, check_inputs, check_key, check_scale, describe
+from .cell import (
+    Carry,
+    Cell,
+    Layer,
+    Params,
+    Walk,
+    check_cell,
+    expand,
+    has_chunks,
+    numbers_weak,
+    reason_against_chunks,
+    select,
+)
+from .checks import (
+    blamed,
+    check_all_ours,
+    check_carry,
+    check_flags,
+    check_inputs,
+    check_key,
+    check_ours,
+    check_rows,
+    check_scale,
+    describe,
+    outline,
+)
 from .engines import Associative
 from .engines.scan import Default
 from .engines.step import reason_against
 from .engines.windows import walk_in_windows
+from .filling import fill_masked
 from .gradient_scale import ScaledCell
 
 
@@ -31,7 +59,7 @@ def unroll(
     reverse: bool = False,
     key: Array | None = None,
     return_carries: bool = False,
-) -> tuple[Carry, Array] | tuple[Carry, Array, Carry]:
+) -> tuple[Carry, Any] | tuple[Carry, Any, Carry]:
     """Walk a cell or layer through a sequence: ``carry_t, y_t = cell(params, carry_{t-1}, x_t)`` for every t.
 
     Args:
@@ -41,8 +69,10 @@ def unroll(
         carry: the state before the first step (default: ``cell.initial_carry(params, B)``).
         engine: how to walk (default: `Scan`; `Associative` for `MLSTM`, unless ``return_carries``). One that is named runs, or
             raises.
-        mask: ``(T, *B)`` bool. Where False the carry holds (after a reset there, if any) and the output is zero; inputs
-            there may be NaN, and change neither values nor gradients. `mask_from_lengths` makes one from lengths.
+        mask: ``(T, *B)`` bool. Where False the carry holds (after a reset there, if any) and the output is zero; padding
+            may hold anything, NaN included, and changes neither values nor gradients, for every cell that is finite, with
+            finite derivatives, at a valid input of its batch and the held carry: the cell sees its row's first valid input
+            there, of another row where the row has none. `mask_from_lengths` makes one from lengths.
         resets: ``(T, *B)`` bool. Where True the carry becomes the initial one before step t: no value and no gradient
             crosses, so that two sequences can be packed into one. With ``reverse``, "before" is in the order of walking.
         reverse: walk from the last step to the first; outputs stay beside their inputs, ragged batches included.
@@ -51,11 +81,13 @@ def unroll(
             know them (`MLSTM` under `Associative`, `CuDNN`).
 
     Returns:
-        ``(carry, ys)`` or ``(carry, ys, carries)``: the carry after the last step walked, and the outputs ``(T, *B, H)``.
+        ``(carry, ys)`` or ``(carry, ys, carries)``: the carry after the last step walked, and the outputs ``(T, *B, H)``,
+        or the pytree of them that the cell's ``output`` makes.
 
     Raises:
         TypeError, ValueError: at trace time, for inputs whose rank, features, dtype, mask, carry or key do not fit.
     """
+    _check_cut("unroll", None, None)
     args = checked(cell, params, xs, carry, mask, resets, None, key, engine, reverse)
     return _walked(*args, window=None, return_carries=return_carries)
 
@@ -74,7 +106,7 @@ def truncated_unroll(
     reverse: bool = False,
     key: Array | None = None,
     return_carries: bool = False,
-) -> tuple[Carry, Array] | tuple[Carry, Array, Carry]:
+) -> tuple[Carry, Any] | tuple[Carry, Any, Carry]:
     """`unroll` with the same values, whose gradients are cut in time: truncated BPTT inside any loss.
 
     With ``window``, time is cut, in the order of walking, into windows of that many steps (the last may be shorter). Going
@@ -102,6 +134,7 @@ def truncated_unroll(
     if window is not None and (isinstance(window, bool) or not isinstance(window, (int, np.integer)) or window < 1):
         raise ValueError(f"truncated_unroll: window must be an int of at least 1 step, but it is {window!r}")
     window = None if window is None else int(window)
+    _check_cut("truncated_unroll", window, gradient_scale)
     args = checked(cell, params, xs, carry, mask, resets, gradient_scale, key, engine, reverse)
     return _walked(*args, window=window, return_carries=return_carries)
 
@@ -117,6 +150,7 @@ def mask_from_lengths(lengths: Integer[Array, "*B"], steps: int) -> Bool[Array, 
         TypeError: for lengths that are not integers. ValueError: for concrete lengths outside [0, T] (inside ``jit``
             they cannot be read).
     """
+    check_ours("lengths", lengths)
     if not hasattr(lengths, "dtype"):
         if not isinstance(lengths, (list, tuple, int)):
             raise TypeError(f"lengths must be an array of integers (*B,), but it is {describe(lengths)}")
@@ -145,14 +179,15 @@ def checked(cell, params, xs, carry, mask, resets, gradient_scale, key, engine, 
     if not isinstance(reverse, bool):
         raise TypeError(f"reverse must be True or False, but it is {reverse!r}")
     check_key(cell, key)
+    check_all_ours("params", params)
     cell.check(params)
     if isinstance(engine, type) or (engine is not None and not hasattr(engine, "walk")):
         raise TypeError(f"engine must be an engine such as jaxrnn.Scan(), but it is {engine!r}")
     batch = tuple(xs.shape[1:-1])
     if carry is not None:
-        expected = jax.eval_shape(lambda p: cell.initial_carry(p, batch), params)
+        expected = jax.eval_shape(lambda p: initial_carry_of(cell, p, batch), params)
         check_carry(cell, carry, expected, "the carry passed in")
-    return cell, params, xs, carry, mask, resets, gradient_scale, key, engine, reverse
+    return cell, numbers_weak(params), xs, carry, mask, resets, gradient_scale, key, engine, reverse
 
 
 def _walked(*args, window, return_carries):
@@ -170,16 +205,22 @@ def unrolled(
     cell, params, xs, carry, mask, resets, gradient_scale, key, engine, reverse, window, return_carries, watch=None
 ) -> tuple[Carry, Any, Carry]:
     """What `unroll` does with arguments that were checked."""
-    if mask is not None:  # before anything else: 0 * NaN is NaN, in a gradient too
-        xs = jnp.where(expand(mask, xs), xs, 0)
     if carry is None:
-        carry = cell.initial_carry(params, tuple(xs.shape[1:-1]))
+        carry = initial_carry_of(cell, params, tuple(xs.shape[1:-1]))
     scale = None if gradient_scale is None else jax.lax.stop_gradient(jnp.asarray(gradient_scale))
     how = Walk(engine, mask, resets, reverse, window, key, gradient_scale=scale, all_carries=return_carries, watch=watch)
     carry, ys, carries = walk(cell, params, jax.tree.map(jnp.asarray, carry), xs, how)
+    if isinstance(cell, Layer):
+        ys = _zero_where_masked(cell, ys, mask)
     if return_carries:
         check_known(cell, engine, carry, carries)
     return carry, ys, carries if return_carries else None
+
+
+def initial_carry_of(cell: Cell | Layer, params: Params, batch: tuple[int, ...]) -> Carry:
+    """``cell.initial_carry``, an error in which names it."""
+    with blamed(cell, "initial_carry", "Define initial_carry(self, params, batch_shape=(), dtype=None)", batch_shape=batch):
+        return cell.initial_carry(params, batch)
 
 
 def check_known(cell: Cell | Layer, engine: Any, carry: Carry, carries: Carry) -> None:
@@ -191,26 +232,94 @@ def check_known(cell: Cell | Layer, engine: Any, carry: Carry, carries: Carry) -
         )
 
 
-def walk(cell: Cell | Layer, params: Params, carry: Carry, xs: Any, how: Walk) -> tuple[Carry, Array, Carry]:
+def walk(cell: Cell | Layer, params: Params, carry: Carry, xs: Any, how: Walk) -> tuple[Carry, Any, Carry]:
     """`unroll` without its checks, for layers: the last carry, the outputs and the carries after every step."""
     if isinstance(cell, Layer):
-        return cell.unroll(params, carry, xs, how)
-    check_step(cell, params, carry, xs)
-    engine, why = (how.engine, "asked for") if how.engine is not None else _default_engine(cell, params, carry, xs, how)
-    if how.watch is not None:
-        engine = how.watch(engine, why)
-    last, carries = _walk_windows(engine, cell, params, carry, xs, how)
-    ys = cell.output(params, carries, xs)
-    if how.mask is not None:
-        ys = jnp.where(expand(how.mask, ys), ys, 0)
-    return last, ys, carries
+        with _inside(cell, how, xs):
+            walked = cell.unroll(params, carry, fill_masked(xs, how.mask) if cell.reads_inputs else xs, how)
+        if not isinstance(walked, tuple) or len(walked) != 3:
+            raise TypeError(
+                f"{type(cell).__name__}.unroll must return (carry, ys, carries): the last carry, the outputs (T, *B, H) and "
+                f"the carries after every step, but it returns {outline(walked)}"
+            )
+        return walked
+    xs = fill_masked(xs, how.mask)  # in a stack, too, whose lower layers put out zeros there: 0 * NaN is NaN in a gradient
+    with _inside(None, how, xs):
+        check_step(cell, params, carry, xs)
+        _check_rows(cell, params, carry, how)
+        engine, why = (how.engine, "asked for") if how.engine is not None else _default_engine(cell, params, carry, xs, how)
+        if how.watch is not None:
+            engine = how.watch(engine, why)
+        last, carries = _walk_windows(engine, cell, params, carry, xs, how)
+        with blamed(cell, "output", "It is given all of time at once: any leading axes", carry=carries, x=xs):
+            ys = cell.output(params, carries, xs)
+    return last, _zero_where_masked(cell, ys, how.mask), carries
+
+
+def _zero_where_masked(cell: Cell | Layer, ys: Any, mask: Any) -> Any:
+    """Outputs, an array or a pytree of ``(T, *B, ...)``, as a masked step shows them."""
+    if mask is None:
+        return ys
+    for path, leaf in jax.tree_util.tree_leaves_with_path(ys):
+        if tuple(jnp.shape(leaf)[: mask.ndim]) != tuple(mask.shape):
+            method = "unroll" if isinstance(cell, Layer) else "output"
+            raise ValueError(
+                f"{type(cell).__name__}.{method}: with a mask every output is zero at masked steps, so its axes must begin "
+                f"with time and batch, {tuple(mask.shape)}, but {jax.tree_util.keystr(path) or 'it'} has {jnp.shape(leaf)}"
+            )
+    return jax.tree.map(lambda leaf: jnp.where(expand(mask, leaf), leaf, jnp.zeros_like(leaf)), ys)
+
+
+def _check_rows(cell: Cell, params: Params, carry: Carry, how: Walk) -> None:
+    """What is done to the carry of each row by itself can be done to all its parts."""
+    flags = {"mask=": how.mask, "resets=": how.resets, "gradient_scale=": how.gradient_scale}
+    given = {name: value for name, value in flags.items() if value is not None}
+    batch = next((tuple(value.shape[1:]) for value in given.values()), ())
+    if batch:  # one more of each, to tell a batch axis from another of the same size
+        wider = jax.eval_shape(lambda p: cell.initial_carry(p, tuple(n + 1 for n in batch)), params)
+        why = " and ".join(given)
+        check_rows(type(cell).__name__, carry, wider, batch, why, floats="mask=" not in given and "resets=" not in given)
+
+
+_CUT: contextvars.ContextVar[tuple[Layer, Walk] | None] = contextvars.ContextVar("jaxrnn_cut", default=None)
+
+
+@contextlib.contextmanager
+def _inside(layer: Layer | None, how: Walk, xs: Any) -> Iterator[None]:
+    """While a layer walks under truncation, of which an `unroll` in its code would not know. None: a cell, in whose step one
+    walks over another time.
+    """
+    cut = how.gradient_scale is not None or (how.window is not None and how.window < jax.tree.leaves(xs)[0].shape[0])
+    token = _CUT.set((layer, how) if layer is not None and cut else None)
+    try:
+        yield
+    finally:
+        _CUT.reset(token)
+
+
+def _check_cut(what: str, window: int | None, gradient_scale: Any) -> None:
+    """Within a layer that is walked under truncation the gradient is cut as it was told to be."""
+    if (cut := _CUT.get()) is None:
+        return
+    layer, how = cut
+    asked = f"window={how.window}" if how.gradient_scale is None else "gradient_scale"
+    if how.window is not None and window is not None and window <= how.window:
+        return
+    if how.gradient_scale is not None and gradient_scale is not None:
+        return
+    name = asked.partition("=")[0]
+    raise ValueError(
+        f"{type(layer).__name__}.unroll calls jaxrnn.{what}, which does not know that the whole is walked by truncated_unroll "
+        f"with {asked}, so the gradient would not be cut: where how.{name} is not None call jaxrnn.truncated_unroll(..., "
+        f"{name}=how.{name}) there"
+    )
 
 
 def _default_engine(cell: Cell, params: Params, carry: Carry, xs: Any, how: Walk) -> tuple[Any, str]:
     """`Default`, but where a cell joins its steps in chunks and nobody asks for the carries inside them; and why."""
-    if not hasattr(cell, "walk_chunks"):
+    if not has_chunks(cell):
         return Default(), "the default"
-    reason = reason_against(jax.tree.leaves((params, carry, xs, how.mask, how.resets)))
+    reason = reason_against_chunks(cell) or reason_against(jax.tree.leaves((params, carry, xs, how.mask, how.resets)))
     if how.all_carries:
         reason = "the carries inside its chunks are asked for"
     if how.gradient_scale is not None:
@@ -221,8 +330,58 @@ def _default_engine(cell: Cell, params: Params, carry: Carry, xs: Any, how: Walk
 def check_step(cell: Cell, params: Params, carry: Carry, xs: Any) -> None:
     """A cell's ``step`` returns a carry like the one it was given (abstractly: nothing is computed)."""
     x = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), xs)
-    new = jax.eval_shape(lambda p, s, x: cell.step(p, s, cell.project(p, x)), params, carry, x)
+    hint = _hint(cell, carry, xs)
+
+    def once(p, s, x):
+        with blamed(cell, "project", hint, x=x):
+            z = cell.project(p, x)
+        with blamed(cell, "step", hint, carry=s, z=z):
+            return cell.step(p, s, z)
+
+    new = jax.eval_shape(once, params, carry, x)
+    name, like, made = type(cell).__name__, _kind_of(carry), _kind_of(new)
+    if isinstance(new, tuple) and len(new) == 2 and like != made and like == _kind_of(new[0]):
+        raise TypeError(
+            f"{name}.step returns a pair, (carry, y) it seems, but a step returns the carry alone: return the carry, and say "
+            "in output(self, params, carry, x) what the cell shows"
+        )
+    if like == made:
+        for (path, got), want in zip(jax.tree_util.tree_leaves_with_path(new), jax.tree.leaves(carry), strict=True):
+            batch = tuple(got.shape)[: len(got.shape) - len(want.shape)]
+            if batch and tuple(got.shape) == (*batch, *want.shape) and _batch_of(xs)[: len(batch)] == batch:
+                raise ValueError(
+                    f"{name}.initial_carry: {_part(path)} has shape {tuple(want.shape)}, without the batch axes {batch}, and "
+                    f"step makes {tuple(got.shape)} of it: begin its shape with batch_shape, "
+                    f"(*batch_shape, {', '.join(map(str, want.shape))})"
+                )
     check_carry(cell, new, carry, "the carry that step returns")
+
+
+def _hint(cell: Cell, carry: Carry, xs: Any) -> str:
+    """What may be wrong where a step fails: batch axes that are none, or parameters of another size."""
+    batch = _batch_of(xs)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(carry):
+        if batch and tuple(leaf.shape[: len(batch)]) != batch:
+            return f"{type(cell).__name__}.initial_carry made {_part(path)} without the batch axes {batch}"
+    if len(batch) > 1:
+        return (
+            f"Of xs (T, *B, D) the last axis alone is features, so {batch} are batch axes: hold a picture's in the last one, "
+            "xs.reshape(T, B, -1), and unfold it in project"
+        )
+    features = {leaf.shape[-1] for leaf in jax.tree.leaves(xs) if leaf.shape}
+    return f"Parameters for these inputs come of init(key, input_size={features.pop()})" if len(features) == 1 else ""
+
+
+def _kind_of(tree: Any) -> Any:
+    return jax.tree.structure(tree)
+
+
+def _batch_of(xs: Any) -> tuple[int, ...]:
+    return tuple(xs.shape[1:-1]) if hasattr(xs, "shape") else ()
+
+
+def _part(path: Any) -> str:
+    return f"part {jax.tree_util.keystr(path)} of the carry" if path else "the carry"
 
 
 def _walk_windows(engine: Any, cell: Cell, params: Params, carry: Carry, xs: Any, how: Walk) -> tuple[Carry, Carry]:

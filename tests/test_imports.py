@@ -15,6 +15,7 @@ FLOORS = {
     "engines": 1,
     "initializers": 1,
     "artbp": 2,
+    "filling": 2,
     "gradient_scale": 2,
     "unroll": 2,
     "tbptt": 2,

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact
 
-from ..cell import Carry, Cell, Gate, Layer, Params, accumulator, expand
+from ..cell import Carry, Cell, Gate, Layer, Params, accumulator, expand, numbers_weak
 from ..checks import describe
 from ..layers.compose import Residual, Stack
 from ..layers.noise import CellNoise, Dropout
@@ -54,6 +54,7 @@ def gate_statistics(
     Raises:
         NotImplementedError: for a cell that has no such method.
     """
+    params = numbers_weak(params)
     path = follow(cell, params, xs, carry, mask, resets, engine, "gate_statistics")
     if isinstance(cell, Cell):
         return _of_cell(cell, params, path)

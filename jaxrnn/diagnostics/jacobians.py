@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact
 
-from ..cell import Carry, Cell, Layer, Params
+from ..cell import Carry, Cell, Layer, Params, numbers_weak
 from ..checks import describe
 from .scaled import LongSum, normalise
 from .transition import Transition, features, follow, from_features, size_of
@@ -32,6 +32,7 @@ def jacobians(
     all real parts of a leaf before its imaginary ones. Takes T B n^2 numbers, none of them finer than the carry's dtype; for
     long sequences look at `lyapunov_spectrum`.
     """
+    params = numbers_weak(params)
     path = follow(cell, params, xs, carry, mask, resets, engine, "jacobians")
     return _jacobians(cell, params, path)
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact
 
-from ..cell import Carry, Cell, Layer, Params
+from ..cell import Carry, Cell, Layer, Params, numbers_weak
 from ..checks import describe
 from .cotangent import retreat
 from .ending import Ending, check_loss, ending, seed_of
@@ -84,6 +84,7 @@ def gradient_lags(
         ValueError, TypeError: for lags beyond the sequence, a loss that is not a real scalar, a carry with integer leaves, a
             bidirectional layer, or one that draws.
     """
+    params = numbers_weak(params)
     path = follow(cell, params, xs, carry, mask, resets, engine, "gradient_lags")
     end = ending("gradient_lags", path, at, lags)
     check_loss("gradient_lags", cell, params, loss, end.carry, end.x)
@@ -123,6 +124,7 @@ def gradient_map(
     Raises:
         ValueError, TypeError: for a sequence without steps, targets of another length, and as `gradient_lags`.
     """
+    params = numbers_weak(params)
     path = follow(cell, params, xs, carry, mask, resets, engine, "gradient_map")
     _check_targets(path, targets)
     first = jax.tree.map(lambda a: a[0], (path.afters, path.xs, targets))

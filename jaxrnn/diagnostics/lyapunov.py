@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact, Int
 
-from ..cell import Carry, Cell, Layer, Params, expand
+from ..cell import Carry, Cell, Layer, Params, expand, numbers_weak
 from ..checks import check_carry, check_flags, check_inputs, check_int, check_key_given
+from ..filling import fill_masked
 from .scaled import LongSum
 from .transition import WHOLE_CARRY, Transition, check_followed, check_inexact, features, from_features, size_of
 
@@ -74,6 +75,7 @@ def lyapunov_spectrum(
     what = "lyapunov_spectrum"
     check_followed(cell, what)
     check_inputs(xs)
+    params = numbers_weak(params)
     if mask is not None:
         check_flags("mask", mask, xs)
     cell.check(params)
@@ -105,8 +107,7 @@ def lyapunov_spectrum(
         )
     if state is None:
         state = _begin(carry, batch, n, count, key)
-    xs = jnp.asarray(xs)
-    xs = xs if mask is None else jnp.where(expand(mask, xs), xs, jnp.zeros_like(xs))
+    xs = fill_masked(jnp.asarray(xs), mask)
     return _spectrum(cell, params, xs, mask, state, warmup, stride)
 
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact
 
-from ..cell import Carry, Cell, Layer, Params
+from ..cell import Carry, Cell, Layer, Params, numbers_weak
 from .ending import Ending, check_loss, ending, read_by, seed_of
 from .scaled import LongSum, finite, log_norm, log_norms_by_leaf, normalise, scale_by_log
 from .transition import Transition, check_inexact, follow
@@ -76,6 +76,7 @@ def parameter_lags(
         lags: K, at most the number of steps that lead to the loss (default: all of them).
         cell, loss, at, carry, mask, resets, engine: as for `gradient_lags`.
     """
+    params = numbers_weak(params)
     check_inexact("parameter_lags: params", params, "every parameter must be floating-point")
     path = follow(cell, params, xs, carry, mask, resets, engine, "parameter_lags")
     end = ending("parameter_lags", path, at, lags)

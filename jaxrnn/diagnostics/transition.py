@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ..cell import Carry, Cell, Layer, Params, Walk, accumulator, check_cell, expand, select
+from ..cell import Carry, Cell, Layer, Params, Walk, accumulator, check_cell, select
 from ..engines import Scan
+from ..filling import fill_masked
 from ..unroll import unroll, walk
 
 
@@ -67,9 +68,7 @@ def follow(cell: Any, params: Params, xs: Array, carry: Carry, mask: Any, resets
     """Walk forwards by the engine asked for. ``what`` is the instrument, for its errors."""
     check_followed(cell, what)
     _, _, afters = unroll(cell, params, xs, carry, mask=mask, resets=resets, engine=engine, return_carries=True)  # type: ignore[misc]
-    xs = jnp.asarray(xs)
-    if mask is not None:
-        xs = jnp.where(expand(mask, xs), xs, jnp.zeros_like(xs))
+    xs = fill_masked(jnp.asarray(xs), mask)
     first = cell.initial_carry(params, tuple(xs.shape[1:-1])) if carry is None else jax.tree.map(jnp.asarray, carry)
     check_inexact(f"{what}: carry", first, WHOLE_CARRY)
     befores = jax.tree.map(lambda s, after: jnp.concatenate([s[None], after[:-1]]) if len(after) else after, first, afters)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jaxtyping import Array, Bool
 
-from ..cell import Carry, Cell, LinearCell, Params, is_linear
+from ..cell import Carry, Cell, LinearCell, Params, has_chunks, is_linear, reason_against_chunks
 from ..checks import check_positive
 from .defaults import CARRIES
 from .recurrence import Plan
@@ -28,7 +28,8 @@ class Associative:
     kept for it are the states, and the factors are made again.
 
     A cell whose steps join in another way brings ``walk_chunks``, as `MLSTM` does: chunks of steps as matrix products. Its
-    carry is then known at chunk ends only, so ``unroll(..., return_carries=True)`` is refused.
+    carry is then known at chunk ends only, so ``unroll(..., return_carries=True)`` is refused. A subclass with a ``step`` or
+    an ``output`` of its own needs its own ``walk_chunks``.
 
     Args:
         chunk: steps walked in parallel at a time, one chunk after another: less memory, more depth. One longer than T is all
@@ -61,12 +62,13 @@ class Associative:
         reverse: bool = False,
     ) -> tuple[Carry, Carry]:
         """As `Scan.walk`, but of a cell with ``walk_chunks`` the carries after every step hold h alone, the rest is None."""
-        if hasattr(cell, "walk_chunks"):
-            reason = reason_against(jax.tree.leaves((params, carry, xs, mask, resets)))
+        if has_chunks(cell):
+            reason = reason_against_chunks(cell) or reason_against(jax.tree.leaves((params, carry, xs, mask, resets)))
             if reason is not None:
                 raise ValueError(f"{type(cell).__name__}: {reason}: only engine=jaxrnn.Scan() walks that")
             zs = cell.project(params, xs)
-            last, hs = cell.walk_chunks(params, carry, zs, mask, resets, self.own_chunk, reverse)
+            chunked: Any = cell
+            last, hs = chunked.walk_chunks(params, carry, zs, mask, resets, self.own_chunk, reverse)
             return last, type(carry)(**{name: hs if name == "h" else None for name in carry._fields})
         if not is_linear(cell):
             raise TypeError(_refusal(cell))
@@ -76,7 +78,7 @@ class Associative:
 
 def _refusal(cell: Any) -> str:
     name, inner = type(cell).__name__, getattr(cell, "cell", None)
-    if is_linear(inner) or hasattr(inner, "walk_chunks"):
+    if is_linear(inner) or has_chunks(inner):
         scaled = "truncate with window=, which Associative takes" if name == "ScaledCell" else "leave the wrapper out"
         what = "scaled gradients (gradient_scale, ARTBP)" if name == "ScaledCell" else f"{name} around {type(inner).__name__}"
         return f"Associative: {what} must be walked step by step: use Scan(), or {scaled}"

@@ -14,7 +14,7 @@ from ..cells.arithmetic import along, dense, layer_norm
 from ..checks import check_features, check_positive
 from ..initializers import LecunNormal
 from ..unroll import walk
-from .compose import check_parts, init_in, output_size
+from .compose import check_one_array, check_parts, init_in, output_size
 
 
 def block(layer: Cell | Layer, width: int) -> Block:
@@ -51,14 +51,6 @@ class Block(Layer):
     def __post_init__(self):
         check_positive(self, width=self.width)
 
-    @property
-    def draws(self) -> bool:
-        return self.layer.draws
-
-    @property
-    def causal(self) -> bool:
-        return getattr(self.layer, "causal", True)
-
     def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
         k_embed, k_layer, k_kernel = jax.random.split(key, 3)
         dtype = dtype or jnp.result_type(float)
@@ -88,6 +80,7 @@ class Block(Layer):
     def unroll(self, params: Params, carry: Carry, xs: Array, how: Walk) -> tuple[Carry, Array, Carry]:
         embedded = self._embedded(params, xs)
         last, ys, carries = walk(self.layer, params["layer"], carry, layer_norm(embedded, params["norm_scale"]), how)
+        check_one_array("block", self.layer, ys)
         ys = self._mixed(params, embedded, ys)
         return last, ys if how.mask is None else jnp.where(expand(how.mask, ys), ys, 0), carries
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ..cell import Carry, Cell, Layer, Params, Walk, check_cell, floating_dtype
-from ..checks import describe
+from ..cell import Carry, Cell, Layer, Params, Walk, check_cell, floating_dtype, numbers_weak
+from ..checks import describe, outline
 from ..unroll import walk
 from .together import walk_together
 
@@ -70,20 +70,14 @@ class Stack(Layer):
     """Made by `stack`."""
 
     layers: tuple[Cell | Layer, ...]
-
-    @property
-    def draws(self) -> bool:
-        return any(layer.draws for layer in self.layers)
-
-    @property
-    def causal(self) -> bool:
-        return all(getattr(layer, "causal", True) for layer in self.layers)
+    reads_inputs: ClassVar[bool] = False
 
     def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
         params = {}
         for i, (layer, k) in enumerate(zip(self.layers, jax.random.split(key, len(self.layers)), strict=True)):
             params[f"layer_{i}"] = init_in(layer, k, input_size, dtype)
-            input_size = output_size(layer, params[f"layer_{i}"], input_size)
+            if i + 1 < len(self.layers):  # what the last one puts out may be any pytree
+                input_size = output_size(layer, params[f"layer_{i}"], input_size)
         return params
 
     def check(self, params: Params) -> None:
@@ -92,18 +86,20 @@ class Stack(Layer):
     def initial_carry(self, params: Params, batch_shape: tuple[int, ...] = (), dtype: Any = None) -> tuple[Carry, ...]:
         return tuple(layer.initial_carry(params[f"layer_{i}"], batch_shape, dtype) for i, layer in enumerate(self.layers))
 
-    def unroll(self, params: Params, carry: tuple[Carry, ...], xs: Array, how: Walk) -> tuple[Carry, Array, Carry]:
+    def unroll(self, params: Params, carry: tuple[Carry, ...], xs: Array, how: Walk) -> tuple[Carry, Any, Carry]:
         together = walk_together([_side_by_side(layer) for layer in self.layers], params, carry, xs, how)
         if together is not None:
             return together
         last, all_carries = [], []
         for i, layer in enumerate(self.layers):
+            if i:
+                check_one_array("stack", self.layers[i - 1], xs)
             end, xs, carries = walk(layer, params[f"layer_{i}"], carry[i], xs, for_part(how, layer, i))
             last.append(end)
             all_carries.append(carries)
         return tuple(last), xs, tuple(all_carries)
 
-    def output(self, params: Params, carry: tuple[Carry, ...], x: Any) -> Array:
+    def output(self, params: Params, carry: tuple[Carry, ...], x: Any) -> Any:
         for i, layer in enumerate(self.layers):
             x = layer.output(params[f"layer_{i}"], carry[i], x)
         return x
@@ -123,14 +119,11 @@ class Bidirectional(Layer):
     forward: Cell | Layer
     backward: Cell | Layer
     merge: str = "concat"
+    reads_inputs: ClassVar[bool] = False
 
     @property
     def causal(self) -> bool:
         return False
-
-    @property
-    def draws(self) -> bool:
-        return self.forward.draws or self.backward.draws
 
     def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
         k_forward, k_backward = jax.random.split(key)
@@ -153,7 +146,7 @@ class Bidirectional(Layer):
             self.backward.initial_carry(params["backward"], batch_shape, dtype),
         )
 
-    def unroll(self, params: Params, carry: BidirectionalCarry, xs: Array, how: Walk) -> tuple[Carry, Array, Carry]:
+    def unroll(self, params: Params, carry: BidirectionalCarry, xs: Array, how: Walk) -> tuple[Carry, Any, Carry]:
         together = walk_together([_side_by_side(self)], params, carry, xs, how)
         if together is not None:
             return together
@@ -162,12 +155,20 @@ class Bidirectional(Layer):
         b_last, b_ys, b_all = walk(self.backward, params["backward"], carry.backward, xs, other)
         return BidirectionalCarry(f_last, b_last), self._merged(f_ys, b_ys), BidirectionalCarry(f_all, b_all)
 
-    def output(self, params: Params, carry: BidirectionalCarry, x: Any) -> Array:
+    def output(self, params: Params, carry: BidirectionalCarry, x: Any) -> Any:
         forward = self.forward.output(params["forward"], carry.forward, x)
         return self._merged(forward, self.backward.output(params["backward"], carry.backward, x))
 
-    def _merged(self, forward: Array, backward: Array) -> Array:
-        return forward + backward if self.merge == "sum" else jnp.concatenate([forward, backward], axis=-1)
+    def _merged(self, forward: Any, backward: Any) -> Any:
+        first: Any = jax.tree.structure(forward)
+        if first != jax.tree.structure(backward):
+            raise TypeError(
+                f"bidirectional: the outputs of both directions are merged, so they must be alike, but {outline(forward)} "
+                f"comes of {type(self.forward).__name__} and {outline(backward)} of {type(self.backward).__name__}"
+            )
+        if self.merge == "sum":
+            return jax.tree.map(jnp.add, forward, backward)
+        return jax.tree.map(lambda *both: jnp.concatenate(both, axis=-1), forward, backward)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,14 +176,7 @@ class Residual(Layer):
     """Made by `residual`."""
 
     layer: Cell | Layer
-
-    @property
-    def draws(self) -> bool:
-        return self.layer.draws
-
-    @property
-    def causal(self) -> bool:
-        return getattr(self.layer, "causal", True)
+    reads_inputs: ClassVar[bool] = False  # it adds them, and where masked the sum becomes zero
 
     def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
         params = init_in(self.layer, key, input_size, dtype)
@@ -200,8 +194,9 @@ class Residual(Layer):
     def initial_carry(self, params: Params, batch_shape: tuple[int, ...] = (), dtype: Any = None) -> Carry:
         return self.layer.initial_carry(params, batch_shape, dtype)
 
-    def unroll(self, params: Params, carry: Carry, xs: Array, how: Walk) -> tuple[Carry, Array, Carry]:
+    def unroll(self, params: Params, carry: Carry, xs: Array, how: Walk) -> tuple[Carry, Any, Carry]:
         last, ys, carries = walk(self.layer, params, carry, xs, how)
+        check_one_array("residual", self.layer, ys)
         if xs.shape != ys.shape:
             raise ValueError(
                 f"residual: the inputs have {xs.shape[-1]} features and the outputs {ys.shape[-1]}; they are added, so they "
@@ -209,13 +204,13 @@ class Residual(Layer):
             )
         return last, xs + ys, carries
 
-    def output(self, params: Params, carry: Carry, x: Any) -> Array:
+    def output(self, params: Params, carry: Carry, x: Any) -> Any:
         return x + self.layer.output(params, carry, x)
 
 
 def _side_by_side(layer: Cell | Layer) -> tuple[Cell | Layer, ...]:
     """What walks at a time in one layer, its outputs side by side."""
-    if isinstance(layer, Bidirectional) and layer.merge == "concat":
+    if type(layer) is Bidirectional and layer.merge == "concat":
         return layer.forward, layer.backward
     return (layer,)
 
@@ -250,10 +245,26 @@ def init_in(layer: Cell | Layer, key: Array, input_size: int, dtype: Any) -> Par
 
 def output_size(layer: Cell | Layer, params: Params, input_size: int) -> int:
     """Features that a layer puts out for ``input_size`` features in, found without computing anything."""
+    ys = outputs_of(layer, params, input_size)
+    check_one_array("init", layer, ys)
+    return ys.shape[-1]
+
+
+def outputs_of(layer: Cell | Layer, params: Params, input_size: int) -> Any:
+    """Shapes of the outputs of one step without batch axes, ``(1, H)`` as a rule."""
 
     def one_step(params, x):
         how = Walk(engine=None, key=jax.random.key(0) if layer.draws else None)
         return walk(layer, params, layer.initial_carry(params), x, how)[1]
 
     x = jax.ShapeDtypeStruct((1, input_size), floating_dtype(params))
-    return jax.eval_shape(one_step, params, x).shape[-1]
+    return jax.eval_shape(one_step, numbers_weak(params), x)
+
+
+def check_one_array(what: str, layer: Cell | Layer, ys: Any) -> None:
+    """The outputs of a layer are one array, which what comes after it takes."""
+    if not hasattr(ys, "shape") or ys.ndim < 2:
+        raise TypeError(
+            f"{what}: what comes after {type(layer).__name__} takes one array of features, (T, *B, D), but it puts out "
+            f"{outline(ys)}: let its output return one array, or place it last in the stack"
+        )

@@ -9,13 +9,15 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import numbers
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..cell import Carry, Cell, Layer, Params, Walk, check_cell
+from ..checks import outline
 from ..unroll import walk
 from .compose import init_in
 
@@ -53,10 +55,11 @@ def zoneout(cell: Cell, rate: float | tuple[float, ...]) -> Zoneout:
 
         s_t = m_t * s_{t-1} + (1 - m_t) * step(s_{t-1}, x_t),   m_t ~ Bernoulli(rate)
 
-    In `inference` the expectation takes the draw's place: ``rate * s_{t-1} + (1 - rate) * step(...)``.
+    In `inference` the expectation takes the draw's place: ``rate * s_{t-1} + (1 - rate) * step(...)``. Integers, flags and
+    keys in the carry, of which there is no expectation, go on as the step says in either.
 
     Args:
-        rate: in [0, 1); one for every leaf of the carry, or a tuple in the order of its leaves, (h, c) for an LSTM.
+        rate: in [0, 1); one for every floating-point leaf of the carry, or a tuple in the order of these, (h, c) for an LSTM.
     """
     check_cell(cell)
     if not isinstance(cell, Cell):
@@ -105,6 +108,7 @@ class Noise(Layer):
     """A layer that draws while its field ``drawing`` is True."""
 
     drawing: bool
+    reads_inputs: ClassVar[bool] = False  # dropout multiplies them, and where masked the products become zero
 
     @property
     def draws(self) -> bool:
@@ -152,7 +156,7 @@ class CellNoise(Noise):
     def initial_carry(self, params: Params, batch_shape: tuple[int, ...] = (), dtype: Any = None) -> Carry:
         return self.cell.initial_carry(params, batch_shape, dtype)
 
-    def output(self, params: Params, carry: Carry, x: Any) -> Array:
+    def output(self, params: Params, carry: Carry, x: Any) -> Any:
         return self.cell.output(params, carry, x)
 
 
@@ -167,6 +171,11 @@ class RecurrentDropout(CellNoise):
         if not self.drawing:
             return walk(self.cell, params, carry, xs, how)
         h = _hidden(carry)
+        if not hasattr(h, "dtype") or not _is_real(h):
+            raise TypeError(
+                f"recurrent_dropout: the carry of {type(self.cell).__name__} is {outline(carry)}, and what meets the recurrent "
+                "weights is its part named h, or all of it: make it a NamedTuple with a floating-point part h"
+            )
         scale = _drop(how.key, self.rate, jnp.ones_like(h), h.shape)
         return walk(_MaskedRecurrence(self.cell), (params, scale), carry, xs, how.replace(key=None))
 
@@ -179,22 +188,21 @@ class Zoneout(CellNoise):
     drawing: bool = True
 
     def unroll(self, params: Params, carry: Carry, xs: Float[Array, "T *B D"], how: Walk):
-        leaves = jax.tree.leaves(carry)
+        leaves = [leaf for leaf in jax.tree.leaves(carry) if _is_real(leaf)]
         if len(self.rates) not in (1, len(leaves)):
             raise ValueError(
                 f"zoneout: {len(self.rates)} rates were given, but the carry of {type(self.cell).__name__} has "
-                f"{len(leaves)} parts: give one rate, or one for each"
+                f"{len(leaves)} parts of floating-point numbers: give one rate, or one for each"
             )
         rates = self.rates * len(leaves) if len(self.rates) == 1 else self.rates
         if not self.drawing:
             return walk(_Averaged(self.cell, rates), params, carry, xs, how)
         keys = jax.random.split(how.key, len(leaves))
         draws = [jax.random.bernoulli(k, r, (xs.shape[0], *a.shape)) for k, r, a in zip(keys, rates, leaves, strict=True)]
-        keep = jax.tree.unflatten(jax.tree.structure(carry), draws)
-        return walk(_ZonedOut(self.cell), params, carry, (xs, keep), how.replace(key=None))
+        return walk(_ZonedOut(self.cell), params, carry, (xs, tuple(draws)), how.replace(key=None))
 
 
-def _hidden(carry: Carry) -> Array:
+def _hidden(carry: Carry) -> Any:
     """What meets the recurrent weights: ``carry.h``, or the carry itself."""
     return carry.h if hasattr(carry, "h") else carry
 
@@ -241,7 +249,7 @@ class _MaskedRecurrence(_Within):
 
 @dataclasses.dataclass(frozen=True)
 class _ZonedOut(_Within):
-    """Inputs are (the cell's, bool per unit of the carry: keep its old value)."""
+    """Inputs are (the cell's, for each floating-point part of the carry a bool per unit: keep its old value)."""
 
     def project(self, params, x):
         return self.cell.project(params, x[0]), x[1]
@@ -251,7 +259,7 @@ class _ZonedOut(_Within):
 
     def step(self, params, carry, z):
         new = self.cell.step(params, carry, z[0])
-        return jax.tree.map(jnp.where, z[1], carry, new)
+        return _mix(jnp.where, z[1], carry, new)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,5 +270,14 @@ class _Averaged(_Within):
 
     def step(self, params, carry, z):
         new = self.cell.step(params, carry, z)
-        rates = jax.tree.unflatten(jax.tree.structure(carry), self.rates)
-        return jax.tree.map(lambda r, old, s: r * old + (1 - r) * s, rates, carry, new)
+        return _mix(lambda r, old, s: r * old + (1 - r) * s, self.rates, carry, new)
+
+
+def _mix(mix: Callable[[Any, Array, Array], Array], shares: tuple[Any, ...], old: Carry, new: Carry) -> Carry:
+    """``mix(share, old, new)`` of each floating-point part; all others are new."""
+    rest = iter(shares)
+    return jax.tree.map(lambda a, b: mix(next(rest), a, b) if _is_real(a) else b, old, new)
+
+
+def _is_real(leaf: Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.inexact)

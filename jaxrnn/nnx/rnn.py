@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Inexact, Shaped
 
-from ..cell import Carry, Cell, Layer, Params, check_cell
-from ..checks import check_inputs, check_positive
+from ..cell import Carry, Cell, Layer, Params, check_cell, numbers_weak
+from ..checks import check_inputs, check_ours, check_positive
 from ..engines import Scan
 from ..layers import inference
-from ..layers.compose import init_in, output_size
+from ..layers.compose import init_in, outputs_of
 from ..unroll import mask_from_lengths
 from ..unroll import unroll as unroll_layer
 from .cells import Walkable, walkable
@@ -38,7 +38,7 @@ class RNN(nnx.Module):
         rngs: ``nnx.Rngs`` whose ``params`` stream draws the parameters of a jaxrnn cell or layer. Left alone for a flax cell.
 
     Attributes:
-        output_size: features of the outputs (of a flax cell its ``hidden_features``).
+        output_size: features of the outputs (of a flax cell its ``hidden_features``; None where they are several arrays).
         deterministic: True makes dropout and zoneout draw nothing; ``model.eval()``, ``model.train()`` and
             ``nnx.view(model, deterministic=True)`` set it.
 
@@ -99,8 +99,9 @@ class RNN(nnx.Module):
                 f"input_size is {input_size!r} and rngs is {rngs!r}"
             )
         params = init_in(layer, rngs.params(), input_size, dtype)
-        self.layer, self.input_size, self.output_size = layer, input_size, output_size(layer, params, input_size)
-        self.params = nnx.data(jax.tree.map(nnx.Param, params))
+        ys = outputs_of(layer, params, input_size)
+        self.layer, self.input_size, self.output_size = layer, input_size, ys.shape[-1] if hasattr(ys, "shape") else None
+        self.params = nnx.data(jax.tree.map(lambda leaf: nnx.Param(jnp.asarray(leaf)), numbers_weak(params)))
 
     def _walkable(self, dtype: Any = None, features: int | None = None) -> Walkable:
         return walkable(self.cell, dtype, features) if hasattr(self, "cell") else Walkable(self.layer, self._own_values())
@@ -158,6 +159,7 @@ class RNN(nnx.Module):
                 ("return_carry", return_carry),
             ]
         )
+        check_ours("inputs", inputs)
         parts = self._walkable(inputs.dtype, inputs.shape[-1])
         xs = inputs if parts.dtype is None else inputs.astype(parts.dtype)
         self._check(xs, mask, seq_lengths, resets, initial_carry, time_major, reverse and not keep_order)
@@ -180,8 +182,8 @@ class RNN(nnx.Module):
             return_carries=return_carries,
         )
         if reverse and not keep_order:
-            ys = flip_sequences(ys, seq_lengths, ys.ndim - 2, True)
-        last, ys = parts.leave(last), jnp.moveaxis(ys, 0, axis)
+            ys = jax.tree.map(lambda leaf: flip_sequences(leaf, seq_lengths, xs.ndim - 2, True), ys)
+        last, ys = parts.leave(last), jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, axis), ys)
         if return_carries:
             return last, ys, parts.leave(carries[0])
         return (last, ys) if return_carry else ys

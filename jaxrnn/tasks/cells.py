@@ -10,6 +10,7 @@ import jax
 
 from ..cell import Cell, Layer
 from ..cells import GRU, LRU, LSTM, MLSTM, RGLRU, S5, SLSTM, DiagonalGRU, DiagonalLSTM, Elman, IndRNN, MinGRU, MinLSTM
+from ..checks import describe
 from ..initializers import Chrono, Identity, Normal
 from ..layers import block
 from ..training import BadInput
@@ -83,6 +84,11 @@ def make_cell(spec: str, hidden: int, length: int) -> Cell | Layer:
 
 def check_cell_name(what: str, spec: str) -> None:
     """``spec`` names a cell, and a variant that it has."""
+    if not isinstance(spec, str):
+        raise BadInput(
+            f"{what} takes the name of a cell, such as lstm or gru:chrono, but it is {describe(spec)}: a run's config.json "
+            "holds names; to train a cell of your own write its loss, and use jaxrnn.training.fit"
+        )
     name, colon, variant = spec.partition(":")
     if name not in KNOWN:
         near = difflib.get_close_matches(name.lower(), KNOWN, n=1, cutoff=0.5)

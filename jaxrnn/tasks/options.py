@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import numbers
 import os
 from collections.abc import Iterable
 from typing import Any
 
+from ..checks import describe
 from ..training import BadInput
 from .cells import KNOWN, check_cell_name
 
@@ -44,12 +46,20 @@ def check_options(options: Any) -> None:
             check_cell_name(flag, value)
         elif "names" in known:
             check_name(flag, value, known["names"])
+        elif {"least", "above", "below"} & {name for name, bound in known.items() if bound is not None} and not _is_number(
+            value
+        ):
+            raise BadInput(f"{flag} must be a number, but it is {value if isinstance(value, str) else describe(value)}")
         elif known.get("least") is not None and not value >= known["least"]:
             raise BadInput(f"{flag} must be at least {known['least']}, but it is {value}")
         elif known.get("above") is not None and not value > known["above"]:
             raise BadInput(f"{flag} must be more than {known['above']}, but it is {value}")
         if known.get("below") is not None and not value < known["below"]:
             raise BadInput(f"{flag} must be less than {known['below']}, but it is {value}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real)
 
 
 def check_with_sources(options: Any, noun: str) -> None:
@@ -64,6 +74,8 @@ def check_with_sources(options: Any, noun: str) -> None:
 def check_name(what: str, name: str, known: Iterable[str]) -> None:
     """``name`` is one of ``known``; the error offers the nearest."""
     known = tuple(known)
+    if not isinstance(name, str):
+        raise BadInput(f"{what} is one of {', '.join(known)}, but it is {describe(name)}: give its name")
     if name not in known:
         near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
