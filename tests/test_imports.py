@@ -10,6 +10,7 @@ FILES = sorted(path for path in ROOT.rglob("*.py") if "__pycache__" not in path.
 FLOORS = {
     "cell": 0,
     "checks": 0,
+    "contraction": 0,
     "fence": 0,
     "cells": 1,
     "engines": 1,

@@ -7,13 +7,12 @@ the product, and becomes one matmul over time and batch.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
+from ..contraction import contract
 from .jaxprs import read, unique
 from .programs import CONST, Program
 
@@ -116,15 +115,5 @@ def _linear_in(eqn: Any, var: Any) -> bool:
 
 def _product_over_time(a: Any, b: Any, *, dimension_numbers: Any, **params: Any) -> Any:
     """A dot_general with the leading axis of both operands contracted too."""
-    (a_over, b_over), (a_batch, b_batch) = dimension_numbers
-    numbers: Any
-    if not a_batch and a_over == tuple(range(len(a_over))) and b_over == tuple(range(len(b_over))):
-        rows = math.prod(a.shape[: len(a_over) + 1])
-        a, b = a.reshape(rows, *a.shape[len(a_over) + 1 :]), b.reshape(rows, *b.shape[len(b_over) + 1 :])  # a plain 2-D product
-        numbers = (((0,), (0,)), ((), ()))
-    else:
-        numbers = tuple(
-            tuple((*first, *(d + 1 for d in dims)) for dims in side)
-            for side, first in zip(((a_over, b_over), (a_batch, b_batch)), ((0,), ()), strict=True)
-        )
-    return jax.lax.dot_general_p.bind(a, b, dimension_numbers=numbers, **params)
+    over, batch = ([tuple(d + 1 for d in dims) for dims in side] for side in dimension_numbers)
+    return contract(a, b, dimension_numbers=([(0, *dims) for dims in over], batch), **params)
