@@ -29,12 +29,12 @@ def contract(a: Any, b: Any, *, dimension_numbers: Any, precision: Any = None, *
     Arrays whose types say how they are split (explicit meshes, ``jax.shard_map`` with ``check_vma=True``), symbolic sizes and
     products whose axes are single anyway are left to ``dot_general`` itself.
     """
-    numbers = tuple(tuple(tuple(int(dim) for dim in dims) for dims in side) for side in dimension_numbers)
+    numbers: Any = tuple(tuple(tuple(int(dim) for dim in dims) for dims in side) for side in dimension_numbers)
     avals = [jax.typeof(a), jax.typeof(b)]
     runs = [run for aval, over, batch in zip(avals, *numbers, strict=True) for run in _runs(aval.ndim, over, batch)]
     if not _is_plain(avals) or all(len(run) == 1 for run in runs):
         return jax.lax.dot_general(a, b, numbers, precision, **params)
-    precision = jax.config.jax_default_matmul_precision if precision is None else precision
+    precision = getattr(jax.config, "jax_default_matmul_precision") if precision is None else precision  # noqa: B009 (untyped)
     return contraction_p.bind(a, b, dimension_numbers=numbers, precision=precision, **params)
 
 

@@ -36,7 +36,7 @@ class Backward:
     after     the rest, for a window at once; and ``sums``, each weight gradient in one product over the window
     """
 
-    def __init__(self, step: Step, params: Arrays, wanted: Wanted, present: Sequence[bool], *, with_kept: bool):
+    def __init__(self, step: Step, params: Arrays, wanted: Wanted, present: Sequence[bool], *, with_kept: bool, parts: int = 1):
         self.step, self.params, self.wanted = step, params, wanted
         self.program = program = step.adjoint
         self.kept = program.matmul_values if with_kept else []
@@ -46,7 +46,7 @@ class Backward:
         self.present = [p for p, v in zip(present, program.cotangents, strict=True) if v is not None]
         self.cotangents = [v for v in program.cotangents if v is not None]
         self._set_constants()
-        self.sums = TimeSum(program, self.constants, self.d_params)
+        self.sums = TimeSum(program, self.constants, self.d_params, parts)
         self._plan()
 
     def _set_constants(self) -> None:
@@ -80,7 +80,8 @@ class Backward:
 
     def zero_sums(self) -> list[Any]:
         """Where weight gradients add up, in float32 at least."""
-        return [jnp.zeros(p.shape, accumulator(p.dtype)) for p in chosen(self.params, self.wanted.params)]
+        lead = (self.sums.parts,) if self.sums.parts > 1 else ()
+        return [jnp.zeros((*lead, *p.shape), accumulator(p.dtype)) for p in chosen(self.params, self.wanted.params)]
 
     def window(self, carry: list, rows: list, sums: list, known: dict[Any, Any], every: Arrays, reverse: bool, loop: Loop):
         """One window: ``(carry's cotangent, rows, sums, cotangents of the inputs)``.
@@ -128,6 +129,7 @@ class Backward:
 
     def assemble(self, sums: list, carry: list, inputs: list) -> list[Any]:
         """A cotangent for each param, carry and input, None where none is wanted."""
+        sums = [self.sums.joined(s) for s in sums]
         of_params = iter(s.astype(p.dtype) for s, p in zip(sums, chosen(self.params, self.wanted.params), strict=True))
         of_carry, of_inputs = iter(carry), iter(inputs)
         every_carry = [next(of_carry) if v is not None else None for v in self.program.d_carry]
