@@ -172,6 +172,16 @@ def devices_of(ctx: Any) -> int:
     return _size(size for name, size in mesh.shape.items() if name not in where.manual_axes)
 
 
+def check_one_device(who: str, ctx: Any) -> None:
+    """Raise where what is lowered here is to be split over devices, and ``who`` is a call that XLA cannot split."""
+    if devices_of(ctx) > 1:
+        raise ValueError(
+            f"{who}: this program is compiled for {devices_of(ctx)} devices, and XLA cannot split one kernel over them: call "
+            "unroll inside jax.shard_map(..., check_vma=False), so that each device walks its part of the batch, or use "
+            "engine=jaxrnn.Scan(), which is split by itself"
+        )
+
+
 _lower_merged = mlir.lower_fun(_merged, multiple_results=False)
 _lower_apart = mlir.lower_fun(product, multiple_results=False)
 
