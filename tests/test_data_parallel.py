@@ -207,6 +207,70 @@ def check_inside_shard_map_a_kernel_walks_each_part():
     np.testing.assert_allclose(jax.jit(split)(*inputs[:2]), jaxrnn.unroll(cell, *inputs[:2])[1], atol=1e-6)
 
 
+# -- meshes of explicit axes -----------------------------------------------------------------------------------------
+
+
+EXPLICIT = ["gru_learned", "s5"]
+EXPLICIT += [pytest.param(name, marks=pytest.mark.slow) for name in ALL if name not in EXPLICIT]
+
+
+def explicit_mesh():
+    return jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+
+
+@pytest.mark.parametrize("name", EXPLICIT)
+def check_an_explicit_mesh(name, x64):
+    """Values, gradients and types, in which the batch is split; and one all-reduce, as on a mesh without types."""
+    layer = ALL[name]
+    inputs = draw(layer, 3, steps=5, batch=(4,))
+    key = jax.random.key(1) if layer.draws else None
+    arrays = (inputs.xs, inputs.mask, inputs.resets)
+
+    def both(params, *arrays):
+        loss = loss_of(layer, None, "mr")
+        how = {"key": key} if layer.draws else {}
+        return jax.value_and_grad(loss, argnums=(0, 1))(params, *arrays, key), jaxrnn.unroll(layer, params, arrays[0], **how)
+
+    expected = jax.jit(both)(inputs.params, *arrays)
+    with jax.set_mesh(explicit_mesh()):
+        split = jax.device_put(arrays, P(None, "data"))
+        program = jax.jit(both)
+        found = program(jax.device_put(inputs.params, P()), *split)
+        assert jax.typeof(found[1][1]).sharding.spec[:2] == (None, "data")
+        assert jax.typeof(found[0][1][1]).sharding.spec[:2] == (None, "data")
+        assert {jax.typeof(leaf).sharding.spec[0] for leaf in jax.tree.leaves(found[1][0])} == {"data"}
+        assert {each.name for each in said(both, (inputs.params, *split))} == {"all-reduce"}
+    assert_same(jax.tree.map(np.asarray, found), jax.tree.map(np.asarray, expected))
+
+
+def check_what_else_there_is_on_an_explicit_mesh():
+    """Streaming, truncation, all carries, second derivatives, mapped and empty sequences, a mesh with an automatic axis too."""
+    cell = jaxrnn.LSTM(4)
+    inputs = draw(cell, 3, steps=6, batch=(4,))
+
+    def kinds(tree):
+        return {str(jax.typeof(leaf).sharding.spec) for leaf in jax.tree.leaves(tree)}
+
+    mixed = jax.make_mesh((2, 2), ("data", "more"), axis_types=(jax.sharding.AxisType.Explicit, jax.sharding.AxisType.Auto))
+    for mesh in (explicit_mesh(), mixed):
+        with jax.set_mesh(mesh):
+            params, xs = jax.device_put(inputs.params, P()), jax.device_put(inputs.xs, P(None, "data"))
+            carry, ys, carries = jax.jit(lambda p, x: jaxrnn.unroll(cell, p, x, return_carries=True))(params, xs)
+            assert kinds((ys, carries)) == {str(P(None, "data", None))}
+            assert kinds(jax.jit(cell)(params, carry, xs[0])) == {str(P("data", None))}
+            cut = jax.jit(lambda p, x, c: jaxrnn.truncated_unroll(cell, p, x, c, window=4))
+            assert kinds(cut(params, xs, carry)[1]) == {str(P(None, "data", None))}
+            empty = jax.jit(lambda p, x: jaxrnn.unroll(cell, p, x[:0]))(params, xs)
+            assert empty[1].shape == (0, 4, 4)  # an array without numbers is nowhere
+            mapped = jax.vmap(lambda x: jaxrnn.unroll(cell, inputs.params, x)[1], 1, 1)
+            assert kinds(jax.jit(mapped)(xs)) == {str(P(None, "data", None))}
+
+            def slope(x, params=params):
+                return jax.grad(lambda x: jnp.square(jaxrnn.unroll(cell, params, x)[1]).sum())(x)
+
+            assert kinds(jax.jit(lambda x: jax.jvp(slope, (x,), (x,)))(xs)) == {str(P(None, "data", None))}
+
+
 # -- one device ------------------------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ FLOORS = {
     "cell": 0,
     "checks": 0,
     "contraction": 0,
+    "explicit_mesh": 0,
     "fence": 0,
     "cells": 1,
     "engines": 1,

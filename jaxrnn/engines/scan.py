@@ -31,8 +31,7 @@ class Scan:
 
     A ``lax.cond`` in a step runs both its branches where it does not need the carry, and on the way back, as under ``vmap``.
     Steps with side effects, callbacks or rbg random numbers, and arrays whose types belong to JAX's own loops (symbolic
-    sizes, explicit meshes, typed keys, ``jax.shard_map`` with ``check_vma=True``) are walked by ``lax.scan`` with JAX's own
-    derivative.
+    sizes, typed keys, ``jax.shard_map`` with ``check_vma=True``) are walked by ``lax.scan`` with JAX's own derivative.
 
     Args:
         unroll: steps per iteration of the compiled loops. More code, rarely faster.
