@@ -4,6 +4,7 @@ A program holds one all-reduce of the gradients, outside of every loop, whatever
 Four devices are needed, so the checks (``check_...``) run in a pytest of their own.
 """
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 from collectives import Collective, collectives
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from subjects import SUBJECTS, D, assert_same, draw
+from subjects import SUBJECTS, D, UserCell, assert_same, draw
 
 import jaxrnn
 
@@ -205,6 +206,99 @@ def check_inside_shard_map_a_kernel_walks_each_part():
 
     split = jax.shard_map(walk, mesh=mesh(), in_specs=(P(), P(None, "b")), out_specs=P(None, "b"), check_vma=False)
     np.testing.assert_allclose(jax.jit(split)(*inputs[:2]), jaxrnn.unroll(cell, *inputs[:2])[1], atol=1e-6)
+
+
+# -- shard_map with sums in the step -------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Meeting(jaxrnn.Cell):
+    """A cell whose examples meet at every step, over the devices too: by their mean, or in the whole of its carry."""
+
+    hidden_size: int
+    alike: bool = False  # every device has the same carry
+
+    init = UserCell.init
+
+    def initial_carry(self, params, batch_shape=(), dtype=None):
+        h = jnp.zeros((*batch_shape, self.hidden_size), dtype or params["vector"].dtype)
+        return {"h": h, "seen": h[..., 0]}
+
+    def step(self, params, carry, z):
+        h = jnp.tanh(z @ params["kernel"] + carry["h"] * jnp.broadcast_to(params["vector"], carry["h"].shape))
+        mean = jax.lax.pmean(h, "b")
+        return {"h": mean if self.alike else h - 0.5 * mean, "seen": carry["seen"] + mean.sum(-1)}
+
+    def output(self, params, carry, x):
+        return carry["h"] * jnp.cos(carry["seen"])[..., None]
+
+
+def by_lax_scan(cell, params, xs, mask):
+    def step(carry, now):
+        new = jax.tree.map(
+            lambda a, b: jnp.where(now[1].reshape(-1, *[1] * (a.ndim - 1)), a, b), cell.step(params, carry, now[0]), carry
+        )
+        return new, new
+
+    first, alike = cell.initial_carry(params, xs.shape[1:-1]), {"seen", "h"} if cell.alike else {"seen"}
+    if "b" in varying(xs):
+        masked = mask is not None
+        first = {name: jax.lax.pcast(a, "b", to="varying") if masked or name not in alike else a for name, a in first.items()}
+    mask = jnp.ones(xs.shape[:2], bool) if mask is None else mask
+    last, carries = jax.lax.scan(step, first, (xs, mask))
+    return last, jnp.where(mask[..., None], cell.output(params, carries, xs), 0)
+
+
+def varying(a):
+    return getattr(jax.typeof(a).manual_axis_type, "varying", ())
+
+
+@pytest.mark.parametrize("engine", [None, pytest.param(jaxrnn.Scan(residuals="all"), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("flags", ["", "m"])
+@pytest.mark.parametrize("alike", [False, True])
+@pytest.mark.parametrize("tracked", [True, False])
+def check_sums_in_the_step(tracked, alike, flags, engine, x64):
+    """What lax.scan does there; its types too: what every device has alike may leave shard_map as such."""
+    cell = Meeting(4, alike)
+    inputs = draw(UserCell(4), 3, steps=5, batch=(B,))
+
+    def run(walk):
+        def local(params, xs, mask):
+            last, ys = walk(params, xs, mask if flags else None)
+            return jax.lax.psum(jnp.square(ys).sum(), "b"), last["seen"]
+
+        out = (P(), P("b") if flags else P())
+        split = jax.shard_map(local, mesh=mesh(), in_specs=(P(), P(None, "b"), P(None, "b")), out_specs=out, check_vma=tracked)
+        return jax.jit(jax.value_and_grad(split, argnums=(0, 1), has_aux=True))(*inputs[:2], jnp.ones_like(inputs.mask))
+
+    def ours(params, xs, mask):
+        return jaxrnn.unroll(cell, params, xs, mask=mask, engine=engine)
+
+    assert_same(run(ours), run(lambda *a: by_lax_scan(cell, *a)))
+
+
+@pytest.mark.parametrize("name", ["lstm", "lru", "stack", "mlstm"])
+def check_weight_gradients_are_summed_once_inside_shard_map(name):
+    layer = ALL[name]
+    inputs = draw(layer, 3, steps=5, batch=(B,))
+
+    def local(*arrays):
+        return jax.lax.psum(loss_of(layer, None, "mr")(*arrays, None), "b")
+
+    split = jax.shard_map(local, mesh=mesh(), in_specs=(P(), *[P(None, "b")] * 3), out_specs=P())
+    found = said(jax.value_and_grad(split), (inputs.params, inputs.xs, inputs.mask, inputs.resets))
+    assert {each.name for each in found} == {"all-reduce"}
+    assert not any(each.looped for each in found)
+
+
+def check_an_empty_or_single_step_inside_shard_map():
+    cell = jaxrnn.LSTM(4)
+    for steps in (0, 1):
+        inputs = draw(cell, 3, steps=steps, batch=(B,))
+        split = jax.shard_map(
+            lambda *a: jaxrnn.unroll(cell, *a)[1], mesh=mesh(), in_specs=(P(), P(None, "b")), out_specs=P(None, "b")
+        )
+        assert jax.jit(split)(*inputs[:2]).shape == (steps, B, 4)
 
 
 # -- meshes of explicit axes -----------------------------------------------------------------------------------------

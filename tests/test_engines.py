@@ -414,7 +414,7 @@ def test_steps_left_to_jax(cell, message, x64):
             odd_gradient(cell, engine)
 
 
-def test_symbolic_sizes_are_left_to_jax_and_explicit_meshes_are_not():
+def test_symbolic_sizes_are_left_to_jax_and_explicit_meshes_are_not(plain_errors):
     cell = jaxrnn.LSTM(4)
     params, xs = cell.init(jax.random.key(0), 3), jnp.ones((7, 2, 3))
     shape = jax.ShapeDtypeStruct(jax.export.symbolic_shape("t, b, 3"), jnp.float32)
