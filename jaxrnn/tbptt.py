@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float
 
 from .cell import Carry, Params, accumulator, expand, select
 from .checks import check_positive
+from .pickling import Static
 from .tbptt_checks import (
     check_axis,
     check_differentiable,
@@ -65,7 +66,7 @@ class TBPTTState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class TBPTT:
+class TBPTT(Static):
     """TBPTT(k1, k2) of any model: windows of one sequence, or of an endless one that comes in pieces.
 
     The methods compile once for each TBPTT and each shape, whether they are called eagerly or inside ``jit``. A sequence may

@@ -13,6 +13,7 @@ FLOORS = {
     "contraction": 0,
     "explicit_mesh": 0,
     "fence": 0,
+    "pickling": 0,
     "cells": 1,
     "engines": 1,
     "initializers": 1,
