@@ -14,6 +14,7 @@ FLOORS = {
     "explicit_mesh": 0,
     "fence": 0,
     "pickling": 0,
+    "scalars": 0,
     "cells": 1,
     "engines": 1,
     "initializers": 1,
