@@ -11,9 +11,11 @@ from jaxtyping import Array, Float, Integer
 
 from .cell import Carry
 from .checks import check_carry, check_int, describe
+from .exported import exportable
 from .scalars import Number, Size, as_number, as_size
 
 
+@exportable
 class Beams(NamedTuple):
     """What `beam_search` returns: ``width`` hypotheses, the best one first.
 

@@ -23,12 +23,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Inexact, Shaped
 
 from .checks import check_carry, check_inputs, check_key, describe
+from .exported import exportable
 from .pickling import Static
 
 Params = Any  # a pytree of arrays: a dict with words for keys
 Carry = Any  # a pytree of arrays (*B, ...): an array, or a NamedTuple when it has several parts
 
 
+@exportable
 class Gate(NamedTuple):
     """What a gate or unit of a step let through: its ``value (*B, H)``, the range it lies in, and whether it keeps the state.
 

@@ -11,9 +11,11 @@ from jaxtyping import Array, Float, Integer
 
 from .cell import Carry
 from .checks import check_carry, describe
+from .exported import exportable
 from .scalars import Number, Size, as_number, as_size
 
 
+@exportable
 class Generated(NamedTuple):
     """What `generate` returns.
 

@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float
 
 from .cell import Carry, Params, accumulator, expand, select
 from .checks import check_positive
+from .exported import exportable
 from .pickling import Static
 from .tbptt_checks import (
     check_axis,
@@ -37,6 +38,7 @@ from .tbptt_checks import (
 from .tbptt_plan import filled, plan
 
 
+@exportable
 class Window(NamedTuple):
     """A stretch of a sequence: arrays with time leading, or pytrees of them.
 
@@ -53,6 +55,7 @@ class Window(NamedTuple):
     gradient_scale: Any = None
 
 
+@exportable
 class TBPTTState(NamedTuple):
     """What one call hands to the next: the carry k2 - k1 steps back, and those steps.
 

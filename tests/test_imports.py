@@ -12,6 +12,7 @@ FLOORS = {
     "checks": 0,
     "contraction": 0,
     "explicit_mesh": 0,
+    "exported": 0,
     "fence": 0,
     "pickling": 0,
     "scalars": 0,

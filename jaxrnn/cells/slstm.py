@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from ..cell import Gate, Params, accumulator
 from ..checks import check_features, check_positive
+from ..exported import exportable
 from ..initializers import Initializer, Normal, PowerLaw, Zeros, gate_biases, gate_blocks
 from .arithmetic import along, dense, recur
 from .base import BuiltinCell
@@ -19,6 +20,7 @@ from .base import BuiltinCell
 SIGMOID, EXPONENTIAL = "sigmoid", "exponential"
 
 
+@exportable
 class SLSTMState(NamedTuple):
     """The carry of an sLSTM, each ``(*B, H)``: h, which it shows, the memory c, the normaliser n, and m, the logarithm of the
     scale that c and n are kept at: the true ones are ``c exp(m)`` and ``n exp(m)``.
