@@ -26,8 +26,9 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.interpreters import partial_eval as pe
 
-from ..contraction import devices_of
+from ..contraction import contraction_p, devices_of, product
 from . import walks
+from .checked import see_inside
 from .defaults import KERNELS, chunk_and_why, hoists, window_and_why
 from .jaxprs import chosen, is_differentiable, mapping_of, split
 from .kernels.loop import Kernel
@@ -334,3 +335,7 @@ def _adjoint_transpose(cotangents, *args, step: Step, plan: Plan, wrt: tuple[int
 
 
 ad.primitive_transposes[adjoint_p] = _adjoint_transpose
+
+for _primitive, _function in FUNCTIONS.items():
+    see_inside(_primitive, _function)
+see_inside(contraction_p, product)
