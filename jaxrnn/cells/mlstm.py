@@ -142,7 +142,7 @@ class MLSTM(BuiltinCell):
     def steps(self, z: Float[Array, "*TB G"]) -> Steps:
         """The blocks of ``project`` apart."""
         q, k, v, o, i, f = jnp.split(z, np.cumsum(self.blocks)[:-1], axis=-1)
-        q, k, v = (block.reshape(*block.shape[:-1], self.heads, -1) for block in (q, k, v))
+        q, k, v = (block.reshape(*block.shape[:-1], self.heads, block.shape[-1] // self.heads) for block in (q, k, v))
         return Steps(q, k, v, jax.nn.sigmoid(o), i, log_forget(self, f))
 
     def step(self, params: Params, carry: MLSTMState, z: Float[Array, "*B G"]) -> MLSTMState:

@@ -120,9 +120,9 @@ class SLSTM(BuiltinCell):
         """``h R``, gate by gate over all heads."""
         if self.heads == 1:
             return recur(h, kernel[0])
-        apart = h.astype(kernel.dtype).reshape(*h.shape[:-1], self.heads, -1)
+        apart = h.astype(kernel.dtype).reshape(*h.shape[:-1], self.heads, self.hidden_size // self.heads)
         a = jnp.einsum("...nd,ndg->...ng", apart, kernel, preferred_element_type=accumulator(kernel.dtype))
-        by_gate = jnp.swapaxes(a.reshape(*h.shape[:-1], self.heads, 4, -1), -3, -2)
+        by_gate = jnp.swapaxes(a.reshape(*h.shape[:-1], self.heads, 4, self.hidden_size // self.heads), -3, -2)
         return by_gate.reshape(*h.shape[:-1], 4 * self.hidden_size)
 
     def gate_values(self, params: Params, carry: SLSTMState, z: Float[Array, "*B G"]) -> dict[str, Gate]:
