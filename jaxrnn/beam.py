@@ -11,8 +11,11 @@ from jaxtyping import Array, Float, Integer
 
 from .cell import Carry
 from .checks import check_carry, check_int, describe
+from .exported import exportable
+from .scalars import Number, Size, as_number, as_size
 
 
+@exportable
 class Beams(NamedTuple):
     """What `beam_search` returns: ``width`` hypotheses, the best one first.
 
@@ -42,10 +45,10 @@ def beam_search(
     carry: Carry,
     start: Integer[Array, "*B"],
     *,
-    end: int,
-    width: int,
-    length: int,
-    length_penalty: float = 0.0,
+    end: Size,
+    width: Size,
+    length: Size,
+    length_penalty: Number = 0.0,
 ) -> Beams:
     """Write up to ``length`` tokens after ``start``, keeping the ``width`` likeliest hypotheses at each step.
 
@@ -72,7 +75,10 @@ def beam_search(
         TypeError, ValueError: for sizes below 1, an ``end`` that is no symbol, a negative penalty, a start that holds no
             integers, a carry without the batch axes of ``start`` or which ``step`` returns otherwise.
     """
-    _check(step, carry, start, end, width, length, length_penalty)
+    width, length = as_size("beam_search", "width", width), as_size("beam_search", "length", length)
+    length_penalty = as_number("beam_search", "length_penalty", length_penalty)
+    _check(step, carry, start, end)
+    end = int(end)
     axis, start = start.ndim, jnp.asarray(start, jnp.int32)
     forward = jax.vmap(step, in_axes=axis, out_axes=axis)
 
@@ -137,7 +143,7 @@ def _extended(search: _Search, carry: Carry, logp: Float[Array, "*B W V"], end: 
     )
 
 
-def _ranked(search: _Search, length_penalty: float) -> Beams:
+def _ranked(search: _Search, length_penalty: Number) -> Beams:
     """What was found, by its score."""
     axis = search.logp.ndim - 1
     scores = search.logp / jnp.maximum(search.lengths, 1).astype(jnp.float32) ** jnp.float32(length_penalty)
@@ -149,16 +155,10 @@ def _ranked(search: _Search, length_penalty: float) -> Beams:
     )
 
 
-def _check(step: Any, carry: Any, start: Any, end: Any, width: Any, length: Any, length_penalty: Any) -> None:
+def _check(step: Any, carry: Any, start: Any, end: Any) -> None:
     """Everything that was passed fits together."""
     if not hasattr(start, "dtype") or not jnp.issubdtype(start.dtype, jnp.integer):
         raise TypeError(f"beam_search: start must be an integer array (*B), but it is {describe(start)}")
-    for name, value in (("width", width), ("length", length)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"beam_search: {name} must be an int of at least 1, but it is {value!r}")
-    number = isinstance(length_penalty, (int, float)) and not isinstance(length_penalty, bool)
-    if not number or not 0 <= length_penalty < float("inf"):
-        raise ValueError(f"beam_search: length_penalty must be a finite number of at least 0, but it is {length_penalty!r}")
     batch = tuple(start.shape)
     for path, leaf in jax.tree_util.tree_leaves_with_path(carry):
         if tuple(jnp.shape(leaf)[: len(batch)]) != batch:

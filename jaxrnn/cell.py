@@ -24,11 +24,14 @@ import numpy as np
 from jaxtyping import Array, Inexact, Shaped
 
 from .checks import check_carry, check_inputs, check_key, describe
+from .exported import exportable
+from .pickling import Static
 
 Params = Any  # a pytree of arrays: a dict with words for keys
 Carry = Any  # a pytree of arrays (*B, ...): an array, or a NamedTuple when it has several parts
 
 
+@exportable
 class Gate(NamedTuple):
     """What a gate or unit of a step let through: its ``value (*B, H)``, the range it lies in, and whether it keeps the state.
 
@@ -41,7 +44,7 @@ class Gate(NamedTuple):
     keeps: bool = False
 
 
-class Cell:
+class Cell(Static):
     """One step of a recurrence, as static configuration and pure functions.
 
     A subclass is a ``@dataclasses.dataclass(frozen=True)`` and must define ``init`` and ``step``. ``project`` defaults to
@@ -200,7 +203,7 @@ class Walk:
         return jnp.where(is_end, jnp.asarray(at_end, before.dtype), jnp.roll(before, 1 if self.reverse else -1, axis=0))
 
 
-class Layer:
+class Layer(Static):
     """Cells and engines composed over whole sequences, with the same ``init`` and ``initial_carry`` as a cell.
 
     A subclass is a frozen dataclass that defines ``init``, ``initial_carry`` and ``unroll``; the streaming call is the

@@ -11,8 +11,11 @@ from jaxtyping import Array, Float, Integer
 
 from .cell import Carry
 from .checks import check_carry, describe
+from .exported import exportable
+from .scalars import Number, Size, as_number, as_size
 
 
+@exportable
 class Generated(NamedTuple):
     """What `generate` returns.
 
@@ -29,10 +32,10 @@ def generate(
     step: Callable[[Carry, Integer[Array, "*B"]], tuple[Carry, Float[Array, "*B V"]]],
     carry: Carry,
     prompt: Integer[Array, "P *B"],
-    length: int,
+    length: Size,
     *,
-    temperature: float = 1.0,
-    top_k: int | None = None,
+    temperature: Number = 1.0,
+    top_k: Size | None = None,
     key: Array | None = None,
 ) -> Generated:
     """Read ``prompt``, then write ``length`` tokens, each the input of the next step.
@@ -44,7 +47,8 @@ def generate(
         carry: the state before the prompt.
         prompt: ``(P, *B)`` integers, P >= 1.
         length: N, tokens to write.
-        temperature: 0 takes the likeliest symbol each time, and then no key is wanted.
+        temperature: 0 takes the likeliest symbol each time, and then no key is wanted. It may be traced, an argument of a
+            compiled function: then a key is wanted, and 0 takes the likeliest symbol nevertheless.
         top_k: how many of the likeliest symbols may be drawn.
         key: demanded when temperature > 0.
 
@@ -52,13 +56,22 @@ def generate(
         TypeError, ValueError: for an empty or non-integer prompt, a negative temperature, a top_k outside [1, V], a missing
             or unused key.
     """
-    _check(prompt, length, temperature, top_k, key)
+    length, temperature = as_size("generate", "length", length), as_number("generate", "temperature", temperature)
+    top_k = None if top_k is None else as_size("generate", "top_k", top_k)
+    known = not isinstance(temperature, jax.core.Tracer)
+    _check(prompt, temperature if known else 1.0, top_k, key)
     P, prompt = prompt.shape[0], jnp.asarray(prompt, jnp.int32)
-    temperature = max(temperature, 1e-30) if temperature else 0  # less than that would round to 0 in float32
+    greedy, least = temperature == 0, 1e-30  # less than that would round to 0 in float32
 
     def choose(logits, key):
-        if temperature == 0:
+        if known and greedy:
             return jnp.argmax(logits, axis=-1)
+        drawn = draw(
+            logits, key, max(temperature, least) if known else jnp.maximum(jnp.asarray(temperature, logits.dtype), least)
+        )
+        return drawn if known else jnp.where(greedy, jnp.argmax(logits, axis=-1).astype(drawn.dtype), drawn)
+
+    def draw(logits, key, temperature):
         if top_k is not None:
             if top_k > logits.shape[-1]:
                 raise ValueError(f"generate: top_k = {top_k} is more than the {logits.shape[-1]} symbols there are")
@@ -83,19 +96,13 @@ def generate(
     return Generated(tokens[P - 1 :], logits[P - 1 :], carry)
 
 
-def _check(prompt, length, temperature, top_k, key):
+def _check(prompt, temperature, top_k, key):
     if not hasattr(prompt, "dtype") or not jnp.issubdtype(prompt.dtype, jnp.integer) or prompt.ndim < 1:
         raise TypeError(f"generate: the prompt must be an integer array (P, *B), but it is {describe(prompt)}")
     if prompt.shape[0] < 1:
         raise ValueError("generate: the prompt is empty; give at least one token to begin from")
-    if isinstance(length, bool) or not isinstance(length, int) or length < 1:
-        raise ValueError(f"generate: length must be an int of at least 1 token, but it is {length!r}")
-    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not 0 <= temperature < float("inf"):
-        raise ValueError(f"generate: temperature must be a finite number of at least 0, but it is {temperature!r}")
     if temperature == 0 and top_k is not None:
         raise ValueError("generate: at temperature 0 nothing is drawn, so leave top_k out")
-    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
-        raise ValueError(f"generate: top_k must be an int of at least 1 symbol, but it is {top_k!r}")
     if temperature > 0 and key is None:
         raise ValueError("generate: drawing at a temperature above 0 needs key=jax.random.key(...)")
     if temperature == 0 and key is not None:

@@ -24,6 +24,8 @@ from jaxtyping import Array, Bool, Float
 
 from .cell import Carry, Params, accumulator, expand, select
 from .checks import check_positive
+from .exported import exportable
+from .pickling import Static
 from .tbptt_checks import (
     check_axis,
     check_differentiable,
@@ -36,6 +38,7 @@ from .tbptt_checks import (
 from .tbptt_plan import filled, plan
 
 
+@exportable
 class Window(NamedTuple):
     """A stretch of a sequence: arrays with time leading, or pytrees of them.
 
@@ -52,6 +55,7 @@ class Window(NamedTuple):
     gradient_scale: Any = None
 
 
+@exportable
 class TBPTTState(NamedTuple):
     """What one call hands to the next: the carry k2 - k1 steps back, and those steps.
 
@@ -65,7 +69,7 @@ class TBPTTState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class TBPTT:
+class TBPTT(Static):
     """TBPTT(k1, k2) of any model: windows of one sequence, or of an endless one that comes in pieces.
 
     The methods compile once for each TBPTT and each shape, whether they are called eagerly or inside ``jit``. A sequence may

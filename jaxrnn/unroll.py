@@ -43,6 +43,7 @@ from .engines import Associative
 from .engines.scan import Default
 from .engines.step import reason_against
 from .engines.windows import walk_in_windows
+from .explicit_mesh import under_auto_axes
 from .filling import fill_masked
 from .gradient_scale import ScaledCell
 
@@ -198,7 +199,12 @@ def _walked(*args, window, return_carries):
 @functools.partial(jax.jit, static_argnames=("cell", "engine", "reverse", "window", "return_carries"), inline=True)
 def _compiled(cell, params, xs, carry, mask, resets, gradient_scale, key, engine, reverse, window, return_carries):
     """Compiled once for equal cells and equal shapes."""
-    return unrolled(cell, params, xs, carry, mask, resets, gradient_scale, key, engine, reverse, window, return_carries)
+
+    def walk(xs, *arrays):
+        params, carry, mask, resets, scale, key = arrays
+        return unrolled(cell, params, xs, carry, mask, resets, scale, key, engine, reverse, window, return_carries)
+
+    return under_auto_axes(walk, xs, params, carry, mask, resets, gradient_scale, key)
 
 
 def unrolled(

@@ -9,12 +9,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..cell import accumulator
+from ..contraction import contract
 
 
 def dense(x: Float[Array, "*TB D"], kernel: Float[Array, "D H"]) -> Float[Array, "*TB H"]:
-    """``x @ kernel`` as one 2-D product: with three axes XLA's gradient makes a strided copy of the cotangent."""
-    flat = x.reshape(-1, x.shape[-1]) if x.size else x.reshape(0, x.shape[-1])
-    return (flat @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+    """``x @ kernel`` for any leading axes; on one device as one 2-D product, see `jaxrnn.contraction`."""
+    if x.ndim < 3 or x.dtype != kernel.dtype:
+        return x @ kernel
+    numbers = (((x.ndim - 1,), (0,)), ((), ()))
+    return contract(x, kernel, dimension_numbers=numbers, preferred_element_type=jnp.dtype(x.dtype))
 
 
 def recur(h: Float[Array, "*B H"], kernel: Float[Array, "H G"]) -> Float[Array, "*B G"]:

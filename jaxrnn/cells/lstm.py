@@ -11,11 +11,13 @@ from jaxtyping import Array, Float
 
 from ..cell import Gate, Params, accumulator
 from ..checks import check_features, check_positive
+from ..exported import exportable
 from ..initializers import Chrono, Initializer, LecunNormal, Orthogonal, Zeros, gate_biases, gate_blocks
 from .arithmetic import along, dense, gate_activations, layer_norm, recur
 from .base import BuiltinCell
 
 
+@exportable
 class LSTMState(NamedTuple):
     """The carry of an LSTM: what it shows, ``h (*B, H or P)``, and what it remembers, ``c (*B, H)``."""
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from ..cell import Gate, Params, accumulator
 from ..checks import check_features, check_positive
+from ..exported import exportable
 from ..initializers import Initializer, Linspace, Normal, Zeros, gate_blocks
 from .arithmetic import along, dense
 from .base import BuiltinCell
@@ -20,6 +21,7 @@ from .chunks import walk_chunks
 from .slstm import SIGMOID, bounded_exp, check_forget_gate, check_heads, largest_exponent, log_forget
 
 
+@exportable
 class MLSTMState(NamedTuple):
     """The carry of an mLSTM: h ``(*B, H)``, which it shows, the memory C ``(*B, heads, d_k, d_v)``, the normaliser n
     ``(*B, heads, d_k)``, and m ``(*B, heads)``, the logarithm of the scale that C and n are kept at: the true ones are
@@ -140,7 +142,7 @@ class MLSTM(BuiltinCell):
     def steps(self, z: Float[Array, "*TB G"]) -> Steps:
         """The blocks of ``project`` apart."""
         q, k, v, o, i, f = jnp.split(z, np.cumsum(self.blocks)[:-1], axis=-1)
-        q, k, v = (block.reshape(*block.shape[:-1], self.heads, -1) for block in (q, k, v))
+        q, k, v = (block.reshape(*block.shape[:-1], self.heads, block.shape[-1] // self.heads) for block in (q, k, v))
         return Steps(q, k, v, jax.nn.sigmoid(o), i, log_forget(self, f))
 
     def step(self, params: Params, carry: MLSTMState, z: Float[Array, "*B G"]) -> MLSTMState:

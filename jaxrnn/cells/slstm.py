@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from ..cell import Gate, Params, accumulator
 from ..checks import check_features, check_positive
+from ..exported import exportable
 from ..initializers import Initializer, Normal, PowerLaw, Zeros, gate_biases, gate_blocks
 from .arithmetic import along, dense, recur
 from .base import BuiltinCell
@@ -19,6 +20,7 @@ from .base import BuiltinCell
 SIGMOID, EXPONENTIAL = "sigmoid", "exponential"
 
 
+@exportable
 class SLSTMState(NamedTuple):
     """The carry of an sLSTM, each ``(*B, H)``: h, which it shows, the memory c, the normaliser n, and m, the logarithm of the
     scale that c and n are kept at: the true ones are ``c exp(m)`` and ``n exp(m)``.
@@ -118,9 +120,9 @@ class SLSTM(BuiltinCell):
         """``h R``, gate by gate over all heads."""
         if self.heads == 1:
             return recur(h, kernel[0])
-        apart = h.astype(kernel.dtype).reshape(*h.shape[:-1], self.heads, -1)
+        apart = h.astype(kernel.dtype).reshape(*h.shape[:-1], self.heads, self.hidden_size // self.heads)
         a = jnp.einsum("...nd,ndg->...ng", apart, kernel, preferred_element_type=accumulator(kernel.dtype))
-        by_gate = jnp.swapaxes(a.reshape(*h.shape[:-1], self.heads, 4, -1), -3, -2)
+        by_gate = jnp.swapaxes(a.reshape(*h.shape[:-1], self.heads, 4, self.hidden_size // self.heads), -3, -2)
         return by_gate.reshape(*h.shape[:-1], 4 * self.hidden_size)
 
     def gate_values(self, params: Params, carry: SLSTMState, z: Float[Array, "*B G"]) -> dict[str, Gate]:

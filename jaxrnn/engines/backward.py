@@ -45,7 +45,7 @@ class Layout:
     step.
     """
 
-    def __init__(self, program: Adjoint, wanted: Wanted, *, with_kept: bool, by_steps: bool = True):
+    def __init__(self, program: Adjoint, wanted: Wanted, *, with_kept: bool, by_steps: bool = True, parts: int = 1):
         self.program = program
         self.kept = program.matmul_values if with_kept else []
         self.d_params = chosen(program.d_params, wanted.params)
@@ -53,7 +53,7 @@ class Layout:
         self.d_carry = [v for v in program.d_carry if v is not None]
         self.cotangents = [v for v in program.cotangents if v is not None]
         rows = [v for v in self.d_inputs if program.kind_of(v) > CONST]
-        self.sums = TimeSum(program, self.d_params, rows, most_bytes(program) if by_steps else math.inf)
+        self.sums = TimeSum(program, self.d_params, rows, most_bytes(program) if by_steps else math.inf, parts)
         self.totals = [Total(program, each, which) for which, each in enumerate(self.sums.direct) if each]
         self.totals += [Total(program, [v], None) for v in self.sums.indirect]
         self._order(rows)
@@ -111,10 +111,8 @@ def _differentiable(step: Step, wanted: Wanted) -> Wanted:
 class Backward(Layout):
     """A `Layout` with the values of the parameters, and the walk of a window."""
 
-    def __init__(
-        self, step: Step, params: Arrays, wanted: Wanted, present: Sequence[bool], *, with_kept: bool, by_steps: bool = True
-    ):
-        super().__init__(step.adjoint, wanted, with_kept=with_kept, by_steps=by_steps)
+    def __init__(self, step: Step, params: Arrays, wanted: Wanted, present: Sequence[bool], **options: Any):
+        super().__init__(step.adjoint, wanted, **options)
         self.step, self.params, self.wanted = step, params, wanted
         self.present = [p for p, v in zip(present, self.program.cotangents, strict=True) if v is not None]
         self._set_constants()
@@ -131,7 +129,8 @@ class Backward(Layout):
 
     def zero_sums(self) -> list[Any]:
         """Where weight gradients add up, in float32 at least."""
-        return [jnp.zeros(p.shape, accumulator(p.dtype)) for p in chosen(self.params, self.wanted.params)]
+        lead = (self.sums.parts,) if self.sums.parts > 1 else ()
+        return [jnp.zeros((*lead, *p.shape), accumulator(p.dtype)) for p in chosen(self.params, self.wanted.params)]
 
     def window(self, carry: list, rows: list, sums: list, known: dict[Any, Any], every: Arrays, reverse: bool, loop: Loop):
         """One window: ``(carry's cotangent, rows, sums, cotangents of the inputs)``.
@@ -154,19 +153,26 @@ class Backward(Layout):
             return [*(read(env, v) for v in self.d_carry), *added], [env[v] for v in self.emitted]
 
         given = ([known[v] for v in self.sliced], list(every))
-        begun = [total.zero() if total.which is None else sums[total.which] for total in self.totals]
+        begun = [self._begun(total, sums) for total in self.totals]
         now, rows = loop(body, [*carry, *begun], given, rows, 0, steps, reverse=reverse)
         carry, added = split(now, (count,))
         known |= dict(zip(self.emitted, rows, strict=True))
         known |= self._at_once(self.after, self.stacked, known)
         return carry, rows, self._summed(sums, added, known, steps), [self._rows(v, known, steps) for v in self.d_inputs]
 
+    def _begun(self, total: Total, sums: list) -> Any:
+        """What the loop adds to: the gradient as it stands, where nothing more comes to it and it has no parts."""
+        return total.zero() if total.which is None or self.sums.parts > 1 else sums[total.which]
+
     def _summed(self, sums: list, added: list, known: dict[Any, Any], steps: int) -> list[Any]:
         """The weight gradients with those of a window of ``steps``: what the loop ``added`` up, and what is summed after it."""
         own = {total.which: value for total, value in zip(self.totals, added, strict=True)}
         inner = {total.variables[0]: value for total, value in zip(self.totals, added, strict=True) if total.which is None}
         taken = self.sums.take(self.constants, known, inner, steps)
-        sums = [own.get(i, value) for i, value in enumerate(sums)]
+        if self.sums.parts == 1:
+            sums = [own.get(i, value) for i, value in enumerate(sums)]
+        else:
+            sums = [value + self.sums.first_part(own[i]) if i in own else value for i, value in enumerate(sums)]
         return [s if each is None else s + each.astype(s.dtype) for s, each in zip(sums, taken, strict=True)]
 
     def _at_once(self, eqns: Sequence[Any], outs: Iterable[Any], known: dict[Any, Any]) -> dict[Any, Any]:
@@ -189,6 +195,7 @@ class Backward(Layout):
 
     def assemble(self, sums: list, carry: list, inputs: list) -> list[Any]:
         """A cotangent for each param, carry and input, None where none is wanted."""
+        sums = [self.sums.joined(s) for s in sums]
         of_params = iter(s.astype(p.dtype) for s, p in zip(sums, chosen(self.params, self.wanted.params), strict=True))
         of_carry, of_inputs = iter(carry), iter(inputs)
         every_carry = [next(of_carry) if v is not None else None for v in self.program.d_carry]

@@ -23,6 +23,8 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from ..contraction import check_one_device
+
 KNOWN = 7  # what the way back is given: x, h, c, weights, lengths, y, reserve
 USE_SCAN = "use engine=jaxrnn.Scan()"
 SIGNATURES = {
@@ -154,9 +156,14 @@ def _define(name: str, function: Callable, abstract: Callable) -> Primitive:
     primitive.def_impl(lambda *args, **params: compiled(tuple(params.items()))(*args))
     primitive.def_abstract_eval(abstract)
     for platform in (None, "cpu", "tpu", "cuda", "rocm"):
-        lowering = mlir.lower_fun(functools.partial(function, platform=platform), multiple_results=True)
-        mlir.register_lowering(primitive, lowering, platform=platform)
+        mlir.register_lowering(primitive, functools.partial(_lower, function, platform), platform=platform)
     return primitive
+
+
+def _lower(function: Callable, platform: str | None, ctx: Any, *args: Any, **params: Any) -> Any:
+    if platform == "cuda":
+        check_one_device("CuDNN", ctx)
+    return mlir.lower_fun(functools.partial(function, platform=platform), multiple_results=True)(ctx, *args, **params)
 
 
 def _avals_of_lstm(x, h, c, weights, lengths, *, network: Network, library: Library, keep: bool):

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +26,9 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.interpreters import partial_eval as pe
 
+from ..contraction import contraction_p, devices_of, product
 from . import walks
+from .checked import see_inside
 from .defaults import ALL, CARRIES, GATES, KERNELS, STARTS, chunk_and_why, hoists, residuals_and_why, window_and_why
 from .jaxprs import chosen, is_differentiable, mapping_of, split
 from .kernels.loop import Kernel
@@ -74,7 +77,9 @@ def recurrence(step: Step, params: Sequence, carry: Sequence, inputs: Sequence, 
     return last, carries
 
 
-def _walk(*flat, step: Step, plan: Plan, keep: str | None, show: tuple[bool, ...], platform: str | None = "cpu"):
+def _walk(
+    *flat, step: Step, plan: Plan, keep: str | None, show: tuple[bool, ...], platform: str | None = "cpu", devices: int = 1
+):
     params, carry, inputs = split(flat, (step.params, step.carry))
     pace, _ = settled(plan, step, inputs[0].shape[0], platform, backward=keep is not None)
     last, carries, more = walks.states(step, params, carry, inputs, pace, kept=keep == GATES, starts=keep == STARTS, show=show)
@@ -101,7 +106,7 @@ def settled(plan: Plan, step: Step, steps: int, platform: str | None, backward: 
     return pace, why
 
 
-def _tangent(*flat, step: Step, plan: Plan, wrt: tuple[int, ...], platform: str | None = "cpu"):
+def _tangent(*flat, step: Step, plan: Plan, wrt: tuple[int, ...], platform: str | None = "cpu", devices: int = 1):
     known, moving = flat[: len(flat) - len(wrt)], flat[len(flat) - len(wrt) :]
     params, carry, inputs, _ = split(known, (step.params, step.carry, step.inputs))
     directions: list[Any] = [None] * len(step.avals)
@@ -111,7 +116,15 @@ def _tangent(*flat, step: Step, plan: Plan, wrt: tuple[int, ...], platform: str 
     return [*last, *every]
 
 
-def _adjoint(*flat, step: Step, plan: Plan, wrt: tuple[int, ...], present: tuple[bool, ...], platform: str | None = "cpu"):
+def _adjoint(
+    *flat,
+    step: Step,
+    plan: Plan,
+    wrt: tuple[int, ...],
+    present: tuple[bool, ...],
+    platform: str | None = "cpu",
+    devices: int = 1,
+):
     known, given = flat[: len(flat) - sum(present)], iter(flat[len(flat) - sum(present) :])
     params, carry, inputs, residuals = split(known, (step.params, step.carry, step.inputs))
     pace, _ = settled(plan, step, inputs[0].shape[0], platform, backward=True)
@@ -129,8 +142,14 @@ def _adjoint(*flat, step: Step, plan: Plan, wrt: tuple[int, ...], present: tuple
         starts = starts_of_windows(_undropped(step, carry), carries, pace.window, pace.reverse)
     given_residuals = walks.Residuals(inputs, carries, kept, starts)
     flags = [i in wrt for i in range(len(step.avals))]
-    out = walks.cotangents(step, params, given_residuals, last, every, flags, pace)
+    parts = math.gcd(devices, *(a.shape[0] for a in step.carry_avals if a.shape)) if devices > 1 else 1
+    out = walks.cotangents(step, params, given_residuals, last, every, flags, pace, parts)
     return [out[i] for i in wrt]
+
+
+def _lower(function: Any, platform: str | None, ctx: Any, *args: Any, **params: Any) -> Any:
+    here = functools.partial(function, platform=platform, devices=devices_of(ctx))
+    return mlir.lower_fun(here, multiple_results=True)(ctx, *args, **params)
 
 
 def _define(name: str, function: Any) -> Primitive:
@@ -149,8 +168,7 @@ def _define(name: str, function: Any) -> Primitive:
 
     primitive.def_abstract_eval(lambda *avals, **params: out_avals(avals, tuple(params.items())))
     for platform in (None, "cpu", "cuda", "tpu"):
-        lowering = mlir.lower_fun(functools.partial(function, platform=platform), multiple_results=True)
-        mlir.register_lowering(primitive, lowering, platform=platform)
+        mlir.register_lowering(primitive, functools.partial(_lower, function, platform), platform=platform)
     return primitive
 
 
@@ -358,3 +376,7 @@ def _adjoint_transpose(cotangents, *args, step: Step, plan: Plan, wrt: tuple[int
 
 
 ad.primitive_transposes[adjoint_p] = _adjoint_transpose
+
+for _primitive, _function in FUNCTIONS.items():
+    see_inside(_primitive, _function)
+see_inside(contraction_p, product)

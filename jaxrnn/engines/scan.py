@@ -30,8 +30,7 @@ class Scan:
 
     A ``lax.cond`` in a step runs both its branches where it does not need the carry, and on the way back, as under ``vmap``.
     Steps with side effects, callbacks or rbg random numbers, and arrays whose types belong to JAX's own loops (symbolic
-    sizes, explicit meshes, typed keys, ``jax.shard_map`` with ``check_vma=True``) are walked by ``lax.scan`` with JAX's own
-    derivative.
+    sizes, typed keys, ``jax.shard_map`` with ``check_vma=True``) are walked by ``lax.scan`` with JAX's own derivative.
 
     Args:
         unroll: steps per iteration of the compiled loops. More code, rarely faster.
@@ -42,7 +41,8 @@ class Scan:
         residuals: what the forward pass keeps for the backward one besides the carries: ``"gates"``: what the step's matmuls
             gave, or less if that is enough, so that none is done twice; ``"carries"``: nothing, the gates are made again by
             one matmul a window; ``"all"``: JAX's own rule for ``lax.scan``, which keeps every intermediate and sums weight
-            gradients in the loop (``window`` does not apply). None: ``"gates"``.
+            gradients in the loop (``window`` does not apply; over several devices, XLA's CPU compiler adds them up between
+            devices at every step, where the others do it once). None: ``"gates"``.
 
     Raises:
         ValueError: for options that are no sizes, or that cannot apply, to this cell or these arrays.

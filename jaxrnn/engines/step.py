@@ -109,8 +109,48 @@ def _all_equations(jaxpr: Any) -> Iterator[Any]:
 
 def _axes_of(value: Any) -> frozenset:
     """The mesh axes over which a value varies under ``jax.shard_map``, where it keeps account of that."""
-    kind = getattr(jax.typeof(value), "manual_axis_type", None)
+    value = value if isinstance(value, jax.ShapeDtypeStruct) else jax.typeof(value)
+    kind = getattr(value, "manual_axis_type", None)
     return frozenset() if kind is None else kind.varying
+
+
+def _varying(cell: Cell, params: Params, carry: Carry, sequence: Sequence) -> tuple[Params, Carry]:
+    """Both, cast to vary over mesh axes as a loop wants them that ``jax.shard_map`` keeps account of, ``check_vma=True``.
+
+    A carry must vary from the start over what it varies over after a step, and over no more: a step may sum over an axis. If
+    params vary too, their gradients are summed over the devices once; else at every step.
+    """
+    axes = frozenset().union(*map(_axes_of, jax.tree.leaves((params, carry, sequence))))
+    if not axes:
+        return params, carry
+    wide = _cast(params, [axes] * len(jax.tree.leaves(params)))
+    if jax.tree.leaves(sequence)[0].shape[0] == 0:
+        return wide, _cast(carry, [axes] * len(jax.tree.leaves(carry)))
+    settled, wider = (_settled_carry(cell, p, carry, sequence) for p in (params, wide))
+    same = all(_axes_of(a) == _axes_of(b) for a, b in zip(*map(jax.tree.leaves, (settled, wider)), strict=True))
+    return wide if same else params, settled
+
+
+def _settled_carry(cell: Cell, params: Params, carry: Carry, sequence: Sequence) -> Carry:
+    """``carry``, cast to vary over what it varies over after any number of steps."""
+    while True:
+        now = jax.tree.map(lambda a: a[0], sequence)
+        new = jax.eval_shape(lambda p, c, x: one_step(cell, p, c, x), params, carry, now)
+        wanted = [_axes_of(a) for a in jax.tree.leaves(new)]
+        if all(axes <= _axes_of(a) for a, axes in zip(jax.tree.leaves(carry), wanted, strict=True)):
+            return carry
+        carry = _cast(carry, wanted)
+
+
+def _cast(tree: Any, axes: list[frozenset]) -> Any:
+    """``tree``, each leaf varying over its ``axes`` at least."""
+
+    def leaf(a: Any, wanted: frozenset) -> Any:
+        missing = tuple(sorted(wanted - _axes_of(a), key=str))
+        return jax.lax.pcast(a, missing, to="varying") if missing else a
+
+    leaves, structure = jax.tree.flatten(tree)
+    return jax.tree.unflatten(structure, map(leaf, leaves, axes))
 
 
 def walk_plainly(
@@ -118,18 +158,16 @@ def walk_plainly(
 ) -> tuple[Carry, Carry]:
     """The same by ``lax.scan`` alone, and so with JAX's own derivative."""
     xs, mask, resets = sequence
-    axes = frozenset().union(*map(_axes_of, jax.tree.leaves((params, carry, sequence))))
-    if axes:  # a loop's carry must vary from the start as its outputs do
-        carry = jax.tree.map(
-            lambda a: jax.lax.pcast(a, tuple(axes - _axes_of(a)), to="varying") if axes - _axes_of(a) else a, carry
-        )
+    steps = jax.tree.leaves(sequence)[0].shape[0]
+    if steps != 1:
+        params, carry = _varying(cell, params, carry, sequence)
     inputs = cell.project(params, xs) if hoist else xs
 
     def step(carry, now):
         new = one_step(cell, params, carry, now, projected=hoist)
         return new, new
 
-    if jax.tree.leaves(sequence)[0].shape[0] == 1:  # streaming: no loop
+    if steps == 1:  # streaming: no loop
         carry, new = step(carry, jax.tree.map(lambda a: a[0], (inputs, mask, resets)))
         return carry, jax.tree.map(lambda a: a[None], new)
     return jax.lax.scan(step, carry, (inputs, mask, resets), reverse=reverse, unroll=unroll)

@@ -18,11 +18,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..contraction import contract
 from .jaxprs import bind, nbytes, read, unique
 from .linearity import is_half, rounds, rounds_a_product, terms_of, widens
 from .programs import CONST, Program
 
-CONSTANT, ROWS, LOOP, PRODUCT, LINEAR = "constant", "rows", "loop", "product", "linear"
+CONSTANT, ROWS, LOOP, PRODUCT, LINEAR, BATCH = "constant", "rows", "loop", "product", "linear", "batch"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Rule:
     LOOP       added up in the loop
     PRODUCT    one contraction over time and all that the product contracts
     LINEAR     its equation, of the sums of its ``terms``
+    BATCH      what it sums over the batch is held at every step, and summed over time and batch, each part of it by itself
     """
 
     kind: str
@@ -48,6 +50,10 @@ class TimeSum:
     Args:
         at_hand: variables whose values at every step are held anyway.
         most: bytes of a value of which a row for every step may be held.
+        parts: where a batch is split over devices, the number of equal parts of the batch in which sums are taken. The parts
+            lead: each device adds up its own, window after window, and one all-reduce joins them when the loop is done
+            (`joined`). A sum that has no batch axis is the first part, the others are zero. What the loop adds up is no such
+            sum, and is joined at every step.
 
     ``operands`` are the variables whose values at every step the sums are made from, ``products`` those that are made by one
     product. The loop adds up the ``direct`` variables of each out, whose sum is nothing more, and the ``indirect`` ones, whose
@@ -60,8 +66,9 @@ class TimeSum:
         outs: list[Any],
         at_hand: Iterable[Any] = (),
         most: float = math.inf,
+        parts: int = 1,
     ):
-        self.program = program
+        self.program, self.parts = program, parts
         addends = [self._addends(var) for var in outs]
         self._at_hand = {*at_hand, *self._operands_of_products(addends)}
         self._rules = self._find_rules(most)
@@ -86,11 +93,16 @@ class TimeSum:
         for var, exact in self._used:  # in the order of the equations
             rule = self._rules[var, exact]
             if rule.kind == ROWS:
-                sums[var, exact] = stacked[var].sum(0)
+                sums[var, exact] = self.first_part(stacked[var].sum(0))
             elif rule.kind == LOOP:
-                sums[var, exact] = added[var].astype(var.aval.dtype)
+                sums[var, exact] = self.first_part(added[var].astype(var.aval.dtype))
             elif rule.kind == PRODUCT:
-                sums[var, exact] = _product_over_time(*(stacked[v] for v in rule.eqn.invars), **rule.eqn.params)
+                operands = [stacked[v] for v in rule.eqn.invars]
+                sums[var, exact] = _product_over_time(*operands, parts=self.parts, **rule.eqn.params)
+            elif rule.kind == BATCH:
+                first, *others = (axis + 1 for axis in rule.eqn.params["axes"])  # of rows in time
+                rows = _parted(stacked[rule.eqn.invars[0]], first, self.parts)
+                sums[var, exact] = rows.sum((1, first + 1, *(axis + 1 for axis in others)))
             else:
                 sums[var, exact] = self._through(var, exact, rule, constants, sums, steps)
         totals = ([self._sum_of(v, False, constants, sums, steps) for v in each] for each in self._rest)
@@ -100,7 +112,15 @@ class TimeSum:
         if not self._is_constant(var):
             return sums[var, exact]
         value = read(constants, var)
-        return value * jnp.asarray(steps, jnp.result_type(value))
+        return self.first_part(value * jnp.asarray(steps, jnp.result_type(value)))
+
+    def joined(self, total: Any) -> Any:
+        """The sum of all parts."""
+        return total if self.parts == 1 else total.sum(0)
+
+    def first_part(self, value: Any) -> Any:
+        """A sum without parts, as the first of them."""
+        return value if self.parts == 1 else jnp.zeros((self.parts, *value.shape), value.dtype).at[0].set(value)
 
     def _through(self, var: Any, exact: bool, rule: Rule, constants: dict, sums: dict, steps: int) -> Any:
         """The sum through a linear equation."""
@@ -109,8 +129,10 @@ class TimeSum:
             self._sum_of(v, inner, constants, sums, steps) if i in rule.terms else read(constants, v)
             for i, v in enumerate(eqn.invars)
         ]
-        made = bind(eqn, values)
-        return made[eqn.outvars.index(var)]
+        if self.parts == 1:
+            return bind(eqn, values)[eqn.outvars.index(var)]
+        axes = [0 if i in rule.terms else None for i in range(len(values))]
+        return jax.vmap(lambda *values: bind(eqn, values), axes)(*values)[eqn.outvars.index(var)]
 
     def _addends(self, out: Any) -> list[Any]:
         """The variables whose sum ``out`` is."""
@@ -152,6 +174,8 @@ class TimeSum:
             return Rule(PRODUCT, eqn)
         if var in self._at_hand:
             return None if exact else Rule(ROWS, eqn)
+        if not exact and self.parts > 1 and eqn is not None and _sums_a_batch(eqn, self.parts):
+            return Rule(BATCH, eqn)
         alone = None if exact else Rule(LOOP if nbytes(var) > most else ROWS, eqn, cost=nbytes(var))
         terms = self._terms(eqn, exact)
         if terms is None:
@@ -206,22 +230,31 @@ class TimeSum:
 
 def _held_for(var: Any, rule: Rule) -> list[Any]:
     """What is held at every step for the sum of a variable."""
-    if rule.kind == PRODUCT:
+    if rule.kind in (PRODUCT, BATCH):
         return list(rule.eqn.invars)
     return [var] if rule.kind == ROWS else []
 
 
-def _product_over_time(a: Any, b: Any, *, dimension_numbers: Any, **params: Any) -> Any:
-    """A dot_general with the leading axis of both operands contracted too."""
-    (a_over, b_over), (a_batch, b_batch) = dimension_numbers
-    numbers: Any
-    if not a_batch and a_over == tuple(range(len(a_over))) and b_over == tuple(range(len(b_over))):
-        rows = math.prod(a.shape[: len(a_over) + 1])
-        a, b = a.reshape(rows, *a.shape[len(a_over) + 1 :]), b.reshape(rows, *b.shape[len(b_over) + 1 :])  # a plain 2-D product
-        numbers = (((0,), (0,)), ((), ()))
-    else:
-        numbers = tuple(
-            tuple((*first, *(d + 1 for d in dims)) for dims in side)
-            for side, first in zip(((a_over, b_over), (a_batch, b_batch)), ((0,), ()), strict=True)
-        )
-    return jax.lax.dot_general_p.bind(a, b, dimension_numbers=numbers, **params)
+def _sums_a_batch(eqn: Any, parts: int) -> bool:
+    """Whether an equation sums over the first axis, and that can be parted."""
+    return eqn.primitive.name == "reduce_sum" and 0 in eqn.params["axes"] and eqn.invars[0].aval.shape[0] % parts == 0
+
+
+def _parted(rows: Any, axis: int, parts: int) -> Any:
+    """``rows`` with ``axis`` in so many equal parts; the axis that counts them leads."""
+    apart = rows.reshape(*rows.shape[:axis], parts, rows.shape[axis] // parts, *rows.shape[axis + 1 :])
+    return jnp.moveaxis(apart, axis, 0)
+
+
+def _product_over_time(a: Any, b: Any, *, dimension_numbers: Any, parts: int, **params: Any) -> Any:
+    """A dot_general with the leading axis of both operands contracted too; see `TimeSum` for its ``parts``."""
+    over, batch = ([tuple(d + 1 for d in dims) for dims in side] for side in dimension_numbers)
+    numbers = ([(0, *dims) for dims in over], batch)
+    if parts == 1:
+        return contract(a, b, dimension_numbers=numbers, **params)
+    if not over[0] or a.shape[over[0][0]] % parts:
+        whole = contract(a, b, dimension_numbers=numbers, **params)
+        return jnp.zeros((parts, *whole.shape), whole.dtype).at[0].set(whole)
+    a, b = (_parted(v, dims[0], parts) for v, dims in zip((a, b), over, strict=True))
+    numbers = ([tuple(d + 1 for d in dims) for dims in numbers[0]], [(0, *(d + 1 for d in dims)) for dims in batch])
+    return contract(a, b, dimension_numbers=numbers, **params)

@@ -123,19 +123,27 @@ def tangents(step: Step, params: Arrays, carry: Arrays, inputs: Arrays, wrt: Arr
 
 
 def cotangents(
-    step: Step, params: Arrays, given: Residuals, last: Arrays, every: Arrays, wrt: Sequence[bool], pace: Pace
+    step: Step,
+    params: Arrays,
+    given: Residuals,
+    last: Arrays,
+    every: Arrays,
+    wrt: Sequence[bool],
+    pace: Pace,
+    batch_parts: int = 1,
 ) -> list[Any]:
     """Cotangents of the params, the first carry and the inputs for which ``wrt`` is True, None for the others.
 
     Args:
         last: cotangent of each leaf of the last carry (None for integers).
         every: cotangents ``(T, ...)`` of the carries after every step; None is zero.
+        batch_parts: in how many parts of the batch weight gradients are summed, see `TimeSum`.
     """
     wanted = Wanted(*split(wrt, (step.params, step.carry)))
     with_kept = given.kept is not None or given.carries is None
     present = [g is not None for g in every]
     by_steps = pace.kernel is None and not pace.prefix
-    backward = Backward(step, params, wanted, present, with_kept=with_kept, by_steps=by_steps)
+    backward = Backward(step, params, wanted, present, with_kept=with_kept, by_steps=by_steps, parts=batch_parts)
     leaves = [i for i in range(step.carry) if i not in step.adjoint.dropped]
     forward = None
     if given.carries is None:

@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from ..cell import Carry, Cell, Layer, Params, Walk, check_cell, floating_dtype, numbers_weak
 from ..checks import describe, outline
+from ..exported import exportable
 from ..unroll import walk
 from .together import walk_together
 
@@ -105,6 +106,7 @@ class Stack(Layer):
         return x
 
 
+@exportable
 class BidirectionalCarry(NamedTuple):
     """The carries of the two directions."""
 

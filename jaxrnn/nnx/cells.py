@@ -19,6 +19,7 @@ from jaxtyping import Array
 
 from ..cell import Carry, Cell, Layer, Params
 from ..cells import GRU, LSTM, Elman, LSTMState
+from ..exported import exportable
 
 
 class Walkable(NamedTuple):
@@ -114,6 +115,7 @@ _FORMS: dict[Any, tuple[tuple[str, ...], tuple[str, ...]]] = {  # linear maps of
 }
 
 
+@exportable
 class Shown(NamedTuple):
     """The carry of a cell of one's own, and what it put out last."""
 

@@ -14,10 +14,12 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from ..cell import Params
+from ..exported import exportable
 from ..tbptt import TBPTT, TBPTTState, Window
 from .devices import check_mesh, check_streams
 
 
+@exportable
 class TrainState(NamedTuple):
     """Everything that the next step depends on; saved whole, so that a resumed run goes on to the same numbers.
 

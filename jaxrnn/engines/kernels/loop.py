@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from ...contraction import check_one_device, devices_of
 from ..buffers import scan_into
 from ..jaxprs import mapping_of, run, split
 from . import gpu, tpu
@@ -187,9 +188,16 @@ def _avals(*avals: Any, body: Body, steps: int, reverse: bool, kernel: Kernel) -
     return list(jax.make_jaxpr(functools.partial(by_scan, body=body, steps=steps, reverse=reverse))(*avals).out_avals)
 
 
+def _lower(platform: str, ctx: Any, *args: Any, kernel: Kernel, **params: Any) -> Any:
+    if kernel.named:
+        check_one_device("Fused", ctx)
+    as_loop = not kernel.named and devices_of(ctx) > 1
+    how = by_scan if as_loop else functools.partial(_lowered, kernel=kernel, platform=platform)
+    return mlir.lower_fun(how, multiple_results=True)(ctx, *args, **params)
+
+
 for _platform in ("cpu", "cuda", "tpu", "rocm"):
-    _rule = mlir.lower_fun(functools.partial(_lowered, platform=_platform), multiple_results=True)
-    mlir.register_lowering(loop_p, _rule, platform=_platform)
+    mlir.register_lowering(loop_p, functools.partial(_lower, _platform), platform=_platform)
 
 
 def _mapped(axis_data: Any, args: Sequence, dims: Sequence, *, body: Body, steps: int, reverse: bool, kernel: Kernel):
