@@ -206,8 +206,8 @@ class TimeSum:
             if self._is_constant(var) or (var, exact) in seen:
                 continue
             seen.add((var, exact))
-            eqn, terms = self.program.maker.get(var), onwards(var, exact)
-            queue += [(eqn.invars[i], exact or widens(eqn)) for i in terms]
+            eqn: Any = self.program.maker.get(var)
+            queue += [(eqn.invars[i], exact or widens(eqn)) for i in onwards(var, exact)]
         return seen
 
     def _operands_of_products(self, addends: list[list[Any]]) -> set[Any]:
