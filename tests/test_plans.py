@@ -1,0 +1,207 @@
+"""Steps that a backward pass of its own could serve badly: the default is right, holds no more than ``lax.scan``, and says why.
+
+The steps are those of `benchmarks.hidden`, which also times them.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from reference import compiled
+from subjects import assert_same
+
+import jaxrnn
+from benchmarks.hidden import ROWS, GatedDelta, OwnToken, RingBuffer, by_scan
+from jaxrnn import Cell, Checkpoint, Scan
+from jaxrnn.engines.costs import loses_by_mapping, operations
+from jaxrnn.engines.step import as_step
+
+MORE_MEMORY = 1.5
+SMALL = {"own_token", "own_token_one", "ltc", "ltc_one", "cayley", "gated_delta", "gated_delta_in_step", "ring_buffer"}
+SMALL |= {"ring_buffer_batch", "dear_branch", "newton_schulz"}
+
+
+def drawn(row, steps=None, dtype=jnp.float32):
+    random = np.random.default_rng(0)
+    shape = (steps or row.shape[0], *row.shape[1:])
+    params = jax.tree.map(lambda a: a.astype(dtype), row.cell.init(jax.random.key(0), shape[-1]))
+    xs = jnp.asarray(random.normal(size=shape), dtype)
+    carry = row.cell.initial_carry(params, shape[1:-1])
+    carry = jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, carry)
+    like = jax.eval_shape(lambda *a: by_scan(row.cell, *a)[1], params, xs, carry)
+    return params, xs, carry, jnp.asarray(random.normal(size=like.shape), dtype)
+
+
+def objective(cell, walk):
+    def loss(params, xs, carry, weights):
+        last, ys = walk(cell, params, xs, carry)
+        real = [leaf.sum() for leaf in jax.tree.leaves(last) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+        return (ys * weights).sum() + sum(real)
+
+    return jax.value_and_grad(loss, (0, 1))
+
+
+@pytest.mark.parametrize("name", sorted(SMALL))
+def test_memory_is_that_of_lax_scan(name):
+    """Counted by XLA for the compiled program; nothing runs."""
+    row = ROWS[name]
+    args = jax.eval_shape(lambda: drawn(row))
+    taken = [
+        jax.jit(objective(row.cell, walk)).lower(*args).compile().memory_analysis().temp_size_in_bytes
+        for walk in (jaxrnn.unroll, by_scan)
+    ]
+    assert taken[0] <= MORE_MEMORY * taken[1], taken
+
+
+@pytest.mark.parametrize("engine", ["default", "carries", "checkpoint", "mapped"])
+@pytest.mark.parametrize("name", sorted(SMALL - {"ltc", "own_token_one"}))
+def test_gradients_are_those_of_lax_scan(name, engine, x64, optax_promotion):
+    row = ROWS[name]
+    args = drawn(row, 7, jnp.float64)
+    engines = {"carries": Scan(residuals="carries", window=3), "checkpoint": Checkpoint(3)}
+    walk = functools.partial(jaxrnn.unroll, engine=engines.get(engine))
+    if engine == "mapped":
+        if len(row.shape) < 3:
+            pytest.skip("it has no batch")
+        walk = jax.vmap(jaxrnn.unroll, (None, None, 1, 0), (0, 1))
+    if name.startswith("ltc") and engine != "default":
+        pytest.skip("a walk of its own, as above")
+    assert_same(compiled(objective(row.cell, walk))(*args), compiled(objective(row.cell, by_scan))(*args))
+
+
+def gradient_of(cell, shape, platform="cpu"):
+    """What `jaxrnn.explain` says of the way back."""
+    params = cell.init(jax.random.key(0), shape[-1])
+    rows = jaxrnn.explain(cell, params, jax.ShapeDtypeStruct(shape, jnp.float32)).rows
+    return next(row for row in rows if row.platform == platform).backward
+
+
+def test_explain_says_which_plan_and_why():
+    diagonal = gradient_of(jaxrnn.DiagonalGRU(8), (100_000, 1, 4))
+    assert diagonal.steps < 1000
+    assert "carries are kept: 192 operations a step make 96 bytes again" in diagonal.reason
+    ltc = gradient_of(ROWS["ltc_one"].cell, ROWS["ltc_one"].shape)
+    assert ltc.how == "lax.scan"
+    assert "no weight gradient of it is a product with the carry" in ltc.reason
+    delta = gradient_of(GatedDelta(64, 64), (128, 2, 64))
+    assert delta.how == "loop"
+    assert delta.steps < 128
+    prime = gradient_of(jaxrnn.Elman(2), (100_003, 1, 2))
+    assert prime.steps is None  # one window: there is no divisor to look for
+
+
+def test_a_branch_that_is_dear_stays_in_the_loop():
+    """The compiled loop forwards has a conditional, and what is cheap is done for all steps at once."""
+    row = ROWS["dear_branch_forward"]
+    params, xs, carry, _ = drawn(row, 16)
+    text = jax.jit(lambda *a: jaxrnn.unroll(row.cell, *a)[1]).lower(params, xs, carry).compile().as_text()
+    assert "conditional(" in text
+    step, _ = as_step(row.cell, params, carry, (xs, None, None))
+    (cond,) = (eqn for eqn in step.program.eqns if eqn.primitive.name == "cond")
+    assert loses_by_mapping(cond)
+
+    def cheap(x):
+        return lax.cond(x.sum() > 0, lambda a: a + 1, lambda a: 2 * a, x)
+
+    eqn = next(e for e in jax.make_jaxpr(cheap)(jnp.ones(3)).eqns if e.primitive.name == "cond")
+    assert not loses_by_mapping(eqn)
+    assert operations([eqn]) == 3
+
+
+def test_parts_of_the_carry_that_nobody_reads_are_not_kept():
+    ring = RingBuffer(4, 50)
+    params = ring.init(jax.random.key(0), 3)
+    step, _ = as_step(ring, params, ring.initial_carry(params, (2,)), (jnp.ones((5, 2, 3)), None, None))
+    assert step.adjoint.dropped == {1}  # the buffer, of (h, buffer, at)
+    lstm = jaxrnn.LSTM(4)
+    params = lstm.init(jax.random.key(0), 3)
+    step, _ = as_step(lstm, params, lstm.initial_carry(params, (2,)), (jnp.ones((5, 2, 3)), None, None))
+    assert not step.adjoint.dropped
+
+
+def test_an_embedding_is_added_up_row_by_row():
+    """The loop backwards adds to the rows it read; no array of the embedding's size is made at a step."""
+    cell = OwnToken(8, 1000)
+    params = cell.init(jax.random.key(0), 4)
+    args = params, jnp.ones((5, 2, 4)), cell.initial_carry(params, (2,))
+    closed = jax.make_jaxpr(jax.grad(lambda p, *a: jaxrnn.unroll(cell, p, *a)[1].sum()))(*args)
+    assert "f32[5,1000,8]" not in str(closed)
+
+
+# -- a step without reverse mode --------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Doubling(Cell):
+    """A while_loop on the inputs, on a parameter that is not trained, or on the carry."""
+
+    where: str
+    hidden_size: int = 4
+
+    def init(self, key, input_size):
+        keys = jax.random.split(key, 3)
+        return {name: 0.4 * jax.random.normal(k, (4, 4)) for name, k in zip("WUF", keys, strict=True)}
+
+    def step(self, p, h, x):
+        def double(a):
+            return lax.while_loop(lambda a: jnp.abs(a).max() < 5, lambda a: a * 1.5 + 0.1, a)
+
+        if self.where == "inputs":
+            x = double(x)
+        elif self.where == "frozen":
+            x = x @ double(p["F"])
+        else:
+            h = double(h)
+        return jnp.tanh(x @ p["W"] + h @ p["U"])
+
+
+def doubling(where):
+    cell = Doubling(where)
+    return cell, cell.init(jax.random.key(0), 4), jax.random.normal(jax.random.key(1), (6, 3, 4))
+
+
+def scanned(cell, p, xs):
+    return lax.scan(lambda h, x: (cell.step(p, h, x),) * 2, jnp.zeros((3, 4), xs.dtype), xs)[1]
+
+
+@pytest.mark.parametrize("where", ["inputs", "frozen", "carry"])
+def test_forward_mode_of_a_step_without_reverse_mode(where, x64):
+    cell, p, xs = doubling(where)
+    own, right = (
+        compiled(lambda p, xs, f=f: jax.jvp(f, (p, xs), (p, xs)))(p, xs)
+        for f in (lambda p, xs: jaxrnn.unroll(cell, p, xs)[1], lambda p, xs: scanned(cell, p, xs))
+    )
+    assert_same(own, right)
+    columns = jax.jacfwd(lambda w: jaxrnn.unroll(cell, {**p, "W": w}, xs)[1].sum((0, 1)))(p["W"])
+    assert_same(columns, jax.jacfwd(lambda w: scanned(cell, {**p, "W": w}, xs).sum((0, 1)))(p["W"]))
+
+
+@pytest.mark.parametrize("where", ["inputs", "frozen"])
+def test_reverse_mode_of_what_does_not_go_through_the_while_loop(where, x64):
+    cell, p, xs = doubling(where)
+    trained = {name: p[name] for name in "WU"}
+    own, right = (
+        compiled(jax.grad(lambda q, f=f: f({**p, **q}).sum()))(trained)
+        for f in (lambda p: jaxrnn.unroll(cell, p, xs)[1], lambda p: scanned(cell, p, xs))
+    )
+    assert_same(own, right)
+    each = jax.vmap(jax.grad(lambda q, xs: jaxrnn.unroll(cell, {**p, **q}, xs)[1].sum()), (None, 1))(trained, xs[:, :, None])
+    assert_same(jax.tree.map(lambda a: a.sum(0), each), right, 1e-11)
+
+
+def test_words_where_reverse_mode_does_not_exist():
+    cell, p, xs = doubling("carry")
+    with pytest.raises(ValueError, match=r"Reverse-mode differentiation does not work for lax\.while_loop"):
+        jax.grad(lambda p: jaxrnn.unroll(cell, p, xs)[1].sum())(p)
+    for engine in (Checkpoint(2), Scan(residuals="carries"), Scan(window=2)):
+        with pytest.raises(
+            ValueError, match=r"pullback of its step cannot be traced[\s\S]*leave residuals, window and Checkpoint"
+        ):
+            jax.grad(lambda p, e=engine: jaxrnn.unroll(cell, p, xs, engine=e)[1].sum())(p)
+    row = jaxrnn.explain(cell, p, xs).rows[0]
+    assert row.backward.how == "lax.scan"
+    assert "pullback of its step cannot be traced" in row.backward.reason
