@@ -21,6 +21,7 @@ from .tasks.options import check_name
 from .tasks.program import TASKS
 from .training import BadInput, Budget
 from .training.devices import host_cores
+from .training.errors import unwritable
 
 BUDGET_HELP = {
     "steps": "updates in all",
@@ -47,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         arguments = _parse(argv)
         arguments.command(arguments)
+        sys.stdout.flush()  # or a full disk behind it would be found when nobody is left to say so
     except BadInput as error:
         print(f"jaxrnn: {error}", file=sys.stderr)
         return 2
@@ -55,7 +57,23 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output went away, as head does
         sys.stderr.close()
         return 0
+    except Exception as error:
+        reason = unwritable(error)
+        if reason is None:
+            raise
+        _silence_stdout()
+        print(f"jaxrnn: {getattr(error, 'filename', None) or 'the output'} could not be written: {reason}", file=sys.stderr)
+        return 2
     return 0
+
+
+def _silence_stdout() -> None:
+    """What could not be written is not tried again at the interpreter's end."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        return
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import logging
+import os
 import pathlib
+import shutil
 import zlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +20,8 @@ import orbax.checkpoint as ocp
 from .errors import BadInput
 
 BEST = "best"  # what the names of its arrays begin with
+
+BESIDES = 65_536  # bytes that a checkpoint takes besides its arrays
 
 
 class Restored(NamedTuple):
@@ -46,9 +54,13 @@ class Checkpoints:
         named = _named(state) | {f"{BEST}.{name}": leaf for name, leaf in _named(best).items()}
         arrays = {name: np.asarray(leaf) for name, leaf in named.items() if leaf.size}  # it takes no empty ones
         meta = {**meta, "checksum": _checksum(arrays)}
-        self.manager.save(
-            step, args=ocp.args.Composite(state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta)), force=True
-        )
+        needed = sum(a.nbytes for a in arrays.values()) + BESIDES
+        if shutil.disk_usage(self.directory).free < needed:  # orbax would begin, and leave a part
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.directory))
+        with _without_threads_tracebacks():
+            self.manager.save(
+                step, args=ocp.args.Composite(state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta)), force=True
+            )
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints there are, oldest first."""
@@ -113,6 +125,21 @@ class Checkpoints:
 
     def close(self) -> None:
         self.manager.close()
+
+
+@contextlib.contextmanager
+def _without_threads_tracebacks() -> Iterator[None]:
+    """orbax logs the traceback of every thread of its that fails, and then raises the same error: once is enough."""
+    logger = logging.getLogger("absl")
+
+    def keep(record: logging.LogRecord) -> bool:
+        return f"{os.sep}orbax{os.sep}" not in record.pathname
+
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
 
 
 def _named(state: Any) -> dict[str, Any]:

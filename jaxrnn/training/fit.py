@@ -16,7 +16,7 @@ import numpy as np
 
 from ..cell import Params
 from .checkpoints import Checkpoints
-from .errors import BadInput
+from .errors import BadInput, stopped_writing, unwritable
 from .progress import Report, reporting
 from .run import Run
 from .state import TrainState
@@ -103,13 +103,15 @@ def fit(experiment: Experiment, run: Run, budget: Budget, *, resume: bool = Fals
     checkpoint, and with ``resume`` goes on from there to the same numbers.
 
     Raises:
-        BadInput: where there is no checkpoint to resume from, or a loss is no longer finite.
+        BadInput: where there is no checkpoint to resume from, a loss is no longer finite, or the run's files can not be
+            written, as on a full disk: it says which checkpoint was saved.
     """
     check_patience(experiment, budget)
     if not resume and (run.records("metrics.jsonl") or run.checkpoints.exists()):
         raise BadInput(f"{run.path} has been trained already: resume it, or begin a new run")
-    checkpoints = Checkpoints(run.checkpoints)
+    checkpoints = None
     try:
+        checkpoints = Checkpoints(run.checkpoints)
         with reporting() as report, stopping() as stop:
             loop = _Loop(experiment, run, budget, checkpoints, report)
             loop.begin(resume)
@@ -117,8 +119,14 @@ def fit(experiment: Experiment, run: Run, budget: Budget, *, resume: bool = Fals
                 loop.one_step()
             result = loop.finish(stop.asked)
             return loop.state, result
+    except Exception as error:
+        reason = unwritable(error)
+        if reason is None:
+            raise
+        raise stopped_writing(run.path, run.checkpoints, reason) from None
     finally:
-        checkpoints.close()
+        if checkpoints is not None:
+            checkpoints.close()
 
 
 def check_patience(experiment: Experiment, budget: Budget) -> None:
