@@ -48,6 +48,8 @@ class Layout:
     def __init__(self, program: Adjoint, wanted: Wanted, *, with_kept: bool, by_steps: bool = True, parts: int = 1):
         self.program = program
         self.kept = program.matmul_values if with_kept else []
+        self.leaves = [i for i in range(len(program.carry)) if i not in program.not_kept(with_kept)]  # of the carries at hand
+        self.carries = program.known_carries(program.not_kept(with_kept))
         self.d_params = chosen(program.d_params, wanted.params)
         self.d_inputs = chosen(program.d_inputs, wanted.inputs)
         self.d_carry = [v for v in program.d_carry if v is not None]
@@ -60,7 +62,7 @@ class Layout:
 
     def _order(self, rows: list[Any]) -> None:
         program = self.program
-        free = {*program.inputs, *program.known_carries(), *self.kept}
+        free = {*program.inputs, *self.carries, *self.kept}
         # Every step's value of these is wanted when the loop is done.
         self.stacked = unique([*self.sums.operands, *rows])
         made_inside = [*self.d_carry, *(v for total in self.totals for v in total.reads)]
@@ -84,8 +86,8 @@ class Layout:
     def bytes_held(self) -> int:
         """Bytes a step that lie in memory while a window is walked, what was kept of the forward pass counted in."""
         program = self.program
-        carries = [v for i, v in enumerate(program.carry) if i not in program.dropped]
-        known = [v for v in self.known if v not in {*self.kept, *program.inputs, *program.known_carries()}]
+        carries = [program.carry[i] for i in self.leaves]
+        known = [v for v in self.known if v not in {*self.kept, *program.inputs, *self.carries}]
         late = {v for eqn in self.after for v in eqn.outvars}
         made_after = [v for v in self.stacked if v in late]
         return sum(map(nbytes, [*carries, *carries, *self.kept, *known, *self.emitted, *made_after]))
@@ -122,6 +124,13 @@ class Backward(Layout):
         outs = [*self.d_params, *self.d_carry, *self.d_inputs, *self.program.residuals]
         self.constants = self.program.literals | dict(zip(self.program.jaxpr.invars, self.params, strict=False))
         evaluate([e for e in self.program.needed(outs, ()) if self.program.kind[e.outvars[0]] == CONST], self.constants)
+
+    def known_of(self, before: dict[int, Any], inputs: Arrays, after: dict[int, Any], values: Arrays) -> dict[Any, Any]:
+        """The variables whose values at every step are at hand; carries before and after it by the number of their leaf."""
+        program = self.program
+        known = dict(zip(self.kept, values, strict=True)) | {program.carry[i]: a for i, a in before.items()}
+        known |= {v: a for v, a in ((program.new[i], a) for i, a in after.items()) if _is_among(v, self.carries)}
+        return known | dict(zip(program.inputs, inputs, strict=True))
 
     def blank(self, steps: int) -> list[Any]:
         """Arrays for what the loop emits in ``steps`` steps."""
@@ -209,16 +218,6 @@ class Backward(Layout):
 def most_bytes(program: Adjoint) -> int:
     """Bytes of a value of which a row for every step may be held until it is summed: as much as a step holds anyway."""
     return max(LEAST_ROW, sum(map(nbytes, [*program.carry, *program.inputs, *program.matmul_values])))
-
-
-def known_of(
-    program: Adjoint, kept: Sequence[Any], before: dict[int, Any], inputs: Arrays, after: dict[int, Any], values: Arrays
-) -> dict[Any, Any]:
-    """The variables of an adjoint program whose values at every step are at hand; carries by the number of their leaf."""
-    carries = program.known_carries()
-    known = dict(zip(kept, values, strict=True))
-    known |= {v: a for v, a in ((program.new[i], a) for i, a in after.items()) if _is_among(v, carries)}
-    return known | {program.carry[i]: a for i, a in before.items()} | dict(zip(program.inputs, inputs, strict=True))
 
 
 def _is_among(var: Any, variables: Collection[Any]) -> bool:

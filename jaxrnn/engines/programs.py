@@ -192,7 +192,7 @@ class Adjoint(Program):
     @functools.cached_property
     def remade_operations(self) -> float:
         """Floating-point operations of the matmuls that are done again where `matmul_values` are not kept."""
-        eqns = self.needed(self.matmul_values, {*self.inputs, *self.known_carries()})
+        eqns = self.needed(self.matmul_values, {*self.inputs, *self.known_carries(self.unread)})
         return operations(eqn for eqn in eqns if self.kind[eqn.outvars[0]] > CONST and eqn.primitive.name in EXPENSIVE)
 
     @functools.cached_property
@@ -202,12 +202,11 @@ class Adjoint(Program):
             eqn.primitive.name == "dot_general" and {self.kind_of(v) for v in eqn.invars} == {CARRY, COT} for eqn in self.eqns
         )
 
-    def known_carries(self, dropped: Collection[int] | None = None) -> set[Any]:
+    def known_carries(self, dropped: Collection[int]) -> set[Any]:
         """The variables of the carries before and after a step whose values at every step are kept: all but ``dropped``.
 
         One that is a parameter or the old carry has no equation, and is not named here.
         """
-        dropped = self.dropped if dropped is None else dropped
         old = {v for i, v in enumerate(self.carry) if i not in dropped}
         new = {v for i, v in enumerate(self.new) if i not in dropped and not isinstance(v, core.Literal) and v in self.maker}
         return old | new
@@ -226,6 +225,23 @@ class Adjoint(Program):
         ]
         sources = [*made, *(self.carry[i] for i in dropped)]
         return least_cut(sources, [v for v in self.residuals if v not in free], edges, nbytes)
+
+    def not_kept(self, with_values: bool) -> frozenset[int]:
+        """The leaves of the carry that are not kept at every step, where `matmul_values` are, or are not."""
+        return self.dropped if with_values else self.unread
+
+    @functools.cached_property
+    def unread(self) -> frozenset[int]:
+        """The leaves of the carry that nobody reads, where the residuals are made again from the carries."""
+        free = {*self.inputs, *self.known_carries(())}
+        eqns = [eqn for eqn in self.needed(self.residuals, free) if self.kind[eqn.outvars[0]] > CONST]
+        read = {v for eqn in eqns for v in eqn.invars if not isinstance(v, core.Literal)} | set(self.residuals)
+
+        def is_read(i: int) -> bool:
+            new = self.new[i]
+            return self.carry[i] in read or (not isinstance(new, core.Literal) and new in read)
+
+        return frozenset(i for i in range(len(self.carry)) if not is_read(i))
 
     def _dropped(self) -> frozenset[int]:
         """The leaves of the carry that are not kept at every step: fewer bytes take their place, or none at all.

@@ -137,9 +137,11 @@ def _adjoint(
     if plan.residuals == STARTS:
         starts, carries, kept = residuals, None, None
     else:
-        carries, kept = split(residuals, (step.carry - len(step.adjoint.dropped),))
-        kept = kept if plan.residuals == GATES else None
-        starts = starts_of_windows(_undropped(step, carry), carries, pace.window, pace.reverse)
+        gates = plan.residuals == GATES
+        first = _at_hand(step, carry, gates)
+        carries, kept = split(residuals, (len(first),))
+        kept = kept if gates else None
+        starts = starts_of_windows(first, carries, pace.window, pace.reverse)
     given_residuals = walks.Residuals(inputs, carries, kept, starts)
     flags = [i in wrt for i in range(len(step.avals))]
     parts = math.gcd(devices, *(a.shape[0] for a in step.carry_avals if a.shape)) if devices > 1 else 1
@@ -248,7 +250,7 @@ def _walk_jvp(primals, tangents, *, step: Step, plan: Plan, keep: str | None, sh
     shown = [*last, *chosen(carries, show), *(more if keep else [])]
     if not wrt:
         return shown, [_no_tangent(a) for a in shown]
-    residuals = more if kept == STARTS else [*_undropped(step, carries), *more]
+    residuals = more if kept == STARTS else [*_at_hand(step, carries, kept == GATES), *more]
     moved = iter(tangent_p.bind(*primals, *residuals, *(tangents[i] for i in wrt), step=step, plan=plan, wrt=wrt))
     moving = [is_differentiable(a) for a in step.carry_avals] * 2
     out_tangents = [next(moved) if m else _no_tangent(a) for a, m in zip([*last, *carries], moving, strict=True)]
@@ -257,9 +259,10 @@ def _walk_jvp(primals, tangents, *, step: Step, plan: Plan, keep: str | None, sh
     return shown, [*d_last, *chosen(d_carries, show), *d_more]
 
 
-def _undropped(step: Step, carries: Sequence) -> list[Any]:
+def _at_hand(step: Step, carries: Sequence, with_values: bool) -> list[Any]:
     """The leaves of the carries that are kept for the way back."""
-    return [c for i, c in enumerate(carries) if i not in step.adjoint.dropped]
+    dropped = step.adjoint.not_kept(with_values)
+    return [c for i, c in enumerate(carries) if i not in dropped]
 
 
 def _plain_jvp(primals, tangents, step: Step, plan: Plan, show: tuple[bool, ...]):

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .backward import Backward, Wanted, known_of
+from .backward import Backward, Wanted
 from .buffers import Loop, blank_rows, scan_into
 from .forward import Forward
 from .jaxprs import evaluate, is_differentiable, split
@@ -50,9 +50,9 @@ class Pace:
 
 @dataclasses.dataclass(frozen=True)
 class Residuals:
-    """What the backward walk is given of the forward one: the carries that `Adjoint.dropped` does not name and perhaps the kept
-    values, or, where ``carries`` is None, only ``starts``, all carries at which windows start (their insides are then walked
-    again). Beside ``carries``, ``starts`` are those of the same leaves.
+    """What the backward walk is given of the forward one: the carries that `Adjoint.not_kept` does not name and perhaps the
+    kept values, or, where ``carries`` is None, only ``starts``, all carries at which windows start (their insides are then
+    walked again). Beside ``carries``, ``starts`` are those of the same leaves.
     """
 
     inputs: Arrays
@@ -144,7 +144,7 @@ def cotangents(
     present = [g is not None for g in every]
     by_steps = pace.kernel is None and not pace.prefix
     backward = Backward(step, params, wanted, present, with_kept=with_kept, by_steps=by_steps, parts=batch_parts)
-    leaves = [i for i in range(step.carry) if i not in step.adjoint.dropped]
+    leaves = backward.leaves
     forward = None
     if given.carries is None:
         show = [i in leaves for i in range(step.carry)]
@@ -167,7 +167,7 @@ def cotangents(
             start = [start[i] for i in leaves]
         after = dict(zip(leaves, carries, strict=True))
         before = {i: shifted(a, after[i], pace.reverse) for i, a in zip(leaves, start, strict=True)}
-        known = known_of(step.adjoint, backward.kept, before, inputs, after, kept if with_kept else [])
+        known = backward.known_of(before, inputs, after, kept if with_kept else [])
         carry, rows, sums, d_inputs = backward.window(carry, rows, sums, known, every, not pace.reverse, pace.loop)
         d_rows = [jax.lax.dynamic_update_slice_in_dim(a, d, first, 0) for a, d in zip(d_rows, d_inputs, strict=True)]
         return carry, sums, (rows, walked) if here == size else scratch, d_rows
