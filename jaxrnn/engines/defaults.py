@@ -1,15 +1,26 @@
 """The table of defaults: how `Scan` walks where its options leave that open.
 
-What is kept: ``"gates"`` everywhere. The window depends on the platform, and is chosen when the program is compiled for one:
+What is kept for a gradient is counted on the traced step, where nobody has said it. The first of these that applies:
+
+1. ``"all"``, by ``jax.lax.scan``, where the pullback cannot be traced: a ``while_loop`` has no reverse mode.
+2. ``"all"`` again, where there is nothing to save: no weight gradient is a product of the carry and a cotangent, which one
+   matmul over time could sum, and over 0.8 of the bytes that ``lax.scan`` holds would have to be kept too.
+3. ``"carries"``, where ``lax.scan`` would hold over 13 MB and at most 4 operations make a kept byte again: memory is dearer.
+4. ``"gates"``: no matmul is done twice.
+
+Of the carry only those leaves are kept that the pullback reads, unless what it reads of them is smaller. The window depends on
+the platform, and is chosen when the program is compiled for one:
 
 | platform | sequence | window | why |
 |---|---|---|---|
 | CPU | at most 13 MB kept | all of T | fewest and largest matmuls; all of it stays in the caches anyway |
-| CPU | more | what holds 1.5 MB, 8 to 256 steps | a window's residuals stay in the cache; else memory is paged in |
+| CPU | more, or 1.4 times the bytes of ``lax.scan`` | what holds 1.5 MB | its residuals stay in the cache |
 | others | any | all of T | not measured yet; a window more is a dozen kernel launches more |
-| any, carries only | any | 8 to T / 16, on a CPU as above | what is made again is where the memory goes |
+| any, carries only | any | at most T / 16, on a CPU as above | what is made again is where the memory goes |
 
-Inputs are projected before the loop, but on a CPU with jax 0.10 inside it, see `hoists`.
+A window has 8 to 256 steps, or more where those hold less than 64 kB.
+
+Inputs are projected before the loop, but on a CPU with jax 0.10 inside it unless they are small, see `hoists`.
 
 A linear cell (`jaxrnn.LinearCell`) keeps carries only, makes its factors before the loop, and is walked
 

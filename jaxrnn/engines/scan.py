@@ -28,9 +28,13 @@ class Scan:
     A `LinearCell` without options keeps its carries only and makes its factors before the loop; everywhere but on a CPU it is
     walked by parallel prefixes, as by `Associative`.
 
-    A ``lax.cond`` in a step runs both its branches where it does not need the carry, and on the way back, as under ``vmap``.
-    Steps with side effects, callbacks or rbg random numbers, and arrays whose types belong to JAX's own loops (symbolic
-    sizes, typed keys, ``jax.shard_map`` with ``check_vma=True``) are walked by ``lax.scan`` with JAX's own derivative.
+    A ``lax.cond`` whose branches are cheap runs both of them where it does not need the carry, as under ``vmap``; one with a
+    dear branch, and every ``lax.while_loop``, stays in the loop. A gradient of a parameter that no product over time can sum, of
+    an embedding looked up in the step, say, is added up in the loop as ``lax.scan`` does it. Steps whose pullback cannot be
+    traced (a ``while_loop`` has none), and those where a backward pass of its own has nothing to save, are differentiated as
+    ``lax.scan`` is. Steps with side effects, callbacks or rbg random numbers, and arrays whose types belong to JAX's own loops
+    (symbolic sizes, typed keys, ``jax.shard_map`` with ``check_vma=True``) are walked by ``lax.scan`` altogether.
+    `jaxrnn.explain` says which it is and why.
 
     Args:
         unroll: steps per iteration of the compiled loops. More code, rarely faster.
@@ -38,11 +42,12 @@ class Scan:
             platform. True is refused for a cell that has no such matmul.
         window: steps in a window; one longer than T is all of T. None: chosen for the platform when compiled, see
             `jaxrnn.engines.defaults`. A smaller one takes less memory, and more but smaller matmuls.
-        residuals: what the forward pass keeps for the backward one besides the carries: ``"gates"``: what the step's matmuls
-            gave, or less if that is enough, so that none is done twice; ``"carries"``: nothing, the gates are made again by
-            one matmul a window; ``"all"``: JAX's own rule for ``lax.scan``, which keeps every intermediate and sums weight
-            gradients in the loop (``window`` does not apply; over several devices, XLA's CPU compiler adds them up between
-            devices at every step, where the others do it once). None: ``"gates"``.
+        residuals: what the forward pass keeps for the backward one besides the carries that it reads: ``"gates"``: what the
+            step's matmuls gave, or less if that is enough, so that none is done twice; ``"carries"``: nothing, the gates are
+            made again by one matmul a window; ``"all"``: JAX's own rule for ``lax.scan``, which keeps every intermediate and
+            sums weight gradients in the loop (``window`` does not apply; over several devices XLA's CPU compiler adds them up
+            between devices at every step, where the others do it once). None: one of the three, mostly ``"gates"``, chosen by
+            counting bytes and operations, see `jaxrnn.engines.defaults`.
 
     Raises:
         ValueError: for options that are no sizes, or that cannot apply, to this cell or these arrays.
