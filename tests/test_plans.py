@@ -208,3 +208,25 @@ def test_words_where_reverse_mode_does_not_exist():
     row = jaxrnn.explain(cell, p, xs).rows[0]
     assert row.backward.how == "lax.scan"
     assert "pullback of its step cannot be traced" in row.backward.reason
+
+
+def test_a_linear_cell_without_reverse_mode(x64):
+    @dataclasses.dataclass(frozen=True)
+    class Clocked(jaxrnn.LinearCell):
+        hidden_size: int = 4
+
+        def affine(self, p, z):
+            scaled = lax.while_loop(lambda a: jnp.abs(a).max() < 5, lambda a: 2 * a, z)
+            return jax.nn.sigmoid(p["a"] * scaled), scaled @ p["W"]
+
+    random = np.random.default_rng(0)
+    p = {"a": jnp.asarray(random.normal()), "W": jnp.asarray(random.normal(size=(4, 4)))}
+    xs = jnp.asarray(random.normal(size=(5, 2, 4)))
+
+    def right(p):
+        return lax.scan(lambda h, x: (Clocked().step(p, h, x),) * 2, jnp.zeros((2, 4)), xs)[1].sum()
+
+    own = jax.grad(lambda p: jaxrnn.unroll(Clocked(), p, xs)[1].sum())(p)
+    assert_same(own, jax.grad(right)(p))
+    with pytest.raises(ValueError, match="pullback of its step cannot be traced"):
+        jax.grad(lambda p: jaxrnn.unroll(Clocked(), p, xs, engine=jaxrnn.Associative())[1].sum())(p)

@@ -55,14 +55,22 @@ class Plan:
         Raises:
             ValueError: where the pullback that residuals of a name are for cannot be traced.
         """
+        reason = step.reason_against_pullback
         if self.residuals in (AUTO, ALL):
             residuals, _ = residuals_and_why(step, steps)
-            if residuals != ALL or self.pace.window == AUTO:
+            if residuals != ALL or self.is_open:
                 return dataclasses.replace(self, residuals=residuals)
-            residuals = GATES
-        else:
-            residuals = self.residuals
-        reason = step.reason_against_pullback
+            return self._named(GATES, reason)
+        if reason is not None and self.is_open and self.pace.prefix is None:
+            return dataclasses.replace(self, residuals=ALL)
+        return self._named(self.residuals, reason)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nobody has said how many steps a window has."""
+        return self.pace.window == AUTO
+
+    def _named(self, residuals: str, reason: str | None) -> Plan:
         if reason is not None:
             raise ValueError(
                 f"{reason}: leave residuals, window and Checkpoint out, and jax.lax.scan with JAX's own derivative walks it"

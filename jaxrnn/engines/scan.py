@@ -29,8 +29,8 @@ class Scan:
     walked by parallel prefixes, as by `Associative`.
 
     A ``lax.cond`` whose branches are cheap runs both of them where it does not need the carry, as under ``vmap``; one with a
-    dear branch, and every ``lax.while_loop``, stays in the loop. A gradient of a parameter that no product over time can sum, of
-    an embedding looked up in the step, say, is added up in the loop as ``lax.scan`` does it. Steps whose pullback cannot be
+    dear branch, and every ``lax.while_loop``, stays in the loop. A gradient of a parameter that no product over time can sum,
+    of an embedding looked up in the step, say, is added up in the loop as ``lax.scan`` does it. Steps whose pullback cannot be
     traced (a ``while_loop`` has none), and those where a backward pass of its own has nothing to save, are differentiated as
     ``lax.scan`` is. Steps with side effects, callbacks or rbg random numbers, and arrays whose types belong to JAX's own loops
     (symbolic sizes, typed keys, ``jax.shard_map`` with ``check_vma=True``) are walked by ``lax.scan`` altogether.
