@@ -358,7 +358,7 @@ CASES = {
         r"integer array \(P, \*B\), but it is .*shape \(\)",
     ),
     "a list as prompt": (lambda: write([1, 2], key=KEY), TypeError, r"integer array \(P, \*B\), but it is a list"),
-    "length zero": (lambda: write(length=0, key=KEY), ValueError, r"length must be an int of at least 1 token, but it is 0"),
+    "length zero": (lambda: write(length=0, key=KEY), ValueError, r"length must be an int of at least 1, but it is 0"),
     "temperature negative": (
         lambda: write(temperature=-1, key=KEY),
         ValueError,
@@ -371,7 +371,7 @@ CASES = {
         ValueError,
         r"nothing is drawn, so leave top_k out",
     ),
-    "top_k zero": (lambda: write(top_k=0, key=KEY), ValueError, r"top_k must be an int of at least 1 symbol, but it is 0"),
+    "top_k zero": (lambda: write(top_k=0, key=KEY), ValueError, r"top_k must be an int of at least 1, but it is 0"),
     "top_k of more than V": (lambda: write(top_k=6, key=KEY), ValueError, r"top_k = 6 is more than the 5 symbols there are"),
     # nnx.
     "nnx: a class": (lambda: module(LSTM), TypeError, r"expected an instance: LSTM\(\.\.\.\)"),
