@@ -15,7 +15,7 @@ import jax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-LEAST_BYTES = 2048  # of a slice that is fenced
+LEAST_BYTES = 2048  # of the slices of a step that are fenced
 
 _fence = Primitive("jaxrnn_fence")
 _fence.def_impl(lambda x: x)
@@ -27,5 +27,6 @@ mlir.register_lowering(_fence, mlir.lower_fun(jax.lax.optimization_barrier, mult
 
 
 def fence(tree: Any) -> Any:
-    """The same arrays; on a CPU no fusion reaches across those of `LEAST_BYTES` or more."""
-    return jax.tree.map(lambda a: _fence.bind(a) if a.size * a.dtype.itemsize >= LEAST_BYTES else a, tree)
+    """The same arrays; on a CPU no fusion reaches across, if together they have `LEAST_BYTES` or more."""
+    small = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(tree)) < LEAST_BYTES
+    return tree if small else jax.tree.map(lambda a: _fence.bind(a), tree)

@@ -5,6 +5,7 @@ The steps are those of `benchmarks.hidden`, which also times them.
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -230,3 +231,58 @@ def test_a_linear_cell_without_reverse_mode(x64):
     assert_same(own, jax.grad(right)(p))
     with pytest.raises(ValueError, match="pullback of its step cannot be traced"):
         jax.grad(lambda p: jaxrnn.unroll(Clocked(), p, xs, engine=jaxrnn.Associative())[1].sum())(p)
+
+
+# -- the reasons for which a step is left to jax.lax.scan -------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Odd(Cell):
+    """A step that only JAX's own loop walks."""
+
+    what: str
+    hidden_size: int = 4
+
+    def init(self, key, input_size):
+        kind = {"rbg": "rbg", "typed key": "threefry2x32"}.get(self.what)
+        typed = {} if kind is None else {"key": jax.random.key(3, impl=kind)}
+        raw = {"key": jax.random.key_data(typed["key"])} if self.what == "rbg" else typed
+        return {"U": 0.4 * jax.random.normal(key, (4, 4)), **raw}
+
+    def step(self, p, h, x):
+        if self.what == "effects":
+            jax.debug.print("{}", h.sum())
+        if self.what == "callback":
+            x = x + jax.pure_callback(np.sin, jax.ShapeDtypeStruct(h.shape, h.dtype), lax.stop_gradient(h))
+        if self.what == "rbg":
+            x = x + jax.random.normal(jax.random.wrap_key_data(p["key"], impl="rbg"), h.shape)
+        if self.what == "typed key":
+            x = x + jax.random.normal(p["key"], h.shape)
+        return jnp.tanh(x + h @ p["U"])
+
+
+REASONS = {
+    "effects": "its step has side effects",
+    "callback": "its step calls back to Python",
+    "rbg": r"its step draws from a generator whose numbers differ under vmap \(rbg\)",
+    "typed key": "there are typed random keys among its params, carry or inputs",
+}
+
+
+@pytest.mark.parametrize("what", REASONS)
+def test_explain_has_a_line_for_each_reason(what):
+    cell = Odd(what)
+    params = cell.init(jax.random.key(0), 4)
+    row = jaxrnn.explain(cell, params, jax.ShapeDtypeStruct((5, 2, 4), jnp.float32)).rows[0]
+    assert row.forward.how == "lax.scan"
+    with pytest.raises(ValueError, match=REASONS[what]):
+        jaxrnn.unroll(cell, params, jnp.ones((5, 2, 4)), engine=Checkpoint(2))
+    assert re.search(REASONS[what], str(jaxrnn.explain(cell, params, jnp.ones((5, 2, 4)))).replace("\n" + 17 * " ", " "))
+
+
+def test_small_projections_go_before_the_loop_on_every_version_of_jax():
+    """In the loop each is a call of its own: with jax 0.10 a gradient over a prime number of steps took 1.5 times as long."""
+    cell = jaxrnn.Elman(2)
+    params = cell.init(jax.random.key(0), 2)
+    row = jaxrnn.explain(cell, params, jax.ShapeDtypeStruct((100_003, 1, 2), jnp.float32)).rows[0]
+    assert row.recording.hoisted

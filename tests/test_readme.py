@@ -9,7 +9,9 @@ import pytest
 import jaxrnn
 from jaxrnn import initializers, tasks, training
 
-README = (pathlib.Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 
 def test_the_code_runs(tmp_path, monkeypatch):
@@ -22,6 +24,16 @@ def test_the_code_runs(tmp_path, monkeypatch):
             exec(compile(block, "README.md", "exec"), names)
     assert names["ys"].shape == (100, 8, 64)
     assert names["logits"].shape == (4, 9, 5)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
+def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text, names = page.read_text(encoding="utf-8"), {}
+    assert f"docs/{page.name}" in README
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+            exec(compile(block, page.name, "exec"), names)
 
 
 def test_the_cell_of_ones_own_is_short():
