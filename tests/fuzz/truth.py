@@ -54,17 +54,19 @@ class Loop:
 
         self.step = jax.vmap(step, in_axes=(None, 0, 0, 0, 0)) if mapped else step
         self.forwards = compiled(self.step)
-        self.backwards = compiled(self._backwards)
+        self.both = compiled(self._both)
         self.tangents = compiled(self._tangents)
 
-    def _backwards(self, params, carry, x, keep, reset, cotangents):
+    def _both(self, params, carry, x, keep, reset, cotangents):
+        """A step, and its pullback of the cotangents of the new carry and the output."""
         groups, together = zip(*(parted(tree) for tree in (params, carry, x)))
 
         def function(*groups):
             new, y = self.step(*(join(group) for join, group in zip(together, groups)), keep, reset)
-            return moving(new), moving(y)
+            return (moving(new), moving(y)), (new, y)
 
-        return jax.vjp(function, *groups)[1](cotangents)
+        _, pull, out = jax.vjp(function, *groups, has_aux=True)
+        return out, pull(cotangents)
 
     def _tangents(self, params, carry, x, keep, reset, directions):
         groups, together = zip(*(parted(tree) for tree in (params, carry, x)))
@@ -89,34 +91,37 @@ class Loop:
 
     def values(self, numbers: Numbers) -> tuple[Any, Any, Any]:
         """``(last carry, outputs, carries)``."""
+        return self._walked(numbers, self.forwards)
+
+    def _walked(self, numbers: Numbers, step: Any) -> tuple[Any, Any, Any]:
         carry, ys, carries = numbers.carry, [None] * self.program.steps, [None] * self.program.steps
         for t in self._order():
-            carry, ys[t] = jax.tree.map(np.asarray, self.forwards(numbers.params, carry, *self._now(numbers, t)))
+            carry, ys[t] = jax.tree.map(np.asarray, step(numbers.params, carry, *self._now(numbers, t)))
             carries[t] = carry
         return carry, self._stacked(ys), self._stacked(carries)
 
     def gradients(self, numbers: Numbers, cotangents: Any, window: int | None = None) -> Any:
-        """Gradients of the floating leaves of params, first carry and inputs, for cotangents of `values`."""
-        order = self._order()
-        before, carry = {}, numbers.carry
-        for t in order:
-            before[t] = carry
-            carry = jax.tree.map(np.asarray, self.forwards(numbers.params, carry, *self._now(numbers, t))[0])
+        """Values, and gradients of the floating leaves of params, first carry and inputs, for cotangents of the values."""
+        order, axis = self._order(), int(self.mapped)
         to_carry, to_ys, to_carries = cotangents
+        none = zeros(to_carry), zeros([np.take(g, 0, axis) for g in to_ys])
+        values = self._walked(numbers, lambda *now: self.both(*now, none)[0])
+        before = {t: jax.tree.map(lambda a, t=t: np.take(a, t, axis), values[2]) for t in order}
+        before = dict(zip(order, [numbers.carry, *(before[t] for t in order)]))
         to_params, to_xs = zeros(moving(numbers.params)), [None] * self.program.steps
         for count, t in reversed(list(enumerate(order))):
-            at = (slice(None), t) if self.mapped else t
-            to_carry = [a + b[at] for a, b in zip(to_carry, to_carries, strict=True)] if to_carries is not None else to_carry
-            now = self._now(numbers, t)
-            out = self.backwards(numbers.params, before[t], *now, (to_carry, [g[at] for g in to_ys]))
+            now, to_y = self._now(numbers, t), [np.take(g, t, axis) for g in to_ys]
+            if to_carries is not None:
+                to_carry = [a + np.take(b, t, axis) for a, b in zip(to_carry, to_carries, strict=True)]
+            _, out = self.both(numbers.params, before[t], *now, (to_carry, to_y))
             immediate, to_carry, (to_xs[t],) = jax.tree.map(np.asarray, out)
             to_params = [a + b for a, b in zip(to_params, immediate, strict=True)]
             if window is not None and count > 0 and count % window == 0:
                 to_carry = zeros(to_carry)
-        return to_params, to_carry, [self._stacked(to_xs)]
+        return values, (to_params, to_carry, [self._stacked(to_xs)])
 
     def moved(self, numbers: Numbers, directions: Any) -> Any:
-        """Tangents of the floating leaves of last carry, outputs and carries, for directions of those of params, carry, xs."""
+        """Tangents of the floating leaves of the values, for directions of those of params, first carry and inputs."""
         d_params, d_carry, (d_xs,) = directions
         carry, d_ys, d_carries = numbers.carry, [None] * self.program.steps, [None] * self.program.steps
         for t in self._order():
