@@ -308,36 +308,85 @@ def weighted(names: Any) -> list[str]:
     return [name for name in names for _ in range(FAVOURED.get(name, 1))]
 
 
-def drawn(pick_one: Callable[[list], Any], most: int = 9, longest: int = 7) -> Program:
-    """A program whose step has up to ``most`` instructions, over up to ``longest`` steps; ``pick_one`` chooses from a list."""
+ENDINGS = {  # what takes a value that nothing else took, so that nothing is made in vain
+    "W": ["product", "product_turned", "layer", "tied"],
+    "P": ["scaled", "shifted", "normed"],
+    "I": ["embedding", "by_parity", "take_along", "plus_integer"],
+    "C": ["real_part"],
+    "M": ["read_matrix", "trace"],
+}
+
+
+class Draft:
+    """Instructions as they are drawn, and which of the values that they make are not taken yet."""
+
+    def __init__(self, pick_one: Callable[[Any], Any], given: str):
+        self.pick_one, self.instructions = pick_one, []
+        self.untaken: dict[str, list[bool]] = {kind: [False] * (given.count(kind)) for kind in "VCMIB"}
+        self.untaken |= {"W": [False] * 3, "P": [False] * 2}
+
+    def index(self, kind: str, surely: bool = False) -> int:
+        """Which value of a kind to take: more likely one that nothing took, or a new one."""
+        free = [i for i, untaken in enumerate(reversed(self.untaken[kind])) if untaken]
+        index = free[0] if free and (surely or self.pick_one([True, True, False])) else self.pick_one(RECENT)
+        if self.untaken[kind]:
+            self.untaken[kind][-1 - index % len(self.untaken[kind])] = False
+        return index
+
+    def add(self, names: list[str], surely: bool = False) -> None:
+        free = [kind for kind, untaken in self.untaken.items() if any(untaken)]
+        if free and not surely and self.pick_one([False, True]):
+            names = [name for name in names if set(OPERATIONS[name].takes) & set(free)] or names
+        name = self.pick_one(names)
+        arguments = tuple(self.index(kind, surely) for kind in OPERATIONS[name].takes)
+        self.instructions.append((name, arguments, self.pick_one(range(MOST_NUMBER + 1))))
+        self.untaken[OPERATIONS[name].gives].append(True)
+
+    def end(self) -> tuple[Instruction, ...]:
+        """All that was made is taken by something, but for the newest vector."""
+        for kind, names in ENDINGS.items():
+            while any(self.untaken[kind]):
+                self.add([name for name in names if kind in OPERATIONS[name].takes], surely=True)
+        while sum(self.untaken["V"]) > 1:
+            self.add(["binary", "custom_jvp"], surely=True)
+        return tuple(self.instructions)
+
+
+def drawn(pick_one: Callable[[Any], Any], most: int = 7, longest: int = 7) -> Program:
+    """A program whose step has up to ``most`` instructions and what uses their values, over up to ``longest`` steps;
+    ``pick_one`` chooses from a sequence.
+    """
     batch = pick_one([(2,), (), (1,), (3,), (2, 2)])
     mask = pick_one([False, True])
     linear = pick_one([False] * 7 + [True])
     turns = pick_one([False, True])  # a backward pass of its own, which leaves no tangents
-    anywhere, inside = (weighted(n for n in names if turns or not n.startswith("backward_of")) for names in (LOCAL, OPERATIONS))
-    inside = anywhere if (mask and batch) or linear else inside
+    # A projection and an output see all of time at once, and so do the cotangents of what they take from the parameters.
+    anywhere = weighted(name for name in LOCAL if not name.startswith("backward_of"))
+    inside = weighted(name for name in (LOCAL if mask and batch else OPERATIONS) if turns or not name.startswith("backward_of"))
     parts = pick_one(["V", "V", "VV"] if linear else ["V", "VV", "VI", "VC", "VM", "VIB", "VVI", "VMI", "VCB", "IV", "VVCI"])
     hows = ["raw", "squashed", "mix", "gated", *([] if linear else ["old", "parameter"])]
+    passed = pick_one(["", "", "I", "C", "IM"])
 
-    def several(names, least, most):
-        return tuple(instruction(names) for _ in range(pick_one(list(range(least, most + 1)))))
-
-    def instruction(names):
-        name = pick_one(names)
-        return name, tuple(pick_one(RECENT) for _ in OPERATIONS[name].takes), pick_one(range(MOST_NUMBER + 1))
+    def several(names, least, most, given):
+        draft = Draft(pick_one, given)
+        for _ in range(pick_one(range(least, most + 1))):
+            draft.add(names)
+        return draft.end()
 
     return Program(
         parts=parts,
         nesting=pick_one([0, 1, 2]),
-        project=several(anywhere, 0, 2),
-        step=several(inside, 2, most),
-        output=several(anywhere, 0, 2),
-        finish=tuple((pick_one(hows if index else hows[:4]), pick_one(RECENT)) for index in range(len(parts))),
-        passed=pick_one(["", "", "I", "C", "IM"]),
+        project=several(anywhere, 0, 2, "V"),
+        step=several(inside, 2, most, "V" + passed + ("" if linear else parts)),
+        output=several(anywhere, 0, 2, "V" + parts),
+        finish=tuple(
+            (pick_one(hows[:4]), 0) if i == parts.index("V") else (pick_one(hows), pick_one(RECENT)) for i in range(len(parts))
+        ),
+        passed=passed,
         shown=0,  # `Cell.output` gives one array; to be drawn once it may give a tree
         learned=pick_one([False, True]),
         linear=linear,
-        steps=pick_one([steps for steps in (3, 2, 5, 1, 7) if steps <= longest]),
+        steps=pick_one([steps for steps in (3, 2, 5, 4, 3, 2, 7, 1) if steps <= longest]),
         batch=batch,
         mask=mask,
         resets=pick_one([False, True]),
@@ -348,7 +397,7 @@ def drawn(pick_one: Callable[[list], Any], most: int = 9, longest: int = 7) -> P
 
 
 @st.composite
-def programs(draw, most: int = 9, longest: int = 7) -> Program:
+def programs(draw, most: int = 7, longest: int = 7) -> Program:
     """For hypothesis, which makes a failing one small by itself."""
     return drawn(lambda options: draw(st.sampled_from(options)), most, longest)
 
