@@ -245,6 +245,14 @@ def matrix_again(p, w, k):
     return PIPES[PIPE_NAMES[-1 - k % len(PIPE_NAMES)]](w, k)
 
 
+def rounds(name: str, k: int) -> bool:
+    """Whether an instruction rounds a parameter, and so its cotangent: many steps' at once is not each step's."""
+    made = PIPE_NAMES[k % len(PIPE_NAMES)] if name == "matrix" else PIPE_NAMES[-1 - k % len(PIPE_NAMES)]
+    return (name in ("matrix", "matrix_again") and made in ("float32", "reduce_precision")) or (
+        name == "vector" and k % 10 == 8
+    )
+
+
 @operation("WW>W")
 def sum_of_matrices(p, a, b, k):
     return (a + b, a - b, a * b, a @ b, jnp.maximum(a, b), jnp.where(a > b, a, b))[k % 6] * 0.7

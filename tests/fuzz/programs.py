@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import jaxrnn
 
-from .operations import OPERATIONS, ROWS, N, along
+from .operations import OPERATIONS, ROWS, N, along, rounds
 
 Instruction = tuple[str, tuple[int, ...], int]
 EXTRAS = ("leak", "table", "integers", "key", "complex")
@@ -318,10 +318,10 @@ ENDINGS = {  # what takes a value that nothing else took, so that nothing is mad
 
 
 class Draft:
-    """Instructions as they are drawn, and which of the values that they make are not taken yet."""
+    """Instructions as they are drawn, and which values are not taken yet; ``steps``: they are a step's."""
 
-    def __init__(self, pick_one: Callable[[Any], Any], given: str):
-        self.pick_one, self.instructions = pick_one, []
+    def __init__(self, pick_one: Callable[[Any], Any], given: str, steps: bool):
+        self.pick_one, self.instructions, self.steps = pick_one, [], steps
         self.untaken: dict[str, list[bool]] = {kind: [False] * (given.count(kind)) for kind in "VCMIB"}
         self.untaken |= {"W": [False] * 3, "P": [False] * 2}
 
@@ -339,7 +339,10 @@ class Draft:
             names = [name for name in names if set(OPERATIONS[name].takes) & set(free)] or names
         name = self.pick_one(names)
         arguments = tuple(self.index(kind, surely) for kind in OPERATIONS[name].takes)
-        self.instructions.append((name, arguments, self.pick_one(range(MOST_NUMBER + 1))))
+        k = self.pick_one(range(MOST_NUMBER + 1))
+        if not self.steps and rounds(name, k):
+            k += 1
+        self.instructions.append((name, arguments, k))
         self.untaken[OPERATIONS[name].gives].append(True)
 
     def end(self) -> tuple[Instruction, ...]:
@@ -367,8 +370,8 @@ def drawn(pick_one: Callable[[Any], Any], most: int = 7, longest: int = 7) -> Pr
     hows = ["raw", "squashed", "mix", "gated", *([] if linear else ["old", "parameter"])]
     passed = pick_one(["", "", "I", "C", "IM"])
 
-    def several(names, least, most, given):
-        draft = Draft(pick_one, given)
+    def several(names, least, most, given, steps=False):
+        draft = Draft(pick_one, given, steps)
         for _ in range(pick_one(range(least, most + 1))):
             draft.add(names)
         return draft.end()
@@ -377,7 +380,7 @@ def drawn(pick_one: Callable[[Any], Any], most: int = 7, longest: int = 7) -> Pr
         parts=parts,
         nesting=pick_one([0, 1, 2]),
         project=several(anywhere, 0, 2, "V"),
-        step=several(inside, 2, most, "V" + passed + ("" if linear else parts)),
+        step=several(inside, 2, most, "V" + passed + ("" if linear else parts), steps=True),
         output=several(anywhere, 0, 2, "V" + parts),
         finish=tuple(
             (pick_one(hows[:4]), 0) if i == parts.index("V") else (pick_one(hows), pick_one(RECENT)) for i in range(len(parts))
