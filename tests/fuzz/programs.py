@@ -355,9 +355,9 @@ class Draft:
         return tuple(self.instructions)
 
 
-def drawn(pick_one: Callable[[Any], Any], most: int = 7, longest: int = 7) -> Program:
-    """A program whose step has up to ``most`` instructions and what uses their values, over up to ``longest`` steps;
-    ``pick_one`` chooses from a sequence.
+def drawn(pick_one: Callable[[Any], Any], most: int = 7, longest: int = 7, around: int = 2) -> Program:
+    """A program over up to ``longest`` steps, with up to ``most`` instructions in its step and ``around`` before and after it,
+    and what uses their values. ``pick_one`` chooses from a sequence.
     """
     batch = pick_one([(2,), (), (1,), (3,), (2, 2)])
     mask = pick_one([False, True])
@@ -379,9 +379,9 @@ def drawn(pick_one: Callable[[Any], Any], most: int = 7, longest: int = 7) -> Pr
     return Program(
         parts=parts,
         nesting=pick_one([0, 1, 2]),
-        project=several(anywhere, 0, 2, "V"),
-        step=several(inside, 2, most, "V" + passed + ("" if linear else parts), steps=True),
-        output=several(anywhere, 0, 2, "V" + parts),
+        project=several(anywhere, 0, around, "V"),
+        step=several(inside, min(2, most), most, "V" + passed + ("" if linear else parts), steps=True),
+        output=several(anywhere, 0, around, "V" + parts),
         finish=tuple(
             (pick_one(hows[:4]), 0) if i == parts.index("V") else (pick_one(hows), pick_one(RECENT)) for i in range(len(parts))
         ),
@@ -400,9 +400,9 @@ def drawn(pick_one: Callable[[Any], Any], most: int = 7, longest: int = 7) -> Pr
 
 
 @st.composite
-def programs(draw, most: int = 7, longest: int = 7) -> Program:
-    """For hypothesis, which makes a failing one small by itself."""
-    return drawn(lambda options: draw(st.sampled_from(options)), most, longest)
+def programs(draw, **sizes: int) -> Program:
+    """For hypothesis, which makes a failing one small by itself. ``sizes`` are those of `drawn`."""
+    return drawn(lambda options: draw(st.sampled_from(options)), **sizes)
 
 
 def random_program(seed: int) -> Program:
