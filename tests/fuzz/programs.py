@@ -35,7 +35,8 @@ class Program:
 
     ``parts`` are the types of the carry's leaves (``VCMIB``; B: flags), ``nesting`` how they lie in it; ``finish`` is for each
     part how its new value is made of which newest value; ``shown`` 0: outputs are a vector, 1: a dict of two. ``passed``: what
-    the projection passes on besides its vector. A ``linear`` program is a `jaxrnn.LinearCell` of real vectors.
+    the projection passes on besides its vector. A ``linear`` program is a `jaxrnn.LinearCell`. ``asked``: of which of params,
+    first carry and inputs gradients are asked for. ``large``: engines choose as if its values were large.
     """
 
     parts: str = "V"
@@ -54,6 +55,8 @@ class Program:
     resets: bool = False
     reverse: bool = False
     return_carries: bool = True
+    asked: tuple[int, ...] = (0, 1, 2)
+    large: bool = False
     seed: int = 0
 
     def instructions(self) -> tuple[Instruction, ...]:
@@ -395,6 +398,8 @@ def drawn(pick_one: Callable[[Any], Any], most: int = 7, longest: int = 7, aroun
         resets=pick_one([False, True]),
         reverse=pick_one([False, True]),
         return_carries=pick_one([True, True, False]),
+        asked=pick_one([(0, 1, 2)] * 5 + [(0,), (1,), (2,), (0, 1), (0, 2)]),
+        large=pick_one([False, True]),
         seed=pick_one(range(10_000)),
     )
 
@@ -428,6 +433,8 @@ def smaller(program: Program) -> Any:
         {"batch": ()},
         {"batch": (2,)},
         {"nesting": 0},
+        {"asked": (0, 1, 2)},
+        {"large": False},
         {"steps": 2},
         {"steps": 3},
         {"linear": False},
