@@ -43,16 +43,24 @@ class Loop:
         self.program, self.mapped = program, mapped
         cell = cell_of(program)
 
-        def step(params, carry, x, keep, reset):
+        def advance(params, carry, x, keep, reset):
             if reset is not None:
                 carry = choose(reset, cell.initial_carry(params, x.shape[:-1]), carry)
             new = cell.step(params, carry, cell.project(params, x))
-            y = cell.output(params, new, x)
-            if keep is None:
-                return new, y
-            return choose(keep, new, carry), choose(keep, y, jax.tree.map(jnp.zeros_like, y))
+            return new, new if keep is None else choose(keep, new, carry)
 
-        self.step = jax.vmap(step, in_axes=(None, 0, 0, 0, 0)) if mapped else step
+        def show(params, new, x, keep):
+            y = cell.output(params, new, x)
+            return y if keep is None else choose(keep, y, jax.tree.map(jnp.zeros_like, y))
+
+        if mapped:  # apart: a member's new carry is its own for the output, even where it is a parameter
+            advance, show = jax.vmap(advance, in_axes=(None, 0, 0, 0, 0)), jax.vmap(show, in_axes=(None, 0, 0, 0))
+
+        def step(params, carry, x, keep, reset):
+            new, held = advance(params, carry, x, keep, reset)
+            return held, show(params, new, x, keep)
+
+        self.step = step
         self.forwards = compiled(self.step)
         self.both = compiled(self._both)
         self.tangents = compiled(self._tangents)
@@ -115,6 +123,8 @@ class Loop:
                 to_carry = [a + np.take(b, t, axis) for a, b in zip(to_carry, to_carries, strict=True)]
             _, out = self.both(numbers.params, before[t], *now, (to_carry, to_y))
             immediate, to_carry, (to_xs[t],) = jax.tree.map(np.asarray, out)
+            if numbers.mask is not None:  # padding has no gradient, whatever a backward pass makes of nothing
+                to_xs[t] = np.where(now[1][..., None], to_xs[t], 0)
             to_params = [a + b for a, b in zip(to_params, immediate, strict=True)]
             if window is not None and count > 0 and count % window == 0:
                 to_carry = zeros(to_carry)
