@@ -58,8 +58,16 @@ def test_memory_is_that_of_lax_scan(name, optax_promotion):
     assert taken[0] <= MORE_MEMORY * taken[1], taken
 
 
-@pytest.mark.parametrize("engine", ["default", "carries", "checkpoint", "mapped"])
-@pytest.mark.parametrize("name", sorted(SMALL - {"ltc", "own_token_one"}))
+WALKS = ["carries", "checkpoint", "mapped"]
+NAMES = sorted(SMALL - {"ltc", "own_token_one", "gated_delta"})
+
+
+@pytest.mark.parametrize(
+    ("name", "engine"),
+    [(name, "default") for name in NAMES]
+    + [("ring_buffer", "carries"), ("own_token", "checkpoint"), ("ring_buffer_batch", "mapped")]
+    + [pytest.param(name, walk, marks=pytest.mark.slow) for name in NAMES for walk in WALKS],
+)
 def test_gradients_are_those_of_lax_scan(name, engine, x64, optax_promotion):
     row = ROWS[name]
     args = drawn(row, 7, jnp.float64)

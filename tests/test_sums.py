@@ -206,8 +206,12 @@ def expected(part):
     return gradients(scanned, cell)(*arguments(cell))
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize(
+    ("part", "engine"),
+    [(part, "default") for part in PARTS]
+    + [("first", "carries"), ("second", "checkpoint")]
+    + [pytest.param(part, engine, marks=pytest.mark.slow) for part in PARTS for engine in ("carries", "checkpoint")],
+)
 def test_sums_are_those_of_lax_scan(part, engine, x64, optax_promotion):
     own, right = found(part, engine)
     for (path, a), b in zip(jax.tree.leaves_with_path(own), jax.tree.leaves(right), strict=True):
