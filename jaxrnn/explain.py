@@ -238,7 +238,8 @@ def _engine_of(traced: _Traced, way: Way) -> str:
 
 def _way(traced: _Traced, closed: Any, direction: str, platform: str) -> Way:
     if closed is traced.gradient and traced.plain_gradient is not None:
-        return Way("lax.scan", reason=traced.plain_gradient)
+        raises = "; the gradient of everything raises, as under lax.scan" if isinstance(closed, str) else ""
+        return Way("lax.scan", reason=traced.plain_gradient + raises)
     if isinstance(closed, str):
         return Way("error", reason=closed)
     found = [way_of(eqn, platform) for eqn in walks_in(closed)[direction]]

@@ -88,8 +88,8 @@ def unroll(
     Raises:
         TypeError, ValueError: at trace time, for inputs whose rank, features, dtype, mask, carry or key do not fit.
     """
-    _check_cut("unroll", None, None)
     args = checked(cell, params, xs, carry, mask, resets, None, key, engine, reverse)
+    _check_cut("unroll", cell, params, None, None)
     return _walked(*args, window=None, return_carries=return_carries)
 
 
@@ -135,8 +135,8 @@ def truncated_unroll(
     if window is not None and (isinstance(window, bool) or not isinstance(window, (int, np.integer)) or window < 1):
         raise ValueError(f"truncated_unroll: window must be an int of at least 1 step, but it is {window!r}")
     window = None if window is None else int(window)
-    _check_cut("truncated_unroll", window, gradient_scale)
     args = checked(cell, params, xs, carry, mask, resets, gradient_scale, key, engine, reverse)
+    _check_cut("truncated_unroll", cell, params, window, gradient_scale)
     return _walked(*args, window=window, return_carries=return_carries)
 
 
@@ -303,9 +303,9 @@ def _inside(layer: Layer | None, how: Walk, xs: Any) -> Iterator[None]:
         _CUT.reset(token)
 
 
-def _check_cut(what: str, window: int | None, gradient_scale: Any) -> None:
-    """Within a layer that is walked under truncation the gradient is cut as it was told to be."""
-    if (cut := _CUT.get()) is None:
+def _check_cut(what: str, cell: Cell | Layer, params: Params, window: int | None, gradient_scale: Any) -> None:
+    """Within a layer that is walked under truncation the gradient is cut as it was told to be, where there is a carry."""
+    if (cut := _CUT.get()) is None or not jax.tree.leaves(jax.eval_shape(cell.initial_carry, params)):
         return
     layer, how = cut
     asked = f"window={how.window}" if how.gradient_scale is None else "gradient_scale"
@@ -315,9 +315,9 @@ def _check_cut(what: str, window: int | None, gradient_scale: Any) -> None:
         return
     name = asked.partition("=")[0]
     raise ValueError(
-        f"{type(layer).__name__}.unroll calls jaxrnn.{what}, which does not know that the whole is walked by truncated_unroll "
-        f"with {asked}, so the gradient would not be cut: where how.{name} is not None call jaxrnn.truncated_unroll(..., "
-        f"{name}=how.{name}) there"
+        f"{type(layer).__name__}.unroll calls jaxrnn.{what} on {type(cell).__name__}, which does not know that the whole is "
+        f"walked by truncated_unroll with {asked}, so the gradient would not be cut: where how.{name} is not None call "
+        f"jaxrnn.truncated_unroll(..., {name}=how.{name}) there"
     )
 
 

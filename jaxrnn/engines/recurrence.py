@@ -73,7 +73,8 @@ class Plan:
     def _named(self, residuals: str, reason: str | None) -> Plan:
         if reason is not None:
             raise ValueError(
-                f"{reason}: leave residuals, window and Checkpoint out, and jax.lax.scan with JAX's own derivative walks it"
+                f"{reason}: only jax.lax.scan with JAX's own derivative takes that, so leave residuals, window and Checkpoint "
+                "out; forward mode works then, and the gradient of all that does not go through it"
             )
         return dataclasses.replace(self, residuals=residuals)
 
