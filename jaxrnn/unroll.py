@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array, Bool, Float, Inexact, Integer
 
 from .cell import (
@@ -282,9 +283,25 @@ def _check_rows(cell: Cell, params: Params, carry: Carry, how: Walk) -> None:
     given = {name: value for name, value in flags.items() if value is not None}
     batch = next((tuple(value.shape[1:]) for value in given.values()), ())
     if batch:  # one more of each, to tell a batch axis from another of the same size
-        wider = jax.eval_shape(lambda p: cell.initial_carry(p, tuple(n + 1 for n in batch)), params)
+        wider = _with_more_rows(cell, params, carry, batch)
         why = " and ".join(given)
         check_rows(type(cell).__name__, carry, wider, batch, why, floats="mask=" not in given and "resets=" not in given)
+
+
+def _with_more_rows(cell: Cell, params: Params, carry: Carry, batch: tuple[int, ...]) -> Carry:
+    """Shapes of the carry of a batch that is larger by one in every axis. Where a cell makes none, since its parameters hold a
+    state for each row, its floating-point parts are taken to be of rows if they are of such a shape.
+    """
+    more = tuple(n + 1 for n in batch)
+    try:
+        return jax.eval_shape(lambda p: cell.initial_carry(p, more), params)
+    except Exception:
+
+        def leaf(a: Any) -> Any:
+            of_rows = jnp.issubdtype(a.dtype, jnp.inexact) and a.shape[: len(batch)] == batch
+            return jax.ShapeDtypeStruct((*more, *a.shape[len(batch) :]) if of_rows else a.shape, a.dtype)
+
+        return jax.tree.map(leaf, carry)
 
 
 _CUT: contextvars.ContextVar[tuple[Layer, Walk] | None] = contextvars.ContextVar("jaxrnn_cut", default=None)
@@ -294,11 +311,16 @@ _CUT: contextvars.ContextVar[tuple[Layer, Walk] | None] = contextvars.ContextVar
 def _inside(layer: Layer | None, how: Walk, xs: Any) -> Iterator[None]:
     """While a layer walks under truncation, of which an `unroll` in its code would not know. None: a cell, in whose step one
     walks over another time.
+
+    A function in its code that was compiled outside of truncation is traced anew: the metadata are part of what jit looks at.
     """
     cut = how.gradient_scale is not None or (how.window is not None and how.window < jax.tree.leaves(xs)[0].shape[0])
     token = _CUT.set((layer, how) if layer is not None and cut else None)
+    foreign = layer is not None and cut and not type(layer).__module__.startswith("jaxrnn.")
+    asked = "gradient_scale" if how.window is None else f"window={how.window}"
     try:
-        yield
+        with set_xla_metadata(jaxrnn_truncation=asked) if foreign else contextlib.nullcontext():
+            yield
     finally:
         _CUT.reset(token)
 

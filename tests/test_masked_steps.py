@@ -373,3 +373,23 @@ def test_a_sharded_batch_is_not_gathered():
     assert first == "4 []"
     assert all(size in second for size in ("s32[", "32]"))
     assert not any(size in second for size in ("64,", "16,"))
+
+
+def test_a_learned_state_for_each_row_goes_with_a_mask(x64):
+    """`initial_carry` makes no carry of another batch than its parameters': nobody asks the user for one."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Rows(jaxrnn.Cell):
+        hidden_size: int = 3
+
+        def initial_carry(self, params, batch_shape=(), dtype=None):
+            return jnp.broadcast_to(params["h0"], (*batch_shape, self.hidden_size))
+
+        def step(self, p, h, x):
+            return jnp.tanh(x + h @ p["U"])
+
+    random = np.random.default_rng(0)
+    params = {"h0": jnp.asarray(random.normal(size=(2, 3))), "U": jnp.asarray(random.normal(size=(3, 3)))}
+    xs = jnp.asarray(random.normal(size=(5, 2, 3)))
+    expected = jaxrnn.unroll(Rows(), params, xs)[1]
+    np.testing.assert_array_equal(jaxrnn.unroll(Rows(), params, xs, mask=jnp.ones((5, 2), bool))[1], expected)

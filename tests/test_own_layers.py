@@ -283,3 +283,34 @@ def test_masked_outputs_of_any_layer_are_zero(place):
     ys = unroll(layer, params, FLOATS, mask=mask)[1]
     assert not np.asarray(ys)[~MASK].any()
     assert np.asarray(ys)[MASK].all()
+
+
+def test_a_function_that_was_compiled_before_is_refused_too(plain_errors):
+    """Its trace of before, in which nothing was cut, is not used again."""
+
+    @jax.jit
+    def helper(params, carry, xs):
+        return unroll(Elman(4), params, xs, carry, return_carries=True)
+
+    class Compiled(Own):
+        def unroll(self, params, carry, xs, how):
+            return helper(params, carry, xs)
+
+    layer = dataclasses.dataclass(frozen=True)(Compiled)()
+    gradient(layer, unroll)
+    for how in WAYS.values():
+        with pytest.raises(ValueError, match=r"Compiled\.unroll calls jaxrnn\.unroll on Elman"):
+            gradient(layer, truncated_unroll, **how)
+    gradient(layer, unroll)
+
+
+def test_an_unroll_without_a_carry_is_no_matter():
+    """A layer that holds nothing from step to step has no gradient to cut."""
+
+    class Dropped(Own):
+        def unroll(self, params, carry, xs, how):
+            carry, ys, carries = truncated_unroll(self.cell, params, xs, carry, window=how.window, return_carries=True)
+            return carry, unroll(jaxrnn.inference(jaxrnn.dropout(0.5)), {}, ys)[1], carries
+
+    layer = dataclasses.dataclass(frozen=True)(Dropped)()
+    assert_same(gradient(layer, truncated_unroll, window=2), gradient(Elman(4), truncated_unroll, window=2), 1e-6)

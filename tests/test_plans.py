@@ -294,3 +294,42 @@ def test_small_projections_go_before_the_loop_on_every_version_of_jax():
     params = cell.init(jax.random.key(0), 2)
     row = jaxrnn.explain(cell, params, jax.ShapeDtypeStruct((100_003, 1, 2), jnp.float32)).rows[0]
     assert row.recording.hoisted
+
+
+def test_a_backward_rule_that_fails_without_words(x64):
+    """It is not asked for: the weight that it belongs to is not trained."""
+
+    @jax.custom_vjp
+    def never(w):
+        return w
+
+    def fails(_, g):
+        raise NotImplementedError
+
+    never.defvjp(lambda w: (w, None), fails)
+
+    @dataclasses.dataclass(frozen=True)
+    class Untrained(Cell):
+        hidden_size: int = 3
+
+        def step(self, p, h, x):
+            return jnp.tanh(x @ never(p["W"]) + h @ p["U"])
+
+    random = np.random.default_rng(0)
+    W, U, xs = (jnp.asarray(random.normal(size=size)) for size in ((3, 3), (3, 3), (5, 2, 3)))
+    own = jax.grad(lambda U: jaxrnn.unroll(Untrained(), {"W": W, "U": U}, xs)[1].sum())(U)
+    assert_same(own, jax.grad(lambda U: scanned_three(Untrained(), {"W": W, "U": U}, xs).sum())(U))
+
+
+def scanned_three(cell, p, xs):
+    return lax.scan(lambda h, x: (cell.step(p, h, x),) * 2, jnp.zeros((2, 3)), xs)[1]
+
+
+def test_gradients_without_jit(x64):
+    cell = jaxrnn.Elman(3)
+    params = jax.tree.map(lambda a: a.astype(jnp.float64), cell.init(jax.random.key(0), 2))
+    xs = jnp.asarray(np.random.default_rng(0).normal(size=(5, 2, 2)))
+    gradient = jax.grad(lambda p: jaxrnn.unroll(cell, p, xs)[1].sum())
+    expected = gradient(params)
+    with jax.disable_jit():
+        assert_same(gradient(params), expected)

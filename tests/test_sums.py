@@ -251,7 +251,38 @@ def test_the_clipped_gradient_of_the_issue(x64):
     np.testing.assert_array_equal(np.asarray(grad)[clipped], 6 * np.sign(params["U"])[clipped])
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(("dtype", "scale"), [("float16", 1000.0), ("bfloat16", 1000.0)])
+@pytest.mark.parametrize("factor", [None, 2.0**-10])
+def test_sums_in_half_precision_stay_in_range(dtype, scale, factor):
+    """Each step's product fits float16, which their sum leaves: under loss scaling, and where a factor comes after it."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Half(Cell):
+        hidden_size: int = 3
+
+        def step(self, p, h, x):
+            W, U = (p[name].astype(dtype) for name in "WU")
+            W = W if factor is None else W * jnp.asarray(factor, dtype)
+            return jnp.tanh((x.astype(dtype) @ W + h.astype(dtype) @ U).astype(jnp.float32))
+
+    random = np.random.default_rng(0)
+    params = {"W": 0.05 * random.normal(size=(2, 3)), "U": 0.05 * random.normal(size=(3, 3))}
+    params["W"] /= factor or 1
+    params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), params)
+    xs = jnp.ones((200, B, 2))
+
+    def right(p):
+        return lax.scan(lambda h, x: (Half().step(p, h, x),) * 2, jnp.zeros((B, 3)), xs)[1]
+
+    own, wanted = (
+        jax.grad(lambda p, f=f: (f(p) * scale).sum())(params) for f in (lambda p: jaxrnn.unroll(Half(), p, xs)[1], right)
+    )
+    for name in "WU":
+        assert np.isfinite(wanted[name]).all()
+        np.testing.assert_allclose(own[name], wanted[name], rtol=2e-2, atol=1e-2 * np.abs(wanted[name]).max())
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16"])
 def test_narrow_weights_in_wide_steps_keep_their_products(dtype):
     """``matmul(h, U)`` in narrow numbers, summed in wide ones: one product over time, not T matrices."""
 

@@ -88,13 +88,25 @@ def _digits(eqn: Any, compare: Callable[[Any, Any], bool]) -> bool:
 
 
 def is_half(eqn: Any) -> bool:
-    """Whether an operand or an output of an equation has 16 bits or fewer.
+    """Whether an operand or an output of an equation is bfloat16, or as narrow with the range of float32.
 
     Mixed precision multiplies in half precision and goes on in float32. The sum over time of such products is one product,
     rounded once, where ``jax.lax.scan`` rounds every step's: nearer to the exact sum, and the reason why mixed precision is
-    fast. Float32 inside float64 is summed as ``jax.lax.scan`` does it.
+    fast. Float32 inside float64 is summed as ``jax.lax.scan`` does it, and so is float16, whose range a sum may leave.
     """
-    return any(v.aval.dtype.itemsize <= 2 for v in (*eqn.invars, *eqn.outvars))
+    return any(
+        dtype.itemsize <= 2 and not is_short_of_range(dtype) for dtype in (v.aval.dtype for v in (*eqn.invars, *eqn.outvars))
+    )
+
+
+def is_short_of_range(dtype: Any) -> bool:
+    """Whether sums of a dtype overflow where those of float32 do not: float16."""
+    return jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).maxexp < jnp.finfo(jnp.float32).maxexp
+
+
+def scales(eqn: Any) -> bool:
+    """Whether what an equation makes of a sum may be in range where the sum itself is not."""
+    return eqn.primitive.name in (*PRODUCTS, "div", "triangular_solve", "linear_solve", "custom_linear_solve")
 
 
 def rounds_a_product(eqn: Any, maker: dict[Any, Any]) -> bool:

@@ -71,7 +71,8 @@ class Step:
         try:
             self.adjoint  # noqa: B018
         except Exception as error:
-            return f"the pullback of its step cannot be traced ({type(error).__name__}: {str(error).splitlines()[0]})"
+            words = (str(error).splitlines() or ["without a word"])[0]
+            return f"the pullback of its step cannot be traced ({type(error).__name__}: {words})"
         return None
 
     def vmapped(self, in_axes: Values, axis_data: Any) -> Step:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from ..contraction import contract
 from .jaxprs import bind, nbytes, read, unique
-from .linearity import is_half, rounds, rounds_a_product, terms_of, widens
+from .linearity import is_half, is_short_of_range, rounds, rounds_a_product, scales, terms_of, widens
 from .programs import CONST, Program
 
 CONSTANT, ROWS, LOOP, PRODUCT, LINEAR, BATCH = "constant", "rows", "loop", "product", "linear", "batch"
@@ -190,6 +190,8 @@ class TimeSum:
     def _terms(self, eqn: Any, exact: bool) -> Sequence[int] | None:
         """The operands through whose sums the sum of an equation's outputs goes, if the equation is linear in them."""
         terms = None if eqn is None else terms_of(eqn, self._is_constant)
+        if terms is not None and scales(eqn) and any(is_short_of_range(eqn.invars[i].aval.dtype) for i in terms):
+            return None
         if terms is None or (exact and rounds(eqn) and not rounds_a_product(eqn, self.program.maker)):
             return None
         return terms
