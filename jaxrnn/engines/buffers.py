@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..fence import LEAST_BYTES
+
 Loop = Callable[..., tuple[Any, list[Any]]]  # `scan_into` with its unroll given, or what does the same
 
 
@@ -21,8 +23,12 @@ def scan_into(
 ) -> tuple[Any, list[Any]]:
     """``jax.lax.scan``, whose outputs, a list, go to the rows ``first`` and following of ``rows``; returns carry and rows.
 
-    A scan inside a scan would fill an array of its own for its outputs, and the outer one copy that.
+    A scan inside a scan would fill an array of its own for its outputs, and the outer one copy that. Where all rows are written
+    and each is small, the outputs are the rows: that loop has one number less to count.
     """
+    each = sum(r.size * r.dtype.itemsize for r in rows) // max(steps, 1)
+    if each < LEAST_BYTES and all(r.shape[0] == steps for r in rows):
+        return jax.lax.scan(body, carry, given, length=steps, reverse=reverse, unroll=max(1, min(unroll, steps)))
 
     def one(now, each):
         carry, rows, at = now
