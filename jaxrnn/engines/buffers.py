@@ -24,9 +24,9 @@ def scan_into(
     """``jax.lax.scan``, whose outputs, a list, go to the rows ``first`` and following of ``rows``; returns carry and rows.
 
     A scan inside a scan would fill an array of its own for its outputs, and the outer one copy that. Where all rows are written
-    and each is small, the outputs are the rows: that loop has one number less to count.
+    and a step has few numbers, the outputs are the rows: that loop has one number less to count.
     """
-    each = sum(r.size * r.dtype.itemsize for r in rows) // max(steps, 1)
+    each = sum(a.size * a.dtype.itemsize for a in (*rows, *jax.tree.leaves(given))) // max(steps, 1)
     if each < LEAST_BYTES and all(r.shape[0] == steps for r in rows):
         return jax.lax.scan(body, carry, given, length=steps, reverse=reverse, unroll=max(1, min(unroll, steps)))
 
