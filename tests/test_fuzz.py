@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
-@given(programs(most=2, longest=3, around=0))
+@given(programs(most=2, longest=2, around=0))
 def test_engines_are_a_python_loop(plain_errors, program):
     with jax.enable_x64(True):
         result = tried(program, drawn_pairs(program))

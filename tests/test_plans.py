@@ -6,6 +6,7 @@ The steps are those of `benchmarks.hidden`, which also times them.
 import dataclasses
 import functools
 import re
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -333,3 +334,39 @@ def test_gradients_without_jit(x64):
     expected = gradient(params)
     with jax.disable_jit():
         assert_same(gradient(params), expected)
+
+
+class Parts(NamedTuple):
+    h: jax.Array
+    c: jax.Array
+
+
+def test_a_part_of_the_carry_that_nothing_moves_asks_for_no_derivative(x64):
+    """What is shown of it may have no reverse mode, as under ``lax.scan``."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Still(Cell):
+        hidden_size: int = 3
+
+        def initial_carry(self, params, batch_shape=(), dtype=None):
+            return Parts(jnp.zeros((*batch_shape, 3)), jnp.ones((*batch_shape, 3)))
+
+        def step(self, p, s, x):
+            return Parts(jnp.tanh(x + s.h @ p["U"]), jnp.cos(s.c))
+
+        def output(self, p, s, x):
+            doubled = lax.while_loop(lambda a: jnp.abs(a).max() < 5, lambda a: 2 * a, s.c)
+            return s.h * doubled
+
+    random = np.random.default_rng(0)
+    cell, p, xs = Still(), {"U": jnp.asarray(random.normal(size=(3, 3)))}, jnp.asarray(random.normal(size=(5, 2, 3)))
+
+    def right(p, xs):
+        carries = lax.scan(lambda s, x: (cell.step(p, s, x),) * 2, cell.initial_carry(p, (2,)), xs)[1]
+        return cell.output(p, carries, xs).sum()
+
+    expected = jax.grad(right, (0, 1))(p, xs)
+    for engine in (None, Scan(residuals="carries"), Checkpoint(2)):
+        own = jax.grad(lambda p, xs, e=engine: jaxrnn.unroll(cell, p, xs, engine=e)[1].sum(), (0, 1))(p, xs)
+        assert_same(own, expected)
+    assert set(jax.jvp(lambda p: jaxrnn.unroll(cell, p, xs)[0], (p,), (p,))[1]._fields) == {"h", "c"}

@@ -65,6 +65,23 @@ class Step:
         """The step and its pullback."""
         return Adjoint(self)
 
+    def moved_by(self, wrt: Iterable[int]) -> frozenset[int]:
+        """The leaves of the carry that depend, after any number of steps, on the given params, leaves of the first carry and
+        inputs, which are counted through in this order.
+        """
+        jaxpr = self.closed.jaxpr
+        given = set(wrt)
+        found = frozenset(i - self.params for i in given if self.params <= i < self.params + self.carry)
+        while True:
+            moving = {v for i, v in enumerate(jaxpr.invars) if i in given or i - self.params in found}
+            for eqn in jaxpr.eqns:
+                if any(not isinstance(v, core.Literal) and v in moving for v in eqn.invars):
+                    moving.update(eqn.outvars)
+            new = {i for i, v in enumerate(jaxpr.outvars) if not isinstance(v, core.Literal) and v in moving}
+            if new <= found:
+                return found
+            found |= new
+
     @functools.cached_property
     def reason_against_pullback(self) -> str | None:
         """Why there is no `adjoint`, if there is none: an operation of the step has no reverse mode, a ``while_loop``'s."""

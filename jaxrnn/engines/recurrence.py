@@ -263,6 +263,10 @@ def _walk_jvp(primals, tangents, *, step: Step, plan: Plan, keep: str | None, sh
     moved = iter(tangent_p.bind(*primals, *residuals, *(tangents[i] for i in wrt), step=step, plan=plan, wrt=wrt))
     moving = [is_differentiable(a) for a in step.carry_avals] * 2
     out_tangents = [next(moved) if m else _no_tangent(a) for a, m in zip([*last, *carries], moving, strict=True)]
+    # As lax.scan finds out, too: a part of the carry that nothing moves has no tangent, and so asks for no derivative.
+    moves = step.moved_by(wrt)
+    still = [i not in moves for i in range(step.carry)] * 2
+    out_tangents = [_no_tangent(a) if s else t for a, s, t in zip([*last, *carries], still, out_tangents, strict=True)]
     d_last, d_carries = split(out_tangents, (step.carry,))
     d_more = _tangents_of_more(step, plan, primals, tangents, carries, d_carries) if keep else []
     return shown, [*d_last, *chosen(d_carries, show), *d_more]
