@@ -21,11 +21,12 @@ from .compare import MODES, WINDOW, Difference, Result, engines_of, tried
 from .programs import Program, random_program, smaller
 
 BATCH = 25
+MOST_MAPS = 20_000
 
 
-def batch_of(number: int) -> list[Program]:
+def batch_of(number: int, most: int = 5) -> list[Program]:
     """The programs of a batch."""
-    return [random_program(number * BATCH + i) for i in range(BATCH)]
+    return [random_program(number * BATCH + i, most) for i in range(BATCH)]
 
 
 def made_small(difference: Difference, seconds: float = 120) -> Difference:
@@ -105,6 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("fuzz.json"), help="where counts go")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after this long")
     parser.add_argument("--quick", action="store_true", help="one drawn engine and mode each, beside the default's gradient")
+    parser.add_argument("--most", type=int, default=5, help="instructions in a step, without those that use their values")
     parser.add_argument("--no-shrink", action="store_true", help="do not make differing programs small")
     options = parser.parse_args(arguments)
     for name, value in (("enable_x64", True), ("numpy_dtype_promotion", "strict"), ("numpy_rank_promotion", "raise")):
@@ -112,7 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
     report, number = Report(options.out, options.first), options.first
     gc.set_threshold(50_000, 20, 50)
     while report.tried < options.programs and time.monotonic() - report.begun < options.seconds:
-        for program in batch_of(number)[: options.programs - report.tried]:
+        for program in batch_of(number, options.most)[: options.programs - report.tried]:
             before = time.monotonic()
             result = tried(program, drawn_pairs(program) if options.quick else None)
             report.add(result, time.monotonic() - before)
@@ -133,10 +135,9 @@ def main(arguments: list[str] | None = None) -> int:
                         "also": also,
                     }
                 )
+            make_room()
         number, report.batches = number + 1, report.batches + 1
         report.write()
-        jax.clear_caches()
-        gc.collect()
         spent = time.monotonic() - report.begun
         print(
             f"{report.tried} programs, {report.compared} comparisons, {len(report.differences)} differences, "
@@ -144,6 +145,17 @@ def main(arguments: list[str] | None = None) -> int:
             flush=True,
         )
     return bool(report.differences)
+
+
+def make_room() -> None:
+    """Drop compiled programs before they fill the process's memory maps: Linux gives 65,530, and XLA dies without."""
+    try:
+        maps = pathlib.Path("/proc/self/maps").read_text().count("\n")
+    except OSError:
+        maps = MOST_MAPS
+    if maps >= MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 def drawn_pairs(program: Program) -> list[tuple[str, str]]:

@@ -410,10 +410,10 @@ def programs(draw, **sizes: int) -> Program:
     return drawn(lambda options: draw(st.sampled_from(options)), **sizes)
 
 
-def random_program(seed: int) -> Program:
+def random_program(seed: int, most: int = 5) -> Program:
     """One drawn evenly: hypothesis likes to repeat itself, which is good for finding limits and bad for long runs."""
     random = np.random.default_rng(seed)
-    return drawn(lambda options: options[random.integers(len(options))])
+    return drawn(lambda options: options[random.integers(len(options))], most)
 
 
 def smaller(program: Program) -> Any:
