@@ -358,20 +358,25 @@ class Draft:
         return tuple(self.instructions)
 
 
-def drawn(pick_one: Callable[[Any], Any], most: int = 7, longest: int = 7, around: int = 2) -> Program:
-    """A program over up to ``longest`` steps, with up to ``most`` instructions in its step and ``around`` before and after it,
-    and what uses their values. ``pick_one`` chooses from a sequence.
+def drawn(pick_one: Callable[[Any], Any], most: int = 5, small: bool = False) -> Program:
+    """A program with up to ``most`` instructions in its step and 2 before and after it, and what uses their values; or, a
+    ``small`` one, with 2 instructions in its step alone, two parts of carry, and two or three steps. ``pick_one`` chooses from
+    a sequence.
     """
+    most, around = (2, 0) if small else (most, 2)
     batch = pick_one([(2,), (), (1,), (3,), (2, 2)])
-    mask = pick_one([False, True])
+    flags = [False, False, False, True] if small else [False, True]
+    mask = pick_one(flags)
     linear = pick_one([False] * 7 + [True])
     turns = pick_one([False, True])  # a backward pass of its own, which leaves no tangents
     # A projection and an output see all of time at once, and so do the cotangents of what they take from the parameters.
     anywhere = weighted(name for name in LOCAL if not name.startswith("backward_of"))
     inside = weighted(name for name in (LOCAL if mask and batch else OPERATIONS) if turns or not name.startswith("backward_of"))
-    parts = pick_one(["V", "V", "VV"] if linear else ["V", "VV", "VI", "VC", "VM", "VIB", "VVI", "VMI", "VCB", "IV", "VVCI"])
+    some = ["V", "VV", "VI", "VC", "VM", "IV"]
+    others = ["V", "V", "V", "V"] if small else ["VIB", "VVI", "VMI", "VCB", "VVCI"]
+    parts = pick_one(["V", "V", "VV"] if linear else [*some, *others])
     hows = ["raw", "squashed", "mix", "gated", *([] if linear else ["old", "parameter"])]
-    passed = pick_one(["", "", "I", "C", "IM"])
+    passed = "" if small else pick_one(["", "", "I", "C", "IM"])
 
     def several(names, least, most, given, steps=False):
         draft = Draft(pick_one, given, steps)
@@ -392,10 +397,10 @@ def drawn(pick_one: Callable[[Any], Any], most: int = 7, longest: int = 7, aroun
         shown=0,  # `Cell.output` gives one array; to be drawn once it may give a tree
         learned=pick_one([False, True]),
         linear=linear,
-        steps=pick_one([steps for steps in (3, 2, 5, 4, 3, 2, 7, 1) if steps <= longest]),
+        steps=pick_one([3, 2] if small else [3, 2, 5, 4, 3, 2, 7, 1]),
         batch=batch,
         mask=mask,
-        resets=pick_one([False, True]),
+        resets=pick_one(flags),
         reverse=pick_one([False, True]),
         return_carries=pick_one([True, True, False]),
         asked=pick_one([(0, 1, 2)] * 5 + [(0,), (1,), (2,), (0, 1), (0, 2)]),
@@ -405,15 +410,15 @@ def drawn(pick_one: Callable[[Any], Any], most: int = 7, longest: int = 7, aroun
 
 
 @st.composite
-def programs(draw, **sizes: int) -> Program:
-    """For hypothesis, which makes a failing one small by itself. ``sizes`` are those of `drawn`."""
-    return drawn(lambda options: draw(st.sampled_from(options)), **sizes)
+def programs(draw, most: int = 5, small: bool = False) -> Program:
+    """For hypothesis, which makes a failing one small by itself."""
+    return drawn(lambda options: draw(st.sampled_from(options)), most, small)
 
 
-def random_program(seed: int, most: int = 5) -> Program:
-    """One drawn evenly: hypothesis likes to repeat itself, which is good for finding limits and bad for long runs."""
-    random = np.random.default_rng(seed)
-    return drawn(lambda options: options[random.integers(len(options))], most)
+def random_program(number: int, most: int = 5, small: bool = False) -> Program:
+    """One drawn evenly from its number: hypothesis by itself likes to repeat what it drew before."""
+    random = np.random.default_rng(number)
+    return drawn(lambda options: options[random.integers(len(options))], most, small)
 
 
 def smaller(program: Program) -> Any:
