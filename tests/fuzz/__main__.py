@@ -164,7 +164,7 @@ def drawn_pairs(program: Program) -> list[tuple[str, str]]:
     """
     engines = [name for name in engines_of(program) if name != "default"]
     engine = engines[program.seed % len(engines)]
-    mode = ("gradients", "members", "tangents", "gradients", "members", "batch")[program.seed // 7 % 6]
+    mode = ("gradients", "members", "gradients", "tangents", "gradients", "batch")[program.seed // 7 % 6]
     return [("default", "gradients"), (engine, "gradients" if engine == WINDOW else mode)]
 
 

@@ -130,8 +130,7 @@ class Truth:
         self.answers: dict[str, Any] = {}
         self.cannot: dict[str, str] = {}
         self.seen: dict[str, Any] = {}  # what compiled programs of engines gave: several engines often make the same one
-        walk = looped(dataclasses.replace(program, return_carries=True))
-        given.draw_cotangents(program, jax.eval_shape(walk, given.one))
+        given.draw_cotangents(program, self.loop.shapes(given.one))
         self.values = None
         for mode in self.modes:
             try:

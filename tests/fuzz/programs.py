@@ -57,6 +57,7 @@ class Program:
     return_carries: bool = True
     asked: tuple[int, ...] = (0, 1, 2)
     large: bool = False
+    matrices: int = 3
     seed: int = 0
 
     def instructions(self) -> tuple[Instruction, ...]:
@@ -240,7 +241,7 @@ def needs(program: Program) -> set[str]:
 
 def draw_params(program: Program, random: np.random.Generator) -> dict:
     params = {
-        "matrices": [0.7 * random.normal(size=(N, N)) for _ in range(3)],
+        "matrices": [0.7 * random.normal(size=(N, N)) for _ in range(program.matrices)],
         "vectors": {"a": 0.7 * random.normal(size=N), "b": 0.7 * random.normal(size=N)},
     }
     made = {
@@ -360,10 +361,10 @@ class Draft:
 
 def drawn(pick_one: Callable[[Any], Any], most: int = 5, small: bool = False) -> Program:
     """A program with up to ``most`` instructions in its step and 2 before and after it, and what uses their values; or, a
-    ``small`` one, with 2 instructions in its step alone, two parts of carry, and two or three steps. ``pick_one`` chooses from
+    ``small`` one, with 1 instruction in its step alone, two parts of carry, and two or three steps. ``pick_one`` chooses from
     a sequence.
     """
-    most, around = (2, 0) if small else (most, 2)
+    most, around = (1, 0) if small else (most, 2)
     batch = pick_one([(2,), (), (1,), (3,), (2, 2)])
     flags = [False, False, False, True] if small else [False, True]
     mask = pick_one(flags)
@@ -371,7 +372,9 @@ def drawn(pick_one: Callable[[Any], Any], most: int = 5, small: bool = False) ->
     turns = pick_one([False, True])  # a backward pass of its own, which leaves no tangents
     # A projection and an output see all of time at once, and so do the cotangents of what they take from the parameters.
     anywhere = weighted(name for name in LOCAL if not name.startswith("backward_of"))
-    inside = weighted(name for name in (LOCAL if mask and batch else OPERATIONS) if turns or not name.startswith("backward_of"))
+    costly = {"solve", "solve_state", "scatter_to_table", "checkpointed"} if small else ()
+    named = LOCAL if mask and batch else OPERATIONS
+    inside = weighted(n for n in named if n not in costly and (turns or not n.startswith("backward_of")))
     some = ["V", "VV", "VI", "VC", "VM", "IV"]
     others = ["V", "V", "V", "V"] if small else ["VIB", "VVI", "VMI", "VCB", "VVCI"]
     parts = pick_one(["V", "V", "VV"] if linear else [*some, *others])
@@ -402,9 +405,10 @@ def drawn(pick_one: Callable[[Any], Any], most: int = 5, small: bool = False) ->
         mask=mask,
         resets=pick_one(flags),
         reverse=pick_one([False, True]),
-        return_carries=pick_one([True, True, False]),
+        return_carries=pick_one([False, True] if small else [True, True, False]),
         asked=pick_one([(0, 1, 2)] * 5 + [(0,), (1,), (2,), (0, 1), (0, 2)]),
         large=pick_one([False, True]),
+        matrices=1 if small else 3,
         seed=pick_one(range(10_000)),
     )
 

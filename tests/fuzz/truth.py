@@ -97,6 +97,12 @@ class Loop:
     def _stacked(self, rows: list[Any]) -> Any:
         return jax.tree.map(lambda *leaves: np.stack(leaves, axis=1 if self.mapped else 0), *rows)
 
+    def shapes(self, numbers: Numbers) -> tuple[Any, Any, Any]:
+        """Those of `values`."""
+        carry, y = jax.eval_shape(self.step, numbers.params, numbers.carry, *self._now(numbers, 0))
+        ys, carries = jax.tree.map(lambda a: jax.ShapeDtypeStruct((self.program.steps, *a.shape), a.dtype), (y, carry))
+        return carry, ys, carries
+
     def values(self, numbers: Numbers) -> tuple[Any, Any, Any]:
         """``(last carry, outputs, carries)``."""
         return self._walked(numbers, self.forwards)
