@@ -198,7 +198,7 @@ def test_states_are_checked_as_unroll_checks_them():
         r"carry_to_torch: .*the carry has shape \(1, 4\), expected \(2, 4\)", ValueError, interop.carry_to_torch, layer, wrong
     )
     pair = carry._replace(backward=tuple(carry.backward))
-    refused("the carry has the structure", TypeError, interop.carry_to_torch, layer, pair)
+    refused("this cell's carry is .*is it another cell's", TypeError, interop.carry_to_torch, layer, pair)
     refused("the carry has shape", ValueError, interop.carry_to_torch, GRU, jnp.zeros((2, H + 1)))
     refused("the carry is int32, expected float32", TypeError, interop.carry_to_torch, GRU, jnp.zeros((2, H), int))
     refused(

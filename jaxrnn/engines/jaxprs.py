@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.extend import core
+from jax.extend.core import Primitive
+from jax.interpreters import ad
 
 from ..contraction import contraction_p, product
 
@@ -72,6 +74,45 @@ def mapping_of(axis_data: Any) -> dict[str, Any]:
 
 def is_differentiable(aval: Any) -> bool:
     return jnp.issubdtype(aval.dtype, jnp.inexact)
+
+
+class _Places(set):
+    """A set that is hashed by identity, as what a primitive is told has to be."""
+
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+
+_look_p = Primitive("jaxrnn_look")
+_look_p.multiple_results = True
+_look_p.def_impl(lambda *values, moved: values)
+_look_p.def_abstract_eval(lambda *avals, moved: avals)
+
+
+def _look(values: Sequence[Any], tangents: Sequence[Any], *, moved: _Places) -> tuple[Any, Any]:
+    moved.update(i for i, t in enumerate(tangents) if type(t) is not ad.Zero)
+    return values, tangents
+
+
+ad.primitive_jvps[_look_p] = _look
+
+
+def moved_outputs(closed: Any, places: Collection[int]) -> frozenset[int]:
+    """Those outputs of a closed jaxpr that have a tangent other than a zero known while tracing, where the inputs at
+    ``places`` have one.
+    """
+    moved = _Places()
+    places = [i for i in sorted(places) if is_differentiable(closed.in_avals[i])]
+
+    def look(primals, directions):
+        def along(*values):
+            full = dict(enumerate(primals)) | dict(zip(places, values, strict=True))
+            return _look_p.bind(*run(closed.jaxpr, closed.consts, [full[i] for i in range(len(full))]), moved=moved)
+
+        return jax.jvp(along, [primals[i] for i in places], directions)
+
+    if places:
+        jax.make_jaxpr(look)(closed.in_avals, [closed.in_avals[i] for i in places])
+    return frozenset(moved)
 
 
 def nbytes(var: Any) -> int:

@@ -26,7 +26,7 @@ from jax.interpreters import partial_eval as pe
 
 from .costs import loses_by_mapping, operations
 from .cut import least_cut
-from .jaxprs import Values, inlined, is_differentiable, mapping_of, nbytes, read, run, split, unique
+from .jaxprs import Values, inlined, is_differentiable, mapping_of, moved_outputs, nbytes, read, run, split, unique
 
 CONST, INPUT, CARRY, COT = range(4)
 EXPENSIVE = {"dot_general", "conv_general_dilated", "scan", "while", "cond", "fft", "ragged_dot_general", "custom_call"}
@@ -66,21 +66,20 @@ class Step:
         return Adjoint(self)
 
     def moved_by(self, wrt: Iterable[int]) -> frozenset[int]:
-        """The leaves of the carry that depend, after any number of steps, on the given params, leaves of the first carry and
-        inputs, which are counted through in this order.
+        """The leaves of the carry that have, after any number of steps, a tangent other than zero where the given params,
+        leaves of the first carry and inputs, which are counted through in this order, have one.
         """
-        jaxpr = self.closed.jaxpr
-        given = set(wrt)
-        found = frozenset(i - self.params for i in given if self.params <= i < self.params + self.carry)
-        while True:
-            moving = {v for i, v in enumerate(jaxpr.invars) if i in given or i - self.params in found}
-            for eqn in jaxpr.eqns:
-                if any(not isinstance(v, core.Literal) and v in moving for v in eqn.invars):
-                    moving.update(eqn.outvars)
-            new = {i for i, v in enumerate(jaxpr.outvars) if not isinstance(v, core.Literal) and v in moving}
-            if new <= found:
-                return found
-            found |= new
+        given = frozenset(wrt)
+        if given not in self._moved_by:
+            found = frozenset(i - self.params for i in given if self.params <= i < self.params + self.carry)
+            while not (new := moved_outputs(self.closed, given | {self.params + i for i in found})) <= found:
+                found |= new
+            self._moved_by[given] = found
+        return self._moved_by[given]
+
+    @functools.cached_property
+    def _moved_by(self) -> dict[frozenset[int], frozenset[int]]:
+        return {}
 
     @functools.cached_property
     def reason_against_pullback(self) -> str | None:

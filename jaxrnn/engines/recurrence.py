@@ -30,7 +30,7 @@ from ..contraction import contraction_p, devices_of, product
 from . import walks
 from .checked import see_inside
 from .defaults import ALL, CARRIES, GATES, KERNELS, STARTS, chunk_and_why, hoists, residuals_and_why, window_and_why
-from .jaxprs import chosen, is_differentiable, mapping_of, split
+from .jaxprs import chosen, is_differentiable, mapping_of, run, split
 from .kernels.loop import Kernel
 from .programs import Step
 from .walks import AUTO
@@ -115,14 +115,29 @@ def settled(plan: Plan, step: Step, steps: int, platform: str | None, backward: 
     return pace, why
 
 
-def _tangent(*flat, step: Step, plan: Plan, wrt: tuple[int, ...], platform: str | None = "cpu", devices: int = 1):
-    known, moving = flat[: len(flat) - len(wrt)], flat[len(flat) - len(wrt) :]
-    params, carry, inputs, _ = split(known, (step.params, step.carry, step.inputs))
-    directions: list[Any] = [None] * len(step.avals)
-    for i, d in zip(wrt, moving, strict=True):
-        directions[i] = d
-    last, every = walks.tangents(step, params, carry, inputs, directions, plan.pace)
-    return [*last, *every]
+def _tangent(
+    *flat,
+    step: Step,
+    plan: Plan,
+    wrt: tuple[int, ...],
+    show: tuple[bool, ...],
+    platform: str | None = "cpu",
+    devices: int = 1,
+):
+    """The tangents that ``show`` of the last carry and of all carries, integer leaves left out of either.
+
+    What they do not need is not computed: what has no forward mode, a ``custom_vjp``, may stand in such a place.
+    """
+
+    def every(*flat):
+        known, moving = flat[: len(flat) - len(wrt)], flat[len(flat) - len(wrt) :]
+        params, carry, inputs, _ = split(known, (step.params, step.carry, step.inputs))
+        last, carries = walks.tangents(step, params, carry, inputs, dict(zip(wrt, moving, strict=True)), plan.pace)
+        return chosen([*last, *carries], show)
+
+    closed = jax.make_jaxpr(every)(*flat)
+    jaxpr, _ = pe.dce_jaxpr(closed.jaxpr, [True] * len(closed.out_avals), instantiate=True)
+    return run(jaxpr, closed.consts, flat)
 
 
 def _adjoint(
@@ -260,13 +275,14 @@ def _walk_jvp(primals, tangents, *, step: Step, plan: Plan, keep: str | None, sh
     if not wrt:
         return shown, [_no_tangent(a) for a in shown]
     residuals = more if kept == STARTS else [*_at_hand(step, carries, kept == GATES), *more]
-    moved = iter(tangent_p.bind(*primals, *residuals, *(tangents[i] for i in wrt), step=step, plan=plan, wrt=wrt))
-    moving = [is_differentiable(a) for a in step.carry_avals] * 2
-    out_tangents = [next(moved) if m else _no_tangent(a) for a, m in zip([*last, *carries], moving, strict=True)]
     # As lax.scan finds out, too: a part of the carry that nothing moves has no tangent, and so asks for no derivative.
     moves = step.moved_by(wrt)
-    still = [i not in moves for i in range(step.carry)] * 2
-    out_tangents = [_no_tangent(a) if s else t for a, s, t in zip([*last, *carries], still, out_tangents, strict=True)]
+    moving = [i in moves for i in range(step.carry)]
+    moving += [m and (s or bool(keep)) for m, s in zip(moving, show, strict=True)]
+    shows = tuple(chosen(moving, [is_differentiable(a) for a in step.carry_avals] * 2))
+    directions = [tangents[i] for i in wrt]
+    moved = iter(tangent_p.bind(*primals, *residuals, *directions, step=step, plan=plan, wrt=wrt, show=shows))
+    out_tangents = [next(moved) if m else _no_tangent(a) for a, m in zip([*last, *carries], moving, strict=True)]
     d_last, d_carries = split(out_tangents, (step.carry,))
     d_more = _tangents_of_more(step, plan, primals, tangents, carries, d_carries) if keep else []
     return shown, [*d_last, *chosen(d_carries, show), *d_more]
@@ -339,6 +355,20 @@ def _walk_dce(used: list[bool], *more: Any) -> tuple[list[bool], Any]:
 pe.dce_rules[walk_p] = _walk_dce
 
 
+def _tangent_dce(used: list[bool], *more: Any) -> tuple[list[bool], Any]:
+    """Tangents that nobody reads are not computed."""
+    eqn = more[-1]
+    if not any(used):
+        return [False] * len(eqn.invars), None
+    wanted = iter(used)
+    show = tuple(s and next(wanted) for s in eqn.params["show"])
+    eqn = eqn.replace(params={**eqn.params, "show": show}, outvars=chosen(eqn.outvars, used))
+    return [True] * len(eqn.invars), eqn
+
+
+pe.dce_rules[tangent_p] = _tangent_dce
+
+
 def _tangent_jvp(primals, tangents, **params):
     return _jvp_as_code(_tangent, primals, tangents, params)
 
@@ -367,9 +397,10 @@ ad.primitive_jvps[tangent_p] = _tangent_jvp
 ad.primitive_jvps[adjoint_p] = _adjoint_jvp
 
 
-def _tangent_transpose(cotangents, *args, step: Step, plan: Plan, wrt: tuple[int, ...]):
+def _tangent_transpose(cotangents, *args, step: Step, plan: Plan, wrt: tuple[int, ...], show: tuple[bool, ...]):
     known = args[: len(args) - len(wrt)]
-    present = tuple(type(g) is not ad.Zero for g in cotangents)
+    shown = iter(cotangents)
+    present = tuple(s and type(next(shown)) is not ad.Zero for s in show)
     if not any(present):
         return [None] * len(args)
     given = [g for g in cotangents if type(g) is not ad.Zero]
@@ -387,8 +418,8 @@ def _adjoint_transpose(cotangents, *args, step: Step, plan: Plan, wrt: tuple[int
     given = [(i, g) for i, g in zip(wrt, cotangents, strict=True) if type(g) is not ad.Zero]
     if not given:
         return [None] * len(args)
-    out = tangent_p.bind(*known, *(g for _, g in given), step=step, plan=plan, wrt=tuple(i for i, _ in given))
-    return [None] * count + [t for t, p in zip(out, present, strict=True) if p]
+    wrt = tuple(i for i, _ in given)
+    return [None] * count + tangent_p.bind(*known, *(g for _, g in given), step=step, plan=plan, wrt=wrt, show=present)
 
 
 ad.primitive_transposes[adjoint_p] = _adjoint_transpose

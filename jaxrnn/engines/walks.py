@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -95,31 +95,46 @@ def plain_states(step: Step, params: Arrays, carry: Arrays, inputs: Arrays, pace
     return jax.lax.scan(body, list(carry), given, length=inputs[0].shape[0], reverse=pace.reverse, unroll=pace.unroll)
 
 
-def tangents(step: Step, params: Arrays, carry: Arrays, inputs: Arrays, wrt: Arrays, pace: Pace) -> tuple[list, list]:
-    """Tangents of the last carry and of all carries; ``wrt`` holds a tangent or None for every param, carry and input."""
+def tangents(
+    step: Step, params: Arrays, carry: Arrays, inputs: Arrays, directions: Mapping[int, Any], pace: Pace
+) -> tuple[list, list]:
+    """Tangents of the floating leaves of the last carry and of all carries; ``directions`` are those of some params, leaves of
+    the first carry and inputs, which are counted through in this order. Leaves that nothing moves are not differentiated.
+    """
     groups = (step.params, step.carry)
-    d_params, d_carry, d_inputs = split(wrt, groups)
-    moving = [is_differentiable(a) for a in step.carry_avals]
-    start = [jnp.zeros(c.shape, c.dtype) if d is None else d for c, d, m in zip(carry, d_carry, moving, strict=True) if m]
+    places = range(len(step.avals))
+    of_params, of_carry, of_inputs = split(list(places), groups)
+    moves = step.moved_by(directions)
+    moving = [of_carry[i] for i in sorted(moves)]
+    moving_inputs = [i for i in of_inputs if i in directions]
+    start = [directions[i] if i in directions else jnp.zeros_like(carry[i - step.params]) for i in moving]
 
     def body(now, given):
         (carry, d_carry), (x, d_x) = now, given
-        primals, d_all = [*params, *carry, *x], iter(d_carry)
-        directions = [*d_params, *(next(d_all) if m else None for m in moving), *d_x]
-        chosen = [i for i, d in enumerate(directions) if d is not None]
+        primals = [*params, *carry, *x]
+        along = {i: directions[i] for i in of_params if i in directions}
+        along |= dict(zip(moving, d_carry, strict=True)) | dict(zip(moving_inputs, d_x, strict=True))
 
         def moved(values):
-            full = dict(enumerate(primals)) | dict(zip(chosen, values, strict=True))
-            new = step(*split([full[i] for i in range(len(primals))], groups))
-            return [a for a, m in zip(new, moving, strict=True) if m], new
+            new = step(*split([values.get(i, a) for i, a in enumerate(primals)], groups))
+            return [new[i] for i in sorted(moves)], new
 
-        _, d_new, new = jax.jvp(moved, ([primals[i] for i in chosen],), ([directions[i] for i in chosen],), has_aux=True)
+        _, d_new, new = jax.jvp(moved, ({i: primals[i] for i in along},), (along,), has_aux=True)
         return (new, d_new), d_new
 
-    (_, last), every = jax.lax.scan(
-        body, (list(carry), start), (list(inputs), list(d_inputs)), reverse=pace.reverse, unroll=pace.unroll
-    )
-    return last, every
+    given = (list(inputs), [directions[i] for i in moving_inputs])
+    (_, last), every = jax.lax.scan(body, (list(carry), start), given, reverse=pace.reverse, unroll=pace.unroll)
+    return tuple(_among_still(step, sorted(moves), d, steps) for d, steps in ((last, ()), (every, inputs[0].shape[:1])))
+
+
+def _among_still(step: Step, places: Sequence[int], tangents: Arrays, steps: tuple[int, ...]) -> list[Any]:
+    """Tangents of the leaves of the carry at ``places``, and zeros for the other floating ones."""
+    found = dict(zip(places, tangents, strict=True))
+    return [
+        found[i] if i in found else jnp.zeros((*steps, *a.shape), a.dtype)
+        for i, a in enumerate(step.carry_avals)
+        if is_differentiable(a)
+    ]
 
 
 def cotangents(
