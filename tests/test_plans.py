@@ -372,3 +372,56 @@ def test_a_part_of_the_carry_that_nothing_moves_asks_for_no_derivative(x64):
         own = jax.grad(lambda p, xs, e=engine: jaxrnn.unroll(cell, p, xs, engine=e)[1].sum(), (0, 1))(p, xs)
         assert_same(own, expected)
     assert set(jax.jvp(lambda p: jaxrnn.unroll(cell, p, xs)[0], (p,), (p,))[1]._fields) == {"h", "c"}
+
+
+@jax.custom_vjp
+def backwards_only(w):
+    return jnp.sin(w)
+
+
+backwards_only.defvjp(lambda w: (jnp.sin(w), w), lambda w, g: (g * jnp.cos(w),))
+
+
+@pytest.mark.parametrize("place", ["nowhere", "stopped", "as an integer", "a part that stands still", "a part nobody reads"])
+def test_tangents_that_nobody_reads_ask_for_no_forward_mode(place, x64):
+    """As under ``lax.scan``, a ``custom_vjp`` may stand where no tangent is asked for."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Backwards(Cell):
+        hidden_size: int = 3
+
+        def initial_carry(self, params, batch_shape=(), dtype=None):
+            return Parts(jnp.zeros((*batch_shape, 3)), jnp.ones((*batch_shape, 3)))
+
+        def step(self, p, s, x):
+            h, c = s
+            if place == "nowhere":
+                backwards_only(p["U"])
+            if place == "stopped":
+                h = h @ lax.stop_gradient(backwards_only(p["U"]))
+            if place == "as an integer":
+                h = jnp.where(backwards_only(h) > 0.1, h, 2 * h)
+            if place == "a part that stands still":
+                c = jnp.cos(c)
+                h = h + backwards_only(c)
+            if place == "a part nobody reads":
+                c = backwards_only(h + c)
+            return Parts(jnp.tanh(x + h @ p["U"]), c)
+
+        def output(self, p, s, x):
+            return s.h
+
+    random = np.random.default_rng(0)
+    cell, p, xs = Backwards(), {"U": jnp.asarray(random.normal(size=(3, 3)))}, jnp.asarray(random.normal(size=(5, 2, 3)))
+    along = jax.tree.map(lambda a: jnp.asarray(random.normal(size=a.shape)), (p, xs))
+
+    def right(p, xs):
+        return lax.scan(lambda s, x: (cell.step(p, s, x),) * 2, cell.initial_carry(p, (2,)), xs)[1].h
+
+    tangents = jax.jit(lambda f, at, along: jax.jvp(f, at, along)[1], static_argnums=0)
+    gradient = jax.jit(lambda f, at, along: jax.grad(lambda *at: (f(*at) * along[1]).sum(), (0, 1))(*at), static_argnums=0)
+    for derivative in (tangents, gradient):
+        expected = derivative(right, (p, xs), along)
+        for engine in (None, Scan(), Scan(residuals="carries"), Scan(residuals="gates", hoist=False), Checkpoint(2)):
+            own = lambda p, xs, e=engine: jaxrnn.unroll(cell, p, xs, engine=e)[1]  # noqa: E731
+            assert_same(derivative(own, (p, xs), along), expected)
