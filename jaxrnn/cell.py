@@ -90,7 +90,8 @@ class Cell(Static):
         if not hasattr(carry, "h") and len(jax.tree.leaves(carry)) != 1:
             raise TypeError(
                 f"{type(self).__name__}: the carry has several parts and none is named h, so what it shows is not known: "
-                "define output(self, params, carry, x), or name the part h"
+                "define output(self, params, carry, x), or name the part h (where step returned (carry, y): it returns the "
+                "carry alone, and output says what the cell shows)"
             )
         return carry.h if hasattr(carry, "h") else jax.tree.leaves(carry)[0]
 

@@ -211,6 +211,23 @@ def test_directions_that_put_out_unlike_trees():
         unroll(layer, layer.init(KEY, D), XS)
 
 
+def test_directions_join_features_and_no_other_axis():
+    bare = own(output=lambda self, params, carry, x: {"h": carry, "energy": carry.sum(-1)})
+    layer = jaxrnn.bidirectional(bare)
+    params = layer.init(KEY, D)
+    with pytest.raises(ValueError, match=r"bidirectional: merge='concat' .*Mine shows an output of shape \(5, 2\) for inputs"):
+        unroll(layer, params, XS)
+    _, ys = unroll(jaxrnn.bidirectional(bare, merge="sum"), params, XS)
+    parts = [unroll(bare, params[name], XS, reverse=name == "backward")[1] for name in ("forward", "backward")]
+    jax.tree.map(lambda y, a, b: np.testing.assert_allclose(y, a + b, rtol=1e-6), ys, *parts)
+
+
+def test_a_streaming_step_that_returns_a_pair():
+    pair = own(step=lambda self, params, carry, z: (carry, carry))
+    with pytest.raises(TypeError, match=r"where step returned \(carry, y\): it returns the carry alone"):
+        pair(PARAMS, jnp.zeros((B, H)), XS[0])
+
+
 # Numbers among the parameters.
 
 LEAKY = own(

@@ -102,8 +102,7 @@ def tangents(
     the first carry and inputs, which are counted through in this order. Leaves that nothing moves are not differentiated.
     """
     groups = (step.params, step.carry)
-    places = range(len(step.avals))
-    of_params, of_carry, of_inputs = split(list(places), groups)
+    of_params, of_carry, of_inputs = split(list(range(len(step.avals))), groups)
     moves = step.moved_by(directions)
     moving = [of_carry[i] for i in sorted(moves)]
     moving_inputs = [i for i in of_inputs if i in directions]
@@ -124,7 +123,8 @@ def tangents(
 
     given = (list(inputs), [directions[i] for i in moving_inputs])
     (_, last), every = jax.lax.scan(body, (list(carry), start), given, reverse=pace.reverse, unroll=pace.unroll)
-    return tuple(_among_still(step, sorted(moves), d, steps) for d, steps in ((last, ()), (every, inputs[0].shape[:1])))
+    places, steps = sorted(moves), inputs[0].shape[:1]
+    return _among_still(step, places, last, ()), _among_still(step, places, every, steps)
 
 
 def _among_still(step: Step, places: Sequence[int], tangents: Arrays, steps: tuple[int, ...]) -> list[Any]:

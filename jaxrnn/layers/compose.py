@@ -155,13 +155,13 @@ class Bidirectional(Layer):
         other = for_part(how, self.backward, 1).turned()
         f_last, f_ys, f_all = walk(self.forward, params["forward"], carry.forward, xs, for_part(how, self.forward, 0))
         b_last, b_ys, b_all = walk(self.backward, params["backward"], carry.backward, xs, other)
-        return BidirectionalCarry(f_last, b_last), self._merged(f_ys, b_ys), BidirectionalCarry(f_all, b_all)
+        return BidirectionalCarry(f_last, b_last), self._merged(f_ys, b_ys, xs), BidirectionalCarry(f_all, b_all)
 
     def output(self, params: Params, carry: BidirectionalCarry, x: Any) -> Any:
         forward = self.forward.output(params["forward"], carry.forward, x)
-        return self._merged(forward, self.backward.output(params["backward"], carry.backward, x))
+        return self._merged(forward, self.backward.output(params["backward"], carry.backward, x), x)
 
-    def _merged(self, forward: Any, backward: Any) -> Any:
+    def _merged(self, forward: Any, backward: Any, xs: Any) -> Any:
         first: Any = jax.tree.structure(forward)
         if first != jax.tree.structure(backward):
             raise TypeError(
@@ -170,6 +170,13 @@ class Bidirectional(Layer):
             )
         if self.merge == "sum":
             return jax.tree.map(jnp.add, forward, backward)
+        bare = [part.shape for part in jax.tree.leaves(forward) if jnp.ndim(part) < jnp.ndim(xs)]
+        if bare:
+            raise ValueError(
+                f"bidirectional: merge='concat' joins the features of both directions, but {type(self.forward).__name__} shows "
+                f"an output of shape {bare[0]} for inputs {jnp.shape(xs)}, which has no axis of features: return it as "
+                "y[..., None], or take merge='sum'"
+            )
         return jax.tree.map(lambda *both: jnp.concatenate(both, axis=-1), forward, backward)
 
 
