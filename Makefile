@@ -19,7 +19,7 @@ slow: $(VENV)/.ready
 
 # Random steps under every engine against a Python loop; counts go to fuzz.json.
 fuzz: $(VENV)/.ready
-	PYTHONPATH=.:tests $(BIN)/python -m fuzz --programs 2000
+	PYTHONPATH=.:tests:tests/helpers $(BIN)/python -m fuzz --programs 2000
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

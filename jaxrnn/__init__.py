@@ -2,13 +2,6 @@
 
 from . import initializers as initializers
 from . import interop as interop
-from .artbp import ARTBP as ARTBP
-from .beam import Beams as Beams
-from .beam import beam_search as beam_search
-from .cell import Cell as Cell
-from .cell import Layer as Layer
-from .cell import LinearCell as LinearCell
-from .cell import Walk as Walk
 from .cells import GRU as GRU
 from .cells import LRU as LRU
 from .cells import LSTM as LSTM
@@ -25,16 +18,22 @@ from .cells import MinGRU as MinGRU
 from .cells import MinLSTM as MinLSTM
 from .cells import MLSTMState as MLSTMState
 from .cells import SLSTMState as SLSTMState
+from .core.cell import Cell as Cell
+from .core.cell import Layer as Layer
+from .core.cell import LinearCell as LinearCell
+from .core.cell import Walk as Walk
+from .decoding.beam_search import Beams as Beams
+from .decoding.beam_search import beam_search as beam_search
+from .decoding.sampling import Generated as Generated
+from .decoding.sampling import generate as generate
 from .engines import Associative as Associative
 from .engines import Checkpoint as Checkpoint
 from .engines import CuDNN as CuDNN
 from .engines import Fused as Fused
 from .engines import Scan as Scan
-from .explain import Explanation as Explanation
-from .explain import Way as Way
-from .explain import explain as explain
-from .generation import Generated as Generated
-from .generation import generate as generate
+from .explaining.tracing import Explanation as Explanation
+from .explaining.tracing import Way as Way
+from .explaining.tracing import explain as explain
 from .layers import BidirectionalCarry as BidirectionalCarry
 from .layers import bidirectional as bidirectional
 from .layers import block as block
@@ -44,11 +43,12 @@ from .layers import recurrent_dropout as recurrent_dropout
 from .layers import residual as residual
 from .layers import stack as stack
 from .layers import zoneout as zoneout
-from .tbptt import TBPTT as TBPTT
-from .tbptt import TBPTTState as TBPTTState
-from .tbptt import Window as Window
-from .unroll import mask_from_lengths as mask_from_lengths
-from .unroll import truncated_unroll as truncated_unroll
-from .unroll import unroll as unroll
+from .truncation.artbp import ARTBP as ARTBP
+from .truncation.tbptt import TBPTT as TBPTT
+from .truncation.tbptt import TBPTTState as TBPTTState
+from .truncation.tbptt import Window as Window
+from .unrolling import mask_from_lengths as mask_from_lengths
+from .unrolling import truncated_unroll as truncated_unroll
+from .unrolling import unroll as unroll
 
 __version__ = "0.1.0"

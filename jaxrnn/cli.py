@@ -16,9 +16,9 @@ from typing import Any, NoReturn
 import jax
 
 from .tasks import load, train
-from .tasks.gradients import Study, gradients
-from .tasks.options import check_name
-from .tasks.program import TASKS
+from .tasks.config import check_name
+from .tasks.gradient_study import Study, gradients
+from .tasks.runner import TASKS
 from .training import BadInput, Budget
 from .training.devices import host_cores
 from .training.errors import unwritable

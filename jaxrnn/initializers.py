@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .cell import accumulator
+from .core.cell import accumulator
 
 Initializer = Callable[[Array, tuple[int, ...], Any], Array]
 

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ..cell import Carry, Cell, Params, accumulator
-from ..checks import check_batch_shape, check_carry, check_features, check_inputs, check_params, check_positive
-from .arithmetic import along, dense
+from ..core.cell import Carry, Cell, Params, accumulator
+from ..core.validation import check_batch_shape, check_carry, check_features, check_inputs, check_params, check_positive
+from .ops import along, dense
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..cell import Carry, Gate, Params, accumulator
-from ..checks import check_positive
+from ..core.cell import Carry, Gate, Params, accumulator
+from ..core.validation import check_positive
 from ..initializers import Chrono, GlorotUniform, Initializer, Linspace, Normal, Zeros, gate_biases, gate_blocks
-from .arithmetic import along
 from .base import BuiltinCell, projected
 from .lstm import LSTMState
+from .ops import along
 
 
 @dataclasses.dataclass(frozen=True)

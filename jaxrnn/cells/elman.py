@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..cell import Gate, Params
-from ..checks import check_features, check_positive
+from ..core.cell import Gate, Params
+from ..core.validation import check_features, check_positive
 from ..initializers import Initializer, LecunNormal, Orthogonal, Zeros
-from .arithmetic import along, dense, recur
 from .base import BuiltinCell
+from .ops import along, dense, recur
 
 RANGES: dict[Any, tuple[float, float]] = {
     jnp.tanh: (-1.0, 1.0),

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..cell import Carry, Gate, Params, accumulator
-from ..checks import check_features, check_positive
+from ..core.cell import Carry, Gate, Params, accumulator
+from ..core.validation import check_features, check_positive
 from ..initializers import Chrono, Initializer, LecunNormal, Orthogonal, Zeros, gate_biases, gate_blocks
-from .arithmetic import along, dense, layer_norm, recur
 from .base import BuiltinCell
+from .ops import along, dense, layer_norm, recur
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..cell import Gate, Params
-from ..checks import check_features, check_positive
+from ..core.cell import Gate, Params
+from ..core.validation import check_features, check_positive
 from ..initializers import Initializer, LecunNormal, Uniform, Zeros
-from .arithmetic import along, dense
 from .base import BuiltinCell
 from .elman import range_of
+from .ops import along, dense
 
 
 @dataclasses.dataclass(frozen=True)

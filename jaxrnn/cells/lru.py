@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, Float
 
-from ..cell import Gate, LinearCell, Params, accumulator
-from ..checks import check_positive
+from ..core.cell import Gate, LinearCell, Params, accumulator
+from ..core.validation import check_positive
 from ..initializers import Initializer, LecunNormal, Zeros, gate_blocks
-from .arithmetic import along
 from .base import BuiltinCell, projected
+from .ops import along
 from .ssm import ComplexDiagonal
 
 

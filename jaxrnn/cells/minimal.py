@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..cell import Gate, LinearCell, Params, accumulator
-from ..checks import check_positive
+from ..core.cell import Gate, LinearCell, Params, accumulator
+from ..core.validation import check_positive
 from ..initializers import Chrono, Initializer, LecunNormal, Zeros, gate_biases, gate_blocks
 from .base import BuiltinCell, projected
 

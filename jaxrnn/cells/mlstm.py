@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..cell import Gate, Params, accumulator
-from ..checks import check_features, check_positive
-from ..exported import exportable
+from ..core.cell import Gate, Params, accumulator
+from ..core.exported import exportable
+from ..core.validation import check_features, check_positive
 from ..initializers import Initializer, Linspace, Normal, Zeros, gate_blocks
-from .arithmetic import along, dense
 from .base import BuiltinCell
-from .chunks import walk_chunks
+from .mlstm_chunkwise import walk_chunks
+from .ops import along, dense
 from .slstm import SIGMOID, bounded_exp, check_forget_gate, check_heads, largest_exponent, log_forget
 
 

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..cell import Gate, Params, accumulator
-from ..checks import check_features, check_positive
-from ..exported import exportable
+from ..core.cell import Gate, Params, accumulator
+from ..core.exported import exportable
+from ..core.validation import check_features, check_positive
 from ..initializers import Initializer, Normal, PowerLaw, Zeros, gate_biases, gate_blocks
-from .arithmetic import along, dense, recur
 from .base import BuiltinCell
+from .ops import along, dense, recur
 
 SIGMOID, EXPONENTIAL = "sigmoid", "exponential"
 

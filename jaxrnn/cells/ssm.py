@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float
 
-from ..cell import LinearCell, Params, accumulator
-from ..checks import check_features, check_positive
-from .arithmetic import along, dense
+from ..core.cell import LinearCell, Params, accumulator
+from ..core.validation import check_features, check_positive
 from .base import BuiltinCell
+from .ops import along, dense
 
 LEGS, LIN = "legs", "lin"
 

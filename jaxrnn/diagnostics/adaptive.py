@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from ..cell import accumulator
-from ..checks import describe
+from ..core.cell import accumulator
+from ..core.validation import describe
 from .decay import check_fit_range
 
 

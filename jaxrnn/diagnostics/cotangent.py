@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ..cell import Carry, Params
+from ..core.cell import Carry, Params
 from ..layers.compose import Residual, Stack
 from .scaled import LongSum, finite, log_norm, normalise, scale_by_log
 from .transition import Trajectory, Transition

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..cell import accumulator
-from ..checks import check_int, check_key_given, describe
+from ..core.cell import accumulator
+from ..core.validation import check_int, check_key_given, describe
 from .lags import GradientLags
 from .scaled import log_mean_exp
 

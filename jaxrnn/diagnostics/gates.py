@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact
 
-from ..cell import Carry, Cell, Gate, Layer, Params, accumulator, expand, numbers_weak
-from ..checks import describe
+from ..core.cell import Carry, Cell, Gate, Layer, Params, accumulator, expand, numbers_weak
+from ..core.validation import describe
 from ..layers.compose import Residual, Stack
-from ..layers.noise import CellNoise, Dropout
-from ..unroll import unroll
+from ..layers.stochastic import CellNoise, Dropout
+from ..unrolling import unroll
 from .transition import Trajectory, Transition, follow
 
 MARGIN = 0.1  # a gate within a tenth of its range from an end counts as saturated there
@@ -49,7 +49,7 @@ def gate_statistics(
     """`GateStatistics` by the gate's name: i, f, g, o of an LSTM, r, z, n of a GRU, h of an Elman network.
 
     Of a stack, one such dict a layer, by the names that its parameters have. A cell of one's own tells its gates by a method
-    ``gate_values(params, carry, z)`` that returns a dict of `jaxrnn.cell.Gate`.
+    ``gate_values(params, carry, z)`` that returns a dict of `jaxrnn.core.cell.Gate`.
 
     Raises:
         NotImplementedError: for a cell that has no such method.
@@ -114,7 +114,7 @@ def _check_gates(cell: Cell, gates: Any, path: Trajectory) -> dict[str, Gate]:
         value = getattr(gate, "value", None)
         if not isinstance(gates, dict) or not isinstance(gate, Gate) or value is None or value.shape[:-1] != steps:
             raise TypeError(
-                f"{name}.gate_values must return a dict of jaxrnn.cell.Gate with values {(*steps, 'H')}, the leading axes "
+                f"{name}.gate_values must return a dict of jaxrnn.core.cell.Gate with values {(*steps, 'H')}, the leading axes "
                 f"those of its input, but {key or 'it'} is {describe(gate if value is None else value)}"
             )
     return gates

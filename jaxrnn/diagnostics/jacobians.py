@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact
 
-from ..cell import Carry, Cell, Layer, Params, numbers_weak
-from ..checks import describe
+from ..core.cell import Carry, Cell, Layer, Params, numbers_weak
+from ..core.validation import describe
 from .scaled import LongSum, normalise
 from .transition import Transition, features, follow, from_features, size_of
 

@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact
 
-from ..cell import Carry, Cell, Layer, Params, numbers_weak
-from ..checks import describe
+from ..core.cell import Carry, Cell, Layer, Params, numbers_weak
+from ..core.validation import describe
 from .cotangent import retreat
-from .ending import Ending, check_loss, ending, seed_of
+from .readout import Ending, check_loss, ending, seed_of
 from .scaled import LongSum, log_mean_exp, normalise
 from .transition import Trajectory, Transition, follow
 

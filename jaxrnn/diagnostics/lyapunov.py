@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact, Int
 
-from ..cell import Carry, Cell, Layer, Params, expand, numbers_weak
-from ..checks import check_carry, check_flags, check_inputs, check_int, check_key_given
-from ..filling import fill_masked
+from ..core.cell import Carry, Cell, Layer, Params, expand, numbers_weak
+from ..core.masked_inputs import fill_masked
+from ..core.validation import check_carry, check_flags, check_inputs, check_int, check_key_given
 from .scaled import LongSum
 from .transition import WHOLE_CARRY, Transition, check_followed, check_inexact, features, from_features, size_of
 

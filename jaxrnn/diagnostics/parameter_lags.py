@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact
 
-from ..cell import Carry, Cell, Layer, Params, numbers_weak
-from .ending import Ending, check_loss, ending, read_by, seed_of
+from ..core.cell import Carry, Cell, Layer, Params, numbers_weak
+from .readout import Ending, check_loss, ending, read_by, seed_of
 from .scaled import LongSum, finite, log_norm, log_norms_by_leaf, normalise, scale_by_log
 from .transition import Transition, check_inexact, follow
 

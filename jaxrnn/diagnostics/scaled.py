@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..cell import accumulator, expand
+from ..core.cell import accumulator, expand
 
 
 def log_norm(leaves: list[Array], kept: int) -> Float[Array, "*B"]:

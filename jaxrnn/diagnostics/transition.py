@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ..cell import Carry, Cell, Layer, Params, Walk, accumulator, check_cell, select
+from ..core.cell import Carry, Cell, Layer, Params, Walk, accumulator, check_cell, select
+from ..core.masked_inputs import fill_masked
 from ..engines import Scan
-from ..filling import fill_masked
-from ..unroll import unroll, walk
+from ..unrolling import unroll, walk
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Integer
 
-from ..cell import Params, accumulator
-from ..checks import describe
-from ..tbptt import TBPTT, Window
-from ..tbptt_checks import check_steps
+from ..core.cell import Params, accumulator
+from ..core.validation import describe
+from ..truncation.tbptt import TBPTT, Window
+from ..truncation.validation import check_steps
 
 
 class TruncationBias(NamedTuple):

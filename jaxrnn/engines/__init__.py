@@ -2,6 +2,6 @@
 
 from .associative import Associative as Associative
 from .checkpoint import Checkpoint as Checkpoint
-from .cudnn import CuDNN as CuDNN
+from .cudnn.engine import CuDNN as CuDNN
 from .fused import Fused as Fused
 from .scan import Scan as Scan

@@ -8,12 +8,12 @@ from typing import Any
 import jax
 from jaxtyping import Array, Bool
 
-from ..cell import Carry, Cell, LinearCell, Params, has_chunks, is_linear, reason_against_chunks
-from ..checks import check_positive
-from .defaults import CARRIES
-from .recurrence import Plan
-from .step import reason_against, walk_by_plan
-from .walks import AUTO, Pace
+from ..core.cell import Carry, Cell, LinearCell, Params, has_chunks, is_linear, reason_against_chunks
+from ..core.validation import check_positive
+from .recurrence.heuristics import CARRIES
+from .recurrence.passes import AUTO, Pace
+from .recurrence.primitives import Plan
+from .recurrence.run import reason_against, walk_by_plan
 
 CHUNK = 32  # of a cell that walks chunks by itself, whose work grows by its square
 
@@ -33,7 +33,7 @@ class Associative:
 
     Args:
         chunk: steps walked in parallel at a time, one chunk after another: less memory, more depth. One longer than T is all
-            of T; None: chosen for the platform, see `jaxrnn.engines.defaults`, and 32 for a cell with ``walk_chunks``.
+            of T; None: chosen for the platform, see `jaxrnn.engines.recurrence.heuristics`, and 32 for a cell with ``walk_chunks``.
 
     Raises:
         TypeError: for a cell that is not linear in its state.

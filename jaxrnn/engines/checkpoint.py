@@ -8,12 +8,12 @@ from typing import Any
 import jax
 from jaxtyping import Array, Bool
 
-from ..cell import Carry, Cell, Params
-from ..checks import check_positive
-from .defaults import STARTS, default_segment
-from .recurrence import Plan
-from .step import walk_by_plan
-from .walks import Pace
+from ..core.cell import Carry, Cell, Params
+from ..core.validation import check_positive
+from .recurrence.heuristics import STARTS, default_segment
+from .recurrence.passes import Pace
+from .recurrence.primitives import Plan
+from .recurrence.run import walk_by_plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Checkpoint:
     with ``T / segment + segment`` steps instead of T. Values are those of `Scan`, gradients equal to rounding.
 
     Args:
-        segment: steps in a segment; default near ``sqrt(T) / 2``, see `jaxrnn.engines.defaults`. One longer than T is all of
+        segment: steps in a segment; default near ``sqrt(T) / 2``, see `jaxrnn.engines.recurrence.heuristics`. One longer than T is all of
             T; one that divides T saves a copy of the inputs.
     """
 

@@ -7,13 +7,13 @@ from typing import Any
 
 from jaxtyping import Array, Bool
 
-from ..cell import Carry, Cell, Params, is_linear
-from ..checks import check_positive
-from .defaults import CARRIES, GATES
-from .kernels.loop import Kernel
-from .recurrence import Plan
-from .step import walk_by_plan
-from .walks import Pace
+from ..core.cell import Carry, Cell, Params, is_linear
+from ..core.validation import check_positive
+from .loops.pallas.primitive import Kernel
+from .recurrence.heuristics import CARRIES, GATES
+from .recurrence.passes import Pace
+from .recurrence.primitives import Plan
+from .recurrence.run import walk_by_plan
 
 
 @dataclasses.dataclass(frozen=True)

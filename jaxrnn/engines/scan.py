@@ -7,12 +7,12 @@ from typing import Any
 
 from jaxtyping import Array, Bool
 
-from ..cell import Carry, Cell, Params, is_linear
-from ..checks import check_positive
-from .defaults import ALL, CARRIES, GATES
-from .recurrence import Plan
-from .step import check_hoist, walk_by_plan, walk_plainly
-from .walks import AUTO, Pace
+from ..core.cell import Carry, Cell, Params, is_linear
+from ..core.validation import check_positive
+from .recurrence.heuristics import ALL, CARRIES, GATES
+from .recurrence.passes import AUTO, Pace
+from .recurrence.primitives import Plan
+from .recurrence.run import check_hoist, walk_by_plan, walk_plainly
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,13 +41,13 @@ class Scan:
         hoist: True: what needs no carry before the loop, a window at once; False: all in the loop; None: chosen for the
             platform. True is refused for a cell that has no such matmul.
         window: steps in a window; one longer than T is all of T. None: chosen for the platform when compiled, see
-            `jaxrnn.engines.defaults`. A smaller one takes less memory, and more but smaller matmuls.
+            `jaxrnn.engines.recurrence.heuristics`. A smaller one takes less memory, and more but smaller matmuls.
         residuals: what the forward pass keeps for the backward one besides the carries that it reads: ``"gates"``: what the
             step's matmuls gave, or less if that is enough, so that none is done twice; ``"carries"``: nothing, the gates are
             made again by one matmul a window; ``"all"``: JAX's own rule for ``lax.scan``, which keeps every intermediate and
             sums weight gradients in the loop (``window`` does not apply; over several devices XLA's CPU compiler adds them up
             between devices at every step, where the others do it once). None: one of the three, mostly ``"gates"``, chosen by
-            counting bytes and operations, see `jaxrnn.engines.defaults`.
+            counting bytes and operations, see `jaxrnn.engines.recurrence.heuristics`.
 
     Raises:
         ValueError: for options that are no sizes, or that cannot apply, to this cell or these arrays.

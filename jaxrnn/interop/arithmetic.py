@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..cells import GRU
-from ..checks import describe
+from ..core.validation import describe
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from ..cells import GRU, LSTM
-from ..checks import describe
+from ..core.validation import describe
 from ..layers import stack
 from .arithmetic import check_dtypes, check_matrix, check_names, check_shapes, check_zero, on_device, zero_biases
 from .structure import BLOCKS, cells_of, checked_take, put, summary

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ..cells import GRU, LSTM, Elman
-from ..checks import describe
+from ..core.validation import describe
 from ..layers import bidirectional, stack
 from .structure import ACTIVATIONS
 

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 
 from ..cells import GRU, LSTM
-from ..checks import describe
+from ..core.validation import describe
 from ..layers.compose import Bidirectional, Stack
-from ..layers.noise import Dropout
+from ..layers.stochastic import Dropout
 from .arithmetic import check_dtypes, check_matrix, check_names, check_shapes, check_zero, join, on_device, split
 from .flax_objects import NNX, Layout, converted, layout_of
 from .structure import BLOCKS, cells_of, check_distinct, check_same, checked_take, put, summary

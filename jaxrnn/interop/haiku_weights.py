@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..cells import GRU, LSTM, Elman
-from ..checks import describe
+from ..core.validation import describe
 from .arithmetic import (
     added,
     check_dtypes,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..cells import GRU, LSTM, Elman
-from ..checks import describe
+from ..core.validation import describe
 from ..layers import bidirectional, stack
 from .structure import ACTIVATIONS
 

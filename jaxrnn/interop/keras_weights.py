@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..cells import GRU, LSTM
-from ..checks import describe
+from ..core.validation import describe
 from .arithmetic import (
     check_concrete,
     check_dtypes,

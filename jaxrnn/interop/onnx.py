@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..cell import Carry, Cell, Layer, Params, check_cell
+from ..core.cell import Carry, Cell, Layer, Params, check_cell
 from ..layers.compose import Bidirectional, BidirectionalCarry, Residual, Stack
-from ..layers.noise import Dropout, RecurrentDropout
+from ..layers.stochastic import Dropout, RecurrentDropout
 from .arithmetic import check_concrete
 from .onnx_cells import converted
 

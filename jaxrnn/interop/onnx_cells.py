@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import cells
-from ..cell import Params
+from ..core.cell import Params
 
 ACTIVATIONS: dict[Any, str] = {jnp.tanh: "Tanh", jax.nn.relu: "Relu", jax.nn.sigmoid: "Sigmoid"}
 

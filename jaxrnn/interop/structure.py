@@ -8,12 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..cell import Carry, Params, accumulator
 from ..cells import GRU, LSTM, Elman, LSTMState
-from ..checks import describe
+from ..core.cell import Carry, Params, accumulator
+from ..core.validation import describe
 from ..layers import BidirectionalCarry
 from ..layers.compose import Bidirectional, Stack
-from ..layers.noise import Dropout
+from ..layers.stochastic import Dropout
 
 BLOCKS: dict[Any, int] = {Elman: 1, GRU: 3, LSTM: 4}  # gate blocks of a packed kernel
 ACTIVATIONS: dict[str, Any] = {"tanh": jnp.tanh, "relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}

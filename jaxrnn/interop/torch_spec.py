@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from ..cells import GRU, LSTM, Elman
 from ..layers import bidirectional, dropout, stack
 from ..layers.compose import Bidirectional, Stack
-from ..layers.noise import Dropout
+from ..layers.stochastic import Dropout
 from .arithmetic import check_matrix, check_names
 from .structure import BLOCKS, cells_of, forward_size, summary
 

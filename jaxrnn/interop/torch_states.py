@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..checks import check_carry, describe
+from ..core.validation import check_carry, describe
 from .arithmetic import check_concrete, check_dtypes, check_shapes, own_copy
 from .structure import cells_of, forward_size, put_carry, summary, take_carry
 from .torch_spec import plain

@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ..checks import describe
+from ..core.validation import describe
 from . import safetensors_file
 from .arithmetic import (
     check_concrete,

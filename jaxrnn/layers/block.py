@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..cell import Carry, Cell, Layer, Params, Walk, check_cell, expand
-from ..cells.arithmetic import along, dense, layer_norm
-from ..checks import check_features, check_positive
+from ..cells.ops import along, dense, layer_norm
+from ..core.cell import Carry, Cell, Layer, Params, Walk, check_cell, expand
+from ..core.validation import check_features, check_positive
 from ..initializers import LecunNormal
-from ..unroll import walk
+from ..unrolling import walk
 from .compose import check_one_array, check_parts, init_in, output_size
 
 

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ..cell import Carry, Cell, Layer, Params, Walk, check_cell, floating_dtype, numbers_weak
-from ..checks import describe, outline
-from ..exported import exportable
-from ..unroll import walk
-from .together import walk_together
+from ..core.cell import Carry, Cell, Layer, Params, Walk, check_cell, floating_dtype, numbers_weak
+from ..core.exported import exportable
+from ..core.validation import describe, outline
+from ..unrolling import walk
+from .fused_network import walk_together
 
 
 def stack(*layers: Cell | Layer) -> Stack:

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Inexact, Shaped
 
-from ..cell import Cell, Layer
-from ..checks import describe
+from ..core.cell import Cell, Layer
+from ..core.validation import describe
 from .flip import Lengths, flip_sequences
 
 

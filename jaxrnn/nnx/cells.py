@@ -17,9 +17,9 @@ from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
 from jaxtyping import Array
 
-from ..cell import Carry, Cell, Layer, Params
 from ..cells import GRU, LSTM, Elman, LSTMState
-from ..exported import exportable
+from ..core.cell import Carry, Cell, Layer, Params
+from ..core.exported import exportable
 
 
 class Walkable(NamedTuple):

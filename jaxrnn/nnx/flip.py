@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Integer, Shaped
 
-from ..checks import describe
+from ..core.validation import describe
 
 Lengths = Integer[Array, "*B"] | Integer[np.ndarray, "*B"] | Sequence[int]
 

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Inexact, Shaped
 
-from ..cell import Carry, Cell, Layer, Params, check_cell, numbers_weak
-from ..checks import check_inputs, check_ours, check_positive
+from ..core.cell import Carry, Cell, Layer, Params, check_cell, numbers_weak
+from ..core.validation import check_inputs, check_ours, check_positive
 from ..engines import Scan
 from ..layers import inference
 from ..layers.compose import init_in, outputs_of
-from ..unroll import mask_from_lengths
-from ..unroll import unroll as unroll_layer
+from ..unrolling import mask_from_lengths
+from ..unrolling import unroll as unroll_layer
 from .cells import Walkable, walkable
 from .flip import Lengths, flip_sequences
 

@@ -3,5 +3,5 @@
 from . import charlm as charlm
 from . import hello as hello
 from . import synthetic as synthetic
-from .program import load as load
-from .program import train as train
+from .runner import load as load
+from .runner import train as train

@@ -13,19 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ..cell import Params
+from ..core.cell import Params
 from ..training import BadInput, Budget, Experiment, Run
 from ..training.curves import draw_curves, new_figure
-from .buckets import Buckets, Rows, padded, powers_of_two
-from .captioner import Batch, Captioner
-from .cells import make_cell
-from .decoder import UNKNOWN
-from .distortion import augmented
-from .options import cell_field, check_options, choice, option
-from .pictures import Captioned, as_input, embedded, read_captioned, read_folder, read_picture
-from .pure import Pure
+from .config import cell_field, check_options, choice, option
+from .data.augment import augmented
+from .data.bucketing import Buckets, Rows, padded, powers_of_two
+from .data.images import Captioned, as_input, embedded, read_captioned, read_folder, read_picture
+from .metrics.text import sacrebleu, text_scores, word_f1
+from .models.captioner import Batch, Captioner
+from .models.cell_registry import make_cell
+from .models.decoder import UNKNOWN
+from .models.functional import Pure
 from .supervised import Answering, digest, mean_loss, supervised
-from .text_scores import sacrebleu, text_scores, word_f1
 
 BUDGET = Budget(steps=15_000, report_every=200, evaluate_every=1000)
 LOOKED_AT = 1000  # pictures of the validation part, at most

@@ -13,17 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ..cell import Params
-from ..generation import generate
+from ..core.cell import Params
+from ..decoding.sampling import generate
 from ..layers import dropout, stack
 from ..training import BadInput, Budget, Experiment, Run, TrainState, make_optimiser, make_train_step, start, warmup_cosine
 from ..training.curves import draw_curves
 from ..training.devices import choose_devices, mesh_of, on_one_device
-from .cells import make_cell
-from .language_model import Functions, LanguageModel, bits_per_token
-from .options import cell_field, check_with_sources, option
+from .config import cell_field, check_with_sources, option
+from .data.text import Streams, Vocabulary, read_text, split_held_out
+from .models.cell_registry import make_cell
+from .models.language_model import Functions, LanguageModel, bits_per_token
 from .probe import Probe
-from .text import Streams, Vocabulary, read_text, split_held_out
 
 METRIC, LABEL = "bits_per_char", "bits per character"
 BUDGET = Budget(steps=3000, report_every=100, evaluate_every=500)

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ..generation import generate
-from ..tbptt import Window
+from ..decoding.sampling import generate
 from ..training import BadInput, Budget, Experiment, Run, TrainState, make_optimiser, make_train_step, start, warmup_cosine
 from ..training.curves import draw_curves, new_figure
-from .cells import make_cell
-from .language_model import Functions, LanguageModel
-from .options import cell_field, check_options, option
+from ..truncation.tbptt import Window
+from .config import cell_field, check_options, option
+from .models.cell_registry import make_cell
+from .models.language_model import Functions, LanguageModel
 
 METRIC, LABEL = "loss", "cross-entropy (nats per letter)"
 BUDGET = Budget(steps=200, report_every=10, evaluate_every=100)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array
 
 from .. import diagnostics
-from ..cell import Cell, Layer, Params
+from ..core.cell import Cell, Layer, Params
 
 
 class Probe(NamedTuple):

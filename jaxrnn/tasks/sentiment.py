@@ -16,21 +16,21 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from ..cell import Cell, Layer, Params
+from ..core.cell import Cell, Layer, Params
 from ..nnx import RNN
 from ..training import BadInput, Budget, Experiment, Run
 from ..training.curves import draw_curves
-from .buckets import Rows
-from .corpora import REVIEWS, reviews
-from .options import cell_field, check_with_sources, option
-from .pure import Pure
-from .scores import bag_of_words, classification_scores, draw_confusion
-from .splits import Split, never_shown
+from .config import cell_field, check_with_sources, option
+from .data.bucketing import Rows
+from .data.corpora import REVIEWS, reviews
+from .data.splits import Split, never_shown
+from .data.tables import Example, read_table, split_files
+from .data.vocabulary import Sentences, WordEncoder, WordVocabulary, max_over, mean_over, pad, sentence_buckets
+from .metrics.classification import bag_of_words, classification_scores, draw_confusion
+from .models.functional import Pure
+from .models.word_encoder import probabilities as probabilities
+from .models.word_encoder import probabilities_of, reading_layers
 from .supervised import Answering, digest, supervised
-from .tables import Example, read_table, split_files
-from .word_model import probabilities as probabilities
-from .word_model import probabilities_of, reading_layers
-from .words import Sentences, WordEncoder, WordVocabulary, max_over, mean_over, pad, sentence_buckets
 
 BUDGET = Budget(steps=900, report_every=100, evaluate_every=200)
 

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 
 import jax
 
-from ..cell import Params
+from ..core.cell import Params
 from ..training import BadInput, Experiment, TrainState, fresh_state, make_batch_step, make_optimiser, warmup_cosine
-from .buckets import Buckets, Rows
+from .data.bucketing import Buckets, Rows
 
 
 def supervised(

@@ -15,21 +15,21 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from ..cell import Cell, Layer, Params
+from ..core.cell import Cell, Layer, Params
 from ..nnx import RNN
 from ..training import BadInput, Budget, Experiment, Run
 from ..training.curves import draw_curves
-from .buckets import Rows, padded
-from .corpora import TREEBANK, treebank
-from .options import cell_field, check_with_sources, option
-from .pure import Pure
-from .scores import classification_scores, draw_confusion, draw_f1, f1_by_label, most_frequent_tag
-from .splits import Split, never_shown
+from .config import cell_field, check_with_sources, option
+from .data.bucketing import Rows, padded
+from .data.corpora import TREEBANK, treebank
+from .data.splits import Split, never_shown
+from .data.tables import Tagged, read_tagged, split_files
+from .data.vocabulary import Sentences, WordEncoder, WordVocabulary, pad, sentence_buckets, words_in
+from .metrics.classification import classification_scores, draw_confusion, draw_f1, f1_by_label, most_frequent_tag
+from .models.functional import Pure
+from .models.word_encoder import probabilities as probabilities
+from .models.word_encoder import probabilities_of, reading_layers
 from .supervised import Answering, digest, supervised
-from .tables import Tagged, read_tagged, split_files
-from .word_model import probabilities as probabilities
-from .word_model import probabilities_of, reading_layers
-from .words import Sentences, WordEncoder, WordVocabulary, pad, sentence_buckets, words_in
 
 BUDGET = Budget(steps=1500, report_every=100, evaluate_every=200)
 
@@ -83,7 +83,7 @@ class Tagger(nnx.Module):
     def __call__(self, batch: Sentences, rngs: nnx.Rngs | None = None) -> Float[Array, "B T K"]:
         ys = self.rnn(self.encoder(batch, rngs), mask=jnp.asarray(batch.mask), rngs=rngs)
         ys = self.dropout(ys, rngs=rngs)
-        logits = self.readout(ys.reshape(-1, ys.shape[-1]))  # 2-D: see jaxrnn.cells.arithmetic.dense
+        logits = self.readout(ys.reshape(-1, ys.shape[-1]))  # 2-D: see jaxrnn.cells.ops.dense
         return logits.reshape(*ys.shape[:2], -1)
 
 

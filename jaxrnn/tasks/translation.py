@@ -11,20 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ..cell import Params
+from ..core.cell import Params
 from ..training import Budget, Experiment, Run
 from ..training.curves import draw_curves
-from .attention_picture import draw_attention
-from .buckets import Buckets, Rows, padded, powers_of_two
-from .cells import make_cell
-from .options import cell_field, check_with_sources, choice, option
-from .pairs import Pair, read_pairs, read_tsv
-from .pure import Pure
-from .seq2seq import Batch, Translator
-from .splits import Split
+from .config import cell_field, check_with_sources, choice, option
+from .data.bucketing import Buckets, Rows, padded, powers_of_two
+from .data.sentence_pairs import Pair, read_pairs, read_tsv
+from .data.splits import Split
+from .data.tokenizers import Characters, Subwords, symbols_of
+from .metrics.attention_plot import draw_attention
+from .metrics.text import sacrebleu, text_scores
+from .models.cell_registry import make_cell
+from .models.functional import Pure
+from .models.seq2seq import Batch, Translator
 from .supervised import Answering, digest, mean_loss, supervised
-from .symbols import Characters, Subwords, symbols_of
-from .text_scores import sacrebleu, text_scores
 
 BUDGET = Budget(steps=800, report_every=50, evaluate_every=200)
 LOOKED_AT = 1000  # pairs of the validation part, at most

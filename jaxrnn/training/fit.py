@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..cell import Params
+from ..core.cell import Params
 from .checkpoints import Checkpoints
 from .errors import BadInput, stopped_writing, unwritable
 from .progress import Report, reporting

@@ -13,9 +13,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from ..cell import Params
-from ..exported import exportable
-from ..tbptt import TBPTT, TBPTTState, Window
+from ..core.cell import Params
+from ..core.exported import exportable
+from ..truncation.tbptt import TBPTT, TBPTTState, Window
 from .devices import check_mesh, check_streams
 
 

@@ -1,4 +1,4 @@
-"""The long run: ``make fuzz``, or ``PYTHONPATH=.:tests python -m fuzz --programs 2000``.
+"""The long run: ``make fuzz``, or ``PYTHONPATH=.:tests:tests/helpers python -m fuzz --programs 2000``.
 
 Programs come in batches of 25, each drawn from its number alone, so that a run can be cut in two: ``--first 40 --programs 500``
 are those of the batches from number 40 on. Counts go to a JSON file after every batch; differences are made small and printed

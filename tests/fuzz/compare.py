@@ -17,9 +17,9 @@ import numpy as np
 from reference import compiled
 
 import jaxrnn
-import jaxrnn.engines.backward
-import jaxrnn.engines.costs
-import jaxrnn.engines.defaults
+import jaxrnn.engines.jaxpr.costs
+import jaxrnn.engines.recurrence.backward
+import jaxrnn.engines.recurrence.heuristics
 
 from .programs import Numbers, Program, cell_of, draw_numbers, random_like
 from .truth import Loop, moving, parted
@@ -287,15 +287,15 @@ def answer_of(program: Program, engine: str, mode: str, given: Given) -> Callabl
 
 
 LARGE = [  # what engines choose by, where sizes are small, and what it is where nothing is
-    (jaxrnn.engines.backward, "most_bytes", lambda program: 0),
-    (jaxrnn.engines.costs, "ITERATION", 0),
-    (jaxrnn.engines.defaults, "WHOLE_BYTES", 0),
-    (jaxrnn.engines.defaults, "WINDOW_BYTES", 0),
-    (jaxrnn.engines.defaults, "SMALL_WINDOW_BYTES", 0),
-    (jaxrnn.engines.defaults, "LEAST_WINDOW", 2),
-    (jaxrnn.engines.defaults, "LITTLE_LESS", float("inf")),
-    (jaxrnn.engines.defaults, "CHUNK_BYTES", 0),
-    (jaxrnn.engines.defaults, "LEAST_CHUNK", 2),
+    (jaxrnn.engines.recurrence.backward, "most_bytes", lambda program: 0),
+    (jaxrnn.engines.jaxpr.costs, "ITERATION", 0),
+    (jaxrnn.engines.recurrence.heuristics, "WHOLE_BYTES", 0),
+    (jaxrnn.engines.recurrence.heuristics, "WINDOW_BYTES", 0),
+    (jaxrnn.engines.recurrence.heuristics, "SMALL_WINDOW_BYTES", 0),
+    (jaxrnn.engines.recurrence.heuristics, "LEAST_WINDOW", 2),
+    (jaxrnn.engines.recurrence.heuristics, "LITTLE_LESS", float("inf")),
+    (jaxrnn.engines.recurrence.heuristics, "CHUNK_BYTES", 0),
+    (jaxrnn.engines.recurrence.heuristics, "LEAST_CHUNK", 2),
 ]
 
 

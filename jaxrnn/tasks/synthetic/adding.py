@@ -19,8 +19,8 @@ import numpy as np
 from jaxtyping import Array
 
 from ...training import BadInput, Budget
-from ..options import cell_field, check_options, choice
-from ..sequence_model import Batch
+from ..config import cell_field, check_options, choice
+from ..models.sequence_model import Batch
 from .problem import (
     Problem,
     at_every_step,

@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ... import diagnostics
-from ...cell import Params
+from ...core.cell import Params
 from ...training import Run
 from ...training.curves import new_figure
-from ..sequence_model import Batch, SequenceModel
+from ..models.sequence_model import Batch, SequenceModel
 
 
 @functools.partial(jax.jit, static_argnums=0)

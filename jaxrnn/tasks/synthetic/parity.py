@@ -18,9 +18,9 @@ import numpy as np
 from jaxtyping import Array
 
 from ...training import BadInput, Budget
-from ...unroll import mask_from_lengths
-from ..options import cell_field, check_options, choice
-from ..sequence_model import Batch
+from ...unrolling import mask_from_lengths
+from ..config import cell_field, check_options, choice
+from ..models.sequence_model import Batch
 from .problem import (
     Problem,
     batch_field,

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from ..options import choice, option
-from ..sequence_model import Batch
+from ..config import choice, option
+from ..models.sequence_model import Batch
 
 LONGEST = 10**6  # steps: a sequence has fewer
 

@@ -22,8 +22,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ...training import BadInput, Budget
-from ..options import cell_field, check_options, choice, option
-from ..sequence_model import Batch
+from ..config import cell_field, check_options, choice, option
+from ..models.sequence_model import Batch
 from .problem import (
     Problem,
     Stored,

@@ -1,4 +1,4 @@
-"""A synthetic task as `jaxrnn.tasks.program` sees it: model, experiment and what was trained, the same for all of them."""
+"""A synthetic task as `jaxrnn.tasks.runner` sees it: model, experiment and what was trained, the same for all of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...cell import Params
+from ...core.cell import Params
 from ...layers import stack
 from ...training import (
     BadInput,
@@ -26,9 +26,9 @@ from ...training import (
     warmup_cosine,
 )
 from ...training.curves import draw_curves
-from ..cells import make_cell
+from ..models.cell_registry import make_cell
+from ..models.sequence_model import Batch, Scores, SequenceModel
 from ..probe import Probe
-from ..sequence_model import Batch, Scores, SequenceModel
 from .gradients import draw_gradients, record_lags
 from .problem import LONGEST, Problem
 

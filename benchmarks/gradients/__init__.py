@@ -1,0 +1,1 @@
+"""How gradients decay with lag, at initialization and in training."""

@@ -1,0 +1,1 @@
+"""What all benchmarks share: timing, records, the machine."""

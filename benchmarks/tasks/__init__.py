@@ -1,0 +1,1 @@
+"""Baselines that the tasks are compared with."""

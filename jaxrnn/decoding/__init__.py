@@ -1,0 +1,6 @@
+"""Sequences drawn from a model: sampling and beam search."""
+
+from .beam_search import Beams as Beams
+from .beam_search import beam_search as beam_search
+from .sampling import Generated as Generated
+from .sampling import generate as generate

@@ -1,0 +1,3 @@
+"""cuDNN's LSTM as an engine."""
+
+from .engine import CuDNN as CuDNN

@@ -1,0 +1,1 @@
+"""The loops that run a body over time: one signature each."""

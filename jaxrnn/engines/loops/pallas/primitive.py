@@ -1,0 +1,244 @@
+"""The loop as a JAX primitive: one kernel on the platforms that have one, JAX's own loop where it is differentiated.
+
+``kernel_into`` takes the place of `jaxrnn.engines.loops.sequential.scan_into`: the walks of a recurrence, forwards and backwards, give
+it their loop's body, and it does not matter which cell that came from. A mapped loop is the loop of the mapped body, so its
+axis joins the rows that the kernel's tiles are cut from. Derivatives of the loop itself (second derivatives of a walk, that
+is: a first one is a walk backwards, a kernel too) are those of ``jax.lax.scan``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from ....core.contraction import check_one_device, devices_of
+from ...jaxpr.evaluate import mapping_of, run, split
+from ..sequential import scan_into
+from . import mosaic_gpu, mosaic_tpu
+from .block_form import Body, Unfit
+from .complex_to_real import as_real, is_complex, joined, parted
+from .layout import check_dtypes
+
+TARGETS = {"cuda": "gpu", "tpu": "tpu"}  # the kernels of a platform
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """How a loop is made a kernel. ``interpret`` and ``memory`` are those of `jaxrnn.Fused`; one that nobody ``named`` gives
+    way to JAX's own loop where there is no kernel. ``cell`` is what errors call it.
+    """
+
+    interpret: str | None = None
+    memory: int | None = None
+    named: bool = True
+    cell: str = "this cell"
+
+
+def kernel_into(
+    body: Callable, carry: Sequence, given: Any, rows: list, first: Any, steps: int, *, reverse: bool, kernel: Kernel
+) -> tuple[list, list]:
+    """As `scan_into`, by a kernel.
+
+    Raises:
+        Unfit: for a body that is none, of a kernel that was named.
+    """
+    row = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), given)
+    traced, consts = traced_body(body, list(carry), row)
+    empty = any(0 in jnp.shape(c) for c in carry)
+    if empty or unfit(traced):
+        if kernel.named and not empty:
+            raise Unfit(f"Fused: {kernel.cell} has no kernel: {unfit(traced)}. Use engine=jaxrnn.Scan()")
+        return scan_into(body, carry, given, rows, first, steps, reverse=reverse, unroll=1)
+    last, outs = kernel_loop(traced, consts, carry, jax.tree.leaves(given), steps, reverse, kernel)
+    whole = [r.shape == out.shape for r, out in zip(rows, outs, strict=True)]
+    return last, [
+        out if same else jax.lax.dynamic_update_slice_in_dim(r, out, first, 0)
+        for r, out, same in zip(rows, outs, whole, strict=True)
+    ]
+
+
+def unfit(body: Body) -> str | None:
+    """Why a body is no kernel, if it is none."""
+    try:
+        _ = (as_real(body) if any(map(is_complex, body.closed.in_avals)) else body).form
+    except Unfit as reason:
+        return str(reason)
+    return None
+
+
+def too_large(body: Body, steps: int, target: str, memory: int | None = None) -> str | None:
+    """Why a body that is a kernel does not go onto a chip, if it does not."""
+    try:
+        if target == "gpu":
+            mosaic_gpu.plan(body.form, memory or mosaic_gpu.SHARED)
+        else:
+            mosaic_tpu.plan(body.form, steps, memory or mosaic_tpu.MEMORY)
+    except ValueError as reason:
+        return str(reason)
+    return None
+
+
+def refusal(body: Body, steps: int, platform: str, kernel: Kernel) -> str | None:
+    """Why a body that is a kernel is none on a platform, if so."""
+    target = kernel.interpret or TARGETS.get(platform)
+    if target is None:
+        return (
+            f"Fused: there are kernels for NVIDIA GPUs and TPUs, but this is compiled for {platform}: use jaxrnn.Scan(). "
+            "Fused(interpret='gpu') or 'tpu' runs a kernel's interpreter there, which is slow and for tests"
+        )
+    try:
+        if target == "gpu":
+            mosaic_gpu.mosaic()
+        elif not kernel.interpret:
+            check_dtypes(body.form, "TPU")
+    except ValueError as reason:
+        return str(reason)
+    return too_large(body, steps, target, kernel.memory)
+
+
+def room(body: Body, steps: int, platform: str, kernel: Kernel) -> tuple[int, int]:
+    """Bytes of on-chip memory that the kernel of a body takes, and those that are there. One without a matrix on a GPU takes
+    none that grows.
+    """
+    target = kernel.interpret or TARGETS[platform]
+    if target == "gpu":
+        memory = kernel.memory or mosaic_gpu.SHARED
+        return mosaic_gpu.bytes_needed(body.form, mosaic_gpu.plan(body.form, memory)), memory
+    memory = kernel.memory or mosaic_tpu.MEMORY
+    return mosaic_tpu.bytes_needed(body.form, mosaic_tpu.plan(body.form, steps, memory)), memory
+
+
+def traced_body(body: Callable, carry: Sequence, row: Any) -> tuple[Body, list[Any]]:
+    """A loop's body with what it closes over made its first arguments, and in real numbers."""
+    closed = jax.make_jaxpr(lambda carry, row: body(carry, row))(carry, row)
+    consts = list(closed.consts)
+    opened = jax.make_jaxpr(lambda *flat: run(closed.jaxpr, flat[: len(consts)], flat[len(consts) :]))(
+        *consts, *closed.in_avals
+    )
+    traced = Body(opened, len(consts), len(carry), len(jax.tree.leaves(row)))
+    return traced, consts
+
+
+def kernel_loop(body: Body, consts: Sequence, carry: Sequence, given: Sequence, steps: int, reverse: bool, kernel: Kernel):
+    """``(last carry, outs)``; complex values go through the kernel as two real ones each."""
+    if any(map(is_complex, body.closed.in_avals)):
+        like = list(body.closed.out_avals)
+        real = as_real(body)
+        last, outs = kernel_loop(real, parted(consts), parted(carry), parted(given), steps, reverse, kernel)
+        return joined(last, like[: body.carry]), joined(outs, like[body.carry :])
+    out = loop_p.bind(*consts, *carry, *given, body=body, steps=steps, reverse=reverse, kernel=kernel)
+    return list(out[: body.carry]), list(out[body.carry :])
+
+
+def by_scan(*flat: Any, body: Body, steps: int, reverse: bool, kernel: Kernel | None = None) -> list[Any]:
+    """What the kernel computes, in JAX's own loop."""
+    consts, carry, given = split(flat, (body.consts, body.carry))
+    last, outs = jax.lax.scan(lambda c, x: body(consts, c, x), list(carry), list(given), length=steps, reverse=reverse)
+    return [*last, *outs]
+
+
+def _lowered(*flat: Any, body: Body, steps: int, reverse: bool, kernel: Kernel, platform: str) -> list[Any]:
+    reason, target = refusal(body, steps, platform, kernel), kernel.interpret or TARGETS.get(platform)
+    if reason and kernel.named:
+        raise ValueError(reason)
+    if reason:
+        return by_scan(*flat, body=body, steps=steps, reverse=reverse)
+    if target == "gpu" and kernel.interpret:
+        return _on_host(flat, body, steps, reverse, kernel)
+    consts, carry, given = split(flat, (body.consts, body.carry))
+    last, outs = (gpu if target == "gpu" else tpu).walk(body, consts, carry, given, steps, reverse, kernel)
+    return [*last, *outs]
+
+
+def _on_host(flat: Sequence, body: Body, steps: int, reverse: bool, kernel: Kernel) -> list[Any]:
+    """The GPU interpreter keeps its memory in callbacks, ordered ones, that no primitive can pass on: so it runs as a whole
+    inside a callback.
+    """
+
+    def run_interpreter(*flat):
+        consts, carry, given = split([jnp.asarray(a) for a in flat], (body.consts, body.carry))
+        last, outs = mosaic_gpu.walk(body, consts, carry, given, steps, reverse, kernel)
+        return [*last, *outs]
+
+    like = jax.eval_shape(functools.partial(by_scan, body=body, steps=steps, reverse=reverse), *flat)
+    return jax.pure_callback(run_interpreter, list(like), *flat)
+
+
+loop_p = Primitive("jaxrnn_kernel_loop")
+loop_p.multiple_results = True
+
+
+@functools.lru_cache(maxsize=256)
+def _compiled(params: tuple) -> Callable:
+    return jax.jit(lambda *args: loop_p.bind(*args, **dict(params)))
+
+
+loop_p.def_impl(lambda *args, **params: _compiled(tuple(params.items()))(*args))
+
+
+@loop_p.def_abstract_eval
+def _avals(*avals: Any, body: Body, steps: int, reverse: bool, kernel: Kernel) -> list[Any]:
+    return list(jax.make_jaxpr(functools.partial(by_scan, body=body, steps=steps, reverse=reverse))(*avals).out_avals)
+
+
+def _lower(platform: str, ctx: Any, *args: Any, kernel: Kernel, **params: Any) -> Any:
+    if kernel.named:
+        check_one_device("Fused", ctx)
+    as_loop = not kernel.named and devices_of(ctx) > 1
+    how = by_scan if as_loop else functools.partial(_lowered, kernel=kernel, platform=platform)
+    return mlir.lower_fun(how, multiple_results=True)(ctx, *args, **params)
+
+
+for _platform in ("cpu", "cuda", "tpu", "rocm"):
+    mlir.register_lowering(loop_p, functools.partial(_lower, _platform), platform=_platform)
+
+
+def _mapped(axis_data: Any, args: Sequence, dims: Sequence, *, body: Body, steps: int, reverse: bool, kernel: Kernel):
+    """The loop of the mapped body: its axis leads the carry's batch axes."""
+    none, n_given = None, body.consts + body.carry
+    if all(d is none for d in dims):
+        out = loop_p.bind(*args, body=body, steps=steps, reverse=reverse, kernel=kernel)
+        return out, [none] * len(out)
+    moved, axes = [], []
+    for i, (a, d) in enumerate(zip(args, dims, strict=True)):
+        if body.consts <= i and d is none:
+            a, d = jnp.broadcast_to(a[None], (axis_data.size, *a.shape)), 0
+        moved.append(a if d is none else jnp.moveaxis(a, d, 1 if i >= n_given else 0))
+        axes.append(none if d is none else 0)
+    avals = [
+        jax.ShapeDtypeStruct(a.shape if d is none else (axis_data.size, *a.shape), a.dtype)
+        for a, d in zip(body.closed.in_avals, axes, strict=True)
+    ]
+    whole = jax.vmap(lambda *flat: run(body.closed.jaxpr, body.closed.consts, flat), tuple(axes), **mapping_of(axis_data))
+    many = Body(jax.make_jaxpr(whole)(*avals), body.consts, body.carry, body.given)
+    if unfit(many) and not unfit(body):  # matrices are mapped: one kernel after another
+        fixed = [a for a, axis in zip(moved, axes, strict=True) if axis is none]
+        mapped = [jnp.moveaxis(a, 1, 0) if i >= n_given else a for i, (a, x) in enumerate(zip(moved, axes)) if x is not none]
+
+        def member(mine):
+            of_all, of_one = iter(fixed), iter(mine)
+            full = [next(of_all if axis is none else of_one) for axis in axes]
+            return loop_p.bind(*full, body=body, steps=steps, reverse=reverse, kernel=kernel)
+
+        out = jax.lax.map(member, mapped)
+        return out, [0] * len(out)
+    out = loop_p.bind(*moved, body=many, steps=steps, reverse=reverse, kernel=kernel)
+    return out, [0] * body.carry + [1] * (len(out) - body.carry)
+
+
+batching.fancy_primitive_batchers[loop_p] = _mapped
+
+
+def _jvp(primals: Sequence, tangents: Sequence, **params: Any):
+    function = functools.partial(by_scan, **params)
+    return jax.jvp(lambda *args: function(*args), tuple(primals), tuple(map(ad.instantiate_zeros, tangents)))
+
+
+ad.primitive_jvps[loop_p] = _jvp

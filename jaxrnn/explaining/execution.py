@@ -1,0 +1,163 @@
+"""What the engines choose, asked of them: how a traced walk goes on each platform, and why.
+
+Nothing is chosen here. A walk's jaxpr holds the recurrence with its plan; `settled` says at which pace a platform takes it, and
+whether a loop is a kernel is found by lowering it for that platform, which needs no such device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from jax.extend import core
+
+from ..engines.jaxpr.evaluate import split
+from ..engines.loops.pallas.block_form import Unfit
+from ..engines.loops.pallas.primitive import loop_p, refusal, room
+from ..engines.recurrence import primitives
+from ..engines.recurrence.heuristics import residuals_and_why
+from ..engines.recurrence.passes import AUTO
+
+PLATFORMS = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}  # as people say it, and as programs are lowered for it
+WORDS = {
+    "loop": "step by step",
+    "prefixes": "parallel prefixes",
+    "kernel": "one kernel",
+    "lax.scan": "jax.lax.scan with JAX's own derivative",
+    "chunks": "chunks as matrix products",
+    "own": "the engine's own walk",
+    "none": "nothing: there is no gradient",
+    "error": "does not run",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """How a cell's steps are walked on a platform.
+
+    ``how``: ``"loop"``, ``"prefixes"`` (parallel prefixes), ``"kernel"``, ``"lax.scan"`` (JAX's own loop and derivative),
+    ``"chunks"`` (of a cell that joins its steps itself), ``"own"`` (an engine that is none of these), ``"none"`` (no gradient
+    to walk for), or ``"error"``, whose text is ``reason``. ``steps`` at a time, None being all of T; ``hoisted``: whether
+    inputs are projected before the loop. ``reason``: why so. Of a kernel, bytes ``needed`` on chip, and bytes ``there``.
+    """
+
+    how: str
+    steps: int | None = None
+    hoisted: bool | None = None
+    reason: str = ""
+    needed: int | None = None
+    there: int | None = None
+
+    def __str__(self) -> str:
+        text = WORDS[self.how]
+        if self.steps is not None:
+            text += f", {self.steps} steps in a {'window' if self.how == 'loop' else 'chunk'}"
+        if self.how == "loop" and self.hoisted is not None:
+            text += f", inputs projected {'before' if self.hoisted else 'inside'} the loop"
+        return text
+
+
+def walks_in(closed: Any) -> dict[str, list[Any]]:
+    """The equations of a jaxpr, however deep, that walk a recurrence: ``"forward"`` and ``"backward"``."""
+    names = {primitives.walk_p: "forward", primitives.adjoint_p: "backward"}
+    found: dict[str, list[Any]] = {"forward": [], "backward": []}
+    for eqn in equations(closed.jaxpr):
+        if eqn.primitive in names:
+            found[names[eqn.primitive]].append(eqn)
+    return found
+
+
+def equations(jaxpr: Any) -> Iterator[Any]:
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in core.jaxprs_in_params(eqn.params):
+            yield from equations(inner)
+
+
+def way_of(eqn: Any, platform: str) -> Way:
+    """How a platform walks the recurrence of an equation that `walks_in` found."""
+    avals = [v.aval for v in eqn.invars]
+    step, plan = eqn.params["step"], eqn.params["plan"]
+    forward = eqn.primitive is primitives.walk_p
+    steps = split(avals, (step.params, step.carry))[2][0].shape[0]
+    backward = not forward or eqn.params["keep"] is not None
+    pace, why = primitives.settled(plan, step, steps, PLATFORMS[platform], backward=backward)
+    if backward:
+        why = "; ".join(filter(None, (_reason_for_residuals(plan, step, steps), why)))
+    window = None if pace.window is None or pace.window >= steps else pace.window
+    if pace.kernel is None:
+        return Way("prefixes" if pace.prefix else "loop", window, None if pace.prefix else pace.hoist, why or "as asked for")
+    fits, reason, size = kernel_of(eqn, pace, platform)
+    if fits:
+        return Way("kernel", window, reason=f"{why}; {reason}" if why else reason, needed=size[0], there=size[1])
+    return Way("error", reason=reason) if pace.kernel.named or fits is None else Way("loop", window, pace.hoist, reason)
+
+
+def _reason_for_residuals(plan: Any, step: Any, steps: int) -> str:
+    """Why the forward pass keeps what it keeps, where that was chosen and is not what it mostly is."""
+    residuals, why = residuals_and_why(step, steps)
+    return why if plan.residuals == residuals and plan.pace.window == AUTO else ""
+
+
+def kernel_of(eqn: Any, pace: Any, platform: str) -> tuple[bool | None, str, tuple[int, int]]:
+    """Whether the loops of a walk are kernels on a platform, why not, and the bytes needed and there. None: neither a kernel
+    nor, nobody having named it, JAX's own loop comes of it, but an error.
+    """
+    function = primitives.FUNCTIONS[eqn.primitive]
+    params, avals, target = eqn.params, [v.aval for v in eqn.invars], PLATFORMS[platform]
+    traced = jax.make_jaxpr(functools.partial(function, platform=target, **params))(*avals)
+    loops = [inner for inner in equations(traced.jaxpr) if inner.primitive is loop_p]
+    if not loops:  # no kernel was named, and none fits: with one that is named comes the reason
+        kernel = dataclasses.replace(pace.kernel, named=True)
+        named = primitives.Plan(dataclasses.replace(pace, kernel=kernel), params["plan"].residuals)
+        try:
+            jax.make_jaxpr(functools.partial(function, platform=target, **{**params, "plan": named}))(*avals)
+        except Unfit as reason:
+            return False, str(reason), (0, 0)
+    found = [_loop_as_kernel(inner, target) for inner in loops]
+    return next((each for each in found if not each[0]), max(found, key=lambda each: each[2]))
+
+
+def _loop_as_kernel(eqn: Any, platform: str) -> tuple[bool | None, str, tuple[int, int]]:
+    """`kernel_of` one loop."""
+    params = eqn.params
+    body, steps, kernel = params["body"], params["steps"], params["kernel"]
+    reason = refusal(body, steps, platform, kernel)
+    if reason is not None:
+        return False, f"ValueError: {reason}" if kernel.named else reason, (0, 0)
+    error = _compiles(_Loop(f"{body.closed} {params}", eqn), platform)
+    if error is not None:
+        return None, error, (0, 0)
+    needed, there = room(body, steps, platform, kernel)
+    text = f"{needed:,} of {there:,} bytes on chip" if needed else "no matrix to keep on chip"
+    return True, text, (needed, there)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Loop:
+    """A loop, equal to those of the same equations: a stack's cells have one kernel."""
+
+    text: str
+    eqn: Any = dataclasses.field(compare=False)
+
+
+@functools.lru_cache(maxsize=64)
+def _compiles(loop: _Loop, platform: str) -> str | None:
+    params = loop.eqn.params
+    return lowering_error(lambda *args: loop_p.bind(*args, **params), [v.aval for v in loop.eqn.invars], platform)
+
+
+def lowering_error(function: Any, avals: list[Any], platform: str) -> str | None:
+    """The error of compiling for a platform as far as that goes without one, if there is one."""
+    try:
+        jax.jit(function).trace(*avals).lower(lowering_platforms=(platform,))
+    except Exception as error:
+        return worded(error)
+    return None
+
+
+def worded(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

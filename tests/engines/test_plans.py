@@ -1,0 +1,427 @@
+"""Steps that a backward pass of its own could serve badly: the default is right, holds no more than ``lax.scan``, and says why.
+
+The steps are those of `benchmarks.cpu.hidden`, which also times them.
+"""
+
+import dataclasses
+import functools
+import re
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from reference import compiled
+from subjects import assert_same
+
+import jaxrnn
+from benchmarks.cpu.hidden import ROWS, GatedDelta, OwnToken, RingBuffer, by_scan
+from jaxrnn import Cell, Checkpoint, Scan
+from jaxrnn.engines.jaxpr.costs import loses_by_mapping, operations
+from jaxrnn.engines.recurrence.run import as_step
+
+MORE_MEMORY = 1.5
+SMALL = {"own_token", "own_token_one", "ltc", "ltc_one", "cayley", "gated_delta", "gated_delta_in_step", "ring_buffer"}
+SMALL |= {"ring_buffer_batch", "dear_branch", "newton_schulz"}
+
+
+def drawn(row, steps=None, dtype=jnp.float32):
+    random = np.random.default_rng(0)
+    shape = (steps or row.shape[0], *row.shape[1:])
+    params = jax.tree.map(lambda a: a.astype(dtype), row.cell.init(jax.random.key(0), shape[-1]))
+    xs = jnp.asarray(random.normal(size=shape), dtype)
+    carry = row.cell.initial_carry(params, shape[1:-1])
+    carry = jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, carry)
+    like = jax.eval_shape(lambda *a: by_scan(row.cell, *a)[1], params, xs, carry)
+    return params, xs, carry, jnp.asarray(random.normal(size=like.shape), dtype)
+
+
+def objective(cell, walk):
+    def loss(params, xs, carry, weights):
+        last, ys = walk(cell, params, xs, carry)
+        real = [leaf.sum() for leaf in jax.tree.leaves(last) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+        return (ys * weights).sum() + sum(real)
+
+    return jax.value_and_grad(loss, (0, 1))
+
+
+@pytest.mark.parametrize("name", sorted(SMALL))
+def test_memory_is_that_of_lax_scan(name, optax_promotion):
+    """Counted by XLA for the compiled program; nothing runs."""
+    if name == "ring_buffer_batch" and jax.__version_info__ < (0, 11):
+        pytest.skip("XLA of jax 0.10 copies the mapped buffer once more: 1.6 times")
+    row = ROWS[name]
+    args = jax.eval_shape(lambda: drawn(row))
+    taken = [
+        jax.jit(objective(row.cell, walk)).lower(*args).compile().memory_analysis().temp_size_in_bytes
+        for walk in (jaxrnn.unroll, by_scan)
+    ]
+    assert taken[0] <= MORE_MEMORY * taken[1], taken
+
+
+WALKS = ["carries", "checkpoint", "mapped"]
+NAMES = sorted(SMALL - {"ltc", "own_token_one", "gated_delta"})
+
+
+@pytest.mark.parametrize(
+    ("name", "engine"),
+    [(name, "default") for name in NAMES]
+    + [("ring_buffer", "carries"), ("own_token", "checkpoint"), ("ring_buffer_batch", "mapped")]
+    + [pytest.param(name, walk, marks=pytest.mark.slow) for name in NAMES for walk in WALKS],
+)
+def test_gradients_are_those_of_lax_scan(name, engine, x64, optax_promotion):
+    row = ROWS[name]
+    args = drawn(row, 7, jnp.float64)
+    engines = {"carries": Scan(residuals="carries", window=3), "checkpoint": Checkpoint(3)}
+    walk = functools.partial(jaxrnn.unroll, engine=engines.get(engine))
+    if engine == "mapped":
+        if len(row.shape) < 3 or name == "dear_branch":
+            pytest.skip("it has no batch, or asks for the largest of a batch")
+        walk = jax.vmap(jaxrnn.unroll, (None, None, 1, 0), (0, 1))
+    if name.startswith("ltc") and engine != "default":
+        pytest.skip("a walk of its own, as above")
+    assert_same(compiled(objective(row.cell, walk))(*args), compiled(objective(row.cell, by_scan))(*args))
+
+
+def gradient_of(cell, shape, platform="cpu"):
+    """What `jaxrnn.explain` says of the way back."""
+    params = cell.init(jax.random.key(0), shape[-1])
+    rows = jaxrnn.explain(cell, params, jax.ShapeDtypeStruct(shape, jnp.float32)).rows
+    return next(row for row in rows if row.platform == platform).backward
+
+
+def test_explain_says_which_plan_and_why():
+    diagonal = gradient_of(jaxrnn.DiagonalGRU(8), (100_000, 1, 4))
+    assert diagonal.steps < 1000
+    assert "carries are kept: 192 operations a step make 96 bytes again" in diagonal.reason
+    ltc = gradient_of(ROWS["ltc_one"].cell, ROWS["ltc_one"].shape)
+    assert ltc.how == "lax.scan"
+    assert "no weight gradient of it is a product with the carry" in ltc.reason
+    delta = gradient_of(GatedDelta(64, 64), (128, 2, 64))
+    assert delta.how == "loop"
+    assert delta.steps < 128
+    prime = gradient_of(jaxrnn.Elman(2), (100_003, 1, 2))
+    assert prime.steps is None  # one window: there is no divisor to look for
+
+
+def test_a_branch_that_is_dear_stays_in_the_loop():
+    """The compiled loop forwards has a conditional, and what is cheap is done for all steps at once."""
+    row = ROWS["dear_branch_forward"]
+    params, xs, carry, _ = drawn(row, 16)
+    text = jax.jit(lambda *a: jaxrnn.unroll(row.cell, *a)[1]).lower(params, xs, carry).compile().as_text()
+    assert "conditional(" in text
+    step, _ = as_step(row.cell, params, carry, (xs, None, None))
+    (cond,) = (eqn for eqn in step.program.eqns if eqn.primitive.name == "cond")
+    assert loses_by_mapping(cond)
+
+    def cheap(x):
+        return lax.cond(x.sum() > 0, lambda a: a + 1, lambda a: 2 * a, x)
+
+    eqn = next(e for e in jax.make_jaxpr(cheap)(jnp.ones(3)).eqns if e.primitive.name == "cond")
+    assert not loses_by_mapping(eqn)
+    assert operations([eqn]) == 3
+
+
+def test_parts_of_the_carry_that_nobody_reads_are_not_kept():
+    ring = RingBuffer(4, 50)
+    params = ring.init(jax.random.key(0), 3)
+    step, _ = as_step(ring, params, ring.initial_carry(params, (2,)), (jnp.ones((5, 2, 3)), None, None))
+    assert step.adjoint.dropped == {1}  # the buffer, of (h, buffer, at)
+    lstm = jaxrnn.LSTM(4)
+    params = lstm.init(jax.random.key(0), 3)
+    step, _ = as_step(lstm, params, lstm.initial_carry(params, (2,)), (jnp.ones((5, 2, 3)), None, None))
+    assert not step.adjoint.dropped
+
+
+def test_an_embedding_is_added_up_row_by_row():
+    """The loop backwards adds to the rows it read; no array of the embedding's size is made at a step."""
+    cell = OwnToken(8, 1000)
+    params = cell.init(jax.random.key(0), 4)
+    args = params, jnp.ones((5, 2, 4)), cell.initial_carry(params, (2,))
+    closed = jax.make_jaxpr(jax.grad(lambda p, *a: jaxrnn.unroll(cell, p, *a)[1].sum()))(*args)
+    assert "f32[5,1000,8]" not in str(closed)
+
+
+# -- a step without reverse mode --------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Doubling(Cell):
+    """A while_loop on the inputs, on a parameter that is not trained, or on the carry."""
+
+    where: str
+    hidden_size: int = 4
+
+    def init(self, key, input_size):
+        keys = jax.random.split(key, 3)
+        return {name: 0.4 * jax.random.normal(k, (4, 4)) for name, k in zip("WUF", keys, strict=True)}
+
+    def step(self, p, h, x):
+        def double(a):
+            return lax.while_loop(lambda a: jnp.abs(a).max() < 5, lambda a: a * 1.5 + 0.1, a)
+
+        if self.where == "inputs":
+            x = double(x)
+        elif self.where == "frozen":
+            x = x @ double(p["F"])
+        else:
+            h = double(h)
+        return jnp.tanh(x @ p["W"] + h @ p["U"])
+
+
+def doubling(where):
+    cell = Doubling(where)
+    return cell, cell.init(jax.random.key(0), 4), jax.random.normal(jax.random.key(1), (6, 3, 4))
+
+
+def scanned(cell, p, xs, batch=3):
+    return lax.scan(lambda h, x: (cell.step(p, h, x),) * 2, jnp.zeros((batch, 4), xs.dtype), xs)[1]
+
+
+@pytest.mark.parametrize("where", ["inputs", "frozen", "carry"])
+def test_forward_mode_of_a_step_without_reverse_mode(where, x64):
+    cell, p, xs = doubling(where)
+    own, right = (
+        compiled(lambda p, xs, f=f: jax.jvp(f, (p, xs), (p, xs)))(p, xs)
+        for f in (lambda p, xs: jaxrnn.unroll(cell, p, xs)[1], lambda p, xs: scanned(cell, p, xs))
+    )
+    assert_same(own, right)
+    columns = jax.jacfwd(lambda w: jaxrnn.unroll(cell, {**p, "W": w}, xs)[1].sum((0, 1)))(p["W"])
+    assert_same(columns, jax.jacfwd(lambda w: scanned(cell, {**p, "W": w}, xs).sum((0, 1)))(p["W"]))
+
+
+@pytest.mark.parametrize("where", ["inputs", "frozen"])
+def test_reverse_mode_of_what_does_not_go_through_the_while_loop(where, x64):
+    cell, p, xs = doubling(where)
+    trained = {name: p[name] for name in "WU"}
+    own, right = (
+        compiled(jax.grad(lambda q, f=f: f({**p, **q}).sum()))(trained)
+        for f in (lambda p: jaxrnn.unroll(cell, p, xs)[1], lambda p: scanned(cell, p, xs))
+    )
+    assert_same(own, right)
+    own, right = (
+        jax.vmap(jax.grad(lambda q, xs, f=f: f({**p, **q}, xs).sum()), (None, 1))(trained, xs[:, :, None])
+        for f in (lambda p, xs: jaxrnn.unroll(cell, p, xs)[1], lambda p, xs: scanned(cell, p, xs, 1))
+    )
+    assert_same(own, right)
+
+
+def test_words_where_reverse_mode_does_not_exist():
+    cell, p, xs = doubling("carry")
+    with pytest.raises(ValueError, match=r"Reverse-mode differentiation does not work for lax\.while_loop"):
+        jax.grad(lambda p: jaxrnn.unroll(cell, p, xs)[1].sum())(p)
+    for engine in (Checkpoint(2), Scan(residuals="carries"), Scan(window=2)):
+        with pytest.raises(
+            ValueError, match=r"pullback of its step cannot be traced[\s\S]*leave residuals, window and Checkpoint"
+        ):
+            jax.grad(lambda p, e=engine: jaxrnn.unroll(cell, p, xs, engine=e)[1].sum())(p)
+    row = jaxrnn.explain(cell, p, xs).rows[0]
+    assert row.backward.how == "lax.scan"
+    assert "pullback of its step cannot be traced" in row.backward.reason
+
+
+def test_a_linear_cell_without_reverse_mode(x64):
+    @dataclasses.dataclass(frozen=True)
+    class Clocked(jaxrnn.LinearCell):
+        hidden_size: int = 4
+
+        def affine(self, p, z):
+            scaled = lax.while_loop(lambda a: jnp.abs(a).max() < 5, lambda a: 2 * a, z)
+            return jax.nn.sigmoid(p["a"] * scaled), scaled @ p["W"]
+
+    random = np.random.default_rng(0)
+    p = {"a": jnp.asarray(random.normal()), "W": jnp.asarray(random.normal(size=(4, 4)))}
+    xs = jnp.asarray(random.normal(size=(5, 2, 4)))
+
+    def right(p):
+        return lax.scan(lambda h, x: (Clocked().step(p, h, x),) * 2, jnp.zeros((2, 4)), xs)[1].sum()
+
+    own = jax.grad(lambda p: jaxrnn.unroll(Clocked(), p, xs)[1].sum())(p)
+    assert_same(own, jax.grad(right)(p))
+    with pytest.raises(ValueError, match="pullback of its step cannot be traced"):
+        jax.grad(lambda p: jaxrnn.unroll(Clocked(), p, xs, engine=jaxrnn.Associative())[1].sum())(p)
+
+
+# -- the reasons for which a step is left to jax.lax.scan -------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Odd(Cell):
+    """A step that only JAX's own loop walks."""
+
+    what: str
+    hidden_size: int = 4
+
+    def init(self, key, input_size):
+        kind = {"rbg": "rbg", "typed key": "threefry2x32"}.get(self.what)
+        typed = {} if kind is None else {"key": jax.random.key(3, impl=kind)}
+        raw = {"key": jax.random.key_data(typed["key"])} if self.what == "rbg" else typed
+        return {"U": 0.4 * jax.random.normal(key, (4, 4)), **raw}
+
+    def step(self, p, h, x):
+        if self.what == "effects":
+            jax.debug.print("{}", h.sum())
+        if self.what == "callback":
+            x = x + jax.pure_callback(np.sin, jax.ShapeDtypeStruct(h.shape, h.dtype), lax.stop_gradient(h))
+        if self.what == "rbg":
+            x = x + jax.random.normal(jax.random.wrap_key_data(p["key"], impl="rbg"), h.shape)
+        if self.what == "typed key":
+            x = x + jax.random.normal(p["key"], h.shape)
+        return jnp.tanh(x + h @ p["U"])
+
+
+REASONS = {
+    "effects": "its step has side effects",
+    "callback": "its step calls back to Python",
+    "rbg": r"its step draws from a generator whose numbers differ under vmap \(rbg\)",
+    "typed key": "there are typed random keys among its params, carry or inputs",
+}
+
+
+@pytest.mark.parametrize("what", REASONS)
+def test_explain_has_a_line_for_each_reason(what):
+    cell = Odd(what)
+    params = cell.init(jax.random.key(0), 4)
+    row = jaxrnn.explain(cell, params, jax.ShapeDtypeStruct((5, 2, 4), jnp.float32)).rows[0]
+    assert row.forward.how == "lax.scan"
+    with pytest.raises(ValueError, match=REASONS[what]):
+        jaxrnn.unroll(cell, params, jnp.ones((5, 2, 4)), engine=Checkpoint(2))
+    assert re.search(REASONS[what], str(jaxrnn.explain(cell, params, jnp.ones((5, 2, 4)))).replace("\n" + 17 * " ", " "))
+
+
+def test_small_projections_go_before_the_loop_on_every_version_of_jax():
+    """In the loop each is a call of its own: with jax 0.10 a gradient over a prime number of steps took 1.5 times as long."""
+    cell = jaxrnn.Elman(2)
+    params = cell.init(jax.random.key(0), 2)
+    row = jaxrnn.explain(cell, params, jax.ShapeDtypeStruct((100_003, 1, 2), jnp.float32)).rows[0]
+    assert row.recording.hoisted
+
+
+def test_a_backward_rule_that_fails_without_words(x64):
+    """It is not asked for: the weight that it belongs to is not trained."""
+
+    @jax.custom_vjp
+    def never(w):
+        return w
+
+    def fails(_, g):
+        raise NotImplementedError
+
+    never.defvjp(lambda w: (w, None), fails)
+
+    @dataclasses.dataclass(frozen=True)
+    class Untrained(Cell):
+        hidden_size: int = 3
+
+        def step(self, p, h, x):
+            return jnp.tanh(x @ never(p["W"]) + h @ p["U"])
+
+    random = np.random.default_rng(0)
+    W, U, xs = (jnp.asarray(random.normal(size=size)) for size in ((3, 3), (3, 3), (5, 2, 3)))
+    own = jax.grad(lambda U: jaxrnn.unroll(Untrained(), {"W": W, "U": U}, xs)[1].sum())(U)
+    assert_same(own, jax.grad(lambda U: scanned_three(Untrained(), {"W": W, "U": U}, xs).sum())(U))
+
+
+def scanned_three(cell, p, xs):
+    return lax.scan(lambda h, x: (cell.step(p, h, x),) * 2, jnp.zeros((2, 3)), xs)[1]
+
+
+def test_gradients_without_jit(x64):
+    cell = jaxrnn.Elman(3)
+    params = jax.tree.map(lambda a: a.astype(jnp.float64), cell.init(jax.random.key(0), 2))
+    xs = jnp.asarray(np.random.default_rng(0).normal(size=(5, 2, 2)))
+    gradient = jax.grad(lambda p: jaxrnn.unroll(cell, p, xs)[1].sum())
+    expected = gradient(params)
+    with jax.disable_jit():
+        assert_same(gradient(params), expected)
+
+
+class Parts(NamedTuple):
+    h: jax.Array
+    c: jax.Array
+
+
+def test_a_part_of_the_carry_that_nothing_moves_asks_for_no_derivative(x64):
+    """What is shown of it may have no reverse mode, as under ``lax.scan``."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Still(Cell):
+        hidden_size: int = 3
+
+        def initial_carry(self, params, batch_shape=(), dtype=None):
+            return Parts(jnp.zeros((*batch_shape, 3)), jnp.ones((*batch_shape, 3)))
+
+        def step(self, p, s, x):
+            return Parts(jnp.tanh(x + s.h @ p["U"]), jnp.cos(s.c))
+
+        def output(self, p, s, x):
+            doubled = lax.while_loop(lambda a: jnp.abs(a).max() < 5, lambda a: 2 * a, s.c)
+            return s.h * doubled
+
+    random = np.random.default_rng(0)
+    cell, p, xs = Still(), {"U": jnp.asarray(random.normal(size=(3, 3)))}, jnp.asarray(random.normal(size=(5, 2, 3)))
+
+    def right(p, xs):
+        carries = lax.scan(lambda s, x: (cell.step(p, s, x),) * 2, cell.initial_carry(p, (2,)), xs)[1]
+        return cell.output(p, carries, xs).sum()
+
+    expected = jax.grad(right, (0, 1))(p, xs)
+    for engine in (None, Scan(residuals="carries"), Checkpoint(2)):
+        own = jax.grad(lambda p, xs, e=engine: jaxrnn.unroll(cell, p, xs, engine=e)[1].sum(), (0, 1))(p, xs)
+        assert_same(own, expected)
+    assert set(jax.jvp(lambda p: jaxrnn.unroll(cell, p, xs)[0], (p,), (p,))[1]._fields) == {"h", "c"}
+
+
+@jax.custom_vjp
+def backwards_only(w):
+    return jnp.sin(w)
+
+
+backwards_only.defvjp(lambda w: (jnp.sin(w), w), lambda w, g: (g * jnp.cos(w),))
+
+
+@pytest.mark.parametrize("place", ["nowhere", "stopped", "as an integer", "a part that stands still", "a part nobody reads"])
+def test_tangents_that_nobody_reads_ask_for_no_forward_mode(place, x64):
+    """As under ``lax.scan``, a ``custom_vjp`` may stand where no tangent is asked for."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Backwards(Cell):
+        hidden_size: int = 3
+
+        def initial_carry(self, params, batch_shape=(), dtype=None):
+            return Parts(jnp.zeros((*batch_shape, 3)), jnp.ones((*batch_shape, 3)))
+
+        def step(self, p, s, x):
+            h, c = s
+            if place == "nowhere":
+                backwards_only(p["U"])
+            if place == "stopped":
+                h = h @ lax.stop_gradient(backwards_only(p["U"]))
+            if place == "as an integer":
+                h = jnp.where(backwards_only(h) > 0.1, h, 2 * h)
+            if place == "a part that stands still":
+                c = jnp.cos(c)
+                h = h + backwards_only(c)
+            if place == "a part nobody reads":
+                c = backwards_only(h + c)
+            return Parts(jnp.tanh(x + h @ p["U"]), c)
+
+        def output(self, p, s, x):
+            return s.h
+
+    random = np.random.default_rng(0)
+    cell, p, xs = Backwards(), {"U": jnp.asarray(random.normal(size=(3, 3)))}, jnp.asarray(random.normal(size=(5, 2, 3)))
+    along = jax.tree.map(lambda a: jnp.asarray(random.normal(size=a.shape)), (p, xs))
+
+    def right(p, xs):
+        return lax.scan(lambda s, x: (cell.step(p, s, x),) * 2, cell.initial_carry(p, (2,)), xs)[1].h
+
+    tangents = jax.jit(lambda f, at, along: jax.jvp(f, at, along)[1], static_argnums=0)
+    gradient = jax.jit(lambda f, at, along: jax.grad(lambda *at: (f(*at) * along[1]).sum(), (0, 1))(*at), static_argnums=0)
+    for derivative in (tangents, gradient):
+        expected = derivative(right, (p, xs), along)
+        for engine in (None, Scan(), Scan(residuals="carries"), Scan(residuals="gates", hoist=False), Checkpoint(2)):
+            own = lambda p, xs, e=engine: jaxrnn.unroll(cell, p, xs, engine=e)[1]  # noqa: E731
+            assert_same(derivative(own, (p, xs), along), expected)
