@@ -153,7 +153,7 @@ def _lowered(*flat: Any, body: Body, steps: int, reverse: bool, kernel: Kernel, 
     if target == "gpu" and kernel.interpret:
         return _on_host(flat, body, steps, reverse, kernel)
     consts, carry, given = split(flat, (body.consts, body.carry))
-    last, outs = (gpu if target == "gpu" else tpu).walk(body, consts, carry, given, steps, reverse, kernel)
+    last, outs = (mosaic_gpu if target == "gpu" else mosaic_tpu).walk(body, consts, carry, given, steps, reverse, kernel)
     return [*last, *outs]
 
 
