@@ -1,1 +1,3 @@
-"""Measurements, each by one command; their results are kept as JSON in ``benchmarks/results``."""
+"""Measurements, each by one command; their results are kept as JSON in
+``benchmarks/results``.
+"""

@@ -1,6 +1,7 @@
 """The command line: parses, and calls the library.
 
-Exit status 0, or 2 with one line on standard error for bad arguments, data or run directories. Ctrl-C saves and exits.
+Exit status 0, or 2 with one line on standard error for bad arguments, data or run
+directories. Ctrl-C saves and exits.
 """
 
 from __future__ import annotations
@@ -25,11 +26,19 @@ from .training.errors import unwritable
 
 BUDGET_HELP = {
     "steps": "updates in all",
-    "seconds": "of wall-clock time, in place of steps; the learning rate then follows the clock",
+    "seconds": (
+        "of wall-clock time, in place of steps; the learning rate then follows the "
+        "clock"
+    ),
     "report_every": "steps between reports",
-    "evaluate_every": "steps between held-out evaluations, a multiple of --report-every",
+    "evaluate_every": (
+        "steps between held-out evaluations, a multiple of --report-every"
+    ),
     "checkpoint_seconds": "between checkpoints; 0: at each report",
-    "patience": "evaluations without a better held-out score after which training stops; 0: never; for tasks on labelled data",
+    "patience": (
+        "evaluations without a better held-out score after which training stops; 0: "
+        "never; for tasks on labelled data"
+    ),
 }
 
 
@@ -44,11 +53,14 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit status."""
     argv = sys.argv[1:] if argv is None else argv
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character must not end a run
+        sys.stdout.reconfigure(
+            errors="replace"
+        )  # a terminal that cannot show a character must not end a run
     try:
         arguments = _parse(argv)
         arguments.command(arguments)
-        sys.stdout.flush()  # or a full disk behind it would be found when nobody is left to say so
+        # or a full disk behind it would be found when nobody is left to say so
+        sys.stdout.flush()
     except BadInput as error:
         print(f"jaxrnn: {error}", file=sys.stderr)
         return 2
@@ -62,7 +74,11 @@ def main(argv: list[str] | None = None) -> int:
         if reason is None:
             raise
         _silence_stdout()
-        print(f"jaxrnn: {getattr(error, 'filename', None) or 'the output'} could not be written: {reason}", file=sys.stderr)
+        print(
+            f"jaxrnn: {getattr(error, 'filename', None) or 'the output'} could not be "
+            f"written: {reason}",
+            file=sys.stderr,
+        )
         return 2
     return 0
 
@@ -77,38 +93,79 @@ def _silence_stdout() -> None:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = _Parser(prog="jaxrnn", description="Recurrent networks in JAX: train them, and use what was trained.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
-    task = argv[1] if argv[:1] == ["train"] and len(argv) > 1 and not argv[1].startswith("-") else None
+    parser = _Parser(
+        prog="jaxrnn",
+        description="Recurrent networks in JAX: train them, and use what was trained.",
+    )
+    commands = parser.add_subparsers(
+        required=True, metavar="COMMAND", parser_class=_Parser
+    )
+    task = (
+        argv[1]
+        if argv[:1] == ["train"] and len(argv) > 1 and not argv[1].startswith("-")
+        else None
+    )
     if task is not None:
         check_name("train", task, TASKS)
     elif argv[:1] == ["train"] and len(argv) > 1 and argv[1] not in ("-h", "--help"):
-        raise BadInput(f"the task comes right after train: jaxrnn train TASK ..., TASK one of {', '.join(TASKS)}")
+        raise BadInput(
+            f"the task comes right after train: jaxrnn train TASK ..., TASK one of "
+            f"{', '.join(TASKS)}"
+        )
     _add_train(commands.add_parser("train", help="train a task"), task)
 
     sample = commands.add_parser("sample", help="let a trained language model write")
     sample.add_argument("run", metavar="RUN")
     sample.add_argument("--prompt", default="", help="text to begin with")
-    sample.add_argument("--length", type=_at_least(1), help="symbols to write (default: 400; hello: to the word's end)")
     sample.add_argument(
-        "--temperature", type=_temperature, help="0: always the likeliest; 1: as learned (default: 0.7; hello: 0)"
+        "--length",
+        type=_at_least(1),
+        help="symbols to write (default: 400; hello: to the word's end)",
     )
-    sample.add_argument("--top-k", type=_at_least(1), help="draw among the likeliest so many (default: all)")
+    sample.add_argument(
+        "--temperature",
+        type=_temperature,
+        help="0: always the likeliest; 1: as learned (default: 0.7; hello: 0)",
+    )
+    sample.add_argument(
+        "--top-k",
+        type=_at_least(1),
+        help="draw among the likeliest so many (default: all)",
+    )
     sample.add_argument("--seed", type=_at_least(0), default=0, help="(default: 0)")
     sample.set_defaults(command=_sample)
 
-    predict = commands.add_parser("predict", help="what the model makes of each input: see jaxrnn train TASK for the tasks")
+    predict = commands.add_parser(
+        "predict",
+        help="what the model makes of each input: see jaxrnn train TASK for the tasks",
+    )
     predict.add_argument("run", metavar="RUN")
-    predict.add_argument("inputs", nargs="*", metavar="INPUT", help="default: the lines of standard input")
+    predict.add_argument(
+        "inputs",
+        nargs="*",
+        metavar="INPUT",
+        help="default: the lines of standard input",
+    )
     predict.set_defaults(command=_predict)
 
-    evaluate = commands.add_parser("evaluate", help="the task's scores on other data, as JSON")
+    evaluate = commands.add_parser(
+        "evaluate", help="the task's scores on other data, as JSON"
+    )
     evaluate.add_argument("run", metavar="RUN")
     other = evaluate.add_mutually_exclusive_group(required=True)
     other.add_argument("--data", metavar="PATH", help="a file of the user's own")
-    other.add_argument("--length", type=_at_least(1), metavar="N", help="synthetic tasks: held-out sequences of this length")
+    other.add_argument(
+        "--length",
+        type=_at_least(1),
+        metavar="N",
+        help="synthetic tasks: held-out sequences of this length",
+    )
     evaluate.set_defaults(command=_evaluate)
-    _add_gradients(commands.add_parser("gradients", help="a table and pictures of where gradients go"))
+    _add_gradients(
+        commands.add_parser(
+            "gradients", help="a table and pictures of where gradients go"
+        )
+    )
     return parser.parse_args(argv)
 
 
@@ -116,7 +173,9 @@ def _at_least(least: int):
     def number(text: str) -> int:
         value = int(text)
         if value < least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}, but it is {value}")
+            raise argparse.ArgumentTypeError(
+                f"must be at least {least}, but it is {value}"
+            )
         return value
 
     number.__name__ = "int"
@@ -126,17 +185,39 @@ def _at_least(least: int):
 def _temperature(text: str) -> float:
     value = float(text)
     if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a finite number of at least 0, but it is {text}")
+        raise argparse.ArgumentTypeError(
+            f"must be a finite number of at least 0, but it is {text}"
+        )
     return value
 
 
 def _add_train(parser: argparse.ArgumentParser, task: str | None) -> None:
-    """The flags of a task are the fields of its options and of the budget; one that is not given stays out."""
-    parser.add_argument("task", metavar="TASK", help=f"one of {', '.join(TASKS)}; see jaxrnn train TASK --help for its flags")
-    parser.add_argument("--out", metavar="RUN", help="run directory (default: runs/TASK, numbered where there is one)")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of --out")
-    parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
-    parser.add_argument("--quick", action="store_true", help="a small model: seconds, or a minute on real data")
+    """The flags of a task are the fields of its options and of the budget; one that
+    is not given stays out.
+    """
+    parser.add_argument(
+        "task",
+        metavar="TASK",
+        help=f"one of {', '.join(TASKS)}; see jaxrnn train TASK --help for its flags",
+    )
+    parser.add_argument(
+        "--out",
+        metavar="RUN",
+        help="run directory (default: runs/TASK, numbered where there is one)",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the newest checkpoint of --out",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the run in --out"
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a small model: seconds, or a minute on real data",
+    )
     parser.set_defaults(command=_train)
     if task is None:
         return
@@ -144,23 +225,42 @@ def _add_train(parser: argparse.ArgumentParser, task: str | None) -> None:
     for field in dataclasses.fields(module.Options):
         _add_flag(parser, field.name, field.default, field.metadata["help"])
     for field in dataclasses.fields(Budget):
-        _add_flag(parser, field.name, getattr(module.BUDGET, field.name), BUDGET_HELP[field.name])
+        _add_flag(
+            parser,
+            field.name,
+            getattr(module.BUDGET, field.name),
+            BUDGET_HELP[field.name],
+        )
 
 
 def _add_gradients(parser: argparse.ArgumentParser) -> None:
     """The flags are the fields of `Study`; one that is not given stays out."""
-    parser.add_argument("--run", metavar="RUN", help="a trained run, before and after training, in place of cells and task")
-    parser.add_argument("--out", metavar="DIR", default="runs/gradients", help="(default: runs/gradients)")
+    parser.add_argument(
+        "--run",
+        metavar="RUN",
+        help="a trained run, before and after training, in place of cells and task",
+    )
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        default="runs/gradients",
+        help="(default: runs/gradients)",
+    )
     parser.set_defaults(command=_gradients)
     for field in dataclasses.fields(Study):
         _add_flag(parser, field.name, field.default, field.metadata["help"])
 
 
-def _add_flag(parser: argparse.ArgumentParser, name: str, default: Any, help: str) -> None:
+def _add_flag(
+    parser: argparse.ArgumentParser, name: str, default: Any, help: str
+) -> None:
     """A flag of the default's type; a boolean one is ``--name`` or ``--no-name``."""
     if isinstance(default, bool):
         parser.add_argument(
-            "--" + name.replace("_", "-"), action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=help
+            "--" + name.replace("_", "-"),
+            action=argparse.BooleanOptionalAction,
+            default=argparse.SUPPRESS,
+            help=help,
         )
         return
     many = isinstance(default, tuple)
@@ -178,19 +278,28 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, default: Any, help: st
 
 
 def _show_cores() -> None:
-    """Let JAX see every core of a CPU as a device, for ``--devices``, unless the environment says how many it shall see."""
+    """Let JAX see every core of a CPU as a device, for ``--devices``, unless the
+    environment says how many it shall see.
+    """
     asked = getattr(jax.config, "jax_num_cpu_devices", -1)
     if asked >= 0 or "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
-    with contextlib.suppress(RuntimeError):  # where JAX has been used already there are as many as there are
+    with contextlib.suppress(
+        RuntimeError
+    ):  # where JAX has been used already there are as many as there are
         jax.config.update("jax_num_cpu_devices", host_cores())
 
 
 def _train(arguments: argparse.Namespace) -> None:
     _show_cores()
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(arguments).items()}
+    given = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in vars(arguments).items()
+    }
     of_budget = {field.name for field in dataclasses.fields(Budget)}
-    of_task = {field.name for field in dataclasses.fields(TASKS[arguments.task].Options)}
+    of_task = {
+        field.name for field in dataclasses.fields(TASKS[arguments.task].Options)
+    }
     run, result, lines = train(
         arguments.task,
         {name: value for name, value in given.items() if name in of_task},
@@ -208,9 +317,15 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _gradients(arguments: argparse.Namespace) -> None:
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # small factorisations: threads get in each other's way
+    os.environ.setdefault(
+        "OPENBLAS_NUM_THREADS", "1"
+    )  # small factorisations: threads get in each other's way
     names = {field.name for field in dataclasses.fields(Study)}
-    given = {k: tuple(v) if isinstance(v, list) else v for k, v in vars(arguments).items() if k in names}
+    given = {
+        k: tuple(v) if isinstance(v, list) else v
+        for k, v in vars(arguments).items()
+        if k in names
+    }
     _, lines = gradients(given, run=arguments.run, out=arguments.out)
     for line in lines:
         print(line)
@@ -225,8 +340,18 @@ def _load(path: str) -> Any:
 
 def _sample(arguments: argparse.Namespace) -> None:
     trained = _load(arguments.run)
-    asked = (arguments.prompt, arguments.length, arguments.temperature, arguments.top_k, arguments.seed)
-    for piece in trained.stream(*asked) if hasattr(trained, "stream") else [trained.sample(*asked)]:
+    asked = (
+        arguments.prompt,
+        arguments.length,
+        arguments.temperature,
+        arguments.top_k,
+        arguments.seed,
+    )
+    for piece in (
+        trained.stream(*asked)
+        if hasattr(trained, "stream")
+        else [trained.sample(*asked)]
+    ):
         print(piece, end="", flush=True)
     print()
 
@@ -234,7 +359,9 @@ def _sample(arguments: argparse.Namespace) -> None:
 def _predict(arguments: argparse.Namespace) -> None:
     trained = _load(arguments.run)
     try:
-        for text in arguments.inputs or (line.rstrip("\n").removeprefix("\ufeff") for line in sys.stdin):
+        for text in arguments.inputs or (
+            line.rstrip("\n").removeprefix("\ufeff") for line in sys.stdin
+        ):
             print(trained.predict(text), flush=True)
     except UnicodeDecodeError as error:
         raise BadInput(f"standard input is not UTF-8: {error}") from None
@@ -242,5 +369,9 @@ def _predict(arguments: argparse.Namespace) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     trained = _load(arguments.run)
-    scores = trained.evaluate(arguments.data) if arguments.length is None else trained.evaluate_length(arguments.length)
+    scores = (
+        trained.evaluate(arguments.data)
+        if arguments.length is None
+        else trained.evaluate_length(arguments.length)
+    )
     print(json.dumps(scores, ensure_ascii=False))

@@ -1,11 +1,14 @@
-"""Initialisers that compare by value, so that two cells configured alike are equal and do not retrace.
+"""Initialisers that compare by value, so that two cells configured alike are equal and
+do not retrace.
 
-Each is called as ``init(key, shape, dtype)`` for ONE gate block at a time: a packed LSTM kernel ``(D, 4H)`` is four draws
-laid side by side. That matters for orthogonal matrices: drawn over the packed kernel, each gate's block would have singular
-values near 0.5 instead of 1, and every gradient-decay baseline would move.
+Each is called as ``init(key, shape, dtype)`` for ONE gate block at a time: a packed
+LSTM kernel ``(D, 4H)`` is four draws laid side by side. That matters for orthogonal
+matrices: drawn over the packed kernel, each gate's block would have singular values
+near 0.5 instead of 1, and every gradient-decay baseline would move.
 
-Any function ``(key, shape, dtype) -> array`` may be used where one of these is; a closure made anew each time
-(``jax.nn.initializers.orthogonal()``) compares by identity, and makes the cell compile again.
+Any function ``(key, shape, dtype) -> array`` may be used where one of these is; a
+closure made anew each time (``jax.nn.initializers.orthogonal()``) compares by identity,
+and makes the cell compile again.
 """
 
 from __future__ import annotations
@@ -34,7 +37,9 @@ class Zeros:
 
 @dataclasses.dataclass(frozen=True)
 class LecunNormal:
-    """Normal of variance 1/fan_in, cut at two standard deviations (LeCun et al. 1998)."""
+    """Normal of variance 1/fan_in, cut at two standard deviations (LeCun et al.
+    1998).
+    """
 
     def __call__(self, key, shape, dtype):
         return jax.nn.initializers.lecun_normal()(key, shape, dtype)
@@ -42,7 +47,9 @@ class LecunNormal:
 
 @dataclasses.dataclass(frozen=True)
 class GlorotUniform:
-    """U(-a, a), a = sqrt(6 / (fan_in + fan_out)) of the gate block (Glorot & Bengio 2010)."""
+    """U(-a, a), a = sqrt(6 / (fan_in + fan_out)) of the gate block (Glorot & Bengio
+    2010).
+    """
 
     def __call__(self, key, shape, dtype):
         return jax.nn.initializers.glorot_uniform()(key, shape, dtype)
@@ -50,17 +57,24 @@ class GlorotUniform:
 
 @dataclasses.dataclass(frozen=True)
 class Normal:
-    """Normal of standard deviation ``gain / sqrt(fan_in)``: a random recurrent matrix of spectral radius near ``gain``."""
+    """Normal of standard deviation ``gain / sqrt(fan_in)``: a random recurrent
+    matrix of spectral radius near ``gain``.
+    """
 
     gain: float = 1.0
 
     def __call__(self, key, shape, dtype):
-        return (self.gain / math.sqrt(shape[0]) * jax.random.normal(key, shape, accumulator(dtype))).astype(dtype)
+        return (
+            self.gain
+            / math.sqrt(shape[0])
+            * jax.random.normal(key, shape, accumulator(dtype))
+        ).astype(dtype)
 
 
 @dataclasses.dataclass(frozen=True)
 class Orthogonal:
-    """``gain * Q sign(diag R)`` with ``Q R = qr(normal)``: uniform over orthogonal matrices (Saxe et al. 2014; Mezzadri 2007).
+    """``gain * Q sign(diag R)`` with ``Q R = qr(normal)``: uniform over orthogonal
+    matrices (Saxe et al. 2014; Mezzadri 2007).
 
     A rectangular block has orthonormal rows or columns, whichever are fewer.
     """
@@ -74,7 +88,9 @@ class Orthogonal:
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """``gain * I``. With relu and zero bias it is the IRNN (Le, Jaitly & Hinton 2015, arXiv:1504.00941)."""
+    """``gain * I``. With relu and zero bias it is the IRNN (Le, Jaitly & Hinton
+    2015, arXiv:1504.00941).
+    """
 
     gain: float = 1.0
 
@@ -84,9 +100,11 @@ class Identity:
 
 @dataclasses.dataclass(frozen=True)
 class TorchUniform:
-    """U(-1/sqrt(H), 1/sqrt(H)) for every kernel and bias, as torch.nn.RNN, LSTM and GRU draw them.
+    """U(-1/sqrt(H), 1/sqrt(H)) for every kernel and bias, as torch.nn.RNN, LSTM and GRU
+    draw them.
 
-    torch adds nothing to the forget gate: ``LSTM(H, forget_bias=0.0, input_init=u, recurrent_init=u, bias_init=u)``.
+    torch adds nothing to the forget gate: ``LSTM(H, forget_bias=0.0, input_init=u,
+        recurrent_init=u, bias_init=u)``.
     """
 
     hidden_size: int
@@ -98,17 +116,22 @@ class TorchUniform:
 
 @dataclasses.dataclass(frozen=True)
 class Chrono:
-    """Gate biases for memories between ``min_time`` and ``max_time`` steps (Tallec & Ollivier 2018, arXiv:1804.11188, eq. 16).
+    """Gate biases for memories between ``min_time`` and ``max_time`` steps (Tallec &
+    Ollivier 2018, arXiv:1804.11188, eq. 16).
 
-    LSTM: ``b_f = log(U(1, max_time - 1))`` and ``b_i = -b_f``. GRU, whose update gate keeps: ``b_z = log(U(1, max_time - 1))``.
-    The time constant of a unit is 1 + exp(b) steps.
+    LSTM: ``b_f = log(U(1, max_time - 1))`` and ``b_i = -b_f``. GRU, whose update gate
+    keeps: ``b_z = log(U(1, max_time - 1))``. The time constant of a unit is 1 + exp(b)
+    steps.
     """
 
     max_time: float
 
     def __post_init__(self):
         if not self.max_time > 2:
-            raise ValueError(f"Chrono: max_time must be more than 2 steps, but it is {self.max_time!r}")
+            raise ValueError(
+                f"Chrono: max_time must be more than 2 steps, but it is "
+                f"{self.max_time!r}"
+            )
 
     def __call__(self, key, shape, dtype):
         return jnp.log(jax.random.uniform(key, shape, dtype, 1.0, self.max_time - 1.0))
@@ -116,26 +139,40 @@ class Chrono:
 
 @dataclasses.dataclass(frozen=True)
 class Linspace:
-    """Evenly spaced from ``low`` to ``high``, ends included: forget biases that spread the time constants of the units."""
+    """Evenly spaced from ``low`` to ``high``, ends included: forget biases that
+    spread the time constants of the units.
+    """
 
     low: float
     high: float
 
     def __call__(self, key, shape, dtype):
-        return jnp.linspace(self.low, self.high, math.prod(shape), dtype=accumulator(dtype)).astype(dtype).reshape(shape)
+        return (
+            jnp.linspace(
+                self.low, self.high, math.prod(shape), dtype=accumulator(dtype)
+            )
+            .astype(dtype)
+            .reshape(shape)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class PowerLaw:
-    """``first + (last - first) (j / (n - 1))^exponent`` for unit j of n: most units near ``last`` where exponent < 1."""
+    """``first + (last - first) (j / (n - 1))^exponent`` for unit j of n: most units
+    near ``last`` where exponent < 1.
+    """
 
     first: float
     last: float
     exponent: float
 
     def __call__(self, key, shape, dtype):
-        places = jnp.linspace(0, 1, math.prod(shape), dtype=accumulator(dtype)).reshape(shape)
-        return (self.first + (self.last - self.first) * places**self.exponent).astype(dtype)
+        places = jnp.linspace(0, 1, math.prod(shape), dtype=accumulator(dtype)).reshape(
+            shape
+        )
+        return (self.first + (self.last - self.first) * places**self.exponent).astype(
+            dtype
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,11 +186,19 @@ class Uniform:
         return jax.random.uniform(key, shape, dtype, self.low, self.high)
 
 
-def gate_blocks(init: Initializer, key: Array, gates: int, rows: int, columns: int, dtype: Any) -> Array:
-    """A packed kernel ``(rows, gates * columns)``, each gate's block drawn by itself."""
-    return jnp.concatenate([init(k, (rows, columns), dtype) for k in jax.random.split(key, gates)], axis=-1)
+def gate_blocks(
+    init: Initializer, key: Array, gates: int, rows: int, columns: int, dtype: Any
+) -> Array:
+    """A packed kernel ``(rows, gates * columns)``, each gate's block drawn by
+    itself.
+    """
+    return jnp.concatenate(
+        [init(k, (rows, columns), dtype) for k in jax.random.split(key, gates)], axis=-1
+    )
 
 
-def gate_biases(init: Initializer, key: Array, gates: int, size: int, dtype: Any) -> list[Array]:
+def gate_biases(
+    init: Initializer, key: Array, gates: int, size: int, dtype: Any
+) -> list[Array]:
     """One bias ``(size,)`` a gate, each drawn by itself."""
     return [init(k, (size,), dtype) for k in jax.random.split(key, gates)]

@@ -1,4 +1,6 @@
-"""How time is walked: `unroll`, the one door for cells and layers, and `truncated_unroll`, the same with gradients cut."""
+"""How time is walked: `unroll`, the one door for cells and layers, and
+`truncated_unroll`, the same with gradients cut.
+"""
 
 from __future__ import annotations
 
@@ -62,32 +64,43 @@ def unroll(
     key: Array | None = None,
     return_carries: bool = False,
 ) -> tuple[Carry, Any] | tuple[Carry, Any, Carry]:
-    """Walk a cell or layer through a sequence: ``carry_t, y_t = cell(params, carry_{t-1}, x_t)`` for every t.
+    """Walk a cell or layer through a sequence: ``carry_t, y_t = cell(params,
+    carry_{t-1}, x_t)`` for every t.
 
     Args:
         cell: a cell or a layer. Rebuilding an equal one does not compile again.
         params: from ``cell.init``.
-        xs: ``(T, D)`` or ``(T, *B, D)``, in the parameters' dtype. T = 0 gives back the carry.
-        carry: the state before the first step (default: ``cell.initial_carry(params, B)``).
-        engine: how to walk (default: `Scan`; `Associative` for `MLSTM`, unless ``return_carries``). One that is named runs, or
-            raises.
-        mask: ``(T, *B)`` bool. Where False the carry holds (after a reset there, if any) and the output is zero; padding
-            may hold anything, NaN included, and changes neither values nor gradients, for every cell that is finite, with
-            finite derivatives, at a valid input of its batch and the held carry: the cell sees its row's first valid input
-            there, of another row where the row has none. `mask_from_lengths` makes one from lengths.
-        resets: ``(T, *B)`` bool. Where True the carry becomes the initial one before step t: no value and no gradient
-            crosses, so that two sequences can be packed into one. With ``reverse``, "before" is in the order of walking.
-        reverse: walk from the last step to the first; outputs stay beside their inputs, ragged batches included.
-        key: demanded by layers that draw random numbers (dropout, zoneout), refused by all others.
-        return_carries: also return the carry after every step, ``(T, *B, ...)`` per leaf. Refused where the engine does not
-            know them (`MLSTM` under `Associative`, `CuDNN`).
+        xs: ``(T, D)`` or ``(T, *B, D)``, in the parameters' dtype. T = 0 gives back the
+            carry.
+        carry: the state before the first step (default: ``cell.initial_carry(params,
+            B)``).
+        engine: how to walk (default: `Scan`; `Associative` for `MLSTM`, unless
+            ``return_carries``). One that is named runs, or raises.
+        mask: ``(T, *B)`` bool. Where False the carry holds (after a reset there, if
+            any) and the output is zero; padding may hold anything, NaN included, and
+            changes neither values nor gradients, for every cell that is finite, with
+            finite derivatives, at a valid input of its batch and the held carry: the
+            cell sees its row's first valid input there, of another row where the row
+            has none. `mask_from_lengths` makes one from lengths.
+        resets: ``(T, *B)`` bool. Where True the carry becomes the initial one before
+            step t: no value and no gradient crosses, so that two sequences can be
+            packed into one. With ``reverse``, "before" is in the order of walking.
+        reverse: walk from the last step to the first; outputs stay beside their inputs,
+            ragged batches included.
+        key: demanded by layers that draw random numbers (dropout, zoneout), refused by
+            all others.
+        return_carries: also return the carry after every step, ``(T, *B, ...)`` per
+            leaf. Refused where the engine does not know them (`MLSTM` under
+            `Associative`, `CuDNN`).
 
     Returns:
-        ``(carry, ys)`` or ``(carry, ys, carries)``: the carry after the last step walked, and the outputs ``(T, *B, H)``,
+        ``(carry, ys)`` or ``(carry, ys, carries)``: the carry after the last step
+        walked, and the outputs ``(T, *B, H)``,
         or the pytree of them that the cell's ``output`` makes.
 
     Raises:
-        TypeError, ValueError: at trace time, for inputs whose rank, features, dtype, mask, carry or key do not fit.
+        TypeError, ValueError: at trace time, for inputs whose rank, features, dtype,
+            mask, carry or key do not fit.
     """
     args = checked(cell, params, xs, carry, mask, resets, None, key, engine, reverse)
     _check_cut("unroll", cell, params, None, None)
@@ -109,66 +122,103 @@ def truncated_unroll(
     key: Array | None = None,
     return_carries: bool = False,
 ) -> tuple[Carry, Any] | tuple[Carry, Any, Carry]:
-    """`unroll` with the same values, whose gradients are cut in time: truncated BPTT inside any loss.
+    """`unroll` with the same values, whose gradients are cut in time: truncated BPTT
+    inside any loss.
 
-    With ``window``, time is cut, in the order of walking, into windows of that many steps (the last may be shorter). Going
-    backwards, no gradient passes from a window into the one before: step j of a window (from 1) sees at most j - 1 earlier
-    steps. The carry that was passed in gets gradient from the first window, the returned carry gives it to the last one. In a
-    stack each layer's carry is cut. For a loss on the newest k1 steps with gradients over the last k2, see `TBPTT`.
+    With ``window``, time is cut, in the order of walking, into windows of that many
+    steps (the last may be shorter). Going backwards, no gradient passes from a window
+    into the one before: step j of a window (from 1) sees at most j - 1 earlier steps.
+    The carry that was passed in gets gradient from the first window, the returned carry
+    gives it to the last one. In a stack each layer's carry is cut. For a loss on the
+    newest k1 steps with gradients over the last k2, see `TBPTT`.
 
-    With ``gradient_scale``, the cotangent of the carry that enters step t is multiplied by ``gradient_scale[t]``: 1 lets it
-    pass, 0 cuts it. `ARTBP` draws scales under which the expected gradient is that of full BPTT. In a stack each layer's
-    carry is scaled; with ``reverse`` the carry enters step t from step t + 1. The backward layer of a `bidirectional` one
-    scales each edge between two steps as the forward layer does.
+    With ``gradient_scale``, the cotangent of the carry that enters step t is multiplied
+    by ``gradient_scale[t]``: 1 lets it pass, 0 cuts it. `ARTBP` draws scales under
+    which the expected gradient is that of full BPTT. In a stack each layer's carry is
+    scaled; with ``reverse`` the carry enters step t from step t + 1. The backward layer
+    of a `bidirectional` one scales each edge between two steps as the forward layer
+    does.
 
     Args:
-        window: steps in a window, at least 1; ``window >= T`` is full BPTT. Give this or ``gradient_scale``.
-        gradient_scale: ``(T, *B)`` floating-point, constant to derivatives. It counts where the mask is False and the carry is
-            held, too; a reset comes after it, so that no initial carry's gradient is scaled but that of the one passed in. The
-            rest is as in `unroll`.
+        window: steps in a window, at least 1; ``window >= T`` is full BPTT. Give this
+            or ``gradient_scale``.
+        gradient_scale: ``(T, *B)`` floating-point, constant to derivatives. It counts
+            where the mask is False and the carry is held, too; a reset comes after it,
+            so that no initial carry's gradient is scaled but that of the one passed in.
+            The rest is as in `unroll`.
     """
     if (window is None) == (gradient_scale is None):
         came = "neither came" if window is None else "both came"
         raise ValueError(
-            f"truncated_unroll: give window (steps between cuts) or gradient_scale (T, *B), but {came}; without truncation use "
+            f"truncated_unroll: give window (steps between cuts) or gradient_scale (T, "
+            f"*B), but {came}; without truncation use "
             "unroll"
         )
-    if window is not None and (isinstance(window, bool) or not isinstance(window, (int, np.integer)) or window < 1):
-        raise ValueError(f"truncated_unroll: window must be an int of at least 1 step, but it is {window!r}")
+    if window is not None and (
+        isinstance(window, bool)
+        or not isinstance(window, (int, np.integer))
+        or window < 1
+    ):
+        raise ValueError(
+            f"truncated_unroll: window must be an int of at least 1 step, but it is "
+            f"{window!r}"
+        )
     window = None if window is None else int(window)
-    args = checked(cell, params, xs, carry, mask, resets, gradient_scale, key, engine, reverse)
+    args = checked(
+        cell, params, xs, carry, mask, resets, gradient_scale, key, engine, reverse
+    )
     _check_cut("truncated_unroll", cell, params, window, gradient_scale)
     return _walked(*args, window=window, return_carries=return_carries)
 
 
 def mask_from_lengths(lengths: Integer[Array, "*B"], steps: int) -> Bool[Array, "T *B"]:
-    """The mask ``(T, *B)`` of sequences that are padded at their end: True at step t where ``t < lengths``.
+    """The mask ``(T, *B)`` of sequences that are padded at their end: True at step t
+    where ``t < lengths``.
 
     Args:
-        lengths: ``(*B,)`` integers in [0, T]; 0 is an empty sequence, which gives back its initial carry.
+        lengths: ``(*B,)`` integers in [0, T]; 0 is an empty sequence, which gives back
+            its initial carry.
         steps: T.
 
     Raises:
-        TypeError: for lengths that are not integers. ValueError: for concrete lengths outside [0, T] (inside ``jit``
-            they cannot be read).
+        TypeError: for lengths that are not integers. ValueError: for concrete lengths
+            outside [0, T] (inside ``jit`` they cannot be read).
     """
     check_ours("lengths", lengths)
     if not hasattr(lengths, "dtype"):
         if not isinstance(lengths, (list, tuple, int)):
-            raise TypeError(f"lengths must be an array of integers (*B,), but it is {describe(lengths)}")
+            raise TypeError(
+                f"lengths must be an array of integers (*B,), but it is "
+                f"{describe(lengths)}"
+            )
         lengths = np.asarray(lengths)
     if not jnp.issubdtype(lengths.dtype, jnp.integer):
-        raise TypeError(f"lengths must be integers, but their dtype is {lengths.dtype}: pass lengths.astype('int32')")
+        raise TypeError(
+            f"lengths must be integers, but their dtype is {lengths.dtype}: pass "
+            f"lengths.astype('int32')"
+        )
     if not isinstance(lengths, jax.core.Tracer) and lengths.size:
-        concrete = np.asarray(lengths)  # jnp would trace its minimum when this runs inside a compiled function
+        concrete = np.asarray(
+            lengths
+        )  # jnp would trace its minimum when this runs inside a compiled function
         low, high = int(concrete.min()), int(concrete.max())
         if low < 0 or high > steps:
-            raise ValueError(f"lengths must lie between 0 and T = {steps}, but they run from {low} to {high}")
-    return jnp.arange(steps, dtype=jnp.int32).reshape(-1, *[1] * lengths.ndim) < jnp.asarray(lengths, jnp.int32)[None]
+            raise ValueError(
+                f"lengths must lie between 0 and T = {steps}, but they run from {low} "
+                f"to {high}"
+            )
+    return (
+        jnp.arange(steps, dtype=jnp.int32).reshape(-1, *[1] * lengths.ndim)
+        < jnp.asarray(lengths, jnp.int32)[None]
+    )
 
 
-def checked(cell, params, xs, carry, mask, resets, gradient_scale, key, engine, reverse):
-    """Everything that was passed to `unroll`, in this order, once it has been checked."""
+def checked(
+    cell, params, xs, carry, mask, resets, gradient_scale, key, engine, reverse
+):
+    """Everything that was passed to `unroll`, in this order, once it has been
+    checked.
+    """
     check_cell(cell)
     if isinstance(xs, np.ndarray):
         xs = jnp.asarray(xs)
@@ -184,12 +234,25 @@ def checked(cell, params, xs, carry, mask, resets, gradient_scale, key, engine, 
     check_all_ours("params", params)
     cell.check(params)
     if isinstance(engine, type) or (engine is not None and not hasattr(engine, "walk")):
-        raise TypeError(f"engine must be an engine such as jaxrnn.Scan(), but it is {engine!r}")
+        raise TypeError(
+            f"engine must be an engine such as jaxrnn.Scan(), but it is {engine!r}"
+        )
     batch = tuple(xs.shape[1:-1])
     if carry is not None:
         expected = jax.eval_shape(lambda p: initial_carry_of(cell, p, batch), params)
         check_carry(cell, carry, expected, "the carry passed in")
-    return cell, numbers_weak(params), xs, carry, mask, resets, gradient_scale, key, engine, reverse
+    return (
+        cell,
+        numbers_weak(params),
+        xs,
+        carry,
+        mask,
+        resets,
+        gradient_scale,
+        key,
+        engine,
+        reverse,
+    )
 
 
 def _walked(*args, window, return_carries):
@@ -197,25 +260,81 @@ def _walked(*args, window, return_carries):
     return (carry, ys, carries) if return_carries else (carry, ys)
 
 
-@functools.partial(jax.jit, static_argnames=("cell", "engine", "reverse", "window", "return_carries"), inline=True)
-def _compiled(cell, params, xs, carry, mask, resets, gradient_scale, key, engine, reverse, window, return_carries):
+@functools.partial(
+    jax.jit,
+    static_argnames=("cell", "engine", "reverse", "window", "return_carries"),
+    inline=True,
+)
+def _compiled(
+    cell,
+    params,
+    xs,
+    carry,
+    mask,
+    resets,
+    gradient_scale,
+    key,
+    engine,
+    reverse,
+    window,
+    return_carries,
+):
     """Compiled once for equal cells and equal shapes."""
 
     def walk(xs, *arrays):
         params, carry, mask, resets, scale, key = arrays
-        return unrolled(cell, params, xs, carry, mask, resets, scale, key, engine, reverse, window, return_carries)
+        return unrolled(
+            cell,
+            params,
+            xs,
+            carry,
+            mask,
+            resets,
+            scale,
+            key,
+            engine,
+            reverse,
+            window,
+            return_carries,
+        )
 
     return under_auto_axes(walk, xs, params, carry, mask, resets, gradient_scale, key)
 
 
 def unrolled(
-    cell, params, xs, carry, mask, resets, gradient_scale, key, engine, reverse, window, return_carries, watch=None
+    cell,
+    params,
+    xs,
+    carry,
+    mask,
+    resets,
+    gradient_scale,
+    key,
+    engine,
+    reverse,
+    window,
+    return_carries,
+    watch=None,
 ) -> tuple[Carry, Any, Carry]:
     """What `unroll` does with arguments that were checked."""
     if carry is None:
         carry = initial_carry_of(cell, params, tuple(xs.shape[1:-1]))
-    scale = None if gradient_scale is None else jax.lax.stop_gradient(jnp.asarray(gradient_scale))
-    how = Walk(engine, mask, resets, reverse, window, key, gradient_scale=scale, all_carries=return_carries, watch=watch)
+    scale = (
+        None
+        if gradient_scale is None
+        else jax.lax.stop_gradient(jnp.asarray(gradient_scale))
+    )
+    how = Walk(
+        engine,
+        mask,
+        resets,
+        reverse,
+        window,
+        key,
+        gradient_scale=scale,
+        all_carries=return_carries,
+        watch=watch,
+    )
     carry, ys, carries = walk(cell, params, jax.tree.map(jnp.asarray, carry), xs, how)
     if isinstance(cell, Layer):
         ys = _zero_where_masked(cell, ys, mask)
@@ -224,9 +343,16 @@ def unrolled(
     return carry, ys, carries if return_carries else None
 
 
-def initial_carry_of(cell: Cell | Layer, params: Params, batch: tuple[int, ...]) -> Carry:
+def initial_carry_of(
+    cell: Cell | Layer, params: Params, batch: tuple[int, ...]
+) -> Carry:
     """``cell.initial_carry``, an error in which names it."""
-    with blamed(cell, "initial_carry", "Define initial_carry(self, params, batch_shape=(), dtype=None)", batch_shape=batch):
+    with blamed(
+        cell,
+        "initial_carry",
+        "Define initial_carry(self, params, batch_shape=(), dtype=None)",
+        batch_shape=batch,
+    ):
         return cell.initial_carry(params, batch)
 
 
@@ -234,63 +360,107 @@ def check_known(cell: Cell | Layer, engine: Any, carry: Carry, carries: Carry) -
     """The carries after every step have all the parts of a carry."""
     if len(jax.tree.leaves(carries)) < len(jax.tree.leaves(carry)):
         raise ValueError(
-            f"{type(cell).__name__}: {engine!r} walks whole chunks and knows the whole carry at their ends only, but "
-            "return_carries asks for it after every step: use engine=jaxrnn.Scan(), or leave return_carries out"
+            f"{type(cell).__name__}: {engine!r} walks whole chunks and knows the whole "
+            f"carry at their ends only, but "
+            "return_carries asks for it after every step: use engine=jaxrnn.Scan(), or "
+            "leave return_carries out"
         )
 
 
-def walk(cell: Cell | Layer, params: Params, carry: Carry, xs: Any, how: Walk) -> tuple[Carry, Any, Carry]:
-    """`unroll` without its checks, for layers: the last carry, the outputs and the carries after every step."""
+def walk(
+    cell: Cell | Layer, params: Params, carry: Carry, xs: Any, how: Walk
+) -> tuple[Carry, Any, Carry]:
+    """`unroll` without its checks, for layers: the last carry, the outputs and the
+    carries after every step.
+    """
     if isinstance(cell, Layer):
         with _inside(cell, how, xs):
-            walked = cell.unroll(params, carry, fill_masked(xs, how.mask) if cell.reads_inputs else xs, how)
+            walked = cell.unroll(
+                params,
+                carry,
+                fill_masked(xs, how.mask) if cell.reads_inputs else xs,
+                how,
+            )
         if not isinstance(walked, tuple) or len(walked) != 3:
             raise TypeError(
-                f"{type(cell).__name__}.unroll must return (carry, ys, carries): the last carry, the outputs (T, *B, H) and "
+                f"{type(cell).__name__}.unroll must return (carry, ys, carries): the "
+                f"last carry, the outputs (T, *B, H) and "
                 f"the carries after every step, but it returns {outline(walked)}"
             )
         return walked
-    xs = fill_masked(xs, how.mask)  # in a stack, too, whose lower layers put out zeros there: 0 * NaN is NaN in a gradient
+    xs = fill_masked(
+        xs, how.mask
+    )  # in a stack, too, whose lower layers put out zeros there: 0 * NaN is NaN in a gradient  # noqa: E501
     with _inside(None, how, xs):
         check_step(cell, params, carry, xs)
         _check_rows(cell, params, carry, how)
-        engine, why = (how.engine, "asked for") if how.engine is not None else _default_engine(cell, params, carry, xs, how)
+        engine, why = (
+            (how.engine, "asked for")
+            if how.engine is not None
+            else _default_engine(cell, params, carry, xs, how)
+        )
         if how.watch is not None:
             engine = how.watch(engine, why)
         last, carries = _walk_windows(engine, cell, params, carry, xs, how)
-        with blamed(cell, "output", "It is given all of time at once: any leading axes", carry=carries, x=xs):
+        with blamed(
+            cell,
+            "output",
+            "It is given all of time at once: any leading axes",
+            carry=carries,
+            x=xs,
+        ):
             ys = cell.output(params, carries, xs)
     return last, _zero_where_masked(cell, ys, how.mask), carries
 
 
 def _zero_where_masked(cell: Cell | Layer, ys: Any, mask: Any) -> Any:
-    """Outputs, an array or a pytree of ``(T, *B, ...)``, as a masked step shows them."""
+    """Outputs, an array or a pytree of ``(T, *B, ...)``, as a masked step shows
+    them.
+    """
     if mask is None:
         return ys
     for path, leaf in jax.tree_util.tree_leaves_with_path(ys):
         if tuple(jnp.shape(leaf)[: mask.ndim]) != tuple(mask.shape):
             method = "unroll" if isinstance(cell, Layer) else "output"
             raise ValueError(
-                f"{type(cell).__name__}.{method}: with a mask every output is zero at masked steps, so its axes must begin "
-                f"with time and batch, {tuple(mask.shape)}, but {jax.tree_util.keystr(path) or 'it'} has {jnp.shape(leaf)}"
+                f"{type(cell).__name__}.{method}: with a mask every output is zero at "
+                f"masked steps, so its axes must begin "
+                f"with time and batch, {tuple(mask.shape)}, but "
+                f"{jax.tree_util.keystr(path) or 'it'} has {jnp.shape(leaf)}"
             )
-    return jax.tree.map(lambda leaf: jnp.where(expand(mask, leaf), leaf, jnp.zeros_like(leaf)), ys)
+    return jax.tree.map(
+        lambda leaf: jnp.where(expand(mask, leaf), leaf, jnp.zeros_like(leaf)), ys
+    )
 
 
 def _check_rows(cell: Cell, params: Params, carry: Carry, how: Walk) -> None:
     """What is done to the carry of each row by itself can be done to all its parts."""
-    flags = {"mask=": how.mask, "resets=": how.resets, "gradient_scale=": how.gradient_scale}
+    flags = {
+        "mask=": how.mask,
+        "resets=": how.resets,
+        "gradient_scale=": how.gradient_scale,
+    }
     given = {name: value for name, value in flags.items() if value is not None}
     batch = next((tuple(value.shape[1:]) for value in given.values()), ())
     if batch:  # one more of each, to tell a batch axis from another of the same size
         wider = _with_more_rows(cell, params, carry, batch)
         why = " and ".join(given)
-        check_rows(type(cell).__name__, carry, wider, batch, why, floats="mask=" not in given and "resets=" not in given)
+        check_rows(
+            type(cell).__name__,
+            carry,
+            wider,
+            batch,
+            why,
+            floats="mask=" not in given and "resets=" not in given,
+        )
 
 
-def _with_more_rows(cell: Cell, params: Params, carry: Carry, batch: tuple[int, ...]) -> Carry:
-    """Shapes of the carry of a batch that is larger by one in every axis. Where a cell makes none, since its parameters hold a
-    state for each row, its floating-point parts are taken to be of rows if they are of such a shape.
+def _with_more_rows(
+    cell: Cell, params: Params, carry: Carry, batch: tuple[int, ...]
+) -> Carry:
+    """Shapes of the carry of a batch that is larger by one in every axis. Where a cell
+    makes none, since its parameters hold a state for each row, its floating-point parts
+    are taken to be of rows if they are of such a shape.
     """
     more = tuple(n + 1 for n in batch)
     try:
@@ -298,36 +468,61 @@ def _with_more_rows(cell: Cell, params: Params, carry: Carry, batch: tuple[int, 
     except Exception:
 
         def leaf(a: Any) -> Any:
-            of_rows = jnp.issubdtype(a.dtype, jnp.inexact) and a.shape[: len(batch)] == batch
-            return jax.ShapeDtypeStruct((*more, *a.shape[len(batch) :]) if of_rows else a.shape, a.dtype)
+            of_rows = (
+                jnp.issubdtype(a.dtype, jnp.inexact) and a.shape[: len(batch)] == batch
+            )
+            return jax.ShapeDtypeStruct(
+                (*more, *a.shape[len(batch) :]) if of_rows else a.shape, a.dtype
+            )
 
         return jax.tree.map(leaf, carry)
 
 
-_CUT: contextvars.ContextVar[tuple[Layer, Walk] | None] = contextvars.ContextVar("jaxrnn_cut", default=None)
+_CUT: contextvars.ContextVar[tuple[Layer, Walk] | None] = contextvars.ContextVar(
+    "jaxrnn_cut", default=None
+)
 
 
 @contextlib.contextmanager
 def _inside(layer: Layer | None, how: Walk, xs: Any) -> Iterator[None]:
-    """While a layer walks under truncation, of which an `unroll` in its code would not know. None: a cell, in whose step one
-    walks over another time.
+    """While a layer walks under truncation, of which an `unroll` in its code would not
+    know. None: a cell, in whose step one walks over another time.
 
-    A function in its code that was compiled outside of truncation is traced anew: the metadata are part of what jit looks at.
+    A function in its code that was compiled outside of truncation is traced anew: the
+        metadata are part of what jit looks at.
     """
-    cut = how.gradient_scale is not None or (how.window is not None and how.window < jax.tree.leaves(xs)[0].shape[0])
+    cut = how.gradient_scale is not None or (
+        how.window is not None and how.window < jax.tree.leaves(xs)[0].shape[0]
+    )
     token = _CUT.set((layer, how) if layer is not None and cut else None)
-    foreign = layer is not None and cut and not type(layer).__module__.startswith("jaxrnn.")
+    foreign = (
+        layer is not None and cut and not type(layer).__module__.startswith("jaxrnn.")
+    )
     asked = "gradient_scale" if how.window is None else f"window={how.window}"
     try:
-        with set_xla_metadata(jaxrnn_truncation=asked) if foreign else contextlib.nullcontext():
+        with (
+            set_xla_metadata(jaxrnn_truncation=asked)
+            if foreign
+            else contextlib.nullcontext()
+        ):
             yield
     finally:
         _CUT.reset(token)
 
 
-def _check_cut(what: str, cell: Cell | Layer, params: Params, window: int | None, gradient_scale: Any) -> None:
-    """Within a layer that is walked under truncation the gradient is cut as it was told to be, where there is a carry."""
-    if (cut := _CUT.get()) is None or not jax.tree.leaves(jax.eval_shape(cell.initial_carry, params)):
+def _check_cut(
+    what: str,
+    cell: Cell | Layer,
+    params: Params,
+    window: int | None,
+    gradient_scale: Any,
+) -> None:
+    """Within a layer that is walked under truncation the gradient is cut as it was
+    told to be, where there is a carry.
+    """
+    if (cut := _CUT.get()) is None or not jax.tree.leaves(
+        jax.eval_shape(cell.initial_carry, params)
+    ):
         return
     layer, how = cut
     asked = f"window={how.window}" if how.gradient_scale is None else "gradient_scale"
@@ -337,26 +532,40 @@ def _check_cut(what: str, cell: Cell | Layer, params: Params, window: int | None
         return
     name = asked.partition("=")[0]
     raise ValueError(
-        f"{type(layer).__name__}.unroll calls jaxrnn.{what} on {type(cell).__name__}, which does not know that the whole is "
-        f"walked by truncated_unroll with {asked}, so the gradient would not be cut: where how.{name} is not None call "
+        f"{type(layer).__name__}.unroll calls jaxrnn.{what} on {type(cell).__name__}, "
+        f"which does not know that the whole is "
+        f"walked by truncated_unroll with {asked}, so the gradient would not be cut: "
+        f"where how.{name} is not None call "
         f"jaxrnn.truncated_unroll(..., {name}=how.{name}) there"
     )
 
 
-def _default_engine(cell: Cell, params: Params, carry: Carry, xs: Any, how: Walk) -> tuple[Any, str]:
-    """`Default`, but where a cell joins its steps in chunks and nobody asks for the carries inside them; and why."""
+def _default_engine(
+    cell: Cell, params: Params, carry: Carry, xs: Any, how: Walk
+) -> tuple[Any, str]:
+    """`Default`, but where a cell joins its steps in chunks and nobody asks for the
+    carries inside them; and why.
+    """
     if not has_chunks(cell):
         return Default(), "the default"
-    reason = reason_against_chunks(cell) or reason_against(jax.tree.leaves((params, carry, xs, how.mask, how.resets)))
+    reason = reason_against_chunks(cell) or reason_against(
+        jax.tree.leaves((params, carry, xs, how.mask, how.resets))
+    )
     if how.all_carries:
         reason = "the carries inside its chunks are asked for"
     if how.gradient_scale is not None:
         reason = "gradient_scale needs its steps one by one"
-    return (Associative(), "the default: its steps join in chunks") if reason is None else (Default(), f"the default: {reason}")
+    return (
+        (Associative(), "the default: its steps join in chunks")
+        if reason is None
+        else (Default(), f"the default: {reason}")
+    )
 
 
 def check_step(cell: Cell, params: Params, carry: Carry, xs: Any) -> None:
-    """A cell's ``step`` returns a carry like the one it was given (abstractly: nothing is computed)."""
+    """A cell's ``step`` returns a carry like the one it was given (abstractly:
+    nothing is computed).
+    """
     x = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), xs)
     hint = _hint(cell, carry, xs)
 
@@ -368,36 +577,62 @@ def check_step(cell: Cell, params: Params, carry: Carry, xs: Any) -> None:
 
     new = jax.eval_shape(once, params, carry, x)
     name, like, made = type(cell).__name__, _kind_of(carry), _kind_of(new)
-    if isinstance(new, tuple) and len(new) == 2 and like != made and like == _kind_of(new[0]):
+    if (
+        isinstance(new, tuple)
+        and len(new) == 2
+        and like != made
+        and like == _kind_of(new[0])
+    ):
         raise TypeError(
-            f"{name}.step returns a pair, (carry, y) it seems, but a step returns the carry alone: return the carry, and say "
+            f"{name}.step returns a pair, (carry, y) it seems, but a step returns the "
+            f"carry alone: return the carry, and say "
             "in output(self, params, carry, x) what the cell shows"
         )
     if like == made:
-        for (path, got), want in zip(jax.tree_util.tree_leaves_with_path(new), jax.tree.leaves(carry), strict=True):
+        for (path, got), want in zip(
+            jax.tree_util.tree_leaves_with_path(new),
+            jax.tree.leaves(carry),
+            strict=True,
+        ):
             batch = tuple(got.shape)[: len(got.shape) - len(want.shape)]
-            if batch and tuple(got.shape) == (*batch, *want.shape) and _batch_of(xs)[: len(batch)] == batch:
+            if (
+                batch
+                and tuple(got.shape) == (*batch, *want.shape)
+                and _batch_of(xs)[: len(batch)] == batch
+            ):
                 raise ValueError(
-                    f"{name}.initial_carry: {_part(path)} has shape {tuple(want.shape)}, without the batch axes {batch}, and "
-                    f"step makes {tuple(got.shape)} of it: begin its shape with batch_shape, "
+                    f"{name}.initial_carry: {_part(path)} has shape "
+                    f"{tuple(want.shape)}, without the batch axes {batch}, and "
+                    f"step makes {tuple(got.shape)} of it: begin its shape with "
+                    f"batch_shape, "
                     f"(*batch_shape, {', '.join(map(str, want.shape))})"
                 )
     check_carry(cell, new, carry, "the carry that step returns")
 
 
 def _hint(cell: Cell, carry: Carry, xs: Any) -> str:
-    """What may be wrong where a step fails: batch axes that are none, or parameters of another size."""
+    """What may be wrong where a step fails: batch axes that are none, or parameters
+    of another size.
+    """
     batch = _batch_of(xs)
     for path, leaf in jax.tree_util.tree_leaves_with_path(carry):
         if batch and tuple(leaf.shape[: len(batch)]) != batch:
-            return f"{type(cell).__name__}.initial_carry made {_part(path)} without the batch axes {batch}"
+            return (
+                f"{type(cell).__name__}.initial_carry made {_part(path)} without the "
+                f"batch axes {batch}"
+            )
     if len(batch) > 1:
         return (
-            f"Of xs (T, *B, D) the last axis alone is features, so {batch} are batch axes: hold a picture's in the last one, "
+            f"Of xs (T, *B, D) the last axis alone is features, so {batch} are batch "
+            f"axes: hold a picture's in the last one, "
             "xs.reshape(T, B, -1), and unfold it in project"
         )
     features = {leaf.shape[-1] for leaf in jax.tree.leaves(xs) if leaf.shape}
-    return f"Parameters for these inputs come of init(key, input_size={features.pop()})" if len(features) == 1 else ""
+    return (
+        f"Parameters for these inputs come of init(key, input_size={features.pop()})"
+        if len(features) == 1
+        else ""
+    )
 
 
 def _kind_of(tree: Any) -> Any:
@@ -412,8 +647,12 @@ def _part(path: Any) -> str:
     return f"part {jax.tree_util.keystr(path)} of the carry" if path else "the carry"
 
 
-def _walk_windows(engine: Any, cell: Cell, params: Params, carry: Carry, xs: Any, how: Walk) -> tuple[Carry, Carry]:
-    """The engine over the whole sequence, its gradients scaled if so told, or window after window with them stopped between."""
+def _walk_windows(
+    engine: Any, cell: Cell, params: Params, carry: Carry, xs: Any, how: Walk
+) -> tuple[Carry, Carry]:
+    """The engine over the whole sequence, its gradients scaled if so told, or window
+    after window with them stopped between.
+    """
     steps, window = jax.tree.leaves(xs)[0].shape[0], how.window
     parts = (xs, how.mask, how.resets)
     if how.gradient_scale is not None:
@@ -422,7 +661,11 @@ def _walk_windows(engine: Any, cell: Cell, params: Params, carry: Carry, xs: Any
         return engine.walk(cell, params, carry, *parts, how.reverse)
 
     def one(carry, part, begin):
-        first = begin + jax.tree.leaves(part)[0].shape[0] == steps if how.reverse else begin == 0
+        first = (
+            begin + jax.tree.leaves(part)[0].shape[0] == steps
+            if how.reverse
+            else begin == 0
+        )
         carry = select(first, carry, jax.lax.stop_gradient(carry))
         return engine.walk(cell, params, carry, *part, how.reverse)
 

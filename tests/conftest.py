@@ -1,4 +1,6 @@
-"""The tests run with shapes checked by beartype and without silent promotion of dtypes or ranks."""
+"""The tests run with shapes checked by beartype and without silent promotion of
+dtypes or ranks.
+"""
 
 import gc
 
@@ -10,21 +12,31 @@ from quick import compile_fast
 
 compile_fast()
 
-gc.set_threshold(50_000, 20, 50)  # JAX's objects are many and live long: to look through them again and again takes a tenth
+gc.set_threshold(
+    50_000, 20, 50
+)  # JAX's objects are many and live long: to look through them again and again takes a tenth  # noqa: E501
 
 install_import_hook(checked_modules(), "checker.typechecked")
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_traceback_in_locations_limit", 0)  # a program's operations need not say which lines they come from
+jax.config.update(
+    "jax_traceback_in_locations_limit", 0
+)  # a program's operations need not say which lines they come from
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """For xdist's ``--dist loadgroup``: a file stays together, and so do those that share the programs of `subjects`."""
+    """For xdist's ``--dist loadgroup``: a file stays together, and so do those that
+    share the programs of `subjects`.
+    """
     for item in items:
         file = item.path.stem
-        item.add_marker(pytest.mark.xdist_group("laws" if file.startswith(("test_laws", "test_cells")) else file))
+        item.add_marker(
+            pytest.mark.xdist_group(
+                "laws" if file.startswith(("test_laws", "test_cells")) else file
+            )
+        )
 
 
 def pytest_runtest_setup(item):
@@ -34,7 +46,9 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture
 def plain_errors():
-    """The library's own words for bad input, as users see them: without beartype, which would speak first."""
+    """The library's own words for bad input, as users see them: without beartype,
+    which would speak first.
+    """
     config.update("jaxtyping_disable", True)
     yield
     config.update("jaxtyping_disable", False)
@@ -49,17 +63,23 @@ def x64():
 
 @pytest.fixture
 def optax_promotion():
-    """optax's schedules and transforms rely on promotion; the library itself is tested without."""
+    """optax's schedules and transforms rely on promotion; the library itself is
+    tested without.
+    """
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
 
-MOST_MAPS = 30_000  # Linux gives a process 65,530 memory maps; every compiled program takes some, and XLA dies without
+# Linux gives a process 65,530 memory maps; every compiled program takes some, and XLA
+# dies without
+MOST_MAPS = 30_000
 
 
 @pytest.fixture(autouse=True, scope="module")
 def room_for_programs():
-    """Drop compiled programs between files where they have come to fill the process's memory maps."""
+    """Drop compiled programs between files where they have come to fill the
+    process's memory maps.
+    """
     yield
     try:
         with open("/proc/self/maps", encoding="utf-8") as maps:

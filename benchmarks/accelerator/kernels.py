@@ -1,9 +1,11 @@
-"""Whether the kernels compile: ``python -m benchmarks.accelerator.kernels`` has the makers' own compilers make machine code of them.
+"""Whether the kernels compile: ``python -m benchmarks.accelerator.kernels`` has the
+makers' own compilers make machine code of them.
 
-No chip is needed, so this says nothing of speed. For NVIDIA GPUs (an H100 is described to XLA; needs jax-cuda13-plugin,
-jax-cuda13-pjrt and nvidia-cuda-nvcc) the table has registers a thread, bytes spilled and of shared memory, as ptxas tells them;
-for TPUs (needs libtpu) whether libtpu's compiler took it. Each line is a value and gradient of `jaxrnn.unroll` with `Fused()`:
-a kernel forwards and one backwards.
+No chip is needed, so this says nothing of speed. For NVIDIA GPUs (an H100 is described
+to XLA; needs jax-cuda13-plugin, jax-cuda13-pjrt and nvidia-cuda-nvcc) the table has
+registers a thread, bytes spilled and of shared memory, as ptxas tells them; for TPUs
+(needs libtpu) whether libtpu's compiler took it. Each line is a value and gradient of
+`jaxrnn.unroll` with `Fused()`: a kernel forwards and one backwards.
 """
 
 from __future__ import annotations
@@ -74,18 +76,37 @@ CASES: tuple[tuple[str, int, int, int, Any, bool], ...] = (
 )
 
 
-def compiled(device: Any, platform: str, name: str, units: int, batch: int, steps: int, dtype: Any, flags: bool) -> None:
+def compiled(
+    device: Any,
+    platform: str,
+    name: str,
+    units: int,
+    batch: int,
+    steps: int,
+    dtype: Any,
+    flags: bool,
+) -> None:
     """Compile a value and gradient for a device that is described only."""
     cell = getattr(jaxrnn, name)(units)
     features = units if name == "RGLRU" else 64
 
     def init() -> Any:
         params = cell.init(jax.random.key(0), features)
-        return jax.tree.map(lambda a: a if jnp.issubdtype(a.dtype, jnp.complexfloating) else a.astype(dtype), params)
+        return jax.tree.map(
+            lambda a: (
+                a if jnp.issubdtype(a.dtype, jnp.complexfloating) else a.astype(dtype)
+            ),
+            params,
+        )
 
     def loss(params, xs, mask):
         carry, ys = jaxrnn.unroll(
-            cell, params, xs, engine=jaxrnn.Fused(), mask=mask if flags else None, resets=mask if flags else None
+            cell,
+            params,
+            xs,
+            engine=jaxrnn.Fused(),
+            mask=mask if flags else None,
+            resets=mask if flags else None,
         )
         return sum(jnp.abs(a).astype(F32).sum() for a in jax.tree.leaves((carry, ys)))
 
@@ -95,18 +116,32 @@ def compiled(device: Any, platform: str, name: str, units: int, batch: int, step
         jax.ShapeDtypeStruct((steps, batch, features), dtype),
         jax.ShapeDtypeStruct((steps, batch), bool),
     )
-    inputs = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=at), inputs)
-    jax.jit(jax.value_and_grad(loss, (0, 1))).trace(*inputs).lower(lowering_platforms=(platform,)).compile()
+    inputs = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=at), inputs
+    )
+    jax.jit(jax.value_and_grad(loss, (0, 1))).trace(*inputs).lower(
+        lowering_platforms=(platform,)
+    ).compile()
 
 
 def of_ptxas(folder: pathlib.Path) -> dict[str, list[int]]:
     """What the assembler said of the kernels of a program, one entry a kernel."""
-    found: dict[str, list[int]] = {"registers": [], "spilled_bytes": [], "shared_bytes": []}
+    found: dict[str, list[int]] = {
+        "registers": [],
+        "spilled_bytes": [],
+        "shared_bytes": [],
+    }
     for log in sorted(folder.glob("*.ptxas")):
         text = log.read_text(encoding="utf-8", errors="replace")
-        registers, spilled = re.search(r"Used (\d+) registers", text), re.search(r"(\d+) bytes spill stores", text)
+        registers, spilled = (
+            re.search(r"Used (\d+) registers", text),
+            re.search(r"(\d+) bytes spill stores", text),
+        )
         resources = log.with_name(log.name.replace(".ptxas", ".resources.txt"))
-        shared = re.search(r"smem_scratch_bytes=(\d+)", resources.read_text(encoding="utf-8") if resources.exists() else "")
+        shared = re.search(
+            r"smem_scratch_bytes=(\d+)",
+            resources.read_text(encoding="utf-8") if resources.exists() else "",
+        )
         for key, match in zip(found, (registers, spilled, shared), strict=True):
             if match:
                 found[key].append(int(match[1]))
@@ -119,15 +154,26 @@ def device_of(chip: str) -> Any:
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
         return topologies.get_topology_desc(chip, "tpu").devices[0]
     lines = "\n".join(f"  {key}: {value}" for key, value in H100.items())
-    text = f'gpu_device_info {{\n{lines}\n  cuda_compute_capability {{ major: 9 }}\n}}\nplatform_name: "CUDA"\n'
-    text += 'dnn_version_info { major: 9 minor: 8 }\ndevice_description_str: "NVIDIA H100 80GB HBM3"\n'
-    return topologies.get_topology_desc("", "cuda", target_config=text, topology="1x1x1").devices[0]
+    text = (
+        f"gpu_device_info {{\n{lines}\n  cuda_compute_capability {{ major: 9 "
+        f'}}\n}}\nplatform_name: "CUDA"\n'
+    )
+    text += (
+        'dnn_version_info { major: 9 minor: 8 }\ndevice_description_str: "NVIDIA H100 '
+        '80GB HBM3"\n'
+    )
+    return topologies.get_topology_desc(
+        "", "cuda", target_config=text, topology="1x1x1"
+    ).devices[0]
 
 
 def needed(chip: str) -> str:
     """What to install for a chip's compiler."""
     version = jax.__version__
-    gpu = f"jax 0.11 or newer, pip install jax-cuda13-plugin=={version} jax-cuda13-pjrt=={version} nvidia-cuda-nvcc"
+    gpu = (
+        f"jax 0.11 or newer, pip install jax-cuda13-plugin=={version} "
+        f"jax-cuda13-pjrt=={version} nvidia-cuda-nvcc"
+    )
     return gpu if chip == "H100" else "pip install libtpu"
 
 
@@ -138,7 +184,11 @@ def compile_all(chips: list[str], cases: Any) -> list[dict]:
         try:
             device = device_of(chip)
         except Exception as error:
-            print(f"left out: {chip}, whose compiler is not here ({needed(chip)}): {str(error).splitlines()[0]}", flush=True)
+            print(
+                f"left out: {chip}, whose compiler is not here ({needed(chip)}): "
+                f"{str(error).splitlines()[0]}",
+                flush=True,
+            )
             continue
         for name, units, batch, steps, dtype, flags in cases:
             row: dict[str, Any] = {
@@ -155,10 +205,27 @@ def compile_all(chips: list[str], cases: Any) -> list[dict]:
                 os.environ["MOSAIC_GPU_DUMP_PTXAS"] = "1"
                 start = time.perf_counter()
                 try:
-                    compiled(device, "cuda" if chip == "H100" else "tpu", name, units, batch, steps, dtype, flags)
-                    row |= {"compiled": True, "seconds": round(time.perf_counter() - start, 1)}
+                    compiled(
+                        device,
+                        "cuda" if chip == "H100" else "tpu",
+                        name,
+                        units,
+                        batch,
+                        steps,
+                        dtype,
+                        flags,
+                    )
+                    row |= {
+                        "compiled": True,
+                        "seconds": round(time.perf_counter() - start, 1),
+                    }
                 except Exception as error:
-                    row |= {"compiled": False, "reason": f"{type(error).__name__}: {error}".splitlines()[0][:400]}
+                    row |= {
+                        "compiled": False,
+                        "reason": f"{type(error).__name__}: {error}".splitlines()[0][
+                            :400
+                        ],
+                    }
                 if chip == "H100" and row["compiled"]:
                     row |= of_ptxas(pathlib.Path(folder))
             print(row, flush=True)
@@ -174,10 +241,16 @@ def table(content: dict) -> str:
         "`python -m benchmarks.accelerator.kernels`",
         "",
     ]
-    lines += ["| chip | cell | H | B | T | dtype | mask, resets | compiled | registers | spilled bytes | shared bytes |"]
+    lines += [
+        "| chip | cell | H | B | T | dtype | mask, resets | compiled | registers | "
+        "spilled bytes | shared bytes |"
+    ]
     lines += ["|" + "---|" * 11]
     for r in content["rows"]:
-        numbers = [", ".join(map(str, r.get(key, []))) for key in ("registers", "spilled_bytes", "shared_bytes")]
+        numbers = [
+            ", ".join(map(str, r.get(key, [])))
+            for key in ("registers", "spilled_bytes", "shared_bytes")
+        ]
         said = "yes" if r["compiled"] else r["reason"]
         cells = [
             r["chip"],
@@ -197,7 +270,13 @@ def table(content: dict) -> str:
 def main(arguments: list[str] | None = None) -> None:
     parser = Parser("kernels", __doc__ or "", devices=False)
     every = ["H100", *TPUS]
-    parser.add_argument("--chips", nargs="+", default=every, choices=every, help=f"of {', '.join(every)} (default: all)")
+    parser.add_argument(
+        "--chips",
+        nargs="+",
+        default=every,
+        choices=every,
+        help=f"of {', '.join(every)} (default: all)",
+    )
     options = parser.parse_args(arguments)
     jax.config.update("jax_platforms", "cpu")  # or JAX would look for the chips
     rows = compile_all(options.chips, CASES[2:3] if options.quick else CASES)
@@ -206,9 +285,15 @@ def main(arguments: list[str] | None = None) -> None:
         parser.exit(2, "nothing was compiled\n")
     if options.quick and not options.out:
         return
-    path = pathlib.Path(options.out) if options.out else RESULTS / f"kernels_compiled_jax{jax.__version__}"
+    path = (
+        pathlib.Path(options.out)
+        if options.out
+        else RESULTS / f"kernels_compiled_jax{jax.__version__}"
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_name(path.name + ".json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    path.with_name(path.name + ".json").write_text(
+        json.dumps(content, indent=1) + "\n", encoding="utf-8"
+    )
     path.with_name(path.name + ".md").write_text(table(content), encoding="utf-8")
 
 

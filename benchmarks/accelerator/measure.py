@@ -1,8 +1,11 @@
-"""One configuration of `benchmarks.accelerator`, in the process that calls: compiled, checked, and timed interleaved.
+"""One configuration of `benchmarks.accelerator`, in the process that calls: compiled,
+checked, and timed interleaved.
 
-As a program, ``python -m benchmarks.accelerator.measure CONFIG SECONDS ROUNDS [quick] [--without ENTRY ...]``, it is what
-`benchmarks.accelerator` starts for every configuration: a kernel that kills or hangs its process takes one configuration along,
-not the run. It prints what it is about to do, so that the culprit is known, and at last its result, all as lines of JSON.
+As a program, ``python -m benchmarks.accelerator.measure CONFIG SECONDS ROUNDS [quick]
+[--without ENTRY ...]``, it is what `benchmarks.accelerator` starts for every
+configuration: a kernel that kills or hangs its process takes one configuration along,
+not the run. It prints what it is about to do, so that the culprit is known, and at last
+its result, all as lines of JSON.
 """
 
 from __future__ import annotations
@@ -27,22 +30,47 @@ from ..harness.timing import Program, sample, statistics
 from ..harness.workload import MODES
 from ..peers.adapters import LeftOut
 from . import torch_peer
-from .workload import BASELINE, BF16, F32, LSTM, Config, Data, Entry, config_named, draw, entries_of
+from .workload import (
+    BASELINE,
+    BF16,
+    F32,
+    LSTM,
+    Config,
+    Data,
+    Entry,
+    config_named,
+    draw,
+    entries_of,
+)
 
 MARK = "accelerator> "
-COMPILING, CHECKED = 0.6, 0.8  # of a configuration's seconds, when no compilation and no first run is waited for any more
+COMPILING, CHECKED = (
+    0.6,
+    0.8,
+)  # of a configuration's seconds, when no compilation and no first run is waited for any more  # noqa: E501
 OVER = "not measured: the seconds given were over"
 LOST = 3  # the exit status of a process whose accelerator answers no more
-TOLERANCE = {F32: 2e-2, BF16: 1e-1}  # of the same function: TF32 and bfloat16 round factors to 10 and 7 bits
+TOLERANCE = {
+    F32: 2e-2,
+    BF16: 1e-1,
+}  # of the same function: TF32 and bfloat16 round factors to 10 and 7 bits
 REFERENCE = "lax.scan in float32 with float32 matmuls"
 Tell = Callable[[str], None]
 
 
 class Lost(Exception):
-    """The accelerator answers no more in this process, as after a kernel's access out of bounds."""
+    """The accelerator answers no more in this process, as after a kernel's access
+    out of bounds.
+    """
 
 
-def measure(config: Config, seconds: float, rounds: int, without: tuple[str, ...] = (), tell: Tell = lambda what: None) -> dict:
+def measure(
+    config: Config,
+    seconds: float,
+    rounds: int,
+    without: tuple[str, ...] = (),
+    tell: Tell = lambda what: None,
+) -> dict:
     """Rows of all that runs, and what was left out and why, in about ``seconds``."""
     begun = time.monotonic()
     tell("the ceilings")
@@ -56,32 +84,68 @@ def measure(config: Config, seconds: float, rounds: int, without: tuple[str, ...
     for key in list(made):
         entry, mode, mapping, program = made[key]
         if time.monotonic() > begun + CHECKED * seconds:
-            left_out.append({"config": config.name, "entry": entry.key, "mode": mode, "reason": OVER})
+            left_out.append(
+                {
+                    "config": config.name,
+                    "entry": entry.key,
+                    "mode": mode,
+                    "reason": OVER,
+                }
+            )
             del made[key]
             continue
         tell(f"{entry.key}: the first run, {mode}")
         try:
             found = parts_of(entry, mode, mapping, data, program.run())
-            differences[key] = {name: difference(value, expected[name]) for name, value in found.items()}
+            differences[key] = {
+                name: difference(value, expected[name]) for name, value in found.items()
+            }
             del found
         except Exception as error:
-            left_out.append({"config": config.name, "entry": entry.key, "mode": mode, "reason": worded(error)})
+            left_out.append(
+                {
+                    "config": config.name,
+                    "entry": entry.key,
+                    "mode": mode,
+                    "reason": worded(error),
+                }
+            )
             del made[key]
             check_alive(error)
     del expected
     samples = interleave(made, rounds, begun + seconds, left_out, config, tell)
-    rows = [row(config, made[key], times, differences[key]) for key, times in samples.items() if times]
-    base = {r["mode"]: r["ms"]["median"] for r in rows if r["entry"] == BASELINE[config.kind]}
+    rows = [
+        row(config, made[key], times, differences[key])
+        for key, times in samples.items()
+        if times
+    ]
+    base = {
+        r["mode"]: r["ms"]["median"]
+        for r in rows
+        if r["entry"] == BASELINE[config.kind]
+    }
     for each in rows:
         of = base.get(each["mode"])
         each["times_as_fast_as_lax_scan"] = of / each["ms"]["median"] if of else None
-    return {"config": config._asdict(), "rows": rows, "left_out": left_out, "ceilings": ceilings, "machine": host.describe()}
+    return {
+        "config": config._asdict(),
+        "rows": rows,
+        "left_out": left_out,
+        "ceilings": ceilings,
+        "machine": host.describe(),
+    }
 
 
 def measure_ceilings(size: int, megabytes: int) -> dict[str, float]:
-    """GFLOP/s of the best of 8 products of two ``size x size`` matrices of random numbers, and GB/s of copying."""
+    """GFLOP/s of the best of 8 products of two ``size x size`` matrices of random
+    numbers, and GB/s of copying.
+    """
     found = {}
-    for name, dtype, precision in (("bfloat16", BF16, None), ("TF32", F32, "tensorfloat32"), ("float32", F32, "highest")):
+    for name, dtype, precision in (
+        ("bfloat16", BF16, None),
+        ("TF32", F32, "tensorfloat32"),
+        ("float32", F32, "highest"),
+    ):
         a = jax.random.normal(jax.random.key(0), (size, size), dtype)
         with jax.default_matmul_precision(precision):
             product = jax.jit(lambda a: a @ a).lower(a).compile()
@@ -101,11 +165,17 @@ def reference(config: Config, data: Data) -> dict[str, Any]:
 
     with jax.default_matmul_precision("highest"):
         ys, gradients = jax.jit(training(forward))(*data)
-    return {"outputs": ys, "weight_gradient": gradients[0], "input_gradient": gradients[1]}
+    return {
+        "outputs": ys,
+        "weight_gradient": gradients[0],
+        "input_gradient": gradients[1],
+    }
 
 
 def training(forward: Callable) -> Callable:
-    """``(weights, xs, cotangent) -> (ys, (weight gradients, input gradient))``, as torch's ``ys.backward(cotangent)``."""
+    """``(weights, xs, cotangent) -> (ys, (weight gradients, input gradient))``, as
+    torch's ``ys.backward(cotangent)``.
+    """
 
     def train(weights, xs, cotangent):
         ys, pullback = jax.vjp(forward, weights, xs)
@@ -114,13 +184,19 @@ def training(forward: Callable) -> Callable:
     return train
 
 
-def prepare(config: Config, data: Data, without: tuple[str, ...], deadline: float, tell: Tell) -> tuple[dict, list[dict]]:
-    """``(entry, mode, mapping, program)`` of all that compiles: traced one after another, compiled side by side."""
+def prepare(
+    config: Config, data: Data, without: tuple[str, ...], deadline: float, tell: Tell
+) -> tuple[dict, list[dict]]:
+    """``(entry, mode, mapping, program)`` of all that compiles: traced one after
+    another, compiled side by side.
+    """
     cast = {F32: data, BF16: data.cast(BF16)} if config.kind == LSTM else {F32: data}
     made, left_out, waiting = {}, [], {}
 
     def leave_out(entry, reason, mode=None):
-        left_out.append({"config": config.name, "entry": entry.key, "mode": mode, "reason": reason})
+        left_out.append(
+            {"config": config.name, "entry": entry.key, "mode": mode, "reason": reason}
+        )
 
     entries = [entry for entry in entries_of(config) if entry.key not in without]
     pool = concurrent.futures.ThreadPoolExecutor(min(8, host.cores()))
@@ -132,39 +208,58 @@ def prepare(config: Config, data: Data, without: tuple[str, ...], deadline: floa
             forward, mapping = entry.build(config, entry.dtype)
             if entry.runner == "torch":
                 tell(f"{entry.key}: building")
-                for mode, program in torch_peer.programs(config, entry, cast[entry.dtype]).items():
+                for mode, program in torch_peer.programs(
+                    config, entry, cast[entry.dtype]
+                ).items():
                     made[entry.key, mode] = (entry, mode, mapping, program)
                 continue
             for mode in MODES:
                 tell(f"{entry.key}: tracing, {mode}")
-                lowered, args, traced = lower(forward, mapping, mode, entry, cast[entry.dtype])
+                lowered, args, traced = lower(
+                    forward, mapping, mode, entry, cast[entry.dtype]
+                )
                 future = pool.submit(compile_one, lowered, entry)
                 waiting[entry.key, mode] = (entry, mode, mapping, args, traced, future)
                 if entry.risky:
                     tell(f"{entry.key}: compiling, {mode}")
-                    concurrent.futures.wait([future], max(deadline - time.monotonic(), 1))
+                    concurrent.futures.wait(
+                        [future], max(deadline - time.monotonic(), 1)
+                    )
         except Exception as error:
             leave_out(entry, worded(error))
     for key, (entry, mode, mapping, args, traced, future) in waiting.items():
         tell(f"{entry.key}: compiling, {mode}")
         try:
-            executable, seconds = future.result(timeout=max(deadline - time.monotonic(), 1))
+            executable, seconds = future.result(
+                timeout=max(deadline - time.monotonic(), 1)
+            )
         except concurrent.futures.TimeoutError:
             leave_out(entry, f"{OVER}, while it was compiled", mode)
         except Exception as error:
             leave_out(entry, worded(error), mode)
         else:
             memory = getattr(executable.memory_analysis(), "temp_size_in_bytes", None)
-            made[key] = (entry, mode, mapping, Program(functools.partial(_run, executable, args), traced + seconds, memory))
+            made[key] = (
+                entry,
+                mode,
+                mapping,
+                Program(
+                    functools.partial(_run, executable, args), traced + seconds, memory
+                ),
+            )
     pool.shutdown(wait=False, cancel_futures=True)
     return made, left_out
 
 
-def lower(forward: Callable, mapping: Callable, mode: str, entry: Entry, data: Data) -> tuple[Any, tuple, float]:
+def lower(
+    forward: Callable, mapping: Callable, mode: str, entry: Entry, data: Data
+) -> tuple[Any, tuple, float]:
     """The program traced, its arguments, and the seconds that took."""
     begun = time.monotonic()
     args = (mapping(data.weights), data.xs, data.cotangent)
-    args, function = (args[:2], forward) if mode == "forward" else (args, training(forward))
+    args, function = (
+        (args[:2], forward) if mode == "forward" else (args, training(forward))
+    )
     with jax.default_matmul_precision(entry.precision):
         return jax.jit(function).lower(*args), args, time.monotonic() - begun
 
@@ -178,14 +273,21 @@ def _run(executable: Any, args: tuple) -> Any:
     return jax.block_until_ready(executable(*args))
 
 
-def parts_of(entry: Entry, mode: str, mapping: Callable, data: Data, result: Any) -> dict[str, Any]:
+def parts_of(
+    entry: Entry, mode: str, mapping: Callable, data: Data, result: Any
+) -> dict[str, Any]:
     """What a program returned, in float32 and our layout."""
     if entry.runner == "torch":
         return torch_peer.parts(mode, result)
     if mode == "forward":
         return {"outputs": result}
-    weights, inputs = jax.tree.map(lambda a: a.astype(jnp.float32), result[1])  # behind ys
-    return {"weight_gradient": jax.vjp(mapping, data.weights)[1](weights)[0], "input_gradient": inputs}
+    weights, inputs = jax.tree.map(
+        lambda a: a.astype(jnp.float32), result[1]
+    )  # behind ys
+    return {
+        "weight_gradient": jax.vjp(mapping, data.weights)[1](weights)[0],
+        "input_gradient": inputs,
+    }
 
 
 @jax.jit
@@ -195,7 +297,9 @@ def _difference(a: Any, b: Any) -> Any:
 
 
 def difference(actual: Any, expected: Any) -> float:
-    """The largest difference of any array, relative to its largest number; NaN where there is one."""
+    """The largest difference of any array, relative to its largest number; NaN where
+    there is one.
+    """
     pairs = zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True)
     found = [float(_difference(a, b)) for a, b in pairs]
     return max(found, key=lambda d: (d != d, d), default=0.0)
@@ -204,8 +308,12 @@ def difference(actual: Any, expected: Any) -> float:
 def interleave(
     made: dict, rounds: int, deadline: float, left_out: list, config: Config, tell: Tell
 ) -> dict[tuple, list[float]]:
-    """Seconds a call: a round takes one sample of each, in an order shuffled anew; no sample begins after the deadline."""
-    samples: dict[tuple, list[float]] = {key: [] for key in made}  # each has run once, when it was checked
+    """Seconds a call: a round takes one sample of each, in an order shuffled anew;
+    no sample begins after the deadline.
+    """
+    samples: dict[tuple, list[float]] = {
+        key: [] for key in made
+    }  # each has run once, when it was checked
     shuffle = random.Random(0).shuffle
     gc.collect()
     for _ in range(rounds):
@@ -219,12 +327,23 @@ def interleave(
                 if time.monotonic() > deadline:
                     break
                 samples[key].append(sample(made[key][-1].run, 0.02))
-            except Exception as error:  # memory that others have filled since the first run
-                left_out.append({"config": config.name, "entry": key[0], "mode": key[1], "reason": worded(error)})
+            except (
+                Exception
+            ) as error:  # memory that others have filled since the first run
+                left_out.append(
+                    {
+                        "config": config.name,
+                        "entry": key[0],
+                        "mode": key[1],
+                        "reason": worded(error),
+                    }
+                )
                 del samples[key]
                 check_alive(error)
     for key in [key for key, times in samples.items() if not times]:
-        left_out.append({"config": config.name, "entry": key[0], "mode": key[1], "reason": OVER})
+        left_out.append(
+            {"config": config.name, "entry": key[0], "mode": key[1], "reason": OVER}
+        )
     return samples
 
 
@@ -236,10 +355,15 @@ def check_alive(error: Exception) -> None:
         raise Lost(worded(error)) from error
 
 
-def row(config: Config, made: tuple, times: list[float], differences: dict[str, float]) -> dict:
+def row(
+    config: Config, made: tuple, times: list[float], differences: dict[str, float]
+) -> dict:
     entry, mode, _, program = made
     ms = statistics(times, 1e3)
-    seconds, worst = ms["median"] / 1e3, max(differences.values(), key=lambda d: (d != d, d))
+    seconds, worst = (
+        ms["median"] / 1e3,
+        max(differences.values(), key=lambda d: (d != d, d)),
+    )
     exact = entry.precision == "highest" or "highest" in entry.name
     return {
         "config": config.name,
@@ -252,7 +376,10 @@ def row(config: Config, made: tuple, times: list[float], differences: dict[str, 
         "tokens_per_second": config.B * config.T / seconds,
         "gflops": config.flops(mode) / seconds / 1e9,
         "gigabytes_per_second": config.bytes(mode, entry.dtype) / seconds / 1e9,
-        "ceiling": f"{'bfloat16' if entry.dtype == BF16 else 'float32' if exact else 'TF32'} GFLOP/s",
+        "ceiling": (
+            f"{'bfloat16' if entry.dtype == BF16 else 'float32' if exact else 'TF32'} "
+            f"GFLOP/s"
+        ),
         "compile_seconds": program.compile_seconds,
         "temporary_bytes": program.temporary_bytes,
         "relative_difference": differences,
@@ -277,10 +404,23 @@ def main(argv: list[str]) -> int:
 
     host.prepare(1)
     if jax.default_backend() == "cpu" and not quick:
-        say({"refused": "there is no accelerator here, JAX computes on a CPU: --quick runs tiny sizes on it"})
+        say(
+            {
+                "refused": (
+                    "there is no accelerator here, JAX computes on a CPU: --quick runs "
+                    "tiny sizes on it"
+                )
+            }
+        )
         return 2
     try:
-        result = measure(config_named(name, quick), float(seconds), int(rounds), without, lambda what: say({"at": what}))
+        result = measure(
+            config_named(name, quick),
+            float(seconds),
+            int(rounds),
+            without,
+            lambda what: say({"at": what}),
+        )
     except Lost as error:
         print(error, file=sys.stderr)
         return LOST
@@ -291,4 +431,6 @@ def main(argv: list[str]) -> int:
 if __name__ == "__main__":
     status = main(sys.argv[1:])
     sys.stderr.flush()
-    os._exit(status)  # a compilation that nobody waits for any more would hold the process
+    os._exit(
+        status
+    )  # a compilation that nobody waits for any more would hold the process

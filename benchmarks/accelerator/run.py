@@ -1,18 +1,23 @@
-"""Recurrent layers on the accelerator: jaxrnn's engines beside lax.scan, flax and torch's cuDNN.
+"""Recurrent layers on the accelerator: jaxrnn's engines beside lax.scan, flax and
+torch's cuDNN.
 
-    python -m benchmarks.accelerator [--quick] [--configs flashrnn e16 ...] [--seconds 540] [--rounds 15] [--out NAME]
-    python -m benchmarks.accelerator --render NAME.json
+    python -m benchmarks.accelerator [--quick] [--configs flashrnn e16 ...] [--seconds
+    540] [--rounds 15] [--out NAME] python -m benchmarks.accelerator --render NAME.json
 
-An LSTM of FlashRNN's size (B 16, T 1024, H 768), small ones (H 128, B 16 and 2048; H 256), one long sequence (T 65,536), and
-the linear recurrence (8, 1536) over 16,384 and 65,536 steps, in order of importance. `forward` makes the outputs, `train` the
-gradients of weights and inputs too. float32 with jax's default matmuls (TF32 on NVIDIA's newer GPUs; "highest" without),
-bfloat16 beside it. Scans also with XLA's command buffers for loops. All programs of a configuration run interleaved in one
-process; medians and quartiles; the shares are of a matmul of the same precision and of copying, measured in that process. Every
-answer is held against lax.scan in float32 with float32 matmuls.
+An LSTM of FlashRNN's size (B 16, T 1024, H 768), small ones (H 128, B 16 and 2048; H
+256), one long sequence (T 65,536), and the linear recurrence (8, 1536) over 16,384 and
+65,536 steps, in order of importance. `forward` makes the outputs, `train` the gradients
+of weights and inputs too. float32 with jax's default matmuls (TF32 on NVIDIA's newer
+GPUs; "highest" without), bfloat16 beside it. Scans also with XLA's command buffers for
+loops. All programs of a configuration run interleaved in one process; medians and
+quartiles; the shares are of a matmul of the same precision and of copying, measured in
+that process. Every answer is held against lax.scan in float32 with float32 matmuls.
 
-Each configuration has a process of its own, and its result is written as soon as it is there: where a program kills or hangs
-that process, it is left out with the reason and the others are measured again. What cannot run is listed, never dropped. After
---seconds no new measurement begins. --quick runs tiny sizes, on a CPU too, and writes files only with --out.
+Each configuration has a process of its own, and its result is written as soon as it is
+there: where a program kills or hangs that process, it is left out with the reason and
+the others are measured again. What cannot run is listed, never dropped. After --seconds
+no new measurement begins. --quick runs tiny sizes, on a CPU too, and writes files only
+with --out.
 """
 
 from __future__ import annotations
@@ -33,18 +38,38 @@ from . import tables
 from .measure import MARK
 from .workload import CONFIGS, QUICK, Config
 
-STALL = 90.0  # seconds without a word, after which a process counts as hung; the longest steps are compilations
+# seconds without a word, after which a process counts as hung; the longest steps are
+# compilations
+STALL = 90.0
 TRIES = 3
 LEAST = 20.0  # seconds that a configuration needs to be begun
-SHARE, ENOUGH = 0.4, 120.0  # of the seconds that are left, for one configuration; but as many as these at least
+SHARE, ENOUGH = (
+    0.4,
+    120.0,
+)  # of the seconds that are left, for one configuration; but as many as these at least
 
 
 def parse(argv: list[str] | None) -> Any:
     parser = Parser("accelerator", __doc__ or "", devices=False)
-    parser.add_argument("--configs", nargs="+", type=one_of([c.name for c in CONFIGS], "configuration"), metavar="CONFIG")
-    parser.add_argument("--seconds", type=positive, help="for everything (default: 540, quick: 50)")
-    parser.add_argument("--rounds", type=positive, help="interleaved samples of each, at most (default: 15, quick: 2)")
-    parser.add_argument("--render", metavar="JSON", help="write the table and the picture of a result, and measure nothing")
+    parser.add_argument(
+        "--configs",
+        nargs="+",
+        type=one_of([c.name for c in CONFIGS], "configuration"),
+        metavar="CONFIG",
+    )
+    parser.add_argument(
+        "--seconds", type=positive, help="for everything (default: 540, quick: 50)"
+    )
+    parser.add_argument(
+        "--rounds",
+        type=positive,
+        help="interleaved samples of each, at most (default: 15, quick: 2)",
+    )
+    parser.add_argument(
+        "--render",
+        metavar="JSON",
+        help="write the table and the picture of a result, and measure nothing",
+    )
     args = parser.parse_args(argv)
     args.seconds = args.seconds or (50 if args.quick else 540)
     args.rounds = args.rounds or (2 if args.quick else 15)
@@ -56,8 +81,12 @@ def parse(argv: list[str] | None) -> Any:
     return args
 
 
-def run_config(config: Config, seconds: float, rounds: int, quick: bool, start: Any = None) -> dict:
-    """The result of a configuration's process, begun again without an entry that killed or hung it."""
+def run_config(
+    config: Config, seconds: float, rounds: int, quick: bool, start: Any = None
+) -> dict:
+    """The result of a configuration's process, begun again without an entry that
+    killed or hung it.
+    """
     deadline, without, left_out = time.monotonic() + seconds, [], []
     for _ in range(TRIES):
         remaining = deadline - time.monotonic()
@@ -68,7 +97,14 @@ def run_config(config: Config, seconds: float, rounds: int, quick: bool, start: 
             return found | {"left_out": left_out + found.get("left_out", [])}
         at, reason = found["at"], found["failed"]
         entry = at.partition(":")[0] if ":" in at else None
-        left_out.append({"config": config.name, "entry": entry or "all", "mode": None, "reason": f"{reason}, at {at!r}"})
+        left_out.append(
+            {
+                "config": config.name,
+                "entry": entry or "all",
+                "mode": None,
+                "reason": f"{reason}, at {at!r}",
+            }
+        )
         if entry is None:
             break
         without.append(entry)
@@ -78,22 +114,43 @@ def run_config(config: Config, seconds: float, rounds: int, quick: bool, start: 
 
 
 def _not_measured(config: Config, reason: str) -> dict:
-    return {"config": config.name, "entry": "all", "mode": None, "reason": f"not measured: {reason}"}
+    return {
+        "config": config.name,
+        "entry": "all",
+        "mode": None,
+        "reason": f"not measured: {reason}",
+    }
 
 
-def in_process(config: Config, seconds: float, rounds: int, without: tuple[str, ...], quick: bool) -> dict:
-    """`accelerator_measure` in a process of its own: the result, or why there is none and what the process was at."""
-    words = [sys.executable, "-m", "benchmarks.accelerator.measure", config.name, f"{seconds:.0f}", str(rounds)]
+def in_process(
+    config: Config, seconds: float, rounds: int, without: tuple[str, ...], quick: bool
+) -> dict:
+    """`accelerator_measure` in a process of its own: the result, or why there is
+    none and what the process was at.
+    """
+    words = [
+        sys.executable,
+        "-m",
+        "benchmarks.accelerator.measure",
+        config.name,
+        f"{seconds:.0f}",
+        str(rounds),
+    ]
     words += ["quick"] * quick + (["--without", *without] if without else [])
     root = pathlib.Path(__file__).parents[2]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root)
+    process = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root
+    )
     lines: queue.Queue = queue.Queue()
     errors: list[str] = []
     for stream, sink in ((process.stdout, lines.put), (process.stderr, errors.append)):
         threading.Thread(target=_pump, args=(stream, sink), daemon=True).start()
     found: dict = {"at": "the start"}
     deadline = time.monotonic() + seconds + 30
-    while (line := _next(lines, min(STALL, deadline - time.monotonic()))) not in (None, ""):
+    while (line := _next(lines, min(STALL, deadline - time.monotonic()))) not in (
+        None,
+        "",
+    ):
         if line.startswith(MARK):
             found |= json.loads(line.removeprefix(MARK))
     if line is None:
@@ -103,7 +160,9 @@ def in_process(config: Config, seconds: float, rounds: int, without: tuple[str, 
     if "result" in found:
         return found["result"]
     if "failed" not in found:
-        last = next((text.strip() for text in reversed(errors) if text.strip()), "no message")
+        last = next(
+            (text.strip() for text in reversed(errors) if text.strip()), "no message"
+        )
         found["failed"] = f"the process ended with status {status}: {last[:300]}"
     return found
 
@@ -122,7 +181,9 @@ def _next(lines: queue.Queue, seconds: float) -> str | None:
 
 
 def path_of(args: Any, result: dict) -> pathlib.Path | None:
-    """The JSON's: ``--out``, or by backend and version; None: --quick without --out writes nothing."""
+    """The JSON's: ``--out``, or by backend and version; None: --quick without --out
+    writes nothing.
+    """
     where = result["machine"]
     if args.out is None and (args.quick or where is None):
         return None
@@ -131,15 +192,24 @@ def path_of(args: Any, result: dict) -> pathlib.Path | None:
 
 
 def gather(args: Any, result: dict) -> str | None:
-    """Every configuration, written as soon as it is measured; a reason to stop, if there is one."""
+    """Every configuration, written as soon as it is measured; a reason to stop, if
+    there is one.
+    """
     deadline = time.monotonic() + args.seconds
     for config in args.configs:
         remaining = deadline - time.monotonic()
         if remaining < min(LEAST, args.seconds):
-            result["left_out"].append(_not_measured(config, f"the {args.seconds} seconds given were over"))
+            result["left_out"].append(
+                _not_measured(config, f"the {args.seconds} seconds given were over")
+            )
             continue
         print(f"{config.name}: {config}", file=sys.stderr, flush=True)
-        found = run_config(config, min(remaining, max(SHARE * remaining, ENOUGH)), args.rounds, args.quick)
+        found = run_config(
+            config,
+            min(remaining, max(SHARE * remaining, ENOUGH)),
+            args.rounds,
+            args.quick,
+        )
         if "refused" in found:
             return found["refused"]
         result["rows"] += found["rows"]
@@ -148,8 +218,14 @@ def gather(args: Any, result: dict) -> str | None:
         for name, value in found.get("ceilings", {}).items():
             result["ceilings"][name] = max(value, result["ceilings"].get(name, 0.0))
         for row in result["rows"]:
-            row["share_of_matmul"] = row["gflops"] / result["ceilings"][row["ceiling"]] if row["gflops"] else None
-            row["share_of_copy"] = row["gigabytes_per_second"] / result["ceilings"]["copy GB/s"]
+            row["share_of_matmul"] = (
+                row["gflops"] / result["ceilings"][row["ceiling"]]
+                if row["gflops"]
+                else None
+            )
+            row["share_of_copy"] = (
+                row["gigabytes_per_second"] / result["ceilings"]["copy GB/s"]
+            )
         path = path_of(args, result)
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -161,7 +237,9 @@ def write(path: pathlib.Path, result: dict) -> int:
     """The JSON at ``path``, and its table and picture beside it; 0."""
     name = str(path.resolve()).removesuffix(".json")
     picture = (lambda figure: tables.draw(result, figure)) if result["rows"] else None
-    report.write(name, result, tables.markdown(result), picture, tables.picture_size(result))
+    report.write(
+        name, result, tables.markdown(result), picture, tables.picture_size(result)
+    )
     return 0
 
 
@@ -170,9 +248,15 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     if args.render:
         try:
-            return write(pathlib.Path(args.render), json.loads(pathlib.Path(args.render).read_text(encoding="utf-8")))
+            return write(
+                pathlib.Path(args.render),
+                json.loads(pathlib.Path(args.render).read_text(encoding="utf-8")),
+            )
         except (OSError, ValueError, KeyError) as error:
-            args.parser.error(f"--render {args.render}: not a result of this program ({type(error).__name__}: {error})")
+            args.parser.error(
+                f"--render {args.render}: not a result of this program "
+                f"({type(error).__name__}: {error})"
+            )
     result = {
         "benchmark": "accelerator",
         "command": command("accelerator", argv),
@@ -193,7 +277,10 @@ def main(argv: list[str] | None = None) -> int:
     if path is not None:
         return write(path, result)
     print(tables.markdown(result))
-    print("\nnothing is written" + (" by --quick without --out" if args.quick else ": nothing was measured"))
+    print(
+        "\nnothing is written"
+        + (" by --quick without --out" if args.quick else ": nothing was measured")
+    )
     return 0
 
 

@@ -1,4 +1,6 @@
-"""What `benchmarks.accelerator` found, as tables and a picture; what others published stands beside, marked as quoted."""
+"""What `benchmarks.accelerator` found, as tables and a picture; what others
+published stands beside, marked as quoted.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,17 @@ from .measure import REFERENCE, TOLERANCE
 from .workload import QUOTED, Config
 
 MODE = {"forward": "forward", "train": "forward and backward"}
-HEAD = ["entry", "ms (median)", "quartiles", "min", "us/step", "tokens/s", "of matmul", "of copy", "x lax.scan"]
+HEAD = [
+    "entry",
+    "ms (median)",
+    "quartiles",
+    "min",
+    "us/step",
+    "tokens/s",
+    "of matmul",
+    "of copy",
+    "x lax.scan",
+]
 HEAD += ["temporaries, MB", "compile s", "difference"]
 
 
@@ -19,38 +31,75 @@ def markdown(result: dict) -> str:
     where = host.where(result["machine"]) if result["machine"] else "nothing measured"
     lines = [f"# On the accelerator: {where}", "", f"`{result['command']}`"]
     if result["machine"] and result["machine"]["backend"] == "cpu":
-        lines += ["", "**On a CPU, with tiny sizes: this shows that the program runs, and nothing about an accelerator.**"]
+        lines += [
+            "",
+            "**On a CPU, with tiny sizes: this shows that the program runs, and "
+            "nothing about an accelerator.**",
+        ]
     if result["ceilings"]:
         lines += [
             "",
-            "Ceilings of the same run: " + ", ".join(f"{k} {report.number(v)}" for k, v in result["ceilings"].items()),
+            "Ceilings of the same run: "
+            + ", ".join(
+                f"{k} {report.number(v)}" for k, v in result["ceilings"].items()
+            ),
         ]
-    lines += ["", f"Differences are from {REFERENCE}; rows in italics are quoted, not measured here."]
+    lines += [
+        "",
+        f"Differences are from {REFERENCE}; rows in italics are quoted, not measured "
+        f"here.",
+    ]
     for values in result["configs"]:
         config = Config(**values)
         for mode in MODES:
-            rows = [r for r in result["rows"] if (r["config"], r["mode"]) == (config.name, mode)]
-            quoted = [q for q in result["quoted"] if (q["config"], q["mode"]) == (config.name, mode)]
+            rows = [
+                r
+                for r in result["rows"]
+                if (r["config"], r["mode"]) == (config.name, mode)
+            ]
+            quoted = [
+                q
+                for q in result["quoted"]
+                if (q["config"], q["mode"]) == (config.name, mode)
+            ]
             if rows or quoted:
                 lines += ["", f"## {config.name} ({config}): {MODE[mode]}", ""]
-                lines.append(report.table(HEAD, [*map(_cells, rows), *(_quoted_cells(q, config) for q in quoted)]))
+                lines.append(
+                    report.table(
+                        HEAD,
+                        [
+                            *map(_cells, rows),
+                            *(_quoted_cells(q, config) for q in quoted),
+                        ],
+                    )
+                )
     return "\n".join([*lines, "", *(f"- {line}" for line in tail(result))])
 
 
 def tail(result: dict) -> list[str]:
     """Sources, warnings and everything that is not in the tables, with its reason."""
     lines = [
-        f"quoted: {q['entry']}, {q['config']}, {MODE[q['mode']]}: {q['ms']} ms ({q['source']}; {q['note']})"
+        f"quoted: {q['entry']}, {q['config']}, {MODE[q['mode']]}: {q['ms']} ms "
+        f"({q['source']}; {q['note']})"
         for q in result["quoted"]
     ]
     lines += [
-        f"WARNING: {r['entry']} ({r['config']}, {MODE[r['mode']]}) is {max(r['relative_difference'].values()):.0e} from the "
-        f"reference, more than {TOLERANCE[r['dtype']]}: another function, or precision lost"
+        f"WARNING: {r['entry']} ({r['config']}, {MODE[r['mode']]}) is "
+        f"{max(r['relative_difference'].values()):.0e} from the "
+        f"reference, more than {TOLERANCE[r['dtype']]}: another function, or precision "
+        f"lost"
         for r in result["rows"]
         if not r["same_function"]
     ]
-    times = {name: [r["ms"] for r in result["rows"] if r["entry"] == name] for name in {r["entry"] for r in result["rows"]}}
-    return lines + sorted(report.disturbed_lines(times)) + [left_out_line(item) for item in result["left_out"]]
+    times = {
+        name: [r["ms"] for r in result["rows"] if r["entry"] == name]
+        for name in {r["entry"] for r in result["rows"]}
+    }
+    return (
+        lines
+        + sorted(report.disturbed_lines(times))
+        + [left_out_line(item) for item in result["left_out"]]
+    )
 
 
 def left_out_line(item: dict) -> str:
@@ -84,22 +133,51 @@ def _cells(row: dict) -> list[str]:
 def _quoted_cells(quote: dict, config: Config) -> list[str]:
     number, ms = report.number, quote["ms"]
     per_step, tokens = 1e3 * ms / config.T, 1e3 * config.B * config.T / ms
-    cells = [f"{quote['entry']} (quoted)", number(ms), "-", "-", number(per_step), number(tokens)]
+    cells = [
+        f"{quote['entry']} (quoted)",
+        number(ms),
+        "-",
+        "-",
+        number(per_step),
+        number(tokens),
+    ]
     return [f"*{cell}*" for cell in cells] + ["-"] * (len(HEAD) - len(cells))
 
 
 def draw(result: dict, figure: Any) -> None:
-    """us a step: a row of panels for each configuration that has numbers, a panel for each mode; what is quoted is hatched."""
+    """us a step: a row of panels for each configuration that has numbers, a panel
+    for each mode; what is quoted is hatched.
+    """
     configs = _pictured(result)
     grid = figure.subplots(len(configs), len(MODES), squeeze=False)
     for config, panels in zip(configs, grid, strict=True):
         for axes, mode in zip(panels, MODES, strict=True):
-            rows = [r for r in result["rows"] if (r["config"], r["mode"]) == (config.name, mode)]
-            quoted = [q for q in result["quoted"] if (q["config"], q["mode"]) == (config.name, mode)]
-            bars = [(r["entry"], r["us_per_step"], _colour(r["entry"]), None) for r in rows]
-            bars += [(f"{q['entry']} (quoted)", 1e3 * q["ms"] / config.T, "white", "//") for q in quoted]
+            rows = [
+                r
+                for r in result["rows"]
+                if (r["config"], r["mode"]) == (config.name, mode)
+            ]
+            quoted = [
+                q
+                for q in result["quoted"]
+                if (q["config"], q["mode"]) == (config.name, mode)
+            ]
+            bars = [
+                (r["entry"], r["us_per_step"], _colour(r["entry"]), None) for r in rows
+            ]
+            bars += [
+                (f"{q['entry']} (quoted)", 1e3 * q["ms"] / config.T, "white", "//")
+                for q in quoted
+            ]
             for place, (_, value, colour, hatch) in enumerate(bars):
-                bar = axes.barh(place, value, 0.8, color=colour, hatch=hatch, edgecolor="black" if hatch else colour)
+                bar = axes.barh(
+                    place,
+                    value,
+                    0.8,
+                    color=colour,
+                    hatch=hatch,
+                    edgecolor="black" if hatch else colour,
+                )
                 axes.bar_label(bar, [report.number(value)], fontsize=7, padding=2)
             axes.set_yticks(range(len(bars)), [name for name, *_ in bars], fontsize=7)
             axes.invert_yaxis()
@@ -107,7 +185,9 @@ def draw(result: dict, figure: Any) -> None:
             axes.spines[["top", "right"]].set_visible(False)
             axes.set_title(f"{config.name} ({config}): {MODE[mode]}", fontsize=9)
             axes.set_xlabel("us per step", fontsize=8)
-    figure.suptitle(f"On the accelerator, less is better\n{host.where(result['machine'])}")
+    figure.suptitle(
+        f"On the accelerator, less is better\n{host.where(result['machine'])}"
+    )
 
 
 def _pictured(result: dict) -> list[Config]:
@@ -128,6 +208,8 @@ def _colour(name: str) -> str:
 
 
 def quoted_for(configs: list[Config]) -> list[dict]:
-    """The published figures of configurations that are here in the size that was published."""
+    """The published figures of configurations that are here in the size that was
+    published.
+    """
     names = {c.name for c in configs}
     return [quote for quote in QUOTED if quote["config"] in names]

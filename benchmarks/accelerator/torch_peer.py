@@ -1,4 +1,6 @@
-"""torch's cuDNN LSTM beside JAX on one GPU, on the same numbers, handed over without a copy to the host."""
+"""torch's cuDNN LSTM beside JAX on one GPU, on the same numbers, handed over without
+a copy to the host.
+"""
 
 from __future__ import annotations
 
@@ -15,21 +17,31 @@ from .workload import BF16, Config, Data, Entry
 
 
 def programs(config: Config, entry: Entry, data: Data) -> dict[str, Program]:
-    """``forward`` without a graph; ``train`` with gradients of weights and inputs. ``TF32`` by the entry's precision."""
+    """``forward`` without a graph; ``train`` with gradients of weights and inputs.
+    ``TF32`` by the entry's precision.
+    """
     torch = require("torch")
     tf32 = entry.precision != "highest"
     device = torch_device(torch)
-    layer = torch.nn.LSTM(config.H, config.H).to(device, torch.bfloat16 if entry.dtype == BF16 else torch.float32)
+    layer = torch.nn.LSTM(config.H, config.H).to(
+        device, torch.bfloat16 if entry.dtype == BF16 else torch.float32
+    )
     with torch.no_grad():
         for name, value in torch_weights("LSTM", data.weights).items():
-            getattr(layer, f"{name}_l0").copy_(torch.from_dlpack(jax.block_until_ready(value)))
+            getattr(layer, f"{name}_l0").copy_(
+                torch.from_dlpack(jax.block_until_ready(value))
+            )
     layer.flatten_parameters()
-    xs, cotangent = (torch.from_dlpack(jax.block_until_ready(a)) for a in (data.xs, data.cotangent))
+    xs, cotangent = (
+        torch.from_dlpack(jax.block_until_ready(a)) for a in (data.xs, data.cotangent)
+    )
     trained = xs.detach().clone().requires_grad_(True)
 
     def called(function):
         def run():
-            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = (
+                tf32
+            )
             result = function()
             if device == "cuda":
                 torch.cuda.synchronize()
@@ -56,8 +68,15 @@ def parts(mode: str, result: Any) -> dict[str, Any]:
     if mode == "forward":
         return {"outputs": _to_jax(result)}
     _, layer, input_gradient = result
-    of = {name.removesuffix("_l0"): _to_jax(p.grad) for name, p in layer.named_parameters()}
-    weights = {"input_kernel": of["weight_ih"].T, "recurrent_kernel": of["weight_hh"].T, "bias": of["bias_ih"]}
+    of = {
+        name.removesuffix("_l0"): _to_jax(p.grad)
+        for name, p in layer.named_parameters()
+    }
+    weights = {
+        "input_kernel": of["weight_ih"].T,
+        "recurrent_kernel": of["weight_hh"].T,
+        "bias": of["bias_ih"],
+    }
     return {"weight_gradient": weights, "input_gradient": _to_jax(input_gradient)}
 
 

@@ -1,4 +1,6 @@
-"""What `benchmarks.accelerator` measures: configurations in order of importance, who takes part, and published figures."""
+"""What `benchmarks.accelerator` measures: configurations in order of importance, who
+takes part, and published figures.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ COMMAND_BUFFERS = {  # what XLA has by default, and loops; a graph however small
 
 
 class Config(NamedTuple):
-    """One layer over one batch: B sequences, T steps, H units and as many input features."""
+    """One layer over one batch: B sequences, T steps, H units and as many input
+    features.
+    """
 
     name: str
     kind: str
@@ -39,12 +43,16 @@ class Config(NamedTuple):
         return f"{self.kind}, B {self.B:,}, T {self.T:,}, H {self.H:,}"
 
     def flops(self, mode: str) -> float:
-        """Of the matmuls, once: 16 B H^2 a step forwards, three times that for training; none in the linear recurrence."""
+        """Of the matmuls, once: 16 B H^2 a step forwards, three times that for
+        training; none in the linear recurrence.
+        """
         once = Work(LSTM, Shape(self.B, self.T, self.H, self.H)).flops(mode)
         return once if self.kind == LSTM else 0.0
 
     def bytes(self, mode: str, dtype: str) -> float:
-        """What any implementation must move, once: inputs, weights and cotangents in; outputs, and gradients, out."""
+        """What any implementation must move, once: inputs, weights and cotangents
+        in; outputs, and gradients, out.
+        """
         arrays = 2 if self.kind == LINEAR else 1  # a and b, or x
         weights = 0 if self.kind == LINEAR else 4 * self.H * (2 * self.H + 1)
         rows = arrays + 1 if mode == "forward" else 2 * (arrays + 1)
@@ -61,14 +69,28 @@ CONFIGS = (
     Config("long", LSTM, 1, 65536, 128),
     Config("linear-64k", LINEAR, 8, 65536, 1536),
 )
-QUICK = (Config("flashrnn", LSTM, 2, 12, 16), Config("linear-16k", LINEAR, 2, 33, 8))  # stands in for what has that name
+QUICK = (
+    Config("flashrnn", LSTM, 2, 12, 16),
+    Config("linear-16k", LINEAR, 2, 33, 8),
+)  # stands in for what has that name
 
 _FLASHRNN = "NX-AI/flashrnn, head_dim--lstm.svg, Nov 2024, GPU not stated"
 QUOTED = [
-    {"config": "flashrnn", "entry": entry, "mode": mode, "ms": ms, "source": _FLASHRNN, "note": note}
+    {
+        "config": "flashrnn",
+        "entry": entry,
+        "mode": mode,
+        "ms": ms,
+        "source": _FLASHRNN,
+        "note": note,
+    }
     for entry, note, times in (
         ("FlashRNN fused", "bfloat16, without the input projection", (4.87, 13.61)),
-        ("torch nn.LSTM (cuDNN)", "dtype not stated, with the input projection", (2.01, 5.19)),
+        (
+            "torch nn.LSTM (cuDNN)",
+            "dtype not stated, with the input projection",
+            (2.01, 5.19),
+        ),
     )
     for mode, ms in zip(("forward", "train"), times, strict=True)
 ] + [
@@ -86,8 +108,9 @@ QUOTED = [
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """Who takes part: ``build(config, dtype)`` gives ``(forward, mapping)``, a function of weights and inputs and how our
-    weights become its own, or raises `LeftOut`. A ``runner`` brings its programs along, as torch does.
+    """Who takes part: ``build(config, dtype)`` gives ``(forward, mapping)``, a function
+    of weights and inputs and how our weights become its own, or raises `LeftOut`. A
+    ``runner`` brings its programs along, as torch does.
     """
 
     name: str
@@ -104,12 +127,16 @@ class Entry:
 
     @property
     def risky(self) -> bool:
-        """Whether it may kill or hang the process: kernels, and options that XLA has off. Compiled last, by itself."""
+        """Whether it may kill or hang the process: kernels, and options that XLA has
+        off. Compiled last, by itself.
+        """
         return self.options is not None or "Fused" in self.name
 
 
 def engine(name: str, *args: Any, **options: Any) -> Any:
-    """An engine of jaxrnn's by name, or `LeftOut` where this jaxrnn has none of that name."""
+    """An engine of jaxrnn's by name, or `LeftOut` where this jaxrnn has none of that
+    name.
+    """
     made = getattr(jaxrnn, name, None)
     if made is None:
         raise LeftOut(f"not here: this jaxrnn has no {name}()")
@@ -127,7 +154,9 @@ def _naive(config: Config, dtype: str):
 def _unrolled(name: str, *args: Any, **options: Any):
     def build(config: Config, dtype: str):
         chosen, cell = engine(name, *args, **options), jaxrnn.LSTM(config.H)
-        return lambda weights, xs: jaxrnn.unroll(cell, weights, xs, engine=chosen)[1], _same
+        return lambda weights, xs: jaxrnn.unroll(cell, weights, xs, engine=chosen)[
+            1
+        ], _same
 
     return build
 
@@ -136,14 +165,21 @@ def _flax(config: Config, dtype: str):
     nn = require("flax.linen")
     cell = nn.OptimizedLSTMCell(config.H, dtype=dtype, param_dtype=dtype)
     layer = nn.RNN(cell, time_major=True)
-    return layer.apply, jax_libraries.flax(Work(LSTM, Shape(config.B, config.T, config.H, config.H)), True).mapping
+    return layer.apply, jax_libraries.flax(
+        Work(LSTM, Shape(config.B, config.T, config.H, config.H)), True
+    ).mapping
 
 
 def _torch(config: Config, dtype: str):
     if jax.default_backend() != "gpu":
-        raise LeftOut(f"torch's cuDNN is measured on GPUs, and this is a {jax.default_backend()}")
+        raise LeftOut(
+            f"torch's cuDNN is measured on GPUs, and this is a {jax.default_backend()}"
+        )
     if not require("torch").cuda.is_available():
-        raise LeftOut("torch as installed has no CUDA: a build with CUDA for this driver is needed")
+        raise LeftOut(
+            "torch as installed has no CUDA: a build with CUDA for this driver is "
+            "needed"
+        )
     return _same, _same  # see accelerator_torch
 
 
@@ -164,7 +200,9 @@ class Pair(jaxrnn.LinearCell):
 
 
 def _linear(name: str, *args: Any, **options: Any):
-    """The engine alone, for `jaxrnn.unroll` takes one array, and two side by side would have to be taken apart."""
+    """The engine alone, for `jaxrnn.unroll` takes one array, and two side by side
+    would have to be taken apart.
+    """
 
     def build(config: Config, dtype: str):
         chosen, cell = engine(name, *args, **options), Pair(config.H)
@@ -212,7 +250,9 @@ ENTRIES = (  # by importance: where time runs out, the last are left out
     Entry(f"{NAIVE}, command buffers", LSTM, F32, _naive, COMMAND_BUFFERS),
     Entry("jaxrnn Fused (highest)", LSTM, F32, _unrolled("Fused"), precision="highest"),
     Entry("jaxrnn CuDNN (highest)", LSTM, F32, _unrolled("CuDNN", "highest")),
-    Entry("torch cuDNN (highest)", LSTM, F32, _torch, precision="highest", runner="torch"),
+    Entry(
+        "torch cuDNN (highest)", LSTM, F32, _torch, precision="highest", runner="torch"
+    ),
     Entry(f"{SCAN}, command buffers", LSTM, BF16, _unrolled("Scan"), COMMAND_BUFFERS),
     Entry("flax", LSTM, BF16, _flax),
     Entry(LINEAR_SCAN, LINEAR, F32, _linear_scan),
@@ -221,13 +261,21 @@ ENTRIES = (  # by importance: where time runs out, the last are left out
     Entry("jaxrnn Associative", LINEAR, F32, _linear("Associative")),
     Entry("associative_scan", LINEAR, F32, _associative_scan),
     Entry(f"{SCAN} step by step", LINEAR, F32, _linear("Scan", residuals="gates")),
-    Entry(f"{SCAN} step by step, command buffers", LINEAR, F32, _linear("Scan", residuals="gates"), COMMAND_BUFFERS),
+    Entry(
+        f"{SCAN} step by step, command buffers",
+        LINEAR,
+        F32,
+        _linear("Scan", residuals="gates"),
+        COMMAND_BUFFERS,
+    ),
 )
 BASELINE = {LSTM: f"{NAIVE} f32", LINEAR: f"{LINEAR_SCAN} f32"}
 
 
 class Data(NamedTuple):
-    """Weights in jaxrnn's layout, inputs and the cotangent of the outputs, float32, on the device."""
+    """Weights in jaxrnn's layout, inputs and the cotangent of the outputs, float32,
+    on the device.
+    """
 
     weights: Any
     xs: Any
@@ -238,13 +286,24 @@ class Data(NamedTuple):
 
 
 def draw(config: Config) -> Data:
-    """Random everything, made on the device; the recurrence's factors lie in [0.5, 1)."""
+    """Random everything, made on the device; the recurrence's factors lie in [0.5,
+    1).
+    """
     first, second, third = jax.random.split(jax.random.key(0), 3)
     shape = (config.T, config.B, config.H)
     cotangent = jax.random.normal(third, shape)
     if config.kind == LINEAR:
-        return Data({}, (jax.random.uniform(first, shape, minval=0.5), jax.random.normal(second, shape)), cotangent)
-    weights = jax.tree.map(jnp.asarray, Work(LSTM, Shape(config.B, config.T, config.H, config.H)).weights)
+        return Data(
+            {},
+            (
+                jax.random.uniform(first, shape, minval=0.5),
+                jax.random.normal(second, shape),
+            ),
+            cotangent,
+        )
+    weights = jax.tree.map(
+        jnp.asarray, Work(LSTM, Shape(config.B, config.T, config.H, config.H)).weights
+    )
     return Data(weights, jax.random.normal(first, shape), cotangent)
 
 
@@ -254,4 +313,6 @@ def entries_of(config: Config) -> list[Entry]:
 
 @functools.cache
 def config_named(name: str, quick: bool) -> Config:
-    return next(config for config in (QUICK if quick else CONFIGS) if config.name == name)
+    return next(
+        config for config in (QUICK if quick else CONFIGS) if config.name == name
+    )

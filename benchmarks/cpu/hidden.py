@@ -1,11 +1,15 @@
-"""Steps that a researcher writes and that a backward pass of its own may serve badly: time and memory beside ``jax.lax.scan``.
+"""Steps that a researcher writes and that a backward pass of its own may serve badly:
+time and memory beside ``jax.lax.scan``.
 
-    python -m benchmarks.cpu.hidden [--cells ring_buffer ...] [--entries default carries scan] [--rounds 15]
+    python -m benchmarks.cpu.hidden [--cells ring_buffer ...] [--entries default carries
+    scan] [--rounds 15]
 
-Each cell is written as its users would write it, on plain arrays. ``default`` is ``unroll`` as it comes; ``scan`` is
-``jax.lax.scan`` over the same step with the projection before the loop; other entries are engines. Times are of value and
-gradient with respect to params, first carry and inputs, or of the values alone where a row says ``forward``; all entries of a
-row are interleaved in one process. ``temp`` is what XLA allocates beside arguments and results.
+Each cell is written as its users would write it, on plain arrays. ``default`` is
+``unroll`` as it comes; ``scan`` is ``jax.lax.scan`` over the same step with the
+projection before the loop; other entries are engines. Times are of value and gradient
+with respect to params, first carry and inputs, or of the values alone where a row says
+``forward``; all entries of a row are interleaved in one process. ``temp`` is what XLA
+allocates beside arguments and results.
 """
 
 from __future__ import annotations
@@ -36,7 +40,9 @@ def normal(key, *shape, scale=1.0):
 
 @dataclasses.dataclass(frozen=True)
 class NewtonSchulz(Cell):
-    """Recurrent weights made orthogonal in the step, by iterations of Newton and Schulz."""
+    """Recurrent weights made orthogonal in the step, by iterations of Newton and
+    Schulz.
+    """
 
     hidden_size: int
     iterations: int = 3
@@ -44,7 +50,10 @@ class NewtonSchulz(Cell):
     def init(self, key, input_size):
         a, b = jax.random.split(key)
         H = self.hidden_size
-        return {"W": normal(a, input_size, H, scale=0.3), "U": normal(b, H, H, scale=0.5 * H**-0.5)}
+        return {
+            "W": normal(a, input_size, H, scale=0.3),
+            "U": normal(b, H, H, scale=0.5 * H**-0.5),
+        }
 
     def project(self, p, x):
         return x @ p["W"]
@@ -63,7 +72,9 @@ class TokenState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class OwnToken(Cell):
-    """The token that the last step chose is in the carry, and its embedding is looked up in the step."""
+    """The token that the last step chose is in the carry, and its embedding is
+    looked up in the step.
+    """
 
     hidden_size: int
     vocabulary: int
@@ -78,14 +89,19 @@ class OwnToken(Cell):
         }
 
     def initial_carry(self, params, batch_shape=(), dtype=None):
-        return TokenState(jnp.zeros((*batch_shape, self.hidden_size)), jnp.zeros(batch_shape, jnp.int32))
+        return TokenState(
+            jnp.zeros((*batch_shape, self.hidden_size)),
+            jnp.zeros(batch_shape, jnp.int32),
+        )
 
     def project(self, p, x):
         return x @ p["W"]
 
     def step(self, p, s, z):
         h = jnp.tanh(z + s.h @ p["U"] + p["embedding"][s.token])
-        return TokenState(h, (s.token * 31 + jnp.argmax(h, -1).astype(jnp.int32)) % self.vocabulary)
+        return TokenState(
+            h, (s.token * 31 + jnp.argmax(h, -1).astype(jnp.int32)) % self.vocabulary
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +143,10 @@ class Cayley(Cell):
     def init(self, key, input_size):
         a, b = jax.random.split(key)
         H = self.hidden_size
-        return {"W": normal(a, input_size, H, scale=0.3), "A": normal(b, H, H, scale=H**-0.5)}
+        return {
+            "W": normal(a, input_size, H, scale=0.3),
+            "A": normal(b, H, H, scale=H**-0.5),
+        }
 
     def project(self, p, x):
         return x @ p["W"]
@@ -151,19 +170,35 @@ class GatedDelta(Cell):
     in_step: bool = False
 
     def init(self, key, input_size):
-        names = {"q": self.keys, "k": self.keys, "v": self.values, "beta": 1, "decay": 1}
+        names = {
+            "q": self.keys,
+            "k": self.keys,
+            "v": self.values,
+            "beta": 1,
+            "decay": 1,
+        }
         keys = jax.random.split(key, len(names))
         return {
-            n: normal(k, input_size, size, scale=input_size**-0.5) for k, (n, size) in zip(keys, names.items(), strict=True)
+            n: normal(k, input_size, size, scale=input_size**-0.5)
+            for k, (n, size) in zip(keys, names.items(), strict=True)
         }
 
     def initial_carry(self, params, batch_shape=(), dtype=None):
-        return DeltaState(jnp.zeros((*batch_shape, self.values)), jnp.zeros((*batch_shape, self.keys, self.values)))
+        return DeltaState(
+            jnp.zeros((*batch_shape, self.values)),
+            jnp.zeros((*batch_shape, self.keys, self.values)),
+        )
 
     def terms(self, p, x):
         k = x @ p["k"]
         k = k / jnp.sqrt(jnp.square(k).sum(-1, keepdims=True) + 1e-6)
-        return x @ p["q"], k, x @ p["v"], jax.nn.sigmoid(x @ p["beta"]), jax.nn.sigmoid(x @ p["decay"] + 2)
+        return (
+            x @ p["q"],
+            k,
+            x @ p["v"],
+            jax.nn.sigmoid(x @ p["beta"]),
+            jax.nn.sigmoid(x @ p["decay"] + 2),
+        )
 
     def project(self, p, x):
         return x if self.in_step else self.terms(p, x)
@@ -201,7 +236,9 @@ class RingBuffer(Cell):
     def initial_carry(self, params, batch_shape=(), dtype=None):
         H = self.hidden_size
         return RingState(
-            jnp.zeros((*batch_shape, H)), jnp.zeros((*batch_shape, self.rows, H)), jnp.zeros(batch_shape, jnp.int32)
+            jnp.zeros((*batch_shape, H)),
+            jnp.zeros((*batch_shape, self.rows, H)),
+            jnp.zeros(batch_shape, jnp.int32),
         )
 
     def project(self, p, x):
@@ -251,7 +288,11 @@ class MaskedPlain(Cell):
     def init(self, key, input_size):
         a, b = jax.random.split(key)
         H = self.hidden_size
-        return {"W": normal(a, input_size, H, scale=0.3), "U": normal(b, H, H, scale=H**-0.5), "b": jnp.zeros((H,))}
+        return {
+            "W": normal(a, input_size, H, scale=0.3),
+            "U": normal(b, H, H, scale=H**-0.5),
+            "b": jnp.zeros((H,)),
+        }
 
     def step(self, p, h, x):
         return jnp.tanh(x @ p["W"] + h @ p["U"] + p["b"])
@@ -293,7 +334,9 @@ ROWS: dict[str, Row] = {
 
 
 def by_scan(cell: Cell, params: Any, xs: Any, carry: Any) -> tuple[Any, Any]:
-    """``jax.lax.scan`` over the cell's step, as one would write it without this library."""
+    """``jax.lax.scan`` over the cell's step, as one would write it without this
+    library.
+    """
     zs = cell.project(params, xs)
 
     def step(carry, now):
@@ -306,7 +349,11 @@ def by_scan(cell: Cell, params: Any, xs: Any, carry: Any) -> tuple[Any, Any]:
 
 def program(name: str, row: Row) -> Callable:
     """Values, or value and gradient, of a weighted sum of outputs and last carry."""
-    engine = None if name in ENTRIES else eval(name, {"Scan": jaxrnn.Scan, "Checkpoint": jaxrnn.Checkpoint})
+    engine = (
+        None
+        if name in ENTRIES
+        else eval(name, {"Scan": jaxrnn.Scan, "Checkpoint": jaxrnn.Checkpoint})
+    )
 
     def run(params, xs, carry, weights):
         if name == "scan":
@@ -315,7 +362,11 @@ def program(name: str, row: Row) -> Callable:
             last, ys = jaxrnn.unroll(row.cell, params, xs, carry, engine=engine)
         if row.forward:
             return last, ys
-        real = [leaf.sum() for leaf in jax.tree.leaves(last) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+        real = [
+            leaf.sum()
+            for leaf in jax.tree.leaves(last)
+            if jnp.issubdtype(leaf.dtype, jnp.inexact)
+        ]
         return (ys * weights).sum() + sum(real)
 
     return run if row.forward else jax.value_and_grad(run, (0, 1, 2), allow_int=True)
@@ -329,17 +380,29 @@ def measure(name: str, row: Row, entries: list[str], rounds: int) -> list[dict]:
     carry = row.cell.initial_carry(params, row.shape[1:-1])
     like = jax.eval_shape(lambda *a: by_scan(row.cell, *a)[1], params, xs, carry)
     args = params, xs, carry, jnp.asarray(random.normal(size=like.shape), jnp.float32)
-    compiled = {entry: jax.jit(program(entry, row)).lower(*args).compile() for entry in entries}
+    compiled = {
+        entry: jax.jit(program(entry, row)).lower(*args).compile() for entry in entries
+    }
     want = jax.tree.leaves(compiled["scan"](*args)) if "scan" in compiled else None
-    runs = {entry: (lambda c=c: jax.block_until_ready(c(*args))) for entry, c in compiled.items()}
+    runs = {
+        entry: (lambda c=c: jax.block_until_ready(c(*args)))
+        for entry, c in compiled.items()
+    }
     times = interleave(runs, rounds)
     rows = []
     for entry, seconds in times.items():
         found = jax.tree.leaves(compiled[entry](*args))
         difference = None
         if want is not None:
-            pairs = [(a, b) for a, b in zip(found, want, strict=True) if jnp.issubdtype(a.dtype, jnp.floating)]
-            difference = max(float(jnp.abs(a - b).max() / (jnp.abs(b).max() + 1e-30)) for a, b in pairs)
+            pairs = [
+                (a, b)
+                for a, b in zip(found, want, strict=True)
+                if jnp.issubdtype(a.dtype, jnp.floating)
+            ]
+            difference = max(
+                float(jnp.abs(a - b).max() / (jnp.abs(b).max() + 1e-30))
+                for a, b in pairs
+            )
         rows.append(
             {
                 "row": name,
@@ -355,10 +418,22 @@ def measure(name: str, row: Row, entries: list[str], rounds: int) -> list[dict]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser("benchmarks.cpu.hidden", description=__doc__.splitlines()[0])
-    parser.add_argument("--cells", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="CELL", help=", ".join(ROWS))
+    parser = argparse.ArgumentParser(
+        "benchmarks.cpu.hidden", description=__doc__.splitlines()[0]
+    )
     parser.add_argument(
-        "--entries", nargs="+", default=list(ENTRIES), help="default, scan, or engines such as 'Scan(window=8)'"
+        "--cells",
+        nargs="+",
+        choices=list(ROWS),
+        default=list(ROWS),
+        metavar="CELL",
+        help=", ".join(ROWS),
+    )
+    parser.add_argument(
+        "--entries",
+        nargs="+",
+        default=list(ENTRIES),
+        help="default, scan, or engines such as 'Scan(window=8)'",
     )
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out", help="write JSON here")
@@ -369,9 +444,12 @@ def main(argv: list[str] | None = None) -> None:
         base = next((r for r in rows if r["entry"] == "scan"), rows[0])
         for r in rows:
             print(
-                f"{name:26} {r['entry']:28} {r['ms']['median']:9.3f} ms (min {r['ms']['min']:9.3f})"
-                f" x{r['ms']['median'] / base['ms']['median']:5.2f}  {r['temp_bytes'] / 1e6:9.3f} MB"
-                f" x{r['temp_bytes'] / max(base['temp_bytes'], 1):6.2f}  diff {r['relative_difference']:.1e}",
+                f"{name:26} {r['entry']:28} {r['ms']['median']:9.3f} ms (min "
+                f"{r['ms']['min']:9.3f})"
+                f" x{r['ms']['median'] / base['ms']['median']:5.2f}  "
+                f"{r['temp_bytes'] / 1e6:9.3f} MB"
+                f" x{r['temp_bytes'] / max(base['temp_bytes'], 1):6.2f}  diff "
+                f"{r['relative_difference']:.1e}",
                 flush=True,
             )
         found += rows

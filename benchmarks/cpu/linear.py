@@ -1,17 +1,22 @@
-"""Linear recurrences: step by step, in parallel, in parallel chunks, and as others write them, interleaved in one process.
+"""Linear recurrences: step by step, in parallel, in parallel chunks, and as others
+write them, interleaved in one process.
 
-    python -m benchmarks.cpu.linear [--quick] [--cells MinGRU LRU ...] [--shapes T,B,D ...] [--rounds N]
+    python -m benchmarks.cpu.linear [--quick] [--cells MinGRU LRU ...] [--shapes T,B,D
+    ...] [--rounds N]
 
-Two parts, float32. *Recurrence*: s_t = a_t s_{t-1} + b_t alone, a and b given. *Cells*: a whole layer, projections and all,
-with as many features as units. `forward` computes the states or outputs, `train` also the gradients of a fixed random
-projection of them with respect to everything. Every answer is held against `lax.scan`; the largest relative difference stands
-beside the times. Bytes are those that any implementation must move: what comes in and what goes out, once; their share is of
-what copying a large array reached in the same run. Beside ours:
+Two parts, float32. *Recurrence*: s_t = a_t s_{t-1} + b_t alone, a and b given. *Cells*:
+a whole layer, projections and all, with as many features as units. `forward` computes
+the states or outputs, `train` also the gradients of a fixed random projection of them
+with respect to everything. Every answer is held against `lax.scan`; the largest
+relative difference stands beside the times. Bytes are those that any implementation
+must move: what comes in and what goes out, once; their share is of what copying a large
+array reached in the same run. Beside ours:
 
-    lax.scan        the recurrence as one writes it in JAX, factors made before the loop, JAX's own derivative
-    associative     jax.lax.associative_scan used directly, JAX's own derivative
-    heinsen         two cumulative sums in the log domain (Heinsen 2023, arXiv:2311.06281); positive a and b only
-    griffin         the RG-LRU with Griffin's formula a = exp(-8 r softplus(p)), in a lax.scan
+    lax.scan        the recurrence as one writes it in JAX, factors made before the
+    loop, JAX's own derivative associative     jax.lax.associative_scan used directly,
+    JAX's own derivative heinsen         two cumulative sums in the log domain (Heinsen
+    2023, arXiv:2311.06281); positive a and b only griffin         the RG-LRU with
+    Griffin's formula a = exp(-8 r softplus(p)), in a lax.scan
 """
 
 from __future__ import annotations
@@ -37,7 +42,8 @@ GRID = ("512,16,128", "4096,8,256", "16384,1,128", "65536,1,16")
 QUICK = ("512,4,32",)
 MODES = ("forward", "train")
 RECURRENCE = "recurrence"
-# accelerated-scan's README, an unnamed NVIDIA GPU, (8, 1536, T), forward, milliseconds: to stand beside a GPU's figures
+# accelerated-scan's README, an unnamed NVIDIA GPU, (8, 1536, T), forward, milliseconds:
+# to stand beside a GPU's figures
 ACCELERATED_SCAN = {1024: 0.18, 16384: 2.82, 65536: 11.3}
 ENGINES = {
     "default": None,
@@ -95,24 +101,45 @@ class Work(NamedTuple):
         return Size(*self.xs.shape[:2], self.cell.hidden_size)
 
     def bytes(self, mode: str) -> int:
-        """What must be moved: inputs and outputs; training reads the cotangent of ys and writes that of xs too."""
+        """What must be moved: inputs and outputs; training reads the cotangent of ys
+        and writes that of xs too.
+        """
         through = self.xs.nbytes + 4 * self.ys_size
-        return through if mode == "forward" else through + 4 * self.ys_size + self.xs.nbytes
+        return (
+            through
+            if mode == "forward"
+            else through + 4 * self.ys_size + self.xs.nbytes
+        )
 
 
 def make_work(name: str, shape: Size) -> Work:
-    """Random parameters and inputs; the recurrence's factors lie in [0.5, 1), its drive is positive."""
+    """Random parameters and inputs; the recurrence's factors lie in [0.5, 1), its
+    drive is positive.
+    """
     k_params, k_xs, k_more = jax.random.split(jax.random.key(0), 3)
     T, B, D = shape
     if name == RECURRENCE:
         a = jax.random.uniform(k_xs, (T, B, D), minval=0.5, maxval=0.999)
         b = jax.random.uniform(k_more, (T, B, D), minval=0.01)
-        return Work(name, Given(D), Given(D).init(k_params, D), jnp.concatenate([a, b], -1), T * B * D)
+        return Work(
+            name,
+            Given(D),
+            Given(D).init(k_params, D),
+            jnp.concatenate([a, b], -1),
+            T * B * D,
+        )
     cell = getattr(jaxrnn, name)(D)
-    return Work(name, cell, cell.init(k_params, D), jax.random.normal(k_xs, (T, B, D)), T * B * D)
+    return Work(
+        name,
+        cell,
+        cell.init(k_params, D),
+        jax.random.normal(k_xs, (T, B, D)),
+        T * B * D,
+    )
 
 
-# ------------------------------------------------------------------------------------------------------------- who takes part
+# --------------------------------------------------------------------------------------
+# who takes part
 
 
 def by_engine(engine: Any) -> Callable:
@@ -140,7 +167,9 @@ def by_associative_scan(cell: Any, params: Any, xs: Any) -> Any:
     def joined(early, late):
         return late[0] * early[0], late[0] * early[1] + late[1]
 
-    return cell.output(params, jax.lax.associative_scan(joined, factors(cell, params, xs))[1], xs)
+    return cell.output(
+        params, jax.lax.associative_scan(joined, factors(cell, params, xs))[1], xs
+    )
 
 
 def by_heinsen(cell: Any, params: Any, xs: Any) -> Any:
@@ -157,8 +186,15 @@ def by_griffin(cell: Any, params: Any, xs: Any) -> Any:
     return scanned(a, jnp.sqrt(1 - a * a) * i * x)
 
 
-ENTRIES: dict[str, Callable] = {name: by_engine(engine) for name, engine in ENGINES.items()}
-ENTRIES |= {"lax.scan": by_scan, "associative": by_associative_scan, "heinsen": by_heinsen, "griffin": by_griffin}
+ENTRIES: dict[str, Callable] = {
+    name: by_engine(engine) for name, engine in ENGINES.items()
+}
+ENTRIES |= {
+    "lax.scan": by_scan,
+    "associative": by_associative_scan,
+    "heinsen": by_heinsen,
+    "griffin": by_griffin,
+}
 ONLY = {"heinsen": RECURRENCE, "griffin": "RGLRU"}
 
 
@@ -166,17 +202,25 @@ def program(work: Work, entry: str, mode: str) -> Callable:
     walk = ENTRIES[entry]
     if mode == "forward":
         return lambda params, xs, _: walk(work.cell, params, xs)
-    return jax.grad(lambda params, xs, weights: jnp.sum(walk(work.cell, params, xs) * weights), (0, 1))
+    return jax.grad(
+        lambda params, xs, weights: jnp.sum(walk(work.cell, params, xs) * weights),
+        (0, 1),
+    )
 
 
 def difference(actual: Any, expected: Any) -> float:
     """The largest difference of any leaf, relative to its largest number."""
     pairs = zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True)
-    return max(float(jnp.max(jnp.abs(a - b)) / jnp.maximum(jnp.max(jnp.abs(b)), 1e-30)) for a, b in pairs)
+    return max(
+        float(jnp.max(jnp.abs(a - b)) / jnp.maximum(jnp.max(jnp.abs(b)), 1e-30))
+        for a, b in pairs
+    )
 
 
 def copy_bandwidth(megabytes: int = 256, repeats: int = 8) -> float:
-    """Bytes read and written in a second by adding 1 to a large array: the best of ``repeats``."""
+    """Bytes read and written in a second by adding 1 to a large array: the best of
+    ``repeats``.
+    """
     x = jnp.zeros((megabytes * 250_000,), jnp.float32)
     add = jax.jit(lambda x: x + 1).lower(x).compile()
     jax.block_until_ready(add(x))
@@ -190,7 +234,10 @@ def copy_bandwidth(megabytes: int = 256, repeats: int = 8) -> float:
 
 def measure(work: Work, rounds: int) -> list[dict]:
     """Time all that apply, together; a row for each entry and mode."""
-    weights = jax.random.normal(jax.random.key(1), (*work.xs.shape[:2], work.ys_size // (work.size.T * work.size.B)))
+    weights = jax.random.normal(
+        jax.random.key(1),
+        (*work.xs.shape[:2], work.ys_size // (work.size.T * work.size.B)),
+    )
     names = [name for name in ENTRIES if ONLY.get(name, work.name) == work.name]
     args = (work.params, work.xs, weights)
     off, made = {}, {}
@@ -207,16 +254,21 @@ def measure(work: Work, rounds: int) -> list[dict]:
             "entry": name,
             "mode": mode,
             "ms": statistics(seconds, 1e3),
-            "gigabytes_per_second": work.bytes(mode) / statistics(seconds)["median"] / 1e9,
+            "gigabytes_per_second": work.bytes(mode)
+            / statistics(seconds)["median"]
+            / 1e9,
             "temporary_bytes": made[name, mode].temporary_bytes,
             "compile_seconds": made[name, mode].compile_seconds,
             "relative_difference": off[name, mode],
         }
-        for (name, mode), seconds in interleave({key: each.run for key, each in made.items()}, rounds).items()
+        for (name, mode), seconds in interleave(
+            {key: each.run for key, each in made.items()}, rounds
+        ).items()
     ]
 
 
-# ----------------------------------------------------------------------------------------------------------------- reporting
+# --------------------------------------------------------------------------------------
+# reporting
 
 
 def groups_of(rows: Iterable[dict]) -> list[tuple]:
@@ -224,33 +276,69 @@ def groups_of(rows: Iterable[dict]) -> list[tuple]:
 
 
 def verdicts(rows: list[dict]) -> list[str]:
-    """For every cell, shape and mode: the default against the best of ours, and against associative_scan used directly."""
+    """For every cell, shape and mode: the default against the best of ours, and
+    against associative_scan used directly.
+    """
     lines = []
     for group in groups_of(rows):
-        ms = {r["entry"]: r["ms"]["median"] for r in rows if (r["cell"], Size(**r["shape"]), r["mode"]) == group}
+        ms = {
+            r["entry"]: r["ms"]["median"]
+            for r in rows
+            if (r["cell"], Size(**r["shape"]), r["mode"]) == group
+        }
         best = min((name for name in ENGINES if name != "default"), key=ms.__getitem__)
         cell, shape, mode = group
         lines.append(
-            f"{cell}, {shape}, {mode}: default {ms['default'] / ms[best]:.2f} times the best of ours ({best}), "
-            f"{ms['associative'] / ms['default']:.2f} times as fast as jax.lax.associative_scan"
+            f"{cell}, {shape}, {mode}: default {ms['default'] / ms[best]:.2f} times "
+            f"the best of ours ({best}), "
+            f"{ms['associative'] / ms['default']:.2f} times as fast as "
+            f"jax.lax.associative_scan"
         )
     return lines
 
 
 def markdown(result: dict) -> str:
     """A table for each cell, shape and mode, and the verdicts."""
-    head = ["entry", "ms (median)", "quartiles", "GB/s", "of copying", "temporaries, MB", "compile s", "difference"]
+    head = [
+        "entry",
+        "ms (median)",
+        "quartiles",
+        "GB/s",
+        "of copying",
+        "temporaries, MB",
+        "compile s",
+        "difference",
+    ]
     number, rows = report.number, result["rows"]
     lines = [f"# Linear recurrences: {report.machine.where(result['machine'])}", ""]
-    lines.append(f"`{result['command']}`, {result['rounds']} rounds. Copying: {result['copy_gigabytes_per_second']:.1f} GB/s.")
+    lines.append(
+        f"`{result['command']}`, {result['rounds']} rounds. Copying: "
+        f"{result['copy_gigabytes_per_second']:.1f} GB/s."
+    )
     for group in groups_of(rows):
         cell, shape, mode = group
-        lines += ["", f"## {cell}, {shape}: {'forward' if mode == 'forward' else 'forward and backward'}", ""]
+        lines += [
+            "",
+            f"## {cell}, {shape}: "
+            f"{'forward' if mode == 'forward' else 'forward and backward'}",
+            "",
+        ]
         these = [r for r in rows if (r["cell"], Size(**r["shape"]), r["mode"]) == group]
         lines.append(report.table(head, [_cells(r, result, number) for r in these]))
-        if cell == RECURRENCE and mode == "forward" and result["machine"]["backend"] == "gpu" and shape.T in ACCELERATED_SCAN:
-            lines.append(f"\naccelerated-scan publishes {ACCELERATED_SCAN[shape.T]} ms for (8, 1536, {shape.T}).")
-    times = {name: [r["ms"] for r in rows if r["entry"] == name] for name in dict.fromkeys(r["entry"] for r in rows)}
+        if (
+            cell == RECURRENCE
+            and mode == "forward"
+            and result["machine"]["backend"] == "gpu"
+            and shape.T in ACCELERATED_SCAN
+        ):
+            lines.append(
+                f"\naccelerated-scan publishes {ACCELERATED_SCAN[shape.T]} ms for (8, "
+                f"1536, {shape.T})."
+            )
+    times = {
+        name: [r["ms"] for r in rows if r["entry"] == name]
+        for name in dict.fromkeys(r["entry"] for r in rows)
+    }
     tail = [*verdicts(rows), *report.disturbed_lines(times)]
     return "\n".join([*lines, "", *(f"- {line}" for line in tail)])
 
@@ -270,33 +358,63 @@ def _cells(row: dict, result: dict, number: Any) -> list[str]:
 
 
 def draw(result: dict, figure: Any) -> None:
-    """How many times as fast as jax.lax.associative_scan used directly: a panel for each mode, a group for each work."""
+    """How many times as fast as jax.lax.associative_scan used directly: a panel for
+    each mode, a group for each work.
+    """
     rows = result["rows"]
     for axes, mode in zip(figure.subplots(2, 1), reversed(MODES), strict=True):
         groups = [g for g in groups_of(rows) if g[2] == mode]
-        ms = {(r["cell"], Size(**r["shape"]), r["mode"], r["entry"]): r["ms"]["median"] for r in rows}
+        ms = {
+            (r["cell"], Size(**r["shape"]), r["mode"], r["entry"]): r["ms"]["median"]
+            for r in rows
+        }
         names = ["default", "chunked", "whole", "lax.scan"]
-        series = {name: [ms[*g, "associative"] / ms[*g, name] for g in groups] for name in names}
-        palette = dict(zip(names, (*report.COLOURS["ours"][:3], report.COLOURS["baseline"][0]), strict=True))
-        report.grouped_bars(axes, [f"{c}\nT {s.T}\nB {s.B} D {s.D}" for c, s, _ in groups], series, palette)
+        series = {
+            name: [ms[*g, "associative"] / ms[*g, name] for g in groups]
+            for name in names
+        }
+        palette = dict(
+            zip(
+                names,
+                (*report.COLOURS["ours"][:3], report.COLOURS["baseline"][0]),
+                strict=True,
+            )
+        )
+        report.grouped_bars(
+            axes,
+            [f"{c}\nT {s.T}\nB {s.B} D {s.D}" for c, s, _ in groups],
+            series,
+            palette,
+        )
         axes.tick_params(axis="x", labelsize=6.5)
         axes.axhline(1, color="black", linewidth=1)
         axes.set_ylabel("times as fast as associative_scan")
         axes.set_title("forward and backward" if mode == "train" else "forward")
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8, frameon=False)
     where = report.machine.where(result["machine"])
-    figure.suptitle(f"Linear recurrences, float32, against jax.lax.associative_scan used directly\n{where}")
+    figure.suptitle(
+        f"Linear recurrences, float32, against jax.lax.associative_scan used "
+        f"directly\n{where}"
+    )
 
 
 def parse(argv: list[str] | None) -> Any:
     parser = Parser("linear", __doc__ or "", devices=False)
-    parser.add_argument("--cells", nargs="+", type=one_of((RECURRENCE, *CELLS), "cell"), metavar="CELL")
+    parser.add_argument(
+        "--cells", nargs="+", type=one_of((RECURRENCE, *CELLS), "cell"), metavar="CELL"
+    )
     parser.add_argument("--shapes", nargs="+", type=size, metavar="T,B,D")
-    parser.add_argument("--rounds", type=positive, help="interleaved samples of each (default: 9, quick: 3)")
+    parser.add_argument(
+        "--rounds",
+        type=positive,
+        help="interleaved samples of each (default: 9, quick: 3)",
+    )
     args = parser.parse_args(argv)
     args.rounds = args.rounds or (3 if args.quick else 9)
     args.shapes = args.shapes or list(map(size, QUICK if args.quick else GRID))
-    args.cells = args.cells or ((RECURRENCE, "MinGRU") if args.quick else (RECURRENCE, *CELLS))
+    args.cells = args.cells or (
+        (RECURRENCE, "MinGRU") if args.quick else (RECURRENCE, *CELLS)
+    )
     return args
 
 
@@ -304,14 +422,24 @@ def main(argv: list[str] | None = None) -> int:
     """Run, print, write; 0."""
     args = parse(argv)
     host.prepare(1)
-    result = report.content("linear", command("linear", argv), rounds=args.rounds, rows=[])
-    result["copy_gigabytes_per_second"] = copy_bandwidth(16 if args.quick else 256) / 1e9
+    result = report.content(
+        "linear", command("linear", argv), rounds=args.rounds, rows=[]
+    )
+    result["copy_gigabytes_per_second"] = (
+        copy_bandwidth(16 if args.quick else 256) / 1e9
+    )
     for name in args.cells:
         for shape in args.shapes:
             print(f"{name}, {shape}", file=sys.stderr, flush=True)
             result["rows"] += measure(make_work(name, shape), args.rounds)
     name = report.result_name("linear", args.out, args.quick)
-    report.write(name, result, markdown(result), lambda figure: draw(result, figure), size=(18, 9))
+    report.write(
+        name,
+        result,
+        markdown(result),
+        lambda figure: draw(result, figure),
+        size=(18, 9),
+    )
     return 0
 
 

@@ -1,14 +1,18 @@
-"""Memory of full backpropagation through time against the number of steps, for jaxrnn's engines, a naive scan and flax.
+"""Memory of full backpropagation through time against the number of steps, for jaxrnn's
+engines, a naive scan and flax.
 
-    python -m benchmarks.cpu.memory [--quick] [--entries jaxrnn jaxrnn-checkpoint "Scan(hoist=False)" ...]
-    python -m benchmarks.cpu.memory --million
+    python -m benchmarks.cpu.memory [--quick] [--entries jaxrnn jaxrnn-checkpoint
+    "Scan(hoist=False)" ...] python -m benchmarks.cpu.memory --million
 
-`temp` is what XLA says that the compiled gradient program (weights and input, float32) allocates beside its arguments and
-results (``memory_analysis().temp_size_in_bytes``); nothing is run for it. It stands in bytes and in units of T B H floats,
-which are what one stored state of every step costs. For one shape each program also runs once, in a process of its own,
-and `resident` is how far the process's peak resident memory (on a GPU: the device's peak) rose above what it held before
-the run, results included. ``--million`` does that, and only that, for an LSTM of 1,048,576 steps, B 1, I = H 128, and a loss
-of the last state alone: full BPTT over all steps whose outputs nobody stores.
+`temp` is what XLA says that the compiled gradient program (weights and input, float32)
+allocates beside its arguments and results (``memory_analysis().temp_size_in_bytes``);
+nothing is run for it. It stands in bytes and in units of T B H floats, which are what
+one stored state of every step costs. For one shape each program also runs once, in a
+process of its own, and `resident` is how far the process's peak resident memory (on a
+GPU: the device's peak) rose above what it held before the run, results included.
+``--million`` does that, and only that, for an LSTM of 1,048,576 steps, B 1, I = H 128,
+and a loss of the last state alone: full BPTT over all steps whose outputs nobody
+stores.
 """
 
 from __future__ import annotations
@@ -32,23 +36,65 @@ RESIDENT = {False: Shape(8, 8192, 64, 64), True: Shape(8, 1024, 64, 64)}
 MILLION = Shape(1, 1 << 20, 128, 128)
 OF_MILLION = ("jaxrnn", "Scan(residuals='carries')", "jaxrnn-checkpoint", "naive")
 QUICK = ("jaxrnn", "jaxrnn-checkpoint", "naive", "flax")
-DEFAULT = ("jaxrnn", "jaxrnn-checkpoint", "Scan(hoist=False)", "user-cell", "naive", "naive-hoisted", "flax")
+DEFAULT = (
+    "jaxrnn",
+    "jaxrnn-checkpoint",
+    "Scan(hoist=False)",
+    "user-cell",
+    "naive",
+    "naive-hoisted",
+    "flax",
+)
 
 
 def parse(argv: list[str] | None) -> Any:
     parser = Parser("memory", __doc__, devices=False)
-    parser.add_argument("--cell", type=one_of(CELLS, "cell"), default="LSTM", metavar="CELL", help=", ".join(CELLS))
-    parser.add_argument("--steps", nargs="+", type=positive, metavar="T", help="default: 256 to 8192")
-    entries = one_of([n for n in ENTRIES if n not in ("torch", "onnxruntime", "jaxrnn-sharded")], "entry", engine_named)
-    parser.add_argument("--entries", nargs="+", type=entries, metavar="ENTRY", help="or an engine such as 'Scan(hoist=False)'")
-    parser.add_argument("--resident", type=shape, metavar="B,T,H", help="shape of the runs in processes of their own")
-    parser.add_argument("--million", action="store_true", help="T = 1,048,576 once, each entry in a process of its own")
+    parser.add_argument(
+        "--cell",
+        type=one_of(CELLS, "cell"),
+        default="LSTM",
+        metavar="CELL",
+        help=", ".join(CELLS),
+    )
+    parser.add_argument(
+        "--steps", nargs="+", type=positive, metavar="T", help="default: 256 to 8192"
+    )
+    entries = one_of(
+        [n for n in ENTRIES if n not in ("torch", "onnxruntime", "jaxrnn-sharded")],
+        "entry",
+        engine_named,
+    )
+    parser.add_argument(
+        "--entries",
+        nargs="+",
+        type=entries,
+        metavar="ENTRY",
+        help="or an engine such as 'Scan(hoist=False)'",
+    )
+    parser.add_argument(
+        "--resident",
+        type=shape,
+        metavar="B,T,H",
+        help="shape of the runs in processes of their own",
+    )
+    parser.add_argument(
+        "--million",
+        action="store_true",
+        help="T = 1,048,576 once, each entry in a process of its own",
+    )
     args = parser.parse_args(argv)
     if args.million and args.resident:
         parser.error("--million has its own shape: leave --resident out")
-    if args.million and set(args.entries or ()) & (set(ENTRIES) - {"jaxrnn", "jaxrnn-checkpoint", "naive"}):
-        parser.error("--million takes jaxrnn, jaxrnn-checkpoint, naive and engines such as 'Scan(window=64)'")
-    args.entries = args.entries or list(OF_MILLION if args.million else QUICK if args.quick else DEFAULT)
+    if args.million and set(args.entries or ()) & (
+        set(ENTRIES) - {"jaxrnn", "jaxrnn-checkpoint", "naive"}
+    ):
+        parser.error(
+            "--million takes jaxrnn, jaxrnn-checkpoint, naive and engines such as "
+            "'Scan(window=64)'"
+        )
+    args.entries = args.entries or list(
+        OF_MILLION if args.million else QUICK if args.quick else DEFAULT
+    )
     args.steps = sorted(args.steps or STEPS[args.quick])
     args.resident = MILLION if args.million else args.resident or RESIDENT[args.quick]
     return args
@@ -66,12 +112,20 @@ def compile_all(args: Any) -> tuple[list[dict], list[dict]]:
             try:
                 rows.append(_analysis(name, work, entry.build(work)))
             except LeftOut as reason:
-                left_out.append({"entry": name, "cell": work.kind, "reason": str(reason)})
+                left_out.append(
+                    {"entry": name, "cell": work.kind, "reason": str(reason)}
+                )
                 break
             except Exception as error:
                 if entry.own:
                     raise
-                left_out.append({"entry": name, "cell": work.kind, "reason": f"{type(error).__name__}: {error}"})
+                left_out.append(
+                    {
+                        "entry": name,
+                        "cell": work.kind,
+                        "reason": f"{type(error).__name__}: {error}",
+                    }
+                )
                 break
         print(f"compiled: {name}", file=sys.stderr, flush=True)
     return rows, left_out
@@ -92,7 +146,9 @@ def _analysis(name: str, work: Work, model: JaxModel) -> dict:
 
 
 def run_alone(name: str, kind: str, size: Shape, last: bool = False) -> dict:
-    """The gradient of one entry, once, in a process of its own; a process that dies is a row with its last words."""
+    """The gradient of one entry, once, in a process of its own; a process that dies
+    is a row with its last words.
+    """
     words = [
         sys.executable,
         "-m",
@@ -102,9 +158,19 @@ def run_alone(name: str, kind: str, size: Shape, last: bool = False) -> dict:
         ",".join(map(str, size)),
         *(["last"] if last else []),
     ]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=pathlib.Path(__file__).parents[2], check=False)
+    done = subprocess.run(
+        words,
+        capture_output=True,
+        text=True,
+        cwd=pathlib.Path(__file__).parents[2],
+        check=False,
+    )
     row = {"cell": kind, "shape": size._asdict(), "entry": name}
-    found = [line.removeprefix(MARK) for line in done.stdout.splitlines() if line.startswith(MARK)]
+    found = [
+        line.removeprefix(MARK)
+        for line in done.stdout.splitlines()
+        if line.startswith(MARK)
+    ]
     if found:
         return row | json.loads(found[-1])
     last = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -113,18 +179,55 @@ def run_alone(name: str, kind: str, size: Shape, last: bool = False) -> dict:
 
 def markdown(result: dict) -> str:
     number, mb = report.number, lambda count: report.number(count / 1e6)
-    lines = [f"# Memory: {report.machine.where(result['machine'])}", "", f"`{result['command']}`"]
-    for cell, B, H in dict.fromkeys((r["cell"], r["shape"]["B"], r["shape"]["H"]) for r in result["compiled"]):
-        rows = [r for r in result["compiled"] if (r["shape"]["B"], r["shape"]["H"]) == (B, H)]
+    lines = [
+        f"# Memory: {report.machine.where(result['machine'])}",
+        "",
+        f"`{result['command']}`",
+    ]
+    for cell, B, H in dict.fromkeys(
+        (r["cell"], r["shape"]["B"], r["shape"]["H"]) for r in result["compiled"]
+    ):
+        rows = [
+            r
+            for r in result["compiled"]
+            if (r["shape"]["B"], r["shape"]["H"]) == (B, H)
+        ]
         steps = sorted({r["shape"]["T"] for r in rows})
-        lines += ["", f"## {cell}, B {B}, I = H {H}: temporaries in MB (in T B H floats)", ""]
-        cells = {(r["entry"], r["shape"]["T"]): f"{mb(r['temp_bytes'])} ({r['temp_in_TBH_floats']:.1f})" for r in rows}
+        lines += [
+            "",
+            f"## {cell}, B {B}, I = H {H}: temporaries in MB (in T B H floats)",
+            "",
+        ]
+        cells = {
+            (
+                r["entry"],
+                r["shape"]["T"],
+            ): f"{mb(r['temp_bytes'])} ({r['temp_in_TBH_floats']:.1f})"
+            for r in rows
+        }
         names = dict.fromkeys(r["entry"] for r in rows)
-        lines.append(report.table(["entry", *(f"T {T}" for T in steps)], [[n, *(cells[n, T] for T in steps)] for n in names]))
+        lines.append(
+            report.table(
+                ["entry", *(f"T {T}" for T in steps)],
+                [[n, *(cells[n, T] for T in steps)] for n in names],
+            )
+        )
     if result["resident"]:
         size = Shape(**result["resident"][0]["shape"])
-        lines += ["", f"## {result['resident'][0]['cell']}, {size}: run once, each in a process of its own", ""]
-        head = ["entry", "seconds (first run)", "compile s", "temporaries MB", "T B H floats", "peak above start MB"]
+        lines += [
+            "",
+            f"## {result['resident'][0]['cell']}, {size}: run once, each in a process "
+            f"of its own",
+            "",
+        ]
+        head = [
+            "entry",
+            "seconds (first run)",
+            "compile s",
+            "temporaries MB",
+            "T B H floats",
+            "peak above start MB",
+        ]
         lines.append(
             report.table(
                 head,
@@ -143,19 +246,46 @@ def markdown(result: dict) -> str:
                 ],
             )
         )
-    return "\n".join([*lines, "", *(f"- {line}" for line in report.left_out_lines(result["left_out"]))]).rstrip()
+    return "\n".join(
+        [
+            *lines,
+            "",
+            *(f"- {line}" for line in report.left_out_lines(result["left_out"])),
+        ]
+    ).rstrip()
 
 
 def draw(result: dict, figure: Any) -> None:
     """Temporaries against T, a panel for each batch size."""
-    groups = list(dict.fromkeys((r["shape"]["B"], r["shape"]["H"]) for r in result["compiled"]))
+    groups = list(
+        dict.fromkeys((r["shape"]["B"], r["shape"]["H"]) for r in result["compiled"])
+    )
     palette = report.colours(r["entry"] for r in result["compiled"])
-    styles = {"ours": "o-", "baseline": "s--", "theirs": "^:"}  # some lines lie on each other
-    for axes, (B, H) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups, strict=True):
-        here = [r for r in result["compiled"] if (r["shape"]["B"], r["shape"]["H"]) == (B, H)]
+    styles = {
+        "ours": "o-",
+        "baseline": "s--",
+        "theirs": "^:",
+    }  # some lines lie on each other
+    for axes, (B, H) in zip(
+        figure.subplots(1, len(groups), squeeze=False)[0], groups, strict=True
+    ):
+        here = [
+            r
+            for r in result["compiled"]
+            if (r["shape"]["B"], r["shape"]["H"]) == (B, H)
+        ]
         for name, colour in palette.items():
-            points = [(r["shape"]["T"], r["temp_bytes"] / 1e6) for r in here if r["entry"] == name]
-            axes.loglog(*zip(*points, strict=True), styles[report.family(name)], color=colour, label=name)
+            points = [
+                (r["shape"]["T"], r["temp_bytes"] / 1e6)
+                for r in here
+                if r["entry"] == name
+            ]
+            axes.loglog(
+                *zip(*points, strict=True),
+                styles[report.family(name)],
+                color=colour,
+                label=name,
+            )
         steps = sorted({r["shape"]["T"] for r in here})
         axes.set_xticks(steps, [f"{T:,}" for T in steps], minor=False)
         axes.set_xticks([], minor=True)
@@ -171,15 +301,27 @@ def draw(result: dict, figure: Any) -> None:
 def draw_resident(result: dict, figure: Any) -> None:
     """Bars of the memory that one run took and of its seconds."""
     rows = [r for r in result["resident"] if "failed" not in r]
-    palette, size = report.colours(r["entry"] for r in rows), Shape(**result["resident"][0]["shape"])
+    palette, size = (
+        report.colours(r["entry"] for r in rows),
+        Shape(**result["resident"][0]["shape"]),
+    )
     left, right = figure.subplots(1, 2, width_ratios=[2, 1])
-    memory = {r["entry"]: [r["temp_bytes"] / 1e9, r["resident_bytes"] / 1e9] for r in rows}
-    report.grouped_bars(left, ["temporaries", "peak above start"], memory, palette, "{:.2f}")
+    memory = {
+        r["entry"]: [r["temp_bytes"] / 1e9, r["resident_bytes"] / 1e9] for r in rows
+    }
+    report.grouped_bars(
+        left, ["temporaries", "peak above start"], memory, palette, "{:.2f}"
+    )
     left.set_ylabel("GB")
     left.legend(fontsize=9, frameon=False)
-    report.grouped_bars(right, [f"T {size.T:,}"], {r["entry"]: [r["seconds"]] for r in rows}, palette)
+    report.grouped_bars(
+        right, [f"T {size.T:,}"], {r["entry"]: [r["seconds"]] for r in rows}, palette
+    )
     right.set_ylabel("seconds (one run)")
-    figure.suptitle(f"Full BPTT gradient, {rows[0]['cell'] if rows else ''}, {size}\n{report.machine.where(result['machine'])}")
+    figure.suptitle(
+        f"Full BPTT gradient, {rows[0]['cell'] if rows else ''}, "
+        f"{size}\n{report.machine.where(result['machine'])}"
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -189,13 +331,33 @@ def main(argv: list[str] | None = None) -> int:
     rows, left_out = ([], []) if args.million else compile_all(args)
     resident = []
     for name in args.entries:
-        if args.cell in find(name).cells and name not in {item["entry"] for item in left_out}:
-            print(f"in a process of its own: {name}, {args.resident}", file=sys.stderr, flush=True)
+        if args.cell in find(name).cells and name not in {
+            item["entry"] for item in left_out
+        }:
+            print(
+                f"in a process of its own: {name}, {args.resident}",
+                file=sys.stderr,
+                flush=True,
+            )
             resident.append(run_alone(name, args.cell, args.resident, args.million))
-    result = report.content("memory", command("memory", argv), compiled=rows, resident=resident, left_out=left_out)
-    name = report.result_name("memory_million" if args.million else "memory", args.out, args.quick)
+    result = report.content(
+        "memory",
+        command("memory", argv),
+        compiled=rows,
+        resident=resident,
+        left_out=left_out,
+    )
+    name = report.result_name(
+        "memory_million" if args.million else "memory", args.out, args.quick
+    )
     picture = draw_resident if args.million else draw
-    report.write(name, result, markdown(result), lambda figure: picture(result, figure), (13, 5.5))
+    report.write(
+        name,
+        result,
+        markdown(result),
+        lambda figure: picture(result, figure),
+        (13, 5.5),
+    )
     return 0
 
 

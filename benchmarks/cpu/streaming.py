@@ -1,11 +1,15 @@
-"""Latency of streaming, and inference over whole sequences: jaxrnn beside torch, ONNX Runtime and flax, forward only.
+"""Latency of streaming, and inference over whole sequences: jaxrnn beside torch, ONNX
+Runtime and flax, forward only.
 
-    python -m benchmarks.cpu.streaming [--quick] [--cells LSTM GRU] [--hidden 32 128 256]
+    python -m benchmarks.cpu.streaming [--quick] [--cells LSTM GRU] [--hidden 32 128
+    256]
 
-*One step*: B 1, I = H; the state goes in and comes out at every call, and every call waits for its result. Median and 99th
-percentile are over single steps. `jaxrnn` is the jitted streaming call, `jaxrnn-loop` the same call inside one compiled loop
-of many steps, so that the difference is what dispatching a step costs. *Whole sequences* are forward passes of an LSTM,
-B 8, T 1000, I = H 64, interleaved as in `benchmarks.cpu.throughput`. Outputs are held against a naive scan, to 1e-5.
+*One step*: B 1, I = H; the state goes in and comes out at every call, and every call
+waits for its result. Median and 99th percentile are over single steps. `jaxrnn` is the
+jitted streaming call, `jaxrnn-loop` the same call inside one compiled loop of many
+steps, so that the difference is what dispatching a step costs. *Whole sequences* are
+forward passes of an LSTM, B 8, T 1000, I = H 64, interleaved as in
+`benchmarks.cpu.throughput`. Outputs are held against a naive scan, to 1e-5.
 """
 
 from __future__ import annotations
@@ -27,19 +31,50 @@ from ..peers.registry import prepare_entries
 from ..peers.streaming_adapters import STREAMS, Stream
 
 CELLS = ("LSTM", "GRU")
-WHOLE = ("jaxrnn", "jaxrnn-sharded", "Scan(hoist=False)", "naive", "torch", "onnxruntime", "flax")
+WHOLE = (
+    "jaxrnn",
+    "jaxrnn-sharded",
+    "Scan(hoist=False)",
+    "naive",
+    "torch",
+    "onnxruntime",
+    "flax",
+)
 TOLERANCE = 1e-5
 
 
 def parse(argv: list[str] | None) -> Any:
     parser = Parser("streaming", __doc__)
-    parser.add_argument("--cells", nargs="+", type=one_of(CELLS, "cell"), default=list(CELLS), metavar="CELL")
-    parser.add_argument("--hidden", nargs="+", type=positive, metavar="H", help="default: 32 128 256")
-    parser.add_argument("--shapes", nargs="*", type=shape, metavar="B,T,H", help="of whole sequences (default: 8,1000,64)")
-    text = "run JAX's programs in the calling thread (jax_cpu_enable_async_dispatch=False): a lower latency on CPUs"
+    parser.add_argument(
+        "--cells",
+        nargs="+",
+        type=one_of(CELLS, "cell"),
+        default=list(CELLS),
+        metavar="CELL",
+    )
+    parser.add_argument(
+        "--hidden", nargs="+", type=positive, metavar="H", help="default: 32 128 256"
+    )
+    parser.add_argument(
+        "--shapes",
+        nargs="*",
+        type=shape,
+        metavar="B,T,H",
+        help="of whole sequences (default: 8,1000,64)",
+    )
+    text = (
+        "run JAX's programs in the calling thread "
+        "(jax_cpu_enable_async_dispatch=False): a lower latency on CPUs"
+    )
     parser.add_argument("--inline", action="store_true", help=text)
-    parser.add_argument("--steps", type=positive, help="streaming steps in a round (default: 300, quick: 50)")
-    parser.add_argument("--rounds", type=positive, help="interleaved rounds (default: 15, quick: 3)")
+    parser.add_argument(
+        "--steps",
+        type=positive,
+        help="streaming steps in a round (default: 300, quick: 50)",
+    )
+    parser.add_argument(
+        "--rounds", type=positive, help="interleaved rounds (default: 15, quick: 3)"
+    )
     args = parser.parse_args(argv)
     args.hidden = args.hidden or ([32, 128] if args.quick else [32, 128, 256])
     args.steps = args.steps or (50 if args.quick else 300)
@@ -49,7 +84,9 @@ def parse(argv: list[str] | None) -> Any:
 
 
 def stream_all(work: Work, rounds: int) -> tuple[list[dict], list[dict]]:
-    """The latency of a step for every way to stream ``work``'s sequence, a round of steps of each in turn."""
+    """The latency of a step for every way to stream ``work``'s sequence, a round of
+    steps of each in turn.
+    """
     streams: dict[str, Stream] = {}
     left_out = []
     for name, make in STREAMS.items():
@@ -60,22 +97,37 @@ def stream_all(work: Work, rounds: int) -> tuple[list[dict], list[dict]]:
         except Exception as error:
             if name.startswith("jaxrnn"):
                 raise
-            left_out.append({"entry": name, "cell": work.kind, "reason": f"{type(error).__name__}: {error}"})
+            left_out.append(
+                {
+                    "entry": name,
+                    "cell": work.kind,
+                    "reason": f"{type(error).__name__}: {error}",
+                }
+            )
     expected = work.answer(work.cell)["outputs"][:, 0]
     latencies: dict[str, list[float]] = {name: [] for name in streams}
-    runs = {name: _recorder(stream, work.xs[:, 0], latencies[name]) for name, stream in streams.items()}
+    runs = {
+        name: _recorder(stream, work.xs[:, 0], latencies[name])
+        for name, stream in streams.items()
+    }
     outputs = {name: run() for name, run in runs.items()}
     interleave(runs, rounds, minimum=0.0)
     rows = []
     for name, stream in streams.items():
-        warm = latencies[name][3 * stream.records(work.shape.T) :]  # three passes warm up
+        warm = latencies[name][
+            3 * stream.records(work.shape.T) :
+        ]  # three passes warm up
         us = statistics(warm, 1e6) | {"p99": float(np.percentile(warm, 99)) * 1e6}
         rows.append(_row(work, name, us, difference(outputs[name], expected)))
     return rows, left_out
 
 
-def _recorder(stream: Stream, xs: np.ndarray, latencies: list[float]) -> Callable[[], np.ndarray]:
-    """A run over ``xs (T, I)`` that appends the seconds of each step to ``latencies``, and returns the outputs (T, H)."""
+def _recorder(
+    stream: Stream, xs: np.ndarray, latencies: list[float]
+) -> Callable[[], np.ndarray]:
+    """A run over ``xs (T, I)`` that appends the seconds of each step to
+    ``latencies``, and returns the outputs (T, H).
+    """
 
     def run():
         if stream.whole is not None:  # every step inside one call: its mean
@@ -89,7 +141,9 @@ def _recorder(stream: Stream, xs: np.ndarray, latencies: list[float]) -> Callabl
             state, y = stream.step(state, x)
             latencies.append(time.perf_counter() - start)
             ys.append(y)
-        return np.stack([np.asarray(y.cpu() if hasattr(y, "cpu") else y).reshape(-1) for y in ys])
+        return np.stack(
+            [np.asarray(y.cpu() if hasattr(y, "cpu") else y).reshape(-1) for y in ys]
+        )
 
     return run
 
@@ -97,15 +151,30 @@ def _recorder(stream: Stream, xs: np.ndarray, latencies: list[float]) -> Callabl
 def whole_all(work: Work, rounds: int) -> tuple[list[dict], list[dict]]:
     """Microseconds a step of forward passes over whole sequences."""
     ready, left_out = prepare_entries(WHOLE, work, modes=("forward",))
-    seconds = interleave({name: entry.programs["forward"].run for name, entry in ready.items()}, rounds)
-    us = {name: statistics(values, 1e6 / work.shape.T) for name, values in seconds.items()}
-    return [_row(work, name, us[name], ready[name].differences["outputs"]) for name in ready], left_out
+    seconds = interleave(
+        {name: entry.programs["forward"].run for name, entry in ready.items()}, rounds
+    )
+    us = {
+        name: statistics(values, 1e6 / work.shape.T) for name, values in seconds.items()
+    }
+    return [
+        _row(work, name, us[name], ready[name].differences["outputs"]) for name in ready
+    ], left_out
 
 
 def _row(work: Work, name: str, us: dict, found: float) -> dict:
-    agrees = found <= max(TOLERANCE, tolerance() if jax.default_backend() != "cpu" else 0)
+    agrees = found <= max(
+        TOLERANCE, tolerance() if jax.default_backend() != "cpu" else 0
+    )
     size = Shape(*work.shape)._asdict()
-    return {"cell": work.kind, "shape": size, "entry": name, "us_per_step": us, "relative_difference": found, "agrees": agrees}
+    return {
+        "cell": work.kind,
+        "shape": size,
+        "entry": name,
+        "us_per_step": us,
+        "relative_difference": found,
+        "agrees": agrees,
+    }
 
 
 def markdown(result: dict) -> str:
@@ -114,16 +183,43 @@ def markdown(result: dict) -> str:
         "",
         f"`{result['command']}`, {result['rounds']} rounds.",
     ]
-    for part, title in (("streaming", "one streaming step"), ("whole", "whole sequences, forward")):
-        for cell, size in dict.fromkeys((r["cell"], Shape(**r["shape"])) for r in result[part]):
-            rows = [r for r in result[part] if (r["cell"], Shape(**r["shape"])) == (cell, size)]
+    for part, title in (
+        ("streaming", "one streaming step"),
+        ("whole", "whole sequences, forward"),
+    ):
+        for cell, size in dict.fromkeys(
+            (r["cell"], Shape(**r["shape"])) for r in result[part]
+        ):
+            rows = [
+                r
+                for r in result[part]
+                if (r["cell"], Shape(**r["shape"])) == (cell, size)
+            ]
             lines += ["", f"## {cell}, {size}: {title}", ""]
-            head = ["entry", "us/step (median)", "quartiles", "min", "99th percentile", "difference"]
+            head = [
+                "entry",
+                "us/step (median)",
+                "quartiles",
+                "min",
+                "99th percentile",
+                "difference",
+            ]
             lines.append(report.table(head, [_cells(r) for r in rows]))
     rows = result["streaming"] + result["whole"]
-    wrong = dict.fromkeys(f"WARNING: {r['entry']} ({r['cell']}) differs" for r in rows if not r["agrees"])
-    times = {r["entry"]: [q["us_per_step"] for q in result["whole"] if q["entry"] == r["entry"]] for r in result["whole"]}
-    tail = [*wrong, *report.disturbed_lines(times), *report.left_out_lines(result["left_out"])]
+    wrong = dict.fromkeys(
+        f"WARNING: {r['entry']} ({r['cell']}) differs" for r in rows if not r["agrees"]
+    )
+    times = {
+        r["entry"]: [
+            q["us_per_step"] for q in result["whole"] if q["entry"] == r["entry"]
+        ]
+        for r in result["whole"]
+    }
+    tail = [
+        *wrong,
+        *report.disturbed_lines(times),
+        *report.left_out_lines(result["left_out"]),
+    ]
     return "\n".join([*lines, "", *(f"- {line}" for line in tail)]).rstrip()
 
 
@@ -131,22 +227,48 @@ def _cells(row: dict) -> list[str]:
     us, number = row["us_per_step"], report.number
     quartiles = f"{number(us['q1'])} - {number(us['q3'])}"
     difference_found = f"{row['relative_difference']:.0e}"
-    return [row["entry"], number(us["median"]), quartiles, number(us["min"]), number(us.get("p99")), difference_found]
+    return [
+        row["entry"],
+        number(us["median"]),
+        quartiles,
+        number(us["min"]),
+        number(us.get("p99")),
+        difference_found,
+    ]
 
 
 def draw(result: dict, figure: Any) -> None:
-    """Microseconds a step: streaming by cell and size on the left, whole sequences on the right."""
+    """Microseconds a step: streaming by cell and size on the left, whole sequences
+    on the right.
+    """
     parts = [part for part in ("streaming", "whole") if result[part]]
     palette = report.colours(r["entry"] for part in parts for r in result[part])
-    for axes, part in zip(figure.subplots(1, len(parts), squeeze=False)[0], parts, strict=True):
+    for axes, part in zip(
+        figure.subplots(1, len(parts), squeeze=False)[0], parts, strict=True
+    ):
         rows = result[part]
         groups = list(dict.fromkeys((r["cell"], Shape(**r["shape"])) for r in rows))
-        value = {(r["entry"], r["cell"], Shape(**r["shape"])): r["us_per_step"]["median"] for r in rows}
-        series = {n: [value.get((n, *g)) for g in groups] for n in dict.fromkeys(r["entry"] for r in rows)}
-        labels = [f"{cell}\nH {s.H}" if part == "streaming" else f"{cell}\nB {s.B}, T {s.T}, H {s.H}" for cell, s in groups]
+        value = {
+            (r["entry"], r["cell"], Shape(**r["shape"])): r["us_per_step"]["median"]
+            for r in rows
+        }
+        series = {
+            n: [value.get((n, *g)) for g in groups]
+            for n in dict.fromkeys(r["entry"] for r in rows)
+        }
+        labels = [
+            f"{cell}\nH {s.H}"
+            if part == "streaming"
+            else f"{cell}\nB {s.B}, T {s.T}, H {s.H}"
+            for cell, s in groups
+        ]
         report.grouped_bars(axes, labels, series, palette)
         axes.set_ylabel("µs per step (median; less is better)")
-        axes.set_title("one streaming step, B 1" if part == "streaming" else "whole sequences, forward")
+        axes.set_title(
+            "one streaming step, B 1"
+            if part == "streaming"
+            else "whole sequences, forward"
+        )
         axes.legend(fontsize=8, frameon=False)
     figure.suptitle(f"Inference, float32: {report.machine.where(result['machine'])}")
 
@@ -156,18 +278,35 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     host.prepare(args.devices)
     if args.inline:
-        jax.config.update("jax_cpu_enable_async_dispatch", False)  # read when JAX starts
-    result = report.content("streaming", command("streaming", argv), rounds=args.rounds, tolerance=TOLERANCE)
-    result |= {"inline_dispatch": args.inline, "streaming": [], "whole": [], "left_out": []}
-    works = [(Work(kind, Shape(1, args.steps, H, H)), "streaming", stream_all) for kind in args.cells for H in args.hidden]
+        jax.config.update(
+            "jax_cpu_enable_async_dispatch", False
+        )  # read when JAX starts
+    result = report.content(
+        "streaming", command("streaming", argv), rounds=args.rounds, tolerance=TOLERANCE
+    )
+    result |= {
+        "inline_dispatch": args.inline,
+        "streaming": [],
+        "whole": [],
+        "left_out": [],
+    }
+    works = [
+        (Work(kind, Shape(1, args.steps, H, H)), "streaming", stream_all)
+        for kind in args.cells
+        for H in args.hidden
+    ]
     works += [(Work("LSTM", size), "whole", whole_all) for size in args.shapes]
     for work, part, measure in works:
         print(f"{part}: {work.kind}, {work.shape}", file=sys.stderr, flush=True)
         rows, left_out = measure(work, args.rounds)
         result[part] += rows
         result["left_out"] += left_out
-    name = report.result_name("streaming_inline" if args.inline else "streaming", args.out, args.quick)
-    report.write(name, result, markdown(result), lambda figure: draw(result, figure), (13, 5.5))
+    name = report.result_name(
+        "streaming_inline" if args.inline else "streaming", args.out, args.quick
+    )
+    report.write(
+        name, result, markdown(result), lambda figure: draw(result, figure), (13, 5.5)
+    )
     return 0
 
 

@@ -1,4 +1,6 @@
-"""Gradient decay at initialisation, by the library's instruments and, for proof, by explicit Jacobian products in float64."""
+"""Gradient decay at initialisation, by the library's instruments and, for proof, by
+explicit Jacobian products in float64.
+"""
 
 from __future__ import annotations
 
@@ -34,20 +36,33 @@ def probe_of(cell: Any, drawn: dict) -> Probe:
 
 
 def draw_all(cell: Any, seed: int, hidden: int, steps: int, batch: int) -> dict:
-    """The cell's parameters, the readout's and the sequences, all drawn from one seed."""
+    """The cell's parameters, the readout's and the sequences, all drawn from one
+    seed.
+    """
     k_cell, k_readout, k_data = jax.random.split(jax.random.key(seed), 3)
     data = draw("halves", k_data, steps, batch)
     readout = jax.random.normal(k_readout, (hidden,)) / np.sqrt(hidden)
-    return {"cell": cell.init(k_cell, 2), "readout": readout, "inputs": data.inputs, "targets": data.targets[-1]}
+    return {
+        "cell": cell.init(k_cell, 2),
+        "readout": readout,
+        "inputs": data.inputs,
+        "targets": data.targets[-1],
+    }
 
 
 def measure(spec: str, seeds: int, hidden: int, steps: int, batch: int) -> dict:
-    """Means and standard deviations over seeds, every seed's beta, and the mean curve of log v_k/v_0."""
+    """Means and standard deviations over seeds, every seed's beta, and the mean
+    curve of log v_k/v_0.
+    """
     cell = make_cell(spec, hidden, steps)
     probe, found = functools.partial(probe_of, cell), []
     for seed in range(seeds):
         drawn = draw_all(cell, seed, hidden, steps, batch)
-        found.append(jax.tree.map(np.asarray, look(probe, drawn, jax.random.key(seed), fit_range(steps))))
+        found.append(
+            jax.tree.map(
+                np.asarray, look(probe, drawn, jax.random.key(seed), fit_range(steps))
+            )
+        )
     curves = np.stack([f.log_v - f.log_v[0] for f in found])
     beta = np.array([f.fit.beta for f in found])
     leading = np.array([f.exponents[0] for f in found])
@@ -68,10 +83,14 @@ def measure(spec: str, seeds: int, hidden: int, steps: int, batch: int) -> dict:
     }
 
 
-def explicit_difference(spec: str, seed: int, hidden: int, steps: int, batch: int) -> dict:
-    """The same v_k in float64 by multiplying out explicit Jacobians one after the other, and the largest difference in nats.
+def explicit_difference(
+    spec: str, seed: int, hidden: int, steps: int, batch: int
+) -> dict:
+    """The same v_k in float64 by multiplying out explicit Jacobians one after the
+    other, and the largest difference in nats.
 
-    The instrument runs in float32 as everywhere in the table; both see the same parameters and inputs.
+    The instrument runs in float32 as everywhere in the table; both see the same
+    parameters and inputs.
     """
     cell = make_cell(spec, hidden, steps)
     drawn = draw_all(cell, seed, hidden, steps, batch)
@@ -85,7 +104,9 @@ def explicit_difference(spec: str, seed: int, hidden: int, steps: int, batch: in
         carries = [cell.initial_carry(own, (batch,))]
         for x in xs:
             carries.append(step(carries[-1], x))
-        last = jax.grad(lambda s: loss(layer.output(own, s, xs[-1]), targets[-1]))(carries[-1])
+        last = jax.grad(lambda s: loss(layer.output(own, s, xs[-1]), targets[-1]))(
+            carries[-1]
+        )
         row = np.asarray(jax.vmap(_flat)(last))
         log, norms = np.zeros(batch), []
         for t in range(steps, -1, -1):
@@ -93,12 +114,21 @@ def explicit_difference(spec: str, seed: int, hidden: int, steps: int, batch: in
             log, row = log + np.log(size), row / size[:, None]
             norms.append(np.log(np.mean(np.exp(log - log.max()))) + log.max())
             if t:
-                J = np.asarray(jacobian(jax.vmap(_flat)(carries[t - 1]), xs[t - 1], carries[t - 1]))
+                J = np.asarray(
+                    jacobian(jax.vmap(_flat)(carries[t - 1]), xs[t - 1], carries[t - 1])
+                )
                 row = np.einsum("bi,bij->bj", row, J)
     first, last = fit_range(steps)
     fitted = np.array(norms)[first : last + 1]
-    beta = np.exp(np.polyfit(np.arange(first, last + 1), fitted, 1)[0]) if np.isfinite(fitted).all() else np.nan
-    return {"largest_difference_nats": as_json(np.abs(found - norms).max()), "beta_float64": as_json(beta)}
+    beta = (
+        np.exp(np.polyfit(np.arange(first, last + 1), fitted, 1)[0])
+        if np.isfinite(fitted).all()
+        else np.nan
+    )
+    return {
+        "largest_difference_nats": as_json(np.abs(found - norms).max()),
+        "beta_float64": as_json(beta),
+    }
 
 
 def _parts(leaf: jax.Array) -> jax.Array:
@@ -107,7 +137,9 @@ def _parts(leaf: jax.Array) -> jax.Array:
 
 
 def _flat(carry: Any) -> jax.Array:
-    return jnp.concatenate([_parts(leaf).reshape(-1) for leaf in jax.tree.leaves(carry)])
+    return jnp.concatenate(
+        [_parts(leaf).reshape(-1) for leaf in jax.tree.leaves(carry)]
+    )
 
 
 def _unflat(vector: jax.Array, like: Any) -> Any:
@@ -115,4 +147,6 @@ def _unflat(vector: jax.Array, like: Any) -> Any:
     shapes = [_parts(leaf).shape for leaf in leaves]
     cut = jnp.split(vector, np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1])
     parts = [v.reshape(shape) for v, shape in zip(cut, shapes, strict=True)]
-    return jax.tree.unflatten(structure, [jax.lax.complex(*v) if len(v) == 2 else v[0] for v in parts])
+    return jax.tree.unflatten(
+        structure, [jax.lax.complex(*v) if len(v) == 2 else v[0] for v in parts]
+    )

@@ -1,4 +1,6 @@
-"""Train one cell on one task until it has solved it or the updates are spent, by the programs of `jaxrnn train`."""
+"""Train one cell on one task until it has solved it or the updates are spent, by the
+programs of `jaxrnn train`.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,12 @@ GOALS = {  # the score that counts as solved, and its name
 EVERY = 100  # updates between held-out evaluations
 
 
-def train(task: str, spec: str, length: int, *, updates: int, hidden: int, seed: int) -> dict[str, Any]:
-    """One run: ``solved_after`` updates, or None; and the last held-out score beside its baseline."""
+def train(
+    task: str, spec: str, length: int, *, updates: int, hidden: int, seed: int
+) -> dict[str, Any]:
+    """One run: ``solved_after`` updates, or None; and the last held-out score beside
+    its baseline.
+    """
     module, (name, solved) = TASKS[task], GOALS[task]
     options = module.Options(cell=spec, hidden=hidden, length=length, seed=seed)
     experiment, _ = module.prepare(options)

@@ -1,10 +1,12 @@
-"""The founding lesson in one table: how fast gradients vanish in each cell, and whether it then learns what lies far back.
+"""The founding lesson in one table: how fast gradients vanish in each cell, and whether
+it then learns what lies far back.
 
-At initialisation (inputs and loss of the adding task), averaged over seeds: the decay rate beta of the gradient norm v_k,
-fitted over lags 20 to T - 1, tau = -1/log beta, v_k/v_0 at three lags, and the leading Lyapunov exponent of the whole
-carry; in proof, the largest difference of log v_k from products of explicit Jacobians in float64. Then each cell is trained,
-from several seeds, on temporal order and adding at two lengths, until its held-out score says that it has solved the task, or
-the updates are spent.
+At initialisation (inputs and loss of the adding task), averaged over seeds: the decay
+rate beta of the gradient norm v_k, fitted over lags 20 to T - 1, tau = -1/log beta,
+v_k/v_0 at three lags, and the leading Lyapunov exponent of the whole carry; in proof,
+the largest difference of log v_k from products of explicit Jacobians in float64. Then
+each cell is trained, from several seeds, on temporal order and adding at two lengths,
+until its held-out score says that it has solved the task, or the updates are spent.
 """
 
 from __future__ import annotations
@@ -62,22 +64,74 @@ QUICK = ("tanh, gain 1", "LSTM, chrono")
 def parse(argv: list[str] | None) -> Any:
     """The command line."""
     parser = Parser("gradient_decay", __doc__ or "", devices=False)
-    parser.add_argument("--cells", nargs="+", choices=list(CELLS), default=list(SUBJECTS), metavar="NAME")
-    parser.add_argument("--modern", action="store_true", help="the linear and other modern cells instead")
-    parser.add_argument("--seeds", type=positive, default=20, help="initialisations to average over (default: 20)")
+    parser.add_argument(
+        "--cells",
+        nargs="+",
+        choices=list(CELLS),
+        default=list(SUBJECTS),
+        metavar="NAME",
+    )
+    parser.add_argument(
+        "--modern",
+        action="store_true",
+        help="the linear and other modern cells instead",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=positive,
+        default=20,
+        help="initialisations to average over (default: 20)",
+    )
     parser.add_argument("--hidden", type=positive, default=64, help="(default: 64)")
-    parser.add_argument("--steps", type=positive, default=200, help="T at initialisation, 6 at least (default: 200)")
-    parser.add_argument("--batch", type=positive, default=32, help="sequences at initialisation (default: 32)")
-    parser.add_argument("--lengths", type=positive, nargs="*", default=[100, 200], help="to train at (default: 100 200)")
-    parser.add_argument("--trainings", type=positive, default=3, help="seeds of each training (default: 3)")
-    parser.add_argument("--updates", type=positive, default=4000, help="at most, of each training (default: 4000)")
+    parser.add_argument(
+        "--steps",
+        type=positive,
+        default=200,
+        help="T at initialisation, 6 at least (default: 200)",
+    )
+    parser.add_argument(
+        "--batch",
+        type=positive,
+        default=32,
+        help="sequences at initialisation (default: 32)",
+    )
+    parser.add_argument(
+        "--lengths",
+        type=positive,
+        nargs="*",
+        default=[100, 200],
+        help="to train at (default: 100 200)",
+    )
+    parser.add_argument(
+        "--trainings",
+        type=positive,
+        default=3,
+        help="seeds of each training (default: 3)",
+    )
+    parser.add_argument(
+        "--updates",
+        type=positive,
+        default=4000,
+        help="at most, of each training (default: 4000)",
+    )
     args = parser.parse_args(argv)
     args.cells = list(MODERN) if args.modern else args.cells
     if args.steps < 6:
-        parser.error(f"--steps must be at least 6, so that there are lags to fit beta over, but it is {args.steps}")
+        parser.error(
+            f"--steps must be at least 6, so that there are lags to fit beta over, but "
+            f"it is {args.steps}"
+        )
     if args.quick:
-        args.seeds, args.steps, args.lengths, args.updates = min(args.seeds, 2), 50, [20], min(args.updates, 100)
-        args.cells, args.trainings = [name for name in args.cells if name in QUICK] or args.cells, 1
+        args.seeds, args.steps, args.lengths, args.updates = (
+            min(args.seeds, 2),
+            50,
+            [20],
+            min(args.updates, 100),
+        )
+        args.cells, args.trainings = (
+            [name for name in args.cells if name in QUICK] or args.cells,
+            1,
+        )
     return args
 
 
@@ -86,13 +140,34 @@ def run(args: Any) -> tuple[list[dict], list[dict]]:
     initial, trained = [], []
     for name in args.cells:
         row = measure(CELLS[name], args.seeds, args.hidden, args.steps, args.batch)
-        row |= explicit_difference(CELLS[name], 0, args.hidden, args.steps, min(args.batch, 4))
-        initial.append({"name": name, **row, "beta_of_the_notes": PAGE.get(name) if args.steps == 200 else None})
+        row |= explicit_difference(
+            CELLS[name], 0, args.hidden, args.steps, min(args.batch, 4)
+        )
+        initial.append(
+            {
+                "name": name,
+                **row,
+                "beta_of_the_notes": PAGE.get(name) if args.steps == 200 else None,
+            }
+        )
         print(f"{name}: beta {row['beta']}", file=sys.stderr, flush=True)
-    for task, length, name, seed in itertools.product(GOALS, args.lengths, args.cells, range(args.trainings)):
-        one = train(task, CELLS[name], length, updates=args.updates, hidden=args.hidden, seed=seed)
+    for task, length, name, seed in itertools.product(
+        GOALS, args.lengths, args.cells, range(args.trainings)
+    ):
+        one = train(
+            task,
+            CELLS[name],
+            length,
+            updates=args.updates,
+            hidden=args.hidden,
+            seed=seed,
+        )
         trained.append({"name": name, **one})
-        print(f"{task} {length} {name}: {one['final']}, {one['seconds']:.0f} s", file=sys.stderr, flush=True)
+        print(
+            f"{task} {length} {name}: {one['final']}, {one['seconds']:.0f} s",
+            file=sys.stderr,
+            flush=True,
+        )
     return initial, trained
 
 
@@ -115,7 +190,9 @@ def markdown(result: dict) -> str:
             known(row["beta"], ".4f"),
             known(row["beta_sd"], ".4f"),
             known(row["beta_of_the_notes"], ""),
-            "inf" if row["tau"] is None and row["beta"] is not None else known(row["tau"], ".3g"),
+            "inf"
+            if row["tau"] is None and row["beta"] is not None
+            else known(row["tau"], ".3g"),
             *(share(row["log10_v"][k]) for k in lags),
             known(row["leading_exponent"], "+.3f"),
             known(row["largest_difference_nats"], ".0e"),
@@ -125,9 +202,12 @@ def markdown(result: dict) -> str:
     lines = [
         f"# Gradient decay, {machine_line(result)}",
         "",
-        f"`{result['command']}`. At initialisation, {shape['H']} units, {shape['T']} steps, adding, {shape['seeds']} seeds of "
-        f"{shape['B']} sequences: mean beta of log v_k over lags 20 to {shape['T'] - 1}, tau = -1/log beta, geometric means of "
-        "v_k/v_0, leading Lyapunov exponent in nats per step. One seed lies off by as much as the "
+        f"`{result['command']}`. At initialisation, {shape['H']} units, {shape['T']} "
+        f"steps, adding, {shape['seeds']} seeds of "
+        f"{shape['B']} sequences: mean beta of log v_k over lags 20 to "
+        f"{shape['T'] - 1}, tau = -1/log beta, geometric means of "
+        "v_k/v_0, leading Lyapunov exponent in nats per step. One seed lies off by as "
+        "much as the "
         "sd says: so do the betas of one seed, which other code measured before.",
         "",
         report.table(head, rows),
@@ -136,14 +216,20 @@ def markdown(result: dict) -> str:
     groups = list(dict.fromkeys((r["task"], r["length"]) for r in result["trained"]))
     if groups:
         lines += [
-            f"Trained, at most {result['updates']} updates of 50 sequences (Adam 1e-3, clip 1): of how many seeds it solved "
-            "the task (temporal order: held-out accuracy 0.99; adding: mean squared error below 0.01), and the median of the "
-            "updates that took; or the median of the scores in the end, chance being 0.25 and 0.167.",
+            f"Trained, at most {result['updates']} updates of 50 sequences (Adam 1e-3, "
+            f"clip 1): of how many seeds it solved "
+            "the task (temporal order: held-out accuracy 0.99; adding: mean squared "
+            "error below 0.01), and the median of the "
+            "updates that took; or the median of the scores in the end, chance being "
+            "0.25 and 0.167.",
             "",
             report.table(
                 ["cell", *(f"{task} T = {length}" for task, length in groups)],
                 [
-                    [name, *(outcome(of_group(result, name, *group)) for group in groups)]
+                    [
+                        name,
+                        *(outcome(of_group(result, name, *group)) for group in groups),
+                    ]
                     for name in dict.fromkeys(r["name"] for r in result["trained"])
                 ],
             ),
@@ -158,7 +244,13 @@ def known(value: float | None, form: str) -> str:
 
 def share(log10: float | None) -> str:
     """A share from its logarithm; zero has none."""
-    return "-" if log10 is None else f"10^{log10:.1f}" if log10 < -3 else f"{10**log10:.2g}"
+    return (
+        "-"
+        if log10 is None
+        else f"10^{log10:.1f}"
+        if log10 < -3
+        else f"{10**log10:.2g}"
+    )
 
 
 def machine_line(result: dict) -> str:
@@ -167,16 +259,24 @@ def machine_line(result: dict) -> str:
 
 def of_group(result: dict, name: str, task: str, length: int) -> list[dict]:
     """The trainings of one cell on one task."""
-    return [r for r in result["trained"] if (r["name"], r["task"], r["length"]) == (name, task, length)]
+    return [
+        r
+        for r in result["trained"]
+        if (r["name"], r["task"], r["length"]) == (name, task, length)
+    ]
 
 
 def outcome(rows: list[dict]) -> str:
-    """``3 of 3: 800`` or ``0 of 3 (0.250)``; a run whose held-out score was no longer finite diverged."""
+    """``3 of 3: 800`` or ``0 of 3 (0.250)``; a run whose held-out score was no
+    longer finite diverged.
+    """
     solved = [row["solved_after"] for row in rows if row["solved_after"]]
     diverged = sum(row["diverged"] for row in rows)
     share = f"{len(solved)} of {len(rows)}"
     if solved:
-        return f"{share}: {statistics.median_low(solved)}" + (f", {diverged} diverged" if diverged else "")
+        return f"{share}: {statistics.median_low(solved)}" + (
+            f", {diverged} diverged" if diverged else ""
+        )
     scores = [row["final"] for row in rows if row["final"] is not None]
     if not scores:
         return f"{share}, diverged"
@@ -185,12 +285,22 @@ def outcome(rows: list[dict]) -> str:
 
 
 def draw(result: dict, figure: Any) -> None:
-    """Decay curves; and how many updates each training took, those that did not solve the task all of them."""
-    left, right = figure.subplots(1, 2, width_ratios=(1.25, 1)) if result["trained"] else (figure.subplots(), None)
+    """Decay curves; and how many updates each training took, those that did not
+    solve the task all of them.
+    """
+    left, right = (
+        figure.subplots(1, 2, width_ratios=(1.25, 1))
+        if result["trained"]
+        else (figure.subplots(), None)
+    )
     colours = {}
     for row in result["initial"]:
-        curve = np.array([np.nan if v is None else v for v in row["mean_log_v"]]) / np.log(10)
-        (line,) = left.plot(curve, lw=2, label=f"{row['name']}: {known(row['beta'], '.3f')} a step")
+        curve = np.array(
+            [np.nan if v is None else v for v in row["mean_log_v"]]
+        ) / np.log(10)
+        (line,) = left.plot(
+            curve, lw=2, label=f"{row['name']}: {known(row['beta'], '.3f')} a step"
+        )
         colours[row["name"]] = line.get_color()
     left.set_ylim(-16, 2)
     left.set_xlabel("lag k: steps back from the loss")
@@ -211,15 +321,27 @@ def _draw_training(axes: Any, result: dict, colours: dict) -> None:
         for i, name in enumerate(names):
             rows = of_group(result, name, *group)
             spent = [row["solved_after"] or result["updates"] for row in rows]
-            place, share = g + (i - (len(names) - 1) / 2) * height, sum(bool(row["solved_after"]) for row in rows) / len(rows)
+            place, share = (
+                g + (i - (len(names) - 1) / 2) * height,
+                sum(bool(row["solved_after"]) for row in rows) / len(rows),
+            )
             bar = axes.barh(
-                place, statistics.median(spent), height * 0.92, color=colours[name], alpha=0.25 + 0.75 * share, label=name
+                place,
+                statistics.median(spent),
+                height * 0.92,
+                color=colours[name],
+                alpha=0.25 + 0.75 * share,
+                label=name,
             )
             axes.bar_label(bar, [outcome(rows)], fontsize=6.5, padding=2)
-    axes.set_yticks(range(len(groups)), [f"{task}\nT = {length}" for task, length in groups])
+    axes.set_yticks(
+        range(len(groups)), [f"{task}\nT = {length}" for task, length in groups]
+    )
     axes.invert_yaxis()
     axes.set_xlim(0, 1.3 * result["updates"])
-    axes.set_xlabel("updates until solved, median over seeds; pale where not all seeds do")
+    axes.set_xlabel(
+        "updates until solved, median over seeds; pale where not all seeds do"
+    )
     axes.set_title("Whether it is learned")
     axes.grid(axis="x", alpha=0.3)
 
@@ -227,13 +349,28 @@ def _draw_training(axes: Any, result: dict, colours: dict) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run, print, write; 0."""
     args = parse(argv)
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # small factorisations: threads get in each other's way
+    os.environ.setdefault(
+        "OPENBLAS_NUM_THREADS", "1"
+    )  # small factorisations: threads get in each other's way
     host.prepare(1)
-    result = report.content("gradient_decay", command("gradient_decay", argv), updates=args.updates)
-    result["shape"] = {"H": args.hidden, "T": args.steps, "B": args.batch, "seeds": args.seeds}
+    result = report.content(
+        "gradient_decay", command("gradient_decay", argv), updates=args.updates
+    )
+    result["shape"] = {
+        "H": args.hidden,
+        "T": args.steps,
+        "B": args.batch,
+        "seeds": args.seeds,
+    }
     result["initial"], result["trained"] = run(args)
     name = report.result_name("gradient_decay", args.out, args.quick)
-    report.write(name, result, markdown(result), lambda figure: draw(result, figure), size=(14, 6.5))
+    report.write(
+        name,
+        result,
+        markdown(result),
+        lambda figure: draw(result, figure),
+        size=(14, 6.5),
+    )
     return 0
 
 

@@ -1,7 +1,9 @@
-"""Keep what a run reached: ``python -m benchmarks.harness.save_run RUN NAME`` writes ``benchmarks/results/NAME.json`` and ``NAME.png``.
+"""Keep what a run reached: ``python -m benchmarks.harness.save_run RUN NAME`` writes
+``benchmarks/results/NAME.json`` and ``NAME.png``.
 
-The JSON holds the run's options and budget, its result with device and versions, the processor's name, and its learning
-curve against steps and seconds; the picture is the run's ``curves.png``.
+The JSON holds the run's options and budget, its result with device and versions, the
+processor's name, and its learning curve against steps and seconds; the picture is the
+run's ``curves.png``.
 """
 
 from __future__ import annotations
@@ -22,7 +24,14 @@ def processor() -> str:
         lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return "unknown"
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    return next(
+        (
+            line.split(":", 1)[1].strip()
+            for line in lines
+            if line.startswith("model name")
+        ),
+        "unknown",
+    )
 
 
 def record(run: Run, name: str) -> pathlib.Path:
@@ -30,7 +39,11 @@ def record(run: Run, name: str) -> pathlib.Path:
     RESULTS.mkdir(exist_ok=True)
     seconds = {r["step"]: round(r["seconds"], 1) for r in run.records("timing.jsonl")}
     held_out = [
-        {"step": r["step"], "seconds": seconds.get(r["step"]), **{k: v for k, v in r.items() if k.startswith("held_out")}}
+        {
+            "step": r["step"],
+            "seconds": seconds.get(r["step"]),
+            **{k: v for k, v in r.items() if k.startswith("held_out")},
+        }
         for r in run.records("metrics.jsonl")
         if any(k.startswith("held_out") for k in r)
     ]

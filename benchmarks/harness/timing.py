@@ -1,5 +1,6 @@
-"""Timing: what is compared runs interleaved in one process, round after round in shuffled order, each call blocking on its
-result; compile time is taken apart."""
+"""Timing: what is compared runs interleaved in one process, round after round in
+shuffled order, each call blocking on its result; compile time is taken apart.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +14,17 @@ from typing import Any
 import jax
 import numpy as np
 
-MINIMUM_SECONDS = 0.02  # a sample shorter than this is the mean of several calls, or the clock and the caches would show
+# a sample shorter than this is the mean of several calls, or the clock and the caches
+# would show
+MINIMUM_SECONDS = 0.02
 
 
 @dataclasses.dataclass
 class Program:
     """Something to time: ``run()`` returns when its result is there.
 
-    ``compile_seconds`` and ``temporary_bytes``, what it takes besides inputs and outputs, are None where nothing compiles.
+    ``compile_seconds`` and ``temporary_bytes``, what it takes besides inputs and
+    outputs, are None where nothing compiles.
     """
 
     run: Callable[[], Any]
@@ -29,20 +33,30 @@ class Program:
 
 
 def compiled(function: Callable, *args: Any) -> Program:
-    """``jax.jit(function)`` compiled for ``args`` (not donated), with the seconds that tracing and compiling took."""
+    """``jax.jit(function)`` compiled for ``args`` (not donated), with the seconds
+    that tracing and compiling took.
+    """
     start = time.perf_counter()
     executable = jax.jit(function).lower(*args).compile()
     seconds, memory = time.perf_counter() - start, executable.memory_analysis()
-    return Program(lambda: jax.block_until_ready(executable(*args)), seconds, getattr(memory, "temp_size_in_bytes", None))
+    return Program(
+        lambda: jax.block_until_ready(executable(*args)),
+        seconds,
+        getattr(memory, "temp_size_in_bytes", None),
+    )
 
 
 def interleave(
-    runs: dict[Hashable, Callable[[], Any]], rounds: int, seed: int = 0, minimum: float = MINIMUM_SECONDS
+    runs: dict[Hashable, Callable[[], Any]],
+    rounds: int,
+    seed: int = 0,
+    minimum: float = MINIMUM_SECONDS,
 ) -> dict[Hashable, list[float]]:
-    """Seconds per call of every run: ``rounds`` samples each, after two calls to warm up.
+    """Seconds per call of every run: ``rounds`` samples each, after two calls to warm
+    up.
 
-    A round takes one sample of each, in an order shuffled anew, so that a neighbour's load and a warming processor meet
-    all of them alike.
+    A round takes one sample of each, in an order shuffled anew, so that a neighbour's
+    load and a warming processor meet all of them alike.
     """
     for run in runs.values():
         run()
@@ -62,7 +76,9 @@ def interleave(
 
 
 def sample(run: Callable[[], Any], minimum: float) -> float:
-    """Mean seconds of as many calls in a row as fill ``minimum`` seconds, one at least."""
+    """Mean seconds of as many calls in a row as fill ``minimum`` seconds, one at
+    least.
+    """
     calls, start = 0, time.perf_counter()
     while True:
         run()

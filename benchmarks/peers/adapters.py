@@ -1,4 +1,6 @@
-"""A library's layer on given work: how it is compiled, run and checked. Peers differ in `forward`, `mapping` and layout."""
+"""A library's layer on given work: how it is compiled, run and checked. Peers differ
+in `forward`, `mapping` and layout.
+"""
 
 from __future__ import annotations
 
@@ -21,22 +23,33 @@ class LeftOut(Exception):
 
 
 def require(module: str) -> Any:
-    """Import a peer, or raise `LeftOut` with its name and the command that installs it."""
+    """Import a peer, or raise `LeftOut` with its name and the command that installs
+    it.
+    """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         missing = error.name or module
-        raise LeftOut(f"{missing} is not installed: pip install '{EXTRAS.get(missing, '.[peers]')}'") from None
-    except Exception as error:  # a peer that lags behind this jax breaks while it is imported
-        raise LeftOut(f"{module} cannot be imported beside jax {jax.__version__}: {type(error).__name__}: {error}") from None
+        raise LeftOut(
+            f"{missing} is not installed: pip install "
+            f"'{EXTRAS.get(missing, '.[peers]')}'"
+        ) from None
+    except (
+        Exception
+    ) as error:  # a peer that lags behind this jax breaks while it is imported
+        raise LeftOut(
+            f"{module} cannot be imported beside jax {jax.__version__}: "
+            f"{type(error).__name__}: {error}"
+        ) from None
 
 
 @dataclasses.dataclass
 class Model:
     """A layer as functions of its weights.
 
-    ``mapping`` turns weights in jaxrnn's layout into the library's own: traceable, so that its transpose brings gradients
-    back. ``reference`` is the cell whose naive scan it must equal. ``note`` says where its work is not quite the same.
+    ``mapping`` turns weights in jaxrnn's layout into the library's own: traceable, so
+    that its transpose brings gradients back. ``reference`` is the cell whose naive scan
+    it must equal. ``note`` says where its work is not quite the same.
     """
 
     mapping: Callable[[dict], Any] = dict
@@ -50,21 +63,31 @@ class Model:
 
     def layout(self, array: np.ndarray) -> np.ndarray:
         """A time-major array as this library takes it; its own inverse."""
-        return np.ascontiguousarray(np.swapaxes(array, 0, 1)) if self.batch_first else array
+        return (
+            np.ascontiguousarray(np.swapaxes(array, 0, 1))
+            if self.batch_first
+            else array
+        )
 
     def parts(self, mode: str, result: Any) -> dict[str, Any]:
-        """What a program returned, named as in `Work.answer`, in this library's layout."""
+        """What a program returned, named as in `Work.answer`, in this library's
+        layout.
+        """
         if mode == "forward":
             return {"outputs": result}
         return {"weight_gradient": result[1][0], "input_gradient": result[1][1]}
 
     def check(self, work: Work, programs: dict[str, Program]) -> dict[str, float]:
-        """Relative differences of outputs, input gradient and weight gradient from the naive scan's."""
+        """Relative differences of outputs, input gradient and weight gradient from
+        the naive scan's.
+        """
         cell = work.cell if self.reference is None else self.reference
         expected, found = work.answer(cell), {}
         for mode, program in programs.items():
             for name, value in self.parts(mode, program.run()).items():
-                if name == "weight_gradient":  # back to jaxrnn's layout, by the transpose of the mapping
+                if (
+                    name == "weight_gradient"
+                ):  # back to jaxrnn's layout, by the transpose of the mapping
                     value = jax.vjp(self.mapping, work.weights_of(cell))[1](value)[0]
                 else:
                     value = self.layout(np.asarray(value))
@@ -74,7 +97,9 @@ class Model:
 
 @dataclasses.dataclass
 class JaxModel(Model):
-    """A layer written in JAX: ``forward(weights, xs) -> ys``, time-major unless ``batch_first``."""
+    """A layer written in JAX: ``forward(weights, xs) -> ys``, time-major unless
+    ``batch_first``.
+    """
 
     forward: Callable[[Any, Any], Any] = None  # type: ignore[assignment]
 
@@ -85,7 +110,12 @@ class JaxModel(Model):
         """Weights, inputs and cotangent on the device, in this library's layout."""
         cell = work.cell if self.reference is None else self.reference
         return jax.device_put(
-            (self.mapping(work.weights_of(cell)), self.layout(work.xs), self.layout(work.cotangent)), jax.devices()[0]
+            (
+                self.mapping(work.weights_of(cell)),
+                self.layout(work.xs),
+                self.layout(work.cotangent),
+            ),
+            jax.devices()[0],
         )
 
     def programs(self, work: Work) -> dict[str, Program]:
@@ -100,5 +130,11 @@ class JaxModel(Model):
         cell = work.cell if self.reference is None else self.reference
         B, T, I, H = work.shape
         lead = (B, T) if self.batch_first else (T, B)
-        abstract = [jax.ShapeDtypeStruct((*lead, features), np.float32) for features in (I, H)]
-        return jax.jit(self.function("train")).lower(self.mapping(work.weights_of(cell)), *abstract).compile()
+        abstract = [
+            jax.ShapeDtypeStruct((*lead, features), np.float32) for features in (I, H)
+        ]
+        return (
+            jax.jit(self.function("train"))
+            .lower(self.mapping(work.weights_of(cell)), *abstract)
+            .compile()
+        )

@@ -1,4 +1,6 @@
-"""One streaming step, B 1, in each library: the state goes in and comes out, and the call returns when its result is there."""
+"""One streaming step, B 1, in each library: the state goes in and comes out, and the
+call returns when its result is there.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from .other_libraries import load_torch, onnx_session, torch_device, torch_weigh
 
 @dataclasses.dataclass
 class Stream:
-    """``step(state, x) -> (state, y)`` from ``start`` over ``inputs``; or ``whole()``, all steps inside one call."""
+    """``step(state, x) -> (state, y)`` from ``start`` over ``inputs``; or
+    ``whole()``, all steps inside one call.
+    """
 
     step: Callable[[Any, Any], tuple[Any, Any]] | None = None
     start: Any = None
@@ -46,7 +50,11 @@ def jaxrnn_loop(work: Work) -> Stream:
     weights, xs = jax.device_put((work.weights, work.xs))
 
     def walk(w, xs):
-        return jax.lax.scan(lambda carry, x: work.cell(w, carry, x), work.cell.initial_carry(w, (1,)), xs)[1]
+        return jax.lax.scan(
+            lambda carry, x: work.cell(w, carry, x),
+            work.cell.initial_carry(w, (1,)),
+            xs,
+        )[1]
 
     run = jax.jit(walk)
     return Stream(whole=lambda: jax.block_until_ready(run(weights, xs))[:, 0])
@@ -89,4 +97,9 @@ def onnxruntime_step(work: Work) -> Stream:
     return Stream(step, [zeros] * len(names), [x[None] for x in work.xs])
 
 
-STREAMS = {"jaxrnn": jaxrnn_step, "jaxrnn-loop": jaxrnn_loop, "torch": torch_step, "onnxruntime": onnxruntime_step}
+STREAMS = {
+    "jaxrnn": jaxrnn_step,
+    "jaxrnn-loop": jaxrnn_loop,
+    "torch": torch_step,
+    "onnxruntime": onnxruntime_step,
+}

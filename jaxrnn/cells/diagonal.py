@@ -12,7 +12,16 @@ from jaxtyping import Array, Float
 
 from ..core.cell import Carry, Gate, Params, accumulator
 from ..core.validation import check_positive
-from ..initializers import Chrono, GlorotUniform, Initializer, Linspace, Normal, Zeros, gate_biases, gate_blocks
+from ..initializers import (
+    Chrono,
+    GlorotUniform,
+    Initializer,
+    Linspace,
+    Normal,
+    Zeros,
+    gate_biases,
+    gate_blocks,
+)
 from .base import BuiltinCell, projected
 from .lstm import LSTMState
 from .ops import along
@@ -27,40 +36,53 @@ class _Diagonal(BuiltinCell):
     recurrent_init: Initializer = Normal(math.sqrt(4 / 5))
     bias_init: Initializer = Zeros()
 
-    def _parameters(self, key: Array, input_size: int, dtype: Any) -> tuple[Params, list[Array]]:
+    def _parameters(
+        self, key: Array, input_size: int, dtype: Any
+    ) -> tuple[Params, list[Array]]:
         """The input kernel, the recurrent vectors, and the three biases."""
         check_positive(self, input_size=input_size)
         H = self.hidden_size
         k_input, k_recurrent, k_bias = jax.random.split(key, 3)
-        vectors = [self.recurrent_init(k, (H, 1), dtype).reshape(H) for k in jax.random.split(k_recurrent, 3)]
+        vectors = [
+            self.recurrent_init(k, (H, 1), dtype).reshape(H)
+            for k in jax.random.split(k_recurrent, 3)
+        ]
         params = {
-            "input_kernel": gate_blocks(self.input_init, k_input, 3, input_size, H, dtype),
+            "input_kernel": gate_blocks(
+                self.input_init, k_input, 3, input_size, H, dtype
+            ),
             "recurrent_vector": jnp.concatenate(vectors),
         }
         return params, list(gate_biases(self.bias_init, k_bias, 3, H, dtype))
 
-    def project(self, params: Params, x: Float[Array, "*TB D"]) -> Float[Array, "*TB G"]:
+    def project(
+        self, params: Params, x: Float[Array, "*TB D"]
+    ) -> Float[Array, "*TB G"]:
         """``x W + b``, in the accumulator's dtype."""
         return projected(self, params, x)
 
 
 @dataclasses.dataclass(frozen=True)
 class DiagonalGRU(_Diagonal):
-    """The GRU with diagonal recurrent matrices: ParaGRU of ParaRNN (Danieli et al. 2025, arXiv:2510.21450), packed r, z, n::
+    """The GRU with diagonal recurrent matrices: ParaGRU of ParaRNN (Danieli et al.
+    2025, arXiv:2510.21450), packed r, z, n::
 
         r, z = sigmoid(x_t W + u * h_{t-1} + b)
         n = tanh(x_t W_n + u_n * (r * h_{t-1}) + b_n)
         h_t = (1 - z) * n + z * h_{t-1}
 
-    in this library's convention, where z keeps h: the paper's z is 1 - z here, so weights and bias of that block change sign.
+    in this library's convention, where z keeps h: the paper's z is 1 - z here, so
+        weights and bias of that block change sign.
 
-    Parameters: ``input_kernel (D, 3H)``, ``recurrent_vector (3H,)``, ``bias (3H,)``. Carry: ``h (*B, H)``, in float32 at
-    least.
+    Parameters: ``input_kernel (D, 3H)``, ``recurrent_vector (3H,)``, ``bias (3H,)``.
+    Carry: ``h (*B, H)``, in float32 at least.
 
     Args:
         hidden_size: H.
-        update_init: the update gate's bias: evenly from 0 to 1 over the units, as the authors' code begins, or ``Chrono(T)``.
-        recurrent_init: normal of deviation ``2 / sqrt(5 H)``, as there; called for a block ``(H, 1)``.
+        update_init: the update gate's bias: evenly from 0 to 1 over the units, as the
+            authors' code begins, or ``Chrono(T)``.
+        recurrent_init: normal of deviation ``2 / sqrt(5 H)``, as there; called for a
+            block ``(H, 1)``.
         learned_initial_carry: make h before the first step a parameter.
     """
 
@@ -68,29 +90,50 @@ class DiagonalGRU(_Diagonal):
     update_init: Initializer | Chrono = Linspace(0.0, 1.0)
 
     def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
-        """Draw parameters for ``input_size`` features, in ``dtype`` (default: jax's default float)."""
+        """Draw parameters for ``input_size`` features, in ``dtype`` (default: jax's
+        default float).
+        """
         dtype = dtype or jnp.result_type(float)
         params, (b_r, _, b_n) = self._parameters(key, input_size, dtype)
         b_z = self.update_init(jax.random.fold_in(key, 3), b_r.shape, dtype)
-        return self.with_initial_carry({**params, "bias": jnp.concatenate([b_r, b_z, b_n])})
+        return self.with_initial_carry(
+            {**params, "bias": jnp.concatenate([b_r, b_z, b_n])}
+        )
 
-    def zero_carry(self, params: Params, batch_shape: tuple[int, ...], dtype: Any) -> Float[Array, "*B H"]:
+    def zero_carry(
+        self, params: Params, batch_shape: tuple[int, ...], dtype: Any
+    ) -> Float[Array, "*B H"]:
         """Zeros in the accumulator's dtype."""
         return jnp.zeros((*batch_shape, self.hidden_size), accumulator(dtype))
 
-    def step(self, params: Params, carry: Float[Array, "*B H"], z: Float[Array, "*B G"], *, recurrent_h=None):
-        """One step of the equations above. ``recurrent_h`` replaces h where it meets u (variational dropout)."""
-        _, update, n = self._activations(params, carry if recurrent_h is None else recurrent_h, z)
+    def step(
+        self,
+        params: Params,
+        carry: Float[Array, "*B H"],
+        z: Float[Array, "*B G"],
+        *,
+        recurrent_h=None,
+    ):
+        """One step of the equations above. ``recurrent_h`` replaces h where it meets
+        u (variational dropout).
+        """
+        _, update, n = self._activations(
+            params, carry if recurrent_h is None else recurrent_h, z
+        )
         return (1 - update) * n + update * carry
 
-    def _activations(self, params: Params, h: Array, z: Array) -> tuple[Array, Array, Array]:
+    def _activations(
+        self, params: Params, h: Array, z: Array
+    ) -> tuple[Array, Array, Array]:
         """r, z and n."""
         u_r, u_z, u_n = (along(u, h) for u in jnp.split(params["recurrent_vector"], 3))
         z_r, z_z, z_n = jnp.split(z, 3, axis=-1)
         r, update = jax.nn.sigmoid(z_r + u_r * h), jax.nn.sigmoid(z_z + u_z * h)
         return r, update, jnp.tanh(z_n + u_n * (r * h))
 
-    def gate_values(self, params: Params, carry: Float[Array, "*B H"], z: Float[Array, "*B G"]) -> dict[str, Gate]:
+    def gate_values(
+        self, params: Params, carry: Float[Array, "*B H"], z: Float[Array, "*B G"]
+    ) -> dict[str, Gate]:
         """r, z, which keeps h, and n."""
         r, update, n = self._activations(params, carry, z)
         return {"r": Gate(r), "z": Gate(update, keeps=True), "n": Gate(n, low=-1.0)}
@@ -102,60 +145,91 @@ class DiagonalGRU(_Diagonal):
 
 @dataclasses.dataclass(frozen=True)
 class DiagonalLSTM(_Diagonal):
-    """The LSTM with coupled gates, peepholes and diagonal recurrent matrices: ParaLSTM of ParaRNN (Danieli et al. 2025,
-    arXiv:2510.21450), blocks packed f, g, o::
+    """The LSTM with coupled gates, peepholes and diagonal recurrent matrices: ParaLSTM
+    of ParaRNN (Danieli et al. 2025, arXiv:2510.21450), blocks packed f, g, o::
 
         f = sigmoid(x_t W + u * h_{t-1} + p * c_{t-1} + b)     g = tanh(x_t W_g + u_g * h_{t-1} + b_g)
         c_t = f * c_{t-1} + (1 - f) * g
         o = sigmoid(x_t W_o + u_o * h_{t-1} + p_o * c_t + b_o)     h_t = o * tanh(c_t)
 
-    It is ``LSTM(H, peephole=True, coupled_gates=True)`` with diagonals for recurrent matrices.
+    It is ``LSTM(H, peephole=True, coupled_gates=True)`` with diagonals for recurrent
+    matrices.
 
     Parameters: ``input_kernel (D, 3H)``, ``recurrent_vector (3H,)``, ``peephole_kernel (2H,)`` (f, o), ``bias (3H,)``. Carry:
     `LSTMState` (h, c), c in float32 at least.
 
     Args:
         hidden_size: H.
-        forget_init: the forget gate's bias: evenly from 0 down to -1 over the units, as the authors' code begins (it keeps
-            little), or ``Chrono(T)``, which keeps long.
-        recurrent_init: of u and p: normal of deviation ``2 / sqrt(5 H)``, as there; called for a block ``(H, 1)``.
+        forget_init: the forget gate's bias: evenly from 0 down to -1 over the units, as
+            the authors' code begins (it keeps little), or ``Chrono(T)``, which keeps
+            long.
+        recurrent_init: of u and p: normal of deviation ``2 / sqrt(5 H)``, as there;
+            called for a block ``(H, 1)``.
         learned_initial_carry: make (h, c) before the first step a parameter.
-    """
+    """  # noqa: E501
 
     _: dataclasses.KW_ONLY
     forget_init: Initializer | Chrono = Linspace(0.0, -1.0)
 
     def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
-        """Draw parameters for ``input_size`` features, in ``dtype`` (default: jax's default float)."""
+        """Draw parameters for ``input_size`` features, in ``dtype`` (default: jax's
+        default float).
+        """
         dtype = dtype or jnp.result_type(float)
         params, (b_f, b_g, b_o) = self._parameters(key, input_size, dtype)
         k_forget, *k_peephole = jax.random.split(jax.random.fold_in(key, 3), 3)
         b_f = self.forget_init(k_forget, b_f.shape, dtype)
-        peepholes = [self.recurrent_init(k, (self.hidden_size, 1), dtype).reshape(-1) for k in k_peephole]
-        extra = {"peephole_kernel": jnp.concatenate(peepholes), "bias": jnp.concatenate([b_f, b_g, b_o])}
+        peepholes = [
+            self.recurrent_init(k, (self.hidden_size, 1), dtype).reshape(-1)
+            for k in k_peephole
+        ]
+        extra = {
+            "peephole_kernel": jnp.concatenate(peepholes),
+            "bias": jnp.concatenate([b_f, b_g, b_o]),
+        }
         return self.with_initial_carry({**params, **extra})
 
-    def zero_carry(self, params: Params, batch_shape: tuple[int, ...], dtype: Any) -> LSTMState:
+    def zero_carry(
+        self, params: Params, batch_shape: tuple[int, ...], dtype: Any
+    ) -> LSTMState:
         """Zeros: h in ``dtype``, c in its accumulator's dtype."""
         shape = (*batch_shape, self.hidden_size)
         return LSTMState(jnp.zeros(shape, dtype), jnp.zeros(shape, accumulator(dtype)))
 
-    def step(self, params: Params, carry: LSTMState, z: Float[Array, "*B G"], *, recurrent_h=None) -> LSTMState:
-        """One step of the equations above. ``recurrent_h`` replaces h where it meets u (variational dropout)."""
+    def step(
+        self,
+        params: Params,
+        carry: LSTMState,
+        z: Float[Array, "*B G"],
+        *,
+        recurrent_h=None,
+    ) -> LSTMState:
+        """One step of the equations above. ``recurrent_h`` replaces h where it meets
+        u (variational dropout).
+        """
         *_, o, c = self._activations(params, carry, z, recurrent_h)
         return LSTMState((o * jnp.tanh(c)).astype(carry.h.dtype), c)
 
-    def _activations(self, params: Params, carry: LSTMState, z: Array, recurrent_h: Array | None) -> tuple[Array, ...]:
+    def _activations(
+        self, params: Params, carry: LSTMState, z: Array, recurrent_h: Array | None
+    ) -> tuple[Array, ...]:
         """f, g, o, and the new c."""
         c = carry.c
         h = (carry.h if recurrent_h is None else recurrent_h).astype(c.dtype)
         p_f, p_o = (along(p, c) for p in jnp.split(params["peephole_kernel"], 2))
-        f, g, o = jnp.split(z + along(params["recurrent_vector"], z) * jnp.concatenate([h] * 3, axis=-1), 3, axis=-1)
+        f, g, o = jnp.split(
+            z
+            + along(params["recurrent_vector"], z) * jnp.concatenate([h] * 3, axis=-1),
+            3,
+            axis=-1,
+        )
         f, g = jax.nn.sigmoid(f + p_f * c), jnp.tanh(g)
         c = f * c + (1 - f) * g
         return f, g, jax.nn.sigmoid(o + p_o * c), c
 
-    def gate_values(self, params: Params, carry: LSTMState, z: Float[Array, "*B G"]) -> dict[str, Gate]:
+    def gate_values(
+        self, params: Params, carry: LSTMState, z: Float[Array, "*B G"]
+    ) -> dict[str, Gate]:
         """f, which keeps c, g and o."""
         f, g, o, _ = self._activations(params, carry, z, None)
         return {"f": Gate(f, keeps=True), "g": Gate(g, low=-1.0), "o": Gate(o)}

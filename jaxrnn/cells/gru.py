@@ -11,7 +11,15 @@ from jaxtyping import Array, Float
 
 from ..core.cell import Carry, Gate, Params, accumulator
 from ..core.validation import check_features, check_positive
-from ..initializers import Chrono, Initializer, LecunNormal, Orthogonal, Zeros, gate_biases, gate_blocks
+from ..initializers import (
+    Chrono,
+    Initializer,
+    LecunNormal,
+    Orthogonal,
+    Zeros,
+    gate_biases,
+    gate_blocks,
+)
 from .base import BuiltinCell
 from .ops import along, dense, layer_norm, recur
 
@@ -25,19 +33,22 @@ class GRU(BuiltinCell):
         n = tanh(x_t W_n + b_n + (r * h_{t-1}) U_n)             reset before (Cho et al. 2014)
         h_t = (1 - z) * n + z * h_{t-1}
 
-    Parameters: ``input_kernel (D, 3H)``, ``recurrent_kernel (H, 3H)``, ``bias (3H,)``, and with reset after
-    ``recurrent_bias (H,)``, the b_hn above, so that torch's weights fit without loss. The two forms are different
-    functions: weights of one do not convert to the other. Carry: ``h (*B, H)``, an array, kept in float32 at least because
-    it accumulates; the output is cast back to the parameters' dtype.
+    Parameters: ``input_kernel (D, 3H)``, ``recurrent_kernel (H, 3H)``, ``bias (3H,)``,
+    and with reset after ``recurrent_bias (H,)``, the b_hn above, so that torch's
+    weights fit without loss. The two forms are different functions: weights of one do
+    not convert to the other. Carry: ``h (*B, H)``, an array, kept in float32 at least
+    because it accumulates; the output is cast back to the parameters' dtype.
 
     Args:
         hidden_size: H.
         reset_after: which of the two forms.
-        update_bias: added to the update gate's bias at init (z near 1 keeps), or ``Chrono(T)``.
-        layer_norm: normalise ``x W`` and ``h U``, the r and z blocks together and n by itself (Ba et al. 2016, eq. 25-27):
-            parameters ``input_norm_scale``, ``recurrent_norm_scale (3H,)``.
+        update_bias: added to the update gate's bias at init (z near 1 keeps), or
+            ``Chrono(T)``.
+        layer_norm: normalise ``x W`` and ``h U``, the r and z blocks together and n by
+            itself (Ba et al. 2016, eq. 25-27): parameters ``input_norm_scale``,
+            ``recurrent_norm_scale (3H,)``.
         learned_initial_carry: make h before the first step a parameter.
-    """
+    """  # noqa: E501
 
     _: dataclasses.KW_ONLY
     reset_after: bool = True
@@ -48,44 +59,81 @@ class GRU(BuiltinCell):
     bias_init: Initializer = Zeros()
 
     def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
-        """Draw parameters for ``input_size`` features, in ``dtype`` (default: jax's default float)."""
+        """Draw parameters for ``input_size`` features, in ``dtype`` (default: jax's
+        default float).
+        """
         check_positive(self, input_size=input_size)
         dtype, H = dtype or jnp.result_type(float), self.hidden_size
-        k_input, k_recurrent, k_bias, k_chrono, k_recurrent_bias = jax.random.split(key, 5)
+        k_input, k_recurrent, k_bias, k_chrono, k_recurrent_bias = jax.random.split(
+            key, 5
+        )
         b_r, b_z, b_n = gate_biases(self.bias_init, k_bias, 3, H, dtype)
-        b_z = self.update_bias(k_chrono, (H,), dtype) if isinstance(self.update_bias, Chrono) else b_z + self.update_bias
+        b_z = (
+            self.update_bias(k_chrono, (H,), dtype)
+            if isinstance(self.update_bias, Chrono)
+            else b_z + self.update_bias
+        )
         params = {
-            "input_kernel": gate_blocks(self.input_init, k_input, 3, input_size, H, dtype),
-            "recurrent_kernel": gate_blocks(self.recurrent_init, k_recurrent, 3, H, H, dtype),
+            "input_kernel": gate_blocks(
+                self.input_init, k_input, 3, input_size, H, dtype
+            ),
+            "recurrent_kernel": gate_blocks(
+                self.recurrent_init, k_recurrent, 3, H, H, dtype
+            ),
             "bias": jnp.concatenate([b_r, b_z, b_n]),
         }
         if self.reset_after:
             params["recurrent_bias"] = self.bias_init(k_recurrent_bias, (H,), dtype)
         if self.layer_norm:
-            params |= {"input_norm_scale": jnp.ones(3 * H, dtype), "recurrent_norm_scale": jnp.ones(3 * H, dtype)}
+            params |= {
+                "input_norm_scale": jnp.ones(3 * H, dtype),
+                "recurrent_norm_scale": jnp.ones(3 * H, dtype),
+            }
         return self.with_initial_carry(params)
 
-    def zero_carry(self, params: Params, batch_shape: tuple[int, ...], dtype: Any) -> Float[Array, "*B H"]:
+    def zero_carry(
+        self, params: Params, batch_shape: tuple[int, ...], dtype: Any
+    ) -> Float[Array, "*B H"]:
         """Zeros in the accumulator's dtype."""
         return jnp.zeros((*batch_shape, self.hidden_size), accumulator(dtype))
 
-    def project(self, params: Params, x: Float[Array, "*TB D"]) -> Float[Array, "*TB G"]:
+    def project(
+        self, params: Params, x: Float[Array, "*TB D"]
+    ) -> Float[Array, "*TB G"]:
         """``x W``, normalised under ``layer_norm``."""
         check_features(self, params["input_kernel"], x)
         z = dense(x, params["input_kernel"])
         return self.normalise(z, params["input_norm_scale"]) if self.layer_norm else z
 
-    def normalise(self, z: Float[Array, "*B G"], scale: Float[Array, " G"]) -> Float[Array, "*B G"]:
+    def normalise(
+        self, z: Float[Array, "*B G"], scale: Float[Array, " G"]
+    ) -> Float[Array, "*B G"]:
         """Layer normalisation of the r and z blocks together, and of n by itself."""
-        gates, scales = jnp.split(z, [2 * self.hidden_size], -1), jnp.split(scale, [2 * self.hidden_size], -1)
-        return jnp.concatenate([layer_norm(g, s) for g, s in zip(gates, scales, strict=True)], axis=-1)
+        gates, scales = (
+            jnp.split(z, [2 * self.hidden_size], -1),
+            jnp.split(scale, [2 * self.hidden_size], -1),
+        )
+        return jnp.concatenate(
+            [layer_norm(g, s) for g, s in zip(gates, scales, strict=True)], axis=-1
+        )
 
-    def step(self, params: Params, carry: Float[Array, "*B H"], z: Float[Array, "*B G"], *, recurrent_h=None):
-        """One step of the equations above. ``recurrent_h`` replaces h where it meets U (variational dropout)."""
+    def step(
+        self,
+        params: Params,
+        carry: Float[Array, "*B H"],
+        z: Float[Array, "*B G"],
+        *,
+        recurrent_h=None,
+    ):
+        """One step of the equations above. ``recurrent_h`` replaces h where it meets
+        U (variational dropout).
+        """
         _, update, n = self._activations(params, carry, z, recurrent_h)
         return (1 - update) * n + update * carry
 
-    def _activations(self, params: Params, carry: Array, z: Array, recurrent_h: Array | None) -> tuple[Array, Array, Array]:
+    def _activations(
+        self, params: Params, carry: Array, z: Array, recurrent_h: Array | None
+    ) -> tuple[Array, Array, Array]:
         """r, z and n."""
         H, h_in = self.hidden_size, carry if recurrent_h is None else recurrent_h
         kernel, z = params["recurrent_kernel"], z.astype(carry.dtype)
@@ -109,7 +157,9 @@ class GRU(BuiltinCell):
                 a_n = layer_norm(a_n, params["recurrent_norm_scale"][2 * H :])
         return r, update, jnp.tanh(z[..., 2 * H :] + a_n)
 
-    def gate_values(self, params: Params, carry: Float[Array, "*B H"], z: Float[Array, "*B G"]) -> dict[str, Gate]:
+    def gate_values(
+        self, params: Params, carry: Float[Array, "*B H"], z: Float[Array, "*B G"]
+    ) -> dict[str, Gate]:
         """r, z, which keeps h, and n."""
         r, update, n = self._activations(params, carry, z, None)
         return {"r": Gate(r), "z": Gate(update, keeps=True), "n": Gate(n, low=-1.0)}

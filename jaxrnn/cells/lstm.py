@@ -12,14 +12,24 @@ from jaxtyping import Array, Float
 from ..core.cell import Gate, Params, accumulator
 from ..core.exported import exportable
 from ..core.validation import check_features, check_positive
-from ..initializers import Chrono, Initializer, LecunNormal, Orthogonal, Zeros, gate_biases, gate_blocks
+from ..initializers import (
+    Chrono,
+    Initializer,
+    LecunNormal,
+    Orthogonal,
+    Zeros,
+    gate_biases,
+    gate_blocks,
+)
 from .base import BuiltinCell
 from .ops import along, dense, gate_activations, layer_norm, recur
 
 
 @exportable
 class LSTMState(NamedTuple):
-    """The carry of an LSTM: what it shows, ``h (*B, H or P)``, and what it remembers, ``c (*B, H)``."""
+    """The carry of an LSTM: what it shows, ``h (*B, H or P)``, and what it
+    remembers, ``c (*B, H)``.
+    """
 
     h: Array
     c: Array
@@ -27,24 +37,31 @@ class LSTMState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class LSTM(BuiltinCell):
-    """Long short-term memory with a forget gate (Hochreiter & Schmidhuber 1997; Gers et al. 2000), gates packed i, f, g, o::
+    """Long short-term memory with a forget gate (Hochreiter & Schmidhuber 1997; Gers et
+    al. 2000), gates packed i, f, g, o::
 
         i, f, o = sigmoid(x_t W + h_{t-1} U + b)      g = tanh(x_t W + h_{t-1} U + b)
         c_t = f * c_{t-1} + i * g                     h_t = o * tanh(c_t)
 
-    Parameters: ``input_kernel (D, 4H)``, ``recurrent_kernel (H, 4H)``, ``bias (4H,)``. Carry: `LSTMState` (h, c); c is kept
-    in float32 at least, also under bfloat16 parameters, because it sums over the whole sequence.
+    Parameters: ``input_kernel (D, 4H)``, ``recurrent_kernel (H, 4H)``, ``bias (4H,)``.
+    Carry: `LSTMState` (h, c); c is kept in float32 at least, also under bfloat16
+    parameters, because it sums over the whole sequence.
 
     Args:
         hidden_size: H.
-        forget_bias: added to the forget gate's bias at init (1: Gers et al. 2000, Jozefowicz et al. 2015), or ``Chrono(T)``.
-        layer_norm: normalise ``x W``, ``h U`` and, before the output, ``c`` (Ba et al. 2016, eq. 20-22): parameters
-            ``input_norm_scale``, ``recurrent_norm_scale (4H,)``, ``cell_norm_scale``, ``cell_norm_bias (H,)``.
-        peephole: i and f also see ``p * c_{t-1}``, o sees ``p * c_t`` (Gers & Schmidhuber 2000): ``peephole_kernel`` holds one
-            ``(H,)`` for each of i, f, o (f, o when coupled).
-        coupled_gates: ``i = 1 - f`` (CIFG of Greff et al. 2017): kernels hold three blocks, f, g, o.
-        projection_size: P; ``h_t = (o * tanh(c_t)) R`` with ``projection_kernel R (H, P)``, as torch's ``proj_size``
-            (Sak et al. 2014); h, the recurrence and the output then have P features.
+        forget_bias: added to the forget gate's bias at init (1: Gers et al. 2000,
+            Jozefowicz et al. 2015), or ``Chrono(T)``.
+        layer_norm: normalise ``x W``, ``h U`` and, before the output, ``c`` (Ba et al.
+            2016, eq. 20-22): parameters ``input_norm_scale``, ``recurrent_norm_scale
+            (4H,)``, ``cell_norm_scale``, ``cell_norm_bias (H,)``.
+        peephole: i and f also see ``p * c_{t-1}``, o sees ``p * c_t`` (Gers &
+            Schmidhuber 2000): ``peephole_kernel`` holds one ``(H,)`` for each of i, f,
+            o (f, o when coupled).
+        coupled_gates: ``i = 1 - f`` (CIFG of Greff et al. 2017): kernels hold three
+            blocks, f, g, o.
+        projection_size: P; ``h_t = (o * tanh(c_t)) R`` with ``projection_kernel R (H,
+            P)``, as torch's ``proj_size`` (Sak et al. 2014); h, the recurrence and the
+            output then have P features.
         learned_initial_carry: make (h, c) before the first step a parameter.
     """
 
@@ -74,17 +91,25 @@ class LSTM(BuiltinCell):
         return self.projection_size or self.hidden_size
 
     def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
-        """Draw parameters for ``input_size`` features, in ``dtype`` (default: jax's default float)."""
+        """Draw parameters for ``input_size`` features, in ``dtype`` (default: jax's
+        default float).
+        """
         check_positive(self, input_size=input_size)
         dtype, gates, H = dtype or jnp.result_type(float), self.gates, self.hidden_size
         k_input, k_recurrent, k_bias, k_projection = jax.random.split(key, 4)
         params = {
-            "input_kernel": gate_blocks(self.input_init, k_input, gates, input_size, H, dtype),
-            "recurrent_kernel": gate_blocks(self.recurrent_init, k_recurrent, gates, self.output_size, H, dtype),
+            "input_kernel": gate_blocks(
+                self.input_init, k_input, gates, input_size, H, dtype
+            ),
+            "recurrent_kernel": gate_blocks(
+                self.recurrent_init, k_recurrent, gates, self.output_size, H, dtype
+            ),
             "bias": self.init_bias(k_bias, dtype),
         }
         if self.projection_size is not None:
-            params["projection_kernel"] = self.recurrent_init(k_projection, (H, self.projection_size), dtype)
+            params["projection_kernel"] = self.recurrent_init(
+                k_projection, (H, self.projection_size), dtype
+            )
         if self.peephole:
             params["peephole_kernel"] = jnp.zeros(((gates - 1) * H,), dtype)
         if self.layer_norm:
@@ -97,7 +122,9 @@ class LSTM(BuiltinCell):
         return self.with_initial_carry(params)
 
     def init_bias(self, key: Array, dtype: Any) -> Float[Array, " G"]:
-        """The packed bias: every gate by ``bias_init``, then the forget gate's (and under Chrono the input gate's)."""
+        """The packed bias: every gate by ``bias_init``, then the forget gate's (and
+        under Chrono the input gate's).
+        """
         k_bias, k_chrono = jax.random.split(key)
         bias = gate_biases(self.bias_init, k_bias, self.gates, self.hidden_size, dtype)
         f = self.gates - 3  # blocks: i, f, g, o, or f, g, o
@@ -109,28 +136,49 @@ class LSTM(BuiltinCell):
             bias[f] = bias[f] + self.forget_bias
         return jnp.concatenate(bias)
 
-    def zero_carry(self, params: Params, batch_shape: tuple[int, ...], dtype: Any) -> LSTMState:
+    def zero_carry(
+        self, params: Params, batch_shape: tuple[int, ...], dtype: Any
+    ) -> LSTMState:
         """Zeros: h in ``dtype``, c in its accumulator's dtype."""
         return LSTMState(
-            jnp.zeros((*batch_shape, self.output_size), dtype), jnp.zeros((*batch_shape, self.hidden_size), accumulator(dtype))
+            jnp.zeros((*batch_shape, self.output_size), dtype),
+            jnp.zeros((*batch_shape, self.hidden_size), accumulator(dtype)),
         )
 
-    def project(self, params: Params, x: Float[Array, "*TB D"]) -> Float[Array, "*TB G"]:
+    def project(
+        self, params: Params, x: Float[Array, "*TB D"]
+    ) -> Float[Array, "*TB G"]:
         """``x W``, normalised under ``layer_norm``."""
         check_features(self, params["input_kernel"], x)
         z = dense(x, params["input_kernel"])
         return layer_norm(z, params["input_norm_scale"]) if self.layer_norm else z
 
-    def step(self, params: Params, carry: LSTMState, z: Float[Array, "*B G"], *, recurrent_h=None) -> LSTMState:
-        """One step of the equations above. ``recurrent_h`` replaces h where it meets U (variational dropout)."""
+    def step(
+        self,
+        params: Params,
+        carry: LSTMState,
+        z: Float[Array, "*B G"],
+        *,
+        recurrent_h=None,
+    ) -> LSTMState:
+        """One step of the equations above. ``recurrent_h`` replaces h where it meets
+        U (variational dropout).
+        """
         *_, o, c = self._activations(params, carry, z, recurrent_h)
-        shown = layer_norm(c, params["cell_norm_scale"]) + along(params["cell_norm_bias"], c) if self.layer_norm else c
+        shown = (
+            layer_norm(c, params["cell_norm_scale"])
+            + along(params["cell_norm_bias"], c)
+            if self.layer_norm
+            else c
+        )
         new_h = o * jnp.tanh(shown)
         if self.projection_size is not None:
             new_h = recur(new_h, params["projection_kernel"])
         return LSTMState(new_h.astype(carry.h.dtype), c)
 
-    def _activations(self, params: Params, carry: LSTMState, z: Array, recurrent_h: Array | None) -> list[Array]:
+    def _activations(
+        self, params: Params, carry: LSTMState, z: Array, recurrent_h: Array | None
+    ) -> list[Array]:
         """i (unless coupled), f, g, o, and the new c."""
         h, c = carry
         a = recur(h if recurrent_h is None else recurrent_h, params["recurrent_kernel"])
@@ -138,9 +186,15 @@ class LSTM(BuiltinCell):
             a = layer_norm(a, params["recurrent_norm_scale"])
         gates = a + z.astype(a.dtype) + along(params["bias"], a)
         if self.peephole:
-            *p_i, p_f, p_o = (along(p, c) for p in jnp.split(params["peephole_kernel"], self.gates - 1))
+            *p_i, p_f, p_o = (
+                along(p, c)
+                for p in jnp.split(params["peephole_kernel"], self.gates - 1)
+            )
             *i, f, g, o = jnp.split(gates, self.gates, axis=-1)
-            i, f = [jax.nn.sigmoid(gate + p * c) for gate, p in zip(i, p_i, strict=True)], jax.nn.sigmoid(f + p_f * c)
+            i, f = (
+                [jax.nn.sigmoid(gate + p * c) for gate, p in zip(i, p_i, strict=True)],
+                jax.nn.sigmoid(f + p_f * c),
+            )
             g = jnp.tanh(g)
         else:
             *i, f, g, o = gate_activations(gates, self.gates)
@@ -149,8 +203,15 @@ class LSTM(BuiltinCell):
             o = jax.nn.sigmoid(o + p_o * c)
         return [*i, f, g, o, c]
 
-    def gate_values(self, params: Params, carry: LSTMState, z: Float[Array, "*B G"]) -> dict[str, Gate]:
+    def gate_values(
+        self, params: Params, carry: LSTMState, z: Float[Array, "*B G"]
+    ) -> dict[str, Gate]:
         """i (unless coupled), f, which keeps c, g and o."""
         *i, f, g, o, _ = self._activations(params, carry, z, None)
         inputs = {"i": Gate(i[0])} if i else {}
-        return {**inputs, "f": Gate(f, keeps=True), "g": Gate(g, low=-1.0), "o": Gate(o)}
+        return {
+            **inputs,
+            "f": Gate(f, keeps=True),
+            "g": Gate(g, low=-1.0),
+            "o": Gate(o),
+        }

@@ -18,14 +18,22 @@ from ..initializers import Initializer, Linspace, Normal, Zeros, gate_blocks
 from .base import BuiltinCell
 from .mlstm_chunkwise import walk_chunks
 from .ops import along, dense
-from .slstm import SIGMOID, bounded_exp, check_forget_gate, check_heads, largest_exponent, log_forget
+from .slstm import (
+    SIGMOID,
+    bounded_exp,
+    check_forget_gate,
+    check_heads,
+    largest_exponent,
+    log_forget,
+)
 
 
 @exportable
 class MLSTMState(NamedTuple):
-    """The carry of an mLSTM: h ``(*B, H)``, which it shows, the memory C ``(*B, heads, d_k, d_v)``, the normaliser n
-    ``(*B, heads, d_k)``, and m ``(*B, heads)``, the logarithm of the scale that C and n are kept at: the true ones are
-    ``C exp(m)`` and ``n exp(m)``.
+    """The carry of an mLSTM: h ``(*B, H)``, which it shows, the memory C ``(*B, heads,
+    d_k, d_v)``, the normaliser n ``(*B, heads, d_k)``, and m ``(*B, heads)``, the
+    logarithm of the scale that C and n are kept at: the true ones are ``C exp(m)`` and
+    ``n exp(m)``.
     """
 
     h: Array
@@ -35,8 +43,9 @@ class MLSTMState(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """What steps need of their inputs, head by head: ``q, k (..., heads, d_k)``, ``v (..., heads, d_v)``, the output gate
-    ``o (..., H)``, and the logarithms of the input and the forget gate, ``i, f (..., heads)``.
+    """What steps need of their inputs, head by head: ``q, k (..., heads, d_k)``, ``v
+    (..., heads, d_v)``, the output gate ``o (..., H)``, and the logarithms of the input
+    and the forget gate, ``i, f (..., heads)``.
     """
 
     q: Array
@@ -49,19 +58,22 @@ class Steps(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class MLSTM(BuiltinCell):
-    """The mLSTM of xLSTM (Beck et al. 2024, arXiv:2405.04517, section 2.3), head by head::
+    """The mLSTM of xLSTM (Beck et al. 2024, arXiv:2405.04517, section 2.3), head by
+    head::
 
         q = x W_q + b_q    k = x W_k / sqrt(d_k) + b_k    v = x W_v + b_v       o, i, f = x W + b
         C_t = F C_{t-1} + exp(i) k v^T    n_t = F n_{t-1} + exp(i) k            F = sigmoid(f) or exp(f)
         h_t = sigmoid(o) (C_t^T q) / max(|n_t^T q|, 1)
 
-    computed with C and n divided by exp(m), ``m_t = max(log F + m_{t-1}, i)``, or i while n is zero, as nothing was read; the
-    1 is then exp(-m), so h does not depend on m. Nothing here sees h, so many steps can be taken at once: `walk_chunks`,
-    which ``Associative`` runs.
+    computed with C and n divided by exp(m), ``m_t = max(log F + m_{t-1}, i)``, or i
+    while n is zero, as nothing was read; the 1 is then exp(-m), so h does not depend on
+    m. Nothing here sees h, so many steps can be taken at once: `walk_chunks`, which
+    ``Associative`` runs.
 
     Parameters: ``input_kernel (D, 2 heads d_k + 2 H + 2 heads)``, blocks q, k, v, o, i, f, and ``bias``. Carry:
-    `MLSTMState` (h, C, n, m), the last three in float32 at least. Where m is above 40 (320 in float64) and n^T q below
-    exp(-40), all rounding, exp(-40) stands for exp(-m).
+    `MLSTMState` (h, C, n, m), the last three in float32 at least. Where m is above 40
+    (320 in float64) and n^T q below exp(-40), all rounding, exp(-40) stands for
+    exp(-m).
 
     Args:
         hidden_size: H, d_v for each head side by side.
@@ -69,10 +81,10 @@ class MLSTM(BuiltinCell):
         key_size: d_k, default H / heads.
         forget_gate: F is ``"sigmoid"`` or ``"exponential"``.
         input_init: of the blocks q, k, v and o; those of i and f begin at zero.
-        forget_init, input_gate_init: their biases, as the authors' code has them: evenly from 3 to 6 over the heads, and
-            normal of deviation 0.1.
+        forget_init, input_gate_init: their biases, as the authors' code has them:
+            evenly from 3 to 6 over the heads, and normal of deviation 0.1.
         learned_initial_carry: make the state before the first step a parameter.
-    """
+    """  # noqa: E501
 
     _: dataclasses.KW_ONLY
     heads: int = 1
@@ -82,7 +94,9 @@ class MLSTM(BuiltinCell):
     bias_init: Initializer = Zeros()
     forget_init: Initializer = Linspace(3.0, 6.0)
     input_gate_init: Initializer = Normal(0.1)
-    shares_scale: ClassVar[bool] = True  # the parts of its carry mean something together only
+    shares_scale: ClassVar[bool] = (
+        True  # the parts of its carry mean something together only
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -99,10 +113,14 @@ class MLSTM(BuiltinCell):
     @property
     def blocks(self) -> tuple[int, ...]:
         """Columns of q, k, v, o, i and f in the packed kernel."""
-        return (self.heads * self.keys,) * 2 + (self.hidden_size,) * 2 + (self.heads,) * 2
+        return (
+            (self.heads * self.keys,) * 2 + (self.hidden_size,) * 2 + (self.heads,) * 2
+        )
 
     def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
-        """Draw parameters for ``input_size`` features, in ``dtype`` (default: jax's default float)."""
+        """Draw parameters for ``input_size`` features, in ``dtype`` (default: jax's
+        default float).
+        """
         check_positive(self, input_size=input_size)
         dtype = dtype or jnp.result_type(float)
         k_q, k_k, k_values, k_bias, k_i, k_f = jax.random.split(key, 6)
@@ -110,18 +128,27 @@ class MLSTM(BuiltinCell):
         kernel = [
             self.input_init(k_q, (input_size, size), dtype),
             self.input_init(k_k, (input_size, size), dtype),
-            gate_blocks(self.input_init, k_values, 2, input_size, self.hidden_size, dtype),
+            gate_blocks(
+                self.input_init, k_values, 2, input_size, self.hidden_size, dtype
+            ),
             jnp.zeros((input_size, 2 * self.heads), dtype),
         ]
         keys = zip(jax.random.split(k_bias, 4), self.blocks[:4], strict=True)
         bias = [self.bias_init(k, (size,), dtype) for k, size in keys]
-        i = self.input_gate_init(k_i, (1, self.heads), dtype)[0]  # a row: Normal divides by the root of rows
+        i = self.input_gate_init(k_i, (1, self.heads), dtype)[
+            0
+        ]  # a row: Normal divides by the root of rows
         f = self.forget_init(k_f, (self.heads,), dtype)
         return self.with_initial_carry(
-            {"input_kernel": jnp.concatenate(kernel, axis=-1), "bias": jnp.concatenate([*bias, i, f])}
+            {
+                "input_kernel": jnp.concatenate(kernel, axis=-1),
+                "bias": jnp.concatenate([*bias, i, f]),
+            }
         )
 
-    def zero_carry(self, params: Params, batch_shape: tuple[int, ...], dtype: Any) -> MLSTMState:
+    def zero_carry(
+        self, params: Params, batch_shape: tuple[int, ...], dtype: Any
+    ) -> MLSTMState:
         """Zeros: h in ``dtype``, the others in its accumulator's dtype."""
         wide, by_head = accumulator(dtype), (*batch_shape, self.heads)
         return MLSTMState(
@@ -131,7 +158,9 @@ class MLSTM(BuiltinCell):
             jnp.zeros(by_head, wide),
         )
 
-    def project(self, params: Params, x: Float[Array, "*TB D"]) -> Float[Array, "*TB G"]:
+    def project(
+        self, params: Params, x: Float[Array, "*TB D"]
+    ) -> Float[Array, "*TB G"]:
         """All six blocks, biases added, in the accumulator's dtype."""
         check_features(self, params["input_kernel"], x)
         z = dense(x, params["input_kernel"]).astype(accumulator(x.dtype))
@@ -142,10 +171,15 @@ class MLSTM(BuiltinCell):
     def steps(self, z: Float[Array, "*TB G"]) -> Steps:
         """The blocks of ``project`` apart."""
         q, k, v, o, i, f = jnp.split(z, np.cumsum(self.blocks)[:-1], axis=-1)
-        q, k, v = (block.reshape(*block.shape[:-1], self.heads, block.shape[-1] // self.heads) for block in (q, k, v))
+        q, k, v = (
+            block.reshape(*block.shape[:-1], self.heads, block.shape[-1] // self.heads)
+            for block in (q, k, v)
+        )
         return Steps(q, k, v, jax.nn.sigmoid(o), i, log_forget(self, f))
 
-    def step(self, params: Params, carry: MLSTMState, z: Float[Array, "*B G"]) -> MLSTMState:
+    def step(
+        self, params: Params, carry: MLSTMState, z: Float[Array, "*B G"]
+    ) -> MLSTMState:
         """One step of the equations above."""
         now = self.steps(z)
         old = now.f + carry.m
@@ -158,20 +192,34 @@ class MLSTM(BuiltinCell):
         return MLSTMState(h.astype(carry.h.dtype), C, n, m)
 
     def shown(
-        self, read: Float[Array, "*B N v"], weight: Float[Array, "*B N"], m: Float[Array, "*B N"]
+        self,
+        read: Float[Array, "*B N v"],
+        weight: Float[Array, "*B N"],
+        m: Float[Array, "*B N"],
     ) -> Float[Array, "*B H"]:
-        """``read / max(|weight|, exp(-m))``, heads side by side, ``(*B, H)``; neither exp(-m) nor exp(m) overflows."""
+        """``read / max(|weight|, exp(-m))``, heads side by side, ``(*B, H)``;
+        neither exp(-m) nor exp(m) overflows.
+        """
         cut = jnp.asarray(largest_exponent(m.dtype), m.dtype)
         zero = jnp.zeros((), m.dtype)
-        scale, one = jnp.exp(jnp.minimum(m, zero)), jnp.exp(-jnp.clip(m, zero, cut))  # one of them is 1
+        scale, one = (
+            jnp.exp(jnp.minimum(m, zero)),
+            jnp.exp(-jnp.clip(m, zero, cut)),
+        )  # one of them is 1
         h = read * (scale / jnp.maximum(jnp.abs(weight) * scale, one))[..., None]
         return h.reshape(*h.shape[:-2], self.hidden_size)
 
-    def gate_values(self, params: Params, carry: MLSTMState, z: Float[Array, "*B G"]) -> dict[str, Gate]:
+    def gate_values(
+        self, params: Params, carry: MLSTMState, z: Float[Array, "*B G"]
+    ) -> dict[str, Gate]:
         """i and f of each head, the latter of which keeps C, and o."""
         now = self.steps(z)
         most = 1.0 if self.forget_gate == SIGMOID else math.inf
-        return {"i": Gate(jnp.exp(now.i), high=math.inf), "f": Gate(jnp.exp(now.f), high=most, keeps=True), "o": Gate(now.o)}
+        return {
+            "i": Gate(jnp.exp(now.i), high=math.inf),
+            "f": Gate(jnp.exp(now.f), high=most, keeps=True),
+            "o": Gate(now.o),
+        }
 
     def walk_chunks(
         self,
@@ -183,18 +231,23 @@ class MLSTM(BuiltinCell):
         chunk: int,
         reverse: bool,
     ) -> tuple[MLSTMState, Float[Array, "T *B H"]]:
-        """``step`` over ``zs = project(params, xs)``, ``chunk`` steps at a time: the last carry, and h after every step.
+        """``step`` over ``zs = project(params, xs)``, ``chunk`` steps at a time: the
+        last carry, and h after every step.
 
-        The chunkwise form of the paper's appendix and of TFLA (Beck et al. 2025, arXiv:2503.14376). Within a chunk, with
-        ``L_ts = log F_{s+1} + ... + log F_t + i_s`` for s <= t and ``L_t = log F_1 + ... + log F_t + m_0``::
+        The chunkwise form of the paper's appendix and of TFLA (Beck et al. 2025,
+        arXiv:2503.14376). Within a chunk, with ``L_ts = log F_{s+1} + ... + log F_t +
+        i_s`` for s <= t and ``L_t = log F_1 + ... + log F_t + m_0``::
 
             m_t = max(L_t, L_t1, ..., L_tt)          S_ts = exp(L_ts - m_t) (q_t . k_s)
             C_t^T q_t = exp(L_t - m_t) C_0^T q_t + sum_s S_ts v_s         n_t alike, with 1 for v
 
-        which are the numbers of ``step``, m included (but for keys that are exactly zero, where m is only another scale).
-        Between chunks passes the carry; a chunk's insides are made again for its gradient, so that beyond inputs and outputs
-        memory grows with T by one carry a chunk, and with ``chunk`` by ``chunk^2`` a head.
+        which are the numbers of ``step``, m included (but for keys that are exactly
+        zero, where m is only another scale). Between chunks passes the carry; a chunk's
+        insides are made again for its gradient, so that beyond inputs and outputs
+        memory grows with T by one carry a chunk, and with ``chunk`` by ``chunk^2`` a
+        head.
 
-        Where not ``mask``, h is not that of the held carry, for ``unroll`` shows nothing there.
-        """
+        Where not ``mask``, h is not that of the held carry, for ``unroll`` shows
+        nothing there.
+        """  # noqa: E501
         return walk_chunks(self, params, carry, zs, mask, resets, chunk, reverse)

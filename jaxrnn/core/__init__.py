@@ -1,1 +1,3 @@
-"""What cells, layers and engines agree on, and the checks and small mechanisms that all of them use."""
+"""What cells, layers and engines agree on, and the checks and small mechanisms that
+all of them use.
+"""

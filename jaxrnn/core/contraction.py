@@ -1,11 +1,15 @@
-"""Products over several axes at once, such as a weight gradient's over time and batch, in the form that suits the devices.
+"""Products over several axes at once, such as a weight gradient's over time and batch,
+in the form that suits the devices.
 
-XLA's CPU compiler makes a strided copy of the cotangent where two axes are contracted, so on one device they are merged into
-one first: a plain 2-D product. Split over devices by their batch, arrays must not be reshaped so: the batch is the minor part
-of the merged axis, which the partitioner can not keep split, and every device would gather the whole sequence. Unmerged,
-each device multiplies its own part, and one all-reduce adds the products up. Which of the two it is, is known when a program
-is lowered, and not before. So this is a primitive: ``dot_general`` with a lowering of its own. Policies of ``jax.checkpoint``
-that name ``dot_general`` do not know it; steps, which are walked by the engines, hold ``dot_general`` itself.
+XLA's CPU compiler makes a strided copy of the cotangent where two axes are contracted,
+so on one device they are merged into one first: a plain 2-D product. Split over devices
+by their batch, arrays must not be reshaped so: the batch is the minor part of the
+merged axis, which the partitioner can not keep split, and every device would gather the
+whole sequence. Unmerged, each device multiplies its own part, and one all-reduce adds
+the products up. Which of the two it is, is known when a program is lowered, and not
+before. So this is a primitive: ``dot_general`` with a lowering of its own. Policies of
+``jax.checkpoint`` that name ``dot_general`` do not know it; steps, which are walked by
+the engines, hold ``dot_general`` itself.
 """
 
 from __future__ import annotations
@@ -24,51 +28,88 @@ from jax.sharding import AxisType
 Dims = tuple[int, ...]
 
 
-def contract(a: Any, b: Any, *, dimension_numbers: Any, precision: Any = None, **params: Any) -> Any:
-    """``jax.lax.dot_general``, its axes merged where that is faster. ``a`` and ``b`` are of one dtype.
+def contract(
+    a: Any, b: Any, *, dimension_numbers: Any, precision: Any = None, **params: Any
+) -> Any:
+    """``jax.lax.dot_general``, its axes merged where that is faster. ``a`` and ``b``
+    are of one dtype.
 
-    Arrays whose types say how they are split (explicit meshes, ``jax.shard_map`` with ``check_vma=True``), symbolic sizes and
-    products whose axes are single anyway are left to ``dot_general`` itself.
+    Arrays whose types say how they are split (explicit meshes, ``jax.shard_map`` with
+    ``check_vma=True``), symbolic sizes and products whose axes are single anyway are
+    left to ``dot_general`` itself.
     """
-    numbers: Any = tuple(tuple(tuple(int(dim) for dim in dims) for dims in side) for side in dimension_numbers)
+    numbers: Any = tuple(
+        tuple(tuple(int(dim) for dim in dims) for dims in side)
+        for side in dimension_numbers
+    )
     avals = [jax.typeof(a), jax.typeof(b)]
-    runs = [run for aval, over, batch in zip(avals, *numbers, strict=True) for run in _runs(aval.ndim, over, batch)]
+    runs = [
+        run
+        for aval, over, batch in zip(avals, *numbers, strict=True)
+        for run in _runs(aval.ndim, over, batch)
+    ]
     if not _is_plain(avals) or all(len(run) == 1 for run in runs):
         return jax.lax.dot_general(a, b, numbers, precision, **params)
-    precision = getattr(jax.config, "jax_default_matmul_precision") if precision is None else precision  # noqa: B009 (untyped)
-    return contraction_p.bind(a, b, dimension_numbers=numbers, precision=precision, **params)
+    precision = (
+        jax.config.jax_default_matmul_precision if precision is None else precision  # type: ignore[attr-defined]
+    )
+    return contraction_p.bind(
+        a, b, dimension_numbers=numbers, precision=precision, **params
+    )
 
 
 def _is_plain(avals: Sequence[Any]) -> bool:
-    """Whether the types of these arrays say nothing of devices, and their sizes are numbers."""
-    varying = any(getattr(getattr(a, "manual_axis_type", None), "varying", None) for a in avals)
-    explicit = any(kind == AxisType.Explicit for a in avals for kind in a.sharding.mesh.axis_types)
-    return not varying and not explicit and all(isinstance(size, int) for a in avals for size in a.shape)
+    """Whether the types of these arrays say nothing of devices, and their sizes are
+    numbers.
+    """
+    varying = any(
+        getattr(getattr(a, "manual_axis_type", None), "varying", None) for a in avals
+    )
+    explicit = any(
+        kind == AxisType.Explicit for a in avals for kind in a.sharding.mesh.axis_types
+    )
+    return (
+        not varying
+        and not explicit
+        and all(isinstance(size, int) for a in avals for size in a.shape)
+    )
 
 
-def product(a: Any, b: Any, *, dimension_numbers: Any, precision: Any, **params: Any) -> Any:
+def product(
+    a: Any, b: Any, *, dimension_numbers: Any, precision: Any, **params: Any
+) -> Any:
     """What `contract` means, as ``dot_general``."""
     return jax.lax.dot_general(a, b, dimension_numbers, precision, **params)
 
 
 def _merged(a: Any, b: Any, *, dimension_numbers: Any, **params: Any) -> Any:
-    """The product with neighbouring axes that go the same way merged into one, and parted again."""
+    """The product with neighbouring axes that go the same way merged into one, and
+    parted again.
+    """
     (a_over, b_over), (a_batch, b_batch) = dimension_numbers
     free = [
         [i for i in range(v.ndim) if i not in (*over, *batch)]
         for v, over, batch in ((a, a_over, a_batch), (b, b_over, b_batch))
     ]
-    shape = [*(a.shape[i] for i in a_batch), *(a.shape[i] for i in free[0]), *(b.shape[i] for i in free[1])]
+    shape = [
+        *(a.shape[i] for i in a_batch),
+        *(a.shape[i] for i in free[0]),
+        *(b.shape[i] for i in free[1]),
+    ]
     joined = _follows(a_over) and _follows(b_over)
     flat, overs, batches = [], [], []
     for value, over, batch in ((a, a_over, a_batch), (b, b_over, b_batch)):
-        runs = _runs(value.ndim, over if joined else (), (*batch, *(() if joined else over)))
+        runs = _runs(
+            value.ndim, over if joined else (), (*batch, *(() if joined else over))
+        )
         sizes = [_size(value.shape[i] for i in run) for run in runs]
         place = {i: at for at, run in enumerate(runs) for i in run}
         flat.append(value.reshape(sizes))
         overs.append(tuple(dict.fromkeys(place[i] for i in over)))
         batches.append(tuple(place[i] for i in batch))
-    return product(*flat, dimension_numbers=(tuple(overs), tuple(batches)), **params).reshape(shape)
+    return product(
+        *flat, dimension_numbers=(tuple(overs), tuple(batches)), **params
+    ).reshape(shape)
 
 
 def _size(sizes: Any) -> int:
@@ -84,7 +125,9 @@ def _follows(dims: Dims) -> bool:
 
 
 def _runs(ndim: int, over: Dims, single: Dims) -> list[list[int]]:
-    """All axes in order, neighbours together that are all contracted or all free; those of ``single`` alone."""
+    """All axes in order, neighbours together that are all contracted or all free;
+    those of ``single`` alone.
+    """
     runs: list[list[int]] = []
     for i in range(ndim):
         alone = i in single or not runs or runs[-1][-1] in single
@@ -115,7 +158,9 @@ def _like(a: Any, b: Any, params: Any) -> Any:
 
 @contraction_p.def_abstract_eval
 def _abstract(a: Any, b: Any, **params: Any) -> Any:
-    like = _like(*(jax.ShapeDtypeStruct(v.shape, v.dtype) for v in (a, b)), tuple(params.items()))
+    like = _like(
+        *(jax.ShapeDtypeStruct(v.shape, v.dtype) for v in (a, b)), tuple(params.items())
+    )
     return jax.core.ShapedArray(like.shape, like.dtype)
 
 
@@ -123,32 +168,57 @@ def _rest(ndim: int, *taken: Dims) -> list[int]:
     return [i for i in range(ndim) if not any(i in dims for dims in taken)]
 
 
-def _transpose_first(cotangent: Any, a: Any, b: Any, *, dimension_numbers: Any, swapped: bool = False, **params: Any) -> Any:
-    """The cotangent of ``a``: the product of that of the result with ``b``, over the axes of b that the result has."""
+def _transpose_first(
+    cotangent: Any,
+    a: Any,
+    b: Any,
+    *,
+    dimension_numbers: Any,
+    swapped: bool = False,
+    **params: Any,
+) -> Any:
+    """The cotangent of ``a``: the product of that of the result with ``b``, over the
+    axes of b that the result has.
+    """
     (a_over, b_over), (a_batch, b_batch) = dimension_numbers
     a_kept, b_kept = _rest(a.aval.ndim, a_over, a_batch), _rest(b.ndim, b_over, b_batch)
     count = len(a_batch)
     first = count if swapped else count + len(a_kept)
     over = tuple(range(first, first + len(b_kept)))
     numbers = ((over, tuple(b_kept)), (tuple(range(count)), tuple(b_batch)))
-    order = [*a_batch, *a_kept, *(a_over[i] for i in sorted(range(len(b_over)), key=b_over.__getitem__))]
+    order = [
+        *a_batch,
+        *a_kept,
+        *(a_over[i] for i in sorted(range(len(b_over)), key=b_over.__getitem__)),
+    ]
     made = contract(cotangent, b, dimension_numbers=numbers, **params)
     turned = jax.lax.transpose(made, tuple(order.index(i) for i in range(a.aval.ndim)))
     return turned.astype(a.aval.dtype)
 
 
-def _transpose_second(cotangent: Any, a: Any, b: Any, *, dimension_numbers: Any, **params: Any) -> Any:
+def _transpose_second(
+    cotangent: Any, a: Any, b: Any, *, dimension_numbers: Any, **params: Any
+) -> Any:
     numbers = tuple((second, first) for first, second in dimension_numbers)
-    return _transpose_first(cotangent, b, a, dimension_numbers=numbers, swapped=True, **params)
+    return _transpose_first(
+        cotangent, b, a, dimension_numbers=numbers, swapped=True, **params
+    )
 
 
 ad.defbilinear(contraction_p, _transpose_first, _transpose_second)
 
 
-def _batched(values: Sequence[Any], dims: Sequence[Any], *, dimension_numbers: Any, **params: Any) -> tuple[Any, int]:
-    """A mapped axis leads: a batch axis where both operands have it, else a free axis of one."""
+def _batched(
+    values: Sequence[Any], dims: Sequence[Any], *, dimension_numbers: Any, **params: Any
+) -> tuple[Any, int]:
+    """A mapped axis leads: a batch axis where both operands have it, else a free
+    axis of one.
+    """
     (a_over, b_over), (a_batch, b_batch) = dimension_numbers
-    values = [v if d is None else jnp.moveaxis(v, d, 0) for v, d in zip(values, dims, strict=True)]
+    values = [
+        v if d is None else jnp.moveaxis(v, d, 0)
+        for v, d in zip(values, dims, strict=True)
+    ]
     (a_over, a_batch), (b_over, b_batch) = (
         tuple(tuple(i + (d is not None) for i in each) for each in pair)
         for pair, d in zip(((a_over, a_batch), (b_over, b_batch)), dims, strict=True)
@@ -157,7 +227,9 @@ def _batched(values: Sequence[Any], dims: Sequence[Any], *, dimension_numbers: A
         numbers, place = ((a_over, b_over), ((0, *a_batch), (0, *b_batch))), 0
     else:
         numbers = ((a_over, b_over), (a_batch, b_batch))
-        place = len(a_batch) + (0 if dims[1] is None else len(_rest(values[0].ndim, a_over, a_batch)))
+        place = len(a_batch) + (
+            0 if dims[1] is None else len(_rest(values[0].ndim, a_over, a_batch))
+        )
     return contract(*values, dimension_numbers=numbers, **params), place
 
 
@@ -165,20 +237,28 @@ batching.primitive_batchers[contraction_p] = _batched
 
 
 def devices_of(ctx: Any) -> int:
-    """Over how many devices XLA splits what is lowered here: those of mesh axes that ``shard_map`` handles are not its own."""
+    """Over how many devices XLA splits what is lowered here: those of mesh axes that
+    ``shard_map`` handles are not its own.
+    """
     where = ctx.module_context.axis_context
     mesh = getattr(where, "mesh", None)
     if mesh is None:
         return getattr(where, "num_devices", None) or 1
-    return _size(size for name, size in mesh.shape.items() if name not in where.manual_axes)
+    return _size(
+        size for name, size in mesh.shape.items() if name not in where.manual_axes
+    )
 
 
 def check_one_device(who: str, ctx: Any) -> None:
-    """Raise where what is lowered here is to be split over devices, and ``who`` is a call that XLA cannot split."""
+    """Raise where what is lowered here is to be split over devices, and ``who`` is a
+    call that XLA cannot split.
+    """
     if devices_of(ctx) > 1:
         raise ValueError(
-            f"{who}: this program is compiled for {devices_of(ctx)} devices, and XLA cannot split one kernel over them: call "
-            "unroll inside jax.shard_map(..., check_vma=False), so that each device walks its part of the batch, or use "
+            f"{who}: this program is compiled for {devices_of(ctx)} devices, and XLA "
+            f"cannot split one kernel over them: call "
+            "unroll inside jax.shard_map(..., check_vma=False), so that each device "
+            "walks its part of the batch, or use "
             "engine=jaxrnn.Scan(), which is split by itself"
         )
 

@@ -1,7 +1,9 @@
-"""Arrays whose types say how they are split: meshes of explicit axes, the default of ``jax.make_mesh`` on newer jax.
+"""Arrays whose types say how they are split: meshes of explicit axes, the default of
+``jax.make_mesh`` on newer jax.
 
-There every operation must say how its result is split, and a loop's carry must be split at its beginning as it is at its end.
-A walk does neither. So it runs under ``jax.sharding.auto_axes``, where XLA finds the places, and its results get those that
+There every operation must say how its result is split, and a loop's carry must be split
+at its beginning as it is at its end. A walk does neither. So it runs under
+``jax.sharding.auto_axes``, where XLA finds the places, and its results get those that
 the inputs' type has: the batch axes of carry and outputs are split as the inputs' are.
 """
 
@@ -21,7 +23,9 @@ def mesh_of(tree: Any) -> Any:
 
 
 def under_auto_axes(function: Callable[..., Any], xs: Any, *args: Any) -> Any:
-    """``function(xs, *args) -> (carry, ys, carries)``, its results placed as ``xs (T, *B, D)``, where a mesh is explicit."""
+    """``function(xs, *args) -> (carry, ys, carries)``, its results placed as ``xs
+    (T, *B, D)``, where a mesh is explicit.
+    """
     mesh = mesh_of((xs, args))
     if mesh is None:
         return function(xs, *args)
@@ -30,13 +34,20 @@ def under_auto_axes(function: Callable[..., Any], xs: Any, *args: Any) -> Any:
 
     def place(leaf: Any, lead: tuple) -> Any:
         has_batch = leaf.shape[len(lead) : len(lead) + len(batch_shape)] == batch_shape
-        return NamedSharding(mesh, PartitionSpec(*lead, *(places[1:-1] if has_batch else ())))
+        return NamedSharding(
+            mesh, PartitionSpec(*lead, *(places[1:-1] if has_batch else ()))
+        )
 
-    auto = jax.sharding.auto_axes(function, out_sharding=NamedSharding(mesh, PartitionSpec()))
+    auto = jax.sharding.auto_axes(
+        function, out_sharding=NamedSharding(mesh, PartitionSpec())
+    )
     carry, *sequences = jax.eval_shape(auto, xs, *args)
     out = (
         jax.tree.map(lambda leaf: place(leaf, ()), carry),
-        *(jax.tree.map(lambda leaf: place(leaf, places[:1]), each) for each in sequences),
+        *(
+            jax.tree.map(lambda leaf: place(leaf, places[:1]), each)
+            for each in sequences
+        ),
     )
     return jax.sharding.auto_axes(function, out_sharding=out)(xs, *args)
 

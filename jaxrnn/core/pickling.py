@@ -1,7 +1,9 @@
-"""Static configuration that pickles and copies: functions among its fields go by their name.
+"""Static configuration that pickles and copies: functions among its fields go by their
+name.
 
-``jnp.tanh`` and ``jax.nn.relu`` are objects that JAX made of functions. Pickle finds the function in them and then that it is
-not what its module holds under that name; a deep copy of one is another object, which compares unequal.
+``jnp.tanh`` and ``jax.nn.relu`` are objects that JAX made of functions. Pickle finds
+the function in them and then that it is not what its module holds under that name; a
+deep copy of one is another object, which compares unequal.
 """
 
 from __future__ import annotations
@@ -12,11 +14,18 @@ import importlib
 import types
 from typing import Any
 
-PUBLIC = ("jax.numpy", "jax.nn", "jax.lax", "jax.scipy.special")  # looked in first: other versions have these too
+PUBLIC = (
+    "jax.numpy",
+    "jax.nn",
+    "jax.lax",
+    "jax.scipy.special",
+)  # looked in first: other versions have these too
 
 
 class Static:
-    """A frozen dataclass that equals what comes back of ``pickle`` and ``copy``, whichever functions it holds."""
+    """A frozen dataclass that equals what comes back of ``pickle`` and ``copy``,
+    whichever functions it holds.
+    """
 
     def __copy__(self) -> Any:
         return self
@@ -25,8 +34,15 @@ class Static:
         return self
 
     def __reduce__(self) -> Any:
-        fields = {f.name for f in dataclasses.fields(self)} if dataclasses.is_dataclass(self) else set(vars(self))  # type: ignore[arg-type]
-        state = {name: _by_name(getattr(self, name), f"{type(self).__name__}: {name}") for name in sorted(fields)}
+        fields = (
+            {f.name for f in dataclasses.fields(self)}
+            if dataclasses.is_dataclass(self)
+            else set(vars(self))
+        )  # type: ignore[arg-type]
+        state = {
+            name: _by_name(getattr(self, name), f"{type(self).__name__}: {name}")
+            for name in sorted(fields)
+        }
         return _made_again, (type(self), state)
 
 
@@ -53,7 +69,8 @@ class _Partial:
 
 
 def _by_name(value: Any, who: str) -> Any:
-    """``value`` with a `_Name` in place of every function, however deep in tuples and partials.
+    """``value`` with a `_Name` in place of every function, however deep in tuples and
+    partials.
 
     Raises:
         TypeError: for a function that has no name to be found by.
@@ -64,7 +81,9 @@ def _by_name(value: Any, who: str) -> Any:
         words = {name: _by_name(each, who) for name, each in value.keywords.items()}
         return _Partial((_by_name(value.func, who), _by_name(value.args, who), words))
     is_function = isinstance(value, types.FunctionType) or hasattr(value, "__wrapped__")
-    if isinstance(value, (type, types.MethodType)) or not (callable(value) and is_function):
+    if isinstance(value, (type, types.MethodType)) or not (
+        callable(value) and is_function
+    ):
         return value
     name = getattr(value, "__qualname__", "")
     for module in (*PUBLIC, getattr(value, "__module__", None)):
@@ -74,8 +93,10 @@ def _by_name(value: Any, who: str) -> Any:
         except (ImportError, AttributeError):
             continue
     raise TypeError(
-        f"{who} is {value!r}, which cannot be pickled: it is not to be found under its name, {name!r}, in a module. Give a "
-        "function that is defined at the top of a module, rather than a lambda or a function inside another"
+        f"{who} is {value!r}, which cannot be pickled: it is not to be found under its "
+        f"name, {name!r}, in a module. Give a "
+        "function that is defined at the top of a module, rather than a lambda or a "
+        "function inside another"
     )
 
 
@@ -84,7 +105,11 @@ def _found(value: Any) -> Any:
         return tuple(map(_found, value))
     if isinstance(value, _Partial):
         function, args, words = value.parts
-        return functools.partial(_found(function), *_found(args), **{name: _found(each) for name, each in words.items()})
+        return functools.partial(
+            _found(function),
+            *_found(args),
+            **{name: _found(each) for name, each in words.items()},
+        )
     return _held(value.module, value.name) if isinstance(value, _Name) else value
 
 

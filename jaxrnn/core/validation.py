@@ -1,4 +1,6 @@
-"""Worded checks: each raises at trace time, and says what was expected, what came and how to mend it."""
+"""Worded checks: each raises at trace time, and says what was expected, what came
+and how to mend it.
+"""
 
 from __future__ import annotations
 
@@ -19,20 +21,33 @@ def check_positive(owner: Any, **sizes: Any) -> None:
     """Every named size is an int >= 1."""
     for name, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, numbers.Integral) or size < 1:
-            raise ValueError(f"{type(owner).__name__}: {name} must be an int of at least 1, but it is {size!r}")
+            raise ValueError(
+                f"{type(owner).__name__}: {name} must be an int of at least 1, but it "
+                f"is {size!r}"
+            )
 
 
 def check_int(what: str, name: str, value: Any, least: int, most: int, of: str) -> int:
     """``value`` as an int from ``least`` to ``most``; ``of`` says what bounds it."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not least <= int(value) <= most:
-        raise ValueError(f"{what}: {name} must be an int from {least} to {most} ({of}), but it is {value!r}")
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, numbers.Integral)
+        or not least <= int(value) <= most
+    ):
+        raise ValueError(
+            f"{what}: {name} must be an int from {least} to {most} ({of}), but it is "
+            f"{value!r}"
+        )
     return int(value)
 
 
 def check_batch_shape(batch_shape: Any) -> None:
     """A tuple of sizes."""
     if not isinstance(batch_shape, (tuple, list)):
-        raise TypeError(f"batch_shape must be a tuple of sizes, such as (32,), but it is {batch_shape!r}")
+        raise TypeError(
+            f"batch_shape must be a tuple of sizes, such as (32,), but it is "
+            f"{batch_shape!r}"
+        )
 
 
 def check_inputs(xs: Any) -> None:
@@ -42,12 +57,15 @@ def check_inputs(xs: Any) -> None:
     check_ours("xs", xs)
     if not jnp.issubdtype(xs.dtype, jnp.inexact):
         raise TypeError(
-            f"xs must hold floating-point features (T, *B, D), but its dtype is {xs.dtype}: "
-            "turn token numbers into vectors first, with jax.nn.one_hot(xs, V) or an embedding"
+            f"xs must hold floating-point features (T, *B, D), but its dtype is "
+            f"{xs.dtype}: "
+            "turn token numbers into vectors first, with jax.nn.one_hot(xs, V) or an "
+            "embedding"
         )
     if xs.ndim < 2:
         raise ValueError(
-            f"xs must have time first and features last, (T, D) or (T, *B, D), but its shape is {tuple(xs.shape)}: "
+            f"xs must have time first and features last, (T, D) or (T, *B, D), but its "
+            f"shape is {tuple(xs.shape)}: "
             "for one feature add an axis with xs[..., None]"
         )
 
@@ -56,12 +74,15 @@ def check_features(cell: Any, kernel: Array, x: Array) -> None:
     """``x``'s features and dtype fit the cell's input kernel."""
     if x.shape[-1] != kernel.shape[0]:
         raise ValueError(
-            f"{type(cell).__name__}: the parameters were made for {kernel.shape[0]} input features, but the inputs have "
-            f"{x.shape[-1]} (shape {tuple(x.shape)}; features come last). Make them with init(key, input_size={x.shape[-1]})"
+            f"{type(cell).__name__}: the parameters were made for {kernel.shape[0]} "
+            f"input features, but the inputs have "
+            f"{x.shape[-1]} (shape {tuple(x.shape)}; features come last). Make them "
+            f"with init(key, input_size={x.shape[-1]})"
         )
     if x.dtype != kernel.dtype:
         raise TypeError(
-            f"{type(cell).__name__}: the inputs are {x.dtype} but the parameters are {kernel.dtype}, and nothing is promoted "
+            f"{type(cell).__name__}: the inputs are {x.dtype} but the parameters are "
+            f"{kernel.dtype}, and nothing is promoted "
             f"silently: cast one of them, e.g. xs.astype({kernel.dtype.name!r})"
         )
 
@@ -70,7 +91,10 @@ def check_flags(name: str, flags: Any, xs: Array) -> None:
     """``mask`` or ``resets`` is bool and ``(T, *B)``."""
     want = tuple(xs.shape[:-1])
     if not hasattr(flags, "shape"):
-        raise TypeError(f"{name} must be a bool array of shape (T, *B) = {want}, but it is {describe(flags)}")
+        raise TypeError(
+            f"{name} must be a bool array of shape (T, *B) = {want}, but it is "
+            f"{describe(flags)}"
+        )
     check_ours(name, flags)
     if tuple(flags.shape) != want:
         hint = ""
@@ -78,29 +102,45 @@ def check_flags(name: str, flags: Any, xs: Array) -> None:
             hint = f": time comes first, so pass {name}.T"
         elif name == "mask" and tuple(flags.shape) == want[1:]:
             hint = ": make a mask of lengths with jaxrnn.mask_from_lengths(lengths, T)"
-        raise ValueError(f"{name} must have shape (T, *B) = {want}, but its shape is {tuple(flags.shape)}{hint}")
+        raise ValueError(
+            f"{name} must have shape (T, *B) = {want}, but its shape is "
+            f"{tuple(flags.shape)}{hint}"
+        )
     if flags.dtype != bool:
-        raise TypeError(f"{name} must be bool, but its dtype is {flags.dtype}: pass {name} != 0 or {name}.astype(bool)")
+        raise TypeError(
+            f"{name} must be bool, but its dtype is {flags.dtype}: pass {name} != 0 or "
+            f"{name}.astype(bool)"
+        )
 
 
 def check_scale(scale: Any, xs: Array) -> None:
     """``gradient_scale`` is floating-point and ``(T, *B)``."""
     want = tuple(xs.shape[:-1])
     if not hasattr(scale, "shape") or not hasattr(scale, "dtype"):
-        raise TypeError(f"gradient_scale must be an array of shape (T, *B) = {want}, but it is {describe(scale)}")
+        raise TypeError(
+            f"gradient_scale must be an array of shape (T, *B) = {want}, but it is "
+            f"{describe(scale)}"
+        )
     check_ours("gradient_scale", scale)
     if tuple(scale.shape) != want:
-        raise ValueError(f"gradient_scale must have shape (T, *B) = {want}, but its shape is {tuple(scale.shape)}")
+        raise ValueError(
+            f"gradient_scale must have shape (T, *B) = {want}, but its shape is "
+            f"{tuple(scale.shape)}"
+        )
     if not jnp.issubdtype(scale.dtype, jnp.floating):
         raise TypeError(
-            f"gradient_scale must be floating-point, but its dtype is {scale.dtype}: pass gradient_scale.astype('float32')"
+            f"gradient_scale must be floating-point, but its dtype is {scale.dtype}: "
+            f"pass gradient_scale.astype('float32')"
         )
 
 
 def check_ours(name: str, value: Any) -> None:
     """An array is JAX's or numpy's, or stands for one."""
     if _is_foreign(value):
-        raise TypeError(f"{name} is {describe(value)}, and JAX's or numpy's arrays are taken: {_repair(name, value)}")
+        raise TypeError(
+            f"{name} is {describe(value)}, and JAX's or numpy's arrays are taken: "
+            f"{_repair(name, value)}"
+        )
 
 
 def check_all_ours(name: str, tree: Any, variable: str | None = None) -> None:
@@ -114,7 +154,10 @@ def check_all_ours(name: str, tree: Any, variable: str | None = None) -> None:
                 if _is_foreign(leaf)
                 else "words are configuration: make it a field of the cell"
             )
-            raise TypeError(f"{where} is {describe(leaf)}, and arrays of JAX's or numpy's, and numbers, are taken: {repair}")
+            raise TypeError(
+                f"{where} is {describe(leaf)}, and arrays of JAX's or numpy's, and "
+                f"numbers, are taken: {repair}"
+            )
 
 
 def _is_foreign(value: Any) -> bool:
@@ -122,7 +165,11 @@ def _is_foreign(value: Any) -> bool:
     if isinstance(value, (jax.Array, np.ndarray, np.generic, type)):
         return False
     dtype = getattr(value, "dtype", None)
-    return dtype is not None and not isinstance(dtype, np.dtype) and not jnp.issubdtype(_kind(dtype), jax.dtypes.extended)
+    return (
+        dtype is not None
+        and not isinstance(dtype, np.dtype)
+        and not jnp.issubdtype(_kind(dtype), jax.dtypes.extended)
+    )
 
 
 def _kind(dtype: Any) -> Any:
@@ -134,76 +181,130 @@ def _kind(dtype: Any) -> Any:
 
 def _repair(name: str, value: Any) -> str:
     detached = ".detach()" if getattr(value, "requires_grad", False) else ""
-    return f"pass jnp.asarray({name}{detached}), or jnp.from_dlpack({name}{detached}), which does not copy"
+    return (
+        f"pass jnp.asarray({name}{detached}), or jnp.from_dlpack({name}{detached}), "
+        f"which does not copy"
+    )
 
 
 def check_carry(cell: Any, carry: Any, expected: Any, made_by: str) -> None:
-    """``carry`` has the structure, shapes and dtypes of ``expected``; the error names the leaf."""
+    """``carry`` has the structure, shapes and dtypes of ``expected``; the error
+    names the leaf.
+    """
     name = cell if isinstance(cell, str) else type(cell).__name__
     check_all_ours(f"{name}: {made_by}", carry, "carry")
     got_tree: Any = jax.tree.structure(carry)
     want_tree: Any = jax.tree.structure(expected)
     if got_tree != want_tree:
         raise TypeError(
-            f"{name}: {made_by} is {outline(carry)}, but this cell's carry is {outline(expected)}: "
-            "is it another cell's? initial_carry(params, batch_shape) makes the right one"
+            f"{name}: {made_by} is {outline(carry)}, but this cell's carry is "
+            f"{outline(expected)}: "
+            "is it another cell's? initial_carry(params, batch_shape) makes the right "
+            "one"
         )
-    for (path, got), want in zip(jax.tree_util.tree_leaves_with_path(carry), jax.tree.leaves(expected), strict=True):
+    for (path, got), want in zip(
+        jax.tree_util.tree_leaves_with_path(carry),
+        jax.tree.leaves(expected),
+        strict=True,
+    ):
         part = f"{jax.tree_util.keystr(path)} of " if path else ""
         if tuple(jnp.shape(got)) != tuple(want.shape):
             raise ValueError(
-                f"{name}: {part}{made_by} has shape {tuple(jnp.shape(got))}, expected {tuple(want.shape)} = (*B, ...) with "
+                f"{name}: {part}{made_by} has shape {tuple(jnp.shape(got))}, expected "
+                f"{tuple(want.shape)} = (*B, ...) with "
                 "the batch axes of xs"
             )
         if jnp.result_type(got) != want.dtype:
             raise TypeError(
-                f"{name}: {part}{made_by} is {jnp.result_type(got)}, expected {want.dtype}: carries are not promoted "
+                f"{name}: {part}{made_by} is {jnp.result_type(got)}, expected "
+                f"{want.dtype}: carries are not promoted "
                 f"silently; cast it with .astype({want.dtype.name!r})"
             )
 
 
-def check_rows(name: str, carry: Any, wider: Any, batch: tuple[int, ...], why: str, *, floats: bool = False) -> None:
-    """Every part of a carry is one a row: its axes begin with ``batch``, and follow it in ``wider``, where each is one more."""
-    for (path, leaf), other in zip(jax.tree_util.tree_leaves_with_path(carry), jax.tree.leaves(wider), strict=True):
+def check_rows(
+    name: str,
+    carry: Any,
+    wider: Any,
+    batch: tuple[int, ...],
+    why: str,
+    *,
+    floats: bool = False,
+) -> None:
+    """Every part of a carry is one a row: its axes begin with ``batch``, and follow
+    it in ``wider``, where each is one more.
+    """
+    for (path, leaf), other in zip(
+        jax.tree_util.tree_leaves_with_path(carry), jax.tree.leaves(wider), strict=True
+    ):
         if floats and not jnp.issubdtype(leaf.dtype, jnp.inexact):
             continue
         shape, among = tuple(leaf.shape), tuple(leaf.shape[: len(batch)])
-        if among == tuple(batch) and tuple(other.shape) == (*(n + 1 for n in batch), *shape[len(batch) :]):
+        if among == tuple(batch) and tuple(other.shape) == (
+            *(n + 1 for n in batch),
+            *shape[len(batch) :],
+        ):
             continue
-        part = f"part {jax.tree_util.keystr(path)} of the carry" if path else "the carry"
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) or (leaf.dtype == "uint32" and shape[-1:] in ((2,), (4,))):
+        part = (
+            f"part {jax.tree_util.keystr(path)} of the carry" if path else "the carry"
+        )
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) or (
+            leaf.dtype == "uint32" and shape[-1:] in ((2,), (4,))
+        ):
             repair = "a key for each row is jax.random.split(key, batch_shape)"
         else:
-            repair = "begin its shape with batch_shape, as jnp.zeros((*batch_shape, ...), dtype) does"
+            repair = (
+                "begin its shape with batch_shape, as jnp.zeros((*batch_shape, ...), "
+                "dtype) does"
+            )
         raise ValueError(
-            f"{name}: {why} holds the carry of each row by itself, but {part} has shape {shape} whatever the batch axes, here "
-            f"{tuple(batch)}, so it is none of a row: in {name}.initial_carry(params, batch_shape, dtype) {repair}"
+            f"{name}: {why} holds the carry of each row by itself, but {part} has "
+            f"shape {shape} whatever the batch axes, here "
+            f"{tuple(batch)}, so it is none of a row: in {name}.initial_carry(params, "
+            f"batch_shape, dtype) {repair}"
         )
 
 
 @contextlib.contextmanager
 def blamed(cell: Any, method: str, hint: str = "", **given: Any) -> Iterator[None]:
-    """An error from inside a method of a user's own cell or layer says which, what it was given, and what may mend it.
+    """An error from inside a method of a user's own cell or layer says which, what it
+    was given, and what may mend it.
 
-    The library's own errors, which have their words, and those of kinds of their own pass.
+    The library's own errors, which have their words, and those of kinds of their own
+    pass.
     """
     try:
         yield
     except (TypeError, ValueError, LookupError, AttributeError) as error:
-        plain = type(error) in (TypeError, ValueError, KeyError, IndexError, AttributeError)
+        plain = type(error) in (
+            TypeError,
+            ValueError,
+            KeyError,
+            IndexError,
+            AttributeError,
+        )
         if not plain or _is_ours(cell, error):
             raise
         kind = ValueError if isinstance(error, ValueError) else TypeError
         came = ", ".join(f"{name} {outline(tree)}" for name, tree in given.items())
-        words = (f"{error!r}" if isinstance(error, KeyError) else str(error)).strip().splitlines() or [type(error).__name__]
+        words = (
+            f"{error!r}" if isinstance(error, KeyError) else str(error)
+        ).strip().splitlines() or [type(error).__name__]
         first = words[0] if len(words[0]) < 140 else words[0][:137] + "..."
-        raise kind(f"{type(cell).__name__}.{method} fails on {came}: {first.rstrip('.')}{hint and '. ' + hint}") from error
+        raise kind(
+            f"{type(cell).__name__}.{method} fails on {came}: "
+            f"{first.rstrip('.')}{hint and '. ' + hint}"
+        ) from error
 
 
 def _is_ours(cell: Any, error: Exception) -> bool:
-    """Whether the library raised an error, or it came out of a cell of the library's own, which looks at its inputs itself."""
+    """Whether the library raised an error, or it came out of a cell of the library's
+    own, which looks at its inputs itself.
+    """
     last = traceback.extract_tb(error.__traceback__)[-1]
-    raised = pathlib.Path(last.filename).is_relative_to(HERE) and (last.line or "").startswith("raise")
+    raised = pathlib.Path(last.filename).is_relative_to(HERE) and (
+        last.line or ""
+    ).startswith("raise")
     return raised or type(cell).__module__.partition(".")[0] == "jaxrnn"
 
 
@@ -213,56 +314,94 @@ HERE = pathlib.Path(__file__).parents[1]
 def outline(tree: Any) -> str:
     """A pytree in a few words: names, shapes, and dtypes that are no floats'."""
     if hasattr(tree, "shape") and hasattr(tree, "dtype"):
-        kind = "" if jnp.issubdtype(_kind(tree.dtype), jnp.floating) else f" {tree.dtype}"
+        kind = (
+            "" if jnp.issubdtype(_kind(tree.dtype), jnp.floating) else f" {tree.dtype}"
+        )
         return f"{tuple(tree.shape)}{kind}"
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        parts = ", ".join(f"{name} {outline(part)}" for name, part in zip(tree._fields, tree, strict=True))
+        parts = ", ".join(
+            f"{name} {outline(part)}"
+            for name, part in zip(tree._fields, tree, strict=True)
+        )
         return f"{type(tree).__name__}({parts})"
     if isinstance(tree, (tuple, list)):
         parts = ", ".join(map(outline, tree))
-        return f"a {type(tree).__name__} of {len(tree)} [{parts}]" if tree else f"an empty {type(tree).__name__}"
+        return (
+            f"a {type(tree).__name__} of {len(tree)} [{parts}]"
+            if tree
+            else f"an empty {type(tree).__name__}"
+        )
     if isinstance(tree, dict):
-        return "a dict {" + ", ".join(f"{name!r}: {outline(part)}" for name, part in tree.items()) + "}"
+        return (
+            "a dict {"
+            + ", ".join(f"{name!r}: {outline(part)}" for name, part in tree.items())
+            + "}"
+        )
     return "None" if tree is None else describe(tree)
 
 
 def check_params(cell: Any, params: Any, expected: dict[str, Any]) -> None:
-    """``params`` is a dict with the names and shapes of ``expected``; the error names the entry. Dtypes are the caller's."""
+    """``params`` is a dict with the names and shapes of ``expected``; the error
+    names the entry. Dtypes are the caller's.
+    """
     name = type(cell).__name__
     if not isinstance(params, dict) or set(params) != set(expected):
-        came = f"a dict of {sorted(params)}" if isinstance(params, dict) else describe(params)
-        raise TypeError(
-            f"{name}: its params are a dict of {sorted(expected)}, but got {came}: init(key, input_size) makes the right one"
+        came = (
+            f"a dict of {sorted(params)}"
+            if isinstance(params, dict)
+            else describe(params)
         )
-    for (path, want), leaf in zip(jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(params), strict=False):
+        raise TypeError(
+            f"{name}: its params are a dict of {sorted(expected)}, but got {came}: "
+            f"init(key, input_size) makes the right one"
+        )
+    for (path, want), leaf in zip(
+        jax.tree_util.tree_leaves_with_path(expected),
+        jax.tree.leaves(params),
+        strict=False,
+    ):
         if tuple(jnp.shape(leaf)) != tuple(want.shape):
             raise ValueError(
-                f"{name}: params{jax.tree_util.keystr(path)} has shape {tuple(jnp.shape(leaf))}, expected {tuple(want.shape)}: "
-                "are they another cell's? cell.init(key, input_size) makes the right ones"
+                f"{name}: params{jax.tree_util.keystr(path)} has shape "
+                f"{tuple(jnp.shape(leaf))}, expected {tuple(want.shape)}: "
+                "are they another cell's? cell.init(key, input_size) makes the right "
+                "ones"
             )
 
 
 def check_key_given(what: str, key: Any) -> None:
     """A key was given to what draws random numbers."""
-    if key is None or not (hasattr(key, "dtype") and (jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.dtype == "uint32")):
-        raise TypeError(f"{what}: key must be a key such as jax.random.key(0), but it is {describe(key)}")
+    if key is None or not (
+        hasattr(key, "dtype")
+        and (jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.dtype == "uint32")
+    ):
+        raise TypeError(
+            f"{what}: key must be a key such as jax.random.key(0), but it is "
+            f"{describe(key)}"
+        )
 
 
 def check_key(cell: Any, key: Any) -> None:
     """A key is given exactly when randomness happens."""
     if cell.draws and key is None:
         raise ValueError(
-            f"{type(cell).__name__} draws random numbers (dropout or zoneout), so it needs key=jax.random.key(...); "
+            f"{type(cell).__name__} draws random numbers (dropout or zoneout), so it "
+            f"needs key=jax.random.key(...); "
             "to run it without randomness use jaxrnn.inference(layer)"
         )
     if key is not None and not (
-        hasattr(key, "dtype") and (jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.dtype == "uint32")
+        hasattr(key, "dtype")
+        and (jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.dtype == "uint32")
     ):
-        raise TypeError(f"key must be a key such as jax.random.key(0), but it is {describe(key)}")
+        raise TypeError(
+            f"key must be a key such as jax.random.key(0), but it is {describe(key)}"
+        )
     if key is not None and not cell.draws:
         raise ValueError(
-            f"a key was given, but {type(cell).__name__} draws no random numbers: leave the key out (a layer made by "
-            "jaxrnn.inference draws none; to train with dropout use the layer it was made from)"
+            f"a key was given, but {type(cell).__name__} draws no random numbers: "
+            f"leave the key out (a layer made by "
+            "jaxrnn.inference draws none; to train with dropout use the layer it was "
+            "made from)"
         )
 
 
@@ -270,7 +409,17 @@ def describe(value: Any) -> str:
     """A short word for any value: its type, and for arrays shape and dtype."""
     if _is_foreign(value) and hasattr(value, "shape"):
         kind = type(value)
-        return f"a {kind.__module__.partition('.')[0]} {kind.__name__} of shape {tuple(value.shape)} and dtype {value.dtype}"
+        return (
+            f"a {kind.__module__.partition('.')[0]} {kind.__name__} of shape "
+            f"{tuple(value.shape)} and dtype {value.dtype}"
+        )
     if hasattr(value, "shape") and hasattr(value, "dtype"):
-        return f"{type(value).__name__} of shape {tuple(value.shape)} and dtype {value.dtype}"
-    return f"a {type(value).__name__}" if not isinstance(value, type) else f"the class {value.__name__}"
+        return (
+            f"{type(value).__name__} of shape {tuple(value.shape)} and dtype "
+            f"{value.dtype}"
+        )
+    return (
+        f"a {type(value).__name__}"
+        if not isinstance(value, type)
+        else f"the class {value.__name__}"
+    )

@@ -12,22 +12,32 @@ import numpy as np
 
 from .validation import describe
 
-Size = int | np.integer | np.ndarray | jax.Array  # an integer without axes, known when a program is traced
+Size = (
+    int | np.integer | np.ndarray | jax.Array
+)  # an integer without axes, known when a program is traced
 Number = float | np.number | np.ndarray | jax.Array
 
 
 def as_size(who: str, name: str, value: Any) -> int:
     """``value`` as an int of at least 1."""
-    size, is_flag = 0, isinstance(value, bool) or getattr(value, "dtype", None) == np.dtype(bool)
-    with contextlib.suppress(TypeError):  # no integer, or traced: a size is wanted before a program runs
+    size, is_flag = (
+        0,
+        isinstance(value, bool) or getattr(value, "dtype", None) == np.dtype(bool),
+    )
+    with contextlib.suppress(
+        TypeError
+    ):  # no integer, or traced: a size is wanted before a program runs
         size = 0 if is_flag else operator.index(value)
     if size < 1:
-        raise ValueError(f"{who}: {name} must be an int of at least 1, but it is {_words(value)}")
+        raise ValueError(
+            f"{who}: {name} must be an int of at least 1, but it is {_words(value)}"
+        )
     return size
 
 
 def as_number(who: str, name: str, value: Any) -> Any:
-    """``value`` as a float, finite and at least 0; as it is where it is traced, and so not known.
+    """``value`` as a float, finite and at least 0; as it is where it is traced, and so
+    not known.
 
     Raises:
         ValueError: for anything else.
@@ -35,11 +45,16 @@ def as_number(who: str, name: str, value: Any) -> Any:
     kind = getattr(value, "dtype", None) or np.asarray(value).dtype
     real = jnp.issubdtype(kind, jnp.floating) or jnp.issubdtype(kind, jnp.integer)
     if not real or jnp.shape(value) != ():
-        raise ValueError(f"{who}: {name} must be a finite number of at least 0, but it is {_words(value)}")
+        raise ValueError(
+            f"{who}: {name} must be a finite number of at least 0, but it is "
+            f"{_words(value)}"
+        )
     if isinstance(value, jax.core.Tracer):
         return value
     if not 0 <= float(value) < float("inf"):
-        raise ValueError(f"{who}: {name} must be a finite number of at least 0, but it is {value!r}")
+        raise ValueError(
+            f"{who}: {name} must be a finite number of at least 0, but it is {value!r}"
+        )
     return float(value)
 
 

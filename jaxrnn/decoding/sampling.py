@@ -19,8 +19,9 @@ from ..core.weak_scalars import Number, Size, as_number, as_size
 class Generated(NamedTuple):
     """What `generate` returns.
 
-    ``tokens (N, *B)``; ``logits (N, *B, V)``, from which each was drawn (before temperature and top-k); ``carry`` after the
-    last token that was read (the last one generated has not been read yet).
+    ``tokens (N, *B)``; ``logits (N, *B, V)``, from which each was drawn (before
+    temperature and top-k); ``carry`` after the last token that was read (the last one
+    generated has not been read yet).
     """
 
     tokens: Integer[Array, "N *B"]
@@ -40,45 +41,70 @@ def generate(
 ) -> Generated:
     """Read ``prompt``, then write ``length`` tokens, each the input of the next step.
 
-    A token is drawn from ``softmax(logits / temperature)`` over the ``top_k`` likeliest symbols (default: all).
+    A token is drawn from ``softmax(logits / temperature)`` over the ``top_k`` likeliest
+    symbols (default: all).
 
     Args:
         step: one streaming step of a model, ``step(carry, token) -> (carry, logits)``.
         carry: the state before the prompt.
         prompt: ``(P, *B)`` integers, P >= 1.
         length: N, tokens to write.
-        temperature: 0 takes the likeliest symbol each time, and then no key is wanted. It may be traced, an argument of a
-            compiled function: then a key is wanted, and 0 takes the likeliest symbol nevertheless.
+        temperature: 0 takes the likeliest symbol each time, and then no key is wanted.
+            It may be traced, an argument of a compiled function: then a key is wanted,
+            and 0 takes the likeliest symbol nevertheless.
         top_k: how many of the likeliest symbols may be drawn.
         key: demanded when temperature > 0.
 
     Raises:
-        TypeError, ValueError: for an empty or non-integer prompt, a negative temperature, a top_k outside [1, V], a missing
-            or unused key.
+        TypeError, ValueError: for an empty or non-integer prompt, a negative
+            temperature, a top_k outside [1, V], a missing or unused key.
     """
-    length, temperature = as_size("generate", "length", length), as_number("generate", "temperature", temperature)
+    length, temperature = (
+        as_size("generate", "length", length),
+        as_number("generate", "temperature", temperature),
+    )
     top_k = None if top_k is None else as_size("generate", "top_k", top_k)
     known = not isinstance(temperature, jax.core.Tracer)
     _check(prompt, temperature if known else 1.0, top_k, key)
     P, prompt = prompt.shape[0], jnp.asarray(prompt, jnp.int32)
-    greedy, least = temperature == 0, 1e-30  # less than that would round to 0 in float32
+    greedy, least = (
+        temperature == 0,
+        1e-30,
+    )  # less than that would round to 0 in float32
 
     def choose(logits, key):
         if known and greedy:
             return jnp.argmax(logits, axis=-1)
         drawn = draw(
-            logits, key, max(temperature, least) if known else jnp.maximum(jnp.asarray(temperature, logits.dtype), least)
+            logits,
+            key,
+            max(temperature, least)
+            if known
+            else jnp.maximum(jnp.asarray(temperature, logits.dtype), least),
         )
-        return drawn if known else jnp.where(greedy, jnp.argmax(logits, axis=-1).astype(drawn.dtype), drawn)
+        return (
+            drawn
+            if known
+            else jnp.where(
+                greedy, jnp.argmax(logits, axis=-1).astype(drawn.dtype), drawn
+            )
+        )
 
     def draw(logits, key, temperature):
         if top_k is not None:
             if top_k > logits.shape[-1]:
-                raise ValueError(f"generate: top_k = {top_k} is more than the {logits.shape[-1]} symbols there are")
+                raise ValueError(
+                    f"generate: top_k = {top_k} is more than the {logits.shape[-1]} "
+                    f"symbols there are"
+                )
             likeliest, tokens = jax.lax.top_k(logits, top_k)
-            drawn = jax.random.categorical(key, (likeliest - likeliest[..., :1]) / temperature, axis=-1)
+            drawn = jax.random.categorical(
+                key, (likeliest - likeliest[..., :1]) / temperature, axis=-1
+            )
             return jnp.take_along_axis(tokens, drawn[..., None], axis=-1)[..., 0]
-        return jax.random.categorical(key, (logits - logits.max(-1, keepdims=True)) / temperature, axis=-1)
+        return jax.random.categorical(
+            key, (logits - logits.max(-1, keepdims=True)) / temperature, axis=-1
+        )
 
     def body(loop, now):
         carry, last = loop
@@ -88,22 +114,46 @@ def generate(
         return (carry, token), (token, logits)
 
     new = jax.eval_shape(lambda c: step(c, prompt[0])[0], carry)
-    check_carry("generate", new, jax.eval_shape(lambda c: c, carry), "the carry that step returns")
+    check_carry(
+        "generate",
+        new,
+        jax.eval_shape(lambda c: c, carry),
+        "the carry that step returns",
+    )
     steps = P + length - 1
     keys = None if key is None else jax.random.split(key, steps)
-    given = jnp.concatenate([prompt, jnp.zeros((length - 1, *prompt.shape[1:]), prompt.dtype)])
-    (carry, _), (tokens, logits) = jax.lax.scan(body, (carry, prompt[0]), (jnp.arange(steps), given, keys))
+    given = jnp.concatenate(
+        [prompt, jnp.zeros((length - 1, *prompt.shape[1:]), prompt.dtype)]
+    )
+    (carry, _), (tokens, logits) = jax.lax.scan(
+        body, (carry, prompt[0]), (jnp.arange(steps), given, keys)
+    )
     return Generated(tokens[P - 1 :], logits[P - 1 :], carry)
 
 
 def _check(prompt, temperature, top_k, key):
-    if not hasattr(prompt, "dtype") or not jnp.issubdtype(prompt.dtype, jnp.integer) or prompt.ndim < 1:
-        raise TypeError(f"generate: the prompt must be an integer array (P, *B), but it is {describe(prompt)}")
+    if (
+        not hasattr(prompt, "dtype")
+        or not jnp.issubdtype(prompt.dtype, jnp.integer)
+        or prompt.ndim < 1
+    ):
+        raise TypeError(
+            f"generate: the prompt must be an integer array (P, *B), but it is "
+            f"{describe(prompt)}"
+        )
     if prompt.shape[0] < 1:
-        raise ValueError("generate: the prompt is empty; give at least one token to begin from")
+        raise ValueError(
+            "generate: the prompt is empty; give at least one token to begin from"
+        )
     if temperature == 0 and top_k is not None:
-        raise ValueError("generate: at temperature 0 nothing is drawn, so leave top_k out")
+        raise ValueError(
+            "generate: at temperature 0 nothing is drawn, so leave top_k out"
+        )
     if temperature > 0 and key is None:
-        raise ValueError("generate: drawing at a temperature above 0 needs key=jax.random.key(...)")
+        raise ValueError(
+            "generate: drawing at a temperature above 0 needs key=jax.random.key(...)"
+        )
     if temperature == 0 and key is not None:
-        raise ValueError("generate: at temperature 0 nothing is drawn, so leave the key out")
+        raise ValueError(
+            "generate: at temperature 0 nothing is drawn, so leave the key out"
+        )

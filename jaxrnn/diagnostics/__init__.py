@@ -1,4 +1,6 @@
-"""Instruments that look inside: where gradients go, how fast they decay, and what truncation costs."""
+"""Instruments that look inside: where gradients go, how fast they decay, and what
+truncation costs.
+"""
 
 from . import plots as plots
 from .adaptive import AdaptiveTruncation as AdaptiveTruncation

@@ -25,12 +25,14 @@ def jacobians(
     resets: Bool[Array, "T *B"] | None = None,
     engine: Any = None,
 ) -> Float[Array, "T *B N N"]:
-    """``J_t = ds_t/ds_{t-1}`` of every step, over the whole carry as one vector of n numbers, leaf after leaf.
+    """``J_t = ds_t/ds_{t-1}`` of every step, over the whole carry as one vector of n
+    numbers, leaf after leaf.
 
-    ``J[t, b, i, j]`` is how number i of the carry after step t follows number j of the one before. A masked step's is the
-    identity, that of a step with a reset is zero. An LSTM's is 2H x 2H, in the order h, c; a complex number counts as two,
-    all real parts of a leaf before its imaginary ones. Takes T B n^2 numbers, none of them finer than the carry's dtype; for
-    long sequences look at `lyapunov_spectrum`.
+    ``J[t, b, i, j]`` is how number i of the carry after step t follows number j of the
+    one before. A masked step's is the identity, that of a step with a reset is zero. An
+    LSTM's is 2H x 2H, in the order h, c; a complex number counts as two, all real parts
+    of a leaf before its imaginary ones. Takes T B n^2 numbers, none of them finer than
+    the carry's dtype; for long sequences look at `lyapunov_spectrum`.
     """
     params = numbers_weak(params)
     path = follow(cell, params, xs, carry, mask, resets, engine, "jacobians")
@@ -45,9 +47,15 @@ def _jacobians(cell: Any, params: Params, path: Any) -> Array:
         before, z, keep, reset = now
         dtype = features(before, batch).dtype
         n = size_of(before, batch)
-        basis = jnp.broadcast_to(jnp.eye(n, dtype=dtype).reshape(n, *[1] * batch, n), (n, *path.batch, n))
-        _, push = jax.linearize(lambda s: machine.step(params, s, z, keep, reset), before)
-        columns = jax.vmap(lambda v: features(push(from_features(v, before, batch)), batch))(basis)
+        basis = jnp.broadcast_to(
+            jnp.eye(n, dtype=dtype).reshape(n, *[1] * batch, n), (n, *path.batch, n)
+        )
+        _, push = jax.linearize(
+            lambda s: machine.step(params, s, z, keep, reset), before
+        )
+        columns = jax.vmap(
+            lambda v: features(push(from_features(v, before, batch)), batch)
+        )(basis)
         return None, jnp.moveaxis(columns, 0, -1)
 
     rows = (path.befores, machine.prepare(params, path.xs), path.mask, path.resets)
@@ -55,10 +63,11 @@ def _jacobians(cell: Any, params: Params, path: Any) -> Array:
 
 
 class JacobianProducts(NamedTuple):
-    """``J_T J_{T-1} ... J_{T-k+1} = exp(log_scale[k]) * unit[k]`` for k = 0..K, ``unit`` of Frobenius norm 1.
+    """``J_T J_{T-1} ... J_{T-k+1} = exp(log_scale[k]) * unit[k]`` for k = 0..K,
+    ``unit`` of Frobenius norm 1.
 
-    k = 0 is the identity. log_scale is -inf (and unit zero) where the product is exactly zero, NaN or +inf where it is not
-    finite.
+    k = 0 is the identity. log_scale is -inf (and unit zero) where the product is
+    exactly zero, NaN or +inf where it is not finite.
     """
 
     log_scale: Float[Array, "K *B"]
@@ -67,9 +76,15 @@ class JacobianProducts(NamedTuple):
 
 def jacobian_products(J: Inexact[Array, "T *B N N"]) -> JacobianProducts:
     """The products of the last 0, 1, ..., T Jacobians, in the log domain."""
-    if not hasattr(J, "dtype") or J.ndim < 3 or J.shape[-1] != J.shape[-2] or not jnp.issubdtype(J.dtype, jnp.inexact):
+    if (
+        not hasattr(J, "dtype")
+        or J.ndim < 3
+        or J.shape[-1] != J.shape[-2]
+        or not jnp.issubdtype(J.dtype, jnp.inexact)
+    ):
         raise ValueError(
-            f"jacobian_products: J must hold square matrices (T, *B, n, n), as jacobians gives them, but it is {describe(J)}"
+            f"jacobian_products: J must hold square matrices (T, *B, n, n), as "
+            f"jacobians gives them, but it is {describe(J)}"
         )
     return _products(jnp.asarray(J))
 
@@ -83,7 +98,9 @@ def _products(J: Array) -> JacobianProducts:
         unit, growth = normalise(product, kept - 1)
         return unit, log.plus(growth)
 
-    start = scaled(first, LongSum.of(jnp.zeros(J.shape[1:-2], jnp.finfo(J.dtype).dtype)))
+    start = scaled(
+        first, LongSum.of(jnp.zeros(J.shape[1:-2], jnp.finfo(J.dtype).dtype))
+    )
 
     def one(state, J_t):
         unit, log = scaled(state[0] @ J_t, state[1])
@@ -91,14 +108,18 @@ def _products(J: Array) -> JacobianProducts:
 
     _, (units, logs) = jax.lax.scan(one, start, J, reverse=True)
     units, logs = units[::-1], logs[::-1]
-    return JacobianProducts(jnp.concatenate([start[1].value[None], logs]), jnp.concatenate([start[0][None], units]))
+    return JacobianProducts(
+        jnp.concatenate([start[1].value[None], logs]),
+        jnp.concatenate([start[0][None], units]),
+    )
 
 
 def log_singular_values(products: JacobianProducts) -> Float[Array, "K *B N"]:
     """Logarithms of the singular values of each product, largest first.
 
-    Those below machine epsilon times n times the largest are rounding, and NaN: their size is not known from the product. For
-    small ones over many steps use `lyapunov_spectrum`, whose n exponents times k they approach.
+    Those below machine epsilon times n times the largest are rounding, and NaN: their
+    size is not known from the product. For small ones over many steps use
+    `lyapunov_spectrum`, whose n exponents times k they approach.
     """
     values = jnp.linalg.svd(products.unit, compute_uv=False)
     floor = values[..., :1] * (jnp.finfo(values.dtype).eps * values.shape[-1])

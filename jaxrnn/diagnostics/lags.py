@@ -1,12 +1,14 @@
-"""Where the gradient of a loss goes: its norm at every lag, by one backward pass, in the log domain.
+"""Where the gradient of a loss goes: its norm at every lag, by one backward pass, in
+the log domain.
 
-``J_t = ds_t/ds_{t-1}`` is over the whole carry s (an LSTM's is (h, c)). For a loss l that reads the output of step T, what
-reaches the state k steps earlier is::
+``J_t = ds_t/ds_{t-1}`` is over the whole carry s (an LSTM's is (h, c)). For a loss l
+that reads the output of step T, what reaches the state k steps earlier is::
 
     v_k = || dl/ds_{T-k} || = || dl/ds_T J_T J_{T-1} ... J_{T-k+1} ||
 
-(Bengio, Simard & Frasconi 1994; Pascanu, Mikolov & Bengio 2013, eq. 5). The backward pass keeps a unit vector and the logarithm
-of its length, so it is finite where the product has left a float's range.
+(Bengio, Simard & Frasconi 1994; Pascanu, Mikolov & Bengio 2013, eq. 5). The backward
+pass keeps a unit vector and the logarithm of its length, so it is finite where the
+product has left a float's range.
 """
 
 from __future__ import annotations
@@ -28,13 +30,17 @@ from .transition import Trajectory, Transition, follow
 
 
 class GradientLags(NamedTuple):
-    """Logarithms of gradient norms, lag by lag: entry k is for the state k steps before the one that the loss reads.
+    """Logarithms of gradient norms, lag by lag: entry k is for the state k steps before
+    the one that the loss reads.
 
-    The last entry of all lags (k = T for the loss of the last of T steps) is the carry before the first step. Marks: -inf is
-    exactly zero, because a reset cut the path, every unit is saturated in this precision, or the loss does not read this
-    element or leaf; NaN is no such step (before the sequence's first), or a gradient that is not finite; +inf means that one
-    step's Jacobian alone left the float's range. A masked step holds the state and counts as a lag. ``by_leaf`` is -inf, too,
-    for a leaf whose part is smaller than the smallest float times that of the largest leaf of the same cell.
+    The last entry of all lags (k = T for the loss of the last of T steps) is the carry
+    before the first step. Marks: -inf is exactly zero, because a reset cut the path,
+    every unit is saturated in this precision, or the loss does not read this element or
+    leaf; NaN is no such step (before the sequence's first), or a gradient that is not
+    finite; +inf means that one step's Jacobian alone left the float's range. A masked
+    step holds the state and counts as a lag. ``by_leaf`` is -inf, too, for a leaf whose
+    part is smaller than the smallest float times that of the largest leaf of the same
+    cell.
     """
 
     log_norm: Float[Array, "K *B"]  # over the whole carry
@@ -43,7 +49,9 @@ class GradientLags(NamedTuple):
 
     @property
     def log_v(self) -> Float[Array, " K"]:
-        """log v_k: the logarithm of the batch mean of the norms, of those with this lag; NaN if one is not finite."""
+        """log v_k: the logarithm of the batch mean of the norms, of those with this
+        lag; NaN if one is not finite.
+        """
         lags = self.log_norm.shape[0]
         flat, there = self.log_norm.reshape(lags, -1), self.exists.reshape(lags, -1)
         wrong = (there & jnp.isnan(flat)).any(1)
@@ -63,26 +71,32 @@ def gradient_lags(
     resets: Bool[Array, "T *B"] | None = None,
     engine: Any = None,
 ) -> GradientLags:
-    """``log ||dl/ds_{T-k}||`` for k = 0..K, per batch element and per leaf of the carry, by one backward pass.
+    """``log ||dl/ds_{T-k}||`` for k = 0..K, per batch element and per leaf of the
+    carry, by one backward pass.
 
-    Inside ``jit`` or on its own, where it compiles once for equal cells and shapes, whatever the loss. A stack of L layers
-    takes L backward passes, since each layer has a scale of its own.
+    Inside ``jit`` or on its own, where it compiles once for equal cells and shapes,
+    whatever the loss. A stack of L layers takes L backward passes, since each layer has
+    a scale of its own.
 
     Args:
         cell: a cell, or a causal layer that draws nothing.
-        loss: ``loss(y (*B, H)) -> scalar``: the loss of the output at one step. Sum it over the batch, so that each element's
-            gradient is its own (a mean divides all norms by the batch size).
-        at: the step whose output the loss reads (default: each sequence's last valid one). Where ``at`` is masked the output
-            is zero whatever the state, so the norms are exactly zero.
+        loss: ``loss(y (*B, H)) -> scalar``: the loss of the output at one step. Sum it
+            over the batch, so that each element's gradient is its own (a mean divides
+            all norms by the batch size).
+        at: the step whose output the loss reads (default: each sequence's last valid
+            one). Where ``at`` is masked the output is zero whatever the state, so the
+            norms are exactly zero.
         lags: K, at most the number of steps that lead there (default: all of them).
-        carry, mask, resets, engine: as for `jaxrnn.unroll`; the states are those that ``engine`` computes.
+        carry, mask, resets, engine: as for `jaxrnn.unroll`; the states are those that
+            ``engine`` computes.
 
     Returns:
         `GradientLags`, with K + 1 entries.
 
     Raises:
-        ValueError, TypeError: for lags beyond the sequence, a loss that is not a real scalar, a carry with integer leaves, a
-            bidirectional layer, or one that draws.
+        ValueError, TypeError: for lags beyond the sequence, a loss that is not a real
+            scalar, a carry with integer leaves, a bidirectional layer, or one that
+            draws.
     """
     params = numbers_weak(params)
     path = follow(cell, params, xs, carry, mask, resets, engine, "gradient_lags")
@@ -110,19 +124,22 @@ def gradient_map(
     mask: Bool[Array, "T *B"] | None = None,
     engine: Any = None,
 ) -> Float[Array, "T T1 *B"]:
-    """``log ||dl_t/ds_k||`` for every pair of steps: the loss of step t (row), the state after step k (column k + 1).
+    """``log ||dl_t/ds_k||`` for every pair of steps: the loss of step t (row), the
+    state after step k (column k + 1).
 
-    Column 0 is the carry before the first step; above the diagonal, where the state comes after the loss, it is NaN. Other
-    marks are those of `GradientLags`: -inf is exactly zero, as of a masked loss or beyond a reset; NaN below the diagonal, or
-    +inf, is a gradient that is not finite. All losses go back together, so the cost is T backward passes, and the memory
-    that of T states.
+    Column 0 is the carry before the first step; above the diagonal, where the state
+    comes after the loss, it is NaN. Other marks are those of `GradientLags`: -inf is
+    exactly zero, as of a masked loss or beyond a reset; NaN below the diagonal, or
+    +inf, is a gradient that is not finite. All losses go back together, so the cost is
+    T backward passes, and the memory that of T states.
 
     Args:
         loss: ``loss(y (*B, H), target) -> scalar``, summed over the batch.
         targets: a pytree of ``(T, *B, ...)``, or None.
 
     Raises:
-        ValueError, TypeError: for a sequence without steps, targets of another length, and as `gradient_lags`.
+        ValueError, TypeError: for a sequence without steps, targets of another length,
+            and as `gradient_lags`.
     """
     params = numbers_weak(params)
     path = follow(cell, params, xs, carry, mask, resets, engine, "gradient_map")
@@ -132,19 +149,29 @@ def gradient_map(
 
     def one_loss(after, x, target, valid):
         seed = jax.grad(lambda s: loss(cell.output(params, s, x), target))(after)
-        return seed if valid is None else jax.tree.map(lambda a: jnp.where(_wide_as(valid, a), a, 0), seed)
+        return (
+            seed
+            if valid is None
+            else jax.tree.map(lambda a: jnp.where(_wide_as(valid, a), a, 0), seed)
+        )
 
-    return _gradient_map(cell, params, path, jax.vmap(one_loss)(path.afters, path.xs, targets, path.mask))
+    return _gradient_map(
+        cell, params, path, jax.vmap(one_loss)(path.afters, path.xs, targets, path.mask)
+    )
 
 
 def _check_targets(path: Trajectory, targets: Any) -> None:
     """There is a step, and a target for each."""
     if path.steps == 0:
-        raise ValueError("gradient_map: the sequence has no step (T = 0), so there is no output for a loss to read")
+        raise ValueError(
+            "gradient_map: the sequence has no step (T = 0), so there is no output for "
+            "a loss to read"
+        )
     for leaf in jax.tree.leaves(targets):
         if jnp.ndim(leaf) < 1 or jnp.shape(leaf)[0] != path.steps:
             raise ValueError(
-                f"gradient_map: targets must be arrays (T, *B, ...), T = {path.steps}, one a loss, but one is {describe(leaf)}"
+                f"gradient_map: targets must be arrays (T, *B, ...), T = {path.steps}, "
+                f"one a loss, but one is {describe(leaf)}"
             )
 
 
@@ -161,10 +188,20 @@ def _gradient_map(cell: Any, params: Params, path: Trajectory, seeds: Carry) -> 
         _, pullback = jax.vjp(lambda s: machine.step(params, s, z, keep, reset), before)
         new, growth = normalise(jax.vmap(lambda d: pullback(d)[0])(deltas), kept + 1)
         grown = (new, log.plus(growth))
-        return jax.tree.map(lambda a, b: jnp.where(_wide_as(begun, a), a, b), grown, (deltas, log)), row
+        return jax.tree.map(
+            lambda a, b: jnp.where(_wide_as(begun, a), a, b), grown, (deltas, log)
+        ), row
 
-    rows = (path.befores, machine.prepare(params, path.xs), path.mask, path.resets, numbers)
-    (_, total), columns = jax.lax.scan(back, (seeds, LongSum.of(logs)), rows, reverse=True)
+    rows = (
+        path.befores,
+        machine.prepare(params, path.xs),
+        path.mask,
+        path.resets,
+        numbers,
+    )
+    (_, total), columns = jax.lax.scan(
+        back, (seeds, LongSum.of(logs)), rows, reverse=True
+    )
     return jnp.moveaxis(jnp.concatenate([total.value[None], columns]), 0, 1)
 
 

@@ -1,4 +1,6 @@
-"""Lyapunov exponents: the rates at which a recurrence stretches and shrinks what it remembers."""
+"""Lyapunov exponents: the rates at which a recurrence stretches and shrinks what it
+remembers.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,23 @@ from jaxtyping import Array, Bool, Float, Inexact, Int
 
 from ..core.cell import Carry, Cell, Layer, Params, expand, numbers_weak
 from ..core.masked_inputs import fill_masked
-from ..core.validation import check_carry, check_flags, check_inputs, check_int, check_key_given
+from ..core.validation import (
+    check_carry,
+    check_flags,
+    check_inputs,
+    check_int,
+    check_key_given,
+)
 from .scaled import LongSum
-from .transition import WHOLE_CARRY, Transition, check_followed, check_inexact, features, from_features, size_of
+from .transition import (
+    WHOLE_CARRY,
+    Transition,
+    check_followed,
+    check_inexact,
+    features,
+    from_features,
+    size_of,
+)
 
 
 class LyapunovState(NamedTuple):
@@ -26,10 +42,12 @@ class LyapunovState(NamedTuple):
 
 
 class LyapunovSpectrum(NamedTuple):
-    """Exponents in nats per step, in the order of the basis: after a warm-up the largest first.
+    """Exponents in nats per step, in the order of the basis: after a warm-up the
+    largest first.
 
-    -inf: a direction was crushed to nothing at some step, as by a dead relu unit or a saturated one; that is, what was left of
-    it beside the larger ones is less than their rounding, n epsilon, so that its size is not known. NaN: no step was counted,
+    -inf: a direction was crushed to nothing at some step, as by a dead relu unit or a
+    saturated one; that is, what was left of it beside the larger ones is less than
+    their rounding, n epsilon, so that its size is not known. NaN: no step was counted,
     or a Jacobian is not finite. ``state`` goes on with the sequence.
     """
 
@@ -50,27 +68,35 @@ def lyapunov_spectrum(
     mask: Bool[Array, "T *B"] | None = None,
     state: LyapunovState | None = None,
 ) -> LyapunovSpectrum:
-    """The ``count`` largest Lyapunov exponents of a driven recurrence, by QR (Benettin et al. 1980; Engelken et al. 2023)::
+    """The ``count`` largest Lyapunov exponents of a driven recurrence, by QR (Benettin
+    et al. 1980; Engelken et al. 2023)::
 
         Q_t R_t = J_t Q_{t-1}        lambda_i = mean_t log |R_t,ii|        nats per step
 
-    over the whole carry: an LSTM's (h, c) has 2H, a complex number counts as two. The singular values of a product of k
-    Jacobians approach exp(k lambda_i), so lambda_1 is the rate at which gradients vanish (below zero) or explode (above). All
-    n of them sum to the mean of log |det J|. One step at a time: memory does not grow with T beyond the inputs; a longer
-    sequence comes in pieces, each call handing its ``state`` to the next.
+    over the whole carry: an LSTM's (h, c) has 2H, a complex number counts as two. The
+    singular values of a product of k Jacobians approach exp(k lambda_i), so lambda_1 is
+    the rate at which gradients vanish (below zero) or explode (above). All n of them
+    sum to the mean of log |det J|. One step at a time: memory does not grow with T
+    beyond the inputs; a longer sequence comes in pieces, each call handing its
+    ``state`` to the next.
 
     Args:
-        key: draws the first basis, on which nothing depends after the warm-up. Demanded unless ``state`` is given.
-        count: how many, n by default; fewer cost less: a step costs about count backward passes and a QR of n x count.
-        warmup: steps before counting begins, in which carry and basis settle (default: a tenth of T; 0 with ``state``).
-        stride: steps between factorisations. More is faster; directions that part by more than 1/epsilon of the dtype within
-            so many steps are lost and marked -inf, the smallest first.
-        mask: False holds carry and basis, and the step does not count. There are no resets: an exponent is a mean over one
-            long path.
+        key: draws the first basis, on which nothing depends after the warm-up. Demanded
+            unless ``state`` is given.
+        count: how many, n by default; fewer cost less: a step costs about count
+            backward passes and a QR of n x count.
+        warmup: steps before counting begins, in which carry and basis settle (default:
+            a tenth of T; 0 with ``state``).
+        stride: steps between factorisations. More is faster; directions that part by
+            more than 1/epsilon of the dtype within so many steps are lost and marked
+            -inf, the smallest first.
+        mask: False holds carry and basis, and the step does not count. There are no
+            resets: an exponent is a mean over one long path.
         state: of the call for the stretch before.
 
     Raises:
-        ValueError: for a count beyond n, a warm-up beyond T, a T (or warm-up) that is no multiple of the stride.
+        ValueError: for a count beyond n, a warm-up beyond T, a T (or warm-up) that is
+            no multiple of the stride.
     """
     what = "lyapunov_spectrum"
     check_followed(cell, what)
@@ -87,23 +113,31 @@ def lyapunov_spectrum(
         check_carry(cell, carry, expected, "the carry passed in")
         check_inexact(f"{what}: carry", carry, WHOLE_CARRY)
     elif carry is not None or key is not None:
-        raise ValueError(f"{what}: state already holds a carry and a basis: leave carry and key out")
+        raise ValueError(
+            f"{what}: state already holds a carry and a basis: leave carry and key out"
+        )
     n = size_of(expected, len(batch))
     if state is not None:
         check_carry(cell, state.carry, expected, "the carry of the state")
         if count not in (None, state.basis.shape[-1]):
             raise ValueError(
-                f"{what}: the state holds {state.basis.shape[-1]} directions, so count cannot be {count}: leave it out"
+                f"{what}: the state holds {state.basis.shape[-1]} directions, so count "
+                f"cannot be {count}: leave it out"
             )
         count = state.basis.shape[-1]
     count = n if count is None else count
     stride = check_int(what, "stride", stride, 1, max(steps, 1), f"the {steps} steps")
-    warmup = (0 if state is not None else steps // 10 // stride * stride) if warmup is None else warmup
+    warmup = (
+        (0 if state is not None else steps // 10 // stride * stride)
+        if warmup is None
+        else warmup
+    )
     warmup = check_int(what, "warmup", warmup, 0, steps, f"the {steps} steps")
     count = check_int(what, "count", count, 1, n, f"the {n} numbers of the carry")
     if steps % stride or warmup % stride:
         raise ValueError(
-            f"{what}: T = {steps} and warmup = {warmup} must be multiples of stride = {stride}: take another stride, or cut xs"
+            f"{what}: T = {steps} and warmup = {warmup} must be multiples of stride = "
+            f"{stride}: take another stride, or cut xs"
         )
     if state is None:
         state = _begin(carry, batch, n, count, key)
@@ -111,35 +145,56 @@ def lyapunov_spectrum(
     return _spectrum(cell, params, xs, mask, state, warmup, stride)
 
 
-def _begin(carry: Carry, batch: tuple[int, ...], n: int, count: int, key: Any) -> LyapunovState:
+def _begin(
+    carry: Carry, batch: tuple[int, ...], n: int, count: int, key: Any
+) -> LyapunovState:
     dtype = features(carry, len(batch)).dtype
     basis, _ = jnp.linalg.qr(jax.random.normal(key, (n, count), dtype))
     basis = jnp.broadcast_to(basis, (*batch, n, count))
-    return LyapunovState(carry, basis, LongSum.of(jnp.zeros((*batch, count), dtype)), jnp.zeros(batch, jnp.int32))
+    return LyapunovState(
+        carry,
+        basis,
+        LongSum.of(jnp.zeros((*batch, count), dtype)),
+        jnp.zeros(batch, jnp.int32),
+    )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5, 6), inline=True)
 def _spectrum(
-    cell: Any, params: Params, xs: Array, mask: Array | None, state: LyapunovState, warmup: int, stride: int
+    cell: Any,
+    params: Params,
+    xs: Array,
+    mask: Array | None,
+    state: LyapunovState,
+    warmup: int,
+    stride: int,
 ) -> LyapunovSpectrum:
     machine, batch = Transition(cell), xs.ndim - 2
 
     def push_forward(carry, basis, x, keep):
         """The next carry, and the Jacobian times every column of the basis."""
-        new, push = jax.linearize(lambda s: machine.step_from_input(params, s, x, keep), carry)
-        columns = jax.vmap(lambda v: features(push(from_features(v, carry, batch)), batch), -1, -1)
+        new, push = jax.linearize(
+            lambda s: machine.step_from_input(params, s, x, keep), carry
+        )
+        columns = jax.vmap(
+            lambda v: features(push(from_features(v, carry, batch)), batch), -1, -1
+        )
         return new, columns(basis)
 
     def block(state, now):
         xs, mask, counted = now
         carry, basis = state.carry, state.basis
         for i in range(stride):
-            carry, basis = push_forward(carry, basis, xs[i], None if mask is None else mask[i])
+            carry, basis = push_forward(
+                carry, basis, xs[i], None if mask is None else mask[i]
+            )
         basis, triangle = jnp.linalg.qr(basis)
         valid = jnp.full(xs.shape[1:-1], stride) if mask is None else mask.sum(0)
         steps = jnp.where(counted, valid, 0).astype(state.steps.dtype)
         growth = _log_growth(triangle, basis.shape[-2])
-        total = state.log_growth.plus(jnp.where(expand(steps > 0, growth), growth, jnp.zeros_like(growth)))
+        total = state.log_growth.plus(
+            jnp.where(expand(steps > 0, growth), growth, jnp.zeros_like(growth))
+        )
         return LyapunovState(carry, basis, total, state.steps + steps), None
 
     blocks = xs.shape[0] // stride
@@ -147,12 +202,16 @@ def _spectrum(
     rows = jax.tree.map(lambda a: a.reshape(blocks, stride, *a.shape[1:]), (xs, mask))
     state, _ = jax.lax.scan(block, state, (*rows, counted))
     total, steps = state.log_growth.value, state.steps[..., None]
-    exponents = jnp.where(steps > 0, total / jnp.maximum(steps, 1).astype(total.dtype), jnp.nan)
+    exponents = jnp.where(
+        steps > 0, total / jnp.maximum(steps, 1).astype(total.dtype), jnp.nan
+    )
     return LyapunovSpectrum(exponents, state)
 
 
 def _log_growth(triangle: Array, n: int) -> Array:
-    """Logarithms of R's diagonal, -inf where an entry is nothing but rounding of its column: of what it was made from."""
+    """Logarithms of R's diagonal, -inf where an entry is nothing but rounding of its
+    column: of what it was made from.
+    """
     sizes = jnp.abs(jnp.diagonal(triangle, axis1=-2, axis2=-1))
     floor = jnp.abs(triangle).max(-2) * (n * jnp.finfo(sizes.dtype).eps)
     return jnp.where(sizes <= floor, -jnp.inf, jnp.log(sizes))

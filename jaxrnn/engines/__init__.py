@@ -1,4 +1,6 @@
-"""One way each to walk a recurrence through time: a file an engine, one method with one signature."""
+"""One way each to walk a recurrence through time: a file an engine, one method with
+one signature.
+"""
 
 from .associative import Associative as Associative
 from .checkpoint import Checkpoint as Checkpoint

@@ -1,4 +1,6 @@
-"""Sequential time in little memory: segments whose insides are computed again on the way back."""
+"""Sequential time in little memory: segments whose insides are computed again on the
+way back.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +20,17 @@ from .recurrence.run import walk_by_plan
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """Walk time in segments, keeping only the carries at their ends for the backward pass (Gruslys et al. 2016,
-    arXiv:1606.03401, with one level).
+    """Walk time in segments, keeping only the carries at their ends for the backward
+    pass (Gruslys et al. 2016, arXiv:1606.03401, with one level).
 
-    What happens inside a segment is computed again when its gradient is wanted: one more forward pass, for memory that grows
-    with ``T / segment + segment`` steps instead of T. Values are those of `Scan`, gradients equal to rounding.
+    What happens inside a segment is computed again when its gradient is wanted: one
+    more forward pass, for memory that grows with ``T / segment + segment`` steps
+    instead of T. Values are those of `Scan`, gradients equal to rounding.
 
     Args:
-        segment: steps in a segment; default near ``sqrt(T) / 2``, see `jaxrnn.engines.recurrence.heuristics`. One longer than T is all of
-            T; one that divides T saves a copy of the inputs.
+        segment: steps in a segment; default near ``sqrt(T) / 2``, see
+            `jaxrnn.engines.recurrence.heuristics`. One longer than T is all of T; one
+            that divides T saves a copy of the inputs.
     """
 
     segment: int | None = None
@@ -49,4 +53,6 @@ class Checkpoint:
         sequence = (xs, mask, resets)
         steps = jax.tree.leaves(sequence)[0].shape[0]
         segment = min(self.segment or default_segment(steps), max(steps, 1))
-        return walk_by_plan(cell, params, carry, sequence, Plan(Pace(segment, reverse=reverse), STARTS))
+        return walk_by_plan(
+            cell, params, carry, sequence, Plan(Pace(segment, reverse=reverse), STARTS)
+        )

@@ -18,14 +18,17 @@ from .recurrence.run import walk_by_plan
 
 @dataclasses.dataclass(frozen=True)
 class Fused:
-    """Walk time inside one kernel, forwards and backwards, with the recurrent matrices on chip from the first step to the last.
+    """Walk time inside one kernel, forwards and backwards, with the recurrent matrices
+    on chip from the first step to the last.
 
-    For accelerators, where a step of `Scan` costs a launch per fusion. The kernel is made from the step that the cell has
-    anyway, so a cell of one's own has one too; derivatives, mask, resets, ``reverse``, ``vmap`` and truncation are those of
-    `Scan`. A step fits if, past the projection of its inputs, it multiplies blocks of its carry ``(*B, k H)`` by constant
-    matrices ``(k H, m H)`` and does arithmetic on each unit by itself: `LSTM` (with peepholes, coupled gates), `GRU` (both
-    forms), `Elman`, `SLSTM` of one head, `IndRNN`, the diagonal and all linear cells; not layer normalisation, projections,
-    `MLSTM`.
+    For accelerators, where a step of `Scan` costs a launch per fusion. The kernel is
+    made from the step that the cell has anyway, so a cell of one's own has one too;
+    derivatives, mask, resets, ``reverse``, ``vmap`` and truncation are those of `Scan`.
+    A step fits if, past the projection of its inputs, it multiplies blocks of its carry
+    ``(*B, k H)`` by constant matrices ``(k H, m H)`` and does arithmetic on each unit
+    by itself: `LSTM` (with peepholes, coupled gates), `GRU` (both forms), `Elman`,
+    `SLSTM` of one head, `IndRNN`, the diagonal and all linear cells; not layer
+    normalisation, projections, `MLSTM`.
 
     | | NVIDIA GPU of the Hopper kind (jax 0.11 or newer) | TPU |
     |---|---|---|
@@ -36,20 +39,24 @@ class Fused:
     | bfloat16 | tanh to 2^-11, else float32 arithmetic | float32 arithmetic |
     | without a matrix | 128 units of an example a block, read once, written once | as with one |
 
-    The kernels compile for both, by the makers' own compilers; they have not been run or timed on either, only in their
-    interpreters: see benchmarks/NOTES.md. Nothing uses them unless named. Second derivatives and forward mode walk by
-    ``lax.scan``, and so do a single step and an empty batch; members of a mapped ensemble, each with parameters of its own, go
-    one after another.
+    The kernels compile for both, by the makers' own compilers; they have not been run
+    or timed on either, only in their interpreters: see benchmarks/NOTES.md. Nothing
+    uses them unless named. Second derivatives and forward mode walk by ``lax.scan``,
+    and so do a single step and an empty batch; members of a mapped ensemble, each with
+    parameters of its own, go one after another.
 
     Args:
-        interpret: ``"gpu"`` or ``"tpu"``: run that kernel's interpreter, on any platform; slow, for tests.
-        memory: bytes of on-chip memory that a kernel may take (default: 14 MiB on a TPU, all of a block's on a GPU).
+        interpret: ``"gpu"`` or ``"tpu"``: run that kernel's interpreter, on any
+            platform; slow, for tests.
+        memory: bytes of on-chip memory that a kernel may take (default: 14 MiB on a
+            TPU, all of a block's on a GPU).
         residuals: as for `Scan`: ``"gates"`` or ``"carries"``.
 
     Raises:
-        ValueError: at trace time for a cell whose step does not fit; when compiled for a platform without kernels, or where
-            on-chip memory does not hold the matrices, with the bytes needed and the bytes there.
-    """
+        ValueError: at trace time for a cell whose step does not fit; when compiled for
+            a platform without kernels, or where on-chip memory does not hold the
+            matrices, with the bytes needed and the bytes there.
+    """  # noqa: E501
 
     interpret: str | None = None
     memory: int | None = None
@@ -57,11 +64,17 @@ class Fused:
 
     def __post_init__(self):
         if self.interpret not in (None, "gpu", "tpu"):
-            raise ValueError(f"Fused: interpret must be 'gpu', 'tpu' or None, but it is {self.interpret!r}")
+            raise ValueError(
+                f"Fused: interpret must be 'gpu', 'tpu' or None, but it is "
+                f"{self.interpret!r}"
+            )
         if self.memory is not None:
             check_positive(self, memory=self.memory)
         if self.residuals not in (None, GATES, CARRIES):
-            raise ValueError(f"Fused: residuals must be {GATES!r}, {CARRIES!r} or None, but it is {self.residuals!r}")
+            raise ValueError(
+                f"Fused: residuals must be {GATES!r}, {CARRIES!r} or None, but it is "
+                f"{self.residuals!r}"
+            )
 
     def walk(
         self,

@@ -1,7 +1,9 @@
-"""What the engines choose, asked of them: how a traced walk goes on each platform, and why.
+"""What the engines choose, asked of them: how a traced walk goes on each platform, and
+why.
 
-Nothing is chosen here. A walk's jaxpr holds the recurrence with its plan; `settled` says at which pace a platform takes it, and
-whether a loop is a kernel is found by lowering it for that platform, which needs no such device.
+Nothing is chosen here. A walk's jaxpr holds the recurrence with its plan; `settled`
+says at which pace a platform takes it, and whether a loop is a kernel is found by
+lowering it for that platform, which needs no such device.
 """
 
 from __future__ import annotations
@@ -21,7 +23,11 @@ from ..engines.recurrence import primitives
 from ..engines.recurrence.heuristics import residuals_and_why
 from ..engines.recurrence.passes import AUTO
 
-PLATFORMS = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}  # as people say it, and as programs are lowered for it
+PLATFORMS = {
+    "cpu": "cpu",
+    "gpu": "cuda",
+    "tpu": "tpu",
+}  # as people say it, and as programs are lowered for it
 WORDS = {
     "loop": "step by step",
     "prefixes": "parallel prefixes",
@@ -38,10 +44,13 @@ WORDS = {
 class Way:
     """How a cell's steps are walked on a platform.
 
-    ``how``: ``"loop"``, ``"prefixes"`` (parallel prefixes), ``"kernel"``, ``"lax.scan"`` (JAX's own loop and derivative),
-    ``"chunks"`` (of a cell that joins its steps itself), ``"own"`` (an engine that is none of these), ``"none"`` (no gradient
-    to walk for), or ``"error"``, whose text is ``reason``. ``steps`` at a time, None being all of T; ``hoisted``: whether
-    inputs are projected before the loop. ``reason``: why so. Of a kernel, bytes ``needed`` on chip, and bytes ``there``.
+    ``how``: ``"loop"``, ``"prefixes"`` (parallel prefixes), ``"kernel"``,
+    ``"lax.scan"`` (JAX's own loop and derivative), ``"chunks"`` (of a cell that joins
+    its steps itself), ``"own"`` (an engine that is none of these), ``"none"`` (no
+    gradient to walk for), or ``"error"``, whose text is ``reason``. ``steps`` at a
+    time, None being all of T; ``hoisted``: whether inputs are projected before the
+    loop. ``reason``: why so. Of a kernel, bytes ``needed`` on chip, and bytes
+    ``there``.
     """
 
     how: str
@@ -54,14 +63,21 @@ class Way:
     def __str__(self) -> str:
         text = WORDS[self.how]
         if self.steps is not None:
-            text += f", {self.steps} steps in a {'window' if self.how == 'loop' else 'chunk'}"
+            text += (
+                f", {self.steps} steps in a "
+                f"{'window' if self.how == 'loop' else 'chunk'}"
+            )
         if self.how == "loop" and self.hoisted is not None:
-            text += f", inputs projected {'before' if self.hoisted else 'inside'} the loop"
+            text += (
+                f", inputs projected {'before' if self.hoisted else 'inside'} the loop"
+            )
         return text
 
 
 def walks_in(closed: Any) -> dict[str, list[Any]]:
-    """The equations of a jaxpr, however deep, that walk a recurrence: ``"forward"`` and ``"backward"``."""
+    """The equations of a jaxpr, however deep, that walk a recurrence: ``"forward"``
+    and ``"backward"``.
+    """
     names = {primitives.walk_p: "forward", primitives.adjoint_p: "backward"}
     found: dict[str, list[Any]] = {"forward": [], "backward": []}
     for eqn in equations(closed.jaxpr):
@@ -84,44 +100,84 @@ def way_of(eqn: Any, platform: str) -> Way:
     forward = eqn.primitive is primitives.walk_p
     steps = split(avals, (step.params, step.carry))[2][0].shape[0]
     backward = not forward or eqn.params["keep"] is not None
-    pace, why = primitives.settled(plan, step, steps, PLATFORMS[platform], backward=backward)
+    pace, why = primitives.settled(
+        plan, step, steps, PLATFORMS[platform], backward=backward
+    )
     if backward:
         why = "; ".join(filter(None, (_reason_for_residuals(plan, step, steps), why)))
     window = None if pace.window is None or pace.window >= steps else pace.window
     if pace.kernel is None:
-        return Way("prefixes" if pace.prefix else "loop", window, None if pace.prefix else pace.hoist, why or "as asked for")
+        return Way(
+            "prefixes" if pace.prefix else "loop",
+            window,
+            None if pace.prefix else pace.hoist,
+            why or "as asked for",
+        )
     fits, reason, size = kernel_of(eqn, pace, platform)
     if fits:
-        return Way("kernel", window, reason=f"{why}; {reason}" if why else reason, needed=size[0], there=size[1])
-    return Way("error", reason=reason) if pace.kernel.named or fits is None else Way("loop", window, pace.hoist, reason)
+        return Way(
+            "kernel",
+            window,
+            reason=f"{why}; {reason}" if why else reason,
+            needed=size[0],
+            there=size[1],
+        )
+    return (
+        Way("error", reason=reason)
+        if pace.kernel.named or fits is None
+        else Way("loop", window, pace.hoist, reason)
+    )
 
 
 def _reason_for_residuals(plan: Any, step: Any, steps: int) -> str:
-    """Why the forward pass keeps what it keeps, where that was chosen and is not what it mostly is."""
+    """Why the forward pass keeps what it keeps, where that was chosen and is not
+    what it mostly is.
+    """
     residuals, why = residuals_and_why(step, steps)
     return why if plan.residuals == residuals and plan.pace.window == AUTO else ""
 
 
-def kernel_of(eqn: Any, pace: Any, platform: str) -> tuple[bool | None, str, tuple[int, int]]:
-    """Whether the loops of a walk are kernels on a platform, why not, and the bytes needed and there. None: neither a kernel
-    nor, nobody having named it, JAX's own loop comes of it, but an error.
+def kernel_of(
+    eqn: Any, pace: Any, platform: str
+) -> tuple[bool | None, str, tuple[int, int]]:
+    """Whether the loops of a walk are kernels on a platform, why not, and the bytes
+    needed and there. None: neither a kernel nor, nobody having named it, JAX's own loop
+    comes of it, but an error.
     """
     function = primitives.FUNCTIONS[eqn.primitive]
-    params, avals, target = eqn.params, [v.aval for v in eqn.invars], PLATFORMS[platform]
-    traced = jax.make_jaxpr(functools.partial(function, platform=target, **params))(*avals)
+    params, avals, target = (
+        eqn.params,
+        [v.aval for v in eqn.invars],
+        PLATFORMS[platform],
+    )
+    traced = jax.make_jaxpr(functools.partial(function, platform=target, **params))(
+        *avals
+    )
     loops = [inner for inner in equations(traced.jaxpr) if inner.primitive is loop_p]
-    if not loops:  # no kernel was named, and none fits: with one that is named comes the reason
+    if (
+        not loops
+    ):  # no kernel was named, and none fits: with one that is named comes the reason
         kernel = dataclasses.replace(pace.kernel, named=True)
-        named = primitives.Plan(dataclasses.replace(pace, kernel=kernel), params["plan"].residuals)
+        named = primitives.Plan(
+            dataclasses.replace(pace, kernel=kernel), params["plan"].residuals
+        )
         try:
-            jax.make_jaxpr(functools.partial(function, platform=target, **{**params, "plan": named}))(*avals)
+            jax.make_jaxpr(
+                functools.partial(
+                    function, platform=target, **{**params, "plan": named}
+                )
+            )(*avals)
         except Unfit as reason:
             return False, str(reason), (0, 0)
     found = [_loop_as_kernel(inner, target) for inner in loops]
-    return next((each for each in found if not each[0]), max(found, key=lambda each: each[2]))
+    return next(
+        (each for each in found if not each[0]), max(found, key=lambda each: each[2])
+    )
 
 
-def _loop_as_kernel(eqn: Any, platform: str) -> tuple[bool | None, str, tuple[int, int]]:
+def _loop_as_kernel(
+    eqn: Any, platform: str
+) -> tuple[bool | None, str, tuple[int, int]]:
     """`kernel_of` one loop."""
     params = eqn.params
     body, steps, kernel = params["body"], params["steps"], params["kernel"]
@@ -132,7 +188,11 @@ def _loop_as_kernel(eqn: Any, platform: str) -> tuple[bool | None, str, tuple[in
     if error is not None:
         return None, error, (0, 0)
     needed, there = room(body, steps, platform, kernel)
-    text = f"{needed:,} of {there:,} bytes on chip" if needed else "no matrix to keep on chip"
+    text = (
+        f"{needed:,} of {there:,} bytes on chip"
+        if needed
+        else "no matrix to keep on chip"
+    )
     return True, text, (needed, there)
 
 
@@ -147,11 +207,17 @@ class _Loop:
 @functools.lru_cache(maxsize=64)
 def _compiles(loop: _Loop, platform: str) -> str | None:
     params = loop.eqn.params
-    return lowering_error(lambda *args: loop_p.bind(*args, **params), [v.aval for v in loop.eqn.invars], platform)
+    return lowering_error(
+        lambda *args: loop_p.bind(*args, **params),
+        [v.aval for v in loop.eqn.invars],
+        platform,
+    )
 
 
 def lowering_error(function: Any, avals: list[Any], platform: str) -> str | None:
-    """The error of compiling for a platform as far as that goes without one, if there is one."""
+    """The error of compiling for a platform as far as that goes without one, if
+    there is one.
+    """
     try:
         jax.jit(function).trace(*avals).lower(lowering_platforms=(platform,))
     except Exception as error:

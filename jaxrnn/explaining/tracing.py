@@ -1,5 +1,6 @@
-"""Which engine walks each cell of a layer, where and why: `explain`. Nothing is computed, and no choice is made here: the
-layer is traced, and the engines' own functions are asked.
+"""Which engine walks each cell of a layer, where and why: `explain`. Nothing is
+computed, and no choice is made here: the layer is traced, and the engines' own
+functions are asked.
 """
 
 from __future__ import annotations
@@ -23,7 +24,12 @@ from ..unrolling import check_known, checked, unrolled
 from .execution import PLATFORMS, Way, lowering_error, walks_in, way_of, worded
 from .table import Explanation, Row, brief, places_of
 
-OWN = (Scan, Checkpoint, Associative, Fused)  # engines whose walks this library knows from inside
+OWN = (
+    Scan,
+    Checkpoint,
+    Associative,
+    Fused,
+)  # engines whose walks this library knows from inside
 
 
 def explain(
@@ -39,21 +45,26 @@ def explain(
     key: Any = None,
     return_carries: bool = False,
 ) -> Explanation:
-    """Which engine `unroll` with these arguments walks with, cell by cell and platform by platform, and why::
+    """Which engine `unroll` with these arguments walks with, cell by cell and platform
+    by platform, and why::
 
         print(jaxrnn.explain(cell, params, xs))
 
-    Nothing is computed: all arrays may be ``jax.ShapeDtypeStruct``. The layer and its gradient are traced, and compiled as far
-    as that goes without the platform where a kernel, or an engine that is not this library's, is asked about: a second or so
-    for each cell that is unlike the others. The gradient is that of the last carry and the outputs with respect to the cell's
-    parameters, first carry and inputs.
+    Nothing is computed: all arrays may be ``jax.ShapeDtypeStruct``. The layer and its
+    gradient are traced, and compiled as far as that goes without the platform where a
+    kernel, or an engine that is not this library's, is asked about: a second or so for
+    each cell that is unlike the others. The gradient is that of the last carry and the
+    outputs with respect to the cell's parameters, first carry and inputs.
 
     Args:
-        cell, params, xs, carry, engine, mask, resets, reverse, key, return_carries: as for `unroll`.
+        cell, params, xs, carry, engine, mask, resets, reverse, key, return_carries: as
+            for `unroll`.
 
     Returns:
-        An `Explanation`: a table to print, and its ``rows``, one a cell and platform ("cpu", "gpu" for NVIDIA's, "tpu"). Of an
-        engine that was named each row says that it runs, or the error that it raises (``row.error``).
+        An `Explanation`: a table to print, and its ``rows``, one a cell and platform
+            ("cpu", "gpu" for NVIDIA's, "tpu"). Of an
+        engine that was named each row says that it runs, or the error that it raises
+        (``row.error``).
 
     Raises:
         TypeError, ValueError: for inputs that `unroll` refuses whatever the engine.
@@ -67,25 +78,49 @@ def explain(
         places = places_of(params)
 
         def watch(engine, why):
-            return engine if isinstance(engine, _Watched) else _Watched(engine, why, places, seen, traced, return_carries)
+            return (
+                engine
+                if isinstance(engine, _Watched)
+                else _Watched(engine, why, places, seen, traced, return_carries)
+            )
 
         given = None if engine is None else watch(engine, "asked for")
-        unrolled(cell, params, xs, carry, mask, resets, None, key, given, reverse, None, return_carries, watch)
+        unrolled(
+            cell,
+            params,
+            xs,
+            carry,
+            mask,
+            resets,
+            None,
+            key,
+            given,
+            reverse,
+            None,
+            return_carries,
+            watch,
+        )
 
     with contextlib.suppress(_Stopped):
         jax.eval_shape(shapes, params, xs, carry, mask, resets, key)
     rows = {each.traced.number: _rows(each.traced) for each in seen}
-    title = f"{brief(cell)} over xs {xs.dtype.name}{list(xs.shape)}, jax {jax.__version__}"
+    title = (
+        f"{brief(cell)} over xs {xs.dtype.name}{list(xs.shape)}, jax {jax.__version__}"
+    )
     asked = "the default engine" if engine is None else f"engine={brief(engine)}"
     found = [
-        dataclasses.replace(row, place=each.place, number=i) for i, each in enumerate(seen) for row in rows[each.traced.number]
+        dataclasses.replace(row, place=each.place, number=i)
+        for i, each in enumerate(seen)
+        for row in rows[each.traced.number]
     ]
     return Explanation(f"{title}, {asked}", tuple(found))
 
 
 @dataclasses.dataclass
 class _Traced:
-    """What a walk of an engine came to, once for all cells that are walked alike: jaxprs, or the errors instead."""
+    """What a walk of an engine came to, once for all cells that are walked alike:
+    jaxprs, or the errors instead.
+    """
 
     number: int
     name: str
@@ -95,7 +130,9 @@ class _Traced:
     gradient: Any
     kernel: tuple[Any, Any] | None  # forward and gradient by `Fused`
     plain: str | None = None  # why JAX's own loop walks it, where that is so
-    plain_gradient: str | None = None  # why JAX's own derivative is taken, where that alone is so
+    plain_gradient: str | None = (
+        None  # why JAX's own derivative is taken, where that alone is so
+    )
 
 
 @dataclasses.dataclass
@@ -105,7 +142,9 @@ class _Seen:
 
 
 class _Stopped(Exception):
-    """A whole network was to be one call, and is an error: what comes after it is not known."""
+    """A whole network was to be one call, and is an error: what comes after it is
+    not known.
+    """
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -125,7 +164,14 @@ class _Watched:
 
     def walk(self, cell, params, carry, xs, mask=None, resets=None, reverse=False):
         given = (params, carry, xs, mask, resets)
-        key = (cell, self.engine, self.why, reverse, jax.tree.structure(given), *map(jax.typeof, jax.tree.leaves(given)))
+        key = (
+            cell,
+            self.engine,
+            self.why,
+            reverse,
+            jax.tree.structure(given),
+            *map(jax.typeof, jax.tree.leaves(given)),
+        )
         if key not in self.traced:
             self.traced[key] = self._trace(cell, given, reverse)
         self.seen.append(_Seen(self.places(params), self.traced[key]))
@@ -135,15 +181,23 @@ class _Watched:
                 check_known(cell, self.engine, carry, carries)
             return last, carries
         except Exception:  # noted; shapes go on as any engine would give them
-            return walk_plainly(cell, params, carry, (xs, mask, resets), True, reverse, 1)
+            return walk_plainly(
+                cell, params, carry, (xs, mask, resets), True, reverse, 1
+            )
 
     def _trace(self, cell: Cell, given: tuple, reverse: bool) -> _Traced:
         def by(engine, check):
             def walk(params, carry, xs, mask, resets):
-                last, carries = engine.walk(cell, params, carry, xs, mask, resets, reverse)
+                last, carries = engine.walk(
+                    cell, params, carry, xs, mask, resets, reverse
+                )
                 if check:
                     check_known(cell, engine, carry, carries)
-                return last, cell.output(params, carries, xs), carries if check else None
+                return (
+                    last,
+                    cell.output(params, carries, xs),
+                    carries if check else None,
+                )
 
             return _both(walk, given)
 
@@ -153,12 +207,26 @@ class _Watched:
         reason, step, _ = step_for_recurrence(cell, params, carry, tuple(sequence))
         plain, plain_gradient = reason or "", None
         if not plain and step is not None and self.engine in (Scan(), Default()):
-            residuals, why = residuals_and_why(step, jax.tree.leaves(sequence)[0].shape[0])
+            residuals, why = residuals_and_why(
+                step, jax.tree.leaves(sequence)[0].shape[0]
+            )
             plain_gradient = why if residuals == ALL else None
-        if not plain and sequence[0] is not None and jax.tree.leaves(sequence)[0].shape[0] <= 1:
+        if (
+            not plain
+            and sequence[0] is not None
+            and jax.tree.leaves(sequence)[0].shape[0] <= 1
+        ):
             plain = "a step alone, or none, needs no loop"
         return _Traced(
-            len(self.traced), brief(cell), self.engine, self.why, forward, gradient, kernel, plain or None, plain_gradient
+            len(self.traced),
+            brief(cell),
+            self.engine,
+            self.why,
+            forward,
+            gradient,
+            kernel,
+            plain or None,
+            plain_gradient,
         )
 
     def _network(self, function: Callable) -> Callable:
@@ -170,12 +238,16 @@ class _Watched:
 
             def walk(params, carries, arrays):
                 these = iter(arrays)
-                again = [next(these) if hasattr(leaf, "dtype") else leaf for leaf in leaves]
+                again = [
+                    next(these) if hasattr(leaf, "dtype") else leaf for leaf in leaves
+                ]
                 return function(params, carries, *jax.tree.unflatten(tree, again))
 
             forward, gradient = _both(walk, (params, carries, arrays))
             name = f"{len(carries)} cells in one call"
-            traced = _Traced(len(self.traced), name, self.engine, self.why, forward, gradient, None)
+            traced = _Traced(
+                len(self.traced), name, self.engine, self.why, forward, gradient, None
+            )
             self.traced[id(traced)] = traced
             self.seen.append(_Seen(self.places(params), traced))
             if isinstance(forward, str):
@@ -186,7 +258,9 @@ class _Watched:
 
 
 def _both(walk: Callable, given: Any) -> tuple[Any, Any]:
-    """The jaxprs of a walk and of its gradient, or the words of the error that came instead."""
+    """The jaxprs of a walk and of its gradient, or the words of the error that came
+    instead.
+    """
     leaves, tree = jax.tree.flatten(given)
     moving = [i for i, leaf in enumerate(leaves) if is_differentiable(jax.typeof(leaf))]
 
@@ -196,10 +270,16 @@ def _both(walk: Callable, given: Any) -> tuple[Any, Any]:
     def pulled(*leaves):
         def moved(*values):
             full = dict(enumerate(leaves)) | dict(zip(moving, values, strict=True))
-            return [out for out in flat(*(full[i] for i in range(len(leaves)))) if is_differentiable(jax.typeof(out))]
+            return [
+                out
+                for out in flat(*(full[i] for i in range(len(leaves))))
+                if is_differentiable(jax.typeof(out))
+            ]
 
         outs, pull = jax.vjp(moved, *(leaves[i] for i in moving))
-        return outs, pull(outs)  # cotangents of the outputs' own types: nothing is computed
+        return outs, pull(
+            outs
+        )  # cotangents of the outputs' own types: nothing is computed
 
     return _or_error(flat, leaves), _or_error(pulled, leaves)
 
@@ -210,7 +290,9 @@ def _or_error(function: Callable, leaves: list) -> Any:
     except Exception as error:
         return worded(error)
     # As compilation does: what nobody reads is not stored, nor given room in a kernel.
-    jaxpr, _ = pe.dce_jaxpr(closed.jaxpr, [True] * len(closed.out_avals), instantiate=True)
+    jaxpr, _ = pe.dce_jaxpr(
+        closed.jaxpr, [True] * len(closed.out_avals), instantiate=True
+    )
     return core.ClosedJaxpr(jaxpr, closed.consts)
 
 
@@ -220,13 +302,32 @@ def _rows(traced: _Traced) -> list[Row]:
 
 def _row(traced: _Traced, platform: str) -> Row:
     forward = _way(traced, traced.forward, "forward", platform)
-    recording, backward = (_way(traced, traced.gradient, direction, platform) for direction in ("forward", "backward"))
+    recording, backward = (
+        _way(traced, traced.gradient, direction, platform)
+        for direction in ("forward", "backward")
+    )
     ways = [recording, backward]
     if traced.kernel is not None:
         by_kernel = dataclasses.replace(traced, engine=Fused())
-        ways = [_way(by_kernel, traced.kernel[1], direction, platform) for direction in ("forward", "backward")]
-    kernel = next((way for way in ways if way.how == "error"), max(ways, key=lambda way: way.needed or 0))
-    return Row("", traced.name, platform, _engine_of(traced, forward), forward, recording, backward, kernel, traced.why)
+        ways = [
+            _way(by_kernel, traced.kernel[1], direction, platform)
+            for direction in ("forward", "backward")
+        ]
+    kernel = next(
+        (way for way in ways if way.how == "error"),
+        max(ways, key=lambda way: way.needed or 0),
+    )
+    return Row(
+        "",
+        traced.name,
+        platform,
+        _engine_of(traced, forward),
+        forward,
+        recording,
+        backward,
+        kernel,
+        traced.why,
+    )
 
 
 def _engine_of(traced: _Traced, way: Way) -> str:
@@ -238,13 +339,19 @@ def _engine_of(traced: _Traced, way: Way) -> str:
 
 def _way(traced: _Traced, closed: Any, direction: str, platform: str) -> Way:
     if closed is traced.gradient and traced.plain_gradient is not None:
-        raises = "; the gradient of everything raises, as under lax.scan" if isinstance(closed, str) else ""
+        raises = (
+            "; the gradient of everything raises, as under lax.scan"
+            if isinstance(closed, str)
+            else ""
+        )
         return Way("lax.scan", reason=traced.plain_gradient + raises)
     if isinstance(closed, str):
         return Way("error", reason=closed)
     found = [way_of(eqn, platform) for eqn in walks_in(closed)[direction]]
     if not isinstance(traced.engine, OWN):
-        error = lowering_error(core.jaxpr_as_fun(closed), list(closed.in_avals), PLATFORMS[platform])
+        error = lowering_error(
+            core.jaxpr_as_fun(closed), list(closed.in_avals), PLATFORMS[platform]
+        )
         if error is not None:
             return Way("error", reason=error)
         return found[0] if found else Way("own", reason="it compiles for it")

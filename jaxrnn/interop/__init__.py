@@ -1,7 +1,9 @@
-"""Weights from other libraries and back. None of them is imported: an object handed in brings its own.
+"""Weights from other libraries and back. None of them is imported: an object handed in
+brings its own.
 
-``from_x(...) -> (layer, params)``; ``to_x(layer, params)`` gives plain arrays in the other library's layout, and with
-``into=`` loads them into an object of its. `to_onnx` writes a model for production.
+``from_x(...) -> (layer, params)``; ``to_x(layer, params)`` gives plain arrays in the
+other library's layout, and with ``into=`` loads them into an object of its. `to_onnx`
+writes a model for production.
 """
 
 from .equinox_weights import from_equinox as from_equinox

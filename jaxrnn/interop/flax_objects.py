@@ -1,4 +1,6 @@
-"""flax modules, nnx and bound linen ones, as jaxrnn layers: which cells they are, and where each holds its arrays."""
+"""flax modules, nnx and bound linen ones, as jaxrnn layers: which cells they are,
+and where each holds its arrays.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,20 @@ from ..core.validation import describe
 from ..layers import bidirectional, stack
 from .structure import ACTIVATIONS
 
-KINDS = {"SimpleCell": Elman, "LSTMCell": LSTM, "OptimizedLSTMCell": LSTM, "GRUCell": GRU}
+KINDS = {
+    "SimpleCell": Elman,
+    "LSTMCell": LSTM,
+    "OptimizedLSTMCell": LSTM,
+    "GRUCell": GRU,
+}
 LINEN, NNX = "flax.linen.recurrent", "flax.nnx.nn.recurrent"
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a flax cell names its dense maps: one a gate (linen, nnx.LSTMCell) or one over all gates (the other nnx cells)."""
+    """How a flax cell names its dense maps: one a gate (linen, nnx.LSTMCell) or one
+    over all gates (the other nnx cells).
+    """
 
     packed: bool = False
     nnx: bool = False
@@ -32,10 +41,14 @@ class Layout:
         if gates is None:
             return ["i"], ["h"]
         named = {"if": "if_"} if self.nnx else {}  # ``if`` is no attribute's name
-        return [named.get(f"i{gate}", f"i{gate}") for gate in gates], [f"h{gate}" for gate in gates]
+        return [named.get(f"i{gate}", f"i{gate}") for gate in gates], [
+            f"h{gate}" for gate in gates
+        ]
 
     def biased(self, cell: Any) -> list[str]:
-        """The maps whose biases are the cell's bias; linen's GRU has one more, that of ``hn``."""
+        """The maps whose biases are the cell's bias; linen's GRU has one more, that
+        of ``hn``.
+        """
         of_inputs, of_states = self.maps(cell)
         return of_states if isinstance(cell, LSTM) else of_inputs
 
@@ -52,25 +65,38 @@ def layout_of(module: Any) -> Layout:
 
 
 def converted(where: str, source: Any) -> tuple[Any, list[Any]]:
-    """The jaxrnn layer of the same function, and flax's cells in the order of `structure.cells_of`."""
+    """The jaxrnn layer of the same function, and flax's cells in the order of
+    `structure.cells_of`.
+    """
     if isinstance(source, (list, tuple)) and source:
         pairs = [converted(where, one) for one in source]
         cells = [cell for _, own in pairs for cell in own]
-        return (pairs[0][0] if len(pairs) == 1 else stack(*[layer for layer, _ in pairs])), cells
+        return (
+            pairs[0][0] if len(pairs) == 1 else stack(*[layer for layer, _ in pairs])
+        ), cells
     kind = type(source).__name__ if is_flax(source) else ""
     if kind == "RNN":
         if source.reverse:
             raise ValueError(
-                f"{where}: this RNN has reverse=True, which in jaxrnn is said at the call: unroll(..., reverse=True), whose "
+                f"{where}: this RNN has reverse=True, which in jaxrnn is said at the "
+                f"call: unroll(..., reverse=True), whose "
                 "outputs stay beside their inputs: hand in its cell"
             )
         return converted(where, source.cell)
     if kind == "Bidirectional":
-        merge = (getattr(source.merge_fn, "__module__", ""), getattr(source.merge_fn, "__name__", ""))
+        merge = (
+            getattr(source.merge_fn, "__module__", ""),
+            getattr(source.merge_fn, "__name__", ""),
+        )
         if merge not in ((LINEN, "_concatenate"), (NNX, "_concatenate")):
-            raise ValueError(f"{where}: this Bidirectional has a merge_fn of its own: hand in its two cells, with layer=")
+            raise ValueError(
+                f"{where}: this Bidirectional has a merge_fn of its own: hand in its "
+                f"two cells, with layer="
+            )
         (forward, ours), (backward, theirs) = (
-            converted(where, rnn.cell if type(rnn).__name__ == "RNN" and is_flax(rnn) else rnn)
+            converted(
+                where, rnn.cell if type(rnn).__name__ == "RNN" and is_flax(rnn) else rnn
+            )
             for rnn in (source.forward_rnn, source.backward_rnn)
         )
         return bidirectional(forward, backward), ours + theirs
@@ -78,12 +104,15 @@ def converted(where: str, source: Any) -> tuple[Any, list[Any]]:
         return _cell(where, kind, source), [source]
     if type(source).__module__.startswith("jaxrnn.nnx."):
         raise TypeError(
-            f"{where}: this is jaxrnn's own {type(source).__name__}: there is nothing to convert, an RNN's parameters are "
+            f"{where}: this is jaxrnn's own {type(source).__name__}: there is nothing "
+            f"to convert, an RNN's parameters are "
             "rnn.values(), for rnn.layer; of one around a flax cell, hand in rnn.cell"
         )
     raise TypeError(
-        f"{where}: expected flax's {', '.join(KINDS)}, RNN or Bidirectional (nnx, or linen bound with "
-        f"module.bind(variables)), a list of these, or a dict of arrays with layer=, but it is {describe(source)}"
+        f"{where}: expected flax's {', '.join(KINDS)}, RNN or Bidirectional (nnx, or "
+        f"linen bound with "
+        f"module.bind(variables)), a list of these, or a dict of arrays with layer=, "
+        f"but it is {describe(source)}"
     )
 
 
@@ -94,21 +123,39 @@ def _cell(where: str, kind: str, module: Any) -> Any:
     allowed = ACTIVATIONS if kind == "SimpleCell" else ("tanh",)
     if not names or names[0] not in allowed:
         raise ValueError(
-            f"{where}: {kind} has the activation_fn {activation!r}; jaxrnn's {KINDS[kind].__name__} has {', '.join(allowed)}"
+            f"{where}: {kind} has the activation_fn {activation!r}; jaxrnn's "
+            f"{KINDS[kind].__name__} has {', '.join(allowed)}"
         )
     if getattr(module, "gate_fn", jax.nn.sigmoid) is not jax.nn.sigmoid:
-        raise ValueError(f"{where}: {kind} has the gate_fn {module.gate_fn!r}; jaxrnn's {KINDS[kind].__name__} has sigmoid")
+        raise ValueError(
+            f"{where}: {kind} has the gate_fn {module.gate_fn!r}; jaxrnn's "
+            f"{KINDS[kind].__name__} has sigmoid"
+        )
     if getattr(module, "residual", False):
-        raise ValueError(f"{where}: SimpleCell has residual=True, h added inside the activation: no jaxrnn cell computes that")
+        raise ValueError(
+            f"{where}: SimpleCell has residual=True, h added inside the activation: no "
+            f"jaxrnn cell computes that"
+        )
     if module.carry_init not in (None, jax.nn.initializers.zeros):
         raise ValueError(
-            f"{where}: {kind} has the carry_init {module.carry_init!r}, and jaxrnn's first carry is zero: hand in its arrays, "
+            f"{where}: {kind} has the carry_init {module.carry_init!r}, and jaxrnn's "
+            f"first carry is zero: hand in its arrays, "
             "with layer=, and the carry to unroll"
         )
-    if module.dtype is not None and jnp.dtype(module.dtype) != jnp.dtype(module.param_dtype):
+    if module.dtype is not None and jnp.dtype(module.dtype) != jnp.dtype(
+        module.param_dtype
+    ):
         raise TypeError(
-            f"{where}: {kind} holds {jnp.dtype(module.param_dtype)} and computes in {jnp.dtype(module.dtype)}; jaxrnn "
-            "computes in the dtype of the parameters: hand in its arrays, with layer=, cast to one"
+            f"{where}: {kind} holds {jnp.dtype(module.param_dtype)} and computes in "
+            f"{jnp.dtype(module.dtype)}; jaxrnn "
+            "computes in the dtype of the parameters: hand in its arrays, with layer=, "
+            "cast to one"
         )
-    size = module.features if type(module).__module__ == LINEN else module.hidden_features
-    return Elman(size, activation=ACTIVATIONS[names[0]]) if kind == "SimpleCell" else KINDS[kind](size)
+    size = (
+        module.features if type(module).__module__ == LINEN else module.hidden_features
+    )
+    return (
+        Elman(size, activation=ACTIVATIONS[names[0]])
+        if kind == "SimpleCell"
+        else KINDS[kind](size)
+    )

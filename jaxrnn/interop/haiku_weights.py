@@ -26,51 +26,92 @@ LSTM_ORDER = (0, 2, 1, 3)  # i, g, f, o: the same exchange leads there and back
 GRU_ORDER = (1, 0, 2)  # z, r, a: likewise
 
 
-def from_haiku(params: Any, layer: Any, *, names: str | Sequence[str] | None = None) -> Any:
+def from_haiku(
+    params: Any, layer: Any, *, names: str | Sequence[str] | None = None
+) -> Any:
     """Haiku's parameters of recurrent cores as those of ``layer``.
 
-    Haiku's modules live inside a transformed function and hold no weights, so there is no object to hand in: the parameters, a
-    dict of dicts, are what there is, and ``layer`` says what they are for. LSTM: the kernel under [x; h] is cut, the gates i,
-    g, f, o become i, f, g, o, and the 1 that Haiku adds to f when it is applied goes into the bias, rounded to its dtype: in
-    bfloat16 by up to 2^-8 of it, there and again on the way back. GRU, which resets before the product: gates z, r, a become
-    r, z, n, and z, which there is the share of the new, is negated. VanillaRNN is relu; its two biases are added.
+    Haiku's modules live inside a transformed function and hold no weights, so there is
+    no object to hand in: the parameters, a dict of dicts, are what there is, and
+    ``layer`` says what they are for. LSTM: the kernel under [x; h] is cut, the gates i,
+    g, f, o become i, f, g, o, and the 1 that Haiku adds to f when it is applied goes
+    into the bias, rounded to its dtype: in bfloat16 by up to 2^-8 of it, there and
+    again on the way back. GRU, which resets before the product: gates z, r, a become r,
+    z, n, and z, which there is the share of the new, is negated. VanillaRNN is relu;
+    its two biases are added.
 
     Args:
         params: of the whole model, or of the cores alone.
-        layer: the jaxrnn layer: `LSTM`, ``GRU(H, reset_after=False)``, ``Elman(H, activation=jax.nn.relu)``, `bidirectional`
-            ones and stacks of these.
-        names: the module of each cell, in the order layer by layer, forward before backward, such as
-            ``["net/~/lstm", "net/~/lstm_1"]``, and then other modules are left alone. Default: as Haiku names them at the top
-            of a function, ``lstm``, ``lstm_1``, ``gru``, and then no others may be there.
+        layer: the jaxrnn layer: `LSTM`, ``GRU(H, reset_after=False)``, ``Elman(H,
+            activation=jax.nn.relu)``, `bidirectional` ones and stacks of these.
+        names: the module of each cell, in the order layer by layer, forward before
+            backward, such as ``["net/~/lstm", "net/~/lstm_1"]``, and then other modules
+            are left alone. Default: as Haiku names them at the top of a function,
+            ``lstm``, ``lstm_1``, ``gru``, and then no others may be there.
 
     Returns:
         ``(layer, params)``.
     """
     where = "from_haiku"
-    if not isinstance(params, Mapping) or not all(isinstance(own, Mapping) for own in params.values()):
-        raise TypeError(f"{where}: expected Haiku's params, a dict of dicts of arrays, but it is {describe(params)}")
+    if not isinstance(params, Mapping) or not all(
+        isinstance(own, Mapping) for own in params.values()
+    ):
+        raise TypeError(
+            f"{where}: expected Haiku's params, a dict of dicts of arrays, but it is "
+            f"{describe(params)}"
+        )
     cells = cells_of(layer, where)
     places = _names(where, layer, cells, names)
-    flat = {f"{module}/{name}": value for module, own in params.items() for name, value in own.items()}
+    flat = {
+        f"{module}/{name}": value
+        for module, own in params.items()
+        for name, value in own.items()
+    }
     if names is None:
-        inside = {f"{place}/{name}" for cell, place in zip(cells, places) for name in (*_slots(cell, True), "linear_1/b")}
+        inside = {
+            f"{place}/{name}"
+            for cell, place in zip(cells, places)
+            for name in (*_slots(cell, True), "linear_1/b")
+        }
         extra = sorted(flat.keys() - inside)
-        if extra and all(any(name.startswith(f"{place}/") for name in flat) for place in places):
-            raise ValueError(f"{where}: not expected {', '.join(extra)}: say names= to take some cores out of a larger model")
-    return layer, put(layer, [_read(where, cell, flat, place) for cell, place in zip(cells, places, strict=True)], where)
+        if extra and all(
+            any(name.startswith(f"{place}/") for name in flat) for place in places
+        ):
+            raise ValueError(
+                f"{where}: not expected {', '.join(extra)}: say names= to take some "
+                f"cores out of a larger model"
+            )
+    return layer, put(
+        layer,
+        [
+            _read(where, cell, flat, place)
+            for cell, place in zip(cells, places, strict=True)
+        ],
+        where,
+    )
 
 
-def to_haiku(layer: Any, params: Any, *, names: str | Sequence[str] | None = None, double_bias: bool = True) -> Any:
-    """The parameters of a layer as Haiku's, a dict of dicts: the inverse of `from_haiku`.
+def to_haiku(
+    layer: Any,
+    params: Any,
+    *,
+    names: str | Sequence[str] | None = None,
+    double_bias: bool = True,
+) -> Any:
+    """The parameters of a layer as Haiku's, a dict of dicts: the inverse of
+    `from_haiku`.
 
     Args:
-        names: as for `from_haiku`. Merge the result into a larger model's params with ``params | to_haiku(...)``.
+        names: as for `from_haiku`. Merge the result into a larger model's params with
+            ``params | to_haiku(...)``.
         double_bias: VanillaRNN's option: True writes a second bias, of zeros.
     """
     where = "to_haiku"
     result: dict[str, dict[str, Any]] = {}
     pairs = checked_take(layer, params, where)
-    for (cell, own), place in zip(pairs, _names(where, layer, [cell for cell, _ in pairs], names), strict=True):
+    for (cell, own), place in zip(
+        pairs, _names(where, layer, [cell for cell, _ in pairs], names), strict=True
+    ):
         arrays = _write(where, cell, own, double_bias)
         check_dtypes(where, arrays)
         for name, value in on_device(arrays).items():
@@ -79,25 +120,40 @@ def to_haiku(layer: Any, params: Any, *, names: str | Sequence[str] | None = Non
     return result
 
 
-def _names(where: str, layer: Any, cells: list[Any], names: str | Sequence[str] | None) -> list[str]:
+def _names(
+    where: str, layer: Any, cells: list[Any], names: str | Sequence[str] | None
+) -> list[str]:
     """The module of each cell, and what Haiku cannot hold refused."""
     for cell in cells:
         if isinstance(cell, GRU) and cell.reset_after:
             raise ValueError(
-                f"{where}: Haiku's GRU resets before the matrix product, and {summary(cell)} after it: different functions, "
+                f"{where}: Haiku's GRU resets before the matrix product, and "
+                f"{summary(cell)} after it: different functions, "
                 "whose weights do not convert. GRU(H, reset_after=False) is Haiku's"
             )
         if isinstance(cell, Elman) and activation_name(cell, where) != "relu":
-            raise ValueError(f"{where}: Haiku's VanillaRNN is relu, but the layer has {summary(cell)}")
+            raise ValueError(
+                f"{where}: Haiku's VanillaRNN is relu, but the layer has "
+                f"{summary(cell)}"
+            )
         if isinstance(cell, LSTM) and cell.projection_size is not None:
-            raise ValueError(f"{where}: Haiku's LSTM has no projection, but the layer has {summary(cell)}")
+            raise ValueError(
+                f"{where}: Haiku's LSTM has no projection, but the layer has "
+                f"{summary(cell)}"
+            )
     if names is None:
         kinds = [MODULES[type(cell)] for cell in cells]
         counts = [kinds[:k].count(kind) for k, kind in enumerate(kinds)]
-        return [kind if count == 0 else f"{kind}_{count}" for kind, count in zip(kinds, counts)]
+        return [
+            kind if count == 0 else f"{kind}_{count}"
+            for kind, count in zip(kinds, counts)
+        ]
     names = [names] if isinstance(names, str) else list(names)
     if len(names) != len(cells) or len(set(names)) != len(names):
-        raise ValueError(f"{where}: {summary(layer)} has cells: {len(cells)}; give as many different names, not {names}")
+        raise ValueError(
+            f"{where}: {summary(layer)} has cells: {len(cells)}; give as many "
+            f"different names, not {names}"
+        )
     return names
 
 
@@ -107,12 +163,21 @@ def _slots(cell: Any, double_bias: bool) -> list[str]:
         return ["w_i", "w_h", "b"]
     if isinstance(cell, LSTM):
         return ["linear/w", "linear/b"]
-    return ["linear/w", "linear/b", "linear_1/w", *(["linear_1/b"] if double_bias else [])]
+    return [
+        "linear/w",
+        "linear/b",
+        "linear_1/w",
+        *(["linear_1/b"] if double_bias else []),
+    ]
 
 
 def _read(where: str, cell: Any, flat: Mapping[str, Any], place: str) -> dict[str, Any]:
     """One cell's parameters."""
-    arrays = {name.removeprefix(f"{place}/"): value for name, value in flat.items() if name.startswith(f"{place}/")}
+    arrays = {
+        name.removeprefix(f"{place}/"): value
+        for name, value in flat.items()
+        if name.startswith(f"{place}/")
+    }
     slots = _slots(cell, "linear_1/b" in arrays)
     modules = ", ".join(sorted({name.rsplit("/", 1)[0] for name in flat})) or "none"
     where = f"{where}: {place}"
@@ -122,32 +187,64 @@ def _read(where: str, cell: Any, flat: Mapping[str, Any], place: str) -> dict[st
     check_matrix(where, slots[0], arrays[slots[0]])
     inputs = arrays[slots[0]].shape[0]
     if isinstance(cell, LSTM):
-        check_shapes(where, arrays, {"linear/w": (max(inputs, H + 1), G), "linear/b": (G,)}, "The kernel's rows are D + H")
-        W, bias = reorder(arrays["linear/w"], LSTM_ORDER), split(reorder(arrays["linear/b"], LSTM_ORDER), 4)
+        check_shapes(
+            where,
+            arrays,
+            {"linear/w": (max(inputs, H + 1), G), "linear/b": (G,)},
+            "The kernel's rows are D + H",
+        )
+        W, bias = (
+            reorder(arrays["linear/w"], LSTM_ORDER),
+            split(reorder(arrays["linear/b"], LSTM_ORDER), 4),
+        )
         bias[1] = bias[1] + bias[1].dtype.type(1)
-        return on_device({"input_kernel": W[:-H], "recurrent_kernel": W[-H:], "bias": join(bias)})
+        return on_device(
+            {"input_kernel": W[:-H], "recurrent_kernel": W[-H:], "bias": join(bias)}
+        )
     if isinstance(cell, GRU):
         check_shapes(where, arrays, {"w_i": (inputs, G), "w_h": (H, G), "b": (G,)})
         W, U, bias = (_z_negated(reorder(arrays[name], GRU_ORDER)) for name in slots)
         return on_device({"input_kernel": W, "recurrent_kernel": U, "bias": bias})
-    shapes = {"linear/w": (inputs, H), "linear/b": (H,), "linear_1/w": (H, H), "linear_1/b": (H,)}
+    shapes = {
+        "linear/w": (inputs, H),
+        "linear/b": (H,),
+        "linear_1/w": (H, H),
+        "linear_1/b": (H,),
+    }
     check_shapes(where, arrays, {name: shapes[name] for name in slots})
-    bias = added(where, arrays["linear/b"], arrays["linear_1/b"]) if "linear_1/b" in arrays else arrays["linear/b"]
-    return on_device({"input_kernel": arrays["linear/w"], "recurrent_kernel": arrays["linear_1/w"], "bias": bias})
+    bias = (
+        added(where, arrays["linear/b"], arrays["linear_1/b"])
+        if "linear_1/b" in arrays
+        else arrays["linear/b"]
+    )
+    return on_device(
+        {
+            "input_kernel": arrays["linear/w"],
+            "recurrent_kernel": arrays["linear_1/w"],
+            "bias": bias,
+        }
+    )
 
 
-def _write(where: str, cell: Any, params: Mapping[str, Any], double_bias: bool) -> dict[str, Any]:
+def _write(
+    where: str, cell: Any, params: Mapping[str, Any], double_bias: bool
+) -> dict[str, Any]:
     """One core's arrays."""
     W, U, bias = params["input_kernel"], params["recurrent_kernel"], params["bias"]
     if isinstance(cell, LSTM):
         parts = split(bias, 4)
         parts[1] = parts[1] - parts[1].dtype.type(1)
-        return {"linear/w": reorder(join([W, U], 0), LSTM_ORDER), "linear/b": reorder(join(parts), LSTM_ORDER)}
+        return {
+            "linear/w": reorder(join([W, U], 0), LSTM_ORDER),
+            "linear/b": reorder(join(parts), LSTM_ORDER),
+        }
     if isinstance(cell, GRU):
         W, U, bias = (reorder(_z_negated(packed), GRU_ORDER) for packed in (W, U, bias))
         return {"w_i": W, "w_h": U, "b": bias}
     bias, zeros = unfold_biases(params)
-    return {"linear/w": W, "linear/b": bias, "linear_1/w": U} | ({"linear_1/b": zeros} if double_bias else {})
+    return {"linear/w": W, "linear/b": bias, "linear_1/w": U} | (
+        {"linear_1/b": zeros} if double_bias else {}
+    )
 
 
 def _z_negated(packed: Any) -> Any:

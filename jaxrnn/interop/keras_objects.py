@@ -1,4 +1,6 @@
-"""Keras layers and cells as jaxrnn layers, with a reason for each option that changes what is computed."""
+"""Keras layers and cells as jaxrnn layers, with a reason for each option that
+changes what is computed.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ def kind_of(source: Any) -> str:
 
 
 def converted(where: str, source: Any, inside: bool = False) -> tuple[Any, list[Any]]:
-    """The jaxrnn layer of the same function, and Keras's cells in the order of `structure.cells_of`."""
+    """The jaxrnn layer of the same function, and Keras's cells in the order of
+    `structure.cells_of`.
+    """
     kind = kind_of(source)
     if isinstance(source, (list, tuple)) or kind == "Sequential":
         return _stacked(where, list(source.layers if kind == "Sequential" else source))
@@ -34,8 +38,10 @@ def converted(where: str, source: Any, inside: bool = False) -> tuple[Any, list[
     if kind.removesuffix("Cell") in LAYERS and kind.endswith("Cell"):
         return _cell(where, kind.removesuffix("Cell"), source), [source]
     raise TypeError(
-        f"{where}: expected keras.layers SimpleRNN, LSTM, GRU, Bidirectional, RNN, one of their cells, StackedRNNCells, a "
-        f"Sequential or a list of these, but it is {describe(source)}; of a class of your own that computes the same, {REPAIR}"
+        f"{where}: expected keras.layers SimpleRNN, LSTM, GRU, Bidirectional, RNN, one "
+        f"of their cells, StackedRNNCells, a "
+        f"Sequential or a list of these, but it is {describe(source)}; of a class of "
+        f"your own that computes the same, {REPAIR}"
     )
 
 
@@ -45,36 +51,50 @@ def _stacked(where: str, sources: list[Any]) -> tuple[Any, list[Any]]:
     for source in sources[:-1]:
         if getattr(source, "return_sequences", True) is False:
             raise ValueError(
-                f"{where}: {source.name} has return_sequences=False, and the layer above it sees its last output only: a "
+                f"{where}: {source.name} has return_sequences=False, and the layer "
+                f"above it sees its last output only: a "
                 "jaxrnn stack hands on every step"
             )
     pairs = [converted(where, source) for source in sources]
     cells = [cell for _, own in pairs for cell in own]
-    return (pairs[0][0] if len(pairs) == 1 else stack(*[layer for layer, _ in pairs])), cells
+    return (
+        pairs[0][0] if len(pairs) == 1 else stack(*[layer for layer, _ in pairs])
+    ), cells
 
 
 def _both_directions(where: str, source: Any) -> tuple[Any, list[Any]]:
     if source.merge_mode not in ("concat", "sum"):
         raise ValueError(
-            f"{where}: {source.name} has merge_mode={source.merge_mode!r}; jaxrnn.bidirectional has 'concat' and 'sum': "
+            f"{where}: {source.name} has merge_mode={source.merge_mode!r}; "
+            f"jaxrnn.bidirectional has 'concat' and 'sum': "
             f"{REPAIR}"
         )
     if source.forward_layer.go_backwards:
-        raise ValueError(f"{where}: the forward layer of {source.name} goes backwards: exchange the two")
-    (forward, ours), (backward, theirs) = (converted(where, s, True) for s in (source.forward_layer, source.backward_layer))
+        raise ValueError(
+            f"{where}: the forward layer of {source.name} goes backwards: exchange the "
+            f"two"
+        )
+    (forward, ours), (backward, theirs) = (
+        converted(where, s, True) for s in (source.forward_layer, source.backward_layer)
+    )
     return bidirectional(forward, backward, merge=source.merge_mode), ours + theirs
 
 
 def _check_layer(where: str, source: Any, inside: bool) -> None:
-    """What a layer adds to its cell changes nothing in the weights; refused is what would change the numbers."""
+    """What a layer adds to its cell changes nothing in the weights; refused is what
+    would change the numbers.
+    """
     if source.go_backwards and not inside:
         raise ValueError(
-            f"{where}: {source.name} has go_backwards=True, which in jaxrnn is said at the call: unroll(..., reverse=True), "
-            f"whose outputs stay beside their inputs, where Keras's come in reverse: {REPAIR}"
+            f"{where}: {source.name} has go_backwards=True, which in jaxrnn is said at "
+            f"the call: unroll(..., reverse=True), "
+            f"whose outputs stay beside their inputs, where Keras's come in reverse: "
+            f"{REPAIR}"
         )
     if source.stateful:
         raise ValueError(
-            f"{where}: {source.name} is stateful, and in jaxrnn the state is no part of the layer: {REPAIR}, and hand its "
+            f"{where}: {source.name} is stateful, and in jaxrnn the state is no part "
+            f"of the layer: {REPAIR}, and hand its "
             "states to unroll as the carry"
         )
 
@@ -82,33 +102,52 @@ def _check_layer(where: str, source: Any, inside: bool) -> None:
 def _cell(where: str, kind: str, source: Any) -> Any:
     """One cell's options."""
     if not source.built:
-        raise ValueError(f"{where}: {source.name} has no weights yet: build it, or call it once")
+        raise ValueError(
+            f"{where}: {source.name} has no weights yet: build it, or call it once"
+        )
     for option in ("dropout", "recurrent_dropout"):
         if getattr(source, option, 0):
             raise ValueError(
-                f"{where}: {source.name} has {option}={getattr(source, option)}, which draws otherwise than jaxrnn.dropout and "
+                f"{where}: {source.name} has {option}={getattr(source, option)}, which "
+                f"draws otherwise than jaxrnn.dropout and "
                 f"recurrent_dropout: {REPAIR}"
             )
     if source.compute_dtype != source.variable_dtype:
         raise TypeError(
-            f"{where}: {source.name} holds {source.variable_dtype} and computes in {source.compute_dtype}; jaxrnn computes "
+            f"{where}: {source.name} holds {source.variable_dtype} and computes in "
+            f"{source.compute_dtype}; jaxrnn computes "
             f"in the dtype of the parameters: {REPAIR}, cast to one"
         )
     activation = _name(source.activation)
-    gate = _name(source.recurrent_activation) if hasattr(source, "recurrent_activation") else "sigmoid"
+    gate = (
+        _name(source.recurrent_activation)
+        if hasattr(source, "recurrent_activation")
+        else "sigmoid"
+    )
     allowed = ACTIVATIONS if kind == "SimpleRNN" else ("tanh",)
     if activation not in allowed or gate != "sigmoid":
-        ours = "one of tanh, relu, sigmoid" if kind == "SimpleRNN" else "tanh, and sigmoid for its gates"
+        ours = (
+            "one of tanh, relu, sigmoid"
+            if kind == "SimpleRNN"
+            else "tanh, and sigmoid for its gates"
+        )
         raise ValueError(
-            f"{where}: {source.name} has the activation {activation} and the recurrent activation {gate}; "
+            f"{where}: {source.name} has the activation {activation} and the recurrent "
+            f"activation {gate}; "
             f"jaxrnn's {LAYERS[kind].__name__} has {ours}"
         )
     if kind == "SimpleRNN":
         return Elman(source.units, activation=ACTIVATIONS[activation])
-    return GRU(source.units, reset_after=bool(source.reset_after)) if kind == "GRU" else LSTM(source.units)
+    return (
+        GRU(source.units, reset_after=bool(source.reset_after))
+        if kind == "GRU"
+        else LSTM(source.units)
+    )
 
 
 def _name(function: Any) -> str:
     """The name of one of Keras's own functions; anybody else may call anything tanh."""
     own = getattr(function, "__module__", "").startswith("keras.")
-    return function.__name__ if own and hasattr(function, "__name__") else repr(function)
+    return (
+        function.__name__ if own and hasattr(function, "__name__") else repr(function)
+    )

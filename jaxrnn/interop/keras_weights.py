@@ -1,4 +1,6 @@
-"""Weights from Keras 3 and back: SimpleRNN, LSTM, GRU in both forms, their cells, Bidirectional, and stacks of these."""
+"""Weights from Keras 3 and back: SimpleRNN, LSTM, GRU in both forms, their cells,
+Bidirectional, and stacks of these.
+"""
 
 from __future__ import annotations
 
@@ -22,70 +24,116 @@ from .arithmetic import (
     zero_biases,
 )
 from .keras_objects import converted, kind_of
-from .structure import BLOCKS, cells_of, check_distinct, check_same, checked_take, put, summary
+from .structure import (
+    BLOCKS,
+    cells_of,
+    check_distinct,
+    check_same,
+    checked_take,
+    put,
+    summary,
+)
 
 NAMES = ("kernel", "recurrent_kernel", "bias")
-TURNED = (1, 0, 2)  # Keras packs a GRU's gates z, r, h: the same exchange leads there and back
+TURNED = (
+    1,
+    0,
+    2,
+)  # Keras packs a GRU's gates z, r, h: the same exchange leads there and back
 
 
 def from_keras(source: Any, layer: Any = None) -> Any:
     """The weights of Keras recurrent layers as a jaxrnn layer and its parameters.
 
-    An LSTM's blocks stand as ours (i, f, c, o); a GRU's z, r, h become r, z, n, and its two biases of r and z are added.
-    Sequences are ``(T, *B, D)``. The layer returns every step, whatever ``return_sequences`` says; the state is the carry, in
-    the order h, c.
+    An LSTM's blocks stand as ours (i, f, c, o); a GRU's z, r, h become r, z, n, and its
+    two biases of r and z are added. Sequences are ``(T, *B, D)``. The layer returns
+    every step, whatever ``return_sequences`` says; the state is the carry, in the order
+    h, c.
 
     Args:
-        source: a layer, a cell, a Bidirectional (concat or sum), a Sequential or a list of these; or plain weights, the flat
-            list of ``get_weights()``: kernel, recurrent_kernel, bias, cell by cell (without any bias where ``use_bias=False``).
+        source: a layer, a cell, a Bidirectional (concat or sum), a Sequential or a list
+            of these; or plain weights, the flat list of ``get_weights()``: kernel,
+            recurrent_kernel, bias, cell by cell (without any bias where
+            ``use_bias=False``).
         layer: for plain weights, the jaxrnn layer they are for.
 
     Returns:
         ``(layer, params)``.
 
     Raises:
-        ValueError, TypeError: options that compute something else (other activations, go_backwards, stateful, dropout, other
-            merges), layers that are not built, weights that do not fit.
+        ValueError, TypeError: options that compute something else (other activations,
+            go_backwards, stateful, dropout, other merges), layers that are not built,
+            weights that do not fit.
     """
     where = "from_keras"
     if layer is None:
         if _holds_arrays(source):
-            raise TypeError(f"{where}: plain weights do not tell which layer they are for: say layer=, such as jaxrnn.LSTM(16)")
+            raise TypeError(
+                f"{where}: plain weights do not tell which layer they are for: say "
+                f"layer=, such as jaxrnn.LSTM(16)"
+            )
         layer, own = converted(where, source)
-        groups = [[np.asarray(variable) for variable in _variables(cell)] for cell in own]
+        groups = [
+            [np.asarray(variable) for variable in _variables(cell)] for cell in own
+        ]
     else:
         groups = _grouped(where, source, layer)
     cells = cells_of(layer, where)
-    return layer, put(layer, [_read(where, *pair, k) for k, pair in enumerate(zip(cells, groups, strict=True))], where)
+    return layer, put(
+        layer,
+        [
+            _read(where, *pair, k)
+            for k, pair in enumerate(zip(cells, groups, strict=True))
+        ],
+        where,
+    )
 
 
-def to_keras(layer: Any, params: Any, *, into: Any = None, bias: bool | None = None) -> Any:
+def to_keras(
+    layer: Any, params: Any, *, into: Any = None, bias: bool | None = None
+) -> Any:
     """The parameters of a layer in Keras's layout: the inverse of `from_keras`.
 
     Args:
-        layer: `Elman`, `LSTM`, `GRU` of either form, `bidirectional` ones, stacks of these.
-        into: nothing: return the flat list of NumPy arrays that ``set_weights`` takes. A built Keras object as `from_keras`
-            takes it: load them, return it.
-        bias: False leaves the biases out, which must then be zero (an object says it itself).
+        layer: `Elman`, `LSTM`, `GRU` of either form, `bidirectional` ones, stacks of
+            these.
+        into: nothing: return the flat list of NumPy arrays that ``set_weights`` takes.
+            A built Keras object as `from_keras` takes it: load them, return it.
+        bias: False leaves the biases out, which must then be zero (an object says it
+            itself).
     """
     where = "to_keras"
     check_concrete(where, params)
     pairs = checked_take(layer, params, where)
     if into is None:
-        return [array for pair in pairs for array in _write(where, *pair, bias is not False)]
+        return [
+            array for pair in pairs for array in _write(where, *pair, bias is not False)
+        ]
     if bias is not None:
-        raise ValueError(f"{where}: the object to load says itself whether it has biases: leave bias out")
+        raise ValueError(
+            f"{where}: the object to load says itself whether it has biases: leave "
+            f"bias out"
+        )
     other, cells = converted(where, into)
     check_same(where, layer, other)
     planned: list[tuple[Any, Any]] = []
     for k, (pair, cell) in enumerate(zip(pairs, cells, strict=True)):
         arrays, variables = _write(where, *pair, cell.use_bias), _variables(cell)
-        found, expected = dict(zip(NAMES, arrays)), {name: tuple(v.shape) for name, v in zip(NAMES, variables)}
-        check_shapes(f"{where}: cell {k}", found, expected, "The Keras object's are the expected ones")
+        found, expected = (
+            dict(zip(NAMES, arrays)),
+            {name: tuple(v.shape) for name, v in zip(NAMES, variables)},
+        )
+        check_shapes(
+            f"{where}: cell {k}",
+            found,
+            expected,
+            "The Keras object's are the expected ones",
+        )
         for name, array, variable in zip(NAMES, arrays, variables):
             if str(array.dtype) != variable.dtype:
                 raise TypeError(
-                    f"{where}: the Keras object is {variable.dtype}, the parameters are {array.dtype} ({name}): cast one"
+                    f"{where}: the Keras object is {variable.dtype}, the parameters "
+                    f"are {array.dtype} ({name}): cast one"
                 )
         planned += zip(variables, arrays)
     check_distinct(where, [variable for variable, _ in planned])
@@ -100,19 +148,30 @@ def _variables(cell: Any) -> list[Any]:
 
 
 def _holds_arrays(source: Any) -> bool:
-    return isinstance(source, (list, tuple)) and bool(source) and not any(map(kind_of, source)) and hasattr(source[0], "shape")
+    return (
+        isinstance(source, (list, tuple))
+        and bool(source)
+        and not any(map(kind_of, source))
+        and hasattr(source[0], "shape")
+    )
 
 
 def _grouped(where: str, source: Any, layer: Any) -> list[list[Any]]:
     """The flat list of plain weights, cell by cell."""
     if not isinstance(source, (list, tuple)) or any(map(kind_of, source)):
-        came = "Keras objects" if isinstance(source, (list, tuple)) else describe(source)
-        raise TypeError(f"{where}: with layer=, give the plain weights, a list as of get_weights(), not {came}")
+        came = (
+            "Keras objects" if isinstance(source, (list, tuple)) else describe(source)
+        )
+        raise TypeError(
+            f"{where}: with layer=, give the plain weights, a list as of "
+            f"get_weights(), not {came}"
+        )
     count = len(cells_of(layer, where))
     each = len(source) / max(count, 1)
     if each not in (2, 3):
         raise ValueError(
-            f"{where}: {summary(layer)} has cells: {count}; each has kernel, recurrent_kernel and bias, or all are without "
+            f"{where}: {summary(layer)} has cells: {count}; each has kernel, "
+            f"recurrent_kernel and bias, or all are without "
             f"bias: {3 * count} or {2 * count} arrays, but {len(source)} came"
         )
     return [list(source[k * int(each) : (k + 1) * int(each)]) for k in range(count)]
@@ -131,14 +190,30 @@ def _read(where: str, cell: Any, arrays: Sequence[Any], place: int) -> dict[str,
         "recurrent_kernel": (H, rows),
         "bias": (2, rows) if two else (rows,),
     }
-    hint = "A GRU's bias is (2, 3H) with reset_after=True and (3H,) without; the two forms do not convert into each other"
-    check_shapes(where, named, {name: expected[name] for name in named}, hint if isinstance(cell, GRU) else "")
+    hint = (
+        "A GRU's bias is (2, 3H) with reset_after=True and (3H,) without; the two "
+        "forms do not convert into each other"
+    )
+    check_shapes(
+        where,
+        named,
+        {name: expected[name] for name in named},
+        hint if isinstance(cell, GRU) else "",
+    )
     named = {name: _turned(cell, array) for name, array in named.items()}
-    params = {"input_kernel": named["kernel"], "recurrent_kernel": named["recurrent_kernel"]}
+    params = {
+        "input_kernel": named["kernel"],
+        "recurrent_kernel": named["recurrent_kernel"],
+    }
     if "bias" not in named:
         return on_device(params | zero_biases(cell, params["recurrent_kernel"]))
     return on_device(
-        params | (fold_biases(where, cell, named["bias"][0], named["bias"][1]) if two else {"bias": named["bias"]})
+        params
+        | (
+            fold_biases(where, cell, named["bias"][0], named["bias"][1])
+            if two
+            else {"bias": named["bias"]}
+        )
     )
 
 
@@ -148,7 +223,11 @@ def _write(where: str, cell: Any, params: Mapping[str, Any], bias: bool) -> list
     arrays = [params["input_kernel"], params["recurrent_kernel"]]
     if bias:
         two = isinstance(cell, GRU) and cell.reset_after
-        arrays.append(np.stack([np.asarray(b) for b in unfold_biases(params)]) if two else params["bias"])
+        arrays.append(
+            np.stack([np.asarray(b) for b in unfold_biases(params)])
+            if two
+            else params["bias"]
+        )
     else:
         check_no_biases(where, params, "the Keras layer")
     arrays = [_turned(cell, np.array(array)) for array in arrays]

@@ -1,4 +1,6 @@
-"""What of jaxrnn other libraries know: stacks and both directions of plain Elman, LSTM and GRU cells, walked cell by cell."""
+"""What of jaxrnn other libraries know: stacks and both directions of plain Elman,
+LSTM and GRU cells, walked cell by cell.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,17 @@ from ..layers.compose import Bidirectional, Stack
 from ..layers.stochastic import Dropout
 
 BLOCKS: dict[Any, int] = {Elman: 1, GRU: 3, LSTM: 4}  # gate blocks of a packed kernel
-ACTIVATIONS: dict[str, Any] = {"tanh": jnp.tanh, "relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}
+ACTIVATIONS: dict[str, Any] = {
+    "tanh": jnp.tanh,
+    "relu": jax.nn.relu,
+    "sigmoid": jax.nn.sigmoid,
+}
 
 
 def cells_of(layer: Any, where: str) -> list[Any]:
-    """The cells of ``layer`` in order: layer by layer, forward before backward. Refused: what has no counterpart elsewhere."""
+    """The cells of ``layer`` in order: layer by layer, forward before backward.
+    Refused: what has no counterpart elsewhere.
+    """
     if isinstance(layer, Stack):
         return [cell for part in layer.layers for cell in cells_of(part, where)]
     if isinstance(layer, Bidirectional):
@@ -29,12 +37,16 @@ def cells_of(layer: Any, where: str) -> list[Any]:
         return []
     if type(layer) not in BLOCKS:
         raise TypeError(
-            f"{where}: it knows jaxrnn.stack, bidirectional and dropout of Elman, LSTM and GRU cells, but got "
+            f"{where}: it knows jaxrnn.stack, bidirectional and dropout of Elman, LSTM "
+            f"and GRU cells, but got "
             f"{describe(layer) if isinstance(layer, type) else type(layer).__name__}"
         )
     for option in ("layer_norm", "peephole", "coupled_gates", "learned_initial_carry"):
         if getattr(layer, option, False):
-            raise ValueError(f"{where}: {type(layer).__name__} has {option}=True, which no cell there has")
+            raise ValueError(
+                f"{where}: {type(layer).__name__} has {option}=True, which no cell "
+                f"there has"
+            )
     if isinstance(layer, Elman):
         activation_name(layer, where)
     return [layer]
@@ -46,7 +58,8 @@ def activation_name(cell: Elman, where: str) -> str:
         if cell.activation is function:
             return name
     raise ValueError(
-        f"{where}: the activation of Elman must be jnp.tanh, jax.nn.relu or jax.nn.sigmoid, not {cell.activation!r}"
+        f"{where}: the activation of Elman must be jnp.tanh, jax.nn.relu or "
+        f"jax.nn.sigmoid, not {cell.activation!r}"
     )
 
 
@@ -56,14 +69,19 @@ def forward_size(cell: Any) -> int:
 
 
 def summary(layer: Any) -> str:
-    """What ``layer`` computes, in words: equal for layers that compute the same of the same parameters."""
+    """What ``layer`` computes, in words: equal for layers that compute the same of
+    the same parameters.
+    """
     if isinstance(layer, Stack):
         parts = [summary(part) for part in layer.layers]
         return parts[0] if len(parts) == 1 else f"stack({', '.join(parts)})"
     if isinstance(layer, Bidirectional):
-        return f"bidirectional({summary(layer.forward)}, {summary(layer.backward)}, merge={layer.merge!r})"
+        return (
+            f"bidirectional({summary(layer.forward)}, {summary(layer.backward)}, "
+            f"merge={layer.merge!r})"
+        )
     if isinstance(layer, Dropout):
-        return f"dropout({layer.rate:g}{', same_every_step=True' if layer.same_every_step else ''})"
+        return f"dropout({layer.rate:g}{', same_every_step=True' if layer.same_every_step else ''})"  # noqa: E501
     words = [str(layer.hidden_size)]
     if isinstance(layer, Elman):
         words.append(activation_name(layer, "interop"))
@@ -75,23 +93,39 @@ def summary(layer: Any) -> str:
 
 
 def check_same(where: str, layer: Any, other: Any) -> None:
-    """The two compute the same: ``layer``, whose weights go into the object that ``other`` describes."""
+    """The two compute the same: ``layer``, whose weights go into the object that
+    ``other`` describes.
+    """
     if summary(layer) != summary(other):
-        raise ValueError(f"{where}: the layer is {summary(layer)}, but the object to load is {summary(other)}")
+        raise ValueError(
+            f"{where}: the layer is {summary(layer)}, but the object to load is "
+            f"{summary(other)}"
+        )
 
 
 def check_distinct(where: str, variables: Sequence[Any]) -> None:
-    """No place to load is there twice: the weights written last would stand for both."""
+    """No place to load is there twice: the weights written last would stand for
+    both.
+    """
     if len({id(variable) for variable in variables}) != len(variables):
-        raise ValueError(f"{where}: into holds one object twice, and each cell has weights of its own: make two")
+        raise ValueError(
+            f"{where}: into holds one object twice, and each cell has weights of its "
+            f"own: make two"
+        )
 
 
 def take(layer: Any, params: Params) -> list[Params]:
     """The parameters of each cell, in the order of `cells_of`."""
     if isinstance(layer, Stack):
-        return [each for i, part in enumerate(layer.layers) for each in take(part, params[f"layer_{i}"])]
+        return [
+            each
+            for i, part in enumerate(layer.layers)
+            for each in take(part, params[f"layer_{i}"])
+        ]
     if isinstance(layer, Bidirectional):
-        return take(layer.forward, params["forward"]) + take(layer.backward, params["backward"])
+        return take(layer.forward, params["forward"]) + take(
+            layer.backward, params["backward"]
+        )
     return [] if isinstance(layer, Dropout) else [params]
 
 
@@ -103,10 +137,15 @@ def checked_take(layer: Any, params: Params, where: str) -> list[tuple[Any, Para
 
 
 def put(layer: Any, each: Sequence[Params], where: str) -> Params:
-    """The layer's parameters out of those of its cells, in the order of `cells_of`: the inverse of `take`."""
+    """The layer's parameters out of those of its cells, in the order of `cells_of`:
+    the inverse of `take`.
+    """
     expected = len(cells_of(layer, where))
     if len(each) != expected:
-        raise ValueError(f"{where}: {summary(layer)} has {expected} cells, but weights for {len(each)} came")
+        raise ValueError(
+            f"{where}: {summary(layer)} has {expected} cells, but weights for "
+            f"{len(each)} came"
+        )
     params = _put(layer, iter(each))
     layer.check(params)
     _check_sizes(layer, params, None, where)
@@ -117,27 +156,51 @@ def _put(layer: Any, each: Iterator[Params]) -> Params:
     if isinstance(layer, Stack):
         return {f"layer_{i}": _put(part, each) for i, part in enumerate(layer.layers)}
     if isinstance(layer, Bidirectional):
-        return {"forward": _put(layer.forward, each), "backward": _put(layer.backward, each)}
+        return {
+            "forward": _put(layer.forward, each),
+            "backward": _put(layer.backward, each),
+        }
     return {} if isinstance(layer, Dropout) else next(each)
 
 
-def _check_sizes(layer: Any, params: Params, features: int | None, where: str) -> int | None:
-    """Every cell takes as many features as come from below; return how many go up (None: as many as come)."""
+def _check_sizes(
+    layer: Any, params: Params, features: int | None, where: str
+) -> int | None:
+    """Every cell takes as many features as come from below; return how many go up
+    (None: as many as come).
+    """
     if isinstance(layer, Stack):
         for i, part in enumerate(layer.layers):
-            features = _check_sizes(part, params[f"layer_{i}"], features, f"{where}: layer_{i}" if i else where)
+            features = _check_sizes(
+                part,
+                params[f"layer_{i}"],
+                features,
+                f"{where}: layer_{i}" if i else where,
+            )
         return features
     if isinstance(layer, Bidirectional):
-        takes = features if features is not None else _takes(layer.forward, params["forward"])
+        takes = (
+            features
+            if features is not None
+            else _takes(layer.forward, params["forward"])
+        )
         sizes = [
-            _check_sizes(getattr(layer, name), params[name], takes, f"{where}: {name}") for name in ("forward", "backward")
+            _check_sizes(getattr(layer, name), params[name], takes, f"{where}: {name}")
+            for name in ("forward", "backward")
         ]
-        return sizes[0] if layer.merge == "sum" else sum(size for size in sizes if size is not None)
+        return (
+            sizes[0]
+            if layer.merge == "sum"
+            else sum(size for size in sizes if size is not None)
+        )
     if isinstance(layer, Dropout):
         return features
     takes = _takes(layer, params)
     if features is not None and takes != features:
-        raise ValueError(f"{where}: its weights take {takes} features, but {features} come in: are they those of this layer?")
+        raise ValueError(
+            f"{where}: its weights take {takes} features, but {features} come in: are "
+            f"they those of this layer?"
+        )
     return forward_size(layer)
 
 
@@ -147,25 +210,39 @@ def _takes(layer: Any, params: Params) -> int:
 
 
 def put_carry(layer: Any, each: Iterator[tuple[Any, ...]]) -> Carry:
-    """The layer's carry out of each cell's ``(h,)`` or ``(h, c)``, in the order of `cells_of`."""
+    """The layer's carry out of each cell's ``(h,)`` or ``(h, c)``, in the order of
+    `cells_of`.
+    """
     if isinstance(layer, Stack):
         return tuple(put_carry(part, each) for part in layer.layers)
     if isinstance(layer, Bidirectional):
-        return BidirectionalCarry(put_carry(layer.forward, each), put_carry(layer.backward, each))
+        return BidirectionalCarry(
+            put_carry(layer.forward, each), put_carry(layer.backward, each)
+        )
     if isinstance(layer, Dropout):
         return ()
     state = next(each)
     if isinstance(layer, LSTM):
         return LSTMState(state[0], state[1].astype(accumulator(state[1].dtype)))
-    return state[0].astype(accumulator(state[0].dtype)) if isinstance(layer, GRU) else state[0]
+    return (
+        state[0].astype(accumulator(state[0].dtype))
+        if isinstance(layer, GRU)
+        else state[0]
+    )
 
 
 def take_carry(layer: Any, carry: Carry) -> list[tuple[Any, ...]]:
     """Each cell's ``(h,)`` or ``(h, c)``: the inverse of `put_carry`."""
     if isinstance(layer, Stack):
-        return [each for part, own in zip(layer.layers, carry, strict=True) for each in take_carry(part, own)]
+        return [
+            each
+            for part, own in zip(layer.layers, carry, strict=True)
+            for each in take_carry(part, own)
+        ]
     if isinstance(layer, Bidirectional):
-        return take_carry(layer.forward, carry.forward) + take_carry(layer.backward, carry.backward)
+        return take_carry(layer.forward, carry.forward) + take_carry(
+            layer.backward, carry.backward
+        )
     if isinstance(layer, Dropout):
         return []
     return [tuple(carry)] if isinstance(layer, LSTM) else [(carry,)]

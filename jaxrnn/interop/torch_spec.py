@@ -1,4 +1,6 @@
-"""What torch's recurrent modules are, as names, shapes and options: read off a state_dict, a module or a jaxrnn layer."""
+"""What torch's recurrent modules are, as names, shapes and options: read off a
+state_dict, a module or a jaxrnn layer.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +22,32 @@ from .structure import BLOCKS, cells_of, forward_size, summary
 NONLINEARITIES: dict[str, Any] = {"tanh": jnp.tanh, "relu": jax.nn.relu}
 NUMBERED = re.compile(r"weight_ih_l(\d+)(_reverse)?$")
 HINTS = {
-    r"parametrizations\.": "Some weights are parametrised: torch.nn.utils.parametrize.remove_parametrizations(module, name)",
-    "_packed|_all_weight_values": "These are packed, quantised weights: take the state_dict from before quantisation",
-    "(weight|bias)_.*_g$": "Some weights are normed: torch.nn.utils.remove_weight_norm(module, name) first",
-    "(weight|bias)_.*_u$": "Some weights are normed: torch.nn.utils.remove_spectral_norm(module, name) first",
-    "(weight|bias)_.*_mask$": "Some weights are pruned: torch.nn.utils.prune.remove(module, name) first",
+    r"parametrizations\.": (
+        "Some weights are parametrised: "
+        "torch.nn.utils.parametrize.remove_parametrizations(module, name)"
+    ),
+    "_packed|_all_weight_values": (
+        "These are packed, quantised weights: take the state_dict from before "
+        "quantisation"
+    ),
+    "(weight|bias)_.*_g$": (
+        "Some weights are normed: torch.nn.utils.remove_weight_norm(module, name) first"
+    ),
+    "(weight|bias)_.*_u$": (
+        "Some weights are normed: torch.nn.utils.remove_spectral_norm(module, name) "
+        "first"
+    ),
+    "(weight|bias)_.*_mask$": (
+        "Some weights are pruned: torch.nn.utils.prune.remove(module, name) first"
+    ),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """``layers`` times ``directions`` cells of one kind; ``numbered`` names end in _l0, _l0_reverse, those of a Cell do not."""
+    """``layers`` times ``directions`` cells of one kind; ``numbered`` names end in
+    _l0, _l0_reverse, those of a Cell do not.
+    """
 
     cell: Any
     layers: int = 1
@@ -40,24 +57,49 @@ class Spec:
     dropout: float = 0.0
 
     def suffixes(self) -> list[str]:
-        """One for each cell, in torch's order: layer by layer, forward before backward."""
+        """One for each cell, in torch's order: layer by layer, forward before
+        backward.
+        """
         directions = ("", "_reverse")[: self.directions]
-        return [f"_l{k}{direction}" for k in range(self.layers) for direction in directions] if self.numbered else [""]
+        return (
+            [
+                f"_l{k}{direction}"
+                for k in range(self.layers)
+                for direction in directions
+            ]
+            if self.numbered
+            else [""]
+        )
 
     def names(self, suffix: str) -> list[str]:
         """The names of one cell's tensors."""
-        words = ["weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if self.bias else ())]
+        words = [
+            "weight_ih",
+            "weight_hh",
+            *(("bias_ih", "bias_hh") if self.bias else ()),
+        ]
         projected = getattr(self.cell, "projection_size", None) is not None
         return [word + suffix for word in words + (["weight_hr"] if projected else [])]
 
     def shapes(self, inputs: int) -> dict[str, tuple[int, ...]]:
         """Every tensor's shape, for ``inputs`` features."""
-        H, outputs, rows = self.cell.hidden_size, forward_size(self.cell), BLOCKS[type(self.cell)] * self.cell.hidden_size
+        H, outputs, rows = (
+            self.cell.hidden_size,
+            forward_size(self.cell),
+            BLOCKS[type(self.cell)] * self.cell.hidden_size,
+        )
         shapes: dict[str, tuple[int, ...]] = {}
         for k, suffix in enumerate(self.suffixes()):
             features = inputs if k < self.directions else self.directions * outputs
-            all_of = {"weight_ih": (rows, features), "weight_hh": (rows, outputs), "weight_hr": (outputs, H)}
-            shapes |= {name: all_of.get(name.removesuffix(suffix), (rows,)) for name in self.names(suffix)}
+            all_of = {
+                "weight_ih": (rows, features),
+                "weight_hh": (rows, outputs),
+                "weight_hr": (outputs, H),
+            }
+            shapes |= {
+                name: all_of.get(name.removesuffix(suffix), (rows,))
+                for name in self.names(suffix)
+            }
         return shapes
 
     def layer(self) -> Any:
@@ -66,17 +108,32 @@ class Spec:
         if self.layers == 1:
             return level
         between = [dropout(self.dropout)] if self.dropout else []
-        return stack(level, *[part for _ in range(self.layers - 1) for part in (*between, level)])
+        return stack(
+            level, *[part for _ in range(self.layers - 1) for part in (*between, level)]
+        )
 
 
-def spec_of_arrays(where: str, arrays: Mapping[str, Any], nonlinearity: str | None, rate: float, noted: str = "") -> Spec:
-    """Read off names and shapes; ``noted`` ends the error of missing and unexpected names."""
-    hints = [hint for part, hint in HINTS.items() if any(re.search(part, name) for name in arrays)]
+def spec_of_arrays(
+    where: str,
+    arrays: Mapping[str, Any],
+    nonlinearity: str | None,
+    rate: float,
+    noted: str = "",
+) -> Spec:
+    """Read off names and shapes; ``noted`` ends the error of missing and unexpected
+    names.
+    """
+    hints = [
+        hint
+        for part, hint in HINTS.items()
+        if any(re.search(part, name) for name in arrays)
+    ]
     numbered = [match for match in map(NUMBERED.match, arrays) if match]
     if "weight_ih" not in arrays and not numbered:
         came = ", ".join(sorted(arrays)[:8]) or "nothing"
         raise ValueError(
-            f"{where}: no weight_ih_l0 (of nn.RNN, LSTM, GRU) and no weight_ih (of a Cell), but {came}{noted}{_of(hints)}"
+            f"{where}: no weight_ih_l0 (of nn.RNN, LSTM, GRU) and no weight_ih (of a "
+            f"Cell), but {came}{noted}{_of(hints)}"
         )
     spec = Spec(
         None,
@@ -87,7 +144,11 @@ def spec_of_arrays(where: str, arrays: Mapping[str, Any], nonlinearity: str | No
         dropout=rate,
     )
     first = spec.suffixes()[0]
-    lacking = [name for name in (f"weight_ih{first}", f"weight_hh{first}") if name not in arrays]
+    lacking = [
+        name
+        for name in (f"weight_ih{first}", f"weight_hh{first}")
+        if name not in arrays
+    ]
     if lacking:
         raise ValueError(f"{where}: missing {', '.join(lacking)}{noted}{_of(hints)}")
     spec = dataclasses.replace(spec, cell=_cell(where, arrays, first, nonlinearity))
@@ -100,10 +161,18 @@ def _of(hints: Iterable[str]) -> str:
     return "".join(f". {hint}" for hint in hints)
 
 
-def _cell(where: str, arrays: Mapping[str, Any], suffix: str, nonlinearity: str | None) -> Any:
-    """Which cell: H is the columns of weight_hh (of weight_hr with a projection), the gates are its rows over H."""
+def _cell(
+    where: str, arrays: Mapping[str, Any], suffix: str, nonlinearity: str | None
+) -> Any:
+    """Which cell: H is the columns of weight_hh (of weight_hr with a projection),
+    the gates are its rows over H.
+    """
     projection = arrays.get(f"weight_hr{suffix}")
-    for name in (f"weight_ih{suffix}", f"weight_hh{suffix}", *([] if projection is None else [f"weight_hr{suffix}"])):
+    for name in (
+        f"weight_ih{suffix}",
+        f"weight_hh{suffix}",
+        *([] if projection is None else [f"weight_hr{suffix}"]),
+    ):
         check_matrix(where, name, arrays[name])
     rows, columns = arrays[f"weight_hh{suffix}"].shape
     H = columns if projection is None else projection.shape[1]
@@ -111,16 +180,27 @@ def _cell(where: str, arrays: Mapping[str, Any], suffix: str, nonlinearity: str 
     kind = kinds.get(rows)
     if kind is None or (projection is not None and kind is not LSTM):
         raise ValueError(
-            f"{where}: weight_hh{suffix} has shape {(rows, columns)}, but for H = {H} hidden units it has H rows (RNN), 3H "
+            f"{where}: weight_hh{suffix} has shape {(rows, columns)}, but for H = {H} "
+            f"hidden units it has H rows (RNN), 3H "
             "(GRU) or 4H (LSTM, the only one with weight_hr)"
         )
     if kind is not Elman:
         if nonlinearity is not None:
-            raise ValueError(f"{where}: nonlinearity is nn.RNN's, but these are the weights of {kind.__name__}: leave it out")
-        return GRU(H) if kind is GRU else LSTM(H, projection_size=None if projection is None else projection.shape[0])
+            raise ValueError(
+                f"{where}: nonlinearity is nn.RNN's, but these are the weights of "
+                f"{kind.__name__}: leave it out"
+            )
+        return (
+            GRU(H)
+            if kind is GRU
+            else LSTM(
+                H, projection_size=None if projection is None else projection.shape[0]
+            )
+        )
     if nonlinearity not in NONLINEARITIES:
         raise ValueError(
-            f"{where}: these are weights of nn.RNN, which do not tell its nonlinearity: say nonlinearity='tanh' or 'relu', as "
+            f"{where}: these are weights of nn.RNN, which do not tell its "
+            f"nonlinearity: say nonlinearity='tanh' or 'relu', as "
             f"the module was made with (it is {nonlinearity!r})"
         )
     return Elman(H, activation=NONLINEARITIES[nonlinearity])
@@ -130,36 +210,67 @@ def spec_of_layer(where: str, layer: Any, bias: bool, numbered: bool) -> Spec:
     """The torch module that computes what ``layer`` does."""
     cell = cells_of(layer, where)[0] if cells_of(layer, where) else None
     parts = layer.layers if isinstance(layer, Stack) else (layer,)
-    levels, noise = [p for p in parts if not isinstance(p, Dropout)], [p for p in parts if isinstance(p, Dropout)]
+    levels, noise = (
+        [p for p in parts if not isinstance(p, Dropout)],
+        [p for p in parts if isinstance(p, Dropout)],
+    )
     if isinstance(cell, GRU) and not cell.reset_after:
         raise ValueError(
-            f"{where}: {summary(cell)} resets before the matrix product and torch's GRU after it: different functions, whose "
+            f"{where}: {summary(cell)} resets before the matrix product and torch's "
+            f"GRU after it: different functions, whose "
             "weights do not convert. Train GRU(reset_after=True)"
         )
     if isinstance(cell, Elman) and cell.activation not in NONLINEARITIES.values():
-        raise ValueError(f"{where}: nn.RNN is tanh or relu, but the layer is {summary(layer)}")
-    directions = 2 if levels and isinstance(levels[0], Bidirectional) else 1
-    spec = Spec(cell, len(levels), directions, bias, numbered, noise[0].rate if noise else 0.0)
-    if cell is None or summary(spec.layer()) != summary(layer):
-        nearest = "" if cell is None else f"; the nearest module there is {summary(spec.layer())}"
         raise ValueError(
-            f"{where}: torch's modules are equal layers of equal cells, in one direction or two (side by side), with one "
-            f"rate of dropout between all of them, but this is {summary(layer)}{nearest}"
+            f"{where}: nn.RNN is tanh or relu, but the layer is {summary(layer)}"
+        )
+    directions = 2 if levels and isinstance(levels[0], Bidirectional) else 1
+    spec = Spec(
+        cell, len(levels), directions, bias, numbered, noise[0].rate if noise else 0.0
+    )
+    if cell is None or summary(spec.layer()) != summary(layer):
+        nearest = (
+            ""
+            if cell is None
+            else f"; the nearest module there is {summary(spec.layer())}"
+        )
+        raise ValueError(
+            f"{where}: torch's modules are equal layers of equal cells, in one "
+            f"direction or two (side by side), with one "
+            f"rate of dropout between all of them, but this is "
+            f"{summary(layer)}{nearest}"
         )
     if not numbered and (spec.layers, spec.directions) != (1, 1):
-        raise ValueError(f"{where}: a torch Cell is one cell, but the layer is {summary(layer)}")
+        raise ValueError(
+            f"{where}: a torch Cell is one cell, but the layer is {summary(layer)}"
+        )
     return spec
 
 
 def plain(where: str, name: str, value: Any) -> Any:
-    """A tensor as NumPy's; arrays as they are. torch itself is not imported: its tensors bring all that is needed."""
+    """A tensor as NumPy's; arrays as they are. torch itself is not imported: its
+    tensors bring all that is needed.
+    """
     if not hasattr(value, "detach"):
         return value
     if getattr(value, "is_quantized", False):
-        raise TypeError(f"{where}: {name} is quantised ({value.dtype}): take the weights from before quantisation")
+        raise TypeError(
+            f"{where}: {name} is quantised ({value.dtype}): take the weights from "
+            f"before quantisation"
+        )
     if getattr(value, "is_meta", False):
-        raise TypeError(f"{where}: {name} is on torch's meta device and holds no values: load the weights first")
+        raise TypeError(
+            f"{where}: {name} is on torch's meta device and holds no values: load the "
+            f"weights first"
+        )
     tensor, dtype = value.detach().cpu(), str(value.dtype).removeprefix("torch.")
     if dtype.startswith("float8"):
-        raise TypeError(f"{where}: {name} is {dtype}, whose scales stand elsewhere: take the weights from before quantisation")
-    return tensor.float().numpy().astype(jnp.bfloat16) if dtype == "bfloat16" else tensor.numpy()
+        raise TypeError(
+            f"{where}: {name} is {dtype}, whose scales stand elsewhere: take the "
+            f"weights from before quantisation"
+        )
+    return (
+        tensor.float().numpy().astype(jnp.bfloat16)
+        if dtype == "bfloat16"
+        else tensor.numpy()
+    )

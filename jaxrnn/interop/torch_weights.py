@@ -27,66 +27,107 @@ from .torch_spec import Spec, plain, spec_of_arrays, spec_of_layer
 MODULES = ("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell")
 
 
-def from_torch(source: Any, *, prefix: str = "", nonlinearity: str | None = None, dropout: float | None = None) -> Any:
-    """The weights of a torch RNN, LSTM or GRU, or of one of their Cells, as a jaxrnn layer and its parameters.
+def from_torch(
+    source: Any,
+    *,
+    prefix: str = "",
+    nonlinearity: str | None = None,
+    dropout: float | None = None,
+) -> Any:
+    """The weights of a torch RNN, LSTM or GRU, or of one of their Cells, as a jaxrnn
+    layer and its parameters.
 
-    Kernels are transposed, the two biases of a gate are added (a GRU's candidate keeps both: `GRU`'s ``recurrent_bias``); a
-    module without biases gets zeros. Layers become a `stack`, directions a `bidirectional`, torch's dropout between layers
-    `dropout`, also out of a module in eval mode: `inference(layer)` draws nothing. Sequences are ``(T, *B, D)`` whatever
-    ``batch_first`` says. The dtype is kept: kernels convert exactly, and the sum of two biases is rounded to it. What is
-    computed in half precision differs from torch's in rounding, since c and a GRU's h are summed in float32.
+    Kernels are transposed, the two biases of a gate are added (a GRU's candidate keeps
+    both: `GRU`'s ``recurrent_bias``); a module without biases gets zeros. Layers become
+    a `stack`, directions a `bidirectional`, torch's dropout between layers `dropout`,
+    also out of a module in eval mode: `inference(layer)` draws nothing. Sequences are
+    ``(T, *B, D)`` whatever ``batch_first`` says. The dtype is kept: kernels convert
+    exactly, and the sum of two biases is rounded to it. What is computed in half
+    precision differs from torch's in rounding, since c and a GRU's h are summed in
+    float32.
 
     Args:
-        source: the module; or its state_dict, of tensors or of plain arrays (traced ones too, so the conversion
-            differentiates); or the path of a safetensors file (package ``safetensors``).
-        prefix: where in a larger model the module stands: what comes before ``weight_ih_l0``, such as ``"encoder."``.
-        nonlinearity: ``"tanh"`` or ``"relu"``: that of an nn.RNN, which its weights do not tell; demanded for them alone.
-        dropout: between layers, of which there must be two; weights do not tell it, a module does. Default 0.
+        source: the module; or its state_dict, of tensors or of plain arrays (traced
+            ones too, so the conversion differentiates); or the path of a safetensors
+            file (package ``safetensors``).
+        prefix: where in a larger model the module stands: what comes before
+            ``weight_ih_l0``, such as ``"encoder."``.
+        nonlinearity: ``"tanh"`` or ``"relu"``: that of an nn.RNN, which its weights do
+            not tell; demanded for them alone.
+        dropout: between layers, of which there must be two; weights do not tell it, a
+            module does. Default 0.
 
     Returns:
         ``(layer, params)``.
 
     Raises:
-        ValueError: missing, unexpected, wrongly shaped weights. TypeError: quantised weights, mixed dtypes, float64 without
-            ``jax_enable_x64``, an object that is none of these.
+        ValueError: missing, unexpected, wrongly shaped weights. TypeError: quantised
+            weights, mixed dtypes, float64 without ``jax_enable_x64``, an object that is
+            none of these.
     """
     where = "from_torch"
     if hasattr(source, "state_dict"):
         module = _inside(where, source, prefix) if prefix else source
         if nonlinearity is not None or dropout is not None:
-            raise ValueError(f"{where}: the module itself says its nonlinearity and dropout: leave them out")
+            raise ValueError(
+                f"{where}: the module itself says its nonlinearity and dropout: leave "
+                f"them out"
+            )
         _check_module(where, module)
         arrays, noted = dict(module.state_dict()), ""
-        nonlinearity, dropout = getattr(module, "nonlinearity", None), getattr(module, "dropout", 0.0)
+        nonlinearity, dropout = (
+            getattr(module, "nonlinearity", None),
+            getattr(module, "dropout", 0.0),
+        )
     elif isinstance(source, (str, os.PathLike)):
         arrays, noted = _under(prefix, safetensors_file.read(source, prefix))
     elif isinstance(source, Mapping):
         arrays, noted = _under(prefix, source)
     else:
         raise TypeError(
-            f"{where}: a torch module, a state_dict or the path of a safetensors file, but it is {describe(source)}"
+            f"{where}: a torch module, a state_dict or the path of a safetensors file, "
+            f"but it is {describe(source)}"
         )
     arrays = {name: plain(where, name, value) for name, value in arrays.items()}
     spec = spec_of_arrays(where, arrays, nonlinearity, dropout or 0.0, noted)
     if dropout and spec.layers == 1 and not hasattr(source, "state_dict"):
-        raise ValueError(f"{where}: dropout stands between layers, and these are the weights of one: leave it out")
+        raise ValueError(
+            f"{where}: dropout stands between layers, and these are the weights of "
+            f"one: leave it out"
+        )
     check_dtypes(where, arrays)
-    check_shapes(where, arrays, spec.shapes(arrays[f"weight_ih{spec.suffixes()[0]}"].shape[1]))
-    return spec.layer(), put(spec.layer(), [_read(where, spec, arrays, suffix) for suffix in spec.suffixes()], where)
+    check_shapes(
+        where, arrays, spec.shapes(arrays[f"weight_ih{spec.suffixes()[0]}"].shape[1])
+    )
+    return spec.layer(), put(
+        spec.layer(),
+        [_read(where, spec, arrays, suffix) for suffix in spec.suffixes()],
+        where,
+    )
 
 
 def to_torch(
-    layer: Any, params: Any, *, into: Any = None, prefix: str = "", bias: bool | None = None, cell: bool = False
+    layer: Any,
+    params: Any,
+    *,
+    into: Any = None,
+    prefix: str = "",
+    bias: bool | None = None,
+    cell: bool = False,
 ) -> Any:
     """The parameters of a layer in torch's layout: the inverse of `from_torch`.
 
     Args:
-        layer: `Elman` (tanh or relu), `LSTM` (with a projection too) or `GRU` (reset after), equal `bidirectional` ones, and
-            equal stacks of these, with equal dropout between or none.
-        into: nothing: return a dict of NumPy arrays, a state_dict's but for ``torch.from_numpy`` (which knows no bfloat16). A
-            torch module of the same sizes: load them, return the module. A path: write a new safetensors file, return it.
+        layer: `Elman` (tanh or relu), `LSTM` (with a projection too) or `GRU` (reset
+            after), equal `bidirectional` ones, and equal stacks of these, with equal
+            dropout between or none.
+        into: nothing: return a dict of NumPy arrays, a state_dict's but for
+            ``torch.from_numpy`` (which knows no bfloat16). A torch module of the same
+            sizes: load them, return the module. A path: write a new safetensors file,
+            return it.
         prefix: put before every name of the dict or of the file.
-        bias: False leaves both biases out, which must then be zero (a module says it itself).
+        bias: False leaves both biases out, which must then be zero (a module says it
+            itself).
         cell: name them as those of nn.LSTMCell and its like, without ``_l0``.
 
     The bias goes to ``bias_ih``; ``bias_hh`` is zero but for what a GRU has apart.
@@ -97,14 +138,25 @@ def to_torch(
     if module is not None:
         _check_module(where, module)
         if prefix or cell or bias is not None:
-            raise ValueError(f"{where}: the module to load says its names itself: leave out prefix, bias and cell")
+            raise ValueError(
+                f"{where}: the module to load says its names itself: leave out prefix, "
+                f"bias and cell"
+            )
         bias, cell = module.bias, not hasattr(module, "num_layers")
     elif into is not None and not isinstance(into, (str, os.PathLike)):
-        raise TypeError(f"{where}: into must be a torch module or the path of a new file, but it is {describe(into)}")
+        raise TypeError(
+            f"{where}: into must be a torch module or the path of a new file, but it "
+            f"is {describe(into)}"
+        )
     spec = spec_of_layer(where, layer, bias is not False, not cell)
     arrays: dict[str, Any] = {}
-    for suffix, (_, own) in zip(spec.suffixes(), checked_take(layer, params, where), strict=True):
-        arrays |= {name: np.array(value) for name, value in _write(where, spec, own, suffix).items()}
+    for suffix, (_, own) in zip(
+        spec.suffixes(), checked_take(layer, params, where), strict=True
+    ):
+        arrays |= {
+            name: np.array(value)
+            for name, value in _write(where, spec, own, suffix).items()
+        }
     check_dtypes(where, arrays)
     if module is not None:
         return _load(where, module, layer, arrays)
@@ -119,9 +171,14 @@ def _inside(where: str, source: Any, prefix: str) -> Any:
     """The module at ``prefix``."""
     modules = dict(source.named_modules())
     if prefix.rstrip(".") not in modules:
-        recurrent = sorted(f"{name}." for name, own in modules.items() if type(own).__name__ in MODULES and name)
+        recurrent = sorted(
+            f"{name}."
+            for name, own in modules.items()
+            if type(own).__name__ in MODULES and name
+        )
         raise ValueError(
-            f"{where}: {type(source).__name__} has no module at prefix={prefix!r}; recurrent ones in it: "
+            f"{where}: {type(source).__name__} has no module at prefix={prefix!r}; "
+            f"recurrent ones in it: "
             f"{', '.join(map(repr, recurrent)) or 'none'}"
         )
     return modules[prefix.rstrip(".")]
@@ -132,34 +189,56 @@ def _check_module(where: str, module: Any) -> None:
     kind = type(module)
     if "quantiz" in kind.__module__:
         raise TypeError(
-            f"{where}: {kind.__module__}.{kind.__name__} is quantised: its integers do not convert, use the float module"
+            f"{where}: {kind.__module__}.{kind.__name__} is quantised: its integers do "
+            f"not convert, use the float module"
         )
     if kind.__name__.startswith("Parametrized"):
         raise TypeError(
-            f"{where}: the module is parametrised (weight_norm or the like): torch.nn.utils.parametrize.remove_parametrizations"
+            f"{where}: the module is parametrised (weight_norm or the like): "
+            f"torch.nn.utils.parametrize.remove_parametrizations"
             "(module, name) first"
         )
     if kind.__name__ not in MODULES or not kind.__module__.startswith("torch.nn."):
         raise TypeError(
-            f"{where}: expected one of torch.nn.{', '.join(MODULES)}, but it is {kind.__module__}.{kind.__name__}: name the "
-            "one inside it (with prefix, or as model.encoder), or, of a class of your own that computes the same, pass "
+            f"{where}: expected one of torch.nn.{', '.join(MODULES)}, but it is "
+            f"{kind.__module__}.{kind.__name__}: name the "
+            "one inside it (with prefix, or as model.encoder), or, of a class of your "
+            "own that computes the same, pass "
             "state_dict()"
         )
 
 
 def _under(prefix: str, source: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """What stands under ``prefix`` (its dot may be left out), and a note for errors of where recurrent weights are."""
+    """What stands under ``prefix`` (its dot may be left out), and a note for errors
+    of where recurrent weights are.
+    """
     if prefix and not any(name.startswith(f"{prefix}weight_") for name in source):
         prefix = prefix if prefix.endswith(".") else f"{prefix}."
-    places = {name[: name.index("weight_ih")] for name in source if "weight_ih" in name} - {prefix}
-    noted = f". Recurrent weights also stand under prefix={', '.join(map(repr, sorted(places)))}" if places else ""
-    return {name.removeprefix(prefix): value for name, value in source.items() if name.startswith(prefix)}, noted
+    places = {
+        name[: name.index("weight_ih")] for name in source if "weight_ih" in name
+    } - {prefix}
+    noted = (
+        f". Recurrent weights also stand under "
+        f"prefix={', '.join(map(repr, sorted(places)))}"
+        if places
+        else ""
+    )
+    return {
+        name.removeprefix(prefix): value
+        for name, value in source.items()
+        if name.startswith(prefix)
+    }, noted
 
 
-def _read(where: str, spec: Spec, arrays: Mapping[str, Any], suffix: str) -> dict[str, Any]:
+def _read(
+    where: str, spec: Spec, arrays: Mapping[str, Any], suffix: str
+) -> dict[str, Any]:
     """One cell's parameters."""
     own = {name.removesuffix(suffix): arrays[name] for name in spec.names(suffix)}
-    params = {"input_kernel": own["weight_ih"].T, "recurrent_kernel": own["weight_hh"].T}
+    params = {
+        "input_kernel": own["weight_ih"].T,
+        "recurrent_kernel": own["weight_hh"].T,
+    }
     if spec.bias:
         params |= fold_biases(where, spec.cell, own["bias_ih"], own["bias_hh"])
     else:
@@ -169,7 +248,9 @@ def _read(where: str, spec: Spec, arrays: Mapping[str, Any], suffix: str) -> dic
     return on_device(params)
 
 
-def _write(where: str, spec: Spec, params: Mapping[str, Any], suffix: str) -> dict[str, Any]:
+def _write(
+    where: str, spec: Spec, params: Mapping[str, Any], suffix: str
+) -> dict[str, Any]:
     """One cell's tensors."""
     bias, recurrent_bias = unfold_biases(params)
     if not spec.bias:
@@ -185,20 +266,36 @@ def _write(where: str, spec: Spec, params: Mapping[str, Any], suffix: str) -> di
 
 
 def _load(where: str, module: Any, layer: Any, arrays: Mapping[str, Any]) -> Any:
-    """``module`` with these weights, if it is the layer's like in kind, sizes and dtype."""
+    """``module`` with these weights, if it is the layer's like in kind, sizes and
+    dtype.
+    """
     state = module.state_dict()
     if any(value.is_meta for value in state.values()):
-        raise TypeError(f"{where}: the module is on torch's meta device and holds nothing: module.to_empty(device='cpu') first")
+        raise TypeError(
+            f"{where}: the module is on torch's meta device and holds nothing: "
+            f"module.to_empty(device='cpu') first"
+        )
     rate = getattr(module, "dropout", 0.0)
     found = spec_of_arrays(where, state, getattr(module, "nonlinearity", None), rate)
     check_same(where, layer, found.layer())
     check_shapes(
-        where, arrays, {name: tuple(value.shape) for name, value in state.items()}, "The module's are the expected ones"
+        where,
+        arrays,
+        {name: tuple(value.shape) for name, value in state.items()},
+        "The module's are the expected ones",
     )
     for name, value in arrays.items():
         dtype = str(state[name].dtype).removeprefix("torch.")
         if dtype != str(value.dtype):
-            raise TypeError(f"{where}: the module is {dtype}, but the parameters are {value.dtype} ({name}): cast one of them")
-    wide = {name: value.astype("float32") if value.dtype == jnp.bfloat16 else value for name, value in arrays.items()}
-    module.load_state_dict({name: state[name].new_tensor(value) for name, value in wide.items()})
+            raise TypeError(
+                f"{where}: the module is {dtype}, but the parameters are {value.dtype} "
+                f"({name}): cast one of them"
+            )
+    wide = {
+        name: value.astype("float32") if value.dtype == jnp.bfloat16 else value
+        for name, value in arrays.items()
+    }
+    module.load_state_dict(
+        {name: state[name].new_tensor(value) for name, value in wide.items()}
+    )
     return module

@@ -1,4 +1,6 @@
-"""Layers that an engine walks as one network, where it can: cuDNN computes the layers of a stack side by side."""
+"""Layers that an engine walks as one network, where it can: cuDNN computes the
+layers of a stack side by side.
+"""
 
 from __future__ import annotations
 
@@ -14,23 +16,43 @@ from ..core.cell import Carry, Params, Walk
 def walk_together(
     parts: list[tuple[Any, ...]], params: Params, carry: Carry, xs: Array, how: Walk
 ) -> tuple[Carry, Array, Carry] | None:
-    """As a layer's ``unroll``, in one call of the engine's ``walk_network``; None where every part is to be walked by itself.
+    """As a layer's ``unroll``, in one call of the engine's ``walk_network``; None where
+    every part is to be walked by itself.
 
     Args:
-        parts: for every layer what walks in it: one cell, or of a bidirectional one two, their outputs side by side.
+        parts: for every layer what walks in it: one cell, or of a bidirectional one
+            two, their outputs side by side.
         params, carry: of the whole, cells in the order of ``parts``.
     """
     engine, cells = how.engine, [cell for part in parts for cell in part]
     by_window = how.window is not None and how.window < xs.shape[0]
-    if not hasattr(engine, "walk_network") or by_window or how.gradient_scale is not None or how.all_carries:
+    if (
+        not hasattr(engine, "walk_network")
+        or by_window
+        or how.gradient_scale is not None
+        or how.all_carries
+    ):
         return None
     states = jax.tree.leaves(carry, is_leaf=lambda node: isinstance(node, LSTMState))
-    if len(states) != len(cells) or len({len(part) for part in parts}) > 1 or len(cells) == 1:
+    if (
+        len(states) != len(cells)
+        or len({len(part) for part in parts}) > 1
+        or len(cells) == 1
+    ):
         return None
     pairs = zip(cells, states, strict=True)
-    if any(engine.refusal(cell, params, state, xs, how.mask, how.resets) for cell, state in pairs):
+    if any(
+        engine.refusal(cell, params, state, xs, how.mask, how.resets)
+        for cell, state in pairs
+    ):
         return None
     if len({cell.hidden_size for cell in cells}) > 1:
         return None
-    last, ys = engine.walk_network(params, states, xs, how.mask, how.reverse, len(parts[0]) == 2)
-    return jax.tree.unflatten(jax.tree.structure(carry), jax.tree.leaves(last)), ys, jax.tree.map(lambda _: None, carry)
+    last, ys = engine.walk_network(
+        params, states, xs, how.mask, how.reverse, len(parts[0]) == 2
+    )
+    return (
+        jax.tree.unflatten(jax.tree.structure(carry), jax.tree.leaves(last)),
+        ys,
+        jax.tree.map(lambda _: None, carry),
+    )

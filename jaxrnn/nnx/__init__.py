@@ -1,6 +1,8 @@
-"""Recurrent layers at home in flax nnx: `RNN` and `Bidirectional` stand where ``nnx.RNN`` and ``nnx.Bidirectional`` stood.
+"""Recurrent layers at home in flax nnx: `RNN` and `Bidirectional` stand where
+``nnx.RNN`` and ``nnx.Bidirectional`` stood.
 
-They take flax's cells, with flax's parameters, arguments and carries, or any jaxrnn cell or layer. What differs::
+They take flax's cells, with flax's parameters, arguments and carries, or any jaxrnn
+cell or layer. What differs::
 
     what                        flax                          here, and why
     padded steps                whatever the cell makes of    zeros; NaN there changes no value and no gradient
@@ -16,7 +18,7 @@ They take flax's cells, with flax's parameters, arguments and carries, or any ja
     cells that draw or count    state_axes, broadcast_rngs    refused: a step is a function of carry and input
     one RNN for both directions a warning in the log          refused: most likely an oversight
     a cell's outputs            any tree                      one array
-"""
+"""  # noqa: E501
 
 from .bidirectional import Bidirectional as Bidirectional
 from .flip import flip_sequences as flip_sequences

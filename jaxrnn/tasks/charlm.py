@@ -1,4 +1,6 @@
-"""charlm: a character language model on any text, trained by truncated backpropagation through time."""
+"""charlm: a character language model on any text, trained by truncated
+backpropagation through time.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,17 @@ from flax import nnx
 from ..core.cell import Params
 from ..decoding.sampling import generate
 from ..layers import dropout, stack
-from ..training import BadInput, Budget, Experiment, Run, TrainState, make_optimiser, make_train_step, start, warmup_cosine
+from ..training import (
+    BadInput,
+    Budget,
+    Experiment,
+    Run,
+    TrainState,
+    make_optimiser,
+    make_train_step,
+    start,
+    warmup_cosine,
+)
 from ..training.curves import draw_curves
 from ..training.devices import choose_devices, mesh_of, on_one_device
 from .config import cell_field, check_with_sources, option
@@ -34,7 +46,9 @@ class Options:
     """What can be chosen; the field names are the command line's flags."""
 
     data: tuple[str, ...] = option(
-        ("pydoc",), "a UTF-8 text file, or pydoc (embedded) or kjv (package); a second one is the held-out text"
+        ("pydoc",),
+        "a UTF-8 text file, or pydoc (embedded) or kjv (package); a second one is the "
+        "held-out text",
     )
     cell: str = cell_field("lstm")
     hidden: int = option(256, "units of each layer", least=1)
@@ -43,12 +57,18 @@ class Options:
     dropout: float = option(0.1, "after each recurrent layer", least=0, below=1)
     batch: int = option(32, "streams read side by side", least=1)
     window: int = option(64, "k1, k2: characters per update of truncated BPTT", least=1)
-    horizon: int = option(0, "k2, if gradients shall reach further back than the window", least=0)
+    horizon: int = option(
+        0, "k2, if gradients shall reach further back than the window", least=0
+    )
     learning_rate: float = option(5e-3, "peak learning rate of Adam", above=0)
     clip: float = option(1.0, "largest global norm of a gradient", above=0)
     weight_decay: float = option(0.0, "decoupled weight decay", least=0)
     seed: int = option(0, "of everything random", least=0, below=2**31)
-    devices: int = option(0, "cores, or accelerators, over which the batch is split; 0: the cores that pay", least=0)
+    devices: int = option(
+        0,
+        "cores, or accelerators, over which the batch is split; 0: the cores that pay",
+        least=0,
+    )
 
     QUICK: ClassVar[dict[str, Any]] = {"hidden": 64, "batch": 16, "window": 32}
 
@@ -56,7 +76,8 @@ class Options:
         check_with_sources(self, "text")
         if self.horizon and self.horizon < self.window:
             raise BadInput(
-                f"--horizon {self.horizon} is less than --window {self.window}: the oldest losses of each window would get "
+                f"--horizon {self.horizon} is less than --window {self.window}: the "
+                f"oldest losses of each window would get "
                 "no gradient; choose a --horizon of at least the --window"
             )
 
@@ -71,31 +92,47 @@ class Texts:
 
     @classmethod
     def read(cls, sources: tuple[str, ...]) -> Texts:
-        """One source gives its last 5 % as held-out text; a second source is the held-out text."""
+        """One source gives its last 5 % as held-out text; a second source is the
+        held-out text.
+        """
         first = read_text(sources[0])
-        train, held_out = (first, read_text(sources[1])) if len(sources) > 1 else split_held_out(first)
+        train, held_out = (
+            (first, read_text(sources[1]))
+            if len(sources) > 1
+            else split_held_out(first)
+        )
         if len(held_out) < 2:
             raise BadInput(
-                f"{sources[-1]} is too short: the held-out text has {len(held_out)} characters, at least 2 are needed"
+                f"{sources[-1]} is too short: the held-out text has {len(held_out)} "
+                f"characters, at least 2 are needed"
             )
         vocabulary = Vocabulary.of(train)
         return cls(vocabulary.encode(train), vocabulary.encode(held_out), vocabulary)
 
 
 def build(options: Options, config: dict[str, Any]) -> tuple[Functions, Any]:
-    """The model's functions and its first parameters; ``config["vocabulary"]`` holds the characters it knows."""
+    """The model's functions and its first parameters; ``config["vocabulary"]`` holds
+    the characters it knows.
+    """
     cell = make_cell(options.cell, options.hidden, max(options.window, options.horizon))
     parts: list[Any] = []
     for _ in range(options.layers):
         parts += [cell, dropout(options.dropout)] if options.dropout else [cell]
-    model = LanguageModel(len(config["vocabulary"]), stack(*parts), options.embed, rngs=nnx.Rngs(options.seed))
+    model = LanguageModel(
+        len(config["vocabulary"]),
+        stack(*parts),
+        options.embed,
+        rngs=nnx.Rngs(options.seed),
+    )
     return Functions.of(model)
 
 
 def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
     """The experiment, and what the run's config must hold besides the options."""
     texts = Texts.read(options.data)
-    digest = hashlib.sha256(texts.train.tobytes() + b"held out" + texts.held_out.tobytes()).hexdigest()
+    digest = hashlib.sha256(
+        texts.train.tobytes() + b"held out" + texts.held_out.tobytes()
+    ).hexdigest()
     config = {"vocabulary": texts.vocabulary.characters, "text": digest}
     functions, params = build(options, config)
     streams = Streams(texts.train, options.batch, options.window, options.seed)
@@ -106,19 +143,31 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
     train_step = make_train_step(tbptt, optimiser, schedule, mesh)
 
     def evaluate(state: TrainState) -> dict[str, float]:
-        return {"bits_per_char": bits_per_token(functions, on_one_device(state.params), texts.held_out)}
+        return {
+            "bits_per_char": bits_per_token(
+                functions, on_one_device(state.params), texts.held_out
+            )
+        }
 
-    opening = "The " if texts.vocabulary.encode("The ").all() else texts.vocabulary.start
+    opening = (
+        "The " if texts.vocabulary.encode("The ").all() else texts.vocabulary.start
+    )
 
     def sample(state: TrainState) -> str:
         params = on_one_device(state.params)
-        written = pieces(functions, params, texts.vocabulary, opening, 120, 0.7, None, options.seed)
+        written = pieces(
+            functions, params, texts.vocabulary, opening, 120, 0.7, None, options.seed
+        )
         return "".join(written).replace("\n", "\u23ce")
 
     key = jax.random.key(options.seed)
     experiment = Experiment(
-        start=lambda: start(tbptt, optimiser, params, streams(0), (options.batch,), key),
-        advance=lambda state, progress: train_step(state, streams(int(state.step)), progress),
+        start=lambda: start(
+            tbptt, optimiser, params, streams(0), (options.batch,), key
+        ),
+        advance=lambda state, progress: train_step(
+            state, streams(int(state.step)), progress
+        ),
         describe=lambda loss: {"bits_per_char": loss / float(np.log(2))},
         evaluate=evaluate,
         sample=sample,
@@ -127,12 +176,19 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
     return experiment, config
 
 
-def probe(options: Options, config: dict[str, Any], length: int, batch: int) -> Callable[[Params], Probe]:
-    """For the instruments: stretches of the held-out text, read from the initial carry."""
+def probe(
+    options: Options, config: dict[str, Any], length: int, batch: int
+) -> Callable[[Params], Probe]:
+    """For the instruments: stretches of the held-out text, read from the initial
+    carry.
+    """
     functions, _ = build(options, config)
     text = Texts.read(options.data).held_out
     if len(text) <= length:
-        raise BadInput(f"the held-out text has {len(text)} characters: choose a --length below that")
+        raise BadInput(
+            f"the held-out text has {len(text)} characters: choose a --length below "
+            f"that"
+        )
     starts = np.linspace(0, len(text) - length - 1, batch).astype(int)
     rows = starts[None, :] + np.arange(length)[:, None]
     return functools.partial(functions.probe, text[rows], text[rows + 1])
@@ -144,10 +200,14 @@ def _generate(functions, params, prompt, length, temperature, top_k, key, carry)
 
     def step(carry, token):
         carry, logits = functions.step(params, carry, token)
-        return carry, logits.at[..., 0].set(-jnp.inf)  # no text holds the symbol for what training did not show
+        return carry, logits.at[..., 0].set(
+            -jnp.inf
+        )  # no text holds the symbol for what training did not show
 
     top_k = top_k if temperature else None  # at 0 the likeliest is taken, whatever k
-    return generate(step, carry, prompt, length, temperature=temperature, top_k=top_k, key=key)
+    return generate(
+        step, carry, prompt, length, temperature=temperature, top_k=top_k, key=key
+    )
 
 
 PIECE = 32  # characters between one look at the terminal and the next
@@ -166,8 +226,19 @@ def pieces(
     """``length`` characters that follow ``prompt``, a piece at a time."""
     carry, tokens = None, np.asarray(vocabulary.encode(prompt))
     for begin in range(0, length, PIECE):
-        key = jax.random.fold_in(jax.random.key(seed), begin) if temperature > 0 else None
-        found = _generate(functions, params, jnp.asarray(tokens), PIECE, temperature, top_k, key, carry)
+        key = (
+            jax.random.fold_in(jax.random.key(seed), begin) if temperature > 0 else None
+        )
+        found = _generate(
+            functions,
+            params,
+            jnp.asarray(tokens),
+            PIECE,
+            temperature,
+            top_k,
+            key,
+            carry,
+        )
         carry, tokens = found.carry, np.asarray(found.tokens)
         yield vocabulary.decode(tokens[: length - begin])
         tokens = tokens[-1:]  # not read yet
@@ -186,18 +257,46 @@ class Trained:
     def vocabulary(self) -> Vocabulary:
         return Vocabulary(self.config["vocabulary"])
 
-    def sample(self, prompt: str, length: int | None, temperature: float | None, top_k: int | None, seed: int) -> str:
-        """``prompt`` and what the model writes after it: 400 characters at temperature 0.7 where nothing else is said."""
+    def sample(
+        self,
+        prompt: str,
+        length: int | None,
+        temperature: float | None,
+        top_k: int | None,
+        seed: int,
+    ) -> str:
+        """``prompt`` and what the model writes after it: 400 characters at
+        temperature 0.7 where nothing else is said.
+        """
         return "".join(self.stream(prompt, length, temperature, top_k, seed))
 
-    def stream(self, prompt: str, length: int | None, temperature: float | None, top_k: int | None, seed: int) -> Iterator[str]:
+    def stream(
+        self,
+        prompt: str,
+        length: int | None,
+        temperature: float | None,
+        top_k: int | None,
+        seed: int,
+    ) -> Iterator[str]:
         """What `sample` returns, in pieces as they are written."""
         if top_k is not None and top_k > len(self.vocabulary):
-            raise BadInput(f"--top-k {top_k} is more than the {len(self.vocabulary)} characters of the model")
+            raise BadInput(
+                f"--top-k {top_k} is more than the {len(self.vocabulary)} characters "
+                f"of the model"
+            )
         length, temperature = length or 400, 0.7 if temperature is None else temperature
         yield prompt
         begin = prompt or self.vocabulary.start
-        yield from pieces(self.functions, self.params, self.vocabulary, begin, length, temperature, top_k, seed)
+        yield from pieces(
+            self.functions,
+            self.params,
+            self.vocabulary,
+            begin,
+            length,
+            temperature,
+            top_k,
+            seed,
+        )
 
     def predict(self, text: str) -> str:
         """Bits per character of a text; nan where it has fewer than two characters."""
@@ -210,16 +309,27 @@ class Trained:
         return self.evaluate_text(read_text(path), path)
 
     def evaluate_length(self, length: int) -> dict[str, Any]:
-        raise BadInput("charlm makes no sequences of its own: --data PATH evaluates it on a text")
+        raise BadInput(
+            "charlm makes no sequences of its own: --data PATH evaluates it on a text"
+        )
 
     def evaluate_text(self, text: str, name: str) -> dict[str, Any]:
         if len(text) < 2:
-            raise BadInput(f"{name} is too short: it has {len(text)} characters, at least 2 are needed")
+            raise BadInput(
+                f"{name} is too short: it has {len(text)} characters, at least 2 are "
+                f"needed"
+            )
         numbers = self.vocabulary.encode(text)
         score = bits_per_token(self.functions, self.params, numbers)
-        return {"bits_per_char": score, "characters": len(text), "unknown_characters": int((numbers == 0).sum())}
+        return {
+            "bits_per_char": score,
+            "characters": len(text),
+            "unknown_characters": int((numbers == 0).sum()),
+        }
 
     def report(self, run: Run) -> list[str]:
-        """What to show at the end of training: the learning curves as ``curves.png``."""
+        """What to show at the end of training: the learning curves as
+        ``curves.png``.
+        """
         path = draw_curves(run, METRIC, LABEL)
         return [f"picture: {path}"] if path else []

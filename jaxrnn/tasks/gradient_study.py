@@ -1,4 +1,6 @@
-"""Where gradients go in a task's model: a table, ``gradients.json`` and pictures, at initialisation and after training."""
+"""Where gradients go in a task's model: a table, ``gradients.json`` and pictures, at
+initialisation and after training.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,10 @@ FIRST_LAG = 20  # of the fit: before it the loss's own direction still counts
 class Study:
     """What `gradients` is asked for; the field names are the command line's flags."""
 
-    cell: tuple[str, ...] = option(("elman", "gru", "lstm", "lstm:chrono"), "cells, each NAME or NAME:VARIANT as for train")
+    cell: tuple[str, ...] = option(
+        ("elman", "gru", "lstm", "lstm:chrono"),
+        "cells, each NAME or NAME:VARIANT as for train",
+    )
     task: str = option("adding", "whose inputs and loss are taken")
     hidden: int = option(64, "units", least=1)
     length: int = option(200, "steps before the loss", least=3)
@@ -41,43 +46,74 @@ class Study:
 
 
 def gradients(
-    study: dict[str, Any] | None = None, *, run: str | os.PathLike | None = None, out: str | os.PathLike
+    study: dict[str, Any] | None = None,
+    *,
+    run: str | os.PathLike | None = None,
+    out: str | os.PathLike,
 ) -> tuple[dict[str, Any], list[str]]:
-    """Measure, write ``gradients.json`` and pictures into the directory ``out``, and return the results and a table as lines.
+    """Measure, write ``gradients.json`` and pictures into the directory ``out``, and
+    return the results and a table as lines.
 
     Args:
         study: fields of `Study` that differ from its defaults.
-        run: a run directory: its model before and after training, in place of the cells, the task and the units of ``study``.
+        run: a run directory: its model before and after training, in place of the
+            cells, the task and the units of ``study``.
         out: made where it is not there; files of earlier studies in it are replaced.
 
     Raises:
         BadInput: for options that do not fit, or a run that cannot be read.
     """
     for name in study or {}:
-        check_name("gradients", name, [field.name for field in dataclasses.fields(Study)])
+        check_name(
+            "gradients", name, [field.name for field in dataclasses.fields(Study)]
+        )
     asked = Study(**(study or {}))
-    subjects, context = _of_run(run, asked, set(study or {})) if run is not None else _of_cells(asked)
-    found = {name: _measure(models, asked, context["length"]) for name, models in subjects.items()}
-    results = {**context, "jax": jax.__version__, "models": {name: _summary(f) for name, f in found.items()}}
+    subjects, context = (
+        _of_run(run, asked, set(study or {})) if run is not None else _of_cells(asked)
+    )
+    found = {
+        name: _measure(models, asked, context["length"])
+        for name, models in subjects.items()
+    }
+    results = {
+        **context,
+        "jax": jax.__version__,
+        "models": {name: _summary(f) for name, f in found.items()},
+    }
     folder = pathlib.Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "gradients.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        (folder / "gradients.json").write_text(
+            json.dumps(results, indent=1) + "\n", encoding="utf-8"
+        )
     except OSError as error:
-        raise BadInput(f"{folder} cannot be written: {error.strerror}; choose another --out") from None
-    lines = [*_table(results, found), *_draw(folder, found, subjects, context, after=run is not None)]
+        raise BadInput(
+            f"{folder} cannot be written: {error.strerror}; choose another --out"
+        ) from None
+    lines = [
+        *_table(results, found),
+        *_draw(folder, found, subjects, context, after=run is not None),
+    ]
     return results, [*lines, f"written: {folder / 'gradients.json'}"]
 
 
-Models = tuple[Callable[[Any], Probe], list[Any]]  # a probe, and the parameters to look at with it
+Models = tuple[
+    Callable[[Any], Probe], list[Any]
+]  # a probe, and the parameters to look at with it
 
 
 def _of_cells(asked: Study) -> tuple[dict[str, Models], dict[str, Any]]:
     """A model a cell and seed, at initialisation; all see the same inputs."""
-    check_name("--task", asked.task, [name for name, module in TASKS.items() if hasattr(module, "probe")])
+    check_name(
+        "--task",
+        asked.task,
+        [name for name, module in TASKS.items() if hasattr(module, "probe")],
+    )
     module, subjects = TASKS[asked.task], {}
     for cell in asked.cell:
-        options = [_options(module, cell, asked, asked.seed + i) for i in range(asked.seeds)]
+        options = [
+            _options(module, cell, asked, asked.seed + i) for i in range(asked.seeds)
+        ]
         _, config = module.prepare(options[0])
         probe = module.probe(options[0], config, asked.length, asked.batch)
         subjects[cell] = (probe, [module.build(each, config)[1] for each in options])
@@ -86,23 +122,48 @@ def _of_cells(asked: Study) -> tuple[dict[str, Models], dict[str, Any]]:
 
 def _options(module: Any, cell: str, asked: Study, seed: int) -> Any:
     """The task's options for a study; only those that it has."""
-    wanted = {"cell": cell, "hidden": asked.hidden, "length": asked.length, "seed": seed}
+    wanted = {
+        "cell": cell,
+        "hidden": asked.hidden,
+        "length": asked.length,
+        "seed": seed,
+    }
     names = {field.name for field in dataclasses.fields(module.Options)}
-    return module.Options(**{name: value for name, value in wanted.items() if name in names})
+    return module.Options(
+        **{name: value for name, value in wanted.items() if name in names}
+    )
 
 
-def _of_run(path: Any, asked: Study, given: set[str]) -> tuple[dict[str, Models], dict[str, Any]]:
+def _of_run(
+    path: Any, asked: Study, given: set[str]
+) -> tuple[dict[str, Models], dict[str, Any]]:
     """The model of a run as it was initialised, and as it is now."""
     if given & {"cell", "task", "hidden", "seeds", "seed"}:
-        raise BadInput("--run brings its own cell, task and units: leave --cell, --task, --hidden, --seeds and --seed out")
+        raise BadInput(
+            "--run brings its own cell, task and units: leave --cell, --task, "
+            "--hidden, --seeds and --seed out"
+        )
     run, module, options, _, (first, params), notes = restore(path)
     if not hasattr(module, "probe"):
-        raise BadInput(f"{run.path} is a run of {run.config['task']}, which gradients cannot look into")
-    length = asked.length if "length" in given else getattr(options, "length", asked.length)
+        raise BadInput(
+            f"{run.path} is a run of {run.config['task']}, which gradients cannot look "
+            f"into"
+        )
+    length = (
+        asked.length if "length" in given else getattr(options, "length", asked.length)
+    )
     probe = module.probe(options, run.config, length, asked.batch)
-    context = {"run": str(path), "task": run.config["task"], "cell": options.cell, "hidden": options.hidden}
+    context = {
+        "run": str(path),
+        "task": run.config["task"],
+        "cell": options.cell,
+        "hidden": options.hidden,
+    }
     context |= {"length": length, "batch": asked.batch, "notes": notes}
-    return {"before training": (probe, [first]), "after training": (probe, [params])}, context
+    return {
+        "before training": (probe, [first]),
+        "after training": (probe, [params]),
+    }, context
 
 
 def _measure(models: Models, asked: Study, length: int) -> list[Findings]:
@@ -110,7 +171,10 @@ def _measure(models: Models, asked: Study, length: int) -> list[Findings]:
     probe, all_params = models
     fit_range = (min(FIRST_LAG, length // 3), length - 1)
     keys = jax.random.split(jax.random.key(asked.seed), len(all_params))
-    return [jax.tree.map(np.asarray, look(probe, params, key, fit_range)) for params, key in zip(all_params, keys, strict=True)]
+    return [
+        jax.tree.map(np.asarray, look(probe, params, key, fit_range))
+        for params, key in zip(all_params, keys, strict=True)
+    ]
 
 
 def _summary(found: list[Findings]) -> dict[str, Any]:
@@ -130,7 +194,9 @@ def _summary(found: list[Findings]) -> dict[str, Any]:
         "lyapunov_exponents_of_first_seed": as_json(found[0].exponents),
         "leading_exponent": as_json(np.mean([f.exponents[0] for f in found])),
         "truncation_error": as_json(error),
-        "k2_for_a_tenth": int(np.argmax(error < 0.1)) + 1 if (error < 0.1).any() else None,
+        "k2_for_a_tenth": int(np.argmax(error < 0.1)) + 1
+        if (error < 0.1).any()
+        else None,
     }
 
 
@@ -138,58 +204,107 @@ def _table(results: dict[str, Any], found: dict[str, list[Findings]]) -> list[st
     """The table as lines, and what its columns are."""
     length = results["length"]
     lags = [k for k in (10, 50, 199) if k <= length] or [length]
-    head = ["model", "beta", "tau", *(f"v_{k}/v_0" for k in lags), "memory", "lambda_1", "k2 for 10 %"]
+    head = [
+        "model",
+        "beta",
+        "tau",
+        *(f"v_{k}/v_0" for k in lags),
+        "memory",
+        "lambda_1",
+        "k2 for 10 %",
+    ]
     rows = [head]
     for name, model in results["models"].items():
         curve = model["mean_log_v_over_v0"]
         ratios = ["-" if curve[k] is None else f"{np.exp(curve[k]):.2g}" for k in lags]
-        memory = np.median([each.horizon for each in found[name]])  # NaN, where a seed's is
+        memory = np.median(
+            [each.horizon for each in found[name]]
+        )  # NaN, where a seed's is
         tau, k2 = model["tau"], model["k2_for_a_tenth"]
         beta, leading = (
-            "-" if x is None else f"{x:.{digits}f}" for x, digits in ((model["beta"], 4), (model["leading_exponent"], 3))
+            "-" if x is None else f"{x:.{digits}f}"
+            for x, digits in ((model["beta"], 4), (model["leading_exponent"], 3))
         )
         rows.append(
             [
                 name,
                 beta,
-                f"{tau:.3g}" if tau is not None else "-" if model["beta"] is None else "inf",
+                f"{tau:.3g}"
+                if tau is not None
+                else "-"
+                if model["beta"] is None
+                else "inf",
                 *ratios,
-                "-" if np.isnan(memory) else f"> {length}" if np.isinf(memory) else f"{memory:.0f}",
+                "-"
+                if np.isnan(memory)
+                else f"> {length}"
+                if np.isinf(memory)
+                else f"{memory:.0f}",
                 leading,
                 str(k2 or f"> {length}"),
             ]
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     lines = [
-        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
         for row in rows
     ]
     return [
         *lines,
-        "beta, tau: the gradient at the state shrinks by beta a step, to 1/e in tau steps (fit of log v_k, k from "
+        "beta, tau: the gradient at the state shrinks by beta a step, to 1/e in tau "
+        "steps (fit of log v_k, k from "
         f"{min(FIRST_LAG, length // 3)})",
-        "v_k/v_0: gradient norm k steps before the loss; memory: lag after which it stays below a hundredth of its largest",
-        "lambda_1: leading Lyapunov exponent, nats per step; k2: steps of truncated BPTT whose gradient is right to 10 %",
+        "v_k/v_0: gradient norm k steps before the loss; memory: lag after which it "
+        "stays below a hundredth of its largest",
+        "lambda_1: leading Lyapunov exponent, nats per step; k2: steps of truncated "
+        "BPTT whose gradient is right to 10 %",
     ]
 
 
-def _draw(folder: pathlib.Path, found: Any, subjects: dict[str, Models], context: dict, after: bool) -> list[str]:
+def _draw(
+    folder: pathlib.Path,
+    found: Any,
+    subjects: dict[str, Models],
+    context: dict,
+    after: bool,
+) -> list[str]:
     """The pictures; a line a file."""
-    plots, title = diagnostics.plots, f"{context['task']}, {context['hidden']} units, {context['length']} steps"
+    plots, title = (
+        diagnostics.plots,
+        f"{context['task']}, {context['hidden']} units, {context['length']} steps",
+    )
     curves = {name: np.mean([f.log_v for f in each], 0) for name, each in found.items()}
-    maps = {name: look_at_every_loss(probe, all_params[0]) for name, (probe, all_params) in subjects.items()}
-    errors = {name: np.mean([f.truncation_error for f in each], 0) for name, each in found.items()}
+    maps = {
+        name: look_at_every_loss(probe, all_params[0])
+        for name, (probe, all_params) in subjects.items()
+    }
+    errors = {
+        name: np.mean([f.truncation_error for f in each], 0)
+        for name, each in found.items()
+    }
     try:
         if after:
             cell = context["cell"]
-            decay = plots.decay_curves({cell: curves["before training"]}, {cell: curves["after training"]}, title=title)
+            decay = plots.decay_curves(
+                {cell: curves["before training"]},
+                {cell: curves["after training"]},
+                title=title,
+            )
         else:
             decay = plots.decay_curves(curves, title=f"{title}, at initialisation")
         pictures = {
             "decay": decay,
             "maps": plots.gradient_maps(maps, title=title),
-            "spectra": plots.spectra({name: each[0].exponents for name, each in found.items()}, title=title),
-            "truncation": plots.truncation_curves({n: (np.arange(1, len(e) + 1), e) for n, e in errors.items()}, title=title),
+            "spectra": plots.spectra(
+                {name: each[0].exponents for name, each in found.items()}, title=title
+            ),
+            "truncation": plots.truncation_curves(
+                {n: (np.arange(1, len(e) + 1), e) for n, e in errors.items()},
+                title=title,
+            ),
         }
     except ImportError as error:
         return [f"no pictures: {error}"]

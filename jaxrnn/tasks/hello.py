@@ -1,6 +1,8 @@
-"""hello: the four-letter language model. One-hot h, e, l, o in; after "h" it must say e, then l, then l, then o.
+"""hello: the four-letter language model. One-hot h, e, l, o in; after "h" it must say
+e, then l, then l, then o.
 
-The second l must be told from the first by what came before it: the smallest problem that needs a recurrent state.
+The second l must be told from the first by what came before it: the smallest problem
+    that needs a recurrent state.
 """
 
 from __future__ import annotations
@@ -14,7 +16,17 @@ import numpy as np
 from flax import nnx
 
 from ..decoding.sampling import generate
-from ..training import BadInput, Budget, Experiment, Run, TrainState, make_optimiser, make_train_step, start, warmup_cosine
+from ..training import (
+    BadInput,
+    Budget,
+    Experiment,
+    Run,
+    TrainState,
+    make_optimiser,
+    make_train_step,
+    start,
+    warmup_cosine,
+)
 from ..training.curves import draw_curves, new_figure
 from ..truncation.tbptt import Window
 from .config import cell_field, check_options, option
@@ -23,7 +35,10 @@ from .models.language_model import Functions, LanguageModel
 
 METRIC, LABEL = "loss", "cross-entropy (nats per letter)"
 BUDGET = Budget(steps=200, report_every=10, evaluate_every=100)
-NO_OTHER_DATA = "hello has no other data to be evaluated on: it knows one word. Try jaxrnn predict RUN hell"
+NO_OTHER_DATA = (
+    "hello has no other data to be evaluated on: it knows one word. Try jaxrnn predict "
+    "RUN hell"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +56,9 @@ class Options:
     def __post_init__(self):
         check_options(self)
         if len(self.word) < 2:
-            raise BadInput(f"--word must have at least 2 letters, but it is {self.word!r}")
+            raise BadInput(
+                f"--word must have at least 2 letters, but it is {self.word!r}"
+            )
 
     @property
     def letters(self) -> str:
@@ -50,15 +67,22 @@ class Options:
 
 
 def build(options: Options, config: dict[str, Any]) -> tuple[Functions, Any]:
-    """The model's functions and its first parameters: one-hot letters, one recurrent layer, a linear readout."""
+    """The model's functions and its first parameters: one-hot letters, one recurrent
+    layer, a linear readout.
+    """
     layer = make_cell(options.cell, options.hidden, len(options.word))
-    return Functions.of(LanguageModel(len(options.letters), layer, rngs=nnx.Rngs(options.seed)))
+    return Functions.of(
+        LanguageModel(len(options.letters), layer, rngs=nnx.Rngs(options.seed))
+    )
 
 
 def numbers(options: Options, text: str) -> np.ndarray:
     for letter in text:
         if letter not in options.letters:
-            raise BadInput(f"{letter!r} is none of the letters this model knows: {', '.join(options.letters)}")
+            raise BadInput(
+                f"{letter!r} is none of the letters this model knows: "
+                f"{', '.join(options.letters)}"
+            )
     return np.asarray([options.letters.index(letter) for letter in text], np.int32)
 
 
@@ -69,20 +93,33 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
     steps = len(word) - 1
     resets = np.arange(steps) == 0
     window = Window(word[:-1], word[1:], np.ones(steps, bool), resets)
-    tbptt, optimiser, schedule = functions.tbptt(steps, steps), make_optimiser(), warmup_cosine(options.learning_rate)
+    tbptt, optimiser, schedule = (
+        functions.tbptt(steps, steps),
+        make_optimiser(),
+        warmup_cosine(options.learning_rate),
+    )
     train_step = make_train_step(tbptt, optimiser, schedule)
 
     def evaluate(state: TrainState) -> dict[str, Any]:
-        _, total = functions.total_loss(state.params, functions.initial_carry(state.params, ()), window, window.mask)
+        _, total = functions.total_loss(
+            state.params, functions.initial_carry(state.params, ()), window, window.mask
+        )
         said = Trained(functions, state.params, options).predict(options.word[:-1])
-        return {"loss": float(total) / steps, "exact_match": float(said == options.word[1:])}
+        return {
+            "loss": float(total) / steps,
+            "exact_match": float(said == options.word[1:]),
+        }
 
     experiment = Experiment(
-        start=lambda: start(tbptt, optimiser, params, window, (), jax.random.key(options.seed)),
+        start=lambda: start(
+            tbptt, optimiser, params, window, (), jax.random.key(options.seed)
+        ),
         advance=lambda state, progress: train_step(state, window, progress),
         describe=lambda loss: {"loss": loss},
         evaluate=evaluate,
-        sample=lambda state: Trained(functions, state.params, options).sample(options.word[0], None, None, None, 0),
+        sample=lambda state: Trained(functions, state.params, options).sample(
+            options.word[0], None, None, None, 0
+        ),
         learning_rate=schedule,
     )
     return experiment, {}
@@ -98,7 +135,9 @@ class Trained:
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def probabilities(self, text: str) -> np.ndarray:
-        """``(T, V)``: after each letter of ``text``, how likely each letter is to come next."""
+        """``(T, V)``: after each letter of ``text``, how likely each letter is to
+        come next.
+        """
         window = Window(jnp.asarray(numbers(self.options, text)), None)
         _, logits, _ = self.functions.still(self.params)(window)
         return np.asarray(jax.nn.softmax(logits))
@@ -107,15 +146,31 @@ class Trained:
         """After each letter, the likeliest next one."""
         if not text:
             raise BadInput("predict wants letters, such as hell")
-        return "".join(self.options.letters[i] for i in self.probabilities(text).argmax(-1))
+        return "".join(
+            self.options.letters[i] for i in self.probabilities(text).argmax(-1)
+        )
 
-    def sample(self, prompt: str, length: int | None, temperature: float | None, top_k: int | None, seed: int) -> str:
-        """``prompt`` (default: the word's first letter) and what the model says after it, the likeliest letters by default."""
+    def sample(
+        self,
+        prompt: str,
+        length: int | None,
+        temperature: float | None,
+        top_k: int | None,
+        seed: int,
+    ) -> str:
+        """``prompt`` (default: the word's first letter) and what the model says
+        after it, the likeliest letters by default.
+        """
         prompt = prompt or self.options.word[0]
-        length = max(len(self.options.word) - len(prompt), 1) if length is None else length
+        length = (
+            max(len(self.options.word) - len(prompt), 1) if length is None else length
+        )
         temperature = temperature or 0.0
         if top_k is not None and top_k > len(self.options.letters):
-            raise BadInput(f"--top-k {top_k} is more than the {len(self.options.letters)} letters of the model")
+            raise BadInput(
+                f"--top-k {top_k} is more than the {len(self.options.letters)} letters "
+                f"of the model"
+            )
         carry = self.functions.initial_carry(self.params, ())
         key = jax.random.key(seed) if temperature else None
         written = generate(
@@ -127,7 +182,9 @@ class Trained:
             top_k=top_k if temperature else None,
             key=key,
         )
-        return prompt + "".join(self.options.letters[i] for i in np.asarray(written.tokens))
+        return prompt + "".join(
+            self.options.letters[i] for i in np.asarray(written.tokens)
+        )
 
     def evaluate(self, path: str) -> dict[str, Any]:
         raise BadInput(NO_OTHER_DATA)
@@ -136,21 +193,36 @@ class Trained:
         raise BadInput(NO_OTHER_DATA)
 
     def report(self, run: Run) -> list[str]:
-        """The distribution after each letter as lines of text, and as ``distribution.png``."""
+        """The distribution after each letter as lines of text, and as
+        ``distribution.png``.
+        """
         word, letters = self.options.word, self.options.letters
         probabilities = self.probabilities(word[:-1])
-        lines = ["after   " + "".join(f"{letter:>8}" for letter in letters) + "   says  should say"]
+        lines = [
+            "after   "
+            + "".join(f"{letter:>8}" for letter in letters)
+            + "   says  should say"
+        ]
         for letter, row, target in zip(word, probabilities, word[1:], strict=False):
             said = letters[int(row.argmax())]
-            lines.append(f"{letter:<8}" + "".join(f"{p:8.3f}" for p in row) + f"   {said:<5} {target}")
-        for path in (_draw(run, word, letters, probabilities), draw_curves(run, METRIC, LABEL)):
+            lines.append(
+                f"{letter:<8}"
+                + "".join(f"{p:8.3f}" for p in row)
+                + f"   {said:<5} {target}"
+            )
+        for path in (
+            _draw(run, word, letters, probabilities),
+            draw_curves(run, METRIC, LABEL),
+        ):
             if path:
                 lines.append(f"picture: {path}")
         return lines
 
 
 def _draw(run: Run, word: str, letters: str, probabilities: np.ndarray):
-    """``distribution.png``: a column a step, its input below, the wanted letter framed."""
+    """``distribution.png``: a column a step, its input below, the wanted letter
+    framed.
+    """
     figure = new_figure(1.1 * len(word) + 1.5, 0.8 * len(letters) + 1.2)
     if figure is None:
         return None
@@ -160,8 +232,24 @@ def _draw(run: Run, word: str, letters: str, probabilities: np.ndarray):
     image = axis.imshow(probabilities.T, vmin=0, vmax=1, cmap="Blues", aspect="auto")
     for t, row in enumerate(probabilities):
         for i, p in enumerate(row):
-            axis.text(t, i, f"{p:.2f}", ha="center", va="center", color="white" if p > 0.5 else "black")
-        axis.add_patch(Rectangle((t - 0.5, letters.index(word[t + 1]) - 0.5), 1, 1, fill=False, ec="tab:orange", lw=2.5))
+            axis.text(
+                t,
+                i,
+                f"{p:.2f}",
+                ha="center",
+                va="center",
+                color="white" if p > 0.5 else "black",
+            )
+        axis.add_patch(
+            Rectangle(
+                (t - 0.5, letters.index(word[t + 1]) - 0.5),
+                1,
+                1,
+                fill=False,
+                ec="tab:orange",
+                lw=2.5,
+            )
+        )
     axis.set_xticks(range(len(word) - 1), list(word[:-1]))
     axis.set_yticks(range(len(letters)), list(letters))
     axis.set_xlabel("letter read")

@@ -1,4 +1,6 @@
-"""What the instruments look at in a task's model: its recurrent layer, inputs of that layer, and the loss of each output."""
+"""What the instruments look at in a task's model: its recurrent layer, inputs of
+that layer, and the loss of each output.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from ..core.cell import Cell, Layer, Params
 
 
 class Probe(NamedTuple):
-    """``loss(y (B, H), target (B, ...)) -> scalar``, summed over the batch, of the output at each step of ``xs (T, B, D)``."""
+    """``loss(y (B, H), target (B, ...)) -> scalar``, summed over the batch, of the
+    output at each step of ``xs (T, B, D)``.
+    """
 
     layer: Cell | Layer
     params: Params
@@ -36,14 +40,17 @@ class Findings(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def look(probe: Callable[[Any], Probe], params: Any, key: Array, fit_range: tuple[int, int]) -> Findings:
+def look(
+    probe: Callable[[Any], Probe], params: Any, key: Array, fit_range: tuple[int, int]
+) -> Findings:
     """All instruments on ``probe(params)``, compiled once for each probe."""
     seen = probe(params)
     layer, own, xs, loss, targets = seen
     k_fit, k_basis = jax.random.split(key)
     lags = lags_of(seen)
     terms = diagnostics.parameter_lags(layer, own, xs, lambda y: loss(y, targets[-1]))
-    # One long sequence for the averages over time: a few of the batch, one after the other.
+    # One long sequence for the averages over time: a few of the batch, one after the
+    # other.
     stream = jnp.moveaxis(xs[:, :8], 1, 0).reshape(-1, xs.shape[-1])
     spectrum = diagnostics.lyapunov_spectrum(layer, own, stream, key=k_basis)
     return Findings(
@@ -57,7 +64,9 @@ def look(probe: Callable[[Any], Probe], params: Any, key: Array, fit_range: tupl
 
 @functools.partial(jax.jit, static_argnums=0)
 def look_at_every_loss(probe: Callable[[Any], Probe], params: Any) -> Array:
-    """`diagnostics.gradient_map` of the first sequence, the losses of all steps: ``(T, T + 1)``."""
+    """`diagnostics.gradient_map` of the first sequence, the losses of all steps:
+    ``(T, T + 1)``.
+    """
     layer, own, xs, loss, targets = probe(params)
     return diagnostics.gradient_map(layer, own, xs[:, :1], loss, targets[:, :1])[..., 0]
 

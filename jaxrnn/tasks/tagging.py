@@ -1,4 +1,6 @@
-"""tagging: say of each word of a sentence what it is, many to many, by a bidirectional RNN over words and their characters."""
+"""tagging: say of each word of a sentence what it is, many to many, by a
+bidirectional RNN over words and their characters.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,21 @@ from .data.bucketing import Rows, padded
 from .data.corpora import TREEBANK, treebank
 from .data.splits import Split, never_shown
 from .data.tables import Tagged, read_tagged, split_files
-from .data.vocabulary import Sentences, WordEncoder, WordVocabulary, pad, sentence_buckets, words_in
-from .metrics.classification import classification_scores, draw_confusion, draw_f1, f1_by_label, most_frequent_tag
+from .data.vocabulary import (
+    Sentences,
+    WordEncoder,
+    WordVocabulary,
+    pad,
+    sentence_buckets,
+    words_in,
+)
+from .metrics.classification import (
+    classification_scores,
+    draw_confusion,
+    draw_f1,
+    f1_by_label,
+    most_frequent_tag,
+)
 from .models.functional import Pure
 from .models.word_encoder import probabilities as probabilities
 from .models.word_encoder import probabilities_of, reading_layers
@@ -39,17 +54,27 @@ class Options:
     """What can be chosen; the field names are the command line's flags."""
 
     data: tuple[str, ...] = option(
-        (TREEBANK,), f"a CoNLL file (FORM<TAB>TAG), a .conllu file, or {TREEBANK} (package); a second one is held out"
+        (TREEBANK,),
+        f"a CoNLL file (FORM<TAB>TAG), a .conllu file, or {TREEBANK} (package); a "
+        f"second one is held out",
     )
     cell: str = cell_field("lstm")
     hidden: int = option(128, "units of each direction of each layer", least=1)
     layers: int = option(1, "recurrent layers", least=1)
-    min_count: int = option(1, "times that training must show a word, or it is the unknown one", least=1)
+    min_count: int = option(
+        1, "times that training must show a word, or it is the unknown one", least=1
+    )
     embed: int = option(64, "size of the word embedding", least=1)
-    filters: int = option(128, "features of a word's characters, by a convolution; 0: none", least=0)
+    filters: int = option(
+        128, "features of a word's characters, by a convolution; 0: none", least=0
+    )
     kernel: int = option(5, "characters that the convolution sees at once", least=1)
-    dropout: float = option(0.5, "of word features, between layers and before the readout", least=0, below=1)
-    word_dropout: float = option(0.25, "words taken for the unknown one, in training", least=0, below=1)
+    dropout: float = option(
+        0.5, "of word features, between layers and before the readout", least=0, below=1
+    )
+    word_dropout: float = option(
+        0.25, "words taken for the unknown one, in training", least=0, below=1
+    )
     batch: int = option(32, "sentences of an update", least=1)
     limit: int = option(0, "sentences to train on; 0: all", least=0)
     learning_rate: float = option(4e-3, "peak learning rate of Adam", above=0)
@@ -72,63 +97,105 @@ class Options:
 
 
 class Tagger(nnx.Module):
-    """``softmax(readout(h_t))`` for each word t, h the outputs of ``layer`` over the words' features."""
+    """``softmax(readout(h_t))`` for each word t, h the outputs of ``layer`` over the
+    words' features.
+    """
 
-    def __init__(self, encoder: WordEncoder, layer: Cell | Layer, tags: int, dropout: float, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        encoder: WordEncoder,
+        layer: Cell | Layer,
+        tags: int,
+        dropout: float,
+        *,
+        rngs: nnx.Rngs,
+    ):
         self.encoder = encoder
         self.rnn = RNN(layer, encoder.output_size, rngs=rngs)
         self.dropout = nnx.Dropout(dropout)
         self.readout = nnx.Linear(self.rnn.output_size, tags, rngs=rngs)
 
-    def __call__(self, batch: Sentences, rngs: nnx.Rngs | None = None) -> Float[Array, "B T K"]:
-        ys = self.rnn(self.encoder(batch, rngs), mask=jnp.asarray(batch.mask), rngs=rngs)
+    def __call__(
+        self, batch: Sentences, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "B T K"]:
+        ys = self.rnn(
+            self.encoder(batch, rngs), mask=jnp.asarray(batch.mask), rngs=rngs
+        )
         ys = self.dropout(ys, rngs=rngs)
-        logits = self.readout(ys.reshape(-1, ys.shape[-1]))  # 2-D: see jaxrnn.cells.ops.dense
+        logits = self.readout(
+            ys.reshape(-1, ys.shape[-1])
+        )  # 2-D: see jaxrnn.cells.ops.dense
         return logits.reshape(*ys.shape[:2], -1)
 
 
 def build(options: Options, config: dict[str, Any]) -> tuple[Pure, Params]:
-    """The model's functions and its first parameters; ``config["vocabulary"]`` holds words, characters and tags."""
+    """The model's functions and its first parameters; ``config["vocabulary"]`` holds
+    words, characters and tags.
+    """
     vocabulary, rngs = config["vocabulary"], nnx.Rngs(options.seed)
     encoder, layer = reading_layers(options, vocabulary, rngs)
-    return Pure.of(Tagger(encoder, layer, len(vocabulary["tags"]), options.dropout, rngs=rngs))
+    return Pure.of(
+        Tagger(encoder, layer, len(vocabulary["tags"]), options.dropout, rngs=rngs)
+    )
 
 
 def read_data(options: Options) -> tuple[Split, tuple[str, ...]]:
     """The sentences of each part, and a note on how they were split."""
     notes: tuple[str, ...]
     if options.data == (TREEBANK,) and not os.path.exists(TREEBANK):
-        split, notes = treebank(), ("held out: every tenth sentence of each file of the treebank",)
+        split, notes = (
+            treebank(),
+            ("held out: every tenth sentence of each file of the treebank",),
+        )
     else:
-        split, notes = split_files(options.data, read_tagged, lambda sentence: " ".join(sentence.words))
+        split, notes = split_files(
+            options.data, read_tagged, lambda sentence: " ".join(sentence.words)
+        )
     if options.limit:
         split = split._replace(train=split.train[: options.limit])
     tags = {tag for sentence in split.train for tag in sentence.tags}
     if len(tags) < 2:
-        raise BadInput(f"{options.data[0]}: all words to train on are tagged {tags.pop()!r}; give at least 2 tags")
+        raise BadInput(
+            f"{options.data[0]}: all words to train on are tagged {tags.pop()!r}; give "
+            f"at least 2 tags"
+        )
     return split, (*notes, *never_shown(split, lambda sentence: sentence.tags))
 
 
 def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
     """The experiment, and what the run's config must hold besides the options."""
     split, notes = read_data(options)
-    vocabulary = WordVocabulary.of([sentence.words for sentence in split.train], options.min_count)
+    vocabulary = WordVocabulary.of(
+        [sentence.words for sentence in split.train], options.min_count
+    )
     tags = sorted({tag for sentence in split.train for tag in sentence.tags})
-    config = {"vocabulary": {**dataclasses.asdict(vocabulary), "tags": tags}, "text": digest(split)}
+    config = {
+        "vocabulary": {**dataclasses.asdict(vocabulary), "tags": tags},
+        "text": digest(split),
+    }
     functions, params = build(options, config)
     encoded = [vocabulary.encode(sentence.words) for sentence in split.train]
-    targets = [np.array([tags.index(tag) for tag in sentence.tags], np.int32) for sentence in split.train]
-    buckets = sentence_buckets((len(sentence.words) for sentence in split.train), options.batch, options.seed)
+    targets = [
+        np.array([tags.index(tag) for tag in sentence.tags], np.int32)
+        for sentence in split.train
+    ]
+    buckets = sentence_buckets(
+        (len(sentence.words) for sentence in split.train), options.batch, options.seed
+    )
 
     def batch(rows: Rows) -> tuple[Sentences, Int[np.ndarray, "B T"]]:
-        return pad([None if i < 0 else encoded[i] for i in rows.rows], rows.width), padded(targets, rows, 0)[0]
+        return pad(
+            [None if i < 0 else encoded[i] for i in rows.rows], rows.width
+        ), padded(targets, rows, 0)[0]
 
     def loss(params: Params, batch: Any, key: Array) -> tuple[Array, Array]:
         inputs, targets = batch
         losses = optax.softmax_cross_entropy_with_integer_labels(
             functions.training(params)(inputs, nnx.Rngs(dropout=key)), targets
         )
-        return jnp.where(inputs.mask, losses, jnp.zeros_like(losses)).sum(), inputs.mask.sum()
+        return jnp.where(
+            inputs.mask, losses, jnp.zeros_like(losses)
+        ).sum(), inputs.mask.sum()
 
     def trained(params: Params) -> Trained:
         return Trained(functions, params, options, config)
@@ -171,41 +238,81 @@ class Trained(Answering):
 
     def tag(self, sentences: Sequence[Sequence[str]]) -> list[list[str]]:
         """The likeliest tag of each word of each sentence."""
-        tags, encoded = self.config["vocabulary"]["tags"], [self.vocabulary.encode(words) for words in sentences]
-        rows = probabilities_of(self.functions, self.params, encoded, self.options.batch)
-        return [[tags[k] for k in row[: len(words)].argmax(1)] for row, words in zip(rows, sentences, strict=True)]
+        tags, encoded = (
+            self.config["vocabulary"]["tags"],
+            [self.vocabulary.encode(words) for words in sentences],
+        )
+        rows = probabilities_of(
+            self.functions, self.params, encoded, self.options.batch
+        )
+        return [
+            [tags[k] for k in row[: len(words)].argmax(1)]
+            for row, words in zip(rows, sentences, strict=True)
+        ]
 
     def predict(self, text: str) -> str:
         """``word/TAG`` for each word of a line; an empty line for one without words."""
         words = words_in(text, self.vocabulary)
-        return " ".join(f"{word}/{tag}" for word, tag in zip(words, self.tag([words])[0], strict=True)) if words else ""
+        return (
+            " ".join(
+                f"{word}/{tag}"
+                for word, tag in zip(words, self.tag([words])[0], strict=True)
+            )
+            if words
+            else ""
+        )
 
     def scores(self, sentences: Sequence[Tagged], each: bool = False) -> dict[str, Any]:
-        """Accuracy over words, macro F1 over tags, F1 of nouns where there are any, and with ``each`` that of each tag."""
+        """Accuracy over words, macro F1 over tags, F1 of nouns where there are any,
+        and with ``each`` that of each tag.
+        """
         truth = [tag for sentence in sentences for tag in sentence.tags]
-        predicted = [tag for tags in self.tag([sentence.words for sentence in sentences]) for tag in tags]
+        predicted = [
+            tag
+            for tags in self.tag([sentence.words for sentence in sentences])
+            for tag in tags
+        ]
         by_tag = f1_by_label(truth, predicted)
         noun = {"noun_f1": by_tag["NOUN"]} if "NOUN" in by_tag else {}
-        return classification_scores(truth, predicted) | noun | ({"f1_by_tag": by_tag} if each else {})
+        return (
+            classification_scores(truth, predicted)
+            | noun
+            | ({"f1_by_tag": by_tag} if each else {})
+        )
 
     def evaluate(self, path: str) -> dict[str, Any]:
-        """Scores on a file. A tag that training never showed is always a mistake, and is named under ``unknown_labels``."""
+        """Scores on a file. A tag that training never showed is always a mistake,
+        and is named under ``unknown_labels``.
+        """
         sentences = read_tagged(path)
         known = self.config["vocabulary"]["tags"]
-        unknown = Counter(tag for sentence in sentences for tag in sentence.tags if tag not in known)
+        unknown = Counter(
+            tag for sentence in sentences for tag in sentence.tags if tag not in known
+        )
         tokens = sum(len(sentence.words) for sentence in sentences)
         if tokens == sum(unknown.values()):
             raise BadInput(
-                f"{path}: none of its tags was in training ({', '.join(known)}), but {', '.join(sorted(unknown)[:5])}"
+                f"{path}: none of its tags was in training ({', '.join(known)}), but "
+                f"{', '.join(sorted(unknown)[:5])}"
             )
-        counts = {"sentences": len(sentences), "tokens": tokens, "unknown_labels": dict(sorted(unknown.items()))}
+        counts = {
+            "sentences": len(sentences),
+            "tokens": tokens,
+            "unknown_labels": dict(sorted(unknown.items())),
+        }
         return {**self.scores(sentences, each=True), **counts}
 
     def report(self, run: Run) -> list[str]:
-        """The scores beside the baseline; ``curves.png``, ``confusion.png`` and ``f1.png``."""
+        """The scores beside the baseline; ``curves.png``, ``confusion.png`` and
+        ``f1.png``.
+        """
         result, test = run.records("metrics.jsonl")[-1], read_data(self.options)[0].test
         truth = [tag for sentence in test for tag in sentence.tags]
-        predicted = [tag for tags in self.tag([sentence.words for sentence in test]) for tag in tags]
+        predicted = [
+            tag
+            for tags in self.tag([sentence.words for sentence in test])
+            for tag in tags
+        ]
         baseline = ("most frequent tag", result["most_frequent_tag_accuracy"])
         pictures = [
             draw_curves(run, "accuracy", "accuracy", baseline),
@@ -213,5 +320,8 @@ class Trained(Answering):
             draw_f1(run, result["f1_by_tag"], Counter(truth)),
         ]
         noun = f", noun F1 {result['noun_f1']:.4f}" if "noun_f1" in result else ""
-        lines = [f"accuracy {result['accuracy']:.4f}{noun} ({baseline[0]}: accuracy {baseline[1]:.4f})"]
+        lines = [
+            f"accuracy {result['accuracy']:.4f}{noun} ({baseline[0]}: accuracy "
+            f"{baseline[1]:.4f})"
+        ]
         return lines + [f"picture: {path}" for path in pictures if path]

@@ -1,4 +1,6 @@
-"""translation: sequence to sequence with attention; dates between languages by default, TSV files for the rest."""
+"""translation: sequence to sequence with attention; dates between languages by
+default, TSV files for the rest.
+"""
 
 from __future__ import annotations
 
@@ -35,15 +37,28 @@ class Options:
     """What can be chosen; the field names are the command line's flags."""
 
     data: tuple[str, ...] = option(
-        ("dates:en:ko",), "dates:SOURCE:TARGET (languages by their codes), or a TSV file; a second one is held out"
+        ("dates:en:ko",),
+        "dates:SOURCE:TARGET (languages by their codes), or a TSV file; a second one "
+        "is held out",
     )
-    attention: str = choice("additive", ("additive", "dot", "none"), "how the decoder looks at the source")
-    scheduled_sampling: float = option(0.0, "share of the decoder's inputs in training that it draws itself", least=0, below=1)
+    attention: str = choice(
+        "additive", ("additive", "dot", "none"), "how the decoder looks at the source"
+    )
+    scheduled_sampling: float = option(
+        0.0,
+        "share of the decoder's inputs in training that it draws itself",
+        least=0,
+        below=1,
+    )
     beam: int = option(4, "hypotheses of beam search; 1: greedy", least=1, below=1000)
-    length_penalty: float = option(1.0, "beam search ranks by log probability / length ** this", least=0)
+    length_penalty: float = option(
+        1.0, "beam search ranks by log probability / length ** this", least=0
+    )
     subwords: int = option(0, "pieces of a sentencepiece model; 0: characters", least=0)
     cell: str = cell_field("lstm")
-    hidden: int = option(128, "units of each layer, and of each direction of the encoder", least=1)
+    hidden: int = option(
+        128, "units of each layer, and of each direction of the encoder", least=1
+    )
     layers: int = option(1, "recurrent layers", least=1)
     embed: int = option(32, "size of the symbols' embeddings", least=1)
     dropout: float = option(0.0, "after each recurrent layer", least=0, below=1)
@@ -60,8 +75,12 @@ class Options:
 
 
 def build(options: Options, config: dict[str, Any]) -> tuple[Pure, Params]:
-    """The model's functions and its first parameters; ``config["vocabulary"]`` holds the symbols it knows."""
-    symbols = tuple(symbols_of(config, side).boundary + 1 for side in ("source", "target"))
+    """The model's functions and its first parameters; ``config["vocabulary"]`` holds
+    the symbols it knows.
+    """
+    symbols = tuple(
+        symbols_of(config, side).boundary + 1 for side in ("source", "target")
+    )
     model = Translator(
         (symbols[0], symbols[1]),
         make_cell(options.cell, options.hidden, config["longest"]),
@@ -83,7 +102,10 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
         texts = [text for pair in split.train for text in pair]
         vocabulary = {"sentencepiece": Subwords.of(texts, options.subwords).model}
     else:
-        vocabulary = {side: Characters.of(getattr(pair, side) for pair in split.train).known for side in Pair._fields}
+        vocabulary = {
+            side: Characters.of(getattr(pair, side) for pair in split.train).known
+            for side in Pair._fields
+        }
     config = {"vocabulary": vocabulary, "text": digest(split), "longest": 0}
     train = Numbered.of(config, split.train)
     config["longest"] = int(max(map(len, train.target)))
@@ -92,12 +114,17 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
     looked_at = split.validation[:: -(-len(split.validation) // LOOKED_AT)]
 
     def sample(params: Params) -> str:
-        return f"{looked_at[0].source} \u2192 {trained(params).predict(looked_at[0].source)} ({looked_at[0].target})"
+        return (
+            f"{looked_at[0].source} \u2192 "
+            f"{trained(params).predict(looked_at[0].source)} ({looked_at[0].target})"
+        )
 
     experiment = supervised(
         options,
         params,
-        loss=lambda params, batch, key: pure.training(params).loss(batch, key, options.scheduled_sampling),
+        loss=lambda params, batch, key: pure.training(params).loss(
+            batch, key, options.scheduled_sampling
+        ),
         buckets=Buckets(train.lengths, options.batch, options.seed),
         batch=train.batch,
         validate=lambda params: trained(params).scores(looked_at, width=1),
@@ -112,7 +139,9 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Numbered:
-    """Pairs as numbers; ``lengths`` are rounded up to 16, 32, 64, ..., so that few shapes are compiled."""
+    """Pairs as numbers; ``lengths`` are rounded up to 16, 32, 64, ..., so that few
+    shapes are compiled.
+    """
 
     source: list[np.ndarray]
     target: list[np.ndarray]
@@ -121,16 +150,29 @@ class Numbered:
     @classmethod
     def of(cls, config: dict[str, Any], pairs: list[Pair]) -> Numbered:
         source, target = symbols_of(config, "source"), symbols_of(config, "target")
-        ended = [np.append(target.encode(pair.target), target.boundary) for pair in pairs]
-        return cls([source.encode(pair.source) for pair in pairs], ended, target.boundary)
+        ended = [
+            np.append(target.encode(pair.target), target.boundary) for pair in pairs
+        ]
+        return cls(
+            [source.encode(pair.source) for pair in pairs], ended, target.boundary
+        )
 
     @functools.cached_property
     def lengths(self) -> np.ndarray:
-        return powers_of_two((max(map(len, pair)) for pair in zip(self.source, self.target, strict=True)), 16)
+        return powers_of_two(
+            (
+                max(map(len, pair))
+                for pair in zip(self.source, self.target, strict=True)
+            ),
+            16,
+        )
 
     def batch(self, rows: Rows) -> Batch:
         """The pairs of ``rows``, padded; where one is -1, a pair of nothing."""
-        parts = (*padded(self.source, rows, 0), *padded(self.target, rows, self.boundary))
+        parts = (
+            *padded(self.source, rows, 0),
+            *padded(self.target, rows, self.boundary),
+        )
         return Batch(*map(jnp.asarray, parts))
 
 
@@ -161,27 +203,47 @@ class Trained(Answering):
     task: ClassVar[str] = "translation"
 
     def translate(self, sources: list[str], width: int | None = None) -> list[str]:
-        """The likeliest translation of each text, at most a little longer than the longest in training."""
+        """The likeliest translation of each text, at most a little longer than the
+        longest in training.
+        """
         symbols = symbols_of(self.config, "target")
         numbered = Numbered.of(self.config, [Pair(source, "") for source in sources])
-        buckets = Buckets(numbered.lengths, min(self.options.batch, int(powers_of_two([len(sources)], 1)[0])))
+        buckets = Buckets(
+            numbered.lengths,
+            min(self.options.batch, int(powers_of_two([len(sources)], 1)[0])),
+        )
         found = [""] * len(sources)
         for rows in buckets.in_order():
-            batch, longest = numbered.batch(rows), min(self.config["longest"] + 8, 2 * rows.width + 16)
+            batch, longest = (
+                numbered.batch(rows),
+                min(self.config["longest"] + 8, 2 * rows.width + 16),
+            )
             width = width or self.options.beam
             tokens, lengths = _translate(
-                self.functions, self.params, batch.source, batch.source_lengths, width, longest, self.options.length_penalty
+                self.functions,
+                self.params,
+                batch.source,
+                batch.source_lengths,
+                width,
+                longest,
+                self.options.length_penalty,
             )
             for i, row in enumerate(rows.rows):
                 if row >= 0:
-                    found[row] = symbols.decode(np.asarray(tokens)[: int(lengths[i]), i])
+                    found[row] = symbols.decode(
+                        np.asarray(tokens)[: int(lengths[i]), i]
+                    )
         return found
 
     def scores(self, pairs: list[Pair], width: int | None = None) -> dict[str, float]:
-        """Exact match, BLEU and chrF of the translations, and the loss of the wanted ones (nats per symbol)."""
+        """Exact match, BLEU and chrF of the translations, and the loss of the wanted
+        ones (nats per symbol).
+        """
         numbered = Numbered.of(self.config, pairs)
         batches = Buckets(numbered.lengths, self.options.batch).in_order()
-        loss = mean_loss(_loss(self.functions, self.params, numbered.batch(rows)) for rows in batches)
+        loss = mean_loss(
+            _loss(self.functions, self.params, numbered.batch(rows)) for rows in batches
+        )
         written = self.translate([pair.source for pair in pairs], width)
         return {**text_scores(written, [pair.target for pair in pairs]), "loss": loss}
 
@@ -190,28 +252,53 @@ class Trained(Answering):
         return self.translate([text.strip()])[0].replace("\n", " ")
 
     def evaluate(self, path: str) -> dict[str, Any]:
-        """Scores on all pairs of a TSV file, or on the test part of ``dates:SOURCE:TARGET``."""
-        pairs = read_pairs((path,))[0].test if path.startswith("dates:") else [pair for pair, _ in read_tsv(path)]
+        """Scores on all pairs of a TSV file, or on the test part of
+        ``dates:SOURCE:TARGET``.
+        """
+        pairs = (
+            read_pairs((path,))[0].test
+            if path.startswith("dates:")
+            else [pair for pair, _ in read_tsv(path)]
+        )
         source = symbols_of(self.config, "source")
         unknown = sum(int((source.encode(pair.source) == 0).sum()) for pair in pairs)
         return {**self.scores(pairs), "pairs": len(pairs), "unknown_symbols": unknown}
 
     def weights(self, source: str, target: str) -> np.ndarray | None:
-        """``(T, S)``: where attention looked for each symbol of ``target`` and for its end; None without attention."""
+        """``(T, S)``: where attention looked for each symbol of ``target`` and for
+        its end; None without attention.
+        """
         numbered = Numbered.of(self.config, [Pair(source, target)])
         batch = numbered.batch(Rows(np.zeros(1, int), int(numbered.lengths[0])))
         weights = _weights(self.functions, self.params, batch)
-        return None if weights is None else np.asarray(weights[0, : batch.target_lengths[0], : batch.source_lengths[0]])
+        return (
+            None
+            if weights is None
+            else np.asarray(
+                weights[0, : batch.target_lengths[0], : batch.source_lengths[0]]
+            )
+        )
 
     def report(self, run: Run) -> list[str]:
-        """``curves.png``, and where attention looked for some test pairs as ``attention.png``."""
+        """``curves.png``, and where attention looked for some test pairs as
+        ``attention.png``.
+        """
         split: Split = read_pairs(self.options.data)[0]
         looked_at = []
-        for pair in sorted(split.test[:50], key=lambda pair: -min(len(pair.source), 60))[:4]:
+        for pair in sorted(
+            split.test[:50], key=lambda pair: -min(len(pair.source), 60)
+        )[:4]:
             written = self.predict(pair.source)
             weights = self.weights(pair.source, written)
             if weights is not None:
-                source, target = (symbols_of(self.config, side) for side in Pair._fields)
-                looked_at.append((source.pieces(pair.source), target.pieces(written), weights))
-        pictures = [draw_curves(run, "loss", "cross-entropy (nats per symbol)"), draw_attention(run, looked_at)]
+                source, target = (
+                    symbols_of(self.config, side) for side in Pair._fields
+                )
+                looked_at.append(
+                    (source.pieces(pair.source), target.pieces(written), weights)
+                )
+        pictures = [
+            draw_curves(run, "loss", "cross-entropy (nats per symbol)"),
+            draw_attention(run, looked_at),
+        ]
         return [f"picture: {path}" for path in pictures if path]

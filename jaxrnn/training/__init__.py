@@ -1,4 +1,6 @@
-"""Training on top of optax: the compiled step, the host loop, checkpoints and run directories."""
+"""Training on top of optax: the compiled step, the host loop, checkpoints and run
+directories.
+"""
 
 from .batches import make_batch_step as make_batch_step
 from .checkpoints import Checkpoints as Checkpoints

@@ -8,7 +8,9 @@ from .run import Run
 
 
 def new_figure(width: float, height: float):
-    """A matplotlib figure that needs no screen and touches no back end of the caller's; None without matplotlib."""
+    """A matplotlib figure that needs no screen and touches no back end of the
+    caller's; None without matplotlib.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -16,8 +18,11 @@ def new_figure(width: float, height: float):
     return Figure(figsize=(width, height))
 
 
-def draw_curves(run: Run, metric: str, label: str, baseline: tuple[str, float] | None = None) -> pathlib.Path | None:
-    """``curves.png``: a metric in training and held out, against steps and against minutes. None without matplotlib.
+def draw_curves(
+    run: Run, metric: str, label: str, baseline: tuple[str, float] | None = None
+) -> pathlib.Path | None:
+    """``curves.png``: a metric in training and held out, against steps and against
+    minutes. None without matplotlib.
 
     ``baseline``, a name and a value, is a dashed line.
     """
@@ -26,23 +31,44 @@ def draw_curves(run: Run, metric: str, label: str, baseline: tuple[str, float] |
         return None
     records = run.records("metrics.jsonl")
     minutes = {r["step"]: r["seconds"] / 60 for r in run.records("timing.jsonl")}
-    train = [(r["step"], r[metric]) for r in records if metric in r and not r.get("final")]
-    held_out = [(r["step"], r[f"held_out_{metric}"]) for r in records if f"held_out_{metric}" in r]
+    train = [
+        (r["step"], r[metric]) for r in records if metric in r and not r.get("final")
+    ]
+    held_out = [
+        (r["step"], r[f"held_out_{metric}"])
+        for r in records
+        if f"held_out_{metric}" in r
+    ]
     final = [(r["step"], r[metric]) for r in records if r.get("final")]
     axes = figure.subplots(1, 2, sharey=True)
     for axis, of_step, name in (
         (axes[0], lambda step: step, "steps"),
         (axes[1], lambda step: minutes.get(step), "minutes"),
     ):
-        for points, style, word in ((train, {"alpha": 0.6}, "training"), (held_out, {"marker": "o", "ms": 4}, "held out")):
+        for points, style, word in (
+            (train, {"alpha": 0.6}, "training"),
+            (held_out, {"marker": "o", "ms": 4}, "held out"),
+        ):
             placed = [(of_step(s), v) for s, v in points if of_step(s) is not None]
             if placed:
                 axis.plot(*zip(*placed, strict=True), label=word, **style)
         for step, value in final:
             where = of_step(step) or max(minutes.values(), default=0)
-            axis.plot([where], [value], "*", ms=12, color="black", label=f"final, held out: {value:.3f}")
+            axis.plot(
+                [where],
+                [value],
+                "*",
+                ms=12,
+                color="black",
+                label=f"final, held out: {value:.3f}",
+            )
         if baseline:
-            axis.axhline(baseline[1], ls="--", color="gray", label=f"{baseline[0]}: {baseline[1]:.4g}")
+            axis.axhline(
+                baseline[1],
+                ls="--",
+                color="gray",
+                label=f"{baseline[0]}: {baseline[1]:.4g}",
+            )
         axis.set_xlabel(name)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel(label)

@@ -1,4 +1,6 @@
-"""Devices over which a batch is split: the cores of a CPU, or accelerators; one code path for both."""
+"""Devices over which a batch is split: the cores of a CPU, or accelerators; one code
+path for both.
+"""
 
 from __future__ import annotations
 
@@ -16,21 +18,26 @@ LEAST_STREAMS = 8  # on each device
 
 
 def choose_devices(asked: int, batch: int, hidden: int) -> int:
-    """How many devices a run of ``batch`` streams takes: ``asked``; or for 0, as many as pay, by measurement.
+    """How many devices a run of ``batch`` streams takes: ``asked``; or for 0, as many
+    as pay, by measurement.
 
-    Those are, on a CPU with up to 384 hidden units, as many as there are, as far as they divide the batch evenly and leave
-    each at least 8 streams; else one. Each core then walks its own streams without waiting for the others at every step,
-    but multiplies fewer of them at a time by all of the recurrent weights; with more units XLA does as well to split each
-    product over the cores. charlm with an LSTM in windows of 64, float32, thousands of characters a second on one device
-    and on two (Intel Xeon, Sapphire Rapids, two cores, jax 0.10.2, one or two rounds that nothing else disturbed)::
+    Those are, on a CPU with up to 384 hidden units, as many as there are, as far as
+    they divide the batch evenly and leave each at least 8 streams; else one. Each core
+    then walks its own streams without waiting for the others at every step, but
+    multiplies fewer of them at a time by all of the recurrent weights; with more units
+    XLA does as well to split each product over the cores. charlm with an LSTM in
+    windows of 64, float32, thousands of characters a second on one device and on two
+    (Intel Xeon, Sapphire Rapids, two cores, jax 0.10.2, one or two rounds that nothing
+    else disturbed)::
 
         hidden        64           128          256          384          512
         batch 16   311 -> 310   163 -> 193   50 -> 79     28 -> 31     16 -> 17
         batch 32   357 -> 440   169 -> 225   56 -> 81     28 -> 37     18 -> 19
         batch 64                             51 -> 62                  21 -> 20
 
-    Where another program keeps one of the two cores busy nothing is gained, and at 384 units an eighth is lost. Several
-    accelerators were not measured: their number must be asked for.
+    Where another program keeps one of the two cores busy nothing is gained, and at 384
+    units an eighth is lost. Several accelerators were not measured: their number must
+    be asked for.
 
     Raises:
         BadInput: where ``asked`` is more than there are, or does not divide the batch.
@@ -38,30 +45,58 @@ def choose_devices(asked: int, batch: int, hidden: int) -> int:
     devices = jax.devices()
     if asked > len(devices):
         more = (
-            f"; a CPU shows more with JAX_NUM_CPU_DEVICES={asked} in the environment, or with "
-            f'jax.config.update("jax_num_cpu_devices", {asked}) before jax is first used'
+            f"; a CPU shows more with JAX_NUM_CPU_DEVICES={asked} in the environment, "
+            f"or with "
+            f'jax.config.update("jax_num_cpu_devices", {asked}) before jax is first '
+            f"used"
         )
-        there = "is only 1 device" if len(devices) == 1 else f"are only {len(devices)} devices"
-        raise BadInput(f"--devices {asked}, but there {there} here{more if devices[0].platform == 'cpu' else ''}")
+        there = (
+            "is only 1 device"
+            if len(devices) == 1
+            else f"are only {len(devices)} devices"
+        )
+        raise BadInput(
+            f"--devices {asked}, but there {there} "
+            f"here{more if devices[0].platform == 'cpu' else ''}"
+        )
     if asked and batch % asked:
-        raise BadInput(f"--devices {asked} does not divide --batch {batch}: choose a --batch that is a multiple of {asked}")
+        raise BadInput(
+            f"--devices {asked} does not divide --batch {batch}: choose a --batch that "
+            f"is a multiple of {asked}"
+        )
     if asked or hidden > MOST_HIDDEN or devices[0].platform != "cpu":
         return asked or 1
-    return max(n for n in range(1, len(devices) + 1) if n == 1 or (batch % n == 0 and batch >= n * LEAST_STREAMS))
+    return max(
+        n
+        for n in range(1, len(devices) + 1)
+        if n == 1 or (batch % n == 0 and batch >= n * LEAST_STREAMS)
+    )
 
 
 def host_cores() -> int:
     """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return (
+        len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count() or 1
+    )
 
 
 def mesh_of(devices: int) -> Mesh | None:
-    """A mesh of the first ``devices`` devices, its axis named ``streams``; None for one device."""
-    return None if devices == 1 else Mesh(np.asarray(jax.devices()[:devices]), ("streams",))
+    """A mesh of the first ``devices`` devices, its axis named ``streams``; None for
+    one device.
+    """
+    return (
+        None
+        if devices == 1
+        else Mesh(np.asarray(jax.devices()[:devices]), ("streams",))
+    )
 
 
 def on_one_device(tree: Any) -> Any:
-    """Arrays that every device holds, as the first one holds them: what is computed of them then runs there alone."""
+    """Arrays that every device holds, as the first one holds them: what is computed
+    of them then runs there alone.
+    """
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
 
 
@@ -69,7 +104,8 @@ def check_mesh(mesh: Mesh) -> None:
     """The mesh has one axis."""
     if len(mesh.axis_names) != 1:
         raise ValueError(
-            f"make_train_step: the mesh must have one axis, over which the streams are split, but it has {mesh.axis_names}; "
+            f"make_train_step: the mesh must have one axis, over which the streams are "
+            f"split, but it has {mesh.axis_names}; "
             "jax.sharding.Mesh(jax.devices(), ('streams',)) has one"
         )
 
@@ -78,6 +114,7 @@ def check_streams(batch: tuple[int, ...], mesh: Mesh) -> None:
     """The first batch axis divides evenly."""
     if not batch or batch[0] % mesh.size:
         raise ValueError(
-            f"make_train_step: the streams are split over {mesh.size} devices, so the first batch axis must be a multiple of "
+            f"make_train_step: the streams are split over {mesh.size} devices, so the "
+            f"first batch axis must be a multiple of "
             f"{mesh.size}, but the state was started with batch_shape={tuple(batch)}"
         )

@@ -1,4 +1,6 @@
-"""What a person sees while a run goes on: a rich progress bar on a terminal, plain lines elsewhere."""
+"""What a person sees while a run goes on: a rich progress bar on a terminal, plain
+lines elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,14 @@ import sys
 from collections.abc import Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 
 class Report:
@@ -24,12 +33,16 @@ class Report:
             return
         try:
             print(text, flush=True)
-        except BrokenPipeError:  # the reader went away, as head does; the training goes on
+        except (
+            BrokenPipeError
+        ):  # the reader went away, as head does; the training goes on
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
     def advance(self, fraction: float, text: str) -> None:
         if self.progress and self.task is not None:
-            self.progress.update(self.task, completed=min(fraction, 1.0), description=text)
+            self.progress.update(
+                self.task, completed=min(fraction, 1.0), description=text
+            )
 
 
 @contextlib.contextmanager
@@ -38,6 +51,12 @@ def reporting() -> Iterator[Report]:
     if not sys.stdout.isatty():
         yield Report()
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console()) as progress:
         yield Report(progress)

@@ -1,4 +1,6 @@
-"""The benchmark programs: what they write, what they say about peers that are missing, how they refuse. No times are judged."""
+"""The benchmark programs: what they write, what they say about peers that are
+missing, how they refuse. No times are judged.
+"""
 
 import json
 import sys
@@ -21,18 +23,28 @@ from jaxrnn.tasks.data.images import Captioned
 from jaxrnn.tasks.data.tables import Tagged
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")  # peers rely on promotion
-PEERS = {"torch": "torch", "keras": "keras", "haiku": "haiku", "equinox": "equinox", "onnxruntime": "onnxruntime"}
+PEERS = {
+    "torch": "torch",
+    "keras": "keras",
+    "haiku": "haiku",
+    "equinox": "equinox",
+    "onnxruntime": "onnxruntime",
+}
 
 
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch):
-    """torch's threads spin at barriers: beside other load on a small machine a test would take minutes."""
+    """torch's threads spin at barriers: beside other load on a small machine a test
+    would take minutes.
+    """
     monkeypatch.setattr(other_libraries, "cores", lambda: 1)
 
 
 def written(path):
     result = json.loads(path.with_name(path.name + ".json").read_text(encoding="utf-8"))
-    assert path.with_name(path.name + ".md").read_text(encoding="utf-8").startswith("# ")
+    assert (
+        path.with_name(path.name + ".md").read_text(encoding="utf-8").startswith("# ")
+    )
     assert path.with_name(path.name + ".png").stat().st_size > 1000
     assert result["machine"]["versions"]["jax"] == jax.__version__
     assert result["machine"]["backend"] == jax.default_backend()
@@ -49,8 +61,26 @@ def hide(monkeypatch, *modules):
 def test_throughput_writes_what_it_promises(tmp_path, monkeypatch, capsys):
     hide(monkeypatch, *PEERS.values())
     out = tmp_path / "some.name"
-    names = ["jaxrnn", "jaxrnn-sharded", "user-cell", "Scan(unroll=2)", "naive", "flax", *PEERS]
-    args = ["--quick", "--cells", "LSTM", "--shapes", "2,5,4,8", "--rounds", "2", "--out", str(out)]
+    names = [
+        "jaxrnn",
+        "jaxrnn-sharded",
+        "user-cell",
+        "Scan(unroll=2)",
+        "naive",
+        "flax",
+        *PEERS,
+    ]
+    args = [
+        "--quick",
+        "--cells",
+        "LSTM",
+        "--shapes",
+        "2,5,4,8",
+        "--rounds",
+        "2",
+        "--out",
+        str(out),
+    ]
     assert throughput.main([*args, "--entries", *names]) == 0
     result = written(out)
     assert result["ceiling"]["gflops"] > 0
@@ -59,11 +89,22 @@ def test_throughput_writes_what_it_promises(tmp_path, monkeypatch, capsys):
     assert row["shape"] == {"B": 2, "T": 5, "I": 4, "H": 8}
     assert set(row["ms"]) == {"median", "q1", "q3", "min"}
     assert row["speedup_over_flax"] == 1
-    fields = {"us_per_step", "tokens_per_second", "gflops", "share_of_ceiling", "compile_seconds", "relative_difference"}
+    fields = {
+        "us_per_step",
+        "tokens_per_second",
+        "gflops",
+        "share_of_ceiling",
+        "compile_seconds",
+        "relative_difference",
+    }
     assert fields <= set(row)
     assert rows["Scan(unroll=2)", "forward", 5]["cell"] == "LSTM"
     assert all(r["same_function"] for r in result["rows"])
-    assert set(row["relative_difference"]) == {"outputs", "weight_gradient", "input_gradient"}
+    assert set(row["relative_difference"]) == {
+        "outputs",
+        "weight_gradient",
+        "input_gradient",
+    }
     reasons = {item["entry"]: item["reason"] for item in result["left_out"]}
     assert set(PEERS) <= set(reasons)
     text = capsys.readouterr().out
@@ -76,7 +117,18 @@ def test_throughput_writes_what_it_promises(tmp_path, monkeypatch, capsys):
 
 def test_gradient_decay_writes_what_it_promises(tmp_path):
     out = tmp_path / "decay"
-    args = ["--cells", "tanh, gain 0.5", "--seeds", "2", "--hidden", "8", "--steps", "40", "--batch", "4"]
+    args = [
+        "--cells",
+        "tanh, gain 0.5",
+        "--seeds",
+        "2",
+        "--hidden",
+        "8",
+        "--steps",
+        "40",
+        "--batch",
+        "4",
+    ]
     args += ["--lengths", "12", "--updates", "3", "--trainings", "1", "--out", str(out)]
     assert gradient_decay.main(args) == 0
     result = written(out)
@@ -85,10 +137,18 @@ def test_gradient_decay_writes_what_it_promises(tmp_path):
     assert row["leading_exponent"] == pytest.approx(np.log(row["beta"]), abs=0.2)
     assert len(row["mean_log_v"]) == 41
     assert set(row["log10_v"]) == {"10", "40"}
-    assert row["largest_difference_nats"] < 1e-3  # float32 beside the products of explicit Jacobians in float64
+    assert (
+        row["largest_difference_nats"] < 1e-3
+    )  # float32 beside the products of explicit Jacobians in float64
     assert row["beta_float64"] > 0
-    assert [(r["task"], r["length"], r["seed"]) for r in result["trained"]] == [("temporal-order", 12, 0), ("adding", 12, 0)]
-    assert all(r["updates"] == 3 and r["solved_after"] is None and not r["diverged"] for r in result["trained"])
+    assert [(r["task"], r["length"], r["seed"]) for r in result["trained"]] == [
+        ("temporal-order", 12, 0),
+        ("adding", 12, 0),
+    ]
+    assert all(
+        r["updates"] == 3 and r["solved_after"] is None and not r["diverged"]
+        for r in result["trained"]
+    )
     assert "0 of 1 (" in out.with_name("decay.md").read_text(encoding="utf-8")
 
 
@@ -96,9 +156,18 @@ def test_what_became_of_trainings_is_told_in_words():
     def row(solved, final, diverged=False):
         return {"solved_after": solved, "final": final, "diverged": diverged}
 
-    assert gradient_decay.outcome([row(300, 1.0), row(None, 0.3), row(500, 1.0)]) == "2 of 3: 300"
-    assert gradient_decay.outcome([row(None, 0.2), row(None, 0.4), row(None, 0.3)]) == "0 of 3 (0.300)"
-    assert gradient_decay.outcome([row(900, 0.0), row(None, None, True)]) == "1 of 2: 900, 1 diverged"
+    assert (
+        gradient_decay.outcome([row(300, 1.0), row(None, 0.3), row(500, 1.0)])
+        == "2 of 3: 300"
+    )
+    assert (
+        gradient_decay.outcome([row(None, 0.2), row(None, 0.4), row(None, 0.3)])
+        == "0 of 3 (0.300)"
+    )
+    assert (
+        gradient_decay.outcome([row(900, 0.0), row(None, None, True)])
+        == "1 of 2: 900, 1 diverged"
+    )
     assert gradient_decay.outcome([row(None, None, True)]) == "0 of 1, diverged"
 
 
@@ -122,14 +191,23 @@ def test_a_peer_that_breaks_is_left_out_and_our_own_failure_is_not():
 
 @pytest.mark.parametrize("kind", CELLS)
 def test_every_peer_that_is_installed_computes_the_same(kind):
-    names = ["flax", "haiku", "equinox", "keras"] + ([] if jax.default_backend() == "gpu" else ["torch", "onnxruntime"])
-    names += ["jaxrnn-vmap", "jaxrnn-checkpoint", "naive-hoisted", "flax-batch-first"] if kind == "LSTM" else []
+    names = ["flax", "haiku", "equinox", "keras"] + (
+        [] if jax.default_backend() == "gpu" else ["torch", "onnxruntime"]
+    )
+    names += (
+        ["jaxrnn-vmap", "jaxrnn-checkpoint", "naive-hoisted", "flax-batch-first"]
+        if kind == "LSTM"
+        else []
+    )
     ready, left_out = prepare_entries(names, Work(kind, Shape(3, 7, 4, 5)))
     assert len(ready) + len(left_out) == len(names)
     for name, entry in ready.items():
         assert max(entry.differences.values()) < 1e-4, name
     for item in left_out:
-        assert "not installed" in item["reason"] or "simple recurrent cell" in item["reason"], item
+        assert (
+            "not installed" in item["reason"]
+            or "simple recurrent cell" in item["reason"]
+        ), item
 
 
 def test_a_wrong_weight_shows():
@@ -141,27 +219,53 @@ def test_a_wrong_weight_shows():
 
 def test_memory_writes_what_it_promises(tmp_path, monkeypatch):
     out = tmp_path / "memory"
-    monkeypatch.setattr(memory, "run_alone", lambda name, kind, size, last: one_resident(name, kind, size))
+    monkeypatch.setattr(
+        memory,
+        "run_alone",
+        lambda name, kind, size, last: one_resident(name, kind, size),
+    )
     monkeypatch.setattr(memory, "CURVES", ((2, 3),))
-    args = ["--steps", "4", "8", "--entries", "jaxrnn", "naive", "flax", "--resident", "2,8,4", "--out", str(out)]
+    args = [
+        "--steps",
+        "4",
+        "8",
+        "--entries",
+        "jaxrnn",
+        "naive",
+        "flax",
+        "--resident",
+        "2,8,4",
+        "--out",
+        str(out),
+    ]
     assert memory.main(args) == 0
     result = written(out)
     assert {r["shape"]["T"] for r in result["compiled"]} == {4, 8}
     row = result["compiled"][0]
     B, T, H = (row["shape"][k] for k in "BTH")
-    assert row["temp_in_TBH_floats"] == pytest.approx(row["temp_bytes"] / (4 * B * T * H))
+    assert row["temp_in_TBH_floats"] == pytest.approx(
+        row["temp_bytes"] / (4 * B * T * H)
+    )
     assert [r["entry"] for r in result["resident"]] == ["jaxrnn", "naive", "flax"]
     assert {"seconds", "temp_bytes", "resident_bytes"} <= set(result["resident"][0])
 
     monkeypatch.setattr(memory, "MILLION", Shape(1, 16, 4, 4))
-    assert memory.main(["--million", "--entries", "jaxrnn", "naive", "--out", str(out)]) == 0
+    assert (
+        memory.main(["--million", "--entries", "jaxrnn", "naive", "--out", str(out)])
+        == 0
+    )
     result = written(out)
     assert [r["entry"] for r in result["resident"]] == ["jaxrnn", "naive"]
     assert result["compiled"] == []
 
 
 def one_resident(name, kind, size):
-    return {"cell": kind, "shape": size._asdict(), "entry": name, **peak_rss.measure(name, Work(kind, size))}
+    return {
+        "cell": kind,
+        "shape": size._asdict(),
+        "entry": name,
+        **peak_rss.measure(name, Work(kind, size)),
+    }
 
 
 def test_a_process_of_its_own_reports_or_says_why_not():
@@ -170,19 +274,38 @@ def test_a_process_of_its_own_reports_or_says_why_not():
     assert found["entry"] == "naive"
     assert "failed" in memory.run_alone("nonsense", "Elman", Shape(1, 4, 2, 2))
     for name in ("jaxrnn-checkpoint", "naive"):
-        assert memory.run_alone(name, "LSTM", Shape(1, 64, 2, 2), last=True)["seconds"] > 0
+        assert (
+            memory.run_alone(name, "LSTM", Shape(1, 64, 2, 2), last=True)["seconds"] > 0
+        )
 
 
 def test_streaming_writes_what_it_promises(tmp_path, monkeypatch, capsys):
     hide(monkeypatch, "torch", "onnxruntime")
     out = tmp_path / "streaming"
     monkeypatch.setattr(streaming, "WHOLE", ("jaxrnn", "naive", "flax", "torch"))
-    args = ["--hidden", "4", "--steps", "5", "--rounds", "1", "--shapes", "2,6,4", "--out", str(out)]
+    args = [
+        "--hidden",
+        "4",
+        "--steps",
+        "5",
+        "--rounds",
+        "1",
+        "--shapes",
+        "2,6,4",
+        "--out",
+        str(out),
+    ]
     assert streaming.main(args) == 0
     result = written(out)
     rows = {(r["cell"], r["entry"]): r for r in result["streaming"]}
     assert {("LSTM", "jaxrnn"), ("LSTM", "jaxrnn-loop"), ("GRU", "jaxrnn")} <= set(rows)
-    assert set(rows["GRU", "jaxrnn"]["us_per_step"]) == {"median", "q1", "q3", "min", "p99"}
+    assert set(rows["GRU", "jaxrnn"]["us_per_step"]) == {
+        "median",
+        "q1",
+        "q3",
+        "min",
+        "p99",
+    }
     assert all(r["agrees"] for r in result["streaming"] + result["whole"])
     assert {"jaxrnn", "naive", "flax"} <= {r["entry"] for r in result["whole"]}
     assert "left out: torch (GRU, LSTM)" in capsys.readouterr().out
@@ -215,7 +338,13 @@ def test_bad_arguments_are_refused_in_one_line(main, args, words, capsys):
 
 def test_an_engine_is_named_and_nothing_else_is_run():
     assert engine_named("Checkpoint(segment=3)").segment == 3
-    for text in ("__import__('os')", "Scan(unroll=__import__('os'))", "Scan().walk", "Scan(", "Scan"):
+    for text in (
+        "__import__('os')",
+        "Scan(unroll=__import__('os'))",
+        "Scan().walk",
+        "Scan(",
+        "Scan",
+    ):
         with pytest.raises(ValueError):
             engine_named(text)
 
@@ -226,10 +355,17 @@ def test_every_round_takes_one_sample_of_each():
     def count(name):
         calls[name] += 1
 
-    seconds = interleave({name: lambda name=name: count(name) for name in calls}, rounds=4, minimum=0.0)
+    seconds = interleave(
+        {name: lambda name=name: count(name) for name in calls}, rounds=4, minimum=0.0
+    )
     assert {name: len(values) for name, values in seconds.items()} == {"a": 4, "b": 4}
     assert calls == {"a": 6, "b": 6}  # two to warm up
-    assert statistics([3.0, 1.0, 2.0, 5.0, 4.0], 10) == {"median": 30, "q1": 20, "q3": 40, "min": 10}
+    assert statistics([3.0, 1.0, 2.0, 5.0, 4.0], 10) == {
+        "median": 30,
+        "q1": 20,
+        "q3": 40,
+        "min": 10,
+    }
 
 
 def test_flops_are_the_textbook_counts():
@@ -248,12 +384,25 @@ def test_devices_of_a_process_that_has_started_are_kept(capsys):
 
 
 def test_baselines_by_hand():
-    """The nearest picture, first of equals; a tag that only a neighbour or an ending tells."""
-    rows = [Captioned(np.full((2, 2), level, np.uint8), str(level), "") for level in (0, 250, 250, 90)]
-    asked = [Captioned(np.full((2, 2), level, np.uint8), "", "") for level in (255, 0, 120)]
+    """The nearest picture, first of equals; a tag that only a neighbour or an ending
+    tells.
+    """
+    rows = [
+        Captioned(np.full((2, 2), level, np.uint8), str(level), "")
+        for level in (0, 250, 250, 90)
+    ]
+    asked = [
+        Captioned(np.full((2, 2), level, np.uint8), "", "") for level in (255, 0, 120)
+    ]
     assert baselines.nearest(rows, asked) == ["250", "0", "90"]
-    train = [Tagged((first, word), ("A", tag)) for first, tag in (("x", "B"), ("y", "C")) for word in ("one", "two", "three")]
-    assert baselines.windowed(train, [Tagged(("y", "four"), ("A", "C")), Tagged(("x", "two"), ("A", "B"))]) == [
+    train = [
+        Tagged((first, word), ("A", tag))
+        for first, tag in (("x", "B"), ("y", "C"))
+        for word in ("one", "two", "three")
+    ]
+    assert baselines.windowed(
+        train, [Tagged(("y", "four"), ("A", "C")), Tagged(("x", "two"), ("A", "B"))]
+    ) == [
         "A",
         "C",
         "A",
@@ -264,7 +413,9 @@ def test_baselines_by_hand():
 def test_baselines_are_written_with_their_command(tmp_path, capsys):
     pytest.importorskip("babel")
     out = tmp_path / "some.name"
-    assert baselines.main(["--quick", "translation", "captioning", "--out", str(out)]) == 0
+    assert (
+        baselines.main(["--quick", "translation", "captioning", "--out", str(out)]) == 0
+    )
     result = json.loads((tmp_path / "some.name.json").read_text(encoding="utf-8"))
     assert result["command"].startswith("python -m benchmarks.tasks.baselines --quick")
     rows = {row["baseline"]: row for row in result["rows"]}
@@ -280,19 +431,52 @@ def test_baselines_are_written_with_their_command(tmp_path, capsys):
 
 def test_kernels_table_tells_what_did_not_compile():
     rows = [
-        {"chip": "H100", "cell": "GRU", "H": 8, "B": 1, "T": 2, "dtype": "float32", "mask_and_resets": True, "compiled": True}
-        | {"registers": [96, 155], "spilled_bytes": [0, 4], "shared_bytes": [92160, 120832]},
-        {"chip": "v4:2x2x1", "cell": "LSTM", "H": 8, "B": 1, "T": 2, "dtype": "bfloat16", "mask_and_resets": False}
+        {
+            "chip": "H100",
+            "cell": "GRU",
+            "H": 8,
+            "B": 1,
+            "T": 2,
+            "dtype": "float32",
+            "mask_and_resets": True,
+            "compiled": True,
+        }
+        | {
+            "registers": [96, 155],
+            "spilled_bytes": [0, 4],
+            "shared_bytes": [92160, 120832],
+        },
+        {
+            "chip": "v4:2x2x1",
+            "cell": "LSTM",
+            "H": 8,
+            "B": 1,
+            "T": 2,
+            "dtype": "bfloat16",
+            "mask_and_resets": False,
+        }
         | {"compiled": False, "reason": "ValueError: too large"},
     ]
     text = kernels.table({"rows": rows, "versions": {}})
-    assert "| H100 | GRU | 8 | 1 | 2 | float32 | yes | yes | 96, 155 | 0, 4 | 92160, 120832 |" in text
-    assert "| v4:2x2x1 | LSTM | 8 | 1 | 2 | bfloat16 |  | ValueError: too large |" in text
+    assert (
+        "| H100 | GRU | 8 | 1 | 2 | float32 | yes | yes | 96, 155 | 0, 4 | 92160, "
+        "120832 |" in text
+    )
+    assert (
+        "| v4:2x2x1 | LSTM | 8 | 1 | 2 | bfloat16 |  | ValueError: too large |" in text
+    )
 
 
 def test_the_assembler_is_understood(tmp_path):
     (tmp_path / "a_0.ptxas").write_text(
-        "ptxas info: 0 bytes stack frame, 56 bytes spill stores, 8 bytes spill loads\nUsed 239 registers"
+        "ptxas info: 0 bytes stack frame, 56 bytes spill stores, 8 bytes spill "
+        "loads\nUsed 239 registers"
     )
-    (tmp_path / "a_0.resources.txt").write_text("Resources(smem_scratch_bytes=200704, tmem_scratch_cols=0)")
-    assert kernels.of_ptxas(tmp_path) == {"registers": [239], "spilled_bytes": [56], "shared_bytes": [200704]}
+    (tmp_path / "a_0.resources.txt").write_text(
+        "Resources(smem_scratch_bytes=200704, tmem_scratch_cols=0)"
+    )
+    assert kernels.of_ptxas(tmp_path) == {
+        "registers": [239],
+        "spilled_bytes": [56],
+        "shared_bytes": [200704],
+    }

@@ -1,4 +1,6 @@
-"""Every bad input is refused at trace time, by the right type of error, in words that say what came and what to do."""
+"""Every bad input is refused at trace time, by the right type of error, in words
+that say what came and what to do.
+"""
 
 import dataclasses
 
@@ -80,7 +82,9 @@ class NarrowingState(Narrowing):
     """The same for one part of a carry of two."""
 
     def initial_carry(self, params, batch_shape=(), dtype=None):
-        return jaxrnn.LSTMState(jnp.zeros((*batch_shape, 4)), jnp.zeros((*batch_shape, 4)))
+        return jaxrnn.LSTMState(
+            jnp.zeros((*batch_shape, 4)), jnp.zeros((*batch_shape, 4))
+        )
 
     def step(self, params, carry, z):
         return carry._replace(c=carry.c.astype(jnp.bfloat16))
@@ -95,7 +99,9 @@ def tbptt(window=None, losses=None, k1=2, params=PARAMS, batch=(2,), **how):
 
     def good(params, carry, window):
         flags = {"mask": window.mask, "resets": window.resets}
-        _, ys, carries = unroll(CELL, params, window.inputs, carry, **flags, return_carries=True)
+        _, ys, carries = unroll(
+            CELL, params, window.inputs, carry, **flags, return_carries=True
+        )
         return ys.mean(-1), carries
 
     process = TBPTT(losses or good, CELL.initial_carry, k1, **how)
@@ -105,11 +111,19 @@ def tbptt(window=None, losses=None, k1=2, params=PARAMS, batch=(2,), **how):
 
 def write(prompt=None, length=3, **how):
     prompt = jnp.zeros((2, 3), jnp.int32) if prompt is None else prompt
-    return generate(lambda carry, token: (carry, jnp.zeros((*token.shape, 5))), (), prompt, length, **how)
+    return generate(
+        lambda carry, token: (carry, jnp.zeros((*token.shape, 5))),
+        (),
+        prompt,
+        length,
+        **how,
+    )
 
 
 def module(layer=CELL, xs=None, **how):
-    return RNN(layer, 3, rngs=nnx.Rngs(0))(jnp.ones((2, 5, 3)) if xs is None else xs, **how)
+    return RNN(layer, 3, rngs=nnx.Rngs(0))(
+        jnp.ones((2, 5, 3)) if xs is None else xs, **how
+    )
 
 
 CASES = {
@@ -125,14 +139,32 @@ CASES = {
         r"made for 3 input features, but the inputs have 4",
     ),
     "xs of another size in a stack": (
-        lambda: walk(stack(CELL, GRU(4)), {"layer_0": PARAMS, "layer_1": GRU(4).init(KEY, 3)}),
+        lambda: walk(
+            stack(CELL, GRU(4)), {"layer_0": PARAMS, "layer_1": GRU(4).init(KEY, 3)}
+        ),
         ValueError,
         r"GRU: the parameters were made for 3 input features, but the inputs have 4",
     ),
-    "xs of another size, one step": (lambda: CELL(PARAMS, CARRY, jnp.ones((2, 4))), ValueError, r"made for 3 input features"),
-    "xs of integers": (lambda: walk(xs=jnp.ones((5, 2, 3), int)), TypeError, r"floating-point.*int32.*one_hot"),
-    "xs of bools": (lambda: walk(xs=np.ones((5, 2, 3), bool)), TypeError, r"floating-point.*dtype is bool"),
-    "xs a list": (lambda: walk(xs=[[1.0]]), TypeError, r"xs must be an array \(T, \*B, D\), but it is a list"),
+    "xs of another size, one step": (
+        lambda: CELL(PARAMS, CARRY, jnp.ones((2, 4))),
+        ValueError,
+        r"made for 3 input features",
+    ),
+    "xs of integers": (
+        lambda: walk(xs=jnp.ones((5, 2, 3), int)),
+        TypeError,
+        r"floating-point.*int32.*one_hot",
+    ),
+    "xs of bools": (
+        lambda: walk(xs=np.ones((5, 2, 3), bool)),
+        TypeError,
+        r"floating-point.*dtype is bool",
+    ),
+    "xs a list": (
+        lambda: walk(xs=[[1.0]]),
+        TypeError,
+        r"xs must be an array \(T, \*B, D\), but it is a list",
+    ),
     "xs None": (lambda: walk(xs=None), TypeError, r"xs must be an array"),
     "xs of another dtype": (
         lambda: walk(xs=XS.astype(jnp.bfloat16)),
@@ -155,34 +187,82 @@ CASES = {
         TypeError,
         r"a dict of .*'recurrent_kernel'.* got a dict of \['kernel'\]",
     ),
-    "params None": (lambda: walk(params=None), TypeError, r"got a NoneType: init\(key, input_size\) makes the right one"),
-    "input size zero": (lambda: CELL.init(KEY, 0), ValueError, r"input_size must be an int of at least 1, but it is 0"),
-    "input size a float": (lambda: CELL.init(KEY, 3.0), ValueError, r"input_size must be an int of at least 1, but it is 3\.0"),
+    "params None": (
+        lambda: walk(params=None),
+        TypeError,
+        r"got a NoneType: init\(key, input_size\) makes the right one",
+    ),
+    "input size zero": (
+        lambda: CELL.init(KEY, 0),
+        ValueError,
+        r"input_size must be an int of at least 1, but it is 0",
+    ),
+    "input size a float": (
+        lambda: CELL.init(KEY, 3.0),
+        ValueError,
+        r"input_size must be an int of at least 1, but it is 3\.0",
+    ),
     # Mask, resets, lengths.
     "mask of another T": (
         lambda: walk(mask=MASK[:4]),
         ValueError,
         r"mask must have shape .* = \(5, 2\), but its shape is \(4, 2\)",
     ),
-    "mask batch-first": (lambda: walk(mask=MASK.T), ValueError, r"time comes first, so pass mask\.T"),
-    "mask instead of lengths": (lambda: walk(mask=MASK[0]), ValueError, r"mask_from_lengths\(lengths, T\)"),
+    "mask batch-first": (
+        lambda: walk(mask=MASK.T),
+        ValueError,
+        r"time comes first, so pass mask\.T",
+    ),
+    "mask instead of lengths": (
+        lambda: walk(mask=MASK[0]),
+        ValueError,
+        r"mask_from_lengths\(lengths, T\)",
+    ),
     "mask of integers": (
         lambda: walk(mask=MASK.astype(int)),
         TypeError,
         r"mask must be bool, but its dtype is int32.*astype\(bool\)",
     ),
-    "mask a list": (lambda: walk(mask=[True] * 5), TypeError, r"mask must be a bool array .*, but it is a list"),
-    "resets of another shape": (lambda: walk(resets=MASK[:, :1]), ValueError, r"resets must have shape .* = \(5, 2\)"),
-    "resets batch-first": (lambda: walk(resets=MASK.T), ValueError, r"time comes first, so pass resets\.T"),
-    "resets of floats": (lambda: walk(resets=MASK.astype(float)), TypeError, r"resets must be bool, but its dtype is float32"),
-    "lengths of floats": (lambda: jaxrnn.mask_from_lengths(jnp.ones(2), 5), TypeError, r"lengths must be integers.*astype"),
+    "mask a list": (
+        lambda: walk(mask=[True] * 5),
+        TypeError,
+        r"mask must be a bool array .*, but it is a list",
+    ),
+    "resets of another shape": (
+        lambda: walk(resets=MASK[:, :1]),
+        ValueError,
+        r"resets must have shape .* = \(5, 2\)",
+    ),
+    "resets batch-first": (
+        lambda: walk(resets=MASK.T),
+        ValueError,
+        r"time comes first, so pass resets\.T",
+    ),
+    "resets of floats": (
+        lambda: walk(resets=MASK.astype(float)),
+        TypeError,
+        r"resets must be bool, but its dtype is float32",
+    ),
+    "lengths of floats": (
+        lambda: jaxrnn.mask_from_lengths(jnp.ones(2), 5),
+        TypeError,
+        r"lengths must be integers.*astype",
+    ),
     "lengths too long": (
         lambda: jaxrnn.mask_from_lengths(jnp.array([2, 6]), 5),
         ValueError,
         r"between 0 and T = 5, .* from 2 to 6",
     ),
-    "lengths negative": (lambda: jaxrnn.mask_from_lengths([-1, 5], 5), ValueError, r"between 0 and T = 5, .* from -1 to 5"),
-    "lengths None": (lambda: jaxrnn.mask_from_lengths(None, 5), TypeError, r"lengths must be an array of integers .*NoneType"),
+    "lengths negative": (
+        lambda: jaxrnn.mask_from_lengths([-1, 5], 5),
+        ValueError,
+        r"between 0 and T = 5, .* from -1 to 5",
+    ),
+    "lengths None": (
+        lambda: jaxrnn.mask_from_lengths(None, 5),
+        TypeError,
+        r"lengths must be an array of integers .*NoneType",
+    ),
     # Carries.
     "carry of another cell": (
         lambda: walk(carry=jnp.zeros((2, 4))),
@@ -197,12 +277,14 @@ CASES = {
     "carry of another dtype": (
         lambda: walk(carry=CARRY._replace(c=CARRY.c.astype(jnp.bfloat16))),
         TypeError,
-        r"\.c of the carry passed in is bfloat16, expected float32: .*astype\('float32'\)",
+        r"\.c of the carry passed in is bfloat16, expected float32: "
+        r".*astype\('float32'\)",
     ),
     "carry of another batch": (
         lambda: walk(carry=CELL.initial_carry(PARAMS, (3,))),
         ValueError,
-        r"\.h of the carry passed in has shape \(3, 4\), expected \(2, 4\).*batch axes of xs",
+        r"\.h of the carry passed in has shape \(3, 4\), expected \(2, 4\).*batch axes "
+        r"of xs",
     ),
     "carry without batch": (
         lambda: walk(OTHER, OTHER_PARAMS, carry=jnp.zeros(4)),
@@ -210,14 +292,19 @@ CASES = {
         r"shape \(4,\), expected \(2, 4\)",
     ),
     "carry of a stack": (
-        lambda: walk(stack(CELL, OTHER), {"layer_0": PARAMS, "layer_1": OTHER.init(KEY, 4)}, carry=(CARRY, jnp.zeros((2, 5)))),
+        lambda: walk(
+            stack(CELL, OTHER),
+            {"layer_0": PARAMS, "layer_1": OTHER.init(KEY, 4)},
+            carry=(CARRY, jnp.zeros((2, 5))),
+        ),
         ValueError,
         r"\[1\] of the carry passed in has shape \(2, 5\), expected \(2, 4\)",
     ),
     "step changes the dtype": (
         lambda: walk(Narrowing(4, "dtype"), {}),
         TypeError,
-        r"Narrowing: .*the carry that step returns is bfloat16, expected float32: .*not promoted",
+        r"Narrowing: .*the carry that step returns is bfloat16, expected float32: "
+        r".*not promoted",
     ),
     "step changes a leaf's dtype": (
         lambda: walk(NarrowingState(4, ""), {}),
@@ -240,65 +327,166 @@ CASES = {
         r"\.h of the carry passed in has shape \(3, 4\), expected \(2, 4\)",
     ),
     # Truncation.
-    "k2 less than k1": (lambda: tbptt(k1=4, k2=2), ValueError, r"k2 = 2 is less than k1 = 4.*Take k2 >= k1"),
-    "k1 zero": (lambda: tbptt(k1=0), ValueError, r"k1 must be an int of at least 1, but it is 0"),
-    "k2 a float": (lambda: tbptt(k1=1, k2=2.0), ValueError, r"k2 must be an int of at least 1, but it is 2\.0"),
-    "window zero": (lambda: truncated_unroll(CELL, PARAMS, XS, window=0), ValueError, r"at least 1 step, but it is 0"),
-    "window a float": (lambda: truncated_unroll(CELL, PARAMS, XS, window=2.5), ValueError, r"window must be an int"),
+    "k2 less than k1": (
+        lambda: tbptt(k1=4, k2=2),
+        ValueError,
+        r"k2 = 2 is less than k1 = 4.*Take k2 >= k1",
+    ),
+    "k1 zero": (
+        lambda: tbptt(k1=0),
+        ValueError,
+        r"k1 must be an int of at least 1, but it is 0",
+    ),
+    "k2 a float": (
+        lambda: tbptt(k1=1, k2=2.0),
+        ValueError,
+        r"k2 must be an int of at least 1, but it is 2\.0",
+    ),
+    "window zero": (
+        lambda: truncated_unroll(CELL, PARAMS, XS, window=0),
+        ValueError,
+        r"at least 1 step, but it is 0",
+    ),
+    "window a float": (
+        lambda: truncated_unroll(CELL, PARAMS, XS, window=2.5),
+        ValueError,
+        r"window must be an int",
+    ),
     "one loss for all steps": (
         lambda: tbptt(losses=lambda p, c, w: (jnp.zeros(2), c)),
         ValueError,
-        r"losses must return one loss per step, \(T, \*B\) = \(2, 2\), but they have shape \(2,\)",
+        r"losses must return one loss per step, \(T, \*B\) = \(2, 2\), but they have "
+        r"shape \(2,\)",
     ),
-    "targets of another T": (lambda: tbptt(Window(XS, XS[:3])), ValueError, r"must share their leading axis T"),
+    "targets of another T": (
+        lambda: tbptt(Window(XS, XS[:3])),
+        ValueError,
+        r"must share their leading axis T",
+    ),
     "TBPTT's mask": (
         lambda: tbptt(Window(XS, XS, MASK[:, :1])),
         ValueError,
         r"TBPTT: mask must be bool of shape .* = \(5, 2\)",
     ),
-    "TBPTT's resets": (lambda: tbptt(Window(XS, XS, MASK, MASK.astype(int))), ValueError, r"TBPTT: resets must be bool"),
+    "TBPTT's resets": (
+        lambda: tbptt(Window(XS, XS, MASK, MASK.astype(int))),
+        ValueError,
+        r"TBPTT: resets must be bool",
+    ),
     "the last carry instead of all": (
         lambda: tbptt(losses=lambda p, c, w: (jnp.zeros((2, 2)), c)),
         ValueError,
         r"losses must return the carries after every step.*return_carries=True",
     ),
     # Keys.
-    "no key": (lambda: walk(DROPPING, DROPPING_PARAMS), ValueError, r"Stack draws random numbers .*key=.*inference\(layer\)"),
-    "no key, one step": (lambda: DROPPING(DROPPING_PARAMS, ((), CARRY), XS[0]), ValueError, r"Stack draws random numbers"),
+    "no key": (
+        lambda: walk(DROPPING, DROPPING_PARAMS),
+        ValueError,
+        r"Stack draws random numbers .*key=.*inference\(layer\)",
+    ),
+    "no key, one step": (
+        lambda: DROPPING(DROPPING_PARAMS, ((), CARRY), XS[0]),
+        ValueError,
+        r"Stack draws random numbers",
+    ),
     "a key that is a number": (
         lambda: walk(DROPPING, DROPPING_PARAMS, key=3),
         TypeError,
         r"key must be a key such as jax\.random\.key",
     ),
-    "a key for a cell": (lambda: walk(key=KEY), ValueError, r"a key was given, but LSTM draws no random numbers"),
+    "a key for a cell": (
+        lambda: walk(key=KEY),
+        ValueError,
+        r"a key was given, but LSTM draws no random numbers",
+    ),
     "a key for inference": (
         lambda: walk(jaxrnn.inference(DROPPING), DROPPING_PARAMS, key=KEY),
         ValueError,
         r"a key was given, but Stack draws no .*use the layer it was made from",
     ),
-    "no rngs": (lambda: module(DROPPING), ValueError, r"Stack draws random numbers .*rngs=nnx\.Rngs"),
+    "no rngs": (
+        lambda: module(DROPPING),
+        ValueError,
+        r"Stack draws random numbers .*rngs=nnx\.Rngs",
+    ),
     # What is walked, and how.
-    "a class": (lambda: walk(LSTM), TypeError, r"expected an instance: LSTM\(\.\.\.\), but got the class LSTM"),
-    "a name": (lambda: walk("lstm"), TypeError, r"expected a jaxrnn\.Cell or a layer, but got a str"),
-    "not frozen": (lambda: walk(Thawed()), TypeError, r"Thawed must be decorated with @dataclasses\.dataclass\(frozen=True\)"),
-    "not a dataclass": (lambda: walk(Undecorated()), TypeError, r"Undecorated must be decorated with"),
-    "not hashable": (lambda: walk(WithArray(jnp.ones(3))), TypeError, r"WithArray is not hashable .*arrays belong in params"),
-    "a list in a cell": (lambda: walk(WithArray([3])), TypeError, r"WithArray is not hashable .*sequences in tuples"),
-    "no step": (lambda: walk(Bare(), {}), NotImplementedError, r"Bare must define step\(self, params, carry, z\) -> carry"),
-    "no init": (lambda: Bare().init(KEY, 3), NotImplementedError, r"Bare must define init\(self, key, input_size\) -> params"),
-    "no size": (lambda: walk(Sizeless(), {}), TypeError, r"Sizeless has no hidden_size.*define initial_carry"),
+    "a class": (
+        lambda: walk(LSTM),
+        TypeError,
+        r"expected an instance: LSTM\(\.\.\.\), but got the class LSTM",
+    ),
+    "a name": (
+        lambda: walk("lstm"),
+        TypeError,
+        r"expected a jaxrnn\.Cell or a layer, but got a str",
+    ),
+    "not frozen": (
+        lambda: walk(Thawed()),
+        TypeError,
+        r"Thawed must be decorated with @dataclasses\.dataclass\(frozen=True\)",
+    ),
+    "not a dataclass": (
+        lambda: walk(Undecorated()),
+        TypeError,
+        r"Undecorated must be decorated with",
+    ),
+    "not hashable": (
+        lambda: walk(WithArray(jnp.ones(3))),
+        TypeError,
+        r"WithArray is not hashable .*arrays belong in params",
+    ),
+    "a list in a cell": (
+        lambda: walk(WithArray([3])),
+        TypeError,
+        r"WithArray is not hashable .*sequences in tuples",
+    ),
+    "no step": (
+        lambda: walk(Bare(), {}),
+        NotImplementedError,
+        r"Bare must define step\(self, params, carry, z\) -> carry",
+    ),
+    "no init": (
+        lambda: Bare().init(KEY, 3),
+        NotImplementedError,
+        r"Bare must define init\(self, key, input_size\) -> params",
+    ),
+    "no size": (
+        lambda: walk(Sizeless(), {}),
+        TypeError,
+        r"Sizeless has no hidden_size.*define initial_carry",
+    ),
     "engine a name": (
         lambda: walk(engine="scan"),
         TypeError,
         r"engine must be an engine such as jaxrnn\.Scan\(\), but it is 'scan'",
     ),
-    "engine a class": (lambda: walk(engine=Scan), TypeError, r"engine must be an engine such as jaxrnn\.Scan\(\)"),
-    "reverse a number": (lambda: walk(reverse=1), TypeError, r"reverse must be True or False, but it is 1"),
+    "engine a class": (
+        lambda: walk(engine=Scan),
+        TypeError,
+        r"engine must be an engine such as jaxrnn\.Scan\(\)",
+    ),
+    "reverse a number": (
+        lambda: walk(reverse=1),
+        TypeError,
+        r"reverse must be True or False, but it is 1",
+    ),
     # Layers.
     "an empty stack": (stack, ValueError, r"stack needs at least one cell or layer"),
-    "a stack of a list": (lambda: stack([CELL, CELL]), TypeError, r"expected a jaxrnn\.Cell or a layer, but got a list"),
-    "a stack of classes": (lambda: stack(LSTM), TypeError, r"expected an instance: LSTM\(\.\.\.\)"),
-    "merge": (lambda: bidirectional(CELL, merge="mean"), ValueError, r"merge must be 'concat' or 'sum', but it is 'mean'"),
+    "a stack of a list": (
+        lambda: stack([CELL, CELL]),
+        TypeError,
+        r"expected a jaxrnn\.Cell or a layer, but got a list",
+    ),
+    "a stack of classes": (
+        lambda: stack(LSTM),
+        TypeError,
+        r"expected an instance: LSTM\(\.\.\.\)",
+    ),
+    "merge": (
+        lambda: bidirectional(CELL, merge="mean"),
+        ValueError,
+        r"merge must be 'concat' or 'sum', but it is 'mean'",
+    ),
     "sum of unequal sizes": (
         lambda: bidirectional(CELL, GRU(3), merge="sum").init(KEY, 3),
         ValueError,
@@ -324,19 +512,43 @@ CASES = {
         TypeError,
         r"Bare is not .*recurrent_h=None",
     ),
-    "zoneout of a stack": (lambda: zoneout(stack(CELL), 0.1), TypeError, r"zoneout wraps a cell, but got the layer Stack"),
-    "zoneout with three rates": (lambda: walk(zoneout(CELL, (0.1,) * 3), key=KEY), ValueError, r"3 rates .* LSTM has 2 parts"),
-    "zoneout with no rates": (lambda: zoneout(CELL, ()), ValueError, r"zoneout: the rate is an empty tuple"),
+    "zoneout of a stack": (
+        lambda: zoneout(stack(CELL), 0.1),
+        TypeError,
+        r"zoneout wraps a cell, but got the layer Stack",
+    ),
+    "zoneout with three rates": (
+        lambda: walk(zoneout(CELL, (0.1,) * 3), key=KEY),
+        ValueError,
+        r"3 rates .* LSTM has 2 parts",
+    ),
+    "zoneout with no rates": (
+        lambda: zoneout(CELL, ()),
+        ValueError,
+        r"zoneout: the rate is an empty tuple",
+    ),
     # Sizes of engines and projections.
-    "unroll zero": (lambda: Scan(unroll=0), ValueError, r"Scan: unroll must be an int of at least 1, but it is 0"),
+    "unroll zero": (
+        lambda: Scan(unroll=0),
+        ValueError,
+        r"Scan: unroll must be an int of at least 1, but it is 0",
+    ),
     "segment zero": (
         lambda: jaxrnn.Checkpoint(0),
         ValueError,
         r"Checkpoint: segment must be an int of at least 1, but it is 0",
     ),
-    "projection zero": (lambda: LSTM(4, projection_size=0), ValueError, r"projection_size must be an int of at least 1"),
+    "projection zero": (
+        lambda: LSTM(4, projection_size=0),
+        ValueError,
+        r"projection_size must be an int of at least 1",
+    ),
     # Generation.
-    "nothing to draw with": (write, ValueError, r"temperature above 0 needs key=jax\.random\.key"),
+    "nothing to draw with": (
+        write,
+        ValueError,
+        r"temperature above 0 needs key=jax\.random\.key",
+    ),
     "a key for nothing": (
         lambda: write(temperature=0, key=KEY),
         ValueError,
@@ -357,26 +569,62 @@ CASES = {
         TypeError,
         r"integer array \(P, \*B\), but it is .*shape \(\)",
     ),
-    "a list as prompt": (lambda: write([1, 2], key=KEY), TypeError, r"integer array \(P, \*B\), but it is a list"),
-    "length zero": (lambda: write(length=0, key=KEY), ValueError, r"length must be an int of at least 1, but it is 0"),
+    "a list as prompt": (
+        lambda: write([1, 2], key=KEY),
+        TypeError,
+        r"integer array \(P, \*B\), but it is a list",
+    ),
+    "length zero": (
+        lambda: write(length=0, key=KEY),
+        ValueError,
+        r"length must be an int of at least 1, but it is 0",
+    ),
     "temperature negative": (
         lambda: write(temperature=-1, key=KEY),
         ValueError,
         r"temperature must be a finite number of at least 0, but it is -1",
     ),
-    "temperature a word": (lambda: write(temperature="hot", key=KEY), ValueError, r"temperature must be a finite number"),
-    "temperature nan": (lambda: write(temperature=float("nan"), key=KEY), ValueError, r"temperature must be a finite number"),
+    "temperature a word": (
+        lambda: write(temperature="hot", key=KEY),
+        ValueError,
+        r"temperature must be a finite number",
+    ),
+    "temperature nan": (
+        lambda: write(temperature=float("nan"), key=KEY),
+        ValueError,
+        r"temperature must be a finite number",
+    ),
     "top_k where nothing is drawn": (
         lambda: write(temperature=0, top_k=2),
         ValueError,
         r"nothing is drawn, so leave top_k out",
     ),
-    "top_k zero": (lambda: write(top_k=0, key=KEY), ValueError, r"top_k must be an int of at least 1, but it is 0"),
-    "top_k of more than V": (lambda: write(top_k=6, key=KEY), ValueError, r"top_k = 6 is more than the 5 symbols there are"),
+    "top_k zero": (
+        lambda: write(top_k=0, key=KEY),
+        ValueError,
+        r"top_k must be an int of at least 1, but it is 0",
+    ),
+    "top_k of more than V": (
+        lambda: write(top_k=6, key=KEY),
+        ValueError,
+        r"top_k = 6 is more than the 5 symbols there are",
+    ),
     # nnx.
-    "nnx: a class": (lambda: module(LSTM), TypeError, r"expected an instance: LSTM\(\.\.\.\)"),
-    "nnx: integers": (lambda: module(xs=jnp.ones((2, 5, 3), int)), TypeError, r"floating-point features"),
-    "nnx: lengths": (lambda: module(seq_lengths=jnp.array([1, 6])), ValueError, r"between 0 and T = 5"),
+    "nnx: a class": (
+        lambda: module(LSTM),
+        TypeError,
+        r"expected an instance: LSTM\(\.\.\.\)",
+    ),
+    "nnx: integers": (
+        lambda: module(xs=jnp.ones((2, 5, 3), int)),
+        TypeError,
+        r"floating-point features",
+    ),
+    "nnx: lengths": (
+        lambda: module(seq_lengths=jnp.array([1, 6])),
+        ValueError,
+        r"between 0 and T = 5",
+    ),
     "nnx: both": (
         lambda: module(mask=MASK.T, seq_lengths=jnp.array([1, 2])),
         ValueError,
@@ -397,15 +645,29 @@ def test_bad_input_is_refused_in_words(case, plain_errors):
 
 
 DEEP = {  # what would otherwise fail with words that do not help
-    "residual of another size, unrolled": (lambda: walk(residual(CELL)), (TypeError, ValueError), r"residual: "),
+    "residual of another size, unrolled": (
+        lambda: walk(residual(CELL)),
+        (TypeError, ValueError),
+        r"residual: ",
+    ),
     "an integer among TBPTT's params": (
         lambda: tbptt(params=PARAMS | {"count": jnp.array(3)}),
         TypeError,
         r"params\['count'\]|\.count|floating",
     ),
-    "a TBPTT state of another batch": (lambda: tbptt(batch=(3,)), ValueError, r"state|batch_shape|start\("),
+    "a TBPTT state of another batch": (
+        lambda: tbptt(batch=(3,)),
+        ValueError,
+        r"state|batch_shape|start\(",
+    ),
     "generate's step changes the carry's dtype": (
-        lambda: generate(lambda s, t: (s.astype(jnp.bfloat16), LOGITS[t]), jnp.ones(4), jnp.array([0]), 3, key=KEY),
+        lambda: generate(
+            lambda s, t: (s.astype(jnp.bfloat16), LOGITS[t]),
+            jnp.ones(4),
+            jnp.array([0]),
+            3,
+            key=KEY,
+        ),
         TypeError,
         r"^generate: ",
     ),
@@ -424,30 +686,51 @@ def test_bad_input_that_would_fail_far_from_its_cause(case, plain_errors):
         call()
 
 
-@pytest.mark.parametrize("rate", [-0.1, 1, 1.5, "half", True, None, float("nan")], ids=repr)
-@pytest.mark.parametrize("make", [dropout, lambda r: jaxrnn.recurrent_dropout(CELL, r), lambda r: zoneout(CELL, (0.1, r))])
+@pytest.mark.parametrize(
+    "rate", [-0.1, 1, 1.5, "half", True, None, float("nan")], ids=repr
+)
+@pytest.mark.parametrize(
+    "make",
+    [
+        dropout,
+        lambda r: jaxrnn.recurrent_dropout(CELL, r),
+        lambda r: zoneout(CELL, (0.1, r)),
+    ],
+)
 def test_bad_rates(make, rate, plain_errors):
-    with pytest.raises(ValueError, match=r"the rate must be a number in \[0, 1\), the share that is dropped, but it is"):
+    with pytest.raises(
+        ValueError,
+        match=r"the rate must be a number in \[0, 1\), the share that is dropped, but it is",  # noqa: E501
+    ):
         make(rate)
 
 
 @pytest.mark.parametrize("size", [0, -1, 2.0, True, None, "3"], ids=repr)
 @pytest.mark.parametrize("kind", [Elman, LSTM, GRU])
 def test_bad_sizes(kind, size, plain_errors):
-    with pytest.raises(ValueError, match=rf"{kind.__name__}: hidden_size must be an int of at least 1, but it is {size!r}"):
+    with pytest.raises(
+        ValueError,
+        match=rf"{kind.__name__}: hidden_size must be an int of at least 1, but it is {size!r}",  # noqa: E501
+    ):
         kind(size)
 
 
 def test_lengths_inside_jit_cannot_be_read():
-    assert jax.eval_shape(lambda n: jaxrnn.mask_from_lengths(n, 5), jax.ShapeDtypeStruct((2,), int)).shape == (5, 2)
+    assert jax.eval_shape(
+        lambda n: jaxrnn.mask_from_lengths(n, 5), jax.ShapeDtypeStruct((2,), int)
+    ).shape == (5, 2)
 
 
 def test_errors_come_at_trace_time(plain_errors):
     with pytest.raises(ValueError, match="input features"):
-        jax.eval_shape(lambda xs: walk(xs=xs), jax.ShapeDtypeStruct((5, 2, 4), jnp.float32))
+        jax.eval_shape(
+            lambda xs: walk(xs=xs), jax.ShapeDtypeStruct((5, 2, 4), jnp.float32)
+        )
 
 
 def test_without_the_fixture_beartype_checks_shapes():
-    """`plain_errors` takes effect: without it the same call is refused by the type checker of the tests."""
+    """`plain_errors` takes effect: without it the same call is refused by the type
+    checker of the tests.
+    """
     with pytest.raises(TypeCheckError):
         walk(xs=jnp.ones(3))

@@ -1,4 +1,6 @@
-"""Nothing is walked as something is: empty batches and sequences give empty outputs, the carry, and gradients of zero."""
+"""Nothing is walked as something is: empty batches and sequences give empty outputs,
+the carry, and gradients of zero.
+"""
 
 import functools
 
@@ -23,7 +25,11 @@ ENGINES = {
     "ones": jaxrnn.Associative(1),
 }
 SIZES = [(4, (0,)), (0, (2,)), (0, (0,)), (1, (0,)), (4, (2, 0))]
-ROWS = [("mlstm", engine, *size) for engine in ENGINES for size in (SIZES if engine in ("default", "chunks") else SIZES[:1])]
+ROWS = [
+    ("mlstm", engine, *size)
+    for engine in ENGINES
+    for size in (SIZES if engine in ("default", "chunks") else SIZES[:1])
+]
 ROWS += [(name, "default", *SIZES[0]) for name in PLAIN if name != "mlstm"]
 ROWS += [("slstm", engine, *SIZES[0]) for engine in ("window", "all", "checkpoint")]
 ROWS += [("lru", "chunks", *size) for size in SIZES[:3]]
@@ -38,7 +44,9 @@ def test_nothing_to_walk(name, engine, steps, batch):
 
     @functools.partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
     def loss(params, xs):
-        carry, ys = jaxrnn.unroll(layer, params, xs, first, engine=ENGINES[engine], mask=flags, resets=flags)
+        carry, ys = jaxrnn.unroll(
+            layer, params, xs, first, engine=ENGINES[engine], mask=flags, resets=flags
+        )
         return jnp.abs(ys).sum(), (carry, ys)
 
     (value, (carry, ys)), gradients = jax.jit(loss)(params, xs)
@@ -60,7 +68,9 @@ def test_streaming(name):
 @pytest.mark.parametrize("shape", [(0, 4, D), (2, 0, D), (0, 0, D)])
 def test_the_layer_for_flax(shape):
     rnn = RNN(nnx.LSTMCell(D, 5, rngs=nnx.Rngs(0)))
-    loss, gradients = nnx.value_and_grad(lambda rnn, xs: jnp.square(rnn(xs)).sum())(rnn, jnp.ones(shape))
+    loss, gradients = nnx.value_and_grad(lambda rnn, xs: jnp.square(rnn(xs)).sum())(
+        rnn, jnp.ones(shape)
+    )
     assert loss == 0
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(gradients))
     assert rnn(jnp.ones(shape)).shape == (*shape[:2], 5)

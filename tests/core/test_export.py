@@ -1,4 +1,6 @@
-"""``jax.export``: a compiled step is written to bytes and read back, whatever carry it has."""
+"""``jax.export``: a compiled step is written to bytes and read back, whatever carry
+it has.
+"""
 
 import inspect
 import pkgutil
@@ -14,7 +16,17 @@ from subjects import D, draw
 
 import jaxrnn
 
-OF_CARRIES = ["lstm", "mlstm", "slstm", "min_lstm", "bidirectional", "stack", "zoneout", "user_linear", "lru"]
+OF_CARRIES = [
+    "lstm",
+    "mlstm",
+    "slstm",
+    "min_lstm",
+    "bidirectional",
+    "stack",
+    "zoneout",
+    "user_linear",
+    "lru",
+]
 
 
 @pytest.mark.parametrize("name", OF_CARRIES)
@@ -30,25 +42,37 @@ def test_an_unroll_with_its_carry(name):
     read = jax.export.deserialize(exported.serialize())
     found, expected = read.call(*inputs[:3]), jax.jit(walk)(*inputs[:3])
     assert jax.tree.structure(found) == jax.tree.structure(expected)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected
+    )
 
 
 def test_a_streaming_step_with_its_gradient():
     cell = jaxrnn.LSTM(4)
     inputs = draw(cell, 0)
-    exported = jax.export.export(jax.jit(cell))(inputs.params, inputs.carry, inputs.xs[0])
+    exported = jax.export.export(jax.jit(cell))(
+        inputs.params, inputs.carry, inputs.xs[0]
+    )
     read = jax.export.deserialize(exported.serialize(vjp_order=1))
     carry, _ = read.call(inputs.params, inputs.carry, inputs.xs[0])
     assert isinstance(carry, jaxrnn.LSTMState)
 
     def last(step):
-        return jax.grad(lambda c: step(inputs.params, c, inputs.xs[0])[1].sum())(inputs.carry)
+        return jax.grad(lambda c: step(inputs.params, c, inputs.xs[0])[1].sum())(
+            inputs.carry
+        )
 
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), last(read.call), last(cell))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+        last(read.call),
+        last(cell),
+    )
 
 
 def test_windows_states_and_what_is_written():
-    """All that a train step of truncated backpropagation takes and gives, generated tokens and beams."""
+    """All that a train step of truncated backpropagation takes and gives, generated
+    tokens and beams.
+    """
     cell = jaxrnn.LSTM(4)
     inputs = draw(cell, 0)
     flags = jnp.ones(inputs.xs.shape[:2], bool)
@@ -70,7 +94,10 @@ def test_symbolic_sizes():
     params = cell.init(jax.random.key(0), D)
     t, b = jax.export.symbolic_shape("t, b")
     shapes = jax.ShapeDtypeStruct((t, b, D), jnp.float32)
-    carry = jax.tree.map(lambda a: jax.ShapeDtypeStruct((b, *a.shape), a.dtype), cell.initial_carry(params))
+    carry = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct((b, *a.shape), a.dtype),
+        cell.initial_carry(params),
+    )
 
     def walk(params, xs, carry):
         return jaxrnn.unroll(cell, params, xs, carry)
@@ -84,11 +111,17 @@ def test_symbolic_sizes():
         config.update("jaxtyping_disable", False)
     inputs = draw(cell, 0)
     found = jax.export.deserialize(written).call(inputs.params, *inputs[1:3])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, walk(*inputs[:3]))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+        found,
+        walk(*inputs[:3]),
+    )
 
 
 def test_every_public_namedtuple_of_arrays_is_known():
-    """Those that may stand in a compiled function's signature; a missing one fails here when it is written."""
+    """Those that may stand in a compiled function's signature; a missing one fails
+    here when it is written.
+    """
     from jax.export import export
 
     known = {
@@ -105,9 +138,21 @@ def test_every_public_namedtuple_of_arrays_is_known():
     known |= {"TrainState", "Shown"}
     kinds = {}
     for module in pkgutil.walk_packages(jaxrnn.__path__, "jaxrnn."):
-        if module.name.split(".")[1] in ("core", "cells", "layers", "nnx", "truncation", "decoding", "training"):
+        if module.name.split(".")[1] in (
+            "core",
+            "cells",
+            "layers",
+            "nnx",
+            "truncation",
+            "decoding",
+            "training",
+        ):
             for kind in vars(import_module(module.name)).values():
-                if inspect.isclass(kind) and issubclass(kind, tuple) and hasattr(kind, "_fields"):
+                if (
+                    inspect.isclass(kind)
+                    and issubclass(kind, tuple)
+                    and hasattr(kind, "_fields")
+                ):
                     kinds[kind.__name__] = kind
     assert known <= kinds.keys()
     for name in known:
@@ -117,7 +162,12 @@ def test_every_public_namedtuple_of_arrays_is_known():
 
 
 def test_importing_loads_no_more_than_it_did():
-    code = "import sys, jaxrnn; print(sorted({name.split('.')[0] for name in sys.modules} & {'flatbuffers', 'flax', 'orbax'}))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    code = (
+        "import sys, jaxrnn; print(sorted({name.split('.')[0] for name in sys.modules} "
+        "& {'flatbuffers', 'flax', 'orbax'}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert "flax" not in done.stdout
     assert "orbax" not in done.stdout

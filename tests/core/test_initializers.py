@@ -17,7 +17,9 @@ def blocks(kernel, size):
 
 
 @pytest.mark.parametrize(
-    "cell", [Elman(6), LSTM(6), GRU(6), LSTM(6, coupled_gates=True)], ids=["elman", "lstm", "gru", "coupled"]
+    "cell",
+    [Elman(6), LSTM(6), GRU(6), LSTM(6, coupled_gates=True)],
+    ids=["elman", "lstm", "gru", "coupled"],
 )
 def test_recurrent_kernels_are_orthogonal_per_gate_block(cell, x64):
     drawn = []
@@ -29,21 +31,34 @@ def test_recurrent_kernels_are_orthogonal_per_gate_block(cell, x64):
 
 
 def test_orthogonal_rectangles_and_gain(x64):
-    wide, tall = (np.asarray(initializers.Orthogonal(2.0)(KEYS[0], shape, jnp.float64)) for shape in ((3, 5), (5, 3)))
+    wide, tall = (
+        np.asarray(initializers.Orthogonal(2.0)(KEYS[0], shape, jnp.float64))
+        for shape in ((3, 5), (5, 3))
+    )
     np.testing.assert_allclose(wide @ wide.T, 4 * np.eye(3), atol=1e-12)
     np.testing.assert_allclose(tall.T @ tall, 4 * np.eye(3), atol=1e-12)
 
 
 def test_orthogonal_is_uniform(x64):
-    """Haar measure: the mean of Q is 0 and that of Q_ij^2 is 1/n. Without the signs of R the diagonal would have a mean."""
-    draws = np.stack([initializers.Orthogonal()(key, (3, 3), jnp.float64) for key in jax.random.split(KEYS[0], 500)])
+    """Haar measure: the mean of Q is 0 and that of Q_ij^2 is 1/n. Without the signs
+    of R the diagonal would have a mean.
+    """
+    draws = np.stack(
+        [
+            initializers.Orthogonal()(key, (3, 3), jnp.float64)
+            for key in jax.random.split(KEYS[0], 500)
+        ]
+    )
     np.testing.assert_allclose(draws.mean(0), 0, atol=5 * np.sqrt(1 / 3 / 500))
     np.testing.assert_allclose(np.square(draws).mean(0), 1 / 3, atol=0.08)
 
 
 def test_chrono_lstm(x64):
     cell = LSTM(
-        2000, forget_bias=initializers.Chrono(50.0), input_init=initializers.Zeros(), recurrent_init=initializers.Zeros()
+        2000,
+        forget_bias=initializers.Chrono(50.0),
+        input_init=initializers.Zeros(),
+        recurrent_init=initializers.Zeros(),
     )
     i, f, g, o = np.split(np.asarray(cell.init(KEYS[0], 1)["bias"]), 4)
     times = np.exp(f)
@@ -58,19 +73,33 @@ def test_chrono_lstm(x64):
 
 
 def test_chrono_gru_and_coupled_lstm(x64):
-    chrono, zeros = initializers.Chrono(20.0), {"input_init": initializers.Zeros(), "recurrent_init": initializers.Zeros()}
-    r, z, n = np.split(np.asarray(GRU(50, update_bias=chrono, **zeros).init(KEYS[0], 1)["bias"]), 3)
+    chrono, zeros = (
+        initializers.Chrono(20.0),
+        {"input_init": initializers.Zeros(), "recurrent_init": initializers.Zeros()},
+    )
+    r, z, n = np.split(
+        np.asarray(GRU(50, update_bias=chrono, **zeros).init(KEYS[0], 1)["bias"]), 3
+    )
     assert 1 <= np.exp(z).min() < np.exp(z).max() <= 19
     assert not r.any()
     assert not n.any()
-    f, g, o = np.split(np.asarray(LSTM(50, forget_bias=chrono, coupled_gates=True, **zeros).init(KEYS[0], 1)["bias"]), 3)
+    f, g, o = np.split(
+        np.asarray(
+            LSTM(50, forget_bias=chrono, coupled_gates=True, **zeros).init(KEYS[0], 1)[
+                "bias"
+            ]
+        ),
+        3,
+    )
     assert 1 <= np.exp(f).min() < np.exp(f).max() <= 19
     assert not g.any()
     assert not o.any()
 
 
 def test_chrono_needs_more_than_two_steps():
-    with pytest.raises(ValueError, match="max_time must be more than 2 steps, but it is 2"):
+    with pytest.raises(
+        ValueError, match="max_time must be more than 2 steps, but it is 2"
+    ):
         initializers.Chrono(2)
 
 
@@ -78,7 +107,9 @@ def test_biases():
     i, f, g, o = np.split(np.asarray(LSTM(4).init(KEYS[0], 3)["bias"]), 4)
     assert (f == 1).all()
     assert not np.concatenate([i, g, o]).any()
-    i, f, g, o = np.split(np.asarray(LSTM(4, forget_bias=0.0).init(KEYS[0], 3)["bias"]), 4)
+    i, f, g, o = np.split(
+        np.asarray(LSTM(4, forget_bias=0.0).init(KEYS[0], 3)["bias"]), 4
+    )
     assert not f.any()
     r, z, n = np.split(np.asarray(GRU(4, update_bias=-1.0).init(KEYS[0], 3)["bias"]), 3)
     assert (z == -1).all()
@@ -93,7 +124,9 @@ def test_irnn():
     assert not params["bias"].any()
     last, _ = jaxrnn.unroll(cell, params, jnp.zeros((50, 3)), jnp.arange(4.0))
     np.testing.assert_array_equal(last, jnp.arange(4.0))
-    np.testing.assert_array_equal(initializers.Identity(0.5)(KEYS[0], (2, 2), jnp.float32), 0.5 * np.eye(2))
+    np.testing.assert_array_equal(
+        initializers.Identity(0.5)(KEYS[0], (2, 2), jnp.float32), 0.5 * np.eye(2)
+    )
 
 
 @pytest.mark.parametrize("kind", [Elman, LSTM, GRU])

@@ -1,4 +1,6 @@
-"""Static configuration pickles and copies: every cell, layer, engine and initializer comes back equal, with an equal hash."""
+"""Static configuration pickles and copies: every cell, layer, engine and initializer
+comes back equal, with an equal hash.
+"""
 
 import copy
 import dataclasses
@@ -16,7 +18,13 @@ from subjects import SUBJECTS, D, draw
 import jaxrnn
 from jaxrnn import initializers
 
-ARGUMENTS = {"Chrono": (9,), "Linspace": (0.0, 1.0), "PowerLaw": (0.1, 0.5, 2.0), "TorchUniform": (3,), "Uniform": (0.0, 1.0)}
+ARGUMENTS = {
+    "Chrono": (9,),
+    "Linspace": (0.0, 1.0),
+    "PowerLaw": (0.1, 0.5, 2.0),
+    "TorchUniform": (3,),
+    "Uniform": (0.0, 1.0),
+}
 INITIALIZERS = {
     name: kind(*ARGUMENTS.get(name, ()))
     for name, kind in vars(initializers).items()
@@ -39,11 +47,16 @@ FUNCTIONS = {
     "partial": functools.partial(jax.nn.leaky_relu, negative_slope=0.1),
 }
 EVERY = SUBJECTS | INITIALIZERS | ENGINES
-EVERY |= {f"elman_{name}": jaxrnn.Elman(3, activation=function) for name, function in FUNCTIONS.items()}
+EVERY |= {
+    f"elman_{name}": jaxrnn.Elman(3, activation=function)
+    for name, function in FUNCTIONS.items()
+}
 EVERY |= {
     "dropout": jaxrnn.dropout(0.5),
     "recurrent_dropout_drawn": jaxrnn.recurrent_dropout(jaxrnn.Elman(3), 0.3),
-    "deep": jaxrnn.residual(jaxrnn.stack(jaxrnn.IndRNN(3), jaxrnn.zoneout(jaxrnn.Elman(3), 0.1))),
+    "deep": jaxrnn.residual(
+        jaxrnn.stack(jaxrnn.IndRNN(3), jaxrnn.zoneout(jaxrnn.Elman(3), 0.1))
+    ),
 }
 
 
@@ -55,8 +68,15 @@ def _same_outcome(a, b):
 @pytest.mark.parametrize("name", EVERY)
 def test_comes_back_equal(name):
     value = EVERY[name]
-    back = [copy.copy(value), copy.deepcopy(value), copy.deepcopy({"a": [value]})["a"][0]]
-    pickled = [pickle.loads(pickle.dumps(value, protocol)) for protocol in (2, pickle.HIGHEST_PROTOCOL)]
+    back = [
+        copy.copy(value),
+        copy.deepcopy(value),
+        copy.deepcopy({"a": [value]})["a"][0],
+    ]
+    pickled = [
+        pickle.loads(pickle.dumps(value, protocol))
+        for protocol in (2, pickle.HIGHEST_PROTOCOL)
+    ]
     if "partial" in name:
         assert all(_same_outcome(value.activation, each.activation) for each in pickled)
         pickled = []
@@ -69,8 +89,16 @@ def test_comes_back_equal(name):
 
 def test_every_public_cell_is_among_them():
     kinds = {type(value) for value in EVERY.values()}
-    public = {value for value in vars(jaxrnn).values() if isinstance(value, type) and issubclass(value, jaxrnn.Cell)}
-    engines = {value for value in vars(jaxrnn).values() if isinstance(value, type) and hasattr(value, "walk")}
+    public = {
+        value
+        for value in vars(jaxrnn).values()
+        if isinstance(value, type) and issubclass(value, jaxrnn.Cell)
+    }
+    engines = {
+        value
+        for value in vars(jaxrnn).values()
+        if isinstance(value, type) and hasattr(value, "walk")
+    }
     assert public - {jaxrnn.Cell, jaxrnn.LinearCell} <= kinds
     assert engines <= kinds
 
@@ -92,15 +120,22 @@ def test_what_comes_back_does_not_compile_again():
 
 def test_another_process_reads_it():
     layer = jaxrnn.stack(jaxrnn.Elman(4), jaxrnn.IndRNN(2))
-    code = f"import pickle; layer = pickle.loads({pickle.dumps(layer)!r}); print(repr(layer))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    code = (
+        f"import pickle; layer = pickle.loads({pickle.dumps(layer)!r}); "
+        f"print(repr(layer))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert "Elman(hidden_size=4" in done.stdout
 
 
 def test_state_and_training_pieces():
     """Carries and windows are NamedTuples of arrays, a TBPTT holds functions."""
     for name in ("lstm", "mlstm", "slstm", "bidirectional", "stack"):
-        carry = SUBJECTS[name].initial_carry(SUBJECTS[name].init(jax.random.key(0), D), (2,))
+        carry = SUBJECTS[name].initial_carry(
+            SUBJECTS[name].init(jax.random.key(0), D), (2,)
+        )
         back = pickle.loads(pickle.dumps(carry))
         assert jax.tree.structure(back) == jax.tree.structure(carry)
     tbptt = jaxrnn.TBPTT(np.sum, jaxrnn.Elman(3).initial_carry, 2)
@@ -111,10 +146,17 @@ def test_state_and_training_pieces():
 def test_a_function_without_a_name_is_named(plain_errors):
     cell = jaxrnn.Elman(3, activation=lambda x: x)
     assert copy.deepcopy(cell) == cell
-    with pytest.raises(TypeError, match=r"Elman: activation is <function .*lambda.*cannot be pickled: .* top of a module"):
+    with pytest.raises(
+        TypeError,
+        match=r"Elman: activation is <function .*lambda.*cannot be pickled: .* top of a module",  # noqa: E501
+    ):
         pickle.dumps(cell)
     with pytest.raises(TypeError, match=r"Elman: activation is .*cannot be pickled"):
-        pickle.dumps(jaxrnn.stack(jaxrnn.Elman(3, activation=jax.jit(lambda x: x)), jaxrnn.GRU(2)))
+        pickle.dumps(
+            jaxrnn.stack(
+                jaxrnn.Elman(3, activation=jax.jit(lambda x: x)), jaxrnn.GRU(2)
+            )
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,5 @@
-"""What goes wrong in a cell of one's own is said with its method and the repair; trees of outputs and carries with parts of
-every kind work, or are refused in words.
+"""What goes wrong in a cell of one's own is said with its method and the repair; trees
+of outputs and carries with parts of every kind work, or are refused in words.
 """
 
 import dataclasses
@@ -29,7 +29,10 @@ class Own(jaxrnn.Cell):
     hidden_size: int = H
 
     def init(self, key, input_size):
-        return {"W": jnp.full((input_size, self.hidden_size), 0.1), "U": jnp.full((self.hidden_size, self.hidden_size), 0.2)}
+        return {
+            "W": jnp.full((input_size, self.hidden_size), 0.1),
+            "U": jnp.full((self.hidden_size, self.hidden_size), 0.2),
+        }
 
     def step(self, params, carry, z):
         return jnp.tanh(z @ params["W"] + carry @ params["U"])
@@ -44,15 +47,27 @@ def own(**methods):
 
 
 def counting(part, of_step):
-    """`Own` with another part in its carry: ``part(batch_shape)`` at first, then ``of_step(part)``."""
+    """`Own` with another part in its carry: ``part(batch_shape)`` at first, then
+    ``of_step(part)``.
+    """
 
     def initial_carry(self, params, batch_shape=(), dtype=None):
-        return {"h": Own.initial_carry(self, params, batch_shape, dtype), "part": part(batch_shape)}
+        return {
+            "h": Own.initial_carry(self, params, batch_shape, dtype),
+            "part": part(batch_shape),
+        }
 
     def step(self, params, carry, z):
-        return {"h": Own.step(self, params, carry["h"], z), "part": of_step(carry["part"])}
+        return {
+            "h": Own.step(self, params, carry["h"], z),
+            "part": of_step(carry["part"]),
+        }
 
-    return own(initial_carry=initial_carry, step=step, output=lambda self, params, carry, x: carry["h"])
+    return own(
+        initial_carry=initial_carry,
+        step=step,
+        output=lambda self, params, carry, x: carry["h"],
+    )
 
 
 def count_of(batch_shape):
@@ -61,22 +76,37 @@ def count_of(batch_shape):
 
 COUNTER = counting(count_of, lambda n: n + 1)  # one a row
 SCALAR = counting(lambda batch_shape: jnp.zeros((), jnp.int32), lambda n: n + 1)
-RAW_KEY = counting(lambda batch_shape: jax.random.PRNGKey(0), lambda key: jax.random.split(key)[0])
-TYPED_KEY = counting(lambda batch_shape: jax.random.key(0), lambda key: jax.random.split(key)[0])
-ONE_VECTOR = counting(lambda batch_shape: jnp.zeros(B), lambda a: a + 1)  # as long as the batch, and none of it
+RAW_KEY = counting(
+    lambda batch_shape: jax.random.PRNGKey(0), lambda key: jax.random.split(key)[0]
+)
+TYPED_KEY = counting(
+    lambda batch_shape: jax.random.key(0), lambda key: jax.random.split(key)[0]
+)
+ONE_VECTOR = counting(
+    lambda batch_shape: jnp.zeros(B), lambda a: a + 1
+)  # as long as the batch, and none of it
 
 
 # Parts of a carry that are no row's.
 
 
-@pytest.mark.parametrize("flags", [{"mask": MASK}, {"resets": RESETS}, {"mask": MASK, "resets": RESETS}], ids=", ".join)
+@pytest.mark.parametrize(
+    "flags",
+    [{"mask": MASK}, {"resets": RESETS}, {"mask": MASK, "resets": RESETS}],
+    ids=", ".join,
+)
 @pytest.mark.parametrize(
     ("cell", "repair"),
-    [(SCALAR, "batch_shape, .*zeros"), (RAW_KEY, "split"), (TYPED_KEY, "split"), (ONE_VECTOR, "batch_shape, .*zeros")],
+    [
+        (SCALAR, "batch_shape, .*zeros"),
+        (RAW_KEY, "split"),
+        (TYPED_KEY, "split"),
+        (ONE_VECTOR, "batch_shape, .*zeros"),
+    ],
     ids=["scalar", "raw key", "typed key", "vector"],
 )
 def test_a_part_without_batch_axes_cannot_be_held_by_rows(cell, repair, flags):
-    words = rf"^Mine: {'.*'.join(f'{name}=' for name in flags)} holds .*part \['part'\].*in Mine.initial_carry.*{repair}"
+    words = rf"^Mine: {'.*'.join(f'{name}=' for name in flags)} holds .*part \['part'\].*in Mine.initial_carry.*{repair}"  # noqa: E501
     for engine in (None, jaxrnn.Scan(residuals="all")):
         with pytest.raises(ValueError, match=words):
             unroll(cell, PARAMS, XS, engine=engine, **flags)
@@ -91,8 +121,12 @@ def test_without_flags_such_parts_are_what_they_are():
     for _ in range(T):
         key = jax.random.split(key)[0]
     np.testing.assert_array_equal(unroll(RAW_KEY, PARAMS, XS)[0]["part"], key)
-    np.testing.assert_array_equal(jax.random.key_data(unroll(TYPED_KEY, PARAMS, XS)[0]["part"]), key)
-    each, _ = jax.vmap(lambda x, m: unroll(SCALAR, PARAMS, x, mask=m), (1, 1), (0, 1))(XS, MASK)
+    np.testing.assert_array_equal(
+        jax.random.key_data(unroll(TYPED_KEY, PARAMS, XS)[0]["part"]), key
+    )
+    each, _ = jax.vmap(lambda x, m: unroll(SCALAR, PARAMS, x, mask=m), (1, 1), (0, 1))(
+        XS, MASK
+    )
     np.testing.assert_array_equal(each["part"], [T, 3])
 
 
@@ -100,14 +134,17 @@ def test_parts_of_rows_are_held():
     last, _ = unroll(COUNTER, PARAMS, XS, mask=MASK, resets=RESETS)
     np.testing.assert_array_equal(last["part"], [T, 1])
     keys = counting(
-        lambda batch_shape: jax.random.split(KEY, batch_shape), lambda keys: jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys)
+        lambda batch_shape: jax.random.split(KEY, batch_shape),
+        lambda keys: jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys),
     )
     last, _ = unroll(keys, PARAMS, XS, mask=MASK)
     for row, steps in enumerate((T, 3)):
         key = jax.random.split(KEY, B)[row]
         for _ in range(steps):
             key = jax.random.fold_in(key, 1)
-        np.testing.assert_array_equal(jax.random.key_data(last["part"][row]), jax.random.key_data(key))
+        np.testing.assert_array_equal(
+            jax.random.key_data(last["part"][row]), jax.random.key_data(key)
+        )
 
 
 def test_scales_of_rows_touch_floats_alone():
@@ -116,7 +153,9 @@ def test_scales_of_rows_touch_floats_alone():
         last, _ = jaxrnn.truncated_unroll(cell, PARAMS, XS, gradient_scale=scale)
         assert last["h"].shape == (B, H)
     decay = counting(lambda batch_shape: jnp.ones(()), lambda a: 0.9 * a)
-    with pytest.raises(ValueError, match=r"^Mine: gradient_scale= holds .*part \['part'\]"):
+    with pytest.raises(
+        ValueError, match=r"^Mine: gradient_scale= holds .*part \['part'\]"
+    ):
         jaxrnn.truncated_unroll(decay, PARAMS, XS, gradient_scale=scale)
 
 
@@ -124,11 +163,18 @@ def test_scales_of_rows_touch_floats_alone():
 
 
 @pytest.mark.parametrize("rate", [0.3, (0.3,)])
-@pytest.mark.parametrize("cell", [COUNTER, SCALAR, RAW_KEY, TYPED_KEY], ids=["counter", "scalar", "raw key", "typed key"])
+@pytest.mark.parametrize(
+    "cell",
+    [COUNTER, SCALAR, RAW_KEY, TYPED_KEY],
+    ids=["counter", "scalar", "raw key", "typed key"],
+)
 def test_zoneout_lets_integers_and_keys_go_on(cell, rate):
     layer = zoneout(cell, rate)
     right = unroll(cell, PARAMS, XS)[0]["part"]
-    for last, _ in (unroll(layer, PARAMS, XS, key=KEY), unroll(jaxrnn.inference(layer), PARAMS, XS)):
+    for last, _ in (
+        unroll(layer, PARAMS, XS, key=KEY),
+        unroll(jaxrnn.inference(layer), PARAMS, XS),
+    ):
         assert (last["part"] == right).all()
     carry = cell.initial_carry(PARAMS, (B,))
     for x in XS:
@@ -141,7 +187,9 @@ def test_zoneout_lets_integers_and_keys_go_on(cell, rate):
 
 
 def test_a_rate_for_an_integer_is_refused():
-    with pytest.raises(ValueError, match=r"2 rates .* Mine has 1 parts of floating-point numbers"):
+    with pytest.raises(
+        ValueError, match=r"2 rates .* Mine has 1 parts of floating-point numbers"
+    ):
         unroll(zoneout(COUNTER, (0.1, 0.2)), PARAMS, XS, key=KEY)
 
 
@@ -149,20 +197,32 @@ def test_recurrent_dropout_of_a_carry_without_h():
     def step(self, params, carry, z, *, recurrent_h=None):
         return carry
 
-    pair = own(initial_carry=lambda self, params, batch_shape=(), dtype=None: (jnp.zeros(batch_shape),) * 2, step=step)
-    with pytest.raises(TypeError, match=r"recurrent_dropout: the carry of Mine is a tuple of 2.*part h"):
+    pair = own(
+        initial_carry=lambda self, params, batch_shape=(), dtype=None: (
+            (jnp.zeros(batch_shape),) * 2
+        ),
+        step=step,
+    )
+    with pytest.raises(
+        TypeError, match=r"recurrent_dropout: the carry of Mine is a tuple of 2.*part h"
+    ):
         unroll(jaxrnn.recurrent_dropout(pair, 0.1), PARAMS, XS, key=KEY)
 
 
 def test_diagnostics_refuse_integers_in_words():
     for look in (diagnostics.jacobians, diagnostics.gate_statistics):
-        with pytest.raises(TypeError, match=r"carry\['part'\] is int32, through which no gradient flows"):
+        with pytest.raises(
+            TypeError,
+            match=r"carry\['part'\] is int32, through which no gradient flows",
+        ):
             look(COUNTER, PARAMS, XS)
 
 
 # Trees of outputs.
 
-TREE = own(output=lambda self, params, carry, x: {"h": carry, "pair": (x, carry[..., :2])})
+TREE = own(
+    output=lambda self, params, carry, x: {"h": carry, "pair": (x, carry[..., :2])}
+)
 
 
 def test_outputs_may_be_a_tree():
@@ -175,17 +235,30 @@ def test_outputs_may_be_a_tree():
     layer = stack(Own(D), TREE)
     params = layer.init(KEY, D)
     _, ys = unroll(layer, params, XS, mask=MASK)
-    assert jax.tree.map(jnp.shape, ys) == {"h": (T, B, H), "pair": ((T, B, D), (T, B, 2))}
+    assert jax.tree.map(jnp.shape, ys) == {
+        "h": (T, B, H),
+        "pair": ((T, B, D), (T, B, 2)),
+    }
     carry = layer.initial_carry(params, (B,))
     for t in range(3):
         carry, y = layer(params, carry, XS[t])
-        jax.tree.map(lambda a, b, t=t: np.testing.assert_allclose(a, b[t], rtol=1e-6), y, ys)
+        jax.tree.map(
+            lambda a, b, t=t: np.testing.assert_allclose(a, b[t], rtol=1e-6), y, ys
+        )
     both = jaxrnn.bidirectional(TREE)
     _, ys = unroll(both, both.init(KEY, D), XS, mask=MASK)
     np.testing.assert_allclose(ys["h"][..., :H], masked["h"], rtol=1e-6)
     rnn = RNN(TREE, D, rngs=nnx.Rngs(0))
-    ys = rnn(jnp.swapaxes(XS, 0, 1), seq_lengths=jnp.array([T, 3]), reverse=True, keep_order=False)
-    assert jax.tree.map(jnp.shape, ys) == {"h": (B, T, H), "pair": ((B, T, D), (B, T, 2))}
+    ys = rnn(
+        jnp.swapaxes(XS, 0, 1),
+        seq_lengths=jnp.array([T, 3]),
+        reverse=True,
+        keep_order=False,
+    )
+    assert jax.tree.map(jnp.shape, ys) == {
+        "h": (B, T, H),
+        "pair": ((B, T, D), (B, T, 2)),
+    }
     assert rnn.output_size is None
     assert jax.tree.structure(plain) == jax.tree.structure(masked)
 
@@ -201,45 +274,70 @@ def test_outputs_may_be_a_tree():
     ],
 )
 def test_what_takes_one_array_says_so(make):
-    with pytest.raises(TypeError, match=r"after Mine takes one array of features.* a dict \{'h'.*last in the stack"):
+    with pytest.raises(
+        TypeError,
+        match=r"after Mine takes one array of features.* a dict \{'h'.*last in the stack",  # noqa: E501
+    ):
         make()
 
 
 def test_directions_that_put_out_unlike_trees():
     layer = jaxrnn.bidirectional(TREE, Own())
-    with pytest.raises(TypeError, match=r"bidirectional: .*must be alike, but a dict .* of Mine and \(5, 2, 4\) comes|of Own"):
+    with pytest.raises(
+        TypeError,
+        match=r"bidirectional: .*must be alike, but a dict .* of Mine and \(5, 2, 4\) comes|of Own",  # noqa: E501
+    ):
         unroll(layer, layer.init(KEY, D), XS)
 
 
 def test_directions_join_features_and_no_other_axis():
-    bare = own(output=lambda self, params, carry, x: {"h": carry, "energy": carry.sum(-1)})
+    bare = own(
+        output=lambda self, params, carry, x: {"h": carry, "energy": carry.sum(-1)}
+    )
     layer = jaxrnn.bidirectional(bare)
     params = layer.init(KEY, D)
-    with pytest.raises(ValueError, match=r"bidirectional: merge='concat' .*Mine shows an output of shape \(5, 2\) for inputs"):
+    with pytest.raises(
+        ValueError,
+        match=r"bidirectional: merge='concat' .*Mine shows an output of shape \(5, 2\) for inputs",  # noqa: E501
+    ):
         unroll(layer, params, XS)
     _, ys = unroll(jaxrnn.bidirectional(bare, merge="sum"), params, XS)
-    parts = [unroll(bare, params[name], XS, reverse=name == "backward")[1] for name in ("forward", "backward")]
-    jax.tree.map(lambda y, a, b: np.testing.assert_allclose(y, a + b, rtol=1e-6), ys, *parts)
+    parts = [
+        unroll(bare, params[name], XS, reverse=name == "backward")[1]
+        for name in ("forward", "backward")
+    ]
+    jax.tree.map(
+        lambda y, a, b: np.testing.assert_allclose(y, a + b, rtol=1e-6), ys, *parts
+    )
 
 
 def test_a_streaming_step_that_returns_a_pair():
     pair = own(step=lambda self, params, carry, z: (carry, carry))
-    with pytest.raises(TypeError, match=r"where step returned \(carry, y\): it returns the carry alone"):
+    with pytest.raises(
+        TypeError, match=r"where step returned \(carry, y\): it returns the carry alone"
+    ):
         pair(PARAMS, jnp.zeros((B, H)), XS[0])
 
 
 # Numbers among the parameters.
 
 LEAKY = own(
-    init=lambda self, key, input_size: {**Own.init(self, key, input_size), "leak": 0.25, "gain": np.float32(0.5)},
-    step=lambda self, params, carry, z: params["leak"] * carry + params["gain"] * Own.step(self, params, carry, z),
+    init=lambda self, key, input_size: {
+        **Own.init(self, key, input_size),
+        "leak": 0.25,
+        "gain": np.float32(0.5),
+    },
+    step=lambda self, params, carry, z: (
+        params["leak"] * carry + params["gain"] * Own.step(self, params, carry, z)
+    ),
 )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_numbers_are_weak_parameters_everywhere(dtype):
     params = {
-        name: leaf.astype(dtype) if hasattr(leaf, "ndim") and leaf.ndim else leaf for name, leaf in LEAKY.init(KEY, D).items()
+        name: leaf.astype(dtype) if hasattr(leaf, "ndim") and leaf.ndim else leaf
+        for name, leaf in LEAKY.init(KEY, D).items()
     }
     xs = XS.astype(dtype)
     carry = LEAKY.initial_carry(params, (B,))
@@ -250,7 +348,11 @@ def test_numbers_are_weak_parameters_everywhere(dtype):
         assert y.dtype == dtype
     last, ys = unroll(LEAKY, params, xs)
     assert last.dtype == ys.dtype == dtype
-    np.testing.assert_allclose(last.astype("float32"), streamed.astype("float32"), rtol=1e-5 if dtype == "float32" else 0.05)
+    np.testing.assert_allclose(
+        last.astype("float32"),
+        streamed.astype("float32"),
+        rtol=1e-5 if dtype == "float32" else 0.05,
+    )
     layer = stack(LEAKY, LEAKY)
     assert unroll(stack(LEAKY), {"layer_0": params}, xs)[1].dtype == dtype
     assert stack(LEAKY)({"layer_0": params}, (carry,), xs[0])[1].dtype == dtype
@@ -263,17 +365,30 @@ def test_numbers_have_gradients_and_diagnostics():
     params = {**LEAKY.init(KEY, D), "gain": 0.5}
     gradient = jax.grad(lambda p: unroll(LEAKY, p, XS)[1].sum())(params)
     eps = 1e-2
-    ends = [unroll(LEAKY, {**params, "leak": 0.25 + sign * eps}, XS)[1].sum() for sign in (1, -1)]
-    np.testing.assert_allclose(gradient["leak"], (ends[0] - ends[1]) / (2 * eps), rtol=1e-2)
+    ends = [
+        unroll(LEAKY, {**params, "leak": 0.25 + sign * eps}, XS)[1].sum()
+        for sign in (1, -1)
+    ]
+    np.testing.assert_allclose(
+        gradient["leak"], (ends[0] - ends[1]) / (2 * eps), rtol=1e-2
+    )
     numpy = LEAKY.init(KEY, D)
     assert diagnostics.jacobians(LEAKY, numpy, XS).shape == (T, B, H, H)
     lags = diagnostics.parameter_lags(LEAKY, params, XS, jnp.sum, terms=True)
     np.testing.assert_allclose(
-        lags.terms["leak"].sum(), jax.grad(lambda p: unroll(LEAKY, p, XS)[1][-1].sum())(params)["leak"], rtol=1e-4
+        lags.terms["leak"].sum(),
+        jax.grad(lambda p: unroll(LEAKY, p, XS)[1][-1].sum())(params)["leak"],
+        rtol=1e-4,
     )
-    assert jnp.isfinite(diagnostics.lyapunov_spectrum(LEAKY, numpy, XS, key=KEY).exponents).all()
+    assert jnp.isfinite(
+        diagnostics.lyapunov_spectrum(LEAKY, numpy, XS, key=KEY).exponents
+    ).all()
     rnn = RNN(LEAKY, D, rngs=nnx.Rngs(0))
-    np.testing.assert_allclose(rnn(jnp.swapaxes(XS, 0, 1)), jnp.swapaxes(unroll(LEAKY, numpy, XS)[1], 0, 1), rtol=1e-5)
+    np.testing.assert_allclose(
+        rnn(jnp.swapaxes(XS, 0, 1)),
+        jnp.swapaxes(unroll(LEAKY, numpy, XS)[1], 0, 1),
+        rtol=1e-5,
+    )
 
 
 # Arrays of another library: what torch's look like from here.
@@ -289,7 +404,11 @@ class dtype:
 
 class Tensor:
     def __init__(self, shape, dtype_name, requires_grad=False):
-        self.shape, self.dtype, self.requires_grad = shape, dtype(dtype_name), requires_grad
+        self.shape, self.dtype, self.requires_grad = (
+            shape,
+            dtype(dtype_name),
+            requires_grad,
+        )
         self.ndim = len(shape)
 
     def __getitem__(self, place):
@@ -304,12 +423,18 @@ FOREIGN = {
     "xs": lambda: unroll(Own(), PARAMS, FLOATS),
     "mask": lambda: unroll(Own(), PARAMS, XS, mask=FLAGS),
     "resets": lambda: unroll(Own(), PARAMS, XS, resets=FLAGS),
-    "gradient_scale": lambda: jaxrnn.truncated_unroll(Own(), PARAMS, XS, gradient_scale=Tensor((T, B), "float32")),
+    "gradient_scale": lambda: jaxrnn.truncated_unroll(
+        Own(), PARAMS, XS, gradient_scale=Tensor((T, B), "float32")
+    ),
     "the carry passed in": lambda: unroll(Own(), PARAMS, XS, Tensor((B, H), "float32")),
-    "params['W']": lambda: unroll(Own(), {**PARAMS, "W": Tensor((D, H), "float32", True)}, XS),
+    "params['W']": lambda: unroll(
+        Own(), {**PARAMS, "W": Tensor((D, H), "float32", True)}, XS
+    ),
     "lengths": lambda: jaxrnn.mask_from_lengths(Tensor((B,), "int64"), T),
     "inputs": lambda: RNN(ELMAN, D, rngs=nnx.Rngs(0))(FLOATS),
-    "xs (one step)": lambda: ELMAN(ELMAN_PARAMS, jnp.zeros((B, H)), Tensor((B, D), "float32")),
+    "xs (one step)": lambda: ELMAN(
+        ELMAN_PARAMS, jnp.zeros((B, H)), Tensor((B, D), "float32")
+    ),
     "xs (diagnostics)": lambda: diagnostics.jacobians(Own(), PARAMS, FLOATS),
 }
 
@@ -321,13 +446,18 @@ def test_arrays_of_torch_are_named_with_the_repair(name, plain_errors):
     message, what = str(caught.value), name.partition(" (")[0]
     assert f"{what} is a torch Tensor of shape" in message
     assert "and dtype torch." in message
-    assert f"pass jnp.asarray({what if what != 'the carry passed in' else 'carry'}" in message
+    assert (
+        f"pass jnp.asarray({what if what != 'the carry passed in' else 'carry'}"
+        in message
+    )
     assert (".detach()" in message) == (what == "params['W']")
     assert len(message) < 420
 
 
 def test_a_word_among_the_parameters(plain_errors):
-    with pytest.raises(TypeError, match=r"params\['kind'\] is a str, .*make it a field of the cell"):
+    with pytest.raises(
+        TypeError, match=r"params\['kind'\] is a str, .*make it a field of the cell"
+    ):
         unroll(Own(), {**PARAMS, "kind": "tanh"}, XS)
 
 
@@ -339,11 +469,15 @@ def conv(carry_of):
 
     def step(self, params, carry, z):
         x = jnp.concatenate([z, carry], -1)
-        return jax.lax.conv_general_dilated(x, params["K"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return jax.lax.conv_general_dilated(
+            x, params["K"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
 
     return own(
         init=lambda self, key, input_size: {"K": jnp.ones((3, 3, input_size + H, H))},
-        initial_carry=lambda self, params, batch_shape=(), dtype=None: jnp.zeros(carry_of(batch_shape)),
+        initial_carry=lambda self, params, batch_shape=(), dtype=None: jnp.zeros(
+            carry_of(batch_shape)
+        ),
         step=step,
     )
 
@@ -375,41 +509,55 @@ def broadcasting(call):
 
 CASES = {
     "step returns a pair": (
-        lambda: unroll(own(step=lambda self, params, carry, z: (carry, carry)), PARAMS, XS),
+        lambda: unroll(
+            own(step=lambda self, params, carry, z: (carry, carry)), PARAMS, XS
+        ),
         TypeError,
-        r"^Mine\.step returns a pair.*returns the carry alone.*output\(self, params, carry, x\)",
+        r"^Mine\.step returns a pair.*returns the carry alone.*output\(self, params, "
+        r"carry, x\)",
     ),
     "step returns nothing": (
         lambda: unroll(own(step=lambda self, params, carry, z: None), PARAMS, XS),
         TypeError,
-        r"^Mine: the carry that step returns is None, but this cell's carry is \(2, 4\)",
+        r"^Mine: the carry that step returns is None, but this cell's carry is \(2, "
+        r"4\)",
     ),
     "step returns a list": (
         lambda: unroll(own(step=lambda self, params, carry, z: [carry]), PARAMS, XS),
         TypeError,
-        r"that step returns is a list of 1 \[\(2, 4\)\], but this cell's carry is \(2, 4\)",
+        r"that step returns is a list of 1 \[\(2, 4\)\], but this cell's carry is \(2, "
+        r"4\)",
     ),
     "initial_carry without batch axes": (
         lambda: broadcasting(lambda: unroll(BARE, PARAMS, XS)),
         ValueError,
-        r"^Mine\.initial_carry: the carry has shape \(4,\), without the batch axes \(2,\).*\(\*batch_shape, 4\)",
+        r"^Mine\.initial_carry: the carry has shape \(4,\), without the batch axes "
+        r"\(2,\).*\(\*batch_shape, 4\)",
     ),
     "initial_carry without batch axes, step fails": (
         lambda: unroll(
             own(
-                initial_carry=lambda self, params, batch_shape=(), dtype=None: jnp.zeros(H),
-                step=lambda self, params, carry, z: jnp.concatenate([carry, z], -1)[..., :H],
+                initial_carry=lambda self, params, batch_shape=(), dtype=None: (
+                    jnp.zeros(H)
+                ),
+                step=lambda self, params, carry, z: jnp.concatenate([carry, z], -1)[
+                    ..., :H
+                ],
             ),
             PARAMS,
             XS,
         ),
         TypeError,
-        r"^Mine\.step fails on carry \(4,\), z \(2, 3\): .*Mine\.initial_carry made the carry without the batch axes \(2,\)",
+        r"^Mine\.step fails on carry \(4,\), z \(2, 3\): .*Mine\.initial_carry made "
+        r"the carry without the batch axes \(2,\)",
     ),
     "initial_carry without batch_shape": (
-        lambda: unroll(own(initial_carry=lambda self, params: jnp.zeros(H)), PARAMS, XS),
+        lambda: unroll(
+            own(initial_carry=lambda self, params: jnp.zeros(H)), PARAMS, XS
+        ),
         TypeError,
-        r"^Mine\.initial_carry fails on batch_shape .*Define initial_carry\(self, params, batch_shape=\(\), dtype=None\)",
+        r"^Mine\.initial_carry fails on batch_shape .*Define initial_carry\(self, "
+        r"params, batch_shape=\(\), dtype=None\)",
     ),
     "params of another size": (
         lambda: unroll(Own(), PARAMS, jnp.ones((T, B, 7))),
@@ -427,24 +575,33 @@ CASES = {
         r"^Mine\.project fails on x \(2, 3\): .*features",
     ),
     "an output that fails": (
-        lambda: unroll(own(output=lambda self, params, carry, x: params["U"] @ carry), PARAMS, XS),
+        lambda: unroll(
+            own(output=lambda self, params, carry, x: params["U"] @ carry), PARAMS, XS
+        ),
         TypeError,
         r"^Mine\.output fails on carry \(5, 2, 4\), x \(5, 2, 3\): .*any leading axes",
     ),
     "an output without time, masked": (
-        lambda: unroll(own(output=lambda self, params, carry, x: {"mean": carry.mean()}), PARAMS, XS, mask=MASK),
+        lambda: unroll(
+            own(output=lambda self, params, carry, x: {"mean": carry.mean()}),
+            PARAMS,
+            XS,
+            mask=MASK,
+        ),
         ValueError,
         r"^Mine\.output: with a mask .*\(5, 2\), but \['mean'\] has \(\)",
     ),
     "pictures": (
         lambda: unroll(CONV, CONV.init(KEY, D), PICTURES),
         (TypeError, ValueError),
-        r"^Mine\.step fails on carry \(2, 4, 4, 4, 4, 4\), z \(2, 4, 4, 3\): .*\(2, 4, 4\) are batch axes.*reshape",
+        r"^Mine\.step fails on carry \(2, 4, 4, 4, 4, 4\), z \(2, 4, 4, 3\): .*\(2, 4, "
+        r"4\) are batch axes.*reshape",
     ),
     "pictures, a carry": (
         lambda: unroll(CONV, CONV.init(KEY, D), PICTURES, jnp.zeros((B, 4, 4, H))),
         ValueError,
-        r"^Mine: the carry passed in has shape \(2, 4, 4, 4\), expected \(2, 4, 4, 4, 4, 4\)",
+        r"^Mine: the carry passed in has shape \(2, 4, 4, 4\), expected \(2, 4, 4, 4, "
+        r"4, 4\)",
     ),
     "a stack of pictures": (
         lambda: stack(CONV, CONV).init(KEY, D),
@@ -466,7 +623,11 @@ CASES = {
         BadInput,
         r"^--cell takes the name .*class LSTM",
     ),
-    "a word for a number": (lambda: tasks.train("parity", {"hidden": "many"}), BadInput, r"^--hidden must be a number"),
+    "a word for a number": (
+        lambda: tasks.train("parity", {"hidden": "many"}),
+        BadInput,
+        r"^--hidden must be a number",
+    ),
 }
 
 
@@ -492,5 +653,7 @@ def test_other_errors_of_a_users_own_pass(plain_errors):
     with pytest.raises(Stop, match="here"):
         unroll(own(project=stops), PARAMS, XS)
     wrapper = own(project=lambda self, params, x: ELMAN.project(ELMAN_PARAMS, x))
-    with pytest.raises(ValueError, match=r"^Elman: the parameters were made for 3 input features"):
+    with pytest.raises(
+        ValueError, match=r"^Elman: the parameters were made for 3 input features"
+    ):
         unroll(wrapper, PARAMS, jnp.ones((T, B, 7)))

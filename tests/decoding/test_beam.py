@@ -1,4 +1,6 @@
-"""Beam search: greedy at width 1, never below greedy, the true best where everything fits, the same in batches."""
+"""Beam search: greedy at width 1, never below greedy, the true best where everything
+fits, the same in batches.
+"""
 
 import itertools
 
@@ -16,10 +18,14 @@ CELL = jaxrnn.stack(jaxrnn.GRU(H), jaxrnn.LSTM(H))
 
 
 def model(seed, symbols=V, sharpness=4.0):
-    """A step function of a random recurrent model, whose parameters are drawn by ``seed``, and its first carry."""
+    """A step function of a random recurrent model, whose parameters are drawn by
+    ``seed``, and its first carry.
+    """
     k_cell, k_out = jax.random.split(jax.random.key(seed))
     params = CELL.init(k_cell, symbols)
-    params = jax.tree.map(lambda leaf: 2 * leaf, params)  # or the models would write what their readout likes best
+    params = jax.tree.map(
+        lambda leaf: 2 * leaf, params
+    )  # or the models would write what their readout likes best
     out = sharpness * jax.random.normal(k_out, (H, symbols))
 
     def step(carry, token):
@@ -34,11 +40,15 @@ def search(step, carry, start, **options):
 
 
 def beam(step, carry, start, **options):
-    return compiled(lambda carry, start: jaxrnn.beam_search(step, carry, start, **options))(carry, start)
+    return compiled(
+        lambda carry, start: jaxrnn.beam_search(step, carry, start, **options)
+    )(carry, start)
 
 
 def log_probability(step, carry, start, tokens, end=END):
-    """Of the tokens up to and with the first ``end``, and how many those are, by a Python loop over a jitted step."""
+    """Of the tokens up to and with the first ``end``, and how many those are, by a
+    Python loop over a jitted step.
+    """
     total, token = 0.0, start
     for n, following in enumerate(tokens):
         carry, logits = step(carry, jnp.asarray(token, jnp.int32))
@@ -55,7 +65,9 @@ def test_width_1_is_greedy_decoding(batch, penalty):
     step, initial = model(0)
     start = jnp.asarray(np.random.default_rng(0).integers(0, V, batch), jnp.int32)
     found = search(step, initial(batch), start, width=1, length_penalty=penalty)
-    greedy = np.asarray(generate(step, initial(batch), start[None], N, temperature=0).tokens)
+    greedy = np.asarray(
+        generate(step, initial(batch), start[None], N, temperature=0).tokens
+    )
     ended = np.cumsum(greedy == END, axis=0) > 0
     np.testing.assert_array_equal(found.tokens[..., 0], np.where(ended, END, greedy))
     np.testing.assert_array_equal(found.lengths[..., 0], (~ended).sum(0))
@@ -69,14 +81,20 @@ def models():
     def draw(key):
         k_cell, k_out, k_start = jax.random.split(key, 3)
         params = jax.tree.map(lambda leaf: 2 * leaf, cell.init(k_cell, V))
-        return params, 4 * jax.random.normal(k_out, (H, V)), jax.random.randint(k_start, (), 0, V, jnp.int32)
+        return (
+            params,
+            4 * jax.random.normal(k_out, (H, V)),
+            jax.random.randint(k_start, (), 0, V, jnp.int32),
+        )
 
     return cell, jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), 200))
 
 
 @pytest.mark.parametrize("penalty", [0.0, 1.0])
 def test_the_best_score_is_never_below_greedys_on_200_models(models, penalty):
-    """A beam that drops the greedy hypothesis where others are likelier so far fails this, of width 2 at penalty 0."""
+    """A beam that drops the greedy hypothesis where others are likelier so far fails
+    this, of width 2 at penalty 0.
+    """
     cell, drawn = models
 
     def best(width):
@@ -85,8 +103,15 @@ def test_the_best_score_is_never_below_greedys_on_200_models(models, penalty):
                 carry, h = cell(params, carry, jax.nn.one_hot(token, V))
                 return carry, h @ out
 
-            options = {"end": END, "width": width, "length": N, "length_penalty": penalty}
-            return jaxrnn.beam_search(step, cell.initial_carry(params), start, **options).scores[0]
+            options = {
+                "end": END,
+                "width": width,
+                "length": N,
+                "length_penalty": penalty,
+            }
+            return jaxrnn.beam_search(
+                step, cell.initial_carry(params), start, **options
+            ).scores[0]
 
         return jax.jit(jax.vmap(of_one))(*drawn)
 
@@ -99,7 +124,9 @@ def test_the_best_score_is_never_below_greedys_on_200_models(models, penalty):
 @pytest.mark.parametrize("penalty", [0.0, 1.0])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_wide_beam_finds_the_true_best(seed, penalty):
-    """Every hypothesis of up to 4 tokens out of 3 symbols: 1 + 2 + 4 + 8 that end, 16 that do not."""
+    """Every hypothesis of up to 4 tokens out of 3 symbols: 1 + 2 + 4 + 8 that end,
+    16 that do not.
+    """
     symbols, length = 3, 4
     step, initial = model(seed, symbols)
     one = jax.jit(step)
@@ -110,12 +137,18 @@ def test_a_wide_beam_finds_the_true_best(seed, penalty):
         every[tokens[:n]] = logp / n**penalty
     assert len(every) == 31
     ranked = sorted(every.items(), key=lambda item: -item[1])
-    found = search(step, carry, jnp.asarray(start), width=31, length=length, length_penalty=penalty)
+    found = search(
+        step, carry, jnp.asarray(start), width=31, length=length, length_penalty=penalty
+    )
     np.testing.assert_allclose(found.scores, [score for _, score in ranked], atol=1e-4)
     for w in range(31):
         n = int(found.lengths[w])
-        assert every[tuple(found.tokens[: n + 1, w].tolist())] == pytest.approx(float(found.scores[w]), abs=1e-4)
-    wider = search(step, carry, jnp.asarray(start), width=40, length=length, length_penalty=penalty)
+        assert every[tuple(found.tokens[: n + 1, w].tolist())] == pytest.approx(
+            float(found.scores[w]), abs=1e-4
+        )
+    wider = search(
+        step, carry, jnp.asarray(start), width=40, length=length, length_penalty=penalty
+    )
     np.testing.assert_allclose(wider.scores[:31], found.scores, atol=1e-4)
     assert (wider.scores[31:] == -jnp.inf).all()
 
@@ -142,7 +175,10 @@ def test_a_batch_is_its_members(transform):
     alone = [search(step, initial(()), start, length_penalty=1.0) for start in starts]
     options = {"end": END, "width": 3, "length": N, "length_penalty": 1.0}
     if transform == "vmap":
-        found = jax.vmap(lambda start: jaxrnn.beam_search(step, initial(()), start, **options), out_axes=0)(starts)
+        found = jax.vmap(
+            lambda start: jaxrnn.beam_search(step, initial(()), start, **options),
+            out_axes=0,
+        )(starts)
         tokens = jnp.moveaxis(found.tokens, 0, 1)
     elif transform == "batch":
         found = beam(step, initial((V,)), starts, **options)
@@ -163,9 +199,14 @@ def test_what_the_step_closes_over_keeps_its_batch_axes():
     def step(carry, token):
         return carry + 1, memory - 3.0 * jax.nn.one_hot(token, V)
 
-    found = beam(step, jnp.zeros(4), jnp.zeros(4, jnp.int32), end=END, width=3, length=N)
+    found = beam(
+        step, jnp.zeros(4), jnp.zeros(4, jnp.int32), end=END, width=3, length=N
+    )
     assert found.tokens.shape == (N, 4, 3)
-    assert int(found.tokens[0, 1, 0]) in jax.lax.top_k(step(0.0, jnp.zeros(4, jnp.int32))[1], 3)[1][1]
+    assert (
+        int(found.tokens[0, 1, 0])
+        in jax.lax.top_k(step(0.0, jnp.zeros(4, jnp.int32))[1], 3)[1][1]
+    )
 
 
 def test_symbols_that_are_ruled_out_are_never_written():
@@ -178,7 +219,12 @@ def test_symbols_that_are_ruled_out_are_never_written():
     found = search(without, initial((3,)), jnp.arange(3), width=4)
     assert (found.lengths == N).all()
     assert not (found.tokens == 0).any()
-    nearly_none = search(lambda c, t: (c, jnp.full((V,), -jnp.inf).at[1].set(0.0)), 0.0 * jnp.ones(()), jnp.asarray(0), width=4)
+    nearly_none = search(
+        lambda c, t: (c, jnp.full((V,), -jnp.inf).at[1].set(0.0)),
+        0.0 * jnp.ones(()),
+        jnp.asarray(0),
+        width=4,
+    )
     assert nearly_none.scores.tolist() == [0.0, *[-np.inf] * 3]
     assert (nearly_none.tokens[:, 0] == 1).all()
 
@@ -186,19 +232,38 @@ def test_symbols_that_are_ruled_out_are_never_written():
 def test_it_stops_when_every_hypothesis_has_ended():
     """A loop that went on to a length of 10 million would not come back."""
     certain = jnp.full((V,), -20.0).at[END].set(20.0)
-    found = beam(lambda c, t: (c, certain), jnp.zeros(()), jnp.asarray(0), end=END, width=1, length=10_000_000)
+    found = beam(
+        lambda c, t: (c, certain),
+        jnp.zeros(()),
+        jnp.asarray(0),
+        end=END,
+        width=1,
+        length=10_000_000,
+    )
     assert found.lengths.tolist() == [0]
 
 
 MISTAKES = {
     "width": ({"width": 0}, "width must be an int of at least 1, but it is 0"),
     "length": ({"length": 2.0}, "length must be an int of at least 1, but it is 2.0"),
-    "penalty": ({"length_penalty": -1.0}, "length_penalty must be a finite number of at least 0, but it is -1.0"),
+    "penalty": (
+        {"length_penalty": -1.0},
+        "length_penalty must be a finite number of at least 0, but it is -1.0",
+    ),
     "end": ({"end": V}, f"end must be an int from 0 to {V - 1}"),
     "start": ({"start": jnp.zeros(3)}, "start must be an integer array"),
-    "batch": ({"start": jnp.zeros(4, jnp.int32)}, r"of the carry has shape \(3, 6\), but it must begin .* \(4,\)"),
-    "carry": ({"step": lambda c, t: (c[0], jnp.zeros((3, V)))}, "the carry that step returns"),
-    "logits": ({"step": lambda c, t: (c, jnp.zeros(V))}, r"step must return logits \(3, 'V'\)"),
+    "batch": (
+        {"start": jnp.zeros(4, jnp.int32)},
+        r"of the carry has shape \(3, 6\), but it must begin .* \(4,\)",
+    ),
+    "carry": (
+        {"step": lambda c, t: (c[0], jnp.zeros((3, V)))},
+        "the carry that step returns",
+    ),
+    "logits": (
+        {"step": lambda c, t: (c, jnp.zeros(V))},
+        r"step must return logits \(3, 'V'\)",
+    ),
 }
 
 
@@ -206,6 +271,13 @@ MISTAKES = {
 def test_mistakes_are_named(name, plain_errors):
     changes, message = MISTAKES[name]
     step, initial = model(0)
-    given = {"step": step, "carry": initial((3,)), "start": jnp.zeros(3, jnp.int32), "end": END, "width": 2, "length": 4}
+    given = {
+        "step": step,
+        "carry": initial((3,)),
+        "start": jnp.zeros(3, jnp.int32),
+        "end": END,
+        "width": 2,
+        "length": 4,
+    }
     with pytest.raises((TypeError, ValueError), match=message):
         jaxrnn.beam_search(**{**given, **changes})

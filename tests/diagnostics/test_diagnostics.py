@@ -1,4 +1,6 @@
-"""Instruments against explicit products of Jacobians, in float64: lags, maps, spectra, and the marks they leave."""
+"""Instruments against explicit products of Jacobians, in float64: lags, maps,
+spectra, and the marks they leave.
+"""
 
 import dataclasses
 import functools
@@ -18,13 +20,21 @@ rng = np.random.default_rng
 
 
 def quick(instrument, cell, *arguments, **options):
-    """An instrument, compiled fast: arrays are arguments of the compiled program, the rest is part of it."""
+    """An instrument, compiled fast: arrays are arguments of the compiled program,
+    the rest is part of it.
+    """
     given = [*arguments, *options.values()]
-    is_static = [callable(a) or a is None or isinstance(a, (int, jaxrnn.Scan, jaxrnn.Checkpoint)) for a in given]
+    is_static = [
+        callable(a) or a is None or isinstance(a, (int, jaxrnn.Scan, jaxrnn.Checkpoint))
+        for a in given
+    ]
     arrays = [None if static else a for a, static in zip(given, is_static, strict=True)]
 
     def run(arrays):
-        filled = [g if static else a for g, a, static in zip(given, arrays, is_static, strict=True)]
+        filled = [
+            g if static else a
+            for g, a, static in zip(given, arrays, is_static, strict=True)
+        ]
         count = len(arguments)
         named = dict(zip(options, filled[count:], strict=True))
         return getattr(diagnostics, instrument)(cell, *filled[:count], **named)
@@ -51,19 +61,27 @@ class Linear(jaxrnn.Cell):
 
 @functools.cache
 def jacobian_of_step(layer):
-    """One streaming step of one sequence, its flags included, over the carry as one vector: (the new one, its Jacobian)."""
+    """One streaming step of one sequence, its flags included, over the carry as one
+    vector: (the new one, its Jacobian).
+    """
 
     def step(flat, params, like, x, keep, reset):
-        return ravel_pytree(one_step(layer, params, x, ravel_pytree(like)[1](flat), keep, reset)[0])[0]
+        return ravel_pytree(
+            one_step(layer, params, x, ravel_pytree(like)[1](flat), keep, reset)[0]
+        )[0]
 
     def both(flat, *rest):
-        return step(flat, *rest), jax.jacrev(step, holomorphic=jnp.iscomplexobj(flat))(flat, *rest)
+        return step(flat, *rest), jax.jacrev(step, holomorphic=jnp.iscomplexobj(flat))(
+            flat, *rest
+        )
 
     return compiled(both)
 
 
 def explicit(layer, params, xs, carry, mask, resets):
-    """The Jacobians of every step of one sequence, and the flat carries after it, by a Python loop."""
+    """The Jacobians of every step of one sequence, and the flat carries after it, by
+    a Python loop.
+    """
     flat, like = ravel_pytree(carry)[0], carry
     carries, found = [flat], []
     for t in range(len(xs)):
@@ -86,25 +104,66 @@ def weights_for(y_size, seed=0):
 @pytest.mark.parametrize("name", CAUSAL)
 def test_lags_are_norms_of_explicit_jacobian_products(name):
     layer, inputs = SUBJECTS[name], draw(name, 0)
-    mask = inputs.mask.at[-1].set(True)  # every sequence's last step is valid, holes before
-    size = jax.eval_shape(lambda: layer.output(inputs.params, inputs.carry, inputs.xs[0])).shape[-1]
+    mask = inputs.mask.at[-1].set(
+        True
+    )  # every sequence's last step is valid, holes before
+    size = jax.eval_shape(
+        lambda: layer.output(inputs.params, inputs.carry, inputs.xs[0])
+    ).shape[-1]
     loss = functools.partial(squares, weights_for(size))
-    last_row = compiled(jax.grad(lambda s, one, x: loss(layer.output(inputs.params, ravel_pytree(one)[1](s), x))))
-    for flags in ((None, None), (mask, inputs.resets))[name not in FEW :]:  # leaving them out has nothing to do with the cell
-        found = gradient_lags(layer, inputs.params, inputs.xs, loss, inputs.carry, mask=flags[0], resets=flags[1])
-        mask_of, resets_of = (np.ones((T, 3), bool) if flags[0] is None else np.asarray(mask)), np.zeros((T, 3), bool)
+    last_row = compiled(
+        jax.grad(
+            lambda s, one, x: loss(
+                layer.output(inputs.params, ravel_pytree(one)[1](s), x)
+            )
+        )
+    )
+    for flags in ((None, None), (mask, inputs.resets))[
+        name not in FEW :
+    ]:  # leaving them out has nothing to do with the cell
+        found = gradient_lags(
+            layer,
+            inputs.params,
+            inputs.xs,
+            loss,
+            inputs.carry,
+            mask=flags[0],
+            resets=flags[1],
+        )
+        mask_of, resets_of = (
+            (np.ones((T, 3), bool) if flags[0] is None else np.asarray(mask)),
+            np.zeros((T, 3), bool),
+        )
         resets_of = resets_of if flags[1] is None else np.asarray(inputs.resets)
         for b in range(3):
             one = jax.tree.map(lambda a, b=b: a[b], inputs.carry)
-            Js, carries = explicit(layer, inputs.params, inputs.xs[:, b], one, mask_of[:, b], resets_of[:, b])
+            Js, carries = explicit(
+                layer,
+                inputs.params,
+                inputs.xs[:, b],
+                one,
+                mask_of[:, b],
+                resets_of[:, b],
+            )
             unravel = ravel_pytree(one)[1]
             row = last_row(carries[-1], one, inputs.xs[-1, b])
             for k in range(T + 1):
                 with np.errstate(divide="ignore"):
                     expected = np.log(np.linalg.norm(row))
-                    by_leaf = [np.log(np.linalg.norm(leaf)) for leaf in jax.tree.leaves(unravel(jnp.asarray(row)))]
-                np.testing.assert_allclose(found.log_norm[k, b], expected, rtol=0, atol=1e-11, err_msg=f"{k}, {b}")
-                for leaf, want in zip(jax.tree.leaves(found.by_leaf), by_leaf, strict=True):
+                    by_leaf = [
+                        np.log(np.linalg.norm(leaf))
+                        for leaf in jax.tree.leaves(unravel(jnp.asarray(row)))
+                    ]
+                np.testing.assert_allclose(
+                    found.log_norm[k, b],
+                    expected,
+                    rtol=0,
+                    atol=1e-11,
+                    err_msg=f"{k}, {b}",
+                )
+                for leaf, want in zip(
+                    jax.tree.leaves(found.by_leaf), by_leaf, strict=True
+                ):
                     np.testing.assert_allclose(leaf[k, b], want, rtol=0, atol=1e-11)
                 if k < T:
                     row = row @ Js[T - 1 - k]
@@ -125,22 +184,47 @@ def test_parameter_lags_are_the_terms_of_the_gradient(name):
     loss_at = lambda y, _: loss(y)  # noqa: E731 - one function for both, so that its programs are compiled once
     for flags in ((None, None), (jnp.asarray(mask), jnp.asarray(resets))):
         twin = Lags(layer, inputs.params, inputs.xs, targets, loss_at, *flags)
-        found = parameter_lags(layer, inputs.params, inputs.xs, loss, mask=flags[0], resets=flags[1], terms=True)
+        found = parameter_lags(
+            layer,
+            inputs.params,
+            inputs.xs,
+            loss,
+            mask=flags[0],
+            resets=flags[1],
+            terms=True,
+        )
         total = 0.0
         for k in range(T):
             term = twin.to_params(twin.parts[T, k])
             assert_same(jax.tree.map(lambda a, k=k: a[k], found.terms), term)
             total = total + twin.parts[T, k]
             with np.errstate(divide="ignore"):
-                np.testing.assert_allclose(found.log_norm[k], np.log(np.linalg.norm(twin.parts[T, k])), atol=1e-11)
-                np.testing.assert_allclose(found.log_sum[k], np.log(np.linalg.norm(total)), atol=1e-11)
+                np.testing.assert_allclose(
+                    found.log_norm[k],
+                    np.log(np.linalg.norm(twin.parts[T, k])),
+                    atol=1e-11,
+                )
+                np.testing.assert_allclose(
+                    found.log_sum[k], np.log(np.linalg.norm(total)), atol=1e-11
+                )
                 rest = sum(twin.parts[T, j] for j in range(k + 1, T + 1))
-                np.testing.assert_allclose(found.log_rest[k], np.log(np.linalg.norm(rest)), atol=1e-11)
+                np.testing.assert_allclose(
+                    found.log_rest[k], np.log(np.linalg.norm(rest)), atol=1e-11
+                )
                 error = np.linalg.norm(rest) / np.linalg.norm(total + rest)
                 np.testing.assert_allclose(found.truncation_error[k], error, rtol=1e-11)
         assert_same(found.initial, twin.to_params(twin.parts[T, T]))
-        full = compiled(jax.grad(lambda p, f=flags: loss(jaxrnn.unroll(layer, p, inputs.xs, mask=f[0], resets=f[1])[1][-1])))
-        assert_same(jax.tree.map(lambda a, b: a.sum(0) + b, found.terms, found.initial), full(inputs.params))
+        full = compiled(
+            jax.grad(
+                lambda p, f=flags: loss(
+                    jaxrnn.unroll(layer, p, inputs.xs, mask=f[0], resets=f[1])[1][-1]
+                )
+            )
+        )
+        assert_same(
+            jax.tree.map(lambda a, b: a.sum(0) + b, found.terms, found.initial),
+            full(inputs.params),
+        )
 
 
 @pytest.mark.usefixtures("x64")
@@ -148,22 +232,32 @@ def test_parameter_lags_are_the_terms_of_the_gradient(name):
 def test_ragged_sequences_count_from_their_own_last_step(name):
     layer, inputs, lengths = SUBJECTS[name], draw(name, 2), [5, 0, 3]
     mask = jaxrnn.mask_from_lengths(jnp.asarray(lengths), T)
-    size = jax.eval_shape(lambda: layer.output(inputs.params, inputs.carry, inputs.xs[0])).shape[-1]
+    size = jax.eval_shape(
+        lambda: layer.output(inputs.params, inputs.carry, inputs.xs[0])
+    ).shape[-1]
     loss = functools.partial(squares, weights_for(size))
     xs = jnp.where(mask[..., None], inputs.xs, jnp.nan)
     found = gradient_lags(layer, inputs.params, xs, loss, mask=mask)
     terms = parameter_lags(layer, inputs.params, xs, loss, mask=mask, terms=True)
-    total = jax.tree.map(jnp.zeros_like, jax.tree.map(lambda a: a[:0].sum(0), terms.terms))
+    total = jax.tree.map(
+        jnp.zeros_like, jax.tree.map(lambda a: a[:0].sum(0), terms.terms)
+    )
     for b, length in enumerate(lengths):
         assert np.isnan(found.log_norm[length + 1 :, b]).all()
         if length == 0:
             assert np.isnan(found.log_norm[:, b]).all()
             continue
         alone = gradient_lags(layer, inputs.params, xs[:length, b], loss)
-        np.testing.assert_allclose(found.log_norm[: length + 1, b], alone.log_norm, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(
+            found.log_norm[: length + 1, b], alone.log_norm, rtol=0, atol=1e-12
+        )
         own = parameter_lags(layer, inputs.params, xs[:length, b], loss, terms=True)
-        total = jax.tree.map(lambda t, a, i: t + a.sum(0) + i, total, own.terms, own.initial)
-    assert_same(jax.tree.map(lambda a, b: a.sum(0) + b, terms.terms, terms.initial), total)
+        total = jax.tree.map(
+            lambda t, a, i: t + a.sum(0) + i, total, own.terms, own.initial
+        )
+    assert_same(
+        jax.tree.map(lambda a, b: a.sum(0) + b, terms.terms, terms.initial), total
+    )
     assert np.isfinite(found.log_v).all()
 
 
@@ -171,7 +265,9 @@ def test_ragged_sequences_count_from_their_own_last_step(name):
 def test_at_and_lags_choose_the_loss_and_how_far_to_look():
     layer, inputs = SUBJECTS["lstm"], draw("lstm", 3)
     loss = functools.partial(squares, weights_for(4))
-    look = functools.partial(gradient_lags, layer, inputs.params, loss=loss, carry=inputs.carry)
+    look = functools.partial(
+        gradient_lags, layer, inputs.params, loss=loss, carry=inputs.carry
+    )
     early = look(xs=inputs.xs, at=2)
     assert early.log_norm.shape == (4, 3)
     assert_same(early.log_norm, look(xs=inputs.xs[:3]).log_norm)
@@ -183,7 +279,14 @@ def test_at_and_lags_choose_the_loss_and_how_far_to_look():
     assert np.isnan(jax.tree.leaves(few.initial)[0]).all()
     assert np.isnan(few.truncation_error).all()
     # The output of a masked step is zero whatever the state.
-    hole = gradient_lags(layer, inputs.params, inputs.xs, loss, at=2, mask=jnp.ones((T, 3), bool).at[2, 1].set(False))
+    hole = gradient_lags(
+        layer,
+        inputs.params,
+        inputs.xs,
+        loss,
+        at=2,
+        mask=jnp.ones((T, 3), bool).at[2, 1].set(False),
+    )
     assert np.isneginf(hole.log_norm[:, 1]).all()
     assert np.isfinite(hole.log_norm[:, [0, 2]]).all()
 
@@ -192,19 +295,34 @@ def test_at_and_lags_choose_the_loss_and_how_far_to_look():
 def test_a_reset_cuts_the_path_exactly():
     layer, inputs = SUBJECTS["gru"], draw("gru", 4)
     resets = jnp.zeros((T, 3), bool).at[3, 1].set(True)
-    found = gradient_lags(layer, inputs.params, inputs.xs, functools.partial(squares, weights_for(4)), resets=resets)
+    found = gradient_lags(
+        layer,
+        inputs.params,
+        inputs.xs,
+        functools.partial(squares, weights_for(4)),
+        resets=resets,
+    )
     assert np.isfinite(found.log_norm[:2, 1]).all()  # the states after steps 4 and 3
     assert np.isneginf(found.log_norm[2:, 1]).all()
     assert np.isfinite(found.log_norm[:, [0, 2]]).all()
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("engine", [jaxrnn.Checkpoint(2), jaxrnn.Scan(residuals="carries"), jaxrnn.Scan(residuals="all")])
+@pytest.mark.parametrize(
+    "engine",
+    [
+        jaxrnn.Checkpoint(2),
+        jaxrnn.Scan(residuals="carries"),
+        jaxrnn.Scan(residuals="all"),
+    ],
+)
 def test_every_engine_gives_the_same_lags(engine):
     layer, inputs = SUBJECTS["stack"], draw("stack", 5)
     loss = functools.partial(squares, weights_for(2))
     plain = gradient_lags(layer, inputs.params, inputs.xs, loss, resets=inputs.resets)
-    other = gradient_lags(layer, inputs.params, inputs.xs, loss, resets=inputs.resets, engine=engine)
+    other = gradient_lags(
+        layer, inputs.params, inputs.xs, loss, resets=inputs.resets, engine=engine
+    )
     assert_same(jax.tree.map(jnp.exp, other), jax.tree.map(jnp.exp, plain))
 
 
@@ -213,24 +331,37 @@ def test_vmap_over_sequences_equals_the_batch():
     layer, inputs = SUBJECTS["lstm"], draw("lstm", 6)
     loss = functools.partial(squares, weights_for(4))
     batch = gradient_lags(layer, inputs.params, inputs.xs, loss)
-    each = jax.vmap(lambda xs: gradient_lags(layer, inputs.params, xs, loss), 1, 1)(inputs.xs)
+    each = jax.vmap(lambda xs: gradient_lags(layer, inputs.params, xs, loss), 1, 1)(
+        inputs.xs
+    )
     assert_same(each.log_norm, batch.log_norm)
 
 
 def test_the_log_domain_goes_on_where_floats_end():
-    """A linear cell with a normal A of spectral radius 0.5: beta is 0.5, at lag 5,000 too, in float32."""
+    """A linear cell with a normal A of spectral radius 0.5: beta is 0.5, at lag
+    5,000 too, in float32.
+    """
     cell, steps, H = Linear(6), 5000, 6
     A = 0.5 * np.linalg.qr(rng(0).normal(size=(H, H)))[0]
     xs = jnp.asarray(rng(1).normal(size=(steps, 2, H)), jnp.float32)
     params = {"A": jnp.asarray(A, jnp.float32)}
     loss = functools.partial(squares, weights_for(H).astype(jnp.float32))
     found = gradient_lags(cell, params, xs, loss)
-    np.testing.assert_allclose(found.log_v - found.log_v[0], np.arange(steps + 1) * np.log(0.5), rtol=1e-6, atol=1e-4)
+    np.testing.assert_allclose(
+        found.log_v - found.log_v[0],
+        np.arange(steps + 1) * np.log(0.5),
+        rtol=1e-6,
+        atol=1e-4,
+    )
     fit = diagnostics.fit_decay(found.log_norm, (20, 5000), key=jax.random.key(0))
     np.testing.assert_allclose([fit.beta, fit.tau], [0.5, 1 / np.log(2)], rtol=1e-5)
-    growing = gradient_lags(cell, {"A": 9 * params["A"]}, 1e-30 * xs, lambda y: jnp.sum(y), lags=300)
+    growing = gradient_lags(
+        cell, {"A": 9 * params["A"]}, 1e-30 * xs, lambda y: jnp.sum(y), lags=300
+    )
     assert np.isfinite(growing.log_v).all()
-    np.testing.assert_allclose(growing.log_v[-1] - growing.log_v[0], 300 * np.log(4.5), rtol=1e-5)
+    np.testing.assert_allclose(
+        growing.log_v[-1] - growing.log_v[0], 300 * np.log(4.5), rtol=1e-5
+    )
     terms = parameter_lags(cell, params, xs, loss, lags=2000)
     assert np.isfinite(terms.log_norm).all()
     assert terms.log_norm[-1] < -1000
@@ -242,7 +373,9 @@ def test_where_no_float_underflows_the_log_domain_is_the_linear_one():
     weights = weights_for(4).astype(jnp.float32)
 
     def read(nudges):
-        """The textbook way: zeros added to the carry after every step, and the gradient with respect to them."""
+        """The textbook way: zeros added to the carry after every step, and the
+        gradient with respect to them.
+        """
         carry = inputs.carry
         for t in range(T):
             carry, _ = layer(inputs.params, carry, inputs.xs[t])
@@ -252,7 +385,13 @@ def test_where_no_float_underflows_the_log_domain_is_the_linear_one():
     zeros = jax.tree.map(lambda a: jnp.zeros((T, *a.shape), a.dtype), inputs.carry)
     nudges = jax.grad(read)(zeros)
     norms = jnp.sqrt(sum(jnp.square(leaf).sum(-1) for leaf in jax.tree.leaves(nudges)))
-    found = gradient_lags(layer, inputs.params, inputs.xs, functools.partial(squares, weights), inputs.carry)
+    found = gradient_lags(
+        layer,
+        inputs.params,
+        inputs.xs,
+        functools.partial(squares, weights),
+        inputs.carry,
+    )
     np.testing.assert_allclose(np.exp(found.log_norm[:T]), norms[::-1], rtol=2e-5)
 
 
@@ -261,7 +400,9 @@ def test_where_no_float_underflows_the_log_domain_is_the_linear_one():
 def test_a_gradient_map_holds_the_lags_of_every_loss(name):
     layer, inputs = SUBJECTS[name], draw(name, 8)
     mask = inputs.mask.at[0].set(True)
-    size = jax.eval_shape(lambda: layer.output(inputs.params, inputs.carry, inputs.xs[0])).shape[-1]
+    size = jax.eval_shape(
+        lambda: layer.output(inputs.params, inputs.carry, inputs.xs[0])
+    ).shape[-1]
     weights, targets = weights_for(size), jnp.asarray(rng(3).normal(size=(T, 3, 2)))
     found = quick(
         "gradient_map",
@@ -286,7 +427,9 @@ def test_a_gradient_map_holds_the_lags_of_every_loss(name):
             mask=mask,
             resets=inputs.resets,
         )
-        np.testing.assert_allclose(found[t, : t + 2][::-1], lags.log_norm, rtol=0, atol=1e-11)
+        np.testing.assert_allclose(
+            found[t, : t + 2][::-1], lags.log_norm, rtol=0, atol=1e-11
+        )
         assert np.isnan(found[t, t + 2 :]).all()
 
 
@@ -294,7 +437,15 @@ def test_a_gradient_map_holds_the_lags_of_every_loss(name):
 @pytest.mark.parametrize("name", ["lstm_projected", "gru", "stack"])
 def test_jacobians_products_and_singular_values(name):
     layer, inputs = SUBJECTS[name], draw(name, 9)
-    J = quick("jacobians", layer, inputs.params, inputs.xs, inputs.carry, mask=inputs.mask, resets=inputs.resets)
+    J = quick(
+        "jacobians",
+        layer,
+        inputs.params,
+        inputs.xs,
+        inputs.carry,
+        mask=inputs.mask,
+        resets=inputs.resets,
+    )
     products = diagnostics.jacobian_products(J)
     values = diagnostics.log_singular_values(products)
     for b in range(3):
@@ -303,32 +454,51 @@ def test_jacobians_products_and_singular_values(name):
         expected, _ = explicit(layer, inputs.params, inputs.xs[:, b], one, *flags)
         product = np.eye(expected[0].shape[0])
         for k in range(T + 1):
-            log, unit = np.asarray(products.log_scale[k, b]), np.asarray(products.unit[k, b])
-            np.testing.assert_allclose(np.exp(log) * unit if np.isfinite(log) else unit, product, atol=1e-12)
+            log, unit = (
+                np.asarray(products.log_scale[k, b]),
+                np.asarray(products.unit[k, b]),
+            )
+            np.testing.assert_allclose(
+                np.exp(log) * unit if np.isfinite(log) else unit, product, atol=1e-12
+            )
             sigma = np.linalg.svd(product, compute_uv=False)
             sure = sigma > 1e-12 * sigma[0]
             if product.any():
-                np.testing.assert_allclose(np.exp(values[k, b])[sure], sigma[sure], rtol=1e-6)
+                np.testing.assert_allclose(
+                    np.exp(values[k, b])[sure], sigma[sure], rtol=1e-6
+                )
                 assert not np.isfinite(values[k, b][sigma < 1e-16 * sigma[0]]).any()
             else:
                 assert np.isneginf(values[k, b]).all()
             if k < T:
-                np.testing.assert_allclose(J[T - 1 - k, b], expected[T - 1 - k], atol=1e-12)
+                np.testing.assert_allclose(
+                    J[T - 1 - k, b], expected[T - 1 - k], atol=1e-12
+                )
                 product = product @ expected[T - 1 - k]
 
 
 @pytest.mark.usefixtures("x64")
 class TestLyapunov:
     def spectrum(self, cell, params, xs, **options):
-        return np.asarray(quick("lyapunov_spectrum", cell, params, xs, key=jax.random.key(0), **options).exponents)
+        return np.asarray(
+            quick(
+                "lyapunov_spectrum", cell, params, xs, key=jax.random.key(0), **options
+            ).exponents
+        )
 
     def test_of_a_linear_map_they_are_the_logarithms_of_its_eigenvalues(self):
         cell, steps = Linear(5), 3000
         A = rng(0).normal(size=(5, 5)) / 2
-        found = self.spectrum(cell, {"A": jnp.asarray(A)}, jnp.zeros((steps, 5)), warmup=1000)
+        found = self.spectrum(
+            cell, {"A": jnp.asarray(A)}, jnp.zeros((steps, 5)), warmup=1000
+        )
         expected = np.sort(np.log(np.abs(np.linalg.eigvals(A))))[::-1]
-        np.testing.assert_allclose(np.sort(found)[::-1], expected, atol=3e-3)  # pairs turn within their plane: 1/T
-        np.testing.assert_allclose(found.sum(), np.log(abs(np.linalg.det(A))), rtol=1e-10)
+        np.testing.assert_allclose(
+            np.sort(found)[::-1], expected, atol=3e-3
+        )  # pairs turn within their plane: 1/T
+        np.testing.assert_allclose(
+            found.sum(), np.log(abs(np.linalg.det(A))), rtol=1e-10
+        )
 
     @pytest.mark.parametrize("name", ["elman", "lstm", "gru", "stack"])
     def test_they_sum_to_the_mean_logarithm_of_the_determinant(self, name):
@@ -344,14 +514,20 @@ class TestLyapunov:
         xs = jnp.asarray(rng(3).normal(size=(120, 2, 3)))
         look = functools.partial(diagnostics.lyapunov_spectrum, cell, params)
         whole = look(xs, key=jax.random.key(0), warmup=24)
-        assert_same(look(xs, key=jax.random.key(0), warmup=24, stride=3).exponents, whole.exponents, 1e-7)
+        assert_same(
+            look(xs, key=jax.random.key(0), warmup=24, stride=3).exponents,
+            whole.exponents,
+            1e-7,
+        )
         first = look(xs[:50], key=jax.random.key(0), warmup=24)
         rest = look(xs[50:], state=first.state)
         assert_same(rest, whole)
         one = look(xs[:, 1], key=jax.random.key(0), warmup=24)
         np.testing.assert_allclose(one.exponents, whole.exponents[1], rtol=1e-9)
         few = look(xs, key=jax.random.key(0), warmup=24, count=3)
-        np.testing.assert_allclose(few.exponents, whole.exponents[:, :3], rtol=0, atol=0.1)
+        np.testing.assert_allclose(
+            few.exponents, whole.exponents[:, :3], rtol=0, atol=0.1
+        )
 
     def test_they_do_not_depend_on_the_order_of_units_or_on_the_basis(self):
         cell, params = Elman(6, activation=jnp.tanh), draw_params(Elman(6), rng(4))
@@ -361,9 +537,19 @@ class TestLyapunov:
             "recurrent_kernel": params["recurrent_kernel"][order][:, order],
             "bias": params["bias"][order],
         }
-        np.testing.assert_allclose(self.spectrum(cell, turned, xs), self.spectrum(cell, params, xs), atol=2e-3)
-        A, Q = rng(7).normal(size=(5, 5)) / 2, np.linalg.qr(rng(8).normal(size=(5, 5)))[0]
-        kept = [self.spectrum(Linear(5), {"A": jnp.asarray(a)}, jnp.zeros((4000, 5)), warmup=1000) for a in (A, Q @ A @ Q.T)]
+        np.testing.assert_allclose(
+            self.spectrum(cell, turned, xs), self.spectrum(cell, params, xs), atol=2e-3
+        )
+        A, Q = (
+            rng(7).normal(size=(5, 5)) / 2,
+            np.linalg.qr(rng(8).normal(size=(5, 5)))[0],
+        )
+        kept = [
+            self.spectrum(
+                Linear(5), {"A": jnp.asarray(a)}, jnp.zeros((4000, 5)), warmup=1000
+            )
+            for a in (A, Q @ A @ Q.T)
+        ]
         np.testing.assert_allclose(np.sort(kept[0]), np.sort(kept[1]), atol=3e-3)
 
     def test_of_one_unit_it_is_the_mean_logarithm_of_its_slope(self):
@@ -371,11 +557,17 @@ class TestLyapunov:
         params = draw_params(cell, rng(9))
         xs = jnp.asarray(rng(10).normal(size=(500, 3)))
         _, _, h = jaxrnn.unroll(cell, params, xs, return_carries=True)
-        slopes = np.log(np.abs(params["recurrent_kernel"][0, 0]) * (1 - np.asarray(h)[:, 0] ** 2))
-        np.testing.assert_allclose(self.spectrum(cell, params, xs, warmup=0), [slopes.mean()], rtol=1e-10)
+        slopes = np.log(
+            np.abs(params["recurrent_kernel"][0, 0]) * (1 - np.asarray(h)[:, 0] ** 2)
+        )
+        np.testing.assert_allclose(
+            self.spectrum(cell, params, xs, warmup=0), [slopes.mean()], rtol=1e-10
+        )
 
     def test_an_lstms_state_is_h_and_c(self):
-        """With forget bias 3 the leading exponent is near zero; the block of h alone says that all is gone in a step."""
+        """With forget bias 3 the leading exponent is near zero; the block of h alone
+        says that all is gone in a step.
+        """
         H, full, blocks = 32, [], []
         cell = LSTM(H, forget_bias=3.0)
         for seed in range(4):
@@ -392,13 +584,19 @@ class TestLyapunov:
         np.testing.assert_allclose(np.mean(blocks), -1.617, atol=0.05)
 
     def test_vanishing_is_what_the_leading_exponent_says(self):
-        """v_k falls at the rate of the leading exponent, to within what a finite sequence gives."""
+        """v_k falls at the rate of the leading exponent, to within what a finite
+        sequence gives.
+        """
         cell = Elman(32)
         params = cell.init(jax.random.key(0), 2, dtype=jnp.float64)
         xs = jnp.asarray(rng(11).normal(size=(1500, 2)))
-        lags = gradient_lags(cell, params, xs, functools.partial(squares, weights_for(32)))
+        lags = gradient_lags(
+            cell, params, xs, functools.partial(squares, weights_for(32))
+        )
         fit = diagnostics.fit_decay(lags.log_norm, (50, 1400), key=jax.random.key(0))
-        np.testing.assert_allclose(jnp.log(fit.beta), self.spectrum(cell, params, xs, count=1)[0], atol=0.01)
+        np.testing.assert_allclose(
+            jnp.log(fit.beta), self.spectrum(cell, params, xs, count=1)[0], atol=0.01
+        )
 
 
 @pytest.mark.usefixtures("x64")
@@ -409,33 +607,52 @@ class TestDecay:
             random = rng(seed)
             lags, beta = np.arange(101)[:, None], 0.93
             rates = np.log(beta) + 0.004 * random.normal(size=(1, 64))
-            # The batch's rates differ, so the mean of the norms decays a little more slowly than their median rate.
+            # The batch's rates differ, so the mean of the norms decays a little more
+            # slowly than their median rate.
             planted = jnp.asarray(lags * rates + 0.05 * random.normal(size=(101, 64)))
             fit = diagnostics.fit_decay(planted, (10, 60), key=jax.random.key(seed))
             middle = lags[10:61, 0].astype(float)
-            truth = np.exp(np.polyfit(middle, middle * np.log(beta) + (0.004 * middle) ** 2 / 2, 1)[0])
+            truth = np.exp(
+                np.polyfit(
+                    middle, middle * np.log(beta) + (0.004 * middle) ** 2 / 2, 1
+                )[0]
+            )
             inside += bool(fit.low <= truth <= fit.high)
             np.testing.assert_allclose(fit.beta, truth, atol=3e-3)
         assert inside >= 16  # of an interval of 95 %, by 20 draws
 
     def test_a_straight_line_is_found_exactly(self):
-        found = diagnostics.fit_decay(jnp.asarray(-2.0 - 0.3 * np.arange(30)), (5, 29), key=jax.random.key(0))
+        found = diagnostics.fit_decay(
+            jnp.asarray(-2.0 - 0.3 * np.arange(30)), (5, 29), key=jax.random.key(0)
+        )
         np.testing.assert_allclose(
-            [found.beta, found.tau, found.intercept, found.residual], [np.exp(-0.3), 1 / 0.3, -2, 0], atol=1e-12
+            [found.beta, found.tau, found.intercept, found.residual],
+            [np.exp(-0.3), 1 / 0.3, -2, 0],
+            atol=1e-12,
         )
         assert np.isnan(found.low)
-        growing = diagnostics.fit_decay(jnp.asarray(0.1 * np.arange(9)), (0, 8), key=jax.random.key(0))
+        growing = diagnostics.fit_decay(
+            jnp.asarray(0.1 * np.arange(9)), (0, 8), key=jax.random.key(0)
+        )
         assert growing.tau == np.inf
 
     def test_only_the_range_asked_for_is_fitted(self):
-        log_v = np.where(np.arange(50) < 10, -2.0 * np.arange(50), -20 - 0.1 * (np.arange(50) - 10))
-        found = diagnostics.fit_decay(jnp.asarray(log_v), (10, 49), key=jax.random.key(0))
+        log_v = np.where(
+            np.arange(50) < 10, -2.0 * np.arange(50), -20 - 0.1 * (np.arange(50) - 10)
+        )
+        found = diagnostics.fit_decay(
+            jnp.asarray(log_v), (10, 49), key=jax.random.key(0)
+        )
         np.testing.assert_allclose(jnp.log(found.beta), -0.1, atol=1e-12)
 
     def test_a_zero_in_the_range_is_marked(self):
         log_v = jnp.asarray([0.0, -1.0, -2.0, -np.inf])
-        assert np.isnan(diagnostics.fit_decay(log_v, (0, 3), key=jax.random.key(0)).beta)
-        assert np.isfinite(diagnostics.fit_decay(log_v, (0, 2), key=jax.random.key(0)).beta)
+        assert np.isnan(
+            diagnostics.fit_decay(log_v, (0, 3), key=jax.random.key(0)).beta
+        )
+        assert np.isfinite(
+            diagnostics.fit_decay(log_v, (0, 2), key=jax.random.key(0)).beta
+        )
 
     def test_memory_horizon(self):
         log_v = jnp.log(jnp.asarray([0.5, 1.0, 0.02, 0.008, 0.02, 0.001, 0.0]))
@@ -449,34 +666,55 @@ class TestDecay:
 class TestGates:
     def test_of_an_lstm_by_hand(self):
         cell, inputs = SUBJECTS["lstm"], draw("lstm", 10)
-        found = quick("gate_statistics", cell, inputs.params, inputs.xs, inputs.carry, mask=inputs.mask, resets=inputs.resets)
+        found = quick(
+            "gate_statistics",
+            cell,
+            inputs.params,
+            inputs.xs,
+            inputs.carry,
+            mask=inputs.mask,
+            resets=inputs.resets,
+        )
         kept = {name: [] for name in "ifgo"}
         for b in range(3):
             carry = jax.tree.map(lambda a, b=b: a[b], inputs.carry)
             for t in range(T):
                 if inputs.resets[t, b]:
                     carry = cell.initial_carry(inputs.params)
-                raw = inputs.xs[t, b] @ inputs.params["input_kernel"] + carry.h @ inputs.params["recurrent_kernel"]
+                raw = (
+                    inputs.xs[t, b] @ inputs.params["input_kernel"]
+                    + carry.h @ inputs.params["recurrent_kernel"]
+                )
                 raw = np.split(np.asarray(raw + inputs.params["bias"]), 4)
                 if inputs.mask[t, b]:
                     for name, a in zip("ifgo", raw, strict=True):
-                        kept[name].append(np.tanh(a) if name == "g" else 1 / (1 + np.exp(-a)))
+                        kept[name].append(
+                            np.tanh(a) if name == "g" else 1 / (1 + np.exp(-a))
+                        )
                     carry, _ = cell(inputs.params, carry, inputs.xs[t, b])
         for name, values in kept.items():
             values = np.stack(values)
             low = -1.0 if name == "g" else 0.0
             np.testing.assert_allclose(found[name].mean, values.mean(0))
-            np.testing.assert_allclose(found[name].left, (values <= low + 0.1 * (1 - low)).mean(0))
-            np.testing.assert_allclose(found[name].right, (values >= 1 - 0.1 * (1 - low)).mean(0))
+            np.testing.assert_allclose(
+                found[name].left, (values <= low + 0.1 * (1 - low)).mean(0)
+            )
+            np.testing.assert_allclose(
+                found[name].right, (values >= 1 - 0.1 * (1 - low)).mean(0)
+            )
             if name == "f":
-                np.testing.assert_allclose(found[name].timescale, -1 / np.log(values).mean(0))
+                np.testing.assert_allclose(
+                    found[name].timescale, -1 / np.log(values).mean(0)
+                )
             else:
                 assert np.isnan(found[name].timescale).all()
 
     def test_chrono_keeps_for_as_long_as_it_says(self):
         cell = LSTM(64, forget_bias=initializers.Chrono(100.0))
         params = cell.init(jax.random.key(0), 2, dtype=jnp.float64)
-        times = quick("gate_statistics", cell, params, jnp.zeros((50, 2)))["f"].timescale
+        times = quick("gate_statistics", cell, params, jnp.zeros((50, 2)))[
+            "f"
+        ].timescale
         expected = 1 / np.log1p(np.exp(-np.asarray(params["bias"][64:128])))
         np.testing.assert_allclose(times, expected, rtol=0.2)
         assert 1 < times.min() < 10 < 80 < times.max() < 101
@@ -484,16 +722,29 @@ class TestGates:
     def test_of_stacks_and_of_units_without_gates(self):
         layer, inputs = SUBJECTS["stack"], draw("stack", 11)
         found = quick("gate_statistics", layer, inputs.params, inputs.xs, inputs.carry)
-        assert {name: set(gates) for name, gates in found.items()} == {"layer_0": set("ifgo"), "layer_1": set("rzn")}
-        _, ys = jaxrnn.unroll(layer.layers[0], inputs.params["layer_0"], inputs.xs, inputs.carry[0])
-        upper = quick("gate_statistics", layer.layers[1], inputs.params["layer_1"], ys, inputs.carry[1])
+        assert {name: set(gates) for name, gates in found.items()} == {
+            "layer_0": set("ifgo"),
+            "layer_1": set("rzn"),
+        }
+        _, ys = jaxrnn.unroll(
+            layer.layers[0], inputs.params["layer_0"], inputs.xs, inputs.carry[0]
+        )
+        upper = quick(
+            "gate_statistics",
+            layer.layers[1],
+            inputs.params["layer_1"],
+            ys,
+            inputs.carry[1],
+        )
         assert_same(found["layer_1"]["z"].mean, upper["z"].mean)
         irnn, own = SUBJECTS["irnn"], draw("irnn", 12)
         _, h = jaxrnn.unroll(irnn, own.params, own.xs)
         dead = quick("gate_statistics", irnn, own.params, own.xs)["h"].left
         np.testing.assert_allclose(dead, (np.asarray(h) == 0).mean((0, 1)))
         with pytest.raises(NotImplementedError, match="define gate_values"):
-            quick("gate_statistics", SUBJECTS["user"], draw("user", 0).params, inputs.xs)
+            quick(
+                "gate_statistics", SUBJECTS["user"], draw("user", 0).params, inputs.xs
+            )
 
 
 @pytest.mark.usefixtures("x64")
@@ -511,21 +762,31 @@ def test_pictures(tmp_path):
     for name, cell in cells.items():
         params = cell.init(jax.random.key(0), 3)
         curves[name] = gradient_lags(cell, params, xs, jnp.sum).log_v
-        maps[name] = quick("gradient_map", cell, params, xs, lambda y, _: jnp.sum(y))[..., 0]
-        spectra[name] = diagnostics.lyapunov_spectrum(cell, params, xs[:, 0], key=jax.random.key(1)).exponents
+        maps[name] = quick("gradient_map", cell, params, xs, lambda y, _: jnp.sum(y))[
+            ..., 0
+        ]
+        spectra[name] = diagnostics.lyapunov_spectrum(
+            cell, params, xs[:, 0], key=jax.random.key(1)
+        ).exponents
     plots = diagnostics.plots
     figures = {
         "decay": plots.decay_curves(curves, curves, title="decay"),
         "maps": plots.gradient_maps(maps),
         "spectra": plots.spectra(spectra),
-        "truncation": plots.truncation_curves({"elman": (np.array([1, 2, 4]), np.array([0.5, 0.1, 0.0]))}),
-        "training": plots.training_curves([0, 10], np.stack([curves["elman"], curves["gru"]])),
+        "truncation": plots.truncation_curves(
+            {"elman": (np.array([1, 2, 4]), np.array([0.5, 0.1, 0.0]))}
+        ),
+        "training": plots.training_curves(
+            [0, 10], np.stack([curves["elman"], curves["gru"]])
+        ),
     }
     for name, figure in figures.items():
         figure.savefig(tmp_path / name)
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     lines = figures["decay"].axes[0].get_lines()
-    np.testing.assert_allclose(lines[1].get_ydata(), (curves["gru"] - curves["gru"][0]) / np.log(10), rtol=1e-6)
+    np.testing.assert_allclose(
+        lines[1].get_ydata(), (curves["gru"] - curves["gru"][0]) / np.log(10), rtol=1e-6
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -538,7 +799,10 @@ class Counter(jaxrnn.Cell):
         return {"w": jnp.ones(())}
 
     def initial_carry(self, params, batch_shape=(), dtype=None):
-        return {"h": jnp.zeros((*batch_shape, 3)), "n": jnp.zeros((*batch_shape, 1), jnp.int32)}
+        return {
+            "h": jnp.zeros((*batch_shape, 3)),
+            "n": jnp.zeros((*batch_shape, 1), jnp.int32),
+        }
 
     def step(self, params, carry, z):
         return {"h": jnp.tanh(carry["h"] * params["w"] + z), "n": carry["n"] + 1}
@@ -554,12 +818,24 @@ MISTAKES = {
     "lags negative": ({"lags": -1}, "lags must lie between 0"),
     "lags no int": ({"lags": 2.0}, "lags must be an int or None"),
     "at beyond T": ({"at": 5}, "at must be one of the 5 steps"),
-    "loss of a vector": ({"loss": lambda y: y.sum(-1)}, "loss must return a real scalar"),
-    "loss of integers": ({"loss": lambda y: jnp.argmax(y)}, "loss must return a real scalar"),
+    "loss of a vector": (
+        {"loss": lambda y: y.sum(-1)},
+        "loss must return a real scalar",
+    ),
+    "loss of integers": (
+        {"loss": lambda y: jnp.argmax(y)},
+        "loss must return a real scalar",
+    ),
     "no step": ({"xs": XS[:0]}, "the sequence has no step"),
     "two directions": ({"cell": jaxrnn.bidirectional(Elman(3))}, "no one direction"),
-    "dropout": ({"cell": jaxrnn.stack(Elman(3), jaxrnn.dropout(0.5))}, "draws random numbers"),
-    "integer carry": ({"cell": Counter()}, r"carry\['n'\] is int32, through which no gradient flows"),
+    "dropout": (
+        {"cell": jaxrnn.stack(Elman(3), jaxrnn.dropout(0.5))},
+        "draws random numbers",
+    ),
+    "integer carry": (
+        {"cell": Counter()},
+        r"carry\['n'\] is int32, through which no gradient flows",
+    ),
     "mask of another shape": ({"mask": jnp.ones((2, 5), bool)}, "mask must have shape"),
 }
 
@@ -625,12 +901,22 @@ def test_the_instruments_have_derivatives_themselves(read):
 
     def number(bias):
         params = {**inputs.params, "bias": bias}
-        return getattr(diagnostics, read)(layer, params, inputs.xs, functools.partial(squares, weights)).log_norm[3].sum()
+        return (
+            getattr(diagnostics, read)(
+                layer, params, inputs.xs, functools.partial(squares, weights)
+            )
+            .log_norm[3]
+            .sum()
+        )
 
     bias, direction = inputs.params["bias"], jnp.asarray(rng(15).normal(size=16))
     step = 1e-6
-    difference = (number(bias + step * direction) - number(bias - step * direction)) / (2 * step)
-    np.testing.assert_allclose(jax.grad(number)(bias) @ direction, difference, rtol=1e-6)
+    difference = (number(bias + step * direction) - number(bias - step * direction)) / (
+        2 * step
+    )
+    np.testing.assert_allclose(
+        jax.grad(number)(bias) @ direction, difference, rtol=1e-6
+    )
 
 
 def test_what_a_truncation_leaves_out_goes_on_where_floats_end():
@@ -639,7 +925,9 @@ def test_what_a_truncation_leaves_out_goes_on_where_floats_end():
     found = parameter_lags(Linear(4), {"A": jnp.asarray(A, jnp.float32)}, xs, jnp.sum)
     last = np.asarray(found.log_rest)[[100, 140, 300]]
     assert np.isfinite(last).all()
-    np.testing.assert_allclose(np.diff(last), [40 * np.log(0.5), 160 * np.log(0.5)], atol=3)
+    np.testing.assert_allclose(
+        np.diff(last), [40 * np.log(0.5), 160 * np.log(0.5)], atol=3
+    )
 
 
 def test_one_element_whose_gradient_is_not_finite_is_not_averaged_away():

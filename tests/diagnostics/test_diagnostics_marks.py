@@ -1,4 +1,6 @@
-"""The instruments at their edges: what -inf and NaN stand for, parts of very different size, unusual cells and dtypes."""
+"""The instruments at their edges: what -inf and NaN stand for, parts of very
+different size, unusual cells and dtypes.
+"""
 
 import dataclasses
 
@@ -18,21 +20,36 @@ KEY = jax.random.key(0)
 
 
 class TestEveryLayerHasItsOwnScale:
-    """Of a stack whose upper layer forgets fast: far back its gradient, over the lower one's, is less than any float."""
+    """Of a stack whose upper layer forgets fast: far back its gradient, over the
+    lower one's, is less than any float.
+    """
 
     def found(self, dtype=np.float32, steps=400):
-        slow, fast = (f * np.linalg.qr(rng(i).normal(size=(4, 4)))[0] for i, f in enumerate((0.99, 0.5)))
-        params = {"layer_0": {"A": jnp.asarray(slow, dtype)}, "layer_1": {"A": jnp.asarray(fast, dtype)}}
+        slow, fast = (
+            f * np.linalg.qr(rng(i).normal(size=(4, 4)))[0]
+            for i, f in enumerate((0.99, 0.5))
+        )
+        params = {
+            "layer_0": {"A": jnp.asarray(slow, dtype)},
+            "layer_1": {"A": jnp.asarray(fast, dtype)},
+        }
         xs = jnp.asarray(rng(2).normal(size=(steps, 2, 4)), dtype)
-        return diagnostics.gradient_lags(jaxrnn.stack(Linear(4), Linear(4)), params, xs, jnp.sum)
+        return diagnostics.gradient_lags(
+            jaxrnn.stack(Linear(4), Linear(4)), params, xs, jnp.sum
+        )
 
     def test_the_rates_are_those_of_each(self):
         lower, upper = self.found().by_leaf
         lags = np.arange(401)[:, None]
-        np.testing.assert_allclose(upper, np.asarray(upper)[0] + lags * np.log(0.5), rtol=1e-5, atol=1e-6)
-        # The lower layer gets from the upper all along, at first nothing: it is zero where the loss reads the upper one alone.
+        np.testing.assert_allclose(
+            upper, np.asarray(upper)[0] + lags * np.log(0.5), rtol=1e-5, atol=1e-6
+        )
+        # The lower layer gets from the upper all along, at first nothing: it is zero
+        # where the loss reads the upper one alone.
         assert np.isneginf(np.asarray(lower)[0]).all()
-        np.testing.assert_allclose(np.diff(np.asarray(lower)[100:], axis=0), np.log(0.99), atol=1e-4)
+        np.testing.assert_allclose(
+            np.diff(np.asarray(lower)[100:], axis=0), np.log(0.99), atol=1e-4
+        )
 
     @pytest.mark.usefixtures("x64")
     def test_float64_where_one_scale_is_enough_agrees(self):
@@ -45,7 +62,9 @@ class TestEveryLayerHasItsOwnScale:
 
 @dataclasses.dataclass(frozen=True)
 class Turning(jaxrnn.Cell):
-    """A complex carry, and a step that is not holomorphic in it: s_t = w s_{t-1} + u conj(s_{t-1}) + x_t."""
+    """A complex carry, and a step that is not holomorphic in it: s_t = w s_{t-1} + u
+    conj(s_{t-1}) + x_t.
+    """
 
     hidden_size: int = 2
 
@@ -68,10 +87,15 @@ class TestComplexCarries:
     params = {"w": w, "u": u}
 
     def by_hand(self):
-        """[d(re, im)/d(re, im)]: of w s it is w's rotation, of u conj(s) u's after a mirror."""
+        """[d(re, im)/d(re, im)]: of w s it is w's rotation, of u conj(s) u's after a
+        mirror.
+        """
         J = np.zeros((4, 4))
         for i, (w, u) in enumerate(zip(self.w, self.u, strict=True)):
-            block = [[w.real + u.real, -w.imag + u.imag], [w.imag + u.imag, w.real - u.real]]
+            block = [
+                [w.real + u.real, -w.imag + u.imag],
+                [w.imag + u.imag, w.real - u.real],
+            ]
             J[np.ix_([i, i + 2], [i, i + 2])] = block
         return J
 
@@ -79,18 +103,28 @@ class TestComplexCarries:
         xs = jnp.asarray(rng(0).normal(size=(3, 2)))
         params = jax.tree.map(jnp.asarray, self.params)
         found = diagnostics.jacobians(Turning(), params, xs)
-        np.testing.assert_allclose(found, np.broadcast_to(self.by_hand(), (3, 4, 4)), atol=1e-14)
-        lags = diagnostics.gradient_lags(Turning(), params, xs, lambda y: jnp.sum(y * jnp.arange(1.0, 5.0)))
+        np.testing.assert_allclose(
+            found, np.broadcast_to(self.by_hand(), (3, 4, 4)), atol=1e-14
+        )
+        lags = diagnostics.gradient_lags(
+            Turning(), params, xs, lambda y: jnp.sum(y * jnp.arange(1.0, 5.0))
+        )
         row = np.arange(1.0, 5.0)
         for k in range(4):
-            np.testing.assert_allclose(lags.log_norm[k], np.log(np.linalg.norm(row)), atol=1e-12)
+            np.testing.assert_allclose(
+                lags.log_norm[k], np.log(np.linalg.norm(row)), atol=1e-12
+            )
             row = row @ self.by_hand()
 
     def test_the_exponents_are_those_of_the_real_matrix(self):
         params = jax.tree.map(jnp.asarray, self.params)
-        found = diagnostics.lyapunov_spectrum(Turning(), params, jnp.zeros((3000, 2)), key=KEY)
+        found = diagnostics.lyapunov_spectrum(
+            Turning(), params, jnp.zeros((3000, 2)), key=KEY
+        )
         expected = np.log(np.abs(np.linalg.eigvals(self.by_hand())))
-        np.testing.assert_allclose(np.sort(found.exponents), np.sort(expected), atol=2e-3)
+        np.testing.assert_allclose(
+            np.sort(found.exponents), np.sort(expected), atol=2e-3
+        )
 
 
 class TestLosses:
@@ -110,7 +144,11 @@ class TestLosses:
         def look():
             of_all = diagnostics.gradient_map(cell, params, XS, lambda y, _: loss(y))
             lags = diagnostics.gradient_lags(cell, params, XS, loss).log_v
-            return lags, diagnostics.parameter_lags(cell, params, XS, loss).log_norm, of_all
+            return (
+                lags,
+                diagnostics.parameter_lags(cell, params, XS, loss).log_norm,
+                of_all,
+            )
 
         before = look()
         loss.weight = 100.0
@@ -129,7 +167,9 @@ class TestLosses:
     def test_targets_of_a_map_are_checked(self, xs, targets, message):
         cell = Elman(3)
         with pytest.raises(ValueError, match=message):
-            diagnostics.gradient_map(cell, cell.init(KEY, 3), xs, lambda y, t: y.sum(), targets)
+            diagnostics.gradient_map(
+                cell, cell.init(KEY, 3), xs, lambda y, t: y.sum(), targets
+            )
 
 
 class TestDeadDirections:
@@ -139,13 +179,17 @@ class TestDeadDirections:
         params["bias"] = params["bias"].at[:5].set(-100.0)  # dead for good
         for stride in (1, 2):
             xs = jnp.asarray(rng(1).normal(size=(60, 3)), jnp.float32)
-            found = diagnostics.lyapunov_spectrum(cell, params, xs, key=KEY, stride=stride).exponents
+            found = diagnostics.lyapunov_spectrum(
+                cell, params, xs, key=KEY, stride=stride
+            ).exponents
             assert np.isneginf(np.sort(np.asarray(found))[:5]).all()
 
     def test_directions_that_are_small_but_known_are_finite(self):
         sizes = np.array([1.0, 1e-3, 1e-8])
         params = {"A": jnp.asarray(np.diag(sizes), jnp.float32)}
-        found = diagnostics.lyapunov_spectrum(Linear(3), params, jnp.zeros((50, 3)), key=KEY).exponents
+        found = diagnostics.lyapunov_spectrum(
+            Linear(3), params, jnp.zeros((50, 3)), key=KEY
+        ).exponents
         np.testing.assert_allclose(found, np.log(sizes), atol=1e-3)
 
 
@@ -156,14 +200,22 @@ def test_masked_steps_of_a_spectrum_are_as_if_they_were_not_there():
     mask = np.zeros((60, 2), bool)
     mask[counted, 0] = mask[:, 1] = True
     xs = jnp.asarray(np.stack([np.where(mask[:, :1], steps, np.nan), steps], 1))
-    found = diagnostics.lyapunov_spectrum(cell, params, xs, key=KEY, warmup=0, mask=jnp.asarray(mask))
+    found = diagnostics.lyapunov_spectrum(
+        cell, params, xs, key=KEY, warmup=0, mask=jnp.asarray(mask)
+    )
     for b, alone in enumerate((steps[counted], steps)):
-        expected = diagnostics.lyapunov_spectrum(cell, params, jnp.asarray(alone), key=KEY, warmup=0)
+        expected = diagnostics.lyapunov_spectrum(
+            cell, params, jnp.asarray(alone), key=KEY, warmup=0
+        )
         np.testing.assert_allclose(found.exponents[b], expected.exponents, rtol=1e-9)
     np.testing.assert_array_equal(found.state.steps, [40, 60])
-    strided = diagnostics.lyapunov_spectrum(cell, params, xs, key=KEY, warmup=0, mask=jnp.asarray(mask), stride=2)
+    strided = diagnostics.lyapunov_spectrum(
+        cell, params, xs, key=KEY, warmup=0, mask=jnp.asarray(mask), stride=2
+    )
     np.testing.assert_allclose(strided.exponents, found.exponents, rtol=1e-7)
-    nothing = diagnostics.lyapunov_spectrum(cell, params, xs, key=KEY, mask=jnp.zeros((60, 2), bool))
+    nothing = diagnostics.lyapunov_spectrum(
+        cell, params, xs, key=KEY, mask=jnp.zeros((60, 2), bool)
+    )
     assert np.isnan(nothing.exponents).all()
 
 
@@ -180,40 +232,65 @@ class TestFits:
         assert_same(found[:4], expected[:4])
         assert found.low < found.high
         every = diagnostics.fit_decay(lags, (0, 3), key=KEY)
-        np.testing.assert_allclose(every.beta, diagnostics.fit_decay(lags.log_norm, (0, 3), key=KEY).beta)
-        assert np.isnan(diagnostics.fit_decay(lags.log_norm, (0, 5), key=KEY).beta)  # an array: nobody knows why it is NaN
+        np.testing.assert_allclose(
+            every.beta, diagnostics.fit_decay(lags.log_norm, (0, 3), key=KEY).beta
+        )
+        assert np.isnan(
+            diagnostics.fit_decay(lags.log_norm, (0, 5), key=KEY).beta
+        )  # an array: nobody knows why it is NaN
 
     def test_a_gradient_that_is_not_finite_spoils_the_fit(self):
         cell = Elman(3)
-        lags = diagnostics.gradient_lags(cell, cell.init(KEY, 3, jnp.float32), XS.at[1, 0, 0].set(jnp.nan), jnp.sum)
+        lags = diagnostics.gradient_lags(
+            cell, cell.init(KEY, 3, jnp.float32), XS.at[1, 0, 0].set(jnp.nan), jnp.sum
+        )
         assert np.isnan(diagnostics.fit_decay(lags, (0, 5), key=KEY)).all()
 
     def test_narrow_logarithms_are_fitted_in_float32(self):
-        fit = diagnostics.fit_decay(jnp.asarray(-0.25 * np.arange(256.0)[:, None], jnp.bfloat16), (0, 255), key=KEY)
+        fit = diagnostics.fit_decay(
+            jnp.asarray(-0.25 * np.arange(256.0)[:, None], jnp.bfloat16),
+            (0, 255),
+            key=KEY,
+        )
         np.testing.assert_allclose(jnp.log(fit.beta), -0.25, atol=1e-3)
 
     def test_residual_and_interval(self):
-        # log v alternates about a line: by hand, the residual is that of the alternation.
+        # log v alternates about a line: by hand, the residual is that of the
+        # alternation.
         lags = np.arange(40.0)
         log_v = 1.5 - 0.2 * lags + 0.3 * (-1.0) ** lags
         line = np.polyfit(lags, log_v, 1)
         fit = diagnostics.fit_decay(jnp.asarray(log_v), (0, 39), key=KEY)
-        np.testing.assert_allclose(fit.residual, np.sqrt(np.mean((log_v - np.polyval(line, lags)) ** 2)), rtol=1e-9)
+        np.testing.assert_allclose(
+            fit.residual,
+            np.sqrt(np.mean((log_v - np.polyval(line, lags)) ** 2)),
+            rtol=1e-9,
+        )
         np.testing.assert_allclose([jnp.log(fit.beta), fit.intercept], line, rtol=1e-9)
-        # Two sequences of rates a and b: a resampled batch is one of (a, a), (a, b), (b, b), so a wide interval is (a, b).
+        # Two sequences of rates a and b: a resampled batch is one of (a, a), (a, b),
+        # (b, b), so a wide interval is (a, b).
         two = jnp.asarray(np.stack([-0.1 * lags, -0.2 * lags], 1))
         wide = diagnostics.fit_decay(two, (0, 39), key=KEY, level=0.99)
-        np.testing.assert_allclose(jnp.log(jnp.stack([wide.low, wide.high])), [-0.2, -0.1], rtol=1e-9)
-        narrow = diagnostics.fit_decay(two, (0, 39), key=KEY, level=0.4)  # the middle half of the draws are (a, b)
+        np.testing.assert_allclose(
+            jnp.log(jnp.stack([wide.low, wide.high])), [-0.2, -0.1], rtol=1e-9
+        )
+        narrow = diagnostics.fit_decay(
+            two, (0, 39), key=KEY, level=0.4
+        )  # the middle half of the draws are (a, b)
         np.testing.assert_allclose([narrow.low, narrow.high], narrow.beta, rtol=1e-9)
 
 
 @dataclasses.dataclass(frozen=True)
 class Shown(Elman):
-    """A cell whose output takes a parameter directly, and that has parameters of very different use."""
+    """A cell whose output takes a parameter directly, and that has parameters of
+    very different use.
+    """
 
     def init(self, key, input_size, dtype=None):
-        return {**super().init(key, input_size, dtype), "gain": jnp.arange(1.0, self.hidden_size + 1, dtype=dtype)}
+        return {
+            **super().init(key, input_size, dtype),
+            "gain": jnp.arange(1.0, self.hidden_size + 1, dtype=dtype),
+        }
 
     def output(self, params, carry, x):
         return params["gain"] * carry
@@ -228,7 +305,9 @@ def test_what_the_output_takes_from_the_parameters_is_in_the_first_term():
     def of_whole(p):
         return jnp.sum(jnp.square(jaxrnn.unroll(cell, p, xs)[1][-1]))
 
-    found = diagnostics.parameter_lags(cell, params, xs, lambda y: jnp.sum(jnp.square(y)), terms=True)
+    found = diagnostics.parameter_lags(
+        cell, params, xs, lambda y: jnp.sum(jnp.square(y)), terms=True
+    )
     whole = jax.grad(of_whole)(params)
     assert_same(jax.tree.map(lambda a: a.sum(0), found.terms), whole)
     assert np.linalg.norm(found.terms["gain"][0]) > 0
@@ -236,12 +315,16 @@ def test_what_the_output_takes_from_the_parameters_is_in_the_first_term():
     for k in range(4):
         for name, logs in found.by_leaf.items():
             with np.errstate(divide="ignore"):
-                np.testing.assert_allclose(logs[k], np.log(np.linalg.norm(found.terms[name][k])), atol=1e-12)
+                np.testing.assert_allclose(
+                    logs[k], np.log(np.linalg.norm(found.terms[name][k])), atol=1e-12
+                )
 
 
 @pytest.mark.usefixtures("x64")
 def test_a_sequence_without_a_step_adds_nothing_to_the_loss():
-    """Its output is not the loss's: whatever the loss makes of it, the gradient is that of the others."""
+    """Its output is not the loss's: whatever the loss makes of it, the gradient is
+    that of the others.
+    """
     cell, inputs = SUBJECTS["lstm"], draw("lstm", 2)
     loss = lambda y: jnp.sum(jnp.square(y).sum(-1) + jnp.exp(y.sum()))  # noqa: E731 - elements meet
     mask = jaxrnn.mask_from_lengths(jnp.asarray([5, 0, 4]), 5)
@@ -251,7 +334,10 @@ def test_a_sequence_without_a_step_adds_nothing_to_the_loss():
         _, ys = jaxrnn.unroll(cell, params, inputs.xs, mask=mask)
         return loss(jnp.stack([ys[4, 0], jnp.zeros(4), ys[3, 2]]))
 
-    assert_same(jax.tree.map(lambda a, b: a.sum(0) + b, found.terms, found.initial), jax.grad(last)(inputs.params))
+    assert_same(
+        jax.tree.map(lambda a, b: a.sum(0) + b, found.terms, found.initial),
+        jax.grad(last)(inputs.params),
+    )
 
 
 @pytest.mark.usefixtures("x64")
@@ -261,7 +347,9 @@ def test_lags_that_stop_before_a_ragged_sequence_begins_leave_the_whole_unknown(
     few = parameter_lags(cell, inputs.params, inputs.xs, jnp.sum, lags=3, mask=mask)
     assert np.isnan(few.log_rest).all()
     assert np.isnan(few.log_whole)
-    short = parameter_lags(cell, inputs.params, inputs.xs, jnp.sum, lags=3, mask=mask.at[3:].set(False))
+    short = parameter_lags(
+        cell, inputs.params, inputs.xs, jnp.sum, lags=3, mask=mask.at[3:].set(False)
+    )
     assert np.isfinite(short.log_whole)
 
 
@@ -272,10 +360,14 @@ class TestGateEdges:
         found = diagnostics.gate_statistics(layer, params, XS)
         _, _, carries = jaxrnn.unroll(layer, params, XS, return_carries=True)
         first = layer.initial_carry(params, (2,))
-        befores = jax.tree.map(lambda s, after: jnp.concatenate([s[None], after[:-1]]), first, carries)
+        befores = jax.tree.map(
+            lambda s, after: jnp.concatenate([s[None], after[:-1]]), first, carries
+        )
         gates = layer.cell.gate_values(params, befores, layer.cell.project(params, XS))
         for name, gate in gates.items():
-            np.testing.assert_allclose(found[name].mean, np.asarray(gate.value).mean((0, 1)), rtol=1e-5)
+            np.testing.assert_allclose(
+                found[name].mean, np.asarray(gate.value).mean((0, 1)), rtol=1e-5
+            )
 
     def test_without_a_known_range_nothing_is_called_saturated(self):
         cell = Elman(4, activation=jax.nn.silu)
@@ -290,7 +382,9 @@ class TestGateEdges:
 
     def test_a_value_that_is_nan_is_not_called_unsaturated(self):
         cell = LSTM(3)
-        found = diagnostics.gate_statistics(cell, cell.init(KEY, 3), XS.at[2, 0, 0].set(jnp.nan))
+        found = diagnostics.gate_statistics(
+            cell, cell.init(KEY, 3), XS.at[2, 0, 0].set(jnp.nan)
+        )
         for gate in found.values():
             assert np.isnan(gate.left).all()
             assert np.isnan(gate.right).all()
@@ -304,7 +398,9 @@ class TestGateEdges:
                 return {"h": Gate(self.step(params, carry, z).sum(0))}
 
         params = Odd(4).init(KEY, 3)
-        with pytest.raises(TypeError, match=r"Odd.gate_values must return a dict .* but h is"):
+        with pytest.raises(
+            TypeError, match=r"Odd.gate_values must return a dict .* but h is"
+        ):
             diagnostics.gate_statistics(Odd(4), params, XS)
 
 
@@ -323,11 +419,17 @@ def test_every_instrument_takes_bfloat16(name):
     exact = diagnostics.gradient_lags(layer, *wide, loss).log_norm
     known = np.isfinite(exact)
     np.testing.assert_array_equal(np.isfinite(narrow), known)
-    np.testing.assert_allclose(np.asarray(narrow)[known], np.asarray(exact)[known], atol=0.1)
-    assert np.isfinite(diagnostics.parameter_lags(layer, params, xs, loss).log_norm).all()
+    np.testing.assert_allclose(
+        np.asarray(narrow)[known], np.asarray(exact)[known], atol=0.1
+    )
+    assert np.isfinite(
+        diagnostics.parameter_lags(layer, params, xs, loss).log_norm
+    ).all()
     J = diagnostics.jacobians(layer, params, xs)
     np.testing.assert_allclose(J, diagnostics.jacobians(layer, *wide), atol=0.05)
-    assert np.isfinite(diagnostics.log_singular_values(diagnostics.jacobian_products(J))[1]).any()
+    assert np.isfinite(
+        diagnostics.log_singular_values(diagnostics.jacobian_products(J))[1]
+    ).any()
     exponents = diagnostics.lyapunov_spectrum(layer, params, xs, key=KEY).exponents
     assert exponents.dtype == jnp.float32
     assert np.isfinite(np.asarray(exponents)[:, 0]).all()
@@ -343,13 +445,17 @@ def test_where_a_gradient_is_zero_its_logarithm_has_a_derivative_of_zero():
         return diagnostics.gradient_lags(cell, p, XS, jnp.sum, resets=resets).log_norm
 
     assert np.isneginf(nearest(params)[2:]).all()
-    slopes = jax.grad(lambda p: jnp.where(jnp.isfinite(nearest(p)), nearest(p), 0).sum())(params)
+    slopes = jax.grad(
+        lambda p: jnp.where(jnp.isfinite(nearest(p)), nearest(p), 0).sum()
+    )(params)
     for leaf in jax.tree.leaves(slopes):
         assert np.isfinite(leaf).all()
     assert np.asarray(slopes["recurrent_kernel"]).any()
 
 
-@pytest.mark.parametrize(("place", "value"), [("g", np.nan), ("phi", np.nan), ("phi", np.inf), ("g", np.inf)])
+@pytest.mark.parametrize(
+    ("place", "value"), [("g", np.nan), ("phi", np.nan), ("phi", np.inf), ("g", np.inf)]
+)
 def test_what_is_not_finite_certifies_nothing(place, value):
     phi, g = -np.arange(6.0, dtype=np.float32), np.zeros(6, np.float32)
     how = {"relative_error": 0.1, "fit_range": (1, 3)}
@@ -384,14 +490,23 @@ def test_mistakes_are_told():
     with pytest.raises(ValueError, match="stride must be an int from 1 to 5"):
         diagnostics.lyapunov_spectrum(cell, params, XS, key=KEY, stride=10)
     with pytest.raises(ValueError, match="mask must have shape"):
-        diagnostics.lyapunov_spectrum(cell, params, XS, key=KEY, mask=jnp.ones((2, 5), bool))
+        diagnostics.lyapunov_spectrum(
+            cell, params, XS, key=KEY, mask=jnp.ones((2, 5), bool)
+        )
 
 
 @pytest.mark.usefixtures("plain_errors")
 def test_numpys_integers_are_integers():
     cell = Elman(3)
     params = cell.init(KEY, 3)
-    found = diagnostics.gradient_lags(cell, params, XS, jnp.sum, at=np.int64(3), lags=np.int32(2))
-    assert_same(found.log_norm, diagnostics.gradient_lags(cell, params, XS, jnp.sum, at=3, lags=2).log_norm)
+    found = diagnostics.gradient_lags(
+        cell, params, XS, jnp.sum, at=np.int64(3), lags=np.int32(2)
+    )
+    assert_same(
+        found.log_norm,
+        diagnostics.gradient_lags(cell, params, XS, jnp.sum, at=3, lags=2).log_norm,
+    )
     diagnostics.fit_decay(found, (np.int64(0), np.int64(2)), key=KEY)
-    diagnostics.lyapunov_spectrum(cell, params, XS, key=KEY, count=np.int64(1), warmup=np.int64(1))
+    diagnostics.lyapunov_spectrum(
+        cell, params, XS, key=KEY, count=np.int64(1), warmup=np.int64(1)
+    )

@@ -1,4 +1,6 @@
-"""``checkify`` and ``jax.debug_nans`` find in an unroll what they find in ``jax.lax.scan``."""
+"""``checkify`` and ``jax.debug_nans`` find in an unroll what they find in
+``jax.lax.scan``.
+"""
 
 import dataclasses
 
@@ -30,7 +32,10 @@ class Faulty(jaxrnn.Cell):
     init = UserCell.init
 
     def step(self, params, carry, z):
-        h = jnp.tanh(z @ params["kernel"] + carry * jnp.broadcast_to(params["vector"], carry.shape))
+        h = jnp.tanh(
+            z @ params["kernel"]
+            + carry * jnp.broadcast_to(params["vector"], carry.shape)
+        )
         if self.fault == "log":
             return h + 0 * jnp.log(z[..., :1] + 0 * h)
         if self.fault == "log of the carry":
@@ -40,7 +45,13 @@ class Faulty(jaxrnn.Cell):
         if self.fault == "division":
             return h + 0 * (jnp.ones_like(h) / (z[..., :1] + 0 * h))
         if self.fault == "index":
-            return h + 0 * h.at[..., (z[..., 0].sum() * 100).astype(jnp.int32)].get(mode="fill")[..., None]
+            return (
+                h
+                + 0
+                * h.at[..., (z[..., 0].sum() * 100).astype(jnp.int32)].get(mode="fill")[
+                    ..., None
+                ]
+            )
         checkify.check(jnp.all(z > 0), "a negative input {z}", z=z.min())
         return h
 
@@ -73,7 +84,9 @@ FAULTS = {
 }
 
 
-ROWS = [("log of the carry", engine) for engine in ENGINES] + [(fault, "default") for fault in FAULTS]
+ROWS = [("log of the carry", engine) for engine in ENGINES] + [
+    (fault, "default") for fault in FAULTS
+]
 
 
 @pytest.mark.parametrize(("fault", "engine"), dict.fromkeys(ROWS))
@@ -91,7 +104,9 @@ def test_forwards_and_backwards(fault, engine):
     assert message(ours, errors, *arguments).startswith(words)
     assert message(theirs, errors, *arguments).startswith(words)
     if fault == "check":  # JAX drops these where it differentiates a loop
-        assert message(jax.grad(ours), errors, *arguments) == message(jax.grad(theirs), errors, *arguments)
+        assert message(jax.grad(ours), errors, *arguments) == message(
+            jax.grad(theirs), errors, *arguments
+        )
     else:
         assert message(jax.grad(ours), errors, *arguments).startswith(words)
     fine = inputs_of(cell, 0.7)
@@ -108,22 +123,51 @@ def test_what_goes_wrong_on_the_way_back_only():
 
     assert message(ours, checkify.float_checks, *arguments) == ""
     assert message(jax.grad(ours, 1), checkify.float_checks, *arguments) != ""
-    assert message(jax.grad(lambda *a: by_scan(cell, *a)[1].sum(), 1), checkify.float_checks, *arguments) != ""
+    assert (
+        message(
+            jax.grad(lambda *a: by_scan(cell, *a)[1].sum(), 1),
+            checkify.float_checks,
+            *arguments,
+        )
+        != ""
+    )
 
 
-@pytest.mark.parametrize("name", ["lstm_all_learned", "gru", "mlstm", "slstm", "lru", "min_gru", "bidirectional", "stack"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lstm_all_learned",
+        "gru",
+        "mlstm",
+        "slstm",
+        "lru",
+        "min_gru",
+        "bidirectional",
+        "stack",
+    ],
+)
 def test_nothing_is_found_where_nothing_is_wrong(name):
-    """All automatic checks at once, values and gradients, with mask and resets; and the numbers are the same."""
+    """All automatic checks at once, values and gradients, with mask and resets; and
+    the numbers are the same.
+    """
     inputs, layer = draw(name, 0), SUBJECTS[name]
 
     def loss(params, xs, mask, resets):
-        return jnp.square(jaxrnn.unroll(layer, params, xs, mask=mask, resets=resets)[1]).sum()
+        return jnp.square(
+            jaxrnn.unroll(layer, params, xs, mask=mask, resets=resets)[1]
+        ).sum()
 
     arguments = (inputs.params, inputs.xs, inputs.mask, inputs.resets)
-    error, found = checkify.checkify(jax.jit(jax.value_and_grad(loss)), checkify.all_checks)(*arguments)
+    error, found = checkify.checkify(
+        jax.jit(jax.value_and_grad(loss)), checkify.all_checks
+    )(*arguments)
     assert error.get() is None
     expected = jax.jit(jax.value_and_grad(loss))(*arguments)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        found,
+        expected,
+    )
 
 
 def test_mapped_forward_mode_and_twice():
@@ -135,8 +179,12 @@ def test_mapped_forward_mode_and_twice():
 
     words = FAULTS["log"][2]
     assert message(jax.vmap(loss), checkify.nan_checks, xs[None]).startswith(words)
-    assert message(lambda x: jax.jvp(loss, (x,), (x,)), checkify.nan_checks, xs).startswith(words)
-    assert message(lambda x: jax.jvp(jax.grad(loss), (x,), (x,)), checkify.nan_checks, xs).startswith(words)
+    assert message(
+        lambda x: jax.jvp(loss, (x,), (x,)), checkify.nan_checks, xs
+    ).startswith(words)
+    assert message(
+        lambda x: jax.jvp(jax.grad(loss), (x,), (x,)), checkify.nan_checks, xs
+    ).startswith(words)
     error, _ = jax.vmap(checkify.checkify(loss, checkify.nan_checks))(xs[None])
     assert words in error.get()
 
@@ -144,12 +192,18 @@ def test_mapped_forward_mode_and_twice():
 def test_products_over_time_are_looked_into():
     """The projection of a whole sequence, made before the loop."""
     inputs = draw("lstm", 0)
-    params = {name: leaf.at[0].set(jnp.inf) if name == "input_kernel" else leaf for name, leaf in inputs.params.items()}
+    params = {
+        name: leaf.at[0].set(jnp.inf) if name == "input_kernel" else leaf
+        for name, leaf in inputs.params.items()
+    }
     cell = SUBJECTS["lstm"]
     xs = inputs.xs.at[2, 1, 0].set(0.0)  # 0 times infinity
     for engine in (None, jaxrnn.Scan(residuals="all")):
         found = message(
-            lambda p, x, engine=engine: jaxrnn.unroll(cell, p, x, engine=engine)[1], checkify.nan_checks, params, xs
+            lambda p, x, engine=engine: jaxrnn.unroll(cell, p, x, engine=engine)[1],
+            checkify.nan_checks,
+            params,
+            xs,
         )
         assert found.startswith("nan generated by primitive")
 
@@ -158,7 +212,10 @@ def test_debug_nans():
     cell = Faulty(4, "log")
     arguments = inputs_of(cell, -1.0)
     with jax.debug_nans(True):
-        for function in (lambda *a: jaxrnn.unroll(cell, *a)[1].sum(), jax.grad(lambda *a: jaxrnn.unroll(cell, *a)[1].sum())):
+        for function in (
+            lambda *a: jaxrnn.unroll(cell, *a)[1].sum(),
+            jax.grad(lambda *a: jaxrnn.unroll(cell, *a)[1].sum()),
+        ):
             for run in (function, jax.jit(function)):
                 with pytest.raises(FloatingPointError, match="nan"):
                     run(*arguments)

@@ -1,5 +1,6 @@
-"""The engine `CuDNN`: its weights, its masks and its refusals on a CPU, where a twin of the same methods stands for cuDNN; what
-it lowers to for CUDA, cuDNN's sizes being stubbed; and, marked gpu, cuDNN itself.
+"""The engine `CuDNN`: its weights, its masks and its refusals on a CPU, where a twin of
+the same methods stands for cuDNN; what it lowers to for CUDA, cuDNN's sizes being
+stubbed; and, marked gpu, cuDNN itself.
 """
 
 import dataclasses
@@ -11,7 +12,14 @@ import numpy as np
 import pytest
 from jax.experimental import rnn
 from reference import compiled
-from subjects import assert_same, assert_same_outcome, compiled_outcome, draw, draw_params, normal
+from subjects import (
+    assert_same,
+    assert_same_outcome,
+    compiled_outcome,
+    draw,
+    draw_params,
+    normal,
+)
 
 import jaxrnn
 from jaxrnn import LSTM, CuDNN, LSTMState, Scan
@@ -23,8 +31,9 @@ T, B, D, H = 6, 4, 3, 5
 
 @dataclasses.dataclass(frozen=True)
 class Reference(primitives.Library):
-    """cuDNN as ``jax.experimental.rnn.lstm_ref`` has it, on any platform, in float64. What cuDNN leaves open is NaN here:
-    outputs behind a sequence's end, and the gradients of inputs there.
+    """cuDNN as ``jax.experimental.rnn.lstm_ref`` has it, on any platform, in float64.
+    What cuDNN leaves open is NaN here: outputs behind a sequence's end, and the
+    gradients of inputs there.
     """
 
     dtype: str = "float64"
@@ -38,7 +47,9 @@ class Reference(primitives.Library):
     def call(self, network, lengths, x, h, c, weights):
         sizes = [network.input_size, network.hidden_size, network.num_layers]
         unpacked = rnn.unpack_lstm_weights(weights, *sizes, network.bidirectional)
-        return rnn.lstm_ref(x, h, c, *unpacked, lengths, *sizes, 0.0, network.bidirectional)
+        return rnn.lstm_ref(
+            x, h, c, *unpacked, lengths, *sizes, 0.0, network.bidirectional
+        )
 
     def reserve_size(self, network, *inputs):
         return 7
@@ -51,7 +62,9 @@ class Reference(primitives.Library):
     def backward(self, network, known, cotangents):
         x, h, c, weights, lengths, _, reserve = known
         assert reserve.shape == (7,)
-        dx, *others = jax.vjp(functools.partial(self.call, network, lengths), x, h, c, weights)[1](tuple(cotangents))
+        dx, *others = jax.vjp(
+            functools.partial(self.call, network, lengths), x, h, c, weights
+        )[1](tuple(cotangents))
         return self.spoil(dx, lengths), *others
 
     def spoil(self, values, lengths):
@@ -67,31 +80,50 @@ def walked(layer, engine, reverse=False, **more):
     """`outcome` of an unroll, compiled: (params, xs, carry, cotangents, mask)."""
 
     def walk(params, xs, carry, mask):
-        return jaxrnn.unroll(layer, params, xs, carry, engine=engine, mask=mask, reverse=reverse, **more)
+        return jaxrnn.unroll(
+            layer, params, xs, carry, engine=engine, mask=mask, reverse=reverse, **more
+        )
 
     return compiled_outcome(walk)
 
 
 def masks(steps, batch, seed=0):
-    """By name: none, padding at the end with an empty sequence and a whole one, holes anywhere."""
+    """By name: none, padding at the end with an empty sequence and a whole one,
+    holes anywhere.
+    """
     random = np.random.default_rng(seed)
-    lengths = jnp.asarray(np.concatenate([[0, steps], random.integers(0, steps + 1, batch - 2)]))
+    lengths = jnp.asarray(
+        np.concatenate([[0, steps], random.integers(0, steps + 1, batch - 2)])
+    )
     holes = jnp.asarray(random.random((steps, batch)) < 0.5)
-    return {"none": None, "lengths": jaxrnn.mask_from_lengths(lengths, steps), "holes": holes}
+    return {
+        "none": None,
+        "lengths": jaxrnn.mask_from_lengths(lengths, steps),
+        "holes": holes,
+    }
 
 
 LAYERS = {
     "lstm": LSTM(H),
     "learned": LSTM(H, learned_initial_carry=True),
-    "deep": jaxrnn.stack(jaxrnn.bidirectional(LSTM(H), LSTM(2)), jaxrnn.residual(LSTM(H + 2))),
+    "deep": jaxrnn.stack(
+        jaxrnn.bidirectional(LSTM(H), LSTM(2)), jaxrnn.residual(LSTM(H + 2))
+    ),
 }
-ROWS = [("lstm", mask, reverse) for mask in ("none", "lengths", "holes") for reverse in (False, True)]
+ROWS = [
+    ("lstm", mask, reverse)
+    for mask in ("none", "lengths", "holes")
+    for reverse in (False, True)
+]
 
 
-# ------------------------------------------------------------------------------------------------------------------ weights
+# --------------------------------------------------------------------------------------
+# weights
 
 
-@pytest.mark.parametrize(("num_layers", "both"), [(1, False), (1, True), (3, False), (2, True)])
+@pytest.mark.parametrize(
+    ("num_layers", "both"), [(1, False), (1, True), (3, False), (2, True)]
+)
 def test_weights_are_read_as_jax_reads_them_and_come_back(num_layers, both, x64):
     """And the network that ``lstm_ref`` makes of them is ours, over ragged batches."""
     one = jaxrnn.bidirectional(LSTM(H)) if both else LSTM(H)
@@ -105,23 +137,50 @@ def test_weights_are_read_as_jax_reads_them_and_come_back(num_layers, both, x64)
     W, U, b, also = rnn.unpack_lstm_weights(flat, D, H, num_layers, both)
     first = params if num_layers == 1 else params["layer_0"]
     first = first["forward"] if both else first
-    assert_same((W[0].T, U[0].T, b[0] + also[0]), (first["input_kernel"], first["recurrent_kernel"], first["bias"]), 0)
+    assert_same(
+        (W[0].T, U[0].T, b[0] + also[0]),
+        (first["input_kernel"], first["recurrent_kernel"], first["bias"]),
+        0,
+    )
 
     random = np.random.default_rng(1)
     xs = normal(random, jax.ShapeDtypeStruct((T, B, D), jnp.float64))
-    carry = normal(random, jax.eval_shape(lambda p: layer.initial_carry(p, (B,)), params))
+    carry = normal(
+        random, jax.eval_shape(lambda p: layer.initial_carry(p, (B,)), params)
+    )
     lengths = jnp.array([T, 1, 3, 2], jnp.int32)
     states = jax.tree.leaves(carry, is_leaf=lambda node: isinstance(node, LSTMState))
     h, c = (jnp.stack([getattr(state, part) for state in states]) for part in "hc")
-    y, *last = rnn.lstm_ref(jnp.swapaxes(xs, 0, 1), h, c, W, U, b, also, lengths, D, H, num_layers, 0.0, both)
-    found, ys = jaxrnn.unroll(layer, params, xs, carry, mask=jaxrnn.mask_from_lengths(lengths, T))
+    y, *last = rnn.lstm_ref(
+        jnp.swapaxes(xs, 0, 1),
+        h,
+        c,
+        W,
+        U,
+        b,
+        also,
+        lengths,
+        D,
+        H,
+        num_layers,
+        0.0,
+        both,
+    )
+    found, ys = jaxrnn.unroll(
+        layer, params, xs, carry, mask=jaxrnn.mask_from_lengths(lengths, T)
+    )
     assert_same(ys, jnp.swapaxes(y, 0, 1))
     states = jax.tree.leaves(found, is_leaf=lambda node: isinstance(node, LSTMState))
-    assert_same([jnp.stack([getattr(state, part) for state in states]) for part in "hc"], last)
+    assert_same(
+        [jnp.stack([getattr(state, part) for state in states]) for part in "hc"], last
+    )
 
 
 def test_both_of_cudnns_biases_count():
-    flat = normal(np.random.default_rng(0), jax.ShapeDtypeStruct((weight_count(D, H),), jnp.float32))
+    flat = normal(
+        np.random.default_rng(0),
+        jax.ShapeDtypeStruct((weight_count(D, H),), jnp.float32),
+    )
     _, _, b, also = rnn.unpack_lstm_weights(flat, D, H, 1, False)
     assert_same(unpack_lstm(flat, D, H)["bias"], b[0] + also[0], 1e-7)
 
@@ -130,29 +189,51 @@ def test_what_is_not_cudnns_network_is_refused(plain_errors):
     def params_of(layer):
         return jax.eval_shape(lambda: layer.init(jax.random.key(0), D))
 
-    for layer in (jaxrnn.GRU(H), LSTM(H, peephole=True), jaxrnn.bidirectional(jaxrnn.stack(LSTM(H)))):
-        with pytest.raises(TypeError, match=r"pack_lstm: params.* are not an LSTM's .* but a dict of"):
+    for layer in (
+        jaxrnn.GRU(H),
+        LSTM(H, peephole=True),
+        jaxrnn.bidirectional(jaxrnn.stack(LSTM(H))),
+    ):
+        with pytest.raises(
+            TypeError, match=r"pack_lstm: params.* are not an LSTM's .* but a dict of"
+        ):
             pack_lstm(params_of(layer))
-    with pytest.raises(ValueError, match="some layers are bidirectional and some are not"):
+    with pytest.raises(
+        ValueError, match="some layers are bidirectional and some are not"
+    ):
         pack_lstm(params_of(jaxrnn.stack(jaxrnn.bidirectional(LSTM(H)), LSTM(H))))
     for layer in (jaxrnn.stack(LSTM(H), LSTM(H + 1)), LSTM(H, coupled_gates=True)):
-        with pytest.raises(ValueError, match=r"pack_lstm: .*_kernel has shape .* one number of units, 5 here"):
+        with pytest.raises(
+            ValueError,
+            match=r"pack_lstm: .*_kernel has shape .* one number of units, 5 here",
+        ):
             pack_lstm(params_of(layer))
-    with pytest.raises(ValueError, match=r"unpack_lstm: 1 layer\(s\) of 5 units .* have \(200,\) weights, but got \(199,\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"unpack_lstm: 1 layer\(s\) of 5 units .* have \(200,\) weights, but got \(199,\)",  # noqa: E501
+    ):
         unpack_lstm(jnp.zeros(199), D, H)
     with pytest.raises(ValueError, match="num_layers must be an int from 1"):
         unpack_lstm(jnp.zeros(9), D, H, 0)
 
 
-# ----------------------------------------------------------------------------------------------------------------- numerics
+# --------------------------------------------------------------------------------------
+# numerics
 
 
-@pytest.mark.parametrize(("name", "mask", "reverse"), [*ROWS, ("learned", "holes", False), ("deep", "holes", False)])
+@pytest.mark.parametrize(
+    ("name", "mask", "reverse"),
+    [*ROWS, ("learned", "holes", False), ("deep", "holes", False)],
+)
 def test_it_walks_as_scan_does(name, mask, reverse, x64):
-    """Values and gradients, whatever the mask; and the reference's NaN, where cuDNN promises nothing, never comes through."""
+    """Values and gradients, whatever the mask; and the reference's NaN, where cuDNN
+    promises nothing, never comes through.
+    """
     layer, given = LAYERS[name], draw(LAYERS[name], 1, T, (B,))
     inputs = (*given[:4], masks(T, B)[mask])
-    assert_same_outcome(walked(layer, Twin(), reverse)(*inputs), walked(layer, Scan(), reverse)(*inputs))
+    assert_same_outcome(
+        walked(layer, Twin(), reverse)(*inputs), walked(layer, Scan(), reverse)(*inputs)
+    )
 
 
 PAIR = jaxrnn.bidirectional(LSTM(H))
@@ -164,9 +245,13 @@ NETWORKS = {
 
 
 def calls_of(layer, xs, **more):
-    params = jax.eval_shape(lambda: layer.init(jax.random.key(0), xs.shape[-1], dtype=xs.dtype))
+    params = jax.eval_shape(
+        lambda: layer.init(jax.random.key(0), xs.shape[-1], dtype=xs.dtype)
+    )
     walk = jaxrnn.unroll if "window" not in more else jaxrnn.truncated_unroll
-    return str(jax.make_jaxpr(lambda p: walk(layer, p, xs, engine=Twin(), **more))(params)).count("= jaxrnn_cudnn[")
+    return str(
+        jax.make_jaxpr(lambda p: walk(layer, p, xs, engine=Twin(), **more))(params)
+    ).count("= jaxrnn_cudnn[")
 
 
 @pytest.mark.parametrize(
@@ -184,16 +269,27 @@ def test_a_network_is_one_call(name, mask, reverse, x64):
     assert calls_of(layer, given.xs) == 1
     flags = masks(T, 4)[mask]
     inputs = (*given[:4], None if flags is None else flags.reshape(T, 2, 2))
-    assert_same_outcome(walked(layer, Twin(), reverse)(*inputs), walked(layer, Scan(), reverse)(*inputs))
+    assert_same_outcome(
+        walked(layer, Twin(), reverse)(*inputs), walked(layer, Scan(), reverse)(*inputs)
+    )
 
 
 def test_what_is_no_network_is_a_call_each(x64):
-    """Sizes apart, directions mixed or summed, something in between, windows; and without steps nothing is called."""
+    """Sizes apart, directions mixed or summed, something in between, windows; and
+    without steps nothing is called.
+    """
     stack, xs = jaxrnn.stack, jnp.ones((T, B, H))
     quiet = jaxrnn.inference(stack(LSTM(H), jaxrnn.dropout(0.1), LSTM(H)))
-    for layer in (stack(LSTM(H), LSTM(4)), quiet, jaxrnn.bidirectional(LSTM(H), merge="sum"), stack(PAIR, LSTM(H))):
+    for layer in (
+        stack(LSTM(H), LSTM(4)),
+        quiet,
+        jaxrnn.bidirectional(LSTM(H), merge="sum"),
+        stack(PAIR, LSTM(H)),
+    ):
         assert calls_of(layer, xs) == 2
-    assert calls_of(stack(PAIR, jaxrnn.residual(stack(LSTM(2 * H), LSTM(2 * H)))), xs) == 2
+    assert (
+        calls_of(stack(PAIR, jaxrnn.residual(stack(LSTM(2 * H), LSTM(2 * H)))), xs) == 2
+    )
     assert calls_of(NETWORKS["stack"], xs, window=T) == 1
     assert calls_of(NETWORKS["stack"], xs, window=T // 2) == 3
     assert calls_of(NETWORKS["stack"], xs[:0]) == 0
@@ -207,8 +303,13 @@ def test_what_is_no_network_is_a_call_each(x64):
 
 def test_any_batch_axes(x64):
     for batch in ((), (2, 3)):
-        inputs = (*draw(LSTM(H), 2, T, batch)[:4], np.random.default_rng(0).random((T, *batch)) < 0.6)
-        assert_same_outcome(walked(LSTM(H), Twin())(*inputs), walked(LSTM(H), Scan())(*inputs))
+        inputs = (
+            *draw(LSTM(H), 2, T, batch)[:4],
+            np.random.default_rng(0).random((T, *batch)) < 0.6,
+        )
+        assert_same_outcome(
+            walked(LSTM(H), Twin())(*inputs), walked(LSTM(H), Scan())(*inputs)
+        )
 
 
 def test_no_steps_and_no_sequences(x64):
@@ -218,16 +319,23 @@ def test_no_steps_and_no_sequences(x64):
     last, ys = jaxrnn.unroll(cell, params, jnp.zeros((0, B, D)), carry, engine=Twin())
     assert_same(last, carry, 0)
     assert ys.shape == (0, B, H)
-    assert jaxrnn.unroll(cell, params, jnp.zeros((T, 0, D)), engine=Twin())[1].shape == (T, 0, H)
+    assert jaxrnn.unroll(cell, params, jnp.zeros((T, 0, D)), engine=Twin())[
+        1
+    ].shape == (T, 0, H)
 
 
 def test_padding_of_nan_and_a_carry_of_nan_without_steps(x64):
-    """Of an empty sequence the carry comes back, and nothing of it, not even NaN, touches a gradient of the weights."""
+    """Of an empty sequence the carry comes back, and nothing of it, not even NaN,
+    touches a gradient of the weights.
+    """
     params, xs, carry, cotangents, _, _ = draw(LSTM(H), 3, T, (B,))
     mask = masks(T, B)["lengths"]
     xs = jnp.where(mask[..., None], xs, jnp.nan)
     carry = LSTMState(*(leaf.at[0].set(jnp.nan) for leaf in carry))
-    found, expected = (walked(LSTM(H), engine)(params, xs, carry, cotangents, mask) for engine in (Twin(), Scan()))
+    found, expected = (
+        walked(LSTM(H), engine)(params, xs, carry, cotangents, mask)
+        for engine in (Twin(), Scan())
+    )
     np.testing.assert_array_equal(found.values[0].c[0], carry.c[0])
     for tree in (found.gradients, found.values[1]):
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
@@ -241,33 +349,72 @@ def test_windows_cut_gradients(reverse, x64):
     mask = masks(T, B)["holes"]
 
     def walk(engine, params, xs, carry):
-        return jaxrnn.truncated_unroll(LSTM(H), params, xs, carry, window=4, engine=engine, mask=mask, reverse=reverse)
+        return jaxrnn.truncated_unroll(
+            LSTM(H),
+            params,
+            xs,
+            carry,
+            window=4,
+            engine=engine,
+            mask=mask,
+            reverse=reverse,
+        )
 
-    found, expected = (compiled_outcome(functools.partial(walk, engine))(*given[:4]) for engine in (Twin(), Scan()))
+    found, expected = (
+        compiled_outcome(functools.partial(walk, engine))(*given[:4])
+        for engine in (Twin(), Scan())
+    )
     assert_same_outcome(found, expected)
 
 
 def test_vmap_joins_the_batch(x64):
-    """The gradient of a vmap, of inputs, carry and mask or of some of them: one call, and the numbers of the batch."""
+    """The gradient of a vmap, of inputs, carry and mask or of some of them: one
+    call, and the numbers of the batch.
+    """
     params, xs, carry, (d_last, d_ys), _, _ = draw(LSTM(H), 5, T, (B,))
     mask = jnp.asarray(masks(T, B)["holes"])
 
     def loss(mapped, engine):
         def one(x, h, m, params):
-            return jaxrnn.unroll(LSTM(H), params, x, LSTMState(h, jnp.ones_like(h)), mask=m, engine=engine)
+            return jaxrnn.unroll(
+                LSTM(H),
+                params,
+                x,
+                LSTMState(h, jnp.ones_like(h)),
+                mask=m,
+                engine=engine,
+            )
 
         def total(params, xs, h, mask):
-            h_axis, mask_axis = (0 if "h" in mapped else None), (1 if "m" in mapped else None)
+            h_axis, mask_axis = (
+                (0 if "h" in mapped else None),
+                (1 if "m" in mapped else None),
+            )
             walk = jax.vmap(one, (1, h_axis, mask_axis, None), (0, 1))
-            last, ys = walk(xs, h if "h" in mapped else h[0], mask if "m" in mapped else mask[:, 0], params)
-            return jnp.vdot(ys, d_ys) + jnp.vdot(last.h, d_last.h) + jnp.vdot(last.c, d_last.c)
+            last, ys = walk(
+                xs,
+                h if "h" in mapped else h[0],
+                mask if "m" in mapped else mask[:, 0],
+                params,
+            )
+            return (
+                jnp.vdot(ys, d_ys)
+                + jnp.vdot(last.h, d_last.h)
+                + jnp.vdot(last.c, d_last.c)
+            )
 
         return compiled(jax.value_and_grad(total, (0, 1, 2)))(params, xs, carry.h, mask)
 
     for mapped in ("hm", ""):
         assert_same(loss(mapped, Twin()), loss(mapped, Scan()))
-    twice = jax.vmap(jax.vmap(lambda x: jaxrnn.unroll(LSTM(H), params, x, engine=Twin())[1], 1, 1), 2, 2)
-    xs = normal(np.random.default_rng(6), jax.ShapeDtypeStruct((T, 2, 3, D), jnp.float64))
+    twice = jax.vmap(
+        jax.vmap(lambda x: jaxrnn.unroll(LSTM(H), params, x, engine=Twin())[1], 1, 1),
+        2,
+        2,
+    )
+    xs = normal(
+        np.random.default_rng(6), jax.ShapeDtypeStruct((T, 2, 3, D), jnp.float64)
+    )
     assert_same(twice(xs), jaxrnn.unroll(LSTM(H), params, xs)[1])
     calls = str(jax.make_jaxpr(twice)(xs)).count("= jaxrnn_cudnn[")
     assert calls == 1
@@ -279,38 +426,90 @@ def test_remat_and_loops(x64):
 
     def loss(engine, wrap, params):
         def body(total, x):
-            return total + (jaxrnn.unroll(LSTM(H), params, x, engine=engine)[1] ** 2).sum(), None
+            return total + (
+                jaxrnn.unroll(LSTM(H), params, x, engine=engine)[1] ** 2
+            ).sum(), None
 
         return jax.lax.scan(wrap(body), jnp.zeros(()), jnp.stack([xs, xs[::-1]]))[0]
 
     expected = compiled(jax.grad(functools.partial(loss, Scan(), lambda f: f)))(params)
     for wrap in (jax.checkpoint, lambda f: f):
-        assert_same(compiled(jax.grad(functools.partial(loss, Twin(), wrap)))(params), expected)
+        assert_same(
+            compiled(jax.grad(functools.partial(loss, Twin(), wrap)))(params), expected
+        )
 
 
-# ----------------------------------------------------------------------------------------------------------------- refusals
+# --------------------------------------------------------------------------------------
+# refusals
 
 
 def attempt(cell=None, dtype=jnp.float32, engine=None, **more):
     cell = LSTM(H) if cell is None else cell
     params = cell.init(jax.random.key(0), D, dtype=dtype)
-    return jaxrnn.unroll(cell, params, jnp.ones((T, B, D), dtype), engine=CuDNN() if engine is None else engine, **more)
+    return jaxrnn.unroll(
+        cell,
+        params,
+        jnp.ones((T, B, D), dtype),
+        engine=CuDNN() if engine is None else engine,
+        **more,
+    )
 
 
 @pytest.mark.parametrize(
     ("error", "words", "call"),
     [
-        (TypeError, r"CuDNN: it has an LSTM, but GRU is another .*Scan\(\), or the cell", lambda: attempt(jaxrnn.GRU(H))),
-        (TypeError, r"no peephole=True, projection_size=2", lambda: attempt(LSTM(H, peephole=True, projection_size=2))),
-        (TypeError, r"no layer_norm=True, coupled", lambda: attempt(LSTM(H, layer_norm=True, coupled_gates=True))),
-        (TypeError, r"around LSTM is another", lambda: attempt(jaxrnn.inference(jaxrnn.zoneout(LSTM(H), 0.1)))),
-        (TypeError, r"params\['bias'\] is bfloat16, .*\.astype\('float32'\)", lambda: attempt(dtype=jnp.bfloat16)),
-        (ValueError, r"CuDNN: it has no resets: .*Scan", lambda: attempt(resets=jnp.ones((T, B), bool))),
-        (ValueError, r"needs an NVIDIA GPU with cuDNN, lowering for cpu: use engine=jaxrnn.Scan\(\)", attempt),
-        (ValueError, r"knows the whole carry at their ends only", lambda: attempt(engine=Twin32(), return_carries=True)),
-        (ValueError, r"precision is 'bfloat16', .*'highest'.* 'high'", lambda: CuDNN("bfloat16")),
+        (
+            TypeError,
+            r"CuDNN: it has an LSTM, but GRU is another .*Scan\(\), or the cell",
+            lambda: attempt(jaxrnn.GRU(H)),
+        ),
+        (
+            TypeError,
+            r"no peephole=True, projection_size=2",
+            lambda: attempt(LSTM(H, peephole=True, projection_size=2)),
+        ),
+        (
+            TypeError,
+            r"no layer_norm=True, coupled",
+            lambda: attempt(LSTM(H, layer_norm=True, coupled_gates=True)),
+        ),
+        (
+            TypeError,
+            r"around LSTM is another",
+            lambda: attempt(jaxrnn.inference(jaxrnn.zoneout(LSTM(H), 0.1))),
+        ),
+        (
+            TypeError,
+            r"params\['bias'\] is bfloat16, .*\.astype\('float32'\)",
+            lambda: attempt(dtype=jnp.bfloat16),
+        ),
+        (
+            ValueError,
+            r"CuDNN: it has no resets: .*Scan",
+            lambda: attempt(resets=jnp.ones((T, B), bool)),
+        ),
+        (
+            ValueError,
+            r"needs an NVIDIA GPU with cuDNN, lowering for cpu: use "
+            r"engine=jaxrnn.Scan\(\)",
+            attempt,
+        ),
+        (
+            ValueError,
+            r"knows the whole carry at their ends only",
+            lambda: attempt(engine=Twin32(), return_carries=True),
+        ),
+        (
+            ValueError,
+            r"precision is 'bfloat16', .*'highest'.* 'high'",
+            lambda: CuDNN("bfloat16"),
+        ),
         (ValueError, r"precision is \['high'\]", lambda: CuDNN(["high"])),
-        (ValueError, r"precision is .*DEFAULT.* has two", lambda: CuDNN(jax.lax.Precision.DEFAULT)),
+        (
+            ValueError,
+            r"precision is .*DEFAULT.* has two",
+            lambda: CuDNN(jax.lax.Precision.DEFAULT),
+        ),
     ],
 )
 def test_what_it_cannot_do_is_refused_by_name(error, words, call, plain_errors):
@@ -325,7 +524,13 @@ class Twin32(Twin):
 def test_scaled_gradients_are_refused(plain_errors):
     params = LSTM(H).init(jax.random.key(0), D)
     with pytest.raises(TypeError, match=r"gradient_scale .*window=, which CuDNN takes"):
-        jaxrnn.truncated_unroll(LSTM(H), params, jnp.ones((T, D)), gradient_scale=jnp.ones(T), engine=CuDNN())
+        jaxrnn.truncated_unroll(
+            LSTM(H),
+            params,
+            jnp.ones((T, D)),
+            gradient_scale=jnp.ones(T),
+            engine=CuDNN(),
+        )
 
 
 def test_modes_that_it_has_not():
@@ -335,16 +540,26 @@ def test_modes_that_it_has_not():
     def loss(params, xs=xs):
         return (jaxrnn.unroll(LSTM(H), params, xs, engine=Twin32())[1] ** 2).sum()
 
-    with pytest.raises(ValueError, match=r"CuDNN: forward mode .*reverse mode only: use engine=jaxrnn.Scan"):
+    with pytest.raises(
+        ValueError,
+        match=r"CuDNN: forward mode .*reverse mode only: use engine=jaxrnn.Scan",
+    ):
         jax.jvp(loss, (params,), (params,))
     with pytest.raises(ValueError, match=r"CuDNN: second derivatives: .*Scan"):
         jax.grad(lambda p: jax.grad(loss)(p)["bias"].sum())(params)
-    with pytest.raises(ValueError, match=r"CuDNN: forward mode .*of a gradient too.*Scan"):
+    with pytest.raises(
+        ValueError, match=r"CuDNN: forward mode .*of a gradient too.*Scan"
+    ):
         jax.jvp(jax.grad(loss), (params,), (params,))
-    with pytest.raises(ValueError, match=r"vmap of a gradient .*take the gradient of the vmapped loss, or .*Scan"):
+    with pytest.raises(
+        ValueError,
+        match=r"vmap of a gradient .*take the gradient of the vmapped loss, or .*Scan",
+    ):
         jax.vmap(jax.grad(loss), (None, 1))(params, xs)
     with pytest.raises(ValueError, match="vmap of a gradient"):
-        jax.jacrev(lambda p: jaxrnn.unroll(LSTM(H), p, xs, engine=Twin32())[0].h)(params)
+        jax.jacrev(lambda p: jaxrnn.unroll(LSTM(H), p, xs, engine=Twin32())[0].h)(
+            params
+        )
     with pytest.raises(ValueError, match=r"vmap over parameters: .*Scan.*lax.map"):
         jax.vmap(loss)(jax.tree.map(lambda a: jnp.stack([a, a]), params))
 
@@ -353,12 +568,17 @@ def test_arrays_that_only_jaxs_loop_walks():
     params = LSTM(H).init(jax.random.key(0), D)
     xs = jax.ShapeDtypeStruct(jax.export.symbolic_shape("t, 3"), jnp.float32)
     with pytest.raises(ValueError, match=r"CuDNN: sizes are symbolic .*Scan"):
-        jax.export.export(jax.jit(lambda xs: jaxrnn.unroll(LSTM(H), params, xs, engine=CuDNN())[1]))(xs)
+        jax.export.export(
+            jax.jit(lambda xs: jaxrnn.unroll(LSTM(H), params, xs, engine=CuDNN())[1])
+        )(xs)
 
 
 def test_a_jax_that_calls_it_in_another_way(monkeypatch):
     monkeypatch.setattr(rnn, "lstm_fwd", lambda x, weights: None)
-    with pytest.raises(ValueError, match=rf"lstm_fwd of jax {jax.__version__} is missing, or takes other .*Scan"):
+    with pytest.raises(
+        ValueError,
+        match=rf"lstm_fwd of jax {jax.__version__} is missing, or takes other .*Scan",
+    ):
         attempt(LSTM(H + 1))
     monkeypatch.delattr(rnn, "lstm_fwd")
     with pytest.raises(ValueError, match="is missing"):
@@ -383,11 +603,15 @@ def test_a_jax_that_calls_it_in_another_way(monkeypatch):
     ],
 )
 def test_precision_is_handed_on(given, default, tf32):
-    """As ``jax.experimental.rnn`` will read it, and compiled anew when jax's default changes."""
+    """As ``jax.experimental.rnn`` will read it, and compiled anew when jax's default
+    changes.
+    """
     params = jax.eval_shape(lambda: LSTM(H).init(jax.random.key(0), D))
     xs = jax.ShapeDtypeStruct((T, B, D), jnp.float32)
     with jax.default_matmul_precision(default):
-        jaxpr = jax.make_jaxpr(lambda p, x: jaxrnn.unroll(LSTM(H), p, x, engine=CuDNN(given))[1])(params, xs)
+        jaxpr = jax.make_jaxpr(
+            lambda p, x: jaxrnn.unroll(LSTM(H), p, x, engine=CuDNN(given))[1]
+        )(params, xs)
     assert f"tf32={tf32}" in str(jaxpr)
     network = primitives.Network(D, H, tf32=tf32)
     assert rnn._lstm_cudnn_allow_tf32(network.arguments()["precision"]) is tf32
@@ -401,12 +625,15 @@ def test_a_default_precision_that_it_has_not():
         attempt()
 
 
-# ------------------------------------------------------------------------------------------------------------- lowered for CUDA
+# --------------------------------------------------------------------------------------
+# lowered for CUDA
 
 
 @pytest.fixture
 def cudnn_sizes(monkeypatch):
-    """jax's own lowering for CUDA, which needs no GPU once cuDNN need not be asked for sizes and descriptors."""
+    """jax's own lowering for CUDA, which needs no GPU once cuDNN need not be asked
+    for sizes and descriptors.
+    """
     gpu_rnn = pytest.importorskip("jaxlib.gpu_rnn")
     mlir = pytest.importorskip("jax.interpreters.mlir")
 
@@ -416,9 +643,21 @@ def cudnn_sizes(monkeypatch):
             return repr(sizes).encode()
 
     if gpu_rnn._cuda_rnn is None:
-        monkeypatch.setattr(gpu_rnn, "compute_rnn_workspace_reserve_space_sizes", lambda *sizes: (64, 4096), raising=False)
-        for primitive, lowering in ((rnn.rnn_fwd_p, gpu_rnn._rnn_fwd_lowering), (rnn.rnn_bwd_p, gpu_rnn._rnn_bwd_lowering)):
-            mlir.register_lowering(primitive, functools.partial(lowering, Descriptor, "cu"), platform="cuda")
+        monkeypatch.setattr(
+            gpu_rnn,
+            "compute_rnn_workspace_reserve_space_sizes",
+            lambda *sizes: (64, 4096),
+            raising=False,
+        )
+        for primitive, lowering in (
+            (rnn.rnn_fwd_p, gpu_rnn._rnn_fwd_lowering),
+            (rnn.rnn_bwd_p, gpu_rnn._rnn_bwd_lowering),
+        ):
+            mlir.register_lowering(
+                primitive,
+                functools.partial(lowering, Descriptor, "cu"),
+                platform="cuda",
+            )
 
 
 def lowered(function, *args, platforms=("cuda",)):
@@ -426,30 +665,54 @@ def lowered(function, *args, platforms=("cuda",)):
 
 
 def test_it_lowers_for_cuda(cudnn_sizes):
-    """Values and gradients, masked, reversed and stacked: calls of cuDNN, and no loop."""
+    """Values and gradients, masked, reversed and stacked: calls of cuDNN, and no
+    loop.
+    """
     layer = jaxrnn.stack(jaxrnn.bidirectional(LSTM(H)), LSTM(H))
     params = jax.eval_shape(lambda: layer.init(jax.random.key(0), D))
-    xs, mask = jax.ShapeDtypeStruct((T, B, D), jnp.float32), jax.ShapeDtypeStruct((T, B), bool)
+    xs, mask = (
+        jax.ShapeDtypeStruct((T, B, D), jnp.float32),
+        jax.ShapeDtypeStruct((T, B), bool),
+    )
 
     def loss(params, xs, mask):
         last, ys = jaxrnn.unroll(layer, params, xs, mask=mask, engine=CuDNN())
         return ys.sum() + last[1].c.sum()
 
-    forward, train = lowered(loss, params, xs, mask), lowered(jax.grad(loss, (0, 1)), params, xs, mask)
+    forward, train = (
+        lowered(loss, params, xs, mask),
+        lowered(jax.grad(loss, (0, 1)), params, xs, mask),
+    )
     for text, backwards in ((forward, 0), (train, 2)):
         assert text.count("@cudnn_rnn_ffi") == 2
         assert text.count("@cudnn_rnn_bwd_ffi") == backwards
         assert "stablehlo.while" not in text
-    mapped = jax.vmap(lambda x: jaxrnn.unroll(LSTM(H), params["layer_1"], x, engine=CuDNN())[1], 1, 1)
+    mapped = jax.vmap(
+        lambda x: jaxrnn.unroll(LSTM(H), params["layer_1"], x, engine=CuDNN())[1], 1, 1
+    )
     params = layer.init(jax.random.key(0), D)
-    assert lowered(mapped, jax.ShapeDtypeStruct((T, B, 2 * H), jnp.float32)).count("@cudnn_rnn_ffi") == 1
+    assert (
+        lowered(mapped, jax.ShapeDtypeStruct((T, B, 2 * H), jnp.float32)).count(
+            "@cudnn_rnn_ffi"
+        )
+        == 1
+    )
 
 
-@pytest.mark.skipif(jax.default_backend() == "gpu", reason="it is cuDNN that says how much it keeps")
-@pytest.mark.parametrize(("size", "hidden"), [(-(2**31) + 8, 9), (4 * T * B * 10 - 1, 10)])
+@pytest.mark.skipif(
+    jax.default_backend() == "gpu", reason="it is cuDNN that says how much it keeps"
+)
+@pytest.mark.parametrize(
+    ("size", "hidden"), [(-(2**31) + 8, 9), (4 * T * B * 10 - 1, 10)]
+)
 def test_memory_that_jax_cannot_count(size, hidden, cudnn_sizes, monkeypatch):
-    """jax's CUDA plugin hands sizes on as 32-bit integers: what is larger comes back as nonsense."""
-    monkeypatch.setattr("jaxlib.gpu_rnn.compute_rnn_workspace_reserve_space_sizes", lambda *sizes: (64, size))
+    """jax's CUDA plugin hands sizes on as 32-bit integers: what is larger comes back
+    as nonsense.
+    """
+    monkeypatch.setattr(
+        "jaxlib.gpu_rnn.compute_rnn_workspace_reserve_space_sizes",
+        lambda *sizes: (64, size),
+    )
     cell = LSTM(hidden)  # of a size that was not asked for before
     params = cell.init(jax.random.key(0), D)
     xs = jax.ShapeDtypeStruct((T, B, D), jnp.float32)
@@ -458,7 +721,10 @@ def test_memory_that_jax_cannot_count(size, hidden, cudnn_sizes, monkeypatch):
         return jaxrnn.unroll(cell, params, xs, engine=CuDNN())[1].sum()
 
     for function in (loss, jax.grad(loss)):
-        with pytest.raises(ValueError, match=r"for 4 sequences of 6 steps .* more than 2 GiB .*Split the batch, .*Scan\(\)"):
+        with pytest.raises(
+            ValueError,
+            match=r"for 4 sequences of 6 steps .* more than 2 GiB .*Split the batch, .*Scan\(\)",  # noqa: E501
+        ):
             lowered(function, params, xs)
 
 
@@ -471,7 +737,10 @@ def test_other_platforms_are_refused_when_lowered(platform, cudnn_sizes):
         return jaxrnn.unroll(LSTM(H), params, xs, engine=CuDNN())[1].sum()
 
     for function in (loss, jax.grad(loss)):
-        with pytest.raises(ValueError, match=rf"needs an NVIDIA GPU with cuDNN, lowering for {platform}: use .*Scan\(\)"):
+        with pytest.raises(
+            ValueError,
+            match=rf"needs an NVIDIA GPU with cuDNN, lowering for {platform}: use .*Scan\(\)",  # noqa: E501
+        ):
             lowered(function, params, xs, platforms=(platform,))
 
     def both(params, xs):
@@ -481,17 +750,28 @@ def test_other_platforms_are_refused_when_lowered(platform, cudnn_sizes):
         return jax.lax.platform_dependent(params, xs, cuda=loss, default=default)
 
     for name, calls in (("cuda", 1), (platform, 0)):
-        assert lowered(both, params, xs, platforms=(name,)).count("@cudnn_rnn_ffi") == calls
+        assert (
+            lowered(both, params, xs, platforms=(name,)).count("@cudnn_rnn_ffi")
+            == calls
+        )
 
 
 @pytest.mark.skipif(jax.default_backend() == "gpu", reason="there is cuDNN to ask")
 def test_gradients_without_a_gpu_say_so():
     params = LSTM(H).init(jax.random.key(0), D)
-    with pytest.raises(ValueError, match=r"CuDNN: needs an NVIDIA GPU with cuDNN where it is traced, .*Scan.*jax\[cuda13\]"):
-        jax.grad(lambda p: jaxrnn.unroll(LSTM(H), p, jnp.ones((T, D)), engine=CuDNN())[1].sum())(params)
+    with pytest.raises(
+        ValueError,
+        match=r"CuDNN: needs an NVIDIA GPU with cuDNN where it is traced, .*Scan.*jax\[cuda13\]",  # noqa: E501
+    ):
+        jax.grad(
+            lambda p: jaxrnn.unroll(LSTM(H), p, jnp.ones((T, D)), engine=CuDNN())[
+                1
+            ].sum()
+        )(params)
 
 
-# ------------------------------------------------------------------------------------------------------------------------- GPU
+# --------------------------------------------------------------------------------------
+# GPU
 
 
 @pytest.mark.gpu
@@ -507,21 +787,41 @@ def test_gradients_without_a_gpu_say_so():
     ],
 )
 def test_cudnn_itself(mask, steps, batch, hidden, reverse, precision, tolerance):
-    """Against Scan in float32 with float32 matmuls; stacks and pairs in one call, gradients included, each number within
-    ``tolerance`` of its array's largest: 1e-4 with float32 matmuls, 2e-2 with TF32 ones.
+    """Against Scan in float32 with float32 matmuls; stacks and pairs in one call,
+    gradients included, each number within ``tolerance`` of its array's largest: 1e-4
+    with float32 matmuls, 2e-2 with TF32 ones.
     """
     pair = jaxrnn.bidirectional(LSTM(hidden))
-    layer = jaxrnn.stack(pair, jaxrnn.stack(LSTM(hidden), LSTM(hidden)), jaxrnn.stack(pair, pair), LSTM(8))
+    layer = jaxrnn.stack(
+        pair,
+        jaxrnn.stack(LSTM(hidden), LSTM(hidden)),
+        jaxrnn.stack(pair, pair),
+        LSTM(8),
+    )
     random = np.random.default_rng(0)
     params = layer.init(jax.random.key(0), D)
     xs = normal(random, jax.ShapeDtypeStruct((steps, batch, D), jnp.float32))
-    carry = normal(random, jax.eval_shape(lambda p: layer.initial_carry(p, (batch,)), params), 0.5)
+    carry = normal(
+        random, jax.eval_shape(lambda p: layer.initial_carry(p, (batch,)), params), 0.5
+    )
     shapes = jax.eval_shape(lambda *a: jaxrnn.unroll(layer, *a), params, xs, carry)
-    inputs = (params, xs, carry, normal(random, shapes), masks(steps, max(batch, 2))[mask])
+    inputs = (
+        params,
+        xs,
+        carry,
+        normal(random, shapes),
+        masks(steps, max(batch, 2))[mask],
+    )
     found = walked(layer, CuDNN(precision), reverse)(*inputs)
     with jax.default_matmul_precision("highest"):
         expected = walked(layer, Scan(), reverse)(*inputs)
-    pairs = zip(*map(jax.tree.leaves, ((found.values, found.gradients), (expected.values, expected.gradients))), strict=True)
+    pairs = zip(
+        *map(
+            jax.tree.leaves,
+            ((found.values, found.gradients), (expected.values, expected.gradients)),
+        ),
+        strict=True,
+    )
     for a, b in pairs:
         assert_same(a, b, tolerance)
 
@@ -532,12 +832,22 @@ def test_cudnn_under_vmap_and_in_windows():
     xs = jax.random.normal(jax.random.key(1), (33, B, D))
 
     def of_batch(engine, params):
-        return (jaxrnn.truncated_unroll(LSTM(H), params, xs, window=8, engine=engine)[1] ** 2).sum()
+        return (
+            jaxrnn.truncated_unroll(LSTM(H), params, xs, window=8, engine=engine)[1]
+            ** 2
+        ).sum()
 
     def of_examples(engine, params):
-        return (jax.vmap(lambda x: jaxrnn.unroll(LSTM(H), params, x, engine=engine)[1], 1, 1)(xs) ** 2).sum()
+        return (
+            jax.vmap(
+                lambda x: jaxrnn.unroll(LSTM(H), params, x, engine=engine)[1], 1, 1
+            )(xs)
+            ** 2
+        ).sum()
 
     for loss in (of_batch, of_examples):
         found = jax.jit(jax.grad(functools.partial(loss, CuDNN("highest"))))(params)
         with jax.default_matmul_precision("highest"):
-            assert_same(found, jax.jit(jax.grad(functools.partial(loss, Scan())))(params), 1e-4)
+            assert_same(
+                found, jax.jit(jax.grad(functools.partial(loss, Scan())))(params), 1e-4
+            )

@@ -1,7 +1,9 @@
-"""The batch split over devices by jit and NamedSharding alone: right numbers, and no more said between devices than needed.
+"""The batch split over devices by jit and NamedSharding alone: right numbers, and no
+more said between devices than needed.
 
-A program holds one all-reduce of the gradients, outside of every loop, whatever the length; no device is sent the sequence.
-Four devices are needed, so the checks (``check_...``) run in a pytest of their own.
+A program holds one all-reduce of the gradients, outside of every loop, whatever the
+length; no device is sent the sequence. Four devices are needed, so the checks
+(``check_...``) run in a pytest of their own.
 """
 
 import dataclasses
@@ -22,11 +24,17 @@ import jaxrnn
 
 T, B, DEVICES = 16, 8, 4
 NOISY = {
-    "dropout": jaxrnn.stack(jaxrnn.dropout(0.5), jaxrnn.Elman(4), jaxrnn.dropout(0.5), jaxrnn.LSTM(2)),
+    "dropout": jaxrnn.stack(
+        jaxrnn.dropout(0.5), jaxrnn.Elman(4), jaxrnn.dropout(0.5), jaxrnn.LSTM(2)
+    ),
     "recurrent_dropout_drawn": jaxrnn.recurrent_dropout(jaxrnn.LSTM(4), 0.3),
     "zoneout_drawn": jaxrnn.zoneout(jaxrnn.LSTM(4), (0.2, 0.1)),
 }
-ALL = SUBJECTS | NOISY | {"residual_block": jaxrnn.residual(jaxrnn.block(jaxrnn.LRU(4), D))}
+ALL = (
+    SUBJECTS
+    | NOISY
+    | {"residual_block": jaxrnn.residual(jaxrnn.block(jaxrnn.LRU(4), D))}
+)
 ENGINES = {
     "default": None,
     "scan": jaxrnn.Scan(),
@@ -41,26 +49,78 @@ ENGINES = {
 }
 PARALLEL = {"associative": jaxrnn.Associative(), "chunks": jaxrnn.Associative(5)}
 LINEAR = ("min_gru", "min_lstm", "rg_lru", "lru", "s5", "user_linear", "mlstm")
-OFTEN = [(name, "default", "", False) for name in ("lstm_all_learned", "mlstm", "slstm", "lru", "min_gru", "indrnn", "user")]
-OFTEN += [(name, "default", "mr", True) for name in ("gru_learned", "bidirectional", "residual_block", "stack")]
-OFTEN += [("lstm", engine, "", False) for engine in ("odd_window", "carries", "checkpoint")]
-OFTEN += [("s5", "chunks", "m", False), ("mlstm", "chunks", "mr", True), ("zoneout_drawn", "default", "m", False)]
+OFTEN = [
+    (name, "default", "", False)
+    for name in (
+        "lstm_all_learned",
+        "mlstm",
+        "slstm",
+        "lru",
+        "min_gru",
+        "indrnn",
+        "user",
+    )
+]
+OFTEN += [
+    (name, "default", "mr", True)
+    for name in ("gru_learned", "bidirectional", "residual_block", "stack")
+]
+OFTEN += [
+    ("lstm", engine, "", False) for engine in ("odd_window", "carries", "checkpoint")
+]
+OFTEN += [
+    ("s5", "chunks", "m", False),
+    ("mlstm", "chunks", "mr", True),
+    ("zoneout_drawn", "default", "m", False),
+]
 OFTEN += [("dropout", "checkpoint", "r", False)]
-ROWS = [(name, engine, "mr", True) for name in ALL if not name.endswith("_learned") for engine in ENGINES]
+ROWS = [
+    (name, engine, "mr", True)
+    for name in ALL
+    if not name.endswith("_learned")
+    for engine in ENGINES
+]
 ROWS += [(name, "default", "", False) for name in ALL]
-ROWS += [(name, engine, flags, False) for name in LINEAR for engine in PARALLEL for flags in ("", "mr")]
-RARELY = [pytest.param(*row, marks=pytest.mark.slow) for row in ROWS if row not in OFTEN]
+ROWS += [
+    (name, engine, flags, False)
+    for name in LINEAR
+    for engine in PARALLEL
+    for flags in ("", "mr")
+]
+RARELY = [
+    pytest.param(*row, marks=pytest.mark.slow) for row in ROWS if row not in OFTEN
+]
 
 
-@pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)]
+)
 def test_over_four_devices(which):
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(DEVICES), "JAX_PLATFORMS": "cpu"}
-    words = [sys.executable, "-m", "pytest", "-q", "-x", "-m", which, "-o", "python_functions=check_*", __file__]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=3600, env=environment)
+    environment = os.environ | {
+        "JAX_NUM_CPU_DEVICES": str(DEVICES),
+        "JAX_PLATFORMS": "cpu",
+    }
+    words = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-m",
+        which,
+        "-o",
+        "python_functions=check_*",
+        __file__,
+    ]
+    done = subprocess.run(
+        words, capture_output=True, text=True, timeout=3600, env=environment
+    )
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-1000:]
 
 
-FILLING = 200  # bytes, for one valid input of the batch, which a cell is shown where a whole row is masked; once a cell
+# bytes, for one valid input of the batch, which a cell is shown where a whole row is
+# masked; once a cell
+FILLING = 200
 
 
 def mesh():
@@ -85,7 +145,10 @@ def loss_of(layer, engine, flags="", reverse=False):
     """``(params, xs, mask, resets, key) -> loss``."""
 
     def loss(params, xs, mask, resets, key):
-        how = {"mask": mask if "m" in flags else None, "resets": resets if "r" in flags else None}
+        how = {
+            "mask": mask if "m" in flags else None,
+            "resets": resets if "r" in flags else None,
+        }
         how |= {"key": key} if layer.draws else {}
         _, ys = jaxrnn.unroll(layer, params, xs, engine=engine, reverse=reverse, **how)
         return jnp.square(ys).sum()
@@ -98,15 +161,26 @@ def features_of(layer):
 
 
 def shapes_of(layer, steps=T, batch=B, features=None):
-    """Abstract arguments of `loss_of`, the batch split, and the bytes of gradients and loss, and of what else may be sent."""
+    """Abstract arguments of `loss_of`, the batch split, and the bytes of gradients
+    and loss, and of what else may be sent.
+    """
     features = features or features_of(layer)
     params = jax.eval_shape(lambda key: layer.init(key, features), jax.random.key(0))
     carry = jax.eval_shape(lambda p: layer.initial_carry(p), params)
-    flags, key = jax.ShapeDtypeStruct((steps, batch), bool), jax.eval_shape(lambda: jax.random.key(0))
+    flags, key = (
+        jax.ShapeDtypeStruct((steps, batch), bool),
+        jax.eval_shape(lambda: jax.random.key(0)),
+    )
     xs = jax.ShapeDtypeStruct((steps, batch, features), jnp.float32)
     needed = 4 + sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(params))
-    more = FILLING + sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(carry))  # a learned carry comes in twice
-    return (placed(params), *placed((xs, flags, flags), None, "b"), placed(key)), needed, more
+    more = FILLING + sum(
+        a.size * a.dtype.itemsize for a in jax.tree.leaves(carry)
+    )  # a learned carry comes in twice
+    return (
+        (placed(params), *placed((xs, flags, flags), None, "b"), placed(key)),
+        needed,
+        more,
+    )
 
 
 def said(function, arguments):
@@ -121,20 +195,31 @@ def check_one_all_reduce_of_the_gradients(name, engine, flags, reverse):
     found = said(jax.value_and_grad(loss_of(layer, engine, flags, reverse)), arguments)
     assert {each.name for each in found} == {"all-reduce"}, found
     assert not any(each.looped for each in found), found
-    assert needed <= sum(each.bytes for each in found) <= needed + more * bool(flags), (found, needed)
+    assert needed <= sum(each.bytes for each in found) <= needed + more * bool(flags), (
+        found,
+        needed,
+    )
 
 
 @pytest.mark.parametrize("name", ["lstm", "mlstm", "min_gru", "bidirectional", "slstm"])
 def check_nothing_is_said_forwards(name):
     layer = ALL[name]
     params, xs, mask, resets, _ = shapes_of(layer)[0]
-    assert said(lambda p, x, r: jaxrnn.unroll(layer, p, x, resets=r), (params, xs, resets)) == []
-    found = said(lambda p, x, m, r: jaxrnn.unroll(layer, p, x, mask=m, resets=r), (params, xs, mask, resets))
+    assert (
+        said(lambda p, x, r: jaxrnn.unroll(layer, p, x, resets=r), (params, xs, resets))
+        == []
+    )
+    found = said(
+        lambda p, x, m, r: jaxrnn.unroll(layer, p, x, mask=m, resets=r),
+        (params, xs, mask, resets),
+    )
     assert not any(each.looped or each.name != "all-reduce" for each in found), found
     assert sum(each.bytes for each in found) <= FILLING
 
 
-@pytest.mark.parametrize("cell", [jaxrnn.LSTM(128), jaxrnn.MinGRU(128)], ids=["lstm", "min_gru"])
+@pytest.mark.parametrize(
+    "cell", [jaxrnn.LSTM(128), jaxrnn.MinGRU(128)], ids=["lstm", "min_gru"]
+)
 def check_a_sequence_long_enough_for_windows(cell):
     """More than 13 MB are kept, so a CPU walks it window after window."""
     arguments, needed, _ = shapes_of(cell, steps=4096, batch=16, features=128)
@@ -149,22 +234,41 @@ def check_batches_that_devices_do_not_divide(batch):
     cell = jaxrnn.LSTM(4)
     params = jax.eval_shape(lambda key: cell.init(key, D), jax.random.key(0))
     whole = placed((params, jax.ShapeDtypeStruct((T, batch, D), jnp.float32)))
-    assert said(jax.value_and_grad(lambda *a: loss_of(cell, jaxrnn.Scan(window=5))(*a, None, None, None)), whole) == []
+    assert (
+        said(
+            jax.value_and_grad(
+                lambda *a: loss_of(cell, jaxrnn.Scan(window=5))(*a, None, None, None)
+            ),
+            whole,
+        )
+        == []
+    )
 
 
 def check_two_batch_axes_and_an_ensemble():
-    """The first of two batch axes is split; and members with parameters of their own, under vmap."""
+    """The first of two batch axes is split; and members with parameters of their
+    own, under vmap.
+    """
     cell = jaxrnn.GRU(4)
     params = jax.eval_shape(lambda key: cell.init(key, D), jax.random.key(0))
     needed = 4 + sum(a.size * 4 for a in jax.tree.leaves(params))
     xs = placed(jax.ShapeDtypeStruct((T, B, 3, D), jnp.float32), None, "b")
-    found = said(jax.value_and_grad(lambda p, x: jnp.square(jaxrnn.unroll(cell, p, x)[1]).sum()), (placed(params), xs))
-    assert [(each.name, each.bytes, each.looped) for each in found] == [("all-reduce", needed, False)]
+    found = said(
+        jax.value_and_grad(lambda p, x: jnp.square(jaxrnn.unroll(cell, p, x)[1]).sum()),
+        (placed(params), xs),
+    )
+    assert [(each.name, each.bytes, each.looped) for each in found] == [
+        ("all-reduce", needed, False)
+    ]
 
     def each(params, xs):
-        return jax.vmap(lambda p: jnp.square(jaxrnn.unroll(cell, p, xs)[1]).sum())(params).sum()
+        return jax.vmap(lambda p: jnp.square(jaxrnn.unroll(cell, p, xs)[1]).sum())(
+            params
+        ).sum()
 
-    many = placed(jax.tree.map(lambda a: jax.ShapeDtypeStruct((3, *a.shape), a.dtype), params))
+    many = placed(
+        jax.tree.map(lambda a: jax.ShapeDtypeStruct((3, *a.shape), a.dtype), params)
+    )
     xs = placed(jax.ShapeDtypeStruct((T, B, D), jnp.float32), None, "b")
     found = said(jax.value_and_grad(each), (many, xs))
     assert {one.name for one in found} == {"all-reduce"}
@@ -172,7 +276,12 @@ def check_two_batch_axes_and_an_ensemble():
 
 
 NUMBERS = [("lstm", "odd_window"), ("gru_learned", "checkpoint"), ("s5", "default")]
-MORE = [("lstm_all_learned", "carries"), ("mlstm", "chunks"), ("bidirectional", "checkpoint"), ("slstm", "default")]
+MORE = [
+    ("lstm_all_learned", "carries"),
+    ("mlstm", "chunks"),
+    ("bidirectional", "checkpoint"),
+    ("slstm", "default"),
+]
 MORE += [("user_linear", "chunks"), ("stack", "default"), ("min_gru", "associative")]
 NUMBERS += [pytest.param(*row, marks=pytest.mark.slow) for row in MORE]
 
@@ -183,7 +292,10 @@ def check_the_numbers_of_one_device(name, engine, x64):
     inputs = draw(layer, 3, steps=11, batch=(B,))
     function = jax.jit(jax.value_and_grad(loss_of(layer, engine, "mr"), argnums=(0, 1)))
     alone = function(inputs.params, inputs.xs, inputs.mask, inputs.resets, None)
-    split = (placed(inputs.params), *placed((inputs.xs, inputs.mask, inputs.resets), None, "b"))
+    split = (
+        placed(inputs.params),
+        *placed((inputs.xs, inputs.mask, inputs.resets), None, "b"),
+    )
     found = function(*split, None)
     assert_same(jax.tree.map(np.asarray, found), jax.tree.map(np.asarray, alone))
 
@@ -192,15 +304,23 @@ def check_the_numbers_of_one_device(name, engine, x64):
 def check_a_kernel_is_not_split(engine, plain_errors):
     cell = jaxrnn.LSTM(4)
     arguments, _, _ = shapes_of(cell)
-    with pytest.raises(ValueError, match=r"Fused: this program is compiled for 4 devices, .*jax\.shard_map"):
+    with pytest.raises(
+        ValueError,
+        match=r"Fused: this program is compiled for 4 devices, .*jax\.shard_map",
+    ):
         said(loss_of(cell, engine), arguments)
 
 
 @pytest.mark.parametrize("engine", [jaxrnn.Fused(), jaxrnn.CuDNN()])
 def check_nor_is_one_for_a_gpu(engine, plain_errors):
     arguments, _, _ = shapes_of(jaxrnn.LSTM(64), features=64)
-    with pytest.raises(ValueError, match=f"{type(engine).__name__}: this program is compiled for 4 devices"):
-        jax.jit(loss_of(jaxrnn.LSTM(64), engine)).trace(*arguments).lower(lowering_platforms=("cuda",))
+    with pytest.raises(
+        ValueError,
+        match=f"{type(engine).__name__}: this program is compiled for 4 devices",
+    ):
+        jax.jit(loss_of(jaxrnn.LSTM(64), engine)).trace(*arguments).lower(
+            lowering_platforms=("cuda",)
+        )
 
 
 def check_inside_shard_map_a_kernel_walks_each_part():
@@ -210,16 +330,27 @@ def check_inside_shard_map_a_kernel_walks_each_part():
     def walk(params, xs):
         return jaxrnn.unroll(cell, params, xs, engine=jaxrnn.Fused(interpret="tpu"))[1]
 
-    split = jax.shard_map(walk, mesh=mesh(), in_specs=(P(), P(None, "b")), out_specs=P(None, "b"), check_vma=False)
-    np.testing.assert_allclose(jax.jit(split)(*inputs[:2]), jaxrnn.unroll(cell, *inputs[:2])[1], atol=1e-6)
+    split = jax.shard_map(
+        walk,
+        mesh=mesh(),
+        in_specs=(P(), P(None, "b")),
+        out_specs=P(None, "b"),
+        check_vma=False,
+    )
+    np.testing.assert_allclose(
+        jax.jit(split)(*inputs[:2]), jaxrnn.unroll(cell, *inputs[:2])[1], atol=1e-6
+    )
 
 
-# -- shard_map with sums in the step -------------------------------------------------------------------------------
+# -- shard_map with sums in the step
+# -------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class Meeting(jaxrnn.Cell):
-    """A cell whose examples meet at every step, over the devices too: by their mean, or in the whole of its carry."""
+    """A cell whose examples meet at every step, over the devices too: by their mean,
+    or in the whole of its carry.
+    """
 
     hidden_size: int
     alike: bool = False  # every device has the same carry
@@ -231,9 +362,15 @@ class Meeting(jaxrnn.Cell):
         return {"h": h, "seen": h[..., 0]}
 
     def step(self, params, carry, z):
-        h = jnp.tanh(z @ params["kernel"] + carry["h"] * jnp.broadcast_to(params["vector"], carry["h"].shape))
+        h = jnp.tanh(
+            z @ params["kernel"]
+            + carry["h"] * jnp.broadcast_to(params["vector"], carry["h"].shape)
+        )
         mean = jax.lax.pmean(h, "b")
-        return {"h": mean if self.alike else h - 0.5 * mean, "seen": carry["seen"] + mean.sum(-1)}
+        return {
+            "h": mean if self.alike else h - 0.5 * mean,
+            "seen": carry["seen"] + mean.sum(-1),
+        }
 
     def output(self, params, carry, x):
         return carry["h"] * jnp.cos(carry["seen"])[..., None]
@@ -242,14 +379,24 @@ class Meeting(jaxrnn.Cell):
 def by_lax_scan(cell, params, xs, mask):
     def step(carry, now):
         new = jax.tree.map(
-            lambda a, b: jnp.where(now[1].reshape(-1, *[1] * (a.ndim - 1)), a, b), cell.step(params, carry, now[0]), carry
+            lambda a, b: jnp.where(now[1].reshape(-1, *[1] * (a.ndim - 1)), a, b),
+            cell.step(params, carry, now[0]),
+            carry,
         )
         return new, new
 
-    first, alike = cell.initial_carry(params, xs.shape[1:-1]), {"seen", "h"} if cell.alike else {"seen"}
+    first, alike = (
+        cell.initial_carry(params, xs.shape[1:-1]),
+        {"seen", "h"} if cell.alike else {"seen"},
+    )
     if "b" in varying(xs):
         masked = mask is not None
-        first = {name: jax.lax.pcast(a, "b", to="varying") if masked or name not in alike else a for name, a in first.items()}
+        first = {
+            name: jax.lax.pcast(a, "b", to="varying")
+            if masked or name not in alike
+            else a
+            for name, a in first.items()
+        }
     mask = jnp.ones(xs.shape[:2], bool) if mask is None else mask
     last, carries = jax.lax.scan(step, first, (xs, mask))
     return last, jnp.where(mask[..., None], cell.output(params, carries, xs), 0)
@@ -259,12 +406,16 @@ def varying(a):
     return getattr(jax.typeof(a).manual_axis_type, "varying", ())
 
 
-@pytest.mark.parametrize("engine", [None, pytest.param(jaxrnn.Scan(residuals="all"), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "engine", [None, pytest.param(jaxrnn.Scan(residuals="all"), marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("flags", ["", "m"])
 @pytest.mark.parametrize("alike", [False, True])
 @pytest.mark.parametrize("tracked", [True, False])
 def check_sums_in_the_step(tracked, alike, flags, engine, x64):
-    """What lax.scan does there; its types too: what every device has alike may leave shard_map as such."""
+    """What lax.scan does there; its types too: what every device has alike may leave
+    shard_map as such.
+    """
     cell = Meeting(4, alike)
     inputs = draw(UserCell(4), 3, steps=5, batch=(B,))
 
@@ -274,8 +425,16 @@ def check_sums_in_the_step(tracked, alike, flags, engine, x64):
             return jax.lax.psum(jnp.square(ys).sum(), "b"), last["seen"]
 
         out = (P(), P("b") if flags else P())
-        split = jax.shard_map(local, mesh=mesh(), in_specs=(P(), P(None, "b"), P(None, "b")), out_specs=out, check_vma=tracked)
-        return jax.jit(jax.value_and_grad(split, argnums=(0, 1), has_aux=True))(*inputs[:2], jnp.ones_like(inputs.mask))
+        split = jax.shard_map(
+            local,
+            mesh=mesh(),
+            in_specs=(P(), P(None, "b"), P(None, "b")),
+            out_specs=out,
+            check_vma=tracked,
+        )
+        return jax.jit(jax.value_and_grad(split, argnums=(0, 1), has_aux=True))(
+            *inputs[:2], jnp.ones_like(inputs.mask)
+        )
 
     def ours(params, xs, mask):
         return jaxrnn.unroll(cell, params, xs, mask=mask, engine=engine)
@@ -291,8 +450,13 @@ def check_weight_gradients_are_summed_once_inside_shard_map(name):
     def local(*arrays):
         return jax.lax.psum(loss_of(layer, None, "mr")(*arrays, None), "b")
 
-    split = jax.shard_map(local, mesh=mesh(), in_specs=(P(), *[P(None, "b")] * 3), out_specs=P())
-    found = said(jax.value_and_grad(split), (inputs.params, inputs.xs, inputs.mask, inputs.resets))
+    split = jax.shard_map(
+        local, mesh=mesh(), in_specs=(P(), *[P(None, "b")] * 3), out_specs=P()
+    )
+    found = said(
+        jax.value_and_grad(split),
+        (inputs.params, inputs.xs, inputs.mask, inputs.resets),
+    )
     assert {each.name for each in found} == {"all-reduce"}
     assert not any(each.looped for each in found)
 
@@ -302,16 +466,22 @@ def check_an_empty_or_single_step_inside_shard_map():
     for steps in (0, 1):
         inputs = draw(cell, 3, steps=steps, batch=(B,))
         split = jax.shard_map(
-            lambda *a: jaxrnn.unroll(cell, *a)[1], mesh=mesh(), in_specs=(P(), P(None, "b")), out_specs=P(None, "b")
+            lambda *a: jaxrnn.unroll(cell, *a)[1],
+            mesh=mesh(),
+            in_specs=(P(), P(None, "b")),
+            out_specs=P(None, "b"),
         )
         assert jax.jit(split)(*inputs[:2]).shape == (steps, B, 4)
 
 
-# -- meshes of explicit axes -----------------------------------------------------------------------------------------
+# -- meshes of explicit axes
+# -----------------------------------------------------------------------------------------  # noqa: E501
 
 
 EXPLICIT = ["gru_learned", "s5"]
-EXPLICIT += [pytest.param(name, marks=pytest.mark.slow) for name in ALL if name not in EXPLICIT]
+EXPLICIT += [
+    pytest.param(name, marks=pytest.mark.slow) for name in ALL if name not in EXPLICIT
+]
 
 
 def explicit_mesh():
@@ -320,7 +490,9 @@ def explicit_mesh():
 
 @pytest.mark.parametrize("name", EXPLICIT)
 def check_an_explicit_mesh(name, x64):
-    """Values, gradients and types, in which the batch is split; and one all-reduce, as on a mesh without types."""
+    """Values, gradients and types, in which the batch is split; and one all-reduce,
+    as on a mesh without types.
+    """
     layer = ALL[name]
     inputs = draw(layer, 3, steps=5, batch=(4,))
     key = jax.random.key(1) if layer.draws else None
@@ -329,7 +501,9 @@ def check_an_explicit_mesh(name, x64):
     def both(params, *arrays):
         loss = loss_of(layer, None, "mr")
         how = {"key": key} if layer.draws else {}
-        return jax.value_and_grad(loss, argnums=(0, 1))(params, *arrays, key), jaxrnn.unroll(layer, params, arrays[0], **how)
+        return jax.value_and_grad(loss, argnums=(0, 1))(
+            params, *arrays, key
+        ), jaxrnn.unroll(layer, params, arrays[0], **how)
 
     expected = jax.jit(both)(inputs.params, *arrays)
     with jax.set_mesh(explicit_mesh()):
@@ -338,27 +512,44 @@ def check_an_explicit_mesh(name, x64):
         found = program(jax.device_put(inputs.params, P()), *split)
         assert jax.typeof(found[1][1]).sharding.spec[:2] == (None, "data")
         assert jax.typeof(found[0][1][1]).sharding.spec[:2] == (None, "data")
-        assert {jax.typeof(leaf).sharding.spec[0] for leaf in jax.tree.leaves(found[1][0])} == {"data"}
-        assert {each.name for each in said(both, (inputs.params, *split))} == {"all-reduce"}
+        assert {
+            jax.typeof(leaf).sharding.spec[0] for leaf in jax.tree.leaves(found[1][0])
+        } == {"data"}
+        assert {each.name for each in said(both, (inputs.params, *split))} == {
+            "all-reduce"
+        }
     assert_same(jax.tree.map(np.asarray, found), jax.tree.map(np.asarray, expected))
 
 
 def check_what_else_there_is_on_an_explicit_mesh():
-    """Streaming, truncation, all carries, second derivatives, mapped and empty sequences, a mesh with an automatic axis too."""
+    """Streaming, truncation, all carries, second derivatives, mapped and empty
+    sequences, a mesh with an automatic axis too.
+    """
     cell = jaxrnn.LSTM(4)
     inputs = draw(cell, 3, steps=6, batch=(4,))
 
     def kinds(tree):
         return {str(jax.typeof(leaf).sharding.spec) for leaf in jax.tree.leaves(tree)}
 
-    mixed = jax.make_mesh((2, 2), ("data", "more"), axis_types=(jax.sharding.AxisType.Explicit, jax.sharding.AxisType.Auto))
+    mixed = jax.make_mesh(
+        (2, 2),
+        ("data", "more"),
+        axis_types=(jax.sharding.AxisType.Explicit, jax.sharding.AxisType.Auto),
+    )
     for mesh in (explicit_mesh(), mixed):
         with jax.set_mesh(mesh):
-            params, xs = jax.device_put(inputs.params, P()), jax.device_put(inputs.xs, P(None, "data"))
-            carry, ys, carries = jax.jit(lambda p, x: jaxrnn.unroll(cell, p, x, return_carries=True))(params, xs)
+            params, xs = (
+                jax.device_put(inputs.params, P()),
+                jax.device_put(inputs.xs, P(None, "data")),
+            )
+            carry, ys, carries = jax.jit(
+                lambda p, x: jaxrnn.unroll(cell, p, x, return_carries=True)
+            )(params, xs)
             assert kinds((ys, carries)) == {str(P(None, "data", None))}
             assert kinds(jax.jit(cell)(params, carry, xs[0])) == {str(P("data", None))}
-            cut = jax.jit(lambda p, x, c: jaxrnn.truncated_unroll(cell, p, x, c, window=4))
+            cut = jax.jit(
+                lambda p, x, c: jaxrnn.truncated_unroll(cell, p, x, c, window=4)
+            )
             assert kinds(cut(params, xs, carry)[1]) == {str(P(None, "data", None))}
             empty = jax.jit(lambda p, x: jaxrnn.unroll(cell, p, x[:0]))(params, xs)
             assert empty[1].shape == (0, 4, 4)  # an array without numbers is nowhere
@@ -366,24 +557,43 @@ def check_what_else_there_is_on_an_explicit_mesh():
             assert kinds(jax.jit(mapped)(xs)) == {str(P(None, "data", None))}
 
             def slope(x, params=params):
-                return jax.grad(lambda x: jnp.square(jaxrnn.unroll(cell, params, x)[1]).sum())(x)
+                return jax.grad(
+                    lambda x: jnp.square(jaxrnn.unroll(cell, params, x)[1]).sum()
+                )(x)
 
-            assert kinds(jax.jit(lambda x: jax.jvp(slope, (x,), (x,)))(xs)) == {str(P(None, "data", None))}
+            assert kinds(jax.jit(lambda x: jax.jvp(slope, (x,), (x,)))(xs)) == {
+                str(P(None, "data", None))
+            }
 
 
-# -- one device ------------------------------------------------------------------------------------------------------
+# -- one device
+# ------------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 def test_one_device_keeps_products_of_two_axes():
     """XLA's CPU compiler would copy the cotangent to contract two."""
     for cell in (jaxrnn.LSTM(8), jaxrnn.MLSTM(8, heads=2)):
-        params = jax.eval_shape(lambda key, cell=cell: cell.init(key, 8), jax.random.key(0))
+        params = jax.eval_shape(
+            lambda key, cell=cell: cell.init(key, 8), jax.random.key(0)
+        )
         xs = jax.ShapeDtypeStruct((T, B, 8), jnp.float32)
-        text = jax.jit(jax.grad(lambda p, x, cell=cell: jaxrnn.unroll(cell, p, x)[1].sum())).lower(params, xs).as_text()
+        text = (
+            jax.jit(
+                jax.grad(lambda p, x, cell=cell: jaxrnn.unroll(cell, p, x)[1].sum())
+            )
+            .lower(params, xs)
+            .as_text()
+        )
         kernel = cell.init(jax.random.key(0), 8)["input_kernel"].shape
         products = [line for line in text.splitlines() if "dot_general" in line]
-        assert any(f"tensor<{T * B}x8xf32>" in line and f"tensor<{T * B}x{kernel[1]}xf32>" in line for line in products)
-        assert not any("[0, 1] x [0, 1]" in line and "batching" not in line for line in products)
+        assert any(
+            f"tensor<{T * B}x8xf32>" in line
+            and f"tensor<{T * B}x{kernel[1]}xf32>" in line
+            for line in products
+        )
+        assert not any(
+            "[0, 1] x [0, 1]" in line and "batching" not in line for line in products
+        )
 
 
 @pytest.mark.parametrize("what", ["both", "rows", "kernel"])
@@ -402,14 +612,24 @@ def test_mapped_products_have_the_numbers_of_a_loop(what, x64):
         return out, pull(jnp.cos(out)), tangent
 
     found = jax.vmap(lambda x, k: one(x, k, dense), in_axes=axes)(x, kernel)
-    assert_same(found, jax.vmap(lambda x, k: one(x, k, lambda x, k: jnp.einsum("tbd,dh->tbh", x, k)), in_axes=axes)(x, kernel))
+    assert_same(
+        found,
+        jax.vmap(
+            lambda x, k: one(x, k, lambda x, k: jnp.einsum("tbd,dh->tbh", x, k)),
+            in_axes=axes,
+        )(x, kernel),
+    )
 
 
 def test_products_keep_the_precision_asked_for():
     from jaxrnn.cells.ops import dense
 
     with jax.default_matmul_precision("highest"):
-        text = jax.jit(jax.grad(lambda x, k: dense(x, k).sum(), 1)).lower(jnp.ones((3, 4, 5)), jnp.ones((5, 6))).as_text()
+        text = (
+            jax.jit(jax.grad(lambda x, k: dense(x, k).sum(), 1))
+            .lower(jnp.ones((3, 4, 5)), jnp.ones((5, 6)))
+            .as_text()
+        )
     assert text.count("precision = [HIGHEST, HIGHEST]") == text.count("dot_general") > 0
 
 
@@ -428,4 +648,7 @@ ENTRY %main (x: f32[2]) -> f32[2] {
 }
 """
 
-    assert collectives(Program()) == [Collective("all-reduce", 28, False), Collective("all-gather", 8, True)]
+    assert collectives(Program()) == [
+        Collective("all-reduce", 28, False),
+        Collective("all-gather", 8, True),
+    ]

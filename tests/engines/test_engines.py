@@ -1,4 +1,6 @@
-"""Every engine and option is the Python loop, for values and gradients, and keeps the memory and the modes it promises."""
+"""Every engine and option is the Python loop, for values and gradients, and keeps
+the memory and the modes it promises.
+"""
 
 import dataclasses
 import functools
@@ -10,7 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference import compiled
-from subjects import FEW, PLAIN, SUBJECTS, assert_same, assert_same_outcome, compiled_outcome, draw, looped
+from subjects import (
+    FEW,
+    PLAIN,
+    SUBJECTS,
+    assert_same,
+    assert_same_outcome,
+    compiled_outcome,
+    draw,
+    looped,
+)
 
 import jaxrnn
 from jaxrnn import Checkpoint, Scan
@@ -33,18 +44,28 @@ ENGINES = {
     "checkpoint_2": Checkpoint(2),
     "checkpoint_long": Checkpoint(100),
 }
-OWN = ["window_3", "carries_3", "checkpoint_2"]  # one of each kind of residuals, with a window left over
+OWN = [
+    "window_3",
+    "carries_3",
+    "checkpoint_2",
+]  # one of each kind of residuals, with a window left over
 
 
 @functools.cache
 def walked(layer, engine, reverse=False, window=None):
-    """`outcome` of an unroll with an engine, compiled once for all inputs of a shape."""
+    """`outcome` of an unroll with an engine, compiled once for all inputs of a
+    shape.
+    """
     how = {"engine": engine, "reverse": reverse, "return_carries": True}
 
     def walk(params, xs, carry, mask, resets):
         if window is None:
-            return jaxrnn.unroll(layer, params, xs, carry, mask=mask, resets=resets, **how)
-        return jaxrnn.truncated_unroll(layer, params, xs, carry, window=window, mask=mask, resets=resets, **how)
+            return jaxrnn.unroll(
+                layer, params, xs, carry, mask=mask, resets=resets, **how
+            )
+        return jaxrnn.truncated_unroll(
+            layer, params, xs, carry, window=window, mask=mask, resets=resets, **how
+        )
 
     return compiled_outcome(walk)
 
@@ -52,34 +73,54 @@ def walked(layer, engine, reverse=False, window=None):
 @pytest.mark.parametrize(
     ("name", "engine"),
     [(name, engine) for name in ("lstm_all_learned", "stack") for engine in ENGINES]
-    + [(name, engine) for name in ("gru_learned", "user") for engine in ("default", "in_loop", *OWN)],
+    + [
+        (name, engine)
+        for name in ("gru_learned", "user")
+        for engine in ("default", "in_loop", *OWN)
+    ],
 )
 def test_engines_are_the_python_loop(name, engine, x64):
     """With masks that have holes, and resets; forwards and backwards in time."""
     inputs, reverse = draw(name, 0, 7), list(ENGINES).index(engine) % 2 == 0
-    assert_same_outcome(walked(SUBJECTS[name], ENGINES[engine], reverse)(*inputs), looped(name, inputs, reverse))
+    assert_same_outcome(
+        walked(SUBJECTS[name], ENGINES[engine], reverse)(*inputs),
+        looped(name, inputs, reverse),
+    )
 
 
-@pytest.mark.parametrize("name", [*PLAIN, "lstm_all_learned", "gru_learned", "mlstm_learned", "min_lstm_learned"])
+@pytest.mark.parametrize(
+    "name",
+    [*PLAIN, "lstm_all_learned", "gru_learned", "mlstm_learned", "min_lstm_learned"],
+)
 def test_every_subject_under_every_kind_of_residuals(name, x64):
     inputs, engine = draw(name, 1, 7), OWN[list(SUBJECTS).index(name) % len(OWN)]
-    assert_same_outcome(walked(SUBJECTS[name], ENGINES[engine])(*inputs), looped(name, inputs))
+    assert_same_outcome(
+        walked(SUBJECTS[name], ENGINES[engine])(*inputs), looped(name, inputs)
+    )
 
 
 @pytest.mark.parametrize("engine", OWN)
 @pytest.mark.parametrize("steps", [0, 1, 2, 7])
 def test_lengths_and_truncation(steps, engine, x64):
-    layer, inputs, reverse = SUBJECTS["lstm_all_learned"], draw("lstm_all_learned", steps, steps), steps == 7
+    layer, inputs, reverse = (
+        SUBJECTS["lstm_all_learned"],
+        draw("lstm_all_learned", steps, steps),
+        steps == 7,
+    )
     for window in (None, 4):
         expected = walked(layer, Scan(residuals="all"), reverse, window)(*inputs)
-        assert_same_outcome(walked(layer, ENGINES[engine], reverse, window)(*inputs), expected)
+        assert_same_outcome(
+            walked(layer, ENGINES[engine], reverse, window)(*inputs), expected
+        )
 
 
 @pytest.mark.parametrize("engine", [*OWN, "default"])
 def test_float32_gradients(engine):
     inputs = draw("lstm", 0, 40)
     expected = walked(SUBJECTS["lstm"], Scan(residuals="all"))(*inputs)
-    assert_same_outcome(walked(SUBJECTS["lstm"], ENGINES[engine])(*inputs), expected, 1e-6, 1e-5)
+    assert_same_outcome(
+        walked(SUBJECTS["lstm"], ENGINES[engine])(*inputs), expected, 1e-6, 1e-5
+    )
 
 
 @pytest.mark.parametrize("name", ["lstm", "gru"])
@@ -90,7 +131,15 @@ def test_bfloat16_weight_gradients_add_up_in_float32(name):
     xs = jax.random.normal(jax.random.key(1), (512, 4, 3), jnp.bfloat16)
 
     def gradient(engine):
-        return jax.jit(jax.grad(lambda p: jaxrnn.unroll(cell, p, xs, engine=engine)[1].astype(jnp.float32).sum()))(params)
+        return jax.jit(
+            jax.grad(
+                lambda p: (
+                    jaxrnn.unroll(cell, p, xs, engine=engine)[1]
+                    .astype(jnp.float32)
+                    .sum()
+                )
+            )
+        )(params)
 
     whole, single = gradient(Scan(window=512)), gradient(Scan(window=1))
     for a, b in zip(jax.tree.leaves(single), jax.tree.leaves(whole), strict=True):
@@ -99,29 +148,46 @@ def test_bfloat16_weight_gradients_add_up_in_float32(name):
         np.testing.assert_allclose(a, b, atol=0.02 * np.abs(b).max(), rtol=0)
 
 
-# -------------------------------------------------------------------------------------------------- modes of differentiation
+# --------------------------------------------------------------------------------------
+# modes of differentiation
 
 MODES = {
     "jvp": lambda f, p, x, d: jax.jvp(f, (p, x), d),
     "forward over reverse": lambda f, p, x, d: jax.jvp(jax.grad(f, (0, 1)), (p, x), d),
-    "reverse over reverse": lambda f, p, x, d: jax.grad(lambda p, x: _dot(jax.grad(f, (0, 1))(p, x), d), (0, 1))(p, x),
-    "reverse over forward": lambda f, p, x, d: jax.grad(lambda p, x: jax.jvp(f, (p, x), d)[1], (0, 1))(p, x),
+    "reverse over reverse": lambda f, p, x, d: jax.grad(
+        lambda p, x: _dot(jax.grad(f, (0, 1))(p, x), d), (0, 1)
+    )(p, x),
+    "reverse over forward": lambda f, p, x, d: jax.grad(
+        lambda p, x: jax.jvp(f, (p, x), d)[1], (0, 1)
+    )(p, x),
     "linearize": lambda f, p, x, d: jax.linearize(f, p, x)[1](*d),
     "jacfwd": lambda f, p, x, d: jax.jacfwd(f, 1)(p, x),
     "jacrev of jacrev": lambda f, p, x, d: jax.jacrev(jax.jacrev(f, 1), 1)(p, x[:3]),
-    "third order": lambda f, p, x, d: jax.grad(lambda x: jnp.sum(jax.grad(lambda x: jnp.sum(jax.grad(f, 1)(p, x) ** 2))(x)))(x),
-    "grad of vmap": lambda f, p, x, d: jax.grad(lambda p, x: jax.vmap(f, (None, 1))(p, x).sum(), (0, 1))(p, x),
+    "third order": lambda f, p, x, d: jax.grad(
+        lambda x: jnp.sum(jax.grad(lambda x: jnp.sum(jax.grad(f, 1)(p, x) ** 2))(x))
+    )(x),
+    "grad of vmap": lambda f, p, x, d: jax.grad(
+        lambda p, x: jax.vmap(f, (None, 1))(p, x).sum(), (0, 1)
+    )(p, x),
     "vmap of grad": lambda f, p, x, d: jax.vmap(jax.grad(f, (0, 1)), (None, 1))(p, x),
     "grad of vmap of grad": lambda f, p, x, d: jax.grad(
-        lambda p: sum(jnp.sum(g**2) for g in jax.tree.leaves(jax.vmap(jax.grad(f), (None, 1))(p, x)))
+        lambda p: sum(
+            jnp.sum(g**2)
+            for g in jax.tree.leaves(jax.vmap(jax.grad(f), (None, 1))(p, x))
+        )
     )(p),
-    "ensemble": lambda f, p, x, d: jax.vmap(jax.grad(f))(jax.tree.map(lambda *a: jnp.stack(a), p, d[0]), jnp.stack([x, d[1]])),
+    "ensemble": lambda f, p, x, d: jax.vmap(jax.grad(f))(
+        jax.tree.map(lambda *a: jnp.stack(a), p, d[0]), jnp.stack([x, d[1]])
+    ),
     "remat": lambda f, p, x, d: jax.grad(jax.checkpoint(f))(p, x),
 }
 
 
 def _dot(a, b):
-    return sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    return sum(
+        jnp.vdot(x, y)
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
 
 
 @functools.cache
@@ -133,7 +199,9 @@ def differentiated(mode, engine):
 
     def loss(params, xs):
         flags = mask[: len(xs)] if xs.ndim == 3 else mask[: len(xs), 0]
-        carry, ys = jaxrnn.unroll(cell, params, xs, mask=flags, resets=~flags, engine=engine)
+        carry, ys = jaxrnn.unroll(
+            cell, params, xs, mask=flags, resets=~flags, engine=engine
+        )
         return jnp.sum(jnp.sin(ys)) + jnp.sum(carry.c**3)
 
     at = (inputs.params, inputs.xs, (direction.params, direction.xs))
@@ -143,12 +211,16 @@ def differentiated(mode, engine):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("engine", OWN)
 def test_every_mode_of_differentiation(engine, mode, x64):
-    got, want = (differentiated(mode, e) for e in (ENGINES[engine], Scan(residuals="all")))
+    got, want = (
+        differentiated(mode, e) for e in (ENGINES[engine], Scan(residuals="all"))
+    )
     assert_same(got, want, 1e-11 if "third" in mode else 1e-12)
 
 
 def test_a_vmapped_unroll_makes_no_weight_gradient_an_example():
-    """Read in the compiled program: weight gradients (B, H, 4H) exist only where they are asked for."""
+    """Read in the compiled program: weight gradients (B, H, 4H) exist only where
+    they are asked for.
+    """
     cell, examples = jaxrnn.LSTM(24), 10
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 24))
     xs = jax.ShapeDtypeStruct((examples, 60, 24), jnp.float32)
@@ -160,7 +232,9 @@ def test_a_vmapped_unroll_makes_no_weight_gradient_an_example():
         return jax.jit(gradient).lower(params, xs).compile().as_text()
 
     each = {f"f32[{examples},24,96]", f"f32[{examples},96,24]"}
-    of_the_sum = program(jax.grad(lambda p, xs: jax.vmap(loss, (None, 0))(p, xs).mean(), (0, 1)))
+    of_the_sum = program(
+        jax.grad(lambda p, xs: jax.vmap(loss, (None, 0))(p, xs).mean(), (0, 1))
+    )
     assert not [shape for shape in each if shape in of_the_sum]
     per_example = program(jax.vmap(jax.grad(loss), (None, 0)))
     assert [shape for shape in each if shape in per_example]
@@ -172,16 +246,27 @@ def test_no_weight_gradient_a_step(name):
     layer = SUBJECTS[name]
     inputs = draw(name, 0, 7, (5,))
     weights = {leaf.shape for leaf in jax.tree.leaves(inputs.params) if leaf.ndim == 2}
-    gradient = jax.grad(lambda p: jnp.sum(jaxrnn.unroll(layer, p, inputs.xs, engine=Scan(window=7))[1]))
+    gradient = jax.grad(
+        lambda p: jnp.sum(jaxrnn.unroll(layer, p, inputs.xs, engine=Scan(window=7))[1])
+    )
     hlo = jax.jit(gradient).lower(inputs.params).as_text()
-    a_step = [f"tensor<7x{a}x{b}xf32>" for shape in weights for a, b in (shape, shape[::-1])]
+    a_step = [
+        f"tensor<7x{a}x{b}xf32>" for shape in weights for a, b in (shape, shape[::-1])
+    ]
     assert not [text for text in a_step if text in hlo]
-    mapped = jax.vmap(jax.grad(lambda p, x: jnp.sum(jaxrnn.unroll(layer, p, x)[1])), (None, 0))  # there they are asked for
-    each = jax.jit(mapped).lower(inputs.params, jnp.swapaxes(draw(name, 0, 2, (7,)).xs, 0, 1)).as_text()
+    mapped = jax.vmap(
+        jax.grad(lambda p, x: jnp.sum(jaxrnn.unroll(layer, p, x)[1])), (None, 0)
+    )  # there they are asked for
+    each = (
+        jax.jit(mapped)
+        .lower(inputs.params, jnp.swapaxes(draw(name, 0, 2, (7,)).xs, 0, 1))
+        .as_text()
+    )
     assert [text for text in a_step if text in each]
 
 
-# ------------------------------------------------------------------------------------------------------------------- memory
+# --------------------------------------------------------------------------------------
+# memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +277,11 @@ class OwnLSTM(jaxrnn.Cell):
 
     def init(self, key, input_size):
         H = self.hidden_size
-        return {"W": jnp.zeros((input_size, 4 * H)), "U": jax.random.normal(key, (H, 4 * H)), "b": jnp.zeros(4 * H)}
+        return {
+            "W": jnp.zeros((input_size, 4 * H)),
+            "U": jax.random.normal(key, (H, 4 * H)),
+            "b": jnp.zeros(4 * H),
+        }
 
     def initial_carry(self, params, batch_shape=(), dtype=None):
         zeros = jnp.zeros((*batch_shape, self.hidden_size))
@@ -212,7 +301,12 @@ def temporaries(cell, engine, batch, steps, size):
     """Temporaries of a gradient, in T*B*H floats."""
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0), size))
     xs = jax.ShapeDtypeStruct((steps, batch, size), jnp.float32)
-    gradient = jax.jit(jax.grad(lambda p, x: jnp.sum(jaxrnn.unroll(cell, p, x, engine=engine)[1] ** 2), argnums=(0, 1)))
+    gradient = jax.jit(
+        jax.grad(
+            lambda p, x: jnp.sum(jaxrnn.unroll(cell, p, x, engine=engine)[1] ** 2),
+            argnums=(0, 1),
+        )
+    )
     memory = gradient.lower(params, xs).compile().memory_analysis()
     return memory.temp_size_in_bytes / (4 * steps * batch * size)
 
@@ -226,11 +320,24 @@ def test_memory_of_a_gradient():
 
 
 def test_a_loss_of_the_last_carry_stores_no_carries():
-    """A quarter of a million steps, forwards and backwards, in some megabytes under Checkpoint."""
+    """A quarter of a million steps, forwards and backwards, in some megabytes under
+    Checkpoint.
+    """
     cell, steps = jaxrnn.LSTM(32), 2**18
-    params, xs = jax.eval_shape(lambda: cell.init(jax.random.key(0), 32)), jax.ShapeDtypeStruct((steps, 1, 32), jnp.float32)
-    gradient = jax.jit(jax.grad(lambda p, x: jnp.sum(jaxrnn.unroll(cell, p, x, engine=Checkpoint())[0].h), argnums=(0, 1)))
-    assert gradient.lower(params, xs).compile().memory_analysis().temp_size_in_bytes < 0.1 * 4 * steps * 32
+    params, xs = (
+        jax.eval_shape(lambda: cell.init(jax.random.key(0), 32)),
+        jax.ShapeDtypeStruct((steps, 1, 32), jnp.float32),
+    )
+    gradient = jax.jit(
+        jax.grad(
+            lambda p, x: jnp.sum(jaxrnn.unroll(cell, p, x, engine=Checkpoint())[0].h),
+            argnums=(0, 1),
+        )
+    )
+    assert (
+        gradient.lower(params, xs).compile().memory_analysis().temp_size_in_bytes
+        < 0.1 * 4 * steps * 32
+    )
 
 
 def test_memory_of_a_cell_of_ones_own():
@@ -238,14 +345,27 @@ def test_memory_of_a_cell_of_ones_own():
 
 
 def test_what_is_kept_of_a_step():
-    """Four gates of an LSTM, whoever wrote it; nothing of a tanh network, whose carry says it all."""
-    for cell, blocks in ((jaxrnn.LSTM(8), 4), (OwnLSTM(8), 4), (jaxrnn.GRU(8), 4), (jaxrnn.Elman(8), 0)):
+    """Four gates of an LSTM, whoever wrote it; nothing of a tanh network, whose
+    carry says it all.
+    """
+    for cell, blocks in (
+        (jaxrnn.LSTM(8), 4),
+        (OwnLSTM(8), 4),
+        (jaxrnn.GRU(8), 4),
+        (jaxrnn.Elman(8), 0),
+    ):
         params = cell.init(jax.random.key(0), 5)
-        step, _ = as_step(cell, params, cell.initial_carry(params, (3,)), (jnp.zeros((7, 3, 5)), None, None))
+        step, _ = as_step(
+            cell,
+            params,
+            cell.initial_carry(params, (3,)),
+            (jnp.zeros((7, 3, 5)), None, None),
+        )
         assert sum(v.aval.size for v in step.adjoint.matmul_values) == blocks * 3 * 8
 
 
-# ------------------------------------------------------------------------------------------------------------ parts and words
+# --------------------------------------------------------------------------------------
+# parts and words
 
 
 def test_the_cut_is_the_least():
@@ -253,7 +373,9 @@ def test_the_cut_is_the_least():
     random = np.random.default_rng(0)
     for _ in range(60):
         nodes = list(range(7))
-        edges = [(a, b) for a in nodes for b in nodes if a < b and random.random() < 0.4]
+        edges = [
+            (a, b) for a in nodes for b in nodes if a < b and random.random() < 0.4
+        ]
         size = {n: int(random.integers(1, 5)) for n in nodes}
         sources, sinks = [0, 1], [5, 6]
 
@@ -261,7 +383,9 @@ def test_the_cut_is_the_least():
             seen, queue = set(), [n for n in (0, 1) if n not in without]
             while queue:
                 seen.add(a := queue.pop())
-                queue += [b for x, b in edges if x == a and b not in without and b not in seen]
+                queue += [
+                    b for x, b in edges if x == a and b not in without and b not in seen
+                ]
             return bool(seen & {5, 6})
 
         subsets = [{n for n in nodes if mask >> n & 1} for mask in range(2**7)]
@@ -272,7 +396,11 @@ def test_the_cut_is_the_least():
 
 
 def test_windows_by_default():
-    assert [near_divisor(1000, 64), near_divisor(512, 30), near_divisor(1013, 64)] == [50, 32, 64]
+    assert [near_divisor(1000, 64), near_divisor(512, 30), near_divisor(1013, 64)] == [
+        50,
+        32,
+        64,
+    ]
     cell = jaxrnn.LSTM(64)
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 64))
 
@@ -292,7 +420,9 @@ def test_steps_with_side_effects_run_as_often_as_they_should(capfd):
             return super().step(params, carry, z)
 
     cell = Loud(2)
-    gradient = jax.grad(lambda p: jnp.sum(jaxrnn.unroll(cell, p, jnp.ones((5, 3)))[1]))(cell.init(jax.random.key(0), 3))
+    gradient = jax.grad(lambda p: jnp.sum(jaxrnn.unroll(cell, p, jnp.ones((5, 3)))[1]))(
+        cell.init(jax.random.key(0), 3)
+    )
     jax.block_until_ready(gradient)
     jax.effects_barrier()
     assert capfd.readouterr().out.count("step") == 5
@@ -300,21 +430,31 @@ def test_steps_with_side_effects_run_as_often_as_they_should(capfd):
 
 def test_inside_shard_map():
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
-    split, whole = jax.sharding.PartitionSpec(None, "data"), jax.sharding.PartitionSpec()
+    split, whole = (
+        jax.sharding.PartitionSpec(None, "data"),
+        jax.sharding.PartitionSpec(),
+    )
     inputs = draw("lstm", 0, 7)
 
     def gradient(engine, **check):
         def loss(params, xs):
-            return jnp.sum(jaxrnn.unroll(SUBJECTS["lstm"], params, xs, engine=engine)[1] ** 2)
+            return jnp.sum(
+                jaxrnn.unroll(SUBJECTS["lstm"], params, xs, engine=engine)[1] ** 2
+            )
 
-        mapped = jax.shard_map(jax.grad(loss), mesh=mesh, in_specs=(whole, split), out_specs=whole, **check)
+        mapped = jax.shard_map(
+            jax.grad(loss), mesh=mesh, in_specs=(whole, split), out_specs=whole, **check
+        )
         return jax.jit(mapped)(inputs.params, inputs.xs)
 
     expected = gradient(None)
     for engine in (Scan(), Scan(window=3), Checkpoint()):
         assert_same(gradient(engine, check_vma=False), expected, 1e-5)
     for engine in (Scan(window=3), Checkpoint()):
-        with pytest.raises(ValueError, match=r"check_vma=True .*vary over \['data'\]; pass check_vma=False"):
+        with pytest.raises(
+            ValueError,
+            match=r"check_vma=True .*vary over \['data'\]; pass check_vma=False",
+        ):
             gradient(engine)
 
 
@@ -325,7 +465,9 @@ class Counted(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Odd(jaxrnn.Cell):
-    """h_t = tanh(x_t W + h_{t-1} U) changed by ``extra(h, count)``; beside h the carry has a counter of steps, or a key."""
+    """h_t = tanh(x_t W + h_{t-1} U) changed by ``extra(h, count)``; beside h the
+    carry has a counter of steps, or a key.
+    """
 
     extra: Callable = lambda h, count: h
     start: Callable = lambda: jnp.asarray(0, jnp.int32)
@@ -333,7 +475,12 @@ class Odd(jaxrnn.Cell):
 
     def init(self, key, input_size):
         kernel, unused = jax.random.normal(key, (2, input_size, input_size))
-        return {"U": kernel, "scale": jnp.asarray(0.5, kernel.dtype), "unused": unused, "number": jnp.asarray(2, jnp.int32)}
+        return {
+            "U": kernel,
+            "scale": jnp.asarray(0.5, kernel.dtype),
+            "unused": unused,
+            "number": jnp.asarray(2, jnp.int32),
+        }
 
     def initial_carry(self, params, batch_shape=(), dtype=None):
         return Counted(jnp.zeros((*batch_shape, self.hidden_size)), self.start())
@@ -341,7 +488,11 @@ class Odd(jaxrnn.Cell):
     def step(self, params, carry, z):
         scale = jnp.broadcast_to(params["scale"], z.shape)
         h = jnp.tanh(carry.h @ params["U"] + z @ params["U"]) * scale
-        count = carry.count if jax.dtypes.issubdtype(carry.count.dtype, jax.dtypes.prng_key) else carry.count + 1
+        count = (
+            carry.count
+            if jax.dtypes.issubdtype(carry.count.dtype, jax.dtypes.prng_key)
+            else carry.count + 1
+        )
         return Counted(self.extra(h, count), count)
 
 
@@ -354,7 +505,9 @@ def _loop(h, count):
 
 
 def _rematerialised(h, count):
-    return jax.checkpoint(lambda a: jnp.tanh(jnp.asarray(np.eye(3), h.dtype) @ a[..., None])[..., 0] * 2)(h)
+    return jax.checkpoint(
+        lambda a: jnp.tanh(jnp.asarray(np.eye(3), h.dtype) @ a[..., None])[..., 0] * 2
+    )(h)
 
 
 def _drawing(h, count):
@@ -367,7 +520,9 @@ def _calling_back(h, count):
     def call(a):
         return jax.pure_callback(np.sin, jax.ShapeDtypeStruct(a.shape, a.dtype), a)
 
-    call.defjvp(lambda primals, tangents: (call(*primals), jnp.cos(primals[0]) * tangents[0]))
+    call.defjvp(
+        lambda primals, tangents: (call(*primals), jnp.cos(primals[0]) * tangents[0])
+    )
     return call(h)
 
 
@@ -376,7 +531,10 @@ def _of_a_key(h, key):
 
 
 def odd_gradient(cell, engine):
-    params, xs = cell.init(jax.random.key(0), 3), jax.random.normal(jax.random.key(1), (7, 2, 3))
+    params, xs = (
+        cell.init(jax.random.key(0), 3),
+        jax.random.normal(jax.random.key(1), (7, 2, 3)),
+    )
 
     def loss(params, xs):
         carry, ys = jaxrnn.unroll(cell, params, xs, engine=engine)
@@ -386,16 +544,25 @@ def odd_gradient(cell, engine):
 
 
 def assert_same_floats(a, b):
-    floats = [[x for x in jax.tree.leaves(tree) if x.dtype != jax.dtypes.float0] for tree in (a, b)]
+    floats = [
+        [x for x in jax.tree.leaves(tree) if x.dtype != jax.dtypes.float0]
+        for tree in (a, b)
+    ]
     assert_same(*floats)
 
 
-@pytest.mark.parametrize("extra", [Odd.extra, _branches, _loop, _rematerialised], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "extra", [Odd.extra, _branches, _loop, _rematerialised], ids=lambda f: f.__name__
+)
 @pytest.mark.parametrize("engine", OWN)
 def test_odd_steps(extra, engine, x64):
-    """Integers in carry and params, unused and scalar params, control flow inside the step."""
+    """Integers in carry and params, unused and scalar params, control flow inside
+    the step.
+    """
     cell = Odd(extra)
-    assert_same_floats(odd_gradient(cell, ENGINES[engine]), odd_gradient(cell, Scan(residuals="all")))
+    assert_same_floats(
+        odd_gradient(cell, ENGINES[engine]), odd_gradient(cell, Scan(residuals="all"))
+    )
 
 
 @pytest.mark.parametrize(
@@ -407,10 +574,16 @@ def test_odd_steps(extra, engine, x64):
     ],
 )
 def test_steps_left_to_jax(cell, message, x64):
-    """The default walks them as lax.scan does; what only the own backward pass has is refused."""
-    assert_same_floats(odd_gradient(cell, None), odd_gradient(cell, Scan(residuals="all")))
+    """The default walks them as lax.scan does; what only the own backward pass has
+    is refused.
+    """
+    assert_same_floats(
+        odd_gradient(cell, None), odd_gradient(cell, Scan(residuals="all"))
+    )
     for engine in (Scan(window=3), Checkpoint()):
-        with pytest.raises(ValueError, match=rf"Odd: .*{message}.* Leave window and residuals out"):
+        with pytest.raises(
+            ValueError, match=rf"Odd: .*{message}.* Leave window and residuals out"
+        ):
             odd_gradient(cell, engine)
 
 
@@ -418,14 +591,22 @@ def test_symbolic_sizes_are_left_to_jax_and_explicit_meshes_are_not(plain_errors
     cell = jaxrnn.LSTM(4)
     params, xs = cell.init(jax.random.key(0), 3), jnp.ones((7, 2, 3))
     shape = jax.ShapeDtypeStruct(jax.export.symbolic_shape("t, b, 3"), jnp.float32)
-    exported = jax.export.export(jax.jit(lambda p, x: jaxrnn.unroll(cell, p, x)[1]))(params, shape)
-    np.testing.assert_allclose(exported.call(params, xs), jaxrnn.unroll(cell, params, xs)[1], atol=1e-6)
+    exported = jax.export.export(jax.jit(lambda p, x: jaxrnn.unroll(cell, p, x)[1]))(
+        params, shape
+    )
+    np.testing.assert_allclose(
+        exported.call(params, xs), jaxrnn.unroll(cell, params, xs)[1], atol=1e-6
+    )
 
     mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
-    placed = jax.device_put((params, xs), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    placed = jax.device_put(
+        (params, xs), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    )
     for engine in (None, Checkpoint()):
         np.testing.assert_allclose(
-            jaxrnn.unroll(cell, *placed, engine=engine)[1], jaxrnn.unroll(cell, params, xs)[1], atol=1e-6
+            jaxrnn.unroll(cell, *placed, engine=engine)[1],
+            jaxrnn.unroll(cell, params, xs)[1],
+            atol=1e-6,
         )
 
 
@@ -439,14 +620,35 @@ def test_linear_transpose_names_the_option():
 @pytest.mark.parametrize(
     ("engine", "options", "message"),
     [
-        (Checkpoint, {"segment": 0}, "Checkpoint: segment must be an int of at least 1, but it is 0"),
-        (Checkpoint, {"segment": 2.0}, "Checkpoint: segment must be an int of at least 1"),
-        (Checkpoint, {"segment": True}, "Checkpoint: segment must be an int of at least 1"),
+        (
+            Checkpoint,
+            {"segment": 0},
+            "Checkpoint: segment must be an int of at least 1, but it is 0",
+        ),
+        (
+            Checkpoint,
+            {"segment": 2.0},
+            "Checkpoint: segment must be an int of at least 1",
+        ),
+        (
+            Checkpoint,
+            {"segment": True},
+            "Checkpoint: segment must be an int of at least 1",
+        ),
         (Scan, {"window": 0}, "Scan: window must be an int of at least 1, but it is 0"),
         (Scan, {"window": True}, "Scan: window must be an int of at least 1"),
         (Scan, {"unroll": 0}, "Scan: unroll must be an int of at least 1"),
-        (Scan, {"hoist": "yes"}, "Scan: hoist must be True, False or None, but it is 'yes'"),
-        (Scan, {"residuals": "none"}, "Scan: residuals must be 'gates', 'carries', 'all' or None, but it is 'none'"),
+        (
+            Scan,
+            {"hoist": "yes"},
+            "Scan: hoist must be True, False or None, but it is 'yes'",
+        ),
+        (
+            Scan,
+            {"residuals": "none"},
+            "Scan: residuals must be 'gates', 'carries', 'all' or None, but it is "
+            "'none'",
+        ),
         (Scan, {"residuals": "all", "window": 3}, "has no windows, but window is 3"),
     ],
 )
@@ -473,7 +675,12 @@ def test_hoisting_nothing_is_refused(plain_errors):
 
     cell, xs = Memory(3), jnp.ones((4, 3))
     params = cell.init(jax.random.key(0), 3)
-    with pytest.raises(ValueError, match=r"hoist=True, but Memory has no projection of its inputs.* Leave hoist out"):
+    with pytest.raises(
+        ValueError,
+        match=r"hoist=True, but Memory has no projection of its inputs.* Leave hoist out",  # noqa: E501
+    ):
         jaxrnn.unroll(cell, params, xs, engine=Scan(hoist=True))
     jaxrnn.unroll(cell, params, xs, engine=Scan())
-    jaxrnn.unroll(SUBJECTS["user"], draw("user", 0).params, xs, engine=Scan(hoist=True))  # a matmul inside step is found
+    jaxrnn.unroll(
+        SUBJECTS["user"], draw("user", 0).params, xs, engine=Scan(hoist=True)
+    )  # a matmul inside step is found

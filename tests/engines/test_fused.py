@@ -1,5 +1,6 @@
-"""`Fused`: a loop as one kernel is the Python loop. Here the TPU's kernel in Pallas' interpreter, which knows float64 too, and
-its lowering; the GPU's is in test_fused_gpu.py.
+"""`Fused`: a loop as one kernel is the Python loop. Here the TPU's kernel in Pallas'
+interpreter, which knows float64 too, and its lowering; the GPU's is in
+test_fused_gpu.py.
 """
 
 import dataclasses
@@ -19,8 +20,29 @@ from jaxrnn.engines.recurrence import heuristics
 
 TPU = Fused(interpret="tpu")
 FITTING = [
-    *("elman", "irnn", "lstm", "lstm_peephole", "lstm_coupled_learned", "gru_learned", "gru_before", "indrnn", "diagonal_gru"),
-    *("diagonal_lstm", "min_gru", "min_lstm_learned", "rg_lru", "lru", "s5", "user_linear", "user", "stack", "bidirectional"),
+    *(
+        "elman",
+        "irnn",
+        "lstm",
+        "lstm_peephole",
+        "lstm_coupled_learned",
+        "gru_learned",
+        "gru_before",
+        "indrnn",
+        "diagonal_gru",
+    ),
+    *(
+        "diagonal_lstm",
+        "min_gru",
+        "min_lstm_learned",
+        "rg_lru",
+        "lru",
+        "s5",
+        "user_linear",
+        "user",
+        "stack",
+        "bidirectional",
+    ),
     "residual",
 ]
 UNFIT = {
@@ -31,20 +53,33 @@ UNFIT = {
     "mlstm": "shapes",
 }
 SHAPES = [(1, 5, 8), (3, 33, 64), (16, 2, 128), (3, 5, 96)]  # B, T and H
-CELLS = {"lstm": LSTM, "gru": GRU, "elman": Elman, "min_gru": MinGRU, "lru": LRU, "rg_lru": RGLRU}
+CELLS = {
+    "lstm": LSTM,
+    "gru": GRU,
+    "elman": Elman,
+    "min_gru": MinGRU,
+    "lru": LRU,
+    "rg_lru": RGLRU,
+}
 
 
 @pytest.mark.parametrize("name", FITTING)
 def test_a_kernel_is_the_python_loop(name, x64):
-    """Values, gradients and all carries, with masks that have holes, resets, and a first carry."""
+    """Values, gradients and all carries, with masks that have holes, resets, and a
+    first carry.
+    """
     inputs, reverse = draw(name, 0, 7), FITTING.index(name) % 2 == 1
-    assert_same_outcome(walked(SUBJECTS[name], TPU, reverse)(*inputs), looped(name, inputs, reverse))
+    assert_same_outcome(
+        walked(SUBJECTS[name], TPU, reverse)(*inputs), looped(name, inputs, reverse)
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("name", ["lstm", "gru", "elman", "lru"])
 def test_any_size(name, shape, x64):
-    """Padded units and rows, several tiles of rows and blocks of time: each kept apart from the other."""
+    """Padded units and rows, several tiles of rows and blocks of time: each kept
+    apart from the other.
+    """
     size, steps, units = shape
     cell = CELLS[name](units)
     inputs = draw(cell, 0, steps, (size,))
@@ -53,7 +88,9 @@ def test_any_size(name, shape, x64):
 
 
 def test_tiles_and_blocks_of_time(x64):
-    """As little memory as goes: tiles of 8 rows, and blocks of time that T is no multiple of."""
+    """As little memory as goes: tiles of 8 rows, and blocks of time that T is no
+    multiple of.
+    """
     cell = LSTM(8)
     inputs = draw(cell, 0, 37, (19,))
     small = Fused(interpret="tpu", memory=1_600_000)
@@ -68,12 +105,16 @@ def test_tiles_and_blocks_of_time(x64):
 def test_batch_axes_and_short_sequences(batch, steps, x64):
     cell = SUBJECTS["lstm_peephole_learned"]
     inputs = draw(cell, steps, steps, batch)
-    assert_same_outcome(walked(cell, TPU)(*inputs), walked(cell, Scan(residuals="all"))(*inputs))
+    assert_same_outcome(
+        walked(cell, TPU)(*inputs), walked(cell, Scan(residuals="all"))(*inputs)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Tied(jaxrnn.Cell):
-    """One matrix both ways, a constant of the step's own, flags made in the step, and H equal to the batch."""
+    """One matrix both ways, a constant of the step's own, flags made in the step,
+    and H equal to the batch.
+    """
 
     hidden_size: int
 
@@ -84,15 +125,22 @@ class Tied(jaxrnn.Cell):
         return x[..., :1]
 
     def step(self, params, carry, z):
-        h = jnp.tanh(carry @ params["kernel"] + jnp.where(z > 0, z, jnp.asarray(0.5, z.dtype)))
-        weights = jnp.asarray(np.linspace(0, 1, self.hidden_size), h.dtype).reshape((1,) * (h.ndim - 1) + (-1,))
+        h = jnp.tanh(
+            carry @ params["kernel"] + jnp.where(z > 0, z, jnp.asarray(0.5, z.dtype))
+        )
+        weights = jnp.asarray(np.linspace(0, 1, self.hidden_size), h.dtype).reshape(
+            (1,) * (h.ndim - 1) + (-1,)
+        )
         return weights * (h @ params["kernel"].T) + (1 - weights) * h
 
 
 def test_a_cell_of_ones_own(x64):
     for size in (3, 4):
         inputs = draw(Tied(size), size, 6, (size,))
-        assert_same_outcome(walked(Tied(size), TPU)(*inputs), walked(Tied(size), Scan(residuals="all"))(*inputs))
+        assert_same_outcome(
+            walked(Tied(size), TPU)(*inputs),
+            walked(Tied(size), Scan(residuals="all"))(*inputs),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,14 +148,19 @@ class Crossed(Tied):
     """A number an example, taken for one a unit."""
 
     def step(self, params, carry, z):
-        return jnp.tanh(carry @ params["kernel"]) * jnp.broadcast_to(carry[..., 0].reshape(1, -1), carry.shape)
+        return jnp.tanh(carry @ params["kernel"]) * jnp.broadcast_to(
+            carry[..., 0].reshape(1, -1), carry.shape
+        )
 
 
 def test_a_number_an_example_is_never_taken_for_one_a_unit(plain_errors):
     cell = Crossed(3)
     for batch in (3, 6):
         xs = jnp.zeros((4, batch, 3))
-        with pytest.raises((ValueError, TypeError), match="Crossed has no kernel" if batch == 3 else "broadcast"):
+        with pytest.raises(
+            (ValueError, TypeError),
+            match="Crossed has no kernel" if batch == 3 else "broadcast",
+        ):
             jaxrnn.unroll(cell, cell.init(jax.random.key(0), 3), xs, engine=Fused())
 
 
@@ -115,38 +168,59 @@ def test_a_number_an_example_is_never_taken_for_one_a_unit(plain_errors):
 def test_truncation(window, x64):
     inputs = draw("gru_learned", 3, 10)
     assert_same_outcome(
-        walked(SUBJECTS["gru_learned"], TPU, window=window)(*inputs), looped("gru_learned", inputs, window=window)
+        walked(SUBJECTS["gru_learned"], TPU, window=window)(*inputs),
+        looped("gru_learned", inputs, window=window),
     )
 
 
-SOME = ["jvp", "forward over reverse", "reverse over reverse", "grad of vmap", "vmap of grad", "ensemble", "remat"]
+SOME = [
+    "jvp",
+    "forward over reverse",
+    "reverse over reverse",
+    "grad of vmap",
+    "vmap of grad",
+    "ensemble",
+    "remat",
+]
 
 
 @pytest.mark.parametrize("mode", SOME)
 def test_modes_of_differentiation(mode, x64):
-    """Kernels where a kernel can be, JAX's loop where a loop itself is differentiated."""
+    """Kernels where a kernel can be, JAX's loop where a loop itself is
+    differentiated.
+    """
     cell = GRU(2, learned_initial_carry=True)
     inputs, direction = (draw(cell, seed, 5, (2,)) for seed in (0, 1))
     mask = inputs.mask.at[:, 0].set(True)
 
     def f(params, xs, engine):
         flags = mask[: len(xs)] if xs.ndim == 3 else mask[: len(xs), 0]
-        carry, ys = jaxrnn.unroll(cell, params, xs, mask=flags, resets=~flags, engine=engine)
+        carry, ys = jaxrnn.unroll(
+            cell, params, xs, mask=flags, resets=~flags, engine=engine
+        )
         return jnp.sum(jnp.sin(ys)) + jnp.sum(carry**3)
 
     at = (inputs.params, inputs.xs, (direction.params, direction.xs))
-    got, want = (compiled(lambda e=e: MODES[mode](functools.partial(f, engine=e), *at))() for e in (TPU, Scan(residuals="all")))
+    got, want = (
+        compiled(lambda e=e: MODES[mode](functools.partial(f, engine=e), *at))()
+        for e in (TPU, Scan(residuals="all"))
+    )
     assert_same(got, want)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["lstm", "gru", "elman", "min_gru"])
 def test_no_kernel_adds_to_the_rounding(name, dtype):
-    """Values and gradients err from float64 by at most twice what lax.scan's do in the same dtype."""
+    """Values and gradients err from float64 by at most twice what lax.scan's do in
+    the same dtype.
+    """
     cell = CELLS[name](16)
     with jax.enable_x64(True):
         inputs = draw(cell, 5, 20, (4,))
-        inputs = jax.tree.map(lambda a: a.astype(dtype).astype(a.dtype) if a.dtype == jnp.float64 else a, inputs)
+        inputs = jax.tree.map(
+            lambda a: a.astype(dtype).astype(a.dtype) if a.dtype == jnp.float64 else a,
+            inputs,
+        )
         exact = walked(cell, Scan(residuals="all"))(*inputs)
     single = in_dtype(cell, inputs, dtype)
     errors = [
@@ -154,7 +228,9 @@ def test_no_kernel_adds_to_the_rounding(name, dtype):
             float(np.abs(np.asarray(a, np.float64) - np.asarray(b)).max())
             for a, b in zip(*map(jax.tree.leaves, (made[:2], exact[:2])), strict=True)
         ]
-        for made in (walked(cell, engine)(*single) for engine in (TPU, Scan(residuals="all")))
+        for made in (
+            walked(cell, engine)(*single) for engine in (TPU, Scan(residuals="all"))
+        )
     ]
     largest = [float(np.abs(b).max()) for b in jax.tree.leaves(exact[:2])]
     epsilon = float(jnp.finfo(dtype).eps)
@@ -164,30 +240,55 @@ def test_no_kernel_adds_to_the_rounding(name, dtype):
 
 
 def in_dtype(cell, inputs, dtype):
-    """Parameters and inputs in ``dtype``; carries and cotangents in what the cell makes of that."""
-    params, xs = (jax.tree.map(lambda a: jnp.asarray(np.asarray(a), dtype), tree) for tree in (inputs.params, inputs.xs))
+    """Parameters and inputs in ``dtype``; carries and cotangents in what the cell
+    makes of that.
+    """
+    params, xs = (
+        jax.tree.map(lambda a: jnp.asarray(np.asarray(a), dtype), tree)
+        for tree in (inputs.params, inputs.xs)
+    )
     shapes = jax.eval_shape(lambda p, x: jaxrnn.unroll(cell, p, x), params, xs)
     carry, cotangents = (
-        jax.tree.map(lambda a, like: jnp.asarray(np.asarray(a), like.dtype), values, like)
+        jax.tree.map(
+            lambda a, like: jnp.asarray(np.asarray(a), like.dtype), values, like
+        )
         for values, like in ((inputs.carry, shapes[0]), (inputs.cotangents, shapes))
     )
     return inputs._replace(params=params, xs=xs, carry=carry, cotangents=cotangents)
 
 
-# -------------------------------------------------------------------------------------------------------- lowering and refusal
+# --------------------------------------------------------------------------------------
+# lowering and refusal
 
 
 def gradient_of(cell, engine, batch=3, steps=33, dtype=jnp.float32, flags=True):
     """A compiled gradient and its abstract inputs, for lowering."""
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 3))
     params = jax.tree.map(
-        lambda a: a if jnp.issubdtype(a.dtype, jnp.complexfloating) else jax.ShapeDtypeStruct(a.shape, dtype), params
+        lambda a: (
+            a
+            if jnp.issubdtype(a.dtype, jnp.complexfloating)
+            else jax.ShapeDtypeStruct(a.shape, dtype)
+        ),
+        params,
     )
-    xs, mask = jax.ShapeDtypeStruct((steps, batch, 3), dtype), jax.ShapeDtypeStruct((steps, batch), bool)
+    xs, mask = (
+        jax.ShapeDtypeStruct((steps, batch, 3), dtype),
+        jax.ShapeDtypeStruct((steps, batch), bool),
+    )
 
     def loss(params, xs, mask):
-        carry, ys = jaxrnn.unroll(cell, params, xs, engine=engine, mask=mask if flags else None, resets=mask if flags else None)
-        return sum(jnp.abs(a).astype(jnp.float32).sum() for a in jax.tree.leaves((carry, ys)))
+        carry, ys = jaxrnn.unroll(
+            cell,
+            params,
+            xs,
+            engine=engine,
+            mask=mask if flags else None,
+            resets=mask if flags else None,
+        )
+        return sum(
+            jnp.abs(a).astype(jnp.float32).sum() for a in jax.tree.leaves((carry, ys))
+        )
 
     return jax.jit(jax.value_and_grad(loss)), (params, xs, mask)
 
@@ -197,9 +298,19 @@ def lowered(platform, *args, **kwargs):
     return function.trace(*inputs).lower(lowering_platforms=(platform,)).as_text()
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize(
-    ("name", "units"), [("lstm", 96), ("gru", 128), ("elman", 8), ("min_gru", 256), ("lru", 64), ("rg_lru", 3)]
+    "dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"]
+)
+@pytest.mark.parametrize(
+    ("name", "units"),
+    [
+        ("lstm", 96),
+        ("gru", 128),
+        ("elman", 8),
+        ("min_gru", 256),
+        ("lru", 64),
+        ("rg_lru", 3),
+    ],
 )
 def test_lowers_for_tpus(name, units, dtype):
     """One kernel forwards and one backwards, and no loop besides."""
@@ -212,12 +323,21 @@ def test_lowers_for_tpus(name, units, dtype):
 def test_cells_that_do_not_fit_are_refused_by_name(name, plain_errors):
     layer = SUBJECTS[name]
     params = layer.init(jax.random.key(0), 3)
-    with pytest.raises(ValueError, match=f"{type(layer).__name__} has no kernel: .*{UNFIT[name]}.*Use engine=jaxrnn.Scan"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            f"{type(layer).__name__} has no kernel: .*{UNFIT[name]}.*Use "
+            f"engine=jaxrnn.Scan"
+        ),
+    ):
         jaxrnn.unroll(layer, params, jnp.zeros((5, 3, 3)), engine=Fused())
 
 
 def test_what_a_chip_cannot_hold_is_refused_with_its_bytes():
-    with pytest.raises(ValueError, match=r"need \d\d,\d{3},\d{3} bytes of VMEM, but 14,680,064 are there: use .*Scan"):
+    with pytest.raises(
+        ValueError,
+        match=r"need \d\d,\d{3},\d{3} bytes of VMEM, but 14,680,064 are there: use .*Scan",  # noqa: E501
+    ):
         lowered("tpu", LSTM(2048), Fused())
     assert "tpu_custom_call" in lowered("tpu", LSTM(2048), Fused(memory=100 * 2**20))
 
@@ -231,27 +351,42 @@ def test_a_platform_without_kernels_is_refused():
 
 
 def test_wide_dtypes_are_refused(x64):
-    with pytest.raises(ValueError, match="TPU's kernels take float32 and bfloat16, but there are float64"):
+    with pytest.raises(
+        ValueError,
+        match="TPU's kernels take float32 and bfloat16, but there are float64",
+    ):
         lowered("tpu", LSTM(8), Fused(), dtype=jnp.float64)
 
 
-@pytest.mark.parametrize("options", [{"interpret": "cpu"}, {"memory": 0}, {"residuals": "all"}])
+@pytest.mark.parametrize(
+    "options", [{"interpret": "cpu"}, {"memory": 0}, {"residuals": "all"}]
+)
 def test_options_are_checked(options):
     with pytest.raises(ValueError, match=f"Fused: .*{next(iter(options))}"):
         Fused(**options)
 
 
 def test_the_default_table(monkeypatch):
-    """On a platform that the table names, the default is a kernel where there is one, and a loop where there is none."""
+    """On a platform that the table names, the default is a kernel where there is
+    one, and a loop where there is none.
+    """
     assert not heuristics.KERNELS
     for cell in (LSTM(24), MinGRU(24)):
         assert "tpu_custom_call" not in lowered("tpu", cell, None)
-    monkeypatch.setattr("jaxrnn.engines.recurrence.primitives.KERNELS", frozenset({"tpu"}))
+    monkeypatch.setattr(
+        "jaxrnn.engines.recurrence.primitives.KERNELS", frozenset({"tpu"})
+    )
     for cell in (LSTM(25), MinGRU(25), LRU(25)):
-        assert lowered("tpu", cell, None).count("stablehlo.custom_call @tpu_custom_call") == 2
+        assert (
+            lowered("tpu", cell, None).count("stablehlo.custom_call @tpu_custom_call")
+            == 2
+        )
         assert "tpu_custom_call" not in lowered("tpu", cell, Scan())
         assert "tpu_custom_call" not in lowered("cpu", cell, None)
-    for cell in (LSTM(25, layer_norm=True), LSTM(2047)):  # does not fit its form; does not fit the chip
+    for cell in (
+        LSTM(25, layer_norm=True),
+        LSTM(2047),
+    ):  # does not fit its form; does not fit the chip
         assert "tpu_custom_call" not in lowered("tpu", cell, None)
 
 
@@ -263,7 +398,15 @@ def test_a_gradient_scale_and_flags_that_are_not_flags(x64):
     def gradient(engine):
         def loss(params, xs):
             return jnp.sum(
-                jnp.sin(jaxrnn.truncated_unroll(SUBJECTS["lstm"], params, xs, gradient_scale=scale, engine=engine)[1])
+                jnp.sin(
+                    jaxrnn.truncated_unroll(
+                        SUBJECTS["lstm"],
+                        params,
+                        xs,
+                        gradient_scale=scale,
+                        engine=engine,
+                    )[1]
+                )
             )
 
         return compiled(jax.grad(loss, (0, 1)))(inputs.params, inputs.xs)

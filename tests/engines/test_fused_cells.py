@@ -1,5 +1,5 @@
-"""Cells of a user's own, and ways to use them, that a kernel must take or refuse in words: `Fused` in the TPU's interpreter,
-and lowered for both chips.
+"""Cells of a user's own, and ways to use them, that a kernel must take or refuse in
+words: `Fused` in the TPU's interpreter, and lowered for both chips.
 """
 
 import dataclasses
@@ -20,13 +20,21 @@ from jaxrnn import GRU, LRU, LSTM, SLSTM, Elman, Fused, IndRNN, MinGRU, Scan
 from jaxrnn.engines.loops.pallas.block_form import ELEMENTWISE
 
 NEW = jax.__version_info__ >= (0, 11)
-CHIPS = ["tpu", pytest.param("cuda", marks=pytest.mark.skipif(not NEW, reason="Mosaic GPU's kernels need jax 0.11"))]
+CHIPS = [
+    "tpu",
+    pytest.param(
+        "cuda",
+        marks=pytest.mark.skipif(not NEW, reason="Mosaic GPU's kernels need jax 0.11"),
+    ),
+]
 PLAIN = Scan(residuals="all")
 
 
 @dataclasses.dataclass(frozen=True)
 class Own(jaxrnn.Cell):
-    """``step(z + h U, state, z) -> state`` around a matrix, with a first state of any form."""
+    """``step(z + h U, state, z) -> state`` around a matrix, with a first state of
+    any form.
+    """
 
     hidden_size: int
     function: Callable
@@ -42,11 +50,15 @@ class Own(jaxrnn.Cell):
         return x @ params["W"]
 
     def initial_carry(self, params, batch_shape=(), dtype=None):
-        return self.first(jnp.zeros((*batch_shape, self.hidden_size), params["U"].dtype))
+        return self.first(
+            jnp.zeros((*batch_shape, self.hidden_size), params["U"].dtype)
+        )
 
     def step(self, params, carry, z):
         h = carry.h if hasattr(carry, "h") else carry
-        return self.function(z + (h if not jnp.iscomplexobj(h) else h.real) @ params["U"], carry, z)
+        return self.function(
+            z + (h if not jnp.iscomplexobj(h) else h.real) @ params["U"], carry, z
+        )
 
     def output(self, params, carry, x):
         return (carry.h if hasattr(carry, "h") else carry).real
@@ -66,13 +78,15 @@ def _remembers(a, carry, z):
 
 
 def _turns(a, carry, z):
-    return (jax.nn.sigmoid(a).astype(carry.dtype) * carry + z.astype(carry.dtype)) * jnp.exp(
-        jnp.asarray(1j, carry.dtype) * z.astype(carry.dtype)
-    )
+    return (
+        jax.nn.sigmoid(a).astype(carry.dtype) * carry + z.astype(carry.dtype)
+    ) * jnp.exp(jnp.asarray(1j, carry.dtype) * z.astype(carry.dtype))
 
 
 STEPS = {
-    "counts in integers": Own(3, _counts, lambda zeros: Counted(zeros, zeros.astype(jnp.int32))),
+    "counts in integers": Own(
+        3, _counts, lambda zeros: Counted(zeros, zeros.astype(jnp.int32))
+    ),
     "remembers a flag": Own(3, _remembers, lambda zeros: Counted(zeros, zeros > 0)),
     "ignores its input": Own(3, lambda a, h, z: jnp.tanh(a - z + 1)),
 }
@@ -81,12 +95,18 @@ STEPS = {
 @pytest.mark.parametrize("name", STEPS)
 def test_carries_and_inputs_of_any_kind(name, x64):
     cell = STEPS[name]
-    params, xs = cell.init(jax.random.key(0), 3), jax.random.normal(jax.random.key(1), (7, 2, 3))
+    params, xs = (
+        cell.init(jax.random.key(0), 3),
+        jax.random.normal(jax.random.key(1), (7, 2, 3)),
+    )
 
     def loss(engine):
-        return compiled(jax.value_and_grad(lambda p, x: jnp.sum(jaxrnn.unroll(cell, p, x, engine=engine)[1] ** 2), (0, 1)))(
-            params, xs
-        )
+        return compiled(
+            jax.value_and_grad(
+                lambda p, x: jnp.sum(jaxrnn.unroll(cell, p, x, engine=engine)[1] ** 2),
+                (0, 1),
+            )
+        )(params, xs)
 
     assert_same(loss(TPU), loss(PLAIN))
 
@@ -100,23 +120,39 @@ def test_they_lower(name, chip):
 def test_a_carry_without_heads(x64):
     """An sLSTM divides by its normaliser, which is zero in padding."""
     inputs = draw(SLSTM(4), 0, 6)
-    assert_same_outcome(walked(SLSTM(4), TPU)(*inputs), walked(SLSTM(4), PLAIN)(*inputs), 1e-11, 1e-11)
+    assert_same_outcome(
+        walked(SLSTM(4), TPU)(*inputs), walked(SLSTM(4), PLAIN)(*inputs), 1e-11, 1e-11
+    )
 
 
 @pytest.mark.parametrize("chip", CHIPS)
-@pytest.mark.parametrize("cell", [LRU(64), IndRNN(64, activation=lambda x: x), Elman(64)], ids=lambda cell: type(cell).__name__)
+@pytest.mark.parametrize(
+    "cell",
+    [LRU(64), IndRNN(64, activation=lambda x: x), Elman(64)],
+    ids=lambda cell: type(cell).__name__,
+)
 def test_a_loss_of_the_last_carry_alone(cell, chip):
     """A classifier's: the loop backwards may read nothing step by step."""
     params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 3))
     xs = jax.ShapeDtypeStruct((33, 4, 3), jnp.float32)
-    gradient = jax.jit(jax.grad(lambda p, x: jnp.sum(jnp.abs(jaxrnn.unroll(cell, p, x, engine=Fused())[0]))))
+    gradient = jax.jit(
+        jax.grad(
+            lambda p, x: jnp.sum(jnp.abs(jaxrnn.unroll(cell, p, x, engine=Fused())[0]))
+        )
+    )
     gradient.trace(params, xs).lower(lowering_platforms=(chip,))
 
 
-@pytest.mark.parametrize("cell", [GRU(3), LRU(3), MinGRU(3)], ids=lambda cell: type(cell).__name__)
+@pytest.mark.parametrize(
+    "cell", [GRU(3), LRU(3), MinGRU(3)], ids=lambda cell: type(cell).__name__
+)
 def test_ensembles(cell, x64):
-    """Every member has parameters of its own: values, the gradient of all, and the gradient of each."""
-    params = jax.vmap(lambda key: cell.init(key, 3))(jax.random.split(jax.random.key(0), 2))
+    """Every member has parameters of its own: values, the gradient of all, and the
+    gradient of each.
+    """
+    params = jax.vmap(lambda key: cell.init(key, 3))(
+        jax.random.split(jax.random.key(0), 2)
+    )
     xs = jax.random.normal(jax.random.key(1), (5, 2, 3))
 
     def results(engine):
@@ -124,7 +160,11 @@ def test_ensembles(cell, x64):
             return jnp.sum(jnp.sin(jaxrnn.unroll(cell, p, xs, engine=engine)[1]))
 
         return compiled(
-            lambda p: (jax.vmap(one)(p), jax.grad(lambda p: jax.vmap(one)(p).sum())(p), jax.vmap(jax.grad(one))(p))
+            lambda p: (
+                jax.vmap(one)(p),
+                jax.grad(lambda p: jax.vmap(one)(p).sum())(p),
+                jax.vmap(jax.grad(one))(p),
+            )
         )(params)
 
     assert_same(results(TPU), results(PLAIN), 1e-11)
@@ -132,13 +172,24 @@ def test_ensembles(cell, x64):
 
 def test_an_ensemble_has_kernels_both_ways():
     cell = GRU(32)
-    params = jax.eval_shape(lambda: jax.vmap(lambda key: cell.init(key, 3))(jax.random.split(jax.random.key(0), 2)))
+    params = jax.eval_shape(
+        lambda: jax.vmap(lambda key: cell.init(key, 3))(
+            jax.random.split(jax.random.key(0), 2)
+        )
+    )
     xs = jax.ShapeDtypeStruct((5, 2, 3), jnp.float32)
 
     def loss(params, xs):
-        return jax.vmap(lambda p: jaxrnn.unroll(cell, p, xs, engine=Fused())[1].sum())(params).sum()
+        return jax.vmap(lambda p: jaxrnn.unroll(cell, p, xs, engine=Fused())[1].sum())(
+            params
+        ).sum()
 
-    text = jax.jit(jax.value_and_grad(loss)).trace(params, xs).lower(lowering_platforms=("tpu",)).as_text()
+    text = (
+        jax.jit(jax.value_and_grad(loss))
+        .trace(params, xs)
+        .lower(lowering_platforms=("tpu",))
+        .as_text()
+    )
     assert text.count("stablehlo.custom_call @tpu_custom_call") == 2
 
 
@@ -149,13 +200,26 @@ def test_an_empty_batch(x64):
 
 
 def test_only_the_carry_is_mapped(x64):
-    """Numbers that are the same for all examples are spread where they leave the loop."""
-    cell = Own(3, lambda a, carry, z: Counted(jnp.tanh(a), z), lambda zeros: Counted(zeros, zeros))
-    params, xs = cell.init(jax.random.key(0), 1), jax.random.normal(jax.random.key(1), (5, 2, 1))
+    """Numbers that are the same for all examples are spread where they leave the
+    loop.
+    """
+    cell = Own(
+        3,
+        lambda a, carry, z: Counted(jnp.tanh(a), z),
+        lambda zeros: Counted(zeros, zeros),
+    )
+    params, xs = (
+        cell.init(jax.random.key(0), 1),
+        jax.random.normal(jax.random.key(1), (5, 2, 1)),
+    )
     first = jax.random.normal(jax.random.key(2), (4, 2, 3))
 
     def last(engine):
-        walk = jax.vmap(lambda h: jaxrnn.unroll(cell, params, xs, Counted(h, jnp.zeros_like(h)), engine=engine)[0])
+        walk = jax.vmap(
+            lambda h: jaxrnn.unroll(
+                cell, params, xs, Counted(h, jnp.zeros_like(h)), engine=engine
+            )[0]
+        )
         return compiled(walk)(first)
 
     assert_same(last(TPU), last(PLAIN))
@@ -165,13 +229,18 @@ def test_only_the_carry_is_mapped(x64):
 def test_complex_numbers(scaled, x64):
     """A real gate of a complex state; scaled gradients."""
     cell = LRU(3) if scaled else Own(3, _turns, lambda zeros: zeros.astype(complex))
-    params, xs = cell.init(jax.random.key(0), 3), jax.random.normal(jax.random.key(1), (5, 2, 3))
+    params, xs = (
+        cell.init(jax.random.key(0), 3),
+        jax.random.normal(jax.random.key(1), (5, 2, 3)),
+    )
     scale = jnp.asarray(np.random.default_rng(0).random((5, 2)))
 
     def gradient(engine):
         def loss(p, x):
             how = {"gradient_scale": scale} if scaled else {"window": 3}
-            return jnp.sum(jaxrnn.truncated_unroll(cell, p, x, engine=engine, **how)[1] ** 2)
+            return jnp.sum(
+                jaxrnn.truncated_unroll(cell, p, x, engine=engine, **how)[1] ** 2
+            )
 
         return compiled(jax.grad(loss, (0, 1)))(params, xs)
 
@@ -182,7 +251,22 @@ def test_complex_numbers(scaled, x64):
 def test_every_elementwise_primitive_lowers(chip):
     """All that the analysis lets through has code on both chips."""
     x, flag = jnp.ones((2, 8)), jnp.ones((2, 8), bool)
-    one = ["neg", "abs", "sign", "exp", "exp2", "log", "log1p", "expm1", "tanh", "logistic", "sqrt", "rsqrt", "sin", "cos"]
+    one = [
+        "neg",
+        "abs",
+        "sign",
+        "exp",
+        "exp2",
+        "log",
+        "log1p",
+        "expm1",
+        "tanh",
+        "logistic",
+        "sqrt",
+        "rsqrt",
+        "sin",
+        "cos",
+    ]
     two = ["add", "sub", "mul", "div", "max", "min"]
     calls = {
         **{name: getattr(jax.lax, name) for name in one},
@@ -198,7 +282,11 @@ def test_every_elementwise_primitive_lowers(chip):
         "stop_gradient": jax.lax.stop_gradient,
         "convert_element_type": lambda a: a.astype(jnp.bfloat16).astype(a.dtype),
         **{
-            name: (lambda a, name=name: jnp.where(getattr(jnp, f"logical_{name}")(a > 0, a < 1), a, 0.0))
+            name: (
+                lambda a, name=name: jnp.where(
+                    getattr(jnp, f"logical_{name}")(a > 0, a < 1), a, 0.0
+                )
+            )
             for name in ("and", "or", "xor")
         },
         "not": lambda a: jnp.where(jnp.logical_not(a > 0), a, 0.0),
@@ -207,18 +295,29 @@ def test_every_elementwise_primitive_lowers(chip):
     assert flag.shape == x.shape
     refused = {}
     for name, function in calls.items():
-        cell = Own(8, lambda a, h, z, function=function: jnp.tanh(a) + function(0.5 + 0.1 * jnp.tanh(h)))
+        cell = Own(
+            8,
+            lambda a, h, z, function=function: (
+                jnp.tanh(a) + function(0.5 + 0.1 * jnp.tanh(h))
+            ),
+        )
         params = jax.eval_shape(lambda cell=cell: cell.init(jax.random.key(0), 3))
-        forward = jax.jit(lambda p, x, cell=cell: jaxrnn.unroll(cell, p, x, engine=Fused())[0])
+        forward = jax.jit(
+            lambda p, x, cell=cell: jaxrnn.unroll(cell, p, x, engine=Fused())[0]
+        )
         try:
-            forward.trace(params, jax.ShapeDtypeStruct((3, 2, 3), jnp.float32)).lower(lowering_platforms=(chip,))
+            forward.trace(params, jax.ShapeDtypeStruct((3, 2, 3), jnp.float32)).lower(
+                lowering_platforms=(chip,)
+            )
         except Exception as error:
             refused[name] = str(error)[:200]
     assert not refused
 
 
 @pytest.mark.parametrize("chip", CHIPS)
-@pytest.mark.parametrize("precision", ["F32_F32_F32", "TF32_TF32_F32", "high", "bfloat16"])
+@pytest.mark.parametrize(
+    "precision", ["F32_F32_F32", "TF32_TF32_F32", "high", "bfloat16"]
+)
 def test_precisions_by_any_name(precision, chip):
     with jax.default_matmul_precision(precision):
         lowered(chip, LSTM(32), Fused(), flags=False)
@@ -228,13 +327,24 @@ def test_a_walk_backwards_that_does_not_fit_is_refused_by_name():
     cell = Elman(8, activation=lambda x: jnp.sort(x, axis=-1))
     with pytest.raises(ValueError, match="Elman has no kernel: its step has a sort"):
         jax.eval_shape(
-            lambda p, x: jaxrnn.unroll(cell, p, x, engine=Fused()), cell.init(jax.random.key(0), 3), jnp.ones((4, 2, 3))
+            lambda p, x: jaxrnn.unroll(cell, p, x, engine=Fused()),
+            cell.init(jax.random.key(0), 3),
+            jnp.ones((4, 2, 3)),
         )
     forward = dataclasses.replace(cell, activation=_gradient_sorts)
     params = forward.init(jax.random.key(0), 3)
-    jax.eval_shape(lambda p: jaxrnn.unroll(forward, p, jnp.ones((4, 2, 3)), engine=Fused()), params)
+    jax.eval_shape(
+        lambda p: jaxrnn.unroll(forward, p, jnp.ones((4, 2, 3)), engine=Fused()), params
+    )
     with pytest.raises(ValueError, match="Elman has no kernel: its step has a sort"):
-        jax.eval_shape(jax.grad(lambda p: jaxrnn.unroll(forward, p, jnp.ones((4, 2, 3)), engine=Fused())[1].sum()), params)
+        jax.eval_shape(
+            jax.grad(
+                lambda p: jaxrnn.unroll(
+                    forward, p, jnp.ones((4, 2, 3)), engine=Fused()
+                )[1].sum()
+            ),
+            params,
+        )
 
 
 @jax.custom_jvp

@@ -1,5 +1,6 @@
-"""`Fused` on NVIDIA GPUs: in Mosaic GPU's interpreter, which simulates shared memory, copies, barriers and the matrix unit;
-lowered; and, marked ``gpu``, on a GPU. The kernels need jax 0.11, which Python 3.11 does not have.
+"""`Fused` on NVIDIA GPUs: in Mosaic GPU's interpreter, which simulates shared memory,
+copies, barriers and the matrix unit; lowered; and, marked ``gpu``, on a GPU. The
+kernels need jax 0.11, which Python 3.11 does not have.
 """
 
 import jax
@@ -17,7 +18,9 @@ from jaxrnn.engines.loops.pallas.mosaic_gpu_arrays import in_terms
 
 @pytest.fixture(autouse=True)
 def no_races(monkeypatch):
-    """The interpreter keeps account of who wrote and read what: no kernel has a race."""
+    """The interpreter keeps account of who wrote and read what: no kernel has a
+    race.
+    """
     if not NEW:
         yield
         return
@@ -38,11 +41,16 @@ def no_races(monkeypatch):
 NEW = jax.__version_info__ >= (0, 11)
 needs_mosaic = pytest.mark.skipif(not NEW, reason="Mosaic GPU's kernels need jax 0.11")
 GPU = Fused(interpret="gpu")
-# Cell, B, T; padded units and rows, two tiles of rows, more steps than are fetched ahead; half of them backwards in time.
+# Cell, B, T; padded units and rows, two tiles of rows, more steps than are fetched
+# ahead; half of them backwards in time.
 CASES = {
     "lstm of 8": (LSTM(8), 19, 9),
     "lstm of 64": (LSTM(64), 1, 5),
-    "lstm of 40, peepholes": (LSTM(40, peephole=True, coupled_gates=True, learned_initial_carry=True), 3, 5),
+    "lstm of 40, peepholes": (
+        LSTM(40, peephole=True, coupled_gates=True, learned_initial_carry=True),
+        3,
+        5,
+    ),
     "gru of 64": (GRU(64), 16, 5),
     "gru of 8, reset before": (GRU(8, reset_after=False), 3, 6),
     "elman of 128": (Elman(128), 3, 33),
@@ -53,16 +61,23 @@ CASES = {
 
 
 def tame(inputs):
-    """Smaller weights: a chaotic recurrence makes large differences of roundings, in any loop."""
+    """Smaller weights: a chaotic recurrence makes large differences of roundings, in
+    any loop.
+    """
     return inputs._replace(params=jax.tree.map(lambda a: 0.3 * a, inputs.params))
 
 
 @needs_mosaic
 @pytest.mark.parametrize("case", CASES)
 def test_a_kernel_is_the_loop(case):
-    """Values, gradients and all carries, with masks that have holes, resets, and a first carry, in float32 proper."""
+    """Values, gradients and all carries, with masks that have holes, resets, and a
+    first carry, in float32 proper.
+    """
     cell, size, steps = CASES[case]
-    inputs, reverse = tame(draw(cell, 0, steps, (size,))), list(CASES).index(case) % 2 == 1
+    inputs, reverse = (
+        tame(draw(cell, 0, steps, (size,))),
+        list(CASES).index(case) % 2 == 1,
+    )
     with jax.default_matmul_precision("highest"):
         expected = walked(cell, Scan(residuals="all"), reverse)(*inputs)
         assert_same_outcome(walked(cell, GPU, reverse)(*inputs), expected, 2e-6, 1e-5)
@@ -70,7 +85,9 @@ def test_a_kernel_is_the_loop(case):
 
 @needs_mosaic
 def test_default_precision_is_closer_than_tf32():
-    """Three bfloat16 products a float32 one: 2^-16, where TF32, with 10 bits of mantissa, errs by 2^-11 or more."""
+    """Three bfloat16 products a float32 one: 2^-16, where TF32, with 10 bits of
+    mantissa, errs by 2^-11 or more.
+    """
     cell = LSTM(16)
     inputs = draw(cell, 0, 8, (4,))
     expected = walked(cell, Scan(residuals="all"))(*inputs)
@@ -86,31 +103,54 @@ def test_bfloat16_adds_nothing_to_its_rounding(name):
     cell = CELLS[name](96)
     with jax.enable_x64(True):
         inputs = tame(draw(cell, 5, 12, (3,)))
-        inputs = jax.tree.map(lambda a: a.astype("bfloat16").astype(a.dtype) if a.dtype == jnp.float64 else a, inputs)
+        inputs = jax.tree.map(
+            lambda a: (
+                a.astype("bfloat16").astype(a.dtype) if a.dtype == jnp.float64 else a
+            ),
+            inputs,
+        )
         exact = walked(cell, Scan(residuals="all"))(*inputs)
     single = in_dtype(cell, inputs, "bfloat16")
     for ours, theirs, value in zip(
-        *(jax.tree.leaves(walked(cell, engine)(*single)[:2]) for engine in (GPU, Scan(residuals="all"))),
+        *(
+            jax.tree.leaves(walked(cell, engine)(*single)[:2])
+            for engine in (GPU, Scan(residuals="all"))
+        ),
         jax.tree.leaves(exact[:2]),
         strict=True,
     ):
         value = np.asarray(value)
-        ours, theirs = (np.abs(np.asarray(a, np.float64) - value).max() for a in (ours, theirs))
+        ours, theirs = (
+            np.abs(np.asarray(a, np.float64) - value).max() for a in (ours, theirs)
+        )
         assert ours <= 2 * max(theirs, 2**-8 * np.abs(value).max())
 
 
 def test_terms_add_up():
-    numbers = np.random.default_rng(0).normal(size=1000).astype(np.float32) * 10.0 ** np.arange(-20, 20).repeat(25)
+    numbers = np.random.default_rng(0).normal(size=1000).astype(
+        np.float32
+    ) * 10.0 ** np.arange(-20, 20).repeat(25)
     for terms, error in ((1, 2**-8), (2, 2**-16), (3, 2**-24)):
-        total = sum(np.asarray(a, np.float64) for a in in_terms(jnp.asarray(numbers), terms))
-        np.testing.assert_array_less(np.abs(total - numbers), error * np.abs(numbers) + 1e-45)
+        total = sum(
+            np.asarray(a, np.float64) for a in in_terms(jnp.asarray(numbers), terms)
+        )
+        np.testing.assert_array_less(
+            np.abs(total - numbers), error * np.abs(numbers) + 1e-45
+        )
 
 
 @needs_mosaic
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize(("name", "units"), [("lstm", 64), ("gru", 8), ("elman", 128), ("min_gru", 200), ("lru", 64)])
+@pytest.mark.parametrize(
+    "dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"]
+)
+@pytest.mark.parametrize(
+    ("name", "units"),
+    [("lstm", 64), ("gru", 8), ("elman", 128), ("min_gru", 200), ("lru", 64)],
+)
 def test_lowers_for_gpus(name, units, dtype):
-    """One kernel forwards and one backwards, and no loop besides; several tiles of rows."""
+    """One kernel forwards and one backwards, and no loop besides; several tiles of
+    rows.
+    """
     text = lowered("cuda", CELLS[name](units), Fused(), batch=40, dtype=dtype)
     assert text.count("stablehlo.custom_call @mosaic_gpu") == 2
     assert "stablehlo.while" not in text
@@ -118,10 +158,15 @@ def test_lowers_for_gpus(name, units, dtype):
 
 @needs_mosaic
 def test_the_largest_that_fits_and_the_next():
-    """Bytes of shared memory decide: an LSTM of 128 in bfloat16, of 64 in float32 under either precision."""
+    """Bytes of shared memory decide: an LSTM of 128 in bfloat16, of 64 in float32
+    under either precision.
+    """
     assert "mosaic_gpu" in lowered("cuda", LSTM(128), Fused(), dtype=jnp.bfloat16)
     assert "mosaic_gpu" in lowered("cuda", LSTM(64), Fused())
-    with pytest.raises(ValueError, match=r"need 2\d\d,\d{3} bytes of shared memory, but a block has 230,400: use .*Scan"):
+    with pytest.raises(
+        ValueError,
+        match=r"need 2\d\d,\d{3} bytes of shared memory, but a block has 230,400: use .*Scan",  # noqa: E501
+    ):
         lowered("cuda", LSTM(65), Fused())
     with pytest.raises(ValueError, match="takes at most 256 units, but there are 320"):
         lowered("cuda", Elman(320), Fused(), dtype=jnp.bfloat16)
@@ -131,18 +176,23 @@ def test_the_largest_that_fits_and_the_next():
 
 @pytest.mark.skipif(NEW, reason="this jax has what they need")
 def test_an_older_jax_is_refused():
-    with pytest.raises(ValueError, match=r"GPU kernels need jax 0.11 or newer, and this is 0\.10"):
+    with pytest.raises(
+        ValueError, match=r"GPU kernels need jax 0.11 or newer, and this is 0\.10"
+    ):
         lowered("cuda", LSTM(8), Fused())
 
 
-# -------------------------------------------------------------------------------------------------------------------- on a GPU
+# --------------------------------------------------------------------------------------
+# on a GPU
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("size", [1, 16, 300])
 @pytest.mark.parametrize("name", CELLS)
 def test_on_a_gpu(name, size):
-    """float32 under the highest precision, T 1,000: within 1e-5 of lax.scan, gradients within 1e-4."""
+    """float32 under the highest precision, T 1,000: within 1e-5 of lax.scan,
+    gradients within 1e-4.
+    """
     cell = CELLS[name](64 if name != "rg_lru" else 3)
     inputs = tame(draw(cell, 0, 1000, (size,)))
     with jax.default_matmul_precision("highest"):
@@ -158,13 +208,24 @@ def test_bfloat16_on_a_gpu(name, units):
     cell = CELLS[name](units)
     with jax.enable_x64(True):
         inputs = tame(draw(cell, 5, 200, (20,)))
-        inputs = jax.tree.map(lambda a: a.astype("bfloat16").astype(a.dtype) if a.dtype == jnp.float64 else a, inputs)
+        inputs = jax.tree.map(
+            lambda a: (
+                a.astype("bfloat16").astype(a.dtype) if a.dtype == jnp.float64 else a
+            ),
+            inputs,
+        )
         exact = jax.tree.leaves(walked(cell, Scan(residuals="all"))(*inputs)[:2])
     single = in_dtype(cell, inputs, "bfloat16")
-    made = [jax.tree.leaves(walked(cell, engine)(*single)[:2]) for engine in (Fused(), Scan(residuals="all"))]
+    made = [
+        jax.tree.leaves(walked(cell, engine)(*single)[:2])
+        for engine in (Fused(), Scan(residuals="all"))
+    ]
     for ours, theirs, value in zip(*made, exact, strict=True):
         value = np.asarray(value)
-        ours, theirs = (np.sqrt(np.square(np.asarray(a, np.float64) - value).mean()) for a in (ours, theirs))
+        ours, theirs = (
+            np.sqrt(np.square(np.asarray(a, np.float64) - value).mean())
+            for a in (ours, theirs)
+        )
         assert ours <= 2 * max(theirs, 2**-9 * np.sqrt(np.square(value).mean()))
 
 
@@ -174,4 +235,6 @@ def test_masks_and_resets_on_a_gpu():
         inputs = draw(name, 1, 65)
         with jax.default_matmul_precision("highest"):
             expected = walked(SUBJECTS[name], Scan(residuals="all"), True)(*inputs)
-            assert_same_outcome(walked(SUBJECTS[name], Fused(), True)(*inputs), expected, 1e-5, 1e-4)
+            assert_same_outcome(
+                walked(SUBJECTS[name], Fused(), True)(*inputs), expected, 1e-5, 1e-4
+            )

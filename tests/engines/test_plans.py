@@ -1,4 +1,5 @@
-"""Steps that a backward pass of its own could serve badly: the default is right, holds no more than ``lax.scan``, and says why.
+"""Steps that a backward pass of its own could serve badly: the default is right, holds
+no more than ``lax.scan``, and says why.
 
 The steps are those of `benchmarks.cpu.hidden`, which also times them.
 """
@@ -23,17 +24,30 @@ from jaxrnn.engines.jaxpr.costs import loses_by_mapping, operations
 from jaxrnn.engines.recurrence.run import as_step
 
 MORE_MEMORY = 1.5
-SMALL = {"own_token", "own_token_one", "ltc", "ltc_one", "cayley", "gated_delta", "gated_delta_in_step", "ring_buffer"}
+SMALL = {
+    "own_token",
+    "own_token_one",
+    "ltc",
+    "ltc_one",
+    "cayley",
+    "gated_delta",
+    "gated_delta_in_step",
+    "ring_buffer",
+}
 SMALL |= {"ring_buffer_batch", "dear_branch", "newton_schulz"}
 
 
 def drawn(row, steps=None, dtype=jnp.float32):
     random = np.random.default_rng(0)
     shape = (steps or row.shape[0], *row.shape[1:])
-    params = jax.tree.map(lambda a: a.astype(dtype), row.cell.init(jax.random.key(0), shape[-1]))
+    params = jax.tree.map(
+        lambda a: a.astype(dtype), row.cell.init(jax.random.key(0), shape[-1])
+    )
     xs = jnp.asarray(random.normal(size=shape), dtype)
     carry = row.cell.initial_carry(params, shape[1:-1])
-    carry = jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, carry)
+    carry = jax.tree.map(
+        lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, carry
+    )
     like = jax.eval_shape(lambda *a: by_scan(row.cell, *a)[1], params, xs, carry)
     return params, xs, carry, jnp.asarray(random.normal(size=like.shape), dtype)
 
@@ -41,7 +55,11 @@ def drawn(row, steps=None, dtype=jnp.float32):
 def objective(cell, walk):
     def loss(params, xs, carry, weights):
         last, ys = walk(cell, params, xs, carry)
-        real = [leaf.sum() for leaf in jax.tree.leaves(last) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+        real = [
+            leaf.sum()
+            for leaf in jax.tree.leaves(last)
+            if jnp.issubdtype(leaf.dtype, jnp.inexact)
+        ]
         return (ys * weights).sum() + sum(real)
 
     return jax.value_and_grad(loss, (0, 1))
@@ -55,7 +73,11 @@ def test_memory_is_that_of_lax_scan(name, optax_promotion):
     row = ROWS[name]
     args = jax.eval_shape(lambda: drawn(row))
     taken = [
-        jax.jit(objective(row.cell, walk)).lower(*args).compile().memory_analysis().temp_size_in_bytes
+        jax.jit(objective(row.cell, walk))
+        .lower(*args)
+        .compile()
+        .memory_analysis()
+        .temp_size_in_bytes
         for walk in (jaxrnn.unroll, by_scan)
     ]
     assert taken[0] <= MORE_MEMORY * taken[1], taken
@@ -68,13 +90,24 @@ NAMES = sorted(SMALL - {"ltc", "own_token_one", "gated_delta"})
 @pytest.mark.parametrize(
     ("name", "engine"),
     [(name, "default") for name in NAMES]
-    + [("ring_buffer", "carries"), ("own_token", "checkpoint"), ("ring_buffer_batch", "mapped")]
-    + [pytest.param(name, walk, marks=pytest.mark.slow) for name in NAMES for walk in WALKS],
+    + [
+        ("ring_buffer", "carries"),
+        ("own_token", "checkpoint"),
+        ("ring_buffer_batch", "mapped"),
+    ]
+    + [
+        pytest.param(name, walk, marks=pytest.mark.slow)
+        for name in NAMES
+        for walk in WALKS
+    ],
 )
 def test_gradients_are_those_of_lax_scan(name, engine, x64, optax_promotion):
     row = ROWS[name]
     args = drawn(row, 7, jnp.float64)
-    engines = {"carries": Scan(residuals="carries", window=3), "checkpoint": Checkpoint(3)}
+    engines = {
+        "carries": Scan(residuals="carries", window=3),
+        "checkpoint": Checkpoint(3),
+    }
     walk = functools.partial(jaxrnn.unroll, engine=engines.get(engine))
     if engine == "mapped":
         if len(row.shape) < 3 or name == "dear_branch":
@@ -82,7 +115,10 @@ def test_gradients_are_those_of_lax_scan(name, engine, x64, optax_promotion):
         walk = jax.vmap(jaxrnn.unroll, (None, None, 1, 0), (0, 1))
     if name.startswith("ltc") and engine != "default":
         pytest.skip("a walk of its own, as above")
-    assert_same(compiled(objective(row.cell, walk))(*args), compiled(objective(row.cell, by_scan))(*args))
+    assert_same(
+        compiled(objective(row.cell, walk))(*args),
+        compiled(objective(row.cell, by_scan))(*args),
+    )
 
 
 def gradient_of(cell, shape, platform="cpu"):
@@ -95,7 +131,9 @@ def gradient_of(cell, shape, platform="cpu"):
 def test_explain_says_which_plan_and_why():
     diagonal = gradient_of(jaxrnn.DiagonalGRU(8), (100_000, 1, 4))
     assert diagonal.steps < 1000
-    assert "carries are kept: 192 operations a step make 96 bytes again" in diagonal.reason
+    assert (
+        "carries are kept: 192 operations a step make 96 bytes again" in diagonal.reason
+    )
     ltc = gradient_of(ROWS["ltc_one"].cell, ROWS["ltc_one"].shape)
     assert ltc.how == "lax.scan"
     assert "no weight gradient of it is a product with the carry" in ltc.reason
@@ -107,10 +145,17 @@ def test_explain_says_which_plan_and_why():
 
 
 def test_a_branch_that_is_dear_stays_in_the_loop():
-    """The compiled loop forwards has a conditional, and what is cheap is done for all steps at once."""
+    """The compiled loop forwards has a conditional, and what is cheap is done for
+    all steps at once.
+    """
     row = ROWS["dear_branch_forward"]
     params, xs, carry, _ = drawn(row, 16)
-    text = jax.jit(lambda *a: jaxrnn.unroll(row.cell, *a)[1]).lower(params, xs, carry).compile().as_text()
+    text = (
+        jax.jit(lambda *a: jaxrnn.unroll(row.cell, *a)[1])
+        .lower(params, xs, carry)
+        .compile()
+        .as_text()
+    )
     assert "conditional(" in text
     step, _ = as_step(row.cell, params, carry, (xs, None, None))
     (cond,) = (eqn for eqn in step.program.eqns if eqn.primitive.name == "cond")
@@ -119,7 +164,9 @@ def test_a_branch_that_is_dear_stays_in_the_loop():
     def cheap(x):
         return lax.cond(x.sum() > 0, lambda a: a + 1, lambda a: 2 * a, x)
 
-    eqn = next(e for e in jax.make_jaxpr(cheap)(jnp.ones(3)).eqns if e.primitive.name == "cond")
+    eqn = next(
+        e for e in jax.make_jaxpr(cheap)(jnp.ones(3)).eqns if e.primitive.name == "cond"
+    )
     assert not loses_by_mapping(eqn)
     assert operations([eqn]) == 3
 
@@ -127,40 +174,62 @@ def test_a_branch_that_is_dear_stays_in_the_loop():
 def test_parts_of_the_carry_that_nobody_reads_are_not_kept():
     ring = RingBuffer(4, 50)
     params = ring.init(jax.random.key(0), 3)
-    step, _ = as_step(ring, params, ring.initial_carry(params, (2,)), (jnp.ones((5, 2, 3)), None, None))
+    step, _ = as_step(
+        ring,
+        params,
+        ring.initial_carry(params, (2,)),
+        (jnp.ones((5, 2, 3)), None, None),
+    )
     assert step.adjoint.dropped == {1}  # the buffer, of (h, buffer, at)
     lstm = jaxrnn.LSTM(4)
     params = lstm.init(jax.random.key(0), 3)
-    step, _ = as_step(lstm, params, lstm.initial_carry(params, (2,)), (jnp.ones((5, 2, 3)), None, None))
+    step, _ = as_step(
+        lstm,
+        params,
+        lstm.initial_carry(params, (2,)),
+        (jnp.ones((5, 2, 3)), None, None),
+    )
     assert not step.adjoint.dropped
 
 
 def test_an_embedding_is_added_up_row_by_row():
-    """The loop backwards adds to the rows it read; no array of the embedding's size is made at a step."""
+    """The loop backwards adds to the rows it read; no array of the embedding's size
+    is made at a step.
+    """
     cell = OwnToken(8, 1000)
     params = cell.init(jax.random.key(0), 4)
     args = params, jnp.ones((5, 2, 4)), cell.initial_carry(params, (2,))
-    closed = jax.make_jaxpr(jax.grad(lambda p, *a: jaxrnn.unroll(cell, p, *a)[1].sum()))(*args)
+    closed = jax.make_jaxpr(
+        jax.grad(lambda p, *a: jaxrnn.unroll(cell, p, *a)[1].sum())
+    )(*args)
     assert "f32[5,1000,8]" not in str(closed)
 
 
-# -- a step without reverse mode --------------------------------------------------------------------------------------
+# -- a step without reverse mode
+# --------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class Doubling(Cell):
-    """A while_loop on the inputs, on a parameter that is not trained, or on the carry."""
+    """A while_loop on the inputs, on a parameter that is not trained, or on the
+    carry.
+    """
 
     where: str
     hidden_size: int = 4
 
     def init(self, key, input_size):
         keys = jax.random.split(key, 3)
-        return {name: 0.4 * jax.random.normal(k, (4, 4)) for name, k in zip("WUF", keys, strict=True)}
+        return {
+            name: 0.4 * jax.random.normal(k, (4, 4))
+            for name, k in zip("WUF", keys, strict=True)
+        }
 
     def step(self, p, h, x):
         def double(a):
-            return lax.while_loop(lambda a: jnp.abs(a).max() < 5, lambda a: a * 1.5 + 0.1, a)
+            return lax.while_loop(
+                lambda a: jnp.abs(a).max() < 5, lambda a: a * 1.5 + 0.1, a
+            )
 
         if self.where == "inputs":
             x = double(x)
@@ -173,11 +242,17 @@ class Doubling(Cell):
 
 def doubling(where):
     cell = Doubling(where)
-    return cell, cell.init(jax.random.key(0), 4), jax.random.normal(jax.random.key(1), (6, 3, 4))
+    return (
+        cell,
+        cell.init(jax.random.key(0), 4),
+        jax.random.normal(jax.random.key(1), (6, 3, 4)),
+    )
 
 
 def scanned(cell, p, xs, batch=3):
-    return lax.scan(lambda h, x: (cell.step(p, h, x),) * 2, jnp.zeros((batch, 4), xs.dtype), xs)[1]
+    return lax.scan(
+        lambda h, x: (cell.step(p, h, x),) * 2, jnp.zeros((batch, 4), xs.dtype), xs
+    )[1]
 
 
 @pytest.mark.parametrize("where", ["inputs", "frozen", "carry"])
@@ -185,11 +260,19 @@ def test_forward_mode_of_a_step_without_reverse_mode(where, x64):
     cell, p, xs = doubling(where)
     own, right = (
         compiled(lambda p, xs, f=f: jax.jvp(f, (p, xs), (p, xs)))(p, xs)
-        for f in (lambda p, xs: jaxrnn.unroll(cell, p, xs)[1], lambda p, xs: scanned(cell, p, xs))
+        for f in (
+            lambda p, xs: jaxrnn.unroll(cell, p, xs)[1],
+            lambda p, xs: scanned(cell, p, xs),
+        )
     )
     assert_same(own, right)
-    columns = jax.jacfwd(lambda w: jaxrnn.unroll(cell, {**p, "W": w}, xs)[1].sum((0, 1)))(p["W"])
-    assert_same(columns, jax.jacfwd(lambda w: scanned(cell, {**p, "W": w}, xs).sum((0, 1)))(p["W"]))
+    columns = jax.jacfwd(
+        lambda w: jaxrnn.unroll(cell, {**p, "W": w}, xs)[1].sum((0, 1))
+    )(p["W"])
+    assert_same(
+        columns,
+        jax.jacfwd(lambda w: scanned(cell, {**p, "W": w}, xs).sum((0, 1)))(p["W"]),
+    )
 
 
 @pytest.mark.parametrize("where", ["inputs", "frozen"])
@@ -198,25 +281,39 @@ def test_reverse_mode_of_what_does_not_go_through_the_while_loop(where, x64):
     trained = {name: p[name] for name in "WU"}
     own, right = (
         compiled(jax.grad(lambda q, f=f: f({**p, **q}).sum()))(trained)
-        for f in (lambda p: jaxrnn.unroll(cell, p, xs)[1], lambda p: scanned(cell, p, xs))
+        for f in (
+            lambda p: jaxrnn.unroll(cell, p, xs)[1],
+            lambda p: scanned(cell, p, xs),
+        )
     )
     assert_same(own, right)
     own, right = (
-        jax.vmap(jax.grad(lambda q, xs, f=f: f({**p, **q}, xs).sum()), (None, 1))(trained, xs[:, :, None])
-        for f in (lambda p, xs: jaxrnn.unroll(cell, p, xs)[1], lambda p, xs: scanned(cell, p, xs, 1))
+        jax.vmap(jax.grad(lambda q, xs, f=f: f({**p, **q}, xs).sum()), (None, 1))(
+            trained, xs[:, :, None]
+        )
+        for f in (
+            lambda p, xs: jaxrnn.unroll(cell, p, xs)[1],
+            lambda p, xs: scanned(cell, p, xs, 1),
+        )
     )
     assert_same(own, right)
 
 
 def test_words_where_reverse_mode_does_not_exist():
     cell, p, xs = doubling("carry")
-    with pytest.raises(ValueError, match=r"Reverse-mode differentiation does not work for lax\.while_loop"):
+    with pytest.raises(
+        ValueError,
+        match=r"Reverse-mode differentiation does not work for lax\.while_loop",
+    ):
         jax.grad(lambda p: jaxrnn.unroll(cell, p, xs)[1].sum())(p)
     for engine in (Checkpoint(2), Scan(residuals="carries"), Scan(window=2)):
         with pytest.raises(
-            ValueError, match=r"pullback of its step cannot be traced[\s\S]*leave residuals, window and Checkpoint"
+            ValueError,
+            match=r"pullback of its step cannot be traced[\s\S]*leave residuals, window and Checkpoint",  # noqa: E501
         ):
-            jax.grad(lambda p, e=engine: jaxrnn.unroll(cell, p, xs, engine=e)[1].sum())(p)
+            jax.grad(lambda p, e=engine: jaxrnn.unroll(cell, p, xs, engine=e)[1].sum())(
+                p
+            )
     row = jaxrnn.explain(cell, p, xs).rows[0]
     assert row.backward.how == "lax.scan"
     assert "pullback of its step cannot be traced" in row.backward.reason
@@ -232,19 +329,29 @@ def test_a_linear_cell_without_reverse_mode(x64):
             return jax.nn.sigmoid(p["a"] * scaled), scaled @ p["W"]
 
     random = np.random.default_rng(0)
-    p = {"a": jnp.asarray(random.normal()), "W": jnp.asarray(random.normal(size=(4, 4)))}
+    p = {
+        "a": jnp.asarray(random.normal()),
+        "W": jnp.asarray(random.normal(size=(4, 4))),
+    }
     xs = jnp.asarray(random.normal(size=(5, 2, 4)))
 
     def right(p):
-        return lax.scan(lambda h, x: (Clocked().step(p, h, x),) * 2, jnp.zeros((2, 4)), xs)[1].sum()
+        return lax.scan(
+            lambda h, x: (Clocked().step(p, h, x),) * 2, jnp.zeros((2, 4)), xs
+        )[1].sum()
 
     own = jax.grad(lambda p: jaxrnn.unroll(Clocked(), p, xs)[1].sum())(p)
     assert_same(own, jax.grad(right)(p))
     with pytest.raises(ValueError, match="pullback of its step cannot be traced"):
-        jax.grad(lambda p: jaxrnn.unroll(Clocked(), p, xs, engine=jaxrnn.Associative())[1].sum())(p)
+        jax.grad(
+            lambda p: jaxrnn.unroll(Clocked(), p, xs, engine=jaxrnn.Associative())[
+                1
+            ].sum()
+        )(p)
 
 
-# -- the reasons for which a step is left to jax.lax.scan -------------------------------------------------------------
+# -- the reasons for which a step is left to jax.lax.scan
+# -------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,16 +364,22 @@ class Odd(Cell):
     def init(self, key, input_size):
         kind = {"rbg": "rbg", "typed key": "threefry2x32"}.get(self.what)
         typed = {} if kind is None else {"key": jax.random.key(3, impl=kind)}
-        raw = {"key": jax.random.key_data(typed["key"])} if self.what == "rbg" else typed
+        raw = (
+            {"key": jax.random.key_data(typed["key"])} if self.what == "rbg" else typed
+        )
         return {"U": 0.4 * jax.random.normal(key, (4, 4)), **raw}
 
     def step(self, p, h, x):
         if self.what == "effects":
             jax.debug.print("{}", h.sum())
         if self.what == "callback":
-            x = x + jax.pure_callback(np.sin, jax.ShapeDtypeStruct(h.shape, h.dtype), lax.stop_gradient(h))
+            x = x + jax.pure_callback(
+                np.sin, jax.ShapeDtypeStruct(h.shape, h.dtype), lax.stop_gradient(h)
+            )
         if self.what == "rbg":
-            x = x + jax.random.normal(jax.random.wrap_key_data(p["key"], impl="rbg"), h.shape)
+            x = x + jax.random.normal(
+                jax.random.wrap_key_data(p["key"], impl="rbg"), h.shape
+            )
         if self.what == "typed key":
             x = x + jax.random.normal(p["key"], h.shape)
         return jnp.tanh(x + h @ p["U"])
@@ -284,18 +397,29 @@ REASONS = {
 def test_explain_has_a_line_for_each_reason(what):
     cell = Odd(what)
     params = cell.init(jax.random.key(0), 4)
-    row = jaxrnn.explain(cell, params, jax.ShapeDtypeStruct((5, 2, 4), jnp.float32)).rows[0]
+    row = jaxrnn.explain(
+        cell, params, jax.ShapeDtypeStruct((5, 2, 4), jnp.float32)
+    ).rows[0]
     assert row.forward.how == "lax.scan"
     with pytest.raises(ValueError, match=REASONS[what]):
         jaxrnn.unroll(cell, params, jnp.ones((5, 2, 4)), engine=Checkpoint(2))
-    assert re.search(REASONS[what], str(jaxrnn.explain(cell, params, jnp.ones((5, 2, 4)))).replace("\n" + 17 * " ", " "))
+    assert re.search(
+        REASONS[what],
+        str(jaxrnn.explain(cell, params, jnp.ones((5, 2, 4)))).replace(
+            "\n" + 17 * " ", " "
+        ),
+    )
 
 
 def test_small_projections_go_before_the_loop_on_every_version_of_jax():
-    """In the loop each is a call of its own: with jax 0.10 a gradient over a prime number of steps took 1.5 times as long."""
+    """In the loop each is a call of its own: with jax 0.10 a gradient over a prime
+    number of steps took 1.5 times as long.
+    """
     cell = jaxrnn.Elman(2)
     params = cell.init(jax.random.key(0), 2)
-    row = jaxrnn.explain(cell, params, jax.ShapeDtypeStruct((100_003, 1, 2), jnp.float32)).rows[0]
+    row = jaxrnn.explain(
+        cell, params, jax.ShapeDtypeStruct((100_003, 1, 2), jnp.float32)
+    ).rows[0]
     assert row.recording.hoisted
 
 
@@ -319,9 +443,16 @@ def test_a_backward_rule_that_fails_without_words(x64):
             return jnp.tanh(x @ never(p["W"]) + h @ p["U"])
 
     random = np.random.default_rng(0)
-    W, U, xs = (jnp.asarray(random.normal(size=size)) for size in ((3, 3), (3, 3), (5, 2, 3)))
-    own = jax.grad(lambda U: jaxrnn.unroll(Untrained(), {"W": W, "U": U}, xs)[1].sum())(U)
-    assert_same(own, jax.grad(lambda U: scanned_three(Untrained(), {"W": W, "U": U}, xs).sum())(U))
+    W, U, xs = (
+        jnp.asarray(random.normal(size=size)) for size in ((3, 3), (3, 3), (5, 2, 3))
+    )
+    own = jax.grad(lambda U: jaxrnn.unroll(Untrained(), {"W": W, "U": U}, xs)[1].sum())(
+        U
+    )
+    assert_same(
+        own,
+        jax.grad(lambda U: scanned_three(Untrained(), {"W": W, "U": U}, xs).sum())(U),
+    )
 
 
 def scanned_three(cell, p, xs):
@@ -330,7 +461,9 @@ def scanned_three(cell, p, xs):
 
 def test_gradients_without_jit(x64):
     cell = jaxrnn.Elman(3)
-    params = jax.tree.map(lambda a: a.astype(jnp.float64), cell.init(jax.random.key(0), 2))
+    params = jax.tree.map(
+        lambda a: a.astype(jnp.float64), cell.init(jax.random.key(0), 2)
+    )
     xs = jnp.asarray(np.random.default_rng(0).normal(size=(5, 2, 2)))
     gradient = jax.grad(lambda p: jaxrnn.unroll(cell, p, xs)[1].sum())
     expected = gradient(params)
@@ -357,21 +490,34 @@ def test_a_part_of_the_carry_that_nothing_moves_asks_for_no_derivative(x64):
             return Parts(jnp.tanh(x + s.h @ p["U"]), jnp.cos(s.c))
 
         def output(self, p, s, x):
-            doubled = lax.while_loop(lambda a: jnp.abs(a).max() < 5, lambda a: 2 * a, s.c)
+            doubled = lax.while_loop(
+                lambda a: jnp.abs(a).max() < 5, lambda a: 2 * a, s.c
+            )
             return s.h * doubled
 
     random = np.random.default_rng(0)
-    cell, p, xs = Still(), {"U": jnp.asarray(random.normal(size=(3, 3)))}, jnp.asarray(random.normal(size=(5, 2, 3)))
+    cell, p, xs = (
+        Still(),
+        {"U": jnp.asarray(random.normal(size=(3, 3)))},
+        jnp.asarray(random.normal(size=(5, 2, 3))),
+    )
 
     def right(p, xs):
-        carries = lax.scan(lambda s, x: (cell.step(p, s, x),) * 2, cell.initial_carry(p, (2,)), xs)[1]
+        carries = lax.scan(
+            lambda s, x: (cell.step(p, s, x),) * 2, cell.initial_carry(p, (2,)), xs
+        )[1]
         return cell.output(p, carries, xs).sum()
 
     expected = jax.grad(right, (0, 1))(p, xs)
     for engine in (None, Scan(residuals="carries"), Checkpoint(2)):
-        own = jax.grad(lambda p, xs, e=engine: jaxrnn.unroll(cell, p, xs, engine=e)[1].sum(), (0, 1))(p, xs)
+        own = jax.grad(
+            lambda p, xs, e=engine: jaxrnn.unroll(cell, p, xs, engine=e)[1].sum(),
+            (0, 1),
+        )(p, xs)
         assert_same(own, expected)
-    assert set(jax.jvp(lambda p: jaxrnn.unroll(cell, p, xs)[0], (p,), (p,))[1]._fields) == {"h", "c"}
+    assert set(
+        jax.jvp(lambda p: jaxrnn.unroll(cell, p, xs)[0], (p,), (p,))[1]._fields
+    ) == {"h", "c"}
 
 
 @jax.custom_vjp
@@ -382,9 +528,20 @@ def backwards_only(w):
 backwards_only.defvjp(lambda w: (jnp.sin(w), w), lambda w, g: (g * jnp.cos(w),))
 
 
-@pytest.mark.parametrize("place", ["nowhere", "stopped", "as an integer", "a part that stands still", "a part nobody reads"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "nowhere",
+        "stopped",
+        "as an integer",
+        "a part that stands still",
+        "a part nobody reads",
+    ],
+)
 def test_tangents_that_nobody_reads_ask_for_no_forward_mode(place, x64):
-    """As under ``lax.scan``, a ``custom_vjp`` may stand where no tangent is asked for."""
+    """As under ``lax.scan``, a ``custom_vjp`` may stand where no tangent is asked
+    for.
+    """
 
     @dataclasses.dataclass(frozen=True)
     class Backwards(Cell):
@@ -412,16 +569,33 @@ def test_tangents_that_nobody_reads_ask_for_no_forward_mode(place, x64):
             return s.h
 
     random = np.random.default_rng(0)
-    cell, p, xs = Backwards(), {"U": jnp.asarray(random.normal(size=(3, 3)))}, jnp.asarray(random.normal(size=(5, 2, 3)))
+    cell, p, xs = (
+        Backwards(),
+        {"U": jnp.asarray(random.normal(size=(3, 3)))},
+        jnp.asarray(random.normal(size=(5, 2, 3))),
+    )
     along = jax.tree.map(lambda a: jnp.asarray(random.normal(size=a.shape)), (p, xs))
 
     def right(p, xs):
-        return lax.scan(lambda s, x: (cell.step(p, s, x),) * 2, cell.initial_carry(p, (2,)), xs)[1].h
+        return lax.scan(
+            lambda s, x: (cell.step(p, s, x),) * 2, cell.initial_carry(p, (2,)), xs
+        )[1].h
 
     tangents = jax.jit(lambda f, at, along: jax.jvp(f, at, along)[1], static_argnums=0)
-    gradient = jax.jit(lambda f, at, along: jax.grad(lambda *at: (f(*at) * along[1]).sum(), (0, 1))(*at), static_argnums=0)
+    gradient = jax.jit(
+        lambda f, at, along: jax.grad(lambda *at: (f(*at) * along[1]).sum(), (0, 1))(
+            *at
+        ),
+        static_argnums=0,
+    )
     for derivative in (tangents, gradient):
         expected = derivative(right, (p, xs), along)
-        for engine in (None, Scan(), Scan(residuals="carries"), Scan(residuals="gates", hoist=False), Checkpoint(2)):
+        for engine in (
+            None,
+            Scan(),
+            Scan(residuals="carries"),
+            Scan(residuals="gates", hoist=False),
+            Checkpoint(2),
+        ):
             own = lambda p, xs, e=engine: jaxrnn.unroll(cell, p, xs, engine=e)[1]  # noqa: E731
             assert_same(derivative(own, (p, xs), along), expected)

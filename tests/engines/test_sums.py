@@ -1,7 +1,9 @@
-"""Weight gradients whose cotangents go through every primitive that a sum over time might move through, or must not.
+"""Weight gradients whose cotangents go through every primitive that a sum over time
+might move through, or must not.
 
-A weight's cotangent at each step passes through a backward rule of its own, linear, affine or neither. The engines' sums over
-time are those of ``jax.lax.scan``, which adds the gradients up one after another.
+A weight's cotangent at each step passes through a backward rule of its own, linear,
+affine or neither. The engines' sums over time are those of ``jax.lax.scan``, which adds
+the gradients up one after another.
 """
 
 import dataclasses
@@ -33,7 +35,9 @@ def at(g):
 
 
 def by_conv(a, b):
-    return lax.conv(a.reshape(1, 1, H, H), b.reshape(1, 1, H, H), (1, 1), "SAME").reshape(H, H)
+    return lax.conv(
+        a.reshape(1, 1, H, H), b.reshape(1, 1, H, H), (1, 1), "SAME"
+    ).reshape(H, H)
 
 
 def looped(g):
@@ -73,11 +77,17 @@ RULES = {
     "scatter_mul": lambda g: g.at[ORDER].mul(C),
     "scatter_max": lambda g: g.at[ORDER].max(C),
     "update_slice": lambda g: lax.dynamic_update_slice(jnp.asarray(C), g[:1], (1, 0)),
-    "update_slice_operand": lambda g: lax.dynamic_update_slice(g, jnp.asarray(C[:1]), (1, 0)),
+    "update_slice_operand": lambda g: lax.dynamic_update_slice(
+        g, jnp.asarray(C[:1]), (1, 0)
+    ),
     "update_slice_both": lambda g: lax.dynamic_update_slice(g, 2 * g[:1], (1, 0)),
-    "update_slice_index": lambda g: lax.dynamic_update_slice(jnp.asarray(C), g[:1], (at(g), jnp.int32(0))),
+    "update_slice_index": lambda g: lax.dynamic_update_slice(
+        jnp.asarray(C), g[:1], (at(g), jnp.int32(0))
+    ),
     "dynamic_slice": lambda g: jnp.tile(lax.dynamic_slice(g, (1, 0), (2, H)), (2, 1)),
-    "dynamic_slice_index": lambda g: jnp.tile(lax.dynamic_slice(g, (at(g) % 2, jnp.int32(0)), (2, H)), (2, 1)),
+    "dynamic_slice_index": lambda g: jnp.tile(
+        lax.dynamic_slice(g, (at(g) % 2, jnp.int32(0)), (2, H)), (2, 1)
+    ),
     "dynamic_slice_of_constant": lambda g: jnp.tile(
         lax.dynamic_slice(jnp.asarray(C), (at(g) % 2, jnp.int32(0)), (2, H)), (2, 1)
     ),
@@ -85,7 +95,9 @@ RULES = {
     "gather_index": lambda g: g[jnp.argsort(g[:, 0])],
     "gather_of_constant": lambda g: jnp.asarray(C)[at(g) * jnp.ones(H, int)],
     "gather_filled": lambda g: g.at[ORDER + 2].get(mode="fill", fill_value=3.0),
-    "gather_filled_with_zero": lambda g: g.at[ORDER + 2].get(mode="fill", fill_value=0.0),
+    "gather_filled_with_zero": lambda g: g.at[ORDER + 2].get(
+        mode="fill", fill_value=0.0
+    ),
     "gather_clipped": lambda g: g.at[ORDER + 2].get(mode="clip"),
     "concatenate": lambda g: jnp.concatenate([g[:1], C[1:]]),
     "pad": lambda g: lax.pad(g[:2], jnp.float64(0.7), [(1, 1, 0), (0, 0, 0)]),
@@ -108,13 +120,19 @@ RULES = {
     "conv": lambda g: by_conv(g, jnp.asarray(C)),
     "conv_by": lambda g: by_conv(jnp.asarray(C), g),
     "conv_both": lambda g: by_conv(g, g),
-    "triangular_solve": lambda g: jax.scipy.linalg.solve_triangular(TRIANGLE, g, lower=True),
-    "triangular_solve_by": lambda g: jax.scipy.linalg.solve_triangular(jnp.tril(g) + 9 * jnp.eye(H), C, lower=True),
+    "triangular_solve": lambda g: jax.scipy.linalg.solve_triangular(
+        TRIANGLE, g, lower=True
+    ),
+    "triangular_solve_by": lambda g: jax.scipy.linalg.solve_triangular(
+        jnp.tril(g) + 9 * jnp.eye(H), C, lower=True
+    ),
     "solve": lambda g: jnp.linalg.solve(C, g),
     "solve_by": lambda g: jnp.linalg.solve(g + 9 * jnp.eye(H), C),
     "to_float32_and_back": lambda g: g.astype(jnp.float32).astype(jnp.float64),
     "to_bfloat16_and_back": lambda g: g.astype(jnp.bfloat16).astype(jnp.float64),
-    "to_float16_of_a_product": lambda g: (C @ g).T.astype(jnp.float32).astype(jnp.float64),
+    "to_float16_of_a_product": lambda g: (
+        (C @ g).T.astype(jnp.float32).astype(jnp.float64)
+    ),
     "to_int_and_back": lambda g: (10 * g).astype(jnp.int32).astype(jnp.float64),
     "to_bool_and_back": lambda g: (g > 0).astype(jnp.float64),
     "reduce_precision": lambda g: lax.reduce_precision(g, 8, 7),
@@ -133,9 +151,14 @@ RULES = {
     "nothing": lambda g: jnp.zeros_like(g),
     "only_a_constant": lambda g: jnp.asarray(C),
     "two_ways": lambda g: g @ C + jnp.where(M, g.T, C) + jnp.tanh(g),
-    "newton_schulz": lambda g: functools.reduce(lambda a, _: 1.5 * a - 0.5 * C @ (C.T @ a), range(6), g),
+    "newton_schulz": lambda g: functools.reduce(
+        lambda a, _: 1.5 * a - 0.5 * C @ (C.T @ a), range(6), g
+    ),
 }
-PARTS = {name: [*RULES][i::4] for i, name in enumerate(["first", "second", "third", "fourth"])}
+PARTS = {
+    name: [*RULES][i::4]
+    for i, name in enumerate(["first", "second", "third", "fourth"])
+}
 ENGINES = {
     "default": None,
     "window": Scan(window=3),
@@ -164,8 +187,14 @@ class Ruled(Cell):
 
     def init(self, key, input_size):
         keys = jax.random.split(key, len(self.rules) + 1)
-        weights = {name: 0.5 * jax.random.normal(k, (H, H), jnp.float64) for name, k in zip(self.rules, keys, strict=False)}
-        return {"W": jax.random.normal(keys[-1], (input_size, H), jnp.float64), "U": weights}
+        weights = {
+            name: 0.5 * jax.random.normal(k, (H, H), jnp.float64)
+            for name, k in zip(self.rules, keys, strict=False)
+        }
+        return {
+            "W": jax.random.normal(keys[-1], (input_size, H), jnp.float64),
+            "U": weights,
+        }
 
     def step(self, params, h, x):
         recurrent = [h @ passed(name, w) for name, w in params["U"].items()]
@@ -210,12 +239,24 @@ def expected(part):
     ("part", "engine"),
     [(part, "default") for part in PARTS]
     + [("first", "carries"), ("second", "checkpoint")]
-    + [pytest.param(part, engine, marks=pytest.mark.slow) for part in PARTS for engine in ("carries", "checkpoint")],
+    + [
+        pytest.param(part, engine, marks=pytest.mark.slow)
+        for part in PARTS
+        for engine in ("carries", "checkpoint")
+    ],
 )
 def test_sums_are_those_of_lax_scan(part, engine, x64, optax_promotion):
     own, right = found(part, engine)
-    for (path, a), b in zip(jax.tree.leaves_with_path(own), jax.tree.leaves(right), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12 * np.abs(b).max(), err_msg=jax.tree_util.keystr(path))
+    for (path, a), b in zip(
+        jax.tree.leaves_with_path(own), jax.tree.leaves(right), strict=True
+    ):
+        np.testing.assert_allclose(
+            a,
+            b,
+            rtol=1e-12,
+            atol=1e-12 * np.abs(b).max(),
+            err_msg=jax.tree_util.keystr(path),
+        )
 
 
 def test_the_table_names_every_primitive_that_is_taken_as_linear(x64, optax_promotion):
@@ -224,17 +265,25 @@ def test_the_table_names_every_primitive_that_is_taken_as_linear(x64, optax_prom
     step, _ = as_step(cell, params, carry, (xs, None, None))
     met = {eqn.primitive.name for eqn in step.adjoint.eqns}
     claimed = {*linearity.ALL.split(), *linearity.SOME, *linearity.PRODUCTS}
-    assert claimed - met <= {"copy_p", "expand_dims", "copy"}  # other names of what is met
+    assert claimed - met <= {
+        "copy_p",
+        "expand_dims",
+        "copy",
+    }  # other names of what is met
 
 
 def test_the_clipped_gradient_of_the_issue(x64):
-    """Where the weight is clipped, its gradient is the sign at every one of the six steps."""
+    """Where the weight is clipped, its gradient is the sign at every one of the six
+    steps.
+    """
 
     @jax.custom_vjp
     def keep(w):
         return w
 
-    keep.defvjp(lambda w: (w, w), lambda w, g: (jnp.where(jnp.abs(w) < 0.4, g, jnp.sign(w)),))
+    keep.defvjp(
+        lambda w: (w, w), lambda w, g: (jnp.where(jnp.abs(w) < 0.4, g, jnp.sign(w)),)
+    )
 
     @dataclasses.dataclass(frozen=True)
     class Clipped(Cell):
@@ -244,17 +293,26 @@ def test_the_clipped_gradient_of_the_issue(x64):
             return jnp.tanh(x @ p["W"] + h @ keep(p["U"]))
 
     random = np.random.default_rng(3)
-    params = {"W": jnp.asarray(random.normal(size=(D, H))), "U": jnp.asarray(random.normal(size=(H, H)))}
+    params = {
+        "W": jnp.asarray(random.normal(size=(D, H))),
+        "U": jnp.asarray(random.normal(size=(H, H))),
+    }
     xs = jnp.asarray(random.normal(size=(6, B, D)))
     grad = jax.grad(lambda p: jaxrnn.unroll(Clipped(), p, xs)[1].sum())(params)["U"]
     clipped = np.abs(params["U"]) >= 0.4
-    np.testing.assert_array_equal(np.asarray(grad)[clipped], 6 * np.sign(params["U"])[clipped])
+    np.testing.assert_array_equal(
+        np.asarray(grad)[clipped], 6 * np.sign(params["U"])[clipped]
+    )
 
 
-@pytest.mark.parametrize(("dtype", "scale"), [("float16", 1000.0), ("bfloat16", 1000.0)])
+@pytest.mark.parametrize(
+    ("dtype", "scale"), [("float16", 1000.0), ("bfloat16", 1000.0)]
+)
 @pytest.mark.parametrize("factor", [None, 2.0**-10])
 def test_sums_in_half_precision_stay_in_range(dtype, scale, factor):
-    """Each step's product fits float16, which their sum leaves: under loss scaling, and where a factor comes after it."""
+    """Each step's product fits float16, which their sum leaves: under loss scaling,
+    and where a factor comes after it.
+    """
 
     @dataclasses.dataclass(frozen=True)
     class Half(Cell):
@@ -263,28 +321,40 @@ def test_sums_in_half_precision_stay_in_range(dtype, scale, factor):
         def step(self, p, h, x):
             W, U = (p[name].astype(dtype) for name in "WU")
             W = W if factor is None else W * jnp.asarray(factor, dtype)
-            return jnp.tanh((x.astype(dtype) @ W + h.astype(dtype) @ U).astype(jnp.float32))
+            return jnp.tanh(
+                (x.astype(dtype) @ W + h.astype(dtype) @ U).astype(jnp.float32)
+            )
 
     random = np.random.default_rng(0)
-    params = {"W": 0.05 * random.normal(size=(2, 3)), "U": 0.05 * random.normal(size=(3, 3))}
+    params = {
+        "W": 0.05 * random.normal(size=(2, 3)),
+        "U": 0.05 * random.normal(size=(3, 3)),
+    }
     params["W"] /= factor or 1
     params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), params)
     xs = jnp.ones((200, B, 2))
 
     def right(p):
-        return lax.scan(lambda h, x: (Half().step(p, h, x),) * 2, jnp.zeros((B, 3)), xs)[1]
+        return lax.scan(
+            lambda h, x: (Half().step(p, h, x),) * 2, jnp.zeros((B, 3)), xs
+        )[1]
 
     own, wanted = (
-        jax.grad(lambda p, f=f: (f(p) * scale).sum())(params) for f in (lambda p: jaxrnn.unroll(Half(), p, xs)[1], right)
+        jax.grad(lambda p, f=f: (f(p) * scale).sum())(params)
+        for f in (lambda p: jaxrnn.unroll(Half(), p, xs)[1], right)
     )
     for name in "WU":
         assert np.isfinite(wanted[name]).all()
-        np.testing.assert_allclose(own[name], wanted[name], rtol=2e-2, atol=1e-2 * np.abs(wanted[name]).max())
+        np.testing.assert_allclose(
+            own[name], wanted[name], rtol=2e-2, atol=1e-2 * np.abs(wanted[name]).max()
+        )
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16"])
 def test_narrow_weights_in_wide_steps_keep_their_products(dtype):
-    """``matmul(h, U)`` in narrow numbers, summed in wide ones: one product over time, not T matrices."""
+    """``matmul(h, U)`` in narrow numbers, summed in wide ones: one product over
+    time, not T matrices.
+    """
 
     @dataclasses.dataclass(frozen=True)
     class Mixed(Cell):
@@ -309,7 +379,9 @@ def linear_sums(step):
 
 
 def test_sums_through_iterations_are_linear_in_their_number():
-    """The text of the program grows by the same for each iteration that a recurrent weight is made by."""
+    """The text of the program grows by the same for each iteration that a recurrent
+    weight is made by.
+    """
 
     @dataclasses.dataclass(frozen=True)
     class Orthogonalised(Cell):

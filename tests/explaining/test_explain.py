@@ -1,4 +1,6 @@
-"""`jaxrnn.explain` against what happens: programs as they are lowered, paces as they are walked, errors as they are raised."""
+"""`jaxrnn.explain` against what happens: programs as they are lowered, paces as they
+are walked, errors as they are raised.
+"""
 
 import dataclasses
 import itertools
@@ -10,14 +12,29 @@ from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
 import jaxrnn
-from jaxrnn import GRU, LSTM, MLSTM, Associative, Checkpoint, Fused, MinGRU, Scan, bidirectional, stack, unroll
+from jaxrnn import (
+    GRU,
+    LSTM,
+    MLSTM,
+    Associative,
+    Checkpoint,
+    Fused,
+    MinGRU,
+    Scan,
+    bidirectional,
+    stack,
+    unroll,
+)
 from jaxrnn.core.cell import Layer
 from jaxrnn.engines.recurrence import passes, primitives
 from jaxrnn.explaining.execution import PLATFORMS
 from jaxrnn.explaining.table import brief
 from jaxrnn.unrolling import walk
 
-KERNEL_CALL = {"gpu": "mosaic_gpu", "tpu": "tpu_custom_call"}  # as the compilers call it
+KERNEL_CALL = {
+    "gpu": "mosaic_gpu",
+    "tpu": "tpu_custom_call",
+}  # as the compilers call it
 
 
 def shapes(cell, steps=20, batch=(3,), features=4, dtype=jnp.float32):
@@ -37,7 +54,10 @@ def programs(cell, engine=None, **options):
     def gradient(params, xs):
         def loss(params, xs):
             carry, ys = forward(params, xs)[:2]
-            return sum(jnp.sum(jnp.sin(a).astype(jnp.float32)) for a in [ys, *jax.tree.leaves(carry)])
+            return sum(
+                jnp.sum(jnp.sin(a).astype(jnp.float32))
+                for a in [ys, *jax.tree.leaves(carry)]
+            )
 
         return jax.grad(loss, (0, 1))(params, xs)
 
@@ -45,7 +65,12 @@ def programs(cell, engine=None, **options):
 
 
 def lowered(function, given, platform):
-    return jax.jit(function).trace(*given).lower(lowering_platforms=(PLATFORMS[platform],)).as_text()
+    return (
+        jax.jit(function)
+        .trace(*given)
+        .lower(lowering_platforms=(PLATFORMS[platform],))
+        .as_text()
+    )
 
 
 def by_platform(explanation):
@@ -79,8 +104,14 @@ def test_windows_are_those_walked(cell, engine, steps, monkeypatch):
     paces = []
     for name in ("states", "cotangents"):
 
-        def noted(*args, name=name, real=getattr(walks, name), **kwargs):
-            paces.append((name, kwargs.get("pace") or next(a for a in args if isinstance(a, passes.Pace))))
+        def noted(*args, name=name, real=getattr(passes, name), **kwargs):
+            paces.append(
+                (
+                    name,
+                    kwargs.get("pace")
+                    or next(a for a in args if isinstance(a, passes.Pace)),
+                )
+            )
             return real(*args, **kwargs)
 
         monkeypatch.setattr(passes, name, noted)
@@ -89,7 +120,10 @@ def test_windows_are_those_walked(cell, engine, steps, monkeypatch):
     forward, gradient = (jax.jit(f).trace(*given) for f in programs(cell, engine))
     for platform, row in rows.items():
         said = []
-        for program, ways in ((forward, [("states", row.forward)]), (gradient, [("states", row.recording)])):
+        for program, ways in (
+            (forward, [("states", row.forward)]),
+            (gradient, [("states", row.recording)]),
+        ):
             paces.clear()
             program.lower(lowering_platforms=(PLATFORMS[platform],))
             ways += [("cotangents", row.backward)] * (program is gradient)
@@ -100,29 +134,53 @@ def test_windows_are_those_walked(cell, engine, steps, monkeypatch):
                 assert way.hoisted == (None if pace.prefix else pace.hoist)
                 said.append(way.steps)
         if engine is None and isinstance(cell, LSTM) and cell.hidden_size == 64:
-            assert (min(w or steps for w in said) < steps) == (platform == "cpu")  # both sides of the table are tried
+            assert (min(w or steps for w in said) < steps) == (
+                platform == "cpu"
+            )  # both sides of the table are tried
 
 
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
 @pytest.mark.parametrize(
-    "cell", [LSTM(16), LSTM(16, layer_norm=True), LSTM(2048), MinGRU(16), stack(GRU(16), MLSTM(16, heads=2))], ids=brief
+    "cell",
+    [
+        LSTM(16),
+        LSTM(16, layer_norm=True),
+        LSTM(2048),
+        MinGRU(16),
+        stack(GRU(16), MLSTM(16, heads=2)),
+    ],
+    ids=brief,
 )
-def test_a_kernel_by_default_is_there_exactly_when_explained(cell, platform, monkeypatch):
+def test_a_kernel_by_default_is_there_exactly_when_explained(
+    cell, platform, monkeypatch
+):
     monkeypatch.setattr(primitives, "KERNELS", frozenset({PLATFORMS[platform]}))
     given = shapes(cell)
-    rows = [row for row in jaxrnn.explain(cell, *given).rows if row.platform == platform]
-    forward, gradient = (lowered(f, given, platform).count(KERNEL_CALL[platform]) for f in programs(cell))
+    rows = [
+        row for row in jaxrnn.explain(cell, *given).rows if row.platform == platform
+    ]
+    forward, gradient = (
+        lowered(f, given, platform).count(KERNEL_CALL[platform]) for f in programs(cell)
+    )
     assert (forward > 0) == any(row.forward.how == "kernel" for row in rows)
     assert (gradient > 0) == any(row.backward.how == "kernel" for row in rows)
     assert all(row.error is None for row in rows)
     new = jax.__version_info__ >= (0, 11) or platform == "tpu"
-    assert (rows[0].forward.how == "kernel") == (new and (len(rows) == 2 or cell in (LSTM(16), MinGRU(16))))
+    assert (rows[0].forward.how == "kernel") == (
+        new and (len(rows) == 2 or cell in (LSTM(16), MinGRU(16)))
+    )
     for row in rows:
-        assert row.engine == {"kernel": "Fused()", "chunks": "Associative()"}.get(row.forward.how, "Scan()")
+        assert row.engine == {"kernel": "Fused()", "chunks": "Associative()"}.get(
+            row.forward.how, "Scan()"
+        )
         if row.forward.how == "loop":
             assert "Fused: " in row.forward.reason
             assert row.kernel.how == "error"
-    others = [row for row in jaxrnn.explain(cell, *given).rows if row.platform not in ("cpu", platform)]
+    others = [
+        row
+        for row in jaxrnn.explain(cell, *given).rows
+        if row.platform not in ("cpu", platform)
+    ]
     assert not any(row.forward.how == "kernel" for row in others)
 
 
@@ -145,7 +203,9 @@ def test_an_engine_by_name_runs_or_raises_as_explained(cell, engine, platform):
     row = by_platform(jaxrnn.explain(cell, *given, engine=engine))[platform]
     forward, gradient = programs(cell, engine)
     assert row.engine.startswith(type(engine).__name__)
-    assert (row.forward.reason if row.forward.how == "error" else None) == error_of(forward, given, platform)
+    assert (row.forward.reason if row.forward.how == "error" else None) == error_of(
+        forward, given, platform
+    )
     said = [way.reason for way in (row.recording, row.backward) if way.how == "error"]
     assert (said[0] if said else None) == error_of(gradient, given, platform)
     assert (row.error is None) == (not said)
@@ -155,7 +215,10 @@ def test_what_fused_would_say_beside_another_engine():
     """The row of an engine tells what that of `Fused` does."""
     for cell in (LSTM(16), LSTM(2048), LSTM(16, layer_norm=True)):
         given = shapes(cell)
-        plain, named = (by_platform(jaxrnn.explain(cell, *given, engine=engine)) for engine in (None, Fused()))
+        plain, named = (
+            by_platform(jaxrnn.explain(cell, *given, engine=engine))
+            for engine in (None, Fused())
+        )
         assert not any(row.error for row in plain.values())
         for platform, row in plain.items():
             assert (row.kernel.how == "kernel") == (named[platform].error is None)
@@ -165,7 +228,9 @@ def test_what_fused_would_say_beside_another_engine():
     assert needed <= there == 14 * 2**20
     wide = by_platform(jaxrnn.explain(LSTM(2048), *shapes(LSTM(2048))))["tpu"]
     assert f"{there:,} are there" in wide.kernel.reason
-    assert f"{there:,} are there" in " ".join(str(jaxrnn.explain(LSTM(2048), *shapes(LSTM(2048)))).split())
+    assert f"{there:,} are there" in " ".join(
+        str(jaxrnn.explain(LSTM(2048), *shapes(LSTM(2048)))).split()
+    )
 
 
 @pytest.mark.usefixtures("x64")
@@ -179,15 +244,23 @@ def test_float64_is_no_kernels(monkeypatch):
             if platform == "tpu" or cell == LSTM(16):
                 assert row.forward.how == "loop"
             text = "" if found else lowered(programs(cell)[1], given, platform)
-            assert (KERNEL_CALL.get(platform, "no such call") in text) == (row.backward.how == "kernel")
+            assert (KERNEL_CALL.get(platform, "no such call") in text) == (
+                row.backward.how == "kernel"
+            )
 
 
 @pytest.mark.parametrize("steps", [0, 1])
 def test_a_step_alone(steps):
     for engine in (None, Fused(), Checkpoint()):
         rows = jaxrnn.explain(LSTM(8), *shapes(LSTM(8), steps), engine=engine).rows
-        assert {row.forward.how for row in rows} == {row.backward.how for row in rows} == {"lax.scan"}
-        assert all("needs no loop" in row.forward.reason and row.error is None for row in rows)
+        assert (
+            {row.forward.how for row in rows}
+            == {row.backward.how for row in rows}
+            == {"lax.scan"}
+        )
+        assert all(
+            "needs no loop" in row.forward.reason and row.error is None for row in rows
+        )
     text = lowered(programs(LSTM(8), Fused())[0], shapes(LSTM(8), steps), "cpu")
     assert KERNEL_CALL["tpu"] not in text
 
@@ -196,8 +269,13 @@ def test_chunks_of_a_cell_that_joins_its_steps():
     cell = MLSTM(8, heads=2)
     given = shapes(cell, 40)
     rows = jaxrnn.explain(cell, *given).rows
-    assert {(row.engine, row.forward.how, row.forward.steps) for row in rows} == {("Associative()", "chunks", 32)}
-    assert {row.forward.steps for row in jaxrnn.explain(cell, *given, engine=Associative(chunk=5)).rows} == {5}
+    assert {(row.engine, row.forward.how, row.forward.steps) for row in rows} == {
+        ("Associative()", "chunks", 32)
+    }
+    assert {
+        row.forward.steps
+        for row in jaxrnn.explain(cell, *given, engine=Associative(chunk=5)).rows
+    } == {5}
     asked = jaxrnn.explain(cell, *given, return_carries=True).rows
     assert {(row.engine, row.forward.how) for row in asked} == {("Scan()", "loop")}
     assert "carries inside its chunks" in asked[0].why
@@ -212,18 +290,28 @@ class Loud(LSTM):
 
     def step(self, params, carry, z):
         carry = super().step(params, carry, z)
-        return carry._replace(h=jax.pure_callback(lambda h: h, jax.ShapeDtypeStruct(carry.h.shape, carry.h.dtype), carry.h))
+        return carry._replace(
+            h=jax.pure_callback(
+                lambda h: h, jax.ShapeDtypeStruct(carry.h.shape, carry.h.dtype), carry.h
+            )
+        )
 
 
 def test_steps_that_are_jaxs_own():
     given = shapes(Loud(8))
     rows = jaxrnn.explain(Loud(8), *given).rows
-    assert {(row.forward.how, row.forward.reason) for row in rows} == {("lax.scan", "its step calls back to Python")}
+    assert {(row.forward.how, row.forward.reason) for row in rows} == {
+        ("lax.scan", "its step calls back to Python")
+    }
     found = error_of(programs(Loud(8), Checkpoint())[0], given, "cpu")
     assert "calls back to Python" in found
-    assert {row.error for row in jaxrnn.explain(Loud(8), *given, engine=Checkpoint()).rows} == {found}
+    assert {
+        row.error for row in jaxrnn.explain(Loud(8), *given, engine=Checkpoint()).rows
+    } == {found}
     plain = jaxrnn.explain(LSTM(8), *given, engine=Scan(residuals="all")).rows
-    assert {(row.engine, row.forward.how) for row in plain} == {("Scan(residuals='all')", "lax.scan")}
+    assert {(row.engine, row.forward.how) for row in plain} == {
+        ("Scan(residuals='all')", "lax.scan")
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,9 +328,17 @@ class Inside(Layer):
 
     def unroll(self, params, carry, xs, how):
         if hasattr(how.engine, "walk_network"):
-            last, ys = how.engine.walk_network(params["mine"], [carry], xs, how.mask, how.reverse, self.cell)
+            last, ys = how.engine.walk_network(
+                params["mine"], [carry], xs, how.mask, how.reverse, self.cell
+            )
             return last[0], ys, jax.tree.map(lambda _: None, carry)
-        return walk(self.cell, params["mine"], carry, xs, how.replace(engine=Checkpoint(segment=4)))
+        return walk(
+            self.cell,
+            params["mine"],
+            carry,
+            xs,
+            how.replace(engine=Checkpoint(segment=4)),
+        )
 
 
 def test_places_and_layers():
@@ -263,7 +359,11 @@ def test_places_and_layers():
         "layer_3/mine",
         "layer_4",
     ]
-    engines = {(row.place, row.engine, row.forward.steps) for row in told.rows if row.platform == "cpu"}
+    engines = {
+        (row.place, row.engine, row.forward.steps)
+        for row in told.rows
+        if row.platform == "cpu"
+    }
     assert ("layer_3/mine", "Checkpoint(segment=4)", 4) in engines
     assert ("layer_4", "Scan()", None) in engines
     assert [row.platform for row in told.rows] == list(PLATFORMS) * 6
@@ -281,25 +381,33 @@ def test_cells_alike_are_told_once():
     layer = stack(LSTM(4), LSTM(4), LSTM(4))
     told = jaxrnn.explain(layer, *shapes(layer))
     assert "layer_0, layer_1, layer_2: LSTM(hidden_size=4)" in str(told)
-    assert [row.number for row in told.rows] == list(itertools.chain(*([i] * 3 for i in range(3))))
+    assert [row.number for row in told.rows] == list(
+        itertools.chain(*([i] * 3 for i in range(3)))
+    )
 
 
 identity_p = Primitive("identity_of_cpus")
 identity_p.def_impl(lambda x: x)
 identity_p.def_abstract_eval(lambda x: x)
-mlir.register_lowering(identity_p, mlir.lower_fun(lambda x: x, multiple_results=False), platform="cpu")
+mlir.register_lowering(
+    identity_p, mlir.lower_fun(lambda x: x, multiple_results=False), platform="cpu"
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Strange:
-    """An engine of one's own, for CPUs and without derivatives; a network is one call."""
+    """An engine of one's own, for CPUs and without derivatives; a network is one
+    call.
+    """
 
     refuses: bool = False
 
     def walk(self, cell, params, carry, xs, mask=None, resets=None, reverse=False):
         if self.refuses:
             raise ValueError("Strange: refuses")
-        last, carries = Scan(residuals="all").walk(cell, params, carry, xs, mask, resets, reverse)
+        last, carries = Scan(residuals="all").walk(
+            cell, params, carry, xs, mask, resets, reverse
+        )
         return jax.tree.map(identity_p.bind, last), carries
 
 
@@ -321,11 +429,18 @@ def test_engines_of_ones_own():
         forward, gradient = programs(LSTM(4), engine)
         for platform, row in rows.items():
             said = row.forward.reason if row.forward.how == "error" else None
-            assert (row.forward.how == "own") == (said is None) == (platform == "cpu" and not engine.refuses)
+            assert (
+                (row.forward.how == "own")
+                == (said is None)
+                == (platform == "cpu" and not engine.refuses)
+            )
             found = [error_of(f, given, platform) for f in (forward, gradient)]
             assert [bool(said), bool(row.error)] == list(map(bool, found))
             assert (said or "")[:60] == (found[0] or "")[:60]
-        assert rows["cpu"].error.split(":")[0] == error_of(gradient, given, "cpu").split(":")[0]
+        assert (
+            rows["cpu"].error.split(":")[0]
+            == error_of(gradient, given, "cpu").split(":")[0]
+        )
 
 
 def test_a_network_in_one_call():
@@ -334,7 +449,9 @@ def test_a_network_in_one_call():
         rows = jaxrnn.explain(layer, *shapes(layer), engine=Whole(refuses)).rows
         assert [row.place for row in rows] == ["layer_0"] * 3 + ["layer_1/mine"] * 3
         assert rows[3].cell == "1 cells in one call"
-        assert (rows[3].error or "").startswith("ValueError: Strange: refuses") == refuses
+        assert (rows[3].error or "").startswith(
+            "ValueError: Strange: refuses"
+        ) == refuses
 
 
 def test_nothing_is_computed_and_arrays_are_as_good_as_shapes(monkeypatch):

@@ -1,8 +1,10 @@
-"""The long run: ``make fuzz``, or ``PYTHONPATH=.:tests:tests/helpers python -m fuzz --programs 2000``.
+"""The long run: ``make fuzz``, or ``PYTHONPATH=.:tests:tests/helpers python -m fuzz
+--programs 2000``.
 
-Programs come in batches of 25, each drawn from its number alone, so that a run can be cut in two: ``--first 40 --programs 500``
-are those of the batches from number 40 on. Counts go to a JSON file after every batch; differences are made small and printed
-as they come.
+Programs come in batches of 25, each drawn from its number alone, so that a run can be
+cut in two: ``--first 40 --programs 500`` are those of the batches from number 40 on.
+Counts go to a JSON file after every batch; differences are made small and printed as
+they come.
 """
 
 from __future__ import annotations
@@ -42,7 +44,11 @@ def made_small(difference: Difference, seconds: float = 120) -> Difference:
                 return difference
             if difference.engine not in engines_of(program):
                 continue
-            again = [d for d in tried(program, [(difference.engine, mode)]).differences if same_kind(d, difference)]
+            again = [
+                d
+                for d in tried(program, [(difference.engine, mode)]).differences
+                if same_kind(d, difference)
+            ]
             if again:
                 difference, improved = again[0], True
                 break
@@ -63,7 +69,9 @@ class Report:
     def __init__(self, path: pathlib.Path, first: int):
         self.path, self.first, self.begun = path, first, time.monotonic()
         self.tried, self.compared, self.batches = 0, 0, 0
-        self.dropped, self.refused, self.cannot = (collections.Counter() for _ in range(3))
+        self.dropped, self.refused, self.cannot = (
+            collections.Counter() for _ in range(3)
+        )
         self.differences: list[dict] = []
         self.slowest: tuple[float, str] = (0.0, "")
 
@@ -102,25 +110,55 @@ class Report:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="fuzz", description=__doc__)
     parser.add_argument("--programs", type=int, default=2000, help="how many to try")
-    parser.add_argument("--first", type=int, default=0, help="the number of the first batch")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("fuzz.json"), help="where counts go")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after this long")
-    parser.add_argument("--quick", action="store_true", help="one drawn engine and mode each, beside the default's gradient")
-    parser.add_argument("--most", type=int, default=5, help="instructions in a step, without those that use their values")
-    parser.add_argument("--no-shrink", action="store_true", help="do not make differing programs small")
+    parser.add_argument(
+        "--first", type=int, default=0, help="the number of the first batch"
+    )
+    parser.add_argument(
+        "--out",
+        type=pathlib.Path,
+        default=pathlib.Path("fuzz.json"),
+        help="where counts go",
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="stop after this long"
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="one drawn engine and mode each, beside the default's gradient",
+    )
+    parser.add_argument(
+        "--most",
+        type=int,
+        default=5,
+        help="instructions in a step, without those that use their values",
+    )
+    parser.add_argument(
+        "--no-shrink", action="store_true", help="do not make differing programs small"
+    )
     options = parser.parse_args(arguments)
-    for name, value in (("enable_x64", True), ("numpy_dtype_promotion", "strict"), ("numpy_rank_promotion", "raise")):
+    for name, value in (
+        ("enable_x64", True),
+        ("numpy_dtype_promotion", "strict"),
+        ("numpy_rank_promotion", "raise"),
+    ):
         jax.config.update(f"jax_{name}", value)
     report, number = Report(options.out, options.first), options.first
     gc.set_threshold(50_000, 20, 50)
-    while report.tried < options.programs and time.monotonic() - report.begun < options.seconds:
-        for program in batch_of(number, options.most)[: options.programs - report.tried]:
+    while (
+        report.tried < options.programs
+        and time.monotonic() - report.begun < options.seconds
+    ):
+        for program in batch_of(number, options.most)[
+            : options.programs - report.tried
+        ]:
             before = time.monotonic()
             result = tried(program, drawn_pairs(program) if options.quick else None)
             report.add(result, time.monotonic() - before)
             for difference in one_of_each(result.differences):
                 print(
-                    f"\nDIFFERENCE {difference.engine}, {difference.mode}: {difference.what}\n  {difference.program}",
+                    f"\nDIFFERENCE {difference.engine}, {difference.mode}: "
+                    f"{difference.what}\n  {difference.program}",
                     flush=True,
                 )
                 small = difference if options.no_shrink else made_small(difference)
@@ -140,15 +178,19 @@ def main(arguments: list[str] | None = None) -> int:
         report.write()
         spent = time.monotonic() - report.begun
         print(
-            f"{report.tried} programs, {report.compared} comparisons, {len(report.differences)} differences, "
-            f"{sum(report.dropped.values())} dropped, {spent:.0f} s, {spent / report.tried:.1f} s a program",
+            f"{report.tried} programs, {report.compared} comparisons, "
+            f"{len(report.differences)} differences, "
+            f"{sum(report.dropped.values())} dropped, {spent:.0f} s, "
+            f"{spent / report.tried:.1f} s a program",
             flush=True,
         )
     return bool(report.differences)
 
 
 def make_room() -> None:
-    """Drop compiled programs before they fill the process's memory maps: Linux gives 65,530, and XLA dies without."""
+    """Drop compiled programs before they fill the process's memory maps: Linux gives
+    65,530, and XLA dies without.
+    """
     try:
         maps = pathlib.Path("/proc/self/maps").read_text().count("\n")
     except OSError:
@@ -159,20 +201,31 @@ def make_room() -> None:
 
 
 def drawn_pairs(program: Program) -> list[tuple[str, str]]:
-    """The default's gradient, and one more engine and mode, which follow from the program's seed. The loop needs no program of
-    its own more for a mapped gradient than for one alone, so those are drawn more often.
+    """The default's gradient, and one more engine and mode, which follow from the
+    program's seed. The loop needs no program of its own more for a mapped gradient than
+    for one alone, so those are drawn more often.
     """
     engines = [name for name in engines_of(program) if name != "default"]
     engine = engines[program.seed % len(engines)]
-    mode = ("gradients", "members", "gradients", "tangents", "gradients", "batch")[program.seed // 7 % 6]
-    return [("default", "gradients"), (engine, "gradients" if engine == WINDOW else mode)]
+    mode = ("gradients", "members", "gradients", "tangents", "gradients", "batch")[
+        program.seed // 7 % 6
+    ]
+    return [
+        ("default", "gradients"),
+        (engine, "gradients" if engine == WINDOW else mode),
+    ]
 
 
 def one_of_each(differences: list[Difference]) -> list[Difference]:
     """One difference of each mode: the rest is most often the same fault."""
     found: dict[str, Difference] = {}
     for difference in differences:
-        found.setdefault(difference.kind[:60] if difference.what.startswith("raised") else difference.mode, difference)
+        found.setdefault(
+            difference.kind[:60]
+            if difference.what.startswith("raised")
+            else difference.mode,
+            difference,
+        )
     return list(found.values())
 
 

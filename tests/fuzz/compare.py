@@ -39,7 +39,10 @@ ENGINES: dict[str, Any] = {
     "Checkpoint(2)": jaxrnn.Checkpoint(2),
     WINDOW: None,
 }
-LINEAR: dict[str, Any] = {"Associative()": jaxrnn.Associative(), "Associative(chunk=2)": jaxrnn.Associative(chunk=2)}
+LINEAR: dict[str, Any] = {
+    "Associative()": jaxrnn.Associative(),
+    "Associative(chunk=2)": jaxrnn.Associative(chunk=2),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +62,9 @@ class Difference:
 
 @dataclasses.dataclass
 class Result:
-    """``dropped``: why the program says nothing, if so. ``refused``: reasons in words, of named engines. ``cannot``: modes of
-    which the loop itself has no derivative, and why.
+    """``dropped``: why the program says nothing, if so. ``refused``: reasons in words,
+    of named engines. ``cannot``: modes of which the loop itself has no derivative, and
+    why.
     """
 
     program: Program
@@ -81,8 +85,13 @@ class Given:
     def __init__(self, program: Program):
         self.one, self.many = draw_numbers(program), draw_numbers(program, MEMBERS)
         self.random = np.random.default_rng(program.seed + 1)
-        self.directions = [moving(random_like(arrays(part), self.random)) for part in self.one[:1]]
-        self.directions += [moving(random_like(arrays(part), self.random)) for part in (self.one.carry, self.one.xs)]
+        self.directions = [
+            moving(random_like(arrays(part), self.random)) for part in self.one[:1]
+        ]
+        self.directions += [
+            moving(random_like(arrays(part), self.random))
+            for part in (self.one.carry, self.one.xs)
+        ]
         self.cotangents: Any = None
         self.many_cotangents: Any = None
 
@@ -91,7 +100,14 @@ class Given:
 
         def draw(lead):
             parts = [
-                moving(random_like(jax.tree.map(lambda a: np.empty((*lead, *a.shape), a.dtype), part), self.random))
+                moving(
+                    random_like(
+                        jax.tree.map(
+                            lambda a: np.empty((*lead, *a.shape), a.dtype), part
+                        ),
+                        self.random,
+                    )
+                )
                 for part in (last, ys, carries)
             ]
             return parts if program.return_carries else [*parts[:2], None]
@@ -111,13 +127,15 @@ def nudged(numbers: Numbers, random: np.random.Generator) -> Numbers:
             return float(np.nextafter(a, a + random.choice([-1.0, 1.0])))
         if not np.issubdtype(np.asarray(a).dtype, np.inexact):
             return a
-        return a * (1 + np.finfo(np.float64).eps * random.choice([-1.0, 1.0], size=np.shape(a)))
+        return a * (
+            1 + np.finfo(np.float64).eps * random.choice([-1.0, 1.0], size=np.shape(a))
+        )
 
     params, xs, carry = (jax.tree.map(leaf, part) for part in numbers[:3])
     return Numbers(params, xs, carry, *numbers[3:])
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # The loop's answers
 
 
@@ -129,21 +147,27 @@ class Truth:
         self.loop, self.mapped = Loop(program), Loop(program, mapped=True)
         self.answers: dict[str, Any] = {}
         self.cannot: dict[str, str] = {}
-        self.seen: dict[str, Any] = {}  # what compiled programs of engines gave: several engines often make the same one
+        self.seen: dict[
+            str, Any
+        ] = {}  # what compiled programs of engines gave: several engines often make the same one  # noqa: E501
         given.draw_cotangents(program, self.loop.shapes(given.one))
         self.values = None
         for mode in self.modes:
             try:
                 self.answers[mode] = self.answer(mode, given.one)
             except Exception as error:
-                self.cannot[mode] = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+                self.cannot[mode] = (
+                    f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+                )
         if self.values is None:
             self.values = self.loop.values(given.one)
 
     def answer(self, mode: str, numbers: Numbers) -> Any:
         given, loop = self.given, self.loop
         if mode in ("gradients", "truncated"):
-            values, answer = loop.gradients(numbers, given.cotangents, window=2 if mode == "truncated" else None)
+            values, answer = loop.gradients(
+                numbers, given.cotangents, window=2 if mode == "truncated" else None
+            )
             self.values = self.values or values
             return (*answer, values)
         if mode == "tangents":
@@ -152,33 +176,51 @@ class Truth:
         if mode == "members":
             answers = []
             for i in range(MEMBERS):
-                mine = jax.tree.map(lambda a, i=i: a[i], (given.many[1:], given.many_cotangents))
-                answers.append(loop.gradients(Numbers(given.many.params, *mine[0]), mine[1])[1])
+                mine = jax.tree.map(
+                    lambda a, i=i: a[i], (given.many[1:], given.many_cotangents)
+                )
+                answers.append(
+                    loop.gradients(Numbers(given.many.params, *mine[0]), mine[1])[1]
+                )
             return jax.tree.map(lambda *leaves: np.stack(leaves), *answers)
         return self.mapped.gradients(given.many, given.many_cotangents)[1]
 
     def reason_to_drop(self) -> str | None:
-        """Whether the loop's own answers are no numbers, or move when its inputs move by an ulp."""
+        """Whether the loop's own answers are no numbers, or move when its inputs
+        move by an ulp.
+        """
         if not finite((self.values, self.answers)):
             return "not finite"
         random = np.random.default_rng(self.program.seed + 2)
         for _ in range(2):
             numbers = nudged(self.given.one, random)
             for mode in {"gradients", "truncated", "tangents"} & self.answers.keys():
-                if distance(self.answer(mode, numbers), self.answers[mode], parts=True) > STEADY:
+                if (
+                    distance(self.answer(mode, numbers), self.answers[mode], parts=True)
+                    > STEADY
+                ):
                     return "ill-conditioned"
-            if not self.answers and distance(self.loop.values(numbers), self.values, parts=True) > STEADY:
+            if (
+                not self.answers
+                and distance(self.loop.values(numbers), self.values, parts=True)
+                > STEADY
+            ):
                 return "ill-conditioned"
         return None
 
 
 def finite(tree: Any) -> bool:
-    return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree) if np.issubdtype(np.asarray(leaf).dtype, np.inexact))
+    return all(
+        np.isfinite(leaf).all()
+        for leaf in jax.tree.leaves(tree)
+        if np.issubdtype(np.asarray(leaf).dtype, np.inexact)
+    )
 
 
 def distance(actual: Any, expected: Any, parts: bool = False) -> float:
-    """The largest difference of the floating leaves, relative to the largest number of the tree (``parts``: of each of its
-    top parts, and take the worst); infinite where integers, structures, shapes or dtypes are not the same.
+    """The largest difference of the floating leaves, relative to the largest number of
+    the tree (``parts``: of each of its top parts, and take the worst); infinite where
+    integers, structures, shapes or dtypes are not the same.
     """
     if parts:
         return max(distance(a, e) for a, e in zip(actual, expected, strict=True))
@@ -196,39 +238,63 @@ def distance(actual: Any, expected: Any, parts: bool = False) -> float:
             continue
         if not np.isfinite(a).all():
             return float("inf")
-        far, scale = max([far, *np.abs(a - e).ravel()]), max([scale, *np.abs(e).ravel()])
+        far, scale = (
+            max([far, *np.abs(a - e).ravel()]),
+            max([scale, *np.abs(e).ravel()]),
+        )
     return far / scale if scale else far
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # The engines' answers
 
 
 def walk_of(program: Program, engine: str) -> Callable:
     cell = cell_of(program)
-    options: dict[str, Any] = {"reverse": program.reverse, "return_carries": program.return_carries}
+    options: dict[str, Any] = {
+        "reverse": program.reverse,
+        "return_carries": program.return_carries,
+    }
 
     def walk(numbers: Numbers):
         more = options | {"mask": numbers.mask, "resets": numbers.resets}
         if engine == WINDOW:
-            out = jaxrnn.truncated_unroll(cell, numbers.params, numbers.xs, numbers.carry, window=2, **more)
+            out = jaxrnn.truncated_unroll(
+                cell, numbers.params, numbers.xs, numbers.carry, window=2, **more
+            )
         else:
-            out = jaxrnn.unroll(cell, numbers.params, numbers.xs, numbers.carry, engine=engines_of(program)[engine], **more)
+            out = jaxrnn.unroll(
+                cell,
+                numbers.params,
+                numbers.xs,
+                numbers.carry,
+                engine=engines_of(program)[engine],
+                **more,
+            )
         return out if program.return_carries else (*out, None)
 
     return walk
 
 
 def looped(program: Program) -> Callable:
-    """The Python loop as one function, for JAX to differentiate: where parts of it have no derivative."""
+    """The Python loop as one function, for JAX to differentiate: where parts of it
+    have no derivative.
+    """
     loop = Loop(program)
 
     def walk(numbers: Numbers):
-        carry, ys, carries = numbers.carry, [None] * program.steps, [None] * program.steps
+        carry, ys, carries = (
+            numbers.carry,
+            [None] * program.steps,
+            [None] * program.steps,
+        )
         for t in loop._order():
             carry, ys[t] = loop.step(numbers.params, carry, *loop._now(numbers, t))
             carries[t] = carry
-        stacked = [jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *rows) for rows in (ys, carries)]
+        stacked = [
+            jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *rows)
+            for rows in (ys, carries)
+        ]
         return carry, stacked[0], stacked[1] if program.return_carries else None
 
     return walk
@@ -236,17 +302,23 @@ def looped(program: Program) -> Callable:
 
 def floats_of(walk: Callable, numbers: Numbers) -> tuple[Callable, list[Any]]:
     """``walk`` as a function of the floating leaves of params, carry and xs alone."""
-    groups, together = zip(*(parted(part) for part in (numbers.params, numbers.carry, numbers.xs)))
+    groups, together = zip(
+        *(parted(part) for part in (numbers.params, numbers.carry, numbers.xs))
+    )
 
     def function(*groups):
-        params, carry, xs = (join(group) for join, group in zip(together, groups, strict=True))
+        params, carry, xs = (
+            join(group) for join, group in zip(together, groups, strict=True)
+        )
         out = walk(Numbers(params, xs, carry, numbers.mask, numbers.resets))
         return tuple(None if part is None else moving(part) for part in out), out
 
     return function, groups
 
 
-def gradients(walk: Callable, numbers: Numbers, cotangents: Any, wrt: tuple[int, ...] = (0, 1, 2)) -> tuple[Any, Any]:
+def gradients(
+    walk: Callable, numbers: Numbers, cotangents: Any, wrt: tuple[int, ...] = (0, 1, 2)
+) -> tuple[Any, Any]:
     function, groups = floats_of(walk, numbers)
 
     def of_some(*some):
@@ -259,34 +331,50 @@ def gradients(walk: Callable, numbers: Numbers, cotangents: Any, wrt: tuple[int,
     return dict(zip(wrt, pull(tuple(cotangents)), strict=True)), values
 
 
-def answer_of(program: Program, engine: str, mode: str, given: Given) -> Callable[[], Any]:
+def answer_of(
+    program: Program, engine: str, mode: str, given: Given
+) -> Callable[[], Any]:
     """A function that gives ``(answer, values or None)`` of an engine."""
     walk = walk_of(program, engine)
     if mode in ("gradients", "truncated"):
-        return compiled(lambda one, cts: gradients(walk, one, cts, program.asked)), (given.one, given.cotangents)
+        return compiled(lambda one, cts: gradients(walk, one, cts, program.asked)), (
+            given.one,
+            given.cotangents,
+        )
     if mode == "tangents":
 
         def tangents(one, directions):
             function, groups = floats_of(walk, one)
-            _, moved, values = jax.jvp(function, tuple(groups), tuple(directions), has_aux=True)
+            _, moved, values = jax.jvp(
+                function, tuple(groups), tuple(directions), has_aux=True
+            )
             return moved, values
 
         return compiled(tangents), (given.one, given.directions)
     if mode == "members":
-        of_one = lambda params, rest, cts: gradients(walk, Numbers(params, *rest), cts, program.asked)[0]  # noqa: E731
+
+        def of_one(params, rest, cts):
+            return gradients(walk, Numbers(params, *rest), cts, program.asked)[0]
+
         mapped = jax.vmap(of_one, in_axes=(None, 0, 0))
-        return compiled(lambda many, cts: (mapped(many.params, many[1:], cts), None)), (given.many, given.many_cotangents)
+        return compiled(lambda many, cts: (mapped(many.params, many[1:], cts), None)), (
+            given.many,
+            given.many_cotangents,
+        )
 
     def batch(many, cts):
         def mapped(numbers):
-            return jax.vmap(lambda rest: walk(Numbers(numbers.params, *rest)))(tuple(numbers[1:]))
+            return jax.vmap(lambda rest: walk(Numbers(numbers.params, *rest)))(
+                tuple(numbers[1:])
+            )
 
         return gradients(mapped, many, cts, program.asked)[0], None
 
     return compiled(batch), (given.many, given.many_cotangents)
 
 
-LARGE = [  # what engines choose by, where sizes are small, and what it is where nothing is
+# what engines choose by, where sizes are small, and what it is where nothing is
+LARGE = [
     (jaxrnn.engines.recurrence.backward, "most_bytes", lambda program: 0),
     (jaxrnn.engines.jaxpr.costs, "ITERATION", 0),
     (jaxrnn.engines.recurrence.heuristics, "WHOLE_BYTES", 0),
@@ -301,7 +389,9 @@ LARGE = [  # what engines choose by, where sizes are small, and what it is where
 
 @contextlib.contextmanager
 def as_if_large(program: Program):
-    """Engines take what they take for large values: they add up in the loop, leave a cond in it, and cut windows."""
+    """Engines take what they take for large values: they add up in the loop, leave a
+    cond in it, and cut windows.
+    """
     with contextlib.ExitStack() as stack:
         for module, name, value in LARGE if program.large else ():
             stack.enter_context(unittest.mock.patch.object(module, name, value))
@@ -319,10 +409,16 @@ def whole_tracebacks():
 
 
 def in_words(error: Exception) -> bool:
-    """Whether an error is one of the library's own: a ValueError or TypeError that its code raised."""
+    """Whether an error is one of the library's own: a ValueError or TypeError that
+    its code raised.
+    """
     frames = traceback.extract_tb(error.__traceback__)
     root = pathlib.Path(jaxrnn.__file__).parent
-    return isinstance(error, (ValueError, TypeError)) and bool(frames) and root in pathlib.Path(frames[-1].filename).parents
+    return (
+        isinstance(error, (ValueError, TypeError))
+        and bool(frames)
+        and root in pathlib.Path(frames[-1].filename).parents
+    )
 
 
 def told(error: Exception) -> str:
@@ -347,57 +443,96 @@ def compare(result: Result, truth: Truth, engine: str, mode: str) -> None:
         if in_words(error) and engine not in ("default", "Scan()", WINDOW):
             result.refused[engine] = told(error)
         else:
-            result.differences.append(Difference(program, engine, mode, f"raised {told(error)}"))
+            result.differences.append(
+                Difference(program, engine, mode, f"raised {told(error)}")
+            )
         return
     result.compared += 1
     if values is not None:
         expected = truth.values if program.return_carries else (*truth.values[:2], None)
         far = distance(values, expected)
         if not far <= TOLERANCE:
-            result.differences.append(Difference(program, engine, "values", f"{far:.1e} off"))
-    names = ("last carry", "outputs", "carries") if mode == "tangents" else ("params", "carry", "inputs")
+            result.differences.append(
+                Difference(program, engine, "values", f"{far:.1e} off")
+            )
+    names = (
+        ("last carry", "outputs", "carries")
+        if mode == "tangents"
+        else ("params", "carry", "inputs")
+    )
     answer = answer if mode != "tangents" else dict(enumerate(answer))
     right = {i: truth.answers[wanted][i] for i in answer}
     far = distance(answer, right)
     if not far <= TOLERANCE:
-        parts = [f"{names[i]} {distance(answer[i], right[i]):.1e}" for i in answer if right[i] is not None]
-        result.differences.append(Difference(program, engine, mode, f"{far:.1e} off ({', '.join(parts)})"))
+        parts = [
+            f"{names[i]} {distance(answer[i], right[i]):.1e}"
+            for i in answer
+            if right[i] is not None
+        ]
+        result.differences.append(
+            Difference(program, engine, mode, f"{far:.1e} off ({', '.join(parts)})")
+        )
 
 
 def in_parts(result: Result, truth: Truth, engine: str) -> None:
-    """Where the loop has no gradient as a whole: with respect to params, carry or inputs alone, it may have one."""
+    """Where the loop has no gradient as a whole: with respect to params, carry or
+    inputs alone, it may have one.
+    """
     program, given = result.program, truth.given
     for wrt, name in enumerate(("params", "carry", "inputs")):
         try:
-            expected = compiled(lambda *a, wrt=wrt: gradients(looped(program), *a, (wrt,))[0])(given.one, given.cotangents)
+            expected = compiled(
+                lambda *a, wrt=wrt: gradients(looped(program), *a, (wrt,))[0]
+            )(given.one, given.cotangents)
         except Exception:
             continue
         if wrt == 2 and given.one.mask is not None:  # as in `Loop.gradients`
             expected = {2: [np.where(given.one.mask[..., None], expected[2][0], 0)]}
         try:
             with whole_tracebacks(), as_if_large(program):
-                walk = functools.partial(gradients, walk_of(program, engine), wrt=(wrt,))
-                answer = compiled(lambda *a, walk=walk: walk(*a)[0])(given.one, given.cotangents)
+                walk = functools.partial(
+                    gradients, walk_of(program, engine), wrt=(wrt,)
+                )
+                answer = compiled(lambda *a, walk=walk: walk(*a)[0])(
+                    given.one, given.cotangents
+                )
         except Exception as error:
-            result.differences.append(Difference(program, engine, f"gradients of {name}", f"raised {told(error)}"))
+            result.differences.append(
+                Difference(
+                    program, engine, f"gradients of {name}", f"raised {told(error)}"
+                )
+            )
             continue
         result.compared += 1
         far = distance(answer, expected)
         if not far <= TOLERANCE:
-            result.differences.append(Difference(program, engine, f"gradients of {name}", f"{far:.1e} off"))
+            result.differences.append(
+                Difference(program, engine, f"gradients of {name}", f"{far:.1e} off")
+            )
 
 
 def every_pair(program: Program) -> list[tuple[str, str]]:
-    """All engines, each in every mode; of the two ways to map a gradient, one and the other by turns."""
-    turns = {engine: MODES[2 + (program.seed + i) % 2] for i, engine in enumerate(engines_of(program))}
-    return [(engine, mode) for engine, turn in turns.items() for mode in (*MODES[:2], turn)]
+    """All engines, each in every mode; of the two ways to map a gradient, one and
+    the other by turns.
+    """
+    turns = {
+        engine: MODES[2 + (program.seed + i) % 2]
+        for i, engine in enumerate(engines_of(program))
+    }
+    return [
+        (engine, mode) for engine, turn in turns.items() for mode in (*MODES[:2], turn)
+    ]
 
 
 def tried(program: Program, pairs: Iterable[tuple[str, str]] | None = None) -> Result:
     """A program under all of its engines and modes, or the given pairs of them."""
     result = Result(program)
     pairs = every_pair(program) if pairs is None else list(pairs)
-    modes = {"truncated" if e == WINDOW and m == "gradients" else m for e, m in pairs if not (e == WINDOW and m != "gradients")}
+    modes = {
+        "truncated" if e == WINDOW and m == "gradients" else m
+        for e, m in pairs
+        if not (e == WINDOW and m != "gradients")
+    }
     given = Given(program)
     try:
         truth = Truth(program, given, modes)

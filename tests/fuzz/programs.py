@@ -1,7 +1,9 @@
-"""Random recurrent steps as small values: drawn by hypothesis, printed, shrunk, and built into cells.
+"""Random recurrent steps as small values: drawn by hypothesis, printed, shrunk, and
+built into cells.
 
-Any tuple of instructions is a program: ``(operation, arguments, number)``, each argument counting back from the newest value of
-its type. So a program stays one when instructions are left out, and a failing one is made small by leaving out.
+Any tuple of instructions is a program: ``(operation, arguments, number)``, each
+argument counting back from the newest value of its type. So a program stays one when
+instructions are left out, and a failing one is made small by leaving out.
 """
 
 from __future__ import annotations
@@ -33,10 +35,12 @@ class Pair(NamedTuple):
 class Program:
     """What a cell does, and how it is asked to.
 
-    ``parts`` are the types of the carry's leaves (``VCMIB``; B: flags), ``nesting`` how they lie in it; ``finish`` is for each
-    part how its new value is made of which newest value; ``shown`` 0: outputs are a vector, 1: a dict of two. ``passed``: what
-    the projection passes on besides its vector. A ``linear`` program is a `jaxrnn.LinearCell`. ``asked``: of which of params,
-    first carry and inputs gradients are asked for. ``large``: engines choose as if its values were large.
+    ``parts`` are the types of the carry's leaves (``VCMIB``; B: flags), ``nesting`` how
+    they lie in it; ``finish`` is for each part how its new value is made of which
+    newest value; ``shown`` 0: outputs are a vector, 1: a dict of two. ``passed``: what
+    the projection passes on besides its vector. A ``linear`` program is a
+    `jaxrnn.LinearCell`. ``asked``: of which of params, first carry and inputs gradients
+    are asked for. ``large``: engines choose as if its values were large.
     """
 
     parts: str = "V"
@@ -69,14 +73,21 @@ class Program:
         return any(OPERATIONS[name].mixing for name, _, _ in self.instructions())
 
 
-def run(params: dict, instructions: tuple[Instruction, ...], values: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """The values after the instructions; an instruction without an argument of a type makes one."""
+def run(
+    params: dict, instructions: tuple[Instruction, ...], values: dict[str, list[Any]]
+) -> dict[str, list[Any]]:
+    """The values after the instructions; an instruction without an argument of a
+    type makes one.
+    """
     values = {kind: list(values.get(kind, ())) for kind in "VCMIBWP"}
     values["W"] = list(params["matrices"]) + values["W"]
     values["P"] = list(params["vectors"].values()) + values["P"]
     for name, args, k in instructions:
         operation = OPERATIONS[name]
-        given = [pick(values, kind, index) for kind, index in zip(operation.takes, args, strict=True)]
+        given = [
+            pick(values, kind, index)
+            for kind, index in zip(operation.takes, args, strict=True)
+        ]
         values[operation.gives].append(operation.function(params, *given, k=k))
     return values
 
@@ -86,7 +97,10 @@ def pick(values: dict[str, list[Any]], kind: str, index: int) -> Any:
         return values[kind][-1 - index % len(values[kind])]
     v = values["V"][-1]
     made = {"I": lambda: jnp.zeros(v.shape[:-1], jnp.int32), "B": lambda: v[..., 0] > 0}
-    made |= {"C": lambda: jax.lax.complex(v, 0.5 * v), "M": lambda: v[..., :, None] * v[..., None, :]}
+    made |= {
+        "C": lambda: jax.lax.complex(v, 0.5 * v),
+        "M": lambda: v[..., :, None] * v[..., None, :],
+    }
     return made[kind]()
 
 
@@ -101,7 +115,9 @@ def finished(params: dict, kind: str, how: str, old: Any, new: Any) -> Any:
     if how == "mix":
         return 0.5 * old + 0.5 * new
     if how == "squashed":
-        return jnp.tanh(new) if kind != "C" else new / (1 + jnp.abs(new)).astype(new.dtype)
+        return (
+            jnp.tanh(new) if kind != "C" else new / (1 + jnp.abs(new)).astype(new.dtype)
+        )
     if how == "parameter" and kind == "V":
         return along(params["vectors"]["a"], old)
     if how == "gated" and kind == "V":
@@ -115,7 +131,10 @@ def packed(program: Program, leaves: list[Any]) -> Any:
         return leaves[0] if len(leaves) == 1 else tuple(leaves)
     if program.nesting == 1:
         return Pair(leaves[0], {"rest": leaves[1:]})
-    return {"a": {"deep": (leaves[0], None)}, "b": [Pair(leaf, ()) for leaf in leaves[1:]]}
+    return {
+        "a": {"deep": (leaves[0], None)},
+        "b": [Pair(leaf, ()) for leaf in leaves[1:]],
+    }
 
 
 def unpacked(carry: Any) -> list[Any]:
@@ -123,12 +142,19 @@ def unpacked(carry: Any) -> list[Any]:
 
 
 def _initial(program: Program, params: dict, batch: tuple[int, ...]) -> Any:
-    shapes = {"V": ((N,), jnp.float64), "C": ((N,), jnp.complex128), "M": ((N, N), jnp.float64)}
+    shapes = {
+        "V": ((N,), jnp.float64),
+        "C": ((N,), jnp.complex128),
+        "M": ((N, N), jnp.float64),
+    }
     shapes |= {"I": ((), jnp.int32), "B": ((), bool)}
-    leaves = [jnp.zeros((*batch, *shapes[kind][0]), shapes[kind][1]) for kind in program.parts]
+    leaves = [
+        jnp.zeros((*batch, *shapes[kind][0]), shapes[kind][1]) for kind in program.parts
+    ]
     if program.learned:
         leaves = [
-            along(jnp.sin(params["vectors"]["b"]), leaf) if kind == "V" else leaf for kind, leaf in zip(program.parts, leaves)
+            along(jnp.sin(params["vectors"]["b"]), leaf) if kind == "V" else leaf
+            for kind, leaf in zip(program.parts, leaves)
         ]
     return packed(program, leaves)
 
@@ -136,7 +162,11 @@ def _initial(program: Program, params: dict, batch: tuple[int, ...]) -> Any:
 def _project(program: Program, params: dict, x: Any) -> Any:
     values = run(params, program.project, {"V": [x]})
     z = values["V"][-1]
-    return {"z": z, **{kind: pick(values, kind, 0) for kind in program.passed}} if program.passed else z
+    return (
+        {"z": z, **{kind: pick(values, kind, 0) for kind in program.passed}}
+        if program.passed
+        else z
+    )
 
 
 def _of_inputs(program: Program, z: Any) -> dict[str, list[Any]]:
@@ -154,7 +184,11 @@ def _output(program: Program, params: dict, carry: Any, x: Any) -> Any:
         values[kind].append(leaf)
     values = run(params, program.output, values)
     y = values["V"][-1]
-    return {"y": y, "more": (pick(values, "I", 0), {"first": y[..., 0]})} if program.shown else y
+    return (
+        {"y": y, "more": (pick(values, "I", 0), {"first": y[..., 0]})}
+        if program.shown
+        else y
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +216,9 @@ class FuzzCell(jaxrnn.Cell):
             self.program,
             [
                 finished(params, kind, how, leaf, pick(values, kind, index))
-                for kind, leaf, (how, index) in zip(self.program.parts, old, self.program.finish, strict=True)
+                for kind, leaf, (how, index) in zip(
+                    self.program.parts, old, self.program.finish, strict=True
+                )
             ],
         )
 
@@ -192,7 +228,9 @@ class FuzzCell(jaxrnn.Cell):
 
 @dataclasses.dataclass(frozen=True)
 class FuzzLinearCell(jaxrnn.LinearCell):
-    """A program as a linear cell: the step's instructions make its factors, which lie between -1 and 1, and what is added."""
+    """A program as a linear cell: the step's instructions make its factors, which
+    lie between -1 and 1, and what is added.
+    """
 
     program: Program
 
@@ -203,8 +241,13 @@ class FuzzLinearCell(jaxrnn.LinearCell):
 
     def affine(self, params, z):
         values = run(params, self.program.step, _of_inputs(self.program, z))
-        pairs = [self._pair(values, kind, how, index) for kind, (how, index) in zip(self.program.parts, self.program.finish)]
-        return packed(self.program, [a for a, _ in pairs]), packed(self.program, [b for _, b in pairs])
+        pairs = [
+            self._pair(values, kind, how, index)
+            for kind, (how, index) in zip(self.program.parts, self.program.finish)
+        ]
+        return packed(self.program, [a for a, _ in pairs]), packed(
+            self.program, [b for _, b in pairs]
+        )
 
     def _pair(self, values, kind, how, index):
         new, other = pick(values, kind, index), pick(values, kind, index + 1)
@@ -221,12 +264,14 @@ def cell_of(program: Program) -> jaxrnn.Cell:
     return FuzzLinearCell(program) if program.linear else FuzzCell(program)
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # Numbers
 
 
 class Numbers(NamedTuple):
-    """What a program is run on: everything but cotangents and directions, which are drawn like ``random_like`` of outputs."""
+    """What a program is run on: everything but cotangents and directions, which are
+    drawn like ``random_like`` of outputs.
+    """
 
     params: dict
     xs: np.ndarray
@@ -236,7 +281,9 @@ class Numbers(NamedTuple):
 
 
 def needs(program: Program) -> set[str]:
-    return {need for name, _, _ in program.instructions() for need in OPERATIONS[name].needs}
+    return {
+        need for name, _, _ in program.instructions() for need in OPERATIONS[name].needs
+    }
 
 
 def draw_params(program: Program, random: np.random.Generator) -> dict:
@@ -249,9 +296,13 @@ def draw_params(program: Program, random: np.random.Generator) -> dict:
         "table": lambda: 0.7 * random.normal(size=(ROWS, N)),
         "integers": lambda: random.integers(0, ROWS, size=ROWS).astype(np.int32),
         "key": lambda: random.integers(0, 2**32, size=2, dtype=np.uint32),
-        "complex": lambda: 0.5 * (random.normal(size=(N, N)) + 1j * random.normal(size=(N, N))),
+        "complex": lambda: (
+            0.5 * (random.normal(size=(N, N)) + 1j * random.normal(size=(N, N)))
+        ),
     }
-    return params | {name: make() for name, make in made.items() if name in needs(program)}
+    return params | {
+        name: make() for name, make in made.items() if name in needs(program)
+    }
 
 
 def random_like(tree: Any, random: np.random.Generator, scale: float = 1.0) -> Any:
@@ -259,7 +310,9 @@ def random_like(tree: Any, random: np.random.Generator, scale: float = 1.0) -> A
 
     def leaf(like):
         if jnp.issubdtype(like.dtype, jnp.complexfloating):
-            return scale * (random.normal(size=like.shape) + 1j * random.normal(size=like.shape))
+            return scale * (
+                random.normal(size=like.shape) + 1j * random.normal(size=like.shape)
+            )
         if jnp.issubdtype(like.dtype, jnp.floating):
             return np.asarray(scale * random.normal(size=like.shape), like.dtype)
         if like.dtype == bool:
@@ -270,20 +323,24 @@ def random_like(tree: Any, random: np.random.Generator, scale: float = 1.0) -> A
 
 
 def draw_numbers(program: Program, members: int | None = None) -> Numbers:
-    """Params, and inputs, carries and flags, the latter with a leading axis of ``members`` if any."""
+    """Params, and inputs, carries and flags, the latter with a leading axis of
+    ``members`` if any.
+    """
     random = np.random.default_rng(program.seed)
     lead = () if members is None else (members,)
     params = draw_params(program, random)
     shape = (*lead, program.steps, *program.batch)
     xs = random.normal(size=(*shape, N))
-    like = jax.eval_shape(lambda p: cell_of(program).initial_carry(p, (*lead, *program.batch)), params)
+    like = jax.eval_shape(
+        lambda p: cell_of(program).initial_carry(p, (*lead, *program.batch)), params
+    )
     carry = random_like(like, random, 0.5)
     mask = random.random(shape) < 0.7 if program.mask else None
     resets = random.random(shape) < 0.3 if program.resets else None
     return Numbers(params, xs, carry, mask, resets)
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------
 # The strategy
 
 RECENT = [0, 0, 0, 0, 1, 1, 2, 3, 4]
@@ -312,7 +369,8 @@ def weighted(names: Any) -> list[str]:
     return [name for name in names for _ in range(FAVOURED.get(name, 1))]
 
 
-ENDINGS = {  # what takes a value that nothing else took, so that nothing is made in vain
+# what takes a value that nothing else took, so that nothing is made in vain
+ENDINGS = {
     "W": ["product", "product_turned", "layer", "tied"],
     "P": ["scaled", "shifted", "normed"],
     "I": ["embedding", "by_parity", "take_along", "plus_integer"],
@@ -322,17 +380,27 @@ ENDINGS = {  # what takes a value that nothing else took, so that nothing is mad
 
 
 class Draft:
-    """Instructions as they are drawn, and which values are not taken yet; ``steps``: they are a step's."""
+    """Instructions as they are drawn, and which values are not taken yet; ``steps``:
+    they are a step's.
+    """
 
     def __init__(self, pick_one: Callable[[Any], Any], given: str, steps: bool):
         self.pick_one, self.instructions, self.steps = pick_one, [], steps
-        self.untaken: dict[str, list[bool]] = {kind: [False] * (given.count(kind)) for kind in "VCMIB"}
+        self.untaken: dict[str, list[bool]] = {
+            kind: [False] * (given.count(kind)) for kind in "VCMIB"
+        }
         self.untaken |= {"W": [False] * 3, "P": [False] * 2}
 
     def index(self, kind: str, surely: bool = False) -> int:
-        """Which value of a kind to take: more likely one that nothing took, or a new one."""
+        """Which value of a kind to take: more likely one that nothing took, or a new
+        one.
+        """
         free = [i for i, untaken in enumerate(reversed(self.untaken[kind])) if untaken]
-        index = free[0] if free and (surely or self.pick_one([True, True, False])) else self.pick_one(RECENT)
+        index = (
+            free[0]
+            if free and (surely or self.pick_one([True, True, False]))
+            else self.pick_one(RECENT)
+        )
         if self.untaken[kind]:
             self.untaken[kind][-1 - index % len(self.untaken[kind])] = False
         return index
@@ -340,7 +408,9 @@ class Draft:
     def add(self, names: list[str], surely: bool = False) -> None:
         free = [kind for kind, untaken in self.untaken.items() if any(untaken)]
         if free and not surely and self.pick_one([False, True]):
-            names = [name for name in names if set(OPERATIONS[name].takes) & set(free)] or names
+            names = [
+                name for name in names if set(OPERATIONS[name].takes) & set(free)
+            ] or names
         name = self.pick_one(names)
         arguments = tuple(self.index(kind, surely) for kind in OPERATIONS[name].takes)
         k = self.pick_one(range(MOST_NUMBER + 1))
@@ -353,32 +423,53 @@ class Draft:
         """All that was made is taken by something, but for the newest vector."""
         for kind, names in ENDINGS.items():
             while any(self.untaken[kind]):
-                self.add([name for name in names if kind in OPERATIONS[name].takes], surely=True)
+                self.add(
+                    [name for name in names if kind in OPERATIONS[name].takes],
+                    surely=True,
+                )
         while sum(self.untaken["V"]) > 1:
             self.add(["binary", "custom_jvp"], surely=True)
         return tuple(self.instructions)
 
 
-def drawn(pick_one: Callable[[Any], Any], most: int = 5, small: bool = False) -> Program:
-    """A program with up to ``most`` instructions in its step and 2 before and after it, and what uses their values; or, a
-    ``small`` one, with 1 instruction in its step alone, two parts of carry, and two or three steps. ``pick_one`` chooses from
-    a sequence.
+def drawn(
+    pick_one: Callable[[Any], Any], most: int = 5, small: bool = False
+) -> Program:
+    """A program with up to ``most`` instructions in its step and 2 before and after it,
+    and what uses their values; or, a ``small`` one, with 1 instruction in its step
+    alone, two parts of carry, and two or three steps. ``pick_one`` chooses from a
+    sequence.
     """
     most, around = (1, 0) if small else (most, 2)
     batch = pick_one([(2,), (), (1,), (3,), (2, 2)])
     flags = [False, False, False, True] if small else [False, True]
     mask = pick_one(flags)
     linear = pick_one([False] * 7 + [True])
-    turns = pick_one([False, True])  # a backward pass of its own, which leaves no tangents
-    # A projection and an output see all of time at once, and so do the cotangents of what they take from the parameters.
+    turns = pick_one(
+        [False, True]
+    )  # a backward pass of its own, which leaves no tangents
+    # A projection and an output see all of time at once, and so do the cotangents of
+    # what they take from the parameters.
     anywhere = weighted(name for name in LOCAL if not name.startswith("backward_of"))
-    costly = {"solve", "solve_state", "scatter_to_table", "checkpointed"} if small else ()
+    costly = (
+        {"solve", "solve_state", "scatter_to_table", "checkpointed"} if small else ()
+    )
     named = LOCAL if mask and batch else OPERATIONS
-    inside = weighted(n for n in named if n not in costly and (turns or not n.startswith("backward_of")))
+    inside = weighted(
+        n
+        for n in named
+        if n not in costly and (turns or not n.startswith("backward_of"))
+    )
     some = ["V", "VV", "VI", "VC", "VM", "IV"]
     others = ["V", "V", "V", "V"] if small else ["VIB", "VVI", "VMI", "VCB", "VVCI"]
     parts = pick_one(["V", "V", "VV"] if linear else [*some, *others])
-    hows = ["raw", "squashed", "mix", "gated", *([] if linear else ["old", "parameter"])]
+    hows = [
+        "raw",
+        "squashed",
+        "mix",
+        "gated",
+        *([] if linear else ["old", "parameter"]),
+    ]
     passed = "" if small else pick_one(["", "", "I", "C", "IM"])
 
     def several(names, least, most, given, steps=False):
@@ -391,10 +482,19 @@ def drawn(pick_one: Callable[[Any], Any], most: int = 5, small: bool = False) ->
         parts=parts,
         nesting=pick_one([0, 1, 2]),
         project=several(anywhere, 0, around, "V"),
-        step=several(inside, min(2, most), most, "V" + passed + ("" if linear else parts), steps=True),
+        step=several(
+            inside,
+            min(2, most),
+            most,
+            "V" + passed + ("" if linear else parts),
+            steps=True,
+        ),
         output=several(anywhere, 0, around, "V" + parts),
         finish=tuple(
-            (pick_one(hows[:4]), 0) if i == parts.index("V") else (pick_one(hows), pick_one(RECENT)) for i in range(len(parts))
+            (pick_one(hows[:4]), 0)
+            if i == parts.index("V")
+            else (pick_one(hows), pick_one(RECENT))
+            for i in range(len(parts))
         ),
         passed=passed,
         shown=0,  # `Cell.output` gives one array; to be drawn once it may give a tree
@@ -420,17 +520,23 @@ def programs(draw, most: int = 5, small: bool = False) -> Program:
 
 
 def random_program(number: int, most: int = 5, small: bool = False) -> Program:
-    """One drawn evenly from its number: hypothesis by itself likes to repeat what it drew before."""
+    """One drawn evenly from its number: hypothesis by itself likes to repeat what it
+    drew before.
+    """
     random = np.random.default_rng(number)
     return drawn(lambda options: options[random.integers(len(options))], most, small)
 
 
 def smaller(program: Program) -> Any:
-    """Programs a little simpler than this one, the simplest first: for making a failing one small."""
+    """Programs a little simpler than this one, the simplest first: for making a
+    failing one small.
+    """
     for field in ("step", "project", "output"):
         given = getattr(program, field)
         for index in range(len(given)):
-            yield dataclasses.replace(program, **{field: given[:index] + given[index + 1 :]})
+            yield dataclasses.replace(
+                program, **{field: given[:index] + given[index + 1 :]}
+            )
     for changes in (
         {"passed": ""},
         {"shown": 0},
@@ -449,21 +555,36 @@ def smaller(program: Program) -> Any:
         {"linear": False},
     ):
         new = dataclasses.replace(program, **changes)
-        if new != program and not (changes.get("batch") == (2,) and program.batch == ()) and new.steps <= program.steps:
+        if (
+            new != program
+            and not (changes.get("batch") == (2,) and program.batch == ())
+            and new.steps <= program.steps
+        ):
             yield new
     for index in range(1, len(program.parts)):
         parts = program.parts[:index] + program.parts[index + 1 :]
-        yield dataclasses.replace(program, parts=parts, finish=program.finish[:index] + program.finish[index + 1 :])
+        yield dataclasses.replace(
+            program,
+            parts=parts,
+            finish=program.finish[:index] + program.finish[index + 1 :],
+        )
     if "V" in program.parts and len(program.parts) > 1:
         at = program.parts.index("V")
         yield dataclasses.replace(program, parts="V", finish=(program.finish[at],))
     for index, (how, which) in enumerate(program.finish):
         for new in (("raw", 0), ("raw", which), (how, 0)):
             if new != (how, which):
-                yield dataclasses.replace(program, finish=(*program.finish[:index], new, *program.finish[index + 1 :]))
+                yield dataclasses.replace(
+                    program,
+                    finish=(*program.finish[:index], new, *program.finish[index + 1 :]),
+                )
     for field in ("step", "project", "output"):
         given = getattr(program, field)
         for index, (name, args, k) in enumerate(given):
-            for new in ((name, (0,) * len(args), k),) + (((name, args, 0),) if k else ()):
+            for new in ((name, (0,) * len(args), k),) + (
+                ((name, args, 0),) if k else ()
+            ):
                 if new != given[index]:
-                    yield dataclasses.replace(program, **{field: (*given[:index], new, *given[index + 1 :])})
+                    yield dataclasses.replace(
+                        program, **{field: (*given[:index], new, *given[index + 1 :])}
+                    )

@@ -1,4 +1,6 @@
-"""The slow twin of an unroll: a Python loop over one compiled step, and backpropagation, tangents and members by hand."""
+"""The slow twin of an unroll: a Python loop over one compiled step, and
+backpropagation, tangents and members by hand.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,13 @@ def parted(tree: Any) -> tuple[list[Any], Any]:
 
     def together(moving):
         found = iter(moving)
-        return jax.tree.unflatten(structure, [next(found) if flag else leaf for leaf, flag in zip(leaves, flags, strict=True)])
+        return jax.tree.unflatten(
+            structure,
+            [
+                next(found) if flag else leaf
+                for leaf, flag in zip(leaves, flags, strict=True)
+            ],
+        )
 
     return [leaf for leaf, flag in zip(leaves, flags, strict=True) if flag], together
 
@@ -37,7 +45,9 @@ def zeros(leaves: list[Any]) -> list[Any]:
 
 
 class Loop:
-    """A program's steps one after another. ``mapped``: with a leading axis of members in all but the params."""
+    """A program's steps one after another. ``mapped``: with a leading axis of
+    members in all but the params.
+    """
 
     def __init__(self, program: Program, mapped: bool = False):
         self.program, self.mapped = program, mapped
@@ -51,10 +61,17 @@ class Loop:
 
         def show(params, new, x, keep):
             y = cell.output(params, new, x)
-            return y if keep is None else choose(keep, y, jax.tree.map(jnp.zeros_like, y))
+            return (
+                y if keep is None else choose(keep, y, jax.tree.map(jnp.zeros_like, y))
+            )
 
-        if mapped:  # apart: a member's new carry is its own for the output, even where it is a parameter
-            advance, show = jax.vmap(advance, in_axes=(None, 0, 0, 0, 0)), jax.vmap(show, in_axes=(None, 0, 0, 0))
+        # apart: a member's new carry is its own for the output, even where it is a
+        # parameter
+        if mapped:
+            advance, show = (
+                jax.vmap(advance, in_axes=(None, 0, 0, 0, 0)),
+                jax.vmap(show, in_axes=(None, 0, 0, 0)),
+            )
 
         def step(params, carry, x, keep, reset):
             new, held = advance(params, carry, x, keep, reset)
@@ -66,11 +83,15 @@ class Loop:
         self.tangents = compiled(self._tangents)
 
     def _both(self, params, carry, x, keep, reset, cotangents):
-        """A step, and its pullback of the cotangents of the new carry and the output."""
+        """A step, and its pullback of the cotangents of the new carry and the
+        output.
+        """
         groups, together = zip(*(parted(tree) for tree in (params, carry, x)))
 
         def function(*groups):
-            new, y = self.step(*(join(group) for join, group in zip(together, groups)), keep, reset)
+            new, y = self.step(
+                *(join(group) for join, group in zip(together, groups)), keep, reset
+            )
             return (moving(new), moving(y)), (new, y)
 
         _, pull, out = jax.vjp(function, *groups, has_aux=True)
@@ -80,7 +101,9 @@ class Loop:
         groups, together = zip(*(parted(tree) for tree in (params, carry, x)))
 
         def function(*groups):
-            new, y = self.step(*(join(group) for join, group in zip(together, groups)), keep, reset)
+            new, y = self.step(
+                *(join(group) for join, group in zip(together, groups)), keep, reset
+            )
             return (moving(new), moving(y)), new
 
         _, moved, new = jax.jvp(function, groups, directions, has_aux=True)
@@ -92,15 +115,25 @@ class Loop:
 
     def _now(self, numbers: Numbers, t: int) -> tuple[Any, Any, Any]:
         at = (slice(None), t) if self.mapped else t
-        return tuple(None if part is None else part[at] for part in (numbers.xs, numbers.mask, numbers.resets))
+        return tuple(
+            None if part is None else part[at]
+            for part in (numbers.xs, numbers.mask, numbers.resets)
+        )
 
     def _stacked(self, rows: list[Any]) -> Any:
-        return jax.tree.map(lambda *leaves: np.stack(leaves, axis=1 if self.mapped else 0), *rows)
+        return jax.tree.map(
+            lambda *leaves: np.stack(leaves, axis=1 if self.mapped else 0), *rows
+        )
 
     def shapes(self, numbers: Numbers) -> tuple[Any, Any, Any]:
         """Those of `values`."""
-        carry, y = jax.eval_shape(self.step, numbers.params, numbers.carry, *self._now(numbers, 0))
-        ys, carries = jax.tree.map(lambda a: jax.ShapeDtypeStruct((self.program.steps, *a.shape), a.dtype), (y, carry))
+        carry, y = jax.eval_shape(
+            self.step, numbers.params, numbers.carry, *self._now(numbers, 0)
+        )
+        ys, carries = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct((self.program.steps, *a.shape), a.dtype),
+            (y, carry),
+        )
         return carry, ys, carries
 
     def values(self, numbers: Numbers) -> tuple[Any, Any, Any]:
@@ -108,28 +141,46 @@ class Loop:
         return self._walked(numbers, self.forwards)
 
     def _walked(self, numbers: Numbers, step: Any) -> tuple[Any, Any, Any]:
-        carry, ys, carries = numbers.carry, [None] * self.program.steps, [None] * self.program.steps
+        carry, ys, carries = (
+            numbers.carry,
+            [None] * self.program.steps,
+            [None] * self.program.steps,
+        )
         for t in self._order():
-            carry, ys[t] = jax.tree.map(np.asarray, step(numbers.params, carry, *self._now(numbers, t)))
+            carry, ys[t] = jax.tree.map(
+                np.asarray, step(numbers.params, carry, *self._now(numbers, t))
+            )
             carries[t] = carry
         return carry, self._stacked(ys), self._stacked(carries)
 
-    def gradients(self, numbers: Numbers, cotangents: Any, window: int | None = None) -> Any:
-        """Values, and gradients of the floating leaves of params, first carry and inputs, for cotangents of the values."""
+    def gradients(
+        self, numbers: Numbers, cotangents: Any, window: int | None = None
+    ) -> Any:
+        """Values, and gradients of the floating leaves of params, first carry and
+        inputs, for cotangents of the values.
+        """
         order, axis = self._order(), int(self.mapped)
         to_carry, to_ys, to_carries = cotangents
         none = zeros(to_carry), zeros([np.take(g, 0, axis) for g in to_ys])
         values = self._walked(numbers, lambda *now: self.both(*now, none)[0])
-        before = {t: jax.tree.map(lambda a, t=t: np.take(a, t, axis), values[2]) for t in order}
+        before = {
+            t: jax.tree.map(lambda a, t=t: np.take(a, t, axis), values[2])
+            for t in order
+        }
         before = dict(zip(order, [numbers.carry, *(before[t] for t in order)]))
         to_params, to_xs = zeros(moving(numbers.params)), [None] * self.program.steps
         for count, t in reversed(list(enumerate(order))):
             now, to_y = self._now(numbers, t), [np.take(g, t, axis) for g in to_ys]
             if to_carries is not None:
-                to_carry = [a + np.take(b, t, axis) for a, b in zip(to_carry, to_carries, strict=True)]
+                to_carry = [
+                    a + np.take(b, t, axis)
+                    for a, b in zip(to_carry, to_carries, strict=True)
+                ]
             _, out = self.both(numbers.params, before[t], *now, (to_carry, to_y))
             immediate, to_carry, (to_xs[t],) = jax.tree.map(np.asarray, out)
-            if numbers.mask is not None:  # padding has no gradient, whatever a backward pass makes of nothing
+            if (
+                numbers.mask is not None
+            ):  # padding has no gradient, whatever a backward pass makes of nothing
                 to_xs[t] = np.where(now[1][..., None], to_xs[t], 0)
             to_params = [a + b for a, b in zip(to_params, immediate, strict=True)]
             if window is not None and count > 0 and count % window == 0:
@@ -137,11 +188,22 @@ class Loop:
         return values, (to_params, to_carry, [self._stacked(to_xs)])
 
     def moved(self, numbers: Numbers, directions: Any) -> Any:
-        """Tangents of the floating leaves of the values, for directions of those of params, first carry and inputs."""
+        """Tangents of the floating leaves of the values, for directions of those of
+        params, first carry and inputs.
+        """
         d_params, d_carry, (d_xs,) = directions
-        carry, d_ys, d_carries = numbers.carry, [None] * self.program.steps, [None] * self.program.steps
+        carry, d_ys, d_carries = (
+            numbers.carry,
+            [None] * self.program.steps,
+            [None] * self.program.steps,
+        )
         for t in self._order():
-            out = self.tangents(numbers.params, carry, *self._now(numbers, t), (d_params, d_carry, [d_xs[t]]))
+            out = self.tangents(
+                numbers.params,
+                carry,
+                *self._now(numbers, t),
+                (d_params, d_carry, [d_xs[t]]),
+            )
             (d_carry, d_ys[t]), carry = jax.tree.map(np.asarray, out)
             d_carries[t] = d_carry
         return d_carry, self._stacked(d_ys), self._stacked(d_carries)

@@ -1,9 +1,11 @@
-"""Write haiku.json: reference values and gradients of Haiku's recurrent cores, in float64.
+"""Write haiku.json: reference values and gradients of Haiku's recurrent cores, in
+float64.
 
-For each case the file holds Haiku's params, a ragged batch ``x (T, B, D)`` with its lengths (each sequence walked by itself, as
-long as it is), the outputs ``y`` (zero in the padding), the last states, one random cotangent for each of these, and the
-gradients with respect to x and to the params. The file in the repository was written with dm-haiku 0.0.17 and jax 0.10.2. To
-write it again:
+For each case the file holds Haiku's params, a ragged batch ``x (T, B, D)`` with its
+lengths (each sequence walked by itself, as long as it is), the outputs ``y`` (zero in
+the padding), the last states, one random cotangent for each of these, and the gradients
+with respect to x and to the params. The file in the repository was written with
+dm-haiku 0.0.17 and jax 0.10.2. To write it again:
 
     pip install dm-haiku==0.0.17 jax==0.10.2
     python tests/golden/make_haiku.py
@@ -34,8 +36,13 @@ def golden(*makers):
         ys, states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batch)
         return jnp.swapaxes(ys, 0, 1), states
 
-    function, rng = hk.without_apply_rng(hk.transform(network)), np.random.default_rng(SEED)
-    shapes = jax.eval_shape(function.init, jax.random.key(0), jnp.zeros((STEPS, BATCH, INPUTS)))
+    function, rng = (
+        hk.without_apply_rng(hk.transform(network)),
+        np.random.default_rng(SEED),
+    )
+    shapes = jax.eval_shape(
+        function.init, jax.random.key(0), jnp.zeros((STEPS, BATCH, INPUTS))
+    )
     weights = jax.tree.map(lambda a: jnp.asarray(draw(rng, a.shape, "float64")), shapes)
     return answered(function.apply, weights, "float64", SEED)
 

@@ -1,4 +1,6 @@
-"""The type checker of the tests: beartype, for which an int is a float, as for everybody else."""
+"""The type checker of the tests: beartype, for which an int is a float, as for
+everybody else.
+"""
 
 import importlib.util
 import pathlib
@@ -7,15 +9,25 @@ from beartype import BeartypeConf, beartype
 
 typechecked = beartype(conf=BeartypeConf(is_pep484_tower=True))
 
-# These read and sort a program's equations: they name no shapes, and are called so often that to check them takes time.
+# These read and sort a program's equations: they name no shapes, and are called so
+# often that to check them takes time.
 UNCHECKED = {
     f"jaxrnn.engines.{name}"
-    for name in ("jaxpr.min_cut", "jaxpr.evaluate", "jaxpr.step_program", "recurrence.weight_gradients")
+    for name in (
+        "jaxpr.min_cut",
+        "jaxpr.evaluate",
+        "jaxpr.step_program",
+        "recurrence.weight_gradients",
+    )
 }
 
 
 def checked_modules():
-    """The names of the library's modules, found without importing them, but for `UNCHECKED`."""
+    """The names of the library's modules, found without importing them, but for
+    `UNCHECKED`.
+    """
     root = pathlib.Path(importlib.util.find_spec("jaxrnn").origin).parent
-    files = (path.relative_to(root.parent).with_suffix("") for path in root.rglob("*.py"))
+    files = (
+        path.relative_to(root.parent).with_suffix("") for path in root.rglob("*.py")
+    )
     return sorted({".".join(file.parts) for file in files} - UNCHECKED)

@@ -1,17 +1,32 @@
-"""What devices send each other, read from a compiled program: which operations, how many bytes, and whether inside a loop."""
+"""What devices send each other, read from a compiled program: which operations, how
+many bytes, and whether inside a loop.
+"""
 
 import math
 import re
 from typing import NamedTuple
 
-NAMES = ("all-reduce", "all-gather", "collective-permute", "all-to-all", "reduce-scatter", "collective-broadcast")
-BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128} | {f"{kind}{n}": n for kind in "suf" for n in (8, 16, 32, 64)}
+NAMES = (
+    "all-reduce",
+    "all-gather",
+    "collective-permute",
+    "all-to-all",
+    "reduce-scatter",
+    "collective-broadcast",
+)
+BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128} | {
+    f"{kind}{n}": n for kind in "suf" for n in (8, 16, 32, 64)
+}
 INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (\(.*?\)|\S+) ([\w\-]+)\(")
-CALLED = re.compile(r"(?:to_apply|calls|body|condition|branch_computations|true_computation|false_computation)=\{?([^,}\s]+)")
+CALLED = re.compile(
+    r"(?:to_apply|calls|body|condition|branch_computations|true_computation|false_computation)=\{?([^,}\s]+)"
+)
 
 
 class Collective(NamedTuple):
-    """``name`` of the operation, ``bytes`` that it gives each device, ``looped`` where a while loop does it."""
+    """``name`` of the operation, ``bytes`` that it gives each device, ``looped``
+    where a while loop does it.
+    """
 
     name: str
     bytes: int
@@ -19,7 +34,9 @@ class Collective(NamedTuple):
 
 
 def collectives(compiled):
-    """The `Collective` operations of a program that ``jax.jit(f).lower(...).compile()`` gave."""
+    """The `Collective` operations of a program that
+    ``jax.jit(f).lower(...).compile()`` gave.
+    """
     bodies, name, entry = {}, None, None
     for line in compiled.as_text().splitlines():
         if line.endswith("{") and not line.startswith((" ", "HloModule")):
@@ -40,10 +57,19 @@ def _inside(bodies, name, looped):
         if operation.removesuffix("-start") in NAMES:
             yield Collective(operation.removesuffix("-start"), _bytes(shape), looped)
         for called in CALLED.findall(line):
-            if called.lstrip("%") in bodies and "to_apply" not in line.split(called)[0][-10:]:
-                yield from _inside(bodies, called.lstrip("%"), looped or operation == "while")
+            if (
+                called.lstrip("%") in bodies
+                and "to_apply" not in line.split(called)[0][-10:]
+            ):
+                yield from _inside(
+                    bodies, called.lstrip("%"), looped or operation == "while"
+                )
 
 
 def _bytes(shape):
     sizes = re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", shape)
-    return sum(BITS[kind] // 8 * math.prod(int(n) for n in dims.split(",") if n) for kind, dims in sizes if kind in BITS)
+    return sum(
+        BITS[kind] // 8 * math.prod(int(n) for n in dims.split(",") if n)
+        for kind, dims in sizes
+        if kind in BITS
+    )

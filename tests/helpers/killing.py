@@ -9,7 +9,9 @@ from jaxrnn.training import Budget, Run, fit
 
 
 def killed_and_resumed(task, options, tmp_path, kill, steps=16):
-    """The metrics of a run left alone, and of one that was killed after ``kill`` steps and resumed, as bytes."""
+    """The metrics of a run left alone, and of one that was killed after ``kill``
+    steps and resumed, as bytes.
+    """
     budget = Budget(steps=steps, report_every=2, evaluate_every=4, checkpoint_seconds=0)
 
     def stopping(experiment):
@@ -23,7 +25,10 @@ def killed_and_resumed(task, options, tmp_path, kill, steps=16):
         return dataclasses.replace(experiment, advance=advance)
 
     experiment, config = task.prepare(options)
-    runs = [Run.create(tmp_path / name, {"task": "t", **config}) for name in ("alone", "killed")]
+    runs = [
+        Run.create(tmp_path / name, {"task": "t", **config})
+        for name in ("alone", "killed")
+    ]
     _, alone = fit(experiment, runs[0], budget)
     with pytest.raises(KeyboardInterrupt):
         fit(stopping(experiment), runs[1], budget)

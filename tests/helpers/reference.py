@@ -1,4 +1,6 @@
-"""The slow twins: time as a Python loop, gradients as explicit sums over lags, and one step of each cell in plain numpy."""
+"""The slow twins: time as a Python loop, gradients as explicit sums over lags, and
+one step of each cell in plain numpy.
+"""
 
 import functools
 
@@ -13,7 +15,9 @@ import jaxrnn
 
 @functools.cache
 def quick_compile():
-    """XLA's options for compiling fast: these programs run a few times each. None where they are not known."""
+    """XLA's options for compiling fast: these programs run a few times each. None
+    where they are not known.
+    """
     try:
         jax.jit(lambda x: x + 1, compiler_options=QUICK)(1.0)
     except Exception:  # another version of XLA
@@ -38,7 +42,11 @@ def python_loop(cell, params, xs, carry, mask=None, resets=None, reverse=False):
     for t in reversed(range(steps)) if reverse else range(steps):
         carry, ys[t] = one_step(cell, params, xs[t], carry, mask[t], resets[t])
         carries[t] = carry
-    return carry, jnp.stack(ys), jax.tree.map(lambda *leaves: jnp.stack(leaves), *carries)
+    return (
+        carry,
+        jnp.stack(ys),
+        jax.tree.map(lambda *leaves: jnp.stack(leaves), *carries),
+    )
 
 
 def one_step(cell, params, x, carry, keep, reset):
@@ -48,11 +56,15 @@ def one_step(cell, params, x, carry, keep, reset):
     return choose(keep, new, carry), choose(keep, y, jnp.zeros_like(y))
 
 
-def backpropagation(step, params, xs, carry, cotangents, mask, resets, reverse=False, window=None):
-    """Backpropagation through time by hand: ``((carry, ys), gradients of params, xs and carry, carries)``.
+def backpropagation(
+    step, params, xs, carry, cotangents, mask, resets, reverse=False, window=None
+):
+    """Backpropagation through time by hand: ``((carry, ys), gradients of params, xs and
+    carry, carries)``.
 
-    ``step(params, x, carry, cotangents, keep, reset)`` gives values and gradients of `one_step`. With ``window`` no gradient
-    passes from the beginning of a window, in the order of walking, to the one before.
+    ``step(params, x, carry, cotangents, keep, reset)`` gives values and gradients of
+    `one_step`. With ``window`` no gradient passes from the beginning of a window, in
+    the order of walking, to the one before.
     """
     steps = len(xs)
     order = list(reversed(range(steps)) if reverse else range(steps))
@@ -61,57 +73,85 @@ def backpropagation(step, params, xs, carry, cotangents, mask, resets, reverse=F
     ys, carries, before, x_gradients = ([None] * steps for _ in range(4))
     for t in order:
         before[t] = carry
-        carry, ys[t] = step(params, xs[t], carry, (carry_cotangent, y_cotangents[t]), mask[t], resets[t]).values
+        carry, ys[t] = step(
+            params, xs[t], carry, (carry_cotangent, y_cotangents[t]), mask[t], resets[t]
+        ).values
         carries[t] = carry
     params_gradient = jax.tree.map(np.zeros_like, params)
     for count, t in reversed(list(enumerate(order))):
         now = (carry_cotangent, y_cotangents[t])
-        immediate, x_gradients[t], carry_cotangent = step(params, xs[t], before[t], now, mask[t], resets[t]).gradients
+        immediate, x_gradients[t], carry_cotangent = step(
+            params, xs[t], before[t], now, mask[t], resets[t]
+        ).gradients
         params_gradient = jax.tree.map(np.add, params_gradient, immediate)
         if window is not None and count > 0 and count % window == 0:
             carry_cotangent = jax.tree.map(np.zeros_like, carry_cotangent)
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *carries)
-    return (carry, np.stack(ys)), (params_gradient, np.stack(x_gradients), carry_cotangent), stacked
+    return (
+        (carry, np.stack(ys)),
+        (params_gradient, np.stack(x_gradients), carry_cotangent),
+        stacked,
+    )
 
 
 def ends_seen_backwards(resets, reverse):
-    """A sequence that starts before step t ends at the step before: that is where the other direction is reset."""
+    """A sequence that starts before step t ends at the step before: that is where
+    the other direction is reset.
+    """
     never = np.zeros_like(resets[:1])
     return np.concatenate([never, resets[:-1]] if reverse else [resets[1:], never])
 
 
 def choose(flags, yes, no):
     """``yes`` where ``flags (*B)`` is True, leaf by leaf."""
-    return jax.tree.map(lambda a, b: jnp.where(jnp.reshape(flags, flags.shape + (1,) * (a.ndim - flags.ndim)), a, b), yes, no)
+    return jax.tree.map(
+        lambda a, b: jnp.where(
+            jnp.reshape(flags, flags.shape + (1,) * (a.ndim - flags.ndim)), a, b
+        ),
+        yes,
+        no,
+    )
 
 
 @functools.cache
 def lag_programs(cell, loss):
-    """For `Lags`, compiled once for all its sequences: the Jacobian of the initial carry, and a step with its Jacobians."""
+    """For `Lags`, compiled once for all its sequences: the Jacobian of the initial
+    carry, and a step with its Jacobians.
+    """
 
     def initial(theta, like):
         return ravel_pytree(cell.initial_carry(ravel_pytree(like[0])[1](theta)))[0]
 
     def step(theta, flat, like, x, target, keep, reset):
-        params, carry = (ravel_pytree(tree)[1](vector) for tree, vector in zip(like, (theta, flat), strict=True))
+        params, carry = (
+            ravel_pytree(tree)[1](vector)
+            for tree, vector in zip(like, (theta, flat), strict=True)
+        )
         carry = choose(reset, cell.initial_carry(params), carry)
         new, y = cell(params, carry, x)
-        return ravel_pytree(choose(keep, new, carry))[0], jnp.where(keep, loss(y, target), 0)
+        return ravel_pytree(choose(keep, new, carry))[0], jnp.where(
+            keep, loss(y, target), 0
+        )
 
-    return compiled(jax.jacrev(initial)), compiled(lambda *now: (step(*now), jax.jacrev(step, (0, 1))(*now)))
+    return compiled(jax.jacrev(initial)), compiled(
+        lambda *now: (step(*now), jax.jacrev(step, (0, 1))(*now))
+    )
 
 
 class Lags:
-    """The parts of a gradient by lag: ``G(t, k)``, how loss t reaches the parameters as they were used k steps earlier.
+    """The parts of a gradient by lag: ``G(t, k)``, how loss t reaches the parameters as
+    they were used k steps earlier.
 
-    For one sequence without batch axes, from the Jacobians of every step over the whole carry as one vector. With
-    ``l_t = loss(y_t, target_t)`` seen as a function of the parameters and the carry before step t (steps from 1)::
+    For one sequence without batch axes, from the Jacobians of every step over the whole
+    carry as one vector. With ``l_t = loss(y_t, target_t)`` seen as a function of the
+    parameters and the carry before step t (steps from 1)::
 
         G(t, 0) = dl_t/dtheta
         G(t, k) = dl_t/ds_{t-1} J_{t-1} ... J_{t-k+1} F_{t-k}        J = ds_t/ds_{t-1}, F = ds_t/dtheta (immediate)
 
-    and G(t, t) is the part that goes through the initial carry, as far as that is made from the parameters.
-    """
+    and G(t, t) is the part that goes through the initial carry, as far as that is made
+    from the parameters.
+    """  # noqa: E501
 
     def __init__(self, cell, params, xs, targets, loss, mask=None, resets=None):
         like = params, cell.initial_carry(params)
@@ -125,7 +165,9 @@ class Lags:
         for t in range(1, steps + 1):
             now = [np.asarray(a)[t - 1] for a in (xs, targets, mask, resets)]
             (new, loss_t), derivatives = both(theta, flat, like, *now)
-            (immediate[t], jacobians[t]), (self.parts[t, 0], row) = jax.tree.map(np.asarray, derivatives)
+            (immediate[t], jacobians[t]), (self.parts[t, 0], row) = jax.tree.map(
+                np.asarray, derivatives
+            )
             for k in range(1, t + 1):
                 self.parts[t, k] = row @ immediate[t - k]
                 row = row @ jacobians[t - k] if k < t else row
@@ -133,7 +175,9 @@ class Lags:
         self.carry = to_carry(flat)
 
     def truncated(self, k1, k2):
-        """The gradient of TBPTT(k1, k2) of the summed loss: windows end at k1, 2 k1, ..., T and begin k2 steps earlier."""
+        """The gradient of TBPTT(k1, k2) of the summed loss: windows end at k1, 2 k1,
+        ..., T and begin k2 steps earlier.
+        """
         total, oldest = 0.0, 0
         for end in [*range(k1, self.steps, k1), self.steps]:
             begin = max(0, min(oldest, end - k2))
@@ -148,8 +192,9 @@ class Lags:
         return self.to_params(sum(self.parts.values()))
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# One step of each cell in numpy, written from the equations in its docstring; params by name, gates by slicing.
+# --------------------------------------------------------------------------------------
+# One step of each cell in numpy, written from the equations in its docstring; params by
+# name, gates by slicing.
 
 
 def sigmoid(x):
@@ -157,7 +202,11 @@ def sigmoid(x):
 
 
 def normalised(x, scale):
-    return scale * (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    return (
+        scale
+        * (x - x.mean(-1, keepdims=True))
+        / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    )
 
 
 def elman_step(cell, p, h, x):
@@ -169,20 +218,32 @@ def lstm_step(cell, p, carry, x):
     (h, c), H = carry, cell.hidden_size
     from_x, from_h = x @ p["input_kernel"], h @ p["recurrent_kernel"]
     if cell.layer_norm:
-        from_x, from_h = normalised(from_x, p["input_norm_scale"]), normalised(from_h, p["recurrent_norm_scale"])
+        from_x, from_h = (
+            normalised(from_x, p["input_norm_scale"]),
+            normalised(from_h, p["recurrent_norm_scale"]),
+        )
     names = "fgo" if cell.coupled_gates else "ifgo"
     gates = from_x + from_h + p["bias"]
     a = {name: gates[..., n * H : (n + 1) * H] for n, name in enumerate(names)}
     peepholes = {}
     if cell.peephole:
-        peepholes = {name: p["peephole_kernel"][n * H : (n + 1) * H] for n, name in enumerate(names.replace("g", ""))}
+        peepholes = {
+            name: p["peephole_kernel"][n * H : (n + 1) * H]
+            for n, name in enumerate(names.replace("g", ""))
+        }
     f = sigmoid(a["f"] + peepholes.get("f", 0) * c)
     i = 1 - f if cell.coupled_gates else sigmoid(a["i"] + peepholes.get("i", 0) * c)
     new_c = f * c + i * np.tanh(a["g"])
     o = sigmoid(a["o"] + peepholes.get("o", 0) * new_c)
-    shown = normalised(new_c, p["cell_norm_scale"]) + p["cell_norm_bias"] if cell.layer_norm else new_c
+    shown = (
+        normalised(new_c, p["cell_norm_scale"]) + p["cell_norm_bias"]
+        if cell.layer_norm
+        else new_c
+    )
     new_h = o * np.tanh(shown)
-    return (new_h if cell.projection_size is None else new_h @ p["projection_kernel"]), new_c
+    return (
+        new_h if cell.projection_size is None else new_h @ p["projection_kernel"]
+    ), new_c
 
 
 def gru_step(cell, p, h, x):
@@ -196,42 +257,72 @@ def gru_step(cell, p, h, x):
         return a if scale is None else normalised(a, scale[where])
 
     gates, candidate = slice(0, 2 * H), slice(2 * H, 3 * H)
-    rz = sigmoid(norm(x @ W[:, gates], scale_x, gates) + norm(h @ U[:, gates], scale_h, gates) + b[gates])
+    rz = sigmoid(
+        norm(x @ W[:, gates], scale_x, gates)
+        + norm(h @ U[:, gates], scale_h, gates)
+        + b[gates]
+    )
     r, z = rz[..., :H], rz[..., H:]
     from_x = norm(x @ W[:, candidate], scale_x, candidate) + b[candidate]
     if cell.reset_after:
-        n = np.tanh(from_x + r * (norm(h @ U[:, candidate], scale_h, candidate) + p["recurrent_bias"]))
+        n = np.tanh(
+            from_x
+            + r * (norm(h @ U[:, candidate], scale_h, candidate) + p["recurrent_bias"])
+        )
     else:
         n = np.tanh(from_x + norm((r * h) @ U[:, candidate], scale_h, candidate))
     return (1 - z) * n + z * h
 
 
 def mlstm_step(cell, p, carry, x):
-    """Without stabiliser; the carry that comes and goes is scaled by exp(m) all the same."""
+    """Without stabiliser; the carry that comes and goes is scaled by exp(m) all the
+    same.
+    """
     _, C, n, m = carry  # of MLSTMState
     C, n = C * np.exp(m)[..., None, None], n * np.exp(m)[..., None]
     N, d_k, H = cell.heads, cell.keys, cell.hidden_size
-    a, b = np.split(x @ p["input_kernel"], np.cumsum(cell.blocks)[:-1], -1), np.split(p["bias"], np.cumsum(cell.blocks)[:-1])
+    a, b = (
+        np.split(x @ p["input_kernel"], np.cumsum(cell.blocks)[:-1], -1),
+        np.split(p["bias"], np.cumsum(cell.blocks)[:-1]),
+    )
     q, k, v = a[0] + b[0], a[1] / np.sqrt(d_k) + b[1], a[2] + b[2]
     q, k, v = (block.reshape(*x.shape[:-1], N, -1) for block in (q, k, v))
-    i, f = np.exp(a[4] + b[4]), sigmoid(a[5] + b[5]) if cell.forget_gate == "sigmoid" else np.exp(a[5] + b[5])
+    i, f = (
+        np.exp(a[4] + b[4]),
+        sigmoid(a[5] + b[5]) if cell.forget_gate == "sigmoid" else np.exp(a[5] + b[5]),
+    )
     C = f[..., None, None] * C + i[..., None, None] * k[..., :, None] * v[..., None, :]
     n = f[..., None] * n + i[..., None] * k
-    read, weight = np.einsum("...kv,...k->...v", C, q), np.einsum("...k,...k->...", n, q)
+    read, weight = (
+        np.einsum("...kv,...k->...v", C, q),
+        np.einsum("...k,...k->...", n, q),
+    )
     shown = (read / np.maximum(np.abs(weight), 1)[..., None]).reshape(*x.shape[:-1], H)
-    m = np.where((carry.n == 0).all(-1), np.log(i), np.maximum(np.log(f) + m, np.log(i)))
-    return sigmoid(a[3] + b[3]) * shown, C / np.exp(m)[..., None, None], n / np.exp(m)[..., None], m
+    m = np.where(
+        (carry.n == 0).all(-1), np.log(i), np.maximum(np.log(f) + m, np.log(i))
+    )
+    return (
+        sigmoid(a[3] + b[3]) * shown,
+        C / np.exp(m)[..., None, None],
+        n / np.exp(m)[..., None],
+        m,
+    )
 
 
 def slstm_step(cell, p, carry, x):
-    """Without stabiliser; the carry that comes and goes is scaled by exp(m) all the same."""
+    """Without stabiliser; the carry that comes and goes is scaled by exp(m) all the
+    same.
+    """
     h, c, n, m = carry
     c, n, size = c * np.exp(m), n * np.exp(m), cell.hidden_size // cell.heads
     from_h = np.zeros((*x.shape[:-1], 4, cell.hidden_size))
     for head in range(cell.heads):
         units = slice(head * size, (head + 1) * size)
         for gate in range(4):
-            from_h[..., gate, units] = h[..., units] @ p["recurrent_kernel"][head][:, gate * size : (gate + 1) * size]
+            from_h[..., gate, units] = (
+                h[..., units]
+                @ p["recurrent_kernel"][head][:, gate * size : (gate + 1) * size]
+            )
     a = (x @ p["input_kernel"] + p["bias"]).reshape(*x.shape[:-1], 4, -1) + from_h
     i, z, o = np.exp(a[..., 0, :]), np.tanh(a[..., 2, :]), sigmoid(a[..., 3, :])
     f = sigmoid(a[..., 1, :]) if cell.forget_gate == "sigmoid" else np.exp(a[..., 1, :])
@@ -244,7 +335,10 @@ def s5_step(cell, p, s, x):
     eigenvalue = p["eigenvalue_real"] + 1j * p["eigenvalue_imaginary"]
     step, half = np.exp(p["log_step"]), p["input_kernel"].shape[1] // 2
     drive = x @ (p["input_kernel"][:, :half] + 1j * p["input_kernel"][:, half:])
-    return np.exp(eigenvalue * step) * s + (np.exp(eigenvalue * step) - 1) / eigenvalue * drive
+    return (
+        np.exp(eigenvalue * step) * s
+        + (np.exp(eigenvalue * step) - 1) / eigenvalue * drive
+    )
 
 
 def indrnn_step(cell, p, h, x):
@@ -262,8 +356,12 @@ def diagonal_gru_step(cell, p, h, x):
 def diagonal_lstm_step(cell, p, carry, x):
     """That of the full LSTM, with diagonals written out as matrices."""
     U = np.concatenate([np.diag(u) for u in np.split(p["recurrent_vector"], 3)], -1)
-    full = {name: leaf for name, leaf in p.items() if name != "recurrent_vector"} | {"recurrent_kernel": U}
-    return lstm_step(jaxrnn.LSTM(cell.hidden_size, peephole=True, coupled_gates=True), full, carry, x)
+    full = {name: leaf for name, leaf in p.items() if name != "recurrent_vector"} | {
+        "recurrent_kernel": U
+    }
+    return lstm_step(
+        jaxrnn.LSTM(cell.hidden_size, peephole=True, coupled_gates=True), full, carry, x
+    )
 
 
 def positive(a):

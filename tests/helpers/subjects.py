@@ -1,4 +1,6 @@
-"""What the laws are about: a table of cells and layers. A new cell is one row, and every law runs on it."""
+"""What the laws are about: a table of cells and layers. A new cell is one row, and
+every law runs on it.
+"""
 
 import dataclasses
 import functools
@@ -33,7 +35,9 @@ T, B, D = 5, 3, 3
 
 @dataclasses.dataclass(frozen=True)
 class UserCell(jaxrnn.Cell):
-    """A cell as a user writes one, with init and step only: h_t = tanh(x_t W + h_{t-1} * u)."""
+    """A cell as a user writes one, with init and step only: h_t = tanh(x_t W +
+    h_{t-1} * u).
+    """
 
     hidden_size: int
 
@@ -45,12 +49,17 @@ class UserCell(jaxrnn.Cell):
         }
 
     def step(self, params, carry, z):
-        return jnp.tanh(z @ params["kernel"] + carry * jnp.broadcast_to(params["vector"], carry.shape))
+        return jnp.tanh(
+            z @ params["kernel"]
+            + carry * jnp.broadcast_to(params["vector"], carry.shape)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class UserLinear(jaxrnn.LinearCell):
-    """A linear cell as a user writes one, with two parts of carry and factors of other shapes than theirs."""
+    """A linear cell as a user writes one, with two parts of carry and factors of
+    other shapes than theirs.
+    """
 
     hidden_size: int
 
@@ -62,14 +71,23 @@ class UserLinear(jaxrnn.LinearCell):
 
     def affine(self, params, z):
         drive = z @ params["kernel"]
-        keep = jnp.tanh(params["vector"]).reshape((1,) * (drive.ndim - 1) + (self.hidden_size,))
-        return jaxrnn.LSTMState(keep, jax.nn.sigmoid(drive)), jaxrnn.LSTMState(drive, jnp.sin(drive))
+        keep = jnp.tanh(params["vector"]).reshape(
+            (1,) * (drive.ndim - 1) + (self.hidden_size,)
+        )
+        return jaxrnn.LSTMState(keep, jax.nn.sigmoid(drive)), jaxrnn.LSTMState(
+            drive, jnp.sin(drive)
+        )
 
     def output(self, params, carry, x):
         return carry.h * jnp.cos(carry.c)
 
 
-ALL_OPTIONS = {"layer_norm": True, "peephole": True, "coupled_gates": True, "projection_size": 2}
+ALL_OPTIONS = {
+    "layer_norm": True,
+    "peephole": True,
+    "coupled_gates": True,
+    "projection_size": 2,
+}
 CELLS = {
     "elman": Elman(4),
     "irnn": Elman(4, activation=jax.nn.relu, recurrent_init=initializers.Identity()),
@@ -99,12 +117,19 @@ LINEAR = {
     "user_linear": UserLinear(4),
 }
 CELLS |= {
-    name: cell for name, cell in LINEAR.items() if hasattr(cell, "learned_initial_carry") and not isinstance(cell, (LRU, S5))
+    name: cell
+    for name, cell in LINEAR.items()
+    if hasattr(cell, "learned_initial_carry") and not isinstance(cell, (LRU, S5))
 }
-LEARNED = {f"{name}_learned": dataclasses.replace(cell, learned_initial_carry=True) for name, cell in CELLS.items()}
+LEARNED = {
+    f"{name}_learned": dataclasses.replace(cell, learned_initial_carry=True)
+    for name, cell in CELLS.items()
+}
 LAYERS = {
     "stack": jaxrnn.stack(LSTM(4, learned_initial_carry=True), GRU(2)),
-    "stack_dropout": jaxrnn.inference(jaxrnn.stack(Elman(4), jaxrnn.dropout(0.5), LSTM(2))),
+    "stack_dropout": jaxrnn.inference(
+        jaxrnn.stack(Elman(4), jaxrnn.dropout(0.5), LSTM(2))
+    ),
     "residual": jaxrnn.residual(GRU(D)),
     "recurrent_dropout": jaxrnn.inference(jaxrnn.recurrent_dropout(LSTM(4), 0.3)),
     "zoneout": jaxrnn.inference(jaxrnn.zoneout(LSTM(4), (0.2, 0.1))),
@@ -114,7 +139,14 @@ LAYERS = {
 PLAIN = {**CELLS, **LINEAR, "slstm": SLSTM(4, heads=2), "user": UserCell(4), **LAYERS}
 SUBJECTS = PLAIN | LEARNED
 CAUSAL = [name for name in PLAIN if name != "bidirectional"]
-FEW = ["elman", "lstm_all_learned", "gru_learned", "user", "stack", "zoneout"]  # for laws that the cell hardly touches
+FEW = [
+    "elman",
+    "lstm_all_learned",
+    "gru_learned",
+    "user",
+    "stack",
+    "zoneout",
+]  # for laws that the cell hardly touches
 
 
 class Outcome(NamedTuple):
@@ -126,7 +158,9 @@ class Outcome(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """Random everything; the cotangents are those of the last carry and of the outputs. The mask has holes."""
+    """Random everything; the cotangents are those of the last carry and of the
+    outputs. The mask has holes.
+    """
 
     params: dict
     xs: jax.Array
@@ -152,12 +186,18 @@ def normal(random, tree, scale=1.0):
 
 
 def possible(carry):
-    """``carry``, the normaliser of an sLSTM made positive, as a sum of exponentials is."""
+    """``carry``, the normaliser of an sLSTM made positive, as a sum of exponentials
+    is.
+    """
 
     def is_slstm(node):
         return isinstance(node, jaxrnn.SLSTMState)
 
-    return jax.tree.map(lambda s: s._replace(n=0.5 + jnp.abs(s.n)) if is_slstm(s) else s, carry, is_leaf=is_slstm)
+    return jax.tree.map(
+        lambda s: s._replace(n=0.5 + jnp.abs(s.n)) if is_slstm(s) else s,
+        carry,
+        is_leaf=is_slstm,
+    )
 
 
 @functools.cache
@@ -166,31 +206,50 @@ def shapes_of_params(layer, dtype):
 
 
 def draw_params(layer, random):
-    """Random numbers with the shapes and dtypes of ``init``, which compiles slowly; no bias, norm or peephole is 0 or 1."""
+    """Random numbers with the shapes and dtypes of ``init``, which compiles slowly;
+    no bias, norm or peephole is 0 or 1.
+    """
 
     def leaf(path, like):
         name = str(getattr(path[-1], "key", path[-1]))
-        identity = name == "recurrent_kernel" and getattr(layer, "recurrent_init", None) == initializers.Identity()
+        identity = (
+            name == "recurrent_kernel"
+            and getattr(layer, "recurrent_init", None) == initializers.Identity()
+        )
         middle = np.eye(*like.shape) if identity else float(name.endswith("norm_scale"))
         return jnp.asarray(middle + 0.5 * random.normal(size=like.shape), like.dtype)
 
-    return jax.tree_util.tree_map_with_path(leaf, shapes_of_params(layer, str(jnp.result_type(float))))
+    return jax.tree_util.tree_map_with_path(
+        leaf, shapes_of_params(layer, str(jnp.result_type(float)))
+    )
 
 
 def draw(layer, seed, steps=T, batch=(B,)):
-    """Random inputs of every kind, for a layer or the name of one. Dtypes follow jax_enable_x64."""
+    """Random inputs of every kind, for a layer or the name of one. Dtypes follow
+    jax_enable_x64.
+    """
     layer = SUBJECTS[layer] if isinstance(layer, str) else layer
     random = np.random.default_rng(seed)
     params = draw_params(layer, random)
-    xs = normal(random, jax.ShapeDtypeStruct((steps, *batch, D), jnp.result_type(float)))
-    carry = possible(normal(random, jax.eval_shape(lambda p: layer.initial_carry(p, batch), params), 0.5))
+    xs = normal(
+        random, jax.ShapeDtypeStruct((steps, *batch, D), jnp.result_type(float))
+    )
+    carry = possible(
+        normal(
+            random, jax.eval_shape(lambda p: layer.initial_carry(p, batch), params), 0.5
+        )
+    )
     shapes = jax.eval_shape(lambda *a: jaxrnn.unroll(layer, *a), params, xs, carry)
-    mask, resets = (jnp.asarray(random.random((steps, *batch)) < share) for share in (0.6, 0.3))
+    mask, resets = (
+        jnp.asarray(random.random((steps, *batch)) < share) for share in (0.6, 0.3)
+    )
     return Inputs(params, xs, carry, normal(random, shapes), mask, resets)
 
 
 def outcome(function, params, xs, carry, cotangents, *rest):
-    """Values and gradients of ``function(params, xs, carry, *rest) -> (carry, ys)`` or ``(carry, ys, carries)``."""
+    """Values and gradients of ``function(params, xs, carry, *rest) -> (carry, ys)``
+    or ``(carry, ys, carries)``.
+    """
 
     def split(*inputs):
         last, ys, *carries = function(*inputs, *rest)
@@ -201,7 +260,9 @@ def outcome(function, params, xs, carry, cotangents, *rest):
 
 
 def compiled_outcome(function):
-    """`outcome` of a function, compiled: takes params, xs, carry, cotangents and the rest."""
+    """`outcome` of a function, compiled: takes params, xs, carry, cotangents and the
+    rest.
+    """
     return compiled(functools.partial(outcome, function))
 
 
@@ -211,24 +272,41 @@ def unrolled(name, reverse=False):
     layer = SUBJECTS[name]
 
     def walk(params, xs, carry, mask, resets):
-        return jaxrnn.unroll(layer, params, xs, carry, mask=mask, resets=resets, reverse=reverse, return_carries=True)
+        return jaxrnn.unroll(
+            layer,
+            params,
+            xs,
+            carry,
+            mask=mask,
+            resets=resets,
+            reverse=reverse,
+            return_carries=True,
+        )
 
     return compiled_outcome(walk)
 
 
 @functools.cache
 def stepped(layer):
-    """`outcome` of one streaming step of a layer, compiled: (params, x, carry, cotangents, keep, reset)."""
+    """`outcome` of one streaming step of a layer, compiled: (params, x, carry,
+    cotangents, keep, reset).
+    """
     return compiled_outcome(functools.partial(one_step, layer))
 
 
 def looped(name, inputs, reverse=False, window=None):
-    """`outcome` of an unroll as loops in Python, forwards and backwards, and the carries after every step."""
+    """`outcome` of an unroll as loops in Python, forwards and backwards, and the
+    carries after every step.
+    """
     layer = SUBJECTS[name] if isinstance(name, str) else name
     if not isinstance(layer, Bidirectional):
-        return Outcome(*backpropagation(stepped(layer), *inputs, reverse=reverse, window=window))
+        return Outcome(
+            *backpropagation(stepped(layer), *inputs, reverse=reverse, window=window)
+        )
     params, xs, carry, (carry_cotangent, y_cotangent), mask, resets = inputs
-    first = jax.eval_shape(layer.forward, params["forward"], carry.forward, xs[0])[1].shape[-1]
+    first = jax.eval_shape(layer.forward, params["forward"], carry.forward, xs[0])[
+        1
+    ].shape[-1]
     values, gradients, carries = zip(
         *(
             backpropagation(
@@ -242,12 +320,18 @@ def looped(name, inputs, reverse=False, window=None):
                 reverse=reverse != (part == "backward"),
                 window=window,
             )
-            for part, y_part in (("forward", y_cotangent[..., :first]), ("backward", y_cotangent[..., first:]))
+            for part, y_part in (
+                ("forward", y_cotangent[..., :first]),
+                ("backward", y_cotangent[..., first:]),
+            )
         )
     )
     both, (forward_gradient, backward_gradient) = jaxrnn.BidirectionalCarry, gradients
     return Outcome(
-        (both(*(value[0] for value in values)), np.concatenate([value[1] for value in values], -1)),
+        (
+            both(*(value[0] for value in values)),
+            np.concatenate([value[1] for value in values], -1),
+        ),
         (
             {"forward": forward_gradient[0], "backward": backward_gradient[0]},
             forward_gradient[1] + backward_gradient[1],
@@ -258,17 +342,28 @@ def looped(name, inputs, reverse=False, window=None):
 
 
 def assert_same(actual, expected, tolerance=1e-12):
-    """Equal structure, and every number within ``tolerance`` of the largest one in the tree."""
+    """Equal structure, and every number within ``tolerance`` of the largest one in
+    the tree.
+    """
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    scale = max([float(np.abs(leaf).max()) for leaf in jax.tree.leaves(expected) if leaf.size], default=0.0)
-    for (path, a), b in zip(jax.tree.leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
+    scale = max(
+        [float(np.abs(leaf).max()) for leaf in jax.tree.leaves(expected) if leaf.size],
+        default=0.0,
+    )
+    for (path, a), b in zip(
+        jax.tree.leaves_with_path(actual), jax.tree.leaves(expected), strict=True
+    ):
         assert a.shape == b.shape, (path, a.shape, b.shape)
         assert a.dtype == b.dtype, (path, a.dtype, b.dtype)
-        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * scale, err_msg=jax.tree_util.keystr(path))
+        np.testing.assert_allclose(
+            a, b, rtol=0, atol=tolerance * scale, err_msg=jax.tree_util.keystr(path)
+        )
 
 
 def assert_same_outcome(actual, expected, forward=1e-12, backward=1e-12):
-    """Values within ``forward``, gradients within ``backward``; carries too, where both have them."""
+    """Values within ``forward``, gradients within ``backward``; carries too, where
+    both have them.
+    """
     assert_same(actual.values, expected.values, forward)
     assert_same(actual.gradients, expected.gradients, backward)
     if actual.carries is not None and expected.carries is not None:

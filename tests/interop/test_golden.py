@@ -1,4 +1,6 @@
-"""jaxrnn against values and gradients of PyTorch, Keras and Haiku kept in golden/ by its scripts, through jaxrnn.interop."""
+"""jaxrnn against values and gradients of PyTorch, Keras and Haiku kept in golden/ by
+its scripts, through jaxrnn.interop.
+"""
 
 import json
 from functools import partial
@@ -13,12 +15,16 @@ import jaxrnn
 from jaxrnn import interop
 
 TORCH, KERAS, HAIKU = (
-    json.loads((Path(__file__).parents[1] / "golden" / f"{name}.json").read_text()) for name in ("torch", "keras", "haiku")
+    json.loads((Path(__file__).parents[1] / "golden" / f"{name}.json").read_text())
+    for name in ("torch", "keras", "haiku")
 )
 # Values, and gradients relative to the largest entry.
 TOLERANCES = {"float64": (1e-12, 1e-12), "float32": (1e-6, 1e-5)}
 
-TWO_WAY_LSTM, TWO_WAY_GRU = jaxrnn.bidirectional(jaxrnn.LSTM(2)), jaxrnn.bidirectional(jaxrnn.GRU(2))
+TWO_WAY_LSTM, TWO_WAY_GRU = (
+    jaxrnn.bidirectional(jaxrnn.LSTM(2)),
+    jaxrnn.bidirectional(jaxrnn.GRU(2)),
+)
 RELU = jaxrnn.Elman(3, activation=jax.nn.relu)
 TORCH_LAYERS = {
     "rnn_tanh": jaxrnn.Elman(3),
@@ -48,57 +54,109 @@ def assert_close(actual, expected, tolerance, dtype, relative_to_largest=False):
     for array, reference in zip(actual, expected, strict=True):
         assert array.dtype == dtype
         scale = np.abs(reference).max() if relative_to_largest else 1.0
-        np.testing.assert_allclose(array, reference, rtol=tolerance, atol=tolerance * scale)
+        np.testing.assert_allclose(
+            array, reference, rtol=tolerance, atol=tolerance * scale
+        )
 
 
 def arrays(tree):
     """Numbers as arrays, in Keras's flat list or in Haiku's dict of dicts."""
     if isinstance(tree, dict):
-        return {module: {name: np.array(numbers) for name, numbers in own.items()} for module, own in tree.items()}
+        return {
+            module: {name: np.array(numbers) for name, numbers in own.items()}
+            for module, own in tree.items()
+        }
     return [np.array(numbers) for numbers in tree]
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("case", TORCH_LAYERS)
 def test_values_and_gradients_match_torch(case, dtype):
-    """The gradients with respect to torch's own weights: back through the conversion."""
-    golden = {group: {name: np.array(numbers) for name, numbers in tensors.items()} for group, tensors in TORCH[case].items()}
+    """The gradients with respect to torch's own weights: back through the
+    conversion.
+    """
+    golden = {
+        group: {name: np.array(numbers) for name, numbers in tensors.items()}
+        for group, tensors in TORCH[case].items()
+    }
     x, *initial_states = golden["inputs"].values()
     y, *final_states = golden["outputs"].values()
     y_cotangent, *state_cotangents = golden["cotangents"].values()
     x_gradient = golden["gradients"].pop("x")
-    state_gradients = [golden["gradients"].pop(name) for name in ("h0", "c0") if name in golden["gradients"]]
+    state_gradients = [
+        golden["gradients"].pop(name)
+        for name in ("h0", "c0")
+        if name in golden["gradients"]
+    ]
     value_tolerance, gradient_tolerance = TOLERANCES[dtype]
     nonlinearity = case.removeprefix("rnn_") if case.startswith("rnn") else None
     convert = partial(interop.from_torch, nonlinearity=nonlinearity)
     together = lambda states: tuple(states) if len(states) == 2 else states[0]  # noqa: E731
 
-    # The matmul precision matters on GPU, where float32 would otherwise be multiplied as TF32.
+    # The matmul precision matters on GPU, where float32 would otherwise be multiplied
+    # as TF32.
     with jax.enable_x64(dtype == "float64"), jax.default_matmul_precision("highest"):
         to_jax = partial(jax.tree.map, partial(jnp.asarray, dtype=dtype))
         weights = to_jax(golden["state_dict"])
         layer = convert(weights)[0]
         assert layer == TORCH_LAYERS[case]
         carry = interop.carry_from_torch(layer, together(to_jax(initial_states)))
-        carry_cotangent = interop.carry_from_torch(layer, together(to_jax(state_cotangents)))
-        run = lambda weights, x, carry: jaxrnn.unroll(layer, convert(weights)[1], x, carry)  # noqa: E731
-        (last, ys), pullback = jax.vjp(run, weights, to_jax(x), carry)
-        weight_gradients, actual_x_gradient, carry_gradient = pullback((carry_cotangent, to_jax(y_cotangent)))
+        carry_cotangent = interop.carry_from_torch(
+            layer, together(to_jax(state_cotangents))
+        )
 
-        assert_close([interop.carry_to_torch(layer, last), ys], [*final_states, y], value_tolerance, dtype)
-        assert_close(actual_x_gradient, x_gradient, gradient_tolerance, dtype, relative_to_largest=True)
-        if golden["gradients"]:  # the largest case has only the gradient of x, to keep the file small
-            assert_close(weight_gradients, golden["gradients"], gradient_tolerance, dtype, relative_to_largest=True)
+        def run(weights, x, carry):
+            return jaxrnn.unroll(layer, convert(weights)[1], x, carry)
+
+        (last, ys), pullback = jax.vjp(run, weights, to_jax(x), carry)
+        weight_gradients, actual_x_gradient, carry_gradient = pullback(
+            (carry_cotangent, to_jax(y_cotangent))
+        )
+
+        assert_close(
+            [interop.carry_to_torch(layer, last), ys],
+            [*final_states, y],
+            value_tolerance,
+            dtype,
+        )
+        assert_close(
+            actual_x_gradient,
+            x_gradient,
+            gradient_tolerance,
+            dtype,
+            relative_to_largest=True,
+        )
+        if golden[
+            "gradients"
+        ]:  # the largest case has only the gradient of x, to keep the file small
+            assert_close(
+                weight_gradients,
+                golden["gradients"],
+                gradient_tolerance,
+                dtype,
+                relative_to_largest=True,
+            )
             actual = interop.carry_to_torch(layer, carry_gradient)
-            assert_close(actual, state_gradients, gradient_tolerance, dtype, relative_to_largest=True)
+            assert_close(
+                actual,
+                state_gradients,
+                gradient_tolerance,
+                dtype,
+                relative_to_largest=True,
+            )
         returned = interop.to_torch(layer, convert(weights)[1])
         for name, value in interop.to_torch(*convert(returned)).items():
             np.testing.assert_array_equal(value, returned[name])
 
 
 def check(golden, convert, write, dtype):
-    """A case of golden/common.py, in the layout of the other library; then there and back."""
-    expected_y, expected_x_gradient = np.array(golden["y"]), np.array(golden["gradients"]["x"])
+    """A case of golden/common.py, in the layout of the other library; then there and
+    back.
+    """
+    expected_y, expected_x_gradient = (
+        np.array(golden["y"]),
+        np.array(golden["gradients"]["x"]),
+    )
     value_tolerance, gradient_tolerance = TOLERANCES[dtype]
     with jax.enable_x64(dtype == "float64"), jax.default_matmul_precision("highest"):
         to_jax = partial(jax.tree.map, partial(jnp.asarray, dtype=dtype))
@@ -113,9 +171,13 @@ def check(golden, convert, write, dtype):
         (ys, states), pullback = jax.vjp(run, weights, x)
         y_cotangent, *state_cotangents = to_jax(arrays(golden["cotangents"]))
         gradients = pullback((y_cotangent, state_cotangents))
-        assert_close([ys, states], [expected_y, arrays(golden["states"])], value_tolerance, dtype)
+        assert_close(
+            [ys, states], [expected_y, arrays(golden["states"])], value_tolerance, dtype
+        )
         expected = arrays(golden["gradients"]["weights"]), expected_x_gradient
-        assert_close(gradients, expected, gradient_tolerance, dtype, relative_to_largest=True)
+        assert_close(
+            gradients, expected, gradient_tolerance, dtype, relative_to_largest=True
+        )
 
         params = convert(weights)[1]
         again = convert(jax.tree.map(jnp.asarray, write(layer, params)))[1]
@@ -124,7 +186,12 @@ def check(golden, convert, write, dtype):
 
 @pytest.mark.parametrize("case", KERAS_LAYERS)
 def test_values_and_gradients_match_keras(case):
-    check(KERAS[case], lambda weights: interop.from_keras(weights, KERAS_LAYERS[case]), interop.to_keras, "float32")
+    check(
+        KERAS[case],
+        lambda weights: interop.from_keras(weights, KERAS_LAYERS[case]),
+        interop.to_keras,
+        "float32",
+    )
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)

@@ -1,4 +1,6 @@
-"""Weights from Equinox and back, against the Equinox that is installed: values and gradients, ragged batches."""
+"""Weights from Equinox and back, against the Equinox that is installed: values and
+gradients, ragged batches.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -24,13 +26,22 @@ def cells(kind, layers, both, dtype, use_bias=True):
     keys, width, made = iter(jax.random.split(jax.random.key(0), 8)), peers.INPUTS, []
     for _ in range(layers):
         make = getattr(eqx.nn, kind)
-        made.append([make(width, H, use_bias, dtype=jnp.dtype(dtype), key=next(keys)) for _ in range(2 if both else 1)])
+        made.append(
+            [
+                make(width, H, use_bias, dtype=jnp.dtype(dtype), key=next(keys))
+                for _ in range(2 if both else 1)
+            ]
+        )
         width = H * (2 if both else 1)
     return made
 
 
 def arrays_of(cell):
-    return {name: getattr(cell, name) for name in ("weight_ih", "weight_hh", "bias", "bias_n") if hasattr(cell, name)}
+    return {
+        name: getattr(cell, name)
+        for name in ("weight_ih", "weight_hh", "bias", "bias_n")
+        if hasattr(cell, name)
+    }
 
 
 def walk(cell, xs, mask):
@@ -46,7 +57,9 @@ def walk(cell, xs, mask):
     return lambda reverse: jax.lax.scan(step, start, (xs, mask), reverse=reverse)
 
 
-@pytest.mark.parametrize(("kind", "layers", "both", "dtype"), peers.cases(CELLS, wide=["LSTMCell"]))
+@pytest.mark.parametrize(
+    ("kind", "layers", "both", "dtype"), peers.cases(CELLS, wide=["LSTMCell"])
+)
 def test_the_same_values_states_and_gradients(kind, layers, both, dtype):
     with jax.enable_x64(dtype == "float64"):
         made = cells(kind, layers, both, dtype)
@@ -60,10 +73,19 @@ def test_the_same_values_states_and_gradients(kind, layers, both, dtype):
                     each = []
                     for k in range(len(level)):
                         names = tuple(weights[index])
-                        where = lambda cell, names=names: [getattr(cell, name) for name in names]  # noqa: E731
-                        cell = eqx.tree_at(where, flat[index], list(weights[index].values()))
+
+                        def where(cell, names=names):
+                            return [getattr(cell, name) for name in names]
+
+                        cell = eqx.tree_at(
+                            where, flat[index], list(weights[index].values())
+                        )
                         last, ys = walk(cell, xs, mask)(k == 1)
-                        each, states, index = [*each, ys], states + jax.tree.leaves(last), index + 1
+                        each, states, index = (
+                            [*each, ys],
+                            states + jax.tree.leaves(last),
+                            index + 1,
+                        )
                     xs = jnp.concatenate(each, -1)
                 return xs, states
 
@@ -98,5 +120,7 @@ def test_what_a_cell_or_a_list_becomes():
         interop.to_equinox(*interop.from_equinox(one), into=bare)
     with pytest.raises(TypeError, match=r"expected eqx.nn.LSTMCell.*Linear"):
         interop.from_equinox(eqx.nn.Linear(3, 4, key=jax.random.key(0)))
-    with pytest.raises(ValueError, match=r"weight_ih: expected \(12, 3\), found \(12, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"weight_ih: expected \(12, 3\), found \(12, 4\)"
+    ):
         interop.to_equinox(jaxrnn.GRU(H), interop.from_equinox(two)[1], into=one)

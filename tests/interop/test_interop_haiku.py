@@ -1,4 +1,6 @@
-"""Weights from Haiku and back, against the Haiku that is installed: values and gradients, ragged batches."""
+"""Weights from Haiku and back, against the Haiku that is installed: values and
+gradients, ragged batches.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -26,13 +28,18 @@ def haiku_promotion():
 
 
 def network(kind, layers, both):
-    """A transformed function of layers of cores. Haiku knows no lengths: each sequence is walked by itself."""
+    """A transformed function of layers of cores. Haiku knows no lengths: each
+    sequence is walked by itself.
+    """
 
     def walk(core, xs, reverse):
         return hk.dynamic_unroll(core, xs, core.initial_state(None), reverse=reverse)
 
     def run(xs):
-        levels = [[getattr(hk, kind)(H) for _ in range(2 if both else 1)] for _ in range(layers)]
+        levels = [
+            [getattr(hk, kind)(H) for _ in range(2 if both else 1)]
+            for _ in range(layers)
+        ]
         batch = []
         for b, length in enumerate(peers.LENGTHS):
             ys, states = xs[b, :length], []
@@ -46,12 +53,23 @@ def network(kind, layers, both):
     return hk.without_apply_rng(hk.transform(run))
 
 
-@pytest.mark.parametrize(("kind", "layers", "both", "dtype"), peers.cases(CELLS, wide=["GRU"]))
+@pytest.mark.parametrize(
+    ("kind", "layers", "both", "dtype"), peers.cases(CELLS, wide=["GRU"])
+)
 def test_the_same_values_states_and_gradients(kind, layers, both, dtype):
     with jax.enable_x64(dtype == "float64"):
         function = network(kind, layers, both)
-        shapes = jax.eval_shape(function.init, jax.random.key(0), jnp.asarray(peers.inputs(dtype)).swapaxes(0, 1))
-        weights = jax.tree.map(lambda a: jnp.asarray(0.4 * peers.draw(sum(a.shape), *a.shape, dtype=dtype)), shapes)
+        shapes = jax.eval_shape(
+            function.init,
+            jax.random.key(0),
+            jnp.asarray(peers.inputs(dtype)).swapaxes(0, 1),
+        )
+        weights = jax.tree.map(
+            lambda a: jnp.asarray(
+                0.4 * peers.draw(sum(a.shape), *a.shape, dtype=dtype)
+            ),
+            shapes,
+        )
         level = jaxrnn.bidirectional(CELLS[kind]) if both else CELLS[kind]
         layer = level if layers == 1 else jaxrnn.stack(*[level] * layers)
         run = lambda weights, xs, _: function.apply(weights, xs)  # noqa: E731
@@ -65,7 +83,9 @@ def test_the_same_values_states_and_gradients(kind, layers, both, dtype):
         assert jax.tree.map(jnp.shape, back) == jax.tree.map(jnp.shape, weights)
         if layers == 1:
             again = peers.theirs(run, back, dtype)
-            peers.assert_agree(again, expected._replace(weight_gradients=again.weight_gradients), dtype)
+            peers.assert_agree(
+                again, expected._replace(weight_gradients=again.weight_gradients), dtype
+            )
 
 
 def test_cores_inside_a_larger_model():
@@ -90,5 +110,8 @@ def test_cores_inside_a_larger_model():
     merged = weights | back
     assert jax.tree.structure(merged) == jax.tree.structure(weights)
     assert jnp.abs(function.apply(merged, xs)[0] - expected).max() < 1e-6
-    with pytest.raises(ValueError, match=r"lstm: missing linear/b, linear/w. The params have the modules net/linear, net/lstm"):
+    with pytest.raises(
+        ValueError,
+        match=r"lstm: missing linear/b, linear/w. The params have the modules net/linear, net/lstm",  # noqa: E501
+    ):
         interop.from_haiku(weights, layer)

@@ -35,10 +35,20 @@ LAYERS = {
     "two of both lstm": jaxrnn.stack(*[jaxrnn.bidirectional(LSTM(H))] * 2),
     "two of both gru": jaxrnn.stack(*[jaxrnn.bidirectional(GRU(H, **LEARNED))] * 2),
     "two of both elman": jaxrnn.stack(*[jaxrnn.bidirectional(Elman(H))] * 2),
-    "both of two": jaxrnn.bidirectional(jaxrnn.stack(GRU(H), jaxrnn.bidirectional(LSTM(2), GRU(3)))),
-    "residual": jaxrnn.stack(jaxrnn.residual(GRU(D)), jaxrnn.residual(jaxrnn.bidirectional(LSTM(D), merge="sum"))),
+    "both of two": jaxrnn.bidirectional(
+        jaxrnn.stack(GRU(H), jaxrnn.bidirectional(LSTM(2), GRU(3)))
+    ),
+    "residual": jaxrnn.stack(
+        jaxrnn.residual(GRU(D)),
+        jaxrnn.residual(jaxrnn.bidirectional(LSTM(D), merge="sum")),
+    ),
     "dropout": jaxrnn.inference(
-        jaxrnn.stack(jaxrnn.dropout(0.3), LSTM(H), jaxrnn.dropout(0.5), jaxrnn.recurrent_dropout(GRU(3), 0.2))
+        jaxrnn.stack(
+            jaxrnn.dropout(0.3),
+            LSTM(H),
+            jaxrnn.dropout(0.5),
+            jaxrnn.recurrent_dropout(GRU(3), 0.2),
+        )
     ),
 }
 
@@ -48,38 +58,61 @@ def drawn(layer, batch=B, steps=T):
     random = np.random.default_rng(0)
     params = draw_params(layer, random)
     xs = normal(random, jax.ShapeDtypeStruct((steps, batch, D), jnp.float32))
-    return params, xs, normal(random, jax.eval_shape(lambda: layer.initial_carry(params, (batch,))), 0.5)
+    return (
+        params,
+        xs,
+        normal(
+            random, jax.eval_shape(lambda: layer.initial_carry(params, (batch,))), 0.5
+        ),
+    )
 
 
 def ran(model, xs, lengths=None, carry=None):
-    """The outputs of ONNX Runtime, by name; what is fed goes by place, as a caller would pass it."""
-    session = runtime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    """The outputs of ONNX Runtime, by name; what is fed goes by place, as a caller
+    would pass it.
+    """
+    session = runtime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
     values = [xs, *([] if lengths is None else [lengths]), *jax.tree.leaves(carry)]
     names = [value.name for value in session.get_inputs()]
     assert names[0] == "xs"
     assert len(names) == len(values)
-    results = session.run(None, {name: np.asarray(value) for name, value in zip(names, values, strict=True)})
-    return dict(zip((value.name for value in session.get_outputs()), results, strict=True))
+    results = session.run(
+        None,
+        {name: np.asarray(value) for name, value in zip(names, values, strict=True)},
+    )
+    return dict(
+        zip((value.name for value in session.get_outputs()), results, strict=True)
+    )
 
 
 def assert_close(found, carry, ys):
     """``ys`` and the parts of the last carry, in their order, to 1e-5."""
-    for value, expected in zip(found.values(), [ys, *jax.tree.leaves(carry)], strict=True):
+    for value, expected in zip(
+        found.values(), [ys, *jax.tree.leaves(carry)], strict=True
+    ):
         assert value.shape == expected.shape
         np.testing.assert_allclose(value, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_ragged_lengths_and_a_carry(name):
-    """Lengths 0 and 1 among them; padding holds large numbers, which a residual connection must not let through."""
+    """Lengths 0 and 1 among them; padding holds large numbers, which a residual
+    connection must not let through.
+    """
     params, xs, carry = drawn(LAYERS[name])
     mask = jaxrnn.mask_from_lengths(jnp.asarray(LENGTHS), T)
     xs = jnp.where(mask[..., None], xs, 1e3)
-    found = ran(to_onnx(LAYERS[name], params, lengths=True, carry=True), xs, LENGTHS, carry)
+    found = ran(
+        to_onnx(LAYERS[name], params, lengths=True, carry=True), xs, LENGTHS, carry
+    )
     assert_close(found, *jaxrnn.unroll(LAYERS[name], params, xs, carry, mask=mask))
 
 
-@pytest.mark.parametrize("name", ["lstm learned", "two of both gru", "dropout", "both, sum"])
+@pytest.mark.parametrize(
+    "name", ["lstm learned", "two of both gru", "dropout", "both, sum"]
+)
 def test_neither_lengths_nor_a_carry(name):
     """One model for sequences of any length and any batch."""
     layer = LAYERS[name]
@@ -97,13 +130,18 @@ def test_lengths_without_a_carry(name):
     model = to_onnx(LAYERS[name], params, lengths=True)
     for lengths in (LENGTHS, np.zeros_like(LENGTHS)):
         mask = jaxrnn.mask_from_lengths(jnp.asarray(lengths), T)
-        assert_close(ran(model, xs, lengths), *jaxrnn.unroll(LAYERS[name], params, xs, mask=mask))
+        assert_close(
+            ran(model, xs, lengths), *jaxrnn.unroll(LAYERS[name], params, xs, mask=mask)
+        )
 
 
 def test_steps_in_a_stream():
     layer = LAYERS["two lstm"]
     params, xs, carry = drawn(layer)
-    model, expected = to_onnx(layer, params, carry=True), jaxrnn.unroll(layer, params, xs, carry)
+    model, expected = (
+        to_onnx(layer, params, carry=True),
+        jaxrnn.unroll(layer, params, xs, carry),
+    )
     parts = jax.tree.leaves(carry)
     for x in xs:
         y, *parts = ran(model, x[None], carry=parts).values()
@@ -115,28 +153,62 @@ def test_names_opset_and_file(tmp_path):
     layer = jaxrnn.inference(layer)
     model = to_onnx(layer, drawn(layer)[0], lengths=True, carry=True)
     parts = ["0_h", "0_c", "2_forward", "2_backward"]
-    assert [value.name for value in model.graph.input] == ["xs", "lengths", *(f"initial_{part}" for part in parts)]
-    assert [value.name for value in model.graph.output] == ["ys", *(f"final_{part}" for part in parts)]
+    assert [value.name for value in model.graph.input] == [
+        "xs",
+        "lengths",
+        *(f"initial_{part}" for part in parts),
+    ]
+    assert [value.name for value in model.graph.output] == [
+        "ys",
+        *(f"final_{part}" for part in parts),
+    ]
     assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 17)]
     onnx.save(model, tmp_path / "model.onnx")
     onnx.checker.check_model(onnx.load(tmp_path / "model.onnx"), full_check=True)
     single = to_onnx(GRU(H), drawn(GRU(H))[0], carry=True)
-    assert [single.graph.input[1].name, single.graph.output[1].name] == ["initial", "final"]
+    assert [single.graph.input[1].name, single.graph.output[1].name] == [
+        "initial",
+        "final",
+    ]
 
 
 REFUSED = {
-    "layer norm": (GRU(H, layer_norm=True), ValueError, "ONNX's GRU has no layer normalisation, and this cell has layer norm"),
+    "layer norm": (
+        GRU(H, layer_norm=True),
+        ValueError,
+        "ONNX's GRU has no layer normalisation, and this cell has layer norm",
+    ),
     "projection": (
         LSTM(H, projection_size=2),
         ValueError,
         "ONNX's LSTM has no projection of h, and this cell has a projection",
     ),
-    "activation": (Elman(H, activation=jnp.sin), ValueError, "the activation .*sin.* has no name in ONNX"),
+    "activation": (
+        Elman(H, activation=jnp.sin),
+        ValueError,
+        "the activation .*sin.* has no name in ONNX",
+    ),
     "other cell": (jaxrnn.MinGRU(H), TypeError, "MinGRU has no operator in ONNX"),
-    "user's": (jaxrnn.stack(GRU(H), UserCell(H)), TypeError, "UserCell has no operator in ONNX"),
-    "zoneout": (jaxrnn.inference(jaxrnn.zoneout(GRU(H), 0.1)), TypeError, "Zoneout has no operator in ONNX"),
-    "drawing": (jaxrnn.stack(GRU(H), jaxrnn.dropout(0.1)), ValueError, r"pass jaxrnn\.inference\(layer\)"),
-    "nothing": (jaxrnn.inference(jaxrnn.dropout(0.1)), ValueError, "there is no cell in this layer"),
+    "user's": (
+        jaxrnn.stack(GRU(H), UserCell(H)),
+        TypeError,
+        "UserCell has no operator in ONNX",
+    ),
+    "zoneout": (
+        jaxrnn.inference(jaxrnn.zoneout(GRU(H), 0.1)),
+        TypeError,
+        "Zoneout has no operator in ONNX",
+    ),
+    "drawing": (
+        jaxrnn.stack(GRU(H), jaxrnn.dropout(0.1)),
+        ValueError,
+        r"pass jaxrnn\.inference\(layer\)",
+    ),
+    "nothing": (
+        jaxrnn.inference(jaxrnn.dropout(0.1)),
+        ValueError,
+        "there is no cell in this layer",
+    ),
 }
 
 
@@ -149,7 +221,9 @@ def test_what_onnx_cannot_hold_is_refused_by_name(name, plain_errors):
 
 def test_other_input(plain_errors, monkeypatch):
     params = drawn(GRU(H))[0]
-    with pytest.raises(TypeError, match=r"params\['bias'\] is bfloat16, .* float32: cast with"):
+    with pytest.raises(
+        TypeError, match=r"params\['bias'\] is bfloat16, .* float32: cast with"
+    ):
         to_onnx(GRU(H), jax.tree.map(lambda a: a.astype(jnp.bfloat16), params))
     with pytest.raises(TypeError, match="its params are a dict of"):
         to_onnx(GRU(H), {"kernel": params["bias"]})

@@ -1,4 +1,6 @@
-"""Dropout, recurrent dropout and zoneout: what they draw, and what `inference` makes of them."""
+"""Dropout, recurrent dropout and zoneout: what they draw, and what `inference` makes
+of them.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +15,15 @@ KEY = jax.random.key(3)
 RATE = 0.3
 NOISY = {
     "dropout": jaxrnn.stack(jaxrnn.dropout(RATE), jaxrnn.LSTM(4)),
-    "dropout_same_every_step": jaxrnn.stack(jaxrnn.dropout(RATE, same_every_step=True), jaxrnn.LSTM(4)),
+    "dropout_same_every_step": jaxrnn.stack(
+        jaxrnn.dropout(RATE, same_every_step=True), jaxrnn.LSTM(4)
+    ),
     "recurrent_dropout": jaxrnn.recurrent_dropout(jaxrnn.LSTM(4), RATE),
     "zoneout": jaxrnn.zoneout(jaxrnn.LSTM(4), RATE),
     "residual": jaxrnn.residual(jaxrnn.zoneout(jaxrnn.GRU(D), RATE)),
-    "bidirectional": jaxrnn.bidirectional(jaxrnn.recurrent_dropout(jaxrnn.GRU(4), RATE)),
+    "bidirectional": jaxrnn.bidirectional(
+        jaxrnn.recurrent_dropout(jaxrnn.GRU(4), RATE)
+    ),
 }
 
 
@@ -30,7 +36,9 @@ def dropped(layer, xs, key=KEY):
 def test_a_key_is_demanded_and_decides_everything(name):
     layer = NOISY[name]
     inputs = draw(jaxrnn.inference(layer), 0)
-    with pytest.raises(ValueError, match=r"needs key=jax\.random\.key.*jaxrnn\.inference"):
+    with pytest.raises(
+        ValueError, match=r"needs key=jax\.random\.key.*jaxrnn\.inference"
+    ):
         jaxrnn.unroll(layer, *inputs[:3])
     run = compiled(lambda key: jaxrnn.unroll(layer, *inputs[:3], key=key)[1])
     one, same, other = (run(jax.random.key(seed)) for seed in (0, 0, 1))
@@ -38,7 +46,9 @@ def test_a_key_is_demanded_and_decides_everything(name):
     assert jnp.abs(one - other).max() > 1e-3
     still = compiled(lambda: jaxrnn.unroll(jaxrnn.inference(layer), *inputs[:3])[1])()
     assert jnp.abs(one - still).max() > 1e-3
-    with pytest.raises(ValueError, match=r"a key was given, but .* draws no random numbers"):
+    with pytest.raises(
+        ValueError, match=r"a key was given, but .* draws no random numbers"
+    ):
         jaxrnn.unroll(jaxrnn.inference(layer), *inputs[:3], key=KEY)
 
 
@@ -47,7 +57,11 @@ def test_inference_keeps_parameters_and_carry(name):
     layer, still = NOISY[name], jaxrnn.inference(NOISY[name])
     params = layer.init(KEY, D)
     jax.tree.map(np.testing.assert_array_equal, params, still.init(KEY, D))
-    jax.tree.map(np.testing.assert_array_equal, layer.initial_carry(params, (B,)), still.initial_carry(params, (B,)))
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        layer.initial_carry(params, (B,)),
+        still.initial_carry(params, (B,)),
+    )
     assert layer.draws
     assert not still.draws
     assert jaxrnn.inference(still) == still
@@ -57,20 +71,31 @@ def test_inference_keeps_parameters_and_carry(name):
 @pytest.mark.parametrize(
     ("noisy", "plain"),
     [
-        (jaxrnn.stack(jaxrnn.dropout(0), jaxrnn.GRU(4)), jaxrnn.stack(jaxrnn.inference(jaxrnn.dropout(0.5)), jaxrnn.GRU(4))),
+        (
+            jaxrnn.stack(jaxrnn.dropout(0), jaxrnn.GRU(4)),
+            jaxrnn.stack(jaxrnn.inference(jaxrnn.dropout(0.5)), jaxrnn.GRU(4)),
+        ),
         (jaxrnn.recurrent_dropout(jaxrnn.LSTM(4), 0.0), jaxrnn.LSTM(4)),
         (jaxrnn.zoneout(jaxrnn.LSTM(4), 0.0), jaxrnn.LSTM(4)),
         (jaxrnn.inference(jaxrnn.zoneout(jaxrnn.LSTM(4), 0.0)), jaxrnn.LSTM(4)),
         (jaxrnn.inference(jaxrnn.recurrent_dropout(jaxrnn.GRU(4), 0.9)), jaxrnn.GRU(4)),
     ],
-    ids=["dropout", "recurrent_dropout", "zoneout", "zoneout_inference", "recurrent_dropout_inference"],
+    ids=[
+        "dropout",
+        "recurrent_dropout",
+        "zoneout",
+        "zoneout_inference",
+        "recurrent_dropout_inference",
+    ],
 )
 def test_a_rate_of_zero_is_no_noise(noisy, plain, x64):
     inputs = draw(plain, 0)
     key = {"key": KEY} if noisy.draws else {}
     flags = {"mask": inputs.mask, "resets": inputs.resets}
     actual = compiled(lambda *a: jaxrnn.unroll(noisy, *a, **flags, **key))(*inputs[:3])
-    assert_same(actual, compiled(lambda *a: jaxrnn.unroll(plain, *a, **flags))(*inputs[:3]))
+    assert_same(
+        actual, compiled(lambda *a: jaxrnn.unroll(plain, *a, **flags))(*inputs[:3])
+    )
 
 
 def test_dropout_drops_its_share_and_keeps_the_mean():
@@ -80,7 +105,8 @@ def test_dropout_drops_its_share_and_keeps_the_mean():
     deviation = np.sqrt(RATE * (1 - RATE) / zero.size)
     assert abs(zero.mean() - RATE) < 4 * deviation
     assert abs(float(ys.mean()) - 2) < 4 * 2 * deviation / (1 - RATE)
-    # Every step, stream and feature by itself: neighbours agree as often as chance says.
+    # Every step, stream and feature by itself: neighbours agree as often as chance
+    # says.
     for axis in range(3):
         agree = (np.diff(zero, axis=axis) == 0).mean()
         assert abs(agree - (RATE**2 + (1 - RATE) ** 2)) < 0.03
@@ -89,60 +115,111 @@ def test_dropout_drops_its_share_and_keeps_the_mean():
 def test_dropout_the_same_at_every_step():
     ys = dropped(jaxrnn.dropout(RATE, same_every_step=True), jnp.ones((5, 50, 40)))
     np.testing.assert_array_equal(ys, np.broadcast_to(ys[:1], ys.shape))
-    assert abs(float((ys[0] == 0).mean()) - RATE) < 4 * np.sqrt(RATE * (1 - RATE) / 2000)
-    assert len({tuple(row) for row in (np.asarray(ys[0]) == 0).tolist()}) > 45  # a mask for each sequence
+    assert abs(float((ys[0] == 0).mean()) - RATE) < 4 * np.sqrt(
+        RATE * (1 - RATE) / 2000
+    )
+    assert (
+        len({tuple(row) for row in (np.asarray(ys[0]) == 0).tolist()}) > 45
+    )  # a mask for each sequence
 
 
 def test_two_dropouts_in_a_stack_draw_apart():
     twice = dropped_stack = jaxrnn.stack(jaxrnn.dropout(0.5), jaxrnn.dropout(0.5))
-    _, ys = jaxrnn.unroll(twice, dropped_stack.init(KEY, 1), jnp.ones((1000, 10)), key=KEY)
-    assert abs(float((ys == 0).mean()) - 0.75) < 0.03  # one mask used twice would give 0.5
+    _, ys = jaxrnn.unroll(
+        twice, dropped_stack.init(KEY, 1), jnp.ones((1000, 10)), key=KEY
+    )
+    assert (
+        abs(float((ys == 0).mean()) - 0.75) < 0.03
+    )  # one mask used twice would give 0.5
 
 
 @pytest.mark.parametrize("carry_is", ["array", "lstm"])
 def test_recurrent_dropout_has_one_mask_for_all_steps(carry_is):
-    """h_t = m h_{t-1} / (1 - rate) for a linear net with U = I: a unit is dropped at every step or at none."""
+    """h_t = m h_{t-1} / (1 - rate) for a linear net with U = I: a unit is dropped at
+    every step or at none.
+    """
     units, steps = 2000, 4
     if carry_is == "array":
         cell = jaxrnn.Elman(units, activation=jnp.abs)
-        params = {"input_kernel": jnp.zeros((1, units)), "recurrent_kernel": jnp.eye(units), "bias": jnp.zeros(units)}
+        params = {
+            "input_kernel": jnp.zeros((1, units)),
+            "recurrent_kernel": jnp.eye(units),
+            "bias": jnp.zeros(units),
+        }
         layer = jaxrnn.recurrent_dropout(cell, RATE)
-        _, hs = jaxrnn.unroll(layer, params, jnp.zeros((steps, 1)), jnp.ones(units), key=KEY)
-        expected = np.where(hs[0] == 0, 0, 1 / (1 - RATE))[None] ** np.arange(1, steps + 1)[:, None]
+        _, hs = jaxrnn.unroll(
+            layer, params, jnp.zeros((steps, 1)), jnp.ones(units), key=KEY
+        )
+        expected = (
+            np.where(hs[0] == 0, 0, 1 / (1 - RATE))[None]
+            ** np.arange(1, steps + 1)[:, None]
+        )
         np.testing.assert_allclose(hs, expected, rtol=1e-5)
-        assert abs(float((hs[0] == 0).mean()) - RATE) < 4 * np.sqrt(RATE * (1 - RATE) / units)
+        assert abs(float((hs[0] == 0).mean()) - RATE) < 4 * np.sqrt(
+            RATE * (1 - RATE) / units
+        )
     else:  # the state itself is not dropped: an LSTM that keeps c for ever keeps it
         cell = jaxrnn.LSTM(8)
-        params = cell.init(KEY, 1) | {"bias": jnp.repeat(jnp.array([-1e3, 1e3, 0.0, 0.0]), 8)}
+        params = cell.init(KEY, 1) | {
+            "bias": jnp.repeat(jnp.array([-1e3, 1e3, 0.0, 0.0]), 8)
+        }
         carry = jaxrnn.LSTMState(jnp.ones(8), jnp.arange(8.0))
-        (_, c), _ = jaxrnn.unroll(jaxrnn.recurrent_dropout(cell, RATE), params, jnp.zeros((steps, 1)), carry, key=KEY)
+        (_, c), _ = jaxrnn.unroll(
+            jaxrnn.recurrent_dropout(cell, RATE),
+            params,
+            jnp.zeros((steps, 1)),
+            carry,
+            key=KEY,
+        )
         np.testing.assert_array_equal(c, carry.c)
 
 
 def test_recurrent_dropout_leaves_what_a_gru_keeps():
     cell = jaxrnn.GRU(8, update_bias=1e3)
     carry = jnp.arange(8.0)
-    last, _ = jaxrnn.unroll(jaxrnn.recurrent_dropout(cell, RATE), cell.init(KEY, 1), jnp.zeros((4, 1)), carry, key=KEY)
+    last, _ = jaxrnn.unroll(
+        jaxrnn.recurrent_dropout(cell, RATE),
+        cell.init(KEY, 1),
+        jnp.zeros((4, 1)),
+        carry,
+        key=KEY,
+    )
     np.testing.assert_array_equal(last, carry)
 
 
 def test_zoneout_keeps_its_share_of_old_values(x64):
-    """Every unit is either its old value or the cell's new one, in each leaf of the carry at its own rate, drawn each step."""
+    """Every unit is either its old value or the cell's new one, in each leaf of the
+    carry at its own rate, drawn each step.
+    """
     cell, units, rates = jaxrnn.LSTM(200), 200, (0.1, 0.4)
     random = np.random.default_rng(0)
     params, xs = cell.init(KEY, D), jnp.asarray(random.normal(size=(20, 4, D)))
     layer = jaxrnn.zoneout(cell, rates)
-    start = jaxrnn.LSTMState(*(jnp.asarray(random.normal(size=(4, units))) for _ in range(2)))
-    last, ys, carries = jaxrnn.unroll(layer, params, xs, start, key=KEY, return_carries=True)
+    start = jaxrnn.LSTMState(
+        *(jnp.asarray(random.normal(size=(4, units))) for _ in range(2))
+    )
+    last, ys, carries = jaxrnn.unroll(
+        layer, params, xs, start, key=KEY, return_carries=True
+    )
     np.testing.assert_array_equal(ys, carries.h)
-    before = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest[:-1]]), start, carries)
+    before = jax.tree.map(
+        lambda first, rest: jnp.concatenate([first[None], rest[:-1]]), start, carries
+    )
     new = jax.vmap(lambda s, x: cell(params, s, x)[0])(before, xs)
-    all_kept = [np.isclose(actual, old, rtol=0, atol=1e-13) for actual, old in zip(carries, before, strict=True)]
-    assert abs((all_kept[0] & all_kept[1]).mean() - rates[0] * rates[1]) < 0.01  # h and c are drawn apart
+    all_kept = [
+        np.isclose(actual, old, rtol=0, atol=1e-13)
+        for actual, old in zip(carries, before, strict=True)
+    ]
+    assert (
+        abs((all_kept[0] & all_kept[1]).mean() - rates[0] * rates[1]) < 0.01
+    )  # h and c are drawn apart
     for rate, kept, fresh, actual in zip(rates, all_kept, new, carries, strict=True):
         assert (kept | np.isclose(actual, fresh, rtol=0, atol=1e-13)).all()
         assert abs(kept.mean() - rate) < 4 * np.sqrt(rate * (1 - rate) / kept.size)
-        assert abs((np.diff(kept, axis=0) == 0).mean() - (rate**2 + (1 - rate) ** 2)) < 0.03
+        assert (
+            abs((np.diff(kept, axis=0) == 0).mean() - (rate**2 + (1 - rate) ** 2))
+            < 0.03
+        )
     assert_same(jax.tree.map(lambda a: a[-1], carries), last)
 
 
@@ -151,26 +228,45 @@ def test_zoneout_in_inference_is_its_expectation(x64):
     params, xs, carry, *_ = draw(cell, 0)
     layer = jaxrnn.zoneout(cell, rates)
     new = cell(params, carry, xs[0])[0]
-    mean = jaxrnn.LSTMState(*(rate * old + (1 - rate) * s for rate, old, s in zip(rates, carry, new, strict=True)))
+    mean = jaxrnn.LSTMState(
+        *(
+            rate * old + (1 - rate) * s
+            for rate, old, s in zip(rates, carry, new, strict=True)
+        )
+    )
     assert_same(jaxrnn.inference(layer)(params, carry, xs[0])[0], mean)
     keys = jax.random.split(KEY, 4000)
     drawn = jax.jit(jax.vmap(lambda key: layer(params, carry, xs[0], key)[0]))(keys)
     for samples, expected in zip(drawn, mean, strict=True):
-        assert (jnp.abs(samples.mean(0) - expected) <= 5 * samples.std(0) / np.sqrt(4000) + 1e-12).all()
+        assert (
+            jnp.abs(samples.mean(0) - expected)
+            <= 5 * samples.std(0) / np.sqrt(4000) + 1e-12
+        ).all()
 
 
 def test_noise_under_masks_and_resets(x64):
-    """A zoned-out sequence is still held by its mask, and a reset still gives the initial carry."""
+    """A zoned-out sequence is still held by its mask, and a reset still gives the
+    initial carry.
+    """
     layer = jaxrnn.zoneout(jaxrnn.GRU(4), 0.5)
     params, xs, carry, *_ = draw(jaxrnn.inference(layer), 0)
     mask = jnp.arange(T)[:, None] < jnp.array([[T, 2, 0]])
     how = {"key": KEY, "return_carries": True}
-    last, ys, carries = jaxrnn.unroll(layer, params, jnp.where(mask[..., None], xs, jnp.nan), carry, mask=mask, **how)
+    last, ys, carries = jaxrnn.unroll(
+        layer, params, jnp.where(mask[..., None], xs, jnp.nan), carry, mask=mask, **how
+    )
     np.testing.assert_array_equal(last[2], carry[2])
     np.testing.assert_array_equal(last[1], carries[1, 1])
     assert not ys[2:, 1].any()
     one, two = (
-        jaxrnn.unroll(layer, params, xs, start, resets=jnp.broadcast_to(jnp.arange(T)[:, None] == 2, (T, B)), **how)[1]
+        jaxrnn.unroll(
+            layer,
+            params,
+            xs,
+            start,
+            resets=jnp.broadcast_to(jnp.arange(T)[:, None] == 2, (T, B)),
+            **how,
+        )[1]
         for start in (carry, 2 * carry)
     )
     np.testing.assert_array_equal(one[2:], two[2:])
@@ -183,7 +279,9 @@ def test_every_engine_draws_the_same(name, x64):
     inputs = draw(jaxrnn.inference(layer), 0)
     how = {"mask": inputs.mask, "resets": inputs.resets, "key": KEY}
     expected, *others = (
-        compiled(lambda *a, e=engine: jaxrnn.unroll(layer, *a, engine=e, **how))(*inputs[:3])
+        compiled(lambda *a, e=engine: jaxrnn.unroll(layer, *a, engine=e, **how))(
+            *inputs[:3]
+        )
         for engine in (None, jaxrnn.Scan(unroll=2, hoist=False), jaxrnn.Checkpoint(2))
     )
     for other in others:
@@ -196,8 +294,14 @@ def test_keys_can_be_mapped(name, x64):
     layer = NOISY[name]
     inputs, keys = draw(jaxrnn.inference(layer), 0), jax.random.split(KEY, B)
     run = lambda xs, carry, key: jaxrnn.unroll(layer, inputs.params, xs, carry, key=key)  # noqa: E731
-    mapped = compiled(jax.vmap(run, in_axes=(1, 0, 0), out_axes=(0, 1)))(*inputs[1:3], keys)
+    mapped = compiled(jax.vmap(run, in_axes=(1, 0, 0), out_axes=(0, 1)))(
+        *inputs[1:3], keys
+    )
     single = compiled(run)
     for b in range(B):
-        last, ys = single(inputs.xs[:, b], jax.tree.map(lambda a, b=b: a[b], inputs.carry), keys[b])
-        assert_same((jax.tree.map(lambda a, b=b: a[b], mapped[0]), mapped[1][:, b]), (last, ys))
+        last, ys = single(
+            inputs.xs[:, b], jax.tree.map(lambda a, b=b: a[b], inputs.carry), keys[b]
+        )
+        assert_same(
+            (jax.tree.map(lambda a, b=b: a[b], mapped[0]), mapped[1][:, b]), (last, ys)
+        )

@@ -1,4 +1,6 @@
-"""Cells and layers of a user's own, made of the library's: they are walked as they say, or refused in words."""
+"""Cells and layers of a user's own, made of the library's: they are walked as they
+say, or refused in words.
+"""
 
 import dataclasses
 
@@ -87,7 +89,9 @@ class Leaking(LRU):
 
 @dataclasses.dataclass(frozen=True)
 class Damped(LRU):
-    """A linear cell with other factors, which both its step and the prefixes ask for."""
+    """A linear cell with other factors, which both its step and the prefixes ask
+    for.
+    """
 
     def affine(self, params, z):
         a, b = super().affine(params, z)
@@ -100,7 +104,11 @@ LOOPED = {
     "wrapper": Delegating(MLSTM(4)),
     "linear": Leaking(4),
 }
-CHUNKED = {"project": Projecting(4), "steps": OtherSteps(4, heads=2), "affine": Damped(4)}
+CHUNKED = {
+    "project": Projecting(4),
+    "steps": OtherSteps(4, heads=2),
+    "affine": Damped(4),
+}
 
 
 def scanned(cell, params, xs, mask):
@@ -116,7 +124,9 @@ def scanned(cell, params, xs, mask):
 def outcome(walk, params, xs):
     def loss(params, xs):
         last, ys = walk(params, xs)[:2]
-        return sum(jnp.sum(jnp.sin(jnp.abs(leaf))) for leaf in jax.tree.leaves((last, ys))), (last, ys)
+        return sum(
+            jnp.sum(jnp.sin(jnp.abs(leaf))) for leaf in jax.tree.leaves((last, ys))
+        ), (last, ys)
 
     return compiled(jax.value_and_grad(loss, (0, 1), has_aux=True))(params, xs)
 
@@ -129,7 +139,9 @@ def test_a_subclass_is_walked_by_its_own_methods(name, x64):
     right = outcome(lambda p, x: scanned(cell, p, x, mask), params, xs)
     engines = [None, Scan()] if name in LOOPED else [None, Scan(), Associative(2)]
     for engine in engines:
-        found = outcome(lambda p, x, e=engine: unroll(cell, p, x, mask=mask, engine=e), params, xs)
+        found = outcome(
+            lambda p, x, e=engine: unroll(cell, p, x, mask=mask, engine=e), params, xs
+        )
         assert_same(found, right, 1e-10)
 
 
@@ -137,16 +149,26 @@ def test_a_subclass_is_walked_by_its_own_methods(name, x64):
 def test_a_named_engine_that_does_not_know_the_step_refuses(name):
     cell = LOOPED[name]
     params = cell.init(jax.random.key(0), D)
-    with pytest.raises((TypeError, ValueError), match=rf"{type(cell).__name__}.*Scan\(\)"):
+    with pytest.raises(
+        (TypeError, ValueError), match=rf"{type(cell).__name__}.*Scan\(\)"
+    ):
         unroll(cell, params, jnp.asarray(XS, jnp.float32), engine=Associative())
 
 
 def test_explain_says_why_the_loop_walks_a_subclass():
     cell = LOOPED["step"]
-    rows = jaxrnn.explain(cell, cell.init(jax.random.key(0), D), jnp.asarray(XS, jnp.float32)).rows
-    assert "Fade has its own step, of which MLSTM.walk_chunks knows nothing" in rows[0].why
+    rows = jaxrnn.explain(
+        cell, cell.init(jax.random.key(0), D), jnp.asarray(XS, jnp.float32)
+    ).rows
+    assert (
+        "Fade has its own step, of which MLSTM.walk_chunks knows nothing" in rows[0].why
+    )
     assert rows[0].forward.how == "loop"
-    assert "Fade has its own step" in str(jaxrnn.explain(cell, cell.init(jax.random.key(0), D), jnp.asarray(XS, jnp.float32)))
+    assert "Fade has its own step" in str(
+        jaxrnn.explain(
+            cell, cell.init(jax.random.key(0), D), jnp.asarray(XS, jnp.float32)
+        )
+    )
 
 
 # Layers of one's own.
@@ -154,7 +176,9 @@ def test_explain_says_why_the_loop_walks_a_subclass():
 
 @dataclasses.dataclass(frozen=True)
 class Own(jaxrnn.Layer):
-    """A cell inside, walked by the public door, its outputs made larger by one; ``cuts`` hands truncation on."""
+    """A cell inside, walked by the public door, its outputs made larger by one;
+    ``cuts`` hands truncation on.
+    """
 
     cell: jaxrnn.Cell | jaxrnn.Layer = Elman(4)
     cuts: bool = False
@@ -166,12 +190,27 @@ class Own(jaxrnn.Layer):
         return self.cell.initial_carry(params, batch_shape, dtype)
 
     def unroll(self, params, carry, xs, how):
-        options = {"mask": how.mask, "resets": how.resets, "reverse": how.reverse, "engine": how.engine, "key": how.key}
+        options = {
+            "mask": how.mask,
+            "resets": how.resets,
+            "reverse": how.reverse,
+            "engine": how.engine,
+            "key": how.key,
+        }
         options |= {"return_carries": True}
         if self.cuts and how.gradient_scale is not None:
-            last, ys, carries = truncated_unroll(self.cell, params, xs, carry, gradient_scale=how.gradient_scale, **options)
+            last, ys, carries = truncated_unroll(
+                self.cell,
+                params,
+                xs,
+                carry,
+                gradient_scale=how.gradient_scale,
+                **options,
+            )
         elif self.cuts and how.window is not None:
-            last, ys, carries = truncated_unroll(self.cell, params, xs, carry, window=how.window, **options)
+            last, ys, carries = truncated_unroll(
+                self.cell, params, xs, carry, window=how.window, **options
+            )
         else:
             last, ys, carries = unroll(self.cell, params, xs, carry, **options)
         return last, ys + 1, carries
@@ -185,13 +224,17 @@ PLACES = {
     "in a stack": lambda layer: jaxrnn.stack(LSTM(3), layer),
     "within another": lambda layer: Own(layer, layer.cuts),
     "both ways": lambda layer: jaxrnn.bidirectional(layer, Elman(2)),
-    "residual": lambda layer: jaxrnn.residual(dataclasses.replace(layer, cell=Elman(D))),
+    "residual": lambda layer: jaxrnn.residual(
+        dataclasses.replace(layer, cell=Elman(D))
+    ),
 }
 
 
 def gradient(layer, walk, **how):
     params = layer.init(jax.random.key(0), D)
-    return compiled(jax.grad(lambda p: jnp.sum(jnp.sin(walk(layer, p, FLOATS, **how)[1]))))(params)
+    return compiled(
+        jax.grad(lambda p: jnp.sum(jnp.sin(walk(layer, p, FLOATS, **how)[1])))
+    )(params)
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -199,7 +242,8 @@ def gradient(layer, walk, **how):
 def test_an_unroll_in_a_layer_that_is_truncated_is_refused(way, place, plain_errors):
     layer = PLACES[place](Own())
     with pytest.raises(
-        ValueError, match=rf"^Own\.unroll calls jaxrnn\.unroll on \w+, .*truncated_unroll\(\.\.\., {way}=how\.{way}\)"
+        ValueError,
+        match=rf"^Own\.unroll calls jaxrnn\.unroll on \w+, .*truncated_unroll\(\.\.\., {way}=how\.{way}\)",  # noqa: E501
     ):
         gradient(layer, truncated_unroll, **WAYS[way])
     gradient(layer, truncated_unroll, window=T)  # which cuts nothing
@@ -207,7 +251,9 @@ def test_an_unroll_in_a_layer_that_is_truncated_is_refused(way, place, plain_err
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("place", ["alone", "in a stack", "within another", "both ways"])
+@pytest.mark.parametrize(
+    "place", ["alone", "in a stack", "within another", "both ways"]
+)
 def test_a_layer_that_hands_truncation_on_is_right(way, place):
     """As the cell in its place is, one being added to what it shows."""
     found = gradient(PLACES[place](Own(cuts=True)), truncated_unroll, **WAYS[way])
@@ -224,16 +270,23 @@ def test_a_layer_that_hands_truncation_on_is_right(way, place):
 def test_a_wider_window_inside_is_refused(plain_errors):
     class Wide(Own):
         def unroll(self, params, carry, xs, how):
-            return truncated_unroll(self.cell, params, xs, carry, window=4, return_carries=True)
+            return truncated_unroll(
+                self.cell, params, xs, carry, window=4, return_carries=True
+            )
 
     wide = dataclasses.dataclass(frozen=True)(Wide)()
-    with pytest.raises(ValueError, match=r"Wide\.unroll calls jaxrnn\.truncated_unroll on \w+, .*window=2"):
+    with pytest.raises(
+        ValueError,
+        match=r"Wide\.unroll calls jaxrnn\.truncated_unroll on \w+, .*window=2",
+    ):
         gradient(wide, truncated_unroll, window=2)
     gradient(wide, truncated_unroll, window=4)
 
 
 def test_a_cell_that_unrolls_in_its_step_walks_over_another_time():
-    """Some ticks a step, as of a fast cell in a slow one: truncation cuts between steps."""
+    """Some ticks a step, as of a fast cell in a slow one: truncation cuts between
+    steps.
+    """
 
     @dataclasses.dataclass(frozen=True)
     class Ticking(jaxrnn.Cell):
@@ -246,8 +299,17 @@ def test_a_cell_that_unrolls_in_its_step_walks_over_another_time():
             return unroll(self.cell, params, jnp.stack([z, z]), carry)[0]
 
     once, twice = (
-        compiled(jax.grad(lambda p, w=walk, c=cell, xs=xs, n=n: jnp.sum(jnp.sin(truncated_unroll(c, p, xs, window=n)[0]))))
-        for walk, cell, xs, n in ((0, Ticking(), FLOATS, 2), (0, Elman(4), jnp.repeat(FLOATS, 2, 0), 4))
+        compiled(
+            jax.grad(
+                lambda p, w=walk, c=cell, xs=xs, n=n: jnp.sum(
+                    jnp.sin(truncated_unroll(c, p, xs, window=n)[0])
+                )
+            )
+        )
+        for walk, cell, xs, n in (
+            (0, Ticking(), FLOATS, 2),
+            (0, Elman(4), jnp.repeat(FLOATS, 2, 0), 4),
+        )
     )
     params = Elman(4).init(jax.random.key(0), D)
     assert_same(once(params), twice(params), 1e-5)
@@ -299,7 +361,9 @@ def test_a_function_that_was_compiled_before_is_refused_too(plain_errors):
     layer = dataclasses.dataclass(frozen=True)(Compiled)()
     gradient(layer, unroll)
     for how in WAYS.values():
-        with pytest.raises(ValueError, match=r"Compiled\.unroll calls jaxrnn\.unroll on Elman"):
+        with pytest.raises(
+            ValueError, match=r"Compiled\.unroll calls jaxrnn\.unroll on Elman"
+        ):
             gradient(layer, truncated_unroll, **how)
     gradient(layer, unroll)
 
@@ -309,8 +373,18 @@ def test_an_unroll_without_a_carry_is_no_matter():
 
     class Dropped(Own):
         def unroll(self, params, carry, xs, how):
-            carry, ys, carries = truncated_unroll(self.cell, params, xs, carry, window=how.window, return_carries=True)
-            return carry, unroll(jaxrnn.inference(jaxrnn.dropout(0.5)), {}, ys)[1], carries
+            carry, ys, carries = truncated_unroll(
+                self.cell, params, xs, carry, window=how.window, return_carries=True
+            )
+            return (
+                carry,
+                unroll(jaxrnn.inference(jaxrnn.dropout(0.5)), {}, ys)[1],
+                carries,
+            )
 
     layer = dataclasses.dataclass(frozen=True)(Dropped)()
-    assert_same(gradient(layer, truncated_unroll, window=2), gradient(Elman(4), truncated_unroll, window=2), 1e-6)
+    assert_same(
+        gradient(layer, truncated_unroll, window=2),
+        gradient(Elman(4), truncated_unroll, window=2),
+        1e-6,
+    )

@@ -27,11 +27,17 @@ def model_of(name, params=None, **options):
 def test_batch_first_and_time_major_are_unroll(name, x64):
     inputs = draw(name, 0)
     flags = {"mask": inputs.mask, "resets": inputs.resets}
-    expected = compiled(lambda *a: jaxrnn.unroll(SUBJECTS[name], *a, **flags, return_carries=True))(*inputs[:3])
+    expected = compiled(
+        lambda *a: jaxrnn.unroll(SUBJECTS[name], *a, **flags, return_carries=True)
+    )(*inputs[:3])
     time_major = model_of(name, inputs.params, time_major=True)
-    assert_same(time_major(inputs.xs, inputs.carry, **flags, return_carries=True), expected)
+    assert_same(
+        time_major(inputs.xs, inputs.carry, **flags, return_carries=True), expected
+    )
     swapped = {key: jnp.swapaxes(flag, 0, 1) for key, flag in flags.items()}
-    carry, ys = model_of(name, inputs.params)(jnp.swapaxes(inputs.xs, 0, 1), inputs.carry, **swapped, return_carry=True)
+    carry, ys = model_of(name, inputs.params)(
+        jnp.swapaxes(inputs.xs, 0, 1), inputs.carry, **swapped, return_carry=True
+    )
     assert_same((carry, ys), (expected[0], jnp.swapaxes(expected[1], 0, 1)))
     assert ys.shape[-1] == time_major.output_size
     assert_same(time_major.values(), inputs.params, 0)
@@ -39,7 +45,9 @@ def test_batch_first_and_time_major_are_unroll(name, x64):
 
 def test_no_batch_axis_and_two():
     model = model_of("gru")
-    xs = normal(np.random.default_rng(0), jax.ShapeDtypeStruct((2, B, T, D), jnp.float32))
+    xs = normal(
+        np.random.default_rng(0), jax.ShapeDtypeStruct((2, B, T, D), jnp.float32)
+    )
     ys = model(xs)
     assert ys.shape == (2, B, T, 4)
     assert_same(model(xs[0]), ys[0], 1e-6)
@@ -49,10 +57,14 @@ def test_no_batch_axis_and_two():
 def test_reverse_engine_and_dtype():
     xs = normal(np.random.default_rng(0), jax.ShapeDtypeStruct((B, T, D), jnp.float32))
     model = model_of("gru", reverse=True, engine=jaxrnn.Scan(unroll=2))
-    expected = jaxrnn.unroll(SUBJECTS["gru"], model.values(), jnp.swapaxes(xs, 0, 1), reverse=True)[1]
+    expected = jaxrnn.unroll(
+        SUBJECTS["gru"], model.values(), jnp.swapaxes(xs, 0, 1), reverse=True
+    )[1]
     assert_same(model(xs), jnp.swapaxes(expected, 0, 1), 1e-6)
     half = model_of("lstm", dtype=jnp.bfloat16)
-    assert {leaf.dtype for leaf in jax.tree.leaves(half.values())} == {jnp.dtype(jnp.bfloat16)}
+    assert {leaf.dtype for leaf in jax.tree.leaves(half.values())} == {
+        jnp.dtype(jnp.bfloat16)
+    }
     assert half(xs.astype(jnp.bfloat16)).dtype == jnp.bfloat16
 
 
@@ -65,9 +77,17 @@ def test_sequence_lengths():
     assert_same((carry, ys), model(xs, inputs.carry, mask=mask, return_carry=True), 0)
     assert not ys[1, 2:].any()
     assert not ys[2].any()
-    assert_same(jax.tree.map(lambda a: a[2], carry), jax.tree.map(lambda a: a[2], inputs.carry), 0)
+    assert_same(
+        jax.tree.map(lambda a: a[2], carry),
+        jax.tree.map(lambda a: a[2], inputs.carry),
+        0,
+    )
     time_major = model_of("stack", inputs.params, time_major=True)
-    assert_same(time_major(jnp.swapaxes(xs, 0, 1), inputs.carry, seq_lengths=lengths), jnp.swapaxes(ys, 0, 1), 1e-6)
+    assert_same(
+        time_major(jnp.swapaxes(xs, 0, 1), inputs.carry, seq_lengths=lengths),
+        jnp.swapaxes(ys, 0, 1),
+        1e-6,
+    )
     with pytest.raises(ValueError, match="give a mask or seq_lengths, not both"):
         model(xs, mask=mask, seq_lengths=lengths)
 
@@ -81,7 +101,9 @@ def test_gradients_through_nnx(name, x64):
 
     @nnx.jit
     def descend(model, optimiser, xs):
-        value, gradient = nnx.value_and_grad(lambda model: jnp.square(model(xs)).mean())(model)
+        value, gradient = nnx.value_and_grad(
+            lambda model: jnp.square(model(xs)).mean()
+        )(model)
         optimiser.update(model, gradient)
         return value
 
@@ -112,34 +134,49 @@ def test_a_model_with_flax_layers_around_learns():
     @nnx.jit
     def train(model, optimiser, tokens):
         def loss(model):
-            return optax.softmax_cross_entropy_with_integer_labels(model(tokens)[:, 1:], tokens[:, :-1]).mean()
+            return optax.softmax_cross_entropy_with_integer_labels(
+                model(tokens)[:, 1:], tokens[:, :-1]
+            ).mean()
 
         value, gradient = nnx.value_and_grad(loss)(model)
         optimiser.update(model, gradient)
         return value
 
     random = np.random.default_rng(0)
-    with jax.numpy_dtype_promotion("standard"):  # optax's adam multiplies a count by a rate
-        losses = [train(model, optimiser, jnp.asarray(random.integers(0, 4, (16, 8)), jnp.int32)) for _ in range(100)]
+    with jax.numpy_dtype_promotion(
+        "standard"
+    ):  # optax's adam multiplies a count by a rate
+        losses = [
+            train(
+                model, optimiser, jnp.asarray(random.integers(0, 4, (16, 8)), jnp.int32)
+            )
+            for _ in range(100)
+        ]
     assert losses[0] > 1
     assert losses[-1] < 0.1
 
 
 def test_eval_and_train_switch_dropout():
-    layer = jaxrnn.stack(jaxrnn.LSTM(4), jaxrnn.dropout(0.5), jaxrnn.zoneout(jaxrnn.GRU(4), 0.3))
+    layer = jaxrnn.stack(
+        jaxrnn.LSTM(4), jaxrnn.dropout(0.5), jaxrnn.zoneout(jaxrnn.GRU(4), 0.3)
+    )
     model = RNN(layer, D, rngs=nnx.Rngs(0))
     xs = normal(np.random.default_rng(0), jax.ShapeDtypeStruct((B, T, D), jnp.float32))
     one, two = (model(xs, rngs=nnx.Rngs(dropout=seed)) for seed in (0, 1))
     assert jnp.abs(one - two).max() > 1e-3
     assert_same(model(xs, rngs=nnx.Rngs(dropout=0)), one, 0)
     rngs = nnx.Rngs(dropout=0)
-    assert jnp.abs(model(xs, rngs=rngs) - model(xs, rngs=rngs)).max() > 1e-3  # the stream moves on
+    assert (
+        jnp.abs(model(xs, rngs=rngs) - model(xs, rngs=rngs)).max() > 1e-3
+    )  # the stream moves on
     with pytest.raises(ValueError, match="draws random numbers"):
         model(xs)
     model.eval()
     still = model(xs)
     assert_same(model(xs), still, 0)
-    expected = jaxrnn.unroll(jaxrnn.inference(layer), model.values(), jnp.swapaxes(xs, 0, 1))[1]
+    expected = jaxrnn.unroll(
+        jaxrnn.inference(layer), model.values(), jnp.swapaxes(xs, 0, 1)
+    )[1]
     assert_same(still, jnp.swapaxes(expected, 0, 1), 1e-6)
     model.train()
     assert_same(model(xs, rngs=nnx.Rngs(dropout=0)), one, 0)
@@ -152,9 +189,15 @@ def test_split_merge_and_jit():
     graph, state = nnx.split(model)
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
     assert_same(nnx.merge(graph, state)(xs), expected, 0)
-    assert_same(jax.jit(lambda state, xs: nnx.merge(graph, state)(xs))(state, xs), expected, 1e-6)
+    assert_same(
+        jax.jit(lambda state, xs: nnx.merge(graph, state)(xs))(state, xs),
+        expected,
+        1e-6,
+    )
     assert_same(nnx.jit(lambda model, xs: model(xs))(model, xs), expected, 1e-6)
-    assert len(jax.tree.leaves(nnx.state(model, nnx.Param))) == len(jax.tree.leaves(model.values()))
+    assert len(jax.tree.leaves(nnx.state(model, nnx.Param))) == len(
+        jax.tree.leaves(model.values())
+    )
     again = model_of("lstm_all_learned")
     nnx.update(again, jax.tree.map(lambda a: a + 1, state))
     assert_same(again.values(), jax.tree.map(lambda a: a + 1, model.values()), 0)

@@ -1,4 +1,6 @@
-"""`jaxrnn.nnx.RNN` and `Bidirectional` where flax's stood: equal numbers, and each difference shown on both sides."""
+"""`jaxrnn.nnx.RNN` and `Bidirectional` where flax's stood: equal numbers, and each
+difference shown on both sides.
+"""
 
 import doctest
 import inspect
@@ -25,15 +27,26 @@ class Own(nnx.Module):
 
     def __init__(self, in_features, hidden_features, *, param_dtype, rngs):
         self.rngs, self.hidden_features = rngs, hidden_features
-        self.dense = nnx.Linear(in_features + hidden_features, hidden_features, param_dtype=param_dtype, rngs=rngs)
+        self.dense = nnx.Linear(
+            in_features + hidden_features,
+            hidden_features,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
 
     def __call__(self, carry, x):
-        new = {"h": jnp.tanh(self.dense(jnp.concatenate([x, carry["h"]], -1))), "sum": carry["sum"] + x[..., :1]}
+        new = {
+            "h": jnp.tanh(self.dense(jnp.concatenate([x, carry["h"]], -1))),
+            "sum": carry["sum"] + x[..., :1],
+        }
         return new, jnp.sin(new["h"]) * new["sum"]
 
     def initialize_carry(self, shape, rngs):
         zeros = jnp.zeros(shape[:-1], self.dense.kernel[...].dtype)[..., None]
-        return {"h": jnp.broadcast_to(zeros, (*shape[:-1], self.hidden_features)), "sum": zeros + 1}
+        return {
+            "h": jnp.broadcast_to(zeros, (*shape[:-1], self.hidden_features)),
+            "sum": zeros + 1,
+        }
 
 
 KINDS = {
@@ -51,41 +64,71 @@ HOW = {
     "plain": {},
     "time major": {"time_major": True, "lengths": LENGTHS},
     "backwards": {"reverse": True, "keep_order": False},
-    "backwards, ragged": {"reverse": True, "keep_order": False, "lengths": LENGTHS, "time_major": True},
+    "backwards, ragged": {
+        "reverse": True,
+        "keep_order": False,
+        "lengths": LENGTHS,
+        "time_major": True,
+    },
     "backwards, in order": {"reverse": True, "lengths": LENGTHS},
 }
 
 
 def random_cell(kind, seed=0, **options):
-    """A flax cell with random numbers for all parameters, biases included, in jax's default float."""
+    """A flax cell with random numbers for all parameters, biases included, in jax's
+    default float.
+    """
     dtypes = {} if kind == "own" else {"dtype": None}
-    cell = KINDS[kind](D, H, param_dtype=jnp.result_type(float), rngs=nnx.Rngs(0), **dtypes, **options)
+    cell = KINDS[kind](
+        D, H, param_dtype=jnp.result_type(float), rngs=nnx.Rngs(0), **dtypes, **options
+    )
     random = np.random.default_rng(seed)
-    state = jax.tree.map(lambda a: jnp.asarray(0.4 * random.normal(size=a.shape), a.dtype), nnx.state(cell, nnx.Param))
+    state = jax.tree.map(
+        lambda a: jnp.asarray(0.4 * random.normal(size=a.shape), a.dtype),
+        nnx.state(cell, nnx.Param),
+    )
     nnx.update(cell, state)
     return cell
 
 
 def inputs(seed=1, batch=(B,)):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=(*batch, T, D)), jnp.result_type(float))
+    return jnp.asarray(
+        np.random.default_rng(seed).normal(size=(*batch, T, D)), jnp.result_type(float)
+    )
 
 
 def scrambled(tree, seed):
     random = np.random.default_rng(seed)
-    return jax.tree.map(lambda a: jnp.asarray(random.normal(size=a.shape), a.dtype), tree)
+    return jax.tree.map(
+        lambda a: jnp.asarray(random.normal(size=a.shape), a.dtype), tree
+    )
 
 
 def outcomes(kind, at_call, time_major, reverse, keep_order, lengths):
-    """Values and gradients by flax's RNN and by jaxrnn's, of one cell: last carries, and outputs where there is a sequence."""
+    """Values and gradients by flax's RNN and by jaxrnn's, of one cell: last carries,
+    and outputs where there is a sequence.
+    """
     graph, params, rest = nnx.split(random_cell(kind), nnx.Param, ...)
-    xs, how = inputs(), {"time_major": time_major, "reverse": reverse, "keep_order": keep_order, "return_carry": True}
-    carry = scrambled(nnx.merge(graph, params, rest).initialize_carry((B, D), nnx.Rngs(0)), 2)
+    xs, how = (
+        inputs(),
+        {
+            "time_major": time_major,
+            "reverse": reverse,
+            "keep_order": keep_order,
+            "return_carry": True,
+        },
+    )
+    carry = scrambled(
+        nnx.merge(graph, params, rest).initialize_carry((B, D), nnx.Rngs(0)), 2
+    )
     valid = np.arange(T) < (np.full(B, T) if lengths is None else lengths)[:, None]
     lengths = {} if lengths is None else {"seq_lengths": jnp.asarray(lengths)}
 
     def walk(kind_of_rnn, rest, params, xs, carry):
         made, called = ({}, how) if at_call else (how, {})
-        rest = jax.tree.map(lambda a: a, rest)  # variables of this trace, which flax's scan may write to
+        rest = jax.tree.map(
+            lambda a: a, rest
+        )  # variables of this trace, which flax's scan may write to
         rnn = kind_of_rnn(nnx.merge(graph, params, rest), **made)
         xs = jnp.swapaxes(xs, 0, 1) if time_major else xs
         carry, ys = rnn(xs, initial_carry=carry, **lengths, **called)
@@ -95,7 +138,9 @@ def outcomes(kind, at_call, time_major, reverse, keep_order, lengths):
     def both(rest, params, xs, carry):
         found = []
         for kind_of_rnn in (RNN, nnx.RNN):
-            values, pullback = jax.vjp(lambda *a, k=kind_of_rnn: walk(k, rest, *a), params, xs, carry)
+            values, pullback = jax.vjp(
+                lambda *a, k=kind_of_rnn: walk(k, rest, *a), params, xs, carry
+            )
             found.append((values, pullback(scrambled(values, 3))))
         return found
 
@@ -104,7 +149,9 @@ def outcomes(kind, at_call, time_major, reverse, keep_order, lengths):
 
 @pytest.mark.parametrize("how", HOW)
 def test_an_lstm_in_every_way(how, x64):
-    assert_same(*outcomes("LSTMCell", how in ("plain", "backwards, ragged"), **PLAIN | HOW[how]))
+    assert_same(
+        *outcomes("LSTMCell", how in ("plain", "backwards, ragged"), **PLAIN | HOW[how])
+    )
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "LSTMCell"])
@@ -114,10 +161,15 @@ def test_other_cells(kind, x64):
 
 @pytest.mark.parametrize("kind", PACKED)
 def test_built_in_cells_are_walked_as_jaxrnns_own(kind):
-    """And their parameters, converted, are those of a jaxrnn cell: the other door to the same model."""
+    """And their parameters, converted, are those of a jaxrnn cell: the other door to
+    the same model.
+    """
     cell = random_cell(kind)
     rnn = RNN(cell)
-    layer = {"GRUCell": jaxrnn.GRU(H), "SimpleCell": jaxrnn.Elman(H, activation=cell.activation_fn)}.get(kind, jaxrnn.LSTM(H))
+    layer = {
+        "GRUCell": jaxrnn.GRU(H),
+        "SimpleCell": jaxrnn.Elman(H, activation=cell.activation_fn),
+    }.get(kind, jaxrnn.LSTM(H))
     other = RNN(layer, D, rngs=nnx.Rngs(0))
     assert jax.tree.structure(rnn.values()) == jax.tree.structure(other.values())
     other.params = nnx.data(jax.tree.map(nnx.Param, rnn.values()))
@@ -130,7 +182,10 @@ def test_built_in_cells_are_walked_as_jaxrnns_own(kind):
 
 @pytest.mark.parametrize("kind", ["LSTMCell", "own"])
 def test_steps_in_a_stream_are_the_sequence(kind):
-    rnn, xs = RNN(random_cell(kind), time_major=True, return_carry=True), jnp.swapaxes(inputs(), 0, 1)
+    rnn, xs = (
+        RNN(random_cell(kind), time_major=True, return_carry=True),
+        jnp.swapaxes(inputs(), 0, 1),
+    )
     carry = first = rnn.cell.initialize_carry((B, D), nnx.Rngs(0))
     if kind == "LSTMCell":
         assert_same(rnn.initial_carry((B,)), first, 0)
@@ -152,7 +207,8 @@ def test_whole_numbers_unroll_and_one_sequence():
     assert_same(RNN(cell, rngs=False)(whole[0]), expected[0], 1e-6)
 
 
-# -- both directions ---------------------------------------------------------------------------------------------------
+# -- both directions
+# ---------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 @pytest.mark.parametrize("mixed", ["ours", "our RNN in flax's", "flax's RNN in ours"])
@@ -161,12 +217,25 @@ def test_both_directions(mixed, x64):
     inner = nnx.RNN if mixed == "flax's RNN in ours" else RNN
     outer = nnx.Bidirectional if mixed == "our RNN in flax's" else Bidirectional
     carry = tuple(scrambled(jnp.zeros((B, H)), seed) for seed in (5, 6))
-    how = {"seq_lengths": jnp.asarray(LENGTHS), "initial_carry": carry, "return_carry": True, "time_major": True}
-    xs, valid = jnp.swapaxes(inputs(), 0, 1), (np.arange(T)[:, None] < LENGTHS)[..., None]
+    how = {
+        "seq_lengths": jnp.asarray(LENGTHS),
+        "initial_carry": carry,
+        "return_carry": True,
+        "time_major": True,
+    }
+    xs, valid = (
+        jnp.swapaxes(inputs(), 0, 1),
+        (np.arange(T)[:, None] < LENGTHS)[..., None],
+    )
     options = {"merge_fn": lambda a, b: a - 2 * b}
     carry, ys = outer(*(inner(cell) for cell in cells), **options)(xs, **how)
-    expected_carry, expected = nnx.Bidirectional(*(nnx.RNN(cell) for cell in cells), **options)(xs, **how)
-    assert_same((carry, jnp.where(valid, ys, 0)), (expected_carry, jnp.where(valid, expected, 0)))
+    expected_carry, expected = nnx.Bidirectional(
+        *(nnx.RNN(cell) for cell in cells), **options
+    )(xs, **how)
+    assert_same(
+        (carry, jnp.where(valid, ys, 0)),
+        (expected_carry, jnp.where(valid, expected, 0)),
+    )
 
 
 def test_both_directions_side_by_side_and_turned():
@@ -176,7 +245,9 @@ def test_both_directions_side_by_side_and_turned():
     carry, ys = both(xs, seq_lengths=lengths)
     assert ys.shape == (B, T, 2 * H)
     turned = Bidirectional(RNN(cells[1]), RNN(cells[0]), return_carry=True)
-    (forward, backward), others = turned(xs, seq_lengths=lengths, reverse=True, keep_order=True)
+    (forward, backward), others = turned(
+        xs, seq_lengths=lengths, reverse=True, keep_order=True
+    )
     assert_same(((backward, forward), jnp.roll(others, H, -1)), (carry, ys), 1e-6)
     _, again = turned(xs, seq_lengths=lengths, reverse=True, keep_order=False)
     assert_same(flip_sequences(again, lengths, 1, False), others, 1e-6)
@@ -184,18 +255,28 @@ def test_both_directions_side_by_side_and_turned():
 
 def test_dropout_in_both_directions():
     layer = jaxrnn.stack(jaxrnn.dropout(0.5), jaxrnn.GRU(H))
-    both = Bidirectional(RNN(layer, D, rngs=nnx.Rngs(0)), RNN(layer, D, rngs=nnx.Rngs(1)))
+    both = Bidirectional(
+        RNN(layer, D, rngs=nnx.Rngs(0)), RNN(layer, D, rngs=nnx.Rngs(1))
+    )
     xs = inputs()
-    assert jnp.abs(both(xs, rngs=nnx.Rngs(dropout=0)) - both(xs, rngs=nnx.Rngs(dropout=1))).max() > 1e-3
+    assert (
+        jnp.abs(
+            both(xs, rngs=nnx.Rngs(dropout=0)) - both(xs, rngs=nnx.Rngs(dropout=1))
+        ).max()
+        > 1e-3
+    )
     with pytest.raises(ValueError, match="draws random numbers"):
         both(xs)
-    with pytest.raises(ValueError, match="draws random numbers"):  # whose stream is one for carries, always the same
+    with pytest.raises(
+        ValueError, match="draws random numbers"
+    ):  # whose stream is one for carries, always the same
         nnx.Bidirectional(both.forward_rnn, both.backward_rnn)(xs)
     both.eval()
     assert_same(both(xs), both(xs), 0)
 
 
-# -- what differs: each row of the table, on both sides ---------------------------------------------------------------
+# -- what differs: each row of the table, on both sides
+# ---------------------------------------------------------------
 
 
 def ran(kind_of_rnn, cell, xs, **how):
@@ -206,16 +287,24 @@ def test_length_0_gives_back_the_initial_carry():
     cell, xs, lengths = random_cell("LSTMCell"), inputs(), jnp.array([T, 2, 0])
     first = scrambled(cell.initialize_carry((B, D), nnx.Rngs(0)), 4)
     carry, ys = ran(RNN, cell, xs, initial_carry=first, seq_lengths=lengths)
-    assert_same(jax.tree.map(lambda a: a[2], carry), jax.tree.map(lambda a: a[2], first), 0)
+    assert_same(
+        jax.tree.map(lambda a: a[2], carry), jax.tree.map(lambda a: a[2], first), 0
+    )
     assert not ys[2].any()
     flaxs, _ = ran(nnx.RNN, cell, xs, initial_carry=first, seq_lengths=lengths)
     assert_same(
-        jax.tree.map(lambda a: a[2], flaxs), jax.tree.map(lambda a: a[2], ran(RNN, cell, xs, initial_carry=first)[0]), 1e-6
+        jax.tree.map(lambda a: a[2], flaxs),
+        jax.tree.map(lambda a: a[2], ran(RNN, cell, xs, initial_carry=first)[0]),
+        1e-6,
     )
 
 
 def test_two_batch_axes_with_lengths():
-    cell, xs, lengths = random_cell("LSTMCell"), inputs(batch=(2, 2)), np.array([[T, 1], [2, 3]])
+    cell, xs, lengths = (
+        random_cell("LSTMCell"),
+        inputs(batch=(2, 2)),
+        np.array([[T, 1], [2, 3]]),
+    )
     carry, ys = ran(RNN, cell, xs, seq_lengths=jnp.asarray(lengths))
     for i in range(2):
         part = ran(RNN, cell, xs[i], seq_lengths=jnp.asarray(lengths[i]))
@@ -230,11 +319,16 @@ def test_bfloat16_stays_and_its_sums_do_not(stored):
     cell = nnx.LSTMCell(D, H, dtype=jnp.bfloat16, param_dtype=stored, rngs=nnx.Rngs(0))
     xs, first = inputs(), cell.initialize_carry((B, D), nnx.Rngs(0))
     carry, ys = ran(RNN, cell, xs, initial_carry=first)
-    assert (ys.dtype, [part.dtype for part in carry]) == (jnp.bfloat16, [jnp.float32, jnp.bfloat16])
+    assert (ys.dtype, [part.dtype for part in carry]) == (
+        jnp.bfloat16,
+        [jnp.float32, jnp.bfloat16],
+    )
     with jax.numpy_dtype_promotion("standard"):
         (c, _), others = ran(nnx.RNN, cell, xs)
     assert (others.dtype, c.dtype) == (stored, stored)
-    np.testing.assert_allclose(np.asarray(ys, np.float32), np.asarray(others, np.float32), atol=0.03)
+    np.testing.assert_allclose(
+        np.asarray(ys, np.float32), np.asarray(others, np.float32), atol=0.03
+    )
     assert_same(ran(RNN, cell, xs), (carry, ys), 0)
     rnn = RNN(cell)
     assert_same(rnn.step(rnn.initial_carry((B,)), xs[:, 0])[1], ys[:, 0], 1e-2)
@@ -243,7 +337,9 @@ def test_bfloat16_stays_and_its_sums_do_not(stored):
 
 def test_reversed_outputs_stay_beside_their_inputs_unless_told_otherwise():
     cell, xs = random_cell("GRUCell"), inputs()
-    ours, flaxs = (kind_of_rnn(cell, reverse=True)(xs) for kind_of_rnn in (RNN, nnx.RNN))
+    ours, flaxs = (
+        kind_of_rnn(cell, reverse=True)(xs) for kind_of_rnn in (RNN, nnx.RNN)
+    )
     assert_same(ours, flaxs[:, ::-1], 1e-6)
     assert_same(RNN(cell, reverse=True, keep_order=False)(xs), flaxs, 1e-6)
 
@@ -254,22 +350,32 @@ def test_padding_puts_out_zeros_and_may_hold_nan():
     xs = jnp.where(padded[..., None], jnp.nan, inputs())
 
     def gradient(kind_of_rnn):
-        return nnx.grad(lambda cell: jnp.where(padded[..., None], 0, kind_of_rnn(cell)(xs, seq_lengths=lengths)).sum())(cell)
+        return nnx.grad(
+            lambda cell: jnp.where(
+                padded[..., None], 0, kind_of_rnn(cell)(xs, seq_lengths=lengths)
+            ).sum()
+        )(cell)
 
     assert not RNN(cell)(xs, seq_lengths=lengths)[padded].any()
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient(RNN)))
     assert np.abs(nnx.RNN(cell)(inputs(), seq_lengths=lengths)[padded]).max() > 1e-3
-    assert not all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient(nnx.RNN)))
+    assert not all(
+        jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient(nnx.RNN))
+    )
 
 
 def test_the_order_of_an_lstms_carry_is_the_cells():
     xs = inputs()
     (c, h), ys = ran(RNN, random_cell("LSTMCell"), xs)
     assert_same(h, ys[:, -1], 0)
-    (hidden, memory), ys = RNN(jaxrnn.LSTM(H), D, return_carry=True, rngs=nnx.Rngs(0))(xs)
+    (hidden, memory), ys = RNN(jaxrnn.LSTM(H), D, return_carry=True, rngs=nnx.Rngs(0))(
+        xs
+    )
     assert_same(hidden, ys[:, -1], 0)
     assert jnp.abs(memory - hidden).max() > 1e-3
-    with pytest.raises(TypeError, match=r"a pair \(c, h\), in this order, but got LSTMState"):
+    with pytest.raises(
+        TypeError, match=r"a pair \(c, h\), in this order, but got LSTMState"
+    ):
         RNN(random_cell("LSTMCell"))(xs, initial_carry=jaxrnn.LSTMState(h=h, c=c))
 
 
@@ -297,16 +403,27 @@ def variant(name, **members):
 
 
 def test_what_flax_runs_and_is_refused_here(plain_errors):
-    """A cell that draws while it steps, one of two outputs, one that draws its carry, one RNN for both directions."""
+    """A cell that draws while it steps, one of two outputs, one that draws its
+    carry, one RNN for both directions.
+    """
     xs = inputs()
     dropping = Dropping(D, H, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
     two = variant("Two", __call__=lambda self, c, x: (c, (x, x)))
     with pytest.warns(UserWarning, match="carry_init"):
-        drawing = nnx.GRUCell(D, H, carry_init=nnx.initializers.normal(), rngs=nnx.Rngs(0))
+        drawing = nnx.GRUCell(
+            D, H, carry_init=nnx.initializers.normal(), rngs=nnx.Rngs(0)
+        )
     assert nnx.RNN(dropping)(xs).shape == nnx.RNN(drawing)(xs).shape == (B, T, H)
     assert len(nnx.RNN(two)(xs)) == 2
-    assert nnx.Bidirectional(*[nnx.RNN(random_cell("GRUCell"))] * 2)(xs).shape == (B, T, 2 * H)
-    with pytest.raises(TypeError, match=r"Dropping changes its own variables while it steps .* jaxrnn\.recurrent_dropout"):
+    assert nnx.Bidirectional(*[nnx.RNN(random_cell("GRUCell"))] * 2)(xs).shape == (
+        B,
+        T,
+        2 * H,
+    )
+    with pytest.raises(
+        TypeError,
+        match=r"Dropping changes its own variables while it steps .* jaxrnn\.recurrent_dropout",  # noqa: E501
+    ):
         RNN(dropping)(xs)
     dropping.eval()
     assert_same(RNN(dropping)(xs), nnx.RNN(dropping)(xs), 1e-6)
@@ -315,32 +432,49 @@ def test_what_flax_runs_and_is_refused_here(plain_errors):
     with pytest.raises(ValueError, match="pass it as initial_carry"):
         RNN(drawing)(xs)
     carry = drawing.initialize_carry((B, D), nnx.Rngs(0))
-    assert_same(RNN(drawing)(xs, initial_carry=carry), nnx.RNN(drawing)(xs, initial_carry=carry), 1e-6)
+    assert_same(
+        RNN(drawing)(xs, initial_carry=carry),
+        nnx.RNN(drawing)(xs, initial_carry=carry),
+        1e-6,
+    )
     with pytest.raises(ValueError, match="are one object"):
         Bidirectional(*[RNN(random_cell("GRUCell"))] * 2)
 
 
 def test_bad_arguments(plain_errors):
     cell, xs = random_cell("GRUCell"), inputs()
-    with pytest.raises(TypeError, match="state_axes and broadcast_rngs are for cells that change"):
+    with pytest.raises(
+        TypeError, match="state_axes and broadcast_rngs are for cells that change"
+    ):
         RNN(cell, broadcast_rngs="dropout")
-    with pytest.raises(ValueError, match="GRUCell has its parameters already, so leave input_size and dtype out"):
+    with pytest.raises(
+        ValueError,
+        match="GRUCell has its parameters already, so leave input_size and dtype out",
+    ):
         RNN(cell, D)
-    with pytest.raises(TypeError, match=r"RNN\(layer, input_size, rngs=nnx\.Rngs\(0\)\), but input_size is None"):
+    with pytest.raises(
+        TypeError,
+        match=r"RNN\(layer, input_size, rngs=nnx\.Rngs\(0\)\), but input_size is None",
+    ):
         RNN(jaxrnn.GRU(H), rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="keep_order=False turns sequences round"):
         RNN(cell)(xs, mask=jnp.ones((B, T), bool), reverse=True, keep_order=False)
-    with pytest.raises(ValueError, match=r"the carry passed in has shape \(3, 5\), expected \(3, 6\)"):
+    with pytest.raises(
+        ValueError, match=r"the carry passed in has shape \(3, 5\), expected \(3, 6\)"
+    ):
         RNN(cell)(xs, initial_carry=jnp.zeros((B, H - 1)))
     with pytest.raises(ValueError, match=r"one length a sequence, shape \(3,\)"):
         flip_sequences(xs, jnp.array([1, 2]), 1, False)
-    with pytest.raises(ValueError, match=r"ask the cell itself, rnn\.cell\.initialize_carry"):
+    with pytest.raises(
+        ValueError, match=r"ask the cell itself, rnn\.cell\.initialize_carry"
+    ):
         RNN(variant("Odd")).initial_carry((B,))
     with pytest.raises(ValueError, match="Wide has 2 feature axes"):
         RNN(variant("Wide", num_feature_axes=2))(xs)
 
 
-# -- flax's own examples -----------------------------------------------------------------------------------------------
+# -- flax's own examples
+# -----------------------------------------------------------------------------------------------  # noqa: E501
 
 
 def test_flip_sequences_leaves_padding_where_it_is():
@@ -353,7 +487,9 @@ def test_flip_sequences_leaves_padding_where_it_is():
     np.testing.assert_array_equal(flip_sequences(xs, None, 1, False), xs[:, ::-1])
 
 
-@pytest.mark.parametrize(("name", "examples"), [("Bidirectional", 9), ("flip_sequences", 5)])
+@pytest.mark.parametrize(
+    ("name", "examples"), [("Bidirectional", 9), ("flip_sequences", 5)]
+)
 def test_flaxs_documented_examples_run_with_the_import_changed(name, examples):
     """The examples are read out of the flax that is installed."""
     text = inspect.getdoc(getattr(inspect.getmodule(nnx.RNN), name))

@@ -1,6 +1,8 @@
-"""Two models that flax's examples train, sentiment (sst2) and addition (seq2seq), with flax's RNN and with jaxrnn's.
+"""Two models that flax's examples train, sentiment (sst2) and addition (seq2seq), with
+flax's RNN and with jaxrnn's.
 
-The models are written anew, in nnx. Each takes the module that RNN and Bidirectional come from: that import alone differs.
+The models are written anew, in nnx. Each takes the module that RNN and Bidirectional
+come from: that import alone differs.
 """
 
 import jax
@@ -18,20 +20,32 @@ LENGTHS = jnp.array([6, 4, 1, 2])
 
 
 class Sentiment(nnx.Module):
-    """Word vectors, an LSTM in each direction, attention that looks at the keys alone, and a classifier."""
+    """Word vectors, an LSTM in each direction, attention that looks at the keys
+    alone, and a classifier.
+    """
 
     def __init__(self, rnns, rngs):
         self.embed = nnx.Embed(WORDS, 7, rngs=rngs)
-        self.encoder = rnns.Bidirectional(*(rnns.RNN(nnx.OptimizedLSTMCell(7, HIDDEN, rngs=rngs)) for _ in range(2)))
-        self.keys, self.energy = (nnx.Linear(a, b, use_bias=False, rngs=rngs) for a, b in [(2 * HIDDEN, HIDDEN), (HIDDEN, 1)])
-        self.hidden, self.readout = nnx.Linear(2 * HIDDEN, HIDDEN, rngs=rngs), nnx.Linear(HIDDEN, 1, rngs=rngs)
+        self.encoder = rnns.Bidirectional(
+            *(rnns.RNN(nnx.OptimizedLSTMCell(7, HIDDEN, rngs=rngs)) for _ in range(2))
+        )
+        self.keys, self.energy = (
+            nnx.Linear(a, b, use_bias=False, rngs=rngs)
+            for a, b in [(2 * HIDDEN, HIDDEN), (HIDDEN, 1)]
+        )
+        self.hidden, self.readout = (
+            nnx.Linear(2 * HIDDEN, HIDDEN, rngs=rngs),
+            nnx.Linear(HIDDEN, 1, rngs=rngs),
+        )
 
     def __call__(self, tokens, lengths):
         encoded = self.encoder(self.embed(tokens), seq_lengths=lengths)
         scores = self.energy(jnp.tanh(self.keys(encoded)))[..., 0]
         inside = jnp.arange(tokens.shape[1])[None] < lengths[:, None]
         weights = jax.nn.softmax(jnp.where(inside, scores, -jnp.inf), axis=-1)
-        return self.readout(jnp.tanh(self.hidden((weights[..., None] * encoded).sum(1))))[:, 0]
+        return self.readout(
+            jnp.tanh(self.hidden((weights[..., None] * encoded).sum(1)))
+        )[:, 0]
 
     def loss(self, tokens):
         labels = (tokens[:, 0] > 4).astype(jnp.float32)
@@ -39,10 +53,14 @@ class Sentiment(nnx.Module):
 
 
 class Addition(nnx.Module):
-    """An encoder whose last carry, that of each sequence's own end, is the first one of a decoder that is told the answer."""
+    """An encoder whose last carry, that of each sequence's own end, is the first one
+    of a decoder that is told the answer.
+    """
 
     def __init__(self, rnns, rngs):
-        self.encoder = rnns.RNN(nnx.LSTMCell(WORDS, HIDDEN, rngs=rngs), return_carry=True)
+        self.encoder = rnns.RNN(
+            nnx.LSTMCell(WORDS, HIDDEN, rngs=rngs), return_carry=True
+        )
         self.decoder = rnns.RNN(nnx.LSTMCell(WORDS, HIDDEN, rngs=rngs))
         self.readout = nnx.Linear(HIDDEN, WORDS, rngs=rngs)
 
@@ -51,17 +69,26 @@ class Addition(nnx.Module):
         return self.readout(self.decoder(answer[:, :-1], initial_carry=state))
 
     def loss(self, tokens):
-        question, answer = jax.nn.one_hot(tokens, WORDS), jax.nn.one_hot(tokens[:, ::-1], WORDS)
-        return optax.softmax_cross_entropy(self(question, answer, LENGTHS), answer[:, 1:]).mean()
+        question, answer = (
+            jax.nn.one_hot(tokens, WORDS),
+            jax.nn.one_hot(tokens[:, ::-1], WORDS),
+        )
+        return optax.softmax_cross_entropy(
+            self(question, answer, LENGTHS), answer[:, 1:]
+        ).mean()
 
 
 class NamesOnly(nnx.Module):
-    """`Addition` with flax's cells replaced by a jaxrnn layer: other parameters, the same lines."""
+    """`Addition` with flax's cells replaced by a jaxrnn layer: other parameters, the
+    same lines.
+    """
 
     __call__, loss = Addition.__call__, Addition.loss
 
     def __init__(self, rngs):
-        self.encoder = jaxrnn.nnx.RNN(jaxrnn.LSTM(HIDDEN), WORDS, return_carry=True, rngs=rngs)
+        self.encoder = jaxrnn.nnx.RNN(
+            jaxrnn.LSTM(HIDDEN), WORDS, return_carry=True, rngs=rngs
+        )
         self.decoder = jaxrnn.nnx.RNN(jaxrnn.LSTM(HIDDEN), WORDS, rngs=rngs)
         self.readout = nnx.Linear(HIDDEN, WORDS, rngs=rngs)
 
@@ -77,13 +104,19 @@ def trained(model, steps=3):
     """Losses of a few steps of Adam, and the parameters after them."""
     optimiser = nnx.Optimizer(model, optax.adam(0.03), wrt=nnx.Param)
     tokens = np.random.default_rng(0).integers(0, WORDS, (steps, BATCH, STEPS))
-    losses = [train_step(model, optimiser, jnp.asarray(batch, jnp.int32)) for batch in tokens]
+    losses = [
+        train_step(model, optimiser, jnp.asarray(batch, jnp.int32)) for batch in tokens
+    ]
     return jnp.stack(losses), nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
 @pytest.mark.parametrize("kind", [Sentiment, Addition])
-def test_a_training_script_runs_to_the_same_numbers_with_the_import_changed(kind, optax_promotion):
-    (losses, params), (expected, others) = (trained(kind(rnns, nnx.Rngs(0))) for rnns in (jaxrnn.nnx, nnx))
+def test_a_training_script_runs_to_the_same_numbers_with_the_import_changed(
+    kind, optax_promotion
+):
+    (losses, params), (expected, others) = (
+        trained(kind(rnns, nnx.Rngs(0))) for rnns in (jaxrnn.nnx, nnx)
+    )
     assert losses[0] != losses[1]
     assert_same(losses, expected, 1e-6)
     assert_same(params, others, 1e-4)  # Adam divides by the root of tiny squares

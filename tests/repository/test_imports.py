@@ -1,4 +1,6 @@
-"""The floors of the design: imports only go down, and what no file may do. Read from the files, nothing is run."""
+"""The floors of the design: imports only go down, and what no file may do. Read from
+the files, nothing is run.
+"""
 
 import ast
 from pathlib import Path
@@ -69,11 +71,19 @@ def test_imports_go_down(path):
         if words[0] != "jaxrnn" or part == "":
             continue
         if len(words) < 2 or words[1] not in FLOORS:
-            # ``import jaxrnn`` or ``from jaxrnn import LSTM``: the whole library, so only what stands above it may
-            assert FLOORS[part] >= 5, f"{path.name} imports {name}: import from the module itself"
+            # ``import jaxrnn`` or ``from jaxrnn import LSTM``: the whole library, so
+            # only what stands above it may
+            assert FLOORS[part] >= 5, (
+                f"{path.name} imports {name}: import from the module itself"
+            )
             continue
-        assert FLOORS[words[1]] <= FLOORS[part], f"{path.name} (floor {FLOORS[part]}) imports {name} (floor {FLOORS[words[1]]})"
-        assert (part, words[1]) != ("cells", "engines"), f"{path.name} imports {name}: cells never import engines"
+        assert FLOORS[words[1]] <= FLOORS[part], (
+            f"{path.name} (floor {FLOORS[part]}) imports {name} (floor "
+            f"{FLOORS[words[1]]})"
+        )
+        assert (part, words[1]) != ("cells", "engines"), (
+            f"{path.name} imports {name}: cells never import engines"
+        )
 
 
 @pytest.mark.parametrize("path", FILES, ids=names)
@@ -84,9 +94,22 @@ def test_no_other_framework_is_imported(path):
 @pytest.mark.parametrize("path", FILES, ids=names)
 def test_extras_are_imported_where_they_are_used(path):
     """matplotlib and its like are extras: importing jaxrnn must work without them."""
-    top = [node for node in ast.parse(path.read_text()).body if isinstance(node, (ast.Import, ast.ImportFrom))]
-    modules = {alias.name for node in top if isinstance(node, ast.Import) for alias in node.names}
-    modules |= {node.module for node in top if isinstance(node, ast.ImportFrom) and node.module and not node.level}
+    top = [
+        node
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+    ]
+    modules = {
+        alias.name
+        for node in top
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
+    modules |= {
+        node.module
+        for node in top
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level
+    }
     assert not {module.split(".")[0] for module in modules} & HELPED_BY_EXTRAS
 
 
@@ -96,15 +119,26 @@ def test_only_the_command_line_sets_jaxs_configuration(path):
         return
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call):
-            assert not ast.unparse(node.func).endswith("config.update"), f"{path.name}, line {node.lineno}"
+            assert not ast.unparse(node.func).endswith("config.update"), (
+                f"{path.name}, line {node.lineno}"
+            )
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if path.name == "__init__.py"], ids=lambda path: path.parent.name)
+@pytest.mark.parametrize(
+    "path",
+    [path for path in FILES if path.name == "__init__.py"],
+    ids=lambda path: path.parent.name,
+)
 def test_init_files_only_hand_names_on(path):
     for node in ast.parse(path.read_text()).body:
         docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        constant = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ("__version__", "__all__")
-        assert docstring or constant or isinstance(node, (ast.Import, ast.ImportFrom)), f"line {node.lineno}"
+        constant = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in (
+            "__version__",
+            "__all__",
+        )
+        assert (
+            docstring or constant or isinstance(node, (ast.Import, ast.ImportFrom))
+        ), f"line {node.lineno}"
 
 
 def test_public_names_are_few():
@@ -117,4 +151,8 @@ def test_public_names_are_few():
 
 @pytest.mark.parametrize("path", FILES, ids=names)
 def test_bad_input_is_never_met_by_assert(path):
-    assert not [node.lineno for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Assert)]
+    assert not [
+        node.lineno
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Assert)
+    ]

@@ -23,11 +23,21 @@ KEY = jax.random.key(0)
 
 
 def readout_losses(cell):
-    """A model that multiplies its inputs before the cell sees them, as an embedding would."""
+    """A model that multiplies its inputs before the cell sees them, as an embedding
+    would.
+    """
 
     def losses(params, carry, window):
         xs = window.inputs @ params["in"]
-        _, ys, carries = unroll(cell, params["cell"], xs, carry, mask=window.mask, resets=window.resets, return_carries=True)
+        _, ys, carries = unroll(
+            cell,
+            params["cell"],
+            xs,
+            carry,
+            mask=window.mask,
+            resets=window.resets,
+            return_carries=True,
+        )
         return jnp.square(ys - window.targets).mean(-1), carries
 
     return losses
@@ -42,13 +52,20 @@ def regression():
 
 
 def make(cell, k1, k2):
-    return TBPTT(readout_losses(cell), lambda p, batch: cell.initial_carry(p["cell"], batch), k1, k2)
+    return TBPTT(
+        readout_losses(cell),
+        lambda p, batch: cell.initial_carry(p["cell"], batch),
+        k1,
+        k2,
+    )
 
 
 def test_a_state_of_another_horizon_is_refused(regression, plain_errors):
     cell, params, window = regression
     state = make(cell, 2, 2).start(params, window, (3,))
-    with pytest.raises(ValueError, match="make the state with start\\(\\) of the same TBPTT"):
+    with pytest.raises(
+        ValueError, match="make the state with start\\(\\) of the same TBPTT"
+    ):
         make(cell, 2, 6).gradients(params, window, state)
 
 
@@ -58,9 +75,13 @@ def test_padding_that_is_nan_before_the_model_reads_it_changes_nothing(regressio
     mask = jnp.arange(8)[:, None] < jnp.array([[8, 3, 5]])
     results = []
     for padding in (jnp.nan, 0.5):
-        dirty = window._replace(inputs=jnp.where(mask[..., None], window.inputs, padding), mask=mask)
+        dirty = window._replace(
+            inputs=jnp.where(mask[..., None], window.inputs, padding), mask=mask
+        )
         tbptt = make(cell, 2, k2)
-        results.append(tbptt.gradients(params, dirty, tbptt.start(params, dirty, (3,)))[:2])
+        results.append(
+            tbptt.gradients(params, dirty, tbptt.start(params, dirty, (3,)))[:2]
+        )
     assert_same(*results)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(results[0]))
 
@@ -70,12 +91,20 @@ def test_a_cell_that_draws_nothing_gets_no_key_invented(regression):
 
     def losses(params, carry, window):
         _, ys, carries = unroll(
-            cell, params["cell"], window.inputs, carry, mask=window.mask, key=window.key, return_carries=True
+            cell,
+            params["cell"],
+            window.inputs,
+            carry,
+            mask=window.mask,
+            key=window.key,
+            return_carries=True,
         )
         return jnp.square(ys - window.targets).mean(-1), carries
 
     tbptt = TBPTT(losses, lambda p, batch: cell.initial_carry(p["cell"], batch), 2, 6)
-    assert np.isfinite(tbptt.gradients(params, window, tbptt.start(params, window, (3,)))[0])
+    assert np.isfinite(
+        tbptt.gradients(params, window, tbptt.start(params, window, (3,)))[0]
+    )
 
 
 def test_tbptt_called_eagerly_compiles_once(regression):
@@ -96,14 +125,21 @@ def test_tbptt_called_eagerly_compiles_once(regression):
 
 def test_losses_in_half_precision_are_summed_in_single(regression):
     def losses(params, carry, window):
-        return jnp.ones(window.mask.shape, jnp.bfloat16), jnp.broadcast_to(carry, (*window.mask.shape, 1))
+        return jnp.ones(window.mask.shape, jnp.bfloat16), jnp.broadcast_to(
+            carry, (*window.mask.shape, 1)
+        )
 
     tbptt = TBPTT(losses, lambda params, batch: jnp.zeros((*batch, 1)), 700)
     window = Window(jnp.zeros((700, 3, 1)), jnp.zeros((700, 3)))
-    assert tbptt.gradients({"w": jnp.ones(1)}, window, tbptt.start({}, window, (3,)))[0] == 1
+    assert (
+        tbptt.gradients({"w": jnp.ones(1)}, window, tbptt.start({}, window, (3,)))[0]
+        == 1
+    )
 
 
-@pytest.mark.parametrize("cell", [LSTM(4, learned_initial_carry=True), GRU(4, learned_initial_carry=True)])
+@pytest.mark.parametrize(
+    "cell", [LSTM(4, learned_initial_carry=True), GRU(4, learned_initial_carry=True)]
+)
 @pytest.mark.parametrize("wrap", [lambda c: stack(c, c), residual, bidirectional])
 def test_learned_states_in_half_precision_stand_in_layers(cell, wrap):
     layer = wrap(cell)
@@ -119,12 +155,28 @@ def test_a_layer_within_both_directions_keeps_a_reset_at_the_first_step():
     both, params = bidirectional(one), bidirectional(one).init(KEY, 2)
     nested, ys = bidirectional(both), None
     params = {"forward": params, "backward": params}
-    xs, resets = jax.random.normal(KEY, (6, 1, 2)), jnp.zeros((6, 1), bool).at[jnp.array([0, 3])].set(True)
+    xs, resets = (
+        jax.random.normal(KEY, (6, 1, 2)),
+        jnp.zeros((6, 1), bool).at[jnp.array([0, 3])].set(True),
+    )
     carry = jax.tree.map(lambda a: a + 1, nested.initial_carry(params, (1,)))
     _, ys = unroll(nested, params, xs, carry, resets=resets)
-    _, forwards = unroll(one, params["forward"]["forward"], xs, carry.forward.forward, resets=resets)
-    twice_turned = ys[..., 6:]  # the backward layer of the backward layer walks forwards
-    assert_same(twice_turned, unroll(one, params["backward"]["backward"], xs, carry.backward.backward, resets=resets)[1])
+    _, forwards = unroll(
+        one, params["forward"]["forward"], xs, carry.forward.forward, resets=resets
+    )
+    twice_turned = ys[
+        ..., 6:
+    ]  # the backward layer of the backward layer walks forwards
+    assert_same(
+        twice_turned,
+        unroll(
+            one,
+            params["backward"]["backward"],
+            xs,
+            carry.backward.backward,
+            resets=resets,
+        )[1],
+    )
     assert_same(ys[..., :2], forwards)
 
 
@@ -141,9 +193,14 @@ def test_generate_writes_symbols_that_the_prompt_dtype_cannot_hold():
         return carry, jax.nn.one_hot(299, 300)
 
     prompt = jnp.zeros(1, jnp.uint8)
-    assert jaxrnn.generate(step, (), prompt, 2, temperature=0).tokens.tolist() == [299, 299]
+    assert jaxrnn.generate(step, (), prompt, 2, temperature=0).tokens.tolist() == [
+        299,
+        299,
+    ]
     for temperature in (1e-39, 1e-42):
-        assert jaxrnn.generate(step, (), prompt, 2, temperature=temperature, key=KEY).tokens.tolist() == [299, 299]
+        assert jaxrnn.generate(
+            step, (), prompt, 2, temperature=temperature, key=KEY
+        ).tokens.tolist() == [299, 299]
 
 
 class Parts(NamedTuple):
@@ -165,7 +222,9 @@ def test_a_carry_of_parts_without_h_wants_an_output(plain_errors):
         def step(self, params, carry, z):
             return Parts(carry.a + z, carry.b - z)
 
-    with pytest.raises(TypeError, match="define output\\(self, params, carry, x\\), or name the part h"):
+    with pytest.raises(
+        TypeError, match="define output\\(self, params, carry, x\\), or name the part h"
+    ):
         unroll(TwoParts(), {}, jnp.ones((3, 2)))
 
 
@@ -173,7 +232,9 @@ def test_evaluating_a_long_text_takes_no_more_memory_than_a_short_one():
     from jaxrnn.tasks import charlm
     from jaxrnn.tasks.models.language_model import bits_per_token
 
-    functions, params = charlm.build(charlm.Options(hidden=4, embed=2), {"vocabulary": "abc"})
+    functions, params = charlm.build(
+        charlm.Options(hidden=4, embed=2), {"vocabulary": "abc"}
+    )
     shapes = []
     total_loss = type(functions).total_loss
 
@@ -200,9 +261,24 @@ def test_training_goes_on_when_its_reader_goes_away(monkeypatch):
 
 
 def test_output_that_the_terminal_cannot_show_ends_no_run(tmp_path):
-    words = [sys.executable, "-m", "jaxrnn", "train", "charlm", "--quick", "--steps", "2", "--report-every", "1"]
+    words = [
+        sys.executable,
+        "-m",
+        "jaxrnn",
+        "train",
+        "charlm",
+        "--quick",
+        "--steps",
+        "2",
+        "--report-every",
+        "1",
+    ]
     words += ["--evaluate-every", "1", "--out", str(tmp_path / "run")]
-    environment = {"PYTHONIOENCODING": "ascii", "PATH": "", "XLA_FLAGS": os.environ.get("XLA_FLAGS", "")}
+    environment = {
+        "PYTHONIOENCODING": "ascii",
+        "PATH": "",
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+    }
     done = subprocess.run(words, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "sample" in done.stdout
@@ -210,7 +286,10 @@ def test_output_that_the_terminal_cannot_show_ends_no_run(tmp_path):
 
 def test_a_mask_of_the_wrong_layout_is_named_in_the_modules_own_layout(plain_errors):
     module = jaxrnn.nnx.RNN(GRU(3), 2, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match=r"mask must have shape \(\*B, T\) = \(4, 5\), but its shape is \(5, 4\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"mask must have shape \(\*B, T\) = \(4, 5\), but its shape is \(5, 4\)",
+    ):
         module(jnp.ones((4, 5, 2)), mask=jnp.ones((5, 4), bool))
 
 
@@ -233,5 +312,7 @@ def test_the_compiled_gradient_is_the_eager_one(regression):
     tbptt = make(cell, 2, 4)
     state = tbptt.start(params, window, (3,))
     assert_same(
-        compiled(lambda p: tbptt.gradients(p, window, state)[:2])(params), tbptt.gradients(params, window, state)[:2], 1e-6
+        compiled(lambda p: tbptt.gradients(p, window, state)[:2])(params),
+        tbptt.gradients(params, window, state)[:2],
+        1e-6,
     )

@@ -1,4 +1,6 @@
-"""The README's code runs, in its order, and its reference table knows every public name."""
+"""The README's code runs, in its order, and its reference table knows every public
+name.
+"""
 
 import pathlib
 import re
@@ -37,7 +39,11 @@ def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
 
 
 def test_the_cell_of_ones_own_is_short():
-    cell = re.search(r"@dataclasses.dataclass\(frozen=True\)\nclass Leaky.*?\n\n(?=leaky =)", README, re.DOTALL)
+    cell = re.search(
+        r"@dataclasses.dataclass\(frozen=True\)\nclass Leaky.*?\n\n(?=leaky =)",
+        README,
+        re.DOTALL,
+    )
     assert cell is not None
     assert cell.group().count("\n") < 25
 
@@ -46,11 +52,35 @@ def test_the_cell_of_ones_own_is_short():
 def test_every_public_name_is_in_the_reference(module):
     reference = README[README.index("## Reference") : README.index("## What it is not")]
     if module is initializers:
-        names = [n for n, v in vars(module).items() if isinstance(v, type) and v.__module__ == module.__name__]
+        names = [
+            n
+            for n, v in vars(module).items()
+            if isinstance(v, type) and v.__module__ == module.__name__
+        ]
     else:
-        modules = {"initializers", "charlm", "hello", "program", "options", "text", "language_model"}
-        names = [n for n, v in vars(module).items() if not n.startswith("_") and not hasattr(v, "__path__")]
-        names = [n for n in names if n not in modules and type(getattr(module, n)).__name__ != "module"]
-    missing = [name for name in names if f"`{name}" not in reference and f"{name}`" not in reference]
+        modules = {
+            "initializers",
+            "charlm",
+            "hello",
+            "program",
+            "options",
+            "text",
+            "language_model",
+        }
+        names = [
+            n
+            for n, v in vars(module).items()
+            if not n.startswith("_") and not hasattr(v, "__path__")
+        ]
+        names = [
+            n
+            for n in names
+            if n not in modules and type(getattr(module, n)).__name__ != "module"
+        ]
+    missing = [
+        name
+        for name in names
+        if f"`{name}" not in reference and f"{name}`" not in reference
+    ]
     assert not missing
     assert len(names) < 60

@@ -1,4 +1,6 @@
-"""Equal cells compile once: counted with a cell whose step has a side effect in Python."""
+"""Equal cells compile once: counted with a cell whose step has a side effect in
+Python.
+"""
 
 import dataclasses
 
@@ -41,11 +43,18 @@ def params_of(label):
 
 def test_rebuilt_cells_compile_once_when_called_eagerly():
     params = params_of("eager")
-    counts = [traces(lambda: jaxrnn.unroll(Counting(4, "eager"), params, XS)) for _ in range(5)]
+    counts = [
+        traces(lambda: jaxrnn.unroll(Counting(4, "eager"), params, XS))
+        for _ in range(5)
+    ]
     assert counts[0] > 0
     assert counts[1:] == [0] * 4
-    assert traces(lambda: jaxrnn.unroll(Counting(4, "eager"), params, XS[:4])) > 0  # another shape
-    assert traces(lambda: jaxrnn.unroll(Counting(4, "eager!"), params, XS)) > 0  # another cell
+    assert (
+        traces(lambda: jaxrnn.unroll(Counting(4, "eager"), params, XS[:4])) > 0
+    )  # another shape
+    assert (
+        traces(lambda: jaxrnn.unroll(Counting(4, "eager!"), params, XS)) > 0
+    )  # another cell
 
 
 def test_rebuilt_cells_are_traced_once_inside_jit():
@@ -57,7 +66,9 @@ def test_rebuilt_cells_are_traced_once_inside_jit():
 
     @jax.jit
     def five_times(params, xs):
-        return sum(jaxrnn.unroll(Counting(4, "jit five"), params, xs)[1] for _ in range(5))
+        return sum(
+            jaxrnn.unroll(Counting(4, "jit five"), params, xs)[1] for _ in range(5)
+        )
 
     single = traces(once, params, XS)
     assert traces(five_times, params, XS) == single > 0
@@ -77,9 +88,18 @@ def test_wrapped_in_layers_and_with_options_too():
 
     def layered():
         cell = Counting(4, "layers")
-        layer = jaxrnn.stack(jaxrnn.zoneout(cell, 0.1), jaxrnn.bidirectional(jaxrnn.GRU(2)))
-        layers = {"layer_0": params, "layer_1": layer.layers[1].init(jax.random.key(0), 4)}
-        how = {"engine": jaxrnn.Scan(unroll=2), "reverse": True, "key": jax.random.key(1)}
+        layer = jaxrnn.stack(
+            jaxrnn.zoneout(cell, 0.1), jaxrnn.bidirectional(jaxrnn.GRU(2))
+        )
+        layers = {
+            "layer_0": params,
+            "layer_1": layer.layers[1].init(jax.random.key(0), 4),
+        }
+        how = {
+            "engine": jaxrnn.Scan(unroll=2),
+            "reverse": True,
+            "key": jax.random.key(1),
+        }
         return jaxrnn.truncated_unroll(layer, layers, XS, window=2, **how)[1]
 
     counts = [traces(layered) for _ in range(3)]
@@ -88,7 +108,10 @@ def test_wrapped_in_layers_and_with_options_too():
 
 
 def test_a_streaming_step_of_a_layer_compiles_once():
-    layer, params = jaxrnn.stack(Counting(4, "streaming")), {"layer_0": params_of("streaming")}
+    layer, params = (
+        jaxrnn.stack(Counting(4, "streaming")),
+        {"layer_0": params_of("streaming")},
+    )
     carry = layer.initial_carry(params)
     counts = [traces(lambda: layer(params, carry, XS[0, 0])) for _ in range(3)]
     assert counts[0] > 0
@@ -109,11 +132,14 @@ def test_tbptt_traces_one_window_however_many_there_are(k1, k2):
 
     def run(steps):
         window = jaxrnn.Window(jnp.ones((steps, 3)), jnp.ones((steps, 4)))
-        return jax.jit(lambda p: tbptt.gradients(p, window, tbptt.start(p, window))[:2])(params)
+        return jax.jit(
+            lambda p: tbptt.gradients(p, window, tbptt.start(p, window))[:2]
+        )(params)
 
     first = traces(run, 4)
     assert first > 0
-    # More windows, and a ragged last one, reuse the trace of the first: the shape of a window is the same.
+    # More windows, and a ragged last one, reuse the trace of the first: the shape of a
+    # window is the same.
     assert traces(run, 40) <= first
     assert traces(run, 41) <= first
 
@@ -123,7 +149,9 @@ def test_truncated_unroll_traces_one_window():
     params = params_of(label)
 
     def run(steps):
-        return jaxrnn.truncated_unroll(Counting(4, label), params, jnp.ones((steps, 3)), window=2)
+        return jaxrnn.truncated_unroll(
+            Counting(4, label), params, jnp.ones((steps, 3)), window=2
+        )
 
     first = traces(run, 4)
     assert first > 0

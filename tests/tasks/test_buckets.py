@@ -1,4 +1,6 @@
-"""Batches by length, and splits by hash: everything once, nothing that depends on what came before."""
+"""Batches by length, and splits by hash: everything once, nothing that depends on
+what came before.
+"""
 
 import numpy as np
 
@@ -28,7 +30,9 @@ def test_an_epoch_shows_every_example_once_and_pads_little():
             assert (lengths[there] > width / 2).all() or width == 8
             seen += there.tolist()
         assert sorted(seen) == list(range(203))
-    assert sorted(i for rows, _ in buckets.in_order() for i in rows if i >= 0) == list(range(203))
+    assert sorted(i for rows, _ in buckets.in_order() for i in rows if i >= 0) == list(
+        range(203)
+    )
 
 
 def test_coarse_widths_and_bounded_batches():
@@ -37,7 +41,10 @@ def test_coarse_widths_and_bounded_batches():
     assert widths_for(0, 16, coarse=True) == (16,)
     lengths = np.concatenate([rng(0).integers(0, 90, size=203), [0, 2000, 700]])
     buckets = Buckets(lengths, 16, seed=3, most=1024, first=16, coarse=True)
-    for find in ([buckets(step) for step in range(buckets.per_epoch)], buckets.in_order()):
+    for find in (
+        [buckets(step) for step in range(buckets.per_epoch)],
+        buckets.in_order(),
+    ):
         assert sorted(i for rows, _ in find for i in rows if i >= 0) == list(range(206))
         assert all(len(rows) * width <= 1024 or len(rows) == 1 for rows, width in find)
         assert {len(rows) for rows, width in find if width == 32} == {16}
@@ -49,9 +56,14 @@ def test_a_batch_depends_on_seed_and_step_alone():
     one, other = Buckets(lengths, 8, seed=0), Buckets(lengths, 8, seed=0)
     for step in (57, 3, 200, 4):  # in any order
         np.testing.assert_array_equal(other(step).rows, one(step).rows)
-    orders = [np.concatenate([Buckets(lengths, 8, seed)(step).rows for step in range(13)]) for seed in (0, 1)]
+    orders = [
+        np.concatenate([Buckets(lengths, 8, seed)(step).rows for step in range(13)])
+        for seed in (0, 1)
+    ]
     assert (orders[0] != orders[1]).any()
-    assert any((one(step).rows != one(step + one.per_epoch).rows).any() for step in range(5))
+    assert any(
+        (one(step).rows != one(step + one.per_epoch).rows).any() for step in range(5)
+    )
 
 
 def test_splits_keep_keys_together_and_grow():
@@ -61,6 +73,9 @@ def test_splits_keep_keys_together_and_grow():
     parts = [{name for name, _ in part} for part in split]
     assert sum(map(len, parts)) == 300
     assert 0.7 < len(split.train) / 3000 < 0.9
-    larger = split_by([*examples, *((f"film {i}", i) for i in range(300, 900))], lambda example: example[0])
+    larger = split_by(
+        [*examples, *((f"film {i}", i) for i in range(300, 900))],
+        lambda example: example[0],
+    )
     assert all(set(part) <= set(more) for part, more in zip(split, larger, strict=True))
     assert 0 <= share_of("") < 1

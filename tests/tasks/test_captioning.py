@@ -1,4 +1,6 @@
-"""Captioning: glyphs by typeface, folders of pictures of every kind, a killed run, the command line."""
+"""Captioning: glyphs by typeface, folders of pictures of every kind, a killed run,
+the command line.
+"""
 
 import json
 
@@ -24,7 +26,8 @@ Image = pytest.importorskip("PIL.Image")
 rng = np.random.default_rng
 
 
-# --- the model ---------------------------------------------------------------------------------------------------------
+# --- the model
+# ---------------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 def pictures_of(n=3, size=16, seed=0):
@@ -33,20 +36,35 @@ def pictures_of(n=3, size=16, seed=0):
 
 @pytest.mark.parametrize("attention", ["none", "additive"])
 def test_captions_alone_and_padded_have_the_same_loss(attention):
-    options = {"picture_size": 16, "channels": 2, "features": 8, "embed": 4, "size": 6, "attention": attention}
+    options = {
+        "picture_size": 16,
+        "channels": 2,
+        "features": 8,
+        "embed": 4,
+        "size": 6,
+        "attention": attention,
+    }
     model = Captioner(7, jaxrnn.LSTM(8), rngs=nnx.Rngs(0), **options)
-    captions = jnp.asarray([[1, 2, 6, 6, 6], [3, 1, 4, 5, 6], [6, 6, 6, 6, 6]], jnp.int32)
+    captions = jnp.asarray(
+        [[1, 2, 6, 6, 6], [3, 1, 4, 5, 6], [6, 6, 6, 6, 6]], jnp.int32
+    )
     batch = Batch(pictures_of(), captions, jnp.array([3, 5, 0]))
     loss = nnx.jit(lambda model, batch: model.loss(batch))
     total, count = loss(model, batch)
     assert int(count) == 8
-    other = batch._replace(captions=captions.at[0, 3:].set(2))  # what the padding holds does not matter
+    other = batch._replace(
+        captions=captions.at[0, 3:].set(2)
+    )  # what the padding holds does not matter
     np.testing.assert_allclose(loss(model, other)[0], total, rtol=1e-6)
-    alone = [loss(model, Batch(*(part[i : i + 1] for part in batch)))[0] for i in (0, 1)]
+    alone = [
+        loss(model, Batch(*(part[i : i + 1] for part in batch)))[0] for i in (0, 1)
+    ]
     np.testing.assert_allclose(sum(alone), total, rtol=1e-5)
     found = nnx.jit(lambda model: model.write(batch.pictures, 2, 5, 1.0))(model)
     assert found.tokens.shape == (5, 3, 2)
-    assert not (found.tokens == 0).any()  # the symbol for words that training did not show
+    assert not (
+        found.tokens == 0
+    ).any()  # the symbol for words that training did not show
 
 
 def test_augmentation_is_small_and_by_key():
@@ -66,16 +84,24 @@ def test_augmentation_is_small_and_by_key():
 
 
 def test_strokes_and_serifs():
-    """An upright stroke gets a line at both ends and nowhere else; its sides move, and those of a level one otherwise."""
+    """An upright stroke gets a line at both ends and nowhere else; its sides move,
+    and those of a level one otherwise.
+    """
     upright = jnp.zeros((64, 32, 32, 1)).at[:, 8:24, 15:17].set(1.0)
-    drawn = np.asarray(jax.jit(with_serifs, static_argnums=2)(jax.random.key(0), upright, 1.0))
+    drawn = np.asarray(
+        jax.jit(with_serifs, static_argnums=2)(jax.random.key(0), upright, 1.0)
+    )
     added = (drawn - upright)[..., 0].max(0)
-    assert (added[[8, 23], 13:19] > 0.5).sum() == 8  # two places on either side of the stroke, at both ends
+    assert (
+        added[[8, 23], 13:19] > 0.5
+    ).sum() == 8  # two places on either side of the stroke, at both ends
     assert added[9:23].max() == added[:8].max() == added[24:].max() == 0
     untouched = (drawn == upright).all((1, 2, 3)).mean()
     assert 0.2 < untouched < 0.6
     cross = upright.at[:, 15:17, 4:28].set(1.0)
-    drawn = np.asarray(jax.jit(with_strokes, static_argnums=2)(jax.random.key(0), cross, 1.0))[..., 0]
+    drawn = np.asarray(
+        jax.jit(with_strokes, static_argnums=2)(jax.random.key(0), cross, 1.0)
+    )[..., 0]
     widths = drawn[:, 9:14].sum(2).mean(1), drawn[:, :, 5:13].sum(1).mean(1)
     assert min(map(min, widths)) < 1.5 < 2.5 < min(map(max, widths))
     assert abs(np.corrcoef(widths)[0, 1]) < 0.5  # each axis for itself
@@ -89,17 +115,22 @@ def test_halved_is_max_pooling_and_kernels_are_standardised():
     block.kernel[...] = 5 * block.kernel[...] + 2
     np.testing.assert_allclose(block(x), found, atol=1e-4)
     assert Block(4, 4, rngs=nnx.Rngs(0))(found).shape == found.shape
-    np.testing.assert_allclose(block(x[:1]), block(x)[:1], atol=1e-6)  # no example's output depends on others
+    np.testing.assert_allclose(
+        block(x[:1]), block(x)[:1], atol=1e-6
+    )  # no example's output depends on others
 
 
 def test_word_f1():
     assert word_f1(["a b c"], ["a b c"]) == 1
     assert word_f1(["a a b", ""], ["a b", "c"]) == pytest.approx(2 * 2 / 6)
     assert word_f1([""], [""]) == 0
-    assert text_scores(["LATIN SMALL LETTER A"], ["LATIN SMALL LETTER A"])["bleu"] == pytest.approx(100)
+    assert text_scores(["LATIN SMALL LETTER A"], ["LATIN SMALL LETTER A"])[
+        "bleu"
+    ] == pytest.approx(100)
 
 
-# --- the data ----------------------------------------------------------------------------------------------------------
+# --- the data
+# ----------------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 @pytest.fixture(scope="module")
@@ -114,16 +145,24 @@ def test_glyphs_are_those_of_the_notes(serif):
     by_name = {row.caption: row.picture for row in serif}
     small, capital = by_name["LATIN SMALL LETTER O"], by_name["LATIN CAPITAL LETTER O"]
     assert small.shape == (32, 32)
-    assert np.flatnonzero(small.any(1))[0] > np.flatnonzero(capital.any(1))[0] + 3  # one base line, one scale
+    assert (
+        np.flatnonzero(small.any(1))[0] > np.flatnonzero(capital.any(1))[0] + 3
+    )  # one base line, one scale
     assert sum(row.picture.any() for row in serif) == len(serif)
 
 
 def folder(path, rows, table=None, **files):
-    """A folder of small pictures, ``rows`` of file and caption, and its captions.csv."""
+    """A folder of small pictures, ``rows`` of file and caption, and its
+    captions.csv.
+    """
     path.mkdir()
     for name, _ in rows:
-        Image.fromarray(rng(len(name)).integers(0, 255, (20, 12), np.uint8)).save(path / name)
-    text = table or "file,caption\n" + "".join(f"{name},{caption}\n" for name, caption in rows)
+        Image.fromarray(rng(len(name)).integers(0, 255, (20, 12), np.uint8)).save(
+            path / name
+        )
+    text = table or "file,caption\n" + "".join(
+        f"{name},{caption}\n" for name, caption in rows
+    )
     (path / "captions.csv").write_bytes(text.encode())
     return str(path)
 
@@ -145,7 +184,9 @@ def test_pictures_of_every_size_and_mode(tmp_path):
         found[name] = read_picture(tmp_path / f"{name}.png", 32)
     assert found["L"].shape == (32, 32)
     assert found["L"][12:20, 14:18].min() > 240
-    assert found["L"][:, :10].max() < 8  # white beside it, but for the resampling's ringing
+    assert (
+        found["L"][:, :10].max() < 8
+    )  # white beside it, but for the resampling's ringing
     for name, picture in found.items():
         assert np.abs(picture.astype(int) - found["L"]).max() < 40, name
     one = Image.fromarray(np.zeros((1, 1), np.uint8))
@@ -153,25 +194,55 @@ def test_pictures_of_every_size_and_mode(tmp_path):
     assert read_picture(tmp_path / "one.png", 32).min() == 255
 
 
-TABLE = '\ufefffile,caption,split\r\na.png,"one, ""quoted""",train\r\n\r\nb.png,"두 줄\r\n입니다",test\r\nc.png,x,\r\n'
+TABLE = (
+    '\ufefffile,caption,split\r\na.png,"one, ""quoted""",train\r\n\r\nb.png,"두 '
+    '줄\r\n입니다",test\r\nc.png,x,\r\n'
+)
 
 
 def test_a_table_with_quotes_newlines_and_korean(tmp_path):
-    path = folder(tmp_path / "own", [("a.png", ""), ("b.png", ""), ("c.png", "")], TABLE)
+    path = folder(
+        tmp_path / "own", [("a.png", ""), ("b.png", ""), ("c.png", "")], TABLE
+    )
     rows = read_folder(path, 32)
-    assert [(row.caption, part) for row, part in rows] == [('one, "quoted"', "train"), ("두 줄 입니다", "test"), ("x", "")]
+    assert [(row.caption, part) for row, part in rows] == [
+        ('one, "quoted"', "train"),
+        ("두 줄 입니다", "test"),
+        ("x", ""),
+    ]
 
 
 MISTAKES = {
-    "a missing picture": ("file,caption\na.png,x\nnone.png,y\n", r"captions\.csv:3: there is no picture .*none\.png"),
-    "a broken picture": ("file,caption\na.png,x\n\nbroken.png,y\n", r"captions\.csv:4: .*broken\.png is no picture"),
-    "after blank and long rows": ('\nfile,caption\n\n\na.png,"x\ny"\n\na.png,\n', r"captions\.csv:8: the caption is empty"),
-    "quotes without an end": ('file,caption\na.png,x\na.png,"y\n', r"captions\.csv:3: the row that begins here"),
-    "an empty caption": ("file,caption\na.png,\n", r"captions\.csv:2: the caption is empty"),
+    "a missing picture": (
+        "file,caption\na.png,x\nnone.png,y\n",
+        r"captions\.csv:3: there is no picture .*none\.png",
+    ),
+    "a broken picture": (
+        "file,caption\na.png,x\n\nbroken.png,y\n",
+        r"captions\.csv:4: .*broken\.png is no picture",
+    ),
+    "after blank and long rows": (
+        '\nfile,caption\n\n\na.png,"x\ny"\n\na.png,\n',
+        r"captions\.csv:8: the caption is empty",
+    ),
+    "quotes without an end": (
+        'file,caption\na.png,x\na.png,"y\n',
+        r"captions\.csv:3: the row that begins here",
+    ),
+    "an empty caption": (
+        "file,caption\na.png,\n",
+        r"captions\.csv:2: the caption is empty",
+    ),
     "a comma": ("file,caption\na.png,x,y\n", r"captions\.csv:2: expected 2 columns"),
     "one column": ("file,caption\na.png\n", r"captions\.csv:2: expected 2 columns"),
-    "other columns": ("name,text\na.png,x\n", r"captions\.csv:1: expected the columns file,caption, but got name,text"),
-    "another part": ("file,caption,split\na.png,x,trian\n", r"captions\.csv:2: 'trian' names no part"),
+    "other columns": (
+        "name,text\na.png,x\n",
+        r"captions\.csv:1: expected the columns file,caption, but got name,text",
+    ),
+    "another part": (
+        "file,caption,split\na.png,x,trian\n",
+        r"captions\.csv:2: 'trian' names no part",
+    ),
     "no rows": ("file,caption\n", "has no rows"),
     "too few": ("file,caption\na.png,x\n", "part has no pictures"),
 }
@@ -187,7 +258,10 @@ def test_a_bad_line_is_named(tmp_path, name):
 
 
 def test_folders_that_are_none(tmp_path):
-    with pytest.raises(BadInput, match=r"is no folder; --data wants one with PNG files and captions\.csv"):
+    with pytest.raises(
+        BadInput,
+        match=r"is no folder; --data wants one with PNG files and captions\.csv",
+    ):
         read_captioned(str(tmp_path / "none"), 32)
     with pytest.raises(BadInput, match=r"has no captions\.csv"):
         read_captioned(str(tmp_path), 32)
@@ -195,15 +269,20 @@ def test_folders_that_are_none(tmp_path):
         captioning.Options(size=20)
 
 
-# --- runs --------------------------------------------------------------------------------------------------------------
+# --- runs
+# --------------------------------------------------------------------------------------------------------------  # noqa: E501
 
-ROWS = [(f"{i}.png", ("red square", "blue circle", "a b c d")[i % 3]) for i in range(40)]
+ROWS = [
+    (f"{i}.png", ("red square", "blue circle", "a b c d")[i % 3]) for i in range(40)
+]
 SMALL = {"hidden": 8, "embed": 4, "channels": 2, "batch": 8, "beam": 2, "size": 16}
 
 
 def test_killed_and_resumed_it_ends_with_identical_metrics(tmp_path, optax_promotion):
     """Dropout and augmentation draw by key."""
-    options = captioning.Options(data=folder(tmp_path / "own", ROWS), attention="dot", **SMALL)
+    options = captioning.Options(
+        data=folder(tmp_path / "own", ROWS), attention="dot", **SMALL
+    )
     alone, resumed = killed_and_resumed(captioning, options, tmp_path, kill=7, steps=12)
     assert alone == resumed
 
@@ -211,15 +290,24 @@ def test_killed_and_resumed_it_ends_with_identical_metrics(tmp_path, optax_promo
 def test_a_users_folder(tmp_path, optax_promotion, capsys):
     data, run = folder(tmp_path / "own", ROWS), str(tmp_path / "run")
     words = ["--steps", "4", "--report-every", "2", "--evaluate-every", "4"]
-    small = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
-    assert main(["train", "captioning", "--data", data, *words, *small, "--out", run]) == 0
+    small = [
+        word for name, value in SMALL.items() for word in (f"--{name}", str(value))
+    ]
+    assert (
+        main(["train", "captioning", "--data", data, *words, *small, "--out", run]) == 0
+    )
     assert "split by a hash of the file's name" in capsys.readouterr().out
-    assert {"captions.png", "curves.png"} <= {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"captions.png", "curves.png"} <= {
+        path.name for path in (tmp_path / "run").iterdir()
+    }
     assert main(["predict", run, f"{data}/0.png", f"{data}/1.png"]) == 0
     assert capsys.readouterr().out.count("\n") == 2
     assert main(["predict", run, f"{data}/none.png"]) == 2
     assert "there is no picture" in capsys.readouterr().err
-    other = folder(tmp_path / "other", [("a.png", "red 눈사람"), ("long.png", "red " * 2000), ("one.png", "red")])
+    other = folder(
+        tmp_path / "other",
+        [("a.png", "red 눈사람"), ("long.png", "red " * 2000), ("one.png", "red")],
+    )
     assert main(["evaluate", run, "--data", other]) == 0
     scores = json.loads(capsys.readouterr().out)
     assert (scores["pictures"], scores["unknown_words"]) == (3, 1)
@@ -227,14 +315,19 @@ def test_a_users_folder(tmp_path, optax_promotion, capsys):
 
 
 def test_quick_beats_any_one_caption(tmp_path, optax_promotion):
-    """On the slice with names of 4 words: whatever it is, the same caption for all has 1 of 296 right, and a lower F1."""
+    """On the slice with names of 4 words: whatever it is, the same caption for all
+    has 1 of 296 right, and a lower F1.
+    """
     run = tmp_path / "run"
     assert main(["train", "captioning", "--quick", "--out", str(run)]) == 0
     result = json.loads((run / "result.json").read_text())
     glyphs = images.glyphs("DejaVuSerif", 32, 4)
     wanted = [row.caption for row in glyphs]
     assert result["exact_match"] >= 3 / len(wanted)
-    assert result["word_f1"] > max(word_f1([caption] * len(wanted), wanted) for caption in wanted) + 0.03
+    assert (
+        result["word_f1"]
+        > max(word_f1([caption] * len(wanted), wanted) for caption in wanted) + 0.03
+    )
     trained, _ = load(run)
     some = [row.picture for row in glyphs[:3]]
     assert trained.write(some) == [trained.write([picture])[0] for picture in some]

@@ -1,4 +1,6 @@
-"""The command line: every command once for real, and one line on standard error for every mistake."""
+"""The command line: every command once for real, and one line on standard error for
+every mistake.
+"""
 
 import io
 import json
@@ -23,7 +25,10 @@ def runs(tmp_path_factory):
     jax.devices()  # or the command line would show this process every core as a device
     folder = tmp_path_factory.mktemp("runs")
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        assert main(["train", "hello", "--out", str(folder / "hello"), "--steps", "150"]) == 0
+        assert (
+            main(["train", "hello", "--out", str(folder / "hello"), "--steps", "150"])
+            == 0
+        )
         words = [
             "train",
             "charlm",
@@ -42,11 +47,24 @@ def runs(tmp_path_factory):
 
 
 def test_training_leaves_a_run_directory(runs):
-    for task, pictures in {"hello": ["curves.png", "distribution.png"], "charlm": ["curves.png"]}.items():
+    for task, pictures in {
+        "hello": ["curves.png", "distribution.png"],
+        "charlm": ["curves.png"],
+    }.items():
         files = {p.name for p in (runs / task).iterdir()}
-        assert files == {"config.json", "metrics.jsonl", "timing.jsonl", "result.json", "checkpoints", *pictures}
+        assert files == {
+            "config.json",
+            "metrics.jsonl",
+            "timing.jsonl",
+            "result.json",
+            "checkpoints",
+            *pictures,
+        }
         assert json.loads((runs / task / "config.json").read_text())["task"] == task
-        assert json.loads((runs / task / "result.json").read_text())["tokens_per_second"] > 0
+        assert (
+            json.loads((runs / task / "result.json").read_text())["tokens_per_second"]
+            > 0
+        )
 
 
 def test_sample_streams_what_it_returns(runs, capsys):
@@ -55,10 +73,23 @@ def test_sample_streams_what_it_returns(runs, capsys):
     pieces = list(trained.stream(*asked))
     assert [len(piece) for piece in pieces] == [4, 32, 32, 6]
     assert "".join(pieces) == trained.sample(*asked)
-    assert trained.sample("The ", 40, 0.9, 5, 3) == trained.sample(*asked)[:44]  # a longer text begins as a shorter one
-    greedy = trained.sample("The ", 70, 0.0, None, 0)  # the carry goes on from piece to piece: as by one generation
+    assert (
+        trained.sample("The ", 40, 0.9, 5, 3) == trained.sample(*asked)[:44]
+    )  # a longer text begins as a shorter one
+    greedy = trained.sample(
+        "The ", 70, 0.0, None, 0
+    )  # the carry goes on from piece to piece: as by one generation
     numbers = trained.vocabulary.encode("The ")
-    whole = charlm._generate(trained.functions, trained.params, jnp.asarray(numbers), 70, 0.0, None, None, None).tokens
+    whole = charlm._generate(
+        trained.functions,
+        trained.params,
+        jnp.asarray(numbers),
+        70,
+        0.0,
+        None,
+        None,
+        None,
+    ).tokens
     assert greedy == "The " + trained.vocabulary.decode(np.asarray(whole))
 
 
@@ -78,7 +109,9 @@ def test_sample(runs, capsys):
 def test_predict(runs, capsys, monkeypatch):
     assert main(["predict", str(runs / "hello"), "hell", "he"]) == 0
     assert capsys.readouterr().out == "ello\nel\n"
-    monkeypatch.setattr("sys.stdin", io.StringIO("\ufeffthe function returns\n\nzqxj kvwq zzzz\n"))
+    monkeypatch.setattr(
+        "sys.stdin", io.StringIO("\ufeffthe function returns\n\nzqxj kvwq zzzz\n")
+    )
     assert main(["predict", str(runs / "charlm")]) == 0
     likely, none, unlikely = map(float, capsys.readouterr().out.split())
     assert likely < unlikely
@@ -86,20 +119,30 @@ def test_predict(runs, capsys, monkeypatch):
 
 
 def test_evaluate(runs, capsys, tmp_path):
-    (tmp_path / "other.txt").write_text("The following is a list of names \N{SNOWMAN}. " * 30, encoding="utf-8")
-    assert main(["evaluate", str(runs / "charlm"), "--data", str(tmp_path / "other.txt")]) == 0
+    (tmp_path / "other.txt").write_text(
+        "The following is a list of names \N{SNOWMAN}. " * 30, encoding="utf-8"
+    )
+    assert (
+        main(["evaluate", str(runs / "charlm"), "--data", str(tmp_path / "other.txt")])
+        == 0
+    )
     scores = json.loads(capsys.readouterr().out)
     assert 1 < scores["bits_per_char"] < 8
     assert scores["unknown_characters"] == 30
 
 
 def test_a_finished_run_is_resumed_to_the_same_result(runs, capsys):
-    before = {name: (runs / "charlm" / name).read_bytes() for name in ("metrics.jsonl", "config.json")}
+    before = {
+        name: (runs / "charlm" / name).read_bytes()
+        for name in ("metrics.jsonl", "config.json")
+    }
     assert main(["train", "charlm", "--out", str(runs / "charlm"), "--resume"]) == 0
     assert {name: (runs / "charlm" / name).read_bytes() for name in before} == before
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_resuming_says_so(runs, tmp_path, capsys):
+def test_a_damaged_checkpoint_is_passed_over_and_resuming_says_so(
+    runs, tmp_path, capsys
+):
     folder = tmp_path / "run"
     shutil.copytree(runs / "charlm", folder)
     words = ["train", "charlm", "--out", str(folder), "--resume"]
@@ -125,29 +168,68 @@ MISTAKES = {
         "--evaluate-every must be a multiple of --report-every",
     ),
     "unknown task": (["train", "charml"], "there is no 'charml'; did you mean charlm?"),
-    "unknown cell": (["train", "charlm", "--cell", "lstn"], "there is no 'lstn'; did you mean lstm?"),
-    "unknown flag": (["train", "charlm", "--hiden", "3"], "unrecognized arguments: --hiden"),
+    "unknown cell": (
+        ["train", "charlm", "--cell", "lstn"],
+        "there is no 'lstn'; did you mean lstm?",
+    ),
+    "unknown flag": (
+        ["train", "charlm", "--hiden", "3"],
+        "unrecognized arguments: --hiden",
+    ),
     "no command": ([], "required: COMMAND"),
-    "no integer": (["train", "charlm", "--hidden", "many"], "argument --hidden: invalid int value: 'many'"),
-    "window 0": (["train", "charlm", "--window", "0"], "--window must be at least 1, but it is 0"),
-    "k2 < k1": (["train", "charlm", "--window", "64", "--horizon", "32"], "--horizon 32 is less than --window 64"),
-    "dropout 1": (["train", "charlm", "--dropout", "1"], "--dropout must be less than 1"),
+    "no integer": (
+        ["train", "charlm", "--hidden", "many"],
+        "argument --hidden: invalid int value: 'many'",
+    ),
+    "window 0": (
+        ["train", "charlm", "--window", "0"],
+        "--window must be at least 1, but it is 0",
+    ),
+    "k2 < k1": (
+        ["train", "charlm", "--window", "64", "--horizon", "32"],
+        "--horizon 32 is less than --window 64",
+    ),
+    "dropout 1": (
+        ["train", "charlm", "--dropout", "1"],
+        "--dropout must be less than 1",
+    ),
     "no budget": (["train", "charlm", "--steps", "0"], "--steps must be more than 0"),
-    "missing data": (["train", "charlm", "--data", "{tmp}/none.txt"], "none.txt cannot be read: No such file"),
-    "empty data": (["train", "charlm", "--data", "{tmp}/empty.txt"], "empty.txt is empty"),
-    "latin-1 data": (["train", "charlm", "--data", "{tmp}/latin.txt"], "latin.txt:2: byte 7 (0xe9) is not UTF-8"),
-    "short data": (["train", "charlm", "--data", "{tmp}/short.txt"], "too few for 32 streams with windows of 64"),
-    "run exists": (["train", "hello", "--out", "{runs}/hello"], "already holds a run: continue it with --resume"),
+    "missing data": (
+        ["train", "charlm", "--data", "{tmp}/none.txt"],
+        "none.txt cannot be read: No such file",
+    ),
+    "empty data": (
+        ["train", "charlm", "--data", "{tmp}/empty.txt"],
+        "empty.txt is empty",
+    ),
+    "latin-1 data": (
+        ["train", "charlm", "--data", "{tmp}/latin.txt"],
+        "latin.txt:2: byte 7 (0xe9) is not UTF-8",
+    ),
+    "short data": (
+        ["train", "charlm", "--data", "{tmp}/short.txt"],
+        "too few for 32 streams with windows of 64",
+    ),
+    "run exists": (
+        ["train", "hello", "--out", "{runs}/hello"],
+        "already holds a run: continue it with --resume",
+    ),
     "resume nothing": (
         ["train", "hello", "--out", "{tmp}/none", "--resume"],
         "is no run directory: there is no such directory",
     ),
-    "resume another task": (["train", "charlm", "--out", "{runs}/hello", "--resume"], "is a run of hello, not of charlm"),
+    "resume another task": (
+        ["train", "charlm", "--out", "{runs}/hello", "--resume"],
+        "is a run of hello, not of charlm",
+    ),
     "resume otherwise": (
         ["train", "charlm", "--out", "{runs}/charlm", "--resume", "--hidden", "7"],
         "was begun with --hidden 64, not 7",
     ),
-    "devices negative": (["train", "charlm", "--devices", "-1"], "--devices must be at least 0, but it is -1"),
+    "devices negative": (
+        ["train", "charlm", "--devices", "-1"],
+        "--devices must be at least 0, but it is -1",
+    ),
     "devices too many": (
         ["train", "charlm", "--devices", "99", "--batch", "99"],
         "--devices 99, but there is only 1 device here",
@@ -156,21 +238,57 @@ MISTAKES = {
         ["train", "charlm", "--out", "{runs}/charlm", "--resume", "--devices", "2"],
         "was begun with --devices 1, not 2; leave --devices out",
     ),
-    "three texts": (["train", "charlm", "--data", "a", "b", "--data", "c"], "but got 3"),
-    "task later": (["train", "--steps", "5", "hello"], "the task comes right after train"),
-    "another program's directory": (["train", "hello", "--out", "{tmp}/other", "--overwrite"], "and no run directory"),
-    "out cannot be": (["train", "hello", "--out", "/dev/null/x"], "/dev/null/x cannot be written"),
-    "seed too large": (["train", "hello", "--seed", "99999999999999999999"], "--seed must be less than"),
-    "patience negative": (["train", "sentiment", "--patience", "-1"], "--patience must not be negative, but it is -1"),
-    "patience without a score": (["train", "hello", "--patience", "2", "--out", "{tmp}/new"], "--patience is for tasks that"),
-    "hello top-k": (["sample", "{runs}/hello", "--top-k", "10"], "--top-k 10 is more than the 4 letters"),
+    "three texts": (
+        ["train", "charlm", "--data", "a", "b", "--data", "c"],
+        "but got 3",
+    ),
+    "task later": (
+        ["train", "--steps", "5", "hello"],
+        "the task comes right after train",
+    ),
+    "another program's directory": (
+        ["train", "hello", "--out", "{tmp}/other", "--overwrite"],
+        "and no run directory",
+    ),
+    "out cannot be": (
+        ["train", "hello", "--out", "/dev/null/x"],
+        "/dev/null/x cannot be written",
+    ),
+    "seed too large": (
+        ["train", "hello", "--seed", "99999999999999999999"],
+        "--seed must be less than",
+    ),
+    "patience negative": (
+        ["train", "sentiment", "--patience", "-1"],
+        "--patience must not be negative, but it is -1",
+    ),
+    "patience without a score": (
+        ["train", "hello", "--patience", "2", "--out", "{tmp}/new"],
+        "--patience is for tasks that",
+    ),
+    "hello top-k": (
+        ["sample", "{runs}/hello", "--top-k", "10"],
+        "--top-k 10 is more than the 4 letters",
+    ),
     "not a run": (["sample", "{tmp}"], "is no run directory: it holds no config.json"),
     "damaged config": (["sample", "{tmp}/broken"], "config.json is damaged"),
     "no checkpoint": (["sample", "{tmp}/young"], "holds no checkpoint yet"),
-    "unknown letter": (["predict", "{runs}/hello", "hallo"], "'a' is none of the letters this model knows: h, e, l, o"),
-    "nothing to evaluate": (["evaluate", "{runs}/hello", "--data", "x"], "hello has no other data"),
-    "negative temperature": (["sample", "{runs}/charlm", "--temperature", "-1"], "must be a finite number of at least 0"),
-    "top-k too large": (["sample", "{runs}/charlm", "--top-k", "999"], "--top-k 999 is more than the"),
+    "unknown letter": (
+        ["predict", "{runs}/hello", "hallo"],
+        "'a' is none of the letters this model knows: h, e, l, o",
+    ),
+    "nothing to evaluate": (
+        ["evaluate", "{runs}/hello", "--data", "x"],
+        "hello has no other data",
+    ),
+    "negative temperature": (
+        ["sample", "{runs}/charlm", "--temperature", "-1"],
+        "must be a finite number of at least 0",
+    ),
+    "top-k too large": (
+        ["sample", "{runs}/charlm", "--top-k", "999"],
+        "--top-k 999 is more than the",
+    ),
     "length 0": (["sample", "{runs}/charlm", "--length", "0"], "must be at least 1"),
 }
 
@@ -183,7 +301,9 @@ def test_a_mistake_is_one_line_and_status_2(runs, tmp_path, capsys, name):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/config.json").write_text('{"task": ')
     (tmp_path / "young").mkdir()
-    (tmp_path / "young/config.json").write_text(json.dumps({"format": "jaxrnn run 1", "task": "hello", "options": {}}))
+    (tmp_path / "young/config.json").write_text(
+        json.dumps({"format": "jaxrnn run 1", "task": "hello", "options": {}})
+    )
     (tmp_path / "other").mkdir()
     (tmp_path / "other/config.json").write_text('{"model_type": "bert"}')
     words, message = MISTAKES[name]
@@ -196,7 +316,9 @@ def test_a_mistake_is_one_line_and_status_2(runs, tmp_path, capsys, name):
 
 
 def test_what_is_refused_leaves_no_run(tmp_path, capsys):
-    assert main(["train", "hello", "--patience", "2", "--out", str(tmp_path / "new")]) == 2
+    assert (
+        main(["train", "hello", "--patience", "2", "--out", str(tmp_path / "new")]) == 2
+    )
     assert not (tmp_path / "new").exists()
 
 
@@ -214,7 +336,17 @@ def test_a_run_is_recorded_for_the_readme(runs, tmp_path, monkeypatch):
 def test_resuming_with_a_changed_text_is_refused(tmp_path, capsys):
     text = tmp_path / "a.txt"
     text.write_text("abcdefgh\n" * 300)
-    words = ["train", "charlm", "--quick", "--data", str(text), "--steps", "3", "--out", str(tmp_path / "run")]
+    words = [
+        "train",
+        "charlm",
+        "--quick",
+        "--data",
+        str(text),
+        "--steps",
+        "3",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     assert main(words) == 0
     text.write_text("hgfedcba\n" * 300)
     assert main(["train", "charlm", "--resume", "--out", str(tmp_path / "run")]) == 2

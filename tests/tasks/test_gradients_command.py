@@ -1,4 +1,6 @@
-"""`jaxrnn gradients`: a table, a JSON file and pictures, of cells by name and of a run; one line for a mistake."""
+"""`jaxrnn gradients`: a table, a JSON file and pictures, of cells by name and of a
+run; one line for a mistake.
+"""
 
 import json
 
@@ -12,7 +14,19 @@ SMALL = ["--length", "12", "--batch", "3"]
 
 
 def test_of_cells_at_initialisation(tmp_path, capsys):
-    words = ["gradients", "--cell", "elman:0.5", "lstm:chrono", "--hidden", "5", "--seeds", "2", *SMALL, "--out", str(tmp_path)]
+    words = [
+        "gradients",
+        "--cell",
+        "elman:0.5",
+        "lstm:chrono",
+        "--hidden",
+        "5",
+        "--seeds",
+        "2",
+        *SMALL,
+        "--out",
+        str(tmp_path),
+    ]
     assert main(words) == 0
     out = capsys.readouterr().out
     result = json.loads((tmp_path / "gradients.json").read_text())
@@ -30,12 +44,36 @@ def test_of_cells_at_initialisation(tmp_path, capsys):
 
 def test_of_a_run_before_and_after_training(tmp_path, capsys):
     run = str(tmp_path / "run")
-    assert main(["train", "adding", "--quick", "--steps", "20", "--hidden", "6", "--out", run]) == 0
-    assert main(["gradients", "--run", run, *SMALL, "--out", str(tmp_path / "out")]) == 0
-    before, after = json.loads((tmp_path / "out/gradients.json").read_text())["models"].values()
+    assert (
+        main(
+            [
+                "train",
+                "adding",
+                "--quick",
+                "--steps",
+                "20",
+                "--hidden",
+                "6",
+                "--out",
+                run,
+            ]
+        )
+        == 0
+    )
+    assert (
+        main(["gradients", "--run", run, *SMALL, "--out", str(tmp_path / "out")]) == 0
+    )
+    before, after = json.loads((tmp_path / "out/gradients.json").read_text())[
+        "models"
+    ].values()
     assert before["beta"] != after["beta"]
     capsys.readouterr()
-    assert main(["gradients", "--run", run, "--cell", "gru", "--out", str(tmp_path / "out")]) == 2
+    assert (
+        main(
+            ["gradients", "--run", run, "--cell", "gru", "--out", str(tmp_path / "out")]
+        )
+        == 2
+    )
     assert "--run brings its own cell" in capsys.readouterr().err
 
 

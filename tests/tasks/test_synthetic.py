@@ -1,4 +1,6 @@
-"""Synthetic tasks: every generator against a slow twin in plain Python, baselines, keys, masks, and that they are learned."""
+"""Synthetic tasks: every generator against a slow twin in plain Python, baselines,
+keys, masks, and that they are learned.
+"""
 
 import functools
 import itertools
@@ -14,7 +16,14 @@ import pytest
 import jaxrnn
 from jaxrnn.tasks import runner
 from jaxrnn.tasks.models.sequence_model import Batch, SequenceModel
-from jaxrnn.tasks.synthetic import adding, copying, group_words, parity, seq_mnist, temporal_order
+from jaxrnn.tasks.synthetic import (
+    adding,
+    copying,
+    group_words,
+    parity,
+    seq_mnist,
+    temporal_order,
+)
 from jaxrnn.tasks.synthetic.task import all_scores, held_out_batches, keys, scores_at
 from jaxrnn.training import BadInput
 
@@ -41,13 +50,18 @@ def problem(name, **changes):
 
 @functools.cache
 def drawing(name):
-    """The compiled generator: without jit each of its operations would compile by itself."""
+    """The compiled generator: without jit each of its operations would compile by
+    itself.
+    """
     return jax.jit(problem(name).draw, static_argnums=(1, 2))
 
 
 @functools.cache
 def draw(name, seed=0, length=None, batch=200):
-    return jax.tree.map(np.asarray, drawing(name)(jax.random.key(seed), length or problem(name).length, batch))
+    return jax.tree.map(
+        np.asarray,
+        drawing(name)(jax.random.key(seed), length or problem(name).length, batch),
+    )
 
 
 def symbols(inputs):
@@ -64,7 +78,8 @@ def uniform(counts, sigmas=5.0):
     assert np.abs(np.asarray(counts) - total * share).max() < sigmas * spread, counts
 
 
-# Each twin reads one sequence of a batch, and says step by step what should be answered, None where nothing counts.
+# Each twin reads one sequence of a batch, and says step by step what should be
+# answered, None where nothing counts.
 
 
 def twin_adding(xs, options):
@@ -91,7 +106,10 @@ def twin_copy(xs, options):
 def twin_order(xs, options):
     word = "".join(temporal_order.SYMBOLS[i] for i in symbols(xs))
     found = [letter for letter in word if letter in "XY"]
-    classes = ["".join(p) for p in itertools.product("XY", repeat={"6a": 2, "6b": 3}[options.variant])]
+    classes = [
+        "".join(p)
+        for p in itertools.product("XY", repeat={"6a": 2, "6b": 3}[options.variant])
+    ]
     return [None] * (len(word) - 1) + [classes.index("".join(found))]
 
 
@@ -109,12 +127,19 @@ def twin_words(xs, options):
     product, answers = tuple(range(len(known[0]))), []
     for i in symbols(xs).tolist():
         g = known[i]
-        product = tuple(product[g[j]] for j in range(len(g)))  # g first, then what came before it
+        product = tuple(
+            product[g[j]] for j in range(len(g))
+        )  # g first, then what came before it
         answers.append(known.index(product))
     return answers
 
 
-TWINS = {"adding": twin_adding, "copy": twin_copy, "temporal-order": twin_order, "group-words": twin_words}
+TWINS = {
+    "adding": twin_adding,
+    "copy": twin_copy,
+    "temporal-order": twin_order,
+    "group-words": twin_words,
+}
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -124,12 +149,16 @@ def test_targets_are_those_of_a_slow_twin(name, seed):
     options, batch = task.Options(**flags), draw(name, seed)
     for b in range(batch.targets.shape[1]):
         if task.name == "parity":
-            answers = twin_parity(batch.inputs[:, b], options, int(batch.mask[:, b].sum()))
+            answers = twin_parity(
+                batch.inputs[:, b], options, int(batch.mask[:, b].sum())
+            )
         else:
             answers = TWINS[task.name](batch.inputs[:, b], options)
         assert [answer is not None for answer in answers] == batch.counts[:, b].tolist()
         wanted = [answer for answer in answers if answer is not None]
-        np.testing.assert_allclose(batch.targets[batch.counts[:, b], b], wanted, rtol=1e-6)
+        np.testing.assert_allclose(
+            batch.targets[batch.counts[:, b], b], wanted, rtol=1e-6
+        )
 
 
 @pytest.mark.parametrize("length", [2, 3, 21])
@@ -174,16 +203,26 @@ def test_symbols_stand_in_their_intervals_and_are_alike(name, length, intervals)
 
 
 def test_values_bits_letters_and_elements_are_uniform():
-    uniform(np.histogram(draw("adding halves", 7, 20, 4000).inputs[..., 0], bins=10, range=(0, 1))[0])
-    uniform(np.bincount(symbols(draw("copy", 7, 3, 4000).inputs[:4]).reshape(-1), minlength=5))
+    uniform(
+        np.histogram(
+            draw("adding halves", 7, 20, 4000).inputs[..., 0], bins=10, range=(0, 1)
+        )[0]
+    )
+    uniform(
+        np.bincount(
+            symbols(draw("copy", 7, 3, 4000).inputs[:4]).reshape(-1), minlength=5
+        )
+    )
     for name in ("S3", "A5", "S5"):
         batch = draw(name, 7, 4, 30_000)
         order = batch.inputs.shape[-1]
         uniform(np.bincount(symbols(batch.inputs).reshape(-1), minlength=order))
-        uniform(np.bincount(batch.targets[-1], minlength=order))  # so is a product of uniform ones
+        uniform(
+            np.bincount(batch.targets[-1], minlength=order)
+        )  # so is a product of uniform ones
 
 
-def test_parity_words_have_uniform_lengths_and_longer_ones_are_longer_than_any_in_training():
+def test_parity_words_have_uniform_lengths_and_longer_ones_are_longer_than_any_in_training():  # noqa: E501
     for length, low, high in ((11, 1, 11), (30, 12, 30), (12, 12, 12)):
         batch = draw("parity", 8, length, 8000)
         lengths = batch.mask.sum(0)
@@ -207,7 +246,9 @@ def test_the_product_tables_are_groups(group, order):
     everyone = set(range(order))
     assert all(set(row) == everyone for row in table.tolist())
     assert all(set(column) == everyone for column in table.T.tolist())
-    assert (table[table, :] == table[:, table]).all()  # (a b) c == a (b c), for all a, b, c
+    assert (
+        table[table, :] == table[:, table]
+    ).all()  # (a b) c == a (b c), for all a, b, c
     assert (table != table.T).any()
 
 
@@ -224,7 +265,9 @@ def sign_by_cycles(permutation):
 
 
 def test_a5_is_the_even_permutations():
-    assert set(group_words.elements("A5")) == {p for p in itertools.permutations(range(5)) if sign_by_cycles(p) == 1}
+    assert set(group_words.elements("A5")) == {
+        p for p in itertools.permutations(range(5)) if sign_by_cycles(p) == 1
+    }
 
 
 def test_the_composition_convention():
@@ -247,26 +290,51 @@ def test_the_constant_1_has_a_mean_squared_error_of_one_sixth(name):
 
 
 @pytest.mark.parametrize(("length", "S", "K"), [(7, 4, 5), (20, 10, 8), (1, 2, 2)])
-def test_the_memoryless_loss_of_copy_is_that_of_the_best_memoryless_predictor(length, S, K):
-    p, count = copying.TASK.problem(copying.Options(length=length, symbols=S, alphabet=K)), 20_000
-    batch = jax.tree.map(np.asarray, jax.jit(p.draw, static_argnums=(1, 2))(jax.random.key(11), length, count))
+def test_the_memoryless_loss_of_copy_is_that_of_the_best_memoryless_predictor(
+    length, S, K
+):
+    p, count = (
+        copying.TASK.problem(copying.Options(length=length, symbols=S, alphabet=K)),
+        20_000,
+    )
+    batch = jax.tree.map(
+        np.asarray,
+        jax.jit(p.draw, static_argnums=(1, 2))(jax.random.key(11), length, count),
+    )
     assert batch.counts.all()
     # It knows the step, and says how often each target goes with it.
     shares = [np.bincount(row, minlength=K + 1) / count for row in batch.targets]
     blank = [share[K] == 1 for share in shares]
-    assert blank == [True] * (length + S) + [False] * S  # no loss at all, and ln K but for the finite sample
+    assert (
+        blank == [True] * (length + S) + [False] * S
+    )  # no loss at all, and ln K but for the finite sample
     assert batch.answers[:, 0].tolist() == [not b for b in blank]
     loss = sum(-(q[q > 0] * np.log(q[q > 0])).sum() for q in shares) / len(shares)
-    assert 0 <= p.baseline[1](length) - loss < 2 * K / count  # entropy estimates are low by (K - 1) / 2N
-    assert p.baseline[1](length) == pytest.approx(S * math.log(K) / len(shares), rel=1e-12)
+    assert (
+        0 <= p.baseline[1](length) - loss < 2 * K / count
+    )  # entropy estimates are low by (K - 1) / 2N
+    assert p.baseline[1](length) == pytest.approx(
+        S * math.log(K) / len(shares), rel=1e-12
+    )
 
 
 def test_published_copy_baselines():
-    for length, value in {100: 0.1733, 200: 0.09452, 500: 0.03999, 1000: 0.020387, 2000: 0.010294}.items():
-        assert copying.TASK.problem(copying.Options(length=length)).baseline[1](length) == pytest.approx(value, rel=5e-4)
+    for length, value in {
+        100: 0.1733,
+        200: 0.09452,
+        500: 0.03999,
+        1000: 0.020387,
+        2000: 0.010294,
+    }.items():
+        assert copying.TASK.problem(copying.Options(length=length)).baseline[1](
+            length
+        ) == pytest.approx(value, rel=5e-4)
 
 
-@pytest.mark.parametrize(("name", "chance"), [("order 6a", 1 / 4), ("order 6b", 1 / 8), ("parity", 1 / 2), ("S3", 1 / 6)])
+@pytest.mark.parametrize(
+    ("name", "chance"),
+    [("order 6a", 1 / 4), ("order 6b", 1 / 8), ("parity", 1 / 2), ("S3", 1 / 6)],
+)
 def test_chance_is_what_the_commonest_answer_scores(name, chance):
     batch = draw(name, 10, None, 40_000)
     answers = np.sort(batch.targets[batch.counts])
@@ -278,9 +346,14 @@ def test_chance_is_what_the_commonest_answer_scores(name, chance):
 # Keys
 
 
-@pytest.mark.parametrize("name", ["adding anywhere", "copy", "order 6b", "parity", "S3"])
+@pytest.mark.parametrize(
+    "name", ["adding anywhere", "copy", "order 6b", "parity", "S3"]
+)
 def test_the_same_key_gives_the_same_numbers_inside_and_outside_jit(name):
-    inside, outside = draw(name, 3, None, 20), problem(name).draw(jax.random.key(3), problem(name).length, 20)
+    inside, outside = (
+        draw(name, 3, None, 20),
+        problem(name).draw(jax.random.key(3), problem(name).length, 20),
+    )
     for a, b in zip(jax.tree.leaves(inside), jax.tree.leaves(outside), strict=True):
         assert np.array_equal(a, np.asarray(b))
     other = draw(name, 4, None, 20)
@@ -290,8 +363,16 @@ def test_the_same_key_gives_the_same_numbers_inside_and_outside_jit(name):
 def test_held_out_sequences_are_the_same_each_time_and_none_is_trained_on():
     p = problem("S3")  # 6^13 words
     first, again = held_out_batches(p, 5, p.length), held_out_batches(p, 5, p.length)
-    words = {column.tobytes() for batch in first for column in symbols(np.asarray(batch.inputs)).T}
-    assert words == {column.tobytes() for batch in again for column in symbols(np.asarray(batch.inputs)).T}
+    words = {
+        column.tobytes()
+        for batch in first
+        for column in symbols(np.asarray(batch.inputs)).T
+    }
+    assert words == {
+        column.tobytes()
+        for batch in again
+        for column in symbols(np.asarray(batch.inputs)).T
+    }
     assert len(words) == 1024
     trained = set()
     for step in range(50):  # the keys of the compiled step
@@ -299,45 +380,75 @@ def test_held_out_sequences_are_the_same_each_time_and_none_is_trained_on():
         trained |= {column.tobytes() for column in symbols(np.asarray(batch.inputs)).T}
     assert len(trained) == 50 * 128
     assert not words & trained
-    assert words != {c.tobytes() for batch in held_out_batches(p, 6, p.length) for c in symbols(np.asarray(batch.inputs)).T}
+    assert words != {
+        c.tobytes()
+        for batch in held_out_batches(p, 6, p.length)
+        for c in symbols(np.asarray(batch.inputs)).T
+    }
 
 
 # The model's loss and scores
 
 
 def twin_scores(model, params, batch):
-    """Loss and accuracy, sequence by sequence and step by step, through the streaming call."""
+    """Loss and accuracy, sequence by sequence and step by step, through the
+    streaming call.
+    """
     inputs, step = jnp.asarray(batch.inputs), jax.jit(model.layer)
     losses, right, asked = [], 0, 0
     for b in range(batch.targets.shape[1]):
         carry = model.layer.initial_carry(params["rnn"], ())
         for t in range(batch.targets.shape[0]):
             carry, y = step(params["rnn"], carry, inputs[t, b])
-            out = np.asarray(y, np.float64) @ np.asarray(params["readout"]["kernel"], np.float64)
+            out = np.asarray(y, np.float64) @ np.asarray(
+                params["readout"]["kernel"], np.float64
+            )
             out = out + np.asarray(params["readout"]["bias"], np.float64)
             target = batch.targets[t, b]
             if batch.counts[t, b]:
-                losses.append((out[0] - target) ** 2 if not model.classes else np.log(np.exp(out - out[target]).sum()))
-            if model.classes and (batch.counts if batch.answers is None else batch.answers)[t, b]:
+                losses.append(
+                    (out[0] - target) ** 2
+                    if not model.classes
+                    else np.log(np.exp(out - out[target]).sum())
+                )
+            if (
+                model.classes
+                and (batch.counts if batch.answers is None else batch.answers)[t, b]
+            ):
                 right, asked = right + (out.argmax() == target), asked + 1
     return np.mean(losses), right / asked if asked else None
 
 
-@pytest.mark.parametrize("name", ["adding halves", "copy", "order 6a", "parity", "parity every", "S3"])
+@pytest.mark.parametrize(
+    "name", ["adding halves", "copy", "order 6a", "parity", "parity every", "S3"]
+)
 def test_scores_are_those_of_a_plain_loop(name):
     task, flags = DRAWN[name]
     options = task.Options(**{**flags, "hidden": 5, "layers": 2, "cell": "gru"})
     model, params = task.build(options, {})
-    params["readout"]["bias"] = jax.random.normal(jax.random.key(1), params["readout"]["bias"].shape)
+    params["readout"]["bias"] = jax.random.normal(
+        jax.random.key(1), params["readout"]["bias"].shape
+    )
     batches = [draw(name, seed, None, 6) for seed in (0, 1)]
-    found = scores_at(problem(name), model, params, [Batch(*jax.tree.map(jnp.asarray, b)) for b in batches])
+    found = scores_at(
+        problem(name),
+        model,
+        params,
+        [Batch(*jax.tree.map(jnp.asarray, b)) for b in batches],
+    )
     both = [twin_scores(model, params, batch) for batch in batches]
     weights = np.array([batch.counts.sum() for batch in batches])
     loss = np.average([l for l, _ in both], weights=weights)
-    assert found["mse" if task.name == "adding" else "loss"] == pytest.approx(loss, rel=1e-5)
+    assert found["mse" if task.name == "adding" else "loss"] == pytest.approx(
+        loss, rel=1e-5
+    )
     if task.name != "adding":
-        answers = [(b.counts if b.answers is None else b.answers).sum() for b in batches]
-        assert found["accuracy"] == pytest.approx(np.average([a for _, a in both], weights=answers), abs=1e-6)
+        answers = [
+            (b.counts if b.answers is None else b.answers).sum() for b in batches
+        ]
+        assert found["accuracy"] == pytest.approx(
+            np.average([a for _, a in both], weights=answers), abs=1e-6
+        )
 
 
 def test_padding_changes_neither_loss_nor_gradient():
@@ -348,7 +459,10 @@ def test_padding_changes_neither_loss_nor_gradient():
     def loss(params, inputs):
         return model.loss(params, batch._replace(inputs=inputs))[0]
 
-    plain, noisy = (jax.jit(jax.value_and_grad(loss))(params, inputs) for inputs in (batch.inputs, noise))
+    plain, noisy = (
+        jax.jit(jax.value_and_grad(loss))(params, inputs)
+        for inputs in (batch.inputs, noise)
+    )
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(noisy), strict=True):
         assert np.array_equal(np.asarray(a), np.asarray(b))
         assert np.isfinite(np.asarray(a)).all()
@@ -358,17 +472,26 @@ def test_truncation_changes_gradients_but_not_scores():
     batch = drawing("adding halves")(jax.random.key(0), 21, 4)
     found = {}
     for truncate in (0, 5, 21):
-        model, params = adding.TASK.build(adding.Options(hidden=4, length=21, truncate=truncate), {})
-        found[truncate] = jax.jit(jax.value_and_grad(lambda p, model=model: model.loss(p, batch)[0]))(params)
+        model, params = adding.TASK.build(
+            adding.Options(hidden=4, length=21, truncate=truncate), {}
+        )
+        found[truncate] = jax.jit(
+            jax.value_and_grad(lambda p, model=model: model.loss(p, batch)[0])
+        )(params)
     assert float(found[0][0]) == pytest.approx(float(found[5][0]), rel=1e-6)
-    kernels = {k: np.asarray(g["rnn"]["recurrent_kernel"]) for k, (_, g) in found.items()}
+    kernels = {
+        k: np.asarray(g["rnn"]["recurrent_kernel"]) for k, (_, g) in found.items()
+    }
     np.testing.assert_allclose(kernels[0], kernels[21], rtol=1e-5, atol=1e-8)
     assert np.abs(kernels[0] - kernels[5]).max() > 1e-3 * np.abs(kernels[0]).max()
 
 
 def test_all_scores_hold_the_baseline_and_the_other_lengths():
     options = group_words.Options(length=5, hidden=8)
-    p, (model, params) = group_words.TASK.problem(options), group_words.TASK.build(options, {})
+    p, (model, params) = (
+        group_words.TASK.problem(options),
+        group_words.TASK.build(options, {}),
+    )
     scores = all_scores(p, model, params, functools.partial(held_out_batches, p, 0))
     assert list(scores) == ["accuracy", "baseline", "loss", "accuracy_20"]
     assert scores["baseline"] == 1 / 6
@@ -386,10 +509,15 @@ def test_digits_are_split_by_class_and_no_picture_is_in_both():
     assert np.bincount(data.test_labels).tolist() == [100] * 10
     images, labels = seq_mnist.pictures()
     assert images.max() == 1
-    original = {row.tobytes(): label for row, label in zip(images.reshape(5000, -1), labels, strict=True)}
+    original = {
+        row.tobytes(): label
+        for row, label in zip(images.reshape(5000, -1), labels, strict=True)
+    }
     rows = [row.tobytes() for row in np.concatenate([data.train, data.test])]
     assert len(set(rows)) == len(set(original)) == 5000
-    assert [original[row] for row in rows] == np.concatenate([data.train_labels, data.test_labels]).tolist()
+    assert [original[row] for row in rows] == np.concatenate(
+        [data.train_labels, data.test_labels]
+    ).tolist()
 
 
 def test_permuted_digits_are_the_same_pixels_in_one_order():
@@ -401,7 +529,11 @@ def test_permuted_digits_are_the_same_pixels_in_one_order():
     images, _ = seq_mnist.pictures()
     square = images[:, 2:4, 4:6].reshape(5000, 4).mean(1)
     pooled = seq_mnist.digits(False, 2)
-    assert np.allclose(np.sort(np.concatenate([pooled.train, pooled.test])[:, 14 + 2]), np.sort(square), atol=1e-6)
+    assert np.allclose(
+        np.sort(np.concatenate([pooled.train, pooled.test])[:, 14 + 2]),
+        np.sort(square),
+        atol=1e-6,
+    )
 
 
 def test_an_epoch_of_digits_is_every_picture_once():
@@ -413,16 +545,32 @@ def test_an_epoch_of_digits_is_every_picture_once():
         batches = [train(epoch * 8 + i) for i in range(8)]
         rows = np.concatenate([np.asarray(b.inputs[..., 0]).T for b in batches])
         labels = np.concatenate([np.asarray(b.targets[-1]) for b in batches])
-        known = {(*row, label) for row, label in zip(data.train.tolist(), data.train_labels.tolist(), strict=True)}
-        assert {(*row, label) for row, label in zip(rows.tolist(), labels.tolist(), strict=True)} == known
+        known = {
+            (*row, label)
+            for row, label in zip(
+                data.train.tolist(), data.train_labels.tolist(), strict=True
+            )
+        }
+        assert {
+            (*row, label)
+            for row, label in zip(rows.tolist(), labels.tolist(), strict=True)
+        } == known
         assert np.bincount(labels).tolist() == [400] * 10
     assert not np.array_equal(np.asarray(train(0).inputs), np.asarray(train(8).inputs))
-    assert np.array_equal(np.asarray(train(9).inputs), np.asarray(seq_mnist.stored(options).train(9).inputs))
+    assert np.array_equal(
+        np.asarray(train(9).inputs),
+        np.asarray(seq_mnist.stored(options).train(9).inputs),
+    )
 
 
 def test_nearest_neighbours_against_a_slow_twin():
     rng = np.random.default_rng(3)
-    data = seq_mnist.Digits(rng.normal(size=(60, 4)), rng.integers(0, 3, 60), rng.normal(size=(40, 4)), rng.integers(0, 3, 40))
+    data = seq_mnist.Digits(
+        rng.normal(size=(60, 4)),
+        rng.integers(0, 3, 60),
+        rng.normal(size=(40, 4)),
+        rng.integers(0, 3, 40),
+    )
     right = 0
     for x, label in zip(data.test, data.test_labels, strict=True):
         near = sorted(range(60), key=lambda i: math.dist(x, data.train[i]))[:3]
@@ -458,7 +606,9 @@ def test_temporal_order_is_learned_by_an_lstm_and_not_by_tanh(tmp_path):
     lstm = trained(tmp_path / "lstm", "temporal-order")
     assert lstm["steps"] <= 1500
     assert lstm["accuracy"] >= 0.99
-    assert trained(tmp_path / "elman", "temporal-order", cell="elman")["accuracy"] <= 0.30
+    assert (
+        trained(tmp_path / "elman", "temporal-order", cell="elman")["accuracy"] <= 0.30
+    )
 
 
 @pytest.mark.slow
@@ -480,9 +630,14 @@ def test_a_recurrence_that_sees_its_state_learns_parity(cell, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("optax_promotion")
-def test_a_diagonal_linear_recurrence_with_factors_from_0_to_1_does_not_learn_parity(tmp_path, monkeypatch):
+def test_a_diagonal_linear_recurrence_with_factors_from_0_to_1_does_not_learn_parity(
+    tmp_path, monkeypatch
+):
     """Grazzi et al. (2025): a product of positive numbers has no sign to change."""
-    monkeypatch.setattr("jaxrnn.tasks.synthetic.task.make_cell", lambda spec, hidden, length: jaxrnn.MinGRU(hidden))
+    monkeypatch.setattr(
+        "jaxrnn.tasks.synthetic.task.make_cell",
+        lambda spec, hidden, length: jaxrnn.MinGRU(hidden),
+    )
     result = trained(tmp_path, "parity")
     assert result["accuracy"] < 0.6
     assert result["accuracy_256"] < 0.6
@@ -498,7 +653,9 @@ def test_words_of_s3_hold_at_four_times_the_training_length(tmp_path):
 @pytest.mark.usefixtures("optax_promotion")
 def test_adding_over_200_steps_is_learned_with_chrono_biases_and_not_by_tanh(tmp_path):
     assert trained(tmp_path / "lstm", "adding")["mse"] < 0.01
-    assert trained(tmp_path / "elman", "adding", cell="elman")["mse"] == pytest.approx(1 / 6, rel=0.1)
+    assert trained(tmp_path / "elman", "adding", cell="elman")["mse"] == pytest.approx(
+        1 / 6, rel=0.1
+    )
 
 
 def test_a_pooled_model_reads_the_mean_of_the_steps_that_are_no_padding(x64):
@@ -511,4 +668,6 @@ def test_a_pooled_model_reads_the_mean_of_the_steps_that_are_no_padding(x64):
     for row, length in ((0, 7), (1, 4)):
         ys = jaxrnn.unroll(model.layer, params["rnn"], xs[:length, row])[1]
         alone = model.read(params, ys.mean(0))
-        np.testing.assert_allclose(together[:, row], np.broadcast_to(alone, (7, 3)), rtol=1e-12)
+        np.testing.assert_allclose(
+            together[:, row], np.broadcast_to(alone, (7, 3)), rtol=1e-12
+        )

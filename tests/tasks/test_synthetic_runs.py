@@ -1,4 +1,6 @@
-"""Synthetic tasks by the command line: quick runs and their files, other lengths, predictions, and a line for every mistake."""
+"""Synthetic tasks by the command line: quick runs and their files, other lengths,
+predictions, and a line for every mistake.
+"""
 
 import importlib.util
 import json
@@ -35,7 +37,15 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         for task in TASKS:
-            words = ["train", task, "--quick", "--gradients", "--evaluate-every", "200", *FEW.get(task, [])]
+            words = [
+                "train",
+                task,
+                "--quick",
+                "--gradients",
+                "--evaluate-every",
+                "200",
+                *FEW.get(task, []),
+            ]
             assert main([*words, "--out", str(folder / task)]) == 0
     return folder
 
@@ -43,7 +53,14 @@ def runs(tmp_path_factory):
 @pytest.mark.parametrize("task", TASKS)
 def test_a_quick_run_leaves_its_files_and_is_better_than_nothing(runs, task):
     files = {p.name for p in (runs / task).iterdir()}
-    records = {"config.json", "metrics.jsonl", "timing.jsonl", "gradients.jsonl", "result.json", "checkpoints"}
+    records = {
+        "config.json",
+        "metrics.jsonl",
+        "timing.jsonl",
+        "gradients.jsonl",
+        "result.json",
+        "checkpoints",
+    }
     assert files == records | {"curves.png", "gradients.png"}
     for picture in ("curves.png", "gradients.png"):
         assert (runs / task / picture).read_bytes().startswith(b"\x89PNG")
@@ -64,7 +81,10 @@ def test_a_quick_run_leaves_its_files_and_is_better_than_nothing(runs, task):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_gradients_are_recorded_at_the_start_at_evaluations_and_at_the_end(runs, task):
-    records = [json.loads(line) for line in (runs / task / "gradients.jsonl").read_text().splitlines()]
+    records = [
+        json.loads(line)
+        for line in (runs / task / "gradients.jsonl").read_text().splitlines()
+    ]
     assert [r["step"] for r in records] == [0, 200, 300]
     options = json.loads((runs / task / "config.json").read_text())["options"]
     steps = {"copy": 5 + 2 * 3, "seq-mnist": 49}.get(task) or options["length"]
@@ -75,12 +95,18 @@ def test_gradients_are_recorded_at_the_start_at_evaluations_and_at_the_end(runs,
 
 @pytest.mark.parametrize("task", ["parity", "copy"])
 def test_the_recorded_norms_are_those_of_plain_differentiation(runs, task):
-    """dl/ds_{T-k}: the last loss as a function of the state k steps before each word's own end, by jax.grad."""
+    """dl/ds_{T-k}: the last loss as a function of the state k steps before each
+    word's own end, by jax.grad.
+    """
     trained, _ = load(runs / task)
     model, params = trained.model, trained.params
     problem = trained.problem
-    batch = jax.tree.map(lambda a: np.asarray(a[:, :64]), held_out_batches(problem, 0, problem.length)[0])
-    recorded = json.loads((runs / task / "gradients.jsonl").read_text().splitlines()[-1])["log_v"]
+    batch = jax.tree.map(
+        lambda a: np.asarray(a[:, :64]), held_out_batches(problem, 0, problem.length)[0]
+    )
+    recorded = json.loads(
+        (runs / task / "gradients.jsonl").read_text().splitlines()[-1]
+    )["log_v"]
     steps = len(batch.inputs)
     norms = [[] for _ in range(steps + 1)]
 
@@ -91,7 +117,9 @@ def test_the_recorded_norms_are_those_of_plain_differentiation(runs, task):
             for x in xs:
                 carry, y = model.layer(params["rnn"], carry, x)
             if y is None:
-                y = model.layer.output(params["rnn"], carry, jnp.zeros(model.input_size))
+                y = model.layer.output(
+                    params["rnn"], carry, jnp.zeros(model.input_size)
+                )
             return model.losses(model.read(params, y), target)
 
         return jax.grad(loss)(carry)
@@ -103,25 +131,59 @@ def test_the_recorded_norms_are_those_of_plain_differentiation(runs, task):
         for x in xs:
             states.append(model.layer(params["rnn"], states[-1], x)[0])
         for k in range(length + 1):
-            found = gradient(states[length - k], xs[length - k :], jnp.asarray(batch.targets[length - 1, b]))
-            norms[k].append(np.sqrt(sum(np.square(np.asarray(leaf, np.float64)).sum() for leaf in jax.tree.leaves(found))))
-    np.testing.assert_allclose(recorded, [np.log(np.mean(each)) for each in norms], atol=2e-4)
+            found = gradient(
+                states[length - k],
+                xs[length - k :],
+                jnp.asarray(batch.targets[length - 1, b]),
+            )
+            norms[k].append(
+                np.sqrt(
+                    sum(
+                        np.square(np.asarray(leaf, np.float64)).sum()
+                        for leaf in jax.tree.leaves(found)
+                    )
+                )
+            )
+    np.testing.assert_allclose(
+        recorded, [np.log(np.mean(each)) for each in norms], atol=2e-4
+    )
 
 
 def test_the_run_says_its_score_beside_its_baseline(tmp_path, capsys):
-    assert main(["train", "parity", "--quick", "--steps", "20", "--out", str(tmp_path / "run")]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "parity",
+                "--quick",
+                "--steps",
+                "20",
+                "--out",
+                str(tmp_path / "run"),
+            ]
+        )
+        == 0
+    )
     lines = capsys.readouterr().out.splitlines()
     result = json.loads((tmp_path / "run/result.json").read_text())
     assert f"accuracy {result['accuracy']:.4g} (chance 0.5)" in lines
     assert f"accuracy at length 24: {result['accuracy_24']:.4g} (chance 0.5)" in lines
 
 
-@pytest.mark.parametrize(("task", "length"), [("adding", 33), ("copy", 9), ("temporal-order", 30), ("parity", 50)])
+@pytest.mark.parametrize(
+    ("task", "length"),
+    [("adding", 33), ("copy", 9), ("temporal-order", 30), ("parity", 50)],
+)
 def test_evaluate_at_another_length(runs, capsys, task, length):
     assert main(["evaluate", str(runs / task), "--length", str(length)]) == 0
     scores = json.loads(capsys.readouterr().out)
     assert (scores["length"], scores["sequences"]) == (length, 1024)
-    baseline = {"adding": 1 / 6, "copy": 3 * np.log(8) / (length + 6), "temporal-order": 1 / 4, "parity": 1 / 2}[task]
+    baseline = {
+        "adding": 1 / 6,
+        "copy": 3 * np.log(8) / (length + 6),
+        "temporal-order": 1 / 4,
+        "parity": 1 / 2,
+    }[task]
     assert scores["baseline"] == pytest.approx(baseline)
     assert scores[SCORE.get(task, "accuracy")] >= 0
 
@@ -137,13 +199,25 @@ def test_evaluate_at_the_training_length_gives_the_result_again(runs, capsys, ta
     problem = runner.TASKS[task].problem(load(runs / task)[0].options)
     assert main(["evaluate", str(runs / task), "--length", str(problem.length)]) == 0
     scores = json.loads(capsys.readouterr().out)
-    assert scores[SCORE.get(task, "accuracy")] == pytest.approx(result[SCORE.get(task, "accuracy")], rel=1e-5)
+    assert scores[SCORE.get(task, "accuracy")] == pytest.approx(
+        result[SCORE.get(task, "accuracy")], rel=1e-5
+    )
 
 
 def test_predict(runs, capsys):
     assert main(["predict", str(runs / "parity"), "10110", "1", "0000"]) == 0
     assert capsys.readouterr().out == "odd\nodd\neven\n"
-    assert main(["predict", str(runs / "temporal-order"), "abXcdabcdYabcdabcdab", "abYcdabcdXabcdabcdab"]) == 0
+    assert (
+        main(
+            [
+                "predict",
+                str(runs / "temporal-order"),
+                "abXcdabcdYabcdabcdab",
+                "abYcdabcdXabcdabcdab",
+            ]
+        )
+        == 0
+    )
     assert capsys.readouterr().out == "XY\nYX\n"
     assert main(["predict", str(runs / "group-words"), "102 102", "012", "120"]) == 0
     assert capsys.readouterr().out == "012\n012\n120\n"
@@ -155,13 +229,19 @@ def test_predict(runs, capsys):
 
 
 def test_predict_reads_words_as_the_generator_writes_them(runs):
-    """The inputs of typed words are those of the generator: so what is predicted is what was scored."""
+    """The inputs of typed words are those of the generator: so what is predicted is
+    what was scored.
+    """
     for task in ("temporal-order", "parity", "group-words", "copy", "adding"):
         trained, _ = load(runs / task)
         problem = trained.problem
-        batch = jax.tree.map(np.asarray, problem.draw(jax.random.key(5), problem.length, 30))
+        batch = jax.tree.map(
+            np.asarray, problem.draw(jax.random.key(5), problem.length, 30)
+        )
         for b in range(30):
-            steps = len(batch.inputs) if batch.mask is None else int(batch.mask[:, b].sum())
+            steps = (
+                len(batch.inputs) if batch.mask is None else int(batch.mask[:, b].sum())
+            )
             xs, target = batch.inputs[:steps, b], batch.targets[steps - 1, b]
             numbers = xs.argmax(-1)
             if task == "adding":
@@ -175,48 +255,130 @@ def test_predict_reads_words_as_the_generator_writes_them(runs):
             elif task == "parity":
                 typed, right = "".join(map(str, numbers)), ("even", "odd")[target]
             else:
-                typed, right = "".join("abcdXY"[i] for i in numbers), ("XX", "XY", "YX", "YY")[target]
+                typed, right = (
+                    "".join("abcdXY"[i] for i in numbers),
+                    ("XX", "XY", "YX", "YY")[target],
+                )
             np.testing.assert_allclose(problem.read(typed), xs, rtol=1e-6)
-            outputs = np.eye(problem.classes)[batch.targets[:steps, b]] if problem.classes else np.full((steps, 1), target)
+            outputs = (
+                np.eye(problem.classes)[batch.targets[:steps, b]]
+                if problem.classes
+                else np.full((steps, 1), target)
+            )
             assert problem.say(outputs) == right
 
 
 MISTAKES = {
-    "unknown variant": (["train", "adding", "--variant", "halfs"], "--variant: there is no 'halfs'; did you mean halves?"),
-    "unknown group": (["train", "group-words", "--group", "S4"], "--group: there is no 'S4'"),
-    "unknown cell": (["train", "parity", "--cell", "gur"], "--cell: there is no 'gur'; did you mean gru?"),
-    "unknown variant of a cell": (["train", "copy", "--cell", "irnn:2"], "'2' is no variant of irnn"),
-    "unknown task": (["train", "temporal-oder"], "there is no 'temporal-oder'; did you mean temporal-order?"),
-    "unknown schedule": (["train", "adding", "--schedule", "linear"], "--schedule: there is no 'linear'"),
-    "too short": (["train", "temporal-order", "--length", "9"], "--length must be at least 10, but it is 9"),
-    "truncate -1": (["train", "adding", "--truncate", "-1"], "--truncate must be at least 0, but it is -1"),
-    "alphabet": (["train", "copy", "--alphabet", "11"], "--alphabet must be less than 11, but it is 11"),
+    "unknown variant": (
+        ["train", "adding", "--variant", "halfs"],
+        "--variant: there is no 'halfs'; did you mean halves?",
+    ),
+    "unknown group": (
+        ["train", "group-words", "--group", "S4"],
+        "--group: there is no 'S4'",
+    ),
+    "unknown cell": (
+        ["train", "parity", "--cell", "gur"],
+        "--cell: there is no 'gur'; did you mean gru?",
+    ),
+    "unknown variant of a cell": (
+        ["train", "copy", "--cell", "irnn:2"],
+        "'2' is no variant of irnn",
+    ),
+    "unknown task": (
+        ["train", "temporal-oder"],
+        "there is no 'temporal-oder'; did you mean temporal-order?",
+    ),
+    "unknown schedule": (
+        ["train", "adding", "--schedule", "linear"],
+        "--schedule: there is no 'linear'",
+    ),
+    "too short": (
+        ["train", "temporal-order", "--length", "9"],
+        "--length must be at least 10, but it is 9",
+    ),
+    "truncate -1": (
+        ["train", "adding", "--truncate", "-1"],
+        "--truncate must be at least 0, but it is -1",
+    ),
+    "alphabet": (
+        ["train", "copy", "--alphabet", "11"],
+        "--alphabet must be less than 11, but it is 11",
+    ),
     "pool": (["train", "seq-mnist", "--pool", "3"], "--pool must be 1, 2, 4, 7 or 14"),
-    "not permuted here": (["train", "adding", "--permuted"], "unrecognized arguments: --permuted"),
-    "batch of digits": (["train", "seq-mnist", "--batch", "4001"], "--batch 4001 is more than the 4000 training pictures"),
+    "not permuted here": (
+        ["train", "adding", "--permuted"],
+        "unrecognized arguments: --permuted",
+    ),
+    "batch of digits": (
+        ["train", "seq-mnist", "--batch", "4001"],
+        "--batch 4001 is more than the 4000 training pictures",
+    ),
     "resume otherwise": (
         ["train", "parity", "--out", "{runs}/parity", "--resume", "--no-gradients"],
         "was begun with --gradients True, not False",
     ),
-    "neither data nor length": (["evaluate", "{runs}/parity"], "one of the arguments --data --length is required"),
-    "data and length": (["evaluate", "{runs}/parity", "--data", "x", "--length", "5"], "not allowed with argument"),
-    "no files": (["evaluate", "{runs}/parity", "--data", "x"], "parity reads no files: --length N"),
-    "length too long": (["evaluate", "{runs}/parity", "--length", "9" * 30], "and less than 1000000 for parity"),
-    "a long slip": (["train", "parity", "--length", "9" * 30], "--length must be less than 1000000"),
-    "length too short": (["evaluate", "{runs}/temporal-order", "--length", "5"], "--length must be at least 10"),
-    "no sample": (["sample", "{runs}/adding"], "adding writes nothing: sample is for language models"),
-    "parity of letters": (["predict", "{runs}/parity", "10a"], "predict wants bits, such as 10110, but got '10a'"),
+    "neither data nor length": (
+        ["evaluate", "{runs}/parity"],
+        "one of the arguments --data --length is required",
+    ),
+    "data and length": (
+        ["evaluate", "{runs}/parity", "--data", "x", "--length", "5"],
+        "not allowed with argument",
+    ),
+    "no files": (
+        ["evaluate", "{runs}/parity", "--data", "x"],
+        "parity reads no files: --length N",
+    ),
+    "length too long": (
+        ["evaluate", "{runs}/parity", "--length", "9" * 30],
+        "and less than 1000000 for parity",
+    ),
+    "a long slip": (
+        ["train", "parity", "--length", "9" * 30],
+        "--length must be less than 1000000",
+    ),
+    "length too short": (
+        ["evaluate", "{runs}/temporal-order", "--length", "5"],
+        "--length must be at least 10",
+    ),
+    "no sample": (
+        ["sample", "{runs}/adding"],
+        "adding writes nothing: sample is for language models",
+    ),
+    "parity of letters": (
+        ["predict", "{runs}/parity", "10a"],
+        "predict wants bits, such as 10110, but got '10a'",
+    ),
     "parity of nothing": (["predict", "{runs}/parity", ""], "predict wants bits"),
-    "one mark": (["predict", "{runs}/adding", "0.1 0.2*"], "predict wants numbers of which two have a star"),
+    "one mark": (
+        ["predict", "{runs}/adding", "0.1 0.2*"],
+        "predict wants numbers of which two have a star",
+    ),
     "no number": (["predict", "{runs}/adding", "0.1* x*"], "predict wants numbers"),
-    "no element": (["predict", "{runs}/group-words", "0123"], "predict wants elements of S3, such as"),
-    "too many digits": (["predict", "{runs}/copy", "0123"], "predict wants 3 digits below 8, such as 012, but got '0123'"),
-    "no symbols": (["predict", "{runs}/temporal-order", "abZ"], "predict wants letters out of abcdXY"),
+    "no element": (
+        ["predict", "{runs}/group-words", "0123"],
+        "predict wants elements of S3, such as",
+    ),
+    "too many digits": (
+        ["predict", "{runs}/copy", "0123"],
+        "predict wants 3 digits below 8, such as 012, but got '0123'",
+    ),
+    "no symbols": (
+        ["predict", "{runs}/temporal-order", "abZ"],
+        "predict wants letters out of abcdXY",
+    ),
 }
 if DIGITS:
     MISTAKES |= {
-        "digits of another length": (["evaluate", "{runs}/seq-mnist", "--length", "50"], "sequences of 49 steps only"),
-        "typed digits": (["predict", "{runs}/seq-mnist", "7"], "seq-mnist has no inputs that can be typed"),
+        "digits of another length": (
+            ["evaluate", "{runs}/seq-mnist", "--length", "50"],
+            "sequences of 49 steps only",
+        ),
+        "typed digits": (
+            ["predict", "{runs}/seq-mnist", "7"],
+            "seq-mnist has no inputs that can be typed",
+        ),
     }
 
 
@@ -232,7 +394,16 @@ def test_a_mistake_is_one_line_and_status_2(runs, tmp_path, capsys, name, monkey
 
 
 def test_lengths_are_for_tasks_that_make_their_sequences(tmp_path, capsys):
-    words = ["train", "hello", "--steps", "5", "--report-every", "5", "--evaluate-every", "5"]
+    words = [
+        "train",
+        "hello",
+        "--steps",
+        "5",
+        "--report-every",
+        "5",
+        "--evaluate-every",
+        "5",
+    ]
     assert main([*words, "--out", str(tmp_path / "run")]) == 0
     assert main(["evaluate", str(tmp_path / "run"), "--length", "5"]) == 2
     assert "hello has no other data" in capsys.readouterr().err
@@ -240,16 +411,32 @@ def test_lengths_are_for_tasks_that_make_their_sequences(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_killed_and_resumed_a_run_ends_with_the_same_files(tmp_path):
-    flags = ["train", "parity", "--quick", "--gradients", "--report-every", "10", "--evaluate-every", "20"]
+    flags = [
+        "train",
+        "parity",
+        "--quick",
+        "--gradients",
+        "--report-every",
+        "10",
+        "--evaluate-every",
+        "20",
+    ]
     flags += ["--checkpoint-seconds", "0"]
 
     def command(*words):
         return [sys.executable, "-m", "jaxrnn", *map(str, words)]
 
-    alone = subprocess.run(command(*flags, "--out", tmp_path / "alone"), capture_output=True, text=True, timeout=300)
+    alone = subprocess.run(
+        command(*flags, "--out", tmp_path / "alone"),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert alone.returncode == 0, alone.stderr
     metrics = tmp_path / "killed/metrics.jsonl"
-    process = subprocess.Popen(command(*flags, "--out", tmp_path / "killed"), stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command(*flags, "--out", tmp_path / "killed"), stdout=subprocess.DEVNULL
+    )
     while not metrics.exists() or metrics.read_bytes().count(b"\n") < 7:
         assert process.poll() is None
         time.sleep(0.002)
@@ -257,33 +444,69 @@ def test_killed_and_resumed_a_run_ends_with_the_same_files(tmp_path):
     assert process.wait() == -signal.SIGKILL
     words = [word for word in flags if word != "--quick"]
     last = subprocess.run(
-        command(*words, "--out", tmp_path / "killed", "--resume"), capture_output=True, text=True, timeout=300
+        command(*words, "--out", tmp_path / "killed", "--resume"),
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert last.returncode == 0, last.stderr
     assert "resumed at step" in last.stdout
     for name in ("metrics.jsonl", "gradients.jsonl", "config.json"):
-        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+        assert (tmp_path / "killed" / name).read_bytes() == (
+            tmp_path / "alone" / name
+        ).read_bytes()
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_instruments_see_what_the_task_sees(runs, task):
-    """`Task.probe`: its last loss, differentiated, is what `--gradients` records of sequences without padding."""
+    """`Task.probe`: its last loss, differentiated, is what `--gradients` records of
+    sequences without padding.
+    """
     trained, _ = load(runs / task)
     module, options = runner.TASKS[task], trained.options
     probe = module.probe(options, {}, trained.problem.length, 6)(trained.params)
     assert probe.xs.shape[1] == probe.targets.shape[1] == 6
     _, ys = unroll(probe.layer, probe.params, probe.xs)
     batch = Batch(probe.xs, probe.targets, jnp.ones(probe.targets.shape, bool))
-    total = sum(float(probe.loss(y, target)) for y, target in zip(ys, probe.targets, strict=True))
-    assert total == pytest.approx(float(trained.model.loss(trained.params, batch)[0]), rel=1e-4)
+    total = sum(
+        float(probe.loss(y, target))
+        for y, target in zip(ys, probe.targets, strict=True)
+    )
+    assert total == pytest.approx(
+        float(trained.model.loss(trained.params, batch)[0]), rel=1e-4
+    )
     assert np.isfinite(log_v(trained.model, trained.params, batch)).all()
 
 
 def test_a_cosine_and_a_stack_and_truncation_by_the_command_line(tmp_path):
-    words = ["train", "adding", "--quick", "--steps", "40", "--report-every", "10", "--evaluate-every", "40"]
-    words += ["--schedule", "cosine", "--layers", "2", "--truncate", "5", "--cell", "irnn", "--out", str(tmp_path / "run")]
+    words = [
+        "train",
+        "adding",
+        "--quick",
+        "--steps",
+        "40",
+        "--report-every",
+        "10",
+        "--evaluate-every",
+        "40",
+    ]
+    words += [
+        "--schedule",
+        "cosine",
+        "--layers",
+        "2",
+        "--truncate",
+        "5",
+        "--cell",
+        "irnn",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     assert main(words) == 0
-    rates = [json.loads(line).get("learning_rate") for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    rates = [
+        json.loads(line).get("learning_rate")
+        for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    ]
     rates = [rate for rate in rates if rate is not None]
     assert rates[0] > rates[1] > rates[2] > rates[3] > 0
     trained, _ = load(tmp_path / "run")
@@ -292,4 +515,6 @@ def test_a_cosine_and_a_stack_and_truncation_by_the_command_line(tmp_path):
 
 
 def test_parity_without_longer_words_has_one_score():
-    assert parity.TASK.problem(parity.Options(length=8, test_length=8)).other_lengths == ()
+    assert (
+        parity.TASK.problem(parity.Options(length=8, test_length=8)).other_lengths == ()
+    )

@@ -1,13 +1,25 @@
-"""People's own files: what is read out of them, how they are split, and a line that names the place of every mistake."""
+"""People's own files: what is read out of them, how they are split, and a line that
+names the place of every mistake.
+"""
 
 import pytest
 
 from jaxrnn.tasks.data.splits import Split, never_shown
-from jaxrnn.tasks.data.tables import Example, Tagged, read_table, read_tagged, split_files
+from jaxrnn.tasks.data.tables import (
+    Example,
+    Tagged,
+    read_table,
+    read_tagged,
+    split_files,
+)
 from jaxrnn.training import BadInput
 
-ROWS = [Example("it is good", "good"), Example('he said "no",\nand left', "bad"), Example("정말 좋은 영화", "good")]
-CSV = 'text,label\nit is good,good\n\n"he said ""no"",\nand left",bad\n정말 좋은 영화,good\n'
+ROWS = [
+    Example("it is good", "good"),
+    Example('he said "no",\nand left', "bad"),
+    Example("정말 좋은 영화", "good"),
+]
+CSV = 'text,label\nit is good,good\n\n"he said ""no"",\nand left",bad\n정말 좋은 영화,good\n'  # noqa: E501
 
 
 @pytest.mark.parametrize(
@@ -17,11 +29,17 @@ CSV = 'text,label\nit is good,good\n\n"he said ""no"",\nand left",bad\n정말 �
         ("crlf.csv", CSV.replace("\n", "\r\n").encode()),
         ("bom.csv", b"\xef\xbb\xbf" + CSV.encode()),
         ("no-last-newline.csv", CSV.rstrip("\n").encode()),
-        ("tabs.tsv", 'label\ttext\ngood\tit is good\nbad\t"he said ""no"",\nand left"\ngood\t정말 좋은 영화\n'.encode()),
-        ("tabs.txt", 'Label\tText\ngood\tit is good\nbad\t"he said ""no"",\nand left"\ngood\t정말 좋은 영화\n'.encode()),
+        (
+            "tabs.tsv",
+            'label\ttext\ngood\tit is good\nbad\t"he said ""no"",\nand left"\ngood\t정말 좋은 영화\n'.encode(),  # noqa: E501
+        ),
+        (
+            "tabs.txt",
+            'Label\tText\ngood\tit is good\nbad\t"he said ""no"",\nand left"\ngood\t정말 좋은 영화\n'.encode(),  # noqa: E501
+        ),
         (
             "more-columns.csv",
-            'id,label,text\n1,good,it is good\n2,bad,"he said ""no"",\nand left"\n3,good,정말 좋은 영화'.encode(),
+            'id,label,text\n1,good,it is good\n2,bad,"he said ""no"",\nand left"\n3,good,정말 좋은 영화'.encode(),  # noqa: E501
         ),
     ],
 )
@@ -33,22 +51,42 @@ def test_tables(tmp_path, name, raw):
 MISTAKES = {
     "no column": (
         "text,lable\na,b\n",
-        ":1: the first line names the columns, one of them label, but none of 'text', 'lable' does",
+        ":1: the first line names the columns, one of them label, but none of 'text', "
+        "'lable' does",
     ),
-    "two columns": ("text,label,text\na,b,c\n", ":1: the first line names the columns, one of them text, but several"),
-    "too few": ('text,label\n"a\nb",x\n\nonly\n', ":5: expected 2 fields (text, label), but this row has 1"),
+    "two columns": (
+        "text,label,text\na,b,c\n",
+        ":1: the first line names the columns, one of them text, but several",
+    ),
+    "too few": (
+        'text,label\n"a\nb",x\n\nonly\n',
+        ":5: expected 2 fields (text, label), but this row has 1",
+    ),
     "too many": (
         "text,label\none, two,x\n",
-        ":2: expected 2 fields (text, label), but this row has 3; a field that holds a comma",
+        ":2: expected 2 fields (text, label), but this row has 3; a field that holds a "
+        "comma",
     ),
-    "open quote": ('text,label\na,x\n"b,y\nc,z\n', ":3: the row that begins here has a field that cannot be read"),
-    "text behind a quote": ('text,label\n"a" b,x\n', ":2: the row that begins here has a field that cannot be read"),
-    "latin-1": ("text,label\na,x\nr\xe9sum\xe9,y\n".encode("latin-1"), ":3: byte 16 (0xe9) is not UTF-8"),
+    "open quote": (
+        'text,label\na,x\n"b,y\nc,z\n',
+        ":3: the row that begins here has a field that cannot be read",
+    ),
+    "text behind a quote": (
+        'text,label\n"a" b,x\n',
+        ":2: the row that begins here has a field that cannot be read",
+    ),
+    "latin-1": (
+        "text,label\na,x\nr\xe9sum\xe9,y\n".encode("latin-1"),
+        ":3: byte 16 (0xe9) is not UTF-8",
+    ),
     "no rows": ("text,label\n\n", " has no examples"),
     "nothing": ("", " is empty; --data wants a CSV or TSV file"),
     "no text": ("text,label\n a,x\n ,y\n", ":3: the text is empty"),
     "no label": ("text,label\na,\n", ":2: the label is empty"),
-    "no split": ("text,label,split\na,x,train\nb,y,trian\n", ":3: the split 'trian' is none of train,"),
+    "no split": (
+        "text,label,split\na,x,train\nb,y,trian\n",
+        ":3: the split 'trian' is none of train,",
+    ),
 }
 
 
@@ -64,23 +102,36 @@ def test_mistakes_in_tables_name_their_line(tmp_path, name):
 
 
 def test_files_that_are_not_there(tmp_path):
-    with pytest.raises(BadInput, match=r"none.csv cannot be read: No such file or directory; --data wants a CSV"):
+    with pytest.raises(
+        BadInput,
+        match=r"none.csv cannot be read: No such file or directory; --data wants a CSV",
+    ):
         read_table(str(tmp_path / "none.csv"))
     with pytest.raises(BadInput, match="is a directory; --data wants a CoNLL"):
         read_tagged(str(tmp_path))
 
 
-SENTENCES = [Tagged(("Ali", "eve", "geldi", "."), ("PROPN", "NOUN", "VERB", "PUNCT")), Tagged(("고양이", "#"), ("NOUN", "SYM"))]
-CONLL = "# a comment\nAli\tPROPN\neve\tNOUN\ngeldi\tVERB\n.\tPUNCT\n\n\n고양이\tNOUN\n#\tSYM\n"
+SENTENCES = [
+    Tagged(("Ali", "eve", "geldi", "."), ("PROPN", "NOUN", "VERB", "PUNCT")),
+    Tagged(("고양이", "#"), ("NOUN", "SYM")),
+]
+CONLL = "# a comment\nAli\tPROPN\neve\tNOUN\ngeldi\tVERB\n.\tPUNCT\n\n\n고양이\tNOUN\n#\tSYM\n"  # noqa: E501
 CONLLU = (
-    "# Ali\n1\tAli\t_\tPROPN{r}\n2-3\teve\t_\t_{r}\n2\teve\t_\tNOUN{r}\n2.1\tx\t_\tX{r}\n3\tgeldi\t_\tVERB{r}\n"
+    "# "
+    "Ali\n1\tAli\t_\tPROPN{r}\n2-3\teve\t_\t_{r}\n2\teve\t_\tNOUN{r}\n2.1\tx\t_\tX{r}\n3\tgeldi\t_\tVERB{r}\n"
     "4\t.\t_\tPUNCT{r}\n\n1\t고양이\t_\tNOUN{r}\n2\t#\t_\tSYM{r}\n\n"
 ).replace("{r}", "\t_" * 6)
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 @pytest.mark.parametrize(
-    ("name", "body"), [("a.conll", CONLL), ("a.tsv", CONLL), ("a.conllu", CONLLU), ("b.conllu", CONLLU.rstrip())]
+    ("name", "body"),
+    [
+        ("a.conll", CONLL),
+        ("a.tsv", CONLL),
+        ("a.conllu", CONLLU),
+        ("b.conllu", CONLLU.rstrip()),
+    ],
 )
 def test_tagged_sentences(tmp_path, name, body, end):
     (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + body.replace("\n", end).encode())
@@ -90,12 +141,22 @@ def test_tagged_sentences(tmp_path, name, body, end):
 @pytest.mark.parametrize(
     ("name", "body", "message"),
     [
-        ("a.conll", "a\tX\nb X\n", ":2: expected a word and its tag with a tab between (FORM<TAB>TAG), but this line has 1"),
+        (
+            "a.conll",
+            "a\tX\nb X\n",
+            ":2: expected a word and its tag with a tab between (FORM<TAB>TAG), but "
+            "this line has 1",
+        ),
         ("a.conll", "a\tX\n\nb\tX\tY\n", ":3: expected a word and its tag"),
         ("a.conll", "a\tX\nb\t \n", ":2: the tag is empty"),
         ("a.conll", "\tX\n", ":1: the word is empty"),
         ("a.conll", "# nothing\n\n", " has no examples; --data wants a CoNLL file"),
-        ("a.conllu", "# c\n1\ta\t_\tX\n", ":2: expected the 10 columns of CoNLL-U with tabs between, but this line has 4"),
+        (
+            "a.conllu",
+            "# c\n1\ta\t_\tX\n",
+            ":2: expected the 10 columns of CoNLL-U with tabs between, but this line "
+            "has 4",
+        ),
     ],
 )
 def test_mistakes_in_tagged_sentences_name_their_line(tmp_path, name, body, message):
@@ -119,11 +180,16 @@ def test_the_split_of_one_file_is_a_hash_and_said(tmp_path):
     rows = [(f"text {i}", "ab"[i % 2]) for i in range(200)]
     path = table(tmp_path / "a.csv", [("text", "label"), *rows, *rows])
     split, (note,) = split_files([path], read_table, by_text)
-    assert [len(part) for part in split] == [int(word) for word in note.split() if word.isdigit()]
+    assert [len(part) for part in split] == [
+        int(word) for word in note.split() if word.isdigit()
+    ]
     texts = [{example.text for example in part} for part in split]
     assert sum(map(len, texts)) == 200  # equal texts stay together
     assert 0.7 < len(split.train) / 400 < 0.9
-    longer = table(tmp_path / "b.csv", [("text", "label"), *rows, *((f"more {i}", "a") for i in range(50))])
+    longer = table(
+        tmp_path / "b.csv",
+        [("text", "label"), *rows, *((f"more {i}", "a") for i in range(50))],
+    )
     again, _ = split_files([longer], read_table, by_text)
     assert set(map(by_text, split.test)) <= set(map(by_text, again.test))
 
@@ -138,24 +204,47 @@ def test_a_second_file_or_a_column_names_the_held_out_part(tmp_path):
     assert split.test == [Example("z", "a")]
     assert len(split.train) + len(split.validation) == 100
     assert second in note
-    named = [(*row, part) for row, part in zip(rows, ["train"] * 60 + ["dev"] * 30 + ["Test"] * 10, strict=True)]
+    named = [
+        (*row, part)
+        for row, part in zip(
+            rows, ["train"] * 60 + ["dev"] * 30 + ["Test"] * 10, strict=True
+        )
+    ]
     column = table(tmp_path / "c.csv", [("text", "label", "split"), *named])
     split, (note,) = split_files([column], read_table, by_text)
     assert [len(part) for part in split] == [60, 30, 10]
     assert "10 rows whose column split says test" in note
-    without = table(tmp_path / "d.csv", [("text", "label", "split"), *named[:60], *named[90:]])
+    without = table(
+        tmp_path / "d.csv", [("text", "label", "split"), *named[:60], *named[90:]]
+    )
     split, _ = split_files([without], read_table, by_text)
     assert len(split.test) == 10
     assert len(split.train) + len(split.validation) == 60 > len(split.train)
     with pytest.raises(BadInput, match="give one or the other"):
         split_files([column, second], read_table, by_text)
-    with pytest.raises(BadInput, match="leave none for the test part; give more, or name the parts"):
-        split_files([table(tmp_path / "e.csv", [("text", "label", "split"), *named[:90]])], read_table, by_text)
-    with pytest.raises(BadInput, match=r"its 1 examples leave none for the (train|validation|test) part"):
+    with pytest.raises(
+        BadInput, match="leave none for the test part; give more, or name the parts"
+    ):
+        split_files(
+            [table(tmp_path / "e.csv", [("text", "label", "split"), *named[:90]])],
+            read_table,
+            by_text,
+        )
+    with pytest.raises(
+        BadInput,
+        match=r"its 1 examples leave none for the (train|validation|test) part",
+    ):
         split_files([second], read_table, by_text)
 
 
 def test_labels_that_training_never_shows_are_named():
     parts = [[Example("", label) for label in labels] for labels in ("ab", "ac", "db")]
-    assert never_shown(Split(*parts), lambda example: [example.label]) == ("never shown in training, so always mistaken: c, d",)
-    assert never_shown(Split(parts[0], parts[0], parts[0][:1]), lambda example: [example.label]) == ()
+    assert never_shown(Split(*parts), lambda example: [example.label]) == (
+        "never shown in training, so always mistaken: c, d",
+    )
+    assert (
+        never_shown(
+            Split(parts[0], parts[0], parts[0][:1]), lambda example: [example.label]
+        )
+        == ()
+    )

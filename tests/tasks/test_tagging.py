@@ -1,4 +1,6 @@
-"""tagging: padding that never matters, people's files, scores by hand, and a quick run on the Turkish treebank."""
+"""tagging: padding that never matters, people's files, scores by hand, and a quick
+run on the Turkish treebank.
+"""
 
 import importlib.metadata
 import io
@@ -24,15 +26,31 @@ pytestmark = pytest.mark.usefixtures("optax_promotion")
 
 def has_treebank():
     try:
-        return any(file.name.endswith(".conllu") for file in importlib.metadata.files("turkish-treebanks") or [])
+        return any(
+            file.name.endswith(".conllu")
+            for file in importlib.metadata.files("turkish-treebanks") or []
+        )
     except importlib.metadata.PackageNotFoundError:
         return False
 
 
-needs_treebank = pytest.mark.skipif(not has_treebank(), reason="needs turkish-treebanks")
-SENTENCES = [["one"], ["a", "dog", ",", "slowly"], ["the", "unseen", "wörd", "of", "22", "dogs"], ["plot"] * 30]
+needs_treebank = pytest.mark.skipif(
+    not has_treebank(), reason="needs turkish-treebanks"
+)
+SENTENCES = [
+    ["one"],
+    ["a", "dog", ",", "slowly"],
+    ["the", "unseen", "wörd", "of", "22", "dogs"],
+    ["plot"] * 30,
+]
 VOCABULARY = WordVocabulary.of(SENTENCES, least=1)
-CONFIG = {"vocabulary": {"words": list(VOCABULARY.words), "characters": VOCABULARY.characters, "tags": ["A", "B", "C"]}}
+CONFIG = {
+    "vocabulary": {
+        "words": list(VOCABULARY.words),
+        "characters": VOCABULARY.characters,
+        "tags": ["A", "B", "C"],
+    }
+}
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +64,13 @@ def test_padding_never_matters(model, nan):
     functions, params = model
     given = with_nan_padding(params) if nan else params
     encoded = [VOCABULARY.encode(words) for words in SENTENCES]
-    together = np.asarray(tagging.probabilities(functions, given, pad([*encoded, None], 48)))
+    together = np.asarray(
+        tagging.probabilities(functions, given, pad([*encoded, None], 48))
+    )
     for words, rows in zip(encoded, together, strict=False):
-        alone = np.asarray(tagging.probabilities(functions, params, pad([words], len(words[0]))))[0]
+        alone = np.asarray(
+            tagging.probabilities(functions, params, pad([words], len(words[0])))
+        )[0]
         np.testing.assert_allclose(rows[: len(alone)], alone, atol=1e-5)
     assert np.isfinite(together).all()
     assert abs(together[1, 0] - together[1, 1]).max() > 1e-3
@@ -60,12 +82,21 @@ def test_padding_has_no_gradient_and_a_word_is_its_characters_too(model):
 
     def loss(params, width):
         batch = pad([*encoded, None], width)
-        return jnp.where(jnp.asarray(batch.mask), jnp.log(tagging.probabilities(functions, params, batch)[..., 0]), 0.0).sum()
+        return jnp.where(
+            jnp.asarray(batch.mask),
+            jnp.log(tagging.probabilities(functions, params, batch)[..., 0]),
+            0.0,
+        ).sum()
 
-    plain, padded = jax.grad(loss)(params, 8), jax.grad(loss)(with_nan_padding(params), 20)
+    plain, padded = (
+        jax.grad(loss)(params, 8),
+        jax.grad(loss)(with_nan_padding(params), 20),
+    )
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(padded), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
-    unseen = [VOCABULARY.encode([word]) for word in ("slowlx", "dogdog")]  # both the unknown word
+    unseen = [
+        VOCABULARY.encode([word]) for word in ("slowlx", "dogdog")
+    ]  # both the unknown word
     assert unseen[0][0] == unseen[1][0]
     first, second = np.asarray(tagging.probabilities(functions, params, pad(unseen, 1)))
     assert abs(first - second).max() > 1e-4
@@ -74,7 +105,9 @@ def test_padding_has_no_gradient_and_a_word_is_its_characters_too(model):
 def test_training_draws_by_key(model):
     functions, params = model
     batch = pad([VOCABULARY.encode(words) for words in SENTENCES], 32)
-    first, again, other = (functions.training(params)(batch, nnx.Rngs(dropout=seed)) for seed in (0, 0, 1))
+    first, again, other = (
+        functions.training(params)(batch, nnx.Rngs(dropout=seed)) for seed in (0, 0, 1)
+    )
     assert (first == again).all()
     assert (first != other).any()
 
@@ -82,7 +115,21 @@ def test_training_draws_by_key(model):
 def test_words_in_a_line():
     known = WordVocabulary.of([["A.Ş.", "...", "'ler", "(c)"]], least=1)
     line = " Ali,  eve (dün) geldi... 3.5'ler A.Ş. (c) \u2603 ?! "
-    expected = ["Ali", ",", "eve", "(", "dün", ")", "geldi", "...", "3.5'ler", "A.Ş.", "(c)", "\u2603", "?!"]
+    expected = [
+        "Ali",
+        ",",
+        "eve",
+        "(",
+        "dün",
+        ")",
+        "geldi",
+        "...",
+        "3.5'ler",
+        "A.Ş.",
+        "(c)",
+        "\u2603",
+        "?!",
+    ]
     assert words_in(line, known) == expected
     assert words_in(" ".join(expected), known) == expected
     assert words_in(" \t", known) == []
@@ -90,7 +137,12 @@ def test_words_in_a_line():
 
 def test_most_frequent_tag_by_hand():
     train = [Tagged(("a", "b", "a"), ("X", "Y", "X")), Tagged(("a", "c"), ("Z", "X"))]
-    assert classification.most_frequent_tag(train, [Tagged(("a", "a", "b", "d"), ("X", "Z", "Y", "X"))]) == 3 / 4
+    assert (
+        classification.most_frequent_tag(
+            train, [Tagged(("a", "a", "b", "d"), ("X", "Z", "Y", "X"))]
+        )
+        == 3 / 4
+    )
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +150,23 @@ def own(tmp_path_factory):
     """A run on a file of a user's own, held out another."""
     jax.devices()
     folder = tmp_path_factory.mktemp("own")
-    files = [tagged(folder / "train.conll"), tagged(folder / "test.conll", 40, seed=1, long=False)]
+    files = [
+        tagged(folder / "train.conll"),
+        tagged(folder / "test.conll", 40, seed=1, long=False),
+    ]
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        words = ["train", "tagging", "--data", *files, "--steps", "40", "--report-every", "20", "--evaluate-every", "20"]
+        words = [
+            "train",
+            "tagging",
+            "--data",
+            *files,
+            "--steps",
+            "40",
+            "--report-every",
+            "20",
+            "--evaluate-every",
+            "20",
+        ]
         assert main([*words, *FLAGS, "--out", str(folder / "run")]) == 0
     return folder
 
@@ -112,7 +178,9 @@ def test_a_users_file_is_learned_and_scored(own, capsys):
     assert set(result["f1_by_tag"]) == {"ADV", "NOUN", "NUM"}
     assert main(["evaluate", str(own / "run"), "--data", str(own / "test.conll")]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert {name: found[name] for name in ("accuracy", "macro_f1", "noun_f1", "f1_by_tag")} == {
+    assert {
+        name: found[name] for name in ("accuracy", "macro_f1", "noun_f1", "f1_by_tag")
+    } == {
         name: result[name] for name in ("accuracy", "macro_f1", "noun_f1", "f1_by_tag")
     }
     assert (found["sentences"], found["unknown_labels"]) == (40, {})
@@ -134,23 +202,44 @@ def test_predict_takes_any_line(own, capsys, monkeypatch):
 
 
 def test_a_tag_that_training_never_showed_is_named_and_wrong(own, capsys):
-    (own / "odd.conllu").write_text("1\tdog\t_\tNOUN" + "\t_" * 6 + "\n2\tslowly\t_\tX" + "\t_" * 6 + "\n")
+    (own / "odd.conllu").write_text(
+        "1\tdog\t_\tNOUN" + "\t_" * 6 + "\n2\tslowly\t_\tX" + "\t_" * 6 + "\n"
+    )
     assert main(["evaluate", str(own / "run"), "--data", str(own / "odd.conllu")]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["accuracy"], found["tokens"], found["unknown_labels"]) == (0.5, 2, {"X": 1})
+    assert (found["accuracy"], found["tokens"], found["unknown_labels"]) == (
+        0.5,
+        2,
+        {"X": 1},
+    )
     assert found["f1_by_tag"] == {"NOUN": 1.0, "X": 0.0}
 
 
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("\n\n".join(f"word{i}\tSAME" for i in range(80)), "all words to train on are tagged 'SAME'"),
+        (
+            "\n\n".join(f"word{i}\tSAME" for i in range(80)),
+            "all words to train on are tagged 'SAME'",
+        ),
         ("a\tX\nb\tY\textra\n", ".conll:2: expected a word and its tag"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, capsys, body, message):
     (tmp_path / "a.conll").write_text(body)
-    assert main(["train", "tagging", "--data", str(tmp_path / "a.conll"), "--out", str(tmp_path / "run")]) == 2
+    assert (
+        main(
+            [
+                "train",
+                "tagging",
+                "--data",
+                str(tmp_path / "a.conll"),
+                "--out",
+                str(tmp_path / "run"),
+            ]
+        )
+        == 2
+    )
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1

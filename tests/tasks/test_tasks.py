@@ -25,12 +25,17 @@ def test_the_embedded_text_is_what_the_baselines_were_measured_on():
 
 def test_a_vocabulary_gives_back_its_text_and_marks_what_it_never_saw():
     vocabulary = text.Vocabulary.of("naïve Ωmega \U0001f600\n")
-    assert vocabulary.decode(vocabulary.encode("Ω\U0001f600 naïve")) == "Ω\U0001f600 naïve"
+    assert (
+        vocabulary.decode(vocabulary.encode("Ω\U0001f600 naïve")) == "Ω\U0001f600 naïve"
+    )
     assert vocabulary.encode("axz").tolist()[1:] == [0, 0]
     assert vocabulary.decode(vocabulary.encode("axa")) == f"a{text.UNKNOWN}a"
 
 
-@pytest.mark.parametrize(("length", "batch", "window"), [(101, 4, 8), (100, 3, 8), (65, 4, 15), (34, 1, 32), (50, 5, 3)])
+@pytest.mark.parametrize(
+    ("length", "batch", "window"),
+    [(101, 4, 8), (100, 3, 8), (65, 4, 15), (34, 1, 32), (50, 5, 3)],
+)
 def test_the_windows_of_an_epoch_are_the_text_once_in_order(length, batch, window):
     numbers = np.arange(1000, 1000 + length)
     streams = text.Streams(numbers, batch, window)
@@ -40,7 +45,9 @@ def test_the_windows_of_an_epoch_are_the_text_once_in_order(length, batch, windo
     targets = np.concatenate([w.targets for w in windows])
     assert {w.inputs.shape for w in windows} == {(window, batch)}
     read = [inputs[:, b][mask[:, b]] for b in range(batch)]
-    assert all(np.array_equal(np.diff(stream), np.ones(len(stream) - 1)) for stream in read)
+    assert all(
+        np.array_equal(np.diff(stream), np.ones(len(stream) - 1)) for stream in read
+    )
     joined = np.concatenate(read)
     assert np.array_equal(joined, numbers[: len(joined)])
     assert length - len(joined) <= batch  # the remainder of the division into streams
@@ -52,14 +59,21 @@ def test_the_windows_of_an_epoch_are_the_text_once_in_order(length, batch, windo
 def test_a_position_gives_the_same_window_each_time_and_epochs_are_shifted():
     streams = text.Streams(np.arange(400), 4, 16, seed=3)
     later = streams.windows_per_epoch * 2
-    assert np.array_equal(streams(later).inputs, text.Streams(np.arange(400), 4, 16, seed=3)(later).inputs)
-    starts = {int(streams(streams.windows_per_epoch * e).inputs[0, 0]) for e in range(8)}
+    assert np.array_equal(
+        streams(later).inputs, text.Streams(np.arange(400), 4, 16, seed=3)(later).inputs
+    )
+    starts = {
+        int(streams(streams.windows_per_epoch * e).inputs[0, 0]) for e in range(8)
+    }
     assert len(starts) > 3
     assert all(streams(streams.windows_per_epoch * e).resets[0].all() for e in range(3))
 
 
 def test_a_text_too_short_for_its_streams_is_refused():
-    with pytest.raises(BadInput, match=r"30 characters, too few for 4 streams with windows of 8: at least 37"):
+    with pytest.raises(
+        BadInput,
+        match=r"30 characters, too few for 4 streams with windows of 8: at least 37",
+    ):
         text.Streams(np.arange(30), 4, 8)
 
 
@@ -76,7 +90,9 @@ def test_bits_per_token_is_the_mean_over_a_plain_loop(model):
     for token, target in itertools.pairwise(numbers):
         carry, logits = functions.step(params, carry, jnp.asarray(token))
         bits -= float(jax.nn.log_softmax(logits)[target]) / math.log(2)
-    assert bits_per_token(functions, params, numbers, streams=1) == pytest.approx(bits / 69, rel=1e-5)
+    assert bits_per_token(functions, params, numbers, streams=1) == pytest.approx(
+        bits / 69, rel=1e-5
+    )
 
 
 def test_bits_per_token_in_stretches_counts_every_token_once_and_warms_up(model):
@@ -84,7 +100,9 @@ def test_bits_per_token_in_stretches_counts_every_token_once_and_warms_up(model)
     numbers = np.random.default_rng(1).integers(0, 11, 401)
     one = bits_per_token(functions, params, numbers, streams=1)
     many = bits_per_token(functions, params, numbers, streams=7, context=57)
-    assert many == pytest.approx(one, rel=1e-4)  # this small net forgets within 57 tokens
+    assert many == pytest.approx(
+        one, rel=1e-4
+    )  # this small net forgets within 57 tokens
     cold = bits_per_token(functions, params, numbers, streams=57, context=1)
     assert cold != pytest.approx(one, rel=1e-6)
 
@@ -108,24 +126,39 @@ def test_hello_prints_its_distribution_and_draws_it(tmp_path):
     options = hello.Options(word="banana", hidden=12)
     experiment, _ = hello.prepare(options)
     run = Run.create(tmp_path / "run", {"task": "hello"})
-    state, result = fit(experiment, run, Budget(steps=200, report_every=50, evaluate_every=100))
-    lines = hello.Trained(hello.build(options, {})[0], state.params, options).report(run)
+    state, result = fit(
+        experiment, run, Budget(steps=200, report_every=50, evaluate_every=100)
+    )
+    lines = hello.Trained(hello.build(options, {})[0], state.params, options).report(
+        run
+    )
     assert [line.split()[-1] for line in lines[1:6]] == list("anana")
     assert [line.split()[-2] for line in lines[1:6]] == list("anana")
     assert (tmp_path / "run/distribution.png").read_bytes().startswith(b"\x89PNG")
     assert result["exact_match"] == 1
 
 
-@pytest.mark.parametrize("flags", [{}, {"layers": 2, "cell": "gru"}, {"window": 16, "horizon": 40, "embed": 0}])
+@pytest.mark.parametrize(
+    "flags",
+    [{}, {"layers": 2, "cell": "gru"}, {"window": 16, "horizon": 40, "embed": 0}],
+)
 def test_charlm_learns_and_its_result_is_the_held_out_score(tmp_path, flags):
     options = charlm.Options(**{"hidden": 32, "batch": 16, "window": 32, **flags})
     experiment, extra = charlm.prepare(options)
     run = Run.create(tmp_path / "run", {"task": "charlm", **extra})
-    state, result = fit(experiment, run, Budget(steps=60, report_every=10, evaluate_every=30))
+    state, result = fit(
+        experiment, run, Budget(steps=60, report_every=10, evaluate_every=30)
+    )
     records = run.records("metrics.jsonl")
-    assert [r["step"] for r in records if "bits_per_char" in r and "final" not in r] == [10, 20, 30, 40, 50, 60]
+    assert [
+        r["step"] for r in records if "bits_per_char" in r and "final" not in r
+    ] == [10, 20, 30, 40, 50, 60]
     assert records[0]["bits_per_char"] > 5.5 > 4.9 > result["bits_per_char"] > 2
-    assert records[-1] == {"step": 60, "final": True, "bits_per_char": result["bits_per_char"]}
+    assert records[-1] == {
+        "step": 60,
+        "final": True,
+        "bits_per_char": result["bits_per_char"],
+    }
     assert json.loads((run.path / "result.json").read_text()) == result
     functions, _ = charlm.build(options, extra)
     held_out = charlm.Texts.read(options.data).held_out
@@ -143,5 +176,11 @@ def test_a_second_file_is_the_held_out_text(tmp_path):
 @pytest.mark.slow
 def test_charlm_with_its_defaults_reads_the_help_topics_below_1_6_bits(tmp_path):
     experiment, extra = charlm.prepare(charlm.Options())
-    _, result = fit(experiment, Run.create(tmp_path / "run", {"task": "charlm", **extra}), charlm.BUDGET)
-    assert result["bits_per_char"] < 1.60  # unigram 4.58, bigram 3.23, 5-gram 1.63, xz 1.63
+    _, result = fit(
+        experiment,
+        Run.create(tmp_path / "run", {"task": "charlm", **extra}),
+        charlm.BUDGET,
+    )
+    assert (
+        result["bits_per_char"] < 1.60
+    )  # unigram 4.58, bigram 3.23, 5-gram 1.63, xz 1.63

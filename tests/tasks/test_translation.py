@@ -1,4 +1,6 @@
-"""Translation: attention by hand, padding that does not matter, files of every kind, a killed run, the command line."""
+"""Translation: attention by hand, padding that does not matter, files of every kind,
+a killed run, the command line.
+"""
 
 import io
 import json
@@ -24,7 +26,8 @@ from jaxrnn.training import BadInput
 SCORES, rng = ("additive", "dot"), np.random.default_rng
 
 
-# --- the model ---------------------------------------------------------------------------------------------------------
+# --- the model
+# ---------------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 def normal(*shape, seed=0):
@@ -36,21 +39,37 @@ def test_attention_is_a_numpy_loop(score):
     attention = Attention(score, 3, 4, size=5, rngs=nnx.Rngs(0))
     query, values = normal(2, 6, 3), normal(2, 7, 4, seed=1)
     mask = jnp.arange(7)[None] < jnp.array([[7], [3]])
-    contexts, weights = nnx.jit(lambda attention: attention(query, attention.memory(values, mask)))(attention)
+    contexts, weights = nnx.jit(
+        lambda attention: attention(query, attention.memory(values, mask))
+    )(attention)
     W = np.asarray(attention.query.kernel[...], float)
     for b in range(2):
         for t in range(6):
             scores = []
             for s in range(7 if b == 0 else 3):
-                q, value = np.asarray(query[b, t], float) @ W, np.asarray(values[b, s], float)
+                q, value = (
+                    np.asarray(query[b, t], float) @ W,
+                    np.asarray(values[b, s], float),
+                )
                 if score == "dot":
                     scores.append(q @ value)
                 else:
-                    key = value @ np.asarray(attention.key.kernel[...], float) + np.asarray(attention.key.bias[...], float)
-                    scores.append(np.tanh(q + key) @ np.asarray(attention.weigh.kernel[...], float)[:, 0])
+                    key = value @ np.asarray(
+                        attention.key.kernel[...], float
+                    ) + np.asarray(attention.key.bias[...], float)
+                    scores.append(
+                        np.tanh(q + key)
+                        @ np.asarray(attention.weigh.kernel[...], float)[:, 0]
+                    )
             expected = np.exp(scores) / np.exp(scores).sum()
-            np.testing.assert_allclose(weights[b, t, : len(scores)], expected, atol=1e-5)
-            np.testing.assert_allclose(contexts[b, t], expected @ np.asarray(values[b, : len(scores)], float), atol=1e-5)
+            np.testing.assert_allclose(
+                weights[b, t, : len(scores)], expected, atol=1e-5
+            )
+            np.testing.assert_allclose(
+                contexts[b, t],
+                expected @ np.asarray(values[b, : len(scores)], float),
+                atol=1e-5,
+            )
 
 
 @pytest.mark.parametrize("score", SCORES)
@@ -64,8 +83,12 @@ def test_padding_gets_a_weight_of_0_and_the_rest_sums_to_1(score):
         contexts, weights = attention(query, attention.memory(values, mask))
         return contexts.sum(), (contexts, weights)
 
-    gradient, (contexts, weights) = jax.jit(jax.grad(total, has_aux=True))(normal(4, 6, 3, seed=1))
-    assert (np.asarray(weights)[~np.broadcast_to(mask[:, None], weights.shape)] == 0).all()
+    gradient, (contexts, weights) = jax.jit(jax.grad(total, has_aux=True))(
+        normal(4, 6, 3, seed=1)
+    )
+    assert (
+        np.asarray(weights)[~np.broadcast_to(mask[:, None], weights.shape)] == 0
+    ).all()
     np.testing.assert_allclose(weights[:3].sum(-1), 1, atol=1e-6)
     assert not weights[3].any()
     assert not contexts[3].any()
@@ -76,27 +99,54 @@ def test_padding_gets_a_weight_of_0_and_the_rest_sums_to_1(score):
 
 def translator(attention="additive", **options):
     cell = options.pop("cell", jaxrnn.LSTM(6))
-    return Translator((9, 8), cell, embed=5, size=7, attention=attention, rngs=nnx.Rngs(0), **options)
+    return Translator(
+        (9, 8), cell, embed=5, size=7, attention=attention, rngs=nnx.Rngs(0), **options
+    )
 
 
 def batch_of(width=9, seed=0):
     """Three pairs, one of the shortest, and a place without one."""
     random, lengths = rng(seed), np.array([9, 1, 4, 0])
-    source = np.where(np.arange(width) < lengths[:, None], random.integers(1, 8, (4, width)), 0)
-    target = np.where(np.arange(width) < lengths[:, None] - 1, random.integers(1, 7, (4, width)), 7)
-    return Batch(*map(jnp.asarray, (source.astype(np.int32), lengths, target.astype(np.int32), lengths)))
+    source = np.where(
+        np.arange(width) < lengths[:, None], random.integers(1, 8, (4, width)), 0
+    )
+    target = np.where(
+        np.arange(width) < lengths[:, None] - 1, random.integers(1, 7, (4, width)), 7
+    )
+    return Batch(
+        *map(
+            jnp.asarray,
+            (source.astype(np.int32), lengths, target.astype(np.int32), lengths),
+        )
+    )
 
 
 @pytest.mark.parametrize("attention", [*SCORES, "none"])
 def test_padding_does_not_matter(attention):
-    """A pair alone, in a batch, padded further, with other symbols in the padding, with NaN where they are embedded."""
+    """A pair alone, in a batch, padded further, with other symbols in the padding,
+    with NaN where they are embedded.
+    """
     model, batch = translator(attention), batch_of()
-    forward = nnx.jit(lambda model, batch: (*model(batch), model.loss(batch, jax.random.key(0))))
+    forward = nnx.jit(
+        lambda model, batch: (*model(batch), model.loss(batch, jax.random.key(0)))
+    )
     logits, weights, loss = forward(model, batch)
     assert (weights is None) == (attention == "none")
-    alone = Batch(batch.source[2:3, :4], batch.source_lengths[2:3], batch.target[2:3, :4], batch.target_lengths[2:3])
+    alone = Batch(
+        batch.source[2:3, :4],
+        batch.source_lengths[2:3],
+        batch.target[2:3, :4],
+        batch.target_lengths[2:3],
+    )
     np.testing.assert_allclose(forward(model, alone)[0][0], logits[2, :4], atol=1e-5)
-    wider = Batch(*(jnp.pad(part, ((0, 0), (0, 4)), constant_values=3) if part.ndim == 2 else part for part in batch))
+    wider = Batch(
+        *(
+            jnp.pad(part, ((0, 0), (0, 4)), constant_values=3)
+            if part.ndim == 2
+            else part
+            for part in batch
+        )
+    )
     other, _, other_loss = forward(model, wider)
     for i, n in ((0, 9), (1, 1), (2, 4)):
         np.testing.assert_allclose(other[i, :n], logits[i, :n], atol=1e-5)
@@ -105,7 +155,9 @@ def test_padding_does_not_matter(attention):
 
     @nnx.jit
     def read(model, padding):
-        """Logits where the embedded padding, and then what the encoder says of it, is ``padding``."""
+        """Logits where the embedded padding, and then what the encoder says of it,
+        is ``padding``.
+        """
         mask = jnp.arange(9)[None] < batch.source_lengths[:, None]
         xs = jnp.where(mask[..., None], model.encoder.embed(batch.source), padding)
         ys, features, _ = model.encoder(xs, batch.source_lengths)
@@ -119,19 +171,27 @@ def test_padding_does_not_matter(attention):
 def test_steps_are_teacher_forcing(cell):
     """What beam search walks and what training walks: the same logits."""
     model, batch = translator("dot", cell=cell, layers=2), batch_of()
-    carry, memory = nnx.jit(lambda model: model.encode(batch.source, batch.source_lengths))(model)
+    carry, memory = nnx.jit(
+        lambda model: model.encode(batch.source, batch.source_lengths)
+    )(model)
     tokens = jnp.concatenate([jnp.full((4, 1), 7), batch.target[:, :-1]], axis=1)
     logits, _ = nnx.jit(lambda model: model(batch))(model)
-    step = nnx.jit(lambda model, carry, token, memory: model.decoder.step(carry, token, memory))
+    step = nnx.jit(
+        lambda model, carry, token, memory: model.decoder.step(carry, token, memory)
+    )
     for t in range(4):
         carry, now = step(model, carry, tokens[:, t], memory)
         np.testing.assert_allclose(now[:1], logits[:1, t], atol=1e-5)
 
 
 def test_scheduled_sampling():
-    """Almost never: the loss of teacher forcing. Often: another one, that the key decides."""
+    """Almost never: the loss of teacher forcing. Often: another one, that the key
+    decides.
+    """
     model, batch = translator("dot"), batch_of()
-    loss = nnx.jit(lambda model, key, share: model.loss(batch, key, share)[0], static_argnums=2)
+    loss = nnx.jit(
+        lambda model, key, share: model.loss(batch, key, share)[0], static_argnums=2
+    )
     forced = loss(model, jax.random.key(0), 0.0)
     np.testing.assert_allclose(loss(model, jax.random.key(0), 1e-9), forced, rtol=1e-5)
     drawn = [float(loss(model, jax.random.key(seed), 0.9)) for seed in (0, 0, 1)]
@@ -139,7 +199,8 @@ def test_scheduled_sampling():
     assert abs(drawn[0] - float(forced)) > 1e-3
 
 
-# --- the data ----------------------------------------------------------------------------------------------------------
+# --- the data
+# ----------------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 @pytest.mark.parametrize("languages", ["en:ko", "ko:en", "en:de", "en:fr"])
@@ -163,16 +224,28 @@ def write(path, text, newline="\n"):
 
 
 LONG = "ab" * 1000
-LINES = "\ufeffsource\ttarget\n" + '"안녕" hello\t"hi"\n\nx\ty\n' + f"{LONG}\t{LONG[::-1]}\n"
+LINES = (
+    "\ufeffsource\ttarget\n"
+    + '"안녕" hello\t"hi"\n\nx\ty\n'
+    + f"{LONG}\t{LONG[::-1]}\n"
+)
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
 def test_a_tsv_file_is_read_as_it_is(tmp_path, newline):
     rows = read_tsv(write(tmp_path / "pairs.tsv", LINES, newline))
-    assert [pair for pair, _ in rows] == [('"안녕" hello', '"hi"'), ("x", "y"), (LONG, LONG[::-1])]
+    assert [pair for pair, _ in rows] == [
+        ('"안녕" hello', '"hi"'),
+        ("x", "y"),
+        (LONG, LONG[::-1]),
+    ]
 
 
-PAIRS = "".join(f"{word} {n}\t{n} {word[::-1]}\n" for word in ("abc", "de", "fghij", "k") for n in range(15))
+PAIRS = "".join(
+    f"{word} {n}\t{n} {word[::-1]}\n"
+    for word in ("abc", "de", "fghij", "k")
+    for n in range(15)
+)
 
 
 def test_parts_by_hash_by_column_and_by_a_second_file(tmp_path):
@@ -196,7 +269,10 @@ def test_parts_by_hash_by_column_and_by_a_second_file(tmp_path):
 
 
 MISTAKES = {
-    "a missing tab": ("a\tb\nno tab here\n", r"bad\.tsv:2: expected source<TAB>target.*got 1 columns"),
+    "a missing tab": (
+        "a\tb\nno tab here\n",
+        r"bad\.tsv:2: expected source<TAB>target.*got 1 columns",
+    ),
     "four columns": ("a\tb\ttrain\tx\n", r"bad\.tsv:1: .*got 4 columns"),
     "an empty target": ("a\tb\n\n\tb\n", r"bad\.tsv:3: the source is empty"),
     "another part": ("a\tb\ttrian\n", r"bad\.tsv:1: 'trian' names no part"),
@@ -226,49 +302,74 @@ def test_symbols():
     characters = Characters.of(["ab", "한국"])
     assert characters.decode(characters.encode("한a국b")) == "한a국b"
     assert characters.encode("az").tolist()[1] == 0
-    texts = [line.split("\t")[i] for line in PAIRS.splitlines() for i in (0, 1)] + ["한국 말  two spaces"]
+    texts = [line.split("\t")[i] for line in PAIRS.splitlines() for i in (0, 1)] + [
+        "한국 말  two spaces"
+    ]
     subwords = Subwords.of(texts, 60)
     assert all(subwords.decode(subwords.encode(text)) == text for text in texts)
     assert Subwords.of(texts, 60) == subwords
-    assert sum(len(subwords.encode(text)) for text in texts) < 0.9 * sum(map(len, texts))
+    assert sum(len(subwords.encode(text)) for text in texts) < 0.9 * sum(
+        map(len, texts)
+    )
     assert subwords.encode("\N{SNOWMAN}").max() <= subwords.boundary
     with pytest.raises(BadInput, match="--subwords 3"):
         Subwords.of(texts, 3)
 
 
-# --- runs --------------------------------------------------------------------------------------------------------------
+# --- runs
+# --------------------------------------------------------------------------------------------------------------  # noqa: E501
 
 SMALL = {"hidden": 8, "embed": 4, "batch": 8, "beam": 2}
 
 
 def test_killed_and_resumed_it_ends_with_identical_metrics(tmp_path, optax_promotion):
     """With everything that is random: dropout, scheduled sampling has its own test."""
-    options = translation.Options(data=(write(tmp_path / "pairs.tsv", PAIRS),), dropout=0.2, attention="dot", **SMALL)
-    alone, resumed = killed_and_resumed(translation, options, tmp_path, kill=7, steps=12)
+    options = translation.Options(
+        data=(write(tmp_path / "pairs.tsv", PAIRS),),
+        dropout=0.2,
+        attention="dot",
+        **SMALL,
+    )
+    alone, resumed = killed_and_resumed(
+        translation, options, tmp_path, kill=7, steps=12
+    )
     assert alone == resumed
 
 
-def test_quick_beats_copying_on_unseen_dates(tmp_path, optax_promotion, capsys, monkeypatch):
-    """Copying has no date right. Then: predict, standard input, a user's file, unknown and long input."""
+def test_quick_beats_copying_on_unseen_dates(
+    tmp_path, optax_promotion, capsys, monkeypatch
+):
+    """Copying has no date right. Then: predict, standard input, a user's file,
+    unknown and long input.
+    """
     run = str(tmp_path / "run")
     assert main(["train", "translation", "--quick", "--out", run]) == 0
-    assert {"attention.png", "curves.png"} <= {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"attention.png", "curves.png"} <= {
+        path.name for path in (tmp_path / "run").iterdir()
+    }
     result = json.loads((tmp_path / "run/result.json").read_text())
     assert result["exact_match"] > 0.3
     assert result["bleu"] > 50
     capsys.readouterr()
-    monkeypatch.setattr("sys.stdin", io.StringIO("March 3, 2001\n\n\N{SNOWMAN}\U0001f600\n" + "1" * 2000 + "\nx\n"))
+    monkeypatch.setattr(
+        "sys.stdin",
+        io.StringIO("March 3, 2001\n\n\N{SNOWMAN}\U0001f600\n" + "1" * 2000 + "\nx\n"),
+    )
     assert main(["predict", run]) == 0
     lines = capsys.readouterr().out.split("\n")
     assert len(lines) == 6
     assert "2001" in lines[0]
     trained, _ = load(run)
     sources = ["March 3, 2001", "1/2/33", "Thursday, November 5, 2026", "\N{SNOWMAN}"]
-    assert trained.translate(sources) == [trained.translate([source])[0] for source in sources]
+    assert trained.translate(sources) == [
+        trained.translate([source])[0] for source in sources
+    ]
     weights = trained.weights("March 3, 2001", "2001년 3월 3일")
     assert weights.shape == (12, 13)
     np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
-    file = write(tmp_path / "own.tsv", "March 3, 2001\t2001년 3월 3일\n\N{SNOWMAN}\tx\n")
+    file = write(
+        tmp_path / "own.tsv", "March 3, 2001\t2001년 3월 3일\n\N{SNOWMAN}\tx\n"
+    )
     assert main(["evaluate", run, "--data", file]) == 0
     scores = json.loads(capsys.readouterr().out)
     assert scores["unknown_symbols"] == 1
@@ -277,57 +378,91 @@ def test_quick_beats_copying_on_unseen_dates(tmp_path, optax_promotion, capsys, 
     assert "bad.tsv:1: expected source<TAB>target" in capsys.readouterr().err
     assert main(["sample", run]) == 2
     assert "translation writes nothing of its own" in capsys.readouterr().err
-    beams_are_never_below_greedy(trained, [pair.source for pair in read_pairs(("dates:en:ko",))[0].test[::9]][:200])
+    beams_are_never_below_greedy(
+        trained,
+        [pair.source for pair in read_pairs(("dates:en:ko",))[0].test[::9]][:200],
+    )
 
 
 def beams_are_never_below_greedy(trained, sources):
-    """On 200 sentences and the same read backwards, of which the model is less sure, by the score that ranks; and a beam of 1
-    is an argmax at every step.
+    """On 200 sentences and the same read backwards, of which the model is less sure, by
+    the score that ranks; and a beam of 1 is an argmax at every step.
     """
     assert len(sources) == 200
     sources = [*sources, *(source[::-1] for source in sources)]
-    model, penalty = trained.functions.still(trained.params), trained.options.length_penalty
-    numbered = translation.Numbered.of(trained.config, [Pair(source, "") for source in sources])
+    model, penalty = (
+        trained.functions.still(trained.params),
+        trained.options.length_penalty,
+    )
+    numbered = translation.Numbered.of(
+        trained.config, [Pair(source, "") for source in sources]
+    )
     batch = numbered.batch(Rows(np.arange(400), int(numbered.lengths.max())))
     search = nnx.jit(
-        lambda model, width, penalty: model.translate(batch.source, batch.source_lengths, width, 24, penalty),
+        lambda model, width, penalty: model.translate(
+            batch.source, batch.source_lengths, width, 24, penalty
+        ),
         static_argnums=(1, 2),
     )
-    wide, one, flat = search(model, 4, penalty), search(model, 1, penalty), search(model, 4, 0.0)
+    wide, one, flat = (
+        search(model, 4, penalty),
+        search(model, 1, penalty),
+        search(model, 4, 0.0),
+    )
     assert penalty > 0
     assert (wide.scores[:, 0] >= one.scores[:, 0] - 1e-5).all()
-    assert (wide.scores[200:, 0] > one.scores[200:, 0] + 1e-3).any()  # it does look further
+    assert (
+        wide.scores[200:, 0] > one.scores[200:, 0] + 1e-3
+    ).any()  # it does look further
     assert (np.diff(wide.scores, axis=1) <= 0).all()
 
     carry, memory = model.encode(batch.source, batch.source_lengths)
     step = nnx.jit(lambda model, carry, token: model.decoder.step(carry, token, memory))
-    token, logp, lengths, alive = jnp.full(400, model.boundary), np.zeros(400), np.zeros(400), np.ones(400, bool)
+    token, logp, lengths, alive = (
+        jnp.full(400, model.boundary),
+        np.zeros(400),
+        np.zeros(400),
+        np.ones(400, bool),
+    )
     for n in range(24):
         carry, logits = step(model, carry, token)
-        likelihoods = jax.nn.log_softmax(logits.at[:, 0].set(-jnp.inf))  # 0 is never written
+        likelihoods = jax.nn.log_softmax(
+            logits.at[:, 0].set(-jnp.inf)
+        )  # 0 is never written
         token = likelihoods.argmax(-1)
         logp += np.where(alive, likelihoods.max(-1), 0)
         lengths += alive
-        np.testing.assert_array_equal(np.where(alive, one.tokens[n, :, 0], 0), np.where(alive, token, 0))
+        np.testing.assert_array_equal(
+            np.where(alive, one.tokens[n, :, 0], 0), np.where(alive, token, 0)
+        )
         alive &= np.asarray(token) != model.boundary
     np.testing.assert_allclose(one.scores[:, 0], logp / lengths**penalty, atol=1e-4)
     assert (flat.scores[:, 0] >= logp - 1e-4).all()  # by probability alone
 
 
 OWN = {
-    "subwords": pytest.param(["--subwords", "40", "--scheduled-sampling", "0.3"], marks=pytest.mark.slow),
+    "subwords": pytest.param(
+        ["--subwords", "40", "--scheduled-sampling", "0.3"], marks=pytest.mark.slow
+    ),
     "characters": ["--attention", "none"],
 }
 
 
 @pytest.mark.parametrize("flags", OWN.values(), ids=OWN)
 def test_a_users_file_with_every_option(tmp_path, optax_promotion, flags, capsys):
-    """Korean, quotes, CRLF, a byte order mark, an empty line, a sentence of 1 and of 2,000 characters."""
+    """Korean, quotes, CRLF, a byte order mark, an empty line, a sentence of 1 and of
+    2,000 characters.
+    """
     data = write(tmp_path / "own.tsv", LINES + PAIRS, "\r\n")
     words = ["--steps", "4", "--report-every", "2", "--evaluate-every", "4", *flags]
-    small = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
+    small = [
+        word for name, value in SMALL.items() for word in (f"--{name}", str(value))
+    ]
     run = str(tmp_path / "run")
-    assert main(["train", "translation", "--data", data, *words, *small, "--out", run]) == 0
+    assert (
+        main(["train", "translation", "--data", data, *words, *small, "--out", run])
+        == 0
+    )
     assert "split by a hash of the source" in capsys.readouterr().out
     assert main(["predict", run, "안녕", "", "z" * 50]) == 0
     assert capsys.readouterr().out.count("\n") == 3

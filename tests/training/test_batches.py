@@ -1,4 +1,6 @@
-"""Training on whole sequences, and looking inside as it goes on: `make_batch_step`, `Experiment.look`, cells by name."""
+"""Training on whole sequences, and looking inside as it goes on: `make_batch_step`,
+`Experiment.look`, cells by name.
+"""
 
 import dataclasses
 import json
@@ -32,11 +34,16 @@ def summed(params, batch, key):
 
 def data(seed, none=False):
     k_xs, k_counts = jax.random.split(jax.random.key(seed))
-    return jax.random.normal(k_xs, (5, 4, 3)), jax.random.bernoulli(k_counts, 0.0 if none else 0.6, (5, 4))
+    return jax.random.normal(k_xs, (5, 4, 3)), jax.random.bernoulli(
+        k_counts, 0.0 if none else 0.6, (5, 4)
+    )
 
 
 def test_the_batch_step_is_the_plain_optax_update_twice():
-    params, optimiser = CELL.init(jax.random.key(0), 3), training.make_optimiser(clip=0.1)
+    params, optimiser = (
+        CELL.init(jax.random.key(0), 3),
+        training.make_optimiser(clip=0.1),
+    )
     step = training.make_batch_step(summed, optimiser, training.constant(0.05))
     state = training.fresh_state(optimiser, params, jax.random.key(1))
     by_hand = optax.chain(optax.clip_by_global_norm(0.1), optax.adam(0.05, b2=0.99))
@@ -45,9 +52,15 @@ def test_the_batch_step_is_the_plain_optax_update_twice():
         batch = data(seed)
         state = step(state, batch, np.float32(seed / 2))
         sums = summed(expected, batch, None)
-        gradient = jax.grad(lambda p, batch=batch: jnp.divide(*summed(p, batch, None)))(expected)
+        gradient = jax.grad(lambda p, batch=batch: jnp.divide(*summed(p, batch, None)))(
+            expected
+        )
         change, memory = by_hand.update(gradient, memory, expected)
-        expected, total, count = optax.apply_updates(expected, change), total + float(sums[0]), count + int(sums[1])
+        expected, total, count = (
+            optax.apply_updates(expected, change),
+            total + float(sums[0]),
+            count + int(sums[1]),
+        )
     for name in expected:
         np.testing.assert_allclose(state.params[name], expected[name], atol=1e-6)
     assert float(state.loss) == pytest.approx(total, rel=1e-5)
@@ -58,7 +71,11 @@ def test_the_batch_step_is_the_plain_optax_update_twice():
 def test_a_batch_of_which_nothing_counts_changes_nothing_and_is_no_nan():
     params, optimiser = CELL.init(jax.random.key(0), 3), training.make_optimiser()
     step = training.make_batch_step(summed, optimiser, training.constant(0.05))
-    state = step(training.fresh_state(optimiser, params, jax.random.key(1)), data(0, none=True), np.float32(0))
+    state = step(
+        training.fresh_state(optimiser, params, jax.random.key(1)),
+        data(0, none=True),
+        np.float32(0),
+    )
     assert all(np.array_equal(state.params[name], params[name]) for name in params)
     assert float(state.loss) == float(state.tokens) == 0
 
@@ -74,19 +91,37 @@ def test_the_key_of_each_step_is_the_states_key_folded_with_its_number():
         before = float(state.loss)
         state = step(state, None, np.float32(0))
         seen.append(float(state.loss) - before)
-    np.testing.assert_allclose(seen, [float(jax.random.uniform(jax.random.fold_in(key, i))) for i in range(3)], atol=1e-6)
+    np.testing.assert_allclose(
+        seen,
+        [float(jax.random.uniform(jax.random.fold_in(key, i))) for i in range(3)],
+        atol=1e-6,
+    )
 
 
 def test_a_loss_for_each_step_and_an_optimiser_without_a_rate_are_refused():
     params, optimiser = CELL.init(jax.random.key(0), 3), training.make_optimiser()
     state = training.fresh_state(optimiser, params, jax.random.key(0))
-    step = training.make_batch_step(lambda p, b, k: (b[0][..., 0], b[1].sum()), optimiser, training.constant(0.1))
-    with pytest.raises(ValueError, match=r"loss must return two scalars.*\(5, 4\) and \(\)"):
+    step = training.make_batch_step(
+        lambda p, b, k: (b[0][..., 0], b[1].sum()), optimiser, training.constant(0.1)
+    )
+    with pytest.raises(
+        ValueError, match=r"loss must return two scalars.*\(5, 4\) and \(\)"
+    ):
         step(state, data(0), np.float32(0))
     adam = optax.adam(1e-3)
     step = training.make_batch_step(summed, adam, training.constant(0.1))
-    with pytest.raises(ValueError, match="make_batch_step: the optimiser has no injected hyperparameter learning_rate"):
-        step(training.fresh_state(adam, params, jax.random.key(0)), data(0), np.float32(0))
+    with pytest.raises(
+        ValueError,
+        match=(
+            "make_batch_step: the optimiser has no injected hyperparameter "
+            "learning_rate"
+        ),
+    ):
+        step(
+            training.fresh_state(adam, params, jax.random.key(0)),
+            data(0),
+            np.float32(0),
+        )
 
 
 def test_a_constant_schedule_is_constant():
@@ -103,17 +138,28 @@ def looked_at(look):
 
 
 def looks(state):
-    return {"step_seen": state.step, "norm": float(sum(jnp.abs(leaf).sum() for leaf in jax.tree.leaves(state.params)))}
+    return {
+        "step_seen": state.step,
+        "norm": float(
+            sum(jnp.abs(leaf).sum() for leaf in jax.tree.leaves(state.params))
+        ),
+    }
 
 
-BUDGET = training.Budget(steps=25, report_every=5, evaluate_every=10, checkpoint_seconds=0)
+BUDGET = training.Budget(
+    steps=25, report_every=5, evaluate_every=10, checkpoint_seconds=0
+)
 
 
 def test_a_look_is_recorded_at_the_start_at_evaluations_and_at_the_end(tmp_path):
     run = training.Run.create(tmp_path / "run", {"task": "hello"})
     _, result = training.fit(looked_at(looks), run, BUDGET)
     records = run.records("gradients.jsonl")
-    assert [r["step"] for r in records] == [r["step_seen"] for r in records] == [0, 10, 20, 25]
+    assert (
+        [r["step"] for r in records]
+        == [r["step_seen"] for r in records]
+        == [0, 10, 20, 25]
+    )
     assert [r.get("final", False) for r in records] == [False, False, False, True]
     assert len({r["norm"] for r in records}) == 4
     assert result["letters_per_second"] > 0
@@ -131,8 +177,13 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize(("at", "half_a_line"), [(0, True), (3, False), (5, True), (10, False), (14, True), (20, False)])
-def test_looks_of_a_resumed_run_are_those_of_the_run_left_alone(tmp_path, at, half_a_line):
+@pytest.mark.parametrize(
+    ("at", "half_a_line"),
+    [(0, True), (3, False), (5, True), (10, False), (14, True), (20, False)],
+)
+def test_looks_of_a_resumed_run_are_those_of_the_run_left_alone(
+    tmp_path, at, half_a_line
+):
     alone = training.Run.create(tmp_path / "alone", {"task": "hello"})
     training.fit(looked_at(looks), alone, BUDGET)
 
@@ -153,8 +204,12 @@ def test_looks_of_a_resumed_run_are_those_of_the_run_left_alone(tmp_path, at, ha
     training.fit(looked_at(looks), run, BUDGET, resume=True)
     for name in ("gradients.jsonl", "metrics.jsonl"):
         assert (run.path / name).read_bytes() == (alone.path / name).read_bytes()
-    training.fit(looked_at(looks), run, BUDGET, resume=True)  # finished: nothing is left to do
-    assert (run.path / "gradients.jsonl").read_bytes() == (alone.path / "gradients.jsonl").read_bytes()
+    training.fit(
+        looked_at(looks), run, BUDGET, resume=True
+    )  # finished: nothing is left to do
+    assert (run.path / "gradients.jsonl").read_bytes() == (
+        alone.path / "gradients.jsonl"
+    ).read_bytes()
 
 
 def test_the_baseline_is_a_dashed_line_of_the_curves(tmp_path, monkeypatch):
@@ -162,9 +217,18 @@ def test_the_baseline_is_a_dashed_line_of_the_curves(tmp_path, monkeypatch):
     run = training.Run.create(tmp_path / "run", {"task": "hello"})
     run.append("metrics.jsonl", {"step": 5, "loss": 1.0})
     drawn, axhline = [], Axes.axhline
-    monkeypatch.setattr(Axes, "axhline", lambda self, y, **how: drawn.append((y, how)) or axhline(self, y, **how))
-    assert draw_curves(run, "loss", "loss", ("chance", 0.25)) == tmp_path / "run/curves.png"
-    assert [(y, how["ls"], how["label"]) for y, how in drawn] == [(0.25, "--", "chance: 0.25")] * 2
+    monkeypatch.setattr(
+        Axes,
+        "axhline",
+        lambda self, y, **how: drawn.append((y, how)) or axhline(self, y, **how),
+    )
+    assert (
+        draw_curves(run, "loss", "loss", ("chance", 0.25))
+        == tmp_path / "run/curves.png"
+    )
+    assert [(y, how["ls"], how["label"]) for y, how in drawn] == [
+        (0.25, "--", "chance: 0.25")
+    ] * 2
 
 
 # Cells by name
@@ -222,9 +286,13 @@ def test_a_wrong_cell_is_refused(spec, words):
 def test_records_are_json_without_infinities(tmp_path):
     model = SequenceModel(jaxrnn.Elman(3, activation=jax.nn.relu), 2, 0)
     params = model.init(jax.random.key(0))
-    params["rnn"]["bias"] = jnp.full(3, -99.0)  # every unit is off: no gradient at all beyond the readout
+    params["rnn"]["bias"] = jnp.full(
+        3, -99.0
+    )  # every unit is off: no gradient at all beyond the readout
     counts = jnp.zeros((6, 4), bool).at[-1].set(True)
-    batch = Batch(jax.random.normal(jax.random.key(1), (6, 4, 2)), jnp.ones((6, 4)), counts)
+    batch = Batch(
+        jax.random.normal(jax.random.key(1), (6, 4, 2)), jnp.ones((6, 4)), counts
+    )
     record = record_lags(model, params, batch)
     assert np.isfinite(record["log_v"][0])
     assert record["log_v"][1:] == [None] * 6

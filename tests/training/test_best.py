@@ -1,4 +1,6 @@
-"""The best parameters by a held-out score: kept, returned, read back, and the same after a kill; patience."""
+"""The best parameters by a held-out score: kept, returned, read back, and the same
+after a kill; patience.
+"""
 
 import itertools
 import json
@@ -9,7 +11,17 @@ import numpy as np
 import optax
 import pytest
 
-from jaxrnn.training import BadInput, Budget, Checkpoints, Experiment, Run, constant, fit, fresh_state, make_batch_step
+from jaxrnn.training import (
+    BadInput,
+    Budget,
+    Checkpoints,
+    Experiment,
+    Run,
+    constant,
+    fit,
+    fresh_state,
+    make_batch_step,
+)
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 SCORES = [0.3, 0.5, 0.4, 0.7, 0.7, 0.6, float("nan"), 0.2]  # one an evaluation
@@ -17,8 +29,14 @@ SCORES = [0.3, 0.5, 0.4, 0.7, 0.7, 0.6, float("nan"), 0.2]  # one an evaluation
 
 def experiment(scores=SCORES, way="max", stop_at=None):
     """Parameters count the updates; held-out scores are as given."""
-    optimiser = optax.chain(optax.inject_hyperparams(optax.scale_by_learning_rate)(learning_rate=0.0))
-    step = make_batch_step(lambda params, batch, key: (-params["w"], jnp.asarray(1)), optimiser, constant(1.0))
+    optimiser = optax.chain(
+        optax.inject_hyperparams(optax.scale_by_learning_rate)(learning_rate=0.0)
+    )
+    step = make_batch_step(
+        lambda params, batch, key: (-params["w"], jnp.asarray(1)),
+        optimiser,
+        constant(1.0),
+    )
     tally = itertools.count(1)
 
     def advance(state, progress):
@@ -40,7 +58,15 @@ def experiment(scores=SCORES, way="max", stop_at=None):
 
 
 def budget(**changes):
-    return Budget(**{"steps": 80, "report_every": 5, "evaluate_every": 10, "checkpoint_seconds": 0, **changes})
+    return Budget(
+        **{
+            "steps": 80,
+            "report_every": 5,
+            "evaluate_every": 10,
+            "checkpoint_seconds": 0,
+            **changes,
+        }
+    )
 
 
 @pytest.mark.parametrize(("way", "at"), [("max", 40), ("min", 80)])
@@ -56,14 +82,20 @@ def test_the_first_of_the_best_is_kept_scored_and_read_back(tmp_path, capsys, wa
 
 
 def test_patience_stops_and_the_last_state_is_a_candidate_too(tmp_path):
-    state, result = fit(experiment(), Run.create(tmp_path / "a", {"task": "t"}), budget(patience=2))
+    state, result = fit(
+        experiment(), Run.create(tmp_path / "a", {"task": "t"}), budget(patience=2)
+    )
     assert result["steps"] == 60  # .7 at 40, then .7 and .6
     assert state.params["w"] == 40
     rising = [0.1, 0.2, 0.3, 0.4]
     run = Run.create(tmp_path / "b", {"task": "t"})
     state, result = fit(experiment(rising), run, budget(steps=44, evaluate_every=15))
     assert state.params["w"] == 44
-    assert [r["held_out_score"] for r in run.records("metrics.jsonl") if "held_out_score" in r] == [0.1, 0.3, 0.4]
+    assert [
+        r["held_out_score"]
+        for r in run.records("metrics.jsonl")
+        if "held_out_score" in r
+    ] == [0.1, 0.3, 0.4]
 
 
 @pytest.mark.parametrize("kill", [12, 44, 47, 69])

@@ -1,6 +1,7 @@
 """The batch split over devices gives the numbers of one device.
 
-A process keeps the devices it began with, so what needs two of them (``check_...``) runs in a pytest of its own.
+A process keeps the devices it began with, so what needs two of them (``check_...``)
+runs in a pytest of its own.
 """
 
 import json
@@ -28,48 +29,91 @@ from jaxrnn.cli import main
 from jaxrnn.tasks import charlm, load, train
 from jaxrnn.training.devices import choose_devices
 
-jax.devices()  # this process keeps those it has now, also where it calls the command line
+# this process keeps those it has now, also where it calls the command line
+jax.devices()
 T, B, D = 7, 4, 3
 LAYER = jaxrnn.stack(jaxrnn.LSTM(4, learned_initial_carry=True), jaxrnn.GRU(2))
 NOISY = jaxrnn.stack(jaxrnn.dropout(0.5), jaxrnn.Elman(2))
 SPLIT = TBPTTState(P("d"), P(None, "d"), P("d"))
 SMALL = {"hidden": 24, "batch": 16, "window": 16, "embed": 8}
 QUICK = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
-QUICK += ["--steps", "60", "--report-every", "10", "--evaluate-every", "30", "--checkpoint-seconds", "0"]
+QUICK += [
+    "--steps",
+    "60",
+    "--report-every",
+    "10",
+    "--evaluate-every",
+    "30",
+    "--checkpoint-seconds",
+    "0",
+]
 
 
 def test_on_two_devices():
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu"}
-    words = [sys.executable, "-m", "pytest", "-q", "-x", "-o", "python_functions=check_*", __file__]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300, env=environment)
+    words = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-o",
+        "python_functions=check_*",
+        __file__,
+    ]
+    done = subprocess.run(
+        words, capture_output=True, text=True, timeout=300, env=environment
+    )
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-1000:]
 
 
-# -- TBPTT -----------------------------------------------------------------------------------------------------------
+# -- TBPTT
+# -----------------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 def tbptt_of(layer, *pair, axis_name=None):
     def losses(params, carry, window):
-        how = {"mask": window.mask, "resets": window.resets, "key": window.key if layer.draws else None}
-        _, ys, carries = jaxrnn.unroll(layer, params, window.inputs, carry, **how, return_carries=True)
+        how = {
+            "mask": window.mask,
+            "resets": window.resets,
+            "key": window.key if layer.draws else None,
+        }
+        _, ys, carries = jaxrnn.unroll(
+            layer, params, window.inputs, carry, **how, return_carries=True
+        )
         return jnp.square(ys - window.targets).mean(-1), carries
 
     return TBPTT(losses, layer.initial_carry, *pair, axis_name=axis_name)
 
 
 def problem(layer=LAYER):
-    """Parameters, and a window with holes in the mask: more of them in the second half of the batch, whose last stream is
-    all hole."""
+    """Parameters, and a window with holes in the mask: more of them in the second half
+    of the batch, whose last stream is all hole.
+    """
     random = np.random.default_rng(0)
-    params = jax.tree.map(lambda a: a.astype(jnp.result_type(float)), layer.init(jax.random.key(0), D))
-    xs, targets = (jnp.asarray(random.normal(size=(T, B, size)), jnp.result_type(float)) for size in (D, 2))
-    mask, resets = random.random((T, B)) < np.array([1.0, 0.8, 0.4, 0.0]), random.random((T, B)) < 0.3
+    params = jax.tree.map(
+        lambda a: a.astype(jnp.result_type(float)), layer.init(jax.random.key(0), D)
+    )
+    xs, targets = (
+        jnp.asarray(random.normal(size=(T, B, size)), jnp.result_type(float))
+        for size in (D, 2)
+    )
+    mask, resets = (
+        random.random((T, B)) < np.array([1.0, 0.8, 0.4, 0.0]),
+        random.random((T, B)) < 0.3,
+    )
     return params, Window(xs, targets, jnp.asarray(mask), jnp.asarray(resets))
 
 
 def over_devices(function, ins, outs, **options):
     mesh = Mesh(np.asarray(jax.devices()), ("d",))
-    return jax.shard_map(function, mesh=mesh, in_specs=ins, out_specs=outs, **{"check_vma": False, **options})
+    return jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=ins,
+        out_specs=outs,
+        **{"check_vma": False, **options},
+    )
 
 
 def gradients(tbptt):
@@ -80,22 +124,37 @@ def updates(tbptt):
     optimiser = optax.adam(0.1)
 
     def run(params, window, state):
-        moved, opt_state, loss, state = tbptt.updates(optimiser, params, optimiser.init(params), window, state)
+        moved, opt_state, loss, state = tbptt.updates(
+            optimiser, params, optimiser.init(params), window, state
+        )
         return loss, (moved, opt_state), state
 
     return run
 
 
-CASES = [(gradients, (2, 5), True), (gradients, (3, 3), True), (updates, (2, 5), True), (updates, (3, 9), False)]
+CASES = [
+    (gradients, (2, 5), True),
+    (gradients, (3, 3), True),
+    (updates, (2, 5), True),
+    (updates, (3, 9), False),
+]
 
 
 @pytest.mark.parametrize(("method", "pair", "flagged"), CASES)
-def check_tbptt_gives_the_numbers_of_one_device(method, pair, flagged, x64, optax_promotion):
-    """The sequence in two pieces, not multiples of k1 long: the state goes on split as it came."""
+def check_tbptt_gives_the_numbers_of_one_device(
+    method, pair, flagged, x64, optax_promotion
+):
+    """The sequence in two pieces, not multiples of k1 long: the state goes on split
+    as it came.
+    """
     params, window = problem()
     window = window if flagged else Window(*window[:2])
     alone = compiled(method(tbptt_of(LAYER, *pair)))
-    split = over_devices(method(tbptt_of(LAYER, *pair, axis_name="d")), (P(), P(None, "d"), SPLIT), (P(), P(), SPLIT))
+    split = over_devices(
+        method(tbptt_of(LAYER, *pair, axis_name="d")),
+        (P(), P(None, "d"), SPLIT),
+        (P(), P(), SPLIT),
+    )
     states = [tbptt_of(LAYER, *pair).start(params, window, (B,))] * 2
     for piece in (slice(0, 4), slice(4, T)):
         part = jax.tree.map(lambda a, piece=piece: a[piece], window)
@@ -108,28 +167,56 @@ def check_tbptt_gives_the_numbers_of_one_device(method, pair, flagged, x64, opta
 
 def check_every_device_draws_its_own_noise():
     params, window = problem(NOISY)
-    window = Window(*(jnp.concatenate([a[:, :2]] * 2, 1) for a in window[:2]))  # two equal halves
+    window = Window(
+        *(jnp.concatenate([a[:, :2]] * 2, 1) for a in window[:2])
+    )  # two equal halves
     tbptt = tbptt_of(NOISY, T, axis_name="d")
-    run = over_devices(lambda *a: tbptt.gradients(*a[:3], key=a[3]), (P(), P(None, "d"), SPLIT, P()), (P(), P(), SPLIT))
-    _, _, state = jax.jit(run)(params, window, tbptt.start(params, window, (B,)), jax.random.key(1))
+    run = over_devices(
+        lambda *a: tbptt.gradients(*a[:3], key=a[3]),
+        (P(), P(None, "d"), SPLIT, P()),
+        (P(), P(), SPLIT),
+    )
+    _, _, state = jax.jit(run)(
+        params, window, tbptt.start(params, window, (B,)), jax.random.key(1)
+    )
     one, other = np.split(np.asarray(jax.tree.leaves(state.carry)[0]), 2)
     assert np.abs(one - other).max() > 1e-3
 
 
 def check_every_device_cuts_at_random_places_of_its_own():
-    """The carry shown here is the last step's gradient scale; the gradients are summed as without cuts."""
+    """The carry shown here is the last step's gradient scale; the gradients are
+    summed as without cuts.
+    """
 
     def losses(params, carry, window):
         scale = window.gradient_scale
-        ys = jaxrnn.truncated_unroll(jaxrnn.Elman(2), params, window.inputs, gradient_scale=scale, mask=window.mask)[1]
+        ys = jaxrnn.truncated_unroll(
+            jaxrnn.Elman(2),
+            params,
+            window.inputs,
+            gradient_scale=scale,
+            mask=window.mask,
+        )[1]
         return jnp.square(ys).mean(-1), scale
 
     params, window = jaxrnn.Elman(2).init(jax.random.key(0), D), problem()[1]
-    tbptt = TBPTT(losses, lambda _, batch: jnp.ones(batch), T, axis_name="d", truncation=jaxrnn.ARTBP(1.5))
-    run = over_devices(lambda *a: tbptt.gradients(*a[:3], key=a[3]), (P(), P(None, "d"), SPLIT, P()), (P(), P(), SPLIT))
+    tbptt = TBPTT(
+        losses,
+        lambda _, batch: jnp.ones(batch),
+        T,
+        axis_name="d",
+        truncation=jaxrnn.ARTBP(1.5),
+    )
+    run = over_devices(
+        lambda *a: tbptt.gradients(*a[:3], key=a[3]),
+        (P(), P(None, "d"), SPLIT, P()),
+        (P(), P(), SPLIT),
+    )
     window, last = Window(*window[:2]), []
     for seed in range(8):
-        _, gradient, state = jax.jit(run)(params, window, tbptt.start(params, window, (B,)), jax.random.key(seed))
+        _, gradient, state = jax.jit(run)(
+            params, window, tbptt.start(params, window, (B,)), jax.random.key(seed)
+        )
         last.append(np.split(np.asarray(state.carry), 2))
         assert np.isfinite(ravel_pytree(gradient)[0]).all()
     assert any((one != other).any() for one, other in last)
@@ -140,24 +227,39 @@ def check_the_train_step_with_random_cuts(optax_promotion):
     """The state keeps its places and its structure from step to step."""
 
     def losses(params, carry, window):
-        how = {"mask": window.mask, "resets": window.resets, "gradient_scale": window.gradient_scale}
-        _, ys, carries = jaxrnn.truncated_unroll(LAYER, params, window.inputs, carry, **how, return_carries=True)
+        how = {
+            "mask": window.mask,
+            "resets": window.resets,
+            "gradient_scale": window.gradient_scale,
+        }
+        _, ys, carries = jaxrnn.truncated_unroll(
+            LAYER, params, window.inputs, carry, **how, return_carries=True
+        )
         return jnp.square(ys - window.targets).mean(-1), carries
 
     params, window = problem()
-    tbptt, optimiser = TBPTT(losses, LAYER.initial_carry, 2, 5, truncation=jaxrnn.ARTBP(2.0)), training.make_optimiser()
+    tbptt, optimiser = (
+        TBPTT(losses, LAYER.initial_carry, 2, 5, truncation=jaxrnn.ARTBP(2.0)),
+        training.make_optimiser(),
+    )
     state = training.start(tbptt, optimiser, params, window, (B,), jax.random.key(1))
-    train_step = training.make_train_step(tbptt, optimiser, lambda progress: progress, jax.make_mesh((2,), ("streams",)))
+    train_step = training.make_train_step(
+        tbptt, optimiser, lambda progress: progress, jax.make_mesh((2,), ("streams",))
+    )
     for _ in range(2):
         state = train_step(state, window, np.float32(0.1))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
-    assert {leaf.sharding.spec for leaf in jax.tree.leaves(state.carry.carry)} == {P("streams")}
+    assert {leaf.sharding.spec for leaf in jax.tree.leaves(state.carry.carry)} == {
+        P("streams")
+    }
 
 
 def check_an_axis_that_jax_sums_over_too_is_refused(plain_errors):
     params, window = problem()
     tbptt = tbptt_of(LAYER, 2, axis_name="d")
-    run = over_devices(tbptt.gradients, (P(), P(None, "d"), SPLIT), (P(), P(), SPLIT), check_vma=True)
+    run = over_devices(
+        tbptt.gradients, (P(), P(None, "d"), SPLIT), (P(), P(), SPLIT), check_vma=True
+    )
     with pytest.raises(ValueError, match="pass check_vma=False"):
         jax.jit(run)(params, window, tbptt.start(params, window, (B,)))
 
@@ -165,32 +267,58 @@ def check_an_axis_that_jax_sums_over_too_is_refused(plain_errors):
 def test_an_axis_that_is_not_there_is_named(plain_errors):
     params, window = problem()
     tbptt = tbptt_of(LAYER, 2, axis_name="streams")
-    with pytest.raises(ValueError, match=r"no mapped axis has that name here: call it inside jax\.shard_map"):
+    with pytest.raises(
+        ValueError,
+        match=r"no mapped axis has that name here: call it inside jax\.shard_map",
+    ):
         tbptt.gradients(params, window, tbptt.start(params, window, (B,)))
 
 
-# -- the train step --------------------------------------------------------------------------------------------------
+# -- the train step
+# --------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 def stepped(layer, mesh, batch=B):
     """The train step, and a state and window of its own for each call."""
     params, window = problem(layer)
     tbptt, optimiser = tbptt_of(layer, 2, 5), training.make_optimiser()
-    state = training.start(tbptt, optimiser, params, window, (batch,), jax.random.key(1))
-    return training.make_train_step(tbptt, optimiser, lambda progress: progress, mesh), state, window
+    state = training.start(
+        tbptt, optimiser, params, window, (batch,), jax.random.key(1)
+    )
+    return (
+        training.make_train_step(tbptt, optimiser, lambda progress: progress, mesh),
+        state,
+        window,
+    )
 
 
-def check_the_train_step_compiles_once_and_leaves_the_streams_where_they_are(optax_promotion):
-    train_step, state, window = stepped(jaxrnn.GRU(2), jax.make_mesh((2,), ("anything",)))
+def check_the_train_step_compiles_once_and_leaves_the_streams_where_they_are(
+    optax_promotion,
+):
+    train_step, state, window = stepped(
+        jaxrnn.GRU(2), jax.make_mesh((2,), ("anything",))
+    )
     alone, expected, _ = stepped(jaxrnn.GRU(2), None)
     with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:
         compilations = []
-        patch.setattr("logging.Logger.handle", lambda self, record: compilations.append(record.getMessage()))
+        patch.setattr(
+            "logging.Logger.handle",
+            lambda self, record: compilations.append(record.getMessage()),
+        )
         for _ in range(3):
-            state, expected = train_step(state, window, np.float32(0.1)), alone(expected, window, np.float32(0.1))
-    assert sum(message.startswith("Compiling jit(step)") for message in compilations) == 2
-    assert_same(jax.tree.map(np.asarray, state), jax.tree.map(np.asarray, expected), 1e-5)
-    assert {leaf.sharding.spec for leaf in jax.tree.leaves(state.carry.carry)} == {P("anything")}
+            state, expected = (
+                train_step(state, window, np.float32(0.1)),
+                alone(expected, window, np.float32(0.1)),
+            )
+    assert (
+        sum(message.startswith("Compiling jit(step)") for message in compilations) == 2
+    )
+    assert_same(
+        jax.tree.map(np.asarray, state), jax.tree.map(np.asarray, expected), 1e-5
+    )
+    assert {leaf.sharding.spec for leaf in jax.tree.leaves(state.carry.carry)} == {
+        P("anything")
+    }
     assert {len(leaf.addressable_shards) for leaf in jax.tree.leaves(state)} == {2}
 
 
@@ -198,39 +326,77 @@ def check_a_mesh_of_one_device_changes_nothing_nor_its_noise(optax_promotion):
     states = []
     for mesh in (None, Mesh(np.asarray(jax.devices()[:1]), ("streams",))):
         train_step, state, window = stepped(NOISY, mesh)
-        states.append(jax.tree.map(np.asarray, train_step(state, window, np.float32(0.1))))
+        states.append(
+            jax.tree.map(np.asarray, train_step(state, window, np.float32(0.1)))
+        )
     assert_same(*states, 0)
 
 
 def check_meshes_that_do_not_fit(plain_errors):
-    with pytest.raises(ValueError, match=r"the mesh must have one axis, .* but it has \('a', 'b'\)"):
+    with pytest.raises(
+        ValueError, match=r"the mesh must have one axis, .* but it has \('a', 'b'\)"
+    ):
         stepped(LAYER, jax.make_mesh((2, 1), ("a", "b")))
     for batch in (3, ()):
-        train_step, state, window = stepped(LAYER, jax.make_mesh((2,), ("a",)), *([batch] if batch else []))
-        state = state if batch else state._replace(carry=state.carry._replace(fresh=jnp.asarray(True)))
-        with pytest.raises(ValueError, match="the first batch axis must be a multiple of 2"):
+        train_step, state, window = stepped(
+            LAYER, jax.make_mesh((2,), ("a",)), *([batch] if batch else [])
+        )
+        state = (
+            state
+            if batch
+            else state._replace(carry=state.carry._replace(fresh=jnp.asarray(True)))
+        )
+        with pytest.raises(
+            ValueError, match="the first batch axis must be a multiple of 2"
+        ):
             train_step(state, window, np.float32(0))
 
 
-# -- the program -----------------------------------------------------------------------------------------------------
+# -- the program
+# -----------------------------------------------------------------------------------------------------  # noqa: E501
 
 
 def check_a_run_has_the_metrics_of_one_device(tmp_path, optax_promotion):
-    options, budget = {**SMALL, "dropout": 0}, {"steps": 20, "report_every": 5, "evaluate_every": 10}
-    runs = [train("charlm", {**options, "devices": n}, budget, out=tmp_path / str(n))[0] for n in (1, 2)]
+    options, budget = (
+        {**SMALL, "dropout": 0},
+        {"steps": 20, "report_every": 5, "evaluate_every": 10},
+    )
+    runs = [
+        train("charlm", {**options, "devices": n}, budget, out=tmp_path / str(n))[0]
+        for n in (1, 2)
+    ]
     for a, b in zip(*(run.records("metrics.jsonl") for run in runs), strict=True):
         assert a.keys() == b.keys()
         assert all(b[k] == pytest.approx(a[k], rel=1e-4) for k in a if k != "sample")
-    assert [json.loads((run.path / "result.json").read_text())["devices"] for run in runs] == [1, 2]
+    assert [
+        json.loads((run.path / "result.json").read_text())["devices"] for run in runs
+    ] == [1, 2]
 
 
 def check_what_is_chosen():
-    assert [choose_devices(0, batch, 256) for batch in (1, 15, 16, 17, 32)] == [1, 1, 2, 1, 2]
-    assert [choose_devices(0, 32, hidden) for hidden in (8, 384, 385, 512)] == [2, 2, 1, 1]
+    assert [choose_devices(0, batch, 256) for batch in (1, 15, 16, 17, 32)] == [
+        1,
+        1,
+        2,
+        1,
+        2,
+    ]
+    assert [choose_devices(0, 32, hidden) for hidden in (8, 384, 385, 512)] == [
+        2,
+        2,
+        1,
+        1,
+    ]
     assert [choose_devices(n, 4, 512) for n in (1, 2)] == [1, 2]
-    with pytest.raises(training.BadInput, match="--devices 2 does not divide --batch 5: choose a --batch"):
+    with pytest.raises(
+        training.BadInput,
+        match="--devices 2 does not divide --batch 5: choose a --batch",
+    ):
         choose_devices(2, 5, 8)
-    with pytest.raises(training.BadInput, match=r"--devices 3, but there are only 2 devices here; .*JAX_NUM_CPU_DEVICES=3 "):
+    with pytest.raises(
+        training.BadInput,
+        match=r"--devices 3, but there are only 2 devices here; .*JAX_NUM_CPU_DEVICES=3 ",  # noqa: E501
+    ):
         choose_devices(3, 6, 8)
 
 
@@ -242,12 +408,20 @@ def command(*words):
 def killed(tmp_path_factory):
     """A run on two devices that was left alone, and one that was killed and resumed."""
     folder = tmp_path_factory.mktemp("runs")
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu"} | kept_programs(folder / "programs")
+    environment = (
+        os.environ
+        | {"JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu"}
+        | kept_programs(folder / "programs")
+    )
     run = {"capture_output": True, "text": True, "timeout": 200, "env": environment}
     alone = subprocess.run(command(*QUICK, "--out", folder / "alone"), **run)
     assert alone.returncode == 0, alone.stderr
     metrics = folder / "killed/metrics.jsonl"
-    process = subprocess.Popen(command(*QUICK, "--out", folder / "killed"), env=environment, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command(*QUICK, "--out", folder / "killed"),
+        env=environment,
+        stdout=subprocess.DEVNULL,
+    )
     while not (metrics.exists() and metrics.stat().st_size > 300):
         assert process.poll() is None
         time.sleep(0.005)
@@ -261,32 +435,57 @@ def killed(tmp_path_factory):
 
 def test_killed_and_resumed_on_two_devices_a_run_ends_with_the_same_metrics(killed):
     for name in ("metrics.jsonl", "config.json"):
-        assert (killed / "killed" / name).read_bytes() == (killed / "alone" / name).read_bytes()
-    assert json.loads((killed / "alone/config.json").read_text())["options"]["devices"] == 2
+        assert (killed / "killed" / name).read_bytes() == (
+            killed / "alone" / name
+        ).read_bytes()
+    assert (
+        json.loads((killed / "alone/config.json").read_text())["options"]["devices"]
+        == 2
+    )
 
 
 def test_a_run_on_two_devices_is_read_where_there_is_one(killed, capsys, tmp_path):
     (tmp_path / "other.txt").write_text("The following is a list of names. " * 30)
     assert main(["sample", str(killed / "alone"), "--length", "20"]) == 0
     assert main(["predict", str(killed / "alone"), "some text"]) == 0
-    assert main(["evaluate", str(killed / "alone"), "--data", str(tmp_path / "other.txt")]) == 0
+    assert (
+        main(["evaluate", str(killed / "alone"), "--data", str(tmp_path / "other.txt")])
+        == 0
+    )
     trained, notes = load(killed / "alone")
     assert notes == []
-    assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(trained.params)} == {1}
+    assert {
+        len(leaf.sharding.device_set) for leaf in jax.tree.leaves(trained.params)
+    } == {1}
 
 
 def test_a_run_on_two_devices_is_not_resumed_on_one(killed, capsys):
     before = (killed / "alone/metrics.jsonl").read_bytes()
     for words in ([], ["--devices", "1"]):
-        assert main(["train", "charlm", "--resume", "--out", str(killed / "alone"), *words]) == 2
+        assert (
+            main(
+                ["train", "charlm", "--resume", "--out", str(killed / "alone"), *words]
+            )
+            == 2
+        )
     fewer, other = capsys.readouterr().err.splitlines()
-    assert "was begun with --devices 2, but there is only 1 device here; a CPU shows more with JAX_NUM_CPU_DEVICES=2" in fewer
+    assert (
+        "was begun with --devices 2, but there is only 1 device here; a CPU shows more "
+        "with JAX_NUM_CPU_DEVICES=2" in fewer
+    )
     assert "was begun with --devices 2, not 1; leave --devices out" in other
     assert (killed / "alone/metrics.jsonl").read_bytes() == before
 
 
-def test_a_run_from_before_there_was_a_choice_goes_on_on_one_device(tmp_path, optax_promotion):
-    run, _, _ = train("charlm", SMALL, {"steps": 10, "report_every": 5, "evaluate_every": 5}, out=tmp_path / "run")
+def test_a_run_from_before_there_was_a_choice_goes_on_on_one_device(
+    tmp_path, optax_promotion
+):
+    run, _, _ = train(
+        "charlm",
+        SMALL,
+        {"steps": 10, "report_every": 5, "evaluate_every": 5},
+        out=tmp_path / "run",
+    )
     before = (run.path / "metrics.jsonl").read_bytes()
     assert run.config["options"].pop("devices") == 1
     (run.path / "config.json").write_text(json.dumps(run.config))
@@ -296,5 +495,8 @@ def test_a_run_from_before_there_was_a_choice_goes_on_on_one_device(tmp_path, op
 
 def test_where_there_is_one_device_nothing_is_split_and_more_are_refused():
     assert choose_devices(0, 32, 64) == 1
-    with pytest.raises(training.BadInput, match=r"--devices 2, but there is only 1 device here; .*jax_num_cpu_devices\", 2"):
+    with pytest.raises(
+        training.BadInput,
+        match=r"--devices 2, but there is only 1 device here; .*jax_num_cpu_devices\", 2",  # noqa: E501
+    ):
         charlm.prepare(charlm.Options(**SMALL, devices=2))

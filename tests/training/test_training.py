@@ -1,4 +1,6 @@
-"""Training: states, run directories, checkpoints, and a run that is killed and goes on to the same numbers."""
+"""Training: states, run directories, checkpoints, and a run that is killed and goes
+on to the same numbers.
+"""
 
 import json
 import os
@@ -21,7 +23,17 @@ from jaxrnn.tasks import hello
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
-QUICK = ["--quick", "--hidden", "24", "--steps", "400", "--report-every", "10", "--evaluate-every", "100"]
+QUICK = [
+    "--quick",
+    "--hidden",
+    "24",
+    "--steps",
+    "400",
+    "--report-every",
+    "10",
+    "--evaluate-every",
+    "100",
+]
 
 
 def command(*words):
@@ -32,9 +44,12 @@ def run(*words):
     return subprocess.run(command(*words), capture_output=True, text=True, timeout=300)
 
 
-def test_killed_five_times_and_resumed_a_run_ends_with_the_same_metrics(tmp_path, monkeypatch):
-    # Thirty-six reports, of which five kills let at most some twenty-five pass: by count, not by the clock, so that a fast
-    # machine cannot finish the run before the last kill.
+def test_killed_five_times_and_resumed_a_run_ends_with_the_same_metrics(
+    tmp_path, monkeypatch
+):
+    # Thirty-six reports, of which five kills let at most some twenty-five pass: by
+    # count, not by the clock, so that a fast machine cannot finish the run before the
+    # last kill.
     for name, value in kept_programs(tmp_path / "programs").items():
         monkeypatch.setenv(name, value)
     flags = ["train", "charlm", *QUICK, "--steps", "360", "--checkpoint-seconds", "0"]
@@ -48,7 +63,10 @@ def test_killed_five_times_and_resumed_a_run_ends_with_the_same_metrics(tmp_path
 
     for _ in range(5):
         last = written() + rng.randint(1, 4)
-        process = subprocess.Popen(command(*flags, "--out", tmp_path / "killed", *resume), stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command(*flags, "--out", tmp_path / "killed", *resume),
+            stdout=subprocess.DEVNULL,
+        )
         while written() < last:  # fewer at first: it goes on from its last checkpoint
             assert process.poll() is None
             time.sleep(0.002)
@@ -56,19 +74,30 @@ def test_killed_five_times_and_resumed_a_run_ends_with_the_same_metrics(tmp_path
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         resume = ["--resume"]
-        flags = [word for word in flags if word != "--quick"]  # it goes on as it was begun
+        flags = [
+            word for word in flags if word != "--quick"
+        ]  # it goes on as it was begun
     last = run(*flags, "--out", tmp_path / "killed", *resume)
     assert last.returncode == 0, last.stderr
     assert "resumed at step" in last.stdout
     for name in ("metrics.jsonl", "config.json"):
-        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
-    scores = [json.loads((tmp_path / r / "result.json").read_text())["bits_per_char"] for r in ("killed", "alone")]
+        assert (tmp_path / "killed" / name).read_bytes() == (
+            tmp_path / "alone" / name
+        ).read_bytes()
+    scores = [
+        json.loads((tmp_path / r / "result.json").read_text())["bits_per_char"]
+        for r in ("killed", "alone")
+    ]
     assert scores[0] == scores[1]
 
 
 def test_control_c_saves_and_exits(tmp_path):
     process = subprocess.Popen(
-        command("train", "charlm", *QUICK, "--steps", "100000", "--out", tmp_path / "run"), stdout=subprocess.PIPE, text=True
+        command(
+            "train", "charlm", *QUICK, "--steps", "100000", "--out", tmp_path / "run"
+        ),
+        stdout=subprocess.PIPE,
+        text=True,
     )
     while not process.stdout.readline().startswith("step 20"):
         assert process.poll() is None
@@ -81,7 +110,9 @@ def test_control_c_saves_and_exits(tmp_path):
 
 
 def test_seconds_stop_the_run_and_the_result_is_written(tmp_path):
-    done = run("train", "charlm", "--quick", "--seconds", "4", "--out", tmp_path / "run")
+    done = run(
+        "train", "charlm", "--quick", "--seconds", "4", "--out", tmp_path / "run"
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "run/result.json").read_text())
     assert result["seconds"] >= 4
@@ -90,10 +121,15 @@ def test_seconds_stop_the_run_and_the_result_is_written(tmp_path):
 
 @pytest.fixture
 def state():
-    """A state with everything that can stand in one: named tuples, empty leaves, integers, bfloat16."""
+    """A state with everything that can stand in one: named tuples, empty leaves,
+    integers, bfloat16.
+    """
     cell = jaxrnn.LSTM(3)
     key = jax.random.key(1)
-    params = {"cell": cell.init(key, 2, dtype=jnp.bfloat16), "w": jax.random.normal(key, (3,))}
+    params = {
+        "cell": cell.init(key, 2, dtype=jnp.bfloat16),
+        "w": jax.random.normal(key, (3,)),
+    }
     return training.TrainState(
         step=jnp.asarray(7, jnp.int32),
         params=params,
@@ -115,7 +151,9 @@ def assert_same(a, b):
 def test_a_checkpoint_gives_back_the_state_bit_for_bit(tmp_path, state):
     checkpoints = training.Checkpoints(tmp_path / "checkpoints")
     checkpoints.save(7, state, {"seconds": 2.5})
-    step, back, meta, notes, _ = checkpoints.restore(jax.tree.map(jnp.zeros_like, state))
+    step, back, meta, notes, _ = checkpoints.restore(
+        jax.tree.map(jnp.zeros_like, state)
+    )
     assert (step, meta["seconds"], notes) == (7, 2.5, [])
     assert_same(back, state)
     params, _ = checkpoints.restore_params(state.params)
@@ -130,11 +168,17 @@ def test_only_the_last_checkpoints_are_kept(tmp_path, state):
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "missing"])
-def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path, state, damage):
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(
+    tmp_path, state, damage
+):
     checkpoints = training.Checkpoints(tmp_path / "checkpoints")
     checkpoints.save(1, state, {})
     checkpoints.save(2, state._replace(loss=jnp.asarray(9.0)), {})
-    files = [p for p in (tmp_path / "checkpoints/2").rglob("*") if p.is_file() and p.stat().st_size > 64 and "/d/" in str(p)]
+    files = [
+        p
+        for p in (tmp_path / "checkpoints/2").rglob("*")
+        if p.is_file() and p.stat().st_size > 64 and "/d/" in str(p)
+    ]
     assert files
     for file in files:
         data = bytearray(file.read_bytes())
@@ -161,7 +205,9 @@ def test_where_every_checkpoint_is_damaged_the_error_says_so(tmp_path, state):
     for file in (tmp_path / "checkpoints/1").rglob("*"):
         if file.is_file():
             file.write_bytes(b"")
-    for _ in range(2):  # and nothing is moved away, so that the next try finds what this one found
+    for _ in range(
+        2
+    ):  # and nothing is moved away, so that the next try finds what this one found
         with pytest.raises(training.BadInput, match="no readable checkpoint"):
             training.Checkpoints(tmp_path / "checkpoints").restore(state)
 
@@ -170,17 +216,24 @@ def test_a_checkpoint_of_another_model_is_refused_by_leaf(tmp_path, state):
     checkpoints = training.Checkpoints(tmp_path / "checkpoints")
     checkpoints.save(1, state, {})
     other = state._replace(params={**state.params, "w": jnp.zeros(4)})
-    with pytest.raises(training.BadInput, match=r"params\.w should be \(4,\) float32, found \(3,\) float32"):
+    with pytest.raises(
+        training.BadInput,
+        match=r"params\.w should be \(4,\) float32, found \(3,\) float32",
+    ):
         checkpoints.restore(other)
 
 
 def test_the_train_step_is_the_plain_optax_update():
-    """One window of a linear readout, against optax called by hand on jax.grad of the mean loss."""
+    """One window of a linear readout, against optax called by hand on jax.grad of
+    the mean loss.
+    """
     cell, key = jaxrnn.GRU(3), jax.random.key(0)
     xs, targets = jax.random.normal(key, (2, 5, 4, 3))
 
     def losses(params, carry, window):
-        _, ys, carries = jaxrnn.unroll(cell, params, window.inputs, carry, mask=window.mask, return_carries=True)
+        _, ys, carries = jaxrnn.unroll(
+            cell, params, window.inputs, carry, mask=window.mask, return_carries=True
+        )
         return jnp.square(ys - window.targets).sum(-1), carries
 
     tbptt = jaxrnn.TBPTT(losses, cell.initial_carry, 5)
@@ -189,9 +242,15 @@ def test_the_train_step_is_the_plain_optax_update():
     window = jaxrnn.Window(xs, targets, np.ones((5, 4), bool), np.zeros((5, 4), bool))
     schedule = training.warmup_cosine(0.1, warmup=0.5)
     train_step = training.make_train_step(tbptt, optimiser, schedule)
-    state = train_step(training.start(tbptt, optimiser, params, window, (4,), key), window, np.float32(0.25))
+    state = train_step(
+        training.start(tbptt, optimiser, params, window, (4,), key),
+        window,
+        np.float32(0.25),
+    )
 
-    loss, gradient = jax.value_and_grad(lambda p: jnp.square(jaxrnn.unroll(cell, p, xs)[1] - targets).sum(-1).mean())(params)
+    loss, gradient = jax.value_and_grad(
+        lambda p: jnp.square(jaxrnn.unroll(cell, p, xs)[1] - targets).sum(-1).mean()
+    )(params)
     by_hand = optax.chain(optax.clip_by_global_norm(0.1), optax.adam(0.05, b2=0.99))
     change, _ = by_hand.update(gradient, by_hand.init(params), params)
     expected = optax.apply_updates(params, change)
@@ -209,13 +268,19 @@ def test_the_schedule_rises_and_falls():
 
 def test_a_run_directory_is_never_overwritten_by_accident(tmp_path):
     training.Run.create(tmp_path / "run", {"task": "hello"})
-    with pytest.raises(training.BadInput, match="already holds a run: continue it with --resume"):
+    with pytest.raises(
+        training.BadInput, match="already holds a run: continue it with --resume"
+    ):
         training.Run.create(tmp_path / "run", {"task": "hello"})
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("years of work")
     for overwrite in (False, True):
-        with pytest.raises(training.BadInput, match="is not empty, and no run directory"):
-            training.Run.create(tmp_path / "mine", {"task": "hello"}, overwrite=overwrite)
+        with pytest.raises(
+            training.BadInput, match="is not empty, and no run directory"
+        ):
+            training.Run.create(
+                tmp_path / "mine", {"task": "hello"}, overwrite=overwrite
+            )
     assert (tmp_path / "mine/thesis.txt").read_text() == "years of work"
 
 
@@ -227,12 +292,24 @@ def test_a_half_written_line_is_dropped_and_later_records_are_rewound(tmp_path):
     with open(tmp_path / "run/metrics.jsonl", "a") as out:
         out.write('{"step": 40, "lo')
     r.rewind(20)
-    assert r.records("metrics.jsonl") == [{"step": 10, "loss": 10 / 7}, {"step": 20, "loss": 20 / 7}]
+    assert r.records("metrics.jsonl") == [
+        {"step": 10, "loss": 10 / 7},
+        {"step": 20, "loss": 20 / 7},
+    ]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoints(tmp_path):
     done = run(
-        "train", "hello", "--learning-rate", "1e38", "--report-every", "1", "--checkpoint-seconds", "0", "--out", tmp_path / "r"
+        "train",
+        "hello",
+        "--learning-rate",
+        "1e38",
+        "--report-every",
+        "1",
+        "--checkpoint-seconds",
+        "0",
+        "--out",
+        tmp_path / "r",
     )
     assert done.returncode == 2
     assert "try a smaller --learning-rate" in done.stderr

@@ -1,13 +1,16 @@
-"""cuDNN's LSTM as JAX primitives with rules of their own: one for the call, one for its transpose.
+"""cuDNN's LSTM as JAX primitives with rules of their own: one for the call, one for its
+transpose.
 
-``jax.experimental.rnn`` has no batching rule, and says little about what it cannot do. Here
+``jax.experimental.rnn`` has no batching rule, and says little about what it cannot do.
+Here
 
-    lstm       x, h, c, weights, lengths -> y, last h, last c (, reserve: what cuDNN keeps for the way back)
-    tangent    linear, known by its transpose alone
-    adjoint    the cotangents of x, h, c and weights from those of y and of the last h and c
+    lstm       x, h, c, weights, lengths -> y, last h, last c (, reserve: what cuDNN
+    keeps for the way back) tangent    linear, known by its transpose alone adjoint
+    the cotangents of x, h, c and weights from those of y and of the last h and c
 
-``vmap`` of ``lstm`` folds the mapped axis into the batch, before anything is differentiated. What is left is refused in words:
-mapped weights, ``vmap`` of a gradient, forward mode, second derivatives, and every platform but CUDA.
+``vmap`` of ``lstm`` folds the mapped axis into the batch, before anything is
+differentiated. What is left is refused in words: mapped weights, ``vmap`` of a
+gradient, forward mode, second derivatives, and every platform but CUDA.
 """
 
 from __future__ import annotations
@@ -28,14 +31,22 @@ from ...core.contraction import check_one_device
 KNOWN = 7  # what the way back is given: x, h, c, weights, lengths, y, reserve
 USE_SCAN = "use engine=jaxrnn.Scan()"
 SIGNATURES = {
-    "lstm_fwd": "x h_0 c_0 w seq_lengths input_size hidden_size num_layers dropout bidirectional precision",
-    "lstm_bwd": "input_size hidden_size num_layers dropout bidirectional precision residuals gradients",
+    "lstm_fwd": (
+        "x h_0 c_0 w seq_lengths input_size hidden_size num_layers dropout "
+        "bidirectional precision"
+    ),
+    "lstm_bwd": (
+        "input_size hidden_size num_layers dropout bidirectional precision residuals "
+        "gradients"
+    ),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """What cuDNN is told besides arrays. ``tf32``: whether its float32 matmuls may round their factors to 10 bits."""
+    """What cuDNN is told besides arrays. ``tf32``: whether its float32 matmuls may
+    round their factors to 10 bits.
+    """
 
     input_size: int
     hidden_size: int
@@ -46,13 +57,18 @@ class Network:
     def arguments(self) -> dict[str, Any]:
         """As ``jax.experimental.rnn`` calls them."""
         precision = jax.lax.Precision.HIGH if self.tf32 else jax.lax.Precision.HIGHEST
-        sizes = {name: getattr(self, name) for name in ("input_size", "hidden_size", "num_layers", "bidirectional")}
+        sizes = {
+            name: getattr(self, name)
+            for name in ("input_size", "hidden_size", "num_layers", "bidirectional")
+        }
         return {**sizes, "dropout": 0.0, "precision": precision}
 
 
 @dataclasses.dataclass(frozen=True)
 class Library:
-    """cuDNN by way of ``jax.experimental.rnn``. The tests put a twin of the same methods in its place."""
+    """cuDNN by way of ``jax.experimental.rnn``. The tests put a twin of the same
+    methods in its place.
+    """
 
     dtype: str = "float32"
 
@@ -65,46 +81,73 @@ class Library:
         rnn = _experimental_rnn()
         for name, expected in SIGNATURES.items():
             function = getattr(rnn, name, None)
-            if function is None or " ".join(inspect.signature(function).parameters) != expected:
+            if (
+                function is None
+                or " ".join(inspect.signature(function).parameters) != expected
+            ):
                 raise ValueError(
-                    f"CuDNN: jax.experimental.rnn.{name} of jax {jax.__version__} is missing, or takes other arguments than "
-                    f"({', '.join(expected.split())}), which jax 0.10 to 0.12 have: {USE_SCAN}, or such a jax"
+                    f"CuDNN: jax.experimental.rnn.{name} of jax {jax.__version__} is "
+                    f"missing, or takes other arguments than "
+                    f"({', '.join(expected.split())}), which jax 0.10 to 0.12 have: "
+                    f"{USE_SCAN}, or such a jax"
                 )
 
     def check_platform(self, platform: str | None) -> None:
         """Raise where a program is lowered for anything but NVIDIA's."""
         if platform != "cuda":
             where = platform or "another platform"
-            raise ValueError(f"CuDNN: needs an NVIDIA GPU with cuDNN, lowering for {where}: {USE_SCAN}")
+            raise ValueError(
+                f"CuDNN: needs an NVIDIA GPU with cuDNN, lowering for {where}: "
+                f"{USE_SCAN}"
+            )
 
     def reserve_size(self, network: Network, *inputs: Any) -> int:
-        """Numbers that cuDNN keeps from a forward pass for the way back; it must be asked, with a GPU at hand."""
-        return jax.eval_shape(lambda *values: self.forward(network, *values)[3], *inputs).shape[0]
+        """Numbers that cuDNN keeps from a forward pass for the way back; it must be
+        asked, with a GPU at hand.
+        """
+        return jax.eval_shape(
+            lambda *values: self.forward(network, *values)[3], *inputs
+        ).shape[0]
 
     def forward(self, network: Network, *inputs: Any) -> tuple[Any, Any, Any, Any]:
-        """``(y, last h, last c, reserve)`` of x (B, T, D), h and c (layers, B, H), weights and lengths."""
+        """``(y, last h, last c, reserve)`` of x (B, T, D), h and c (layers, B, H),
+        weights and lengths.
+        """
         rnn, arguments = _experimental_rnn(), network.arguments()
         (y, h, c), residuals = _asked(lambda: rnn.lstm_fwd(*inputs, **arguments))
         batch, steps, features = y.shape
-        if residuals[-1].size < 4 * batch * steps * features * network.num_layers:  # not even the gates would fit
+        if (
+            residuals[-1].size < 4 * batch * steps * features * network.num_layers
+        ):  # not even the gates would fit
             raise ValueError(
-                f"CuDNN: for {batch} sequences of {steps} steps and {network.hidden_size} units jax says that cuDNN keeps "
-                f"{residuals[-1].size:,} numbers, which is too few: jax counts the bytes in 32 bits, and more than 2 GiB are "
+                f"CuDNN: for {batch} sequences of {steps} steps and "
+                f"{network.hidden_size} units jax says that cuDNN keeps "
+                f"{residuals[-1].size:,} numbers, which is too few: jax counts the "
+                f"bytes in 32 bits, and more than 2 GiB are "
                 f"needed. Split the batch, truncate (window=), or {USE_SCAN}"
             )
         return y, h, c, residuals[-1]
 
-    def backward(self, network: Network, known: Sequence[Any], cotangents: Sequence[Any]) -> Sequence[Any]:
+    def backward(
+        self, network: Network, known: Sequence[Any], cotangents: Sequence[Any]
+    ) -> Sequence[Any]:
         """Cotangents of x, h, c and weights."""
         rnn, arguments = _experimental_rnn(), network.arguments()
-        return _asked(lambda: rnn.lstm_bwd(**arguments, residuals=tuple(known), gradients=tuple(cotangents)))[:4]
+        return _asked(
+            lambda: rnn.lstm_bwd(
+                **arguments, residuals=tuple(known), gradients=tuple(cotangents)
+            )
+        )[:4]
 
 
 def _experimental_rnn() -> Any:
     try:
         from jax.experimental import rnn
     except ImportError as error:
-        raise ValueError(f"CuDNN: jax {jax.__version__} has no jax.experimental.rnn ({error}): {USE_SCAN}") from None
+        raise ValueError(
+            f"CuDNN: jax {jax.__version__} has no jax.experimental.rnn ({error}): "
+            f"{USE_SCAN}"
+        ) from None
     return rnn
 
 
@@ -112,25 +155,44 @@ def _asked(call: Callable[[], Any]) -> Any:
     """``call()``, which asks cuDNN for sizes while it is traced."""
     try:
         return call()
-    except (AttributeError, RuntimeError) as error:  # no CUDA plugin; or one without a GPU, or without cuDNN
+    except (
+        AttributeError,
+        RuntimeError,
+    ) as error:  # no CUDA plugin; or one without a GPU, or without cuDNN
         raise ValueError(
-            "CuDNN: needs an NVIDIA GPU with cuDNN where it is traced, for cuDNN is asked how much memory it takes, and here "
-            f"that fails ({type(error).__name__}: {error}): {USE_SCAN}, or install jax with CUDA (pip install 'jax[cuda13]')"
+            "CuDNN: needs an NVIDIA GPU with cuDNN where it is traced, for cuDNN is "
+            "asked how much memory it takes, and here "
+            f"that fails ({type(error).__name__}: {error}): {USE_SCAN}, or install jax "
+            f"with CUDA (pip install 'jax[cuda13]')"
         ) from error
 
 
-# ----------------------------------------------------------------------------------------------------------------- the walk
+# --------------------------------------------------------------------------------------
+# the walk
 
 
-def lstm(network: Network, library: Library, x: Any, h: Any, c: Any, weights: Any, lengths: Any) -> tuple[Any, Any, Any]:
-    """``(y (B, T, directions H), last h, last c)`` for x ``(B, T, D)``, h and c ``(layers directions, B, H)``, cuDNN's flat
-    ``weights`` and ``lengths (B,)`` int32, at least 1. What y holds behind a sequence's length is not to be read.
+def lstm(
+    network: Network,
+    library: Library,
+    x: Any,
+    h: Any,
+    c: Any,
+    weights: Any,
+    lengths: Any,
+) -> tuple[Any, Any, Any]:
+    """``(y (B, T, directions H), last h, last c)`` for x ``(B, T, D)``, h and c
+    ``(layers directions, B, H)``, cuDNN's flat ``weights`` and ``lengths (B,)`` int32,
+    at least 1. What y holds behind a sequence's length is not to be read.
     """
-    y, h, c = lstm_p.bind(x, h, c, weights, lengths, network=network, library=library, keep=False)
+    y, h, c = lstm_p.bind(
+        x, h, c, weights, lengths, network=network, library=library, keep=False
+    )
     return y, h, c
 
 
-def _lstm(*inputs, network: Network, library: Library, keep: bool, platform: str | None):
+def _lstm(
+    *inputs, network: Network, library: Library, keep: bool, platform: str | None
+):
     library.check_platform(platform)
     y, h, c, reserve = library.forward(network, *inputs)
     return [y, h, c, reserve] if keep else [y, h, c]
@@ -142,7 +204,10 @@ def _adjoint(*flat, network: Network, library: Library, platform: str | None):
 
 
 def _tangent(*flat, network: Network, library: Library, platform: str | None):
-    raise ValueError(f"CuDNN: forward mode (jvp, jacfwd, linearize; of a gradient too): it has reverse mode only: {USE_SCAN}")
+    raise ValueError(
+        f"CuDNN: forward mode (jvp, jacfwd, linearize; of a gradient too): it has "
+        f"reverse mode only: {USE_SCAN}"
+    )
 
 
 def _define(name: str, function: Callable, abstract: Callable) -> Primitive:
@@ -156,31 +221,46 @@ def _define(name: str, function: Callable, abstract: Callable) -> Primitive:
     primitive.def_impl(lambda *args, **params: compiled(tuple(params.items()))(*args))
     primitive.def_abstract_eval(abstract)
     for platform in (None, "cpu", "tpu", "cuda", "rocm"):
-        mlir.register_lowering(primitive, functools.partial(_lower, function, platform), platform=platform)
+        mlir.register_lowering(
+            primitive, functools.partial(_lower, function, platform), platform=platform
+        )
     return primitive
 
 
-def _lower(function: Callable, platform: str | None, ctx: Any, *args: Any, **params: Any) -> Any:
+def _lower(
+    function: Callable, platform: str | None, ctx: Any, *args: Any, **params: Any
+) -> Any:
     if platform == "cuda":
         check_one_device("CuDNN", ctx)
-    return mlir.lower_fun(functools.partial(function, platform=platform), multiple_results=True)(ctx, *args, **params)
+    return mlir.lower_fun(
+        functools.partial(function, platform=platform), multiple_results=True
+    )(ctx, *args, **params)
 
 
-def _avals_of_lstm(x, h, c, weights, lengths, *, network: Network, library: Library, keep: bool):
+def _avals_of_lstm(
+    x, h, c, weights, lengths, *, network: Network, library: Library, keep: bool
+):
     directions = 2 if network.bidirectional else 1
     out = [x.update(shape=(*x.shape[:2], directions * network.hidden_size)), h, c]
     if keep:
-        inputs = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (x, h, c, weights, lengths)]
+        inputs = [
+            jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (x, h, c, weights, lengths)
+        ]
         out.append(x.update(shape=(library.reserve_size(network, *inputs),)))
     return out
 
 
 lstm_p = _define("jaxrnn_cudnn", _lstm, _avals_of_lstm)
-tangent_p = _define("jaxrnn_cudnn_tangent", _tangent, lambda *avals, **_: [avals[5], avals[1], avals[2]])
-adjoint_p = _define("jaxrnn_cudnn_adjoint", _adjoint, lambda *avals, **_: list(avals[:4]))
+tangent_p = _define(
+    "jaxrnn_cudnn_tangent", _tangent, lambda *avals, **_: [avals[5], avals[1], avals[2]]
+)
+adjoint_p = _define(
+    "jaxrnn_cudnn_adjoint", _adjoint, lambda *avals, **_: list(avals[:4])
+)
 
 
-# ------------------------------------------------------------------------------------------------------------------- its rules
+# --------------------------------------------------------------------------------------
+# its rules
 
 
 def _lstm_jvp(primals, tangents, *, network: Network, library: Library, keep: bool):
@@ -191,7 +271,9 @@ def _lstm_jvp(primals, tangents, *, network: Network, library: Library, keep: bo
         return out[:shown], zeros[:shown]
     moving = [ad.instantiate_zeros(t) for t in tangents[:4]]
     y, *_, reserve = out
-    moved = tangent_p.bind(*primals, y, reserve, *moving, network=network, library=library)
+    moved = tangent_p.bind(
+        *primals, y, reserve, *moving, network=network, library=library
+    )
     return out[:shown], [*moved, *zeros[3:shown]]
 
 
@@ -199,10 +281,19 @@ def _tangent_transpose(cotangents, *args, network: Network, library: Library):
     if all(type(g) is ad.Zero for g in cotangents):
         return [None] * len(args)
     given = [ad.instantiate_zeros(g) for g in cotangents]
-    return [None] * KNOWN + list(adjoint_p.bind(*args[:KNOWN], *given, network=network, library=library))
+    return [None] * KNOWN + list(
+        adjoint_p.bind(*args[:KNOWN], *given, network=network, library=library)
+    )
 
 
-def _fold(args: Sequence[Any], dims: Sequence[Any], *, network: Network, library: Library, keep: bool):
+def _fold(
+    args: Sequence[Any],
+    dims: Sequence[Any],
+    *,
+    network: Network,
+    library: Library,
+    keep: bool,
+):
     """A mapped axis beside the batch, where cuDNN has no other place for it."""
     if keep:
         return _refuse_vmap(args, dims)
@@ -210,31 +301,53 @@ def _fold(args: Sequence[Any], dims: Sequence[Any], *, network: Network, library
         out = lstm_p.bind(*args, network=network, library=library, keep=keep)
         return out, [None] * len(out)
     if dims[3] is not None:
-        raise ValueError(f"CuDNN: vmap over parameters: cuDNN has one set of weights a call: {USE_SCAN}, or jax.lax.map")
+        raise ValueError(
+            f"CuDNN: vmap over parameters: cuDNN has one set of weights a call: "
+            f"{USE_SCAN}, or jax.lax.map"
+        )
     size = next(a.shape[d] for a, d in zip(args, dims, strict=True) if d is not None)
 
     def beside(a, d, axis):
-        a = jnp.broadcast_to(jnp.expand_dims(a, axis), (*a.shape[:axis], size, *a.shape[axis:])) if d is None else a
+        a = (
+            jnp.broadcast_to(
+                jnp.expand_dims(a, axis), (*a.shape[:axis], size, *a.shape[axis:])
+            )
+            if d is None
+            else a
+        )
         a = a if d is None else jnp.moveaxis(a, d, axis)
         return a.reshape(*a.shape[:axis], -1, *a.shape[axis + 2 :])
 
     (x, h, c, weights, lengths), (d_x, d_h, d_c, _, d_lengths) = args, dims
     batch = x.shape[0] if d_x is None else jnp.moveaxis(x, d_x, 0).shape[1]
-    folded = (beside(x, d_x, 0), beside(h, d_h, 1), beside(c, d_c, 1), weights, beside(lengths, d_lengths, 0))
+    folded = (
+        beside(x, d_x, 0),
+        beside(h, d_h, 1),
+        beside(c, d_c, 1),
+        weights,
+        beside(lengths, d_lengths, 0),
+    )
     y, h, c = lstm_p.bind(*folded, network=network, library=library, keep=keep)
-    out = [y.reshape(size, batch, *y.shape[1:]), *(a.reshape(-1, size, batch, a.shape[-1]) for a in (h, c))]
+    out = [
+        y.reshape(size, batch, *y.shape[1:]),
+        *(a.reshape(-1, size, batch, a.shape[-1]) for a in (h, c)),
+    ]
     return out, [0, 1, 1]
 
 
 def _refuse_vmap(args, dims, **_):
     raise ValueError(
-        "CuDNN: vmap of a gradient (per-example gradients, jacrev): cuDNN sums the gradients of its weights over the batch: "
+        "CuDNN: vmap of a gradient (per-example gradients, jacrev): cuDNN sums the "
+        "gradients of its weights over the batch: "
         f"take the gradient of the vmapped loss, or {USE_SCAN}"
     )
 
 
 def _refuse_second(primals, tangents, **_):
-    raise ValueError(f"CuDNN: second derivatives: cuDNN's backward pass has no derivative: {USE_SCAN}")
+    raise ValueError(
+        f"CuDNN: second derivatives: cuDNN's backward pass has no derivative: "
+        f"{USE_SCAN}"
+    )
 
 
 ad.primitive_jvps[lstm_p] = _lstm_jvp

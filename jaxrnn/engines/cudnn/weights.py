@@ -1,7 +1,8 @@
 """LSTM parameters as cuDNN's one flat vector, and back.
 
-The vector holds, for every layer and in it for every direction, the matrices ``W_ih (4H, D)`` and ``W_hh (4H, H)``, row by row;
-behind them all, in the same order, the biases ``b_ih (4H,)`` and ``b_hh (4H,)``. Gates stand i, f, g, o, as ours do. cuDNN adds
+The vector holds, for every layer and in it for every direction, the matrices ``W_ih
+(4H, D)`` and ``W_hh (4H, H)``, row by row; behind them all, in the same order, the
+biases ``b_ih (4H,)`` and ``b_hh (4H,)``. Gates stand i, f, g, o, as ours do. cuDNN adds
 its two biases, so ours is their sum: packed it is the first, and the second is zero.
 """
 
@@ -21,12 +22,15 @@ DIRECTIONS = ("forward", "backward")
 
 
 def pack_lstm(params: Params) -> Float[Array, " N"]:
-    """The parameters of an `LSTM`, of a ``bidirectional`` pair, or of a ``stack`` of either, as cuDNN's flat vector.
+    """The parameters of an `LSTM`, of a ``bidirectional`` pair, or of a ``stack`` of
+    either, as cuDNN's flat vector.
 
-    Linear, so that its transpose brings gradients back. A learned initial carry is no weight of cuDNN's and is left out.
+    Linear, so that its transpose brings gradients back. A learned initial carry is no
+    weight of cuDNN's and is left out.
 
     Raises:
-        TypeError, ValueError: for parameters that are not those of plain LSTMs, of one number of units.
+        TypeError, ValueError: for parameters that are not those of plain LSTMs, of one
+            number of units.
     """
     layers = _layers(params)
     _check_sizes(layers)
@@ -37,11 +41,17 @@ def pack_lstm(params: Params) -> Float[Array, " N"]:
 
 
 def unpack_lstm(
-    weights: Float[Array, " N"], input_size: int, hidden_size: int, num_layers: int = 1, bidirectional: bool = False
+    weights: Float[Array, " N"],
+    input_size: int,
+    hidden_size: int,
+    num_layers: int = 1,
+    bidirectional: bool = False,
 ) -> Params:
-    """`pack_lstm` turned round: parameters of an LSTM, or of what ``num_layers`` and ``bidirectional`` make of it.
+    """`pack_lstm` turned round: parameters of an LSTM, or of what ``num_layers`` and
+    ``bidirectional`` make of it.
 
-    More than one layer gives ``stack``'s parameters, ``bidirectional`` those of a pair (of pairs, in a stack).
+    More than one layer gives ``stack``'s parameters, ``bidirectional`` those of a pair
+    (of pairs, in a stack).
 
     Raises:
         ValueError: for a vector of another length, or sizes that are none.
@@ -49,8 +59,10 @@ def unpack_lstm(
     expected = weight_count(input_size, hidden_size, num_layers, bidirectional)
     if tuple(weights.shape) != (expected,):
         raise ValueError(
-            f"unpack_lstm: {num_layers} layer(s) of {hidden_size} units for {input_size} features, "
-            f"{'both directions' if bidirectional else 'one direction'}, have ({expected},) weights, but got {weights.shape}"
+            f"unpack_lstm: {num_layers} layer(s) of {hidden_size} units for "
+            f"{input_size} features, "
+            f"{'both directions' if bidirectional else 'one direction'}, have "
+            f"({expected},) weights, but got {weights.shape}"
         )
     shapes = _shapes(input_size, hidden_size, num_layers, bidirectional)
     found: list[Any] = []
@@ -61,7 +73,8 @@ def unpack_lstm(
         start += size
     count = len(shapes) // 4
     matrices, biases = (
-        [group[i : i + 2] for i in range(0, len(group), 2)] for group in (found[: 2 * count], found[2 * count :])
+        [group[i : i + 2] for i in range(0, len(group), 2)]
+        for group in (found[: 2 * count], found[2 * count :])
     )
     parts = [
         {"input_kernel": W.T, "recurrent_kernel": U.T, "bias": b + also}
@@ -69,18 +82,35 @@ def unpack_lstm(
     ]
     layers: list[Params] = list(parts)
     if bidirectional:
-        layers = [dict(zip(DIRECTIONS, pair, strict=True)) for pair in zip(parts[::2], parts[1::2], strict=True)]
-    return layers[0] if num_layers == 1 else {f"layer_{i}": layer for i, layer in enumerate(layers)}
+        layers = [
+            dict(zip(DIRECTIONS, pair, strict=True))
+            for pair in zip(parts[::2], parts[1::2], strict=True)
+        ]
+    return (
+        layers[0]
+        if num_layers == 1
+        else {f"layer_{i}": layer for i, layer in enumerate(layers)}
+    )
 
 
-def weight_count(input_size: int, hidden_size: int, num_layers: int = 1, bidirectional: bool = False) -> int:
+def weight_count(
+    input_size: int, hidden_size: int, num_layers: int = 1, bidirectional: bool = False
+) -> int:
     """How long the flat vector is."""
-    for name, size in {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers}.items():
+    for name, size in {
+        "input_size": input_size,
+        "hidden_size": hidden_size,
+        "num_layers": num_layers,
+    }.items():
         check_int("unpack_lstm", name, size, 1, 2**31 - 1, "cuDNN's sizes")
-    return sum(map(math.prod, _shapes(input_size, hidden_size, num_layers, bidirectional)))
+    return sum(
+        map(math.prod, _shapes(input_size, hidden_size, num_layers, bidirectional))
+    )
 
 
-def _shapes(input_size: int, hidden_size: int, num_layers: int, bidirectional: bool) -> list[tuple[int, ...]]:
+def _shapes(
+    input_size: int, hidden_size: int, num_layers: int, bidirectional: bool
+) -> list[tuple[int, ...]]:
     """Of every array in the vector, in its order."""
     directions, G = (2 if bidirectional else 1), 4 * hidden_size
     matrices: list[tuple[int, ...]] = []
@@ -91,15 +121,21 @@ def _shapes(input_size: int, hidden_size: int, num_layers: int, bidirectional: b
 
 
 def _layers(params: Any) -> list[list[Params]]:
-    """The LSTMs inside ``params``, layer by layer, each layer's forward one before its backward one."""
+    """The LSTMs inside ``params``, layer by layer, each layer's forward one before
+    its backward one.
+    """
     names = set(params) if isinstance(params, dict) else set()
     if names and names == {f"layer_{i}" for i in range(len(names))}:
-        layers = [_directions(params[f"layer_{i}"], f"params['layer_{i}']") for i in range(len(names))]
+        layers = [
+            _directions(params[f"layer_{i}"], f"params['layer_{i}']")
+            for i in range(len(names))
+        ]
     else:
         layers = [_directions(params, "params")]
     if len({len(layer) for layer in layers}) > 1:
         raise ValueError(
-            "pack_lstm: some layers are bidirectional and some are not, but cuDNN's network is all the one or the other"
+            "pack_lstm: some layers are bidirectional and some are not, but cuDNN's "
+            "network is all the one or the other"
         )
     return layers
 
@@ -116,21 +152,34 @@ def _lstm(params: Any, where: str) -> Params:
         return params
     came = f"a dict of {sorted(names)}" if names else describe(params)
     raise TypeError(
-        f"pack_lstm: {where} are not an LSTM's (a dict of {sorted(NAMES)}), nor those of a stack or bidirectional pair that "
-        f"cuDNN has, but {came}: LSTMs with options, dropout between layers and other cells have no place there"
+        f"pack_lstm: {where} are not an LSTM's (a dict of {sorted(NAMES)}), nor those "
+        f"of a stack or bidirectional pair that "
+        f"cuDNN has, but {came}: LSTMs with options, dropout between layers and other "
+        f"cells have no place there"
     )
 
 
 def _check_sizes(layers: list[list[Params]]) -> None:
-    """One H everywhere, four gates, and every layer as many features as the one below puts out."""
-    H, features = layers[0][0]["recurrent_kernel"].shape[0], layers[0][0]["input_kernel"].shape[0]
+    """One H everywhere, four gates, and every layer as many features as the one
+    below puts out.
+    """
+    H, features = (
+        layers[0][0]["recurrent_kernel"].shape[0],
+        layers[0][0]["input_kernel"].shape[0],
+    )
     for layer in layers:
         for part in layer:
-            shapes = {"input_kernel": (features, 4 * H), "recurrent_kernel": (H, 4 * H), "bias": (4 * H,)}
+            shapes = {
+                "input_kernel": (features, 4 * H),
+                "recurrent_kernel": (H, 4 * H),
+                "bias": (4 * H,),
+            }
             for name, shape in shapes.items():
                 if tuple(part[name].shape) != shape:
                     raise ValueError(
-                        f"pack_lstm: {name} has shape {tuple(part[name].shape)}, expected {shape}: cuDNN's layers and "
-                        f"directions have one number of units, {H} here, four gates each, and the features of the layer below"
+                        f"pack_lstm: {name} has shape {tuple(part[name].shape)}, "
+                        f"expected {shape}: cuDNN's layers and "
+                        f"directions have one number of units, {H} here, four gates "
+                        f"each, and the features of the layer below"
                     )
         features = len(layer) * H

@@ -1,1 +1,3 @@
-"""The step of a recurrence as equations: its jaxpr, what depends on what, and what is linear in what."""
+"""The step of a recurrence as equations: its jaxpr, what depends on what, and what
+is linear in what.
+"""

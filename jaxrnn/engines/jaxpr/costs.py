@@ -1,4 +1,5 @@
-"""What equations cost, counted: floating-point operations, and what a branch costs where both are taken.
+"""What equations cost, counted: floating-point operations, and what a branch costs
+where both are taken.
 
 The counts choose between plans; they are no predictions of time.
 """
@@ -28,13 +29,27 @@ TRANSCENDENTAL = {
     "rsqrt",
 }
 PER_TRANSCENDENTAL = 10
-MOVES = {"broadcast_in_dim", "reshape", "transpose", "squeeze", "expand_dims", "slice", "concatenate", "copy", "split", "pad"}
+MOVES = {
+    "broadcast_in_dim",
+    "reshape",
+    "transpose",
+    "squeeze",
+    "expand_dims",
+    "slice",
+    "concatenate",
+    "copy",
+    "split",
+    "pad",
+}
 MOVES |= {"convert_element_type", "stop_gradient", "rev", "iota"}
-ITERATION = 10_000  # operations in the time that one more iteration of a loop, or a kernel, takes
+# operations in the time that one more iteration of a loop, or a kernel, takes
+ITERATION = 10_000
 
 
 def operations(eqns: Iterable[Any]) -> float:
-    """Floating-point operations of equations; those of the dearest branch of a cond, and of one iteration of a while."""
+    """Floating-point operations of equations; those of the dearest branch of a cond,
+    and of one iteration of a while.
+    """
     return sum(map(of_equation, eqns))
 
 
@@ -48,7 +63,12 @@ def of_equation(eqn: Any) -> float:
         return 2 * out * math.prod(eqn.invars[0].aval.shape[d] for d in contracted)
     if name == "conv_general_dilated":
         kernel = eqn.invars[1].aval
-        return 2 * out * kernel.size / max(kernel.shape[eqn.params["dimension_numbers"].rhs_spec[0]], 1)
+        return (
+            2
+            * out
+            * kernel.size
+            / max(kernel.shape[eqn.params["dimension_numbers"].rhs_spec[0]], 1)
+        )
     if name == "cond":
         return max(branch_costs(eqn))
     inner = sum(operations(jaxpr.eqns) for jaxpr in core.jaxprs_in_params(eqn.params))
@@ -65,8 +85,9 @@ def branch_costs(eqn: Any) -> list[float]:
 
 
 def loses_by_mapping(eqn: Any) -> bool:
-    """Whether an equation should be left in the loop, and not be done for many steps at once: under ``vmap`` a cond runs all
-    its branches for every step, and a while goes on for all steps until the last one is done.
+    """Whether an equation should be left in the loop, and not be done for many steps at
+    once: under ``vmap`` a cond runs all its branches for every step, and a while goes
+    on for all steps until the last one is done.
     """
     if eqn.primitive.name == "while":
         return True
@@ -74,5 +95,9 @@ def loses_by_mapping(eqn: Any) -> bool:
         costs = branch_costs(eqn)
         return sum(costs) - sum(costs) / len(costs) > ITERATION
     if eqn.primitive.name in ("scan", "custom_jvp_call", "custom_vjp_call"):
-        return any(loses_by_mapping(e) for jaxpr in core.jaxprs_in_params(eqn.params) for e in jaxpr.eqns)
+        return any(
+            loses_by_mapping(e)
+            for jaxpr in core.jaxprs_in_params(eqn.params)
+            for e in jaxpr.eqns
+        )
     return False

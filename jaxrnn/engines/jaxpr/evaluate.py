@@ -1,4 +1,6 @@
-"""Jaxprs as lists of equations to evaluate in part, and small helpers for flat lists of arrays."""
+"""Jaxprs as lists of equations to evaluate in part, and small helpers for flat lists
+of arrays.
+"""
 
 from __future__ import annotations
 
@@ -25,17 +27,23 @@ def run(jaxpr: Any, consts: Values, args: Values) -> list[Any]:
     return [read(env, v) for v in jaxpr.outvars]
 
 
-def evaluate(eqns: Iterable[Any], env: dict[Any, Any], instead: dict[int, Callable] | None = None) -> None:
-    """Bind the equations one after another; ``env`` maps variables to values, and gains those made.
+def evaluate(
+    eqns: Iterable[Any], env: dict[Any, Any], instead: dict[int, Callable] | None = None
+) -> None:
+    """Bind the equations one after another; ``env`` maps variables to values, and gains
+    those made.
 
-    ``instead`` holds, under the ``id`` of an equation, a function of its operands that makes the same.
+    ``instead`` holds, under the ``id`` of an equation, a function of its operands that
+    makes the same.
     """
     for eqn in eqns:
         values = [read(env, v) for v in eqn.invars]
         if instead and id(eqn) in instead:
             env[eqn.outvars[0]] = instead[id(eqn)](*values)
             continue
-        if eqn.primitive is contraction_p:  # in a step there is no time to merge with: the engines know dot_general
+        if (
+            eqn.primitive is contraction_p
+        ):  # in a step there is no time to merge with: the engines know dot_general
             env[eqn.outvars[0]] = product(*values, **eqn.params)
             continue
         inner = eqn.params.get("jaxpr") if eqn.primitive.name in CALLS else None
@@ -51,7 +59,9 @@ def evaluate(eqns: Iterable[Any], env: dict[Any, Any], instead: dict[int, Callab
 def bind(eqn: Any, values: Values) -> list[Any]:
     """What an equation makes of other operands."""
     bound = eqn.primitive.get_bind_params(eqn.params)
-    functions, params = bound if isinstance(bound, tuple) else ((), bound)  # older jax: functions apart
+    functions, params = (
+        bound if isinstance(bound, tuple) else ((), bound)
+    )  # older jax: functions apart
     with eqn.ctx.manager:
         made = eqn.primitive.bind(*functions, *values, **params)
     return made if eqn.primitive.multiple_results else [made]
@@ -63,13 +73,17 @@ def read(env: dict[Any, Any], var: Any) -> Any:
 
 def inlined(closed: Any) -> Any:
     """The same jaxpr without nested calls."""
-    return jax.make_jaxpr(lambda *args: run(closed.jaxpr, closed.consts, args))(*closed.in_avals)
+    return jax.make_jaxpr(lambda *args: run(closed.jaxpr, closed.consts, args))(
+        *closed.in_avals
+    )
 
 
 def mapping_of(axis_data: Any) -> dict[str, Any]:
     """The arguments of ``jax.vmap`` for an axis that a batching rule is told of."""
     named = {"axis_name": axis_data.name} if isinstance(axis_data.name, str) else {}
-    return {"axis_size": axis_data.size, **named} | ({"spmd_axis_name": axis_data.spmd_name} if axis_data.spmd_name else {})
+    return {"axis_size": axis_data.size, **named} | (
+        {"spmd_axis_name": axis_data.spmd_name} if axis_data.spmd_name else {}
+    )
 
 
 def is_differentiable(aval: Any) -> bool:
@@ -88,7 +102,9 @@ _look_p.def_impl(lambda *values, moved: values)
 _look_p.def_abstract_eval(lambda *avals, moved: avals)
 
 
-def _look(values: Sequence[Any], tangents: Sequence[Any], *, moved: _Places) -> tuple[Any, Any]:
+def _look(
+    values: Sequence[Any], tangents: Sequence[Any], *, moved: _Places
+) -> tuple[Any, Any]:
     moved.update(i for i, t in enumerate(tangents) if type(t) is not ad.Zero)
     return values, tangents
 
@@ -97,8 +113,8 @@ ad.primitive_jvps[_look_p] = _look
 
 
 def moved_outputs(closed: Any, places: Collection[int]) -> frozenset[int]:
-    """Those outputs of a closed jaxpr that have a tangent other than a zero known while tracing, where the inputs at
-    ``places`` have one.
+    """Those outputs of a closed jaxpr that have a tangent other than a zero known while
+    tracing, where the inputs at ``places`` have one.
     """
     moved = _Places()
     places = [i for i in sorted(places) if is_differentiable(closed.in_avals[i])]
@@ -106,7 +122,10 @@ def moved_outputs(closed: Any, places: Collection[int]) -> frozenset[int]:
     def look(primals, directions):
         def along(*values):
             full = dict(enumerate(primals)) | dict(zip(places, values, strict=True))
-            return _look_p.bind(*run(closed.jaxpr, closed.consts, [full[i] for i in range(len(full))]), moved=moved)
+            return _look_p.bind(
+                *run(closed.jaxpr, closed.consts, [full[i] for i in range(len(full))]),
+                moved=moved,
+            )
 
         return jax.jvp(along, [primals[i] for i in places], directions)
 

@@ -1,10 +1,13 @@
 """What each primitive is linear in: where a sum over time may move through it.
 
-A sum over steps moves through an equation if the equation is linear, jointly, in all those of its operands that change from
-step to step *and* in the constants among them that are terms of the same sum: ``sum_t (x_t + c) = sum_t x_t + T c``, and alike
-for the constant case of a ``select_n`` or the constant operand of a ``scatter-add``. `terms_of` names the operands that are
-terms; all the others, a predicate, an index, a factor, a matrix, must be constants. A primitive without an entry here is not
-taken to be linear in anything, and neither is one that rounds, but for sums of products in half precision: see `is_half`.
+A sum over steps moves through an equation if the equation is linear, jointly, in all
+those of its operands that change from step to step *and* in the constants among them
+that are terms of the same sum: ``sum_t (x_t + c) = sum_t x_t + T c``, and alike for the
+constant case of a ``select_n`` or the constant operand of a ``scatter-add``. `terms_of`
+names the operands that are terms; all the others, a predicate, an index, a factor, a
+matrix, must be constants. A primitive without an entry here is not taken to be linear
+in anything, and neither is one that rounds, but for sums of products in half precision:
+see `is_half`.
 """
 
 from __future__ import annotations
@@ -18,7 +21,10 @@ from jax.extend import core
 Terms = Sequence[int] | None
 
 # Linear in all operands together.
-ALL = "add_any add sub neg concatenate pad transpose reshape broadcast_in_dim squeeze expand_dims slice split reduce_sum cumsum"
+ALL = (
+    "add_any add sub neg concatenate pad transpose reshape broadcast_in_dim squeeze "
+    "expand_dims slice split reduce_sum cumsum"
+)
 ALL += " rev copy copy_p real imag complex conj"
 # Linear in these operands together, where all the others are constants.
 SOME = {
@@ -30,11 +36,17 @@ SOME = {
     "div": lambda count: (0,),
     "triangular_solve": lambda count: (1,),  # matrix, right-hand side
 }
-PRODUCTS = ("mul", "dot_general", "conv_general_dilated")  # linear in one operand where the other is a constant
+PRODUCTS = (
+    "mul",
+    "dot_general",
+    "conv_general_dilated",
+)  # linear in one operand where the other is a constant
 
 
 def terms_of(eqn: Any, is_constant: Callable[[Any], bool]) -> Terms:
-    """Positions of the operands in which an equation is linear together, all others being constants; None if in none."""
+    """Positions of the operands in which an equation is linear together, all others
+    being constants; None if in none.
+    """
     name, count = eqn.primitive.name, len(eqn.invars)
     if name in ALL.split():
         found: Sequence[int] = range(count)
@@ -58,24 +70,35 @@ def terms_of(eqn: Any, is_constant: Callable[[Any], bool]) -> Terms:
 
 
 def _fills_with_nothing(eqn: Any) -> bool:
-    """What a gather gives for an index out of bounds is an element, zero, or NaN: each sums to what the sum gives."""
+    """What a gather gives for an index out of bounds is an element, zero, or NaN:
+    each sums to what the sum gives.
+    """
     fill = eqn.params.get("fill_value")
     return fill is None or fill == 0 or fill != fill
 
 
 def _keeps_kind(eqn: Any) -> bool:
-    """A conversion between real and complex numbers; of a complex one to a real one, it is the real part."""
-    return all(jnp.issubdtype(v.aval.dtype, jnp.inexact) for v in (eqn.invars[0], eqn.outvars[0]))
+    """A conversion between real and complex numbers; of a complex one to a real one,
+    it is the real part.
+    """
+    return all(
+        jnp.issubdtype(v.aval.dtype, jnp.inexact)
+        for v in (eqn.invars[0], eqn.outvars[0])
+    )
 
 
 def rounds(eqn: Any) -> bool:
     """Whether an equation is a conversion to fewer digits or a smaller range."""
-    return _digits(eqn, lambda old, new: new.nmant < old.nmant or new.maxexp < old.maxexp)
+    return _digits(
+        eqn, lambda old, new: new.nmant < old.nmant or new.maxexp < old.maxexp
+    )
 
 
 def widens(eqn: Any) -> bool:
     """Whether an equation is a conversion to more digits or a larger range."""
-    return _digits(eqn, lambda old, new: new.nmant > old.nmant or new.maxexp > old.maxexp)
+    return _digits(
+        eqn, lambda old, new: new.nmant > old.nmant or new.maxexp > old.maxexp
+    )
 
 
 def _digits(eqn: Any, compare: Callable[[Any, Any], bool]) -> bool:
@@ -88,36 +111,59 @@ def _digits(eqn: Any, compare: Callable[[Any, Any], bool]) -> bool:
 
 
 def is_half(eqn: Any) -> bool:
-    """Whether an operand or an output of an equation is bfloat16, or as narrow with the range of float32.
+    """Whether an operand or an output of an equation is bfloat16, or as narrow with the
+    range of float32.
 
-    Mixed precision multiplies in half precision and goes on in float32. The sum over time of such products is one product,
-    rounded once, where ``jax.lax.scan`` rounds every step's: nearer to the exact sum, and the reason why mixed precision is
-    fast. Float32 inside float64 is summed as ``jax.lax.scan`` does it, and so is float16, whose range a sum may leave.
+    Mixed precision multiplies in half precision and goes on in float32. The sum over
+    time of such products is one product, rounded once, where ``jax.lax.scan`` rounds
+    every step's: nearer to the exact sum, and the reason why mixed precision is fast.
+    Float32 inside float64 is summed as ``jax.lax.scan`` does it, and so is float16,
+    whose range a sum may leave.
     """
     return any(
-        dtype.itemsize <= 2 and not is_short_of_range(dtype) for dtype in (v.aval.dtype for v in (*eqn.invars, *eqn.outvars))
+        dtype.itemsize <= 2 and not is_short_of_range(dtype)
+        for dtype in (v.aval.dtype for v in (*eqn.invars, *eqn.outvars))
     )
 
 
 def is_short_of_range(dtype: Any) -> bool:
     """Whether sums of a dtype overflow where those of float32 do not: float16."""
-    return jnp.issubdtype(dtype, jnp.inexact) and jnp.finfo(dtype).maxexp < jnp.finfo(jnp.float32).maxexp
+    return (
+        jnp.issubdtype(dtype, jnp.inexact)
+        and jnp.finfo(dtype).maxexp < jnp.finfo(jnp.float32).maxexp
+    )
 
 
 def scales(eqn: Any) -> bool:
-    """Whether what an equation makes of a sum may be in range where the sum itself is not."""
-    return eqn.primitive.name in (*PRODUCTS, "div", "triangular_solve", "linear_solve", "custom_linear_solve")
+    """Whether what an equation makes of a sum may be in range where the sum itself
+    is not.
+    """
+    return eqn.primitive.name in (
+        *PRODUCTS,
+        "div",
+        "triangular_solve",
+        "linear_solve",
+        "custom_linear_solve",
+    )
 
 
 def rounds_a_product(eqn: Any, maker: dict[Any, Any]) -> bool:
-    """Whether a conversion gives a product of narrow matrices, summed in wide numbers, the narrow dtype again: the transpose
-    of ``dot_general(..., preferred_element_type=wide)``. The sum over time then goes on in wide numbers and is rounded once.
+    """Whether a conversion gives a product of narrow matrices, summed in wide numbers,
+    the narrow dtype again: the transpose of ``dot_general(...,
+    preferred_element_type=wide)``. The sum over time then goes on in wide numbers and
+    is rounded once.
     """
     narrow, var = eqn.outvars[0].aval.dtype, eqn.invars[0]
     while not isinstance(var, core.Literal) and (made := maker.get(var)) is not None:
         if made.primitive.name == "dot_general":
             return any(v.aval.dtype == narrow for v in made.invars)
-        if made.primitive.name not in ("transpose", "reshape", "squeeze", "expand_dims", "copy"):
+        if made.primitive.name not in (
+            "transpose",
+            "reshape",
+            "squeeze",
+            "expand_dims",
+            "copy",
+        ):
             return False
         var = made.invars[0]
     return False

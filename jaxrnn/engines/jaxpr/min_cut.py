@@ -1,4 +1,6 @@
-"""The cheapest set of values to keep: a minimum vertex cut (Ford & Fulkerson 1956) in a graph of some fifty nodes."""
+"""The cheapest set of values to keep: a minimum vertex cut (Ford & Fulkerson 1956)
+in a graph of some fifty nodes.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,17 @@ Node = Hashable
 
 
 def least_cut(
-    sources: Iterable[Node], sinks: Iterable[Node], edges: Iterable[tuple[Node, Node]], size: Callable[[Any], int]
+    sources: Iterable[Node],
+    sinks: Iterable[Node],
+    edges: Iterable[tuple[Node, Node]],
+    size: Callable[[Any], int],
 ) -> list[Any]:
-    """The nodes of least total ``size`` that every path from ``sources`` to ``sinks`` meets, in the order of the edges.
+    """The nodes of least total ``size`` that every path from ``sources`` to ``sinks``
+    meets, in the order of the edges.
 
-    Each node becomes two, joined by an edge of its size; all other edges are endless. Of several least cuts the one nearest
-    the sinks is taken: what lies there needs least work to go on from.
+    Each node becomes two, joined by an edge of its size; all other edges are endless.
+    Of several least cuts the one nearest the sinks is taken: what lies there needs
+    least work to go on from.
     """
     sources, sinks, edges = list(sources), set(sinks), list(edges)
     nodes = dict.fromkeys([*sources, *(n for edge in edges for n in edge)])
@@ -45,7 +52,9 @@ def least_cut(
     return [n for n in nodes if (n, "out") in reaching and (n, "in") not in reaching]
 
 
-def _path(capacity: dict[Any, dict[Any, float]], start: Any, end: Any) -> list[tuple[Any, Any]]:
+def _path(
+    capacity: dict[Any, dict[Any, float]], start: Any, end: Any
+) -> list[tuple[Any, Any]]:
     """A shortest path with room left, as edges."""
     before = _reached(capacity, start)
     if end not in before:

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 
 from ...core.fusion_barrier import LEAST_BYTES
 
-Loop = Callable[..., tuple[Any, list[Any]]]  # `scan_into` with its unroll given, or what does the same
+Loop = Callable[
+    ..., tuple[Any, list[Any]]
+]  # `scan_into` with its unroll given, or what does the same
 
 
 def blank_rows(steps: int, aval: Any) -> Any:
@@ -19,25 +21,52 @@ def blank_rows(steps: int, aval: Any) -> Any:
 
 
 def scan_into(
-    body: Callable, carry: Any, given: Any, rows: list[Any], first: Any, steps: int, *, reverse: bool, unroll: int
+    body: Callable,
+    carry: Any,
+    given: Any,
+    rows: list[Any],
+    first: Any,
+    steps: int,
+    *,
+    reverse: bool,
+    unroll: int,
 ) -> tuple[Any, list[Any]]:
-    """``jax.lax.scan``, whose outputs, a list, go to the rows ``first`` and following of ``rows``; returns carry and rows.
+    """``jax.lax.scan``, whose outputs, a list, go to the rows ``first`` and following
+    of ``rows``; returns carry and rows.
 
-    A scan inside a scan would fill an array of its own for its outputs, and the outer one copy that. Where all rows are written
-    and a step has few numbers, the outputs are the rows: that loop has one number less to count.
+    A scan inside a scan would fill an array of its own for its outputs, and the outer
+    one copy that. Where all rows are written and a step has few numbers, the outputs
+    are the rows: that loop has one number less to count.
     """
-    each = sum(a.size * a.dtype.itemsize for a in (*rows, *jax.tree.leaves(given))) // max(steps, 1)
+    each = sum(
+        a.size * a.dtype.itemsize for a in (*rows, *jax.tree.leaves(given))
+    ) // max(steps, 1)
     if each < LEAST_BYTES and all(r.shape[0] == steps for r in rows):
-        return jax.lax.scan(body, carry, given, length=steps, reverse=reverse, unroll=max(1, min(unroll, steps)))
+        return jax.lax.scan(
+            body,
+            carry,
+            given,
+            length=steps,
+            reverse=reverse,
+            unroll=max(1, min(unroll, steps)),
+        )
 
     def one(now, each):
         carry, rows, at = now
         carry, outs = body(carry, each)
-        rows = [jax.lax.dynamic_update_index_in_dim(r, out, at, 0) for r, out in zip(rows, outs, strict=True)]
+        rows = [
+            jax.lax.dynamic_update_index_in_dim(r, out, at, 0)
+            for r, out in zip(rows, outs, strict=True)
+        ]
         return (carry, rows, at + (-1 if reverse else 1)), None
 
     at = jnp.asarray(first, jnp.int32) + (steps - 1 if reverse else 0)
     (carry, rows, _), _ = jax.lax.scan(
-        one, (carry, rows, at), given, length=steps, reverse=reverse, unroll=max(1, min(unroll, steps))
+        one,
+        (carry, rows, at),
+        given,
+        length=steps,
+        reverse=reverse,
+        unroll=max(1, min(unroll, steps)),
     )
     return carry, rows

@@ -1,4 +1,6 @@
-"""The loop backwards: all carries are known, so only the carry's cotangent has to go step by step."""
+"""The loop backwards: all carries are known, so only the carry's cotangent has to go
+step by step.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,15 @@ from jax.extend import core
 from ...core.cell import accumulator
 from ...core.fusion_barrier import fence
 from ..jaxpr.costs import loses_by_mapping
-from ..jaxpr.evaluate import chosen, evaluate, is_differentiable, nbytes, read, split, unique
+from ..jaxpr.evaluate import (
+    chosen,
+    evaluate,
+    is_differentiable,
+    nbytes,
+    read,
+    split,
+    unique,
+)
 from ..jaxpr.step_program import CONST, COT, Adjoint, Step, oriented
 from ..loops.sequential import Loop, blank_rows
 from .running_sums import Total
@@ -27,7 +37,9 @@ LEAST_ROW = 256  # bytes
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-    """For every param, carry and input of a step, whether its cotangent is asked for."""
+    """For every param, carry and input of a step, whether its cotangent is asked
+    for.
+    """
 
     params: Sequence[bool]
     carry: Sequence[bool]
@@ -37,26 +49,47 @@ class Wanted:
 class Layout:
     """A pullback's equations in the order in which a walk backwards wants them.
 
-    rebuilt   what the rest reads of the forward pass, for a window at once: without a matmul where values were kept
-    inside    the loop: from the carry's cotangent after a step to the one before it
-    after     the rest, for a window at once; and ``sums``, each weight gradient in one product over the window
+    rebuilt   what the rest reads of the forward pass, for a window at once: without a
+    matmul where values were kept inside    the loop: from the carry's cotangent after a
+    step to the one before it after     the rest, for a window at once; and ``sums``,
+    each weight gradient in one product over the window
 
-    With ``by_steps``, the loop goes step by step and can add up, in ``totals``, what would be too large to be held for every
-    step.
+    With ``by_steps``, the loop goes step by step and can add up, in ``totals``, what
+    would be too large to be held for every step.
     """
 
-    def __init__(self, program: Adjoint, wanted: Wanted, *, with_kept: bool, by_steps: bool = True, parts: int = 1):
+    def __init__(
+        self,
+        program: Adjoint,
+        wanted: Wanted,
+        *,
+        with_kept: bool,
+        by_steps: bool = True,
+        parts: int = 1,
+    ):
         self.program = program
         self.kept = program.matmul_values if with_kept else []
-        self.leaves = [i for i in range(len(program.carry)) if i not in program.not_kept(with_kept)]  # of the carries at hand
+        self.leaves = [
+            i for i in range(len(program.carry)) if i not in program.not_kept(with_kept)
+        ]  # of the carries at hand
         self.carries = program.known_carries(program.not_kept(with_kept))
         self.d_params = chosen(program.d_params, wanted.params)
         self.d_inputs = chosen(program.d_inputs, wanted.inputs)
         self.d_carry = [v for v in program.d_carry if v is not None]
         self.cotangents = [v for v in program.cotangents if v is not None]
         rows = [v for v in self.d_inputs if program.kind_of(v) > CONST]
-        self.sums = TimeSum(program, self.d_params, rows, most_bytes(program) if by_steps else math.inf, parts)
-        self.totals = [Total(program, each, which) for which, each in enumerate(self.sums.direct) if each]
+        self.sums = TimeSum(
+            program,
+            self.d_params,
+            rows,
+            most_bytes(program) if by_steps else math.inf,
+            parts,
+        )
+        self.totals = [
+            Total(program, each, which)
+            for which, each in enumerate(self.sums.direct)
+            if each
+        ]
         self.totals += [Total(program, [v], None) for v in self.sums.indirect]
         self._order(rows)
 
@@ -65,39 +98,80 @@ class Layout:
         free = {*program.inputs, *self.carries, *self.kept}
         # Every step's value of these is wanted when the loop is done.
         self.stacked = unique([*self.sums.operands, *rows])
-        made_inside = [*self.d_carry, *(v for total in self.totals for v in total.reads)]
-        left = [e for e in program.needed(self.stacked, ()) if program.kind[e.outvars[0]] == COT and loses_by_mapping(e)]
+        made_inside = [
+            *self.d_carry,
+            *(v for total in self.totals for v in total.reads),
+        ]
+        left = [
+            e
+            for e in program.needed(self.stacked, ())
+            if program.kind[e.outvars[0]] == COT and loses_by_mapping(e)
+        ]
         made_inside += [v for eqn in left for v in eqn.outvars]
-        self.pullback = [eqn for eqn in program.needed(made_inside, ()) if program.kind[eqn.outvars[0]] == COT]
-        in_loop = {v for eqn in self.pullback for v in eqn.outvars} | set(self.cotangents)
-        self.after = [eqn for eqn in program.needed(self.stacked, in_loop) if program.kind[eqn.outvars[0]] == COT]
+        self.pullback = [
+            eqn
+            for eqn in program.needed(made_inside, ())
+            if program.kind[eqn.outvars[0]] == COT
+        ]
+        in_loop = {v for eqn in self.pullback for v in eqn.outvars} | set(
+            self.cotangents
+        )
+        self.after = [
+            eqn
+            for eqn in program.needed(self.stacked, in_loop)
+            if program.kind[eqn.outvars[0]] == COT
+        ]
         late = {v for eqn in self.after for v in eqn.outvars}
-        read_after = [v for v in unique([*self.stacked, *program.reads(self.after, COT + 1)]) if v not in late]
+        read_after = [
+            v
+            for v in unique([*self.stacked, *program.reads(self.after, COT + 1)])
+            if v not in late
+        ]
         self.emitted = [v for v in read_after if v in in_loop]
         whole = [v for v in read_after if v not in in_loop]
-        # What the loop reads of the forward pass is sliced step by step; what comes after it reads whole windows.
+        # What the loop reads of the forward pass is sliced step by step; what comes
+        # after it reads whole windows.
         passed_on = [v for v in made_inside if CONST < program.kind_of(v) < COT]
-        self.sliced, cheap = program.least_given([*program.reads(self.pullback, COT), *passed_on], free)
+        self.sliced, cheap = program.least_given(
+            [*program.reads(self.pullback, COT), *passed_on], free
+        )
         self.inside = [*cheap, *self.pullback]
         self.known = unique([*self.sliced, *whole])
-        self.rebuilt = program.needed(self.known, {v for v in program.kind if program.kind[v] == CONST} | free)
+        self.rebuilt = program.needed(
+            self.known, {v for v in program.kind if program.kind[v] == CONST} | free
+        )
 
     @property
     def bytes_held(self) -> int:
-        """Bytes a step that lie in memory while a window is walked, what was kept of the forward pass counted in."""
+        """Bytes a step that lie in memory while a window is walked, what was kept of
+        the forward pass counted in.
+        """
         program = self.program
         carries = [program.carry[i] for i in self.leaves]
-        known = [v for v in self.known if v not in {*self.kept, *program.inputs, *self.carries}]
+        known = [
+            v
+            for v in self.known
+            if v not in {*self.kept, *program.inputs, *self.carries}
+        ]
         late = {v for eqn in self.after for v in eqn.outvars}
         made_after = [v for v in self.stacked if v in late]
-        return sum(map(nbytes, [*carries, *carries, *self.kept, *known, *self.emitted, *made_after]))
+        return sum(
+            map(
+                nbytes,
+                [*carries, *carries, *self.kept, *known, *self.emitted, *made_after],
+            )
+        )
 
 
 @functools.lru_cache(maxsize=256)
 def bytes_held(step: Step, lean: bool) -> int:
-    """`Layout.bytes_held` where all gradients are wanted and, unless ``lean``, the values of matmuls are kept."""
+    """`Layout.bytes_held` where all gradients are wanted and, unless ``lean``, the
+    values of matmuls are kept.
+    """
     everything = Wanted([True] * step.params, [True] * step.carry, [True] * step.inputs)
-    return Layout(step.adjoint, _differentiable(step, everything), with_kept=not lean).bytes_held
+    return Layout(
+        step.adjoint, _differentiable(step, everything), with_kept=not lean
+    ).bytes_held
 
 
 def _differentiable(step: Step, wanted: Wanted) -> Wanted:
@@ -105,7 +179,11 @@ def _differentiable(step: Step, wanted: Wanted) -> Wanted:
     return Wanted(
         *(
             [a and b for a, b in zip(*pair, strict=True)]
-            for pair in zip((wanted.params, wanted.carry, wanted.inputs), split(flags, (step.params, step.carry)), strict=True)
+            for pair in zip(
+                (wanted.params, wanted.carry, wanted.inputs),
+                split(flags, (step.params, step.carry)),
+                strict=True,
+            )
         )
     )
 
@@ -113,23 +191,57 @@ def _differentiable(step: Step, wanted: Wanted) -> Wanted:
 class Backward(Layout):
     """A `Layout` with the values of the parameters, and the walk of a window."""
 
-    def __init__(self, step: Step, params: Arrays, wanted: Wanted, present: Sequence[bool], **options: Any):
+    def __init__(
+        self,
+        step: Step,
+        params: Arrays,
+        wanted: Wanted,
+        present: Sequence[bool],
+        **options: Any,
+    ):
         super().__init__(step.adjoint, wanted, **options)
         self.step, self.params, self.wanted = step, params, wanted
-        self.present = [p for p, v in zip(present, self.program.cotangents, strict=True) if v is not None]
+        self.present = [
+            p
+            for p, v in zip(present, self.program.cotangents, strict=True)
+            if v is not None
+        ]
         self._set_constants()
         self.turned = oriented(self.program, self.pullback, self.constants)
 
     def _set_constants(self) -> None:
         outs = [*self.d_params, *self.d_carry, *self.d_inputs, *self.program.residuals]
-        self.constants = self.program.literals | dict(zip(self.program.jaxpr.invars, self.params, strict=False))
-        evaluate([e for e in self.program.needed(outs, ()) if self.program.kind[e.outvars[0]] == CONST], self.constants)
+        self.constants = self.program.literals | dict(
+            zip(self.program.jaxpr.invars, self.params, strict=False)
+        )
+        evaluate(
+            [
+                e
+                for e in self.program.needed(outs, ())
+                if self.program.kind[e.outvars[0]] == CONST
+            ],
+            self.constants,
+        )
 
-    def known_of(self, before: dict[int, Any], inputs: Arrays, after: dict[int, Any], values: Arrays) -> dict[Any, Any]:
-        """The variables whose values at every step are at hand; carries before and after it by the number of their leaf."""
+    def known_of(
+        self,
+        before: dict[int, Any],
+        inputs: Arrays,
+        after: dict[int, Any],
+        values: Arrays,
+    ) -> dict[Any, Any]:
+        """The variables whose values at every step are at hand; carries before and
+        after it by the number of their leaf.
+        """
         program = self.program
-        known = dict(zip(self.kept, values, strict=True)) | {program.carry[i]: a for i, a in before.items()}
-        known |= {v: a for v, a in ((program.new[i], a) for i, a in after.items()) if _is_among(v, self.carries)}
+        known = dict(zip(self.kept, values, strict=True)) | {
+            program.carry[i]: a for i, a in before.items()
+        }
+        known |= {
+            v: a
+            for v, a in ((program.new[i], a) for i, a in after.items())
+            if _is_among(v, self.carries)
+        }
         return known | dict(zip(program.inputs, inputs, strict=True))
 
     def blank(self, steps: int) -> list[Any]:
@@ -139,13 +251,26 @@ class Backward(Layout):
     def zero_sums(self) -> list[Any]:
         """Where weight gradients add up, in float32 at least."""
         lead = (self.sums.parts,) if self.sums.parts > 1 else ()
-        return [jnp.zeros((*lead, *p.shape), accumulator(p.dtype)) for p in chosen(self.params, self.wanted.params)]
+        return [
+            jnp.zeros((*lead, *p.shape), accumulator(p.dtype))
+            for p in chosen(self.params, self.wanted.params)
+        ]
 
-    def window(self, carry: list, rows: list, sums: list, known: dict[Any, Any], every: Arrays, reverse: bool, loop: Loop):
+    def window(
+        self,
+        carry: list,
+        rows: list,
+        sums: list,
+        known: dict[Any, Any],
+        every: Arrays,
+        reverse: bool,
+        loop: Loop,
+    ):
         """One window: ``(carry's cotangent, rows, sums, cotangents of the inputs)``.
 
-        ``known`` has the values at every step of the carries before and after it, the inputs and the kept values; ``every``
-        the cotangents of the carries after every step.
+        ``known`` has the values at every step of the carries before and after it, the
+        inputs and the kept values; ``every`` the cotangents of the carries after every
+        step.
         """
         steps = next(iter(known.values())).shape[0]
         known = known | self._at_once(self.rebuilt, self.known, known)
@@ -154,12 +279,20 @@ class Backward(Layout):
         def body(now, given):
             (carry, added), (values, every) = split(now, (count,)), fence(given)
             found = iter(every)
-            carry = [g + next(found) if p else g for g, p in zip(carry, self.present, strict=True)]
+            carry = [
+                g + next(found) if p else g
+                for g, p in zip(carry, self.present, strict=True)
+            ]
             env = {**self.constants, **dict(zip(self.sliced, values, strict=True))}
             env |= dict(zip(self.cotangents, carry, strict=True))
             evaluate(self.inside, env, self.turned)
-            added = [total.add(value, env) for total, value in zip(self.totals, added, strict=True)]
-            return [*(read(env, v) for v in self.d_carry), *added], [env[v] for v in self.emitted]
+            added = [
+                total.add(value, env)
+                for total, value in zip(self.totals, added, strict=True)
+            ]
+            return [*(read(env, v) for v in self.d_carry), *added], [
+                env[v] for v in self.emitted
+            ]
 
         given = ([known[v] for v in self.sliced], list(every))
         begun = [self._begun(total, sums) for total in self.totals]
@@ -167,25 +300,56 @@ class Backward(Layout):
         carry, added = split(now, (count,))
         known |= dict(zip(self.emitted, rows, strict=True))
         known |= self._at_once(self.after, self.stacked, known)
-        return carry, rows, self._summed(sums, added, known, steps), [self._rows(v, known, steps) for v in self.d_inputs]
+        return (
+            carry,
+            rows,
+            self._summed(sums, added, known, steps),
+            [self._rows(v, known, steps) for v in self.d_inputs],
+        )
 
     def _begun(self, total: Total, sums: list) -> Any:
-        """What the loop adds to: the gradient as it stands, where nothing more comes to it and it has no parts."""
-        return total.zero() if total.which is None or self.sums.parts > 1 else sums[total.which]
+        """What the loop adds to: the gradient as it stands, where nothing more comes
+        to it and it has no parts.
+        """
+        return (
+            total.zero()
+            if total.which is None or self.sums.parts > 1
+            else sums[total.which]
+        )
 
-    def _summed(self, sums: list, added: list, known: dict[Any, Any], steps: int) -> list[Any]:
-        """The weight gradients with those of a window of ``steps``: what the loop ``added`` up, and what is summed after it."""
-        own = {total.which: value for total, value in zip(self.totals, added, strict=True)}
-        inner = {total.variables[0]: value for total, value in zip(self.totals, added, strict=True) if total.which is None}
+    def _summed(
+        self, sums: list, added: list, known: dict[Any, Any], steps: int
+    ) -> list[Any]:
+        """The weight gradients with those of a window of ``steps``: what the loop
+        ``added`` up, and what is summed after it.
+        """
+        own = {
+            total.which: value for total, value in zip(self.totals, added, strict=True)
+        }
+        inner = {
+            total.variables[0]: value
+            for total, value in zip(self.totals, added, strict=True)
+            if total.which is None
+        }
         taken = self.sums.take(self.constants, known, inner, steps)
         if self.sums.parts == 1:
             sums = [own.get(i, value) for i, value in enumerate(sums)]
         else:
-            sums = [value + self.sums.first_part(own[i]) if i in own else value for i, value in enumerate(sums)]
-        return [s if each is None else s + each.astype(s.dtype) for s, each in zip(sums, taken, strict=True)]
+            sums = [
+                value + self.sums.first_part(own[i]) if i in own else value
+                for i, value in enumerate(sums)
+            ]
+        return [
+            s if each is None else s + each.astype(s.dtype)
+            for s, each in zip(sums, taken, strict=True)
+        ]
 
-    def _at_once(self, eqns: Sequence[Any], outs: Iterable[Any], known: dict[Any, Any]) -> dict[Any, Any]:
-        """``eqns`` for all steps of a window at once: those of ``outs`` that are not known yet."""
+    def _at_once(
+        self, eqns: Sequence[Any], outs: Iterable[Any], known: dict[Any, Any]
+    ) -> dict[Any, Any]:
+        """``eqns`` for all steps of a window at once: those of ``outs`` that are not
+        known yet.
+        """
         outs = [v for v in outs if v not in known]
         reads = unique(v for v in self.program.reads(eqns, COT + 1) if v in known)
 
@@ -194,7 +358,11 @@ class Backward(Layout):
             evaluate(eqns, env)
             return [env[v] for v in outs]
 
-        return dict(zip(outs, jax.vmap(one)(*(known[v] for v in reads)), strict=True)) if outs else {}
+        return (
+            dict(zip(outs, jax.vmap(one)(*(known[v] for v in reads)), strict=True))
+            if outs
+            else {}
+        )
 
     def _rows(self, var: Any, known: dict[Any, Any], steps: int) -> Any:
         if self.program.kind_of(var) > CONST:
@@ -205,19 +373,32 @@ class Backward(Layout):
     def assemble(self, sums: list, carry: list, inputs: list) -> list[Any]:
         """A cotangent for each param, carry and input, None where none is wanted."""
         sums = [self.sums.joined(s) for s in sums]
-        of_params = iter(s.astype(p.dtype) for s, p in zip(sums, chosen(self.params, self.wanted.params), strict=True))
+        of_params = iter(
+            s.astype(p.dtype)
+            for s, p in zip(sums, chosen(self.params, self.wanted.params), strict=True)
+        )
         of_carry, of_inputs = iter(carry), iter(inputs)
-        every_carry = [next(of_carry) if v is not None else None for v in self.program.d_carry]
+        every_carry = [
+            next(of_carry) if v is not None else None for v in self.program.d_carry
+        ]
         return [
             *(next(of_params) if w else None for w in self.wanted.params),
-            *(c if w else None for c, w in zip(every_carry, self.wanted.carry, strict=True)),
+            *(
+                c if w else None
+                for c, w in zip(every_carry, self.wanted.carry, strict=True)
+            ),
             *(next(of_inputs) if w else None for w in self.wanted.inputs),
         ]
 
 
 def most_bytes(program: Adjoint) -> int:
-    """Bytes of a value of which a row for every step may be held until it is summed: as much as a step holds anyway."""
-    return max(LEAST_ROW, sum(map(nbytes, [*program.carry, *program.inputs, *program.matmul_values])))
+    """Bytes of a value of which a row for every step may be held until it is summed:
+    as much as a step holds anyway.
+    """
+    return max(
+        LEAST_ROW,
+        sum(map(nbytes, [*program.carry, *program.inputs, *program.matmul_values])),
+    )
 
 
 def _is_among(var: Any, variables: Collection[Any]) -> bool:

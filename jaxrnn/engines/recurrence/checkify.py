@@ -1,7 +1,9 @@
-"""What ``jax.experimental.checkify`` looks for, found inside the engines' primitives too: NaN, division by zero, indices.
+"""What ``jax.experimental.checkify`` looks for, found inside the engines' primitives
+too: NaN, division by zero, indices.
 
-It asks a primitive for a rule of its own, and takes one without for an operation that never fails. The rule here is that of
-the same computation under ``jax.jit``, which a primitive of ordinary JAX code is.
+It asks a primitive for a rule of its own, and takes one without for an operation that
+never fails. The rule here is that of the same computation under ``jax.jit``, which a
+primitive of ordinary JAX code is.
 """
 
 from __future__ import annotations
@@ -19,10 +21,14 @@ except ImportError:  # pragma: no cover
 
 
 def see_inside(primitive: Any, function: Callable[..., Any]) -> None:
-    """Let checkify see into ``primitive``, which computes ``function(*args, **params)``."""
+    """Let checkify see into ``primitive``, which computes ``function(*args,
+    **params)``.
+    """
 
     def rule(*given: Any, **params: Any) -> tuple[Any, Any]:
-        first = 1 + next(i for i, each in enumerate(given) if isinstance(each, (set, frozenset)))  # what is looked for
+        first = 1 + next(
+            i for i, each in enumerate(given) if isinstance(each, (set, frozenset))
+        )  # what is looked for
         before, args = given[:first], given[first:]
         closed = jax.make_jaxpr(jax.jit(functools.partial(function, **params)))(*args)
         (eqn,) = closed.jaxpr.eqns

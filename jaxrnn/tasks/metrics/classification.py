@@ -19,28 +19,42 @@ def metrics() -> Any:
     try:
         import sklearn.metrics
     except ImportError:
-        raise BadInput("the scores need scikit-learn: pip install 'jaxrnn[cli]'") from None
+        raise BadInput(
+            "the scores need scikit-learn: pip install 'jaxrnn[cli]'"
+        ) from None
     return sklearn.metrics
 
 
-def classification_scores(truth: Sequence[str], predicted: Sequence[str]) -> dict[str, float]:
-    """Accuracy, and the mean over labels of F1 (labels that stand in truth or predictions; 0 where one has no hit)."""
+def classification_scores(
+    truth: Sequence[str], predicted: Sequence[str]
+) -> dict[str, float]:
+    """Accuracy, and the mean over labels of F1 (labels that stand in truth or
+    predictions; 0 where one has no hit).
+    """
     known = metrics()
     return {
         "accuracy": float(known.accuracy_score(truth, predicted)),
-        "macro_f1": float(known.f1_score(truth, predicted, average="macro", zero_division=0)),
+        "macro_f1": float(
+            known.f1_score(truth, predicted, average="macro", zero_division=0)
+        ),
     }
 
 
 def f1_by_label(truth: Sequence[str], predicted: Sequence[str]) -> dict[str, float]:
     """F1 of each label that stands in the truth."""
     labels = sorted(set(truth))
-    values = metrics().f1_score(truth, predicted, labels=labels, average=None, zero_division=0)
+    values = metrics().f1_score(
+        truth, predicted, labels=labels, average=None, zero_division=0
+    )
     return {label: float(value) for label, value in zip(labels, values, strict=True)}
 
 
-def draw_confusion(run: Run, truth: Sequence[str], predicted: Sequence[str]) -> pathlib.Path | None:
-    """``confusion.png``: a row for each true label, the share of each answer in it; numbers where they are few."""
+def draw_confusion(
+    run: Run, truth: Sequence[str], predicted: Sequence[str]
+) -> pathlib.Path | None:
+    """``confusion.png``: a row for each true label, the share of each answer in it;
+    numbers where they are few.
+    """
     labels = sorted({*truth, *predicted})
     figure = new_figure(2.5 + 0.5 * max(len(labels), 4), 2 + 0.5 * max(len(labels), 4))
     if figure is None:
@@ -51,7 +65,15 @@ def draw_confusion(run: Run, truth: Sequence[str], predicted: Sequence[str]) -> 
     axis.imshow(shares, vmin=0, vmax=1, cmap="Blues")
     for row, column in zip(*counts.nonzero(), strict=True):
         color = "white" if shares[row, column] > 0.5 else "black"
-        axis.text(column, row, str(counts[row, column]), ha="center", va="center", color=color, fontsize=7)
+        axis.text(
+            column,
+            row,
+            str(counts[row, column]),
+            ha="center",
+            va="center",
+            color=color,
+            fontsize=7,
+        )
     axis.set_xticks(range(len(labels)), labels, rotation=90)
     axis.set_yticks(range(len(labels)), labels)
     axis.set_xlabel("predicted")
@@ -59,15 +81,21 @@ def draw_confusion(run: Run, truth: Sequence[str], predicted: Sequence[str]) -> 
     return _save(figure, run, f"{run.path.name}: test part", "confusion.png")
 
 
-def draw_f1(run: Run, by_label: dict[str, float], counts: dict[str, int]) -> pathlib.Path | None:
-    """``f1.png``: a bar of F1 a label, the most frequent first, with how often it stands in the test part."""
+def draw_f1(
+    run: Run, by_label: dict[str, float], counts: dict[str, int]
+) -> pathlib.Path | None:
+    """``f1.png``: a bar of F1 a label, the most frequent first, with how often it
+    stands in the test part.
+    """
     figure = new_figure(7, 1.5 + 0.28 * len(by_label))
     if figure is None:
         return None
     labels = sorted(by_label, key=lambda label: -counts[label])
     axis = figure.subplots()
     axis.barh(range(len(labels)), [by_label[label] for label in labels])
-    axis.set_yticks(range(len(labels)), [f"{label} ({counts[label]})" for label in labels])
+    axis.set_yticks(
+        range(len(labels)), [f"{label} ({counts[label]})" for label in labels]
+    )
     axis.invert_yaxis()
     axis.set_xlim(0, 1)
     axis.set_xlabel("F1")
@@ -82,8 +110,12 @@ def _save(figure: Any, run: Run, title: str, name: str) -> pathlib.Path:
     return run.path / name
 
 
-def bag_of_words(train: Sequence[tuple[str, str]], test: Sequence[tuple[str, str]]) -> dict[str, float]:
-    """What to beat: logistic regression on counts of words, by scikit-learn. Both are lists of (text, label)."""
+def bag_of_words(
+    train: Sequence[tuple[str, str]], test: Sequence[tuple[str, str]]
+) -> dict[str, float]:
+    """What to beat: logistic regression on counts of words, by scikit-learn. Both
+    are lists of (text, label).
+    """
     metrics()
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -101,10 +133,22 @@ def bag_of_words(train: Sequence[tuple[str, str]], test: Sequence[tuple[str, str
 
 
 def most_frequent_tag(train: Sequence[Tagged], test: Sequence[Tagged]) -> float:
-    """Accuracy of giving each word the tag that it had most often, and an unseen one the most frequent tag of all."""
+    """Accuracy of giving each word the tag that it had most often, and an unseen one
+    the most frequent tag of all.
+    """
     pairs = Counter(pair for sentence in train for pair in zip(*sentence, strict=True))
     best: dict[str, str] = {}
     for (word, tag), _ in pairs.most_common():
         best.setdefault(word, tag)
-    common = Counter(tag for sentence in train for tag in sentence.tags).most_common(1)[0][0]
-    return float(np.mean([best.get(word, common) == tag for sentence in test for word, tag in zip(*sentence, strict=True)]))
+    common = Counter(tag for sentence in train for tag in sentence.tags).most_common(1)[
+        0
+    ][0]
+    return float(
+        np.mean(
+            [
+                best.get(word, common) == tag
+                for sentence in test
+                for word, tag in zip(*sentence, strict=True)
+            ]
+        )
+    )

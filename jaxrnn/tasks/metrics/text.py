@@ -1,4 +1,6 @@
-"""Scores of texts that a model wrote: exact match, BLEU, chrF (by sacrebleu) and word F1."""
+"""Scores of texts that a model wrote: exact match, BLEU, chrF (by sacrebleu) and
+word F1.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +16,24 @@ def sacrebleu() -> Any:
     try:
         import sacrebleu as package
     except ImportError:
-        raise BadInput("BLEU and chrF need the package sacrebleu: pip install 'jaxrnn[cli]'") from None
+        raise BadInput(
+            "BLEU and chrF need the package sacrebleu: pip install 'jaxrnn[cli]'"
+        ) from None
     return package
 
 
 def text_scores(written: Sequence[str], wanted: Sequence[str]) -> dict[str, float]:
-    """``exact_match`` in [0, 1]; ``bleu`` (Papineni et al. 2002) and ``chrf`` (Popović 2015) of the corpus in [0, 100]."""
+    """``exact_match`` in [0, 1]; ``bleu`` (Papineni et al. 2002) and ``chrf``
+    (Popović 2015) of the corpus in [0, 100].
+    """
     exact = sum(a == b for a, b in zip(written, wanted, strict=True)) / len(wanted)
     package = sacrebleu()
     bleu = package.corpus_bleu(list(written), [list(wanted)], force=True).score
-    return {"exact_match": exact, "bleu": bleu, "chrf": package.corpus_chrf(list(written), [list(wanted)]).score}
+    return {
+        "exact_match": exact,
+        "bleu": bleu,
+        "chrf": package.corpus_chrf(list(written), [list(wanted)]).score,
+    }
 
 
 def word_f1(written: Sequence[str], wanted: Sequence[str]) -> float:
@@ -31,5 +41,8 @@ def word_f1(written: Sequence[str], wanted: Sequence[str]) -> float:
     shared = total = 0
     for a, b in zip(written, wanted, strict=True):
         one, other = collections.Counter(a.split()), collections.Counter(b.split())
-        shared, total = shared + (one & other).total(), total + one.total() + other.total()
+        shared, total = (
+            shared + (one & other).total(),
+            total + one.total() + other.total(),
+        )
     return 2 * shared / total if total else 0.0

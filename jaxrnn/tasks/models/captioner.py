@@ -1,4 +1,6 @@
-"""One to many: a convolutional network reads a picture, and a recurrent decoder writes the words (Vinyals et al. 2015)."""
+"""One to many: a convolutional network reads a picture, and a recurrent decoder
+writes the words (Vinyals et al. 2015).
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from .decoder import Bridge, Decoder, layers_of, shifted, total_loss
 
 
 class Batch(NamedTuple):
-    """Pictures and their captions as numbers; a caption ends with the boundary symbol, which its length counts."""
+    """Pictures and their captions as numbers; a caption ends with the boundary
+    symbol, which its length counts.
+    """
 
     pictures: Float[Array, "B S S 1"]
     captions: Int[Array, "B T"]
@@ -26,38 +30,49 @@ class Batch(NamedTuple):
 
 
 class Block(nnx.Module):
-    """``relu(normalise(convolve(x)))`` in windows of 3x3, x added where the channels are as many.
+    """``relu(normalise(convolve(x)))`` in windows of 3x3, x added where the channels
+    are as many.
 
-    Each kernel has mean 0 and norm 1 (Qiao et al. 2019): with group normalisation that learns about as fast as batch
-    normalisation, and no example's output depends on others.
+    Each kernel has mean 0 and norm 1 (Qiao et al. 2019): with group normalisation that
+    learns about as fast as batch normalisation, and no example's output depends on
+    others.
     """
 
     def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(nnx.initializers.lecun_normal()(rngs.params(), (3, 3, inputs, outputs)))
+        self.kernel = nnx.Param(
+            nnx.initializers.lecun_normal()(rngs.params(), (3, 3, inputs, outputs))
+        )
         self.normalise = nnx.GroupNorm(outputs, num_groups=1, rngs=rngs)
         self.residual = inputs == outputs
 
     def __call__(self, x: Float[Array, "B S S C"]) -> Float[Array, "B S S D"]:
         kernel = self.kernel[...] - self.kernel[...].mean((0, 1, 2), keepdims=True)
         kernel = kernel / jnp.sqrt((kernel**2).sum((0, 1, 2), keepdims=True) + 1e-6)
-        y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        y = jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
         y = nnx.relu(self.normalise(y))
         return x + y if self.residual else y
 
 
 class PictureEncoder(nnx.Module):
-    """Six convolutions, the side halved three times, and a dense layer: features of the whole, and cells of a quarter of the
-    picture's side, fine enough that attention can tell one diacritic from another.
+    """Six convolutions, the side halved three times, and a dense layer: features of the
+    whole, and cells of a quarter of the picture's side, fine enough that attention can
+    tell one diacritic from another.
     """
 
     def __init__(self, size: int, channels: int, features: int, *, rngs: nnx.Rngs):
         widths = [1, *(channels * n for n in (1, 2, 2, 4, 4, 8))]
-        self.blocks = nnx.List([Block(a, b, rngs=rngs) for a, b in itertools.pairwise(widths)])
+        self.blocks = nnx.List(
+            [Block(a, b, rngs=rngs) for a, b in itertools.pairwise(widths)]
+        )
         self.halved_after = (0, 2, 4)
         self.cell_size, self.features = widths[-2], features
         self.dense = nnx.Linear((size // 8) ** 2 * widths[-1], features, rngs=rngs)
 
-    def __call__(self, pictures: Float[Array, "B S S 1"]) -> tuple[Float[Array, "B C D"], Float[Array, "B F"]]:
+    def __call__(
+        self, pictures: Float[Array, "B S S 1"]
+    ) -> tuple[Float[Array, "B C D"], Float[Array, "B F"]]:
         """Cells, row by row, and features."""
         x = cells = pictures
         for i, block in enumerate(self.blocks):
@@ -69,13 +84,17 @@ class PictureEncoder(nnx.Module):
 
 
 def halved(x: Float[Array, "B S S C"]) -> Float[Array, "B H H C"]:
-    """The largest of each 2x2 places, by slices: the gradient of `nnx.max_pool` is several times slower on a CPU."""
+    """The largest of each 2x2 places, by slices: the gradient of `nnx.max_pool` is
+    several times slower on a CPU.
+    """
     x = jnp.maximum(x[:, ::2], x[:, 1::2])
     return jnp.maximum(x[:, :, ::2], x[:, :, 1::2])
 
 
 class Captioner(nnx.Module):
-    """The picture's features are the decoder's first carry; with attention the decoder looks at the cells too."""
+    """The picture's features are the decoder's first carry; with attention the
+    decoder looks at the cells too.
+    """
 
     def __init__(
         self,
@@ -95,22 +114,38 @@ class Captioner(nnx.Module):
         self.boundary = symbols - 1
         self.encoder = PictureEncoder(picture_size, channels, features, rngs=rngs)
         layer = layers_of(cell, layers, dropout)
-        self.decoder = Decoder(symbols, layer, embed, size, attention, self.encoder.cell_size, rngs=rngs)
+        self.decoder = Decoder(
+            symbols, layer, embed, size, attention, self.encoder.cell_size, rngs=rngs
+        )
         self.bridge = Bridge(features, self.decoder, rngs=rngs)
 
     def encode(self, pictures: Float[Array, "B S S 1"]) -> tuple[Carry, Memory | None]:
         """The decoder's first carry, and what its attention looks at."""
         cells, features = self.encoder(pictures)
-        return self.bridge(features), self.decoder.memory(cells, jnp.ones(cells.shape[:2], bool))
+        return self.bridge(features), self.decoder.memory(
+            cells, jnp.ones(cells.shape[:2], bool)
+        )
 
     def loss(self, batch: Batch, rngs: nnx.Rngs | None = None) -> tuple[Array, Array]:
-        """The summed cross-entropy (nats) of the captions, and the number of their words."""
+        """The summed cross-entropy (nats) of the captions, and the number of their
+        words.
+        """
         mask = mask_from_lengths(batch.lengths, batch.captions.shape[1]).T
         carry, memory = self.encode(batch.pictures)
-        logits, _ = self.decoder(carry, shifted(batch.captions, self.boundary), memory, mask, rngs)
+        logits, _ = self.decoder(
+            carry, shifted(batch.captions, self.boundary), memory, mask, rngs
+        )
         return total_loss(logits, batch.captions, mask)
 
-    def write(self, pictures: Float[Array, "B S S 1"], width: int, length: int, length_penalty: float) -> Beams:
+    def write(
+        self,
+        pictures: Float[Array, "B S S 1"],
+        width: int,
+        length: int,
+        length_penalty: float,
+    ) -> Beams:
         """The likeliest captions, by beam search."""
         carry, memory = self.encode(pictures)
-        return self.decoder.write(carry, memory, self.boundary, width, length, length_penalty)
+        return self.decoder.write(
+            carry, memory, self.boundary, width, length, length_penalty
+        )

@@ -1,4 +1,6 @@
-"""Cells by name, with the initialisation that a variant asks for: ``NAME`` or ``NAME:VARIANT``."""
+"""Cells by name, with the initialisation that a variant asks for: ``NAME`` or
+``NAME:VARIANT``.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,21 @@ from typing import Any
 
 import jax
 
-from ...cells import GRU, LRU, LSTM, MLSTM, RGLRU, S5, SLSTM, DiagonalGRU, DiagonalLSTM, Elman, IndRNN, MinGRU, MinLSTM
+from ...cells import (
+    GRU,
+    LRU,
+    LSTM,
+    MLSTM,
+    RGLRU,
+    S5,
+    SLSTM,
+    DiagonalGRU,
+    DiagonalLSTM,
+    Elman,
+    IndRNN,
+    MinGRU,
+    MinLSTM,
+)
 from ...core.cell import Cell, Layer
 from ...core.validation import describe
 from ...initializers import Chrono, Identity, Normal
@@ -17,9 +33,15 @@ from ...training import BadInput
 
 CHRONO = "chrono"
 KNOWN = {
-    "elman": "tanh, orthogonal recurrent matrix; elman:G, a normal one of gain G, e.g. elman:1.5",
+    "elman": (
+        "tanh, orthogonal recurrent matrix; elman:G, a normal one of gain G, e.g. "
+        "elman:1.5"
+    ),
     "irnn": "relu, the identity as recurrent matrix",
-    "lstm": "forget bias 1; lstm:B, forget bias B, e.g. lstm:0; lstm:chrono, biases for memories as long as the sequences",
+    "lstm": (
+        "forget bias 1; lstm:B, forget bias B, e.g. lstm:0; lstm:chrono, biases for "
+        "memories as long as the sequences"
+    ),
     "gru": "update bias 0; gru:B, update bias B; gru:chrono",
     "slstm": "one head; slstm:N, N heads, a divisor of --hidden",
     "mlstm": "one matrix memory; mlstm:N, N of them, a divisor of --hidden",
@@ -29,10 +51,19 @@ KNOWN = {
     "min-gru": "in a jaxrnn.block; min-gru:alone, the bare cell",
     "min-lstm": "in a jaxrnn.block; min-lstm:alone, the bare cell",
     "rg-lru": "in a jaxrnn.block",
-    "lru": "in a jaxrnn.block, |lambda| from 0.9 to 0.999; lru:P, phases up to P, e.g. lru:0.3",
+    "lru": (
+        "in a jaxrnn.block, |lambda| from 0.9 to 0.999; lru:P, phases up to P, e.g. "
+        "lru:0.3"
+    ),
     "s5": "in a jaxrnn.block",
 }
-LINEAR: dict[str, Any] = {"min-gru": MinGRU, "min-lstm": MinLSTM, "rg-lru": RGLRU, "lru": LRU, "s5": S5}
+LINEAR: dict[str, Any] = {
+    "min-gru": MinGRU,
+    "min-lstm": MinLSTM,
+    "rg-lru": RGLRU,
+    "lru": LRU,
+    "s5": S5,
+}
 ALONE = "alone"
 HEADS = {"slstm": SLSTM, "mlstm": MLSTM}
 CHRONOS = ("lstm", "gru", "diagonal-gru", "diagonal-lstm")
@@ -41,61 +72,98 @@ CHRONOS = ("lstm", "gru", "diagonal-gru", "diagonal-lstm")
 def make_cell(spec: str, hidden: int, length: int) -> Cell | Layer:
     """The cell that ``spec`` names, of ``hidden`` units.
 
-    ``elman`` (tanh, orthogonal), ``elman:G`` (recurrent matrix normal, of gain G), ``irnn`` (Le, Jaitly & Hinton 2015),
-    ``lstm`` and ``gru`` with their default biases, ``lstm:B`` (forget bias B), ``gru:B`` (update bias B), ``lstm:chrono`` and
-    ``gru:chrono`` (Tallec & Ollivier 2018, eq. 16, with the largest time that of the task); ``slstm:N`` and ``mlstm:N`` with N
-    heads, ``indrnn``, ``diagonal-gru`` and ``diagonal-lstm``, the latter two with ``:chrono`` if wanted. ``min-gru``,
-    ``min-lstm``, ``rg-lru``, ``lru`` and ``s5``, which are linear in their state, each in a `jaxrnn.block` of ``hidden``
-    features; ``min-gru:alone`` and ``min-lstm:alone`` bare.
+    ``elman`` (tanh, orthogonal), ``elman:G`` (recurrent matrix normal, of gain G),
+    ``irnn`` (Le, Jaitly & Hinton 2015), ``lstm`` and ``gru`` with their default biases,
+    ``lstm:B`` (forget bias B), ``gru:B`` (update bias B), ``lstm:chrono`` and
+    ``gru:chrono`` (Tallec & Ollivier 2018, eq. 16, with the largest time that of the
+    task); ``slstm:N`` and ``mlstm:N`` with N heads, ``indrnn``, ``diagonal-gru`` and
+    ``diagonal-lstm``, the latter two with ``:chrono`` if wanted. ``min-gru``,
+    ``min-lstm``, ``rg-lru``, ``lru`` and ``s5``, which are linear in their state, each
+    in a `jaxrnn.block` of ``hidden`` features; ``min-gru:alone`` and ``min-lstm:alone``
+    bare.
 
     Args:
-        length: steps of the task's sequences: the largest time of chrono biases (at least 3).
+        length: steps of the task's sequences: the largest time of chrono biases (at
+            least 3).
 
     Raises:
-        BadInput: for an unknown name, of which the nearest known one is offered, or an unknown variant.
+        BadInput: for an unknown name, of which the nearest known one is offered, or an
+            unknown variant.
     """
     check_cell_name("--cell", spec)
     name, _, variant = spec.partition(":")
     if name == "irnn":
         return Elman(hidden, activation=jax.nn.relu, recurrent_init=Identity())
     if name == "elman":
-        return Elman(hidden, recurrent_init=Normal(float(variant))) if variant else Elman(hidden)
+        return (
+            Elman(hidden, recurrent_init=Normal(float(variant)))
+            if variant
+            else Elman(hidden)
+        )
     if name == "indrnn":
         return IndRNN(hidden)
     if name in LINEAR:
         if name == "lru":
-            return block(LRU(hidden, smallest=0.9, largest=0.999, phase=float(variant or 2 * math.pi)), hidden)
+            return block(
+                LRU(
+                    hidden,
+                    smallest=0.9,
+                    largest=0.999,
+                    phase=float(variant or 2 * math.pi),
+                ),
+                hidden,
+            )
         return LINEAR[name](hidden) if variant else block(LINEAR[name](hidden), hidden)
     if name in HEADS:
         heads = int(variant or 1)
         if hidden % heads:
-            raise BadInput(f"--cell {spec}: {heads} heads do not divide --hidden {hidden}")
+            raise BadInput(
+                f"--cell {spec}: {heads} heads do not divide --hidden {hidden}"
+            )
         return HEADS[name](hidden, heads=heads)
     if name.startswith("diagonal"):
         bias: Any = Chrono(float(max(length, 3)))
         if name == "diagonal-gru":
-            return DiagonalGRU(hidden, update_init=bias) if variant else DiagonalGRU(hidden)
-        return DiagonalLSTM(hidden, forget_init=bias) if variant else DiagonalLSTM(hidden)
+            return (
+                DiagonalGRU(hidden, update_init=bias)
+                if variant
+                else DiagonalGRU(hidden)
+            )
+        return (
+            DiagonalLSTM(hidden, forget_init=bias) if variant else DiagonalLSTM(hidden)
+        )
     if not variant:
         return LSTM(hidden) if name == "lstm" else GRU(hidden)
     bias = Chrono(float(max(length, 3))) if variant == CHRONO else float(variant)
-    return LSTM(hidden, forget_bias=bias) if name == "lstm" else GRU(hidden, update_bias=bias)
+    return (
+        LSTM(hidden, forget_bias=bias)
+        if name == "lstm"
+        else GRU(hidden, update_bias=bias)
+    )
 
 
 def check_cell_name(what: str, spec: str) -> None:
     """``spec`` names a cell, and a variant that it has."""
     if not isinstance(spec, str):
         raise BadInput(
-            f"{what} takes the name of a cell, such as lstm or gru:chrono, but it is {describe(spec)}: a run's config.json "
-            "holds names; to train a cell of your own write its loss, and use jaxrnn.training.fit"
+            f"{what} takes the name of a cell, such as lstm or gru:chrono, but it is "
+            f"{describe(spec)}: a run's config.json "
+            "holds names; to train a cell of your own write its loss, and use "
+            "jaxrnn.training.fit"
         )
     name, colon, variant = spec.partition(":")
     if name not in KNOWN:
         near = difflib.get_close_matches(name.lower(), KNOWN, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}{colon}{variant}?" if near else f"known: {', '.join(KNOWN)}"
+        hint = (
+            f"did you mean {near[0]}{colon}{variant}?"
+            if near
+            else f"known: {', '.join(KNOWN)}"
+        )
         raise BadInput(f"{what}: there is no {name!r}; {hint}")
     if colon and not _is_variant(name, variant):
-        raise BadInput(f"{what}: {variant!r} is no variant of {name}; {name}: {KNOWN[name]}")
+        raise BadInput(
+            f"{what}: {variant!r} is no variant of {name}; {name}: {KNOWN[name]}"
+        )
 
 
 def _is_variant(name: str, variant: str) -> bool:
@@ -105,7 +173,9 @@ def _is_variant(name: str, variant: str) -> bool:
         return variant == ALONE
     if name == "lru":
         return _is_number(variant) and 0 < float(variant) <= 2 * math.pi
-    return (variant == CHRONO and name in CHRONOS) or (name in ("elman", "lstm", "gru") and _is_number(variant))
+    return (variant == CHRONO and name in CHRONOS) or (
+        name in ("elman", "lstm", "gru") and _is_number(variant)
+    )
 
 
 def _is_number(text: str) -> bool:

@@ -1,4 +1,6 @@
-"""A flax nnx model as pure functions of its parameters, for training steps and for use."""
+"""A flax nnx model as pure functions of its parameters, for training steps and for
+use.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,11 @@ from ...core.cell import Params
 
 @dataclasses.dataclass(frozen=True)
 class Pure:
-    """``pure.training(params)`` is the model with its dropout, ``pure.still(params)`` the one without randomness.
+    """``pure.training(params)`` is the model with its dropout, ``pure.still(params)``
+    the one without randomness.
 
-    Both are nnx modules, made anew from the parameters: inside ``jit`` they cost nothing.
+    Both are nnx modules, made anew from the parameters: inside ``jit`` they cost
+        nothing.
     """
 
     graph: Any

@@ -23,26 +23,52 @@ from .functional import Pure
 
 
 class LanguageModel(nnx.Module):
-    """``softmax(readout(rnn(embed(tokens))))``; one-hot inputs where ``embed_size`` is 0."""
+    """``softmax(readout(rnn(embed(tokens))))``; one-hot inputs where ``embed_size``
+    is 0.
+    """
 
-    def __init__(self, vocabulary_size: int, layer: Cell | Layer, embed_size: int = 0, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        vocabulary_size: int,
+        layer: Cell | Layer,
+        embed_size: int = 0,
+        *,
+        rngs: nnx.Rngs,
+    ):
         self.vocabulary_size = vocabulary_size
-        self.embed = nnx.Embed(vocabulary_size, embed_size, rngs=rngs) if embed_size else None
+        self.embed = (
+            nnx.Embed(vocabulary_size, embed_size, rngs=rngs) if embed_size else None
+        )
         self.rnn = RNN(layer, embed_size or vocabulary_size, time_major=True, rngs=rngs)
         self.readout = nnx.Linear(self.rnn.output_size, vocabulary_size, rngs=rngs)
 
     def encode(self, tokens: Int[Array, "*TB"]) -> Float[Array, "*TB D"]:
-        return jax.nn.one_hot(tokens, self.vocabulary_size) if self.embed is None else self.embed(tokens)
+        return (
+            jax.nn.one_hot(tokens, self.vocabulary_size)
+            if self.embed is None
+            else self.embed(tokens)
+        )
 
-    def __call__(self, window: Window, carry: Carry = None, rngs: nnx.Rngs | None = None):
+    def __call__(
+        self, window: Window, carry: Carry = None, rngs: nnx.Rngs | None = None
+    ):
         """``(carry, logits (T, *B, V), carries)`` for the inputs of a window."""
         carry, ys, carries = self.rnn(
-            self.encode(window.inputs), carry, mask=window.mask, resets=window.resets, return_carries=True, rngs=rngs
+            self.encode(window.inputs),
+            carry,
+            mask=window.mask,
+            resets=window.resets,
+            return_carries=True,
+            rngs=rngs,
         )
-        flat = self.readout(ys.reshape(-1, ys.shape[-1]))  # 2-D: see jaxrnn.cells.ops.dense
+        flat = self.readout(
+            ys.reshape(-1, ys.shape[-1])
+        )  # 2-D: see jaxrnn.cells.ops.dense
         return carry, flat.reshape(*ys.shape[:-1], self.vocabulary_size), carries
 
-    def step(self, carry: Carry, token: Int[Array, "*B"]) -> tuple[Carry, Float[Array, "*B V"]]:
+    def step(
+        self, carry: Carry, token: Int[Array, "*B"]
+    ) -> tuple[Carry, Float[Array, "*B V"]]:
         """One streaming step, for `jaxrnn.generate`."""
         carry, y = self.rnn.step(carry, self.encode(token))
         return carry, self.readout(y)
@@ -55,44 +81,70 @@ class Functions(Pure):
     def initial_carry(self, params: Params, batch_shape: tuple[int, ...]) -> Carry:
         return self.still(params).rnn.initial_carry(batch_shape)
 
-    def losses(self, params: Params, carry: Carry, window: Window) -> tuple[Float[Array, "T *B"], Carry]:
+    def losses(
+        self, params: Params, carry: Carry, window: Window
+    ) -> tuple[Float[Array, "T *B"], Carry]:
         """Cross-entropies in nats, as `TBPTT` wants them."""
         rngs = None if window.key is None else nnx.Rngs(dropout=window.key)
         _, logits, carries = self.training(params)(window, carry, rngs)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, window.targets), carries
+        return optax.softmax_cross_entropy_with_integer_labels(
+            logits, window.targets
+        ), carries
 
     def tbptt(self, k1: int, k2: int) -> TBPTT:
         return TBPTT(self.losses, self.initial_carry, k1, k2)
 
     @functools.partial(jax.jit, static_argnums=0)
-    def total_loss(self, params: Params, carry: Carry, window: Window, counted: Array) -> tuple[Carry, Array]:
-        """The carry after a window, and the summed cross-entropy (nats) of its steps that count."""
+    def total_loss(
+        self, params: Params, carry: Carry, window: Window, counted: Array
+    ) -> tuple[Carry, Array]:
+        """The carry after a window, and the summed cross-entropy (nats) of its steps
+        that count.
+        """
         carry, logits, _ = self.still(params)(window, carry)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, window.targets)
         return carry, jnp.where(counted & window.mask, losses, 0).sum()
 
     def probe(self, tokens: Any, following: Any, params: Params) -> Probe:
-        """What the instruments look at: the recurrent layers over embedded ``tokens (T, B)``, and each step's cross-entropy."""
+        """What the instruments look at: the recurrent layers over embedded ``tokens
+        (T, B)``, and each step's cross-entropy.
+        """
         model = self.still(params)
 
         def loss(y, target):
-            return optax.softmax_cross_entropy_with_integer_labels(model.readout(y), target).sum()
+            return optax.softmax_cross_entropy_with_integer_labels(
+                model.readout(y), target
+            ).sum()
 
         xs = model.encode(jnp.asarray(tokens))
-        return Probe(inference(model.rnn.layer), model.rnn.values(), xs, loss, jnp.asarray(following))
+        return Probe(
+            inference(model.rnn.layer),
+            model.rnn.values(),
+            xs,
+            loss,
+            jnp.asarray(following),
+        )
 
     def step(self, params: Params, carry: Carry, token: Array) -> tuple[Carry, Array]:
         return self.still(params).step(carry, token)
 
 
 def bits_per_token(
-    functions: Functions, params: Params, text: np.ndarray, *, streams: int = 32, context: int = 512, window: int = 256
+    functions: Functions,
+    params: Params,
+    text: np.ndarray,
+    *,
+    streams: int = 32,
+    context: int = 512,
+    window: int = 256,
 ) -> float:
-    """Mean bits per token of ``text (N,)``, each token but the first predicted from those before it.
+    """Mean bits per token of ``text (N,)``, each token but the first predicted from
+    those before it.
 
-    A long text is read in ``streams`` stretches side by side; each is warmed up on the ``context`` tokens that stand before
-    it, which are not counted. The first begins from the initial state. The memory needed does not grow with the text:
-    it is read ``window`` tokens at a time, the carry handed on.
+    A long text is read in ``streams`` stretches side by side; each is warmed up on the
+    ``context`` tokens that stand before it, which are not counted. The first begins
+    from the initial state. The memory needed does not grow with the text: it is read
+    ``window`` tokens at a time, the carry handed on.
     """
     count = len(text) - 1
     if count < streams * context:
@@ -105,6 +157,8 @@ def bits_per_token(
         rows = at + np.arange(streams)[None, :] * length
         there = (rows >= 0) & (rows < count) & (at < length)
         rows = np.clip(rows, 0, count - 1)
-        carry, loss = functions.total_loss(params, carry, Window(text[rows], text[rows + 1], there), there & (at >= 0))
+        carry, loss = functions.total_loss(
+            params, carry, Window(text[rows], text[rows + 1], there), there & (at >= 0)
+        )
         total += float(loss)
     return total / count / math.log(2)

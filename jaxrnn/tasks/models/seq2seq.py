@@ -1,4 +1,6 @@
-"""Sequence to sequence: an encoder that reads both ways, and a decoder that writes (Sutskever et al. 2014)."""
+"""Sequence to sequence: an encoder that reads both ways, and a decoder that writes
+(Sutskever et al. 2014).
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from .decoder import Bridge, Decoder, layers_of, shifted, total_loss
 
 
 class Batch(NamedTuple):
-    """Numbered pairs, padded; ``target`` ends with the boundary symbol, which its length counts."""
+    """Numbered pairs, padded; ``target`` ends with the boundary symbol, which its
+    length counts.
+    """
 
     source: Int[Array, "B S"]
     source_lengths: Int[Array, " B"]
@@ -28,23 +32,49 @@ class Batch(NamedTuple):
 
 
 class Encoder(nnx.Module):
-    """``bidirectional(rnn)(embed(x))``: a memory of what stands where, and the last states of both directions as features."""
+    """``bidirectional(rnn)(embed(x))``: a memory of what stands where, and the last
+    states of both directions as features.
+    """
 
-    def __init__(self, symbols: int, cell: Cell | Layer, embed: int, layers: int, dropout: float, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        symbols: int,
+        cell: Cell | Layer,
+        embed: int,
+        layers: int,
+        dropout: float,
+        *,
+        rngs: nnx.Rngs,
+    ):
         self.embed = nnx.Embed(symbols, embed, rngs=rngs)
-        self.rnn = RNN(layers_of(bidirectional(cell), layers, dropout), embed, rngs=rngs)
-        self.features = sum(leaf.shape[-1] for leaf in jax.tree.leaves(self.rnn.initial_carry()))
+        self.rnn = RNN(
+            layers_of(bidirectional(cell), layers, dropout), embed, rngs=rngs
+        )
+        self.features = sum(
+            leaf.shape[-1] for leaf in jax.tree.leaves(self.rnn.initial_carry())
+        )
 
     def __call__(
-        self, xs: Float[Array, "B S E"], lengths: Int[Array, " B"], rngs: nnx.Rngs | None = None
+        self,
+        xs: Float[Array, "B S E"],
+        lengths: Int[Array, " B"],
+        rngs: nnx.Rngs | None = None,
     ) -> tuple[Float[Array, "B S D"], Float[Array, "B F"], Bool[Array, "B S"]]:
-        """Of embedded sources: outputs, features and the mask. What the padding holds does not matter."""
+        """Of embedded sources: outputs, features and the mask. What the padding
+        holds does not matter.
+        """
         carry, ys = self.rnn(xs, seq_lengths=lengths, return_carry=True, rngs=rngs)
-        return ys, jnp.concatenate(jax.tree.leaves(carry), axis=-1), mask_from_lengths(lengths, xs.shape[1]).T
+        return (
+            ys,
+            jnp.concatenate(jax.tree.leaves(carry), axis=-1),
+            mask_from_lengths(lengths, xs.shape[1]).T,
+        )
 
 
 class Translator(nnx.Module):
-    """Encoder, bridge and decoder; with ``attention="none"`` the bridge is the only way from one to the other."""
+    """Encoder, bridge and decoder; with ``attention="none"`` the bridge is the only
+    way from one to the other.
+    """
 
     def __init__(
         self,
@@ -62,40 +92,62 @@ class Translator(nnx.Module):
         self.encoder = Encoder(symbols[0], cell, embed, layers, dropout, rngs=rngs)
         memory_size = self.encoder.rnn.output_size
         layer = layers_of(cell, layers, dropout)
-        self.decoder = Decoder(symbols[1], layer, embed, size, attention, memory_size, rngs=rngs)
+        self.decoder = Decoder(
+            symbols[1], layer, embed, size, attention, memory_size, rngs=rngs
+        )
         self.bridge = Bridge(self.encoder.features, self.decoder, rngs=rngs)
 
     def encode(
-        self, source: Int[Array, "B S"], lengths: Int[Array, " B"], rngs: nnx.Rngs | None = None
+        self,
+        source: Int[Array, "B S"],
+        lengths: Int[Array, " B"],
+        rngs: nnx.Rngs | None = None,
     ) -> tuple[Carry, Memory | None]:
         """The decoder's first carry, and what its attention looks at."""
         ys, features, mask = self.encoder(self.encoder.embed(source), lengths, rngs)
         return self.bridge(features), self.decoder.memory(ys, mask)
 
-    def __call__(self, batch: Batch, rngs: nnx.Rngs | None = None) -> tuple[Float[Array, "B T V"], Array | None]:
-        """Teacher forcing: logits of every step of the targets, and the weights of attention ``(B, T, S)``."""
+    def __call__(
+        self, batch: Batch, rngs: nnx.Rngs | None = None
+    ) -> tuple[Float[Array, "B T V"], Array | None]:
+        """Teacher forcing: logits of every step of the targets, and the weights of
+        attention ``(B, T, S)``.
+        """
         carry, memory = self.encode(batch.source, batch.source_lengths, rngs)
         tokens = shifted(batch.target, self.boundary)
         return self.decoder(carry, tokens, memory, counted(batch), rngs)
 
-    def loss(self, batch: Batch, key: Array, scheduled_sampling: float = 0.0) -> tuple[Array, Array]:
-        """The summed cross-entropy (nats) of the targets, and the number of their symbols."""
+    def loss(
+        self, batch: Batch, key: Array, scheduled_sampling: float = 0.0
+    ) -> tuple[Array, Array]:
+        """The summed cross-entropy (nats) of the targets, and the number of their
+        symbols.
+        """
         k_dropout, k_sampled = jax.random.split(key)
         rngs = nnx.Rngs(dropout=k_dropout)
         if scheduled_sampling:
             carry, memory = self.encode(batch.source, batch.source_lengths, rngs)
             tokens = shifted(batch.target, self.boundary)
-            logits = self.decoder.sampled(carry, tokens, memory, scheduled_sampling, k_sampled)
+            logits = self.decoder.sampled(
+                carry, tokens, memory, scheduled_sampling, k_sampled
+            )
         else:
             logits, _ = self(batch, rngs)
         return total_loss(logits, batch.target, counted(batch))
 
     def translate(
-        self, source: Int[Array, "B S"], lengths: Int[Array, " B"], width: int, length: int, length_penalty: float
+        self,
+        source: Int[Array, "B S"],
+        lengths: Int[Array, " B"],
+        width: int,
+        length: int,
+        length_penalty: float,
     ) -> Beams:
         """The likeliest translations, by beam search."""
         carry, memory = self.encode(source, lengths)
-        return self.decoder.write(carry, memory, self.boundary, width, length, length_penalty)
+        return self.decoder.write(
+            carry, memory, self.boundary, width, length, length_penalty
+        )
 
 
 def counted(batch: Batch) -> Bool[Array, "B T"]:

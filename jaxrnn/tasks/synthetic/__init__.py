@@ -1,4 +1,6 @@
-"""Tasks whose long dependencies are made to measure: exact generators, closed-form baselines, one model for all."""
+"""Tasks whose long dependencies are made to measure: exact generators, closed-form
+baselines, one model for all.
+"""
 
 from . import adding as adding
 from . import copying as copying

@@ -1,11 +1,14 @@
-"""adding: two of T numbers are marked; say their sum at the end (Hochreiter & Schmidhuber 1997, task 4).
+"""adding: two of T numbers are marked; say their sum at the end (Hochreiter &
+Schmidhuber 1997, task 4).
 
-Input ``(u_t, mark_t)``, u uniform in [0, 1]. There are two tasks of this name: ``halves`` marks one number in each half of the
-sequence (Arjovsky et al. 2016, Tallec & Ollivier 2018), ``anywhere`` any two (Bai et al. 2018, the TCN repository).
+Input ``(u_t, mark_t)``, u uniform in [0, 1]. There are two tasks of this name:
+``halves`` marks one number in each half of the sequence (Arjovsky et al. 2016, Tallec &
+Ollivier 2018), ``anywhere`` any two (Bai et al. 2018, the TCN repository).
 
-Baseline: the constant 1, which has a mean squared error of 1/6 = 2/12, the variance of a sum of two independent uniform
-numbers; where the marks stand changes nothing, because they are drawn without looking at the numbers. The figure 0.1767
-that is often quoted is a slip.
+Baseline: the constant 1, which has a mean squared error of 1/6 = 2/12, the variance of
+a sum of two independent uniform numbers; where the marks stand changes nothing, because
+they are drawn without looking at the numbers. The figure 0.1767 that is often quoted is
+a slip.
 """
 
 from __future__ import annotations
@@ -63,7 +66,9 @@ class Options:
 
 
 def draw(variant: str, key: Array, length: int, batch: int) -> Batch:
-    """``batch`` sequences of ``length`` steps; the target, at the last step, is the sum of the two marked numbers."""
+    """``batch`` sequences of ``length`` steps; the target, at the last step, is the
+    sum of the two marked numbers.
+    """
     k_values, k_first, k_second = jax.random.split(key, 3)
     values = jax.random.uniform(k_values, (length, batch))
     if variant == "halves":
@@ -72,7 +77,9 @@ def draw(variant: str, key: Array, length: int, batch: int) -> Batch:
     else:
         first = jax.random.randint(k_first, (batch,), 0, length)
         other = jax.random.randint(k_second, (batch,), 0, length - 1)
-        second = jnp.where(other >= first, other + 1, other)  # any place but the first one's
+        second = jnp.where(
+            other >= first, other + 1, other
+        )  # any place but the first one's
     steps = jnp.arange(length)[:, None]
     marks = (steps == first[None]) | (steps == second[None])
     inputs = jnp.stack([values, marks.astype(values.dtype)], -1)
@@ -84,11 +91,16 @@ def read(line: str) -> np.ndarray:
     """``"0.5 0.25* 0.1 0.4*"``: numbers, the two to add with a star."""
     words = line.split()
     try:
-        rows = [[float(word.removesuffix("*")), float(word.endswith("*"))] for word in words]
+        rows = [
+            [float(word.removesuffix("*")), float(word.endswith("*"))] for word in words
+        ]
     except ValueError:
         rows = []
     if not rows or sum(mark for _, mark in rows) != 2:
-        raise BadInput(f'predict wants numbers of which two have a star, such as "0.5 0.25* 0.1 0.4*", but got {line!r}')
+        raise BadInput(
+            f'predict wants numbers of which two have a star, such as "0.5 0.25* 0.1 '
+            f'0.4*", but got {line!r}'
+        )
     return np.asarray(rows)
 
 
@@ -107,4 +119,6 @@ def problem(options: Options) -> Problem:
     )
 
 
-TASK = Task("adding", Options, Budget(steps=4000, report_every=100, evaluate_every=200), problem)
+TASK = Task(
+    "adding", Options, Budget(steps=4000, report_every=100, evaluate_every=200), problem
+)

@@ -1,10 +1,13 @@
-"""copy: remember S symbols over T steps (Hochreiter & Schmidhuber 1997; Arjovsky et al. 2016).
+"""copy: remember S symbols over T steps (Hochreiter & Schmidhuber 1997; Arjovsky et al.
+2016).
 
-Input: S symbols out of K, T - 1 blanks, one delimiter, S blanks; length T + 2S. Target: T + S blanks, then the symbols. (The
-TCN repository's task of the same name repeats the delimiter, and is another one.)
+Input: S symbols out of K, T - 1 blanks, one delimiter, S blanks; length T + 2S. Target:
+T + S blanks, then the symbols. (The TCN repository's task of the same name repeats the
+delimiter, and is another one.)
 
-Baseline: the best predictor without memory says blank until the delimiter has come, and then every symbol with probability
-1/K: S ln K / (T + 2S) nats a step. ``accuracy`` is that of the last S steps alone, by chance 1/K.
+Baseline: the best predictor without memory says blank until the delimiter has come, and
+then every symbol with probability 1/K: S ln K / (T + 2S) nats a step. ``accuracy`` is
+that of the last S steps alone, by chance 1/K.
 """
 
 from __future__ import annotations
@@ -63,14 +66,18 @@ class Options:
 
 
 def draw(count: int, alphabet: int, key: Array, length: int, batch: int) -> Batch:
-    """``batch`` sequences of ``length + 2 count`` steps; blank is class K, the delimiter input K + 1."""
+    """``batch`` sequences of ``length + 2 count`` steps; blank is class K, the
+    delimiter input K + 1.
+    """
     symbols = jax.random.randint(key, (count, batch), 0, alphabet)
     blank = jnp.full((length + count, batch), alphabet, symbols.dtype)
     codes = jnp.concatenate([symbols, blank.at[length - 1].set(alphabet + 1)])
     steps = jnp.arange(length + 2 * count)[:, None]
     recall = jnp.broadcast_to(steps >= length + count, codes.shape)
     targets = jnp.concatenate([blank, symbols])
-    return Batch(one_hot(codes, alphabet + 2), targets, jnp.ones_like(recall), answers=recall)
+    return Batch(
+        one_hot(codes, alphabet + 2), targets, jnp.ones_like(recall), answers=recall
+    )
 
 
 def problem(options: Options) -> Problem:
@@ -80,7 +87,10 @@ def problem(options: Options) -> Problem:
     def read(line: str) -> np.ndarray:
         digits = [ord(c) - ord("0") for c in line.strip()]
         if len(digits) != S or not all(0 <= digit < K for digit in digits):
-            raise BadInput(f"predict wants {S} digits below {K}, such as {'0123456789'[: min(K, S)]}, but got {line!r}")
+            raise BadInput(
+                f"predict wants {S} digits below {K}, such as "
+                f"{'0123456789'[: min(K, S)]}, but got {line!r}"
+            )
         blank = [K] * (options.length - 1)
         return np.eye(K + 2)[[*digits, *blank, K + 1, *[K] * S]]
 
@@ -99,4 +109,6 @@ def problem(options: Options) -> Problem:
     )
 
 
-TASK = Task("copy", Options, Budget(steps=5000, report_every=100, evaluate_every=500), problem)
+TASK = Task(
+    "copy", Options, Budget(steps=5000, report_every=100, evaluate_every=500), problem
+)

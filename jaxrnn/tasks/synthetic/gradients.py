@@ -1,4 +1,6 @@
-"""Where the gradient of a task's loss goes as training goes on: ``gradients.jsonl`` and ``gradients.png``."""
+"""Where the gradient of a task's loss goes as training goes on: ``gradients.jsonl``
+and ``gradients.png``.
+"""
 
 from __future__ import annotations
 
@@ -20,35 +22,53 @@ from ..models.sequence_model import Batch, SequenceModel
 
 @functools.partial(jax.jit, static_argnums=0)
 def log_v(model: SequenceModel, params: Params, batch: Batch) -> Float[Array, " K"]:
-    """log v_k, k = 0..T: the logarithm of the batch mean of ``||dl/ds_{T-k}||``, l the loss of a sequence's last step.
+    """log v_k, k = 0..T: the logarithm of the batch mean of ``||dl/ds_{T-k}||``, l the
+    loss of a sequence's last step.
 
-    s is the whole carry. Full gradients, also for a model that is trained with truncated ones. Of words shorter than k steps
-    nothing is counted at k.
+    s is the whole carry. Full gradients, also for a model that is trained with
+    truncated ones. Of words shorter than k steps nothing is counted at k.
     """
-    lengths = jnp.full(batch.inputs.shape[1], len(batch.inputs)) if batch.mask is None else batch.mask.sum(0)
+    lengths = (
+        jnp.full(batch.inputs.shape[1], len(batch.inputs))
+        if batch.mask is None
+        else batch.mask.sum(0)
+    )
     last = batch.targets[lengths - 1, jnp.arange(len(lengths))]
 
     def loss(y):
         return model.losses(model.read(params, y), last).sum()
 
-    return diagnostics.gradient_lags(model.layer, params["rnn"], batch.inputs, loss, mask=batch.mask).log_v
+    return diagnostics.gradient_lags(
+        model.layer, params["rnn"], batch.inputs, loss, mask=batch.mask
+    ).log_v
 
 
 def record_lags(model: SequenceModel, params: Params, batch: Batch) -> dict[str, Any]:
-    """``{"log_v": [...]}``, null where the norm is exactly zero (JSON has no -inf) or is not a number."""
+    """``{"log_v": [...]}``, null where the norm is exactly zero (JSON has no -inf)
+    or is not a number.
+    """
     logs = np.asarray(log_v(model, params, batch), np.float64)
     return {"log_v": [float(value) if np.isfinite(value) else None for value in logs]}
 
 
 def draw_gradients(run: Run) -> pathlib.Path | None:
-    """``gradients.png``: log v_k / v_0 against k, one curve a record; None without records, or without matplotlib."""
+    """``gradients.png``: log v_k / v_0 against k, one curve a record; None without
+    records, or without matplotlib.
+    """
     records = run.records("gradients.jsonl")
     if not records or new_figure(1, 1) is None:
         return None
     # what was exactly zero is not drawn: a line ends there
-    log_v = np.asarray([[np.nan if value is None else value for value in record["log_v"]] for record in records])
+    log_v = np.asarray(
+        [
+            [np.nan if value is None else value for value in record["log_v"]]
+            for record in records
+        ]
+    )
     title = f"{run.path.name}: gradient at the state k steps before the loss"
-    figure = diagnostics.plots.training_curves([record["step"] for record in records], log_v, title=title)
+    figure = diagnostics.plots.training_curves(
+        [record["step"] for record in records], log_v, title=title
+    )
     path = run.path / "gradients.png"
     figure.savefig(path, dpi=110)
     return path

@@ -1,11 +1,15 @@
-"""group-words: multiply as you go (the word problem of a group; Merrill, Petty & Sabharwal 2024).
+"""group-words: multiply as you go (the word problem of a group; Merrill, Petty &
+Sabharwal 2024).
 
-A sequence g_1, g_2, ... of elements of a group, one-hot; at every step the product so far, ``p_t = p_{t-1} g_t``, is wanted.
-Elements are permutations of 0..n-1, written as the list of their images; ``p g`` is "g first, then p": ``(p g)[i] = p[g[i]]``.
-S3 has 6 elements; A5, the even permutations of five things, 60; S5, 120. A5 and S5 are not solvable, which is what makes their
-word problem hard for models whose depth does not grow with the word.
+A sequence g_1, g_2, ... of elements of a group, one-hot; at every step the product so
+far, ``p_t = p_{t-1} g_t``, is wanted. Elements are permutations of 0..n-1, written as
+the list of their images; ``p g`` is "g first, then p": ``(p g)[i] = p[g[i]]``. S3 has 6
+elements; A5, the even permutations of five things, 60; S5, 120. A5 and S5 are not
+solvable, which is what makes their word problem hard for models whose depth does not
+grow with the word.
 
-Baseline: chance, one over the number of elements. The model is also asked at four times the training length.
+Baseline: chance, one over the number of elements. The model is also asked at four times
+    the training length.
 """
 
 from __future__ import annotations
@@ -66,7 +70,9 @@ class Options:
 
 
 def elements(group: str) -> list[tuple[int, ...]]:
-    """The permutations of a group, in lexicographic order: the identity is element 0."""
+    """The permutations of a group, in lexicographic order: the identity is element
+    0.
+    """
     every = list(itertools.permutations(range(int(group[1:]))))
     return every if group[0] == "S" else [p for p in every if is_even(p)]
 
@@ -80,7 +86,9 @@ def product_table(group: str) -> Int[np.ndarray, "G G"]:
     """Row p, column g: the number of the element ``p g``."""
     known = elements(group)
     number = {permutation: i for i, permutation in enumerate(known)}
-    return np.asarray([[number[tuple(p[i] for i in g)] for g in known] for p in known], np.int32)
+    return np.asarray(
+        [[number[tuple(p[i] for i in g)] for g in known] for p in known], np.int32
+    )
 
 
 def draw(table: np.ndarray, key: Array, length: int, batch: int) -> Batch:
@@ -104,7 +112,10 @@ def problem(options: Options) -> Problem:
     def read(line: str) -> np.ndarray:
         words = line.split()
         if not words or set(words) - set(names):
-            raise BadInput(f'predict wants elements of {options.group}, such as "{names[1]} {names[-1]}", but got {line!r}')
+            raise BadInput(
+                f'predict wants elements of {options.group}, such as "{names[1]} '
+                f'{names[-1]}", but got {line!r}'
+            )
         return np.eye(len(names))[[names.index(word) for word in words]]
 
     return Problem(
@@ -120,4 +131,9 @@ def problem(options: Options) -> Problem:
     )
 
 
-TASK = Task("group-words", Options, Budget(steps=2000, report_every=100, evaluate_every=200), problem)
+TASK = Task(
+    "group-words",
+    Options,
+    Budget(steps=2000, report_every=100, evaluate_every=200),
+    problem,
+)

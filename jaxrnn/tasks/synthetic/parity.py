@@ -1,10 +1,13 @@
-"""parity: is the number of ones odd? Learned on short words, asked for long ones (Delétang et al. 2023; Grazzi et al. 2025).
+"""parity: is the number of ones odd? Learned on short words, asked for long ones
+(Delétang et al. 2023; Grazzi et al. 2025).
 
-Random bits, one-hot. Training words have lengths that are uniform in 1..``length`` (40); the answer is wanted at each word's
-last step, or with ``--answers every`` at all of its steps. ``accuracy`` is that of fresh words of the training lengths,
+Random bits, one-hot. Training words have lengths that are uniform in 1..``length``
+(40); the answer is wanted at each word's last step, or with ``--answers every`` at all
+of its steps. ``accuracy`` is that of fresh words of the training lengths,
 ``accuracy_256`` that of words longer than any in training, uniform in 41..256.
 
-Baseline: chance, 1/2. A linear recurrence whose factors are all positive cannot do better on long words (Grazzi et al.).
+Baseline: chance, 1/2. A linear recurrence whose factors are all positive cannot do
+    better on long words (Grazzi et al.).
 """
 
 from __future__ import annotations
@@ -44,7 +47,9 @@ class Options:
 
     length: int = length_field(40, 1, "longest training word")
     test_length: int = length_field(256, 1, "longest word to be asked for")
-    answers: str = choice("last", ("last", "every"), "steps at which the parity so far is wanted")
+    answers: str = choice(
+        "last", ("last", "every"), "steps at which the parity so far is wanted"
+    )
     cell: str = cell_field("lstm")
     hidden: int = hidden_field(32)
     layers: int = layers_field()
@@ -56,21 +61,32 @@ class Options:
     gradients: bool = gradients_field()
     seed: int = seed_field()
 
-    QUICK: ClassVar[dict[str, Any]] = {"length": 6, "test_length": 24, "answers": "every"}
+    QUICK: ClassVar[dict[str, Any]] = {
+        "length": 6,
+        "test_length": 24,
+        "answers": "every",
+    }
 
     def __post_init__(self):
         check_options(self)
 
 
 def draw(trained: int, answers: str, key: Array, length: int, batch: int) -> Batch:
-    """Words of up to ``length`` bits, padded; where ``length`` is more than ``trained``, all are longer than that."""
+    """Words of up to ``length`` bits, padded; where ``length`` is more than
+    ``trained``, all are longer than that.
+    """
     k_bits, k_lengths = jax.random.split(key)
     bits = jax.random.randint(k_bits, (length, batch), 0, 2)
     shortest = trained + 1 if length > trained else 1
     lengths = jax.random.randint(k_lengths, (batch,), shortest, length + 1)
     mask = mask_from_lengths(lengths, length)
     last = jnp.arange(length)[:, None] == lengths[None] - 1
-    return Batch(one_hot(bits, 2), jnp.cumsum(bits, 0) % 2, mask if answers == "every" else last, mask=mask)
+    return Batch(
+        one_hot(bits, 2),
+        jnp.cumsum(bits, 0) % 2,
+        mask if answers == "every" else last,
+        mask=mask,
+    )
 
 
 def read(line: str) -> np.ndarray:
@@ -89,11 +105,17 @@ def problem(options: Options) -> Problem:
         length=options.length,
         score="accuracy",
         baseline=("chance", lambda length: 0.5),
-        draw=lambda key, length, batch: draw(options.length, options.answers, key, length, batch),
-        other_lengths=(options.test_length,) if options.test_length > options.length else (),
+        draw=lambda key, length, batch: draw(
+            options.length, options.answers, key, length, batch
+        ),
+        other_lengths=(options.test_length,)
+        if options.test_length > options.length
+        else (),
         read=read,
         say=lambda outputs: ("even", "odd")[int(outputs[-1].argmax())],
     )
 
 
-TASK = Task("parity", Options, Budget(steps=3000, report_every=100, evaluate_every=200), problem)
+TASK = Task(
+    "parity", Options, Budget(steps=3000, report_every=100, evaluate_every=200), problem
+)

@@ -1,4 +1,6 @@
-"""What a synthetic task is, apart from the model that learns it; and the options that all of them have."""
+"""What a synthetic task is, apart from the model that learns it; and the options
+that all of them have.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ LONGEST = 10**6  # steps: a sequence has fewer
 
 
 class Stored(NamedTuple):
-    """Sequences that are data, not drawn: ``train(position)`` is the batch of a step; ``held_out`` are never trained on."""
+    """Sequences that are data, not drawn: ``train(position)`` is the batch of a
+    step; ``held_out`` are never trained on.
+    """
 
     train: Callable[[int], Batch]
     held_out: list[Batch]
@@ -33,14 +37,17 @@ class Problem:
         classes: of the targets; 0: the target is a number.
         length: steps of a training sequence.
         score: the name of what counts: ``"accuracy"``, ``"mse"`` or ``"loss"`` (nats).
-        baseline: ``(name, f)``: ``f(length)`` is the score of a predictor that remembers nothing.
-        draw: ``draw(key, length, batch) -> Batch``: a pure function of its key, for use inside `jax.jit`; None with ``stored``.
+        baseline: ``(name, f)``: ``f(length)`` is the score of a predictor that
+            remembers nothing.
+        draw: ``draw(key, length, batch) -> Batch``: a pure function of its key, for use
+            inside `jax.jit`; None with ``stored``.
         least: the shortest length there is.
         other_lengths: at which the model is scored besides ``length``.
         stored: loads the data of a task that is not drawn.
         references: further scores to compare with, by name, computed when asked for.
         pooled: the model reads the mean over all steps (see `SequenceModel`).
-        read, say: for `predict`: the inputs ``(T, D)`` that a line of text stands for, and what outputs ``(T, O)`` say.
+        read, say: for `predict`: the inputs ``(T, D)`` that a line of text stands for,
+            and what outputs ``(T, O)`` say.
     """
 
     input_size: int
@@ -60,7 +67,9 @@ class Problem:
 
 def last_step(length: int, batch: int) -> Bool[Array, "T B"]:
     """True at the last of ``length`` steps."""
-    return jnp.broadcast_to((jnp.arange(length) == length - 1)[:, None], (length, batch))
+    return jnp.broadcast_to(
+        (jnp.arange(length) == length - 1)[:, None], (length, batch)
+    )
 
 
 def at_every_step(targets: Any, length: int) -> Any:
@@ -73,7 +82,8 @@ def one_hot(symbols: Int[Array, "*TB"], count: int) -> Float[Array, "*TB K"]:
     return jax.nn.one_hot(symbols, count, dtype=jnp.result_type(float))
 
 
-# The options that every synthetic task has, with their words; each task's Options says its defaults.
+# The options that every synthetic task has, with their words; each task's Options says
+# its defaults.
 
 
 def hidden_field(default: int) -> Any:
@@ -93,7 +103,12 @@ def batch_field(default: int) -> Any:
 
 
 def truncate_field() -> Any:
-    return option(0, "truncated BPTT: gradients stop at the ends of windows of so many steps; 0: full BPTT", least=0)
+    return option(
+        0,
+        "truncated BPTT: gradients stop at the ends of windows of so many steps; 0: "
+        "full BPTT",
+        least=0,
+    )
 
 
 def learning_rate_field(default: float) -> Any:
@@ -101,7 +116,11 @@ def learning_rate_field(default: float) -> Any:
 
 
 def schedule_field() -> Any:
-    return choice("constant", ("constant", "cosine"), "course of the learning rate, cosine with a warm-up")
+    return choice(
+        "constant",
+        ("constant", "cosine"),
+        "course of the learning rate, cosine with a warm-up",
+    )
 
 
 def clip_field() -> Any:
@@ -109,7 +128,11 @@ def clip_field() -> Any:
 
 
 def gradients_field() -> Any:
-    return option(False, "record the gradient's norm at every lag as training goes on: gradients.jsonl and gradients.png")
+    return option(
+        False,
+        "record the gradient's norm at every lag as training goes on: gradients.jsonl "
+        "and gradients.png",
+    )
 
 
 def seed_field() -> Any:

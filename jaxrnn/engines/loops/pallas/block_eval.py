@@ -12,7 +12,9 @@ from jax.extend import core
 from .block_form import SAME, Form, matrix_of
 
 Blocks = list[Any]
-Product = Callable[[Any, Blocks, Any], Blocks]  # (equation, blocks of its operand, (matrix, axis)) -> blocks
+Product = Callable[
+    [Any, Blocks, Any], Blocks
+]  # (equation, blocks of its operand, (matrix, axis)) -> blocks
 
 
 def evaluate(
@@ -30,7 +32,8 @@ def evaluate(
         constants: blocks of every constant that is no matrix.
         product: multiplies blocks by a matrix.
         full: ``full(value, dtype)``, a block of one number.
-        instead: functions ``(params, *blocks)`` in place of elementwise primitives, by name.
+        instead: functions ``(params, *blocks)`` in place of elementwise primitives, by
+            name.
     """
     env: dict[Any, Blocks] = {v: [a] for v, a in form.literals.items()} | constants
     env |= dict(zip([*form.carry, *form.given], [*carry, *given], strict=True))
@@ -43,17 +46,27 @@ def evaluate(
         name, params = eqn.primitive.name, eqn.params
         count = form.blocks(eqn.outvars[0])
         if name == "dot_general":
-            made = product(eqn, env[eqn.invars[0]], matrix_of(eqn, form.consts)) if product else []
+            made = (
+                product(eqn, env[eqn.invars[0]], matrix_of(eqn, form.consts))
+                if product
+                else []
+            )
         elif name in SAME:
             made = blocks_of(eqn.invars[0], count)
         elif name == "concatenate":
             made = [b for v in eqn.invars for b in blocks_of(v, form.blocks(v))]
         elif name == "slice":
-            made = env[eqn.invars[0]][params["start_indices"][-1] // form.units :][:count]
+            made = env[eqn.invars[0]][params["start_indices"][-1] // form.units :][
+                :count
+            ]
         elif name == "pad":
             low, high, _ = params["padding_config"][-1]
             zero = full(0, eqn.outvars[0].aval.dtype)
-            made = [zero] * (low // form.units) + env[eqn.invars[0]] + [zero] * (high // form.units)
+            made = (
+                [zero] * (low // form.units)
+                + env[eqn.invars[0]]
+                + [zero] * (high // form.units)
+            )
         elif name == "split":
             rest = env[eqn.invars[0]]
             for v in eqn.outvars:
@@ -62,7 +75,10 @@ def evaluate(
         else:
             operands = zip(*(blocks_of(v, count) for v in eqn.invars), strict=True)
             rule = instead.get(name) if instead else None
-            made = [rule(params, *values) if rule else _bind(eqn, values) for values in operands]
+            made = [
+                rule(params, *values) if rule else _bind(eqn, values)
+                for values in operands
+            ]
         env[eqn.outvars[0]] = made
 
     def result(atom):
@@ -77,7 +93,10 @@ def _bind(eqn: Any, values: Sequence[Any]) -> Any:
     shapes = {jnp.shape(v) for v in values} - {()}
     if len(shapes) > 1:  # what is the same for every example meets what is not
         shape = jnp.broadcast_shapes(*shapes)
-        values = [v if jnp.ndim(v) == 0 or v.shape == shape else jnp.broadcast_to(v, shape) for v in values]
+        values = [
+            v if jnp.ndim(v) == 0 or v.shape == shape else jnp.broadcast_to(v, shape)
+            for v in values
+        ]
     if eqn.primitive.name == "convert_element_type":
         return jnp.asarray(values[0]).astype(eqn.params["new_dtype"])
     if eqn.primitive.name == "add_any":

@@ -1,16 +1,20 @@
-"""A loop's body as arithmetic on blocks of H units: what a kernel needs to know of it, whatever the cell.
+"""A loop's body as arithmetic on blocks of H units: what a kernel needs to know of it,
+whatever the cell.
 
-A body ``(constants, carry, inputs of a step) -> (carry, outputs)`` fits a kernel if each of its values is one of
+A body ``(constants, carry, inputs of a step) -> (carry, outputs)`` fits a kernel if
+each of its values is one of
 
-    UNITS    ``(*B, k H)``: k blocks of H units; ``(1, .., k H)``: the same for every example
-    ROWS     ``(*B,)`` or ``(*B, 1)``: a number an example, such as a mask
-    SCALAR   one number, whatever shape it was spread to
-    MATRIX   ``(k H, m H)``, a constant, by which blocks are multiplied
+    UNITS    ``(*B, k H)``: k blocks of H units; ``(1, .., k H)``: the same for every
+    example ROWS     ``(*B,)`` or ``(*B, 1)``: a number an example, such as a mask
+    SCALAR   one number, whatever shape it was spread to MATRIX   ``(k H, m H)``, a
+    constant, by which blocks are multiplied
 
-and its equations are elementwise arithmetic, products of UNITS with a MATRIX, or take blocks apart and put them together. A
-packed kernel is then k m blocks of (H, H), each of which can be padded to what a chip's matrix unit takes, and no slice ever
-begins inside a tile. `Form` finds the kinds, or says which equation does not fit; `evaluation.evaluate` runs the body on blocks
-in any layout: all values of a layout are arrays of one shape, numbers an example being spread over the units.
+and its equations are elementwise arithmetic, products of UNITS with a MATRIX, or take
+blocks apart and put them together. A packed kernel is then k m blocks of (H, H), each
+of which can be padded to what a chip's matrix unit takes, and no slice ever begins
+inside a tile. `Form` finds the kinds, or says which equation does not fit;
+`evaluation.evaluate` runs the body on blocks in any layout: all values of a layout are
+arrays of one shape, numbers an example being spread over the units.
 """
 
 from __future__ import annotations
@@ -37,8 +41,33 @@ SAME = {
     "expand_dims",
     "broadcast_in_dim",
 }
-ELEMENTWISE = {"add", "add_any", "sub", "mul", "div", "neg", "max", "min", "abs", "sign", "select_n", "integer_pow", "square"}
-ELEMENTWISE |= {"exp", "exp2", "log", "log1p", "expm1", "tanh", "logistic", "sqrt", "rsqrt", "convert_element_type"}
+ELEMENTWISE = {
+    "add",
+    "add_any",
+    "sub",
+    "mul",
+    "div",
+    "neg",
+    "max",
+    "min",
+    "abs",
+    "sign",
+    "select_n",
+    "integer_pow",
+    "square",
+}
+ELEMENTWISE |= {
+    "exp",
+    "exp2",
+    "log",
+    "log1p",
+    "expm1",
+    "tanh",
+    "logistic",
+    "sqrt",
+    "rsqrt",
+    "convert_element_type",
+}
 ELEMENTWISE |= {
     "one_minus_square",
     "and",
@@ -56,7 +85,11 @@ ELEMENTWISE |= {
     "sin",
     "cos",
 }
-CUSTOM = {"custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr", "custom_vjp_call_jaxpr": "fun_jaxpr"}
+CUSTOM = {
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "custom_vjp_call_jaxpr": "fun_jaxpr",
+}
 
 
 class Unfit(ValueError):
@@ -65,7 +98,9 @@ class Unfit(ValueError):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Body:
-    """``(consts, carry, given) -> (carry, outs)`` on flat lists, traced once, and hashed by identity."""
+    """``(consts, carry, given) -> (carry, outs)`` on flat lists, traced once, and
+    hashed by identity.
+    """
 
     closed: Any
     consts: int
@@ -75,13 +110,17 @@ class Body:
     @functools.cached_property
     def flat(self) -> Any:
         """The same without calls, those with a derivative of their own included."""
-        return jax.make_jaxpr(lambda *args: _opened(self.closed.jaxpr, self.closed.consts, args))(*self.closed.in_avals)
+        return jax.make_jaxpr(
+            lambda *args: _opened(self.closed.jaxpr, self.closed.consts, args)
+        )(*self.closed.in_avals)
 
     @functools.cached_property
     def form(self) -> Form:
         return Form(self)
 
-    def __call__(self, consts: Sequence[Any], carry: Sequence[Any], given: Sequence[Any]) -> tuple[list, list]:
+    def __call__(
+        self, consts: Sequence[Any], carry: Sequence[Any], given: Sequence[Any]
+    ) -> tuple[list, list]:
         out = run(self.closed.jaxpr, self.closed.consts, [*consts, *carry, *given])
         return out[: self.carry], out[self.carry :]
 
@@ -95,7 +134,8 @@ class Kind:
 
 
 class Form:
-    """The kinds of a body's values: H ``units``, the ``batch`` axes, and the ``matrices`` its blocks are multiplied by.
+    """The kinds of a body's values: H ``units``, the ``batch`` axes, and the
+    ``matrices`` its blocks are multiplied by.
 
     Raises:
         Unfit: for the first value or equation that does not fit.
@@ -106,18 +146,31 @@ class Form:
         self.jaxpr = jaxpr
         self.literals = dict(zip(jaxpr.constvars, body.flat.consts, strict=True))
         n = body.consts, body.consts + body.carry
-        self.consts, self.carry, self.given = jaxpr.invars[: n[0]], jaxpr.invars[n[0] : n[1]], jaxpr.invars[n[1] :]
+        self.consts, self.carry, self.given = (
+            jaxpr.invars[: n[0]],
+            jaxpr.invars[n[0] : n[1]],
+            jaxpr.invars[n[1] :],
+        )
         self.new, self.outs = jaxpr.outvars[: body.carry], jaxpr.outvars[body.carry :]
         shapes = {v.aval.shape for v in self.carry}
         if len(shapes) != 1 or not all(v.aval.ndim for v in self.carry):
-            raise Unfit(f"the parts of its carry have the shapes {sorted(map(str, shapes))}; a kernel wants (*B, H) of each")
+            raise Unfit(
+                f"the parts of its carry have the shapes {sorted(map(str, shapes))}; a "
+                f"kernel wants (*B, H) of each"
+            )
         *batch, self.units = shapes.pop()
         self.batch = tuple(batch)
         self.rows = functools.reduce(lambda a, b: a * b, self.batch, 1)
-        self.products = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "dot_general"]
-        self.matrices = list(dict.fromkeys(matrix_of(eqn, self.consts) for eqn in self.products))
+        self.products = [
+            eqn for eqn in jaxpr.eqns if eqn.primitive.name == "dot_general"
+        ]
+        self.matrices = list(
+            dict.fromkeys(matrix_of(eqn, self.consts) for eqn in self.products)
+        )
         self.kinds: dict[Any, Kind] = {v: Kind(MATRIX) for v, _ in self.matrices}
-        self.vectors = [v for v in self.consts if v not in self.kinds]  # constants that are no matrix
+        self.vectors = [
+            v for v in self.consts if v not in self.kinds
+        ]  # constants that are no matrix
         for v in [*self.consts, *self.carry, *self.given, *self.literals]:
             if v not in self.kinds:
                 self.kinds[v] = self.kind_of_shape(v.aval.shape, "an input of its step")
@@ -129,15 +182,26 @@ class Form:
     def kind_of_shape(self, shape: tuple[int, ...], what: str) -> Kind:
         *lead, last = shape or (1,)
         over = self.batch[max(len(self.batch) - len(lead), 0) :]
-        fits = len(lead) == len(over) and all(d in (1, b) for d, b in zip(lead, over, strict=True))
-        whole = len(shape) == len(self.batch) + 1  # with fewer axes it is the same along those in front, which were mapped
-        if fits and last % self.units == 0 and (whole or shape not in (self.batch, (*self.batch, 1))):
+        fits = len(lead) == len(over) and all(
+            d in (1, b) for d, b in zip(lead, over, strict=True)
+        )
+        whole = (
+            len(shape) == len(self.batch) + 1
+        )  # with fewer axes it is the same along those in front, which were mapped
+        if (
+            fits
+            and last % self.units == 0
+            and (whole or shape not in (self.batch, (*self.batch, 1)))
+        ):
             return Kind(UNITS, last // self.units)
         if shape == self.batch or shape == (*self.batch, 1):
             return Kind(ROWS)
         if all(d == 1 for d in shape):
             return Kind(SCALAR)
-        raise Unfit(f"{what} has the shape {shape}, neither (*B, k H) nor (*B,), with *B = {self.batch} and H = {self.units}")
+        raise Unfit(
+            f"{what} has the shape {shape}, neither (*B, k H) nor (*B,), with *B = "
+            f"{self.batch} and H = {self.units}"
+        )
 
     def kind(self, atom: Any) -> Kind:
         return Kind(SCALAR) if isinstance(atom, core.Literal) else self.kinds[atom]
@@ -146,61 +210,90 @@ class Form:
         return self.kind(var).blocks
 
     def shown(self, atom: Any) -> Kind:
-        """What a result is that leaves the loop: by its shape, also where it is one number that was spread."""
+        """What a result is that leaves the loop: by its shape, also where it is one
+        number that was spread.
+        """
         return self.kind_of_shape(atom.aval.shape, "a result of its step")
 
     def _check_product(self, eqn: Any, kind: Kind) -> None:
         shape = eqn.invars[1].aval.shape
         if kind.name != UNITS or any(d % self.units for d in shape):
-            raise Unfit(f"it multiplies {eqn.invars[0].aval.shape} by {shape}, which are not blocks of H = {self.units}")
+            raise Unfit(
+                f"it multiplies {eqn.invars[0].aval.shape} by {shape}, which are not "
+                f"blocks of H = {self.units}"
+            )
 
     def _check_same(self, eqn: Any, kind: Kind, out: Kind) -> None:
         """What only changes shape leaves every number with its example and its unit."""
         name, new = eqn.primitive.name, eqn.outvars[0].aval.shape
         old, n = eqn.invars[0].aval.shape, len(self.batch)
-        moved = name == "broadcast_in_dim" and tuple(eqn.params["broadcast_dimensions"]) != tuple(
-            range(len(new) - len(old), len(new))
-        )
+        moved = name == "broadcast_in_dim" and tuple(
+            eqn.params["broadcast_dimensions"]
+        ) != tuple(range(len(new) - len(old), len(new)))
         if kind.name == UNITS and (kind != out or moved):
             raise Unfit(f"its step has a {name} from {old} to {new}")
         if kind.name == ROWS and new[:n] != self.batch:
-            raise Unfit(f"its step moves a number an example to another axis ({name} to {new})")
+            raise Unfit(
+                f"its step moves a number an example to another axis ({name} to {new})"
+            )
         if (
             kind.name == ROWS
             and name == "broadcast_in_dim"
             and tuple(eqn.params["broadcast_dimensions"])[:n] != tuple(range(n))
         ):
-            raise Unfit("its step spreads a number an example over another axis than the batch's")
+            raise Unfit(
+                "its step spreads a number an example over another axis than the "
+                "batch's"
+            )
 
     def _check(self, eqn: Any) -> None:
         name = eqn.primitive.name
         kinds = [self.kind(v) for v in eqn.invars]
         uniform = all(k.name == SCALAR for k in kinds)
         for v in eqn.outvars:
-            self.kinds[v] = Kind(SCALAR) if uniform else self.kind_of_shape(v.aval.shape, f"the result of {name}")
+            self.kinds[v] = (
+                Kind(SCALAR)
+                if uniform
+                else self.kind_of_shape(v.aval.shape, f"the result of {name}")
+            )
         out = self.kinds[eqn.outvars[0]]
         if uniform and name in SAME | ELEMENTWISE:
             return
         if name == "dot_general":
             self._check_product(eqn, kinds[0])
         elif any(k.name == MATRIX for k in kinds):
-            raise Unfit(f"its step does more with a matrix than multiply blocks by it ({name})")
+            raise Unfit(
+                f"its step does more with a matrix than multiply blocks by it ({name})"
+            )
         elif name in SAME:
             self._check_same(eqn, kinds[0], out)
         elif name in ("split", "slice", "concatenate", "pad"):
-            if any(k.name != UNITS for k, v in zip(kinds, eqn.invars, strict=True) if v.aval.shape):
-                raise Unfit(f"its step has a {name} of what is not blocks of H = {self.units} units")
+            if any(
+                k.name != UNITS
+                for k, v in zip(kinds, eqn.invars, strict=True)
+                if v.aval.shape
+            ):
+                raise Unfit(
+                    f"its step has a {name} of what is not blocks of H = {self.units} "
+                    f"units"
+                )
             _check_cut(eqn, self.units)
         elif name not in ELEMENTWISE:
             raise Unfit(f"its step has a {name}, for which kernels have no code")
 
 
 def _opened(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
-    """The outputs of a jaxpr with all calls inlined, those with rules for their derivatives too."""
+    """The outputs of a jaxpr with all calls inlined, those with rules for their
+    derivatives too.
+    """
     env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
     for eqn in jaxpr.eqns:
         values = [read(env, v) for v in eqn.invars]
-        inner = eqn.params.get("jaxpr") if eqn.primitive.name in CALLS else eqn.params.get(CUSTOM.get(eqn.primitive.name, ""))
+        inner = (
+            eqn.params.get("jaxpr")
+            if eqn.primitive.name in CALLS
+            else eqn.params.get(CUSTOM.get(eqn.primitive.name, ""))
+        )
         if inner is None:
             made = eqn.primitive.bind(*values, **eqn.params)
             made = made if eqn.primitive.multiple_results else [made]
@@ -217,31 +310,54 @@ def matrix_of(eqn: Any, consts: Sequence[Any]) -> tuple[Any, int]:
     a, matrix = eqn.invars
     (a_over, over), batch = eqn.params["dimension_numbers"]
     if batch != ((), ()):
-        raise Unfit("each example has a matrix of its own (mapped parameters, or heads)")
-    if matrix not in consts or len(matrix.aval.shape) != 2 or tuple(a_over) != (len(a.aval.shape) - 1,):
-        raise Unfit("it has a product that is not h @ kernel with a constant kernel (k H, m H)")
+        raise Unfit(
+            "each example has a matrix of its own (mapped parameters, or heads)"
+        )
+    if (
+        matrix not in consts
+        or len(matrix.aval.shape) != 2
+        or tuple(a_over) != (len(a.aval.shape) - 1,)
+    ):
+        raise Unfit(
+            "it has a product that is not h @ kernel with a constant kernel (k H, m H)"
+        )
     return matrix, over[0]
 
 
 def _check_cut(eqn: Any, units: int) -> None:
     """Whole blocks of the last axis are taken apart or put together."""
-    name, params, last = eqn.primitive.name, eqn.params, len(eqn.invars[0].aval.shape) - 1
+    name, params, last = (
+        eqn.primitive.name,
+        eqn.params,
+        len(eqn.invars[0].aval.shape) - 1,
+    )
     whole = [v.aval.shape[-1] % units == 0 for v in eqn.outvars if v.aval.shape]
     if name == "split":
         fits = params["axis"] == last
     elif name == "concatenate":
-        fits = params["dimension"] == last and all(v.aval.shape[-1] % units == 0 for v in eqn.invars)
+        fits = params["dimension"] == last and all(
+            v.aval.shape[-1] % units == 0 for v in eqn.invars
+        )
     elif name == "pad":
         *others, (low, high, inner) = params["padding_config"]
-        fits = all(tuple(o) == (0, 0, 0) for o in others) and low % units == high % units == inner == 0 and low >= 0 <= high
+        fits = (
+            all(tuple(o) == (0, 0, 0) for o in others)
+            and low % units == high % units == inner == 0
+            and low >= 0 <= high
+        )
     else:
         starts, limits = params["start_indices"], params["limit_indices"]
         strides = params["strides"] or (1,) * (last + 1)
         shape = eqn.invars[0].aval.shape
-        fits = all(s == 0 and e == d for s, e, d in zip(starts[:-1], limits[:-1], shape[:-1], strict=True))
+        fits = all(
+            s == 0 and e == d
+            for s, e, d in zip(starts[:-1], limits[:-1], shape[:-1], strict=True)
+        )
         fits = fits and set(strides) == {1} and starts[-1] % units == 0
     if not (fits and all(whole)):
-        raise Unfit(f"its step has a {name} that cuts through a block of H = {units} units")
+        raise Unfit(
+            f"its step has a {name} that cuts through a block of H = {units} units"
+        )
 
 
 def precision_of(eqn: Any) -> str:
@@ -265,4 +381,7 @@ def precision_of(eqn: Any) -> str:
         "f64_f64_f64",
     }:
         return "highest"
-    raise Unfit(f"its product has the precision {asked[0]}, and kernels have 'default', 'high' and 'highest'")
+    raise Unfit(
+        f"its product has the precision {asked[0]}, and kernels have 'default', 'high' "
+        f"and 'highest'"
+    )

@@ -17,14 +17,21 @@ def is_complex(value: Any) -> bool:
 
 
 def parted(values: Sequence[Any]) -> list[Any]:
-    """Every complex array as its real and its imaginary part, the others as they are."""
-    return [part for v in values for part in ((v.real, v.imag) if is_complex(v) else (v,))]
+    """Every complex array as its real and its imaginary part, the others as they
+    are.
+    """
+    return [
+        part for v in values for part in ((v.real, v.imag) if is_complex(v) else (v,))
+    ]
 
 
 def joined(parts: Sequence[Any], like: Sequence[Any]) -> list[Any]:
     """The inverse of `parted`, for values of the dtypes of ``like``."""
     found = iter(parts)
-    return [jax.lax.complex(next(found), next(found)) if is_complex(a) else next(found) for a in like]
+    return [
+        jax.lax.complex(next(found), next(found)) if is_complex(a) else next(found)
+        for a in like
+    ]
 
 
 def as_real(body: Body) -> Body:
@@ -36,17 +43,29 @@ def as_real(body: Body) -> Body:
     jaxpr, avals = body.flat.jaxpr, list(body.flat.in_avals)
 
     def run(*parts: Any) -> list[Any]:
-        env: dict[Any, Any] = dict(zip(jaxpr.constvars, map(_pair, body.flat.consts), strict=True))
+        env: dict[Any, Any] = dict(
+            zip(jaxpr.constvars, map(_pair, body.flat.consts), strict=True)
+        )
         found = iter(parts)
         for v, aval in zip(jaxpr.invars, avals, strict=True):
             env[v] = (next(found), next(found)) if is_complex(aval) else next(found)
         for eqn in jaxpr.eqns:
-            values = [_pair(v.val) if isinstance(v, core.Literal) else env[v] for v in eqn.invars]
+            values = [
+                _pair(v.val) if isinstance(v, core.Literal) else env[v]
+                for v in eqn.invars
+            ]
             env.update(zip(eqn.outvars, _evaluated(eqn, values), strict=True))
-        outs = [_pair(v.val) if isinstance(v, core.Literal) else env[v] for v in jaxpr.outvars]
+        outs = [
+            _pair(v.val) if isinstance(v, core.Literal) else env[v]
+            for v in jaxpr.outvars
+        ]
         return [part for v in outs for part in (v if isinstance(v, tuple) else (v,))]
 
-    half = [_real_aval(a) for aval in avals for a in ([aval, aval] if is_complex(aval) else [aval])]
+    half = [
+        _real_aval(a)
+        for aval in avals
+        for a in ([aval, aval] if is_complex(aval) else [aval])
+    ]
     sizes = [1 + is_complex(a) for a in avals]
     consts, carry = sum(sizes[: body.consts]), sum(sizes[body.consts :][: body.carry])
     return Body(jax.make_jaxpr(run)(*half), consts, carry, sum(sizes) - consts - carry)
@@ -58,38 +77,70 @@ def _real_aval(aval: Any) -> Any:
 
 
 def _pair(value: Any) -> Any:
-    return (value.real, value.imag) if hasattr(value, "dtype") and is_complex(value) else value
+    return (
+        (value.real, value.imag)
+        if hasattr(value, "dtype") and is_complex(value)
+        else value
+    )
 
 
 def _evaluated(eqn: Any, values: list[Any]) -> list[Any]:
     name = eqn.primitive.name
-    if not any(isinstance(v, tuple) for v in values) and not is_complex(eqn.outvars[0].aval):
+    if not any(isinstance(v, tuple) for v in values) and not is_complex(
+        eqn.outvars[0].aval
+    ):
         made = eqn.primitive.bind(*values, **eqn.params)
         return list(made) if eqn.primitive.multiple_results else [made]
     if name in RULES:
         return [RULES[name](*values)]
     if name == "select_n":
         flag, *cases = values
-        return [tuple(eqn.primitive.bind(flag, *parts) for parts in zip(*cases, strict=True))]
-    if name == "convert_element_type" and not is_complex(eqn.outvars[0].aval):  # the real part
+        return [
+            tuple(
+                eqn.primitive.bind(flag, *parts) for parts in zip(*cases, strict=True)
+            )
+        ]
+    if name == "convert_element_type" and not is_complex(
+        eqn.outvars[0].aval
+    ):  # the real part
         return [values[0][0].astype(eqn.outvars[0].aval.dtype)]
     if name == "convert_element_type":
-        parts = values[0] if isinstance(values[0], tuple) else (values[0], jnp.zeros_like(values[0]))
+        parts = (
+            values[0]
+            if isinstance(values[0], tuple)
+            else (values[0], jnp.zeros_like(values[0]))
+        )
         return [tuple(v.astype(_real_aval(eqn.outvars[0].aval).dtype) for v in parts)]
     if name == "jaxrnn_gradient_scale":
         scale = values[1][0] if isinstance(values[1], tuple) else values[1]
         return [tuple(eqn.primitive.bind(v, scale) for v in values[0])]
     if name in LINEAR:
         shape = eqn.outvars[0].aval.shape if name in ("add", "add_any", "sub") else None
-        pairs = [_spread(v if isinstance(v, tuple) else (v, jnp.zeros_like(v)), shape) for v in values]
-        made = [eqn.primitive.bind(*parts, **eqn.params) for parts in zip(*pairs, strict=True)]
-        return list(zip(*made, strict=True)) if eqn.primitive.multiple_results else [tuple(made)]
-    raise Unfit(f"its step has a {name} of complex numbers, for which kernels have no rule")
+        pairs = [
+            _spread(v if isinstance(v, tuple) else (v, jnp.zeros_like(v)), shape)
+            for v in values
+        ]
+        made = [
+            eqn.primitive.bind(*parts, **eqn.params)
+            for parts in zip(*pairs, strict=True)
+        ]
+        return (
+            list(zip(*made, strict=True))
+            if eqn.primitive.multiple_results
+            else [tuple(made)]
+        )
+    raise Unfit(
+        f"its step has a {name} of complex numbers, for which kernels have no rule"
+    )
 
 
 def _spread(pair: tuple[Any, Any], shape: tuple[int, ...] | None) -> tuple[Any, ...]:
     """A literal as an array: only a literal may be a scalar beside arrays."""
-    return pair if shape is None else tuple(jnp.broadcast_to(v, shape) if jnp.ndim(v) == 0 else v for v in pair)
+    return (
+        pair
+        if shape is None
+        else tuple(jnp.broadcast_to(v, shape) if jnp.ndim(v) == 0 else v for v in pair)
+    )
 
 
 def _multiplied(a: Any, b: Any) -> Any:
@@ -97,7 +148,18 @@ def _multiplied(a: Any, b: Any) -> Any:
     return ar * br - ai * bi, ar * bi + ai * br
 
 
-LINEAR = {"add", "add_any", "sub", "neg", "jaxrnn_fence", "copy", "reshape", "squeeze", "expand_dims", "broadcast_in_dim"}
+LINEAR = {
+    "add",
+    "add_any",
+    "sub",
+    "neg",
+    "jaxrnn_fence",
+    "copy",
+    "reshape",
+    "squeeze",
+    "expand_dims",
+    "broadcast_in_dim",
+}
 LINEAR |= {"slice", "split", "concatenate", "pad", "optimization_barrier"}
 RULES: dict[str, Any] = {
     "mul": _multiplied,

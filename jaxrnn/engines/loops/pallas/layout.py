@@ -15,7 +15,9 @@ DTYPES = {jnp.dtype(d) for d in (jnp.float32, jnp.bfloat16, jnp.int32)}
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """``width`` lanes for a block of H units, ``rows`` examples a tile of ``padded_rows``, ``steps`` in a block of time."""
+    """``width`` lanes for a block of H units, ``rows`` examples a tile of
+    ``padded_rows``, ``steps`` in a block of time.
+    """
 
     width: int
     rows: int
@@ -43,15 +45,21 @@ def stored_on_gpu(dtype: Any) -> Any:
 
 def check_dtypes(form: Form, chip: str) -> None:
     """Numbers are those that a chip's kernels take."""
-    strange = [v.aval.dtype for v in [*form.consts, *form.carry, *form.given] if stored(v.aval.dtype) not in DTYPES]
+    strange = [
+        v.aval.dtype
+        for v in [*form.consts, *form.carry, *form.given]
+        if stored(v.aval.dtype) not in DTYPES
+    ]
     if strange:
         raise ValueError(
-            f"Fused: a {chip}'s kernels take float32 and bfloat16, but there are {strange[0]} parameters or inputs"
+            f"Fused: a {chip}'s kernels take float32 and bfloat16, but there are "
+            f"{strange[0]} parameters or inputs"
         )
 
 
 def as_rows(a: Any, var: Any, form: Form, layout: Layout, *, time: bool) -> Any:
-    """``(T, padded rows, k width)``, or ``(T, padded rows, 1)`` of a number an example; without ``time`` without T.
+    """``(T, padded rows, k width)``, or ``(T, padded rows, 1)`` of a number an example;
+    without ``time`` without T.
 
     A constant that is the same for every example has one row.
     """
@@ -59,7 +67,10 @@ def as_rows(a: Any, var: Any, form: Form, layout: Layout, *, time: bool) -> Any:
     kind, units = form.kinds[var], form.units
     a = a.astype(stored(a.dtype))
     if kind.name == SCALAR:
-        return jnp.broadcast_to(a.reshape(*lead, 1, 1), (*lead, *((layout.padded_rows, 1) if time else (1, layout.width))))
+        return jnp.broadcast_to(
+            a.reshape(*lead, 1, 1),
+            (*lead, *((layout.padded_rows, 1) if time else (1, layout.width))),
+        )
     if kind.name == ROWS:
         a = a.reshape(*lead, form.rows, 1)
     else:
@@ -67,24 +78,39 @@ def as_rows(a: Any, var: Any, form: Form, layout: Layout, *, time: bool) -> Any:
         shared = all(d == 1 for d in batch) and form.rows != 1
         if not shared:
             a = jnp.broadcast_to(
-                a.reshape(*lead, *[1] * (len(form.batch) - len(batch)), *batch, last), (*lead, *form.batch, last)
+                a.reshape(*lead, *[1] * (len(form.batch) - len(batch)), *batch, last),
+                (*lead, *form.batch, last),
             )
         a = a.reshape(*lead, 1 if shared else form.rows, kind.blocks, units)
-        a = jnp.pad(a, [*[(0, 0)] * (a.ndim - 1), (0, layout.width - units)]).reshape(*a.shape[:-2], -1)
+        a = jnp.pad(a, [*[(0, 0)] * (a.ndim - 1), (0, layout.width - units)]).reshape(
+            *a.shape[:-2], -1
+        )
         if shared:
-            return jnp.broadcast_to(a, (*lead, layout.padded_rows, a.shape[-1])) if time else a
-    return jnp.pad(a, [*[(0, 0)] * len(lead), (0, layout.padded_rows - form.rows), (0, 0)])
+            return (
+                jnp.broadcast_to(a, (*lead, layout.padded_rows, a.shape[-1]))
+                if time
+                else a
+            )
+    return jnp.pad(
+        a, [*[(0, 0)] * len(lead), (0, layout.padded_rows - form.rows), (0, 0)]
+    )
 
 
 def every_row(a: Any, var: Any, form: Form, layout: Layout, *, time: bool) -> Any:
-    """As `as_rows` with a row for every example, and a number an example spread over a block: for GPUs."""
-    wide = as_rows(a, var, form, layout, time=time).astype(stored_on_gpu(var.aval.dtype))
+    """As `as_rows` with a row for every example, and a number an example spread over
+    a block: for GPUs.
+    """
+    wide = as_rows(a, var, form, layout, time=time).astype(
+        stored_on_gpu(var.aval.dtype)
+    )
     width = layout.width if wide.shape[-1] == 1 else wide.shape[-1]
     return jnp.broadcast_to(wide, (*wide.shape[:-2], layout.padded_rows, width))
 
 
 def from_rows(a: Any, var: Any, form: Form, layout: Layout, *, time: bool) -> Any:
-    """The inverse, for the value of ``var``: an array of its shape and dtype, with T leading under ``time``."""
+    """The inverse, for the value of ``var``: an array of its shape and dtype, with T
+    leading under ``time``.
+    """
     lead = a.shape[:1] if time else ()
     a = a[..., : form.rows, :].reshape(*lead, form.rows, -1, layout.width)
     kind = form.shown(var).name
@@ -95,16 +121,25 @@ def from_rows(a: Any, var: Any, form: Form, layout: Layout, *, time: bool) -> An
 
 
 def padded_matrix(matrix: Any, over: int, form: Form, width: int) -> Any:
-    """``(k width, m width)``, summed over the first axis, every block of (H, H) padded with zeros."""
+    """``(k width, m width)``, summed over the first axis, every block of (H, H)
+    padded with zeros.
+    """
     matrix = matrix if over == 0 else matrix.T
-    blocks = matrix.reshape(matrix.shape[0] // form.units, form.units, matrix.shape[1] // form.units, form.units)
+    blocks = matrix.reshape(
+        matrix.shape[0] // form.units,
+        form.units,
+        matrix.shape[1] // form.units,
+        form.units,
+    )
     more = (0, width - form.units)
     blocks = jnp.pad(blocks, [(0, 0), more, (0, 0), more])
     return blocks.reshape(blocks.shape[0] * width, blocks.shape[2] * width)
 
 
 def put(plgpu: Any, ref: Any, value: Any) -> None:
-    """Write to a GPU's global memory, in pieces as small as they come: jax 0.12 wants that said."""
+    """Write to a GPU's global memory, in pieces as small as they come: jax 0.12
+    wants that said.
+    """
     if hasattr(plgpu, "store"):
         plgpu.store(ref, value, optimized=False)
     else:
@@ -113,4 +148,8 @@ def put(plgpu: Any, ref: Any, value: Any) -> None:
 
 def transposed(plgpu: Any, ref: Any) -> Any:
     """A reference to the transpose: jax 0.12 has a method for it."""
-    return ref.transpose((1, 0)) if hasattr(ref, "transpose") else plgpu.transpose_ref(ref, (1, 0))
+    return (
+        ref.transpose((1, 0))
+        if hasattr(ref, "transpose")
+        else plgpu.transpose_ref(ref, (1, 0))
+    )

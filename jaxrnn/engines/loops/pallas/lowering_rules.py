@@ -1,4 +1,6 @@
-"""Elementwise arithmetic that a chip's compiler does not have, or has only roughly: ``(params, *blocks) -> block``."""
+"""Elementwise arithmetic that a chip's compiler does not have, or has only roughly:
+``(params, *blocks) -> block``.
+"""
 
 from __future__ import annotations
 
@@ -41,15 +43,25 @@ def _is_finite(params: dict, x: Any) -> Any:
 
 
 # What Mosaic does not have, on one chip or the other.
-RULES = {"log1p": _log1p, "integer_pow": _power, "expm1": _expm1, "sign": _sign, "not": _not, "is_finite": _is_finite}
+RULES = {
+    "log1p": _log1p,
+    "integer_pow": _power,
+    "expm1": _expm1,
+    "sign": _sign,
+    "not": _not,
+    "is_finite": _is_finite,
+}
 
 
 def _rough_tanh(params: dict, x: Any) -> Any:
     """A tanh of 11 bits."""
-    bits = jax.lax.bitcast_convert_type(jnp.tanh(x), jnp.uint32) & jnp.uint32(0xFFFFE000)
+    bits = jax.lax.bitcast_convert_type(jnp.tanh(x), jnp.uint32) & jnp.uint32(
+        0xFFFFE000
+    )
     return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
-# In bfloat16 tanh is the GPU's own, right to 2^-11 where the numbers that are made of it are rounded to 2^-9; the interpreter
-# does as badly. Gates are not made of it: of one near 1, a time constant, nothing would be left.
+# In bfloat16 tanh is the GPU's own, right to 2^-11 where the numbers that are made of
+# it are rounded to 2^-9; the interpreter does as badly. Gates are not made of it: of
+# one near 1, a time constant, nothing would be left.
 ROUGH = RULES | {"tanh": _rough_tanh}

@@ -1,4 +1,6 @@
-"""A loop's arrays as a GPU's kernel with a matrix takes them: tiles of rows, and float32 in bfloat16 terms."""
+"""A loop's arrays as a GPU's kernel with a matrix takes them: tiles of rows, and
+float32 in bfloat16 terms.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +14,35 @@ from .layout import Layout, every_row, padded_matrix
 
 
 def terms_of(form: Form, var: Any) -> int:
-    """bfloat16 terms that stand for a number of a matrix and of what it is multiplied with.
+    """bfloat16 terms that stand for a number of a matrix and of what it is multiplied
+    with.
 
-    One for a bfloat16 matrix. For a float32 one two, whose three largest products err by 2^-16 where TF32 errs by 2^-10; three
-    and six products, which is float32, where the product's precision is "high" or "highest".
+    One for a bfloat16 matrix. For a float32 one two, whose three largest products err
+    by 2^-16 where TF32 errs by 2^-10; three and six products, which is float32, where
+    the product's precision is "high" or "highest".
     """
     if var.aval.dtype == jnp.bfloat16:
         return 1
     if var.aval.dtype != jnp.float32:
-        raise ValueError(f"Fused: a GPU's matrix unit takes float32 and bfloat16, but the parameters are {var.aval.dtype}")
-    return 2 if all(precision_of(eqn) == "default" for eqn in form.products if eqn.invars[1] is var) else 3
+        raise ValueError(
+            f"Fused: a GPU's matrix unit takes float32 and bfloat16, but the "
+            f"parameters are {var.aval.dtype}"
+        )
+    return (
+        2
+        if all(
+            precision_of(eqn) == "default"
+            for eqn in form.products
+            if eqn.invars[1] is var
+        )
+        else 3
+    )
 
 
 def in_terms(value: Any, terms: int) -> list[Any]:
-    """bfloat16 arrays that add up to ``value``: its leading 8 bits, the next 8, and so on; the last is rounded."""
+    """bfloat16 arrays that add up to ``value``: its leading 8 bits, the next 8, and
+    so on; the last is rounded.
+    """
     found = []
     for _ in range(terms - 1):
         bits = jax.lax.bitcast_convert_type(value, jnp.uint32) & jnp.uint32(0xFFFF0000)
@@ -43,7 +60,9 @@ def transposed_blocks(matrix: Any, over: int, form: Form, width: int) -> Any:
 
 
 def tiled(a: Any, var: Any, form: Form, layout: Layout, *, time: bool) -> Any:
-    """``(tiles, T, k, width, rows)``, or without ``time`` ``(tiles, k, width, rows)``: what a tile reads lies together."""
+    """``(tiles, T, k, width, rows)``, or without ``time`` ``(tiles, k, width,
+    rows)``: what a tile reads lies together.
+    """
     wide = every_row(a, var, form, layout, time=time)
     wide = wide.reshape(*wide.shape[:-2], layout.tiles, layout.rows, -1, layout.width)
     return jnp.transpose(wide, (1, 0, 3, 4, 2) if time else (0, 2, 3, 1))

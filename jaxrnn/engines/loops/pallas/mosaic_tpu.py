@@ -1,4 +1,6 @@
-"""The loop as one Pallas kernel for TPUs: matrices and carry stay in VMEM, blocks of time stream through it."""
+"""The loop as one Pallas kernel for TPUs: matrices and carry stay in VMEM, blocks of
+time stream through it.
+"""
 
 from __future__ import annotations
 
@@ -19,23 +21,37 @@ from .layout import Layout, as_rows, from_rows, padded_matrix, round_up, stored
 from .lowering_rules import RULES
 
 LANES = 128
-MEMORY = 14 * 2**20  # of VMEM: a kernel may have 16 MiB of it without asking, on every TPU from v4 on
+MEMORY = (
+    14 * 2**20
+)  # of VMEM: a kernel may have 16 MiB of it without asking, on every TPU from v4 on
 MOST_STEPS, MOST_ROWS = 64, 256
 TEMPORARIES = 16  # blocks of one step that live at once, a guess from above
 
 
-def walk(body: Body, consts: Sequence, carry: Sequence, given: Sequence, steps: int, reverse: bool, kernel: Any):
+def walk(
+    body: Body,
+    consts: Sequence,
+    carry: Sequence,
+    given: Sequence,
+    steps: int,
+    reverse: bool,
+    kernel: Any,
+):
     """``(last carry, outs)`` of the loop over ``steps`` steps."""
     form = body.form
     layout = plan(form, steps, kernel.memory or MEMORY)
     of = dict(zip(form.consts, consts, strict=True))
-    matrices = [padded_matrix(of[v], over, form, layout.width) for v, over in form.matrices]
+    matrices = [
+        padded_matrix(of[v], over, form, layout.width) for v, over in form.matrices
+    ]
     rows = functools.partial(as_rows, form=form, layout=layout)
     constants = [rows(of[v], v, time=False) for v in form.vectors]
     start = [rows(a, v, time=False) for a, v in zip(carry, form.carry, strict=True)]
     stream = [rows(a, v, time=True) for a, v in zip(given, form.given, strict=True)]
     arrays = matrices, constants, start, stream
-    last, outs = _call(form, layout, arrays, steps, reverse, bool(kernel.interpret), kernel.memory)
+    last, outs = _call(
+        form, layout, arrays, steps, reverse, bool(kernel.interpret), kernel.memory
+    )
     back = functools.partial(from_rows, form=form, layout=layout)
     return (
         [back(a, v, time=False) for a, v in zip(last, form.new, strict=True)],
@@ -50,16 +66,29 @@ def plan(form: Form, steps: int, memory: int) -> Layout:
         ValueError: where the smallest does not.
     """
     width = round_up(form.units, LANES)
-    sublanes = 8 * 4 // min(stored(v.aval.dtype).itemsize for v in [*form.carry, *form.given] if form.kinds[v].name == UNITS)
+    sublanes = (
+        8
+        * 4
+        // min(
+            stored(v.aval.dtype).itemsize
+            for v in [*form.carry, *form.given]
+            if form.kinds[v].name == UNITS
+        )
+    )
     everything = round_up(form.rows, sublanes)
     rows = min(everything, round_up(MOST_ROWS, sublanes))
     least = bytes_needed(form, Layout(width, sublanes, sublanes, 1))
     if least > memory:
         raise ValueError(
-            f"Fused: the kernel's matrices and one step of it need {least:,} bytes of VMEM, but {memory:,} are there: use "
-            "engine=jaxrnn.Scan(), a smaller hidden_size or bfloat16 parameters, or Fused(memory=...) on a TPU that has more"
+            f"Fused: the kernel's matrices and one step of it need {least:,} bytes of "
+            f"VMEM, but {memory:,} are there: use "
+            "engine=jaxrnn.Scan(), a smaller hidden_size or bfloat16 parameters, or "
+            "Fused(memory=...) on a TPU that has more"
         )
-    while rows > sublanes and bytes_needed(form, Layout(width, rows, rows, min(steps, 8))) > memory:
+    while (
+        rows > sublanes
+        and bytes_needed(form, Layout(width, rows, rows, min(steps, 8))) > memory
+    ):
         rows = round_up(rows // 2, sublanes)
     block = min(steps, MOST_STEPS)
     while block > 1 and bytes_needed(form, Layout(width, rows, rows, block)) > memory:
@@ -68,17 +97,37 @@ def plan(form: Form, steps: int, memory: int) -> Layout:
 
 
 def bytes_needed(form: Form, layout: Layout) -> int:
-    """Of VMEM: matrices once, blocks of what streams twice, the carry, and what one step makes."""
+    """Of VMEM: matrices once, blocks of what streams twice, the carry, and what one
+    step makes.
+    """
     block = layout.rows * layout.width
 
     def lanes(var):
-        return LANES if form.kind(var).name in (ROWS, SCALAR) else form.blocks(var) * layout.width
+        return (
+            LANES
+            if form.kind(var).name in (ROWS, SCALAR)
+            else form.blocks(var) * layout.width
+        )
 
     size = sum(_matrix_size(v, form, layout.width) for v, _ in form.matrices)
-    size += 2 * layout.steps * layout.rows * sum(lanes(v) * stored(v.aval.dtype).itemsize for v in form.given)
-    size += 2 * layout.steps * block * sum(form.shown(v).blocks * stored(v.aval.dtype).itemsize for v in form.outs)
+    size += (
+        2
+        * layout.steps
+        * layout.rows
+        * sum(lanes(v) * stored(v.aval.dtype).itemsize for v in form.given)
+    )
+    size += (
+        2
+        * layout.steps
+        * block
+        * sum(form.shown(v).blocks * stored(v.aval.dtype).itemsize for v in form.outs)
+    )
     size += 5 * block * sum(stored(v.aval.dtype).itemsize for v in form.carry)
-    size += 2 * layout.rows * sum(lanes(v) * stored(v.aval.dtype).itemsize for v in form.vectors)
+    size += (
+        2
+        * layout.rows
+        * sum(lanes(v) * stored(v.aval.dtype).itemsize for v in form.vectors)
+    )
     return size + TEMPORARIES * block * 4
 
 
@@ -95,28 +144,48 @@ def _call(form, layout, arrays, steps, reverse, interpret, memory):
     def at(t):
         return count - 1 - t if reverse else t
 
-    whole = [pl.BlockSpec(a.shape, lambda b, t: (0, 0), pipeline_mode=pl.Buffered(buffer_count=1)) for a in matrices]
+    whole = [
+        pl.BlockSpec(
+            a.shape, lambda b, t: (0, 0), pipeline_mode=pl.Buffered(buffer_count=1)
+        )
+        for a in matrices
+    ]
     shared = [
         pl.BlockSpec((1, a.shape[1]), lambda b, t: (0, 0))
         if a.shape[0] == 1
         else pl.BlockSpec((layout.rows, a.shape[1]), lambda b, t: (b, 0))
         for a in constants
     ]
-    states = [pl.BlockSpec((layout.rows, layout.width), lambda b, t: (b, 0)) for _ in start]
-    streams = [pl.BlockSpec((layout.steps, layout.rows, a.shape[2]), lambda b, t: (at(t), b, 0)) for a in stream]
+    states = [
+        pl.BlockSpec((layout.rows, layout.width), lambda b, t: (b, 0)) for _ in start
+    ]
+    streams = [
+        pl.BlockSpec(
+            (layout.steps, layout.rows, a.shape[2]), lambda b, t: (at(t), b, 0)
+        )
+        for a in stream
+    ]
     wide = [form.shown(v).blocks * layout.width for v in form.outs]
-    results = [pl.BlockSpec((layout.steps, layout.rows, w), lambda b, t: (at(t), b, 0)) for w in wide]
+    results = [
+        pl.BlockSpec((layout.steps, layout.rows, w), lambda b, t: (at(t), b, 0))
+        for w in wide
+    ]
     shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in start]
     shapes += [
-        jax.ShapeDtypeStruct((steps, layout.padded_rows, w), stored(v.aval.dtype)) for w, v in zip(wide, form.outs, strict=True)
+        jax.ShapeDtypeStruct((steps, layout.padded_rows, w), stored(v.aval.dtype))
+        for w, v in zip(wide, form.outs, strict=True)
     ]
     out = pl.pallas_call(
-        functools.partial(_kernel, form=form, layout=layout, steps=steps, reverse=reverse),
+        functools.partial(
+            _kernel, form=form, layout=layout, steps=steps, reverse=reverse
+        ),
         grid=(layout.tiles, count),
         in_specs=[*whole, *shared, *states, *streams],
         out_specs=[*states, *results],
         out_shape=shapes,
-        scratch_shapes=[pltpu.VMEM((layout.rows, layout.width), a.dtype) for a in start],
+        scratch_shapes=[
+            pltpu.VMEM((layout.rows, layout.width), a.dtype) for a in start
+        ],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary"),
             **({"vmem_limit_bytes": memory + memory // 8} if memory else {}),
@@ -128,7 +197,14 @@ def _call(form, layout, arrays, steps, reverse, interpret, memory):
 
 def _kernel(*refs, form: Form, layout: Layout, steps: int, reverse: bool):
     """One block of time of one tile of rows."""
-    groups = len(form.matrices), len(form.vectors), len(form.carry), len(form.given), len(form.carry), len(form.outs)
+    groups = (
+        len(form.matrices),
+        len(form.vectors),
+        len(form.carry),
+        len(form.given),
+        len(form.carry),
+        len(form.outs),
+    )
     matrices, constants, start, stream, last, outs, states = split(refs, groups)
     block = pl.program_id(1)
 
@@ -138,7 +214,10 @@ def _kernel(*refs, form: Form, layout: Layout, steps: int, reverse: bool):
             state[...] = first[...]
 
     shape = (layout.rows, layout.width)
-    known = {v: _apart(r, (), v, form, shape) for v, r in zip(form.vectors, constants, strict=True)}
+    known = {
+        v: _apart(r, (), v, form, shape)
+        for v, r in zip(form.vectors, constants, strict=True)
+    }
     where = dict(zip(form.matrices, matrices, strict=True))
     product = functools.partial(_product, where=where, form=form, layout=layout)
     first = (pl.num_programs(1) - 1 - block if reverse else block) * layout.steps
@@ -146,9 +225,23 @@ def _kernel(*refs, form: Form, layout: Layout, steps: int, reverse: bool):
 
     def step(j, _):
         t = here - 1 - j if reverse else j
-        given = [_apart(r, (t,), v, form, shape) for v, r in zip(form.given, stream, strict=True)]
-        carry = [[s[...] != 0 if v.aval.dtype == jnp.bool_ else s[...]] for v, s in zip(form.carry, states, strict=True)]
-        new, made = evaluate(form, known, carry, given, product, lambda value, dtype: jnp.full(shape, value, dtype), RULES)
+        given = [
+            _apart(r, (t,), v, form, shape)
+            for v, r in zip(form.given, stream, strict=True)
+        ]
+        carry = [
+            [s[...] != 0 if v.aval.dtype == jnp.bool_ else s[...]]
+            for v, s in zip(form.carry, states, strict=True)
+        ]
+        new, made = evaluate(
+            form,
+            known,
+            carry,
+            given,
+            product,
+            lambda value, dtype: jnp.full(shape, value, dtype),
+            RULES,
+        )
         for state, blocks in zip(states, new, strict=True):
             state[...] = jnp.broadcast_to(blocks[0], shape).astype(state.dtype)
         for ref, blocks in zip(outs, made, strict=True):
@@ -165,20 +258,36 @@ def _kernel(*refs, form: Form, layout: Layout, steps: int, reverse: bool):
             ref[...] = state[...]
 
 
-def _apart(ref: Any, at: tuple[Any, ...], var: Any, form: Form, shape: tuple[int, int]) -> list[Any]:
-    """The blocks of a value, each read by itself: Mosaic cannot spread over rows what was cut out of a wider row. A number an
-    example is spread over the units.
+def _apart(
+    ref: Any, at: tuple[Any, ...], var: Any, form: Form, shape: tuple[int, int]
+) -> list[Any]:
+    """The blocks of a value, each read by itself: Mosaic cannot spread over rows what
+    was cut out of a wider row. A number an example is spread over the units.
     """
     width = shape[1]
-    parts = [slice(k * width, (k + 1) * width) for k in range(form.blocks(var))] if ref.shape[-1] > 1 else [slice(None)]
+    parts = (
+        [slice(k * width, (k + 1) * width) for k in range(form.blocks(var))]
+        if ref.shape[-1] > 1
+        else [slice(None)]
+    )
     blocks = [jnp.broadcast_to(ref[(*at, slice(None), part)], shape) for part in parts]
     return [b != 0 for b in blocks] if var.aval.dtype == jnp.bool_ else blocks
 
 
-def _product(eqn: Any, blocks: list[Any], matrix: tuple[Any, int], *, where: dict, form: Form, layout: Layout) -> list[Any]:
+def _product(
+    eqn: Any,
+    blocks: list[Any],
+    matrix: tuple[Any, int],
+    *,
+    where: dict,
+    form: Form,
+    layout: Layout,
+) -> list[Any]:
     """``[blocks] @ matrix``, in blocks."""
     ref, width = where[matrix], layout.width
-    if width != form.units:  # what padding holds is not always finite, and 0 * inf is NaN
+    if (
+        width != form.units
+    ):  # what padding holds is not always finite, and 0 * inf is NaN
         lane = jax.lax.broadcasted_iota(jnp.int32, blocks[0].shape, 1)
         blocks = [jnp.where(lane < form.units, b, jnp.zeros_like(b)) for b in blocks]
     operand = jnp.concatenate(blocks, axis=1) if len(blocks) > 1 else blocks[0]
@@ -186,7 +295,11 @@ def _product(eqn: Any, blocks: list[Any], matrix: tuple[Any, int], *, where: dic
     made = jnp.dot(
         operand.astype(ref.dtype),
         ref[...],
-        precision=jax.lax.Precision.DEFAULT if precision_of(eqn) == "default" else jax.lax.Precision.HIGHEST,
+        precision=jax.lax.Precision.DEFAULT
+        if precision_of(eqn) == "default"
+        else jax.lax.Precision.HIGHEST,
         preferred_element_type=accumulator(out),
     ).astype(out)
-    return [made[:, k * width : (k + 1) * width] for k in range(form.blocks(eqn.outvars[0]))]
+    return [
+        made[:, k * width : (k + 1) * width] for k in range(form.blocks(eqn.outvars[0]))
+    ]

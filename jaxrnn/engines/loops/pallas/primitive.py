@@ -1,9 +1,12 @@
-"""The loop as a JAX primitive: one kernel on the platforms that have one, JAX's own loop where it is differentiated.
+"""The loop as a JAX primitive: one kernel on the platforms that have one, JAX's own
+loop where it is differentiated.
 
-``kernel_into`` takes the place of `jaxrnn.engines.loops.sequential.scan_into`: the walks of a recurrence, forwards and backwards, give
-it their loop's body, and it does not matter which cell that came from. A mapped loop is the loop of the mapped body, so its
-axis joins the rows that the kernel's tiles are cut from. Derivatives of the loop itself (second derivatives of a walk, that
-is: a first one is a walk backwards, a kernel too) are those of ``jax.lax.scan``.
+``kernel_into`` takes the place of `jaxrnn.engines.loops.sequential.scan_into`: the
+walks of a recurrence, forwards and backwards, give it their loop's body, and it does
+not matter which cell that came from. A mapped loop is the loop of the mapped body, so
+its axis joins the rows that the kernel's tiles are cut from. Derivatives of the loop
+itself (second derivatives of a walk, that is: a first one is a walk backwards, a kernel
+too) are those of ``jax.lax.scan``.
 """
 
 from __future__ import annotations
@@ -31,8 +34,9 @@ TARGETS = {"cuda": "gpu", "tpu": "tpu"}  # the kernels of a platform
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """How a loop is made a kernel. ``interpret`` and ``memory`` are those of `jaxrnn.Fused`; one that nobody ``named`` gives
-    way to JAX's own loop where there is no kernel. ``cell`` is what errors call it.
+    """How a loop is made a kernel. ``interpret`` and ``memory`` are those of
+    `jaxrnn.Fused`; one that nobody ``named`` gives way to JAX's own loop where there is
+    no kernel. ``cell`` is what errors call it.
     """
 
     interpret: str | None = None
@@ -42,7 +46,15 @@ class Kernel:
 
 
 def kernel_into(
-    body: Callable, carry: Sequence, given: Any, rows: list, first: Any, steps: int, *, reverse: bool, kernel: Kernel
+    body: Callable,
+    carry: Sequence,
+    given: Any,
+    rows: list,
+    first: Any,
+    steps: int,
+    *,
+    reverse: bool,
+    kernel: Kernel,
 ) -> tuple[list, list]:
     """As `scan_into`, by a kernel.
 
@@ -54,9 +66,16 @@ def kernel_into(
     empty = any(0 in jnp.shape(c) for c in carry)
     if empty or unfit(traced):
         if kernel.named and not empty:
-            raise Unfit(f"Fused: {kernel.cell} has no kernel: {unfit(traced)}. Use engine=jaxrnn.Scan()")
-        return scan_into(body, carry, given, rows, first, steps, reverse=reverse, unroll=1)
-    last, outs = kernel_loop(traced, consts, carry, jax.tree.leaves(given), steps, reverse, kernel)
+            raise Unfit(
+                f"Fused: {kernel.cell} has no kernel: {unfit(traced)}. Use "
+                f"engine=jaxrnn.Scan()"
+            )
+        return scan_into(
+            body, carry, given, rows, first, steps, reverse=reverse, unroll=1
+        )
+    last, outs = kernel_loop(
+        traced, consts, carry, jax.tree.leaves(given), steps, reverse, kernel
+    )
     whole = [r.shape == out.shape for r, out in zip(rows, outs, strict=True)]
     return last, [
         out if same else jax.lax.dynamic_update_slice_in_dim(r, out, first, 0)
@@ -73,7 +92,9 @@ def unfit(body: Body) -> str | None:
     return None
 
 
-def too_large(body: Body, steps: int, target: str, memory: int | None = None) -> str | None:
+def too_large(
+    body: Body, steps: int, target: str, memory: int | None = None
+) -> str | None:
     """Why a body that is a kernel does not go onto a chip, if it does not."""
     try:
         if target == "gpu":
@@ -90,8 +111,10 @@ def refusal(body: Body, steps: int, platform: str, kernel: Kernel) -> str | None
     target = kernel.interpret or TARGETS.get(platform)
     if target is None:
         return (
-            f"Fused: there are kernels for NVIDIA GPUs and TPUs, but this is compiled for {platform}: use jaxrnn.Scan(). "
-            "Fused(interpret='gpu') or 'tpu' runs a kernel's interpreter there, which is slow and for tests"
+            f"Fused: there are kernels for NVIDIA GPUs and TPUs, but this is compiled "
+            f"for {platform}: use jaxrnn.Scan(). "
+            "Fused(interpret='gpu') or 'tpu' runs a kernel's interpreter there, which "
+            "is slow and for tests"
         )
     try:
         if target == "gpu":
@@ -104,48 +127,81 @@ def refusal(body: Body, steps: int, platform: str, kernel: Kernel) -> str | None
 
 
 def room(body: Body, steps: int, platform: str, kernel: Kernel) -> tuple[int, int]:
-    """Bytes of on-chip memory that the kernel of a body takes, and those that are there. One without a matrix on a GPU takes
-    none that grows.
+    """Bytes of on-chip memory that the kernel of a body takes, and those that are
+    there. One without a matrix on a GPU takes none that grows.
     """
     target = kernel.interpret or TARGETS[platform]
     if target == "gpu":
         memory = kernel.memory or mosaic_gpu.SHARED
-        return mosaic_gpu.bytes_needed(body.form, mosaic_gpu.plan(body.form, memory)), memory
+        return mosaic_gpu.bytes_needed(
+            body.form, mosaic_gpu.plan(body.form, memory)
+        ), memory
     memory = kernel.memory or mosaic_tpu.MEMORY
-    return mosaic_tpu.bytes_needed(body.form, mosaic_tpu.plan(body.form, steps, memory)), memory
+    return mosaic_tpu.bytes_needed(
+        body.form, mosaic_tpu.plan(body.form, steps, memory)
+    ), memory
 
 
 def traced_body(body: Callable, carry: Sequence, row: Any) -> tuple[Body, list[Any]]:
-    """A loop's body with what it closes over made its first arguments, and in real numbers."""
+    """A loop's body with what it closes over made its first arguments, and in real
+    numbers.
+    """
     closed = jax.make_jaxpr(lambda carry, row: body(carry, row))(carry, row)
     consts = list(closed.consts)
-    opened = jax.make_jaxpr(lambda *flat: run(closed.jaxpr, flat[: len(consts)], flat[len(consts) :]))(
-        *consts, *closed.in_avals
-    )
+    opened = jax.make_jaxpr(
+        lambda *flat: run(closed.jaxpr, flat[: len(consts)], flat[len(consts) :])
+    )(*consts, *closed.in_avals)
     traced = Body(opened, len(consts), len(carry), len(jax.tree.leaves(row)))
     return traced, consts
 
 
-def kernel_loop(body: Body, consts: Sequence, carry: Sequence, given: Sequence, steps: int, reverse: bool, kernel: Kernel):
-    """``(last carry, outs)``; complex values go through the kernel as two real ones each."""
+def kernel_loop(
+    body: Body,
+    consts: Sequence,
+    carry: Sequence,
+    given: Sequence,
+    steps: int,
+    reverse: bool,
+    kernel: Kernel,
+):
+    """``(last carry, outs)``; complex values go through the kernel as two real ones
+    each.
+    """
     if any(map(is_complex, body.closed.in_avals)):
         like = list(body.closed.out_avals)
         real = as_real(body)
-        last, outs = kernel_loop(real, parted(consts), parted(carry), parted(given), steps, reverse, kernel)
+        last, outs = kernel_loop(
+            real, parted(consts), parted(carry), parted(given), steps, reverse, kernel
+        )
         return joined(last, like[: body.carry]), joined(outs, like[body.carry :])
-    out = loop_p.bind(*consts, *carry, *given, body=body, steps=steps, reverse=reverse, kernel=kernel)
+    out = loop_p.bind(
+        *consts, *carry, *given, body=body, steps=steps, reverse=reverse, kernel=kernel
+    )
     return list(out[: body.carry]), list(out[body.carry :])
 
 
-def by_scan(*flat: Any, body: Body, steps: int, reverse: bool, kernel: Kernel | None = None) -> list[Any]:
+def by_scan(
+    *flat: Any, body: Body, steps: int, reverse: bool, kernel: Kernel | None = None
+) -> list[Any]:
     """What the kernel computes, in JAX's own loop."""
     consts, carry, given = split(flat, (body.consts, body.carry))
-    last, outs = jax.lax.scan(lambda c, x: body(consts, c, x), list(carry), list(given), length=steps, reverse=reverse)
+    last, outs = jax.lax.scan(
+        lambda c, x: body(consts, c, x),
+        list(carry),
+        list(given),
+        length=steps,
+        reverse=reverse,
+    )
     return [*last, *outs]
 
 
-def _lowered(*flat: Any, body: Body, steps: int, reverse: bool, kernel: Kernel, platform: str) -> list[Any]:
-    reason, target = refusal(body, steps, platform, kernel), kernel.interpret or TARGETS.get(platform)
+def _lowered(
+    *flat: Any, body: Body, steps: int, reverse: bool, kernel: Kernel, platform: str
+) -> list[Any]:
+    reason, target = (
+        refusal(body, steps, platform, kernel),
+        kernel.interpret or TARGETS.get(platform),
+    )
     if reason and kernel.named:
         raise ValueError(reason)
     if reason:
@@ -153,21 +209,29 @@ def _lowered(*flat: Any, body: Body, steps: int, reverse: bool, kernel: Kernel, 
     if target == "gpu" and kernel.interpret:
         return _on_host(flat, body, steps, reverse, kernel)
     consts, carry, given = split(flat, (body.consts, body.carry))
-    last, outs = (mosaic_gpu if target == "gpu" else mosaic_tpu).walk(body, consts, carry, given, steps, reverse, kernel)
+    last, outs = (mosaic_gpu if target == "gpu" else mosaic_tpu).walk(
+        body, consts, carry, given, steps, reverse, kernel
+    )
     return [*last, *outs]
 
 
-def _on_host(flat: Sequence, body: Body, steps: int, reverse: bool, kernel: Kernel) -> list[Any]:
-    """The GPU interpreter keeps its memory in callbacks, ordered ones, that no primitive can pass on: so it runs as a whole
-    inside a callback.
+def _on_host(
+    flat: Sequence, body: Body, steps: int, reverse: bool, kernel: Kernel
+) -> list[Any]:
+    """The GPU interpreter keeps its memory in callbacks, ordered ones, that no
+    primitive can pass on: so it runs as a whole inside a callback.
     """
 
     def run_interpreter(*flat):
-        consts, carry, given = split([jnp.asarray(a) for a in flat], (body.consts, body.carry))
+        consts, carry, given = split(
+            [jnp.asarray(a) for a in flat], (body.consts, body.carry)
+        )
         last, outs = mosaic_gpu.walk(body, consts, carry, given, steps, reverse, kernel)
         return [*last, *outs]
 
-    like = jax.eval_shape(functools.partial(by_scan, body=body, steps=steps, reverse=reverse), *flat)
+    like = jax.eval_shape(
+        functools.partial(by_scan, body=body, steps=steps, reverse=reverse), *flat
+    )
     return jax.pure_callback(run_interpreter, list(like), *flat)
 
 
@@ -184,23 +248,44 @@ loop_p.def_impl(lambda *args, **params: _compiled(tuple(params.items()))(*args))
 
 
 @loop_p.def_abstract_eval
-def _avals(*avals: Any, body: Body, steps: int, reverse: bool, kernel: Kernel) -> list[Any]:
-    return list(jax.make_jaxpr(functools.partial(by_scan, body=body, steps=steps, reverse=reverse))(*avals).out_avals)
+def _avals(
+    *avals: Any, body: Body, steps: int, reverse: bool, kernel: Kernel
+) -> list[Any]:
+    return list(
+        jax.make_jaxpr(
+            functools.partial(by_scan, body=body, steps=steps, reverse=reverse)
+        )(*avals).out_avals
+    )
 
 
 def _lower(platform: str, ctx: Any, *args: Any, kernel: Kernel, **params: Any) -> Any:
     if kernel.named:
         check_one_device("Fused", ctx)
     as_loop = not kernel.named and devices_of(ctx) > 1
-    how = by_scan if as_loop else functools.partial(_lowered, kernel=kernel, platform=platform)
+    how = (
+        by_scan
+        if as_loop
+        else functools.partial(_lowered, kernel=kernel, platform=platform)
+    )
     return mlir.lower_fun(how, multiple_results=True)(ctx, *args, **params)
 
 
 for _platform in ("cpu", "cuda", "tpu", "rocm"):
-    mlir.register_lowering(loop_p, functools.partial(_lower, _platform), platform=_platform)
+    mlir.register_lowering(
+        loop_p, functools.partial(_lower, _platform), platform=_platform
+    )
 
 
-def _mapped(axis_data: Any, args: Sequence, dims: Sequence, *, body: Body, steps: int, reverse: bool, kernel: Kernel):
+def _mapped(
+    axis_data: Any,
+    args: Sequence,
+    dims: Sequence,
+    *,
+    body: Body,
+    steps: int,
+    reverse: bool,
+    kernel: Kernel,
+):
     """The loop of the mapped body: its axis leads the carry's batch axes."""
     none, n_given = None, body.consts + body.carry
     if all(d is none for d in dims):
@@ -213,19 +298,31 @@ def _mapped(axis_data: Any, args: Sequence, dims: Sequence, *, body: Body, steps
         moved.append(a if d is none else jnp.moveaxis(a, d, 1 if i >= n_given else 0))
         axes.append(none if d is none else 0)
     avals = [
-        jax.ShapeDtypeStruct(a.shape if d is none else (axis_data.size, *a.shape), a.dtype)
+        jax.ShapeDtypeStruct(
+            a.shape if d is none else (axis_data.size, *a.shape), a.dtype
+        )
         for a, d in zip(body.closed.in_avals, axes, strict=True)
     ]
-    whole = jax.vmap(lambda *flat: run(body.closed.jaxpr, body.closed.consts, flat), tuple(axes), **mapping_of(axis_data))
+    whole = jax.vmap(
+        lambda *flat: run(body.closed.jaxpr, body.closed.consts, flat),
+        tuple(axes),
+        **mapping_of(axis_data),
+    )
     many = Body(jax.make_jaxpr(whole)(*avals), body.consts, body.carry, body.given)
     if unfit(many) and not unfit(body):  # matrices are mapped: one kernel after another
         fixed = [a for a, axis in zip(moved, axes, strict=True) if axis is none]
-        mapped = [jnp.moveaxis(a, 1, 0) if i >= n_given else a for i, (a, x) in enumerate(zip(moved, axes)) if x is not none]
+        mapped = [
+            jnp.moveaxis(a, 1, 0) if i >= n_given else a
+            for i, (a, x) in enumerate(zip(moved, axes))
+            if x is not none
+        ]
 
         def member(mine):
             of_all, of_one = iter(fixed), iter(mine)
             full = [next(of_all if axis is none else of_one) for axis in axes]
-            return loop_p.bind(*full, body=body, steps=steps, reverse=reverse, kernel=kernel)
+            return loop_p.bind(
+                *full, body=body, steps=steps, reverse=reverse, kernel=kernel
+            )
 
         out = jax.lax.map(member, mapped)
         return out, [0] * len(out)
@@ -238,7 +335,11 @@ batching.fancy_primitive_batchers[loop_p] = _mapped
 
 def _jvp(primals: Sequence, tangents: Sequence, **params: Any):
     function = functools.partial(by_scan, **params)
-    return jax.jvp(lambda *args: function(*args), tuple(primals), tuple(map(ad.instantiate_zeros, tangents)))
+    return jax.jvp(
+        lambda *args: function(*args),
+        tuple(primals),
+        tuple(map(ad.instantiate_zeros, tangents)),
+    )
 
 
 ad.primitive_jvps[loop_p] = _jvp
