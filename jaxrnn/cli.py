@@ -20,7 +20,7 @@ from .tasks import load, train
 from .tasks.config import check_name
 from .tasks.gradient_study import Study, gradients
 from .tasks.runner import TASKS
-from .training import BadInput, Budget
+from .training import Budget, InputError
 from .training.devices import host_cores
 from .training.errors import unwritable
 
@@ -46,7 +46,7 @@ class _Parser(argparse.ArgumentParser):
     """One line for a mistake, not argparse's usage and a line."""
 
     def error(self, message: str) -> NoReturn:
-        raise BadInput(f"{message} (see {self.prog} --help)")
+        raise InputError(f"{message} (see {self.prog} --help)")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         arguments.command(arguments)
         # or a full disk behind it would be found when nobody is left to say so
         sys.stdout.flush()
-    except BadInput as error:
+    except InputError as error:
         print(f"jaxrnn: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -108,7 +108,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     if task is not None:
         check_name("train", task, TASKS)
     elif argv[:1] == ["train"] and len(argv) > 1 and argv[1] not in ("-h", "--help"):
-        raise BadInput(
+        raise InputError(
             f"the task comes right after train: jaxrnn train TASK ..., TASK one of "
             f"{', '.join(TASKS)}"
         )
@@ -364,7 +364,7 @@ def _predict(arguments: argparse.Namespace) -> None:
         ):
             print(trained.predict(text), flush=True)
     except UnicodeDecodeError as error:
-        raise BadInput(f"standard input is not UTF-8: {error}") from None
+        raise InputError(f"standard input is not UTF-8: {error}") from None
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

@@ -21,19 +21,18 @@ from .core.cell import (
     Cell,
     Layer,
     Params,
-    Walk,
+    UnrollSpec,
     check_cell,
-    expand,
-    has_chunks,
-    numbers_weak,
-    reason_against_chunks,
+    expand_flags,
+    is_chunkwise,
     select,
+    unsupported_chunkwise_reason,
+    weaken_scalars,
 )
 from .core.explicit_mesh import under_auto_axes
 from .core.gradient_scale import ScaledCell
-from .core.masked_inputs import fill_masked
+from .core.masked_inputs import fill_masked_inputs
 from .core.validation import (
-    blamed,
     check_all_ours,
     check_carry,
     check_flags,
@@ -43,11 +42,12 @@ from .core.validation import (
     check_rows,
     check_scale,
     describe,
-    outline,
+    describe_tree,
+    name_failing_method,
 )
 from .engines import Associative
-from .engines.recurrence.chunks import walk_in_windows
-from .engines.recurrence.run import reason_against
+from .engines.recurrence.chunks import run_in_windows
+from .engines.recurrence.run import unsupported_arrays_reason
 from .engines.scan import Default
 
 
@@ -102,9 +102,9 @@ def unroll(
         TypeError, ValueError: at trace time, for inputs whose rank, features, dtype,
             mask, carry or key do not fit.
     """
-    args = checked(cell, params, xs, carry, mask, resets, None, key, engine, reverse)
-    _check_cut("unroll", cell, params, None, None)
-    return _walked(*args, window=None, return_carries=return_carries)
+    args = validate(cell, params, xs, carry, mask, resets, None, key, engine, reverse)
+    _check_truncated("unroll", cell, params, None, None)
+    return _unroll(*args, window=None, return_carries=return_carries)
 
 
 def truncated_unroll(
@@ -164,11 +164,11 @@ def truncated_unroll(
             f"{window!r}"
         )
     window = None if window is None else int(window)
-    args = checked(
+    args = validate(
         cell, params, xs, carry, mask, resets, gradient_scale, key, engine, reverse
     )
-    _check_cut("truncated_unroll", cell, params, window, gradient_scale)
-    return _walked(*args, window=window, return_carries=return_carries)
+    _check_truncated("truncated_unroll", cell, params, window, gradient_scale)
+    return _unroll(*args, window=window, return_carries=return_carries)
 
 
 def mask_from_lengths(lengths: Integer[Array, "*B"], steps: int) -> Bool[Array, "T *B"]:
@@ -213,7 +213,7 @@ def mask_from_lengths(lengths: Integer[Array, "*B"], steps: int) -> Bool[Array, 
     )
 
 
-def checked(
+def validate(
     cell, params, xs, carry, mask, resets, gradient_scale, key, engine, reverse
 ):
     """Everything that was passed to `unroll`, in this order, once it has been
@@ -243,7 +243,7 @@ def checked(
         check_carry(cell, carry, expected, "the carry passed in")
     return (
         cell,
-        numbers_weak(params),
+        weaken_scalars(params),
         xs,
         carry,
         mask,
@@ -255,8 +255,8 @@ def checked(
     )
 
 
-def _walked(*args, window, return_carries):
-    carry, ys, carries = _compiled(*args, window, return_carries)
+def _unroll(*args, window, return_carries):
+    carry, ys, carries = _unroll_jit(*args, window, return_carries)
     return (carry, ys, carries) if return_carries else (carry, ys)
 
 
@@ -265,7 +265,7 @@ def _walked(*args, window, return_carries):
     static_argnames=("cell", "engine", "reverse", "window", "return_carries"),
     inline=True,
 )
-def _compiled(
+def _unroll_jit(
     cell,
     params,
     xs,
@@ -283,7 +283,7 @@ def _compiled(
 
     def walk(xs, *arrays):
         params, carry, mask, resets, scale, key = arrays
-        return unrolled(
+        return unroll_validated(
             cell,
             params,
             xs,
@@ -301,7 +301,7 @@ def _compiled(
     return under_auto_axes(walk, xs, params, carry, mask, resets, gradient_scale, key)
 
 
-def unrolled(
+def unroll_validated(
     cell,
     params,
     xs,
@@ -324,7 +324,7 @@ def unrolled(
         if gradient_scale is None
         else jax.lax.stop_gradient(jnp.asarray(gradient_scale))
     )
-    how = Walk(
+    spec = UnrollSpec(
         engine,
         mask,
         resets,
@@ -335,11 +335,13 @@ def unrolled(
         all_carries=return_carries,
         watch=watch,
     )
-    carry, ys, carries = walk(cell, params, jax.tree.map(jnp.asarray, carry), xs, how)
+    carry, ys, carries = unroll_unchecked(
+        cell, params, jax.tree.map(jnp.asarray, carry), xs, spec
+    )
     if isinstance(cell, Layer):
         ys = _zero_where_masked(cell, ys, mask)
     if return_carries:
-        check_known(cell, engine, carry, carries)
+        check_all_carries(cell, engine, carry, carries)
     return carry, ys, carries if return_carries else None
 
 
@@ -347,7 +349,7 @@ def initial_carry_of(
     cell: Cell | Layer, params: Params, batch: tuple[int, ...]
 ) -> Carry:
     """``cell.initial_carry``, an error in which names it."""
-    with blamed(
+    with name_failing_method(
         cell,
         "initial_carry",
         "Define initial_carry(self, params, batch_shape=(), dtype=None)",
@@ -356,7 +358,9 @@ def initial_carry_of(
         return cell.initial_carry(params, batch)
 
 
-def check_known(cell: Cell | Layer, engine: Any, carry: Carry, carries: Carry) -> None:
+def check_all_carries(
+    cell: Cell | Layer, engine: Any, carry: Carry, carries: Carry
+) -> None:
     """The carries after every step have all the parts of a carry."""
     if len(jax.tree.leaves(carries)) < len(jax.tree.leaves(carry)):
         raise ValueError(
@@ -367,42 +371,42 @@ def check_known(cell: Cell | Layer, engine: Any, carry: Carry, carries: Carry) -
         )
 
 
-def walk(
-    cell: Cell | Layer, params: Params, carry: Carry, xs: Any, how: Walk
+def unroll_unchecked(
+    cell: Cell | Layer, params: Params, carry: Carry, xs: Any, spec: UnrollSpec
 ) -> tuple[Carry, Any, Carry]:
     """`unroll` without its checks, for layers: the last carry, the outputs and the
     carries after every step.
     """
     if isinstance(cell, Layer):
-        with _inside(cell, how, xs):
+        with _truncation_scope(cell, spec, xs):
             walked = cell.unroll(
                 params,
                 carry,
-                fill_masked(xs, how.mask) if cell.reads_inputs else xs,
-                how,
+                fill_masked_inputs(xs, spec.mask) if cell.reads_inputs else xs,
+                spec,
             )
         if not isinstance(walked, tuple) or len(walked) != 3:
             raise TypeError(
                 f"{type(cell).__name__}.unroll must return (carry, ys, carries): the "
                 f"last carry, the outputs (T, *B, H) and "
-                f"the carries after every step, but it returns {outline(walked)}"
+                f"the carries after every step, but it returns {describe_tree(walked)}"
             )
         return walked
-    xs = fill_masked(
-        xs, how.mask
+    xs = fill_masked_inputs(
+        xs, spec.mask
     )  # in a stack, too, whose lower layers put out zeros there: 0 * NaN is NaN in a gradient  # noqa: E501
-    with _inside(None, how, xs):
+    with _truncation_scope(None, spec, xs):
         check_step(cell, params, carry, xs)
-        _check_rows(cell, params, carry, how)
+        _check_rows(cell, params, carry, spec)
         engine, why = (
-            (how.engine, "asked for")
-            if how.engine is not None
-            else _default_engine(cell, params, carry, xs, how)
+            (spec.engine, "asked for")
+            if spec.engine is not None
+            else _default_engine(cell, params, carry, xs, spec)
         )
-        if how.watch is not None:
-            engine = how.watch(engine, why)
-        last, carries = _walk_windows(engine, cell, params, carry, xs, how)
-        with blamed(
+        if spec.watch is not None:
+            engine = spec.watch(engine, why)
+        last, carries = _unroll_windows(engine, cell, params, carry, xs, spec)
+        with name_failing_method(
             cell,
             "output",
             "It is given all of time at once: any leading axes",
@@ -410,7 +414,7 @@ def walk(
             x=xs,
         ):
             ys = cell.output(params, carries, xs)
-    return last, _zero_where_masked(cell, ys, how.mask), carries
+    return last, _zero_where_masked(cell, ys, spec.mask), carries
 
 
 def _zero_where_masked(cell: Cell | Layer, ys: Any, mask: Any) -> Any:
@@ -429,16 +433,16 @@ def _zero_where_masked(cell: Cell | Layer, ys: Any, mask: Any) -> Any:
                 f"{jax.tree_util.keystr(path) or 'it'} has {jnp.shape(leaf)}"
             )
     return jax.tree.map(
-        lambda leaf: jnp.where(expand(mask, leaf), leaf, jnp.zeros_like(leaf)), ys
+        lambda leaf: jnp.where(expand_flags(mask, leaf), leaf, jnp.zeros_like(leaf)), ys
     )
 
 
-def _check_rows(cell: Cell, params: Params, carry: Carry, how: Walk) -> None:
+def _check_rows(cell: Cell, params: Params, carry: Carry, spec: UnrollSpec) -> None:
     """What is done to the carry of each row by itself can be done to all its parts."""
     flags = {
-        "mask=": how.mask,
-        "resets=": how.resets,
-        "gradient_scale=": how.gradient_scale,
+        "mask=": spec.mask,
+        "resets=": spec.resets,
+        "gradient_scale=": spec.gradient_scale,
     }
     given = {name: value for name, value in flags.items() if value is not None}
     batch = next((tuple(value.shape[1:]) for value in given.values()), ())
@@ -478,27 +482,27 @@ def _with_more_rows(
         return jax.tree.map(leaf, carry)
 
 
-_CUT: contextvars.ContextVar[tuple[Layer, Walk] | None] = contextvars.ContextVar(
+_CUT: contextvars.ContextVar[tuple[Layer, UnrollSpec] | None] = contextvars.ContextVar(
     "jaxrnn_cut", default=None
 )
 
 
 @contextlib.contextmanager
-def _inside(layer: Layer | None, how: Walk, xs: Any) -> Iterator[None]:
+def _truncation_scope(layer: Layer | None, spec: UnrollSpec, xs: Any) -> Iterator[None]:
     """While a layer walks under truncation, of which an `unroll` in its code would not
     know. None: a cell, in whose step one walks over another time.
 
     A function in its code that was compiled outside of truncation is traced anew: the
         metadata are part of what jit looks at.
     """
-    cut = how.gradient_scale is not None or (
-        how.window is not None and how.window < jax.tree.leaves(xs)[0].shape[0]
+    cut = spec.gradient_scale is not None or (
+        spec.window is not None and spec.window < jax.tree.leaves(xs)[0].shape[0]
     )
-    token = _CUT.set((layer, how) if layer is not None and cut else None)
+    token = _CUT.set((layer, spec) if layer is not None and cut else None)
     foreign = (
         layer is not None and cut and not type(layer).__module__.startswith("jaxrnn.")
     )
-    asked = "gradient_scale" if how.window is None else f"window={how.window}"
+    asked = "gradient_scale" if spec.window is None else f"window={spec.window}"
     try:
         with (
             set_xla_metadata(jaxrnn_truncation=asked)
@@ -510,7 +514,7 @@ def _inside(layer: Layer | None, how: Walk, xs: Any) -> Iterator[None]:
         _CUT.reset(token)
 
 
-def _check_cut(
+def _check_truncated(
     what: str,
     cell: Cell | Layer,
     params: Params,
@@ -524,36 +528,36 @@ def _check_cut(
         jax.eval_shape(cell.initial_carry, params)
     ):
         return
-    layer, how = cut
-    asked = f"window={how.window}" if how.gradient_scale is None else "gradient_scale"
-    if how.window is not None and window is not None and window <= how.window:
+    layer, spec = cut
+    asked = f"window={spec.window}" if spec.gradient_scale is None else "gradient_scale"
+    if spec.window is not None and window is not None and window <= spec.window:
         return
-    if how.gradient_scale is not None and gradient_scale is not None:
+    if spec.gradient_scale is not None and gradient_scale is not None:
         return
     name = asked.partition("=")[0]
     raise ValueError(
         f"{type(layer).__name__}.unroll calls jaxrnn.{what} on {type(cell).__name__}, "
         f"which does not know that the whole is "
         f"walked by truncated_unroll with {asked}, so the gradient would not be cut: "
-        f"where how.{name} is not None call "
-        f"jaxrnn.truncated_unroll(..., {name}=how.{name}) there"
+        f"where spec.{name} is not None call "
+        f"jaxrnn.truncated_unroll(..., {name}=spec.{name}) there"
     )
 
 
 def _default_engine(
-    cell: Cell, params: Params, carry: Carry, xs: Any, how: Walk
+    cell: Cell, params: Params, carry: Carry, xs: Any, spec: UnrollSpec
 ) -> tuple[Any, str]:
     """`Default`, but where a cell joins its steps in chunks and nobody asks for the
     carries inside them; and why.
     """
-    if not has_chunks(cell):
+    if not is_chunkwise(cell):
         return Default(), "the default"
-    reason = reason_against_chunks(cell) or reason_against(
-        jax.tree.leaves((params, carry, xs, how.mask, how.resets))
+    reason = unsupported_chunkwise_reason(cell) or unsupported_arrays_reason(
+        jax.tree.leaves((params, carry, xs, spec.mask, spec.resets))
     )
-    if how.all_carries:
+    if spec.all_carries:
         reason = "the carries inside its chunks are asked for"
-    if how.gradient_scale is not None:
+    if spec.gradient_scale is not None:
         reason = "gradient_scale needs its steps one by one"
     return (
         (Associative(), "the default: its steps join in chunks")
@@ -570,9 +574,9 @@ def check_step(cell: Cell, params: Params, carry: Carry, xs: Any) -> None:
     hint = _hint(cell, carry, xs)
 
     def once(p, s, x):
-        with blamed(cell, "project", hint, x=x):
+        with name_failing_method(cell, "project", hint, x=x):
             z = cell.project(p, x)
-        with blamed(cell, "step", hint, carry=s, z=z):
+        with name_failing_method(cell, "step", hint, carry=s, z=z):
             return cell.step(p, s, z)
 
     new = jax.eval_shape(once, params, carry, x)
@@ -647,26 +651,26 @@ def _part(path: Any) -> str:
     return f"part {jax.tree_util.keystr(path)} of the carry" if path else "the carry"
 
 
-def _walk_windows(
-    engine: Any, cell: Cell, params: Params, carry: Carry, xs: Any, how: Walk
+def _unroll_windows(
+    engine: Any, cell: Cell, params: Params, carry: Carry, xs: Any, spec: UnrollSpec
 ) -> tuple[Carry, Carry]:
     """The engine over the whole sequence, its gradients scaled if so told, or window
     after window with them stopped between.
     """
-    steps, window = jax.tree.leaves(xs)[0].shape[0], how.window
-    parts = (xs, how.mask, how.resets)
-    if how.gradient_scale is not None:
-        cell, parts = ScaledCell(cell), ((how.gradient_scale, *parts), None, None)
+    steps, window = jax.tree.leaves(xs)[0].shape[0], spec.window
+    parts = (xs, spec.mask, spec.resets)
+    if spec.gradient_scale is not None:
+        cell, parts = ScaledCell(cell), ((spec.gradient_scale, *parts), None, None)
     if window is None or window >= steps:
-        return engine.walk(cell, params, carry, *parts, how.reverse)
+        return engine.walk(cell, params, carry, *parts, spec.reverse)
 
     def one(carry, part, begin):
         first = (
             begin + jax.tree.leaves(part)[0].shape[0] == steps
-            if how.reverse
+            if spec.reverse
             else begin == 0
         )
         carry = select(first, carry, jax.lax.stop_gradient(carry))
-        return engine.walk(cell, params, carry, *part, how.reverse)
+        return engine.walk(cell, params, carry, *part, spec.reverse)
 
-    return walk_in_windows(one, carry, parts, window, how.reverse)
+    return run_in_windows(one, carry, parts, window, spec.reverse)

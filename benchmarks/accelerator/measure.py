@@ -28,7 +28,7 @@ from ..cpu.linear import copy_bandwidth
 from ..harness import host
 from ..harness.timing import Program, sample, statistics
 from ..harness.workload import MODES
-from ..peers.adapters import LeftOut
+from ..peers.adapters import SkipEntryError
 from . import torch_peer
 from .workload import (
     BASELINE,
@@ -58,7 +58,7 @@ REFERENCE = "lax.scan in float32 with float32 matmuls"
 Tell = Callable[[str], None]
 
 
-class Lost(Exception):
+class DeviceLostError(Exception):
     """The accelerator answers no more in this process, as after a kernel's access
     out of bounds.
     """
@@ -348,11 +348,13 @@ def interleave(
 
 
 def check_alive(error: Exception) -> None:
-    """Raise `Lost` where after ``error`` not even the smallest program runs."""
+    """Raise `DeviceLostError` where after ``error`` not even the smallest program
+    runs.
+    """
     try:
         jax.block_until_ready(jnp.arange(3) + 1)
     except Exception:
-        raise Lost(worded(error)) from error
+        raise DeviceLostError(worded(error)) from error
 
 
 def row(
@@ -390,7 +392,9 @@ def row(
 def worded(error: Exception) -> str:
     """The first line of an error, with its kind unless it is one of our own words."""
     line = (str(error).strip().splitlines() or [""])[0][:400]
-    return line if isinstance(error, LeftOut) else f"{type(error).__name__}: {line}"
+    return (
+        line if isinstance(error, SkipEntryError) else f"{type(error).__name__}: {line}"
+    )
 
 
 def main(argv: list[str]) -> int:
@@ -421,7 +425,7 @@ def main(argv: list[str]) -> int:
             without,
             lambda what: say({"at": what}),
         )
-    except Lost as error:
+    except DeviceLostError as error:
         print(error, file=sys.stderr)
         return LOST
     say({"result": result})

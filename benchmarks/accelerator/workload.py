@@ -18,7 +18,7 @@ from ..cpu.linear import ACCELERATED_SCAN
 from ..harness.options import Shape
 from ..harness.workload import Work, naive
 from ..peers import jax_libraries
-from ..peers.adapters import LeftOut, require
+from ..peers.adapters import SkipEntryError, require
 
 LSTM, LINEAR = "LSTM", "linear"
 F32, BF16 = "float32", "bfloat16"
@@ -109,8 +109,8 @@ QUOTED = [
 @dataclasses.dataclass(frozen=True)
 class Entry:
     """Who takes part: ``build(config, dtype)`` gives ``(forward, mapping)``, a function
-    of weights and inputs and how our weights become its own, or raises `LeftOut`. A
-    ``runner`` brings its programs along, as torch does.
+    of weights and inputs and how our weights become its own, or raises
+    `SkipEntryError`. A ``runner`` brings its programs along, as torch does.
     """
 
     name: str
@@ -134,12 +134,12 @@ class Entry:
 
 
 def engine(name: str, *args: Any, **options: Any) -> Any:
-    """An engine of jaxrnn's by name, or `LeftOut` where this jaxrnn has none of that
-    name.
+    """An engine of jaxrnn's by name, or `SkipEntryError` where this jaxrnn has none of
+    that name.
     """
     made = getattr(jaxrnn, name, None)
     if made is None:
-        raise LeftOut(f"not here: this jaxrnn has no {name}()")
+        raise SkipEntryError(f"not here: this jaxrnn has no {name}()")
     return made(*args, **options)
 
 
@@ -172,11 +172,11 @@ def _flax(config: Config, dtype: str):
 
 def _torch(config: Config, dtype: str):
     if jax.default_backend() != "gpu":
-        raise LeftOut(
+        raise SkipEntryError(
             f"torch's cuDNN is measured on GPUs, and this is a {jax.default_backend()}"
         )
     if not require("torch").cuda.is_available():
-        raise LeftOut(
+        raise SkipEntryError(
             "torch as installed has no CUDA: a build with CUDA for this driver is "
             "needed"
         )

@@ -27,7 +27,7 @@ from ..harness import host, report
 from ..harness.options import Parser, Shape, command, one_of, positive, shape
 from ..harness.peak_rss import MARK
 from ..harness.workload import CELLS, Work
-from ..peers.adapters import JaxModel, LeftOut
+from ..peers.adapters import JaxModel, SkipEntryError
 from ..peers.registry import ENTRIES, engine_named, find
 
 CURVES = ((8, 64), (1, 128))  # B, H = I
@@ -111,7 +111,7 @@ def compile_all(args: Any) -> tuple[list[dict], list[dict]]:
                 break
             try:
                 rows.append(_analysis(name, work, entry.build(work)))
-            except LeftOut as reason:
+            except SkipEntryError as reason:
                 left_out.append(
                     {"entry": name, "cell": work.kind, "reason": str(reason)}
                 )

@@ -26,7 +26,7 @@ from ..harness import host, report
 from ..harness.options import Parser, Shape, command, one_of, positive, shape
 from ..harness.timing import interleave, statistics
 from ..harness.workload import Work, difference, tolerance
-from ..peers.adapters import LeftOut
+from ..peers.adapters import SkipEntryError
 from ..peers.registry import prepare_entries
 from ..peers.streaming_adapters import STREAMS, Stream
 
@@ -92,7 +92,7 @@ def stream_all(work: Work, rounds: int) -> tuple[list[dict], list[dict]]:
     for name, make in STREAMS.items():
         try:
             streams[name] = make(work)
-        except LeftOut as reason:
+        except SkipEntryError as reason:
             left_out.append({"entry": name, "cell": work.kind, "reason": str(reason)})
         except Exception as error:
             if name.startswith("jaxrnn"):

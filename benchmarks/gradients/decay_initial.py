@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrnn.tasks import probe as probes
 from jaxrnn.tasks.models.cell_registry import make_cell
-from jaxrnn.tasks.probe import Probe, as_json, lags_of, look
+from jaxrnn.tasks.probe import Probe, as_json, lags_of
 from jaxrnn.tasks.synthetic.adding import draw
 
 LAGS = (10, 50, 199)
@@ -60,7 +61,8 @@ def measure(spec: str, seeds: int, hidden: int, steps: int, batch: int) -> dict:
         drawn = draw_all(cell, seed, hidden, steps, batch)
         found.append(
             jax.tree.map(
-                np.asarray, look(probe, drawn, jax.random.key(seed), fit_range(steps))
+                np.asarray,
+                probes.measure(probe, drawn, jax.random.key(seed), fit_range(steps)),
             )
         )
     curves = np.stack([f.log_v - f.log_v[0] for f in found])

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 import jaxrnn
 
-from ..peers.adapters import LeftOut
+from ..peers.adapters import SkipEntryError
 from ..peers.registry import engine_named, find
 from . import host
 from .options import Shape, shape
@@ -143,7 +143,7 @@ def main(argv: list[str]) -> int:
                 measure(name, Work(kind, Shape(*shape(size))), last == ["last"])
             )
         )
-    except LeftOut as reason:
+    except SkipEntryError as reason:
         print(MARK + json.dumps({"failed": str(reason)}))
     return 0
 

@@ -18,26 +18,26 @@ from ..harness.workload import Work, difference, training
 EXTRAS = {"flax": "."}  # flax comes with jaxrnn itself, every other peer with the extra
 
 
-class LeftOut(Exception):
+class SkipEntryError(Exception):
     """Why an entry does not run here; the others go on."""
 
 
 def require(module: str) -> Any:
-    """Import a peer, or raise `LeftOut` with its name and the command that installs
-    it.
+    """Import a peer, or raise `SkipEntryError` with its name and the command that
+    installs it.
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         missing = error.name or module
-        raise LeftOut(
+        raise SkipEntryError(
             f"{missing} is not installed: pip install "
             f"'{EXTRAS.get(missing, '.[peers]')}'"
         ) from None
     except (
         Exception
     ) as error:  # a peer that lags behind this jax breaks while it is imported
-        raise LeftOut(
+        raise SkipEntryError(
             f"{module} cannot be imported beside jax {jax.__version__}: "
             f"{type(error).__name__}: {error}"
         ) from None

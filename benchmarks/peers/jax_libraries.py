@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import jaxrnn
 
 from ..harness.workload import GATES, Work
-from .adapters import JaxModel, LeftOut, require
+from .adapters import JaxModel, SkipEntryError, require
 
 
 def flax(work: Work, time_major: bool) -> JaxModel:
@@ -132,7 +132,7 @@ def equinox(work: Work) -> JaxModel:
     """
     eqx = require("equinox")
     if work.kind == "Elman":
-        raise LeftOut("equinox has no simple recurrent cell")
+        raise SkipEntryError("equinox has no simple recurrent cell")
     drawn = {"LSTM": eqx.nn.LSTMCell, "GRU": eqx.nn.GRUCell}[work.kind](
         work.shape.I, work.shape.H, key=jax.random.key(0)
     )
@@ -172,7 +172,7 @@ def keras(work: Work) -> JaxModel:
     """
     ks = require("keras")
     if ks.backend.backend() != "jax":
-        raise LeftOut(
+        raise SkipEntryError(
             f"keras was imported on the {ks.backend.backend()} backend: set "
             f"KERAS_BACKEND=jax"
         )

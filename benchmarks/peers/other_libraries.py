@@ -14,7 +14,7 @@ import numpy as np
 from ..harness.host import cores
 from ..harness.timing import Program
 from ..harness.workload import GATES, Work
-from .adapters import LeftOut, Model, require
+from .adapters import Model, SkipEntryError, require
 
 
 def torch_device(torch: Any) -> str:
@@ -23,7 +23,7 @@ def torch_device(torch: Any) -> str:
         return "cpu"
     if jax.default_backend() == "gpu" and torch.cuda.is_available():
         return "cuda"
-    raise LeftOut(
+    raise SkipEntryError(
         f"torch as installed does not compute on this {jax.default_backend()}"
     )
 
@@ -196,5 +196,5 @@ def onnxruntime(work: Work) -> OnnxModel:
     """ONNX Runtime's recurrent node on the processor's cores."""
     require("onnx"), require("onnxruntime")
     if jax.default_backend() != "cpu":
-        raise LeftOut("onnxruntime is compared on CPUs only")
+        raise SkipEntryError("onnxruntime is compared on CPUs only")
     return OnnxModel(note="inference only")

@@ -22,7 +22,7 @@ from ..harness.options import Shape
 from ..harness.timing import Program
 from ..harness.workload import CELLS, MODES, Work, naive, training
 from . import jax_libraries, other_libraries
-from .adapters import JaxModel, LeftOut, Model
+from .adapters import JaxModel, Model, SkipEntryError
 
 
 class UserState(NamedTuple):
@@ -132,9 +132,9 @@ def sharded(work: Work) -> ShardedModel:
     """jaxrnn's default engine with the batch over all devices."""
     devices = jax.devices()
     if len(devices) == 1:
-        raise LeftOut("there is one device only, so a batch cannot be split")
+        raise SkipEntryError("there is one device only, so a batch cannot be split")
     if work.shape.B % len(devices):
-        raise LeftOut(
+        raise SkipEntryError(
             f"a batch of {work.shape.B} cannot be split over {len(devices)} devices"
         )
     return ShardedModel(
@@ -269,7 +269,7 @@ def prepare_entries(
                 if mode in modes
             }
             ready[name] = Ready(model, programs, model.check(work, programs))
-        except LeftOut as reason:
+        except SkipEntryError as reason:
             left_out.append(
                 {
                     "entry": name,

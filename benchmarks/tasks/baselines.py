@@ -34,7 +34,7 @@ from jaxrnn.tasks.metrics.classification import (
     most_frequent_tag,
 )
 from jaxrnn.tasks.metrics.text import text_scores, word_f1
-from jaxrnn.training import BadInput
+from jaxrnn.training import InputError
 
 from ..harness.options import Parser, command, one_of
 from ..harness.report import content, number, result_name, table, write
@@ -234,7 +234,7 @@ def main(argv: list[str] | None = None) -> int:
                         "seconds": time.perf_counter() - began,
                     }
                 )
-        except BadInput as error:
+        except InputError as error:
             parser.error(str(error))
     versions = {
         package: importlib.metadata.version(package)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..core.cell import Gate, Params, accumulator
-from ..core.exported import exportable
+from ..core.exported import register_for_export
 from ..core.validation import check_features, check_positive
 from ..initializers import (
     Chrono,
@@ -25,7 +25,7 @@ from .base import BuiltinCell
 from .ops import along, dense, gate_activations, layer_norm, recur
 
 
-@exportable
+@register_for_export
 class LSTMState(NamedTuple):
     """The carry of an LSTM: what it shows, ``h (*B, H or P)``, and what it
     remembers, ``c (*B, H)``.

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..core.cell import Gate, Params, accumulator
-from ..core.exported import exportable
+from ..core.exported import register_for_export
 from ..core.validation import check_features, check_positive
 from ..initializers import Initializer, Linspace, Normal, Zeros, gate_blocks
 from .base import BuiltinCell
@@ -28,7 +28,7 @@ from .slstm import (
 )
 
 
-@exportable
+@register_for_export
 class MLSTMState(NamedTuple):
     """The carry of an mLSTM: h ``(*B, H)``, which it shows, the memory C ``(*B, heads,
     d_k, d_v)``, the normaliser n ``(*B, heads, d_k)``, and m ``(*B, heads)``, the

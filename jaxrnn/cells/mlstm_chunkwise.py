@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from ..core.cell import Carry, Params, expand, select
+from ..core.cell import Carry, Params, expand_flags, select
 from .slstm import bounded_exp
 
 
@@ -58,7 +58,7 @@ def walk_chunks(
     hs = jnp.flip(hs, 0) if reverse else hs
     hs = jnp.where(spoiled[..., None], jnp.nan, hs)
     C, n, m = (
-        jnp.where(expand(spoiled[0 if reverse else -1], leaf), jnp.nan, leaf)
+        jnp.where(expand_flags(spoiled[0 if reverse else -1], leaf), jnp.nan, leaf)
         for leaf in (C, n, m)
     )
     return carry._replace(
@@ -86,7 +86,9 @@ def _places(flags: Bool[Array, "T *B"], reverse: bool) -> Int[Array, "T *B"]:
     elsewhere 0.
     """
     steps = jnp.arange(1, len(flags) + 1, dtype=jnp.int32)
-    return jnp.where(flags, expand(jnp.flip(steps) if reverse else steps, flags), 0)
+    return jnp.where(
+        flags, expand_flags(jnp.flip(steps) if reverse else steps, flags), 0
+    )
 
 
 def _chunk(
@@ -96,7 +98,7 @@ def _chunk(
     steps, N heads, k and v features.
     """
     C, n, first = memory
-    now = cell.steps(z if mask is None else jnp.where(expand(mask, z), z, 0))
+    now = cell.steps(z if mask is None else jnp.where(expand_flags(mask, z), z, 0))
     i, f = (jnp.moveaxis(gate, 0, -1) for gate in (now.i, now.f))  # (*B, N, t)
     if mask is not None:  # what is masked keeps all and adds nothing
         keep = jnp.moveaxis(mask, 0, -1)[..., None, :]
@@ -158,7 +160,7 @@ def _entering(late: Any, of_chunk: Array, of_reset: Array) -> Array:
     return (
         of_chunk
         if late is None
-        else jnp.where(expand(late, of_chunk) > 0, of_reset, of_chunk)
+        else jnp.where(expand_flags(late, of_chunk) > 0, of_reset, of_chunk)
     )
 
 

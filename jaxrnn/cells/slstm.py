@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..core.cell import Gate, Params, accumulator
-from ..core.exported import exportable
+from ..core.exported import register_for_export
 from ..core.validation import check_features, check_positive
 from ..initializers import (
     Initializer,
@@ -27,7 +27,7 @@ from .ops import along, dense, recur
 SIGMOID, EXPONENTIAL = "sigmoid", "exponential"
 
 
-@exportable
+@register_for_export
 class SLSTMState(NamedTuple):
     """The carry of an sLSTM, each ``(*B, H)``: h, which it shows, the memory c, the
     normaliser n, and m, the logarithm of the scale that c and n are kept at: the true

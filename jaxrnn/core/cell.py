@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Inexact, Shaped
 
-from .exported import exportable
+from .exported import register_for_export
 from .pickling import Static
 from .validation import check_carry, check_inputs, check_key, describe
 
@@ -36,7 +36,7 @@ Params = Any  # a pytree of arrays: a dict with words for keys
 Carry = Any
 
 
-@exportable
+@register_for_export
 class Gate(NamedTuple):
     """What a gate or unit of a step let through: its ``value (*B, H)``, the range it
     lies in, and whether it keeps the state.
@@ -60,7 +60,7 @@ class Cell(Static):
     ``(*B, hidden_size)``. Every method takes any number of leading batch axes.
     """
 
-    draws: ClassVar[bool] = (
+    requires_key: ClassVar[bool] = (
         False  # a cell is deterministic; only layers draw random numbers
     )
 
@@ -143,7 +143,7 @@ class Cell(Static):
         self, params: Params, carry: Carry, x: Inexact[Array, "*B D"]
     ) -> tuple[Carry, Any]:
         """One streaming step: ``(carry, y)`` after input ``x``."""
-        params = numbers_weak(params)
+        params = weaken_scalars(params)
         carry = self.step(params, carry, self.project(params, x))
         return carry, self.output(params, carry, x)
 
@@ -184,14 +184,14 @@ def is_linear(cell: Any) -> bool:
     return isinstance(cell, LinearCell) and type(cell).step is LinearCell.step
 
 
-def has_chunks(cell: Any) -> bool:
+def is_chunkwise(cell: Any) -> bool:
     """Whether ``cell``'s class brings ``walk_chunks``, its steps joined in another
     way.
     """
     return _owner(cell, "walk_chunks") is not None
 
 
-def reason_against_chunks(cell: Any) -> str | None:
+def unsupported_chunkwise_reason(cell: Any) -> str | None:
     """Why the ``walk_chunks`` that a cell inherits are not those of its steps, if
     so: a class below overrides these.
     """
@@ -220,7 +220,7 @@ def _owner(cell: Any, name: str) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class Walk:
+class UnrollSpec:
     """How a sequence is walked: what `unroll` was asked for, handed down through layers
     to the engine.
 
@@ -244,10 +244,10 @@ class Walk:
     all_carries: bool = True
     watch: Any = None
 
-    def replace(self, **changes) -> Walk:
+    def replace(self, **changes) -> UnrollSpec:
         return dataclasses.replace(self, **changes)
 
-    def turned(self) -> Walk:
+    def reversed(self) -> UnrollSpec:
         """The same sequences walked the other way.
 
         What happens before step t in one direction, a reset or a scale of the gradient,
@@ -295,11 +295,11 @@ class Layer(Static):
     )
 
     @property
-    def draws(self) -> bool:
+    def requires_key(self) -> bool:
         """Whether it needs a key: True for dropout, and for what contains it.
         Default: whether a field of it does.
         """
-        return any(part.draws for part in parts_of(self))
+        return any(part.requires_key for part in parts_of(self))
 
     @property
     def causal(self) -> bool:
@@ -324,7 +324,7 @@ class Layer(Static):
         raise NotImplementedError
 
     def unroll(
-        self, params: Params, carry: Carry, xs: Array, how: Walk
+        self, params: Params, carry: Carry, xs: Array, spec: UnrollSpec
     ) -> tuple[Carry, Any, Carry]:
         """Walk ``xs (T, *B, D)``; return the last carry, the outputs ``(T, *B, D')``
         and the carries after every step.
@@ -355,7 +355,7 @@ class Layer(Static):
         check_key(self, key)
         check_inputs(x[None])
         self.check(params)
-        return _one_step(self, numbers_weak(params), carry, x, key)
+        return _one_step(self, weaken_scalars(params), carry, x, key)
 
 
 def parts_of(layer: Layer) -> list[Cell | Layer]:
@@ -382,7 +382,9 @@ def _one_step(
         jax.eval_shape(lambda p: layer.initial_carry(p, x.shape[:-1]), params),
         "the carry passed in",
     )
-    carry, ys, _ = layer.unroll(params, carry, x[None], Walk(engine=None, key=key))
+    carry, ys, _ = layer.unroll(
+        params, carry, x[None], UnrollSpec(engine=None, key=key)
+    )
     return carry, jax.tree.map(lambda leaf: leaf[0], ys)
 
 
@@ -403,7 +405,7 @@ def floating_dtype(params: Params) -> Any:
     )
 
 
-def numbers_weak(params: Params) -> Params:
+def weaken_scalars(params: Params) -> Params:
     """``params`` with numpy's numbers as Python's, which JAX casts to the dtype of
     what they meet.
     """
@@ -429,7 +431,7 @@ def accumulator(dtype: Any) -> Any:
     return jnp.dtype(dtype) if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
-def expand(flags: Shaped[Array, "*B"], leaf: Array) -> Array:
+def expand_flags(flags: Shaped[Array, "*B"], leaf: Array) -> Array:
     """``flags`` with trailing axes of size one, so that they broadcast against a
     carry leaf ``(*B, ...)``.
     """
@@ -438,7 +440,7 @@ def expand(flags: Shaped[Array, "*B"], leaf: Array) -> Array:
 
 def select(flags: Shaped[Array, "*B"], yes: Carry, no: Carry) -> Carry:
     """Leaf by leaf ``yes`` where ``flags`` is True, else ``no``."""
-    return jax.tree.map(lambda a, b: jnp.where(expand(flags, a), a, b), yes, no)
+    return jax.tree.map(lambda a, b: jnp.where(expand_flags(flags, a), a, b), yes, no)
 
 
 def check_cell(cell: Any) -> None:

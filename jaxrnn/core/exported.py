@@ -12,7 +12,7 @@ import jax.export
 Kind = TypeVar("Kind", bound=type)
 
 
-def exportable(kind: Kind) -> Kind:
+def register_for_export(kind: Kind) -> Kind:
     """``kind``, a NamedTuple, with its name told to ``jax.export``: to be put before
     its definition.
 

@@ -22,7 +22,7 @@ LEAST_BYTES = 2048  # of the slices of a step that are fenced
 _fence = Primitive("jaxrnn_fence")
 _fence.def_impl(lambda x: x)
 _fence.def_abstract_eval(lambda x: x)
-ad.deflinear2(_fence, lambda cotangent, x: [fence(cotangent)])
+ad.deflinear2(_fence, lambda cotangent, x: [cpu_optimization_barrier(cotangent)])
 batching.defvectorized(_fence)
 mlir.register_lowering(_fence, mlir.lower_fun(lambda x: x, multiple_results=False))
 mlir.register_lowering(
@@ -32,7 +32,7 @@ mlir.register_lowering(
 )
 
 
-def fence(tree: Any) -> Any:
+def cpu_optimization_barrier(tree: Any) -> Any:
     """The same arrays; on a CPU no fusion reaches across, if together they have
     `LEAST_BYTES` or more.
     """

@@ -17,7 +17,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
-from .cell import Carry, Cell, Params, expand, select
+from .cell import Carry, Cell, Params, expand_flags, select
 
 # A primitive and not jax.custom_jvp: when JAX splits a scan's derivative into its known
 # and linear parts, it drops that one's rule from the known part, and second derivatives
@@ -63,7 +63,7 @@ def scale_gradient(carry: Carry, scale: Float[Array, "*B"]) -> Carry:
         if not jnp.issubdtype(a.dtype, jnp.inexact):
             return a
         return _identity.bind(
-            a, jnp.broadcast_to(expand(scale.astype(a.dtype), a), a.shape)
+            a, jnp.broadcast_to(expand_flags(scale.astype(a.dtype), a), a.shape)
         )
 
     return jax.tree.map(leaf, carry)

@@ -18,7 +18,7 @@ from jax.interpreters import ad, batching, mlir
 from jax.sharding import AxisType
 from jaxtyping import Array, Bool
 
-from .cell import expand
+from .cell import expand_flags
 
 # where a whole batch has no valid step: inside the domain of log(x), log(1 - x), 1 / x,
 # arctanh(x), x / |x|
@@ -26,7 +26,7 @@ HALF = 0.5
 LAST = 2**31 - 1  # the number of no row
 
 
-def fill_masked(xs: Any, mask: Bool[Array, "T *B"] | None) -> Any:
+def fill_masked_inputs(xs: Any, mask: Bool[Array, "T *B"] | None) -> Any:
     """``xs``, a pytree of ``(T, *B, ...)``, with each row's first valid input where
     ``mask`` is False.
 
@@ -38,7 +38,9 @@ def fill_masked(xs: Any, mask: Bool[Array, "T *B"] | None) -> Any:
         return xs
 
     def fill(leaf):
-        return jnp.where(expand(mask, leaf), leaf, _filling.bind(mask, leaf)[None])
+        return jnp.where(
+            expand_flags(mask, leaf), leaf, _filling.bind(mask, leaf)[None]
+        )
 
     return jax.tree.map(fill, xs)
 
@@ -62,11 +64,11 @@ def _first_valid(mask: Bool[Array, "T *B"], leaf: Array) -> Array:
             jnp.arange(steps, dtype=first.dtype).reshape(-1, *[1] * len(batch))
             == first[None]
         )
-        of_row = jnp.where(expand(at_first, leaf), leaf, jnp.zeros_like(leaf)).sum(
-            0, dtype=leaf.dtype
-        )
+        of_row = jnp.where(
+            expand_flags(at_first, leaf), leaf, jnp.zeros_like(leaf)
+        ).sum(0, dtype=leaf.dtype)
     else:
-        index = expand(first[None], leaf)
+        index = expand_flags(first[None], leaf)
         of_row = jnp.take_along_axis(leaf, index, axis=0, mode="promise_in_bounds")[0]
     if not batch:
         return jnp.where(found, of_row, held)
@@ -78,12 +80,14 @@ def _first_valid(mask: Bool[Array, "T *B"], leaf: Array) -> Array:
         stride = stride * batch[axis]
     axes = tuple(range(len(batch)))
     lender = jnp.where(found, number, LAST).min(axes, keepdims=True, initial=LAST)
-    lends = expand(found & (number == lender), of_row)
+    lends = expand_flags(found & (number == lender), of_row)
     lent = jnp.where(lends, of_row, jnp.zeros_like(of_row)).sum(
         axes, keepdims=True, dtype=leaf.dtype
     )
-    any_found = expand(found.any(axes, keepdims=True), of_row)
-    return jnp.where(expand(found, of_row), of_row, jnp.where(any_found, lent, held))
+    any_found = expand_flags(found.any(axes, keepdims=True), of_row)
+    return jnp.where(
+        expand_flags(found, of_row), of_row, jnp.where(any_found, lent, held)
+    )
 
 
 # A primitive, for its rule under vmap: a mapped axis joins the batch, whose rows lend

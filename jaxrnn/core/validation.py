@@ -197,8 +197,8 @@ def check_carry(cell: Any, carry: Any, expected: Any, made_by: str) -> None:
     want_tree: Any = jax.tree.structure(expected)
     if got_tree != want_tree:
         raise TypeError(
-            f"{name}: {made_by} is {outline(carry)}, but this cell's carry is "
-            f"{outline(expected)}: "
+            f"{name}: {made_by} is {describe_tree(carry)}, but this cell's carry is "
+            f"{describe_tree(expected)}: "
             "is it another cell's? initial_carry(params, batch_shape) makes the right "
             "one"
         )
@@ -266,7 +266,9 @@ def check_rows(
 
 
 @contextlib.contextmanager
-def blamed(cell: Any, method: str, hint: str = "", **given: Any) -> Iterator[None]:
+def name_failing_method(
+    cell: Any, method: str, hint: str = "", **given: Any
+) -> Iterator[None]:
     """An error from inside a method of a user's own cell or layer says which, what it
     was given, and what may mend it.
 
@@ -286,7 +288,9 @@ def blamed(cell: Any, method: str, hint: str = "", **given: Any) -> Iterator[Non
         if not plain or _is_ours(cell, error):
             raise
         kind = ValueError if isinstance(error, ValueError) else TypeError
-        came = ", ".join(f"{name} {outline(tree)}" for name, tree in given.items())
+        came = ", ".join(
+            f"{name} {describe_tree(tree)}" for name, tree in given.items()
+        )
         words = (
             f"{error!r}" if isinstance(error, KeyError) else str(error)
         ).strip().splitlines() or [type(error).__name__]
@@ -311,7 +315,7 @@ def _is_ours(cell: Any, error: Exception) -> bool:
 HERE = pathlib.Path(__file__).parents[1]
 
 
-def outline(tree: Any) -> str:
+def describe_tree(tree: Any) -> str:
     """A pytree in a few words: names, shapes, and dtypes that are no floats'."""
     if hasattr(tree, "shape") and hasattr(tree, "dtype"):
         kind = (
@@ -320,12 +324,12 @@ def outline(tree: Any) -> str:
         return f"{tuple(tree.shape)}{kind}"
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
         parts = ", ".join(
-            f"{name} {outline(part)}"
+            f"{name} {describe_tree(part)}"
             for name, part in zip(tree._fields, tree, strict=True)
         )
         return f"{type(tree).__name__}({parts})"
     if isinstance(tree, (tuple, list)):
-        parts = ", ".join(map(outline, tree))
+        parts = ", ".join(map(describe_tree, tree))
         return (
             f"a {type(tree).__name__} of {len(tree)} [{parts}]"
             if tree
@@ -334,7 +338,9 @@ def outline(tree: Any) -> str:
     if isinstance(tree, dict):
         return (
             "a dict {"
-            + ", ".join(f"{name!r}: {outline(part)}" for name, part in tree.items())
+            + ", ".join(
+                f"{name!r}: {describe_tree(part)}" for name, part in tree.items()
+            )
             + "}"
         )
     return "None" if tree is None else describe(tree)
@@ -383,7 +389,7 @@ def check_key_given(what: str, key: Any) -> None:
 
 def check_key(cell: Any, key: Any) -> None:
     """A key is given exactly when randomness happens."""
-    if cell.draws and key is None:
+    if cell.requires_key and key is None:
         raise ValueError(
             f"{type(cell).__name__} draws random numbers (dropout or zoneout), so it "
             f"needs key=jax.random.key(...); "
@@ -396,7 +402,7 @@ def check_key(cell: Any, key: Any) -> None:
         raise TypeError(
             f"key must be a key such as jax.random.key(0), but it is {describe(key)}"
         )
-    if key is not None and not cell.draws:
+    if key is not None and not cell.requires_key:
         raise ValueError(
             f"a key was given, but {type(cell).__name__} draws no random numbers: "
             f"leave the key out (a layer made by "

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
 from ..core.cell import Carry
-from ..core.exported import exportable
+from ..core.exported import register_for_export
 from ..core.validation import check_carry, describe
 from ..core.weak_scalars import Number, Size, as_number, as_size
 
 
-@exportable
+@register_for_export
 class Generated(NamedTuple):
     """What `generate` returns.
 

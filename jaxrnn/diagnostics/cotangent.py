@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from ..core.cell import Carry, Params
 from ..layers.compose import Residual, Stack
-from .scaled import LongSum, finite, log_norm, normalise, scale_by_log
+from .scaled import CompensatedSum, finite, log_norm, normalize, scale_by_log
 from .transition import Trajectory, Transition
 
 
@@ -28,7 +28,7 @@ class Cotangent(NamedTuple):
     """
 
     leaves: list[Array]
-    logs: list[LongSum]
+    logs: list[CompensatedSum]
 
     def log_norm(self) -> Array:
         """Over all layers."""
@@ -58,8 +58,8 @@ def begin(layers: list[int], delta: Carry, kept: int) -> Cotangent:
     """Of a gradient; ``kept`` leading axes are the batch."""
     leaves, logs = list(jax.tree.leaves(delta)), []
     for members in _groups(layers):
-        units, log = normalise([leaves[i] for i in members], kept)
-        logs.append(LongSum.of(log))
+        units, log = normalize([leaves[i] for i in members], kept)
+        logs.append(CompensatedSum.of(log))
         for i, unit in zip(members, units, strict=True):
             leaves[i] = unit
     return Cotangent(leaves, logs)
@@ -85,7 +85,7 @@ def pull_back(
         # In units of where this layer was, so that the small step of a long sum is not
         # the difference of two large numbers.
         unit = finite(before.value)
-        parts = [normalise([leaf[i] for i in members], kept) for leaf in came]
+        parts = [normalize([leaf[i] for i in members], kept) for leaf in came]
         sizes = [
             log.value - unit + size
             for log, (_, size) in zip(now.logs, parts, strict=True)
@@ -98,18 +98,20 @@ def pull_back(
                 for (part, _), size in zip(parts, sizes, strict=True)
             ),
         )
-        total, size = normalise(total, kept)
+        total, size = normalize(total, kept)
         # A layer that nothing had reached begins a sum of its own.
         first = functools.partial(jnp.where, jnp.isneginf(before.value))
         logs.append(
-            jax.tree.map(first, LongSum.of(most + size), before.plus(most + size))
+            jax.tree.map(
+                first, CompensatedSum.of(most + size), before.plus(most + size)
+            )
         )
         for i, leaf in zip(members, total, strict=True):
             leaves[i] = leaf
     return Cotangent(leaves, logs)
 
 
-def retreat(
+def backpropagate_log_norms(
     machine: Transition, params: Params, part: Trajectory, delta: Carry
 ) -> tuple[Array, Any]:
     """The gradient's log norms 0, 1, ... steps back over ``part``, over the whole

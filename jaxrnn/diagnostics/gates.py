@@ -19,14 +19,14 @@ from ..core.cell import (
     Layer,
     Params,
     accumulator,
-    expand,
-    numbers_weak,
+    expand_flags,
+    weaken_scalars,
 )
 from ..core.validation import describe
 from ..layers.compose import Residual, Stack
-from ..layers.stochastic import CellNoise, Dropout
+from ..layers.stochastic import Dropout, StochasticCellLayer
 from ..unrolling import unroll
-from .transition import Trajectory, Transition, follow
+from .transition import Trajectory, Transition, rollout
 
 MARGIN = 0.1  # a gate within a tenth of its range from an end counts as saturated there
 
@@ -71,12 +71,12 @@ def gate_statistics(
     Raises:
         NotImplementedError: for a cell that has no such method.
     """
-    params = numbers_weak(params)
-    path = follow(cell, params, xs, carry, mask, resets, engine, "gate_statistics")
+    params = weaken_scalars(params)
+    path = rollout(cell, params, xs, carry, mask, resets, engine, "gate_statistics")
     if isinstance(cell, Cell):
         return _of_cell(cell, params, path)
     if isinstance(
-        cell, CellNoise
+        cell, StochasticCellLayer
     ):  # the carries of the noisy cell's expectation, the gates of the cell inside
         return _of_cell(cell.cell, params, path)
     if isinstance(cell, Residual):
@@ -114,7 +114,9 @@ def _of_cell(cell: Cell, params: Params, path: Trajectory) -> dict[str, GateStat
     if (resets := path.resets) is not None:
         initial = cell.initial_carry(params, path.batch)
         befores = jax.tree.map(
-            lambda a, s: jnp.where(expand(resets, a), s[None], a), befores, initial
+            lambda a, s: jnp.where(expand_flags(resets, a), s[None], a),
+            befores,
+            initial,
         )
     valid = (
         jnp.ones((path.steps, *path.batch), bool) if path.mask is None else path.mask
@@ -129,7 +131,7 @@ def _of_cell(cell: Cell, params: Params, path: Trajectory) -> dict[str, GateStat
 
 def _statistics(gate: Gate, valid: Array) -> GateStatistics:
     value = gate.value.astype(accumulator(gate.value.dtype))
-    flags = expand(valid, value)
+    flags = expand_flags(valid, value)
     axes = tuple(range(value.ndim - 1))
 
     def mean(of):

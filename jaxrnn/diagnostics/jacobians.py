@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact
 
-from ..core.cell import Carry, Cell, Layer, Params, numbers_weak
+from ..core.cell import Carry, Cell, Layer, Params, weaken_scalars
 from ..core.validation import describe
-from .scaled import LongSum, normalise
-from .transition import Transition, features, follow, from_features, size_of
+from .scaled import CompensatedSum, normalize
+from .transition import Transition, features, from_features, rollout, size_of
 
 
 def jacobians(
@@ -34,8 +34,8 @@ def jacobians(
     of a leaf before its imaginary ones. Takes T B n^2 numbers, none of them finer than
     the carry's dtype; for long sequences look at `lyapunov_spectrum`.
     """
-    params = numbers_weak(params)
-    path = follow(cell, params, xs, carry, mask, resets, engine, "jacobians")
+    params = weaken_scalars(params)
+    path = rollout(cell, params, xs, carry, mask, resets, engine, "jacobians")
     return _jacobians(cell, params, path)
 
 
@@ -95,11 +95,11 @@ def _products(J: Array) -> JacobianProducts:
     first = jnp.broadcast_to(jnp.eye(J.shape[-1], dtype=J.dtype), J.shape[1:])
 
     def scaled(product, log):
-        unit, growth = normalise(product, kept - 1)
+        unit, growth = normalize(product, kept - 1)
         return unit, log.plus(growth)
 
     start = scaled(
-        first, LongSum.of(jnp.zeros(J.shape[1:-2], jnp.finfo(J.dtype).dtype))
+        first, CompensatedSum.of(jnp.zeros(J.shape[1:-2], jnp.finfo(J.dtype).dtype))
     )
 
     def one(state, J_t):

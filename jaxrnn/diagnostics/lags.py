@@ -21,12 +21,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact
 
-from ..core.cell import Carry, Cell, Layer, Params, numbers_weak
+from ..core.cell import Carry, Cell, Layer, Params, weaken_scalars
 from ..core.validation import describe
-from .cotangent import retreat
-from .readout import Ending, check_loss, ending, seed_of
-from .scaled import LongSum, log_mean_exp, normalise
-from .transition import Trajectory, Transition, follow
+from .cotangent import backpropagate_log_norms
+from .readout import LossReadout, check_loss, loss_cotangent, select_readout
+from .scaled import CompensatedSum, log_mean_exp, normalize
+from .transition import Trajectory, Transition, rollout
 
 
 class GradientLags(NamedTuple):
@@ -98,16 +98,18 @@ def gradient_lags(
             scalar, a carry with integer leaves, a bidirectional layer, or one that
             draws.
     """
-    params = numbers_weak(params)
-    path = follow(cell, params, xs, carry, mask, resets, engine, "gradient_lags")
-    end = ending("gradient_lags", path, at, lags)
+    params = weaken_scalars(params)
+    path = rollout(cell, params, xs, carry, mask, resets, engine, "gradient_lags")
+    end = select_readout("gradient_lags", path, at, lags)
     check_loss("gradient_lags", cell, params, loss, end.carry, end.x)
-    return _gradient_lags(cell, params, end, seed_of(cell, params, loss, end))
+    return _gradient_lags(cell, params, end, loss_cotangent(cell, params, loss, end))
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
-def _gradient_lags(cell: Any, params: Params, end: Ending, seed: Carry) -> GradientLags:
-    norms = retreat(Transition(cell), params, end.part, seed)
+def _gradient_lags(
+    cell: Any, params: Params, end: LossReadout, seed: Carry
+) -> GradientLags:
+    norms = backpropagate_log_norms(Transition(cell), params, end.part, seed)
     whole, by_leaf = jax.tree.map(lambda a: jnp.where(end.exists, a, jnp.nan), norms)
     return GradientLags(whole, by_leaf, end.exists)
 
@@ -141,8 +143,8 @@ def gradient_map(
         ValueError, TypeError: for a sequence without steps, targets of another length,
             and as `gradient_lags`.
     """
-    params = numbers_weak(params)
-    path = follow(cell, params, xs, carry, mask, resets, engine, "gradient_map")
+    params = weaken_scalars(params)
+    path = rollout(cell, params, xs, carry, mask, resets, engine, "gradient_map")
     _check_targets(path, targets)
     first = jax.tree.map(lambda a: a[0], (path.afters, path.xs, targets))
     check_loss("gradient_map", cell, params, lambda y: loss(y, first[2]), *first[:2])
@@ -178,7 +180,7 @@ def _check_targets(path: Trajectory, targets: Any) -> None:
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def _gradient_map(cell: Any, params: Params, path: Trajectory, seeds: Carry) -> Array:
     machine, kept = Transition(cell), len(path.batch)
-    seeds, logs = normalise(seeds, kept + 1)
+    seeds, logs = normalize(seeds, kept + 1)
     numbers = jnp.arange(path.steps, dtype=jnp.int32)
 
     def back(state, now):
@@ -186,7 +188,7 @@ def _gradient_map(cell: Any, params: Params, path: Trajectory, seeds: Carry) -> 
         begun = step <= numbers
         row = jnp.where(_wide_as(begun, log.value), log.value, jnp.nan)
         _, pullback = jax.vjp(lambda s: machine.step(params, s, z, keep, reset), before)
-        new, growth = normalise(jax.vmap(lambda d: pullback(d)[0])(deltas), kept + 1)
+        new, growth = normalize(jax.vmap(lambda d: pullback(d)[0])(deltas), kept + 1)
         grown = (new, log.plus(growth))
         return jax.tree.map(
             lambda a, b: jnp.where(_wide_as(begun, a), a, b), grown, (deltas, log)
@@ -200,7 +202,7 @@ def _gradient_map(cell: Any, params: Params, path: Trajectory, seeds: Carry) -> 
         numbers,
     )
     (_, total), columns = jax.lax.scan(
-        back, (seeds, LongSum.of(logs)), rows, reverse=True
+        back, (seeds, CompensatedSum.of(logs)), rows, reverse=True
     )
     return jnp.moveaxis(jnp.concatenate([total.value[None], columns]), 0, 1)
 

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact, Int
 
-from ..core.cell import Carry, Cell, Layer, Params, expand, numbers_weak
-from ..core.masked_inputs import fill_masked
+from ..core.cell import Carry, Cell, Layer, Params, expand_flags, weaken_scalars
+from ..core.masked_inputs import fill_masked_inputs
 from ..core.validation import (
     check_carry,
     check_flags,
@@ -20,12 +20,12 @@ from ..core.validation import (
     check_int,
     check_key_given,
 )
-from .scaled import LongSum
+from .scaled import CompensatedSum
 from .transition import (
     WHOLE_CARRY,
     Transition,
-    check_followed,
     check_inexact,
+    check_supported,
     features,
     from_features,
     size_of,
@@ -37,7 +37,7 @@ class LyapunovState(NamedTuple):
 
     carry: Carry
     basis: Float[Array, "*B N K"]  # orthonormal columns
-    log_growth: LongSum  # (*B, K), summed over the steps that count
+    log_growth: CompensatedSum  # (*B, K), summed over the steps that count
     steps: Int[Array, "*B"]  # how many those were
 
 
@@ -99,9 +99,9 @@ def lyapunov_spectrum(
             no multiple of the stride.
     """
     what = "lyapunov_spectrum"
-    check_followed(cell, what)
+    check_supported(cell, what)
     check_inputs(xs)
-    params = numbers_weak(params)
+    params = weaken_scalars(params)
     if mask is not None:
         check_flags("mask", mask, xs)
     cell.check(params)
@@ -141,7 +141,7 @@ def lyapunov_spectrum(
         )
     if state is None:
         state = _begin(carry, batch, n, count, key)
-    xs = fill_masked(jnp.asarray(xs), mask)
+    xs = fill_masked_inputs(jnp.asarray(xs), mask)
     return _spectrum(cell, params, xs, mask, state, warmup, stride)
 
 
@@ -154,7 +154,7 @@ def _begin(
     return LyapunovState(
         carry,
         basis,
-        LongSum.of(jnp.zeros((*batch, count), dtype)),
+        CompensatedSum.of(jnp.zeros((*batch, count), dtype)),
         jnp.zeros(batch, jnp.int32),
     )
 
@@ -193,7 +193,7 @@ def _spectrum(
         steps = jnp.where(counted, valid, 0).astype(state.steps.dtype)
         growth = _log_growth(triangle, basis.shape[-2])
         total = state.log_growth.plus(
-            jnp.where(expand(steps > 0, growth), growth, jnp.zeros_like(growth))
+            jnp.where(expand_flags(steps > 0, growth), growth, jnp.zeros_like(growth))
         )
         return LyapunovState(carry, basis, total, state.steps + steps), None
 

@@ -18,17 +18,23 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact
 
-from ..core.cell import Carry, Cell, Layer, Params, numbers_weak
-from .readout import Ending, check_loss, ending, read_by, seed_of
+from ..core.cell import Carry, Cell, Layer, Params, weaken_scalars
+from .readout import (
+    LossReadout,
+    check_loss,
+    loss_cotangent,
+    readout_loss,
+    select_readout,
+)
 from .scaled import (
-    LongSum,
+    CompensatedSum,
     finite,
     log_norm,
     log_norms_by_leaf,
-    normalise,
+    normalize,
     scale_by_log,
 )
-from .transition import Transition, check_inexact, follow
+from .transition import Transition, check_inexact, rollout
 
 
 class ParameterLags(NamedTuple):
@@ -93,20 +99,20 @@ def parameter_lags(
             them).
         cell, loss, at, carry, mask, resets, engine: as for `gradient_lags`.
     """
-    params = numbers_weak(params)
+    params = weaken_scalars(params)
     check_inexact(
         "parameter_lags: params", params, "every parameter must be floating-point"
     )
-    path = follow(cell, params, xs, carry, mask, resets, engine, "parameter_lags")
-    end = ending("parameter_lags", path, at, lags)
+    path = rollout(cell, params, xs, carry, mask, resets, engine, "parameter_lags")
+    end = select_readout("parameter_lags", path, at, lags)
     check_loss("parameter_lags", cell, params, loss, end.carry, end.x)
-    direct = jax.grad(lambda p: read_by(cell, loss, end, p, end.carry))(params)
+    direct = jax.grad(lambda p: readout_loss(cell, loss, end, p, end.carry))(params)
     return _parameter_lags(
         cell,
         params,
         end,
         direct,
-        seed_of(cell, params, loss, end),
+        loss_cotangent(cell, params, loss, end),
         terms,
         carry is None,
     )
@@ -137,7 +143,7 @@ class _Sum(NamedTuple):
 def _parameter_lags(
     cell: Any,
     params: Params,
-    end: Ending,
+    end: LossReadout,
     direct: Params,
     seed: Carry,
     keep: bool,
@@ -214,16 +220,16 @@ def _cotangents(
     with the logarithms of their lengths.
     """
     kept = len(part.batch)
-    delta, log = normalise(seed, kept)
+    delta, log = normalize(seed, kept)
 
     def back(state, now):
         (delta, log), (before, z, keep, reset) = state, now
         _, pullback = jax.vjp(lambda s: machine.step(params, s, z, keep, reset), before)
-        new, growth = normalise(pullback(delta)[0], kept)
+        new, growth = normalize(pullback(delta)[0], kept)
         return (new, log.plus(growth)), (delta, log.value)
 
     rows = (part.befores, machine.prepare(params, part.xs), part.mask, part.resets)
     (delta, total), every = jax.lax.scan(
-        back, (delta, LongSum.of(log)), rows, reverse=True
+        back, (delta, CompensatedSum.of(log)), rows, reverse=True
     )
     return (delta, total.value), every

@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from ..core.cell import Carry, Params, expand, select
+from ..core.cell import Carry, Params, expand_flags, select
 from ..core.validation import describe
 from .transition import Trajectory
 
 
-class Ending(NamedTuple):
+class LossReadout(NamedTuple):
     """The steps ``part (K, *B, ...)`` that lead to a loss, ragged sequences moved so
     that each ends with its own last step.
 
@@ -33,7 +33,9 @@ class Ending(NamedTuple):
     whole: Bool[Array, ""]
 
 
-def ending(what: str, path: Trajectory, at: int | None, lags: int | None) -> Ending:
+def select_readout(
+    what: str, path: Trajectory, at: int | None, lags: int | None
+) -> LossReadout:
     """The last ``lags`` steps before the output of step ``at`` (None: all; each
     sequence's last valid step).
     """
@@ -43,7 +45,7 @@ def ending(what: str, path: Trajectory, at: int | None, lags: int | None) -> End
         part = jax.tree.map(lambda a: a[at + 1 - lags : at + 1], path)
         carry, x = jax.tree.map(lambda a: a[at], (path.afters, path.xs))
         read = jnp.ones(path.batch, bool) if path.mask is None else path.mask[at]
-        return Ending(
+        return LossReadout(
             part,
             carry,
             x,
@@ -74,7 +76,7 @@ def ending(what: str, path: Trajectory, at: int | None, lags: int | None) -> End
         lambda leaf: take(leaf, last[None])[0], (path.afters, path.xs)
     )
     lag = jnp.arange(lags + 1, dtype=jnp.int32).reshape(-1, *[1] * len(path.batch))
-    return Ending(
+    return LossReadout(
         part,
         carry,
         x,
@@ -84,17 +86,21 @@ def ending(what: str, path: Trajectory, at: int | None, lags: int | None) -> End
     )
 
 
-def read_by(
-    cell: Any, loss: Callable, end: Ending, params: Params, carry: Carry
+def readout_loss(
+    cell: Any, loss: Callable, end: LossReadout, params: Params, carry: Carry
 ) -> Array:
     """The loss of what the state shows; sequences that it does not read show zeros."""
     y = cell.output(params, carry, end.x)
-    return loss(jnp.where(expand(end.read, y), y, jnp.zeros_like(y)))
+    return loss(jnp.where(expand_flags(end.read, y), y, jnp.zeros_like(y)))
 
 
-def seed_of(cell: Any, params: Params, loss: Callable, end: Ending) -> Carry:
+def loss_cotangent(
+    cell: Any, params: Params, loss: Callable, end: LossReadout
+) -> Carry:
     """The loss's gradient with respect to the state it reads."""
-    seed = jax.grad(lambda carry: read_by(cell, loss, end, params, carry))(end.carry)
+    seed = jax.grad(lambda carry: readout_loss(cell, loss, end, params, carry))(
+        end.carry
+    )
     return select(end.read, seed, jax.tree.map(jnp.zeros_like, seed))
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..core.cell import accumulator, expand
+from ..core.cell import accumulator, expand_flags
 
 
 def log_norm(leaves: list[Array], kept: int) -> Float[Array, "*B"]:
@@ -47,7 +47,7 @@ def log_norms_by_leaf(tree: Any, kept: int) -> Any:
     return jax.tree.map(lambda leaf: log_norm([leaf], kept), tree)
 
 
-def normalise(tree: Any, kept: int) -> tuple[Any, Float[Array, "*B"]]:
+def normalize(tree: Any, kept: int) -> tuple[Any, Float[Array, "*B"]]:
     """``(unit, log)``: the tree divided by its norm, and the norm's logarithm; zero
     stays zero, with log -inf.
     """
@@ -59,7 +59,7 @@ def normalise(tree: Any, kept: int) -> tuple[Any, Float[Array, "*B"]]:
     return jax.tree.map(lambda leaf: _times(_times(leaf, half), half), tree), log
 
 
-class LongSum(NamedTuple):
+class CompensatedSum(NamedTuple):
     """A running sum and what rounding has kept out of it (Kahan 1965): thousands of
     logarithms add up to one rounding.
     """
@@ -68,14 +68,16 @@ class LongSum(NamedTuple):
     rest: Array
 
     @classmethod
-    def of(cls, value: Array) -> LongSum:
+    def of(cls, value: Array) -> CompensatedSum:
         return cls(value, jnp.zeros_like(value))
 
-    def plus(self, term: Array) -> LongSum:
+    def plus(self, term: Array) -> CompensatedSum:
         term = term + self.rest
         value = self.value + term
         rest = term - (value - self.value)
-        return LongSum(value, jnp.where(jnp.isfinite(rest), rest, jnp.zeros_like(rest)))
+        return CompensatedSum(
+            value, jnp.where(jnp.isfinite(rest), rest, jnp.zeros_like(rest))
+        )
 
 
 def scale_by_log(tree: Any, log: Float[Array, "*B"]) -> Any:
@@ -87,7 +89,9 @@ def scale_by_log(tree: Any, log: Float[Array, "*B"]) -> Any:
 def _times(leaf: Array, factor: Array) -> Array:
     """Computed in a wide dtype, kept in the leaf's."""
     dtype = leaf.dtype if jnp.iscomplexobj(leaf) else _wide(leaf)
-    return (leaf.astype(dtype) * expand(factor, leaf).astype(dtype)).astype(leaf.dtype)
+    return (leaf.astype(dtype) * expand_flags(factor, leaf).astype(dtype)).astype(
+        leaf.dtype
+    )
 
 
 def finite(log: Array) -> Array:

@@ -21,14 +21,14 @@ from ..core.cell import (
     Cell,
     Layer,
     Params,
-    Walk,
+    UnrollSpec,
     accumulator,
     check_cell,
     select,
 )
-from ..core.masked_inputs import fill_masked
+from ..core.masked_inputs import fill_masked_inputs
 from ..engines import Scan
-from ..unrolling import unroll, walk
+from ..unrolling import unroll, unroll_unchecked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +57,8 @@ class Transition:
         if isinstance(self.cell, Cell):
             new = self.cell.step(params, carry, z)
         else:
-            how = Walk(engine=Scan(residuals="all"))
-            new = walk(
+            how = UnrollSpec(engine=Scan(residuals="all"))
+            new = unroll_unchecked(
                 self.cell, params, carry, jax.tree.map(lambda a: a[None], z), how
             )[0]
         return new if keep is None else select(keep, new, carry)
@@ -95,7 +95,7 @@ class Trajectory(NamedTuple):
         return tuple(self.xs.shape[1:-1])
 
 
-def follow(
+def rollout(
     cell: Any,
     params: Params,
     xs: Array,
@@ -108,7 +108,7 @@ def follow(
     """Walk forwards by the engine asked for. ``what`` is the instrument, for its
     errors.
     """
-    check_followed(cell, what)
+    check_supported(cell, what)
     _, _, afters = unroll(
         cell,
         params,
@@ -119,7 +119,7 @@ def follow(
         engine=engine,
         return_carries=True,
     )  # type: ignore[misc]
-    xs = fill_masked(jnp.asarray(xs), mask)
+    xs = fill_masked_inputs(jnp.asarray(xs), mask)
     first = (
         cell.initial_carry(params, tuple(xs.shape[1:-1]))
         if carry is None
@@ -136,7 +136,7 @@ def follow(
     return Trajectory(xs, mask, resets, befores, afters)
 
 
-def check_followed(cell: Any, what: str) -> None:
+def check_supported(cell: Any, what: str) -> None:
     """The cell or layer has one state that goes forward, the same at every run."""
     check_cell(cell)
     if not getattr(cell, "causal", True):
@@ -145,7 +145,7 @@ def check_followed(cell: Any, what: str) -> None:
             f"goes: look at each of its layers by "
             "itself, the backward one over inputs turned round"
         )
-    if cell.draws:
+    if cell.requires_key:
         raise ValueError(
             f"{what}: {type(cell).__name__} draws random numbers, so its Jacobians "
             f"differ from run to run: look at "

@@ -13,15 +13,15 @@ from ..core.cell import (
     Cell,
     LinearCell,
     Params,
-    has_chunks,
+    is_chunkwise,
     is_linear,
-    reason_against_chunks,
+    unsupported_chunkwise_reason,
 )
 from ..core.validation import check_positive
 from .recurrence.heuristics import CARRIES
 from .recurrence.passes import AUTO, Pace
 from .recurrence.primitives import Plan
-from .recurrence.run import reason_against, walk_by_plan
+from .recurrence.run import run_recurrence, unsupported_arrays_reason
 
 CHUNK = 32  # of a cell that walks chunks by itself, whose work grows by its square
 
@@ -79,8 +79,8 @@ class Associative:
         """As `Scan.walk`, but of a cell with ``walk_chunks`` the carries after every
         step hold h alone, the rest is None.
         """
-        if has_chunks(cell):
-            reason = reason_against_chunks(cell) or reason_against(
+        if is_chunkwise(cell):
+            reason = unsupported_chunkwise_reason(cell) or unsupported_arrays_reason(
                 jax.tree.leaves((params, carry, xs, mask, resets))
             )
             if reason is not None:
@@ -99,12 +99,12 @@ class Associative:
         if not is_linear(cell):
             raise TypeError(_refusal(cell))
         plan = Plan(Pace(self.chunk or AUTO, reverse=reverse, prefix=True), CARRIES)
-        return walk_by_plan(cell, params, carry, (xs, mask, resets), plan)
+        return run_recurrence(cell, params, carry, (xs, mask, resets), plan)
 
 
 def _refusal(cell: Any) -> str:
     name, inner = type(cell).__name__, getattr(cell, "cell", None)
-    if is_linear(inner) or has_chunks(inner):
+    if is_linear(inner) or is_chunkwise(inner):
         scaled = (
             "truncate with window=, which Associative takes"
             if name == "ScaledCell"

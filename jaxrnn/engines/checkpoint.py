@@ -12,10 +12,10 @@ from jaxtyping import Array, Bool
 
 from ..core.cell import Carry, Cell, Params
 from ..core.validation import check_positive
-from .recurrence.heuristics import STARTS, default_segment
+from .recurrence.heuristics import STARTS, choose_segment
 from .recurrence.passes import Pace
 from .recurrence.primitives import Plan
-from .recurrence.run import walk_by_plan
+from .recurrence.run import run_recurrence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Checkpoint:
         """As `Scan.walk`."""
         sequence = (xs, mask, resets)
         steps = jax.tree.leaves(sequence)[0].shape[0]
-        segment = min(self.segment or default_segment(steps), max(steps, 1))
-        return walk_by_plan(
+        segment = min(self.segment or choose_segment(steps), max(steps, 1))
+        return run_recurrence(
             cell, params, carry, sequence, Plan(Pace(segment, reverse=reverse), STARTS)
         )

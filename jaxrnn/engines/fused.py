@@ -13,7 +13,7 @@ from .loops.pallas.primitive import Kernel
 from .recurrence.heuristics import CARRIES, GATES
 from .recurrence.passes import Pace
 from .recurrence.primitives import Plan
-from .recurrence.run import walk_by_plan
+from .recurrence.run import run_recurrence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,4 +91,4 @@ class Fused:
         name = type(getattr(cell, "cell", cell)).__name__
         kernel = Kernel(interpret=self.interpret, memory=self.memory, cell=name)
         plan = Plan(Pace(None, hoist=True, reverse=reverse, kernel=kernel), residuals)
-        return walk_by_plan(cell, params, carry, (xs, mask, resets), plan)
+        return run_recurrence(cell, params, carry, (xs, mask, resets), plan)

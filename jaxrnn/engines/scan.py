@@ -14,7 +14,7 @@ from ..core.validation import check_positive
 from .recurrence.heuristics import ALL, CARRIES, GATES
 from .recurrence.passes import AUTO, Pace
 from .recurrence.primitives import Plan
-from .recurrence.run import check_hoist, walk_by_plan, walk_plainly
+from .recurrence.run import check_hoist, run_plain_scan, run_recurrence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Scan:
         if self.hoist:
             check_hoist(cell, params, carry, (xs, mask, resets))
         if self.residuals == ALL:
-            return walk_plainly(
+            return run_plain_scan(
                 cell,
                 params,
                 carry,
@@ -134,7 +134,7 @@ class Scan:
                 self.residuals or AUTO,
                 by_default,
             )
-        return walk_by_plan(cell, params, carry, (xs, mask, resets), plan)
+        return run_recurrence(cell, params, carry, (xs, mask, resets), plan)
 
 
 class Default(Scan):

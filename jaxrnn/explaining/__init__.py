@@ -1,5 +1,5 @@
 """Which engine runs where, and why."""
 
-from .execution import Way as Way
+from .execution import ExecutionPath as ExecutionPath
 from .table import Explanation as Explanation
 from .tracing import explain as explain

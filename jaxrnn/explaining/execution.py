@@ -16,11 +16,11 @@ from typing import Any
 import jax
 from jax.extend import core
 
-from ..engines.jaxpr.evaluate import split
-from ..engines.loops.pallas.block_form import Unfit
-from ..engines.loops.pallas.primitive import loop_p, refusal, room
+from ..engines.jaxpr.evaluate import split_by_sizes
+from ..engines.loops.pallas.block_form import KernelUnsupportedError
+from ..engines.loops.pallas.primitive import loop_p, memory_budget, unsupported_reason
 from ..engines.recurrence import primitives
-from ..engines.recurrence.heuristics import residuals_and_why
+from ..engines.recurrence.heuristics import choose_save
 from ..engines.recurrence.passes import AUTO
 
 PLATFORMS = {
@@ -41,7 +41,7 @@ WORDS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Way:
+class ExecutionPath:
     """How a cell's steps are walked on a platform.
 
     ``how``: ``"loop"``, ``"prefixes"`` (parallel prefixes), ``"kernel"``,
@@ -74,7 +74,7 @@ class Way:
         return text
 
 
-def walks_in(closed: Any) -> dict[str, list[Any]]:
+def recurrences_in(closed: Any) -> dict[str, list[Any]]:
     """The equations of a jaxpr, however deep, that walk a recurrence: ``"forward"``
     and ``"backward"``.
     """
@@ -93,12 +93,14 @@ def equations(jaxpr: Any) -> Iterator[Any]:
             yield from equations(inner)
 
 
-def way_of(eqn: Any, platform: str) -> Way:
-    """How a platform walks the recurrence of an equation that `walks_in` found."""
+def path_of(eqn: Any, platform: str) -> ExecutionPath:
+    """How a platform walks the recurrence of an equation that `recurrences_in`
+    found.
+    """
     avals = [v.aval for v in eqn.invars]
     step, plan = eqn.params["step"], eqn.params["plan"]
     forward = eqn.primitive is primitives.walk_p
-    steps = split(avals, (step.params, step.carry))[2][0].shape[0]
+    steps = split_by_sizes(avals, (step.params, step.carry))[2][0].shape[0]
     backward = not forward or eqn.params["keep"] is not None
     pace, why = primitives.settled(
         plan, step, steps, PLATFORMS[platform], backward=backward
@@ -107,7 +109,7 @@ def way_of(eqn: Any, platform: str) -> Way:
         why = "; ".join(filter(None, (_reason_for_residuals(plan, step, steps), why)))
     window = None if pace.window is None or pace.window >= steps else pace.window
     if pace.kernel is None:
-        return Way(
+        return ExecutionPath(
             "prefixes" if pace.prefix else "loop",
             window,
             None if pace.prefix else pace.hoist,
@@ -115,7 +117,7 @@ def way_of(eqn: Any, platform: str) -> Way:
         )
     fits, reason, size = kernel_of(eqn, pace, platform)
     if fits:
-        return Way(
+        return ExecutionPath(
             "kernel",
             window,
             reason=f"{why}; {reason}" if why else reason,
@@ -123,9 +125,9 @@ def way_of(eqn: Any, platform: str) -> Way:
             there=size[1],
         )
     return (
-        Way("error", reason=reason)
+        ExecutionPath("error", reason=reason)
         if pace.kernel.named or fits is None
-        else Way("loop", window, pace.hoist, reason)
+        else ExecutionPath("loop", window, pace.hoist, reason)
     )
 
 
@@ -133,7 +135,7 @@ def _reason_for_residuals(plan: Any, step: Any, steps: int) -> str:
     """Why the forward pass keeps what it keeps, where that was chosen and is not
     what it mostly is.
     """
-    residuals, why = residuals_and_why(step, steps)
+    residuals, why = choose_save(step, steps)
     return why if plan.residuals == residuals and plan.pace.window == AUTO else ""
 
 
@@ -167,7 +169,7 @@ def kernel_of(
                     function, platform=target, **{**params, "plan": named}
                 )
             )(*avals)
-        except Unfit as reason:
+        except KernelUnsupportedError as reason:
             return False, str(reason), (0, 0)
     found = [_loop_as_kernel(inner, target) for inner in loops]
     return next(
@@ -181,13 +183,13 @@ def _loop_as_kernel(
     """`kernel_of` one loop."""
     params = eqn.params
     body, steps, kernel = params["body"], params["steps"], params["kernel"]
-    reason = refusal(body, steps, platform, kernel)
+    reason = unsupported_reason(body, steps, platform, kernel)
     if reason is not None:
         return False, f"ValueError: {reason}" if kernel.named else reason, (0, 0)
     error = _compiles(_Loop(f"{body.closed} {params}", eqn), platform)
     if error is not None:
         return None, error, (0, 0)
-    needed, there = room(body, steps, platform, kernel)
+    needed, there = memory_budget(body, steps, platform, kernel)
     text = (
         f"{needed:,} of {there:,} bytes on chip"
         if needed
@@ -221,9 +223,9 @@ def lowering_error(function: Any, avals: list[Any], platform: str) -> str | None
     try:
         jax.jit(function).trace(*avals).lower(lowering_platforms=(platform,))
     except Exception as error:
-        return worded(error)
+        return format_error(error)
     return None
 
 
-def worded(error: Exception) -> str:
+def format_error(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from .execution import Way
+from .execution import ExecutionPath
 
 WIDTH = 118
 
@@ -23,19 +23,19 @@ class Row:
 
     ``place`` is where the cell's parameters are in the layer's, "layer_0/forward", or
     "" for a cell by itself; ``engine``, as one would name it, and ``why`` that one. The
-    ways are `Way`: ``forward`` without a gradient; ``recording`` and ``backward``,
-    forwards and backwards for one; ``kernel``: what `jaxrnn.Fused` would do. ``number``
-    counts the cells in the order of walking.
+    ways are `ExecutionPath`: ``forward`` without a gradient; ``recording`` and
+    ``backward``, forwards and backwards for one; ``kernel``: what `jaxrnn.Fused` would
+    do. ``number`` counts the cells in the order of walking.
     """
 
     place: str
     cell: str
     platform: str
     engine: str
-    forward: Way
-    recording: Way
-    backward: Way
-    kernel: Way
+    forward: ExecutionPath
+    recording: ExecutionPath
+    backward: ExecutionPath
+    kernel: ExecutionPath
     why: str
     number: int = 0
 
@@ -83,7 +83,7 @@ class Row:
         )
 
 
-def _sentence(way: Way) -> str:
+def _sentence(way: ExecutionPath) -> str:
     return f"{way} ({way.reason})" if way.reason else str(way)
 
 

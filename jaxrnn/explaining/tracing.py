@@ -14,14 +14,21 @@ import jax
 from jax.extend import core
 from jax.interpreters import partial_eval as pe
 
-from ..core.cell import Carry, Cell, Layer, Params, numbers_weak
+from ..core.cell import Carry, Cell, Layer, Params, weaken_scalars
 from ..engines import Associative, Checkpoint, Fused, Scan
 from ..engines.jaxpr.evaluate import is_differentiable
-from ..engines.recurrence.heuristics import ALL, residuals_and_why
-from ..engines.recurrence.run import step_for_recurrence, walk_plainly
+from ..engines.recurrence.heuristics import ALL, choose_save
+from ..engines.recurrence.run import run_plain_scan, trace_for_recurrence
 from ..engines.scan import Default
-from ..unrolling import check_known, checked, unrolled
-from .execution import PLATFORMS, Way, lowering_error, walks_in, way_of, worded
+from ..unrolling import check_all_carries, unroll_validated, validate
+from .execution import (
+    PLATFORMS,
+    ExecutionPath,
+    format_error,
+    lowering_error,
+    path_of,
+    recurrences_in,
+)
 from .table import Explanation, Row, brief, places_of
 
 OWN = (
@@ -69,12 +76,12 @@ def explain(
     Raises:
         TypeError, ValueError: for inputs that `unroll` refuses whatever the engine.
     """
-    params = numbers_weak(params)
+    params = weaken_scalars(params)
     seen: list[_Seen] = []
     traced: dict[Any, _Traced] = {}
 
     def shapes(params, xs, carry, mask, resets, key):
-        checked(cell, params, xs, carry, mask, resets, None, key, engine, reverse)
+        validate(cell, params, xs, carry, mask, resets, None, key, engine, reverse)
         places = places_of(params)
 
         def watch(engine, why):
@@ -85,7 +92,7 @@ def explain(
             )
 
         given = None if engine is None else watch(engine, "asked for")
-        unrolled(
+        unroll_validated(
             cell,
             params,
             xs,
@@ -178,10 +185,10 @@ class _Watched:
         try:
             last, carries = self.engine.walk(cell, *given, reverse)
             if self.return_carries:
-                check_known(cell, self.engine, carry, carries)
+                check_all_carries(cell, self.engine, carry, carries)
             return last, carries
         except Exception:  # noted; shapes go on as any engine would give them
-            return walk_plainly(
+            return run_plain_scan(
                 cell, params, carry, (xs, mask, resets), True, reverse, 1
             )
 
@@ -192,7 +199,7 @@ class _Watched:
                     cell, params, carry, xs, mask, resets, reverse
                 )
                 if check:
-                    check_known(cell, engine, carry, carries)
+                    check_all_carries(cell, engine, carry, carries)
                 return (
                     last,
                     cell.output(params, carries, xs),
@@ -204,12 +211,10 @@ class _Watched:
         params, carry, *sequence = given
         forward, gradient = by(self.engine, self.return_carries)
         kernel = None if isinstance(self.engine, Fused) else by(Fused(), False)
-        reason, step, _ = step_for_recurrence(cell, params, carry, tuple(sequence))
+        reason, step, _ = trace_for_recurrence(cell, params, carry, tuple(sequence))
         plain, plain_gradient = reason or "", None
         if not plain and step is not None and self.engine in (Scan(), Default()):
-            residuals, why = residuals_and_why(
-                step, jax.tree.leaves(sequence)[0].shape[0]
-            )
+            residuals, why = choose_save(step, jax.tree.leaves(sequence)[0].shape[0])
             plain_gradient = why if residuals == ALL else None
         if (
             not plain
@@ -288,7 +293,7 @@ def _or_error(function: Callable, leaves: list) -> Any:
     try:
         closed = jax.make_jaxpr(function)(*leaves)
     except Exception as error:
-        return worded(error)
+        return format_error(error)
     # As compilation does: what nobody reads is not stored, nor given room in a kernel.
     jaxpr, _ = pe.dce_jaxpr(
         closed.jaxpr, [True] * len(closed.out_avals), instantiate=True
@@ -330,35 +335,35 @@ def _row(traced: _Traced, platform: str) -> Row:
     )
 
 
-def _engine_of(traced: _Traced, way: Way) -> str:
+def _engine_of(traced: _Traced, way: ExecutionPath) -> str:
     """The engine in a user's words: the default is one of those that can be named."""
     if not isinstance(traced.engine, Default):
         return brief(traced.engine)
     return brief({"kernel": Fused(), "prefixes": Associative()}.get(way.how, Scan()))
 
 
-def _way(traced: _Traced, closed: Any, direction: str, platform: str) -> Way:
+def _way(traced: _Traced, closed: Any, direction: str, platform: str) -> ExecutionPath:
     if closed is traced.gradient and traced.plain_gradient is not None:
         raises = (
             "; the gradient of everything raises, as under lax.scan"
             if isinstance(closed, str)
             else ""
         )
-        return Way("lax.scan", reason=traced.plain_gradient + raises)
+        return ExecutionPath("lax.scan", reason=traced.plain_gradient + raises)
     if isinstance(closed, str):
-        return Way("error", reason=closed)
-    found = [way_of(eqn, platform) for eqn in walks_in(closed)[direction]]
+        return ExecutionPath("error", reason=closed)
+    found = [path_of(eqn, platform) for eqn in recurrences_in(closed)[direction]]
     if not isinstance(traced.engine, OWN):
         error = lowering_error(
             core.jaxpr_as_fun(closed), list(closed.in_avals), PLATFORMS[platform]
         )
         if error is not None:
-            return Way("error", reason=error)
-        return found[0] if found else Way("own", reason="it compiles for it")
+            return ExecutionPath("error", reason=error)
+        return found[0] if found else ExecutionPath("own", reason="it compiles for it")
     if found:
         return next((way for way in found if way.how == "error"), found[0])
-    if direction == "backward" and walks_in(closed)["forward"]:
-        return Way("none", reason="nothing of it can be differentiated")
+    if direction == "backward" and recurrences_in(closed)["forward"]:
+        return ExecutionPath("none", reason="nothing of it can be differentiated")
     if traced.plain is not None or not isinstance(traced.engine, Associative):
-        return Way("lax.scan", reason=traced.plain or "asked for")
-    return Way("chunks", traced.engine.own_chunk, reason="its steps join so")
+        return ExecutionPath("lax.scan", reason=traced.plain or "asked for")
+    return ExecutionPath("chunks", traced.engine.own_chunk, reason="its steps join so")

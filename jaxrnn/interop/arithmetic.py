@@ -21,7 +21,7 @@ from ..core.validation import describe
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
-def join(parts: Sequence[Any], axis: int = -1) -> Any:
+def concatenate_gates(parts: Sequence[Any], axis: int = -1) -> Any:
     """Concatenated by NumPy where all are NumPy's: nothing is compiled and nothing
     goes to a device.
     """
@@ -30,7 +30,7 @@ def join(parts: Sequence[Any], axis: int = -1) -> Any:
     ).concatenate(list(parts), axis)
 
 
-def split(packed: Any, blocks: int) -> list[Any]:
+def split_gates(packed: Any, blocks: int) -> list[Any]:
     """The gate blocks on the last axis, apart."""
     size = packed.shape[-1] // blocks
     return [packed[..., k * size : (k + 1) * size] for k in range(blocks)]
@@ -40,11 +40,11 @@ def reorder(packed: Any, order: Sequence[int]) -> Any:
     """The gate blocks on the last axis in another order: block ``order[k]`` comes
     k-th.
     """
-    blocks = split(packed, len(order))
-    return join([blocks[k] for k in order])
+    blocks = split_gates(packed, len(order))
+    return concatenate_gates([blocks[k] for k in order])
 
 
-def added(where: str, one: Any, other: Any) -> Any:
+def add_biases(where: str, one: Any, other: Any) -> Any:
     """The sum of two biases, rounded to their dtype; one that overflows there is
     refused.
     """
@@ -70,11 +70,11 @@ def fold_biases(
         ``recurrent_bias``.
     """
     if not isinstance(cell, GRU):
-        return {"bias": added(where, of_inputs, of_states)}
+        return {"bias": add_biases(where, of_inputs, of_states)}
     edge = 2 * cell.hidden_size
-    summed = added(where, of_inputs[:edge], of_states[:edge])
+    summed = add_biases(where, of_inputs[:edge], of_states[:edge])
     return {
-        "bias": join([summed, of_inputs[edge:]]),
+        "bias": concatenate_gates([summed, of_inputs[edge:]]),
         "recurrent_bias": of_states[edge:],
     }
 
@@ -85,7 +85,9 @@ def unfold_biases(params: Mapping[str, Any]) -> tuple[Any, Any]:
     if "recurrent_bias" not in params:
         return bias, np.zeros(bias.shape, bias.dtype)
     apart = params["recurrent_bias"]
-    return bias, join([np.zeros(bias.shape[0] - apart.shape[0], bias.dtype), apart])
+    return bias, concatenate_gates(
+        [np.zeros(bias.shape[0] - apart.shape[0], bias.dtype), apart]
+    )
 
 
 def zero_biases(cell: Any, kernel: Any) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from .arithmetic import (
     on_device,
     zero_biases,
 )
-from .structure import BLOCKS, cells_of, checked_take, put, summary
+from .structure import BLOCKS, cells_of, checked_cell_params, set_cell_params, summary
 
 KINDS = {"LSTMCell": LSTM, "GRUCell": GRU}
 NAMES = {
@@ -64,7 +64,7 @@ def from_equinox(source: Any, layer: Any = None) -> Any:
                 f"{where}: the layer is {summary(made)}, but the arrays are those of "
                 f"{', '.join(map(summary, found))}"
             )
-    return made, put(made, [own for _, own in each], where)
+    return made, set_cell_params(made, [own for _, own in each], where)
 
 
 def to_equinox(layer: Any, params: Any, *, into: Any = None) -> Any:
@@ -78,7 +78,8 @@ def to_equinox(layer: Any, params: Any, *, into: Any = None) -> Any:
     """
     where = "to_equinox"
     dicts = [
-        _write(where, cell, own) for cell, own in checked_take(layer, params, where)
+        _write(where, cell, own)
+        for cell, own in checked_cell_params(layer, params, where)
     ]
     alone = len(dicts) == 1
     if into is None:

@@ -20,9 +20,9 @@ from .arithmetic import (
     check_names,
     check_shapes,
     check_zero,
-    join,
+    concatenate_gates,
     on_device,
-    split,
+    split_gates,
 )
 from .flax_objects import NNX, Layout, converted, layout_of
 from .structure import (
@@ -30,8 +30,8 @@ from .structure import (
     cells_of,
     check_distinct,
     check_same,
-    checked_take,
-    put,
+    checked_cell_params,
+    set_cell_params,
     summary,
 )
 
@@ -60,7 +60,7 @@ def from_flax(source: Any, layer: Any = None) -> Any:
     """
     where = "from_flax"
     if layer is not None:
-        return layer, put(layer, _read_tree(where, layer, source), where)
+        return layer, set_cell_params(layer, _read_tree(where, layer, source), where)
     if isinstance(source, Mapping):
         raise TypeError(
             f"{where}: plain arrays do not tell what they are for: say layer=, such as "
@@ -68,7 +68,7 @@ def from_flax(source: Any, layer: Any = None) -> Any:
         )
     layer, modules = converted(where, source)
     trees = [_tree(where, module) for module in modules]
-    return layer, put(
+    return layer, set_cell_params(
         layer,
         [
             _read(where, cell, tree)
@@ -90,7 +90,7 @@ def to_flax(layer: Any, params: Any, *, into: Any = None) -> Any:
             them, return it; an nnx GRUCell has no b_hn, which must then be zero.
     """
     where = "to_flax"
-    pairs = checked_take(layer, params, where)
+    pairs = checked_cell_params(layer, params, where)
     if into is None:
         return _build(layer, iter([_write(where, *pair, Layout()) for pair in pairs]))
     other, modules = converted(where, into)
@@ -276,9 +276,15 @@ def _read(where: str, cell: Any, tree: Mapping[str, Any]) -> dict[str, Any]:
     check_matrix(where, first, arrays[first])
     check_shapes(where, arrays, _shapes(cell, layout, arrays[first].shape[0]))
     params = {
-        "input_kernel": join([arrays[f"{name}.kernel"] for name in of_inputs]),
-        "recurrent_kernel": join([arrays[f"{name}.kernel"] for name in of_states]),
-        "bias": join([arrays[f"{name}.bias"] for name in layout.biased(cell)]),
+        "input_kernel": concatenate_gates(
+            [arrays[f"{name}.kernel"] for name in of_inputs]
+        ),
+        "recurrent_kernel": concatenate_gates(
+            [arrays[f"{name}.kernel"] for name in of_states]
+        ),
+        "bias": concatenate_gates(
+            [arrays[f"{name}.bias"] for name in layout.biased(cell)]
+        ),
     }
     if isinstance(cell, GRU):
         params["recurrent_bias"] = arrays.get(
@@ -308,7 +314,9 @@ def _write(
         "bias": (layout.biased(cell), "bias"),
     }
     for entry, (names, part) in sources.items():
-        for name, block in zip(names, split(params[entry], len(names)), strict=True):
+        for name, block in zip(
+            names, split_gates(params[entry], len(names)), strict=True
+        ):
             tree[name] |= on_device({part: block})
     if isinstance(cell, GRU) and not layout.packed:
         tree["hn"] |= on_device({"bias": params["recurrent_bias"]})

@@ -8,18 +8,25 @@ from typing import Any
 from ..cells import GRU, LSTM, Elman
 from ..core.validation import describe
 from .arithmetic import (
-    added,
+    add_biases,
     check_dtypes,
     check_matrix,
     check_names,
     check_shapes,
-    join,
+    concatenate_gates,
     on_device,
     reorder,
-    split,
+    split_gates,
     unfold_biases,
 )
-from .structure import BLOCKS, activation_name, cells_of, checked_take, put, summary
+from .structure import (
+    BLOCKS,
+    activation_name,
+    cells_of,
+    checked_cell_params,
+    set_cell_params,
+    summary,
+)
 
 MODULES: dict[Any, str] = {Elman: "vanilla_rnn", LSTM: "lstm", GRU: "gru"}
 LSTM_ORDER = (0, 2, 1, 3)  # i, g, f, o: the same exchange leads there and back
@@ -81,7 +88,7 @@ def from_haiku(
                 f"{where}: not expected {', '.join(extra)}: say names= to take some "
                 f"cores out of a larger model"
             )
-    return layer, put(
+    return layer, set_cell_params(
         layer,
         [
             _read(where, cell, flat, place)
@@ -108,7 +115,7 @@ def to_haiku(
     """
     where = "to_haiku"
     result: dict[str, dict[str, Any]] = {}
-    pairs = checked_take(layer, params, where)
+    pairs = checked_cell_params(layer, params, where)
     for (cell, own), place in zip(
         pairs, _names(where, layer, [cell for cell, _ in pairs], names), strict=True
     ):
@@ -195,11 +202,15 @@ def _read(where: str, cell: Any, flat: Mapping[str, Any], place: str) -> dict[st
         )
         W, bias = (
             reorder(arrays["linear/w"], LSTM_ORDER),
-            split(reorder(arrays["linear/b"], LSTM_ORDER), 4),
+            split_gates(reorder(arrays["linear/b"], LSTM_ORDER), 4),
         )
         bias[1] = bias[1] + bias[1].dtype.type(1)
         return on_device(
-            {"input_kernel": W[:-H], "recurrent_kernel": W[-H:], "bias": join(bias)}
+            {
+                "input_kernel": W[:-H],
+                "recurrent_kernel": W[-H:],
+                "bias": concatenate_gates(bias),
+            }
         )
     if isinstance(cell, GRU):
         check_shapes(where, arrays, {"w_i": (inputs, G), "w_h": (H, G), "b": (G,)})
@@ -213,7 +224,7 @@ def _read(where: str, cell: Any, flat: Mapping[str, Any], place: str) -> dict[st
     }
     check_shapes(where, arrays, {name: shapes[name] for name in slots})
     bias = (
-        added(where, arrays["linear/b"], arrays["linear_1/b"])
+        add_biases(where, arrays["linear/b"], arrays["linear_1/b"])
         if "linear_1/b" in arrays
         else arrays["linear/b"]
     )
@@ -232,11 +243,11 @@ def _write(
     """One core's arrays."""
     W, U, bias = params["input_kernel"], params["recurrent_kernel"], params["bias"]
     if isinstance(cell, LSTM):
-        parts = split(bias, 4)
+        parts = split_gates(bias, 4)
         parts[1] = parts[1] - parts[1].dtype.type(1)
         return {
-            "linear/w": reorder(join([W, U], 0), LSTM_ORDER),
-            "linear/b": reorder(join(parts), LSTM_ORDER),
+            "linear/w": reorder(concatenate_gates([W, U], 0), LSTM_ORDER),
+            "linear/b": reorder(concatenate_gates(parts), LSTM_ORDER),
         }
     if isinstance(cell, GRU):
         W, U, bias = (reorder(_z_negated(packed), GRU_ORDER) for packed in (W, U, bias))
@@ -249,5 +260,5 @@ def _write(
 
 def _z_negated(packed: Any) -> Any:
     """1 - sigmoid(a) = sigmoid(-a): the share of the old, in blocks r, z, n."""
-    r, z, n = split(packed, 3)
-    return join([r, -z, n])
+    r, z, n = split_gates(packed, 3)
+    return concatenate_gates([r, -z, n])

@@ -29,8 +29,8 @@ from .structure import (
     cells_of,
     check_distinct,
     check_same,
-    checked_take,
-    put,
+    checked_cell_params,
+    set_cell_params,
     summary,
 )
 
@@ -79,7 +79,7 @@ def from_keras(source: Any, layer: Any = None) -> Any:
     else:
         groups = _grouped(where, source, layer)
     cells = cells_of(layer, where)
-    return layer, put(
+    return layer, set_cell_params(
         layer,
         [
             _read(where, *pair, k)
@@ -104,7 +104,7 @@ def to_keras(
     """
     where = "to_keras"
     check_concrete(where, params)
-    pairs = checked_take(layer, params, where)
+    pairs = checked_cell_params(layer, params, where)
     if into is None:
         return [
             array for pair in pairs for array in _write(where, *pair, bias is not False)

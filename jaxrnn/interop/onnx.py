@@ -58,7 +58,7 @@ def to_onnx(
             be converted.
     """
     check_cell(layer)
-    if layer.draws:
+    if layer.requires_key:
         raise ValueError(
             f"to_onnx: {type(layer).__name__} draws random numbers, which a graph for "
             f"inference does not: pass "
@@ -140,8 +140,7 @@ class _Graph:
         )
         return names if outputs > 1 else names[0]
 
-    # -- layers
-    # ------------------------------------------------------------------------------------------------------  # noqa: E501
+    # -- layers ------------------------------------------------------------------------
 
     def walk(
         self, layer: Any, params: Params, x: str, carry: Carry, reverse: bool
@@ -226,8 +225,7 @@ class _Graph:
         shape = self.node("Concat", batch, self.whole(len(vector)), axis=0)
         return self.node("Expand", self.constant(np.asarray(vector)), shape)
 
-    # -- the whole
-    # ---------------------------------------------------------------------------------------------------  # noqa: E501
+    # -- the whole ---------------------------------------------------------------------
 
     def rename(self, values: list[str], names: list[str]) -> None:
         """Give results their public names; those of outputs behind the end of a

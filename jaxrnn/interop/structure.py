@@ -81,7 +81,7 @@ def summary(layer: Any) -> str:
             f"merge={layer.merge!r})"
         )
     if isinstance(layer, Dropout):
-        return f"dropout({layer.rate:g}{', same_every_step=True' if layer.same_every_step else ''})"  # noqa: E501
+        return f"dropout({layer.rate:g}{', variational=True' if layer.variational else ''})"  # noqa: E501
     words = [str(layer.hidden_size)]
     if isinstance(layer, Elman):
         words.append(activation_name(layer, "interop"))
@@ -114,31 +114,33 @@ def check_distinct(where: str, variables: Sequence[Any]) -> None:
         )
 
 
-def take(layer: Any, params: Params) -> list[Params]:
+def get_cell_params(layer: Any, params: Params) -> list[Params]:
     """The parameters of each cell, in the order of `cells_of`."""
     if isinstance(layer, Stack):
         return [
             each
             for i, part in enumerate(layer.layers)
-            for each in take(part, params[f"layer_{i}"])
+            for each in get_cell_params(part, params[f"layer_{i}"])
         ]
     if isinstance(layer, Bidirectional):
-        return take(layer.forward, params["forward"]) + take(
+        return get_cell_params(layer.forward, params["forward"]) + get_cell_params(
             layer.backward, params["backward"]
         )
     return [] if isinstance(layer, Dropout) else [params]
 
 
-def checked_take(layer: Any, params: Params, where: str) -> list[tuple[Any, Params]]:
+def checked_cell_params(
+    layer: Any, params: Params, where: str
+) -> list[tuple[Any, Params]]:
     """Every cell with its parameters, which must be the layer's."""
     cells = cells_of(layer, where)
     layer.check(params)
-    return list(zip(cells, take(layer, params), strict=True))
+    return list(zip(cells, get_cell_params(layer, params), strict=True))
 
 
-def put(layer: Any, each: Sequence[Params], where: str) -> Params:
+def set_cell_params(layer: Any, each: Sequence[Params], where: str) -> Params:
     """The layer's parameters out of those of its cells, in the order of `cells_of`:
-    the inverse of `take`.
+    the inverse of `get_cell_params`.
     """
     expected = len(cells_of(layer, where))
     if len(each) != expected:
@@ -206,18 +208,19 @@ def _check_sizes(
 
 def _takes(layer: Any, params: Params) -> int:
     """Features of the inputs of a layer's first cell."""
-    return take(layer, params)[0]["input_kernel"].shape[0]
+    return get_cell_params(layer, params)[0]["input_kernel"].shape[0]
 
 
-def put_carry(layer: Any, each: Iterator[tuple[Any, ...]]) -> Carry:
+def set_cell_carries(layer: Any, each: Iterator[tuple[Any, ...]]) -> Carry:
     """The layer's carry out of each cell's ``(h,)`` or ``(h, c)``, in the order of
     `cells_of`.
     """
     if isinstance(layer, Stack):
-        return tuple(put_carry(part, each) for part in layer.layers)
+        return tuple(set_cell_carries(part, each) for part in layer.layers)
     if isinstance(layer, Bidirectional):
         return BidirectionalCarry(
-            put_carry(layer.forward, each), put_carry(layer.backward, each)
+            set_cell_carries(layer.forward, each),
+            set_cell_carries(layer.backward, each),
         )
     if isinstance(layer, Dropout):
         return ()
@@ -231,16 +234,16 @@ def put_carry(layer: Any, each: Iterator[tuple[Any, ...]]) -> Carry:
     )
 
 
-def take_carry(layer: Any, carry: Carry) -> list[tuple[Any, ...]]:
-    """Each cell's ``(h,)`` or ``(h, c)``: the inverse of `put_carry`."""
+def get_cell_carries(layer: Any, carry: Carry) -> list[tuple[Any, ...]]:
+    """Each cell's ``(h,)`` or ``(h, c)``: the inverse of `set_cell_carries`."""
     if isinstance(layer, Stack):
         return [
             each
             for part, own in zip(layer.layers, carry, strict=True)
-            for each in take_carry(part, own)
+            for each in get_cell_carries(part, own)
         ]
     if isinstance(layer, Bidirectional):
-        return take_carry(layer.forward, carry.forward) + take_carry(
+        return get_cell_carries(layer.forward, carry.forward) + get_cell_carries(
             layer.backward, carry.backward
         )
     if isinstance(layer, Dropout):

@@ -10,7 +10,13 @@ import numpy as np
 
 from ..core.validation import check_carry, describe
 from .arithmetic import check_concrete, check_dtypes, check_shapes, own_copy
-from .structure import cells_of, forward_size, put_carry, summary, take_carry
+from .structure import (
+    cells_of,
+    forward_size,
+    get_cell_carries,
+    set_cell_carries,
+    summary,
+)
 from .torch_spec import plain
 
 
@@ -44,7 +50,7 @@ def carry_from_torch(layer: Any, state: Any) -> Any:
         expected,
         "The first axis counts layers times directions",
     )
-    return put_carry(
+    return set_cell_carries(
         layer, zip(*(list(own_copy(array)) for array in arrays), strict=True)
     )
 
@@ -59,7 +65,7 @@ def carry_to_torch(layer: Any, carry: Any) -> Any:
     _check_carry(where, layer, carry)
     states = [
         np.stack([np.asarray(part) for part in parts])
-        for parts in zip(*take_carry(layer, carry), strict=True)
+        for parts in zip(*get_cell_carries(layer, carry), strict=True)
     ]
     return tuple(states) if len(states) == 2 else states[0]
 

@@ -21,7 +21,7 @@ from .arithmetic import (
     unfold_biases,
     zero_biases,
 )
-from .structure import check_same, checked_take, put
+from .structure import check_same, checked_cell_params, set_cell_params
 from .torch_spec import Spec, plain, spec_of_arrays, spec_of_layer
 
 MODULES = ("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell")
@@ -99,7 +99,7 @@ def from_torch(
     check_shapes(
         where, arrays, spec.shapes(arrays[f"weight_ih{spec.suffixes()[0]}"].shape[1])
     )
-    return spec.layer(), put(
+    return spec.layer(), set_cell_params(
         spec.layer(),
         [_read(where, spec, arrays, suffix) for suffix in spec.suffixes()],
         where,
@@ -151,7 +151,7 @@ def to_torch(
     spec = spec_of_layer(where, layer, bias is not False, not cell)
     arrays: dict[str, Any] = {}
     for suffix, (_, own) in zip(
-        spec.suffixes(), checked_take(layer, params, where), strict=True
+        spec.suffixes(), checked_cell_params(layer, params, where), strict=True
     ):
         arrays |= {
             name: np.array(value)

@@ -1,6 +1,6 @@
 """Layers: cells and engines composed over whole sequences."""
 
-from .block import block as block
+from .block import residual_block as residual_block
 from .compose import BidirectionalCarry as BidirectionalCarry
 from .compose import bidirectional as bidirectional
 from .compose import residual as residual

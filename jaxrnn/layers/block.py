@@ -12,14 +12,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..cells.ops import along, dense, layer_norm
-from ..core.cell import Carry, Cell, Layer, Params, Walk, check_cell, expand
+from ..core.cell import Carry, Cell, Layer, Params, UnrollSpec, check_cell, expand_flags
 from ..core.validation import check_features, check_positive
 from ..initializers import LecunNormal
-from ..unrolling import walk
+from ..unrolling import unroll_unchecked
 from .compose import check_one_array, check_parts, init_in, output_size
 
 
-def block(layer: Cell | Layer, width: int) -> Block:
+def residual_block(layer: Cell | Layer, width: int) -> ResidualBlock:
     """Normalisation, the layer, GELU, a gated linear unit and a skip connection
     (Orvieto et al. 2023, figure 1; Smith et al. 2023, appendix B)::
 
@@ -39,15 +39,16 @@ def block(layer: Cell | Layer, width: int) -> Block:
 
     Example::
 
-        layer = jaxrnn.stack(*[jaxrnn.block(jaxrnn.LRU(128), 64) for _ in range(4)])
+        layer = jaxrnn.stack(*[jaxrnn.residual_block(jaxrnn.LRU(128), 64) for _ in
+        range(4)])
     """
     check_cell(layer)
-    return Block(layer, width)
+    return ResidualBlock(layer, width)
 
 
 @dataclasses.dataclass(frozen=True)
-class Block(Layer):
-    """Made by `block`."""
+class ResidualBlock(Layer):
+    """Made by `residual_block`."""
 
     layer: Cell | Layer
     width: int
@@ -94,21 +95,21 @@ class Block(Layer):
         return self.layer.initial_carry(params["layer"], batch_shape, dtype)
 
     def unroll(
-        self, params: Params, carry: Carry, xs: Array, how: Walk
+        self, params: Params, carry: Carry, xs: Array, spec: UnrollSpec
     ) -> tuple[Carry, Array, Carry]:
         embedded = self._embedded(params, xs)
-        last, ys, carries = walk(
+        last, ys, carries = unroll_unchecked(
             self.layer,
             params["layer"],
             carry,
             layer_norm(embedded, params["norm_scale"]),
-            how,
+            spec,
         )
         check_one_array("block", self.layer, ys)
         ys = self._mixed(params, embedded, ys)
         return (
             last,
-            ys if how.mask is None else jnp.where(expand(how.mask, ys), ys, 0),
+            ys if spec.mask is None else jnp.where(expand_flags(spec.mask, ys), ys, 0),
             carries,
         )
 

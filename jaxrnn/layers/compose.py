@@ -15,15 +15,15 @@ from ..core.cell import (
     Cell,
     Layer,
     Params,
-    Walk,
+    UnrollSpec,
     check_cell,
     floating_dtype,
-    numbers_weak,
+    weaken_scalars,
 )
-from ..core.exported import exportable
-from ..core.validation import describe, outline
-from ..unrolling import walk
-from .fused_network import walk_together
+from ..core.exported import register_for_export
+from ..core.validation import describe, describe_tree
+from ..unrolling import unroll_unchecked
+from .fused_network import unroll_network
 
 
 def stack(*layers: Cell | Layer) -> Stack:
@@ -120,10 +120,10 @@ class Stack(Layer):
         )
 
     def unroll(
-        self, params: Params, carry: tuple[Carry, ...], xs: Array, how: Walk
+        self, params: Params, carry: tuple[Carry, ...], xs: Array, spec: UnrollSpec
     ) -> tuple[Carry, Any, Carry]:
-        together = walk_together(
-            [_side_by_side(layer) for layer in self.layers], params, carry, xs, how
+        together = unroll_network(
+            [_side_by_side(layer) for layer in self.layers], params, carry, xs, spec
         )
         if together is not None:
             return together
@@ -131,8 +131,8 @@ class Stack(Layer):
         for i, layer in enumerate(self.layers):
             if i:
                 check_one_array("stack", self.layers[i - 1], xs)
-            end, xs, carries = walk(
-                layer, params[f"layer_{i}"], carry[i], xs, for_part(how, layer, i)
+            end, xs, carries = unroll_unchecked(
+                layer, params[f"layer_{i}"], carry[i], xs, for_part(spec, layer, i)
             )
             last.append(end)
             all_carries.append(carries)
@@ -144,7 +144,7 @@ class Stack(Layer):
         return x
 
 
-@exportable
+@register_for_export
 class BidirectionalCarry(NamedTuple):
     """The carries of the two directions."""
 
@@ -195,20 +195,20 @@ class Bidirectional(Layer):
         )
 
     def unroll(
-        self, params: Params, carry: BidirectionalCarry, xs: Array, how: Walk
+        self, params: Params, carry: BidirectionalCarry, xs: Array, spec: UnrollSpec
     ) -> tuple[Carry, Any, Carry]:
-        together = walk_together([_side_by_side(self)], params, carry, xs, how)
+        together = unroll_network([_side_by_side(self)], params, carry, xs, spec)
         if together is not None:
             return together
-        other = for_part(how, self.backward, 1).turned()
-        f_last, f_ys, f_all = walk(
+        other = for_part(spec, self.backward, 1).reversed()
+        f_last, f_ys, f_all = unroll_unchecked(
             self.forward,
             params["forward"],
             carry.forward,
             xs,
-            for_part(how, self.forward, 0),
+            for_part(spec, self.forward, 0),
         )
-        b_last, b_ys, b_all = walk(
+        b_last, b_ys, b_all = unroll_unchecked(
             self.backward, params["backward"], carry.backward, xs, other
         )
         return (
@@ -228,8 +228,9 @@ class Bidirectional(Layer):
         if first != jax.tree.structure(backward):
             raise TypeError(
                 f"bidirectional: the outputs of both directions are merged, so they "
-                f"must be alike, but {outline(forward)} "
-                f"comes of {type(self.forward).__name__} and {outline(backward)} of "
+                f"must be alike, but {describe_tree(forward)} "
+                f"comes of {type(self.forward).__name__} and {describe_tree(backward)} "
+                f"of "
                 f"{type(self.backward).__name__}"
             )
         if self.merge == "sum":
@@ -282,9 +283,9 @@ class Residual(Layer):
         return self.layer.initial_carry(params, batch_shape, dtype)
 
     def unroll(
-        self, params: Params, carry: Carry, xs: Array, how: Walk
+        self, params: Params, carry: Carry, xs: Array, spec: UnrollSpec
     ) -> tuple[Carry, Any, Carry]:
-        last, ys, carries = walk(self.layer, params, carry, xs, how)
+        last, ys, carries = unroll_unchecked(self.layer, params, carry, xs, spec)
         check_one_array("residual", self.layer, ys)
         if xs.shape != ys.shape:
             raise ValueError(
@@ -322,11 +323,13 @@ def check_parts(layer: Layer, params: Params, parts: dict[str, Cell | Layer]) ->
         part.check(params[name])
 
 
-def for_part(how: Walk, part: Cell | Layer, index: int) -> Walk:
+def for_part(spec: UnrollSpec, part: Cell | Layer, index: int) -> UnrollSpec:
     """The same walk for part ``index`` of a layer: with a key of its own if it
     draws, without one if it does not.
     """
-    return how.replace(key=jax.random.fold_in(how.key, index) if part.draws else None)
+    return spec.replace(
+        key=jax.random.fold_in(spec.key, index) if part.requires_key else None
+    )
 
 
 def init_in(layer: Cell | Layer, key: Array, input_size: int, dtype: Any) -> Params:
@@ -357,11 +360,13 @@ def outputs_of(layer: Cell | Layer, params: Params, input_size: int) -> Any:
     """Shapes of the outputs of one step without batch axes, ``(1, H)`` as a rule."""
 
     def one_step(params, x):
-        how = Walk(engine=None, key=jax.random.key(0) if layer.draws else None)
-        return walk(layer, params, layer.initial_carry(params), x, how)[1]
+        spec = UnrollSpec(
+            engine=None, key=jax.random.key(0) if layer.requires_key else None
+        )
+        return unroll_unchecked(layer, params, layer.initial_carry(params), x, spec)[1]
 
     x = jax.ShapeDtypeStruct((1, input_size), floating_dtype(params))
-    return jax.eval_shape(one_step, numbers_weak(params), x)
+    return jax.eval_shape(one_step, weaken_scalars(params), x)
 
 
 def check_one_array(what: str, layer: Cell | Layer, ys: Any) -> None:
@@ -370,6 +375,7 @@ def check_one_array(what: str, layer: Cell | Layer, ys: Any) -> None:
         raise TypeError(
             f"{what}: what comes after {type(layer).__name__} takes one array of "
             f"features, (T, *B, D), but it puts out "
-            f"{outline(ys)}: let its output return one array, or place it last in the "
+            f"{describe_tree(ys)}: let its output return one array, or place it last "
+            f"in the "
             f"stack"
         )

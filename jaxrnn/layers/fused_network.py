@@ -10,11 +10,15 @@ import jax
 from jaxtyping import Array
 
 from ..cells import LSTMState
-from ..core.cell import Carry, Params, Walk
+from ..core.cell import Carry, Params, UnrollSpec
 
 
-def walk_together(
-    parts: list[tuple[Any, ...]], params: Params, carry: Carry, xs: Array, how: Walk
+def unroll_network(
+    parts: list[tuple[Any, ...]],
+    params: Params,
+    carry: Carry,
+    xs: Array,
+    spec: UnrollSpec,
 ) -> tuple[Carry, Array, Carry] | None:
     """As a layer's ``unroll``, in one call of the engine's ``walk_network``; None where
     every part is to be walked by itself.
@@ -24,13 +28,13 @@ def walk_together(
             two, their outputs side by side.
         params, carry: of the whole, cells in the order of ``parts``.
     """
-    engine, cells = how.engine, [cell for part in parts for cell in part]
-    by_window = how.window is not None and how.window < xs.shape[0]
+    engine, cells = spec.engine, [cell for part in parts for cell in part]
+    by_window = spec.window is not None and spec.window < xs.shape[0]
     if (
         not hasattr(engine, "walk_network")
         or by_window
-        or how.gradient_scale is not None
-        or how.all_carries
+        or spec.gradient_scale is not None
+        or spec.all_carries
     ):
         return None
     states = jax.tree.leaves(carry, is_leaf=lambda node: isinstance(node, LSTMState))
@@ -42,14 +46,14 @@ def walk_together(
         return None
     pairs = zip(cells, states, strict=True)
     if any(
-        engine.refusal(cell, params, state, xs, how.mask, how.resets)
+        engine.refusal(cell, params, state, xs, spec.mask, spec.resets)
         for cell, state in pairs
     ):
         return None
     if len({cell.hidden_size for cell in cells}) > 1:
         return None
     last, ys = engine.walk_network(
-        params, states, xs, how.mask, how.reverse, len(parts[0]) == 2
+        params, states, xs, spec.mask, spec.reverse, len(parts[0]) == 2
     )
     return (
         jax.tree.unflatten(jax.tree.structure(carry), jax.tree.leaves(last)),

@@ -18,23 +18,23 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..core.cell import Carry, Cell, Layer, Params, Walk, check_cell
-from ..core.validation import outline
-from ..unrolling import walk
+from ..core.cell import Carry, Cell, Layer, Params, UnrollSpec, check_cell
+from ..core.validation import describe_tree
+from ..unrolling import unroll_unchecked
 from .compose import init_in
 
 
-def dropout(rate: float, *, same_every_step: bool = False) -> Dropout:
+def dropout(rate: float, *, variational: bool = False) -> Dropout:
     """Zero each feature with probability ``rate`` and divide the others by ``1 -
     rate``; it stands in a `stack`.
 
     Args:
         rate: in [0, 1).
-        same_every_step: draw one mask an unroll and use it at every step (Gal &
+        variational: draw one mask an unroll and use it at every step (Gal &
             Ghahramani 2016), not one a step. Under `TBPTT` an unroll is a window; in
             streaming calls it is a step.
     """
-    return Dropout(_check_rate("dropout", rate), same_every_step)
+    return Dropout(_check_rate("dropout", rate), variational)
 
 
 def recurrent_dropout(cell: Cell, rate: float) -> RecurrentDropout:
@@ -118,7 +118,7 @@ def inference(layer: Cell | Layer) -> Cell | Layer:
         field.name: convert(getattr(layer, field.name))
         for field in dataclasses.fields(changed)
     }
-    if isinstance(layer, Noise):
+    if isinstance(layer, StochasticLayer):
         changes["drawing"] = False
     return dataclasses.replace(changed, **changes)
 
@@ -136,7 +136,7 @@ def _check_rate(what: str, rate: Any) -> float:
     return float(rate)
 
 
-class Noise(Layer):
+class StochasticLayer(Layer):
     """A layer that draws while its field ``drawing`` is True."""
 
     drawing: bool
@@ -145,16 +145,16 @@ class Noise(Layer):
     )
 
     @property
-    def draws(self) -> bool:
+    def requires_key(self) -> bool:
         return self.drawing
 
 
 @dataclasses.dataclass(frozen=True)
-class Dropout(Noise):
+class Dropout(StochasticLayer):
     """Made by `dropout`. No parameters, no carry."""
 
     rate: float
-    same_every_step: bool = False
+    variational: bool = False
     drawing: bool = True
 
     def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
@@ -166,12 +166,16 @@ class Dropout(Noise):
         return ()
 
     def unroll(
-        self, params: Params, carry: tuple[()], xs: Float[Array, "T *B D"], how: Walk
+        self,
+        params: Params,
+        carry: tuple[()],
+        xs: Float[Array, "T *B D"],
+        spec: UnrollSpec,
     ):
         if not self.drawing:
             return (), xs, ()
-        shape = xs.shape[1:] if self.same_every_step else xs.shape
-        return (), _drop(how.key, self.rate, xs, shape), ()
+        shape = xs.shape[1:] if self.variational else xs.shape
+        return (), _drop(spec.key, self.rate, xs, shape), ()
 
     def output(self, params: Params, carry: tuple[()], x: Any) -> Array:
         if self.drawing:
@@ -183,7 +187,7 @@ class Dropout(Noise):
 
 
 @dataclasses.dataclass(frozen=True)
-class CellNoise(Noise):
+class StochasticCellLayer(StochasticLayer):
     """Noise inside a cell's recurrence: the parameters and the carry are the cell's."""
 
     cell: Cell
@@ -204,44 +208,44 @@ class CellNoise(Noise):
 
 
 @dataclasses.dataclass(frozen=True)
-class RecurrentDropout(CellNoise):
+class RecurrentDropout(StochasticCellLayer):
     """Made by `recurrent_dropout`."""
 
     rate: float
     drawing: bool = True
 
     def unroll(
-        self, params: Params, carry: Carry, xs: Float[Array, "T *B D"], how: Walk
+        self, params: Params, carry: Carry, xs: Float[Array, "T *B D"], spec: UnrollSpec
     ):
         if not self.drawing:
-            return walk(self.cell, params, carry, xs, how)
+            return unroll_unchecked(self.cell, params, carry, xs, spec)
         h = _hidden(carry)
         if not hasattr(h, "dtype") or not _is_real(h):
             raise TypeError(
                 f"recurrent_dropout: the carry of {type(self.cell).__name__} is "
-                f"{outline(carry)}, and what meets the recurrent "
+                f"{describe_tree(carry)}, and what meets the recurrent "
                 "weights is its part named h, or all of it: make it a NamedTuple with "
                 "a floating-point part h"
             )
-        scale = _drop(how.key, self.rate, jnp.ones_like(h), h.shape)
-        return walk(
+        scale = _drop(spec.key, self.rate, jnp.ones_like(h), h.shape)
+        return unroll_unchecked(
             _MaskedRecurrence(self.cell),
             (params, scale),
             carry,
             xs,
-            how.replace(key=None),
+            spec.replace(key=None),
         )
 
 
 @dataclasses.dataclass(frozen=True)
-class Zoneout(CellNoise):
+class Zoneout(StochasticCellLayer):
     """Made by `zoneout`."""
 
     rates: tuple[float, ...]
     drawing: bool = True
 
     def unroll(
-        self, params: Params, carry: Carry, xs: Float[Array, "T *B D"], how: Walk
+        self, params: Params, carry: Carry, xs: Float[Array, "T *B D"], spec: UnrollSpec
     ):
         leaves = [leaf for leaf in jax.tree.leaves(carry) if _is_real(leaf)]
         if len(self.rates) not in (1, len(leaves)):
@@ -253,18 +257,20 @@ class Zoneout(CellNoise):
             )
         rates = self.rates * len(leaves) if len(self.rates) == 1 else self.rates
         if not self.drawing:
-            return walk(_Averaged(self.cell, rates), params, carry, xs, how)
-        keys = jax.random.split(how.key, len(leaves))
-        draws = [
+            return unroll_unchecked(
+                _Averaged(self.cell, rates), params, carry, xs, spec
+            )
+        keys = jax.random.split(spec.key, len(leaves))
+        requires_key = [
             jax.random.bernoulli(k, r, (xs.shape[0], *a.shape))
             for k, r, a in zip(keys, rates, leaves, strict=True)
         ]
-        return walk(
+        return unroll_unchecked(
             _ZonedOut(self.cell),
             params,
             carry,
-            (xs, tuple(draws)),
-            how.replace(key=None),
+            (xs, tuple(requires_key)),
+            spec.replace(key=None),
         )
 
 

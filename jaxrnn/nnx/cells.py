@@ -22,7 +22,7 @@ from jaxtyping import Array
 
 from ..cells import GRU, LSTM, Elman, LSTMState
 from ..core.cell import Carry, Cell, Layer, Params
-from ..core.exported import exportable
+from ..core.exported import register_for_export
 
 
 class Walkable(NamedTuple):
@@ -171,7 +171,7 @@ _FORMS: dict[
 }
 
 
-@exportable
+@register_for_export
 class Shown(NamedTuple):
     """The carry of a cell of one's own, and what it put out last."""
 

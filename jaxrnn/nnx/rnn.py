@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Inexact, Shaped
 
-from ..core.cell import Carry, Cell, Layer, Params, check_cell, numbers_weak
+from ..core.cell import Carry, Cell, Layer, Params, check_cell, weaken_scalars
 from ..core.validation import check_inputs, check_ours, check_positive
 from ..engines import Scan
 from ..layers import inference
@@ -129,7 +129,7 @@ class RNN(nnx.Module):
         )
         self.params = nnx.data(
             jax.tree.map(
-                lambda leaf: nnx.Param(jnp.asarray(leaf)), numbers_weak(params)
+                lambda leaf: nnx.Param(jnp.asarray(leaf)), weaken_scalars(params)
             )
         )
 
@@ -259,7 +259,7 @@ class RNN(nnx.Module):
         )
 
     def _key(self, layer: Cell | Layer, rngs: Any) -> Array | None:
-        if not layer.draws:
+        if not layer.requires_key:
             return None
         if not isinstance(rngs, nnx.Rngs):
             raise ValueError(

@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from ..core.cell import Params
-from ..training import BadInput, Budget, Experiment, Run
+from ..training import Budget, Experiment, InputError, Run
 from ..training.curves import draw_curves, new_figure
 from .config import cell_field, check_options, choice, option
 from .data.augment import augmented
@@ -34,7 +34,7 @@ from .models.captioner import Batch, Captioner
 from .models.cell_registry import make_cell
 from .models.decoder import UNKNOWN
 from .models.functional import Pure
-from .supervised import Answering, digest, mean_loss, supervised
+from .supervised import PredictsLabels, digest, mean_loss, supervised
 
 BUDGET = Budget(steps=15_000, report_every=200, evaluate_every=1000)
 LOOKED_AT = 1000  # pictures of the validation part, at most
@@ -95,7 +95,7 @@ class Options:
     def __post_init__(self):
         check_options(self)
         if self.size % 8:
-            raise BadInput(
+            raise InputError(
                 f"--size must be a multiple of 8, but it is {self.size}: the network "
                 f"halves the side three times"
             )
@@ -205,7 +205,7 @@ def _loss(pure, params, batch):
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained(Answering):
+class Trained(PredictsLabels):
     """A trained model, for `predict` and `evaluate`."""
 
     functions: Pure = dataclasses.field(repr=False)

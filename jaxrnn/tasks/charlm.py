@@ -19,9 +19,9 @@ from ..core.cell import Params
 from ..decoding.sampling import generate
 from ..layers import dropout, stack
 from ..training import (
-    BadInput,
     Budget,
     Experiment,
+    InputError,
     Run,
     TrainState,
     make_optimiser,
@@ -75,7 +75,7 @@ class Options:
     def __post_init__(self):
         check_with_sources(self, "text")
         if self.horizon and self.horizon < self.window:
-            raise BadInput(
+            raise InputError(
                 f"--horizon {self.horizon} is less than --window {self.window}: the "
                 f"oldest losses of each window would get "
                 "no gradient; choose a --horizon of at least the --window"
@@ -102,7 +102,7 @@ class Texts:
             else split_held_out(first)
         )
         if len(held_out) < 2:
-            raise BadInput(
+            raise InputError(
                 f"{sources[-1]} is too short: the held-out text has {len(held_out)} "
                 f"characters, at least 2 are needed"
             )
@@ -185,7 +185,7 @@ def probe(
     functions, _ = build(options, config)
     text = Texts.read(options.data).held_out
     if len(text) <= length:
-        raise BadInput(
+        raise InputError(
             f"the held-out text has {len(text)} characters: choose a --length below "
             f"that"
         )
@@ -280,7 +280,7 @@ class Trained:
     ) -> Iterator[str]:
         """What `sample` returns, in pieces as they are written."""
         if top_k is not None and top_k > len(self.vocabulary):
-            raise BadInput(
+            raise InputError(
                 f"--top-k {top_k} is more than the {len(self.vocabulary)} characters "
                 f"of the model"
             )
@@ -309,13 +309,13 @@ class Trained:
         return self.evaluate_text(read_text(path), path)
 
     def evaluate_length(self, length: int) -> dict[str, Any]:
-        raise BadInput(
+        raise InputError(
             "charlm makes no sequences of its own: --data PATH evaluates it on a text"
         )
 
     def evaluate_text(self, text: str, name: str) -> dict[str, Any]:
         if len(text) < 2:
-            raise BadInput(
+            raise InputError(
                 f"{name} is too short: it has {len(text)} characters, at least 2 are "
                 f"needed"
             )

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..core.validation import describe
-from ..training import BadInput
+from ..training import InputError
 from .models.cell_registry import KNOWN, check_cell_name
 
 
@@ -67,20 +67,20 @@ def check_options(options: Any) -> None:
         elif {"least", "above", "below"} & {
             name for name, bound in known.items() if bound is not None
         } and not _is_number(value):
-            raise BadInput(
+            raise InputError(
                 f"{flag} must be a number, but it is "
                 f"{value if isinstance(value, str) else describe(value)}"
             )
         elif known.get("least") is not None and not value >= known["least"]:
-            raise BadInput(
+            raise InputError(
                 f"{flag} must be at least {known['least']}, but it is {value}"
             )
         elif known.get("above") is not None and not value > known["above"]:
-            raise BadInput(
+            raise InputError(
                 f"{flag} must be more than {known['above']}, but it is {value}"
             )
         if known.get("below") is not None and not value < known["below"]:
-            raise BadInput(
+            raise InputError(
                 f"{flag} must be less than {known['below']}, but it is {value}"
             )
 
@@ -101,7 +101,7 @@ def check_with_sources(options: Any, noun: str) -> None:
     object.__setattr__(options, "data", tuple(map(str, data)))
     check_options(options)
     if not 1 <= len(options.data) <= 2:
-        raise BadInput(
+        raise InputError(
             f"--data takes one {noun}, or two of which the second is held out, but got "
             f"{len(options.data)}"
         )
@@ -111,11 +111,11 @@ def check_name(what: str, name: str, known: Iterable[str]) -> None:
     """``name`` is one of ``known``; the error offers the nearest."""
     known = tuple(known)
     if not isinstance(name, str):
-        raise BadInput(
+        raise InputError(
             f"{what} is one of {', '.join(known)}, but it is {describe(name)}: give "
             f"its name"
         )
     if name not in known:
         near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-        raise BadInput(f"{what}: there is no {name!r}; {hint}")
+        raise InputError(f"{what}: there is no {name!r}; {hint}")

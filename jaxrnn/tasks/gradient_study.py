@@ -15,10 +15,10 @@ import jax
 import numpy as np
 
 from .. import diagnostics
-from ..training import BadInput
+from ..training import InputError
 from .config import check_name, check_options, option
 from .models.cell_registry import check_cell_name
-from .probe import Findings, Probe, as_json, look, look_at_every_loss
+from .probe import Findings, Probe, as_json, measure, measure_each_loss
 from .runner import TASKS, restore
 
 FIRST_LAG = 20  # of the fit: before it the loss's own direction still counts
@@ -87,7 +87,7 @@ def gradients(
             json.dumps(results, indent=1) + "\n", encoding="utf-8"
         )
     except OSError as error:
-        raise BadInput(
+        raise InputError(
             f"{folder} cannot be written: {error.strerror}; choose another --out"
         ) from None
     lines = [
@@ -139,13 +139,13 @@ def _of_run(
 ) -> tuple[dict[str, Models], dict[str, Any]]:
     """The model of a run as it was initialised, and as it is now."""
     if given & {"cell", "task", "hidden", "seeds", "seed"}:
-        raise BadInput(
+        raise InputError(
             "--run brings its own cell, task and units: leave --cell, --task, "
             "--hidden, --seeds and --seed out"
         )
     run, module, options, _, (first, params), notes = restore(path)
     if not hasattr(module, "probe"):
-        raise BadInput(
+        raise InputError(
             f"{run.path} is a run of {run.config['task']}, which gradients cannot look "
             f"into"
         )
@@ -172,7 +172,7 @@ def _measure(models: Models, asked: Study, length: int) -> list[Findings]:
     fit_range = (min(FIRST_LAG, length // 3), length - 1)
     keys = jax.random.split(jax.random.key(asked.seed), len(all_params))
     return [
-        jax.tree.map(np.asarray, look(probe, params, key, fit_range))
+        jax.tree.map(np.asarray, measure(probe, params, key, fit_range))
         for params, key in zip(all_params, keys, strict=True)
     ]
 
@@ -278,7 +278,7 @@ def _draw(
     )
     curves = {name: np.mean([f.log_v for f in each], 0) for name, each in found.items()}
     maps = {
-        name: look_at_every_loss(probe, all_params[0])
+        name: measure_each_loss(probe, all_params[0])
         for name, (probe, all_params) in subjects.items()
     }
     errors = {

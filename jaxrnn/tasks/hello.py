@@ -17,9 +17,9 @@ from flax import nnx
 
 from ..decoding.sampling import generate
 from ..training import (
-    BadInput,
     Budget,
     Experiment,
+    InputError,
     Run,
     TrainState,
     make_optimiser,
@@ -56,7 +56,7 @@ class Options:
     def __post_init__(self):
         check_options(self)
         if len(self.word) < 2:
-            raise BadInput(
+            raise InputError(
                 f"--word must have at least 2 letters, but it is {self.word!r}"
             )
 
@@ -79,7 +79,7 @@ def build(options: Options, config: dict[str, Any]) -> tuple[Functions, Any]:
 def numbers(options: Options, text: str) -> np.ndarray:
     for letter in text:
         if letter not in options.letters:
-            raise BadInput(
+            raise InputError(
                 f"{letter!r} is none of the letters this model knows: "
                 f"{', '.join(options.letters)}"
             )
@@ -145,7 +145,7 @@ class Trained:
     def predict(self, text: str) -> str:
         """After each letter, the likeliest next one."""
         if not text:
-            raise BadInput("predict wants letters, such as hell")
+            raise InputError("predict wants letters, such as hell")
         return "".join(
             self.options.letters[i] for i in self.probabilities(text).argmax(-1)
         )
@@ -167,7 +167,7 @@ class Trained:
         )
         temperature = temperature or 0.0
         if top_k is not None and top_k > len(self.options.letters):
-            raise BadInput(
+            raise InputError(
                 f"--top-k {top_k} is more than the {len(self.options.letters)} letters "
                 f"of the model"
             )
@@ -187,10 +187,10 @@ class Trained:
         )
 
     def evaluate(self, path: str) -> dict[str, Any]:
-        raise BadInput(NO_OTHER_DATA)
+        raise InputError(NO_OTHER_DATA)
 
     def evaluate_length(self, length: int) -> dict[str, Any]:
-        raise BadInput(NO_OTHER_DATA)
+        raise InputError(NO_OTHER_DATA)
 
     def report(self, run: Run) -> list[str]:
         """The distribution after each letter as lines of text, and as

@@ -40,7 +40,7 @@ class Findings(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
-def look(
+def measure(
     probe: Callable[[Any], Probe], params: Any, key: Array, fit_range: tuple[int, int]
 ) -> Findings:
     """All instruments on ``probe(params)``, compiled once for each probe."""
@@ -63,7 +63,7 @@ def look(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def look_at_every_loss(probe: Callable[[Any], Probe], params: Any) -> Array:
+def measure_each_loss(probe: Callable[[Any], Probe], params: Any) -> Array:
     """`diagnostics.gradient_map` of the first sequence, the losses of all steps:
     ``(T, T + 1)``.
     """

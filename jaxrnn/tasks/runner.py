@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from ..training import BadInput, Budget, Checkpoints, Run, fit
+from ..training import Budget, Checkpoints, InputError, Run, fit
 from ..training.devices import choose_devices, host_cores
 from ..training.fit import check_patience
 from . import captioning, charlm, hello, sentiment, tagging, translation
@@ -77,12 +77,12 @@ def train(
             )
     if resume:
         if overwrite or quick:
-            raise BadInput(
+            raise InputError(
                 "--resume goes on with a run as it was begun: leave --overwrite and "
                 "--quick out"
             )
         if out is None:
-            raise BadInput("--resume wants to know which run: --out RUN")
+            raise InputError("--resume wants to know which run: --out RUN")
         run = Run.open(out, task)
         chosen, limits = _options_of(run, module), _stored(run, Budget, "budget")
         _check_unchanged(
@@ -90,8 +90,8 @@ def train(
         )
         try:
             chosen = _settled(chosen)
-        except BadInput as error:
-            raise BadInput(f"{run.path} was begun with {error}") from None
+        except InputError as error:
+            raise InputError(f"{run.path} was begun with {error}") from None
         experiment, extra = module.prepare(chosen)
         _check_unchanged(run, extra, run.config)
     else:
@@ -136,7 +136,7 @@ def load(path: str | os.PathLike) -> tuple[Any, list[str]]:
 
     It has ``sample(prompt, length, temperature, top_k, seed)``, ``predict(text)``,
     ``evaluate(path)`` and ``evaluate_length(length)``; what a task cannot do is a
-    `BadInput`.
+    `InputError`.
 
     Raises:
         BadInput: where there is no run, or none of its checkpoints can be read.
@@ -157,14 +157,14 @@ def restore(
     module = TASKS[task]
     options = _options_of(run, module)
     if not run.checkpoints.is_dir():
-        raise BadInput(
+        raise InputError(
             f"{path} holds no checkpoint yet; jaxrnn train {task} --out {path} "
             f"--resume goes on with it"
         )
     try:
         functions, template = module.build(options, run.config)
     except KeyError as error:
-        raise BadInput(
+        raise InputError(
             f"{run.path}/config.json is damaged: it has no {error}"
         ) from None
     checkpoints = Checkpoints(run.checkpoints)
@@ -236,20 +236,20 @@ def _stored(run: Run, kind: Any, name: str) -> Any:
             }
         )
     except (KeyError, TypeError, AttributeError) as error:
-        raise BadInput(f"{run.path}/config.json is damaged: {error}") from None
+        raise InputError(f"{run.path}/config.json is damaged: {error}") from None
 
 
 def _check_unchanged(run: Run, given: dict[str, Any], was: dict[str, Any]) -> None:
     """What is given on resuming is what the run was begun with."""
     for name, value in given.items():
         if name in ("vocabulary", "text") and value != was.get(name):
-            raise BadInput(
+            raise InputError(
                 f"{run.path} was begun with another text than --data gives now: "
                 f"restore it, or begin a new run"
             )
         if value != was.get(name):
             flag = "--" + name.replace("_", "-")
-            raise BadInput(
+            raise InputError(
                 f"{run.path} was begun with {flag} {was.get(name)}, not {value}; leave "
                 f"{flag} out, or begin a new run"
             )

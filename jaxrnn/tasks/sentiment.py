@@ -20,12 +20,12 @@ from jaxtyping import Array, Float, Int
 
 from ..core.cell import Cell, Layer, Params
 from ..nnx import RNN
-from ..training import BadInput, Budget, Experiment, Run
+from ..training import Budget, Experiment, InputError, Run
 from ..training.curves import draw_curves
 from .config import cell_field, check_with_sources, option
 from .data.bucketing import Rows
 from .data.corpora import REVIEWS, reviews
-from .data.splits import Split, never_shown
+from .data.splits import Split, unseen_labels
 from .data.tables import Example, read_table, split_files
 from .data.vocabulary import (
     Sentences,
@@ -40,7 +40,7 @@ from .metrics.classification import bag_of_words, classification_scores, draw_co
 from .models.functional import Pure
 from .models.word_encoder import probabilities as probabilities
 from .models.word_encoder import probabilities_of, reading_layers
-from .supervised import Answering, digest, supervised
+from .supervised import PredictsLabels, digest, supervised
 
 BUDGET = Budget(steps=900, report_every=100, evaluate_every=200)
 
@@ -154,11 +154,11 @@ def read_data(options: Options) -> tuple[Split, tuple[str, ...]]:
         split = split._replace(train=split.train[: options.limit])
     labels = {example.label for example in split.train}
     if len(labels) < 2:
-        raise BadInput(
+        raise InputError(
             f"{options.data[0]}: all {len(split.train)} texts to train on are labelled "
             f"{labels.pop()!r}; give 2 or more"
         )
-    return split, (*notes, *never_shown(split, lambda example: [example.label]))
+    return split, (*notes, *unseen_labels(split, lambda example: [example.label]))
 
 
 def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
@@ -231,7 +231,7 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained(Answering):
+class Trained(PredictsLabels):
     """A trained model, for `predict` and `evaluate`."""
 
     functions: Pure = dataclasses.field(repr=False)
@@ -293,7 +293,7 @@ class Trained(Answering):
             example.label for example in examples if example.label not in known
         )
         if len(examples) == sum(unknown.values()):
-            raise BadInput(
+            raise InputError(
                 f"{path}: none of its labels was in training ({', '.join(known)}), but "
                 f"{', '.join(sorted(unknown)[:5])}"
             )

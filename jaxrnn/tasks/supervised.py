@@ -13,8 +13,8 @@ import jax
 
 from ..core.cell import Params
 from ..training import (
-    BadInput,
     Experiment,
+    InputError,
     TrainState,
     fresh_state,
     make_batch_step,
@@ -92,7 +92,7 @@ def mean_loss(parts: Iterable[tuple[Any, Any]]) -> float:
     return total / count
 
 
-class Answering:
+class PredictsLabels:
     """What a trained task that answers does not do."""
 
     task: ClassVar[str]
@@ -105,13 +105,13 @@ class Answering:
         top_k: int | None,
         seed: int,
     ) -> str:
-        raise BadInput(
+        raise InputError(
             f"{self.task} writes nothing of its own: sample is for language models. "
             f"Try jaxrnn predict RUN INPUT"
         )
 
     def evaluate_length(self, length: int) -> dict[str, Any]:
-        raise BadInput(
+        raise InputError(
             f"{self.task} makes no sequences of its own: --data PATH evaluates it on a "
             f"file"
         )

@@ -19,12 +19,12 @@ from jaxtyping import Array, Float, Int
 
 from ..core.cell import Cell, Layer, Params
 from ..nnx import RNN
-from ..training import BadInput, Budget, Experiment, Run
+from ..training import Budget, Experiment, InputError, Run
 from ..training.curves import draw_curves
 from .config import cell_field, check_with_sources, option
 from .data.bucketing import Rows, padded
 from .data.corpora import TREEBANK, treebank
-from .data.splits import Split, never_shown
+from .data.splits import Split, unseen_labels
 from .data.tables import Tagged, read_tagged, split_files
 from .data.vocabulary import (
     Sentences,
@@ -44,7 +44,7 @@ from .metrics.classification import (
 from .models.functional import Pure
 from .models.word_encoder import probabilities as probabilities
 from .models.word_encoder import probabilities_of, reading_layers
-from .supervised import Answering, digest, supervised
+from .supervised import PredictsLabels, digest, supervised
 
 BUDGET = Budget(steps=1500, report_every=100, evaluate_every=200)
 
@@ -155,11 +155,11 @@ def read_data(options: Options) -> tuple[Split, tuple[str, ...]]:
         split = split._replace(train=split.train[: options.limit])
     tags = {tag for sentence in split.train for tag in sentence.tags}
     if len(tags) < 2:
-        raise BadInput(
+        raise InputError(
             f"{options.data[0]}: all words to train on are tagged {tags.pop()!r}; give "
             f"at least 2 tags"
         )
-    return split, (*notes, *never_shown(split, lambda sentence: sentence.tags))
+    return split, (*notes, *unseen_labels(split, lambda sentence: sentence.tags))
 
 
 def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
@@ -223,7 +223,7 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained(Answering):
+class Trained(PredictsLabels):
     """A trained model, for `predict` and `evaluate`."""
 
     functions: Pure = dataclasses.field(repr=False)
@@ -291,7 +291,7 @@ class Trained(Answering):
         )
         tokens = sum(len(sentence.words) for sentence in sentences)
         if tokens == sum(unknown.values()):
-            raise BadInput(
+            raise InputError(
                 f"{path}: none of its tags was in training ({', '.join(known)}), but "
                 f"{', '.join(sorted(unknown)[:5])}"
             )

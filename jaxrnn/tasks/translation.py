@@ -26,7 +26,7 @@ from .metrics.text import sacrebleu, text_scores
 from .models.cell_registry import make_cell
 from .models.functional import Pure
 from .models.seq2seq import Batch, Translator
-from .supervised import Answering, digest, mean_loss, supervised
+from .supervised import PredictsLabels, digest, mean_loss, supervised
 
 BUDGET = Budget(steps=800, report_every=50, evaluate_every=200)
 LOOKED_AT = 1000  # pairs of the validation part, at most
@@ -193,7 +193,7 @@ def _weights(pure, params, batch):
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained(Answering):
+class Trained(PredictsLabels):
     """A trained model, for `predict` and `evaluate`."""
 
     functions: Pure = dataclasses.field(repr=False)

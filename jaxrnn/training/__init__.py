@@ -4,7 +4,7 @@ directories.
 
 from .batches import make_batch_step as make_batch_step
 from .checkpoints import Checkpoints as Checkpoints
-from .errors import BadInput as BadInput
+from .errors import InputError as InputError
 from .fit import Budget as Budget
 from .fit import Experiment as Experiment
 from .fit import fit as fit

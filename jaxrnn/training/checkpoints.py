@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from .errors import BadInput
+from .errors import InputError
 
 BEST = "best"  # what the names of its arrays begin with
 
@@ -141,7 +141,7 @@ class Checkpoints:
                 meta,
                 [f"{note}, so the one before it is used" for note in notes],
             )
-        raise BadInput(
+        raise InputError(
             f"no readable checkpoint in {self.directory}"
             + "".join(f"; {note}" for note in notes)
         )
@@ -218,7 +218,7 @@ def _unnamed(template: Any, arrays: dict[str, np.ndarray], step: int) -> Any:
         )
         if found is None or found.shape != leaf.shape or found.dtype != leaf.dtype:
             came = "nothing" if found is None else f"{found.shape} {found.dtype}"
-            raise BadInput(
+            raise InputError(
                 f"checkpoint {step} is of another model: {name} should be "
                 f"{tuple(leaf.shape)} {leaf.dtype}, found {came}"
             )

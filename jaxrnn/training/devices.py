@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from .errors import BadInput
+from .errors import InputError
 
 MOST_HIDDEN = 384  # units, up to which splitting over cores pays
 LEAST_STREAMS = 8  # on each device
@@ -55,12 +55,12 @@ def choose_devices(asked: int, batch: int, hidden: int) -> int:
             if len(devices) == 1
             else f"are only {len(devices)} devices"
         )
-        raise BadInput(
+        raise InputError(
             f"--devices {asked}, but there {there} "
             f"here{more if devices[0].platform == 'cpu' else ''}"
         )
     if asked and batch % asked:
-        raise BadInput(
+        raise InputError(
             f"--devices {asked} does not divide --batch {batch}: choose a --batch that "
             f"is a multiple of {asked}"
         )

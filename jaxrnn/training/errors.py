@@ -15,7 +15,7 @@ UNWRITABLE = {
 }
 
 
-class BadInput(ValueError):
+class InputError(ValueError):
     """Bad arguments, data or run directory; the message is one line that says what
     was expected, what came, how to mend it.
     """
@@ -46,7 +46,7 @@ def unwritable(error: BaseException) -> str | None:
 
 def stopped_writing(
     run: pathlib.Path, checkpoints: pathlib.Path, reason: str
-) -> BadInput:
+) -> InputError:
     """What to tell of a run whose files could not be written: why, what there is of
     it, and how it goes on.
     """
@@ -56,11 +56,11 @@ def stopped_writing(
         else []
     )
     if not steps:
-        return BadInput(
+        return InputError(
             f"{run} could not be written: {reason}; no checkpoint was saved: make "
             f"room, or choose another --out"
         )
-    return BadInput(
+    return InputError(
         f"{run} could not be written: {reason}; the last checkpoint saved is that of "
         f"step {max(steps)}, in {checkpoints}: make "
         "room, then go on with --resume"

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..core.cell import Params
 from .checkpoints import Checkpoints
-from .errors import BadInput, stopped_writing, unwritable
+from .errors import InputError, stopped_writing, unwritable
 from .progress import Report, reporting
 from .run import Run
 from .state import TrainState
@@ -83,26 +83,26 @@ class Budget:
 
     def __post_init__(self):
         if self.steps is None and self.seconds is None:
-            raise BadInput("a run needs a budget: --steps, --seconds or both")
+            raise InputError("a run needs a budget: --steps, --seconds or both")
         for name in ("steps", "seconds", "report_every", "evaluate_every"):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise BadInput(
+                raise InputError(
                     f"--{name.replace('_', '-')} must be more than 0, but it is {value}"
                 )
         if self.evaluate_every % self.report_every:
-            raise BadInput(
+            raise InputError(
                 f"--evaluate-every must be a multiple of --report-every, but "
                 f"{self.evaluate_every} is not one of "
                 f"{self.report_every}"
             )
         if self.checkpoint_seconds < 0:
-            raise BadInput(
+            raise InputError(
                 f"--checkpoint-seconds must not be negative, but it is "
                 f"{self.checkpoint_seconds}"
             )
         if self.patience < 0:
-            raise BadInput(
+            raise InputError(
                 f"--patience must not be negative, but it is {self.patience}"
             )
 
@@ -133,7 +133,7 @@ def fit(
     """
     check_patience(experiment, budget)
     if not resume and (run.records("metrics.jsonl") or run.checkpoints.exists()):
-        raise BadInput(
+        raise InputError(
             f"{run.path} has been trained already: resume it, or begin a new run"
         )
     checkpoints = None
@@ -159,7 +159,7 @@ def fit(
 def check_patience(experiment: Experiment, budget: Budget) -> None:
     """There is a score to be patient about, if the budget has patience."""
     if budget.patience and experiment.best_by is None:
-        raise BadInput(
+        raise InputError(
             "--patience is for tasks that choose their best parameters by a held-out "
             "score; this one has none"
         )
@@ -287,7 +287,7 @@ class _Loop:
         """Report the mean loss since the last report, and begin a new mean."""
         loss, tokens = float(self.state.loss), float(self.state.tokens)
         if not math.isfinite(loss):
-            raise BadInput(
+            raise InputError(
                 f"the loss is {loss} at step {self.step}: nothing was saved after step "
                 f"{max(self.saved_at, 0)}; "
                 "try a smaller --learning-rate"
@@ -350,7 +350,7 @@ class _Loop:
             np.isfinite(np.asarray(leaf)).all()
             for leaf in jax.tree.leaves(self.state.params)
         ):
-            raise BadInput(
+            raise InputError(
                 f"parameters are not finite at step {self.step}; try a smaller "
                 f"--learning-rate"
             )

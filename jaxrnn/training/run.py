@@ -14,7 +14,7 @@ import pathlib
 import shutil
 from typing import Any
 
-from .errors import BadInput
+from .errors import InputError
 
 FORMAT = "jaxrnn run 1"
 RECORDS = ("metrics.jsonl", "timing.jsonl", "gradients.jsonl")
@@ -38,7 +38,7 @@ class Run:
         if "task" not in config:
             raise ValueError("Run.create: the config must name its task, {'task': ...}")
         if path.exists() and not path.is_dir():
-            raise BadInput(f"{path} is a file; --out wants a directory")
+            raise InputError(f"{path} is a file; --out wants a directory")
         if path.exists() and any(path.iterdir()):
             is_run = _is_run(path)
             if not (overwrite and is_run):
@@ -46,7 +46,7 @@ class Run:
                     "already holds a run: continue it with --resume, or replace it "
                     "with --overwrite"
                 )
-                raise BadInput(
+                raise InputError(
                     f"{path} "
                     f"{what if is_run else 'is not empty, and no run directory'}; or "
                     f"choose another --out"
@@ -61,7 +61,7 @@ class Run:
                 json.dumps(config, indent=1, ensure_ascii=False) + "\n",
             )
         except OSError as error:
-            raise BadInput(
+            raise InputError(
                 f"{path} cannot be written: {error.strerror}; choose another --out"
             ) from None
         return cls(path, config)
@@ -71,7 +71,7 @@ class Run:
         """A run directory that exists; with ``task``, only one of that task."""
         path = pathlib.Path(path)
         if not path.is_dir():
-            raise BadInput(
+            raise InputError(
                 f"{path} is no run directory: there is no such directory; make one "
                 f"with jaxrnn train TASK --out {path}"
             )
@@ -81,14 +81,14 @@ class Run:
             if config["format"] != FORMAT:
                 raise ValueError(f"its format is {config['format']!r}, not {FORMAT!r}")
         except FileNotFoundError:
-            raise BadInput(
+            raise InputError(
                 f"{path} is no run directory: it holds no config.json, which jaxrnn "
                 f"train writes"
             ) from None
         except (ValueError, KeyError, TypeError) as error:
-            raise BadInput(f"{path}/config.json is damaged: {error}") from None
+            raise InputError(f"{path}/config.json is damaged: {error}") from None
         if task is not None and found != task:
-            raise BadInput(f"{path} is a run of {found}, not of {task}")
+            raise InputError(f"{path} is a run of {found}, not of {task}")
         return cls(path, config)
 
     def append(self, file: str, record: dict[str, Any]) -> None:

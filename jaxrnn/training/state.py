@@ -16,12 +16,12 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from ..core.cell import Params
-from ..core.exported import exportable
+from ..core.exported import register_for_export
 from ..truncation.tbptt import TBPTT, TBPTTState, Window
 from .devices import check_mesh, check_streams
 
 
-@exportable
+@register_for_export
 class TrainState(NamedTuple):
     """Everything that the next step depends on; saved whole, so that a resumed run goes
     on to the same numbers.

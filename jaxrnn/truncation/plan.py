@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ..core.cell import expand
+from ..core.cell import expand_flags
 
 
-def plan(k1: int, steps: int) -> tuple[Array, ...]:
+def window_masks(k1: int, steps: int) -> tuple[Array, ...]:
     """Per window: its index; the row where it starts, counted from k2 - k1 steps before
     the sequence; how many of its steps are new; and how far ahead the next window
     starts. The last one reaches back k2 steps from T, however few are new.
@@ -29,7 +29,7 @@ def plan(k1: int, steps: int) -> tuple[Array, ...]:
     )
 
 
-def filled(sequence: Any, steps: int, batch: tuple[int, ...]) -> Any:
+def pad_sequence(sequence: Any, steps: int, batch: tuple[int, ...]) -> Any:
     """``sequence`` with a mask and resets, and inputs and targets that are finite
     where masked.
     """
@@ -40,7 +40,7 @@ def filled(sequence: Any, steps: int, batch: tuple[int, ...]) -> Any:
         return sequence._replace(mask=jnp.ones((steps, *batch), bool))
     # What is masked may be NaN, and 0 * NaN is NaN in a gradient too.
     clean = jax.tree.map(
-        lambda a: jnp.where(expand(sequence.mask, a), a, jnp.zeros_like(a)),
+        lambda a: jnp.where(expand_flags(sequence.mask, a), a, jnp.zeros_like(a)),
         (sequence.inputs, sequence.targets),
     )
     return sequence._replace(inputs=clean[0], targets=clean[1])

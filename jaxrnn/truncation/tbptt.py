@@ -26,11 +26,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from ..core.cell import Carry, Params, accumulator, expand, select
-from ..core.exported import exportable
+from ..core.cell import Carry, Params, accumulator, expand_flags, select
+from ..core.exported import register_for_export
 from ..core.pickling import Static
 from ..core.validation import check_positive
-from .plan import filled, plan
+from .plan import pad_sequence, window_masks
 from .validation import (
     check_axis,
     check_differentiable,
@@ -42,7 +42,7 @@ from .validation import (
 )
 
 
-@exportable
+@register_for_export
 class Window(NamedTuple):
     """A stretch of a sequence: arrays with time leading, or pytrees of them.
 
@@ -60,7 +60,7 @@ class Window(NamedTuple):
     gradient_scale: Any = None
 
 
-@exportable
+@register_for_export
 class TBPTTState(NamedTuple):
     """What one call hands to the next: the carry k2 - k1 steps back, and those steps.
 
@@ -305,7 +305,7 @@ class TBPTT(Static):
         )
         losses, carries = self.losses(params, carry, window)
         check_losses(losses, carries, carry, window.mask)
-        counts = window.mask & expand(newest, window.mask)
+        counts = window.mask & expand_flags(newest, window.mask)
         return jnp.where(counts, losses, 0).astype(
             accumulator(losses.dtype)
         ).sum(), carries
@@ -325,7 +325,7 @@ class TBPTT(Static):
         k1, k2, steps = self.k1, self.k2, check_steps(sequence)
         if steps == 0:
             return total, state
-        sequence, key = filled(sequence, steps, state.fresh.shape), self._own(key)
+        sequence, key = pad_sequence(sequence, steps, state.fresh.shape), self._own(key)
         if k2 > k1 or self.truncation is not None:
             whole = self._with_randomness(sequence, key)
             check_window_is_read(
@@ -360,7 +360,7 @@ class TBPTT(Static):
                 lambda a: jax.lax.dynamic_index_in_dim(a, advance - 1, keepdims=False),
                 carries,
             )
-            passed = window.mask & expand(jnp.arange(k2) < advance, window.mask)
+            passed = window.mask & expand_flags(jnp.arange(k2) < advance, window.mask)
             fresh = fresh & ~passed.any(0)
             return (
                 fold(total, loss.astype(jnp.result_type(float)), gradient),
@@ -369,7 +369,7 @@ class TBPTT(Static):
             ), None
 
         (total, carry, fresh), _ = jax.lax.scan(
-            one, (total, state.carry, state.fresh), plan(k1, steps)
+            one, (total, state.carry, state.fresh), window_masks(k1, steps)
         )
         history = jax.tree.map(lambda a: a[steps : steps + k2 - k1], padded)
         return total, TBPTTState(carry, history, fresh)

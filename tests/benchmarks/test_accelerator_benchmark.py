@@ -216,7 +216,7 @@ def test_what_dies_is_left_out_and_the_rest_is_measured_again():
 
 def test_a_lost_accelerator_ends_the_process(monkeypatch):
     monkeypatch.setattr(measure.jnp, "arange", lambda *_: 1 / 0)
-    with pytest.raises(measure.Lost, match="RuntimeError: out of bounds"):
+    with pytest.raises(measure.DeviceLostError, match="RuntimeError: out of bounds"):
         measure.check_alive(RuntimeError("out of bounds\nmore"))
 
 

@@ -130,8 +130,7 @@ def test_the_two_resets_are_different_functions(x64):
     assert jnp.abs(difference).max() > 1e-3
 
 
-# -- dtypes
-# ----------------------------------------------------------------------------------------------------------  # noqa: E501
+# -- dtypes ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [name for name in PLAIN if name != "user"])
@@ -206,8 +205,7 @@ def test_a_small_sum_is_not_lost_in_half_precision():
     assert carry.c[0] == pytest.approx(1, rel=0.01)
 
 
-# -- cells as configuration
-# ------------------------------------------------------------------------------------------  # noqa: E501
+# -- cells as configuration ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SUBJECTS)

@@ -18,7 +18,7 @@ from subjects import assert_same
 
 import jaxrnn
 from jaxrnn import Associative, Checkpoint, Scan, diagnostics
-from jaxrnn.core.masked_inputs import fill_masked
+from jaxrnn.core.masked_inputs import fill_masked_inputs
 from jaxrnn.nnx import RNN
 
 T, B, D, H = 5, 4, 3, 4
@@ -351,8 +351,8 @@ class Logarithm(jaxrnn.Layer):
     def initial_carry(self, params, batch_shape=(), dtype=None):
         return self.cell.initial_carry(params, batch_shape, dtype)
 
-    def unroll(self, params, carry, xs, how):
-        flags = {"mask": how.mask, "resets": how.resets, "reverse": how.reverse}
+    def unroll(self, params, carry, xs, spec):
+        flags = {"mask": spec.mask, "resets": spec.resets, "reverse": spec.reverse}
         return jaxrnn.unroll(
             self.cell,
             params,
@@ -405,7 +405,9 @@ def test_what_is_filled_in(shape):
         kept = [np.flatnonzero(mask[(slice(None), *row)]) for row in np.ndindex(shape)]
         rows = list(np.ndindex(shape))
         lender = next((i for i, steps in enumerate(kept) if len(steps)), None)
-        filled = fill_masked((jnp.asarray(xs), jnp.asarray(numbers)), jnp.asarray(mask))
+        filled = fill_masked_inputs(
+            (jnp.asarray(xs), jnp.asarray(numbers)), jnp.asarray(mask)
+        )
         for i, row in enumerate(rows):
             at = i if len(kept[i]) else lender
             for leaf, got, empty in zip((xs, numbers), filled, (0.5, 0), strict=True):

@@ -30,7 +30,7 @@ from jaxrnn.cells.ssm import hold, legs
 from jaxrnn.initializers import Chrono, Linspace, Uniform
 from jaxrnn.tasks import captioning
 from jaxrnn.tasks.models.cell_registry import make_cell
-from jaxrnn.training import BadInput
+from jaxrnn.training import InputError
 
 D = 3
 EXPONENTIAL = {"forget_gate": "exponential"}
@@ -99,8 +99,7 @@ def test_the_paper_in_numpy_from_an_empty_state(name, x64):
     assert_same(jax.tree.leaves(last), jax.tree.leaves(carry))
 
 
-# -- sLSTM
-# -----------------------------------------------------------------------------------------------------------  # noqa: E501
+# -- sLSTM -----------------------------------------------------------------------------
 
 
 def plain_slstm(cell, params, xs):
@@ -220,8 +219,7 @@ def test_gates_of_an_slstm_are_shares(x64):
     )
 
 
-# -- mLSTM
-# -----------------------------------------------------------------------------------------------------------  # noqa: E501
+# -- mLSTM -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shift", [-30.0, 0.7, 35.0])
@@ -351,8 +349,7 @@ def test_memory_of_chunks_does_not_grow_with_time():
     assert temporaries(512, Associative(64)) < every_C / 2
 
 
-# -- S5
-# --------------------------------------------------------------------------------------------------------------  # noqa: E501
+# -- S5 --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [1, 2, 8])
@@ -468,8 +465,7 @@ def test_clipped_eigenvalues_cannot_grow(x64):
     assert (np.abs(S5(4, clip=True).eigenvalues(params)) < 1).all()
 
 
-# -- elementwise recurrences
-# -----------------------------------------------------------------------------------------  # noqa: E501
+# -- elementwise recurrences -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["indrnn_tanh", "diagonal_gru", "diagonal_lstm"])
@@ -533,8 +529,7 @@ def test_accumulators_stay_float32():
         }
 
 
-# -- through the library
-# ---------------------------------------------------------------------------------------------  # noqa: E501
+# -- through the library ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["slstm_heads", "mlstm"])
@@ -588,8 +583,7 @@ def test_through_nnx_both_directions_and_truncation(name, x64):
             assert max(jax.tree.leaves(difference)) > 1e-6
 
 
-# -- errors and names
-# ------------------------------------------------------------------------------------------------  # noqa: E501
+# -- errors and names ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -653,27 +647,27 @@ def test_cells_by_name():
         8, update_init=Chrono(10.0)
     )
     assert make_cell("diagonal-lstm", 8, 10) == DiagonalLSTM(8)
-    with pytest.raises(BadInput, match="3 heads do not divide --hidden 8"):
+    with pytest.raises(InputError, match="3 heads do not divide --hidden 8"):
         make_cell("mlstm:3", 8, 10)
     for spec in ("slstm:0", "slstm:chrono", "indrnn:2", "diagonal-gru:1.5"):
-        with pytest.raises(BadInput, match="is no variant of"):
+        with pytest.raises(InputError, match="is no variant of"):
             make_cell(spec, 8, 10)
-    with pytest.raises(BadInput, match="did you mean slstm"):
+    with pytest.raises(InputError, match="did you mean slstm"):
         make_cell("sltsm", 8, 10)
 
 
 def test_linear_cells_by_name_stand_in_blocks():
-    assert make_cell("lru:0.3", 8, 10) == jaxrnn.block(
+    assert make_cell("lru:0.3", 8, 10) == jaxrnn.residual_block(
         LRU(8, smallest=0.9, largest=0.999, phase=0.3), 8
     )
-    assert make_cell("s5", 8, 10) == jaxrnn.block(S5(8), 8)
+    assert make_cell("s5", 8, 10) == jaxrnn.residual_block(S5(8), 8)
     assert make_cell("min-gru:alone", 8, 10) == MinGRU(8)
     for spec in ("lru:9", "lru:alone", "s5:2", "min-gru:2"):
-        with pytest.raises(BadInput, match="is no variant of"):
+        with pytest.raises(InputError, match="is no variant of"):
             make_cell(spec, 8, 10)
 
 
 def test_a_decoder_refuses_a_first_carry_that_features_cannot_be():
     options = captioning.Options(cell="lru", hidden=8, embed=4, channels=2)
-    with pytest.raises(BadInput, match="must be real vectors"):
+    with pytest.raises(InputError, match="must be real vectors"):
         captioning.build(options, {"vocabulary": ["a"], "longest": 3})

@@ -13,7 +13,7 @@ from flax import nnx
 import jaxrnn
 from jaxrnn import Elman, diagnostics, stack, tasks, unroll, zoneout
 from jaxrnn.nnx import RNN
-from jaxrnn.training import BadInput
+from jaxrnn.training import InputError
 
 T, B, D, H = 5, 2, 3, 4
 XS = jnp.asarray(np.random.default_rng(0).normal(size=(T, B, D)), jnp.float32)
@@ -270,7 +270,7 @@ def test_outputs_may_be_a_tree():
         lambda: unroll(stack(TREE, Own()), {"layer_0": PARAMS, "layer_1": PARAMS}, XS),
         lambda: jaxrnn.residual(TREE).init(KEY, D),
         lambda: unroll(jaxrnn.residual(TREE), PARAMS, XS),
-        lambda: jaxrnn.block(TREE, D).init(KEY, D),
+        lambda: jaxrnn.residual_block(TREE, D).init(KEY, D),
     ],
 )
 def test_what_takes_one_array_says_so(make):
@@ -615,17 +615,17 @@ CASES = {
     ),
     "a cell for a task": (
         lambda: tasks.train("hello", {"cell": jaxrnn.LSTM(4)}),
-        BadInput,
+        InputError,
         r"^--cell takes the name of a cell, such as lstm.*it is a LSTM",
     ),
     "a class for a task": (
         lambda: tasks.train("parity", {"cell": jaxrnn.LSTM}),
-        BadInput,
+        InputError,
         r"^--cell takes the name .*class LSTM",
     ),
     "a word for a number": (
         lambda: tasks.train("parity", {"hidden": "many"}),
-        BadInput,
+        InputError,
         r"^--hidden must be a number",
     ),
 }

@@ -33,7 +33,7 @@ NOISY = {
 ALL = (
     SUBJECTS
     | NOISY
-    | {"residual_block": jaxrnn.residual(jaxrnn.block(jaxrnn.LRU(4), D))}
+    | {"residual_block": jaxrnn.residual(jaxrnn.residual_block(jaxrnn.LRU(4), D))}
 )
 ENGINES = {
     "default": None,
@@ -149,7 +149,7 @@ def loss_of(layer, engine, flags="", reverse=False):
             "mask": mask if "m" in flags else None,
             "resets": resets if "r" in flags else None,
         }
-        how |= {"key": key} if layer.draws else {}
+        how |= {"key": key} if layer.requires_key else {}
         _, ys = jaxrnn.unroll(layer, params, xs, engine=engine, reverse=reverse, **how)
         return jnp.square(ys).sum()
 
@@ -342,8 +342,7 @@ def check_inside_shard_map_a_kernel_walks_each_part():
     )
 
 
-# -- shard_map with sums in the step
-# -------------------------------------------------------------------------------
+# -- shard_map with sums in the step ---------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -474,8 +473,7 @@ def check_an_empty_or_single_step_inside_shard_map():
         assert jax.jit(split)(*inputs[:2]).shape == (steps, B, 4)
 
 
-# -- meshes of explicit axes
-# -----------------------------------------------------------------------------------------  # noqa: E501
+# -- meshes of explicit axes -----------------------------------------------------------
 
 
 EXPLICIT = ["gru_learned", "s5"]
@@ -495,12 +493,12 @@ def check_an_explicit_mesh(name, x64):
     """
     layer = ALL[name]
     inputs = draw(layer, 3, steps=5, batch=(4,))
-    key = jax.random.key(1) if layer.draws else None
+    key = jax.random.key(1) if layer.requires_key else None
     arrays = (inputs.xs, inputs.mask, inputs.resets)
 
     def both(params, *arrays):
         loss = loss_of(layer, None, "mr")
-        how = {"key": key} if layer.draws else {}
+        how = {"key": key} if layer.requires_key else {}
         return jax.value_and_grad(loss, argnums=(0, 1))(
             params, *arrays, key
         ), jaxrnn.unroll(layer, params, arrays[0], **how)
@@ -566,8 +564,7 @@ def check_what_else_there_is_on_an_explicit_mesh():
             }
 
 
-# -- one device
-# ------------------------------------------------------------------------------------------------------  # noqa: E501
+# -- one device ------------------------------------------------------------------------
 
 
 def test_one_device_keeps_products_of_two_axes():

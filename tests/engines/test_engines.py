@@ -25,9 +25,9 @@ from subjects import (
 
 import jaxrnn
 from jaxrnn import Checkpoint, Scan
-from jaxrnn.engines.jaxpr.min_cut import least_cut
-from jaxrnn.engines.recurrence.heuristics import near_divisor, window_for
-from jaxrnn.engines.recurrence.run import as_step
+from jaxrnn.engines.jaxpr.min_cut import min_vertex_cut
+from jaxrnn.engines.recurrence.heuristics import choose_chunk, nearest_divisor
+from jaxrnn.engines.recurrence.run import flat_step
 
 ENGINES = {
     "default": Scan(),
@@ -355,7 +355,7 @@ def test_what_is_kept_of_a_step():
         (jaxrnn.Elman(8), 0),
     ):
         params = cell.init(jax.random.key(0), 5)
-        step, _ = as_step(
+        step, _ = flat_step(
             cell,
             params,
             cell.initial_carry(params, (3,)),
@@ -390,13 +390,17 @@ def test_the_cut_is_the_least():
 
         subsets = [{n for n in nodes if mask >> n & 1} for mask in range(2**7)]
         least = min(sum(size[n] for n in s) for s in subsets if not reaches(s))
-        cut = least_cut(sources, sinks, edges, size.get)
+        cut = min_vertex_cut(sources, sinks, edges, size.get)
         assert not reaches(set(cut))
         assert sum(size[n] for n in cut) == least
 
 
 def test_windows_by_default():
-    assert [near_divisor(1000, 64), near_divisor(512, 30), near_divisor(1013, 64)] == [
+    assert [
+        nearest_divisor(1000, 64),
+        nearest_divisor(512, 30),
+        nearest_divisor(1013, 64),
+    ] == [
         50,
         32,
         64,
@@ -406,11 +410,13 @@ def test_windows_by_default():
 
     def step(batch):
         sequence = (jnp.zeros((2, batch, 64)), None, None)
-        return as_step(cell, params, cell.initial_carry(params, (batch,)), sequence)[0]
+        return flat_step(cell, params, cell.initial_carry(params, (batch,)), sequence)[
+            0
+        ]
 
-    assert window_for(step(8), 1024, "cpu", backward=True) is None
-    assert window_for(step(8), 4096, "cpu", backward=True) == 128
-    assert window_for(step(8), 4096, "cuda", backward=True) is None
+    assert choose_chunk(step(8), 1024, "cpu", backward=True) is None
+    assert choose_chunk(step(8), 4096, "cpu", backward=True) == 128
+    assert choose_chunk(step(8), 4096, "cuda", backward=True) is None
 
 
 def test_steps_with_side_effects_run_as_often_as_they_should(capfd):

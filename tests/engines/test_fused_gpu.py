@@ -13,7 +13,7 @@ from test_fused import CELLS, in_dtype, lowered
 
 from jaxrnn import GRU, LRU, LSTM, SLSTM, Elman, Fused, MinGRU, Scan
 from jaxrnn.engines.loops.pallas import mosaic_gpu
-from jaxrnn.engines.loops.pallas.mosaic_gpu_arrays import in_terms
+from jaxrnn.engines.loops.pallas.mosaic_gpu_arrays import split_bf16
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def no_races(monkeypatch):
         return
     from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
 
-    walk = mosaic_gpu.walk
+    walk = mosaic_gpu.run_loop
 
     def watched(*args):
         out = jax.block_until_ready(walk(*args))
@@ -132,7 +132,7 @@ def test_terms_add_up():
     ) * 10.0 ** np.arange(-20, 20).repeat(25)
     for terms, error in ((1, 2**-8), (2, 2**-16), (3, 2**-24)):
         total = sum(
-            np.asarray(a, np.float64) for a in in_terms(jnp.asarray(numbers), terms)
+            np.asarray(a, np.float64) for a in split_bf16(jnp.asarray(numbers), terms)
         )
         np.testing.assert_array_less(
             np.abs(total - numbers), error * np.abs(numbers) + 1e-45

@@ -14,7 +14,7 @@ from test_engines import MODES, walked
 
 import jaxrnn
 from jaxrnn import GRU, LRU, LSTM, RGLRU, Associative, MinGRU, Scan
-from jaxrnn.engines.loops.parallel_prefix import prefixes
+from jaxrnn.engines.loops.parallel_prefix import affine_scan
 
 ENGINES = {
     "default": None,
@@ -127,7 +127,7 @@ def test_nothing_crosses_a_factor_of_zero(reverse):
         side = slice(cut, None) if not reverse else slice(None, cut + 1)
         b = np.full(9, np.nan, np.float32)
         b[side] = 1
-        states = prefixes(
+        states = affine_scan(
             jnp.asarray(a), jnp.asarray(b), jnp.asarray(np.inf, jnp.float32), reverse
         )
         assert np.isfinite(states[side]).all()

@@ -20,8 +20,8 @@ from subjects import assert_same
 import jaxrnn
 from benchmarks.cpu.hidden import ROWS, GatedDelta, OwnToken, RingBuffer, by_scan
 from jaxrnn import Cell, Checkpoint, Scan
-from jaxrnn.engines.jaxpr.costs import loses_by_mapping, operations
-from jaxrnn.engines.recurrence.run import as_step
+from jaxrnn.engines.jaxpr.costs import count_flops, is_slower_batched
+from jaxrnn.engines.recurrence.run import flat_step
 
 MORE_MEMORY = 1.5
 SMALL = {
@@ -157,9 +157,9 @@ def test_a_branch_that_is_dear_stays_in_the_loop():
         .as_text()
     )
     assert "conditional(" in text
-    step, _ = as_step(row.cell, params, carry, (xs, None, None))
+    step, _ = flat_step(row.cell, params, carry, (xs, None, None))
     (cond,) = (eqn for eqn in step.program.eqns if eqn.primitive.name == "cond")
-    assert loses_by_mapping(cond)
+    assert is_slower_batched(cond)
 
     def cheap(x):
         return lax.cond(x.sum() > 0, lambda a: a + 1, lambda a: 2 * a, x)
@@ -167,14 +167,14 @@ def test_a_branch_that_is_dear_stays_in_the_loop():
     eqn = next(
         e for e in jax.make_jaxpr(cheap)(jnp.ones(3)).eqns if e.primitive.name == "cond"
     )
-    assert not loses_by_mapping(eqn)
-    assert operations([eqn]) == 3
+    assert not is_slower_batched(eqn)
+    assert count_flops([eqn]) == 3
 
 
 def test_parts_of_the_carry_that_nobody_reads_are_not_kept():
     ring = RingBuffer(4, 50)
     params = ring.init(jax.random.key(0), 3)
-    step, _ = as_step(
+    step, _ = flat_step(
         ring,
         params,
         ring.initial_carry(params, (2,)),
@@ -183,7 +183,7 @@ def test_parts_of_the_carry_that_nobody_reads_are_not_kept():
     assert step.adjoint.dropped == {1}  # the buffer, of (h, buffer, at)
     lstm = jaxrnn.LSTM(4)
     params = lstm.init(jax.random.key(0), 3)
-    step, _ = as_step(
+    step, _ = flat_step(
         lstm,
         params,
         lstm.initial_carry(params, (2,)),
@@ -205,8 +205,7 @@ def test_an_embedding_is_added_up_row_by_row():
     assert "f32[5,1000,8]" not in str(closed)
 
 
-# -- a step without reverse mode
-# --------------------------------------------------------------------------------------
+# -- a step without reverse mode -------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -350,8 +349,7 @@ def test_a_linear_cell_without_reverse_mode(x64):
         )(p)
 
 
-# -- the reasons for which a step is left to jax.lax.scan
-# -------------------------------------------------------------
+# -- the reasons for which a step is left to jax.lax.scan ------------------------------
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,8 +19,8 @@ from reference import compiled
 import jaxrnn
 from jaxrnn import Cell, Checkpoint, Scan
 from jaxrnn.engines.jaxpr import linearity
-from jaxrnn.engines.recurrence.run import as_step
-from jaxrnn.engines.recurrence.weight_gradients import TimeSum
+from jaxrnn.engines.recurrence.run import flat_step
+from jaxrnn.engines.recurrence.weight_gradients import WeightGradientSum
 
 T, B, D, H = 7, 2, 3, 4
 R = np.random.default_rng(0)
@@ -262,7 +262,7 @@ def test_sums_are_those_of_lax_scan(part, engine, x64, optax_promotion):
 def test_the_table_names_every_primitive_that_is_taken_as_linear(x64, optax_promotion):
     cell = Ruled(tuple(RULES))
     params, xs, carry, _ = arguments(cell)
-    step, _ = as_step(cell, params, carry, (xs, None, None))
+    step, _ = flat_step(cell, params, carry, (xs, None, None))
     met = {eqn.primitive.name for eqn in step.adjoint.eqns}
     claimed = {*linearity.ALL.split(), *linearity.SOME, *linearity.PRODUCTS}
     assert claimed - met <= {
@@ -367,7 +367,7 @@ def test_narrow_weights_in_wide_steps_keep_their_products(dtype):
 
     params = {"U": jnp.asarray(R.normal(size=(16, 16)), jnp.float32)}
     xs = jnp.asarray(R.normal(size=(5, B, 16)), jnp.float32)
-    step, _ = as_step(Mixed(), params, jnp.zeros((B, 16)), (xs, None, None))
+    step, _ = flat_step(Mixed(), params, jnp.zeros((B, 16)), (xs, None, None))
     sums = linear_sums(step)
     assert sums.products
     assert not sums.direct[0]
@@ -375,7 +375,7 @@ def test_narrow_weights_in_wide_steps_keep_their_products(dtype):
 
 def linear_sums(step):
     program = step.adjoint
-    return TimeSum(program, [v for v in program.d_params if v is not None])
+    return WeightGradientSum(program, [v for v in program.d_params if v is not None])
 
 
 def test_sums_through_iterations_are_linear_in_their_number():

@@ -29,7 +29,7 @@ from jaxrnn.core.cell import Layer
 from jaxrnn.engines.recurrence import passes, primitives
 from jaxrnn.explaining.execution import PLATFORMS
 from jaxrnn.explaining.table import brief
-from jaxrnn.unrolling import walk
+from jaxrnn.unrolling import unroll_unchecked
 
 KERNEL_CALL = {
     "gpu": "mosaic_gpu",
@@ -171,7 +171,7 @@ def test_a_kernel_by_default_is_there_exactly_when_explained(
     )
     for row in rows:
         assert row.engine == {"kernel": "Fused()", "chunks": "Associative()"}.get(
-            row.forward.how, "Scan()"
+            row.forward.spec, "Scan()"
         )
         if row.forward.how == "loop":
             assert "Fused: " in row.forward.reason
@@ -269,7 +269,7 @@ def test_chunks_of_a_cell_that_joins_its_steps():
     cell = MLSTM(8, heads=2)
     given = shapes(cell, 40)
     rows = jaxrnn.explain(cell, *given).rows
-    assert {(row.engine, row.forward.how, row.forward.steps) for row in rows} == {
+    assert {(row.engine, row.forward.spec, row.forward.steps) for row in rows} == {
         ("Associative()", "chunks", 32)
     }
     assert {
@@ -277,7 +277,7 @@ def test_chunks_of_a_cell_that_joins_its_steps():
         for row in jaxrnn.explain(cell, *given, engine=Associative(chunk=5)).rows
     } == {5}
     asked = jaxrnn.explain(cell, *given, return_carries=True).rows
-    assert {(row.engine, row.forward.how) for row in asked} == {("Scan()", "loop")}
+    assert {(row.engine, row.forward.spec) for row in asked} == {("Scan()", "loop")}
     assert "carries inside its chunks" in asked[0].why
     named = jaxrnn.explain(cell, *given, return_carries=True, engine=Associative()).rows
     forward, _ = programs(cell, Associative(), return_carries=True)
@@ -300,7 +300,7 @@ class Loud(LSTM):
 def test_steps_that_are_jaxs_own():
     given = shapes(Loud(8))
     rows = jaxrnn.explain(Loud(8), *given).rows
-    assert {(row.forward.how, row.forward.reason) for row in rows} == {
+    assert {(row.forward.spec, row.forward.reason) for row in rows} == {
         ("lax.scan", "its step calls back to Python")
     }
     found = error_of(programs(Loud(8), Checkpoint())[0], given, "cpu")
@@ -309,7 +309,7 @@ def test_steps_that_are_jaxs_own():
         row.error for row in jaxrnn.explain(Loud(8), *given, engine=Checkpoint()).rows
     } == {found}
     plain = jaxrnn.explain(LSTM(8), *given, engine=Scan(residuals="all")).rows
-    assert {(row.engine, row.forward.how) for row in plain} == {
+    assert {(row.engine, row.forward.spec) for row in plain} == {
         ("Scan(residuals='all')", "lax.scan")
     }
 
@@ -326,18 +326,18 @@ class Inside(Layer):
     def initial_carry(self, params, batch_shape=(), dtype=None):
         return self.cell.initial_carry(params["mine"], batch_shape, dtype)
 
-    def unroll(self, params, carry, xs, how):
-        if hasattr(how.engine, "walk_network"):
-            last, ys = how.engine.walk_network(
-                params["mine"], [carry], xs, how.mask, how.reverse, self.cell
+    def unroll(self, params, carry, xs, spec):
+        if hasattr(spec.engine, "walk_network"):
+            last, ys = spec.engine.walk_network(
+                params["mine"], [carry], xs, spec.mask, spec.reverse, self.cell
             )
             return last[0], ys, jax.tree.map(lambda _: None, carry)
-        return walk(
+        return unroll_unchecked(
             self.cell,
             params["mine"],
             carry,
             xs,
-            how.replace(engine=Checkpoint(segment=4)),
+            spec.replace(engine=Checkpoint(segment=4)),
         )
 
 

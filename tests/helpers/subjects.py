@@ -133,7 +133,9 @@ LAYERS = {
     "residual": jaxrnn.residual(GRU(D)),
     "recurrent_dropout": jaxrnn.inference(jaxrnn.recurrent_dropout(LSTM(4), 0.3)),
     "zoneout": jaxrnn.inference(jaxrnn.zoneout(LSTM(4), (0.2, 0.1))),
-    "block": jaxrnn.stack(jaxrnn.block(RGLRU(4), 4), jaxrnn.block(MinGRU(3), 4)),
+    "block": jaxrnn.stack(
+        jaxrnn.residual_block(RGLRU(4), 4), jaxrnn.residual_block(MinGRU(3), 4)
+    ),
     "bidirectional": jaxrnn.bidirectional(LSTM(2), GRU(3, learned_initial_carry=True)),
 }
 PLAIN = {**CELLS, **LINEAR, "slstm": SLSTM(4, heads=2), "user": UserCell(4), **LAYERS}

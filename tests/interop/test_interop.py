@@ -245,8 +245,8 @@ def test_torch_options():
             LSTM, jaxrnn.LSTM(3)
         ): r"this is stack\(LSTM\(4\), LSTM\(3\)\); the nearest",
         jaxrnn.stack(
-            GRU, jaxrnn.dropout(0.1, same_every_step=True), GRU
-        ): "same_every_step=True",
+            GRU, jaxrnn.dropout(0.1, variational=True), GRU
+        ): "variational=True",
     }.items():
         with pytest.raises(ValueError, match=match):
             interop.to_torch(layer, {})

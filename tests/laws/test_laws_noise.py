@@ -16,7 +16,7 @@ RATE = 0.3
 NOISY = {
     "dropout": jaxrnn.stack(jaxrnn.dropout(RATE), jaxrnn.LSTM(4)),
     "dropout_same_every_step": jaxrnn.stack(
-        jaxrnn.dropout(RATE, same_every_step=True), jaxrnn.LSTM(4)
+        jaxrnn.dropout(RATE, variational=True), jaxrnn.LSTM(4)
     ),
     "recurrent_dropout": jaxrnn.recurrent_dropout(jaxrnn.LSTM(4), RATE),
     "zoneout": jaxrnn.zoneout(jaxrnn.LSTM(4), RATE),
@@ -62,8 +62,8 @@ def test_inference_keeps_parameters_and_carry(name):
         layer.initial_carry(params, (B,)),
         still.initial_carry(params, (B,)),
     )
-    assert layer.draws
-    assert not still.draws
+    assert layer.requires_key
+    assert not still.requires_key
     assert jaxrnn.inference(still) == still
     assert jaxrnn.inference(jaxrnn.LSTM(4)) == jaxrnn.LSTM(4)
 
@@ -90,7 +90,7 @@ def test_inference_keeps_parameters_and_carry(name):
 )
 def test_a_rate_of_zero_is_no_noise(noisy, plain, x64):
     inputs = draw(plain, 0)
-    key = {"key": KEY} if noisy.draws else {}
+    key = {"key": KEY} if noisy.requires_key else {}
     flags = {"mask": inputs.mask, "resets": inputs.resets}
     actual = compiled(lambda *a: jaxrnn.unroll(noisy, *a, **flags, **key))(*inputs[:3])
     assert_same(
@@ -113,7 +113,7 @@ def test_dropout_drops_its_share_and_keeps_the_mean():
 
 
 def test_dropout_the_same_at_every_step():
-    ys = dropped(jaxrnn.dropout(RATE, same_every_step=True), jnp.ones((5, 50, 40)))
+    ys = dropped(jaxrnn.dropout(RATE, variational=True), jnp.ones((5, 50, 40)))
     np.testing.assert_array_equal(ys, np.broadcast_to(ys[:1], ys.shape))
     assert abs(float((ys[0] == 0).mean()) - RATE) < 4 * np.sqrt(
         RATE * (1 - RATE) / 2000

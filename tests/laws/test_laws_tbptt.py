@@ -185,8 +185,7 @@ def test_gradients_have_the_dtypes_of_their_parameters(dtype):
     assert state.carry.c.dtype == jnp.float32
 
 
-# -- horizons
-# --------------------------------------------------------------------------------------------------------  # noqa: E501
+# -- horizons --------------------------------------------------------------------------
 
 
 def offset_tbptt(layer, k1, k2, batch=()):
@@ -281,8 +280,7 @@ def test_the_bias_falls_with_k2_and_stays_below_its_bound(x64):
     assert biases[-1] < 1e-14
 
 
-# -- sequences in pieces
-# ---------------------------------------------------------------------------------------------  # noqa: E501
+# -- sequences in pieces ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("k1", "k2"), [(2, 2), (1, 3), (2, 8)])
@@ -354,8 +352,7 @@ def test_streams_do_not_touch_each_other(x64):
     assert jnp.abs(one[:, 0] - two[:, 0]).max() > 1e-6
 
 
-# -- online updates
-# --------------------------------------------------------------------------------------------------  # noqa: E501
+# -- online updates --------------------------------------------------------------------
 
 
 def test_updates_are_windows_one_after_another(x64):
@@ -459,8 +456,7 @@ def test_a_key_reaches_every_window_and_differs_between_them(x64):
     assert len(set(seen)) == 6  # three windows, two keys
 
 
-# -- truncated_unroll
-# ------------------------------------------------------------------------------------------------  # noqa: E501
+# -- truncated_unroll ------------------------------------------------------------------
 
 
 def truncated(layer, window, reverse=False):
@@ -519,7 +515,7 @@ def test_truncated_unroll_of_no_steps(x64):
         jaxrnn.stack(
             jaxrnn.dropout(0.3),
             jaxrnn.LSTM(4),
-            jaxrnn.dropout(0.3, same_every_step=True),
+            jaxrnn.dropout(0.3, variational=True),
             jaxrnn.GRU(2),
         ),
         jaxrnn.stack(

@@ -189,27 +189,27 @@ class Own(jaxrnn.Layer):
     def initial_carry(self, params, batch_shape=(), dtype=None):
         return self.cell.initial_carry(params, batch_shape, dtype)
 
-    def unroll(self, params, carry, xs, how):
+    def unroll(self, params, carry, xs, spec):
         options = {
-            "mask": how.mask,
-            "resets": how.resets,
-            "reverse": how.reverse,
-            "engine": how.engine,
-            "key": how.key,
+            "mask": spec.mask,
+            "resets": spec.resets,
+            "reverse": spec.reverse,
+            "engine": spec.engine,
+            "key": spec.key,
         }
         options |= {"return_carries": True}
-        if self.cuts and how.gradient_scale is not None:
+        if self.cuts and spec.gradient_scale is not None:
             last, ys, carries = truncated_unroll(
                 self.cell,
                 params,
                 xs,
                 carry,
-                gradient_scale=how.gradient_scale,
+                gradient_scale=spec.gradient_scale,
                 **options,
             )
-        elif self.cuts and how.window is not None:
+        elif self.cuts and spec.window is not None:
             last, ys, carries = truncated_unroll(
-                self.cell, params, xs, carry, window=how.window, **options
+                self.cell, params, xs, carry, window=spec.window, **options
             )
         else:
             last, ys, carries = unroll(self.cell, params, xs, carry, **options)
@@ -230,10 +230,10 @@ PLACES = {
 }
 
 
-def gradient(layer, walk, **how):
+def gradient(layer, walk, **spec):
     params = layer.init(jax.random.key(0), D)
     return compiled(
-        jax.grad(lambda p: jnp.sum(jnp.sin(walk(layer, p, FLOATS, **how)[1])))
+        jax.grad(lambda p: jnp.sum(jnp.sin(walk(layer, p, FLOATS, **spec)[1])))
     )(params)
 
 
@@ -243,7 +243,7 @@ def test_an_unroll_in_a_layer_that_is_truncated_is_refused(way, place, plain_err
     layer = PLACES[place](Own())
     with pytest.raises(
         ValueError,
-        match=rf"^Own\.unroll calls jaxrnn\.unroll on \w+, .*truncated_unroll\(\.\.\., {way}=how\.{way}\)",  # noqa: E501
+        match=rf"^Own\.unroll calls jaxrnn\.unroll on \w+, .*truncated_unroll\(\.\.\., {way}=spec\.{way}\)",  # noqa: E501
     ):
         gradient(layer, truncated_unroll, **WAYS[way])
     gradient(layer, truncated_unroll, window=T)  # which cuts nothing
@@ -260,8 +260,8 @@ def test_a_layer_that_hands_truncation_on_is_right(way, place):
     depth = 2 if place == "within another" else 1
     bare = PLACES[place](Elman(4)) if place != "within another" else Elman(4)
 
-    def plus_one(layer, params, xs, **how):
-        last, ys = truncated_unroll(layer, params, xs, **how)
+    def plus_one(layer, params, xs, **spec):
+        last, ys = truncated_unroll(layer, params, xs, **spec)
         return last, (ys.at[..., :4].add(depth) if place == "both ways" else ys + depth)
 
     assert_same(found, gradient(bare, plus_one, **WAYS[way]), 1e-6)
@@ -269,7 +269,7 @@ def test_a_layer_that_hands_truncation_on_is_right(way, place):
 
 def test_a_wider_window_inside_is_refused(plain_errors):
     class Wide(Own):
-        def unroll(self, params, carry, xs, how):
+        def unroll(self, params, carry, xs, spec):
             return truncated_unroll(
                 self.cell, params, xs, carry, window=4, return_carries=True
             )
@@ -321,10 +321,10 @@ def test_draws_and_causal_follow_from_the_fields():
         parts: tuple = ()
 
     dropping = jaxrnn.dropout(0.5)
-    assert not Own().draws
-    assert Own(jaxrnn.stack(dropping, Elman(4))).draws
-    assert Many(parts=(Elman(2), (dropping,))).draws
-    assert not jaxrnn.inference(Many(parts=(Elman(2), (dropping,)))).draws
+    assert not Own().requires_key
+    assert Own(jaxrnn.stack(dropping, Elman(4))).requires_key
+    assert Many(parts=(Elman(2), (dropping,))).requires_key
+    assert not jaxrnn.inference(Many(parts=(Elman(2), (dropping,)))).requires_key
     assert Own().causal
     assert not Many(parts=((jaxrnn.bidirectional(Elman(2)),),)).causal
     layer = Own(jaxrnn.stack(dropping, Elman(4)))
@@ -355,16 +355,16 @@ def test_a_function_that_was_compiled_before_is_refused_too(plain_errors):
         return unroll(Elman(4), params, xs, carry, return_carries=True)
 
     class Compiled(Own):
-        def unroll(self, params, carry, xs, how):
+        def unroll(self, params, carry, xs, spec):
             return helper(params, carry, xs)
 
     layer = dataclasses.dataclass(frozen=True)(Compiled)()
     gradient(layer, unroll)
-    for how in WAYS.values():
+    for spec in WAYS.values():
         with pytest.raises(
             ValueError, match=r"Compiled\.unroll calls jaxrnn\.unroll on Elman"
         ):
-            gradient(layer, truncated_unroll, **how)
+            gradient(layer, truncated_unroll, **spec)
     gradient(layer, unroll)
 
 
@@ -372,9 +372,9 @@ def test_an_unroll_without_a_carry_is_no_matter():
     """A layer that holds nothing from step to step has no gradient to cut."""
 
     class Dropped(Own):
-        def unroll(self, params, carry, xs, how):
+        def unroll(self, params, carry, xs, spec):
             carry, ys, carries = truncated_unroll(
-                self.cell, params, xs, carry, window=how.window, return_carries=True
+                self.cell, params, xs, carry, window=spec.window, return_carries=True
             )
             return (
                 carry,

@@ -207,8 +207,7 @@ def test_whole_numbers_unroll_and_one_sequence():
     assert_same(RNN(cell, rngs=False)(whole[0]), expected[0], 1e-6)
 
 
-# -- both directions
-# ---------------------------------------------------------------------------------------------------  # noqa: E501
+# -- both directions -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mixed", ["ours", "our RNN in flax's", "flax's RNN in ours"])
@@ -275,8 +274,7 @@ def test_dropout_in_both_directions():
     assert_same(both(xs), both(xs), 0)
 
 
-# -- what differs: each row of the table, on both sides
-# ---------------------------------------------------------------
+# -- what differs: each row of the table, on both sides --------------------------------
 
 
 def ran(kind_of_rnn, cell, xs, **how):
@@ -473,8 +471,7 @@ def test_bad_arguments(plain_errors):
         RNN(variant("Wide", num_feature_axes=2))(xs)
 
 
-# -- flax's own examples
-# -----------------------------------------------------------------------------------------------  # noqa: E501
+# -- flax's own examples ---------------------------------------------------------------
 
 
 def test_flip_sequences_leaves_padding_where_it_is():

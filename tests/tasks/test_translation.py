@@ -21,13 +21,13 @@ from jaxrnn.tasks.data.tokenizers import Characters, Subwords
 from jaxrnn.tasks.models.attention import Attention
 from jaxrnn.tasks.models.seq2seq import Batch, Translator
 from jaxrnn.tasks.runner import load
-from jaxrnn.training import BadInput
+from jaxrnn.training import InputError
 
 SCORES, rng = ("additive", "dot"), np.random.default_rng
 
 
 # --- the model
-# ---------------------------------------------------------------------------------------------------------  # noqa: E501
+# --------------------------------------------------------------------------------------
 
 
 def normal(*shape, seed=0):
@@ -200,7 +200,7 @@ def test_scheduled_sampling():
 
 
 # --- the data
-# ----------------------------------------------------------------------------------------------------------  # noqa: E501
+# --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("languages", ["en:ko", "ko:en", "en:de", "en:fr"])
@@ -284,17 +284,17 @@ MISTAKES = {
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_bad_line_is_named(tmp_path, name):
     text, message = MISTAKES[name]
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(InputError, match=message):
         read_pairs((write(tmp_path / "bad.tsv", text),))
 
 
 def test_languages_and_files_that_are_not_there(tmp_path):
     for name in ("dates:en", "dates:en:xx", "dates:en:ko:de"):
-        with pytest.raises(BadInput, match="expected two languages"):
+        with pytest.raises(InputError, match="expected two languages"):
             read_pairs((name,))
-    with pytest.raises(BadInput, match="no such file"):
+    with pytest.raises(InputError, match="no such file"):
         read_pairs((str(tmp_path / "none.tsv"),))
-    with pytest.raises(BadInput, match="held-out dates of its own"):
+    with pytest.raises(InputError, match="held-out dates of its own"):
         read_pairs(("dates:en:ko", "x"))
 
 
@@ -312,12 +312,12 @@ def test_symbols():
         map(len, texts)
     )
     assert subwords.encode("\N{SNOWMAN}").max() <= subwords.boundary
-    with pytest.raises(BadInput, match="--subwords 3"):
+    with pytest.raises(InputError, match="--subwords 3"):
         Subwords.of(texts, 3)
 
 
 # --- runs
-# --------------------------------------------------------------------------------------------------------------  # noqa: E501
+# --------------------------------------------------------------------------------------
 
 SMALL = {"hidden": 8, "embed": 4, "batch": 8, "beam": 2}
 

@@ -276,10 +276,10 @@ def test_chrono_of_the_shortest_sequences_is_possible():
     ],
 )
 def test_a_wrong_cell_is_refused(spec, words):
-    with pytest.raises(training.BadInput) as error:
+    with pytest.raises(training.InputError) as error:
         make_cell(spec, 8, 90)
     assert words in str(error.value)
-    with pytest.raises(training.BadInput, match="--cell"):
+    with pytest.raises(training.InputError, match="--cell"):
         hello.Options(cell=spec)
 
 

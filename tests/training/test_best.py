@@ -12,10 +12,10 @@ import optax
 import pytest
 
 from jaxrnn.training import (
-    BadInput,
     Budget,
     Checkpoints,
     Experiment,
+    InputError,
     Run,
     constant,
     fit,
@@ -110,9 +110,9 @@ def test_killed_and_resumed_it_keeps_the_same(tmp_path, kill):
 
 
 def test_patience_needs_a_score(tmp_path):
-    with pytest.raises(BadInput, match="--patience must not be negative"):
+    with pytest.raises(InputError, match="--patience must not be negative"):
         budget(patience=-1)
     plain = experiment()
     plain = Experiment(**{**vars(plain), "best_by": None})
-    with pytest.raises(BadInput, match="this one has none"):
+    with pytest.raises(InputError, match="this one has none"):
         fit(plain, Run.create(tmp_path / "run", {"task": "t"}), budget(patience=1))

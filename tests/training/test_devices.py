@@ -67,8 +67,7 @@ def test_on_two_devices():
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-1000:]
 
 
-# -- TBPTT
-# -----------------------------------------------------------------------------------------------------------  # noqa: E501
+# -- TBPTT -----------------------------------------------------------------------------
 
 
 def tbptt_of(layer, *pair, axis_name=None):
@@ -76,7 +75,7 @@ def tbptt_of(layer, *pair, axis_name=None):
         how = {
             "mask": window.mask,
             "resets": window.resets,
-            "key": window.key if layer.draws else None,
+            "key": window.key if layer.requires_key else None,
         }
         _, ys, carries = jaxrnn.unroll(
             layer, params, window.inputs, carry, **how, return_carries=True
@@ -274,8 +273,7 @@ def test_an_axis_that_is_not_there_is_named(plain_errors):
         tbptt.gradients(params, window, tbptt.start(params, window, (B,)))
 
 
-# -- the train step
-# --------------------------------------------------------------------------------------------------  # noqa: E501
+# -- the train step --------------------------------------------------------------------
 
 
 def stepped(layer, mesh, batch=B):
@@ -352,8 +350,7 @@ def check_meshes_that_do_not_fit(plain_errors):
             train_step(state, window, np.float32(0))
 
 
-# -- the program
-# -----------------------------------------------------------------------------------------------------  # noqa: E501
+# -- the program -----------------------------------------------------------------------
 
 
 def check_a_run_has_the_metrics_of_one_device(tmp_path, optax_promotion):
@@ -389,12 +386,12 @@ def check_what_is_chosen():
     ]
     assert [choose_devices(n, 4, 512) for n in (1, 2)] == [1, 2]
     with pytest.raises(
-        training.BadInput,
+        training.InputError,
         match="--devices 2 does not divide --batch 5: choose a --batch",
     ):
         choose_devices(2, 5, 8)
     with pytest.raises(
-        training.BadInput,
+        training.InputError,
         match=r"--devices 3, but there are only 2 devices here; .*JAX_NUM_CPU_DEVICES=3 ",  # noqa: E501
     ):
         choose_devices(3, 6, 8)
@@ -496,7 +493,7 @@ def test_a_run_from_before_there_was_a_choice_goes_on_on_one_device(
 def test_where_there_is_one_device_nothing_is_split_and_more_are_refused():
     assert choose_devices(0, 32, 64) == 1
     with pytest.raises(
-        training.BadInput,
+        training.InputError,
         match=r"--devices 2, but there is only 1 device here; .*jax_num_cpu_devices\", 2",  # noqa: E501
     ):
         charlm.prepare(charlm.Options(**SMALL, devices=2))

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from jaxrnn.cli import main
-from jaxrnn.training import BadInput, Checkpoints, checkpoints, run
+from jaxrnn.training import Checkpoints, InputError, checkpoints, run
 from jaxrnn.training.errors import unwritable
 
 QUICK = [
@@ -134,7 +134,7 @@ def test_what_says_that_nothing_can_be_written():
         ValueError("No space left on device is what a file holds"),
         FileNotFoundError(2, "x"),
         MemoryError(),
-        BadInput("x"),
+        InputError("x"),
     ):
         assert unwritable(other) is None
 

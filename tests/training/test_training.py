@@ -208,7 +208,7 @@ def test_where_every_checkpoint_is_damaged_the_error_says_so(tmp_path, state):
     for _ in range(
         2
     ):  # and nothing is moved away, so that the next try finds what this one found
-        with pytest.raises(training.BadInput, match="no readable checkpoint"):
+        with pytest.raises(training.InputError, match="no readable checkpoint"):
             training.Checkpoints(tmp_path / "checkpoints").restore(state)
 
 
@@ -217,7 +217,7 @@ def test_a_checkpoint_of_another_model_is_refused_by_leaf(tmp_path, state):
     checkpoints.save(1, state, {})
     other = state._replace(params={**state.params, "w": jnp.zeros(4)})
     with pytest.raises(
-        training.BadInput,
+        training.InputError,
         match=r"params\.w should be \(4,\) float32, found \(3,\) float32",
     ):
         checkpoints.restore(other)
@@ -269,14 +269,14 @@ def test_the_schedule_rises_and_falls():
 def test_a_run_directory_is_never_overwritten_by_accident(tmp_path):
     training.Run.create(tmp_path / "run", {"task": "hello"})
     with pytest.raises(
-        training.BadInput, match="already holds a run: continue it with --resume"
+        training.InputError, match="already holds a run: continue it with --resume"
     ):
         training.Run.create(tmp_path / "run", {"task": "hello"})
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("years of work")
     for overwrite in (False, True):
         with pytest.raises(
-            training.BadInput, match="is not empty, and no run directory"
+            training.InputError, match="is not empty, and no run directory"
         ):
             training.Run.create(
                 tmp_path / "mine", {"task": "hello"}, overwrite=overwrite
@@ -321,6 +321,8 @@ def test_a_run_that_was_trained_is_not_trained_over(tmp_path):
     r = training.Run.create(tmp_path / "run", {"task": "mine"})
     r.append("metrics.jsonl", {"step": 5, "loss": 1.0})
     experiment, _ = hello.prepare(hello.Options())
-    with pytest.raises(training.BadInput, match="has been trained already: resume it"):
+    with pytest.raises(
+        training.InputError, match="has been trained already: resume it"
+    ):
         training.fit(experiment, r, training.Budget(steps=1))
     assert r.records("metrics.jsonl") == [{"step": 5, "loss": 1.0}]

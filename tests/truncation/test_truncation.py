@@ -92,8 +92,7 @@ def scale_and_weight(artbp, window):
     return scale, weight
 
 
-# -- the scale
-# -------------------------------------------------------------------------------------------------------  # noqa: E501
+# -- the scale -------------------------------------------------------------------------
 
 
 def scaled_by_hand(layer, inputs, scale, reverse=False):
@@ -338,8 +337,7 @@ def test_gradients_keep_their_dtypes(dtype):
     )
 
 
-# -- the expectation, over every pattern of cuts
-# ----------------------------------------------------------------------
+# -- the expectation, over every pattern of cuts ---------------------------------------
 
 
 @functools.cache
@@ -582,8 +580,7 @@ def test_tbptt_with_artbp_goes_through_updates_pieces_and_noise(x64):
     assert keys
 
 
-# -- what is drawn
-# ----------------------------------------------------------------------------------------------------  # noqa: E501
+# -- what is drawn ---------------------------------------------------------------------
 
 
 def probability_by_hand(artbp, cuts, mask, resets):
@@ -687,8 +684,7 @@ def test_streams_and_keys_draw_apart():
     assert hash(ARTBP(3.0)) == hash(artbp)
 
 
-# -- the bias of truncation
-# -------------------------------------------------------------------------------------------  # noqa: E501
+# -- the bias of truncation ------------------------------------------------------------
 
 
 def bias_of(name, k1, k2s, flagged, **how):
@@ -766,8 +762,7 @@ def test_a_gradient_of_zero_has_no_relative_error(x64):
     assert np.isnan(actual.cosine).all()
 
 
-# -- adaptive truncation
-# ----------------------------------------------------------------------------------------------  # noqa: E501
+# -- adaptive truncation ---------------------------------------------------------------
 
 
 def by_formula(phi, norms, tau, last, error):
@@ -962,8 +957,7 @@ def test_the_bound_holds_on_a_contracting_net(x64):
     assert bias.relative_error[-1] < 0.05
 
 
-# -- bad input
-# --------------------------------------------------------------------------------------------------------  # noqa: E501
+# -- bad input -------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("plain_errors")

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ...cells.lstm import LSTM, LSTMState
 from ...core.cell import Carry, Cell, Params
-from ..recurrence.run import reason_against
+from ..recurrence.run import unsupported_arrays_reason
 from .primitives import USE_SCAN, Library, Network, lstm
 from .weights import pack_lstm
 
@@ -97,7 +97,7 @@ class CuDNN:
                         f"{self.library.dtype} alone: cast it with "
                         f".astype({self.library.dtype!r}), or {USE_SCAN}"
                     )
-        reason = reason_against(jax.tree.leaves((*values.values(), mask)))
+        reason = unsupported_arrays_reason(jax.tree.leaves((*values.values(), mask)))
         return None if reason is None else ValueError(f"CuDNN: {reason}: {USE_SCAN}")
 
     def walk(

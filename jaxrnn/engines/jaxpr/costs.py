@@ -46,14 +46,14 @@ MOVES |= {"convert_element_type", "stop_gradient", "rev", "iota"}
 ITERATION = 10_000
 
 
-def operations(eqns: Iterable[Any]) -> float:
+def count_flops(eqns: Iterable[Any]) -> float:
     """Floating-point operations of equations; those of the dearest branch of a cond,
     and of one iteration of a while.
     """
-    return sum(map(of_equation, eqns))
+    return sum(map(equation_flops, eqns))
 
 
-def of_equation(eqn: Any) -> float:
+def equation_flops(eqn: Any) -> float:
     """Floating-point operations of one equation."""
     name, out = eqn.primitive.name, sum(v.aval.size for v in eqn.outvars)
     if name in MOVES:
@@ -71,7 +71,7 @@ def of_equation(eqn: Any) -> float:
         )
     if name == "cond":
         return max(branch_costs(eqn))
-    inner = sum(operations(jaxpr.eqns) for jaxpr in core.jaxprs_in_params(eqn.params))
+    inner = sum(count_flops(jaxpr.eqns) for jaxpr in core.jaxprs_in_params(eqn.params))
     if name == "scan":
         return eqn.params["length"] * inner
     if inner:
@@ -81,10 +81,10 @@ def of_equation(eqn: Any) -> float:
 
 def branch_costs(eqn: Any) -> list[float]:
     """The operations of each branch of a cond."""
-    return [operations(branch.jaxpr.eqns) for branch in eqn.params["branches"]]
+    return [count_flops(branch.jaxpr.eqns) for branch in eqn.params["branches"]]
 
 
-def loses_by_mapping(eqn: Any) -> bool:
+def is_slower_batched(eqn: Any) -> bool:
     """Whether an equation should be left in the loop, and not be done for many steps at
     once: under ``vmap`` a cond runs all its branches for every step, and a while goes
     on for all steps until the last one is done.
@@ -96,7 +96,7 @@ def loses_by_mapping(eqn: Any) -> bool:
         return sum(costs) - sum(costs) / len(costs) > ITERATION
     if eqn.primitive.name in ("scan", "custom_jvp_call", "custom_vjp_call"):
         return any(
-            loses_by_mapping(e)
+            is_slower_batched(e)
             for jaxpr in core.jaxprs_in_params(eqn.params)
             for e in jaxpr.eqns
         )

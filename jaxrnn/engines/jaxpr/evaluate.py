@@ -20,14 +20,14 @@ CALLS = {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "rema
 Values = Sequence[Any]
 
 
-def run(jaxpr: Any, consts: Values, args: Values) -> list[Any]:
+def eval_jaxpr(jaxpr: Any, consts: Values, args: Values) -> list[Any]:
     """The outputs of a jaxpr, nested calls inlined."""
     env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
-    evaluate(jaxpr.eqns, env)
-    return [read(env, v) for v in jaxpr.outvars]
+    eval_equations(jaxpr.eqns, env)
+    return [read_env(env, v) for v in jaxpr.outvars]
 
 
-def evaluate(
+def eval_equations(
     eqns: Iterable[Any], env: dict[Any, Any], instead: dict[int, Callable] | None = None
 ) -> None:
     """Bind the equations one after another; ``env`` maps variables to values, and gains
@@ -37,7 +37,7 @@ def evaluate(
     makes the same.
     """
     for eqn in eqns:
-        values = [read(env, v) for v in eqn.invars]
+        values = [read_env(env, v) for v in eqn.invars]
         if instead and id(eqn) in instead:
             env[eqn.outvars[0]] = instead[id(eqn)](*values)
             continue
@@ -48,15 +48,15 @@ def evaluate(
             continue
         inner = eqn.params.get("jaxpr") if eqn.primitive.name in CALLS else None
         if inner is None:
-            made = bind(eqn, values)
+            made = bind_equation(eqn, values)
         elif isinstance(inner, core.ClosedJaxpr):
-            made = run(inner.jaxpr, inner.consts, values)
+            made = eval_jaxpr(inner.jaxpr, inner.consts, values)
         else:
-            made = run(inner, (), values)
+            made = eval_jaxpr(inner, (), values)
         env.update(zip(eqn.outvars, made, strict=True))
 
 
-def bind(eqn: Any, values: Values) -> list[Any]:
+def bind_equation(eqn: Any, values: Values) -> list[Any]:
     """What an equation makes of other operands."""
     bound = eqn.primitive.get_bind_params(eqn.params)
     functions, params = (
@@ -67,18 +67,18 @@ def bind(eqn: Any, values: Values) -> list[Any]:
     return made if eqn.primitive.multiple_results else [made]
 
 
-def read(env: dict[Any, Any], var: Any) -> Any:
+def read_env(env: dict[Any, Any], var: Any) -> Any:
     return var.val if isinstance(var, core.Literal) else env[var]
 
 
-def inlined(closed: Any) -> Any:
+def inline_calls(closed: Any) -> Any:
     """The same jaxpr without nested calls."""
-    return jax.make_jaxpr(lambda *args: run(closed.jaxpr, closed.consts, args))(
+    return jax.make_jaxpr(lambda *args: eval_jaxpr(closed.jaxpr, closed.consts, args))(
         *closed.in_avals
     )
 
 
-def mapping_of(axis_data: Any) -> dict[str, Any]:
+def vmap_options(axis_data: Any) -> dict[str, Any]:
     """The arguments of ``jax.vmap`` for an axis that a batching rule is told of."""
     named = {"axis_name": axis_data.name} if isinstance(axis_data.name, str) else {}
     return {"axis_size": axis_data.size, **named} | (
@@ -112,7 +112,7 @@ def _look(
 ad.primitive_jvps[_look_p] = _look
 
 
-def moved_outputs(closed: Any, places: Collection[int]) -> frozenset[int]:
+def outputs_with_tangents(closed: Any, places: Collection[int]) -> frozenset[int]:
     """Those outputs of a closed jaxpr that have a tangent other than a zero known while
     tracing, where the inputs at ``places`` have one.
     """
@@ -123,7 +123,9 @@ def moved_outputs(closed: Any, places: Collection[int]) -> frozenset[int]:
         def along(*values):
             full = dict(enumerate(primals)) | dict(zip(places, values, strict=True))
             return _look_p.bind(
-                *run(closed.jaxpr, closed.consts, [full[i] for i in range(len(full))]),
+                *eval_jaxpr(
+                    closed.jaxpr, closed.consts, [full[i] for i in range(len(full))]
+                ),
                 moved=moved,
             )
 
@@ -138,11 +140,11 @@ def nbytes(var: Any) -> int:
     return var.aval.size * var.aval.dtype.itemsize
 
 
-def unique(items: Iterable[Any]) -> list[Any]:
+def deduplicate(items: Iterable[Any]) -> list[Any]:
     return list(dict.fromkeys(items))
 
 
-def split(items: Sequence[Any], sizes: Sequence[int]) -> list[list[Any]]:
+def split_by_sizes(items: Sequence[Any], sizes: Sequence[int]) -> list[list[Any]]:
     """``items`` cut into lists of the given sizes, and the rest."""
     parts, start = [], 0
     for size in sizes:
@@ -151,6 +153,6 @@ def split(items: Sequence[Any], sizes: Sequence[int]) -> list[list[Any]]:
     return [*parts, list(items[start:])]
 
 
-def chosen(items: Iterable[Any], flags: Iterable[bool]) -> list[Any]:
+def select_by_flag(items: Iterable[Any], flags: Iterable[bool]) -> list[Any]:
     """The items whose flag is True."""
     return [item for item, flag in zip(items, flags, strict=True) if flag]

@@ -3,11 +3,11 @@
 A sum over steps moves through an equation if the equation is linear, jointly, in all
 those of its operands that change from step to step *and* in the constants among them
 that are terms of the same sum: ``sum_t (x_t + c) = sum_t x_t + T c``, and alike for the
-constant case of a ``select_n`` or the constant operand of a ``scatter-add``. `terms_of`
-names the operands that are terms; all the others, a predicate, an index, a factor, a
-matrix, must be constants. A primitive without an entry here is not taken to be linear
-in anything, and neither is one that rounds, but for sums of products in half precision:
-see `is_half`.
+constant case of a ``select_n`` or the constant operand of a ``scatter-add``.
+`linear_operands` names the operands that are terms; all the others, a predicate, an
+index, a factor, a matrix, must be constants. A primitive without an entry here is not
+taken to be linear in anything, and neither is one that rounds, but for sums of products
+in half precision: see `is_half`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ PRODUCTS = (
 )  # linear in one operand where the other is a constant
 
 
-def terms_of(eqn: Any, is_constant: Callable[[Any], bool]) -> Terms:
+def linear_operands(eqn: Any, is_constant: Callable[[Any], bool]) -> Terms:
     """Positions of the operands in which an equation is linear together, all others
     being constants; None if in none.
     """
@@ -87,14 +87,14 @@ def _keeps_kind(eqn: Any) -> bool:
     )
 
 
-def rounds(eqn: Any) -> bool:
+def is_rounding(eqn: Any) -> bool:
     """Whether an equation is a conversion to fewer digits or a smaller range."""
     return _digits(
         eqn, lambda old, new: new.nmant < old.nmant or new.maxexp < old.maxexp
     )
 
 
-def widens(eqn: Any) -> bool:
+def is_widening(eqn: Any) -> bool:
     """Whether an equation is a conversion to more digits or a larger range."""
     return _digits(
         eqn, lambda old, new: new.nmant > old.nmant or new.maxexp > old.maxexp
@@ -121,12 +121,12 @@ def is_half(eqn: Any) -> bool:
     whose range a sum may leave.
     """
     return any(
-        dtype.itemsize <= 2 and not is_short_of_range(dtype)
+        dtype.itemsize <= 2 and not has_short_range(dtype)
         for dtype in (v.aval.dtype for v in (*eqn.invars, *eqn.outvars))
     )
 
 
-def is_short_of_range(dtype: Any) -> bool:
+def has_short_range(dtype: Any) -> bool:
     """Whether sums of a dtype overflow where those of float32 do not: float16."""
     return (
         jnp.issubdtype(dtype, jnp.inexact)
@@ -134,7 +134,7 @@ def is_short_of_range(dtype: Any) -> bool:
     )
 
 
-def scales(eqn: Any) -> bool:
+def is_scaling(eqn: Any) -> bool:
     """Whether what an equation makes of a sum may be in range where the sum itself
     is not.
     """
@@ -147,7 +147,7 @@ def scales(eqn: Any) -> bool:
     )
 
 
-def rounds_a_product(eqn: Any, maker: dict[Any, Any]) -> bool:
+def is_rounded_product(eqn: Any, maker: dict[Any, Any]) -> bool:
     """Whether a conversion gives a product of narrow matrices, summed in wide numbers,
     the narrow dtype again: the transpose of ``dot_general(...,
     preferred_element_type=wide)``. The sum over time then goes on in wide numbers and

@@ -11,7 +11,7 @@ from typing import Any
 Node = Hashable
 
 
-def least_cut(
+def min_vertex_cut(
     sources: Iterable[Node],
     sinks: Iterable[Node],
     edges: Iterable[tuple[Node, Node]],

@@ -1,7 +1,7 @@
 """A step as a list of equations, sorted by what each depends on: that is all an engine
 needs to know of a cell.
 
-`Program` holds one step of a recurrence, ``(params, carry, inputs) -> carry``
+`DependencyGraph` holds one step of a recurrence, ``(params, carry, inputs) -> carry``
 (`step_program`), or the step together with its pullback, ``(params, carry, inputs,
 cotangent) -> (carry, d params, d carry, d inputs)`` (`adjoint_program`), as a jaxpr
 without nested calls. Every variable falls in a class:
@@ -28,20 +28,20 @@ import jax.numpy as jnp
 from jax.extend import core
 from jax.interpreters import partial_eval as pe
 
-from .costs import loses_by_mapping, operations
+from .costs import count_flops, is_slower_batched
 from .evaluate import (
     Values,
-    inlined,
+    deduplicate,
+    eval_jaxpr,
+    inline_calls,
     is_differentiable,
-    mapping_of,
-    moved_outputs,
     nbytes,
-    read,
-    run,
-    split,
-    unique,
+    outputs_with_tangents,
+    read_env,
+    split_by_sizes,
+    vmap_options,
 )
-from .min_cut import least_cut
+from .min_cut import min_vertex_cut
 
 CONST, INPUT, CARRY, COT = range(4)
 EXPENSIVE = {
@@ -83,7 +83,7 @@ CHEAP |= {"and", "or", "not", "xor", "eq", "ne", "lt", "le", "gt", "ge", "clamp"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Step:
+class StepJaxpr:
     """``(params, carry, inputs) -> new carry`` on flat lists of arrays, traced once,
     and hashed by identity.
     """
@@ -94,7 +94,9 @@ class Step:
     inputs: int
 
     def __call__(self, params: Values, carry: Values, inputs: Values) -> list[Any]:
-        return run(self.closed.jaxpr, self.closed.consts, [*params, *carry, *inputs])
+        return eval_jaxpr(
+            self.closed.jaxpr, self.closed.consts, [*params, *carry, *inputs]
+        )
 
     @property
     def avals(self) -> list[Any]:
@@ -105,17 +107,17 @@ class Step:
         return list(self.closed.out_avals)
 
     @functools.cached_property
-    def program(self) -> Program:
+    def program(self) -> DependencyGraph:
         """The step alone."""
-        return Program(
-            inlined(self.closed),
+        return DependencyGraph(
+            inline_calls(self.closed),
             [CONST] * self.params + [CARRY] * self.carry + [INPUT] * self.inputs,
         )
 
     @functools.cached_property
-    def adjoint(self) -> Adjoint:
+    def adjoint(self) -> StepVJP:
         """The step and its pullback."""
-        return Adjoint(self)
+        return StepVJP(self)
 
     def moved_by(self, wrt: Iterable[int]) -> frozenset[int]:
         """The leaves of the carry that have, after any number of steps, a tangent other
@@ -131,7 +133,7 @@ class Step:
             )
             while (
                 not (
-                    new := moved_outputs(
+                    new := outputs_with_tangents(
                         self.closed, given | {self.params + i for i in found}
                     )
                 )
@@ -160,7 +162,7 @@ class Step:
             )
         return None
 
-    def vmapped(self, in_axes: Values, axis_data: Any) -> Step:
+    def vmapped(self, in_axes: Values, axis_data: Any) -> StepJaxpr:
         """The step of every member of a mapped axis: the same equations, one batch
         axis more.
         """
@@ -172,22 +174,22 @@ class Step:
             for aval, axis in zip(self.avals, in_axes, strict=True)
         ]
         call = jax.vmap(
-            lambda *flat: self(*split(flat, groups[:2])),
+            lambda *flat: self(*split_by_sizes(flat, groups[:2])),
             in_axes=tuple(in_axes),
-            **mapping_of(axis_data),
+            **vmap_options(axis_data),
         )
-        return Step(jax.make_jaxpr(call)(*avals), *groups)
+        return StepJaxpr(jax.make_jaxpr(call)(*avals), *groups)
 
 
 def trace_step(
     function: Callable[..., Values], params: Values, carry: Values, inputs: Values
-) -> tuple[Step, list[Any]]:
-    """``function(params, carry, inputs) -> carry`` on flat lists as a `Step`, and the
-    params it takes: arrays that the function closes over come first. What nobody reads
-    is left out, as ``jax.jit`` does.
+) -> tuple[StepJaxpr, list[Any]]:
+    """``function(params, carry, inputs) -> carry`` on flat lists as a `StepJaxpr`, and
+    the params it takes: arrays that the function closes over come first. What nobody
+    reads is left out, as ``jax.jit`` does.
     """
     groups = (len(params), len(carry))
-    closed = jax.make_jaxpr(lambda *flat: function(*split(flat, groups)))(
+    closed = jax.make_jaxpr(lambda *flat: function(*split_by_sizes(flat, groups)))(
         *params, *carry, *inputs
     )
     consts, (jaxpr, _) = (
@@ -195,18 +197,20 @@ def trace_step(
         pe.dce_jaxpr(closed.jaxpr, [True] * len(closed.out_avals), instantiate=True),
     )
     opened = jax.make_jaxpr(
-        lambda *flat: run(jaxpr, flat[: len(consts)], flat[len(consts) :])
+        lambda *flat: eval_jaxpr(jaxpr, flat[: len(consts)], flat[len(consts) :])
     )
     avals = [jax.ShapeDtypeStruct(jnp.shape(a), a.dtype) for a in consts] + list(
         closed.in_avals
     )
-    return Step(opened(*avals), len(consts) + len(params), len(carry), len(inputs)), [
+    return StepJaxpr(
+        opened(*avals), len(consts) + len(params), len(carry), len(inputs)
+    ), [
         *consts,
         *params,
     ]
 
 
-class Program:
+class DependencyGraph:
     """A jaxpr without calls, and the class of every variable."""
 
     def __init__(self, closed: Any, classes: Iterable[int]):
@@ -221,7 +225,7 @@ class Program:
         self.maker: dict[Any, Any] = {}
         for eqn in self.eqns:
             kind = max((self.kind_of(v) for v in eqn.invars), default=CONST)
-            if kind == INPUT and loses_by_mapping(eqn):
+            if kind == INPUT and is_slower_batched(eqn):
                 kind = CARRY  # it stays in the loop
             for var in eqn.outvars:
                 self.kind[var], self.maker[var] = kind, eqn
@@ -252,7 +256,7 @@ class Program:
         """
         eqns = list(eqns)
         made = {v for eqn in eqns for v in eqn.outvars}
-        return unique(
+        return deduplicate(
             v
             for eqn in eqns
             for v in eqn.invars
@@ -284,23 +288,23 @@ class Program:
             for b in eqn.outvars
             if self.kind_of(a) > CONST
         ]
-        sources = unique(
+        sources = deduplicate(
             [v for v in wanted if v not in made]
             + [a for a, _ in edges if a not in made]
         )
-        cut = least_cut(sources, wanted, edges, nbytes)
+        cut = min_vertex_cut(sources, wanted, edges, nbytes)
         return cut, [
             eqn for eqn in self.needed(wanted, cut) if self.kind[eqn.outvars[0]] > CONST
         ]
 
 
-class Adjoint(Program):
+class StepVJP(DependencyGraph):
     """A step and its pullback as one program. ``new``, ``d_params``, ``d_carry`` and
     ``d_inputs`` are its outputs by position; those of integers and flags are None.
     ``cotangents`` are its inputs, None likewise.
     """
 
-    def __init__(self, step: Step):
+    def __init__(self, step: StepJaxpr):
         self.step = step
         groups = (step.params, step.carry, step.inputs)
         closed, differentiable = _trace_pullback(step)
@@ -311,8 +315,8 @@ class Adjoint(Program):
             + [INPUT] * groups[2]
             + [COT] * sum(differentiable[1]),
         )
-        params, carry, inputs, cotangents = split(self.jaxpr.invars, groups)
-        new, d_params, d_carry, d_inputs = split(
+        params, carry, inputs, cotangents = split_by_sizes(self.jaxpr.invars, groups)
+        new, d_params, d_carry, d_inputs = split_by_sizes(
             self.jaxpr.outvars,
             (step.carry, sum(differentiable[0]), sum(differentiable[1])),
         )
@@ -334,7 +338,7 @@ class Adjoint(Program):
         eqns = [
             eqn for eqn in self.needed(outs, ()) if self.kind[eqn.outvars[0]] == COT
         ]
-        return unique(
+        return deduplicate(
             [
                 *self.reads(eqns, COT),
                 *(v for v in outs if CONST < self.kind_of(v) < COT),
@@ -356,7 +360,7 @@ class Adjoint(Program):
         eqns = self.needed(
             self.matmul_values, {*self.inputs, *self.known_carries(self.unread)}
         )
-        return operations(
+        return count_flops(
             eqn
             for eqn in eqns
             if self.kind[eqn.outvars[0]] > CONST and eqn.primitive.name in EXPENSIVE
@@ -410,7 +414,7 @@ class Adjoint(Program):
             if self.kind_of(a) > CONST and a not in free and b not in free
         ]
         sources = [*made, *(self.carry[i] for i in dropped)]
-        return least_cut(
+        return min_vertex_cut(
             sources, [v for v in self.residuals if v not in free], edges, nbytes
         )
 
@@ -462,13 +466,13 @@ class Adjoint(Program):
         return dropped
 
 
-def _trace_pullback(step: Step) -> tuple[Any, list[list[bool]]]:
+def _trace_pullback(step: StepJaxpr) -> tuple[Any, list[list[bool]]]:
     """The jaxpr, without calls, of step and pullback, and which params, carries and
     inputs are differentiable.
     """
     groups = (step.params, step.carry)
     flags = [is_differentiable(aval) for aval in step.avals]
-    differentiable = split(flags, groups)
+    differentiable = split_by_sizes(flags, groups)
 
     def both(*flat):
         primals, cotangents = flat[: len(flags)], flat[len(flags) :]
@@ -476,7 +480,7 @@ def _trace_pullback(step: Step) -> tuple[Any, list[list[bool]]]:
         def differentiated(chosen):
             chosen = iter(chosen)
             new = step(
-                *split(
+                *split_by_sizes(
                     [
                         next(chosen) if flag else a
                         for a, flag in zip(primals, flags, strict=True)
@@ -497,11 +501,11 @@ def _trace_pullback(step: Step) -> tuple[Any, list[list[bool]]]:
         for aval, flag in zip(step.carry_avals, differentiable[1], strict=True)
         if flag
     ]
-    return inlined(jax.make_jaxpr(both)(*step.avals, *cotangents)), differentiable
+    return inline_calls(jax.make_jaxpr(both)(*step.avals, *cotangents)), differentiable
 
 
-def oriented(
-    program: Program, eqns: Iterable[Any], constants: dict[Any, Any]
+def pretranspose_constants(
+    program: DependencyGraph, eqns: Iterable[Any], constants: dict[Any, Any]
 ) -> dict[int, Callable]:
     """For matmuls by the transpose of a constant matrix, matmuls by a transposed copy
     that is made here, before a loop.
@@ -521,7 +525,7 @@ def oriented(
             and tuple(matrix_over) == (1,)
             and batch == ((), ())
         ):
-            turned = read(constants, matrix).T
+            turned = read_env(constants, matrix).T
 
             def product(a, _, turned=turned, over=over, params=params):
                 return jax.lax.dot_general_p.bind(

@@ -20,7 +20,7 @@ from jaxtyping import Array, Inexact
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
-def prefixes(
+def affine_scan(
     a: Inexact[Array, "T *S"],
     b: Inexact[Array, "T *S"],
     first: Inexact[Array, "*S"],
@@ -46,19 +46,19 @@ def prefixes(
     return jax.lax.associative_scan(after, (a, b), reverse=reverse)[1]
 
 
-@prefixes.defjvp
+@affine_scan.defjvp
 def _prefixes_jvp(reverse: bool, primals: Any, tangents: Any) -> tuple[Array, Array]:
     """``ds_t = a_t ds_{t-1} + (da_t s_{t-1} + db_t)``: by the prefix tree's own rule
     a factor of 0 would have no derivative.
     """
     (a, b, first), (da, db, d_first) = primals, tangents
-    states = prefixes(a, b, first, reverse)
-    before = shifted(first, states, reverse)
+    states = affine_scan(a, b, first, reverse)
+    before = carries_before(first, states, reverse)
     before = jnp.where((a == 0) & ~jnp.isfinite(before), jnp.zeros_like(before), before)
-    return states, prefixes(a, da * before + db, d_first, reverse)
+    return states, affine_scan(a, da * before + db, d_first, reverse)
 
 
-def prefix_into(
+def prefix_scan_into_buffers(
     body: Callable,
     carry: list[Any],
     given: Any,
@@ -77,9 +77,10 @@ def prefix_into(
         return jax.jvp(lambda carry: body(carry, now)[0], (zeros,), (ones,))
 
     b, a = jax.vmap(maps, axis_size=steps)(given)
-    after = [prefixes(*leaves, reverse) for leaves in zip(a, b, carry, strict=True)]
+    after = [affine_scan(*leaves, reverse) for leaves in zip(a, b, carry, strict=True)]
     before = [
-        shifted(s, states, reverse) for s, states in zip(carry, after, strict=True)
+        carries_before(s, states, reverse)
+        for s, states in zip(carry, after, strict=True)
     ]
     outs = jax.vmap(lambda carry, now: body(carry, now)[1], axis_size=steps)(
         before, given
@@ -91,7 +92,7 @@ def prefix_into(
     return [states[0 if reverse else -1] for states in after], rows
 
 
-def shifted(first: Any, carries: Any, reverse: bool) -> Any:
+def carries_before(first: Any, carries: Any, reverse: bool) -> Any:
     """The carry before every step, from the one before all and those after."""
     if carries.shape[0] == 1:
         return first[None]

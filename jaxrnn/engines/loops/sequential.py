@@ -12,15 +12,15 @@ from ...core.fusion_barrier import LEAST_BYTES
 
 Loop = Callable[
     ..., tuple[Any, list[Any]]
-]  # `scan_into` with its unroll given, or what does the same
+]  # `scan_into_buffers` with its unroll given, or what does the same
 
 
-def blank_rows(steps: int, aval: Any) -> Any:
+def empty_rows(steps: int, aval: Any) -> Any:
     """``(steps, ...)`` to write rows of ``aval`` into."""
     return jnp.zeros((steps, *aval.shape), aval.dtype)
 
 
-def scan_into(
+def scan_into_buffers(
     body: Callable,
     carry: Any,
     given: Any,

@@ -15,28 +15,28 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from ...core.cell import accumulator
-from ...core.fusion_barrier import fence
-from ..jaxpr.costs import loses_by_mapping
+from ...core.fusion_barrier import cpu_optimization_barrier
+from ..jaxpr.costs import is_slower_batched
 from ..jaxpr.evaluate import (
-    chosen,
-    evaluate,
+    deduplicate,
+    eval_equations,
     is_differentiable,
     nbytes,
-    read,
-    split,
-    unique,
+    read_env,
+    select_by_flag,
+    split_by_sizes,
 )
-from ..jaxpr.step_program import CONST, COT, Adjoint, Step, oriented
-from ..loops.sequential import Loop, blank_rows
-from .running_sums import Total
-from .weight_gradients import TimeSum
+from ..jaxpr.step_program import CONST, COT, StepJaxpr, StepVJP, pretranspose_constants
+from ..loops.sequential import Loop, empty_rows
+from .running_sums import RunningSum
+from .weight_gradients import WeightGradientSum
 
 Arrays = Sequence[Any]
 LEAST_ROW = 256  # bytes
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
+class WrtMask:
     """For every param, carry and input of a step, whether its cotangent is asked
     for.
     """
@@ -46,7 +46,7 @@ class Wanted:
     inputs: Sequence[bool]
 
 
-class Layout:
+class BackwardPlan:
     """A pullback's equations in the order in which a walk backwards wants them.
 
     rebuilt   what the rest reads of the forward pass, for a window at once: without a
@@ -60,8 +60,8 @@ class Layout:
 
     def __init__(
         self,
-        program: Adjoint,
-        wanted: Wanted,
+        program: StepVJP,
+        wanted: WrtMask,
         *,
         with_kept: bool,
         by_steps: bool = True,
@@ -73,31 +73,31 @@ class Layout:
             i for i in range(len(program.carry)) if i not in program.not_kept(with_kept)
         ]  # of the carries at hand
         self.carries = program.known_carries(program.not_kept(with_kept))
-        self.d_params = chosen(program.d_params, wanted.params)
-        self.d_inputs = chosen(program.d_inputs, wanted.inputs)
+        self.d_params = select_by_flag(program.d_params, wanted.params)
+        self.d_inputs = select_by_flag(program.d_inputs, wanted.inputs)
         self.d_carry = [v for v in program.d_carry if v is not None]
         self.cotangents = [v for v in program.cotangents if v is not None]
         rows = [v for v in self.d_inputs if program.kind_of(v) > CONST]
-        self.sums = TimeSum(
+        self.sums = WeightGradientSum(
             program,
             self.d_params,
             rows,
-            most_bytes(program) if by_steps else math.inf,
+            max_row_bytes(program) if by_steps else math.inf,
             parts,
         )
         self.totals = [
-            Total(program, each, which)
+            RunningSum(program, each, which)
             for which, each in enumerate(self.sums.direct)
             if each
         ]
-        self.totals += [Total(program, [v], None) for v in self.sums.indirect]
+        self.totals += [RunningSum(program, [v], None) for v in self.sums.indirect]
         self._order(rows)
 
     def _order(self, rows: list[Any]) -> None:
         program = self.program
         free = {*program.inputs, *self.carries, *self.kept}
         # Every step's value of these is wanted when the loop is done.
-        self.stacked = unique([*self.sums.operands, *rows])
+        self.stacked = deduplicate([*self.sums.operands, *rows])
         made_inside = [
             *self.d_carry,
             *(v for total in self.totals for v in total.reads),
@@ -105,7 +105,7 @@ class Layout:
         left = [
             e
             for e in program.needed(self.stacked, ())
-            if program.kind[e.outvars[0]] == COT and loses_by_mapping(e)
+            if program.kind[e.outvars[0]] == COT and is_slower_batched(e)
         ]
         made_inside += [v for eqn in left for v in eqn.outvars]
         self.pullback = [
@@ -124,7 +124,7 @@ class Layout:
         late = {v for eqn in self.after for v in eqn.outvars}
         read_after = [
             v
-            for v in unique([*self.stacked, *program.reads(self.after, COT + 1)])
+            for v in deduplicate([*self.stacked, *program.reads(self.after, COT + 1)])
             if v not in late
         ]
         self.emitted = [v for v in read_after if v in in_loop]
@@ -136,7 +136,7 @@ class Layout:
             [*program.reads(self.pullback, COT), *passed_on], free
         )
         self.inside = [*cheap, *self.pullback]
-        self.known = unique([*self.sliced, *whole])
+        self.known = deduplicate([*self.sliced, *whole])
         self.rebuilt = program.needed(
             self.known, {v for v in program.kind if program.kind[v] == CONST} | free
         )
@@ -164,38 +164,40 @@ class Layout:
 
 
 @functools.lru_cache(maxsize=256)
-def bytes_held(step: Step, lean: bool) -> int:
-    """`Layout.bytes_held` where all gradients are wanted and, unless ``lean``, the
-    values of matmuls are kept.
+def bytes_saved(step: StepJaxpr, lean: bool) -> int:
+    """`BackwardPlan.bytes_held` where all gradients are wanted and, unless ``lean``,
+    the values of matmuls are kept.
     """
-    everything = Wanted([True] * step.params, [True] * step.carry, [True] * step.inputs)
-    return Layout(
+    everything = WrtMask(
+        [True] * step.params, [True] * step.carry, [True] * step.inputs
+    )
+    return BackwardPlan(
         step.adjoint, _differentiable(step, everything), with_kept=not lean
     ).bytes_held
 
 
-def _differentiable(step: Step, wanted: Wanted) -> Wanted:
+def _differentiable(step: StepJaxpr, wanted: WrtMask) -> WrtMask:
     flags = [is_differentiable(aval) for aval in step.avals]
-    return Wanted(
+    return WrtMask(
         *(
             [a and b for a, b in zip(*pair, strict=True)]
             for pair in zip(
                 (wanted.params, wanted.carry, wanted.inputs),
-                split(flags, (step.params, step.carry)),
+                split_by_sizes(flags, (step.params, step.carry)),
                 strict=True,
             )
         )
     )
 
 
-class Backward(Layout):
-    """A `Layout` with the values of the parameters, and the walk of a window."""
+class BackwardWindow(BackwardPlan):
+    """A `BackwardPlan` with the values of the parameters, and the walk of a window."""
 
     def __init__(
         self,
-        step: Step,
+        step: StepJaxpr,
         params: Arrays,
-        wanted: Wanted,
+        wanted: WrtMask,
         present: Sequence[bool],
         **options: Any,
     ):
@@ -207,14 +209,16 @@ class Backward(Layout):
             if v is not None
         ]
         self._set_constants()
-        self.turned = oriented(self.program, self.pullback, self.constants)
+        self.turned = pretranspose_constants(
+            self.program, self.pullback, self.constants
+        )
 
     def _set_constants(self) -> None:
         outs = [*self.d_params, *self.d_carry, *self.d_inputs, *self.program.residuals]
         self.constants = self.program.literals | dict(
             zip(self.program.jaxpr.invars, self.params, strict=False)
         )
-        evaluate(
+        eval_equations(
             [
                 e
                 for e in self.program.needed(outs, ())
@@ -246,14 +250,14 @@ class Backward(Layout):
 
     def blank(self, steps: int) -> list[Any]:
         """Arrays for what the loop emits in ``steps`` steps."""
-        return [blank_rows(steps, v.aval) for v in self.emitted]
+        return [empty_rows(steps, v.aval) for v in self.emitted]
 
     def zero_sums(self) -> list[Any]:
         """Where weight gradients add up, in float32 at least."""
         lead = (self.sums.parts,) if self.sums.parts > 1 else ()
         return [
             jnp.zeros((*lead, *p.shape), accumulator(p.dtype))
-            for p in chosen(self.params, self.wanted.params)
+            for p in select_by_flag(self.params, self.wanted.params)
         ]
 
     def window(
@@ -277,7 +281,10 @@ class Backward(Layout):
         count = len(carry)
 
         def body(now, given):
-            (carry, added), (values, every) = split(now, (count,)), fence(given)
+            (carry, added), (values, every) = (
+                split_by_sizes(now, (count,)),
+                cpu_optimization_barrier(given),
+            )
             found = iter(every)
             carry = [
                 g + next(found) if p else g
@@ -285,19 +292,19 @@ class Backward(Layout):
             ]
             env = {**self.constants, **dict(zip(self.sliced, values, strict=True))}
             env |= dict(zip(self.cotangents, carry, strict=True))
-            evaluate(self.inside, env, self.turned)
+            eval_equations(self.inside, env, self.turned)
             added = [
                 total.add(value, env)
                 for total, value in zip(self.totals, added, strict=True)
             ]
-            return [*(read(env, v) for v in self.d_carry), *added], [
+            return [*(read_env(env, v) for v in self.d_carry), *added], [
                 env[v] for v in self.emitted
             ]
 
         given = ([known[v] for v in self.sliced], list(every))
         begun = [self._begun(total, sums) for total in self.totals]
         now, rows = loop(body, [*carry, *begun], given, rows, 0, steps, reverse=reverse)
-        carry, added = split(now, (count,))
+        carry, added = split_by_sizes(now, (count,))
         known |= dict(zip(self.emitted, rows, strict=True))
         known |= self._at_once(self.after, self.stacked, known)
         return (
@@ -307,7 +314,7 @@ class Backward(Layout):
             [self._rows(v, known, steps) for v in self.d_inputs],
         )
 
-    def _begun(self, total: Total, sums: list) -> Any:
+    def _begun(self, total: RunningSum, sums: list) -> Any:
         """What the loop adds to: the gradient as it stands, where nothing more comes
         to it and it has no parts.
         """
@@ -351,11 +358,11 @@ class Backward(Layout):
         known yet.
         """
         outs = [v for v in outs if v not in known]
-        reads = unique(v for v in self.program.reads(eqns, COT + 1) if v in known)
+        reads = deduplicate(v for v in self.program.reads(eqns, COT + 1) if v in known)
 
         def one(*given):
             env = {**self.constants, **dict(zip(reads, given, strict=True))}
-            evaluate(eqns, env)
+            eval_equations(eqns, env)
             return [env[v] for v in outs]
 
         return (
@@ -367,7 +374,7 @@ class Backward(Layout):
     def _rows(self, var: Any, known: dict[Any, Any], steps: int) -> Any:
         if self.program.kind_of(var) > CONST:
             return known[var]
-        value = read(self.constants, var)
+        value = read_env(self.constants, var)
         return jnp.broadcast_to(value, (steps, *jnp.shape(value)))
 
     def assemble(self, sums: list, carry: list, inputs: list) -> list[Any]:
@@ -375,7 +382,9 @@ class Backward(Layout):
         sums = [self.sums.joined(s) for s in sums]
         of_params = iter(
             s.astype(p.dtype)
-            for s, p in zip(sums, chosen(self.params, self.wanted.params), strict=True)
+            for s, p in zip(
+                sums, select_by_flag(self.params, self.wanted.params), strict=True
+            )
         )
         of_carry, of_inputs = iter(carry), iter(inputs)
         every_carry = [
@@ -391,7 +400,7 @@ class Backward(Layout):
         ]
 
 
-def most_bytes(program: Adjoint) -> int:
+def max_row_bytes(program: StepVJP) -> int:
     """Bytes of a value of which a row for every step may be held until it is summed:
     as much as a step holds anyway.
     """

@@ -20,7 +20,7 @@ except ImportError:  # pragma: no cover
     _RULES: dict[Any, Any] = {}  # type: ignore[no-redef]
 
 
-def see_inside(primitive: Any, function: Callable[..., Any]) -> None:
+def register_checkify_rule(primitive: Any, function: Callable[..., Any]) -> None:
     """Let checkify see into ``primitive``, which computes ``function(*args,
     **params)``.
     """

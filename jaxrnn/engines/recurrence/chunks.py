@@ -11,7 +11,7 @@ import jax.numpy as jnp
 WalkOne = Callable[[Any, Any, Any], tuple[Any, Any]]
 
 
-def walk_in_windows(
+def run_in_windows(
     walk_one: WalkOne, carry: Any, parts: Any, window: int, reverse: bool
 ) -> tuple[Any, Any]:
     """Walk ``parts``, a pytree of ``(T, ...)``, window after window: one compiled loop,
@@ -45,7 +45,7 @@ def walk_in_windows(
     return carry, outs
 
 
-def loop_in_windows(
+def scan_over_chunks(
     walk_one: Callable[[Any, Any, Any], Any],
     carry: Any,
     parts: Any,
@@ -97,16 +97,14 @@ def loop_in_windows(
     return carry if retrace else walk_short(carry)
 
 
-def number_of_window(first: Any, window: int) -> Any:
+def chunk_index(first: Any, window: int) -> Any:
     """Which window of ``window`` steps, or shorter at either end, begins at step
     ``first``.
     """
     return (first + window - 1) // window
 
 
-def starts_of_windows(
-    carry: Any, carries: Any, window: int | None, reverse: bool
-) -> Any:
+def chunk_starts(carry: Any, carries: Any, window: int | None, reverse: bool) -> Any:
     """The carry before every window, in the order of time, from the one before all
     and those after every step.
     """

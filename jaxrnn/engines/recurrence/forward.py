@@ -9,15 +9,15 @@ from typing import Any
 
 import jax
 
-from ...core.fusion_barrier import fence
-from ..jaxpr.evaluate import chosen, evaluate, read
-from ..jaxpr.step_program import CARRY, CONST, INPUT, Program, Step
-from ..loops.sequential import Loop, blank_rows
+from ...core.fusion_barrier import cpu_optimization_barrier
+from ..jaxpr.evaluate import eval_equations, read_env, select_by_flag
+from ..jaxpr.step_program import CARRY, CONST, INPUT, DependencyGraph, StepJaxpr
+from ..loops.sequential import Loop, empty_rows
 
 Arrays = Sequence[Any]
 
 
-class Forward:
+class ForwardWindow:
     """A step's equations in the order in which a walk forwards wants them.
 
     ``before`` are the variables that the loop reads of what was done ahead of it;
@@ -27,7 +27,7 @@ class Forward:
 
     def __init__(
         self,
-        step: Step,
+        step: StepJaxpr,
         params: Arrays,
         *,
         hoist: bool,
@@ -37,7 +37,7 @@ class Forward:
         show: Sequence[bool],
     ):
         self.step, self.reverse, self.loop, self.show = step, reverse, loop, show
-        program: Program = step.adjoint if keep else step.program
+        program: DependencyGraph = step.adjoint if keep else step.program
         invars = program.jaxpr.invars
         self.carry, self.inputs = (
             invars[step.params :][: step.carry],
@@ -47,7 +47,7 @@ class Forward:
         self.kept = step.adjoint.matmul_values if keep else []
         self.constants = program.literals | dict(zip(invars, params, strict=False))
         needed = program.needed([*self.new, *self.kept], ())
-        evaluate(
+        eval_equations(
             [eqn for eqn in needed if program.kind[eqn.outvars[0]] == CONST],
             self.constants,
         )
@@ -70,9 +70,9 @@ class Forward:
     def blank(self, steps: int) -> list[Any]:
         """Arrays for the carries and the kept values of ``steps`` steps."""
         return [
-            blank_rows(steps, a)
+            empty_rows(steps, a)
             for a in (
-                *chosen(self.step.carry_avals, self.show),
+                *select_by_flag(self.step.carry_avals, self.show),
                 *(v.aval for v in self.kept),
             )
         ]
@@ -100,7 +100,7 @@ class Forward:
 
         def ahead(*x):
             env = {**self.constants, **dict(zip(self.inputs, x, strict=True))}
-            evaluate(self.early, env)
+            eval_equations(self.early, env)
             return [env[v] for v in self.before]
 
         return jax.vmap(ahead)(*inputs) if self.before else []
@@ -109,8 +109,11 @@ class Forward:
         """One step: the new carry, and what of it and of the kept values is
         recorded.
         """
-        env = {**self.constants, **dict(zip(self.before, fence(given), strict=True))}
+        env = {
+            **self.constants,
+            **dict(zip(self.before, cpu_optimization_barrier(given), strict=True)),
+        }
         env |= dict(zip(self.carry, carry, strict=True))
-        evaluate(self.late, env)
-        new = [read(env, v) for v in self.new]
-        return new, [*chosen(new, self.show), *(env[v] for v in self.kept)]
+        eval_equations(self.late, env)
+        new = [read_env(env, v) for v in self.new]
+        return new, [*select_by_flag(new, self.show), *(env[v] for v in self.kept)]

@@ -26,7 +26,7 @@ compiled for one:
 A window has 8 to 256 steps, or more where those hold less than 64 kB.
 
 Inputs are projected before the loop, but on a CPU with jax 0.10 inside it unless they
-are small, see `hoists`.
+are small, see `choose_hoist`.
 
 A linear cell (`jaxrnn.LinearCell`) keeps carries only, makes its factors before the
 loop, and is walked
@@ -57,8 +57,8 @@ import jax
 
 from ...core.fusion_barrier import LEAST_BYTES
 from ..jaxpr.evaluate import nbytes
-from ..jaxpr.step_program import EXPENSIVE, INPUT, Step
-from .backward import bytes_held
+from ..jaxpr.step_program import EXPENSIVE, INPUT, StepJaxpr
+from .backward import bytes_saved
 
 GATES, CARRIES, STARTS, ALL = (
     "gates",
@@ -90,8 +90,8 @@ SMALL_WINDOW_BYTES = (
 )
 
 
-def window_for(
-    step: Step,
+def choose_chunk(
+    step: StepJaxpr,
     steps: int,
     platform: str | None,
     *,
@@ -100,15 +100,15 @@ def window_for(
     hoist: bool = True,
 ) -> int | None:
     """Steps in a window by the table above; None is all of T. Arguments are those of
-    `window_and_why`.
+    `explain_chunk`.
     """
-    return window_and_why(
+    return explain_chunk(
         step, steps, platform, backward=backward, lean=lean, hoist=hoist
     )[0]
 
 
-def window_and_why(
-    step: Step,
+def explain_chunk(
+    step: StepJaxpr,
     steps: int,
     platform: str | None,
     *,
@@ -116,7 +116,7 @@ def window_and_why(
     lean: bool = False,
     hoist: bool = True,
 ) -> tuple[int | None, str]:
-    """`window_for`, and the reason in words.
+    """`choose_chunk`, and the reason in words.
 
     Args:
         backward: whether the walk keeps values for a gradient.
@@ -126,28 +126,36 @@ def window_and_why(
     if platform != "cpu" and not lean:
         return None, "one window: each more is a dozen launches more"
     # Where nothing is kept, what was hoisted lies in memory all the same.
-    stored = step.adjoint.matmul_values if backward else hoisted(step) if hoist else []
+    stored = (
+        step.adjoint.matmul_values
+        if backward
+        else hoistable_equations(step)
+        if hoist
+        else []
+    )
     kept = sum(map(nbytes, stored)) + sum(
         a.size * a.dtype.itemsize for a in step.carry_avals
     )
-    fits = not backward or bytes_held(step, lean) <= MOST_HELD * bytes_of_scan(step)
+    fits = not backward or bytes_saved(step, lean) <= MOST_HELD * scan_residual_bytes(
+        step
+    )
     if kept * steps <= WHOLE_BYTES and not lean and fits:
         return None, f"one window: its {kept * steps:,} bytes stay in the caches"
     most = max(MOST_WINDOW, SMALL_WINDOW_BYTES // max(kept, 1))
     most = min(most, steps // LEAN_SHARE) if lean else most
     held = WINDOW_BYTES // max(kept, 1) if platform == "cpu" else most
-    window = near_divisor(steps, max(min(held, most), LEAST_WINDOW))
+    window = nearest_divisor(steps, max(min(held, most), LEAST_WINDOW))
     return window, f"{min(window, steps) * kept:,} of {steps * kept:,} bytes at a time"
 
 
-def residuals_and_why(step: Step, steps: int) -> tuple[str, str]:
+def choose_save(step: StepJaxpr, steps: int) -> tuple[str, str]:
     """What is kept of a step for its derivative over ``steps`` steps, where nobody
     has said it, and the reason in words.
     """
     if step.reason_against_pullback is not None:
         return ALL, step.reason_against_pullback
     program = step.adjoint
-    kept, all_of_it = sum(map(nbytes, program.matmul_values)), bytes_of_scan(step)
+    kept, all_of_it = sum(map(nbytes, program.matmul_values)), scan_residual_bytes(step)
     carries = sum(
         nbytes(v) for i, v in enumerate(program.carry) if i not in program.dropped
     )
@@ -171,17 +179,19 @@ def residuals_and_why(step: Step, steps: int) -> tuple[str, str]:
     return GATES, ""
 
 
-def bytes_of_scan(step: Step) -> int:
+def scan_residual_bytes(step: StepJaxpr) -> int:
     """Bytes a step that ``jax.lax.scan`` and its derivative hold, counted: what the
     pullback reads of the forward pass, and what is projected before the loop with its
     cotangent.
     """
     return sum(map(nbytes, step.adjoint.residuals)) + 2 * sum(
-        map(nbytes, hoisted(step))
+        map(nbytes, hoistable_equations(step))
     )
 
 
-def chunk_and_why(step: Step, steps: int, platform: str | None) -> tuple[int, str]:
+def choose_prefix_chunk(
+    step: StepJaxpr, steps: int, platform: str | None
+) -> tuple[int, str]:
     """Steps that are joined in parallel at a time, one chunk after another, and why
     as many.
     """
@@ -189,14 +199,14 @@ def chunk_and_why(step: Step, steps: int, platform: str | None) -> tuple[int, st
     held = (CHUNK_BYTES if platform == "cpu" else CHUNK_BYTES_ELSEWHERE) // max(
         state, 1
     )
-    chunk = near_divisor(steps, max(min(held, steps), LEAST_CHUNK))
+    chunk = nearest_divisor(steps, max(min(held, steps), LEAST_CHUNK))
     return (
         chunk,
         f"{min(chunk, steps) * state:,} of {steps * state:,} bytes of state at a time",
     )
 
 
-def hoists(platform: str | None, step: Step) -> bool:
+def choose_hoist(platform: str | None, step: StepJaxpr) -> bool:
     """Whether inputs are projected before the loop by default: everywhere but on a CPU
     with jax 0.10.
 
@@ -208,10 +218,10 @@ def hoists(platform: str | None, step: Step) -> bool:
     """
     if platform != "cpu" or jax.__version_info__ >= (0, 11):
         return True
-    return all(nbytes(v) < LEAST_BYTES for v in hoisted(step))
+    return all(nbytes(v) < LEAST_BYTES for v in hoistable_equations(step))
 
 
-def hoisted(step: Step) -> list[Any]:
+def hoistable_equations(step: StepJaxpr) -> list[Any]:
     """What the matmuls of a step give that need no carry."""
     program = step.program
     eqns = [
@@ -222,7 +232,7 @@ def hoisted(step: Step) -> list[Any]:
     return [v for eqn in eqns for v in eqn.outvars]
 
 
-def near_divisor(steps: int, window: int) -> int:
+def nearest_divisor(steps: int, window: int) -> int:
     """The divisor of ``steps`` nearest to ``window`` in ratio, if one lies between
     half and double of it; else ``window``.
     """
@@ -232,9 +242,9 @@ def near_divisor(steps: int, window: int) -> int:
     return min(near, key=lambda d: abs(math.log(d / window)), default=window)
 
 
-def default_segment(steps: int) -> int:
+def choose_segment(steps: int) -> int:
     """``sqrt(T) / 2``, or a divisor of T near it: a step inside a segment takes some
     four to eight times the memory of a carry at its start, so the two together are
     least below ``sqrt(T)``.
     """
-    return near_divisor(steps, math.isqrt(max(steps - 1, 0)) // 2 + 1)
+    return nearest_divisor(steps, math.isqrt(max(steps - 1, 0)) // 2 + 1)

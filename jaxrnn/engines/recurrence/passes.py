@@ -14,14 +14,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..jaxpr.evaluate import evaluate, is_differentiable, split
-from ..jaxpr.step_program import Step
-from ..loops.pallas.primitive import kernel_into
-from ..loops.parallel_prefix import prefix_into, shifted
-from ..loops.sequential import Loop, blank_rows, scan_into
-from .backward import Backward, Wanted
-from .chunks import loop_in_windows, number_of_window
-from .forward import Forward
+from ..jaxpr.evaluate import eval_equations, is_differentiable, split_by_sizes
+from ..jaxpr.step_program import StepJaxpr
+from ..loops.pallas.primitive import kernel_into_buffers
+from ..loops.parallel_prefix import carries_before, prefix_scan_into_buffers
+from ..loops.sequential import Loop, empty_rows, scan_into_buffers
+from .backward import BackwardWindow, WrtMask
+from .chunks import chunk_index, scan_over_chunks
+from .forward import ForwardWindow
 
 Arrays = Sequence[Any]
 AUTO = "auto"
@@ -46,11 +46,11 @@ class Pace:
     def loop(self) -> Loop:
         """How the steps of a window are walked."""
         if self.kernel is not None:
-            return functools.partial(kernel_into, kernel=self.kernel)
+            return functools.partial(kernel_into_buffers, kernel=self.kernel)
         return (
-            prefix_into
+            prefix_scan_into_buffers
             if self.prefix
-            else functools.partial(scan_into, unroll=self.unroll)
+            else functools.partial(scan_into_buffers, unroll=self.unroll)
         )
 
 
@@ -68,8 +68,8 @@ class Residuals:
     starts: Arrays
 
 
-def states(
-    step: Step,
+def forward_pass(
+    step: StepJaxpr,
     params: Arrays,
     carry: Arrays,
     inputs: Arrays,
@@ -83,7 +83,7 @@ def states(
     asked for the values of `Adjoint.matmul_values` at every step (``kept``) or the
     carries at which windows start (``starts``).
     """
-    forward = Forward(
+    forward = ForwardWindow(
         step,
         params,
         hoist=bool(pace.hoist),
@@ -98,31 +98,31 @@ def states(
 
     def window(now, inputs, first):
         carry, rows, begun = now
-        at = number_of_window(first, size)
+        at = chunk_index(first, size)
         begun = [
             jax.lax.dynamic_update_index_in_dim(b, c, at, 0)
             for b, c in zip(begun, carry, strict=False)
         ]
         return *forward.window(carry, rows, inputs, first), begun
 
-    begun = [blank_rows(count, a) for a in step.carry_avals] if starts else []
+    begun = [empty_rows(count, a) for a in step.carry_avals] if starts else []
     first = (list(carry), forward.blank(steps), begun)
-    last, rows, begun = loop_in_windows(
+    last, rows, begun = scan_over_chunks(
         window, first, list(inputs), pace.window, pace.reverse
     )
-    carries, kept_rows = split(rows, (sum(show),))
+    carries, kept_rows = split_by_sizes(rows, (sum(show),))
     return last, carries, begun if starts else kept_rows
 
 
-def plain_states(
-    step: Step, params: Arrays, carry: Arrays, inputs: Arrays, pace: Pace
+def plain_forward_pass(
+    step: StepJaxpr, params: Arrays, carry: Arrays, inputs: Arrays, pace: Pace
 ) -> tuple[list, list]:
     """The last carry and the carries after every step by ``jax.lax.scan`` as JAX
     differentiates it, what needs no carry done before the loop unless the pace says
     otherwise.
     """
     show = [True] * step.carry
-    forward = Forward(
+    forward = ForwardWindow(
         step,
         params,
         hoist=pace.hoist is not False,
@@ -142,8 +142,8 @@ def plain_states(
     )
 
 
-def tangents(
-    step: Step,
+def jvp_pass(
+    step: StepJaxpr,
     params: Arrays,
     carry: Arrays,
     inputs: Arrays,
@@ -155,7 +155,9 @@ def tangents(
     are counted through in this order. Leaves that nothing moves are not differentiated.
     """
     groups = (step.params, step.carry)
-    of_params, of_carry, of_inputs = split(list(range(len(step.avals))), groups)
+    of_params, of_carry, of_inputs = split_by_sizes(
+        list(range(len(step.avals))), groups
+    )
     moves = step.moved_by(directions)
     moving = [of_carry[i] for i in sorted(moves)]
     moving_inputs = [i for i in of_inputs if i in directions]
@@ -174,7 +176,9 @@ def tangents(
 
         def moved(values):
             new = step(
-                *split([values.get(i, a) for i, a in enumerate(primals)], groups)
+                *split_by_sizes(
+                    [values.get(i, a) for i, a in enumerate(primals)], groups
+                )
             )
             return [new[i] for i in sorted(moves)], new
 
@@ -194,7 +198,7 @@ def tangents(
 
 
 def _among_still(
-    step: Step, places: Sequence[int], tangents: Arrays, steps: tuple[int, ...]
+    step: StepJaxpr, places: Sequence[int], tangents: Arrays, steps: tuple[int, ...]
 ) -> list[Any]:
     """Tangents of the leaves of the carry at ``places``, and zeros for the other
     floating ones.
@@ -207,8 +211,8 @@ def _among_still(
     ]
 
 
-def cotangents(
-    step: Step,
+def backward_pass(
+    step: StepJaxpr,
     params: Arrays,
     given: Residuals,
     last: Arrays,
@@ -226,11 +230,11 @@ def cotangents(
         batch_parts: in how many parts of the batch weight gradients are summed, see
             `TimeSum`.
     """
-    wanted = Wanted(*split(wrt, (step.params, step.carry)))
+    wanted = WrtMask(*split_by_sizes(wrt, (step.params, step.carry)))
     with_kept = given.kept is not None or given.carries is None
     present = [g is not None for g in every]
     by_steps = pace.kernel is None and not pace.prefix
-    backward = Backward(
+    backward = BackwardWindow(
         step,
         params,
         wanted,
@@ -243,7 +247,7 @@ def cotangents(
     forward = None
     if given.carries is None:
         show = [i in leaves for i in range(step.carry)]
-        forward = Forward(
+        forward = ForwardWindow(
             step,
             params,
             hoist=bool(pace.hoist),
@@ -262,17 +266,17 @@ def cotangents(
         (carry, sums, scratch, d_rows), (inputs, carries, kept, every) = now, part
         here = inputs[0].shape[0]
         rows, walked = scratch if here == size else blank(here)
-        at = number_of_window(first, size)
+        at = chunk_index(first, size)
         start = [
             jax.lax.dynamic_index_in_dim(a, at, keepdims=False) for a in given.starts
         ]
         if forward:
             _, walked = forward.window(start, walked, inputs, 0)
-            carries, kept = split(walked, (len(leaves),))
+            carries, kept = split_by_sizes(walked, (len(leaves),))
             start = [start[i] for i in leaves]
         after = dict(zip(leaves, carries, strict=True))
         before = {
-            i: shifted(a, after[i], pace.reverse)
+            i: carries_before(a, after[i], pace.reverse)
             for i, a in zip(leaves, start, strict=True)
         }
         known = backward.known_of(before, inputs, after, kept if with_kept else [])
@@ -291,21 +295,21 @@ def cotangents(
         given.kept,
         [g for g in every if g is not None],
     )
-    d_rows = [blank_rows(steps, v.aval) for v in backward.d_inputs]
+    d_rows = [empty_rows(steps, v.aval) for v in backward.d_inputs]
     first = (
         [g for g in last if g is not None],
         backward.zero_sums(),
         blank(size),
         d_rows,
     )
-    carry, sums, _, d_rows = loop_in_windows(
+    carry, sums, _, d_rows = scan_over_chunks(
         window, first, parts, pace.window, not pace.reverse, retrace=True
     )
     return backward.assemble(sums, carry, d_rows)
 
 
-def kept_values(
-    step: Step,
+def recompute_saved_values(
+    step: StepJaxpr,
     params: Arrays,
     carry: Arrays,
     inputs: Arrays,
@@ -317,7 +321,8 @@ def kept_values(
     """
     program = step.adjoint
     before = [
-        shifted(a, after, reverse) for a, after in zip(carry, carries, strict=True)
+        carries_before(a, after, reverse)
+        for a, after in zip(carry, carries, strict=True)
     ]
     needed = program.needed(program.matmul_values, {*program.carry, *program.inputs})
 
@@ -328,7 +333,7 @@ def kept_values(
                 [*params, *carry, *inputs],
             )
         )
-        evaluate(needed, env)
+        eval_equations(needed, env)
         return [env[v] for v in program.matmul_values]
 
     return jax.vmap(one)(before, list(inputs))

@@ -30,22 +30,28 @@ from jax.interpreters import ad, batching, mlir
 from jax.interpreters import partial_eval as pe
 
 from ...core.contraction import contraction_p, devices_of, product
-from ..jaxpr.evaluate import chosen, is_differentiable, mapping_of, run, split
-from ..jaxpr.step_program import Step
+from ..jaxpr.evaluate import (
+    eval_jaxpr,
+    is_differentiable,
+    select_by_flag,
+    split_by_sizes,
+    vmap_options,
+)
+from ..jaxpr.step_program import StepJaxpr
 from ..loops.pallas.primitive import Kernel
 from . import passes
-from .checkify import see_inside
-from .chunks import starts_of_windows
+from .checkify import register_checkify_rule
+from .chunks import chunk_starts
 from .heuristics import (
     ALL,
     CARRIES,
     GATES,
     KERNELS,
     STARTS,
-    chunk_and_why,
-    hoists,
-    residuals_and_why,
-    window_and_why,
+    choose_hoist,
+    choose_prefix_chunk,
+    choose_save,
+    explain_chunk,
 )
 from .passes import AUTO
 
@@ -64,7 +70,7 @@ class Plan:
     residuals: str = AUTO
     by_default: bool = False
 
-    def settled(self, step: Step, steps: int) -> Plan:
+    def settled(self, step: StepJaxpr, steps: int) -> Plan:
         """With its residuals chosen for the derivative of a step over ``steps`` steps.
 
         Raises:
@@ -73,7 +79,7 @@ class Plan:
         """
         reason = step.reason_against_pullback
         if self.residuals in (AUTO, ALL):
-            residuals, _ = residuals_and_why(step, steps)
+            residuals, _ = choose_save(step, steps)
             if residuals != ALL or self.is_open:
                 return dataclasses.replace(self, residuals=residuals)
             return self._named(GATES, reason)
@@ -98,7 +104,7 @@ class Plan:
 
 
 def recurrence(
-    step: Step, params: Sequence, carry: Sequence, inputs: Sequence, plan: Plan
+    step: StepJaxpr, params: Sequence, carry: Sequence, inputs: Sequence, plan: Plan
 ) -> tuple[list, list]:
     """``(last carry, carries after every step)`` of flat lists of arrays; T is at
     least 1.
@@ -112,24 +118,24 @@ def recurrence(
         keep=None,
         show=(True,) * step.carry,
     )
-    last, carries, _ = split(out, (step.carry, step.carry))
+    last, carries, _ = split_by_sizes(out, (step.carry, step.carry))
     return last, carries
 
 
 def _walk(
     *flat,
-    step: Step,
+    step: StepJaxpr,
     plan: Plan,
     keep: str | None,
     show: tuple[bool, ...],
     platform: str | None = "cpu",
     devices: int = 1,
 ):
-    params, carry, inputs = split(flat, (step.params, step.carry))
+    params, carry, inputs = split_by_sizes(flat, (step.params, step.carry))
     pace, _ = settled(
         plan, step, inputs[0].shape[0], platform, backward=keep is not None
     )
-    last, carries, more = passes.states(
+    last, carries, more = passes.forward_pass(
         step,
         params,
         carry,
@@ -143,7 +149,7 @@ def _walk(
 
 
 def settled(
-    plan: Plan, step: Step, steps: int, platform: str | None, backward: bool
+    plan: Plan, step: StepJaxpr, steps: int, platform: str | None, backward: bool
 ) -> tuple[passes.Pace, str]:
     """The pace with its window and its hoisting chosen, and why; where the platform
     is not known, as for a CPU.
@@ -155,15 +161,15 @@ def settled(
         )
         why = "defaults.KERNELS names the platform"
     if pace.hoist is None:
-        pace = dataclasses.replace(pace, hoist=hoists(platform, step))
+        pace = dataclasses.replace(pace, hoist=choose_hoist(platform, step))
     if pace.prefix is None:
         pace = dataclasses.replace(pace, prefix=platform != "cpu")
     if pace.window == passes.AUTO and pace.prefix:
-        chunk, why = chunk_and_why(step, steps, platform)
+        chunk, why = choose_prefix_chunk(step, steps, platform)
         pace = dataclasses.replace(pace, window=chunk)
     if pace.window == passes.AUTO:
         lean = plan.residuals == CARRIES
-        window, why = window_and_why(
+        window, why = explain_chunk(
             step, steps, platform, backward=backward, lean=lean, hoist=bool(pace.hoist)
         )
         pace = dataclasses.replace(pace, window=window)
@@ -172,7 +178,7 @@ def settled(
 
 def _tangent(
     *flat,
-    step: Step,
+    step: StepJaxpr,
     plan: Plan,
     wrt: tuple[int, ...],
     show: tuple[bool, ...],
@@ -188,22 +194,24 @@ def _tangent(
 
     def every(*flat):
         known, moving = flat[: len(flat) - len(wrt)], flat[len(flat) - len(wrt) :]
-        params, carry, inputs, _ = split(known, (step.params, step.carry, step.inputs))
-        last, carries = passes.tangents(
+        params, carry, inputs, _ = split_by_sizes(
+            known, (step.params, step.carry, step.inputs)
+        )
+        last, carries = passes.jvp_pass(
             step, params, carry, inputs, dict(zip(wrt, moving, strict=True)), plan.pace
         )
-        return chosen([*last, *carries], show)
+        return select_by_flag([*last, *carries], show)
 
     closed = jax.make_jaxpr(every)(*flat)
     jaxpr, _ = pe.dce_jaxpr(
         closed.jaxpr, [True] * len(closed.out_avals), instantiate=True
     )
-    return run(jaxpr, closed.consts, flat)
+    return eval_jaxpr(jaxpr, closed.consts, flat)
 
 
 def _adjoint(
     *flat,
-    step: Step,
+    step: StepJaxpr,
     plan: Plan,
     wrt: tuple[int, ...],
     present: tuple[bool, ...],
@@ -214,7 +222,7 @@ def _adjoint(
         flat[: len(flat) - sum(present)],
         iter(flat[len(flat) - sum(present) :]),
     )
-    params, carry, inputs, residuals = split(
+    params, carry, inputs, residuals = split_by_sizes(
         known, (step.params, step.carry, step.inputs)
     )
     pace, _ = settled(plan, step, inputs[0].shape[0], platform, backward=True)
@@ -230,9 +238,9 @@ def _adjoint(
     else:
         gates = plan.residuals == GATES
         first = _at_hand(step, carry, gates)
-        carries, kept = split(residuals, (len(first),))
+        carries, kept = split_by_sizes(residuals, (len(first),))
         kept = kept if gates else None
-        starts = starts_of_windows(first, carries, pace.window, pace.reverse)
+        starts = chunk_starts(first, carries, pace.window, pace.reverse)
     given_residuals = passes.Residuals(inputs, carries, kept, starts)
     flags = [i in wrt for i in range(len(step.avals))]
     parts = (
@@ -240,7 +248,7 @@ def _adjoint(
         if devices > 1
         else 1
     )
-    out = passes.cotangents(
+    out = passes.backward_pass(
         step, params, given_residuals, last, every, flags, pace, parts
     )
     return [out[i] for i in wrt]
@@ -292,7 +300,7 @@ def _map_as_code(primitive: Primitive, function: Any):
         mapped = jax.vmap(
             functools.partial(function, **params),
             in_axes=tuple(dims),
-            **mapping_of(axis_data),
+            **vmap_options(axis_data),
         )
         out = mapped(*args)
         return out, [0] * len(out)
@@ -316,7 +324,7 @@ def _walk_batch(
     args,
     dims,
     *,
-    step: Step,
+    step: StepJaxpr,
     plan: Plan,
     keep: str | None,
     show: tuple[bool, ...],
@@ -383,7 +391,7 @@ def _walk_jvp(
     primals,
     tangents,
     *,
-    step: Step,
+    step: StepJaxpr,
     plan: Plan,
     keep: str | None,
     show: tuple[bool, ...],
@@ -401,8 +409,8 @@ def _walk_jvp(
     out = walk_p.bind(
         *primals, step=step, plan=plan, keep=kept, show=(True,) * step.carry
     )
-    last, carries, more = split(out, (step.carry, step.carry))
-    shown = [*last, *chosen(carries, show), *(more if keep else [])]
+    last, carries, more = split_by_sizes(out, (step.carry, step.carry))
+    shown = [*last, *select_by_flag(carries, show), *(more if keep else [])]
     if not wrt:
         return shown, [_no_tangent(a) for a in shown]
     residuals = (
@@ -413,7 +421,9 @@ def _walk_jvp(
     moves = step.moved_by(wrt)
     moving = [i in moves for i in range(step.carry)]
     moving += [m and (s or bool(keep)) for m, s in zip(moving, show, strict=True)]
-    shows = tuple(chosen(moving, [is_differentiable(a) for a in step.carry_avals] * 2))
+    shows = tuple(
+        select_by_flag(moving, [is_differentiable(a) for a in step.carry_avals] * 2)
+    )
     directions = [tangents[i] for i in wrt]
     moved = iter(
         tangent_p.bind(
@@ -424,36 +434,38 @@ def _walk_jvp(
         next(moved) if m else _no_tangent(a)
         for a, m in zip([*last, *carries], moving, strict=True)
     ]
-    d_last, d_carries = split(out_tangents, (step.carry,))
+    d_last, d_carries = split_by_sizes(out_tangents, (step.carry,))
     d_more = (
         _tangents_of_more(step, plan, primals, tangents, carries, d_carries)
         if keep
         else []
     )
-    return shown, [*d_last, *chosen(d_carries, show), *d_more]
+    return shown, [*d_last, *select_by_flag(d_carries, show), *d_more]
 
 
-def _at_hand(step: Step, carries: Sequence, with_values: bool) -> list[Any]:
+def _at_hand(step: StepJaxpr, carries: Sequence, with_values: bool) -> list[Any]:
     """The leaves of the carries that are kept for the way back."""
     dropped = step.adjoint.not_kept(with_values)
     return [c for i, c in enumerate(carries) if i not in dropped]
 
 
-def _plain_jvp(primals, tangents, step: Step, plan: Plan, show: tuple[bool, ...]):
+def _plain_jvp(primals, tangents, step: StepJaxpr, plan: Plan, show: tuple[bool, ...]):
     """The tangents of JAX's own loop, by its own rules, which reverse mode
     transposes as it does those of ``lax.scan``.
     """
 
     def plain(*flat, **_):
-        params, carry, inputs = split(flat, (step.params, step.carry))
-        last, carries = passes.plain_states(step, params, carry, inputs, plan.pace)
-        return [*last, *chosen(carries, show)]
+        params, carry, inputs = split_by_sizes(flat, (step.params, step.carry))
+        last, carries = passes.plain_forward_pass(
+            step, params, carry, inputs, plan.pace
+        )
+        return [*last, *select_by_flag(carries, show)]
 
     return _jvp_as_code(plain, primals, tangents, {})
 
 
 def _tangents_of_more(
-    step: Step, plan: Plan, primals, tangents, carries, d_carries
+    step: StepJaxpr, plan: Plan, primals, tangents, carries, d_carries
 ) -> list[Any]:
     """Tangents of what is returned besides the carries, which follows from them; for
     second derivatives.
@@ -465,7 +477,7 @@ def _tangents_of_more(
     if plan.residuals == STARTS:
         first = tangents[step.params : step.params + step.carry]
         return [
-            starts_of_windows(a, d, plan.pace.window, reverse)
+            chunk_starts(a, d, plan.pace.window, reverse)
             if is_differentiable(aval)
             else _no_tangent(like)
             for a, d, aval, like in zip(
@@ -474,10 +486,12 @@ def _tangents_of_more(
         ]
 
     def again(params, carry, inputs, carries):
-        return passes.kept_values(step, params, carry, inputs, carries, reverse)
+        return passes.recompute_saved_values(
+            step, params, carry, inputs, carries, reverse
+        )
 
     at, directions = (
-        [*split(list(v), (step.params, step.carry)), list(c)]
+        [*split_by_sizes(list(v), (step.params, step.carry)), list(c)]
         for v, c in ((primals, carries), (tangents, d_carries))
     )
     return jax.jvp(again, tuple(at), tuple(directions))[1]
@@ -514,7 +528,8 @@ def _walk_dce(used: list[bool], *more: Any) -> tuple[list[bool], Any]:
         + [True] * (len(used) - first - len(shown))
     )
     eqn = eqn.replace(
-        params={**eqn.params, "show": tuple(show)}, outvars=chosen(eqn.outvars, keep)
+        params={**eqn.params, "show": tuple(show)},
+        outvars=select_by_flag(eqn.outvars, keep),
     )
     return [True] * len(eqn.invars), eqn
 
@@ -530,7 +545,7 @@ def _tangent_dce(used: list[bool], *more: Any) -> tuple[list[bool], Any]:
     wanted = iter(used)
     show = tuple(s and next(wanted) for s in eqn.params["show"])
     eqn = eqn.replace(
-        params={**eqn.params, "show": show}, outvars=chosen(eqn.outvars, used)
+        params={**eqn.params, "show": show}, outvars=select_by_flag(eqn.outvars, used)
     )
     return [True] * len(eqn.invars), eqn
 
@@ -571,7 +586,7 @@ ad.primitive_jvps[adjoint_p] = _adjoint_jvp
 def _tangent_transpose(
     cotangents,
     *args,
-    step: Step,
+    step: StepJaxpr,
     plan: Plan,
     wrt: tuple[int, ...],
     show: tuple[bool, ...],
@@ -592,7 +607,7 @@ ad.primitive_transposes[tangent_p] = _tangent_transpose
 def _adjoint_transpose(
     cotangents,
     *args,
-    step: Step,
+    step: StepJaxpr,
     plan: Plan,
     wrt: tuple[int, ...],
     present: tuple[bool, ...],
@@ -614,5 +629,5 @@ def _adjoint_transpose(
 ad.primitive_transposes[adjoint_p] = _adjoint_transpose
 
 for _primitive, _function in FUNCTIONS.items():
-    see_inside(_primitive, _function)
-see_inside(contraction_p, product)
+    register_checkify_rule(_primitive, _function)
+register_checkify_rule(contraction_p, product)

@@ -10,7 +10,7 @@ from jax.extend import core
 from jax.sharding import AxisType
 
 from ...core.cell import Carry, Cell, Params, select
-from ..jaxpr.step_program import EXPENSIVE, INPUT, Step, trace_step
+from ..jaxpr.step_program import EXPENSIVE, INPUT, StepJaxpr, trace_step
 from .passes import AUTO
 from .primitives import Plan, recurrence
 
@@ -30,9 +30,9 @@ def one_step(
     return new if keep is None else select(keep, new, carry)
 
 
-def as_step(
+def flat_step(
     cell: Cell, params: Params, carry: Carry, sequence: Sequence
-) -> tuple[Step, list[Any]]:
+) -> tuple[StepJaxpr, list[Any]]:
     """The cell's step traced on flat lists of arrays, and the params that it takes."""
     p_tree, c_tree, x_tree = (
         jax.tree.structure(tree) for tree in (params, carry, sequence)
@@ -52,20 +52,21 @@ def as_step(
     return trace_step(step, jax.tree.leaves(params), jax.tree.leaves(carry), now)
 
 
-def walk_by_plan(
+def run_recurrence(
     cell: Cell, params: Params, carry: Carry, sequence: Sequence, plan: Plan
 ) -> tuple[Carry, Carry]:
     """The last carry and the carries after every step, with the backward pass of
     `recurrence`.
 
     One step or none is left to ``lax.scan``. So is, unless something was asked for that
-    only this backward pass has, what it does not take on: see `reason_against`.
+    only this backward pass has, what it does not take on: see
+    `unsupported_arrays_reason`.
 
     Raises:
         ValueError: for the latter, where a window, residuals or `Checkpoint` were asked
             for by name.
     """
-    reason, step, p_flat = step_for_recurrence(cell, params, carry, sequence)
+    reason, step, p_flat = trace_for_recurrence(cell, params, carry, sequence)
     by_default = plan.pace.window == AUTO and (
         plan.residuals == AUTO or plan.pace.prefix is None
     )
@@ -77,7 +78,7 @@ def walk_by_plan(
             "Associative"
         )
     if reason is not None or step is None:
-        return walk_plainly(
+        return run_plain_scan(
             cell,
             params,
             carry,
@@ -93,20 +94,20 @@ def walk_by_plan(
     return jax.tree.unflatten(tree, last), jax.tree.unflatten(tree, carries)
 
 
-def step_for_recurrence(
+def trace_for_recurrence(
     cell: Cell, params: Params, carry: Carry, sequence: Sequence
-) -> tuple[str | None, Step | None, list[Any]]:
+) -> tuple[str | None, StepJaxpr | None, list[Any]]:
     """Why `recurrence` does not take this on, if it does not; else the step and its
     params, where there is more than one.
     """
-    reason = reason_against(jax.tree.leaves((params, carry, sequence)))
+    reason = unsupported_arrays_reason(jax.tree.leaves((params, carry, sequence)))
     if reason is not None or jax.tree.leaves(sequence)[0].shape[0] <= 1:
         return reason, None, []
-    step, p_flat = as_step(cell, params, carry, sequence)
-    return reason_against_step(step), step, p_flat
+    step, p_flat = flat_step(cell, params, carry, sequence)
+    return unsupported_step_reason(step), step, p_flat
 
 
-def reason_against(values: list[Any]) -> str | None:
+def unsupported_arrays_reason(values: list[Any]) -> str | None:
     """Why arrays like these are left to JAX's own loop, if they are: their types
     belong to it.
     """
@@ -133,7 +134,7 @@ def reason_against(values: list[Any]) -> str | None:
     return None
 
 
-def reason_against_step(step: Step) -> str | None:
+def unsupported_step_reason(step: StepJaxpr) -> str | None:
     """Why a step is left to JAX's own loop, if it is: it would not do the same for
     many steps at once.
     """
@@ -222,7 +223,7 @@ def _cast(tree: Any, axes: list[frozenset]) -> Any:
     return jax.tree.unflatten(structure, map(leaf, leaves, axes))
 
 
-def walk_plainly(
+def run_plain_scan(
     cell: Cell,
     params: Params,
     carry: Carry,
@@ -252,7 +253,7 @@ def walk_plainly(
 
 def check_hoist(cell: Cell, params: Params, carry: Carry, sequence: Sequence) -> None:
     """Something in the cell's step can be hoisted: a matmul that needs no carry."""
-    program = as_step(cell, params, carry, sequence)[0].program
+    program = flat_step(cell, params, carry, sequence)[0].program
     if not any(
         eqn.primitive.name in EXPENSIVE and program.kind[eqn.outvars[0]] == INPUT
         for eqn in program.eqns

@@ -12,19 +12,19 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from ...core.cell import accumulator
-from ..jaxpr.evaluate import bind, read
-from ..jaxpr.step_program import CONST, Program
+from ..jaxpr.evaluate import bind_equation, read_env
+from ..jaxpr.step_program import CONST, DependencyGraph
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Total:
+class RunningSum:
     """The sum over steps of ``variables``, which the loop carries.
 
     ``which`` is the number of the parameter whose gradient it is, or None where it goes
     through linear equations first.
     """
 
-    program: Program
+    program: DependencyGraph
     variables: list[Any]
     which: int | None
 
@@ -46,31 +46,33 @@ class Total:
                 value = _made(self.program, var, env)
                 total = total + value.astype(total.dtype)
             elif eqn.primitive.name == "scatter-add":
-                _, *rest = (read(env, v) for v in eqn.invars)
-                (total,) = bind(eqn, [total, *rest])
+                _, *rest = (read_env(env, v) for v in eqn.invars)
+                (total,) = bind_equation(eqn, [total, *rest])
             else:
-                _, update, *start = (read(env, v) for v in eqn.invars)
+                _, update, *start = (read_env(env, v) for v in eqn.invars)
                 there = jax.lax.dynamic_slice(total, start, update.shape)
                 total = jax.lax.dynamic_update_slice(total, there + update, start)
         return total
 
 
-def _reads(program: Program, var: Any) -> list[Any]:
+def _reads(program: DependencyGraph, var: Any) -> list[Any]:
     eqn = _sparse(program, var)
     if eqn is None:
         return [var]
     return [v for v in eqn.invars[1:] if program.kind_of(v) > CONST]
 
 
-def _made(program: Program, var: Any, env: dict[Any, Any]) -> Any:
+def _made(program: DependencyGraph, var: Any, env: dict[Any, Any]) -> Any:
     """The value of a variable, of which perhaps only the operands were made."""
     if var in env:
         return env[var]
     eqn = program.maker[var]
-    return bind(eqn, [read(env, v) for v in eqn.invars])[eqn.outvars.index(var)]
+    return bind_equation(eqn, [read_env(env, v) for v in eqn.invars])[
+        eqn.outvars.index(var)
+    ]
 
 
-def _sparse(program: Program, var: Any) -> Any:
+def _sparse(program: DependencyGraph, var: Any) -> Any:
     """The equation of a variable that is zero but for a part: rows that are added to
     zeros, or written into zeros.
     """

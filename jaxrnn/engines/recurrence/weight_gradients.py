@@ -22,17 +22,17 @@ import jax
 import jax.numpy as jnp
 
 from ...core.contraction import contract
-from ..jaxpr.evaluate import bind, nbytes, read, unique
+from ..jaxpr.evaluate import bind_equation, deduplicate, nbytes, read_env
 from ..jaxpr.linearity import (
+    has_short_range,
     is_half,
-    is_short_of_range,
-    rounds,
-    rounds_a_product,
-    scales,
-    terms_of,
-    widens,
+    is_rounded_product,
+    is_rounding,
+    is_scaling,
+    is_widening,
+    linear_operands,
 )
-from ..jaxpr.step_program import CONST, Program
+from ..jaxpr.step_program import CONST, DependencyGraph
 
 CONSTANT, ROWS, LOOP, PRODUCT, LINEAR, BATCH = (
     "constant",
@@ -45,7 +45,7 @@ CONSTANT, ROWS, LOOP, PRODUCT, LINEAR, BATCH = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Rule:
+class SumRule:
     """How the sum of a variable over time is taken, and the bytes a step that are
     written for it alone.
 
@@ -62,9 +62,9 @@ class Rule:
     cost: int = 0
 
 
-class TimeSum:
-    """Sums over the leading axis of what a `Program`'s equations make at every step,
-    for the variables ``outs``.
+class WeightGradientSum:
+    """Sums over the leading axis of what a `DependencyGraph`'s equations make at every
+    step, for the variables ``outs``.
 
     Args:
         at_hand: variables whose values at every step are held anyway.
@@ -83,7 +83,7 @@ class TimeSum:
 
     def __init__(
         self,
-        program: Program,
+        program: DependencyGraph,
         outs: list[Any],
         at_hand: Iterable[Any] = (),
         most: float = math.inf,
@@ -101,10 +101,10 @@ class TimeSum:
         ]
         self._used = self._met_on_the_way([v for each in self._rest for v in each])
         rules = [(var, self._rules[var, exact]) for var, exact in self._used]
-        self.indirect = unique(var for var, rule in rules if rule.kind == LOOP)
-        self.products = unique(var for var, rule in rules if rule.kind == PRODUCT)
+        self.indirect = deduplicate(var for var, rule in rules if rule.kind == LOOP)
+        self.products = deduplicate(var for var, rule in rules if rule.kind == PRODUCT)
         held = [v for var, rule in rules for v in _held_for(var, rule)]
-        self.operands = unique(v for v in held if not self._is_constant(v))
+        self.operands = deduplicate(v for v in held if not self._is_constant(v))
 
     def take(
         self, constants: dict, stacked: dict, added: dict, steps: int
@@ -154,7 +154,7 @@ class TimeSum:
     ) -> Any:
         if not self._is_constant(var):
             return sums[var, exact]
-        value = read(constants, var)
+        value = read_env(constants, var)
         return self.first_part(value * jnp.asarray(steps, jnp.result_type(value)))
 
     def joined(self, total: Any) -> Any:
@@ -170,20 +170,26 @@ class TimeSum:
         )
 
     def _through(
-        self, var: Any, exact: bool, rule: Rule, constants: dict, sums: dict, steps: int
+        self,
+        var: Any,
+        exact: bool,
+        rule: SumRule,
+        constants: dict,
+        sums: dict,
+        steps: int,
     ) -> Any:
         """The sum through a linear equation."""
-        eqn, inner = rule.eqn, exact or widens(rule.eqn)
+        eqn, inner = rule.eqn, exact or is_widening(rule.eqn)
         values = [
             self._sum_of(v, inner, constants, sums, steps)
             if i in rule.terms
-            else read(constants, v)
+            else read_env(constants, v)
             for i, v in enumerate(eqn.invars)
         ]
         if self.parts == 1:
-            return bind(eqn, values)[eqn.outvars.index(var)]
+            return bind_equation(eqn, values)[eqn.outvars.index(var)]
         axes = [0 if i in rule.terms else None for i in range(len(values))]
-        return jax.vmap(lambda *values: bind(eqn, values), axes)(*values)[
+        return jax.vmap(lambda *values: bind_equation(eqn, values), axes)(*values)[
             eqn.outvars.index(var)
         ]
 
@@ -202,16 +208,16 @@ class TimeSum:
     def _is_constant(self, var: Any) -> bool:
         return self.program.kind_of(var) == CONST
 
-    def _rule(self, var: Any, exact: bool = False) -> Rule:
-        return Rule(CONSTANT) if self._is_constant(var) else self._rules[var, exact]
+    def _rule(self, var: Any, exact: bool = False) -> SumRule:
+        return SumRule(CONSTANT) if self._is_constant(var) else self._rules[var, exact]
 
-    def _find_rules(self, most: float) -> dict[tuple[Any, bool], Rule]:
+    def _find_rules(self, most: float) -> dict[tuple[Any, bool], SumRule]:
         """How the sum of every variable is taken, if it is.
 
         With ``exact``, the sum is widened afterwards, so that what rounds must be done
         step by step: only sums of products of half precision are taken there.
         """
-        found: dict[tuple[Any, bool], Rule] = {}
+        found: dict[tuple[Any, bool], SumRule] = {}
         given = [v for v in self.program.jaxpr.invars if not self._is_constant(v)]
         made = [
             v
@@ -229,32 +235,32 @@ class TimeSum:
 
     def _find_rule(
         self, var: Any, eqn: Any, exact: bool, most: float, found: dict
-    ) -> Rule | None:
+    ) -> SumRule | None:
         if (
             eqn is not None
             and self._is_product(eqn)
             and (not exact or is_half(eqn))
             and var not in self._at_hand
         ):
-            return Rule(PRODUCT, eqn)
+            return SumRule(PRODUCT, eqn)
         if var in self._at_hand:
-            return None if exact else Rule(ROWS, eqn)
+            return None if exact else SumRule(ROWS, eqn)
         if (
             not exact
             and self.parts > 1
             and eqn is not None
             and _sums_a_batch(eqn, self.parts)
         ):
-            return Rule(BATCH, eqn)
+            return SumRule(BATCH, eqn)
         alone = (
             None
             if exact
-            else Rule(LOOP if nbytes(var) > most else ROWS, eqn, cost=nbytes(var))
+            else SumRule(LOOP if nbytes(var) > most else ROWS, eqn, cost=nbytes(var))
         )
         terms = self._terms(eqn, exact)
         if terms is None:
             return alone
-        inner = exact or widens(eqn)
+        inner = exact or is_widening(eqn)
         changing = [
             eqn.invars[i] for i in terms if not self._is_constant(eqn.invars[i])
         ]
@@ -264,7 +270,7 @@ class TimeSum:
             return alone
         cost = sum(found[v, inner].cost for v in changing)
         return (
-            Rule(LINEAR, eqn, terms, cost)
+            SumRule(LINEAR, eqn, terms, cost)
             if alone is None or cost <= alone.cost
             else alone
         )
@@ -273,15 +279,17 @@ class TimeSum:
         """The operands through whose sums the sum of an equation's outputs goes, if
         the equation is linear in them.
         """
-        terms = None if eqn is None else terms_of(eqn, self._is_constant)
+        terms = None if eqn is None else linear_operands(eqn, self._is_constant)
         if (
             terms is not None
-            and scales(eqn)
-            and any(is_short_of_range(eqn.invars[i].aval.dtype) for i in terms)
+            and is_scaling(eqn)
+            and any(has_short_range(eqn.invars[i].aval.dtype) for i in terms)
         ):
             return None
         if terms is None or (
-            exact and rounds(eqn) and not rounds_a_product(eqn, self.program.maker)
+            exact
+            and is_rounding(eqn)
+            and not is_rounded_product(eqn, self.program.maker)
         ):
             return None
         return terms
@@ -306,7 +314,7 @@ class TimeSum:
             seen.add((var, exact))
             eqn: Any = self.program.maker.get(var)
             queue += [
-                (eqn.invars[i], exact or widens(eqn)) for i in onwards(var, exact)
+                (eqn.invars[i], exact or is_widening(eqn)) for i in onwards(var, exact)
             ]
         return seen
 
@@ -336,7 +344,7 @@ class TimeSum:
         return [key for key in self._rules if key in met]
 
 
-def _held_for(var: Any, rule: Rule) -> list[Any]:
+def _held_for(var: Any, rule: SumRule) -> list[Any]:
     """What is held at every step for the sum of a variable."""
     if rule.kind in (PRODUCT, BATCH):
         return list(rule.eqn.invars)
@@ -366,7 +374,7 @@ def _product_over_time(
     a: Any, b: Any, *, dimension_numbers: Any, parts: int, **params: Any
 ) -> Any:
     """A dot_general with the leading axis of both operands contracted too; see
-    `TimeSum` for its ``parts``.
+    `WeightGradientSum` for its ``parts``.
     """
     over, batch = (
         [tuple(d + 1 for d in dims) for dims in side] for side in dimension_numbers

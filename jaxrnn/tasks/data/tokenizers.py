@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ...training import BadInput
+from ...training import InputError
 from ..models.decoder import UNKNOWN
 from .text import Vocabulary
 
@@ -73,7 +73,7 @@ class Subwords:
             )
         except RuntimeError as error:
             reason = str(error).replace("\n", " ")
-            raise BadInput(
+            raise InputError(
                 f"--subwords {size}: sentencepiece makes no model of that size of "
                 f"these texts: {reason}"
             ) from None
@@ -103,7 +103,7 @@ def _sentencepiece() -> Any:
     try:
         import sentencepiece
     except ImportError:
-        raise BadInput(
+        raise InputError(
             "--subwords needs the package sentencepiece: pip install 'jaxrnn[cli]'"
         ) from None
     return sentencepiece

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ...training import BadInput, Run
+from ...training import InputError, Run
 from ...training.curves import new_figure
 from ..data.tables import Tagged
 
@@ -19,7 +19,7 @@ def metrics() -> Any:
     try:
         import sklearn.metrics
     except ImportError:
-        raise BadInput(
+        raise InputError(
             "the scores need scikit-learn: pip install 'jaxrnn[cli]'"
         ) from None
     return sklearn.metrics

@@ -8,7 +8,7 @@ import collections
 from collections.abc import Sequence
 from typing import Any
 
-from ...training import BadInput
+from ...training import InputError
 
 
 def sacrebleu() -> Any:
@@ -16,7 +16,7 @@ def sacrebleu() -> Any:
     try:
         import sacrebleu as package
     except ImportError:
-        raise BadInput(
+        raise InputError(
             "BLEU and chrF need the package sacrebleu: pip install 'jaxrnn[cli]'"
         ) from None
     return package

@@ -28,8 +28,8 @@ from ...cells import (
 from ...core.cell import Cell, Layer
 from ...core.validation import describe
 from ...initializers import Chrono, Identity, Normal
-from ...layers import block
-from ...training import BadInput
+from ...layers import residual_block
+from ...training import InputError
 
 CHRONO = "chrono"
 KNOWN = {
@@ -48,14 +48,15 @@ KNOWN = {
     "indrnn": "relu, recurrent weights uniform from 0 to 1",
     "diagonal-gru": "ParaGRU, biases as published; diagonal-gru:chrono",
     "diagonal-lstm": "ParaLSTM, biases as published; diagonal-lstm:chrono",
-    "min-gru": "in a jaxrnn.block; min-gru:alone, the bare cell",
-    "min-lstm": "in a jaxrnn.block; min-lstm:alone, the bare cell",
-    "rg-lru": "in a jaxrnn.block",
+    "min-gru": "in a jaxrnn.residual_block; min-gru:alone, the bare cell",
+    "min-lstm": "in a jaxrnn.residual_block; min-lstm:alone, the bare cell",
+    "rg-lru": "in a jaxrnn.residual_block",
     "lru": (
-        "in a jaxrnn.block, |lambda| from 0.9 to 0.999; lru:P, phases up to P, e.g. "
+        "in a jaxrnn.residual_block, |lambda| from 0.9 to 0.999; lru:P, phases up to "
+        "P, e.g. "
         "lru:0.3"
     ),
-    "s5": "in a jaxrnn.block",
+    "s5": "in a jaxrnn.residual_block",
 }
 LINEAR: dict[str, Any] = {
     "min-gru": MinGRU,
@@ -79,8 +80,8 @@ def make_cell(spec: str, hidden: int, length: int) -> Cell | Layer:
     task); ``slstm:N`` and ``mlstm:N`` with N heads, ``indrnn``, ``diagonal-gru`` and
     ``diagonal-lstm``, the latter two with ``:chrono`` if wanted. ``min-gru``,
     ``min-lstm``, ``rg-lru``, ``lru`` and ``s5``, which are linear in their state, each
-    in a `jaxrnn.block` of ``hidden`` features; ``min-gru:alone`` and ``min-lstm:alone``
-    bare.
+    in a `jaxrnn.residual_block` of ``hidden`` features; ``min-gru:alone`` and
+    ``min-lstm:alone`` bare.
 
     Args:
         length: steps of the task's sequences: the largest time of chrono biases (at
@@ -104,7 +105,7 @@ def make_cell(spec: str, hidden: int, length: int) -> Cell | Layer:
         return IndRNN(hidden)
     if name in LINEAR:
         if name == "lru":
-            return block(
+            return residual_block(
                 LRU(
                     hidden,
                     smallest=0.9,
@@ -113,11 +114,15 @@ def make_cell(spec: str, hidden: int, length: int) -> Cell | Layer:
                 ),
                 hidden,
             )
-        return LINEAR[name](hidden) if variant else block(LINEAR[name](hidden), hidden)
+        return (
+            LINEAR[name](hidden)
+            if variant
+            else residual_block(LINEAR[name](hidden), hidden)
+        )
     if name in HEADS:
         heads = int(variant or 1)
         if hidden % heads:
-            raise BadInput(
+            raise InputError(
                 f"--cell {spec}: {heads} heads do not divide --hidden {hidden}"
             )
         return HEADS[name](hidden, heads=heads)
@@ -145,7 +150,7 @@ def make_cell(spec: str, hidden: int, length: int) -> Cell | Layer:
 def check_cell_name(what: str, spec: str) -> None:
     """``spec`` names a cell, and a variant that it has."""
     if not isinstance(spec, str):
-        raise BadInput(
+        raise InputError(
             f"{what} takes the name of a cell, such as lstm or gru:chrono, but it is "
             f"{describe(spec)}: a run's config.json "
             "holds names; to train a cell of your own write its loss, and use "
@@ -159,9 +164,9 @@ def check_cell_name(what: str, spec: str) -> None:
             if near
             else f"known: {', '.join(KNOWN)}"
         )
-        raise BadInput(f"{what}: there is no {name!r}; {hint}")
+        raise InputError(f"{what}: there is no {name!r}; {hint}")
     if colon and not _is_variant(name, variant):
-        raise BadInput(
+        raise InputError(
             f"{what}: {variant!r} is no variant of {name}; {name}: {KNOWN[name]}"
         )
 

@@ -16,7 +16,7 @@ from ...core.cell import Carry, Cell, Layer, Params
 from ...decoding.beam_search import Beams, beam_search
 from ...layers import dropout, stack
 from ...nnx import RNN
-from ...training import BadInput
+from ...training import InputError
 from .attention import Attention, Memory
 
 UNKNOWN = 0  # the symbol for what training did not show: it is read, never written
@@ -41,7 +41,7 @@ class Bridge(nnx.Module):
     def __init__(self, features: int, decoder: Decoder, *, rngs: nnx.Rngs):
         leaves = jax.tree.leaves(decoder.rnn.initial_carry())
         if any(leaf.ndim != 1 or jnp.iscomplexobj(leaf) for leaf in leaves):
-            raise BadInput(
+            raise InputError(
                 "--cell: what is read becomes the decoder's first carry, so that must "
                 "be real vectors, and this cell's is not; "
                 "try lstm, gru, elman or min-gru"

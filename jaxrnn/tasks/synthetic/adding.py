@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ...training import BadInput, Budget
+from ...training import Budget, InputError
 from ..config import cell_field, check_options, choice
 from ..models.sequence_model import Batch
 from .problem import (
@@ -97,7 +97,7 @@ def read(line: str) -> np.ndarray:
     except ValueError:
         rows = []
     if not rows or sum(mark for _, mark in rows) != 2:
-        raise BadInput(
+        raise InputError(
             f'predict wants numbers of which two have a star, such as "0.5 0.25* 0.1 '
             f'0.4*", but got {line!r}'
         )

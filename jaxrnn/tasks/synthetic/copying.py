@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ...training import BadInput, Budget
+from ...training import Budget, InputError
 from ..config import cell_field, check_options, option
 from ..models.sequence_model import Batch
 from .problem import (
@@ -87,7 +87,7 @@ def problem(options: Options) -> Problem:
     def read(line: str) -> np.ndarray:
         digits = [ord(c) - ord("0") for c in line.strip()]
         if len(digits) != S or not all(0 <= digit < K for digit in digits):
-            raise BadInput(
+            raise InputError(
                 f"predict wants {S} digits below {K}, such as "
                 f"{'0123456789'[: min(K, S)]}, but got {line!r}"
             )

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from ...training import BadInput, Budget
+from ...training import Budget, InputError
 from ..config import cell_field, check_options, choice
 from ..models.sequence_model import Batch
 from .problem import (
@@ -112,7 +112,7 @@ def problem(options: Options) -> Problem:
     def read(line: str) -> np.ndarray:
         words = line.split()
         if not words or set(words) - set(names):
-            raise BadInput(
+            raise InputError(
                 f'predict wants elements of {options.group}, such as "{names[1]} '
                 f'{names[-1]}", but got {line!r}'
             )

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ...training import BadInput, Budget
+from ...training import Budget, InputError
 from ...unrolling import mask_from_lengths
 from ..config import cell_field, check_options, choice
 from ..models.sequence_model import Batch
@@ -93,7 +93,7 @@ def read(line: str) -> np.ndarray:
     """``"10110"``."""
     line = line.strip()
     if not line or set(line) - set("01"):
-        raise BadInput(f"predict wants bits, such as 10110, but got {line!r}")
+        raise InputError(f"predict wants bits, such as 10110, but got {line!r}")
     return np.eye(2)[[int(bit) for bit in line]]
 
 

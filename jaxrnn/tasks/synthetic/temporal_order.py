@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ...training import BadInput, Budget
+from ...training import Budget, InputError
 from ..config import cell_field, check_options, choice
 from ..models.sequence_model import Batch
 from .problem import (
@@ -113,7 +113,7 @@ def problem(options: Options) -> Problem:
     def read(line: str) -> np.ndarray:
         line = line.strip()
         if not line or set(line) - set(SYMBOLS):
-            raise BadInput(
+            raise InputError(
                 f"predict wants letters out of {SYMBOLS}, such as abXcdbYad, but got "
                 f"{line!r}"
             )

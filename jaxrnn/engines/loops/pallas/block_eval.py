@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from .block_form import SAME, Form, matrix_of
+from .block_form import SHAPE_ONLY, BlockProgram, matrix_of
 
 Blocks = list[Any]
 Product = Callable[
@@ -18,7 +18,7 @@ Product = Callable[
 
 
 def evaluate(
-    form: Form,
+    form: BlockProgram,
     constants: dict[Any, Blocks],
     carry: list[Blocks],
     given: list[Blocks],
@@ -51,7 +51,7 @@ def evaluate(
                 if product
                 else []
             )
-        elif name in SAME:
+        elif name in SHAPE_ONLY:
             made = blocks_of(eqn.invars[0], count)
         elif name == "concatenate":
             made = [b for v in eqn.invars for b in blocks_of(v, form.blocks(v))]

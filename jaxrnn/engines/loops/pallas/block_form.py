@@ -12,7 +12,7 @@ each of its values is one of
 and its equations are elementwise arithmetic, products of UNITS with a MATRIX, or take
 blocks apart and put them together. A packed kernel is then k m blocks of (H, H), each
 of which can be padded to what a chip's matrix unit takes, and no slice ever begins
-inside a tile. `Form` finds the kinds, or says which equation does not fit;
+inside a tile. `BlockProgram` finds the kinds, or says which equation does not fit;
 `evaluation.evaluate` runs the body on blocks in any layout: all values of a layout are
 arrays of one shape, numbers an example being spread over the units.
 """
@@ -27,10 +27,10 @@ from typing import Any
 import jax
 from jax.extend import core
 
-from ...jaxpr.evaluate import CALLS, read, run
+from ...jaxpr.evaluate import CALLS, eval_jaxpr, read_env
 
 UNITS, ROWS, SCALAR, MATRIX = "units", "rows", "scalar", "matrix"
-SAME = {
+SHAPE_ONLY = {
     "jaxrnn_fence",
     "jaxrnn_gradient_scale",
     "optimization_barrier",
@@ -92,12 +92,12 @@ CUSTOM = {
 }
 
 
-class Unfit(ValueError):
+class KernelUnsupportedError(ValueError):
     """Why a body is no kernel."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Body:
+class LoopBody:
     """``(consts, carry, given) -> (carry, outs)`` on flat lists, traced once, and
     hashed by identity.
     """
@@ -115,25 +115,27 @@ class Body:
         )(*self.closed.in_avals)
 
     @functools.cached_property
-    def form(self) -> Form:
-        return Form(self)
+    def form(self) -> BlockProgram:
+        return BlockProgram(self)
 
     def __call__(
         self, consts: Sequence[Any], carry: Sequence[Any], given: Sequence[Any]
     ) -> tuple[list, list]:
-        out = run(self.closed.jaxpr, self.closed.consts, [*consts, *carry, *given])
+        out = eval_jaxpr(
+            self.closed.jaxpr, self.closed.consts, [*consts, *carry, *given]
+        )
         return out[: self.carry], out[self.carry :]
 
 
 @dataclasses.dataclass(frozen=True)
-class Kind:
+class OperandKind:
     """What a value is, and its number of blocks."""
 
     name: str
     blocks: int = 1
 
 
-class Form:
+class BlockProgram:
     """The kinds of a body's values: H ``units``, the ``batch`` axes, and the
     ``matrices`` its blocks are multiplied by.
 
@@ -141,7 +143,7 @@ class Form:
         Unfit: for the first value or equation that does not fit.
     """
 
-    def __init__(self, body: Body):
+    def __init__(self, body: LoopBody):
         jaxpr = body.flat.jaxpr
         self.jaxpr = jaxpr
         self.literals = dict(zip(jaxpr.constvars, body.flat.consts, strict=True))
@@ -154,7 +156,7 @@ class Form:
         self.new, self.outs = jaxpr.outvars[: body.carry], jaxpr.outvars[body.carry :]
         shapes = {v.aval.shape for v in self.carry}
         if len(shapes) != 1 or not all(v.aval.ndim for v in self.carry):
-            raise Unfit(
+            raise KernelUnsupportedError(
                 f"the parts of its carry have the shapes {sorted(map(str, shapes))}; a "
                 f"kernel wants (*B, H) of each"
             )
@@ -167,7 +169,9 @@ class Form:
         self.matrices = list(
             dict.fromkeys(matrix_of(eqn, self.consts) for eqn in self.products)
         )
-        self.kinds: dict[Any, Kind] = {v: Kind(MATRIX) for v, _ in self.matrices}
+        self.kinds: dict[Any, OperandKind] = {
+            v: OperandKind(MATRIX) for v, _ in self.matrices
+        }
         self.vectors = [
             v for v in self.consts if v not in self.kinds
         ]  # constants that are no matrix
@@ -179,7 +183,7 @@ class Form:
         for atom in [*self.new, *self.outs]:
             self.shown(atom)
 
-    def kind_of_shape(self, shape: tuple[int, ...], what: str) -> Kind:
+    def kind_of_shape(self, shape: tuple[int, ...], what: str) -> OperandKind:
         *lead, last = shape or (1,)
         over = self.batch[max(len(self.batch) - len(lead), 0) :]
         fits = len(lead) == len(over) and all(
@@ -193,37 +197,39 @@ class Form:
             and last % self.units == 0
             and (whole or shape not in (self.batch, (*self.batch, 1)))
         ):
-            return Kind(UNITS, last // self.units)
+            return OperandKind(UNITS, last // self.units)
         if shape == self.batch or shape == (*self.batch, 1):
-            return Kind(ROWS)
+            return OperandKind(ROWS)
         if all(d == 1 for d in shape):
-            return Kind(SCALAR)
-        raise Unfit(
+            return OperandKind(SCALAR)
+        raise KernelUnsupportedError(
             f"{what} has the shape {shape}, neither (*B, k H) nor (*B,), with *B = "
             f"{self.batch} and H = {self.units}"
         )
 
-    def kind(self, atom: Any) -> Kind:
-        return Kind(SCALAR) if isinstance(atom, core.Literal) else self.kinds[atom]
+    def kind(self, atom: Any) -> OperandKind:
+        return (
+            OperandKind(SCALAR) if isinstance(atom, core.Literal) else self.kinds[atom]
+        )
 
     def blocks(self, var: Any) -> int:
         return self.kind(var).blocks
 
-    def shown(self, atom: Any) -> Kind:
+    def shown(self, atom: Any) -> OperandKind:
         """What a result is that leaves the loop: by its shape, also where it is one
         number that was spread.
         """
         return self.kind_of_shape(atom.aval.shape, "a result of its step")
 
-    def _check_product(self, eqn: Any, kind: Kind) -> None:
+    def _check_product(self, eqn: Any, kind: OperandKind) -> None:
         shape = eqn.invars[1].aval.shape
         if kind.name != UNITS or any(d % self.units for d in shape):
-            raise Unfit(
+            raise KernelUnsupportedError(
                 f"it multiplies {eqn.invars[0].aval.shape} by {shape}, which are not "
                 f"blocks of H = {self.units}"
             )
 
-    def _check_same(self, eqn: Any, kind: Kind, out: Kind) -> None:
+    def _check_same(self, eqn: Any, kind: OperandKind, out: OperandKind) -> None:
         """What only changes shape leaves every number with its example and its unit."""
         name, new = eqn.primitive.name, eqn.outvars[0].aval.shape
         old, n = eqn.invars[0].aval.shape, len(self.batch)
@@ -231,9 +237,9 @@ class Form:
             eqn.params["broadcast_dimensions"]
         ) != tuple(range(len(new) - len(old), len(new)))
         if kind.name == UNITS and (kind != out or moved):
-            raise Unfit(f"its step has a {name} from {old} to {new}")
+            raise KernelUnsupportedError(f"its step has a {name} from {old} to {new}")
         if kind.name == ROWS and new[:n] != self.batch:
-            raise Unfit(
+            raise KernelUnsupportedError(
                 f"its step moves a number an example to another axis ({name} to {new})"
             )
         if (
@@ -241,7 +247,7 @@ class Form:
             and name == "broadcast_in_dim"
             and tuple(eqn.params["broadcast_dimensions"])[:n] != tuple(range(n))
         ):
-            raise Unfit(
+            raise KernelUnsupportedError(
                 "its step spreads a number an example over another axis than the "
                 "batch's"
             )
@@ -252,20 +258,20 @@ class Form:
         uniform = all(k.name == SCALAR for k in kinds)
         for v in eqn.outvars:
             self.kinds[v] = (
-                Kind(SCALAR)
+                OperandKind(SCALAR)
                 if uniform
                 else self.kind_of_shape(v.aval.shape, f"the result of {name}")
             )
         out = self.kinds[eqn.outvars[0]]
-        if uniform and name in SAME | ELEMENTWISE:
+        if uniform and name in SHAPE_ONLY | ELEMENTWISE:
             return
         if name == "dot_general":
             self._check_product(eqn, kinds[0])
         elif any(k.name == MATRIX for k in kinds):
-            raise Unfit(
+            raise KernelUnsupportedError(
                 f"its step does more with a matrix than multiply blocks by it ({name})"
             )
-        elif name in SAME:
+        elif name in SHAPE_ONLY:
             self._check_same(eqn, kinds[0], out)
         elif name in ("split", "slice", "concatenate", "pad"):
             if any(
@@ -273,13 +279,15 @@ class Form:
                 for k, v in zip(kinds, eqn.invars, strict=True)
                 if v.aval.shape
             ):
-                raise Unfit(
+                raise KernelUnsupportedError(
                     f"its step has a {name} of what is not blocks of H = {self.units} "
                     f"units"
                 )
             _check_cut(eqn, self.units)
         elif name not in ELEMENTWISE:
-            raise Unfit(f"its step has a {name}, for which kernels have no code")
+            raise KernelUnsupportedError(
+                f"its step has a {name}, for which kernels have no code"
+            )
 
 
 def _opened(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
@@ -288,7 +296,7 @@ def _opened(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]
     """
     env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
     for eqn in jaxpr.eqns:
-        values = [read(env, v) for v in eqn.invars]
+        values = [read_env(env, v) for v in eqn.invars]
         inner = (
             eqn.params.get("jaxpr")
             if eqn.primitive.name in CALLS
@@ -302,7 +310,7 @@ def _opened(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]
         else:
             made = _opened(inner, (), values)
         env.update(zip(eqn.outvars, made, strict=True))
-    return [read(env, v) for v in jaxpr.outvars]
+    return [read_env(env, v) for v in jaxpr.outvars]
 
 
 def matrix_of(eqn: Any, consts: Sequence[Any]) -> tuple[Any, int]:
@@ -310,7 +318,7 @@ def matrix_of(eqn: Any, consts: Sequence[Any]) -> tuple[Any, int]:
     a, matrix = eqn.invars
     (a_over, over), batch = eqn.params["dimension_numbers"]
     if batch != ((), ()):
-        raise Unfit(
+        raise KernelUnsupportedError(
             "each example has a matrix of its own (mapped parameters, or heads)"
         )
     if (
@@ -318,7 +326,7 @@ def matrix_of(eqn: Any, consts: Sequence[Any]) -> tuple[Any, int]:
         or len(matrix.aval.shape) != 2
         or tuple(a_over) != (len(a.aval.shape) - 1,)
     ):
-        raise Unfit(
+        raise KernelUnsupportedError(
             "it has a product that is not h @ kernel with a constant kernel (k H, m H)"
         )
     return matrix, over[0]
@@ -355,7 +363,7 @@ def _check_cut(eqn: Any, units: int) -> None:
         )
         fits = fits and set(strides) == {1} and starts[-1] % units == 0
     if not (fits and all(whole)):
-        raise Unfit(
+        raise KernelUnsupportedError(
             f"its step has a {name} that cuts through a block of H = {units} units"
         )
 
@@ -381,7 +389,7 @@ def precision_of(eqn: Any) -> str:
         "f64_f64_f64",
     }:
         return "highest"
-    raise Unfit(
+    raise KernelUnsupportedError(
         f"its product has the precision {asked[0]}, and kernels have 'default', 'high' "
         f"and 'highest'"
     )

@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from .block_form import Body, Unfit
+from .block_form import KernelUnsupportedError, LoopBody
 
 
 def is_complex(value: Any) -> bool:
     return jnp.issubdtype(value.dtype, jnp.complexfloating)
 
 
-def parted(values: Sequence[Any]) -> list[Any]:
+def split_complex(values: Sequence[Any]) -> list[Any]:
     """Every complex array as its real and its imaginary part, the others as they
     are.
     """
@@ -25,8 +25,8 @@ def parted(values: Sequence[Any]) -> list[Any]:
     ]
 
 
-def joined(parts: Sequence[Any], like: Sequence[Any]) -> list[Any]:
-    """The inverse of `parted`, for values of the dtypes of ``like``."""
+def merge_complex(parts: Sequence[Any], like: Sequence[Any]) -> list[Any]:
+    """The inverse of `split_complex`, for values of the dtypes of ``like``."""
     found = iter(parts)
     return [
         jax.lax.complex(next(found), next(found)) if is_complex(a) else next(found)
@@ -34,7 +34,7 @@ def joined(parts: Sequence[Any], like: Sequence[Any]) -> list[Any]:
     ]
 
 
-def as_real(body: Body) -> Body:
+def real_body(body: LoopBody) -> LoopBody:
     """The same body on parts.
 
     Raises:
@@ -68,7 +68,9 @@ def as_real(body: Body) -> Body:
     ]
     sizes = [1 + is_complex(a) for a in avals]
     consts, carry = sum(sizes[: body.consts]), sum(sizes[body.consts :][: body.carry])
-    return Body(jax.make_jaxpr(run)(*half), consts, carry, sum(sizes) - consts - carry)
+    return LoopBody(
+        jax.make_jaxpr(run)(*half), consts, carry, sum(sizes) - consts - carry
+    )
 
 
 def _real_aval(aval: Any) -> Any:
@@ -129,7 +131,7 @@ def _evaluated(eqn: Any, values: list[Any]) -> list[Any]:
             if eqn.primitive.multiple_results
             else [tuple(made)]
         )
-    raise Unfit(
+    raise KernelUnsupportedError(
         f"its step has a {name} of complex numbers, for which kernels have no rule"
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from .block_form import ROWS, SCALAR, Form
+from .block_form import ROWS, SCALAR, BlockProgram
 
 DTYPES = {jnp.dtype(d) for d in (jnp.float32, jnp.bfloat16, jnp.int32)}
 
@@ -43,7 +43,7 @@ def stored_on_gpu(dtype: Any) -> Any:
     return jnp.dtype(jnp.float32) if dtype == jnp.bool_ else jnp.dtype(dtype)
 
 
-def check_dtypes(form: Form, chip: str) -> None:
+def check_dtypes(form: BlockProgram, chip: str) -> None:
     """Numbers are those that a chip's kernels take."""
     strange = [
         v.aval.dtype
@@ -57,7 +57,7 @@ def check_dtypes(form: Form, chip: str) -> None:
         )
 
 
-def as_rows(a: Any, var: Any, form: Form, layout: Layout, *, time: bool) -> Any:
+def as_rows(a: Any, var: Any, form: BlockProgram, layout: Layout, *, time: bool) -> Any:
     """``(T, padded rows, k width)``, or ``(T, padded rows, 1)`` of a number an example;
     without ``time`` without T.
 
@@ -96,7 +96,9 @@ def as_rows(a: Any, var: Any, form: Form, layout: Layout, *, time: bool) -> Any:
     )
 
 
-def every_row(a: Any, var: Any, form: Form, layout: Layout, *, time: bool) -> Any:
+def every_row(
+    a: Any, var: Any, form: BlockProgram, layout: Layout, *, time: bool
+) -> Any:
     """As `as_rows` with a row for every example, and a number an example spread over
     a block: for GPUs.
     """
@@ -107,7 +109,9 @@ def every_row(a: Any, var: Any, form: Form, layout: Layout, *, time: bool) -> An
     return jnp.broadcast_to(wide, (*wide.shape[:-2], layout.padded_rows, width))
 
 
-def from_rows(a: Any, var: Any, form: Form, layout: Layout, *, time: bool) -> Any:
+def from_rows(
+    a: Any, var: Any, form: BlockProgram, layout: Layout, *, time: bool
+) -> Any:
     """The inverse, for the value of ``var``: an array of its shape and dtype, with T
     leading under ``time``.
     """
@@ -120,7 +124,7 @@ def from_rows(a: Any, var: Any, form: Form, layout: Layout, *, time: bool) -> An
     return a.reshape(*lead, *var.aval.shape).astype(var.aval.dtype)
 
 
-def padded_matrix(matrix: Any, over: int, form: Form, width: int) -> Any:
+def padded_matrix(matrix: Any, over: int, form: BlockProgram, width: int) -> Any:
     """``(k width, m width)``, summed over the first axis, every block of (H, H)
     padded with zeros.
     """

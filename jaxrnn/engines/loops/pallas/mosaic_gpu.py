@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from ...jaxpr.evaluate import split
+from ...jaxpr.evaluate import split_by_sizes
 from . import mosaic_gpu_elementwise
 from .block_eval import evaluate
-from .block_form import Body, Form
+from .block_form import BlockProgram, LoopBody
 from .layout import (
     Layout,
     check_dtypes,
@@ -34,7 +34,13 @@ from .layout import (
     transposed,
 )
 from .lowering_rules import ROUGH, RULES
-from .mosaic_gpu_arrays import in_terms, terms_of, tiled, transposed_blocks, untiled
+from .mosaic_gpu_arrays import (
+    from_tiles,
+    num_bf16_splits,
+    split_bf16,
+    to_tiles,
+    transposed_blocks,
+)
 
 SHARED = (
     232_448 - 2_048
@@ -50,8 +56,8 @@ MOST_ROWS, BLOCKS = (
 MOST_AHEAD = 4  # steps whose inputs are under way or in shared memory
 
 
-def walk(
-    body: Body,
+def run_loop(
+    body: LoopBody,
     consts: Sequence,
     carry: Sequence,
     given: Sequence,
@@ -64,7 +70,7 @@ def walk(
     form = body.form
     if not form.matrices:
         memory = kernel.memory or SHARED
-        return mosaic_gpu_elementwise.walk(
+        return mosaic_gpu_elementwise.run_loop(
             plgpu,
             body,
             consts,
@@ -75,14 +81,14 @@ def walk(
             bool(kernel.interpret),
             memory,
         )
-    terms = [terms_of(form, v) for v, _ in form.matrices]
-    layout = plan(form, kernel.memory or SHARED)
+    terms = [num_bf16_splits(form, v) for v, _ in form.matrices]
+    layout = plan_layout(form, kernel.memory or SHARED)
     of = dict(zip(form.consts, consts, strict=True))
     matrices = [
-        jnp.stack(in_terms(transposed_blocks(of[v], over, form, layout.width), n))
+        jnp.stack(split_bf16(transposed_blocks(of[v], over, form, layout.width), n))
         for (v, over), n in zip(form.matrices, terms, strict=True)
     ]
-    cut = functools.partial(tiled, form=form, layout=layout)
+    cut = functools.partial(to_tiles, form=form, layout=layout)
     constants = [cut(of[v], v, time=False) for v in form.vectors]
     start = [cut(a, v, time=False) for a, v in zip(carry, form.carry, strict=True)]
     stream = [cut(a, v, time=True) for a, v in zip(given, form.given, strict=True)]
@@ -111,8 +117,14 @@ def walk(
         last, outs = call(constants, start, stream, tiles=layout.tiles)
     back = functools.partial(from_rows, form=form, layout=layout)
     return (
-        [back(untiled(a), v, time=False) for a, v in zip(last, form.new, strict=True)],
-        [back(untiled(a), v, time=True) for a, v in zip(outs, form.outs, strict=True)],
+        [
+            back(from_tiles(a), v, time=False)
+            for a, v in zip(last, form.new, strict=True)
+        ],
+        [
+            back(from_tiles(a), v, time=True)
+            for a, v in zip(outs, form.outs, strict=True)
+        ],
     )
 
 
@@ -129,7 +141,7 @@ def mosaic() -> Any:
     return mosaic_gpu
 
 
-def plan(form: Form, memory: int) -> Layout:
+def plan_layout(form: BlockProgram, memory: int) -> Layout:
     """The tile of rows, where the matrices fit.
 
     Raises:
@@ -137,7 +149,7 @@ def plan(form: Form, memory: int) -> Layout:
     """
     width = round_up(form.units, UNITS)
     if not form.matrices:
-        return mosaic_gpu_elementwise.plan(form, memory)
+        return mosaic_gpu_elementwise.plan_layout(form, memory)
     check_dtypes(form, "GPU")
     needed, layout = 0, Layout(width, 8, round_up(form.rows, 8), 1)
     for rows in (
@@ -169,7 +181,7 @@ def plan(form: Form, memory: int) -> Layout:
     return dataclasses.replace(layout, steps=ahead if ahead > 1 else 1)
 
 
-def bytes_needed(form: Form, layout: Layout) -> int:
+def bytes_needed(form: BlockProgram, layout: Layout) -> int:
     """Of shared memory: matrices, and the operands that they are multiplied with, in
     bfloat16 terms.
     """
@@ -177,7 +189,7 @@ def bytes_needed(form: Form, layout: Layout) -> int:
     for v, over in form.matrices:
         k, m = (v.aval.shape[i] // form.units for i in (over, 1 - over))
         size += (
-            terms_of(form, v)
+            num_bf16_splits(form, v)
             * (k * m * layout.width + k * layout.rows)
             * layout.width
             * 2
@@ -258,7 +270,7 @@ def _call(
 def _kernel(
     *refs,
     plgpu,
-    form: Form,
+    form: BlockProgram,
     layout: Layout,
     steps: int,
     reverse: bool,
@@ -275,7 +287,7 @@ def _kernel(
         len(form.carry),
         len(form.outs),
     )
-    sources, constants, start, stream, last, outs, scratch = split(refs, sizes)
+    sources, constants, start, stream, last, outs, scratch = split_by_sizes(refs, sizes)
     tile = 0 if tiles == 1 else jax.lax.axis_index("tile")
     shape = (layout.width, layout.rows)
     resident, operands = scratch[0 : 2 * n : 2], scratch[1 : 2 * n : 2]
@@ -378,7 +390,7 @@ def _product(
     *,
     plgpu,
     where: dict,
-    form: Form,
+    form: BlockProgram,
     shape: tuple[int, int],
 ):
     """``U^T [blocks]``, in blocks: their transposes lie in shared memory as (rows,
@@ -393,7 +405,7 @@ def _product(
         blocks = [jnp.where(unit < form.units, b, 0.0) for b in blocks]
     for k, block in enumerate(blocks):
         for i, term in enumerate(
-            [block.astype(jnp.bfloat16)] if terms == 1 else in_terms(block, terms)
+            [block.astype(jnp.bfloat16)] if terms == 1 else split_bf16(block, terms)
         ):
             transposed(plgpu, operands.at[i, k])[...] = term
     plgpu.commit_smem()

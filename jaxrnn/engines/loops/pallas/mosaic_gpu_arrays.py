@@ -9,11 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .block_form import Form, precision_of
+from .block_form import BlockProgram, precision_of
 from .layout import Layout, every_row, padded_matrix
 
 
-def terms_of(form: Form, var: Any) -> int:
+def num_bf16_splits(form: BlockProgram, var: Any) -> int:
     """bfloat16 terms that stand for a number of a matrix and of what it is multiplied
     with.
 
@@ -39,7 +39,7 @@ def terms_of(form: Form, var: Any) -> int:
     )
 
 
-def in_terms(value: Any, terms: int) -> list[Any]:
+def split_bf16(value: Any, terms: int) -> list[Any]:
     """bfloat16 arrays that add up to ``value``: its leading 8 bits, the next 8, and
     so on; the last is rounded.
     """
@@ -52,14 +52,16 @@ def in_terms(value: Any, terms: int) -> list[Any]:
     return [*found, value.astype(jnp.bfloat16)]
 
 
-def transposed_blocks(matrix: Any, over: int, form: Form, width: int) -> Any:
+def transposed_blocks(matrix: Any, over: int, form: BlockProgram, width: int) -> Any:
     """``(m, k, width out, width in)`` of the transposed matrix."""
     wide = padded_matrix(matrix, over, form, width)
     k, m = (d // width for d in wide.shape)
     return wide.reshape(k, width, m, width).transpose(2, 0, 3, 1)
 
 
-def tiled(a: Any, var: Any, form: Form, layout: Layout, *, time: bool) -> Any:
+def to_tiles(
+    a: Any, var: Any, form: BlockProgram, layout: Layout, *, time: bool
+) -> Any:
     """``(tiles, T, k, width, rows)``, or without ``time`` ``(tiles, k, width,
     rows)``: what a tile reads lies together.
     """
@@ -68,7 +70,7 @@ def tiled(a: Any, var: Any, form: Form, layout: Layout, *, time: bool) -> Any:
     return jnp.transpose(wide, (1, 0, 3, 4, 2) if time else (0, 2, 3, 1))
 
 
-def untiled(a: Any) -> Any:
+def from_tiles(a: Any) -> Any:
     """The inverse: ``(T, padded rows, k width)``."""
     a = jnp.transpose(a, (1, 0, 4, 2, 3) if a.ndim == 5 else (0, 3, 1, 2))
     a = a.reshape(*a.shape[:-2], -1)

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from ...jaxpr.evaluate import split
+from ...jaxpr.evaluate import split_by_sizes
 from .block_eval import evaluate
-from .block_form import Body, Form
+from .block_form import BlockProgram, LoopBody
 from .layout import (
     Layout,
     check_dtypes,
@@ -36,9 +36,9 @@ CHUNK = 128  # units of a block: one a thread
 STEPS, COPIES = 16, 4  # steps a bulk copy brings at most, and copies under way
 
 
-def walk(
+def run_loop(
     plgpu: Any,
-    body: Body,
+    body: LoopBody,
     consts: Sequence,
     carry: Sequence,
     given: Sequence,
@@ -49,7 +49,7 @@ def walk(
 ) -> tuple[list, list]:
     """``(last carry, outs)`` of the loop over ``steps`` steps."""
     form = body.form
-    layout = plan(form, memory)
+    layout = plan_layout(form, memory)
     rows = functools.partial(_by_row, form=form, layout=layout)
     constants = [
         rows(a, v, time=False) for a, v in zip(consts, form.consts, strict=True)
@@ -79,7 +79,7 @@ def walk(
     )
 
 
-def plan(form: Form, memory: int) -> Layout:
+def plan_layout(form: BlockProgram, memory: int) -> Layout:
     """How many steps a copy brings, so that several copies fit.
 
     Raises:
@@ -101,7 +101,7 @@ def plan(form: Form, memory: int) -> Layout:
     return Layout(round_up(form.units, CHUNK), 1, form.rows, fitting[0])
 
 
-def _by_row(a: Any, var: Any, form: Form, layout: Layout, *, time: bool) -> Any:
+def _by_row(a: Any, var: Any, form: BlockProgram, layout: Layout, *, time: bool) -> Any:
     """``(rows, k, T, width)``, or without ``time`` ``(rows, k, width)``: no copy
     where H needs no padding and k is 1.
     """
@@ -162,7 +162,13 @@ def _call(
 
 
 def _kernel(
-    *refs, plgpu, form: Form, steps: int, together: int, reverse: bool, alone: bool
+    *refs,
+    plgpu,
+    form: BlockProgram,
+    steps: int,
+    together: int,
+    reverse: bool,
+    alone: bool,
 ):
     """128 units of one example through all of time, ``together`` steps a copy."""
     sizes = (
@@ -173,7 +179,9 @@ def _kernel(
         len(form.outs),
         len(form.given),
     )
-    constants, start, stream, last, outs, buffers, (barrier,) = split(refs, sizes)
+    constants, start, stream, last, outs, buffers, (barrier,) = split_by_sizes(
+        refs, sizes
+    )
     row, chunk = (
         (0, 0) if alone else (jax.lax.axis_index("row"), jax.lax.axis_index("chunk"))
     )
@@ -264,7 +272,7 @@ def _kernel(
 
 
 def _load(
-    ref: Any, at: Any, var: Any, *, plgpu: Any, form: Form, layout: Any
+    ref: Any, at: Any, var: Any, *, plgpu: Any, form: BlockProgram, layout: Any
 ) -> list[Any]:
     """The blocks of a value; ``at(k)`` says where the k-th lies."""
     blocks = [

@@ -14,9 +14,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from ....core.cell import accumulator
-from ...jaxpr.evaluate import split
+from ...jaxpr.evaluate import split_by_sizes
 from .block_eval import evaluate
-from .block_form import ROWS, SCALAR, UNITS, Body, Form, precision_of
+from .block_form import ROWS, SCALAR, UNITS, BlockProgram, LoopBody, precision_of
 from .layout import Layout, as_rows, from_rows, padded_matrix, round_up, stored
 from .lowering_rules import RULES
 
@@ -28,8 +28,8 @@ MOST_STEPS, MOST_ROWS = 64, 256
 TEMPORARIES = 16  # blocks of one step that live at once, a guess from above
 
 
-def walk(
-    body: Body,
+def run_loop(
+    body: LoopBody,
     consts: Sequence,
     carry: Sequence,
     given: Sequence,
@@ -39,7 +39,7 @@ def walk(
 ):
     """``(last carry, outs)`` of the loop over ``steps`` steps."""
     form = body.form
-    layout = plan(form, steps, kernel.memory or MEMORY)
+    layout = plan_layout(form, steps, kernel.memory or MEMORY)
     of = dict(zip(form.consts, consts, strict=True))
     matrices = [
         padded_matrix(of[v], over, form, layout.width) for v, over in form.matrices
@@ -59,7 +59,7 @@ def walk(
     )
 
 
-def plan(form: Form, steps: int, memory: int) -> Layout:
+def plan_layout(form: BlockProgram, steps: int, memory: int) -> Layout:
     """The largest tile of rows, then block of time, that fits.
 
     Raises:
@@ -96,7 +96,7 @@ def plan(form: Form, steps: int, memory: int) -> Layout:
     return Layout(width, rows, round_up(everything, rows), block)
 
 
-def bytes_needed(form: Form, layout: Layout) -> int:
+def bytes_needed(form: BlockProgram, layout: Layout) -> int:
     """Of VMEM: matrices once, blocks of what streams twice, the carry, and what one
     step makes.
     """
@@ -131,7 +131,7 @@ def bytes_needed(form: Form, layout: Layout) -> int:
     return size + TEMPORARIES * block * 4
 
 
-def _matrix_size(var: Any, form: Form, width: int) -> int:
+def _matrix_size(var: Any, form: BlockProgram, width: int) -> int:
     k, m = (d // form.units for d in var.aval.shape)
     return k * m * width * width * var.aval.dtype.itemsize
 
@@ -195,7 +195,7 @@ def _call(form, layout, arrays, steps, reverse, interpret, memory):
     return out[: len(start)], out[len(start) :]
 
 
-def _kernel(*refs, form: Form, layout: Layout, steps: int, reverse: bool):
+def _kernel(*refs, form: BlockProgram, layout: Layout, steps: int, reverse: bool):
     """One block of time of one tile of rows."""
     groups = (
         len(form.matrices),
@@ -205,7 +205,9 @@ def _kernel(*refs, form: Form, layout: Layout, steps: int, reverse: bool):
         len(form.carry),
         len(form.outs),
     )
-    matrices, constants, start, stream, last, outs, states = split(refs, groups)
+    matrices, constants, start, stream, last, outs, states = split_by_sizes(
+        refs, groups
+    )
     block = pl.program_id(1)
 
     @pl.when(block == 0)
@@ -259,7 +261,7 @@ def _kernel(*refs, form: Form, layout: Layout, steps: int, reverse: bool):
 
 
 def _apart(
-    ref: Any, at: tuple[Any, ...], var: Any, form: Form, shape: tuple[int, int]
+    ref: Any, at: tuple[Any, ...], var: Any, form: BlockProgram, shape: tuple[int, int]
 ) -> list[Any]:
     """The blocks of a value, each read by itself: Mosaic cannot spread over rows what
     was cut out of a wider row. A number an example is spread over the units.
@@ -280,7 +282,7 @@ def _product(
     matrix: tuple[Any, int],
     *,
     where: dict,
-    form: Form,
+    form: BlockProgram,
     layout: Layout,
 ) -> list[Any]:
     """``[blocks] @ matrix``, in blocks."""

@@ -1,10 +1,10 @@
 """The loop as a JAX primitive: one kernel on the platforms that have one, JAX's own
 loop where it is differentiated.
 
-``kernel_into`` takes the place of `jaxrnn.engines.loops.sequential.scan_into`: the
-walks of a recurrence, forwards and backwards, give it their loop's body, and it does
-not matter which cell that came from. A mapped loop is the loop of the mapped body, so
-its axis joins the rows that the kernel's tiles are cut from. Derivatives of the loop
+``kernel_into_buffers`` takes the place of `jaxrnn.engines.loops.sequential.scan_into`:
+the walks of a recurrence, forwards and backwards, give it their loop's body, and it
+does not matter which cell that came from. A mapped loop is the loop of the mapped body,
+so its axis joins the rows that the kernel's tiles are cut from. Derivatives of the loop
 itself (second derivatives of a walk, that is: a first one is a walk backwards, a kernel
 too) are those of ``jax.lax.scan``.
 """
@@ -22,11 +22,11 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from ....core.contraction import check_one_device, devices_of
-from ...jaxpr.evaluate import mapping_of, run, split
-from ..sequential import scan_into
+from ...jaxpr.evaluate import eval_jaxpr, split_by_sizes, vmap_options
+from ..sequential import scan_into_buffers
 from . import mosaic_gpu, mosaic_tpu
-from .block_form import Body, Unfit
-from .complex_to_real import as_real, is_complex, joined, parted
+from .block_form import KernelUnsupportedError, LoopBody
+from .complex_to_real import is_complex, merge_complex, real_body, split_complex
 from .layout import check_dtypes
 
 TARGETS = {"cuda": "gpu", "tpu": "tpu"}  # the kernels of a platform
@@ -45,7 +45,7 @@ class Kernel:
     cell: str = "this cell"
 
 
-def kernel_into(
+def kernel_into_buffers(
     body: Callable,
     carry: Sequence,
     given: Any,
@@ -56,21 +56,22 @@ def kernel_into(
     reverse: bool,
     kernel: Kernel,
 ) -> tuple[list, list]:
-    """As `scan_into`, by a kernel.
+    """As `scan_into_buffers`, by a kernel.
 
     Raises:
         Unfit: for a body that is none, of a kernel that was named.
     """
     row = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), given)
-    traced, consts = traced_body(body, list(carry), row)
+    traced, consts = trace_body(body, list(carry), row)
     empty = any(0 in jnp.shape(c) for c in carry)
-    if empty or unfit(traced):
+    if empty or unsupported_body_reason(traced):
         if kernel.named and not empty:
-            raise Unfit(
-                f"Fused: {kernel.cell} has no kernel: {unfit(traced)}. Use "
+            raise KernelUnsupportedError(
+                f"Fused: {kernel.cell} has no kernel: "
+                f"{unsupported_body_reason(traced)}. Use "
                 f"engine=jaxrnn.Scan()"
             )
-        return scan_into(
+        return scan_into_buffers(
             body, carry, given, rows, first, steps, reverse=reverse, unroll=1
         )
     last, outs = kernel_loop(
@@ -83,30 +84,34 @@ def kernel_into(
     ]
 
 
-def unfit(body: Body) -> str | None:
+def unsupported_body_reason(body: LoopBody) -> str | None:
     """Why a body is no kernel, if it is none."""
     try:
-        _ = (as_real(body) if any(map(is_complex, body.closed.in_avals)) else body).form
-    except Unfit as reason:
+        _ = (
+            real_body(body) if any(map(is_complex, body.closed.in_avals)) else body
+        ).form
+    except KernelUnsupportedError as reason:
         return str(reason)
     return None
 
 
-def too_large(
-    body: Body, steps: int, target: str, memory: int | None = None
+def memory_reason(
+    body: LoopBody, steps: int, target: str, memory: int | None = None
 ) -> str | None:
     """Why a body that is a kernel does not go onto a chip, if it does not."""
     try:
         if target == "gpu":
-            mosaic_gpu.plan(body.form, memory or mosaic_gpu.SHARED)
+            mosaic_gpu.plan_layout(body.form, memory or mosaic_gpu.SHARED)
         else:
-            mosaic_tpu.plan(body.form, steps, memory or mosaic_tpu.MEMORY)
+            mosaic_tpu.plan_layout(body.form, steps, memory or mosaic_tpu.MEMORY)
     except ValueError as reason:
         return str(reason)
     return None
 
 
-def refusal(body: Body, steps: int, platform: str, kernel: Kernel) -> str | None:
+def unsupported_reason(
+    body: LoopBody, steps: int, platform: str, kernel: Kernel
+) -> str | None:
     """Why a body that is a kernel is none on a platform, if so."""
     target = kernel.interpret or TARGETS.get(platform)
     if target is None:
@@ -123,10 +128,12 @@ def refusal(body: Body, steps: int, platform: str, kernel: Kernel) -> str | None
             check_dtypes(body.form, "TPU")
     except ValueError as reason:
         return str(reason)
-    return too_large(body, steps, target, kernel.memory)
+    return memory_reason(body, steps, target, kernel.memory)
 
 
-def room(body: Body, steps: int, platform: str, kernel: Kernel) -> tuple[int, int]:
+def memory_budget(
+    body: LoopBody, steps: int, platform: str, kernel: Kernel
+) -> tuple[int, int]:
     """Bytes of on-chip memory that the kernel of a body takes, and those that are
     there. One without a matrix on a GPU takes none that grows.
     """
@@ -134,29 +141,29 @@ def room(body: Body, steps: int, platform: str, kernel: Kernel) -> tuple[int, in
     if target == "gpu":
         memory = kernel.memory or mosaic_gpu.SHARED
         return mosaic_gpu.bytes_needed(
-            body.form, mosaic_gpu.plan(body.form, memory)
+            body.form, mosaic_gpu.plan_layout(body.form, memory)
         ), memory
     memory = kernel.memory or mosaic_tpu.MEMORY
     return mosaic_tpu.bytes_needed(
-        body.form, mosaic_tpu.plan(body.form, steps, memory)
+        body.form, mosaic_tpu.plan_layout(body.form, steps, memory)
     ), memory
 
 
-def traced_body(body: Callable, carry: Sequence, row: Any) -> tuple[Body, list[Any]]:
+def trace_body(body: Callable, carry: Sequence, row: Any) -> tuple[LoopBody, list[Any]]:
     """A loop's body with what it closes over made its first arguments, and in real
     numbers.
     """
     closed = jax.make_jaxpr(lambda carry, row: body(carry, row))(carry, row)
     consts = list(closed.consts)
     opened = jax.make_jaxpr(
-        lambda *flat: run(closed.jaxpr, flat[: len(consts)], flat[len(consts) :])
+        lambda *flat: eval_jaxpr(closed.jaxpr, flat[: len(consts)], flat[len(consts) :])
     )(*consts, *closed.in_avals)
-    traced = Body(opened, len(consts), len(carry), len(jax.tree.leaves(row)))
+    traced = LoopBody(opened, len(consts), len(carry), len(jax.tree.leaves(row)))
     return traced, consts
 
 
 def kernel_loop(
-    body: Body,
+    body: LoopBody,
     consts: Sequence,
     carry: Sequence,
     given: Sequence,
@@ -169,11 +176,19 @@ def kernel_loop(
     """
     if any(map(is_complex, body.closed.in_avals)):
         like = list(body.closed.out_avals)
-        real = as_real(body)
+        real = real_body(body)
         last, outs = kernel_loop(
-            real, parted(consts), parted(carry), parted(given), steps, reverse, kernel
+            real,
+            split_complex(consts),
+            split_complex(carry),
+            split_complex(given),
+            steps,
+            reverse,
+            kernel,
         )
-        return joined(last, like[: body.carry]), joined(outs, like[body.carry :])
+        return merge_complex(last, like[: body.carry]), merge_complex(
+            outs, like[body.carry :]
+        )
     out = loop_p.bind(
         *consts, *carry, *given, body=body, steps=steps, reverse=reverse, kernel=kernel
     )
@@ -181,10 +196,10 @@ def kernel_loop(
 
 
 def by_scan(
-    *flat: Any, body: Body, steps: int, reverse: bool, kernel: Kernel | None = None
+    *flat: Any, body: LoopBody, steps: int, reverse: bool, kernel: Kernel | None = None
 ) -> list[Any]:
     """What the kernel computes, in JAX's own loop."""
-    consts, carry, given = split(flat, (body.consts, body.carry))
+    consts, carry, given = split_by_sizes(flat, (body.consts, body.carry))
     last, outs = jax.lax.scan(
         lambda c, x: body(consts, c, x),
         list(carry),
@@ -196,10 +211,10 @@ def by_scan(
 
 
 def _lowered(
-    *flat: Any, body: Body, steps: int, reverse: bool, kernel: Kernel, platform: str
+    *flat: Any, body: LoopBody, steps: int, reverse: bool, kernel: Kernel, platform: str
 ) -> list[Any]:
     reason, target = (
-        refusal(body, steps, platform, kernel),
+        unsupported_reason(body, steps, platform, kernel),
         kernel.interpret or TARGETS.get(platform),
     )
     if reason and kernel.named:
@@ -208,7 +223,7 @@ def _lowered(
         return by_scan(*flat, body=body, steps=steps, reverse=reverse)
     if target == "gpu" and kernel.interpret:
         return _on_host(flat, body, steps, reverse, kernel)
-    consts, carry, given = split(flat, (body.consts, body.carry))
+    consts, carry, given = split_by_sizes(flat, (body.consts, body.carry))
     last, outs = (mosaic_gpu if target == "gpu" else mosaic_tpu).walk(
         body, consts, carry, given, steps, reverse, kernel
     )
@@ -216,17 +231,19 @@ def _lowered(
 
 
 def _on_host(
-    flat: Sequence, body: Body, steps: int, reverse: bool, kernel: Kernel
+    flat: Sequence, body: LoopBody, steps: int, reverse: bool, kernel: Kernel
 ) -> list[Any]:
     """The GPU interpreter keeps its memory in callbacks, ordered ones, that no
     primitive can pass on: so it runs as a whole inside a callback.
     """
 
     def run_interpreter(*flat):
-        consts, carry, given = split(
+        consts, carry, given = split_by_sizes(
             [jnp.asarray(a) for a in flat], (body.consts, body.carry)
         )
-        last, outs = mosaic_gpu.walk(body, consts, carry, given, steps, reverse, kernel)
+        last, outs = mosaic_gpu.run_loop(
+            body, consts, carry, given, steps, reverse, kernel
+        )
         return [*last, *outs]
 
     like = jax.eval_shape(
@@ -249,7 +266,7 @@ loop_p.def_impl(lambda *args, **params: _compiled(tuple(params.items()))(*args))
 
 @loop_p.def_abstract_eval
 def _avals(
-    *avals: Any, body: Body, steps: int, reverse: bool, kernel: Kernel
+    *avals: Any, body: LoopBody, steps: int, reverse: bool, kernel: Kernel
 ) -> list[Any]:
     return list(
         jax.make_jaxpr(
@@ -281,7 +298,7 @@ def _mapped(
     args: Sequence,
     dims: Sequence,
     *,
-    body: Body,
+    body: LoopBody,
     steps: int,
     reverse: bool,
     kernel: Kernel,
@@ -304,12 +321,14 @@ def _mapped(
         for a, d in zip(body.closed.in_avals, axes, strict=True)
     ]
     whole = jax.vmap(
-        lambda *flat: run(body.closed.jaxpr, body.closed.consts, flat),
+        lambda *flat: eval_jaxpr(body.closed.jaxpr, body.closed.consts, flat),
         tuple(axes),
-        **mapping_of(axis_data),
+        **vmap_options(axis_data),
     )
-    many = Body(jax.make_jaxpr(whole)(*avals), body.consts, body.carry, body.given)
-    if unfit(many) and not unfit(body):  # matrices are mapped: one kernel after another
+    many = LoopBody(jax.make_jaxpr(whole)(*avals), body.consts, body.carry, body.given)
+    if unsupported_body_reason(many) and not unsupported_body_reason(
+        body
+    ):  # matrices are mapped: one kernel after another
         fixed = [a for a, axis in zip(moved, axes, strict=True) if axis is none]
         mapped = [
             jnp.moveaxis(a, 1, 0) if i >= n_given else a
