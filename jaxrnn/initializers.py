@@ -1,4 +1,4 @@
-"""Initialisers that compare by value, so that two cells configured alike are equal and
+"""Initializers that compare by value, so that two cells configured alike are equal and
 do not retrace.
 
 Each is called as ``init(key, shape, dtype)`` for ONE gate block at a time: a packed

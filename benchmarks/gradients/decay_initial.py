@@ -1,4 +1,4 @@
-"""Gradient decay at initialisation, by the library's instruments and, for proof, by
+"""Gradient decay at initialization, by the library's instruments and, for proof, by
 explicit Jacobian products in float64.
 """
 

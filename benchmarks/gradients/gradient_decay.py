@@ -1,7 +1,7 @@
 """The founding lesson in one table: how fast gradients vanish in each cell, and whether
 it then learns what lies far back.
 
-At initialisation (inputs and loss of the adding task), averaged over seeds: the decay
+At initialization (inputs and loss of the adding task), averaged over seeds: the decay
 rate beta of the gradient norm v_k, fitted over lags 20 to T - 1, tau = -1/log beta,
 v_k/v_0 at three lags, and the leading Lyapunov exponent of the whole carry; in proof,
 the largest difference of log v_k from products of explicit Jacobians in float64. Then
@@ -80,20 +80,20 @@ def parse(argv: list[str] | None) -> Any:
         "--seeds",
         type=positive,
         default=20,
-        help="initialisations to average over (default: 20)",
+        help="initializations to average over (default: 20)",
     )
     parser.add_argument("--hidden", type=positive, default=64, help="(default: 64)")
     parser.add_argument(
         "--steps",
         type=positive,
         default=200,
-        help="T at initialisation, 6 at least (default: 200)",
+        help="T at initialization, 6 at least (default: 200)",
     )
     parser.add_argument(
         "--batch",
         type=positive,
         default=32,
-        help="sequences at initialisation (default: 32)",
+        help="sequences at initialization (default: 32)",
     )
     parser.add_argument(
         "--lengths",
@@ -136,7 +136,7 @@ def parse(argv: list[str] | None) -> Any:
 
 
 def run(args: Any) -> tuple[list[dict], list[dict]]:
-    """The rows at initialisation, and the trainings."""
+    """The rows at initialization, and the trainings."""
     initial, trained = [], []
     for name in args.cells:
         row = measure(CELLS[name], args.seeds, args.hidden, args.steps, args.batch)
@@ -202,7 +202,7 @@ def markdown(result: dict) -> str:
     lines = [
         f"# Gradient decay, {machine_line(result)}",
         "",
-        f"`{result['command']}`. At initialisation, {shape['H']} units, {shape['T']} "
+        f"`{result['command']}`. At initialization, {shape['H']} units, {shape['T']} "
         f"steps, adding, {shape['seeds']} seeds of "
         f"{shape['B']} sequences: mean beta of log v_k over lags 20 to "
         f"{shape['T'] - 1}, tau = -1/log beta, geometric means of "
@@ -305,7 +305,7 @@ def draw(result: dict, figure: Any) -> None:
     left.set_ylim(-16, 2)
     left.set_xlabel("lag k: steps back from the loss")
     left.set_ylabel("log10 of v_k / v_0, gradient norm at the state")
-    left.set_title("How much of the gradient arrives, at initialisation")
+    left.set_title("How much of the gradient arrives, at initialization")
     left.legend(fontsize=8, loc="lower left")
     left.grid(alpha=0.3)
     if right is not None:

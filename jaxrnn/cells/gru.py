@@ -44,7 +44,7 @@ class GRU(BuiltinCell):
         reset_after: which of the two forms.
         update_bias: added to the update gate's bias at init (z near 1 keeps), or
             ``Chrono(T)``.
-        layer_norm: normalise ``x W`` and ``h U``, the r and z blocks together and n by
+        layer_norm: normalize ``x W`` and ``h U``, the r and z blocks together and n by
             itself (Ba et al. 2016, eq. 25-27): parameters ``input_norm_scale``,
             ``recurrent_norm_scale (3H,)``.
         learned_initial_carry: make h before the first step a parameter.
@@ -100,15 +100,15 @@ class GRU(BuiltinCell):
     def project(
         self, params: Params, x: Float[Array, "*TB D"]
     ) -> Float[Array, "*TB G"]:
-        """``x W``, normalised under ``layer_norm``."""
+        """``x W``, normalized under ``layer_norm``."""
         check_features(self, params["input_kernel"], x)
         z = dense(x, params["input_kernel"])
-        return self.normalise(z, params["input_norm_scale"]) if self.layer_norm else z
+        return self.normalize(z, params["input_norm_scale"]) if self.layer_norm else z
 
-    def normalise(
+    def normalize(
         self, z: Float[Array, "*B G"], scale: Float[Array, " G"]
     ) -> Float[Array, "*B G"]:
-        """Layer normalisation of the r and z blocks together, and of n by itself."""
+        """Layer normalization of the r and z blocks together, and of n by itself."""
         gates, scales = (
             jnp.split(z, [2 * self.hidden_size], -1),
             jnp.split(scale, [2 * self.hidden_size], -1),
@@ -141,7 +141,7 @@ class GRU(BuiltinCell):
         if self.reset_after:
             a = recur(h_in, kernel)
             if self.layer_norm:
-                a = self.normalise(a, params["recurrent_norm_scale"])
+                a = self.normalize(a, params["recurrent_norm_scale"])
             a, a_n = jnp.split(a, [2 * H], axis=-1)
             a_n = a_n + along(params["recurrent_bias"], a_n)
         else:

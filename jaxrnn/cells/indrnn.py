@@ -29,7 +29,7 @@ class IndRNN(BuiltinCell):
         (H,)``. Carry: ``h (*B, H)``.
 
     The paper keeps ``|u| <= 2^(1/T)`` while training, so that a relu unit cannot grow
-    more than twofold over T steps; that is the optimiser's business: clip
+    more than twofold over T steps; that is the optimizer's business: clip
     ``recurrent_vector`` after an update.
 
     Args:

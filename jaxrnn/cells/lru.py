@@ -36,28 +36,28 @@ class LRU(ComplexDiagonal):
 
     Args:
         hidden_size: H, complex numbers of state.
-        smallest, largest: |lambda| at init lies between them, uniformly on the ring by
+        r_min, r_max: |lambda| at init lies between them, uniformly on the ring by
             area.
-        phase: largest phase of lambda at init.
+        max_phase: largest phase of lambda at init.
         learned_initial_carry: refused, for the carry is complex and parameters are
             real.
     """  # noqa: E501
 
     _: dataclasses.KW_ONLY
-    smallest: float = 0.0
-    largest: float = 1.0
-    phase: float = 2 * math.pi
+    r_min: float = 0.0
+    r_max: float = 1.0
+    max_phase: float = 2 * math.pi
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.smallest < self.largest <= 1:
+        if not 0 <= self.r_min < self.r_max <= 1:
             raise ValueError(
-                f"LRU: 0 <= smallest < largest <= 1 is needed, but they are "
-                f"{self.smallest!r} and {self.largest!r}"
+                f"LRU: 0 <= r_min < r_max <= 1 is needed, but they are "
+                f"{self.r_min!r} and {self.r_max!r}"
             )
-        if not 0 < self.phase <= 2 * math.pi:
+        if not 0 < self.max_phase <= 2 * math.pi:
             raise ValueError(
-                f"LRU: phase must lie in (0, 2 pi], but it is {self.phase!r}"
+                f"LRU: max_phase must lie in (0, 2 pi], but it is {self.max_phase!r}"
             )
 
     def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
@@ -68,7 +68,7 @@ class LRU(ComplexDiagonal):
         dtype, H, D = dtype or jnp.result_type(float), self.hidden_size, input_size
         wide = accumulator(dtype)
         k_size, k_phase, k_input, k_output, k_skip = jax.random.split(key, 5)
-        low, high = self.smallest**2, self.largest**2
+        low, high = self.r_min**2, self.r_max**2
         area = (
             jax.random.uniform(k_size, (H,), wide, minval=jnp.finfo(wide).eps)
             * (high - low)
@@ -77,7 +77,7 @@ class LRU(ComplexDiagonal):
         area = jnp.minimum(area, 1 - 8 * jnp.finfo(wide).eps)  # |lambda| = 1 has no nu
         nu = jnp.log(-jnp.log(area) / 2)
         theta = jnp.log(
-            self.phase
+            self.max_phase
             * jax.random.uniform(k_phase, (H,), wide, minval=jnp.finfo(wide).eps)
         )
         params = {
@@ -123,22 +123,22 @@ class RGLRU(LinearCell, BuiltinCell):
 
     Args:
         hidden_size: H, and the number of input features.
-        smallest, largest: a^c at init, uniform between them.
+        r_min, r_max: a^c at init, uniform between them.
         learned_initial_carry: make h before the first step a parameter.
     """
 
     _: dataclasses.KW_ONLY
-    smallest: float = 0.9
-    largest: float = 0.999
+    r_min: float = 0.9
+    r_max: float = 0.999
     input_init: Initializer = LecunNormal()
     bias_init: Initializer = Zeros()
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 < self.smallest < self.largest < 1:
+        if not 0 < self.r_min < self.r_max < 1:
             raise ValueError(
-                f"RGLRU: 0 < smallest < largest < 1 is needed, but they are "
-                f"{self.smallest!r} and {self.largest!r}"
+                f"RGLRU: 0 < r_min < r_max < 1 is needed, but they are "
+                f"{self.r_min!r} and {self.r_max!r}"
             )
 
     def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
@@ -149,7 +149,7 @@ class RGLRU(LinearCell, BuiltinCell):
         dtype, H = dtype or jnp.result_type(float), self.hidden_size
         k_input, k_bias, k_decay = jax.random.split(key, 3)
         kept = jax.random.uniform(
-            k_decay, (H,), accumulator(dtype), minval=self.smallest, maxval=self.largest
+            k_decay, (H,), accumulator(dtype), minval=self.r_min, maxval=self.r_max
         )
         log_a = jnp.log(kept) / POWER
         return self.with_initial_carry(

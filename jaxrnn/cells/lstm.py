@@ -51,7 +51,7 @@ class LSTM(BuiltinCell):
         hidden_size: H.
         forget_bias: added to the forget gate's bias at init (1: Gers et al. 2000,
             Jozefowicz et al. 2015), or ``Chrono(T)``.
-        layer_norm: normalise ``x W``, ``h U`` and, before the output, ``c`` (Ba et al.
+        layer_norm: normalize ``x W``, ``h U`` and, before the output, ``c`` (Ba et al.
             2016, eq. 20-22): parameters ``input_norm_scale``, ``recurrent_norm_scale
             (4H,)``, ``cell_norm_scale``, ``cell_norm_bias (H,)``.
         peephole: i and f also see ``p * c_{t-1}``, o sees ``p * c_t`` (Gers &
@@ -148,7 +148,7 @@ class LSTM(BuiltinCell):
     def project(
         self, params: Params, x: Float[Array, "*TB D"]
     ) -> Float[Array, "*TB G"]:
-        """``x W``, normalised under ``layer_norm``."""
+        """``x W``, normalized under ``layer_norm``."""
         check_features(self, params["input_kernel"], x)
         z = dense(x, params["input_kernel"])
         return layer_norm(z, params["input_norm_scale"]) if self.layer_norm else z

@@ -126,7 +126,7 @@ class MinLSTM(_Minimal):
 
         i, f = sigmoid(x_t W + b)
         n_t = x_t W_n + b_n                              or g(x_t W_n + b_n) with ``positive``
-        h_t = f / (f + i) h_{t-1} + i / (f + i) n_t      ``normalised``, the form for long sequences
+        h_t = f / (f + i) h_{t-1} + i / (f + i) n_t      ``normalized``, the form for long sequences
         h_t = f h_{t-1} + i n_t                          without
 
     Parameters: ``input_kernel (D, 3H)``, ``bias (3H,)``. Carry: ``h (*B, H)``, in
@@ -135,14 +135,14 @@ class MinLSTM(_Minimal):
     Args:
         hidden_size: H.
         positive: as for `MinGRU`.
-        normalised: divide the gates by their sum, computed from the difference of their
+        normalized: divide the gates by their sum, computed from the difference of their
             logarithms.
         forget_bias: added to b_f at init, or ``Chrono(T)``.
         learned_initial_carry: make h before the first step a parameter.
     """  # noqa: E501
 
     _: dataclasses.KW_ONLY
-    normalised: bool = True
+    normalized: bool = True
     forget_bias: float | Chrono = 0.0
 
     def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
@@ -165,7 +165,7 @@ class MinLSTM(_Minimal):
     ) -> tuple[Float[Array, "*TB H"], Float[Array, "*TB H"]]:
         """The share of h that is kept, and that of n times n."""
         i, f, n = jnp.split(z, 3, axis=-1)
-        if not self.normalised:
+        if not self.normalized:
             return jax.nn.sigmoid(f), jax.nn.sigmoid(i) * self.candidate(n)
         difference = jax.nn.log_sigmoid(f) - jax.nn.log_sigmoid(i)
         return jax.nn.sigmoid(difference), jax.nn.sigmoid(-difference) * self.candidate(

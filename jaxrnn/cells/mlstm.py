@@ -77,7 +77,7 @@ class MLSTM(BuiltinCell):
 
     Args:
         hidden_size: H, d_v for each head side by side.
-        heads: matrix memories, a divisor of H.
+        num_heads: matrix memories, a divisor of H.
         key_size: d_k, default H / heads.
         forget_gate: F is ``"sigmoid"`` or ``"exponential"``.
         input_init: of the blocks q, k, v and o; those of i and f begin at zero.
@@ -87,7 +87,7 @@ class MLSTM(BuiltinCell):
     """  # noqa: E501
 
     _: dataclasses.KW_ONLY
-    heads: int = 1
+    num_heads: int = 1
     key_size: int | None = None
     forget_gate: str = SIGMOID
     input_init: Initializer = Normal(math.sqrt(2 / 5))
@@ -108,13 +108,15 @@ class MLSTM(BuiltinCell):
     @property
     def keys(self) -> int:
         """d_k."""
-        return self.key_size or self.hidden_size // self.heads
+        return self.key_size or self.hidden_size // self.num_heads
 
     @property
     def blocks(self) -> tuple[int, ...]:
         """Columns of q, k, v, o, i and f in the packed kernel."""
         return (
-            (self.heads * self.keys,) * 2 + (self.hidden_size,) * 2 + (self.heads,) * 2
+            (self.num_heads * self.keys,) * 2
+            + (self.hidden_size,) * 2
+            + (self.num_heads,) * 2
         )
 
     def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
@@ -124,21 +126,21 @@ class MLSTM(BuiltinCell):
         check_positive(self, input_size=input_size)
         dtype = dtype or jnp.result_type(float)
         k_q, k_k, k_values, k_bias, k_i, k_f = jax.random.split(key, 6)
-        size = self.heads * self.keys
+        size = self.num_heads * self.keys
         kernel = [
             self.input_init(k_q, (input_size, size), dtype),
             self.input_init(k_k, (input_size, size), dtype),
             gate_blocks(
                 self.input_init, k_values, 2, input_size, self.hidden_size, dtype
             ),
-            jnp.zeros((input_size, 2 * self.heads), dtype),
+            jnp.zeros((input_size, 2 * self.num_heads), dtype),
         ]
         keys = zip(jax.random.split(k_bias, 4), self.blocks[:4], strict=True)
         bias = [self.bias_init(k, (size,), dtype) for k, size in keys]
-        i = self.input_gate_init(k_i, (1, self.heads), dtype)[
+        i = self.input_gate_init(k_i, (1, self.num_heads), dtype)[
             0
         ]  # a row: Normal divides by the root of rows
-        f = self.forget_init(k_f, (self.heads,), dtype)
+        f = self.forget_init(k_f, (self.num_heads,), dtype)
         return self.with_initial_carry(
             {
                 "input_kernel": jnp.concatenate(kernel, axis=-1),
@@ -150,10 +152,10 @@ class MLSTM(BuiltinCell):
         self, params: Params, batch_shape: tuple[int, ...], dtype: Any
     ) -> MLSTMState:
         """Zeros: h in ``dtype``, the others in its accumulator's dtype."""
-        wide, by_head = accumulator(dtype), (*batch_shape, self.heads)
+        wide, by_head = accumulator(dtype), (*batch_shape, self.num_heads)
         return MLSTMState(
             jnp.zeros((*batch_shape, self.hidden_size), dtype),
-            jnp.zeros((*by_head, self.keys, self.hidden_size // self.heads), wide),
+            jnp.zeros((*by_head, self.keys, self.hidden_size // self.num_heads), wide),
             jnp.zeros((*by_head, self.keys), wide),
             jnp.zeros(by_head, wide),
         )
@@ -172,7 +174,9 @@ class MLSTM(BuiltinCell):
         """The blocks of ``project`` apart."""
         q, k, v, o, i, f = jnp.split(z, np.cumsum(self.blocks)[:-1], axis=-1)
         q, k, v = (
-            block.reshape(*block.shape[:-1], self.heads, block.shape[-1] // self.heads)
+            block.reshape(
+                *block.shape[:-1], self.num_heads, block.shape[-1] // self.num_heads
+            )
             for block in (q, k, v)
         )
         return Steps(q, k, v, jax.nn.sigmoid(o), i, log_forget(self, f))

@@ -1,4 +1,4 @@
-"""Arithmetic that the cells share: flat matrix products, layer normalisation,
+"""Arithmetic that the cells share: flat matrix products, layer normalization,
 accumulators.
 """
 
@@ -64,7 +64,7 @@ def gate_activations(
     """The ``blocks`` packed blocks apart: sigmoid of each, but tanh of the last but one
     (g).
 
-    One sigmoid over all of them: of a slice, XLA:CPU's (jax 0.10) is not vectorised,
+    One sigmoid over all of them: of a slice, XLA:CPU's (jax 0.10) is not vectorized,
     and an LSTM step takes twice as long. Its derivative is written block by block, from
     the activations.
     """

@@ -1,4 +1,4 @@
-"""The scalar memory of xLSTM: exponential gates, a normaliser and a stabiliser."""
+"""The scalar memory of xLSTM: exponential gates, a normaliser and a stabilizer."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ class SLSTM(BuiltinCell):
 
     Args:
         hidden_size: H.
-        heads: blocks of the recurrent matrix; units of different heads do not see each
-            other's h. A divisor of H.
+        num_heads: blocks of the recurrent matrix; units of different heads do not see
+            each other's h. A divisor of H.
         forget_gate: F is ``"sigmoid"`` or ``"exponential"``.
         recurrent_init, forget_init: zeros, and within each head biases from 5 down to
             -7 by a power law, as the authors' code begins. ``Linspace(3.0, 6.0)``,
@@ -74,7 +74,7 @@ class SLSTM(BuiltinCell):
     """  # noqa: E501
 
     _: dataclasses.KW_ONLY
-    heads: int = 1
+    num_heads: int = 1
     forget_gate: str = SIGMOID
     input_init: Initializer = Normal(math.sqrt(2 / 5))
     recurrent_init: Initializer = Zeros()
@@ -103,19 +103,19 @@ class SLSTM(BuiltinCell):
         dtype, H, size = (
             dtype or jnp.result_type(float),
             self.hidden_size,
-            self.hidden_size // self.heads,
+            self.hidden_size // self.num_heads,
         )
         k_input, k_recurrent, k_bias, k_forget = jax.random.split(key, 4)
         b_i, _, b_z, b_o = gate_biases(self.bias_init, k_bias, 4, H, dtype)
         b_f = jnp.concatenate(
             [
                 self.forget_init(k, (size,), dtype)
-                for k in jax.random.split(k_forget, self.heads)
+                for k in jax.random.split(k_forget, self.num_heads)
             ]
         )
         blocks = [
             gate_blocks(self.recurrent_init, k, 4, size, size, dtype)
-            for k in jax.random.split(k_recurrent, self.heads)
+            for k in jax.random.split(k_recurrent, self.num_heads)
         ]
         return {
             "input_kernel": gate_blocks(
@@ -181,10 +181,10 @@ class SLSTM(BuiltinCell):
         self, h: Float[Array, "*B H"], kernel: Float[Array, "N d g"]
     ) -> Float[Array, "*B G"]:
         """``h R``, gate by gate over all heads."""
-        if self.heads == 1:
+        if self.num_heads == 1:
             return recur(h, kernel[0])
         apart = h.astype(kernel.dtype).reshape(
-            *h.shape[:-1], self.heads, self.hidden_size // self.heads
+            *h.shape[:-1], self.num_heads, self.hidden_size // self.num_heads
         )
         a = jnp.einsum(
             "...nd,ndg->...ng",
@@ -193,7 +193,9 @@ class SLSTM(BuiltinCell):
             preferred_element_type=accumulator(kernel.dtype),
         )
         by_gate = jnp.swapaxes(
-            a.reshape(*h.shape[:-1], self.heads, 4, self.hidden_size // self.heads),
+            a.reshape(
+                *h.shape[:-1], self.num_heads, 4, self.hidden_size // self.num_heads
+            ),
             -3,
             -2,
         )
@@ -236,11 +238,12 @@ def largest_exponent(dtype: Any) -> float:
 
 def check_heads(cell: Any) -> None:
     """``heads`` divides ``hidden_size``."""
-    check_positive(cell, heads=cell.heads)
-    if cell.hidden_size % cell.heads:
+    check_positive(cell, num_heads=cell.num_heads)
+    if cell.hidden_size % cell.num_heads:
         raise ValueError(
-            f"{type(cell).__name__}: hidden_size must be a multiple of heads, but they "
-            f"are {cell.hidden_size} and {cell.heads}"
+            f"{type(cell).__name__}: hidden_size must be a multiple of num_heads, but "
+            f"they "
+            f"are {cell.hidden_size} and {cell.num_heads}"
         )
 
 

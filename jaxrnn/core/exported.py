@@ -16,7 +16,7 @@ def register_for_export(kind: Kind) -> Kind:
     """``kind``, a NamedTuple, with its name told to ``jax.export``: to be put before
     its definition.
 
-    An exported function that takes or returns one can then be serialised; who reads it
+    An exported function that takes or returns one can then be serialized; who reads it
     back must have imported jaxrnn.
     """
     with contextlib.suppress(

@@ -1,7 +1,7 @@
 """A fence between fusions, on CPUs only.
 
 XLA's CPU compiler (jax 0.11 and newer) fuses the slice of a scanned array into the
-elementwise arithmetic that reads it, and then no longer vectorises that: an LSTM's
+elementwise arithmetic that reads it, and then no longer vectorizes that: an LSTM's
 gates took 42 us a step instead of 21 at (16, 128). A fence makes the slice an array of
 its own. On accelerators nothing is fenced: there a fusion less is a kernel launch more.
 Nor is a small slice: a loop of few numbers a step is compiled into one piece of machine

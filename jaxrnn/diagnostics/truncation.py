@@ -54,7 +54,7 @@ def truncation_bias(
             random numbers.
         sequence: ``(T, *B, ...)``, walked from its start.
         k2s: steps over which gradients flow, each from k1 to T.
-        batch_shape: B, as for `TBPTT.start`.
+        batch_shape: B, as for `TBPTT.init`.
         windows: take k1 = k2 at each k2 and pass over ``tbptt.k1``: windows cut where
             they end, as most programs ship. Their losses see 1 to k2 steps, those of k1
             = 1 always k2.
@@ -80,8 +80,8 @@ def truncation_bias(
 
     def gradient(k1, k2):
         one = dataclasses.replace(tbptt, k1=k1, k2=k2)
-        return one.gradients(
-            params, sequence, one.start(params, sequence, batch_shape)
+        return one.value_and_grad(
+            params, sequence, one.init(params, sequence, batch_shape)
         )[1]
 
     full = gradient(steps, steps)

@@ -28,7 +28,7 @@ class Fused:
     ``(*B, k H)`` by constant matrices ``(k H, m H)`` and does arithmetic on each unit
     by itself: `LSTM` (with peepholes, coupled gates), `GRU` (both forms), `Elman`,
     `SLSTM` of one head, `IndRNN`, the diagonal and all linear cells; not layer
-    normalisation, projections, `MLSTM`.
+    normalization, projections, `MLSTM`.
 
     | | NVIDIA GPU of the Hopper kind (jax 0.11 or newer) | TPU |
     |---|---|---|

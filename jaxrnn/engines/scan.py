@@ -24,7 +24,7 @@ class Scan:
 
     The step of any cell is split by what depends on what. Forwards, all that needs no
     carry (a projection of the inputs) is done for a window of steps at once. Backwards,
-    every carry is known, so the step is linearised for a window at once; the loop
+    every carry is known, so the step is linearized for a window at once; the loop
     passes on the carry's cotangent alone; and each weight gradient is one matmul over
     the window's steps and the batch. ``vmap``, forward mode and derivatives of any
     order work as for ordinary JAX code, and ``grad`` of a ``vmap`` is that of the batch

@@ -198,8 +198,8 @@ def check_dtypes(where: str, arrays: Mapping[str, Any], what: str = "weights") -
         )
     if strange:
         hint = (
-            "quantised weights are integers and scales, and are not converted; give "
-            "the weights from before quantisation"
+            "quantized weights are integers and scales, and are not converted; give "
+            "the weights from before quantization"
             if what == "weights"
             else "cast them"
         )

@@ -44,7 +44,7 @@ def to_onnx(
     `GRU` of both forms, learned first carries, `stack`, `bidirectional` (one operator a
     direction) and `residual`; of what draws random numbers its ``inference``, where
     dropout does nothing. What the operators cannot hold is refused by name: layer
-    normalisation, projections, all other cells, and zoneout, whose ``inference`` is no
+    normalization, projections, all other cells, and zoneout, whose ``inference`` is no
     identity: it mixes each state with the one before.
 
     Args:

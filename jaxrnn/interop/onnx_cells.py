@@ -35,7 +35,7 @@ def converted(
             f"ones are LSTM, GRU and RNN (Elman here)"
         )
     for option, what in (
-        ("layer_norm", "layer normalisation"),
+        ("layer_norm", "layer normalization"),
         ("projection_size", "a projection of h"),
     ):
         if getattr(cell, option, None):

@@ -23,12 +23,12 @@ NONLINEARITIES: dict[str, Any] = {"tanh": jnp.tanh, "relu": jax.nn.relu}
 NUMBERED = re.compile(r"weight_ih_l(\d+)(_reverse)?$")
 HINTS = {
     r"parametrizations\.": (
-        "Some weights are parametrised: "
+        "Some weights are parametrized: "
         "torch.nn.utils.parametrize.remove_parametrizations(module, name)"
     ),
     "_packed|_all_weight_values": (
-        "These are packed, quantised weights: take the state_dict from before "
-        "quantisation"
+        "These are packed, quantized weights: take the state_dict from before "
+        "quantization"
     ),
     "(weight|bias)_.*_g$": (
         "Some weights are normed: torch.nn.utils.remove_weight_norm(module, name) first"
@@ -255,8 +255,8 @@ def plain(where: str, name: str, value: Any) -> Any:
         return value
     if getattr(value, "is_quantized", False):
         raise TypeError(
-            f"{where}: {name} is quantised ({value.dtype}): take the weights from "
-            f"before quantisation"
+            f"{where}: {name} is quantized ({value.dtype}): take the weights from "
+            f"before quantization"
         )
     if getattr(value, "is_meta", False):
         raise TypeError(
@@ -267,7 +267,7 @@ def plain(where: str, name: str, value: Any) -> Any:
     if dtype.startswith("float8"):
         raise TypeError(
             f"{where}: {name} is {dtype}, whose scales stand elsewhere: take the "
-            f"weights from before quantisation"
+            f"weights from before quantization"
         )
     return (
         tensor.float().numpy().astype(jnp.bfloat16)

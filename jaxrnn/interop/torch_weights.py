@@ -61,7 +61,7 @@ def from_torch(
         ``(layer, params)``.
 
     Raises:
-        ValueError: missing, unexpected, wrongly shaped weights. TypeError: quantised
+        ValueError: missing, unexpected, wrongly shaped weights. TypeError: quantized
             weights, mixed dtypes, float64 without ``jax_enable_x64``, an object that is
             none of these.
     """
@@ -185,16 +185,16 @@ def _inside(where: str, source: Any, prefix: str) -> Any:
 
 
 def _check_module(where: str, module: Any) -> None:
-    """One of torch's own six, unquantised and without parametrisations."""
+    """One of torch's own six, unquantized and without parametrisations."""
     kind = type(module)
     if "quantiz" in kind.__module__:
         raise TypeError(
-            f"{where}: {kind.__module__}.{kind.__name__} is quantised: its integers do "
+            f"{where}: {kind.__module__}.{kind.__name__} is quantized: its integers do "
             f"not convert, use the float module"
         )
     if kind.__name__.startswith("Parametrized"):
         raise TypeError(
-            f"{where}: the module is parametrised (weight_norm or the like): "
+            f"{where}: the module is parametrized (weight_norm or the like): "
             f"torch.nn.utils.parametrize.remove_parametrizations"
             "(module, name) first"
         )

@@ -20,7 +20,7 @@ from .compose import check_one_array, check_parts, init_in, output_size
 
 
 def residual_block(layer: Cell | Layer, width: int) -> ResidualBlock:
-    """Normalisation, the layer, GELU, a gated linear unit and a skip connection
+    """Normalization, the layer, GELU, a gated linear unit and a skip connection
     (Orvieto et al. 2023, figure 1; Smith et al. 2023, appendix B)::
 
         e = x, or x W_e + b_e where x has not ``width`` features

@@ -24,7 +24,7 @@ from ..training import (
     InputError,
     Run,
     TrainState,
-    make_optimiser,
+    make_optimizer,
     make_train_step,
     start,
     warmup_cosine,
@@ -56,9 +56,12 @@ class Options:
     embed: int = option(64, "size of the character embedding; 0: one-hot", least=0)
     dropout: float = option(0.1, "after each recurrent layer", least=0, below=1)
     batch: int = option(32, "streams read side by side", least=1)
-    window: int = option(64, "k1, k2: characters per update of truncated BPTT", least=1)
-    horizon: int = option(
-        0, "k2, if gradients shall reach further back than the window", least=0
+    tbptt: int = option(
+        64, "k1 and k2 of truncated BPTT, where they are not given", least=1
+    )
+    k1: int = option(0, "characters per update; 0: as --tbptt", least=0)
+    k2: int = option(
+        0, "characters that a gradient reaches back, at least k1; 0: as k1", least=0
     )
     learning_rate: float = option(5e-3, "peak learning rate of Adam", above=0)
     clip: float = option(1.0, "largest global norm of a gradient", above=0)
@@ -70,16 +73,22 @@ class Options:
         least=0,
     )
 
-    QUICK: ClassVar[dict[str, Any]] = {"hidden": 64, "batch": 16, "window": 32}
+    QUICK: ClassVar[dict[str, Any]] = {"hidden": 64, "batch": 16, "tbptt": 32}
 
     def __post_init__(self):
         check_with_sources(self, "text")
-        if self.horizon and self.horizon < self.window:
+        update, reach = self.truncation
+        if reach < update:
             raise InputError(
-                f"--horizon {self.horizon} is less than --window {self.window}: the "
-                f"oldest losses of each window would get "
-                "no gradient; choose a --horizon of at least the --window"
+                f"--k2 {reach} is less than k1, which is {update}: the oldest losses of "
+                "each window would get no gradient; choose a --k2 of at least k1"
             )
+
+    @property
+    def truncation(self) -> tuple[int, int]:
+        """``(k1, k2)``: characters per update, and how far back a gradient reaches."""
+        update = self.k1 or self.tbptt
+        return update, self.k2 or update
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +123,7 @@ def build(options: Options, config: dict[str, Any]) -> tuple[Functions, Any]:
     """The model's functions and its first parameters; ``config["vocabulary"]`` holds
     the characters it knows.
     """
-    cell = make_cell(options.cell, options.hidden, max(options.window, options.horizon))
+    cell = make_cell(options.cell, options.hidden, options.truncation[1])
     parts: list[Any] = []
     for _ in range(options.layers):
         parts += [cell, dropout(options.dropout)] if options.dropout else [cell]
@@ -135,12 +144,12 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
     ).hexdigest()
     config = {"vocabulary": texts.vocabulary.characters, "text": digest}
     functions, params = build(options, config)
-    streams = Streams(texts.train, options.batch, options.window, options.seed)
-    tbptt = functions.tbptt(options.window, options.horizon or options.window)
-    optimiser = make_optimiser(clip=options.clip, weight_decay=options.weight_decay)
+    streams = Streams(texts.train, options.batch, options.truncation[0], options.seed)
+    tbptt = functions.tbptt(*options.truncation)
+    optimizer = make_optimizer(clip=options.clip, weight_decay=options.weight_decay)
     schedule = warmup_cosine(options.learning_rate)
     mesh = mesh_of(choose_devices(options.devices, options.batch, options.hidden))
-    train_step = make_train_step(tbptt, optimiser, schedule, mesh)
+    train_step = make_train_step(tbptt, optimizer, schedule, mesh)
 
     def evaluate(state: TrainState) -> dict[str, float]:
         return {
@@ -163,7 +172,7 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
     key = jax.random.key(options.seed)
     experiment = Experiment(
         start=lambda: start(
-            tbptt, optimiser, params, streams(0), (options.batch,), key
+            tbptt, optimizer, params, streams(0), (options.batch,), key
         ),
         advance=lambda state, progress: train_step(
             state, streams(int(state.step)), progress

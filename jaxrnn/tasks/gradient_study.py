@@ -1,5 +1,5 @@
 """Where gradients go in a task's model: a table, ``gradients.json`` and pictures, at
-initialisation and after training.
+initialization and after training.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Study:
     hidden: int = option(64, "units", least=1)
     length: int = option(200, "steps before the loss", least=3)
     batch: int = option(32, "sequences", least=1)
-    seeds: int = option(4, "initialisations to average over", least=1)
+    seeds: int = option(4, "initializations to average over", least=1)
     seed: int = option(0, "of the first, and of the inputs", least=0, below=2**31)
 
     def __post_init__(self):
@@ -103,7 +103,7 @@ Models = tuple[
 
 
 def _of_cells(asked: Study) -> tuple[dict[str, Models], dict[str, Any]]:
-    """A model a cell and seed, at initialisation; all see the same inputs."""
+    """A model a cell and seed, at initialization; all see the same inputs."""
     check_name(
         "--task",
         asked.task,
@@ -137,7 +137,7 @@ def _options(module: Any, cell: str, asked: Study, seed: int) -> Any:
 def _of_run(
     path: Any, asked: Study, given: set[str]
 ) -> tuple[dict[str, Models], dict[str, Any]]:
-    """The model of a run as it was initialised, and as it is now."""
+    """The model of a run as it was initialized, and as it is now."""
     if given & {"cell", "task", "hidden", "seeds", "seed"}:
         raise InputError(
             "--run brings its own cell, task and units: leave --cell, --task, "
@@ -167,7 +167,7 @@ def _of_run(
 
 
 def _measure(models: Models, asked: Study, length: int) -> list[Findings]:
-    """All instruments on every initialisation."""
+    """All instruments on every initialization."""
     probe, all_params = models
     fit_range = (min(FIRST_LAG, length // 3), length - 1)
     keys = jax.random.split(jax.random.key(asked.seed), len(all_params))
@@ -294,7 +294,7 @@ def _draw(
                 title=title,
             )
         else:
-            decay = plots.decay_curves(curves, title=f"{title}, at initialisation")
+            decay = plots.decay_curves(curves, title=f"{title}, at initialization")
         pictures = {
             "decay": decay,
             "maps": plots.gradient_maps(maps, title=title),

@@ -22,7 +22,7 @@ from ..training import (
     InputError,
     Run,
     TrainState,
-    make_optimiser,
+    make_optimizer,
     make_train_step,
     start,
     warmup_cosine,
@@ -93,12 +93,12 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
     steps = len(word) - 1
     resets = np.arange(steps) == 0
     window = Window(word[:-1], word[1:], np.ones(steps, bool), resets)
-    tbptt, optimiser, schedule = (
+    tbptt, optimizer, schedule = (
         functions.tbptt(steps, steps),
-        make_optimiser(),
+        make_optimizer(),
         warmup_cosine(options.learning_rate),
     )
-    train_step = make_train_step(tbptt, optimiser, schedule)
+    train_step = make_train_step(tbptt, optimizer, schedule)
 
     def evaluate(state: TrainState) -> dict[str, Any]:
         _, total = functions.total_loss(
@@ -112,7 +112,7 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
 
     experiment = Experiment(
         start=lambda: start(
-            tbptt, optimiser, params, window, (), jax.random.key(options.seed)
+            tbptt, optimizer, params, window, (), jax.random.key(options.seed)
         ),
         advance=lambda state, progress: train_step(state, window, progress),
         describe=lambda loss: {"loss": loss},

@@ -226,12 +226,16 @@ def _options_of(run: Run, module: Any) -> Any:
     )
 
 
+# Options of runs that were begun under older names.
+_RENAMED_OPTIONS = {"window": "k1", "horizon": "k2", "truncate": "tbptt"}
+
+
 def _stored(run: Run, kind: Any, name: str) -> Any:
-    """A dataclass out of a run's config; JSON knows no tuples."""
+    """Read a dataclass from a run's config, where JSON has lists for tuples."""
     try:
         return kind(
             **{
-                k: tuple(v) if isinstance(v, list) else v
+                _RENAMED_OPTIONS.get(k, k): tuple(v) if isinstance(v, list) else v
                 for k, v in run.config[name].items()
             }
         )

@@ -18,7 +18,7 @@ from ..training import (
     TrainState,
     fresh_state,
     make_batch_step,
-    make_optimiser,
+    make_optimizer,
     warmup_cosine,
 )
 from .data.bucketing import Buckets, Rows
@@ -52,9 +52,9 @@ def supervised(
         best_by: the name of a score of ``validate``, and "max" or "min".
         sample: a line to look at, such as one example and what the model makes of it.
     """
-    optimiser = make_optimiser(clip=options.clip, weight_decay=options.weight_decay)
+    optimizer = make_optimizer(clip=options.clip, weight_decay=options.weight_decay)
     schedule = warmup_cosine(options.learning_rate)
-    step = make_batch_step(loss, optimiser, schedule)
+    step = make_batch_step(loss, optimizer, schedule)
     key = jax.random.fold_in(
         jax.random.key(options.seed), 1
     )  # the first parameters took the key itself
@@ -63,7 +63,7 @@ def supervised(
         return step(state, batch(buckets(int(state.step))), progress)
 
     return Experiment(
-        start=lambda: fresh_state(optimiser, params, key),
+        start=lambda: fresh_state(optimizer, params, key),
         advance=advance,
         describe=lambda loss: {"loss": loss},
         evaluate=lambda state: validate(state.params),

@@ -12,7 +12,7 @@ from .run import Run as Run
 from .state import TrainState as TrainState
 from .state import constant as constant
 from .state import fresh_state as fresh_state
-from .state import make_optimiser as make_optimiser
+from .state import make_optimizer as make_optimizer
 from .state import make_train_step as make_train_step
 from .state import start as start
 from .state import warmup_cosine as warmup_cosine

@@ -16,7 +16,7 @@ from .state import TrainState, key_of, set_rate
 
 def make_batch_step(
     loss: Callable[[Params, Any, Array], tuple[Array, Array]],
-    optimiser: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation,
     schedule: Callable[[Array], Array],
 ) -> Callable[[TrainState, Any, Any], TrainState]:
     """``batch_step(state, batch, progress) -> state``, compiled: one optax update by
@@ -32,7 +32,7 @@ def make_batch_step(
             ``key`` is the state's, folded with its step, so that a run which was killed
             and resumed goes on to the same numbers. Where no loss counts, the
             parameters get no gradient.
-        optimiser, schedule: as for `make_train_step`.
+        optimizer, schedule: as for `make_train_step`.
     """
 
     def mean_loss(
@@ -53,7 +53,7 @@ def make_batch_step(
         gradient, (total, count) = jax.grad(mean_loss, has_aux=True)(
             state.params, batch, key_of(state)
         )
-        updates, opt_state = optimiser.update(gradient, opt_state, state.params)
+        updates, opt_state = optimizer.update(gradient, opt_state, state.params)
         return state._replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),

@@ -41,7 +41,7 @@ class TrainState(NamedTuple):
     tokens: Float[Array, ""]
 
 
-def make_optimiser(
+def make_optimizer(
     *, clip: float = 1.0, b1: float = 0.9, b2: float = 0.99, weight_decay: float = 0.0
 ) -> optax.GradientTransformation:
     """Adam after clipping by global norm, its learning rate a hyperparameter in the
@@ -74,13 +74,13 @@ def constant(rate: float) -> Callable[[Array], Array]:
 
 
 def fresh_state(
-    optimiser: optax.GradientTransformation, params: Params, key: Array, carry: Any = ()
+    optimizer: optax.GradientTransformation, params: Params, key: Array, carry: Any = ()
 ) -> TrainState:
     """The state before the first step; ``key`` is of all randomness in training."""
     state = TrainState(
         step=jnp.asarray(0, jnp.int32),
         params=params,
-        opt_state=optimiser.init(params),
+        opt_state=optimizer.init(params),
         carry=carry,
         key=jax.random.key_data(key),
         loss=jnp.zeros(()),
@@ -93,7 +93,7 @@ def fresh_state(
 
 def start(
     tbptt: TBPTT,
-    optimiser: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation,
     params: Params,
     example: Window,
     batch_shape: tuple[int, ...],
@@ -102,9 +102,7 @@ def start(
     """`fresh_state` for streams under ``tbptt``; ``example`` is a window of data,
     for its shapes.
     """
-    return fresh_state(
-        optimiser, params, key, tbptt.start(params, example, batch_shape)
-    )
+    return fresh_state(optimizer, params, key, tbptt.init(params, example, batch_shape))
 
 
 def key_of(state: TrainState) -> Array:
@@ -115,12 +113,12 @@ def key_of(state: TrainState) -> Array:
 
 
 def set_rate(who: str, opt_state: Any, rate: Array) -> Any:
-    """The optimiser's state with its injected learning rate set."""
+    """The optimizer's state with its injected learning rate set."""
     if optax.tree_utils.tree_get(opt_state, "learning_rate") is None:
         raise ValueError(
-            f"{who}: the optimiser has no injected hyperparameter learning_rate for "
+            f"{who}: the optimizer has no injected hyperparameter learning_rate for "
             f"the schedule to set; use "
-            "make_optimiser(), or "
+            "make_optimizer(), or "
             "optax.inject_hyperparams(optax.adam)(learning_rate=0.0)"
         )
     return optax.tree_utils.tree_set(opt_state, learning_rate=rate)
@@ -128,19 +126,19 @@ def set_rate(who: str, opt_state: Any, rate: Array) -> Any:
 
 def make_train_step(
     tbptt: TBPTT,
-    optimiser: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation,
     schedule: Callable[[Array], Array],
     mesh: Mesh | None = None,
 ) -> Callable[[TrainState, Window, Any], TrainState]:
     """``train_step(state, window, progress) -> state``, compiled: one optax update per
     k1 steps of ``window``.
 
-    ``optimiser`` has an injected hyperparameter ``learning_rate`` (as from
-    `make_optimiser`), set to ``schedule(progress)``. The state passed in is given up to
+    ``optimizer`` has an injected hyperparameter ``learning_rate`` (as from
+    `make_optimizer`), set to ``schedule(progress)``. The state passed in is given up to
     the computation: use only the one returned.
 
     With a ``mesh`` of one axis the streams (the first batch axis) are split over its
-    devices, where their carries stay from step to step; parameters and optimiser state
+    devices, where their carries stay from step to step; parameters and optimizer state
     are held by each. The numbers are those of one device, to rounding; but with
     randomness (dropout) each device draws its own, so that the noise depends on how
     many there are.
@@ -159,8 +157,8 @@ def make_train_step(
             window = window._replace(
                 mask=jnp.ones((steps, *state.carry.fresh.shape), bool)
             )
-        params, opt_state, loss, carry = tbptt.updates(
-            optimiser, state.params, opt_state, window, state.carry, key=key
+        params, opt_state, loss, carry = tbptt.update(
+            optimizer, state.params, opt_state, window, state.carry, key=key
         )
         tokens = jnp.asarray(window.mask).sum(dtype=state.tokens.dtype)
         if tbptt.axis_name is not None:

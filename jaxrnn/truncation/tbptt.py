@@ -118,8 +118,9 @@ class TBPTT(Static):
 
         tbptt = jaxrnn.TBPTT(losses, lambda params, batch:
         cell.initial_carry(params["cell"], batch), k1=16, k2=64)
-        state = tbptt.start(params, Window(xs, targets), batch_shape=(32,))
-        loss, gradients, state = tbptt.gradients(params, Window(xs, targets), state)
+        state = tbptt.init(params, Window(xs, targets), batch_shape=(32,))
+        loss, gradients, state = tbptt.value_and_grad(params, Window(xs, targets),
+        state)
     """
 
     losses: Callable[[Params, Carry, Window], tuple[Float[Array, "T *B"], Carry]]
@@ -141,7 +142,7 @@ class TBPTT(Static):
                 "would get no gradient at all. Take k2 >= k1"
             )
 
-    def start(
+    def init(
         self, params: Params, sequence: Window, batch_shape: tuple[int, ...] = ()
     ) -> TBPTTState:
         """The state before the first step of all streams; ``sequence`` only gives
@@ -160,7 +161,7 @@ class TBPTT(Static):
         )
 
     @functools.partial(jax.jit, static_argnums=0, inline=True)
-    def gradients(
+    def value_and_grad(
         self,
         params: Params,
         sequence: Window,
@@ -205,9 +206,9 @@ class TBPTT(Static):
         return loss / valid, gradient, state
 
     @functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
-    def updates(
+    def update(
         self,
-        optimiser: optax.GradientTransformation,
+        optimizer: optax.GradientTransformation,
         params: Params,
         opt_state: Any,
         sequence: Window,
@@ -234,7 +235,7 @@ class TBPTT(Static):
             gradient = jax.tree.map(
                 lambda g: g * (count / valid).astype(jnp.finfo(g.dtype).dtype), gradient
             )
-            change, opt_state = optimiser.update(gradient, opt_state, params)
+            change, opt_state = optimizer.update(gradient, opt_state, params)
             return optax.apply_updates(params, change), opt_state, sum_of_losses + loss
 
         zero = (params, opt_state, jnp.zeros((), valid.dtype))

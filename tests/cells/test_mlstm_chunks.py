@@ -16,8 +16,8 @@ from jaxrnn import MLSTM, Associative, Scan
 
 B, D = 2, 3
 CELLS = {
-    "plain": MLSTM(4, heads=2, key_size=3),
-    "learned": MLSTM(4, heads=2, key_size=3, learned_initial_carry=True),
+    "plain": MLSTM(4, num_heads=2, key_size=3),
+    "learned": MLSTM(4, num_heads=2, key_size=3, learned_initial_carry=True),
     "exponential": MLSTM(4, forget_gate="exponential"),
 }
 
@@ -54,7 +54,7 @@ def draw(cell, steps, seed, gates=1.0):
     )
     scale = (
         jnp.ones(params["bias"].shape[0], params["bias"].dtype)
-        .at[-2 * cell.heads :]
+        .at[-2 * cell.num_heads :]
         .set(gates)
     )
     params |= {
@@ -165,11 +165,11 @@ def test_gates_far_apart(name, gates):
     for one, tolerance in zip(outcomes, (1e-2, 1e-4), strict=True):
         assert all(
             np.isfinite(leaf).all()
-            for leaf in jax.tree.leaves((one.values, one.gradients))
+            for leaf in jax.tree.leaves((one.values, one.value_and_grad))
         )
         one = jax.tree.map(lambda a: np.asarray(a, np.float64), one)
         assert_same(one.values, exact.values, 1e-5)
-        assert_same(one.gradients[:2], exact.gradients[:2], tolerance)
+        assert_same(one.value_and_grad[:2], exact.gradients[:2], tolerance)
 
 
 def test_float32(x64):
@@ -270,7 +270,7 @@ def test_what_is_not_finite_spoils_later_steps_alone_and_no_reset_lets_it_throug
     """As step by step: sums over a chunk would carry it to the steps before, and 0 *
     NaN across resets.
     """
-    cell = jaxrnn.MLSTM(4, heads=2)
+    cell = jaxrnn.MLSTM(4, num_heads=2)
     params = cell.init(jax.random.key(0), 3)
     xs = (
         jax.random.normal(jax.random.key(1), (40, 2, 3))

@@ -36,10 +36,10 @@ D = 3
 EXPONENTIAL = {"forget_gate": "exponential"}
 CELLS = {
     "slstm": SLSTM(4),
-    "slstm_heads": SLSTM(6, heads=3),
-    "slstm_exponential": SLSTM(4, heads=2, **EXPONENTIAL),
+    "slstm_heads": SLSTM(6, num_heads=3),
+    "slstm_exponential": SLSTM(4, num_heads=2, **EXPONENTIAL),
     "mlstm": MLSTM(4),
-    "mlstm_exponential": MLSTM(6, heads=3, key_size=5, **EXPONENTIAL),
+    "mlstm_exponential": MLSTM(6, num_heads=3, key_size=5, **EXPONENTIAL),
     "s5_legs": S5(4),
     "s5_lin": S5(4, spectrum="lin"),
     "indrnn_tanh": IndRNN(4, activation=jnp.tanh),
@@ -104,9 +104,9 @@ def test_the_paper_in_numpy_from_an_empty_state(name, x64):
 
 def plain_slstm(cell, params, xs):
     """h of an sLSTM as the paper first writes it, in jax, to be differentiated: no
-    stabiliser.
+    stabilizer.
     """
-    size, heads = cell.hidden_size // cell.heads, cell.heads
+    size, heads = cell.hidden_size // cell.num_heads, cell.num_heads
     h = c = n = jnp.zeros((*xs.shape[1:-1], cell.hidden_size))
     hs = []
     for x in xs:
@@ -291,7 +291,7 @@ def test_chunks_through_layers_and_nnx(x64):
     """A stack, both directions, `nnx.RNN` and `truncated_unroll` under
     ``Associative`` give what steps give.
     """
-    layer = jaxrnn.stack(jaxrnn.GRU(3), jaxrnn.bidirectional(MLSTM(4, heads=2)))
+    layer = jaxrnn.stack(jaxrnn.GRU(3), jaxrnn.bidirectional(MLSTM(4, num_heads=2)))
     params, xs, *_ = draw(layer, 8, steps=5)
     with pytest.raises(TypeError, match="GRU is not linear"):
         jaxrnn.unroll(layer, params, xs, engine=Associative())
@@ -498,12 +498,12 @@ def test_published_beginnings():
     bias = begun(DiagonalLSTM(100, forget_init=Chrono(50)))["bias"][:100]
     assert (np.exp(bias) >= 1).all()
     assert (np.exp(bias) <= 49).all()
-    forget = begun(SLSTM(20, heads=2))["bias"].reshape(4, 2, 10)
+    forget = begun(SLSTM(20, num_heads=2))["bias"].reshape(4, 2, 10)
     np.testing.assert_allclose(
         forget[1], np.tile(5 - 12 * (np.arange(10) / 9) ** 0.3, (2, 1)), rtol=1e-5
     )
     assert (forget[np.array([0, 2, 3])] == 0).all()
-    mlstm = begun(MLSTM(400, heads=100), 50)
+    mlstm = begun(MLSTM(400, num_heads=100), 50)
     kernel, i, f = mlstm["input_kernel"], mlstm["bias"][-200:-100], mlstm["bias"][-100:]
     np.testing.assert_allclose(f, np.linspace(3, 6, 100), rtol=1e-6)
     assert i.std() == pytest.approx(0.1, rel=0.2)
@@ -570,7 +570,7 @@ def test_through_nnx_both_directions_and_truncation(name, x64):
     for k1, k2, same in ((2, 5, True), (2, 2, False)):
         tbptt = jaxrnn.TBPTT(losses, cell.initial_carry, k1, k2)
         run = compiled(
-            lambda p, w, tbptt=tbptt: tbptt.gradients(p, w, tbptt.start(p, w, (3,)))
+            lambda p, w, tbptt=tbptt: tbptt.value_and_grad(p, w, tbptt.init(p, w, (3,)))
         )
         value, gradient, _ = run(own, window)
         assert_same(value, expected[0])
@@ -590,10 +590,13 @@ def test_through_nnx_both_directions_and_truncation(name, x64):
     ("make", "words"),
     [
         (
-            lambda: SLSTM(4, heads=3),
-            "SLSTM: hidden_size must be a multiple of heads, but they are 4 and 3",
+            lambda: SLSTM(4, num_heads=3),
+            "SLSTM: hidden_size must be a multiple of num_heads, but they are 4 and 3",
         ),
-        (lambda: MLSTM(4, heads=0), "MLSTM: heads must be an int of at least 1"),
+        (
+            lambda: MLSTM(4, num_heads=0),
+            "MLSTM: num_heads must be an int of at least 1",
+        ),
         (lambda: MLSTM(4, key_size=0), "MLSTM: key_size must be an int of at least 1"),
         (
             lambda: SLSTM(4, forget_gate="tanh"),
@@ -640,7 +643,7 @@ def test_zoneout_is_for_h_alone_where_the_rest_shares_a_scale():
 
 
 def test_cells_by_name():
-    assert make_cell("slstm:2", 8, 10) == SLSTM(8, heads=2)
+    assert make_cell("slstm:2", 8, 10) == SLSTM(8, num_heads=2)
     assert make_cell("mlstm", 8, 10) == MLSTM(8)
     assert make_cell("indrnn", 8, 10) == IndRNN(8)
     assert make_cell("diagonal-gru:chrono", 8, 10) == DiagonalGRU(
@@ -658,7 +661,7 @@ def test_cells_by_name():
 
 def test_linear_cells_by_name_stand_in_blocks():
     assert make_cell("lru:0.3", 8, 10) == jaxrnn.residual_block(
-        LRU(8, smallest=0.9, largest=0.999, phase=0.3), 8
+        LRU(8, r_min=0.9, r_max=0.999, max_phase=0.3), 8
     )
     assert make_cell("s5", 8, 10) == jaxrnn.residual_block(S5(8), 8)
     assert make_cell("min-gru:alone", 8, 10) == MinGRU(8)

@@ -105,8 +105,8 @@ def tbptt(window=None, losses=None, k1=2, params=PARAMS, batch=(2,), **how):
         return ys.mean(-1), carries
 
     process = TBPTT(losses or good, CELL.initial_carry, k1, **how)
-    start = process.start(params, Window(XS, XS), batch)
-    return process.gradients(params, window or Window(XS, XS), start)
+    start = process.init(params, Window(XS, XS), batch)
+    return process.value_and_grad(params, window or Window(XS, XS), start)
 
 
 def write(prompt=None, length=3, **how):

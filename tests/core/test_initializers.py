@@ -1,4 +1,4 @@
-"""Initialisers against their formulas, and that they compare by value."""
+"""Initializers against their formulas, and that they compare by value."""
 
 import jax
 import jax.numpy as jnp

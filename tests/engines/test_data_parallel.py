@@ -569,7 +569,7 @@ def check_what_else_there_is_on_an_explicit_mesh():
 
 def test_one_device_keeps_products_of_two_axes():
     """XLA's CPU compiler would copy the cotangent to contract two."""
-    for cell in (jaxrnn.LSTM(8), jaxrnn.MLSTM(8, heads=2)):
+    for cell in (jaxrnn.LSTM(8), jaxrnn.MLSTM(8, num_heads=2)):
         params = jax.eval_shape(
             lambda key, cell=cell: cell.init(key, 8), jax.random.key(0)
         )

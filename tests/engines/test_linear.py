@@ -246,8 +246,8 @@ def test_lru_by_its_equations(x64):
     )
 
 
-def test_published_initialisation():
-    lru = LRU(2000, smallest=0.4, largest=0.9, phase=0.3)
+def test_published_initialization():
+    lru = LRU(2000, r_min=0.4, r_max=0.9, max_phase=0.3)
     params = lru.init(jax.random.key(0), 3)
     eigenvalues = lru.eigenvalues(params)
     area = np.sort((np.abs(eigenvalues) ** 2 - 0.4**2) / (0.9**2 - 0.4**2))
@@ -265,7 +265,7 @@ def test_published_initialisation():
 
 def test_lru_at_the_edge_of_the_ring_is_finite():
     """|lambda| = 1 has no nu, and 1 - |lambda|^2 no logarithm."""
-    for edge in ({"smallest": 0.0}, {"smallest": 0.999999, "largest": 1.0}):
+    for edge in ({"r_min": 0.0}, {"r_min": 0.999999, "r_max": 1.0}):
         params = LRU(500, **edge).init(jax.random.key(1), 3)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
@@ -375,10 +375,10 @@ def test_what_is_not_linear_is_refused_by_name():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: LRU(4, smallest=0.9, largest=0.5), "0 <= smallest < largest <= 1"),
-        (lambda: LRU(4, phase=7.0), "phase must lie in"),
+        (lambda: LRU(4, r_min=0.9, r_max=0.5), "0 <= r_min < r_max <= 1"),
+        (lambda: LRU(4, max_phase=7.0), "max_phase must lie in"),
         (lambda: LRU(4, learned_initial_carry=True), "its carry is complex"),
-        (lambda: RGLRU(4, largest=1.0), "0 < smallest < largest < 1"),
+        (lambda: RGLRU(4, r_max=1.0), "0 < r_min < r_max < 1"),
     ],
 )
 def test_options_that_cannot_be(make, message):

@@ -147,7 +147,7 @@ def test_windows_are_those_walked(cell, engine, steps, monkeypatch):
         LSTM(16, layer_norm=True),
         LSTM(2048),
         MinGRU(16),
-        stack(GRU(16), MLSTM(16, heads=2)),
+        stack(GRU(16), MLSTM(16, num_heads=2)),
     ],
     ids=brief,
 )
@@ -266,7 +266,7 @@ def test_a_step_alone(steps):
 
 
 def test_chunks_of_a_cell_that_joins_its_steps():
-    cell = MLSTM(8, heads=2)
+    cell = MLSTM(8, num_heads=2)
     given = shapes(cell, 40)
     rows = jaxrnn.explain(cell, *given).rows
     assert {(row.engine, row.forward.spec, row.forward.steps) for row in rows} == {

@@ -1,5 +1,5 @@
 """XLA's options for the tests: their programs run a few times each, so time spent on
-optimising them is lost.
+optimizing them is lost.
 """
 
 import glob
@@ -22,7 +22,7 @@ def compile_fast():
     first is compiled.
 
     Not where XLA_FLAGS are given (``XLA_FLAGS=--xla_backend_optimization_level=3 make
-    test`` optimises as for users), and not beside an accelerator, whose kernels the
+    test`` optimizes as for users), and not beside an accelerator, whose kernels the
     same options would slow down.
     """
     if not glob.glob("/dev/nvidia[0-9]*") and not glob.glob("/dev/accel*"):

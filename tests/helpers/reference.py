@@ -201,7 +201,7 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
-def normalised(x, scale):
+def normalized(x, scale):
     return (
         scale
         * (x - x.mean(-1, keepdims=True))
@@ -219,8 +219,8 @@ def lstm_step(cell, p, carry, x):
     from_x, from_h = x @ p["input_kernel"], h @ p["recurrent_kernel"]
     if cell.layer_norm:
         from_x, from_h = (
-            normalised(from_x, p["input_norm_scale"]),
-            normalised(from_h, p["recurrent_norm_scale"]),
+            normalized(from_x, p["input_norm_scale"]),
+            normalized(from_h, p["recurrent_norm_scale"]),
         )
     names = "fgo" if cell.coupled_gates else "ifgo"
     gates = from_x + from_h + p["bias"]
@@ -236,7 +236,7 @@ def lstm_step(cell, p, carry, x):
     new_c = f * c + i * np.tanh(a["g"])
     o = sigmoid(a["o"] + peepholes.get("o", 0) * new_c)
     shown = (
-        normalised(new_c, p["cell_norm_scale"]) + p["cell_norm_bias"]
+        normalized(new_c, p["cell_norm_scale"]) + p["cell_norm_bias"]
         if cell.layer_norm
         else new_c
     )
@@ -254,7 +254,7 @@ def gru_step(cell, p, h, x):
         scale_x, scale_h = p["input_norm_scale"], p["recurrent_norm_scale"]
 
     def norm(a, scale, where):
-        return a if scale is None else normalised(a, scale[where])
+        return a if scale is None else normalized(a, scale[where])
 
     gates, candidate = slice(0, 2 * H), slice(2 * H, 3 * H)
     rz = sigmoid(
@@ -275,12 +275,12 @@ def gru_step(cell, p, h, x):
 
 
 def mlstm_step(cell, p, carry, x):
-    """Without stabiliser; the carry that comes and goes is scaled by exp(m) all the
+    """Without stabilizer; the carry that comes and goes is scaled by exp(m) all the
     same.
     """
     _, C, n, m = carry  # of MLSTMState
     C, n = C * np.exp(m)[..., None, None], n * np.exp(m)[..., None]
-    N, d_k, H = cell.heads, cell.keys, cell.hidden_size
+    N, d_k, H = cell.num_heads, cell.keys, cell.hidden_size
     a, b = (
         np.split(x @ p["input_kernel"], np.cumsum(cell.blocks)[:-1], -1),
         np.split(p["bias"], np.cumsum(cell.blocks)[:-1]),
@@ -310,13 +310,13 @@ def mlstm_step(cell, p, carry, x):
 
 
 def slstm_step(cell, p, carry, x):
-    """Without stabiliser; the carry that comes and goes is scaled by exp(m) all the
+    """Without stabilizer; the carry that comes and goes is scaled by exp(m) all the
     same.
     """
     h, c, n, m = carry
-    c, n, size = c * np.exp(m), n * np.exp(m), cell.hidden_size // cell.heads
+    c, n, size = c * np.exp(m), n * np.exp(m), cell.hidden_size // cell.num_heads
     from_h = np.zeros((*x.shape[:-1], 4, cell.hidden_size))
-    for head in range(cell.heads):
+    for head in range(cell.num_heads):
         units = slice(head * size, (head + 1) * size)
         for gate in range(4):
             from_h[..., gate, units] = (
@@ -378,7 +378,7 @@ def min_gru_step(cell, params, h, x):
 def min_lstm_step(cell, params, h, x):
     i, f, n = np.split(x @ params["input_kernel"] + params["bias"], 3, axis=-1)
     n, i, f = positive(n) if cell.positive else n, sigmoid(i), sigmoid(f)
-    i, f = (i / (f + i), f / (f + i)) if cell.normalised else (i, f)
+    i, f = (i / (f + i), f / (f + i)) if cell.normalized else (i, f)
     return f * h + i * n
 
 

@@ -101,7 +101,7 @@ CELLS = {
     "gru_layer_norm": GRU(4, layer_norm=True),
     "gru_before": GRU(4, reset_after=False),
     "gru_before_layer_norm": GRU(4, reset_after=False, layer_norm=True),
-    "mlstm": MLSTM(4, heads=2, key_size=3),
+    "mlstm": MLSTM(4, num_heads=2, key_size=3),
     "indrnn": IndRNN(4),
     "diagonal_gru": DiagonalGRU(4),
     "diagonal_lstm": DiagonalLSTM(4),
@@ -110,7 +110,7 @@ LINEAR = {
     "min_gru": MinGRU(4),
     "min_gru_positive": MinGRU(4, positive=True),
     "min_lstm": MinLSTM(4),
-    "min_lstm_plain": MinLSTM(4, normalised=False, positive=True),
+    "min_lstm_plain": MinLSTM(4, normalized=False, positive=True),
     "rg_lru": RGLRU(D),
     "lru": LRU(4),
     "s5": S5(4),
@@ -138,7 +138,13 @@ LAYERS = {
     ),
     "bidirectional": jaxrnn.bidirectional(LSTM(2), GRU(3, learned_initial_carry=True)),
 }
-PLAIN = {**CELLS, **LINEAR, "slstm": SLSTM(4, heads=2), "user": UserCell(4), **LAYERS}
+PLAIN = {
+    **CELLS,
+    **LINEAR,
+    "slstm": SLSTM(4, num_heads=2),
+    "user": UserCell(4),
+    **LAYERS,
+}
 SUBJECTS = PLAIN | LEARNED
 CAUSAL = [name for name in PLAIN if name != "bidirectional"]
 FEW = [

@@ -161,7 +161,7 @@ def test_torch_names():
         torch_state(prefix="a.rnn."),
         prefix="b.",
     )
-    torch_refused("packed, quantised weights", {"_all_weight_values.0.param": object()})
+    torch_refused("packed, quantized weights", {"_all_weight_values.0.param": object()})
     torch_refused(
         "remove_parametrizations",
         torch_state() | {"parametrizations.weight_hh_l0.original0": two["bias_ih_l0"]},
@@ -196,7 +196,7 @@ def test_torch_shapes_and_dtypes():
         state | {"weight_hh_l0": np.zeros(16, "float32")},
     )
     torch_refused(
-        "bias_hh_l0 is int8: quantised",
+        "bias_hh_l0 is int8: quantized",
         state | {"bias_hh_l0": np.zeros(16, "int8")},
         TypeError,
     )

@@ -255,12 +255,12 @@ def test_inside_a_larger_model():
 
 @pytest.mark.filterwarnings(
     "ignore::UserWarning"
-)  # torch's own, of its quantised tensors
+)  # torch's own, of its quantized tensors
 def test_what_is_no_plain_float_module_is_refused():
-    quantised = torch.quantize_per_tensor(torch.randn(3 * H, H), 0.1, 0, torch.qint8)
+    quantized = torch.quantize_per_tensor(torch.randn(3 * H, H), 0.1, 0, torch.qint8)
     weights = made("gru").state_dict()
-    with pytest.raises(TypeError, match=r"weight_hh_l0 is quantised \(torch.qint8\)"):
-        interop.from_torch(weights | {"weight_hh_l0": quantised})
+    with pytest.raises(TypeError, match=r"weight_hh_l0 is quantized \(torch.qint8\)"):
+        interop.from_torch(weights | {"weight_hh_l0": quantized})
     with pytest.raises(TypeError, match=r"several dtypes.*weight_hh_l0 is float64"):
         interop.from_torch(weights | {"weight_hh_l0": weights["weight_hh_l0"].double()})
     with pytest.raises(
@@ -288,9 +288,9 @@ def test_what_is_no_plain_float_module_is_refused():
 def test_packed_modules_are_refused():
     model = nn.Sequential(made("lstm"))
     packed = torch.ao.quantization.quantize_dynamic(model, {nn.LSTM}, dtype=torch.qint8)
-    with pytest.raises(TypeError, match="quantised"):
+    with pytest.raises(TypeError, match="quantized"):
         interop.from_torch(packed[0])
-    with pytest.raises(ValueError, match="packed, quantised weights"):
+    with pytest.raises(ValueError, match="packed, quantized weights"):
         interop.from_torch(packed[0].state_dict())
 
 

@@ -97,7 +97,7 @@ def test_a_file_with_float8_elsewhere(tmp_path):
         state | {"weight_hh_l0": torch.zeros(12, 4, dtype=torch.float8_e4m3fn)}, path
     )
     refused(
-        "weight_hh_l0 is F8_E4M3: quantised weights",
+        "weight_hh_l0 is F8_E4M3: quantized weights",
         TypeError,
         interop.from_torch,
         path,

@@ -176,7 +176,7 @@ REFUSED = {
     "layer norm": (
         GRU(H, layer_norm=True),
         ValueError,
-        "ONNX's GRU has no layer normalisation, and this cell has layer norm",
+        "ONNX's GRU has no layer normalization, and this cell has layer norm",
     ),
     "projection": (
         LSTM(H, projection_size=2),

@@ -24,7 +24,7 @@ from subjects import (
 
 import jaxrnn
 
-# of central differences: layer normalisation of a zero state has third derivatives near
+# of central differences: layer normalization of a zero state has third derivatives near
 # 1e7
 STEP = 1e-6
 

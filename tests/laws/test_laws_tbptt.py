@@ -60,8 +60,8 @@ def gradients_of(name, k1, k2, batch=()):
     """
     tbptt = tbptt_of(SUBJECTS[name], k1, k2)
     return compiled(
-        lambda params, window: tbptt.gradients(
-            params, window, tbptt.start(params, window, batch)
+        lambda params, window: tbptt.value_and_grad(
+            params, window, tbptt.init(params, window, batch)
         )
     )
 
@@ -176,7 +176,7 @@ def test_gradients_have_the_dtypes_of_their_parameters(dtype):
     window = Window(jnp.ones((T, D), dtype), jnp.ones((T, 4), dtype))
     tbptt = tbptt_of(cell, 2, 3)
     loss, gradient, state = compiled(
-        lambda p: tbptt.gradients(p, window, tbptt.start(p, window))
+        lambda p: tbptt.value_and_grad(p, window, tbptt.init(p, window))
     )(params)
     assert loss.dtype == jnp.float32
     assert jax.tree.map(lambda a: a.dtype, gradient) == jax.tree.map(
@@ -229,7 +229,7 @@ def test_beyond_the_horizon_the_gradient_is_zero(k1, k2, x64):
     @functools.partial(jax.vmap, in_axes=(None, 0))
     def gradients(params, weight):
         now = window._replace(inputs=(window.inputs, jnp.eye(T), weight))
-        return tbptt.gradients(params, now, tbptt.start(params, now))[1]
+        return tbptt.value_and_grad(params, now, tbptt.init(params, now))[1]
 
     gradient = gradients(params, jnp.eye(T))
     reached = np.abs(gradient["offsets"]).max(-1) > 0
@@ -291,13 +291,13 @@ def test_pieces_are_one_long_sequence(k1, k2, x64):
     layer = SUBJECTS["gru_learned"]
     inputs, tbptt = draw(layer, 0, steps=6), tbptt_of(layer, k1, k2)
     targets = normal(np.random.default_rng(1), inputs.cotangents[1])
-    run = compiled(tbptt.gradients)
+    run = compiled(tbptt.value_and_grad)
     for flags in (
         (jnp.ones_like(inputs.mask), jnp.zeros_like(inputs.mask)),
         (inputs.mask, inputs.resets),
     ):
         whole = Window(inputs.xs, targets, *flags)
-        state = tbptt.start(inputs.params, whole, (B,))
+        state = tbptt.init(inputs.params, whole, (B,))
         expected, end = sums(run(inputs.params, whole, state), whole)
         total = jax.tree.map(np.zeros_like, expected)
         for piece in (slice(0, 2), slice(2, 6)):
@@ -314,7 +314,7 @@ def test_pieces_are_one_long_sequence(k1, k2, x64):
 
 
 def sums(result, window):
-    """The means over valid steps that `TBPTT.gradients` returns, as sums; and the
+    """The means over valid steps that `TBPTT.value_and_grad` returns, as sums; and the
     state.
     """
     valid = max(float(window.mask.sum()), 1.0)
@@ -325,7 +325,7 @@ def test_pieces_shorter_than_a_window(x64):
     """One step at a time with k1 = 2: every loss counts once, and the carry goes on."""
     params, window = sequence("gru", False)
     tbptt = tbptt_of(SUBJECTS["gru"], 2, 3)
-    run, state, total = compiled(tbptt.gradients), tbptt.start(params, window), 0.0
+    run, state, total = compiled(tbptt.value_and_grad), tbptt.init(params, window), 0.0
     for t in range(T):
         loss, _, state = run(
             params, jax.tree.map(lambda a, t=t: a[t : t + 1], window), state
@@ -343,7 +343,7 @@ def test_streams_do_not_touch_each_other(x64):
     @compiled
     def gradients(xs):
         now = window._replace(inputs=(xs, time, weight))
-        return tbptt.gradients(params, now, tbptt.start(params, now, (B,)))[1][
+        return tbptt.value_and_grad(params, now, tbptt.init(params, now, (B,)))[1][
             "offsets"
         ]
 
@@ -366,9 +366,9 @@ def test_updates_are_windows_one_after_another(x64):
         normal(np.random.default_rng(1), inputs.cotangents[1]),
     )
     window = Window(inputs.xs, targets, inputs.mask, inputs.resets)
-    tbptt, optimiser = tbptt_of(layer, k, k), optax.sgd(rate)
-    actual, _, loss, _ = compiled(functools.partial(tbptt.updates, optimiser))(
-        params, optimiser.init(params), window, tbptt.start(params, window, (B,))
+    tbptt, optimizer = tbptt_of(layer, k, k), optax.sgd(rate)
+    actual, _, loss, _ = compiled(functools.partial(tbptt.update, optimizer))(
+        params, optimizer.init(params), window, tbptt.init(params, window, (B,))
     )
     windows = [
         jax.tree.map(lambda a, s=s: a[s : s + k], window) for s in range(0, 6, k)
@@ -400,10 +400,10 @@ def test_updates_are_windows_one_after_another(x64):
 def test_slow_updates_add_up_to_the_gradient(x64):
     params, window = sequence("lstm_all_learned", True, (B,))
     rate, windows = 1e-8, 3
-    tbptt, optimiser = tbptt_of(SUBJECTS["lstm_all_learned"], 2, 3), optax.sgd(rate)
-    update = compiled(functools.partial(tbptt.updates, optimiser))
+    tbptt, optimizer = tbptt_of(SUBJECTS["lstm_all_learned"], 2, 3), optax.sgd(rate)
+    update = compiled(functools.partial(tbptt.update, optimizer))
     moved, _, _, _ = update(
-        params, optimiser.init(params), window, tbptt.start(params, window, (B,))
+        params, optimizer.init(params), window, tbptt.init(params, window, (B,))
     )
     gradient = gradients_of("lstm_all_learned", 2, 3, (B,))(params, window)[1]
     assert_same(
@@ -417,10 +417,10 @@ def test_a_rate_of_zero_changes_nothing_and_k1_and_k2_do_not_change_the_loss(x64
     params, window = sequence("gru_learned", True, (B,))
     losses = []
     for k1, k2 in ((1, 1), (2, 4), (5, 5)):
-        tbptt, optimiser = tbptt_of(SUBJECTS["gru_learned"], k1, k2), optax.sgd(0.0)
-        update = compiled(functools.partial(tbptt.updates, optimiser))
+        tbptt, optimizer = tbptt_of(SUBJECTS["gru_learned"], k1, k2), optax.sgd(0.0)
+        update = compiled(functools.partial(tbptt.update, optimizer))
         after, _, loss, _ = update(
-            params, optimiser.init(params), window, tbptt.start(params, window, (B,))
+            params, optimizer.init(params), window, tbptt.init(params, window, (B,))
         )
         assert_same(after, params, 0)
         losses.append(loss)
@@ -446,9 +446,9 @@ def test_a_key_reaches_every_window_and_differs_between_them(x64):
         TBPTT(losses, layer.initial_carry, 2),
         Window(inputs.xs, inputs.cotangents[1]),
     )
-    start = tbptt.start(inputs.params, window, (B,))
+    start = tbptt.init(inputs.params, window, (B,))
     run = compiled(
-        lambda key: tbptt.gradients(inputs.params, window, start, key=key)[0]
+        lambda key: tbptt.value_and_grad(inputs.params, window, start, key=key)[0]
     )
     loss = [run(jax.random.key(seed)) for seed in (0, 0, 1)]
     jax.effects_barrier()

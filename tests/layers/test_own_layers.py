@@ -99,14 +99,14 @@ class Damped(LRU):
 
 
 LOOPED = {
-    "step": Fading(4, heads=2),
-    "output": ShowsMemory(4, heads=2),
+    "step": Fading(4, num_heads=2),
+    "output": ShowsMemory(4, num_heads=2),
     "wrapper": Delegating(MLSTM(4)),
     "linear": Leaking(4),
 }
 CHUNKED = {
     "project": Projecting(4),
-    "steps": OtherSteps(4, heads=2),
+    "steps": OtherSteps(4, num_heads=2),
     "affine": Damped(4),
 }
 

@@ -94,23 +94,23 @@ def test_sequence_lengths():
 
 @pytest.mark.parametrize("name", ["stack", "lstm_all_learned", "bidirectional"])
 def test_gradients_through_nnx(name, x64):
-    """One step of plain gradient descent by nnx's optimiser, against one by hand."""
+    """One step of plain gradient descent by nnx's optimizer, against one by hand."""
     inputs = draw(name, 0)
     model = model_of(name, inputs.params, time_major=True)
-    optimiser = nnx.Optimizer(model, optax.sgd(1.0), wrt=nnx.Param)
+    optimizer = nnx.Optimizer(model, optax.sgd(1.0), wrt=nnx.Param)
 
     @nnx.jit
-    def descend(model, optimiser, xs):
+    def descend(model, optimizer, xs):
         value, gradient = nnx.value_and_grad(
             lambda model: jnp.square(model(xs)).mean()
         )(model)
-        optimiser.update(model, gradient)
+        optimizer.update(model, gradient)
         return value
 
     def loss(params):
         return jnp.square(jaxrnn.unroll(SUBJECTS[name], params, inputs.xs)[1]).mean()
 
-    value = descend(model, optimiser, inputs.xs)
+    value = descend(model, optimizer, inputs.xs)
     expected, gradient = compiled(jax.value_and_grad(loss))(inputs.params)
     assert_same(value, expected)
     assert_same(model.values(), jax.tree.map(jnp.subtract, inputs.params, gradient))
@@ -129,17 +129,17 @@ def test_a_model_with_flax_layers_around_learns():
             return self.out(self.rnn(self.embed(tokens)))
 
     model = Model(nnx.Rngs(0))
-    optimiser = nnx.Optimizer(model, optax.adam(0.03), wrt=nnx.Param)
+    optimizer = nnx.Optimizer(model, optax.adam(0.03), wrt=nnx.Param)
 
     @nnx.jit
-    def train(model, optimiser, tokens):
+    def train(model, optimizer, tokens):
         def loss(model):
             return optax.softmax_cross_entropy_with_integer_labels(
                 model(tokens)[:, 1:], tokens[:, :-1]
             ).mean()
 
         value, gradient = nnx.value_and_grad(loss)(model)
-        optimiser.update(model, gradient)
+        optimizer.update(model, gradient)
         return value
 
     random = np.random.default_rng(0)
@@ -148,7 +148,7 @@ def test_a_model_with_flax_layers_around_learns():
     ):  # optax's adam multiplies a count by a rate
         losses = [
             train(
-                model, optimiser, jnp.asarray(random.integers(0, 4, (16, 8)), jnp.int32)
+                model, optimizer, jnp.asarray(random.integers(0, 4, (16, 8)), jnp.int32)
             )
             for _ in range(100)
         ]

@@ -94,18 +94,18 @@ class NamesOnly(nnx.Module):
 
 
 @nnx.jit
-def train_step(model, optimiser, tokens):
+def train_step(model, optimizer, tokens):
     loss, gradient = nnx.value_and_grad(lambda model: model.loss(tokens))(model)
-    optimiser.update(model, gradient)
+    optimizer.update(model, gradient)
     return loss
 
 
 def trained(model, steps=3):
     """Losses of a few steps of Adam, and the parameters after them."""
-    optimiser = nnx.Optimizer(model, optax.adam(0.03), wrt=nnx.Param)
+    optimizer = nnx.Optimizer(model, optax.adam(0.03), wrt=nnx.Param)
     tokens = np.random.default_rng(0).integers(0, WORDS, (steps, BATCH, STEPS))
     losses = [
-        train_step(model, optimiser, jnp.asarray(batch, jnp.int32)) for batch in tokens
+        train_step(model, optimizer, jnp.asarray(batch, jnp.int32)) for batch in tokens
     ]
     return jnp.stack(losses), nnx.to_pure_dict(nnx.state(model, nnx.Param))
 

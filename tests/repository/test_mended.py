@@ -62,11 +62,11 @@ def make(cell, k1, k2):
 
 def test_a_state_of_another_horizon_is_refused(regression, plain_errors):
     cell, params, window = regression
-    state = make(cell, 2, 2).start(params, window, (3,))
+    state = make(cell, 2, 2).init(params, window, (3,))
     with pytest.raises(
         ValueError, match="make the state with start\\(\\) of the same TBPTT"
     ):
-        make(cell, 2, 6).gradients(params, window, state)
+        make(cell, 2, 6).value_and_grad(params, window, state)
 
 
 @pytest.mark.parametrize("k2", [2, 6])
@@ -80,7 +80,7 @@ def test_padding_that_is_nan_before_the_model_reads_it_changes_nothing(regressio
         )
         tbptt = make(cell, 2, k2)
         results.append(
-            tbptt.gradients(params, dirty, tbptt.start(params, dirty, (3,)))[:2]
+            tbptt.value_and_grad(params, dirty, tbptt.init(params, dirty, (3,)))[:2]
         )
     assert_same(*results)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(results[0]))
@@ -103,7 +103,7 @@ def test_a_cell_that_draws_nothing_gets_no_key_invented(regression):
 
     tbptt = TBPTT(losses, lambda p, batch: cell.initial_carry(p["cell"], batch), 2, 6)
     assert np.isfinite(
-        tbptt.gradients(params, window, tbptt.start(params, window, (3,)))[0]
+        tbptt.value_and_grad(params, window, tbptt.init(params, window, (3,)))[0]
     )
 
 
@@ -116,9 +116,9 @@ def test_tbptt_called_eagerly_compiles_once(regression):
         return plain(*inputs)
 
     tbptt = TBPTT(losses, lambda p, batch: cell.initial_carry(p["cell"], batch), 4)
-    state = tbptt.start(params, window, (3,))
+    state = tbptt.init(params, window, (3,))
     for _ in range(4):
-        _, _, state = tbptt.gradients(params, window, state)
+        _, _, state = tbptt.value_and_grad(params, window, state)
         count = len(traces)
     assert count == len(traces) == 1
 
@@ -132,7 +132,9 @@ def test_losses_in_half_precision_are_summed_in_single(regression):
     tbptt = TBPTT(losses, lambda params, batch: jnp.zeros((*batch, 1)), 700)
     window = Window(jnp.zeros((700, 3, 1)), jnp.zeros((700, 3)))
     assert (
-        tbptt.gradients({"w": jnp.ones(1)}, window, tbptt.start({}, window, (3,)))[0]
+        tbptt.value_and_grad({"w": jnp.ones(1)}, window, tbptt.init({}, window, (3,)))[
+            0
+        ]
         == 1
     )
 
@@ -310,9 +312,9 @@ def test_parameters_of_the_other_gru_are_refused(plain_errors):
 def test_the_compiled_gradient_is_the_eager_one(regression):
     cell, params, window = regression
     tbptt = make(cell, 2, 4)
-    state = tbptt.start(params, window, (3,))
+    state = tbptt.init(params, window, (3,))
     assert_same(
-        compiled(lambda p: tbptt.gradients(p, window, state)[:2])(params),
-        tbptt.gradients(params, window, state)[:2],
+        compiled(lambda p: tbptt.value_and_grad(p, window, state)[:2])(params),
+        tbptt.value_and_grad(params, window, state)[:2],
         1e-6,
     )

@@ -133,7 +133,7 @@ def test_tbptt_traces_one_window_however_many_there_are(k1, k2):
     def run(steps):
         window = jaxrnn.Window(jnp.ones((steps, 3)), jnp.ones((steps, 4)))
         return jax.jit(
-            lambda p: tbptt.gradients(p, window, tbptt.start(p, window))[:2]
+            lambda p: tbptt.value_and_grad(p, window, tbptt.init(p, window))[:2]
         )(params)
 
     first = traces(run, 4)

@@ -182,12 +182,12 @@ MISTAKES = {
         "argument --hidden: invalid int value: 'many'",
     ),
     "window 0": (
-        ["train", "charlm", "--window", "0"],
-        "--window must be at least 1, but it is 0",
+        ["train", "charlm", "--tbptt", "0"],
+        "--tbptt must be at least 1, but it is 0",
     ),
     "k2 < k1": (
-        ["train", "charlm", "--window", "64", "--horizon", "32"],
-        "--horizon 32 is less than --window 64",
+        ["train", "charlm", "--k1", "64", "--k2", "32"],
+        "--k2 32 is less than k1, which is 64",
     ),
     "dropout 1": (
         ["train", "charlm", "--dropout", "1"],

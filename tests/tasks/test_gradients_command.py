@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("optax_promotion")
 SMALL = ["--length", "12", "--batch", "3"]
 
 
-def test_of_cells_at_initialisation(tmp_path, capsys):
+def test_of_cells_at_initialization(tmp_path, capsys):
     words = [
         "gradients",
         "--cell",

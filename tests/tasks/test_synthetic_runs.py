@@ -298,8 +298,8 @@ MISTAKES = {
         "--length must be at least 10, but it is 9",
     ),
     "truncate -1": (
-        ["train", "adding", "--truncate", "-1"],
-        "--truncate must be at least 0, but it is -1",
+        ["train", "adding", "--tbptt", "-1"],
+        "--tbptt must be at least 0, but it is -1",
     ),
     "alphabet": (
         ["train", "copy", "--alphabet", "11"],
@@ -495,7 +495,7 @@ def test_a_cosine_and_a_stack_and_truncation_by_the_command_line(tmp_path):
         "cosine",
         "--layers",
         "2",
-        "--truncate",
+        "--tbptt",
         "5",
         "--cell",
         "irnn",

@@ -140,10 +140,10 @@ def test_hello_prints_its_distribution_and_draws_it(tmp_path):
 
 @pytest.mark.parametrize(
     "flags",
-    [{}, {"layers": 2, "cell": "gru"}, {"window": 16, "horizon": 40, "embed": 0}],
+    [{}, {"layers": 2, "cell": "gru"}, {"k1": 16, "k2": 40, "embed": 0}],
 )
 def test_charlm_learns_and_its_result_is_the_held_out_score(tmp_path, flags):
-    options = charlm.Options(**{"hidden": 32, "batch": 16, "window": 32, **flags})
+    options = charlm.Options(**{"hidden": 32, "batch": 16, "tbptt": 32, **flags})
     experiment, extra = charlm.prepare(options)
     run = Run.create(tmp_path / "run", {"task": "charlm", **extra})
     state, result = fit(

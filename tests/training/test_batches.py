@@ -40,12 +40,12 @@ def data(seed, none=False):
 
 
 def test_the_batch_step_is_the_plain_optax_update_twice():
-    params, optimiser = (
+    params, optimizer = (
         CELL.init(jax.random.key(0), 3),
-        training.make_optimiser(clip=0.1),
+        training.make_optimizer(clip=0.1),
     )
-    step = training.make_batch_step(summed, optimiser, training.constant(0.05))
-    state = training.fresh_state(optimiser, params, jax.random.key(1))
+    step = training.make_batch_step(summed, optimizer, training.constant(0.05))
+    state = training.fresh_state(optimizer, params, jax.random.key(1))
     by_hand = optax.chain(optax.clip_by_global_norm(0.1), optax.adam(0.05, b2=0.99))
     expected, memory, total, count = params, by_hand.init(params), 0.0, 0
     for seed in (0, 1):
@@ -69,10 +69,10 @@ def test_the_batch_step_is_the_plain_optax_update_twice():
 
 
 def test_a_batch_of_which_nothing_counts_changes_nothing_and_is_no_nan():
-    params, optimiser = CELL.init(jax.random.key(0), 3), training.make_optimiser()
-    step = training.make_batch_step(summed, optimiser, training.constant(0.05))
+    params, optimizer = CELL.init(jax.random.key(0), 3), training.make_optimizer()
+    step = training.make_batch_step(summed, optimizer, training.constant(0.05))
     state = step(
-        training.fresh_state(optimiser, params, jax.random.key(1)),
+        training.fresh_state(optimizer, params, jax.random.key(1)),
         data(0, none=True),
         np.float32(0),
     )
@@ -84,9 +84,9 @@ def test_the_key_of_each_step_is_the_states_key_folded_with_its_number():
     def loss(params, batch, key):
         return params["w"] * 0 + jax.random.uniform(key), jnp.ones(())
 
-    optimiser, key = training.make_optimiser(), jax.random.key(7)
-    step = training.make_batch_step(loss, optimiser, training.constant(0.1))
-    state, seen = training.fresh_state(optimiser, {"w": jnp.ones(())}, key), []
+    optimizer, key = training.make_optimizer(), jax.random.key(7)
+    step = training.make_batch_step(loss, optimizer, training.constant(0.1))
+    state, seen = training.fresh_state(optimizer, {"w": jnp.ones(())}, key), []
     for _ in range(3):
         before = float(state.loss)
         state = step(state, None, np.float32(0))
@@ -99,10 +99,10 @@ def test_the_key_of_each_step_is_the_states_key_folded_with_its_number():
 
 
 def test_a_loss_for_each_step_and_an_optimiser_without_a_rate_are_refused():
-    params, optimiser = CELL.init(jax.random.key(0), 3), training.make_optimiser()
-    state = training.fresh_state(optimiser, params, jax.random.key(0))
+    params, optimizer = CELL.init(jax.random.key(0), 3), training.make_optimizer()
+    state = training.fresh_state(optimizer, params, jax.random.key(0))
     step = training.make_batch_step(
-        lambda p, b, k: (b[0][..., 0], b[1].sum()), optimiser, training.constant(0.1)
+        lambda p, b, k: (b[0][..., 0], b[1].sum()), optimizer, training.constant(0.1)
     )
     with pytest.raises(
         ValueError, match=r"loss must return two scalars.*\(5, 4\) and \(\)"
@@ -113,7 +113,7 @@ def test_a_loss_for_each_step_and_an_optimiser_without_a_rate_are_refused():
     with pytest.raises(
         ValueError,
         match=(
-            "make_batch_step: the optimiser has no injected hyperparameter "
+            "make_batch_step: the optimizer has no injected hyperparameter "
             "learning_rate"
         ),
     ):

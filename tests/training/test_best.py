@@ -29,12 +29,12 @@ SCORES = [0.3, 0.5, 0.4, 0.7, 0.7, 0.6, float("nan"), 0.2]  # one an evaluation
 
 def experiment(scores=SCORES, way="max", stop_at=None):
     """Parameters count the updates; held-out scores are as given."""
-    optimiser = optax.chain(
+    optimizer = optax.chain(
         optax.inject_hyperparams(optax.scale_by_learning_rate)(learning_rate=0.0)
     )
     step = make_batch_step(
         lambda params, batch, key: (-params["w"], jnp.asarray(1)),
-        optimiser,
+        optimizer,
         constant(1.0),
     )
     tally = itertools.count(1)
@@ -45,7 +45,7 @@ def experiment(scores=SCORES, way="max", stop_at=None):
         return step(state, None, progress)
 
     return Experiment(
-        start=lambda: fresh_state(optimiser, {"w": jnp.zeros(())}, jax.random.key(0)),
+        start=lambda: fresh_state(optimizer, {"w": jnp.zeros(())}, jax.random.key(0)),
         advance=advance,
         describe=lambda loss: {"loss": loss},
         evaluate=lambda state: {"score": scores[int(state.params["w"]) // 10 - 1]},

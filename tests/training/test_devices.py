@@ -35,7 +35,7 @@ T, B, D = 7, 4, 3
 LAYER = jaxrnn.stack(jaxrnn.LSTM(4, learned_initial_carry=True), jaxrnn.GRU(2))
 NOISY = jaxrnn.stack(jaxrnn.dropout(0.5), jaxrnn.Elman(2))
 SPLIT = TBPTTState(P("d"), P(None, "d"), P("d"))
-SMALL = {"hidden": 24, "batch": 16, "window": 16, "embed": 8}
+SMALL = {"hidden": 24, "batch": 16, "tbptt": 16, "embed": 8}
 QUICK = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
 QUICK += [
     "--steps",
@@ -116,15 +116,15 @@ def over_devices(function, ins, outs, **options):
 
 
 def gradients(tbptt):
-    return lambda params, window, state: tbptt.gradients(params, window, state)
+    return lambda params, window, state: tbptt.value_and_grad(params, window, state)
 
 
 def updates(tbptt):
-    optimiser = optax.adam(0.1)
+    optimizer = optax.adam(0.1)
 
     def run(params, window, state):
-        moved, opt_state, loss, state = tbptt.updates(
-            optimiser, params, optimiser.init(params), window, state
+        moved, opt_state, loss, state = tbptt.update(
+            optimizer, params, optimizer.init(params), window, state
         )
         return loss, (moved, opt_state), state
 
@@ -154,7 +154,7 @@ def check_tbptt_gives_the_numbers_of_one_device(
         (P(), P(None, "d"), SPLIT),
         (P(), P(), SPLIT),
     )
-    states = [tbptt_of(LAYER, *pair).start(params, window, (B,))] * 2
+    states = [tbptt_of(LAYER, *pair).init(params, window, (B,))] * 2
     for piece in (slice(0, 4), slice(4, T)):
         part = jax.tree.map(lambda a, piece=piece: a[piece], window)
         *expected, states[0] = alone(params, part, states[0])
@@ -171,12 +171,12 @@ def check_every_device_draws_its_own_noise():
     )  # two equal halves
     tbptt = tbptt_of(NOISY, T, axis_name="d")
     run = over_devices(
-        lambda *a: tbptt.gradients(*a[:3], key=a[3]),
+        lambda *a: tbptt.value_and_grad(*a[:3], key=a[3]),
         (P(), P(None, "d"), SPLIT, P()),
         (P(), P(), SPLIT),
     )
     _, _, state = jax.jit(run)(
-        params, window, tbptt.start(params, window, (B,)), jax.random.key(1)
+        params, window, tbptt.init(params, window, (B,)), jax.random.key(1)
     )
     one, other = np.split(np.asarray(jax.tree.leaves(state.carry)[0]), 2)
     assert np.abs(one - other).max() > 1e-3
@@ -207,14 +207,14 @@ def check_every_device_cuts_at_random_places_of_its_own():
         truncation=jaxrnn.ARTBP(1.5),
     )
     run = over_devices(
-        lambda *a: tbptt.gradients(*a[:3], key=a[3]),
+        lambda *a: tbptt.value_and_grad(*a[:3], key=a[3]),
         (P(), P(None, "d"), SPLIT, P()),
         (P(), P(), SPLIT),
     )
     window, last = Window(*window[:2]), []
     for seed in range(8):
         _, gradient, state = jax.jit(run)(
-            params, window, tbptt.start(params, window, (B,)), jax.random.key(seed)
+            params, window, tbptt.init(params, window, (B,)), jax.random.key(seed)
         )
         last.append(np.split(np.asarray(state.carry), 2))
         assert np.isfinite(ravel_pytree(gradient)[0]).all()
@@ -237,13 +237,13 @@ def check_the_train_step_with_random_cuts(optax_promotion):
         return jnp.square(ys - window.targets).mean(-1), carries
 
     params, window = problem()
-    tbptt, optimiser = (
+    tbptt, optimizer = (
         TBPTT(losses, LAYER.initial_carry, 2, 5, truncation=jaxrnn.ARTBP(2.0)),
-        training.make_optimiser(),
+        training.make_optimizer(),
     )
-    state = training.start(tbptt, optimiser, params, window, (B,), jax.random.key(1))
+    state = training.start(tbptt, optimizer, params, window, (B,), jax.random.key(1))
     train_step = training.make_train_step(
-        tbptt, optimiser, lambda progress: progress, jax.make_mesh((2,), ("streams",))
+        tbptt, optimizer, lambda progress: progress, jax.make_mesh((2,), ("streams",))
     )
     for _ in range(2):
         state = train_step(state, window, np.float32(0.1))
@@ -257,10 +257,13 @@ def check_an_axis_that_jax_sums_over_too_is_refused(plain_errors):
     params, window = problem()
     tbptt = tbptt_of(LAYER, 2, axis_name="d")
     run = over_devices(
-        tbptt.gradients, (P(), P(None, "d"), SPLIT), (P(), P(), SPLIT), check_vma=True
+        tbptt.value_and_grad,
+        (P(), P(None, "d"), SPLIT),
+        (P(), P(), SPLIT),
+        check_vma=True,
     )
     with pytest.raises(ValueError, match="pass check_vma=False"):
-        jax.jit(run)(params, window, tbptt.start(params, window, (B,)))
+        jax.jit(run)(params, window, tbptt.init(params, window, (B,)))
 
 
 def test_an_axis_that_is_not_there_is_named(plain_errors):
@@ -270,7 +273,7 @@ def test_an_axis_that_is_not_there_is_named(plain_errors):
         ValueError,
         match=r"no mapped axis has that name here: call it inside jax\.shard_map",
     ):
-        tbptt.gradients(params, window, tbptt.start(params, window, (B,)))
+        tbptt.value_and_grad(params, window, tbptt.init(params, window, (B,)))
 
 
 # -- the train step --------------------------------------------------------------------
@@ -279,12 +282,12 @@ def test_an_axis_that_is_not_there_is_named(plain_errors):
 def stepped(layer, mesh, batch=B):
     """The train step, and a state and window of its own for each call."""
     params, window = problem(layer)
-    tbptt, optimiser = tbptt_of(layer, 2, 5), training.make_optimiser()
+    tbptt, optimizer = tbptt_of(layer, 2, 5), training.make_optimizer()
     state = training.start(
-        tbptt, optimiser, params, window, (batch,), jax.random.key(1)
+        tbptt, optimizer, params, window, (batch,), jax.random.key(1)
     )
     return (
-        training.make_train_step(tbptt, optimiser, lambda progress: progress, mesh),
+        training.make_train_step(tbptt, optimizer, lambda progress: progress, mesh),
         state,
         window,
     )

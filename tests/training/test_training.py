@@ -133,7 +133,7 @@ def state():
     return training.TrainState(
         step=jnp.asarray(7, jnp.int32),
         params=params,
-        opt_state=training.make_optimiser().init(params),
+        opt_state=training.make_optimizer().init(params),
         carry=jaxrnn.LSTMState(jnp.ones(3), jnp.zeros((0, 4))),
         key=jax.random.key_data(key),
         loss=jnp.asarray(1.5),
@@ -237,13 +237,13 @@ def test_the_train_step_is_the_plain_optax_update():
         return jnp.square(ys - window.targets).sum(-1), carries
 
     tbptt = jaxrnn.TBPTT(losses, cell.initial_carry, 5)
-    optimiser = training.make_optimiser(clip=0.1)
+    optimizer = training.make_optimizer(clip=0.1)
     params = cell.init(key, 3)
     window = jaxrnn.Window(xs, targets, np.ones((5, 4), bool), np.zeros((5, 4), bool))
     schedule = training.warmup_cosine(0.1, warmup=0.5)
-    train_step = training.make_train_step(tbptt, optimiser, schedule)
+    train_step = training.make_train_step(tbptt, optimizer, schedule)
     state = train_step(
-        training.start(tbptt, optimiser, params, window, (4,), key),
+        training.start(tbptt, optimizer, params, window, (4,), key),
         window,
         np.float32(0.25),
     )

@@ -463,8 +463,8 @@ def test_tbptt_with_artbp_is_unbiased_where_a_window_spans_the_sequence(
             truncation=AllPatterns(artbp),
         )
         run = compiled(
-            lambda p, w, t=tbptt: t.gradients(
-                p, w, t.start(p, w, (len(w.inputs[1][0]),)), key=jax.random.key(0)
+            lambda p, w, t=tbptt: t.value_and_grad(
+                p, w, t.init(p, w, (len(w.inputs[1][0]),)), key=jax.random.key(0)
             )[1]
         )
         assert_same(
@@ -498,8 +498,8 @@ def test_tbptt_draws_cuts_for_every_window_and_every_key(x64):
     window = spread(window, 400)
     tbptt = sampled_tbptt("gru_learned", 2, 4)
     run = compiled(
-        lambda p, key: tbptt.gradients(
-            p, window, tbptt.start(p, window, (400,)), key=key
+        lambda p, key: tbptt.value_and_grad(
+            p, window, tbptt.init(p, window, (400,)), key=key
         )
     )
     loss, one, state = run(params, jax.random.key(0))
@@ -510,7 +510,7 @@ def test_tbptt_draws_cuts_for_every_window_and_every_key(x64):
         tbptt, truncation=None, losses=plain_losses("gru_learned")
     )
     expected = compiled(
-        lambda p: plain.gradients(p, window, plain.start(p, window, (400,)))
+        lambda p: plain.value_and_grad(p, window, plain.init(p, window, (400,)))
     )(params)
     assert_same(loss, expected[0])
     assert_same(state.carry, expected[2].carry)
@@ -555,7 +555,7 @@ def test_tbptt_with_artbp_goes_through_updates_pieces_and_noise(x64):
         )
         return squares(ys, window.targets), carries
 
-    tbptt, optimiser = (
+    tbptt, optimizer = (
         TBPTT(losses, layer.initial_carry, 1, 3, truncation=ARTBP(2.0)),
         optax.sgd(0.1),
     )
@@ -563,11 +563,11 @@ def test_tbptt_with_artbp_goes_through_updates_pieces_and_noise(x64):
     window = Window(inputs.xs, targets, inputs.mask, inputs.resets)
     params, state = (
         inputs.params,
-        tbptt.start(inputs.params, window, inputs.mask.shape[1:]),
+        tbptt.init(inputs.params, window, inputs.mask.shape[1:]),
     )
     update, opt_state = (
-        compiled(functools.partial(tbptt.updates, optimiser)),
-        optimiser.init(inputs.params),
+        compiled(functools.partial(tbptt.update, optimizer)),
+        optimizer.init(inputs.params),
     )
     for piece in (slice(0, 3), slice(3, 6)):
         part = jax.tree.map(lambda a, piece=piece: a[piece], window)
@@ -1050,7 +1050,7 @@ class TestBadInput:
         tbptt = TBPTT(losses, self.cell.initial_carry, 2, 3, truncation=truncation)
         window = Window(jnp.ones((5, D)), jnp.ones((5, 4)))
         params = self.cell.init(jax.random.key(0), D)
-        return tbptt, params, window, tbptt.start(params, window)
+        return tbptt, params, window, tbptt.init(params, window)
 
     def test_of_tbptt(self):
         with pytest.raises(
@@ -1064,16 +1064,16 @@ class TestBadInput:
             ValueError,
             match=r"ARTBP\(mean_length=3.0, alpha=4.0\) draws random numbers, so it needs key=",  # noqa: E501
         ):
-            tbptt.gradients(*rest)
+            tbptt.value_and_grad(*rest)
         with pytest.raises(ValueError, match="draws random numbers"):
-            tbptt.updates(optax.sgd(0.1), rest[0], (), *rest[1:])
+            tbptt.update(optax.sgd(0.1), rest[0], (), *rest[1:])
         tbptt, *rest = self.tbptt(plain_losses("elman"))
         with pytest.raises(ValueError, match=r"must hand window\.gradient_scale on"):
-            tbptt.gradients(*rest, key=jax.random.key(0))
+            tbptt.value_and_grad(*rest, key=jax.random.key(0))
         for truncation in (None, ARTBP(3.0)):
             tbptt, params, window, state = self.tbptt(plain_losses("elman"), truncation)
             with pytest.raises(ValueError, match="the sequence holds"):
-                tbptt.gradients(
+                tbptt.value_and_grad(
                     params,
                     window._replace(gradient_scale=jnp.ones(5)),
                     state,

@@ -211,7 +211,7 @@ def choose_hoist(platform: str | None, step: StepJaxpr) -> bool:
     with jax 0.10.
 
     Its XLA fuses the slice of what was hoisted into the step's arithmetic, which is
-    then not vectorised, and no fence helps (`jaxrnn.core.fusion_barrier`): a GRU
+    then not vectorized, and no fence helps (`jaxrnn.core.fusion_barrier`): a GRU
     forwards at (8, 1024, 64) took 12.1 ms hoisted and 5.1 in the loop. A small slice is
     no matter there either: a DiagonalGRU forwards at (1, 100000, 8) took 109 ms in the
     loop and 32 hoisted.

@@ -155,7 +155,7 @@ class Streams:
                 f"the training text has {len(self.text)} characters, too few for "
                 f"{self.batch} streams with windows of "
                 f"{self.window}: at least {least} are needed; give more text, or a "
-                f"smaller --batch or --window"
+                f"smaller --batch or --k1"
             )
 
     @property

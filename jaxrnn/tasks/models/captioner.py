@@ -30,11 +30,11 @@ class Batch(NamedTuple):
 
 
 class Block(nnx.Module):
-    """``relu(normalise(convolve(x)))`` in windows of 3x3, x added where the channels
+    """``relu(normalize(convolve(x)))`` in windows of 3x3, x added where the channels
     are as many.
 
-    Each kernel has mean 0 and norm 1 (Qiao et al. 2019): with group normalisation that
-    learns about as fast as batch normalisation, and no example's output depends on
+    Each kernel has mean 0 and norm 1 (Qiao et al. 2019): with group normalization that
+    learns about as fast as batch normalization, and no example's output depends on
     others.
     """
 
@@ -42,7 +42,7 @@ class Block(nnx.Module):
         self.kernel = nnx.Param(
             nnx.initializers.lecun_normal()(rngs.params(), (3, 3, inputs, outputs))
         )
-        self.normalise = nnx.GroupNorm(outputs, num_groups=1, rngs=rngs)
+        self.normalize = nnx.GroupNorm(outputs, num_groups=1, rngs=rngs)
         self.residual = inputs == outputs
 
     def __call__(self, x: Float[Array, "B S S C"]) -> Float[Array, "B S S D"]:
@@ -51,7 +51,7 @@ class Block(nnx.Module):
         y = jax.lax.conv_general_dilated(
             x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
-        y = nnx.relu(self.normalise(y))
+        y = nnx.relu(self.normalize(y))
         return x + y if self.residual else y
 
 

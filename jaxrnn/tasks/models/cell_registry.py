@@ -1,4 +1,4 @@
-"""Cells by name, with the initialisation that a variant asks for: ``NAME`` or
+"""Cells by name, with the initialization that a variant asks for: ``NAME`` or
 ``NAME:VARIANT``.
 """
 
@@ -76,7 +76,7 @@ def make_cell(spec: str, hidden: int, length: int) -> Cell | Layer:
     ``elman`` (tanh, orthogonal), ``elman:G`` (recurrent matrix normal, of gain G),
     ``irnn`` (Le, Jaitly & Hinton 2015), ``lstm`` and ``gru`` with their default biases,
     ``lstm:B`` (forget bias B), ``gru:B`` (update bias B), ``lstm:chrono`` and
-    ``gru:chrono`` (Tallec & Ollivier 2018, eq. 16, with the largest time that of the
+    ``gru:chrono`` (Tallec & Ollivier 2018, eq. 16, with the longest time that of the
     task); ``slstm:N`` and ``mlstm:N`` with N heads, ``indrnn``, ``diagonal-gru`` and
     ``diagonal-lstm``, the latter two with ``:chrono`` if wanted. ``min-gru``,
     ``min-lstm``, ``rg-lru``, ``lru`` and ``s5``, which are linear in their state, each
@@ -84,7 +84,7 @@ def make_cell(spec: str, hidden: int, length: int) -> Cell | Layer:
     ``min-lstm:alone`` bare.
 
     Args:
-        length: steps of the task's sequences: the largest time of chrono biases (at
+        length: steps of the task's sequences: the longest time of chrono biases (at
             least 3).
 
     Raises:
@@ -108,9 +108,9 @@ def make_cell(spec: str, hidden: int, length: int) -> Cell | Layer:
             return residual_block(
                 LRU(
                     hidden,
-                    smallest=0.9,
-                    largest=0.999,
-                    phase=float(variant or 2 * math.pi),
+                    r_min=0.9,
+                    r_max=0.999,
+                    max_phase=float(variant or 2 * math.pi),
                 ),
                 hidden,
             )
@@ -125,7 +125,7 @@ def make_cell(spec: str, hidden: int, length: int) -> Cell | Layer:
             raise InputError(
                 f"--cell {spec}: {heads} heads do not divide --hidden {hidden}"
             )
-        return HEADS[name](hidden, heads=heads)
+        return HEADS[name](hidden, num_heads=heads)
     if name.startswith("diagonal"):
         bias: Any = Chrono(float(max(length, 3)))
         if name == "diagonal-gru":

@@ -38,7 +38,7 @@ from .problem import (
     one_hot,
     schedule_field,
     seed_field,
-    truncate_field,
+    tbptt_field,
 )
 from .task import Task
 
@@ -56,7 +56,7 @@ class Options:
     hidden: int = hidden_field(64)
     layers: int = layers_field()
     batch: int = batch_field(128)
-    truncate: int = truncate_field()
+    tbptt: int = tbptt_field()
     learning_rate: float = learning_rate_field(2e-3)
     schedule: str = schedule_field()
     clip: float = clip_field()

@@ -36,7 +36,7 @@ from .problem import (
     one_hot,
     schedule_field,
     seed_field,
-    truncate_field,
+    tbptt_field,
 )
 from .task import Task
 
@@ -54,7 +54,7 @@ class Options:
     hidden: int = hidden_field(32)
     layers: int = layers_field()
     batch: int = batch_field(128)
-    truncate: int = truncate_field()
+    tbptt: int = tbptt_field()
     learning_rate: float = learning_rate_field(2e-3)
     schedule: str = schedule_field()
     clip: float = clip_field()

@@ -102,11 +102,11 @@ def batch_field(default: int) -> Any:
     return option(default, "sequences of an update", least=1)
 
 
-def truncate_field() -> Any:
+def tbptt_field() -> Any:
     return option(
         0,
-        "truncated BPTT: gradients stop at the ends of windows of so many steps; 0: "
-        "full BPTT",
+        "truncated BPTT with k1 = k2 = so many steps: gradients stop at the ends of "
+        "windows; 0: full BPTT",
         least=0,
     )
 

@@ -41,7 +41,7 @@ from .problem import (
     learning_rate_field,
     schedule_field,
     seed_field,
-    truncate_field,
+    tbptt_field,
 )
 from .task import Task
 
@@ -66,7 +66,7 @@ class Options:
     hidden: int = hidden_field(100)
     layers: int = layers_field()
     batch: int = batch_field(50)
-    truncate: int = truncate_field()
+    tbptt: int = tbptt_field()
     learning_rate: float = learning_rate_field(1e-3)
     schedule: str = schedule_field()
     clip: float = clip_field()

@@ -24,7 +24,7 @@ from ...training import (
     constant,
     fresh_state,
     make_batch_step,
-    make_optimiser,
+    make_optimizer,
     warmup_cosine,
 )
 from ...training.curves import draw_curves
@@ -66,7 +66,7 @@ class Task:
         cell = make_cell(options.cell, options.hidden, problem.length)
         layer = stack(*[cell] * options.layers) if options.layers > 1 else cell
         model = SequenceModel(
-            layer, problem.input_size, problem.classes, options.truncate, problem.pooled
+            layer, problem.input_size, problem.classes, options.tbptt, problem.pooled
         )
         return model, model.init(keys(options.seed)[0])
 
@@ -75,7 +75,7 @@ class Task:
         problem = self.problem(options)
         model, params = self.build(options, {})
         _, k_train, _ = keys(options.seed)
-        optimiser = make_optimiser(clip=options.clip)
+        optimizer = make_optimizer(clip=options.clip)
         course: Callable[[float], Any] = (
             constant if options.schedule == "constant" else warmup_cosine
         )
@@ -90,9 +90,9 @@ class Task:
                 batch = drawn(problem, key, problem.length, options.batch)
             return model.loss(params, batch)
 
-        step = make_batch_step(loss, optimiser, schedule)
+        step = make_batch_step(loss, optimizer, schedule)
         experiment = Experiment(
-            start=lambda: fresh_state(optimiser, params, k_train),
+            start=lambda: fresh_state(optimizer, params, k_train),
             advance=lambda state, progress: step(
                 state, data.train(int(state.step)) if data else None, progress
             ),
