@@ -80,7 +80,8 @@ class Options:
         update, reach = self.truncation
         if reach < update:
             raise InputError(
-                f"--k2 {reach} is less than k1, which is {update}: the oldest losses of "
+                f"--k2 {reach} is less than k1, which is {update}: the oldest losses "
+                f"of "
                 "each window would get no gradient; choose a --k2 of at least k1"
             )
 

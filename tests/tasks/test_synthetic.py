@@ -471,11 +471,11 @@ def test_padding_changes_neither_loss_nor_gradient():
 def test_truncation_changes_gradients_but_not_scores():
     batch = drawing("adding halves")(jax.random.key(0), 21, 4)
     found = {}
-    for truncate in (0, 5, 21):
+    for k in (0, 5, 21):
         model, params = adding.TASK.build(
-            adding.Options(hidden=4, length=21, truncate=truncate), {}
+            adding.Options(hidden=4, length=21, tbptt=k), {}
         )
-        found[truncate] = jax.jit(
+        found[k] = jax.jit(
             jax.value_and_grad(lambda p, model=model: model.loss(p, batch)[0])
         )(params)
     assert float(found[0][0]) == pytest.approx(float(found[5][0]), rel=1e-6)
