@@ -7,8 +7,8 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ from .core.cell import (
     unsupported_chunkwise_reason,
     weaken_scalars,
 )
+from .core.engine import AbstractEngine, AbstractNetworkEngine
 from .core.explicit_mesh import under_auto_axes
 from .core.gradient_scale import ScaledCell
 from .core.masked_inputs import fill_masked_inputs
@@ -46,9 +47,9 @@ from .core.validation import (
     name_failing_method,
 )
 from .engines import Associative
+from .engines.engine import DefaultEngine
 from .engines.recurrence.chunks import run_in_windows
 from .engines.recurrence.run import unsupported_arrays_reason
-from .engines.scan import Default
 
 
 def unroll(
@@ -233,7 +234,7 @@ def validate(
     check_key(cell, key)
     check_all_ours("params", params)
     cell.check(params)
-    if isinstance(engine, type) or (engine is not None and not hasattr(engine, "walk")):
+    if engine is not None and not isinstance(engine, AbstractEngine):
         raise TypeError(
             f"engine must be an engine such as jaxrnn.Scan(), but it is {engine!r}"
         )
@@ -255,8 +256,49 @@ def validate(
     )
 
 
+@runtime_checkable
+class Observer(Protocol):
+    """What `jaxrnn.explain` puts in the place of every engine, to record its choices.
+
+    Its results have the shapes of the engine's own and nothing else in common.
+    """
+
+    def run(
+        self, engine: AbstractEngine, why: str, cell: Cell, *args: Any
+    ) -> tuple[Carry, Carry]:
+        """Record ``engine.run(cell, *args)``; ``why`` says who chose the engine."""
+
+    def run_network(
+        self, engine: AbstractNetworkEngine, params: Params, carries: list, *args: Any
+    ) -> tuple[list, Any]:
+        """Record ``engine.run_network(params, carries, *args)``."""
+
+
+_OBSERVER: contextvars.ContextVar[Observer | None] = contextvars.ContextVar(
+    "jaxrnn_observer", default=None
+)
+
+
+@contextlib.contextmanager
+def observed_by(observer: Observer) -> Iterator[None]:
+    """Let ``observer`` stand for every engine, in layers that call `unroll`, too."""
+    token = _OBSERVER.set(observer)
+    try:
+        yield
+    finally:
+        _OBSERVER.reset(token)
+
+
+def current_observer() -> Observer | None:
+    """The observer of the `jaxrnn.explain` that is tracing, if one is."""
+    return _OBSERVER.get()
+
+
 def _unroll(*args, window, return_carries):
-    carry, ys, carries = _unroll_jit(*args, window, return_carries)
+    # Under an observer: a compiled unroll would not be traced again, and so not be
+    # seen.
+    run: Any = _unroll_jit if current_observer() is None else unroll_validated
+    carry, ys, carries = run(*args, window, return_carries)
     return (carry, ys, carries) if return_carries else (carry, ys)
 
 
@@ -314,7 +356,6 @@ def unroll_validated(
     reverse,
     window,
     return_carries,
-    watch=None,
 ) -> tuple[Carry, Any, Carry]:
     """What `unroll` does with arguments that were checked."""
     if carry is None:
@@ -333,14 +374,13 @@ def unroll_validated(
         key,
         gradient_scale=scale,
         all_carries=return_carries,
-        watch=watch,
     )
     carry, ys, carries = unroll_unchecked(
         cell, params, jax.tree.map(jnp.asarray, carry), xs, spec
     )
     if isinstance(cell, Layer):
         ys = _zero_where_masked(cell, ys, mask)
-    if return_carries:
+    if return_carries and current_observer() is None:
         check_all_carries(cell, engine, carry, carries)
     return carry, ys, carries if return_carries else None
 
@@ -403,9 +443,13 @@ def unroll_unchecked(
             if spec.engine is not None
             else _default_engine(cell, params, carry, xs, spec)
         )
-        if spec.watch is not None:
-            engine = spec.watch(engine, why)
-        last, carries = _unroll_windows(engine, cell, params, carry, xs, spec)
+        observer = current_observer()
+        run = (
+            engine.run
+            if observer is None
+            else functools.partial(observer.run, engine, why)
+        )
+        last, carries = _unroll_windows(run, cell, params, carry, xs, spec)
         with name_failing_method(
             cell,
             "output",
@@ -547,11 +591,11 @@ def _check_truncated(
 def _default_engine(
     cell: Cell, params: Params, carry: Carry, xs: Any, spec: UnrollSpec
 ) -> tuple[Any, str]:
-    """`Default`, but where a cell joins its steps in chunks and nobody asks for the
-    carries inside them; and why.
+    """`DefaultEngine`, but where a cell joins its steps in chunks and nobody asks for
+    the carries inside them; and why.
     """
     if not is_chunkwise(cell):
-        return Default(), "the default"
+        return DefaultEngine(), "the default"
     reason = unsupported_chunkwise_reason(cell) or unsupported_arrays_reason(
         jax.tree.leaves((params, carry, xs, spec.mask, spec.resets))
     )
@@ -562,7 +606,7 @@ def _default_engine(
     return (
         (Associative(), "the default: its steps join in chunks")
         if reason is None
-        else (Default(), f"the default: {reason}")
+        else (DefaultEngine(), f"the default: {reason}")
     )
 
 
@@ -652,17 +696,17 @@ def _part(path: Any) -> str:
 
 
 def _unroll_windows(
-    engine: Any, cell: Cell, params: Params, carry: Carry, xs: Any, spec: UnrollSpec
+    run: Callable, cell: Cell, params: Params, carry: Carry, xs: Any, spec: UnrollSpec
 ) -> tuple[Carry, Carry]:
-    """The engine over the whole sequence, its gradients scaled if so told, or window
-    after window with them stopped between.
+    """The engine's ``run`` over the whole sequence, its gradients scaled if so told, or
+    window after window with them stopped between.
     """
     steps, window = jax.tree.leaves(xs)[0].shape[0], spec.window
     parts = (xs, spec.mask, spec.resets)
     if spec.gradient_scale is not None:
         cell, parts = ScaledCell(cell), ((spec.gradient_scale, *parts), None, None)
     if window is None or window >= steps:
-        return engine.walk(cell, params, carry, *parts, spec.reverse)
+        return run(cell, params, carry, *parts, spec.reverse)
 
     def one(carry, part, begin):
         first = (
@@ -671,6 +715,6 @@ def _unroll_windows(
             else begin == 0
         )
         carry = select(first, carry, jax.lax.stop_gradient(carry))
-        return engine.walk(cell, params, carry, *part, spec.reverse)
+        return run(cell, params, carry, *part, spec.reverse)
 
     return run_in_windows(one, carry, parts, window, spec.reverse)

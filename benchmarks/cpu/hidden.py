@@ -433,7 +433,7 @@ def main(argv: list[str] | None = None) -> None:
         "--entries",
         nargs="+",
         default=list(ENTRIES),
-        help="default, scan, or engines such as 'Scan(window=8)'",
+        help="default, scan, or engines such as 'Scan(chunk=8)'",
     )
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out", help="write JSON here")

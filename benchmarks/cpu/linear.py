@@ -47,7 +47,7 @@ RECURRENCE = "recurrence"
 ACCELERATED_SCAN = {1024: 0.18, 16384: 2.82, 65536: 11.3}
 ENGINES = {
     "default": None,
-    "scan": Scan(residuals="gates"),
+    "scan": Scan(save="dots"),
     "chunked": Associative(),
     "chunks of 64": Associative(64),
     "whole": Associative(10**9),

@@ -34,7 +34,7 @@ CURVES = ((8, 64), (1, 128))  # B, H = I
 STEPS = {False: (256, 512, 1024, 2048, 4096, 8192), True: (256, 1024)}  # by --quick
 RESIDENT = {False: Shape(8, 8192, 64, 64), True: Shape(8, 1024, 64, 64)}
 MILLION = Shape(1, 1 << 20, 128, 128)
-OF_MILLION = ("jaxrnn", "Scan(residuals='carries')", "jaxrnn-checkpoint", "naive")
+OF_MILLION = ("jaxrnn", "Scan(save='carries')", "jaxrnn-checkpoint", "naive")
 QUICK = ("jaxrnn", "jaxrnn-checkpoint", "naive", "flax")
 DEFAULT = (
     "jaxrnn",
@@ -90,7 +90,7 @@ def parse(argv: list[str] | None) -> Any:
     ):
         parser.error(
             "--million takes jaxrnn, jaxrnn-checkpoint, naive and engines such as "
-            "'Scan(window=64)'"
+            "'Scan(chunk=64)'"
         )
     args.entries = args.entries or list(
         OF_MILLION if args.million else QUICK if args.quick else DEFAULT

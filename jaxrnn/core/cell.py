@@ -177,6 +177,34 @@ class LinearCell(Cell):
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class AbstractWrappedCell(Cell):
+    """A cell around another one, which changes its step; engines see the whole.
+
+    ``purpose`` says in an error message what the wrapper is for, where the user has not
+    written it: the scaled gradients of ``gradient_scale``, for example.
+    """
+
+    cell: Cell
+    purpose: ClassVar[str] = ""
+
+    def initial_carry(
+        self, params: Params, batch_shape: tuple[int, ...] = (), dtype: Any = None
+    ) -> Carry:
+        return self.cell.initial_carry(params, batch_shape, dtype)
+
+    def project(self, params: Params, x: Any) -> Any:
+        return self.cell.project(params, x)
+
+    def output(self, params: Params, carry: Carry, x: Any) -> Any:
+        return self.cell.output(params, carry, x)
+
+
+def unwrap(cell: Cell) -> Cell:
+    """The cell inside a wrapper, or the cell itself."""
+    return cell.cell if isinstance(cell, AbstractWrappedCell) else cell
+
+
 def is_linear(cell: Any) -> bool:
     """Whether ``cell`` is a `LinearCell` whose step is the one that its ``affine``
     says.
@@ -228,8 +256,7 @@ class UnrollSpec:
     length or None; ``gradient_scale`` ``(T, *B)`` or None multiplies the cotangent of
     the carry that enters each step. ``turned_resets`` and ``turned_scale`` remember
     those of the other direction. ``all_carries``: the carries after every step are
-    wanted, not the outputs alone. ``watch(engine, why)`` is told of every cell's engine
-    and gives the one that walks in its place, for `jaxrnn.explain`.
+    wanted, not the outputs alone.
     """
 
     engine: Any
@@ -242,7 +269,6 @@ class UnrollSpec:
     gradient_scale: Any = None
     turned_scale: Any = None
     all_carries: bool = True
-    watch: Any = None
 
     def replace(self, **changes) -> UnrollSpec:
         return dataclasses.replace(self, **changes)

@@ -9,7 +9,7 @@ w = 1 is backpropagation through time, w = 0 cuts it before step t.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
-from .cell import Carry, Cell, Params, expand_flags, select
+from .cell import AbstractWrappedCell, Carry, Params, expand_flags, select
 
 # A primitive and not jax.custom_jvp: when JAX splits a scan's derivative into its known
 # and linear parts, it drops that one's rule from the known part, and second derivatives
@@ -70,7 +70,7 @@ def scale_gradient(carry: Carry, scale: Float[Array, "*B"]) -> Carry:
 
 
 @dataclasses.dataclass(frozen=True)
-class ScaledCell(Cell):
+class ScaledCell(AbstractWrappedCell):
     """A cell whose step scales the gradient of the carry that enters it: what the
     engines walk.
 
@@ -80,12 +80,7 @@ class ScaledCell(Cell):
     not.
     """
 
-    cell: Cell
-
-    def initial_carry(
-        self, params: Params, batch_shape: tuple[int, ...] = (), dtype: Any = None
-    ) -> Carry:
-        return self.cell.initial_carry(params, batch_shape, dtype)
+    purpose: ClassVar[str] = "scaled gradients (gradient_scale, ARTBP)"
 
     def project(self, params: Params, x: Any) -> Any:
         scale, inputs, mask, reset = x

@@ -27,6 +27,18 @@ def check_positive(owner: Any, **sizes: Any) -> None:
             )
 
 
+def check_auto(owner: Any, **sizes: Any) -> None:
+    """Check options that are a positive size, None for all, or ``"auto"``."""
+    for name, value in sizes.items():
+        if isinstance(value, str) and value != "auto":
+            raise ValueError(
+                f"{type(owner).__name__}: {name} must be a size, None (all of T) or "
+                f"'auto', but it is {value!r}"
+            )
+        if value is not None and value != "auto":
+            check_positive(owner, **{name: value})
+
+
 def check_int(what: str, name: str, value: Any, least: int, most: int, of: str) -> int:
     """``value`` as an int from ``least`` to ``most``; ``of`` says what bounds it."""
     if (

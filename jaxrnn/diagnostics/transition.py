@@ -57,7 +57,7 @@ class Transition:
         if isinstance(self.cell, Cell):
             new = self.cell.step(params, carry, z)
         else:
-            how = UnrollSpec(engine=Scan(residuals="all"))
+            how = UnrollSpec(engine=Scan(save="everything"))
             new = unroll_unchecked(
                 self.cell, params, carry, jax.tree.map(lambda a: a[None], z), how
             )[0]

@@ -5,29 +5,24 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jax
-from jaxtyping import Array, Bool
-
 from ..core.cell import (
-    Carry,
+    AbstractWrappedCell,
     Cell,
     LinearCell,
-    Params,
     is_chunkwise,
     is_linear,
-    unsupported_chunkwise_reason,
 )
-from ..core.validation import check_positive
-from .recurrence.heuristics import CARRIES
-from .recurrence.passes import AUTO, Pace
-from .recurrence.primitives import Plan
-from .recurrence.run import run_recurrence, unsupported_arrays_reason
+from ..core.validation import check_auto
+from .engine import LoopEngine
+from .loops.kinds import Chunkwise, ParallelPrefix
+from .recurrence.heuristics import AUTO, CARRIES
+from .recurrence.schedule import LoopSchedule
 
 CHUNK = 32  # of a cell that walks chunks by itself, whose work grows by its square
 
 
 @dataclasses.dataclass(frozen=True)
-class Associative:
+class Associative(LoopEngine):
     """Walk a `LinearCell` by parallel prefixes: O(log T) depth, for about twice the
     arithmetic of `Scan` (Blelloch 1990).
 
@@ -55,69 +50,32 @@ class Associative:
             walk.
     """
 
-    chunk: int | None = None
+    chunk: int | str | None = AUTO
 
     def __post_init__(self):
-        if self.chunk is not None:
-            check_positive(self, chunk=self.chunk)
+        check_auto(self, chunk=self.chunk)
 
-    @property
-    def own_chunk(self) -> int:
-        """Steps in a chunk of a cell with ``walk_chunks``."""
-        return self.chunk or CHUNK
-
-    def walk(
-        self,
-        cell: Cell,
-        params: Params,
-        carry: Carry,
-        xs: Any,
-        mask: Bool[Array, "T *B"] | None = None,
-        resets: Bool[Array, "T *B"] | None = None,
-        reverse: bool = False,
-    ) -> tuple[Carry, Carry]:
-        """As `Scan.walk`, but of a cell with ``walk_chunks`` the carries after every
-        step hold h alone, the rest is None.
-        """
+    def schedule(self, cell: Cell, length: int) -> LoopSchedule:
         if is_chunkwise(cell):
-            reason = unsupported_chunkwise_reason(cell) or unsupported_arrays_reason(
-                jax.tree.leaves((params, carry, xs, mask, resets))
-            )
-            if reason is not None:
-                raise ValueError(
-                    f"{type(cell).__name__}: {reason}: only engine=jaxrnn.Scan() walks "
-                    f"that"
-                )
-            zs = cell.project(params, xs)
-            chunked: Any = cell
-            last, hs = chunked.walk_chunks(
-                params, carry, zs, mask, resets, self.own_chunk, reverse
-            )
-            return last, type(carry)(
-                **{name: hs if name == "h" else None for name in carry._fields}
-            )
+            chunk = CHUNK if self.chunk == AUTO else self.chunk or max(length, 1)
+            return LoopSchedule(Chunkwise(), chunk, CARRIES, hoist=True)
         if not is_linear(cell):
             raise TypeError(_refusal(cell))
-        plan = Plan(Pace(self.chunk or AUTO, reverse=reverse, prefix=True), CARRIES)
-        return run_recurrence(cell, params, carry, (xs, mask, resets), plan)
+        return LoopSchedule(ParallelPrefix(), self.chunk, CARRIES)
 
 
 def _refusal(cell: Any) -> str:
-    name, inner = type(cell).__name__, getattr(cell, "cell", None)
-    if is_linear(inner) or is_chunkwise(inner):
-        scaled = (
-            "truncate with window=, which Associative takes"
-            if name == "ScaledCell"
+    name = type(cell).__name__
+    if isinstance(cell, AbstractWrappedCell) and (
+        is_linear(cell.cell) or is_chunkwise(cell.cell)
+    ):
+        what = cell.purpose or f"{name} around {type(cell.cell).__name__}"
+        instead = (
+            "truncate with window=, which Associative supports"
+            if cell.purpose
             else "leave the wrapper out"
         )
-        what = (
-            "scaled gradients (gradient_scale, ARTBP)"
-            if name == "ScaledCell"
-            else f"{name} around {type(inner).__name__}"
-        )
-        return (
-            f"Associative: {what} must be walked step by step: use Scan(), or {scaled}"
-        )
+        return f"Associative: {what} must be run step by step: use Scan(), or {instead}"
     if isinstance(cell, LinearCell):
         return (
             f"Associative: {name} defines a step of its own, which need not be linear: "

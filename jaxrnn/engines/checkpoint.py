@@ -1,58 +1,49 @@
-"""Sequential time in little memory: segments whose insides are computed again on the
-way back.
-"""
+"""The sequential engine for little memory: chunks that are recomputed backwards."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
-import jax
-from jaxtyping import Array, Bool
-
-from ..core.cell import Carry, Cell, Params
-from ..core.validation import check_positive
-from .recurrence.heuristics import STARTS, choose_segment
-from .recurrence.passes import Pace
-from .recurrence.primitives import Plan
-from .recurrence.run import run_recurrence
+from ..core.cell import Cell
+from ..core.validation import check_auto
+from .engine import LoopEngine
+from .loops.kinds import Sequential
+from .recurrence.heuristics import AUTO, STARTS, choose_segment
+from .recurrence.schedule import LoopSchedule
 
 
 @dataclasses.dataclass(frozen=True)
-class Checkpoint:
-    """Walk time in segments, keeping only the carries at their ends for the backward
-    pass (Gruslys et al. 2016, arXiv:1606.03401, with one level).
+class Checkpoint(LoopEngine):
+    """Save only the carries at chunk starts for the backward pass.
 
-    What happens inside a segment is computed again when its gradient is wanted: one
-    more forward pass, for memory that grows with ``T / segment + segment`` steps
-    instead of T. Values are those of `Scan`, gradients equal to rounding.
+    What happens inside a chunk is recomputed when its gradient is wanted: one more
+    forward pass, for memory that grows with ``T / chunk + chunk`` steps instead of T
+    (Gruslys et al. 2016, arXiv:1606.03401, with one level). Values are those of
+    `Scan`; gradients are equal up to rounding.
 
     Args:
-        segment: steps in a segment; default near ``sqrt(T) / 2``, see
-            `jaxrnn.engines.recurrence.heuristics`. One longer than T is all of T; one
-            that divides T saves a copy of the inputs.
+        chunk: steps between two saved carries, a segment of Gruslys et al. ``"auto"``
+            is near ``sqrt(T) / 2``, see `jaxrnn.engines.recurrence.heuristics`; None
+            is all of T. A divisor of T saves a copy of the inputs.
+
+    Raises:
+        ValueError: for a chunk that is not a size.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn
+        >>> cell = jaxrnn.LSTM(4)
+        >>> params = cell.init(jax.random.key(0), 3)
+        >>> engine = jaxrnn.Checkpoint(chunk=16)
+        >>> _, ys = jaxrnn.unroll(cell, params, jnp.ones((1000, 3)), engine=engine)
+        >>> ys.shape
+        (1000, 4)
     """
 
-    segment: int | None = None
+    chunk: int | str | None = AUTO
 
     def __post_init__(self):
-        if self.segment is not None:
-            check_positive(self, segment=self.segment)
+        check_auto(self, chunk=self.chunk)
 
-    def walk(
-        self,
-        cell: Cell,
-        params: Params,
-        carry: Carry,
-        xs: Any,
-        mask: Bool[Array, "T *B"] | None = None,
-        resets: Bool[Array, "T *B"] | None = None,
-        reverse: bool = False,
-    ) -> tuple[Carry, Carry]:
-        """As `Scan.walk`."""
-        sequence = (xs, mask, resets)
-        steps = jax.tree.leaves(sequence)[0].shape[0]
-        segment = min(self.segment or choose_segment(steps), max(steps, 1))
-        return run_recurrence(
-            cell, params, carry, sequence, Plan(Pace(segment, reverse=reverse), STARTS)
-        )
+    def schedule(self, cell: Cell, length: int) -> LoopSchedule:
+        chunk = choose_segment(length) if self.chunk == AUTO else self.chunk or length
+        return LoopSchedule(Sequential(), min(int(chunk), max(length, 1)), save=STARTS)

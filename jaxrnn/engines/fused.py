@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
-from jaxtyping import Array, Bool
-
-from ..core.cell import Carry, Cell, Params, is_linear
+from ..core.cell import Cell, is_linear, unwrap
 from ..core.validation import check_positive
-from .loops.pallas.primitive import Kernel
-from .recurrence.heuristics import CARRIES, GATES
-from .recurrence.passes import Pace
-from .recurrence.primitives import Plan
-from .recurrence.run import run_recurrence
+from .engine import LoopEngine
+from .loops.pallas.primitive import PallasKernel
+from .recurrence.heuristics import AUTO, CARRIES, DOTS
+from .recurrence.schedule import LoopSchedule
 
 
 @dataclasses.dataclass(frozen=True)
-class Fused:
+class Fused(LoopEngine):
     """Walk time inside one kernel, forwards and backwards, with the recurrent matrices
     on chip from the first step to the last.
 
@@ -50,7 +46,7 @@ class Fused:
             platform; slow, for tests.
         memory: bytes of on-chip memory that a kernel may take (default: 14 MiB on a
             TPU, all of a block's on a GPU).
-        residuals: as for `Scan`: ``"gates"`` or ``"carries"``.
+        save: as for `Scan`: ``"dots"`` or ``"carries"``.
 
     Raises:
         ValueError: at trace time for a cell whose step does not fit; when compiled for
@@ -60,7 +56,7 @@ class Fused:
 
     interpret: str | None = None
     memory: int | None = None
-    residuals: str | None = None
+    save: str = AUTO
 
     def __post_init__(self):
         if self.interpret not in (None, "gpu", "tpu"):
@@ -70,25 +66,18 @@ class Fused:
             )
         if self.memory is not None:
             check_positive(self, memory=self.memory)
-        if self.residuals not in (None, GATES, CARRIES):
+        if self.save not in (AUTO, DOTS, CARRIES):
             raise ValueError(
-                f"Fused: residuals must be {GATES!r}, {CARRIES!r} or None, but it is "
-                f"{self.residuals!r}"
+                f"Fused: save must be {DOTS!r}, {CARRIES!r} or {AUTO!r}, but it is "
+                f"{self.save!r}"
             )
 
-    def walk(
-        self,
-        cell: Cell,
-        params: Params,
-        carry: Carry,
-        xs: Any,
-        mask: Bool[Array, "T *B"] | None = None,
-        resets: Bool[Array, "T *B"] | None = None,
-        reverse: bool = False,
-    ) -> tuple[Carry, Carry]:
-        """As `Scan.walk`."""
-        residuals = self.residuals or (CARRIES if is_linear(cell) else GATES)
-        name = type(getattr(cell, "cell", cell)).__name__
-        kernel = Kernel(interpret=self.interpret, memory=self.memory, cell=name)
-        plan = Plan(Pace(None, hoist=True, reverse=reverse, kernel=kernel), residuals)
-        return run_recurrence(cell, params, carry, (xs, mask, resets), plan)
+    def schedule(self, cell: Cell, length: int) -> LoopSchedule:
+        by_default = CARRIES if is_linear(cell) else DOTS
+        kernel = PallasKernel(
+            interpret=self.interpret,
+            memory=self.memory,
+            cell=type(unwrap(cell)).__name__,
+        )
+        save = by_default if self.save == AUTO else self.save
+        return LoopSchedule(kernel, None, save, hoist=True)

@@ -1,143 +1,115 @@
-"""Sequential time with a backward pass of its own: the default engine, for every
-cell and every derivative mode.
-"""
+"""The sequential engine: any cell, and every mode of differentiation."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
-
-from jaxtyping import Array, Bool
 
 from ..core.cell import Carry, Cell, Params, is_linear
-from ..core.validation import check_positive
-from .recurrence.heuristics import ALL, CARRIES, GATES
-from .recurrence.passes import AUTO, Pace
-from .recurrence.primitives import Plan
-from .recurrence.run import check_hoist, run_plain_scan, run_recurrence
+from ..core.validation import check_auto, check_positive
+from .engine import LoopEngine
+from .loops.kinds import AutoLoop, Sequential
+from .recurrence.heuristics import AUTO, CARRIES, DOTS, EVERYTHING
+from .recurrence.run import Sequence, check_hoist
+from .recurrence.schedule import LoopSchedule
 
 
 @dataclasses.dataclass(frozen=True)
-class Scan:
-    """Walk time one step after another with ``jax.lax.scan``, and back with only the
-    carry's cotangent in the loop.
+class Scan(LoopEngine):
+    """Run the steps one after another by ``jax.lax.scan``, with its own backward pass.
 
-    The step of any cell is split by what depends on what. Forwards, all that needs no
-    carry (a projection of the inputs) is done for a window of steps at once. Backwards,
-    every carry is known, so the step is linearized for a window at once; the loop
-    passes on the carry's cotangent alone; and each weight gradient is one matmul over
-    the window's steps and the batch. ``vmap``, forward mode and derivatives of any
-    order work as for ordinary JAX code, and ``grad`` of a ``vmap`` is that of the batch
-    written out: no weight gradient an example.
+    The step of a cell is split by what depends on what. Forwards, everything that
+    needs no carry (a projection of the inputs) is computed for a chunk of steps at
+    once. Backwards, every carry is known, so the step is linearized for a chunk at
+    once; only the carry's cotangent is sequential, and each weight gradient is one
+    matmul over the chunk's steps and the batch. ``vmap``, forward mode and derivatives
+    of any order work as for ordinary JAX code, and ``grad`` of a ``vmap`` costs what
+    the written-out batch costs: there is no weight gradient per example.
 
-    A `LinearCell` without options keeps its carries only and makes its factors before
-    the loop; everywhere but on a CPU it is walked by parallel prefixes, as by
+    A `LinearCell` without options saves its carries only and computes its factors
+    before the loop; on every platform but a CPU it runs by parallel prefixes, as under
     `Associative`.
 
-    A ``lax.cond`` whose branches are cheap runs both of them where it does not need the
-    carry, as under ``vmap``; one with a dear branch, and every ``lax.while_loop``,
-    stays in the loop. A gradient of a parameter that no product over time can sum, of
-    an embedding looked up in the step, say, is added up in the loop as ``lax.scan``
-    does it. Steps whose pullback cannot be traced (a ``while_loop`` has none), and
-    those where a backward pass of its own has nothing to save, are differentiated as
-    ``lax.scan`` is. Steps with side effects, callbacks or rbg random numbers, and
-    arrays whose types belong to JAX's own loops (symbolic sizes, typed keys,
-    ``jax.shard_map`` with ``check_vma=True``) are walked by ``lax.scan`` altogether.
-    `jaxrnn.explain` says which it is and why.
+    A ``lax.cond`` with cheap branches runs both of them where it does not need the
+    carry, as under ``vmap``; one with an expensive branch, and every
+    ``lax.while_loop``, stays in the loop. A gradient that no product over time can
+    sum, that of an embedding which is looked up in the step, is accumulated in the
+    loop, as ``lax.scan`` does it. Steps whose pullback cannot be traced (a
+    ``while_loop`` has none), and steps for which our backward pass saves nothing, are
+    differentiated as ``lax.scan`` is. Steps with side effects, callbacks or rbg random
+    numbers, and arrays whose types only JAX's own loops support (symbolic sizes, typed
+    keys, ``jax.shard_map`` with ``check_vma=True``) run by ``lax.scan`` altogether.
+    `jaxrnn.explain` prints which of these it is, and why.
 
     Args:
         unroll: steps per iteration of the compiled loops. More code, rarely faster.
-        hoist: True: what needs no carry before the loop, a window at once; False: all
-            in the loop; None: chosen for the platform. True is refused for a cell that
-            has no such matmul.
-        window: steps in a window; one longer than T is all of T. None: chosen for the
-            platform when compiled, see `jaxrnn.engines.recurrence.heuristics`. A
-            smaller one takes less memory, and more but smaller matmuls.
-        residuals: what the forward pass keeps for the backward one besides the carries
-            that it reads: ``"gates"``: what the step's matmuls gave, or less if that is
-            enough, so that none is done twice; ``"carries"``: nothing, the gates are
-            made again by one matmul a window; ``"all"``: JAX's own rule for
-            ``lax.scan``, which keeps every intermediate and sums weight gradients in
-            the loop (``window`` does not apply; over several devices XLA's CPU compiler
-            adds them up between devices at every step, where the others do it once).
-            None: one of the three, mostly ``"gates"``, chosen by counting bytes and
-            operations, see `jaxrnn.engines.recurrence.heuristics`.
+        hoist: whether what needs no carry is computed before the loop, a chunk at a
+            time (True), or in the loop (False). ``"auto"`` chooses for the platform.
+            True is refused for a cell that has no such matmul.
+        chunk: consecutive steps that are run together: a smaller chunk takes less
+            memory, and more but smaller matmuls. None is all of T. ``"auto"`` chooses
+            when the program is compiled for a platform, by the rules in
+            `jaxrnn.engines.recurrence.heuristics`.
+        save: what the forward pass saves for the backward pass besides the carries
+            that it reads. The choices correspond to `jax.checkpoint_policies`:
+            ``"dots"`` (``dots_saveable``) saves the results of the step's matmuls, or
+            less where a minimum cut finds less, so that no matmul is repeated;
+            ``"carries"`` (``nothing_saveable``) saves nothing more, and repeats the
+            step's matmuls as one matmul a chunk; ``"everything"``
+            (``everything_saveable``) is ``jax.lax.scan`` with JAX's own derivative,
+            which saves every intermediate value and sums weight gradients in the loop
+            (``chunk`` does not apply; over several devices XLA's CPU compiler reduces
+            the sums between devices at every step, where the other choices reduce them
+            once). ``"auto"`` chooses by counting bytes and operations, mostly
+            ``"dots"``. Choose ``"carries"`` where memory is short, ``"everything"``
+            to compare with ``lax.scan``.
 
     Raises:
-        ValueError: for options that are no sizes, or that cannot apply, to this cell or
-            these arrays.
+        ValueError: for options that are not sizes, or that cannot apply to the cell or
+            its arrays.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn
+        >>> cell = jaxrnn.GRU(4)
+        >>> params = cell.init(jax.random.key(0), 3)
+        >>> engine = jaxrnn.Scan(chunk=16, save="carries")
+        >>> xs = jnp.ones((100, 2, 3))
+        >>> carry, ys = jaxrnn.unroll(cell, params, xs, engine=engine)
+        >>> ys.shape
+        (100, 2, 4)
     """
 
     unroll: int = 1
-    hoist: bool | None = None
-    window: int | None = None
-    residuals: str | None = None
+    hoist: bool | str = AUTO
+    chunk: int | str | None = AUTO
+    save: str = AUTO
 
     def __post_init__(self):
         check_positive(self, unroll=self.unroll)
-        if self.window is not None:
-            check_positive(self, window=self.window)
-        if self.hoist not in (None, True, False):
+        check_auto(self, chunk=self.chunk)
+        if self.hoist not in (AUTO, True, False):
             raise ValueError(
-                f"Scan: hoist must be True, False or None, but it is {self.hoist!r}"
+                f"Scan: hoist must be True, False or 'auto', but it is {self.hoist!r}"
             )
-        if self.residuals not in (None, GATES, CARRIES, ALL):
+        if self.save not in (AUTO, DOTS, CARRIES, EVERYTHING):
             raise ValueError(
-                f"Scan: residuals must be {GATES!r}, {CARRIES!r}, {ALL!r} or None, but "
-                f"it is {self.residuals!r}"
+                f"Scan: save must be {DOTS!r}, {CARRIES!r}, {EVERYTHING!r} or "
+                f"{AUTO!r}, "
+                f"but it is {self.save!r}"
             )
-        if self.residuals == ALL and self.window is not None:
+        if self.save == EVERYTHING and self.chunk != AUTO:
             raise ValueError(
-                f"Scan: residuals={ALL!r} is jax.lax.scan with JAX's own derivative, "
-                f"which has no windows, but window is "
-                f"{self.window}: leave one of the two out"
+                f"Scan: save={EVERYTHING!r} is jax.lax.scan with JAX's own derivative, "
+                f"which has no chunks, but chunk is {self.chunk}: leave one of the two "
+                "out"
             )
 
-    def walk(
-        self,
-        cell: Cell,
-        params: Params,
-        carry: Carry,
-        xs: Any,
-        mask: Bool[Array, "T *B"] | None = None,
-        resets: Bool[Array, "T *B"] | None = None,
-        reverse: bool = False,
-    ) -> tuple[Carry, Carry]:
-        """Return the last carry, and the carries after every step ``(T, *B, ...)`` at
-        the place of their input.
+    def schedule(self, cell: Cell, length: int) -> LoopSchedule:
+        if is_linear(cell) and self == Scan():
+            return LoopSchedule(AutoLoop(prefix=True), save=CARRIES, hoist=True)
+        return LoopSchedule(Sequential(self.unroll), self.chunk, self.save, self.hoist)
 
-        ``xs`` is a pytree of ``(T, *B, ...)``. Where ``resets[t]``, the carry becomes
-        the initial one before step t; where not ``mask[t]``, it holds.
-        """
-        if self.hoist:
-            check_hoist(cell, params, carry, (xs, mask, resets))
-        if self.residuals == ALL:
-            return run_plain_scan(
-                cell,
-                params,
-                carry,
-                (xs, mask, resets),
-                self.hoist is not False,
-                reverse,
-                self.unroll,
-            )
-        by_default = isinstance(self, Default)
-        if is_linear(cell) and (by_default or self == Scan()):
-            plan = Plan(
-                Pace(AUTO, hoist=True, reverse=reverse, prefix=None),
-                CARRIES,
-                by_default,
-            )
-        else:
-            plan = Plan(
-                Pace(self.window or AUTO, self.unroll, self.hoist, reverse),
-                self.residuals or AUTO,
-                by_default,
-            )
-        return run_recurrence(cell, params, carry, (xs, mask, resets), plan)
-
-
-class Default(Scan):
-    """What ``engine=None`` is: `Scan()`, or a kernel on the platforms that
-    `defaults.KERNELS` names.
-    """
+    def check(
+        self, cell: Cell, params: Params, carry: Carry, sequence: Sequence
+    ) -> None:
+        if self.hoist is True:
+            check_hoist(cell, params, carry, sequence)

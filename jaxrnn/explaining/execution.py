@@ -17,11 +17,16 @@ import jax
 from jax.extend import core
 
 from ..engines.jaxpr.evaluate import split_by_sizes
+from ..engines.loops.kinds import ParallelPrefix
 from ..engines.loops.pallas.block_form import KernelUnsupportedError
-from ..engines.loops.pallas.primitive import loop_p, memory_budget, unsupported_reason
+from ..engines.loops.pallas.primitive import (
+    PallasKernel,
+    loop_p,
+    memory_budget,
+    unsupported_reason,
+)
 from ..engines.recurrence import primitives
-from ..engines.recurrence.heuristics import choose_save
-from ..engines.recurrence.passes import AUTO
+from ..engines.recurrence.schedule import LoopSchedule, resolve_schedule
 
 PLATFORMS = {
     "cpu": "cpu",
@@ -44,30 +49,27 @@ WORDS = {
 class ExecutionPath:
     """How a cell's steps are walked on a platform.
 
-    ``how``: ``"loop"``, ``"prefixes"`` (parallel prefixes), ``"kernel"``,
+    ``kind``: ``"loop"``, ``"prefixes"`` (parallel prefixes), ``"kernel"``,
     ``"lax.scan"`` (JAX's own loop and derivative), ``"chunks"`` (of a cell that joins
     its steps itself), ``"own"`` (an engine that is none of these), ``"none"`` (no
     gradient to walk for), or ``"error"``, whose text is ``reason``. ``steps`` at a
     time, None being all of T; ``hoisted``: whether inputs are projected before the
-    loop. ``reason``: why so. Of a kernel, bytes ``needed`` on chip, and bytes
-    ``there``.
+    loop. ``reason``: why so. Of a kernel, ``bytes_required`` on chip, and
+    ``bytes_available``.
     """
 
-    how: str
+    kind: str
     steps: int | None = None
     hoisted: bool | None = None
     reason: str = ""
-    needed: int | None = None
-    there: int | None = None
+    bytes_required: int | None = None
+    bytes_available: int | None = None
 
     def __str__(self) -> str:
-        text = WORDS[self.how]
+        text = WORDS[self.kind]
         if self.steps is not None:
-            text += (
-                f", {self.steps} steps in a "
-                f"{'window' if self.how == 'loop' else 'chunk'}"
-            )
-        if self.how == "loop" and self.hoisted is not None:
+            text += f", {self.steps} steps in a chunk"
+        if self.kind == "loop" and self.hoisted is not None:
             text += (
                 f", inputs projected {'before' if self.hoisted else 'inside'} the loop"
             )
@@ -98,49 +100,40 @@ def path_of(eqn: Any, platform: str) -> ExecutionPath:
     found.
     """
     avals = [v.aval for v in eqn.invars]
-    step, plan = eqn.params["step"], eqn.params["plan"]
+    step, schedule = eqn.params["step"], eqn.params["schedule"]
     forward = eqn.primitive is primitives.walk_p
     steps = split_by_sizes(avals, (step.params, step.carry))[2][0].shape[0]
     backward = not forward or eqn.params["keep"] is not None
-    pace, why = primitives.settled(
-        plan, step, steps, PLATFORMS[platform], backward=backward
+    resolved = resolve_schedule(
+        schedule, step, steps, PLATFORMS[platform], backward=backward
     )
-    if backward:
-        why = "; ".join(filter(None, (_reason_for_residuals(plan, step, steps), why)))
-    window = None if pace.window is None or pace.window >= steps else pace.window
-    if pace.kernel is None:
+    schedule, why = resolved.schedule, resolved.reason
+    whole = schedule.chunk is None or schedule.chunk >= steps
+    chunk = None if whole else schedule.chunk
+    if not isinstance(schedule.loop, PallasKernel):
+        parallel = isinstance(schedule.loop, ParallelPrefix)
         return ExecutionPath(
-            "prefixes" if pace.prefix else "loop",
-            window,
-            None if pace.prefix else pace.hoist,
+            "prefixes" if parallel else "loop",
+            chunk,
+            None if parallel else schedule.hoist,
             why or "as asked for",
         )
-    fits, reason, size = kernel_of(eqn, pace, platform)
+    fits, reason, size = kernel_of(eqn, schedule, platform)
     if fits:
         return ExecutionPath(
             "kernel",
-            window,
+            chunk,
             reason=f"{why}; {reason}" if why else reason,
-            needed=size[0],
-            there=size[1],
+            bytes_required=size[0],
+            bytes_available=size[1],
         )
-    return (
-        ExecutionPath("error", reason=reason)
-        if pace.kernel.named or fits is None
-        else ExecutionPath("loop", window, pace.hoist, reason)
-    )
-
-
-def _reason_for_residuals(plan: Any, step: Any, steps: int) -> str:
-    """Why the forward pass keeps what it keeps, where that was chosen and is not
-    what it mostly is.
-    """
-    residuals, why = choose_save(step, steps)
-    return why if plan.residuals == residuals and plan.pace.window == AUTO else ""
+    if schedule.loop.named or fits is None:
+        return ExecutionPath("error", reason=reason)
+    return ExecutionPath("loop", chunk, schedule.hoist, reason)
 
 
 def kernel_of(
-    eqn: Any, pace: Any, platform: str
+    eqn: Any, schedule: LoopSchedule, platform: str
 ) -> tuple[bool | None, str, tuple[int, int]]:
     """Whether the loops of a walk are kernels on a platform, why not, and the bytes
     needed and there. None: neither a kernel nor, nobody having named it, JAX's own loop
@@ -159,14 +152,12 @@ def kernel_of(
     if (
         not loops
     ):  # no kernel was named, and none fits: with one that is named comes the reason
-        kernel = dataclasses.replace(pace.kernel, named=True)
-        named = primitives.Plan(
-            dataclasses.replace(pace, kernel=kernel), params["plan"].residuals
-        )
+        kernel: Any = schedule.loop
+        named = schedule.replace(loop=dataclasses.replace(kernel, named=True))
         try:
             jax.make_jaxpr(
                 functools.partial(
-                    function, platform=target, **{**params, "plan": named}
+                    function, platform=target, **{**params, "schedule": named}
                 )
             )(*avals)
         except KernelUnsupportedError as reason:

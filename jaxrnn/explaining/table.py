@@ -46,20 +46,20 @@ class Row:
             (
                 way.reason
                 for way in (self.forward, self.recording, self.backward)
-                if way.how == "error"
+                if way.kind == "error"
             ),
             None,
         )
 
     def lines(self) -> list[tuple[str, str]]:
         """What is printed of it: pairs of a word and a text."""
-        if self.forward.how == "error":
+        if self.forward.kind == "error":
             return [("raises", self.forward.reason)]
         forward, gradient = _sentence(self.forward), _sentence(self.backward)
         if self.error is not None:
             gradient = f"raises {self.error}"
-        elif (self.recording.how, self.recording.steps) != (
-            self.backward.how,
+        elif (self.recording.kind, self.recording.steps) != (
+            self.backward.kind,
             self.backward.steps,
         ):
             gradient = f"forwards {_sentence(self.recording)}; backwards {gradient}"
@@ -68,12 +68,12 @@ class Row:
             if forward == gradient
             else [("forward", forward), ("gradient", gradient)]
         )
-        if self.forward.how != "kernel":
+        if self.forward.kind != "kernel":
             found.append(("with Fused", self._by_kernel()))
         return found
 
     def _by_kernel(self) -> str:
-        if self.kernel.how == "kernel":
+        if self.kernel.kind == "kernel":
             return f"one kernel ({self.kernel.reason})"
         short = self.kernel.reason.partition(": use ")[0].partition(". Use ")[
             0

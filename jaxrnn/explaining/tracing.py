@@ -5,22 +5,30 @@ functions are asked.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core
 from jax.interpreters import partial_eval as pe
 
 from ..core.cell import Carry, Cell, Layer, Params, weaken_scalars
-from ..engines import Associative, Checkpoint, Fused, Scan
+from ..core.engine import AbstractEngine, AbstractNetworkEngine
+from ..engines import Associative, Fused, Scan
+from ..engines.engine import DefaultEngine, LoopEngine
 from ..engines.jaxpr.evaluate import is_differentiable
-from ..engines.recurrence.heuristics import ALL, choose_save
+from ..engines.loops.kinds import Chunkwise
+from ..engines.recurrence.heuristics import EVERYTHING, choose_save
 from ..engines.recurrence.run import run_plain_scan, trace_for_recurrence
-from ..engines.scan import Default
-from ..unrolling import check_all_carries, unroll_validated, validate
+from ..engines.recurrence.schedule import LoopSchedule
+from ..unrolling import (
+    check_all_carries,
+    observed_by,
+    unroll_validated,
+    validate,
+)
 from .execution import (
     PLATFORMS,
     ExecutionPath,
@@ -30,13 +38,6 @@ from .execution import (
     recurrences_in,
 )
 from .table import Explanation, Row, brief, places_of
-
-OWN = (
-    Scan,
-    Checkpoint,
-    Associative,
-    Fused,
-)  # engines whose walks this library knows from inside
 
 
 def explain(
@@ -81,35 +82,13 @@ def explain(
     traced: dict[Any, _Traced] = {}
 
     def shapes(params, xs, carry, mask, resets, key):
-        validate(cell, params, xs, carry, mask, resets, None, key, engine, reverse)
-        places = places_of(params)
-
-        def watch(engine, why):
-            return (
-                engine
-                if isinstance(engine, _Watched)
-                else _Watched(engine, why, places, seen, traced, return_carries)
-            )
-
-        given = None if engine is None else watch(engine, "asked for")
-        unroll_validated(
-            cell,
-            params,
-            xs,
-            carry,
-            mask,
-            resets,
-            None,
-            key,
-            given,
-            reverse,
-            None,
-            return_carries,
-            watch,
+        given = validate(
+            cell, params, xs, carry, mask, resets, None, key, engine, reverse
         )
+        with observed_by(_Observer(places_of(params), seen, traced, return_carries)):
+            unroll_validated(*given, None, return_carries)  # type: ignore[call-arg]
 
-    with contextlib.suppress(_Stopped):
-        jax.eval_shape(shapes, params, xs, carry, mask, resets, key)
+    jax.eval_shape(shapes, params, xs, carry, mask, resets, key)
     rows = {each.traced.number: _rows(each.traced) for each in seen}
     title = (
         f"{brief(cell)} over xs {xs.dtype.name}{list(xs.shape)}, jax {jax.__version__}"
@@ -137,9 +116,9 @@ class _Traced:
     gradient: Any
     kernel: tuple[Any, Any] | None  # forward and gradient by `Fused`
     plain: str | None = None  # why JAX's own loop walks it, where that is so
-    plain_gradient: str | None = (
-        None  # why JAX's own derivative is taken, where that alone is so
-    )
+    # why JAX's own derivative is taken, where that alone is so
+    plain_gradient: str | None = None
+    chunks: int | None = None  # steps in a chunk that the cell joins itself
 
 
 @dataclasses.dataclass
@@ -148,54 +127,49 @@ class _Seen:
     traced: _Traced
 
 
-class _Stopped(Exception):
-    """A whole network was to be one call, and is an error: what comes after it is
-    not known.
-    """
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Watched:
-    """An engine that notes where it is asked to walk, and what comes of it."""
+class _Observer:
+    """Records where engines run, and the traced programs of what they do there."""
 
-    engine: Any
-    why: str
     places: Callable[[Any], str]
     seen: list[_Seen]
     traced: dict[Any, _Traced]
     return_carries: bool
 
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self.engine, name)
-        return self._network(found) if name == "walk_network" else found
-
-    def walk(self, cell, params, carry, xs, mask=None, resets=None, reverse=False):
+    def run(
+        self,
+        engine: AbstractEngine,
+        why: str,
+        cell: Cell,
+        params: Params,
+        carry: Carry,
+        xs: Any,
+        mask: Any = None,
+        resets: Any = None,
+        reverse: bool = False,
+    ) -> tuple[Carry, Carry]:
+        """Record a run, and return what any engine returns: the shapes are the same."""
         given = (params, carry, xs, mask, resets)
         key = (
             cell,
-            self.engine,
-            self.why,
+            engine,
+            why,
             reverse,
             jax.tree.structure(given),
             *map(jax.typeof, jax.tree.leaves(given)),
         )
         if key not in self.traced:
-            self.traced[key] = self._trace(cell, given, reverse)
+            self.traced[key] = self._trace(engine, why, cell, given, reverse)
         self.seen.append(_Seen(self.places(params), self.traced[key]))
-        try:
-            last, carries = self.engine.walk(cell, *given, reverse)
-            if self.return_carries:
-                check_all_carries(cell, self.engine, carry, carries)
-            return last, carries
-        except Exception:  # noted; shapes go on as any engine would give them
-            return run_plain_scan(
-                cell, params, carry, (xs, mask, resets), True, reverse, 1
-            )
+        plain = LoopSchedule(hoist=True, reverse=reverse)
+        return run_plain_scan(cell, params, carry, (xs, mask, resets), plain)
 
-    def _trace(self, cell: Cell, given: tuple, reverse: bool) -> _Traced:
+    def _trace(
+        self, engine: AbstractEngine, why: str, cell: Cell, given: tuple, reverse: bool
+    ) -> _Traced:
         def by(engine, check):
-            def walk(params, carry, xs, mask, resets):
-                last, carries = engine.walk(
+            def run(params, carry, xs, mask, resets):
+                last, carries = engine.run(
                     cell, params, carry, xs, mask, resets, reverse
                 )
                 if check:
@@ -206,60 +180,67 @@ class _Watched:
                     carries if check else None,
                 )
 
-            return _both(walk, given)
+            return _both(run, given)
 
         params, carry, *sequence = given
-        forward, gradient = by(self.engine, self.return_carries)
-        kernel = None if isinstance(self.engine, Fused) else by(Fused(), False)
+        length = jax.tree.leaves(sequence)[0].shape[0]
+        forward, gradient = by(engine, self.return_carries)
+        kernel = None if isinstance(engine, Fused) else by(Fused(), False)
         reason, step, _ = trace_for_recurrence(cell, params, carry, tuple(sequence))
         plain, plain_gradient = reason or "", None
-        if not plain and step is not None and self.engine in (Scan(), Default()):
-            residuals, why = choose_save(step, jax.tree.leaves(sequence)[0].shape[0])
-            plain_gradient = why if residuals == ALL else None
-        if (
-            not plain
-            and sequence[0] is not None
-            and jax.tree.leaves(sequence)[0].shape[0] <= 1
-        ):
+        if not plain and step is not None and engine in (Scan(), DefaultEngine()):
+            save, save_reason = choose_save(step, length)
+            plain_gradient = save_reason if save == EVERYTHING else None
+        if not plain and length <= 1:
             plain = "a step alone, or none, needs no loop"
         return _Traced(
             len(self.traced),
             brief(cell),
-            self.engine,
-            self.why,
+            engine,
+            why,
             forward,
             gradient,
             kernel,
             plain or None,
             plain_gradient,
+            chunks=_own_chunks(engine, cell, length),
         )
 
-    def _network(self, function: Callable) -> Callable:
-        """A call in which the engine walks several cells at once."""
+    def run_network(
+        self,
+        engine: AbstractNetworkEngine,
+        params: Params,
+        carries: list[Any],
+        xs: Any,
+        mask: Any,
+        reverse: bool,
+        bidirectional: bool,
+    ) -> tuple[list[Any], Any]:
+        """Record a call in which the engine runs several cells at once."""
 
-        def walk_network(params, carries, *rest):
-            arrays = [leaf for leaf in jax.tree.leaves(rest) if hasattr(leaf, "dtype")]
-            leaves, tree = jax.tree.flatten(rest)
+        def run(params, carries, xs, mask):
+            return engine.run_network(params, carries, xs, mask, reverse, bidirectional)
 
-            def walk(params, carries, arrays):
-                these = iter(arrays)
-                again = [
-                    next(these) if hasattr(leaf, "dtype") else leaf for leaf in leaves
-                ]
-                return function(params, carries, *jax.tree.unflatten(tree, again))
+        forward, gradient = _both(run, (params, carries, xs, mask))
+        name = f"{len(carries)} cells in one call"
+        traced = _Traced(
+            len(self.traced), name, engine, "asked for", forward, gradient, None
+        )
+        self.traced[id(traced)] = traced
+        self.seen.append(_Seen(self.places(params), traced))
+        features = carries[0].h.shape[-1] * (2 if bidirectional else 1)
+        return carries, jnp.zeros((*xs.shape[:-1], features), xs.dtype)
 
-            forward, gradient = _both(walk, (params, carries, arrays))
-            name = f"{len(carries)} cells in one call"
-            traced = _Traced(
-                len(self.traced), name, self.engine, self.why, forward, gradient, None
-            )
-            self.traced[id(traced)] = traced
-            self.seen.append(_Seen(self.places(params), traced))
-            if isinstance(forward, str):
-                raise _Stopped
-            return function(params, carries, *rest)
 
-        return walk_network
+def _own_chunks(engine: AbstractEngine, cell: Cell, length: int) -> int | None:
+    """Steps in a chunk where the engine runs chunks that the cell joins itself."""
+    if not isinstance(engine, LoopEngine):
+        return None
+    try:
+        schedule = engine.schedule(cell, length)
+    except (TypeError, ValueError):  # the traced programs hold the error
+        return None
+    return schedule.chunk if isinstance(schedule.loop, Chunkwise) else None  # type: ignore[return-value]
 
 
 def _both(walk: Callable, given: Any) -> tuple[Any, Any]:
@@ -319,8 +300,8 @@ def _row(traced: _Traced, platform: str) -> Row:
             for direction in ("forward", "backward")
         ]
     kernel = next(
-        (way for way in ways if way.how == "error"),
-        max(ways, key=lambda way: way.needed or 0),
+        (way for way in ways if way.kind == "error"),
+        max(ways, key=lambda way: way.bytes_required or 0),
     )
     return Row(
         "",
@@ -337,9 +318,9 @@ def _row(traced: _Traced, platform: str) -> Row:
 
 def _engine_of(traced: _Traced, way: ExecutionPath) -> str:
     """The engine in a user's words: the default is one of those that can be named."""
-    if not isinstance(traced.engine, Default):
+    if not isinstance(traced.engine, DefaultEngine):
         return brief(traced.engine)
-    return brief({"kernel": Fused(), "prefixes": Associative()}.get(way.how, Scan()))
+    return brief({"kernel": Fused(), "prefixes": Associative()}.get(way.kind, Scan()))
 
 
 def _way(traced: _Traced, closed: Any, direction: str, platform: str) -> ExecutionPath:
@@ -353,7 +334,7 @@ def _way(traced: _Traced, closed: Any, direction: str, platform: str) -> Executi
     if isinstance(closed, str):
         return ExecutionPath("error", reason=closed)
     found = [path_of(eqn, platform) for eqn in recurrences_in(closed)[direction]]
-    if not isinstance(traced.engine, OWN):
+    if not isinstance(traced.engine, LoopEngine):
         error = lowering_error(
             core.jaxpr_as_fun(closed), list(closed.in_avals), PLATFORMS[platform]
         )
@@ -361,9 +342,9 @@ def _way(traced: _Traced, closed: Any, direction: str, platform: str) -> Executi
             return ExecutionPath("error", reason=error)
         return found[0] if found else ExecutionPath("own", reason="it compiles for it")
     if found:
-        return next((way for way in found if way.how == "error"), found[0])
+        return next((way for way in found if way.kind == "error"), found[0])
     if direction == "backward" and recurrences_in(closed)["forward"]:
         return ExecutionPath("none", reason="nothing of it can be differentiated")
-    if traced.plain is not None or not isinstance(traced.engine, Associative):
+    if traced.plain is not None or traced.chunks is None:
         return ExecutionPath("lax.scan", reason=traced.plain or "asked for")
-    return ExecutionPath("chunks", traced.engine.own_chunk, reason="its steps join so")
+    return ExecutionPath("chunks", traced.chunks, reason="its steps join so")

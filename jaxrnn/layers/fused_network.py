@@ -4,6 +4,7 @@ layers of a stack side by side.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -11,6 +12,8 @@ from jaxtyping import Array
 
 from ..cells import LSTMState
 from ..core.cell import Carry, Params, UnrollSpec
+from ..core.engine import AbstractNetworkEngine
+from ..unrolling import current_observer
 
 
 def unroll_network(
@@ -20,7 +23,7 @@ def unroll_network(
     xs: Array,
     spec: UnrollSpec,
 ) -> tuple[Carry, Array, Carry] | None:
-    """As a layer's ``unroll``, in one call of the engine's ``walk_network``; None where
+    """As a layer's ``unroll``, in one call of the engine's ``run_network``; None where
     every part is to be walked by itself.
 
     Args:
@@ -31,7 +34,7 @@ def unroll_network(
     engine, cells = spec.engine, [cell for part in parts for cell in part]
     by_window = spec.window is not None and spec.window < xs.shape[0]
     if (
-        not hasattr(engine, "walk_network")
+        not isinstance(engine, AbstractNetworkEngine)
         or by_window
         or spec.gradient_scale is not None
         or spec.all_carries
@@ -52,9 +55,13 @@ def unroll_network(
         return None
     if len({cell.hidden_size for cell in cells}) > 1:
         return None
-    last, ys = engine.walk_network(
-        params, states, xs, spec.mask, spec.reverse, len(parts[0]) == 2
+    observer = current_observer()
+    run = (
+        engine.run_network
+        if observer is None
+        else functools.partial(observer.run_network, engine)
     )
+    last, ys = run(params, states, xs, spec.mask, spec.reverse, len(parts[0]) == 2)
     return (
         jax.tree.unflatten(jax.tree.structure(carry), jax.tree.leaves(last)),
         ys,

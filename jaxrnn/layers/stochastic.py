@@ -18,7 +18,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..core.cell import Carry, Cell, Layer, Params, UnrollSpec, check_cell
+from ..core.cell import (
+    AbstractWrappedCell,
+    Carry,
+    Cell,
+    Layer,
+    Params,
+    UnrollSpec,
+    check_cell,
+)
 from ..core.validation import describe_tree
 from ..unrolling import unroll_unchecked
 from .compose import init_in
@@ -289,23 +297,7 @@ def _drop(key: Array, rate: float, xs: Array, shape: tuple[int, ...]) -> Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Within(Cell):
-    """A cell around another one, with noise in its step: what the engines walk."""
-
-    cell: Cell
-
-    def initial_carry(self, params, batch_shape=(), dtype=None):
-        return self.cell.initial_carry(params, batch_shape, dtype)
-
-    def project(self, params, x):
-        return self.cell.project(params, x)
-
-    def output(self, params, carry, x):
-        return self.cell.output(params, carry, x)
-
-
-@dataclasses.dataclass(frozen=True)
-class _MaskedRecurrence(_Within):
+class _MaskedRecurrence(AbstractWrappedCell):
     """Parameters are (the cell's, the scale of h); the same scale at every step."""
 
     def initial_carry(self, params, batch_shape=(), dtype=None):
@@ -324,7 +316,7 @@ class _MaskedRecurrence(_Within):
 
 
 @dataclasses.dataclass(frozen=True)
-class _ZonedOut(_Within):
+class _ZonedOut(AbstractWrappedCell):
     """Inputs are (the cell's, for each floating-point part of the carry a bool per
     unit: keep its old value).
     """
@@ -341,7 +333,7 @@ class _ZonedOut(_Within):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Averaged(_Within):
+class _Averaged(AbstractWrappedCell):
     """The expectation of `_ZonedOut`."""
 
     rates: tuple[float, ...]

@@ -337,7 +337,7 @@ def test_bad_arguments_are_refused_in_one_line(main, args, words, capsys):
 
 
 def test_an_engine_is_named_and_nothing_else_is_run():
-    assert engine_named("Checkpoint(segment=3)").segment == 3
+    assert engine_named("Checkpoint(chunk=3)").chunk == 3
     for text in (
         "__import__('os')",
         "Scan(unroll=__import__('os'))",

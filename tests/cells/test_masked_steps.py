@@ -26,9 +26,9 @@ PADDINGS = (0.0, 1.0, np.nan, np.inf)
 ENGINES = {
     "default": None,
     "scan": Scan(),
-    "windows": Scan(window=3),
-    "all": Scan(residuals="all"),
-    "carries": Scan(residuals="carries"),
+    "windows": Scan(chunk=3),
+    "all": Scan(save="everything"),
+    "carries": Scan(save="carries"),
     "checkpoint": Checkpoint(2),
 }
 

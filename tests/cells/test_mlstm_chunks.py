@@ -122,7 +122,7 @@ EVERY = [
 def test_chunks_are_the_steps(name, steps, reverse, x64):
     cell, inputs = CELLS[name], draw(CELLS[name], steps, steps)
     for mask, resets in flags_of(steps, steps):
-        expected = walked(cell, Scan(residuals="all"), "mr", reverse)(
+        expected = walked(cell, Scan(save="everything"), "mr", reverse)(
             *inputs, mask, resets
         )
         for chunk in (1, 4, 33) if steps == 7 else (1, 16, 33):
@@ -138,7 +138,8 @@ def test_without_mask_or_resets(flags, x64):
     """They are other programs, not all-true masks."""
     cell, inputs = CELLS["plain"], draw(CELLS["plain"], 7, 0)
     mask, resets = list(flags_of(7, 1))[4]
-    expected = walked(cell, Scan(residuals="all"), flags, False)(*inputs, mask, resets)
+    plain = walked(cell, Scan(save="everything"), flags, False)
+    expected = plain(*inputs, mask, resets)
     assert_same_outcome(
         walked(cell, Associative(3), flags, False)(*inputs, mask, resets),
         expected,
@@ -157,7 +158,7 @@ def test_gates_far_apart(name, gates):
     mask, resets = list(flags_of(33, 1))[4]
     outcomes = [
         walked(cell, e, "mr", False)(*inputs, mask, resets)
-        for e in (Scan(residuals="all"), Associative(16))
+        for e in (Scan(save="everything"), Associative(16))
     ]
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda a: jnp.asarray(np.asarray(a, np.float64)), inputs)

@@ -326,7 +326,7 @@ def test_chunks_through_layers_and_nnx(x64):
 
         return compiled(jax.grad(loss, (0, 1)))(own.params, own.xs)
 
-    assert_same(gradient(Associative(2)), gradient(Scan(residuals="all")))
+    assert_same(gradient(Associative(2)), gradient(Scan(save="everything")))
 
 
 def test_memory_of_chunks_does_not_grow_with_time():
@@ -345,7 +345,7 @@ def test_memory_of_chunks_does_not_grow_with_time():
         return analysis.temp_size_in_bytes
 
     every_C = 512 * 2 * 32 * 32 * 4
-    assert temporaries(512, Scan(residuals="all")) > every_C
+    assert temporaries(512, Scan(save="everything")) > every_C
     assert temporaries(512, Associative(64)) < every_C / 2
 
 

@@ -533,10 +533,10 @@ CASES = {
         ValueError,
         r"Scan: unroll must be an int of at least 1, but it is 0",
     ),
-    "segment zero": (
+    "chunk zero": (
         lambda: jaxrnn.Checkpoint(0),
         ValueError,
-        r"Checkpoint: segment must be an int of at least 1, but it is 0",
+        r"Checkpoint: chunk must be an int of at least 1, but it is 0",
     ),
     "projection zero": (
         lambda: LSTM(4, projection_size=0),

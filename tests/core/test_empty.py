@@ -16,9 +16,9 @@ from jaxrnn.nnx import RNN
 
 ENGINES = {
     "default": None,
-    "window": jaxrnn.Scan(window=2),
-    "all": jaxrnn.Scan(residuals="all"),
-    "carries": jaxrnn.Scan(residuals="carries"),
+    "window": jaxrnn.Scan(chunk=2),
+    "all": jaxrnn.Scan(save="everything"),
+    "carries": jaxrnn.Scan(save="carries"),
     "checkpoint": jaxrnn.Checkpoint(2),
     "associative": jaxrnn.Associative(),
     "chunks": jaxrnn.Associative(3),

@@ -31,7 +31,7 @@ INITIALIZERS = {
     if isinstance(kind, type) and dataclasses.is_dataclass(kind)
 }
 ENGINES = {
-    "scan": jaxrnn.Scan(window=3, residuals="carries"),
+    "scan": jaxrnn.Scan(chunk=3, save="carries"),
     "checkpoint": jaxrnn.Checkpoint(4),
     "associative": jaxrnn.Associative(8),
     "fused": jaxrnn.Fused(interpret="tpu"),

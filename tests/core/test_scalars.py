@@ -150,7 +150,7 @@ def test_numbers_elsewhere(plain_errors):
             jaxrnn.truncated_unroll(cell, params, xs, window=3)[1],
         )
         for engine in (
-            jaxrnn.Scan(window=n),
+            jaxrnn.Scan(chunk=n),
             jaxrnn.Checkpoint(n),
             jaxrnn.Scan(unroll=n),
         ):

@@ -107,7 +107,7 @@ ONE_VECTOR = counting(
 )
 def test_a_part_without_batch_axes_cannot_be_held_by_rows(cell, repair, flags):
     words = rf"^Mine: {'.*'.join(f'{name}=' for name in flags)} holds .*part \['part'\].*in Mine.initial_carry.*{repair}"  # noqa: E501
-    for engine in (None, jaxrnn.Scan(residuals="all")):
+    for engine in (None, jaxrnn.Scan(save="everything")):
         with pytest.raises(ValueError, match=words):
             unroll(cell, PARAMS, XS, engine=engine, **flags)
     with pytest.raises(ValueError, match=words):

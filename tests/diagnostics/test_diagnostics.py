@@ -312,8 +312,8 @@ def test_a_reset_cuts_the_path_exactly():
     "engine",
     [
         jaxrnn.Checkpoint(2),
-        jaxrnn.Scan(residuals="carries"),
-        jaxrnn.Scan(residuals="all"),
+        jaxrnn.Scan(save="carries"),
+        jaxrnn.Scan(save="everything"),
     ],
 )
 def test_every_engine_gives_the_same_lags(engine):

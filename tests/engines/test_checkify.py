@@ -15,9 +15,9 @@ import jaxrnn
 
 ENGINES = {
     "default": None,
-    "window": jaxrnn.Scan(window=3),
-    "carries": jaxrnn.Scan(residuals="carries"),
-    "all": jaxrnn.Scan(residuals="all"),
+    "window": jaxrnn.Scan(chunk=3),
+    "carries": jaxrnn.Scan(save="carries"),
+    "all": jaxrnn.Scan(save="everything"),
     "checkpoint": jaxrnn.Checkpoint(2),
 }
 
@@ -198,7 +198,7 @@ def test_products_over_time_are_looked_into():
     }
     cell = SUBJECTS["lstm"]
     xs = inputs.xs.at[2, 1, 0].set(0.0)  # 0 times infinity
-    for engine in (None, jaxrnn.Scan(residuals="all")):
+    for engine in (None, jaxrnn.Scan(save="everything")):
         found = message(
             lambda p, x, engine=engine: jaxrnn.unroll(cell, p, x, engine=engine)[1],
             checkify.nan_checks,

@@ -41,9 +41,9 @@ ENGINES = {
     "hoisted": jaxrnn.Scan(hoist=True),
     "in_loop": jaxrnn.Scan(hoist=False),
     "unrolled": jaxrnn.Scan(unroll=3),
-    "window": jaxrnn.Scan(window=8),
-    "odd_window": jaxrnn.Scan(window=5),
-    "carries": jaxrnn.Scan(residuals="carries"),
+    "window": jaxrnn.Scan(chunk=8),
+    "odd_window": jaxrnn.Scan(chunk=5),
+    "carries": jaxrnn.Scan(save="carries"),
     "checkpoint": jaxrnn.Checkpoint(),
     "odd_segment": jaxrnn.Checkpoint(5),
 }
@@ -237,7 +237,7 @@ def check_batches_that_devices_do_not_divide(batch):
     assert (
         said(
             jax.value_and_grad(
-                lambda *a: loss_of(cell, jaxrnn.Scan(window=5))(*a, None, None, None)
+                lambda *a: loss_of(cell, jaxrnn.Scan(chunk=5))(*a, None, None, None)
             ),
             whole,
         )
@@ -406,7 +406,8 @@ def varying(a):
 
 
 @pytest.mark.parametrize(
-    "engine", [None, pytest.param(jaxrnn.Scan(residuals="all"), marks=pytest.mark.slow)]
+    "engine",
+    [None, pytest.param(jaxrnn.Scan(save="everything"), marks=pytest.mark.slow)],
 )
 @pytest.mark.parametrize("flags", ["", "m"])
 @pytest.mark.parametrize("alike", [False, True])

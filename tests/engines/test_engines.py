@@ -31,15 +31,15 @@ from jaxrnn.engines.recurrence.run import flat_step
 
 ENGINES = {
     "default": Scan(),
-    "jax": Scan(residuals="all"),
-    "jax_in_loop": Scan(residuals="all", hoist=False),
-    "window_1": Scan(window=1),
-    "window_3": Scan(window=3),
-    "window_long": Scan(window=100),
-    "in_loop": Scan(hoist=False, window=2),
-    "unrolled": Scan(unroll=3, window=4),
-    "carries": Scan(residuals="carries"),
-    "carries_3": Scan(residuals="carries", window=3),
+    "jax": Scan(save="everything"),
+    "jax_in_loop": Scan(save="everything", hoist=False),
+    "window_1": Scan(chunk=1),
+    "window_3": Scan(chunk=3),
+    "window_long": Scan(chunk=100),
+    "in_loop": Scan(hoist=False, chunk=2),
+    "unrolled": Scan(unroll=3, chunk=4),
+    "carries": Scan(save="carries"),
+    "carries_3": Scan(save="carries", chunk=3),
     "checkpoint": Checkpoint(),
     "checkpoint_2": Checkpoint(2),
     "checkpoint_long": Checkpoint(100),
@@ -108,7 +108,7 @@ def test_lengths_and_truncation(steps, engine, x64):
         steps == 7,
     )
     for window in (None, 4):
-        expected = walked(layer, Scan(residuals="all"), reverse, window)(*inputs)
+        expected = walked(layer, Scan(save="everything"), reverse, window)(*inputs)
         assert_same_outcome(
             walked(layer, ENGINES[engine], reverse, window)(*inputs), expected
         )
@@ -117,7 +117,7 @@ def test_lengths_and_truncation(steps, engine, x64):
 @pytest.mark.parametrize("engine", [*OWN, "default"])
 def test_float32_gradients(engine):
     inputs = draw("lstm", 0, 40)
-    expected = walked(SUBJECTS["lstm"], Scan(residuals="all"))(*inputs)
+    expected = walked(SUBJECTS["lstm"], Scan(save="everything"))(*inputs)
     assert_same_outcome(
         walked(SUBJECTS["lstm"], ENGINES[engine])(*inputs), expected, 1e-6, 1e-5
     )
@@ -141,7 +141,7 @@ def test_bfloat16_weight_gradients_add_up_in_float32(name):
             )
         )(params)
 
-    whole, single = gradient(Scan(window=512)), gradient(Scan(window=1))
+    whole, single = gradient(Scan(chunk=512)), gradient(Scan(chunk=1))
     for a, b in zip(jax.tree.leaves(single), jax.tree.leaves(whole), strict=True):
         assert a.dtype == jnp.bfloat16
         a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
@@ -212,7 +212,7 @@ def differentiated(mode, engine):
 @pytest.mark.parametrize("engine", OWN)
 def test_every_mode_of_differentiation(engine, mode, x64):
     got, want = (
-        differentiated(mode, e) for e in (ENGINES[engine], Scan(residuals="all"))
+        differentiated(mode, e) for e in (ENGINES[engine], Scan(save="everything"))
     )
     assert_same(got, want, 1e-11 if "third" in mode else 1e-12)
 
@@ -247,7 +247,7 @@ def test_no_weight_gradient_a_step(name):
     inputs = draw(name, 0, 7, (5,))
     weights = {leaf.shape for leaf in jax.tree.leaves(inputs.params) if leaf.ndim == 2}
     gradient = jax.grad(
-        lambda p: jnp.sum(jaxrnn.unroll(layer, p, inputs.xs, engine=Scan(window=7))[1])
+        lambda p: jnp.sum(jaxrnn.unroll(layer, p, inputs.xs, engine=Scan(chunk=7))[1])
     )
     hlo = jax.jit(gradient).lower(inputs.params).as_text()
     a_step = [
@@ -313,9 +313,9 @@ def temporaries(cell, engine, batch, steps, size):
 
 def test_memory_of_a_gradient():
     lstm = jaxrnn.LSTM(64)
-    naive = temporaries(lstm, Scan(residuals="all", hoist=False), 8, 1024, 64)
+    naive = temporaries(lstm, Scan(save="everything", hoist=False), 8, 1024, 64)
     assert temporaries(lstm, None, 8, 1024, 64) < naive
-    assert temporaries(lstm, Scan(residuals="carries"), 8, 1024, 64) < 5
+    assert temporaries(lstm, Scan(save="carries"), 8, 1024, 64) < 5
     assert temporaries(lstm, Checkpoint(), 8, 1024, 64) < 2.5
 
 
@@ -341,7 +341,7 @@ def test_a_loss_of_the_last_carry_stores_no_carries():
 
 
 def test_memory_of_a_cell_of_ones_own():
-    assert temporaries(OwnLSTM(128), Scan(residuals="carries"), 16, 512, 128) < 5
+    assert temporaries(OwnLSTM(128), Scan(save="carries"), 16, 512, 128) < 5
 
 
 def test_what_is_kept_of_a_step():
@@ -454,9 +454,9 @@ def test_inside_shard_map():
         return jax.jit(mapped)(inputs.params, inputs.xs)
 
     expected = gradient(None)
-    for engine in (Scan(), Scan(window=3), Checkpoint()):
+    for engine in (Scan(), Scan(chunk=3), Checkpoint()):
         assert_same(gradient(engine, check_vma=False), expected, 1e-5)
-    for engine in (Scan(window=3), Checkpoint()):
+    for engine in (Scan(chunk=3), Checkpoint()):
         with pytest.raises(
             ValueError,
             match=r"check_vma=True .*vary over \['data'\]; pass check_vma=False",
@@ -567,7 +567,7 @@ def test_odd_steps(extra, engine, x64):
     """
     cell = Odd(extra)
     assert_same_floats(
-        odd_gradient(cell, ENGINES[engine]), odd_gradient(cell, Scan(residuals="all"))
+        odd_gradient(cell, ENGINES[engine]), odd_gradient(cell, Scan(save="everything"))
     )
 
 
@@ -584,11 +584,11 @@ def test_steps_left_to_jax(cell, message, x64):
     is refused.
     """
     assert_same_floats(
-        odd_gradient(cell, None), odd_gradient(cell, Scan(residuals="all"))
+        odd_gradient(cell, None), odd_gradient(cell, Scan(save="everything"))
     )
-    for engine in (Scan(window=3), Checkpoint()):
+    for engine in (Scan(chunk=3), Checkpoint()):
         with pytest.raises(
-            ValueError, match=rf"Odd: .*{message}.* Leave window and residuals out"
+            ValueError, match=rf"Odd: .*{message}.* Leave chunk and save out"
         ):
             odd_gradient(cell, engine)
 
@@ -619,7 +619,7 @@ def test_symbolic_sizes_are_left_to_jax_and_explicit_meshes_are_not(plain_errors
 def test_linear_transpose_names_the_option():
     cell = jaxrnn.Elman(3, activation=jnp.positive)
     params, xs = cell.init(jax.random.key(0), 3), jnp.ones((5, 3))
-    with pytest.raises(NotImplementedError, match=r"Scan\(residuals='all'\)"):
+    with pytest.raises(NotImplementedError, match=r"Scan\(save='everything'\)"):
         jax.linear_transpose(lambda xs: jaxrnn.unroll(cell, params, xs)[1], xs)(xs)
 
 
@@ -628,34 +628,35 @@ def test_linear_transpose_names_the_option():
     [
         (
             Checkpoint,
-            {"segment": 0},
-            "Checkpoint: segment must be an int of at least 1, but it is 0",
+            {"chunk": 0},
+            "Checkpoint: chunk must be an int of at least 1, but it is 0",
         ),
         (
             Checkpoint,
-            {"segment": 2.0},
-            "Checkpoint: segment must be an int of at least 1",
+            {"chunk": 2.0},
+            "Checkpoint: chunk must be an int of at least 1",
         ),
         (
             Checkpoint,
-            {"segment": True},
-            "Checkpoint: segment must be an int of at least 1",
+            {"chunk": True},
+            "Checkpoint: chunk must be an int of at least 1",
         ),
-        (Scan, {"window": 0}, "Scan: window must be an int of at least 1, but it is 0"),
-        (Scan, {"window": True}, "Scan: window must be an int of at least 1"),
+        (Scan, {"chunk": 0}, "Scan: chunk must be an int of at least 1, but it is 0"),
+        (Scan, {"chunk": True}, "Scan: chunk must be an int of at least 1"),
         (Scan, {"unroll": 0}, "Scan: unroll must be an int of at least 1"),
         (
             Scan,
             {"hoist": "yes"},
-            "Scan: hoist must be True, False or None, but it is 'yes'",
+            "Scan: hoist must be True, False or 'auto', but it is 'yes'",
         ),
         (
             Scan,
-            {"residuals": "none"},
-            "Scan: residuals must be 'gates', 'carries', 'all' or None, but it is "
+            {"save": "none"},
+            "Scan: save must be 'dots', 'carries', 'everything' or 'auto', but it is "
             "'none'",
         ),
-        (Scan, {"residuals": "all", "window": 3}, "has no windows, but window is 3"),
+        (Scan, {"chunk": "all"}, r"chunk must be a size, None \(all of T\) or 'auto'"),
+        (Scan, {"save": "everything", "chunk": 3}, "has no chunks, but chunk is 3"),
     ],
 )
 def test_options_that_cannot_apply_are_refused(engine, options, message, plain_errors):

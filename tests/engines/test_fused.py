@@ -83,7 +83,7 @@ def test_any_size(name, shape, x64):
     size, steps, units = shape
     cell = CELLS[name](units)
     inputs = draw(cell, 0, steps, (size,))
-    expected = walked(cell, Scan(residuals="all"))(*inputs)
+    expected = walked(cell, Scan(save="everything"))(*inputs)
     assert_same_outcome(walked(cell, TPU)(*inputs), expected)
 
 
@@ -94,9 +94,9 @@ def test_tiles_and_blocks_of_time(x64):
     cell = LSTM(8)
     inputs = draw(cell, 0, 37, (19,))
     small = Fused(interpret="tpu", memory=1_600_000)
-    for engine in (small, dataclasses.replace(small, residuals="carries")):
+    for engine in (small, dataclasses.replace(small, save="carries")):
         for reverse in (False, True):
-            expected = walked(cell, Scan(residuals="all"), reverse)(*inputs)
+            expected = walked(cell, Scan(save="everything"), reverse)(*inputs)
             assert_same_outcome(walked(cell, engine, reverse)(*inputs), expected)
 
 
@@ -106,7 +106,7 @@ def test_batch_axes_and_short_sequences(batch, steps, x64):
     cell = SUBJECTS["lstm_peephole_learned"]
     inputs = draw(cell, steps, steps, batch)
     assert_same_outcome(
-        walked(cell, TPU)(*inputs), walked(cell, Scan(residuals="all"))(*inputs)
+        walked(cell, TPU)(*inputs), walked(cell, Scan(save="everything"))(*inputs)
     )
 
 
@@ -139,7 +139,7 @@ def test_a_cell_of_ones_own(x64):
         inputs = draw(Tied(size), size, 6, (size,))
         assert_same_outcome(
             walked(Tied(size), TPU)(*inputs),
-            walked(Tied(size), Scan(residuals="all"))(*inputs),
+            walked(Tied(size), Scan(save="everything"))(*inputs),
         )
 
 
@@ -203,7 +203,7 @@ def test_modes_of_differentiation(mode, x64):
     at = (inputs.params, inputs.xs, (direction.params, direction.xs))
     got, want = (
         compiled(lambda e=e: MODES[mode](functools.partial(f, engine=e), *at))()
-        for e in (TPU, Scan(residuals="all"))
+        for e in (TPU, Scan(save="everything"))
     )
     assert_same(got, want)
 
@@ -221,7 +221,7 @@ def test_no_kernel_adds_to_the_rounding(name, dtype):
             lambda a: a.astype(dtype).astype(a.dtype) if a.dtype == jnp.float64 else a,
             inputs,
         )
-        exact = walked(cell, Scan(residuals="all"))(*inputs)
+        exact = walked(cell, Scan(save="everything"))(*inputs)
     single = in_dtype(cell, inputs, dtype)
     errors = [
         [
@@ -229,7 +229,7 @@ def test_no_kernel_adds_to_the_rounding(name, dtype):
             for a, b in zip(*map(jax.tree.leaves, (made[:2], exact[:2])), strict=True)
         ]
         for made in (
-            walked(cell, engine)(*single) for engine in (TPU, Scan(residuals="all"))
+            walked(cell, engine)(*single) for engine in (TPU, Scan(save="everything"))
         )
     ]
     largest = [float(np.abs(b).max()) for b in jax.tree.leaves(exact[:2])]
@@ -359,7 +359,7 @@ def test_wide_dtypes_are_refused(x64):
 
 
 @pytest.mark.parametrize(
-    "options", [{"interpret": "cpu"}, {"memory": 0}, {"residuals": "all"}]
+    "options", [{"interpret": "cpu"}, {"memory": 0}, {"save": "everything"}]
 )
 def test_options_are_checked(options):
     with pytest.raises(ValueError, match=f"Fused: .*{next(iter(options))}"):
@@ -374,7 +374,7 @@ def test_the_default_table(monkeypatch):
     for cell in (LSTM(24), MinGRU(24)):
         assert "tpu_custom_call" not in lowered("tpu", cell, None)
     monkeypatch.setattr(
-        "jaxrnn.engines.recurrence.primitives.KERNELS", frozenset({"tpu"})
+        "jaxrnn.engines.recurrence.schedule.KERNELS", frozenset({"tpu"})
     )
     for cell in (LSTM(25), MinGRU(25), LRU(25)):
         assert (

@@ -27,7 +27,7 @@ CHIPS = [
         marks=pytest.mark.skipif(not NEW, reason="Mosaic GPU's kernels need jax 0.11"),
     ),
 ]
-PLAIN = Scan(residuals="all")
+PLAIN = Scan(save="everything")
 
 
 @dataclasses.dataclass(frozen=True)

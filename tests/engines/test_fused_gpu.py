@@ -34,7 +34,7 @@ def no_races(monkeypatch):
             assert not gpu_callbacks.get_races().races_found
         return out
 
-    monkeypatch.setattr(mosaic_gpu, "walk", watched)
+    monkeypatch.setattr(mosaic_gpu, "run_loop", watched)
     yield
 
 
@@ -79,7 +79,7 @@ def test_a_kernel_is_the_loop(case):
         list(CASES).index(case) % 2 == 1,
     )
     with jax.default_matmul_precision("highest"):
-        expected = walked(cell, Scan(residuals="all"), reverse)(*inputs)
+        expected = walked(cell, Scan(save="everything"), reverse)(*inputs)
         assert_same_outcome(walked(cell, GPU, reverse)(*inputs), expected, 2e-6, 1e-5)
 
 
@@ -90,7 +90,7 @@ def test_default_precision_is_closer_than_tf32():
     """
     cell = LSTM(16)
     inputs = draw(cell, 0, 8, (4,))
-    expected = walked(cell, Scan(residuals="all"))(*inputs)
+    expected = walked(cell, Scan(save="everything"))(*inputs)
     assert_same_outcome(walked(cell, GPU)(*inputs), expected, 5e-5, 2e-4)
     with jax.default_matmul_precision("highest"):
         assert_same_outcome(walked(cell, GPU)(*inputs), expected, 1e-6, 1e-5)
@@ -109,12 +109,12 @@ def test_bfloat16_adds_nothing_to_its_rounding(name):
             ),
             inputs,
         )
-        exact = walked(cell, Scan(residuals="all"))(*inputs)
+        exact = walked(cell, Scan(save="everything"))(*inputs)
     single = in_dtype(cell, inputs, "bfloat16")
     for ours, theirs, value in zip(
         *(
             jax.tree.leaves(walked(cell, engine)(*single)[:2])
-            for engine in (GPU, Scan(residuals="all"))
+            for engine in (GPU, Scan(save="everything"))
         ),
         jax.tree.leaves(exact[:2]),
         strict=True,
@@ -196,7 +196,7 @@ def test_on_a_gpu(name, size):
     cell = CELLS[name](64 if name != "rg_lru" else 3)
     inputs = tame(draw(cell, 0, 1000, (size,)))
     with jax.default_matmul_precision("highest"):
-        expected = walked(cell, Scan(residuals="all"))(*inputs)
+        expected = walked(cell, Scan(save="everything"))(*inputs)
         assert_same_outcome(walked(cell, Fused())(*inputs), expected, 1e-5, 1e-4)
 
 
@@ -214,11 +214,11 @@ def test_bfloat16_on_a_gpu(name, units):
             ),
             inputs,
         )
-        exact = jax.tree.leaves(walked(cell, Scan(residuals="all"))(*inputs)[:2])
+        exact = jax.tree.leaves(walked(cell, Scan(save="everything"))(*inputs)[:2])
     single = in_dtype(cell, inputs, "bfloat16")
     made = [
         jax.tree.leaves(walked(cell, engine)(*single)[:2])
-        for engine in (Fused(), Scan(residuals="all"))
+        for engine in (Fused(), Scan(save="everything"))
     ]
     for ours, theirs, value in zip(*made, exact, strict=True):
         value = np.asarray(value)
@@ -234,7 +234,7 @@ def test_masks_and_resets_on_a_gpu():
     for name in ("lstm_peephole_learned", "min_gru"):
         inputs = draw(name, 1, 65)
         with jax.default_matmul_precision("highest"):
-            expected = walked(SUBJECTS[name], Scan(residuals="all"), True)(*inputs)
+            expected = walked(SUBJECTS[name], Scan(save="everything"), True)(*inputs)
             assert_same_outcome(
                 walked(SUBJECTS[name], Fused(), True)(*inputs), expected, 1e-5, 1e-4
             )

@@ -55,7 +55,7 @@ def test_every_walk_is_the_python_loop_at_any_length(name, steps, x64):
     by_hand = (
         looped
         if steps
-        else lambda *_: walked(LINEAR[name], Scan(residuals="all"))(*inputs)
+        else lambda *_: walked(LINEAR[name], Scan(save="everything"))(*inputs)
     )  # no steps: none to stack
     expected = by_hand(name, inputs, reverse)
     for engine in ENGINES.values():
@@ -74,7 +74,7 @@ def test_resets_anywhere_and_masks_with_holes(name, where, x64):
 @pytest.mark.parametrize("name", ["min_lstm", "rg_lru", "lru"])
 def test_float32(name):
     inputs = draw(name, 0, 257)
-    expected = walked(LINEAR[name], Scan(residuals="all"))(*inputs)
+    expected = walked(LINEAR[name], Scan(save="everything"))(*inputs)
     for engine in ENGINES.values():
         assert_same_outcome(walked(LINEAR[name], engine)(*inputs), expected, 1e-5, 1e-5)
 
@@ -113,7 +113,7 @@ def test_modes_of_differentiation(name, mode, x64):
         return f
 
     at = (inputs.params, inputs.xs, (direction.params, direction.xs))
-    engines = (Associative(3), Scan(residuals="all"))
+    engines = (Associative(3), Scan(save="everything"))
     got, want = (compiled(lambda e=e: MODES[mode](loss(e), *at))() for e in engines)
     assert_same(got, want)
 
@@ -195,7 +195,7 @@ def test_second_derivatives_where_a_factor_is_zero(x64):
 
         return jax.hessian(loss)({"w": jnp.ones(()), "b": jnp.zeros(())})
 
-    expected = hessian(Scan(residuals="all"))
+    expected = hessian(Scan(save="everything"))
     for engine in (None, Associative(), Associative(2)):
         assert_same(hessian(engine), expected)
 

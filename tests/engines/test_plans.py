@@ -105,7 +105,7 @@ def test_gradients_are_those_of_lax_scan(name, engine, x64, optax_promotion):
     row = ROWS[name]
     args = drawn(row, 7, jnp.float64)
     engines = {
-        "carries": Scan(residuals="carries", window=3),
+        "carries": Scan(save="carries", chunk=3),
         "checkpoint": Checkpoint(3),
     }
     walk = functools.partial(jaxrnn.unroll, engine=engines.get(engine))
@@ -305,16 +305,16 @@ def test_words_where_reverse_mode_does_not_exist():
         match=r"Reverse-mode differentiation does not work for lax\.while_loop",
     ):
         jax.grad(lambda p: jaxrnn.unroll(cell, p, xs)[1].sum())(p)
-    for engine in (Checkpoint(2), Scan(residuals="carries"), Scan(window=2)):
+    for engine in (Checkpoint(2), Scan(save="carries"), Scan(chunk=2)):
         with pytest.raises(
             ValueError,
-            match=r"pullback of its step cannot be traced[\s\S]*leave residuals, window and Checkpoint",  # noqa: E501
+            match=r"pullback of its step cannot be traced[\s\S]*leave save, chunk and Checkpoint",  # noqa: E501
         ):
             jax.grad(lambda p, e=engine: jaxrnn.unroll(cell, p, xs, engine=e)[1].sum())(
                 p
             )
     row = jaxrnn.explain(cell, p, xs).rows[0]
-    assert row.backward.how == "lax.scan"
+    assert row.backward.kind == "lax.scan"
     assert "pullback of its step cannot be traced" in row.backward.reason
 
 
@@ -398,7 +398,7 @@ def test_explain_has_a_line_for_each_reason(what):
     row = jaxrnn.explain(
         cell, params, jax.ShapeDtypeStruct((5, 2, 4), jnp.float32)
     ).rows[0]
-    assert row.forward.how == "lax.scan"
+    assert row.forward.kind == "lax.scan"
     with pytest.raises(ValueError, match=REASONS[what]):
         jaxrnn.unroll(cell, params, jnp.ones((5, 2, 4)), engine=Checkpoint(2))
     assert re.search(
@@ -507,7 +507,7 @@ def test_a_part_of_the_carry_that_nothing_moves_asks_for_no_derivative(x64):
         return cell.output(p, carries, xs).sum()
 
     expected = jax.grad(right, (0, 1))(p, xs)
-    for engine in (None, Scan(residuals="carries"), Checkpoint(2)):
+    for engine in (None, Scan(save="carries"), Checkpoint(2)):
         own = jax.grad(
             lambda p, xs, e=engine: jaxrnn.unroll(cell, p, xs, engine=e)[1].sum(),
             (0, 1),
@@ -591,8 +591,8 @@ def test_tangents_that_nobody_reads_ask_for_no_forward_mode(place, x64):
         for engine in (
             None,
             Scan(),
-            Scan(residuals="carries"),
-            Scan(residuals="gates", hoist=False),
+            Scan(save="carries"),
+            Scan(save="dots", hoist=False),
             Checkpoint(2),
         ):
             own = lambda p, xs, e=engine: jaxrnn.unroll(cell, p, xs, engine=e)[1]  # noqa: E731

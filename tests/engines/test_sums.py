@@ -161,8 +161,8 @@ PARTS = {
 }
 ENGINES = {
     "default": None,
-    "window": Scan(window=3),
-    "carries": Scan(residuals="carries", window=2),
+    "window": Scan(chunk=3),
+    "carries": Scan(save="carries", chunk=2),
     "checkpoint": Checkpoint(3),
 }
 

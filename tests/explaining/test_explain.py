@@ -26,7 +26,11 @@ from jaxrnn import (
     unroll,
 )
 from jaxrnn.core.cell import Layer
-from jaxrnn.engines.recurrence import passes, primitives
+from jaxrnn.core.engine import AbstractNetworkEngine
+from jaxrnn.engines.loops.kinds import ParallelPrefix
+from jaxrnn.engines.recurrence import passes
+from jaxrnn.engines.recurrence import schedule as schedules
+from jaxrnn.engines.recurrence.schedule import LoopSchedule
 from jaxrnn.explaining.execution import PLATFORMS
 from jaxrnn.explaining.table import brief
 from jaxrnn.unrolling import unroll_unchecked
@@ -94,24 +98,18 @@ def error_of(function, given, platform):
         (LSTM(8), None, 500),  # all of T
         (MinGRU(64), None, 3_000),  # prefixes, but on a CPU
         (MinGRU(64), Associative(), 3_000),
-        (LSTM(8), Scan(window=7, hoist=False), 20),
+        (LSTM(8), Scan(chunk=7, hoist=False), 20),
         (LSTM(8), Checkpoint(), 200),
-        (GRU(8), Scan(residuals="carries"), 200),
+        (GRU(8), Scan(save="carries"), 200),
     ],
     ids=brief,
 )
 def test_windows_are_those_walked(cell, engine, steps, monkeypatch):
-    paces = []
-    for name in ("states", "cotangents"):
+    used = []
+    for name in ("forward_pass", "backward_pass"):
 
         def noted(*args, name=name, real=getattr(passes, name), **kwargs):
-            paces.append(
-                (
-                    name,
-                    kwargs.get("pace")
-                    or next(a for a in args if isinstance(a, passes.Pace)),
-                )
-            )
+            used.append((name, next(a for a in args if isinstance(a, LoopSchedule))))
             return real(*args, **kwargs)
 
         monkeypatch.setattr(passes, name, noted)
@@ -121,17 +119,18 @@ def test_windows_are_those_walked(cell, engine, steps, monkeypatch):
     for platform, row in rows.items():
         said = []
         for program, ways in (
-            (forward, [("states", row.forward)]),
-            (gradient, [("states", row.recording)]),
+            (forward, [("forward_pass", row.forward)]),
+            (gradient, [("forward_pass", row.recording)]),
         ):
-            paces.clear()
+            used.clear()
             program.lower(lowering_platforms=(PLATFORMS[platform],))
-            ways += [("cotangents", row.backward)] * (program is gradient)
-            assert [name for name, _ in paces] == [name for name, _ in ways]
-            for (_, pace), (_, way) in zip(paces, ways, strict=True):
-                assert way.how == ("prefixes" if pace.prefix else "loop")
-                assert (way.steps or steps) == min(pace.window or steps, steps)
-                assert way.hoisted == (None if pace.prefix else pace.hoist)
+            ways += [("backward_pass", row.backward)] * (program is gradient)
+            assert [name for name, _ in used] == [name for name, _ in ways]
+            for (_, schedule), (_, way) in zip(used, ways, strict=True):
+                parallel = isinstance(schedule.loop, ParallelPrefix)
+                assert way.kind == ("prefixes" if parallel else "loop")
+                assert (way.steps or steps) == min(schedule.chunk or steps, steps)
+                assert way.hoisted == (None if parallel else schedule.hoist)
                 said.append(way.steps)
         if engine is None and isinstance(cell, LSTM) and cell.hidden_size == 64:
             assert (min(w or steps for w in said) < steps) == (
@@ -154,7 +153,7 @@ def test_windows_are_those_walked(cell, engine, steps, monkeypatch):
 def test_a_kernel_by_default_is_there_exactly_when_explained(
     cell, platform, monkeypatch
 ):
-    monkeypatch.setattr(primitives, "KERNELS", frozenset({PLATFORMS[platform]}))
+    monkeypatch.setattr(schedules, "KERNELS", frozenset({PLATFORMS[platform]}))
     given = shapes(cell)
     rows = [
         row for row in jaxrnn.explain(cell, *given).rows if row.platform == platform
@@ -162,26 +161,26 @@ def test_a_kernel_by_default_is_there_exactly_when_explained(
     forward, gradient = (
         lowered(f, given, platform).count(KERNEL_CALL[platform]) for f in programs(cell)
     )
-    assert (forward > 0) == any(row.forward.how == "kernel" for row in rows)
-    assert (gradient > 0) == any(row.backward.how == "kernel" for row in rows)
+    assert (forward > 0) == any(row.forward.kind == "kernel" for row in rows)
+    assert (gradient > 0) == any(row.backward.kind == "kernel" for row in rows)
     assert all(row.error is None for row in rows)
     new = jax.__version_info__ >= (0, 11) or platform == "tpu"
-    assert (rows[0].forward.how == "kernel") == (
+    assert (rows[0].forward.kind == "kernel") == (
         new and (len(rows) == 2 or cell in (LSTM(16), MinGRU(16)))
     )
     for row in rows:
         assert row.engine == {"kernel": "Fused()", "chunks": "Associative()"}.get(
             row.forward.spec, "Scan()"
         )
-        if row.forward.how == "loop":
+        if row.forward.kind == "loop":
             assert "Fused: " in row.forward.reason
-            assert row.kernel.how == "error"
+            assert row.kernel.kind == "error"
     others = [
         row
         for row in jaxrnn.explain(cell, *given).rows
         if row.platform not in ("cpu", platform)
     ]
-    assert not any(row.forward.how == "kernel" for row in others)
+    assert not any(row.forward.kind == "kernel" for row in others)
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
@@ -203,10 +202,10 @@ def test_an_engine_by_name_runs_or_raises_as_explained(cell, engine, platform):
     row = by_platform(jaxrnn.explain(cell, *given, engine=engine))[platform]
     forward, gradient = programs(cell, engine)
     assert row.engine.startswith(type(engine).__name__)
-    assert (row.forward.reason if row.forward.how == "error" else None) == error_of(
+    assert (row.forward.reason if row.forward.kind == "error" else None) == error_of(
         forward, given, platform
     )
-    said = [way.reason for way in (row.recording, row.backward) if way.how == "error"]
+    said = [way.reason for way in (row.recording, row.backward) if way.kind == "error"]
     assert (said[0] if said else None) == error_of(gradient, given, platform)
     assert (row.error is None) == (not said)
 
@@ -221,10 +220,10 @@ def test_what_fused_would_say_beside_another_engine():
         )
         assert not any(row.error for row in plain.values())
         for platform, row in plain.items():
-            assert (row.kernel.how == "kernel") == (named[platform].error is None)
+            assert (row.kernel.kind == "kernel") == (named[platform].error is None)
             assert row.kernel == named[platform].kernel
     tpu = by_platform(jaxrnn.explain(LSTM(16), *shapes(LSTM(16))))["tpu"].kernel
-    needed, there = tpu.needed, tpu.there
+    needed, there = tpu.bytes_required, tpu.bytes_available
     assert needed <= there == 14 * 2**20
     wide = by_platform(jaxrnn.explain(LSTM(2048), *shapes(LSTM(2048))))["tpu"]
     assert f"{there:,} are there" in wide.kernel.reason
@@ -235,17 +234,17 @@ def test_what_fused_would_say_beside_another_engine():
 
 @pytest.mark.usefixtures("x64")
 def test_float64_is_no_kernels(monkeypatch):
-    monkeypatch.setattr(primitives, "KERNELS", frozenset({"cuda", "tpu"}))
+    monkeypatch.setattr(schedules, "KERNELS", frozenset({"cuda", "tpu"}))
     for cell in (LSTM(16), jaxrnn.IndRNN(16)):
         given = shapes(cell, dtype=jnp.float64)
         for platform, row in by_platform(jaxrnn.explain(cell, *given)).items():
             found = error_of(programs(cell)[1], given, platform)
             assert row.error == found
             if platform == "tpu" or cell == LSTM(16):
-                assert row.forward.how == "loop"
+                assert row.forward.kind == "loop"
             text = "" if found else lowered(programs(cell)[1], given, platform)
             assert (KERNEL_CALL.get(platform, "no such call") in text) == (
-                row.backward.how == "kernel"
+                row.backward.kind == "kernel"
             )
 
 
@@ -254,8 +253,8 @@ def test_a_step_alone(steps):
     for engine in (None, Fused(), Checkpoint()):
         rows = jaxrnn.explain(LSTM(8), *shapes(LSTM(8), steps), engine=engine).rows
         assert (
-            {row.forward.how for row in rows}
-            == {row.backward.how for row in rows}
+            {row.forward.kind for row in rows}
+            == {row.backward.kind for row in rows}
             == {"lax.scan"}
         )
         assert all(
@@ -308,9 +307,9 @@ def test_steps_that_are_jaxs_own():
     assert {
         row.error for row in jaxrnn.explain(Loud(8), *given, engine=Checkpoint()).rows
     } == {found}
-    plain = jaxrnn.explain(LSTM(8), *given, engine=Scan(residuals="all")).rows
+    plain = jaxrnn.explain(LSTM(8), *given, engine=Scan(save="everything")).rows
     assert {(row.engine, row.forward.spec) for row in plain} == {
-        ("Scan(residuals='all')", "lax.scan")
+        ("Scan(save='everything')", "lax.scan")
     }
 
 
@@ -327,8 +326,8 @@ class Inside(Layer):
         return self.cell.initial_carry(params["mine"], batch_shape, dtype)
 
     def unroll(self, params, carry, xs, spec):
-        if hasattr(spec.engine, "walk_network"):
-            last, ys = spec.engine.walk_network(
+        if hasattr(spec.engine, "run_network"):
+            last, ys = spec.engine.run_network(
                 params["mine"], [carry], xs, spec.mask, spec.reverse, self.cell
             )
             return last[0], ys, jax.tree.map(lambda _: None, carry)
@@ -337,7 +336,7 @@ class Inside(Layer):
             params["mine"],
             carry,
             xs,
-            spec.replace(engine=Checkpoint(segment=4)),
+            spec.replace(engine=Checkpoint(chunk=4)),
         )
 
 
@@ -364,7 +363,7 @@ def test_places_and_layers():
         for row in told.rows
         if row.platform == "cpu"
     }
-    assert ("layer_3/mine", "Checkpoint(segment=4)", 4) in engines
+    assert ("layer_3/mine", "Checkpoint(chunk=4)", 4) in engines
     assert ("layer_4", "Scan()", None) in engines
     assert [row.platform for row in told.rows] == list(PLATFORMS) * 6
     text = str(told)
@@ -395,17 +394,17 @@ mlir.register_lowering(
 
 
 @dataclasses.dataclass(frozen=True)
-class Strange:
+class Strange(AbstractNetworkEngine):
     """An engine of one's own, for CPUs and without derivatives; a network is one
     call.
     """
 
     refuses: bool = False
 
-    def walk(self, cell, params, carry, xs, mask=None, resets=None, reverse=False):
+    def run(self, cell, params, carry, xs, mask=None, resets=None, reverse=False):
         if self.refuses:
             raise ValueError("Strange: refuses")
-        last, carries = Scan(residuals="all").walk(
+        last, carries = Scan(save="everything").run(
             cell, params, carry, xs, mask, resets, reverse
         )
         return jax.tree.map(identity_p.bind, last), carries
@@ -414,8 +413,8 @@ class Strange:
 class Whole(Strange):
     """The same, with a call for several cells."""
 
-    def walk_network(self, params, carries, xs, mask, reverse, cell):
-        last, out = self.walk(cell, params, carries[0], xs, mask, None, reverse)
+    def run_network(self, params, carries, xs, mask, reverse, cell):
+        last, out = self.run(cell, params, carries[0], xs, mask, None, reverse)
         return [last], cell.output(params, out, xs)
 
     def refusal(self, *given):
@@ -428,9 +427,9 @@ def test_engines_of_ones_own():
         rows = by_platform(jaxrnn.explain(LSTM(4), *given, engine=engine))
         forward, gradient = programs(LSTM(4), engine)
         for platform, row in rows.items():
-            said = row.forward.reason if row.forward.how == "error" else None
+            said = row.forward.reason if row.forward.kind == "error" else None
             assert (
-                (row.forward.how == "own")
+                (row.forward.kind == "own")
                 == (said is None)
                 == (platform == "cpu" and not engine.refuses)
             )

@@ -31,9 +31,9 @@ WINDOW = "truncated_unroll(window=2)"
 ENGINES: dict[str, Any] = {
     "default": None,
     "Scan()": jaxrnn.Scan(),
-    "Scan(window=2)": jaxrnn.Scan(window=2),
-    "Scan(residuals='all')": jaxrnn.Scan(residuals="all"),
-    "Scan(residuals='carries')": jaxrnn.Scan(residuals="carries"),
+    "Scan(chunk=2)": jaxrnn.Scan(chunk=2),
+    "Scan(save='everything')": jaxrnn.Scan(save="everything"),
+    "Scan(save='carries')": jaxrnn.Scan(save="carries"),
     "Scan(hoist=False)": jaxrnn.Scan(hoist=False),
     "Scan(unroll=2)": jaxrnn.Scan(unroll=2),
     "Checkpoint(2)": jaxrnn.Checkpoint(2),
@@ -375,7 +375,7 @@ def answer_of(
 
 # what engines choose by, where sizes are small, and what it is where nothing is
 LARGE = [
-    (jaxrnn.engines.recurrence.backward, "most_bytes", lambda program: 0),
+    (jaxrnn.engines.recurrence.backward, "max_row_bytes", lambda program: 0),
     (jaxrnn.engines.jaxpr.costs, "ITERATION", 0),
     (jaxrnn.engines.recurrence.heuristics, "WHOLE_BYTES", 0),
     (jaxrnn.engines.recurrence.heuristics, "WINDOW_BYTES", 0),

@@ -163,7 +163,7 @@ def test_explain_says_why_the_loop_walks_a_subclass():
     assert (
         "Fade has its own step, of which MLSTM.walk_chunks knows nothing" in rows[0].why
     )
-    assert rows[0].forward.how == "loop"
+    assert rows[0].forward.kind == "loop"
     assert "Fade has its own step" in str(
         jaxrnn.explain(
             cell, cell.init(jax.random.key(0), D), jnp.asarray(XS, jnp.float32)

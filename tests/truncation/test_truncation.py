@@ -198,8 +198,8 @@ def test_cuts_at_window_ends_are_windows(name, window, x64):
     "engine",
     [
         jaxrnn.Checkpoint(2),
-        jaxrnn.Scan(residuals="carries", window=2),
-        jaxrnn.Scan(residuals="all"),
+        jaxrnn.Scan(save="carries", chunk=2),
+        jaxrnn.Scan(save="everything"),
         jaxrnn.Scan(hoist=True),
     ],
     ids=str,
@@ -214,7 +214,7 @@ def test_every_engine_scales_alike(engine, x64):
 
 
 @pytest.mark.parametrize(
-    "engine", [None, jaxrnn.Checkpoint(2), jaxrnn.Scan(residuals="all")], ids=str
+    "engine", [None, jaxrnn.Checkpoint(2), jaxrnn.Scan(save="everything")], ids=str
 )
 def test_derivatives_of_any_kind_and_order(engine, x64):
     """Forward mode, and second derivatives in the three orders of modes, against a

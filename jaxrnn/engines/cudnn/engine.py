@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ...cells.lstm import LSTM, LSTMState
-from ...core.cell import Carry, Cell, Params
+from ...core.cell import AbstractWrappedCell, Carry, Cell, Params
+from ...core.engine import AbstractNetworkEngine, Supports
 from ..recurrence.run import unsupported_arrays_reason
 from .primitives import USE_SCAN, Library, Network, lstm
 from .weights import pack_lstm
@@ -22,7 +23,7 @@ TF32 = {"none", "high", "tensorfloat32", "bfloat16_3x", "tf32_tf32_f32"}
 
 
 @dataclasses.dataclass(frozen=True)
-class CuDNN:
+class CuDNN(AbstractNetworkEngine):
     """Walk an `LSTM` by cuDNN, through ``jax.experimental.rnn``: the whole sequence in
     one call.
 
@@ -53,6 +54,7 @@ class CuDNN:
 
     precision: Any = None
     library: ClassVar[Library] = Library()
+    supports: ClassVar[Supports] = Supports.WHOLE_NETWORK
 
     def __post_init__(self):
         if self.precision is not None:
@@ -76,7 +78,7 @@ class CuDNN:
         mask: Any = None,
         resets: Any = None,
     ) -> TypeError | ValueError | None:
-        """Why this walk cannot be cuDNN's, as the error that `walk` raises; None
+        """Why this walk cannot be cuDNN's, as the error that `run` raises; None
         where it can, given an NVIDIA GPU.
         """
         wrong = _wrong_cell(cell)
@@ -100,7 +102,7 @@ class CuDNN:
         reason = unsupported_arrays_reason(jax.tree.leaves((*values.values(), mask)))
         return None if reason is None else ValueError(f"CuDNN: {reason}: {USE_SCAN}")
 
-    def walk(
+    def run(
         self,
         cell: Cell,
         params: Params,
@@ -110,8 +112,8 @@ class CuDNN:
         resets: Bool[Array, "T *B"] | None = None,
         reverse: bool = False,
     ) -> tuple[Carry, Carry]:
-        """As `Scan.walk`, but the carries after every step hold h alone: their c is
-        None.
+        """As `AbstractEngine.run`, but the carries after every step hold h alone: their
+        c is None.
         """
         error = self.refusal(cell, params, carry, xs, mask, resets)
         if error is not None:
@@ -122,7 +124,7 @@ class CuDNN:
         )
         return last, LSTMState(hs, None)  # type: ignore[arg-type]
 
-    def walk_network(
+    def run_network(
         self,
         params: Params,
         carries: list[LSTMState],
@@ -258,16 +260,15 @@ def _allows_tf32(precision: Any, name: str) -> bool:
 
 def _wrong_cell(cell: Any) -> str | None:
     """Why a cell is not the one that cuDNN knows."""
-    name, inner = type(cell).__name__, getattr(cell, "cell", None)
-    if name == "ScaledCell":
+    name = type(cell).__name__
+    wrapped = isinstance(cell, AbstractWrappedCell)
+    if wrapped and cell.purpose:
         return (
             f"gradient_scale (ARTBP) needs the steps one by one: {USE_SCAN}, or "
             f"truncate with window=, which CuDNN takes"
         )
     if type(cell) is not LSTM:
-        what = (
-            f"{name} around {type(inner).__name__}" if isinstance(inner, Cell) else name
-        )
+        what = f"{name} around {type(cell.cell).__name__}" if wrapped else name
         return (
             f"it has an LSTM, but {what} is another recurrence: {USE_SCAN}, or the "
             f"cell jaxrnn.LSTM"

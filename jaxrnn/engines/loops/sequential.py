@@ -10,9 +10,8 @@ import jax.numpy as jnp
 
 from ...core.fusion_barrier import LEAST_BYTES
 
-Loop = Callable[
-    ..., tuple[Any, list[Any]]
-]  # `scan_into_buffers` with its unroll given, or what does the same
+# `scan_into_buffers` with its ``unroll`` given, or what does the same
+LoopFunction = Callable[..., tuple[Any, list[Any]]]
 
 
 def empty_rows(steps: int, aval: Any) -> Any:

@@ -27,7 +27,7 @@ from ..jaxpr.evaluate import (
     split_by_sizes,
 )
 from ..jaxpr.step_program import CONST, COT, StepJaxpr, StepVJP, pretranspose_constants
-from ..loops.sequential import Loop, empty_rows
+from ..loops.sequential import LoopFunction, empty_rows
 from .running_sums import RunningSum
 from .weight_gradients import WeightGradientSum
 
@@ -268,7 +268,7 @@ class BackwardWindow(BackwardPlan):
         known: dict[Any, Any],
         every: Arrays,
         reverse: bool,
-        loop: Loop,
+        loop: LoopFunction,
     ):
         """One window: ``(carry's cotangent, rows, sums, cotangents of the inputs)``.
 

@@ -12,7 +12,7 @@ import jax
 from ...core.fusion_barrier import cpu_optimization_barrier
 from ..jaxpr.evaluate import eval_equations, read_env, select_by_flag
 from ..jaxpr.step_program import CARRY, CONST, INPUT, DependencyGraph, StepJaxpr
-from ..loops.sequential import Loop, empty_rows
+from ..loops.sequential import LoopFunction, empty_rows
 
 Arrays = Sequence[Any]
 
@@ -32,7 +32,7 @@ class ForwardWindow:
         *,
         hoist: bool,
         reverse: bool,
-        loop: Loop,
+        loop: LoopFunction,
         keep: bool,
         show: Sequence[bool],
     ):

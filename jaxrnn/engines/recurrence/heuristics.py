@@ -3,14 +3,14 @@
 What is kept for a gradient is counted on the traced step, where nobody has said it. The
 first of these that applies:
 
-1. ``"all"``, by ``jax.lax.scan``, where the pullback cannot be traced: a ``while_loop``
-   has no reverse mode.
-2. ``"all"`` again, where there is nothing to save: no weight gradient is a product of
-   the carry and a cotangent, which one matmul over time could sum, and over 0.8 of the
-   bytes that ``lax.scan`` holds would have to be kept too.
+1. ``"everything"``, by ``jax.lax.scan``, where the pullback cannot be traced: a
+   ``while_loop`` has no reverse mode.
+2. ``"everything"`` again, where there is nothing to save: no weight gradient is a
+   product of the carry and a cotangent, which one matmul over time could sum, and over
+   0.8 of the bytes that ``lax.scan`` holds would have to be kept too.
 3. ``"carries"``, where ``lax.scan`` would hold over 13 MB and at most 4 operations make
    a kept byte again: memory is dearer.
-4. ``"gates"``: no matmul is done twice.
+4. ``"dots"``: no matmul is done twice.
 
 Of the carry only those leaves are kept that the pullback reads, unless what it reads of
 them is smaller. The window depends on the platform, and is chosen when the program is
@@ -60,12 +60,9 @@ from ..jaxpr.evaluate import nbytes
 from ..jaxpr.step_program import EXPENSIVE, INPUT, StepJaxpr
 from .backward import bytes_saved
 
-GATES, CARRIES, STARTS, ALL = (
-    "gates",
-    "carries",
-    "starts",
-    "all",
-)  # what the forward pass keeps for the backward one
+AUTO = "auto"  # to be chosen
+# what the forward pass saves for the backward one
+DOTS, CARRIES, STARTS, EVERYTHING = "dots", "carries", "starts", "everything"
 
 KERNELS: frozenset[str] = (
     frozenset()
@@ -153,14 +150,14 @@ def choose_save(step: StepJaxpr, steps: int) -> tuple[str, str]:
     has said it, and the reason in words.
     """
     if step.reason_against_pullback is not None:
-        return ALL, step.reason_against_pullback
+        return EVERYTHING, step.reason_against_pullback
     program = step.adjoint
     kept, all_of_it = sum(map(nbytes, program.matmul_values)), scan_residual_bytes(step)
     carries = sum(
         nbytes(v) for i, v in enumerate(program.carry) if i not in program.dropped
     )
     if not program.sums_products and kept + carries > LITTLE_LESS * all_of_it:
-        return ALL, (
+        return EVERYTHING, (
             "no weight gradient of it is a product with the carry, which one matmul "
             "could sum, and of the "
             f"{all_of_it:,} bytes a step that jax.lax.scan holds {kept + carries:,} "
@@ -176,7 +173,7 @@ def choose_save(step: StepJaxpr, steps: int) -> tuple[str, str]:
             f"make {kept:,} bytes again sooner than "
             "memory gives them back"
         )
-    return GATES, ""
+    return DOTS, ""
 
 
 def scan_residual_bytes(step: StepJaxpr) -> int:

@@ -7,7 +7,6 @@ All run on flat lists of arrays, with time leading, in windows of steps.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,42 +15,15 @@ import jax.numpy as jnp
 
 from ..jaxpr.evaluate import eval_equations, is_differentiable, split_by_sizes
 from ..jaxpr.step_program import StepJaxpr
-from ..loops.pallas.primitive import kernel_into_buffers
-from ..loops.parallel_prefix import carries_before, prefix_scan_into_buffers
-from ..loops.sequential import Loop, empty_rows, scan_into_buffers
+from ..loops.kinds import Sequential, loop_function, steps_an_iteration
+from ..loops.parallel_prefix import carries_before
+from ..loops.sequential import empty_rows
 from .backward import BackwardWindow, WrtMask
 from .chunks import chunk_index, scan_over_chunks
 from .forward import ForwardWindow
+from .schedule import LoopSchedule
 
 Arrays = Sequence[Any]
-AUTO = "auto"
-
-
-@dataclasses.dataclass(frozen=True)
-class Pace:
-    """How the loops run: ``window`` steps at once (None: all; AUTO: by `defaults`, once
-    the platform is known), ``unroll`` steps an iteration, inputs hoisted or not (None:
-    by `defaults`); ``prefix``: the steps of a window in parallel, for cells that are
-    linear in their carry (None: by `defaults`).
-    """
-
-    window: Any = AUTO
-    unroll: int = 1
-    hoist: bool | None = None
-    reverse: bool = False
-    prefix: bool | None = False
-    kernel: Any = None
-
-    @property
-    def loop(self) -> Loop:
-        """How the steps of a window are walked."""
-        if self.kernel is not None:
-            return functools.partial(kernel_into_buffers, kernel=self.kernel)
-        return (
-            prefix_scan_into_buffers
-            if self.prefix
-            else functools.partial(scan_into_buffers, unroll=self.unroll)
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +45,7 @@ def forward_pass(
     params: Arrays,
     carry: Arrays,
     inputs: Arrays,
-    pace: Pace,
+    schedule: LoopSchedule,
     *,
     kept: bool,
     starts: bool,
@@ -86,14 +58,14 @@ def forward_pass(
     forward = ForwardWindow(
         step,
         params,
-        hoist=bool(pace.hoist),
-        reverse=pace.reverse,
-        loop=pace.loop,
+        hoist=bool(schedule.hoist),
+        reverse=schedule.reverse,
+        loop=loop_function(schedule.loop),
         keep=kept,
         show=show,
     )
     steps = inputs[0].shape[0]
-    size = steps if pace.window is None else min(pace.window, steps)
+    size = steps if schedule.chunk is None else min(schedule.chunk, steps)
     count = -(-steps // size)
 
     def window(now, inputs, first):
@@ -108,26 +80,30 @@ def forward_pass(
     begun = [empty_rows(count, a) for a in step.carry_avals] if starts else []
     first = (list(carry), forward.blank(steps), begun)
     last, rows, begun = scan_over_chunks(
-        window, first, list(inputs), pace.window, pace.reverse
+        window, first, list(inputs), schedule.chunk, schedule.reverse
     )
     carries, kept_rows = split_by_sizes(rows, (sum(show),))
     return last, carries, begun if starts else kept_rows
 
 
 def plain_forward_pass(
-    step: StepJaxpr, params: Arrays, carry: Arrays, inputs: Arrays, pace: Pace
+    step: StepJaxpr,
+    params: Arrays,
+    carry: Arrays,
+    inputs: Arrays,
+    schedule: LoopSchedule,
 ) -> tuple[list, list]:
     """The last carry and the carries after every step by ``jax.lax.scan`` as JAX
-    differentiates it, what needs no carry done before the loop unless the pace says
+    differentiates it, what needs no carry done before the loop unless the schedule says
     otherwise.
     """
     show = [True] * step.carry
     forward = ForwardWindow(
         step,
         params,
-        hoist=pace.hoist is not False,
-        reverse=pace.reverse,
-        loop=pace.loop,
+        hoist=schedule.hoist is not False,
+        reverse=schedule.reverse,
+        loop=loop_function(schedule.loop),
         keep=False,
         show=show,
     )
@@ -137,8 +113,8 @@ def plain_forward_pass(
         list(carry),
         given,
         length=inputs[0].shape[0],
-        reverse=pace.reverse,
-        unroll=pace.unroll,
+        reverse=schedule.reverse,
+        unroll=steps_an_iteration(schedule.loop),
     )
 
 
@@ -148,7 +124,7 @@ def jvp_pass(
     carry: Arrays,
     inputs: Arrays,
     directions: Mapping[int, Any],
-    pace: Pace,
+    schedule: LoopSchedule,
 ) -> tuple[list, list]:
     """Tangents of the floating leaves of the last carry and of all carries;
     ``directions`` are those of some params, leaves of the first carry and inputs, which
@@ -189,7 +165,11 @@ def jvp_pass(
 
     given = (list(inputs), [directions[i] for i in moving_inputs])
     (_, last), every = jax.lax.scan(
-        body, (list(carry), start), given, reverse=pace.reverse, unroll=pace.unroll
+        body,
+        (list(carry), start),
+        given,
+        reverse=schedule.reverse,
+        unroll=steps_an_iteration(schedule.loop),
     )
     places, steps = sorted(moves), inputs[0].shape[:1]
     return _among_still(step, places, last, ()), _among_still(
@@ -218,7 +198,7 @@ def backward_pass(
     last: Arrays,
     every: Arrays,
     wrt: Sequence[bool],
-    pace: Pace,
+    schedule: LoopSchedule,
     batch_parts: int = 1,
 ) -> list[Any]:
     """Cotangents of the params, the first carry and the inputs for which ``wrt`` is
@@ -233,7 +213,7 @@ def backward_pass(
     wanted = WrtMask(*split_by_sizes(wrt, (step.params, step.carry)))
     with_kept = given.kept is not None or given.carries is None
     present = [g is not None for g in every]
-    by_steps = pace.kernel is None and not pace.prefix
+    by_steps = isinstance(schedule.loop, Sequential)
     backward = BackwardWindow(
         step,
         params,
@@ -250,14 +230,14 @@ def backward_pass(
         forward = ForwardWindow(
             step,
             params,
-            hoist=bool(pace.hoist),
-            reverse=pace.reverse,
-            loop=pace.loop,
+            hoist=bool(schedule.hoist),
+            reverse=schedule.reverse,
+            loop=loop_function(schedule.loop),
             keep=True,
             show=show,
         )
     steps = given.inputs[0].shape[0]
-    size = steps if pace.window is None else min(pace.window, steps)
+    size = steps if schedule.chunk is None else min(schedule.chunk, steps)
 
     def blank(steps):
         return backward.blank(steps), forward.blank(steps) if forward else []
@@ -276,12 +256,18 @@ def backward_pass(
             start = [start[i] for i in leaves]
         after = dict(zip(leaves, carries, strict=True))
         before = {
-            i: carries_before(a, after[i], pace.reverse)
+            i: carries_before(a, after[i], schedule.reverse)
             for i, a in zip(leaves, start, strict=True)
         }
         known = backward.known_of(before, inputs, after, kept if with_kept else [])
         carry, rows, sums, d_inputs = backward.window(
-            carry, rows, sums, known, every, not pace.reverse, pace.loop
+            carry,
+            rows,
+            sums,
+            known,
+            every,
+            not schedule.reverse,
+            loop_function(schedule.loop),
         )
         d_rows = [
             jax.lax.dynamic_update_slice_in_dim(a, d, first, 0)
@@ -303,7 +289,7 @@ def backward_pass(
         d_rows,
     )
     carry, sums, _, d_rows = scan_over_chunks(
-        window, first, parts, pace.window, not pace.reverse, retrace=True
+        window, first, parts, schedule.chunk, not schedule.reverse, retrace=True
     )
     return backward.assemble(sums, carry, d_rows)
 

@@ -17,7 +17,6 @@ walk of the mapped step, so ``grad(vmap(unroll))`` is the batch written out; a m
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -38,73 +37,20 @@ from ..jaxpr.evaluate import (
     vmap_options,
 )
 from ..jaxpr.step_program import StepJaxpr
-from ..loops.pallas.primitive import Kernel
+from ..loops.pallas.primitive import PallasKernel
 from . import passes
 from .checkify import register_checkify_rule
 from .chunks import chunk_starts
-from .heuristics import (
-    ALL,
-    CARRIES,
-    GATES,
-    KERNELS,
-    STARTS,
-    choose_hoist,
-    choose_prefix_chunk,
-    choose_save,
-    explain_chunk,
-)
-from .passes import AUTO
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What is fixed about a recurrence besides its step: how the loops run, and what
-    the forward pass keeps for the backward one (GATES: what the matmuls gave; CARRIES:
-    nothing more than the carries; STARTS: carries at window starts only; ALL: whatever
-    JAX's own derivative of ``lax.scan`` keeps; AUTO: chosen by
-    `defaults.residuals_and_why` once a derivative is asked for). With ``by_default``,
-    nobody having named an engine, a kernel walks where `defaults` says so.
-    """
-
-    pace: passes.Pace
-    residuals: str = AUTO
-    by_default: bool = False
-
-    def settled(self, step: StepJaxpr, steps: int) -> Plan:
-        """With its residuals chosen for the derivative of a step over ``steps`` steps.
-
-        Raises:
-            ValueError: where the pullback that residuals of a name are for cannot be
-                traced.
-        """
-        reason = step.reason_against_pullback
-        if self.residuals in (AUTO, ALL):
-            residuals, _ = choose_save(step, steps)
-            if residuals != ALL or self.is_open:
-                return dataclasses.replace(self, residuals=residuals)
-            return self._named(GATES, reason)
-        if reason is not None and self.is_open and self.pace.prefix is None:
-            return dataclasses.replace(self, residuals=ALL)
-        return self._named(self.residuals, reason)
-
-    @property
-    def is_open(self) -> bool:
-        """Whether nobody has said how many steps a window has."""
-        return self.pace.window == AUTO
-
-    def _named(self, residuals: str, reason: str | None) -> Plan:
-        if reason is not None:
-            raise ValueError(
-                f"{reason}: only jax.lax.scan with JAX's own derivative takes that, so "
-                f"leave residuals, window and Checkpoint "
-                "out; forward mode works then, and the gradient of all that does not "
-                "go through it"
-            )
-        return dataclasses.replace(self, residuals=residuals)
+from .heuristics import AUTO, CARRIES, DOTS, EVERYTHING, STARTS
+from .schedule import LoopSchedule, resolve_save, resolve_schedule
 
 
 def recurrence(
-    step: StepJaxpr, params: Sequence, carry: Sequence, inputs: Sequence, plan: Plan
+    step: StepJaxpr,
+    params: Sequence,
+    carry: Sequence,
+    inputs: Sequence,
+    schedule: LoopSchedule,
 ) -> tuple[list, list]:
     """``(last carry, carries after every step)`` of flat lists of arrays; T is at
     least 1.
@@ -114,7 +60,7 @@ def recurrence(
         *carry,
         *inputs,
         step=step,
-        plan=plan,
+        schedule=schedule,
         keep=None,
         show=(True,) * step.carry,
     )
@@ -125,61 +71,33 @@ def recurrence(
 def _walk(
     *flat,
     step: StepJaxpr,
-    plan: Plan,
+    schedule: LoopSchedule,
     keep: str | None,
     show: tuple[bool, ...],
     platform: str | None = "cpu",
     devices: int = 1,
 ):
     params, carry, inputs = split_by_sizes(flat, (step.params, step.carry))
-    pace, _ = settled(
-        plan, step, inputs[0].shape[0], platform, backward=keep is not None
+    resolved, _ = resolve_schedule(
+        schedule, step, inputs[0].shape[0], platform, backward=keep is not None
     )
     last, carries, more = passes.forward_pass(
         step,
         params,
         carry,
         inputs,
-        pace,
-        kept=keep == GATES,
+        resolved,
+        kept=keep == DOTS,
         starts=keep == STARTS,
         show=show,
     )
     return [*last, *carries, *more]
 
 
-def settled(
-    plan: Plan, step: StepJaxpr, steps: int, platform: str | None, backward: bool
-) -> tuple[passes.Pace, str]:
-    """The pace with its window and its hoisting chosen, and why; where the platform
-    is not known, as for a CPU.
-    """
-    pace, why = plan.pace, ""
-    if plan.by_default and platform in KERNELS:
-        pace = dataclasses.replace(
-            pace, window=None, hoist=True, prefix=False, kernel=Kernel(named=False)
-        )
-        why = "defaults.KERNELS names the platform"
-    if pace.hoist is None:
-        pace = dataclasses.replace(pace, hoist=choose_hoist(platform, step))
-    if pace.prefix is None:
-        pace = dataclasses.replace(pace, prefix=platform != "cpu")
-    if pace.window == passes.AUTO and pace.prefix:
-        chunk, why = choose_prefix_chunk(step, steps, platform)
-        pace = dataclasses.replace(pace, window=chunk)
-    if pace.window == passes.AUTO:
-        lean = plan.residuals == CARRIES
-        window, why = explain_chunk(
-            step, steps, platform, backward=backward, lean=lean, hoist=bool(pace.hoist)
-        )
-        pace = dataclasses.replace(pace, window=window)
-    return pace, why
-
-
 def _tangent(
     *flat,
     step: StepJaxpr,
-    plan: Plan,
+    schedule: LoopSchedule,
     wrt: tuple[int, ...],
     show: tuple[bool, ...],
     platform: str | None = "cpu",
@@ -198,7 +116,7 @@ def _tangent(
             known, (step.params, step.carry, step.inputs)
         )
         last, carries = passes.jvp_pass(
-            step, params, carry, inputs, dict(zip(wrt, moving, strict=True)), plan.pace
+            step, params, carry, inputs, dict(zip(wrt, moving, strict=True)), schedule
         )
         return select_by_flag([*last, *carries], show)
 
@@ -212,7 +130,7 @@ def _tangent(
 def _adjoint(
     *flat,
     step: StepJaxpr,
-    plan: Plan,
+    schedule: LoopSchedule,
     wrt: tuple[int, ...],
     present: tuple[bool, ...],
     platform: str | None = "cpu",
@@ -225,7 +143,9 @@ def _adjoint(
     params, carry, inputs, residuals = split_by_sizes(
         known, (step.params, step.carry, step.inputs)
     )
-    pace, _ = settled(plan, step, inputs[0].shape[0], platform, backward=True)
+    resolved, _ = resolve_schedule(
+        schedule, step, inputs[0].shape[0], platform, backward=True
+    )
     moving = [is_differentiable(a) for a in step.carry_avals]
     found = iter([next(given) if p else None for p in present])
     last, every = ([next(found) if m else None for m in moving] for _ in range(2))
@@ -233,14 +153,14 @@ def _adjoint(
         jnp.zeros(a.shape, a.dtype) if m and g is None else g
         for a, m, g in zip(step.carry_avals, moving, last, strict=True)
     ]
-    if plan.residuals == STARTS:
+    if schedule.save == STARTS:
         starts, carries, kept = residuals, None, None
     else:
-        gates = plan.residuals == GATES
+        gates = schedule.save == DOTS
         first = _at_hand(step, carry, gates)
         carries, kept = split_by_sizes(residuals, (len(first),))
         kept = kept if gates else None
-        starts = chunk_starts(first, carries, pace.window, pace.reverse)
+        starts = chunk_starts(first, carries, resolved.chunk, resolved.reverse)
     given_residuals = passes.Residuals(inputs, carries, kept, starts)
     flags = [i in wrt for i in range(len(step.avals))]
     parts = (
@@ -249,7 +169,7 @@ def _adjoint(
         else 1
     )
     out = passes.backward_pass(
-        step, params, given_residuals, last, every, flags, pace, parts
+        step, params, given_residuals, last, every, flags, resolved, parts
     )
     return [out[i] for i in wrt]
 
@@ -325,24 +245,29 @@ def _walk_batch(
     dims,
     *,
     step: StepJaxpr,
-    plan: Plan,
+    schedule: LoopSchedule,
     keep: str | None,
     show: tuple[bool, ...],
 ):
     """The walk of the mapped step, its mapped axis leading the batch axes."""
     if keep or not all(show) or all(d is None for d in dims):
         return _map_as_code(walk_p, _walk)(
-            axis_data, args, dims, step=step, plan=plan, keep=keep, show=show
+            axis_data, args, dims, step=step, schedule=schedule, keep=keep, show=show
         )
-    if plan.pace.kernel is not None and any(d is not None for d in dims[: step.params]):
-        return _member_by_member(args, dims, step=step, plan=plan, keep=keep, show=show)
+    if isinstance(schedule.loop, PallasKernel) and any(
+        d is not None for d in dims[: step.params]
+    ):
+        return _member_by_member(
+            args, dims, step=step, schedule=schedule, keep=keep, show=show
+        )
     none = None
     n_first = step.params + step.carry
     moved, axes = [], []
     for i, (a, d) in enumerate(zip(args, dims, strict=True)):
         front = 1 if i >= n_first else 0
         if d is none and (
-            step.params <= i < n_first or (front and plan.pace.kernel is not None)
+            step.params <= i < n_first
+            or (front and isinstance(schedule.loop, PallasKernel))
         ):
             a, d = jnp.broadcast_to(a[None], (axis_data.size, *a.shape)), 0
         moved.append(a if d is none else jnp.moveaxis(a, d, front))
@@ -350,7 +275,7 @@ def _walk_batch(
     out = walk_p.bind(
         *moved,
         step=step.vmapped(axes, axis_data),
-        plan=plan,
+        schedule=schedule,
         keep=None,
         show=(True,) * step.carry,
     )
@@ -392,7 +317,7 @@ def _walk_jvp(
     tangents,
     *,
     step: StepJaxpr,
-    plan: Plan,
+    schedule: LoopSchedule,
     keep: str | None,
     show: tuple[bool, ...],
 ):
@@ -402,19 +327,21 @@ def _walk_jvp(
         if type(t) is not ad.Zero and is_differentiable(step.avals[i])
     )
     if keep is None and wrt:
-        plan = plan.settled(step, primals[step.params + step.carry].shape[0])
-        if plan.residuals == ALL:
-            return _plain_jvp(primals, tangents, step, plan, show)
-    kept = None if plan.residuals in (CARRIES, AUTO) else plan.residuals
+        schedule = resolve_save(
+            schedule, step, primals[step.params + step.carry].shape[0]
+        )
+        if schedule.save == EVERYTHING:
+            return _plain_jvp(primals, tangents, step, schedule, show)
+    kept = None if schedule.save in (CARRIES, AUTO) else schedule.save
     out = walk_p.bind(
-        *primals, step=step, plan=plan, keep=kept, show=(True,) * step.carry
+        *primals, step=step, schedule=schedule, keep=kept, show=(True,) * step.carry
     )
     last, carries, more = split_by_sizes(out, (step.carry, step.carry))
     shown = [*last, *select_by_flag(carries, show), *(more if keep else [])]
     if not wrt:
         return shown, [_no_tangent(a) for a in shown]
     residuals = (
-        more if kept == STARTS else [*_at_hand(step, carries, kept == GATES), *more]
+        more if kept == STARTS else [*_at_hand(step, carries, kept == DOTS), *more]
     )
     # As lax.scan finds out, too: a part of the carry that nothing moves has no tangent,
     # and so asks for no derivative.
@@ -427,7 +354,13 @@ def _walk_jvp(
     directions = [tangents[i] for i in wrt]
     moved = iter(
         tangent_p.bind(
-            *primals, *residuals, *directions, step=step, plan=plan, wrt=wrt, show=shows
+            *primals,
+            *residuals,
+            *directions,
+            step=step,
+            schedule=schedule,
+            wrt=wrt,
+            show=shows,
         )
     )
     out_tangents = [
@@ -436,7 +369,7 @@ def _walk_jvp(
     ]
     d_last, d_carries = split_by_sizes(out_tangents, (step.carry,))
     d_more = (
-        _tangents_of_more(step, plan, primals, tangents, carries, d_carries)
+        _tangents_of_more(step, schedule, primals, tangents, carries, d_carries)
         if keep
         else []
     )
@@ -449,35 +382,35 @@ def _at_hand(step: StepJaxpr, carries: Sequence, with_values: bool) -> list[Any]
     return [c for i, c in enumerate(carries) if i not in dropped]
 
 
-def _plain_jvp(primals, tangents, step: StepJaxpr, plan: Plan, show: tuple[bool, ...]):
+def _plain_jvp(
+    primals, tangents, step: StepJaxpr, schedule: LoopSchedule, show: tuple[bool, ...]
+):
     """The tangents of JAX's own loop, by its own rules, which reverse mode
     transposes as it does those of ``lax.scan``.
     """
 
     def plain(*flat, **_):
         params, carry, inputs = split_by_sizes(flat, (step.params, step.carry))
-        last, carries = passes.plain_forward_pass(
-            step, params, carry, inputs, plan.pace
-        )
+        last, carries = passes.plain_forward_pass(step, params, carry, inputs, schedule)
         return [*last, *select_by_flag(carries, show)]
 
     return _jvp_as_code(plain, primals, tangents, {})
 
 
 def _tangents_of_more(
-    step: StepJaxpr, plan: Plan, primals, tangents, carries, d_carries
+    step: StepJaxpr, schedule: LoopSchedule, primals, tangents, carries, d_carries
 ) -> list[Any]:
     """Tangents of what is returned besides the carries, which follows from them; for
     second derivatives.
     """
-    reverse = plan.pace.reverse
+    reverse = schedule.reverse
     tangents, d_carries = (
         [ad.instantiate_zeros(t) for t in ts] for ts in (tangents, d_carries)
     )
-    if plan.residuals == STARTS:
+    if schedule.save == STARTS:
         first = tangents[step.params : step.params + step.carry]
         return [
-            chunk_starts(a, d, plan.pace.window, reverse)
+            chunk_starts(a, d, schedule.chunk, reverse)
             if is_differentiable(aval)
             else _no_tangent(like)
             for a, d, aval, like in zip(
@@ -501,7 +434,7 @@ def _walk_transpose(cotangents, *args, **params):
     raise NotImplementedError(
         "jax.linear_transpose of an unroll: its derivative has a rule of its own, "
         "which is transposed, but the unroll itself "
-        "has none. Take engine=jaxrnn.Scan(residuals='all'), JAX's own loop, or the "
+        "has none. Take engine=jaxrnn.Scan(save='everything'), JAX's own loop, or the "
         "vjp of the unroll"
     )
 
@@ -587,7 +520,7 @@ def _tangent_transpose(
     cotangents,
     *args,
     step: StepJaxpr,
-    plan: Plan,
+    schedule: LoopSchedule,
     wrt: tuple[int, ...],
     show: tuple[bool, ...],
 ):
@@ -597,7 +530,9 @@ def _tangent_transpose(
     if not any(present):
         return [None] * len(args)
     given = [g for g in cotangents if type(g) is not ad.Zero]
-    out = adjoint_p.bind(*known, *given, step=step, plan=plan, wrt=wrt, present=present)
+    out = adjoint_p.bind(
+        *known, *given, step=step, schedule=schedule, wrt=wrt, present=present
+    )
     return [None] * len(known) + list(out)
 
 
@@ -608,7 +543,7 @@ def _adjoint_transpose(
     cotangents,
     *args,
     step: StepJaxpr,
-    plan: Plan,
+    schedule: LoopSchedule,
     wrt: tuple[int, ...],
     present: tuple[bool, ...],
 ):
@@ -622,7 +557,12 @@ def _adjoint_transpose(
         return [None] * len(args)
     wrt = tuple(i for i, _ in given)
     return [None] * count + tangent_p.bind(
-        *known, *(g for _, g in given), step=step, plan=plan, wrt=wrt, show=present
+        *known,
+        *(g for _, g in given),
+        step=step,
+        schedule=schedule,
+        wrt=wrt,
+        show=present,
     )
 
 

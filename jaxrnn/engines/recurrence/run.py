@@ -9,10 +9,18 @@ import jax
 from jax.extend import core
 from jax.sharding import AxisType
 
-from ...core.cell import Carry, Cell, Params, select
+from ...core.cell import (
+    Carry,
+    Cell,
+    Params,
+    select,
+    unsupported_chunkwise_reason,
+)
 from ..jaxpr.step_program import EXPENSIVE, INPUT, StepJaxpr, trace_step
-from .passes import AUTO
-from .primitives import Plan, recurrence
+from ..loops.kinds import Chunkwise, steps_an_iteration
+from .heuristics import EVERYTHING
+from .primitives import recurrence
+from .schedule import LoopSchedule
 
 Sequence = tuple[Any, Any, Any]  # inputs, mask and resets, each (T, ...) or None
 
@@ -52,46 +60,70 @@ def flat_step(
     return trace_step(step, jax.tree.leaves(params), jax.tree.leaves(carry), now)
 
 
-def run_recurrence(
-    cell: Cell, params: Params, carry: Carry, sequence: Sequence, plan: Plan
+def run_schedule(
+    cell: Cell,
+    params: Params,
+    carry: Carry,
+    sequence: Sequence,
+    schedule: LoopSchedule,
 ) -> tuple[Carry, Carry]:
-    """The last carry and the carries after every step, with the backward pass of
-    `recurrence`.
+    """Run a cell's steps over a sequence: the last carry, and all carries.
 
-    One step or none is left to ``lax.scan``. So is, unless something was asked for that
-    only this backward pass has, what it does not take on: see
-    `unsupported_arrays_reason`.
+    One step or none needs no loop. What the recurrence does not support (see
+    `unsupported_arrays_reason` and `unsupported_step_reason`) runs by ``jax.lax.scan``,
+    unless the schedule asks for something that only the recurrence has.
 
     Raises:
-        ValueError: for the latter, where a window, residuals or `Checkpoint` were asked
-            for by name.
+        ValueError: for the latter.
     """
+    if isinstance(schedule.loop, Chunkwise):
+        return _run_chunkwise(cell, params, carry, sequence, schedule)
+    if schedule.save == EVERYTHING:
+        return run_plain_scan(cell, params, carry, sequence, schedule)
     reason, step, p_flat = trace_for_recurrence(cell, params, carry, sequence)
-    by_default = plan.pace.window == AUTO and (
-        plan.residuals == AUTO or plan.pace.prefix is None
-    )
-    if reason is not None and not by_default:
+    if reason is not None and not schedule.is_open:
         raise ValueError(
             f"{type(cell).__name__}: {reason}: only engine=jaxrnn.Scan() or "
-            f"Scan(residuals='all') walk that, by jax.lax.scan "
-            "with JAX's own derivative. Leave window and residuals out, Checkpoint and "
-            "Associative"
+            "Scan(save='everything') run that, by jax.lax.scan with JAX's own "
+            "derivative. Leave chunk and save out, Checkpoint and Associative"
         )
     if reason is not None or step is None:
-        return run_plain_scan(
-            cell,
-            params,
-            carry,
-            sequence,
-            plan.pace.hoist is not False,
-            plan.pace.reverse,
-            plan.pace.unroll,
-        )
+        return run_plain_scan(cell, params, carry, sequence, schedule)
     last, carries = recurrence(
-        step, p_flat, jax.tree.leaves(carry), jax.tree.leaves(sequence), plan
+        step, p_flat, jax.tree.leaves(carry), jax.tree.leaves(sequence), schedule
     )
     tree = jax.tree.structure(carry)
     return jax.tree.unflatten(tree, last), jax.tree.unflatten(tree, carries)
+
+
+def _run_chunkwise(
+    cell: Cell,
+    params: Params,
+    carry: Carry,
+    sequence: Sequence,
+    schedule: LoopSchedule,
+) -> tuple[Carry, Carry]:
+    """Run the chunks that the cell joins itself; of the carries h alone is known."""
+    reason = unsupported_chunkwise_reason(cell) or unsupported_arrays_reason(
+        jax.tree.leaves((params, carry, sequence))
+    )
+    if reason is not None:
+        raise ValueError(
+            f"{type(cell).__name__}: {reason}: only engine=jaxrnn.Scan() runs that"
+        )
+    xs, mask, resets = sequence
+    chunkwise: Any = cell
+    last, hs = chunkwise.walk_chunks(
+        params,
+        carry,
+        cell.project(params, xs),
+        mask,
+        resets,
+        schedule.chunk,
+        schedule.reverse,
+    )
+    parts = {name: hs if name == "h" else None for name in carry._fields}
+    return last, type(carry)(**parts)
 
 
 def trace_for_recurrence(
@@ -228,11 +260,10 @@ def run_plain_scan(
     params: Params,
     carry: Carry,
     sequence: Sequence,
-    hoist: bool,
-    reverse: bool,
-    unroll: int,
+    schedule: LoopSchedule,
 ) -> tuple[Carry, Carry]:
-    """The same by ``lax.scan`` alone, and so with JAX's own derivative."""
+    """Run the steps by ``jax.lax.scan`` alone, and so with JAX's own derivative."""
+    hoist = schedule.hoist is not False
     xs, mask, resets = sequence
     steps = jax.tree.leaves(sequence)[0].shape[0]
     if steps != 1:
@@ -247,7 +278,11 @@ def run_plain_scan(
         carry, new = step(carry, jax.tree.map(lambda a: a[0], (inputs, mask, resets)))
         return carry, jax.tree.map(lambda a: a[None], new)
     return jax.lax.scan(
-        step, carry, (inputs, mask, resets), reverse=reverse, unroll=unroll
+        step,
+        carry,
+        (inputs, mask, resets),
+        reverse=schedule.reverse,
+        unroll=steps_an_iteration(schedule.loop),
     )
 
 

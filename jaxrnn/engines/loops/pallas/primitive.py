@@ -33,7 +33,7 @@ TARGETS = {"cuda": "gpu", "tpu": "tpu"}  # the kernels of a platform
 
 
 @dataclasses.dataclass(frozen=True)
-class Kernel:
+class PallasKernel:
     """How a loop is made a kernel. ``interpret`` and ``memory`` are those of
     `jaxrnn.Fused`; one that nobody ``named`` gives way to JAX's own loop where there is
     no kernel. ``cell`` is what errors call it.
@@ -54,7 +54,7 @@ def kernel_into_buffers(
     steps: int,
     *,
     reverse: bool,
-    kernel: Kernel,
+    kernel: PallasKernel,
 ) -> tuple[list, list]:
     """As `scan_into_buffers`, by a kernel.
 
@@ -110,7 +110,7 @@ def memory_reason(
 
 
 def unsupported_reason(
-    body: LoopBody, steps: int, platform: str, kernel: Kernel
+    body: LoopBody, steps: int, platform: str, kernel: PallasKernel
 ) -> str | None:
     """Why a body that is a kernel is none on a platform, if so."""
     target = kernel.interpret or TARGETS.get(platform)
@@ -132,7 +132,7 @@ def unsupported_reason(
 
 
 def memory_budget(
-    body: LoopBody, steps: int, platform: str, kernel: Kernel
+    body: LoopBody, steps: int, platform: str, kernel: PallasKernel
 ) -> tuple[int, int]:
     """Bytes of on-chip memory that the kernel of a body takes, and those that are
     there. One without a matrix on a GPU takes none that grows.
@@ -169,7 +169,7 @@ def kernel_loop(
     given: Sequence,
     steps: int,
     reverse: bool,
-    kernel: Kernel,
+    kernel: PallasKernel,
 ):
     """``(last carry, outs)``; complex values go through the kernel as two real ones
     each.
@@ -196,7 +196,11 @@ def kernel_loop(
 
 
 def by_scan(
-    *flat: Any, body: LoopBody, steps: int, reverse: bool, kernel: Kernel | None = None
+    *flat: Any,
+    body: LoopBody,
+    steps: int,
+    reverse: bool,
+    kernel: PallasKernel | None = None,
 ) -> list[Any]:
     """What the kernel computes, in JAX's own loop."""
     consts, carry, given = split_by_sizes(flat, (body.consts, body.carry))
@@ -211,7 +215,12 @@ def by_scan(
 
 
 def _lowered(
-    *flat: Any, body: LoopBody, steps: int, reverse: bool, kernel: Kernel, platform: str
+    *flat: Any,
+    body: LoopBody,
+    steps: int,
+    reverse: bool,
+    kernel: PallasKernel,
+    platform: str,
 ) -> list[Any]:
     reason, target = (
         unsupported_reason(body, steps, platform, kernel),
@@ -224,14 +233,14 @@ def _lowered(
     if target == "gpu" and kernel.interpret:
         return _on_host(flat, body, steps, reverse, kernel)
     consts, carry, given = split_by_sizes(flat, (body.consts, body.carry))
-    last, outs = (mosaic_gpu if target == "gpu" else mosaic_tpu).walk(
+    last, outs = (mosaic_gpu if target == "gpu" else mosaic_tpu).run_loop(
         body, consts, carry, given, steps, reverse, kernel
     )
     return [*last, *outs]
 
 
 def _on_host(
-    flat: Sequence, body: LoopBody, steps: int, reverse: bool, kernel: Kernel
+    flat: Sequence, body: LoopBody, steps: int, reverse: bool, kernel: PallasKernel
 ) -> list[Any]:
     """The GPU interpreter keeps its memory in callbacks, ordered ones, that no
     primitive can pass on: so it runs as a whole inside a callback.
@@ -266,7 +275,7 @@ loop_p.def_impl(lambda *args, **params: _compiled(tuple(params.items()))(*args))
 
 @loop_p.def_abstract_eval
 def _avals(
-    *avals: Any, body: LoopBody, steps: int, reverse: bool, kernel: Kernel
+    *avals: Any, body: LoopBody, steps: int, reverse: bool, kernel: PallasKernel
 ) -> list[Any]:
     return list(
         jax.make_jaxpr(
@@ -275,7 +284,9 @@ def _avals(
     )
 
 
-def _lower(platform: str, ctx: Any, *args: Any, kernel: Kernel, **params: Any) -> Any:
+def _lower(
+    platform: str, ctx: Any, *args: Any, kernel: PallasKernel, **params: Any
+) -> Any:
     if kernel.named:
         check_one_device("Fused", ctx)
     as_loop = not kernel.named and devices_of(ctx) > 1
@@ -301,7 +312,7 @@ def _mapped(
     body: LoopBody,
     steps: int,
     reverse: bool,
-    kernel: Kernel,
+    kernel: PallasKernel,
 ):
     """The loop of the mapped body: its axis leads the carry's batch axes."""
     none, n_given = None, body.consts + body.carry

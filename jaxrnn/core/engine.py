@@ -1,0 +1,144 @@
+"""The contract of an engine: what runs a cell's steps over a sequence."""
+
+from __future__ import annotations
+
+import abc
+import enum
+from typing import Any, ClassVar, NamedTuple
+
+from jaxtyping import Array, Bool
+
+from .cell import Carry, Cell, Params
+
+
+class Supports(enum.Flag):
+    """What an engine declares that it can do."""
+
+    NOTHING = 0
+    ANY_CELL = enum.auto()  # every cell, not only some classes of cells
+    RESETS = enum.auto()
+    GRADIENT_SCALE = enum.auto()
+    ALL_CARRIES = enum.auto()  # the whole carry after every step
+    FORWARD_MODE = enum.auto()  # jvp, and so derivatives of any order
+    WHOLE_NETWORK = enum.auto()  # `AbstractNetworkEngine`: several cells in one call
+    EVERYTHING = ANY_CELL | RESETS | GRADIENT_SCALE | ALL_CARRIES | FORWARD_MODE
+
+
+class Request(NamedTuple):
+    """What is asked of an engine beyond values and gradients."""
+
+    resets: bool = False
+    gradient_scale: bool = False
+    all_carries: bool = False
+
+    @property
+    def needs(self) -> Supports:
+        """The request as the flags that an engine must support."""
+        flags = (
+            (self.resets, Supports.RESETS),
+            (self.gradient_scale, Supports.GRADIENT_SCALE),
+            (self.all_carries, Supports.ALL_CARRIES),
+        )
+        return sum_flags(flag for asked, flag in flags if asked)
+
+
+def sum_flags(flags: Any) -> Supports:
+    """The union of some flags."""
+    found = Supports.NOTHING
+    for flag in flags:
+        found |= flag
+    return found
+
+
+class AbstractEngine(abc.ABC):
+    """Runs the steps of one cell over a sequence.
+
+    A subclass is a frozen dataclass of options and final: it defines ``run`` and
+    declares what it ``supports``. An engine whose steps go through the recurrence of
+    this library (`jaxrnn.engines.engine.LoopEngine`) defines ``schedule`` instead.
+    An engine that a user names runs, or raises an error that says why not and what to
+    do; only the default engine falls back.
+    """
+
+    supports: ClassVar[Supports] = Supports.EVERYTHING
+
+    @abc.abstractmethod
+    def run(
+        self,
+        cell: Cell,
+        params: Params,
+        carry: Carry,
+        xs: Any,
+        mask: Bool[Array, "T *B"] | None = None,
+        resets: Bool[Array, "T *B"] | None = None,
+        reverse: bool = False,
+    ) -> tuple[Carry, Carry]:
+        """Apply ``cell`` at every step.
+
+        Args:
+            cell: the cell whose ``project`` and ``step`` are applied.
+            params: the parameters of the cell.
+            carry: the carry before the first step, ``(*B, ...)`` per leaf.
+            xs: a pytree of inputs ``(T, *B, ...)``.
+            mask: where False, the carry holds.
+            resets: where True, the carry becomes the initial one before the step.
+            reverse: whether the steps run from the last input to the first.
+
+        Returns:
+            The last carry, and the carries after every step, ``(T, *B, ...)`` per
+            leaf, each at the place of its input. A part of the carry that the engine
+            does not know at every step is None there.
+
+        Raises:
+            TypeError, ValueError: at trace time, where the engine does not support the
+                cell or the arrays.
+        """
+
+    def unsupported_reason(self, cell: Cell, request: Request) -> str | None:
+        """Why the engine cannot do what is asked of it, derived from `supports`."""
+        missing = request.needs & ~self.supports
+        names = [str(flag.name).lower() for flag in Supports if flag in missing]
+        if not names:
+            return None
+        return f"{type(self).__name__} does not support {' and '.join(names)}"
+
+
+class AbstractNetworkEngine(AbstractEngine):
+    """An engine that also runs several cells, a stack's or a pair's, in one call."""
+
+    @abc.abstractmethod
+    def run_network(
+        self,
+        params: Params,
+        carries: list[Any],
+        xs: Any,
+        mask: Bool[Array, "T *B"] | None,
+        reverse: bool,
+        bidirectional: bool,
+    ) -> tuple[list[Any], Any]:
+        """Apply all cells of a network.
+
+        Args:
+            params: the parameters of the stack, the bidirectional pair or the stack of
+                such pairs.
+            carries: the cells' carries, layer by layer, forward before backward.
+            xs: the inputs, ``(T, *B, D)``.
+            mask: where False, carries hold and outputs are zero.
+            reverse: whether the steps run from the last input to the first.
+            bidirectional: whether every layer is a pair of directions.
+
+        Returns:
+            The last carries, and the outputs of the last layer.
+        """
+
+    @abc.abstractmethod
+    def refusal(
+        self,
+        cell: Cell,
+        params: Params,
+        carry: Carry,
+        xs: Any,
+        mask: Any = None,
+        resets: Any = None,
+    ) -> TypeError | ValueError | None:
+        """The error that ``run`` would raise for these arguments, or None."""

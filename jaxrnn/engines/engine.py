@@ -1,0 +1,68 @@
+"""Engines whose steps go through this library's recurrence: they give a schedule."""
+
+from __future__ import annotations
+
+import abc
+from typing import Any
+
+import jax
+from jaxtyping import Array, Bool
+
+from ..core.cell import Carry, Cell, Params, is_linear
+from ..core.engine import AbstractEngine
+from .loops.kinds import AutoLoop
+from .recurrence.heuristics import CARRIES
+from .recurrence.run import Sequence, run_schedule
+from .recurrence.schedule import LoopSchedule
+
+
+class LoopEngine(AbstractEngine):
+    """An engine that is a schedule: which loop, which chunks, what is saved."""
+
+    @abc.abstractmethod
+    def schedule(self, cell: Cell, length: int) -> LoopSchedule:
+        """The schedule for a cell over ``length`` steps, as far as it is fixed.
+
+        Raises:
+            TypeError, ValueError: for a cell that the engine does not support.
+        """
+
+    def check(
+        self, cell: Cell, params: Params, carry: Carry, sequence: Sequence
+    ) -> None:
+        """Raise where an option cannot apply to the traced step."""
+
+    def run(
+        self,
+        cell: Cell,
+        params: Params,
+        carry: Carry,
+        xs: Any,
+        mask: Bool[Array, "T *B"] | None = None,
+        resets: Bool[Array, "T *B"] | None = None,
+        reverse: bool = False,
+    ) -> tuple[Carry, Carry]:
+        """Run the recurrence by the engine's schedule; see `AbstractEngine.run`."""
+        sequence = (xs, mask, resets)
+        self.check(cell, params, carry, sequence)
+        schedule = self.schedule(cell, jax.tree.leaves(sequence)[0].shape[0])
+        return run_schedule(
+            cell, params, carry, sequence, schedule.replace(reverse=reverse)
+        )
+
+
+class DefaultEngine(LoopEngine):
+    """What ``engine=None`` is: everything is chosen for the cell and the platform."""
+
+    def schedule(self, cell: Cell, length: int) -> LoopSchedule:
+        if is_linear(cell):
+            return LoopSchedule(
+                AutoLoop(prefix=True, kernel=True), hoist=True, save=CARRIES
+            )
+        return LoopSchedule(AutoLoop(kernel=True))
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is DefaultEngine
+
+    def __hash__(self) -> int:
+        return hash(DefaultEngine)

@@ -1,0 +1,152 @@
+"""How a recurrence is scheduled, and the one function that resolves a schedule.
+
+An engine gives a `LoopSchedule`, in which ``"auto"`` stands for what is to be chosen.
+`resolve_schedule` chooses it for a step, a length and a platform, by the rules of
+`jaxrnn.engines.recurrence.heuristics`, and says why. Engines, primitives and
+`jaxrnn.explain` all call it, so that what is printed is what runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+from ..jaxpr.step_program import StepJaxpr
+from ..loops.kinds import AutoLoop, Loop, ParallelPrefix, Sequential
+from ..loops.pallas.primitive import PallasKernel
+from .heuristics import (
+    AUTO,
+    CARRIES,
+    DOTS,
+    EVERYTHING,
+    KERNELS,
+    choose_hoist,
+    choose_prefix_chunk,
+    choose_save,
+    explain_chunk,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopSchedule:
+    """How the loops of a recurrence run, and what the forward pass saves.
+
+    Args:
+        loop: how the steps of a chunk are run.
+        chunk: consecutive steps that are run together; None for all of T; ``"auto"``.
+        save: what the forward pass saves for the backward one besides the carries that
+            it reads: ``"dots"``, what the step's matmuls gave; ``"carries"``, nothing;
+            ``"starts"``, the carries at chunk starts only; ``"everything"``, whatever
+            JAX's own derivative of ``jax.lax.scan`` saves; ``"auto"``.
+        hoist: whether what needs no carry is computed before the loop; ``"auto"``.
+        reverse: whether the steps run from the last input to the first.
+    """
+
+    loop: Loop = Sequential()
+    chunk: Any = AUTO
+    save: str = AUTO
+    hoist: Any = AUTO
+    reverse: bool = False
+
+    @property
+    def leaves_loop_open(self) -> bool:
+        """Whether parallel prefixes may be chosen, and so nobody has named a loop."""
+        return isinstance(self.loop, AutoLoop) and self.loop.prefix
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the caller asked for nothing that only our backward pass has."""
+        return self.chunk == AUTO and (self.save == AUTO or self.leaves_loop_open)
+
+    def replace(self, **changes) -> LoopSchedule:
+        """The schedule with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+
+class ResolvedSchedule(NamedTuple):
+    """A schedule in which nothing is left to choose, and why it is as it is."""
+
+    schedule: LoopSchedule
+    reasons: tuple[str, ...]
+
+    @property
+    def reason(self) -> str:
+        """The reasons as one text."""
+        return "; ".join(filter(None, self.reasons))
+
+
+def resolve_save(schedule: LoopSchedule, step: StepJaxpr, length: int) -> LoopSchedule:
+    """Choose what the forward pass saves, once a derivative is asked for.
+
+    Raises:
+        ValueError: where the pullback of the step cannot be traced, but the caller
+            asked for something that needs it.
+    """
+    reason = step.reason_against_pullback
+    if schedule.save in (AUTO, EVERYTHING):
+        save, _ = choose_save(step, length)
+        if save != EVERYTHING or schedule.chunk == AUTO:
+            return schedule.replace(save=save)
+        save = DOTS
+    elif reason is not None and schedule.chunk == AUTO and schedule.leaves_loop_open:
+        return schedule.replace(save=EVERYTHING)
+    else:
+        save = schedule.save
+    if reason is not None:
+        raise ValueError(
+            f"{reason}: only jax.lax.scan with JAX's own derivative takes that, so "
+            "leave save, chunk and Checkpoint out; forward mode works then, and the "
+            "gradient of all that does not go through it"
+        )
+    return schedule.replace(save=save)
+
+
+def resolve_schedule(
+    schedule: LoopSchedule,
+    step: StepJaxpr,
+    length: int,
+    platform: str | None,
+    *,
+    backward: bool,
+) -> ResolvedSchedule:
+    """Choose all that a schedule leaves open.
+
+    Args:
+        schedule: what the engine asks for.
+        step: the traced step of the recurrence.
+        length: T.
+        platform: ``"cpu"``, ``"cuda"`` or ``"tpu"``; one that is not known is treated
+            as a CPU's.
+        backward: whether a derivative is wanted, so that something must be saved.
+    """
+    save_reason, reason = "", ""
+    if backward and schedule.chunk == AUTO:
+        if schedule.save == AUTO:
+            schedule = resolve_save(schedule, step, length)
+        chosen, why = choose_save(step, length)
+        save_reason = why if chosen == schedule.save else ""
+    loop = schedule.loop
+    if isinstance(loop, AutoLoop) and loop.kernel and platform in KERNELS:
+        schedule = schedule.replace(
+            loop=PallasKernel(named=False), chunk=None, hoist=True
+        )
+        reason = "defaults.KERNELS names the platform"
+    elif isinstance(loop, AutoLoop):
+        parallel = loop.prefix and platform != "cpu"
+        schedule = schedule.replace(loop=ParallelPrefix() if parallel else Sequential())
+    if schedule.hoist == AUTO:
+        schedule = schedule.replace(hoist=choose_hoist(platform, step))
+    if schedule.chunk == AUTO and isinstance(schedule.loop, ParallelPrefix):
+        chunk, reason = choose_prefix_chunk(step, length, platform)
+        schedule = schedule.replace(chunk=chunk)
+    if schedule.chunk == AUTO:
+        chunk_or_all, reason = explain_chunk(
+            step,
+            length,
+            platform,
+            backward=backward,
+            lean=schedule.save == CARRIES,
+            hoist=bool(schedule.hoist),
+        )
+        schedule = schedule.replace(chunk=chunk_or_all)
+    return ResolvedSchedule(schedule, (save_reason, reason))
