@@ -21,7 +21,6 @@ from .cells import SLSTMState as SLSTMState
 from .core.cell import Cell as Cell
 from .core.cell import Layer as Layer
 from .core.cell import LinearCell as LinearCell
-from .core.cell import UnrollSpec as UnrollSpec
 from .decoding.beam_search import Beams as Beams
 from .decoding.beam_search import beam_search as beam_search
 from .decoding.sampling import Generated as Generated
@@ -50,5 +49,4 @@ from .truncation.tbptt import Window as Window
 from .unrolling import mask_from_lengths as mask_from_lengths
 from .unrolling import truncated_unroll as truncated_unroll
 from .unrolling import unroll as unroll
-
-__version__ = "0.1.0"
+from .version import __version__ as __version__

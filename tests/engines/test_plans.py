@@ -141,7 +141,7 @@ def test_explain_says_which_plan_and_why():
     assert delta.how == "loop"
     assert delta.steps < 128
     prime = gradient_of(jaxrnn.Elman(2), (100_003, 1, 2))
-    assert prime.steps is None  # one window: there is no divisor to look for
+    assert prime.steps is None  # one chunk: there is no divisor to look for
 
 
 def test_a_branch_that_is_dear_stays_in_the_loop():

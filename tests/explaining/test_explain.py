@@ -170,7 +170,7 @@ def test_a_kernel_by_default_is_there_exactly_when_explained(
     )
     for row in rows:
         assert row.engine == {"kernel": "Fused()", "chunks": "Associative()"}.get(
-            row.forward.spec, "Scan()"
+            row.forward.kind, "Scan()"
         )
         if row.forward.kind == "loop":
             assert "Fused: " in row.forward.reason
@@ -268,7 +268,7 @@ def test_chunks_of_a_cell_that_joins_its_steps():
     cell = MLSTM(8, num_heads=2)
     given = shapes(cell, 40)
     rows = jaxrnn.explain(cell, *given).rows
-    assert {(row.engine, row.forward.spec, row.forward.steps) for row in rows} == {
+    assert {(row.engine, row.forward.kind, row.forward.steps) for row in rows} == {
         ("Associative()", "chunks", 32)
     }
     assert {
@@ -276,7 +276,7 @@ def test_chunks_of_a_cell_that_joins_its_steps():
         for row in jaxrnn.explain(cell, *given, engine=Associative(chunk=5)).rows
     } == {5}
     asked = jaxrnn.explain(cell, *given, return_carries=True).rows
-    assert {(row.engine, row.forward.spec) for row in asked} == {("Scan()", "loop")}
+    assert {(row.engine, row.forward.kind) for row in asked} == {("Scan()", "loop")}
     assert "carries inside its chunks" in asked[0].why
     named = jaxrnn.explain(cell, *given, return_carries=True, engine=Associative()).rows
     forward, _ = programs(cell, Associative(), return_carries=True)
@@ -299,7 +299,7 @@ class Loud(LSTM):
 def test_steps_that_are_jaxs_own():
     given = shapes(Loud(8))
     rows = jaxrnn.explain(Loud(8), *given).rows
-    assert {(row.forward.spec, row.forward.reason) for row in rows} == {
+    assert {(row.forward.kind, row.forward.reason) for row in rows} == {
         ("lax.scan", "its step calls back to Python")
     }
     found = error_of(programs(Loud(8), Checkpoint())[0], given, "cpu")
@@ -308,7 +308,7 @@ def test_steps_that_are_jaxs_own():
         row.error for row in jaxrnn.explain(Loud(8), *given, engine=Checkpoint()).rows
     } == {found}
     plain = jaxrnn.explain(LSTM(8), *given, engine=Scan(save="everything")).rows
-    assert {(row.engine, row.forward.spec) for row in plain} == {
+    assert {(row.engine, row.forward.kind) for row in plain} == {
         ("Scan(save='everything')", "lax.scan")
     }
 

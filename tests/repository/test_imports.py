@@ -16,6 +16,8 @@ FLOORS = {
     "initializers": 1,
     "unrolling": 2,
     "truncation": 2,
+    "version": 0,
+    "extending": 3,
     "layers": 3,
     "nnx": 3,
     "diagnostics": 3,

@@ -121,7 +121,7 @@ def explain_chunk(
         hoist: whether inputs are projected before the loop.
     """
     if platform != "cpu" and not lean:
-        return None, "one window: each more is a dozen launches more"
+        return None, "one chunk: each more is a dozen launches more"
     # Where nothing is kept, what was hoisted lies in memory all the same.
     stored = (
         step.adjoint.matmul_values
@@ -137,7 +137,7 @@ def explain_chunk(
         step
     )
     if kept * steps <= WHOLE_BYTES and not lean and fits:
-        return None, f"one window: its {kept * steps:,} bytes stay in the caches"
+        return None, f"one chunk: its {kept * steps:,} bytes stay in the caches"
     most = max(MOST_WINDOW, SMALL_WINDOW_BYTES // max(kept, 1))
     most = min(most, steps // LEAN_SHARE) if lean else most
     held = WINDOW_BYTES // max(kept, 1) if platform == "cpu" else most
