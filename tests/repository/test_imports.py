@@ -1,14 +1,11 @@
 """The floors of the design: imports only go down, and what no file may do. Read from
-the files, nothing is run.
+the files, nothing is run. Each test lists every violation.
 """
 
 import ast
-from pathlib import Path
 
-import pytest
+from import_graph import FILES, ROOT, imports, parsed, part_of
 
-ROOT = Path(__file__).parents[2] / "jaxrnn"
-FILES = sorted(path for path in ROOT.rglob("*.py") if "__pycache__" not in path.parts)
 FLOORS = {
     "core": 0,
     "cells": 1,
@@ -39,35 +36,19 @@ HELPED_BY_EXTRAS = {
     "onnx",
     "safetensors",
 }  # imported only inside the function that needs it
-names = [str(path.relative_to(ROOT)) for path in FILES]
 
 
-def part_of(path):
-    """The part of the library that a file belongs to; "" for jaxrnn/__init__.py."""
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return "" if parts == ("__init__",) else parts[0]
-
-
-def imports(path):
-    """Absolute names of every module that a file imports from, wherever in the file."""
-    package = ("jaxrnn", *path.relative_to(ROOT).parent.parts)
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else ()
-            base = (*base, *(node.module.split(".") if node.module else ()))
-            # ``from . import x`` may name a module: the floor is then that of x
-            yield from (".".join((*base, alias.name)) for alias in node.names)
+def named(path):
+    return str(path.relative_to(ROOT))
 
 
 def test_every_part_has_a_floor():
     assert {part_of(path) for path in FILES} - {""} <= FLOORS.keys()
 
 
-@pytest.mark.parametrize("path", FILES, ids=names)
-def test_imports_go_down(path):
-    part = part_of(path)
+def wrong_imports(path):
+    """What a file imports from above it, in words."""
+    part, file = part_of(path), named(path)
     for name in imports(path):
         words = name.split(".")
         if words[0] != "jaxrnn" or part == "":
@@ -75,72 +56,77 @@ def test_imports_go_down(path):
         if len(words) < 2 or words[1] not in FLOORS:
             # ``import jaxrnn`` or ``from jaxrnn import LSTM``: the whole library, so
             # only what stands above it may
-            assert FLOORS[part] >= 5, (
-                f"{path.name} imports {name}: import from the module itself"
-            )
+            if FLOORS[part] < 5:
+                yield f"{file} imports {name}: import from the module itself"
             continue
-        assert FLOORS[words[1]] <= FLOORS[part], (
-            f"{path.name} (floor {FLOORS[part]}) imports {name} (floor "
-            f"{FLOORS[words[1]]})"
-        )
-        assert (part, words[1]) != ("cells", "engines"), (
-            f"{path.name} imports {name}: cells never import engines"
-        )
-
-
-@pytest.mark.parametrize("path", FILES, ids=names)
-def test_no_other_framework_is_imported(path):
-    assert not {name.split(".")[0] for name in imports(path)} & STRANGERS
-
-
-@pytest.mark.parametrize("path", FILES, ids=names)
-def test_extras_are_imported_where_they_are_used(path):
-    """matplotlib and its like are extras: importing jaxrnn must work without them."""
-    top = [
-        node
-        for node in ast.parse(path.read_text()).body
-        if isinstance(node, (ast.Import, ast.ImportFrom))
-    ]
-    modules = {
-        alias.name
-        for node in top
-        if isinstance(node, ast.Import)
-        for alias in node.names
-    }
-    modules |= {
-        node.module
-        for node in top
-        if isinstance(node, ast.ImportFrom) and node.module and not node.level
-    }
-    assert not {module.split(".")[0] for module in modules} & HELPED_BY_EXTRAS
-
-
-@pytest.mark.parametrize("path", FILES, ids=names)
-def test_only_the_command_line_sets_jaxs_configuration(path):
-    if part_of(path) in ("cli", "__main__"):
-        return
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Call):
-            assert not ast.unparse(node.func).endswith("config.update"), (
-                f"{path.name}, line {node.lineno}"
+        if FLOORS[words[1]] > FLOORS[part]:
+            yield (
+                f"{file} (floor {FLOORS[part]}) imports {name} (floor "
+                f"{FLOORS[words[1]]})"
             )
+        if (part, words[1]) == ("cells", "engines"):
+            yield f"{file} imports {name}: cells never import engines"
 
 
-@pytest.mark.parametrize(
-    "path",
-    [path for path in FILES if path.name == "__init__.py"],
-    ids=lambda path: path.parent.name,
-)
-def test_init_files_only_hand_names_on(path):
-    for node in ast.parse(path.read_text()).body:
-        docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        constant = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in (
-            "__version__",
-            "__all__",
-        )
-        assert (
-            docstring or constant or isinstance(node, (ast.Import, ast.ImportFrom))
-        ), f"line {node.lineno}"
+def test_imports_go_down():
+    assert not [words for path in FILES for words in wrong_imports(path)]
+
+
+def test_no_other_framework_is_imported():
+    assert not [
+        f"{named(path)} imports {name}"
+        for path in FILES
+        for name in imports(path)
+        if name.split(".")[0] in STRANGERS
+    ]
+
+
+def imported_at_the_top(path):
+    for node in parsed(path).body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+
+
+def test_extras_are_imported_where_they_are_used():
+    """matplotlib and its like are extras: importing jaxrnn must work without them."""
+    assert not [
+        f"{named(path)} imports {name} at its top"
+        for path in FILES
+        for name in imported_at_the_top(path)
+        if name.split(".")[0] in HELPED_BY_EXTRAS
+    ]
+
+
+def test_only_the_command_line_sets_jaxs_configuration():
+    assert not [
+        f"{named(path)}, line {node.lineno}"
+        for path in FILES
+        if part_of(path) not in ("cli", "__main__")
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func).endswith("config.update")
+    ]
+
+
+def hands_a_name_on(node):
+    docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    constant = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in (
+        "__version__",
+        "__all__",
+    )
+    return docstring or constant or isinstance(node, (ast.Import, ast.ImportFrom))
+
+
+def test_init_files_only_hand_names_on():
+    assert not [
+        f"{named(path)}, line {node.lineno}"
+        for path in FILES
+        if path.name == "__init__.py"
+        for node in parsed(path).body
+        if not hands_a_name_on(node)
+    ]
 
 
 def test_public_names_are_few():
@@ -151,10 +137,10 @@ def test_public_names_are_few():
     assert len(public) <= 75
 
 
-@pytest.mark.parametrize("path", FILES, ids=names)
-def test_bad_input_is_never_met_by_assert(path):
+def test_bad_input_is_never_met_by_assert():
     assert not [
-        node.lineno
-        for node in ast.walk(ast.parse(path.read_text()))
+        f"{named(path)}, line {node.lineno}"
+        for path in FILES
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.Assert)
     ]
