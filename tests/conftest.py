@@ -3,12 +3,16 @@ dtypes or ranks.
 """
 
 import gc
+import os
 
 import jax
 import pytest
+import tiers
 from checker import checked_modules
 from jaxtyping import config, install_import_hook
+from memory import make_room
 from quick import compile_fast
+from times import Times
 
 compile_fast()
 
@@ -25,10 +29,16 @@ jax.config.update(
 )  # a program's operations need not say which lines they come from
 
 
+def pytest_configure(config):
+    if path := os.environ.get("JAXRNN_TEST_TIMES"):
+        config.pluginmanager.register(Times(path))
+
+
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """For xdist's ``--dist loadgroup``: a file stays together, and so do those that
-    share the programs of `subjects`.
+def pytest_collection_modifyitems(config, items):
+    """Which tests are slow is decided in tests/tiers.py. For xdist's ``--dist
+    loadgroup``: a file stays together, and so do those that share the programs of
+    `subjects`.
     """
     for item in items:
         file = item.path.stem
@@ -37,11 +47,23 @@ def pytest_collection_modifyitems(items):
                 "laws" if file.startswith(("test_laws", "test_cells")) else file
             )
         )
+    tiers.choose(config, items)
 
 
 def pytest_runtest_setup(item):
+    tiers.skip_when_time_is_up(item)
     if item.get_closest_marker("gpu") and jax.default_backend() != "gpu":
         pytest.skip("needs an NVIDIA GPU, and jax with its CUDA plugin")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item, nextitem):
+    """Between tests, compiled programs are dropped where the process has grown large,
+    and between files where they have come to fill its memory maps.
+    """
+    outcome = yield
+    make_room(count_maps=nextitem is None or nextitem.path != item.path)
+    return outcome
 
 
 @pytest.fixture
@@ -68,24 +90,3 @@ def optax_promotion():
     """
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
-
-
-# Linux gives a process 65,530 memory maps; every compiled program takes some, and XLA
-# dies without
-MOST_MAPS = 30_000
-
-
-@pytest.fixture(autouse=True, scope="module")
-def room_for_programs():
-    """Drop compiled programs between files where they have come to fill the
-    process's memory maps.
-    """
-    yield
-    try:
-        with open("/proc/self/maps", encoding="utf-8") as maps:
-            count = sum(1 for _ in maps)
-    except OSError:
-        return
-    if count > MOST_MAPS:
-        jax.clear_caches()
-        gc.collect()

@@ -1,0 +1,638 @@
+"""Which tests are in which tier: decided here, and in no test file.
+
+``make slow`` runs everything. ``make test``, CI and plain ``pytest`` leave out what is
+marked slow: by its own file, where only seconds or a machine are the matter, or by
+`TABLE`. ``make quick`` leaves out more, see tests/quick_select.py.
+
+The table is about what a test *adds*. A law that holds for 54 cells is tried on one
+cell of each kind; an engine is tried once for each way of differentiating; a refusal
+costs nothing, so all are kept. A function that the table does not name is kept with
+all its rows, unless its rows are subjects (see tests/helpers/subjects.py): then with
+those of `WIDE`. docs/testing.md says more.
+"""
+
+import fnmatch
+import functools
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+
+# One subject of each kind: two classics with every option, a linear cell with complex
+# numbers, a matrix memory, a cell as users write one, and two ways to combine. Where a
+# law also has the twin that learns its initial carry, that is the one that is kept.
+WIDE = frozenset({"lstm_all", "gru", "s5", "mlstm", "user", "stack", "bidirectional"})
+# For what hardly depends on the cell.
+NARROW = frozenset({"gru", "user", "stack"})
+ONE = frozenset({"gru"})
+EVERY = 10_000
+SUBJECTS_OF_QUICK = frozenset({"gru", "user", "s5"})
+
+# What stays in the default tier, by file and function:
+#   a number   as many rows, spread over all of them (0: none, the function is slow)
+#   a list     the rows whose id (in brackets after the test's name) is like one of it
+#   a set      the rows of these subjects
+#   a pair     a list, and then a set
+# Reasons stand before the rows they are for.
+TABLE = {
+    # ---------------------------------------------------------------- laws
+    # Values, gradients, masks, resets, directions and finite differences: one subject
+    # of each kind. Most of these share one compiled program a subject.
+    "laws/test_laws_forward.py": {
+        "test_unroll_is_a_python_loop_in_float32": ["gru*"],
+        # the loop in Python is compared forwards on seven subjects, backwards on four
+        "test_reverse_is_a_python_loop_backwards": NARROW | {"bidirectional"},
+        "test_reverse_is_forward_on_the_flipped_sequence": NARROW | {"bidirectional"},
+        "test_vmap_and_a_loop_over_the_batch_are_the_batch": NARROW | {"s5", "mlstm"},
+        # these compile programs of their own and hardly depend on the cell
+        "test_a_sequence_may_be_walked_in_two_parts_wherever_it_is_cut": NARROW,
+        "test_gradients_cross_the_cut": NARROW,
+        "test_mask_and_resets_may_be_left_out": NARROW,
+        "test_the_carry_may_be_left_out": NARROW,
+        "test_one_step_is_the_streaming_call": NARROW,
+        "test_any_batch_axes": ONE | {"bidirectional"},
+        "test_compiled_is_eager": ["gru*"],
+        "test_one_unit": ["lstm_all"],
+        # every engine once; tests/engines tries them further
+        "test_engine": ["Scan(*hoist=False*-user", "*-lstm_all_learned"],
+        "test_checkpoints_backwards_and_in_windows": ["*window*reverse*-4"],
+    },
+    "laws/test_laws_gradients.py": {
+        "test_forward_mode_is_reverse_mode": NARROW | {"s5", "mlstm"},
+        "test_the_gradient_of_the_first_carry_is_a_product_of_jacobians": NARROW,
+        "test_second_order": ONE | {"user"},
+        "test_rematerialising_changes_nothing": ONE,
+        "test_per_example_gradients": ONE | {"stack"},
+        "test_an_ensemble_of_parameters": ONE | {"user"},
+        "test_vmap_inside_vmap": ONE,
+    },
+    "laws/test_laws_masks.py": {
+        "test_padded_is_cut_short": (
+            ["*-3"],
+            WIDE,
+        ),  # a length of 0 is in core/test_empty.py
+        "test_a_hole_in_the_mask_holds_the_carry": NARROW | {"bidirectional"},
+        # where a reset falls matters less than that there is one
+        "test_nothing_crosses_a_reset": (["*-2"], WIDE),
+        "test_packing_two_sequences_with_a_reset_is_running_them_apart": NARROW,
+        "test_a_reset_before_the_first_step_is_no_carry_at_all": ["gru*"],
+    },
+    "laws/test_laws_tbptt.py": {
+        "test_the_gradient_is_the_sum_over_all_lags": ["gru", "stack"],
+        # k1 and k2 of every kind on the cheapest cell are 15 rows; four stand for them
+        "test_tbptt_is_the_sum_over_its_lags": 5,
+        "test_beyond_the_horizon_the_gradient_is_zero": 2,
+        "test_pieces_are_one_long_sequence": ["1-3"],
+        "test_truncated_unroll_is_a_loop_with_gradients_stopped_where_windows_begin": [
+            "gru_learned-*",
+            "user-forwards",
+            "bidirectional-backwards",
+        ],
+        "test_windows_of_any_length": ["3"],
+        "test_a_window_of_the_whole_sequence_cuts_nothing": ["gru*-5"],
+        "test_truncated_unroll_draws_what_unroll_draws": ["forwards-recurrent*"],
+        "test_gradients_have_the_dtypes_of_their_parameters": ["bfloat16"],
+        # consequences of the sums over lags, with updates on top
+        "test_slow_updates_add_up_to_the_gradient": 0,
+        "test_a_rate_of_zero_changes_nothing_and_k1_and_k2_do_not_change_the_loss": 0,
+        "test_the_bias_falls_with_k2_and_stays_below_its_bound": 0,
+        "test_pieces_shorter_than_a_window": 0,
+    },
+    "laws/test_laws_noise.py": {
+        "test_every_engine_draws_the_same": ["zoneout", "dropout"],
+        "test_keys_can_be_mapped": ["recurrent_dropout"],
+        "test_a_key_is_demanded_and_decides_everything": 3,
+        "test_inference_keeps_parameters_and_carry": 2,
+        "test_a_rate_of_zero_is_no_noise": 2,
+    },
+    # --------------------------------------------------------------- cells
+    # The equations in numpy are kept for every cell; the rest for one of each kind.
+    "cells/test_cells.py": {
+        "test_step_is_the_equations_in_numpy": EVERY,
+        "test_equal_cells_are_equal_and_hash_equal": EVERY,
+        "test_project_step_and_output_take_any_leading_axes": WIDE,
+        "test_half_precision_keeps_its_dtypes": WIDE,
+        "test_init_is_a_function_of_its_key": ["lstm_all", "stack"],
+        "test_a_linear_cell_has_a_closed_form": 1,
+    },
+    "cells/test_masked_steps.py": {
+        "test_padding_is_as_none": [
+            "step-default-False",
+            "step-checkpoint-False",
+            "output-default-True",
+            "project-default-False",
+            "linear-default-False",
+        ],
+        "test_padding_is_as_none_for_prefixes": 1,
+        "test_padding_by_other_doors": ["stack-truncated by window", "stack-over*"],
+        "test_a_batch_without_a_valid_step": ["stack"],
+        "test_what_is_filled_in": 2,
+        "test_padding_with_noise": 0,
+        "test_padding_in_a_layer_of_ones_own": 0,
+        "test_a_learned_state_for_each_row_goes_with_a_mask": 0,
+    },
+    "cells/test_mlstm_chunks.py": {
+        "test_chunks_are_the_steps": ["plain-7-True", "exponential-*"],
+        "test_without_mask_or_resets": 1,
+        "test_gates_far_apart": ["exponential-200.0"],
+        "test_what_is_not_finite_spoils_later_steps_alone_and_no_reset_lets_it_through": 1,  # noqa: E501
+    },
+    "cells/test_modern_cells.py": {
+        "test_the_stabilised_slstm_is_the_plain_one": 1,
+        "test_gates_that_overflow": ["*-exponential"],
+        "test_an_mlstm_does_not_depend_on_the_scale_of_its_carry": 1,
+        "test_through_nnx_both_directions_and_truncation": ["slstm*"],
+        "test_units_see_no_state_but_their_own": ["diagonal_lstm"],
+        "test_legs": 1,
+        "test_memory_of_chunks_does_not_grow_with_time": 0,
+        "test_chunks_through_layers_and_nnx": 0,
+        "test_linear_cells_by_name_stand_in_blocks": 0,
+    },
+    # ---------------------------------------------------------------- core
+    # Refusals: all. Nothing to walk: one cell of each kind and engine.
+    "core/test_empty.py": {
+        "test_nothing_to_walk": 8,
+        "test_the_layer_for_flax": 1,
+    },
+    "core/test_export.py": {
+        "test_an_unroll_with_its_carry": ["lstm", "bidirectional", "lru"],
+    },
+    "core/test_pickling.py": {"test_comes_back_equal": EVERY},
+    "core/test_words.py": {
+        "test_a_part_without_batch_axes_cannot_be_held_by_rows": ["*-mask"],
+        "test_zoneout_lets_integers_and_keys_go_on": ["*-rate1"],
+        "test_numbers_are_weak_parameters_everywhere": ["float32"],
+    },
+    # ------------------------------------------------------------- engines
+    "engines/test_checkify.py": {
+        "test_forwards_and_backwards": ["*-default", "*-checkpoint"],
+        "test_nothing_is_found_where_nothing_is_wrong": ["gru", "lru"],
+        "test_mapped_forward_mode_and_twice": 0,
+    },
+    "engines/test_cudnn.py": {
+        "test_weights_are_read_as_jax_reads_them_and_come_back": ["2-True"],
+        "test_it_walks_as_scan_does": ["lstm-none-True", "learned-holes-False"],
+        "test_a_network_is_one_call": ["pair-lengths-False"],
+        "test_precision_is_handed_on": EVERY,
+        # each compiles four unrolls and checks what the walk above stands on
+        "test_any_batch_axes": 0,
+        "test_padding_of_nan_and_a_carry_of_nan_without_steps": 0,
+        "test_windows_cut_gradients": 0,
+        "test_remat_and_loops": 0,
+    },
+    # A pytest of its own with four devices: what it collects goes by this table, too.
+    "engines/test_data_parallel.py": {
+        "check_one_all_reduce_of_the_gradients": [
+            "gru*-default-*",
+            "lstm-default-*",
+            "lstm-checkpoint-*",
+            "bidirectional-default-*",
+            "mlstm-*",
+            "user-*",
+        ],
+        "check_nothing_is_said_forwards": ["lstm", "bidirectional"],
+        "check_the_numbers_of_one_device": 4,
+        "check_sums_in_the_step": 2,
+        "check_weight_gradients_are_summed_once_inside_shard_map": ["lstm"],
+        "check_an_explicit_mesh": 2,
+        "check_batches_that_devices_do_not_divide": 1,
+        "check_a_sequence_long_enough_for_windows": 1,
+    },
+    "engines/test_engines.py": {
+        # every engine once, with a window that is left over
+        "test_engines_are_the_python_loop": [
+            "gru_learned-*",
+            "lstm_all_learned-jax",
+            "lstm_all_learned-unrolled",
+            "lstm_all_learned-checkpoint",
+            "stack-default",
+        ],
+        "test_lengths_and_truncation": ["0-window_3", "7-*"],
+        "test_float32_gradients": ["default"],
+        "test_bfloat16_weight_gradients_add_up_in_float32": ["gru"],
+        # every engine in every transformation that users name; the rest on one engine
+        "test_every_mode_of_differentiation": [
+            "*-jvp",
+            "*-vmap of grad",
+            "*_3-grad of vmap",
+            "carries_3-reverse over reverse",
+            "window_3-forward over reverse",
+            "checkpoint_2-ensemble",
+            "checkpoint_2-remat",
+        ],
+        "test_no_weight_gradient_a_step": NARROW,
+        "test_odd_steps": [
+            "window_3-<lambda>",
+            "carries_3-_branches",
+            "checkpoint_2-_loop",
+            "window_3-_rematerialised",
+        ],
+    },
+    "engines/test_fused.py": {
+        "test_a_kernel_is_the_python_loop": [
+            "lstm_coupled_learned",
+            "gru_learned",
+            "s5",
+            "user",
+            "bidirectional",
+        ],
+        "test_any_size": 3,
+        "test_batch_axes_and_short_sequences": 2,
+        "test_modes_of_differentiation": 3,
+        "test_no_kernel_adds_to_the_rounding": 2,
+        "test_truncation": 1,
+    },
+    "engines/test_fused_cells.py": {
+        "test_a_loss_of_the_last_carry_alone": 1,
+        "test_carries_and_inputs_of_any_kind": 1,
+        "test_complex_numbers": 1,
+        "test_ensembles": 1,
+        "test_precisions_by_any_name": 2,
+    },
+    "engines/test_fused_gpu.py": {
+        "test_a_kernel_is_the_loop": 2,
+        "test_bfloat16_adds_nothing_to_its_rounding": 1,
+    },
+    "engines/test_linear.py": {
+        # a reset first, last, everywhere and nowhere; an odd length, and one beyond a
+        # chunk; every walk in each
+        "test_every_walk_is_the_python_loop_at_any_length": [
+            "min_gru-7",
+            "lru-3",
+            "user_linear-2",
+            "user_linear-0",
+        ],
+        "test_resets_anywhere_and_masks_with_holes": [
+            "min_lstm-first",
+            "rg_lru-none",
+            "s5-last",
+            "user_linear-all",
+        ],
+        "test_float32": ["lru"],
+        "test_truncation": 1,
+        "test_modes_of_differentiation": [
+            "lru-jvp",
+            "min_gru-reverse over reverse",
+            "lru-vmap of grad",
+        ],
+        "test_nan_in_an_input_does_not_cross_a_reset": 2,
+    },
+    "engines/test_plans.py": {
+        "test_gradients_are_those_of_lax_scan": 8,
+        "test_memory_is_that_of_lax_scan": 3,
+        "test_forward_mode_of_a_step_without_reverse_mode": 1,
+        "test_tangents_that_nobody_reads_ask_for_no_forward_mode": 2,
+    },
+    "engines/test_sums.py": {
+        "test_sums_are_those_of_lax_scan": 4,
+        "test_sums_in_half_precision_stay_in_range": 1,
+    },
+    # --------------------------------------- truncation, diagnostics, layers, nnx
+    "truncation/test_truncation.py": {
+        "test_artbp_is_unbiased": [
+            "elman_learned-mask*-heavy_tail",
+            "stack-plain-const*",
+        ],
+        "test_artbp_is_unbiased_backwards_in_time": ["gru*"],
+        "test_the_cotangent_of_the_entering_carry_is_scaled": [
+            "gru_before-forwards",
+            "user-backwards",
+        ],
+        "test_a_scale_of_ones_is_backpropagation": 1,
+        "test_cuts_at_window_ends_are_windows": ["2-stack", "1-bidirectional"],
+        "test_every_engine_scales_alike": 2,
+        "test_derivatives_of_any_kind_and_order": ["None"],
+        "test_gradients_keep_their_dtypes": ["*bfloat16*"],
+        "test_every_pattern_comes_as_often_as_it_should": 1,
+        "test_tbptt_with_artbp_is_unbiased_where_a_window_spans_the_sequence": 1,
+        "test_the_bias_is_that_of_the_lag_sums": ["elman_learned-mask*"],
+        "test_a_planted_decay_gives_the_length_of_the_formula": 3,
+        "test_tbptt_with_artbp_goes_through_updates_pieces_and_noise": 0,
+    },
+    "diagnostics/test_diagnostics.py": {
+        "test_lags_are_norms_of_explicit_jacobian_products": NARROW | {"s5"},
+        "test_what_a_layer_shows_is_a_function_of_its_carries": NARROW | {"mlstm"},
+        "test_parameter_lags_are_the_terms_of_the_gradient": ["gru*"],
+        "test_ragged_sequences_count_from_their_own_last_step": ["gru*"],
+        "test_every_engine_gives_the_same_lags": 1,
+        "test_a_gradient_map_holds_the_lags_of_every_loss": ["lstm"],
+        "test_jacobians_products_and_singular_values": ["gru"],
+        "test_they_sum_to_the_mean_logarithm_of_the_determinant": ["gru"],
+        "test_the_instruments_have_derivatives_themselves": 1,
+    },
+    "diagnostics/test_diagnostics_marks.py": {
+        "test_every_instrument_takes_bfloat16": ["elman"],
+    },
+    "explaining/test_explain.py": {
+        "test_a_kernel_by_default_is_there_exactly_when_explained": 4,
+        "test_an_engine_by_name_runs_or_raises_as_explained": 7,
+        "test_windows_are_those_walked": 3,
+    },
+    "layers/test_own_layers.py": {
+        "test_a_layer_that_hands_truncation_on_is_right": 3,
+        "test_a_subclass_is_walked_by_its_own_methods": 4,
+        "test_masked_outputs_of_any_layer_are_zero": 3,
+    },
+    "decoding/test_beam.py": {
+        "test_width_1_is_greedy_decoding": 2,
+        "test_a_wide_beam_finds_the_true_best": 2,
+        "test_the_best_score_is_never_below_greedys_on_200_models": 1,
+    },
+    "decoding/test_generation.py": {
+        "test_greedy_is_a_python_loop": 4,
+        "test_frequencies_are_the_softmax": 3,
+    },
+    "nnx/test_nnx.py": {
+        "test_batch_first_and_time_major_are_unroll": 2,
+        "test_gradients_through_nnx": ["stack"],
+        "test_learned_initial_carry_and_streaming_steps": 1,
+    },
+    "nnx/test_nnx_cells.py": {
+        "test_a_changed_cell_computes_what_it_does_under_flax": 3,
+        "test_lengths_of_any_dtype_and_lists": 2,
+        "test_other_options_of_a_linear_map_are_left_to_flax": 1,
+    },
+    "nnx/test_nnx_flax.py": {
+        "test_an_lstm_in_every_way": ["plain", "backwards, ragged"],
+        "test_other_cells": ["GRUCell", "own"],
+        "test_built_in_cells_are_walked_as_jaxrnns_own": 2,
+        "test_both_directions": ["ours"],
+        "test_bfloat16_stays_and_its_sums_do_not": 1,
+        "test_steps_in_a_stream_are_the_sequence": 1,
+    },
+    # a training script of flax's, twice
+    "nnx/test_nnx_models.py": {"*": 0},
+    # ------------------------------------------------------------- interop
+    # The golden files (test_golden.py) hold the peers' numbers and are kept in full.
+    # Of each peer's cells one with and one without its other options.
+    "interop/test_interop_flax.py": {
+        "test_linen": ["*LSTMCell-2-True-float32", "GRUCell-1-False-*"],
+        "test_nnx": [
+            "LSTMCell-2-True-float32",
+            "GRUCell-1-False-*",
+            "Simple*-1-True-*",
+        ],
+    },
+    "interop/test_interop_keras.py": {
+        "test_the_same_values_states_and_gradients": ["*-2-True-*"],
+        "test_cells_and_stacked_cells": ["LSTM"],
+    },
+    "interop/test_onnx.py": {
+        "test_ragged_lengths_and_a_carry": [
+            "lstm learned",
+            "gru before",
+            "two of both lstm",
+            "both, sum",
+            "residual",
+        ],
+        "test_neither_lengths_nor_a_carry": ["dropout"],
+        "test_lengths_without_a_carry": 1,
+    },
+    "interop/test_interop.py": {"test_there_and_back": EVERY},
+    # ------------------------------------------------------ tasks and training
+    # Mistakes, data, splits and scores: all. Of the runs: one that must beat its
+    # baseline (synthetic: adding), one that is killed and resumed, in test_training.py
+    # (all tasks go through the same `fit`), and the command line once.
+    "tasks/test_captioning.py": {
+        "test_killed_and_resumed_it_ends_with_identical_metrics": 0,
+        "test_quick_beats_any_one_caption": 0,
+        "test_a_users_folder": 0,
+    },
+    "tasks/test_sentiment.py": {
+        "test_killed_and_resumed_it_ends_the_same": 0,
+        "test_a_quick_run_on_reviews_beats_the_majority": 0,
+        "test_a_users_file_is_learned_and_scored": 0,
+        "test_predict_takes_any_line": 0,
+    },
+    "tasks/test_tagging.py": {
+        "test_killed_and_resumed_it_ends_the_same": 0,
+        "test_a_quick_run_on_the_treebank_beats_the_most_frequent_tag": 0,
+        "test_a_users_file_is_learned_and_scored": 0,
+        "test_predict_takes_any_line": 0,
+    },
+    "tasks/test_translation.py": {
+        "test_killed_and_resumed_it_ends_with_identical_metrics": 0,
+        "test_quick_beats_copying_on_unseen_dates": 0,
+        "test_a_users_file_with_every_option": 0,
+        "test_scheduled_sampling": 0,
+        "test_padding_does_not_matter": ["additive"],
+        "test_steps_are_teacher_forcing": ["gru"],
+    },
+    "tasks/test_synthetic.py": {
+        "test_scores_are_those_of_a_plain_loop": ["adding halves", "parity"],
+        "test_targets_are_those_of_a_slow_twin": ["*-0"],
+        "test_the_same_key_gives_the_same_numbers_inside_and_outside_jit": 2,
+    },
+    "tasks/test_synthetic_runs.py": {
+        "test_a_quick_run_leaves_its_files_and_is_better_than_nothing": ["adding"],
+        "test_gradients_are_recorded_at_the_start_at_evaluations_and_at_the_end": [
+            "adding"
+        ],
+        "test_evaluate_at_another_length": ["adding*"],
+        "test_evaluate_at_the_training_length_gives_the_result_again": ["adding"],
+        "test_the_instruments_see_what_the_task_sees": ["adding"],
+        "test_the_recorded_norms_are_those_of_plain_differentiation": ["copy"],
+        "test_killed_and_resumed_a_run_ends_with_the_same_files": 0,
+        "test_a_cosine_and_a_stack_and_truncation_by_the_command_line": 0,
+        "test_parity_without_longer_words_has_one_score": 0,
+        "test_very_long_sequences_are_fewer": 0,
+        "test_predict": 0,
+        "test_predict_reads_words_as_the_generator_writes_them": 0,
+    },
+    "tasks/test_tasks.py": {
+        "test_hello_learns_to_say_ello": ["gru-0"],
+        "test_charlm_learns_and_its_result_is_the_held_out_score": 1,
+    },
+    "training/test_training.py": {
+        # killed once in a process of its own is in the subprocess test below; in
+        # process, a run is killed at each of its files in test_best.py
+        "test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so": ["flip"],
+    },
+    "training/test_best.py": {"test_killed_and_resumed_it_keeps_the_same": ["44"]},
+    "training/test_batches.py": {
+        "test_looks_of_a_resumed_run_are_those_of_the_run_left_alone": ["5-True"],
+    },
+    # Runs on two devices, in processes of their own; engines/test_data_parallel.py is
+    # the many-device file of the default tier.
+    "training/test_devices.py": {
+        "test_on_two_devices": 0,
+        "test_killed_and_resumed_on_two_devices_a_run_ends_with_the_same_metrics": 0,
+        "test_a_run_on_two_devices_is_not_resumed_on_one": 0,
+        "test_a_run_on_two_devices_is_read_where_there_is_one": 0,
+    },
+    "training/test_orbax.py": {"test_on_two_devices_and_then_on_one": 0},
+    "training/test_full_disk.py": {
+        "test_each_file_of_a_run": 2,
+        "test_a_small_disk": 1,
+    },
+    # ----------------------------------------------------------- benchmarks
+    "benchmarks/test_accelerator_benchmark.py": {
+        "test_quick_writes_what_it_promises": 0,
+        "test_what_dies_is_left_out_and_the_rest_is_measured_again": 0,
+        "test_each_result_is_written_as_soon_as_it_is_there_and_time_runs_out": 0,
+        "test_torch_computes_the_same_on_the_same_arrays": 0,
+        "test_every_answer_is_held_against_the_reference": 0,
+    },
+    "benchmarks/test_benchmarks.py": {
+        "test_gradient_decay_writes_what_it_promises": 0,
+        "test_memory_writes_what_it_promises": 0,
+        "test_streaming_writes_what_it_promises": 0,
+        "test_a_process_of_its_own_reports_or_says_why_not": 0,
+    },
+}
+
+
+UNMATCHED = []  # rules that found no row in this run, for repository/test_tiers.py
+
+
+def rule_of(file, function):
+    """What the table says of a function, or None."""
+    rules = TABLE.get(file, {})
+    return rules.get(function, rules.get("*"))
+
+
+def choose(config, items):
+    """Mark as slow what the default tier does not keep, and, for ``make quick``,
+    leave out what that does not.
+
+    A test that the command line names (``pytest file.py::test``) is never marked: who
+    names it wants to see it run, with all its rows.
+    """
+    if any("::" in argument for argument in config.args):
+        return
+    quick = os.environ.get("JAXRNN_TIER") == "quick"
+    left_out = []
+    for (file, function), group in functions_of(items).items():
+        rule = rule_of(file, function)
+        kept = kept_rows(group, rule)
+        UNMATCHED.extend(
+            f"{file}::{function}: {like}" for like in unmatched(group, rule)
+        )
+        for item in group:
+            if item not in kept:
+                item.add_marker(pytest.mark.slow)
+        if quick:
+            left_out += [item for item in group if item not in few_rows(kept)]
+    if left_out:
+        left = set(left_out)
+        items[:] = [item for item in items if item not in left]
+        config.hook.pytest_deselected(items=left_out)
+
+
+def functions_of(items):
+    """The collected rows of every function, by file (from tests/) and name."""
+    groups = {}
+    for item in items:
+        if TESTS in item.path.parents:
+            file = item.path.relative_to(TESTS).as_posix()
+            name = getattr(item, "originalname", None) or item.name
+            groups.setdefault((file, name), []).append(item)
+    return groups
+
+
+def id_of(item):
+    return item.callspec.id if hasattr(item, "callspec") else ""
+
+
+def kept_rows(group, rule):
+    """The rows of one function that stay in the default tier. Rows that the file
+    itself marks as slow, or for a GPU, do not count.
+    """
+    rows = [
+        item
+        for item in group
+        if not (item.get_closest_marker("slow") or item.get_closest_marker("gpu"))
+    ]
+    if isinstance(rule, int):
+        return spread(rows, rule)
+    if isinstance(rule, list):
+        return [row for row in rows if any(alike(id_of(row), like) for like in rule)]
+    if isinstance(rule, tuple):
+        return of_subjects(kept_rows(rows, rule[0]), rule[1])
+    if rule is None:
+        return of_subjects(rows, WIDE) if len(rows) > 4 else rows
+    return of_subjects(rows, rule)
+
+
+def unmatched(group, rule):
+    """The patterns and subjects of a rule that no row is like: renamed, or gone."""
+    rule = rule[0] if isinstance(rule, tuple) else rule
+    ids = [id_of(row) for row in group]
+    if isinstance(rule, list):
+        return [like for like in rule if not any(alike(name, like) for name in ids)]
+    return []
+
+
+def alike(name, pattern):
+    """As in a shell, but for brackets, which stand for themselves in ids."""
+    return fnmatch.fnmatchcase(name, pattern.replace("[", "[[]"))
+
+
+def spread(rows, most):
+    """At most so many rows, the first among them."""
+    if most == 0 or len(rows) <= most:
+        return rows if most else []
+    return [rows[i * len(rows) // most] for i in range(most)]
+
+
+def subject_of(row):
+    """The name of the subject that a row is about, if it is about one."""
+    name = getattr(row, "callspec", None) and row.callspec.params.get("name")
+    subjects = sys.modules.get("subjects")
+    known = getattr(subjects, "SUBJECTS", ())
+    return name if isinstance(name, str) and name in known else None
+
+
+def of_subjects(rows, wanted):
+    """The rows of the wanted subjects, of each set of other parameters; of a subject
+    and its learned twin, those of the twin. Where other parameters come with none of
+    the wanted subjects, their first row; rows without a subject stay.
+    """
+    groups = {}
+    for row in rows:
+        subject = subject_of(row)
+        if subject is None:
+            others = row.nodeid
+        else:
+            params = {k: v for k, v in row.callspec.params.items() if k != "name"}
+            others = tuple(sorted((k, str(v)) for k, v in params.items()))
+        groups.setdefault(others, []).append((subject, row))
+    kept = []
+    for group in groups.values():
+        best = {}
+        for subject, row in group:
+            kind = subject and subject.removesuffix("_learned")
+            if kind in wanted and (kind not in best or subject != kind):
+                best[kind] = row
+        kept += best.values() if best else [group[0][1]]
+    return kept
+
+
+def few_rows(kept):
+    """What ``make quick`` takes of a function's rows in the default tier: those of
+    `SUBJECTS_OF_QUICK`, and otherwise three at most.
+    """
+    if any(subject_of(row) for row in kept):
+        kept = of_subjects(kept, SUBJECTS_OF_QUICK)
+    return spread(kept, 3)
+
+
+# -- make quick ------------------------------------------------------------------------
+
+BEGUN = time.monotonic()
+
+
+@functools.cache
+def seconds_of_quick():
+    """After how many seconds ``make quick`` begins no more tests."""
+    return float(os.environ.get("JAXRNN_QUICK_SECONDS", "inf"))
+
+
+def skip_when_time_is_up(item):
+    if time.monotonic() - BEGUN > seconds_of_quick():
+        file = item.path.relative_to(TESTS).as_posix()
+        pytest.skip(f"the time of make quick is up: pytest tests/{file} runs the rest")
