@@ -378,12 +378,12 @@ LARGE = [
     (jaxrnn.engines.recurrence.backward, "max_row_bytes", lambda program: 0),
     (jaxrnn.engines.jaxpr.costs, "ITERATION", 0),
     (jaxrnn.engines.recurrence.heuristics, "WHOLE_BYTES", 0),
-    (jaxrnn.engines.recurrence.heuristics, "WINDOW_BYTES", 0),
-    (jaxrnn.engines.recurrence.heuristics, "SMALL_WINDOW_BYTES", 0),
-    (jaxrnn.engines.recurrence.heuristics, "LEAST_WINDOW", 2),
-    (jaxrnn.engines.recurrence.heuristics, "LITTLE_LESS", float("inf")),
     (jaxrnn.engines.recurrence.heuristics, "CHUNK_BYTES", 0),
+    (jaxrnn.engines.recurrence.heuristics, "SMALL_CHUNK_BYTES", 0),
     (jaxrnn.engines.recurrence.heuristics, "LEAST_CHUNK", 2),
+    (jaxrnn.engines.recurrence.heuristics, "LITTLE_LESS", float("inf")),
+    (jaxrnn.engines.recurrence.heuristics, "PREFIX_CHUNK_BYTES", 0),
+    (jaxrnn.engines.recurrence.heuristics, "LEAST_PREFIX_CHUNK", 2),
 ]
 
 

@@ -68,21 +68,21 @@ KERNELS: frozenset[str] = (
     frozenset()
 )  # platforms, "cuda" and "tpu", where a loop that fits is a kernel, as in `Fused`
 WHOLE_BYTES = 13_000_000
-WINDOW_BYTES = 1_500_000
-LEAST_WINDOW, MOST_WINDOW = 8, 256
+CHUNK_BYTES = 1_500_000
+LEAST_CHUNK, MOST_CHUNK = 8, 256
 LEAN_SHARE = 16
-CHUNK_BYTES, CHUNK_BYTES_ELSEWHERE = (
+PREFIX_CHUNK_BYTES, PREFIX_CHUNK_BYTES_ELSEWHERE = (
     500_000,
     16_000_000,
 )  # of state, on a CPU and on others
-LEAST_CHUNK = 16
+LEAST_PREFIX_CHUNK = 16
 # the share of the bytes of jax.lax.scan above which a plan of our own saves no memory
 LITTLE_LESS = 0.8
 # floating-point operations that take no longer than to write a byte to memory and to
 # read it again
 OPERATIONS_A_BYTE = 4
 MOST_HELD = 1.4  # times what jax.lax.scan keeps: more is not held at once
-SMALL_WINDOW_BYTES = (
+SMALL_CHUNK_BYTES = (
     65_536  # kept by a window of at least so many, however many steps that are
 )
 
@@ -138,10 +138,10 @@ def explain_chunk(
     )
     if kept * steps <= WHOLE_BYTES and not lean and fits:
         return None, f"one chunk: its {kept * steps:,} bytes stay in the caches"
-    most = max(MOST_WINDOW, SMALL_WINDOW_BYTES // max(kept, 1))
+    most = max(MOST_CHUNK, SMALL_CHUNK_BYTES // max(kept, 1))
     most = min(most, steps // LEAN_SHARE) if lean else most
-    held = WINDOW_BYTES // max(kept, 1) if platform == "cpu" else most
-    window = nearest_divisor(steps, max(min(held, most), LEAST_WINDOW))
+    held = CHUNK_BYTES // max(kept, 1) if platform == "cpu" else most
+    window = nearest_divisor(steps, max(min(held, most), LEAST_CHUNK))
     return window, f"{min(window, steps) * kept:,} of {steps * kept:,} bytes at a time"
 
 
@@ -193,10 +193,10 @@ def choose_prefix_chunk(
     as many.
     """
     state = sum(a.size * a.dtype.itemsize for a in step.carry_avals)
-    held = (CHUNK_BYTES if platform == "cpu" else CHUNK_BYTES_ELSEWHERE) // max(
-        state, 1
-    )
-    chunk = nearest_divisor(steps, max(min(held, steps), LEAST_CHUNK))
+    held = (
+        PREFIX_CHUNK_BYTES if platform == "cpu" else PREFIX_CHUNK_BYTES_ELSEWHERE
+    ) // max(state, 1)
+    chunk = nearest_divisor(steps, max(min(held, steps), LEAST_PREFIX_CHUNK))
     return (
         chunk,
         f"{min(chunk, steps) * state:,} of {steps * state:,} bytes of state at a time",
