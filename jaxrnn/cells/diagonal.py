@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ..core.cell import Carry, Gate, Params, accumulator
@@ -37,7 +38,7 @@ class _Diagonal(BuiltinCell):
     bias_init: Initializer = Zeros()
 
     def _parameters(
-        self, key: Array, input_size: int, dtype: Any
+        self, key: Array, input_size: int, dtype: DTypeLike
     ) -> tuple[Params, list[Array]]:
         """The input kernel, the recurrent vectors, and the three biases."""
         check_positive(self, input_size=input_size)
@@ -89,9 +90,18 @@ class DiagonalGRU(_Diagonal):
     _: dataclasses.KW_ONLY
     update_init: Initializer | Chrono = Linspace(0.0, 1.0)
 
-    def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
-        """Draw parameters for ``input_size`` features, in ``dtype`` (default: jax's
-        default float).
+    def init(
+        self, key: Array, input_size: int, dtype: DTypeLike | None = None
+    ) -> Params:
+        """Draw parameters for inputs of ``input_size`` features.
+
+        Args:
+            key: a `jax.random` key.
+            input_size: D, the number of input features.
+            dtype: of the parameters; by default JAX's default float.
+
+        Returns:
+            The dictionary of parameters that the class docstring lists.
         """
         dtype = dtype or jnp.result_type(float)
         params, (b_r, _, b_n) = self._parameters(key, input_size, dtype)
@@ -101,7 +111,7 @@ class DiagonalGRU(_Diagonal):
         )
 
     def zero_carry(
-        self, params: Params, batch_shape: tuple[int, ...], dtype: Any
+        self, params: Params, batch_shape: tuple[int, ...], dtype: DTypeLike
     ) -> Float[Array, "*B H"]:
         """Zeros in the accumulator's dtype."""
         return jnp.zeros((*batch_shape, self.hidden_size), accumulator(dtype))
@@ -171,9 +181,18 @@ class DiagonalLSTM(_Diagonal):
     _: dataclasses.KW_ONLY
     forget_init: Initializer | Chrono = Linspace(0.0, -1.0)
 
-    def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
-        """Draw parameters for ``input_size`` features, in ``dtype`` (default: jax's
-        default float).
+    def init(
+        self, key: Array, input_size: int, dtype: DTypeLike | None = None
+    ) -> Params:
+        """Draw parameters for inputs of ``input_size`` features.
+
+        Args:
+            key: a `jax.random` key.
+            input_size: D, the number of input features.
+            dtype: of the parameters; by default JAX's default float.
+
+        Returns:
+            The dictionary of parameters that the class docstring lists.
         """
         dtype = dtype or jnp.result_type(float)
         params, (b_f, b_g, b_o) = self._parameters(key, input_size, dtype)
@@ -190,7 +209,7 @@ class DiagonalLSTM(_Diagonal):
         return self.with_initial_carry({**params, **extra})
 
     def zero_carry(
-        self, params: Params, batch_shape: tuple[int, ...], dtype: Any
+        self, params: Params, batch_shape: tuple[int, ...], dtype: DTypeLike
     ) -> LSTMState:
         """Zeros: h in ``dtype``, c in its accumulator's dtype."""
         shape = (*batch_shape, self.hidden_size)

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Complex, Float
 
 from ..core.cell import Gate, LinearCell, Params, accumulator
@@ -60,9 +61,18 @@ class LRU(ComplexDiagonal):
                 f"LRU: max_phase must lie in (0, 2 pi], but it is {self.max_phase!r}"
             )
 
-    def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
-        """Draw parameters for ``input_size`` features, in ``dtype`` (default: jax's
-        default float).
+    def init(
+        self, key: Array, input_size: int, dtype: DTypeLike | None = None
+    ) -> Params:
+        """Draw parameters for inputs of ``input_size`` features.
+
+        Args:
+            key: a `jax.random` key.
+            input_size: D, the number of input features.
+            dtype: of the parameters; by default JAX's default float.
+
+        Returns:
+            The dictionary of parameters that the class docstring lists.
         """
         check_positive(self, input_size=input_size)
         dtype, H, D = dtype or jnp.result_type(float), self.hidden_size, input_size
@@ -141,9 +151,18 @@ class RGLRU(LinearCell, BuiltinCell):
                 f"{self.r_min!r} and {self.r_max!r}"
             )
 
-    def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
-        """Draw parameters for ``input_size`` features, in ``dtype`` (default: jax's
-        default float).
+    def init(
+        self, key: Array, input_size: int, dtype: DTypeLike | None = None
+    ) -> Params:
+        """Draw parameters for inputs of ``input_size`` features.
+
+        Args:
+            key: a `jax.random` key.
+            input_size: D, the number of input features.
+            dtype: of the parameters; by default JAX's default float.
+
+        Returns:
+            The dictionary of parameters that the class docstring lists.
         """
         check_positive(self, input_size=input_size)
         dtype, H = dtype or jnp.result_type(float), self.hidden_size
@@ -177,7 +196,7 @@ class RGLRU(LinearCell, BuiltinCell):
             )
 
     def zero_carry(
-        self, params: Params, batch_shape: tuple[int, ...], dtype: Any
+        self, params: Params, batch_shape: tuple[int, ...], dtype: DTypeLike
     ) -> Float[Array, "*B H"]:
         """Zeros in the accumulator's dtype."""
         return jnp.zeros((*batch_shape, self.hidden_size), accumulator(dtype))
@@ -199,7 +218,7 @@ class RGLRU(LinearCell, BuiltinCell):
         )
         return jnp.exp(log_a), _root(-jnp.expm1(2 * log_a)) * i * x
 
-    def gate_values(self, params: Params, carry: Any, z: Any) -> dict[str, Gate]:
+    def gate_values(self, params: Params, carry: Carry, z: Any) -> dict[str, Gate]:
         """r, i, and a, which keeps h."""
         r, i = jnp.split(jax.nn.sigmoid(z[0]), 2, axis=-1)
         return {
@@ -208,7 +227,7 @@ class RGLRU(LinearCell, BuiltinCell):
             "a": Gate(self.affine(params, z)[0], keeps=True),
         }
 
-    def output(self, params: Params, carry: Any, x: Any) -> Float[Array, "*TB H"]:
+    def output(self, params: Params, carry: Carry, x: Any) -> Float[Array, "*TB H"]:
         """h, in the parameters' dtype."""
         return carry.astype(params["input_kernel"].dtype)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ..core.cell import Gate, Params, accumulator
@@ -90,9 +91,18 @@ class LSTM(BuiltinCell):
         """Features of h: P with a projection, else H."""
         return self.projection_size or self.hidden_size
 
-    def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
-        """Draw parameters for ``input_size`` features, in ``dtype`` (default: jax's
-        default float).
+    def init(
+        self, key: Array, input_size: int, dtype: DTypeLike | None = None
+    ) -> Params:
+        """Draw parameters for inputs of ``input_size`` features.
+
+        Args:
+            key: a `jax.random` key.
+            input_size: D, the number of input features.
+            dtype: of the parameters; by default JAX's default float.
+
+        Returns:
+            The dictionary of parameters that the class docstring lists.
         """
         check_positive(self, input_size=input_size)
         dtype, gates, H = dtype or jnp.result_type(float), self.gates, self.hidden_size
@@ -121,7 +131,7 @@ class LSTM(BuiltinCell):
             }
         return self.with_initial_carry(params)
 
-    def init_bias(self, key: Array, dtype: Any) -> Float[Array, " G"]:
+    def init_bias(self, key: Array, dtype: DTypeLike) -> Float[Array, " G"]:
         """The packed bias: every gate by ``bias_init``, then the forget gate's (and
         under Chrono the input gate's).
         """
@@ -137,7 +147,7 @@ class LSTM(BuiltinCell):
         return jnp.concatenate(bias)
 
     def zero_carry(
-        self, params: Params, batch_shape: tuple[int, ...], dtype: Any
+        self, params: Params, batch_shape: tuple[int, ...], dtype: DTypeLike
     ) -> LSTMState:
         """Zeros: h in ``dtype``, c in its accumulator's dtype."""
         return LSTMState(

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ..core.cell import Gate, LinearCell, Params, accumulator
@@ -32,7 +33,7 @@ class _Minimal(LinearCell, BuiltinCell):
     bias_init: Initializer = Zeros()
 
     def _packed(
-        self, key: Array, input_size: int, dtype: Any, blocks: int
+        self, key: Array, input_size: int, dtype: DTypeLike, blocks: int
     ) -> tuple[Array, list[Array]]:
         """The kernel and the biases of its blocks."""
         check_positive(self, input_size=input_size)
@@ -45,7 +46,7 @@ class _Minimal(LinearCell, BuiltinCell):
         )
 
     def zero_carry(
-        self, params: Params, batch_shape: tuple[int, ...], dtype: Any
+        self, params: Params, batch_shape: tuple[int, ...], dtype: DTypeLike
     ) -> Float[Array, "*B H"]:
         """Zeros in the accumulator's dtype."""
         return jnp.zeros((*batch_shape, self.hidden_size), accumulator(dtype))
@@ -60,7 +61,7 @@ class _Minimal(LinearCell, BuiltinCell):
         """``z``, or ``g(z)``."""
         return jnp.where(z >= 0, z + 0.5, jax.nn.sigmoid(z)) if self.positive else z
 
-    def output(self, params: Params, carry: Any, x: Any) -> Float[Array, "*TB H"]:
+    def output(self, params: Params, carry: Carry, x: Any) -> Float[Array, "*TB H"]:
         """h, in the parameters' dtype."""
         return carry.astype(params["input_kernel"].dtype)
 
@@ -91,9 +92,18 @@ class MinGRU(_Minimal):
     _: dataclasses.KW_ONLY
     update_bias: float | Chrono = 0.0
 
-    def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
-        """Draw parameters for ``input_size`` features, in ``dtype`` (default: jax's
-        default float).
+    def init(
+        self, key: Array, input_size: int, dtype: DTypeLike | None = None
+    ) -> Params:
+        """Draw parameters for inputs of ``input_size`` features.
+
+        Args:
+            key: a `jax.random` key.
+            input_size: D, the number of input features.
+            dtype: of the parameters; by default JAX's default float.
+
+        Returns:
+            The dictionary of parameters that the class docstring lists.
         """
         dtype = dtype or jnp.result_type(float)
         kernel, (b_z, b_n) = self._packed(key, input_size, dtype, 2)
@@ -113,7 +123,7 @@ class MinGRU(_Minimal):
         return jax.nn.sigmoid(-update), jax.nn.sigmoid(update) * self.candidate(n)
 
     def gate_values(
-        self, params: Params, carry: Any, z: Float[Array, "*TB G"]
+        self, params: Params, carry: Carry, z: Float[Array, "*TB G"]
     ) -> dict[str, Gate]:
         """f = 1 - z, which keeps h."""
         return {"f": Gate(self.affine(params, z)[0], keeps=True)}
@@ -145,9 +155,18 @@ class MinLSTM(_Minimal):
     normalized: bool = True
     forget_bias: float | Chrono = 0.0
 
-    def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
-        """Draw parameters for ``input_size`` features, in ``dtype`` (default: jax's
-        default float).
+    def init(
+        self, key: Array, input_size: int, dtype: DTypeLike | None = None
+    ) -> Params:
+        """Draw parameters for inputs of ``input_size`` features.
+
+        Args:
+            key: a `jax.random` key.
+            input_size: D, the number of input features.
+            dtype: of the parameters; by default JAX's default float.
+
+        Returns:
+            The dictionary of parameters that the class docstring lists.
         """
         dtype = dtype or jnp.result_type(float)
         kernel, (b_i, b_f, b_n) = self._packed(key, input_size, dtype, 3)
@@ -173,7 +192,7 @@ class MinLSTM(_Minimal):
         )
 
     def gate_values(
-        self, params: Params, carry: Any, z: Float[Array, "*TB G"]
+        self, params: Params, carry: Carry, z: Float[Array, "*TB G"]
     ) -> dict[str, Gate]:
         """f, or f / (f + i), which keeps h."""
         return {"f": Gate(self.affine(params, z)[0], keeps=True)}

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ..core.cell import Gate, Params, accumulator
@@ -119,9 +120,18 @@ class MLSTM(BuiltinCell):
             + (self.num_heads,) * 2
         )
 
-    def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
-        """Draw parameters for ``input_size`` features, in ``dtype`` (default: jax's
-        default float).
+    def init(
+        self, key: Array, input_size: int, dtype: DTypeLike | None = None
+    ) -> Params:
+        """Draw parameters for inputs of ``input_size`` features.
+
+        Args:
+            key: a `jax.random` key.
+            input_size: D, the number of input features.
+            dtype: of the parameters; by default JAX's default float.
+
+        Returns:
+            The dictionary of parameters that the class docstring lists.
         """
         check_positive(self, input_size=input_size)
         dtype = dtype or jnp.result_type(float)
@@ -149,7 +159,7 @@ class MLSTM(BuiltinCell):
         )
 
     def zero_carry(
-        self, params: Params, batch_shape: tuple[int, ...], dtype: Any
+        self, params: Params, batch_shape: tuple[int, ...], dtype: DTypeLike
     ) -> MLSTMState:
         """Zeros: h in ``dtype``, the others in its accumulator's dtype."""
         wide, by_head = accumulator(dtype), (*batch_shape, self.num_heads)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ..core.cell import Gate, Params, accumulator
@@ -95,9 +96,18 @@ class SLSTM(BuiltinCell):
                 "learned_initial_carry out"
             )
 
-    def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
-        """Draw parameters for ``input_size`` features, in ``dtype`` (default: jax's
-        default float).
+    def init(
+        self, key: Array, input_size: int, dtype: DTypeLike | None = None
+    ) -> Params:
+        """Draw parameters for inputs of ``input_size`` features.
+
+        Args:
+            key: a `jax.random` key.
+            input_size: D, the number of input features.
+            dtype: of the parameters; by default JAX's default float.
+
+        Returns:
+            The dictionary of parameters that the class docstring lists.
         """
         check_positive(self, input_size=input_size)
         dtype, H, size = (
@@ -126,7 +136,7 @@ class SLSTM(BuiltinCell):
         }
 
     def zero_carry(
-        self, params: Params, batch_shape: tuple[int, ...], dtype: Any
+        self, params: Params, batch_shape: tuple[int, ...], dtype: DTypeLike
     ) -> SLSTMState:
         """Zeros: h in ``dtype``, the others in its accumulator's dtype."""
         shape = (*batch_shape, self.hidden_size)
@@ -229,7 +239,7 @@ def bounded_exp(x: Float[Array, "*S"]) -> Float[Array, "*S"]:
     return jnp.exp(jnp.minimum(x, jnp.asarray(largest_exponent(x.dtype), x.dtype)))
 
 
-def largest_exponent(dtype: Any) -> float:
+def largest_exponent(dtype: DTypeLike) -> float:
     """x such that exp(x), its square and its inverse's square are far from the ends
     of ``dtype``: 40 in float32.
     """

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Complex, Float
 
 from ..core.cell import LinearCell, Params, accumulator
@@ -45,7 +46,7 @@ class ComplexDiagonal(LinearCell, BuiltinCell):
         raise NotImplementedError
 
     def zero_carry(
-        self, params: Params, batch_shape: tuple[int, ...], dtype: Any
+        self, params: Params, batch_shape: tuple[int, ...], dtype: DTypeLike
     ) -> Complex[Array, "*B H"]:
         """Complex zeros, of float32 parts at least."""
         return jnp.zeros(
@@ -135,9 +136,18 @@ class S5(ComplexDiagonal):
                 f"{self.shortest!r} and {self.longest!r}"
             )
 
-    def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
-        """Draw parameters for ``input_size`` features, in ``dtype`` (default: jax's
-        default float).
+    def init(
+        self, key: Array, input_size: int, dtype: DTypeLike | None = None
+    ) -> Params:
+        """Draw parameters for inputs of ``input_size`` features.
+
+        Args:
+            key: a `jax.random` key.
+            input_size: D, the number of input features.
+            dtype: of the parameters; by default JAX's default float.
+
+        Returns:
+            The dictionary of parameters that the class docstring lists.
         """
         check_positive(self, input_size=input_size)
         dtype, H, D = dtype or jnp.result_type(float), self.hidden_size, input_size
@@ -224,6 +234,6 @@ def legs(size: int) -> tuple[np.ndarray, np.ndarray]:
     return -0.5 + 1j * imaginary[size:], vectors[:, size:]
 
 
-def complex_of(dtype: Any) -> Any:
+def complex_of(dtype: DTypeLike) -> Any:
     """The complex dtype with parts of ``dtype``."""
     return jnp.complex128 if jnp.dtype(dtype) == jnp.float64 else jnp.complex64
