@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Complex, Float
 
-from ..core.cell import Gate, LinearCell, Params, accumulator
+from ..core.cell import Carry, Gate, LinearCell, Params, accumulator
 from ..core.validation import check_positive
 from ..initializers import Initializer, LecunNormal, Zeros, gate_blocks
 from .base import BuiltinCell, projected
