@@ -634,7 +634,7 @@ def test_zoneout_is_for_h_alone_where_the_rest_shares_a_scale():
         for rate in (0.1, (0.1, 0.1, 0.0, 0.0)):
             with pytest.raises(
                 ValueError,
-                match=r"are one number at a common scale.* give h alone a rate",
+                match=r"share a scale, so only h.* give h alone a rate",
             ):
                 jaxrnn.zoneout(cell, rate)
     layer = jaxrnn.zoneout(SLSTM(4), (0.5, 0.0, 0.0, 0.0))
