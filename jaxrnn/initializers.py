@@ -1,14 +1,23 @@
-"""Initializers that compare by value, so that two cells configured alike are equal and
-do not retrace.
+"""Initializers that compare by value, so that equal cells do not compile again.
 
 Each is called as ``init(key, shape, dtype)`` for ONE gate block at a time: a packed
-LSTM kernel ``(D, 4H)`` is four draws laid side by side. That matters for orthogonal
-matrices: drawn over the packed kernel, each gate's block would have singular values
-near 0.5 instead of 1, and every gradient-decay baseline would move.
+LSTM kernel ``(D, 4H)`` is four draws side by side. This matters for orthogonal
+matrices: if the packed kernel were drawn as a whole, each gate's block would have
+singular values near 0.5 instead of 1, and gradients would decay faster.
 
-Any function ``(key, shape, dtype) -> array`` may be used where one of these is; a
-closure made anew each time (``jax.nn.initializers.orthogonal()``) compares by identity,
-and makes the cell compile again.
+Any function ``(key, shape, dtype) -> array`` may be used in place of these classes. A
+closure that is created anew each time, such as ``jax.nn.initializers.orthogonal()``,
+compares by identity, so that the cell which holds it compiles again.
+
+Which one to use: the defaults of the cells. `TorchUniform` reproduces torch, `Identity`
+makes the IRNN, and `Chrono`, `Linspace` and `PowerLaw` spread the time constants of a
+layer's units through the biases of its gates::
+
+    >>> import jax
+    >>> from jaxrnn.initializers import Orthogonal
+    >>> kernel = Orthogonal()(jax.random.key(0), (4, 4), "float32")
+    >>> bool(abs(kernel @ kernel.T - jax.numpy.eye(4)).max() < 1e-5)
+    True
 """
 
 from __future__ import annotations
@@ -29,7 +38,14 @@ Initializer = Callable[[Array, tuple[int, ...], Any], Array]
 
 @dataclasses.dataclass(frozen=True)
 class Zeros:
-    """All zeros."""
+    """All zeros.
+
+    Example::
+
+        >>> import jax
+        >>> Zeros()(jax.random.key(0), (2,), "float32").tolist()
+        [0.0, 0.0]
+    """
 
     def __call__(self, key, shape, dtype):
         return jnp.zeros(shape, dtype)
@@ -37,8 +53,15 @@ class Zeros:
 
 @dataclasses.dataclass(frozen=True)
 class LecunNormal:
-    """Normal of variance 1/fan_in, cut at two standard deviations (LeCun et al.
-    1998).
+    """Normal with variance 1 / fan_in, truncated at two standard deviations.
+
+    LeCun et al. (1998); fan_in is the number of rows of the gate block.
+
+    Example::
+
+        >>> import jax
+        >>> LecunNormal()(jax.random.key(0), (3, 4), "float32").shape
+        (3, 4)
     """
 
     def __call__(self, key, shape, dtype):
@@ -47,8 +70,15 @@ class LecunNormal:
 
 @dataclasses.dataclass(frozen=True)
 class GlorotUniform:
-    """U(-a, a), a = sqrt(6 / (fan_in + fan_out)) of the gate block (Glorot & Bengio
-    2010).
+    """U(-a, a) with ``a = sqrt(6 / (fan_in + fan_out))`` of the gate block.
+
+    Glorot & Bengio (2010).
+
+    Example::
+
+        >>> import jax
+        >>> GlorotUniform()(jax.random.key(0), (3, 4), "float32").shape
+        (3, 4)
     """
 
     def __call__(self, key, shape, dtype):
@@ -57,8 +87,18 @@ class GlorotUniform:
 
 @dataclasses.dataclass(frozen=True)
 class Normal:
-    """Normal of standard deviation ``gain / sqrt(fan_in)``: a random recurrent
-    matrix of spectral radius near ``gain``.
+    """Normal with standard deviation ``gain / sqrt(fan_in)``.
+
+    A random recurrent matrix then has a spectral radius near ``gain``.
+
+    Args:
+        gain: the factor of the standard deviation.
+
+    Example::
+
+        >>> import jax
+        >>> Normal(gain=0.5)(jax.random.key(0), (4, 4), "float32").shape
+        (4, 4)
     """
 
     gain: float = 1.0
@@ -73,10 +113,20 @@ class Normal:
 
 @dataclasses.dataclass(frozen=True)
 class Orthogonal:
-    """``gain * Q sign(diag R)`` with ``Q R = qr(normal)``: uniform over orthogonal
-    matrices (Saxe et al. 2014; Mezzadri 2007).
+    """Uniform orthogonal matrices: ``gain * Q sign(diag R)`` with ``Q R = qr(normal)``.
 
-    A rectangular block has orthonormal rows or columns, whichever are fewer.
+    Saxe et al. (2014); Mezzadri (2007). A rectangular block has orthonormal rows or
+    columns, whichever are fewer.
+
+    Args:
+        gain: the factor of the matrix, its singular values.
+
+    Example::
+
+        >>> import jax
+        >>> kernel = Orthogonal(gain=2.0)(jax.random.key(0), (3, 3), "float32")
+        >>> round(float(jax.numpy.linalg.norm(kernel, 2)), 3)
+        2.0
     """
 
     gain: float = 1.0
@@ -88,8 +138,19 @@ class Orthogonal:
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """``gain * I``. With relu and zero bias it is the IRNN (Le, Jaitly & Hinton
-    2015, arXiv:1504.00941).
+    """The identity matrix times ``gain``.
+
+    With relu and zero bias it makes `jaxrnn.Elman` the IRNN (Le, Jaitly & Hinton 2015,
+    arXiv:1504.00941).
+
+    Args:
+        gain: the factor of the matrix.
+
+    Example::
+
+        >>> import jax
+        >>> Identity()(jax.random.key(0), (2, 2), "float32").tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
     """
 
     gain: float = 1.0
@@ -100,11 +161,20 @@ class Identity:
 
 @dataclasses.dataclass(frozen=True)
 class TorchUniform:
-    """U(-1/sqrt(H), 1/sqrt(H)) for every kernel and bias, as torch.nn.RNN, LSTM and GRU
-    draw them.
+    """U(-1/sqrt(H), 1/sqrt(H)), torch's for each kernel and bias of RNN, LSTM and GRU.
 
-    torch adds nothing to the forget gate: ``LSTM(H, forget_bias=0.0, input_init=u,
-        recurrent_init=u, bias_init=u)``.
+    torch adds nothing to the forget gate's bias, so its LSTM with ``u =
+    TorchUniform(H)`` is ``LSTM(H, forget_bias=0.0, input_init=u, recurrent_init=u,
+    bias_init=u)``.
+
+    Args:
+        hidden_size: H, the number of hidden units.
+
+    Example::
+
+        >>> import jax
+        >>> bool(abs(TorchUniform(4)(jax.random.key(0), (9,), "float32")).max() < 0.5)
+        True
     """
 
     hidden_size: int
@@ -116,12 +186,27 @@ class TorchUniform:
 
 @dataclasses.dataclass(frozen=True)
 class Chrono:
-    """Gate biases for memories between ``min_time`` and ``max_time`` steps (Tallec &
-    Ollivier 2018, arXiv:1804.11188, eq. 16).
+    """Gate biases for memories of up to ``max_time`` steps (chrono initialization)::
 
-    LSTM: ``b_f = log(U(1, max_time - 1))`` and ``b_i = -b_f``. GRU, whose update gate
-    keeps: ``b_z = log(U(1, max_time - 1))``. The time constant of a unit is 1 + exp(b)
-    steps.
+        b = log(U(1, max_time - 1))
+
+    Tallec & Ollivier (2018, arXiv:1804.11188, eq. 16). The time constant of a unit is 1
+    + exp(b) steps, from 2 to ``max_time``. Cells apply it to the gate that keeps the
+    state: b_f = b and b_i = -b in an LSTM, b_z = b in a GRU. Use it if the length of
+    the dependencies is known.
+
+    Args:
+        max_time: the longest memory in steps, more than 2.
+
+    Raises:
+        ValueError: if ``max_time`` is not above 2.
+
+    Example::
+
+        >>> import jax, jaxrnn
+        >>> cell = jaxrnn.LSTM(4, forget_bias=Chrono(100))
+        >>> cell.init(jax.random.key(0), 3)["bias"].shape
+        (16,)
     """
 
     max_time: float
@@ -139,8 +224,19 @@ class Chrono:
 
 @dataclasses.dataclass(frozen=True)
 class Linspace:
-    """Evenly spaced from ``low`` to ``high``, ends included: forget biases that
-    spread the time constants of the units.
+    """Evenly spaced values from ``low`` to ``high``, both included.
+
+    Used for forget biases, it spreads the time constants of the units.
+
+    Args:
+        low: the first value.
+        high: the last value.
+
+    Example::
+
+        >>> import jax
+        >>> Linspace(0.0, 1.0)(jax.random.key(0), (3,), "float32").tolist()
+        [0.0, 0.5, 1.0]
     """
 
     low: float
@@ -158,8 +254,20 @@ class Linspace:
 
 @dataclasses.dataclass(frozen=True)
 class PowerLaw:
-    """``first + (last - first) (j / (n - 1))^exponent`` for unit j of n: most units
-    near ``last`` where exponent < 1.
+    """``first + (last - first) (j / (n - 1))^exponent`` for unit j of n.
+
+    With ``exponent < 1`` most values lie near ``last``.
+
+    Args:
+        first: the first value.
+        last: the last value.
+        exponent: of the power law.
+
+    Example::
+
+        >>> import jax
+        >>> PowerLaw(0.0, 4.0, 2.0)(jax.random.key(0), (3,), "float32").tolist()
+        [0.0, 1.0, 4.0]
     """
 
     first: float
@@ -167,17 +275,26 @@ class PowerLaw:
     exponent: float
 
     def __call__(self, key, shape, dtype):
-        places = jnp.linspace(0, 1, math.prod(shape), dtype=accumulator(dtype)).reshape(
-            shape
-        )
-        return (self.first + (self.last - self.first) * places**self.exponent).astype(
-            dtype
-        )
+        size = math.prod(shape)
+        fraction = jnp.linspace(0, 1, size, dtype=accumulator(dtype)).reshape(shape)
+        values = self.first + (self.last - self.first) * fraction**self.exponent
+        return values.astype(dtype)
 
 
 @dataclasses.dataclass(frozen=True)
 class Uniform:
-    """U(low, high)."""
+    """Uniform in [low, high).
+
+    Args:
+        low: the lower bound.
+        high: the upper bound.
+
+    Example::
+
+        >>> import jax
+        >>> Uniform(0.0, 1.0)(jax.random.key(0), (3,), "float32").shape
+        (3,)
+    """
 
     low: float
     high: float
@@ -189,9 +306,7 @@ class Uniform:
 def gate_blocks(
     init: Initializer, key: Array, gates: int, rows: int, columns: int, dtype: Any
 ) -> Array:
-    """A packed kernel ``(rows, gates * columns)``, each gate's block drawn by
-    itself.
-    """
+    """Draw a packed kernel ``(rows, gates * columns)``, each gate's block by itself."""
     return jnp.concatenate(
         [init(k, (rows, columns), dtype) for k in jax.random.split(key, gates)], axis=-1
     )
@@ -200,5 +315,5 @@ def gate_blocks(
 def gate_biases(
     init: Initializer, key: Array, gates: int, size: int, dtype: Any
 ) -> list[Array]:
-    """One bias ``(size,)`` a gate, each drawn by itself."""
+    """Draw one bias ``(size,)`` per gate, each by itself."""
     return [init(k, (size,), dtype) for k in jax.random.split(key, gates)]

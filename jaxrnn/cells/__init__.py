@@ -1,4 +1,4 @@
-"""The arithmetic of one step: a file a cell, or a family of them."""
+"""The built-in cells: the arithmetic of one step, one file per cell or family."""
 
 from .diagonal import DiagonalGRU as DiagonalGRU
 from .diagonal import DiagonalLSTM as DiagonalLSTM

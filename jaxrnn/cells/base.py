@@ -1,5 +1,7 @@
-"""What the built-in cells share beyond the contract: sizes checked, and an initial
-state that can be learned.
+"""The base class of the built-in cells.
+
+Beyond the contract of `jaxrnn.Cell` it checks sizes, parameters and carries, and offers
+an initial state that can be learned.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from ..core.cell import Carry, Cell, Params, accumulator
@@ -29,8 +32,12 @@ class BuiltinCell(Cell):
     """A cell of ``hidden_size`` units.
 
     With ``learned_initial_carry`` the state before the first step is a parameter,
-    ``params["initial_carry"]`` (one vector per part of the carry, zero at first); it
-    gets gradient from every sequence start and from every reset.
+    ``params["initial_carry"]`` (one vector per part of the carry, initialized to zero);
+    it receives gradient from every sequence start and from every reset.
+
+    Args:
+        hidden_size: H, the number of hidden units.
+        learned_initial_carry: if True, the state before the first step is a parameter.
     """
 
     hidden_size: int
@@ -50,7 +57,13 @@ class BuiltinCell(Cell):
                 )
 
     def check(self, params: Params) -> None:
-        """The parameters are this cell's, by name and shape."""
+        """Check that ``params`` have the names and shapes of this cell's parameters.
+
+        Raises:
+            TypeError: if an entry is missing or unknown.
+            ValueError: if an entry has the wrong shape.
+        """
+        # The expected shapes depend on D, which only the input kernel tells.
         shape = (
             jnp.shape(params.get("input_kernel", 0.0))
             if isinstance(params, dict)
@@ -61,7 +74,20 @@ class BuiltinCell(Cell):
         )
 
     def __call__(self, params: Params, carry: Carry, x: Array) -> tuple[Carry, Array]:
-        """One streaming step: ``(carry, y)`` after input ``x (*B, D)``."""
+        """Take one streaming step.
+
+        Args:
+            params: the parameters, from ``init``.
+            carry: the state before the step, from ``initial_carry`` or the last call.
+            x: one input ``(*B, D)``, in the parameters' dtype.
+
+        Returns:
+            ``(carry, y)``: the state after the step and the output ``(*B, O)``.
+
+        Raises:
+            TypeError, ValueError: if the parameters, the carry or the input do not have
+                the names, shapes and dtypes that this cell expects.
+        """
         check_inputs(x[None])
         self.check(params)
         check_carry(
@@ -73,18 +99,30 @@ class BuiltinCell(Cell):
         return super().__call__(params, carry, x)
 
     def zero_carry(
-        self, params: Params, batch_shape: tuple[int, ...], dtype: Any
+        self, params: Params, batch_shape: tuple[int, ...], dtype: DTypeLike
     ) -> Carry:
-        """Zeros with the shapes and dtypes of this cell's carry; ``dtype`` is that
-        of the computation.
+        """Return zeros with the shapes and dtypes of this cell's carry.
+
+        ``dtype`` is that of the computation; parts that accumulate may be wider.
         """
         return jnp.zeros((*batch_shape, self.hidden_size), dtype)
 
     def initial_carry(
-        self, params: Params, batch_shape: tuple[int, ...] = (), dtype: Any = None
+        self,
+        params: Params,
+        batch_shape: tuple[int, ...] = (),
+        dtype: DTypeLike | None = None,
     ) -> Carry:
-        """Zeros ``(*batch_shape, H)`` per part of the carry, or the learned state
-        spread over the batch.
+        """Return the carry before the first step.
+
+        Args:
+            params: the parameters, from ``init``.
+            batch_shape: the batch axes ``*B``.
+            dtype: of the computation; by default that of the parameters.
+
+        Returns:
+            Zeros ``(*batch_shape, H)`` for each part of the carry, or the learned state
+            broadcast over the batch.
         """
         check_batch_shape(batch_shape)
         zeros = self.zero_carry(
@@ -99,14 +137,12 @@ class BuiltinCell(Cell):
         )
 
     def with_initial_carry(self, params: Params) -> Params:
-        """``params`` completed by a learned initial state where the option asks for
-        one.
-        """
+        """Add ``initial_carry`` to ``params`` if ``learned_initial_carry`` is set."""
         if not self.learned_initial_carry:
             return params
-        dtype = params[
-            "input_kernel"
-        ].dtype  # all of it; initial_carry casts what accumulates
+        # All parts have the parameters' dtype; `initial_carry` casts those that
+        # accumulate to their wider dtype.
+        dtype = params["input_kernel"].dtype
         return {
             **params,
             "initial_carry": jax.tree.map(
@@ -116,19 +152,24 @@ class BuiltinCell(Cell):
 
 
 def projected(cell: Cell, params: Params, x: Array) -> Array:
-    """``x W + b`` for inputs that fit, in the accumulator's dtype."""
+    """Return ``x W + b`` in the accumulator's dtype, after a check of ``x``."""
     check_features(cell, params["input_kernel"], x)
     z = dense(x, params["input_kernel"]).astype(accumulator(x.dtype))
     return z + along(params["bias"], z)
 
 
 @functools.lru_cache(maxsize=256)
-def _expected_params(cell: Any, input_size: int) -> Any:
-    """The shapes of a cell's parameters; kept, because streaming asks at every step."""
+def _expected_params(cell: Cell, input_size: int) -> Any:
+    """Return the shapes of a cell's parameters.
+
+    The result is cached because streaming calls need it at every step.
+    """
     return jax.eval_shape(lambda: cell.init(jax.random.key(0), input_size))
 
 
 @functools.lru_cache(maxsize=256)
-def _expected_carry(cell: Any, batch_shape: tuple[int, ...], dtype: Any) -> Any:
-    """The shapes and dtypes of a cell's carry."""
+def _expected_carry(
+    cell: BuiltinCell, batch_shape: tuple[int, ...], dtype: DTypeLike
+) -> Any:
+    """Return the shapes and dtypes of a cell's carry."""
     return jax.eval_shape(lambda: cell.zero_carry({}, batch_shape, dtype))

@@ -1,4 +1,4 @@
-"""GRU and LSTM whose units see no state but their own."""
+"""GRU and LSTM with diagonal recurrent matrices: each unit sees only its own state."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ..core.cell import Carry, Gate, Params, accumulator
@@ -29,7 +30,7 @@ from .ops import along
 
 @dataclasses.dataclass(frozen=True)
 class _Diagonal(BuiltinCell):
-    """Three packed blocks and, for each, a vector in place of the recurrent matrix."""
+    """Three packed gate blocks, each with a vector in place of a recurrent matrix."""
 
     _: dataclasses.KW_ONLY
     input_init: Initializer = GlorotUniform()
@@ -37,9 +38,9 @@ class _Diagonal(BuiltinCell):
     bias_init: Initializer = Zeros()
 
     def _parameters(
-        self, key: Array, input_size: int, dtype: Any
+        self, key: Array, input_size: int, dtype: DTypeLike
     ) -> tuple[Params, list[Array]]:
-        """The input kernel, the recurrent vectors, and the three biases."""
+        """Draw the input kernel and the recurrent vectors, and the three biases."""
         check_positive(self, input_size=input_size)
         H = self.hidden_size
         k_input, k_recurrent, k_bias = jax.random.split(key, 3)
@@ -58,40 +59,66 @@ class _Diagonal(BuiltinCell):
     def project(
         self, params: Params, x: Float[Array, "*TB D"]
     ) -> Float[Array, "*TB G"]:
-        """``x W + b``, in the accumulator's dtype."""
+        """Return ``x W + b`` in the accumulator's dtype."""
         return projected(self, params, x)
 
 
 @dataclasses.dataclass(frozen=True)
 class DiagonalGRU(_Diagonal):
-    """The GRU with diagonal recurrent matrices: ParaGRU of ParaRNN (Danieli et al.
-    2025, arXiv:2510.21450), packed r, z, n::
+    """The GRU with diagonal recurrent matrices, blocks packed r, z, n::
 
         r, z = sigmoid(x_t W + u * h_{t-1} + b)
         n = tanh(x_t W_n + u_n * (r * h_{t-1}) + b_n)
         h_t = (1 - z) * n + z * h_{t-1}
 
-    in this library's convention, where z keeps h: the paper's z is 1 - z here, so
-        weights and bias of that block change sign.
+    It is ParaGRU of ParaRNN (Danieli et al. 2025, arXiv:2510.21450), in this library's
+    convention, where z keeps h: the paper's z is 1 - z here, so the weights and the
+    bias of that block change sign.
 
-    Parameters: ``input_kernel (D, 3H)``, ``recurrent_vector (3H,)``, ``bias (3H,)``.
-    Carry: ``h (*B, H)``, in float32 at least.
+    A step has no recurrent matrix product, so it is cheaper than that of `GRU`, but
+    units mix only from layer to layer: stack several layers, with `residual_block` for
+    example.
+
+    Parameters: ``input_kernel`` W ``(D, 3H)``, ``recurrent_vector`` u ``(3H,)``, ``bias
+    (3H,)``. Carry: ``h (*B, H)``, in float32 or wider. Output: h in the parameters'
+    dtype.
 
     Args:
-        hidden_size: H.
-        update_init: the update gate's bias: evenly from 0 to 1 over the units, as the
-            authors' code begins, or ``Chrono(T)``.
-        recurrent_init: normal of deviation ``2 / sqrt(5 H)``, as there; called for a
-            block ``(H, 1)``.
-        learned_initial_carry: make h before the first step a parameter.
+        hidden_size: H, the number of hidden units.
+        input_init: initializer of each block of W.
+        recurrent_init: initializer of u, called for a block ``(H, 1)``. By default
+            normal with standard deviation ``2 / sqrt(5 H)``, as in the authors' code.
+        bias_init: initializer of the biases of r and n.
+        update_init: initializer of the update gate's bias. By default evenly spaced
+            from 0 to 1 over the units, as in the authors' code; ``Chrono(T)`` gives
+            memories of up to T steps.
+        learned_initial_carry: if True, h before the first step is a parameter.
+
+    Example::
+
+        >>> import jax, jaxrnn
+        >>> cell = jaxrnn.DiagonalGRU(4)
+        >>> params = cell.init(jax.random.key(0), input_size=3)
+        >>> carry, ys = jaxrnn.unroll(cell, params, jax.numpy.ones((5, 2, 3)))
+        >>> params["recurrent_vector"].shape, ys.shape
+        ((12,), (5, 2, 4))
     """
 
     _: dataclasses.KW_ONLY
     update_init: Initializer | Chrono = Linspace(0.0, 1.0)
 
-    def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
-        """Draw parameters for ``input_size`` features, in ``dtype`` (default: jax's
-        default float).
+    def init(
+        self, key: Array, input_size: int, dtype: DTypeLike | None = None
+    ) -> Params:
+        """Draw parameters for inputs of ``input_size`` features.
+
+        Args:
+            key: a `jax.random` key.
+            input_size: D, the number of input features.
+            dtype: of the parameters; by default JAX's default float.
+
+        Returns:
+            The dictionary of parameters that the class docstring lists.
         """
         dtype = dtype or jnp.result_type(float)
         params, (b_r, _, b_n) = self._parameters(key, input_size, dtype)
@@ -101,9 +128,9 @@ class DiagonalGRU(_Diagonal):
         )
 
     def zero_carry(
-        self, params: Params, batch_shape: tuple[int, ...], dtype: Any
+        self, params: Params, batch_shape: tuple[int, ...], dtype: DTypeLike
     ) -> Float[Array, "*B H"]:
-        """Zeros in the accumulator's dtype."""
+        """Return zeros ``(*B, H)`` in the accumulator's dtype."""
         return jnp.zeros((*batch_shape, self.hidden_size), accumulator(dtype))
 
     def step(
@@ -114,8 +141,9 @@ class DiagonalGRU(_Diagonal):
         *,
         recurrent_h=None,
     ):
-        """One step of the equations above. ``recurrent_h`` replaces h where it meets
-        u (variational dropout).
+        """Take one step of the equations above.
+
+        ``recurrent_h`` replaces h where it is multiplied by u (variational dropout).
         """
         _, update, n = self._activations(
             params, carry if recurrent_h is None else recurrent_h, z
@@ -125,7 +153,7 @@ class DiagonalGRU(_Diagonal):
     def _activations(
         self, params: Params, h: Array, z: Array
     ) -> tuple[Array, Array, Array]:
-        """r, z and n."""
+        """Return r, z and n."""
         u_r, u_z, u_n = (along(u, h) for u in jnp.split(params["recurrent_vector"], 3))
         z_r, z_z, z_n = jnp.split(z, 3, axis=-1)
         r, update = jax.nn.sigmoid(z_r + u_r * h), jax.nn.sigmoid(z_z + u_z * h)
@@ -134,46 +162,70 @@ class DiagonalGRU(_Diagonal):
     def gate_values(
         self, params: Params, carry: Float[Array, "*B H"], z: Float[Array, "*B G"]
     ) -> dict[str, Gate]:
-        """r, z, which keeps h, and n."""
+        """Return r, z (which keeps h) and n."""
         r, update, n = self._activations(params, carry, z)
         return {"r": Gate(r), "z": Gate(update, keeps=True), "n": Gate(n, low=-1.0)}
 
     def output(self, params: Params, carry: Carry, x: Any) -> Float[Array, "*TB H"]:
-        """h, in the parameters' dtype."""
+        """Return h in the parameters' dtype."""
         return carry.astype(params["input_kernel"].dtype)
 
 
 @dataclasses.dataclass(frozen=True)
 class DiagonalLSTM(_Diagonal):
-    """The LSTM with coupled gates, peepholes and diagonal recurrent matrices: ParaLSTM
-    of ParaRNN (Danieli et al. 2025, arXiv:2510.21450), blocks packed f, g, o::
+    """The LSTM with diagonal recurrent matrices and peepholes, packed f, g, o::
 
-        f = sigmoid(x_t W + u * h_{t-1} + p * c_{t-1} + b)     g = tanh(x_t W_g + u_g * h_{t-1} + b_g)
+        f = sigmoid(x_t W + u * h_{t-1} + p * c_{t-1} + b)
+        g = tanh(x_t W_g + u_g * h_{t-1} + b_g)
         c_t = f * c_{t-1} + (1 - f) * g
-        o = sigmoid(x_t W_o + u_o * h_{t-1} + p_o * c_t + b_o)     h_t = o * tanh(c_t)
+        o = sigmoid(x_t W_o + u_o * h_{t-1} + p_o * c_t + b_o)
+        h_t = o * tanh(c_t)
 
-    It is ``LSTM(H, peephole=True, coupled_gates=True)`` with diagonals for recurrent
-    matrices.
+    It is ParaLSTM of ParaRNN (Danieli et al. 2025, arXiv:2510.21450), which is
+    ``LSTM(H, peephole=True, coupled_gates=True)`` with diagonal recurrent matrices.
+    As with `DiagonalGRU`, units mix only from layer to layer.
 
-    Parameters: ``input_kernel (D, 3H)``, ``recurrent_vector (3H,)``, ``peephole_kernel (2H,)`` (f, o), ``bias (3H,)``. Carry:
-    `LSTMState` (h, c), c in float32 at least.
+    Parameters: ``input_kernel`` W ``(D, 3H)``, ``recurrent_vector`` u ``(3H,)``,
+    ``peephole_kernel`` p ``(2H,)`` (f, o), ``bias (3H,)``. Carry: `LSTMState` (h, c),
+    c in float32 or wider. Output: h.
 
     Args:
-        hidden_size: H.
-        forget_init: the forget gate's bias: evenly from 0 down to -1 over the units, as
-            the authors' code begins (it keeps little), or ``Chrono(T)``, which keeps
-            long.
-        recurrent_init: of u and p: normal of deviation ``2 / sqrt(5 H)``, as there;
-            called for a block ``(H, 1)``.
-        learned_initial_carry: make (h, c) before the first step a parameter.
-    """  # noqa: E501
+        hidden_size: H, the number of hidden units.
+        input_init: initializer of each block of W.
+        recurrent_init: initializer of u and p, called for a block ``(H, 1)``. By
+            default normal with standard deviation ``2 / sqrt(5 H)``, as in the
+            authors' code.
+        bias_init: initializer of the biases of g and o.
+        forget_init: initializer of the forget gate's bias. By default evenly spaced
+            from 0 down to -1 over the units, as in the authors' code, which gives
+            short memories; use ``Chrono(T)`` for memories of up to T steps.
+        learned_initial_carry: if True, (h, c) before the first step are parameters.
+
+    Example::
+
+        >>> import jax, jaxrnn
+        >>> cell = jaxrnn.DiagonalLSTM(4)
+        >>> params = cell.init(jax.random.key(0), input_size=3)
+        >>> carry, ys = jaxrnn.unroll(cell, params, jax.numpy.ones((5, 2, 3)))
+        >>> carry.c.shape, ys.shape
+        ((2, 4), (5, 2, 4))
+    """
 
     _: dataclasses.KW_ONLY
     forget_init: Initializer | Chrono = Linspace(0.0, -1.0)
 
-    def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
-        """Draw parameters for ``input_size`` features, in ``dtype`` (default: jax's
-        default float).
+    def init(
+        self, key: Array, input_size: int, dtype: DTypeLike | None = None
+    ) -> Params:
+        """Draw parameters for inputs of ``input_size`` features.
+
+        Args:
+            key: a `jax.random` key.
+            input_size: D, the number of input features.
+            dtype: of the parameters; by default JAX's default float.
+
+        Returns:
+            The dictionary of parameters that the class docstring lists.
         """
         dtype = dtype or jnp.result_type(float)
         params, (b_f, b_g, b_o) = self._parameters(key, input_size, dtype)
@@ -190,9 +242,9 @@ class DiagonalLSTM(_Diagonal):
         return self.with_initial_carry({**params, **extra})
 
     def zero_carry(
-        self, params: Params, batch_shape: tuple[int, ...], dtype: Any
+        self, params: Params, batch_shape: tuple[int, ...], dtype: DTypeLike
     ) -> LSTMState:
-        """Zeros: h in ``dtype``, c in its accumulator's dtype."""
+        """Return zeros: h in ``dtype``, c in the accumulator's dtype."""
         shape = (*batch_shape, self.hidden_size)
         return LSTMState(jnp.zeros(shape, dtype), jnp.zeros(shape, accumulator(dtype)))
 
@@ -204,8 +256,9 @@ class DiagonalLSTM(_Diagonal):
         *,
         recurrent_h=None,
     ) -> LSTMState:
-        """One step of the equations above. ``recurrent_h`` replaces h where it meets
-        u (variational dropout).
+        """Take one step of the equations above.
+
+        ``recurrent_h`` replaces h where it is multiplied by u (variational dropout).
         """
         *_, o, c = self._activations(params, carry, z, recurrent_h)
         return LSTMState((o * jnp.tanh(c)).astype(carry.h.dtype), c)
@@ -213,7 +266,7 @@ class DiagonalLSTM(_Diagonal):
     def _activations(
         self, params: Params, carry: LSTMState, z: Array, recurrent_h: Array | None
     ) -> tuple[Array, ...]:
-        """f, g, o, and the new c."""
+        """Return f, g, o, and the new c."""
         c = carry.c
         h = (carry.h if recurrent_h is None else recurrent_h).astype(c.dtype)
         p_f, p_o = (along(p, c) for p in jnp.split(params["peephole_kernel"], 2))
@@ -230,6 +283,6 @@ class DiagonalLSTM(_Diagonal):
     def gate_values(
         self, params: Params, carry: LSTMState, z: Float[Array, "*B G"]
     ) -> dict[str, Gate]:
-        """f, which keeps c, g and o."""
+        """Return f (which keeps c), g and o."""
         f, g, o, _ = self._activations(params, carry, z, None)
         return {"f": Gate(f, keeps=True), "g": Gate(g, low=-1.0), "o": Gate(o)}

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ..core.cell import Gate, Params
@@ -30,16 +31,30 @@ class Elman(BuiltinCell):
 
         h_t = f(x_t W + h_{t-1} U + b)
 
-    Parameters: ``input_kernel (D, H)``, ``recurrent_kernel (H, H)``, ``bias (H,)``.
-        Carry: ``h (*B, H)``, an array.
+    Parameters: ``input_kernel`` W ``(D, H)``, ``recurrent_kernel`` U ``(H, H)``,
+    ``bias (H,)``. Carry: ``h (*B, H)``, an array. Output: h.
+
+    Use it as a baseline; where dependencies span more than some ten steps, its gradient
+    vanishes or explodes, and a gated cell (`GRU`, `LSTM`) learns more easily.
 
     Args:
-        hidden_size: H.
-        activation: f, ``jnp.tanh`` or ``jax.nn.relu`` (any elementwise function that is
-            the same object each time).
-        recurrent_init: how U is drawn. ``Identity()`` with relu is the IRNN (Le, Jaitly
-            & Hinton 2015).
-        learned_initial_carry: make the state before the first step a parameter.
+        hidden_size: H, the number of hidden units.
+        activation: f, ``jnp.tanh`` or ``jax.nn.relu``. Any elementwise function will
+            do if it is the same object each time, since cells compare by value.
+        input_init: initializer of W.
+        recurrent_init: initializer of U. ``Identity()`` with relu is the IRNN (Le,
+            Jaitly & Hinton 2015).
+        bias_init: initializer of b.
+        learned_initial_carry: if True, h before the first step is a parameter.
+
+    Example::
+
+        >>> import jax, jaxrnn
+        >>> cell = jaxrnn.Elman(4)
+        >>> params = cell.init(jax.random.key(0), input_size=3)
+        >>> carry, ys = jaxrnn.unroll(cell, params, jax.numpy.ones((5, 2, 3)))
+        >>> ys.shape
+        (5, 2, 4)
     """
 
     _: dataclasses.KW_ONLY
@@ -48,9 +63,18 @@ class Elman(BuiltinCell):
     recurrent_init: Initializer = Orthogonal()
     bias_init: Initializer = Zeros()
 
-    def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
-        """Draw parameters for ``input_size`` features, in ``dtype`` (default: jax's
-        default float).
+    def init(
+        self, key: Array, input_size: int, dtype: DTypeLike | None = None
+    ) -> Params:
+        """Draw parameters for inputs of ``input_size`` features.
+
+        Args:
+            key: a `jax.random` key.
+            input_size: D, the number of input features.
+            dtype: of the parameters; by default JAX's default float.
+
+        Returns:
+            The dictionary of parameters that the class docstring lists.
         """
         check_positive(self, input_size=input_size)
         dtype = dtype or jnp.result_type(float)
@@ -70,7 +94,7 @@ class Elman(BuiltinCell):
     def project(
         self, params: Params, x: Float[Array, "*TB D"]
     ) -> Float[Array, "*TB H"]:
-        """``x W``."""
+        """Return ``x W``, the part of a step that needs no carry."""
         check_features(self, params["input_kernel"], x)
         return dense(x, params["input_kernel"])
 
@@ -82,8 +106,9 @@ class Elman(BuiltinCell):
         *,
         recurrent_h=None,
     ):
-        """``f(z + h U + b)``. ``recurrent_h`` replaces h where it meets U
-        (variational dropout).
+        """Return ``f(z + h U + b)``.
+
+        ``recurrent_h`` replaces h where it is multiplied by U (variational dropout).
         """
         a = recur(
             carry if recurrent_h is None else recurrent_h, params["recurrent_kernel"]
@@ -95,10 +120,10 @@ class Elman(BuiltinCell):
     def gate_values(
         self, params: Params, carry: Float[Array, "*B H"], z: Float[Array, "*B H"]
     ) -> dict[str, Gate]:
-        """h itself, which has no gate: its saturation is what stops a gradient."""
+        """Return h: the cell has no gate, but its saturation stops the gradient."""
         return {"h": Gate(self.step(params, carry, z), *range_of(self.activation))}
 
 
 def range_of(activation: Callable[[Array], Array]) -> tuple[float, float]:
-    """Where its values lie, as far as that is known."""
+    """Return the range of an activation, or the real line if it is not known."""
     return RANGES.get(activation, (-math.inf, math.inf))

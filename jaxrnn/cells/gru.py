@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ..core.cell import Carry, Gate, Params, accumulator
@@ -29,26 +30,43 @@ class GRU(BuiltinCell):
     """The gated recurrent unit, gates packed r, z, n::
 
         r, z = sigmoid(x_t W + h_{t-1} U + b)
-        n = tanh(x_t W_n + b_n + r * (h_{t-1} U_n + b_hn))      reset after (torch, cuDNN; the default)
-        n = tanh(x_t W_n + b_n + (r * h_{t-1}) U_n)             reset before (Cho et al. 2014)
+        n = tanh(x_t W_n + b_n + r * (h_{t-1} U_n + b_hn))      reset after
+        n = tanh(x_t W_n + b_n + (r * h_{t-1}) U_n)             reset before
         h_t = (1 - z) * n + z * h_{t-1}
 
-    Parameters: ``input_kernel (D, 3H)``, ``recurrent_kernel (H, 3H)``, ``bias (3H,)``,
-    and with reset after ``recurrent_bias (H,)``, the b_hn above, so that torch's
-    weights fit without loss. The two forms are different functions: weights of one do
-    not convert to the other. Carry: ``h (*B, H)``, an array, kept in float32 at least
-    because it accumulates; the output is cast back to the parameters' dtype.
+    "Reset after" is the form of torch and cuDNN and the default; "reset before" is that
+    of Cho et al. (2014). The two forms are different functions: weights of one do not
+    convert to the other.
+
+    Parameters: ``input_kernel`` W ``(D, 3H)``, ``recurrent_kernel`` U ``(H, 3H)``,
+    ``bias (3H,)``, and with reset after ``recurrent_bias (H,)``, the b_hn above, so
+    that torch's weights fit without loss. Carry: ``h (*B, H)``, an array, kept in
+    float32 or wider because it accumulates. Output: h, cast back to the parameters'
+    dtype.
 
     Args:
-        hidden_size: H.
-        reset_after: which of the two forms.
-        update_bias: added to the update gate's bias at init (z near 1 keeps), or
-            ``Chrono(T)``.
-        layer_norm: normalize ``x W`` and ``h U``, the r and z blocks together and n by
-            itself (Ba et al. 2016, eq. 25-27): parameters ``input_norm_scale``,
-            ``recurrent_norm_scale (3H,)``.
-        learned_initial_carry: make h before the first step a parameter.
-    """  # noqa: E501
+        hidden_size: H, the number of hidden units.
+        reset_after: whether r multiplies after U_n (True) or before it (False). Keep
+            True for torch's weights and for the cuDNN engine.
+        update_bias: number added to the update gate's bias at init, or ``Chrono(T)``
+            for memories of up to T steps. A z near 1 keeps the state.
+        layer_norm: if True, normalize ``x W`` and ``h U``, the r and z blocks together
+            and n by itself (Ba et al. 2016, eq. 25-27). This adds the parameters
+            ``input_norm_scale`` and ``recurrent_norm_scale``, ``(3H,)`` each.
+        input_init: initializer of each block of W.
+        recurrent_init: initializer of each block of U.
+        bias_init: initializer of the biases.
+        learned_initial_carry: if True, h before the first step is a parameter.
+
+    Example::
+
+        >>> import jax, jaxrnn
+        >>> cell = jaxrnn.GRU(4)
+        >>> params = cell.init(jax.random.key(0), input_size=3)
+        >>> carry, ys = jaxrnn.unroll(cell, params, jax.numpy.ones((5, 2, 3)))
+        >>> carry.shape, ys.shape
+        ((2, 4), (5, 2, 4))
+    """
 
     _: dataclasses.KW_ONLY
     reset_after: bool = True
@@ -58,9 +76,18 @@ class GRU(BuiltinCell):
     recurrent_init: Initializer = Orthogonal()
     bias_init: Initializer = Zeros()
 
-    def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
-        """Draw parameters for ``input_size`` features, in ``dtype`` (default: jax's
-        default float).
+    def init(
+        self, key: Array, input_size: int, dtype: DTypeLike | None = None
+    ) -> Params:
+        """Draw parameters for inputs of ``input_size`` features.
+
+        Args:
+            key: a `jax.random` key.
+            input_size: D, the number of input features.
+            dtype: of the parameters; by default JAX's default float.
+
+        Returns:
+            The dictionary of parameters that the class docstring lists.
         """
         check_positive(self, input_size=input_size)
         dtype, H = dtype or jnp.result_type(float), self.hidden_size
@@ -92,15 +119,15 @@ class GRU(BuiltinCell):
         return self.with_initial_carry(params)
 
     def zero_carry(
-        self, params: Params, batch_shape: tuple[int, ...], dtype: Any
+        self, params: Params, batch_shape: tuple[int, ...], dtype: DTypeLike
     ) -> Float[Array, "*B H"]:
-        """Zeros in the accumulator's dtype."""
+        """Return zeros ``(*B, H)`` in the accumulator's dtype."""
         return jnp.zeros((*batch_shape, self.hidden_size), accumulator(dtype))
 
     def project(
         self, params: Params, x: Float[Array, "*TB D"]
     ) -> Float[Array, "*TB G"]:
-        """``x W``, normalized under ``layer_norm``."""
+        """Return ``x W``, normalized if ``layer_norm`` is set."""
         check_features(self, params["input_kernel"], x)
         z = dense(x, params["input_kernel"])
         return self.normalize(z, params["input_norm_scale"]) if self.layer_norm else z
@@ -108,7 +135,7 @@ class GRU(BuiltinCell):
     def normalize(
         self, z: Float[Array, "*B G"], scale: Float[Array, " G"]
     ) -> Float[Array, "*B G"]:
-        """Layer normalization of the r and z blocks together, and of n by itself."""
+        """Normalize the r and z blocks together, and the n block by itself."""
         gates, scales = (
             jnp.split(z, [2 * self.hidden_size], -1),
             jnp.split(scale, [2 * self.hidden_size], -1),
@@ -125,8 +152,9 @@ class GRU(BuiltinCell):
         *,
         recurrent_h=None,
     ):
-        """One step of the equations above. ``recurrent_h`` replaces h where it meets
-        U (variational dropout).
+        """Take one step of the equations above.
+
+        ``recurrent_h`` replaces h where it is multiplied by U (variational dropout).
         """
         _, update, n = self._activations(params, carry, z, recurrent_h)
         return (1 - update) * n + update * carry
@@ -134,7 +162,7 @@ class GRU(BuiltinCell):
     def _activations(
         self, params: Params, carry: Array, z: Array, recurrent_h: Array | None
     ) -> tuple[Array, Array, Array]:
-        """r, z and n."""
+        """Return r, z and n."""
         H, h_in = self.hidden_size, carry if recurrent_h is None else recurrent_h
         kernel, z = params["recurrent_kernel"], z.astype(carry.dtype)
         z = z + along(params["bias"], z)
@@ -160,10 +188,10 @@ class GRU(BuiltinCell):
     def gate_values(
         self, params: Params, carry: Float[Array, "*B H"], z: Float[Array, "*B G"]
     ) -> dict[str, Gate]:
-        """r, z, which keeps h, and n."""
+        """Return r, z (which keeps h) and n."""
         r, update, n = self._activations(params, carry, z, None)
         return {"r": Gate(r), "z": Gate(update, keeps=True), "n": Gate(n, low=-1.0)}
 
     def output(self, params: Params, carry: Carry, x: Any) -> Float[Array, "*TB H"]:
-        """h, in the parameters' dtype."""
+        """Return h in the parameters' dtype."""
         return carry.astype(params["recurrent_kernel"].dtype)

@@ -1,5 +1,7 @@
-"""Linear recurrent units: a diagonal recurrence, complex and fixed (LRU), or real
-and gated by the input (RG-LRU).
+"""Linear recurrent units with a diagonal recurrence.
+
+The LRU's is complex and the same at every step; the RG-LRU's is real and gated by the
+input.
 """
 
 from __future__ import annotations
@@ -10,9 +12,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Complex, Float
 
-from ..core.cell import Gate, LinearCell, Params, accumulator
+from ..core.cell import Carry, Gate, LinearCell, Params, accumulator
 from ..core.validation import check_positive
 from ..initializers import Initializer, LecunNormal, Zeros, gate_blocks
 from .base import BuiltinCell, projected
@@ -22,26 +25,44 @@ from .ssm import ComplexDiagonal
 
 @dataclasses.dataclass(frozen=True)
 class LRU(ComplexDiagonal):
-    """The linear recurrent unit of Orvieto et al. (2023, arXiv:2303.06349, section 3
-    and appendix A)::
+    """The linear recurrent unit (LRU), a complex diagonal linear recurrence::
 
-        lambda = exp(-exp(nu) + i exp(theta))            stable: |lambda| < 1 whatever nu is
-        s_t = lambda s_{t-1} + exp(gamma) (B x_t)        complex, elementwise
+        lambda = exp(-exp(nu) + i exp(theta))       |lambda| < 1 for every nu
+        s_t = lambda s_{t-1} + exp(gamma) (B x_t)   complex, elementwise
         y_t = Re(C s_t) + d x_t
+
+    Orvieto et al. (2023, arXiv:2303.06349, section 3 and appendix A). The output is
+    linear in the inputs, so stack LRUs in blocks with a nonlinearity, such as
+    `residual_block`. ``engine=jaxrnn.Associative()`` computes the recurrence in
+    parallel over time.
 
     Parameters, all real: ``nu``, ``theta``, ``gamma (H,)``, ``input_kernel (D, 2H)``
     (real and imaginary part of B), ``output_kernel (2H, D)`` (Re C over -Im C), ``skip
-    (D,)``, the d above. Carry: ``s (*B, H)``, complex64 at least; outputs have as many
-    features as inputs.
+    (D,)``, the d above. Carry: ``s (*B, H)``, complex64 or wider. Output: ``(*B, D)``;
+    it has the input's feature size, independent of the state size H.
 
     Args:
-        hidden_size: H, complex numbers of state.
-        r_min, r_max: |lambda| at init lies between them, uniformly on the ring by
-            area.
-        max_phase: largest phase of lambda at init.
-        learned_initial_carry: refused, for the carry is complex and parameters are
-            real.
-    """  # noqa: E501
+        hidden_size: H, the number of complex state variables.
+        r_min, r_max: bounds of |lambda| at init, drawn uniformly by area on the ring
+            between them. For long sequences choose r_min near 1, such as 0.9.
+        max_phase: the largest phase of lambda at init. For long sequences a small
+            value, such as ``pi / 10``, avoids fast oscillations.
+        learned_initial_carry: must be False, for the carry is complex and parameters
+            are real.
+
+    Raises:
+        ValueError: if not ``0 <= r_min < r_max <= 1`` or ``0 < max_phase <= 2 pi``, or
+            if ``learned_initial_carry`` is True.
+
+    Example::
+
+        >>> import jax, jaxrnn
+        >>> cell, xs = jaxrnn.LRU(8), jax.numpy.ones((5, 2, 3))
+        >>> params = cell.init(jax.random.key(0), input_size=3)
+        >>> carry, ys = jaxrnn.unroll(cell, params, xs, engine=jaxrnn.Associative())
+        >>> carry.dtype.name, carry.shape, ys.shape
+        ('complex64', (2, 8), (5, 2, 3))
+    """
 
     _: dataclasses.KW_ONLY
     r_min: float = 0.0
@@ -52,7 +73,7 @@ class LRU(ComplexDiagonal):
         super().__post_init__()
         if not 0 <= self.r_min < self.r_max <= 1:
             raise ValueError(
-                f"LRU: 0 <= r_min < r_max <= 1 is needed, but they are "
+                f"LRU: r_min and r_max must satisfy 0 <= r_min < r_max <= 1, but are "
                 f"{self.r_min!r} and {self.r_max!r}"
             )
         if not 0 < self.max_phase <= 2 * math.pi:
@@ -60,26 +81,43 @@ class LRU(ComplexDiagonal):
                 f"LRU: max_phase must lie in (0, 2 pi], but it is {self.max_phase!r}"
             )
 
-    def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
-        """Draw parameters for ``input_size`` features, in ``dtype`` (default: jax's
-        default float).
+    def init(
+        self, key: Array, input_size: int, dtype: DTypeLike | None = None
+    ) -> Params:
+        """Draw parameters for inputs of ``input_size`` features.
+
+        Args:
+            key: a `jax.random` key.
+            input_size: D, the number of input features.
+            dtype: of the parameters; by default JAX's default float.
+
+        Returns:
+            The dictionary of parameters that the class docstring lists.
         """
         check_positive(self, input_size=input_size)
         dtype, H, D = dtype or jnp.result_type(float), self.hidden_size, input_size
         wide = accumulator(dtype)
         k_size, k_phase, k_input, k_output, k_skip = jax.random.split(key, 5)
+        # A point is uniform by area on the ring r_min <= |lambda| <= r_max if
+        # |lambda|^2 is uniform between the squares of the bounds. Then
+        # |lambda| = exp(-exp(nu)) gives nu = log(-log(|lambda|^2) / 2), and the phase
+        # is exp(theta). `area` below is |lambda|^2; draws begin at eps, for log(0).
         low, high = self.r_min**2, self.r_max**2
         area = (
             jax.random.uniform(k_size, (H,), wide, minval=jnp.finfo(wide).eps)
             * (high - low)
             + low
         )
-        area = jnp.minimum(area, 1 - 8 * jnp.finfo(wide).eps)  # |lambda| = 1 has no nu
+        # |lambda| = 1 would need nu = -inf.
+        area = jnp.minimum(area, 1 - 8 * jnp.finfo(wide).eps)
         nu = jnp.log(-jnp.log(area) / 2)
         theta = jnp.log(
             self.max_phase
             * jax.random.uniform(k_phase, (H,), wide, minval=jnp.finfo(wide).eps)
         )
+        # exp(gamma) = sqrt(1 - |lambda|^2) keeps the variance of the state at that of
+        # its input B x for white noise. B and C are complex Gaussian, E|B|^2 = 1 / D
+        # and E|C|^2 = 2 / H, half of each in either part.
         params = {
             "nu": nu,
             "theta": theta,
@@ -95,36 +133,51 @@ class LRU(ComplexDiagonal):
     def factors(
         self, params: Params
     ) -> tuple[Complex[Array, " H"], Float[Array, " H"]]:
-        """lambda, and ``exp(gamma)``."""
+        """Return lambda and ``exp(gamma)``, in the accumulator's precision."""
         wide = accumulator(params["nu"].dtype)
-        size = jnp.exp(-jnp.exp(params["nu"].astype(wide)))
+        radius = jnp.exp(-jnp.exp(params["nu"].astype(wide)))
         angle = jnp.exp(params["theta"].astype(wide))
-        return jax.lax.complex(size * jnp.cos(angle), size * jnp.sin(angle)), jnp.exp(
-            params["gamma"].astype(wide)
-        )
+        eigenvalues = jax.lax.complex(radius * jnp.cos(angle), radius * jnp.sin(angle))
+        return eigenvalues, jnp.exp(params["gamma"].astype(wide))
 
 
 @dataclasses.dataclass(frozen=True)
 class RGLRU(LinearCell, BuiltinCell):
-    """The real-gated linear recurrent unit of Griffin (De et al. 2024,
-    arXiv:2402.19427, eq. 1-4)::
+    """The real-gated linear recurrent unit (RG-LRU) of Griffin::
 
         r_t, i_t = sigmoid(x_t W + b)
         a_t = a^(c r_t),  a = sigmoid(decay),  c = 8
         h_t = a_t h_{t-1} + sqrt(1 - a_t^2) (i_t x_t)
 
-    Parameters: ``input_kernel (H, 2H)``, blocks r, i, ``bias (2H,)``, ``decay (H,)``.
-    As many features come in as there are units. Carry: ``h (*B, H)``, in float32 at
-    least.
+    De et al. (2024, arXiv:2402.19427, eq. 1-4). As in Griffin, put a linear map before
+    it; ``engine=jaxrnn.Associative()`` computes the recurrence in parallel over time.
 
-    The slope of the square root is unbounded where a_t is near 1; it is cut at 1,000,
-    so that one unit that keeps everything does not make the gradient of all parameters
-    infinite. Values are not touched.
+    Parameters: ``input_kernel`` W ``(H, 2H)``, blocks r, i, ``bias (2H,)``, ``decay
+    (H,)``. The inputs must have H features, because they are added to the state. Carry:
+    ``h (*B, H)``, in float32 or wider. Output: h in the parameters' dtype.
+
+    The gradient of the square root is unbounded where a_t is near 1. It is clipped at
+    1,000, so that one unit that keeps everything does not make the gradient of all
+    parameters infinite. Values are not changed.
 
     Args:
-        hidden_size: H, and the number of input features.
-        r_min, r_max: a^c at init, uniform between them.
-        learned_initial_carry: make h before the first step a parameter.
+        hidden_size: H, also the number of input features.
+        r_min, r_max: bounds of a^c at init, drawn uniformly between them.
+        input_init: initializer of each block of W.
+        bias_init: initializer of b.
+        learned_initial_carry: if True, h before the first step is a parameter.
+
+    Raises:
+        ValueError: if not ``0 < r_min < r_max < 1``.
+
+    Example::
+
+        >>> import jax, jaxrnn
+        >>> cell = jaxrnn.RGLRU(4)
+        >>> params = cell.init(jax.random.key(0), input_size=4)
+        >>> carry, ys = jaxrnn.unroll(cell, params, jax.numpy.ones((5, 2, 4)))
+        >>> ys.shape
+        (5, 2, 4)
     """
 
     _: dataclasses.KW_ONLY
@@ -137,70 +190,81 @@ class RGLRU(LinearCell, BuiltinCell):
         super().__post_init__()
         if not 0 < self.r_min < self.r_max < 1:
             raise ValueError(
-                f"RGLRU: 0 < r_min < r_max < 1 is needed, but they are "
+                f"RGLRU: r_min and r_max must satisfy 0 < r_min < r_max < 1, but are "
                 f"{self.r_min!r} and {self.r_max!r}"
             )
 
-    def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
-        """Draw parameters for ``input_size`` features, in ``dtype`` (default: jax's
-        default float).
+    def init(
+        self, key: Array, input_size: int, dtype: DTypeLike | None = None
+    ) -> Params:
+        """Draw parameters for inputs of ``input_size`` features.
+
+        Args:
+            key: a `jax.random` key.
+            input_size: D, the number of input features.
+            dtype: of the parameters; by default JAX's default float.
+
+        Returns:
+            The dictionary of parameters that the class docstring lists.
         """
         check_positive(self, input_size=input_size)
         dtype, H = dtype or jnp.result_type(float), self.hidden_size
         k_input, k_bias, k_decay = jax.random.split(key, 3)
-        kept = jax.random.uniform(
+        # a^c is uniform in [r_min, r_max], and decay is the logit of a:
+        # log(a / (1 - a)) = log a - log(-expm1(log a)), exact also for a near 1.
+        a_to_c = jax.random.uniform(
             k_decay, (H,), accumulator(dtype), minval=self.r_min, maxval=self.r_max
         )
-        log_a = jnp.log(kept) / POWER
+        log_a = jnp.log(a_to_c) / POWER
         return self.with_initial_carry(
             {
                 "input_kernel": gate_blocks(
                     self.input_init, k_input, 2, input_size, H, dtype
                 ),
                 "bias": self.bias_init(k_bias, (2 * H,), dtype),
-                "decay": (log_a - jnp.log(-jnp.expm1(log_a))).astype(
-                    dtype
-                ),  # the logit of a
+                "decay": (log_a - jnp.log(-jnp.expm1(log_a))).astype(dtype),
             }
         )
 
     def check(self, params: Params) -> None:
-        """The parameters are this cell's, and made for as many features as units."""
+        """Check the parameters, and that they were made for H input features."""
         super().check(params)
         features = params["input_kernel"].shape[0]
         if features != self.hidden_size:
             raise ValueError(
-                f"RGLRU: its gated inputs are its drive, so there must be as many "
-                f"features as units, but there are {features} "
-                f"and {self.hidden_size}: put a linear map before it, or choose "
+                f"RGLRU: the number of input features must equal hidden_size, because "
+                f"the gated input is added to the state, but they are {features} and "
+                f"{self.hidden_size}: put a linear map before it, or choose "
                 f"RGLRU({features})"
             )
 
     def zero_carry(
-        self, params: Params, batch_shape: tuple[int, ...], dtype: Any
+        self, params: Params, batch_shape: tuple[int, ...], dtype: DTypeLike
     ) -> Float[Array, "*B H"]:
-        """Zeros in the accumulator's dtype."""
+        """Return zeros ``(*B, H)`` in the accumulator's dtype."""
         return jnp.zeros((*batch_shape, self.hidden_size), accumulator(dtype))
 
     def project(
         self, params: Params, x: Float[Array, "*TB H"]
     ) -> tuple[Float[Array, "*TB G"], Float[Array, "*TB H"]]:
-        """``(x W + b, x)``, in the accumulator's dtype."""
+        """Return ``(x W + b, x)`` in the accumulator's dtype."""
         return projected(self, params, x), x.astype(accumulator(x.dtype))
 
     def affine(
         self, params: Params, z: tuple[Array, Array]
     ) -> tuple[Float[Array, "*TB H"], Float[Array, "*TB H"]]:
-        """``a_t`` and ``sqrt(1 - a_t^2) i_t x_t``."""
+        """Return the factor ``a_t`` and the addend ``sqrt(1 - a_t^2) i_t x_t``."""
         gates, x = z
         r, i = jnp.split(jax.nn.sigmoid(gates), 2, axis=-1)
+        # log a_t = c r_t log sigmoid(decay), and 1 - a_t^2 = -expm1(2 log a_t): no
+        # cancellation where a_t is near 1.
         log_a = (
             POWER * r * along(jax.nn.log_sigmoid(params["decay"].astype(r.dtype)), r)
         )
         return jnp.exp(log_a), _root(-jnp.expm1(2 * log_a)) * i * x
 
-    def gate_values(self, params: Params, carry: Any, z: Any) -> dict[str, Gate]:
-        """r, i, and a, which keeps h."""
+    def gate_values(self, params: Params, carry: Carry, z: Any) -> dict[str, Gate]:
+        """Return r, i, and a (which keeps h)."""
         r, i = jnp.split(jax.nn.sigmoid(z[0]), 2, axis=-1)
         return {
             "r": Gate(r),
@@ -208,24 +272,25 @@ class RGLRU(LinearCell, BuiltinCell):
             "a": Gate(self.affine(params, z)[0], keeps=True),
         }
 
-    def output(self, params: Params, carry: Any, x: Any) -> Float[Array, "*TB H"]:
-        """h, in the parameters' dtype."""
+    def output(self, params: Params, carry: Carry, x: Any) -> Float[Array, "*TB H"]:
+        """Return h in the parameters' dtype."""
         return carry.astype(params["input_kernel"].dtype)
 
 
-POWER = 8.0  # c
-STEEPEST = 1000.0
+POWER = 8.0  # c of the paper
+STEEPEST = 1000.0  # the bound of the square root's gradient
 
 
 @jax.custom_jvp
 def _root(x: Array) -> Array:
-    """The square root, whose slope is at most 1,000."""
+    """Compute the square root, with its gradient clipped at `STEEPEST`."""
     return jnp.sqrt(x)
 
 
 @_root.defjvp
 def _root_jvp(primals, tangents):
     root = jnp.sqrt(primals[0])
+    # The derivative is 1 / (2 root); the bound below makes it STEEPEST at most.
     return root, tangents[0] / jnp.maximum(
         2 * root, jnp.asarray(1 / STEEPEST, root.dtype)
     )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ..core.cell import Gate, Params, accumulator
@@ -27,8 +28,9 @@ from .ops import along, dense, gate_activations, layer_norm, recur
 
 @register_for_export
 class LSTMState(NamedTuple):
-    """The carry of an LSTM: what it shows, ``h (*B, H or P)``, and what it
-    remembers, ``c (*B, H)``.
+    """The carry of an LSTM: output state ``h (*B, H or P)``, cell state ``c (*B, H)``.
+
+    P is ``projection_size``. c has dtype float32 or wider.
     """
 
     h: Array
@@ -37,32 +39,50 @@ class LSTMState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class LSTM(BuiltinCell):
-    """Long short-term memory with a forget gate (Hochreiter & Schmidhuber 1997; Gers et
-    al. 2000), gates packed i, f, g, o::
+    """Long short-term memory with a forget gate, gates packed i, f, g, o::
 
         i, f, o = sigmoid(x_t W + h_{t-1} U + b)      g = tanh(x_t W + h_{t-1} U + b)
         c_t = f * c_{t-1} + i * g                     h_t = o * tanh(c_t)
 
-    Parameters: ``input_kernel (D, 4H)``, ``recurrent_kernel (H, 4H)``, ``bias (4H,)``.
-    Carry: `LSTMState` (h, c); c is kept in float32 at least, also under bfloat16
-    parameters, because it sums over the whole sequence.
+    Hochreiter & Schmidhuber (1997); Gers et al. (2000).
+
+    Parameters: ``input_kernel`` W ``(D, 4H)``, ``recurrent_kernel`` U ``(H, 4H)``,
+    ``bias (4H,)``, each option below adding its own. Carry: `LSTMState` (h, c); c is
+    kept in float32 or wider, also with bfloat16 parameters, because it sums over the
+    whole sequence. Output: h.
+
+    The defaults are a sound choice. For dependencies over a known number of steps T,
+    ``forget_bias=Chrono(T)`` lets the units begin with memories of up to T steps.
 
     Args:
-        hidden_size: H.
-        forget_bias: added to the forget gate's bias at init (1: Gers et al. 2000,
-            Jozefowicz et al. 2015), or ``Chrono(T)``.
-        layer_norm: normalize ``x W``, ``h U`` and, before the output, ``c`` (Ba et al.
-            2016, eq. 20-22): parameters ``input_norm_scale``, ``recurrent_norm_scale
-            (4H,)``, ``cell_norm_scale``, ``cell_norm_bias (H,)``.
-        peephole: i and f also see ``p * c_{t-1}``, o sees ``p * c_t`` (Gers &
-            Schmidhuber 2000): ``peephole_kernel`` holds one ``(H,)`` for each of i, f,
-            o (f, o when coupled).
-        coupled_gates: ``i = 1 - f`` (CIFG of Greff et al. 2017): kernels hold three
-            blocks, f, g, o.
-        projection_size: P; ``h_t = (o * tanh(c_t)) R`` with ``projection_kernel R (H,
-            P)``, as torch's ``proj_size`` (Sak et al. 2014); h, the recurrence and the
-            output then have P features.
-        learned_initial_carry: make (h, c) before the first step a parameter.
+        hidden_size: H, the number of hidden units.
+        forget_bias: number added to the forget gate's bias at init (1: Gers et al.
+            2000, Jozefowicz et al. 2015), or ``Chrono(T)``.
+        layer_norm: if True, normalize ``x W``, ``h U`` and, before the output, ``c``
+            (Ba et al. 2016, eq. 20-22). This adds the parameters ``input_norm_scale``
+            and ``recurrent_norm_scale (4H,)``, ``cell_norm_scale`` and
+            ``cell_norm_bias (H,)``.
+        peephole: if True, i and f also see ``p * c_{t-1}``, and o sees ``p * c_t``
+            (Gers & Schmidhuber 2000). ``peephole_kernel`` holds one vector ``(H,)``
+            for each of i, f, o (f, o when coupled).
+        coupled_gates: if True, ``i = 1 - f`` (CIFG of Greff et al. 2017). The kernels
+            then hold three blocks, f, g, o.
+        projection_size: P. If given, ``h_t = (o * tanh(c_t)) R`` with
+            ``projection_kernel`` R ``(H, P)``, as torch's ``proj_size`` (Sak et al.
+            2014); h, the recurrence and the output then have P features.
+        input_init: initializer of each block of W.
+        recurrent_init: initializer of each block of U, and of R.
+        bias_init: initializer of each gate's bias, before ``forget_bias`` is added.
+        learned_initial_carry: if True, (h, c) before the first step are parameters.
+
+    Example::
+
+        >>> import jax, jaxrnn
+        >>> cell = jaxrnn.LSTM(4)
+        >>> params = cell.init(jax.random.key(0), input_size=3)
+        >>> carry, ys = jaxrnn.unroll(cell, params, jax.numpy.ones((5, 2, 3)))
+        >>> carry.c.shape, ys.shape
+        ((2, 4), (5, 2, 4))
     """
 
     _: dataclasses.KW_ONLY
@@ -82,17 +102,26 @@ class LSTM(BuiltinCell):
 
     @property
     def gates(self) -> int:
-        """Gate blocks in a packed kernel: i, f, g, o, or f, g, o when coupled."""
+        """The number of gate blocks in a kernel: 4 (i, f, g, o), or 3 when coupled."""
         return 3 if self.coupled_gates else 4
 
     @property
     def output_size(self) -> int:
-        """Features of h: P with a projection, else H."""
+        """The number of features of h: P with a projection, else H."""
         return self.projection_size or self.hidden_size
 
-    def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
-        """Draw parameters for ``input_size`` features, in ``dtype`` (default: jax's
-        default float).
+    def init(
+        self, key: Array, input_size: int, dtype: DTypeLike | None = None
+    ) -> Params:
+        """Draw parameters for inputs of ``input_size`` features.
+
+        Args:
+            key: a `jax.random` key.
+            input_size: D, the number of input features.
+            dtype: of the parameters; by default JAX's default float.
+
+        Returns:
+            The dictionary of parameters that the class docstring lists.
         """
         check_positive(self, input_size=input_size)
         dtype, gates, H = dtype or jnp.result_type(float), self.gates, self.hidden_size
@@ -121,13 +150,15 @@ class LSTM(BuiltinCell):
             }
         return self.with_initial_carry(params)
 
-    def init_bias(self, key: Array, dtype: Any) -> Float[Array, " G"]:
-        """The packed bias: every gate by ``bias_init``, then the forget gate's (and
-        under Chrono the input gate's).
+    def init_bias(self, key: Array, dtype: DTypeLike) -> Float[Array, " G"]:
+        """Draw the packed bias ``(4H,)``, or ``(3H,)`` when gates are coupled.
+
+        Every gate's bias comes from ``bias_init``. Then ``forget_bias`` is added to
+        that of the forget gate; `Chrono` replaces it, and the input gate's as well.
         """
         k_bias, k_chrono = jax.random.split(key)
         bias = gate_biases(self.bias_init, k_bias, self.gates, self.hidden_size, dtype)
-        f = self.gates - 3  # blocks: i, f, g, o, or f, g, o
+        f = self.gates - 3  # the blocks are i, f, g, o, or f, g, o when coupled
         if isinstance(self.forget_bias, Chrono):
             bias[f] = self.forget_bias(k_chrono, (self.hidden_size,), dtype)
             if not self.coupled_gates:
@@ -137,9 +168,9 @@ class LSTM(BuiltinCell):
         return jnp.concatenate(bias)
 
     def zero_carry(
-        self, params: Params, batch_shape: tuple[int, ...], dtype: Any
+        self, params: Params, batch_shape: tuple[int, ...], dtype: DTypeLike
     ) -> LSTMState:
-        """Zeros: h in ``dtype``, c in its accumulator's dtype."""
+        """Return zeros: h in ``dtype``, c in the accumulator's dtype."""
         return LSTMState(
             jnp.zeros((*batch_shape, self.output_size), dtype),
             jnp.zeros((*batch_shape, self.hidden_size), accumulator(dtype)),
@@ -148,7 +179,7 @@ class LSTM(BuiltinCell):
     def project(
         self, params: Params, x: Float[Array, "*TB D"]
     ) -> Float[Array, "*TB G"]:
-        """``x W``, normalized under ``layer_norm``."""
+        """Return ``x W``, normalized if ``layer_norm`` is set."""
         check_features(self, params["input_kernel"], x)
         z = dense(x, params["input_kernel"])
         return layer_norm(z, params["input_norm_scale"]) if self.layer_norm else z
@@ -161,17 +192,18 @@ class LSTM(BuiltinCell):
         *,
         recurrent_h=None,
     ) -> LSTMState:
-        """One step of the equations above. ``recurrent_h`` replaces h where it meets
-        U (variational dropout).
+        """Take one step of the equations above.
+
+        ``recurrent_h`` replaces h where it is multiplied by U (variational dropout).
         """
         *_, o, c = self._activations(params, carry, z, recurrent_h)
-        shown = (
+        normalized_c = (
             layer_norm(c, params["cell_norm_scale"])
             + along(params["cell_norm_bias"], c)
             if self.layer_norm
             else c
         )
-        new_h = o * jnp.tanh(shown)
+        new_h = o * jnp.tanh(normalized_c)
         if self.projection_size is not None:
             new_h = recur(new_h, params["projection_kernel"])
         return LSTMState(new_h.astype(carry.h.dtype), c)
@@ -179,7 +211,7 @@ class LSTM(BuiltinCell):
     def _activations(
         self, params: Params, carry: LSTMState, z: Array, recurrent_h: Array | None
     ) -> list[Array]:
-        """i (unless coupled), f, g, o, and the new c."""
+        """Return i (unless coupled), f, g, o, and the new c."""
         h, c = carry
         a = recur(h if recurrent_h is None else recurrent_h, params["recurrent_kernel"])
         if self.layer_norm:
@@ -206,7 +238,7 @@ class LSTM(BuiltinCell):
     def gate_values(
         self, params: Params, carry: LSTMState, z: Float[Array, "*B G"]
     ) -> dict[str, Gate]:
-        """i (unless coupled), f, which keeps c, g and o."""
+        """Return i (unless coupled), f (which keeps c), g and o."""
         *i, f, g, o, _ = self._activations(params, carry, z, None)
         inputs = {"i": Gate(i[0])} if i else {}
         return {

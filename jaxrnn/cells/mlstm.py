@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
 
 from ..core.cell import Gate, Params, accumulator
 from ..core.exported import register_for_export
@@ -30,10 +31,11 @@ from .slstm import (
 
 @register_for_export
 class MLSTMState(NamedTuple):
-    """The carry of an mLSTM: h ``(*B, H)``, which it shows, the memory C ``(*B, heads,
-    d_k, d_v)``, the normaliser n ``(*B, heads, d_k)``, and m ``(*B, heads)``, the
-    logarithm of the scale that C and n are kept at: the true ones are ``C exp(m)`` and
-    ``n exp(m)``.
+    """The carry of an mLSTM: output, matrix memory, normalizer and stabilizer.
+
+    h ``(*B, H)`` is the output, C ``(*B, heads, d_k, d_v)`` the memory and n ``(*B,
+    heads, d_k)`` the normalizer. m ``(*B, heads)`` is the stabilizer, the logarithm of
+    the scale of C and n: the unscaled values are ``C exp(m)`` and ``n exp(m)``.
     """
 
     h: Array
@@ -43,9 +45,11 @@ class MLSTMState(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """What steps need of their inputs, head by head: ``q, k (..., heads, d_k)``, ``v
-    (..., heads, d_v)``, the output gate ``o (..., H)``, and the logarithms of the input
-    and the forget gate, ``i, f (..., heads)``.
+    """The projected inputs of steps, head by head.
+
+    ``q, k (..., heads, d_k)`` and ``v (..., heads, d_v)`` are query, key and value;
+    ``o (..., H)`` is the output gate after its sigmoid; ``i, f (..., heads)`` are the
+    logarithms of the input and the forget gate.
     """
 
     q: Array
@@ -58,33 +62,53 @@ class Steps(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class MLSTM(BuiltinCell):
-    """The mLSTM of xLSTM (Beck et al. 2024, arXiv:2405.04517, section 2.3), head by
-    head::
+    """The mLSTM of xLSTM, a matrix memory per head::
 
-        q = x W_q + b_q    k = x W_k / sqrt(d_k) + b_k    v = x W_v + b_v       o, i, f = x W + b
-        C_t = F C_{t-1} + exp(i) k v^T    n_t = F n_{t-1} + exp(i) k            F = sigmoid(f) or exp(f)
+        q = x W_q + b_q    k = x W_k / sqrt(d_k) + b_k    v = x W_v + b_v
+        o, i, f = x W + b                           F = sigmoid(f) or exp(f)
+        C_t = F C_{t-1} + exp(i) k v^T
+        n_t = F n_{t-1} + exp(i) k
         h_t = sigmoid(o) (C_t^T q) / max(|n_t^T q|, 1)
 
-    computed with C and n divided by exp(m), ``m_t = max(log F + m_{t-1}, i)``, or i
-    while n is zero, as nothing was read; the 1 is then exp(-m), so h does not depend on
-    m. Nothing here sees h, so many steps can be taken at once: `walk_chunks`, which
-    ``Associative`` runs.
+    Beck et al. (2024, arXiv:2405.04517, section 2.3). C and n are stored divided by
+    exp(m), with ``m_t = max(log F + m_{t-1}, i)``, or i as long as n is zero because
+    nothing has been read. The 1 then becomes exp(-m), so that h does not depend on m.
 
-    Parameters: ``input_kernel (D, 2 heads d_k + 2 H + 2 heads)``, blocks q, k, v, o, i, f, and ``bias``. Carry:
-    `MLSTMState` (h, C, n, m), the last three in float32 at least. Where m is above 40
-    (320 in float64) and n^T q below exp(-40), all rounding, exp(-40) stands for
-    exp(-m).
+    No gate depends on h, so a chunk of steps can be computed at once as attention does:
+    use ``engine=jaxrnn.Associative(chunk)``, which calls `walk_chunks`.
+
+    Parameters: ``input_kernel (D, 2 heads d_k + 2 H + 2 heads)``, blocks q, k, v, o, i,
+    f, and ``bias`` of as many columns. Carry: `MLSTMState` (h, C, n, m), the last three
+    in float32 or wider. Output: h. Where m is above 40 (320 in float64) and n^T q below
+    exp(-40), which is rounding error only, exp(-40) replaces exp(-m).
 
     Args:
-        hidden_size: H, d_v for each head side by side.
-        num_heads: matrix memories, a divisor of H.
-        key_size: d_k, default H / heads.
-        forget_gate: F is ``"sigmoid"`` or ``"exponential"``.
-        input_init: of the blocks q, k, v and o; those of i and f begin at zero.
-        forget_init, input_gate_init: their biases, as the authors' code has them:
-            evenly from 3 to 6 over the heads, and normal of deviation 0.1.
-        learned_initial_carry: make the state before the first step a parameter.
-    """  # noqa: E501
+        hidden_size: H, the values of all heads side by side: H = heads * d_v.
+        num_heads: the number of heads, a divisor of H.
+        key_size: d_k (default: H / heads).
+        forget_gate: whether F is ``"sigmoid"`` or ``"exponential"``.
+        input_init: initializer of the blocks q, k, v and o. Those of i and f are
+            initialized to zero.
+        bias_init: initializer of the biases of q, k, v and o.
+        forget_init: initializer of f's bias. By default evenly spaced from 3 to 6 over
+            the heads, as in the authors' code.
+        input_gate_init: initializer of i's bias. By default normal with standard
+            deviation 0.1, as in the authors' code.
+        learned_initial_carry: if True, the state before the first step is a parameter.
+
+    Raises:
+        ValueError: if ``num_heads`` does not divide ``hidden_size``, for a ``key_size``
+            below 1, or for an unknown ``forget_gate``.
+
+    Example::
+
+        >>> import jax, jaxrnn
+        >>> cell, xs = jaxrnn.MLSTM(4, num_heads=2), jax.numpy.ones((5, 2, 3))
+        >>> params = cell.init(jax.random.key(0), input_size=3)
+        >>> carry, ys = jaxrnn.unroll(cell, params, xs)
+        >>> carry.C.shape, ys.shape
+        ((2, 2, 2, 2), (5, 2, 4))
+    """
 
     _: dataclasses.KW_ONLY
     num_heads: int = 1
@@ -94,9 +118,8 @@ class MLSTM(BuiltinCell):
     bias_init: Initializer = Zeros()
     forget_init: Initializer = Linspace(3.0, 6.0)
     input_gate_init: Initializer = Normal(0.1)
-    shares_scale: ClassVar[bool] = (
-        True  # the parts of its carry mean something together only
-    )
+    # C and n are meaningful only together with m: no part may be replaced on its own.
+    shares_scale: ClassVar[bool] = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -107,21 +130,30 @@ class MLSTM(BuiltinCell):
 
     @property
     def keys(self) -> int:
-        """d_k."""
+        """d_k, the number of features of a key."""
         return self.key_size or self.hidden_size // self.num_heads
 
     @property
     def blocks(self) -> tuple[int, ...]:
-        """Columns of q, k, v, o, i and f in the packed kernel."""
+        """The number of columns of q, k, v, o, i and f in the packed kernel."""
         return (
             (self.num_heads * self.keys,) * 2
             + (self.hidden_size,) * 2
             + (self.num_heads,) * 2
         )
 
-    def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
-        """Draw parameters for ``input_size`` features, in ``dtype`` (default: jax's
-        default float).
+    def init(
+        self, key: Array, input_size: int, dtype: DTypeLike | None = None
+    ) -> Params:
+        """Draw parameters for inputs of ``input_size`` features.
+
+        Args:
+            key: a `jax.random` key.
+            input_size: D, the number of input features.
+            dtype: of the parameters; by default JAX's default float.
+
+        Returns:
+            The dictionary of parameters that the class docstring lists.
         """
         check_positive(self, input_size=input_size)
         dtype = dtype or jnp.result_type(float)
@@ -137,9 +169,8 @@ class MLSTM(BuiltinCell):
         ]
         keys = zip(jax.random.split(k_bias, 4), self.blocks[:4], strict=True)
         bias = [self.bias_init(k, (size,), dtype) for k, size in keys]
-        i = self.input_gate_init(k_i, (1, self.num_heads), dtype)[
-            0
-        ]  # a row: Normal divides by the root of rows
+        # Drawn as a row, because `Normal` divides by the square root of the rows.
+        i = self.input_gate_init(k_i, (1, self.num_heads), dtype)[0]
         f = self.forget_init(k_f, (self.num_heads,), dtype)
         return self.with_initial_carry(
             {
@@ -149,9 +180,9 @@ class MLSTM(BuiltinCell):
         )
 
     def zero_carry(
-        self, params: Params, batch_shape: tuple[int, ...], dtype: Any
+        self, params: Params, batch_shape: tuple[int, ...], dtype: DTypeLike
     ) -> MLSTMState:
-        """Zeros: h in ``dtype``, the others in its accumulator's dtype."""
+        """Return zeros: h in ``dtype``, C, n and m in the accumulator's dtype."""
         wide, by_head = accumulator(dtype), (*batch_shape, self.num_heads)
         return MLSTMState(
             jnp.zeros((*batch_shape, self.hidden_size), dtype),
@@ -163,15 +194,23 @@ class MLSTM(BuiltinCell):
     def project(
         self, params: Params, x: Float[Array, "*TB D"]
     ) -> Float[Array, "*TB G"]:
-        """All six blocks, biases added, in the accumulator's dtype."""
+        """Return all six blocks, packed, with biases, in the accumulator's dtype."""
         check_features(self, params["input_kernel"], x)
         z = dense(x, params["input_kernel"]).astype(accumulator(x.dtype))
+        # k's columns are divided by sqrt(d_k) before the bias is added.
         scale = np.ones(z.shape[-1])
         scale[self.blocks[0] : 2 * self.blocks[0]] /= math.sqrt(self.keys)
         return along(jnp.asarray(scale, z.dtype), z) * z + along(params["bias"], z)
 
     def steps(self, z: Float[Array, "*TB G"]) -> Steps:
-        """The blocks of ``project`` apart."""
+        """Split the result of ``project`` into its blocks.
+
+        Args:
+            z: ``project(params, x)``, for any leading axes.
+
+        Returns:
+            `Steps` (q, k, v, o, i, f).
+        """
         q, k, v, o, i, f = jnp.split(z, np.cumsum(self.blocks)[:-1], axis=-1)
         q, k, v = (
             block.reshape(
@@ -184,15 +223,16 @@ class MLSTM(BuiltinCell):
     def step(
         self, params: Params, carry: MLSTMState, z: Float[Array, "*B G"]
     ) -> MLSTMState:
-        """One step of the equations above."""
-        now = self.steps(z)
-        old = now.f + carry.m
-        m = jnp.where((carry.n == 0).all(-1), now.i, jnp.maximum(old, now.i))
-        kept, new = bounded_exp(old - m)[..., None], jnp.exp(now.i - m)[..., None]
-        n = kept * carry.n + new * now.k
-        C = kept[..., None] * carry.C + (new * now.k)[..., None] * now.v[..., None, :]
-        read = jnp.einsum("...k,...kv->...v", now.q, C)
-        h = now.o * self.shown(read, (now.q * n).sum(-1), m)
+        """Take one step of the equations above."""
+        q, k, v, o, log_i, log_f = self.steps(z)
+        log_kept = log_f + carry.m
+        m = jnp.where((carry.n == 0).all(-1), log_i, jnp.maximum(log_kept, log_i))
+        # The two gates at the scale of m.
+        f, i = bounded_exp(log_kept - m)[..., None], jnp.exp(log_i - m)[..., None]
+        n = f * carry.n + i * k
+        C = f[..., None] * carry.C + (i * k)[..., None] * v[..., None, :]
+        numerator = jnp.einsum("...k,...kv->...v", q, C)
+        h = o * self.shown(numerator, (q * n).sum(-1), m)
         return MLSTMState(h.astype(carry.h.dtype), C, n, m)
 
     def shown(
@@ -201,28 +241,37 @@ class MLSTM(BuiltinCell):
         weight: Float[Array, "*B N"],
         m: Float[Array, "*B N"],
     ) -> Float[Array, "*B H"]:
-        """``read / max(|weight|, exp(-m))``, heads side by side, ``(*B, H)``;
-        neither exp(-m) nor exp(m) overflows.
+        """Return h before its output gate: ``read / max(|weight|, exp(-m))``.
+
+        Args:
+            read: ``C^T q``, at the scale of m.
+            weight: ``n^T q``, at the scale of m.
+            m: the stabilizer.
+
+        Returns:
+            The heads side by side, ``(*B, H)``.
         """
+        # exp(-m) overflows for m << 0, so there both terms are multiplied by exp(m):
+        # read exp(m) / max(|weight| exp(m), 1). Of `scale` and `one` at least one is 1.
         cut = jnp.asarray(largest_exponent(m.dtype), m.dtype)
         zero = jnp.zeros((), m.dtype)
         scale, one = (
             jnp.exp(jnp.minimum(m, zero)),
             jnp.exp(-jnp.clip(m, zero, cut)),
-        )  # one of them is 1
+        )
         h = read * (scale / jnp.maximum(jnp.abs(weight) * scale, one))[..., None]
         return h.reshape(*h.shape[:-2], self.hidden_size)
 
     def gate_values(
         self, params: Params, carry: MLSTMState, z: Float[Array, "*B G"]
     ) -> dict[str, Gate]:
-        """i and f of each head, the latter of which keeps C, and o."""
-        now = self.steps(z)
-        most = 1.0 if self.forget_gate == SIGMOID else math.inf
+        """Return i and f of each head (f keeps C), and o."""
+        steps = self.steps(z)
+        largest_f = 1.0 if self.forget_gate == SIGMOID else math.inf
         return {
-            "i": Gate(jnp.exp(now.i), high=math.inf),
-            "f": Gate(jnp.exp(now.f), high=most, keeps=True),
-            "o": Gate(now.o),
+            "i": Gate(jnp.exp(steps.i), high=math.inf),
+            "f": Gate(jnp.exp(steps.f), high=largest_f, keeps=True),
+            "o": Gate(steps.o),
         }
 
     def walk_chunks(
@@ -230,28 +279,39 @@ class MLSTM(BuiltinCell):
         params: Params,
         carry: MLSTMState,
         zs: Float[Array, "T *B G"],
-        mask: Any,
-        resets: Any,
+        mask: Bool[Array, "T *B"] | None,
+        resets: Bool[Array, "T *B"] | None,
         chunk: int,
         reverse: bool,
     ) -> tuple[MLSTMState, Float[Array, "T *B H"]]:
-        """``step`` over ``zs = project(params, xs)``, ``chunk`` steps at a time: the
-        last carry, and h after every step.
+        """Apply ``step`` over a sequence, computing ``chunk`` steps at once.
 
         The chunkwise form of the paper's appendix and of TFLA (Beck et al. 2025,
         arXiv:2503.14376). Within a chunk, with ``L_ts = log F_{s+1} + ... + log F_t +
         i_s`` for s <= t and ``L_t = log F_1 + ... + log F_t + m_0``::
 
-            m_t = max(L_t, L_t1, ..., L_tt)          S_ts = exp(L_ts - m_t) (q_t . k_s)
-            C_t^T q_t = exp(L_t - m_t) C_0^T q_t + sum_s S_ts v_s         n_t alike, with 1 for v
+            m_t = max(L_t, L_t1, ..., L_tt)
+            S_ts = exp(L_ts - m_t) (q_t . k_s)
+            C_t^T q_t = exp(L_t - m_t) C_0^T q_t + sum_s S_ts v_s
+            n_t^T q_t = exp(L_t - m_t) n_0^T q_t + sum_s S_ts
 
-        which are the numbers of ``step``, m included (but for keys that are exactly
-        zero, where m is only another scale). Between chunks passes the carry; a chunk's
-        insides are made again for its gradient, so that beyond inputs and outputs
-        memory grows with T by one carry a chunk, and with ``chunk`` by ``chunk^2`` a
-        head.
+        The results are those of ``step``, m included (except for keys that are exactly
+        zero, where m is only another scale). Chunks are scanned one after another. A
+        chunk is recomputed for its gradient, so that beyond inputs and outputs memory
+        grows with T by one carry per chunk, and with ``chunk`` by ``chunk^2`` per head.
 
-        Where not ``mask``, h is not that of the held carry, for ``unroll`` shows
-        nothing there.
-        """  # noqa: E501
+        Args:
+            params: the parameters, from ``init``.
+            carry: the carry before the first step.
+            zs: ``project(params, xs)``.
+            mask: False where a step keeps the carry, or None.
+            resets: True where the initial carry replaces the carry before a step, or
+                None.
+            chunk: the number of consecutive steps that are computed at once.
+            reverse: whether to run from the last step to the first.
+
+        Returns:
+            The last carry, and h after every step. At masked steps h is not that of the
+            held carry; `unroll` sets outputs to zero there.
+        """
         return walk_chunks(self, params, carry, zs, mask, resets, chunk, reverse)

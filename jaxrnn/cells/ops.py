@@ -1,6 +1,4 @@
-"""Arithmetic that the cells share: flat matrix products, layer normalization,
-accumulators.
-"""
+"""Operations that the cells share: matrix products, normalization, gate activations."""
 
 from __future__ import annotations
 
@@ -17,8 +15,9 @@ from ..core.contraction import contract
 def dense(
     x: Float[Array, "*TB D"], kernel: Float[Array, "D H"]
 ) -> Float[Array, "*TB H"]:
-    """``x @ kernel`` for any leading axes; on one device as one 2-D product, see
-    `jaxrnn.core.contraction`.
+    """Return ``x @ kernel`` for any leading axes.
+
+    On one device this is one 2-D product; see `jaxrnn.core.contraction` for the cause.
     """
     if x.ndim < 3 or x.dtype != kernel.dtype:
         return x @ kernel
@@ -29,15 +28,16 @@ def dense(
 
 
 def recur(h: Float[Array, "*B H"], kernel: Float[Array, "H G"]) -> Float[Array, "*B G"]:
-    """``h @ kernel``, summed and returned in the accumulator's dtype."""
+    """Return ``h @ kernel``, summed and returned in the accumulator's dtype."""
     return jnp.matmul(
         h.astype(kernel.dtype), kernel, preferred_element_type=accumulator(kernel.dtype)
     )
 
 
 def along(vector: Float[Array, " G"], x: Float[Array, "*B G"]) -> Float[Array, "..."]:
-    """A bias or scale in ``x``'s dtype, shaped to meet its last axis without
-    promotion of rank or dtype.
+    """Reshape and cast ``vector`` to broadcast along the last axis of ``x``.
+
+    The result has the rank and dtype of ``x``, so nothing is promoted implicitly.
     """
     return vector.astype(x.dtype).reshape((1,) * (x.ndim - 1) + vector.shape)
 
@@ -45,14 +45,15 @@ def along(vector: Float[Array, " G"], x: Float[Array, "*B G"]) -> Float[Array, "
 def layer_norm(
     x: Float[Array, "*B G"], scale: Float[Array, " G"], epsilon: float = 1e-5
 ) -> Float[Array, "*B G"]:
-    """``scale * (x - mean) / sqrt(var + epsilon)`` over the last axis (Ba, Kiros &
-    Hinton 2016, eq. 3), without a shift.
+    """Normalize over the last axis: ``scale * (x - mean) / sqrt(var + epsilon)``.
+
+    Ba, Kiros & Hinton (2016, eq. 3), without a shift.
     """
-    centred = x - x.mean(-1, keepdims=True)
-    variance = jnp.square(centred).mean(-1, keepdims=True)
+    centered = x - x.mean(-1, keepdims=True)
+    variance = jnp.square(centered).mean(-1, keepdims=True)
     return (
         along(scale, x)
-        * centred
+        * centered
         * jax.lax.rsqrt(variance + jnp.asarray(epsilon, x.dtype))
     )
 
@@ -61,13 +62,21 @@ def layer_norm(
 def gate_activations(
     gates: Float[Array, "*B G"], blocks: int
 ) -> list[Float[Array, "*B H"]]:
-    """The ``blocks`` packed blocks apart: sigmoid of each, but tanh of the last but one
-    (g).
+    """Split packed gates, and apply tanh to the last block but one, else sigmoid.
 
-    One sigmoid over all of them: of a slice, XLA:CPU's (jax 0.10) is not vectorized,
-    and an LSTM step takes twice as long. Its derivative is written block by block, from
-    the activations.
+    One sigmoid is computed over all blocks at once, because XLA:CPU (jax 0.10) does not
+    vectorize the sigmoid of a slice, and an LSTM step then takes twice as long. For the
+    same cause the derivative has a rule of its own, block by block from the
+    activations.
+
+    Args:
+        gates: ``(*B, blocks * H)``, packed in the order [i,] f, g, o.
+        blocks: the number of blocks, 3 or 4.
+
+    Returns:
+        The activations of each block, ``(*B, H)`` each.
     """
+    # The sigmoid of g's block is computed in vain, which costs less than slicing.
     *others, _, o = jnp.split(jax.nn.sigmoid(gates), blocks, axis=-1)
     return [*others, jnp.tanh(jnp.split(gates, blocks, axis=-1)[-2]), o]
 
@@ -75,8 +84,8 @@ def gate_activations(
 @gate_activations.defjvp
 def _gate_activations_jvp(blocks, primals, tangents):
     activations = gate_activations(*primals, blocks)
-    slopes = [a * (1 - a) for a in activations]
-    slopes[-2] = 1 - activations[-2] * activations[-2]
+    slopes = [a * (1 - a) for a in activations]  # sigmoid' = a (1 - a)
+    slopes[-2] = 1 - activations[-2] * activations[-2]  # tanh' = 1 - a^2
     return activations, [
         s * t
         for s, t in zip(slopes, jnp.split(tangents[0], blocks, axis=-1), strict=True)

@@ -1,4 +1,4 @@
-"""The scalar memory of xLSTM: exponential gates, a normaliser and a stabilizer."""
+"""The scalar memory of xLSTM: exponential gates, a normalizer and a stabilizer."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ..core.cell import Gate, Params, accumulator
@@ -29,9 +30,11 @@ SIGMOID, EXPONENTIAL = "sigmoid", "exponential"
 
 @register_for_export
 class SLSTMState(NamedTuple):
-    """The carry of an sLSTM, each ``(*B, H)``: h, which it shows, the memory c, the
-    normaliser n, and m, the logarithm of the scale that c and n are kept at: the true
-    ones are ``c exp(m)`` and ``n exp(m)``.
+    """The carry of an sLSTM: h, c, n and m, ``(*B, H)`` each.
+
+    h is the output, c the memory and n the normalizer. m is the stabilizer, the
+    logarithm of the scale of c and n: the unscaled values are ``c exp(m)`` and ``n
+    exp(m)``.
     """
 
     h: Array
@@ -42,36 +45,60 @@ class SLSTMState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class SLSTM(BuiltinCell):
-    """The sLSTM of xLSTM (Beck et al. 2024, arXiv:2405.04517, section 2.2), gates
-    packed i, f, z, o::
+    """The sLSTM of xLSTM, a scalar memory per unit, gates packed i, f, z, o::
 
-        i, f, z, o = x_t W + h_{t-1} R + b                            R block-diagonal, one block a head
-        C_t = F C_{t-1} + exp(i) tanh(z)    N_t = F N_{t-1} + exp(i)  F = sigmoid(f) or exp(f)
+        i, f, z, o = x_t W + h_{t-1} R + b          R block-diagonal, one block per head
+        C_t = F C_{t-1} + exp(i) tanh(z)            F = sigmoid(f) or exp(f)
+        N_t = F N_{t-1} + exp(i)
         h_t = sigmoid(o) C_t / N_t
 
-    computed, as there, with ``C = c exp(m)`` and ``N = n exp(m)``, which changes h in
-    nothing and does not overflow::
+    Beck et al. (2024, arXiv:2405.04517, section 2.2). As in the paper it is computed
+    with ``C = c exp(m)`` and ``N = n exp(m)``, which does not change h and cannot
+    overflow::
 
-        m_t = max(log F + m_{t-1}, i)       c_t = exp(log F + m_{t-1} - m_t) c_{t-1} + exp(i - m_t) tanh(z)    n_t alike
+        m_t = max(log F + m_{t-1}, i)
+        c_t = exp(log F + m_{t-1} - m_t) c_{t-1} + exp(i - m_t) tanh(z)
+        n_t = exp(log F + m_{t-1} - m_t) n_{t-1} + exp(i - m_t)
 
-    While nothing was read yet, n = 0, m_t is i whatever m was: else a first i far below
-    m would leave 0 / 0. (The authors' code does so where n is zero in the whole batch;
-    here each unit does, so that masks and resets hold no surprise.) From the first step
-    on n is at least 1, so the division is safe.
+    As long as nothing has been read, n is 0 and m_t is i whatever m was; otherwise a
+    first i far below m would give 0 / 0. (The authors' code does so where n is zero in
+    the whole batch. Here each unit decides for itself, so that masks and resets do not
+    change the result.) From the first step on n is at least 1, so the division is safe.
 
-    Parameters: ``input_kernel (D, 4H)``, ``recurrent_kernel (heads, H / heads, 4H /
-    heads)``, a head's gates side by side, ``bias (4H,)``. Carry: `SLSTMState` (h, c, n,
-    m); the last three in float32 at least.
+    h enters the gates, so steps cannot be taken in parallel; `MLSTM` is the memory of
+    xLSTM for which they can.
+
+    Parameters: ``input_kernel`` W ``(D, 4H)``, ``recurrent_kernel`` R ``(heads, H /
+    heads, 4H / heads)``, each head's gates side by side, ``bias (4H,)``. Carry:
+    `SLSTMState` (h, c, n, m), the last three in float32 or wider. Output: h.
 
     Args:
-        hidden_size: H.
-        num_heads: blocks of the recurrent matrix; units of different heads do not see
-            each other's h. A divisor of H.
-        forget_gate: F is ``"sigmoid"`` or ``"exponential"``.
-        recurrent_init, forget_init: zeros, and within each head biases from 5 down to
-            -7 by a power law, as the authors' code begins. ``Linspace(3.0, 6.0)``,
-            their other choice, keeps more.
-    """  # noqa: E501
+        hidden_size: H, the number of hidden units.
+        num_heads: the number of blocks of R, a divisor of H. Units of different heads
+            do not see each other's h.
+        forget_gate: whether F is ``"sigmoid"`` or ``"exponential"``.
+        input_init: initializer of each block of W.
+        recurrent_init: initializer of each block of R, zeros as in the authors' code.
+        bias_init: initializer of the biases of i, z and o.
+        forget_init: initializer of the forget gate's bias within each head. By default
+            from 5 down to -7 by a power law, as in the authors' code.
+            ``Linspace(3.0, 6.0)``, their other choice, gives longer memories.
+        learned_initial_carry: must be False, for the normalizer is zero before the
+            first step.
+
+    Raises:
+        ValueError: if ``num_heads`` does not divide ``hidden_size``, for an unknown
+            ``forget_gate``, or if ``learned_initial_carry`` is True.
+
+    Example::
+
+        >>> import jax, jaxrnn
+        >>> cell = jaxrnn.SLSTM(4, num_heads=2)
+        >>> params = cell.init(jax.random.key(0), input_size=3)
+        >>> carry, ys = jaxrnn.unroll(cell, params, jax.numpy.ones((5, 2, 3)))
+        >>> params["recurrent_kernel"].shape, ys.shape
+        ((2, 2, 8), (5, 2, 4))
+    """
 
     _: dataclasses.KW_ONLY
     num_heads: int = 1
@@ -80,9 +107,8 @@ class SLSTM(BuiltinCell):
     recurrent_init: Initializer = Zeros()
     bias_init: Initializer = Zeros()
     forget_init: Initializer = PowerLaw(5.0, -7.0, 0.3)
-    shares_scale: ClassVar[bool] = (
-        True  # the parts of its carry mean something together only
-    )
+    # c and n are meaningful only together with m: no part may be replaced on its own.
+    shares_scale: ClassVar[bool] = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -90,14 +116,23 @@ class SLSTM(BuiltinCell):
         check_forget_gate(self)
         if self.learned_initial_carry:
             raise ValueError(
-                "SLSTM: its normaliser counts what was read, and before the first step "
-                "that is nothing: leave "
+                "SLSTM: its normalizer sums over the steps read so far and is zero "
+                "before the first, so the initial carry cannot be learned: leave "
                 "learned_initial_carry out"
             )
 
-    def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
-        """Draw parameters for ``input_size`` features, in ``dtype`` (default: jax's
-        default float).
+    def init(
+        self, key: Array, input_size: int, dtype: DTypeLike | None = None
+    ) -> Params:
+        """Draw parameters for inputs of ``input_size`` features.
+
+        Args:
+            key: a `jax.random` key.
+            input_size: D, the number of input features.
+            dtype: of the parameters; by default JAX's default float.
+
+        Returns:
+            The dictionary of parameters that the class docstring lists.
         """
         check_positive(self, input_size=input_size)
         dtype, H, size = (
@@ -126,9 +161,9 @@ class SLSTM(BuiltinCell):
         }
 
     def zero_carry(
-        self, params: Params, batch_shape: tuple[int, ...], dtype: Any
+        self, params: Params, batch_shape: tuple[int, ...], dtype: DTypeLike
     ) -> SLSTMState:
-        """Zeros: h in ``dtype``, the others in its accumulator's dtype."""
+        """Return zeros: h in ``dtype``, c, n and m in the accumulator's dtype."""
         shape = (*batch_shape, self.hidden_size)
         return SLSTMState(
             jnp.zeros(shape, dtype),
@@ -138,7 +173,7 @@ class SLSTM(BuiltinCell):
     def project(
         self, params: Params, x: Float[Array, "*TB D"]
     ) -> Float[Array, "*TB G"]:
-        """``x W``."""
+        """Return ``x W``, the part of a step that needs no carry."""
         check_features(self, params["input_kernel"], x)
         return dense(x, params["input_kernel"])
 
@@ -150,29 +185,31 @@ class SLSTM(BuiltinCell):
         *,
         recurrent_h=None,
     ) -> SLSTMState:
-        """One step of the equations above. ``recurrent_h`` replaces h where it meets
-        R (variational dropout).
+        """Take one step of the equations above.
+
+        ``recurrent_h`` replaces h where it is multiplied by R (variational dropout).
         """
-        i, f, new, o, m = self._activations(params, carry, z, recurrent_h)
-        c, n = f * carry.c + i * new, f * carry.n + i
+        i, f, tanh_z, o, m = self._activations(params, carry, z, recurrent_h)
+        c, n = f * carry.c + i * tanh_z, f * carry.n + i
         return SLSTMState((o * c / n).astype(carry.h.dtype), c, n, m)
 
     def _activations(
         self, params: Params, carry: SLSTMState, z: Array, recurrent_h: Array | None
     ) -> tuple[Array, ...]:
-        """The scaled i and f, tanh(z), sigmoid(o), and the new m."""
+        """Return exp(i - m_t), exp(log F + m_{t-1} - m_t), tanh(z), sigmoid(o), m_t."""
         a = self._recur(
             carry.h if recurrent_h is None else recurrent_h, params["recurrent_kernel"]
         )
-        i, f, new, o = jnp.split(
+        i, f, z, o = jnp.split(
             a + z.astype(a.dtype) + along(params["bias"], a), 4, axis=-1
         )
-        kept = log_forget(self, f) + carry.m
-        m = jnp.where(carry.n == 0, i, jnp.maximum(kept, i))
+        log_kept = log_forget(self, f) + carry.m  # log F + m_{t-1}
+        m = jnp.where(carry.n == 0, i, jnp.maximum(log_kept, i))
         return (
             jnp.exp(i - m),
-            bounded_exp(kept - m),
-            jnp.tanh(new),
+            # Where n == 0 this exponent may be large; the factor then multiplies 0.
+            bounded_exp(log_kept - m),
+            jnp.tanh(z),
             jax.nn.sigmoid(o),
             m,
         )
@@ -180,18 +217,19 @@ class SLSTM(BuiltinCell):
     def _recur(
         self, h: Float[Array, "*B H"], kernel: Float[Array, "N d g"]
     ) -> Float[Array, "*B G"]:
-        """``h R``, gate by gate over all heads."""
+        """Return ``h R``, packed gate by gate (i, f, z, o), each over all heads."""
         if self.num_heads == 1:
             return recur(h, kernel[0])
-        apart = h.astype(kernel.dtype).reshape(
+        h_by_head = h.astype(kernel.dtype).reshape(
             *h.shape[:-1], self.num_heads, self.hidden_size // self.num_heads
         )
         a = jnp.einsum(
             "...nd,ndg->...ng",
-            apart,
+            h_by_head,
             kernel,
             preferred_element_type=accumulator(kernel.dtype),
         )
+        # (*B, head, gate, unit) -> (*B, gate, head, unit), the order of z and bias.
         by_gate = jnp.swapaxes(
             a.reshape(
                 *h.shape[:-1], self.num_heads, 4, self.hidden_size // self.num_heads
@@ -204,51 +242,54 @@ class SLSTM(BuiltinCell):
     def gate_values(
         self, params: Params, carry: SLSTMState, z: Float[Array, "*B G"]
     ) -> dict[str, Gate]:
-        """Of c / n, whatever the scale: the share i that is new, the share f that is
-        kept; and z and o.
+        """Return i and f as shares of c / n, which do not depend on m, and z and o.
+
+        i is the share of c / n that is new in this step, f the share that is kept.
         """
-        i, f, new, o, _ = self._activations(params, carry, z, None)
+        i, f, tanh_z, o, _ = self._activations(params, carry, z, None)
         n = f * carry.n + i
         return {
             "i": Gate(i / n),
             "f": Gate(f * carry.n / n, keeps=True),
-            "z": Gate(new, low=-1.0),
+            "z": Gate(tanh_z, low=-1.0),
             "o": Gate(o),
         }
 
 
 def log_forget(cell: Any, f: Float[Array, "*B H"]) -> Float[Array, "*B H"]:
-    """The logarithm of the forget gate."""
+    """Return log F, the logarithm of the forget gate."""
     return jax.nn.log_sigmoid(f) if cell.forget_gate == SIGMOID else f
 
 
 def bounded_exp(x: Float[Array, "*S"]) -> Float[Array, "*S"]:
-    """exp(x), or that of `largest_exponent`: of a factor that is above 1 only where
-    it multiplies nothing.
+    """Compute exp(x), with x clipped at `largest_exponent`.
+
+    It is for factors that are above 1 only where they multiply zero, which an infinite
+    factor would turn into NaN.
     """
     return jnp.exp(jnp.minimum(x, jnp.asarray(largest_exponent(x.dtype), x.dtype)))
 
 
-def largest_exponent(dtype: Any) -> float:
-    """x such that exp(x), its square and its inverse's square are far from the ends
-    of ``dtype``: 40 in float32.
+def largest_exponent(dtype: DTypeLike) -> float:
+    """Return an x for which exp(2 x) and exp(-2 x) are well within range of ``dtype``.
+
+    It is about 40 in float32 and 320 in float64.
     """
     return 0.45 * math.log(float(jnp.finfo(dtype).max))
 
 
 def check_heads(cell: Any) -> None:
-    """``heads`` divides ``hidden_size``."""
+    """Check that ``num_heads`` divides ``hidden_size``."""
     check_positive(cell, num_heads=cell.num_heads)
     if cell.hidden_size % cell.num_heads:
         raise ValueError(
             f"{type(cell).__name__}: hidden_size must be a multiple of num_heads, but "
-            f"they "
-            f"are {cell.hidden_size} and {cell.num_heads}"
+            f"they are {cell.hidden_size} and {cell.num_heads}"
         )
 
 
 def check_forget_gate(cell: Any) -> None:
-    """``forget_gate`` is one of the two."""
+    """Check that ``forget_gate`` is one of the two options."""
     if cell.forget_gate not in (SIGMOID, EXPONENTIAL):
         raise ValueError(
             f"{type(cell).__name__}: forget_gate must be {SIGMOID!r} or "

@@ -1,5 +1,6 @@
-"""NamedTuples that ``jax.export`` may write: a carry or a window in the signature of
-an exported function.
+"""Registration of NamedTuples with ``jax.export``.
+
+An exported function with a carry or a window in its signature can then be serialized.
 """
 
 from __future__ import annotations
@@ -13,15 +14,19 @@ Kind = TypeVar("Kind", bound=type)
 
 
 def register_for_export(kind: Kind) -> Kind:
-    """``kind``, a NamedTuple, with its name told to ``jax.export``: to be put before
-    its definition.
+    """Register a NamedTuple with ``jax.export``, as a class decorator.
 
-    An exported function that takes or returns one can then be serialized; who reads it
-    back must have imported jaxrnn.
+    An exported function that takes or returns one can then be serialized. A program
+    that reads it back must have imported jaxrnn.
+
+    Args:
+        kind: the NamedTuple class; its serialized name is ``jaxrnn.`` and its own.
+
+    Returns:
+        ``kind``, unchanged.
     """
-    with contextlib.suppress(
-        ValueError
-    ):  # a module that is loaded again: the name is taken by its first self
+    # ValueError: the module was loaded again, and the name is registered already.
+    with contextlib.suppress(ValueError):
         jax.export.register_namedtuple_serialization(
             kind, serialized_name=f"jaxrnn.{kind.__name__}"
         )

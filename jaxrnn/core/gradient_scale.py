@@ -1,9 +1,9 @@
-"""Gradients scaled on the carry's way from step to step: values unchanged, derivatives
-multiplied.
+"""Scaling of the gradient that passes through the carry from step to step.
 
-With a scale w_t per step, ``s_t = f(I_w(s_{t-1}), x_t)`` where ``I_w(s) = s`` and
-``dI_w = w ds``. Going backwards, ``delta_{t-1} = dl_{t-1}/ds_{t-1} + w_t delta_t J_t``:
-w = 1 is backpropagation through time, w = 0 cuts it before step t.
+With a scale w_t for each step, ``s_t = f(I_w(s_{t-1}), x_t)`` where ``I_w(s) = s`` and
+``dI_w = w ds``: values are unchanged, derivatives are multiplied. In the backward pass
+``delta_{t-1} = dl_{t-1}/ds_{t-1} + w_t delta_t J_t``. With w = 1 this is
+backpropagation through time, and w = 0 cuts it before step t.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from jaxtyping import Array, Float
 
 from .cell import AbstractWrappedCell, Carry, Params, expand_flags, select
 
-# A primitive and not jax.custom_jvp: when JAX splits a scan's derivative into its known
-# and linear parts, it drops that one's rule from the known part, and second derivatives
-# come out wrong.
+# This is a primitive instead of a jax.custom_jvp function, because partial evaluation
+# of a scan's JVP drops the custom rule from the known part, and second derivatives
+# would be wrong.
 _identity = Primitive("jaxrnn_gradient_scale")
 _identity.def_impl(lambda x, scale: x)
 _identity.def_abstract_eval(lambda x, scale: x)
@@ -31,13 +31,14 @@ mlir.register_lowering(
 
 
 def _derivative(primals, tangents):
-    (x, scale), (moving, _) = primals, tangents  # the scale is a constant
-    return _identity.bind(x, scale), moving if isinstance(
-        moving, ad.Zero
-    ) else moving * scale
+    """Multiply the tangent of x by the scale, which counts as a constant."""
+    (x, scale), (x_dot, _) = primals, tangents
+    out_dot = x_dot if isinstance(x_dot, ad.Zero) else x_dot * scale
+    return _identity.bind(x, scale), out_dot
 
 
 def _mapped(values, axes):
+    """Move the mapped axis of both operands to the front."""
     size = next(
         v.shape[axis] for v, axis in zip(values, axes, strict=True) if axis is not None
     )
@@ -55,8 +56,24 @@ batching.primitive_batchers[_identity] = _mapped
 
 
 def scale_gradient(carry: Carry, scale: Float[Array, "*B"]) -> Carry:
-    """``carry``, its derivative multiplied by ``scale (*B,)``; integer leaves have
-    none and pass as they are.
+    """Return ``carry`` unchanged, with its derivative multiplied by ``scale``.
+
+    Args:
+        carry: a pytree of arrays ``(*B, ...)``. Integer leaves have no derivative and
+            are returned as they are.
+        scale: the factor for each sequence of the batch, a constant: no gradient flows
+            to it.
+
+    Returns:
+        A pytree like ``carry``.
+
+    Example::
+
+        >>> import jax
+        >>> def f(s):
+        ...     return scale_gradient(s, jax.numpy.array([0.5])).sum()
+        >>> jax.grad(f)(jax.numpy.ones((1, 2))).tolist()
+        [[0.5, 0.5]]
     """
 
     def leaf(a):
@@ -71,13 +88,15 @@ def scale_gradient(carry: Carry, scale: Float[Array, "*B"]) -> Carry:
 
 @dataclasses.dataclass(frozen=True)
 class ScaledCell(AbstractWrappedCell):
-    """A cell whose step scales the gradient of the carry that enters it: what the
-    engines walk.
+    """A cell whose step scales the gradient of the carry that enters it.
 
-    Inputs are ``(scale (*B,), the cell's, mask, resets)``, these two ``(*B,)`` or None.
-    Mask and resets are applied here, not by the engine: the gradient is scaled where
-    the carry is held, too, and that of the initial carry which a reset brings in is
-    not.
+    Engines unroll it in place of ``cell``. Its inputs are ``(scale (*B,), x of the
+    cell, mask, resets)``, the last two ``(*B,)`` or None. Mask and resets are applied
+    here instead of by the engine, so that the gradient is also scaled at masked steps,
+    which keep the carry, but not that of the initial carry that a reset brings in.
+
+    Args:
+        cell: the cell that computes the step.
     """
 
     purpose: ClassVar[str] = "scaled gradients (gradient_scale, ARTBP)"

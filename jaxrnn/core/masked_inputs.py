@@ -1,10 +1,9 @@
-"""What a cell sees at masked steps: a valid input of its own row, so that padding may
-hold anything.
+"""Replacement of masked inputs by a valid one, so that padding may hold anything.
 
 ``where(mask, new, old)`` keeps values clean, but its derivative is 0 times that of
-``new``, and 0 * NaN is NaN. No constant is safe in the padding's place: a zero is none
-for a logarithm, a one none for 1 / (1 - x). An input that the row walks over anyway is,
-for every cell that is finite there, with finite derivatives.
+``new``, and 0 * NaN is NaN. No constant is a safe replacement for padding: zero is not
+for a logarithm, one is not for 1 / (1 - x). An input that the same row has at a valid
+step is safe for every cell that is finite there and has finite derivatives.
 """
 
 from __future__ import annotations
@@ -20,19 +19,31 @@ from jaxtyping import Array, Bool
 
 from .cell import expand_flags
 
-# where a whole batch has no valid step: inside the domain of log(x), log(1 - x), 1 / x,
-# arctanh(x), x / |x|
+# Fills a batch without any valid step. It lies within the domain of log(x), log(1 - x),
+# 1 / x, arctanh(x) and x / |x|.
 HALF = 0.5
-LAST = 2**31 - 1  # the number of no row
+LAST = 2**31 - 1  # larger than the number of any row
 
 
 def fill_masked_inputs(xs: Any, mask: Bool[Array, "T *B"] | None) -> Any:
-    """``xs``, a pytree of ``(T, *B, ...)``, with each row's first valid input where
-    ``mask`` is False.
+    """Replace masked inputs by the first valid input of the same row.
 
-    A row without one gets that of the first row that has one; in a batch without any,
-    floats are a half and the rest zeros. No gradient flows through the filling. Under
-    ``vmap`` the mapped axis is one of the batch.
+    A row without a valid step gets the first valid input of the first row that has one.
+    In a batch without any, floats become 0.5 and other numbers 0. No gradient flows
+    through the replacements. Under ``vmap`` the mapped axis belongs to the batch.
+
+    Args:
+        xs: a pytree of arrays ``(T, *B, ...)``.
+        mask: True at valid steps; with None, ``xs`` is returned as it is.
+
+    Returns:
+        A pytree like ``xs``.
+
+    Example::
+
+        >>> xs = jnp.array([[1.0], [2.0], [jnp.nan]])
+        >>> fill_masked_inputs(xs, jnp.array([True, True, False])).tolist()
+        [[1.0], [2.0], [1.0]]
     """
     if mask is None:
         return xs
@@ -46,20 +57,22 @@ def fill_masked_inputs(xs: Any, mask: Bool[Array, "T *B"] | None) -> Any:
 
 
 def _first_valid(mask: Bool[Array, "T *B"], leaf: Array) -> Array:
-    """What stands in for the masked steps of every row, ``(*B, ...)``: no reshape,
-    which would gather a sharded batch.
+    """Return the replacement for each row's masked inputs, ``(*B, ...)``.
+
+    There is no reshape in it, because that would gather a sharded batch.
     """
     steps, batch = mask.shape[0], mask.shape[1:]
-    held = jnp.zeros(leaf.shape[1:], leaf.dtype)
-    held = (
-        jnp.full_like(held, HALF) if jnp.issubdtype(leaf.dtype, jnp.inexact) else held
-    )
+    default = jnp.zeros(leaf.shape[1:], leaf.dtype)
+    if jnp.issubdtype(leaf.dtype, jnp.inexact):
+        default = jnp.full_like(default, HALF)
     if isinstance(steps, int) and steps == 0:
-        return held
-    first, found = jnp.argmax(mask, axis=0), mask.any(0)
+        return default
+    first, has_valid = jnp.argmax(mask, axis=0), mask.any(0)
     if any(
         kind == AxisType.Explicit for kind in jax.typeof(leaf).sharding.mesh.axis_types
-    ):  # a gather asks how to shard
+    ):
+        # On an explicit mesh a gather would need an output sharding; a masked sum does
+        # not.
         at_first = (
             jnp.arange(steps, dtype=first.dtype).reshape(-1, *[1] * len(batch))
             == first[None]
@@ -71,27 +84,29 @@ def _first_valid(mask: Bool[Array, "T *B"], leaf: Array) -> Array:
         index = expand_flags(first[None], leaf)
         of_row = jnp.take_along_axis(leaf, index, axis=0, mode="promise_in_bounds")[0]
     if not batch:
-        return jnp.where(found, of_row, held)
-    # Of all rows that have one the first: a number by an all-reduce, then its input by
-    # another, where the batch is sharded.
+        return jnp.where(has_valid, of_row, default)
+    # Find the first row that has a valid input, by its number in the batch, and take
+    # its input by a masked sum. With a sharded batch these are two all-reduces.
     number, stride = jnp.zeros(batch, jnp.int32), 1
     for axis in reversed(range(len(batch))):
         number = number + stride * jax.lax.broadcasted_iota(jnp.int32, batch, axis)
         stride = stride * batch[axis]
     axes = tuple(range(len(batch)))
-    lender = jnp.where(found, number, LAST).min(axes, keepdims=True, initial=LAST)
-    lends = expand_flags(found & (number == lender), of_row)
-    lent = jnp.where(lends, of_row, jnp.zeros_like(of_row)).sum(
+    source = jnp.where(has_valid, number, LAST).min(axes, keepdims=True, initial=LAST)
+    is_source = expand_flags(has_valid & (number == source), of_row)
+    of_source = jnp.where(is_source, of_row, jnp.zeros_like(of_row)).sum(
         axes, keepdims=True, dtype=leaf.dtype
     )
-    any_found = expand_flags(found.any(axes, keepdims=True), of_row)
+    any_valid = expand_flags(has_valid.any(axes, keepdims=True), of_row)
     return jnp.where(
-        expand_flags(found, of_row), of_row, jnp.where(any_found, lent, held)
+        expand_flags(has_valid, of_row),
+        of_row,
+        jnp.where(any_valid, of_source, default),
     )
 
 
-# A primitive, for its rule under vmap: a mapped axis joins the batch, whose rows lend
-# each other what they have.
+# This is a primitive for the sake of its batching rule: a mapped axis becomes a batch
+# axis, so that a row without valid inputs can use those of the other rows.
 _filling = Primitive("jaxrnn_filling")
 _compiled = jax.jit(_first_valid)
 _filling.def_impl(_compiled)
@@ -102,11 +117,13 @@ mlir.register_lowering(_filling, mlir.lower_fun(_first_valid, multiple_results=F
 
 
 def _derivative(primals, tangents):
+    """Return a zero tangent: no gradient flows through the replacements."""
     out = _filling.bind(*primals)
     return out, ad.Zero(jax.typeof(out).to_tangent_aval())
 
 
 def _mapped(values, axes):
+    """Insert the mapped axis behind time, as the first batch axis."""
     size = next(
         v.shape[axis] for v, axis in zip(values, axes, strict=True) if axis is not None
     )

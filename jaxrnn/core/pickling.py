@@ -1,9 +1,10 @@
-"""Static configuration that pickles and copies: functions among its fields go by their
-name.
+"""Pickling and copying of static configuration whose fields may hold functions.
 
-``jnp.tanh`` and ``jax.nn.relu`` are objects that JAX made of functions. Pickle finds
-the function in them and then that it is not what its module holds under that name; a
-deep copy of one is another object, which compares unequal.
+``jnp.tanh`` and ``jax.nn.relu`` are objects that wrap functions. Pickle looks at the
+wrapped function and refuses it, because its module holds another object under that
+name; a deep copy of the wrapper is another object, which compares unequal. So functions
+are pickled by the name under which a module holds them, and copies are the object
+itself.
 """
 
 from __future__ import annotations
@@ -14,17 +15,14 @@ import importlib
 import types
 from typing import Any
 
-PUBLIC = (
-    "jax.numpy",
-    "jax.nn",
-    "jax.lax",
-    "jax.scipy.special",
-)  # looked in first: other versions have these too
+# Searched first: these public modules exist in every version of JAX.
+PUBLIC = ("jax.numpy", "jax.nn", "jax.lax", "jax.scipy.special")
 
 
 class Static:
-    """A frozen dataclass that equals what comes back of ``pickle`` and ``copy``,
-    whichever functions it holds.
+    """A base class for frozen dataclasses that survive ``pickle`` and ``copy``.
+
+    The result equals the original, whichever functions its fields hold.
     """
 
     def __copy__(self) -> Any:
@@ -47,15 +45,16 @@ class Static:
 
 
 def _made_again(kind: type, state: dict[str, Any]) -> Any:
-    made: Any = object.__new__(kind)
+    """Rebuild an object from its class and pickled fields."""
+    instance: Any = object.__new__(kind)
     for name, value in state.items():
-        object.__setattr__(made, name, _found(value))
-    return made
+        object.__setattr__(instance, name, _found(value))
+    return instance
 
 
 @dataclasses.dataclass(frozen=True)
 class _Name:
-    """What ``module`` holds under the dotted ``name``."""
+    """A reference to the object that ``module`` holds under the dotted ``name``."""
 
     module: str
     name: str
@@ -63,23 +62,24 @@ class _Name:
 
 @dataclasses.dataclass(frozen=True)
 class _Partial:
-    """A ``functools.partial``."""
+    """A ``functools.partial`` as its function, arguments and keyword arguments."""
 
     parts: tuple[Any, tuple[Any, ...], dict[str, Any]]
 
 
 def _by_name(value: Any, who: str) -> Any:
-    """``value`` with a `_Name` in place of every function, however deep in tuples and
-    partials.
+    """Replace every function in ``value`` by a `_Name`, also in tuples and partials.
 
     Raises:
-        TypeError: for a function that has no name to be found by.
+        TypeError: for a function that no module holds under its name.
     """
     if type(value) is tuple:
-        return tuple(_by_name(each, who) for each in value)
+        return tuple(_by_name(item, who) for item in value)
     if isinstance(value, functools.partial):
-        words = {name: _by_name(each, who) for name, each in value.keywords.items()}
-        return _Partial((_by_name(value.func, who), _by_name(value.args, who), words))
+        keywords = {name: _by_name(arg, who) for name, arg in value.keywords.items()}
+        return _Partial(
+            (_by_name(value.func, who), _by_name(value.args, who), keywords)
+        )
     is_function = isinstance(value, types.FunctionType) or hasattr(value, "__wrapped__")
     if isinstance(value, (type, types.MethodType)) or not (
         callable(value) and is_function
@@ -93,25 +93,26 @@ def _by_name(value: Any, who: str) -> Any:
         except (ImportError, AttributeError):
             continue
     raise TypeError(
-        f"{who} is {value!r}, which cannot be pickled: it is not to be found under its "
-        f"name, {name!r}, in a module. Give a "
-        "function that is defined at the top of a module, rather than a lambda or a "
-        "function inside another"
+        f"{who} is {value!r}, which cannot be pickled: no module holds it under its "
+        f"name, {name!r}. Use a function that is defined at the top level of a module, "
+        f"rather than a lambda or a function inside another"
     )
 
 
 def _found(value: Any) -> Any:
+    """Undo `_by_name`: import the functions that ``value`` refers to."""
     if type(value) is tuple:
         return tuple(map(_found, value))
     if isinstance(value, _Partial):
-        function, args, words = value.parts
+        function, args, keywords = value.parts
         return functools.partial(
             _found(function),
             *_found(args),
-            **{name: _found(each) for name, each in words.items()},
+            **{name: _found(arg) for name, arg in keywords.items()},
         )
     return _held(value.module, value.name) if isinstance(value, _Name) else value
 
 
 def _held(module: str, name: str) -> Any:
+    """Return what a module holds under a dotted name."""
     return functools.reduce(getattr, name.split("."), importlib.import_module(module))

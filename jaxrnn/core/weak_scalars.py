@@ -1,4 +1,4 @@
-"""Numbers as people have them: Python's, NumPy's, and arrays without axes."""
+"""Scalar arguments: Python's and NumPy's numbers, and arrays without axes."""
 
 from __future__ import annotations
 
@@ -12,21 +12,24 @@ import numpy as np
 
 from .validation import describe
 
-Size = (
-    int | np.integer | np.ndarray | jax.Array
-)  # an integer without axes, known when a program is traced
+# An integer without axes whose value must be known when a program is traced.
+Size = int | np.integer | np.ndarray | jax.Array
+# A real number without axes, which may be traced.
 Number = float | np.number | np.ndarray | jax.Array
 
 
 def as_size(who: str, name: str, value: Any) -> int:
-    """``value`` as an int of at least 1."""
-    size, is_flag = (
-        0,
-        isinstance(value, bool) or getattr(value, "dtype", None) == np.dtype(bool),
+    """Convert ``value`` to an int of at least 1.
+
+    Raises:
+        ValueError: for anything else, also for a traced value.
+    """
+    is_flag = isinstance(value, bool) or (
+        getattr(value, "dtype", None) == np.dtype(bool)
     )
-    with contextlib.suppress(
-        TypeError
-    ):  # no integer, or traced: a size is wanted before a program runs
+    size = 0
+    # TypeError: it is no integer, or it is traced, but a size must be known before.
+    with contextlib.suppress(TypeError):
         size = 0 if is_flag else operator.index(value)
     if size < 1:
         raise ValueError(
@@ -36,8 +39,7 @@ def as_size(who: str, name: str, value: Any) -> int:
 
 
 def as_number(who: str, name: str, value: Any) -> Any:
-    """``value`` as a float, finite and at least 0; as it is where it is traced, and so
-    not known.
+    """Convert ``value`` to a finite float of at least 0; a traced one is returned.
 
     Raises:
         ValueError: for anything else.

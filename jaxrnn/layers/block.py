@@ -1,5 +1,6 @@
-"""The block in which linear recurrences are stacked: what mixes features, and what
-makes the whole nonlinear.
+"""The residual block in which linear recurrences are stacked.
+
+It mixes features and adds the nonlinearity that such recurrences lack.
 """
 
 from __future__ import annotations
@@ -20,27 +21,41 @@ from .compose import check_one_array, check_parts, init_in, output_size
 
 
 def residual_block(layer: Cell | Layer, width: int) -> ResidualBlock:
-    """Normalization, the layer, GELU, a gated linear unit and a skip connection
-    (Orvieto et al. 2023, figure 1; Smith et al. 2023, appendix B)::
+    """Build a pre-norm residual block with a gated linear unit (GLU)::
 
-        e = x, or x W_e + b_e where x has not ``width`` features
+        e = x, or x W_e + b_e if x does not have ``width`` features
         u = GELU(layer(norm(e)))
         y = e + (u W_v + b_v) * sigmoid(u W_g + b_g)
 
-    A linear cell by itself computes nothing that one linear map of all inputs could
-    not; stacked in blocks it does.
+    Orvieto et al. (2023, figure 1); Smith et al. (2023, appendix B). Use it to stack
+    linear cells (`LRU`, `S5`, `MinGRU`): by itself such a cell computes only a linear
+    map of its inputs (or gates of them), and a stack of blocks is nonlinear. Any other
+    cell or layer may be used as well.
 
-    Parameters: ``layer``, its own; ``norm_scale (width,)``; ``kernel (O, 2 width)`` and
-    ``bias``, packed v, g, for O outputs of the layer; and ``embed_kernel (D, width)``,
-    ``embed_bias`` where D is not ``width``. Carry: the layer's. Any layer fits.
+    Parameters: ``layer``, those of the layer; ``norm_scale (width,)``; ``kernel (O, 2
+    width)`` and ``bias (2 width,)``, packed v, g, for O outputs of the layer; if D is
+    not ``width`` also ``embed_kernel (D, width)`` and ``embed_bias (width,)``. Carry:
+    the layer's. Output: ``(T, *B, width)``.
 
     Args:
-        width: features that go on from block to block.
+        layer: a cell or a layer whose output is one array.
+        width: the number of features between blocks.
+
+    Returns:
+        A layer for `unroll` and `stack`.
+
+    Raises:
+        TypeError: if ``layer`` is no cell or layer.
+        ValueError: if ``width`` is not an int of at least 1.
 
     Example::
 
-        layer = jaxrnn.stack(*[jaxrnn.residual_block(jaxrnn.LRU(128), 64) for _ in
-        range(4)])
+        >>> import jax, jaxrnn
+        >>> blocks = [jaxrnn.residual_block(jaxrnn.LRU(8), width=4) for _ in range(2)]
+        >>> layer = jaxrnn.stack(*blocks)
+        >>> params = layer.init(jax.random.key(0), input_size=3)
+        >>> jaxrnn.unroll(layer, params, jax.numpy.ones((5, 2, 3)))[1].shape
+        (5, 2, 4)
     """
     check_cell(layer)
     return ResidualBlock(layer, width)
@@ -48,7 +63,7 @@ def residual_block(layer: Cell | Layer, width: int) -> ResidualBlock:
 
 @dataclasses.dataclass(frozen=True)
 class ResidualBlock(Layer):
-    """Made by `residual_block`."""
+    """The layer that `residual_block` builds."""
 
     layer: Cell | Layer
     width: int
@@ -126,9 +141,10 @@ class ResidualBlock(Layer):
         if "embed_kernel" not in params:
             if x.shape[-1] != self.width:
                 raise ValueError(
-                    f"block: made for inputs of {self.width} features, its width, but "
-                    f"they have {x.shape[-1]}: "
-                    "init(key, input_size) makes parameters for others"
+                    f"residual_block: the parameters were made for inputs of "
+                    f"{self.width} features, the block's width, but the inputs have "
+                    f"{x.shape[-1]}: make them with init(key, "
+                    f"input_size={x.shape[-1]})"
                 )
             return x
         check_features(self, params["embed_kernel"], x)

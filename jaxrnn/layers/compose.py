@@ -1,4 +1,4 @@
-"""Layers made of cells and layers: stacks, both directions, residual connections."""
+"""Layers composed of cells and layers: stacked, bidirectional and residual ones."""
 
 from __future__ import annotations
 
@@ -27,14 +27,30 @@ from .fused_network import unroll_network
 
 
 def stack(*layers: Cell | Layer) -> Stack:
-    """Layers on top of each other: the outputs of one are the inputs of the next.
+    """Stack layers: the outputs of each are the inputs of the next.
 
-    Parameters: ``{"layer_0": ..., "layer_1": ...}``, dropout counted in. Carry: a
-        tuple, one entry a layer.
+    Parameters: ``{"layer_0": ..., "layer_1": ...}``, one entry for each layer, also for
+    one without parameters such as `dropout`. Carry: a tuple with one entry for each
+    layer. Output: that of the last layer.
+
+    Args:
+        *layers: cells and layers, from the input to the output.
+
+    Returns:
+        A layer for `unroll`.
+
+    Raises:
+        ValueError: if no layer is given.
+        TypeError: if an argument is no cell or layer.
 
     Example::
 
-        layer = jaxrnn.stack(jaxrnn.LSTM(128), jaxrnn.dropout(0.2), jaxrnn.LSTM(128))
+        >>> import jax, jaxrnn
+        >>> layer = jaxrnn.stack(jaxrnn.LSTM(4), jaxrnn.LSTM(4))
+        >>> params = layer.init(jax.random.key(0), input_size=3)
+        >>> carry, ys = jaxrnn.unroll(layer, params, jax.numpy.ones((5, 2, 3)))
+        >>> sorted(params), len(carry), ys.shape
+        (['layer_0', 'layer_1'], 2, (5, 2, 4))
     """
     if not layers:
         raise ValueError(
@@ -51,23 +67,41 @@ def bidirectional(
     *,
     merge: str = "concat",
 ) -> Bidirectional:
-    """One layer forwards in time and one backwards, their outputs side by side
-    (Schuster & Paliwal 1997)::
+    """Run one layer forward and one backward in time, and merge their outputs::
 
         y_t = [forward's y_t ; backward's y_t]
 
-    Both are aligned with their inputs, ragged batches included: with a mask the
-    backward layer begins at each sequence's own last step. ``resets`` mark sequence
-    starts for both: backwards the carry is reset where a sequence ends.
+    Schuster & Paliwal (1997). Both outputs are aligned with the inputs, also in a
+    ragged batch: with a mask the backward layer begins at each sequence's own last
+    step. ``resets`` mark sequence starts for both layers; the backward carry is reset
+    where a sequence ends.
 
-    Parameters: ``{"forward": ..., "backward": ...}``. Carry: `BidirectionalCarry`;
-    afterwards each holds the state at its own end: forward at the last step, backward
-    at the first. So the carry cannot be passed on to a later piece of the sequence, and
-    `TBPTT`, which does that, is not for layers that look ahead.
+    Parameters: ``{"forward": ..., "backward": ...}``. Carry: `BidirectionalCarry`. The
+    last carry holds the state at the end of each direction: forward at the last step,
+    backward at the first. It therefore cannot be passed on to a later piece of the
+    sequence, and neither streaming calls nor `TBPTT` support layers that look ahead.
 
     Args:
-        backward: default: configured as ``forward``, with parameters of its own.
+        forward: a cell or layer.
+        backward: a cell or layer (default: configured as ``forward``, with parameters
+            of its own).
         merge: ``"concat"`` (features side by side) or ``"sum"``.
+
+    Returns:
+        A layer for `unroll` and `stack`.
+
+    Raises:
+        TypeError: if an argument is no cell or layer.
+        ValueError: for any other ``merge``.
+
+    Example::
+
+        >>> import jax, jaxrnn
+        >>> layer = jaxrnn.bidirectional(jaxrnn.GRU(4))
+        >>> params = layer.init(jax.random.key(0), input_size=3)
+        >>> carry, ys = jaxrnn.unroll(layer, params, jax.numpy.ones((5, 2, 3)))
+        >>> ys.shape
+        (5, 2, 8)
     """
     backward = forward if backward is None else backward
     for layer in (forward, backward):
@@ -80,10 +114,27 @@ def bidirectional(
 
 
 def residual(layer: Cell | Layer) -> Residual:
-    """``y = x + layer(x)``: inputs added to outputs, which must have as many features
-    (He et al. 2016).
+    """Add a skip connection around a layer: ``y = x + layer(x)`` (He et al. 2016).
 
     Parameters and carry are those of ``layer``.
+
+    Args:
+        layer: a cell or layer with as many output features as input features.
+
+    Returns:
+        A layer for `unroll` and `stack`. Its ``init`` raises ValueError if the numbers
+        of features differ.
+
+    Raises:
+        TypeError: if ``layer`` is no cell or layer.
+
+    Example::
+
+        >>> import jax, jaxrnn
+        >>> layer = jaxrnn.residual(jaxrnn.GRU(3))
+        >>> params = layer.init(jax.random.key(0), input_size=3)
+        >>> jaxrnn.unroll(layer, params, jax.numpy.ones((5, 2, 3)))[1].shape
+        (5, 2, 3)
     """
     check_cell(layer)
     return Residual(layer)
@@ -91,7 +142,7 @@ def residual(layer: Cell | Layer) -> Residual:
 
 @dataclasses.dataclass(frozen=True)
 class Stack(Layer):
-    """Made by `stack`."""
+    """The layer that `stack` builds."""
 
     layers: tuple[Cell | Layer, ...]
     reads_inputs: ClassVar[bool] = False
@@ -102,7 +153,7 @@ class Stack(Layer):
             zip(self.layers, jax.random.split(key, len(self.layers)), strict=True)
         ):
             params[f"layer_{i}"] = init_in(layer, k, input_size, dtype)
-            if i + 1 < len(self.layers):  # what the last one puts out may be any pytree
+            if i + 1 < len(self.layers):  # the last output may be any pytree
                 input_size = output_size(layer, params[f"layer_{i}"], input_size)
         return params
 
@@ -122,21 +173,22 @@ class Stack(Layer):
     def unroll(
         self, params: Params, carry: tuple[Carry, ...], xs: Array, spec: UnrollSpec
     ) -> tuple[Carry, Any, Carry]:
-        together = unroll_network(
+        # An engine such as cuDNN may run the whole network in one call.
+        fused = unroll_network(
             [_side_by_side(layer) for layer in self.layers], params, carry, xs, spec
         )
-        if together is not None:
-            return together
-        last, all_carries = [], []
+        if fused is not None:
+            return fused
+        last_carries, all_carries = [], []
         for i, layer in enumerate(self.layers):
             if i:
                 check_one_array("stack", self.layers[i - 1], xs)
-            end, xs, carries = unroll_unchecked(
+            last_carry, xs, carries = unroll_unchecked(
                 layer, params[f"layer_{i}"], carry[i], xs, for_part(spec, layer, i)
             )
-            last.append(end)
+            last_carries.append(last_carry)
             all_carries.append(carries)
-        return tuple(last), xs, tuple(all_carries)
+        return tuple(last_carries), xs, tuple(all_carries)
 
     def output(self, params: Params, carry: tuple[Carry, ...], x: Any) -> Any:
         for i, layer in enumerate(self.layers):
@@ -146,7 +198,7 @@ class Stack(Layer):
 
 @register_for_export
 class BidirectionalCarry(NamedTuple):
-    """The carries of the two directions."""
+    """The carries of the two directions of a `bidirectional` layer."""
 
     forward: Carry
     backward: Carry
@@ -154,7 +206,7 @@ class BidirectionalCarry(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Bidirectional(Layer):
-    """Made by `bidirectional`."""
+    """The layer that `bidirectional` builds."""
 
     forward: Cell | Layer
     backward: Cell | Layer
@@ -197,10 +249,11 @@ class Bidirectional(Layer):
     def unroll(
         self, params: Params, carry: BidirectionalCarry, xs: Array, spec: UnrollSpec
     ) -> tuple[Carry, Any, Carry]:
-        together = unroll_network([_side_by_side(self)], params, carry, xs, spec)
-        if together is not None:
-            return together
-        other = for_part(spec, self.backward, 1).reversed()
+        # An engine such as cuDNN may run both directions in one call.
+        fused = unroll_network([_side_by_side(self)], params, carry, xs, spec)
+        if fused is not None:
+            return fused
+        backward_spec = for_part(spec, self.backward, 1).reversed()
         f_last, f_ys, f_all = unroll_unchecked(
             self.forward,
             params["forward"],
@@ -209,7 +262,7 @@ class Bidirectional(Layer):
             for_part(spec, self.forward, 0),
         )
         b_last, b_ys, b_all = unroll_unchecked(
-            self.backward, params["backward"], carry.backward, xs, other
+            self.backward, params["backward"], carry.backward, xs, backward_spec
         )
         return (
             BidirectionalCarry(f_last, b_last),
@@ -224,29 +277,27 @@ class Bidirectional(Layer):
         )
 
     def _merged(self, forward: Any, backward: Any, xs: Any) -> Any:
-        first: Any = jax.tree.structure(forward)
-        if first != jax.tree.structure(backward):
+        structure: Any = jax.tree.structure(forward)
+        if structure != jax.tree.structure(backward):
             raise TypeError(
                 f"bidirectional: the outputs of both directions are merged, so they "
-                f"must be alike, but {describe_tree(forward)} "
-                f"comes of {type(self.forward).__name__} and {describe_tree(backward)} "
-                f"of "
-                f"{type(self.backward).__name__}"
+                f"must have the same structure, but {type(self.forward).__name__} "
+                f"returns {describe_tree(forward)} and {type(self.backward).__name__} "
+                f"{describe_tree(backward)}"
             )
         if self.merge == "sum":
             return jax.tree.map(jnp.add, forward, backward)
-        bare = [
+        featureless = [
             part.shape
             for part in jax.tree.leaves(forward)
             if jnp.ndim(part) < jnp.ndim(xs)
         ]
-        if bare:
+        if featureless:
             raise ValueError(
                 f"bidirectional: merge='concat' joins the features of both directions, "
-                f"but {type(self.forward).__name__} shows "
-                f"an output of shape {bare[0]} for inputs {jnp.shape(xs)}, which has "
-                f"no axis of features: return it as "
-                "y[..., None], or take merge='sum'"
+                f"but {type(self.forward).__name__} returns an output of shape "
+                f"{featureless[0]} for inputs of shape {jnp.shape(xs)}, which has no "
+                f"feature axis: return y[..., None], or use merge='sum'"
             )
         return jax.tree.map(
             lambda *both: jnp.concatenate(both, axis=-1), forward, backward
@@ -255,22 +306,20 @@ class Bidirectional(Layer):
 
 @dataclasses.dataclass(frozen=True)
 class Residual(Layer):
-    """Made by `residual`."""
+    """The layer that `residual` builds."""
 
     layer: Cell | Layer
-    reads_inputs: ClassVar[bool] = (
-        False  # it adds them, and where masked the sum becomes zero
-    )
+    # It only adds its inputs, and the sum becomes zero at masked steps.
+    reads_inputs: ClassVar[bool] = False
 
     def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
         params = init_in(self.layer, key, input_size, dtype)
         size = output_size(self.layer, params, input_size)
         if size != input_size:
             raise ValueError(
-                f"residual: the inputs have {input_size} features and "
-                f"{type(self.layer).__name__} puts out {size}; they are "
-                f"added, so they must be as many: give the cell "
-                f"hidden_size={input_size}"
+                f"residual: the inputs have {input_size} features and the outputs of "
+                f"{type(self.layer).__name__} have {size}; they are added, so the "
+                f"numbers must be equal: give the cell hidden_size={input_size}"
             )
         return params
 
@@ -290,8 +339,7 @@ class Residual(Layer):
         if xs.shape != ys.shape:
             raise ValueError(
                 f"residual: the inputs have {xs.shape[-1]} features and the outputs "
-                f"{ys.shape[-1]}; they are added, so they "
-                "must be as many"
+                f"{ys.shape[-1]}; they are added, so the numbers must be equal"
             )
         return last, xs + ys, carries
 
@@ -300,32 +348,36 @@ class Residual(Layer):
 
 
 def _side_by_side(layer: Cell | Layer) -> tuple[Cell | Layer, ...]:
-    """What walks at a time in one layer, its outputs side by side."""
+    """Return the parts of one layer that run at the same time.
+
+    These are the two directions of a `bidirectional` layer that concatenates, or else
+    the layer itself.
+    """
     if type(layer) is Bidirectional and layer.merge == "concat":
         return layer.forward, layer.backward
     return (layer,)
 
 
 def check_parts(layer: Layer, params: Params, parts: dict[str, Cell | Layer]) -> None:
-    """``params`` has one entry a part, and each fits its part."""
+    """Check that ``params`` have one entry for each part, and that each fits."""
     if not isinstance(params, dict) or set(params) != set(parts):
-        came = (
+        got = (
             f"a dict of {sorted(params)}"
             if isinstance(params, dict)
             else describe(params)
         )
         raise TypeError(
             f"{type(layer).__name__}: its params are a dict of {sorted(parts)}, but "
-            f"got {came}: init(key, input_size) makes "
-            "the right one"
+            f"got {got}: init(key, input_size) makes the right one"
         )
     for name, part in parts.items():
         part.check(params[name])
 
 
 def for_part(spec: UnrollSpec, part: Cell | Layer, index: int) -> UnrollSpec:
-    """The same walk for part ``index`` of a layer: with a key of its own if it
-    draws, without one if it does not.
+    """Return ``spec`` for part ``index`` of a layer.
+
+    The part gets a key of its own if it draws random numbers, and none otherwise.
     """
     return spec.replace(
         key=jax.random.fold_in(spec.key, index) if part.requires_key else None
@@ -333,13 +385,14 @@ def for_part(spec: UnrollSpec, part: Cell | Layer, index: int) -> UnrollSpec:
 
 
 def init_in(layer: Cell | Layer, key: Array, input_size: int, dtype: Any) -> Params:
-    """``layer.init``; the dtype is handed on only when one was asked for, so that a
-    cell's ``init`` need not take it.
+    """Call ``layer.init``, and pass ``dtype`` on only if it is not None.
+
+    The ``init`` of a user's cell then does not need to take a dtype.
     """
     init: Any = layer.init
     if dtype is not None and "dtype" not in inspect.signature(init).parameters:
         raise TypeError(
-            f"a dtype was asked for, but {type(layer).__name__}.init takes none: write "
+            f"dtype was given, but {type(layer).__name__}.init does not take it: write "
             "init(self, key, input_size, dtype=None), or cast the parameters afterwards"
         )
     return (
@@ -348,8 +401,9 @@ def init_in(layer: Cell | Layer, key: Array, input_size: int, dtype: Any) -> Par
 
 
 def output_size(layer: Cell | Layer, params: Params, input_size: int) -> int:
-    """Features that a layer puts out for ``input_size`` features in, found without
-    computing anything.
+    """Return the number of output features for ``input_size`` input features.
+
+    The layer is only traced; nothing is computed.
     """
     ys = outputs_of(layer, params, input_size)
     check_one_array("init", layer, ys)
@@ -357,7 +411,7 @@ def output_size(layer: Cell | Layer, params: Params, input_size: int) -> int:
 
 
 def outputs_of(layer: Cell | Layer, params: Params, input_size: int) -> Any:
-    """Shapes of the outputs of one step without batch axes, ``(1, H)`` as a rule."""
+    """Return the output shapes for one step without batch axes, usually ``(1, H)``."""
 
     def one_step(params, x):
         spec = UnrollSpec(
@@ -370,12 +424,10 @@ def outputs_of(layer: Cell | Layer, params: Params, input_size: int) -> Any:
 
 
 def check_one_array(what: str, layer: Cell | Layer, ys: Any) -> None:
-    """The outputs of a layer are one array, which what comes after it takes."""
+    """Check that a layer's outputs are one array, as the operation after it needs."""
     if not hasattr(ys, "shape") or ys.ndim < 2:
         raise TypeError(
-            f"{what}: what comes after {type(layer).__name__} takes one array of "
-            f"features, (T, *B, D), but it puts out "
-            f"{describe_tree(ys)}: let its output return one array, or place it last "
-            f"in the "
-            f"stack"
+            f"{what}: the operation after {type(layer).__name__} takes one array of "
+            f"features, (T, *B, D), but its output is {describe_tree(ys)}: let its "
+            f"output return one array, or place it last in the stack"
         )

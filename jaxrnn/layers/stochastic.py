@@ -1,9 +1,8 @@
-"""Randomness for training: dropout between layers, recurrent dropout, zoneout; and
-`inference`, the same without it.
+"""Layers that draw random numbers in training: dropout, recurrent dropout, zoneout.
 
-Every layer here demands a key in `unroll`. `inference(layer)` gives the layer of equal
-parameters that draws nothing, so nobody trains without dropout, or evaluates with it,
-by forgetting a flag.
+Every layer here requires a key in `unroll`. `inference(layer)` returns the
+deterministic layer with the same parameters, so nobody trains without dropout, or
+evaluates with it, by forgetting a flag.
 """
 
 from __future__ import annotations
@@ -33,25 +32,63 @@ from .compose import init_in
 
 
 def dropout(rate: float, *, variational: bool = False) -> Dropout:
-    """Zero each feature with probability ``rate`` and divide the others by ``1 -
-    rate``; it stands in a `stack`.
+    """Zero each feature with probability ``rate``; divide the others by ``1 - rate``.
+
+    Use it between the layers of a `stack`. It has no parameters, and an empty carry.
 
     Args:
-        rate: in [0, 1).
-        variational: draw one mask an unroll and use it at every step (Gal &
-            Ghahramani 2016), not one a step. Under `TBPTT` an unroll is a window; in
-            streaming calls it is a step.
+        rate: the probability, in [0, 1).
+        variational: if True, draw one mask for a whole unroll and use it at every step
+            (Gal & Ghahramani 2016); if False, draw a new one for each step. With
+            `TBPTT` an unroll is a window, and in streaming calls it is a step.
+
+    Returns:
+        A layer for `stack` that requires a key.
+
+    Raises:
+        ValueError: if ``rate`` is not a number in [0, 1).
+
+    Example::
+
+        >>> import jax, jaxrnn
+        >>> layer = jaxrnn.stack(jaxrnn.GRU(4), jaxrnn.dropout(0.2), jaxrnn.GRU(4))
+        >>> params = layer.init(jax.random.key(0), input_size=3)
+        >>> xs, key = jax.numpy.ones((5, 2, 3)), jax.random.key(1)
+        >>> jaxrnn.unroll(layer, params, xs, key=key)[1].shape
+        (5, 2, 4)
     """
     return Dropout(_check_rate("dropout", rate), variational)
 
 
 def recurrent_dropout(cell: Cell, rate: float) -> RecurrentDropout:
-    """Variational recurrent dropout (Gal & Ghahramani 2016, arXiv:1512.05287): one mask
-    an unroll on h where it meets U.
+    """Apply variational dropout to h where it is multiplied by the recurrent kernel::
 
-    ``h_{t-1} U`` becomes ``(h_{t-1} * m / (1 - rate)) U`` with the same m at every
-    step; what the carry holds is untouched, also in a GRU. Parameters and carry are
-    those of ``cell``, whose ``step`` must take ``recurrent_h`` (the built-in cells do).
+        h_{t-1} U   becomes   (h_{t-1} * m / (1 - rate)) U,     m ~ Bernoulli(1 - rate)
+
+    Gal & Ghahramani (2016, arXiv:1512.05287). The mask m is drawn once for an unroll
+    and is the same at every step. The carry itself is not changed, also in a GRU, so
+    memories are not erased. Parameters and carry are those of ``cell``.
+
+    Args:
+        cell: a cell whose ``step`` takes ``recurrent_h``, as those of the built-in
+            cells with recurrent weights do.
+        rate: the probability that a unit of h is dropped, in [0, 1).
+
+    Returns:
+        A layer for `unroll` and `stack` that requires a key.
+
+    Raises:
+        TypeError: if ``cell`` is no cell, or if its step does not take ``recurrent_h``.
+        ValueError: if ``rate`` is not a number in [0, 1).
+
+    Example::
+
+        >>> import jax, jaxrnn
+        >>> layer = jaxrnn.recurrent_dropout(jaxrnn.LSTM(4), 0.25)
+        >>> params = layer.init(jax.random.key(0), input_size=3)
+        >>> xs, key = jax.numpy.ones((5, 2, 3)), jax.random.key(1)
+        >>> jaxrnn.unroll(layer, params, xs, key=key)[1].shape
+        (5, 2, 4)
     """
     check_cell(cell)
     if (
@@ -60,28 +97,45 @@ def recurrent_dropout(cell: Cell, rate: float) -> RecurrentDropout:
     ):
         raise TypeError(
             f"recurrent_dropout: {type(cell).__name__} is not a cell whose step takes "
-            f"recurrent_h, so there is no telling "
-            "where its state meets the recurrent weights. Wrap a cell (inside a "
-            "stack), or write "
-            "step(self, params, carry, z, *, recurrent_h=None) and use recurrent_h in "
-            "place of h before the recurrent kernel"
+            f"recurrent_h, so it is unknown where its state is multiplied by the "
+            f"recurrent weights. Wrap a cell (inside a stack), or write step(self, "
+            f"params, carry, z, *, recurrent_h=None) and use recurrent_h in place of h "
+            f"before the recurrent kernel"
         )
     return RecurrentDropout(cell, _check_rate("recurrent_dropout", rate))
 
 
 def zoneout(cell: Cell, rate: float | tuple[float, ...]) -> Zoneout:
-    """Zoneout (Krueger et al. 2017, arXiv:1606.01305): each unit of the carry keeps its
-    old value with probability ``rate``::
+    """Let each unit of the carry keep its old value with probability ``rate``::
 
         s_t = m_t * s_{t-1} + (1 - m_t) * step(s_{t-1}, x_t),   m_t ~ Bernoulli(rate)
 
-    In `inference` the expectation takes the draw's place: ``rate * s_{t-1} + (1 - rate)
-    * step(...)``. Integers, flags and keys in the carry, of which there is no
-    expectation, go on as the step says in either.
+    Krueger et al. (2017, arXiv:1606.01305). `inference` uses the expectation instead of
+    a draw: ``rate * s_{t-1} + (1 - rate) * step(...)``. Integers, flags and keys in the
+    carry, which have no expectation, are taken from the step in both cases. Parameters
+    and carry are those of ``cell``.
 
     Args:
-        rate: in [0, 1); one for every floating-point leaf of the carry, or a tuple in
-            the order of these, (h, c) for an LSTM.
+        cell: a cell.
+        rate: the probability, in [0, 1): one number for every floating-point leaf of
+            the carry, or a tuple with one for each of them, (h, c) for an LSTM. For
+            `SLSTM` and `MLSTM` only h may have a rate other than 0.
+
+    Returns:
+        A layer for `unroll` and `stack` that requires a key.
+
+    Raises:
+        TypeError: if ``cell`` is no cell.
+        ValueError: if a rate is not a number in [0, 1), or not allowed for the cell.
+
+    Example::
+
+        >>> import jax, jaxrnn
+        >>> layer = jaxrnn.zoneout(jaxrnn.LSTM(4), (0.05, 0.5))
+        >>> params = layer.init(jax.random.key(0), input_size=3)
+        >>> xs, key = jax.numpy.ones((5, 2, 3)), jax.random.key(1)
+        >>> jaxrnn.unroll(layer, params, xs, key=key)[1].shape
+        (5, 2, 4)
     """
     check_cell(cell)
     if not isinstance(cell, Cell):
@@ -95,22 +149,39 @@ def zoneout(cell: Cell, rate: float | tuple[float, ...]) -> Zoneout:
             "zoneout: the rate is an empty tuple; give one rate, or one for each part "
             "of the carry"
         )
-    for each in rates:
-        _check_rate("zoneout", each)
+    for one_rate in rates:
+        _check_rate("zoneout", one_rate)
     if getattr(cell, "shares_scale", False) and (len(rates) == 1 or any(rates[1:])):
         raise ValueError(
-            f"zoneout: c, n and m of {type(cell).__name__} are one number at a common "
-            f"scale, and an old one beside new ones "
-            "means nothing: give h alone a rate, (0.1, 0.0, 0.0, 0.0)"
+            f"zoneout: the memory, n and m of {type(cell).__name__} share a scale, so "
+            f"only h may keep old values: give h alone a rate, (0.1, 0.0, 0.0, 0.0)"
         )
     return Zoneout(cell, rates)
 
 
 def inference(layer: Cell | Layer) -> Cell | Layer:
-    """The same cell or layer, with the same parameters, without randomness: it takes no
-    key.
+    """Return the deterministic version of a cell or layer, with the same parameters.
 
-    Dropout becomes the identity, zoneout its expectation.
+    Dropout becomes the identity, and zoneout its expectation. Use it to evaluate what
+    was trained with noise; the result does not take a key.
+
+    Args:
+        layer: a cell or layer; a cell is returned as it is.
+
+    Returns:
+        The layer without randomness, which has the same parameters.
+
+    Raises:
+        TypeError: if ``layer`` is no cell or layer.
+
+    Example::
+
+        >>> import jax, jaxrnn
+        >>> layer = jaxrnn.stack(jaxrnn.GRU(4), jaxrnn.dropout(0.2))
+        >>> params = layer.init(jax.random.key(0), input_size=3)
+        >>> model = jaxrnn.inference(layer)
+        >>> jaxrnn.unroll(model, params, jax.numpy.ones((5, 2, 3)))[1].shape
+        (5, 2, 4)
     """
     check_cell(layer)
 
@@ -145,12 +216,11 @@ def _check_rate(what: str, rate: Any) -> float:
 
 
 class StochasticLayer(Layer):
-    """A layer that draws while its field ``drawing`` is True."""
+    """A layer that draws random numbers while its field ``drawing`` is True."""
 
     drawing: bool
-    reads_inputs: ClassVar[bool] = (
-        False  # dropout multiplies them, and where masked the products become zero
-    )
+    # Dropout only multiplies its inputs, and the products become zero at masked steps.
+    reads_inputs: ClassVar[bool] = False
 
     @property
     def requires_key(self) -> bool:
@@ -159,7 +229,7 @@ class StochasticLayer(Layer):
 
 @dataclasses.dataclass(frozen=True)
 class Dropout(StochasticLayer):
-    """Made by `dropout`. No parameters, no carry."""
+    """The layer that `dropout` builds; it has no parameters and no carry."""
 
     rate: float
     variational: bool = False
@@ -188,7 +258,7 @@ class Dropout(StochasticLayer):
     def output(self, params: Params, carry: tuple[()], x: Any) -> Array:
         if self.drawing:
             raise ValueError(
-                "dropout draws random numbers: what it shows is not a function of its "
+                "dropout draws random numbers, so its output is not a function of its "
                 "carry; use jaxrnn.inference"
             )
         return x
@@ -196,7 +266,7 @@ class Dropout(StochasticLayer):
 
 @dataclasses.dataclass(frozen=True)
 class StochasticCellLayer(StochasticLayer):
-    """Noise inside a cell's recurrence: the parameters and the carry are the cell's."""
+    """Noise inside a cell's recurrence, with the parameters and carry of the cell."""
 
     cell: Cell
 
@@ -217,7 +287,7 @@ class StochasticCellLayer(StochasticLayer):
 
 @dataclasses.dataclass(frozen=True)
 class RecurrentDropout(StochasticCellLayer):
-    """Made by `recurrent_dropout`."""
+    """The layer that `recurrent_dropout` builds."""
 
     rate: float
     drawing: bool = True
@@ -231,9 +301,9 @@ class RecurrentDropout(StochasticCellLayer):
         if not hasattr(h, "dtype") or not _is_real(h):
             raise TypeError(
                 f"recurrent_dropout: the carry of {type(self.cell).__name__} is "
-                f"{describe_tree(carry)}, and what meets the recurrent "
-                "weights is its part named h, or all of it: make it a NamedTuple with "
-                "a floating-point part h"
+                f"{describe_tree(carry)}, but the recurrent weights multiply its part "
+                f"named h, or a carry that is one array: make it a NamedTuple with a "
+                f"floating-point part h"
             )
         scale = _drop(spec.key, self.rate, jnp.ones_like(h), h.shape)
         return unroll_unchecked(
@@ -247,7 +317,7 @@ class RecurrentDropout(StochasticCellLayer):
 
 @dataclasses.dataclass(frozen=True)
 class Zoneout(StochasticCellLayer):
-    """Made by `zoneout`."""
+    """The layer that `zoneout` builds."""
 
     rates: tuple[float, ...]
     drawing: bool = True
@@ -259,9 +329,8 @@ class Zoneout(StochasticCellLayer):
         if len(self.rates) not in (1, len(leaves)):
             raise ValueError(
                 f"zoneout: {len(self.rates)} rates were given, but the carry of "
-                f"{type(self.cell).__name__} has "
-                f"{len(leaves)} parts of floating-point numbers: give one rate, or one "
-                f"for each"
+                f"{type(self.cell).__name__} has {len(leaves)} floating-point parts: "
+                f"give one rate, or one for each"
             )
         rates = self.rates * len(leaves) if len(self.rates) == 1 else self.rates
         if not self.drawing:
@@ -269,7 +338,8 @@ class Zoneout(StochasticCellLayer):
                 _Averaged(self.cell, rates), params, carry, xs, spec
             )
         keys = jax.random.split(spec.key, len(leaves))
-        requires_key = [
+        # Masks (T, *B, H) are drawn for all steps at once and enter as inputs.
+        keep_old = [
             jax.random.bernoulli(k, r, (xs.shape[0], *a.shape))
             for k, r, a in zip(keys, rates, leaves, strict=True)
         ]
@@ -277,19 +347,20 @@ class Zoneout(StochasticCellLayer):
             _ZonedOut(self.cell),
             params,
             carry,
-            (xs, tuple(requires_key)),
+            (xs, tuple(keep_old)),
             spec.replace(key=None),
         )
 
 
 def _hidden(carry: Carry) -> Any:
-    """What meets the recurrent weights: ``carry.h``, or the carry itself."""
+    """Return what the recurrent weights multiply: ``carry.h``, or the carry itself."""
     return carry.h if hasattr(carry, "h") else carry
 
 
 def _drop(key: Array, rate: float, xs: Array, shape: tuple[int, ...]) -> Array:
-    """``xs`` with features zeroed by a mask of ``shape``, and the others scaled to
-    keep the mean.
+    """Zero features of ``xs`` by a mask of ``shape``, and scale the rest.
+
+    Divided by ``1 - rate``, the result has the mean of ``xs``.
     """
     return jnp.where(
         jax.random.bernoulli(key, 1 - rate, shape), xs / (1 - rate), jnp.zeros_like(xs)
@@ -298,7 +369,11 @@ def _drop(key: Array, rate: float, xs: Array, shape: tuple[int, ...]) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class _MaskedRecurrence(AbstractWrappedCell):
-    """Parameters are (the cell's, the scale of h); the same scale at every step."""
+    """A cell whose h is scaled where it is multiplied by the recurrent kernel.
+
+    Its parameters are ``(params of the cell, scale of h)``, so that the scale is the
+    same at every step.
+    """
 
     def initial_carry(self, params, batch_shape=(), dtype=None):
         return self.cell.initial_carry(params[0], batch_shape, dtype)
@@ -317,8 +392,10 @@ class _MaskedRecurrence(AbstractWrappedCell):
 
 @dataclasses.dataclass(frozen=True)
 class _ZonedOut(AbstractWrappedCell):
-    """Inputs are (the cell's, for each floating-point part of the carry a bool per
-    unit: keep its old value).
+    """A cell whose units keep their old values where a mask is True.
+
+    Its inputs are ``(x of the cell, masks)`` with one mask for each floating-point part
+    of the carry.
     """
 
     def project(self, params, x):
@@ -334,7 +411,7 @@ class _ZonedOut(AbstractWrappedCell):
 
 @dataclasses.dataclass(frozen=True)
 class _Averaged(AbstractWrappedCell):
-    """The expectation of `_ZonedOut`."""
+    """A cell with the expectation of `_ZonedOut`."""
 
     rates: tuple[float, ...]
 
@@ -349,10 +426,10 @@ def _mix(
     old: Carry,
     new: Carry,
 ) -> Carry:
-    """``mix(share, old, new)`` of each floating-point part; all others are new."""
-    rest = iter(shares)
+    """Apply ``mix(share, old, new)`` to floating-point parts; the others are new."""
+    remaining = iter(shares)
     return jax.tree.map(
-        lambda a, b: mix(next(rest), a, b) if _is_real(a) else b, old, new
+        lambda a, b: mix(next(remaining), a, b) if _is_real(a) else b, old, new
     )
 
 

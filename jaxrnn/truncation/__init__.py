@@ -1,4 +1,4 @@
-"""Truncated backpropagation through time."""
+"""Truncated backpropagation through time: TBPTT(k1, k2) and ARTBP."""
 
 from .artbp import ARTBP as ARTBP
 from .tbptt import TBPTT as TBPTT

@@ -1,6 +1,4 @@
-"""ARTBP: backpropagation through time cut at random places, and reweighted so that
-its expectation is exact.
-"""
+"""ARTBP: randomly truncated backpropagation whose expected gradient is exact."""
 
 from __future__ import annotations
 
@@ -18,44 +16,57 @@ from ..core.validation import check_batch_shape, describe
 
 @dataclasses.dataclass(frozen=True)
 class ARTBP:
-    """Anticipated reweighted truncated backpropagation (Tallec & Ollivier 2017,
-    arXiv:1705.08209).
+    """Anticipated reweighted truncated backpropagation (ARTBP).
 
-    Before step t the gradient is cut with probability c_t, and else multiplied by 1 /
-    (1 - c_t)::
+    Tallec & Ollivier (2017, arXiv:1705.08209). Before step t the gradient is cut with
+    probability c_t, and otherwise multiplied by 1 / (1 - c_t)::
 
-        delta_{t-1} = dl_{t-1}/ds_{t-1} + w_t delta_t J_t        w_t = 0 with probability c_t, else 1 / (1 - c_t)
-        c_t = (alpha - 1) / ((alpha - 2) mean_length + d_t)      d_t: valid steps since the last cut, from 1
+        delta_{t-1} = dl_{t-1}/ds_{t-1} + w_t delta_t J_t
+        w_t = 0 with probability c_t, else 1 / (1 - c_t)
+        c_t = (alpha - 1) / ((alpha - 2) mean_length + d_t)
 
-    Given all cuts before it, w_t has expectation 1; so has the product of the w_t over
-    any stretch of steps, by which lag k of a loss is multiplied, and the expected
-    gradient is that of full BPTT. This is exact for any alpha and any length, with mask
-    and resets. The price is noise: a lag of k steps survives with probability about
-    ``((alpha - 2) mean_length / k) ** (alpha - 1)``, and is then multiplied by the
-    inverse. The intervals between cuts have exactly the mean ``mean_length``, a
-    power-law tail, and a finite variance for alpha > 3; ``alpha=math.inf`` is the limit
-    of a constant ``c = 1 / mean_length``, whose weights grow exponentially with the
-    lag.
+    where d_t, from 1, is the number of valid steps since the last cut.
 
-    The first step and one after a reset, which have nothing behind them to cut, are
-    never cut (d_t = 0, c_t = 0); nor are masked steps, which do not count in d_t. The
-    layers of a stack are cut at the same steps. A path back in time then meets every
-    step's weight at most once, which is what makes the expectation exact; not so where
-    one path goes both ways in time, in a stack that has a `bidirectional` layer. (One
-    bidirectional layer by itself is exact.)
+    Given all cuts before it, w_t has expectation ``c_t 0 + (1 - c_t) / (1 - c_t) = 1``.
+    The product of the w_t over k consecutive steps, which multiplies lag k of a loss,
+    therefore has expectation 1 as well, and the expected gradient is that of full BPTT.
+    This is exact for any alpha and any length, with mask and resets.
 
-    No time is saved and no memory: arrays have fixed shapes, and the backward pass
-        walks every step whatever is cut.
+    The price is noise: a lag of k steps survives with probability about ``((alpha - 2)
+    mean_length / k) ** (alpha - 1)``, and is then multiplied by the inverse. The
+    intervals between cuts have exactly the mean ``mean_length``, a power-law tail, and
+    a finite variance for alpha > 3. ``alpha=math.inf`` is the limit of a constant ``c =
+    1 / mean_length``, whose weights grow exponentially with the lag.
+
+    The first step and a step after a reset, which have no history to cut off, are never
+    cut (d_t = 0, c_t = 0). Nor are masked steps, which do not count in d_t. The layers
+    of a stack are cut at the same steps, so that a path back in time meets the weight
+    of each step at most once. This makes the expectation exact. It is not exact if one
+    path runs both ways in time, in a stack with a `bidirectional` layer; one
+    bidirectional layer by itself is exact.
+
+    ARTBP saves neither time nor memory: arrays have fixed shapes, and the backward pass
+    computes every step whatever is cut. Use it to study unbiased truncation, or in
+    `TBPTT(truncation=...)`.
 
     Args:
         mean_length: mean number of steps between cuts, above 1 (the paper's L0).
-        alpha: above 2; the exponent of the tail.
+        alpha: the exponent of the tail, above 2.
+
+    Raises:
+        ValueError: if ``mean_length`` is not a finite number above 1, or ``alpha`` not
+            a number above 2.
 
     Example::
 
-        scale = jaxrnn.ARTBP(mean_length=50).sample(key, steps=500, batch_shape=(32,))
-        carry, ys = jaxrnn.truncated_unroll(cell, params, xs, gradient_scale=scale)
-    """  # noqa: E501
+        >>> import jax, jaxrnn
+        >>> artbp, cell = jaxrnn.ARTBP(mean_length=4), jaxrnn.GRU(4)
+        >>> scale = artbp.sample(jax.random.key(0), steps=6, batch_shape=(2,))
+        >>> params, xs = cell.init(jax.random.key(1), 3), jax.numpy.ones((6, 2, 3))
+        >>> carry, ys = jaxrnn.truncated_unroll(cell, params, xs, gradient_scale=scale)
+        >>> scale.shape, ys.shape
+        ((6, 2), (6, 2, 4))
+    """
 
     mean_length: float
     alpha: float = 4.0
@@ -75,7 +86,8 @@ class ARTBP:
                 )
         if math.isinf(self.mean_length):
             raise ValueError(
-                "ARTBP: mean_length is infinite, which is never to cut: leave ARTBP out"
+                "ARTBP: mean_length is infinite, so nothing would be cut: leave ARTBP "
+                "out"
             )
 
     def sample(
@@ -86,10 +98,24 @@ class ARTBP:
         mask: Bool[Array, "T *B"] | None = None,
         resets: Bool[Array, "T *B"] | None = None,
     ) -> Float[Array, "T *B"]:
-        """Draw where to cut, for every stream by itself; return the gradient scale w
-        for `truncated_unroll`.
+        """Draw cuts for every sequence independently, and return the gradient scale w.
 
-        Counts in the order of time; for a walk backwards the expectation is as exact.
+        Steps since a cut are counted in the order of time. The expectation is also
+        exact if the scale is used for an unroll with ``reverse=True``.
+
+        Args:
+            key: a `jax.random` key.
+            steps: T.
+            batch_shape: the batch axes ``*B``.
+            mask: False at masked steps, or None.
+            resets: True where a new sequence begins, or None.
+
+        Returns:
+            w ``(T, *B)``, for ``gradient_scale`` of `truncated_unroll`.
+
+        Raises:
+            TypeError: if ``key`` is no key, or ``batch_shape`` no tuple.
+            ValueError: if ``mask`` or ``resets`` is not bool of shape ``(T, *B)``.
         """
         check_batch_shape(batch_shape)
         shape = (steps, *batch_shape)
@@ -107,10 +133,21 @@ class ARTBP:
         mask: Bool[Array, "T *B"] | None = None,
         resets: Bool[Array, "T *B"] | None = None,
     ) -> Float[Array, "T *B"]:
-        """c_t along a given pattern: the probability of a cut before step t, given
-        the cuts before it.
+        """Return c_t, the probability of a cut before step t given all cuts before it.
+
+        Args:
+            cuts: True where the gradient is cut before a step.
+            mask: False at masked steps, or None.
+            resets: True where a new sequence begins, or None.
+
+        Returns:
+            c ``(T, *B)``.
+
+        Raises:
+            ValueError: if an argument is not bool of shape ``(T, *B)``.
         """
         check_pattern("cuts", cuts, None)
+        # A draw of -1 lies below every probability and one of 2 above.
         return self._follow(jnp.where(cuts, -1.0, 2.0), mask, resets)[1]
 
     def scale_of(
@@ -119,8 +156,16 @@ class ARTBP:
         mask: Bool[Array, "T *B"] | None = None,
         resets: Bool[Array, "T *B"] | None = None,
     ) -> tuple[Float[Array, "T *B"], Float[Array, "*B"]]:
-        """``(gradient scale, log probability)`` of a given pattern of cuts; -inf for
-        one that is never drawn.
+        """Return the gradient scale and the log probability of a pattern of cuts.
+
+        Args:
+            cuts: True where the gradient is cut before a step.
+            mask: False at masked steps, or None.
+            resets: True where a new sequence begins, or None.
+
+        Returns:
+            ``(w, log_probability)``, of shapes ``(T, *B)`` and ``(*B)``. The log
+            probability of a pattern that is never drawn is -inf.
         """
         c = self.probabilities(cuts, mask, resets)
         return _scale(jnp.asarray(cuts), c), jnp.where(
@@ -128,44 +173,47 @@ class ARTBP:
         ).sum(0)
 
     def _follow(self, draws: Array, mask: Any, resets: Any) -> tuple[Array, Array]:
-        """Cut where a draw lies below c_t: the cuts, and c_t, both ``(T, *B)``."""
+        """Cut where a draw is below c_t; return the cuts and c, both ``(T, *B)``."""
         for name, flags in (("mask", mask), ("resets", resets)):
             if flags is not None:
                 check_pattern(name, flags, draws.shape)
         keep = jnp.ones(draws.shape, bool) if mask is None else jnp.asarray(mask)
         reset = jnp.zeros(draws.shape, bool) if resets is None else jnp.asarray(resets)
 
-        def step(behind, now):
-            draw, keep, reset = now
-            behind = jnp.where(reset, jnp.zeros_like(behind), behind)
+        # The carry is d, the number of valid steps since the last cut or reset. It is 0
+        # where a sequence begins, so that c is 0 there. A cut before step t sets it to
+        # zero, and step t itself then counts, if it is valid.
+        def step(d, inputs):
+            draw, keep, reset = inputs
+            d = jnp.where(reset, jnp.zeros_like(d), d)
             c = jnp.where(
-                keep & (behind > 0),
-                self._probability(behind.astype(draw.dtype)),
+                keep & (d > 0),
+                self._probability(d.astype(draw.dtype)),
                 jnp.zeros_like(draw),
             )
             cut = draw < c
-            behind = jnp.where(cut, jnp.zeros_like(behind), behind) + keep.astype(
-                behind.dtype
-            )
-            return behind, (cut, c)
+            d = jnp.where(cut, jnp.zeros_like(d), d) + keep.astype(d.dtype)
+            return d, (cut, c)
 
         _, (cuts, probabilities) = jax.lax.scan(
             step, jnp.zeros(draws.shape[1:], jnp.int32), (draws, keep, reset)
         )
         return cuts, probabilities
 
-    def _probability(self, behind: Array) -> Array:
+    def _probability(self, d: Array) -> Array:
+        """Return c for d valid steps since the last cut."""
         if math.isinf(self.alpha):
-            return jnp.full_like(behind, 1 / float(self.mean_length))
-        return (self.alpha - 1) / ((self.alpha - 2) * float(self.mean_length) + behind)
+            return jnp.full_like(d, 1 / float(self.mean_length))
+        return (self.alpha - 1) / ((self.alpha - 2) * float(self.mean_length) + d)
 
 
 def _scale(cuts: Array, probabilities: Array) -> Array:
+    """Return w: 0 where the gradient is cut, else 1 / (1 - c)."""
     return jnp.where(cuts, jnp.zeros_like(probabilities), 1 / (1 - probabilities))
 
 
 def check_pattern(name: str, flags: Any, shape: tuple[int, ...] | None) -> None:
-    """``flags`` is bool and ``(T, *B)``, of ``shape`` where that is known."""
+    """Check that ``flags`` is bool ``(T, *B)``, and of ``shape`` if one is given."""
     want = "(T, *B)" if shape is None else f"(T, *B) = {tuple(shape)}"
     fits = (
         hasattr(flags, "dtype")

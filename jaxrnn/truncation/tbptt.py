@@ -1,17 +1,25 @@
-"""Truncated backpropagation through time, TBPTT(k1, k2): the loss on the newest k1
-steps, gradients over the last k2.
+"""Truncated backpropagation through time, TBPTT(k1, k2).
 
-Naming of Sutskever (2013, thesis); BPTT(h; h') of Williams & Peng (1990) with h = k2,
-h' = k1. Windows end at e = k1, 2 k1, ..., T (the last may be shorter); each begins at
-s0 = max(0, min(end of the window before, e - k2)), its carry held constant there. With
-``G(t, k)`` the part of the gradient of loss l_t that reaches the parameters as they
-were used k steps earlier, the window's gradient is the sum of ``G(t, k)`` over its
-newest steps t and all k < t - s0. Every loss counts exactly once. k1 = k2 is what most
-programs ship: windows, each with its own loss.
+Every k1 steps the losses of the newest k1 steps are backpropagated over the last k2.
+The names are those of Sutskever (2013, thesis); it is BPTT(h; h') of Williams & Peng
+(1990) with h = k2 and h' = k1.
 
-The window is a fixed shape of k2 steps for the whole sequence, so it compiles once: the
-steps before the sequence begins are masked, and the state between calls holds the last
-k2 - k1 steps beside the carry that stood before them.
+Definition. Windows end at e = k1, 2 k1, ..., T, where the last may be shorter. Each
+begins at s0 = max(0, min(e', e - k2)) with e' the end of the window before, and its
+carry is constant there. Let ``G(t, k)`` be the part of the gradient of loss l_t that
+reaches the parameters as they were used k steps earlier::
+
+    G(t, k) = dl_t/ds_t J_t J_{t-1} ... J_{t-k+1} F_{t-k}
+    J_t = ds_t/ds_{t-1}       F_t = ds_t/dtheta with s_{t-1} constant
+
+    gradient of a window = sum over e' < t <= e and 0 <= k < t - s0 of G(t, k)
+
+Every loss counts exactly once. With k1 = k2, the common choice, windows do not overlap;
+with k2 >= T the sum of all windows is the full gradient.
+
+Implementation. A window always has k2 steps, so that it compiles once: the steps before
+the sequence begins are masked, and the state between calls holds the last k2 - k1 steps
+together with the carry before them.
 """
 
 from __future__ import annotations
@@ -44,12 +52,26 @@ from .validation import (
 
 @register_for_export
 class Window(NamedTuple):
-    """A stretch of a sequence: arrays with time leading, or pytrees of them.
+    """A sequence or a part of it: pytrees of arrays with time leading.
 
-    ``inputs`` and ``targets`` are whatever the losses want, ``(T, *B, ...)``; ``mask``
-    and ``resets`` are bool ``(T, *B)`` (None: all steps valid, no resets). `TBPTT`
-    fills ``mask``, ``resets`` and ``key`` in before it calls the losses, and
-    ``gradient_scale (T, *B)`` if it has a ``truncation``, which draws it.
+    `TBPTT` fills in ``mask``, ``resets`` and ``key`` before it calls the losses, and
+    ``gradient_scale`` if it has a ``truncation``.
+
+    Args:
+        inputs: arrays ``(T, *B, ...)`` that the losses read.
+        targets: arrays ``(T, *B, ...)`` that the losses read.
+        mask: bool ``(T, *B)``, False at masked steps. None: all steps are valid.
+        resets: bool ``(T, *B)``, True where a new sequence begins. None: no resets.
+        key: filled in by `TBPTT`, a key for the window's random numbers or None.
+        gradient_scale: filled in by `TBPTT`, ``(T, *B)`` or None; it is drawn by the
+            truncation.
+
+    Example::
+
+        >>> import jax.numpy as jnp
+        >>> window = Window(inputs=jnp.ones((6, 2, 3)), targets=jnp.ones((6, 2)))
+        >>> window.mask is None
+        True
     """
 
     inputs: Any
@@ -62,11 +84,12 @@ class Window(NamedTuple):
 
 @register_for_export
 class TBPTTState(NamedTuple):
-    """What one call hands to the next: the carry k2 - k1 steps back, and those steps.
+    """The state of `TBPTT` between calls: a carry, and the steps since that carry.
 
-    ``fresh (*B,)`` is True while a stream's carry is still the one before its first
-    step, which is made anew from the parameters in each window, so that a learned
-    initial state gets its gradient.
+    ``carry`` is the carry k2 - k1 steps before the end, and ``history`` holds these k2
+    - k1 steps. ``fresh (*B,)`` is True as long as a sequence's carry is the one before
+    its first step. That one is computed from the parameters in each window, so that a
+    learned initial state gets its gradient.
     """
 
     carry: Carry
@@ -76,57 +99,75 @@ class TBPTTState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class TBPTT(Static):
-    """TBPTT(k1, k2) of any model: windows of one sequence, or of an endless one that
-    comes in pieces.
+    """TBPTT(k1, k2) of any model, for a sequence given whole or in pieces.
+
+    Every k1 steps, the losses of the newest k1 steps are backpropagated over the last
+    k2 steps; the module's docstring has the definition. Time grows with k2 / k1, memory
+    with k2 instead of T. k2 = k1 is the cheapest, but then a loss early in its window
+    reaches only a few steps back; with k2 > k1 every loss reaches at least k2 - k1
+    steps back.
+
+    Use `value_and_grad` for gradients of the whole sequence with fixed parameters, and
+    `update` for one optimizer update after each window.
 
     The methods compile once for each TBPTT and each shape, whether they are called
-    eagerly or inside ``jit``. A sequence may come in pieces: where each piece's T is a
-    multiple of k1 the windows, and so the gradients, are those of the sequence in one;
-    else a short window ends each piece. The layers must be causal: a `bidirectional`
-    one has no carry to hand on.
+    eagerly or inside ``jit``. A sequence may be given in pieces, with the state of one
+    call passed to the next. If each piece's T is a multiple of k1, the windows, and
+    therefore the gradients, are those of the whole sequence; otherwise a short window
+    ends each piece. The layers must be causal: a `bidirectional` layer has no carry to
+    pass on.
 
     Args:
-        losses: ``losses(params, carry, window) -> (losses (T, *B), carries)``: the loss
+        losses: ``losses(params, carry, window) -> (losses (T, *B), carries)``, the loss
             of every step and the carries after every step, as `unroll(...,
-            return_carries=True)` gives them. It passes ``window.mask`` and
-            ``window.resets`` on to `unroll`. Its parameters are the whole model's, its
-            inputs any pytree.
-        initial_carry: ``initial_carry(params, batch_shape) -> carry`` before the first
-            step.
-        k1: newest steps of a window, whose losses count.
-        k2: steps of a window over which gradients flow (default k1). k2 >= T is full
-            BPTT, whatever k1.
-        axis_name: name of a mapped axis (of `jax.shard_map` with ``check_vma=False``,
-            say) over which the streams are split: losses, valid steps and gradients are
-            summed over it, so that every device has those of the whole batch. Each
-            draws its own random numbers, so the noise, if there is any, depends on the
-            number of devices.
-        truncation: `ARTBP`, to cut each window's gradient at random places as well: the
-            losses then pass ``gradient_scale=window.gradient_scale`` on to
-            `truncated_unroll` (in place of `unroll`), and ``key`` is needed. The
-            expected gradient is that of the same TBPTT without it, so it is unbiased
-            where a window reaches the beginning of the sequence, k1 >= T or k2 >= T,
-            and only there. Each window is cut anew: nothing is remembered of cuts in
-            the window before. It costs noise, and saves neither time nor memory.
+            return_carries=True)` returns them. It must pass ``window.mask`` and
+            ``window.resets`` on to `unroll`. ``params`` are those of the whole model,
+            and the window's inputs may be any pytree.
+        initial_carry: ``initial_carry(params, batch_shape) -> carry``, the carry before
+            the first step.
+        k1: the number of new steps of a window, whose losses count.
+        k2: the number of steps of a window, over which gradients flow (default: k1). k2
+            >= T is full BPTT, whatever k1.
+        axis_name: the name of a mapped axis over which the batch is split, for example
+            that of `jax.shard_map` with ``check_vma=False``. Losses, valid steps and
+            gradients are summed over it, so that every device has those of the whole
+            batch. Each device draws its own random numbers, so noise, if there is any,
+            depends on the number of devices.
+        truncation: an `ARTBP`, to cut the gradient of each window at random steps as
+            well. The losses must then pass ``gradient_scale=window.gradient_scale`` on
+            to `truncated_unroll` (in place of `unroll`), and the methods need ``key``.
+            The expected gradient is that of the same TBPTT without truncation, so it is
+            unbiased if windows reach the beginning of the sequence (k1 >= T or k2 >=
+            T), and only then. Each window is cut independently of the one before. It
+            adds noise, and saves neither time nor memory.
+
+    Raises:
+        TypeError: if ``truncation`` is neither None nor an `ARTBP`.
+        ValueError: if k1 or k2 is no int of at least 1, or if k2 < k1.
 
     Example::
 
-        def losses(params, carry, window): _, ys, carries = jaxrnn.unroll(cell,
-            params["cell"], window.inputs, carry, mask=window.mask,
-                                           resets=window.resets, return_carries=True)
-            return jnp.square(ys @ params["readout"] - window.targets).mean(-1), carries
-
-        tbptt = jaxrnn.TBPTT(losses, lambda params, batch:
-        cell.initial_carry(params["cell"], batch), k1=16, k2=64)
-        state = tbptt.init(params, Window(xs, targets), batch_shape=(32,))
-        loss, gradients, state = tbptt.value_and_grad(params, Window(xs, targets),
-        state)
+        >>> import jax, jax.numpy as jnp, jaxrnn
+        >>> cell = jaxrnn.GRU(4)
+        >>> def losses(params, carry, window):
+        ...     flags = {"mask": window.mask, "resets": window.resets}
+        ...     _, ys, carries = jaxrnn.unroll(
+        ...         cell, params, window.inputs, carry, return_carries=True, **flags
+        ...     )
+        ...     return jnp.square(ys - window.targets).mean(-1), carries
+        >>> tbptt = jaxrnn.TBPTT(losses, cell.initial_carry, k1=4, k2=6)
+        >>> params = cell.init(jax.random.key(0), input_size=3)
+        >>> sequence = jaxrnn.Window(jnp.ones((8, 2, 3)), jnp.zeros((8, 2, 4)))
+        >>> state = tbptt.init(params, sequence, batch_shape=(2,))
+        >>> loss, gradient, state = tbptt.value_and_grad(params, sequence, state)
+        >>> loss.shape, gradient["bias"].shape, state.history.inputs.shape
+        ((), (12,), (2, 2, 3))
     """
 
     losses: Callable[[Params, Carry, Window], tuple[Float[Array, "T *B"], Carry]]
     initial_carry: Callable[[Params, tuple[int, ...]], Carry]
     k1: int
-    k2: int = None  # type: ignore[assignment]  # as k1
+    k2: int = None  # type: ignore[assignment]  # `__post_init__` sets it to k1
     axis_name: str | None = None
     truncation: Any = None
 
@@ -145,8 +186,15 @@ class TBPTT(Static):
     def init(
         self, params: Params, sequence: Window, batch_shape: tuple[int, ...] = ()
     ) -> TBPTTState:
-        """The state before the first step of all streams; ``sequence`` only gives
-        the shapes of its arrays.
+        """Return the state before the first step of all sequences.
+
+        Args:
+            params: the parameters of the model.
+            sequence: a `Window`, of which only the shapes and dtypes are used.
+            batch_shape: the batch axes ``*B``.
+
+        Returns:
+            A `TBPTTState` with the initial carry and a masked history.
         """
         overlap = self.k2 - self.k1
         empty = jax.tree.map(
@@ -169,19 +217,32 @@ class TBPTT(Static):
         *,
         key: Array | None = None,
     ) -> tuple[Float[Array, ""], Params, TBPTTState]:
-        """Gradients of all windows, summed, with the parameters held still: exact, and
-        full BPTT where k2 >= T.
+        """Compute the loss and its truncated gradient with fixed parameters.
 
-        Returns ``(loss, gradients, state)``: the mean loss over the sequence's valid
-        steps (0 if there are none), its truncated gradient, and the state for the
-        sequence's continuation.
+        The gradients of all windows are summed. The result is exactly the sum that the
+        module's docstring defines, and that of full BPTT if k2 >= T.
+
+        Args:
+            params: the parameters of the model, floating-point.
+            sequence: a `Window` with arrays ``(T, *B, ...)``.
+            state: from `init`, or from the call for the piece before.
+            key: a `jax.random` key if the losses draw random numbers or there is a
+                truncation.
+
+        Returns:
+            ``(loss, gradient, state)``: the mean loss over the sequence's valid steps
+            (0 if there are none), its truncated gradient, a pytree like ``params``, and
+            the state for the sequence's continuation.
+
+        Raises:
+            TypeError, ValueError: if the sequence does not fit the state, if ``losses``
+                does not return what it must, or if a parameter is not floating-point.
         """
         _, valid = self._measure(sequence, state, key)
         check_differentiable(params)
 
-        def accumulate(
-            total, loss, gradient
-        ):  # in float32 at least, also for bfloat16 parameters
+        # Sums are kept in float32 or wider, also for bfloat16 parameters.
+        def accumulate(total, loss, gradient):
             return jax.tree.map(
                 lambda t, new: t + new.astype(t.dtype), total, (loss, gradient)
             )
@@ -216,16 +277,30 @@ class TBPTT(Static):
         *,
         key: Array | None = None,
     ) -> tuple[Params, Any, Float[Array, ""], TBPTTState]:
-        """One optax update after every window: online, each carry having been made with
-        slightly older parameters.
+        """Apply one optax update after every window, which is online training.
 
-        A window's gradient is divided by the mean number of valid steps per window, not
-        by its own number, so that a short last window weighs as little as it should: at
-        a vanishing learning rate the updates add up to the number of windows times the
-        gradient of the sequence's mean loss.
+        Each carry was then computed with slightly older parameters.
 
-        Returns ``(params, opt_state, loss, state)``, the loss being the mean over valid
-        steps, each under the parameters of its own window.
+        A window's gradient is divided by the mean number of valid steps per window
+        instead of its own number, so that a short last window has the weight of its
+        steps: for a vanishing learning rate the updates add up to the number of windows
+        times the gradient of the sequence's mean loss.
+
+        Args:
+            optimizer: an optax gradient transformation.
+            params: the parameters of the model.
+            opt_state: the optimizer's state, from ``optimizer.init(params)``.
+            sequence: a `Window` with arrays ``(T, *B, ...)``.
+            state: from `init`, or from the call for the piece before.
+            key: a `jax.random` key if the losses draw random numbers or there is a
+                truncation.
+
+        Returns:
+            ``(params, opt_state, loss, state)``, where the loss is the mean over valid
+            steps, each under the parameters of its own window.
+
+        Raises:
+            TypeError, ValueError: as `value_and_grad`.
         """
         count, valid = self._measure(sequence, state, key)
 
@@ -247,8 +322,9 @@ class TBPTT(Static):
     def _measure(
         self, sequence: Window, state: TBPTTState, key: Array | None
     ) -> tuple[int, Float[Array, ""]]:
-        """The number of windows, and the number of valid steps (at least 1, so that
-        an empty batch has loss 0).
+        """Return the number of windows and the number of valid steps.
+
+        The latter is at least 1, so that a batch without valid steps has loss 0.
         """
         check_axis(self.axis_name, state.fresh)
         check_truncation(self.truncation, sequence, key)
@@ -264,12 +340,14 @@ class TBPTT(Static):
         return -(-steps // self.k1), jnp.maximum(valid, 1)
 
     def _sum(self, tree: Any) -> Any:
-        """``tree`` summed over the devices that hold parts of the batch."""
+        """Sum ``tree`` over the devices that hold parts of the batch."""
         return tree if self.axis_name is None else jax.lax.psum(tree, self.axis_name)
 
     def _own(self, key: Array | None) -> Array | None:
-        """The key of this device: were it the same on all, their streams would get
-        the same noise.
+        """Return a key of this device's own.
+
+        With the same key all devices would draw the same noise for their parts of the
+        batch.
         """
         if (
             key is not None
@@ -280,9 +358,7 @@ class TBPTT(Static):
         return key
 
     def _with_randomness(self, window: Window, key: Array | None) -> Window:
-        """``window`` with the key that its losses draw from, and a gradient scale if
-        there is a truncation.
-        """
+        """Add the key for the losses, and a gradient scale if there is a truncation."""
         if self.truncation is None or key is None:
             return window._replace(key=key)
         key, cuts = jax.random.split(key)
@@ -298,9 +374,9 @@ class TBPTT(Static):
     def _window_loss(
         self, params: Params, carry: Carry, window: Window, newest: Array, fresh: Array
     ):
-        """The sum of the newest valid losses, and the carries; the carry of a fresh
-        stream comes from the parameters.
-        """
+        """Return the sum of the valid losses of the newest steps, and all carries."""
+        # The carry is constant, except that before a sequence's first step, which the
+        # parameters determine (s0 = 0 in the definition).
         carry = select(
             fresh, self.initial_carry(params, fresh.shape), jax.lax.stop_gradient(carry)
         )
@@ -320,43 +396,60 @@ class TBPTT(Static):
         state: TBPTTState,
         key: Array | None,
     ):
-        """Window after window: ``total = fold(total, loss, gradient)``, in one scan
-        with one shape.
+        """Scan over the windows: ``total = fold(total, loss, gradient)`` for each.
+
+        Args:
+            params_of: the parameters for a window, from ``total``.
+            fold: combines ``total`` with the loss and gradient of one window.
+            total: the first value, a pytree.
+            sequence, state, key: as in `value_and_grad`.
+
+        Returns:
+            The last ``total``, and the state after the sequence.
         """
         k1, k2, steps = self.k1, self.k2, check_steps(sequence)
         if steps == 0:
             return total, state
         sequence, key = pad_sequence(sequence, steps, state.fresh.shape), self._own(key)
         if k2 > k1 or self.truncation is not None:
-            whole = self._with_randomness(sequence, key)
+            whole_sequence = self._with_randomness(sequence, key)
             check_window_is_read(
-                self.losses, params_of(total), state.carry, whole, overlap=k2 > k1
+                self.losses,
+                params_of(total),
+                state.carry,
+                whole_sequence,
+                overlap=k2 > k1,
             )
+        # The history has k2 - k1 steps, so row k2 - k1 of `padded` is step 0.
         padded = jax.tree.map(
             lambda a, b: jnp.concatenate([a, b]), state.history, sequence
-        )  # row k2 - k1 is step 0
-        if (
-            steps < k1
-        ):  # shorter than one window: masked steps at its end make the shape, and nothing else  # noqa: E501
+        )
+        if steps < k1:
+            # The sequence is shorter than one window. Masked steps fill it up; they
+            # give the window its shape and have no other effect.
             padded = jax.tree.map(
                 lambda a: jnp.pad(a, [(0, k1 - steps)] + [(0, 0)] * (a.ndim - 1)),
                 padded,
             )
         loss_and_gradient = jax.value_and_grad(self._window_loss, has_aux=True)
 
-        def one(loop, now):
-            total, carry, fresh = loop
-            index, start, newest, advance = now
+        # The scan's carry holds the cell's carry before the window's first step, and
+        # whether it is still the initial one.
+        def body(scan_carry, window_index):
+            total, carry, fresh = scan_carry
+            index, start, new_steps, advance = window_index
             window = jax.tree.map(
                 lambda a: jax.lax.dynamic_slice_in_dim(a, start, k2), padded
             )
             window = self._with_randomness(
                 window, None if key is None else jax.random.fold_in(key, index)
             )
-            is_new = jnp.arange(k2) >= k2 - newest
+            is_new = jnp.arange(k2) >= k2 - new_steps
             (loss, carries), gradient = loss_and_gradient(
                 params_of(total), carry, window, is_new, fresh
             )
+            # The next window starts `advance` steps later, from the carry before its
+            # first step, which is the carry after step advance - 1 of this window.
             carry = jax.tree.map(
                 lambda a: jax.lax.dynamic_index_in_dim(a, advance - 1, keepdims=False),
                 carries,
@@ -370,7 +463,7 @@ class TBPTT(Static):
             ), None
 
         (total, carry, fresh), _ = jax.lax.scan(
-            one, (total, state.carry, state.fresh), window_masks(k1, steps)
+            body, (total, state.carry, state.fresh), window_masks(k1, steps)
         )
         history = jax.tree.map(lambda a: a[steps : steps + k2 - k1], padded)
         return total, TBPTTState(carry, history, fresh)

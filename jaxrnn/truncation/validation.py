@@ -1,5 +1,6 @@
-"""Worded checks of `TBPTT`: each says what was expected, what came and how to mend
-it.
+"""Checks of the arguments of `TBPTT`.
+
+Each error says what was expected, what was given and how to mend it.
 """
 
 from __future__ import annotations
@@ -14,20 +15,18 @@ from ..core.validation import describe
 
 
 def check_differentiable(params: Any) -> None:
-    """Every parameter has a gradient."""
+    """Check that every parameter is floating-point, so that it has a gradient."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
             raise TypeError(
                 f"TBPTT: params{jax.tree_util.keystr(path)} is "
                 f"{jnp.result_type(leaf)}, which has no gradient: params must "
-                "be floating-point; hand other arrays to the losses in a closure"
+                "be floating-point; pass other arrays to the losses in a closure"
             )
 
 
 def check_axis(name: str | None, flags: Any) -> None:
-    """The axis over which the streams are split is mapped here, in a way that leaves
-    the sums to `TBPTT`.
-    """
+    """Check that ``axis_name`` is mapped here, and that `TBPTT` does the sums."""
     if name is None:
         return
     try:
@@ -39,18 +38,16 @@ def check_axis(name: str | None, flags: Any) -> None:
             f"the axis {name!r}, or leave axis_name out"
         ) from None
     kind = getattr(jax.typeof(flags), "manual_axis_type", None)
-    if name in getattr(
-        kind, "varying", ()
-    ):  # jax would then sum the gradient by itself, and TBPTT a second time
+    # With check_vma=True jax sums the gradient itself, and TBPTT would do so again.
+    if name in getattr(kind, "varying", ()):
         raise ValueError(
-            f"TBPTT: with axis_name={name!r} the gradients are summed over the axis "
-            f"here, which jax.shard_map must leave to "
-            "it: pass check_vma=False"
+            f"TBPTT: with axis_name={name!r} TBPTT itself sums the gradients over the "
+            f"axis, so jax.shard_map must not: pass check_vma=False"
         )
 
 
 def check_steps(sequence: Any) -> int:
-    """T of a sequence, the same for all its arrays."""
+    """Return T of a sequence, after a check that all its arrays share it."""
     steps = {
         jnp.shape(leaf)[0] if jnp.ndim(leaf) else None
         for leaf in jax.tree.leaves(sequence._replace(key=None))
@@ -64,8 +61,10 @@ def check_steps(sequence: Any) -> int:
 
 
 def check_sequence(sequence: Any, state: Any, k1: int, k2: int, steps: int) -> None:
-    """The sequence's arrays have the batch axes and the kinds for which the state
-    was made, and the state this k1 and k2.
+    """Check that the sequence and the state fit each other, and the state k1 and k2.
+
+    The arrays of the sequence must have the batch axes, shapes and dtypes for which the
+    state was made.
     """
     batch = state.fresh.shape
     for name, flags in (("mask", sequence.mask), ("resets", sequence.resets)):
@@ -74,63 +73,63 @@ def check_sequence(sequence: Any, state: Any, k1: int, k2: int, steps: int) -> N
         ):
             raise ValueError(
                 f"TBPTT: {name} must be bool of shape (T, *B) = {(steps, *batch)}, but "
-                f"it is {describe(flags)}; the state was "
-                f"started with batch_shape={batch}"
+                f"it is {describe(flags)}; the state was made by init() with "
+                f"batch_shape={batch}"
             )
     for leaf in jax.tree.leaves((sequence.inputs, sequence.targets)):
         if jnp.shape(leaf)[1 : 1 + len(batch)] != batch:
             raise ValueError(
-                f"TBPTT: inputs and targets are (T, *B, ...), but one has shape "
-                f"{jnp.shape(leaf)}, and the state was started "
-                f"with batch_shape={batch}: start() with the batch axes of the sequence"
+                f"TBPTT: inputs and targets must be (T, *B, ...), but one has shape "
+                f"{jnp.shape(leaf)}, and the state was made with batch_shape={batch}: "
+                f"call init() with the batch axes of the sequence"
             )
 
-    def kinds(tree: Any, first: int | None = None) -> Any:
+    def shapes_and_dtypes(tree: Any, length: int | None = None) -> Any:
         return jax.tree.map(
             lambda a: (
-                jnp.shape(a)[0] if first is None else first,
+                jnp.shape(a)[0] if length is None else length,
                 *jnp.shape(a)[1:],
                 str(jnp.result_type(a)),
             ),
             tree,
         )
 
-    expected = kinds((sequence.inputs, sequence.targets), k2 - k1)
-    found = kinds((state.history.inputs, state.history.targets))
-    if found != expected:
+    expected = shapes_and_dtypes((sequence.inputs, sequence.targets), k2 - k1)
+    got = shapes_and_dtypes((state.history.inputs, state.history.targets))
+    if got != expected:
         raise ValueError(
-            f"TBPTT: the state holds a history of {found}, but k1 = {k1}, k2 = {k2} "
-            f"and this sequence want {expected}: make "
-            "the state with start() of the same TBPTT, and a sequence of the same kind"
+            f"TBPTT: the state holds a history of {got}, but k1 = {k1}, k2 = {k2} "
+            f"and this sequence need {expected}: make the state with init() of the "
+            f"same TBPTT, and with a sequence of the same shapes and dtypes"
         )
 
 
 def check_losses(losses: Any, carries: Any, carry: Any, mask: Any) -> None:
-    """There is one loss a step, and a carry after every step."""
+    """Check that ``losses`` returned one loss and one carry for every step."""
     if losses.shape != mask.shape:
         raise ValueError(
             f"TBPTT: losses must return one loss per step, (T, *B) = {mask.shape}, but "
             f"they have shape {losses.shape}: "
             "average over features, not over time or batch"
         )
-    every = jax.tree.map(lambda c: (mask.shape[0], *jnp.shape(c)), carry)
-    found = jax.tree.map(jnp.shape, carries)
-    if found != every:
+    expected = jax.tree.map(lambda c: (mask.shape[0], *jnp.shape(c)), carry)
+    got = jax.tree.map(jnp.shape, carries)
+    if got != expected:
         raise ValueError(
             "TBPTT: losses must return the carries after every step, (T, *B, ...), as "
             "unroll(..., return_carries=True) "
-            f"gives them, of shapes {every}, but got {found}"
+            f"gives them, of shapes {expected}, but got {got}"
         )
 
 
 def check_truncation(truncation: Any, sequence: Any = None, key: Any = None) -> None:
-    """A truncation draws gradient scales, from a key; nobody else gives them."""
+    """Check that gradient scales come from the truncation, and that it has a key."""
     if truncation is None:
         if sequence is not None and sequence.gradient_scale is not None:
             raise ValueError(
-                "TBPTT: the sequence holds a gradient_scale, which would be passed "
-                "over: leave it out, and have one drawn for "
-                "each window with TBPTT(..., truncation=jaxrnn.ARTBP(mean_length))"
+                "TBPTT: the sequence holds a gradient_scale, which would be ignored: "
+                "leave it out, and have one drawn for each window with "
+                "TBPTT(..., truncation=jaxrnn.ARTBP(mean_length))"
             )
         return
     if isinstance(truncation, type) or not hasattr(truncation, "sample"):
@@ -155,8 +154,10 @@ def check_truncation(truncation: Any, sequence: Any = None, key: Any = None) -> 
 def check_window_is_read(
     losses: Callable, params: Any, carry: Any, sequence: Any, overlap: bool
 ) -> None:
-    """The losses read what is told to them by the window alone: the mask where
-    windows overlap, a drawn gradient scale.
+    """Check that ``losses`` use the fields of the window that only TBPTT knows.
+
+    These are the mask, if windows overlap, and the gradient scale, if one is drawn. The
+    check traces ``losses`` and looks whether any operation reads the field.
     """
 
     def reads(field):
@@ -170,14 +171,13 @@ def check_window_is_read(
 
     if overlap and not reads("mask"):
         raise ValueError(
-            "TBPTT: with k2 > k1 the losses must hand window.mask on, unroll(..., "
-            "mask=window.mask): it marks the steps "
-            "before the sequence begins, over which the carry must hold"
+            "TBPTT: with k2 > k1 the losses must pass window.mask on, unroll(..., "
+            "mask=window.mask): it is False at the steps before the sequence begins, "
+            "where the carry must not change"
         )
     if sequence.gradient_scale is not None and not reads("gradient_scale"):
         raise ValueError(
-            "TBPTT: with a truncation the losses must hand window.gradient_scale on, "
-            "truncated_unroll(..., "
-            "gradient_scale=window.gradient_scale) in place of unroll(...), or nothing "
-            "would be cut"
+            "TBPTT: with a truncation the losses must pass window.gradient_scale on, "
+            "truncated_unroll(..., gradient_scale=window.gradient_scale) in place of "
+            "unroll(...), or nothing would be cut"
         )

@@ -604,13 +604,13 @@ def test_through_nnx_both_directions_and_truncation(name, x64):
         ),
         (
             lambda: SLSTM(4, learned_initial_carry=True),
-            "SLSTM: its normaliser counts what was read",
+            "SLSTM: its normalizer sums over the steps read so far",
         ),
         (
             lambda: S5(4, spectrum="hippo"),
             "S5: spectrum must be 'legs' or 'lin', but it is 'hippo'",
         ),
-        (lambda: S5(4, shortest=0.0), "S5: 0 < shortest <= longest is needed"),
+        (lambda: S5(4, shortest=0.0), "S5: the bounds of dt must satisfy 0 < shortest <= longest"),
         (lambda: S5(4, learned_initial_carry=True), "S5: its carry is complex"),
     ],
 )
@@ -634,7 +634,7 @@ def test_zoneout_is_for_h_alone_where_the_rest_shares_a_scale():
         for rate in (0.1, (0.1, 0.1, 0.0, 0.0)):
             with pytest.raises(
                 ValueError,
-                match=r"are one number at a common scale.* give h alone a rate",
+                match=r"share a scale, so only h.* give h alone a rate",
             ):
                 jaxrnn.zoneout(cell, rate)
     layer = jaxrnn.zoneout(SLSTM(4), (0.5, 0.0, 0.0, 0.0))

@@ -500,7 +500,7 @@ CASES = {
     "residual of another size": (
         lambda: residual(CELL).init(KEY, 3),
         ValueError,
-        r"inputs have 3 .* LSTM puts out 4.*hidden_size=3",
+        r"inputs have 3 .* outputs of LSTM have 4.*hidden_size=3",
     ),
     "recurrent dropout of a stack": (
         lambda: jaxrnn.recurrent_dropout(stack(CELL), 0.1),

@@ -148,7 +148,7 @@ def test_a_function_without_a_name_is_named(plain_errors):
     assert copy.deepcopy(cell) == cell
     with pytest.raises(
         TypeError,
-        match=r"Elman: activation is <function .*lambda.*cannot be pickled: .* top of a module",  # noqa: E501
+        match=r"Elman: activation is <function .*lambda.*cannot be pickled: .* top level of a module",  # noqa: E501
     ):
         pickle.dumps(cell)
     with pytest.raises(TypeError, match=r"Elman: activation is .*cannot be pickled"):

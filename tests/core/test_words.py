@@ -188,7 +188,7 @@ def test_zoneout_lets_integers_and_keys_go_on(cell, rate):
 
 def test_a_rate_for_an_integer_is_refused():
     with pytest.raises(
-        ValueError, match=r"2 rates .* Mine has 1 parts of floating-point numbers"
+        ValueError, match=r"2 rates .* Mine has 1 floating-point parts"
     ):
         unroll(zoneout(COUNTER, (0.1, 0.2)), PARAMS, XS, key=KEY)
 
@@ -285,7 +285,7 @@ def test_directions_that_put_out_unlike_trees():
     layer = jaxrnn.bidirectional(TREE, Own())
     with pytest.raises(
         TypeError,
-        match=r"bidirectional: .*must be alike, but a dict .* of Mine and \(5, 2, 4\) comes|of Own",  # noqa: E501
+        match=r"bidirectional: .*must have the same structure, but Mine returns a dict",
     ):
         unroll(layer, layer.init(KEY, D), XS)
 
@@ -298,7 +298,8 @@ def test_directions_join_features_and_no_other_axis():
     params = layer.init(KEY, D)
     with pytest.raises(
         ValueError,
-        match=r"bidirectional: merge='concat' .*Mine shows an output of shape \(5, 2\) for inputs",  # noqa: E501
+        match=r"bidirectional: merge='concat' .*Mine returns an output of shape "
+        r"\(5, 2\) for inputs",
     ):
         unroll(layer, params, XS)
     _, ys = unroll(jaxrnn.bidirectional(bare, merge="sum"), params, XS)

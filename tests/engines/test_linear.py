@@ -389,7 +389,7 @@ def test_options_that_cannot_be(make, message):
 def test_an_rg_lru_needs_as_many_features_as_units():
     with pytest.raises(
         ValueError,
-        match=r"as many features as units, but there are 3 and 4.*RGLRU\(3\)",
+        match=r"input features must equal hidden_size.*they are 3 and 4.*RGLRU\(3\)",
     ):
         jaxrnn.unroll(RGLRU(4), RGLRU(4).init(jax.random.key(0), 3), jnp.ones((5, 3)))
 

@@ -1068,7 +1068,7 @@ class TestBadInput:
         with pytest.raises(ValueError, match="draws random numbers"):
             tbptt.update(optax.sgd(0.1), rest[0], (), *rest[1:])
         tbptt, *rest = self.tbptt(plain_losses("elman"))
-        with pytest.raises(ValueError, match=r"must hand window\.gradient_scale on"):
+        with pytest.raises(ValueError, match=r"must pass window\.gradient_scale on"):
             tbptt.value_and_grad(*rest, key=jax.random.key(0))
         for truncation in (None, ARTBP(3.0)):
             tbptt, params, window, state = self.tbptt(plain_losses("elman"), truncation)
