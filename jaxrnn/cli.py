@@ -1,7 +1,7 @@
-"""The command line: parses, and calls the library.
+"""The command line interface, which parses arguments and calls the library.
 
-Exit status 0, or 2 with one line on standard error for bad arguments, data or run
-directories. Ctrl-C saves and exits.
+The exit status is 0, or 2 with one line on standard error for invalid arguments,
+data or run directories. Ctrl-C saves the run and exits.
 """
 
 from __future__ import annotations
@@ -25,48 +25,52 @@ from .training.devices import host_cores
 from .training.errors import unwritable
 
 BUDGET_HELP = {
-    "steps": "updates in all",
+    "steps": "total number of updates",
     "seconds": (
-        "of wall-clock time, in place of steps; the learning rate then follows the "
-        "clock"
+        "wall-clock time of the run, instead of steps; the learning rate then follows "
+        "the clock"
     ),
-    "report_every": "steps between reports",
+    "report_every": "number of steps between reports",
     "evaluate_every": (
-        "steps between held-out evaluations, a multiple of --report-every"
+        "number of steps between held-out evaluations, a multiple of --report-every"
     ),
-    "checkpoint_seconds": "between checkpoints; 0: at each report",
+    "checkpoint_seconds": "time between checkpoints; 0 writes one at each report",
     "patience": (
-        "evaluations without a better held-out score after which training stops; 0: "
-        "never; for tasks on labelled data"
+        "number of evaluations without a better held-out score after which training "
+        "stops; 0 disables it; for tasks on labeled data"
     ),
 }
 
 
 class _Parser(argparse.ArgumentParser):
-    """One line for a mistake, not argparse's usage and a line."""
+    """A parser that raises `InputError` instead of printing its usage."""
 
     def error(self, message: str) -> NoReturn:
+        """Raise the message as an error of one line."""
         raise InputError(f"{message} (see {self.prog} --help)")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; the exit status."""
+    """Run one command and return its exit status.
+
+    Args:
+        argv: the arguments (default: those of the process).
+    """
     argv = sys.argv[1:] if argv is None else argv
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(
-            errors="replace"
-        )  # a terminal that cannot show a character must not end a run
+        # A terminal that cannot show a character must not end a run.
+        sys.stdout.reconfigure(errors="replace")
     try:
         arguments = _parse(argv)
         arguments.command(arguments)
-        # or a full disk behind it would be found when nobody is left to say so
+        # Flush here, so that an error such as a full disk is reported below.
         sys.stdout.flush()
     except InputError as error:
         print(f"jaxrnn: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader of our output went away, as head does
+    except BrokenPipeError:  # the reader has closed the pipe, as head does
         sys.stderr.close()
         return 0
     except Exception as error:
@@ -84,7 +88,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _silence_stdout() -> None:
-    """What could not be written is not tried again at the interpreter's end."""
+    """Redirect standard output, if it cannot be flushed, to the null device.
+
+    Otherwise the interpreter would try to write the rest again when it exits.
+    """
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
         return
@@ -93,9 +100,10 @@ def _silence_stdout() -> None:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
+    """Parse the arguments of all commands."""
     parser = _Parser(
         prog="jaxrnn",
-        description="Recurrent networks in JAX: train them, and use what was trained.",
+        description="Recurrent networks in JAX: train models and use trained ones.",
     )
     commands = parser.add_subparsers(
         required=True, metavar="COMMAND", parser_class=_Parser
@@ -109,67 +117,79 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         check_name("train", task, TASKS)
     elif argv[:1] == ["train"] and len(argv) > 1 and argv[1] not in ("-h", "--help"):
         raise InputError(
-            f"the task comes right after train: jaxrnn train TASK ..., TASK one of "
+            f"the task must follow train: jaxrnn train TASK ..., where TASK is one of "
             f"{', '.join(TASKS)}"
         )
     _add_train(commands.add_parser("train", help="train a task"), task)
 
-    sample = commands.add_parser("sample", help="let a trained language model write")
+    sample = commands.add_parser(
+        "sample", help="generate text with a trained language model"
+    )
     sample.add_argument("run", metavar="RUN")
-    sample.add_argument("--prompt", default="", help="text to begin with")
+    sample.add_argument("--prompt", default="", help="text to continue")
     sample.add_argument(
         "--length",
         type=_at_least(1),
-        help="symbols to write (default: 400; hello: to the word's end)",
+        help=(
+            "number of tokens to generate (default: 400; for hello, to the end of "
+            "the word)"
+        ),
     )
     sample.add_argument(
         "--temperature",
         type=_temperature,
-        help="0: always the likeliest; 1: as learned (default: 0.7; hello: 0)",
+        help=(
+            "sampling temperature: 0 selects the most probable token, 1 samples from "
+            "the model (default: 0.7; for hello, 0)"
+        ),
     )
     sample.add_argument(
         "--top-k",
         type=_at_least(1),
-        help="draw among the likeliest so many (default: all)",
+        help="sample among this many most probable tokens (default: all)",
     )
-    sample.add_argument("--seed", type=_at_least(0), default=0, help="(default: 0)")
+    sample.add_argument(
+        "--seed", type=_at_least(0), default=0, help="random seed (default: 0)"
+    )
     sample.set_defaults(command=_sample)
 
     predict = commands.add_parser(
         "predict",
-        help="what the model makes of each input: see jaxrnn train TASK for the tasks",
+        help="print the model's prediction for each input",
     )
     predict.add_argument("run", metavar="RUN")
     predict.add_argument(
         "inputs",
         nargs="*",
         metavar="INPUT",
-        help="default: the lines of standard input",
+        help="inputs of the model (default: the lines of standard input)",
     )
     predict.set_defaults(command=_predict)
 
     evaluate = commands.add_parser(
-        "evaluate", help="the task's scores on other data, as JSON"
+        "evaluate", help="print the task's scores on other data, as JSON"
     )
     evaluate.add_argument("run", metavar="RUN")
     other = evaluate.add_mutually_exclusive_group(required=True)
-    other.add_argument("--data", metavar="PATH", help="a file of the user's own")
+    other.add_argument("--data", metavar="PATH", help="a data file of your own")
     other.add_argument(
         "--length",
         type=_at_least(1),
         metavar="N",
-        help="synthetic tasks: held-out sequences of this length",
+        help="for synthetic tasks: the length of held-out sequences",
     )
     evaluate.set_defaults(command=_evaluate)
     _add_gradients(
         commands.add_parser(
-            "gradients", help="a table and pictures of where gradients go"
+            "gradients", help="measure gradient flow: a table and plots"
         )
     )
     return parser.parse_args(argv)
 
 
 def _at_least(least: int):
+    """Return a parser of ints not less than ``least``."""
+
     def number(text: str) -> int:
         value = int(text)
         if value < least:
@@ -183,6 +203,7 @@ def _at_least(least: int):
 
 
 def _temperature(text: str) -> float:
+    """Parse a finite, non-negative float."""
     value = float(text)
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(
@@ -192,8 +213,10 @@ def _temperature(text: str) -> float:
 
 
 def _add_train(parser: argparse.ArgumentParser, task: str | None) -> None:
-    """The flags of a task are the fields of its options and of the budget; one that
-    is not given stays out.
+    """Add the flags of training a task.
+
+    These are the fields of the task's options and of the budget; one that is not given
+    is absent from the parsed arguments.
     """
     parser.add_argument(
         "task",
@@ -203,12 +226,12 @@ def _add_train(parser: argparse.ArgumentParser, task: str | None) -> None:
     parser.add_argument(
         "--out",
         metavar="RUN",
-        help="run directory (default: runs/TASK, numbered where there is one)",
+        help="run directory (default: runs/TASK, with a number if it exists)",
     )
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on from the newest checkpoint of --out",
+        help="continue from the newest checkpoint of --out",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace the run in --out"
@@ -216,7 +239,7 @@ def _add_train(parser: argparse.ArgumentParser, task: str | None) -> None:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="a small model: seconds, or a minute on real data",
+        help="train a small model: seconds, or about a minute on real data",
     )
     parser.set_defaults(command=_train)
     if task is None:
@@ -234,17 +257,23 @@ def _add_train(parser: argparse.ArgumentParser, task: str | None) -> None:
 
 
 def _add_gradients(parser: argparse.ArgumentParser) -> None:
-    """The flags are the fields of `Study`; one that is not given stays out."""
+    """Add the flags of the gradient study, which are the fields of `Study`.
+
+    One that is not given is absent from the parsed arguments.
+    """
     parser.add_argument(
         "--run",
         metavar="RUN",
-        help="a trained run, before and after training, in place of cells and task",
+        help=(
+            "measure a trained run, before and after training, instead of cells and "
+            "a task"
+        ),
     )
     parser.add_argument(
         "--out",
         metavar="DIR",
         default="runs/gradients",
-        help="(default: runs/gradients)",
+        help="output directory (default: runs/gradients)",
     )
     parser.set_defaults(command=_gradients)
     for field in dataclasses.fields(Study):
@@ -254,7 +283,7 @@ def _add_gradients(parser: argparse.ArgumentParser) -> None:
 def _add_flag(
     parser: argparse.ArgumentParser, name: str, default: Any, help: str
 ) -> None:
-    """A flag of the default's type; a boolean one is ``--name`` or ``--no-name``."""
+    """Add a flag of the default's type; for a bool, ``--name`` and ``--no-name``."""
     if isinstance(default, bool):
         parser.add_argument(
             "--" + name.replace("_", "-"),
@@ -263,14 +292,14 @@ def _add_flag(
             help=help,
         )
         return
-    many = isinstance(default, tuple)
-    kind = float if "seconds" in name else str if many else type(default)
-    shown = " ".join(default) if many else default
+    is_list = isinstance(default, tuple)
+    kind = float if "seconds" in name else str if is_list else type(default)
+    shown = " ".join(default) if is_list else default
     parser.add_argument(
         "--" + name.replace("_", "-"),
         type=kind,
-        nargs="+" if many else None,
-        action="extend" if many else "store",
+        nargs="+" if is_list else None,
+        action="extend" if is_list else "store",
         default=argparse.SUPPRESS,
         metavar="TEXT" if kind is str else kind.__name__.upper(),
         help=help if default is None else f"{help} (default: {shown})",
@@ -278,32 +307,33 @@ def _add_flag(
 
 
 def _show_cores() -> None:
-    """Let JAX see every core of a CPU as a device, for ``--devices``, unless the
-    environment says how many it shall see.
+    """Let JAX use every core of a CPU as a device, for ``--devices``.
+
+    A number that the environment sets is not changed.
     """
     asked = getattr(jax.config, "jax_num_cpu_devices", -1)
     if asked >= 0 or "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
-    with contextlib.suppress(
-        RuntimeError
-    ):  # where JAX has been used already there are as many as there are
+    # Once JAX has been used, the number of devices is fixed.
+    with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", host_cores())
 
 
 def _train(arguments: argparse.Namespace) -> None:
+    """Train a task and print its result."""
     _show_cores()
-    given = {
+    values = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in vars(arguments).items()
     }
-    of_budget = {field.name for field in dataclasses.fields(Budget)}
-    of_task = {
+    budget_names = {field.name for field in dataclasses.fields(Budget)}
+    option_names = {
         field.name for field in dataclasses.fields(TASKS[arguments.task].Options)
     }
     run, result, lines = train(
         arguments.task,
-        {name: value for name, value in given.items() if name in of_task},
-        {name: value for name, value in given.items() if name in of_budget},
+        {name: value for name, value in values.items() if name in option_names},
+        {name: value for name, value in values.items() if name in budget_names},
         out=arguments.out,
         resume=arguments.resume,
         overwrite=arguments.overwrite,
@@ -317,21 +347,22 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _gradients(arguments: argparse.Namespace) -> None:
-    os.environ.setdefault(
-        "OPENBLAS_NUM_THREADS", "1"
-    )  # small factorisations: threads get in each other's way
+    """Run the gradient study and print its table."""
+    # Several threads slow down the small factorizations of the study.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     names = {field.name for field in dataclasses.fields(Study)}
-    given = {
+    options = {
         k: tuple(v) if isinstance(v, list) else v
         for k, v in vars(arguments).items()
         if k in names
     }
-    _, lines = gradients(given, run=arguments.run, out=arguments.out)
+    _, lines = gradients(options, run=arguments.run, out=arguments.out)
     for line in lines:
         print(line)
 
 
 def _load(path: str) -> Any:
+    """Load a trained run and print its notes to standard error."""
     trained, notes = load(path)
     for note in notes:
         print(f"jaxrnn: {note}", file=sys.stderr)
@@ -339,8 +370,9 @@ def _load(path: str) -> Any:
 
 
 def _sample(arguments: argparse.Namespace) -> None:
+    """Print generated text, as it is generated where the task supports it."""
     trained = _load(arguments.run)
-    asked = (
+    request = (
         arguments.prompt,
         arguments.length,
         arguments.temperature,
@@ -348,15 +380,16 @@ def _sample(arguments: argparse.Namespace) -> None:
         arguments.seed,
     )
     for piece in (
-        trained.stream(*asked)
+        trained.stream(*request)
         if hasattr(trained, "stream")
-        else [trained.sample(*asked)]
+        else [trained.sample(*request)]
     ):
         print(piece, end="", flush=True)
     print()
 
 
 def _predict(arguments: argparse.Namespace) -> None:
+    """Print one prediction per input."""
     trained = _load(arguments.run)
     try:
         for text in arguments.inputs or (
@@ -368,6 +401,7 @@ def _predict(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
+    """Print the scores on other data, as JSON."""
     trained = _load(arguments.run)
     scores = (
         trained.evaluate(arguments.data)

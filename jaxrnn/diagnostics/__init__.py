@@ -1,6 +1,4 @@
-"""Instruments that look inside: where gradients go, how fast they decay, and what
-truncation costs.
-"""
+"""Measure gradient flow: gradient norms by lag, decay rates, the cost of truncation."""
 
 from . import plots as plots
 from .adaptive import AdaptiveTruncation as AdaptiveTruncation

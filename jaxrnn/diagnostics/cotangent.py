@@ -1,6 +1,4 @@
-"""A cotangent of the carry on its way back, as unit vectors and the logarithms of
-their lengths.
-"""
+"""Backpropagation of the carry's cotangent as unit vectors and logarithms of norms."""
 
 from __future__ import annotations
 
@@ -19,46 +17,47 @@ from .transition import Trajectory, Transition
 
 
 class Cotangent(NamedTuple):
-    """The gradient at one state: ``exp(logs[g])`` times ``leaves[i]``, g being the
-    layer that leaf i belongs to.
+    """The gradient with respect to one carry, with one scale per layer.
 
-    Every layer of a stack has a scale of its own, since an upper layer's gradient may
-    be smaller than the smallest float times a lower one's: it gets nothing back from
-    it. Inside a cell, where every leaf feeds the others, there is one scale.
+    Leaf i is ``exp(logs[g]) * leaves[i]``, where g is the layer of leaf i. Every layer
+    of a stack has a scale of its own, because the gradient of an upper layer may be
+    smaller than the smallest float times that of a lower layer: the upper layer
+    receives no gradient from the lower one. Inside a cell every leaf depends on the
+    others, so a cell has a single scale.
     """
 
     leaves: list[Array]
     logs: list[CompensatedSum]
 
     def log_norm(self) -> Array:
-        """Over all layers."""
+        """Return the log norm over all layers, ``(*B,)``."""
         if len(self.logs) == 1:
             return self.logs[0].value
         logs = jnp.stack([log.value for log in self.logs])
-        most = finite(logs.max(0))
-        return most + log_norm(
-            [jnp.moveaxis(jnp.exp(logs - most[None]), 0, -1)], logs.ndim - 1
+        largest = finite(logs.max(0))
+        return largest + log_norm(
+            [jnp.moveaxis(jnp.exp(logs - largest[None]), 0, -1)], logs.ndim - 1
         )
 
 
 def layer_of_leaves(layer: Any, carry: Carry) -> list[int]:
-    """For every leaf of the carry the number of its layer, from 0."""
+    """Return the index of its layer, from 0, for every leaf of the carry."""
     if isinstance(layer, Residual):
         return layer_of_leaves(layer.layer, carry)
     if not isinstance(layer, Stack):
         return [0] * len(jax.tree.leaves(carry))
-    found: list[int] = []
-    for inner, part in zip(layer.layers, carry, strict=True):
-        begin = max(found, default=-1) + 1
-        found += [begin + number for number in layer_of_leaves(inner, part)]
-    return found
+    layers: list[int] = []
+    for inner, inner_carry in zip(layer.layers, carry, strict=True):
+        offset = max(layers, default=-1) + 1
+        layers += [offset + number for number in layer_of_leaves(inner, inner_carry)]
+    return layers
 
 
-def begin(layers: list[int], delta: Carry, kept: int) -> Cotangent:
-    """Of a gradient; ``kept`` leading axes are the batch."""
+def begin(layers: list[int], delta: Carry, batch_ndim: int) -> Cotangent:
+    """Normalize a gradient; its first ``batch_ndim`` axes are the batch."""
     leaves, logs = list(jax.tree.leaves(delta)), []
     for members in _groups(layers):
-        units, log = normalize([leaves[i] for i in members], kept)
+        units, log = normalize([leaves[i] for i in members], batch_ndim)
         logs.append(CompensatedSum.of(log))
         for i, unit in zip(members, units, strict=True):
             leaves[i] = unit
@@ -69,41 +68,47 @@ def pull_back(
     layers: list[int],
     pullback: Callable[[Carry], Carry],
     structure: Any,
-    now: Cotangent,
-    kept: int,
+    cotangent: Cotangent,
+    batch_ndim: int,
 ) -> Cotangent:
-    """One step back: a pullback for every layer, added up in the logarithms."""
-    groups, came = _groups(layers), []
+    """Backpropagate one step: one pullback per layer, summed in logarithms."""
+    groups, contributions = _groups(layers), []
     for members in groups:
-        alone = [
+        one_layer = [
             leaf if i in members else jnp.zeros_like(leaf)
-            for i, leaf in enumerate(now.leaves)
+            for i, leaf in enumerate(cotangent.leaves)
         ]
-        came.append(jax.tree.leaves(pullback(jax.tree.unflatten(structure, alone))))
-    leaves, logs = list(now.leaves), []
-    for members, before in zip(groups, now.logs, strict=True):
-        # In units of where this layer was, so that the small step of a long sum is not
-        # the difference of two large numbers.
-        unit = finite(before.value)
-        parts = [normalize([leaf[i] for i in members], kept) for leaf in came]
+        contributions.append(
+            jax.tree.leaves(pullback(jax.tree.unflatten(structure, one_layer)))
+        )
+    leaves, logs = list(cotangent.leaves), []
+    for members, previous_log in zip(groups, cotangent.logs, strict=True):
+        # Logs are taken relative to this layer's previous log, so that the small
+        # increment of a long sum is not the difference of two large numbers.
+        unit = finite(previous_log.value)
+        parts = [
+            normalize([leaf[i] for i in members], batch_ndim) for leaf in contributions
+        ]
         sizes = [
             log.value - unit + size
-            for log, (_, size) in zip(now.logs, parts, strict=True)
+            for log, (_, size) in zip(cotangent.logs, parts, strict=True)
         ]
-        most = finite(jnp.stack(sizes).max(0))
+        largest = finite(jnp.stack(sizes).max(0))
         total = jax.tree.map(
             lambda *each: sum(each),
             *(
-                scale_by_log(part, size - most)
+                scale_by_log(part, size - largest)
                 for (part, _), size in zip(parts, sizes, strict=True)
             ),
         )
-        total, size = normalize(total, kept)
-        # A layer that nothing had reached begins a sum of its own.
-        first = functools.partial(jnp.where, jnp.isneginf(before.value))
+        total, size = normalize(total, batch_ndim)
+        # A layer that no gradient had reached yet starts a new sum.
+        if_zero_before = functools.partial(jnp.where, jnp.isneginf(previous_log.value))
         logs.append(
             jax.tree.map(
-                first, CompensatedSum.of(most + size), before.plus(most + size)
+                if_zero_before,
+                CompensatedSum.of(largest + size),
+                previous_log.plus(largest + size),
             )
         )
         for i, leaf in zip(members, total, strict=True):
@@ -112,37 +117,52 @@ def pull_back(
 
 
 def backpropagate_log_norms(
-    machine: Transition, params: Params, part: Trajectory, delta: Carry
+    transition: Transition, params: Params, part: Trajectory, delta: Carry
 ) -> tuple[Array, Any]:
-    """The gradient's log norms 0, 1, ... steps back over ``part``, over the whole
-    carry and by leaf.
+    """Return the log norms of the gradient 0, 1, ... steps back over ``part``.
+
+    The first result is the norm over the whole carry, ``(K + 1, *B)``, the second a
+    pytree like the carry with the norm of each leaf.
     """
-    kept, structure = len(part.batch), jax.tree.structure(delta)
-    layers = layer_of_leaves(machine.cell, delta)
+    batch_ndim, structure = len(part.batch), jax.tree.structure(delta)
+    layers = layer_of_leaves(transition.cell, delta)
 
-    def norms(now):
+    def norms(cotangent):
         by_leaf = [
-            log_norm([leaf], kept) + now.logs[layer].value
-            for leaf, layer in zip(now.leaves, layers, strict=True)
+            log_norm([leaf], batch_ndim) + cotangent.logs[layer].value
+            for leaf, layer in zip(cotangent.leaves, layers, strict=True)
         ]
-        return now.log_norm(), jax.tree.unflatten(structure, by_leaf)
+        return cotangent.log_norm(), jax.tree.unflatten(structure, by_leaf)
 
-    def back(now, row):
-        before, z, keep, reset = row
-        _, pullback = jax.vjp(lambda s: machine.step(params, s, z, keep, reset), before)
-        return pull_back(layers, lambda d: pullback(d)[0], structure, now, kept), norms(
-            now
+    def back(cotangent, step_inputs):
+        before, z, mask, reset = step_inputs
+        _, pullback = jax.vjp(
+            lambda s: transition.step(params, s, z, mask, reset), before
         )
+        return pull_back(
+            layers, lambda d: pullback(d)[0], structure, cotangent, batch_ndim
+        ), norms(cotangent)
 
-    rows = (part.befores, machine.prepare(params, part.xs), part.mask, part.resets)
-    last, met = jax.lax.scan(back, begin(layers, delta, kept), rows, reverse=True)
+    steps = (
+        part.carries_before,
+        transition.prepare(params, part.xs),
+        part.mask,
+        part.resets,
+    )
+    earliest, norms_of_steps = jax.lax.scan(
+        back, begin(layers, delta, batch_ndim), steps, reverse=True
+    )
+    # The reverse scan stacks its outputs in the order of time; entry k of the result
+    # is for the carry k steps before the loss.
     return jax.tree.map(
-        lambda a, b: jnp.concatenate([a[::-1], b[None]]), met, norms(last)
+        lambda a, b: jnp.concatenate([a[::-1], b[None]]),
+        norms_of_steps,
+        norms(earliest),
     )
 
 
 def _groups(layers: list[int]) -> list[list[int]]:
-    """The leaves of each layer."""
+    """Return the indices of the leaves of each layer."""
     return [
         [i for i, layer in enumerate(layers) if layer == number]
         for number in range(max(layers, default=-1) + 1)

@@ -1,6 +1,4 @@
-"""What gates do over a sequence: how much they let through, how often they are
-saturated, how long a unit keeps its state.
-"""
+"""Statistics of gate activations: means, saturation and time scales."""
 
 from __future__ import annotations
 
@@ -28,21 +26,26 @@ from ..layers.stochastic import Dropout, StochasticCellLayer
 from ..unrolling import unroll
 from .transition import Trajectory, Transition, rollout
 
-MARGIN = 0.1  # a gate within a tenth of its range from an end counts as saturated there
+# A gate is saturated where its distance from an end of its range is at most this share
+# of the range.
+MARGIN = 0.1
 
 
 class GateStatistics(NamedTuple):
-    """One gate over all valid steps of all sequences, per unit ``(H,)``. NaN where no
-    step is valid.
+    """Statistics of one gate over all valid steps of all sequences, per unit ``(H,)``.
 
-    ``left`` and ``right`` are the shares of steps in which it was saturated low or
-    high: within a tenth of its range from an end (Karpathy, Johnson & Fei-Fei 2016,
-    section 4.2), exactly at the end where the range is unbounded (a dead relu). NaN
-    where there is no such end, as of an activation whose range is not known, and, as
-    the others, where a value is NaN. ``timescale``, of a gate v that keeps the state,
-    is -1/mean(log v): the steps after which e^-1 of a state is left of the way through
-    this gate. inf: it never forgets, in this precision; 0: it was exactly zero once.
-    NaN for other gates.
+    A statistic is NaN where no step is valid or a value is NaN.
+
+    Attributes:
+        mean: the mean activation.
+        left, right: the share of steps in which the gate was saturated low or high:
+            within a tenth of its range from that end (Karpathy, Johnson & Fei-Fei 2016,
+            section 4.2), or exactly at the end where the range is unbounded (a dead
+            relu unit). NaN where the range has no such end or is not known.
+        timescale: for a gate v that multiplies the previous state, -1/mean(log v): the
+            number of steps after which this gate has reduced a state to a share e^-1.
+            It is inf where the gate never forgets in this precision, 0 where it was
+            exactly zero at least once, and NaN for other gates.
     """
 
     mean: Float[Array, " H"]
@@ -61,75 +64,111 @@ def gate_statistics(
     resets: Bool[Array, "T *B"] | None = None,
     engine: Any = None,
 ) -> dict[str, Any]:
-    """`GateStatistics` by the gate's name: i, f, g, o of an LSTM, r, z, n of a GRU, h
-    of an Elman network.
+    """Measure every gate of a cell or layer over a batch of sequences.
 
-    Of a stack, one such dict a layer, by the names that its parameters have. A cell of
-    one's own tells its gates by a method ``gate_values(params, carry, z)`` that returns
-    a dict of `jaxrnn.core.cell.Gate`.
+    The gates of a cell are those of its method ``gate_values(params, carry, z)``, which
+    returns a dict of `jaxrnn.core.cell.Gate`: i, f, g, o of an LSTM, r, z, n of a GRU,
+    h of an Elman network. Define this method to measure the gates of your own cell.
+
+    Args:
+        cell: a cell, or a `stack`, a `residual` or a stochastic wrapper of cells.
+        params: the parameters, from ``cell.init``.
+        xs: the inputs, ``(T, *B, D)``.
+        carry: the carry before the first step (default: the initial carry).
+        mask, resets, engine: as for `jaxrnn.unroll`.
+
+    Returns:
+        A dict of `GateStatistics` by the name of the gate. For a stack, a dict of such
+        dicts by the names ``layer_0``, ``layer_1``, ... of the parameters.
 
     Raises:
-        NotImplementedError: for a cell that has no such method.
+        NotImplementedError: if the cell does not define ``gate_values``, or a layer has
+            no single cell to measure.
+
+    Example::
+
+        >>> import jax, jax.numpy as jnp, jaxrnn.diagnostics
+        >>> cell = jaxrnn.LSTM(2)
+        >>> params = cell.init(jax.random.key(0), 1)
+        >>> gates = jaxrnn.diagnostics.gate_statistics(cell, params, jnp.zeros((3, 1)))
+        >>> print(sorted(gates), gates["f"].mean)
+        ['f', 'g', 'i', 'o'] [0.7310586 0.7310586]
     """
     params = weaken_scalars(params)
-    path = rollout(cell, params, xs, carry, mask, resets, engine, "gate_statistics")
+    trajectory = rollout(
+        cell, params, xs, carry, mask, resets, engine, "gate_statistics"
+    )
     if isinstance(cell, Cell):
-        return _of_cell(cell, params, path)
-    if isinstance(
-        cell, StochasticCellLayer
-    ):  # the carries of the noisy cell's expectation, the gates of the cell inside
-        return _of_cell(cell.cell, params, path)
+        return _of_cell(cell, params, trajectory)
+    if isinstance(cell, StochasticCellLayer):
+        # `rollout` refuses a layer that needs a key, so the carries are those of the
+        # expectation (`jaxrnn.inference`); the gates are those of the wrapped cell.
+        return _of_cell(cell.cell, params, trajectory)
     if isinstance(cell, Residual):
         return gate_statistics(
             cell.layer, params, xs, carry, mask=mask, resets=resets, engine=engine
         )
     if isinstance(cell, Stack):
-        found = {}
+        statistics = {}
         for i, layer in enumerate(cell.layers):
             name = f"layer_{i}"
-            first = None if carry is None else carry[i]
+            layer_carry = None if carry is None else carry[i]
             if not isinstance(layer, Dropout):
-                found[name] = gate_statistics(
+                statistics[name] = gate_statistics(
                     layer,
                     params[name],
                     xs,
-                    first,
+                    layer_carry,
                     mask=mask,
                     resets=resets,
                     engine=engine,
                 )
             xs = unroll(
-                layer, params[name], xs, first, mask=mask, resets=resets, engine=engine
+                layer,
+                params[name],
+                xs,
+                layer_carry,
+                mask=mask,
+                resets=resets,
+                engine=engine,
             )[1]
-        return found
+        return statistics
     raise NotImplementedError(
-        f"gate_statistics: {type(cell).__name__} is no cell: look at the cells inside "
-        f"it"
+        f"gate_statistics: {type(cell).__name__} is not a cell: measure the cells "
+        f"inside it"
     )
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
-def _of_cell(cell: Cell, params: Params, path: Trajectory) -> dict[str, GateStatistics]:
-    befores = path.befores
-    if (resets := path.resets) is not None:
-        initial = cell.initial_carry(params, path.batch)
-        befores = jax.tree.map(
+def _of_cell(
+    cell: Cell, params: Params, trajectory: Trajectory
+) -> dict[str, GateStatistics]:
+    """Evaluate the gates at every step from the carries before the steps."""
+    carries_before = trajectory.carries_before
+    if (resets := trajectory.resets) is not None:
+        initial = cell.initial_carry(params, trajectory.batch)
+        carries_before = jax.tree.map(
             lambda a, s: jnp.where(expand_flags(resets, a), s[None], a),
-            befores,
+            carries_before,
             initial,
         )
     valid = (
-        jnp.ones((path.steps, *path.batch), bool) if path.mask is None else path.mask
+        jnp.ones((trajectory.steps, *trajectory.batch), bool)
+        if trajectory.mask is None
+        else trajectory.mask
     )
     gates = _check_gates(
         cell,
-        cell.gate_values(params, befores, Transition(cell).prepare(params, path.xs)),
-        path,
+        cell.gate_values(
+            params, carries_before, Transition(cell).prepare(params, trajectory.xs)
+        ),
+        trajectory,
     )
     return {name: _statistics(gate, valid) for name, gate in gates.items()}
 
 
 def _statistics(gate: Gate, valid: Array) -> GateStatistics:
+    """Reduce one gate over all valid steps of all sequences."""
     value = gate.value.astype(accumulator(gate.value.dtype))
     flags = expand_flags(valid, value)
     axes = tuple(range(value.ndim - 1))
@@ -141,25 +180,26 @@ def _statistics(gate: Gate, valid: Array) -> GateStatistics:
 
     margin = MARGIN * (gate.high - gate.low)
     margin = margin if math.isfinite(margin) else 0.0
-    wrong = (flags & jnp.isnan(value)).any(axes)
-    left = _share(value <= gate.low + margin, gate.low, mean, wrong)
-    right = _share(value >= gate.high - margin, gate.high, mean, wrong)
-    time = (
+    has_nan = (flags & jnp.isnan(value)).any(axes)
+    left = _share(value <= gate.low + margin, gate.low, mean, has_nan)
+    right = _share(value >= gate.high - margin, gate.high, mean, has_nan)
+    timescale = (
         -1 / mean(jnp.log(value))
         if gate.keeps
         else jnp.full(value.shape[-1], jnp.nan, value.dtype)
     )
-    return GateStatistics(mean(value), left, right, jnp.abs(time))
+    return GateStatistics(mean(value), left, right, jnp.abs(timescale))
 
 
-def _share(saturated: Array, end: float, mean: Any, wrong: Array) -> Array:
+def _share(saturated: Array, end: float, mean: Any, has_nan: Array) -> Array:
+    """Return the share of saturated steps; NaN where the range has no finite end."""
     share = mean(saturated.astype(jnp.result_type(float)))
-    return jnp.where(wrong | (not math.isfinite(end)), jnp.nan, share)
+    return jnp.where(has_nan | (not math.isfinite(end)), jnp.nan, share)
 
 
-def _check_gates(cell: Cell, gates: Any, path: Trajectory) -> dict[str, Gate]:
-    """A dict of `Gate`, each with the units of every step."""
-    name, steps = type(cell).__name__, (path.steps, *path.batch)
+def _check_gates(cell: Cell, gates: Any, trajectory: Trajectory) -> dict[str, Gate]:
+    """Check that ``gate_values`` returned a dict of `Gate` with one value per step."""
+    name, steps = type(cell).__name__, (trajectory.steps, *trajectory.batch)
     for key, gate in (gates if isinstance(gates, dict) else {"": gates}).items():
         value = getattr(gate, "value", None)
         if (

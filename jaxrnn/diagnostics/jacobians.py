@@ -1,4 +1,4 @@
-"""Jacobians of the whole carry, their products, and the singular values of these."""
+"""Jacobians of the carry, their products, and the singular values of the products."""
 
 from __future__ import annotations
 
@@ -25,49 +25,86 @@ def jacobians(
     resets: Bool[Array, "T *B"] | None = None,
     engine: Any = None,
 ) -> Float[Array, "T *B N N"]:
-    """``J_t = ds_t/ds_{t-1}`` of every step, over the whole carry as one vector of n
-    numbers, leaf after leaf.
+    """Compute the Jacobian ``J_t = ds_t/ds_{t-1}`` of every step.
 
-    ``J[t, b, i, j]`` is how number i of the carry after step t follows number j of the
-    one before. A masked step's is the identity, that of a step with a reset is zero. An
-    LSTM's is 2H x 2H, in the order h, c; a complex number counts as two, all real parts
-    of a leaf before its imaginary ones. Takes T B n^2 numbers, none of them finer than
-    the carry's dtype; for long sequences look at `lyapunov_spectrum`.
+    The state s is the whole carry as one vector of n real numbers, leaf after leaf: an
+    LSTM's Jacobian is 2H x 2H, in the order h, c. A complex number counts as two, and
+    all real parts of a leaf precede its imaginary parts. ``J[t, b, i, j]`` is the
+    derivative of component i after step t by component j before it. The Jacobian of a
+    masked step is the identity, that of a step with a reset is zero.
+
+    The result holds T B n^2 numbers, none of them more precise than the carry's dtype.
+    For long sequences use `lyapunov_spectrum`, which does not store the Jacobians.
+
+    Args:
+        cell: a cell, or a causal layer without randomness.
+        params: the parameters, from ``cell.init``.
+        xs: the inputs, ``(T, *B, D)``.
+        carry: the carry before the first step (default: the initial carry).
+        mask, resets, engine: as for `jaxrnn.unroll`. The Jacobians are taken at the
+            states that ``engine`` computes.
+
+    Returns:
+        The Jacobians, ``(T, *B, n, n)``.
+
+    Raises:
+        TypeError: if a leaf of the carry is not floating-point.
+        ValueError: for a bidirectional layer or one that draws random numbers.
+
+    Example::
+
+        >>> import jax.numpy as jnp, jaxrnn.diagnostics
+        >>> cell = jaxrnn.Elman(1)  # h_t = tanh(x_t + h_{t-1} / 2)
+        >>> params = {"input_kernel": jnp.ones((1, 1)), "bias": jnp.zeros(1),
+        ...           "recurrent_kernel": jnp.full((1, 1), 0.5)}
+        >>> print(jaxrnn.diagnostics.jacobians(cell, params, jnp.zeros((2, 1))).ravel())
+        [0.5 0.5]
     """
     params = weaken_scalars(params)
-    path = rollout(cell, params, xs, carry, mask, resets, engine, "jacobians")
-    return _jacobians(cell, params, path)
+    trajectory = rollout(cell, params, xs, carry, mask, resets, engine, "jacobians")
+    return _jacobians(cell, params, trajectory)
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
-def _jacobians(cell: Any, params: Params, path: Any) -> Array:
-    machine, batch = Transition(cell), len(path.batch)
+def _jacobians(cell: Any, params: Params, trajectory: Any) -> Array:
+    """Push the standard basis of the carry through the linearization of every step."""
+    transition, batch_ndim = Transition(cell), len(trajectory.batch)
 
-    def one(_, now):
-        before, z, keep, reset = now
-        dtype = features(before, batch).dtype
-        n = size_of(before, batch)
+    def jacobian_of_step(_, step_inputs):
+        carry, z, mask, reset = step_inputs
+        dtype = features(carry, batch_ndim).dtype
+        n = size_of(carry, batch_ndim)
         basis = jnp.broadcast_to(
-            jnp.eye(n, dtype=dtype).reshape(n, *[1] * batch, n), (n, *path.batch, n)
+            jnp.eye(n, dtype=dtype).reshape(n, *[1] * batch_ndim, n),
+            (n, *trajectory.batch, n),
         )
         _, push = jax.linearize(
-            lambda s: machine.step(params, s, z, keep, reset), before
+            lambda s: transition.step(params, s, z, mask, reset), carry
         )
         columns = jax.vmap(
-            lambda v: features(push(from_features(v, before, batch)), batch)
+            lambda v: features(push(from_features(v, carry, batch_ndim)), batch_ndim)
         )(basis)
         return None, jnp.moveaxis(columns, 0, -1)
 
-    rows = (path.befores, machine.prepare(params, path.xs), path.mask, path.resets)
-    return jax.lax.scan(one, None, rows)[1]
+    steps = (
+        trajectory.carries_before,
+        transition.prepare(params, trajectory.xs),
+        trajectory.mask,
+        trajectory.resets,
+    )
+    return jax.lax.scan(jacobian_of_step, None, steps)[1]
 
 
 class JacobianProducts(NamedTuple):
-    """``J_T J_{T-1} ... J_{T-k+1} = exp(log_scale[k]) * unit[k]`` for k = 0..K,
-    ``unit`` of Frobenius norm 1.
+    """Products of the last k Jacobians, for k = 0..T, in the log domain.
 
-    k = 0 is the identity. log_scale is -inf (and unit zero) where the product is
-    exactly zero, NaN or +inf where it is not finite.
+    ::
+
+        J_T J_{T-1} ... J_{T-k+1} = exp(log_scale[k]) * unit[k]
+
+    ``unit`` has Frobenius norm 1. The product of k = 0 is the identity. ``log_scale``
+    is -inf (and ``unit`` zero) where the product is exactly zero, and NaN or +inf where
+    it is not finite.
     """
 
     log_scale: Float[Array, "K *B"]
@@ -75,7 +112,24 @@ class JacobianProducts(NamedTuple):
 
 
 def jacobian_products(J: Inexact[Array, "T *B N N"]) -> JacobianProducts:
-    """The products of the last 0, 1, ..., T Jacobians, in the log domain."""
+    """Multiply the last 0, 1, ..., T Jacobians, in the log domain.
+
+    Args:
+        J: the Jacobians, ``(T, *B, n, n)``, as `jacobians` returns them.
+
+    Returns:
+        `JacobianProducts`, with T + 1 products.
+
+    Raises:
+        ValueError: if ``J`` does not hold square matrices.
+
+    Example::
+
+        >>> import jax.numpy as jnp
+        >>> from jaxrnn.diagnostics import jacobian_products
+        >>> print(jnp.exp(jacobian_products(jnp.full((2, 1, 1), 0.5)).log_scale))
+        [1.   0.5  0.25]
+    """
     if (
         not hasattr(J, "dtype")
         or J.ndim < 3
@@ -91,22 +145,23 @@ def jacobian_products(J: Inexact[Array, "T *B N N"]) -> JacobianProducts:
 
 @functools.partial(jax.jit, inline=True)
 def _products(J: Array) -> JacobianProducts:
-    kept = J.ndim - 2  # T and the batch
-    first = jnp.broadcast_to(jnp.eye(J.shape[-1], dtype=J.dtype), J.shape[1:])
+    """Multiply from the last step to the first, and renormalize after every product."""
+    leading_ndim = J.ndim - 2  # the axes of time and batch
+    identity = jnp.broadcast_to(jnp.eye(J.shape[-1], dtype=J.dtype), J.shape[1:])
 
     def scaled(product, log):
-        unit, growth = normalize(product, kept - 1)
+        unit, growth = normalize(product, leading_ndim - 1)
         return unit, log.plus(growth)
 
     start = scaled(
-        first, CompensatedSum.of(jnp.zeros(J.shape[1:-2], jnp.finfo(J.dtype).dtype))
+        identity, CompensatedSum.of(jnp.zeros(J.shape[1:-2], jnp.finfo(J.dtype).dtype))
     )
 
-    def one(state, J_t):
+    def multiply(state, J_t):
         unit, log = scaled(state[0] @ J_t, state[1])
         return (unit, log), (unit, log.value)
 
-    _, (units, logs) = jax.lax.scan(one, start, J, reverse=True)
+    _, (units, logs) = jax.lax.scan(multiply, start, J, reverse=True)
     units, logs = units[::-1], logs[::-1]
     return JacobianProducts(
         jnp.concatenate([start[1].value[None], logs]),
@@ -115,11 +170,27 @@ def _products(J: Array) -> JacobianProducts:
 
 
 def log_singular_values(products: JacobianProducts) -> Float[Array, "K *B N"]:
-    """Logarithms of the singular values of each product, largest first.
+    """Return the log singular values of each product, largest first, ``(K, *B, n)``.
 
-    Those below machine epsilon times n times the largest are rounding, and NaN: their
-    size is not known from the product. For small ones over many steps use
-    `lyapunov_spectrum`, whose n exponents times k they approach.
+    Values below machine epsilon times n times the largest are rounding errors of the
+    product, from which their size cannot be computed; they are NaN. For small singular
+    values over many steps use `lyapunov_spectrum`: the log singular values approach k
+    times its exponents.
+
+    Args:
+        products: the products, as `jacobian_products` returns them.
+
+    Returns:
+        The logarithms, ``(K, *B, n)``; -inf where the whole product is zero.
+
+    Example::
+
+        >>> import jax.numpy as jnp
+        >>> from jaxrnn.diagnostics import jacobian_products, log_singular_values
+        >>> J = jnp.diag(jnp.array([1.0, 0.5]))[None]
+        >>> logs = log_singular_values(jacobian_products(J))
+        >>> print(jnp.exp(logs[1]).round(3))
+        [1.  0.5]
     """
     values = jnp.linalg.svd(products.unit, compute_uv=False)
     floor = values[..., :1] * (jnp.finfo(values.dtype).eps * values.shape[-1])

@@ -1,6 +1,4 @@
-"""Lyapunov exponents: the rates at which a recurrence stretches and shrinks what it
-remembers.
-"""
+"""Lyapunov exponents: the rates at which a recurrence expands or contracts states."""
 
 from __future__ import annotations
 
@@ -33,22 +31,33 @@ from .transition import (
 
 
 class LyapunovState(NamedTuple):
-    """What one stretch of a long sequence hands to the next."""
+    """The state that is passed from one part of a long sequence to the next.
+
+    Attributes:
+        carry: the carry after the last step.
+        basis: orthonormal columns, ``(*B, n, count)``.
+        log_growth: log |R_ii|, ``(*B, count)``, summed over the steps that count.
+        steps: the number of these steps, ``(*B,)``.
+    """
 
     carry: Carry
-    basis: Float[Array, "*B N K"]  # orthonormal columns
-    log_growth: CompensatedSum  # (*B, K), summed over the steps that count
-    steps: Int[Array, "*B"]  # how many those were
+    basis: Float[Array, "*B N K"]
+    log_growth: CompensatedSum
+    steps: Int[Array, "*B"]
 
 
 class LyapunovSpectrum(NamedTuple):
-    """Exponents in nats per step, in the order of the basis: after a warm-up the
-    largest first.
+    """Lyapunov exponents in nats per step, in the order of the basis.
 
-    -inf: a direction was crushed to nothing at some step, as by a dead relu unit or a
-    saturated one; that is, what was left of it beside the larger ones is less than
-    their rounding, n epsilon, so that its size is not known. NaN: no step was counted,
-    or a Jacobian is not finite. ``state`` goes on with the sequence.
+    After a warm-up this order is largest first. An exponent is -inf where a direction
+    was contracted to nothing at some step, as by a dead or saturated relu unit: what
+    remained of it beside the larger directions is less than their rounding error, n
+    epsilon, so that its size is unknown. It is NaN where no step was counted or a
+    Jacobian is not finite.
+
+    Attributes:
+        exponents: ``(*B, count)``.
+        state: the `LyapunovState` with which to continue the sequence.
     """
 
     exponents: Float[Array, "*B K"]
@@ -68,35 +77,60 @@ def lyapunov_spectrum(
     mask: Bool[Array, "T *B"] | None = None,
     state: LyapunovState | None = None,
 ) -> LyapunovSpectrum:
-    """The ``count`` largest Lyapunov exponents of a driven recurrence, by QR (Benettin
-    et al. 1980; Engelken et al. 2023)::
+    """Compute the ``count`` largest Lyapunov exponents of a driven recurrence by QR.
+
+    ::
 
         Q_t R_t = J_t Q_{t-1}        lambda_i = mean_t log |R_t,ii|        nats per step
 
-    over the whole carry: an LSTM's (h, c) has 2H, a complex number counts as two. The
-    singular values of a product of k Jacobians approach exp(k lambda_i), so lambda_1 is
-    the rate at which gradients vanish (below zero) or explode (above). All n of them
-    sum to the mean of log |det J|. One step at a time: memory does not grow with T
-    beyond the inputs; a longer sequence comes in pieces, each call handing its
-    ``state`` to the next.
+    (Benettin et al. 1980; Engelken et al. 2023). ``J_t`` is the Jacobian of the whole
+    carry of n real numbers: an LSTM's (h, c) has n = 2H, and a complex number counts as
+    two. The singular values of a product of k Jacobians approach exp(k lambda_i), so
+    lambda_1 is the rate at which gradients vanish (below zero) or explode (above). The
+    sum of all n exponents is the mean of log |det J|.
+
+    The computation takes one step at a time, so that beyond the inputs its memory does
+    not grow with T. A longer sequence can be passed in parts: pass the ``state`` of
+    each call to the next.
 
     Args:
-        key: draws the first basis, on which nothing depends after the warm-up. Demanded
-            unless ``state`` is given.
-        count: how many, n by default; fewer cost less: a step costs about count
-            backward passes and a QR of n x count.
-        warmup: steps before counting begins, in which carry and basis settle (default:
-            a tenth of T; 0 with ``state``).
-        stride: steps between factorisations. More is faster; directions that part by
-            more than 1/epsilon of the dtype within so many steps are lost and marked
-            -inf, the smallest first.
-        mask: False holds carry and basis, and the step does not count. There are no
-            resets: an exponent is a mean over one long path.
-        state: of the call for the stretch before.
+        cell: a cell, or a causal layer without randomness.
+        params: the parameters, from ``cell.init``.
+        xs: the inputs, ``(T, *B, D)``.
+        carry: the carry before the first step (default: the initial carry).
+        key: the key that draws the first basis, on which nothing depends after the
+            warm-up. Required unless ``state`` is given.
+        count: the number of exponents (default: n). Fewer cost less: a step costs about
+            ``count`` backward passes and a QR factorization of n x count.
+        warmup: the number of steps before counting starts, in which carry and basis
+            converge (default: a tenth of T; 0 with ``state``).
+        stride: the number of steps between factorizations. A larger stride is faster;
+            directions whose growth differs by more than 1/epsilon of the dtype within
+            that many steps are lost and marked -inf, the smallest first.
+        mask: ``(T, *B)`` bool. Where False the carry and the basis hold, and the step
+            does not count. There are no resets: an exponent is a mean over one long
+            trajectory.
+        state: the state returned for the preceding part of the sequence.
+
+    Returns:
+        A `LyapunovSpectrum`.
 
     Raises:
-        ValueError: for a count beyond n, a warm-up beyond T, a T (or warm-up) that is
-            no multiple of the stride.
+        TypeError: if a leaf of the carry is not floating-point.
+        ValueError: if ``count`` is beyond n, ``warmup`` is beyond T, or T or ``warmup``
+            is not a multiple of ``stride``; for ``carry``, ``key`` or another ``count``
+            beside a ``state``.
+
+    Example::
+
+        >>> import jax, jax.numpy as jnp, jaxrnn.diagnostics
+        >>> cell = jaxrnn.Elman(1)  # h_t = tanh(x_t + h_{t-1} / 2)
+        >>> params = {"input_kernel": jnp.ones((1, 1)), "bias": jnp.zeros(1),
+        ...           "recurrent_kernel": jnp.full((1, 1), 0.5)}
+        >>> spectrum = jaxrnn.diagnostics.lyapunov_spectrum(
+        ...     cell, params, jnp.zeros((4, 1)), key=jax.random.key(0))
+        >>> print(jnp.exp(spectrum.exponents))
+        [0.5]
     """
     what = "lyapunov_spectrum"
     check_supported(cell, what)
@@ -114,7 +148,7 @@ def lyapunov_spectrum(
         check_inexact(f"{what}: carry", carry, WHOLE_CARRY)
     elif carry is not None or key is not None:
         raise ValueError(
-            f"{what}: state already holds a carry and a basis: leave carry and key out"
+            f"{what}: state already holds a carry and a basis: leave out carry and key"
         )
     n = size_of(expected, len(batch))
     if state is not None:
@@ -148,6 +182,7 @@ def lyapunov_spectrum(
 def _begin(
     carry: Carry, batch: tuple[int, ...], n: int, count: int, key: Any
 ) -> LyapunovState:
+    """Draw a random orthonormal basis, the same one for every batch element."""
     dtype = features(carry, len(batch)).dtype
     basis, _ = jnp.linalg.qr(jax.random.normal(key, (n, count), dtype))
     basis = jnp.broadcast_to(basis, (*batch, n, count))
@@ -169,20 +204,23 @@ def _spectrum(
     warmup: int,
     stride: int,
 ) -> LyapunovSpectrum:
-    machine, batch = Transition(cell), xs.ndim - 2
+    """Scan over blocks of ``stride`` steps, with one QR factorization per block."""
+    transition, batch_ndim = Transition(cell), xs.ndim - 2
 
-    def push_forward(carry, basis, x, keep):
-        """The next carry, and the Jacobian times every column of the basis."""
-        new, push = jax.linearize(
-            lambda s: machine.step_from_input(params, s, x, keep), carry
+    def push_forward(carry, basis, x, valid):
+        """Return the next carry, and the Jacobian times every column of the basis."""
+        next_carry, jvp = jax.linearize(
+            lambda s: transition.step_from_input(params, s, x, valid), carry
         )
         columns = jax.vmap(
-            lambda v: features(push(from_features(v, carry, batch)), batch), -1, -1
+            lambda v: features(jvp(from_features(v, carry, batch_ndim)), batch_ndim),
+            -1,
+            -1,
         )
-        return new, columns(basis)
+        return next_carry, columns(basis)
 
-    def block(state, now):
-        xs, mask, counted = now
+    def block(state, block_inputs):
+        xs, mask, counted = block_inputs
         carry, basis = state.carry, state.basis
         for i in range(stride):
             carry, basis = push_forward(
@@ -191,27 +229,36 @@ def _spectrum(
         basis, triangle = jnp.linalg.qr(basis)
         valid = jnp.full(xs.shape[1:-1], stride) if mask is None else mask.sum(0)
         steps = jnp.where(counted, valid, 0).astype(state.steps.dtype)
-        growth = _log_growth(triangle, basis.shape[-2])
-        total = state.log_growth.plus(
-            jnp.where(expand_flags(steps > 0, growth), growth, jnp.zeros_like(growth))
+        log_growth = _log_growth(triangle, basis.shape[-2])
+        log_growth_sum = state.log_growth.plus(
+            jnp.where(
+                expand_flags(steps > 0, log_growth),
+                log_growth,
+                jnp.zeros_like(log_growth),
+            )
         )
-        return LyapunovState(carry, basis, total, state.steps + steps), None
+        return LyapunovState(carry, basis, log_growth_sum, state.steps + steps), None
 
-    blocks = xs.shape[0] // stride
-    counted = jnp.arange(blocks) >= warmup // stride
-    rows = jax.tree.map(lambda a: a.reshape(blocks, stride, *a.shape[1:]), (xs, mask))
-    state, _ = jax.lax.scan(block, state, (*rows, counted))
-    total, steps = state.log_growth.value, state.steps[..., None]
+    num_blocks = xs.shape[0] // stride
+    counted = jnp.arange(num_blocks) >= warmup // stride
+    block_rows = jax.tree.map(
+        lambda a: a.reshape(num_blocks, stride, *a.shape[1:]), (xs, mask)
+    )
+    state, _ = jax.lax.scan(block, state, (*block_rows, counted))
+    log_growth_sum, steps = state.log_growth.value, state.steps[..., None]
     exponents = jnp.where(
-        steps > 0, total / jnp.maximum(steps, 1).astype(total.dtype), jnp.nan
+        steps > 0,
+        log_growth_sum / jnp.maximum(steps, 1).astype(log_growth_sum.dtype),
+        jnp.nan,
     )
     return LyapunovSpectrum(exponents, state)
 
 
 def _log_growth(triangle: Array, n: int) -> Array:
-    """Logarithms of R's diagonal, -inf where an entry is nothing but rounding of its
-    column: of what it was made from.
-    """
+    """Return log |R_ii|, or -inf where R_ii is just the rounding error of a column."""
+    # Column i of R holds the coordinates, in the new basis, of the vector that J made
+    # of direction i. Its rounding error is about n epsilon times its largest entry; a
+    # diagonal entry below that is not known, not even in size.
     sizes = jnp.abs(jnp.diagonal(triangle, axis1=-2, axis2=-1))
     floor = jnp.abs(triangle).max(-2) * (n * jnp.finfo(sizes.dtype).eps)
     return jnp.where(sizes <= floor, -jnp.inf, jnp.log(sizes))

@@ -1,12 +1,14 @@
-"""How much of a gradient reaches the parameters as they were used k steps earlier, and
-how far truncated sums fall short.
+"""The gradient by the lag at which the parameters were used, and its partial sums.
 
-``F_t = ds_t/dtheta`` is the immediate effect of the parameters on the carry of step t.
-For a loss l of the output of step T::
+``F_t = ds_t/dtheta`` is the immediate effect of the parameters on the carry of step
+t. For a loss l of the output of step T (Williams & Peng 1990; Pascanu, Mikolov &
+Bengio 2013, eq. 3-4)::
 
-    G(T, k) = dl/ds_{T-k} F_{T-k}          k = 0..T-1,  plus what goes through the carry before the first step
-    dl/dtheta = sum_k G(T, k)              (Williams & Peng 1990; Pascanu, Mikolov & Bengio 2013, eq. 3-4)
-"""  # noqa: E501
+    G(T, k) = dl/ds_{T-k} F_{T-k}          k = 0..T-1
+    dl/dtheta = sum_k G(T, k)
+
+plus the part of the gradient that passes through the carry before the first step.
+"""
 
 from __future__ import annotations
 
@@ -38,19 +40,26 @@ from .transition import Transition, check_inexact, rollout
 
 
 class ParameterLags(NamedTuple):
-    """Logarithms of the norms of G(T, k), summed over the batch, for k = 0..K-1. -inf:
-    exactly zero; NaN: not finite.
+    """Log norms of the terms G(T, k), k = 0..K-1, of a loss summed over the batch.
 
-    ``by_leaf`` is -inf, too, where a parameter's part is smaller than the smallest
-    float times the largest part of the term.
+    -inf is exactly zero, NaN is not finite.
 
-    ``log_sum[k]`` is for ``G(T, 0) + ... + G(T, k)``, the gradient truncated after lag
-    k, ``log_rest[k]`` for all that this leaves out, ``log_whole`` for the whole
-    gradient. ``terms`` are the G(T, k) themselves, ``(K, ...)`` per parameter, where
-    they were asked for. ``initial`` is the part that goes through the carry before the
-    first step where that is made from the parameters (``learned_initial_carry``), a
-    pytree as the parameters. It, ``log_rest`` and ``log_whole`` are NaN where ``lags``
-    stops before the first step.
+    Attributes:
+        log_norm: log ||G(T, k)||, ``(K,)``.
+        by_leaf: a pytree like the parameters with the log norm of each, ``(K,)``. Also
+            -inf where the part of a parameter is smaller than the smallest float times
+            the largest part of the term.
+        log_sum: entry k is for ``G(T, 0) + ... + G(T, k)``, the gradient truncated
+            after lag k, ``(K,)``.
+        log_rest: entry k is for the part of the gradient that this truncation leaves
+            out, ``(K,)``.
+        log_whole: log norm of the whole gradient.
+        terms: the terms G(T, k) themselves, ``(K, ...)`` per parameter, if requested;
+            else None.
+        initial: a pytree like the parameters, the part of the gradient that passes
+            through the carry before the first step, if that carry is made from the
+            parameters (``learned_initial_carry``). It, ``log_rest`` and ``log_whole``
+            are NaN where ``lags`` stops before the first step.
     """
 
     log_norm: Float[Array, " K"]
@@ -63,10 +72,10 @@ class ParameterLags(NamedTuple):
 
     @property
     def truncation_error(self) -> Float[Array, " K"]:
-        """``|| rest || / || whole ||`` of the gradient cut after lag k, that is of
-        TBPTT(1, k + 1) for this loss alone.
+        """Return ``|| rest || / || whole ||`` of the gradient truncated after lag k.
 
-        NaN where the whole gradient is zero, or ``lags`` left steps out.
+        This is the relative error of TBPTT(1, k + 1) for this loss alone. It is NaN
+        where the whole gradient is zero, or ``lags`` left out steps.
         """
         return jnp.exp(self.log_rest - self.log_whole)
 
@@ -85,57 +94,85 @@ def parameter_lags(
     engine: Any = None,
     terms: bool = False,
 ) -> ParameterLags:
-    """The parameter-lag terms G(T, k) of a loss: their norms, those of their partial
-    sums, or themselves.
+    """Compute the parameter-lag terms G(T, k) of a loss and their partial sums.
 
     All terms and ``initial`` sum to the gradient of the loss with respect to
-    ``params``; what the output takes from the parameters directly is in G(T, 0), and a
-    learned initial carry that a reset brings in is in the term of that step. Ragged
-    sequences count k from their own last step.
+    ``params``. The direct effect of the parameters on the output is part of G(T, 0),
+    and a learned initial carry that a reset restores is part of the term of that step.
+    In a ragged batch, k counts from the last step of each sequence.
 
     Args:
-        terms: also return the terms, K times the size of the parameters.
-        lags: K, at most the number of steps that lead to the loss (default: all of
-            them).
-        cell, loss, at, carry, mask, resets, engine: as for `gradient_lags`.
+        cell: a cell, or a causal layer without randomness.
+        params: the parameters, from ``cell.init``; all must be floating-point.
+        xs: the inputs, ``(T, *B, D)``.
+        loss: ``loss(y (*B, H)) -> scalar``, summed over the batch.
+        carry: the carry before the first step (default: the initial carry).
+        at: the step whose output the loss reads (default: the last valid step of each
+            sequence).
+        lags: K, at most the number of steps up to the loss (default: all of them).
+        mask, resets, engine: as for `jaxrnn.unroll`.
+        terms: also return the terms, which take K times the memory of the parameters.
+
+    Returns:
+        `ParameterLags`.
+
+    Raises:
+        TypeError, ValueError: as for `gradient_lags`; also for integer parameters.
+
+    Example::
+
+        >>> import jax.numpy as jnp, jaxrnn.diagnostics
+        >>> cell = jaxrnn.Elman(1)  # h_t = tanh(x_t + h_{t-1} / 2)
+        >>> params = {"input_kernel": jnp.ones((1, 1)), "bias": jnp.zeros(1),
+        ...           "recurrent_kernel": jnp.full((1, 1), 0.5)}
+        >>> lags = jaxrnn.diagnostics.parameter_lags(
+        ...     cell, params, jnp.full((3, 1), 0.1), jnp.sum)
+        >>> print([f"{error:.2f}" for error in lags.truncation_error])
+        ['0.42', '0.14', '0.00']
     """
     params = weaken_scalars(params)
     check_inexact(
         "parameter_lags: params", params, "every parameter must be floating-point"
     )
-    path = rollout(cell, params, xs, carry, mask, resets, engine, "parameter_lags")
-    end = select_readout("parameter_lags", path, at, lags)
-    check_loss("parameter_lags", cell, params, loss, end.carry, end.x)
-    direct = jax.grad(lambda p: readout_loss(cell, loss, end, p, end.carry))(params)
+    trajectory = rollout(
+        cell, params, xs, carry, mask, resets, engine, "parameter_lags"
+    )
+    readout = select_readout("parameter_lags", trajectory, at, lags)
+    check_loss("parameter_lags", cell, params, loss, readout.carry, readout.x)
+    direct = jax.grad(lambda p: readout_loss(cell, loss, readout, p, readout.carry))(
+        params
+    )
     return _parameter_lags(
         cell,
         params,
-        end,
+        readout,
         direct,
-        loss_cotangent(cell, params, loss, end),
+        loss_cotangent(cell, params, loss, readout),
         terms,
         carry is None,
     )
 
 
 class _Sum(NamedTuple):
-    """A pytree times exp(log)."""
+    """A running sum of pytrees, stored as a pytree times exp(log)."""
 
     tree: Any
     log: Array
 
     def plus(self, tree: Any, log: Array) -> _Sum:
-        most = finite(jnp.maximum(self.log, log))
+        """Add ``tree * exp(log)`` at the larger of the two scales."""
+        scale = finite(jnp.maximum(self.log, log))
         return _Sum(
             jax.tree.map(
                 jnp.add,
-                scale_by_log(self.tree, self.log - most),
-                scale_by_log(tree, log - most),
+                scale_by_log(self.tree, self.log - scale),
+                scale_by_log(tree, log - scale),
             ),
             jnp.maximum(self.log, log),
         )
 
     def log_norm(self) -> Array:
+        """Return the log norm over all leaves."""
         return log_norm(jax.tree.leaves(self.tree), 0) + finite(self.log)
 
 
@@ -143,33 +180,46 @@ class _Sum(NamedTuple):
 def _parameter_lags(
     cell: Any,
     params: Params,
-    end: LossReadout,
+    readout: LossReadout,
     direct: Params,
     seed: Carry,
-    keep: bool,
-    learned: bool,
+    return_terms: bool,
+    learned_carry: bool,
 ) -> ParameterLags:
-    part, machine = end.part, Transition(cell)
-    flags = (part.mask, part.resets)
-    before_all, deltas = _cotangents(machine, params, part, seed)
-    first = jnp.arange(part.steps) == part.steps - 1
+    """Compute the terms and their partial sums by two scans over the steps.
 
-    def term_of(row):
-        """G of one step, as a tree and the logarithm of its scale."""
-        before, x, keep_step, reset, (delta, log), is_first = row
-        # The first cotangent is an ordinary number, and so is what the output takes
-        # directly: no scale between them.
-        scale = jnp.where(is_first, jnp.zeros((), log.dtype), finite(log.max()))
+    The reverse scan adds the terms from the newest to the oldest, which gives
+    ``log_sum``. The forward scan adds them from the oldest to the newest, starting from
+    the part that goes through the initial carry: before it adds the term of lag k, its
+    sum is what the gradient truncated after lag k leaves out, which gives ``log_rest``.
+    Computing the rest as whole minus sum would lose it to cancellation where it is
+    small.
+    """
+    trajectory, transition = readout.part, Transition(cell)
+    flags = (trajectory.mask, trajectory.resets)
+    initial_cotangent, deltas = _cotangents(transition, params, trajectory, seed)
+    is_newest = jnp.arange(trajectory.steps) == trajectory.steps - 1
+
+    def term_of(step_inputs):
+        """Return G of one step, as a pytree and the logarithm of its scale."""
+        carry, x, valid, reset, (delta, log), is_newest_step = step_inputs
+        # The cotangent of the newest step and the direct gradient of the output are
+        # both ordinary numbers, so they are added at scale 1. All other cotangents
+        # are scaled by the largest of the batch before the pullback and the term is
+        # scaled back afterwards, so that it is not lost to underflow.
+        scale = jnp.where(is_newest_step, jnp.zeros((), log.dtype), finite(log.max()))
         _, pullback = jax.vjp(
-            lambda p: machine.step_from_input(p, before, x, keep_step, reset), params
+            lambda p: transition.step_from_input(p, carry, x, valid, reset), params
         )
         (term,) = pullback(scale_by_log(delta, log - scale))
         return jax.tree.map(
-            lambda a, b: a + jnp.where(is_first, b, jnp.zeros_like(b)), term, direct
+            lambda a, b: a + jnp.where(is_newest_step, b, jnp.zeros_like(b)),
+            term,
+            direct,
         ), scale
 
-    def newest(total, row):
-        term, scale = term_of(row)
+    def add_from_newest(total, step_inputs):
+        term, scale = term_of(step_inputs)
         total = total.plus(term, scale)
         norms = (
             log_norm(jax.tree.leaves(term), 0) + scale,
@@ -178,35 +228,42 @@ def _parameter_lags(
         return total, (
             *norms,
             total.log_norm(),
-            scale_by_log(term, scale) if keep else None,
+            scale_by_log(term, scale) if return_terms else None,
         )
 
-    def oldest(total, row):
-        return total.plus(*term_of(row)), total.log_norm()
+    def add_from_oldest(total, step_inputs):
+        return total.plus(*term_of(step_inputs)), total.log_norm()
 
-    delta, log = before_all
-    zero, far = jnp.full((), -jnp.inf, log.dtype), finite(log.max())
-    oldest_sum = _Sum(jax.tree.map(jnp.zeros_like, params), zero)
-    if learned:
-        _, pullback = jax.vjp(lambda p: cell.initial_carry(p, part.batch), params)
-        (through,) = pullback(scale_by_log(delta, log - far))
-        oldest_sum = _Sum(
-            through,
-            jnp.where(jnp.isneginf(log_norm(jax.tree.leaves(through), 0)), zero, far),
+    delta, log = initial_cotangent
+    log_zero, log_scale = jnp.full((), -jnp.inf, log.dtype), finite(log.max())
+    initial_sum = _Sum(jax.tree.map(jnp.zeros_like, params), log_zero)
+    if learned_carry:
+        _, pullback = jax.vjp(lambda p: cell.initial_carry(p, trajectory.batch), params)
+        (through_carry,) = pullback(scale_by_log(delta, log - log_scale))
+        initial_sum = _Sum(
+            through_carry,
+            jnp.where(
+                jnp.isneginf(log_norm(jax.tree.leaves(through_carry), 0)),
+                log_zero,
+                log_scale,
+            ),
         )
     whole_or_nan = jax.tree.map(
-        lambda a: jnp.where(end.whole, a, jnp.asarray(jnp.nan, a.dtype)),
-        oldest_sum.tree,
+        lambda a: jnp.where(readout.whole, a, jnp.asarray(jnp.nan, a.dtype)),
+        initial_sum.tree,
     )
-    oldest_sum = oldest_sum._replace(tree=whole_or_nan)
-    initial = scale_by_log(oldest_sum.tree, finite(oldest_sum.log))
-    rows = (part.befores, part.xs, *flags, deltas, first)
-    _, met = jax.lax.scan(
-        newest, _Sum(jax.tree.map(jnp.zeros_like, params), zero), rows, reverse=True
+    initial_sum = initial_sum._replace(tree=whole_or_nan)
+    initial = scale_by_log(initial_sum.tree, finite(initial_sum.log))
+    steps = (trajectory.carries_before, trajectory.xs, *flags, deltas, is_newest)
+    _, from_newest = jax.lax.scan(
+        add_from_newest,
+        _Sum(jax.tree.map(jnp.zeros_like, params), log_zero),
+        steps,
+        reverse=True,
     )
-    whole, rest = jax.lax.scan(oldest, oldest_sum, rows)
+    whole, rest = jax.lax.scan(add_from_oldest, initial_sum, steps)
     log_norms, by_leaf, log_sum, terms, log_rest = jax.tree.map(
-        lambda a: a[::-1], (*met, rest)
+        lambda a: a[::-1], (*from_newest, rest)
     )
     return ParameterLags(
         log_norms, by_leaf, log_sum, log_rest, whole.log_norm(), terms, initial
@@ -214,22 +271,30 @@ def _parameter_lags(
 
 
 def _cotangents(
-    machine: Transition, params: Params, part: Any, seed: Carry
+    transition: Transition, params: Params, trajectory: Any, seed: Carry
 ) -> tuple[tuple, tuple]:
-    """Of the state before all steps, and of that after every step: unit cotangents
-    with the logarithms of their lengths.
+    """Return the cotangent of the first carry, and those after every step.
+
+    Each is a unit vector with the logarithm of its norm.
     """
-    kept = len(part.batch)
-    delta, log = normalize(seed, kept)
+    batch_ndim = len(trajectory.batch)
+    delta, log = normalize(seed, batch_ndim)
 
-    def back(state, now):
-        (delta, log), (before, z, keep, reset) = state, now
-        _, pullback = jax.vjp(lambda s: machine.step(params, s, z, keep, reset), before)
-        new, growth = normalize(pullback(delta)[0], kept)
-        return (new, log.plus(growth)), (delta, log.value)
+    def back(state, step_inputs):
+        (delta, log), (carry, z, mask, reset) = state, step_inputs
+        _, pullback = jax.vjp(
+            lambda s: transition.step(params, s, z, mask, reset), carry
+        )
+        unit, growth = normalize(pullback(delta)[0], batch_ndim)
+        return (unit, log.plus(growth)), (delta, log.value)
 
-    rows = (part.befores, machine.prepare(params, part.xs), part.mask, part.resets)
-    (delta, total), every = jax.lax.scan(
-        back, (delta, CompensatedSum.of(log)), rows, reverse=True
+    steps = (
+        trajectory.carries_before,
+        transition.prepare(params, trajectory.xs),
+        trajectory.mask,
+        trajectory.resets,
     )
-    return (delta, total.value), every
+    (delta, total), cotangents = jax.lax.scan(
+        back, (delta, CompensatedSum.of(log)), steps, reverse=True
+    )
+    return (delta, total.value), cotangents

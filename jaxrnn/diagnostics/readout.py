@@ -1,6 +1,4 @@
-"""The step that a loss reads, the steps that lead there, and the loss's own
-gradient.
-"""
+"""The step that a loss reads, the steps before it, and the cotangent of the loss."""
 
 from __future__ import annotations
 
@@ -18,47 +16,62 @@ from .transition import Trajectory
 
 
 class LossReadout(NamedTuple):
-    """The steps ``part (K, *B, ...)`` that lead to a loss, ragged sequences moved so
-    that each ends with its own last step.
+    """The steps that lead to a loss, and the state that the loss reads.
 
-    ``exists (K + 1, *B)``: there is a state k steps before the one read; ``whole``: no
-    step before ``part`` was left out.
+    Attributes:
+        part: the steps, ``(K, *B, ...)``. Ragged sequences are shifted, so that each
+            ends with its own last step.
+        carry: the state that the loss reads.
+        x: the input of its step.
+        read: whether the loss depends on this batch element at all, ``(*B,)``.
+        exists: whether there is a state k steps before the one read, ``(K + 1, *B)``.
+        whole: whether ``part`` starts at the first step of every sequence.
     """
 
     part: Trajectory
-    carry: Carry  # the state that the loss reads, and the input of its step
+    carry: Carry
     x: Array
-    read: Bool[Array, "*B"]  # whether the loss depends on this element at all
+    read: Bool[Array, "*B"]
     exists: Bool[Array, "K *B"]
     whole: Bool[Array, ""]
 
 
 def select_readout(
-    what: str, path: Trajectory, at: int | None, lags: int | None
+    what: str, trajectory: Trajectory, at: int | None, lags: int | None
 ) -> LossReadout:
-    """The last ``lags`` steps before the output of step ``at`` (None: all; each
-    sequence's last valid step).
+    """Select the last ``lags`` steps before the output of step ``at``.
+
+    ``at=None`` selects the last valid step of each sequence, ``lags=None`` all steps up
+    to there.
     """
-    at, lags = _check_range(what, path, at, lags)
-    if path.mask is None or at is not None:
-        at = path.steps - 1 if at is None else at
-        part = jax.tree.map(lambda a: a[at + 1 - lags : at + 1], path)
-        carry, x = jax.tree.map(lambda a: a[at], (path.afters, path.xs))
-        read = jnp.ones(path.batch, bool) if path.mask is None else path.mask[at]
+    at, lags = _check_range(what, trajectory, at, lags)
+    if trajectory.mask is None or at is not None:
+        at = trajectory.steps - 1 if at is None else at
+        part = jax.tree.map(lambda a: a[at + 1 - lags : at + 1], trajectory)
+        carry, x = jax.tree.map(
+            lambda a: a[at], (trajectory.carries_after, trajectory.xs)
+        )
+        read = (
+            jnp.ones(trajectory.batch, bool)
+            if trajectory.mask is None
+            else trajectory.mask[at]
+        )
         return LossReadout(
             part,
             carry,
             x,
             read,
-            jnp.ones((lags + 1, *path.batch), bool),
+            jnp.ones((lags + 1, *trajectory.batch), bool),
             jnp.asarray(lags == at + 1),
         )
-    steps = jnp.arange(path.steps, dtype=jnp.int32).reshape(-1, *[1] * len(path.batch))
-    last = jnp.where(path.mask, steps, -1).max(0)
-    rows = last[None] - jnp.arange(lags - 1, -1, -1, dtype=jnp.int32).reshape(
-        -1, *[1] * len(path.batch)
+    steps = jnp.arange(trajectory.steps, dtype=jnp.int32).reshape(
+        -1, *[1] * len(trajectory.batch)
     )
-    there = rows >= 0
+    last = jnp.where(trajectory.mask, steps, -1).max(0)
+    row_indices = last[None] - jnp.arange(lags - 1, -1, -1, dtype=jnp.int32).reshape(
+        -1, *[1] * len(trajectory.batch)
+    )
+    in_sequence = row_indices >= 0
 
     def take(leaf, index):
         index = jnp.maximum(index, 0)
@@ -66,16 +79,20 @@ def select_readout(
             leaf, index.reshape(index.shape + (1,) * (leaf.ndim - index.ndim)), axis=0
         )
 
-    part = jax.tree.map(lambda leaf: take(leaf, rows), path)
-    # Steps before a sequence's first hold the cotangent as it is.
+    part = jax.tree.map(lambda leaf: take(leaf, row_indices), trajectory)
+    # Rows before the first step of a sequence are masked, so that they pass the
+    # cotangent on unchanged.
     part = part._replace(
-        mask=part.mask & there,
-        resets=None if part.resets is None else part.resets & there,
+        mask=part.mask & in_sequence,
+        resets=None if part.resets is None else part.resets & in_sequence,
     )
     carry, x = jax.tree.map(
-        lambda leaf: take(leaf, last[None])[0], (path.afters, path.xs)
+        lambda leaf: take(leaf, last[None])[0],
+        (trajectory.carries_after, trajectory.xs),
     )
-    lag = jnp.arange(lags + 1, dtype=jnp.int32).reshape(-1, *[1] * len(path.batch))
+    lag = jnp.arange(lags + 1, dtype=jnp.int32).reshape(
+        -1, *[1] * len(trajectory.batch)
+    )
     return LossReadout(
         part,
         carry,
@@ -87,27 +104,27 @@ def select_readout(
 
 
 def readout_loss(
-    cell: Any, loss: Callable, end: LossReadout, params: Params, carry: Carry
+    cell: Any, loss: Callable, readout: LossReadout, params: Params, carry: Carry
 ) -> Array:
-    """The loss of what the state shows; sequences that it does not read show zeros."""
-    y = cell.output(params, carry, end.x)
-    return loss(jnp.where(expand_flags(end.read, y), y, jnp.zeros_like(y)))
+    """Return the loss of the output at ``carry``; elements not read output zero."""
+    y = cell.output(params, carry, readout.x)
+    return loss(jnp.where(expand_flags(readout.read, y), y, jnp.zeros_like(y)))
 
 
 def loss_cotangent(
-    cell: Any, params: Params, loss: Callable, end: LossReadout
+    cell: Any, params: Params, loss: Callable, readout: LossReadout
 ) -> Carry:
-    """The loss's gradient with respect to the state it reads."""
-    seed = jax.grad(lambda carry: readout_loss(cell, loss, end, params, carry))(
-        end.carry
-    )
-    return select(end.read, seed, jax.tree.map(jnp.zeros_like, seed))
+    """Return the gradient of the loss with respect to the state it reads."""
+    cotangent = jax.grad(
+        lambda carry: readout_loss(cell, loss, readout, params, carry)
+    )(readout.carry)
+    return select(readout.read, cotangent, jax.tree.map(jnp.zeros_like, cotangent))
 
 
 def check_loss(
     what: str, cell: Any, params: Params, loss: Callable, carry: Carry, x: Array
 ) -> None:
-    """The loss of one step's output is a function, and a real scalar."""
+    """Check that the loss is callable and returns a real scalar for one output."""
     if not callable(loss):
         raise TypeError(
             f"{what}: loss must be a function (y) -> scalar, but it is {describe(loss)}"
@@ -127,10 +144,10 @@ def check_loss(
 
 
 def _check_range(
-    what: str, path: Trajectory, at: int | None, lags: int | None
+    what: str, trajectory: Trajectory, at: int | None, lags: int | None
 ) -> tuple[int | None, int]:
-    """``at`` is a step, and ``lags`` at most the number of steps that lead there."""
-    if path.steps == 0:
+    """Check that ``at`` is a step and ``lags`` at most the number of steps up to it."""
+    if trajectory.steps == 0:
         raise ValueError(
             f"{what}: the sequence has no step (T = 0), so there is no output for a "
             f"loss to read"
@@ -142,13 +159,13 @@ def _check_range(
             raise TypeError(
                 f"{what}: {name} must be an int or None, but it is {value!r}"
             )
-    if at is not None and not -path.steps <= at < path.steps:
+    if at is not None and not -trajectory.steps <= at < trajectory.steps:
         raise ValueError(
-            f"{what}: at must be one of the {path.steps} steps, but it is {at}"
+            f"{what}: at must be one of the {trajectory.steps} steps, but it is {at}"
         )
     if at is not None:
-        at = int(at) % path.steps
-    most = path.steps if at is None else at + 1
+        at = int(at) % trajectory.steps
+    most = trajectory.steps if at is None else at + 1
     if lags is not None and not 0 <= lags <= most:
         raise ValueError(
             f"{what}: lags must lie between 0 and the {most} steps that lead to the "

@@ -1,9 +1,8 @@
-"""One step of a cell or layer as a map of its whole carry, and a trajectory to look at
-it along.
+"""One step of a cell or layer as a map of its whole carry, and trajectories of it.
 
-The state of an LSTM is (h, c), that of a stack the carries of all its layers: an
-instrument that looks at h alone gives other numbers, and wrong ones. All instruments
-here take the whole carry.
+The state of an LSTM is (h, c), that of a stack the carries of all its layers. Every
+diagnostic here takes the Jacobian of the whole carry: the derivative by h alone is
+another number, and not the one by which gradients decay.
 """
 
 from __future__ import annotations
@@ -33,14 +32,15 @@ from ..unrolling import unroll, unroll_unchecked
 
 @dataclasses.dataclass(frozen=True)
 class Transition:
-    """``s_t = step(params, s_{t-1}, now_t)``, for a cell or a causal layer without
-    randomness.
+    """The map ``s_t = step(params, s_{t-1}, z_t)`` of a cell or a causal layer.
+
+    The layer must not draw random numbers.
     """
 
     cell: Cell | Layer
 
     def prepare(self, params: Params, xs: Array) -> Any:
-        """What needs no carry, for all steps at once."""
+        """Compute the part of all steps that does not depend on the carry, ``z``."""
         return self.cell.project(params, xs) if isinstance(self.cell, Cell) else xs
 
     def step(
@@ -51,15 +51,15 @@ class Transition:
         keep: Array | None = None,
         reset: Array | None = None,
     ) -> Carry:
-        """One step with its flags, from what `prepare` made for it."""
+        """Apply one step with its mask and reset, given its part of `prepare`."""
         if reset is not None:
             carry = select(reset, self.cell.initial_carry(params, reset.shape), carry)
         if isinstance(self.cell, Cell):
             new = self.cell.step(params, carry, z)
         else:
-            how = UnrollSpec(engine=Scan(save="everything"))
+            spec = UnrollSpec(engine=Scan(save="everything"))
             new = unroll_unchecked(
-                self.cell, params, carry, jax.tree.map(lambda a: a[None], z), how
+                self.cell, params, carry, jax.tree.map(lambda a: a[None], z), spec
             )[0]
         return new if keep is None else select(keep, new, carry)
 
@@ -71,27 +71,33 @@ class Transition:
         keep: Any = None,
         reset: Any = None,
     ) -> Carry:
-        """One step from its input, so that all that the parameters do is in it."""
+        """Apply one step from its input, to differentiate it by all parameters.
+
+        The derivative of `step` alone lacks the parameters of the input projection.
+        """
         return self.step(params, carry, self.prepare(params, x), keep, reset)
 
 
 class Trajectory(NamedTuple):
-    """A walked sequence: inputs, flags, and the carries before and after every step,
-    ``(T, *B, ...)``.
+    """An unrolled sequence: inputs, flags, and the carries before and after every step.
+
+    All arrays are ``(T, *B, ...)``.
     """
 
     xs: Array
     mask: Array | None
     resets: Array | None
-    befores: Carry
-    afters: Carry
+    carries_before: Carry
+    carries_after: Carry
 
     @property
     def steps(self) -> int:
+        """Return T."""
         return self.xs.shape[0]
 
     @property
     def batch(self) -> tuple[int, ...]:
+        """Return the batch shape B."""
         return tuple(self.xs.shape[1:-1])
 
 
@@ -105,11 +111,12 @@ def rollout(
     engine: Any,
     what: str,
 ) -> Trajectory:
-    """Walk forwards by the engine asked for. ``what`` is the instrument, for its
-    errors.
+    """Unroll the cell by ``engine`` and return all carries.
+
+    ``what`` is the name of the diagnostic, for error messages.
     """
     check_supported(cell, what)
-    _, _, afters = unroll(
+    _, _, carries_after = unroll(
         cell,
         params,
         xs,
@@ -120,36 +127,35 @@ def rollout(
         return_carries=True,
     )  # type: ignore[misc]
     xs = fill_masked_inputs(jnp.asarray(xs), mask)
-    first = (
+    initial_carry = (
         cell.initial_carry(params, tuple(xs.shape[1:-1]))
         if carry is None
         else jax.tree.map(jnp.asarray, carry)
     )
-    check_inexact(f"{what}: carry", first, WHOLE_CARRY)
-    befores = jax.tree.map(
+    check_inexact(f"{what}: carry", initial_carry, WHOLE_CARRY)
+    carries_before = jax.tree.map(
         lambda s, after: (
             jnp.concatenate([s[None], after[:-1]]) if len(after) else after
         ),
-        first,
-        afters,
+        initial_carry,
+        carries_after,
     )
-    return Trajectory(xs, mask, resets, befores, afters)
+    return Trajectory(xs, mask, resets, carries_before, carries_after)
 
 
 def check_supported(cell: Any, what: str) -> None:
-    """The cell or layer has one state that goes forward, the same at every run."""
+    """Check that the cell or layer is causal and draws no random numbers."""
     check_cell(cell)
     if not getattr(cell, "causal", True):
         raise ValueError(
-            f"{what}: a bidirectional layer has no one direction in which its state "
-            f"goes: look at each of its layers by "
-            "itself, the backward one over inputs turned round"
+            f"{what}: the state of a bidirectional layer has no single direction: "
+            f"measure each of its layers separately, the backward one on reversed "
+            f"inputs"
         )
     if cell.requires_key:
         raise ValueError(
             f"{what}: {type(cell).__name__} draws random numbers, so its Jacobians "
-            f"differ from run to run: look at "
-            "jaxrnn.inference(layer)"
+            f"differ from run to run: measure jaxrnn.inference(layer)"
         )
 
 
@@ -160,8 +166,9 @@ WHOLE_CARRY = (
 
 
 def check_inexact(what: str, tree: Any, demand: str) -> None:
-    """Every leaf has a gradient. ``what`` names the tree, ``demand`` says what is
-    asked of it.
+    """Check that every leaf has a gradient.
+
+    ``what`` names the tree, and ``demand`` states the requirement in the error message.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
@@ -171,40 +178,42 @@ def check_inexact(what: str, tree: Any, demand: str) -> None:
             )
 
 
-def features(carry: Carry, batch: int) -> Array:
-    """The carry as real vectors, ``(*B, n)``, in its accumulator's dtype; ``batch``
-    leading axes stay.
+def features(carry: Carry, batch_ndim: int) -> Array:
+    """Return the carry as real vectors, ``(*B, n)``, in its accumulation dtype.
 
-    Leaf after leaf; of a complex one the real parts, then the imaginary: a cell need
-    not be holomorphic in its carry.
+    The first ``batch_ndim`` axes stay. The leaves follow one another. A complex leaf
+    is stored as its real parts followed by its imaginary parts, because a cell need not
+    be holomorphic in its carry.
     """
     leaves = [part for leaf in jax.tree.leaves(carry) for part in _real_parts(leaf)]
     dtype = max(
         (accumulator(leaf.dtype) for leaf in leaves), key=lambda d: jnp.finfo(d).bits
     )
     return jnp.concatenate(
-        [leaf.astype(dtype).reshape(*leaf.shape[:batch], -1) for leaf in leaves],
+        [leaf.astype(dtype).reshape(*leaf.shape[:batch_ndim], -1) for leaf in leaves],
         axis=-1,
     )
 
 
 def _real_parts(leaf: Array) -> list[Array]:
+    """Return the real and the imaginary part of a complex leaf, or the leaf itself."""
     return [leaf.real, leaf.imag] if jnp.iscomplexobj(leaf) else [leaf]
 
 
-def from_features(vectors: Array, like: Carry, batch: int) -> Carry:
-    """The inverse of `features`: ``(..., n)`` as a carry with the leaves' trailing
-    axes (after ``batch``) and dtypes.
+def from_features(vectors: Array, like: Carry, batch_ndim: int) -> Carry:
+    """Convert vectors ``(..., n)`` back to a carry: the inverse of `features`.
+
+    Each leaf gets the trailing axes (after ``batch_ndim``) and the dtype of ``like``.
     """
     leaves, structure = jax.tree.flatten(like)
-    parts, begin = [], 0
+    parts, offset = [], 0
 
     def take(leaf):
-        nonlocal begin
-        size = math.prod(leaf.shape[batch:])
-        begin += size
-        return vectors[..., begin - size : begin].reshape(
-            *vectors.shape[:-1], *leaf.shape[batch:]
+        nonlocal offset
+        size = math.prod(leaf.shape[batch_ndim:])
+        offset += size
+        return vectors[..., offset - size : offset].reshape(
+            *vectors.shape[:-1], *leaf.shape[batch_ndim:]
         )
 
     for leaf in leaves:
@@ -217,9 +226,9 @@ def from_features(vectors: Array, like: Carry, batch: int) -> Carry:
     return jax.tree.unflatten(structure, parts)
 
 
-def size_of(carry: Carry, batch: int) -> int:
-    """n: the real numbers in the carry of one sequence."""
+def size_of(carry: Carry, batch_ndim: int) -> int:
+    """Return n, the number of real numbers in the carry of one sequence."""
     return sum(
-        math.prod(leaf.shape[batch:]) * (2 if jnp.iscomplexobj(leaf) else 1)
+        math.prod(leaf.shape[batch_ndim:]) * (2 if jnp.iscomplexobj(leaf) else 1)
         for leaf in jax.tree.leaves(carry)
     )

@@ -1,4 +1,4 @@
-"""What truncation costs: the truncated gradient beside the full one."""
+"""The bias of truncated BPTT: the truncated gradient compared with the full one."""
 
 from __future__ import annotations
 
@@ -19,13 +19,18 @@ from ..truncation.validation import check_steps
 
 
 class TruncationBias(NamedTuple):
-    """How far TBPTT(k1, k2)'s gradient g_k lies from the full one, g, at each k2; norms
-    are over all parameters.
+    """The distance of TBPTT's gradient from the full gradient, for each k2.
 
-    ``relative_error`` is ``||g_k - g|| / ||g||``, ``cosine`` is ``g_k . g / (||g_k||
-    ||g||)``. ``by_leaf`` is a pytree as the parameters, each leaf ``(K,)``: the
-    relative error of that parameter's gradient by itself. NaN: the full gradient is
-    zero (or, for the cosine, the truncated one), or something is not finite.
+    Let g_k be the gradient of TBPTT(k1, k2) and g the full gradient; norms are over all
+    parameters. A value is NaN where the full gradient is zero (or, for the cosine, the
+    truncated one), or something is not finite.
+
+    Attributes:
+        k2: the truncation lengths, ``(K,)``.
+        relative_error: ``||g_k - g|| / ||g||``, ``(K,)``.
+        cosine: ``g_k . g / (||g_k|| ||g||)``, ``(K,)``.
+        by_leaf: a pytree like the parameters, each leaf ``(K,)``: the relative error of
+            the gradient of that parameter alone.
     """
 
     k2: Int[np.ndarray, " K"]
@@ -43,25 +48,42 @@ def truncation_bias(
     batch_shape: tuple[int, ...] = (),
     windows: bool = False,
 ) -> TruncationBias:
-    """The bias of truncated BPTT on one batch of sequences, as a function of k2, with
-    the parameters held still.
+    """Measure the bias of truncated BPTT on one batch, as a function of k2.
 
-    Every k2 is a program of its own to compile; the full gradient needs the memory of
-    all T steps.
+    The parameters are held fixed. Every k2 compiles a program of its own, and the full
+    gradient needs the memory of all T steps.
 
     Args:
-        tbptt: whose losses and k1 are used; its k2 does not matter. The losses draw no
-            random numbers.
-        sequence: ``(T, *B, ...)``, walked from its start.
-        k2s: steps over which gradients flow, each from k1 to T.
+        tbptt: the `TBPTT` whose losses and k1 are used; its k2 is ignored. The losses
+            must not draw random numbers.
+        params: the parameters of the whole model, as for `TBPTT.value_and_grad`.
+        sequence: a `Window` of arrays ``(T, *B, ...)``, processed from its start.
+        k2s: the truncation lengths, each from k1 to T.
         batch_shape: B, as for `TBPTT.init`.
-        windows: take k1 = k2 at each k2 and pass over ``tbptt.k1``: windows cut where
-            they end, as most programs ship. Their losses see 1 to k2 steps, those of k1
-            = 1 always k2.
+        windows: use k1 = k2 at each k2 and ignore ``tbptt.k1``: consecutive windows
+            without overlap, as most programs train. Their losses see 1 to k2 steps,
+            those of k1 = 1 always k2.
+
+    Returns:
+        A `TruncationBias`.
 
     Raises:
-        ValueError: for a k2 below k1 or beyond T, none at all, an empty sequence, or a
-            TBPTT with a random truncation.
+        TypeError: if ``tbptt`` is not a `TBPTT`.
+        ValueError: if a k2 is below k1 or beyond T, or there is none; for an empty
+            sequence, or a TBPTT with a random truncation.
+
+    Example::
+
+        >>> import jax, jax.numpy as jnp, jaxrnn.diagnostics
+        >>> def losses(w, h, window):  # h_t = w h_{t-1} + x_t; the loss is h_t
+        ...     hs = jax.lax.scan(lambda h, x: (w * h + x,) * 2, h, window.inputs)[1]
+        ...     return hs, hs
+        >>> tbptt = jaxrnn.TBPTT(losses, lambda w, batch: jnp.zeros(batch), k1=1)
+        >>> bias = jaxrnn.diagnostics.truncation_bias(
+        ...     tbptt, jnp.float32(0.5), jaxrnn.Window(jnp.ones(4), None), [1, 2, 4],
+        ...     windows=True)
+        >>> print([f"{error:.2f}" for error in bias.relative_error])
+        ['0.26', '0.13', '0.00']
     """
     if not isinstance(tbptt, TBPTT):
         raise TypeError(
@@ -71,29 +93,29 @@ def truncation_bias(
     if tbptt.truncation is not None:
         raise ValueError(
             f"truncation_bias: the TBPTT has truncation={tbptt.truncation!r}, whose "
-            f"gradient is random: take "
-            "dataclasses.replace(tbptt, truncation=None), with losses that do without "
+            f"gradient is random: pass "
+            "dataclasses.replace(tbptt, truncation=None), with losses that do not use "
             "gradient_scale"
         )
     steps = check_steps(sequence)
     lengths = _check_lengths(k2s, 1 if windows else tbptt.k1, steps)
 
     def gradient(k1, k2):
-        one = dataclasses.replace(tbptt, k1=k1, k2=k2)
-        return one.value_and_grad(
-            params, sequence, one.init(params, sequence, batch_shape)
+        truncated = dataclasses.replace(tbptt, k1=k1, k2=k2)
+        return truncated.value_and_grad(
+            params, sequence, truncated.init(params, sequence, batch_shape)
         )[1]
 
     full = gradient(steps, steps)
-    compared = [
+    comparisons = [
         _compare(gradient(k if windows else tbptt.k1, k), full) for k in lengths
     ]
-    error, cosine, by_leaf = jax.tree.map(lambda *each: jnp.stack(each), *compared)
+    error, cosine, by_leaf = jax.tree.map(lambda *each: jnp.stack(each), *comparisons)
     return TruncationBias(np.asarray(lengths, np.int32), error, cosine, by_leaf)
 
 
 def _check_lengths(k2s: Any, k1: int, steps: int) -> list[int]:
-    """Ints from k1 to T, one at least."""
+    """Return the truncation lengths as ints, at least one, each from k1 to T."""
     lengths = list(k2s) if isinstance(k2s, (Iterable, np.ndarray)) else [k2s]
     if not lengths:
         raise ValueError(
@@ -115,7 +137,7 @@ def _check_lengths(k2s: Any, k1: int, steps: int) -> list[int]:
         if int(k2) < k1:
             raise ValueError(
                 f"truncation_bias: k2 = {k2} is less than k1 = {k1}, so some losses "
-                f"would get no gradient at all: take "
+                f"would get no gradient at all: use "
                 "k2 >= k1, a TBPTT with a smaller k1, or windows=True"
             )
         if int(k2) > steps:
@@ -128,9 +150,7 @@ def _check_lengths(k2s: Any, k1: int, steps: int) -> list[int]:
 
 @jax.jit
 def _compare(truncated: Params, full: Params) -> tuple[Array, Array, Any]:
-    """The relative error and the cosine over all leaves, and the relative error of
-    each.
-    """
+    """Return the relative error and cosine over all leaves, and the error per leaf."""
 
     def wide(a):
         return a.astype(accumulator(a.dtype))

@@ -1,9 +1,9 @@
-"""Weights from other libraries and back. None of them is imported: an object handed in
-brings its own.
+"""Conversion of weights from and to other libraries.
 
-``from_x(...) -> (layer, params)``; ``to_x(layer, params)`` gives plain arrays in the
-other library's layout, and with ``into=`` loads them into an object of its. `to_onnx`
-writes a model for production.
+``from_x(...)`` returns ``(layer, params)``. ``to_x(layer, params)`` returns plain
+arrays in the layout of the other library, and with ``into=`` loads them into one of
+its objects. None of the libraries is imported: the objects passed in bring what is
+needed. `to_onnx` exports a model for deployment.
 """
 
 from .equinox_weights import from_equinox as from_equinox

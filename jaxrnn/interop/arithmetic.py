@@ -1,7 +1,6 @@
-"""What the converters share: gate blocks reordered, biases folded and unfolded, names,
-shapes and dtypes checked.
+"""Shared steps of the converters: reordering gates, folding biases, checking arrays.
 
-Arrays here are NumPy's or JAX's, traced ones included, so that a conversion can be
+Arrays are NumPy's or JAX's, including traced ones, so that a conversion can be
 differentiated: for weights w of another library and ``params = convert(w)``, the
 gradient with respect to w is the one that the library itself computes.
 """
@@ -22,8 +21,9 @@ FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 def concatenate_gates(parts: Sequence[Any], axis: int = -1) -> Any:
-    """Concatenated by NumPy where all are NumPy's: nothing is compiled and nothing
-    goes to a device.
+    """Concatenate with NumPy if all parts are NumPy arrays, else with JAX.
+
+    With NumPy nothing is compiled and nothing is transferred to a device.
     """
     return (
         np if all(isinstance(part, np.ndarray) for part in parts) else jnp
@@ -31,28 +31,24 @@ def concatenate_gates(parts: Sequence[Any], axis: int = -1) -> Any:
 
 
 def split_gates(packed: Any, blocks: int) -> list[Any]:
-    """The gate blocks on the last axis, apart."""
+    """Split the last axis into its gate blocks."""
     size = packed.shape[-1] // blocks
     return [packed[..., k * size : (k + 1) * size] for k in range(blocks)]
 
 
 def reorder(packed: Any, order: Sequence[int]) -> Any:
-    """The gate blocks on the last axis in another order: block ``order[k]`` comes
-    k-th.
-    """
+    """Reorder the gate blocks on the last axis: block ``order[k]`` becomes the k-th."""
     blocks = split_gates(packed, len(order))
     return concatenate_gates([blocks[k] for k in order])
 
 
 def add_biases(where: str, one: Any, other: Any) -> Any:
-    """The sum of two biases, rounded to their dtype; one that overflows there is
-    refused.
-    """
+    """Add two biases, rounded to their dtype; refuse a sum that overflows."""
     with np.errstate(over="ignore"):
         total = one + other
     if not isinstance(total, jax.core.Tracer):
-        first, second, sums = (np.asarray(a, "float64") for a in (one, other, total))
-        if np.any(np.isfinite(first) & np.isfinite(second) & ~np.isfinite(sums)):
+        a, b, sums = (np.asarray(a, "float64") for a in (one, other, total))
+        if np.any(np.isfinite(a) & np.isfinite(b) & ~np.isfinite(sums)):
             raise ValueError(
                 f"{where}: the sum of two biases overflows {total.dtype}: cast the "
                 f"weights to float32 first"
@@ -63,11 +59,10 @@ def add_biases(where: str, one: Any, other: Any) -> Any:
 def fold_biases(
     where: str, cell: Any, of_inputs: Any, of_states: Any
 ) -> dict[str, Any]:
-    """Two packed biases, of x and of h, as the cell's: summed where they are simply
-    added.
+    """Convert two packed biases, of x and of h, to the parameters of a cell.
 
-    A GRU's candidate keeps the bias of h apart, because the reset gate multiplies it:
-        ``recurrent_bias``.
+    They are summed where the cell only adds them. A GRU's candidate keeps the bias of h
+    apart, as ``recurrent_bias``, because the reset gate multiplies it.
     """
     if not isinstance(cell, GRU):
         return {"bias": add_biases(where, of_inputs, of_states)}
@@ -80,29 +75,29 @@ def fold_biases(
 
 
 def unfold_biases(params: Mapping[str, Any]) -> tuple[Any, Any]:
-    """The cell's bias on x, and for h zeros but for a GRU's ``recurrent_bias``."""
+    """Return the biases of x and of h; that of h is a GRU's recurrent bias or zero."""
     bias = params["bias"]
     if "recurrent_bias" not in params:
         return bias, np.zeros(bias.shape, bias.dtype)
-    apart = params["recurrent_bias"]
+    recurrent_bias = params["recurrent_bias"]
     return bias, concatenate_gates(
-        [np.zeros(bias.shape[0] - apart.shape[0], bias.dtype), apart]
+        [np.zeros(bias.shape[0] - recurrent_bias.shape[0], bias.dtype), recurrent_bias]
     )
 
 
 def zero_biases(cell: Any, kernel: Any) -> dict[str, Any]:
-    """The biases of a module that has none, in the dtype of its packed kernel."""
+    """Return zero biases for a module without any, in the dtype of its kernel."""
     zeros = np.zeros(kernel.shape[-1], kernel.dtype)
-    after = isinstance(cell, GRU) and cell.reset_after
+    reset_after = isinstance(cell, GRU) and cell.reset_after
     return (
         {"bias": zeros, "recurrent_bias": zeros[: cell.hidden_size]}
-        if after
+        if reset_after
         else {"bias": zeros}
     )
 
 
 def check_zero(where: str, name: str, array: Any, why: str) -> None:
-    """``array`` is zero throughout, so that leaving it out changes nothing."""
+    """Check that ``array`` is zero, so that leaving it out changes nothing."""
     if isinstance(array, jax.core.Tracer):
         raise TypeError(
             f"{where}: whether {name} is zero cannot be seen inside a compiled "
@@ -116,7 +111,7 @@ def check_zero(where: str, name: str, array: Any, why: str) -> None:
 
 
 def check_no_biases(where: str, params: Mapping[str, Any], whose: str) -> None:
-    """All biases are zero, where the module they go to has none."""
+    """Check that all biases are zero, for a target module without biases."""
     for name in ("bias", "recurrent_bias"):
         if name in params:
             check_zero(where, name, params[name], f"{whose} has none")
@@ -125,18 +120,16 @@ def check_no_biases(where: str, params: Mapping[str, Any], whose: str) -> None:
 def check_names(
     where: str, found: Iterable[str], expected: Iterable[str], hint: str = ""
 ) -> None:
-    """Exactly the expected names came; the error names those that lack and those
-    that are too many.
-    """
+    """Check that the names are the expected ones; list missing and extra names."""
     found, expected = set(found), set(expected)
     missing, extra = sorted(expected - found), sorted(found - expected)
     if missing or extra:
-        words = [
+        problems = [
             f"{what} {', '.join(names)}"
             for what, names in (("missing", missing), ("not expected", extra))
             if names
         ]
-        raise ValueError(f"{where}: {'; '.join(words)}{hint and '. ' + hint}")
+        raise ValueError(f"{where}: {'; '.join(problems)}{hint and '. ' + hint}")
 
 
 def check_shapes(
@@ -145,9 +138,7 @@ def check_shapes(
     expected: Mapping[str, tuple[int, ...]],
     hint: str = "",
 ) -> None:
-    """Each array has its expected shape; the error gives both for every one that has
-    not.
-    """
+    """Check the shape of each array; list expected and actual ones that differ."""
     wrong = [
         f"{name}: expected {shape}, found {tuple(arrays[name].shape)}"
         for name, shape in expected.items()
@@ -160,7 +151,7 @@ def check_shapes(
 
 
 def check_matrix(where: str, name: str, array: Any) -> None:
-    """A kernel has two axes: the sizes are read off it."""
+    """Check that a kernel is a matrix, because the sizes are read from its shape."""
     if not hasattr(array, "ndim"):
         raise TypeError(
             f"{where}: {name} must be an array, but it is {describe(array)}"
@@ -172,7 +163,7 @@ def check_matrix(where: str, name: str, array: Any) -> None:
 
 
 def check_concrete(where: str, tree: Any, what: str = "parameters") -> None:
-    """Nothing is traced: what it goes to lies outside JAX."""
+    """Check that no leaf is traced, for a target outside JAX."""
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)):
         raise TypeError(
             f"{where}: the {what} have no values inside a compiled or differentiated "
@@ -181,7 +172,7 @@ def check_concrete(where: str, tree: Any, what: str = "parameters") -> None:
 
 
 def check_dtypes(where: str, arrays: Mapping[str, Any], what: str = "weights") -> None:
-    """All are floating-point, of one dtype, which JAX holds as it stands."""
+    """Check that all arrays have one floating-point dtype that JAX keeps exactly."""
     for name, array in arrays.items():
         if not hasattr(array, "shape") or not hasattr(array, "dtype"):
             raise TypeError(
@@ -223,12 +214,13 @@ def check_dtypes(where: str, arrays: Mapping[str, Any], what: str = "weights") -
 
 
 def own_copy(value: Any) -> Any:
-    """A JAX array with memory of its own: another library writes to its arrays, or
-    gives them away to a compiled step.
+    """Copy to a new JAX array.
+
+    Another library may write to its arrays or donate them to a compiled function.
     """
     return jnp.array(value, copy=True)
 
 
 def on_device(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Every entry as a JAX array of its own."""
+    """Copy every entry to a JAX array of its own."""
     return {name: own_copy(value) for name, value in params.items()}

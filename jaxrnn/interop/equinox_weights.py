@@ -1,4 +1,4 @@
-"""Weights from Equinox and back: LSTMCell and GRUCell."""
+"""Conversion of weights from and to Equinox: LSTMCell and GRUCell."""
 
 from __future__ import annotations
 
@@ -31,59 +31,92 @@ NAMES = {
 
 
 def from_equinox(source: Any, layer: Any = None) -> Any:
-    """The weights of Equinox cells as a jaxrnn layer and its parameters. Only kernels
-    are transposed.
+    """Convert the weights of Equinox cells to a jaxrnn layer and its parameters.
+
+    Only the kernels are transposed; the order of the gates is the same. Equinox calls
+    ``cell(x, state)`` without a batch; jaxrnn takes sequences ``(T, *B, D)``.
 
     Args:
         source: an ``eqx.nn.LSTMCell`` or ``GRUCell``; or its arrays, a dict of
-            weight_ih, weight_hh, bias and, of a GRU, bias_n (no biases for
-            ``use_bias=False``); or a list of either, cell by cell.
-        layer: the jaxrnn layer that the cells make up. Default: the cell, or a `stack`
-            of the list.
+            weight_ih, weight_hh, bias and, for a GRU, bias_n (no biases for
+            ``use_bias=False``); or a list of either, one per cell.
+        layer: the jaxrnn layer that the cells belong to. The default is the cell, or a
+            `stack` of the list.
 
     Returns:
-        ``(layer, params)``. Where Equinox calls ``cell(x, state)`` without a batch,
-        jaxrnn walks ``(T, *B, D)``.
+        ``(layer, params)``.
+
+    Raises:
+        TypeError: if ``source`` is not an Equinox cell or a dict of arrays, or dtypes
+            are mixed.
+        ValueError: if names or shapes do not fit.
+
+    Example::
+
+        >>> import jax, jaxrnn
+        >>> layer = jaxrnn.LSTM(2)
+        >>> arrays = jaxrnn.interop.to_equinox(layer, layer.init(jax.random.key(0), 3))
+        >>> layer, params = jaxrnn.interop.from_equinox(arrays)
+        >>> print(type(layer).__name__, params["input_kernel"].shape)
+        LSTM (3, 8)
     """
     where = "from_equinox"
-    each = [
+    read = [
         _read(f"{where}: cell {k}", one)
         for k, one in enumerate(
             source if isinstance(source, (list, tuple)) else [source]
         )
     ]
-    if not each:
-        raise ValueError(f"{where}: an empty list of cells came")
-    found = [cell for cell, _ in each]
-    made = (
-        layer if layer is not None else found[0] if len(found) == 1 else stack(*found)
+    if not read:
+        raise ValueError(f"{where}: the list of cells is empty")
+    cells = [cell for cell, _ in read]
+    result = (
+        layer if layer is not None else cells[0] if len(cells) == 1 else stack(*cells)
     )
-    for cell, other in zip(found, cells_of(made, where)):
+    for cell, other in zip(cells, cells_of(result, where)):
         if summary(cell) != summary(other):
             raise ValueError(
-                f"{where}: the layer is {summary(made)}, but the arrays are those of "
-                f"{', '.join(map(summary, found))}"
+                f"{where}: the layer is {summary(result)}, but the arrays are those of "
+                f"{', '.join(map(summary, cells))}"
             )
-    return made, set_cell_params(made, [own for _, own in each], where)
+    return result, set_cell_params(result, [own for _, own in read], where)
 
 
 def to_equinox(layer: Any, params: Any, *, into: Any = None) -> Any:
-    """The parameters of a layer in Equinox's layout: the inverse of `from_equinox`.
+    """Convert the parameters of a layer to Equinox's layout.
+
+    This is the inverse of `from_equinox`.
 
     Args:
-        layer: `LSTM`, `GRU` (reset after), `bidirectional` ones and stacks of these.
-        into: nothing: return a dict of arrays, or a list of one a cell where the layer
-            has several. An Equinox cell, or a list: return copies that hold these
-            weights.
+        layer: `LSTM` or `GRU` (with reset_after), a `bidirectional` of these, or a
+            stack.
+        params: the parameters of ``layer``.
+        into: None returns a dict of arrays, or a list with one dict per cell if the
+            layer has several. An Equinox cell, or a list of cells, returns copies that
+            hold these weights.
+
+    Returns:
+        The dict or dicts, or the cell or cells.
+
+    Raises:
+        TypeError, ValueError: if Equinox has no such cell, or ``into`` does not fit.
+
+    Example::
+
+        >>> import jax, jaxrnn
+        >>> cell = jaxrnn.LSTM(2)
+        >>> arrays = jaxrnn.interop.to_equinox(cell, cell.init(jax.random.key(0), 3))
+        >>> print({name: array.shape for name, array in sorted(arrays.items())})
+        {'bias': (8,), 'weight_hh': (8, 2), 'weight_ih': (8, 3)}
     """
     where = "to_equinox"
     dicts = [
         _write(where, cell, own)
         for cell, own in checked_cell_params(layer, params, where)
     ]
-    alone = len(dicts) == 1
+    single = len(dicts) == 1
     if into is None:
-        return dicts[0] if alone else dicts
+        return dicts[0] if single else dicts
     cells = list(into) if isinstance(into, (list, tuple)) else [into]
     if len(cells) != len(dicts):
         raise ValueError(
@@ -98,13 +131,13 @@ def to_equinox(layer: Any, params: Any, *, into: Any = None) -> Any:
 
 
 def _fields(where: str, cell: Any) -> dict[str, Any]:
-    """An Equinox cell's arrays by name."""
+    """Return the arrays of an Equinox cell by name."""
     kind = type(cell)
     if not kind.__module__.startswith("equinox.") or kind.__name__ not in KINDS:
         raise TypeError(
             f"{where}: expected eqx.nn.LSTMCell, eqx.nn.GRUCell or a dict of their "
-            f"arrays, but it is {describe(cell)}; of a "
-            "class of your own that computes the same, pass the arrays"
+            f"arrays, but it is {describe(cell)}; for a class of your own that "
+            f"computes the same, pass the arrays"
         )
     return {
         name: getattr(cell, name)
@@ -114,6 +147,7 @@ def _fields(where: str, cell: Any) -> dict[str, Any]:
 
 
 def _expected(cell: Any, inputs: int, bias: bool) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each array of a cell."""
     rows, H = BLOCKS[type(cell)] * cell.hidden_size, cell.hidden_size
     shapes: dict[str, tuple[int, ...]] = {
         "weight_ih": (rows, inputs),
@@ -127,7 +161,7 @@ def _expected(cell: Any, inputs: int, bias: bool) -> dict[str, tuple[int, ...]]:
 
 
 def _read(where: str, source: Any) -> tuple[Any, dict[str, Any]]:
-    """The cell, told by its gate blocks, and its parameters."""
+    """Infer the cell from the number of gate blocks, and convert its parameters."""
     arrays = dict(source) if isinstance(source, Mapping) else _fields(where, source)
     check_names(
         where, arrays.keys() & {"weight_ih", "weight_hh"}, ("weight_ih", "weight_hh")
@@ -157,7 +191,7 @@ def _read(where: str, source: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def _write(where: str, cell: Any, params: Mapping[str, Any]) -> dict[str, Any]:
-    """One cell's arrays."""
+    """Return the arrays of one cell."""
     if (
         type(cell) not in KINDS.values()
         or getattr(cell, "projection_size", None) is not None
@@ -179,7 +213,7 @@ def _write(where: str, cell: Any, params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _load(where: str, cell: Any, arrays: Mapping[str, Any]) -> Any:
-    """A copy of ``cell`` with these arrays."""
+    """Return a copy of ``cell`` with these arrays."""
     fields = _fields(where, cell)
     for name in arrays.keys() - fields.keys():
         check_zero(where, name, arrays[name], "the Equinox cell has none")

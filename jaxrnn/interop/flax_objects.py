@@ -1,5 +1,6 @@
-"""flax modules, nnx and bound linen ones, as jaxrnn layers: which cells they are,
-and where each holds its arrays.
+"""Recognition of flax modules: their jaxrnn layers, and where they hold arrays.
+
+The modules are those of nnx, and bound ones of linen.
 """
 
 from __future__ import annotations
@@ -26,47 +27,51 @@ LINEN, NNX = "flax.linen.recurrent", "flax.nnx.nn.recurrent"
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a flax cell names its dense maps: one a gate (linen, nnx.LSTMCell) or one
-    over all gates (the other nnx cells).
+    """How a flax cell names its dense maps.
+
+    linen's cells and nnx.LSTMCell have one map per gate, the other nnx cells a packed
+    one over all gates.
     """
 
     packed: bool = False
     nnx: bool = False
 
     def maps(self, cell: Any) -> tuple[list[str], list[str]]:
-        """The names of the maps of x and of h."""
+        """Return the names of the maps of x and of h."""
         if self.packed:
             return ["dense_i"], ["dense_h"]
         gates = {LSTM: "ifgo", GRU: "rzn"}.get(type(cell))
         if gates is None:
             return ["i"], ["h"]
-        named = {"if": "if_"} if self.nnx else {}  # ``if`` is no attribute's name
+        named = {"if": "if_"} if self.nnx else {}  # ``if`` is a keyword of Python
         return [named.get(f"i{gate}", f"i{gate}") for gate in gates], [
             f"h{gate}" for gate in gates
         ]
 
     def biased(self, cell: Any) -> list[str]:
-        """The maps whose biases are the cell's bias; linen's GRU has one more, that
-        of ``hn``.
+        """Return the maps whose biases form the cell's bias.
+
+        linen's GRU has one more, that of ``hn``.
         """
         of_inputs, of_states = self.maps(cell)
         return of_states if isinstance(cell, LSTM) else of_inputs
 
 
 def is_flax(source: Any) -> bool:
-    """One of flax's own recurrent modules."""
+    """Return whether ``source`` is one of flax's own recurrent modules."""
     return type(source).__module__ in (LINEN, NNX)
 
 
 def layout_of(module: Any) -> Layout:
-    """The layout of a flax cell."""
+    """Return the layout of a flax cell."""
     nnx = type(module).__module__ == NNX
     return Layout(packed=nnx and type(module).__name__ != "LSTMCell", nnx=nnx)
 
 
 def converted(where: str, source: Any) -> tuple[Any, list[Any]]:
-    """The jaxrnn layer of the same function, and flax's cells in the order of
-    `structure.cells_of`.
+    """Return the equivalent jaxrnn layer, and flax's cells.
+
+    The cells have the order of `structure.cells_of`.
     """
     if isinstance(source, (list, tuple)) and source:
         pairs = [converted(where, one) for one in source]
@@ -78,9 +83,9 @@ def converted(where: str, source: Any) -> tuple[Any, list[Any]]:
     if kind == "RNN":
         if source.reverse:
             raise ValueError(
-                f"{where}: this RNN has reverse=True, which in jaxrnn is said at the "
-                f"call: unroll(..., reverse=True), whose "
-                "outputs stay beside their inputs: hand in its cell"
+                f"{where}: this RNN has reverse=True, which in jaxrnn is an option of "
+                f"the call, unroll(..., reverse=True), whose outputs keep the order "
+                f"of the inputs: pass its cell"
             )
         return converted(where, source.cell)
     if kind == "Bidirectional":
@@ -90,23 +95,23 @@ def converted(where: str, source: Any) -> tuple[Any, list[Any]]:
         )
         if merge not in ((LINEN, "_concatenate"), (NNX, "_concatenate")):
             raise ValueError(
-                f"{where}: this Bidirectional has a merge_fn of its own: hand in its "
+                f"{where}: this Bidirectional has a merge_fn of its own: pass its "
                 f"two cells, with layer="
             )
-        (forward, ours), (backward, theirs) = (
+        (forward, forward_cells), (backward, backward_cells) = (
             converted(
                 where, rnn.cell if type(rnn).__name__ == "RNN" and is_flax(rnn) else rnn
             )
             for rnn in (source.forward_rnn, source.backward_rnn)
         )
-        return bidirectional(forward, backward), ours + theirs
+        return bidirectional(forward, backward), forward_cells + backward_cells
     if kind in KINDS:
         return _cell(where, kind, source), [source]
     if type(source).__module__.startswith("jaxrnn.nnx."):
         raise TypeError(
             f"{where}: this is jaxrnn's own {type(source).__name__}: there is nothing "
             f"to convert, an RNN's parameters are "
-            "rnn.values(), for rnn.layer; of one around a flax cell, hand in rnn.cell"
+            "rnn.values(), for rnn.layer; for one around a flax cell, pass rnn.cell"
         )
     raise TypeError(
         f"{where}: expected flax's {', '.join(KINDS)}, RNN or Bidirectional (nnx, or "
@@ -117,7 +122,7 @@ def converted(where: str, source: Any) -> tuple[Any, list[Any]]:
 
 
 def _cell(where: str, kind: str, module: Any) -> Any:
-    """One cell's options."""
+    """Return the jaxrnn cell with the options of one flax cell, or refuse an option."""
     activation = module.activation_fn
     names = [name for name, function in ACTIVATIONS.items() if activation is function]
     allowed = ACTIVATIONS if kind == "SimpleCell" else ("tanh",)
@@ -139,7 +144,7 @@ def _cell(where: str, kind: str, module: Any) -> Any:
     if module.carry_init not in (None, jax.nn.initializers.zeros):
         raise ValueError(
             f"{where}: {kind} has the carry_init {module.carry_init!r}, and jaxrnn's "
-            f"first carry is zero: hand in its arrays, "
+            f"first carry is zero: pass its arrays, "
             "with layer=, and the carry to unroll"
         )
     if module.dtype is not None and jnp.dtype(module.dtype) != jnp.dtype(
@@ -148,8 +153,8 @@ def _cell(where: str, kind: str, module: Any) -> Any:
         raise TypeError(
             f"{where}: {kind} holds {jnp.dtype(module.param_dtype)} and computes in "
             f"{jnp.dtype(module.dtype)}; jaxrnn "
-            "computes in the dtype of the parameters: hand in its arrays, with layer=, "
-            "cast to one"
+            "computes in the dtype of the parameters: pass its arrays, with layer=, "
+            "cast to one dtype"
         )
     size = (
         module.features if type(module).__module__ == LINEN else module.hidden_features

@@ -1,5 +1,6 @@
-"""Weights from flax and back: SimpleCell, LSTMCell, OptimizedLSTMCell and GRUCell,
-of linen and of nnx.
+"""Conversion of weights from and to flax, linen and nnx.
+
+The cells are SimpleCell, LSTMCell, OptimizedLSTMCell and GRUCell.
 """
 
 from __future__ import annotations
@@ -37,34 +38,43 @@ from .structure import (
 
 
 def from_flax(source: Any, layer: Any = None) -> Any:
-    """The weights of flax cells as a jaxrnn layer and its parameters. flax's (c, h) is
-    `LSTMState` (h, c).
+    """Convert the weights of flax cells to a jaxrnn layer and its parameters.
 
-    linen's GRUCell has the bias b_hn that its docstring and ours have; nnx's has none,
-    so it becomes zeros.
+    flax's carry (c, h) corresponds to `LSTMState` (h, c). linen's GRUCell has the bias
+    b_hn, as the equations of its docstring and of `GRU` do; nnx's GRUCell has none, so
+    it becomes zeros.
 
     Args:
-        source: an nnx cell, RNN or Bidirectional; the same of linen, bound:
-            ``module.bind(variables)``; a list of these (a `stack`). Or plain arrays:
-            the dict of one cell's or RNN's parameters (with or without ``"params"`` and
-            ``"cell"`` around them; also ``nnx.state`` of either), of a Bidirectional's
-            two, or a list of these for a stack.
-        layer: for plain arrays, the jaxrnn layer they are for.
+        source: an nnx cell, RNN or Bidirectional; the same of linen, bound by
+            ``module.bind(variables)``; or a list of these (a `stack`). Or plain arrays:
+            the dict of the parameters of one cell or RNN (with or without ``"params"``
+            and ``"cell"`` around them; also the ``nnx.state`` of either), of the two of
+            a Bidirectional, or a list of these for a stack.
+        layer: for plain arrays, the jaxrnn layer that they are for.
 
     Returns:
         ``(layer, params)``.
 
     Raises:
-        ValueError, TypeError: options that compute something else (other activations,
-            residual, reverse, a merge_fn), arrays that do not fit.
+        TypeError, ValueError: for options that compute something else (other
+            activations, residual, reverse, a merge_fn), and arrays that do not fit.
+
+    Example::
+
+        >>> import jax, jaxrnn
+        >>> layer = jaxrnn.GRU(2)
+        >>> arrays = jaxrnn.interop.to_flax(layer, layer.init(jax.random.key(0), 3))
+        >>> layer, params = jaxrnn.interop.from_flax(arrays, layer)
+        >>> print(params["input_kernel"].shape)
+        (3, 6)
     """
     where = "from_flax"
     if layer is not None:
         return layer, set_cell_params(layer, _read_tree(where, layer, source), where)
     if isinstance(source, Mapping):
         raise TypeError(
-            f"{where}: plain arrays do not tell what they are for: say layer=, such as "
-            f"jaxrnn.LSTM(16)"
+            f"{where}: plain arrays do not tell what they are for: pass layer=, such "
+            f"as jaxrnn.LSTM(16)"
         )
     layer, modules = converted(where, source)
     trees = [_tree(where, module) for module in modules]
@@ -79,15 +89,31 @@ def from_flax(source: Any, layer: Any = None) -> Any:
 
 
 def to_flax(layer: Any, params: Any, *, into: Any = None) -> Any:
-    """The parameters of a layer in flax's layout: the inverse of `from_flax`.
+    """Convert the parameters of a layer to flax's layout: inverse of `from_flax`.
 
     Args:
-        layer: `Elman`, `LSTM`, `GRU` (reset after), `bidirectional` ones, stacks of
-            these.
-        into: nothing: return linen's dict: of a cell, ``{"ii": {"kernel": ...}, ...}``,
-            for ``nn.RNN`` put under ``"cell"``; of a bidirectional layer, that of
-            ``nn.Bidirectional``; of a stack, a list. An nnx module, or a list: load
-            them, return it; an nnx GRUCell has no b_hn, which must then be zero.
+        layer: `Elman`, `LSTM` or `GRU` (with reset_after), a `bidirectional` of these,
+            or a stack.
+        params: the parameters of ``layer``.
+        into: None returns linen's dict: for a cell ``{"ii": {"kernel": ...}, ...}``
+            (for ``nn.RNN`` put it under ``"cell"``); for a bidirectional layer the dict
+            of ``nn.Bidirectional``; for a stack a list. An nnx module, or a list of
+            modules, is loaded and returned; an nnx GRUCell has no b_hn, which must then
+            be zero.
+
+    Returns:
+        The dict or list of arrays, or ``into``.
+
+    Raises:
+        TypeError, ValueError: if flax has no such cell, or ``into`` does not fit.
+
+    Example::
+
+        >>> import jax, jaxrnn
+        >>> cell = jaxrnn.Elman(2)
+        >>> arrays = jaxrnn.interop.to_flax(cell, cell.init(jax.random.key(0), 3))
+        >>> print(jax.tree.map(lambda array: array.shape, arrays))
+        {'h': {'kernel': (2, 2)}, 'i': {'bias': (2,), 'kernel': (3, 2)}}
     """
     where = "to_flax"
     pairs = checked_cell_params(layer, params, where)
@@ -96,8 +122,8 @@ def to_flax(layer: Any, params: Any, *, into: Any = None) -> Any:
     other, modules = converted(where, into)
     if any(type(module).__module__ != NNX for module in modules):
         raise TypeError(
-            f"{where}: linen modules hold no weights: leave into out, and apply the "
-            f"module to the dict that comes back"
+            f"{where}: linen modules hold no weights: leave out into, and apply the "
+            f"module to the returned dict"
         )
     check_same(where, layer, other)
     check_distinct(
@@ -106,20 +132,23 @@ def to_flax(layer: Any, params: Any, *, into: Any = None) -> Any:
     )
     planned = []
     for k, (pair, module) in enumerate(zip(pairs, modules, strict=True)):
-        new, held = (
+        new, current = (
             _flat(_write(where, *pair, layout_of(module))),
             _flat(_tree(where, module)),
         )
-        check_names(f"{where}: cell {k}", new, held)
-        shapes = {name: tuple(value.shape) for name, value in held.items()}
+        check_names(f"{where}: cell {k}", new, current)
+        shapes = {name: tuple(value.shape) for name, value in current.items()}
         check_shapes(
             f"{where}: cell {k}", new, shapes, "The nnx module's are the expected ones"
         )
         check_dtypes(
             f"{where}: cell {k}",
-            {f"{name} of the parameters": value for name, value in new.items()} | held,
+            {f"{name} of the parameters": value for name, value in new.items()}
+            | current,
         )
         planned += [(module, name, value) for name, value in new.items()]
+    # All checks come before the first write, so that a refused conversion leaves the
+    # modules unchanged.
     for module, name, value in planned:
         map_name, part = name.split(".")
         getattr(getattr(module, map_name), part)[...] = value
@@ -127,32 +156,33 @@ def to_flax(layer: Any, params: Any, *, into: Any = None) -> Any:
 
 
 def _tree(where: str, module: Any) -> dict[str, Any]:
-    """A flax cell's arrays."""
+    """Return the arrays of a flax cell."""
     if type(module).__module__ != NNX:
         if module.scope is None:
             raise ValueError(
                 f"{where}: a linen module holds no weights: bind it, "
-                f"module.bind(variables), or hand in the dict, with layer="
+                f"module.bind(variables), or pass the dict, with layer="
             )
         return module.variables["params"]
     maps = {name: getattr(module, name) for name in _maps(where, module)}
-    for name, each in maps.items():
-        own = (type(each).__module__, type(each).__name__) == (
+    for name, linear in maps.items():
+        own = (type(linear).__module__, type(linear).__name__) == (
             "flax.nnx.nn.linear",
             "Linear",
         )
         promotes = (
             own
-            and getattr(each.promote_dtype, "__module__", "") == "flax.nnx.nn.dtypes"
+            and getattr(linear.promote_dtype, "__module__", "") == "flax.nnx.nn.dtypes"
         )
-        if not promotes or each.dot_general is not jax.lax.dot_general:
+        if not promotes or linear.dot_general is not jax.lax.dot_general:
             raise ValueError(
-                f"{where}: {name} of {type(module).__name__} is no nnx.Linear as the "
-                f"cell makes it: another class, dot_general "
+                f"{where}: {name} of {type(module).__name__} is not the nnx.Linear "
+                f"that the cell makes, but has another class, dot_general "
                 "or promote_dtype, which no jaxrnn cell has"
             )
     parts = {
-        name: {"kernel": each.kernel, "bias": each.bias} for name, each in maps.items()
+        name: {"kernel": linear.kernel, "bias": linear.bias}
+        for name, linear in maps.items()
     }
     return {
         name: {part: value[...] for part, value in own.items() if value is not None}
@@ -161,7 +191,7 @@ def _tree(where: str, module: Any) -> dict[str, Any]:
 
 
 def _maps(where: str, module: Any) -> list[str]:
-    """The names of an nnx cell's linear maps."""
+    """Return the names of the linear maps of an nnx cell."""
     return [
         name
         for each in layout_of(module).maps(converted(where, module)[0])
@@ -170,8 +200,10 @@ def _maps(where: str, module: Any) -> list[str]:
 
 
 def _unwrapped(tree: Any) -> Any:
-    """Without ``params``, the cell's name in an RNN, and the streams of keys that
-    ``nnx.state`` gives beside parameters.
+    """Remove the wrappers around the parameters of a cell.
+
+    These are ``params``, the name of the cell in an RNN, and the key streams that
+    ``nnx.state`` returns beside parameters.
     """
     if isinstance(tree, Mapping) and len(tree) > 1 and "rngs" in tree:
         tree = {name: own for name, own in tree.items() if name != "rngs"}
@@ -186,18 +218,18 @@ def _unwrapped(tree: Any) -> Any:
 
 
 def _read_tree(where: str, layer: Any, tree: Any) -> list[dict[str, Any]]:
-    """Plain arrays, walked as the layer is built: the parameters of each cell."""
+    """Convert plain arrays, structured as the layer, to the parameters of each cell."""
     if isinstance(layer, Stack) and len(cells_of(layer, where)) > 1:
         parts = [part for part in layer.layers if not isinstance(part, Dropout)]
         if not isinstance(tree, (list, tuple)) or len(tree) != len(parts):
-            came = (
+            received = (
                 f"a list of {len(tree)}"
                 if isinstance(tree, (list, tuple))
                 else describe(tree)
             )
             raise TypeError(
                 f"{where}: for {summary(layer)} give a list of {len(parts)} dicts, not "
-                f"{came}"
+                f"{received}"
             )
         return [
             own
@@ -222,8 +254,9 @@ def _read_tree(where: str, layer: Any, tree: Any) -> list[dict[str, Any]]:
 
 
 def _numbered(tree: Mapping[str, Any]) -> str:
-    """A hint for cells made in a compact linen module, whose numbers tell the order
-    they were made in, not their direction.
+    """Return a hint for cells made in a compact linen module.
+
+    Their numbers tell the order in which they were made, not their direction.
     """
     numbered = [name for name in sorted(tree) if name.rpartition("_")[2].isdigit()]
     if len(numbered) != 2 or len(tree) != 2:
@@ -237,7 +270,7 @@ def _numbered(tree: Mapping[str, Any]) -> str:
 
 
 def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """``{"ii.kernel": array}``, whether leaves are arrays or nnx variables."""
+    """Flatten to ``{"ii.kernel": array}``; leaves may be arrays or nnx variables."""
     flat = {}
     for name, own in tree.items():
         for part, value in own.items() if isinstance(own, Mapping) else [("", own)]:
@@ -248,6 +281,7 @@ def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shapes(cell: Any, layout: Layout, inputs: int) -> dict[str, tuple[int, ...]]:
+    """Return the expected shape of each array of a cell."""
     H, (of_inputs, of_states) = cell.hidden_size, layout.maps(cell)
     width = BLOCKS[type(cell)] * H // len(of_inputs)
     shapes = {f"{name}.kernel": (inputs, width) for name in of_inputs} | {
@@ -260,7 +294,7 @@ def _shapes(cell: Any, layout: Layout, inputs: int) -> dict[str, tuple[int, ...]
 
 
 def _read(where: str, cell: Any, tree: Mapping[str, Any]) -> dict[str, Any]:
-    """One cell's parameters."""
+    """Convert the arrays of one cell to its parameters."""
     _check_cell(where, cell)
     arrays = _flat(tree)
     layout = Layout(packed="dense_i.kernel" in arrays, nnx="if_.kernel" in arrays)
@@ -296,7 +330,7 @@ def _read(where: str, cell: Any, tree: Mapping[str, Any]) -> dict[str, Any]:
 def _write(
     where: str, cell: Any, params: Mapping[str, Any], layout: Layout
 ) -> dict[str, Any]:
-    """One cell's arrays."""
+    """Convert the parameters of one cell to flax's arrays."""
     _check_cell(where, cell)
     check_dtypes(where, params)
     if isinstance(cell, GRU) and layout.packed:
@@ -324,6 +358,7 @@ def _write(
 
 
 def _check_cell(where: str, cell: Any) -> None:
+    """Refuse a cell that flax does not have."""
     if isinstance(cell, GRU) and not cell.reset_after:
         raise ValueError(
             f"{where}: {summary(cell)} resets before the matrix product and flax's "
@@ -337,15 +372,21 @@ def _check_cell(where: str, cell: Any) -> None:
         )
 
 
-def _build(layer: Any, each: Any) -> Any:
-    """linen's parameters: a list for a stack, ``forward_rnn`` and ``backward_rnn``
-    for two directions, else a cell's dict.
+def _build(layer: Any, cell_params: Any) -> Any:
+    """Structure the dicts of the cells as linen's parameters.
+
+    A list for a stack, ``forward_rnn`` and ``backward_rnn`` for a bidirectional layer,
+    else the dict of a cell.
     """
     if isinstance(layer, Stack):
         return [
-            _build(part, each) for part in layer.layers if not isinstance(part, Dropout)
+            _build(part, cell_params)
+            for part in layer.layers
+            if not isinstance(part, Dropout)
         ]
     if isinstance(layer, Bidirectional):
         parts = {"forward_rnn": layer.forward, "backward_rnn": layer.backward}
-        return {name: {"cell": _build(part, each)} for name, part in parts.items()}
-    return next(each)
+        return {
+            name: {"cell": _build(part, cell_params)} for name, part in parts.items()
+        }
+    return next(cell_params)

@@ -1,4 +1,4 @@
-"""Weights from Haiku and back: VanillaRNN, LSTM and GRU."""
+"""Conversion of weights from and to Haiku: VanillaRNN, LSTM and GRU."""
 
 from __future__ import annotations
 
@@ -29,35 +29,53 @@ from .structure import (
 )
 
 MODULES: dict[Any, str] = {Elman: "vanilla_rnn", LSTM: "lstm", GRU: "gru"}
-LSTM_ORDER = (0, 2, 1, 3)  # i, g, f, o: the same exchange leads there and back
-GRU_ORDER = (1, 0, 2)  # z, r, a: likewise
+# Haiku packs the gates i, g, f, o of an LSTM, and z, r, a of a GRU. Both orders are
+# their own inverses.
+LSTM_ORDER = (0, 2, 1, 3)
+GRU_ORDER = (1, 0, 2)
 
 
 def from_haiku(
     params: Any, layer: Any, *, names: str | Sequence[str] | None = None
 ) -> Any:
-    """Haiku's parameters of recurrent cores as those of ``layer``.
+    """Convert Haiku's parameters of recurrent cores to those of ``layer``.
 
-    Haiku's modules live inside a transformed function and hold no weights, so there is
-    no object to hand in: the parameters, a dict of dicts, are what there is, and
-    ``layer`` says what they are for. LSTM: the kernel under [x; h] is cut, the gates i,
-    g, f, o become i, f, g, o, and the 1 that Haiku adds to f when it is applied goes
-    into the bias, rounded to its dtype: in bfloat16 by up to 2^-8 of it, there and
-    again on the way back. GRU, which resets before the product: gates z, r, a become r,
-    z, n, and z, which there is the share of the new, is negated. VanillaRNN is relu;
-    its two biases are added.
+    Haiku's modules exist inside a transformed function and hold no weights, so there is
+    no object to convert: the input is the dict of dicts of parameters, and ``layer``
+    says what they are for. The conversions are:
+
+    - LSTM: the kernel of [x; h] is split, the gates i, g, f, o become i, f, g, o, and
+      the 1 that Haiku adds to f when it applies the core is added to the bias, rounded
+      to its dtype. In bfloat16 this changes the bias by up to 2^-8 of it, and again in
+      the other direction.
+    - GRU, which resets before the matrix product: the gates z, r, a become r, z, n, and
+      z, which in Haiku is the share of the new state, is negated.
+    - VanillaRNN: the activation is relu, and the two biases are added.
 
     Args:
-        params: of the whole model, or of the cores alone.
+        params: the parameters of the whole model, or of the cores alone.
         layer: the jaxrnn layer: `LSTM`, ``GRU(H, reset_after=False)``, ``Elman(H,
-            activation=jax.nn.relu)``, `bidirectional` ones and stacks of these.
-        names: the module of each cell, in the order layer by layer, forward before
-            backward, such as ``["net/~/lstm", "net/~/lstm_1"]``, and then other modules
-            are left alone. Default: as Haiku names them at the top of a function,
-            ``lstm``, ``lstm_1``, ``gru``, and then no others may be there.
+            activation=jax.nn.relu)``, a `bidirectional` of these, or a stack.
+        names: the module of each cell, layer by layer, forward before backward, such as
+            ``["net/~/lstm", "net/~/lstm_1"]``; other modules are then ignored. The
+            default is Haiku's names at the top of a function, ``lstm``, ``lstm_1``,
+            ``gru``, and then other modules are refused.
 
     Returns:
         ``(layer, params)``.
+
+    Raises:
+        TypeError: if ``params`` is not a dict of dicts of arrays of one dtype.
+        ValueError: if Haiku has no such cell, or names or shapes do not fit.
+
+    Example::
+
+        >>> import jax, jaxrnn
+        >>> layer = jaxrnn.LSTM(2)
+        >>> arrays = jaxrnn.interop.to_haiku(layer, layer.init(jax.random.key(0), 3))
+        >>> layer, params = jaxrnn.interop.from_haiku(arrays, layer)
+        >>> print(params["input_kernel"].shape, params["recurrent_kernel"].shape)
+        (3, 8) (2, 8)
     """
     where = "from_haiku"
     if not isinstance(params, Mapping) or not all(
@@ -68,31 +86,31 @@ def from_haiku(
             f"{describe(params)}"
         )
     cells = cells_of(layer, where)
-    places = _names(where, layer, cells, names)
+    modules = _names(where, layer, cells, names)
     flat = {
         f"{module}/{name}": value
         for module, own in params.items()
         for name, value in own.items()
     }
     if names is None:
-        inside = {
+        expected = {
             f"{place}/{name}"
-            for cell, place in zip(cells, places)
+            for cell, place in zip(cells, modules)
             for name in (*_slots(cell, True), "linear_1/b")
         }
-        extra = sorted(flat.keys() - inside)
+        extra = sorted(flat.keys() - expected)
         if extra and all(
-            any(name.startswith(f"{place}/") for name in flat) for place in places
+            any(name.startswith(f"{place}/") for name in flat) for place in modules
         ):
             raise ValueError(
-                f"{where}: not expected {', '.join(extra)}: say names= to take some "
+                f"{where}: not expected {', '.join(extra)}: pass names= to take some "
                 f"cores out of a larger model"
             )
     return layer, set_cell_params(
         layer,
         [
             _read(where, cell, flat, place)
-            for cell, place in zip(cells, places, strict=True)
+            for cell, place in zip(cells, modules, strict=True)
         ],
         where,
     )
@@ -105,13 +123,28 @@ def to_haiku(
     names: str | Sequence[str] | None = None,
     double_bias: bool = True,
 ) -> Any:
-    """The parameters of a layer as Haiku's, a dict of dicts: the inverse of
-    `from_haiku`.
+    """Convert the parameters of a layer to Haiku's: inverse of `from_haiku`.
 
     Args:
-        names: as for `from_haiku`. Merge the result into a larger model's params with
-            ``params | to_haiku(...)``.
-        double_bias: VanillaRNN's option: True writes a second bias, of zeros.
+        layer: as for `from_haiku`.
+        params: the parameters of ``layer``.
+        names: as for `from_haiku`. To merge the result into the params of a larger
+            model use ``params | to_haiku(...)``.
+        double_bias: the option of VanillaRNN: True writes a second bias, of zeros.
+
+    Returns:
+        A dict of dicts of arrays.
+
+    Raises:
+        TypeError, ValueError: if Haiku has no such cell, or ``params`` do not fit.
+
+    Example::
+
+        >>> import jax, jaxrnn
+        >>> cell = jaxrnn.LSTM(2)
+        >>> arrays = jaxrnn.interop.to_haiku(cell, cell.init(jax.random.key(0), 3))
+        >>> print(jax.tree.map(lambda array: array.shape, arrays))
+        {'lstm/linear': {'b': (8,), 'w': (5, 8)}}
     """
     where = "to_haiku"
     result: dict[str, dict[str, Any]] = {}
@@ -130,7 +163,7 @@ def to_haiku(
 def _names(
     where: str, layer: Any, cells: list[Any], names: str | Sequence[str] | None
 ) -> list[str]:
-    """The module of each cell, and what Haiku cannot hold refused."""
+    """Return the module of each cell; refuse cells that Haiku does not have."""
     for cell in cells:
         if isinstance(cell, GRU) and cell.reset_after:
             raise ValueError(
@@ -165,7 +198,7 @@ def _names(
 
 
 def _slots(cell: Any, double_bias: bool) -> list[str]:
-    """The names of one core's arrays."""
+    """Return the names of the arrays of one core."""
     if isinstance(cell, GRU):
         return ["w_i", "w_h", "b"]
     if isinstance(cell, LSTM):
@@ -179,7 +212,7 @@ def _slots(cell: Any, double_bias: bool) -> list[str]:
 
 
 def _read(where: str, cell: Any, flat: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """One cell's parameters."""
+    """Convert the arrays of one core to the parameters of its cell."""
     arrays = {
         name.removeprefix(f"{place}/"): value
         for name, value in flat.items()
@@ -192,12 +225,12 @@ def _read(where: str, cell: Any, flat: Mapping[str, Any], place: str) -> dict[st
     check_dtypes(where, arrays)
     H, G = cell.hidden_size, BLOCKS[type(cell)] * cell.hidden_size
     check_matrix(where, slots[0], arrays[slots[0]])
-    inputs = arrays[slots[0]].shape[0]
+    input_size = arrays[slots[0]].shape[0]
     if isinstance(cell, LSTM):
         check_shapes(
             where,
             arrays,
-            {"linear/w": (max(inputs, H + 1), G), "linear/b": (G,)},
+            {"linear/w": (max(input_size, H + 1), G), "linear/b": (G,)},
             "The kernel's rows are D + H",
         )
         W, bias = (
@@ -213,11 +246,11 @@ def _read(where: str, cell: Any, flat: Mapping[str, Any], place: str) -> dict[st
             }
         )
     if isinstance(cell, GRU):
-        check_shapes(where, arrays, {"w_i": (inputs, G), "w_h": (H, G), "b": (G,)})
+        check_shapes(where, arrays, {"w_i": (input_size, G), "w_h": (H, G), "b": (G,)})
         W, U, bias = (_z_negated(reorder(arrays[name], GRU_ORDER)) for name in slots)
         return on_device({"input_kernel": W, "recurrent_kernel": U, "bias": bias})
     shapes = {
-        "linear/w": (inputs, H),
+        "linear/w": (input_size, H),
         "linear/b": (H,),
         "linear_1/w": (H, H),
         "linear_1/b": (H,),
@@ -240,7 +273,7 @@ def _read(where: str, cell: Any, flat: Mapping[str, Any], place: str) -> dict[st
 def _write(
     where: str, cell: Any, params: Mapping[str, Any], double_bias: bool
 ) -> dict[str, Any]:
-    """One core's arrays."""
+    """Convert the parameters of one cell to the arrays of its core."""
     W, U, bias = params["input_kernel"], params["recurrent_kernel"], params["bias"]
     if isinstance(cell, LSTM):
         parts = split_gates(bias, 4)
@@ -259,6 +292,10 @@ def _write(
 
 
 def _z_negated(packed: Any) -> Any:
-    """1 - sigmoid(a) = sigmoid(-a): the share of the old, in blocks r, z, n."""
+    """Negate the block z of r, z, n.
+
+    Haiku's gate is the share of the new state and jaxrnn's that of the old one:
+    1 - sigmoid(a) = sigmoid(-a).
+    """
     r, z, n = split_gates(packed, 3)
     return concatenate_gates([r, -z, n])

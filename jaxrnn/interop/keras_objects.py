@@ -1,6 +1,4 @@
-"""Keras layers and cells as jaxrnn layers, with a reason for each option that
-changes what is computed.
-"""
+"""Recognition of Keras layers and cells, and refusal of options without counterpart."""
 
 from __future__ import annotations
 
@@ -12,18 +10,19 @@ from ..layers import bidirectional, stack
 from .structure import ACTIVATIONS
 
 LAYERS = {"SimpleRNN": Elman, "LSTM": LSTM, "GRU": GRU}
-REPAIR = "pass its get_weights() and say layer=, if the weights are what you want"
+REPAIR = "pass its get_weights() with layer=, if the weights are what you want"
 
 
 def kind_of(source: Any) -> str:
-    """The class name of one of Keras's own objects; "" for anything else."""
+    """Return the class name of one of Keras's own objects; "" for anything else."""
     module = type(source).__module__
     return type(source).__name__ if module.startswith("keras.") else ""
 
 
 def converted(where: str, source: Any, inside: bool = False) -> tuple[Any, list[Any]]:
-    """The jaxrnn layer of the same function, and Keras's cells in the order of
-    `structure.cells_of`.
+    """Return the equivalent jaxrnn layer, and Keras's cells.
+
+    The cells have the order of `structure.cells_of`.
     """
     kind = kind_of(source)
     if isinstance(source, (list, tuple)) or kind == "Sequential":
@@ -40,20 +39,21 @@ def converted(where: str, source: Any, inside: bool = False) -> tuple[Any, list[
     raise TypeError(
         f"{where}: expected keras.layers SimpleRNN, LSTM, GRU, Bidirectional, RNN, one "
         f"of their cells, StackedRNNCells, a "
-        f"Sequential or a list of these, but it is {describe(source)}; of a class of "
+        f"Sequential or a list of these, but it is {describe(source)}; for a class of "
         f"your own that computes the same, {REPAIR}"
     )
 
 
 def _stacked(where: str, sources: list[Any]) -> tuple[Any, list[Any]]:
+    """Convert a list of layers to a stack."""
     if not sources:
-        raise ValueError(f"{where}: an empty list of layers came")
+        raise ValueError(f"{where}: the list of layers is empty")
     for source in sources[:-1]:
         if getattr(source, "return_sequences", True) is False:
             raise ValueError(
-                f"{where}: {source.name} has return_sequences=False, and the layer "
-                f"above it sees its last output only: a "
-                "jaxrnn stack hands on every step"
+                f"{where}: {source.name} has return_sequences=False, so the layer "
+                f"above it sees its last output only, but a "
+                "jaxrnn stack passes on every step"
             )
     pairs = [converted(where, source) for source in sources]
     cells = [cell for _, own in pairs for cell in own]
@@ -63,6 +63,7 @@ def _stacked(where: str, sources: list[Any]) -> tuple[Any, list[Any]]:
 
 
 def _both_directions(where: str, source: Any) -> tuple[Any, list[Any]]:
+    """Convert a Bidirectional."""
     if source.merge_mode not in ("concat", "sum"):
         raise ValueError(
             f"{where}: {source.name} has merge_mode={source.merge_mode!r}; "
@@ -74,33 +75,32 @@ def _both_directions(where: str, source: Any) -> tuple[Any, list[Any]]:
             f"{where}: the forward layer of {source.name} goes backwards: exchange the "
             f"two"
         )
-    (forward, ours), (backward, theirs) = (
+    (forward, forward_cells), (backward, backward_cells) = (
         converted(where, s, True) for s in (source.forward_layer, source.backward_layer)
     )
-    return bidirectional(forward, backward, merge=source.merge_mode), ours + theirs
+    return bidirectional(
+        forward, backward, merge=source.merge_mode
+    ), forward_cells + backward_cells
 
 
 def _check_layer(where: str, source: Any, inside: bool) -> None:
-    """What a layer adds to its cell changes nothing in the weights; refused is what
-    would change the numbers.
-    """
+    """Refuse options of a layer that change what its cell computes."""
     if source.go_backwards and not inside:
         raise ValueError(
-            f"{where}: {source.name} has go_backwards=True, which in jaxrnn is said at "
-            f"the call: unroll(..., reverse=True), "
-            f"whose outputs stay beside their inputs, where Keras's come in reverse: "
-            f"{REPAIR}"
+            f"{where}: {source.name} has go_backwards=True, which in jaxrnn is an "
+            f"option of the call, unroll(..., reverse=True), whose outputs keep the "
+            f"order of the inputs, while Keras's are reversed: {REPAIR}"
         )
     if source.stateful:
         raise ValueError(
-            f"{where}: {source.name} is stateful, and in jaxrnn the state is no part "
-            f"of the layer: {REPAIR}, and hand its "
+            f"{where}: {source.name} is stateful, but in jaxrnn the state is not part "
+            f"of the layer: {REPAIR}, and pass its "
             "states to unroll as the carry"
         )
 
 
 def _cell(where: str, kind: str, source: Any) -> Any:
-    """One cell's options."""
+    """Return the jaxrnn cell with the options of a Keras cell, or refuse an option."""
     if not source.built:
         raise ValueError(
             f"{where}: {source.name} has no weights yet: build it, or call it once"
@@ -109,7 +109,7 @@ def _cell(where: str, kind: str, source: Any) -> Any:
         if getattr(source, option, 0):
             raise ValueError(
                 f"{where}: {source.name} has {option}={getattr(source, option)}, which "
-                f"draws otherwise than jaxrnn.dropout and "
+                f"draws differently from jaxrnn.dropout and "
                 f"recurrent_dropout: {REPAIR}"
             )
     if source.compute_dtype != source.variable_dtype:
@@ -126,7 +126,7 @@ def _cell(where: str, kind: str, source: Any) -> Any:
     )
     allowed = ACTIVATIONS if kind == "SimpleRNN" else ("tanh",)
     if activation not in allowed or gate != "sigmoid":
-        ours = (
+        supported = (
             "one of tanh, relu, sigmoid"
             if kind == "SimpleRNN"
             else "tanh, and sigmoid for its gates"
@@ -134,7 +134,7 @@ def _cell(where: str, kind: str, source: Any) -> Any:
         raise ValueError(
             f"{where}: {source.name} has the activation {activation} and the recurrent "
             f"activation {gate}; "
-            f"jaxrnn's {LAYERS[kind].__name__} has {ours}"
+            f"jaxrnn's {LAYERS[kind].__name__} has {supported}"
         )
     if kind == "SimpleRNN":
         return Elman(source.units, activation=ACTIVATIONS[activation])
@@ -146,7 +146,10 @@ def _cell(where: str, kind: str, source: Any) -> Any:
 
 
 def _name(function: Any) -> str:
-    """The name of one of Keras's own functions; anybody else may call anything tanh."""
+    """Return the name of one of Keras's own functions.
+
+    Any other function is shown by its repr, because its name proves nothing.
+    """
     own = getattr(function, "__module__", "").startswith("keras.")
     return (
         function.__name__ if own and hasattr(function, "__name__") else repr(function)

@@ -1,5 +1,7 @@
-"""Weights from Keras 3 and back: SimpleRNN, LSTM, GRU in both forms, their cells,
-Bidirectional, and stacks of these.
+"""Conversion of weights from and to Keras 3.
+
+Supported are SimpleRNN, LSTM, GRU in both forms, their cells, Bidirectional, and
+stacks of these.
 """
 
 from __future__ import annotations
@@ -35,41 +37,47 @@ from .structure import (
 )
 
 NAMES = ("kernel", "recurrent_kernel", "bias")
-TURNED = (
-    1,
-    0,
-    2,
-)  # Keras packs a GRU's gates z, r, h: the same exchange leads there and back
+# Keras packs the gates z, r, h of a GRU; the order is its own inverse.
+TURNED = (1, 0, 2)
 
 
 def from_keras(source: Any, layer: Any = None) -> Any:
-    """The weights of Keras recurrent layers as a jaxrnn layer and its parameters.
+    """Convert the weights of Keras layers to a jaxrnn layer and its parameters.
 
-    An LSTM's blocks stand as ours (i, f, c, o); a GRU's z, r, h become r, z, n, and its
-    two biases of r and z are added. Sequences are ``(T, *B, D)``. The layer returns
-    every step, whatever ``return_sequences`` says; the state is the carry, in the order
-    h, c.
+    The gate blocks of an LSTM have jaxrnn's order (i, f, c, o). A GRU's z, r, h become
+    r, z, n, and its two biases of r and z are added. Sequences are ``(T, *B, D)``. The
+    layer returns every step, whatever ``return_sequences`` is. The state is the carry,
+    in the order h, c.
 
     Args:
         source: a layer, a cell, a Bidirectional (concat or sum), a Sequential or a list
             of these; or plain weights, the flat list of ``get_weights()``: kernel,
-            recurrent_kernel, bias, cell by cell (without any bias where
+            recurrent_kernel and bias of each cell (without any bias for
             ``use_bias=False``).
-        layer: for plain weights, the jaxrnn layer they are for.
+        layer: for plain weights, the jaxrnn layer that they are for.
 
     Returns:
         ``(layer, params)``.
 
     Raises:
-        ValueError, TypeError: options that compute something else (other activations,
-            go_backwards, stateful, dropout, other merges), layers that are not built,
-            weights that do not fit.
+        TypeError, ValueError: for options that compute something else (other
+            activations, go_backwards, stateful, dropout, other merges), layers that are
+            not built, and weights that do not fit.
+
+    Example::
+
+        >>> import jax, jaxrnn
+        >>> layer = jaxrnn.LSTM(2)
+        >>> weights = jaxrnn.interop.to_keras(layer, layer.init(jax.random.key(0), 3))
+        >>> layer, params = jaxrnn.interop.from_keras(weights, layer)
+        >>> print(params["input_kernel"].shape)
+        (3, 8)
     """
     where = "from_keras"
     if layer is None:
         if _holds_arrays(source):
             raise TypeError(
-                f"{where}: plain weights do not tell which layer they are for: say "
+                f"{where}: plain weights do not tell which layer they are for: pass "
                 f"layer=, such as jaxrnn.LSTM(16)"
             )
         layer, own = converted(where, source)
@@ -92,15 +100,31 @@ def from_keras(source: Any, layer: Any = None) -> Any:
 def to_keras(
     layer: Any, params: Any, *, into: Any = None, bias: bool | None = None
 ) -> Any:
-    """The parameters of a layer in Keras's layout: the inverse of `from_keras`.
+    """Convert the parameters of a layer to Keras's layout: inverse of `from_keras`.
 
     Args:
-        layer: `Elman`, `LSTM`, `GRU` of either form, `bidirectional` ones, stacks of
-            these.
-        into: nothing: return the flat list of NumPy arrays that ``set_weights`` takes.
-            A built Keras object as `from_keras` takes it: load them, return it.
-        bias: False leaves the biases out, which must then be zero (an object says it
-            itself).
+        layer: `Elman`, `LSTM` or `GRU` of either form, a `bidirectional` of these, or a
+            stack.
+        params: the parameters of ``layer``.
+        into: None returns the flat list of NumPy arrays that ``set_weights`` takes. A
+            built Keras object, of a kind that `from_keras` takes, is loaded and
+            returned.
+        bias: False leaves out the biases, which must then be zero. Not allowed with
+            ``into``, which determines it.
+
+    Returns:
+        The list of arrays, or ``into``.
+
+    Raises:
+        TypeError, ValueError: if Keras has no such layer, or ``into`` does not fit.
+
+    Example::
+
+        >>> import jax, jaxrnn
+        >>> cell = jaxrnn.GRU(2)
+        >>> weights = jaxrnn.interop.to_keras(cell, cell.init(jax.random.key(0), 3))
+        >>> print([array.shape for array in weights])
+        [(3, 6), (2, 6), (2, 6)]
     """
     where = "to_keras"
     check_concrete(where, params)
@@ -111,21 +135,21 @@ def to_keras(
         ]
     if bias is not None:
         raise ValueError(
-            f"{where}: the object to load says itself whether it has biases: leave "
-            f"bias out"
+            f"{where}: the object to load determines whether there are biases: leave "
+            f"out bias"
         )
     other, cells = converted(where, into)
     check_same(where, layer, other)
     planned: list[tuple[Any, Any]] = []
     for k, (pair, cell) in enumerate(zip(pairs, cells, strict=True)):
         arrays, variables = _write(where, *pair, cell.use_bias), _variables(cell)
-        found, expected = (
+        named, expected = (
             dict(zip(NAMES, arrays)),
             {name: tuple(v.shape) for name, v in zip(NAMES, variables)},
         )
         check_shapes(
             f"{where}: cell {k}",
-            found,
+            named,
             expected,
             "The Keras object's are the expected ones",
         )
@@ -137,17 +161,20 @@ def to_keras(
                 )
         planned += zip(variables, arrays)
     check_distinct(where, [variable for variable, _ in planned])
+    # All checks come before the first write, so that a refused conversion leaves the
+    # object unchanged.
     for variable, array in planned:
         variable.assign(array)
     return into
 
 
 def _variables(cell: Any) -> list[Any]:
-    """kernel, recurrent_kernel and, unless use_bias is False, bias."""
+    """Return kernel, recurrent_kernel and, unless use_bias is False, bias."""
     return [cell.kernel, cell.recurrent_kernel, *([cell.bias] if cell.use_bias else [])]
 
 
 def _holds_arrays(source: Any) -> bool:
+    """Return whether ``source`` is a list of plain arrays."""
     return (
         isinstance(source, (list, tuple))
         and bool(source)
@@ -157,38 +184,41 @@ def _holds_arrays(source: Any) -> bool:
 
 
 def _grouped(where: str, source: Any, layer: Any) -> list[list[Any]]:
-    """The flat list of plain weights, cell by cell."""
+    """Split the flat list of plain weights into one list per cell."""
     if not isinstance(source, (list, tuple)) or any(map(kind_of, source)):
-        came = (
+        received = (
             "Keras objects" if isinstance(source, (list, tuple)) else describe(source)
         )
         raise TypeError(
             f"{where}: with layer=, give the plain weights, a list as of "
-            f"get_weights(), not {came}"
+            f"get_weights(), not {received}"
         )
-    count = len(cells_of(layer, where))
-    each = len(source) / max(count, 1)
-    if each not in (2, 3):
+    num_cells = len(cells_of(layer, where))
+    per_cell = len(source) / max(num_cells, 1)
+    if per_cell not in (2, 3):
         raise ValueError(
-            f"{where}: {summary(layer)} has cells: {count}; each has kernel, "
+            f"{where}: {summary(layer)} has cells: {num_cells}; each has kernel, "
             f"recurrent_kernel and bias, or all are without "
-            f"bias: {3 * count} or {2 * count} arrays, but {len(source)} came"
+            f"bias: {3 * num_cells} or {2 * num_cells} arrays, but got {len(source)}"
         )
-    return [list(source[k * int(each) : (k + 1) * int(each)]) for k in range(count)]
+    return [
+        list(source[k * int(per_cell) : (k + 1) * int(per_cell)])
+        for k in range(num_cells)
+    ]
 
 
 def _read(where: str, cell: Any, arrays: Sequence[Any], place: int) -> dict[str, Any]:
-    """One cell's parameters."""
+    """Convert the arrays of one cell to its parameters."""
     where, named = f"{where}: cell {place}", dict(zip(NAMES, arrays))
     _check_cell(where, cell)
     check_dtypes(where, named)
     check_matrix(where, "kernel", named["kernel"])
     H, rows = cell.hidden_size, BLOCKS[type(cell)] * cell.hidden_size
-    two = isinstance(cell, GRU) and cell.reset_after
+    two_biases = isinstance(cell, GRU) and cell.reset_after
     expected = {
         "kernel": (named["kernel"].shape[0], rows),
         "recurrent_kernel": (H, rows),
-        "bias": (2, rows) if two else (rows,),
+        "bias": (2, rows) if two_biases else (rows,),
     }
     hint = (
         "A GRU's bias is (2, 3H) with reset_after=True and (3H,) without; the two "
@@ -211,21 +241,21 @@ def _read(where: str, cell: Any, arrays: Sequence[Any], place: int) -> dict[str,
         params
         | (
             fold_biases(where, cell, named["bias"][0], named["bias"][1])
-            if two
+            if two_biases
             else {"bias": named["bias"]}
         )
     )
 
 
 def _write(where: str, cell: Any, params: Mapping[str, Any], bias: bool) -> list[Any]:
-    """One cell's arrays."""
+    """Convert the parameters of one cell to Keras's arrays."""
     _check_cell(where, cell)
     arrays = [params["input_kernel"], params["recurrent_kernel"]]
     if bias:
-        two = isinstance(cell, GRU) and cell.reset_after
+        two_biases = isinstance(cell, GRU) and cell.reset_after
         arrays.append(
             np.stack([np.asarray(b) for b in unfold_biases(params)])
-            if two
+            if two_biases
             else params["bias"]
         )
     else:
@@ -236,9 +266,11 @@ def _write(where: str, cell: Any, params: Mapping[str, Any], bias: bool) -> list
 
 
 def _turned(cell: Any, packed: Any) -> Any:
+    """Exchange the gates r and z of a GRU."""
     return reorder(packed, TURNED) if isinstance(cell, GRU) else packed
 
 
 def _check_cell(where: str, cell: Any) -> None:
+    """Refuse a cell that Keras does not have."""
     if isinstance(cell, LSTM) and cell.projection_size is not None:
         raise ValueError(f"{where}: {summary(cell)}: no Keras LSTM has a projection")

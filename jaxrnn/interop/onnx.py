@@ -1,6 +1,4 @@
-"""ONNX: recurrent stacks as a graph of the standard's own LSTM, GRU and RNN
-operators, for runtimes outside Python.
-"""
+"""Export of recurrent layers to ONNX, as graphs of its LSTM, GRU and RNN operators."""
 
 from __future__ import annotations
 
@@ -17,51 +15,62 @@ from ..layers.stochastic import Dropout, RecurrentDropout
 from .arithmetic import check_concrete
 from .onnx_cells import converted
 
-OPSET, IR_VERSION = (
-    17,
-    8,
-)  # operators LSTM-14, GRU-14, RNN-14; the file format of the same release
-ABSENT = ""  # how ONNX writes an input that is left out
+# Opset 17 has the operators LSTM-14, GRU-14 and RNN-14; file format 8 is of the same
+# release.
+OPSET, IR_VERSION = 17, 8
+ABSENT = ""  # the name of an optional input that is left out
 
 
 def to_onnx(
     layer: Cell | Layer, params: Params, *, lengths: bool = False, carry: bool = False
 ) -> Any:
-    """The layer as an ``onnx.ModelProto`` of opset 17, passed by ``onnx.checker``;
-    ``onnx.save(model, path)`` writes it.
+    """Convert a layer to an ``onnx.ModelProto`` of opset 17.
 
-    Inputs are ``xs (T, B, D)`` and, where they are asked for, ``lengths (B,)`` int32
-    and the parts of the first carry, ``(B, H)`` each; outputs are ``ys (T, B, H)`` and
-    the parts of the last carry. T and B are left open. The parts stand in the order of
-    ``jax.tree.leaves(carry)`` and are named by their place, ``initial_0_forward_h`` and
-    ``final_0_forward_h``; a carry that is one array is ``initial`` and ``final``. As in
-    `jaxrnn.unroll`, padding puts out zeros, and a sequence of length 0 gives back its
-    first carry; but T must be 1 or more: the standard says nothing of T = 0, where ONNX
-    Runtime 1.32 gives zeros as the last carry, whatever the first, and with a GRU ends
-    the process.
+    The model has passed ``onnx.checker``; ``onnx.save(model, path)`` writes it. Its
+    inputs are ``xs (T, B, D)`` and, if requested, ``lengths (B,)`` int32 and the parts
+    of the initial carry, each ``(B, H)``. Its outputs are ``ys (T, B, H)`` and the
+    parts of the last carry. T and B are symbolic. The parts have the order of
+    ``jax.tree.leaves(carry)`` and are named by their path, ``initial_0_forward_h`` and
+    ``final_0_forward_h``; a carry that is one array is ``initial`` and ``final``.
 
-    Converted are `Elman` (tanh, relu, sigmoid), `LSTM` with peepholes or coupled gates,
-    `GRU` of both forms, learned first carries, `stack`, `bidirectional` (one operator a
-    direction) and `residual`; of what draws random numbers its ``inference``, where
-    dropout does nothing. What the operators cannot hold is refused by name: layer
-    normalization, projections, all other cells, and zoneout, whose ``inference`` is no
-    identity: it mixes each state with the one before.
+    As in `jaxrnn.unroll`, the outputs at padded steps are zero, and a sequence of
+    length 0 returns its initial carry. T must be at least 1, however: the standard does
+    not define T = 0, where ONNX Runtime 1.32 returns zeros as the last carry, whatever
+    the initial one, and with a GRU terminates the process.
 
-    Args:
-        layer, params: as in `jaxrnn.unroll`; float32.
-        lengths: make sequence lengths an input. Without, all of xs counts.
-        carry: make the first carry an input. Without, it is ``layer.initial_carry``,
-            zeros or learned.
+    Supported are `Elman` (tanh, relu, sigmoid), `LSTM` with peepholes or coupled gates,
+    `GRU` of both forms, learned initial carries, `stack`, `bidirectional` (one operator
+    per direction) and `residual`; of a layer that draws random numbers its
+    ``inference``, where dropout is the identity. What the operators cannot represent is
+    refused by name: layer normalization, projections, all other cells, and zoneout,
+    whose ``inference`` is not the identity, because it mixes each state with the
+    previous one.
+
+    Args: layer: the cell or layer. params: its parameters; float32. lengths: make the
+        sequence lengths an input. Otherwise all steps of xs are valid. carry: make the
+        initial carry an input. Otherwise it is ``layer.initial_carry``, zeros or
+        learned.
+
+    Returns:
+        The ``onnx.ModelProto``.
 
     Raises:
-        ImportError: the package onnx is missing. TypeError, ValueError: for what cannot
-            be converted.
+        ImportError: if the package onnx is missing.
+        TypeError, ValueError: for what cannot be converted.
+
+    Example::
+
+        >>> import jax, jaxrnn
+        >>> cell = jaxrnn.LSTM(2)
+        >>> model = jaxrnn.interop.to_onnx(cell, cell.init(jax.random.key(0), 3))
+        >>> print([output.name for output in model.graph.output])
+        ['ys', 'final_h', 'final_c']
     """
     check_cell(layer)
     if layer.requires_key:
         raise ValueError(
-            f"to_onnx: {type(layer).__name__} draws random numbers, which a graph for "
-            f"inference does not: pass "
+            f"to_onnx: {type(layer).__name__} draws random numbers, but a graph for "
+            f"inference must not: pass "
             "jaxrnn.inference(layer), whose parameters are the same"
         )
     layer.check(params)
@@ -70,34 +79,39 @@ def to_onnx(
         if jnp.result_type(leaf) != jnp.float32:
             raise TypeError(
                 f"to_onnx: params{jax.tree_util.keystr(path)} is "
-                f"{jnp.result_type(leaf)}, but runtimes know these operators in "
+                f"{jnp.result_type(leaf)}, but runtimes support these operators in "
                 "float32: cast with jax.tree.map(lambda a: a.astype('float32'), params)"
             )
     like = jax.eval_shape(lambda: layer.initial_carry(params, (1,)))
     graph = _Graph(lengths)
     names = [_place(path) for path, _ in jax.tree_util.tree_leaves_with_path(like)]
-    first = [f"initial{name}" if carry else ABSENT for name in names]
-    ys, last = graph.walk(
-        layer, params, "xs", jax.tree.unflatten(jax.tree.structure(like), first), False
+    initial_names = [f"initial{name}" if carry else ABSENT for name in names]
+    ys, last_carry = graph.walk(
+        layer,
+        params,
+        "xs",
+        jax.tree.unflatten(jax.tree.structure(like), initial_names),
+        False,
     )
     sizes = [leaf.shape[-1] for leaf in jax.tree.leaves(like)]
     graph.rename(
-        [ys, *jax.tree.leaves(last)], ["ys", *(f"final{name}" for name in names)]
+        [ys, *jax.tree.leaves(last_carry)], ["ys", *(f"final{name}" for name in names)]
     )
     return graph.model(
-        dict(zip(first, sizes)) if carry else {},
+        dict(zip(initial_names, sizes)) if carry else {},
         {f"final{name}": size for name, size in zip(names, sizes)},
     )
 
 
 def _place(path: tuple[Any, ...]) -> str:
-    """``_0_forward_h`` for a part of a carry."""
+    """Return the path of a part of a carry, such as ``_0_forward_h``."""
     return "".join(
         f"_{getattr(key, 'name', getattr(key, 'idx', None))}" for key in path
     )
 
 
 def _onnx() -> Any:
+    """Import the optional package onnx."""
     try:
         return importlib.import_module("onnx")
     except ImportError as error:
@@ -107,9 +121,7 @@ def _onnx() -> Any:
 
 
 class _Graph:
-    """Nodes and constants as they are added; what is handed about are the names of
-    values.
-    """
+    """A graph under construction; its values are referred to by their names."""
 
     def __init__(self, lengths: bool):
         self.onnx = _onnx()
@@ -120,6 +132,7 @@ class _Graph:
         self.lengths = "lengths" if lengths else ABSENT
 
     def constant(self, value: Any) -> str:
+        """Add a constant and return its name."""
         name = f"constant_{len(self.constants)}"
         self.constants.append(
             self.onnx.numpy_helper.from_array(np.ascontiguousarray(value), name)
@@ -127,13 +140,13 @@ class _Graph:
         return name
 
     def whole(self, *numbers: int) -> str:
-        """A vector of int64, as axes and shapes are given."""
+        """Add a vector of int64, the form of axes and shapes."""
         return self.constant(np.array(numbers, np.int64))
 
     def node(
         self, operator: str, *inputs: str, outputs: int = 1, **attributes: Any
     ) -> Any:
-        """Add a node; the name of its output, or a list of them."""
+        """Add a node and return the name of its output, or the list of names."""
         names = [f"{operator.lower()}_{len(self.nodes)}_{i}" for i in range(outputs)]
         self.nodes.append(
             self.onnx.helper.make_node(operator, inputs, names, **attributes)
@@ -145,19 +158,24 @@ class _Graph:
     def walk(
         self, layer: Any, params: Params, x: str, carry: Carry, reverse: bool
     ) -> tuple[str, Carry]:
-        """The outputs and the last carry of a layer, in the direction told."""
+        """Add the nodes of a layer; return its outputs and last carry.
+
+        ``reverse`` is the direction in which the layer is applied.
+        """
         if isinstance(layer, Stack):
-            last = []
+            last_carries = []
             for i, part in enumerate(layer.layers):
-                x, end = self.walk(part, params[f"layer_{i}"], x, carry[i], reverse)
-                last.append(end)
-            return x, tuple(last)
+                x, last_carry = self.walk(
+                    part, params[f"layer_{i}"], x, carry[i], reverse
+                )
+                last_carries.append(last_carry)
+            return x, tuple(last_carries)
         if isinstance(layer, Bidirectional):
-            forward, end = self.walk(
+            forward, last_carry = self.walk(
                 layer.forward, params["forward"], x, carry.forward, reverse
             )
             size = self.output_size
-            backward, start = self.walk(
+            backward, first_carry = self.walk(
                 layer.backward, params["backward"], x, carry.backward, not reverse
             )
             self.output_size += size if layer.merge == "concat" else 0
@@ -166,21 +184,24 @@ class _Graph:
                 if layer.merge == "sum"
                 else self.node("Concat", forward, backward, axis=2)
             )
-            return y, BidirectionalCarry(end, start)
+            return y, BidirectionalCarry(last_carry, first_carry)
         if isinstance(layer, Residual):
-            y, last = self.walk(layer.layer, params, x, carry, reverse)
-            return self.node("Add", x, y), last
+            y, last_carries = self.walk(layer.layer, params, x, carry, reverse)
+            return self.node("Add", x, y), last_carries
         if isinstance(layer, Dropout):
             return x, carry
         cell = layer.cell if isinstance(layer, RecurrentDropout) else layer
-        y, last = self.operator(cell, params, x, jax.tree.leaves(carry), reverse)
-        return y, jax.tree.unflatten(jax.tree.structure(carry), last)
+        y, last_carries = self.operator(
+            cell, params, x, jax.tree.leaves(carry), reverse
+        )
+        return y, jax.tree.unflatten(jax.tree.structure(carry), last_carries)
 
     def operator(
         self, cell: Any, params: Params, x: str, carry: list[str], reverse: bool
     ) -> tuple[str, list[str]]:
-        """One cell over the sequence as one node: the outputs ``(T, B, H)`` and the
-        parts of the last carry ``(B, H)``.
+        """Add one cell over the whole sequence as one node.
+
+        Returns the outputs ``(T, B, H)`` and the parts of the last carry, ``(B, H)``.
         """
         operator, weights, peephole, attributes = converted(cell, params)
         if self.input_size is None:
@@ -196,7 +217,7 @@ class _Graph:
         if peephole is not None:
             inputs.append(self.constant(peephole))
         direction = "reverse" if reverse else "forward"
-        y, *last = self.node(
+        y, *last_parts = self.node(
             operator,
             *inputs,
             outputs=1 + len(carry),
@@ -204,33 +225,31 @@ class _Graph:
             direction=direction,
             **attributes,
         )
-        last = [self.node("Squeeze", name, zero) for name in last]
-        if (
-            self.lengths
-        ):  # the standard says nothing of length 0, and ONNX Runtime answers with zeros
+        last_parts = [self.node("Squeeze", name, zero) for name in last_parts]
+        if self.lengths:
+            # The standard does not define length 0, and ONNX Runtime returns zeros, so
+            # that the initial carry is selected here.
             empty = self.node(
                 "Unsqueeze",
                 self.node("Equal", self.lengths, self.constant(np.int32(0))),
                 self.whole(1),
             )
-            last = [
-                self.node("Where", empty, first or self.constant(np.float32(0)), name)
-                for first, name in zip(carry, last)
+            last_parts = [
+                self.node("Where", empty, initial or self.constant(np.float32(0)), name)
+                for initial, name in zip(carry, last_parts)
             ]
-        return self.node("Squeeze", y, self.whole(1)), last
+        return self.node("Squeeze", y, self.whole(1)), last_parts
 
     def spread(self, vector: Any) -> str:
-        """A learned ``(H,)`` spread over the batch."""
+        """Broadcast a learned vector ``(H,)`` over the batch."""
         batch = self.node("Gather", self.node("Shape", "xs"), self.whole(1))
         shape = self.node("Concat", batch, self.whole(len(vector)), axis=0)
         return self.node("Expand", self.constant(np.asarray(vector)), shape)
 
-    # -- the whole ---------------------------------------------------------------------
+    # -- the model ---------------------------------------------------------------------
 
     def rename(self, values: list[str], names: list[str]) -> None:
-        """Give results their public names; those of outputs behind the end of a
-        sequence are zero.
-        """
+        """Give results their public names; zero the outputs at padded steps."""
         for value, name in zip(values, names, strict=True):
             node = ("Identity", [value])
             if name == "ys" and self.lengths:
@@ -246,18 +265,19 @@ class _Graph:
                 lengths = self.node(
                     "Cast", self.lengths, to=self.onnx.TensorProto.INT64
                 )
-                inside = self.node(
+                valid = self.node(
                     "Less", self.node("Unsqueeze", t, self.whole(1)), lengths
                 )  # (T, B)
-                inside = self.node("Unsqueeze", inside, self.whole(2))
-                node = ("Where", [inside, value, self.constant(np.float32(0))])
+                valid = self.node("Unsqueeze", valid, self.whole(2))
+                node = ("Where", [valid, value, self.constant(np.float32(0))])
             self.nodes.append(self.onnx.helper.make_node(*node, [name]))
 
     def model(self, first: dict[str, int], last: dict[str, int]) -> Any:
-        """The checked model, for carries of the sizes given."""
+        """Return the checked model, given the sizes of the initial and last carries."""
         if self.input_size is None:
             raise ValueError(
-                "to_onnx: there is no cell in this layer, so nothing to convert"
+                "to_onnx: there is no cell in this layer, so there is nothing to "
+                "convert"
             )
         helper, floats = self.onnx.helper, self.onnx.TensorProto.FLOAT
         inputs = [

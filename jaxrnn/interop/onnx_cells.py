@@ -1,6 +1,4 @@
-"""Elman, LSTM and GRU as ONNX's operators RNN, LSTM and GRU: weights in their
-packing, and attributes.
-"""
+"""Elman, LSTM and GRU cells as the operators RNN, LSTM and GRU of ONNX."""
 
 from __future__ import annotations
 
@@ -23,8 +21,10 @@ ACTIVATIONS: dict[Any, str] = {
 def converted(
     cell: Any, params: Params
 ) -> tuple[str, list[np.ndarray], np.ndarray | None, dict[str, Any]]:
-    """Operator; W ``(1, G H, D)``, R ``(1, G H, H)``, B ``(1, 2 G H)``; peepholes
-    ``(1, 3 H)``; attributes.
+    """Return the operator, its weights in ONNX's packing, peepholes and attributes.
+
+    The weights are W ``(1, G H, D)``, R ``(1, G H, H)`` and B ``(1, 2 G H)`` for G
+    gates, the peepholes ``(1, 3 H)``.
     """
     convert: Any = {cells.Elman: _elman, cells.LSTM: _lstm, cells.GRU: _gru}.get(
         type(cell)
@@ -32,7 +32,7 @@ def converted(
     if convert is None:
         raise TypeError(
             f"to_onnx: {type(cell).__name__} has no operator in ONNX, whose recurrent "
-            f"ones are LSTM, GRU and RNN (Elman here)"
+            f"operators are LSTM, GRU and RNN (Elman in jaxrnn)"
         )
     for option, what in (
         ("layer_norm", "layer normalization"),
@@ -56,8 +56,9 @@ def converted(
 def _packed(
     blocks: list[np.ndarray], order: list[int], signs: tuple[int, ...] = (1, 1, 1)
 ) -> np.ndarray:
-    """The blocks of a packed kernel or bias in another order, output features first:
-    ``(1, G H, D)`` or ``(1, G H)``.
+    """Reorder the blocks of a packed kernel or bias and put output features first.
+
+    The result is ``(1, G H, D)`` or ``(1, G H)``.
     """
     return np.concatenate([blocks[k] * sign for k, sign in zip(order, signs)], -1).T[
         None
@@ -65,11 +66,11 @@ def _packed(
 
 
 def _elman(cell: cells.Elman, params: dict[str, np.ndarray]):
+    """Convert an Elman cell."""
     if cell.activation not in ACTIVATIONS:
         raise ValueError(
             f"to_onnx: the activation {cell.activation} of this Elman has no name in "
-            f"ONNX; those of jnp.tanh, jax.nn.relu and "
-            "jax.nn.sigmoid are known here"
+            f"ONNX; supported are jnp.tanh, jax.nn.relu and jax.nn.sigmoid"
         )
     weights = [
         params["input_kernel"].T[None],
@@ -80,8 +81,10 @@ def _elman(cell: cells.Elman, params: dict[str, np.ndarray]):
 
 
 def _lstm(cell: cells.LSTM, params: dict[str, np.ndarray]):
-    """ONNX packs i, o, f, g, its peepholes i, o, f. Where gates are coupled, ``i = 1
-    - sigmoid(a) = sigmoid(-a)``.
+    """Convert an LSTM. ONNX packs the gates i, o, f, g and the peepholes i, o, f.
+
+    With coupled gates, ``i = 1 - sigmoid(a) = sigmoid(-a)``, where a is the
+    pre-activation of f: the block of f is used twice, once negated.
     """
     order, signs = (
         ([0, 2, 0, 1], (-1, 1, 1, 1))
@@ -92,9 +95,11 @@ def _lstm(cell: cells.LSTM, params: dict[str, np.ndarray]):
     def packed(name, blocks=cell.gates, order=order):
         return _packed(np.split(params[name], blocks, -1), order, signs)
 
-    seen = [0, 1, 0] if cell.coupled_gates else [0, 2, 1]
+    peephole_order = [0, 1, 0] if cell.coupled_gates else [0, 2, 1]
     peephole = (
-        packed("peephole_kernel", cell.gates - 1, seen) if cell.peephole else None
+        packed("peephole_kernel", cell.gates - 1, peephole_order)
+        if cell.peephole
+        else None
     )
     return (
         "LSTM",
@@ -105,8 +110,10 @@ def _lstm(cell: cells.LSTM, params: dict[str, np.ndarray]):
 
 
 def _gru(cell: cells.GRU, params: dict[str, np.ndarray]):
-    """ONNX packs z, r, n; its ``linear_before_reset`` is reset after, whose b_hn is
-    the n block of the recurrent bias.
+    """Convert a GRU. ONNX packs the gates z, r, n.
+
+    ``linear_before_reset`` is `GRU`'s ``reset_after``, whose b_hn is the block n of the
+    recurrent bias.
     """
     packed = [
         _packed(np.split(params[name], 3, -1), [1, 0, 2])
@@ -124,7 +131,7 @@ def _gru(cell: cells.GRU, params: dict[str, np.ndarray]):
 
 
 def _biases(inputs: np.ndarray, recurrent: np.ndarray | None = None) -> np.ndarray:
-    """Those of x, then those of h."""
+    """Concatenate the biases of x and of h; the latter default to zeros."""
     return np.concatenate(
         [inputs, np.zeros_like(inputs) if recurrent is None else recurrent], -1
     )

@@ -1,5 +1,6 @@
-"""Files of torch weights in the safetensors format, read and written as NumPy arrays
-(bfloat16 by way of ml_dtypes).
+"""Reading and writing torch weights in safetensors files, as NumPy arrays.
+
+bfloat16 is represented by ml_dtypes.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import numpy as np
 
 
 def _package() -> Any:
+    """Import the optional package safetensors."""
     try:
         import safetensors
         import safetensors.numpy
     except ImportError as error:
         raise ImportError(
-            "safetensors files need the package of that name: pip install "
+            "safetensors files need the package safetensors: pip install "
             "'jaxrnn[safetensors]'"
         ) from error
     return safetensors
@@ -28,8 +30,9 @@ READABLE = ("F16", "BF16", "F32", "F64", "I8", "I16", "I32", "I64", "U8", "BOOL"
 
 @dataclasses.dataclass(frozen=True)
 class Unread:
-    """A tensor of a dtype that NumPy lacks, such as float8: refused where it is
-    asked for, and no harm elsewhere.
+    """A tensor of a dtype that NumPy lacks, such as float8.
+
+    It is refused only if it is needed.
     """
 
     shape: tuple[int, ...]
@@ -37,16 +40,18 @@ class Unread:
 
     @property
     def ndim(self) -> int:
+        """Return the number of axes."""
         return len(self.shape)
 
 
 def read(path: str | os.PathLike, prefix: str) -> dict[str, Any]:
-    """The tensors whose names begin with ``prefix``; no other is read from the disk,
-    but all names are kept, with None.
+    """Read the tensors whose names begin with ``prefix``.
+
+    Other tensors are not read from disk; their names are kept, with the value None.
     """
     package = _package()
-    with open(path, "rb") as begun:
-        if begun.read(2) in (b"PK", b"\x80\x02"):
+    with open(path, "rb") as header:
+        if header.read(2) in (b"PK", b"\x80\x02"):
             raise ValueError(
                 f"{os.fspath(path)} is a file of torch.save, not of safetensors: pass "
                 f"torch.load(path, weights_only=True), or "
@@ -60,24 +65,26 @@ def read(path: str | os.PathLike, prefix: str) -> dict[str, Any]:
 
 
 def _tensor(file: Any, name: str) -> Any:
-    part = file.get_slice(name)
-    known = part.get_dtype() in READABLE
+    """Read one tensor if NumPy has its dtype."""
+    tensor = file.get_slice(name)
+    readable = tensor.get_dtype() in READABLE
     return (
         file.get_tensor(name)
-        if known
-        else Unread(tuple(part.get_shape()), part.get_dtype())
+        if readable
+        else Unread(tuple(tensor.get_shape()), tensor.get_dtype())
     )
 
 
 def write(path: str | os.PathLike, arrays: dict[str, Any]) -> None:
-    """A new file, marked as torch's. One that exists may hold the rest of a model,
-    so it is never written over.
+    """Write a new file, marked as torch's.
+
+    An existing file may hold the rest of a model, so it is never overwritten.
     """
     package = _package()
     if os.path.exists(path):
         raise FileExistsError(
-            f"{os.fspath(path)} exists, and may hold the rest of a model: name another "
-            f"file, or remove this one first"
+            f"{os.fspath(path)} exists, and may hold the rest of a model: choose "
+            f"another file, or remove this one first"
         )
     package.numpy.save_file(
         {name: np.ascontiguousarray(a) for name, a in arrays.items()},

@@ -1,5 +1,7 @@
-"""What of jaxrnn other libraries know: stacks and both directions of plain Elman,
-LSTM and GRU cells, walked cell by cell.
+"""The subset of jaxrnn layers that other libraries can represent.
+
+These are stacks and bidirectional layers of plain Elman, LSTM and GRU cells, which
+the converters visit cell by cell.
 """
 
 from __future__ import annotations
@@ -26,8 +28,9 @@ ACTIVATIONS: dict[str, Any] = {
 
 
 def cells_of(layer: Any, where: str) -> list[Any]:
-    """The cells of ``layer`` in order: layer by layer, forward before backward.
-    Refused: what has no counterpart elsewhere.
+    """Return the cells of ``layer``: layer by layer, forward before backward.
+
+    What has no counterpart in other libraries is refused.
     """
     if isinstance(layer, Stack):
         return [cell for part in layer.layers for cell in cells_of(part, where)]
@@ -37,15 +40,15 @@ def cells_of(layer: Any, where: str) -> list[Any]:
         return []
     if type(layer) not in BLOCKS:
         raise TypeError(
-            f"{where}: it knows jaxrnn.stack, bidirectional and dropout of Elman, LSTM "
-            f"and GRU cells, but got "
+            f"{where}: supported are jaxrnn.stack, bidirectional and dropout of Elman, "
+            f"LSTM and GRU cells, but got "
             f"{describe(layer) if isinstance(layer, type) else type(layer).__name__}"
         )
     for option in ("layer_norm", "peephole", "coupled_gates", "learned_initial_carry"):
         if getattr(layer, option, False):
             raise ValueError(
                 f"{where}: {type(layer).__name__} has {option}=True, which no cell "
-                f"there has"
+                f"of the other library has"
             )
     if isinstance(layer, Elman):
         activation_name(layer, where)
@@ -53,7 +56,7 @@ def cells_of(layer: Any, where: str) -> list[Any]:
 
 
 def activation_name(cell: Elman, where: str) -> str:
-    """The name of an Elman cell's activation."""
+    """Return the name of the activation of an Elman cell."""
     for name, function in ACTIVATIONS.items():
         if cell.activation is function:
             return name
@@ -64,13 +67,14 @@ def activation_name(cell: Elman, where: str) -> str:
 
 
 def forward_size(cell: Any) -> int:
-    """Features of the cell's h."""
+    """Return the number of features of the cell's h."""
     return getattr(cell, "output_size", cell.hidden_size)
 
 
 def summary(layer: Any) -> str:
-    """What ``layer`` computes, in words: equal for layers that compute the same of
-    the same parameters.
+    """Describe what ``layer`` computes.
+
+    The description is equal for layers that compute the same from the same parameters.
     """
     if isinstance(layer, Stack):
         parts = [summary(part) for part in layer.layers]
@@ -81,7 +85,8 @@ def summary(layer: Any) -> str:
             f"merge={layer.merge!r})"
         )
     if isinstance(layer, Dropout):
-        return f"dropout({layer.rate:g}{', variational=True' if layer.variational else ''})"  # noqa: E501
+        variational = ", variational=True" if layer.variational else ""
+        return f"dropout({layer.rate:g}{variational})"
     words = [str(layer.hidden_size)]
     if isinstance(layer, Elman):
         words.append(activation_name(layer, "interop"))
@@ -93,8 +98,9 @@ def summary(layer: Any) -> str:
 
 
 def check_same(where: str, layer: Any, other: Any) -> None:
-    """The two compute the same: ``layer``, whose weights go into the object that
-    ``other`` describes.
+    """Check that ``layer`` computes the same as ``other``.
+
+    ``other`` describes the object into which the weights of ``layer`` are loaded.
     """
     if summary(layer) != summary(other):
         raise ValueError(
@@ -104,18 +110,19 @@ def check_same(where: str, layer: Any, other: Any) -> None:
 
 
 def check_distinct(where: str, variables: Sequence[Any]) -> None:
-    """No place to load is there twice: the weights written last would stand for
-    both.
+    """Check that no variable to load occurs twice.
+
+    Otherwise the weights written last would be used for both cells.
     """
     if len({id(variable) for variable in variables}) != len(variables):
         raise ValueError(
-            f"{where}: into holds one object twice, and each cell has weights of its "
+            f"{where}: into holds one object twice, but each cell has weights of its "
             f"own: make two"
         )
 
 
 def get_cell_params(layer: Any, params: Params) -> list[Params]:
-    """The parameters of each cell, in the order of `cells_of`."""
+    """Return the parameters of each cell, in the order of `cells_of`."""
     if isinstance(layer, Stack):
         return [
             each
@@ -132,21 +139,22 @@ def get_cell_params(layer: Any, params: Params) -> list[Params]:
 def checked_cell_params(
     layer: Any, params: Params, where: str
 ) -> list[tuple[Any, Params]]:
-    """Every cell with its parameters, which must be the layer's."""
+    """Return every cell with its parameters, after checking those of the layer."""
     cells = cells_of(layer, where)
     layer.check(params)
     return list(zip(cells, get_cell_params(layer, params), strict=True))
 
 
 def set_cell_params(layer: Any, each: Sequence[Params], where: str) -> Params:
-    """The layer's parameters out of those of its cells, in the order of `cells_of`:
-    the inverse of `get_cell_params`.
+    """Build the layer's parameters from those of its cells.
+
+    This is the inverse of `get_cell_params`.
     """
     expected = len(cells_of(layer, where))
     if len(each) != expected:
         raise ValueError(
-            f"{where}: {summary(layer)} has {expected} cells, but weights for "
-            f"{len(each)} came"
+            f"{where}: {summary(layer)} has {expected} cells, but got weights for "
+            f"{len(each)}"
         )
     params = _put(layer, iter(each))
     layer.check(params)
@@ -155,6 +163,7 @@ def set_cell_params(layer: Any, each: Sequence[Params], where: str) -> Params:
 
 
 def _put(layer: Any, each: Iterator[Params]) -> Params:
+    """Build the parameters of a layer from an iterator over those of its cells."""
     if isinstance(layer, Stack):
         return {f"layer_{i}": _put(part, each) for i, part in enumerate(layer.layers)}
     if isinstance(layer, Bidirectional):
@@ -168,8 +177,9 @@ def _put(layer: Any, each: Iterator[Params]) -> Params:
 def _check_sizes(
     layer: Any, params: Params, features: int | None, where: str
 ) -> int | None:
-    """Every cell takes as many features as come from below; return how many go up
-    (None: as many as come).
+    """Check that the input size of every cell is the output size of the layer below.
+
+    Returns the number of output features; None for as many as the layer gets.
     """
     if isinstance(layer, Stack):
         for i, part in enumerate(layer.layers):
@@ -181,13 +191,15 @@ def _check_sizes(
             )
         return features
     if isinstance(layer, Bidirectional):
-        takes = (
+        input_size = (
             features
             if features is not None
             else _takes(layer.forward, params["forward"])
         )
         sizes = [
-            _check_sizes(getattr(layer, name), params[name], takes, f"{where}: {name}")
+            _check_sizes(
+                getattr(layer, name), params[name], input_size, f"{where}: {name}"
+            )
             for name in ("forward", "backward")
         ]
         return (
@@ -197,23 +209,24 @@ def _check_sizes(
         )
     if isinstance(layer, Dropout):
         return features
-    takes = _takes(layer, params)
-    if features is not None and takes != features:
+    input_size = _takes(layer, params)
+    if features is not None and input_size != features:
         raise ValueError(
-            f"{where}: its weights take {takes} features, but {features} come in: are "
-            f"they those of this layer?"
+            f"{where}: its weights take {input_size} features, but the layer below has "
+            f"{features}: do they belong to this layer?"
         )
     return forward_size(layer)
 
 
 def _takes(layer: Any, params: Params) -> int:
-    """Features of the inputs of a layer's first cell."""
+    """Return the number of input features of a layer's first cell."""
     return get_cell_params(layer, params)[0]["input_kernel"].shape[0]
 
 
 def set_cell_carries(layer: Any, each: Iterator[tuple[Any, ...]]) -> Carry:
-    """The layer's carry out of each cell's ``(h,)`` or ``(h, c)``, in the order of
-    `cells_of`.
+    """Build the layer's carry from the ``(h,)`` or ``(h, c)`` of each cell.
+
+    The cells are in the order of `cells_of`.
     """
     if isinstance(layer, Stack):
         return tuple(set_cell_carries(part, each) for part in layer.layers)
@@ -235,7 +248,7 @@ def set_cell_carries(layer: Any, each: Iterator[tuple[Any, ...]]) -> Carry:
 
 
 def get_cell_carries(layer: Any, carry: Carry) -> list[tuple[Any, ...]]:
-    """Each cell's ``(h,)`` or ``(h, c)``: the inverse of `set_cell_carries`."""
+    """Return the ``(h,)`` or ``(h, c)`` of each cell: inverse of `set_cell_carries`."""
     if isinstance(layer, Stack):
         return [
             each

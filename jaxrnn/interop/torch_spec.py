@@ -1,5 +1,6 @@
-"""What torch's recurrent modules are, as names, shapes and options: read off a
-state_dict, a module or a jaxrnn layer.
+"""Descriptions of torch's recurrent modules, by names, shapes and options.
+
+A description is inferred from a state_dict, a module or a jaxrnn layer.
 """
 
 from __future__ import annotations
@@ -45,8 +46,10 @@ HINTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """``layers`` times ``directions`` cells of one kind; ``numbered`` names end in
-    _l0, _l0_reverse, those of a Cell do not.
+    """A torch module of ``layers`` times ``directions`` cells of one kind.
+
+    If ``numbered``, the names end in _l0, _l0_reverse and so on; those of a torch Cell
+    do not.
     """
 
     cell: Any
@@ -57,9 +60,7 @@ class Spec:
     dropout: float = 0.0
 
     def suffixes(self) -> list[str]:
-        """One for each cell, in torch's order: layer by layer, forward before
-        backward.
-        """
+        """Return one suffix per cell: layer by layer, forward before backward."""
         directions = ("", "_reverse")[: self.directions]
         return (
             [
@@ -72,7 +73,7 @@ class Spec:
         )
 
     def names(self, suffix: str) -> list[str]:
-        """The names of one cell's tensors."""
+        """Return the names of the tensors of one cell."""
         words = [
             "weight_ih",
             "weight_hh",
@@ -82,7 +83,7 @@ class Spec:
         return [word + suffix for word in words + (["weight_hr"] if projected else [])]
 
     def shapes(self, inputs: int) -> dict[str, tuple[int, ...]]:
-        """Every tensor's shape, for ``inputs`` features."""
+        """Return the shape of every tensor, for ``inputs`` features."""
         H, outputs, rows = (
             self.cell.hidden_size,
             forward_size(self.cell),
@@ -103,7 +104,7 @@ class Spec:
         return shapes
 
     def layer(self) -> Any:
-        """The jaxrnn cell or layer of the same function."""
+        """Return the jaxrnn cell or layer that computes the same."""
         level = bidirectional(self.cell) if self.directions == 2 else self.cell
         if self.layers == 1:
             return level
@@ -120,8 +121,9 @@ def spec_of_arrays(
     rate: float,
     noted: str = "",
 ) -> Spec:
-    """Read off names and shapes; ``noted`` ends the error of missing and unexpected
-    names.
+    """Infer the module from names and shapes.
+
+    ``noted`` is appended to errors about missing and unexpected names.
     """
     hints = [
         hint
@@ -130,10 +132,10 @@ def spec_of_arrays(
     ]
     numbered = [match for match in map(NUMBERED.match, arrays) if match]
     if "weight_ih" not in arrays and not numbered:
-        came = ", ".join(sorted(arrays)[:8]) or "nothing"
+        received = ", ".join(sorted(arrays)[:8]) or "nothing"
         raise ValueError(
             f"{where}: no weight_ih_l0 (of nn.RNN, LSTM, GRU) and no weight_ih (of a "
-            f"Cell), but {came}{noted}{_of(hints)}"
+            f"Cell), but {received}{noted}{_of(hints)}"
         )
     spec = Spec(
         None,
@@ -143,29 +145,34 @@ def spec_of_arrays(
         numbered=bool(numbered),
         dropout=rate,
     )
-    first = spec.suffixes()[0]
-    lacking = [
+    first_suffix = spec.suffixes()[0]
+    missing = [
         name
-        for name in (f"weight_ih{first}", f"weight_hh{first}")
+        for name in (f"weight_ih{first_suffix}", f"weight_hh{first_suffix}")
         if name not in arrays
     ]
-    if lacking:
-        raise ValueError(f"{where}: missing {', '.join(lacking)}{noted}{_of(hints)}")
-    spec = dataclasses.replace(spec, cell=_cell(where, arrays, first, nonlinearity))
+    if missing:
+        raise ValueError(f"{where}: missing {', '.join(missing)}{noted}{_of(hints)}")
+    spec = dataclasses.replace(
+        spec, cell=_cell(where, arrays, first_suffix, nonlinearity)
+    )
     expected = [name for suffix in spec.suffixes() for name in spec.names(suffix)]
     check_names(where, arrays, expected, (noted + _of(hints)).removeprefix(". "))
     return spec
 
 
 def _of(hints: Iterable[str]) -> str:
+    """Join hints to sentences at the end of a message."""
     return "".join(f". {hint}" for hint in hints)
 
 
 def _cell(
     where: str, arrays: Mapping[str, Any], suffix: str, nonlinearity: str | None
 ) -> Any:
-    """Which cell: H is the columns of weight_hh (of weight_hr with a projection),
-    the gates are its rows over H.
+    """Infer the cell from the shapes.
+
+    H is the number of columns of weight_hh (of weight_hr with a projection), and the
+    number of gates that of its rows divided by H.
     """
     projection = arrays.get(f"weight_hr{suffix}")
     for name in (
@@ -200,14 +207,14 @@ def _cell(
     if nonlinearity not in NONLINEARITIES:
         raise ValueError(
             f"{where}: these are weights of nn.RNN, which do not tell its "
-            f"nonlinearity: say nonlinearity='tanh' or 'relu', as "
+            f"nonlinearity: pass nonlinearity='tanh' or 'relu', as "
             f"the module was made with (it is {nonlinearity!r})"
         )
     return Elman(H, activation=NONLINEARITIES[nonlinearity])
 
 
 def spec_of_layer(where: str, layer: Any, bias: bool, numbered: bool) -> Spec:
-    """The torch module that computes what ``layer`` does."""
+    """Return the torch module that computes what ``layer`` does."""
     cell = cells_of(layer, where)[0] if cells_of(layer, where) else None
     parts = layer.layers if isinstance(layer, Stack) else (layer,)
     levels, noise = (
@@ -232,11 +239,11 @@ def spec_of_layer(where: str, layer: Any, bias: bool, numbered: bool) -> Spec:
         nearest = (
             ""
             if cell is None
-            else f"; the nearest module there is {summary(spec.layer())}"
+            else f"; the nearest torch module is {summary(spec.layer())}"
         )
         raise ValueError(
             f"{where}: torch's modules are equal layers of equal cells, in one "
-            f"direction or two (side by side), with one "
+            f"direction or two (concatenated), with one "
             f"rate of dropout between all of them, but this is "
             f"{summary(layer)}{nearest}"
         )
@@ -248,8 +255,9 @@ def spec_of_layer(where: str, layer: Any, bias: bool, numbered: bool) -> Spec:
 
 
 def plain(where: str, name: str, value: Any) -> Any:
-    """A tensor as NumPy's; arrays as they are. torch itself is not imported: its
-    tensors bring all that is needed.
+    """Convert a tensor to a NumPy array; return other arrays as they are.
+
+    torch is not imported: the methods of its tensors suffice.
     """
     if not hasattr(value, "detach"):
         return value
@@ -266,7 +274,7 @@ def plain(where: str, name: str, value: Any) -> Any:
     tensor, dtype = value.detach().cpu(), str(value.dtype).removeprefix("torch.")
     if dtype.startswith("float8"):
         raise TypeError(
-            f"{where}: {name} is {dtype}, whose scales stand elsewhere: take the "
+            f"{where}: {name} is {dtype}, whose scales are stored elsewhere: take the "
             f"weights from before quantization"
         )
     return (

@@ -1,4 +1,4 @@
-"""States of PyTorch's recurrent modules as carries, and back."""
+"""Conversion of the states of PyTorch's recurrent modules to carries, and back."""
 
 from __future__ import annotations
 
@@ -21,19 +21,38 @@ from .torch_spec import plain
 
 
 def carry_from_torch(layer: Any, state: Any) -> Any:
-    """torch's h, or ``(h, c)`` of an LSTM, each ``(layers x directions, *B, H)``, as
-    the carry of ``layer``.
+    """Convert torch's h, or ``(h, c)`` of an LSTM, to the carry of ``layer``.
 
-    Of a torch Cell, add the first axis: ``h[None]``. Under half precision what
-        accumulates becomes float32, exactly.
+    In half precision, the parts that accumulate (c, and a GRU's h) become float32,
+    exactly.
+
+    Args:
+        layer: the jaxrnn layer, as `from_torch` returns it.
+        state: h, or ``(h, c)``, each ``(layers x directions, *B, H)``. For a torch Cell
+            add the first axis: ``h[None]``.
+
+    Returns:
+        The carry of ``layer``.
+
+    Raises:
+        TypeError: if the state is not h alone or the pair (h, c), as the layer needs.
+        ValueError: if the shapes do not fit.
+
+    Example::
+
+        >>> import jax.numpy as jnp, jaxrnn
+        >>> h = c = jnp.zeros((1, 5, 2))
+        >>> carry = jaxrnn.interop.carry_from_torch(jaxrnn.LSTM(2), (h, c))
+        >>> print(type(carry).__name__, carry.h.shape)
+        LSTMState (5, 2)
     """
     where, cells = "carry_from_torch", cells_of(layer, "carry_from_torch")
     pair = len(_parts(cells)) == 2
     if isinstance(state, (tuple, list)) != pair or (pair and len(state) != 2):
-        wanted, came = ("the pair (h, c)" if pair else "h alone"), describe(state)
+        wanted, received = ("the pair (h, c)" if pair else "h alone"), describe(state)
         raise TypeError(
             f"{where}: {summary(layer)} needs {wanted}, as the torch module gives it, "
-            f"but got {came}"
+            f"but got {received}"
         )
     arrays = [
         plain(where, name, value)
@@ -56,8 +75,26 @@ def carry_from_torch(layer: Any, state: Any) -> Any:
 
 
 def carry_to_torch(layer: Any, carry: Any) -> Any:
-    """A carry of ``layer`` as torch's h or ``(h, c)``, NumPy arrays ``(layers x
-    directions, *B, H)``, in the carry's dtypes.
+    """Convert a carry of ``layer`` to torch's h or ``(h, c)``.
+
+    Args:
+        layer: the jaxrnn layer.
+        carry: its carry, with leaves ``(*B, H)``.
+
+    Returns:
+        NumPy arrays ``(layers x directions, *B, H)``, in the dtypes of the carry.
+
+    Raises:
+        TypeError, ValueError: if the carry is not that of ``layer``, or the cells are
+            not equal.
+
+    Example::
+
+        >>> import jax.numpy as jnp, jaxrnn
+        >>> layer = jaxrnn.stack(jaxrnn.GRU(2), jaxrnn.GRU(2))
+        >>> carry = (jnp.zeros((5, 2)), jnp.zeros((5, 2)))
+        >>> jaxrnn.interop.carry_to_torch(layer, carry).shape
+        (2, 5, 2)
     """
     where = "carry_to_torch"
     _parts(cells_of(layer, where))
@@ -71,7 +108,7 @@ def carry_to_torch(layer: Any, carry: Any) -> Any:
 
 
 def _parts(cells: list[Any]) -> list[int]:
-    """The sizes of h, or of h and c, which must be those of every cell."""
+    """Return the sizes of h, or of h and c; all cells must have the same."""
     sizes = {(type(cell), cell.hidden_size, forward_size(cell)) for cell in cells}
     if len(sizes) != 1:
         raise ValueError(
@@ -83,8 +120,9 @@ def _parts(cells: list[Any]) -> list[int]:
 
 
 def _check_carry(where: str, layer: Any, carry: Any) -> None:
-    """As `jaxrnn.unroll` checks it; nothing but the carry's first part tells its
-    batch axes and the parameters' dtype.
+    """Check the carry as `jaxrnn.unroll` does.
+
+    The batch axes and the dtype of the parameters are inferred from the first leaf.
     """
     parts = [leaf for leaf in jax.tree.leaves(carry) if hasattr(leaf, "dtype")] or [
         jnp.zeros(0)

@@ -1,4 +1,4 @@
-"""Weights from PyTorch and back: nn.RNN, LSTM, GRU and their Cells."""
+"""Conversion of weights from and to PyTorch: nn.RNN, LSTM, GRU and their Cells."""
 
 from __future__ import annotations
 
@@ -34,43 +34,51 @@ def from_torch(
     nonlinearity: str | None = None,
     dropout: float | None = None,
 ) -> Any:
-    """The weights of a torch RNN, LSTM or GRU, or of one of their Cells, as a jaxrnn
-    layer and its parameters.
+    """Convert the weights of a torch RNN, LSTM or GRU to a jaxrnn layer and parameters.
 
-    Kernels are transposed, the two biases of a gate are added (a GRU's candidate keeps
-    both: `GRU`'s ``recurrent_bias``); a module without biases gets zeros. Layers become
-    a `stack`, directions a `bidirectional`, torch's dropout between layers `dropout`,
-    also out of a module in eval mode: `inference(layer)` draws nothing. Sequences are
-    ``(T, *B, D)`` whatever ``batch_first`` says. The dtype is kept: kernels convert
-    exactly, and the sum of two biases is rounded to it. What is computed in half
-    precision differs from torch's in rounding, since c and a GRU's h are summed in
-    float32.
+    The Cells of these are supported, too. Kernels are transposed, and the two biases of
+    a gate are added (a GRU's candidate keeps both: `GRU`'s ``recurrent_bias``); a
+    module without biases gets zeros. Layers become a `stack`, directions a
+    `bidirectional`, and torch's dropout between layers a `dropout`, even of a module in
+    eval mode: `inference(layer)` draws nothing. Sequences are ``(T, *B, D)`` whatever
+    ``batch_first`` is. The dtype is kept: kernels convert exactly, and the sum of two
+    biases is rounded to it. Results in half precision differ from torch's by rounding,
+    because c and a GRU's h are accumulated in float32.
 
     Args:
-        source: the module; or its state_dict, of tensors or of plain arrays (traced
-            ones too, so the conversion differentiates); or the path of a safetensors
-            file (package ``safetensors``).
-        prefix: where in a larger model the module stands: what comes before
+        source: the module; or its state_dict, of tensors or of plain arrays (also
+            traced ones, so that the conversion can be differentiated); or the path of a
+            safetensors file (package ``safetensors``).
+        prefix: the place of the module in a larger model: what precedes
             ``weight_ih_l0``, such as ``"encoder."``.
-        nonlinearity: ``"tanh"`` or ``"relu"``: that of an nn.RNN, which its weights do
-            not tell; demanded for them alone.
-        dropout: between layers, of which there must be two; weights do not tell it, a
-            module does. Default 0.
+        nonlinearity: ``"tanh"`` or ``"relu"`` of an nn.RNN, which its weights do not
+            tell; required for such weights only.
+        dropout: the rate between layers, of which there must be at least two. Weights
+            do not tell it, a module does. The default is 0.
 
     Returns:
         ``(layer, params)``.
 
     Raises:
-        ValueError: missing, unexpected, wrongly shaped weights. TypeError: quantized
-            weights, mixed dtypes, float64 without ``jax_enable_x64``, an object that is
-            none of these.
+        TypeError: for quantized weights, mixed dtypes, float64 without
+            ``jax_enable_x64``, or an object that is none of these.
+        ValueError: for missing, unexpected or wrongly shaped weights.
+
+    Example::
+
+        >>> import numpy as np, jaxrnn
+        >>> weights = {"weight_ih": np.zeros((6, 3)), "weight_hh": np.zeros((6, 2))}
+        >>> weights = {name: array.astype("float32") for name, array in weights.items()}
+        >>> layer, params = jaxrnn.interop.from_torch(weights)
+        >>> print(type(layer).__name__, params["input_kernel"].shape)
+        GRU (3, 6)
     """
     where = "from_torch"
     if hasattr(source, "state_dict"):
         module = _inside(where, source, prefix) if prefix else source
         if nonlinearity is not None or dropout is not None:
             raise ValueError(
-                f"{where}: the module itself says its nonlinearity and dropout: leave "
+                f"{where}: the module determines its nonlinearity and dropout: leave "
                 f"them out"
             )
         _check_module(where, module)
@@ -85,14 +93,14 @@ def from_torch(
         arrays, noted = _under(prefix, source)
     else:
         raise TypeError(
-            f"{where}: a torch module, a state_dict or the path of a safetensors file, "
-            f"but it is {describe(source)}"
+            f"{where}: expected a torch module, a state_dict or the path of a "
+            f"safetensors file, but it is {describe(source)}"
         )
     arrays = {name: plain(where, name, value) for name, value in arrays.items()}
     spec = spec_of_arrays(where, arrays, nonlinearity, dropout or 0.0, noted)
     if dropout and spec.layers == 1 and not hasattr(source, "state_dict"):
         raise ValueError(
-            f"{where}: dropout stands between layers, and these are the weights of "
+            f"{where}: dropout is applied between layers, but these are the weights of "
             f"one: leave it out"
         )
     check_dtypes(where, arrays)
@@ -115,22 +123,36 @@ def to_torch(
     bias: bool | None = None,
     cell: bool = False,
 ) -> Any:
-    """The parameters of a layer in torch's layout: the inverse of `from_torch`.
+    """Convert the parameters of a layer to torch's layout: inverse of `from_torch`.
 
-    Args:
-        layer: `Elman` (tanh or relu), `LSTM` (with a projection too) or `GRU` (reset
-            after), equal `bidirectional` ones, and equal stacks of these, with equal
-            dropout between or none.
-        into: nothing: return a dict of NumPy arrays, a state_dict's but for
-            ``torch.from_numpy`` (which knows no bfloat16). A torch module of the same
-            sizes: load them, return the module. A path: write a new safetensors file,
-            return it.
-        prefix: put before every name of the dict or of the file.
-        bias: False leaves both biases out, which must then be zero (a module says it
-            itself).
-        cell: name them as those of nn.LSTMCell and its like, without ``_l0``.
+    The bias becomes ``bias_ih``; ``bias_hh`` is zero except for a GRU's
+    ``recurrent_bias``.
 
-    The bias goes to ``bias_ih``; ``bias_hh`` is zero but for what a GRU has apart.
+    Args: layer: `Elman` (tanh or relu), `LSTM` (also with a projection) or `GRU` (with
+        reset_after), a `bidirectional` of two equal ones, or a stack of equal ones with
+        equal dropout between them, or none. params: the parameters of ``layer``. into:
+        None returns a dict of NumPy arrays, a state_dict except for
+        ``torch.from_numpy`` (which does not support bfloat16). A torch module of the
+        same sizes is loaded and returned. A path writes a new safetensors file and
+        returns the path. prefix: put before every name of the dict or the file. bias:
+        False leaves out both biases, which must then be zero. Not allowed with a
+        module, which determines it. cell: use the names of nn.LSTMCell and the other
+        Cells, without ``_l0``.
+
+    Returns:
+        The dict of arrays, or ``into``.
+
+    Raises:
+        TypeError, ValueError: if torch has no such module, or ``into`` does not fit.
+        FileExistsError: if the file exists.
+
+    Example::
+
+        >>> import jax, jaxrnn
+        >>> cell = jaxrnn.Elman(2)
+        >>> arrays = jaxrnn.interop.to_torch(cell, cell.init(jax.random.key(0), 3))
+        >>> print(sorted(arrays))
+        ['bias_hh_l0', 'bias_ih_l0', 'weight_hh_l0', 'weight_ih_l0']
     """
     where = "to_torch"
     check_concrete(where, params)
@@ -139,7 +161,7 @@ def to_torch(
         _check_module(where, module)
         if prefix or cell or bias is not None:
             raise ValueError(
-                f"{where}: the module to load says its names itself: leave out prefix, "
+                f"{where}: the module to load determines its names: leave out prefix, "
                 f"bias and cell"
             )
         bias, cell = module.bias, not hasattr(module, "num_layers")
@@ -168,7 +190,7 @@ def to_torch(
 
 
 def _inside(where: str, source: Any, prefix: str) -> Any:
-    """The module at ``prefix``."""
+    """Return the module at ``prefix``."""
     modules = dict(source.named_modules())
     if prefix.rstrip(".") not in modules:
         recurrent = sorted(
@@ -178,14 +200,14 @@ def _inside(where: str, source: Any, prefix: str) -> Any:
         )
         raise ValueError(
             f"{where}: {type(source).__name__} has no module at prefix={prefix!r}; "
-            f"recurrent ones in it: "
+            f"its recurrent modules are: "
             f"{', '.join(map(repr, recurrent)) or 'none'}"
         )
     return modules[prefix.rstrip(".")]
 
 
 def _check_module(where: str, module: Any) -> None:
-    """One of torch's own six, unquantized and without parametrisations."""
+    """Check for one of torch's own six modules, unquantized and not parametrized."""
     kind = type(module)
     if "quantiz" in kind.__module__:
         raise TypeError(
@@ -202,15 +224,15 @@ def _check_module(where: str, module: Any) -> None:
         raise TypeError(
             f"{where}: expected one of torch.nn.{', '.join(MODULES)}, but it is "
             f"{kind.__module__}.{kind.__name__}: name the "
-            "one inside it (with prefix, or as model.encoder), or, of a class of your "
-            "own that computes the same, pass "
-            "state_dict()"
+            "one inside it (with prefix, or as model.encoder), or, for a class of your "
+            "own that computes the same, pass state_dict()"
         )
 
 
 def _under(prefix: str, source: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """What stands under ``prefix`` (its dot may be left out), and a note for errors
-    of where recurrent weights are.
+    """Select the tensors under ``prefix`` (whose dot may be left out).
+
+    Also returns a note for errors, on where other recurrent weights are.
     """
     if prefix and not any(name.startswith(f"{prefix}weight_") for name in source):
         prefix = prefix if prefix.endswith(".") else f"{prefix}."
@@ -218,7 +240,7 @@ def _under(prefix: str, source: Mapping[str, Any]) -> tuple[dict[str, Any], str]
         name[: name.index("weight_ih")] for name in source if "weight_ih" in name
     } - {prefix}
     noted = (
-        f". Recurrent weights also stand under "
+        f". There are also recurrent weights under "
         f"prefix={', '.join(map(repr, sorted(places)))}"
         if places
         else ""
@@ -233,7 +255,7 @@ def _under(prefix: str, source: Mapping[str, Any]) -> tuple[dict[str, Any], str]
 def _read(
     where: str, spec: Spec, arrays: Mapping[str, Any], suffix: str
 ) -> dict[str, Any]:
-    """One cell's parameters."""
+    """Convert the tensors of one cell to its parameters."""
     own = {name.removesuffix(suffix): arrays[name] for name in spec.names(suffix)}
     params = {
         "input_kernel": own["weight_ih"].T,
@@ -251,7 +273,7 @@ def _read(
 def _write(
     where: str, spec: Spec, params: Mapping[str, Any], suffix: str
 ) -> dict[str, Any]:
-    """One cell's tensors."""
+    """Convert the parameters of one cell to its tensors."""
     bias, recurrent_bias = unfold_biases(params)
     if not spec.bias:
         check_no_biases(where, params, "the torch module")
@@ -266,9 +288,7 @@ def _write(
 
 
 def _load(where: str, module: Any, layer: Any, arrays: Mapping[str, Any]) -> Any:
-    """``module`` with these weights, if it is the layer's like in kind, sizes and
-    dtype.
-    """
+    """Load the weights into ``module``, which must match the layer in kind and size."""
     state = module.state_dict()
     if any(value.is_meta for value in state.values()):
         raise TypeError(
@@ -276,8 +296,8 @@ def _load(where: str, module: Any, layer: Any, arrays: Mapping[str, Any]) -> Any
             f"module.to_empty(device='cpu') first"
         )
     rate = getattr(module, "dropout", 0.0)
-    found = spec_of_arrays(where, state, getattr(module, "nonlinearity", None), rate)
-    check_same(where, layer, found.layer())
+    spec = spec_of_arrays(where, state, getattr(module, "nonlinearity", None), rate)
+    check_same(where, layer, spec.layer())
     check_shapes(
         where,
         arrays,

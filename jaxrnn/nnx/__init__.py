@@ -1,24 +1,41 @@
-"""Recurrent layers at home in flax nnx: `RNN` and `Bidirectional` stand where
-``nnx.RNN`` and ``nnx.Bidirectional`` stood.
+"""Recurrent layers for flax nnx: drop-in replacements for ``nnx.RNN``.
 
-They take flax's cells, with flax's parameters, arguments and carries, or any jaxrnn
-cell or layer. What differs::
+`RNN` and `Bidirectional` replace ``nnx.RNN`` and ``nnx.Bidirectional``. They take
+flax's cells, with flax's parameters, arguments and carries, or any jaxrnn cell or
+layer. They differ from flax in the following points.
 
-    what                        flax                          here, and why
-    padded steps                whatever the cell makes of    zeros; NaN there changes no value and no gradient
-                                padding; NaN kills gradients
-    length 0                    the carry after all padding   the initial carry: nothing came
-    lengths, two batch axes     a carry of wrong shape        one carry a sequence
-    reverse, keep_order unsaid  outputs in the order walked   outputs beside their inputs; keep_order=False is flax's
-    dtype=bfloat16              float32 out, unless the       bfloat16 out; an LSTM's c and a GRU's h stay float32, because
-                                parameters are bfloat16 too   they are sums over the whole sequence
-    an LSTM's carry             (c, h)                        (c, h) of a flax cell, LSTMState(h, c) of jaxrnn's
-    state of the module         cell and a stream of keys     cell: nnx.Param is all there is
-    carry_init of a cell        drawn from that stream        refused: pass initial_carry
-    cells that draw or count    state_axes, broadcast_rngs    refused: a step is a function of carry and input
-    one RNN for both directions a warning in the log          refused: most likely an oversight
-    a cell's outputs            any tree                      one array
-"""  # noqa: E501
+Padded steps:
+    flax returns whatever the cell computes from padding, and NaN there turns
+    gradients into NaN. Here their outputs are zero, and NaN in padding changes
+    neither values nor gradients.
+Length 0:
+    flax returns the carry after all padding; here it is the initial carry, because
+    the sequence has no steps.
+Lengths with two batch axes:
+    flax returns a carry of the wrong shape; here there is one carry per sequence.
+``reverse=True``, default ``keep_order``:
+    flax returns outputs in the order in which they were computed; here they keep the
+    order of the inputs. ``keep_order=False`` gives flax's order.
+``dtype=bfloat16``:
+    flax returns float32, unless the parameters are bfloat16, too. Here the outputs
+    are bfloat16; an LSTM's c and a GRU's h stay float32, because they are sums over
+    the whole sequence.
+The carry of an LSTM:
+    (c, h) in flax. Here it is (c, h) for a flax cell and ``LSTMState(h, c)`` for a
+    jaxrnn cell.
+The state of the module:
+    the cell and a stream of keys in flax. Here, with a jaxrnn cell, all variables
+    are ``nnx.Param``.
+The ``carry_init`` of a cell:
+    flax draws it from that stream. Here it is refused: pass ``initial_carry``.
+Cells that draw random numbers or count:
+    flax has ``state_axes`` and ``broadcast_rngs``. Here they are refused, because a
+    step is a function of the carry and the input.
+One RNN for both directions:
+    flax logs a warning. Here it is refused, because most likely it is a mistake.
+The outputs of a cell:
+    any pytree in flax, one array here.
+"""
 
 from .bidirectional import Bidirectional as Bidirectional
 from .flip import flip_sequences as flip_sequences

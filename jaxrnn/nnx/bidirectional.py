@@ -1,4 +1,4 @@
-"""Both directions, as flax puts them together."""
+"""A bidirectional RNN module with the interface of ``nnx.Bidirectional``."""
 
 from __future__ import annotations
 
@@ -15,31 +15,36 @@ from .flip import Lengths, flip_sequences
 
 
 def _concatenate(forward: Array, backward: Array) -> Array:
+    """Concatenate the features of both directions."""
     return jnp.concatenate([forward, backward], axis=-1)
 
 
 class Bidirectional(nnx.Module):
-    """One RNN forwards in time and one backwards, their outputs merged, as
-    ``nnx.Bidirectional``.
+    """A forward and a backward RNN whose outputs are merged, as ``nnx.Bidirectional``.
 
-    Args:
-        forward_rnn, backward_rnn: `RNN` of one's choice, or anything that is called
-            like it. Two, so that each has parameters of its own: one object for both is
-            refused (to share them, make two `RNN` of one cell).
-        merge_fn: of the outputs of both, which stand beside their inputs; default:
-            features side by side.
-        time_major, return_carry: as for `RNN`; they, and ``rngs``, go to both at each
-            call.
-        rngs: taken and left alone.
+    The carry is the pair of both carries: that of the forward RNN at the last step and
+    that of the backward RNN at the first.
 
-    The carry is the pair of both, forward's at the last step and backward's at the
-    first.
+    Args: forward_rnn, backward_rnn: two `RNN` modules, or modules that are called like
+        one. They must be two objects, so that each has parameters of its own. (To share
+        parameters, make two `RNN` of one cell.) merge_fn: ``merge_fn(forward_outputs,
+        backward_outputs) -> outputs``, both in the order of the inputs. The default
+        concatenates the features. time_major: inputs and outputs are ``(T, B, D)``
+        instead of ``(B, T, D)``. return_carry: return ``(carry, outputs)`` from each
+        call. rngs: accepted for compatibility with flax, and ignored.
+
+    Raises:
+        TypeError: if a direction is not an `RNN`.
+        ValueError: if both directions are one object.
 
     Example::
 
-        rnn = Bidirectional(RNN(nnx.GRUCell(3, 4, rngs=rngs)), RNN(nnx.GRUCell(3, 4,
-        rngs=rngs)))
-        ys = rnn(xs, seq_lengths=lengths)           # xs (B, T, 3) -> ys (B, T, 8)
+        >>> import jax.numpy as jnp, jaxrnn.nnx
+        >>> from flax import nnx
+        >>> cells = [nnx.GRUCell(3, 4, rngs=nnx.Rngs(seed)) for seed in (0, 1)]
+        >>> rnn = jaxrnn.nnx.Bidirectional(*map(jaxrnn.nnx.RNN, cells))
+        >>> rnn(jnp.ones((2, 5, 3)), seq_lengths=jnp.array([5, 3])).shape
+        (2, 5, 8)
     """
 
     def __init__(
@@ -64,7 +69,7 @@ class Bidirectional(nnx.Module):
                     else "RNN(cell)"
                 )
                 raise TypeError(
-                    f"Bidirectional: {name} must be an RNN, which walks whole "
+                    f"Bidirectional: {name} must be an RNN, which is applied to whole "
                     f"sequences, but it is {describe(rnn)}: make it "
                     f"{wrap}"
                 )
@@ -72,7 +77,7 @@ class Bidirectional(nnx.Module):
             raise ValueError(
                 "Bidirectional: forward_rnn and backward_rnn are one object, so both "
                 "directions would share its parameters: "
-                "make two, or, if they shall share, two RNN of one cell"
+                "make two, or, if they should share, two RNN of one cell"
             )
         self.forward_rnn, self.backward_rnn, self.merge_fn = (
             forward_rnn,
@@ -93,34 +98,50 @@ class Bidirectional(nnx.Module):
         reverse: bool | None = None,
         keep_order: bool | None = None,
     ) -> Inexact[Array, "..."] | tuple[Any, Inexact[Array, "..."]]:
-        """Merged outputs, or ``((forward's carry, backward's carry), outputs)``.
+        """Apply both directions and merge their outputs.
 
-        With ``reverse`` the two change direction, so that one `Bidirectional` may be
-        the backward half of another.
+        Args:
+            inputs: ``(*B, T, D)``, or ``(T, *B, D)`` if time-major.
+            initial_carry: the pair of the initial carries, forward and backward.
+            rngs: passed to both directions; needed by layers that draw random numbers.
+            seq_lengths: the lengths of the sequences, ``(*B,)``.
+            return_carry, time_major: override the options of the constructor.
+            reverse: exchange the directions, so that one `Bidirectional` may be the
+                backward half of another.
+            keep_order: with ``reverse``, False returns the outputs in reversed time.
+
+        Returns:
+            The merged outputs, or ``((forward_carry, backward_carry), outputs)``.
         """
         time_major = self.time_major if time_major is None else time_major
         forward, backward = (None, None) if initial_carry is None else initial_carry
-        how: dict[str, Any] = {
+        options: dict[str, Any] = {
             "seq_lengths": seq_lengths,
             "return_carry": True,
             "time_major": time_major,
             "keep_order": True,
         }
         if rngs is not None:
-            how["rngs"] = rngs
-        forward, ys = self._directed(
-            self.forward_rnn, inputs, forward, bool(reverse), how
+            options["rngs"] = rngs
+        forward, forward_ys = self._directed(
+            self.forward_rnn, inputs, forward, bool(reverse), options
         )
-        backward, others = self._directed(
-            self.backward_rnn, inputs, backward, not reverse, how
+        backward, backward_ys = self._directed(
+            self.backward_rnn, inputs, backward, not reverse, options
         )
-        outputs = self.merge_fn(ys, others)
+        outputs = self.merge_fn(forward_ys, backward_ys)
         if reverse and keep_order is False:
             outputs = flip_sequences(outputs, seq_lengths, outputs.ndim - 2, time_major)
         return_carry = self.return_carry if return_carry is None else return_carry
         return ((forward, backward), outputs) if return_carry else outputs
 
     def _directed(
-        self, rnn: Any, inputs: Array, carry: Any, reverse: bool, how: dict[str, Any]
+        self,
+        rnn: Any,
+        inputs: Array,
+        carry: Any,
+        reverse: bool,
+        options: dict[str, Any],
     ) -> tuple[Any, Array]:
-        return rnn(inputs, initial_carry=carry, reverse=reverse, **how)
+        """Apply one RNN in the given direction."""
+        return rnn(inputs, initial_carry=carry, reverse=reverse, **options)

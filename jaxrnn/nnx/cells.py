@@ -1,11 +1,10 @@
-"""flax's own cells, as `jaxrnn.unroll` walks them: the parameters stay flax's, and are
-packed when a sequence is walked.
+"""flax's cells as jaxrnn cells: the parameters stay flax's and are packed at each call.
 
 ``nnx.LSTMCell``, ``OptimizedLSTMCell``, ``GRUCell`` and ``SimpleCell`` become `LSTM`,
-`GRU` and `Elman`. Whatever else has ``__call__(carry, x) -> (carry, y)`` and
-``initialize_carry``, a cell of one's own, those with other activations, with
-``residual=True``, a first carry of their own or linear maps that were exchanged, is
-called step by step as it stands.
+`GRU` and `Elman`, so that every engine supports them. Any other module with
+``__call__(carry, x) -> (carry, y)`` and ``initialize_carry`` is called step by step
+as it is: user-defined cells, and flax's cells with another activation, with
+``residual=True``, with their own initial carry or with replaced linear maps.
 """
 
 from __future__ import annotations
@@ -26,11 +25,18 @@ from ..core.exported import register_for_export
 
 
 class Walkable(NamedTuple):
-    """What `jaxrnn.unroll` takes, and how its carry looks from outside."""
+    """The arguments of `jaxrnn.unroll` for a module, and conversions of its carry.
+
+    Attributes:
+        layer, params: the jaxrnn cell or layer and its parameters.
+        dtype: the dtype to which inputs are cast; None leaves them as they are.
+        enter: converts the module's carry to the layer's, given the batch shape.
+        leave: converts the layer's carry to the module's.
+    """
 
     layer: Cell | Layer
     params: Params
-    dtype: Any = None  # to cast the inputs to; None leaves them
+    dtype: Any = None
     enter: Callable[[Carry, tuple[int, ...]], Carry] = lambda carry, batch: carry
     leave: Callable[[Carry], Carry] = lambda carry: carry
 
@@ -38,9 +44,7 @@ class Walkable(NamedTuple):
 def walkable(
     cell: nnx.Module, dtype: Any = None, features: int | None = None
 ) -> Walkable:
-    """A flax cell for inputs of ``dtype`` with so many features, as far as they are
-    known.
-    """
+    """Convert a flax cell, for inputs of ``dtype`` and ``features`` where known."""
     packed = _packed(cell)
     return (
         _own(cell, dtype, features)
@@ -50,8 +54,10 @@ def walkable(
 
 
 def _builtin(cell: Any, layer: Cell, params: dict[str, Array], dtype: Any) -> Walkable:
-    """Parameters and inputs are cast to one dtype, the cell's or the wider of the
-    two; the carry is laid out as flax's.
+    """Convert a flax cell that equals a jaxrnn cell.
+
+    Parameters and inputs are cast to one dtype, the cell's or the wider of the two. The
+    carry has flax's layout.
     """
     stored = params["input_kernel"].dtype
     if cell.dtype is not None or dtype is None:
@@ -78,9 +84,9 @@ def _builtin(cell: Any, layer: Cell, params: dict[str, Array], dtype: Any) -> Wa
                 )
             carry = LSTMState(h=carry[1], c=carry[0])
         expected = jax.eval_shape(lambda: layer.initial_carry(params, batch))
-        found: Any = jax.tree.structure(carry)
-        if found != jax.tree.structure(expected):
-            return carry  # unroll says what is wrong with it
+        structure: Any = jax.tree.structure(carry)
+        if structure != jax.tree.structure(expected):
+            return carry  # `unroll` raises an error that describes it
         return jax.tree.map(
             lambda a, like: _cast(a, like.dtype, stored), carry, expected
         )
@@ -95,15 +101,17 @@ def _builtin(cell: Any, layer: Cell, params: dict[str, Array], dtype: Any) -> Wa
 
 
 def _cast(leaf: Array, dtype: Any, stored: Any) -> Array:
-    """What ``initialize_carry`` makes, in the parameters' dtype, becomes the
-    carry's; another dtype is left to be refused.
+    """Cast a leaf in the parameters' dtype, as ``initialize_carry`` returns it.
+
+    A leaf of another dtype is left as it is, so that `unroll` refuses it.
     """
     return leaf.astype(dtype) if leaf.dtype == stored else leaf
 
 
 def _packed(cell: Any) -> tuple[Cell, dict[str, Array]] | None:
-    """The `LSTM`, `GRU` or `Elman` that computes what a built-in flax cell does, and
-    its parameters; None for any other.
+    """Return the jaxrnn cell that equals a built-in flax cell, and its parameters.
+
+    None for any other cell.
     """
     kind = next((k for k in _FORMS if isinstance(cell, k)), None)
     if kind is None or any(
@@ -141,7 +149,7 @@ def _packed(cell: Any) -> tuple[Cell, dict[str, Array]] | None:
     }
     if kind is nnx.SimpleCell:
         return Elman(cell.hidden_features, activation=cell.activation_fn), params
-    if kind is nnx.GRUCell:  # has no recurrent bias, whatever its documentation says
+    if kind is nnx.GRUCell:  # it has no recurrent bias, contrary to its documentation
         return GRU(cell.hidden_features), params | {
             "recurrent_bias": jnp.zeros_like(params["bias"][: cell.hidden_features])
         }
@@ -149,8 +157,9 @@ def _packed(cell: Any) -> tuple[Cell, dict[str, Array]] | None:
 
 
 def _plain(linear: Any, cell: Any) -> bool:
-    """One of flax's own linear maps with its own options: those that a cell makes,
-    and not one put in their place.
+    """Return whether a linear map is ``nnx.Linear`` with the options that a cell sets.
+
+    False for a map that the user has put in its place.
     """
     return (
         type(linear) is nnx.Linear
@@ -161,9 +170,8 @@ def _plain(linear: Any, cell: Any) -> bool:
     )
 
 
-_FORMS: dict[
-    Any, tuple[tuple[str, ...], tuple[str, ...]]
-] = {  # linear maps of x, and of h, in the order they are packed
+# The names of the linear maps of x and of h, in the order in which they are packed.
+_FORMS: dict[Any, tuple[tuple[str, ...], tuple[str, ...]]] = {
     nnx.LSTMCell: (("ii", "if_", "ig", "io"), ("hi", "hf", "hg", "ho")),
     nnx.OptimizedLSTMCell: (("dense_i",), ("dense_h",)),
     nnx.GRUCell: (("dense_i",), ("dense_h",)),
@@ -173,7 +181,7 @@ _FORMS: dict[
 
 @register_for_export
 class Shown(NamedTuple):
-    """The carry of a cell of one's own, and what it put out last."""
+    """The carry of a user-defined cell, and its last output."""
 
     carry: Carry
     y: Array
@@ -181,8 +189,9 @@ class Shown(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class FlaxCell(Cell):
-    """A cell of one's own: its parameters are the state that ``nnx.split`` gives
-    beside ``graph``.
+    """A user-defined flax cell as a jaxrnn cell.
+
+    Its parameters are the state that ``nnx.split`` returns beside ``graph``.
     """
 
     graph: Any
@@ -193,13 +202,14 @@ class FlaxCell(Cell):
     def initial_carry(
         self, params: Params, batch_shape: tuple[int, ...] = (), dtype: Any = None
     ) -> Shown:
-        """``initialize_carry``, handed a stream of seed 0 as ``nnx.RNN`` does, and
-        zeros for what no step has put out yet.
+        """Return the cell's ``initialize_carry``, and zeros as the last output.
+
+        ``initialize_carry`` gets a key stream of seed 0, as in ``nnx.RNN``.
         """
         if self.features is None:
             raise ValueError(
                 f"RNN: the carry of {self.name} may depend on its inputs, which are "
-                f"not known here: ask the cell itself, "
+                f"not known here: call the cell itself, "
                 "rnn.cell.initialize_carry((*B, D), rngs)"
             )
         x = jax.ShapeDtypeStruct((*batch_shape, self.features), self.dtype)
@@ -207,13 +217,13 @@ class FlaxCell(Cell):
         y = jax.eval_shape(lambda carry, x: self.merged(params)(carry, x)[1], carry, x)
         if not isinstance(y, jax.ShapeDtypeStruct):
             raise TypeError(
-                f"RNN: a cell must put out one array, but {self.name} puts out "
-                f"{jax.tree.structure(y)}"
+                f"RNN: the output of a cell must be one array, but that of {self.name} "
+                f"is {jax.tree.structure(y)}"
             )
         return Shown(carry, jnp.zeros(y.shape, y.dtype))
 
     def step(self, params: Params, carry: Shown, z: Array) -> Shown:
-        """The cell's own call."""
+        """Call the module once."""
         module = self.merged(params)
         after = Shown(*module(carry.carry, z))
         state = jax.tree.leaves(nnx.split(module)[1])
@@ -223,30 +233,31 @@ class FlaxCell(Cell):
         ):
             raise TypeError(
                 f"RNN: {self.name} changes its own variables while it steps (it draws "
-                f"random numbers or keeps statistics), and "
-                "what is walked here is a function of the carry and the inputs: use "
-                "jaxrnn.recurrent_dropout or "
-                "jaxrnn.zoneout around a jaxrnn cell, or flax's nnx.RNN"
+                f"random numbers or keeps statistics), but a step must be a function "
+                f"of the carry and the input: use jaxrnn.recurrent_dropout or "
+                f"jaxrnn.zoneout around a jaxrnn cell, or flax's nnx.RNN"
             )
         return after
 
     def output(self, params: Params, carry: Shown, x: Any) -> Array:
-        """What the step put out."""
+        """Return the output of the last step."""
         return carry.y
 
     def merged(self, params: Params) -> Any:
-        """The module, with variables made anew: those of an outer trace could not be
-        written to, nor the writing be found.
+        """Build the module with new variables.
+
+        Variables of an outer trace could not be written to, and a write to them could
+        not be detected.
         """
         return nnx.merge(self.graph, jax.tree.map(lambda leaf: leaf, params))
 
 
 def _own(cell: Any, dtype: Any, features: int | None) -> Walkable:
+    """Convert a user-defined flax cell."""
     if getattr(cell, "num_feature_axes", 1) != 1:
         raise ValueError(
-            f"RNN: {type(cell).__name__} has {cell.num_feature_axes} feature axes, and "
-            f"sequences here have one, (*B, T, D): "
-            "use flax's nnx.RNN"
+            f"RNN: {type(cell).__name__} has {cell.num_feature_axes} feature axes, but "
+            f"jaxrnn's sequences have one, (*B, T, D): use flax's nnx.RNN"
         )
     graph, state = nnx.split(cell)
     layer = FlaxCell(graph, type(cell).__name__, features, dtype and jnp.dtype(dtype))

@@ -1,4 +1,4 @@
-"""Sequences turned round in time, padding left where it is."""
+"""Reversal of sequences in time that leaves padding at the end."""
 
 from __future__ import annotations
 
@@ -19,14 +19,35 @@ def flip_sequences(
     num_batch_dims: int,
     time_major: bool,
 ) -> Array:
-    """``y_t = x_(L-1-t)`` for t < L, the length of each sequence; what lies behind it
-    stays.
+    """Reverse each sequence within its length; padding stays at the end.
+
+    ::
+
+        y_t = x_(L-1-t)  for t < L,    y_t = x_t  for t >= L
+
+    where L is the length of the sequence.
 
     Args:
-        inputs: ``(*B, T, ...)``, or ``(T, *B, ...)`` where ``time_major``.
-        seq_lengths: ``(*B,)`` integers of any dtype, or a list; None turns whole
-            sequences round.
-        num_batch_dims: how many axes ``*B`` stands for.
+        inputs: ``(*B, T, ...)``, or ``(T, *B, ...)`` if ``time_major``.
+        seq_lengths: ``(*B,)`` integers of any dtype, or a list; None reverses whole
+            sequences.
+        num_batch_dims: the number of axes of ``*B``.
+        time_major: whether the time axis is the first one.
+
+    Returns:
+        An array of the shape of ``inputs``.
+
+    Raises:
+        TypeError: if the lengths are not integers.
+        ValueError: if their shape is not that of the batch.
+
+    Example::
+
+        >>> import jax.numpy as jnp
+        >>> from jaxrnn.nnx import flip_sequences
+        >>> xs = jnp.array([[1, 2, 3], [4, 5, 0]])
+        >>> flip_sequences(xs, jnp.array([3, 2]), 1, time_major=False).tolist()
+        [[3, 2, 1], [5, 4, 0]]
     """
     axis = 0 if time_major else num_batch_dims
     steps = inputs.shape[axis]
@@ -40,23 +61,25 @@ def flip_sequences(
     )
     if jnp.shape(seq_lengths) != batch:
         raise ValueError(
-            f"flip_sequences: seq_lengths must have one length a sequence, shape "
+            f"flip_sequences: seq_lengths must have one length per sequence, shape "
             f"{batch}, but have {jnp.shape(seq_lengths)}"
         )
     t = jnp.arange(steps, dtype=jnp.int32).reshape(-1, *[1] * num_batch_dims)
-    places = jnp.where(t < seq_lengths[None], seq_lengths[None] - 1 - t, t)
-    places = jnp.moveaxis(places, 0, axis)
+    indices = jnp.where(t < seq_lengths[None], seq_lengths[None] - 1 - t, t)
+    indices = jnp.moveaxis(indices, 0, axis)
     return jnp.take_along_axis(
-        inputs, places.reshape(places.shape + (1,) * (inputs.ndim - places.ndim)), axis
+        inputs,
+        indices.reshape(indices.shape + (1,) * (inputs.ndim - indices.ndim)),
+        axis,
     )
 
 
 def whole(lengths: Lengths) -> Integer[Array, "*B"]:
-    """Lengths as int32: in int8 the steps themselves would wrap."""
-    given = jnp.asarray(lengths)
-    if not jnp.issubdtype(given.dtype, jnp.integer):
+    """Convert lengths to int32, because step numbers could overflow in int8."""
+    array = jnp.asarray(lengths)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(
-            f"seq_lengths must be integers, one a sequence, but they are "
-            f"{describe(given)}"
+            f"seq_lengths must be integers, one per sequence, but they are "
+            f"{describe(array)}"
         )
-    return given.astype(jnp.int32)
+    return array.astype(jnp.int32)

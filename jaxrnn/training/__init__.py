@@ -1,6 +1,4 @@
-"""Training on top of optax: the compiled step, the host loop, checkpoints and run
-directories.
-"""
+"""Training with optax: compiled steps, the host loop, checkpoints, run directories."""
 
 from .batches import make_batch_step as make_batch_step
 from .checkpoints import Checkpoints as Checkpoints

@@ -1,4 +1,4 @@
-"""The training step for whole sequences that start anew with each batch."""
+"""The training step for batches of whole sequences, without a carry between them."""
 
 from __future__ import annotations
 
@@ -19,20 +19,26 @@ def make_batch_step(
     optimizer: optax.GradientTransformation,
     schedule: Callable[[Array], Array],
 ) -> Callable[[TrainState, Any, Any], TrainState]:
-    """``batch_step(state, batch, progress) -> state``, compiled: one optax update by
-    the mean loss of a batch.
+    """Compile ``batch_step(state, batch, progress) -> state``, one optax update.
 
-    Nothing but the state goes from one batch to the next; for streams whose carry goes
-    on, see `make_train_step`. The state comes from `fresh_state`. The state passed in
-    is given up to the computation: use only the one returned.
+    The update follows the gradient of the mean loss of the batch. Nothing but the state
+    passes from one batch to the next; for streams whose carry continues, see
+    `make_train_step`. The initial state is made by `fresh_state`. The state passed in
+    is donated to the computation: use only the returned one.
 
     Args:
-        loss: ``loss(params, batch, key) -> (sum of losses, their number)``. ``batch``
-            is a pytree of arrays, or None where the loss draws its sequences itself;
-            ``key`` is the state's, folded with its step, so that a run which was killed
-            and resumed goes on to the same numbers. Where no loss counts, the
-            parameters get no gradient.
+        loss: ``loss(params, batch, key) -> (sum of losses, number of losses)``.
+            ``batch`` is a pytree of arrays, or None if the loss draws its sequences
+            itself. ``key`` is the state's key folded with its step, so that a run that
+            was killed and resumed continues with the same numbers. Where the number of
+            losses is zero, the gradient is zero.
         optimizer, schedule: as for `make_train_step`.
+
+    Returns:
+        The compiled function.
+
+    Raises:
+        ValueError: when the step is traced, if ``loss`` does not return two scalars.
     """
 
     def mean_loss(

@@ -1,5 +1,6 @@
-"""Checkpoints by orbax: atomic, the last few kept, verified when read, the previous
-one where the newest is damaged.
+"""Checkpoints by orbax: written atomically, limited in number, verified when read.
+
+A damaged checkpoint is detected by its checksum, and the previous one is used.
 """
 
 from __future__ import annotations
@@ -21,15 +22,21 @@ import orbax.checkpoint as ocp
 
 from .errors import InputError
 
-BEST = "best"  # what the names of its arrays begin with
+BEST = "best"  # prefix of the names of the best parameters
 
-BESIDES = 65_536  # bytes that a checkpoint takes besides its arrays
+BESIDES = 65_536  # bytes that a checkpoint needs in addition to its arrays
 
 
 class Restored(NamedTuple):
-    """A checkpoint; ``notes`` say in a sentence each which newer ones are damaged,
-    ``best`` are the parameters with the best held-out score so far, None where the run
-    keeps none.
+    """A checkpoint that was read.
+
+    Attributes:
+        step: the step at which it was written.
+        state: the saved pytree.
+        meta: the JSON object that was saved with it.
+        notes: one sentence for each newer checkpoint that is damaged.
+        best: the parameters with the best held-out score so far; None if the run does
+            not keep them.
     """
 
     step: int
@@ -40,8 +47,11 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints in a directory: ``save(step, state, meta)`` and
-    ``restore(template)``.
+    """The checkpoints in a directory.
+
+    Args:
+        directory: made if it does not exist.
+        keep: the number of checkpoints to keep; older ones are deleted.
     """
 
     def __init__(self, directory: pathlib.Path, keep: int = 3):
@@ -54,25 +64,29 @@ class Checkpoints:
     def save(
         self, step: int, state: Any, meta: dict[str, Any], best: Any = None
     ) -> None:
-        """Write one checkpoint: it appears whole, or not at all. ``meta`` is a small
-        JSON object, ``best`` the parameters that had the best held-out score so far.
+        """Write one checkpoint, which appears complete or not at all.
 
-        Arrays that are split over devices are written whole: the checkpoint does not
-            depend on how many there are.
+        Arrays that are split over devices are written whole, so that the checkpoint
+        does not depend on the number of devices.
+
+        Args: step: the name of the checkpoint. state: a pytree of arrays. meta: a small
+            JSON object. best: the parameters with the best held-out score so far, if
+            the run keeps them.
+
+        Raises:
+            OSError: if the disk does not have enough space.
         """
-        # As arrays of the host: orbax would note the devices that held them, and want
-        # these when it reads them again.
+        # The arrays are copied to the host: orbax would record the devices that held
+        # them, and require the same devices when it reads them again. Empty arrays are
+        # left out, because orbax does not accept them.
         named = _named(state) | {
             f"{BEST}.{name}": leaf for name, leaf in _named(best).items()
         }
-        arrays = {
-            name: np.asarray(leaf) for name, leaf in named.items() if leaf.size
-        }  # it takes no empty ones
+        arrays = {name: np.asarray(leaf) for name, leaf in named.items() if leaf.size}
         meta = {**meta, "checksum": _checksum(arrays)}
         needed = sum(a.nbytes for a in arrays.values()) + BESIDES
-        if (
-            shutil.disk_usage(self.directory).free < needed
-        ):  # orbax would begin, and leave a part
+        # orbax would start to write, and leave a partial checkpoint on a full disk.
+        if shutil.disk_usage(self.directory).free < needed:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.directory))
         with _without_threads_tracebacks():
             self.manager.save(
@@ -84,17 +98,17 @@ class Checkpoints:
             )
 
     def steps(self) -> list[int]:
-        """Steps of the checkpoints there are, oldest first."""
+        """Return the steps of the existing checkpoints, oldest first."""
         return sorted(self.manager.all_steps())
 
     def restore(self, template: Any) -> Restored:
-        """The newest checkpoint that can be read, with the structure of ``template``.
+        """Read the newest undamaged checkpoint, with the structure of ``template``.
 
-        One that is damaged is set aside as ``damaged-STEP`` beside ``checkpoints``, and
-        ``notes`` says so, a sentence each.
+        A damaged checkpoint is moved to ``damaged-STEP`` beside ``checkpoints``, and
+        ``notes`` says so, in one sentence each.
 
-        Raises:
-            BadInput: where none can be read, or the state saved is another model's.
+        Raises: InputError: if no checkpoint can be read, or the saved state is that of
+            another model.
         """
         step, arrays, meta, notes = self._newest(set_aside=True)
         best = (
@@ -105,8 +119,10 @@ class Checkpoints:
         return Restored(step, _unnamed(template, arrays, step), meta, notes, best)
 
     def restore_params(self, template: Any) -> tuple[Any, list[str]]:
-        """The parameters, those with the best score where there are such, and notes as
-        for `restore`; nothing is moved: for readers of a run.
+        """Read the parameters, those with the best score if the run keeps them.
+
+        The second result are notes as for `restore`. Nothing is moved, because the
+        caller only reads the run.
         """
         step, arrays, _, notes = self._newest(set_aside=False)
         best = _part(BEST, template, arrays, step)
@@ -117,24 +133,23 @@ class Checkpoints:
     def _newest(
         self, set_aside: bool
     ) -> tuple[int, dict[str, np.ndarray], dict[str, Any], list[str]]:
+        """Read the newest checkpoint whose contents fit their checksum."""
         notes: list[str] = []
         damaged: list[int] = []
         for step in reversed(self.steps()):
             try:
                 arrays, meta = self._read(step)
             except (MemoryError, PermissionError):
-                raise  # nothing is wrong with the checkpoint
-            except (
-                Exception
-            ) as error:  # whatever orbax and tensorstore raise for broken files
+                raise  # the checkpoint itself may be intact
+            except Exception as error:  # orbax and tensorstore raise many types
                 reason = " ".join(str(error).split())[:120] or type(error).__name__
                 notes.append(f"checkpoint {step} is damaged ({reason})")
                 damaged.append(step)
                 continue
-            for each in (
-                damaged if set_aside else ()
-            ):  # only now that the run can go on without them
-                self._set_aside(each)
+            # The damaged checkpoints are moved only after an older one could be read:
+            # before that, they may be all that is left of the run.
+            for damaged_step in damaged if set_aside else ():
+                self._set_aside(damaged_step)
             return (
                 step,
                 arrays,
@@ -147,18 +162,20 @@ class Checkpoints:
         )
 
     def _read(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        read = self.manager.restore(
+        """Read one checkpoint and verify its checksum."""
+        saved = self.manager.restore(
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore()
             ),
         )
-        arrays = {name: np.asarray(leaf) for name, leaf in read["state"].items()}
-        if _checksum(arrays) != read["meta"]["checksum"]:
+        arrays = {name: np.asarray(leaf) for name, leaf in saved["state"].items()}
+        if _checksum(arrays) != saved["meta"]["checksum"]:
             raise ValueError("its checksum does not fit its contents")
-        return arrays, read["meta"]
+        return arrays, saved["meta"]
 
     def _set_aside(self, step: int) -> None:
+        """Move a damaged checkpoint to a new name outside the directory."""
         source = self.directory / str(step)
         target = self.directory.parent / f"damaged-{step}"
         number = 1
@@ -169,28 +186,30 @@ class Checkpoints:
         self.manager.reload()
 
     def close(self) -> None:
+        """Release the resources of orbax."""
         self.manager.close()
 
 
 @contextlib.contextmanager
 def _without_threads_tracebacks() -> Iterator[None]:
-    """orbax logs the traceback of every thread of its that fails, and then raises
-    the same error: once is enough.
+    """Silence orbax's log of failing threads.
+
+    orbax logs the traceback of each thread that fails, and then raises the same error.
     """
     logger = logging.getLogger("absl")
 
-    def keep(record: logging.LogRecord) -> bool:
+    def is_not_from_orbax(record: logging.LogRecord) -> bool:
         return f"{os.sep}orbax{os.sep}" not in record.pathname
 
-    logger.addFilter(keep)
+    logger.addFilter(is_not_from_orbax)
     try:
         yield
     finally:
-        logger.removeFilter(keep)
+        logger.removeFilter(is_not_from_orbax)
 
 
 def _named(state: Any) -> dict[str, Any]:
-    """A pytree as a flat dict of arrays, each under its path in words."""
+    """Flatten a pytree to a dict of arrays by their paths."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)
@@ -198,35 +217,37 @@ def _named(state: Any) -> dict[str, Any]:
 
 
 def _part(part: str, template: Any, arrays: dict[str, np.ndarray], step: int) -> Any:
-    """One field of what was saved; None for parameters of a best score where there
-    were none.
+    """Extract one field of a saved state.
+
+    None for the best parameters of a run that does not keep them.
     """
-    inside = {
+    leaves = {
         name.removeprefix(part + "."): a
         for name, a in arrays.items()
         if name.startswith(part + ".")
     }
-    return None if part == BEST and not inside else _unnamed(template, inside, step)
+    return None if part == BEST and not leaves else _unnamed(template, leaves, step)
 
 
 def _unnamed(template: Any, arrays: dict[str, np.ndarray], step: int) -> Any:
-    """The pytree of ``template`` with the arrays of a checkpoint in it."""
+    """Fill the structure of ``template`` with the arrays of a checkpoint."""
     leaves = []
     for name, leaf in _named(template).items():
-        found = arrays.get(
+        array = arrays.get(
             name, np.zeros(leaf.shape, leaf.dtype) if leaf.size == 0 else None
         )
-        if found is None or found.shape != leaf.shape or found.dtype != leaf.dtype:
-            came = "nothing" if found is None else f"{found.shape} {found.dtype}"
+        if array is None or array.shape != leaf.shape or array.dtype != leaf.dtype:
+            saved = "nothing" if array is None else f"{array.shape} {array.dtype}"
             raise InputError(
                 f"checkpoint {step} is of another model: {name} should be "
-                f"{tuple(leaf.shape)} {leaf.dtype}, found {came}"
+                f"{tuple(leaf.shape)} {leaf.dtype}, found {saved}"
             )
-        leaves.append(jnp.asarray(found))
+        leaves.append(jnp.asarray(array))
     return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
 
 def _checksum(arrays: dict[str, Any]) -> int:
+    """Compute the CRC-32 of all names and arrays, in the order of the names."""
     total = 0
     for name in sorted(arrays):
         total = zlib.crc32(

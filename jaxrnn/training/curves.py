@@ -1,4 +1,4 @@
-"""Learning curves of a run as a picture."""
+"""Learning curves of a run as an image."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from .run import Run
 
 
 def new_figure(width: float, height: float):
-    """A matplotlib figure that needs no screen and touches no back end of the
-    caller's; None without matplotlib.
-    """
+    """Create a matplotlib figure without a display; None without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -21,10 +19,16 @@ def new_figure(width: float, height: float):
 def draw_curves(
     run: Run, metric: str, label: str, baseline: tuple[str, float] | None = None
 ) -> pathlib.Path | None:
-    """``curves.png``: a metric in training and held out, against steps and against
-    minutes. None without matplotlib.
+    """Draw ``curves.png``: a training and held-out metric against steps and minutes.
 
-    ``baseline``, a name and a value, is a dashed line.
+    Args:
+        run: the run, where the file is written.
+        metric: the name of the metric in ``metrics.jsonl``.
+        label: the label of the axis.
+        baseline: a name and a value, drawn as a dashed line.
+
+    Returns:
+        The path of the file; None without matplotlib.
     """
     figure = new_figure(10, 4)
     if figure is None:
@@ -41,21 +45,23 @@ def draw_curves(
     ]
     final = [(r["step"], r[metric]) for r in records if r.get("final")]
     axes = figure.subplots(1, 2, sharey=True)
-    for axis, of_step, name in (
+    for axis, of_step, axis_name in (
         (axes[0], lambda step: step, "steps"),
         (axes[1], lambda step: minutes.get(step), "minutes"),
     ):
-        for points, style, word in (
+        for points, style, series in (
             (train, {"alpha": 0.6}, "training"),
             (held_out, {"marker": "o", "ms": 4}, "held out"),
         ):
-            placed = [(of_step(s), v) for s, v in points if of_step(s) is not None]
-            if placed:
-                axis.plot(*zip(*placed, strict=True), label=word, **style)
+            known_points = [
+                (of_step(s), v) for s, v in points if of_step(s) is not None
+            ]
+            if known_points:
+                axis.plot(*zip(*known_points, strict=True), label=series, **style)
         for step, value in final:
-            where = of_step(step) or max(minutes.values(), default=0)
+            position = of_step(step) or max(minutes.values(), default=0)
             axis.plot(
-                [where],
+                [position],
                 [value],
                 "*",
                 ms=12,
@@ -69,7 +75,7 @@ def draw_curves(
                 color="gray",
                 label=f"{baseline[0]}: {baseline[1]:.4g}",
             )
-        axis.set_xlabel(name)
+        axis.set_xlabel(axis_name)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel(label)
     axes[0].legend()

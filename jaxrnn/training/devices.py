@@ -1,6 +1,4 @@
-"""Devices over which a batch is split: the cores of a CPU, or accelerators; one code
-path for both.
-"""
+"""Devices over which a batch is split: the cores of a CPU, or several accelerators."""
 
 from __future__ import annotations
 
@@ -13,50 +11,59 @@ from jax.sharding import Mesh
 
 from .errors import InputError
 
-MOST_HIDDEN = 384  # units, up to which splitting over cores pays
-LEAST_STREAMS = 8  # on each device
+MOST_HIDDEN = 384  # number of hidden units up to which splitting over cores is faster
+LEAST_STREAMS = 8  # least number of streams per device
 
 
 def choose_devices(asked: int, batch: int, hidden: int) -> int:
-    """How many devices a run of ``batch`` streams takes: ``asked``; or for 0, as many
-    as pay, by measurement.
+    """Choose the number of devices for a run of ``batch`` streams.
 
-    Those are, on a CPU with up to 384 hidden units, as many as there are, as far as
-    they divide the batch evenly and leave each at least 8 streams; else one. Each core
-    then walks its own streams without waiting for the others at every step, but
-    multiplies fewer of them at a time by all of the recurrent weights; with more units
-    XLA does as well to split each product over the cores. charlm with an LSTM in
-    windows of 64, float32, thousands of characters a second on one device and on two
-    (Intel Xeon, Sapphire Rapids, two cores, jax 0.10.2, one or two rounds that nothing
-    else disturbed)::
+    ``asked`` is used if it is not 0. For 0 the choice follows measurements: on a CPU
+    and with up to 384 hidden units, as many devices as exist, as long as they divide
+    the batch evenly and each gets at least 8 streams; otherwise one. Each core then
+    runs its own streams without waiting for the others at every step, but multiplies
+    fewer of them at a time by the recurrent weights; with more hidden units XLA is as
+    fast when it splits each product over the cores. The table gives charlm with an LSTM
+    in windows of 64 steps, float32, in thousands of characters per second on one device
+    and on two (Intel Xeon, Sapphire Rapids, two cores, jax 0.10.2, one or two
+    undisturbed rounds)::
 
         hidden        64           128          256          384          512
         batch 16   311 -> 310   163 -> 193   50 -> 79     28 -> 31     16 -> 17
         batch 32   357 -> 440   169 -> 225   56 -> 81     28 -> 37     18 -> 19
         batch 64                             51 -> 62                  21 -> 20
 
-    Where another program keeps one of the two cores busy nothing is gained, and at 384
+    If another program keeps one of the two cores busy, nothing is gained, and at 384
     units an eighth is lost. Several accelerators were not measured: their number must
-    be asked for.
+    be given explicitly.
+
+    Args:
+        asked: the value of ``--devices``.
+        batch: the number of streams.
+        hidden: the number of hidden units.
+
+    Returns:
+        The number of devices.
 
     Raises:
-        BadInput: where ``asked`` is more than there are, or does not divide the batch.
+        InputError: if ``asked`` exceeds the number of devices or does not divide the
+            batch.
     """
     devices = jax.devices()
     if asked > len(devices):
         more = (
-            f"; a CPU shows more with JAX_NUM_CPU_DEVICES={asked} in the environment, "
+            f"; a CPU has more with JAX_NUM_CPU_DEVICES={asked} in the environment, "
             f"or with "
             f'jax.config.update("jax_num_cpu_devices", {asked}) before jax is first '
             f"used"
         )
-        there = (
+        available = (
             "is only 1 device"
             if len(devices) == 1
             else f"are only {len(devices)} devices"
         )
         raise InputError(
-            f"--devices {asked}, but there {there} "
+            f"--devices {asked}, but there {available} "
             f"here{more if devices[0].platform == 'cpu' else ''}"
         )
     if asked and batch % asked:
@@ -74,7 +81,7 @@ def choose_devices(asked: int, batch: int, hidden: int) -> int:
 
 
 def host_cores() -> int:
-    """The cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return (
         len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
@@ -83,8 +90,9 @@ def host_cores() -> int:
 
 
 def mesh_of(devices: int) -> Mesh | None:
-    """A mesh of the first ``devices`` devices, its axis named ``streams``; None for
-    one device.
+    """Return a mesh of the first ``devices`` devices with the axis ``streams``.
+
+    None for one device.
     """
     return (
         None
@@ -94,14 +102,15 @@ def mesh_of(devices: int) -> Mesh | None:
 
 
 def on_one_device(tree: Any) -> Any:
-    """Arrays that every device holds, as the first one holds them: what is computed
-    of them then runs there alone.
+    """Return the copy of replicated arrays on the first device.
+
+    Computations on them then run on that device alone.
     """
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
 
 
 def check_mesh(mesh: Mesh) -> None:
-    """The mesh has one axis."""
+    """Check that the mesh has one axis."""
     if len(mesh.axis_names) != 1:
         raise ValueError(
             f"make_train_step: the mesh must have one axis, over which the streams are "
@@ -111,7 +120,7 @@ def check_mesh(mesh: Mesh) -> None:
 
 
 def check_streams(batch: tuple[int, ...], mesh: Mesh) -> None:
-    """The first batch axis divides evenly."""
+    """Check that the number of devices divides the first batch axis."""
     if not batch or batch[0] % mesh.size:
         raise ValueError(
             f"make_train_step: the streams are split over {mesh.size} devices, so the "

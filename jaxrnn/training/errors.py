@@ -1,4 +1,4 @@
-"""What a person who uses the programs can mend: one sentence, no traceback."""
+"""Errors that the user of the programs can repair: one sentence, without traceback."""
 
 import errno
 import os
@@ -16,40 +16,40 @@ UNWRITABLE = {
 
 
 class InputError(ValueError):
-    """Bad arguments, data or run directory; the message is one line that says what
-    was expected, what came, how to mend it.
+    """Invalid arguments, data or run directory.
+
+    The message is one line that says what was expected, what was received, and how to
+    repair it.
     """
 
 
 def unwritable(error: BaseException) -> str | None:
-    """Why a file could not be written, if that is what an error says: a full disk, a
-    quota, a directory that is read-only.
+    """Return why a file could not be written, or None for another error.
 
-    Libraries below wrap the system's words in their own, so those are looked for in
-    what they raise, and in its causes.
+    Such reasons are a full disk, a quota, or a read-only directory. The libraries below
+    wrap the message of the operating system in their own, so that it is searched for in
+    the error and in its causes.
     """
     seen: set[int] = set()
-    each: BaseException | None = error
-    while each is not None and id(each) not in seen:
-        seen.add(id(each))
-        if isinstance(each, OSError) and each.errno in UNWRITABLE:
-            return os.strerror(each.errno)
-        text = str(each)
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        if isinstance(current, OSError) and current.errno in UNWRITABLE:
+            return os.strerror(current.errno)
+        text = str(current)
         for number in sorted(UNWRITABLE):
             if os.strerror(number) in text and (
                 f"os_error_code='{number}'" in text or f"[Errno {number}]" in text
             ):
                 return os.strerror(number)
-        each = each.__cause__ or each.__context__
+        current = current.__cause__ or current.__context__
     return None
 
 
 def stopped_writing(
     run: pathlib.Path, checkpoints: pathlib.Path, reason: str
 ) -> InputError:
-    """What to tell of a run whose files could not be written: why, what there is of
-    it, and how it goes on.
-    """
+    """Describe a run whose files could not be written, and how to resume it."""
     steps = (
         [int(path.name) for path in checkpoints.glob("*") if path.name.isdigit()]
         if checkpoints.is_dir()

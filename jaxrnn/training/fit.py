@@ -1,6 +1,4 @@
-"""The host loop: steps, reports, evaluations and checkpoints until the budget is
-spent or somebody stops it.
-"""
+"""The host loop: steps, reports, evaluations and checkpoints within a budget."""
 
 from __future__ import annotations
 
@@ -28,19 +26,23 @@ from .state import TrainState
 class Experiment:
     """A task as the host loop sees it: functions of a `TrainState`.
 
-    ``start()`` makes the first state; ``advance(state, progress)`` takes one step,
-    ``progress`` in [0, 1] being the share of the budget that is spent;
-    ``describe(loss)`` turns a mean loss in nats into named metrics; ``evaluate(state)``
-    gives held-out scores; ``sample(state)`` something to look at, or None;
-    ``learning_rate(progress)`` is for the record. ``look(state)``, if there is one,
-    looks inside: before the first step, at every evaluation and at the end its result
-    is a line of ``gradients.jsonl``. ``unit`` is what `TrainState.tokens` counts.
-
-    ``best_by``, a held-out score and "max" or "min", keeps the parameters that had the
-    best one (the first of equals): they are what `fit` returns, what
-    ``finally_evaluate(state)`` scores in the end, in place of ``evaluate``, and what a
-    reader of the run gets. ``notes`` are told before the first step, such as how the
-    data were split.
+    Attributes:
+        start: ``start() -> state``, the initial state.
+        advance: ``advance(state, progress) -> state``, one step. ``progress`` in [0, 1]
+            is the share of the budget that is used.
+        describe: ``describe(loss) -> metrics``, named metrics of a mean loss in nats.
+        evaluate: ``evaluate(state) -> scores``, the held-out scores.
+        sample: ``sample(state) -> text``, a sample of the model's output, or None.
+        learning_rate: ``learning_rate(progress)``, for the record.
+        look: ``look(state) -> measurements``, optional. It is called before the first
+            step, at every evaluation and at the end; its result is one line of
+            ``gradients.jsonl``.
+        unit: the unit that `TrainState.tokens` counts.
+        best_by: the name of a held-out score and "max" or "min". The parameters with
+            the best score (the first of equals) are kept: `fit` returns them,
+            ``finally_evaluate`` scores them, and readers of the run get them.
+        finally_evaluate: replaces ``evaluate`` at the end of the run.
+        notes: lines printed before the first step, such as how the data were split.
     """
 
     start: Callable[[], TrainState]
@@ -58,20 +60,22 @@ class Experiment:
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """How long a run goes on, and what it does on the way.
+    """The length of a run, and the intervals of its reports.
 
     Args:
-        steps: updates in all; the run is then the same numbers each time, killed and
-            resumed or not.
-        seconds: of wall-clock time, compilation and evaluation included, earlier parts
-            of a resumed run counted in. The learning rate follows the clock, so such a
-            run is not the same numbers twice.
-        report_every, evaluate_every: in steps.
-        checkpoint_seconds: between checkpoints, which are written at reports; 0 writes
-            one at each report.
-        patience: evaluations without a better held-out score after which training
-            stops; 0: it does not. Only for experiments that say by which score
-            (``best_by``).
+        steps: the total number of updates. The run is then deterministic, whether it is
+            killed and resumed or not.
+        seconds: the wall-clock time, including compilation, evaluation, and earlier
+            parts of a resumed run. The learning rate follows the clock, so that such a
+            run is not reproducible.
+        report_every, evaluate_every: intervals in steps.
+        checkpoint_seconds: the time between checkpoints, which are written at reports;
+            0 writes one at each report.
+        patience: the number of evaluations without a better held-out score after which
+            training stops; 0 disables it. Only for experiments with ``best_by``.
+
+    Raises:
+        InputError: for a budget without an end, or a value out of range.
     """
 
     steps: int | None = None
@@ -107,8 +111,9 @@ class Budget:
             )
 
     def spent(self, step: int, elapsed: float) -> float:
-        """The share of the budget that is spent, by steps or by the clock, whichever
-        is further.
+        """Return the share of the budget that is used, by steps or by the clock.
+
+        The larger of the two shares counts.
         """
         shares = [step / self.steps] if self.steps else []
         if self.seconds:
@@ -119,17 +124,26 @@ class Budget:
 def fit(
     experiment: Experiment, run: Run, budget: Budget, *, resume: bool = False
 ) -> tuple[TrainState, dict[str, Any]]:
-    """Train until the budget is spent; return the last state and the result that was
-    written.
+    """Train until the budget is used up.
 
-    Ctrl-C (or SIGTERM) stops after the step at hand and saves; a run that was killed
-    loses what came after its last checkpoint, and with ``resume`` goes on from there to
-    the same numbers.
+    Ctrl-C (or SIGTERM) stops the run after the current step and saves it. A run that
+    was killed loses what came after its last checkpoint; with ``resume`` it continues
+    from there to the same numbers.
+
+    Args:
+        experiment: the task.
+        run: the run directory.
+        budget: the length of the run.
+        resume: continue from the newest checkpoint of ``run``.
+
+    Returns:
+        ``(state, result)``, the last state and the result that was written; the result
+        is empty if the run was interrupted.
 
     Raises:
-        BadInput: where there is no checkpoint to resume from, a loss is no longer
-            finite, or the run's files can not be written, as on a full disk: it says
-            which checkpoint was saved.
+        InputError: if the run has been trained and ``resume`` is False, a loss is no
+            longer finite, or the files of the run cannot be written, as on a full disk;
+            the message names the last checkpoint.
     """
     check_patience(experiment, budget)
     if not resume and (run.records("metrics.jsonl") or run.checkpoints.exists()):
@@ -157,7 +171,7 @@ def fit(
 
 
 def check_patience(experiment: Experiment, budget: Budget) -> None:
-    """There is a score to be patient about, if the budget has patience."""
+    """Check that the experiment has a score by which ``patience`` can judge."""
     if budget.patience and experiment.best_by is None:
         raise InputError(
             "--patience is for tasks that choose their best parameters by a held-out "
@@ -166,7 +180,13 @@ def check_patience(experiment: Experiment, budget: Budget) -> None:
 
 
 class _Loop:
-    """The variables of `fit`."""
+    """The variables of `fit`.
+
+    The order of writes makes a killed run resumable: records are appended before the
+    checkpoint of the same step is written, and `begin` drops records that are newer
+    than the checkpoint from which it continues. So no record is missing or occurs
+    twice.
+    """
 
     def __init__(
         self,
@@ -188,10 +208,11 @@ class _Loop:
         self.began = self.saved_time = self.marked = time.monotonic()
         self.tokens_seen, self.busy = 0.0, 0.0
         self.untimed: float | None = None
-        self.best: Params = None  # with the best of the held-out scores
+        self.best: Params = None  # the parameters with the best held-out score
         self.scores: list[float] = []
 
     def begin(self, resume: bool) -> None:
+        """Restore the newest checkpoint if there is one, and drop newer records."""
         for note in self.experiment.notes:
             self.report.line(note)
         if resume and self.checkpoints.steps():
@@ -208,7 +229,7 @@ class _Loop:
             self.saved_at = self.step
             self.report.line(f"resumed at step {self.step}")
         elif resume:
-            self.report.line("no checkpoint yet: beginning anew")
+            self.report.line("no checkpoint yet: starting from the beginning")
         self.run.rewind(self.step)
         if self.experiment.best_by is not None:
             name = f"held_out_{self.experiment.best_by[0]}"
@@ -221,23 +242,27 @@ class _Loop:
 
     @property
     def speed_name(self) -> str:
+        """Return the name under which the speed is recorded."""
         return f"{self.experiment.unit}_per_second"
 
     def elapsed(self) -> float:
+        """Return the seconds used so far, including those before a resumption."""
         return self.earlier + time.monotonic() - self.began
 
     def share(self) -> float:
+        """Return the share of the budget that is used."""
         return self.budget.spent(self.step, self.elapsed())
 
     def one_step(self) -> None:
+        """Take one step, and report, evaluate and save when they are due."""
         self.state = self.experiment.advance(self.state, np.float32(self.share()))
         self.step += 1
-        jax.block_until_ready(
-            self.state.loss
-        )  # or hundreds of steps would queue up past the clock and past Ctrl-C
-        if (
-            self.untimed is None
-        ):  # the first step compiled: neither its time nor its tokens say how fast the run is  # noqa: E501
+        # Without this, hundreds of dispatched steps would queue up, beyond the budget
+        # and beyond Ctrl-C.
+        jax.block_until_ready(self.state.loss)
+        # The first step includes compilation, so that its time and its tokens are left
+        # out of the speed.
+        if self.untimed is None:
             self.untimed, self.marked = float(self.state.tokens), time.monotonic()
         if self.step % self.budget.report_every == 0:
             self.record()
@@ -249,42 +274,44 @@ class _Loop:
             self.marked = time.monotonic()
 
     def goodness(self, record: dict[str, Any]) -> float:
-        """The score of a record by which the best parameters are chosen; larger is
-        better, -inf where it is not finite.
+        """Return the score by which the best parameters are chosen; larger is better.
+
+        -inf where the score is not finite.
         """
-        name, way = self.experiment.best_by or ("", "max")
+        name, direction = self.experiment.best_by or ("", "max")
         value = record[f"held_out_{name}"]
         return (
             -math.inf
             if value is None or not math.isfinite(value)
             else value
-            if way == "max"
+            if direction == "max"
             else -value
         )
 
     def out_of_patience(self) -> bool:
-        """Whether the last ``patience`` evaluations brought nothing better."""
+        """Return whether the last ``patience`` evaluations brought no better score."""
         patience = self.budget.patience
         return len(self.scores) > patience > 0 and max(self.scores[-patience:]) <= max(
             self.scores[:-patience]
         )
 
     def look(self, final: bool = False) -> None:
-        """Record what ``experiment.look`` sees, once a step: a resumed run may find
-        the line of its step there already.
+        """Record the measurements of ``experiment.look``, once per step.
+
+        In a resumed run the line of its step may already exist.
         """
         if self.experiment.look is None or self.step in {
             r["step"] for r in self.run.records("gradients.jsonl")
         }:
             return
-        seen = _plain(self.experiment.look(self.state))
+        measurements = _plain(self.experiment.look(self.state))
         self.run.append(
             "gradients.jsonl",
-            {"step": self.step, **({"final": True} if final else {}), **seen},
+            {"step": self.step, **({"final": True} if final else {}), **measurements},
         )
 
     def record(self) -> None:
-        """Report the mean loss since the last report, and begin a new mean."""
+        """Report the mean loss since the last report, and start a new mean."""
         loss, tokens = float(self.state.loss), float(self.state.tokens)
         if not math.isfinite(loss):
             raise InputError(
@@ -308,11 +335,11 @@ class _Loop:
             "timing.jsonl",
             {"step": self.step, "seconds": self.elapsed(), self.speed_name: speed},
         )
-        words = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        of = f"/{self.budget.steps}" if self.budget.steps else ""
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        total_steps = f"/{self.budget.steps}" if self.budget.steps else ""
         text = (
-            f"step {self.step}{of}  {self.elapsed():.0f} s  {words}  {speed:,.0f} "
-            f"{self.experiment.unit}/s"
+            f"step {self.step}{total_steps}  {self.elapsed():.0f} s  {shown}  "
+            f"{speed:,.0f} {self.experiment.unit}/s"
         )
         self.report.advance(
             self.share(), text
@@ -323,15 +350,15 @@ class _Loop:
         )
 
     def record_held_out(self) -> None:
+        """Evaluate, keep the best parameters, and record the scores."""
         scores = _plain(self.experiment.evaluate(self.state))
         sample = self.experiment.sample(self.state)
         named = {f"held_out_{name}": value for name, value in scores.items()}
         if self.experiment.best_by is not None:
             score = self.goodness(named)
             if self.best is None or score > max(self.scores):
-                self.best = jax.tree.map(
-                    np.array, self.state.params
-                )  # copies: the next step gives the arrays up
+                # These must be copies, because the next step donates the arrays.
+                self.best = jax.tree.map(np.array, self.state.params)
             self.scores.append(score)
         self.run.append(
             "metrics.jsonl",
@@ -344,6 +371,10 @@ class _Loop:
             self.report.line(f"sample    {sample}")
 
     def save(self) -> None:
+        """Write a checkpoint of this step, unless one exists.
+
+        Parameters that are not finite are refused.
+        """
         if self.saved_at == self.step:
             return
         if not all(
@@ -363,8 +394,9 @@ class _Loop:
         self.saved_at, self.saved_time = self.step, time.monotonic()
 
     def finish(self, interrupted: bool) -> dict[str, Any]:
-        """Save; and unless the run was interrupted, report what is left, evaluate
-        and write the result.
+        """Save the run; unless it was interrupted, evaluate it and write the result.
+
+        What has been trained since the last report is reported first.
         """
         if not interrupted and float(self.state.tokens):
             self.record()
@@ -403,7 +435,7 @@ class _Loop:
 
 
 def _plain(scores: dict[str, Any]) -> dict[str, Any]:
-    """Scores as JSON takes them: jax and numpy scalars as Python numbers."""
+    """Convert JAX and NumPy scalars to Python numbers, for JSON."""
     return {
         name: value.item() if hasattr(value, "item") else value
         for name, value in scores.items()
@@ -411,13 +443,16 @@ def _plain(scores: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Stop:
+    """Whether a signal has asked the run to stop."""
+
     asked = False
 
 
 @contextlib.contextmanager
 def stopping() -> Iterator[_Stop]:
-    """Turn the first SIGINT or SIGTERM into ``stop.asked``; a second one interrupts
-    at once.
+    """Set ``stop.asked`` at the first SIGINT or SIGTERM.
+
+    A second one interrupts at once.
     """
     stop = _Stop()
 
@@ -427,15 +462,15 @@ def stopping() -> Iterator[_Stop]:
         stop.asked = True
 
     try:
-        before = {
+        previous = {
             number: signal.signal(number, ask)
             for number in (signal.SIGINT, signal.SIGTERM)
         }
-    except ValueError:  # not in the main thread: signals go elsewhere
+    except ValueError:  # handlers can be set in the main thread only
         yield stop
         return
     try:
         yield stop
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

@@ -1,6 +1,4 @@
-"""What a person sees while a run goes on: a rich progress bar on a terminal, plain
-lines elsewhere.
-"""
+"""Progress of a run: a rich progress bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -21,24 +19,25 @@ from rich.progress import (
 
 
 class Report:
-    """``line`` prints a line; ``advance`` moves the bar where there is one."""
+    """The output of a run: lines, and a progress bar if there is a terminal."""
 
     def __init__(self, progress: Progress | None = None):
         self.progress = progress
         self.task = progress.add_task("compiling", total=1.0) if progress else None
 
     def line(self, text: str) -> None:
+        """Print a line."""
         if self.progress:
             self.progress.console.print(text, markup=False, highlight=False)
             return
         try:
             print(text, flush=True)
-        except (
-            BrokenPipeError
-        ):  # the reader went away, as head does; the training goes on
+        except BrokenPipeError:
+            # The reader has closed the pipe, as head does; the training continues.
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
     def advance(self, fraction: float, text: str) -> None:
+        """Move the progress bar, if there is one."""
         if self.progress and self.task is not None:
             self.progress.update(
                 self.task, completed=min(fraction, 1.0), description=text
@@ -47,7 +46,7 @@ class Report:
 
 @contextlib.contextmanager
 def reporting() -> Iterator[Report]:
-    """A `Report` on standard output."""
+    """Provide a `Report` on standard output."""
     if not sys.stdout.isatty():
         yield Report()
         return

@@ -1,9 +1,10 @@
-"""A run directory: ``config.json``, ``metrics.jsonl``, ``timing.jsonl``,
-``result.json``, ``checkpoints/`` and pictures.
+"""Run directories: configuration, records, results and checkpoints of one run.
 
-``metrics.jsonl`` holds only what the run computes, never a clock, so that a run that
-was killed and resumed ends with the same file, byte for byte, as the run left alone; so
-does ``gradients.jsonl``, which a run may have. ``timing.jsonl`` holds the clock.
+The files are ``config.json``, ``metrics.jsonl``, ``timing.jsonl``, ``result.json``,
+``checkpoints/`` and images. ``metrics.jsonl`` holds only what the run computes and
+nothing that depends on the clock, so that a run that was killed and resumed ends
+with the same file, byte for byte, as an undisturbed run; so does the optional
+``gradients.jsonl``. ``timing.jsonl`` holds what depends on the clock.
 """
 
 from __future__ import annotations
@@ -22,7 +23,12 @@ FILES = ("config.json", *RECORDS, "result.json")
 
 
 class Run:
-    """One run directory. Make it with `Run.create` or `Run.open`."""
+    """A run directory, made by `Run.create` or `Run.open`.
+
+    Attributes:
+        path: the directory.
+        config: the contents of ``config.json``.
+    """
 
     def __init__(self, path: pathlib.Path, config: dict[str, Any]):
         self.path, self.config = pathlib.Path(path), config
@@ -31,14 +37,23 @@ class Run:
     def create(
         cls, path: str | os.PathLike, config: dict[str, Any], *, overwrite: bool = False
     ) -> Run:
-        """A new run directory. One that holds anything already is refused, or with
-        ``overwrite`` cleared if it is a run.
+        """Create a run directory.
+
+        Args:
+            path: the directory, which must be empty or not exist.
+            config: the configuration, which must name its ``task``.
+            overwrite: clear the directory first if it is a run.
+
+        Raises:
+            InputError: if the directory is not empty (and not a run to overwrite), is a
+                file, or cannot be written.
+            ValueError: if the configuration does not name its task.
         """
         path, config = pathlib.Path(path), {"format": FORMAT, **config}
         if "task" not in config:
             raise ValueError("Run.create: the config must name its task, {'task': ...}")
         if path.exists() and not path.is_dir():
-            raise InputError(f"{path} is a file; --out wants a directory")
+            raise InputError(f"{path} is a file, but --out must be a directory")
         if path.exists() and any(path.iterdir()):
             is_run = _is_run(path)
             if not (overwrite and is_run):
@@ -48,7 +63,7 @@ class Run:
                 )
                 raise InputError(
                     f"{path} "
-                    f"{what if is_run else 'is not empty, and no run directory'}; or "
+                    f"{what if is_run else 'is not empty and not a run directory'}; or "
                     f"choose another --out"
                 )
             for name in FILES:
@@ -68,38 +83,42 @@ class Run:
 
     @classmethod
     def open(cls, path: str | os.PathLike, task: str | None = None) -> Run:
-        """A run directory that exists; with ``task``, only one of that task."""
+        """Open an existing run directory; with ``task``, only one of that task.
+
+        Raises: InputError: if the directory is not a run, is damaged, or is of another
+            task.
+        """
         path = pathlib.Path(path)
         if not path.is_dir():
             raise InputError(
-                f"{path} is no run directory: there is no such directory; make one "
+                f"{path} is not a run directory: it does not exist; make one "
                 f"with jaxrnn train TASK --out {path}"
             )
         try:
             config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-            found = config["task"]
+            found_task = config["task"]
             if config["format"] != FORMAT:
                 raise ValueError(f"its format is {config['format']!r}, not {FORMAT!r}")
         except FileNotFoundError:
             raise InputError(
-                f"{path} is no run directory: it holds no config.json, which jaxrnn "
+                f"{path} is not a run directory: it has no config.json, which jaxrnn "
                 f"train writes"
             ) from None
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path}/config.json is damaged: {error}") from None
-        if task is not None and found != task:
-            raise InputError(f"{path} is a run of {found}, not of {task}")
+        if task is not None and found_task != task:
+            raise InputError(f"{path} is a run of {found_task}, not of {task}")
         return cls(path, config)
 
     def append(self, file: str, record: dict[str, Any]) -> None:
-        """Add one object as a line, on disk before this returns."""
+        """Append one object as a line; it is on disk before this returns."""
         with open(self.path / file, "a", encoding="utf-8") as out:
             out.write(json.dumps(record, ensure_ascii=False) + "\n")
             out.flush()
             os.fsync(out.fileno())
 
     def records(self, file: str) -> list[dict[str, Any]]:
-        """The objects of a ``.jsonl`` file, as far as it is whole."""
+        """Return the objects of a ``.jsonl`` file, up to the first incomplete line."""
         records = []
         path = self.path / file
         for line in (
@@ -110,12 +129,13 @@ class Run:
             try:
                 records.append(json.loads(line))
             except ValueError:
-                break  # the line that was being written when the run was killed
+                break  # the run was killed while it wrote this line
         return records
 
     def rewind(self, step: int) -> None:
-        """Drop what was recorded after ``step``, and closing scores: a resumed run
-        writes them again.
+        """Drop the records after ``step`` and the final scores.
+
+        A resumed run writes them again.
         """
         for file in RECORDS:
             if not (self.path / file).exists():
@@ -131,6 +151,7 @@ class Run:
             )
 
     def write_result(self, result: dict[str, Any]) -> None:
+        """Write ``result.json``."""
         _write_whole(
             self.path / "result.json",
             json.dumps(result, indent=1, ensure_ascii=False) + "\n",
@@ -138,12 +159,14 @@ class Run:
 
     @property
     def checkpoints(self) -> pathlib.Path:
+        """Return the directory of the checkpoints."""
         return self.path / "checkpoints"
 
 
 def _is_run(path: pathlib.Path) -> bool:
-    """Whether a directory is one of ours, and not another program's that keeps a
-    config.json too.
+    """Return whether a directory is a run of this library.
+
+    Another program may keep a config.json, too.
     """
     try:
         return (
@@ -155,8 +178,9 @@ def _is_run(path: pathlib.Path) -> bool:
 
 
 def _write_whole(path: pathlib.Path, text: str) -> None:
-    """Write a file so that a reader, or a kill, sees the old one or the new one,
-    never a part.
+    """Write a file atomically: readers see the old contents or the new ones.
+
+    The text is written to a temporary file, forced to disk and then renamed.
     """
     part = path.with_name(path.name + ".part")
     with open(part, "w", encoding="utf-8") as out:

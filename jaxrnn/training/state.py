@@ -1,6 +1,4 @@
-"""One training step: a pure function of a state that holds everything a run needs to
-go on.
-"""
+"""One training step, as a pure function of a state that a run can resume from."""
 
 from __future__ import annotations
 
@@ -23,19 +21,25 @@ from .devices import check_mesh, check_streams
 
 @register_for_export
 class TrainState(NamedTuple):
-    """Everything that the next step depends on; saved whole, so that a resumed run goes
-    on to the same numbers.
+    """Everything that the next step depends on.
 
-    ``step`` counts updates, and is the position in the data; ``carry`` is what one
-    update hands to the next, ``()`` where sequences start anew with each batch; ``key``
-    is raw key data, folded with ``step``; ``loss`` and ``tokens`` sum the losses (nats)
-    and their number since the last report.
+    It is saved whole, so that a resumed run continues with the same numbers.
+
+    Attributes:
+        step: the number of updates, which is also the position in the data.
+        params: the parameters.
+        opt_state: the state of the optax optimizer.
+        carry: what one update passes to the next: a `TBPTTState`, or ``()`` if every
+            batch starts new sequences.
+        key: raw key data; each step uses it folded with ``step``.
+        loss, tokens: the sum of the losses (nats) and their number since the last
+            report.
     """
 
     step: Int[Array, ""]
     params: Params
     opt_state: Any
-    carry: Any  # a TBPTTState, or ()
+    carry: Any
     key: Array
     loss: Float[Array, ""]
     tokens: Float[Array, ""]
@@ -44,8 +48,25 @@ class TrainState(NamedTuple):
 def make_optimizer(
     *, clip: float = 1.0, b1: float = 0.9, b2: float = 0.99, weight_decay: float = 0.0
 ) -> optax.GradientTransformation:
-    """Adam after clipping by global norm, its learning rate a hyperparameter in the
-    state for a schedule to set.
+    """Create Adam with clipping by global norm.
+
+    The learning rate is an injected hyperparameter in the state, which a schedule sets.
+
+    Args:
+        clip: the largest global norm of the gradient.
+        b1, b2: the decay rates of Adam's moments.
+        weight_decay: the decoupled weight decay (AdamW).
+
+    Returns:
+        The optax transformation.
+
+    Example::
+
+        >>> import jax.numpy as jnp, optax
+        >>> from jaxrnn.training import make_optimizer
+        >>> opt_state = make_optimizer().init({"w": jnp.zeros(2)})
+        >>> float(optax.tree_utils.tree_get(opt_state, "learning_rate"))
+        0.0
     """
     return optax.chain(
         optax.clip_by_global_norm(clip),
@@ -58,8 +79,22 @@ def make_optimizer(
 def warmup_cosine(
     peak: float, *, warmup: float = 0.02, final: float = 0.01
 ) -> Callable[[Array], Array]:
-    """A schedule over progress in [0, 1]: linear from 0 to ``peak`` over ``warmup``,
-    then a cosine down to ``final * peak``.
+    """Return a schedule with linear warm-up and cosine decay.
+
+    Args:
+        peak: the largest rate.
+        warmup: the share of the run over which the rate rises from 0 to ``peak``.
+        final: the last rate, relative to ``peak``.
+
+    Returns:
+        A function of the progress in [0, 1].
+
+    Example::
+
+        >>> from jaxrnn.training import warmup_cosine
+        >>> rate = warmup_cosine(1.0, warmup=0.5, final=0.0)
+        >>> [round(float(rate(progress)), 3) for progress in (0, 0.25, 0.5, 0.75, 1)]
+        [0.0, 0.5, 1.0, 0.5, 0.0]
     """
     resolution = 100_000  # optax's schedules count steps
     schedule = optax.schedules.warmup_cosine_decay_schedule(
@@ -69,14 +104,24 @@ def warmup_cosine(
 
 
 def constant(rate: float) -> Callable[[Array], Array]:
-    """A schedule over progress in [0, 1] that stays at ``rate``."""
+    """Return a schedule over the progress in [0, 1] that is always ``rate``."""
     return lambda progress: jnp.full(jnp.shape(progress), rate, jnp.result_type(float))
 
 
 def fresh_state(
     optimizer: optax.GradientTransformation, params: Params, key: Array, carry: Any = ()
 ) -> TrainState:
-    """The state before the first step; ``key`` is of all randomness in training."""
+    """Return the state before the first step.
+
+    Args:
+        optimizer: the optax transformation.
+        params: the initial parameters.
+        key: the key of all randomness in training.
+        carry: what the first step gets; ``()`` if every batch starts new sequences.
+
+    Returns:
+        A `TrainState`.
+    """
     state = TrainState(
         step=jnp.asarray(0, jnp.int32),
         params=params,
@@ -86,9 +131,8 @@ def fresh_state(
         loss=jnp.zeros(()),
         tokens=jnp.zeros(()),
     )
-    return jax.tree.map(
-        jnp.copy, state
-    )  # the train step takes its buffers, so no two leaves may share one
+    # The train step donates the buffers of the state, so no two leaves may share one.
+    return jax.tree.map(jnp.copy, state)
 
 
 def start(
@@ -99,21 +143,27 @@ def start(
     batch_shape: tuple[int, ...],
     key: Array,
 ) -> TrainState:
-    """`fresh_state` for streams under ``tbptt``; ``example`` is a window of data,
-    for its shapes.
+    """Return `fresh_state` for streams under ``tbptt``.
+
+    Args:
+        tbptt: the `TBPTT` of the training step.
+        optimizer, params, key: as for `fresh_state`.
+        example: a window of data, of which only the shapes matter.
+        batch_shape: B, the shape of the streams.
+
+    Returns:
+        A `TrainState` whose carry is the `TBPTTState` before the first window.
     """
     return fresh_state(optimizer, params, key, tbptt.init(params, example, batch_shape))
 
 
 def key_of(state: TrainState) -> Array:
-    """The key of the step that comes next: the same one in a run that was killed and
-    resumed.
-    """
+    """Return the key of the next step, which is the same in a resumed run."""
     return jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
 
 def set_rate(who: str, opt_state: Any, rate: Array) -> Any:
-    """The optimizer's state with its injected learning rate set."""
+    """Set the injected learning rate in the state of the optimizer."""
     if optax.tree_utils.tree_get(opt_state, "learning_rate") is None:
         raise ValueError(
             f"{who}: the optimizer has no injected hyperparameter learning_rate for "
@@ -130,18 +180,31 @@ def make_train_step(
     schedule: Callable[[Array], Array],
     mesh: Mesh | None = None,
 ) -> Callable[[TrainState, Window, Any], TrainState]:
-    """``train_step(state, window, progress) -> state``, compiled: one optax update per
-    k1 steps of ``window``.
+    """Compile ``train_step(state, window, progress) -> state``.
 
-    ``optimizer`` has an injected hyperparameter ``learning_rate`` (as from
-    `make_optimizer`), set to ``schedule(progress)``. The state passed in is given up to
-    the computation: use only the one returned.
+    One call makes one optax update per k1 steps of ``window``. The state passed in is
+    donated to the computation: use only the returned one.
 
     With a ``mesh`` of one axis the streams (the first batch axis) are split over its
     devices, where their carries stay from step to step; parameters and optimizer state
-    are held by each. The numbers are those of one device, to rounding; but with
-    randomness (dropout) each device draws its own, so that the noise depends on how
-    many there are.
+    are replicated. The result is that of one device up to rounding. With randomness
+    (dropout) each device draws its own numbers, so that the noise depends on the number
+    of devices.
+
+    Args:
+        tbptt: the `TBPTT` with the losses of the model.
+        optimizer: a transformation with an injected hyperparameter ``learning_rate``,
+            as from `make_optimizer`.
+        schedule: ``schedule(progress) -> rate``, the learning rate at the progress in
+            [0, 1].
+        mesh: the devices over which the streams are split (default: one device).
+
+    Returns:
+        The compiled function.
+
+    Raises:
+        ValueError: if the mesh has more than one axis, the streams cannot be split
+            evenly, or the optimizer has no injected learning rate.
     """
     if mesh is not None:
         check_mesh(mesh)
@@ -179,40 +242,38 @@ def make_train_step(
 def _split(
     step: Callable, mesh: Mesh
 ) -> Callable[[TrainState, Window, Any], TrainState]:
-    """``step`` over the devices of ``mesh``, compiled once: the state comes and goes
-    in the same places.
-    """
-    mesh = Mesh(
-        mesh.devices, mesh.axis_names
-    )  # where its axes are explicit, jit would want every array in place before
-    everywhere, streams, in_time = (
+    """Compile ``step`` over the devices of ``mesh``; the sharding stays the same."""
+    # With explicit axes, jit would require every array to be sharded beforehand.
+    mesh = Mesh(mesh.devices, mesh.axis_names)
+    replicated, streams, in_time = (
         P(),
         P(mesh.axis_names[0]),
         P(None, mesh.axis_names[0]),
     )
-    state: Any = TrainState(*[everywhere] * len(TrainState._fields))  # type: ignore[arg-type]  # places, not arrays
+    # Both states below hold partition specs in place of arrays.
+    state: Any = TrainState(*[replicated] * len(TrainState._fields))  # type: ignore[arg-type]
     state = state._replace(carry=TBPTTState(streams, in_time, streams))  # type: ignore[arg-type]
-    arguments = (state, in_time, everywhere)
-    # check_vma=False: the sums over devices stand in TBPTT, and jax adds none of its
-    # own
+    arguments = (state, in_time, replicated)
+    # check_vma=False: TBPTT itself sums over the devices, and JAX must not add sums of
+    # its own.
     inner = jax.shard_map(
         step, mesh=mesh, in_specs=arguments, out_specs=state, check_vma=False
     )
-    places = jax.tree.map(
+    shardings = jax.tree.map(
         lambda spec: NamedSharding(mesh, spec),
         arguments,
         is_leaf=lambda leaf: isinstance(leaf, P),
     )
     compiled = jax.jit(
-        inner, donate_argnums=0, in_shardings=places, out_shardings=places[0]
+        inner, donate_argnums=0, in_shardings=shardings, out_shardings=shardings[0]
     )
 
     def train_step(state: TrainState, window: Window, progress: Any) -> TrainState:
         check_streams(state.carry.fresh.shape, mesh)
-        if (
-            state.step.sharding != places[0].step
-        ):  # fresh or restored, all on one device: jit would compile for that too
-            state = jax.device_put(state, places[0])
+        # A fresh or restored state is on one device; without this transfer jit would
+        # compile a second program for it.
+        if state.step.sharding != shardings[0].step:
+            state = jax.device_put(state, shardings[0])
         return compiled(state, window, progress)
 
     return train_step

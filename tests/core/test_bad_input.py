@@ -628,7 +628,7 @@ CASES = {
     "nnx: both": (
         lambda: module(mask=MASK.T, seq_lengths=jnp.array([1, 2])),
         ValueError,
-        r"give a mask or seq_lengths, not both",
+        r"pass a mask or seq_lengths, not both",
     ),
 }
 

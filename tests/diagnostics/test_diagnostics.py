@@ -827,7 +827,7 @@ MISTAKES = {
         "loss must return a real scalar",
     ),
     "no step": ({"xs": XS[:0]}, "the sequence has no step"),
-    "two directions": ({"cell": jaxrnn.bidirectional(Elman(3))}, "no one direction"),
+    "two directions": ({"cell": jaxrnn.bidirectional(Elman(3))}, "no single direction"),
     "dropout": (
         {"cell": jaxrnn.stack(Elman(3), jaxrnn.dropout(0.5))},
         "draws random numbers",
@@ -863,7 +863,7 @@ def test_other_mistakes_are_told():
         ({"key": key, "warmup": 6}, "warmup must be an int from 0 to 5"),
         ({"key": key, "stride": 2}, "must be multiples of stride = 2"),
         ({"key": key, "stride": 0}, "stride must be an int from 1"),
-        ({"key": key, "state": look(key=key).state}, "leave carry and key out"),
+        ({"key": key, "state": look(key=key).state}, "leave out carry and key"),
     ):
         with pytest.raises((ValueError, TypeError), match=message):
             look(**options)

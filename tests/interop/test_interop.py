@@ -219,7 +219,7 @@ def test_torch_shapes_and_dtypes():
 
 def test_torch_options():
     torch_refused(
-        "which do not tell its nonlinearity: say nonlinearity='tanh' or 'relu'",
+        "which do not tell its nonlinearity: pass nonlinearity='tanh' or 'relu'",
         torch_state(ELMAN),
     )
     torch_refused("it is 'gelu'", torch_state(ELMAN), nonlinearity="gelu")
@@ -240,7 +240,7 @@ def test_torch_options():
         jaxrnn.GRU(H, learned_initial_carry=True): "learned_initial_carry=True",
         jaxrnn.bidirectional(
             GRU, merge="sum"
-        ): r"side by side.*the nearest module there is bidirectional\(GRU\(4\), GRU\(4\), merge='co",  # noqa: E501
+        ): r"concatenated.*the nearest torch module is bidirectional\(GRU\(4\), GRU\(4\), merge='co",  # noqa: E501
         jaxrnn.stack(
             LSTM, jaxrnn.LSTM(3)
         ): r"this is stack\(LSTM\(4\), LSTM\(3\)\); the nearest",

@@ -224,7 +224,7 @@ def test_jaxrnns_own_modules_are_pointed_to_their_values():
         own,
     )
     refused(
-        r"hand in rnn\.cell",
+        r"pass rnn\.cell",
         TypeError,
         interop.from_flax,
         jaxrnn.nnx.Bidirectional(own, jaxrnn.nnx.RNN(GRU, 3, rngs=nnx.Rngs(1))),
@@ -391,7 +391,7 @@ def test_weights_that_are_computed_of_others(ending, repair):
 def test_dropout_stands_between_two_layers():
     state = interop.to_torch(LSTM, drawn(LSTM))
     refused(
-        "dropout stands between layers, and these are the weights of one",
+        "dropout is applied between layers, but these are the weights of one",
         ValueError,
         interop.from_torch,
         state,

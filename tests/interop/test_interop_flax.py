@@ -215,12 +215,12 @@ def test_what_computes_something_else_is_refused():
     ):
         interop.from_flax(nn.GRUCell(H))
     with pytest.raises(
-        TypeError, match="linen modules hold no weights: leave into out"
+        TypeError, match="linen modules hold no weights: leave out into"
     ):
         interop.to_flax(
             jaxrnn.GRU(H), jaxrnn.GRU(H).init(jax.random.key(0), 3), into=nn.GRUCell(H)
         )
-    with pytest.raises(TypeError, match="say layer="):
+    with pytest.raises(TypeError, match="pass layer="):
         interop.from_flax({"i": {}})
     with pytest.raises(TypeError, match=r"expected flax's SimpleCell.*Linear"):
         interop.from_flax(nnx.Linear(3, 4, rngs=rngs))

@@ -217,7 +217,7 @@ def test_what_computes_something_else_is_refused(keras):
         layers.LSTM(H, go_backwards=True),
     )
     refused("is stateful", layers.LSTM(H, stateful=True))
-    refused("dropout=0.5.*say layer=", layers.LSTM(H, dropout=0.5))
+    refused("dropout=0.5.*with layer=", layers.LSTM(H, dropout=0.5))
     refused("recurrent_dropout=0.5", layers.GRU(H, recurrent_dropout=0.5))
     refused("merge_mode='ave'", layers.Bidirectional(layers.GRU(H), merge_mode="ave"))
     refused(

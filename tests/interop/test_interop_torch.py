@@ -278,7 +278,7 @@ def test_what_is_no_plain_float_module_is_refused():
         interop.from_torch(normed.state_dict())
     with pytest.raises(TypeError, match=r"expected one of torch.nn.RNN.*Linear"):
         interop.from_torch(nn.Linear(3, 4))
-    with pytest.raises(ValueError, match="says its nonlinearity"):
+    with pytest.raises(ValueError, match="determines its nonlinearity"):
         interop.from_torch(made("tanh"), nonlinearity="tanh")
 
 

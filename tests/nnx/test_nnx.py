@@ -88,7 +88,7 @@ def test_sequence_lengths():
         jnp.swapaxes(ys, 0, 1),
         1e-6,
     )
-    with pytest.raises(ValueError, match="give a mask or seq_lengths, not both"):
+    with pytest.raises(ValueError, match="pass a mask or seq_lengths, not both"):
         model(xs, mask=mask, seq_lengths=lengths)
 
 

@@ -124,7 +124,7 @@ def test_lengths_of_any_dtype_and_lists(dtype, plain_errors):
         row[:length] = row[:length][::-1].copy()
     np.testing.assert_array_equal(flip_sequences(xs, given, 1, False), expected)
     with pytest.raises(
-        TypeError, match="seq_lengths must be integers, one a sequence, but they are"
+        TypeError, match="seq_lengths must be integers, one per sequence, but they are"
     ):
         flip_sequences(xs, [1.5, 2.0, 0.0], 1, False)
 
@@ -169,7 +169,7 @@ def test_what_is_no_cell_and_what_is_no_rnn(plain_errors):
         with pytest.raises(
             TypeError,
             match=(
-                f"initialize_carry, which {type(wrong).__name__} has not: give a cell"
+                f"initialize_carry, which {type(wrong).__name__} does not have: pass"
             ),
         ):
             RNN(wrong)

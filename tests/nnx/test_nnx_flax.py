@@ -425,7 +425,7 @@ def test_what_flax_runs_and_is_refused_here(plain_errors):
         RNN(dropping)(xs)
     dropping.eval()
     assert_same(RNN(dropping)(xs), nnx.RNN(dropping)(xs), 1e-6)
-    with pytest.raises(TypeError, match="a cell must put out one array"):
+    with pytest.raises(TypeError, match="the output of a cell must be one array"):
         RNN(two)(xs)
     with pytest.raises(ValueError, match="pass it as initial_carry"):
         RNN(drawing)(xs)
@@ -447,7 +447,7 @@ def test_bad_arguments(plain_errors):
         RNN(cell, broadcast_rngs="dropout")
     with pytest.raises(
         ValueError,
-        match="GRUCell has its parameters already, so leave input_size and dtype out",
+        match="GRUCell already has its parameters, so leave out input_size and dtype",
     ):
         RNN(cell, D)
     with pytest.raises(
@@ -455,16 +455,16 @@ def test_bad_arguments(plain_errors):
         match=r"RNN\(layer, input_size, rngs=nnx\.Rngs\(0\)\), but input_size is None",
     ):
         RNN(jaxrnn.GRU(H), rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match="keep_order=False turns sequences round"):
+    with pytest.raises(ValueError, match="keep_order=False reverses sequences"):
         RNN(cell)(xs, mask=jnp.ones((B, T), bool), reverse=True, keep_order=False)
     with pytest.raises(
         ValueError, match=r"the carry passed in has shape \(3, 5\), expected \(3, 6\)"
     ):
         RNN(cell)(xs, initial_carry=jnp.zeros((B, H - 1)))
-    with pytest.raises(ValueError, match=r"one length a sequence, shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"one length per sequence, shape \(3,\)"):
         flip_sequences(xs, jnp.array([1, 2]), 1, False)
     with pytest.raises(
-        ValueError, match=r"ask the cell itself, rnn\.cell\.initialize_carry"
+        ValueError, match=r"call the cell itself, rnn\.cell\.initialize_carry"
     ):
         RNN(variant("Odd")).initial_carry((B,))
     with pytest.raises(ValueError, match="Wide has 2 feature axes"):

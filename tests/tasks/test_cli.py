@@ -216,7 +216,7 @@ MISTAKES = {
     ),
     "resume nothing": (
         ["train", "hello", "--out", "{tmp}/none", "--resume"],
-        "is no run directory: there is no such directory",
+        "is not a run directory: it does not exist",
     ),
     "resume another task": (
         ["train", "charlm", "--out", "{runs}/hello", "--resume"],
@@ -244,11 +244,11 @@ MISTAKES = {
     ),
     "task later": (
         ["train", "--steps", "5", "hello"],
-        "the task comes right after train",
+        "the task must follow train",
     ),
     "another program's directory": (
         ["train", "hello", "--out", "{tmp}/other", "--overwrite"],
-        "and no run directory",
+        "and not a run directory",
     ),
     "out cannot be": (
         ["train", "hello", "--out", "/dev/null/x"],
@@ -270,7 +270,7 @@ MISTAKES = {
         ["sample", "{runs}/hello", "--top-k", "10"],
         "--top-k 10 is more than the 4 letters",
     ),
-    "not a run": (["sample", "{tmp}"], "is no run directory: it holds no config.json"),
+    "not a run": (["sample", "{tmp}"], "is not a run directory: it has no config.json"),
     "damaged config": (["sample", "{tmp}/broken"], "config.json is damaged"),
     "no checkpoint": (["sample", "{tmp}/young"], "holds no checkpoint yet"),
     "unknown letter": (

@@ -83,7 +83,7 @@ def test_of_a_run_before_and_after_training(tmp_path, capsys):
         (["--cell", "lstn"], "did you mean lstm?"),
         (["--task", "nothing"], "there is no 'nothing'"),
         (["--length", "2"], "--length must be at least 3"),
-        (["--run", "nowhere"], "is no run directory"),
+        (["--run", "nowhere"], "is not a run directory"),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path, capsys, words, message):

@@ -276,7 +276,7 @@ def test_a_run_directory_is_never_overwritten_by_accident(tmp_path):
     (tmp_path / "mine/thesis.txt").write_text("years of work")
     for overwrite in (False, True):
         with pytest.raises(
-            training.InputError, match="is not empty, and no run directory"
+            training.InputError, match="is not empty and not a run directory"
         ):
             training.Run.create(
                 tmp_path / "mine", {"task": "hello"}, overwrite=overwrite
