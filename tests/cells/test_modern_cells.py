@@ -610,7 +610,10 @@ def test_through_nnx_both_directions_and_truncation(name, x64):
             lambda: S5(4, spectrum="hippo"),
             "S5: spectrum must be 'legs' or 'lin', but it is 'hippo'",
         ),
-        (lambda: S5(4, shortest=0.0), "S5: the bounds of dt must satisfy 0 < shortest <= longest"),
+        (
+            lambda: S5(4, shortest=0.0),
+            "S5: the bounds of dt must satisfy 0 < shortest <= longest",
+        ),
         (lambda: S5(4, learned_initial_carry=True), "S5: its carry is complex"),
     ],
 )

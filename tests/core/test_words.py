@@ -187,9 +187,7 @@ def test_zoneout_lets_integers_and_keys_go_on(cell, rate):
 
 
 def test_a_rate_for_an_integer_is_refused():
-    with pytest.raises(
-        ValueError, match=r"2 rates .* Mine has 1 floating-point parts"
-    ):
+    with pytest.raises(ValueError, match=r"2 rates .* Mine has 1 floating-point parts"):
         unroll(zoneout(COUNTER, (0.1, 0.2)), PARAMS, XS, key=KEY)
 
 
