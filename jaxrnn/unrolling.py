@@ -16,6 +16,7 @@ import numpy as np
 from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array, Bool, Float, Inexact, Integer
 
+from .core.arrays import is_array
 from .core.cell import (
     Carry,
     Cell,
@@ -186,7 +187,7 @@ def mask_from_lengths(lengths: Integer[Array, "*B"], steps: int) -> Bool[Array, 
             outside [0, T] (inside ``jit`` they cannot be read).
     """
     check_ours("lengths", lengths)
-    if not hasattr(lengths, "dtype"):
+    if not is_array(lengths):
         if not isinstance(lengths, (list, tuple, int)):
             raise TypeError(
                 f"lengths must be an array of integers (*B,), but it is "
@@ -688,7 +689,7 @@ def _kind_of(tree: Any) -> Any:
 
 
 def _batch_of(xs: Any) -> tuple[int, ...]:
-    return tuple(xs.shape[1:-1]) if hasattr(xs, "shape") else ()
+    return tuple(xs.shape[1:-1]) if is_array(xs) else ()
 
 
 def _part(path: Any) -> str:

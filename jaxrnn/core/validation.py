@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from .arrays import is_array
+
 
 def check_positive(owner: Any, **sizes: Any) -> None:
     """Every named size is an int >= 1."""
@@ -64,7 +66,7 @@ def check_batch_shape(batch_shape: Any) -> None:
 
 def check_inputs(xs: Any) -> None:
     """``xs`` is an inexact array of rank 2 or more."""
-    if not hasattr(xs, "shape") or not hasattr(xs, "dtype"):
+    if not is_array(xs):
         raise TypeError(f"xs must be an array (T, *B, D), but it is {describe(xs)}")
     check_ours("xs", xs)
     if not jnp.issubdtype(xs.dtype, jnp.inexact):
@@ -102,7 +104,7 @@ def check_features(cell: Any, kernel: Array, x: Array) -> None:
 def check_flags(name: str, flags: Any, xs: Array) -> None:
     """``mask`` or ``resets`` is bool and ``(T, *B)``."""
     want = tuple(xs.shape[:-1])
-    if not hasattr(flags, "shape"):
+    if not is_array(flags):
         raise TypeError(
             f"{name} must be a bool array of shape (T, *B) = {want}, but it is "
             f"{describe(flags)}"
@@ -128,7 +130,7 @@ def check_flags(name: str, flags: Any, xs: Array) -> None:
 def check_scale(scale: Any, xs: Array) -> None:
     """``gradient_scale`` is floating-point and ``(T, *B)``."""
     want = tuple(xs.shape[:-1])
-    if not hasattr(scale, "shape") or not hasattr(scale, "dtype"):
+    if not is_array(scale):
         raise TypeError(
             f"gradient_scale must be an array of shape (T, *B) = {want}, but it is "
             f"{describe(scale)}"
@@ -329,7 +331,7 @@ HERE = pathlib.Path(__file__).parents[1]
 
 def describe_tree(tree: Any) -> str:
     """A pytree in a few words: names, shapes, and dtypes that are no floats'."""
-    if hasattr(tree, "shape") and hasattr(tree, "dtype"):
+    if is_array(tree):
         kind = (
             "" if jnp.issubdtype(_kind(tree.dtype), jnp.floating) else f" {tree.dtype}"
         )
@@ -390,7 +392,7 @@ def check_params(cell: Any, params: Any, expected: dict[str, Any]) -> None:
 def check_key_given(what: str, key: Any) -> None:
     """A key was given to what draws random numbers."""
     if key is None or not (
-        hasattr(key, "dtype")
+        is_array(key)
         and (jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.dtype == "uint32")
     ):
         raise TypeError(
@@ -408,7 +410,7 @@ def check_key(cell: Any, key: Any) -> None:
             "to run it without randomness use jaxrnn.inference(layer)"
         )
     if key is not None and not (
-        hasattr(key, "dtype")
+        is_array(key)
         and (jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.dtype == "uint32")
     ):
         raise TypeError(
@@ -425,13 +427,13 @@ def check_key(cell: Any, key: Any) -> None:
 
 def describe(value: Any) -> str:
     """A short word for any value: its type, and for arrays shape and dtype."""
-    if _is_foreign(value) and hasattr(value, "shape"):
+    if _is_foreign(value) and is_array(value):
         kind = type(value)
         return (
             f"a {kind.__module__.partition('.')[0]} {kind.__name__} of shape "
             f"{tuple(value.shape)} and dtype {value.dtype}"
         )
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
+    if is_array(value):
         return (
             f"{type(value).__name__} of shape {tuple(value.shape)} and dtype "
             f"{value.dtype}"

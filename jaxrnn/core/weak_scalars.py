@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .arrays import is_array
 from .validation import describe
 
 # An integer without axes whose value must be known when a program is traced.
@@ -61,4 +62,4 @@ def as_number(who: str, name: str, value: Any) -> Any:
 
 
 def _words(value: Any) -> str:
-    return describe(value) if hasattr(value, "shape") else repr(value)
+    return describe(value) if is_array(value) else repr(value)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
+from ..core.arrays import is_array
 from ..core.cell import Carry
 from ..core.exported import register_for_export
 from ..core.validation import check_carry, check_int, describe
@@ -198,7 +199,7 @@ def _ranked(search: _Search, length_penalty: Number) -> Beams:
 
 def _check(step: Any, carry: Any, start: Any, end: Any) -> None:
     """Everything that was passed fits together."""
-    if not hasattr(start, "dtype") or not jnp.issubdtype(start.dtype, jnp.integer):
+    if not is_array(start) or not jnp.issubdtype(start.dtype, jnp.integer):
         raise TypeError(
             f"beam_search: start must be an integer array (*B), but it is "
             f"{describe(start)}"

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
+from ..core.arrays import is_array
 from ..core.cell import Carry
 from ..core.exported import register_for_export
 from ..core.validation import check_carry, describe
@@ -133,7 +134,7 @@ def generate(
 
 def _check(prompt, temperature, top_k, key):
     if (
-        not hasattr(prompt, "dtype")
+        not is_array(prompt)
         or not jnp.issubdtype(prompt.dtype, jnp.integer)
         or prompt.ndim < 1
     ):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from ..core.arrays import is_array
 from ..core.cell import accumulator
 from ..core.validation import describe
 from .decay import check_fit_range
@@ -195,7 +196,7 @@ def _check_arrays(log_phi: Any, log_gradient_norms: Any) -> tuple[Array, Array]:
         ("log_gradient_norms", log_gradient_norms),
     ):
         if (
-            not hasattr(values, "dtype")
+            not is_array(values)
             or not jnp.issubdtype(values.dtype, jnp.floating)
             or values.ndim != 1
         ):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact
 
+from ..core.arrays import is_array
 from ..core.cell import Carry, Cell, Layer, Params, weaken_scalars
 from ..core.validation import describe
 from .scaled import CompensatedSum, normalize
@@ -131,7 +132,7 @@ def jacobian_products(J: Inexact[Array, "T *B N N"]) -> JacobianProducts:
         [1.   0.5  0.25]
     """
     if (
-        not hasattr(J, "dtype")
+        not is_array(J)
         or J.ndim < 3
         or J.shape[-1] != J.shape[-2]
         or not jnp.issubdtype(J.dtype, jnp.inexact)

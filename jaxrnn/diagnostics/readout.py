@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
+from ..core.arrays import is_array
 from ..core.cell import Carry, Params, expand_flags, select
 from ..core.validation import describe
 from .transition import Trajectory
@@ -132,7 +133,7 @@ def check_loss(
     y = jax.eval_shape(cell.output, params, carry, x)
     result = jax.eval_shape(loss, y)
     if (
-        not hasattr(result, "shape")
+        not is_array(result)
         or result.shape != ()
         or not jnp.issubdtype(result.dtype, jnp.floating)
     ):

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..cells import GRU
+from ..core.arrays import is_array
 from ..core.validation import describe
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
@@ -152,7 +153,7 @@ def check_shapes(
 
 def check_matrix(where: str, name: str, array: Any) -> None:
     """Check that a kernel is a matrix, because the sizes are read from its shape."""
-    if not hasattr(array, "ndim"):
+    if not is_array(array):
         raise TypeError(
             f"{where}: {name} must be an array, but it is {describe(array)}"
         )
@@ -174,7 +175,7 @@ def check_concrete(where: str, tree: Any, what: str = "parameters") -> None:
 def check_dtypes(where: str, arrays: Mapping[str, Any], what: str = "weights") -> None:
     """Check that all arrays have one floating-point dtype that JAX keeps exactly."""
     for name, array in arrays.items():
-        if not hasattr(array, "shape") or not hasattr(array, "dtype"):
+        if not is_array(array):
             raise TypeError(
                 f"{where}: {name} must be an array, but it is {describe(array)}"
             )

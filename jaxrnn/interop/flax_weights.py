@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from ..cells import GRU, LSTM
+from ..core.arrays import is_array
 from ..core.validation import describe
 from ..layers.compose import Bidirectional, Stack
 from ..layers.stochastic import Dropout
@@ -275,7 +276,7 @@ def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
     for name, own in tree.items():
         for part, value in own.items() if isinstance(own, Mapping) else [("", own)]:
             flat[f"{name}.{part}".rstrip(".")] = (
-                value[...] if hasattr(value, "shape") else value
+                value[...] if is_array(value) else value
             )
     return flat
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..cells import GRU, LSTM
+from ..core.arrays import is_array
 from ..core.validation import describe
 from .arithmetic import (
     check_concrete,
@@ -179,7 +180,7 @@ def _holds_arrays(source: Any) -> bool:
         isinstance(source, (list, tuple))
         and bool(source)
         and not any(map(kind_of, source))
-        and hasattr(source[0], "shape")
+        and is_array(source[0])
     )
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.arrays import is_array
 from ..core.validation import check_carry, describe
 from .arithmetic import check_concrete, check_dtypes, check_shapes, own_copy
 from .structure import (
@@ -124,7 +125,7 @@ def _check_carry(where: str, layer: Any, carry: Any) -> None:
 
     The batch axes and the dtype of the parameters are inferred from the first leaf.
     """
-    parts = [leaf for leaf in jax.tree.leaves(carry) if hasattr(leaf, "dtype")] or [
+    parts = [leaf for leaf in jax.tree.leaves(carry) if is_array(leaf)] or [
         jnp.zeros(0)
     ]
     dtype = (

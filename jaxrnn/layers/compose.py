@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from ..core.arrays import is_array
 from ..core.cell import (
     Carry,
     Cell,
@@ -425,7 +426,7 @@ def outputs_of(layer: Cell | Layer, params: Params, input_size: int) -> Any:
 
 def check_one_array(what: str, layer: Cell | Layer, ys: Any) -> None:
     """Check that a layer's outputs are one array, as the operation after it needs."""
-    if not hasattr(ys, "shape") or ys.ndim < 2:
+    if not is_array(ys) or ys.ndim < 2:
         raise TypeError(
             f"{what}: the operation after {type(layer).__name__} takes one array of "
             f"features, (T, *B, D), but its output is {describe_tree(ys)}: let its "

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ..core.arrays import is_array
 from ..core.cell import (
     AbstractWrappedCell,
     Carry,
@@ -298,7 +299,7 @@ class RecurrentDropout(StochasticCellLayer):
         if not self.drawing:
             return unroll_unchecked(self.cell, params, carry, xs, spec)
         h = _hidden(carry)
-        if not hasattr(h, "dtype") or not _is_real(h):
+        if not is_array(h) or not _is_real(h):
             raise TypeError(
                 f"recurrent_dropout: the carry of {type(self.cell).__name__} is "
                 f"{describe_tree(carry)}, but the recurrent weights multiply its part "

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Inexact, Shaped
 
+from ..core.arrays import is_array
 from ..core.cell import Carry, Cell, Layer, Params, check_cell, weaken_scalars
 from ..core.validation import check_inputs, check_ours, check_positive
 from ..engines import Scan
@@ -127,7 +128,7 @@ class RNN(nnx.Module):
         self.layer, self.input_size, self.output_size = (
             layer,
             input_size,
-            ys.shape[-1] if hasattr(ys, "shape") else None,
+            ys.shape[-1] if is_array(ys) else None,
         )
         self.params = nnx.data(
             jax.tree.map(

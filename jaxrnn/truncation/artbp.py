@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from ..core.arrays import is_array
 from ..core.validation import check_batch_shape, describe
 
 
@@ -119,7 +120,7 @@ class ARTBP:
         """
         check_batch_shape(batch_shape)
         shape = (steps, *batch_shape)
-        if not hasattr(key, "dtype"):
+        if not is_array(key):
             raise TypeError(
                 f"ARTBP: key must be a key such as jax.random.key(0), but it is "
                 f"{describe(key)}"
@@ -216,7 +217,7 @@ def check_pattern(name: str, flags: Any, shape: tuple[int, ...] | None) -> None:
     """Check that ``flags`` is bool ``(T, *B)``, and of ``shape`` if one is given."""
     want = "(T, *B)" if shape is None else f"(T, *B) = {tuple(shape)}"
     fits = (
-        hasattr(flags, "dtype")
+        is_array(flags)
         and flags.ndim >= 1
         and (shape is None or tuple(flags.shape) == tuple(shape))
     )

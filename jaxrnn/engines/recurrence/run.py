@@ -9,6 +9,7 @@ import jax
 from jax.extend import core
 from jax.sharding import AxisType
 
+from ...core.arrays import is_array
 from ...core.cell import (
     Carry,
     Cell,
@@ -179,7 +180,7 @@ def unsupported_step_reason(step: StepJaxpr) -> str | None:
         v.aval.dtype
         for eqn in _all_equations(step.closed.jaxpr)
         for v in eqn.invars
-        if hasattr(v.aval, "dtype")
+        if is_array(v.aval)
     ]
     if "rng_bit_generator" in names or any("rbg" in str(dtype) for dtype in keys):
         return "its step draws from a generator whose numbers differ under vmap (rbg)"

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
+from ....core.arrays import is_array
 from .block_form import KernelUnsupportedError, LoopBody
 
 
@@ -79,11 +80,7 @@ def _real_aval(aval: Any) -> Any:
 
 
 def _pair(value: Any) -> Any:
-    return (
-        (value.real, value.imag)
-        if hasattr(value, "dtype") and is_complex(value)
-        else value
-    )
+    return (value.real, value.imag) if is_array(value) and is_complex(value) else value
 
 
 def _evaluated(eqn: Any, values: list[Any]) -> list[Any]:

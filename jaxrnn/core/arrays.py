@@ -1,0 +1,15 @@
+"""What counts as an array."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def is_array(value: Any) -> bool:
+    """Whether a value has a shape and a dtype.
+
+    True for arrays of JAX, NumPy and other libraries, for tracers and for
+    ``jax.ShapeDtypeStruct``; False for Python numbers, lists and None. This is the one
+    place that asks by attributes, because these types have no common base class.
+    """
+    return hasattr(value, "shape") and hasattr(value, "dtype")
