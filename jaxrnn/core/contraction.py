@@ -165,6 +165,7 @@ def _in_one_program(params: Any) -> Any:
 
 @contraction_p.def_impl
 def _impl(a: Any, b: Any, **params: Any) -> Any:
+    """Evaluate the primitive eagerly."""
     return _in_one_program(tuple(params.items()))(a, b)
 
 
@@ -176,6 +177,7 @@ def _like(a: Any, b: Any, params: Any) -> Any:
 
 @contraction_p.def_abstract_eval
 def _abstract(a: Any, b: Any, **params: Any) -> Any:
+    """Return the abstract value of the result."""
     like = _like(
         *(jax.ShapeDtypeStruct(v.shape, v.dtype) for v in (a, b)), tuple(params.items())
     )

@@ -61,4 +61,5 @@ def as_number(who: str, name: str, value: Any) -> Any:
 
 
 def _words(value: Any) -> str:
+    """Describe a value for an error: arrays by shape and dtype, others by repr."""
     return describe(value) if hasattr(value, "shape") else repr(value)
