@@ -92,7 +92,7 @@ def product(
 
 
 def _merged(a: Any, b: Any, *, dimension_numbers: Any, **params: Any) -> Any:
-    """Compute the product with neighboring axes of the same role merged into one.
+    """Compute the product with neighboring axes of the same kind merged into one.
 
     Free axes are merged on either side. Contracted axes are merged if they are in order
     and next to each other in both operands. The result is reshaped to the shape that
