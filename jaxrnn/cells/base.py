@@ -63,7 +63,7 @@ class BuiltinCell(Cell):
             TypeError: if an entry is missing or unknown.
             ValueError: if an entry has the wrong shape.
         """
-        # The expected shapes depend on D, which only the input kernel tells.
+        # The expected shapes depend on D, which is known from the input kernel alone.
         shape = (
             jnp.shape(params.get("input_kernel", 0.0))
             if isinstance(params, dict)

@@ -47,7 +47,7 @@ class GRU(BuiltinCell):
     Args:
         hidden_size: H, the number of hidden units.
         reset_after: whether r multiplies after U_n (True) or before it (False). Keep
-            True for torch's weights and for the cuDNN engine.
+            True to use torch's weights.
         update_bias: number added to the update gate's bias at init, or ``Chrono(T)``
             for memories of up to T steps. A z near 1 keeps the state.
         layer_norm: if True, normalize ``x W`` and ``h U``, the r and z blocks together

@@ -289,6 +289,7 @@ def _root(x: Array) -> Array:
 
 @_root.defjvp
 def _root_jvp(primals, tangents):
+    """Multiply the tangent by the clipped derivative."""
     root = jnp.sqrt(primals[0])
     # The derivative is 1 / (2 root); the bound below makes it STEEPEST at most.
     return root, tangents[0] / jnp.maximum(

@@ -83,6 +83,7 @@ def gate_activations(
 
 @gate_activations.defjvp
 def _gate_activations_jvp(blocks, primals, tangents):
+    """Multiply each block's tangent by the derivative of its activation."""
     activations = gate_activations(*primals, blocks)
     slopes = [a * (1 - a) for a in activations]  # sigmoid' = a (1 - a)
     slopes[-2] = 1 - activations[-2] * activations[-2]  # tanh' = 1 - a^2

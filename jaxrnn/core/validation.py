@@ -1,5 +1,6 @@
-"""Worded checks: each raises at trace time, and says what was expected, what came
-and how to mend it.
+"""Checks of arguments, which raise when a program is traced.
+
+Each error says what was expected, what was given and how to mend it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from .arrays import is_array
 
 
 def check_positive(owner: Any, **sizes: Any) -> None:
-    """Every named size is an int >= 1."""
+    """Check that every named size is an int of at least 1."""
     for name, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, numbers.Integral) or size < 1:
             raise ValueError(
@@ -42,7 +43,7 @@ def check_auto(owner: Any, **sizes: Any) -> None:
 
 
 def check_int(what: str, name: str, value: Any, least: int, most: int, of: str) -> int:
-    """``value`` as an int from ``least`` to ``most``; ``of`` says what bounds it."""
+    """Convert ``value`` to an int from ``least`` to ``most``; ``of`` says why these."""
     if (
         isinstance(value, bool)
         or not isinstance(value, numbers.Integral)
@@ -56,7 +57,7 @@ def check_int(what: str, name: str, value: Any, least: int, most: int, of: str) 
 
 
 def check_batch_shape(batch_shape: Any) -> None:
-    """A tuple of sizes."""
+    """Check that ``batch_shape`` is a tuple (or list) of sizes."""
     if not isinstance(batch_shape, (tuple, list)):
         raise TypeError(
             f"batch_shape must be a tuple of sizes, such as (32,), but it is "
@@ -65,7 +66,7 @@ def check_batch_shape(batch_shape: Any) -> None:
 
 
 def check_inputs(xs: Any) -> None:
-    """``xs`` is an inexact array of rank 2 or more."""
+    """Check that ``xs`` is a floating-point or complex array of rank 2 or more."""
     if not is_array(xs):
         raise TypeError(f"xs must be an array (T, *B, D), but it is {describe(xs)}")
     check_ours("xs", xs)
@@ -85,7 +86,7 @@ def check_inputs(xs: Any) -> None:
 
 
 def check_features(cell: Any, kernel: Array, x: Array) -> None:
-    """``x``'s features and dtype fit the cell's input kernel."""
+    """Check that the features and dtype of ``x`` fit the cell's input kernel."""
     if x.shape[-1] != kernel.shape[0]:
         raise ValueError(
             f"{type(cell).__name__}: the parameters were made for {kernel.shape[0]} "
@@ -102,7 +103,7 @@ def check_features(cell: Any, kernel: Array, x: Array) -> None:
 
 
 def check_flags(name: str, flags: Any, xs: Array) -> None:
-    """``mask`` or ``resets`` is bool and ``(T, *B)``."""
+    """Check that ``mask`` or ``resets`` is a bool array ``(T, *B)``."""
     want = tuple(xs.shape[:-1])
     if not is_array(flags):
         raise TypeError(
@@ -128,7 +129,7 @@ def check_flags(name: str, flags: Any, xs: Array) -> None:
 
 
 def check_scale(scale: Any, xs: Array) -> None:
-    """``gradient_scale`` is floating-point and ``(T, *B)``."""
+    """Check that ``gradient_scale`` is a floating-point array ``(T, *B)``."""
     want = tuple(xs.shape[:-1])
     if not is_array(scale):
         raise TypeError(
@@ -149,33 +150,38 @@ def check_scale(scale: Any, xs: Array) -> None:
 
 
 def check_ours(name: str, value: Any) -> None:
-    """An array is JAX's or numpy's, or stands for one."""
+    """Check that an array is one of JAX or numpy, and not of another library."""
     if _is_foreign(value):
         raise TypeError(
-            f"{name} is {describe(value)}, and JAX's or numpy's arrays are taken: "
+            f"{name} is {describe(value)}, but it must be an array of JAX or numpy: "
             f"{_repair(name, value)}"
         )
 
 
 def check_all_ours(name: str, tree: Any, variable: str | None = None) -> None:
-    """Every leaf of a pytree is an array of JAX's or numpy's, or a number."""
+    """Check that every leaf of a pytree is an array of JAX or numpy, or a number.
+
+    Args:
+        name: what the error calls the pytree.
+        tree: the pytree.
+        variable: the expression for it in the suggested repair (default: ``name``).
+    """
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if _is_foreign(leaf) or isinstance(leaf, (str, bytes)):
-            place = jax.tree_util.keystr(path)
-            where = name + place
+            key_path = jax.tree_util.keystr(path)
             repair = (
-                _repair((variable or name) + place, leaf)
+                _repair((variable or name) + key_path, leaf)
                 if _is_foreign(leaf)
-                else "words are configuration: make it a field of the cell"
+                else "strings are configuration: make it a field of the cell"
             )
             raise TypeError(
-                f"{where} is {describe(leaf)}, and arrays of JAX's or numpy's, and "
-                f"numbers, are taken: {repair}"
+                f"{name}{key_path} is {describe(leaf)}, but it must be an array of JAX "
+                f"or numpy, or a number: {repair}"
             )
 
 
 def _is_foreign(value: Any) -> bool:
-    """An array of another library, whose dtypes are not numpy's."""
+    """Return whether ``value`` is an array of a library with dtypes of its own."""
     if isinstance(value, (jax.Array, np.ndarray, np.generic, type)):
         return False
     dtype = getattr(value, "dtype", None)
@@ -187,13 +193,15 @@ def _is_foreign(value: Any) -> bool:
 
 
 def _kind(dtype: Any) -> Any:
+    """Return the dtype as JAX knows it; one of another library becomes ``object``."""
     try:
         return jax.dtypes.canonicalize_dtype(dtype, allow_extended_dtype=True)
-    except TypeError:  # torch.float32
+    except TypeError:  # such as torch.float32
         return np.dtype(object)
 
 
 def _repair(name: str, value: Any) -> str:
+    """Return the advice to convert an array of another library."""
     detached = ".detach()" if getattr(value, "requires_grad", False) else ""
     return (
         f"pass jnp.asarray({name}{detached}), or jnp.from_dlpack({name}{detached}), "
@@ -202,8 +210,16 @@ def _repair(name: str, value: Any) -> str:
 
 
 def check_carry(cell: Any, carry: Any, expected: Any, made_by: str) -> None:
-    """``carry`` has the structure, shapes and dtypes of ``expected``; the error
-    names the leaf.
+    """Check that ``carry`` has the structure, shapes and dtypes of ``expected``.
+
+    Args:
+        cell: the cell, or the name that the error begins with.
+        carry: the carry to check.
+        expected: a pytree of arrays or `jax.ShapeDtypeStruct`.
+        made_by: what the error calls the carry, such as "the carry passed in".
+
+    Raises:
+        TypeError, ValueError: the error names the leaf that differs.
     """
     name = cell if isinstance(cell, str) else type(cell).__name__
     check_all_ours(f"{name}: {made_by}", carry, "carry")
@@ -225,14 +241,13 @@ def check_carry(cell: Any, carry: Any, expected: Any, made_by: str) -> None:
         if tuple(jnp.shape(got)) != tuple(want.shape):
             raise ValueError(
                 f"{name}: {part}{made_by} has shape {tuple(jnp.shape(got))}, expected "
-                f"{tuple(want.shape)} = (*B, ...) with "
-                "the batch axes of xs"
+                f"{tuple(want.shape)} = (*B, ...) with the batch axes of xs"
             )
         if jnp.result_type(got) != want.dtype:
             raise TypeError(
                 f"{name}: {part}{made_by} is {jnp.result_type(got)}, expected "
-                f"{want.dtype}: carries are not promoted "
-                f"silently; cast it with .astype({want.dtype.name!r})"
+                f"{want.dtype}: carries are not promoted silently; cast it with "
+                f".astype({want.dtype.name!r})"
             )
 
 
@@ -245,16 +260,29 @@ def check_rows(
     *,
     floats: bool = False,
 ) -> None:
-    """Every part of a carry is one a row: its axes begin with ``batch``, and follow
-    it in ``wider``, where each is one more.
+    """Check that every part of a carry has one entry for each row of the batch.
+
+    Its leading axes must be ``batch``. So that axes of the same size by coincidence are
+    found out, a second carry is given whose batch axes are one larger each.
+
+    Args:
+        name: the name of the cell.
+        carry: a carry for the batch axes ``batch``.
+        wider: a carry for batch axes that are one larger each.
+        batch: the batch axes.
+        why: what needs one entry for each row; it follows the name in the error.
+        floats: whether only floating-point parts are checked.
+
+    Raises:
+        ValueError: the error names the part.
     """
-    for (path, leaf), other in zip(
+    for (path, leaf), wider_leaf in zip(
         jax.tree_util.tree_leaves_with_path(carry), jax.tree.leaves(wider), strict=True
     ):
         if floats and not jnp.issubdtype(leaf.dtype, jnp.inexact):
             continue
-        shape, among = tuple(leaf.shape), tuple(leaf.shape[: len(batch)])
-        if among == tuple(batch) and tuple(other.shape) == (
+        shape, leading = tuple(leaf.shape), tuple(leaf.shape[: len(batch)])
+        if leading == tuple(batch) and tuple(wider_leaf.shape) == (
             *(n + 1 for n in batch),
             *shape[len(batch) :],
         ):
@@ -273,8 +301,8 @@ def check_rows(
             )
         raise ValueError(
             f"{name}: {why} holds the carry of each row by itself, but {part} has "
-            f"shape {shape} whatever the batch axes, here "
-            f"{tuple(batch)}, so it is none of a row: in {name}.initial_carry(params, "
+            f"shape {shape} whatever the batch axes are (here {tuple(batch)}), so it "
+            f"does not have one entry for each row: in {name}.initial_carry(params, "
             f"batch_shape, dtype) {repair}"
         )
 
@@ -283,45 +311,53 @@ def check_rows(
 def name_failing_method(
     cell: Any, method: str, hint: str = "", **given: Any
 ) -> Iterator[None]:
-    """An error from inside a method of a user's own cell or layer says which, what it
-    was given, and what may mend it.
+    """Add the method and its arguments to an error from a user's own cell or layer.
 
-    The library's own errors, which have their words, and those of kinds of their own
-    pass.
+    Errors that the library raises itself, and those of other types than the usual
+    built-in ones, pass unchanged.
+
+    Args:
+        cell: the cell or layer.
+        method: the name of the method that is called in the context.
+        hint: what may mend the error.
+        **given: the arguments of the method, whose shapes the error shows.
     """
     try:
         yield
     except (TypeError, ValueError, LookupError, AttributeError) as error:
-        plain = type(error) in (
+        # Subclasses may carry meaning of their own, so only exact types are wrapped.
+        is_plain = type(error) in (
             TypeError,
             ValueError,
             KeyError,
             IndexError,
             AttributeError,
         )
-        if not plain or _is_ours(cell, error):
+        if not is_plain or _is_ours(cell, error):
             raise
         kind = ValueError if isinstance(error, ValueError) else TypeError
-        came = ", ".join(
+        arguments = ", ".join(
             f"{name} {describe_tree(tree)}" for name, tree in given.items()
         )
-        words = (
+        lines = (
             f"{error!r}" if isinstance(error, KeyError) else str(error)
         ).strip().splitlines() or [type(error).__name__]
-        first = words[0] if len(words[0]) < 140 else words[0][:137] + "..."
+        message = lines[0] if len(lines[0]) < 140 else lines[0][:137] + "..."
         raise kind(
-            f"{type(cell).__name__}.{method} fails on {came}: "
-            f"{first.rstrip('.')}{hint and '. ' + hint}"
+            f"{type(cell).__name__}.{method} fails on {arguments}: "
+            f"{message.rstrip('.')}{hint and '. ' + hint}"
         ) from error
 
 
 def _is_ours(cell: Any, error: Exception) -> bool:
-    """Whether the library raised an error, or it came out of a cell of the library's
-    own, which looks at its inputs itself.
+    """Return whether an error is worded by the library already.
+
+    Either a raise statement of the library raised it, or it came from one of the
+    library's own cells, which check their inputs themselves.
     """
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    raised = pathlib.Path(last.filename).is_relative_to(HERE) and (
-        last.line or ""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    raised = pathlib.Path(frame.filename).is_relative_to(HERE) and (
+        frame.line or ""
     ).startswith("raise")
     return raised or type(cell).__module__.partition(".")[0] == "jaxrnn"
 
@@ -330,7 +366,7 @@ HERE = pathlib.Path(__file__).parents[1]
 
 
 def describe_tree(tree: Any) -> str:
-    """A pytree in a few words: names, shapes, and dtypes that are no floats'."""
+    """Describe a pytree briefly: names, shapes, and dtypes that are not real floats."""
     if is_array(tree):
         kind = (
             "" if jnp.issubdtype(_kind(tree.dtype), jnp.floating) else f" {tree.dtype}"
@@ -361,18 +397,22 @@ def describe_tree(tree: Any) -> str:
 
 
 def check_params(cell: Any, params: Any, expected: dict[str, Any]) -> None:
-    """``params`` is a dict with the names and shapes of ``expected``; the error
-    names the entry. Dtypes are the caller's.
+    """Check that ``params`` is a dict with the names and shapes of ``expected``.
+
+    Dtypes are not checked.
+
+    Raises:
+        TypeError, ValueError: the error names the entry that differs.
     """
     name = type(cell).__name__
     if not isinstance(params, dict) or set(params) != set(expected):
-        came = (
+        got = (
             f"a dict of {sorted(params)}"
             if isinstance(params, dict)
             else describe(params)
         )
         raise TypeError(
-            f"{name}: its params are a dict of {sorted(expected)}, but got {came}: "
+            f"{name}: its params are a dict of {sorted(expected)}, but got {got}: "
             f"init(key, input_size) makes the right one"
         )
     for (path, want), leaf in zip(
@@ -390,7 +430,7 @@ def check_params(cell: Any, params: Any, expected: dict[str, Any]) -> None:
 
 
 def check_key_given(what: str, key: Any) -> None:
-    """A key was given to what draws random numbers."""
+    """Check that a key was given to a function that draws random numbers."""
     if key is None or not (
         is_array(key)
         and (jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.dtype == "uint32")
@@ -402,7 +442,7 @@ def check_key_given(what: str, key: Any) -> None:
 
 
 def check_key(cell: Any, key: Any) -> None:
-    """A key is given exactly when randomness happens."""
+    """Check that a key is given if, and only if, the layer draws random numbers."""
     if cell.requires_key and key is None:
         raise ValueError(
             f"{type(cell).__name__} draws random numbers (dropout or zoneout), so it "
@@ -426,7 +466,7 @@ def check_key(cell: Any, key: Any) -> None:
 
 
 def describe(value: Any) -> str:
-    """A short word for any value: its type, and for arrays shape and dtype."""
+    """Describe a value briefly: its type, and for arrays shape and dtype."""
     if _is_foreign(value) and is_array(value):
         kind = type(value)
         return (

@@ -62,4 +62,5 @@ def as_number(who: str, name: str, value: Any) -> Any:
 
 
 def _words(value: Any) -> str:
+    """Describe a value for an error: arrays by shape and dtype, others by repr."""
     return describe(value) if is_array(value) else repr(value)

@@ -1,4 +1,4 @@
-"""Sequences drawn from a model: sampling and beam search."""
+"""Decoding: sequences from a model by sampling and by beam search."""
 
 from .beam_search import Beams as Beams
 from .beam_search import beam_search as beam_search

@@ -1,6 +1,4 @@
-"""Beam search: the likeliest sequences a model can write, by one-step calls inside
-one loop.
-"""
+"""Beam search: the likeliest sequences of a model, by one-step calls in one loop."""
 
 from __future__ import annotations
 
@@ -20,11 +18,11 @@ from ..core.weak_scalars import Number, Size, as_number, as_size
 
 @register_for_export
 class Beams(NamedTuple):
-    """What `beam_search` returns: ``width`` hypotheses, the best one first.
+    """The result of `beam_search`: W hypotheses, the best one first.
 
-    ``tokens (N, *B, W)``, ``end`` from where a hypothesis ended; ``lengths (*B, W)``,
-    tokens before ``end``; ``scores (*B, W)``, by which they are ranked; -inf where
-    there were fewer than ``width`` hypotheses.
+    ``tokens (N, *B, W)`` holds ``end`` from where a hypothesis ends. ``lengths (*B,
+    W)`` counts the tokens before ``end``. ``scores (*B, W)`` are those by which the
+    hypotheses are ranked, -inf where fewer than W hypotheses exist.
     """
 
     tokens: Integer[Array, "N *B W"]
@@ -33,14 +31,14 @@ class Beams(NamedTuple):
 
 
 class _Search(NamedTuple):
-    """The loop's variables; the axis of the beam, W, stands after the batch axes."""
+    """The variables of the loop; the beam axis, W, follows the batch axes."""
 
-    n: Array
-    carry: Carry
-    tokens: Array  # (*B, W, N)
-    logp: Array  # (*B, W)
-    lengths: Array  # (*B, W), tokens written, ``end`` counted in
-    done: Array  # (*B, W)
+    n: Array  # (), the number of steps taken
+    carry: Carry  # leaves (*B, W, ...)
+    tokens: Array  # (*B, W, N), filled with ``end`` beyond what has been written
+    logp: Array  # (*B, W), log p(y); -inf for a hypothesis that does not exist
+    lengths: Array  # (*B, W), tokens written, including ``end``
+    done: Array  # (*B, W), whether the hypothesis has ended
     greedy: Array  # (*B, W), the one hypothesis that always took the likeliest symbol
 
 
@@ -54,19 +52,20 @@ def beam_search(
     length: Size,
     length_penalty: Number = 0.0,
 ) -> Beams:
-    """Write up to ``length`` tokens after ``start``, keeping the ``width`` likeliest
-    hypotheses at each step.
+    """Search for the likeliest sequences of up to ``length`` tokens after ``start``.
 
-    A hypothesis y of n tokens, ``end`` counted in, is ranked by (Wu et al. 2016, eq.
-    14, with their (5 + n)/6 as n)::
+    At each step the ``width`` likeliest hypotheses are kept. At the end a hypothesis y
+    of n tokens, including ``end``, is ranked by the following score (Wu et al. 2016,
+    eq. 14, with n in place of their (5 + n) / 6)::
 
         score(y) = sum_t log p(y_t | y_<t) / n ** length_penalty
 
-    One that has ended keeps its place to the last, and the beam of the others is
-    narrower by it. So does the hypothesis that greedy decoding finds: therefore
-    ``width=1`` is greedy decoding, and the best score is never below greedy's, whatever
-    the penalty. One that has not ended after ``length`` tokens is ranked as it stands.
-    With room for every hypothesis there is, the best one is the true best.
+    A hypothesis that has ended keeps its place until the end, and leaves fewer places
+    for the others. The hypothesis of greedy decoding keeps its place as well: therefore
+    ``width=1`` is greedy decoding, and the best score is never below that of greedy
+    decoding, whatever the penalty. A hypothesis that has not ended after ``length``
+    tokens is ranked by the score that it has then. If the beam has room for every
+    possible hypothesis, the best one is the true optimum.
 
     Args:
         step: one streaming step of a model, as for `jaxrnn.generate`. It is called
@@ -75,16 +74,29 @@ def beam_search(
         carry: the state before ``start`` is read, leaves ``(*B, ...)``.
         start: the first input, ``(*B)`` integers.
         end: the symbol that ends a sequence.
-        width: W. 1 is greedy decoding.
-        length: N, the most tokens that are written. The loop stops before that when
-            every hypothesis has ended.
-        length_penalty: 0 ranks by probability, which favours the short; 1 by the mean
-            log probability of a token.
+        width: W, the number of hypotheses. 1 is greedy decoding.
+        length: N, the maximum number of tokens. The loop stops earlier if every
+            hypothesis has ended.
+        length_penalty: the exponent in the score. 0 ranks by probability, which favors
+            short sequences; 1 ranks by the mean log probability of a token.
+
+    Returns:
+        `Beams` (tokens, lengths, scores).
 
     Raises:
         TypeError, ValueError: for sizes below 1, an ``end`` that is no symbol, a
-            negative penalty, a start that holds no integers, a carry without the batch
-            axes of ``start`` or which ``step`` returns otherwise.
+            negative penalty, a start that is not an integer array, a carry without the
+            batch axes of ``start``, or a step that returns another kind of carry.
+
+    Example::
+
+        >>> import jax
+        >>> def step(carry, token):  # the likeliest symbol is token + 1, then token + 2
+        ...     return carry, -jax.numpy.abs(jax.numpy.arange(4) - token[:, None] - 1.2)
+        >>> start = jax.numpy.array([0])
+        >>> beams = beam_search(step, (), start, end=3, width=2, length=4)
+        >>> beams.tokens[:, 0].T.tolist(), beams.lengths.tolist()
+        ([[2, 3, 3, 3], [1, 2, 3, 3]], [[1, 2]])
     """
     width, length = (
         as_size("beam_search", "width", width),
@@ -93,34 +105,34 @@ def beam_search(
     length_penalty = as_number("beam_search", "length_penalty", length_penalty)
     _check(step, carry, start, end)
     end = int(end)
-    axis, start = start.ndim, jnp.asarray(start, jnp.int32)
-    forward = jax.vmap(step, in_axes=axis, out_axes=axis)
+    axis, start = start.ndim, jnp.asarray(start, jnp.int32)  # axis: that of the beam
+    beam_step = jax.vmap(step, in_axes=axis, out_axes=axis)
 
-    def spread(leaf: Array) -> Array:
+    def repeat(leaf: Array) -> Array:
         leaf = jnp.expand_dims(leaf, axis)
         return jnp.broadcast_to(
             leaf, (*leaf.shape[:axis], width, *leaf.shape[axis + 1 :])
         )
 
-    def go_on(search: _Search) -> Array:
+    def is_unfinished(search: _Search) -> Array:
         alive = ~search.done & (search.logp > -jnp.inf)
         return (search.n < length) & ((search.n == 0) | jnp.any(alive))
 
-    def advance(search: _Search) -> _Search:
-        last = jax.lax.dynamic_index_in_dim(
+    def extend(search: _Search) -> _Search:
+        last_token = jax.lax.dynamic_index_in_dim(
             search.tokens, jnp.maximum(search.n - 1, 0), axis + 1, keepdims=False
         )
-        carry, logits = forward(
-            search.carry, jnp.where(search.n == 0, spread(start), last)
+        carry, logits = beam_step(
+            search.carry, jnp.where(search.n == 0, repeat(start), last_token)
         )
         return _extended(
             search, carry, jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1), end
         )
 
     search = jax.lax.while_loop(
-        go_on,
-        advance,
-        _begun(jax.tree.map(spread, carry), start.shape, width, length, end),
+        is_unfinished,
+        extend,
+        _begun(jax.tree.map(repeat, carry), start.shape, width, length, end),
     )
     return _ranked(search, length_penalty)
 
@@ -128,7 +140,11 @@ def beam_search(
 def _begun(
     carry: Carry, batch: tuple[int, ...], width: int, length: int, end: int
 ) -> _Search:
-    """Nothing written: one hypothesis in the beam, the greedy one."""
+    """Return the search before the first step.
+
+    The beam holds one empty hypothesis, which is the greedy one; the others have
+    probability zero.
+    """
     shape = (*batch, width)
     first = jnp.broadcast_to(
         jnp.arange(width).reshape(*[1] * len(batch), width) == 0, shape
@@ -147,16 +163,25 @@ def _begun(
 def _extended(
     search: _Search, carry: Carry, logp: Float[Array, "*B W V"], end: int
 ) -> _Search:
-    """The best ``width`` of all hypotheses with one symbol more; ``carry`` and
-    ``logp`` are what the step made of them.
+    """Extend all hypotheses by one symbol, and keep the best W of the results.
+
+    Args:
+        search: the search before the step.
+        carry: the carry of each hypothesis after the step.
+        logp: the log probability of each next symbol, given the hypothesis.
+        end: the symbol that ends a sequence.
     """
     axis, symbols = search.logp.ndim - 1, logp.shape[-1]
     symbol = jax.lax.broadcasted_iota(jnp.int32, logp.shape, axis + 1)
+    # A hypothesis that has ended has one continuation, ``end`` with probability 1, so
+    # that its total stays as it is.
     only_end = jnp.where(symbol == end, jnp.zeros_like(logp), -jnp.inf)
     logp = search.logp[..., None] + jnp.where(search.done[..., None], only_end, logp)
+    # Ended hypotheses and the greedy one keep their places: the likeliest continuation
+    # of each ranks above all others. All W * V candidates are ranked together.
     likeliest = jnp.argmax(logp, axis=-1)[..., None] == symbol
-    kept = likeliest & (search.done | search.greedy)[..., None]
-    rank = jnp.where(kept, jnp.inf, logp).reshape(*logp.shape[:axis], -1)
+    keeps_place = likeliest & (search.done | search.greedy)[..., None]
+    rank = jnp.where(keeps_place, jnp.inf, logp).reshape(*logp.shape[:axis], -1)
     _, chosen = jax.lax.top_k(rank, logp.shape[axis])
     parent, token = chosen // symbols, (chosen % symbols).astype(jnp.int32)
 
@@ -165,7 +190,7 @@ def _extended(
         return jnp.take_along_axis(leaf, index, axis=axis)
 
     total = jnp.take_along_axis(logp.reshape(rank.shape), chosen, axis=-1)
-    was_done, there = of_parent(search.done), total > -jnp.inf
+    was_done, exists = of_parent(search.done), total > -jnp.inf
     return _Search(
         n=search.n + 1,
         carry=jax.tree.map(of_parent, carry),
@@ -174,7 +199,7 @@ def _extended(
         ),
         logp=total,
         lengths=of_parent(search.lengths) + (~was_done).astype(jnp.int32),
-        done=(was_done | (token == end)) & there,
+        done=(was_done | (token == end)) & exists,
         greedy=jnp.take_along_axis(
             (search.greedy[..., None] & likeliest).reshape(rank.shape), chosen, axis=-1
         ),
@@ -182,7 +207,7 @@ def _extended(
 
 
 def _ranked(search: _Search, length_penalty: Number) -> Beams:
-    """What was found, by its score."""
+    """Sort the hypotheses by their scores."""
     axis = search.logp.ndim - 1
     scores = search.logp / jnp.maximum(search.lengths, 1).astype(
         jnp.float32
@@ -198,7 +223,7 @@ def _ranked(search: _Search, length_penalty: Number) -> Beams:
 
 
 def _check(step: Any, carry: Any, start: Any, end: Any) -> None:
-    """Everything that was passed fits together."""
+    """Check that the arguments of `beam_search` fit each other."""
     if not is_array(start) or not jnp.issubdtype(start.dtype, jnp.integer):
         raise TypeError(
             f"beam_search: start must be an integer array (*B), but it is "
@@ -230,5 +255,5 @@ def _check(step: Any, carry: Any, start: Any, end: Any) -> None:
         end,
         0,
         logits.shape[-1] - 1,
-        f"the step knows {logits.shape[-1]} symbols",
+        f"the step returns logits for {logits.shape[-1]} symbols",
     )

@@ -1,4 +1,4 @@
-"""Generation: sampling by one-step calls, inside one scan."""
+"""Sampling of sequences by one-step calls of a model inside one scan."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ..core.weak_scalars import Number, Size, as_number, as_size
 
 @register_for_export
 class Generated(NamedTuple):
-    """What `generate` returns.
+    """The result of `generate`.
 
-    ``tokens (N, *B)``; ``logits (N, *B, V)``, from which each was drawn (before
-    temperature and top-k); ``carry`` after the last token that was read (the last one
-    generated has not been read yet).
+    ``tokens (N, *B)`` are the tokens written, and ``logits (N, *B, V)`` those from
+    which each was drawn, before temperature and top-k. ``carry`` is the state after the
+    last token that was read; the last one generated has not been read yet.
     """
 
     tokens: Integer[Array, "N *B"]
@@ -43,53 +43,58 @@ def generate(
     """Read ``prompt``, then write ``length`` tokens, each the input of the next step.
 
     A token is drawn from ``softmax(logits / temperature)`` over the ``top_k`` likeliest
-    symbols (default: all).
+    symbols (default: all). For the likeliest sequence instead of a random one, use
+    `beam_search`.
 
     Args:
-        step: one streaming step of a model, ``step(carry, token) -> (carry, logits)``.
+        step: one streaming step of a model, ``step(carry, token) -> (carry, logits)``
+            with tokens ``(*B)`` and logits ``(*B, V)``.
         carry: the state before the prompt.
         prompt: ``(P, *B)`` integers, P >= 1.
-        length: N, tokens to write.
-        temperature: 0 takes the likeliest symbol each time, and then no key is wanted.
-            It may be traced, an argument of a compiled function: then a key is wanted,
-            and 0 takes the likeliest symbol nevertheless.
-        top_k: how many of the likeliest symbols may be drawn.
-        key: demanded when temperature > 0.
+        length: N, the number of tokens to write.
+        temperature: 0 takes the likeliest symbol at each step and needs no key. The
+            temperature may be traced, as an argument of a compiled function; then a key
+            is required, and 0 takes the likeliest symbol all the same.
+        top_k: the number of the likeliest symbols that may be drawn (default: V).
+        key: a `jax.random` key, required if the temperature is above 0.
+
+    Returns:
+        `Generated` (tokens, logits, carry).
 
     Raises:
         TypeError, ValueError: for an empty or non-integer prompt, a negative
-            temperature, a top_k outside [1, V], a missing or unused key.
+            temperature, a top_k outside [1, V], a missing or an unused key.
+
+    Example::
+
+        >>> import jax
+        >>> def step(carry, token):  # a model that counts modulo 5
+        ...     return carry, jax.nn.one_hot((token + 1) % 5, 5)
+        >>> prompt = jax.numpy.array([[2]])
+        >>> generate(step, (), prompt, 4, temperature=0).tokens[:, 0].tolist()
+        [3, 4, 0, 1]
     """
     length, temperature = (
         as_size("generate", "length", length),
         as_number("generate", "temperature", temperature),
     )
     top_k = None if top_k is None else as_size("generate", "top_k", top_k)
-    known = not isinstance(temperature, jax.core.Tracer)
-    _check(prompt, temperature if known else 1.0, top_k, key)
+    is_static = not isinstance(temperature, jax.core.Tracer)
+    _check(prompt, temperature if is_static else 1.0, top_k, key)
     P, prompt = prompt.shape[0], jnp.asarray(prompt, jnp.int32)
-    greedy, least = (
-        temperature == 0,
-        1e-30,
-    )  # less than that would round to 0 in float32
+    greedy = temperature == 0
+    least = 1e-30  # a smaller temperature could round to 0 in float32
 
     def choose(logits, key):
-        if known and greedy:
-            return jnp.argmax(logits, axis=-1)
-        drawn = draw(
-            logits,
-            key,
-            max(temperature, least)
-            if known
-            else jnp.maximum(jnp.asarray(temperature, logits.dtype), least),
-        )
-        return (
-            drawn
-            if known
-            else jnp.where(
-                greedy, jnp.argmax(logits, axis=-1).astype(drawn.dtype), drawn
-            )
-        )
+        if is_static:
+            if greedy:
+                return jnp.argmax(logits, axis=-1)
+            return draw(logits, key, max(temperature, least))
+        # A traced temperature decides at run time, so both results are computed.
+        traced = jnp.maximum(jnp.asarray(temperature, logits.dtype), least)
+        drawn = draw(logits, key, traced)
+        likeliest = jnp.argmax(logits, axis=-1).astype(drawn.dtype)
+        return jnp.where(greedy, likeliest, drawn)
 
     def draw(logits, key, temperature):
         if top_k is not None:
@@ -98,6 +103,8 @@ def generate(
                     f"generate: top_k = {top_k} is more than the {logits.shape[-1]} "
                     f"symbols there are"
                 )
+            # The largest logit is subtracted before the division, which could otherwise
+            # overflow at a small temperature.
             likeliest, tokens = jax.lax.top_k(logits, top_k)
             drawn = jax.random.categorical(
                 key, (likeliest - likeliest[..., :1]) / temperature, axis=-1
@@ -107,10 +114,13 @@ def generate(
             key, (logits - logits.max(-1, keepdims=True)) / temperature, axis=-1
         )
 
-    def body(loop, now):
-        carry, last = loop
-        index, given, key = now
-        carry, logits = step(carry, jnp.where(index < P, given, last))
+    # One scan over the prompt and the generated tokens: steps 0 to P - 1 read the
+    # prompt, later ones the token of the step before. Step P - 1 writes the first token
+    # that is returned.
+    def body(scan_carry, inputs):
+        carry, last_token = scan_carry
+        index, prompt_token, key = inputs
+        carry, logits = step(carry, jnp.where(index < P, prompt_token, last_token))
         token = choose(logits, key).astype(jnp.int32)
         return (carry, token), (token, logits)
 
@@ -123,16 +133,17 @@ def generate(
     )
     steps = P + length - 1
     keys = None if key is None else jax.random.split(key, steps)
-    given = jnp.concatenate(
+    padded_prompt = jnp.concatenate(
         [prompt, jnp.zeros((length - 1, *prompt.shape[1:]), prompt.dtype)]
     )
     (carry, _), (tokens, logits) = jax.lax.scan(
-        body, (carry, prompt[0]), (jnp.arange(steps), given, keys)
+        body, (carry, prompt[0]), (jnp.arange(steps), padded_prompt, keys)
     )
     return Generated(tokens[P - 1 :], logits[P - 1 :], carry)
 
 
 def _check(prompt, temperature, top_k, key):
+    """Check the prompt, and that top_k and key fit the temperature."""
     if (
         not is_array(prompt)
         or not jnp.issubdtype(prompt.dtype, jnp.integer)

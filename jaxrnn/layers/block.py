@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ..cells.ops import along, dense, layer_norm
@@ -71,7 +72,9 @@ class ResidualBlock(Layer):
     def __post_init__(self):
         check_positive(self, width=self.width)
 
-    def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
+    def init(
+        self, key: Array, input_size: int, dtype: DTypeLike | None = None
+    ) -> Params:
         k_embed, k_layer, k_kernel = jax.random.split(key, 3)
         dtype = dtype or jnp.result_type(float)
         inner = init_in(
@@ -105,7 +108,10 @@ class ResidualBlock(Layer):
             )
 
     def initial_carry(
-        self, params: Params, batch_shape: tuple[int, ...] = (), dtype: Any = None
+        self,
+        params: Params,
+        batch_shape: tuple[int, ...] = (),
+        dtype: DTypeLike | None = None,
     ) -> Carry:
         return self.layer.initial_carry(params["layer"], batch_shape, dtype)
 
@@ -138,6 +144,7 @@ class ResidualBlock(Layer):
     def _embedded(
         self, params: Params, x: Float[Array, "*TB D"]
     ) -> Float[Array, "*TB W"]:
+        """Return e: the inputs, mapped to ``width`` features where that is needed."""
         if "embed_kernel" not in params:
             if x.shape[-1] != self.width:
                 raise ValueError(
@@ -154,6 +161,7 @@ class ResidualBlock(Layer):
     def _mixed(
         self, params: Params, embedded: Float[Array, "*TB W"], y: Float[Array, "*TB O"]
     ) -> Float[Array, "*TB W"]:
+        """Return the output of the block, from e and the layer's outputs y."""
         packed = dense(jax.nn.gelu(y), params["kernel"])
         value, gate = jnp.split(packed + along(params["bias"], packed), 2, axis=-1)
         return embedded + value * jax.nn.sigmoid(gate)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from ..core.arrays import is_array
@@ -148,7 +149,9 @@ class Stack(Layer):
     layers: tuple[Cell | Layer, ...]
     reads_inputs: ClassVar[bool] = False
 
-    def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
+    def init(
+        self, key: Array, input_size: int, dtype: DTypeLike | None = None
+    ) -> Params:
         params = {}
         for i, (layer, k) in enumerate(
             zip(self.layers, jax.random.split(key, len(self.layers)), strict=True)
@@ -164,7 +167,10 @@ class Stack(Layer):
         )
 
     def initial_carry(
-        self, params: Params, batch_shape: tuple[int, ...] = (), dtype: Any = None
+        self,
+        params: Params,
+        batch_shape: tuple[int, ...] = (),
+        dtype: DTypeLike | None = None,
     ) -> tuple[Carry, ...]:
         return tuple(
             layer.initial_carry(params[f"layer_{i}"], batch_shape, dtype)
@@ -218,7 +224,9 @@ class Bidirectional(Layer):
     def causal(self) -> bool:
         return False
 
-    def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
+    def init(
+        self, key: Array, input_size: int, dtype: DTypeLike | None = None
+    ) -> Params:
         k_forward, k_backward = jax.random.split(key)
         params = {
             "forward": init_in(self.forward, k_forward, input_size, dtype),
@@ -240,7 +248,10 @@ class Bidirectional(Layer):
         check_parts(self, params, {"forward": self.forward, "backward": self.backward})
 
     def initial_carry(
-        self, params: Params, batch_shape: tuple[int, ...] = (), dtype: Any = None
+        self,
+        params: Params,
+        batch_shape: tuple[int, ...] = (),
+        dtype: DTypeLike | None = None,
     ) -> BidirectionalCarry:
         return BidirectionalCarry(
             self.forward.initial_carry(params["forward"], batch_shape, dtype),
@@ -278,6 +289,7 @@ class Bidirectional(Layer):
         )
 
     def _merged(self, forward: Any, backward: Any, xs: Any) -> Any:
+        """Concatenate or add the outputs of the two directions, leaf by leaf."""
         structure: Any = jax.tree.structure(forward)
         if structure != jax.tree.structure(backward):
             raise TypeError(
@@ -313,7 +325,9 @@ class Residual(Layer):
     # It only adds its inputs, and the sum becomes zero at masked steps.
     reads_inputs: ClassVar[bool] = False
 
-    def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
+    def init(
+        self, key: Array, input_size: int, dtype: DTypeLike | None = None
+    ) -> Params:
         params = init_in(self.layer, key, input_size, dtype)
         size = output_size(self.layer, params, input_size)
         if size != input_size:
@@ -328,7 +342,10 @@ class Residual(Layer):
         self.layer.check(params)
 
     def initial_carry(
-        self, params: Params, batch_shape: tuple[int, ...] = (), dtype: Any = None
+        self,
+        params: Params,
+        batch_shape: tuple[int, ...] = (),
+        dtype: DTypeLike | None = None,
     ) -> Carry:
         return self.layer.initial_carry(params, batch_shape, dtype)
 
@@ -385,7 +402,9 @@ def for_part(spec: UnrollSpec, part: Cell | Layer, index: int) -> UnrollSpec:
     )
 
 
-def init_in(layer: Cell | Layer, key: Array, input_size: int, dtype: Any) -> Params:
+def init_in(
+    layer: Cell | Layer, key: Array, input_size: int, dtype: DTypeLike | None
+) -> Params:
     """Call ``layer.init``, and pass ``dtype`` on only if it is not None.
 
     The ``init`` of a user's cell then does not need to take a dtype.

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ..core.arrays import is_array
@@ -204,6 +205,7 @@ def inference(layer: Cell | Layer) -> Cell | Layer:
 
 
 def _check_rate(what: str, rate: Any) -> float:
+    """Convert a rate to float, and check that it is in [0, 1)."""
     if (
         isinstance(rate, bool)
         or not isinstance(rate, numbers.Real)
@@ -236,11 +238,16 @@ class Dropout(StochasticLayer):
     variational: bool = False
     drawing: bool = True
 
-    def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
+    def init(
+        self, key: Array, input_size: int, dtype: DTypeLike | None = None
+    ) -> Params:
         return {}
 
     def initial_carry(
-        self, params: Params, batch_shape: tuple[int, ...] = (), dtype: Any = None
+        self,
+        params: Params,
+        batch_shape: tuple[int, ...] = (),
+        dtype: DTypeLike | None = None,
     ) -> tuple[()]:
         return ()
 
@@ -271,14 +278,19 @@ class StochasticCellLayer(StochasticLayer):
 
     cell: Cell
 
-    def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
+    def init(
+        self, key: Array, input_size: int, dtype: DTypeLike | None = None
+    ) -> Params:
         return init_in(self.cell, key, input_size, dtype)
 
     def check(self, params: Params) -> None:
         self.cell.check(params)
 
     def initial_carry(
-        self, params: Params, batch_shape: tuple[int, ...] = (), dtype: Any = None
+        self,
+        params: Params,
+        batch_shape: tuple[int, ...] = (),
+        dtype: DTypeLike | None = None,
     ) -> Carry:
         return self.cell.initial_carry(params, batch_shape, dtype)
 
@@ -435,4 +447,5 @@ def _mix(
 
 
 def _is_real(leaf: Array) -> bool:
+    """Return whether noise applies to a leaf: it is floating-point (or complex)."""
     return jnp.issubdtype(leaf.dtype, jnp.inexact)

@@ -102,10 +102,15 @@ class TBPTT(Static):
     """TBPTT(k1, k2) of any model, for a sequence given whole or in pieces.
 
     Every k1 steps, the losses of the newest k1 steps are backpropagated over the last
-    k2 steps; the module's docstring has the definition. Time grows with k2 / k1, memory
-    with k2 instead of T. k2 = k1 is the cheapest, but then a loss early in its window
-    reaches only a few steps back; with k2 > k1 every loss reaches at least k2 - k1
-    steps back.
+    k2 steps. With ``G(t, k)`` the part of the gradient of loss l_t that reaches the
+    parameters as they were used k steps earlier::
+
+        gradient = sum_t sum_{0 <= k < t - s0(t)} G(t, k)
+
+    where s0(t) is the beginning of the window in which l_t counts, k2 steps before its
+    end. Time grows with k2 / k1, memory with k2 instead of T. k2 = k1 is the cheapest,
+    but then a loss early in its window reaches only a few steps back; with k2 > k1
+    every loss reaches at least k2 - k1 steps back.
 
     Use `value_and_grad` for gradients of the whole sequence with fixed parameters, and
     `update` for one optimizer update after each window.
@@ -219,8 +224,8 @@ class TBPTT(Static):
     ) -> tuple[Float[Array, ""], Params, TBPTTState]:
         """Compute the loss and its truncated gradient with fixed parameters.
 
-        The gradients of all windows are summed. The result is exactly the sum that the
-        module's docstring defines, and that of full BPTT if k2 >= T.
+        The gradients of all windows are summed. The result is exactly the sum in the
+        class docstring, and the gradient of full BPTT if k2 >= T.
 
         Args:
             params: the parameters of the model, floating-point.

@@ -520,7 +520,7 @@ CASES = {
     "zoneout with three rates": (
         lambda: walk(zoneout(CELL, (0.1,) * 3), key=KEY),
         ValueError,
-        r"3 rates .* LSTM has 2 parts",
+        r"3 rates .* LSTM has 2 floating-point parts",
     ),
     "zoneout with no rates": (
         lambda: zoneout(CELL, ()),
