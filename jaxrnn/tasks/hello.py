@@ -206,11 +206,11 @@ class Trained:
             + "   says  should say"
         ]
         for letter, row, target in zip(word, probabilities, word[1:], strict=False):
-            said = letters[int(row.argmax())]
+            predicted = letters[int(row.argmax())]
             lines.append(
                 f"{letter:<8}"
                 + "".join(f"{p:8.3f}" for p in row)
-                + f"   {said:<5} {target}"
+                + f"   {predicted:<5} {target}"
             )
         for path in (
             _draw(run, word, letters, probabilities),

@@ -94,13 +94,13 @@ def train(
             {**vars(task_options), **vars(run_budget)},
         )
         try:
-            task_options = _settled(task_options)
+            task_options = _resolve_devices(task_options)
         except InputError as error:
             raise InputError(f"{run.path} was started with {error}") from None
         experiment, extra_config = module.prepare(task_options)
         _check_unchanged(run, extra_config, run.config)
     else:
-        task_options = _settled(
+        task_options = _resolve_devices(
             module.Options(
                 **{**(module.Options.QUICK if quick else {}), **(options or {})}
             )
@@ -214,7 +214,7 @@ def _fresh(path: pathlib.Path) -> pathlib.Path:
     return candidate
 
 
-def _settled(options: Any) -> Any:
+def _resolve_devices(options: Any) -> Any:
     """Resolve the number of devices, so that ``--resume`` uses as many."""
     if not hasattr(options, "devices"):
         return options

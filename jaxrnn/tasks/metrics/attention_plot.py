@@ -13,10 +13,12 @@ from ...training import Run
 from ...training.curves import new_figure
 
 # Source tokens, target tokens, and weights (T, S), including the row of the end token.
-Looked = tuple[list[str], list[str], np.ndarray]
+AttentionExample = tuple[list[str], list[str], np.ndarray]
 
 
-def draw_attention(run: Run, examples: Sequence[Looked]) -> pathlib.Path | None:
+def draw_attention(
+    run: Run, examples: Sequence[AttentionExample]
+) -> pathlib.Path | None:
     """Draw ``attention.png``, one heat map per example.
 
     Source tokens run from left to right and target tokens downwards, with the end token
