@@ -321,7 +321,7 @@ def test_keras_weights():
         [kernel, recurrent_kernel, bias],
         LSTM,
     )
-    refused("12 or 8 arrays, but 3 came", [kernel, recurrent_kernel, bias], DEEP)
+    refused("12 or 8 arrays, but got 3", [kernel, recurrent_kernel, bias], DEEP)
     refused(
         "recurrent_kernel is float16",
         [kernel, recurrent_kernel.astype("float16"), bias],
