@@ -101,7 +101,7 @@ def adaptive_truncation(
 
         >>> import jax.numpy as jnp
         >>> from jaxrnn.diagnostics import adaptive_truncation
-        >>> k = jnp.arange(8)  # every lag has half the norm of the one before
+        >>> k = jnp.arange(8.0)  # every lag has half the norm of the one before
         >>> log_phi, log_g = k * jnp.log(0.5), jnp.log(2 - 0.5**k)
         >>> int(adaptive_truncation(log_phi, log_g, relative_error=0.1,
         ...                         fit_range=(2, 6)).k2)

@@ -72,6 +72,8 @@ def pull_back(
     batch_ndim: int,
 ) -> Cotangent:
     """Backpropagate one step: one pullback per layer, summed in logarithms."""
+    # The pullback is linear, so that it is applied to the cotangent of one layer at a
+    # time, with zeros for the others: each result then has a single, known scale.
     groups, contributions = _groups(layers), []
     for members in groups:
         one_layer = [
@@ -81,6 +83,8 @@ def pull_back(
         contributions.append(
             jax.tree.leaves(pullback(jax.tree.unflatten(structure, one_layer)))
         )
+    # The new cotangent of a layer is the sum of what all layers contribute to it, at
+    # the scale of the largest contribution.
     leaves, logs = list(cotangent.leaves), []
     for members, previous_log in zip(groups, cotangent.logs, strict=True):
         # Logs are taken relative to this layer's previous log, so that the small

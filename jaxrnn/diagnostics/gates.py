@@ -144,6 +144,7 @@ def _of_cell(
     cell: Cell, params: Params, trajectory: Trajectory
 ) -> dict[str, GateStatistics]:
     """Evaluate the gates at every step from the carries before the steps."""
+    # A reset replaces the carry before the gates read it.
     carries_before = trajectory.carries_before
     if (resets := trajectory.resets) is not None:
         initial = cell.initial_carry(params, trajectory.batch)

@@ -220,6 +220,10 @@ def _spectrum(
         return next_carry, columns(basis)
 
     def block(state, block_inputs):
+        # The Jacobians J of the block map the orthonormal basis Q to J Q = Q' R. Q' is
+        # the next basis, and |R_ii| is the factor by which direction i has grown
+        # orthogonally to directions 1..i-1. Without the factorization every column
+        # would turn to the first direction, and the others would be lost in rounding.
         xs, mask, counted = block_inputs
         carry, basis = state.carry, state.basis
         for i in range(stride):

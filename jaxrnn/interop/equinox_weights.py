@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from ..cells import GRU, LSTM
+from ..core.cell import Cell, Layer, Params
 from ..core.validation import describe
 from ..layers import stack
 from .arithmetic import (
@@ -30,7 +31,9 @@ NAMES = {
 }
 
 
-def from_equinox(source: Any, layer: Any = None) -> Any:
+def from_equinox(
+    source: Any, layer: Cell | Layer | None = None
+) -> tuple[Cell | Layer, Params]:
     """Convert the weights of Equinox cells to a jaxrnn layer and its parameters.
 
     Only the kernels are transposed; the order of the gates is the same. Equinox calls

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..cells import GRU, LSTM
 from ..core.arrays import is_array
+from ..core.cell import Cell, Layer, Params
 from ..core.validation import describe
 from ..layers.compose import Bidirectional, Stack
 from ..layers.stochastic import Dropout
@@ -38,7 +39,9 @@ from .structure import (
 )
 
 
-def from_flax(source: Any, layer: Any = None) -> Any:
+def from_flax(
+    source: Any, layer: Cell | Layer | None = None
+) -> tuple[Cell | Layer, Params]:
     """Convert the weights of flax cells to a jaxrnn layer and its parameters.
 
     flax's carry (c, h) corresponds to `LSTMState` (h, c). linen's GRUCell has the bias

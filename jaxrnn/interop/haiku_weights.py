@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..cells import GRU, LSTM, Elman
+from ..core.cell import Cell, Layer, Params
 from ..core.validation import describe
 from .arithmetic import (
     add_biases,
@@ -36,8 +37,8 @@ GRU_ORDER = (1, 0, 2)
 
 
 def from_haiku(
-    params: Any, layer: Any, *, names: str | Sequence[str] | None = None
-) -> Any:
+    params: Any, layer: Cell | Layer, *, names: str | Sequence[str] | None = None
+) -> tuple[Cell | Layer, Params]:
     """Convert Haiku's parameters of recurrent cores to those of ``layer``.
 
     Haiku's modules exist inside a transformed function and hold no weights, so there is

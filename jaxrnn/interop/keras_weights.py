@@ -13,6 +13,7 @@ import numpy as np
 
 from ..cells import GRU, LSTM
 from ..core.arrays import is_array
+from ..core.cell import Cell, Layer, Params
 from ..core.validation import describe
 from .arithmetic import (
     check_concrete,
@@ -42,7 +43,9 @@ NAMES = ("kernel", "recurrent_kernel", "bias")
 TURNED = (1, 0, 2)
 
 
-def from_keras(source: Any, layer: Any = None) -> Any:
+def from_keras(
+    source: Any, layer: Cell | Layer | None = None
+) -> tuple[Cell | Layer, Params]:
     """Convert the weights of Keras layers to a jaxrnn layer and its parameters.
 
     The gate blocks of an LSTM have jaxrnn's order (i, f, c, o). A GRU's z, r, h become

@@ -9,6 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.cell import Cell, Layer, Params
 from ..core.validation import describe
 from . import safetensors_file
 from .arithmetic import (
@@ -33,7 +34,7 @@ def from_torch(
     prefix: str = "",
     nonlinearity: str | None = None,
     dropout: float | None = None,
-) -> Any:
+) -> tuple[Cell | Layer, Params]:
     """Convert the weights of a torch RNN, LSTM or GRU to a jaxrnn layer and parameters.
 
     The Cells of these are supported, too. Kernels are transposed, and the two biases of

@@ -1,5 +1,7 @@
-"""captioning: a picture in, words out; glyphs and their Unicode names by default,
-folders of pictures for the rest.
+"""captioning: from an image to words.
+
+The default data are glyphs of fonts with their Unicode names; other data come from
+folders of images.
 """
 
 from __future__ import annotations
@@ -37,51 +39,59 @@ from .models.functional import Pure
 from .supervised import PredictsLabels, digest, mean_loss, supervised
 
 BUDGET = Budget(steps=15_000, report_every=200, evaluate_every=1000)
-LOOKED_AT = 1000  # pictures of the validation part, at most
-AT_ONCE = 64  # pictures that are captioned
+LOOKED_AT = 1000  # largest number of images for validation
+AT_ONCE = 64  # batch size of captioning and evaluation
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What can be chosen; the field names are the command line's flags."""
+    """The options of the task; the field names are the flags of the command line."""
 
     data: str = option(
         "glyphs",
-        "glyphs of fonts, glyphs:N those with names of up to N words, or a folder of "
-        "PNGs with captions.csv (file,caption)",
+        "glyphs (of fonts), glyphs:N (those with names of up to N words), or a folder "
+        "of PNG files with captions.csv (file,caption)",
     )
     size: int = option(
-        32, "side of the pictures, a multiple of 8; others are scaled", least=8
+        32,
+        "side of the images in pixels, a multiple of 8; other images are scaled",
+        least=8,
     )
     augment: float = option(
         0.8,
-        "how much strokes and shapes of pictures are distorted in training; 0: not",
+        "strength of the distortion of strokes and shapes in training; 0 disables it",
         least=0,
     )
     attention: str = choice(
         "dot",
         ("none", "additive", "dot"),
-        "whether the decoder looks at the picture's cells, and how",
+        "attention of the decoder over positions of the image",
     )
-    beam: int = option(4, "hypotheses of beam search; 1: greedy", least=1, below=1000)
+    beam: int = option(
+        4, "number of hypotheses of beam search; 1 is greedy", least=1, below=1000
+    )
     length_penalty: float = option(
-        1.0, "beam search ranks by log probability / length ** this", least=0
+        1.0,
+        "exponent p of beam search, which ranks by log probability / length ** p",
+        least=0,
     )
     cell: str = cell_field("lstm")
-    hidden: int = option(256, "units of each recurrent layer", least=1)
-    layers: int = option(1, "recurrent layers", least=1)
+    hidden: int = option(256, "number of units of each recurrent layer", least=1)
+    layers: int = option(1, "number of recurrent layers", least=1)
     channels: int = option(
         16,
-        "of the first convolution; the next ones have up to eight times as many",
+        "channels of the first convolution; later ones have up to eight times as many",
         least=1,
     )
-    embed: int = option(64, "size of the words' embeddings", least=1)
-    dropout: float = option(0.1, "after each recurrent layer", least=0, below=1)
-    batch: int = option(32, "pictures of an update", least=1)
+    embed: int = option(64, "size of the word embedding", least=1)
+    dropout: float = option(
+        0.1, "dropout rate after each recurrent layer", least=0, below=1
+    )
+    batch: int = option(32, "number of images per update", least=1)
     learning_rate: float = option(2e-3, "peak learning rate of Adam", above=0)
-    clip: float = option(1.0, "largest global norm of a gradient", above=0)
+    clip: float = option(1.0, "largest global norm of the gradient", above=0)
     weight_decay: float = option(0.0, "decoupled weight decay", least=0)
-    seed: int = option(0, "of everything random", least=0, below=2**31)
+    seed: int = option(0, "random seed", least=0, below=2**31)
 
     QUICK: ClassVar[dict[str, Any]] = {
         "data": "glyphs:4",
@@ -102,8 +112,9 @@ class Options:
 
 
 def build(options: Options, config: dict[str, Any]) -> tuple[Pure, Params]:
-    """The model's functions and its first parameters; ``config["vocabulary"]`` holds
-    the words it knows.
+    """Build the model's functions and initial parameters.
+
+    ``config["vocabulary"]`` holds the known words.
     """
     model = Captioner(
         len(config["vocabulary"]) + 2,
@@ -122,7 +133,7 @@ def build(options: Options, config: dict[str, Any]) -> tuple[Pure, Params]:
 
 
 def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
-    """The experiment, and what the run's config must hold besides the options."""
+    """Return the experiment, and further entries of the run's config."""
     sacrebleu()
     split, notes = read_captioned(options.data, options.size)
     words = sorted({word for row in split.train for word in row.caption.split()})
@@ -138,7 +149,7 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
     pure, params = build(options, config)
     trained = functools.partial(Trained, pure, options=options, config=config)
     train = Numbered(split.train, words)
-    looked_at = split.validation[:: -(-len(split.validation) // LOOKED_AT)]
+    validation = split.validation[:: -(-len(split.validation) // LOOKED_AT)]
 
     def loss(params: Params, batch: Batch, key: Any) -> tuple[Any, Any]:
         k_augment, k_dropout = jax.random.split(key)
@@ -150,8 +161,8 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
 
     def sample(params: Params) -> str:
         return (
-            f"{trained(params).write([looked_at[0].picture])[0]} "
-            f"({looked_at[0].caption})"
+            f"{trained(params).write([validation[0].picture])[0]} "
+            f"({validation[0].caption})"
         )
 
     experiment = supervised(
@@ -160,7 +171,7 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
         loss=loss,
         buckets=Buckets(train.lengths, options.batch, options.seed),
         batch=train.batch,
-        validate=lambda params: trained(params).scores(looked_at, width=1),
+        validate=lambda params: trained(params).scores(validation, width=1),
         test=lambda params: trained(params).scores(split.test),
         best_by=("word_f1", "max"),
         sample=sample,
@@ -171,8 +182,10 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
 
 
 class Numbered:
-    """Captioned pictures as numbers: words from 1, 0 for what training did not show,
-    the boundary symbol last.
+    """Captioned images as numbers.
+
+    Words are numbered from 1; 0 is a word that is not in the training part, and the
+    boundary token is the last number.
     """
 
     def __init__(self, rows: list[Captioned], words: list[str]):
@@ -186,7 +199,7 @@ class Numbered:
         self.lengths = np.minimum(powers_of_two(map(len, self.captions), 8), longest)
 
     def batch(self, rows: Rows) -> Batch:
-        """The pictures of ``rows``; where one is -1, a picture without a caption."""
+        """Return the images of ``rows``; a row of -1 is an image without a caption."""
         pictures = as_input([self.rows[max(row, 0)].picture for row in rows.rows])
         return Batch(
             *map(jnp.asarray, (pictures, *padded(self.captions, rows, self.boundary)))
@@ -195,12 +208,14 @@ class Numbered:
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4, 5))
 def _write(pure, params, pictures, width, length, penalty):
+    """Return the tokens and lengths of the most probable captions."""
     found = pure.still(params).write(pictures, width, length, penalty)
     return found.tokens[..., 0], found.lengths[..., 0]
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _loss(pure, params, batch):
+    """Return the summed loss without randomness, and the number of words."""
     return pure.still(params).loss(batch)
 
 
@@ -215,12 +230,14 @@ class Trained(PredictsLabels):
     task: ClassVar[str] = "captioning"
 
     def write(self, pictures: list[np.ndarray], width: int | None = None) -> list[str]:
-        """The likeliest caption of each picture."""
-        words, found = ["", *self.config["vocabulary"]], []
+        """Return the most probable caption of each image."""
+        words, captions = ["", *self.config["vocabulary"]], []
         at_once = AT_ONCE if len(pictures) > 1 else 1
         for begin in range(0, len(pictures), at_once):
-            part = pictures[begin : begin + at_once]
-            batch = as_input([*part, *[np.zeros_like(part[0])] * (at_once - len(part))])
+            images = pictures[begin : begin + at_once]
+            batch = as_input(
+                [*images, *[np.zeros_like(images[0])] * (at_once - len(images))]
+            )
             width, longest = width or self.options.beam, self.config["longest"] + 4
             tokens, lengths = map(
                 np.asarray,
@@ -233,17 +250,18 @@ class Trained(PredictsLabels):
                     self.options.length_penalty,
                 ),
             )
-            found += [
+            captions += [
                 " ".join(words[n] for n in tokens[: lengths[i], i])
-                for i in range(len(part))
+                for i in range(len(images))
             ]
-        return found
+        return captions
 
     def scores(
         self, rows: list[Captioned], width: int | None = None
     ) -> dict[str, float]:
-        """Exact match, BLEU, chrF and word F1 of the captions, and the loss of the
-        wanted ones (nats per word).
+        """Return exact match, BLEU, chrF and word F1 of the captions, and the loss.
+
+        The loss is that of the reference captions, in nats per word.
         """
         numbered = Numbered(rows, self.config["vocabulary"])
         batches = Buckets(numbered.lengths, AT_ONCE).in_order()
@@ -251,25 +269,26 @@ class Trained(PredictsLabels):
             _loss(self.functions, self.params, numbered.batch(batch))
             for batch in batches
         )
-        written, wanted = (
+        written, references = (
             self.write([row.picture for row in rows], width),
             [row.caption for row in rows],
         )
         return {
-            **text_scores(written, wanted),
-            "word_f1": word_f1(written, wanted),
+            **text_scores(written, references),
+            "word_f1": word_f1(written, references),
             "loss": loss,
         }
 
     def predict(self, text: str) -> str:
-        """The caption of the picture in a file."""
+        """Return the caption of the image in a file."""
         return self.write(
             [read_picture(pathlib.Path(text.strip()), self.options.size)]
         )[0]
 
     def evaluate(self, path: str) -> dict[str, Any]:
-        """Scores on all pictures of a folder with captions.csv, or on the test
-        typeface of ``glyphs``.
+        """Return the scores on all images of a folder with captions.csv.
+
+        ``glyphs`` stands for the test typeface.
         """
         size = self.options.size
         rows = (
@@ -282,12 +301,12 @@ class Trained(PredictsLabels):
         return {**self.scores(rows), "pictures": len(rows), "unknown_words": unknown}
 
     def report(self, run: Run) -> list[str]:
-        """``curves.png``, and some test pictures with what was written under them as
-        ``captions.png``.
-        """
+        """Draw ``curves.png``, and captions of some test images as ``captions.png``."""
         test = read_captioned(self.options.data, self.options.size)[0].test
-        some = test[:: -(-len(test) // 24)]
-        drawn = draw_captions(run, some, self.write([row.picture for row in some]))
+        examples = test[:: -(-len(test) // 24)]
+        drawn = draw_captions(
+            run, examples, self.write([row.picture for row in examples])
+        )
         pictures = [draw_curves(run, "loss", "cross-entropy (nats per word)"), drawn]
         return [f"picture: {path}" for path in pictures if path]
 
@@ -295,8 +314,9 @@ class Trained(PredictsLabels):
 def draw_captions(
     run: Run, rows: list[Captioned], written: list[str]
 ) -> pathlib.Path | None:
-    """``captions.png``: pictures, under each what was written, and where that is
-    wrong what was wanted, in red.
+    """Draw ``captions.png``: images with their captions.
+
+    A wrong caption is red, with the reference below it.
     """
     across = 6
     down = -(-len(rows) // across)
@@ -310,12 +330,12 @@ def draw_captions(
         axis.imshow(row.picture, cmap="Greys", vmin=0, vmax=255)
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_color("lightgray")
-        right = text == row.caption
-        shown = text if right else f"{text}\nwanted: {row.caption}"
+        is_correct = text == row.caption
+        title = text if is_correct else f"{text}\nwanted: {row.caption}"
         axis.set_title(
-            _wrapped(shown),
+            _wrapped(title),
             fontsize=6.5,
-            color="black" if right else "tab:red",
+            color="black" if is_correct else "tab:red",
             y=-0.09,
             va="top",
         )
@@ -326,6 +346,7 @@ def draw_captions(
 
 
 def _wrapped(text: str) -> str:
+    """Wrap a title, and escape the dollar signs that matplotlib would interpret."""
     return "\n".join(
         part for line in text.split("\n") for part in textwrap.wrap(line, 28)
     ).replace("$", r"\$")

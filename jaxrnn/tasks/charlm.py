@@ -1,6 +1,4 @@
-"""charlm: a character language model on any text, trained by truncated
-backpropagation through time.
-"""
+"""charlm: a character language model of any text, trained by truncated BPTT."""
 
 from __future__ import annotations
 
@@ -43,7 +41,7 @@ BUDGET = Budget(steps=3000, report_every=100, evaluate_every=500)
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What can be chosen; the field names are the command line's flags."""
+    """The options of the task; the field names are the flags of the command line."""
 
     data: tuple[str, ...] = option(
         ("pydoc",),
@@ -51,25 +49,30 @@ class Options:
         "held-out text",
     )
     cell: str = cell_field("lstm")
-    hidden: int = option(256, "units of each layer", least=1)
-    layers: int = option(1, "recurrent layers", least=1)
-    embed: int = option(64, "size of the character embedding; 0: one-hot", least=0)
-    dropout: float = option(0.1, "after each recurrent layer", least=0, below=1)
-    batch: int = option(32, "streams read side by side", least=1)
-    tbptt: int = option(
-        64, "k1 and k2 of truncated BPTT, where they are not given", least=1
+    hidden: int = option(256, "number of units of each recurrent layer", least=1)
+    layers: int = option(1, "number of recurrent layers", least=1)
+    embed: int = option(64, "size of the character embedding; 0 is one-hot", least=0)
+    dropout: float = option(
+        0.1, "dropout rate after each recurrent layer", least=0, below=1
     )
-    k1: int = option(0, "characters per update; 0: as --tbptt", least=0)
+    batch: int = option(32, "number of parallel streams of the text", least=1)
+    tbptt: int = option(
+        64, "k1 and k2 of truncated BPTT, unless they are given", least=1
+    )
+    k1: int = option(0, "number of characters per update; 0: --tbptt", least=0)
     k2: int = option(
-        0, "characters that a gradient reaches back, at least k1; 0: as k1", least=0
+        0,
+        "number of characters over which gradients flow, at least k1; 0: k1",
+        least=0,
     )
     learning_rate: float = option(5e-3, "peak learning rate of Adam", above=0)
-    clip: float = option(1.0, "largest global norm of a gradient", above=0)
+    clip: float = option(1.0, "largest global norm of the gradient", above=0)
     weight_decay: float = option(0.0, "decoupled weight decay", least=0)
-    seed: int = option(0, "of everything random", least=0, below=2**31)
+    seed: int = option(0, "random seed", least=0, below=2**31)
     devices: int = option(
         0,
-        "cores, or accelerators, over which the batch is split; 0: the cores that pay",
+        "number of cores or accelerators over which the batch is split; 0 selects as "
+        "many cores as are faster than one",
         least=0,
     )
 
@@ -77,24 +80,23 @@ class Options:
 
     def __post_init__(self):
         check_with_sources(self, "text")
-        update, reach = self.truncation
-        if reach < update:
+        k1, k2 = self.truncation
+        if k2 < k1:
             raise InputError(
-                f"--k2 {reach} is less than k1, which is {update}: the oldest losses "
-                f"of "
-                "each window would get no gradient; choose a --k2 of at least k1"
+                f"--k2 {k2} is less than k1, which is {k1}: the oldest losses of "
+                f"each window would get no gradient; choose a --k2 of at least k1"
             )
 
     @property
     def truncation(self) -> tuple[int, int]:
-        """``(k1, k2)``: characters per update, and how far back a gradient reaches."""
-        update = self.k1 or self.tbptt
-        return update, self.k2 or update
+        """Return ``(k1, k2)``: characters per update, and per gradient."""
+        k1 = self.k1 or self.tbptt
+        return k1, self.k2 or k1
 
 
 @dataclasses.dataclass(frozen=True)
 class Texts:
-    """The training text, the held-out text and the numbering of characters."""
+    """The training text, the held-out text and the vocabulary."""
 
     train: np.ndarray
     held_out: np.ndarray
@@ -102,8 +104,9 @@ class Texts:
 
     @classmethod
     def read(cls, sources: tuple[str, ...]) -> Texts:
-        """One source gives its last 5 % as held-out text; a second source is the
-        held-out text.
+        """Read the texts.
+
+        The held-out text is the second source, or the last 5 % of a single source.
         """
         first = read_text(sources[0])
         train, held_out = (
@@ -121,8 +124,9 @@ class Texts:
 
 
 def build(options: Options, config: dict[str, Any]) -> tuple[Functions, Any]:
-    """The model's functions and its first parameters; ``config["vocabulary"]`` holds
-    the characters it knows.
+    """Build the model's functions and initial parameters.
+
+    ``config["vocabulary"]`` holds the known characters.
     """
     cell = make_cell(options.cell, options.hidden, options.truncation[1])
     parts: list[Any] = []
@@ -138,7 +142,7 @@ def build(options: Options, config: dict[str, Any]) -> tuple[Functions, Any]:
 
 
 def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
-    """The experiment, and what the run's config must hold besides the options."""
+    """Return the experiment, and further entries of the run's config."""
     texts = Texts.read(options.data)
     digest = hashlib.sha256(
         texts.train.tobytes() + b"held out" + texts.held_out.tobytes()
@@ -165,10 +169,10 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
 
     def sample(state: TrainState) -> str:
         params = on_one_device(state.params)
-        written = pieces(
+        text = pieces(
             functions, params, texts.vocabulary, opening, 120, 0.7, None, options.seed
         )
-        return "".join(written).replace("\n", "\u23ce")
+        return "".join(text).replace("\n", "\u23ce")
 
     key = jax.random.key(options.seed)
     experiment = Experiment(
@@ -189,8 +193,9 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
 def probe(
     options: Options, config: dict[str, Any], length: int, batch: int
 ) -> Callable[[Params], Probe]:
-    """For the instruments: stretches of the held-out text, read from the initial
-    carry.
+    """Return a function from parameters to a `Probe`, for the diagnostics.
+
+    The probe reads parts of the held-out text, from the initial carry.
     """
     functions, _ = build(options, config)
     text = Texts.read(options.data).held_out
@@ -206,21 +211,22 @@ def probe(
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 4, 5))
 def _generate(functions, params, prompt, length, temperature, top_k, key, carry):
+    """Generate ``length`` tokens after ``prompt``, but not the unknown character."""
     carry = functions.initial_carry(params, ()) if carry is None else carry
 
     def step(carry, token):
         carry, logits = functions.step(params, carry, token)
-        return carry, logits.at[..., 0].set(
-            -jnp.inf
-        )  # no text holds the symbol for what training did not show
+        # Token 0, the unknown character, is never generated.
+        return carry, logits.at[..., 0].set(-jnp.inf)
 
-    top_k = top_k if temperature else None  # at 0 the likeliest is taken, whatever k
+    # At temperature 0 the most probable token is chosen, whatever k is.
+    top_k = top_k if temperature else None
     return generate(
         step, carry, prompt, length, temperature=temperature, top_k=top_k, key=key
     )
 
 
-PIECE = 32  # characters between one look at the terminal and the next
+PIECE = 32  # number of characters that are generated, and then printed, at a time
 
 
 def pieces(
@@ -233,13 +239,13 @@ def pieces(
     top_k: int | None,
     seed: int,
 ) -> Iterator[str]:
-    """``length`` characters that follow ``prompt``, a piece at a time."""
+    """Yield ``length`` characters that follow ``prompt``, in pieces."""
     carry, tokens = None, np.asarray(vocabulary.encode(prompt))
     for begin in range(0, length, PIECE):
         key = (
             jax.random.fold_in(jax.random.key(seed), begin) if temperature > 0 else None
         )
-        found = _generate(
+        generated = _generate(
             functions,
             params,
             jnp.asarray(tokens),
@@ -249,9 +255,9 @@ def pieces(
             key,
             carry,
         )
-        carry, tokens = found.carry, np.asarray(found.tokens)
+        carry, tokens = generated.carry, np.asarray(generated.tokens)
         yield vocabulary.decode(tokens[: length - begin])
-        tokens = tokens[-1:]  # not read yet
+        tokens = tokens[-1:]  # the last token is not yet part of the carry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,6 +271,7 @@ class Trained:
 
     @property
     def vocabulary(self) -> Vocabulary:
+        """Return the vocabulary of the run."""
         return Vocabulary(self.config["vocabulary"])
 
     def sample(
@@ -275,8 +282,9 @@ class Trained:
         top_k: int | None,
         seed: int,
     ) -> str:
-        """``prompt`` and what the model writes after it: 400 characters at
-        temperature 0.7 where nothing else is said.
+        """Return ``prompt`` and its continuation.
+
+        The defaults are 400 characters at temperature 0.7.
         """
         return "".join(self.stream(prompt, length, temperature, top_k, seed))
 
@@ -288,7 +296,7 @@ class Trained:
         top_k: int | None,
         seed: int,
     ) -> Iterator[str]:
-        """What `sample` returns, in pieces as they are written."""
+        """Yield what `sample` returns, in pieces as they are generated."""
         if top_k is not None and top_k > len(self.vocabulary):
             raise InputError(
                 f"--top-k {top_k} is more than the {len(self.vocabulary)} characters "
@@ -309,21 +317,23 @@ class Trained:
         )
 
     def predict(self, text: str) -> str:
-        """Bits per character of a text; nan where it has fewer than two characters."""
+        """Return the bits per character of a text, nan if it has fewer than two."""
         if len(text) < 2:
             return "nan"
         return f"{self.evaluate_text(text, 'the input')['bits_per_char']:.4f}"
 
     def evaluate(self, path: str) -> dict[str, Any]:
-        """Bits per character of a file."""
+        """Return the bits per character of a file."""
         return self.evaluate_text(read_text(path), path)
 
     def evaluate_length(self, length: int) -> dict[str, Any]:
+        """Refuse: the task has no synthetic sequences."""
         raise InputError(
-            "charlm makes no sequences of its own: --data PATH evaluates it on a text"
+            "charlm has no synthetic sequences: --data PATH evaluates it on a text"
         )
 
     def evaluate_text(self, text: str, name: str) -> dict[str, Any]:
+        """Return the scores of a text; ``name`` is used in errors."""
         if len(text) < 2:
             raise InputError(
                 f"{name} is too short: it has {len(text)} characters, at least 2 are "
@@ -338,8 +348,6 @@ class Trained:
         }
 
     def report(self, run: Run) -> list[str]:
-        """What to show at the end of training: the learning curves as
-        ``curves.png``.
-        """
+        """Draw the learning curves as ``curves.png``, and return lines to print."""
         path = draw_curves(run, METRIC, LABEL)
         return [f"picture: {path}"] if path else []

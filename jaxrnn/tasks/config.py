@@ -1,6 +1,4 @@
-"""What the tasks' options share: fields that know their help text, their range or
-their names, and the check of them all.
-"""
+"""Option fields of the tasks, with help text and range, and their validation."""
 
 from __future__ import annotations
 
@@ -24,8 +22,10 @@ def option(
     above: float | None = None,
     below: float | None = None,
 ) -> Any:
-    """A dataclass field with help text and range, for `check_options` and for the
-    command line.
+    """Return a dataclass field with help text and range.
+
+    The command line and `check_options` read them. ``least`` is inclusive, ``above``
+    and ``below`` are exclusive.
     """
     return dataclasses.field(
         default=default,
@@ -34,7 +34,7 @@ def option(
 
 
 def choice(default: str, known: Iterable[str], help: str) -> Any:
-    """A dataclass field that holds one of the names ``known``."""
+    """Return a dataclass field whose value is one of the names ``known``."""
     known = tuple(known)
     return dataclasses.field(
         default=default,
@@ -43,7 +43,7 @@ def choice(default: str, known: Iterable[str], help: str) -> Any:
 
 
 def cell_field(default: str) -> Any:
-    """The field that names a cell, as `cells.make_cell` understands it."""
+    """Return the field that names a cell, as `cell_registry.make_cell` reads it."""
     kinds = "; ".join(f"{name} ({text})" for name, text in KNOWN.items())
     return dataclasses.field(
         default=default, metadata={"help": f"the cell: {kinds}", "cell": True}
@@ -51,47 +51,49 @@ def cell_field(default: str) -> Any:
 
 
 def check_options(options: Any) -> None:
-    """Every field lies in its range, and every name is known, cells with their variant.
+    """Check that every field is in its range and every name is known.
 
     Raises:
-        BadInput: naming the flag, what was expected and what came; for a name, the
-            nearest one.
+        InputError: with the flag, what was expected and what was received; for a name,
+            with the most similar known one.
     """
     for field in dataclasses.fields(options):
-        value, known = getattr(options, field.name), field.metadata
+        value, metadata = getattr(options, field.name), field.metadata
         flag = "--" + field.name.replace("_", "-")
-        if "cell" in known:
+        if "cell" in metadata:
             check_cell_name(flag, value)
-        elif "names" in known:
-            check_name(flag, value, known["names"])
+        elif "names" in metadata:
+            check_name(flag, value, metadata["names"])
         elif {"least", "above", "below"} & {
-            name for name, bound in known.items() if bound is not None
+            name for name, bound in metadata.items() if bound is not None
         } and not _is_number(value):
             raise InputError(
                 f"{flag} must be a number, but it is "
                 f"{value if isinstance(value, str) else describe(value)}"
             )
-        elif known.get("least") is not None and not value >= known["least"]:
+        elif metadata.get("least") is not None and not value >= metadata["least"]:
             raise InputError(
-                f"{flag} must be at least {known['least']}, but it is {value}"
+                f"{flag} must be at least {metadata['least']}, but it is {value}"
             )
-        elif known.get("above") is not None and not value > known["above"]:
+        elif metadata.get("above") is not None and not value > metadata["above"]:
             raise InputError(
-                f"{flag} must be more than {known['above']}, but it is {value}"
+                f"{flag} must be more than {metadata['above']}, but it is {value}"
             )
-        if known.get("below") is not None and not value < known["below"]:
+        if metadata.get("below") is not None and not value < metadata["below"]:
             raise InputError(
-                f"{flag} must be less than {known['below']}, but it is {value}"
+                f"{flag} must be less than {metadata['below']}, but it is {value}"
             )
 
 
 def _is_number(value: Any) -> bool:
+    """Return whether ``value`` is a real number."""
     return isinstance(value, numbers.Real)
 
 
 def check_with_sources(options: Any, noun: str) -> None:
-    """`check_options` for a task whose ``data`` is one source, or two of which the
-    second is held out; it becomes a tuple.
+    """Apply `check_options` to a task whose ``data`` are one or two sources.
+
+    The second source is the held-out one. ``data`` becomes a tuple.
     """
     data = (
         (options.data,)
@@ -108,12 +110,15 @@ def check_with_sources(options: Any, noun: str) -> None:
 
 
 def check_name(what: str, name: str, known: Iterable[str]) -> None:
-    """``name`` is one of ``known``; the error offers the nearest."""
+    """Check that ``name`` is one of ``known``.
+
+    The error suggests the most similar one.
+    """
     known = tuple(known)
     if not isinstance(name, str):
         raise InputError(
-            f"{what} is one of {', '.join(known)}, but it is {describe(name)}: give "
-            f"its name"
+            f"{what} must be one of {', '.join(known)}, but it is {describe(name)}: "
+            f"pass its name"
         )
     if name not in known:
         near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)

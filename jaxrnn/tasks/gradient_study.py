@@ -1,5 +1,6 @@
-"""Where gradients go in a task's model: a table, ``gradients.json`` and pictures, at
-initialization and after training.
+"""A study of gradient flow in a task's model: a table, ``gradients.json`` and plots.
+
+The model is measured at initialization or, for a run, also after training.
 """
 
 from __future__ import annotations
@@ -21,23 +22,28 @@ from .models.cell_registry import check_cell_name
 from .probe import Findings, Probe, as_json, measure, measure_each_loss
 from .runner import TASKS, restore
 
-FIRST_LAG = 20  # of the fit: before it the loss's own direction still counts
+FIRST_LAG = 20  # first lag of the fit; before it the decay depends on the loss
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """What `gradients` is asked for; the field names are the command line's flags."""
+    """The options of `gradients`; the field names are the flags of the command line."""
 
     cell: tuple[str, ...] = option(
         ("elman", "gru", "lstm", "lstm:chrono"),
-        "cells, each NAME or NAME:VARIANT as for train",
+        "cells to compare, each NAME or NAME:VARIANT as for train",
     )
-    task: str = option("adding", "whose inputs and loss are taken")
-    hidden: int = option(64, "units", least=1)
-    length: int = option(200, "steps before the loss", least=3)
-    batch: int = option(32, "sequences", least=1)
-    seeds: int = option(4, "initializations to average over", least=1)
-    seed: int = option(0, "of the first, and of the inputs", least=0, below=2**31)
+    task: str = option("adding", "task whose inputs and loss are used")
+    hidden: int = option(64, "number of units", least=1)
+    length: int = option(200, "number of steps before the loss", least=3)
+    batch: int = option(32, "number of sequences", least=1)
+    seeds: int = option(4, "number of initializations to average over", least=1)
+    seed: int = option(
+        0,
+        "random seed of the first initialization and of the inputs",
+        least=0,
+        below=2**31,
+    )
 
     def __post_init__(self):
         check_options(self)
@@ -51,34 +57,37 @@ def gradients(
     run: str | os.PathLike | None = None,
     out: str | os.PathLike,
 ) -> tuple[dict[str, Any], list[str]]:
-    """Measure, write ``gradients.json`` and pictures into the directory ``out``, and
-    return the results and a table as lines.
+    """Measure gradient flow, and write ``gradients.json`` and plots to a directory.
 
-    Args:
-        study: fields of `Study` that differ from its defaults.
-        run: a run directory: its model before and after training, in place of the
-            cells, the task and the units of ``study``.
-        out: made where it is not there; files of earlier studies in it are replaced.
+    Args: study: fields of `Study` that differ from its defaults. run: a run directory,
+        whose model before and after training replaces the cells, the task and the units
+        of ``study``. out: the directory; it is made if it does not exist, and files of
+        earlier studies in it are replaced.
+
+    Returns:
+        The results, and a table as lines of text.
 
     Raises:
-        BadInput: for options that do not fit, or a run that cannot be read.
+        InputError: for options that do not fit, or a run that cannot be read.
     """
     for name in study or {}:
         check_name(
             "gradients", name, [field.name for field in dataclasses.fields(Study)]
         )
-    asked = Study(**(study or {}))
+    options = Study(**(study or {}))
     subjects, context = (
-        _of_run(run, asked, set(study or {})) if run is not None else _of_cells(asked)
+        _of_run(run, options, set(study or {}))
+        if run is not None
+        else _of_cells(options)
     )
-    found = {
-        name: _measure(models, asked, context["length"])
+    findings = {
+        name: _measure(models, options, context["length"])
         for name, models in subjects.items()
     }
     results = {
         **context,
         "jax": jax.__version__,
-        "models": {name: _summary(f) for name, f in found.items()},
+        "models": {name: _summary(f) for name, f in findings.items()},
     }
     folder = pathlib.Path(out)
     try:
@@ -91,19 +100,18 @@ def gradients(
             f"{folder} cannot be written: {error.strerror}; choose another --out"
         ) from None
     lines = [
-        *_table(results, found),
-        *_draw(folder, found, subjects, context, after=run is not None),
+        *_table(results, findings),
+        *_draw(folder, findings, subjects, context, after=run is not None),
     ]
     return results, [*lines, f"written: {folder / 'gradients.json'}"]
 
 
-Models = tuple[
-    Callable[[Any], Probe], list[Any]
-]  # a probe, and the parameters to look at with it
+# A probe, and the parameters at which it is measured.
+Models = tuple[Callable[[Any], Probe], list[Any]]
 
 
 def _of_cells(asked: Study) -> tuple[dict[str, Models], dict[str, Any]]:
-    """A model a cell and seed, at initialization; all see the same inputs."""
+    """Initialize one model per cell and seed; all get the same inputs."""
     check_name(
         "--task",
         asked.task,
@@ -121,7 +129,7 @@ def _of_cells(asked: Study) -> tuple[dict[str, Models], dict[str, Any]]:
 
 
 def _options(module: Any, cell: str, asked: Study, seed: int) -> Any:
-    """The task's options for a study; only those that it has."""
+    """Return the task's options for a study, restricted to those that it has."""
     wanted = {
         "cell": cell,
         "hidden": asked.hidden,
@@ -135,22 +143,24 @@ def _options(module: Any, cell: str, asked: Study, seed: int) -> Any:
 
 
 def _of_run(
-    path: Any, asked: Study, given: set[str]
+    path: Any, asked: Study, given_options: set[str]
 ) -> tuple[dict[str, Models], dict[str, Any]]:
-    """The model of a run as it was initialized, and as it is now."""
-    if given & {"cell", "task", "hidden", "seeds", "seed"}:
+    """Return the model of a run at initialization and after training."""
+    if given_options & {"cell", "task", "hidden", "seeds", "seed"}:
         raise InputError(
-            "--run brings its own cell, task and units: leave --cell, --task, "
-            "--hidden, --seeds and --seed out"
+            "--run determines cell, task and units: leave out --cell, --task, "
+            "--hidden, --seeds and --seed"
         )
-    run, module, options, _, (first, params), notes = restore(path)
+    run, module, options, _, (initial, params), notes = restore(path)
     if not hasattr(module, "probe"):
         raise InputError(
-            f"{run.path} is a run of {run.config['task']}, which gradients cannot look "
-            f"into"
+            f"{run.path} is a run of {run.config['task']}, which gradients cannot "
+            f"measure"
         )
     length = (
-        asked.length if "length" in given else getattr(options, "length", asked.length)
+        asked.length
+        if "length" in given_options
+        else getattr(options, "length", asked.length)
     )
     probe = module.probe(options, run.config, length, asked.batch)
     context = {
@@ -161,13 +171,13 @@ def _of_run(
     }
     context |= {"length": length, "batch": asked.batch, "notes": notes}
     return {
-        "before training": (probe, [first]),
+        "before training": (probe, [initial]),
         "after training": (probe, [params]),
     }, context
 
 
 def _measure(models: Models, asked: Study, length: int) -> list[Findings]:
-    """All instruments on every initialization."""
+    """Apply all diagnostics to every initialization."""
     probe, all_params = models
     fit_range = (min(FIRST_LAG, length // 3), length - 1)
     keys = jax.random.split(jax.random.key(asked.seed), len(all_params))
@@ -177,22 +187,24 @@ def _measure(models: Models, asked: Study, length: int) -> list[Findings]:
     ]
 
 
-def _summary(found: list[Findings]) -> dict[str, Any]:
-    """Means over seeds, and each seed's own numbers."""
-    betas = np.array([f.fit.beta for f in found], np.float64)
-    curve = np.mean([f.log_v - f.log_v[0] for f in found], 0)
-    error = np.mean([f.truncation_error for f in found], 0)
+def _summary(findings: list[Findings]) -> dict[str, Any]:
+    """Return means over seeds, and the values of each seed."""
+    betas = np.array([f.fit.beta for f in findings], np.float64)
+    curve = np.mean([f.log_v - f.log_v[0] for f in findings], 0)
+    error = np.mean([f.truncation_error for f in findings], 0)
     beta = betas.mean()
     return {
         "beta": as_json(beta),
         "beta_of_seeds": as_json(betas),
-        "beta_interval_of_first_seed": as_json([found[0].fit.low, found[0].fit.high]),
-        "residual_nats": as_json(np.mean([f.fit.residual for f in found])),
+        "beta_interval_of_first_seed": as_json(
+            [findings[0].fit.low, findings[0].fit.high]
+        ),
+        "residual_nats": as_json(np.mean([f.fit.residual for f in findings])),
         "tau": as_json(-1 / np.log(beta) if 0 < beta < 1 else np.nan),
         "mean_log_v_over_v0": as_json(curve),
-        "memory_horizon_of_seeds": as_json(np.array([f.horizon for f in found])),
-        "lyapunov_exponents_of_first_seed": as_json(found[0].exponents),
-        "leading_exponent": as_json(np.mean([f.exponents[0] for f in found])),
+        "memory_horizon_of_seeds": as_json(np.array([f.horizon for f in findings])),
+        "lyapunov_exponents_of_first_seed": as_json(findings[0].exponents),
+        "leading_exponent": as_json(np.mean([f.exponents[0] for f in findings])),
         "truncation_error": as_json(error),
         "k2_for_a_tenth": int(np.argmax(error < 0.1)) + 1
         if (error < 0.1).any()
@@ -200,8 +212,8 @@ def _summary(found: list[Findings]) -> dict[str, Any]:
     }
 
 
-def _table(results: dict[str, Any], found: dict[str, list[Findings]]) -> list[str]:
-    """The table as lines, and what its columns are."""
+def _table(results: dict[str, Any], findings: dict[str, list[Findings]]) -> list[str]:
+    """Return the table and a legend of its columns, as lines."""
     length = results["length"]
     lags = [k for k in (10, 50, 199) if k <= length] or [length]
     head = [
@@ -218,7 +230,7 @@ def _table(results: dict[str, Any], found: dict[str, list[Findings]]) -> list[st
         curve = model["mean_log_v_over_v0"]
         ratios = ["-" if curve[k] is None else f"{np.exp(curve[k]):.2g}" for k in lags]
         memory = np.median(
-            [each.horizon for each in found[name]]
+            [each.horizon for each in findings[name]]
         )  # NaN, where a seed's is
         tau, k2 = model["tau"], model["k2_for_a_tenth"]
         beta, leading = (
@@ -266,24 +278,26 @@ def _table(results: dict[str, Any], found: dict[str, list[Findings]]) -> list[st
 
 def _draw(
     folder: pathlib.Path,
-    found: Any,
+    findings: Any,
     subjects: dict[str, Models],
     context: dict,
     after: bool,
 ) -> list[str]:
-    """The pictures; a line a file."""
+    """Draw the plots, and return one line per file."""
     plots, title = (
         diagnostics.plots,
         f"{context['task']}, {context['hidden']} units, {context['length']} steps",
     )
-    curves = {name: np.mean([f.log_v for f in each], 0) for name, each in found.items()}
+    curves = {
+        name: np.mean([f.log_v for f in each], 0) for name, each in findings.items()
+    }
     maps = {
         name: measure_each_loss(probe, all_params[0])
         for name, (probe, all_params) in subjects.items()
     }
     errors = {
         name: np.mean([f.truncation_error for f in each], 0)
-        for name, each in found.items()
+        for name, each in findings.items()
     }
     try:
         if after:
@@ -299,7 +313,8 @@ def _draw(
             "decay": decay,
             "maps": plots.gradient_maps(maps, title=title),
             "spectra": plots.spectra(
-                {name: each[0].exponents for name, each in found.items()}, title=title
+                {name: each[0].exponents for name, each in findings.items()},
+                title=title,
             ),
             "truncation": plots.truncation_curves(
                 {n: (np.arange(1, len(e) + 1), e) for n, e in errors.items()},

@@ -1,8 +1,8 @@
-"""hello: the four-letter language model. One-hot h, e, l, o in; after "h" it must say
-e, then l, then l, then o.
+"""hello: a language model of four letters.
 
-The second l must be told from the first by what came before it: the smallest problem
-    that needs a recurrent state.
+The inputs are one-hot h, e, l, o; after "h" the model must predict e, then l, then
+l, then o. The second l differs from the first only in what came before it: this is
+the smallest problem that needs a recurrent state.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ from .models.language_model import Functions, LanguageModel
 METRIC, LABEL = "loss", "cross-entropy (nats per letter)"
 BUDGET = Budget(steps=200, report_every=10, evaluate_every=100)
 NO_OTHER_DATA = (
-    "hello has no other data to be evaluated on: it knows one word. Try jaxrnn predict "
+    "hello cannot be evaluated on other data: it knows one word. Try jaxrnn predict "
     "RUN hell"
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What can be chosen; the field names are the command line's flags."""
+    """The options of the task; the field names are the flags of the command line."""
 
-    word: str = option("hello", "the word to say")
+    word: str = option("hello", "the word to learn")
     cell: str = cell_field("elman")
-    hidden: int = option(8, "units", least=1)
+    hidden: int = option(8, "number of units", least=1)
     learning_rate: float = option(0.05, "peak learning rate of Adam", above=0)
-    seed: int = option(0, "of everything random", least=0, below=2**31)
+    seed: int = option(0, "random seed", least=0, below=2**31)
 
     QUICK: ClassVar[dict[str, Any]] = {}
 
@@ -62,13 +62,14 @@ class Options:
 
     @property
     def letters(self) -> str:
-        """The vocabulary: the word's letters in order of appearance."""
+        """Return the vocabulary: the word's letters in order of appearance."""
         return "".join(dict.fromkeys(self.word))
 
 
 def build(options: Options, config: dict[str, Any]) -> tuple[Functions, Any]:
-    """The model's functions and its first parameters: one-hot letters, one recurrent
-    layer, a linear readout.
+    """Build the model's functions and initial parameters.
+
+    The model has one-hot letters, one recurrent layer and a linear readout.
     """
     layer = make_cell(options.cell, options.hidden, len(options.word))
     return Functions.of(
@@ -77,6 +78,7 @@ def build(options: Options, config: dict[str, Any]) -> tuple[Functions, Any]:
 
 
 def numbers(options: Options, text: str) -> np.ndarray:
+    """Convert letters to numbers."""
     for letter in text:
         if letter not in options.letters:
             raise InputError(
@@ -87,7 +89,7 @@ def numbers(options: Options, text: str) -> np.ndarray:
 
 
 def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
-    """The experiment, and what the run's config must hold besides the options."""
+    """Return the experiment, and further entries of the run's config."""
     functions, params = build(options, {})
     word = numbers(options, options.word)
     steps = len(word) - 1
@@ -104,10 +106,10 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
         _, total = functions.total_loss(
             state.params, functions.initial_carry(state.params, ()), window, window.mask
         )
-        said = Trained(functions, state.params, options).predict(options.word[:-1])
+        predicted = Trained(functions, state.params, options).predict(options.word[:-1])
         return {
             "loss": float(total) / steps,
-            "exact_match": float(said == options.word[1:]),
+            "exact_match": float(predicted == options.word[1:]),
         }
 
     experiment = Experiment(
@@ -135,17 +137,15 @@ class Trained:
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def probabilities(self, text: str) -> np.ndarray:
-        """``(T, V)``: after each letter of ``text``, how likely each letter is to
-        come next.
-        """
+        """Return the distribution after each letter of ``text``, ``(T, V)``."""
         window = Window(jnp.asarray(numbers(self.options, text)), None)
         _, logits, _ = self.functions.still(self.params)(window)
         return np.asarray(jax.nn.softmax(logits))
 
     def predict(self, text: str) -> str:
-        """After each letter, the likeliest next one."""
+        """Return the most probable next letter after each letter."""
         if not text:
-            raise InputError("predict wants letters, such as hell")
+            raise InputError("predict needs letters, such as hell")
         return "".join(
             self.options.letters[i] for i in self.probabilities(text).argmax(-1)
         )
@@ -158,8 +158,10 @@ class Trained:
         top_k: int | None,
         seed: int,
     ) -> str:
-        """``prompt`` (default: the word's first letter) and what the model says
-        after it, the likeliest letters by default.
+        """Return ``prompt`` and its continuation.
+
+        The default prompt is the first letter, and the default continuation the most
+        probable letters.
         """
         prompt = prompt or self.options.word[0]
         length = (
@@ -187,15 +189,15 @@ class Trained:
         )
 
     def evaluate(self, path: str) -> dict[str, Any]:
+        """Refuse: the task has no other data."""
         raise InputError(NO_OTHER_DATA)
 
     def evaluate_length(self, length: int) -> dict[str, Any]:
+        """Refuse: the task has no other data."""
         raise InputError(NO_OTHER_DATA)
 
     def report(self, run: Run) -> list[str]:
-        """The distribution after each letter as lines of text, and as
-        ``distribution.png``.
-        """
+        """Return the distribution after each letter as text, and draw it."""
         word, letters = self.options.word, self.options.letters
         probabilities = self.probabilities(word[:-1])
         lines = [
@@ -204,11 +206,11 @@ class Trained:
             + "   says  should say"
         ]
         for letter, row, target in zip(word, probabilities, word[1:], strict=False):
-            said = letters[int(row.argmax())]
+            predicted = letters[int(row.argmax())]
             lines.append(
                 f"{letter:<8}"
                 + "".join(f"{p:8.3f}" for p in row)
-                + f"   {said:<5} {target}"
+                + f"   {predicted:<5} {target}"
             )
         for path in (
             _draw(run, word, letters, probabilities),
@@ -220,9 +222,7 @@ class Trained:
 
 
 def _draw(run: Run, word: str, letters: str, probabilities: np.ndarray):
-    """``distribution.png``: a column a step, its input below, the wanted letter
-    framed.
-    """
+    """Draw ``distribution.png``: one column per step, with the target letter framed."""
     figure = new_figure(1.1 * len(word) + 1.5, 0.8 * len(letters) + 1.2)
     if figure is None:
         return None

@@ -1,6 +1,4 @@
-"""What the instruments look at in a task's model: its recurrent layer, inputs of
-that layer, and the loss of each output.
-"""
+"""Probes: the part of a task's model that the diagnostics measure."""
 
 from __future__ import annotations
 
@@ -18,39 +16,49 @@ from ..core.cell import Cell, Layer, Params
 
 
 class Probe(NamedTuple):
-    """``loss(y (B, H), target (B, ...)) -> scalar``, summed over the batch, of the
-    output at each step of ``xs (T, B, D)``.
+    """A recurrent layer, its inputs ``xs (T, B, D)``, and the loss of each output.
+
+    ``loss(y (B, H), target (B, ...)) -> scalar`` is summed over the batch; ``targets``
+    are ``(T, B, ...)``.
     """
 
     layer: Cell | Layer
     params: Params
     xs: Array
     loss: Callable[[Array, Any], Array]
-    targets: Any  # (T, B, ...)
+    targets: Any
 
 
 class Findings(NamedTuple):
-    """The numbers of one model: see `jaxrnn.diagnostics` for each."""
+    """The measurements of one model; see `jaxrnn.diagnostics` for each.
 
-    log_v: Array  # (K + 1,)
+    Attributes:
+        log_v: ``(K + 1,)``.
+        fit: the fitted decay.
+        horizon: the memory horizon.
+        exponents: the Lyapunov exponents, largest first, ``(n,)``.
+        truncation_error: entry k2 - 1 is for gradients over k2 steps, ``(K,)``.
+    """
+
+    log_v: Array
     fit: diagnostics.DecayFit
     horizon: Array
-    exponents: Array  # (n,), largest first
-    truncation_error: Array  # (K,): entry k2 - 1 for gradients over k2 steps
+    exponents: Array
+    truncation_error: Array
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def measure(
     probe: Callable[[Any], Probe], params: Any, key: Array, fit_range: tuple[int, int]
 ) -> Findings:
-    """All instruments on ``probe(params)``, compiled once for each probe."""
-    seen = probe(params)
-    layer, own, xs, loss, targets = seen
+    """Apply all diagnostics to ``probe(params)``, compiled once for each probe."""
+    probed = probe(params)
+    layer, own, xs, loss, targets = probed
     k_fit, k_basis = jax.random.split(key)
-    lags = lags_of(seen)
+    lags = lags_of(probed)
     terms = diagnostics.parameter_lags(layer, own, xs, lambda y: loss(y, targets[-1]))
-    # One long sequence for the averages over time: a few of the batch, one after the
-    # other.
+    # The averages over time are taken along one long sequence, a concatenation of a
+    # few sequences of the batch.
     stream = jnp.moveaxis(xs[:, :8], 1, 0).reshape(-1, xs.shape[-1])
     spectrum = diagnostics.lyapunov_spectrum(layer, own, stream, key=k_basis)
     return Findings(
@@ -64,21 +72,19 @@ def measure(
 
 @functools.partial(jax.jit, static_argnums=0)
 def measure_each_loss(probe: Callable[[Any], Probe], params: Any) -> Array:
-    """`diagnostics.gradient_map` of the first sequence, the losses of all steps:
-    ``(T, T + 1)``.
-    """
+    """Return the `diagnostics.gradient_map` of the first sequence, ``(T, T + 1)``."""
     layer, own, xs, loss, targets = probe(params)
     return diagnostics.gradient_map(layer, own, xs[:, :1], loss, targets[:, :1])[..., 0]
 
 
 def lags_of(probe: Probe) -> diagnostics.GradientLags:
-    """Where the gradient of the last step's loss goes."""
+    """Return the gradient norms by lag for the loss of the last step."""
     layer, own, xs, loss, targets = probe
     return diagnostics.gradient_lags(layer, own, xs, lambda y: loss(y, targets[-1]))
 
 
 def as_json(value: Any) -> Any:
-    """Arrays as lists of numbers; JSON knows no NaN and no infinity: null."""
+    """Convert arrays to lists of numbers; NaN and infinity become null."""
     if isinstance(value, dict):
         return {name: as_json(each) for name, each in value.items()}
     if hasattr(value, "_asdict"):

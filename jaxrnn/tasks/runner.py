@@ -1,4 +1,4 @@
-"""Train a task and use what was trained: what the command line calls."""
+"""Training of tasks and loading of trained ones, as the command line uses them."""
 
 from __future__ import annotations
 
@@ -52,24 +52,24 @@ def train(
         task: one of `TASKS`.
         options: fields of the task's ``Options`` that differ from its defaults.
         budget: fields of `Budget` that differ from the task's; ``seconds`` without
-            ``steps`` takes the place of the steps.
-        out: default ``runs/TASK``, numbered where there is one.
-        resume: go on from the newest checkpoint of ``out``, with the options that it
-            was begun with, on as many devices.
+            ``steps`` replaces the steps.
+        out: the run directory (default: ``runs/TASK``, with a number if it exists).
+        resume: continue from the newest checkpoint of ``out``, with the options of the
+            run and on as many devices.
         overwrite: replace the run in ``out``.
-        quick: a small model for a few seconds.
+        quick: train a small model for a few seconds.
 
     Returns:
-        The run, its result (empty if it was interrupted), and what the task has to
-        show, as lines of text.
+        The run, its result (empty if it was interrupted), and the report of the task as
+        lines of text.
 
     Raises:
-        BadInput: for options, data or a run directory that do not fit.
+        InputError: for options, data or a run directory that do not fit.
     """
     check_name("train", task, TASKS)
     module = TASKS[task]
-    for given, kind in ((options or {}, module.Options), (budget or {}, Budget)):
-        for name in given:
+    for arguments, kind in ((options or {}, module.Options), (budget or {}, Budget)):
+        for name in arguments:
             check_name(
                 f"{kind.__name__} of {task}",
                 name,
@@ -78,68 +78,75 @@ def train(
     if resume:
         if overwrite or quick:
             raise InputError(
-                "--resume goes on with a run as it was begun: leave --overwrite and "
-                "--quick out"
+                "--resume continues a run as it was started: leave out --overwrite and "
+                "--quick"
             )
         if out is None:
-            raise InputError("--resume wants to know which run: --out RUN")
+            raise InputError("--resume needs the run to continue: --out RUN")
         run = Run.open(out, task)
-        chosen, limits = _options_of(run, module), _stored(run, Budget, "budget")
+        task_options, run_budget = (
+            _options_of(run, module),
+            _stored(run, Budget, "budget"),
+        )
         _check_unchanged(
-            run, {**(options or {}), **(budget or {})}, {**vars(chosen), **vars(limits)}
+            run,
+            {**(options or {}), **(budget or {})},
+            {**vars(task_options), **vars(run_budget)},
         )
         try:
-            chosen = _settled(chosen)
+            task_options = _resolve_devices(task_options)
         except InputError as error:
-            raise InputError(f"{run.path} was begun with {error}") from None
-        experiment, extra = module.prepare(chosen)
-        _check_unchanged(run, extra, run.config)
+            raise InputError(f"{run.path} was started with {error}") from None
+        experiment, extra_config = module.prepare(task_options)
+        _check_unchanged(run, extra_config, run.config)
     else:
-        chosen = _settled(
+        task_options = _resolve_devices(
             module.Options(
                 **{**(module.Options.QUICK if quick else {}), **(options or {})}
             )
         )
-        limits = _budget(module.BUDGET, budget or {}, quick)
-        experiment, extra = module.prepare(chosen)
-        check_patience(experiment, limits)
+        run_budget = _budget(module.BUDGET, budget or {}, quick)
+        experiment, extra_config = module.prepare(task_options)
+        check_patience(experiment, run_budget)
         config = {
             "task": task,
-            "options": dataclasses.asdict(chosen),
-            "budget": dataclasses.asdict(limits),
-            **extra,
+            "options": dataclasses.asdict(task_options),
+            "budget": dataclasses.asdict(run_budget),
+            **extra_config,
         }
         run = Run.create(
             out or _fresh(pathlib.Path("runs") / task), config, overwrite=overwrite
         )
-    state, result = fit(experiment, run, limits, resume=resume)
+    state, result = fit(experiment, run, run_budget, resume=resume)
     if not result:
         return run, {}, []
     result |= {
         "device": jax.devices()[0].device_kind,
-        "devices": getattr(chosen, "devices", 1),
+        "devices": getattr(task_options, "devices", 1),
         "cores": host_cores(),
     }
     result |= {"jax": jax.__version__, "python": platform.python_version()}
     run.write_result(result)
-    functions, _ = module.build(chosen, run.config)
+    functions, _ = module.build(task_options, run.config)
     return (
         run,
         result,
-        module.Trained(functions, state.params, chosen, run.config).report(run),
+        module.Trained(functions, state.params, task_options, run.config).report(run),
     )
 
 
 def load(path: str | os.PathLike) -> tuple[Any, list[str]]:
-    """The trained model of a run, from its newest readable checkpoint, and notes on
-    damaged ones.
+    """Load the trained model of a run from its newest readable checkpoint.
 
-    It has ``sample(prompt, length, temperature, top_k, seed)``, ``predict(text)``,
-    ``evaluate(path)`` and ``evaluate_length(length)``; what a task cannot do is a
-    `InputError`.
+    The model has ``sample(prompt, length, temperature, top_k, seed)``,
+    ``predict(text)``, ``evaluate(path)`` and ``evaluate_length(length)``; what a task
+    does not support raises `InputError`.
+
+    Returns:
+        The model, and notes on damaged checkpoints.
 
     Raises:
-        BadInput: where there is no run, or none of its checkpoints can be read.
+        InputError: if there is no run, or none of its checkpoints can be read.
     """
     run, module, options, functions, (_, params), notes = restore(path)
     return module.Trained(functions, params, options, run.config), notes
@@ -148,8 +155,10 @@ def load(path: str | os.PathLike) -> tuple[Any, list[str]]:
 def restore(
     path: str | os.PathLike,
 ) -> tuple[Run, Any, Any, Any, tuple[Any, Any], list[str]]:
-    """A run, its task's module and options, the model's functions, its (first,
-    trained) parameters, and notes as for `load`.
+    """Return a run and everything that was stored in it.
+
+    These are the run, the module and the options of its task, the functions of the
+    model, its (initial, trained) parameters, and notes as for `load`.
     """
     run = Run.open(path)
     task = run.config["task"]
@@ -158,8 +167,8 @@ def restore(
     options = _options_of(run, module)
     if not run.checkpoints.is_dir():
         raise InputError(
-            f"{path} holds no checkpoint yet; jaxrnn train {task} --out {path} "
-            f"--resume goes on with it"
+            f"{path} has no checkpoint yet; jaxrnn train {task} --out {path} "
+            f"--resume continues it"
         )
     try:
         functions, template = module.build(options, run.config)
@@ -175,27 +184,29 @@ def restore(
     return run, module, options, functions, (template, params), notes
 
 
-def _budget(default: Budget, given: dict[str, Any], quick: bool) -> Budget:
-    """The task's budget, changed by what was given; one of steps and seconds takes
-    the place of the other.
+def _budget(default: Budget, arguments: dict[str, Any], quick: bool) -> Budget:
+    """Return the task's budget with changes.
+
+    Given seconds replace the task's steps. A given interval of reports rounds the
+    interval of evaluations up to a multiple.
     """
-    changes = dict(given)
+    changes = dict(arguments)
     if (
-        "report_every" in given
-        and "evaluate_every" not in given
-        and given["report_every"] > 0
+        "report_every" in arguments
+        and "evaluate_every" not in arguments
+        and arguments["report_every"] > 0
     ):
-        every = given["report_every"]
+        every = arguments["report_every"]
         changes["evaluate_every"] = -(-default.evaluate_every // every) * every
-    if "seconds" in given and "steps" not in given:
+    if "seconds" in arguments and "steps" not in arguments:
         changes["steps"] = None
-    elif quick and "steps" not in given:
+    elif quick and "steps" not in arguments:
         changes["steps"] = min(default.steps or 300, 300)
     return dataclasses.replace(default, **changes)
 
 
 def _fresh(path: pathlib.Path) -> pathlib.Path:
-    """``path``, or the first of ``path-2``, ``path-3``, ... that is not there."""
+    """Return the first of ``path``, ``path-2``, ``path-3``, ... that does not exist."""
     number, candidate = 1, path
     while candidate.exists():
         number += 1
@@ -203,10 +214,8 @@ def _fresh(path: pathlib.Path) -> pathlib.Path:
     return candidate
 
 
-def _settled(options: Any) -> Any:
-    """Options with their number of devices, so that the run's config holds it and
-    ``--resume`` takes as many.
-    """
+def _resolve_devices(options: Any) -> Any:
+    """Resolve the number of devices, so that ``--resume`` uses as many."""
     if not hasattr(options, "devices"):
         return options
     return dataclasses.replace(
@@ -215,8 +224,9 @@ def _settled(options: Any) -> Any:
 
 
 def _options_of(run: Run, module: Any) -> Any:
-    """The options a run was begun with; its number of devices is 1 where it was
-    begun before there was such an option.
+    """Return the options of a run.
+
+    The number of devices is 1 for runs that are older than this option.
     """
     options = _stored(run, module.Options, "options")
     return (
@@ -226,12 +236,12 @@ def _options_of(run: Run, module: Any) -> Any:
     )
 
 
-# Options of runs that were begun under older names.
+# Former names of options, for runs that were started with them.
 _RENAMED_OPTIONS = {"window": "k1", "horizon": "k2", "truncate": "tbptt"}
 
 
 def _stored(run: Run, kind: Any, name: str) -> Any:
-    """Read a dataclass from a run's config, where JSON has lists for tuples."""
+    """Read a dataclass from a run's config, where tuples are stored as lists."""
     try:
         return kind(
             **{
@@ -243,17 +253,19 @@ def _stored(run: Run, kind: Any, name: str) -> Any:
         raise InputError(f"{run.path}/config.json is damaged: {error}") from None
 
 
-def _check_unchanged(run: Run, given: dict[str, Any], was: dict[str, Any]) -> None:
-    """What is given on resuming is what the run was begun with."""
-    for name, value in given.items():
-        if name in ("vocabulary", "text") and value != was.get(name):
+def _check_unchanged(
+    run: Run, arguments: dict[str, Any], stored: dict[str, Any]
+) -> None:
+    """Check that what is given on resuming equals what the run was started with."""
+    for name, value in arguments.items():
+        if name in ("vocabulary", "text") and value != stored.get(name):
             raise InputError(
-                f"{run.path} was begun with another text than --data gives now: "
-                f"restore it, or begin a new run"
+                f"{run.path} was started with another text than --data has now: "
+                f"restore it, or start a new run"
             )
-        if value != was.get(name):
+        if value != stored.get(name):
             flag = "--" + name.replace("_", "-")
             raise InputError(
-                f"{run.path} was begun with {flag} {was.get(name)}, not {value}; leave "
-                f"{flag} out, or begin a new run"
+                f"{run.path} was started with {flag} {stored.get(name)}, not {value}; "
+                f"leave out {flag}, or start a new run"
             )

@@ -1,6 +1,4 @@
-"""sentiment: the label of a text, many to one, by a bidirectional RNN over its words
-and masked pooling over the states.
-"""
+"""sentiment: the label of a text, by a bidirectional RNN and masked pooling."""
 
 from __future__ import annotations
 
@@ -47,36 +45,42 @@ BUDGET = Budget(steps=900, report_every=100, evaluate_every=200)
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What can be chosen; the field names are the command line's flags."""
+    """The options of the task; the field names are the flags of the command line."""
 
     data: tuple[str, ...] = option(
         (REVIEWS,),
-        f"a CSV or TSV file with columns text,label (maybe split), or {REVIEWS} "
-        f"(package); a second one is held out",
+        f"a CSV or TSV file with columns text,label (and optionally split), or "
+        f"{REVIEWS} (package); a second file is held out",
     )
     cell: str = cell_field("lstm")
-    hidden: int = option(64, "units of each direction of each layer", least=1)
-    layers: int = option(1, "recurrent layers", least=1)
+    hidden: int = option(64, "number of units per direction and layer", least=1)
+    layers: int = option(1, "number of recurrent layers", least=1)
     min_count: int = option(
-        2, "times that training must show a word, or it is the unknown one", least=1
+        2, "number of occurrences in training below which a word is unknown", least=1
     )
     embed: int = option(64, "size of the word embedding", least=1)
     filters: int = option(
-        64, "features of a word's characters, by a convolution; 0: none", least=0
+        64, "number of convolution filters over a word's characters", least=0
     )
-    kernel: int = option(3, "characters that the convolution sees at once", least=1)
+    kernel: int = option(3, "number of characters that each filter covers", least=1)
     dropout: float = option(
-        0.5, "of word features, between layers and before the readout", least=0, below=1
+        0.5,
+        "dropout rate of word features, between layers and before the readout",
+        least=0,
+        below=1,
     )
     word_dropout: float = option(
-        0.3, "words taken for the unknown one, in training", least=0, below=1
+        0.3,
+        "share of the words that the unknown word replaces in training",
+        least=0,
+        below=1,
     )
-    batch: int = option(64, "texts of an update", least=1)
-    limit: int = option(0, "texts to train on; 0: all", least=0)
+    batch: int = option(64, "number of texts per update", least=1)
+    limit: int = option(0, "number of training texts; 0: all", least=0)
     learning_rate: float = option(2e-3, "peak learning rate of Adam", above=0)
-    clip: float = option(1.0, "largest global norm of a gradient", above=0)
+    clip: float = option(1.0, "largest global norm of the gradient", above=0)
     weight_decay: float = option(0.0, "decoupled weight decay", least=0)
-    seed: int = option(0, "of everything random", least=0, below=2**31)
+    seed: int = option(0, "random seed", least=0, below=2**31)
 
     QUICK: ClassVar[dict[str, Any]] = {
         "limit": 3000,
@@ -91,8 +95,9 @@ class Options:
 
 
 class Classifier(nnx.Module):
-    """``softmax(readout([mean over t of h_t ; max over t of h_t]))``, h the outputs
-    of ``layer`` over the words' features.
+    """A classifier of sentences, where h are the outputs of ``layer`` over the words::
+
+    softmax(readout([mean over t of h_t ; max over t of h_t]))
     """
 
     def __init__(
@@ -112,6 +117,7 @@ class Classifier(nnx.Module):
     def __call__(
         self, batch: Sentences, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "B K"]:
+        """Return the logits of each sentence, ``(B, K)``."""
         mask = jnp.asarray(batch.mask)
         ys = self.rnn(self.encoder(batch, rngs), mask=mask, rngs=rngs)
         pooled = jnp.concatenate([mean_over(ys, mask), max_over(ys, mask)], axis=-1)
@@ -119,15 +125,17 @@ class Classifier(nnx.Module):
 
 
 def tokens(text: str) -> list[str]:
-    """Words, with what stands after an apostrophe, and every other sign that is no
-    space: ``it's good!``, 3 tokens.
+    """Split a text into words and punctuation marks: ``it's good!`` has 3 tokens.
+
+    A word includes what follows an apostrophe.
     """
     return re.findall(r"\w+(?:['\u2019]\w+)*|[^\w\s]", text)
 
 
 def build(options: Options, config: dict[str, Any]) -> tuple[Pure, Params]:
-    """The model's functions and its first parameters; ``config["vocabulary"]`` holds
-    words, characters and labels.
+    """Build the model's functions and initial parameters.
+
+    ``config["vocabulary"]`` holds words, characters and labels.
     """
     vocabulary, rngs = config["vocabulary"], nnx.Rngs(options.seed)
     encoder, layer = reading_layers(options, vocabulary, rngs)
@@ -139,7 +147,7 @@ def build(options: Options, config: dict[str, Any]) -> tuple[Pure, Params]:
 
 
 def read_data(options: Options) -> tuple[Split, tuple[str, ...]]:
-    """The examples of each part, and a note on how they were split."""
+    """Return the examples of each part, and notes on how they were split."""
     notes: tuple[str, ...]
     if options.data == (REVIEWS,) and not os.path.exists(REVIEWS):
         split, notes = (
@@ -155,14 +163,14 @@ def read_data(options: Options) -> tuple[Split, tuple[str, ...]]:
     labels = {example.label for example in split.train}
     if len(labels) < 2:
         raise InputError(
-            f"{options.data[0]}: all {len(split.train)} texts to train on are labelled "
-            f"{labels.pop()!r}; give 2 or more"
+            f"{options.data[0]}: all {len(split.train)} training texts are labeled "
+            f"{labels.pop()!r}; at least 2 labels are needed"
         )
     return split, (*notes, *unseen_labels(split, lambda example: [example.label]))
 
 
 def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
-    """The experiment, and what the run's config must hold besides the options."""
+    """Return the experiment, and further entries of the run's config."""
     split, notes = read_data(options)
     sentences = [tokens(example.text) for example in split.train]
     vocabulary = WordVocabulary.of(sentences, options.min_count)
@@ -242,18 +250,23 @@ class Trained(PredictsLabels):
 
     @functools.cached_property
     def vocabulary(self) -> WordVocabulary:
+        """Return the vocabulary of the run."""
         return WordVocabulary.stored(self.config["vocabulary"])
 
     def probabilities(self, texts: Sequence[str]) -> Float[np.ndarray, "N K"]:
-        """Of each of ``config["vocabulary"]["labels"]``, for each text."""
+        """Return the probability of each label for each text.
+
+        The labels are those of ``config["vocabulary"]["labels"]``.
+        """
         encoded = [self.vocabulary.encode(tokens(text)) for text in texts]
         return np.stack(
             probabilities_of(self.functions, self.params, encoded, self.options.batch)
         )
 
     def predict(self, text: str) -> str:
-        """The likeliest label, a tab and its probability; an empty line for a text
-        without words.
+        """Return the most probable label, a tab and its probability.
+
+        The result is empty for a text without words.
         """
         if not tokens(text):
             return ""
@@ -261,31 +274,35 @@ class Trained(PredictsLabels):
         return f"{self.config['vocabulary']['labels'][row.argmax()]}\t{row.max():.4f}"
 
     def scores(self, examples: Sequence[Example]) -> dict[str, Any]:
-        """Mean cross-entropy (nats) over labels that training knew, accuracy and
-        macro F1 over all.
+        """Return accuracy and macro F1 over all labels, and the loss (nats).
+
+        The loss is the mean cross-entropy over labels of the training part.
         """
-        labels, found = (
+        labels, probabilities = (
             self.config["vocabulary"]["labels"],
             self.probabilities([example.text for example in examples]),
         )
-        chosen = [
-            found[i, labels.index(each.label)]
-            for i, each in enumerate(examples)
-            if each.label in labels
+        known_probabilities = [
+            probabilities[i, labels.index(example.label)]
+            for i, example in enumerate(examples)
+            if example.label in labels
         ]
         scores = classification_scores(
-            [each.label for each in examples], [labels[i] for i in found.argmax(1)]
+            [example.label for example in examples],
+            [labels[i] for i in probabilities.argmax(1)],
         )
         return {
-            "loss": float(-np.log(np.maximum(chosen, 1e-30)).mean())
-            if chosen
+            "loss": float(-np.log(np.maximum(known_probabilities, 1e-30)).mean())
+            if known_probabilities
             else float("nan"),
             **scores,
         }
 
     def evaluate(self, path: str) -> dict[str, Any]:
-        """Scores on a file. A label that training never showed is always a mistake,
-        and is named under ``unknown_labels``.
+        """Return the scores on a file.
+
+        A label that is not in the training part is always an error; such labels are
+        listed under ``unknown_labels``.
         """
         examples = read_table(path)
         known = self.config["vocabulary"]["labels"]
@@ -307,17 +324,17 @@ class Trained(PredictsLabels):
         }
 
     def report(self, run: Run) -> list[str]:
-        """The score beside the baselines, ``curves.png`` and ``confusion.png``."""
+        """Return the scores and the baselines; draw the curves and the confusion."""
         result = run.records("metrics.jsonl")[-1]
         test = read_data(self.options)[0].test
-        labels, found = (
+        labels, probabilities = (
             self.config["vocabulary"]["labels"],
             self.probabilities([example.text for example in test]),
         )
         confusion = draw_confusion(
             run,
             [example.label for example in test],
-            [labels[i] for i in found.argmax(1)],
+            [labels[i] for i in probabilities.argmax(1)],
         )
         pictures = [
             draw_curves(

@@ -1,6 +1,4 @@
-"""What the tasks on labelled examples share: the experiment around a loss and its
-batches, and what none of them does.
-"""
+"""The experiment of tasks on labeled examples, and the commands that they lack."""
 
 from __future__ import annotations
 
@@ -38,26 +36,31 @@ def supervised(
     unit: str = "tokens",
     notes: tuple[str, ...] = (),
 ) -> Experiment:
-    """The experiment of a task: Adam on the mean loss of batches out of ``buckets``,
-    the best parameters by validation.
+    """Return the experiment of a task: Adam on the mean loss of batches of ``buckets``.
+
+    The best parameters are chosen by a validation score.
 
     Args:
-        options: have ``learning_rate``, ``clip``, ``weight_decay`` and ``seed``.
-        loss: as for `jaxrnn.training.make_batch_step`: ``(params, batch, key) -> (sum
-            of losses, their number)``.
-        batch: the arrays of a batch's examples, padded to its width; ``rows`` of -1
-            count for nothing.
-        validate, test: scores by name; those of ``validate`` choose the parameters that
-            ``test`` scores once, in the end.
+        options: an object with ``learning_rate``, ``clip``, ``weight_decay`` and
+            ``seed``.
+        params: the initial parameters.
+        loss: ``(params, batch, key) -> (sum of losses, number of losses)``, as for
+            `jaxrnn.training.make_batch_step`.
+        buckets: the batches as rows of examples.
+        batch: makes the arrays of a batch, padded to its width; ``rows`` of -1 must not
+            count.
+        validate, test: return scores by name. Those of ``validate`` choose the
+            parameters that ``test`` scores once, at the end.
         best_by: the name of a score of ``validate``, and "max" or "min".
-        sample: a line to look at, such as one example and what the model makes of it.
+        sample: returns one line of text, such as an example with its prediction.
+        unit: the unit of the number of losses.
+        notes: lines printed before training.
     """
     optimizer = make_optimizer(clip=options.clip, weight_decay=options.weight_decay)
     schedule = warmup_cosine(options.learning_rate)
     step = make_batch_step(loss, optimizer, schedule)
-    key = jax.random.fold_in(
-        jax.random.key(options.seed), 1
-    )  # the first parameters took the key itself
+    # The key itself has drawn the initial parameters.
+    key = jax.random.fold_in(jax.random.key(options.seed), 1)
 
     def advance(state: TrainState, progress: Any) -> TrainState:
         return step(state, batch(buckets(int(state.step))), progress)
@@ -77,14 +80,12 @@ def supervised(
 
 
 def digest(examples: Any) -> str:
-    """A fingerprint of JSON-like data for a run's config, so that a resumed run
-    meets the same examples.
-    """
+    """Return a hash of JSON-like data, by which a resumed run checks its examples."""
     return hashlib.sha256(json.dumps(examples, ensure_ascii=False).encode()).hexdigest()
 
 
 def mean_loss(parts: Iterable[tuple[Any, Any]]) -> float:
-    """Of sums of losses and their numbers."""
+    """Return the mean from pairs of a sum of losses and their number."""
     total, count = map(
         sum,
         zip(*((float(losses), int(number)) for losses, number in parts), strict=True),
@@ -93,7 +94,7 @@ def mean_loss(parts: Iterable[tuple[Any, Any]]) -> float:
 
 
 class PredictsLabels:
-    """What a trained task that answers does not do."""
+    """The commands that a trained classifier or transducer does not have."""
 
     task: ClassVar[str]
 
@@ -105,13 +106,15 @@ class PredictsLabels:
         top_k: int | None,
         seed: int,
     ) -> str:
+        """Refuse: the task is not a language model."""
         raise InputError(
-            f"{self.task} writes nothing of its own: sample is for language models. "
+            f"{self.task} does not generate text: sample is for language models. "
             f"Try jaxrnn predict RUN INPUT"
         )
 
     def evaluate_length(self, length: int) -> dict[str, Any]:
+        """Refuse: the task has no synthetic sequences."""
         raise InputError(
-            f"{self.task} makes no sequences of its own: --data PATH evaluates it on a "
+            f"{self.task} has no synthetic sequences: --data PATH evaluates it on a "
             f"file"
         )

@@ -1,6 +1,4 @@
-"""tagging: say of each word of a sentence what it is, many to many, by a
-bidirectional RNN over words and their characters.
-"""
+"""tagging: the tag of each word, by a bidirectional RNN over words and characters."""
 
 from __future__ import annotations
 
@@ -51,36 +49,42 @@ BUDGET = Budget(steps=1500, report_every=100, evaluate_every=200)
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What can be chosen; the field names are the command line's flags."""
+    """The options of the task; the field names are the flags of the command line."""
 
     data: tuple[str, ...] = option(
         (TREEBANK,),
         f"a CoNLL file (FORM<TAB>TAG), a .conllu file, or {TREEBANK} (package); a "
-        f"second one is held out",
+        f"second file is held out",
     )
     cell: str = cell_field("lstm")
-    hidden: int = option(128, "units of each direction of each layer", least=1)
-    layers: int = option(1, "recurrent layers", least=1)
+    hidden: int = option(128, "number of units per direction and layer", least=1)
+    layers: int = option(1, "number of recurrent layers", least=1)
     min_count: int = option(
-        1, "times that training must show a word, or it is the unknown one", least=1
+        1, "number of occurrences in training below which a word is unknown", least=1
     )
     embed: int = option(64, "size of the word embedding", least=1)
     filters: int = option(
-        128, "features of a word's characters, by a convolution; 0: none", least=0
+        128, "number of convolution filters over a word's characters", least=0
     )
-    kernel: int = option(5, "characters that the convolution sees at once", least=1)
+    kernel: int = option(5, "number of characters that each filter covers", least=1)
     dropout: float = option(
-        0.5, "of word features, between layers and before the readout", least=0, below=1
+        0.5,
+        "dropout rate of word features, between layers and before the readout",
+        least=0,
+        below=1,
     )
     word_dropout: float = option(
-        0.25, "words taken for the unknown one, in training", least=0, below=1
+        0.25,
+        "share of the words that the unknown word replaces in training",
+        least=0,
+        below=1,
     )
-    batch: int = option(32, "sentences of an update", least=1)
-    limit: int = option(0, "sentences to train on; 0: all", least=0)
+    batch: int = option(32, "number of sentences per update", least=1)
+    limit: int = option(0, "number of training sentences; 0: all", least=0)
     learning_rate: float = option(4e-3, "peak learning rate of Adam", above=0)
-    clip: float = option(1.0, "largest global norm of a gradient", above=0)
+    clip: float = option(1.0, "largest global norm of the gradient", above=0)
     weight_decay: float = option(0.0, "decoupled weight decay", least=0)
-    seed: int = option(0, "of everything random", least=0, below=2**31)
+    seed: int = option(0, "random seed", least=0, below=2**31)
 
     QUICK: ClassVar[dict[str, Any]] = {
         "limit": 800,
@@ -97,8 +101,9 @@ class Options:
 
 
 class Tagger(nnx.Module):
-    """``softmax(readout(h_t))`` for each word t, h the outputs of ``layer`` over the
-    words' features.
+    """The model ``softmax(readout(h_t))`` for each word t.
+
+    h are the outputs of ``layer`` over the features of the words.
     """
 
     def __init__(
@@ -118,19 +123,20 @@ class Tagger(nnx.Module):
     def __call__(
         self, batch: Sentences, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "B T K"]:
+        """Return the logits of each word, ``(B, T, K)``."""
         ys = self.rnn(
             self.encoder(batch, rngs), mask=jnp.asarray(batch.mask), rngs=rngs
         )
         ys = self.dropout(ys, rngs=rngs)
-        logits = self.readout(
-            ys.reshape(-1, ys.shape[-1])
-        )  # 2-D: see jaxrnn.cells.ops.dense
+        # The product is two-dimensional for the reason given in jaxrnn.cells.ops.dense.
+        logits = self.readout(ys.reshape(-1, ys.shape[-1]))
         return logits.reshape(*ys.shape[:2], -1)
 
 
 def build(options: Options, config: dict[str, Any]) -> tuple[Pure, Params]:
-    """The model's functions and its first parameters; ``config["vocabulary"]`` holds
-    words, characters and tags.
+    """Build the model's functions and initial parameters.
+
+    ``config["vocabulary"]`` holds words, characters and tags.
     """
     vocabulary, rngs = config["vocabulary"], nnx.Rngs(options.seed)
     encoder, layer = reading_layers(options, vocabulary, rngs)
@@ -140,7 +146,7 @@ def build(options: Options, config: dict[str, Any]) -> tuple[Pure, Params]:
 
 
 def read_data(options: Options) -> tuple[Split, tuple[str, ...]]:
-    """The sentences of each part, and a note on how they were split."""
+    """Return the sentences of each part, and notes on how they were split."""
     notes: tuple[str, ...]
     if options.data == (TREEBANK,) and not os.path.exists(TREEBANK):
         split, notes = (
@@ -156,14 +162,14 @@ def read_data(options: Options) -> tuple[Split, tuple[str, ...]]:
     tags = {tag for sentence in split.train for tag in sentence.tags}
     if len(tags) < 2:
         raise InputError(
-            f"{options.data[0]}: all words to train on are tagged {tags.pop()!r}; give "
-            f"at least 2 tags"
+            f"{options.data[0]}: all training words are tagged {tags.pop()!r}; at "
+            f"least 2 tags are needed"
         )
     return split, (*notes, *unseen_labels(split, lambda sentence: sentence.tags))
 
 
 def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
-    """The experiment, and what the run's config must hold besides the options."""
+    """Return the experiment, and further entries of the run's config."""
     split, notes = read_data(options)
     vocabulary = WordVocabulary.of(
         [sentence.words for sentence in split.train], options.min_count
@@ -234,10 +240,11 @@ class Trained(PredictsLabels):
 
     @functools.cached_property
     def vocabulary(self) -> WordVocabulary:
+        """Return the vocabulary of the run."""
         return WordVocabulary.stored(self.config["vocabulary"])
 
     def tag(self, sentences: Sequence[Sequence[str]]) -> list[list[str]]:
-        """The likeliest tag of each word of each sentence."""
+        """Return the most probable tag of each word of each sentence."""
         tags, encoded = (
             self.config["vocabulary"]["tags"],
             [self.vocabulary.encode(words) for words in sentences],
@@ -251,7 +258,7 @@ class Trained(PredictsLabels):
         ]
 
     def predict(self, text: str) -> str:
-        """``word/TAG`` for each word of a line; an empty line for one without words."""
+        """Return ``word/TAG`` for each word of a line."""
         words = words_in(text, self.vocabulary)
         return (
             " ".join(
@@ -263,8 +270,9 @@ class Trained(PredictsLabels):
         )
 
     def scores(self, sentences: Sequence[Tagged], each: bool = False) -> dict[str, Any]:
-        """Accuracy over words, macro F1 over tags, F1 of nouns where there are any,
-        and with ``each`` that of each tag.
+        """Return the accuracy over words and macro F1 over tags.
+
+        Also return F1 of nouns, if there are any, and with ``each`` that of each tag.
         """
         truth = [tag for sentence in sentences for tag in sentence.tags]
         predicted = [
@@ -281,8 +289,10 @@ class Trained(PredictsLabels):
         )
 
     def evaluate(self, path: str) -> dict[str, Any]:
-        """Scores on a file. A tag that training never showed is always a mistake,
-        and is named under ``unknown_labels``.
+        """Return the scores on a file.
+
+        A tag that is not in the training part is always an error; such tags are listed
+        under ``unknown_labels``.
         """
         sentences = read_tagged(path)
         known = self.config["vocabulary"]["tags"]
@@ -303,9 +313,7 @@ class Trained(PredictsLabels):
         return {**self.scores(sentences, each=True), **counts}
 
     def report(self, run: Run) -> list[str]:
-        """The scores beside the baseline; ``curves.png``, ``confusion.png`` and
-        ``f1.png``.
-        """
+        """Return the scores and the baseline; draw the curves and the errors."""
         result, test = run.records("metrics.jsonl")[-1], read_data(self.options)[0].test
         truth = [tag for sentence in test for tag in sentence.tags]
         predicted = [

@@ -1,5 +1,6 @@
-"""translation: sequence to sequence with attention; dates between languages by
-default, TSV files for the rest.
+"""translation: sequence to sequence with attention.
+
+The default data are dates in two languages; other data are TSV files.
 """
 
 from __future__ import annotations
@@ -29,44 +30,56 @@ from .models.seq2seq import Batch, Translator
 from .supervised import PredictsLabels, digest, mean_loss, supervised
 
 BUDGET = Budget(steps=800, report_every=50, evaluate_every=200)
-LOOKED_AT = 1000  # pairs of the validation part, at most
+LOOKED_AT = 1000  # largest number of pairs for validation
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What can be chosen; the field names are the command line's flags."""
+    """The options of the task; the field names are the flags of the command line."""
 
     data: tuple[str, ...] = option(
         ("dates:en:ko",),
-        "dates:SOURCE:TARGET (languages by their codes), or a TSV file; a second one "
-        "is held out",
+        "dates:SOURCE:TARGET (language codes), or a TSV file; a second file is held "
+        "out",
     )
     attention: str = choice(
-        "additive", ("additive", "dot", "none"), "how the decoder looks at the source"
+        "additive",
+        ("additive", "dot", "none"),
+        "attention of the decoder over the source",
     )
     scheduled_sampling: float = option(
         0.0,
-        "share of the decoder's inputs in training that it draws itself",
+        "share of the decoder's inputs in training that the model draws itself",
         least=0,
         below=1,
     )
-    beam: int = option(4, "hypotheses of beam search; 1: greedy", least=1, below=1000)
-    length_penalty: float = option(
-        1.0, "beam search ranks by log probability / length ** this", least=0
+    beam: int = option(
+        4, "number of hypotheses of beam search; 1 is greedy", least=1, below=1000
     )
-    subwords: int = option(0, "pieces of a sentencepiece model; 0: characters", least=0)
+    length_penalty: float = option(
+        1.0,
+        "exponent p of beam search, which ranks by log probability / length ** p",
+        least=0,
+    )
+    subwords: int = option(
+        0, "number of sentencepiece subwords; 0 uses characters", least=0
+    )
     cell: str = cell_field("lstm")
     hidden: int = option(
-        128, "units of each layer, and of each direction of the encoder", least=1
+        128,
+        "number of units of each layer, and of each direction of the encoder",
+        least=1,
     )
-    layers: int = option(1, "recurrent layers", least=1)
-    embed: int = option(32, "size of the symbols' embeddings", least=1)
-    dropout: float = option(0.0, "after each recurrent layer", least=0, below=1)
-    batch: int = option(64, "pairs of an update", least=1)
+    layers: int = option(1, "number of recurrent layers", least=1)
+    embed: int = option(32, "size of the token embedding", least=1)
+    dropout: float = option(
+        0.0, "dropout rate after each recurrent layer", least=0, below=1
+    )
+    batch: int = option(64, "number of pairs per update", least=1)
     learning_rate: float = option(5e-3, "peak learning rate of Adam", above=0)
-    clip: float = option(1.0, "largest global norm of a gradient", above=0)
+    clip: float = option(1.0, "largest global norm of the gradient", above=0)
     weight_decay: float = option(0.0, "decoupled weight decay", least=0)
-    seed: int = option(0, "of everything random", least=0, below=2**31)
+    seed: int = option(0, "random seed", least=0, below=2**31)
 
     QUICK: ClassVar[dict[str, Any]] = {"hidden": 64, "batch": 32, "learning_rate": 1e-2}
 
@@ -75,8 +88,9 @@ class Options:
 
 
 def build(options: Options, config: dict[str, Any]) -> tuple[Pure, Params]:
-    """The model's functions and its first parameters; ``config["vocabulary"]`` holds
-    the symbols it knows.
+    """Build the model's functions and initial parameters.
+
+    ``config["vocabulary"]`` holds the known tokens.
     """
     symbols = tuple(
         symbols_of(config, side).boundary + 1 for side in ("source", "target")
@@ -95,7 +109,7 @@ def build(options: Options, config: dict[str, Any]) -> tuple[Pure, Params]:
 
 
 def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
-    """The experiment, and what the run's config must hold besides the options."""
+    """Return the experiment, and further entries of the run's config."""
     sacrebleu()
     split, notes = read_pairs(options.data)
     if options.subwords:
@@ -111,12 +125,12 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
     config["longest"] = int(max(map(len, train.target)))
     pure, params = build(options, config)
     trained = functools.partial(Trained, pure, options=options, config=config)
-    looked_at = split.validation[:: -(-len(split.validation) // LOOKED_AT)]
+    validation = split.validation[:: -(-len(split.validation) // LOOKED_AT)]
 
     def sample(params: Params) -> str:
         return (
-            f"{looked_at[0].source} \u2192 "
-            f"{trained(params).predict(looked_at[0].source)} ({looked_at[0].target})"
+            f"{validation[0].source} \u2192 "
+            f"{trained(params).predict(validation[0].source)} ({validation[0].target})"
         )
 
     experiment = supervised(
@@ -127,7 +141,7 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
         ),
         buckets=Buckets(train.lengths, options.batch, options.seed),
         batch=train.batch,
-        validate=lambda params: trained(params).scores(looked_at, width=1),
+        validate=lambda params: trained(params).scores(validation, width=1),
         test=lambda params: trained(params).scores(split.test),
         best_by=("chrf", "max"),
         sample=sample,
@@ -139,8 +153,9 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Numbered:
-    """Pairs as numbers; ``lengths`` are rounded up to 16, 32, 64, ..., so that few
-    shapes are compiled.
+    """Pairs as token sequences.
+
+    ``lengths`` are rounded up to 16, 32, 64, ..., so that few shapes are compiled.
     """
 
     source: list[np.ndarray]
@@ -149,6 +164,7 @@ class Numbered:
 
     @classmethod
     def of(cls, config: dict[str, Any], pairs: list[Pair]) -> Numbered:
+        """Encode pairs; the target ends with the boundary token."""
         source, target = symbols_of(config, "source"), symbols_of(config, "target")
         ended = [
             np.append(target.encode(pair.target), target.boundary) for pair in pairs
@@ -159,6 +175,7 @@ class Numbered:
 
     @functools.cached_property
     def lengths(self) -> np.ndarray:
+        """Return the rounded length of each pair."""
         return powers_of_two(
             (
                 max(map(len, pair))
@@ -168,7 +185,7 @@ class Numbered:
         )
 
     def batch(self, rows: Rows) -> Batch:
-        """The pairs of ``rows``, padded; where one is -1, a pair of nothing."""
+        """Return the pairs of ``rows``, padded; a row of -1 is an empty pair."""
         parts = (
             *padded(self.source, rows, 0),
             *padded(self.target, rows, self.boundary),
@@ -178,17 +195,20 @@ class Numbered:
 
 @functools.partial(jax.jit, static_argnums=(0, 4, 5, 6))
 def _translate(pure, params, source, lengths, width, length, penalty):
+    """Return the tokens and lengths of the most probable translations."""
     found = pure.still(params).translate(source, lengths, width, length, penalty)
     return found.tokens[..., 0], found.lengths[..., 0]
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _loss(pure, params, batch):
-    return pure.still(params).loss(batch, jax.random.key(0))  # nothing is drawn with it
+    """Return the summed loss without randomness, and the number of tokens."""
+    return pure.still(params).loss(batch, jax.random.key(0))  # the key is not used
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _weights(pure, params, batch):
+    """Return the attention weights."""
     return pure.still(params)(batch)[1]
 
 
@@ -203,8 +223,9 @@ class Trained(PredictsLabels):
     task: ClassVar[str] = "translation"
 
     def translate(self, sources: list[str], width: int | None = None) -> list[str]:
-        """The likeliest translation of each text, at most a little longer than the
-        longest in training.
+        """Return the most probable translation of each text.
+
+        Its length is limited to a little more than the longest in training.
         """
         symbols = symbols_of(self.config, "target")
         numbered = Numbered.of(self.config, [Pair(source, "") for source in sources])
@@ -212,7 +233,7 @@ class Trained(PredictsLabels):
             numbered.lengths,
             min(self.options.batch, int(powers_of_two([len(sources)], 1)[0])),
         )
-        found = [""] * len(sources)
+        translations = [""] * len(sources)
         for rows in buckets.in_order():
             batch, longest = (
                 numbered.batch(rows),
@@ -230,14 +251,15 @@ class Trained(PredictsLabels):
             )
             for i, row in enumerate(rows.rows):
                 if row >= 0:
-                    found[row] = symbols.decode(
+                    translations[row] = symbols.decode(
                         np.asarray(tokens)[: int(lengths[i]), i]
                     )
-        return found
+        return translations
 
     def scores(self, pairs: list[Pair], width: int | None = None) -> dict[str, float]:
-        """Exact match, BLEU and chrF of the translations, and the loss of the wanted
-        ones (nats per symbol).
+        """Return exact match, BLEU and chrF of the translations, and the loss.
+
+        The loss is that of the reference translations, in nats per token.
         """
         numbered = Numbered.of(self.config, pairs)
         batches = Buckets(numbered.lengths, self.options.batch).in_order()
@@ -248,13 +270,11 @@ class Trained(PredictsLabels):
         return {**text_scores(written, [pair.target for pair in pairs]), "loss": loss}
 
     def predict(self, text: str) -> str:
-        """The translation of a line."""
+        """Return the translation of a line."""
         return self.translate([text.strip()])[0].replace("\n", " ")
 
     def evaluate(self, path: str) -> dict[str, Any]:
-        """Scores on all pairs of a TSV file, or on the test part of
-        ``dates:SOURCE:TARGET``.
-        """
+        """Return the scores on all pairs of a TSV file, or on the test dates."""
         pairs = (
             read_pairs((path,))[0].test
             if path.startswith("dates:")
@@ -265,8 +285,9 @@ class Trained(PredictsLabels):
         return {**self.scores(pairs), "pairs": len(pairs), "unknown_symbols": unknown}
 
     def weights(self, source: str, target: str) -> np.ndarray | None:
-        """``(T, S)``: where attention looked for each symbol of ``target`` and for
-        its end; None without attention.
+        """Return the attention weights ``(T, S)`` of ``target`` and its end token.
+
+        None without attention.
         """
         numbered = Numbered.of(self.config, [Pair(source, target)])
         batch = numbered.batch(Rows(np.zeros(1, int), int(numbered.lengths[0])))
@@ -280,11 +301,9 @@ class Trained(PredictsLabels):
         )
 
     def report(self, run: Run) -> list[str]:
-        """``curves.png``, and where attention looked for some test pairs as
-        ``attention.png``.
-        """
+        """Draw ``curves.png`` and ``attention.png``, the weights of some test pairs."""
         split: Split = read_pairs(self.options.data)[0]
-        looked_at = []
+        examples = []
         for pair in sorted(
             split.test[:50], key=lambda pair: -min(len(pair.source), 60)
         )[:4]:
@@ -294,11 +313,11 @@ class Trained(PredictsLabels):
                 source, target = (
                     symbols_of(self.config, side) for side in Pair._fields
                 )
-                looked_at.append(
+                examples.append(
                     (source.pieces(pair.source), target.pieces(written), weights)
                 )
         pictures = [
             draw_curves(run, "loss", "cross-entropy (nats per symbol)"),
-            draw_attention(run, looked_at),
+            draw_attention(run, examples),
         ]
         return [f"picture: {path}" for path in pictures if path]

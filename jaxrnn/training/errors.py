@@ -63,5 +63,5 @@ def stopped_writing(
     return InputError(
         f"{run} could not be written: {reason}; the last checkpoint saved is that of "
         f"step {max(steps)}, in {checkpoints}: make "
-        "room, then go on with --resume"
+        "room, then continue with --resume"
     )

@@ -230,6 +230,8 @@ class _Loop:
             self.report.line(f"resumed at step {self.step}")
         elif resume:
             self.report.line("no checkpoint yet: starting from the beginning")
+        # Records that are newer than the checkpoint are written again by the steps that
+        # are repeated.
         self.run.rewind(self.step)
         if self.experiment.best_by is not None:
             name = f"held_out_{self.experiment.best_by[0]}"

@@ -88,13 +88,6 @@ def warmup_cosine(
 
     Returns:
         A function of the progress in [0, 1].
-
-    Example::
-
-        >>> from jaxrnn.training import warmup_cosine
-        >>> rate = warmup_cosine(1.0, warmup=0.5, final=0.0)
-        >>> [round(float(rate(progress)), 3) for progress in (0, 0.25, 0.5, 0.75, 1)]
-        [0.0, 0.5, 1.0, 0.5, 0.0]
     """
     resolution = 100_000  # optax's schedules count steps
     schedule = optax.schedules.warmup_cosine_decay_schedule(

@@ -157,7 +157,7 @@ def test_torch_names():
     )
     torch_refused(r"no weight_ih_l0 .* but nothing$", {})
     torch_refused(
-        r"no weight_ih_l0 .*stand under prefix='a.rnn.'",
+        r"no weight_ih_l0 .*under prefix='a.rnn.'",
         torch_state(prefix="a.rnn."),
         prefix="b.",
     )
@@ -236,7 +236,7 @@ def test_torch_options():
         ): "must be jnp.tanh, jax.nn.relu or jax.nn.sigmoid",
         jaxrnn.LSTM(
             H, peephole=True
-        ): "LSTM has peephole=True, which no cell there has",
+        ): "LSTM has peephole=True, which no cell of the other library has",
         jaxrnn.GRU(H, learned_initial_carry=True): "learned_initial_carry=True",
         jaxrnn.bidirectional(
             GRU, merge="sum"
@@ -321,7 +321,7 @@ def test_keras_weights():
         [kernel, recurrent_kernel, bias],
         LSTM,
     )
-    refused("12 or 8 arrays, but 3 came", [kernel, recurrent_kernel, bias], DEEP)
+    refused("12 or 8 arrays, but got 3", [kernel, recurrent_kernel, bias], DEEP)
     refused(
         "recurrent_kernel is float16",
         [kernel, recurrent_kernel.astype("float16"), bias],
@@ -352,7 +352,7 @@ def test_haiku_weights():
         {"lstm/linear": {"w": arrays["lstm/linear"]["w"]}},
     )
     refused(r"linear/w: expected \(7, 12\), found \(7, 16\)", arrays, jaxrnn.LSTM(3))
-    refused(r"not expected head/w: say names=", arrays | {"head": {"w": jnp.zeros(3)}})
+    refused(r"not expected head/w: pass names=", arrays | {"head": {"w": jnp.zeros(3)}})
     refused("modules lstm/linear", arrays, names="net/lstm")
     refused("give as many different names", arrays, names=["lstm", "lstm_1"])
     refused("Haiku's GRU resets before the matrix product", arrays, GRU)
@@ -386,7 +386,7 @@ def test_equinox_weights():
     refused(
         r"the layer is LSTM\(4\), but the arrays are those of GRU\(4\)", arrays, LSTM
     )
-    refused("has 2 cells, but weights for 1 came", arrays, jaxrnn.bidirectional(GRU))
+    refused("has 2 cells, but got weights for 1", arrays, jaxrnn.bidirectional(GRU))
     with pytest.raises(
         ValueError,
         match=r"Equinox has LSTMCell and GRUCell, and neither is Elman\(4, tanh\)",

@@ -149,7 +149,7 @@ def test_flaxs_linear_maps_are_those_that_the_cell_makes():
         cell = nnx.GRUCell(3, H, rngs=nnx.Rngs(0))
         cell.dense_h = other
         refused(
-            "dense_h of GRUCell is no nnx.Linear as the cell makes it",
+            "dense_h of GRUCell is not the nnx.Linear that the cell makes",
             ValueError,
             interop.from_flax,
             cell,

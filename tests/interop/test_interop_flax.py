@@ -259,7 +259,8 @@ def test_names_and_shapes_are_checked():
     with pytest.raises(TypeError, match=r"give a list of 2 dicts, not a dict"):
         interop.from_flax(tree, jaxrnn.stack(cell, cell))
     with pytest.raises(
-        ValueError, match=r"layer_1: its weights take 3 features, but 4 come in"
+        ValueError,
+        match=r"layer_1: its weights take 3 features, but the layer below has 4",
     ):
         interop.from_flax([tree, tree], jaxrnn.stack(cell, cell))
     with pytest.raises(

@@ -246,7 +246,8 @@ def test_inside_a_larger_model():
         name for name in model.state_dict() if name.startswith("encoder")
     }
     with pytest.raises(
-        ValueError, match=r"Recurrent weights also stand under prefix='encoder.rnn.'"
+        ValueError,
+        match=r"There are also recurrent weights under prefix='encoder.rnn.'",
     ):
         interop.from_torch(model.state_dict())
     with pytest.raises(TypeError, match=r"ModuleDict: name the one inside it"):

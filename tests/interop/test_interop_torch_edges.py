@@ -34,7 +34,7 @@ def test_a_prefix_that_is_not_there():
         {"encoder": nn.ModuleDict({"rnn": nn.GRU(3, H)}), "head": nn.Linear(H, 2)}
     )
     match = (
-        "ModuleDict has no module at prefix='encoder.gru.'; recurrent ones in it: "
+        "ModuleDict has no module at prefix='encoder.gru.'; its recurrent modules are: "
         "'encoder.rnn.'$"
     )
     refused(match, ValueError, interop.from_torch, model, prefix="encoder.gru.")

@@ -215,11 +215,11 @@ def test_a_table_with_quotes_newlines_and_korean(tmp_path):
 MISTAKES = {
     "a missing picture": (
         "file,caption\na.png,x\nnone.png,y\n",
-        r"captions\.csv:3: there is no picture .*none\.png",
+        r"captions\.csv:3: there is no image .*none\.png",
     ),
     "a broken picture": (
         "file,caption\na.png,x\n\nbroken.png,y\n",
-        r"captions\.csv:4: .*broken\.png is no picture",
+        r"captions\.csv:4: .*broken\.png is not an image",
     ),
     "after blank and long rows": (
         '\nfile,caption\n\n\na.png,"x\ny"\n\na.png,\n',
@@ -241,7 +241,7 @@ MISTAKES = {
     ),
     "another part": (
         "file,caption,split\na.png,x,trian\n",
-        r"captions\.csv:2: 'trian' names no part",
+        r"captions\.csv:2: 'trian' is not the name of a part",
     ),
     "no rows": ("file,caption\n", "has no rows"),
     "too few": ("file,caption\na.png,x\n", "part has no pictures"),
@@ -260,7 +260,7 @@ def test_a_bad_line_is_named(tmp_path, name):
 def test_folders_that_are_none(tmp_path):
     with pytest.raises(
         InputError,
-        match=r"is no folder; --data wants one with PNG files and captions\.csv",
+        match=r"is not a folder; --data must be a folder with PNG files",
     ):
         read_captioned(str(tmp_path / "none"), 32)
     with pytest.raises(InputError, match=r"has no captions\.csv"):
@@ -303,7 +303,7 @@ def test_a_users_folder(tmp_path, optax_promotion, capsys):
     assert main(["predict", run, f"{data}/0.png", f"{data}/1.png"]) == 0
     assert capsys.readouterr().out.count("\n") == 2
     assert main(["predict", run, f"{data}/none.png"]) == 2
-    assert "there is no picture" in capsys.readouterr().err
+    assert "there is no image" in capsys.readouterr().err
     other = folder(
         tmp_path / "other",
         [("a.png", "red 눈사람"), ("long.png", "red " * 2000), ("one.png", "red")],

@@ -224,7 +224,7 @@ MISTAKES = {
     ),
     "resume otherwise": (
         ["train", "charlm", "--out", "{runs}/charlm", "--resume", "--hidden", "7"],
-        "was begun with --hidden 64, not 7",
+        "was started with --hidden 64, not 7",
     ),
     "devices negative": (
         ["train", "charlm", "--devices", "-1"],
@@ -236,7 +236,7 @@ MISTAKES = {
     ),
     "devices of a run": (
         ["train", "charlm", "--out", "{runs}/charlm", "--resume", "--devices", "2"],
-        "was begun with --devices 1, not 2; leave --devices out",
+        "was started with --devices 1, not 2; leave out --devices",
     ),
     "three texts": (
         ["train", "charlm", "--data", "a", "b", "--data", "c"],
@@ -272,14 +272,14 @@ MISTAKES = {
     ),
     "not a run": (["sample", "{tmp}"], "is not a run directory: it has no config.json"),
     "damaged config": (["sample", "{tmp}/broken"], "config.json is damaged"),
-    "no checkpoint": (["sample", "{tmp}/young"], "holds no checkpoint yet"),
+    "no checkpoint": (["sample", "{tmp}/young"], "has no checkpoint yet"),
     "unknown letter": (
         ["predict", "{runs}/hello", "hallo"],
         "'a' is none of the letters this model knows: h, e, l, o",
     ),
     "nothing to evaluate": (
         ["evaluate", "{runs}/hello", "--data", "x"],
-        "hello has no other data",
+        "hello cannot be evaluated on other data",
     ),
     "negative temperature": (
         ["sample", "{runs}/charlm", "--temperature", "-1"],
@@ -350,4 +350,4 @@ def test_resuming_with_a_changed_text_is_refused(tmp_path, capsys):
     assert main(words) == 0
     text.write_text("hgfedcba\n" * 300)
     assert main(["train", "charlm", "--resume", "--out", str(tmp_path / "run")]) == 2
-    assert "was begun with another text" in capsys.readouterr().err
+    assert "was started with another text" in capsys.readouterr().err

@@ -74,7 +74,7 @@ def test_of_a_run_before_and_after_training(tmp_path, capsys):
         )
         == 2
     )
-    assert "--run brings its own cell" in capsys.readouterr().err
+    assert "--run determines cell" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -266,9 +266,9 @@ def test_a_label_that_training_never_showed_is_named_and_wrong(own, capsys):
     [
         (
             "text,label\n" + "".join(f"word {i},same\n" for i in range(80)),
-            "texts to train on are labelled 'same'",
+            "training texts are labeled 'same'",
         ),
-        ("text\nabc\n", ":1: the first line names the columns, one of them label"),
+        ("text\nabc\n", ":1: the first line must name the columns, one of them label"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, capsys, rows, message):

@@ -312,11 +312,11 @@ MISTAKES = {
     ),
     "batch of digits": (
         ["train", "seq-mnist", "--batch", "4001"],
-        "--batch 4001 is more than the 4000 training pictures",
+        "--batch 4001 is more than the 4000 training images",
     ),
     "resume otherwise": (
         ["train", "parity", "--out", "{runs}/parity", "--resume", "--no-gradients"],
-        "was begun with --gradients True, not False",
+        "was started with --gradients True, not False",
     ),
     "neither data nor length": (
         ["evaluate", "{runs}/parity"],
@@ -344,29 +344,29 @@ MISTAKES = {
     ),
     "no sample": (
         ["sample", "{runs}/adding"],
-        "adding writes nothing: sample is for language models",
+        "adding does not generate text: sample is for language models",
     ),
     "parity of letters": (
         ["predict", "{runs}/parity", "10a"],
-        "predict wants bits, such as 10110, but got '10a'",
+        "predict needs bits, such as 10110, but got '10a'",
     ),
-    "parity of nothing": (["predict", "{runs}/parity", ""], "predict wants bits"),
+    "parity of nothing": (["predict", "{runs}/parity", ""], "predict needs bits"),
     "one mark": (
         ["predict", "{runs}/adding", "0.1 0.2*"],
-        "predict wants numbers of which two have a star",
+        "predict needs numbers of which two have a star",
     ),
-    "no number": (["predict", "{runs}/adding", "0.1* x*"], "predict wants numbers"),
+    "no number": (["predict", "{runs}/adding", "0.1* x*"], "predict needs numbers"),
     "no element": (
         ["predict", "{runs}/group-words", "0123"],
-        "predict wants elements of S3, such as",
+        "predict needs elements of S3, such as",
     ),
     "too many digits": (
         ["predict", "{runs}/copy", "0123"],
-        "predict wants 3 digits below 8, such as 012, but got '0123'",
+        "predict needs 3 digits below 8, such as 012, but got '0123'",
     ),
     "no symbols": (
         ["predict", "{runs}/temporal-order", "abZ"],
-        "predict wants letters out of abcdXY",
+        "predict needs letters out of abcdXY",
     ),
 }
 if DIGITS:
@@ -406,7 +406,7 @@ def test_lengths_are_for_tasks_that_make_their_sequences(tmp_path, capsys):
     ]
     assert main([*words, "--out", str(tmp_path / "run")]) == 0
     assert main(["evaluate", str(tmp_path / "run"), "--length", "5"]) == 2
-    assert "hello has no other data" in capsys.readouterr().err
+    assert "hello cannot be evaluated on other data" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -51,12 +51,12 @@ def test_tables(tmp_path, name, raw):
 MISTAKES = {
     "no column": (
         "text,lable\na,b\n",
-        ":1: the first line names the columns, one of them label, but none of 'text', "
-        "'lable' does",
+        ":1: the first line must name the columns, one of them label, but none of "
+        "'text', 'lable' does",
     ),
     "two columns": (
         "text,label,text\na,b,c\n",
-        ":1: the first line names the columns, one of them text, but several",
+        ":1: the first line must name the columns, one of them text, but several",
     ),
     "too few": (
         'text,label\n"a\nb",x\n\nonly\n',
@@ -64,8 +64,8 @@ MISTAKES = {
     ),
     "too many": (
         "text,label\none, two,x\n",
-        ":2: expected 2 fields (text, label), but this row has 3; a field that holds a "
-        "comma",
+        ":2: expected 2 fields (text, label), but this row has 3; a field that "
+        "contains a comma",
     ),
     "open quote": (
         'text,label\na,x\n"b,y\nc,z\n',
@@ -80,7 +80,7 @@ MISTAKES = {
         ":3: byte 16 (0xe9) is not UTF-8",
     ),
     "no rows": ("text,label\n\n", " has no examples"),
-    "nothing": ("", " is empty; --data wants a CSV or TSV file"),
+    "nothing": ("", " is empty; --data must be a CSV or TSV file"),
     "no text": ("text,label\n a,x\n ,y\n", ":3: the text is empty"),
     "no label": ("text,label\na,\n", ":2: the label is empty"),
     "no split": (
@@ -104,10 +104,10 @@ def test_mistakes_in_tables_name_their_line(tmp_path, name):
 def test_files_that_are_not_there(tmp_path):
     with pytest.raises(
         InputError,
-        match=r"none.csv cannot be read: No such file or directory; --data wants a CSV",
+        match=r"none.csv cannot be read: No such file or directory; --data must be",
     ):
         read_table(str(tmp_path / "none.csv"))
-    with pytest.raises(InputError, match="is a directory; --data wants a CoNLL"):
+    with pytest.raises(InputError, match="is a directory; --data must be a CoNLL"):
         read_tagged(str(tmp_path))
 
 
@@ -150,7 +150,7 @@ def test_tagged_sentences(tmp_path, name, body, end):
         ("a.conll", "a\tX\n\nb\tX\tY\n", ":3: expected a word and its tag"),
         ("a.conll", "a\tX\nb\t \n", ":2: the tag is empty"),
         ("a.conll", "\tX\n", ":1: the word is empty"),
-        ("a.conll", "# nothing\n\n", " has no examples; --data wants a CoNLL file"),
+        ("a.conll", "# nothing\n\n", " has no examples; --data must be a CoNLL file"),
         (
             "a.conllu",
             "# c\n1\ta\t_\tX\n",
@@ -240,7 +240,7 @@ def test_a_second_file_or_a_column_names_the_held_out_part(tmp_path):
 def test_labels_that_training_never_shows_are_named():
     parts = [[Example("", label) for label in labels] for labels in ("ab", "ac", "db")]
     assert unseen_labels(Split(*parts), lambda example: [example.label]) == (
-        "never shown in training, so always mistaken: c, d",
+        "not in the training part, so never predicted: c, d",
     )
     assert (
         unseen_labels(

@@ -220,7 +220,7 @@ def test_a_tag_that_training_never_showed_is_named_and_wrong(own, capsys):
     [
         (
             "\n\n".join(f"word{i}\tSAME" for i in range(80)),
-            "all words to train on are tagged 'SAME'",
+            "all training words are tagged 'SAME'",
         ),
         ("a\tX\nb\tY\textra\n", ".conll:2: expected a word and its tag"),
     ],

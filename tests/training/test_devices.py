@@ -470,10 +470,10 @@ def test_a_run_on_two_devices_is_not_resumed_on_one(killed, capsys):
         )
     fewer, other = capsys.readouterr().err.splitlines()
     assert (
-        "was begun with --devices 2, but there is only 1 device here; a CPU shows more "
+        "was started with --devices 2, but there is only 1 device here; a CPU has more "
         "with JAX_NUM_CPU_DEVICES=2" in fewer
     )
-    assert "was begun with --devices 2, not 1; leave --devices out" in other
+    assert "was started with --devices 2, not 1; leave out --devices" in other
     assert (killed / "alone/metrics.jsonl").read_bytes() == before
 
 

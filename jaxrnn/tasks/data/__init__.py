@@ -1,1 +1,1 @@
-"""Readers, vocabularies and batches of the data that the tasks learn from."""
+"""Readers, vocabularies and batches of the tasks' data."""

@@ -1,6 +1,4 @@
-"""Pictures as another hand or typeface might have drawn them: strokes, serifs and
-shape distorted, all drawn by a key.
-"""
+"""Random distortion of images: strokes, serifs and shapes as of another typeface."""
 
 from __future__ import annotations
 
@@ -12,17 +10,17 @@ Pictures = Float[Array, "B S S 1"]
 
 
 def augmented(key: Array, pictures: Pictures, strength: float) -> Pictures:
-    """Pictures, bright on dark, with other strokes, some with serifs, and warped; at
-    strength 0 as they were.
-    """
+    """Distort images, bright on dark; a strength of 0 leaves them unchanged."""
     k_strokes, k_serifs, k_warp = jax.random.split(key, 3)
     drawn = with_serifs(k_serifs, with_strokes(k_strokes, pictures, strength), strength)
     return warped(k_warp, drawn, strength)
 
 
 def with_strokes(key: Array, pictures: Pictures, strength: float) -> Pictures:
-    """Thicker here and thinner there, along either axis for itself: upright and
-    level strokes of unlike weight.
+    """Make strokes thicker in some places and thinner in others.
+
+    Each axis has its own change, so that vertical and horizontal strokes differ in
+    weight.
     """
     k_whole, k_local = jax.random.split(key)
     n, size = pictures.shape[:2]
@@ -42,8 +40,9 @@ def with_strokes(key: Array, pictures: Pictures, strength: float) -> Pictures:
 
 
 def with_serifs(key: Array, pictures: Pictures, strength: float) -> Pictures:
-    """A short level line at the ends of upright strokes, in three pictures of five,
-    fainter in some places.
+    """Add short horizontal lines at the ends of vertical strokes.
+
+    Three of five images get them, with varying brightness.
     """
     k_amount, k_which, k_local = jax.random.split(key, 3)
     n, size = pictures.shape[:2]
@@ -52,47 +51,47 @@ def with_serifs(key: Array, pictures: Pictures, strength: float) -> Pictures:
         jax.random.bernoulli(k_which, 0.6, amount.shape), amount, jnp.zeros_like(amount)
     )
     amount = amount * jnp.clip(1 + smooth(k_local, n, size, 4, 1), 0.0, 1.0)
-    found = pictures
-    for down in (1, -1):  # strokes that end below, and above
+    drawn = pictures
+    for down in (1, -1):  # strokes that end at their bottom, and at their top
         along = [jnp.roll(pictures, down * step, 1) for step in range(4)]
         beyond = jnp.maximum(
             jnp.roll(pictures, -down, 1), jnp.roll(pictures, -2 * down, 1)
         )
         ends = jnp.maximum(jnp.stack(along).min(0) - beyond, 0.0)
         line = jnp.stack([jnp.roll(ends, step, 2) for step in range(-2, 3)]).max(0)
-        found = jnp.maximum(found, amount * line)
-    return found
+        drawn = jnp.maximum(drawn, amount * line)
+    return drawn
 
 
 def warped(key: Array, pictures: Pictures, strength: float) -> Pictures:
-    """Scaled, sheared, shifted and bent: bilinear interpolation, 0 outside the picture.
+    """Scale, shear, shift and bend images by bilinear interpolation; 0 outside.
 
-    At strength 1: scales in [.85, 1.15] for each axis, a shear of up to .15, shifts of
-    up to a sixteenth of the side, and a smooth field that moves each place by about a
-    pixel.
+    At strength 1, the scale of each axis is in [.85, 1.15], the shear is up to .15, the
+    shift up to a sixteenth of the side, and a smooth field moves each pixel by about
+    one pixel.
     """
     k_whole, k_local = jax.random.split(key)
     n, size = pictures.shape[:2]
-    centre = (size - 1) / 2
+    center = (size - 1) / 2
     tall, wide, slant, lean, down, right = strength * jax.random.uniform(
         k_whole, (6, n, 1, 1), pictures.dtype, -1.0, 1.0
     )
     rows, columns = (
-        jax.lax.broadcasted_iota(pictures.dtype, (n, size, size), axis) - centre
+        jax.lax.broadcasted_iota(pictures.dtype, (n, size, size), axis) - center
         for axis in (1, 2)
     )
     bend = 1.2 * strength * smooth(k_local, n, size, 5, 2)
     at_rows = (
         (1 + 0.15 * tall) * rows
         + 0.05 * lean * columns
-        + centre
+        + center
         + size / 16 * down
         + bend[..., 0]
     )
     at_columns = (
         (1 + 0.15 * wide) * columns
         + 0.15 * slant * rows
-        + centre
+        + center
         + size / 16 * right
         + bend[..., 1]
     )
@@ -106,8 +105,9 @@ def warped(key: Array, pictures: Pictures, strength: float) -> Pictures:
 def smooth(
     key: Array, n: int, size: int, points: int, fields: int
 ) -> Float[Array, "B S S F"]:
-    """Random fields, mostly in [-1, 1], that change slowly: ``points`` along a side,
-    and cubic interpolation between.
+    """Return slowly changing random fields, mostly in [-1, 1].
+
+    They interpolate ``points`` random values along each side by cubic interpolation.
     """
     drawn = jax.random.uniform(
         key, (n, points, points, fields), minval=-1.0, maxval=1.0

@@ -1,5 +1,6 @@
-"""Batches of sequences of like length: little padding, few shapes to compile, and
-any batch from its number alone.
+"""Batches of sequences of similar length: little padding and few shapes to compile.
+
+Every batch is determined by its number alone.
 """
 
 from __future__ import annotations
@@ -14,9 +15,7 @@ from jaxtyping import Int
 
 
 class Rows(NamedTuple):
-    """Which examples a batch holds, -1 where it has one fewer, and to how many steps
-    they are padded.
-    """
+    """The examples of a batch, -1 for an empty row, and the length of their padding."""
 
     rows: Int[np.ndarray, " B"]
     width: int
@@ -25,30 +24,33 @@ class Rows(NamedTuple):
 def padded(
     sequences: Sequence[Any], rows: Rows, fill: int
 ) -> tuple[Int[np.ndarray, "B W"], Int[np.ndarray, " B"]]:
-    """The numbered sequences of a batch, filled up to its width, and their lengths;
-    one that is not there is all ``fill``.
+    """Pad the token sequences of a batch to its width; also return their lengths.
+
+    Empty rows contain only ``fill``.
     """
-    found, lengths = (
+    tokens, lengths = (
         np.full((len(rows.rows), rows.width), fill, np.int32),
         np.zeros(len(rows.rows), np.int32),
     )
     for i, row in enumerate(rows.rows):
         if row >= 0:
             lengths[i] = len(sequences[row])
-            found[i, : lengths[i]] = sequences[row]
-    return found, lengths
+            tokens[i, : lengths[i]] = sequences[row]
+    return tokens, lengths
 
 
 def powers_of_two(lengths: Iterable[int], least: int) -> Int[np.ndarray, " N"]:
-    """Lengths rounded up to a power of two, ``least`` at least, so that few shapes
-    are compiled.
+    """Round lengths up to powers of two, at least ``least``.
+
+    So only few shapes are compiled.
     """
     return 2 ** np.ceil(np.log2([max(length, least) for length in lengths])).astype(int)
 
 
 def widths_for(longest: int, first: int = 8, coarse: bool = False) -> tuple[int, ...]:
-    """Widths of buckets up to ``longest``: 8, 12, 16, 24, 32, 48, ..., or where they
-    are ``coarse`` 8, 16, 32, ...
+    """Return the widths of buckets up to ``longest``.
+
+    These are 8, 12, 16, 24, 32, 48, ..., or if ``coarse`` 8, 16, 32, ...
     """
     if coarse:
         return tuple(
@@ -64,16 +66,21 @@ def widths_for(longest: int, first: int = 8, coarse: bool = False) -> tuple[int,
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Buckets:
-    """Examples by length, ``batch`` at a time, each epoch in an order of its own.
+    """Batches of examples of similar length, in a new order in each epoch.
 
-    ``buckets(step)`` depends on the seed and the step alone: a resumed run needs
-    nothing saved to see the same batches, so there is no data loader with a state, such
-    as grain's, here.
+    ``buckets(step)`` depends on the seed and the step alone, so that a resumed run gets
+    the same batches without saved state; a data loader with state, such as grain's, is
+    not needed.
 
-    ``most``, unless 0, bounds the steps of a batch, padding counted in: batches of very
-    long examples hold fewer, at least one, so that memory does not grow with the
-    longest. ``first`` and ``coarse`` (see `widths_for`) are for small models: to
-    compile for one more width takes longer than to walk over some padding.
+    Args:
+        lengths: the length of every example, ``(N,)``.
+        batch: the number of examples per batch.
+        seed: the seed of the order.
+        most: the largest number of steps of a batch, including padding; 0 for no limit.
+            Batches of very long examples then hold fewer of them, at least one, so that
+            memory does not grow with the longest example.
+        first, coarse: see `widths_for`. With a small model, compiling one more width
+            takes longer than processing some padding.
     """
 
     lengths: Int[np.ndarray, " N"]
@@ -85,7 +92,7 @@ class Buckets:
 
     @functools.cached_property
     def _members(self) -> list[tuple[int, np.ndarray]]:
-        """Width and examples of every bucket that has any."""
+        """Return the width and the examples of every nonempty bucket."""
         widths = np.array(
             widths_for(int(self.lengths.max(initial=1)), self.first, self.coarse)
         )
@@ -94,28 +101,29 @@ class Buckets:
 
     @functools.cached_property
     def per_epoch(self) -> int:
-        """Batches that show every example once."""
+        """Return the number of batches that contain every example once."""
         return sum(
             -(-len(members) // self._size(width)) for width, members in self._members
         )
 
     def __call__(self, step: int) -> Rows:
-        """The batch of an update, counted from 0."""
+        """Return the batch of an update, counted from 0."""
         epoch, place = divmod(step, self.per_epoch)
         return self._epoch(epoch)[place]
 
     @functools.lru_cache(maxsize=2)  # noqa: B019
     def _epoch(self, epoch: int) -> list[Rows]:
+        """Return the batches of an epoch in random order."""
         rng = np.random.default_rng([self.seed, epoch])
-        found = [
+        batches = [
             rows
             for width, members in self._members
             for rows in self._cut(rng.permutation(members), width)
         ]
-        return [found[i] for i in rng.permutation(len(found))]
+        return [batches[i] for i in rng.permutation(len(batches))]
 
     def in_order(self) -> list[Rows]:
-        """Every example once, for evaluation."""
+        """Return batches with every example once, for evaluation."""
         return [
             rows
             for width, members in self._members
@@ -123,10 +131,12 @@ class Buckets:
         ]
 
     def _cut(self, members: np.ndarray, width: int) -> list[Rows]:
+        """Cut the examples of one bucket into batches."""
         size = self._size(width)
         missing = -len(members) % size
         filled = np.concatenate([members, np.full(missing, -1, members.dtype)])
         return [Rows(part, width) for part in filled.reshape(-1, size)]
 
     def _size(self, width: int) -> int:
+        """Return the number of examples per batch of a width."""
         return min(self.batch, max(self.most // width, 1)) if self.most else self.batch

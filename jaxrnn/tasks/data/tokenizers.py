@@ -1,5 +1,6 @@
-"""Texts as numbers for translation: characters, or subwords by sentencepiece; one
-more symbol stands before and after.
+"""Tokenizers for translation: characters, or subwords by sentencepiece.
+
+One more token marks the beginning and the end of each text.
 """
 
 from __future__ import annotations
@@ -20,41 +21,42 @@ from .text import Vocabulary
 
 @dataclasses.dataclass(frozen=True)
 class Characters:
-    """Characters that training showed; 0 is any other."""
+    """The characters of the training texts; 0 is any other character."""
 
     known: str
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> Characters:
+        """Collect the characters of texts."""
         return cls(Vocabulary.of("".join(sorted(set().union(*texts)))).characters)
 
     @property
     def boundary(self) -> int:
-        """The symbol before and after each text."""
+        """Return the token before and after each text."""
         return len(self.known)
 
     def encode(self, text: str) -> np.ndarray:
+        """Convert a text to numbers."""
         return Vocabulary(self.known).encode(text)
 
     def pieces(self, text: str) -> list[str]:
-        """What stands behind each number."""
+        """Return the piece of text of each number."""
         return list(text)
 
     def decode(self, numbers: Iterable[Any]) -> str:
+        """Convert numbers to a text."""
         return "".join(self.known[int(n)] for n in numbers if n != UNKNOWN)
 
 
 @dataclasses.dataclass(frozen=True)
 class Subwords:
-    """Pieces of a sentencepiece model, which is kept as base64 text; 0 is any
-    character it does not know.
-    """
+    """The pieces of a sentencepiece model, stored as base64; 0 is the unknown piece."""
 
     model: str
 
     @classmethod
     def of(cls, texts: Iterable[str], size: int) -> Subwords:
-        """A unigram model (Kudo 2018) of at most ``size`` pieces."""
+        """Train a unigram model (Kudo 2018) of at most ``size`` pieces."""
         out = io.BytesIO()
         try:
             _sentencepiece().SentencePieceTrainer.train(
@@ -74,32 +76,38 @@ class Subwords:
         except RuntimeError as error:
             reason = str(error).replace("\n", " ")
             raise InputError(
-                f"--subwords {size}: sentencepiece makes no model of that size of "
-                f"these texts: {reason}"
+                f"--subwords {size}: sentencepiece cannot train a model of that size "
+                f"on these texts: {reason}"
             ) from None
         return cls(base64.b64encode(out.getvalue()).decode())
 
     @functools.cached_property
     def _processor(self) -> Any:
+        """Load the model."""
         return _sentencepiece().SentencePieceProcessor(
             model_proto=base64.b64decode(self.model)
         )
 
     @property
     def boundary(self) -> int:
+        """Return the token before and after each text."""
         return self._processor.get_piece_size()
 
     def encode(self, text: str) -> np.ndarray:
+        """Convert a text to numbers."""
         return np.asarray(self._processor.encode(text), np.int32)
 
     def pieces(self, text: str) -> list[str]:
+        """Return the piece of text of each number."""
         return self._processor.encode(text, out_type=str)
 
     def decode(self, numbers: Iterable[Any]) -> str:
+        """Convert numbers to a text."""
         return self._processor.decode([int(n) for n in numbers if n != UNKNOWN])
 
 
 def _sentencepiece() -> Any:
+    """Import the optional package sentencepiece."""
     try:
         import sentencepiece
     except ImportError:
@@ -110,7 +118,7 @@ def _sentencepiece() -> Any:
 
 
 def symbols_of(config: dict[str, Any], side: str) -> Characters | Subwords:
-    """The numbering of the ``source`` or ``target`` side, out of a run's config."""
+    """Return the tokenizer of the ``source`` or ``target`` side of a run's config."""
     vocabulary = config["vocabulary"]
     return (
         Subwords(vocabulary["sentencepiece"])

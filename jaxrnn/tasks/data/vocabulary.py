@@ -1,6 +1,4 @@
-"""Words as numbers: a vocabulary of words and of characters, sentences as padded
-arrays, and the encoder of both.
-"""
+"""Word and character vocabularies, padded sentences, and an encoder of words."""
 
 from __future__ import annotations
 
@@ -19,23 +17,20 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .bucketing import Buckets
 
-PAD, UNKNOWN = 0, 1  # of words and of characters alike
-BEGIN, END, FIRST = (
-    2,
-    3,
-    4,
-)  # of characters: before and behind each word, and the first real one
+PAD, UNKNOWN = 0, 1  # of both words and characters
+# Character tokens before and after each word, and the first number of a real character.
+BEGIN, END, FIRST = 2, 3, 4
 CHAR_EMBED = 32
-HEAD, TAIL = (
-    8,
-    10,
-)  # characters that are kept of a word too long: its beginning and its end
+# The numbers of characters at the beginning and the end of a word that are kept of a
+# word longer than their sum.
+HEAD, TAIL = 8, 10
 CHARACTERS = HEAD + TAIL + 2
 
 
 class Sentences(NamedTuple):
-    """Padded sentences: a word or a character of number 0 is padding, and what it is
-    embedded as never matters.
+    """Padded sentences as numbers of words and of characters.
+
+    The number 0 is padding, whose embedding has no effect.
     """
 
     words: Int[np.ndarray | Array, "B T"]
@@ -43,21 +38,20 @@ class Sentences(NamedTuple):
 
     @property
     def mask(self) -> Bool[np.ndarray | Array, "B T"]:
+        """Return True where there is a word."""
         return self.words != PAD
 
 
 @dataclasses.dataclass(frozen=True)
 class WordVocabulary:
-    """Words (in lower case) and characters that training showed often enough to have
-    a number.
-    """
+    """The frequent words (in lower case) and all characters of sentences."""
 
     words: tuple[str, ...]
     characters: str
 
     @classmethod
     def of(cls, sentences: Iterable[Sequence[str]], least: int = 2) -> WordVocabulary:
-        """Those that came at least ``least`` times; of characters, all."""
+        """Collect the words that occur at least ``least`` times, and all characters."""
         counts = collections.Counter(
             word for sentence in sentences for word in sentence
         )
@@ -72,34 +66,33 @@ class WordVocabulary:
 
     @classmethod
     def stored(cls, config: dict[str, Any]) -> WordVocabulary:
-        """Out of the JSON of a run's config, where `dataclasses.asdict` of one was
-        put.
-        """
+        """Read a vocabulary from a run's config, stored by `dataclasses.asdict`."""
         return cls(tuple(config["words"]), config["characters"])
 
     @functools.cached_property
     def _word_numbers(self) -> dict[str, int]:
+        """Return the numbers of the words."""
         return {word: number for number, word in enumerate(self.words, UNKNOWN + 1)}
 
     @functools.cached_property
     def _character_numbers(self) -> dict[str, int]:
+        """Return the numbers of the characters."""
         return {
             character: number for number, character in enumerate(self.characters, FIRST)
         }
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """How many numbers words and characters have, padding and the unknown
-        counted in.
-        """
+        """Return how many numbers words and characters have, including special ones."""
         return len(self.words) + UNKNOWN + 1, len(self.characters) + FIRST
 
     def __contains__(self, word: str) -> bool:
         return word.lower() in self._word_numbers
 
     def spelled(self, word: str) -> list[int]:
-        """Numbers of a word's characters between BEGIN and END; of a long word its
-        first `HEAD` and last `TAIL`.
+        """Return the numbers of a word's characters between BEGIN and END.
+
+        Of a long word these are its first `HEAD` and last `TAIL` characters.
         """
         kept = word if len(word) <= HEAD + TAIL else word[:HEAD] + word[-TAIL:]
         return [
@@ -111,7 +104,7 @@ class WordVocabulary:
     def encode(
         self, sentence: Sequence[str]
     ) -> tuple[Int[np.ndarray, " T"], Int[np.ndarray, "T C"]]:
-        """A sentence's words and, a row a word, their characters."""
+        """Return the numbers of the words and, one row per word, of the characters."""
         words = np.array(
             [self._word_numbers.get(word.lower(), UNKNOWN) for word in sentence],
             np.int32,
@@ -124,64 +117,69 @@ class WordVocabulary:
 
 
 def words_in(text: str, known: WordVocabulary) -> list[str]:
-    """Words of a line, as a treebank counts them: parted by spaces, punctuation at
-    either end a word of its own.
+    """Split a line into words as a treebank does.
 
-    What training showed stays whole, such as ``...``; a text whose words are parted
-    already is left as it is.
+    Words are separated by spaces, and punctuation at either end is a word of its own.
+    Words of the vocabulary, such as ``...``, stay whole; a text that is already split
+    is not changed.
     """
-    found: list[str] = []
+    words: list[str] = []
     for piece in text.split():
         before, core, after = re.fullmatch(
             r"(\W*)(.*?)(\W*)", piece, re.DOTALL
         ).groups()  # type: ignore[union-attr]
-        whole = piece in known or not core
-        found += (
+        is_word = piece in known or not core
+        words += (
             [piece]
-            if whole
+            if is_word
             else [*before, core, *([after] if after in known else after)]
         )
-    return [word for word in found if word]
+    return [word for word in words if word]
 
 
 def pad(
     encoded: Sequence[tuple[np.ndarray, np.ndarray] | None], width: int
 ) -> Sentences:
-    """Encoded sentences side by side, padded to ``width`` words; None is a row of
-    nothing but padding.
-    """
+    """Stack encoded sentences, padded to ``width`` words; None is an empty row."""
     batch = Sentences(
         np.full((len(encoded), width), PAD, np.int32),
         np.full((len(encoded), width, CHARACTERS), PAD, np.int32),
     )
-    for row, each in enumerate(encoded):
-        if each is not None:
-            batch.words[row, : len(each[0])], batch.characters[row, : len(each[0])] = (
-                each
-            )
+    for row, sentence in enumerate(encoded):
+        if sentence is not None:
+            (
+                batch.words[row, : len(sentence[0])],
+                batch.characters[row, : len(sentence[0])],
+            ) = sentence
     return batch
 
 
 def sentence_buckets(
     lengths: Iterable[int], batch: int, seed: int = 0, most: int = 8192
 ) -> Buckets:
-    """Batches of like length: at most ``batch`` sentences, and ``most`` words, in
-    few widths.
-    """
+    """Return `Buckets` of few widths, each of limited sentences and words."""
     return Buckets(
         np.array(list(lengths), int), batch, seed, most, first=16, coarse=True
     )
 
 
 class WordEncoder(nnx.Module):
-    """Each word as ``[embedding of the word ; max over its characters of
-    relu(convolution(characters))]``.
+    """Features of words, from their embedding and from their characters::
 
-    What a word is spelled like says something about words that training never showed.
-    In training each word is taken for the unknown one with probability
-    ``word_dropout``, so that the unknown word means something, and features are
-    dropped. Each of the ``filters`` sees ``kernel`` characters at once; with 0 of them
-    there are no characters.
+        [embed(word) ; max over characters of relu(convolution(characters))]
+
+    The characters tell something about words that are not in the vocabulary. In
+    training, each word is replaced by the unknown word with probability
+    ``word_dropout``, so that the unknown word has a meaning, and features are dropped
+    with rate ``dropout``.
+
+    Args:
+        sizes: the numbers of words and of characters, `WordVocabulary.sizes`.
+        embed, char_embed: the sizes of the embeddings.
+        filters: the number of convolution filters; 0 uses no characters.
+        kernel: the number of characters that each filter covers.
+        dropout, word_dropout: the rates.
+        rngs: draw the parameters.
     """
 
     def __init__(
@@ -218,12 +216,13 @@ class WordEncoder(nnx.Module):
     def __call__(
         self, batch: Sentences, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "B T D"]:
+        """Return the features of the words of a batch; zero where there is padding."""
         words, mask = jnp.asarray(batch.words), jnp.asarray(batch.mask)
         if self.word_dropout and not self.deterministic:
             if rngs is None:
                 raise ValueError(
-                    "WordEncoder: word dropout draws: call it with rngs=nnx.Rngs(...), "
-                    "or model.eval() first"
+                    "WordEncoder: word dropout draws random numbers: call it with "
+                    "rngs=nnx.Rngs(...), or call model.eval() first"
                 )
             dropped = jax.random.bernoulli(
                 rngs.dropout(), self.word_dropout, words.shape
@@ -238,16 +237,17 @@ class WordEncoder(nnx.Module):
         )
 
     def spell(self, characters: Int[Array, "B T C"]) -> Float[Array, "B T F"]:
-        """Features of words by their characters; padding is what stands beyond a
-        word's ends: zeros, and never the largest.
+        """Return the features of words from their characters.
+
+        Padding is zero at the input of the convolution, and excluded from the maximum.
         """
-        there = (characters != PAD)[..., None]
+        valid = (characters != PAD)[..., None]
         embedded: Any = self.characters(characters)  # type: ignore[misc]
-        embedded = jnp.where(there, embedded, jnp.zeros_like(embedded))
+        embedded = jnp.where(valid, embedded, jnp.zeros_like(embedded))
         flat = embedded.reshape(-1, *embedded.shape[2:])
-        found = self.convolution(flat).reshape(*embedded.shape[:3], -1)  # type: ignore[misc]
+        features = self.convolution(flat).reshape(*embedded.shape[:3], -1)  # type: ignore[misc]
         return jnp.max(
-            jnp.where(there, jax.nn.relu(found), jnp.zeros_like(found)), axis=2
+            jnp.where(valid, jax.nn.relu(features), jnp.zeros_like(features)), axis=2
         )
 
 
@@ -257,7 +257,7 @@ EMBED_SCALE = 0.1
 def mean_over(
     ys: Float[Array, "B T H"], mask: Bool[Array, "B T"]
 ) -> Float[Array, "B H"]:
-    """The mean over the steps that ``mask`` lets count; 0 where there is none."""
+    """Return the mean over the steps of the mask, 0 if there are none."""
     total = jnp.where(mask[..., None], ys, jnp.zeros_like(ys)).sum(1)
     return total / jnp.maximum(mask.sum(1), 1).astype(ys.dtype)[:, None]
 
@@ -265,6 +265,6 @@ def mean_over(
 def max_over(
     ys: Float[Array, "B T H"], mask: Bool[Array, "B T"]
 ) -> Float[Array, "B H"]:
-    """The largest over the steps that ``mask`` lets count; 0 where there is none."""
+    """Return the maximum over the steps of the mask, 0 if there are none."""
     largest = jnp.where(mask[..., None], ys, jnp.full_like(ys, -jnp.inf)).max(1)
     return jnp.where(mask.any(1)[:, None], largest, jnp.zeros_like(largest))

@@ -1,1 +1,1 @@
-"""Scores and pictures of what a task has learned."""
+"""Metrics and plots of trained tasks."""

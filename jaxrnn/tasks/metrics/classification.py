@@ -1,4 +1,4 @@
-"""Scores of classifiers by scikit-learn, and pictures of where they err."""
+"""Metrics of classifiers by scikit-learn, plots of errors, and baselines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..data.tables import Tagged
 
 
 def metrics() -> Any:
-    """scikit-learn's ``metrics``, an extra."""
+    """Import ``sklearn.metrics``, which is optional."""
     try:
         import sklearn.metrics
     except ImportError:
@@ -28,8 +28,10 @@ def metrics() -> Any:
 def classification_scores(
     truth: Sequence[str], predicted: Sequence[str]
 ) -> dict[str, float]:
-    """Accuracy, and the mean over labels of F1 (labels that stand in truth or
-    predictions; 0 where one has no hit).
+    """Return accuracy and macro F1.
+
+    The mean of F1 is over the labels in truth or predictions; a label without a hit
+    counts as 0.
     """
     known = metrics()
     return {
@@ -41,7 +43,7 @@ def classification_scores(
 
 
 def f1_by_label(truth: Sequence[str], predicted: Sequence[str]) -> dict[str, float]:
-    """F1 of each label that stands in the truth."""
+    """Return F1 of each label that occurs in the truth."""
     labels = sorted(set(truth))
     values = metrics().f1_score(
         truth, predicted, labels=labels, average=None, zero_division=0
@@ -52,9 +54,7 @@ def f1_by_label(truth: Sequence[str], predicted: Sequence[str]) -> dict[str, flo
 def draw_confusion(
     run: Run, truth: Sequence[str], predicted: Sequence[str]
 ) -> pathlib.Path | None:
-    """``confusion.png``: a row for each true label, the share of each answer in it;
-    numbers where they are few.
-    """
+    """Draw ``confusion.png``: the distribution of predictions for each true label."""
     labels = sorted({*truth, *predicted})
     figure = new_figure(2.5 + 0.5 * max(len(labels), 4), 2 + 0.5 * max(len(labels), 4))
     if figure is None:
@@ -84,8 +84,9 @@ def draw_confusion(
 def draw_f1(
     run: Run, by_label: dict[str, float], counts: dict[str, int]
 ) -> pathlib.Path | None:
-    """``f1.png``: a bar of F1 a label, the most frequent first, with how often it
-    stands in the test part.
+    """Draw ``f1.png``: one bar per label, the most frequent first.
+
+    The number of occurrences in the test part is part of the label.
     """
     figure = new_figure(7, 1.5 + 0.28 * len(by_label))
     if figure is None:
@@ -104,6 +105,7 @@ def draw_f1(
 
 
 def _save(figure: Any, run: Run, title: str, name: str) -> pathlib.Path:
+    """Save a figure in the run directory."""
     figure.suptitle(title)
     figure.tight_layout()
     figure.savefig(run.path / name, dpi=110)
@@ -113,8 +115,9 @@ def _save(figure: Any, run: Run, title: str, name: str) -> pathlib.Path:
 def bag_of_words(
     train: Sequence[tuple[str, str]], test: Sequence[tuple[str, str]]
 ) -> dict[str, float]:
-    """What to beat: logistic regression on counts of words, by scikit-learn. Both
-    are lists of (text, label).
+    """Return the scores of a baseline: logistic regression on word counts.
+
+    Both arguments are lists of (text, label).
     """
     metrics()
     from sklearn.feature_extraction.text import CountVectorizer
@@ -125,7 +128,7 @@ def bag_of_words(
     texts, labels = zip(*train, strict=True)
     try:
         model.fit(texts, labels)
-    except ValueError:  # no text has a word that it counts
+    except ValueError:  # the texts contain no countable words
         return {}
     texts, labels = zip(*test, strict=True)
     scores = classification_scores(labels, list(model.predict(texts)))
@@ -133,8 +136,9 @@ def bag_of_words(
 
 
 def most_frequent_tag(train: Sequence[Tagged], test: Sequence[Tagged]) -> float:
-    """Accuracy of giving each word the tag that it had most often, and an unseen one
-    the most frequent tag of all.
+    """Return the accuracy of a baseline: the most frequent tag of each word.
+
+    A word that is not in the training part gets the most frequent tag of all.
     """
     pairs = Counter(pair for sentence in train for pair in zip(*sentence, strict=True))
     best: dict[str, str] = {}

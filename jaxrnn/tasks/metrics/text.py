@@ -1,6 +1,4 @@
-"""Scores of texts that a model wrote: exact match, BLEU, chrF (by sacrebleu) and
-word F1.
-"""
+"""Metrics of generated texts: exact match, BLEU, chrF (by sacrebleu) and word F1."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ from ...training import InputError
 
 
 def sacrebleu() -> Any:
-    """The package, or an error that says how to get it."""
+    """Import sacrebleu, or raise an error that says how to install it."""
     try:
         import sacrebleu as package
     except ImportError:
@@ -23,8 +21,10 @@ def sacrebleu() -> Any:
 
 
 def text_scores(written: Sequence[str], wanted: Sequence[str]) -> dict[str, float]:
-    """``exact_match`` in [0, 1]; ``bleu`` (Papineni et al. 2002) and ``chrf``
-    (Popović 2015) of the corpus in [0, 100].
+    """Return exact match, BLEU and chrF of the corpus.
+
+    ``exact_match`` is in [0, 1]; ``bleu`` (Papineni et al. 2002) and ``chrf`` (Popović
+    2015) are in [0, 100].
     """
     exact = sum(a == b for a, b in zip(written, wanted, strict=True)) / len(wanted)
     package = sacrebleu()
@@ -37,7 +37,7 @@ def text_scores(written: Sequence[str], wanted: Sequence[str]) -> dict[str, floa
 
 
 def word_f1(written: Sequence[str], wanted: Sequence[str]) -> float:
-    """F1 of the words, as bags, over the corpus."""
+    """Return F1 of the words, as bags, over the corpus."""
     shared = total = 0
     for a, b in zip(written, wanted, strict=True):
         one, other = collections.Counter(a.split()), collections.Counter(b.split())

@@ -1,1 +1,1 @@
-"""The models of the tasks, each built from the cells and layers of the library."""
+"""The models of the tasks, built from the cells and layers of the library."""

@@ -1,6 +1,4 @@
-"""Attention: which steps of a memory a query looks at (Bahdanau et al. 2015; Luong
-et al. 2015).
-"""
+"""Attention over a memory (Bahdanau et al. 2015; Luong et al. 2015)."""
 
 from __future__ import annotations
 
@@ -13,9 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 
 class Memory(NamedTuple):
-    """What is looked at: ``values``, the ``keys`` made of them once, and which steps
-    are no padding.
-    """
+    """The values, the keys computed from them, and the mask of valid steps."""
 
     values: Float[Array, "*B S D"]
     keys: Float[Array, "*B S A"]
@@ -23,16 +19,18 @@ class Memory(NamedTuple):
 
 
 class Attention(nnx.Module):
-    """``context = sum_s weights_s values_s``, where weights = softmax_s(score(query,
-    key_s)) over the steps of the mask.
+    """Additive or bilinear attention over a masked memory::
+
+        context = sum_s weights_s values_s
+        weights = softmax_s(score(query, key_s))    over the steps of the mask
 
     The score is one of
 
     - ``additive``: v . tanh(W query + U value)   (Bahdanau et al. 2015, section A.1.2)
     - ``dot``: (W query) . value                  (Luong et al. 2015, eq. 8, "general")
 
-    Padding gets a weight of exactly 0, whatever it holds; a memory of nothing but
-    padding gives a context of 0.
+    Padding has a weight of exactly 0, whatever it contains; for a memory of padding
+    alone the context is 0.
     """
 
     def __init__(
@@ -60,14 +58,14 @@ class Attention(nnx.Module):
     def memory(
         self, values: Float[Array, "*B S D"], mask: Bool[Array, "*B S"]
     ) -> Memory:
-        """Values, keys and mask, for any number of queries."""
+        """Compute the keys once, for any number of queries."""
         values = jnp.where(mask[..., None], values, 0)
         return Memory(values, values if self.key is None else self.key(values), mask)
 
     def __call__(
         self, query: Float[Array, "*B T H"], memory: Memory
     ) -> tuple[Float[Array, "*B T D"], Float[Array, "*B T S"]]:
-        """Contexts and weights."""
+        """Return contexts ``(*B, T, D)`` and weights ``(*B, T, S)``."""
         query = self.query(query)
         if self.weigh is None:
             scores = jnp.einsum("...td,...sd->...ts", query, memory.keys)

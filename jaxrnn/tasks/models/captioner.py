@@ -1,5 +1,6 @@
-"""One to many: a convolutional network reads a picture, and a recurrent decoder
-writes the words (Vinyals et al. 2015).
+"""An image captioner: a convolutional encoder and a recurrent decoder.
+
+The design follows Vinyals et al. 2015.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from .decoder import Bridge, Decoder, layers_of, shifted, total_loss
 
 
 class Batch(NamedTuple):
-    """Pictures and their captions as numbers; a caption ends with the boundary
-    symbol, which its length counts.
+    """Images and their captions as numbers.
+
+    A caption ends with the boundary token, which is part of its length.
     """
 
     pictures: Float[Array, "B S S 1"]
@@ -30,12 +32,12 @@ class Batch(NamedTuple):
 
 
 class Block(nnx.Module):
-    """``relu(normalize(convolve(x)))`` in windows of 3x3, x added where the channels
-    are as many.
+    """A 3x3 convolution with normalization: ``relu(normalize(convolve(x)))``.
 
-    Each kernel has mean 0 and norm 1 (Qiao et al. 2019): with group normalization that
-    learns about as fast as batch normalization, and no example's output depends on
-    others.
+    x is added if input and output have equally many channels. Each kernel is
+    standardized to mean 0 and norm 1 (Qiao et al. 2019): with group normalization this
+    learns about as fast as batch normalization, and the output of an example does not
+    depend on other examples.
     """
 
     def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
@@ -46,6 +48,7 @@ class Block(nnx.Module):
         self.residual = inputs == outputs
 
     def __call__(self, x: Float[Array, "B S S C"]) -> Float[Array, "B S S D"]:
+        """Apply the block."""
         kernel = self.kernel[...] - self.kernel[...].mean((0, 1, 2), keepdims=True)
         kernel = kernel / jnp.sqrt((kernel**2).sum((0, 1, 2), keepdims=True) + 1e-6)
         y = jax.lax.conv_general_dilated(
@@ -56,9 +59,10 @@ class Block(nnx.Module):
 
 
 class PictureEncoder(nnx.Module):
-    """Six convolutions, the side halved three times, and a dense layer: features of the
-    whole, and cells of a quarter of the picture's side, fine enough that attention can
-    tell one diacritic from another.
+    """Six convolutions, which halve the side three times, and a dense layer.
+
+    The outputs are the features of the whole image, and positions at a quarter of its
+    side, which is fine enough for attention to tell one diacritic from another.
     """
 
     def __init__(self, size: int, channels: int, features: int, *, rngs: nnx.Rngs):
@@ -73,7 +77,7 @@ class PictureEncoder(nnx.Module):
     def __call__(
         self, pictures: Float[Array, "B S S 1"]
     ) -> tuple[Float[Array, "B C D"], Float[Array, "B F"]]:
-        """Cells, row by row, and features."""
+        """Return the features of the positions, row by row, and of the image."""
         x = cells = pictures
         for i, block in enumerate(self.blocks):
             x = block(x)
@@ -84,16 +88,18 @@ class PictureEncoder(nnx.Module):
 
 
 def halved(x: Float[Array, "B S S C"]) -> Float[Array, "B H H C"]:
-    """The largest of each 2x2 places, by slices: the gradient of `nnx.max_pool` is
-    several times slower on a CPU.
+    """Apply max pooling over 2x2, by slices.
+
+    The gradient of `nnx.max_pool` is several times slower on a CPU.
     """
     x = jnp.maximum(x[:, ::2], x[:, 1::2])
     return jnp.maximum(x[:, :, ::2], x[:, :, 1::2])
 
 
 class Captioner(nnx.Module):
-    """The picture's features are the decoder's first carry; with attention the
-    decoder looks at the cells too.
+    """An encoder whose image features become the decoder's initial carry.
+
+    With attention the decoder also reads the features of the positions.
     """
 
     def __init__(
@@ -120,16 +126,14 @@ class Captioner(nnx.Module):
         self.bridge = Bridge(features, self.decoder, rngs=rngs)
 
     def encode(self, pictures: Float[Array, "B S S 1"]) -> tuple[Carry, Memory | None]:
-        """The decoder's first carry, and what its attention looks at."""
+        """Return the decoder's initial carry, and the memory of its attention."""
         cells, features = self.encoder(pictures)
         return self.bridge(features), self.decoder.memory(
             cells, jnp.ones(cells.shape[:2], bool)
         )
 
     def loss(self, batch: Batch, rngs: nnx.Rngs | None = None) -> tuple[Array, Array]:
-        """The summed cross-entropy (nats) of the captions, and the number of their
-        words.
-        """
+        """Return the summed loss (nats) of the captions, and the number of words."""
         mask = mask_from_lengths(batch.lengths, batch.captions.shape[1]).T
         carry, memory = self.encode(batch.pictures)
         logits, _ = self.decoder(
@@ -144,7 +148,7 @@ class Captioner(nnx.Module):
         length: int,
         length_penalty: float,
     ) -> Beams:
-        """The likeliest captions, by beam search."""
+        """Return the most probable captions, by beam search."""
         carry, memory = self.encode(pictures)
         return self.decoder.write(
             carry, memory, self.boundary, width, length, length_penalty

@@ -1,6 +1,4 @@
-"""Cells by name, with the initialization that a variant asks for: ``NAME`` or
-``NAME:VARIANT``.
-"""
+"""Cells by name and variant: ``NAME`` or ``NAME:VARIANT``."""
 
 from __future__ import annotations
 
@@ -71,25 +69,25 @@ CHRONOS = ("lstm", "gru", "diagonal-gru", "diagonal-lstm")
 
 
 def make_cell(spec: str, hidden: int, length: int) -> Cell | Layer:
-    """The cell that ``spec`` names, of ``hidden`` units.
+    """Make the cell that ``spec`` names.
 
-    ``elman`` (tanh, orthogonal), ``elman:G`` (recurrent matrix normal, of gain G),
-    ``irnn`` (Le, Jaitly & Hinton 2015), ``lstm`` and ``gru`` with their default biases,
-    ``lstm:B`` (forget bias B), ``gru:B`` (update bias B), ``lstm:chrono`` and
-    ``gru:chrono`` (Tallec & Ollivier 2018, eq. 16, with the longest time that of the
-    task); ``slstm:N`` and ``mlstm:N`` with N heads, ``indrnn``, ``diagonal-gru`` and
-    ``diagonal-lstm``, the latter two with ``:chrono`` if wanted. ``min-gru``,
-    ``min-lstm``, ``rg-lru``, ``lru`` and ``s5``, which are linear in their state, each
-    in a `jaxrnn.residual_block` of ``hidden`` features; ``min-gru:alone`` and
-    ``min-lstm:alone`` bare.
+    The names are ``elman`` (tanh, orthogonal), ``elman:G`` (normal recurrent matrix of
+    gain G), ``irnn`` (Le, Jaitly & Hinton 2015); ``lstm`` and ``gru`` with their
+    default biases, ``lstm:B`` (forget bias B), ``gru:B`` (update bias B),
+    ``lstm:chrono`` and ``gru:chrono`` (Tallec & Ollivier 2018, eq. 16, where the
+    longest time is that of the task); ``slstm:N`` and ``mlstm:N`` with N heads,
+    ``indrnn``, ``diagonal-gru`` and ``diagonal-lstm``, the latter two optionally with
+    ``:chrono``. ``min-gru``, ``min-lstm``, ``rg-lru``, ``lru`` and ``s5``, which are
+    linear in their state, are each wrapped in a `jaxrnn.residual_block` of ``hidden``
+    features; ``min-gru:alone`` and ``min-lstm:alone`` are the bare cells.
 
-    Args:
-        length: steps of the task's sequences: the longest time of chrono biases (at
-            least 3).
+    Args: spec: the name, optionally with a variant. hidden: the number of units.
+        length: the number of steps of the task's sequences, which is the longest time
+        of chrono biases (at least 3).
 
     Raises:
-        BadInput: for an unknown name, of which the nearest known one is offered, or an
-            unknown variant.
+        InputError: for an unknown name, with the most similar known one, or an unknown
+            variant.
     """
     check_cell_name("--cell", spec)
     name, _, variant = spec.partition(":")
@@ -148,7 +146,7 @@ def make_cell(spec: str, hidden: int, length: int) -> Cell | Layer:
 
 
 def check_cell_name(what: str, spec: str) -> None:
-    """``spec`` names a cell, and a variant that it has."""
+    """Check that ``spec`` names a cell, and a variant that it has."""
     if not isinstance(spec, str):
         raise InputError(
             f"{what} takes the name of a cell, such as lstm or gru:chrono, but it is "
@@ -172,6 +170,7 @@ def check_cell_name(what: str, spec: str) -> None:
 
 
 def _is_variant(name: str, variant: str) -> bool:
+    """Return whether the cell has this variant."""
     if name in HEADS:
         return variant.isdecimal() and int(variant) > 0
     if name in ("min-gru", "min-lstm"):
@@ -184,6 +183,7 @@ def _is_variant(name: str, variant: str) -> bool:
 
 
 def _is_number(text: str) -> bool:
+    """Return whether the text is a finite number."""
     try:
         return math.isfinite(float(text))
     except ValueError:

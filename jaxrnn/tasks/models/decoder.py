@@ -1,6 +1,4 @@
-"""The decoder of translation and captioning: a recurrent language model that may
-look at a memory.
-"""
+"""The decoder of translation and captioning, a language model with attention."""
 
 from __future__ import annotations
 
@@ -19,11 +17,11 @@ from ...nnx import RNN
 from ...training import InputError
 from .attention import Attention, Memory
 
-UNKNOWN = 0  # the symbol for what training did not show: it is read, never written
+UNKNOWN = 0  # the token of unknown words or characters, which is never generated
 
 
 def layers_of(cell: Cell | Layer, layers: int, rate: float) -> Layer:
-    """``layers`` of ``cell``, each with dropout after it."""
+    """Stack ``layers`` copies of ``cell``, each followed by dropout."""
     return stack(
         *[
             part
@@ -34,16 +32,17 @@ def layers_of(cell: Cell | Layer, layers: int, rate: float) -> Layer:
 
 
 class Bridge(nnx.Module):
-    """The first carry of a decoder out of features: ``tanh(W features + b)``, cut
-    into the parts of the carry.
+    """The initial carry of a decoder, computed from features::
+
+    carry = split(tanh(W features + b))
     """
 
     def __init__(self, features: int, decoder: Decoder, *, rngs: nnx.Rngs):
         leaves = jax.tree.leaves(decoder.rnn.initial_carry())
         if any(leaf.ndim != 1 or jnp.iscomplexobj(leaf) for leaf in leaves):
             raise InputError(
-                "--cell: what is read becomes the decoder's first carry, so that must "
-                "be real vectors, and this cell's is not; "
+                "--cell: the input is encoded in the decoder's first carry, which must "
+                "consist of real vectors, but this cell's does not; "
                 "try lstm, gru, elman or min-gru"
             )
         self.structure = jax.tree.structure(decoder.rnn.initial_carry())
@@ -55,6 +54,7 @@ class Bridge(nnx.Module):
         )
 
     def __call__(self, features: Float[Array, "*B F"]) -> Carry:
+        """Return the carry."""
         return jax.tree.unflatten(
             self.structure,
             jnp.split(jnp.tanh(self.linear(features)), self.cuts, axis=-1),
@@ -62,12 +62,15 @@ class Bridge(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """``h_t = rnn(embed(y_{t-1}))_t``, ``c_t = attend(h_t)``, ``p(y_t) =
-    softmax(readout(tanh(combine([h_t; c_t]))))``.
+    """A recurrent decoder with optional attention::
 
-    Luong et al. 2015, figure 2, without feeding the last combination back: so in
-    training all steps are attended at once. Without attention there is no c_t, and all
-    that is known of the input comes with the first carry.
+        h_t = rnn(embed(y_{t-1}))_t
+        c_t = attend(h_t)
+        p(y_t) = softmax(readout(tanh(combine([h_t; c_t]))))
+
+    This is figure 2 of Luong et al. 2015 without feeding back the combined vector, so
+    that in training the attention of all steps is computed at once. Without attention
+    there is no c_t, and the initial carry holds all information about the input.
     """
 
     def __init__(
@@ -98,14 +101,15 @@ class Decoder(nnx.Module):
     def memory(
         self, values: Float[Array, "*B S D"], mask: Bool[Array, "*B S"]
     ) -> Memory | None:
-        """What the attention, if there is one, looks at."""
+        """Return the memory of the attention; None without attention."""
         return None if self.attention is None else self.attention.memory(values, mask)
 
     def read(
         self, hs: Float[Array, "*B T H"], memory: Memory | None
     ) -> tuple[Float[Array, "*B T V"], Array | None]:
-        """Logits out of the outputs of the recurrent layers, and the weights of
-        attention ``(*B, T, S)``.
+        """Return logits and attention weights, from outputs of the recurrent layers.
+
+        The weights are ``(*B, T, S)``.
         """
         weights = None
         if self.attention is not None and memory is not None:
@@ -121,8 +125,9 @@ class Decoder(nnx.Module):
         mask: Bool[Array, "*B T"] | None = None,
         rngs: nnx.Rngs | None = None,
     ) -> tuple[Float[Array, "*B T V"], Array | None]:
-        """Logits of what follows each of ``tokens``, and the weights of attention:
-        teacher forcing.
+        """Return the logits after each of ``tokens`` and the attention weights.
+
+        This is teacher forcing: the inputs are the given tokens.
         """
         return self.read(
             self.rnn(self.embed(tokens), carry, mask=mask, rngs=rngs), memory
@@ -131,7 +136,7 @@ class Decoder(nnx.Module):
     def step(
         self, carry: Carry, token: Int[Array, "*B"], memory: Memory | None
     ) -> tuple[Carry, Float[Array, "*B V"]]:
-        """One streaming step."""
+        """Apply one step, for streaming."""
         carry, h = self.rnn.step(carry, self.embed(token))
         return carry, self.read(h[..., None, :], memory)[0][..., 0, :]
 
@@ -143,25 +148,27 @@ class Decoder(nnx.Module):
         share: float,
         key: Array,
     ) -> Float[Array, "B T V"]:
-        """As teacher forcing, but each input is with probability ``share`` one that the
-        model draws itself (Bengio et al. 2015); the first one never. Without dropout in
-        the recurrent layers.
+        """Return logits with scheduled sampling (Bengio et al. 2015).
+
+        Each input but the first is, with probability ``share``, one that the model
+        draws itself instead of the given token. There is no dropout in the recurrent
+        layers.
         """
 
-        def advance(loop: Any, now: Any) -> tuple[Any, Array]:
-            carry, logits, first = loop
-            token, key = now
+        def advance(loop: Any, step_inputs: Any) -> tuple[Any, Array]:
+            carry, logits, is_first = loop
+            token, key = step_inputs
             k_which, k_draw = jax.random.split(key)
-            own = jax.random.bernoulli(k_which, share, token.shape) & ~first
+            use_drawn = jax.random.bernoulli(k_which, share, token.shape) & ~is_first
             drawn = jax.random.categorical(
                 k_draw, jax.lax.stop_gradient(logits)
             ).astype(token.dtype)
-            carry, logits = self.step(carry, jnp.where(own, drawn, token), memory)
-            return (carry, logits, jnp.zeros_like(first)), logits
+            carry, logits = self.step(carry, jnp.where(use_drawn, drawn, token), memory)
+            return (carry, logits, jnp.zeros_like(is_first)), logits
 
-        nothing = jnp.zeros((tokens.shape[0], self.symbols))
+        no_logits = jnp.zeros((tokens.shape[0], self.symbols))
         steps = (tokens.T, jax.random.split(key, tokens.shape[1]))
-        _, logits = jax.lax.scan(advance, (carry, nothing, jnp.asarray(True)), steps)
+        _, logits = jax.lax.scan(advance, (carry, no_logits, jnp.asarray(True)), steps)
         return jnp.swapaxes(logits, 0, 1)
 
     def write(
@@ -173,8 +180,9 @@ class Decoder(nnx.Module):
         length: int,
         length_penalty: float,
     ) -> Beams:
-        """The likeliest sequences, by beam search; ``boundary`` is the symbol before
-        and after each.
+        """Return the most probable sequences, by beam search.
+
+        ``boundary`` is the token before and after each sequence.
         """
         batch = jax.tree.leaves(carry)[0].shape[:-1]
 
@@ -195,9 +203,7 @@ class Decoder(nnx.Module):
 
 
 def shifted(targets: Int[Array, "*B T"], boundary: int) -> Int[Array, "*B T"]:
-    """The decoder's inputs: each target's predecessor, before the first the
-    boundary.
-    """
+    """Return the decoder's inputs: the previous target, and the boundary at first."""
     return jnp.concatenate(
         [jnp.full_like(targets[..., :1], boundary), targets[..., :-1]], axis=-1
     )
@@ -206,6 +212,6 @@ def shifted(targets: Int[Array, "*B T"], boundary: int) -> Int[Array, "*B T"]:
 def total_loss(
     logits: Params, targets: Int[Array, "*B T"], mask: Bool[Array, "*B T"]
 ) -> tuple[Array, Array]:
-    """The summed cross-entropy (nats) over the steps of the mask, and their number."""
+    """Return the summed cross-entropy (nats) over the mask, and the number of steps."""
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     return jnp.where(mask, losses, 0).sum(), mask.sum()

@@ -1,6 +1,4 @@
-"""A flax nnx model as pure functions of its parameters, for training steps and for
-use.
-"""
+"""A flax nnx model as pure functions of its parameters."""
 
 from __future__ import annotations
 
@@ -14,11 +12,11 @@ from ...core.cell import Params
 
 @dataclasses.dataclass(frozen=True)
 class Pure:
-    """``pure.training(params)`` is the model with its dropout, ``pure.still(params)``
-    the one without randomness.
+    """A model as functions of its parameters.
 
-    Both are nnx modules, made anew from the parameters: inside ``jit`` they cost
-        nothing.
+    ``pure.training(params)`` is the model with dropout, ``pure.still(params)`` the
+    model without randomness. Both are nnx modules that are rebuilt from the parameters;
+    inside ``jit`` this costs nothing.
     """
 
     graph: Any
@@ -26,7 +24,7 @@ class Pure:
 
     @classmethod
     def of(cls, model: nnx.Module) -> tuple[Any, Params]:
-        """The functions, and the model's parameters as a dict."""
+        """Return the functions of a model, and its parameters as a dict."""
         graph, state = nnx.split(model)
         model.eval()
         still, _ = nnx.split(model)
@@ -34,7 +32,9 @@ class Pure:
         return cls(graph, still), nnx.to_pure_dict(state)
 
     def training(self, params: Params) -> Any:
+        """Return the model for training, with dropout."""
         return nnx.merge(self.graph, params)
 
     def still(self, params: Params) -> Any:
+        """Return the model for inference, without randomness."""
         return nnx.merge(self.still_graph, params)

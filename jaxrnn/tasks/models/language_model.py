@@ -1,4 +1,4 @@
-"""The recurrent language model: tokens in, the distribution of the next token out."""
+"""A recurrent language model."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ from .functional import Pure
 
 
 class LanguageModel(nnx.Module):
-    """``softmax(readout(rnn(embed(tokens))))``; one-hot inputs where ``embed_size``
-    is 0.
+    """The model ``softmax(readout(rnn(embed(tokens))))``.
+
+    The inputs are one-hot if ``embed_size`` is 0.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class LanguageModel(nnx.Module):
         self.readout = nnx.Linear(self.rnn.output_size, vocabulary_size, rngs=rngs)
 
     def encode(self, tokens: Int[Array, "*TB"]) -> Float[Array, "*TB D"]:
+        """Return the embedding of tokens."""
         return (
             jax.nn.one_hot(tokens, self.vocabulary_size)
             if self.embed is None
@@ -52,7 +54,7 @@ class LanguageModel(nnx.Module):
     def __call__(
         self, window: Window, carry: Carry = None, rngs: nnx.Rngs | None = None
     ):
-        """``(carry, logits (T, *B, V), carries)`` for the inputs of a window."""
+        """Return ``(carry, logits (T, *B, V), carries)`` for the inputs of a window."""
         carry, ys, carries = self.rnn(
             self.encode(window.inputs),
             carry,
@@ -61,15 +63,14 @@ class LanguageModel(nnx.Module):
             return_carries=True,
             rngs=rngs,
         )
-        flat = self.readout(
-            ys.reshape(-1, ys.shape[-1])
-        )  # 2-D: see jaxrnn.cells.ops.dense
+        # The product is two-dimensional for the reason given in jaxrnn.cells.ops.dense.
+        flat = self.readout(ys.reshape(-1, ys.shape[-1]))
         return carry, flat.reshape(*ys.shape[:-1], self.vocabulary_size), carries
 
     def step(
         self, carry: Carry, token: Int[Array, "*B"]
     ) -> tuple[Carry, Float[Array, "*B V"]]:
-        """One streaming step, for `jaxrnn.generate`."""
+        """Apply one step, for `jaxrnn.generate`."""
         carry, y = self.rnn.step(carry, self.encode(token))
         return carry, self.readout(y)
 
@@ -79,12 +80,13 @@ class Functions(Pure):
     """A `LanguageModel` as pure functions of its parameters."""
 
     def initial_carry(self, params: Params, batch_shape: tuple[int, ...]) -> Carry:
+        """Return the carry before the first token."""
         return self.still(params).rnn.initial_carry(batch_shape)
 
     def losses(
         self, params: Params, carry: Carry, window: Window
     ) -> tuple[Float[Array, "T *B"], Carry]:
-        """Cross-entropies in nats, as `TBPTT` wants them."""
+        """Return the cross-entropies in nats and the carries, as `TBPTT` requires."""
         rngs = None if window.key is None else nnx.Rngs(dropout=window.key)
         _, logits, carries = self.training(params)(window, carry, rngs)
         return optax.softmax_cross_entropy_with_integer_labels(
@@ -92,22 +94,26 @@ class Functions(Pure):
         ), carries
 
     def tbptt(self, k1: int, k2: int) -> TBPTT:
+        """Return the `TBPTT` of the model."""
         return TBPTT(self.losses, self.initial_carry, k1, k2)
 
     @functools.partial(jax.jit, static_argnums=0)
     def total_loss(
         self, params: Params, carry: Carry, window: Window, counted: Array
     ) -> tuple[Carry, Array]:
-        """The carry after a window, and the summed cross-entropy (nats) of its steps
-        that count.
+        """Return the carry after a window, and its summed cross-entropy (nats).
+
+        Only the valid steps of ``counted`` count.
         """
         carry, logits, _ = self.still(params)(window, carry)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, window.targets)
         return carry, jnp.where(counted & window.mask, losses, 0).sum()
 
     def probe(self, tokens: Any, following: Any, params: Params) -> Probe:
-        """What the instruments look at: the recurrent layers over embedded ``tokens
-        (T, B)``, and each step's cross-entropy.
+        """Return the `Probe` of the recurrent layers, for the diagnostics.
+
+        Its inputs are the embedded ``tokens (T, B)``, and the loss is the cross-entropy
+        of each step.
         """
         model = self.still(params)
 
@@ -126,6 +132,7 @@ class Functions(Pure):
         )
 
     def step(self, params: Params, carry: Carry, token: Array) -> tuple[Carry, Array]:
+        """Apply one step without randomness."""
         return self.still(params).step(carry, token)
 
 
@@ -138,13 +145,13 @@ def bits_per_token(
     context: int = 512,
     window: int = 256,
 ) -> float:
-    """Mean bits per token of ``text (N,)``, each token but the first predicted from
-    those before it.
+    """Return the mean bits per token of ``text (N,)``.
 
-    A long text is read in ``streams`` stretches side by side; each is warmed up on the
-    ``context`` tokens that stand before it, which are not counted. The first begins
-    from the initial state. The memory needed does not grow with the text: it is read
-    ``window`` tokens at a time, the carry handed on.
+    Each token but the first is predicted from those before it. A long text is read in
+    ``streams`` parallel parts. Each part is warmed up on the ``context`` tokens before
+    it, which do not count; the first one starts from the initial carry. The text is
+    read ``window`` tokens at a time with the carry passed on, so that the memory does
+    not grow with the text.
     """
     count = len(text) - 1
     if count < streams * context:
@@ -153,12 +160,15 @@ def bits_per_token(
     first = -context if streams > 1 else 0
     carry, total = functions.initial_carry(params, (streams,)), 0.0
     for begin in range(first, length, window):
-        at = np.arange(begin, begin + window)[:, None]
-        rows = at + np.arange(streams)[None, :] * length
-        there = (rows >= 0) & (rows < count) & (at < length)
+        step = np.arange(begin, begin + window)[:, None]
+        rows = step + np.arange(streams)[None, :] * length
+        valid = (rows >= 0) & (rows < count) & (step < length)
         rows = np.clip(rows, 0, count - 1)
         carry, loss = functions.total_loss(
-            params, carry, Window(text[rows], text[rows + 1], there), there & (at >= 0)
+            params,
+            carry,
+            Window(text[rows], text[rows + 1], valid),
+            valid & (step >= 0),
         )
         total += float(loss)
     return total / count / math.log(2)

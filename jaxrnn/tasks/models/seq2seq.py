@@ -1,5 +1,6 @@
-"""Sequence to sequence: an encoder that reads both ways, and a decoder that writes
-(Sutskever et al. 2014).
+"""Sequence to sequence: a bidirectional encoder and a decoder.
+
+The design follows Sutskever et al. 2014.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from .decoder import Bridge, Decoder, layers_of, shifted, total_loss
 
 
 class Batch(NamedTuple):
-    """Numbered pairs, padded; ``target`` ends with the boundary symbol, which its
-    length counts.
+    """Padded pairs of token sequences.
+
+    ``target`` ends with the boundary token, which is part of its length.
     """
 
     source: Int[Array, "B S"]
@@ -32,8 +34,10 @@ class Batch(NamedTuple):
 
 
 class Encoder(nnx.Module):
-    """``bidirectional(rnn)(embed(x))``: a memory of what stands where, and the last
-    states of both directions as features.
+    """The encoder ``bidirectional(rnn)(embed(x))``.
+
+    Its outputs are the memory of the attention, and the last states of both directions
+    are the features.
     """
 
     def __init__(
@@ -60,8 +64,9 @@ class Encoder(nnx.Module):
         lengths: Int[Array, " B"],
         rngs: nnx.Rngs | None = None,
     ) -> tuple[Float[Array, "B S D"], Float[Array, "B F"], Bool[Array, "B S"]]:
-        """Of embedded sources: outputs, features and the mask. What the padding
-        holds does not matter.
+        """Return outputs, features and mask of embedded sources.
+
+        What the padding contains has no effect.
         """
         carry, ys = self.rnn(xs, seq_lengths=lengths, return_carry=True, rngs=rngs)
         return (
@@ -72,8 +77,9 @@ class Encoder(nnx.Module):
 
 
 class Translator(nnx.Module):
-    """Encoder, bridge and decoder; with ``attention="none"`` the bridge is the only
-    way from one to the other.
+    """Encoder, bridge and decoder.
+
+    With ``attention="none"`` the bridge is the only connection between both.
     """
 
     def __init__(
@@ -103,15 +109,16 @@ class Translator(nnx.Module):
         lengths: Int[Array, " B"],
         rngs: nnx.Rngs | None = None,
     ) -> tuple[Carry, Memory | None]:
-        """The decoder's first carry, and what its attention looks at."""
+        """Return the decoder's initial carry, and the memory of its attention."""
         ys, features, mask = self.encoder(self.encoder.embed(source), lengths, rngs)
         return self.bridge(features), self.decoder.memory(ys, mask)
 
     def __call__(
         self, batch: Batch, rngs: nnx.Rngs | None = None
     ) -> tuple[Float[Array, "B T V"], Array | None]:
-        """Teacher forcing: logits of every step of the targets, and the weights of
-        attention ``(B, T, S)``.
+        """Return logits under teacher forcing, and attention weights.
+
+        The weights are ``(B, T, S)``.
         """
         carry, memory = self.encode(batch.source, batch.source_lengths, rngs)
         tokens = shifted(batch.target, self.boundary)
@@ -120,9 +127,7 @@ class Translator(nnx.Module):
     def loss(
         self, batch: Batch, key: Array, scheduled_sampling: float = 0.0
     ) -> tuple[Array, Array]:
-        """The summed cross-entropy (nats) of the targets, and the number of their
-        symbols.
-        """
+        """Return the summed cross-entropy (nats) of targets, and their token count."""
         k_dropout, k_sampled = jax.random.split(key)
         rngs = nnx.Rngs(dropout=k_dropout)
         if scheduled_sampling:
@@ -143,7 +148,7 @@ class Translator(nnx.Module):
         length: int,
         length_penalty: float,
     ) -> Beams:
-        """The likeliest translations, by beam search."""
+        """Return the most probable translations, by beam search."""
         carry, memory = self.encode(source, lengths)
         return self.decoder.write(
             carry, memory, self.boundary, width, length, length_penalty
@@ -151,5 +156,5 @@ class Translator(nnx.Module):
 
 
 def counted(batch: Batch) -> Bool[Array, "B T"]:
-    """The steps of the targets that are no padding."""
+    """Return the mask of the targets."""
     return mask_from_lengths(batch.target_lengths, batch.target.shape[1]).T

@@ -1,6 +1,4 @@
-"""The model of every task whose sequences start anew with each batch: recurrent
-layers and a linear readout of each step.
-"""
+"""The model of tasks with independent sequences: recurrent layers and a readout."""
 
 from __future__ import annotations
 
@@ -20,11 +18,14 @@ from ...unrolling import truncated_unroll, unroll
 
 
 class Batch(NamedTuple):
-    """Sequences with what is wanted of them at each step; time leads.
+    """Sequences and their targets, time first.
 
-    ``counts`` marks the steps whose loss counts, ``answers`` those whose answers are
-    scored (None: the same steps), ``mask`` the steps that are no padding (None: all).
-    ``targets`` are class numbers, or values.
+    Attributes:
+        inputs: ``(T, *B, D)``.
+        targets: class numbers or real values.
+        counts: the steps whose loss counts.
+        answers: the steps whose predictions are scored (None: as ``counts``).
+        mask: the valid steps (None: all).
     """
 
     inputs: Float[Array, "T *B D"]
@@ -35,8 +36,9 @@ class Batch(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """Sums over a batch, for means over several; ``right`` is 0 where values, not
-    classes, are wanted.
+    """Sums over a batch, from which means over several batches are computed.
+
+    ``right`` is 0 if the targets are values instead of classes.
     """
 
     loss: Float[Array, ""]
@@ -47,18 +49,16 @@ class Scores(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class SequenceModel:
-    """``y_t = readout(layer(x)_t)``: logits of ``classes``, or for ``classes = 0`` one
-    value.
+    """The model ``y_t = readout(layer(x)_t)``.
 
-    Parameters: ``{"rnn": the layer's, "readout": {"kernel": (H, O), "bias": (O,)}}``.
+    The outputs are logits of ``classes``, or one value if ``classes`` is 0. Parameters:
+    ``{"rnn": the layer's, "readout": {"kernel": (H, O), "bias": (O,)}}``.
 
-    Args:
-        layer: a cell or layer that draws nothing.
-        input_size: features of the inputs.
-        classes: 0 trains by squared error, else by cross-entropy (nats).
-        truncate: gradients stop at the ends of windows of so many steps; 0: full BPTT.
-        pooled: the mean of the layer's outputs over all steps that are no padding is
-            read, at every step the same.
+    Args: layer: a cell or layer without randomness. input_size: the number of input
+        features. classes: the number of classes, trained by cross-entropy (nats); 0 for
+        squared error. truncate: the length of the windows at whose ends gradients stop;
+        0 for full BPTT. pooled: the readout gets the mean of the layer's outputs over
+        all valid steps, at every step the same.
     """
 
     layer: Cell | Layer
@@ -68,7 +68,7 @@ class SequenceModel:
     pooled: bool = False
 
     def init(self, key: Array) -> Params:
-        """Draw parameters."""
+        """Draw the parameters."""
         k_rnn, k_readout = jax.random.split(key)
         rnn = self.layer.init(k_rnn, self.input_size)
         shape = (output_size(self.layer, rnn, self.input_size), self.classes or 1)
@@ -84,15 +84,15 @@ class SequenceModel:
         xs: Float[Array, "T *B D"],
         mask: Bool[Array, "T *B"] | None = None,
     ) -> Float[Array, "T *B O"]:
-        """The outputs of every step."""
+        """Return the outputs of every step."""
         if self.truncate:
-            walked = truncated_unroll(
+            result = truncated_unroll(
                 self.layer, params["rnn"], xs, window=self.truncate, mask=mask
             )
         else:
-            walked = unroll(self.layer, params["rnn"], xs, mask=mask)
-        ys = walked[1]
-        if self.pooled:  # padding puts out zeros
+            result = unroll(self.layer, params["rnn"], xs, mask=mask)
+        ys = result[1]
+        if self.pooled:  # the outputs of masked steps are zero
             steps = (
                 ys.shape[0]
                 if mask is None
@@ -102,14 +102,14 @@ class SequenceModel:
         return self.read(params, ys)
 
     def read(self, params: Params, ys: Float[Array, "*TB H"]) -> Float[Array, "*TB O"]:
-        """The readout of the layer's outputs."""
+        """Apply the readout to the layer's outputs."""
         outputs = dense(ys, params["readout"]["kernel"])
         return outputs + along(params["readout"]["bias"], outputs)
 
     def losses(
         self, outputs: Float[Array, "*TB O"], targets: Num[Array, "*TB"]
     ) -> Float[Array, "*TB"]:
-        """Squared errors, or cross-entropies in nats."""
+        """Return squared errors, or cross-entropies in nats."""
         if self.classes:
             return optax.softmax_cross_entropy_with_integer_labels(outputs, targets)
         return jnp.square(outputs[..., 0] - targets)
@@ -117,20 +117,18 @@ class SequenceModel:
     def loss(
         self, params: Params, batch: Batch
     ) -> tuple[Float[Array, ""], Int[Array, ""]]:
-        """The sum of the losses that count, and their number, as
-        `jaxrnn.training.make_batch_step` wants them.
-        """
+        """Return the sum and the number of the losses, for `make_batch_step`."""
         scores = self.scores(params, batch)
         return scores.loss, scores.losses
 
     def scores(self, params: Params, batch: Batch) -> Scores:
-        """Sums over the steps that count, and over those whose answers are scored."""
+        """Return sums over the steps that count, and over the steps that are scored."""
         outputs = self(params, batch.inputs, batch.mask)
         loss = jnp.where(batch.counts, self.losses(outputs, batch.targets), 0).sum()
-        asked = batch.counts if batch.answers is None else batch.answers
+        scored = batch.counts if batch.answers is None else batch.answers
         right = (
-            asked & (outputs.argmax(-1) == batch.targets)
+            scored & (outputs.argmax(-1) == batch.targets)
             if self.classes
-            else jnp.zeros_like(asked)
+            else jnp.zeros_like(scored)
         )
-        return Scores(loss, batch.counts.sum(), right.sum(), asked.sum())
+        return Scores(loss, batch.counts.sum(), right.sum(), scored.sum())

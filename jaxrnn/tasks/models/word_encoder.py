@@ -1,6 +1,4 @@
-"""What sentiment and tagging share: the layers that read a sentence, and their
-answers to many sentences at once.
-"""
+"""The sentence encoder of sentiment and tagging, and its batched predictions."""
 
 from __future__ import annotations
 
@@ -26,15 +24,13 @@ from ..data.vocabulary import (
 from .cell_registry import make_cell
 from .functional import Pure
 
-TYPICAL = 20  # words of a sentence: the time scale of a chrono cell
+TYPICAL = 20  # typical number of words, which is the time scale of a chrono cell
 
 
 def reading_layers(
     options: Any, vocabulary: dict[str, Any], rngs: nnx.Rngs
 ) -> tuple[WordEncoder, Layer]:
-    """The encoder of words, and the bidirectional layers over them with dropout
-    between.
-    """
+    """Return the word encoder, and bidirectional layers with dropout between them."""
     encoder = WordEncoder(
         WordVocabulary.stored(vocabulary).sizes,
         options.embed,
@@ -56,8 +52,9 @@ def reading_layers(
 def probabilities(
     functions: Pure, params: Params, batch: Sentences
 ) -> Float[Array, "B ..."]:
-    """Of each label for each row of a batch, or for each word; what stands in
-    padding means nothing.
+    """Return the probability of each label, for each row or word of a batch.
+
+    The values at padding are meaningless.
     """
     return jax.nn.softmax(functions.still(params)(batch))
 
@@ -65,10 +62,11 @@ def probabilities(
 def probabilities_of(
     functions: Pure, params: Params, encoded: Sequence[Any], batch: int
 ) -> list[np.ndarray]:
-    """`probabilities` of any number of encoded sentences, in their order, ``batch``
-    of like length at a time.
+    """Return the `probabilities` of any number of encoded sentences, in their order.
+
+    They are computed in batches of similar length.
     """
-    found: dict[int, np.ndarray] = {}
+    by_sentence: dict[int, np.ndarray] = {}
     for rows, width in sentence_buckets(
         (len(words) for words, _ in encoded), batch
     ).in_order():
@@ -76,5 +74,5 @@ def probabilities_of(
         for i, row in zip(
             rows, np.asarray(probabilities(functions, params, sentences)), strict=True
         ):
-            found[int(i)] = row
-    return [found[i] for i in range(len(encoded))]
+            by_sentence[int(i)] = row
+    return [by_sentence[i] for i in range(len(encoded))]

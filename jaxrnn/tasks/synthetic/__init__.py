@@ -1,5 +1,6 @@
-"""Tasks whose long dependencies are made to measure: exact generators, closed-form
-baselines, one model for all.
+"""Synthetic tasks with long dependencies, exact generators and analytic baselines.
+
+All tasks use the same model.
 """
 
 from . import adding as adding

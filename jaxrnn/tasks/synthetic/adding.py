@@ -1,14 +1,14 @@
-"""adding: two of T numbers are marked; say their sum at the end (Hochreiter &
-Schmidhuber 1997, task 4).
+"""adding: the sum of the two marked numbers out of T.
 
-Input ``(u_t, mark_t)``, u uniform in [0, 1]. There are two tasks of this name:
-``halves`` marks one number in each half of the sequence (Arjovsky et al. 2016, Tallec &
-Ollivier 2018), ``anywhere`` any two (Bai et al. 2018, the TCN repository).
+This is task 4 of Hochreiter & Schmidhuber 1997. The input is ``(u_t, mark_t)``, with
+u uniform in [0, 1]. Two tasks have this name: ``halves`` marks one number in each half
+of the sequence (Arjovsky et al. 2016, Tallec & Ollivier 2018), ``anywhere`` any two
+(Bai et al. 2018, the TCN repository).
 
 Baseline: the constant 1, which has a mean squared error of 1/6 = 2/12, the variance of
-a sum of two independent uniform numbers; where the marks stand changes nothing, because
-they are drawn without looking at the numbers. The figure 0.1767 that is often quoted is
-a slip.
+a sum of two independent uniform numbers. The positions of the marks do not matter,
+because they are independent of the numbers. The value 0.1767 that is often quoted is
+an error.
 """
 
 from __future__ import annotations
@@ -44,10 +44,12 @@ from .task import Task
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What can be chosen; the field names are the command line's flags."""
+    """The options of the task; the field names are the flags of the command line."""
 
     length: int = length_field(200, 2)
-    variant: str = choice("halves", ("halves", "anywhere"), "where the two marks are")
+    variant: str = choice(
+        "halves", ("halves", "anywhere"), "positions of the two marks"
+    )
     cell: str = cell_field("lstm:chrono")
     hidden: int = hidden_field(64)
     layers: int = layers_field()
@@ -66,8 +68,9 @@ class Options:
 
 
 def draw(variant: str, key: Array, length: int, batch: int) -> Batch:
-    """``batch`` sequences of ``length`` steps; the target, at the last step, is the
-    sum of the two marked numbers.
+    """Draw ``batch`` sequences of ``length`` steps.
+
+    The target, at the last step, is the sum of the two marked numbers.
     """
     k_values, k_first, k_second = jax.random.split(key, 3)
     values = jax.random.uniform(k_values, (length, batch))
@@ -77,9 +80,8 @@ def draw(variant: str, key: Array, length: int, batch: int) -> Batch:
     else:
         first = jax.random.randint(k_first, (batch,), 0, length)
         other = jax.random.randint(k_second, (batch,), 0, length - 1)
-        second = jnp.where(
-            other >= first, other + 1, other
-        )  # any place but the first one's
+        # Uniform over all positions but the first mark's.
+        second = jnp.where(other >= first, other + 1, other)
     steps = jnp.arange(length)[:, None]
     marks = (steps == first[None]) | (steps == second[None])
     inputs = jnp.stack([values, marks.astype(values.dtype)], -1)
@@ -88,7 +90,7 @@ def draw(variant: str, key: Array, length: int, batch: int) -> Batch:
 
 
 def read(line: str) -> np.ndarray:
-    """``"0.5 0.25* 0.1 0.4*"``: numbers, the two to add with a star."""
+    """Read ``"0.5 0.25* 0.1 0.4*"``, where stars mark the two numbers to add."""
     words = line.split()
     try:
         rows = [
@@ -98,14 +100,14 @@ def read(line: str) -> np.ndarray:
         rows = []
     if not rows or sum(mark for _, mark in rows) != 2:
         raise InputError(
-            f'predict wants numbers of which two have a star, such as "0.5 0.25* 0.1 '
+            f'predict needs numbers of which two have a star, such as "0.5 0.25* 0.1 '
             f'0.4*", but got {line!r}'
         )
     return np.asarray(rows)
 
 
 def problem(options: Options) -> Problem:
-    """The task with these options."""
+    """Return the `Problem` of these options."""
     return Problem(
         input_size=2,
         classes=0,

@@ -1,13 +1,13 @@
-"""copy: remember S symbols over T steps (Hochreiter & Schmidhuber 1997; Arjovsky et al.
-2016).
+"""copy: remember S tokens over T steps.
 
-Input: S symbols out of K, T - 1 blanks, one delimiter, S blanks; length T + 2S. Target:
-T + S blanks, then the symbols. (The TCN repository's task of the same name repeats the
-delimiter, and is another one.)
+The task is that of Hochreiter & Schmidhuber 1997 and Arjovsky et al. 2016. Input: S
+tokens out of K, T - 1 blanks, one delimiter, S blanks; length T + 2S. Target: T + S
+blanks, then the tokens. (The task of this name in the TCN repository repeats the
+delimiter, and is a different one.)
 
-Baseline: the best predictor without memory says blank until the delimiter has come, and
-then every symbol with probability 1/K: S ln K / (T + 2S) nats a step. ``accuracy`` is
-that of the last S steps alone, by chance 1/K.
+Baseline: the best predictor without memory predicts blank until the delimiter, and
+then every token with probability 1/K: S ln K / (T + 2S) nats per step. ``accuracy`` is
+that of the last S steps alone, 1/K by chance.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from .task import Task
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What can be chosen; the field names are the command line's flags."""
+    """The options of the task; the field names are the flags of the command line."""
 
-    length: int = length_field(50, 1, "T, steps over which the symbols are remembered")
-    symbols: int = option(10, "S, symbols to remember", least=1)
-    alphabet: int = option(8, "K, different symbols", least=2, below=11)
+    length: int = length_field(50, 1, "T, number of steps to remember the tokens")
+    symbols: int = option(10, "S, number of tokens to remember", least=1)
+    alphabet: int = option(8, "K, number of different tokens", least=2, below=11)
     cell: str = cell_field("lstm:chrono")
     hidden: int = hidden_field(128)
     layers: int = layers_field()
@@ -66,8 +66,9 @@ class Options:
 
 
 def draw(count: int, alphabet: int, key: Array, length: int, batch: int) -> Batch:
-    """``batch`` sequences of ``length + 2 count`` steps; blank is class K, the
-    delimiter input K + 1.
+    """Draw ``batch`` sequences of ``length + 2 count`` steps.
+
+    The blank is class K, and the delimiter is input K + 1.
     """
     symbols = jax.random.randint(key, (count, batch), 0, alphabet)
     blank = jnp.full((length + count, batch), alphabet, symbols.dtype)
@@ -81,14 +82,14 @@ def draw(count: int, alphabet: int, key: Array, length: int, batch: int) -> Batc
 
 
 def problem(options: Options) -> Problem:
-    """The task with these options."""
+    """Return the `Problem` of these options."""
     S, K = options.symbols, options.alphabet
 
     def read(line: str) -> np.ndarray:
         digits = [ord(c) - ord("0") for c in line.strip()]
         if len(digits) != S or not all(0 <= digit < K for digit in digits):
             raise InputError(
-                f"predict wants {S} digits below {K}, such as "
+                f"predict needs {S} digits below {K}, such as "
                 f"{'0123456789'[: min(K, S)]}, but got {line!r}"
             )
         blank = [K] * (options.length - 1)

@@ -1,6 +1,4 @@
-"""Where the gradient of a task's loss goes as training goes on: ``gradients.jsonl``
-and ``gradients.png``.
-"""
+"""Gradient norms by lag during training: ``gradients.jsonl`` and ``gradients.png``."""
 
 from __future__ import annotations
 
@@ -22,11 +20,11 @@ from ..models.sequence_model import Batch, SequenceModel
 
 @functools.partial(jax.jit, static_argnums=0)
 def log_v(model: SequenceModel, params: Params, batch: Batch) -> Float[Array, " K"]:
-    """log v_k, k = 0..T: the logarithm of the batch mean of ``||dl/ds_{T-k}||``, l the
-    loss of a sequence's last step.
+    """Return log v_k, k = 0..T, the log batch mean of ``||dl/ds_{T-k}||``.
 
-    s is the whole carry. Full gradients, also for a model that is trained with
-    truncated ones. Of words shorter than k steps nothing is counted at k.
+    l is the loss of the last step of a sequence and s is the whole carry. Gradients are
+    full ones, also for a model that is trained with truncated BPTT. Words shorter than
+    k steps do not count at lag k.
     """
     lengths = (
         jnp.full(batch.inputs.shape[1], len(batch.inputs))
@@ -44,21 +42,23 @@ def log_v(model: SequenceModel, params: Params, batch: Batch) -> Float[Array, " 
 
 
 def record_lags(model: SequenceModel, params: Params, batch: Batch) -> dict[str, Any]:
-    """``{"log_v": [...]}``, null where the norm is exactly zero (JSON has no -inf)
-    or is not a number.
+    """Return ``{"log_v": [...]}``.
+
+    A value is null where the norm is exactly zero (JSON has no -inf) or NaN.
     """
     logs = np.asarray(log_v(model, params, batch), np.float64)
     return {"log_v": [float(value) if np.isfinite(value) else None for value in logs]}
 
 
 def draw_gradients(run: Run) -> pathlib.Path | None:
-    """``gradients.png``: log v_k / v_0 against k, one curve a record; None without
-    records, or without matplotlib.
+    """Draw ``gradients.png``: log v_k / v_0 against k, one curve per record.
+
+    None without records, or without matplotlib.
     """
     records = run.records("gradients.jsonl")
     if not records or new_figure(1, 1) is None:
         return None
-    # what was exactly zero is not drawn: a line ends there
+    # Norms of exactly zero are NaN here, so that the curve ends there.
     log_v = np.asarray(
         [
             [np.nan if value is None else value for value in record["log_v"]]

@@ -1,15 +1,14 @@
-"""group-words: multiply as you go (the word problem of a group; Merrill, Petty &
-Sabharwal 2024).
+"""group-words: the word problem of a group, products at every step.
 
-A sequence g_1, g_2, ... of elements of a group, one-hot; at every step the product so
-far, ``p_t = p_{t-1} g_t``, is wanted. Elements are permutations of 0..n-1, written as
-the list of their images; ``p g`` is "g first, then p": ``(p g)[i] = p[g[i]]``. S3 has 6
-elements; A5, the even permutations of five things, 60; S5, 120. A5 and S5 are not
-solvable, which is what makes their word problem hard for models whose depth does not
-grow with the word.
+The task is that of Merrill, Petty & Sabharwal 2024. The input is a sequence g_1, g_2,
+... of elements of a group, one-hot; the target at every step is the product so far,
+``p_t = p_{t-1} g_t``. Elements are permutations of 0..n-1, written as the list of their
+images; ``p g`` is "g first, then p": ``(p g)[i] = p[g[i]]``. S3 has 6 elements, A5 (the
+even permutations of five elements) 60, and S5 120. A5 and S5 are not solvable, which
+makes their word problem hard for models whose depth does not grow with the length.
 
-Baseline: chance, one over the number of elements. The model is also asked at four times
-    the training length.
+Baseline: chance, one over the number of elements. The model is also evaluated at four
+times the training length.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ LONGER = 4  # times the training length
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What can be chosen; the field names are the command line's flags."""
+    """The options of the task; the field names are the flags of the command line."""
 
     group: str = choice("S3", GROUPS, "the group")
     length: int = length_field(20, 1)
@@ -70,29 +69,31 @@ class Options:
 
 
 def elements(group: str) -> list[tuple[int, ...]]:
-    """The permutations of a group, in lexicographic order: the identity is element
-    0.
+    """Return the permutations of a group, in lexicographic order.
+
+    The identity is element 0.
     """
     every = list(itertools.permutations(range(int(group[1:]))))
     return every if group[0] == "S" else [p for p in every if is_even(p)]
 
 
 def is_even(permutation: tuple[int, ...]) -> bool:
-    """Whether the number of pairs that stand in the wrong order is even."""
+    """Return whether the number of inversions is even."""
     return sum(a > b for a, b in itertools.combinations(permutation, 2)) % 2 == 0
 
 
 def product_table(group: str) -> Int[np.ndarray, "G G"]:
-    """Row p, column g: the number of the element ``p g``."""
-    known = elements(group)
-    number = {permutation: i for i, permutation in enumerate(known)}
+    """Return the table of products: row p, column g holds the number of ``p g``."""
+    permutations = elements(group)
+    number = {permutation: i for i, permutation in enumerate(permutations)}
     return np.asarray(
-        [[number[tuple(p[i] for i in g)] for g in known] for p in known], np.int32
+        [[number[tuple(p[i] for i in g)] for g in permutations] for p in permutations],
+        np.int32,
     )
 
 
 def draw(table: np.ndarray, key: Array, length: int, batch: int) -> Batch:
-    """Elements drawn uniformly, and their running products."""
+    """Draw elements uniformly, with their running products as targets."""
     words = jax.random.randint(key, (length, batch), 0, len(table))
     products = jnp.asarray(table)
 
@@ -105,25 +106,25 @@ def draw(table: np.ndarray, key: Array, length: int, batch: int) -> Batch:
 
 
 def problem(options: Options) -> Problem:
-    """The task with these options."""
-    known, table = elements(options.group), product_table(options.group)
-    names = ["".join(map(str, permutation)) for permutation in known]
+    """Return the `Problem` of these options."""
+    permutations, table = elements(options.group), product_table(options.group)
+    names = ["".join(map(str, permutation)) for permutation in permutations]
 
     def read(line: str) -> np.ndarray:
         words = line.split()
         if not words or set(words) - set(names):
             raise InputError(
-                f'predict wants elements of {options.group}, such as "{names[1]} '
+                f'predict needs elements of {options.group}, such as "{names[1]} '
                 f'{names[-1]}", but got {line!r}'
             )
         return np.eye(len(names))[[names.index(word) for word in words]]
 
     return Problem(
-        input_size=len(known),
-        classes=len(known),
+        input_size=len(permutations),
+        classes=len(permutations),
         length=options.length,
         score="accuracy",
-        baseline=("chance", lambda length: 1 / len(known)),
+        baseline=("chance", lambda length: 1 / len(permutations)),
         draw=lambda key, length, batch: draw(table, key, length, batch),
         other_lengths=(LONGER * options.length,),
         read=read,

@@ -1,13 +1,13 @@
-"""parity: is the number of ones odd? Learned on short words, asked for long ones
-(Delétang et al. 2023; Grazzi et al. 2025).
+"""parity: whether the number of ones is odd, trained on short and tested on long words.
 
-Random bits, one-hot. Training words have lengths that are uniform in 1..``length``
-(40); the answer is wanted at each word's last step, or with ``--answers every`` at all
-of its steps. ``accuracy`` is that of fresh words of the training lengths,
-``accuracy_256`` that of words longer than any in training, uniform in 41..256.
+The task is that of Delétang et al. 2023 and Grazzi et al. 2025. The inputs are random
+bits, one-hot. The lengths of training words are uniform in 1..``length`` (40); the
+target is at the last step of each word, or with ``--answers every`` at all of its
+steps. ``accuracy`` is that of new words of the training lengths, ``accuracy_256`` that
+of words longer than any in training, uniform in 41..256.
 
 Baseline: chance, 1/2. A linear recurrence whose factors are all positive cannot do
-    better on long words (Grazzi et al.).
+better on long words (Grazzi et al.).
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ from .task import Task
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What can be chosen; the field names are the command line's flags."""
+    """The options of the task; the field names are the flags of the command line."""
 
-    length: int = length_field(40, 1, "longest training word")
-    test_length: int = length_field(256, 1, "longest word to be asked for")
+    length: int = length_field(40, 1, "length of the longest training word")
+    test_length: int = length_field(256, 1, "length of the longest test word")
     answers: str = choice(
-        "last", ("last", "every"), "steps at which the parity so far is wanted"
+        "last", ("last", "every"), "steps whose target is the parity so far"
     )
     cell: str = cell_field("lstm")
     hidden: int = hidden_field(32)
@@ -72,8 +72,9 @@ class Options:
 
 
 def draw(trained: int, answers: str, key: Array, length: int, batch: int) -> Batch:
-    """Words of up to ``length`` bits, padded; where ``length`` is more than
-    ``trained``, all are longer than that.
+    """Draw padded words of up to ``length`` bits.
+
+    If ``length`` is more than ``trained``, all words are longer than ``trained``.
     """
     k_bits, k_lengths = jax.random.split(key)
     bits = jax.random.randint(k_bits, (length, batch), 0, 2)
@@ -90,15 +91,15 @@ def draw(trained: int, answers: str, key: Array, length: int, batch: int) -> Bat
 
 
 def read(line: str) -> np.ndarray:
-    """``"10110"``."""
+    """Read bits such as ``"10110"``."""
     line = line.strip()
     if not line or set(line) - set("01"):
-        raise InputError(f"predict wants bits, such as 10110, but got {line!r}")
+        raise InputError(f"predict needs bits, such as 10110, but got {line!r}")
     return np.eye(2)[[int(bit) for bit in line]]
 
 
 def problem(options: Options) -> Problem:
-    """The task with these options."""
+    """Return the `Problem` of these options."""
     return Problem(
         input_size=2,
         classes=2,

@@ -1,6 +1,4 @@
-"""What a synthetic task is, apart from the model that learns it; and the options
-that all of them have.
-"""
+"""The definition of a synthetic task, and the options that all of them share."""
 
 from __future__ import annotations
 
@@ -16,12 +14,14 @@ from jaxtyping import Array, Bool, Float, Int
 from ..config import choice, option
 from ..models.sequence_model import Batch
 
-LONGEST = 10**6  # steps: a sequence has fewer
+LONGEST = 10**6  # upper bound (exclusive) of the number of steps of a sequence
 
 
 class Stored(NamedTuple):
-    """Sequences that are data, not drawn: ``train(position)`` is the batch of a
-    step; ``held_out`` are never trained on.
+    """Sequences that are stored data and not drawn.
+
+    ``train(position)`` is the batch of a step; ``held_out`` batches are never used for
+    training.
     """
 
     train: Callable[[int], Batch]
@@ -30,24 +30,20 @@ class Stored(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """One task with its options settled.
+    """A task with given options.
 
-    Args:
-        input_size: features of the inputs.
-        classes: of the targets; 0: the target is a number.
-        length: steps of a training sequence.
-        score: the name of what counts: ``"accuracy"``, ``"mse"`` or ``"loss"`` (nats).
-        baseline: ``(name, f)``: ``f(length)`` is the score of a predictor that
-            remembers nothing.
-        draw: ``draw(key, length, batch) -> Batch``: a pure function of its key, for use
-            inside `jax.jit`; None with ``stored``.
-        least: the shortest length there is.
-        other_lengths: at which the model is scored besides ``length``.
-        stored: loads the data of a task that is not drawn.
-        references: further scores to compare with, by name, computed when asked for.
-        pooled: the model reads the mean over all steps (see `SequenceModel`).
-        read, say: for `predict`: the inputs ``(T, D)`` that a line of text stands for,
-            and what outputs ``(T, O)`` say.
+    Args: input_size: the number of input features. classes: the number of classes of
+        the targets; 0 if the target is a number. length: the number of steps of a
+        training sequence. score: the name of the main score: ``"accuracy"``, ``"mse"``
+        or ``"loss"`` (nats). baseline: ``(name, f)``, where ``f(length)`` is the score
+        of a predictor without memory. draw: ``draw(key, length, batch) -> Batch``, a
+        pure function of its key, which is called inside `jax.jit`; None with
+        ``stored``. least: the smallest possible length. other_lengths: lengths at which
+        the model is also scored. stored: loads the data of a task that is not drawn.
+        references: returns further scores for comparison by name, on request. pooled:
+        the readout gets the mean over all steps (see `SequenceModel`). read, say: for
+        `predict`: convert a line of text to inputs ``(T, D)``, and outputs ``(T, O)``
+        to text.
     """
 
     input_size: int
@@ -66,74 +62,86 @@ class Problem:
 
 
 def last_step(length: int, batch: int) -> Bool[Array, "T B"]:
-    """True at the last of ``length`` steps."""
+    """Return a mask that is True at the last of ``length`` steps."""
     return jnp.broadcast_to(
         (jnp.arange(length) == length - 1)[:, None], (length, batch)
     )
 
 
 def at_every_step(targets: Any, length: int) -> Any:
-    """``(B,)`` targets ``(T, B)``, the same at every step."""
+    """Broadcast targets ``(B,)`` to ``(T, B)``."""
     return jnp.broadcast_to(targets[None], (length, *targets.shape))
 
 
 def one_hot(symbols: Int[Array, "*TB"], count: int) -> Float[Array, "*TB K"]:
-    """Symbols as one-hot vectors, in jax's default float."""
+    """Convert tokens to one-hot vectors of JAX's default float."""
     return jax.nn.one_hot(symbols, count, dtype=jnp.result_type(float))
 
 
-# The options that every synthetic task has, with their words; each task's Options says
-# its defaults.
+# The options that every synthetic task has, with their help texts. The Options of each
+# task have their own defaults.
 
 
 def hidden_field(default: int) -> Any:
-    return option(default, "units of each layer", least=1)
+    """Return the option for the number of units."""
+    return option(default, "number of units of each recurrent layer", least=1)
 
 
-def length_field(default: int, least: int, help: str = "steps of a sequence") -> Any:
+def length_field(
+    default: int, least: int, help: str = "number of steps of a sequence"
+) -> Any:
+    """Return the option for the length of the sequences."""
     return option(default, help, least=least, below=LONGEST)
 
 
 def layers_field() -> Any:
-    return option(1, "recurrent layers", least=1)
+    """Return the option for the number of layers."""
+    return option(1, "number of recurrent layers", least=1)
 
 
 def batch_field(default: int) -> Any:
-    return option(default, "sequences of an update", least=1)
+    """Return the option for the batch size."""
+    return option(default, "number of sequences per update", least=1)
 
 
 def tbptt_field() -> Any:
+    """Return the option for truncated BPTT."""
     return option(
         0,
-        "truncated BPTT with k1 = k2 = so many steps: gradients stop at the ends of "
-        "windows; 0: full BPTT",
+        "k1 = k2 of truncated BPTT: gradients stop at the ends of windows of this many "
+        "steps; 0 is full BPTT",
         least=0,
     )
 
 
 def learning_rate_field(default: float) -> Any:
-    return option(default, "of Adam (the peak, with a cosine)", above=0)
+    """Return the option for the learning rate."""
+    return option(default, "learning rate of Adam (its peak, with cosine)", above=0)
 
 
 def schedule_field() -> Any:
+    """Return the option for the schedule of the learning rate."""
     return choice(
         "constant",
         ("constant", "cosine"),
-        "course of the learning rate, cosine with a warm-up",
+        "schedule of the learning rate; cosine includes a warm-up",
     )
 
 
 def clip_field() -> Any:
-    return option(1.0, "largest global norm of a gradient", above=0)
+    """Return the option for gradient clipping."""
+    return option(1.0, "largest global norm of the gradient", above=0)
 
 
 def gradients_field() -> Any:
+    """Return the option for recording gradient norms."""
     return option(
         False,
-        "record the gradient's norm at every lag as training goes on: gradients.jsonl "
-        "and gradients.png",
+        "record the gradient norm at every lag during training, in gradients.jsonl and "
+        "gradients.png",
     )
 
 
 def seed_field() -> Any:
-    return option(0, "of everything random", least=0, below=2**31)
+    """Return the option for the random seed."""
+    return option(0, "random seed", least=0, below=2**31)

