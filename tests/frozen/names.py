@@ -20,7 +20,12 @@ import orbax.checkpoint as ocp
 import jaxrnn
 
 # Present words of `jaxrnn.explain`, and those of the frozen data in their place.
-REWORDED: dict[str, str] = {}
+REWORDED: dict[str, str] = {
+    "Scan(chunk=": "Scan(window=",
+    "save='dots'": "residuals='gates'",
+    "save='carries'": "residuals='carries'",
+    "save='everything'": "residuals='all'",
+}
 
 # Paths of parameters in the frozen data, and the present ones where they differ.
 PATHS: dict[str, str] = {}
@@ -66,19 +71,19 @@ ENGINES = {
     "default": lambda: None,
     "scan": lambda: jaxrnn.Scan(),
     "scan, unroll 2": lambda: jaxrnn.Scan(unroll=2),
-    "scan, window 2": lambda: jaxrnn.Scan(window=2),
-    "scan, window 7": lambda: jaxrnn.Scan(window=7),
+    "scan, window 2": lambda: jaxrnn.Scan(chunk=2),
+    "scan, window 7": lambda: jaxrnn.Scan(chunk=7),
     "scan, hoisted": lambda: jaxrnn.Scan(hoist=True),
     "scan, not hoisted": lambda: jaxrnn.Scan(hoist=False),
-    "scan, gates kept": lambda: jaxrnn.Scan(residuals="gates"),
-    "scan, carries kept": lambda: jaxrnn.Scan(residuals="carries"),
-    "scan, all kept": lambda: jaxrnn.Scan(residuals="all"),
+    "scan, gates kept": lambda: jaxrnn.Scan(save="dots"),
+    "scan, carries kept": lambda: jaxrnn.Scan(save="carries"),
+    "scan, all kept": lambda: jaxrnn.Scan(save="everything"),
     "checkpoint": lambda: jaxrnn.Checkpoint(),
     "checkpoint 2": lambda: jaxrnn.Checkpoint(2),
     "associative": lambda: jaxrnn.Associative(),
     "associative 2": lambda: jaxrnn.Associative(chunk=2),
     "fused": lambda: jaxrnn.Fused(),
-    "fused, carries kept": lambda: jaxrnn.Fused(residuals="carries"),
+    "fused, carries kept": lambda: jaxrnn.Fused(save="carries"),
     "fused, little memory": lambda: jaxrnn.Fused(memory=20_000),
     "cudnn": lambda: jaxrnn.CuDNN(),
 }
@@ -117,7 +122,7 @@ def explain_as_data(layer: Any, params: Any, xs: Any, **options: Any) -> dict[st
     rows = [
         {name: getattr(row, name) for name in ROW}
         | {
-            name: {part: getattr(getattr(row, name), part) for part in WAY}
+            name: {was: getattr(getattr(row, name), now) for was, now in WAY.items()}
             for name in WAYS
         }
         for row in told.rows
@@ -127,7 +132,14 @@ def explain_as_data(layer: Any, params: Any, xs: Any, **options: Any) -> dict[st
 
 ROW = ("number", "place", "cell", "platform", "engine", "why", "error")
 WAYS = ("forward", "recording", "backward", "kernel")
-WAY = ("how", "steps", "hoisted", "reason", "needed", "there")
+WAY = {
+    "how": "kind",
+    "steps": "steps",
+    "hoisted": "hoisted",
+    "reason": "reason",
+    "needed": "bytes_required",
+    "there": "bytes_available",
+}
 
 
 def as_it_was(told: Any) -> Any:
@@ -266,8 +278,8 @@ def cells(H: int, D: int) -> dict[str, Any]:
         "gru layer norm": j.GRU(H, layer_norm=True),
         "gru before": j.GRU(H, reset_after=False),
         "gru before layer norm": j.GRU(H, reset_after=False, layer_norm=True),
-        "mlstm": j.MLSTM(H, heads=2, key_size=3),
-        "slstm": j.SLSTM(H, heads=2),
+        "mlstm": j.MLSTM(H, num_heads=2, key_size=3),
+        "slstm": j.SLSTM(H, num_heads=2),
         "slstm one head": j.SLSTM(H),
         "indrnn": j.IndRNN(H),
         "diagonal gru": j.DiagonalGRU(H),
@@ -275,7 +287,7 @@ def cells(H: int, D: int) -> dict[str, Any]:
         "min gru": j.MinGRU(H),
         "min gru positive": j.MinGRU(H, positive=True),
         "min lstm": j.MinLSTM(H),
-        "min lstm plain": j.MinLSTM(H, normalised=False, positive=True),
+        "min lstm plain": j.MinLSTM(H, normalized=False, positive=True),
         "rg lru": j.RGLRU(D),
         "lru": j.LRU(H),
         "s5": j.S5(H),
@@ -288,10 +300,12 @@ def cells(H: int, D: int) -> dict[str, Any]:
         "stack of lstms": j.stack(j.LSTM(H), j.LSTM(H)),
         "stack of two ways": j.stack(j.bidirectional(j.LSTM(2)), j.MinGRU(H)),
         "residual": j.residual(j.GRU(D)),
-        "block": j.stack(j.block(j.LRU(H), H), j.block(j.MinGRU(3), H)),
+        "block": j.stack(
+            j.residual_block(j.LRU(H), H), j.residual_block(j.MinGRU(3), H)
+        ),
         "bidirectional": j.bidirectional(j.LSTM(2), j.GRU(3)),
         "dropout": j.stack(j.Elman(H), j.dropout(0.5), j.LSTM(2)),
-        "dropout every step": j.stack(j.GRU(H), j.dropout(0.5, same_every_step=True)),
+        "dropout every step": j.stack(j.GRU(H), j.dropout(0.5, variational=True)),
         "recurrent dropout": j.recurrent_dropout(j.LSTM(H), 0.3),
         "zoneout": j.zoneout(j.LSTM(H), (0.2, 0.1)),
     }

@@ -83,14 +83,14 @@ def tbptt() -> Arrays:
     cell, params = model()
     way, found = tbptt_of(cell, 2, 3), {}
     pieces = sequences(3)
-    state = way.start(params, pieces[0], (B,))
+    state = way.init(params, pieces[0], (B,))
     for i, piece in enumerate(pieces):
-        loss, gradients, state = way.gradients(params, piece, state)
+        loss, gradients, state = way.value_and_grad(params, piece, state)
         found |= {f"loss {i}": loss} | flat(f"gradients {i}", gradients)
-    state, optimiser = way.start(params, pieces[0], (B,)), optax.sgd(0.1)
+    state, optimiser = way.init(params, pieces[0], (B,)), optax.sgd(0.1)
     memory = optimiser.init(params)
     for i, piece in enumerate(pieces):
-        params, memory, loss, state = way.updates(
+        params, memory, loss, state = way.update(
             optimiser, params, memory, piece, state
         )
         found |= {f"loss of updates {i}": loss}
@@ -115,8 +115,8 @@ def random_truncation() -> Arrays:
 
     found |= flat("gradient", jax.grad(loss)(params["cell"]))
     way, piece = tbptt_of(cell, 3, 5, truncation=artbp), sequences(1)[0]
-    state = way.start(params, piece, (B,))
-    drawn = way.gradients(params, piece, state, key=jax.random.key(5))
+    state = way.init(params, piece, (B,))
+    drawn = way.value_and_grad(params, piece, state, key=jax.random.key(5))
     return found | {"loss": drawn[0]} | flat("gradients", drawn[1])
 
 

@@ -137,8 +137,24 @@ def test_what_explain_says(case):
     on_gpu_otherwise(case.split(" | ")[2])
     found = json.loads(json.dumps(make_schedules.explained(case)))
     expected = schedules()["cases"][case]
-    for name, part in expected.items():
-        assert found[name] == part, name
+    assert set(found) == set(expected)
+    if "rows" in expected:
+        assert [chosen(row) for row in found["rows"]] == [
+            chosen(row) for row in expected["rows"]
+        ]
+
+
+def chosen(row):
+    """What a row of `jaxrnn.explain` says was chosen, without the words for it: those
+    were rewritten.
+    """
+    ways = {
+        way: {part: row[way][part] for part in names.WAY if part != "reason"}
+        for way in names.WAYS
+    }
+    places = {part: row[part] for part in ("number", "place", "platform")}
+    engine = names.as_it_was(row["engine"])
+    return ways | places | {"engine": engine, "error": row["error"] is None}
 
 
 @needs_version
@@ -151,14 +167,18 @@ def test_what_engines_refuse(engine):
         cell: make_schedules.refusal(engine, cell) for cell in make_schedules.CELLS
     }
     expected = schedules()["refusals"].get(engine, {})
-    assert {cell: text for cell, text in found.items() if text} == expected
+    kinds = {cell: text.partition(":")[0] for cell, text in expected.items()}
+    assert {c: t.partition(":")[0] for c, t in found.items() if t} == kinds
 
 
 @needs_version
 @pytest.mark.slow
 @pytest.mark.usefixtures("plain_errors")
 def test_which_flags_are_refused():
-    assert make_schedules.refused_flags() == schedules()["refused_flags"]
+    found, expected = make_schedules.refused_flags(), schedules()["refused_flags"]
+    assert {k: v and v.partition(":")[0] for k, v in found.items()} == {
+        k: v and v.partition(":")[0] for k, v in expected.items()
+    }
 
 
 # --- programs and files ---------------------------------------------------------------
