@@ -55,7 +55,7 @@ class Associative(LoopEngine):
     def __post_init__(self):
         check_auto(self, chunk=self.chunk)
 
-    def schedule(self, cell: Cell, length: int) -> LoopSchedule:
+    def schedule(self, cell: Cell, length: Any) -> LoopSchedule:
         if is_chunkwise(cell):
             chunk = CHUNK if self.chunk == AUTO else self.chunk or max(length, 1)
             return LoopSchedule(Chunkwise(), chunk, CARRIES, hoist=True)

@@ -20,7 +20,7 @@ class LoopEngine(AbstractEngine):
     """An engine that is a schedule: which loop, which chunks, what is saved."""
 
     @abc.abstractmethod
-    def schedule(self, cell: Cell, length: int) -> LoopSchedule:
+    def schedule(self, cell: Cell, length: Any) -> LoopSchedule:
         """The schedule for a cell over ``length`` steps, as far as it is fixed.
 
         Raises:
@@ -54,7 +54,7 @@ class LoopEngine(AbstractEngine):
 class DefaultEngine(LoopEngine):
     """What ``engine=None`` is: everything is chosen for the cell and the platform."""
 
-    def schedule(self, cell: Cell, length: int) -> LoopSchedule:
+    def schedule(self, cell: Cell, length: Any) -> LoopSchedule:
         if is_linear(cell):
             return LoopSchedule(
                 AutoLoop(prefix=True, kernel=True), hoist=True, save=CARRIES

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from ..core.cell import Cell, is_linear, unwrap
 from ..core.validation import check_positive
@@ -72,7 +73,7 @@ class Fused(LoopEngine):
                 f"{self.save!r}"
             )
 
-    def schedule(self, cell: Cell, length: int) -> LoopSchedule:
+    def schedule(self, cell: Cell, length: Any) -> LoopSchedule:
         by_default = CARRIES if is_linear(cell) else DOTS
         kernel = PallasKernel(
             interpret=self.interpret,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from ..core.cell import Carry, Cell, Params, is_linear
 from ..core.validation import check_auto, check_positive
@@ -103,7 +104,7 @@ class Scan(LoopEngine):
                 "out"
             )
 
-    def schedule(self, cell: Cell, length: int) -> LoopSchedule:
+    def schedule(self, cell: Cell, length: Any) -> LoopSchedule:
         if is_linear(cell) and self == Scan():
             return LoopSchedule(AutoLoop(prefix=True), save=CARRIES, hoist=True)
         return LoopSchedule(Sequential(self.unroll), self.chunk, self.save, self.hoist)
