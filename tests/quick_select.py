@@ -73,7 +73,7 @@ def test_files(place):
 
 def near(paths):
     """Test files, the nearest to the changed paths first."""
-    modules, files = set(), []
+    modules, files, shared = set(), [], []
     for path in map(Path, paths):
         head, *rest = path.parts
         if head == "jaxrnn" and path.suffix == ".py" and (ROOT / path).exists():
@@ -83,7 +83,7 @@ def near(paths):
         elif head == "tests" and len(rest) > 1 and rest[0] == "fuzz":
             files += ["engines/test_fuzz.py"]
         elif head == "tests":
-            files += ALWAYS  # what all tests share
+            shared = ALWAYS
         elif head == "benchmarks":
             files += test_files("benchmarks")
         elif path.suffix == ".md":
@@ -96,6 +96,7 @@ def near(paths):
             there = test_files(place)
             named = [f for f in there if any(word in Path(f).stem for word in words)]
             files += named + there
+    files += shared
     return list(dict.fromkeys([*ALWAYS[:2], *files] if files else ALWAYS))
 
 
