@@ -57,9 +57,9 @@ TABLE = {
         "test_any_batch_axes": ONE | {"bidirectional"},
         "test_compiled_is_eager": ["gru*"],
         "test_one_unit": ["lstm_all"],
-        # every engine once; tests/engines tries them further
-        "test_engine": ["Scan(*hoist=False*-user", "*-lstm_all_learned"],
-        "test_checkpoints_backwards_and_in_windows": ["*window*reverse*-4"],
+        # two engines; tests/engines/test_engines.py tries them all
+        "test_engine": ["Scan(*hoist=False*-user", "Checkpoint(*None*-user"],
+        "test_checkpoints_backwards_and_in_windows": ["{'reverse': True}-4"],
     },
     "laws/test_laws_gradients.py": {
         "test_forward_mode_is_reverse_mode": NARROW | {"s5", "mlstm"},
@@ -115,7 +115,7 @@ TABLE = {
         "test_step_is_the_equations_in_numpy": EVERY,
         "test_equal_cells_are_equal_and_hash_equal": EVERY,
         "test_project_step_and_output_take_any_leading_axes": WIDE,
-        "test_half_precision_keeps_its_dtypes": WIDE,
+        "test_half_precision_keeps_its_dtypes": NARROW | {"s5", "mlstm"},
         "test_init_is_a_function_of_its_key": ["lstm_all", "stack"],
         "test_a_linear_cell_has_a_closed_form": 1,
     },
@@ -127,16 +127,18 @@ TABLE = {
             "project-default-False",
             "linear-default-False",
         ],
-        "test_padding_is_as_none_for_prefixes": 1,
+        "test_padding_is_as_none_for_prefixes": 0,
         "test_padding_by_other_doors": ["stack-truncated by window", "stack-over*"],
         "test_a_batch_without_a_valid_step": ["stack"],
         "test_what_is_filled_in": 2,
         "test_padding_with_noise": 0,
+        "test_padding_under_diagnostics": 0,
+        "test_a_sharded_batch_is_not_gathered": 0,
         "test_padding_in_a_layer_of_ones_own": 0,
         "test_a_learned_state_for_each_row_goes_with_a_mask": 0,
     },
     "cells/test_mlstm_chunks.py": {
-        "test_chunks_are_the_steps": ["plain-7-True", "exponential-*"],
+        "test_chunks_are_the_steps": ["plain-7-True"],
         "test_without_mask_or_resets": 1,
         "test_gates_far_apart": ["exponential-200.0"],
         "test_what_is_not_finite_spoils_later_steps_alone_and_no_reset_lets_it_through": 1,  # noqa: E501
@@ -151,6 +153,8 @@ TABLE = {
         "test_memory_of_chunks_does_not_grow_with_time": 0,
         "test_chunks_through_layers_and_nnx": 0,
         "test_linear_cells_by_name_stand_in_blocks": 0,
+        "test_an_mlstm_recalls_what_was_stored": 0,
+        "test_published_beginnings": 0,
     },
     # ---------------------------------------------------------------- core
     # Refusals: all. Nothing to walk: one cell of each kind and engine.
@@ -170,12 +174,13 @@ TABLE = {
     # ------------------------------------------------------------- engines
     "engines/test_checkify.py": {
         "test_forwards_and_backwards": ["*-default", "*-checkpoint"],
-        "test_nothing_is_found_where_nothing_is_wrong": ["gru", "lru"],
+        "test_nothing_is_found_where_nothing_is_wrong": ["gru"],
+        "test_products_over_time_are_looked_into": 0,
         "test_mapped_forward_mode_and_twice": 0,
     },
     "engines/test_cudnn.py": {
         "test_weights_are_read_as_jax_reads_them_and_come_back": ["2-True"],
-        "test_it_walks_as_scan_does": ["lstm-none-True", "learned-holes-False"],
+        "test_it_walks_as_scan_does": ["learned-holes-False"],
         "test_a_network_is_one_call": ["pair-lengths-False"],
         "test_precision_is_handed_on": EVERY,
         # each compiles four unrolls and checks what the walk above stands on
@@ -213,15 +218,15 @@ TABLE = {
         ],
         "test_lengths_and_truncation": ["0-window_3", "7-*"],
         "test_float32_gradients": ["default"],
+        # another cell's memory is measured below it, several devices in their own file
+        "test_memory_of_a_gradient": 0,
+        "test_inside_shard_map": 0,
         "test_bfloat16_weight_gradients_add_up_in_float32": ["gru"],
         # every engine in every transformation that users name; the rest on one engine
         "test_every_mode_of_differentiation": [
             "*-jvp",
             "*-vmap of grad",
-            "*_3-grad of vmap",
             "carries_3-reverse over reverse",
-            "window_3-forward over reverse",
-            "checkpoint_2-ensemble",
             "checkpoint_2-remat",
         ],
         "test_no_weight_gradient_a_step": NARROW,
@@ -297,14 +302,13 @@ TABLE = {
             "elman_learned-mask*-heavy_tail",
             "stack-plain-const*",
         ],
-        "test_artbp_is_unbiased_backwards_in_time": ["gru*"],
         "test_the_cotangent_of_the_entering_carry_is_scaled": [
             "gru_before-forwards",
             "user-backwards",
         ],
         "test_a_scale_of_ones_is_backpropagation": 1,
         "test_cuts_at_window_ends_are_windows": ["2-stack", "1-bidirectional"],
-        "test_every_engine_scales_alike": 2,
+        "test_every_engine_scales_alike": 1,
         "test_derivatives_of_any_kind_and_order": ["None"],
         "test_gradients_keep_their_dtypes": ["*bfloat16*"],
         "test_every_pattern_comes_as_often_as_it_should": 1,
@@ -312,14 +316,19 @@ TABLE = {
         "test_the_bias_is_that_of_the_lag_sums": ["elman_learned-mask*"],
         "test_a_planted_decay_gives_the_length_of_the_formula": 3,
         "test_tbptt_with_artbp_goes_through_updates_pieces_and_noise": 0,
+        "test_tbptt_draws_cuts_for_every_window_and_every_key": 0,
+        "test_artbp_is_unbiased_backwards_in_time": 0,
+        "test_the_bound_holds_on_a_contracting_net": 0,
     },
     "diagnostics/test_diagnostics.py": {
         "test_lags_are_norms_of_explicit_jacobian_products": NARROW | {"s5"},
         "test_what_a_layer_shows_is_a_function_of_its_carries": NARROW | {"mlstm"},
         "test_parameter_lags_are_the_terms_of_the_gradient": ["gru*"],
-        "test_ragged_sequences_count_from_their_own_last_step": ["gru*"],
+        "test_ragged_sequences_count_from_their_own_last_step": 0,
+        "test_at_and_lags_choose_the_loss_and_how_far_to_look": 0,
+        "test_where_no_float_underflows_the_log_domain_is_the_linear_one": 0,
         "test_every_engine_gives_the_same_lags": 1,
-        "test_a_gradient_map_holds_the_lags_of_every_loss": ["lstm"],
+        "test_a_gradient_map_holds_the_lags_of_every_loss": ["elman"],
         "test_jacobians_products_and_singular_values": ["gru"],
         "test_they_sum_to_the_mean_logarithm_of_the_determinant": ["gru"],
         "test_the_instruments_have_derivatives_themselves": 1,
@@ -455,19 +464,21 @@ TABLE = {
     "training/test_best.py": {"test_killed_and_resumed_it_keeps_the_same": ["44"]},
     "training/test_batches.py": {
         "test_looks_of_a_resumed_run_are_those_of_the_run_left_alone": ["5-True"],
+        "test_a_look_is_recorded_at_the_start_at_evaluations_and_at_the_end": 0,
     },
     # Runs on two devices, in processes of their own; engines/test_data_parallel.py is
     # the many-device file of the default tier.
     "training/test_devices.py": {
         "test_on_two_devices": 0,
         "test_killed_and_resumed_on_two_devices_a_run_ends_with_the_same_metrics": 0,
-        "test_a_run_on_two_devices_is_not_resumed_on_one": 0,
+        "test_a_run_from_before_there_was_a_choice_goes_on_on_one_device": 0,
         "test_a_run_on_two_devices_is_read_where_there_is_one": 0,
     },
     "training/test_orbax.py": {"test_on_two_devices_and_then_on_one": 0},
     "training/test_full_disk.py": {
         "test_each_file_of_a_run": 2,
-        "test_a_small_disk": 1,
+        "test_a_small_disk": 0,
+        "test_no_room_for_a_checkpoint_and_a_run_that_goes_on": 0,
     },
     # ----------------------------------------------------------- benchmarks
     "benchmarks/test_accelerator_benchmark.py": {
