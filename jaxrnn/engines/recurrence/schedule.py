@@ -130,7 +130,7 @@ def resolve_schedule(
         schedule = schedule.replace(
             loop=PallasKernel(named=False), chunk=None, hoist=True
         )
-        reason = "defaults.KERNELS names the platform"
+        reason = "heuristics.KERNELS names the platform"
     elif isinstance(loop, AutoLoop):
         parallel = loop.prefix and platform != "cpu"
         schedule = schedule.replace(loop=ParallelPrefix() if parallel else Sequential())
