@@ -80,7 +80,7 @@ def recurrences_in(closed: Any) -> dict[str, list[Any]]:
     """The equations of a jaxpr, however deep, that walk a recurrence: ``"forward"``
     and ``"backward"``.
     """
-    names = {primitives.walk_p: "forward", primitives.adjoint_p: "backward"}
+    names = {primitives.recurrence_p: "forward", primitives.adjoint_p: "backward"}
     found: dict[str, list[Any]] = {"forward": [], "backward": []}
     for eqn in equations(closed.jaxpr):
         if eqn.primitive in names:
@@ -101,7 +101,7 @@ def path_of(eqn: Any, platform: str) -> ExecutionPath:
     """
     avals = [v.aval for v in eqn.invars]
     step, schedule = eqn.params["step"], eqn.params["schedule"]
-    forward = eqn.primitive is primitives.walk_p
+    forward = eqn.primitive is primitives.recurrence_p
     steps = split_by_sizes(avals, (step.params, step.carry))[2][0].shape[0]
     backward = not forward or eqn.params["keep"] is not None
     resolved = resolve_schedule(

@@ -1,5 +1,14 @@
-"""The loop backwards: all carries are known, so only the carry's cotangent has to go
-step by step.
+"""The backward loop of a chunk.
+
+All carries are known, so only the carry's cotangent is sequential (the derivation is in
+`jaxrnn.engines.recurrence.primitives`). The equations of the step's pullback are
+divided into
+
+    prologue    the linearization: what the rest reads of the forward pass, for all
+                steps of a chunk at once. It repeats no matmul whose result was saved.
+    loop        from the carry's cotangent after a step to the one before it.
+    epilogue    the cotangents of the inputs and the factors of the weight gradients,
+                for all steps of a chunk at once; then one matmul per weight.
 """
 
 from __future__ import annotations
@@ -32,14 +41,12 @@ from .running_sums import RunningSum
 from .weight_gradients import WeightGradientSum
 
 Arrays = Sequence[Any]
-LEAST_ROW = 256  # bytes
+LEAST_ROW = 256  # bytes per step that may always be stored for a sum
 
 
 @dataclasses.dataclass(frozen=True)
 class WrtMask:
-    """For every param, carry and input of a step, whether its cotangent is asked
-    for.
-    """
+    """Whether the cotangent of each param, carry leaf and input is wanted."""
 
     params: Sequence[bool]
     carry: Sequence[bool]
@@ -47,15 +54,27 @@ class WrtMask:
 
 
 class BackwardPlan:
-    """A pullback's equations in the order in which a walk backwards wants them.
+    """A pullback's equations, divided into prologue, loop and epilogue.
 
-    rebuilt   what the rest reads of the forward pass, for a window at once: without a
-    matmul where values were kept inside    the loop: from the carry's cotangent after a
-    step to the one before it after     the rest, for a window at once; and ``sums``,
-    each weight gradient in one product over the window
+    Args:
+        program: the step and its pullback.
+        wanted: which cotangents are wanted.
+        with_kept: whether the values of `StepVJP.matmul_values` were saved.
+        by_steps: whether the loop runs step by step, so that it can carry running sums
+            of values that are too large to be stored for every step.
+        parts: the number of parts of the batch in which weight gradients are summed.
 
-    With ``by_steps``, the loop goes step by step and can add up, in ``totals``, what
-    would be too large to be held for every step.
+    Attributes:
+        kept: the saved values of matmuls.
+        leaves: the leaves of the carry that were saved at every step.
+        sums: the weight gradients that are summed after the loop.
+        totals: the running sums that the loop carries.
+        prologue_eqns, loop_eqns, epilogue_eqns: the equations of the three parts.
+        pullback_eqns: those of ``loop_eqns`` that depend on the cotangent.
+        prologue_outs: the variables that the prologue computes for the two others.
+        per_step_reads: those of them that the loop reads, sliced step by step.
+        stacked: the variables whose values at every step are results of the chunk.
+        emitted: the variables that the loop stores at every step for the epilogue.
     """
 
     def __init__(
@@ -71,102 +90,113 @@ class BackwardPlan:
         self.kept = program.matmul_values if with_kept else []
         self.leaves = [
             i for i in range(len(program.carry)) if i not in program.not_kept(with_kept)
-        ]  # of the carries at hand
+        ]
         self.carries = program.known_carries(program.not_kept(with_kept))
         self.d_params = select_by_flag(program.d_params, wanted.params)
         self.d_inputs = select_by_flag(program.d_inputs, wanted.inputs)
         self.d_carry = [v for v in program.d_carry if v is not None]
         self.cotangents = [v for v in program.cotangents if v is not None]
-        rows = [v for v in self.d_inputs if program.kind_of(v) > CONST]
+        # The cotangents of inputs are stored at every step.
+        d_input_rows = [v for v in self.d_inputs if program.kind_of(v) > CONST]
         self.sums = WeightGradientSum(
             program,
             self.d_params,
-            rows,
+            d_input_rows,
             max_row_bytes(program) if by_steps else math.inf,
             parts,
         )
         self.totals = [
-            RunningSum(program, each, which)
-            for which, each in enumerate(self.sums.direct)
-            if each
+            RunningSum(program, variables, which)
+            for which, variables in enumerate(self.sums.direct)
+            if variables
         ]
         self.totals += [RunningSum(program, [v], None) for v in self.sums.indirect]
-        self._order(rows)
+        self._divide(d_input_rows)
 
-    def _order(self, rows: list[Any]) -> None:
+    def _divide(self, d_input_rows: list[Any]) -> None:
+        """Divide the equations into prologue, loop and epilogue."""
         program = self.program
-        free = {*program.inputs, *self.carries, *self.kept}
-        # Every step's value of these is wanted when the loop is done.
-        self.stacked = deduplicate([*self.sums.operands, *rows])
-        made_inside = [
+        saved = {*program.inputs, *self.carries, *self.kept}
+        self.stacked = deduplicate([*self.sums.operands, *d_input_rows])
+
+        # The loop computes the carry's cotangent, what running sums add, and what
+        # would be slower for all steps at once.
+        loop_outs = [
             *self.d_carry,
             *(v for total in self.totals for v in total.reads),
         ]
-        left = [
-            e
-            for e in program.needed(self.stacked, ())
-            if program.kind[e.outvars[0]] == COT and is_slower_batched(e)
-        ]
-        made_inside += [v for eqn in left for v in eqn.outvars]
-        self.pullback = [
+        unbatched = [
             eqn
-            for eqn in program.needed(made_inside, ())
+            for eqn in program.needed(self.stacked, ())
+            if program.kind[eqn.outvars[0]] == COT and is_slower_batched(eqn)
+        ]
+        loop_outs += [v for eqn in unbatched for v in eqn.outvars]
+        self.pullback_eqns = [
+            eqn
+            for eqn in program.needed(loop_outs, ())
             if program.kind[eqn.outvars[0]] == COT
         ]
-        in_loop = {v for eqn in self.pullback for v in eqn.outvars} | set(
+        in_loop = {v for eqn in self.pullback_eqns for v in eqn.outvars} | set(
             self.cotangents
         )
-        self.after = [
+
+        # The epilogue computes the rest that depends on a cotangent.
+        self.epilogue_eqns = [
             eqn
             for eqn in program.needed(self.stacked, in_loop)
             if program.kind[eqn.outvars[0]] == COT
         ]
-        late = {v for eqn in self.after for v in eqn.outvars}
-        read_after = [
+        in_epilogue = {v for eqn in self.epilogue_eqns for v in eqn.outvars}
+        epilogue_reads = [
             v
-            for v in deduplicate([*self.stacked, *program.reads(self.after, COT + 1)])
-            if v not in late
+            for v in deduplicate(
+                [*self.stacked, *program.reads(self.epilogue_eqns, COT + 1)]
+            )
+            if v not in in_epilogue
         ]
-        self.emitted = [v for v in read_after if v in in_loop]
-        whole = [v for v in read_after if v not in in_loop]
-        # What the loop reads of the forward pass is sliced step by step; what comes
-        # after it reads whole windows.
-        passed_on = [v for v in made_inside if CONST < program.kind_of(v) < COT]
-        self.sliced, cheap = program.least_given(
-            [*program.reads(self.pullback, COT), *passed_on], free
+        self.emitted = [v for v in epilogue_reads if v in in_loop]
+
+        # Of the linearization, the loop reads slices, step by step: the fewest bytes
+        # from which cheap arithmetic gives the rest (`least_given`). The epilogue reads
+        # the values of the whole chunk. The prologue computes both.
+        whole_chunk_reads = [v for v in epilogue_reads if v not in in_loop]
+        passed_on = [v for v in loop_outs if CONST < program.kind_of(v) < COT]
+        self.per_step_reads, cheap_eqns = program.least_given(
+            [*program.reads(self.pullback_eqns, COT), *passed_on], saved
         )
-        self.inside = [*cheap, *self.pullback]
-        self.known = deduplicate([*self.sliced, *whole])
-        self.rebuilt = program.needed(
-            self.known, {v for v in program.kind if program.kind[v] == CONST} | free
+        self.loop_eqns = [*cheap_eqns, *self.pullback_eqns]
+        self.prologue_outs = deduplicate([*self.per_step_reads, *whole_chunk_reads])
+        self.prologue_eqns = program.needed(
+            self.prologue_outs,
+            {v for v in program.kind if program.kind[v] == CONST} | saved,
         )
 
     @property
     def bytes_held(self) -> int:
-        """Bytes a step that lie in memory while a window is walked, what was kept of
-        the forward pass counted in.
-        """
+        """The bytes per step that a chunk holds in memory, saved values included."""
         program = self.program
         carries = [program.carry[i] for i in self.leaves]
-        known = [
-            v
-            for v in self.known
-            if v not in {*self.kept, *program.inputs, *self.carries}
+        saved = {*self.kept, *program.inputs, *self.carries}
+        linearization = [v for v in self.prologue_outs if v not in saved]
+        in_epilogue = {v for eqn in self.epilogue_eqns for v in eqn.outvars}
+        results = [v for v in self.stacked if v in in_epilogue]
+        held = [
+            # the carries before and after every step
+            *carries,
+            *carries,
+            *self.kept,
+            *linearization,
+            *self.emitted,
+            *results,
         ]
-        late = {v for eqn in self.after for v in eqn.outvars}
-        made_after = [v for v in self.stacked if v in late]
-        return sum(
-            map(
-                nbytes,
-                [*carries, *carries, *self.kept, *known, *self.emitted, *made_after],
-            )
-        )
+        return sum(map(nbytes, held))
 
 
 @functools.lru_cache(maxsize=256)
 def bytes_saved(step: StepJaxpr, lean: bool) -> int:
-    """`BackwardPlan.bytes_held` where all gradients are wanted and, unless ``lean``,
-    the values of matmuls are kept.
+    """Count `BackwardPlan.bytes_held` where all gradients are wanted.
+
+    Unless ``lean``, the values of matmuls are saved.
     """
     everything = WrtMask(
         [True] * step.params, [True] * step.carry, [True] * step.inputs
@@ -177,6 +207,7 @@ def bytes_saved(step: StepJaxpr, lean: bool) -> int:
 
 
 def _differentiable(step: StepJaxpr, wanted: WrtMask) -> WrtMask:
+    """Clear the flags of integer operands, which have no cotangent."""
     flags = [is_differentiable(aval) for aval in step.avals]
     return WrtMask(
         *(
@@ -190,8 +221,19 @@ def _differentiable(step: StepJaxpr, wanted: WrtMask) -> WrtMask:
     )
 
 
-class BackwardWindow(BackwardPlan):
-    """A `BackwardPlan` with the values of the parameters, and the walk of a window."""
+class BackwardLoop(BackwardPlan):
+    """A `BackwardPlan` with the values of the parameters, which runs a chunk.
+
+    What depends on the parameters alone is computed when the object is made.
+
+    Args:
+        step: the traced step.
+        params: the values of the parameters.
+        wanted: which cotangents are wanted.
+        present: for each leaf of the carry, whether the carries after every step have
+            a cotangent.
+        **options: those of `BackwardPlan`.
+    """
 
     def __init__(
         self,
@@ -209,11 +251,12 @@ class BackwardWindow(BackwardPlan):
             if v is not None
         ]
         self._set_constants()
-        self.turned = pretranspose_constants(
-            self.program, self.pullback, self.constants
+        self.pretransposed = pretranspose_constants(
+            self.program, self.pullback_eqns, self.constants
         )
 
     def _set_constants(self) -> None:
+        """Compute all variables of class CONST that the pullback needs."""
         outs = [*self.d_params, *self.d_carry, *self.d_inputs, *self.program.residuals]
         self.constants = self.program.literals | dict(
             zip(self.program.jaxpr.invars, self.params, strict=False)
@@ -227,96 +270,124 @@ class BackwardWindow(BackwardPlan):
             self.constants,
         )
 
-    def known_of(
+    def saved_values(
         self,
         before: dict[int, Any],
         inputs: Arrays,
         after: dict[int, Any],
         values: Arrays,
     ) -> dict[Any, Any]:
-        """The variables whose values at every step are at hand; carries before and
-        after it by the number of their leaf.
+        """Map the variables that were saved to their values at every step of a chunk.
+
+        Args:
+            before: the carries before every step, by the number of their leaf.
+            inputs: the inputs.
+            after: the carries after every step, by the number of their leaf.
+            values: the saved values of matmuls.
         """
         program = self.program
-        known = dict(zip(self.kept, values, strict=True)) | {
+        stacked = dict(zip(self.kept, values, strict=True)) | {
             program.carry[i]: a for i, a in before.items()
         }
-        known |= {
+        stacked |= {
             v: a
             for v, a in ((program.new[i], a) for i, a in after.items())
             if _is_among(v, self.carries)
         }
-        return known | dict(zip(program.inputs, inputs, strict=True))
+        return stacked | dict(zip(program.inputs, inputs, strict=True))
 
-    def blank(self, steps: int) -> list[Any]:
-        """Arrays for what the loop emits in ``steps`` steps."""
+    def empty_buffers(self, steps: int) -> list[Any]:
+        """Allocate arrays ``(steps, ...)`` for what the loop emits."""
         return [empty_rows(steps, v.aval) for v in self.emitted]
 
     def zero_sums(self) -> list[Any]:
-        """Where weight gradients add up, in float32 at least."""
+        """Return zeros to which weight gradients are added, in float32 at least."""
         lead = (self.sums.parts,) if self.sums.parts > 1 else ()
         return [
             jnp.zeros((*lead, *p.shape), accumulator(p.dtype))
             for p in select_by_flag(self.params, self.wanted.params)
         ]
 
-    def window(
+    def run_chunk(
         self,
-        carry: list,
-        rows: list,
+        d_carry: list,
+        buffers: list,
         sums: list,
-        known: dict[Any, Any],
+        stacked: dict[Any, Any],
         every: Arrays,
         reverse: bool,
         loop: LoopFunction,
     ):
-        """One window: ``(carry's cotangent, rows, sums, cotangents of the inputs)``.
+        """Run prologue, loop and epilogue of one chunk.
 
-        ``known`` has the values at every step of the carries before and after it, the
-        inputs and the kept values; ``every`` the cotangents of the carries after every
-        step.
+        Args:
+            d_carry: the cotangent of the carry after the chunk.
+            buffers: arrays for what the loop emits, from `empty_buffers`.
+            sums: the weight gradients of the chunks that ran before.
+            stacked: values at every step, from `saved_values`.
+            every: the cotangents of the carries after every step, where present.
+            reverse: whether the loop runs from the last step to the first, as it does
+                unless the forward pass does.
+            loop: the function that runs the body.
+
+        Returns:
+            The cotangent of the carry before the chunk, the buffers, the weight
+            gradients with those of the chunk added, and the cotangents of the inputs.
         """
-        steps = next(iter(known.values())).shape[0]
-        known = known | self._at_once(self.rebuilt, self.known, known)
-        count = len(carry)
+        # Prologue: the linearization, for all steps at once.
+        steps = next(iter(stacked.values())).shape[0]
+        stacked = stacked | self._eval_batched(
+            self.prologue_eqns, self.prologue_outs, stacked
+        )
+        count = len(d_carry)
 
-        def body(now, given):
-            (carry, added), (values, every) = (
-                split_by_sizes(now, (count,)),
-                cpu_optimization_barrier(given),
+        # Loop: delta_{t-1} = A_t^T (delta_t + g_t), and the running sums.
+        def body(state, xs):
+            (d_carry, totals), (values, every) = (
+                split_by_sizes(state, (count,)),
+                cpu_optimization_barrier(xs),
             )
-            found = iter(every)
-            carry = [
-                g + next(found) if p else g
-                for g, p in zip(carry, self.present, strict=True)
+            cotangents = iter(every)
+            d_carry = [
+                g + next(cotangents) if p else g
+                for g, p in zip(d_carry, self.present, strict=True)
             ]
-            env = {**self.constants, **dict(zip(self.sliced, values, strict=True))}
-            env |= dict(zip(self.cotangents, carry, strict=True))
-            eval_equations(self.inside, env, self.turned)
-            added = [
+            env = {
+                **self.constants,
+                **dict(zip(self.per_step_reads, values, strict=True)),
+            }
+            env |= dict(zip(self.cotangents, d_carry, strict=True))
+            eval_equations(self.loop_eqns, env, self.pretransposed)
+            totals = [
                 total.add(value, env)
-                for total, value in zip(self.totals, added, strict=True)
+                for total, value in zip(self.totals, totals, strict=True)
             ]
-            return [*(read_env(env, v) for v in self.d_carry), *added], [
+            return [*(read_env(env, v) for v in self.d_carry), *totals], [
                 env[v] for v in self.emitted
             ]
 
-        given = ([known[v] for v in self.sliced], list(every))
-        begun = [self._begun(total, sums) for total in self.totals]
-        now, rows = loop(body, [*carry, *begun], given, rows, 0, steps, reverse=reverse)
-        carry, added = split_by_sizes(now, (count,))
-        known |= dict(zip(self.emitted, rows, strict=True))
-        known |= self._at_once(self.after, self.stacked, known)
+        xs = ([stacked[v] for v in self.per_step_reads], list(every))
+        first_totals = [self._first_total(total, sums) for total in self.totals]
+        state = [*d_carry, *first_totals]
+        state, buffers = loop(body, state, xs, buffers, 0, steps, reverse=reverse)
+        d_carry, totals = split_by_sizes(state, (count,))
+
+        # Epilogue: what reads the cotangents but is not sequential, for all steps at
+        # once, and the weight gradients.
+        stacked |= dict(zip(self.emitted, buffers, strict=True))
+        stacked |= self._eval_batched(self.epilogue_eqns, self.stacked, stacked)
         return (
-            carry,
-            rows,
-            self._summed(sums, added, known, steps),
-            [self._rows(v, known, steps) for v in self.d_inputs],
+            d_carry,
+            buffers,
+            self._add_to_sums(sums, totals, stacked, steps),
+            [self._values_at_steps(v, stacked, steps) for v in self.d_inputs],
         )
 
-    def _begun(self, total: RunningSum, sums: list) -> Any:
-        """What the loop adds to: the gradient as it stands, where nothing more comes
-        to it and it has no parts.
+    def _first_total(self, total: RunningSum, sums: list) -> Any:
+        """Return the value with which a running sum begins in a chunk.
+
+        It is the weight gradient so far, if the running sum is the only term of that
+        gradient and the batch has no parts; otherwise zero.
         """
         return (
             total.zero()
@@ -324,61 +395,79 @@ class BackwardWindow(BackwardPlan):
             else sums[total.which]
         )
 
-    def _summed(
-        self, sums: list, added: list, known: dict[Any, Any], steps: int
+    def _add_to_sums(
+        self, sums: list, totals: list, stacked: dict[Any, Any], steps: int
     ) -> list[Any]:
-        """The weight gradients with those of a window of ``steps``: what the loop
-        ``added`` up, and what is summed after it.
+        """Add the weight gradients of a chunk.
+
+        Args:
+            sums: the weight gradients of the chunks that ran before.
+            totals: the running sums of the loop.
+            stacked: values at every step.
+            steps: the number of steps in the chunk.
         """
-        own = {
-            total.which: value for total, value in zip(self.totals, added, strict=True)
+        of_param = {
+            total.which: value for total, value in zip(self.totals, totals, strict=True)
         }
-        inner = {
+        of_variable = {
             total.variables[0]: value
-            for total, value in zip(self.totals, added, strict=True)
+            for total, value in zip(self.totals, totals, strict=True)
             if total.which is None
         }
-        taken = self.sums.take(self.constants, known, inner, steps)
+        chunk_sums = self.sums.take(self.constants, stacked, of_variable, steps)
         if self.sums.parts == 1:
-            sums = [own.get(i, value) for i, value in enumerate(sums)]
+            sums = [of_param.get(i, value) for i, value in enumerate(sums)]
         else:
             sums = [
-                value + self.sums.first_part(own[i]) if i in own else value
+                value + self.sums.first_part(of_param[i]) if i in of_param else value
                 for i, value in enumerate(sums)
             ]
         return [
-            s if each is None else s + each.astype(s.dtype)
-            for s, each in zip(sums, taken, strict=True)
+            s if chunk_sum is None else s + chunk_sum.astype(s.dtype)
+            for s, chunk_sum in zip(sums, chunk_sums, strict=True)
         ]
 
-    def _at_once(
-        self, eqns: Sequence[Any], outs: Iterable[Any], known: dict[Any, Any]
+    def _eval_batched(
+        self, eqns: Sequence[Any], outs: Iterable[Any], stacked: dict[Any, Any]
     ) -> dict[Any, Any]:
-        """``eqns`` for all steps of a window at once: those of ``outs`` that are not
-        known yet.
-        """
-        outs = [v for v in outs if v not in known]
-        reads = deduplicate(v for v in self.program.reads(eqns, COT + 1) if v in known)
+        """Evaluate equations for all steps of a chunk at once.
 
-        def one(*given):
-            env = {**self.constants, **dict(zip(reads, given, strict=True))}
+        Returns the values at every step of those of ``outs`` that are not in
+        ``stacked``.
+        """
+        outs = [v for v in outs if v not in stacked]
+        reads = deduplicate(
+            v for v in self.program.reads(eqns, COT + 1) if v in stacked
+        )
+
+        def of_step(*values):
+            env = {**self.constants, **dict(zip(reads, values, strict=True))}
             eval_equations(eqns, env)
             return [env[v] for v in outs]
 
         return (
-            dict(zip(outs, jax.vmap(one)(*(known[v] for v in reads)), strict=True))
+            dict(
+                zip(outs, jax.vmap(of_step)(*(stacked[v] for v in reads)), strict=True)
+            )
             if outs
             else {}
         )
 
-    def _rows(self, var: Any, known: dict[Any, Any], steps: int) -> Any:
+    def _values_at_steps(self, var: Any, stacked: dict[Any, Any], steps: int) -> Any:
+        """Return the values of a variable at every step; a constant is broadcast."""
         if self.program.kind_of(var) > CONST:
-            return known[var]
+            return stacked[var]
         value = read_env(self.constants, var)
         return jnp.broadcast_to(value, (steps, *jnp.shape(value)))
 
-    def assemble(self, sums: list, carry: list, inputs: list) -> list[Any]:
-        """A cotangent for each param, carry and input, None where none is wanted."""
+    def assemble(self, sums: list, d_carry: list, d_inputs: list) -> list[Any]:
+        """Return a cotangent for each param, carry leaf and input, or None.
+
+        Args:
+            sums: the weight gradients of all chunks.
+            d_carry: the cotangents of the first carry's floating leaves.
+            d_inputs: the wanted cotangents of inputs.
+        """
         sums = [self.sums.joined(s) for s in sums]
         of_params = iter(
             s.astype(p.dtype)
@@ -386,7 +475,7 @@ class BackwardWindow(BackwardPlan):
                 sums, select_by_flag(self.params, self.wanted.params), strict=True
             )
         )
-        of_carry, of_inputs = iter(carry), iter(inputs)
+        of_carry, of_inputs = iter(d_carry), iter(d_inputs)
         every_carry = [
             next(of_carry) if v is not None else None for v in self.program.d_carry
         ]
@@ -401,8 +490,9 @@ class BackwardWindow(BackwardPlan):
 
 
 def max_row_bytes(program: StepVJP) -> int:
-    """Bytes of a value of which a row for every step may be held until it is summed:
-    as much as a step holds anyway.
+    """Return the bytes per step up to which a value is stored until it is summed.
+
+    They are as many as a step stores anyway. A larger value is a running sum.
     """
     return max(
         LEAST_ROW,
@@ -411,4 +501,5 @@ def max_row_bytes(program: StepVJP) -> int:
 
 
 def _is_among(var: Any, variables: Collection[Any]) -> bool:
+    """Whether a variable is in a collection; a literal, which has no hash, is not."""
     return not isinstance(var, core.Literal) and var in variables

@@ -1,9 +1,8 @@
-"""What ``jax.experimental.checkify`` looks for, found inside the engines' primitives
-too: NaN, division by zero, indices.
+"""Rules that let ``jax.experimental.checkify`` look inside the engines' primitives.
 
-It asks a primitive for a rule of its own, and takes one without for an operation that
-never fails. The rule here is that of the same computation under ``jax.jit``, which a
-primitive of ordinary JAX code is.
+Checkify finds NaN, division by zero and indices out of bounds by a rule for each
+primitive, and takes a primitive without a rule for one that never fails. The rule here
+is that of the same computation under ``jax.jit``.
 """
 
 from __future__ import annotations
@@ -14,25 +13,27 @@ from typing import Any
 
 import jax
 
-try:  # no public name: where a version has moved it, checkify does not see inside
+try:  # not public: where a version of jax has moved it, checkify sees no errors here
     from jax._src.checkify import error_checks as _RULES
 except ImportError:  # pragma: no cover
     _RULES: dict[Any, Any] = {}  # type: ignore[no-redef]
 
 
 def register_checkify_rule(primitive: Any, function: Callable[..., Any]) -> None:
-    """Let checkify see into ``primitive``, which computes ``function(*args,
-    **params)``.
+    """Let checkify look inside ``primitive``, which computes ``function``.
+
+    Both are called as ``function(*args, **params)``.
     """
 
-    def rule(*given: Any, **params: Any) -> tuple[Any, Any]:
-        first = 1 + next(
-            i for i, each in enumerate(given) if isinstance(each, (set, frozenset))
-        )  # what is looked for
-        before, args = given[:first], given[first:]
+    def rule(*operands: Any, **params: Any) -> tuple[Any, Any]:
+        # Checkify's own operands come first. The set of enabled errors is their last.
+        num_own = 1 + next(
+            i for i, a in enumerate(operands) if isinstance(a, (set, frozenset))
+        )
+        own, args = operands[:num_own], operands[num_own:]
         closed = jax.make_jaxpr(jax.jit(functools.partial(function, **params)))(*args)
         (eqn,) = closed.jaxpr.eqns
-        error, out = _RULES[eqn.primitive](*before, *closed.consts, *args, **eqn.params)
+        error, out = _RULES[eqn.primitive](*own, *closed.consts, *args, **eqn.params)
         return error, out if primitive.multiple_results else out[0]
 
     _RULES[primitive] = rule

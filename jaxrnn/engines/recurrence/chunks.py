@@ -1,4 +1,10 @@
-"""Time cut into windows: what truncation, checkpointing and the backward pass share."""
+"""Loops over consecutive parts of a sequence.
+
+`run_in_windows` serves truncation: JAX differentiates it, and gradients are cut between
+windows. `scan_over_chunks` serves the forward and backward passes of the recurrence,
+which have their own derivative: chunks write their results into buffers that the loop
+carries. The last two functions index the carries at chunk starts.
+"""
 
 from __future__ import annotations
 
@@ -8,110 +14,139 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-WalkOne = Callable[[Any, Any, Any], tuple[Any, Any]]
+RunPart = Callable[[Any, Any, Any], tuple[Any, Any]]
 
 
 def run_in_windows(
-    walk_one: WalkOne, carry: Any, parts: Any, window: int, reverse: bool
+    run_part: RunPart, carry: Any, xs: Any, window: int, reverse: bool
 ) -> tuple[Any, Any]:
-    """Walk ``parts``, a pytree of ``(T, ...)``, window after window: one compiled loop,
-    and the shorter window that is left.
+    """Run one window of steps after another, as one compiled loop.
 
-    ``walk_one(carry, part, first) -> (carry, outs)`` walks one window, ``first`` being
-    the step at which it begins. In the order of walking the short window comes last: at
-    the front of time when time is walked backwards. Made to be differentiated by JAX:
-    windows are cut by reshaping.
+    JAX can differentiate it: windows are cut by reshaping.
+
+    Args:
+        run_part: ``run_part(carry, xs, start) -> (carry, ys)`` runs one window, whose
+            first step in time is step ``start``.
+        carry: the carry before the first window.
+        xs: a pytree of arrays ``(T, ...)``.
+        window: the number of steps in a window. If it does not divide T, the window
+            that runs last is shorter; with ``reverse`` that is the one at the front of
+            time.
+        reverse: whether the windows run from the end of time to its start.
+
+    Returns:
+        The carry after the last window, and the outputs ``(T, ...)`` of all windows.
     """
-    steps = jax.tree.leaves(parts)[0].shape[0]
+    steps = jax.tree.leaves(xs)[0].shape[0]
     count, rest = divmod(steps, window)
-    begin = rest if reverse else 0  # of the whole windows
+    # The full windows lie at steps begin to end.
+    begin = rest if reverse else 0
     end = begin + count * window
-    whole = jax.tree.map(
-        lambda a: a[begin:end].reshape(count, window, *a.shape[1:]), parts
+    full_windows = jax.tree.map(
+        lambda a: a[begin:end].reshape(count, window, *a.shape[1:]), xs
     )
-    firsts = begin + window * jnp.arange(count, dtype=jnp.int32)
-    carry, outs = jax.lax.scan(
-        lambda c, now: walk_one(c, *now), carry, (whole, firsts), reverse=reverse
+    window_starts = begin + window * jnp.arange(count, dtype=jnp.int32)
+    carry, ys = jax.lax.scan(
+        lambda c, part: run_part(c, *part),
+        carry,
+        (full_windows, window_starts),
+        reverse=reverse,
     )
-    outs = jax.tree.map(lambda a: a.reshape(count * window, *a.shape[2:]), outs)
+    ys = jax.tree.map(lambda a: a.reshape(count * window, *a.shape[2:]), ys)
     if rest:
-        short = jax.tree.map(lambda a: a[:begin] if reverse else a[end:], parts)
-        carry, more = walk_one(
-            carry, short, jnp.asarray(0 if reverse else end, jnp.int32)
+        short_window = jax.tree.map(lambda a: a[:begin] if reverse else a[end:], xs)
+        carry, short_ys = run_part(
+            carry, short_window, jnp.asarray(0 if reverse else end, jnp.int32)
         )
-        outs = jax.tree.map(
-            lambda a, b: jnp.concatenate([b, a] if reverse else [a, b]), outs, more
+        ys = jax.tree.map(
+            lambda a, b: jnp.concatenate([b, a] if reverse else [a, b]), ys, short_ys
         )
-    return carry, outs
+    return carry, ys
 
 
 def scan_over_chunks(
-    walk_one: Callable[[Any, Any, Any], Any],
+    run_part: Callable[[Any, Any, Any], Any],
     carry: Any,
-    parts: Any,
-    window: int | None,
+    xs: Any,
+    chunk: int | None,
     reverse: bool,
     *,
     retrace: bool = False,
 ) -> Any:
-    """The same for loops that write what they make into rows of their carry:
-    ``walk_one(carry, part, first) -> carry``.
+    """Run one chunk of steps after another; results are written into the carry.
 
-    With ``retrace`` the short window comes first, as a walk backwards over a walk's
-    windows needs. Windows are sliced out of arrays that stay where they are: handed to
-    a loop as a reshaped array, XLA:CPU copies the inputs of the whole sequence.
-    ``window=None`` is one window.
+    Chunks are sliced out of ``xs``, which stay where they are: of reshaped arrays that
+    are passed to a loop, XLA:CPU copies the whole sequence.
+
+    Args:
+        run_part: ``run_part(carry, xs, start) -> carry`` runs one chunk, whose first
+            step in time is step ``start``.
+        carry: the carry before the first chunk, buffers for results included.
+        xs: a pytree of arrays ``(T, ...)``.
+        chunk: the number of steps in a chunk; None for all of T. If it does not divide
+            T, the chunk that runs last is shorter.
+        reverse: whether the chunks run from the end of time to its start.
+        retrace: whether the shorter chunk runs first instead. A backward pass needs
+            that to visit the chunks of its forward pass in the opposite order.
+
+    Returns:
+        The carry after the last chunk.
     """
-    steps = jax.tree.leaves(parts)[0].shape[0]
-    window = steps if window is None else min(window, steps)
-    count, rest = divmod(steps, window)
+    steps = jax.tree.leaves(xs)[0].shape[0]
+    chunk = steps if chunk is None else min(chunk, steps)
+    count, rest = divmod(steps, chunk)
     if count + bool(rest) == 1:
-        return walk_one(carry, parts, jnp.asarray(0, jnp.int32))
-    at_end = reverse == retrace  # where in time the short window lies
-    begin = 0 if at_end else rest
+        return run_part(carry, xs, jnp.asarray(0, jnp.int32))
+    short_at_end = reverse == retrace  # whether the short chunk is at the end of time
+    begin = 0 if short_at_end else rest
 
-    def walk_part(carry, first, size):
-        return walk_one(
-            carry,
-            jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, first, size), parts),
-            first,
+    def run_slice(carry, start, size):
+        xs_slice = jax.tree.map(
+            lambda a: jax.lax.dynamic_slice_in_dim(a, start, size), xs
         )
+        return run_part(carry, xs_slice, start)
 
-    def walk_short(carry):
-        return (
-            walk_part(
-                carry, jnp.asarray(count * window if at_end else 0, jnp.int32), rest
-            )
-            if rest
-            else carry
-        )
+    def run_short(carry):
+        if not rest:
+            return carry
+        start = jnp.asarray(count * chunk if short_at_end else 0, jnp.int32)
+        return run_slice(carry, start, rest)
 
-    firsts = begin + window * jnp.arange(count, dtype=jnp.int32)
-    carry = walk_short(carry) if retrace else carry
+    chunk_firsts = begin + chunk * jnp.arange(count, dtype=jnp.int32)
+    carry = run_short(carry) if retrace else carry
     carry, _ = jax.lax.scan(
-        lambda c, first: (walk_part(c, first, window), None),
+        lambda c, start: (run_slice(c, start, chunk), None),
         carry,
-        firsts,
+        chunk_firsts,
         reverse=reverse,
     )
-    return carry if retrace else walk_short(carry)
+    return carry if retrace else run_short(carry)
 
 
-def chunk_index(first: Any, window: int) -> Any:
-    """Which window of ``window`` steps, or shorter at either end, begins at step
-    ``first``.
+def chunk_index(start: Any, chunk: int) -> Any:
+    """Return the index, in time, of the chunk that begins at step ``start``.
+
+    All chunks have ``chunk`` steps but the first or the last one, which may be shorter.
     """
-    return (first + window - 1) // window
+    return (start + chunk - 1) // chunk
 
 
-def chunk_starts(carry: Any, carries: Any, window: int | None, reverse: bool) -> Any:
-    """The carry before every window, in the order of time, from the one before all
-    and those after every step.
+def chunk_starts(carry: Any, carries: Any, chunk: int | None, reverse: bool) -> Any:
+    """Select the carry with which each chunk begins.
+
+    Args:
+        carry: the carry before the first step that runs.
+        carries: the carries after every step, ``(T, ...)`` per leaf.
+        chunk: the number of steps in a chunk; None for all of T.
+        reverse: whether the steps run from the last to the first.
+
+    Returns:
+        ``(number of chunks, ...)`` per leaf, in the order of time.
     """
 
     def of_leaf(first, after):
         steps = after.shape[0]
-        size = steps if window is None else min(window, steps)
+        size = steps if chunk is None else min(chunk, steps)
         if reverse:
             ends = (
                 after[steps - (-(-steps // size) - 1) * size : steps - size + 1 : size]

@@ -1,5 +1,7 @@
-"""The loop forwards: what needs no carry for a window of steps at once, the rest
-step by step.
+"""The forward loop of a chunk.
+
+What does not depend on the carry (the prologue) is computed for all steps of a chunk at
+once; the rest is computed step by step.
 """
 
 from __future__ import annotations
@@ -17,12 +19,25 @@ from ..loops.sequential import LoopFunction, empty_rows
 Arrays = Sequence[Any]
 
 
-class ForwardWindow:
-    """A step's equations in the order in which a walk forwards wants them.
+class ForwardLoop:
+    """A step's equations, divided into a prologue and a loop body.
 
-    ``before`` are the variables that the loop reads of what was done ahead of it;
-    ``kept``, with ``keep``, those of `Adjoint.matmul_values`, which are recorded beside
-    the carries (of those, the ones that ``show``).
+    Args:
+        step: the traced step.
+        params: the values of the parameters. What depends on them alone is computed
+            when the object is made.
+        hoist: whether the prologue computes what does not depend on the carry.
+            Otherwise the loop reads the inputs as they are.
+        reverse: whether the steps run from the last to the first.
+        loop: the function that runs the body over a chunk.
+        keep: whether the values of `StepVJP.matmul_values` are recorded at every step.
+        show: for each leaf of the carry, whether it is recorded after every step.
+
+    Attributes:
+        prologue_outs: the variables that the loop reads of the prologue's results.
+        prologue_eqns: the equations of the prologue.
+        loop_eqns: the equations of the loop body.
+        kept: the variables besides the carries that are recorded.
     """
 
     def __init__(
@@ -52,23 +67,28 @@ class ForwardWindow:
             self.constants,
         )
 
-        late = [eqn for eqn in needed if program.kind[eqn.outvars[0]] == CARRY]
-        wanted = [
-            *program.reads(late, CARRY),
+        # The loop body needs these variables that do not depend on the carry. They are
+        # either computed by the prologue, from the fewest bytes (`least_given`), or by
+        # the body, from the inputs.
+        carry_eqns = [eqn for eqn in needed if program.kind[eqn.outvars[0]] == CARRY]
+        body_reads = [
+            *program.reads(carry_eqns, CARRY),
             *(v for v in [*self.new, *self.kept] if program.kind_of(v) == INPUT),
         ]
         if hoist:
-            self.before, cheap = program.least_given(wanted, self.inputs)
+            self.prologue_outs, cheap = program.least_given(body_reads, self.inputs)
         else:
-            self.before, cheap = (
+            self.prologue_outs, cheap = (
                 list(self.inputs),
-                program.needed(wanted, {*self.inputs, *self.constants}),
+                program.needed(body_reads, {*self.inputs, *self.constants}),
             )
-        self.late = [*cheap, *late]
-        self.early = program.needed(self.before, {*self.constants, *self.inputs})
+        self.loop_eqns = [*cheap, *carry_eqns]
+        self.prologue_eqns = program.needed(
+            self.prologue_outs, {*self.constants, *self.inputs}
+        )
 
-    def blank(self, steps: int) -> list[Any]:
-        """Arrays for the carries and the kept values of ``steps`` steps."""
+    def empty_buffers(self, steps: int) -> list[Any]:
+        """Allocate arrays ``(steps, ...)`` for the recorded carries and values."""
         return [
             empty_rows(steps, a)
             for a in (
@@ -77,43 +97,43 @@ class ForwardWindow:
             )
         ]
 
-    def window(
-        self, carry: list, rows: list, inputs: Arrays, first: Any
+    def run_chunk(
+        self, carry: list, buffers: list, inputs: Arrays, offset: Any
     ) -> tuple[list, list]:
-        """Walk the steps of ``inputs``; write the carries and kept values to
-        ``rows`` from row ``first`` on.
+        """Run the steps of ``inputs``, and record into ``buffers`` from row ``offset``.
+
+        Returns the carry after the last step, and the buffers.
         """
         return self.loop(
             self.body,
             carry,
-            self.given(inputs),
-            rows,
-            first,
+            self.run_prologue(inputs),
+            buffers,
+            offset,
             inputs[0].shape[0],
             reverse=self.reverse,
         )
 
-    def given(self, inputs: Arrays) -> list[Any]:
-        """What the loop reads of what is done ahead of it, for all steps of
-        ``inputs`` at once.
-        """
+    def run_prologue(self, inputs: Arrays) -> list[Any]:
+        """Compute what the loop reads, for all steps of ``inputs`` at once."""
 
-        def ahead(*x):
+        def of_step(*x):
             env = {**self.constants, **dict(zip(self.inputs, x, strict=True))}
-            eval_equations(self.early, env)
-            return [env[v] for v in self.before]
+            eval_equations(self.prologue_eqns, env)
+            return [env[v] for v in self.prologue_outs]
 
-        return jax.vmap(ahead)(*inputs) if self.before else []
+        return jax.vmap(of_step)(*inputs) if self.prologue_outs else []
 
-    def body(self, carry: list, given: list) -> tuple[list, list]:
-        """One step: the new carry, and what of it and of the kept values is
-        recorded.
+    def body(self, carry: list, xs: list) -> tuple[list, list]:
+        """Run one step on a row of the prologue's results.
+
+        Returns the new carry, and what is recorded of it and of the kept values.
         """
         env = {
             **self.constants,
-            **dict(zip(self.before, cpu_optimization_barrier(given), strict=True)),
+            **dict(zip(self.prologue_outs, cpu_optimization_barrier(xs), strict=True)),
         }
         env |= dict(zip(self.carry, carry, strict=True))
-        eval_equations(self.late, env)
+        eval_equations(self.loop_eqns, env)
         new = [read_env(env, v) for v in self.new]
         return new, [*select_by_flag(new, self.show), *(env[v] for v in self.kept)]

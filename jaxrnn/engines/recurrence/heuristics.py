@@ -1,52 +1,66 @@
-"""The table of defaults: how `Scan` walks where its options leave that open.
+"""The rules by which a schedule's open options are chosen, and their constants.
 
-What is kept for a gradient is counted on the traced step, where nobody has said it. The
-first of these that applies:
+`jaxrnn.engines.recurrence.schedule.resolve_schedule` applies them. They count bytes and
+operations of the traced step; the figures behind the constants are in
+benchmarks/NOTES.md. A *chunk* is a number of consecutive steps that run together. (A
+*window* is something else: the length of truncated backpropagation.)
 
-1. ``"everything"``, by ``jax.lax.scan``, where the pullback cannot be traced: a
-   ``while_loop`` has no reverse mode.
-2. ``"everything"`` again, where there is nothing to save: no weight gradient is a
-   product of the carry and a cotangent, which one matmul over time could sum, and over
-   0.8 of the bytes that ``lax.scan`` holds would have to be kept too.
-3. ``"carries"``, where ``lax.scan`` would hold over 13 MB and at most 4 operations make
-   a kept byte again: memory is dearer.
-4. ``"dots"``: no matmul is done twice.
+**What the forward pass saves** (``save``), where the caller leaves it open. The first
+rule that applies decides:
 
-Of the carry only those leaves are kept that the pullback reads, unless what it reads of
-them is smaller. The window depends on the platform, and is chosen when the program is
-compiled for one:
+1. ``"everything"``, which is ``jax.lax.scan`` with JAX's own derivative, where the
+   pullback of the step cannot be traced. A ``while_loop``, for example, has no reverse
+   mode.
+2. ``"everything"`` where our own derivative would save nothing: no weight gradient is a
+   product of the carry and a cotangent, which one matmul could sum over time, and the
+   bytes to be saved exceed 0.8 times (`LITTLE_LESS`) those that ``lax.scan`` saves.
+3. ``"carries"`` where ``lax.scan`` would save more than 13 MB (`WHOLE_BYTES`) and at
+   most 4 operations (`OPERATIONS_A_BYTE`) recompute a saved byte: recomputing is then
+   faster than memory.
+4. ``"dots"`` otherwise: no matmul is computed twice.
 
-| platform | sequence | window | why |
-|---|---|---|---|
-| CPU | at most 13 MB kept | all of T | fewest and largest matmuls; all of it stays in the caches anyway |
-| CPU | more, or 1.4 times the bytes of ``lax.scan`` | what holds 1.5 MB | its residuals stay in the cache |
-| others | any | all of T | not measured yet; a window more is a dozen kernel launches more |
-| any, carries only | any | at most T / 16, on a CPU as above | what is made again is where the memory goes |
+With ``"dots"`` and ``"carries"``, only those leaves of the carry are saved that the
+pullback reads. A leaf of which it reads a smaller part, such as one row of a ring
+buffer, is replaced by that part.
 
-A window has 8 to 256 steps, or more where those hold less than 64 kB.
+**How many steps a chunk has** (``chunk``). It depends on the platform, so it is chosen
+when the program is compiled for one.
 
-Inputs are projected before the loop, but on a CPU with jax 0.10 inside it unless they
-are small, see `choose_hoist`.
+- On a CPU, one chunk of all T steps where at most 13 MB are saved, and where the
+  backward pass holds at most 1.4 times (`MOST_HELD`) the bytes of ``lax.scan``: the
+  matmuls are the fewest and largest, and the values stay in the caches anyway.
+- On a CPU otherwise, as many steps as hold 1.5 MB (`CHUNK_BYTES`), so that the
+  residuals of a chunk stay in the cache.
+- On other platforms, one chunk of all T steps: every chunk costs a dozen kernel
+  launches more. This has not been measured yet.
+- On every platform, where only the carries are saved, at most T / 16 steps
+  (`LEAN_SHARE`), since the recomputed values of a chunk are what takes memory.
 
-A linear cell (`jaxrnn.LinearCell`) keeps carries only, makes its factors before the
-loop, and is walked
+A chunk has 8 to 256 steps, or more where that many hold less than 64 kB
+(`SMALL_CHUNK_BYTES`). Where a divisor of T is near, it is taken, so that no shorter
+chunk is left over. What counts as held is the carry and the values that
+`StepVJP.matmul_values` names, or, without a derivative, the carry and what was computed
+before the loop.
 
-| platform | how | why |
-|---|---|---|
-| CPU | step by step | parallel prefixes move each state some ten times; benchmarks/results/linear_* |
-| others | by parallel prefixes, in chunks of 16 MB of state | a loop's step costs a launch there; not measured yet |
+**Whether inputs are projected before the loop** (``hoist``). They are, except on a CPU
+with jax 0.10, where they are projected inside the loop unless they are small; see
+`choose_hoist`.
 
-Kernels, those of `jaxrnn.Fused`, are used nowhere by default: `KERNELS` is empty until
-they have been timed on a chip. On a platform that it names, a loop whose body fits and
-that on-chip memory holds would be one, any other one loop over all of T.
+**Which loop runs a linear cell** (`jaxrnn.LinearCell`). Such a cell saves the carries
+only, and computes its factors before the loop.
 
-`Associative()` on a CPU takes chunks of 0.5 MB of state, which stay in the cache.
+- On a CPU the loop is sequential: parallel prefixes move each state about ten times
+  (benchmarks/results/linear_*). Where the user names `jaxrnn.Associative`, its chunks
+  hold 0.5 MB of state (`PREFIX_CHUNK_BYTES`), which stay in the cache.
+- On other platforms it runs by parallel prefixes, in chunks of 16 MB of state
+  (`PREFIX_CHUNK_BYTES_ELSEWHERE`), because each step of a loop costs a launch there.
+  This has not been measured yet.
 
-What is kept of a step is its carry and the values its matmuls gave, as
-`Adjoint.matmul_values` finds them (without a gradient: the carry and what was hoisted).
-The figures behind the table are in benchmarks/NOTES.md. Where a divisor of T lies near
-the window, it is taken, so that no shorter one is left over.
-"""  # noqa: E501
+**Kernels**, those of `jaxrnn.Fused`, are chosen nowhere: `KERNELS` is empty until they
+have been timed on a chip. On a platform named in it, a loop becomes a kernel if its
+body is supported and fits in on-chip memory; every other loop there is one loop over
+all of T.
+"""
 
 from __future__ import annotations
 
@@ -60,31 +74,27 @@ from ..jaxpr.evaluate import nbytes
 from ..jaxpr.step_program import EXPENSIVE, INPUT, StepJaxpr
 from .backward import bytes_saved
 
-AUTO = "auto"  # to be chosen
-# what the forward pass saves for the backward one
+AUTO = "auto"  # an option that is left open
+# What the forward pass saves for the backward pass.
 DOTS, CARRIES, STARTS, EVERYTHING = "dots", "carries", "starts", "everything"
 
-KERNELS: frozenset[str] = (
-    frozenset()
-)  # platforms, "cuda" and "tpu", where a loop that fits is a kernel, as in `Fused`
-WHOLE_BYTES = 13_000_000
-CHUNK_BYTES = 1_500_000
-LEAST_CHUNK, MOST_CHUNK = 8, 256
-LEAN_SHARE = 16
-PREFIX_CHUNK_BYTES, PREFIX_CHUNK_BYTES_ELSEWHERE = (
-    500_000,
-    16_000_000,
-)  # of state, on a CPU and on others
-LEAST_PREFIX_CHUNK = 16
-# the share of the bytes of jax.lax.scan above which a plan of our own saves no memory
+# Platforms, "cuda" and "tpu", on which a supported loop becomes a kernel by default.
+KERNELS: frozenset[str] = frozenset()
+WHOLE_BYTES = 13_000_000  # saved bytes up to which a CPU runs all of T as one chunk
+CHUNK_BYTES = 1_500_000  # held by a chunk on a CPU
+LEAST_CHUNK, MOST_CHUNK = 8, 256  # steps in a chunk
+LEAN_SHARE = 16  # a chunk has at most T / LEAN_SHARE steps where only carries are saved
+# Bytes of state in a chunk of the parallel prefix, on a CPU and on other platforms.
+PREFIX_CHUNK_BYTES, PREFIX_CHUNK_BYTES_ELSEWHERE = 500_000, 16_000_000
+LEAST_PREFIX_CHUNK = 16  # steps
+# The share of the bytes saved by jax.lax.scan above which our derivative saves too
+# little memory to be worth it.
 LITTLE_LESS = 0.8
-# floating-point operations that take no longer than to write a byte to memory and to
-# read it again
+# Floating-point operations that take no longer than writing a byte to memory and
+# reading it again.
 OPERATIONS_A_BYTE = 4
-MOST_HELD = 1.4  # times what jax.lax.scan keeps: more is not held at once
-SMALL_CHUNK_BYTES = (
-    65_536  # kept by a window of at least so many, however many steps that are
-)
+MOST_HELD = 1.4  # times the bytes that jax.lax.scan saves; a chunk holds no more
+SMALL_CHUNK_BYTES = 65_536  # a chunk may hold so many bytes, whatever its steps
 
 
 def choose_chunk(
@@ -96,8 +106,9 @@ def choose_chunk(
     lean: bool = False,
     hoist: bool = True,
 ) -> int | None:
-    """Steps in a window by the table above; None is all of T. Arguments are those of
-    `explain_chunk`.
+    """Choose the number of steps in a chunk; None is all of T.
+
+    The arguments are those of `explain_chunk`.
     """
     return explain_chunk(
         step, steps, platform, backward=backward, lean=lean, hoist=hoist
@@ -113,73 +124,87 @@ def explain_chunk(
     lean: bool = False,
     hoist: bool = True,
 ) -> tuple[int | None, str]:
-    """`choose_chunk`, and the reason in words.
+    """Choose the number of steps in a chunk, and say why.
 
     Args:
-        backward: whether the walk keeps values for a gradient.
-        lean: whether it keeps the carries only.
+        step: the traced step.
+        steps: T.
+        platform: ``"cpu"``, ``"cuda"`` or ``"tpu"``.
+        backward: whether values are saved for a derivative.
+        lean: whether only the carries are saved.
         hoist: whether inputs are projected before the loop.
+
+    Returns:
+        The steps in a chunk, None for all of T, and the reason in words.
     """
     if platform != "cpu" and not lean:
         return None, "one chunk: each more is a dozen launches more"
-    # Where nothing is kept, what was hoisted lies in memory all the same.
-    stored = (
+    # Without a derivative nothing is saved, but hoisted values are in memory anyway.
+    stored_values = (
         step.adjoint.matmul_values
         if backward
         else hoistable_equations(step)
         if hoist
         else []
     )
-    kept = sum(map(nbytes, stored)) + sum(
+    step_bytes = sum(map(nbytes, stored_values)) + sum(
         a.size * a.dtype.itemsize for a in step.carry_avals
     )
     fits = not backward or bytes_saved(step, lean) <= MOST_HELD * scan_residual_bytes(
         step
     )
-    if kept * steps <= WHOLE_BYTES and not lean and fits:
-        return None, f"one chunk: its {kept * steps:,} bytes stay in the caches"
-    most = max(MOST_CHUNK, SMALL_CHUNK_BYTES // max(kept, 1))
+    total_bytes = step_bytes * steps
+    if total_bytes <= WHOLE_BYTES and not lean and fits:
+        return None, f"one chunk: its {total_bytes:,} bytes stay in the caches"
+    most = max(MOST_CHUNK, SMALL_CHUNK_BYTES // max(step_bytes, 1))
     most = min(most, steps // LEAN_SHARE) if lean else most
-    held = CHUNK_BYTES // max(kept, 1) if platform == "cpu" else most
-    window = nearest_divisor(steps, max(min(held, most), LEAST_CHUNK))
-    return window, f"{min(window, steps) * kept:,} of {steps * kept:,} bytes at a time"
+    in_cache = CHUNK_BYTES // max(step_bytes, 1) if platform == "cpu" else most
+    chunk = nearest_divisor(steps, max(min(in_cache, most), LEAST_CHUNK))
+    chunk_bytes = min(chunk, steps) * step_bytes
+    return chunk, f"{chunk_bytes:,} of {total_bytes:,} bytes at a time"
 
 
 def choose_save(step: StepJaxpr, steps: int) -> tuple[str, str]:
-    """What is kept of a step for its derivative over ``steps`` steps, where nobody
-    has said it, and the reason in words.
+    """Choose what the forward pass saves for a derivative over ``steps`` steps.
+
+    Returns:
+        ``"everything"``, ``"carries"`` or ``"dots"``, and the reason in words, which is
+        empty for ``"dots"``.
     """
     if step.reason_against_pullback is not None:
         return EVERYTHING, step.reason_against_pullback
     program = step.adjoint
-    kept, all_of_it = sum(map(nbytes, program.matmul_values)), scan_residual_bytes(step)
-    carries = sum(
+    value_bytes = sum(map(nbytes, program.matmul_values))
+    scan_bytes = scan_residual_bytes(step)
+    carry_bytes = sum(
         nbytes(v) for i, v in enumerate(program.carry) if i not in program.dropped
     )
-    if not program.sums_products and kept + carries > LITTLE_LESS * all_of_it:
+    saved_bytes = value_bytes + carry_bytes
+    if not program.sums_products and saved_bytes > LITTLE_LESS * scan_bytes:
         return EVERYTHING, (
             "no weight gradient of it is a product with the carry, which one matmul "
             "could sum, and of the "
-            f"{all_of_it:,} bytes a step that jax.lax.scan holds {kept + carries:,} "
-            f"would have to be kept too"
+            f"{scan_bytes:,} bytes a step that jax.lax.scan holds {saved_bytes:,} "
+            "would have to be kept too"
         )
     if (
-        kept
-        and steps * all_of_it > WHOLE_BYTES
-        and program.remade_operations <= OPERATIONS_A_BYTE * kept
+        value_bytes
+        and steps * scan_bytes > WHOLE_BYTES
+        and program.remade_operations <= OPERATIONS_A_BYTE * value_bytes
     ):
         return CARRIES, (
             f"carries are kept: {program.remade_operations:,.0f} operations a step "
-            f"make {kept:,} bytes again sooner than "
+            f"make {value_bytes:,} bytes again sooner than "
             "memory gives them back"
         )
     return DOTS, ""
 
 
 def scan_residual_bytes(step: StepJaxpr) -> int:
-    """Bytes a step that ``jax.lax.scan`` and its derivative hold, counted: what the
-    pullback reads of the forward pass, and what is projected before the loop with its
-    cotangent.
+    """Count the bytes per step that ``jax.lax.scan`` and its derivative hold.
+
+    These are the values of the forward pass that the pullback reads, and the inputs
+    projected before the loop together with their cotangents.
     """
     return sum(map(nbytes, step.adjoint.residuals)) + 2 * sum(
         map(nbytes, hoistable_equations(step))
@@ -189,14 +214,11 @@ def scan_residual_bytes(step: StepJaxpr) -> int:
 def choose_prefix_chunk(
     step: StepJaxpr, steps: int, platform: str | None
 ) -> tuple[int, str]:
-    """Steps that are joined in parallel at a time, one chunk after another, and why
-    as many.
-    """
+    """Choose the chunk size of the parallel prefix, and say why."""
     state = sum(a.size * a.dtype.itemsize for a in step.carry_avals)
-    held = (
-        PREFIX_CHUNK_BYTES if platform == "cpu" else PREFIX_CHUNK_BYTES_ELSEWHERE
-    ) // max(state, 1)
-    chunk = nearest_divisor(steps, max(min(held, steps), LEAST_PREFIX_CHUNK))
+    budget = PREFIX_CHUNK_BYTES if platform == "cpu" else PREFIX_CHUNK_BYTES_ELSEWHERE
+    fitting = budget // max(state, 1)
+    chunk = nearest_divisor(steps, max(min(fitting, steps), LEAST_PREFIX_CHUNK))
     return (
         chunk,
         f"{min(chunk, steps) * state:,} of {steps * state:,} bytes of state at a time",
@@ -204,14 +226,15 @@ def choose_prefix_chunk(
 
 
 def choose_hoist(platform: str | None, step: StepJaxpr) -> bool:
-    """Whether inputs are projected before the loop by default: everywhere but on a CPU
-    with jax 0.10.
+    """Choose whether inputs are projected before the loop.
 
-    Its XLA fuses the slice of what was hoisted into the step's arithmetic, which is
-    then not vectorized, and no fence helps (`jaxrnn.core.fusion_barrier`): a GRU
-    forwards at (8, 1024, 64) took 12.1 ms hoisted and 5.1 in the loop. A small slice is
-    no matter there either: a DiagonalGRU forwards at (1, 100000, 8) took 109 ms in the
-    loop and 32 hoisted.
+    They are, except on a CPU with jax 0.10. Its XLA fuses the slice of the projected
+    inputs into the arithmetic of the step, which is then not vectorized, and no barrier
+    prevents that (`jaxrnn.core.fusion_barrier`): the forward pass of a GRU at
+    (B, T, H) = (8, 1024, 64) took 12.1 ms with projection before the loop and 5.1 ms
+    with projection inside. Small slices are not affected: the forward pass of a
+    DiagonalGRU at (1, 100000, 8) took 32 ms with projection before the loop and 109 ms
+    with projection inside.
     """
     if platform != "cpu" or jax.__version_info__ >= (0, 11):
         return True
@@ -219,7 +242,7 @@ def choose_hoist(platform: str | None, step: StepJaxpr) -> bool:
 
 
 def hoistable_equations(step: StepJaxpr) -> list[Any]:
-    """What the matmuls of a step give that need no carry."""
+    """Return the results of the step's matmuls that do not depend on the carry."""
     program = step.program
     eqns = [
         eqn
@@ -229,19 +252,21 @@ def hoistable_equations(step: StepJaxpr) -> list[Any]:
     return [v for eqn in eqns for v in eqn.outvars]
 
 
-def nearest_divisor(steps: int, window: int) -> int:
-    """The divisor of ``steps`` nearest to ``window`` in ratio, if one lies between
-    half and double of it; else ``window``.
+def nearest_divisor(steps: int, chunk: int) -> int:
+    """Return the divisor of ``steps`` that is nearest to ``chunk`` in ratio.
+
+    Without a divisor between half of ``chunk`` and twice ``chunk``, return ``chunk``.
     """
-    near = [
-        d for d in range(-(-window // 2), min(2 * window, steps) + 1) if steps % d == 0
-    ]
-    return min(near, key=lambda d: abs(math.log(d / window)), default=window)
+    half, double = -(-chunk // 2), min(2 * chunk, steps)
+    divisors = [d for d in range(half, double + 1) if steps % d == 0]
+    return min(divisors, key=lambda d: abs(math.log(d / chunk)), default=chunk)
 
 
 def choose_segment(steps: int) -> int:
-    """``sqrt(T) / 2``, or a divisor of T near it: a step inside a segment takes some
-    four to eight times the memory of a carry at its start, so the two together are
-    least below ``sqrt(T)``.
+    """Choose the chunk of `jaxrnn.Checkpoint`: ``sqrt(T) / 2``, or a divisor near it.
+
+    Memory is the carries at ``T / chunk`` starts and the values of ``chunk`` steps. A
+    step takes about four to eight times the memory of a carry, so the sum is smallest
+    below ``sqrt(T)``.
     """
     return nearest_divisor(steps, math.isqrt(max(steps - 1, 0)) // 2 + 1)

@@ -1,7 +1,9 @@
-"""The three walks of a recurrence: its states, its tangents, and its cotangents
-backwards.
+"""The three passes of a recurrence: forward, jvp and backward.
 
-All run on flat lists of arrays, with time leading, in windows of steps.
+They implement the primitives of `jaxrnn.engines.recurrence.primitives`, whose
+docstring derives them. All arrays are in flat lists, with time as the leading axis of
+whatever there is for every step, and the forward and backward passes run in chunks of
+consecutive steps.
 """
 
 from __future__ import annotations
@@ -18,9 +20,9 @@ from ..jaxpr.step_program import StepJaxpr
 from ..loops.kinds import Sequential, loop_function, steps_an_iteration
 from ..loops.parallel_prefix import carries_before
 from ..loops.sequential import empty_rows
-from .backward import BackwardWindow, WrtMask
+from .backward import BackwardLoop, WrtMask
 from .chunks import chunk_index, scan_over_chunks
-from .forward import ForwardWindow
+from .forward import ForwardLoop
 from .schedule import LoopSchedule
 
 Arrays = Sequence[Any]
@@ -28,10 +30,16 @@ Arrays = Sequence[Any]
 
 @dataclasses.dataclass(frozen=True)
 class Residuals:
-    """What the backward walk is given of the forward one: the carries that
-    `Adjoint.not_kept` does not name and perhaps the kept values, or, where ``carries``
-    is None, only ``starts``, all carries at which windows start (their insides are then
-    walked again). Beside ``carries``, ``starts`` are those of the same leaves.
+    """What the backward pass reads of the forward pass.
+
+    Attributes:
+        inputs: the inputs, ``(T, ...)`` each.
+        carries: the carries after every step, ``(T, ...)`` each, without the leaves
+            that `StepVJP.not_kept` names. None if only ``starts`` were saved: each
+            chunk then repeats its forward pass.
+        kept: the values of `StepVJP.matmul_values` at every step, or None.
+        starts: the carries at chunk starts, ``(number of chunks, ...)`` each: the same
+            leaves as in ``carries``, or all leaves where ``carries`` is None.
     """
 
     inputs: Arrays
@@ -51,11 +59,23 @@ def forward_pass(
     starts: bool,
     show: Sequence[bool],
 ) -> tuple[list, list, list]:
-    """The last carry, the parts of the carries after every step that ``show``, and if
-    asked for the values of `Adjoint.matmul_values` at every step (``kept``) or the
-    carries at which windows start (``starts``).
+    """Run the recurrence forwards, and save what a derivative needs.
+
+    Args:
+        step: the traced step.
+        params: the parameters.
+        carry: the carry before the first step.
+        inputs: the inputs, ``(T, ...)`` each.
+        schedule: a resolved schedule.
+        kept: whether the values of `StepVJP.matmul_values` are returned.
+        starts: whether the carries at chunk starts are returned.
+        show: for each leaf of the carry, whether it is returned after every step.
+
+    Returns:
+        The last carry; the shown leaves of the carries after every step; and what was
+        asked for by ``kept`` or ``starts``.
     """
-    forward = ForwardWindow(
+    forward = ForwardLoop(
         step,
         params,
         hoist=bool(schedule.hoist),
@@ -68,22 +88,22 @@ def forward_pass(
     size = steps if schedule.chunk is None else min(schedule.chunk, steps)
     count = -(-steps // size)
 
-    def window(now, inputs, first):
-        carry, rows, begun = now
-        at = chunk_index(first, size)
-        begun = [
-            jax.lax.dynamic_update_index_in_dim(b, c, at, 0)
-            for b, c in zip(begun, carry, strict=False)
+    def run_chunk(state, inputs, start):
+        carry, buffers, start_carries = state
+        index = chunk_index(start, size)
+        start_carries = [
+            jax.lax.dynamic_update_index_in_dim(b, c, index, 0)
+            for b, c in zip(start_carries, carry, strict=False)
         ]
-        return *forward.window(carry, rows, inputs, first), begun
+        return *forward.run_chunk(carry, buffers, inputs, start), start_carries
 
-    begun = [empty_rows(count, a) for a in step.carry_avals] if starts else []
-    first = (list(carry), forward.blank(steps), begun)
-    last, rows, begun = scan_over_chunks(
-        window, first, list(inputs), schedule.chunk, schedule.reverse
+    start_carries = [empty_rows(count, a) for a in step.carry_avals] if starts else []
+    state = (list(carry), forward.empty_buffers(steps), start_carries)
+    last, buffers, start_carries = scan_over_chunks(
+        run_chunk, state, list(inputs), schedule.chunk, schedule.reverse
     )
-    carries, kept_rows = split_by_sizes(rows, (sum(show),))
-    return last, carries, begun if starts else kept_rows
+    carries, saved_values = split_by_sizes(buffers, (sum(show),))
+    return last, carries, start_carries if starts else saved_values
 
 
 def plain_forward_pass(
@@ -93,12 +113,13 @@ def plain_forward_pass(
     inputs: Arrays,
     schedule: LoopSchedule,
 ) -> tuple[list, list]:
-    """The last carry and the carries after every step by ``jax.lax.scan`` as JAX
-    differentiates it, what needs no carry done before the loop unless the schedule says
-    otherwise.
+    """Run the recurrence by one ``jax.lax.scan``, which JAX differentiates.
+
+    What does not depend on the carry is computed before the loop, unless the schedule
+    says otherwise. Returns the last carry and the carries after every step.
     """
     show = [True] * step.carry
-    forward = ForwardWindow(
+    forward = ForwardLoop(
         step,
         params,
         hoist=schedule.hoist is not False,
@@ -107,11 +128,11 @@ def plain_forward_pass(
         keep=False,
         show=show,
     )
-    body, given = forward.body, forward.given(inputs)
+    body, xs = forward.body, forward.run_prologue(inputs)
     return jax.lax.scan(
         body,
         list(carry),
-        given,
+        xs,
         length=inputs[0].shape[0],
         reverse=schedule.reverse,
         unroll=steps_an_iteration(schedule.loop),
@@ -126,66 +147,82 @@ def jvp_pass(
     directions: Mapping[int, Any],
     schedule: LoopSchedule,
 ) -> tuple[list, list]:
-    """Tangents of the floating leaves of the last carry and of all carries;
-    ``directions`` are those of some params, leaves of the first carry and inputs, which
-    are counted through in this order. Leaves that nothing moves are not differentiated.
+    """Run the recurrence and its tangent forwards, by one ``jax.lax.scan``.
+
+    Args:
+        step: the traced step.
+        params: the parameters.
+        carry: the carry before the first step.
+        inputs: the inputs, ``(T, ...)`` each.
+        directions: the tangents of some operands, by their position among params,
+            leaves of the first carry, and inputs.
+        schedule: gives the direction of time and the steps in an iteration.
+
+    Returns:
+        The tangents of the floating leaves of the last carry, and of those of the
+        carries after every step. Leaves that depend on no operand with a tangent are
+        not differentiated; their tangents are zeros.
     """
     groups = (step.params, step.carry)
-    of_params, of_carry, of_inputs = split_by_sizes(
+    # Positions of the params, carry leaves and inputs among all operands.
+    param_ids, carry_ids, input_ids = split_by_sizes(
         list(range(len(step.avals))), groups
     )
-    moves = step.moved_by(directions)
-    moving = [of_carry[i] for i in sorted(moves)]
-    moving_inputs = [i for i in of_inputs if i in directions]
-    start = [
+    # The leaves of the carry that have a tangent after some step, and their tangents
+    # before the first one.
+    leaves = sorted(step.moved_by(directions))
+    diff_carry_ids = [carry_ids[i] for i in leaves]
+    diff_input_ids = [i for i in input_ids if i in directions]
+    first_d_carry = [
         directions[i] if i in directions else jnp.zeros_like(carry[i - step.params])
-        for i in moving
+        for i in diff_carry_ids
     ]
 
-    def body(now, given):
-        (carry, d_carry), (x, d_x) = now, given
+    def body(state, xs):
+        (carry, d_carry), (x, d_x) = state, xs
         primals = [*params, *carry, *x]
-        along = {i: directions[i] for i in of_params if i in directions}
-        along |= dict(zip(moving, d_carry, strict=True)) | dict(
-            zip(moving_inputs, d_x, strict=True)
+        tangents = {i: directions[i] for i in param_ids if i in directions}
+        tangents |= dict(zip(diff_carry_ids, d_carry, strict=True)) | dict(
+            zip(diff_input_ids, d_x, strict=True)
         )
 
-        def moved(values):
+        def step_of(values):
             new = step(
                 *split_by_sizes(
                     [values.get(i, a) for i, a in enumerate(primals)], groups
                 )
             )
-            return [new[i] for i in sorted(moves)], new
+            return [new[i] for i in leaves], new
 
         _, d_new, new = jax.jvp(
-            moved, ({i: primals[i] for i in along},), (along,), has_aux=True
+            step_of, ({i: primals[i] for i in tangents},), (tangents,), has_aux=True
         )
         return (new, d_new), d_new
 
-    given = (list(inputs), [directions[i] for i in moving_inputs])
-    (_, last), every = jax.lax.scan(
+    xs = (list(inputs), [directions[i] for i in diff_input_ids])
+    (_, d_last), d_carries = jax.lax.scan(
         body,
-        (list(carry), start),
-        given,
+        (list(carry), first_d_carry),
+        xs,
         reverse=schedule.reverse,
         unroll=steps_an_iteration(schedule.loop),
     )
-    places, steps = sorted(moves), inputs[0].shape[:1]
-    return _among_still(step, places, last, ()), _among_still(
-        step, places, every, steps
+    steps = inputs[0].shape[:1]
+    return _with_zeros(step, leaves, d_last, ()), _with_zeros(
+        step, leaves, d_carries, steps
     )
 
 
-def _among_still(
-    step: StepJaxpr, places: Sequence[int], tangents: Arrays, steps: tuple[int, ...]
+def _with_zeros(
+    step: StepJaxpr, leaves: Sequence[int], tangents: Arrays, lead: tuple[int, ...]
 ) -> list[Any]:
-    """Tangents of the leaves of the carry at ``places``, and zeros for the other
-    floating ones.
+    """Return the tangents of all floating leaves: zeros for those not in ``leaves``.
+
+    ``lead`` is the shape of the leading axes: ``(T,)`` or nothing.
     """
-    found = dict(zip(places, tangents, strict=True))
+    by_leaf = dict(zip(leaves, tangents, strict=True))
     return [
-        found[i] if i in found else jnp.zeros((*steps, *a.shape), a.dtype)
+        by_leaf[i] if i in by_leaf else jnp.zeros((*lead, *a.shape), a.dtype)
         for i, a in enumerate(step.carry_avals)
         if is_differentiable(a)
     ]
@@ -201,20 +238,36 @@ def backward_pass(
     schedule: LoopSchedule,
     batch_parts: int = 1,
 ) -> list[Any]:
-    """Cotangents of the params, the first carry and the inputs for which ``wrt`` is
-    True, None for the others.
+    """Run the adjoint of the recurrence, one chunk of steps after another.
+
+    The chunks of the forward pass are visited in the opposite order. Each chunk has a
+    prologue (the linearization, for all its steps at once), a loop (the carry's
+    cotangent, step by step) and an epilogue (the cotangents of the inputs and the
+    weight gradients, for all its steps at once); see `BackwardLoop.run_chunk`. Where
+    only the carries at chunk starts were saved, the chunk first repeats its forward
+    pass.
 
     Args:
-        last: cotangent of each leaf of the last carry (None for integers).
-        every: cotangents ``(T, ...)`` of the carries after every step; None is zero.
-        batch_parts: in how many parts of the batch weight gradients are summed, see
-            `TimeSum`.
+        step: the traced step.
+        params: the parameters.
+        given: what the forward pass saved.
+        last: the cotangent of each leaf of the last carry; None for integers.
+        every: the cotangents ``(T, ...)`` of the carries after every step; None for
+            zero.
+        wrt: for each of params, carry and inputs, whether its cotangent is returned.
+        schedule: the resolved schedule of the forward pass.
+        batch_parts: the number of parts of the batch in which weight gradients are
+            summed; see `WeightGradientSum`.
+
+    Returns:
+        The cotangents of the params, the first carry and the inputs; None where ``wrt``
+        is False.
     """
     wanted = WrtMask(*split_by_sizes(wrt, (step.params, step.carry)))
     with_kept = given.kept is not None or given.carries is None
     present = [g is not None for g in every]
     by_steps = isinstance(schedule.loop, Sequential)
-    backward = BackwardWindow(
+    backward = BackwardLoop(
         step,
         params,
         wanted,
@@ -227,7 +280,7 @@ def backward_pass(
     forward = None
     if given.carries is None:
         show = [i in leaves for i in range(step.carry)]
-        forward = ForwardWindow(
+        forward = ForwardLoop(
             step,
             params,
             hoist=bool(schedule.hoist),
@@ -239,59 +292,70 @@ def backward_pass(
     steps = given.inputs[0].shape[0]
     size = steps if schedule.chunk is None else min(schedule.chunk, steps)
 
-    def blank(steps):
-        return backward.blank(steps), forward.blank(steps) if forward else []
+    def empty_scratch(steps):
+        return (
+            backward.empty_buffers(steps),
+            forward.empty_buffers(steps) if forward else [],
+        )
 
-    def window(now, part, first):
-        (carry, sums, scratch, d_rows), (inputs, carries, kept, every) = now, part
-        here = inputs[0].shape[0]
-        rows, walked = scratch if here == size else blank(here)
-        at = chunk_index(first, size)
-        start = [
-            jax.lax.dynamic_index_in_dim(a, at, keepdims=False) for a in given.starts
+    def run_chunk(state, chunk_xs, start):
+        (d_carry, sums, scratch, d_inputs) = state
+        (inputs, carries, kept, every) = chunk_xs
+        # The buffers are reused by all chunks of the same size; the shorter chunk has
+        # its own.
+        chunk_steps = inputs[0].shape[0]
+        emitted, recomputed = (
+            scratch if chunk_steps == size else empty_scratch(chunk_steps)
+        )
+        index = chunk_index(start, size)
+        start_carry = [
+            jax.lax.dynamic_index_in_dim(a, index, keepdims=False) for a in given.starts
         ]
         if forward:
-            _, walked = forward.window(start, walked, inputs, 0)
-            carries, kept = split_by_sizes(walked, (len(leaves),))
-            start = [start[i] for i in leaves]
+            _, recomputed = forward.run_chunk(start_carry, recomputed, inputs, 0)
+            carries, kept = split_by_sizes(recomputed, (len(leaves),))
+            start_carry = [start_carry[i] for i in leaves]
         after = dict(zip(leaves, carries, strict=True))
         before = {
             i: carries_before(a, after[i], schedule.reverse)
-            for i, a in zip(leaves, start, strict=True)
+            for i, a in zip(leaves, start_carry, strict=True)
         }
-        known = backward.known_of(before, inputs, after, kept if with_kept else [])
-        carry, rows, sums, d_inputs = backward.window(
-            carry,
-            rows,
+        stacked = backward.saved_values(
+            before, inputs, after, kept if with_kept else []
+        )
+        d_carry, emitted, sums, d_chunk_inputs = backward.run_chunk(
+            d_carry,
+            emitted,
             sums,
-            known,
+            stacked,
             every,
             not schedule.reverse,
             loop_function(schedule.loop),
         )
-        d_rows = [
-            jax.lax.dynamic_update_slice_in_dim(a, d, first, 0)
-            for a, d in zip(d_rows, d_inputs, strict=True)
+        d_inputs = [
+            jax.lax.dynamic_update_slice_in_dim(a, d, start, 0)
+            for a, d in zip(d_inputs, d_chunk_inputs, strict=True)
         ]
-        return carry, sums, (rows, walked) if here == size else scratch, d_rows
+        scratch = (emitted, recomputed) if chunk_steps == size else scratch
+        return d_carry, sums, scratch, d_inputs
 
-    parts = (
+    xs = (
         list(given.inputs),
         given.carries,
         given.kept,
         [g for g in every if g is not None],
     )
-    d_rows = [empty_rows(steps, v.aval) for v in backward.d_inputs]
-    first = (
+    d_inputs = [empty_rows(steps, v.aval) for v in backward.d_inputs]
+    state = (
         [g for g in last if g is not None],
         backward.zero_sums(),
-        blank(size),
-        d_rows,
+        empty_scratch(size),
+        d_inputs,
     )
-    carry, sums, _, d_rows = scan_over_chunks(
-        window, first, parts, schedule.chunk, not schedule.reverse, retrace=True
+    d_carry, sums, _, d_inputs = scan_over_chunks(
+        run_chunk, state, xs, schedule.chunk, not schedule.reverse, retrace=True
     )
-    return backward.assemble(sums, carry, d_rows)
+    return backward.assemble(sums, d_carry, d_inputs)
 
 
 def recompute_saved_values(
@@ -302,24 +366,31 @@ def recompute_saved_values(
     carries: Arrays,
     reverse: bool,
 ) -> list[Any]:
-    """The values of `Adjoint.matmul_values` at every step, made again from the
-    carries.
+    """Recompute the values of `StepVJP.matmul_values` at every step from the carries.
+
+    Args:
+        step: the traced step.
+        params: the parameters.
+        carry: the carry before the first step.
+        inputs: the inputs, ``(T, ...)`` each.
+        carries: the carries after every step, ``(T, ...)`` each.
+        reverse: whether the steps ran from the last to the first.
     """
     program = step.adjoint
     before = [
         carries_before(a, after, reverse)
         for a, after in zip(carry, carries, strict=True)
     ]
-    needed = program.needed(program.matmul_values, {*program.carry, *program.inputs})
+    eqns = program.needed(program.matmul_values, {*program.carry, *program.inputs})
 
-    def one(carry, inputs):
+    def of_step(carry, inputs):
         env = program.literals | dict(
             zip(
                 [*program.params, *program.carry, *program.inputs],
                 [*params, *carry, *inputs],
             )
         )
-        eval_equations(needed, env)
+        eval_equations(eqns, env)
         return [env[v] for v in program.matmul_values]
 
-    return jax.vmap(one)(before, list(inputs))
+    return jax.vmap(of_step)(before, list(inputs))

@@ -1,4 +1,4 @@
-"""A cell's step, with mask and resets, as the engines walk it."""
+"""Run a cell over a sequence by a schedule, with mask and resets."""
 
 from __future__ import annotations
 
@@ -29,20 +29,34 @@ Sequence = tuple[Any, Any, Any]  # inputs, mask and resets, each (T, ...) or Non
 def one_step(
     cell: Cell, params: Params, carry: Carry, now: Sequence, projected: bool = False
 ) -> Carry:
-    """The carry after one step: reset before it where told, held where masked. The
-    input may be ``projected`` already.
+    """Apply one step of a cell, with mask and resets.
+
+    Args:
+        cell: the cell.
+        params: its parameters.
+        carry: the carry before the step.
+        now: the input, the mask and the resets of the step. Where the reset is True
+            the carry becomes the initial one before the step; where the mask is False
+            the carry is held.
+        projected: whether the input has been projected already.
+
+    Returns:
+        The carry after the step.
     """
-    x, keep, reset = now
+    x, mask, reset = now
     if reset is not None:
         carry = select(reset, cell.initial_carry(params, reset.shape), carry)
     new = cell.step(params, carry, x if projected else cell.project(params, x))
-    return new if keep is None else select(keep, new, carry)
+    return new if mask is None else select(mask, new, carry)
 
 
 def flat_step(
     cell: Cell, params: Params, carry: Carry, sequence: Sequence
 ) -> tuple[StepJaxpr, list[Any]]:
-    """The cell's step traced on flat lists of arrays, and the params that it takes."""
+    """Trace a cell's step on flat lists of arrays.
+
+    Returns the traced step, and the list of params that it takes; see `trace_step`.
+    """
     p_tree, c_tree, x_tree = (
         jax.tree.structure(tree) for tree in (params, carry, sequence)
     )
@@ -68,14 +82,25 @@ def run_schedule(
     sequence: Sequence,
     schedule: LoopSchedule,
 ) -> tuple[Carry, Carry]:
-    """Run a cell's steps over a sequence: the last carry, and all carries.
+    """Run a cell over a sequence by a schedule.
 
-    One step or none needs no loop. What the recurrence does not support (see
-    `unsupported_arrays_reason` and `unsupported_step_reason`) runs by ``jax.lax.scan``,
-    unless the schedule asks for something that only the recurrence has.
+    A sequence of at most one step needs no loop. What the recurrence does not support
+    (see `unsupported_arrays_reason` and `unsupported_step_reason`) runs by
+    ``jax.lax.scan``, if the schedule asks for nothing that only the recurrence has.
+
+    Args:
+        cell: the cell.
+        params: its parameters.
+        carry: the carry before the first step.
+        sequence: the inputs, the mask and the resets of all steps.
+        schedule: how the loops run.
+
+    Returns:
+        The last carry, and the carries after every step.
 
     Raises:
-        ValueError: for the latter.
+        ValueError: if the recurrence does not support the step or the arrays, and the
+            schedule asks for something that ``jax.lax.scan`` does not have.
     """
     if isinstance(schedule.loop, Chunkwise):
         return _run_chunkwise(cell, params, carry, sequence, schedule)
@@ -104,7 +129,10 @@ def _run_chunkwise(
     sequence: Sequence,
     schedule: LoopSchedule,
 ) -> tuple[Carry, Carry]:
-    """Run the chunks that the cell joins itself; of the carries h alone is known."""
+    """Run a cell by its own ``walk_chunks``.
+
+    Of the carries after every step only h is known; their other parts are None.
+    """
     reason = unsupported_chunkwise_reason(cell) or unsupported_arrays_reason(
         jax.tree.leaves((params, carry, sequence))
     )
@@ -130,8 +158,13 @@ def _run_chunkwise(
 def trace_for_recurrence(
     cell: Cell, params: Params, carry: Carry, sequence: Sequence
 ) -> tuple[str | None, StepJaxpr | None, list[Any]]:
-    """Why `recurrence` does not take this on, if it does not; else the step and its
-    params, where there is more than one.
+    """Trace a cell's step for the recurrence.
+
+    Returns:
+        ``(reason, None, [])`` if the recurrence does not support the arrays;
+        ``(None, None, [])`` if there is at most one step; otherwise
+        ``(reason or None, step, params)``, with the reason why the recurrence does not
+        support the step.
     """
     reason = unsupported_arrays_reason(jax.tree.leaves((params, carry, sequence)))
     if reason is not None or jax.tree.leaves(sequence)[0].shape[0] <= 1:
@@ -141,8 +174,9 @@ def trace_for_recurrence(
 
 
 def unsupported_arrays_reason(values: list[Any]) -> str | None:
-    """Why arrays like these are left to JAX's own loop, if they are: their types
-    belong to it.
+    """Say why the recurrence does not support arrays of these types, or None.
+
+    ``jax.lax.scan`` supports them.
     """
     avals = [jax.typeof(v) for v in values]
     if any(not isinstance(d, int) for aval in avals for d in aval.shape):
@@ -168,26 +202,28 @@ def unsupported_arrays_reason(values: list[Any]) -> str | None:
 
 
 def unsupported_step_reason(step: StepJaxpr) -> str | None:
-    """Why a step is left to JAX's own loop, if it is: it would not do the same for
-    many steps at once.
+    """Say why the recurrence does not support a step, or None.
+
+    Such a step would behave differently if it were computed for many steps at once.
     """
     if step.closed.effects:
         return "its step has side effects"
     names = {eqn.primitive.name for eqn in _all_equations(step.closed.jaxpr)}
     if names & {"pure_callback", "io_callback"}:
         return "its step calls back to Python"
-    keys = [
+    dtypes = [
         v.aval.dtype
         for eqn in _all_equations(step.closed.jaxpr)
         for v in eqn.invars
         if is_array(v.aval)
     ]
-    if "rng_bit_generator" in names or any("rbg" in str(dtype) for dtype in keys):
+    if "rng_bit_generator" in names or any("rbg" in str(dtype) for dtype in dtypes):
         return "its step draws from a generator whose numbers differ under vmap (rbg)"
     return None
 
 
 def _all_equations(jaxpr: Any) -> Iterator[Any]:
+    """Iterate over the equations of a jaxpr and of all jaxprs nested in it."""
     for eqn in jaxpr.eqns:
         yield eqn
         for inner in core.jaxprs_in_params(eqn.params):
@@ -195,8 +231,9 @@ def _all_equations(jaxpr: Any) -> Iterator[Any]:
 
 
 def _axes_of(value: Any) -> frozenset:
-    """The mesh axes over which a value varies under ``jax.shard_map``, where it
-    keeps account of that.
+    """Return the mesh axes over which a value varies under ``jax.shard_map``.
+
+    They are known under ``check_vma=True`` only.
     """
     value = value if isinstance(value, jax.ShapeDtypeStruct) else jax.typeof(value)
     kind = getattr(value, "manual_axis_type", None)
@@ -206,12 +243,12 @@ def _axes_of(value: Any) -> frozenset:
 def _varying(
     cell: Cell, params: Params, carry: Carry, sequence: Sequence
 ) -> tuple[Params, Carry]:
-    """Both, cast to vary over mesh axes as a loop wants them that ``jax.shard_map``
-    keeps account of, ``check_vma=True``.
+    """Cast params and carry to vary over mesh axes, as a loop requires.
 
-    A carry must vary from the start over what it varies over after a step, and over no
-    more: a step may sum over an axis. If params vary too, their gradients are summed
-    over the devices once; else at every step.
+    Under ``jax.shard_map(check_vma=True)`` a carry must vary, from the start, over the
+    axes over which it varies after a step, and over no more: a step may sum over an
+    axis. If params vary too, their gradients are summed over the devices once,
+    otherwise at every step.
     """
     axes = frozenset().union(*map(_axes_of, jax.tree.leaves((params, carry, sequence))))
     if not axes:
@@ -219,18 +256,20 @@ def _varying(
     wide = _cast(params, [axes] * len(jax.tree.leaves(params)))
     if jax.tree.leaves(sequence)[0].shape[0] == 0:
         return wide, _cast(carry, [axes] * len(jax.tree.leaves(carry)))
-    settled, wider = (_settled_carry(cell, p, carry, sequence) for p in (params, wide))
+    fixed, wider = (
+        _fixed_point_carry(cell, p, carry, sequence) for p in (params, wide)
+    )
     same = all(
         _axes_of(a) == _axes_of(b)
-        for a, b in zip(*map(jax.tree.leaves, (settled, wider)), strict=True)
+        for a, b in zip(*map(jax.tree.leaves, (fixed, wider)), strict=True)
     )
-    return wide if same else params, settled
+    return wide if same else params, fixed
 
 
-def _settled_carry(
+def _fixed_point_carry(
     cell: Cell, params: Params, carry: Carry, sequence: Sequence
 ) -> Carry:
-    """``carry``, cast to vary over what it varies over after any number of steps."""
+    """Cast a carry to vary over the axes over which it varies after any steps."""
     while True:
         now = jax.tree.map(lambda a: a[0], sequence)
         new = jax.eval_shape(
@@ -246,7 +285,7 @@ def _settled_carry(
 
 
 def _cast(tree: Any, axes: list[frozenset]) -> Any:
-    """``tree``, each leaf varying over its ``axes`` at least."""
+    """Cast each leaf of a tree to vary over its ``axes`` at least."""
 
     def leaf(a: Any, wanted: frozenset) -> Any:
         missing = tuple(sorted(wanted - _axes_of(a), key=str))
@@ -263,7 +302,7 @@ def run_plain_scan(
     sequence: Sequence,
     schedule: LoopSchedule,
 ) -> tuple[Carry, Carry]:
-    """Run the steps by ``jax.lax.scan`` alone, and so with JAX's own derivative."""
+    """Run a cell by ``jax.lax.scan`` alone, with JAX's own derivative."""
     hoist = schedule.hoist is not False
     xs, mask, resets = sequence
     steps = jax.tree.leaves(sequence)[0].shape[0]
@@ -288,7 +327,11 @@ def run_plain_scan(
 
 
 def check_hoist(cell: Cell, params: Params, carry: Carry, sequence: Sequence) -> None:
-    """Something in the cell's step can be hoisted: a matmul that needs no carry."""
+    """Check that ``hoist=True`` has an effect.
+
+    Raises:
+        ValueError: if every matmul of the cell's step depends on the carry.
+    """
     program = flat_step(cell, params, carry, sequence)[0].program
     if not any(
         eqn.primitive.name in EXPENSIVE and program.kind[eqn.outvars[0]] == INPUT

@@ -1,6 +1,4 @@
-"""What the loop backwards adds up as it goes: sums of values too large to be held
-for every step.
-"""
+"""Sums that the backward loop carries, of values too large to store at every step."""
 
 from __future__ import annotations
 
@@ -18,10 +16,13 @@ from ..jaxpr.step_program import CONST, DependencyGraph
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RunningSum:
-    """The sum over steps of ``variables``, which the loop carries.
+    """A sum over steps that the backward loop carries.
 
-    ``which`` is the number of the parameter whose gradient it is, or None where it goes
-    through linear equations first.
+    Attributes:
+        program: the equations of one step.
+        variables: the variables that are added at every step.
+        which: the number of the parameter whose gradient this is a term of; None if
+            the sum goes through linear equations first.
     """
 
     program: DependencyGraph
@@ -30,40 +31,49 @@ class RunningSum:
 
     @property
     def reads(self) -> list[Any]:
-        """What has to be made inside the loop for it."""
-        return [v for var in self.variables for v in _reads(self.program, var)]
+        """The variables that the loop must compute for the sum."""
+        return [v for var in self.variables for v in _loop_reads(self.program, var)]
 
     def zero(self) -> Any:
-        """Where it begins."""
+        """Return the sum of no steps, in float32 at least."""
         aval = self.variables[0].aval
         return jnp.zeros(aval.shape, accumulator(aval.dtype))
 
     def add(self, total: Any, env: dict[Any, Any]) -> Any:
-        """``total`` and this step's values."""
+        """Add the values of a step.
+
+        A gradient that is zero but for some rows (an embedding's, for example) is not
+        added as a whole: its rows are added in place.
+
+        Args:
+            total: the sum of the steps before.
+            env: the values of this step.
+        """
         for var in self.variables:
-            eqn = _sparse(self.program, var)
+            eqn = _sparse_update(self.program, var)
             if eqn is None or total.dtype != var.aval.dtype:
-                value = _made(self.program, var, env)
+                value = _value_of(self.program, var, env)
                 total = total + value.astype(total.dtype)
             elif eqn.primitive.name == "scatter-add":
                 _, *rest = (read_env(env, v) for v in eqn.invars)
                 (total,) = bind_equation(eqn, [total, *rest])
             else:
                 _, update, *start = (read_env(env, v) for v in eqn.invars)
-                there = jax.lax.dynamic_slice(total, start, update.shape)
-                total = jax.lax.dynamic_update_slice(total, there + update, start)
+                old = jax.lax.dynamic_slice(total, start, update.shape)
+                total = jax.lax.dynamic_update_slice(total, old + update, start)
         return total
 
 
-def _reads(program: DependencyGraph, var: Any) -> list[Any]:
-    eqn = _sparse(program, var)
+def _loop_reads(program: DependencyGraph, var: Any) -> list[Any]:
+    """Return the variables that the loop must compute to add ``var``."""
+    eqn = _sparse_update(program, var)
     if eqn is None:
         return [var]
     return [v for v in eqn.invars[1:] if program.kind_of(v) > CONST]
 
 
-def _made(program: DependencyGraph, var: Any, env: dict[Any, Any]) -> Any:
-    """The value of a variable, of which perhaps only the operands were made."""
+def _value_of(program: DependencyGraph, var: Any, env: dict[Any, Any]) -> Any:
+    """Return the value of a variable, from its operands where it is not in ``env``."""
     if var in env:
         return env[var]
     eqn = program.maker[var]
@@ -72,9 +82,11 @@ def _made(program: DependencyGraph, var: Any, env: dict[Any, Any]) -> Any:
     ]
 
 
-def _sparse(program: DependencyGraph, var: Any) -> Any:
-    """The equation of a variable that is zero but for a part: rows that are added to
-    zeros, or written into zeros.
+def _sparse_update(program: DependencyGraph, var: Any) -> Any:
+    """Return the equation of a variable that is zero but for a part, or None.
+
+    Such an equation adds updates to zeros (``scatter-add``) or writes an update into
+    zeros (``dynamic_update_slice``).
     """
     eqn = program.maker.get(var)
     if eqn is None or eqn.primitive.name not in ("scatter-add", "dynamic_update_slice"):

@@ -1,9 +1,9 @@
-"""How a recurrence is scheduled, and the one function that resolves a schedule.
+"""Schedules of a recurrence, and the one function that resolves them.
 
-An engine gives a `LoopSchedule`, in which ``"auto"`` stands for what is to be chosen.
-`resolve_schedule` chooses it for a step, a length and a platform, by the rules of
-`jaxrnn.engines.recurrence.heuristics`, and says why. Engines, primitives and
-`jaxrnn.explain` all call it, so that what is printed is what runs.
+An engine returns a `LoopSchedule`, in which ``"auto"`` marks an option that is still
+open. `resolve_schedule` chooses these options for a step, a length and a platform, by
+the rules of `jaxrnn.engines.recurrence.heuristics`, and says why. Engines,
+primitives and `jaxrnn.explain` all call it, so that what is printed is what runs.
 """
 
 from __future__ import annotations
@@ -33,12 +33,14 @@ class LoopSchedule:
 
     Args:
         loop: how the steps of a chunk are run.
-        chunk: consecutive steps that are run together; None for all of T; ``"auto"``.
-        save: what the forward pass saves for the backward one besides the carries that
-            it reads: ``"dots"``, what the step's matmuls gave; ``"carries"``, nothing;
-            ``"starts"``, the carries at chunk starts only; ``"everything"``, whatever
-            JAX's own derivative of ``jax.lax.scan`` saves; ``"auto"``.
-        hoist: whether what needs no carry is computed before the loop; ``"auto"``.
+        chunk: consecutive steps that run together; None for all of T; ``"auto"``.
+        save: what the forward pass saves for the backward pass besides the carries
+            that it reads: ``"dots"``, the results of the step's matmuls;
+            ``"carries"``, nothing; ``"starts"``, the carries at chunk starts only;
+            ``"everything"``, what JAX's own derivative of ``jax.lax.scan`` saves;
+            ``"auto"``.
+        hoist: whether what does not depend on the carry is computed before the loop;
+            ``"auto"``.
         reverse: whether the steps run from the last input to the first.
     """
 
@@ -50,21 +52,21 @@ class LoopSchedule:
 
     @property
     def leaves_loop_open(self) -> bool:
-        """Whether parallel prefixes may be chosen, and so nobody has named a loop."""
+        """Whether the loop is not named, and parallel prefixes may be chosen."""
         return isinstance(self.loop, AutoLoop) and self.loop.prefix
 
     @property
     def is_open(self) -> bool:
-        """Whether the caller asked for nothing that only our backward pass has."""
+        """Whether the caller asked for nothing that ``jax.lax.scan`` does not have."""
         return self.chunk == AUTO and (self.save == AUTO or self.leaves_loop_open)
 
     def replace(self, **changes) -> LoopSchedule:
-        """The schedule with some fields changed."""
+        """Return the schedule with some fields changed."""
         return dataclasses.replace(self, **changes)
 
 
 class ResolvedSchedule(NamedTuple):
-    """A schedule in which nothing is left to choose, and why it is as it is."""
+    """A schedule without open options, and the reasons for what was chosen."""
 
     schedule: LoopSchedule
     reasons: tuple[str, ...]
@@ -76,10 +78,18 @@ class ResolvedSchedule(NamedTuple):
 
 
 def resolve_save(schedule: LoopSchedule, step: StepJaxpr, length: int) -> LoopSchedule:
-    """Choose what the forward pass saves, once a derivative is asked for.
+    """Choose what the forward pass saves, once a derivative is wanted.
+
+    Args:
+        schedule: the schedule that the engine asks for.
+        step: the traced step.
+        length: T.
+
+    Returns:
+        The schedule with ``save`` resolved.
 
     Raises:
-        ValueError: where the pullback of the step cannot be traced, but the caller
+        ValueError: if the pullback of the step cannot be traced, but the caller
             asked for something that needs it.
     """
     reason = step.reason_against_pullback
@@ -109,15 +119,21 @@ def resolve_schedule(
     *,
     backward: bool,
 ) -> ResolvedSchedule:
-    """Choose all that a schedule leaves open.
+    """Choose all options that a schedule leaves open.
 
     Args:
-        schedule: what the engine asks for.
+        schedule: the schedule that the engine asks for.
         step: the traced step of the recurrence.
         length: T.
-        platform: ``"cpu"``, ``"cuda"`` or ``"tpu"``; one that is not known is treated
-            as a CPU's.
+        platform: ``"cpu"``, ``"cuda"`` or ``"tpu"``; an unknown one is treated
+            as a CPU.
         backward: whether a derivative is wanted, so that something must be saved.
+
+    Returns:
+        The resolved schedule, and the reasons for it.
+
+    Raises:
+        ValueError: as `resolve_save`.
     """
     save_reason, reason = "", ""
     if backward and schedule.chunk == AUTO:
@@ -130,7 +146,7 @@ def resolve_schedule(
         schedule = schedule.replace(
             loop=PallasKernel(named=False), chunk=None, hoist=True
         )
-        reason = "defaults.KERNELS names the platform"
+        reason = "heuristics.KERNELS names the platform"
     elif isinstance(loop, AutoLoop):
         parallel = loop.prefix and platform != "cpu"
         schedule = schedule.replace(loop=ParallelPrefix() if parallel else Sequential())

@@ -1,12 +1,12 @@
-"""Sums over time of values that were made step by step, without holding one large value
-a step.
+"""Sums over time, such as weight gradients, as matmuls over time and batch.
 
-A weight gradient is the sum over steps of ``h_{t-1}^T dz_t``. Mapped over time and
-summed, as ``vmap`` would have it, it is T matrices first. But what stands between such
-a product and the gradient is linear (`jaxrnn.engines.jaxpr.linearity`), so the sum
-moves inwards until it meets the product, and becomes one matmul over time and batch.
-What is no such product, and not linear, is summed row by row if its rows are small,
-else added up step by step inside the loop, as ``jax.lax.scan`` does.
+A weight gradient is the sum over steps of ``h_{t-1}^T dz_t``. Computing the terms with
+``vmap`` and then summing them would store T matrices. The equations between such a
+product and the gradient are linear (`jaxrnn.engines.jaxpr.linearity`), so the sum over
+time is moved through them, towards the product, which then becomes one matmul that
+contracts time and batch together. A value that is neither such a product nor linear is
+stored at every step and summed if it is small. Otherwise the loop adds it up step by
+step, as ``jax.lax.scan`` does.
 """
 
 from __future__ import annotations
@@ -46,14 +46,22 @@ CONSTANT, ROWS, LOOP, PRODUCT, LINEAR, BATCH = (
 
 @dataclasses.dataclass(frozen=True)
 class SumRule:
-    """How the sum of a variable over time is taken, and the bytes a step that are
-    written for it alone.
+    """How the sum of a variable over time is computed.
 
-    CONSTANT   times the number of steps ROWS       its value at every step is held, and
-    summed LOOP       added up in the loop PRODUCT    one contraction over time and all
-    that the product contracts LINEAR     its equation, of the sums of its ``terms``
-    BATCH      what it sums over the batch is held at every step, and summed over time
-    and batch, each part of it by itself
+    Attributes:
+        kind: one of
+
+            CONSTANT    the value times the number of steps
+            ROWS        the value is stored at every step, and the rows are summed
+            LOOP        the loop adds the value up
+            PRODUCT     one contraction over time and over what the product contracts
+            LINEAR      the equation of the variable, applied to the sums of its terms
+            BATCH       the operand of a sum over the batch is stored at every step,
+                        and summed over time and over each part of the batch
+
+        eqn: the equation that computes the variable.
+        terms: for LINEAR, the positions of the operands that are summed.
+        cost: the bytes per step that are written for this sum alone.
     """
 
     kind: str
@@ -63,22 +71,27 @@ class SumRule:
 
 
 class WeightGradientSum:
-    """Sums over the leading axis of what a `DependencyGraph`'s equations make at every
-    step, for the variables ``outs``.
+    """The sums over time of variables of a `DependencyGraph`.
 
     Args:
-        at_hand: variables whose values at every step are held anyway.
-        most: bytes of a value of which a row for every step may be held.
+        program: the equations of one step.
+        outs: the variables whose sums are wanted.
+        at_hand: variables whose values at every step are stored anyway.
+        most: the most bytes of a value that may be stored at every step.
         parts: where a batch is split over devices, the number of equal parts of the
-            batch in which sums are taken. The parts lead: each device adds up its own,
-            window after window, and one all-reduce joins them when the loop is done
-            (`joined`). A sum that has no batch axis is the first part, the others are
-            zero. What the loop adds up is no such sum, and is joined at every step.
+            batch in which sums are computed. A leading axis counts the parts: each
+            device sums its own, chunk after chunk, and one all-reduce adds them when
+            the loop is done (`joined`). A sum without a batch axis is the first part,
+            and the others are zero. Running sums of the loop have no parts; they are
+            reduced between devices at every step.
 
-    ``operands`` are the variables whose values at every step the sums are made from,
-    ``products`` those that are made by one product. The loop adds up the ``direct``
-    variables of each out, whose sum is nothing more, and the ``indirect`` ones, whose
-    sums go through linear equations first.
+    Attributes:
+        operands: the variables whose values at every step are needed for the sums.
+        products: the variables whose sums are computed by one matmul.
+        direct: for each of ``outs``, the terms that the loop adds up and that need
+            nothing more.
+        indirect: variables that the loop adds up, whose sums then go through linear
+            equations.
     """
 
     def __init__(
@@ -94,12 +107,12 @@ class WeightGradientSum:
         self._at_hand = {*at_hand, *self._operands_of_products(addends)}
         self._rules = self._find_rules(most)
         self.direct = [
-            [v for v in each if self._rule(v).kind == LOOP] for each in addends
+            [v for v in terms if self._rule(v).kind == LOOP] for terms in addends
         ]
         self._rest = [
-            [v for v in each if self._rule(v).kind != LOOP] for each in addends
+            [v for v in terms if self._rule(v).kind != LOOP] for terms in addends
         ]
-        self._used = self._met_on_the_way([v for each in self._rest for v in each])
+        self._used = self._summed_variables([v for terms in self._rest for v in terms])
         rules = [(var, self._rules[var, exact]) for var, exact in self._used]
         self.indirect = deduplicate(var for var, rule in rules if rule.kind == LOOP)
         self.products = deduplicate(var for var, rule in rules if rule.kind == PRODUCT)
@@ -109,13 +122,16 @@ class WeightGradientSum:
     def take(
         self, constants: dict, stacked: dict, added: dict, steps: int
     ) -> list[Any]:
-        """The sums over ``steps`` steps, each without its ``direct`` part; None where
-        there is nothing else.
+        """Compute the sums over the steps of a chunk, without the ``direct`` terms.
 
         Args:
-            constants: the values of class CONST.
-            stacked: a row a step for each of ``operands``.
-            added: the sum of each of ``indirect``.
+            constants: the values of the variables of class CONST.
+            stacked: the values ``(steps, ...)`` of each of ``operands``.
+            added: the sum of each of ``indirect``, from the loop.
+            steps: the number of steps.
+
+        Returns:
+            One sum for each of ``outs``; None where there are ``direct`` terms only.
         """
         sums: dict[tuple[Any, bool], Any] = {}
         for var, exact in self._used:  # in the order of the equations
@@ -130,46 +146,46 @@ class WeightGradientSum:
                     *operands, parts=self.parts, **rule.eqn.params
                 )
             elif rule.kind == BATCH:
-                first, *others = (
-                    axis + 1 for axis in rule.eqn.params["axes"]
-                )  # of rows in time
-                rows = _parted(stacked[rule.eqn.invars[0]], first, self.parts)
+                # Time leads the rows, so every axis of the equation is one further.
+                first, *others = (axis + 1 for axis in rule.eqn.params["axes"])
+                rows = _split_axis(stacked[rule.eqn.invars[0]], first, self.parts)
                 sums[var, exact] = rows.sum(
                     (1, first + 1, *(axis + 1 for axis in others))
                 )
             else:
-                sums[var, exact] = self._through(
+                sums[var, exact] = self._apply_linear(
                     var, exact, rule, constants, sums, steps
                 )
         totals = (
-            [self._sum_of(v, False, constants, sums, steps) for v in each]
-            for each in self._rest
+            [self._sum_of(v, False, constants, sums, steps) for v in terms]
+            for terms in self._rest
         )
         return [
-            functools.reduce(operator.add, each) if each else None for each in totals
+            functools.reduce(operator.add, terms) if terms else None for terms in totals
         ]
 
     def _sum_of(
         self, var: Any, exact: bool, constants: dict, sums: dict, steps: int
     ) -> Any:
+        """Return the sum of a variable: one from ``sums``, or of a constant."""
         if not self._is_constant(var):
             return sums[var, exact]
         value = read_env(constants, var)
         return self.first_part(value * jnp.asarray(steps, jnp.result_type(value)))
 
     def joined(self, total: Any) -> Any:
-        """The sum of all parts."""
+        """Add the parts of a sum."""
         return total if self.parts == 1 else total.sum(0)
 
     def first_part(self, value: Any) -> Any:
-        """A sum without parts, as the first of them."""
+        """Return a sum without a batch axis as the first part; the others are zero."""
         return (
             value
             if self.parts == 1
             else jnp.zeros((self.parts, *value.shape), value.dtype).at[0].set(value)
         )
 
-    def _through(
+    def _apply_linear(
         self,
         var: Any,
         exact: bool,
@@ -178,7 +194,7 @@ class WeightGradientSum:
         sums: dict,
         steps: int,
     ) -> Any:
-        """The sum through a linear equation."""
+        """Apply a linear equation to the sums of its terms."""
         eqn, inner = rule.eqn, exact or is_widening(rule.eqn)
         values = [
             self._sum_of(v, inner, constants, sums, steps)
@@ -194,16 +210,16 @@ class WeightGradientSum:
         ]
 
     def _addends(self, out: Any) -> list[Any]:
-        """The variables whose sum ``out`` is."""
-        found, queue = [], [out]
+        """Return the terms of a variable that ``add_any`` equations add."""
+        terms, queue = [], [out]
         while queue:
             var = queue.pop()
             eqn = None if self._is_constant(var) else self.program.maker.get(var)
             if eqn is not None and eqn.primitive.name == "add_any":
                 queue += eqn.invars[::-1]
             else:
-                found.append(var)
-        return found
+                terms.append(var)
+        return terms
 
     def _is_constant(self, var: Any) -> bool:
         return self.program.kind_of(var) == CONST
@@ -212,30 +228,37 @@ class WeightGradientSum:
         return SumRule(CONSTANT) if self._is_constant(var) else self._rules[var, exact]
 
     def _find_rules(self, most: float) -> dict[tuple[Any, bool], SumRule]:
-        """How the sum of every variable is taken, if it is.
+        """Find a rule for the sum of each variable, where there is one.
 
-        With ``exact``, the sum is widened afterwards, so that what rounds must be done
-        step by step: only sums of products of half precision are taken there.
+        A key is a variable and a flag, ``exact``: whether the sum is converted to a
+        wider dtype afterwards. What rounds must then be done step by step, so only
+        products of half precision are summed; see `is_half`.
         """
-        found: dict[tuple[Any, bool], SumRule] = {}
-        given = [v for v in self.program.jaxpr.invars if not self._is_constant(v)]
-        made = [
+        rules: dict[tuple[Any, bool], SumRule] = {}
+        arguments = [v for v in self.program.jaxpr.invars if not self._is_constant(v)]
+        results = [
             v
             for eqn in self.program.eqns
             for v in eqn.outvars
             if not self._is_constant(v)
         ]
-        for var in [*given, *made]:  # what an equation reads comes before what it makes
+        # In this order an equation's operands come before its results.
+        for var in [*arguments, *results]:
             eqn = self.program.maker.get(var)
             for exact in (True, False):
-                found_rule = self._find_rule(var, eqn, exact, most, found)
-                if found_rule is not None:
-                    found[var, exact] = found_rule
-        return found
+                rule = self._find_rule(var, eqn, exact, most, rules)
+                if rule is not None:
+                    rules[var, exact] = rule
+        return rules
 
     def _find_rule(
-        self, var: Any, eqn: Any, exact: bool, most: float, found: dict
+        self, var: Any, eqn: Any, exact: bool, most: float, rules: dict
     ) -> SumRule | None:
+        """Find the rule for one variable, given the rules of its equation's operands.
+
+        A linear equation is preferred to summing the variable itself if it writes no
+        more bytes.
+        """
         if (
             eqn is not None
             and self._is_product(eqn)
@@ -249,7 +272,7 @@ class WeightGradientSum:
             not exact
             and self.parts > 1
             and eqn is not None
-            and _sums_a_batch(eqn, self.parts)
+            and _sums_over_batch(eqn, self.parts)
         ):
             return SumRule(BATCH, eqn)
         alone = (
@@ -264,11 +287,11 @@ class WeightGradientSum:
         changing = [
             eqn.invars[i] for i in terms if not self._is_constant(eqn.invars[i])
         ]
-        if any((v, inner) not in found for v in changing) or (
+        if any((v, inner) not in rules for v in changing) or (
             inner and len(changing) < len(terms)
         ):
             return alone
-        cost = sum(found[v, inner].cost for v in changing)
+        cost = sum(rules[v, inner].cost for v in changing)
         return (
             SumRule(LINEAR, eqn, terms, cost)
             if alone is None or cost <= alone.cost
@@ -276,8 +299,11 @@ class WeightGradientSum:
         )
 
     def _terms(self, eqn: Any, exact: bool) -> Sequence[int] | None:
-        """The operands through whose sums the sum of an equation's outputs goes, if
-        the equation is linear in them.
+        """Return the positions of the operands whose sums give the sum of the results.
+
+        None where the equation is not linear, or where moving the sum through it would
+        change a result: float16 may overflow before it is scaled, and under ``exact``
+        nothing may be rounded but products.
         """
         terms = None if eqn is None else linear_operands(eqn, self._is_constant)
         if (
@@ -295,6 +321,7 @@ class WeightGradientSum:
         return terms
 
     def _is_product(self, eqn: Any) -> bool:
+        """Whether an equation is a matmul of two values that change with time."""
         return eqn.primitive.name == "dot_general" and not any(
             map(self._is_constant, eqn.invars)
         )
@@ -302,8 +329,9 @@ class WeightGradientSum:
     def _inwards(
         self, outs: Iterable[Any], onwards: Callable[[Any, bool], Iterable[int]]
     ) -> set[tuple[Any, bool]]:
-        """All that is met from ``outs`` through those operands of each variable's
-        equation that ``onwards`` names.
+        """Collect the variables that are reached from ``outs``, with their ``exact``.
+
+        ``onwards(var, exact)`` names the positions of the operands to go on with.
         """
         seen: set[tuple[Any, bool]] = set()
         queue = [(v, False) for v in outs]
@@ -319,8 +347,9 @@ class WeightGradientSum:
         return seen
 
     def _operands_of_products(self, addends: list[list[Any]]) -> set[Any]:
-        """The operands of all the products that sums would reach; they are needed at
-        every step anyway.
+        """Return the operands of all products that sums reach.
+
+        They are stored at every step anyway.
         """
         maker = self.program.maker
 
@@ -332,27 +361,25 @@ class WeightGradientSum:
                 else self._terms(eqn, exact) or ()
             )
 
-        met = self._inwards((v for each in addends for v in each), onwards)
-        eqns = [maker[var] for var, _ in met if var in maker]
+        reached = self._inwards((v for terms in addends for v in terms), onwards)
+        eqns = [maker[var] for var, _ in reached if var in maker]
         return {v for eqn in eqns if self._is_product(eqn) for v in eqn.invars}
 
-    def _met_on_the_way(self, outs: list[Any]) -> list[tuple[Any, bool]]:
-        """The variables whose sums are taken for those of ``outs``, in the order of
-        the equations.
-        """
-        met = self._inwards(outs, lambda var, exact: self._rules[var, exact].terms)
-        return [key for key in self._rules if key in met]
+    def _summed_variables(self, outs: list[Any]) -> list[tuple[Any, bool]]:
+        """Return all variables whose sums are needed, in the order of the equations."""
+        reached = self._inwards(outs, lambda var, exact: self._rules[var, exact].terms)
+        return [key for key in self._rules if key in reached]
 
 
 def _held_for(var: Any, rule: SumRule) -> list[Any]:
-    """What is held at every step for the sum of a variable."""
+    """Return the variables that are stored at every step for a sum."""
     if rule.kind in (PRODUCT, BATCH):
         return list(rule.eqn.invars)
     return [var] if rule.kind == ROWS else []
 
 
-def _sums_a_batch(eqn: Any, parts: int) -> bool:
-    """Whether an equation sums over the first axis, and that can be parted."""
+def _sums_over_batch(eqn: Any, parts: int) -> bool:
+    """Whether an equation sums over the first axis, which ``parts`` divides."""
     return (
         eqn.primitive.name == "reduce_sum"
         and 0 in eqn.params["axes"]
@@ -360,10 +387,8 @@ def _sums_a_batch(eqn: Any, parts: int) -> bool:
     )
 
 
-def _parted(rows: Any, axis: int, parts: int) -> Any:
-    """``rows`` with ``axis`` in so many equal parts; the axis that counts them
-    leads.
-    """
+def _split_axis(rows: Any, axis: int, parts: int) -> Any:
+    """Split an axis into equal parts; the new axis, which counts them, leads."""
     apart = rows.reshape(
         *rows.shape[:axis], parts, rows.shape[axis] // parts, *rows.shape[axis + 1 :]
     )
@@ -373,8 +398,14 @@ def _parted(rows: Any, axis: int, parts: int) -> Any:
 def _product_over_time(
     a: Any, b: Any, *, dimension_numbers: Any, parts: int, **params: Any
 ) -> Any:
-    """A dot_general with the leading axis of both operands contracted too; see
-    `WeightGradientSum` for its ``parts``.
+    """Compute a dot_general that contracts the leading axis of both operands, too.
+
+    Args:
+        a: the values ``(steps, ...)`` of the first operand.
+        b: those of the second one.
+        dimension_numbers: those of the dot_general of one step.
+        parts: as for `WeightGradientSum`.
+        **params: the other parameters of the dot_general.
     """
     over, batch = (
         [tuple(d + 1 for d in dims) for dims in side] for side in dimension_numbers
@@ -385,7 +416,9 @@ def _product_over_time(
     if not over[0] or a.shape[over[0][0]] % parts:
         whole = contract(a, b, dimension_numbers=numbers, **params)
         return jnp.zeros((parts, *whole.shape), whole.dtype).at[0].set(whole)
-    a, b = (_parted(v, dims[0], parts) for v, dims in zip((a, b), over, strict=True))
+    a, b = (
+        _split_axis(v, dims[0], parts) for v, dims in zip((a, b), over, strict=True)
+    )
     numbers = (
         [tuple(d + 1 for d in dims) for dims in numbers[0]],
         [(0, *(d + 1 for d in dims)) for dims in batch],
