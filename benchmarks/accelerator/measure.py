@@ -50,10 +50,11 @@ COMPILING, CHECKED = (
 )  # of a configuration's seconds, when no compilation and no first run is waited for any more  # noqa: E501
 OVER = "not measured: the seconds given were over"
 LOST = 3  # the exit status of a process whose accelerator answers no more
+# of the same function: TF32 and bfloat16 round factors to 10 and 7 bits
 TOLERANCE = {
     F32: 2e-2,
     BF16: 1e-1,
-}  # of the same function: TF32 and bfloat16 round factors to 10 and 7 bits
+}
 REFERENCE = "lax.scan in float32 with float32 matmuls"
 Tell = Callable[[str], None]
 
@@ -281,9 +282,8 @@ def parts_of(
         return torch_peer.parts(mode, result)
     if mode == "forward":
         return {"outputs": result}
-    weights, inputs = jax.tree.map(
-        lambda a: a.astype(jnp.float32), result[1]
-    )  # behind ys
+    # behind ys
+    weights, inputs = jax.tree.map(lambda a: a.astype(jnp.float32), result[1])
     return {
         "weight_gradient": jax.vjp(mapping, data.weights)[1](weights)[0],
         "input_gradient": inputs,
@@ -311,9 +311,8 @@ def interleave(
     """Seconds a call: a round takes one sample of each, in an order shuffled anew;
     no sample begins after the deadline.
     """
-    samples: dict[tuple, list[float]] = {
-        key: [] for key in made
-    }  # each has run once, when it was checked
+    # each has run once, when it was checked
+    samples: dict[tuple, list[float]] = {key: [] for key in made}
     shuffle = random.Random(0).shuffle
     gc.collect()
     for _ in range(rounds):
@@ -435,6 +434,5 @@ def main(argv: list[str]) -> int:
 if __name__ == "__main__":
     status = main(sys.argv[1:])
     sys.stderr.flush()
-    os._exit(
-        status
-    )  # a compilation that nobody waits for any more would hold the process
+    # a compilation that nobody waits for any more would hold the process
+    os._exit(status)

@@ -43,10 +43,11 @@ from .workload import CONFIGS, QUICK, Config
 STALL = 90.0
 TRIES = 3
 LEAST = 20.0  # seconds that a configuration needs to be begun
+# of the seconds that are left, for one configuration; but as many as these at least
 SHARE, ENOUGH = (
     0.4,
     120.0,
-)  # of the seconds that are left, for one configuration; but as many as these at least
+)
 
 
 def parse(argv: list[str] | None) -> Any:

@@ -69,10 +69,11 @@ CONFIGS = (
     Config("long", LSTM, 1, 65536, 128),
     Config("linear-64k", LINEAR, 8, 65536, 1536),
 )
+# stands in for what has that name
 QUICK = (
     Config("flashrnn", LSTM, 2, 12, 16),
     Config("linear-16k", LINEAR, 2, 33, 8),
-)  # stands in for what has that name
+)
 
 _FLASHRNN = "NX-AI/flashrnn, head_dim--lstm.svg, Nov 2024, GPU not stated"
 QUOTED = [

@@ -261,11 +261,12 @@ def draw(result: dict, figure: Any) -> None:
         dict.fromkeys((r["shape"]["B"], r["shape"]["H"]) for r in result["compiled"])
     )
     palette = report.colours(r["entry"] for r in result["compiled"])
+    # some lines lie on each other
     styles = {
         "ours": "o-",
         "baseline": "s--",
         "theirs": "^:",
-    }  # some lines lie on each other
+    }
     for axes, (B, H) in zip(
         figure.subplots(1, len(groups), squeeze=False)[0], groups, strict=True
     ):

@@ -114,9 +114,8 @@ def stream_all(work: Work, rounds: int) -> tuple[list[dict], list[dict]]:
     interleave(runs, rounds, minimum=0.0)
     rows = []
     for name, stream in streams.items():
-        warm = latencies[name][
-            3 * stream.records(work.shape.T) :
-        ]  # three passes warm up
+        # three passes warm up
+        warm = latencies[name][3 * stream.records(work.shape.T) :]
         us = statistics(warm, 1e6) | {"p99": float(np.percentile(warm, 99)) * 1e6}
         rows.append(_row(work, name, us, difference(outputs[name], expected)))
     return rows, left_out
@@ -278,9 +277,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     host.prepare(args.devices)
     if args.inline:
-        jax.config.update(
-            "jax_cpu_enable_async_dispatch", False
-        )  # read when JAX starts
+        # read when JAX starts
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
     result = report.content(
         "streaming", command("streaming", argv), rounds=args.rounds, tolerance=TOLERANCE
     )

@@ -349,9 +349,8 @@ def _draw_training(axes: Any, result: dict, colours: dict) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run, print, write; 0."""
     args = parse(argv)
-    os.environ.setdefault(
-        "OPENBLAS_NUM_THREADS", "1"
-    )  # small factorisations: threads get in each other's way
+    # small factorisations: threads get in each other's way
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     host.prepare(1)
     result = report.content(
         "gradient_decay", command("gradient_decay", argv), updates=args.updates

@@ -18,10 +18,11 @@ from .options import Shape
 
 CELLS = {"LSTM": jaxrnn.LSTM, "GRU": jaxrnn.GRU, "Elman": jaxrnn.Elman}
 GATES = {"LSTM": 4, "GRU": 3, "Elman": 1}
+# train: forward and backward, gradients of weights and input
 MODES = (
     "forward",
     "train",
-)  # train: forward and backward, gradients of weights and input
+)
 TOLERANCE = {
     "cpu": 1e-4
 }  # largest relative difference that counts as the same function; 2e-2 where matmuls may be TF32  # noqa: E501

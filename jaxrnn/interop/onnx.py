@@ -265,9 +265,10 @@ class _Graph:
                 lengths = self.node(
                     "Cast", self.lengths, to=self.onnx.TensorProto.INT64
                 )
+                # (T, B)
                 valid = self.node(
                     "Less", self.node("Unsqueeze", t, self.whole(1)), lengths
-                )  # (T, B)
+                )
                 valid = self.node("Unsqueeze", valid, self.whole(2))
                 node = ("Where", [valid, value, self.constant(np.float32(0))])
             self.nodes.append(self.onnx.helper.make_node(*node, [name]))

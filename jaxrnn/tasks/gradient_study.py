@@ -229,9 +229,8 @@ def _table(results: dict[str, Any], findings: dict[str, list[Findings]]) -> list
     for name, model in results["models"].items():
         curve = model["mean_log_v_over_v0"]
         ratios = ["-" if curve[k] is None else f"{np.exp(curve[k]):.2g}" for k in lags]
-        memory = np.median(
-            [each.horizon for each in findings[name]]
-        )  # NaN, where a seed's is
+        # NaN, where a seed's is
+        memory = np.median([each.horizon for each in findings[name]])
         tau, k2 = model["tau"], model["k2_for_a_tenth"]
         beta, leading = (
             "-" if x is None else f"{x:.{digits}f}"

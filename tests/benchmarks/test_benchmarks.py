@@ -137,9 +137,8 @@ def test_gradient_decay_writes_what_it_promises(tmp_path):
     assert row["leading_exponent"] == pytest.approx(np.log(row["beta"]), abs=0.2)
     assert len(row["mean_log_v"]) == 41
     assert set(row["log10_v"]) == {"10", "40"}
-    assert (
-        row["largest_difference_nats"] < 1e-3
-    )  # float32 beside the products of explicit Jacobians in float64
+    # float32 beside the products of explicit Jacobians in float64
+    assert row["largest_difference_nats"] < 1e-3
     assert row["beta_float64"] > 0
     assert [(r["task"], r["length"], r["seed"]) for r in result["trained"]] == [
         ("temporal-order", 12, 0),

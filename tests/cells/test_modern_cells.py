@@ -403,9 +403,8 @@ def test_s5_is_the_full_system_it_halves(x64):
     params = begun(cell)
     values, vectors = legs(3)
     kernel = np.asarray(params["input_kernel"])
-    B = (
-        2 * (vectors @ (kernel[:, :3] + 1j * kernel[:, 3:]).T).real
-    )  # of the pairs together
+    # of the pairs together
+    B = 2 * (vectors @ (kernel[:, :3] + 1j * kernel[:, 3:]).T).real
     half = np.asarray(params["output_kernel"]) / 2
     C = 2 * ((half[:3] - 1j * half[3:]).T @ vectors.conj().T).real
     S = 2 * ((vectors * values) @ vectors.conj().T).real
@@ -415,9 +414,8 @@ def test_s5_is_the_full_system_it_halves(x64):
         2
         * ((vectors * ((np.exp(values * steps) - 1) / values)) @ vectors.conj().T).real
     )
-    assert (
-        np.abs(S + S.T + np.eye(6)).max() < 1e-12
-    )  # skew but for -1/2 on the diagonal
+    # skew but for -1/2 on the diagonal
+    assert np.abs(S + S.T + np.eye(6)).max() < 1e-12
     xs, state = draw(cell, 0).xs[:, 0, :2], np.zeros(6)
     ys = jaxrnn.unroll(cell, params, xs)[1]
     for x, y in zip(np.asarray(xs), ys, strict=True):

@@ -82,9 +82,8 @@ RAW_KEY = counting(
 TYPED_KEY = counting(
     lambda batch_shape: jax.random.key(0), lambda key: jax.random.split(key)[0]
 )
-ONE_VECTOR = counting(
-    lambda batch_shape: jnp.zeros(B), lambda a: a + 1
-)  # as long as the batch, and none of it
+# as long as the batch, and none of it
+ONE_VECTOR = counting(lambda batch_shape: jnp.zeros(B), lambda a: a + 1)
 
 
 # Parts of a carry that are no row's.

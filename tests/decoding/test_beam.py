@@ -23,9 +23,8 @@ def model(seed, symbols=V, sharpness=4.0):
     """
     k_cell, k_out = jax.random.split(jax.random.key(seed))
     params = CELL.init(k_cell, symbols)
-    params = jax.tree.map(
-        lambda leaf: 2 * leaf, params
-    )  # or the models would write what their readout likes best
+    # or the models would write what their readout likes best
+    params = jax.tree.map(lambda leaf: 2 * leaf, params)
     out = sharpness * jax.random.normal(k_out, (H, symbols))
 
     def step(carry, token):

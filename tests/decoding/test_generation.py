@@ -90,9 +90,8 @@ def frequencies(**options):
     )
     drawn = run(jax.random.key(5))
     assert drawn.tokens.shape == (DRAWS // 100, 100)
-    np.testing.assert_array_equal(
-        drawn.logits[3, 4], LOGITS
-    )  # before temperature and top-k
+    # before temperature and top-k
+    np.testing.assert_array_equal(drawn.logits[3, 4], LOGITS)
     return np.bincount(np.asarray(drawn.tokens).ravel(), minlength=5) / DRAWS
 
 

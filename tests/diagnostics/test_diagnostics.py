@@ -104,9 +104,8 @@ def weights_for(y_size, seed=0):
 @pytest.mark.parametrize("name", CAUSAL)
 def test_lags_are_norms_of_explicit_jacobian_products(name):
     layer, inputs = SUBJECTS[name], draw(name, 0)
-    mask = inputs.mask.at[-1].set(
-        True
-    )  # every sequence's last step is valid, holes before
+    # every sequence's last step is valid, holes before
+    mask = inputs.mask.at[-1].set(True)
     size = jax.eval_shape(
         lambda: layer.output(inputs.params, inputs.carry, inputs.xs[0])
     ).shape[-1]
@@ -493,9 +492,8 @@ class TestLyapunov:
             cell, {"A": jnp.asarray(A)}, jnp.zeros((steps, 5)), warmup=1000
         )
         expected = np.sort(np.log(np.abs(np.linalg.eigvals(A))))[::-1]
-        np.testing.assert_allclose(
-            np.sort(found)[::-1], expected, atol=3e-3
-        )  # pairs turn within their plane: 1/T
+        # pairs turn within their plane: 1/T
+        np.testing.assert_allclose(np.sort(found)[::-1], expected, atol=3e-3)
         np.testing.assert_allclose(
             found.sum(), np.log(abs(np.linalg.det(A))), rtol=1e-10
         )

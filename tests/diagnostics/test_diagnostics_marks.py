@@ -235,9 +235,8 @@ class TestFits:
         np.testing.assert_allclose(
             every.beta, diagnostics.fit_decay(lags.log_norm, (0, 3), key=KEY).beta
         )
-        assert np.isnan(
-            diagnostics.fit_decay(lags.log_norm, (0, 5), key=KEY).beta
-        )  # an array: nobody knows why it is NaN
+        # an array: nobody knows why it is NaN
+        assert np.isnan(diagnostics.fit_decay(lags.log_norm, (0, 5), key=KEY).beta)
 
     def test_a_gradient_that_is_not_finite_spoils_the_fit(self):
         cell = Elman(3)
@@ -274,9 +273,8 @@ class TestFits:
         np.testing.assert_allclose(
             jnp.log(jnp.stack([wide.low, wide.high])), [-0.2, -0.1], rtol=1e-9
         )
-        narrow = diagnostics.fit_decay(
-            two, (0, 39), key=KEY, level=0.4
-        )  # the middle half of the draws are (a, b)
+        # the middle half of the draws are (a, b)
+        narrow = diagnostics.fit_decay(two, (0, 39), key=KEY, level=0.4)
         np.testing.assert_allclose([narrow.low, narrow.high], narrow.beta, rtol=1e-9)
 
 

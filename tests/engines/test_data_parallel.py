@@ -173,9 +173,8 @@ def shapes_of(layer, steps=T, batch=B, features=None):
     )
     xs = jax.ShapeDtypeStruct((steps, batch, features), jnp.float32)
     needed = 4 + sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(params))
-    more = FILLING + sum(
-        a.size * a.dtype.itemsize for a in jax.tree.leaves(carry)
-    )  # a learned carry comes in twice
+    # a learned carry comes in twice
+    more = FILLING + sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(carry))
     return (
         (placed(params), *placed((xs, flags, flags), None, "b"), placed(key)),
         needed,

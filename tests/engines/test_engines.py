@@ -44,11 +44,12 @@ ENGINES = {
     "checkpoint_2": Checkpoint(2),
     "checkpoint_long": Checkpoint(100),
 }
+# one of each kind of residuals, with a window left over
 OWN = [
     "window_3",
     "carries_3",
     "checkpoint_2",
-]  # one of each kind of residuals, with a window left over
+]
 
 
 @functools.cache
@@ -254,9 +255,10 @@ def test_no_weight_gradient_a_step(name):
         f"tensor<7x{a}x{b}xf32>" for shape in weights for a, b in (shape, shape[::-1])
     ]
     assert not [text for text in a_step if text in hlo]
+    # there they are asked for
     mapped = jax.vmap(
         jax.grad(lambda p, x: jnp.sum(jaxrnn.unroll(layer, p, x)[1])), (None, 0)
-    )  # there they are asked for
+    )
     each = (
         jax.jit(mapped)
         .lower(inputs.params, jnp.swapaxes(draw(name, 0, 2, (7,)).xs, 0, 1))
@@ -688,6 +690,5 @@ def test_hoisting_nothing_is_refused(plain_errors):
     ):
         jaxrnn.unroll(cell, params, xs, engine=Scan(hoist=True))
     jaxrnn.unroll(cell, params, xs, engine=Scan())
-    jaxrnn.unroll(
-        SUBJECTS["user"], draw("user", 0).params, xs, engine=Scan(hoist=True)
-    )  # a matmul inside step is found
+    # a matmul inside step is found
+    jaxrnn.unroll(SUBJECTS["user"], draw("user", 0).params, xs, engine=Scan(hoist=True))

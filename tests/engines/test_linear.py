@@ -52,11 +52,12 @@ EVERY_LENGTH = [
 def test_every_walk_is_the_python_loop_at_any_length(name, steps, x64):
     where, reverse = list(RESETS)[steps % 4], steps in (3, 64)
     inputs = flagged(draw(name, steps, steps), steps, where)
+    # no steps: none to stack
     by_hand = (
         looped
         if steps
         else lambda *_: walked(LINEAR[name], Scan(save="everything"))(*inputs)
-    )  # no steps: none to stack
+    )
     expected = by_hand(name, inputs, reverse)
     for engine in ENGINES.values():
         assert_same_outcome(walked(LINEAR[name], engine, reverse)(*inputs), expected)
@@ -251,9 +252,8 @@ def test_published_initialization():
     params = lru.init(jax.random.key(0), 3)
     eigenvalues = lru.eigenvalues(params)
     area = np.sort((np.abs(eigenvalues) ** 2 - 0.4**2) / (0.9**2 - 0.4**2))
-    assert (
-        np.abs(area - np.linspace(0, 1, 2000)).max() < 0.04
-    )  # Kolmogorov-Smirnov: 99.7 % of draws
+    # Kolmogorov-Smirnov: 99.7 % of draws
+    assert np.abs(area - np.linspace(0, 1, 2000)).max() < 0.04
     assert 0 <= np.angle(eigenvalues).min() < np.angle(eigenvalues).max() <= 0.3
     np.testing.assert_allclose(
         np.exp(params["gamma"]), np.sqrt(1 - np.abs(eigenvalues) ** 2), rtol=1e-5

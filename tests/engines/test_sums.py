@@ -265,11 +265,12 @@ def test_the_table_names_every_primitive_that_is_taken_as_linear(x64, optax_prom
     step, _ = flat_step(cell, params, carry, (xs, None, None))
     met = {eqn.primitive.name for eqn in step.adjoint.eqns}
     claimed = {*linearity.ALL.split(), *linearity.SOME, *linearity.PRODUCTS}
+    # other names of what is met
     assert claimed - met <= {
         "copy_p",
         "expand_dims",
         "copy",
-    }  # other names of what is met
+    }
 
 
 def test_the_clipped_gradient_of_the_issue(x64):

@@ -35,10 +35,11 @@ from jaxrnn.explaining.execution import PLATFORMS
 from jaxrnn.explaining.table import brief
 from jaxrnn.unrolling import unroll_unchecked
 
+# as the compilers call it
 KERNEL_CALL = {
     "gpu": "mosaic_gpu",
     "tpu": "tpu_custom_call",
-}  # as the compilers call it
+}
 
 
 def shapes(cell, steps=20, batch=(3,), features=4, dtype=jnp.float32):
@@ -133,9 +134,8 @@ def test_windows_are_those_walked(cell, engine, steps, monkeypatch):
                 assert way.hoisted == (None if parallel else schedule.hoist)
                 said.append(way.steps)
         if engine is None and isinstance(cell, LSTM) and cell.hidden_size == 64:
-            assert (min(w or steps for w in said) < steps) == (
-                platform == "cpu"
-            )  # both sides of the table are tried
+            # both sides of the table are tried
+            assert (min(w or steps for w in said) < steps) == (platform == "cpu")
 
 
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])

@@ -19,9 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 N, ROWS = 3, 5
-CONSTANT = np.random.default_rng(0).normal(
-    size=(4, N, N)
-)  # arrays that steps close over
+# arrays that steps close over
+CONSTANT = np.random.default_rng(0).normal(size=(4, N, N))
 HALF = np.array([[True, False, True], [False, True, True], [True, True, False]])
 
 

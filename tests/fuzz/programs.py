@@ -445,9 +445,8 @@ def drawn(
     flags = [False, False, False, True] if small else [False, True]
     mask = pick_one(flags)
     linear = pick_one([False] * 7 + [True])
-    turns = pick_one(
-        [False, True]
-    )  # a backward pass of its own, which leaves no tangents
+    # a backward pass of its own, which leaves no tangents
+    turns = pick_one([False, True])
     # A projection and an output see all of time at once, and so do the cotangents of
     # what they take from the parameters.
     anywhere = weighted(name for name in LOCAL if not name.startswith("backward_of"))

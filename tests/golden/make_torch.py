@@ -37,9 +37,8 @@ def golden(
     """Build one module, run it forwards and backwards, and return all that went in
     and came out.
     """
-    torch.manual_seed(
-        SEED
-    )  # for each case, so that adding one leaves the others as they are
+    # for each case, so that adding one leaves the others as they are
+    torch.manual_seed(SEED)
     module = module_class(input_size, hidden_size, **options)
     with torch.no_grad():
         for weight in module.parameters():

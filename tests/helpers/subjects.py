@@ -147,6 +147,7 @@ PLAIN = {
 }
 SUBJECTS = PLAIN | LEARNED
 CAUSAL = [name for name in PLAIN if name != "bidirectional"]
+# for laws that the cell hardly touches
 FEW = [
     "elman",
     "lstm_all_learned",
@@ -154,7 +155,7 @@ FEW = [
     "user",
     "stack",
     "zoneout",
-]  # for laws that the cell hardly touches
+]
 
 
 class Outcome(NamedTuple):

@@ -278,9 +278,8 @@ def test_torch_states():
         peers.draw(1, 4, 3, H, dtype="float32"),
     )
     carry = interop.carry_from_torch(layer, (h, c))
-    np.testing.assert_array_equal(
-        carry[1].backward.c, c[3]
-    )  # layer by layer, forward before backward
+    # layer by layer, forward before backward
+    np.testing.assert_array_equal(carry[1].backward.c, c[3])
     assert jax.tree.structure(carry) == jax.tree.structure(
         layer.initial_carry(drawn(layer), (3,))
     )

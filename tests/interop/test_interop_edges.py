@@ -74,14 +74,12 @@ def test_a_sum_of_biases_that_overflows_is_refused():
         interop.from_torch,
         state | {"bias_ih_l0": huge, "bias_hh_l0": huge},
     )
-    apart = np.where(np.arange(12) < 8, 0, huge).astype(
-        "float16"
-    )  # the candidate's two biases are never added
+    # the candidate's two biases are never added
+    apart = np.where(np.arange(12) < 8, 0, huge).astype("float16")
     interop.from_torch(state | {"bias_ih_l0": huge, "bias_hh_l0": apart})
     infinite = huge * np.float16(np.inf)
-    interop.from_torch(
-        state | {"bias_ih_l0": infinite, "bias_hh_l0": huge}
-    )  # was not finite before, either
+    # was not finite before, either
+    interop.from_torch(state | {"bias_ih_l0": infinite, "bias_hh_l0": huge})
     kernel, recurrent_kernel, _ = (
         a.astype("float16") for a in interop.to_keras(GRU, drawn(GRU))
     )

@@ -23,9 +23,8 @@ from subjects import (
 import jaxrnn
 from jaxrnn import BidirectionalCarry
 
-KEPT = np.array(
-    [True, False, True, True, False]
-)  # a mask with holes, the same for a whole batch
+# a mask with holes, the same for a whole batch
+KEPT = np.array([True, False, True, True, False])
 
 
 def whole_batch(flags):

@@ -118,9 +118,8 @@ def test_dropout_the_same_at_every_step():
     assert abs(float((ys[0] == 0).mean()) - RATE) < 4 * np.sqrt(
         RATE * (1 - RATE) / 2000
     )
-    assert (
-        len({tuple(row) for row in (np.asarray(ys[0]) == 0).tolist()}) > 45
-    )  # a mask for each sequence
+    # a mask for each sequence
+    assert len({tuple(row) for row in (np.asarray(ys[0]) == 0).tolist()}) > 45
 
 
 def test_two_dropouts_in_a_stack_draw_apart():
@@ -128,9 +127,8 @@ def test_two_dropouts_in_a_stack_draw_apart():
     _, ys = jaxrnn.unroll(
         twice, dropped_stack.init(KEY, 1), jnp.ones((1000, 10)), key=KEY
     )
-    assert (
-        abs(float((ys == 0).mean()) - 0.75) < 0.03
-    )  # one mask used twice would give 0.5
+    # one mask used twice would give 0.5
+    assert abs(float((ys == 0).mean()) - 0.75) < 0.03
 
 
 @pytest.mark.parametrize("carry_is", ["array", "lstm"])
@@ -210,9 +208,8 @@ def test_zoneout_keeps_its_share_of_old_values(x64):
         np.isclose(actual, old, rtol=0, atol=1e-13)
         for actual, old in zip(carries, before, strict=True)
     ]
-    assert (
-        abs((all_kept[0] & all_kept[1]).mean() - rates[0] * rates[1]) < 0.01
-    )  # h and c are drawn apart
+    # h and c are drawn apart
+    assert abs((all_kept[0] & all_kept[1]).mean() - rates[0] * rates[1]) < 0.01
     for rate, kept, fresh, actual in zip(rates, all_kept, new, carries, strict=True):
         assert (kept | np.isclose(actual, fresh, rtol=0, atol=1e-13)).all()
         assert abs(kept.mean() - rate) < 4 * np.sqrt(rate * (1 - rate) / kept.size)

@@ -166,9 +166,8 @@ def test_eval_and_train_switch_dropout():
     assert jnp.abs(one - two).max() > 1e-3
     assert_same(model(xs, rngs=nnx.Rngs(dropout=0)), one, 0)
     rngs = nnx.Rngs(dropout=0)
-    assert (
-        jnp.abs(model(xs, rngs=rngs) - model(xs, rngs=rngs)).max() > 1e-3
-    )  # the stream moves on
+    # the stream moves on
+    assert jnp.abs(model(xs, rngs=rngs) - model(xs, rngs=rngs)).max() > 1e-3
     with pytest.raises(ValueError, match="draws random numbers"):
         model(xs)
     model.eval()

@@ -126,9 +126,8 @@ def outcomes(kind, at_call, time_major, reverse, keep_order, lengths):
 
     def walk(kind_of_rnn, rest, params, xs, carry):
         made, called = ({}, how) if at_call else (how, {})
-        rest = jax.tree.map(
-            lambda a: a, rest
-        )  # variables of this trace, which flax's scan may write to
+        # variables of this trace, which flax's scan may write to
+        rest = jax.tree.map(lambda a: a, rest)
         rnn = kind_of_rnn(nnx.merge(graph, params, rest), **made)
         xs = jnp.swapaxes(xs, 0, 1) if time_major else xs
         carry, ys = rnn(xs, initial_carry=carry, **lengths, **called)

@@ -27,6 +27,7 @@ FLOORS = {
     "__main__": 6,
 }
 STRANGERS = {"torch", "keras", "tensorflow", "equinox", "haiku"}
+# imported only inside the function that needs it
 HELPED_BY_EXTRAS = {
     "matplotlib",
     "PIL",
@@ -35,7 +36,7 @@ HELPED_BY_EXTRAS = {
     "babel",
     "onnx",
     "safetensors",
-}  # imported only inside the function that needs it
+}
 
 
 def named(path):

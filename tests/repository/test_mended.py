@@ -166,9 +166,8 @@ def test_a_layer_within_both_directions_keeps_a_reset_at_the_first_step():
     _, forwards = unroll(
         one, params["forward"]["forward"], xs, carry.forward.forward, resets=resets
     )
-    twice_turned = ys[
-        ..., 6:
-    ]  # the backward layer of the backward layer walks forwards
+    # the backward layer of the backward layer walks forwards
+    twice_turned = ys[..., 6:]
     assert_same(
         twice_turned,
         unroll(

@@ -49,12 +49,10 @@ def test_rebuilt_cells_compile_once_when_called_eagerly():
     ]
     assert counts[0] > 0
     assert counts[1:] == [0] * 4
-    assert (
-        traces(lambda: jaxrnn.unroll(Counting(4, "eager"), params, XS[:4])) > 0
-    )  # another shape
-    assert (
-        traces(lambda: jaxrnn.unroll(Counting(4, "eager!"), params, XS)) > 0
-    )  # another cell
+    # another shape
+    assert traces(lambda: jaxrnn.unroll(Counting(4, "eager"), params, XS[:4])) > 0
+    # another cell
+    assert traces(lambda: jaxrnn.unroll(Counting(4, "eager!"), params, XS)) > 0
 
 
 def test_rebuilt_cells_are_traced_once_inside_jit():

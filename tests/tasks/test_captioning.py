@@ -52,9 +52,8 @@ def test_captions_alone_and_padded_have_the_same_loss(attention):
     loss = nnx.jit(lambda model, batch: model.loss(batch))
     total, count = loss(model, batch)
     assert int(count) == 8
-    other = batch._replace(
-        captions=captions.at[0, 3:].set(2)
-    )  # what the padding holds does not matter
+    # what the padding holds does not matter
+    other = batch._replace(captions=captions.at[0, 3:].set(2))
     np.testing.assert_allclose(loss(model, other)[0], total, rtol=1e-6)
     alone = [
         loss(model, Batch(*(part[i : i + 1] for part in batch)))[0] for i in (0, 1)
@@ -115,9 +114,8 @@ def test_halved_is_max_pooling_and_kernels_are_standardised():
     block.kernel[...] = 5 * block.kernel[...] + 2
     np.testing.assert_allclose(block(x), found, atol=1e-4)
     assert Block(4, 4, rngs=nnx.Rngs(0))(found).shape == found.shape
-    np.testing.assert_allclose(
-        block(x[:1]), block(x)[:1], atol=1e-6
-    )  # no example's output depends on others
+    # no example's output depends on others
+    np.testing.assert_allclose(block(x[:1]), block(x)[:1], atol=1e-6)
 
 
 def test_word_f1():
@@ -145,9 +143,8 @@ def test_glyphs_are_those_of_the_notes(serif):
     by_name = {row.caption: row.picture for row in serif}
     small, capital = by_name["LATIN SMALL LETTER O"], by_name["LATIN CAPITAL LETTER O"]
     assert small.shape == (32, 32)
-    assert (
-        np.flatnonzero(small.any(1))[0] > np.flatnonzero(capital.any(1))[0] + 3
-    )  # one base line, one scale
+    # one base line, one scale
+    assert np.flatnonzero(small.any(1))[0] > np.flatnonzero(capital.any(1))[0] + 3
     assert sum(row.picture.any() for row in serif) == len(serif)
 
 
@@ -184,9 +181,8 @@ def test_pictures_of_every_size_and_mode(tmp_path):
         found[name] = read_picture(tmp_path / f"{name}.png", 32)
     assert found["L"].shape == (32, 32)
     assert found["L"][12:20, 14:18].min() > 240
-    assert (
-        found["L"][:, :10].max() < 8
-    )  # white beside it, but for the resampling's ringing
+    # white beside it, but for the resampling's ringing
+    assert found["L"][:, :10].max() < 8
     for name, picture in found.items():
         assert np.abs(picture.astype(int) - found["L"]).max() < 40, name
     one = Image.fromarray(np.zeros((1, 1), np.uint8))

@@ -73,12 +73,10 @@ def test_sample_streams_what_it_returns(runs, capsys):
     pieces = list(trained.stream(*asked))
     assert [len(piece) for piece in pieces] == [4, 32, 32, 6]
     assert "".join(pieces) == trained.sample(*asked)
-    assert (
-        trained.sample("The ", 40, 0.9, 5, 3) == trained.sample(*asked)[:44]
-    )  # a longer text begins as a shorter one
-    greedy = trained.sample(
-        "The ", 70, 0.0, None, 0
-    )  # the carry goes on from piece to piece: as by one generation
+    # a longer text begins as a shorter one
+    assert trained.sample("The ", 40, 0.9, 5, 3) == trained.sample(*asked)[:44]
+    # the carry goes on from piece to piece: as by one generation
+    greedy = trained.sample("The ", 70, 0.0, None, 0)
     numbers = trained.vocabulary.encode("The ")
     whole = charlm._generate(
         trained.functions,

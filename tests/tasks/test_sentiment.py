@@ -70,9 +70,8 @@ def test_padding_never_matters(model, nan):
         )[0]
         np.testing.assert_allclose(row, alone, atol=1e-5)
     assert abs(together[0] - together[1]).max() > 1e-3
-    np.testing.assert_allclose(
-        together[-1].sum(), 1, atol=1e-5
-    )  # no word at all: finite
+    # no word at all: finite
+    np.testing.assert_allclose(together[-1].sum(), 1, atol=1e-5)
 
 
 def test_padding_has_no_gradient(model):

@@ -127,9 +127,8 @@ def twin_words(xs, options):
     product, answers = tuple(range(len(known[0]))), []
     for i in symbols(xs).tolist():
         g = known[i]
-        product = tuple(
-            product[g[j]] for j in range(len(g))
-        )  # g first, then what came before it
+        # g first, then what came before it
+        product = tuple(product[g[j]] for j in range(len(g)))
         answers.append(known.index(product))
     return answers
 
@@ -217,9 +216,8 @@ def test_values_bits_letters_and_elements_are_uniform():
         batch = draw(name, 7, 4, 30_000)
         order = batch.inputs.shape[-1]
         uniform(np.bincount(symbols(batch.inputs).reshape(-1), minlength=order))
-        uniform(
-            np.bincount(batch.targets[-1], minlength=order)
-        )  # so is a product of uniform ones
+        # so is a product of uniform ones
+        uniform(np.bincount(batch.targets[-1], minlength=order))
 
 
 def test_parity_words_have_uniform_lengths_and_longer_ones_are_longer_than_any_in_training():  # noqa: E501
@@ -305,14 +303,12 @@ def test_the_memoryless_loss_of_copy_is_that_of_the_best_memoryless_predictor(
     # It knows the step, and says how often each target goes with it.
     shares = [np.bincount(row, minlength=K + 1) / count for row in batch.targets]
     blank = [share[K] == 1 for share in shares]
-    assert (
-        blank == [True] * (length + S) + [False] * S
-    )  # no loss at all, and ln K but for the finite sample
+    # no loss at all, and ln K but for the finite sample
+    assert blank == [True] * (length + S) + [False] * S
     assert batch.answers[:, 0].tolist() == [not b for b in blank]
     loss = sum(-(q[q > 0] * np.log(q[q > 0])).sum() for q in shares) / len(shares)
-    assert (
-        0 <= p.baseline[1](length) - loss < 2 * K / count
-    )  # entropy estimates are low by (K - 1) / 2N
+    # entropy estimates are low by (K - 1) / 2N
+    assert 0 <= p.baseline[1](length) - loss < 2 * K / count
     assert p.baseline[1](length) == pytest.approx(
         S * math.log(K) / len(shares), rel=1e-12
     )

@@ -94,9 +94,8 @@ def test_padding_has_no_gradient_and_a_word_is_its_characters_too(model):
     )
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(padded), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
-    unseen = [
-        VOCABULARY.encode([word]) for word in ("slowlx", "dogdog")
-    ]  # both the unknown word
+    # both the unknown word
+    unseen = [VOCABULARY.encode([word]) for word in ("slowlx", "dogdog")]
     assert unseen[0][0] == unseen[1][0]
     first, second = np.asarray(tagging.probabilities(functions, params, pad(unseen, 1)))
     assert abs(first - second).max() > 1e-4

@@ -100,9 +100,8 @@ def test_bits_per_token_in_stretches_counts_every_token_once_and_warms_up(model)
     numbers = np.random.default_rng(1).integers(0, 11, 401)
     one = bits_per_token(functions, params, numbers, streams=1)
     many = bits_per_token(functions, params, numbers, streams=7, context=57)
-    assert many == pytest.approx(
-        one, rel=1e-4
-    )  # this small net forgets within 57 tokens
+    # this small net forgets within 57 tokens
+    assert many == pytest.approx(one, rel=1e-4)
     cold = bits_per_token(functions, params, numbers, streams=57, context=1)
     assert cold != pytest.approx(one, rel=1e-6)
 
@@ -181,6 +180,5 @@ def test_charlm_with_its_defaults_reads_the_help_topics_below_1_6_bits(tmp_path)
         Run.create(tmp_path / "run", {"task": "charlm", **extra}),
         charlm.BUDGET,
     )
-    assert (
-        result["bits_per_char"] < 1.60
-    )  # unigram 4.58, bigram 3.23, 5-gram 1.63, xz 1.63
+    # unigram 4.58, bigram 3.23, 5-gram 1.63, xz 1.63
+    assert result["bits_per_char"] < 1.60

@@ -426,9 +426,8 @@ def beams_are_never_below_greedy(trained, sources):
     )
     for n in range(24):
         carry, logits = step(model, carry, token)
-        likelihoods = jax.nn.log_softmax(
-            logits.at[:, 0].set(-jnp.inf)
-        )  # 0 is never written
+        # 0 is never written
+        likelihoods = jax.nn.log_softmax(logits.at[:, 0].set(-jnp.inf))
         token = likelihoods.argmax(-1)
         logp += np.where(alive, likelihoods.max(-1), 0)
         lengths += alive

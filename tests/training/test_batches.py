@@ -204,9 +204,8 @@ def test_looks_of_a_resumed_run_are_those_of_the_run_left_alone(
     training.fit(looked_at(looks), run, BUDGET, resume=True)
     for name in ("gradients.jsonl", "metrics.jsonl"):
         assert (run.path / name).read_bytes() == (alone.path / name).read_bytes()
-    training.fit(
-        looked_at(looks), run, BUDGET, resume=True
-    )  # finished: nothing is left to do
+    # finished: nothing is left to do
+    training.fit(looked_at(looks), run, BUDGET, resume=True)
     assert (run.path / "gradients.jsonl").read_bytes() == (
         alone.path / "gradients.jsonl"
     ).read_bytes()
@@ -286,9 +285,8 @@ def test_a_wrong_cell_is_refused(spec, words):
 def test_records_are_json_without_infinities(tmp_path):
     model = SequenceModel(jaxrnn.Elman(3, activation=jax.nn.relu), 2, 0)
     params = model.init(jax.random.key(0))
-    params["rnn"]["bias"] = jnp.full(
-        3, -99.0
-    )  # every unit is off: no gradient at all beyond the readout
+    # every unit is off: no gradient at all beyond the readout
+    params["rnn"]["bias"] = jnp.full(3, -99.0)
     counts = jnp.zeros((6, 4), bool).at[-1].set(True)
     batch = Batch(
         jax.random.normal(jax.random.key(1), (6, 4, 2)), jnp.ones((6, 4)), counts

@@ -166,9 +166,8 @@ def check_tbptt_gives_the_numbers_of_one_device(
 
 def check_every_device_draws_its_own_noise():
     params, window = problem(NOISY)
-    window = Window(
-        *(jnp.concatenate([a[:, :2]] * 2, 1) for a in window[:2])
-    )  # two equal halves
+    # two equal halves
+    window = Window(*(jnp.concatenate([a[:, :2]] * 2, 1) for a in window[:2]))
     tbptt = tbptt_of(NOISY, T, axis_name="d")
     run = over_devices(
         lambda *a: tbptt.value_and_grad(*a[:3], key=a[3]),

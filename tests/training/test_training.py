@@ -74,9 +74,8 @@ def test_killed_five_times_and_resumed_a_run_ends_with_the_same_metrics(
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         resume = ["--resume"]
-        flags = [
-            word for word in flags if word != "--quick"
-        ]  # it goes on as it was begun
+        # it goes on as it was begun
+        flags = [word for word in flags if word != "--quick"]
     last = run(*flags, "--out", tmp_path / "killed", *resume)
     assert last.returncode == 0, last.stderr
     assert "resumed at step" in last.stdout

@@ -727,9 +727,8 @@ def test_the_bias_is_that_of_the_lag_sums(name, flagged, x64):
         assert_bias(actual, lags, [(k1, k2) for k2 in k2s])
         if k1 == 1:
             assert actual.relative_error[0] > 0.01
-            assert (
-                actual.relative_error[-1] < 1e-12
-            )  # a horizon of STEPS is all there is
+            # a horizon of STEPS is all there is
+            assert actual.relative_error[-1] < 1e-12
 
 
 def test_the_bias_of_windows(x64):
