@@ -268,7 +268,7 @@ def table(content: dict) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = Parser("kernels", __doc__ or "", devices=False)
+    parser = Parser("accelerator.kernels", __doc__ or "", devices=False)
     every = ["H100", *TPUS]
     parser.add_argument(
         "--chips",

@@ -399,7 +399,7 @@ def draw(result: dict, figure: Any) -> None:
 
 
 def parse(argv: list[str] | None) -> Any:
-    parser = Parser("linear", __doc__ or "", devices=False)
+    parser = Parser("cpu.linear", __doc__ or "", devices=False)
     parser.add_argument(
         "--cells", nargs="+", type=one_of((RECURRENCE, *CELLS), "cell"), metavar="CELL"
     )
@@ -423,7 +423,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     host.prepare(1)
     result = report.content(
-        "linear", command("linear", argv), rounds=args.rounds, rows=[]
+        "linear", command("cpu.linear", argv), rounds=args.rounds, rows=[]
     )
     result["copy_gigabytes_per_second"] = (
         copy_bandwidth(16 if args.quick else 256) / 1e9

@@ -48,7 +48,7 @@ DEFAULT = (
 
 
 def parse(argv: list[str] | None) -> Any:
-    parser = Parser("memory", __doc__, devices=False)
+    parser = Parser("cpu.memory", __doc__, devices=False)
     parser.add_argument(
         "--cell",
         type=one_of(CELLS, "cell"),
@@ -343,7 +343,7 @@ def main(argv: list[str] | None = None) -> int:
             resident.append(run_alone(name, args.cell, args.resident, args.million))
     result = report.content(
         "memory",
-        command("memory", argv),
+        command("cpu.memory", argv),
         compiled=rows,
         resident=resident,
         left_out=left_out,

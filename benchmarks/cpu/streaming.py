@@ -44,7 +44,7 @@ TOLERANCE = 1e-5
 
 
 def parse(argv: list[str] | None) -> Any:
-    parser = Parser("streaming", __doc__)
+    parser = Parser("cpu.streaming", __doc__)
     parser.add_argument(
         "--cells",
         nargs="+",
@@ -280,7 +280,10 @@ def main(argv: list[str] | None = None) -> int:
         # read when JAX starts
         jax.config.update("jax_cpu_enable_async_dispatch", False)
     result = report.content(
-        "streaming", command("streaming", argv), rounds=args.rounds, tolerance=TOLERANCE
+        "streaming",
+        command("cpu.streaming", argv),
+        rounds=args.rounds,
+        tolerance=TOLERANCE,
     )
     result |= {
         "inline_dispatch": args.inline,

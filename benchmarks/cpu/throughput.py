@@ -42,7 +42,7 @@ NOT_PICTURED = ("naive-hoisted", "user-cell-naive", "flax-batch-first", BASELINE
 
 
 def parse(argv: list[str] | None) -> Any:
-    parser = Parser("throughput", __doc__)
+    parser = Parser("cpu.throughput", __doc__)
     parser.add_argument(
         "--cells",
         nargs="+",
@@ -248,7 +248,7 @@ def main(argv: list[str] | None = None) -> int:
     host.prepare(args.devices)
     result = report.content(
         "throughput",
-        command("throughput", argv),
+        command("cpu.throughput", argv),
         rounds=args.rounds,
         tolerance=tolerance(),
     )

@@ -63,7 +63,7 @@ QUICK = ("tanh, gain 1", "LSTM, chrono")
 
 def parse(argv: list[str] | None) -> Any:
     """The command line."""
-    parser = Parser("gradient_decay", __doc__ or "", devices=False)
+    parser = Parser("gradients.gradient_decay", __doc__ or "", devices=False)
     parser.add_argument(
         "--cells",
         nargs="+",
@@ -353,7 +353,9 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     host.prepare(1)
     result = report.content(
-        "gradient_decay", command("gradient_decay", argv), updates=args.updates
+        "gradient_decay",
+        command("gradients.gradient_decay", argv),
+        updates=args.updates,
     )
     result["shape"] = {
         "H": args.hidden,

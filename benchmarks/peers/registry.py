@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jaxrnn
+from jaxrnn.extending import AbstractEngine
 
 from ..harness.options import Shape
 from ..harness.timing import Program
@@ -155,7 +156,7 @@ def engine_named(text: str) -> Any:
         ):
             raise ValueError("neither an entry nor an engine such as Scan(unroll=4)")
         engine = getattr(jaxrnn, call.func.id, None)
-        if not hasattr(engine, "walk"):
+        if not isinstance(engine, type) or not issubclass(engine, AbstractEngine):
             raise ValueError(f"jaxrnn has no engine {call.func.id}")
         return engine(**{k.arg: ast.literal_eval(k.value) for k in call.keywords})
     except (SyntaxError, TypeError) as error:

@@ -208,7 +208,7 @@ SHOWN = ("accuracy", "macro_f1", "noun_f1", "exact_match", "bleu", "chrf", "word
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser("baselines", __doc__ or "", devices=False)
+    parser = Parser("tasks.baselines", __doc__ or "", devices=False)
     parser.add_argument(
         "tasks",
         nargs="*",
@@ -241,7 +241,7 @@ def main(argv: list[str] | None = None) -> int:
         for package in ("scikit-learn", "sacrebleu", "babel", "pillow")
     }
     result = content(
-        "baselines", command("baselines", argv), rows=rows, packages=versions
+        "baselines", command("tasks.baselines", argv), rows=rows, packages=versions
     )
     head = ["baseline", "task", "train", "test", *SHOWN, "seconds"]
     cells = []

@@ -327,7 +327,7 @@ def test_sizes_that_are_symbols_are_left_to_scan():
         exported.call(here), jaxrnn.unroll(cell, params, here)[1], rtol=1e-4, atol=1e-5
     )
     with pytest.raises(
-        ValueError, match=r"sizes are symbolic .*only engine=jaxrnn.Scan\(\) walks that"
+        ValueError, match=r"sizes are symbolic .*only engine=jaxrnn.Scan\(\) runs that"
     ):
         jax.export.export(
             jax.jit(

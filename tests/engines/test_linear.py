@@ -365,7 +365,7 @@ def test_what_is_not_linear_is_refused_by_name():
         )
     zoned = jaxrnn.zoneout(cell, 0.1)
     with pytest.raises(
-        TypeError, match=r"around MinGRU must be walked step by step: use Scan\(\)"
+        TypeError, match=r"around MinGRU must be run step by step: use Scan\(\)"
     ):
         jaxrnn.unroll(zoned, params, xs, engine=Associative(), key=jax.random.key(0))
     with pytest.raises(ValueError, match="chunk must be"):
