@@ -11,6 +11,7 @@ import dataclasses
 import importlib
 import io
 import pathlib
+import re
 from typing import Any
 
 import jax
@@ -148,10 +149,11 @@ def as_it_was(told: Any) -> Any:
         return {name: as_it_was(part) for name, part in told.items()}
     if isinstance(told, (list, tuple)):
         return [as_it_was(part) for part in told]
-    if isinstance(told, str):
-        for present, frozen in REWORDED.items():
-            told = told.replace(present, frozen)
-    return told
+    if not isinstance(told, str):
+        return told
+    for present, frozen in REWORDED.items():
+        told = told.replace(present, frozen)
+    return re.sub(r" at 0x[0-9a-f]+", " at 0x0", told)  # where a function lies
 
 
 def path_of(frozen: str) -> str:
