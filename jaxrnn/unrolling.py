@@ -1,6 +1,4 @@
-"""How time is walked: `unroll`, the one door for cells and layers, and
-`truncated_unroll`, the same with gradients cut.
-"""
+"""`unroll`, which applies a cell or layer over a sequence, and `truncated_unroll`."""
 
 from __future__ import annotations
 
@@ -66,43 +64,57 @@ def unroll(
     key: Array | None = None,
     return_carries: bool = False,
 ) -> tuple[Carry, Any] | tuple[Carry, Any, Carry]:
-    """Walk a cell or layer through a sequence: ``carry_t, y_t = cell(params,
-    carry_{t-1}, x_t)`` for every t.
+    """Apply a cell or layer at every step of a sequence.
+
+    It computes ``carry_t, y_t = cell(params, carry_{t-1}, x_t)`` for t = 1, ..., T.
+    Calls with equal cells, engines and shapes share one compilation.
 
     Args:
-        cell: a cell or a layer. Rebuilding an equal one does not compile again.
-        params: from ``cell.init``.
-        xs: ``(T, D)`` or ``(T, *B, D)``, in the parameters' dtype. T = 0 gives back the
-            carry.
-        carry: the state before the first step (default: ``cell.initial_carry(params,
-            B)``).
-        engine: how to walk (default: `Scan`; `Associative` for `MLSTM`, unless
-            ``return_carries``). One that is named runs, or raises.
-        mask: ``(T, *B)`` bool. Where False the carry holds (after a reset there, if
-            any) and the output is zero; padding may hold anything, NaN included, and
-            changes neither values nor gradients, for every cell that is finite, with
-            finite derivatives, at a valid input of its batch and the held carry: the
-            cell sees its row's first valid input there, of another row where the row
-            has none. `mask_from_lengths` makes one from lengths.
-        resets: ``(T, *B)`` bool. Where True the carry becomes the initial one before
-            step t: no value and no gradient crosses, so that two sequences can be
-            packed into one. With ``reverse``, "before" is in the order of walking.
-        reverse: walk from the last step to the first; outputs stay beside their inputs,
-            ragged batches included.
-        key: demanded by layers that draw random numbers (dropout, zoneout), refused by
-            all others.
-        return_carries: also return the carry after every step, ``(T, *B, ...)`` per
-            leaf. Refused where the engine does not know them (`MLSTM` under
-            `Associative`, `CuDNN`).
+        cell: a cell or a layer.
+        params: its parameters, from ``cell.init``.
+        xs: the inputs, ``(T, *B, D)`` with any number of batch axes, in the dtype of
+            the parameters. For T = 0 the carry is returned as it is.
+        carry: the carry before the first step. The default is
+            ``cell.initial_carry(params, B)``.
+        engine: the engine that runs the steps. The default chooses for the cell and the
+            platform: mostly `Scan`; `Associative` for `MLSTM`, unless
+            ``return_carries``. An engine that is named runs, or raises an error.
+        mask: ``(T, *B)`` bool. Where False, the carry is held (after a reset there, if
+            any) and the output is zero. Padding may contain anything, NaN included, and
+            affects neither values nor gradients: at a masked step the cell is given the
+            first valid input of its row, or of another row if its row has none. The
+            cell must be finite, with finite derivatives, at that input and the held
+            carry. `mask_from_lengths` makes a mask from lengths.
+        resets: ``(T, *B)`` bool. Where True, the carry becomes the initial one before
+            step t, so that neither values nor gradients cross, and sequences can be
+            packed into one. With ``reverse``, "before" is in the order in which the
+            steps run.
+        reverse: run from the last step to the first. Outputs stay at the index of their
+            inputs, in ragged batches, too.
+        key: a random key. Layers that draw random numbers (dropout, zoneout) require
+            it; all others must not get one.
+        return_carries: also return the carry after every step. Some engines do not know
+            them and raise an error (`CuDNN`, and `Associative` for `MLSTM`).
 
     Returns:
-        ``(carry, ys)`` or ``(carry, ys, carries)``: the carry after the last step
-        walked, and the outputs ``(T, *B, H)``,
-        or the pytree of them that the cell's ``output`` makes.
+        ``(carry, ys)``, or ``(carry, ys, carries)`` with ``return_carries``: the carry
+        after the step that ran last; the outputs ``(T, *B, H)``, or the pytree of them
+        that the cell's ``output`` returns; and the carries after every step,
+        ``(T, *B, ...)`` per leaf.
 
     Raises:
-        TypeError, ValueError: at trace time, for inputs whose rank, features, dtype,
-            mask, carry or key do not fit.
+        TypeError, ValueError: at trace time, if the rank, features, dtype, mask, carry
+            or key do not fit, or if the engine does not support the cell.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn
+        >>> cell = jaxrnn.LSTM(4)
+        >>> params = cell.init(jax.random.key(0), 3)
+        >>> xs = jnp.ones((10, 2, 3))
+        >>> mask = jaxrnn.mask_from_lengths(jnp.array([10, 7]), 10)
+        >>> carry, ys = jaxrnn.unroll(cell, params, xs, mask=mask)
+        >>> carry.h.shape, ys.shape
+        ((2, 4), (10, 2, 4))
     """
     args = validate(cell, params, xs, carry, mask, resets, None, key, engine, reverse)
     _check_truncated("unroll", cell, params, None, None)
@@ -124,30 +136,50 @@ def truncated_unroll(
     key: Array | None = None,
     return_carries: bool = False,
 ) -> tuple[Carry, Any] | tuple[Carry, Any, Carry]:
-    """`unroll` with the same values, whose gradients are cut in time: truncated BPTT
-    inside any loss.
+    """Apply `unroll` with truncated gradients: truncated BPTT inside any loss.
 
-    With ``window``, time is cut, in the order of walking, into windows of that many
-    steps (the last may be shorter). Going backwards, no gradient passes from a window
-    into the one before: step j of a window (from 1) sees at most j - 1 earlier steps.
-    The carry that was passed in gets gradient from the first window, the returned carry
-    gives it to the last one. In a stack each layer's carry is cut. For a loss on the
-    newest k1 steps with gradients over the last k2, see `TBPTT`.
+    The values are those of `unroll`. Its gradients are cut or scaled between steps.
+
+    With ``window``, time is divided, in the order in which the steps run, into windows
+    of that many steps; the last may be shorter. No gradient passes from a window into
+    the one before, so the gradient of step j of a window (counted from 1) reaches at
+    most j - 1 earlier steps. The carry that is passed in gets a gradient from the first
+    window, and the returned carry passes its gradient to the last one. In a stack the
+    carry of each layer is cut. For a loss on the newest k1 steps with gradients over
+    the last k2, see `TBPTT`.
 
     With ``gradient_scale``, the cotangent of the carry that enters step t is multiplied
-    by ``gradient_scale[t]``: 1 lets it pass, 0 cuts it. `ARTBP` draws scales under
-    which the expected gradient is that of full BPTT. In a stack each layer's carry is
-    scaled; with ``reverse`` the carry enters step t from step t + 1. The backward layer
-    of a `bidirectional` one scales each edge between two steps as the forward layer
-    does.
+    by ``gradient_scale[t]``: 1 lets it pass and 0 cuts it. `ARTBP` draws scales for
+    which the expected gradient is that of full BPTT. In a stack the carry of each layer
+    is scaled. With ``reverse`` the carry enters step t from step t + 1. In a
+    `bidirectional` layer both directions scale the edge between two steps alike.
 
     Args:
-        window: steps in a window, at least 1; ``window >= T`` is full BPTT. Give this
-            or ``gradient_scale``.
-        gradient_scale: ``(T, *B)`` floating-point, constant to derivatives. It counts
-            where the mask is False and the carry is held, too; a reset comes after it,
-            so that no initial carry's gradient is scaled but that of the one passed in.
-            The rest is as in `unroll`.
+        cell, params, xs, carry, engine, mask, resets, reverse, key, return_carries: as
+            in `unroll`.
+        window: the number of steps in a window, at least 1; ``window >= T`` is full
+            BPTT. Exactly one of ``window`` and ``gradient_scale`` must be given.
+        gradient_scale: ``(T, *B)`` floating-point, a constant in derivatives. It also
+            applies at masked steps, where the carry is held. A reset comes after it, so
+            of all initial carries only the one that is passed in has a scaled gradient.
+
+    Returns:
+        As `unroll`.
+
+    Raises:
+        TypeError, ValueError: as `unroll`, and for a window that is not a size, or if
+            not exactly one of ``window`` and ``gradient_scale`` is given.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn
+        >>> cell = jaxrnn.Elman(4)
+        >>> params = cell.init(jax.random.key(0), 3)
+        >>> def loss(xs):
+        ...     _, ys = jaxrnn.truncated_unroll(cell, params, xs, window=2)
+        ...     return ys[-1].sum()
+        >>> gradient = jax.grad(loss)(jnp.ones((6, 3)))
+        >>> print((gradient != 0).any(axis=1))
+        [False False False False  True  True]
     """
     if (window is None) == (gradient_scale is None):
         came = "neither came" if window is None else "both came"
@@ -174,17 +206,27 @@ def truncated_unroll(
 
 
 def mask_from_lengths(lengths: Integer[Array, "*B"], steps: int) -> Bool[Array, "T *B"]:
-    """The mask ``(T, *B)`` of sequences that are padded at their end: True at step t
-    where ``t < lengths``.
+    """Make the mask of sequences that are padded at their end.
 
     Args:
-        lengths: ``(*B,)`` integers in [0, T]; 0 is an empty sequence, which gives back
-            its initial carry.
+        lengths: ``(*B,)`` integers in [0, T]. A sequence of length 0 returns its
+            initial carry.
         steps: T.
 
+    Returns:
+        ``(T, *B)`` bool: True at step t (counted from 0) where ``t < lengths``.
+
     Raises:
-        TypeError: for lengths that are not integers. ValueError: for concrete lengths
-            outside [0, T] (inside ``jit`` they cannot be read).
+        TypeError: for lengths that are not integers.
+        ValueError: for concrete lengths outside [0, T]. Inside ``jit`` they are not
+            checked.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxrnn
+        >>> print(jaxrnn.mask_from_lengths(jnp.array([3, 1]), 3))
+        [[ True  True]
+         [ True False]
+         [ True False]]
     """
     check_ours("lengths", lengths)
     if not is_array(lengths):
@@ -200,9 +242,8 @@ def mask_from_lengths(lengths: Integer[Array, "*B"], steps: int) -> Bool[Array, 
             f"lengths.astype('int32')"
         )
     if not isinstance(lengths, jax.core.Tracer) and lengths.size:
-        concrete = np.asarray(
-            lengths
-        )  # jnp would trace its minimum when this runs inside a compiled function
+        # jnp would trace the minimum when this runs inside a compiled function.
+        concrete = np.asarray(lengths)
         low, high = int(concrete.min()), int(concrete.max())
         if low < 0 or high > steps:
             raise ValueError(
@@ -218,8 +259,9 @@ def mask_from_lengths(lengths: Integer[Array, "*B"], steps: int) -> Bool[Array, 
 def validate(
     cell, params, xs, carry, mask, resets, gradient_scale, key, engine, reverse
 ):
-    """Everything that was passed to `unroll`, in this order, once it has been
-    checked.
+    """Check the arguments of `unroll`, and return them in this order.
+
+    NumPy inputs become JAX arrays, and NumPy scalars in ``params`` Python ones.
     """
     check_cell(cell)
     if isinstance(xs, np.ndarray):
@@ -259,15 +301,15 @@ def validate(
 
 @runtime_checkable
 class Observer(Protocol):
-    """What `jaxrnn.explain` puts in the place of every engine, to record its choices.
+    """What runs in place of every engine while `jaxrnn.explain` traces.
 
-    Its results have the shapes of the engine's own and nothing else in common.
+    It records the calls. Its results need only have the shapes of the engine's.
     """
 
     def run(
         self, engine: AbstractEngine, why: str, cell: Cell, *args: Any
     ) -> tuple[Carry, Carry]:
-        """Record ``engine.run(cell, *args)``; ``why`` says who chose the engine."""
+        """Record ``engine.run(cell, *args)``; ``why`` says why this engine runs."""
 
     def run_network(
         self, engine: AbstractNetworkEngine, params: Params, carries: list, *args: Any
@@ -282,7 +324,7 @@ _OBSERVER: contextvars.ContextVar[Observer | None] = contextvars.ContextVar(
 
 @contextlib.contextmanager
 def observed_by(observer: Observer) -> Iterator[None]:
-    """Let ``observer`` stand for every engine, in layers that call `unroll`, too."""
+    """Put an observer in the place of every engine, inside layers too."""
     token = _OBSERVER.set(observer)
     try:
         yield
@@ -291,13 +333,13 @@ def observed_by(observer: Observer) -> Iterator[None]:
 
 
 def current_observer() -> Observer | None:
-    """The observer of the `jaxrnn.explain` that is tracing, if one is."""
+    """Return the observer of the `jaxrnn.explain` that is tracing, or None."""
     return _OBSERVER.get()
 
 
 def _unroll(*args, window, return_carries):
-    # Under an observer: a compiled unroll would not be traced again, and so not be
-    # seen.
+    # Under an observer nothing is compiled: a compiled unroll would not be traced
+    # again, and the observer would miss it.
     run: Any = _unroll_jit if current_observer() is None else unroll_validated
     carry, ys, carries = run(*args, window, return_carries)
     return (carry, ys, carries) if return_carries else (carry, ys)
@@ -322,9 +364,9 @@ def _unroll_jit(
     window,
     return_carries,
 ):
-    """Compiled once for equal cells and equal shapes."""
+    """Run `unroll_validated`, compiled once for equal cells and equal shapes."""
 
-    def walk(xs, *arrays):
+    def run(xs, *arrays):
         params, carry, mask, resets, scale, key = arrays
         return unroll_validated(
             cell,
@@ -341,7 +383,7 @@ def _unroll_jit(
             return_carries,
         )
 
-    return under_auto_axes(walk, xs, params, carry, mask, resets, gradient_scale, key)
+    return under_auto_axes(run, xs, params, carry, mask, resets, gradient_scale, key)
 
 
 def unroll_validated(
@@ -358,7 +400,7 @@ def unroll_validated(
     window,
     return_carries,
 ) -> tuple[Carry, Any, Carry]:
-    """What `unroll` does with arguments that were checked."""
+    """Run `unroll` with arguments that `validate` has returned."""
     if carry is None:
         carry = initial_carry_of(cell, params, tuple(xs.shape[1:-1]))
     scale = (
@@ -389,7 +431,7 @@ def unroll_validated(
 def initial_carry_of(
     cell: Cell | Layer, params: Params, batch: tuple[int, ...]
 ) -> Carry:
-    """``cell.initial_carry``, an error in which names it."""
+    """Return ``cell.initial_carry(params, batch)``; errors in it name the method."""
     with name_failing_method(
         cell,
         "initial_carry",
@@ -402,10 +444,14 @@ def initial_carry_of(
 def check_all_carries(
     cell: Cell | Layer, engine: Any, carry: Carry, carries: Carry
 ) -> None:
-    """The carries after every step have all the parts of a carry."""
+    """Check that the engine returned whole carries after every step.
+
+    Raises:
+        ValueError: if it returned only some of their leaves.
+    """
     if len(jax.tree.leaves(carries)) < len(jax.tree.leaves(carry)):
         raise ValueError(
-            f"{type(cell).__name__}: {engine!r} walks whole chunks and knows the whole "
+            f"{type(cell).__name__}: {engine!r} runs whole chunks and knows the whole "
             f"carry at their ends only, but "
             "return_carries asks for it after every step: use engine=jaxrnn.Scan(), or "
             "leave return_carries out"
@@ -415,27 +461,43 @@ def check_all_carries(
 def unroll_unchecked(
     cell: Cell | Layer, params: Params, carry: Carry, xs: Any, spec: UnrollSpec
 ) -> tuple[Carry, Any, Carry]:
-    """`unroll` without its checks, for layers: the last carry, the outputs and the
-    carries after every step.
+    """Apply a cell or layer over a sequence, without the checks of `unroll`.
+
+    Layers call it for the cells and layers that they contain.
+
+    Args:
+        cell: the cell or layer.
+        params: its parameters.
+        carry: the carry before the first step.
+        xs: the inputs, ``(T, *B, D)``.
+        spec: the other arguments of `unroll`.
+
+    Returns:
+        The last carry, the outputs ``(T, *B, H)``, and the carries after every step,
+        ``(T, *B, ...)`` per leaf.
+
+    Raises:
+        TypeError: if a layer's ``unroll`` or a cell's ``step`` returns something else
+            than it should.
     """
     if isinstance(cell, Layer):
         with _truncation_scope(cell, spec, xs):
-            walked = cell.unroll(
+            result = cell.unroll(
                 params,
                 carry,
                 fill_masked_inputs(xs, spec.mask) if cell.reads_inputs else xs,
                 spec,
             )
-        if not isinstance(walked, tuple) or len(walked) != 3:
+        if not isinstance(result, tuple) or len(result) != 3:
             raise TypeError(
                 f"{type(cell).__name__}.unroll must return (carry, ys, carries): the "
                 f"last carry, the outputs (T, *B, H) and "
-                f"the carries after every step, but it returns {describe_tree(walked)}"
+                f"the carries after every step, but it returns {describe_tree(result)}"
             )
-        return walked
-    xs = fill_masked_inputs(
-        xs, spec.mask
-    )  # in a stack, too, whose lower layers put out zeros there: 0 * NaN is NaN in a gradient  # noqa: E501
+        return result
+    # Also in a stack, where the outputs of lower layers are zero at masked steps: a
+    # cell need not be differentiable at zero, and 0 * NaN is NaN in a gradient.
+    xs = fill_masked_inputs(xs, spec.mask)
     with _truncation_scope(None, spec, xs):
         check_step(cell, params, carry, xs)
         _check_rows(cell, params, carry, spec)
@@ -463,8 +525,12 @@ def unroll_unchecked(
 
 
 def _zero_where_masked(cell: Cell | Layer, ys: Any, mask: Any) -> Any:
-    """Outputs, an array or a pytree of ``(T, *B, ...)``, as a masked step shows
-    them.
+    """Set the outputs at masked steps to zero.
+
+    Args:
+        cell: what computed them, for errors.
+        ys: an array ``(T, *B, ...)`` or a pytree of such arrays.
+        mask: ``(T, *B)`` or None.
     """
     if mask is None:
         return ys
@@ -483,7 +549,7 @@ def _zero_where_masked(cell: Cell | Layer, ys: Any, mask: Any) -> Any:
 
 
 def _check_rows(cell: Cell, params: Params, carry: Carry, spec: UnrollSpec) -> None:
-    """What is done to the carry of each row by itself can be done to all its parts."""
+    """Check that a mask, resets and scales can be applied to each row of the carry."""
     flags = {
         "mask=": spec.mask,
         "resets=": spec.resets,
@@ -491,7 +557,8 @@ def _check_rows(cell: Cell, params: Params, carry: Carry, spec: UnrollSpec) -> N
     }
     given = {name: value for name, value in flags.items() if value is not None}
     batch = next((tuple(value.shape[1:]) for value in given.values()), ())
-    if batch:  # one more of each, to tell a batch axis from another of the same size
+    if batch:
+        # The carry of a larger batch tells batch axes from others of the same size.
         wider = _with_more_rows(cell, params, carry, batch)
         why = " and ".join(given)
         check_rows(
@@ -507,9 +574,11 @@ def _check_rows(cell: Cell, params: Params, carry: Carry, spec: UnrollSpec) -> N
 def _with_more_rows(
     cell: Cell, params: Params, carry: Carry, batch: tuple[int, ...]
 ) -> Carry:
-    """Shapes of the carry of a batch that is larger by one in every axis. Where a cell
-    makes none, since its parameters hold a state for each row, its floating-point parts
-    are taken to be of rows if they are of such a shape.
+    """Return the shapes of the carry of a batch that is larger by one in every axis.
+
+    A cell whose parameters contain a state for each row cannot make such a carry. Its
+    floating-point leaves are then assumed to have batch axes if their shape begins with
+    those of the batch.
     """
     more = tuple(n + 1 for n in batch)
     try:
@@ -534,11 +603,14 @@ _CUT: contextvars.ContextVar[tuple[Layer, UnrollSpec] | None] = contextvars.Cont
 
 @contextlib.contextmanager
 def _truncation_scope(layer: Layer | None, spec: UnrollSpec, xs: Any) -> Iterator[None]:
-    """While a layer walks under truncation, of which an `unroll` in its code would not
-    know. None: a cell, in whose step one walks over another time.
+    """Note that a layer runs under truncation, for calls of `unroll` inside it.
 
-    A function in its code that was compiled outside of truncation is traced anew: the
-        metadata are part of what jit looks at.
+    Such a call would not know of the truncation; see `_check_truncated`. For a cell
+    (``layer`` is None) nothing is noted: an `unroll` in its step runs over another
+    sequence.
+
+    The XLA metadata are part of the key of jit's cache. So a function in the layer's
+    code that was compiled without truncation is traced again.
     """
     cut = spec.gradient_scale is not None or (
         spec.window is not None and spec.window < jax.tree.leaves(xs)[0].shape[0]
@@ -566,8 +638,11 @@ def _check_truncated(
     window: int | None,
     gradient_scale: Any,
 ) -> None:
-    """Within a layer that is walked under truncation the gradient is cut as it was
-    told to be, where there is a carry.
+    """Check that a call of `unroll` inside a truncated layer truncates, too.
+
+    Raises:
+        ValueError: if the cell has a carry, and the call does not cut its gradient as
+            the enclosing `truncated_unroll` does.
     """
     if (cut := _CUT.get()) is None or not jax.tree.leaves(
         jax.eval_shape(cell.initial_carry, params)
@@ -583,7 +658,7 @@ def _check_truncated(
     raise ValueError(
         f"{type(layer).__name__}.unroll calls jaxrnn.{what} on {type(cell).__name__}, "
         f"which does not know that the whole is "
-        f"walked by truncated_unroll with {asked}, so the gradient would not be cut: "
+        f"run by truncated_unroll with {asked}, so the gradient would not be cut: "
         f"where spec.{name} is not None call "
         f"jaxrnn.truncated_unroll(..., {name}=spec.{name}) there"
     )
@@ -592,8 +667,10 @@ def _check_truncated(
 def _default_engine(
     cell: Cell, params: Params, carry: Carry, xs: Any, spec: UnrollSpec
 ) -> tuple[Any, str]:
-    """`DefaultEngine`, but where a cell joins its steps in chunks and nobody asks for
-    the carries inside them; and why.
+    """Choose the engine where the user named none, and say why.
+
+    It is `DefaultEngine`, or `Associative` for a cell with ``walk_chunks``, unless the
+    carries inside its chunks are needed.
     """
     if not is_chunkwise(cell):
         return DefaultEngine(), "the default"
@@ -612,8 +689,12 @@ def _default_engine(
 
 
 def check_step(cell: Cell, params: Params, carry: Carry, xs: Any) -> None:
-    """A cell's ``step`` returns a carry like the one it was given (abstractly:
-    nothing is computed).
+    """Check that a cell's ``step`` returns a carry like the one it is given.
+
+    The step is traced, and nothing is computed.
+
+    Raises:
+        TypeError, ValueError: if it does not.
     """
     x = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), xs)
     hint = _hint(cell, carry, xs)
@@ -660,8 +741,10 @@ def check_step(cell: Cell, params: Params, carry: Carry, xs: Any) -> None:
 
 
 def _hint(cell: Cell, carry: Carry, xs: Any) -> str:
-    """What may be wrong where a step fails: batch axes that are none, or parameters
-    of another size.
+    """Say what may be wrong where a step fails.
+
+    Likely causes are a carry without batch axes, pictures whose axes are taken for
+    batch axes, and parameters of another input size.
     """
     batch = _batch_of(xs)
     for path, leaf in jax.tree_util.tree_leaves_with_path(carry):
@@ -699,8 +782,10 @@ def _part(path: Any) -> str:
 def _unroll_windows(
     run: Callable, cell: Cell, params: Params, carry: Carry, xs: Any, spec: UnrollSpec
 ) -> tuple[Carry, Carry]:
-    """The engine's ``run`` over the whole sequence, its gradients scaled if so told, or
-    window after window with them stopped between.
+    """Apply an engine's ``run`` with the truncation of ``spec``.
+
+    It runs over the whole sequence, with scaled gradients if there is a
+    ``gradient_scale``; or window after window, with gradients stopped between.
     """
     steps, window = jax.tree.leaves(xs)[0].shape[0], spec.window
     parts = (xs, spec.mask, spec.resets)
@@ -709,13 +794,14 @@ def _unroll_windows(
     if window is None or window >= steps:
         return run(cell, params, carry, *parts, spec.reverse)
 
-    def one(carry, part, begin):
-        first = (
-            begin + jax.tree.leaves(part)[0].shape[0] == steps
+    def run_window(carry, part, start):
+        # The carry that was passed in gets the gradient of the first window.
+        is_first = (
+            start + jax.tree.leaves(part)[0].shape[0] == steps
             if spec.reverse
-            else begin == 0
+            else start == 0
         )
-        carry = select(first, carry, jax.lax.stop_gradient(carry))
+        carry = select(is_first, carry, jax.lax.stop_gradient(carry))
         return run(cell, params, carry, *part, spec.reverse)
 
-    return run_in_windows(one, carry, parts, window, spec.reverse)
+    return run_in_windows(run_window, carry, parts, window, spec.reverse)

@@ -1,5 +1,4 @@
-"""The contract: what a cell and a layer are, how a sequence is asked to be walked, and
-the worded checks.
+"""The contracts of cells and layers, and the specification of an unroll.
 
 Shape letters, here and everywhere: T time, B batch (any number of axes, written
 ``*B``), D input features, H hidden units, V vocabulary. Time leads, batch axes follow,
@@ -8,13 +7,13 @@ features come last: ``(T, *B, D)``.
 A cell is a frozen, hashable dataclass that holds static configuration only, with pure
 methods::
 
-    z_t = cell.project(params, x_t)          knows no time: all T at once, one matmul
-    s_t = cell.step(params, s_{t-1}, z_t)    the recurrence: returns the carry and nothing else
-    y_t = cell.output(params, s_t, x_t)      knows no time
+    z_t = cell.project(params, x_t)          for all T at once, as one matmul
+    s_t = cell.step(params, s_{t-1}, z_t)    the recurrence; returns the carry only
+    y_t = cell.output(params, s_t, x_t)      for all T at once
 
-``cell(params, carry, x) -> (carry, y)`` is one streaming step, in ``jax.lax.scan``'s
-order.
-"""  # noqa: E501
+``cell(params, carry, x) -> (carry, y)`` is one streaming step, in the order of
+``jax.lax.scan``.
+"""
 
 from __future__ import annotations
 
@@ -31,18 +30,23 @@ from .exported import register_for_export
 from .pickling import Static
 from .validation import check_carry, check_inputs, check_key, describe
 
-Params = Any  # a pytree of arrays: a dict with words for keys
+Params = Any  # a pytree of arrays: a dict with words as keys
 # a pytree of arrays (*B, ...): an array, or a NamedTuple when it has several parts
 Carry = Any
 
 
 @register_for_export
 class Gate(NamedTuple):
-    """What a gate or unit of a step let through: its ``value (*B, H)``, the range it
-    lies in, and whether it keeps the state.
+    """The activation of a gate at one step.
 
     A unit whose gate keeps a share v of its state at every step forgets with a time
     constant of -1/log v steps.
+
+    Attributes:
+        value: the activation, ``(*B, H)``.
+        low: the lower end of its range.
+        high: the upper end of its range.
+        keeps: whether the state is multiplied by it, as by a forget gate.
     """
 
     value: Array
@@ -55,36 +59,63 @@ class Cell(Static):
     """One step of a recurrence, as static configuration and pure functions.
 
     A subclass is a ``@dataclasses.dataclass(frozen=True)`` and must define ``init`` and
-    ``step``. ``project`` defaults to the identity, ``output`` to the carry's ``h`` (or
-    to the carry itself when it is a single array), ``initial_carry`` to zeros of shape
-    ``(*B, hidden_size)``. Every method takes any number of leading batch axes.
+    ``step``. By default ``project`` is the identity, ``output`` returns the carry's
+    ``h`` (or the carry itself if it is a single array), and ``initial_carry`` is zeros
+    of shape ``(*B, hidden_size)``. Every method takes any number of leading batch axes.
+
+    Example:
+        >>> import dataclasses, jax, jax.numpy as jnp, jaxrnn
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Leaky(jaxrnn.Cell):
+        ...     hidden_size: int
+        ...
+        ...     def init(self, key, input_size):
+        ...         shape = (input_size, self.hidden_size)
+        ...         return {"kernel": jax.random.normal(key, shape)}
+        ...
+        ...     def project(self, params, x):
+        ...         return x @ params["kernel"]
+        ...
+        ...     def step(self, params, carry, z):
+        ...         return 0.9 * carry + 0.1 * jnp.tanh(z)
+        >>> cell = Leaky(4)
+        >>> params = cell.init(jax.random.key(0), 3)
+        >>> _, ys = jaxrnn.unroll(cell, params, jnp.ones((10, 2, 3)))
+        >>> ys.shape
+        (10, 2, 4)
     """
 
-    requires_key: ClassVar[bool] = (
-        False  # a cell is deterministic; only layers draw random numbers
-    )
+    # A cell is deterministic; only layers draw random numbers.
+    requires_key: ClassVar[bool] = False
 
     def init(self, key: Array, input_size: int) -> Params:
-        """Draw parameters for inputs of ``input_size`` features: a dict of arrays,
-        words for keys.
+        """Draw parameters for inputs of ``input_size`` features.
+
+        Returns a dict of arrays, with words as keys.
         """
         raise NotImplementedError(
             f"{type(self).__name__} must define init(self, key, input_size) -> params"
         )
 
     def check(self, params: Params) -> None:
-        """Raise where ``params`` are not this cell's. Called at trace time; by
-        default nothing is checked.
+        """Raise an error if ``params`` are not those of this cell.
+
+        It is called at trace time. By default nothing is checked.
         """
 
     def initial_carry(
         self, params: Params, batch_shape: tuple[int, ...] = (), dtype: Any = None
     ) -> Carry:
-        """The carry before the first step, ``(*batch_shape, H)`` per leaf: zeros, or
-        learned when params hold one.
+        """Return the carry before the first step: zeros, or learned parameters.
 
-        ``dtype`` is the dtype of the state as it is computed with (default: that of the
-        parameters).
+        Args:
+            params: the parameters.
+            batch_shape: the batch axes of the carry.
+            dtype: the dtype in which the state is computed; by default that of the
+                parameters.
+
+        Returns:
+            The carry, ``(*batch_shape, H)`` per leaf.
         """
         hidden_size = getattr(self, "hidden_size", None)
         if hidden_size is None:
@@ -97,25 +128,34 @@ class Cell(Static):
         return jnp.zeros((*batch_shape, hidden_size), dtype or floating_dtype(params))
 
     def project(self, params: Params, x: Inexact[Array, "*TB D"]) -> Any:
-        """The part of a step that needs no carry, for any leading axes (all of time
-        at once). Default: x itself.
+        """Compute the part of a step that does not depend on the carry.
+
+        It takes any leading axes, and is applied to all of time at once. By default it
+        returns ``x``.
         """
         return x
 
     def step(self, params: Params, carry: Carry, z: Any) -> Carry:
-        """One step of the recurrence: s_t from s_{t-1} and z_t = project(params,
-        x_t).
+        """Compute ``s_t`` from ``s_{t-1}`` and ``z_t = project(params, x_t)``.
+
+        Args:
+            params: the parameters.
+            carry: ``s_{t-1}``, ``(*B, ...)`` per leaf.
+            z: ``z_t``, ``(*B, ...)`` per leaf.
+
+        Returns:
+            ``s_t``, with the structure, shapes and dtypes of ``carry``.
         """
         raise NotImplementedError(
             f"{type(self).__name__} must define step(self, params, carry, z) -> carry"
         )
 
     def output(self, params: Params, carry: Carry, x: Any) -> Inexact[Array, "*TB H"]:
-        """What the cell shows of its carry. Default: ``carry.h``, or the carry itself
-        where it is a single array.
+        """Compute the output from the carry after a step.
 
-        Any number of leading axes comes in, all of time at once, so write ``carry @
-        kernel``, not ``kernel @ carry``.
+        It is applied to all of time at once, so it must take any leading axes: write
+        ``carry @ kernel``, not ``kernel @ carry``. By default it returns ``carry.h``,
+        or the carry itself if that is a single array.
         """
         if not hasattr(carry, "h") and len(jax.tree.leaves(carry)) != 1:
             raise TypeError(
@@ -128,46 +168,62 @@ class Cell(Static):
         return carry.h if hasattr(carry, "h") else jax.tree.leaves(carry)[0]
 
     def gate_values(self, params: Params, carry: Carry, z: Any) -> dict[str, Gate]:
-        """What the gates of a step let through, by name, for
-        `jaxrnn.diagnostics.gate_statistics`. Optional.
+        """Return the activations of a step's gates, by name.
 
-        Arguments are those of ``step``, with any number of leading axes.
+        It is optional, and read by `jaxrnn.diagnostics.gate_statistics`. The arguments
+        are those of ``step``, with any number of leading axes.
         """
         raise NotImplementedError(
-            f"{type(self).__name__} does not tell its gates: define gate_values(self, "
-            f"params, "
-            "carry, z) -> a dict of jaxrnn.core.cell.Gate"
+            f"{type(self).__name__} does not report its gates: define "
+            "gate_values(self, params, carry, z) -> a dict of jaxrnn.core.cell.Gate"
         )
 
     def __call__(
         self, params: Params, carry: Carry, x: Inexact[Array, "*B D"]
     ) -> tuple[Carry, Any]:
-        """One streaming step: ``(carry, y)`` after input ``x``."""
+        """Apply one streaming step: return ``(carry, y)`` after input ``x``."""
         params = weaken_scalars(params)
         carry = self.step(params, carry, self.project(params, x))
         return carry, self.output(params, carry, x)
 
 
 class LinearCell(Cell):
-    """A cell whose state enters its step as a factor alone: ``s_t = a_t * s_{t-1} +
-    b_t``, elementwise.
+    """A cell that is linear in its state: ``s_t = a_t * s_{t-1} + b_t``, elementwise.
 
-    A subclass defines ``affine`` in place of ``step``; a and b may depend on the inputs
-    and the parameters, not on the state. `jaxrnn.Associative` walks such cells in
-    parallel; there products of many a's are made, which must be finite: |a| <= 1 is
-    safe.
+    A subclass defines ``affine`` instead of ``step``. a and b may depend on the inputs
+    and the parameters, but not on the state. `jaxrnn.Associative` runs such cells in
+    parallel. It multiplies the factors of many steps, and their products must be
+    finite; ``|a| <= 1`` is safe.
+
+    Example:
+        >>> import dataclasses, jax, jax.numpy as jnp, jaxrnn
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Average(jaxrnn.LinearCell):
+        ...     hidden_size: int
+        ...
+        ...     def init(self, key, input_size):
+        ...         return {"decay": jnp.full(self.hidden_size, 0.5)}
+        ...
+        ...     def affine(self, params, z):
+        ...         return params["decay"], (1 - params["decay"]) * z
+        >>> cell = Average(1)
+        >>> params = cell.init(jax.random.key(0), 1)
+        >>> _, ys = jaxrnn.unroll(cell, params, jnp.ones((3, 1)))
+        >>> print(ys[:, 0])
+        [0.5   0.75  0.875]
     """
 
     def affine(self, params: Params, z: Any) -> tuple[Any, Any]:
-        """``(a, b)``, each like the carry or broadcasting to it, from ``z =
-        project(params, x)`` with any leading axes.
+        """Return ``(a, b)``, each like the carry or broadcastable to it.
+
+        ``z`` is ``project(params, x)``, with any leading axes.
         """
         raise NotImplementedError(
             f"{type(self).__name__} must define affine(self, params, z) -> (a, b)"
         )
 
     def step(self, params: Params, carry: Carry, z: Any) -> Carry:
-        """``a * carry + b``."""
+        """Return ``a * carry + b``."""
         a, b = self.affine(params, z)
         return jax.tree.map(
             lambda a, b, s: jnp.asarray(a, s.dtype) * s + jnp.asarray(b, s.dtype),
@@ -179,10 +235,12 @@ class LinearCell(Cell):
 
 @dataclasses.dataclass(frozen=True)
 class AbstractWrappedCell(Cell):
-    """A cell around another one, which changes its step; engines see the whole.
+    """A cell that wraps another one and changes its step.
 
-    ``purpose`` says in an error message what the wrapper is for, where the user has not
-    written it: the scaled gradients of ``gradient_scale``, for example.
+    Attributes:
+        cell: the wrapped cell.
+        purpose: for error messages, what a wrapper is for that the user did not write:
+            for example the scaled gradients of ``gradient_scale``.
     """
 
     cell: Cell
@@ -201,34 +259,29 @@ class AbstractWrappedCell(Cell):
 
 
 def unwrap(cell: Cell) -> Cell:
-    """The cell inside a wrapper, or the cell itself."""
+    """Return the cell inside a wrapper, or the cell itself."""
     return cell.cell if isinstance(cell, AbstractWrappedCell) else cell
 
 
 def is_linear(cell: Any) -> bool:
-    """Whether ``cell`` is a `LinearCell` whose step is the one that its ``affine``
-    says.
-    """
+    """Whether a cell is a `LinearCell` that does not override ``step``."""
     return isinstance(cell, LinearCell) and type(cell).step is LinearCell.step
 
 
 def is_chunkwise(cell: Any) -> bool:
-    """Whether ``cell``'s class brings ``walk_chunks``, its steps joined in another
-    way.
-    """
+    """Whether a cell defines ``walk_chunks``, which computes chunks of steps."""
     return _owner(cell, "walk_chunks") is not None
 
 
 def unsupported_chunkwise_reason(cell: Any) -> str | None:
-    """Why the ``walk_chunks`` that a cell inherits are not those of its steps, if
-    so: a class below overrides these.
+    """Say why an inherited ``walk_chunks`` does not compute a cell's steps, or None.
+
+    A subclass of the class that defines it may override ``step`` or ``output``.
+    ``walk_chunks`` calls the other methods, but it relies on the output being h.
     """
     kinds = type(cell).__mro__
     chunks = _owner(cell, "walk_chunks")
-    for name in (
-        "step",
-        "output",
-    ):  # the chunks call all others; of an output they know that it shows h
+    for name in ("step", "output"):
         owner = _owner(cell, name)
         if (
             chunks is not None
@@ -236,27 +289,35 @@ def unsupported_chunkwise_reason(cell: Any) -> str | None:
             and kinds.index(owner) < kinds.index(chunks)
         ):
             return (
-                f"{owner.__name__} has its own {name}, of which "
-                f"{chunks.__name__}.walk_chunks knows nothing"
+                f"{owner.__name__} overrides {name}, which "
+                f"{chunks.__name__}.walk_chunks does not call"
             )
     return None
 
 
 def _owner(cell: Any, name: str) -> Any:
-    """The class that defines a method."""
+    """Return the class that defines a method, or None."""
     return next((kind for kind in type(cell).__mro__ if name in vars(kind)), None)
 
 
 @dataclasses.dataclass(frozen=True)
 class UnrollSpec:
-    """How a sequence is walked: what `unroll` was asked for, handed down through layers
-    to the engine.
+    """The arguments of `unroll` that are passed down through layers to the engine.
 
-    ``mask`` and ``resets`` are ``(T, *B)`` bool or None; ``window`` is the truncation
-    length or None; ``gradient_scale`` ``(T, *B)`` or None multiplies the cotangent of
-    the carry that enters each step. ``turned_resets`` and ``turned_scale`` remember
-    those of the other direction. ``all_carries``: the carries after every step are
-    wanted, not the outputs alone.
+    Attributes:
+        engine: the engine, or None for the default.
+        mask: ``(T, *B)`` bool or None; where False, the carry is held.
+        resets: ``(T, *B)`` bool or None; where True, the carry becomes the initial one
+            before the step.
+        reverse: whether the steps run from the last to the first.
+        window: the truncation length, or None.
+        key: a random key, or None.
+        turned_resets: the resets of the other direction, once they have been computed.
+        gradient_scale: ``(T, *B)`` or None; multiplies the cotangent of the carry that
+            enters each step.
+        turned_scale: the gradient scale of the other direction, likewise.
+        all_carries: whether the carries after every step are wanted, and not only the
+            outputs.
     """
 
     engine: Any
@@ -271,14 +332,16 @@ class UnrollSpec:
     all_carries: bool = True
 
     def replace(self, **changes) -> UnrollSpec:
+        """Return the specification with some fields changed."""
         return dataclasses.replace(self, **changes)
 
     def reversed(self) -> UnrollSpec:
-        """The same sequences walked the other way.
+        """Return the specification for the same sequences in the other direction.
 
-        What happens before step t in one direction, a reset or a scale of the gradient,
-        happens in the other before the step on the far side of that edge. What belongs
-        to the first carry's edge falls away, there is none at the other end.
+        A reset or a gradient scale belongs to the edge between two steps. It applies
+        before step t in one direction, and before the step at the other end of the edge
+        in the other direction. The entry of the first edge, at which the first carry
+        enters, is dropped, because the other direction has no such edge.
         """
         return self.replace(
             reverse=not self.reverse,
@@ -289,8 +352,10 @@ class UnrollSpec:
         )
 
     def _across(self, before: Any, turned: Any, at_end: Any) -> Any:
-        """``before (T, *B)`` on the far side of each step's edge, and ``at_end``
-        where the other direction begins.
+        """Move ``before (T, *B)`` to the other end of each edge.
+
+        ``at_end`` is put where the other direction begins; ``turned`` is returned if it
+        is known already.
         """
         if before is None or turned is not None:
             return turned
@@ -306,31 +371,54 @@ class UnrollSpec:
 
 
 class Layer(Static):
-    """Cells and engines composed over whole sequences, with the same ``init`` and
-    ``initial_carry`` as a cell.
+    """A function of whole sequences with a carry, composed of cells and layers.
 
     A subclass is a frozen dataclass that defines ``init``, ``initial_carry`` and
-    ``unroll``; the streaming call is the unroll of one step. With ``output`` as well,
-    `jaxrnn.diagnostics` can look inside. Outputs at masked steps become zero outside,
-    whatever ``unroll`` makes of them.
+    ``unroll``. The streaming call is an unroll of one step. If the layer also defines
+    ``output``, `jaxrnn.diagnostics` can look inside it. `jaxrnn.unroll` sets the
+    outputs at masked steps to zero, whatever the layer's ``unroll`` returns there.
+
+    Example:
+        >>> import dataclasses, jax, jax.numpy as jnp, jaxrnn
+        >>> from jaxrnn.extending import unroll_unchecked
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Doubled(jaxrnn.Layer):
+        ...     cell: jaxrnn.Cell
+        ...
+        ...     def init(self, key, input_size, dtype=None):
+        ...         return self.cell.init(key, input_size)
+        ...
+        ...     def initial_carry(self, params, batch_shape=(), dtype=None):
+        ...         return self.cell.initial_carry(params, batch_shape, dtype)
+        ...
+        ...     def unroll(self, params, carry, xs, spec):
+        ...         carry, ys, carries = unroll_unchecked(
+        ...             self.cell, params, carry, xs, spec
+        ...         )
+        ...         return carry, 2 * ys, carries
+        >>> layer = Doubled(jaxrnn.Elman(4))
+        >>> params = layer.init(jax.random.key(0), 3)
+        >>> _, ys = jaxrnn.unroll(layer, params, jnp.ones((10, 2, 3)))
+        >>> ys.shape
+        (10, 2, 4)
     """
 
-    reads_inputs: ClassVar[bool] = (
-        # whether ``unroll`` computes with its inputs, and does not only hand them on
-        True
-    )
+    # Whether ``unroll`` computes with its inputs, rather than only passing them on.
+    reads_inputs: ClassVar[bool] = True
 
     @property
     def requires_key(self) -> bool:
-        """Whether it needs a key: True for dropout, and for what contains it.
-        Default: whether a field of it does.
+        """Whether the layer needs a random key, as dropout does.
+
+        By default, whether one of its fields does.
         """
         return any(part.requires_key for part in parts_of(self))
 
     @property
     def causal(self) -> bool:
-        """Whether output t depends on inputs up to t only. Default: whether those of
-        all its fields do.
+        """Whether the output at step t depends on no later input.
+
+        By default, whether that holds for all its fields.
         """
         return all(part.causal for part in parts_of(self) if isinstance(part, Layer))
 
@@ -339,38 +427,51 @@ class Layer(Static):
         raise NotImplementedError
 
     def check(self, params: Params) -> None:
-        """Raise where ``params`` are not this layer's. Called at trace time; by
-        default nothing is checked.
+        """Raise an error if ``params`` are not those of this layer.
+
+        It is called at trace time. By default nothing is checked.
         """
 
     def initial_carry(
         self, params: Params, batch_shape: tuple[int, ...] = (), dtype: Any = None
     ) -> Carry:
-        """The carry before the first step."""
+        """Return the carry before the first step, ``(*batch_shape, ...)`` per leaf."""
         raise NotImplementedError
 
     def unroll(
         self, params: Params, carry: Carry, xs: Array, spec: UnrollSpec
     ) -> tuple[Carry, Any, Carry]:
-        """Walk ``xs (T, *B, D)``; return the last carry, the outputs ``(T, *B, D')``
-        and the carries after every step.
+        """Apply the layer over a sequence.
+
+        Args:
+            params: the parameters.
+            carry: the carry before the first step.
+            xs: the inputs, ``(T, *B, D)``.
+            spec: the other arguments of `jaxrnn.unroll`; pass them on to
+                `jaxrnn.extending.unroll_unchecked`.
+
+        Returns:
+            The last carry, the outputs ``(T, *B, D')``, and the carries after every
+            step, ``(T, *B, ...)`` per leaf.
         """
         raise NotImplementedError
 
     def output(self, params: Params, carry: Carry, x: Any) -> Inexact[Array, "*TB H"]:
-        """What the layer shows of its carry after inputs ``x``, for any leading axes:
-        the outputs of ``unroll`` are ``output(params, carries, xs)``.
+        """Compute the outputs from the carries and the inputs, for any leading axes.
+
+        The outputs of ``unroll`` must be ``output(params, carries, xs)``.
         """
         raise NotImplementedError(
-            f"{type(self).__name__} does not say what it shows of its carry: define "
-            f"output(self, params, carry, x)"
+            f"{type(self).__name__} does not define its output as a function of its "
+            "carry: define output(self, params, carry, x)"
         )
 
     def __call__(
         self, params: Params, carry: Carry, x: Inexact[Array, "*B D"], key=None
     ) -> tuple[Carry, Any]:
-        """One streaming step: ``(carry, y)`` after input ``x``. ``key`` as for
-        `unroll`: demanded if the layer draws.
+        """Apply one streaming step: return ``(carry, y)`` after input ``x``.
+
+        ``key`` is required if the layer draws random numbers, as in `jaxrnn.unroll`.
         """
         if not self.causal:
             raise ValueError(
@@ -385,20 +486,19 @@ class Layer(Static):
 
 
 def parts_of(layer: Layer) -> list[Cell | Layer]:
-    """The cells and layers among a layer's fields, those in tuples included."""
+    """Return the cells and layers among a layer's fields, including those in tuples."""
 
-    def found(value):
+    def parts(value):
         if isinstance(value, tuple):
-            return [part for each in value for part in found(each)]
+            return [part for item in value for part in parts(item)]
         return [value] if isinstance(value, (Cell, Layer)) else []
 
     fields: Any = dataclasses.fields(layer) if dataclasses.is_dataclass(layer) else ()
-    return found(tuple(getattr(layer, field.name) for field in fields))
+    return parts(tuple(getattr(layer, field.name) for field in fields))
 
 
-@functools.partial(
-    jax.jit, static_argnums=0, inline=True
-)  # or called eagerly it would compile at every step
+# Compiled once: called eagerly, `jax.lax.scan` would compile at every step.
+@functools.partial(jax.jit, static_argnums=0, inline=True)
 def _one_step(
     layer: Layer, params: Params, carry: Carry, x: Array, key: Any
 ) -> tuple[Carry, Any]:
@@ -415,11 +515,10 @@ def _one_step(
 
 
 def floating_dtype(params: Params) -> Any:
-    """The widest real dtype among the leaves of ``params`` (jax's default float where
-    there is none).
+    """Return the widest real dtype among the leaves of ``params``.
 
-    Numbers of Python's and numpy's, and arrays made of them, take others' dtypes and
-    have no say.
+    Python and NumPy scalars, and weakly typed arrays made of them, do not count. If
+    there is no other leaf, it is the default float of JAX.
     """
     real = [
         jnp.finfo(leaf.dtype)
@@ -432,9 +531,7 @@ def floating_dtype(params: Params) -> Any:
 
 
 def weaken_scalars(params: Params) -> Params:
-    """``params`` with numpy's numbers as Python's, which JAX casts to the dtype of
-    what they meet.
-    """
+    """Convert NumPy scalars to Python ones, which do not promote other dtypes."""
     return jax.tree.map(
         lambda leaf: leaf.item() if isinstance(leaf, np.generic) else leaf, params
     )
@@ -451,26 +548,26 @@ def _inexact(leaf: Any) -> bool:
 
 
 def accumulator(dtype: Any) -> Any:
-    """The dtype in which a running sum of ``dtype`` values is kept: float32 for the
-    half-precision ones, else itself.
-    """
+    """Return the dtype in which values are summed: float32 for half precision."""
     return jnp.dtype(dtype) if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
 def expand_flags(flags: Shaped[Array, "*B"], leaf: Array) -> Array:
-    """``flags`` with trailing axes of size one, so that they broadcast against a
-    carry leaf ``(*B, ...)``.
-    """
+    """Add trailing axes to flags, to broadcast against a leaf ``(*B, ...)``."""
     return flags.reshape(flags.shape + (1,) * (leaf.ndim - flags.ndim))
 
 
 def select(flags: Shaped[Array, "*B"], yes: Carry, no: Carry) -> Carry:
-    """Leaf by leaf ``yes`` where ``flags`` is True, else ``no``."""
+    """Select, leaf by leaf, ``yes`` where ``flags`` is True and ``no`` elsewhere."""
     return jax.tree.map(lambda a, b: jnp.where(expand_flags(flags, a), a, b), yes, no)
 
 
 def check_cell(cell: Any) -> None:
-    """``cell`` is a hashable, frozen Cell or Layer."""
+    """Check that ``cell`` is a frozen and hashable `Cell` or `Layer`.
+
+    Raises:
+        TypeError: if it is not.
+    """
     if not isinstance(cell, (Cell, Layer)):
         hint = (
             f"an instance: {cell.__name__}(...)"

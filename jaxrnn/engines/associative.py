@@ -1,4 +1,4 @@
-"""Time in parallel, for cells whose recurrence is linear in the state."""
+"""The engine that is parallel in time, for cells that are linear in their state."""
 
 from __future__ import annotations
 
@@ -18,36 +18,47 @@ from .loops.kinds import Chunkwise, ParallelPrefix
 from .recurrence.heuristics import AUTO, CARRIES
 from .recurrence.schedule import LoopSchedule
 
-CHUNK = 32  # of a cell that walks chunks by itself, whose work grows by its square
+CHUNK = 32  # default for cells with `walk_chunks`, whose work grows by its square
 
 
 @dataclasses.dataclass(frozen=True)
 class Associative(LoopEngine):
-    """Walk a `LinearCell` by parallel prefixes: O(log T) depth, for about twice the
-    arithmetic of `Scan` (Blelloch 1990).
+    """Run the steps of a `LinearCell` in parallel, by an associative scan.
 
-    For accelerators, where a loop's step costs a kernel launch; on a CPU `Scan` is
-    faster at most sizes measured. Values and gradients are those of `Scan` to rounding,
-    as long as the product of the factors of a chunk is finite, which |a| <= 1 makes
-    sure (all built-in cells begin there). The gradient is one linear recurrence
-    backwards, walked in the same way; what is kept for it are the states, and the
-    factors are made again.
+    The depth is O(log T), for about twice the arithmetic of `Scan` (Blelloch 1990).
+    Choose it on accelerators, where each step of a loop costs a kernel launch; on a CPU
+    `Scan` is faster at most measured sizes.
 
-    A cell whose steps join in another way brings ``walk_chunks``, as `MLSTM` does:
-    chunks of steps as matrix products. Its carry is then known at chunk ends only, so
-    ``unroll(..., return_carries=True)`` is refused. A subclass with a ``step`` or an
-    ``output`` of its own needs its own ``walk_chunks``.
+    Values and gradients are those of `Scan` up to rounding, if the product of the
+    factors of a chunk is finite. ``|a| <= 1`` ensures that, and all built-in cells
+    begin there. The gradient is a linear recurrence backwards in time, which runs in
+    the same way (Martin & Cundy 2018, arXiv:1709.04057). The states are saved for it,
+    and the factors are recomputed.
+
+    A cell whose steps can be joined in another way defines ``walk_chunks``: `MLSTM`,
+    for example, computes a chunk of steps by matrix products. The whole carry is then
+    known at chunk ends only, so ``unroll(..., return_carries=True)`` raises. A subclass
+    that overrides ``step`` or ``output`` must override ``walk_chunks``, too.
 
     Args:
-        chunk: steps walked in parallel at a time, one chunk after another: less memory,
-            more depth. One longer than T is all of T; None: chosen for the platform,
-            see `jaxrnn.engines.recurrence.heuristics`, and 32 for a cell with
-            ``walk_chunks``.
+        chunk: steps that run in parallel; the chunks run one after another. A smaller
+            chunk takes less memory and more depth. None is all of T. ``"auto"`` chooses
+            for the platform, by the rules in `jaxrnn.engines.recurrence.heuristics`;
+            for a cell with ``walk_chunks`` it is 32.
 
     Raises:
         TypeError: for a cell that is not linear in its state.
-        ValueError: for a chunk that is no size, or arrays that only JAX's own loop can
-            walk.
+        ValueError: for a chunk that is not a size, or for arrays that only
+            ``jax.lax.scan`` supports.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn
+        >>> cell = jaxrnn.MinGRU(4)
+        >>> params = cell.init(jax.random.key(0), 3)
+        >>> xs, engine = jnp.ones((100, 3)), jaxrnn.Associative(chunk=32)
+        >>> _, ys = jaxrnn.unroll(cell, params, xs, engine=engine)
+        >>> bool(jnp.allclose(ys, jaxrnn.unroll(cell, params, xs)[1], atol=1e-5))
+        True
     """
 
     chunk: int | str | None = AUTO
@@ -65,6 +76,7 @@ class Associative(LoopEngine):
 
 
 def _refusal(cell: Any) -> str:
+    """Say why the engine does not support a cell, and what to use instead."""
     name = type(cell).__name__
     if isinstance(cell, AbstractWrappedCell) and (
         is_linear(cell.cell) or is_chunkwise(cell.cell)

@@ -1,4 +1,4 @@
-"""Engines whose steps go through this library's recurrence: they give a schedule."""
+"""Engines that are schedules of this library's recurrence."""
 
 from __future__ import annotations
 
@@ -17,11 +17,20 @@ from .recurrence.schedule import LoopSchedule
 
 
 class LoopEngine(AbstractEngine):
-    """An engine that is a schedule: which loop, which chunks, what is saved."""
+    """An engine that is a schedule: which loop, which chunks, what is saved.
+
+    A subclass is a frozen dataclass of options that defines ``schedule``.
+    """
 
     @abc.abstractmethod
     def schedule(self, cell: Cell, length: Any) -> LoopSchedule:
-        """The schedule for a cell over ``length`` steps, as far as it is fixed.
+        """Return the schedule for a cell over ``length`` steps.
+
+        Options that are ``"auto"`` in it are chosen later, for the platform.
+
+        Args:
+            cell: the cell.
+            length: T; a symbolic size under ``jax.export``.
 
         Raises:
             TypeError, ValueError: for a cell that the engine does not support.
@@ -30,7 +39,7 @@ class LoopEngine(AbstractEngine):
     def check(
         self, cell: Cell, params: Params, carry: Carry, sequence: Sequence
     ) -> None:
-        """Raise where an option cannot apply to the traced step."""
+        """Raise an error if an option cannot apply to the cell and its arrays."""
 
     def run(
         self,
@@ -52,7 +61,7 @@ class LoopEngine(AbstractEngine):
 
 
 class DefaultEngine(LoopEngine):
-    """What ``engine=None`` is: everything is chosen for the cell and the platform."""
+    """The engine of ``engine=None``, which leaves all options to be chosen."""
 
     def schedule(self, cell: Cell, length: Any) -> LoopSchedule:
         if is_linear(cell):

@@ -1,4 +1,4 @@
-"""The whole loop inside one kernel, on GPUs and TPUs."""
+"""The engine that runs the whole loop inside one kernel, on GPUs and TPUs."""
 
 from __future__ import annotations
 
@@ -15,45 +15,68 @@ from .recurrence.schedule import LoopSchedule
 
 @dataclasses.dataclass(frozen=True)
 class Fused(LoopEngine):
-    """Walk time inside one kernel, forwards and backwards, with the recurrent matrices
-    on chip from the first step to the last.
+    """Run the whole loop inside one kernel, with the recurrent matrices on chip.
 
-    For accelerators, where a step of `Scan` costs a launch per fusion. The kernel is
-    made from the step that the cell has anyway, so a cell of one's own has one too;
-    derivatives, mask, resets, ``reverse``, ``vmap`` and truncation are those of `Scan`.
-    A step fits if, past the projection of its inputs, it multiplies blocks of its carry
-    ``(*B, k H)`` by constant matrices ``(k H, m H)`` and does arithmetic on each unit
-    by itself: `LSTM` (with peepholes, coupled gates), `GRU` (both forms), `Elman`,
-    `SLSTM` of one head, `IndRNN`, the diagonal and all linear cells; not layer
-    normalization, projections, `MLSTM`.
+    Choose it on accelerators, where each step of `Scan` costs a launch per fusion. The
+    matrices stay on chip from the first step to the last, in the forward pass and in
+    the backward pass. The kernel is generated from the step of any cell; derivatives,
+    mask, resets, ``reverse``, ``vmap`` and truncation are those of `Scan`.
 
-    | | NVIDIA GPU of the Hopper kind (jax 0.11 or newer) | TPU |
-    |---|---|---|
-    | matrices of all blocks, (H, H) padded | to 64; at most 225 KiB of shared memory | to 128; ``memory`` of VMEM |
-    | at most, bfloat16 | LSTM 128, GRU 192, Elman 256 | LSTM 1,152, GRU 1,280, Elman 2,304, in 14 MiB |
-    | at most, float32 | LSTM 64, GRU 128, Elman 192 | LSTM 896, GRU 1,024, Elman 1,792, in 14 MiB |
-    | float32 products | as three bfloat16 ones, 2^-16 (TF32: 2^-10); six, 2^-22, under "highest" precision | the chip's own |
-    | bfloat16 | tanh to 2^-11, else float32 arithmetic | float32 arithmetic |
-    | without a matrix | 128 units of an example a block, read once, written once | as with one |
+    A step is supported if, after the projection of its inputs, it multiplies blocks of
+    its carry ``(*B, k H)`` by constant matrices ``(k H, m H)`` and is otherwise
+    arithmetic on each unit by itself. These are `LSTM` (with peepholes and coupled
+    gates), `GRU` (both forms), `Elman`, `SLSTM` of one head, `IndRNN`, the diagonal
+    cells and all linear cells; layer normalization, projections and `MLSTM` are not
+    supported.
 
-    The kernels compile for both, by the makers' own compilers; they have not been run
-    or timed on either, only in their interpreters: see benchmarks/NOTES.md. Nothing
-    uses them unless named. Second derivatives and forward mode walk by ``lax.scan``,
-    and so do a single step and an empty batch; members of a mapped ensemble, each with
-    parameters of its own, go one after another.
+    On an NVIDIA GPU of the Hopper generation, with jax 0.11 or newer:
+
+    - The matrices, each block ``(H, H)`` padded to a multiple of 64, must fit in
+      225 KiB of shared memory.
+    - So H is at most, in bfloat16, 128 for LSTM, 192 for GRU and 256 for Elman; in
+      float32, 64 for LSTM, 128 for GRU and 192 for Elman.
+    - A float32 product is computed as three bfloat16 products, with an error of 2^-16
+      (TF32: 2^-10), or as six, with 2^-22, under the precision "highest".
+    - In bfloat16, tanh has an error of 2^-11; other arithmetic is in float32.
+    - Without a matrix, a block of the grid takes 128 units of one example. Everything
+      is read once and written once.
+
+    On a TPU:
+
+    - The matrices, each block ``(H, H)`` padded to a multiple of 128, must fit in
+      ``memory`` bytes of VMEM.
+    - With 14 MiB H is at most, in bfloat16, 1,152 for LSTM, 1,280 for GRU and 2,304 for
+      Elman; in float32, 896 for LSTM, 1,024 for GRU and 1,792 for Elman.
+    - Float32 products are those of the chip, and bfloat16 arithmetic is in float32.
+
+    The kernels have been compiled for both by the vendors' compilers, but they have
+    been run only in their interpreters, not on a chip, and not timed; see
+    benchmarks/NOTES.md. Nothing uses them unless they are named. Second derivatives and
+    forward mode run by ``lax.scan``, and so do a single step and an empty batch. The
+    members of a mapped ensemble, each with its own parameters, run one after another.
 
     Args:
-        interpret: ``"gpu"`` or ``"tpu"``: run that kernel's interpreter, on any
-            platform; slow, for tests.
-        memory: bytes of on-chip memory that a kernel may take (default: 14 MiB on a
-            TPU, all of a block's on a GPU).
-        save: as for `Scan`: ``"dots"`` or ``"carries"``.
+        interpret: ``"gpu"`` or ``"tpu"`` runs the interpreter of that kernel on any
+            platform. It is slow, and meant for tests.
+        memory: bytes of on-chip memory that a kernel may use. The default is 14 MiB on
+            a TPU, and all of a block's shared memory on a GPU.
+        save: as for `Scan`: ``"dots"`` or ``"carries"``; ``"auto"`` is ``"carries"``
+            for a linear cell, and ``"dots"`` for all others.
 
     Raises:
-        ValueError: at trace time for a cell whose step does not fit; when compiled for
-            a platform without kernels, or where on-chip memory does not hold the
-            matrices, with the bytes needed and the bytes there.
-    """  # noqa: E501
+        ValueError: for options that do not exist; at trace time, for a cell whose step
+            is not supported; when compiled, for a platform without kernels, or if the
+            matrices do not fit in on-chip memory, with the bytes needed and available.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn
+        >>> cell = jaxrnn.IndRNN(4)
+        >>> params = cell.init(jax.random.key(0), 3)
+        >>> engine = jaxrnn.Fused(interpret="tpu")
+        >>> _, ys = jaxrnn.unroll(cell, params, jnp.ones((5, 2, 3)), engine=engine)
+        >>> ys.shape
+        (5, 2, 4)
+    """
 
     interpret: str | None = None
     memory: int | None = None

@@ -1,6 +1,4 @@
-"""Layers that an engine walks as one network, where it can: cuDNN computes the
-layers of a stack side by side.
-"""
+"""Networks that an engine runs in one call, such as a stack of LSTMs by cuDNN."""
 
 from __future__ import annotations
 
@@ -23,19 +21,26 @@ def unroll_network(
     xs: Array,
     spec: UnrollSpec,
 ) -> tuple[Carry, Array, Carry] | None:
-    """As a layer's ``unroll``, in one call of the engine's ``run_network``; None where
-    every part is to be walked by itself.
+    """Apply a whole network by one call of the engine's ``run_network``, if possible.
 
     Args:
-        parts: for every layer what walks in it: one cell, or of a bidirectional one
-            two, their outputs side by side.
-        params, carry: of the whole, cells in the order of ``parts``.
+        parts: the cells of every layer: one, or the two of a bidirectional layer, whose
+            outputs are concatenated.
+        params: the parameters of the network.
+        carry: the carry of the network, with the cells in the order of ``parts``.
+        xs: the inputs, ``(T, *B, D)``.
+        spec: the other arguments of `jaxrnn.unroll`.
+
+    Returns:
+        What a layer's ``unroll`` returns, with None for the carries after every step;
+        or None if the cells must run one by one, because the engine is not an
+        `AbstractNetworkEngine` or does not support the cells or the arguments.
     """
     engine, cells = spec.engine, [cell for part in parts for cell in part]
-    by_window = spec.window is not None and spec.window < xs.shape[0]
+    is_truncated = spec.window is not None and spec.window < xs.shape[0]
     if (
         not isinstance(engine, AbstractNetworkEngine)
-        or by_window
+        or is_truncated
         or spec.gradient_scale is not None
         or spec.all_carries
     ):

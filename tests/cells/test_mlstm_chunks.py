@@ -191,7 +191,7 @@ def test_return_carries_is_refused():
     params = cell.init(jax.random.key(0), D)
     with pytest.raises(
         ValueError,
-        match=r"MLSTM: Associative\(chunk='auto'\) walks whole chunks .* engine=jaxrnn.Scan",  # noqa: E501
+        match=r"MLSTM: Associative\(chunk='auto'\) runs whole chunks .* engine=jaxrnn.Scan",  # noqa: E501
     ):
         jaxrnn.unroll(
             cell.layers[1],

@@ -1,7 +1,6 @@
-"""What equations cost, counted: floating-point operations, and what a branch costs
-where both are taken.
+"""Counts of the floating-point operations of equations.
 
-The counts choose between plans; they are no predictions of time.
+They serve to choose between schedules, and are not meant to predict times.
 """
 
 from __future__ import annotations
@@ -28,7 +27,8 @@ TRANSCENDENTAL = {
     "sqrt",
     "rsqrt",
 }
-PER_TRANSCENDENTAL = 10
+PER_TRANSCENDENTAL = 10  # operations
+# Primitives that only move or convert numbers, and count as no operations.
 MOVES = {
     "broadcast_in_dim",
     "reshape",
@@ -42,19 +42,20 @@ MOVES = {
     "pad",
 }
 MOVES |= {"convert_element_type", "stop_gradient", "rev", "iota"}
-# operations in the time that one more iteration of a loop, or a kernel, takes
+# The operations that take as long as one more iteration of a loop, or one more kernel.
 ITERATION = 10_000
 
 
 def count_flops(eqns: Iterable[Any]) -> float:
-    """Floating-point operations of equations; those of the dearest branch of a cond,
-    and of one iteration of a while.
+    """Count the floating-point operations of equations.
+
+    A ``cond`` counts as its most expensive branch, a ``while`` as one iteration.
     """
     return sum(map(equation_flops, eqns))
 
 
 def equation_flops(eqn: Any) -> float:
-    """Floating-point operations of one equation."""
+    """Count the floating-point operations of one equation."""
     name, out = eqn.primitive.name, sum(v.aval.size for v in eqn.outvars)
     if name in MOVES:
         return 0
@@ -80,14 +81,15 @@ def equation_flops(eqn: Any) -> float:
 
 
 def branch_costs(eqn: Any) -> list[float]:
-    """The operations of each branch of a cond."""
+    """Count the operations of each branch of a ``cond``."""
     return [count_flops(branch.jaxpr.eqns) for branch in eqn.params["branches"]]
 
 
 def is_slower_batched(eqn: Any) -> bool:
-    """Whether an equation should be left in the loop, and not be done for many steps at
-    once: under ``vmap`` a cond runs all its branches for every step, and a while goes
-    on for all steps until the last one is done.
+    """Whether an equation should stay in the loop instead of running for many steps.
+
+    Under ``vmap`` a ``cond`` runs all its branches for every step, and a ``while`` runs
+    for all steps until the last one is done.
     """
     if eqn.primitive.name == "while":
         return True

@@ -1,6 +1,4 @@
-"""Jaxprs as lists of equations to evaluate in part, and small helpers for flat lists
-of arrays.
-"""
+"""Evaluation of jaxprs, equation by equation, and helpers for flat lists of arrays."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ Values = Sequence[Any]
 
 
 def eval_jaxpr(jaxpr: Any, consts: Values, args: Values) -> list[Any]:
-    """The outputs of a jaxpr, nested calls inlined."""
+    """Evaluate a jaxpr, with nested calls inlined."""
     env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
     eval_equations(jaxpr.eqns, env)
     return [read_env(env, v) for v in jaxpr.outvars]
@@ -30,56 +28,57 @@ def eval_jaxpr(jaxpr: Any, consts: Values, args: Values) -> list[Any]:
 def eval_equations(
     eqns: Iterable[Any], env: dict[Any, Any], instead: dict[int, Callable] | None = None
 ) -> None:
-    """Bind the equations one after another; ``env`` maps variables to values, and gains
-    those made.
+    """Bind equations one after another.
 
-    ``instead`` holds, under the ``id`` of an equation, a function of its operands that
-    makes the same.
+    Args:
+        eqns: the equations, in order.
+        env: the values of variables. The results are added to it.
+        instead: by the ``id`` of an equation, a function of its operands that computes
+            the same result in another way.
     """
     for eqn in eqns:
         values = [read_env(env, v) for v in eqn.invars]
         if instead and id(eqn) in instead:
             env[eqn.outvars[0]] = instead[id(eqn)](*values)
             continue
-        if (
-            eqn.primitive is contraction_p
-        ):  # in a step there is no time to merge with: the engines know dot_general
+        # Engines look for dot_general. A contraction inside a step is one.
+        if eqn.primitive is contraction_p:
             env[eqn.outvars[0]] = product(*values, **eqn.params)
             continue
         inner = eqn.params.get("jaxpr") if eqn.primitive.name in CALLS else None
         if inner is None:
-            made = bind_equation(eqn, values)
+            results = bind_equation(eqn, values)
         elif isinstance(inner, core.ClosedJaxpr):
-            made = eval_jaxpr(inner.jaxpr, inner.consts, values)
+            results = eval_jaxpr(inner.jaxpr, inner.consts, values)
         else:
-            made = eval_jaxpr(inner, (), values)
-        env.update(zip(eqn.outvars, made, strict=True))
+            results = eval_jaxpr(inner, (), values)
+        env.update(zip(eqn.outvars, results, strict=True))
 
 
 def bind_equation(eqn: Any, values: Values) -> list[Any]:
-    """What an equation makes of other operands."""
+    """Apply the primitive of an equation to other operands."""
     bound = eqn.primitive.get_bind_params(eqn.params)
-    functions, params = (
-        bound if isinstance(bound, tuple) else ((), bound)
-    )  # older jax: functions apart
+    # Older versions of jax return functions apart from the params.
+    functions, params = bound if isinstance(bound, tuple) else ((), bound)
     with eqn.ctx.manager:
-        made = eqn.primitive.bind(*functions, *values, **params)
-    return made if eqn.primitive.multiple_results else [made]
+        results = eqn.primitive.bind(*functions, *values, **params)
+    return results if eqn.primitive.multiple_results else [results]
 
 
 def read_env(env: dict[Any, Any], var: Any) -> Any:
+    """Return the value of a variable or literal."""
     return var.val if isinstance(var, core.Literal) else env[var]
 
 
 def inline_calls(closed: Any) -> Any:
-    """The same jaxpr without nested calls."""
+    """Return the same jaxpr without nested calls."""
     return jax.make_jaxpr(lambda *args: eval_jaxpr(closed.jaxpr, closed.consts, args))(
         *closed.in_avals
     )
 
 
 def vmap_options(axis_data: Any) -> dict[str, Any]:
-    """The arguments of ``jax.vmap`` for an axis that a batching rule is told of."""
+    """Return the arguments of ``jax.vmap`` for the axis of a batching rule."""
     named = {"axis_name": axis_data.name} if isinstance(axis_data.name, str) else {}
     return {"axis_size": axis_data.size, **named} | (
         {"spmd_axis_name": axis_data.spmd_name} if axis_data.spmd_name else {}
@@ -87,15 +86,17 @@ def vmap_options(axis_data: Any) -> dict[str, Any]:
 
 
 def is_differentiable(aval: Any) -> bool:
+    """Whether an aval has a floating-point or complex dtype."""
     return jnp.issubdtype(aval.dtype, jnp.inexact)
 
 
 class _Places(set):
-    """A set that is hashed by identity, as what a primitive is told has to be."""
+    """A set that is hashed by identity, so that it can be a primitive's parameter."""
 
     __hash__ = object.__hash__  # type: ignore[assignment]
 
 
+# The identity, whose jvp rule records which of its operands have a tangent.
 _look_p = Primitive("jaxrnn_look")
 _look_p.multiple_results = True
 _look_p.def_impl(lambda *values, moved: values)
@@ -113,8 +114,13 @@ ad.primitive_jvps[_look_p] = _look
 
 
 def outputs_with_tangents(closed: Any, places: Collection[int]) -> frozenset[int]:
-    """Those outputs of a closed jaxpr that have a tangent other than a zero known while
-    tracing, where the inputs at ``places`` have one.
+    """Return the outputs of a closed jaxpr that have a nonzero tangent.
+
+    A tangent counts as zero only if JAX knows it to be zero while tracing.
+
+    Args:
+        closed: the closed jaxpr.
+        places: the positions of the inputs that have a tangent.
     """
     moved = _Places()
     places = [i for i in sorted(places) if is_differentiable(closed.in_avals[i])]
@@ -137,15 +143,17 @@ def outputs_with_tangents(closed: Any, places: Collection[int]) -> frozenset[int
 
 
 def nbytes(var: Any) -> int:
+    """Return the bytes of a variable's value."""
     return var.aval.size * var.aval.dtype.itemsize
 
 
 def deduplicate(items: Iterable[Any]) -> list[Any]:
+    """Return the items without repetitions, in order."""
     return list(dict.fromkeys(items))
 
 
 def split_by_sizes(items: Sequence[Any], sizes: Sequence[int]) -> list[list[Any]]:
-    """``items`` cut into lists of the given sizes, and the rest."""
+    """Split ``items`` into lists of the given sizes, and a list of the rest."""
     parts, start = [], 0
     for size in sizes:
         parts.append(list(items[start : start + size]))
@@ -154,5 +162,5 @@ def split_by_sizes(items: Sequence[Any], sizes: Sequence[int]) -> list[list[Any]
 
 
 def select_by_flag(items: Iterable[Any], flags: Iterable[bool]) -> list[Any]:
-    """The items whose flag is True."""
+    """Return the items whose flag is True."""
     return [item for item, flag in zip(items, flags, strict=True) if flag]

@@ -1,1 +1,1 @@
-"""The loops that run a body over time: one signature each."""
+"""The loops that run a body over a chunk of steps, all with one signature."""

@@ -16,28 +16,31 @@ from .sequential import LoopFunction, scan_into_buffers
 
 @dataclasses.dataclass(frozen=True)
 class Sequential:
-    """One step after another by ``jax.lax.scan``, ``unroll`` steps an iteration."""
+    """Run one step after another by ``jax.lax.scan``, ``unroll`` steps an iteration."""
 
     unroll: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class ParallelPrefix:
-    """The steps of a chunk by parallel prefixes, for steps that are affine."""
+    """Run the steps of a chunk in parallel; they must be affine in the carry."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Chunkwise:
-    """The cell's own chunks: ``cell.walk_chunks``."""
+    """Run chunks of steps by the cell's own ``walk_chunks``."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AutoLoop:
-    """A loop that is chosen for the platform when the program is compiled for one.
+    """Choose the loop for the platform, when the program is compiled for one.
 
-    ``prefix``: `ParallelPrefix` is a candidate, everywhere but on CPUs. ``kernel``: a
-    `PallasKernel` is one, on the platforms that `heuristics.KERNELS` names. Otherwise
-    the loop is `Sequential`.
+    Args:
+        prefix: whether it is `ParallelPrefix` on every platform but a CPU.
+        kernel: whether it is a `PallasKernel` on the platforms that
+            `heuristics.KERNELS` names.
+
+    Otherwise the loop is `Sequential`.
     """
 
     prefix: bool = False
@@ -48,7 +51,7 @@ Loop = Sequential | ParallelPrefix | PallasKernel | Chunkwise | AutoLoop
 
 
 def loop_function(loop: Loop) -> LoopFunction:
-    """The function that runs a body over a chunk of steps."""
+    """Return the function that runs a body over a chunk of steps."""
     if isinstance(loop, PallasKernel):
         return functools.partial(kernel_into_buffers, kernel=loop)
     if isinstance(loop, ParallelPrefix):
@@ -57,5 +60,5 @@ def loop_function(loop: Loop) -> LoopFunction:
 
 
 def steps_an_iteration(loop: Loop) -> int:
-    """Steps in one iteration of a compiled loop over single steps."""
+    """Return the number of steps in an iteration of a compiled sequential loop."""
     return loop.unroll if isinstance(loop, Sequential) else 1

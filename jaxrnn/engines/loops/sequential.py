@@ -1,4 +1,7 @@
-"""Rows of long arrays, written where they belong."""
+"""The sequential loop, which writes its outputs into rows of longer arrays.
+
+All loops have the signature of `scan_into_buffers`.
+"""
 
 from __future__ import annotations
 
@@ -10,62 +13,74 @@ import jax.numpy as jnp
 
 from ...core.fusion_barrier import LEAST_BYTES
 
-# `scan_into_buffers` with its ``unroll`` given, or what does the same
+# ``loop(body, carry, xs, buffers, offset, steps, reverse=) -> (carry, buffers)``
 LoopFunction = Callable[..., tuple[Any, list[Any]]]
 
 
 def empty_rows(steps: int, aval: Any) -> Any:
-    """``(steps, ...)`` to write rows of ``aval`` into."""
+    """Allocate an array ``(steps, ...)`` into which rows of ``aval`` are written."""
     return jnp.zeros((steps, *aval.shape), aval.dtype)
 
 
 def scan_into_buffers(
     body: Callable,
     carry: Any,
-    given: Any,
-    rows: list[Any],
-    first: Any,
+    xs: Any,
+    buffers: list[Any],
+    offset: Any,
     steps: int,
     *,
     reverse: bool,
     unroll: int,
 ) -> tuple[Any, list[Any]]:
-    """``jax.lax.scan``, whose outputs, a list, go to the rows ``first`` and following
-    of ``rows``; returns carry and rows.
+    """Run ``jax.lax.scan``, with its outputs written into buffers.
 
-    A scan inside a scan would fill an array of its own for its outputs, and the outer
-    one copy that. Where all rows are written and a step has few numbers, the outputs
-    are the rows: that loop has one number less to count.
+    A scan inside a scan would write its outputs to an array of its own, which the outer
+    scan would then copy. Where a whole buffer is written and a step has few numbers,
+    the outputs are the buffers: that loop has one index less to count.
+
+    Args:
+        body: ``body(carry, x) -> (carry, ys)``, with a list ``ys``.
+        carry: the carry before the first step.
+        xs: a pytree of arrays ``(steps, ...)``.
+        buffers: arrays ``(T, ...)``, one for each of ``ys``.
+        offset: the row to which the output of the first step in time is written.
+        steps: the number of steps.
+        reverse: whether the steps run from the last to the first.
+        unroll: the number of steps in an iteration of the compiled loop.
+
+    Returns:
+        The carry after the last step, and the buffers.
     """
-    each = sum(
-        a.size * a.dtype.itemsize for a in (*rows, *jax.tree.leaves(given))
+    step_bytes = sum(
+        a.size * a.dtype.itemsize for a in (*buffers, *jax.tree.leaves(xs))
     ) // max(steps, 1)
-    if each < LEAST_BYTES and all(r.shape[0] == steps for r in rows):
+    if step_bytes < LEAST_BYTES and all(b.shape[0] == steps for b in buffers):
         return jax.lax.scan(
             body,
             carry,
-            given,
+            xs,
             length=steps,
             reverse=reverse,
             unroll=max(1, min(unroll, steps)),
         )
 
-    def one(now, each):
-        carry, rows, at = now
-        carry, outs = body(carry, each)
-        rows = [
-            jax.lax.dynamic_update_index_in_dim(r, out, at, 0)
-            for r, out in zip(rows, outs, strict=True)
+    def write_step(state, x):
+        carry, buffers, row = state
+        carry, ys = body(carry, x)
+        buffers = [
+            jax.lax.dynamic_update_index_in_dim(b, y, row, 0)
+            for b, y in zip(buffers, ys, strict=True)
         ]
-        return (carry, rows, at + (-1 if reverse else 1)), None
+        return (carry, buffers, row + (-1 if reverse else 1)), None
 
-    at = jnp.asarray(first, jnp.int32) + (steps - 1 if reverse else 0)
-    (carry, rows, _), _ = jax.lax.scan(
-        one,
-        (carry, rows, at),
-        given,
+    row = jnp.asarray(offset, jnp.int32) + (steps - 1 if reverse else 0)
+    (carry, buffers, _), _ = jax.lax.scan(
+        write_step,
+        (carry, buffers, row),
+        xs,
         length=steps,
         reverse=reverse,
         unroll=max(1, min(unroll, steps)),
     )
-    return carry, rows
+    return carry, buffers
