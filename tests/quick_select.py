@@ -46,7 +46,50 @@ ALWAYS = [
 ]
 # CPU seconds of a file's few rows, where they are not `USUAL`
 USUAL = 10
-COSTS = {}
+COSTS = {
+    "benchmarks/test_accelerator_benchmark.py": 5,
+    "cells/test_modern_cells.py": 25,
+    "core/test_bad_input.py": 2,
+    "core/test_empty.py": 4,
+    "core/test_export.py": 5,
+    "core/test_pickling.py": 4,
+    "core/test_words.py": 4,
+    "decoding/test_generation.py": 6,
+    "diagnostics/test_diagnostics.py": 43,
+    "diagnostics/test_diagnostics_marks.py": 25,
+    "engines/test_cudnn.py": 16,
+    "engines/test_data_parallel.py": 4,
+    "engines/test_engines.py": 42,
+    "engines/test_fused.py": 15,
+    "engines/test_fused_cells.py": 15,
+    "engines/test_fused_gpu.py": 1,
+    "engines/test_fuzz.py": 0,
+    "engines/test_linear.py": 21,
+    "engines/test_plans.py": 14,
+    "explaining/test_explain.py": 17,
+    "interop/test_interop.py": 15,
+    "interop/test_interop_edges.py": 18,
+    "interop/test_interop_flax.py": 5,
+    "interop/test_interop_keras.py": 6,
+    "laws/test_laws_forward.py": 30,
+    "laws/test_laws_noise.py": 14,
+    "laws/test_laws_tbptt.py": 15,
+    "nnx/test_nnx_cells.py": 5,
+    "nnx/test_nnx_flax.py": 14,
+    "repository/test_imports.py": 2,
+    "repository/test_mended.py": 16,
+    "repository/test_tiers.py": 0,
+    "tasks/test_buckets.py": 4,
+    "tasks/test_gradients_command.py": 2,
+    "tasks/test_synthetic.py": 25,
+    "tasks/test_tables.py": 2,
+    "tasks/test_tagging.py": 6,
+    "training/test_best.py": 5,
+    "training/test_devices.py": 1,
+    "training/test_full_disk.py": 6,
+    "training/test_orbax.py": 2,
+    "truncation/test_truncation.py": 22,
+}
 
 
 def changed_files():
