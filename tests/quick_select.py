@@ -29,7 +29,7 @@ PLACES = {
     "unrolling": ["laws"],
     "truncation": ["laws/test_laws_tbptt.py", "truncation"],
     "layers": ["layers", "laws/test_laws_noise.py"],
-    "cells": ["cells", "laws/test_laws_forward.py"],
+    "cells": ["cells/test_cells.py", "laws/test_laws_forward.py", "cells"],
     "cli": ["tasks/test_cli.py", "tasks/test_gradients_command.py"],
     "__main__": ["tasks/test_cli.py"],
 }
@@ -132,12 +132,12 @@ def near(paths):
         elif path.suffix == ".md":
             files += ["repository/test_readme.py"]
     # of a part, first the files that are called as a changed module is
-    words = {word for name in modules for word in name.split(".")[1:]}
+    words = {word for name in modules for word in name.rpartition(".")[2].split("_")}
     reached = reached_from(modules)
     for part in sorted(reached, key=reached.get):
         for place in PLACES.get(part, [part]):
             there = test_files(place)
-            named = [f for f in there if any(word in Path(f).stem for word in words)]
+            named = [f for f in there if words & set(Path(f).stem.split("_"))]
             files += named + there
     files += shared
     return list(dict.fromkeys([*ALWAYS[:2], *files] if files else ALWAYS))
