@@ -29,7 +29,7 @@ PLACES = {
     "unrolling": ["laws"],
     "truncation": ["laws/test_laws_tbptt.py", "truncation"],
     "layers": ["layers", "laws/test_laws_noise.py"],
-    "cells": ["cells", "laws/test_laws_forward.py"],
+    "cells": ["cells/test_cells.py", "laws/test_laws_forward.py", "cells"],
     "cli": ["tasks/test_cli.py", "tasks/test_gradients_command.py"],
     "__main__": ["tasks/test_cli.py"],
 }
@@ -46,7 +46,50 @@ ALWAYS = [
 ]
 # CPU seconds of a file's few rows, where they are not `USUAL`
 USUAL = 10
-COSTS = {}
+COSTS = {
+    "benchmarks/test_accelerator_benchmark.py": 5,
+    "cells/test_modern_cells.py": 25,
+    "core/test_bad_input.py": 2,
+    "core/test_empty.py": 4,
+    "core/test_export.py": 5,
+    "core/test_pickling.py": 4,
+    "core/test_words.py": 4,
+    "decoding/test_generation.py": 6,
+    "diagnostics/test_diagnostics.py": 43,
+    "diagnostics/test_diagnostics_marks.py": 25,
+    "engines/test_cudnn.py": 16,
+    "engines/test_data_parallel.py": 4,
+    "engines/test_engines.py": 42,
+    "engines/test_fused.py": 15,
+    "engines/test_fused_cells.py": 15,
+    "engines/test_fused_gpu.py": 1,
+    "engines/test_fuzz.py": 0,
+    "engines/test_linear.py": 21,
+    "engines/test_plans.py": 14,
+    "explaining/test_explain.py": 17,
+    "interop/test_interop.py": 15,
+    "interop/test_interop_edges.py": 18,
+    "interop/test_interop_flax.py": 5,
+    "interop/test_interop_keras.py": 6,
+    "laws/test_laws_forward.py": 30,
+    "laws/test_laws_noise.py": 14,
+    "laws/test_laws_tbptt.py": 15,
+    "nnx/test_nnx_cells.py": 5,
+    "nnx/test_nnx_flax.py": 14,
+    "repository/test_imports.py": 2,
+    "repository/test_mended.py": 16,
+    "repository/test_tiers.py": 0,
+    "tasks/test_buckets.py": 4,
+    "tasks/test_gradients_command.py": 2,
+    "tasks/test_synthetic.py": 25,
+    "tasks/test_tables.py": 2,
+    "tasks/test_tagging.py": 6,
+    "training/test_best.py": 5,
+    "training/test_devices.py": 1,
+    "training/test_full_disk.py": 6,
+    "training/test_orbax.py": 2,
+    "truncation/test_truncation.py": 22,
+}
 
 
 def changed_files():
@@ -89,12 +132,12 @@ def near(paths):
         elif path.suffix == ".md":
             files += ["repository/test_readme.py"]
     # of a part, first the files that are called as a changed module is
-    words = {word for name in modules for word in name.split(".")[1:]}
+    words = {word for name in modules for word in name.rpartition(".")[2].split("_")}
     reached = reached_from(modules)
     for part in sorted(reached, key=reached.get):
         for place in PLACES.get(part, [part]):
             there = test_files(place)
-            named = [f for f in there if any(word in Path(f).stem for word in words)]
+            named = [f for f in there if words & set(Path(f).stem.split("_"))]
             files += named + there
     files += shared
     return list(dict.fromkeys([*ALWAYS[:2], *files] if files else ALWAYS))

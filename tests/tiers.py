@@ -47,53 +47,57 @@ TABLE = {
         # the loop in Python is compared forwards on seven subjects, backwards on four
         "test_reverse_is_a_python_loop_backwards": NARROW | {"bidirectional"},
         "test_reverse_is_forward_on_the_flipped_sequence": NARROW | {"bidirectional"},
-        "test_vmap_and_a_loop_over_the_batch_are_the_batch": NARROW | {"s5", "mlstm"},
+        "test_vmap_and_a_loop_over_the_batch_are_the_batch": ONE | {"s5", "mlstm"},
         # these compile programs of their own and hardly depend on the cell
         "test_a_sequence_may_be_walked_in_two_parts_wherever_it_is_cut": NARROW,
-        "test_gradients_cross_the_cut": NARROW,
-        "test_mask_and_resets_may_be_left_out": NARROW,
-        "test_the_carry_may_be_left_out": NARROW,
-        "test_one_step_is_the_streaming_call": NARROW,
+        "test_gradients_cross_the_cut": ONE,
+        "test_mask_and_resets_may_be_left_out": ONE | {"stack"},
+        "test_the_carry_may_be_left_out": ONE | {"bidirectional"},
+        "test_one_step_is_the_streaming_call": ONE | {"stack"},
         "test_any_batch_axes": ONE | {"bidirectional"},
         "test_compiled_is_eager": ["gru*"],
         "test_one_unit": ["lstm_all"],
         # two engines; tests/engines/test_engines.py tries them all
-        "test_engine": ["Scan(*hoist=False*-user", "Checkpoint(*None*-user"],
+        "test_engine": ["Scan(*hoist=False*-user", "Checkpoint(*'auto'*-user"],
         "test_checkpoints_backwards_and_in_windows": ["{'reverse': True}-4"],
+        "test_bidirectional_is_forward_beside_flipped_backward_for_every_length": [
+            "concat"
+        ],
     },
     "laws/test_laws_gradients.py": {
-        "test_forward_mode_is_reverse_mode": NARROW | {"s5", "mlstm"},
-        "test_the_gradient_of_the_first_carry_is_a_product_of_jacobians": NARROW,
+        "test_forward_mode_is_reverse_mode": ONE | {"s5", "stack"},
+        "test_the_gradient_of_the_first_carry_is_a_product_of_jacobians": ONE,
         "test_second_order": ONE | {"user"},
-        "test_rematerialising_changes_nothing": ONE,
+        "test_rematerialising_changes_nothing": 0,
         "test_per_example_gradients": ONE | {"stack"},
-        "test_an_ensemble_of_parameters": ONE | {"user"},
+        "test_an_ensemble_of_parameters": ONE,
         "test_vmap_inside_vmap": ONE,
     },
     "laws/test_laws_masks.py": {
         "test_padded_is_cut_short": (
             ["*-3"],
-            WIDE,
+            ONE | {"s5", "bidirectional"},
         ),  # a length of 0 is in core/test_empty.py
-        "test_a_hole_in_the_mask_holds_the_carry": NARROW | {"bidirectional"},
+        "test_a_hole_in_the_mask_holds_the_carry": ONE | {"bidirectional"},
         # where a reset falls matters less than that there is one
-        "test_nothing_crosses_a_reset": (["*-2"], WIDE),
-        "test_packing_two_sequences_with_a_reset_is_running_them_apart": NARROW,
+        "test_nothing_crosses_a_reset": (["*-2"], NARROW | {"bidirectional"}),
+        "test_packing_two_sequences_with_a_reset_is_running_them_apart": ONE
+        | {"stack"},
         "test_a_reset_before_the_first_step_is_no_carry_at_all": ["gru*"],
     },
     "laws/test_laws_tbptt.py": {
-        "test_the_gradient_is_the_sum_over_all_lags": ["gru", "stack"],
+        "test_the_gradient_is_the_sum_over_all_lags": ["gru"],
         # k1 and k2 of every kind on the cheapest cell are 15 rows; four stand for them
-        "test_tbptt_is_the_sum_over_its_lags": 5,
-        "test_beyond_the_horizon_the_gradient_is_zero": 2,
+        "test_tbptt_is_the_sum_over_its_lags": 3,
+        "test_beyond_the_horizon_the_gradient_is_zero": ["2-3"],
         "test_pieces_are_one_long_sequence": ["1-3"],
         "test_truncated_unroll_is_a_loop_with_gradients_stopped_where_windows_begin": [
             "gru_learned-*",
             "user-forwards",
             "bidirectional-backwards",
         ],
-        "test_windows_of_any_length": ["3"],
-        "test_a_window_of_the_whole_sequence_cuts_nothing": ["gru*-5"],
+        "test_windows_of_any_length": 0,
+        "test_a_window_of_the_whole_sequence_cuts_nothing": 0,
         "test_truncated_unroll_draws_what_unroll_draws": ["forwards-recurrent*"],
         "test_gradients_have_the_dtypes_of_their_parameters": ["*bfloat16*"],
         # consequences of the sums over lags, with updates on top
@@ -101,23 +105,27 @@ TABLE = {
         "test_a_rate_of_zero_changes_nothing_and_k1_and_k2_do_not_change_the_loss": 0,
         "test_the_bias_falls_with_k2_and_stays_below_its_bound": 0,
         "test_pieces_shorter_than_a_window": 0,
+        "test_leaving_out_mask_and_resets": 0,
+        "test_streams_do_not_touch_each_other": 0,
     },
     "laws/test_laws_noise.py": {
-        "test_every_engine_draws_the_same": ["zoneout", "dropout"],
+        "test_every_engine_draws_the_same": ["zoneout"],
         "test_keys_can_be_mapped": ["recurrent_dropout"],
-        "test_a_key_is_demanded_and_decides_everything": 3,
+        "test_a_key_is_demanded_and_decides_everything": 2,
         "test_inference_keeps_parameters_and_carry": 2,
         "test_a_rate_of_zero_is_no_noise": 2,
+        "test_recurrent_dropout_leaves_what_a_gru_keeps": 0,
+        "test_two_dropouts_in_a_stack_draw_apart": 0,
     },
     # --------------------------------------------------------------- cells
     # The equations in numpy are kept for every cell; the rest for one of each kind.
     "cells/test_cells.py": {
         "test_step_is_the_equations_in_numpy": EVERY,
         "test_equal_cells_are_equal_and_hash_equal": EVERY,
-        "test_project_step_and_output_take_any_leading_axes": WIDE,
-        "test_half_precision_keeps_its_dtypes": NARROW | {"s5", "mlstm"},
+        "test_project_step_and_output_take_any_leading_axes": ONE | {"mlstm"},
+        "test_half_precision_keeps_its_dtypes": ONE | {"mlstm"},
         "test_init_is_a_function_of_its_key": ["lstm_all", "stack"],
-        "test_a_linear_cell_has_a_closed_form": 1,
+        "test_a_linear_cell_has_a_closed_form": 0,
     },
     "cells/test_masked_steps.py": {
         "test_padding_is_as_none": [
@@ -128,7 +136,7 @@ TABLE = {
             "linear-default-False",
         ],
         "test_padding_is_as_none_for_prefixes": 0,
-        "test_padding_by_other_doors": ["stack-truncated by window", "stack-over*"],
+        "test_padding_by_other_doors": ["stack-truncated by window"],
         "test_a_batch_without_a_valid_step": ["stack"],
         "test_what_is_filled_in": 2,
         "test_padding_with_noise": 0,
@@ -136,36 +144,51 @@ TABLE = {
         "test_a_sharded_batch_is_not_gathered": 0,
         "test_padding_in_a_layer_of_ones_own": 0,
         "test_a_learned_state_for_each_row_goes_with_a_mask": 0,
+        "test_padding_is_as_none_in_a_stack": 0,
+        "test_a_mapped_axis_is_one_of_the_batch": 0,
     },
     "cells/test_mlstm_chunks.py": {
         "test_chunks_are_the_steps": ["plain-7-True"],
-        "test_without_mask_or_resets": 1,
-        "test_gates_far_apart": ["exponential-200.0"],
-        "test_what_is_not_finite_spoils_later_steps_alone_and_no_reset_lets_it_through": 1,  # noqa: E501
+        "test_without_mask_or_resets": 0,
+        "test_gates_far_apart": 0,
+        "test_what_is_not_finite_spoils_later_steps_alone_and_no_reset_lets_it_through": 0,  # noqa: E501,
+        "test_the_default_is_chunks_unless_all_carries_are_asked_for": 0,
+        "test_float32": 0,
     },
     "cells/test_modern_cells.py": {
         "test_the_stabilised_slstm_is_the_plain_one": 1,
         "test_gates_that_overflow": ["*-exponential"],
         "test_an_mlstm_does_not_depend_on_the_scale_of_its_carry": 1,
-        "test_through_nnx_both_directions_and_truncation": ["slstm*"],
-        "test_units_see_no_state_but_their_own": ["diagonal_lstm"],
+        "test_through_nnx_both_directions_and_truncation": 0,
+        "test_units_see_no_state_but_their_own": 0,
         "test_legs": 1,
         "test_memory_of_chunks_does_not_grow_with_time": 0,
         "test_chunks_through_layers_and_nnx": 0,
         "test_linear_cells_by_name_stand_in_blocks": 0,
         "test_an_mlstm_recalls_what_was_stored": 0,
         "test_published_beginnings": 0,
+        "test_heads_do_not_see_each_other": 0,
+        "test_holding_is_exact_near_zero": 0,
+        "test_keys_of_zero_change_no_output": 0,
+        "test_gates_of_an_slstm_are_shares": 0,
+        "test_s5_begins_as_published": 1,
     },
     # ---------------------------------------------------------------- core
     # Refusals: all. Nothing to walk: one cell of each kind and engine.
     "core/test_empty.py": {
-        "test_nothing_to_walk": 8,
+        "test_nothing_to_walk": 5,
         "test_the_layer_for_flax": 1,
+        "test_streaming": 1,
     },
     "core/test_export.py": {
         "test_an_unroll_with_its_carry": ["lstm", "bidirectional", "lru"],
     },
     "core/test_pickling.py": {"test_comes_back_equal": EVERY},
+    "core/test_scalars.py": {
+        "test_beams": 1,
+        "test_lengths_and_symbols": 2,
+        "test_temperatures": 1,
+    },
     "core/test_words.py": {
         "test_a_part_without_batch_axes_cannot_be_held_by_rows": ["*-mask"],
         "test_zoneout_lets_integers_and_keys_go_on": ["*-rate1"],
@@ -173,7 +196,11 @@ TABLE = {
     },
     # ------------------------------------------------------------- engines
     "engines/test_checkify.py": {
-        "test_forwards_and_backwards": ["*-default", "*-checkpoint"],
+        "test_forwards_and_backwards": [
+            "*carry-default",
+            "*-checkpoint",
+            "index-default",
+        ],
         "test_nothing_is_found_where_nothing_is_wrong": ["gru"],
         "test_products_over_time_are_looked_into": 0,
         "test_mapped_forward_mode_and_twice": 0,
@@ -188,6 +215,8 @@ TABLE = {
         "test_padding_of_nan_and_a_carry_of_nan_without_steps": 0,
         "test_windows_cut_gradients": 0,
         "test_remat_and_loops": 0,
+        "test_what_is_no_network_is_a_call_each": 0,
+        "test_modes_that_it_has_not": 0,
     },
     # A pytest of its own with four devices: what it collects goes by this table, too.
     "engines/test_data_parallel.py": {
@@ -200,10 +229,10 @@ TABLE = {
             "user-*",
         ],
         "check_nothing_is_said_forwards": ["lstm", "bidirectional"],
-        "check_the_numbers_of_one_device": 4,
+        "check_the_numbers_of_one_device": 2,
         "check_sums_in_the_step": 2,
         "check_weight_gradients_are_summed_once_inside_shard_map": ["lstm"],
-        "check_an_explicit_mesh": 2,
+        "check_an_explicit_mesh": 1,
         "check_batches_that_devices_do_not_divide": 1,
         "check_a_sequence_long_enough_for_windows": 1,
     },
@@ -211,13 +240,12 @@ TABLE = {
         # every engine once, with a window that is left over
         "test_engines_are_the_python_loop": [
             "gru_learned-*",
-            "lstm_all_learned-jax",
-            "lstm_all_learned-unrolled",
-            "lstm_all_learned-checkpoint",
-            "stack-default",
+            "stack-unrolled",
+            "stack-checkpoint",
+            "stack-jax",
         ],
-        "test_lengths_and_truncation": ["0-window_3", "7-*"],
-        "test_float32_gradients": ["default"],
+        "test_lengths_and_truncation": ["0-*_2", "7-*_3"],
+        "test_float32_gradients": 0,
         # another cell's memory is measured below it, several devices in their own file
         "test_memory_of_a_gradient": 0,
         "test_inside_shard_map": 0,
@@ -229,13 +257,14 @@ TABLE = {
             "carries_3-reverse over reverse",
             "checkpoint_2-remat",
         ],
-        "test_no_weight_gradient_a_step": NARROW,
+        "test_no_weight_gradient_a_step": ONE,
         "test_odd_steps": [
             "window_3-<lambda>",
             "carries_3-_branches",
             "checkpoint_2-_loop",
             "window_3-_rematerialised",
         ],
+        "test_every_subject_under_every_kind_of_residuals": NARROW | {"s5", "mlstm"},
     },
     "engines/test_fused.py": {
         "test_a_kernel_is_the_python_loop": [
@@ -245,17 +274,17 @@ TABLE = {
             "user",
             "bidirectional",
         ],
-        "test_any_size": 3,
+        "test_any_size": 2,
         "test_batch_axes_and_short_sequences": 2,
         "test_modes_of_differentiation": 3,
-        "test_no_kernel_adds_to_the_rounding": 2,
+        "test_no_kernel_adds_to_the_rounding": 1,
         "test_truncation": 1,
     },
     "engines/test_fused_cells.py": {
         "test_a_loss_of_the_last_carry_alone": 1,
         "test_carries_and_inputs_of_any_kind": 1,
         "test_complex_numbers": 1,
-        "test_ensembles": 1,
+        "test_ensembles": 0,
         "test_precisions_by_any_name": 2,
     },
     "engines/test_fused_gpu.py": {
@@ -268,29 +297,29 @@ TABLE = {
         "test_every_walk_is_the_python_loop_at_any_length": [
             "min_gru-7",
             "lru-3",
-            "user_linear-2",
             "user_linear-0",
         ],
-        "test_resets_anywhere_and_masks_with_holes": [
-            "min_lstm-first",
-            "rg_lru-none",
-            "s5-last",
-            "user_linear-all",
-        ],
-        "test_float32": ["lru"],
-        "test_truncation": 1,
+        "test_resets_anywhere_and_masks_with_holes": ["rg_lru-first", "s5-last"],
+        "test_float32": 0,
+        "test_truncation": 0,
         "test_modes_of_differentiation": [
             "lru-jvp",
             "min_gru-reverse over reverse",
             "lru-vmap of grad",
         ],
         "test_nan_in_an_input_does_not_cross_a_reset": 2,
+        "test_memory": 0,
+        "test_second_derivatives_where_a_factor_is_zero": 0,
+        "test_an_rg_lru_with_fixed_gates_is_a_real_lru": 0,
     },
     "engines/test_plans.py": {
-        "test_gradients_are_those_of_lax_scan": 8,
-        "test_memory_is_that_of_lax_scan": 3,
+        "test_gradients_are_those_of_lax_scan": 5,
+        "test_memory_is_that_of_lax_scan": 1,
         "test_forward_mode_of_a_step_without_reverse_mode": 1,
-        "test_tangents_that_nobody_reads_ask_for_no_forward_mode": 2,
+        "test_tangents_that_nobody_reads_ask_for_no_forward_mode": 1,
+        "test_a_linear_cell_without_reverse_mode": 0,
+        "test_gradients_without_jit": 0,
+        "test_reverse_mode_of_what_does_not_go_through_the_while_loop": 0,
     },
     "engines/test_sums.py": {
         "test_sums_are_those_of_lax_scan": 4,
@@ -298,86 +327,108 @@ TABLE = {
     },
     # --------------------------------------- truncation, diagnostics, layers, nnx
     "truncation/test_truncation.py": {
-        "test_artbp_is_unbiased": [
-            "elman_learned-mask*-heavy_tail",
-            "stack-plain-const*",
-        ],
-        "test_the_cotangent_of_the_entering_carry_is_scaled": [
-            "gru_before-forwards",
-            "user-backwards",
-        ],
+        "test_artbp_is_unbiased": ["elman_learned-mask*-heavy_tail"],
+        "test_the_cotangent_of_the_entering_carry_is_scaled": ["user-backwards"],
         "test_a_scale_of_ones_is_backpropagation": 1,
-        "test_cuts_at_window_ends_are_windows": ["2-stack", "1-bidirectional"],
+        "test_cuts_at_window_ends_are_windows": ["2-stack"],
         "test_every_engine_scales_alike": 1,
-        "test_derivatives_of_any_kind_and_order": ["None"],
-        "test_gradients_keep_their_dtypes": ["*bfloat16*"],
+        "test_derivatives_of_any_kind_and_order": 0,
+        "test_gradients_keep_their_dtypes": 0,
         "test_every_pattern_comes_as_often_as_it_should": 1,
-        "test_tbptt_with_artbp_is_unbiased_where_a_window_spans_the_sequence": 1,
+        "test_tbptt_with_artbp_is_unbiased_where_a_window_spans_the_sequence": 0,
         "test_the_bias_is_that_of_the_lag_sums": ["elman_learned-mask*"],
         "test_a_planted_decay_gives_the_length_of_the_formula": 3,
         "test_tbptt_with_artbp_goes_through_updates_pieces_and_noise": 0,
         "test_tbptt_draws_cuts_for_every_window_and_every_key": 0,
         "test_artbp_is_unbiased_backwards_in_time": 0,
         "test_the_bound_holds_on_a_contracting_net": 0,
+        "test_the_bias_of_windows": 0,
+        "test_the_bias_of_a_batch_and_inside_jit": 0,
+        "test_noise_is_fitted_inside_the_range_only": 0,
     },
     "diagnostics/test_diagnostics.py": {
-        "test_lags_are_norms_of_explicit_jacobian_products": NARROW | {"s5"},
-        "test_what_a_layer_shows_is_a_function_of_its_carries": NARROW | {"mlstm"},
+        "test_lags_are_norms_of_explicit_jacobian_products": NARROW,
+        "test_what_a_layer_shows_is_a_function_of_its_carries": ONE | {"mlstm"},
         "test_parameter_lags_are_the_terms_of_the_gradient": ["gru*"],
         "test_ragged_sequences_count_from_their_own_last_step": 0,
         "test_at_and_lags_choose_the_loss_and_how_far_to_look": 0,
         "test_where_no_float_underflows_the_log_domain_is_the_linear_one": 0,
         "test_every_engine_gives_the_same_lags": 1,
-        "test_a_gradient_map_holds_the_lags_of_every_loss": ["elman"],
+        "test_a_gradient_map_holds_the_lags_of_every_loss": 0,
         "test_jacobians_products_and_singular_values": ["gru"],
         "test_they_sum_to_the_mean_logarithm_of_the_determinant": ["gru"],
         "test_the_instruments_have_derivatives_themselves": 1,
+        "test_pictures": 0,
+        "test_an_lstms_state_is_h_and_c": 0,
+        "test_nothing_depends_on_the_stride_the_pieces_or_the_batch": 0,
+        "test_they_do_not_depend_on_the_order_of_units_or_on_the_basis": 0,
+        "test_a_planted_rate_lies_in_its_interval": 0,
+        "test_of_stacks_and_of_units_without_gates": 0,
+        "test_what_a_truncation_leaves_out_goes_on_where_floats_end": 0,
+        "test_vanishing_is_what_the_leading_exponent_says": 0,
     },
     "diagnostics/test_diagnostics_marks.py": {
-        "test_every_instrument_takes_bfloat16": ["elman"],
+        "test_every_instrument_takes_bfloat16": 0,
+        "test_float64_where_one_scale_is_enough_agrees": 0,
+        "test_the_exponents_are_those_of_the_real_matrix": 0,
+        "test_of_a_cell_with_noise_they_are_those_of_its_expectation": 0,
+        "test_masked_steps_of_a_spectrum_are_as_if_they_were_not_there": 0,
+        "test_directions_that_are_small_but_known_are_finite": 0,
+        "test_what_it_reads_may_change": 0,
+        "test_lags_that_stop_before_a_ragged_sequence_begins_leave_the_whole_unknown": 0,  # noqa: E501
+        "test_what_is_not_finite_certifies_nothing": 1,
     },
     "explaining/test_explain.py": {
-        "test_a_kernel_by_default_is_there_exactly_when_explained": 4,
-        "test_an_engine_by_name_runs_or_raises_as_explained": 7,
-        "test_windows_are_those_walked": 3,
+        "test_a_kernel_by_default_is_there_exactly_when_explained": 2,
+        "test_an_engine_by_name_runs_or_raises_as_explained": 4,
+        "test_windows_are_those_walked": 2,
     },
     "layers/test_own_layers.py": {
-        "test_a_layer_that_hands_truncation_on_is_right": 3,
-        "test_a_subclass_is_walked_by_its_own_methods": 4,
-        "test_masked_outputs_of_any_layer_are_zero": 3,
+        "test_a_layer_that_hands_truncation_on_is_right": ["in a stack-window"],
+        "test_a_subclass_is_walked_by_its_own_methods": 3,
+        "test_masked_outputs_of_any_layer_are_zero": ["in a stack"],
     },
     "decoding/test_beam.py": {
-        "test_width_1_is_greedy_decoding": 2,
-        "test_a_wide_beam_finds_the_true_best": 2,
+        "test_width_1_is_greedy_decoding": 1,
+        "test_a_wide_beam_finds_the_true_best": 1,
         "test_the_best_score_is_never_below_greedys_on_200_models": 1,
+        "test_a_batch_is_its_members": ["vmap"],
     },
     "decoding/test_generation.py": {
-        "test_greedy_is_a_python_loop": 4,
-        "test_frequencies_are_the_softmax": 3,
+        "test_greedy_is_a_python_loop": 2,
+        "test_frequencies_are_the_softmax": 1,
     },
     "nnx/test_nnx.py": {
         "test_batch_first_and_time_major_are_unroll": 2,
         "test_gradients_through_nnx": ["stack"],
-        "test_learned_initial_carry_and_streaming_steps": 1,
+        "test_learned_initial_carry_and_streaming_steps": 0,
     },
     "nnx/test_nnx_cells.py": {
-        "test_a_changed_cell_computes_what_it_does_under_flax": 3,
-        "test_lengths_of_any_dtype_and_lists": 2,
+        "test_a_changed_cell_computes_what_it_does_under_flax": 2,
+        "test_lengths_of_any_dtype_and_lists": 1,
         "test_other_options_of_a_linear_map_are_left_to_flax": 1,
     },
     "nnx/test_nnx_flax.py": {
         "test_an_lstm_in_every_way": ["plain", "backwards, ragged"],
         "test_other_cells": ["GRUCell", "own"],
-        "test_built_in_cells_are_walked_as_jaxrnns_own": 2,
+        "test_built_in_cells_are_walked_as_jaxrnns_own": 1,
         "test_both_directions": ["ours"],
-        "test_bfloat16_stays_and_its_sums_do_not": 1,
-        "test_steps_in_a_stream_are_the_sequence": 1,
+        "test_bfloat16_stays_and_its_sums_do_not": 0,
+        "test_steps_in_a_stream_are_the_sequence": 0,
+        "test_both_directions_side_by_side_and_turned": 0,
+        "test_dropout_in_both_directions": 0,
+        "test_two_batch_axes_with_lengths": 0,
     },
     # a training script of flax's, twice
     "nnx/test_nnx_models.py": {"*": 0},
     # ------------------------------------------------------------- interop
-    # The golden files (test_golden.py) hold the peers' numbers and are kept in full.
-    # Of each peer's cells one with and one without its other options.
+    # The golden files hold the peers' numbers: every other one. Of each peer's cells
+    # one with and one without its other options.
+    "interop/test_golden.py": {
+        "test_values_and_gradients_match_torch": 6,
+        "test_values_and_gradients_match_haiku": 4,
+        "test_values_and_gradients_match_keras": 3,
+    },
     "interop/test_interop_flax.py": {
         "test_linen": ["*LSTMCell-2-True-float32", "GRUCell-1-False-*"],
         "test_nnx": [
@@ -387,7 +438,10 @@ TABLE = {
         ],
     },
     "interop/test_interop_keras.py": {
-        "test_the_same_values_states_and_gradients": ["*-2-True-*"],
+        "test_the_same_values_states_and_gradients": [
+            "LSTM-2-True-*",
+            "GRU before-2-True-*",
+        ],
         "test_cells_and_stacked_cells": ["LSTM"],
     },
     "interop/test_onnx.py": {
@@ -395,8 +449,6 @@ TABLE = {
             "lstm learned",
             "gru before",
             "two of both lstm",
-            "both, sum",
-            "residual",
         ],
         "test_neither_lengths_nor_a_carry": ["dropout"],
         "test_lengths_without_a_carry": 1,
@@ -434,7 +486,12 @@ TABLE = {
     "tasks/test_synthetic.py": {
         "test_scores_are_those_of_a_plain_loop": ["adding halves", "parity"],
         "test_targets_are_those_of_a_slow_twin": ["*-0"],
-        "test_the_same_key_gives_the_same_numbers_inside_and_outside_jit": 2,
+        "test_the_same_key_gives_the_same_numbers_inside_and_outside_jit": 1,
+        "test_symbols_stand_in_their_intervals_and_are_alike": 1,
+        "test_marks_stand_one_in_each_half_at_every_place_alike": 1,
+        "test_the_memoryless_loss_of_copy_is_that_of_the_best_memoryless_predictor": 1,
+        "test_chance_is_what_the_commonest_answer_scores": 2,
+        "test_the_constant_1_has_a_mean_squared_error_of_one_sixth": 1,
     },
     "tasks/test_synthetic_runs.py": {
         "test_a_quick_run_leaves_its_files_and_is_better_than_nothing": ["adding"],
@@ -463,7 +520,7 @@ TABLE = {
     },
     "training/test_best.py": {"test_killed_and_resumed_it_keeps_the_same": ["44"]},
     "training/test_batches.py": {
-        "test_looks_of_a_resumed_run_are_those_of_the_run_left_alone": ["5-True"],
+        "test_looks_of_a_resumed_run_are_those_of_the_run_left_alone": 0,
         "test_a_look_is_recorded_at_the_start_at_evaluations_and_at_the_end": 0,
     },
     # Runs on two devices, in processes of their own; engines/test_data_parallel.py is
@@ -476,7 +533,7 @@ TABLE = {
     },
     "training/test_orbax.py": {"test_on_two_devices_and_then_on_one": 0},
     "training/test_full_disk.py": {
-        "test_each_file_of_a_run": 2,
+        "test_each_file_of_a_run": 1,
         "test_a_small_disk": 0,
         "test_no_room_for_a_checkpoint_and_a_run_that_goes_on": 0,
     },
@@ -493,6 +550,9 @@ TABLE = {
         "test_memory_writes_what_it_promises": 0,
         "test_streaming_writes_what_it_promises": 0,
         "test_a_process_of_its_own_reports_or_says_why_not": 0,
+        "test_throughput_writes_what_it_promises": 0,
+        "test_every_peer_that_is_installed_computes_the_same": 0,
+        "test_a_wrong_weight_shows": 0,
     },
 }
 
@@ -528,7 +588,8 @@ def choose(config, items):
             if item not in kept:
                 item.add_marker(pytest.mark.slow)
         if quick:
-            left_out += [item for item in group if item not in few_rows(kept)]
+            few = [] if f"{file}::{function}" in NOT_IN_QUICK else few_rows(kept)
+            left_out += [item for item in group if item not in few]
     if left_out:
         left = set(left_out)
         items[:] = [item for item in items if item not in left]
@@ -634,6 +695,21 @@ def few_rows(kept):
 
 
 # -- make quick ------------------------------------------------------------------------
+
+# Single tests of the default tier that take more than some five seconds
+NOT_IN_QUICK = {
+    "cells/test_mlstm_chunks.py::test_chunks_are_the_steps",
+    "engines/test_cudnn.py::test_a_network_is_one_call",
+    "engines/test_cudnn.py::test_vmap_joins_the_batch",
+    "engines/test_data_parallel.py::test_over_four_devices",
+    "engines/test_fuzz.py::test_engines_are_a_python_loop",
+    "tasks/test_tasks.py::test_charlm_learns_and_its_result_is_the_held_out_score",
+    "training/test_training.py::"
+    "test_killed_five_times_and_resumed_a_run_ends_with_the_same_metrics",
+    "truncation/test_truncation.py::test_every_engine_scales_alike",
+    "truncation/test_truncation.py::test_the_bias_is_that_of_the_lag_sums",
+    "truncation/test_truncation.py::test_vmap_is_the_batch",
+}
 
 
 @functools.cache

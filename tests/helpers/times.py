@@ -34,6 +34,11 @@ class Times:
                 round(cpu_seconds() - before, 3),
                 round(resident() / 1e6),
             )
+            if len(self.rows) % 20 == 0:  # a run that is cut short tells something
+                self.write()
 
     def pytest_sessionfinish(self):
+        self.write()
+
+    def write(self):
         self.path.write_text(json.dumps(self.rows, indent=0))
