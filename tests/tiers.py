@@ -422,13 +422,6 @@ TABLE = {
     # a training script of flax's, twice
     "nnx/test_nnx_models.py": {"*": 0},
     # ------------------------------------------------------------- interop
-    # The golden files hold the peers' numbers: every other one. Of each peer's cells
-    # one with and one without its other options.
-    "interop/test_golden.py": {
-        "test_values_and_gradients_match_torch": 6,
-        "test_values_and_gradients_match_haiku": 4,
-        "test_values_and_gradients_match_keras": 3,
-    },
     "interop/test_interop_flax.py": {
         "test_linen": ["*LSTMCell-2-True-float32", "GRUCell-1-False-*"],
         "test_nnx": [
