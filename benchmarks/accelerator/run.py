@@ -1,8 +1,9 @@
 """Recurrent layers on the accelerator: jaxrnn's engines beside lax.scan, flax and
 torch's cuDNN.
 
-    python -m benchmarks.accelerator [--quick] [--configs flashrnn e16 ...] [--seconds
-    540] [--rounds 15] [--out NAME] python -m benchmarks.accelerator --render NAME.json
+    python -m benchmarks.accelerator [--quick] [--configs flashrnn e16 ...]
+        [--seconds 540] [--rounds 15] [--out NAME]
+    python -m benchmarks.accelerator --render NAME.json
 
 An LSTM of FlashRNN's size (B 16, T 1024, H 768), small ones (H 128, B 16 and 2048; H
 256), one long sequence (T 65,536), and the linear recurrence (8, 1536) over 16,384 and

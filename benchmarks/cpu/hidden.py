@@ -1,8 +1,8 @@
 """Steps that a researcher writes and that a backward pass of its own may serve badly:
 time and memory beside ``jax.lax.scan``.
 
-    python -m benchmarks.cpu.hidden [--cells ring_buffer ...] [--entries default carries
-    scan] [--rounds 15]
+    python -m benchmarks.cpu.hidden [--cells ring_buffer ...]
+        [--entries default carries scan] [--rounds 15]
 
 Each cell is written as its users would write it, on plain arrays. ``default`` is
 ``unroll`` as it comes; ``scan`` is ``jax.lax.scan`` over the same step with the

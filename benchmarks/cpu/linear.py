@@ -1,8 +1,8 @@
 """Linear recurrences: step by step, in parallel, in parallel chunks, and as others
 write them, interleaved in one process.
 
-    python -m benchmarks.cpu.linear [--quick] [--cells MinGRU LRU ...] [--shapes T,B,D
-    ...] [--rounds N]
+    python -m benchmarks.cpu.linear [--quick] [--cells MinGRU LRU ...]
+        [--shapes T,B,D ...] [--rounds N]
 
 Two parts, float32. *Recurrence*: s_t = a_t s_{t-1} + b_t alone, a and b given. *Cells*:
 a whole layer, projections and all, with as many features as units. `forward` computes

@@ -1,8 +1,9 @@
 """Memory of full backpropagation through time against the number of steps, for jaxrnn's
 engines, a naive scan and flax.
 
-    python -m benchmarks.cpu.memory [--quick] [--entries jaxrnn jaxrnn-checkpoint
-    "Scan(hoist=False)" ...] python -m benchmarks.cpu.memory --million
+    python -m benchmarks.cpu.memory [--quick]
+        [--entries jaxrnn jaxrnn-checkpoint "Scan(hoist=False)" ...]
+    python -m benchmarks.cpu.memory --million
 
 `temp` is what XLA says that the compiled gradient program (weights and input, float32)
 allocates beside its arguments and results (``memory_analysis().temp_size_in_bytes``);

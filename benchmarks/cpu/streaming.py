@@ -1,8 +1,8 @@
 """Latency of streaming, and inference over whole sequences: jaxrnn beside torch, ONNX
 Runtime and flax, forward only.
 
-    python -m benchmarks.cpu.streaming [--quick] [--cells LSTM GRU] [--hidden 32 128
-    256]
+    python -m benchmarks.cpu.streaming [--quick] [--cells LSTM GRU]
+        [--hidden 32 128 256]
 
 *One step*: B 1, I = H; the state goes in and comes out at every call, and every call
 waits for its result. Median and 99th percentile are over single steps. `jaxrnn` is the

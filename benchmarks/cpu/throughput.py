@@ -1,8 +1,8 @@
 """Throughput of one recurrent layer: jaxrnn against flax, haiku, equinox, keras and
 torch, interleaved in one process.
 
-    python -m benchmarks.cpu.throughput [--quick] [--cells LSTM GRU] [--shapes
-    16,512,128 ...] [--entries jaxrnn flax ...]
+    python -m benchmarks.cpu.throughput [--quick] [--cells LSTM GRU]
+        [--shapes 16,512,128 ...] [--entries jaxrnn flax ...]
 
 Equal work: the same weights, inputs and shapes, float32; `forward` computes the
 outputs, `train` also the gradients of a fixed random projection of them with respect to

@@ -469,12 +469,12 @@ import re
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxrnn.core.masked_inputs import fill_masked
+from jaxrnn.core.masked_inputs import fill_masked_inputs
 mesh = Mesh(jax.devices(), ("data",))
 rows = NamedSharding(mesh, PartitionSpec(None, "data"))
 xs = jax.device_put(jnp.ones((64, 16, 32)), rows)
 mask = jax.device_put(jnp.ones((64, 16), bool), rows)
-text = jax.jit(fill_masked).lower(xs, mask).compile().as_text()
+text = jax.jit(fill_masked_inputs).lower(xs, mask).compile().as_text()
 print(len(jax.devices()), re.findall(r"all-gather|all-to-all|collective-permute", text))
 print(sorted(set(re.findall(r"= (\\S+) all-reduce", text))))
 """
