@@ -138,7 +138,7 @@ def test_explain_says_which_plan_and_why():
     assert ltc.kind == "lax.scan"
     assert "no weight gradient of it is a product with the carry" in ltc.reason
     delta = gradient_of(GatedDelta(64, 64), (128, 2, 64))
-    assert delta.how == "loop"
+    assert delta.kind == "loop"
     assert delta.steps < 128
     prime = gradient_of(jaxrnn.Elman(2), (100_003, 1, 2))
     assert prime.steps is None  # one chunk: there is no divisor to look for
