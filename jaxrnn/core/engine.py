@@ -1,4 +1,4 @@
-"""The contract of an engine: what runs a cell's steps over a sequence."""
+"""The contract of engines, which run the steps of a cell over a sequence."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .cell import Carry, Cell, Params
 
 
 class Supports(enum.Flag):
-    """What an engine declares that it can do."""
+    """Flags for what an engine supports."""
 
     NOTHING = 0
     ANY_CELL = enum.auto()  # every cell, not only some classes of cells
@@ -25,7 +25,7 @@ class Supports(enum.Flag):
 
 
 class Request(NamedTuple):
-    """What is asked of an engine beyond values and gradients."""
+    """What a caller needs of an engine beyond values and gradients."""
 
     resets: bool = False
     gradient_scale: bool = False
@@ -43,7 +43,7 @@ class Request(NamedTuple):
 
 
 def sum_flags(flags: Any) -> Supports:
-    """The union of some flags."""
+    """Return the union of some flags."""
     found = Supports.NOTHING
     for flag in flags:
         found |= flag
@@ -95,7 +95,7 @@ class AbstractEngine(abc.ABC):
         """
 
     def unsupported_reason(self, cell: Cell, request: Request) -> str | None:
-        """Why the engine cannot do what is asked of it, derived from `supports`."""
+        """Say why the engine does not support a request, or None, by `supports`."""
         missing = request.needs & ~self.supports
         names = [str(flag.name).lower() for flag in Supports if flag in missing]
         if not names:
@@ -104,7 +104,7 @@ class AbstractEngine(abc.ABC):
 
 
 class AbstractNetworkEngine(AbstractEngine):
-    """An engine that also runs several cells, a stack's or a pair's, in one call."""
+    """An engine that also runs several cells, as of a stack, in one call."""
 
     @abc.abstractmethod
     def run_network(
@@ -141,4 +141,4 @@ class AbstractNetworkEngine(AbstractEngine):
         mask: Any = None,
         resets: Any = None,
     ) -> TypeError | ValueError | None:
-        """The error that ``run`` would raise for these arguments, or None."""
+        """Return the error that ``run`` would raise for these arguments, or None."""

@@ -1,5 +1,9 @@
-"""One way each to walk a recurrence through time: a file an engine, one method with
-one signature.
+"""The engines: how the steps of a cell run over a sequence.
+
+Each engine is a frozen dataclass of options in a file of its own. `Scan`, `Checkpoint`,
+`Associative` and `Fused` are schedules of one recurrence (`recurrence`), which runs
+by one of several loops (`loops`) on the jaxpr of the cell's step (`jaxpr`). `CuDNN`
+calls a library.
 """
 
 from .associative import Associative as Associative

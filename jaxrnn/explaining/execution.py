@@ -1,9 +1,8 @@
-"""What the engines choose, asked of them: how a traced walk goes on each platform, and
-why.
+"""How a traced recurrence runs on each platform, and why.
 
-Nothing is chosen here. A walk's jaxpr holds the recurrence with its plan; `settled`
-says at which pace a platform takes it, and whether a loop is a kernel is found by
-lowering it for that platform, which needs no such device.
+Nothing is chosen here. The jaxpr of an unroll contains the recurrence with its
+schedule, and `resolve_schedule` resolves that for a platform. Whether a loop is a
+kernel is found by lowering it for the platform, which needs no such device.
 """
 
 from __future__ import annotations
@@ -28,18 +27,16 @@ from ..engines.loops.pallas.primitive import (
 from ..engines.recurrence import primitives
 from ..engines.recurrence.schedule import LoopSchedule, resolve_schedule
 
-PLATFORMS = {
-    "cpu": "cpu",
-    "gpu": "cuda",
-    "tpu": "tpu",
-}  # as people say it, and as programs are lowered for it
+# What users call a platform, and what programs are lowered for.
+PLATFORMS = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
+# What is printed for each kind of `ExecutionPath`.
 WORDS = {
     "loop": "step by step",
     "prefixes": "parallel prefixes",
     "kernel": "one kernel",
     "lax.scan": "jax.lax.scan with JAX's own derivative",
     "chunks": "chunks as matrix products",
-    "own": "the engine's own walk",
+    "own": "the engine's own loop",
     "none": "nothing: there is no gradient",
     "error": "does not run",
 }
@@ -47,15 +44,26 @@ WORDS = {
 
 @dataclasses.dataclass(frozen=True)
 class ExecutionPath:
-    """How a cell's steps are walked on a platform.
+    """How the steps of a cell run on a platform, forwards or backwards.
 
-    ``kind``: ``"loop"``, ``"prefixes"`` (parallel prefixes), ``"kernel"``,
-    ``"lax.scan"`` (JAX's own loop and derivative), ``"chunks"`` (of a cell that joins
-    its steps itself), ``"own"`` (an engine that is none of these), ``"none"`` (no
-    gradient to walk for), or ``"error"``, whose text is ``reason``. ``steps`` at a
-    time, None being all of T; ``hoisted``: whether inputs are projected before the
-    loop. ``reason``: why so. Of a kernel, ``bytes_required`` on chip, and
-    ``bytes_available``.
+    Attributes:
+        kind: one of
+
+            ``"loop"``      step by step, with our derivative
+            ``"prefixes"``  parallel prefixes
+            ``"kernel"``    one Pallas kernel
+            ``"lax.scan"``  ``jax.lax.scan`` with JAX's own derivative
+            ``"chunks"``    the cell's own ``walk_chunks``
+            ``"own"``       an engine that is not a schedule
+            ``"none"``      nothing, since there is no gradient
+            ``"error"``     an error, whose text is ``reason``
+
+        steps: the number of steps in a chunk; None for all of T.
+        hoisted: whether inputs are projected before the loop; None where that does not
+            apply.
+        reason: why this is what runs.
+        bytes_required: the on-chip memory that a kernel needs.
+        bytes_available: the on-chip memory that a kernel may use.
     """
 
     kind: str
@@ -77,8 +85,9 @@ class ExecutionPath:
 
 
 def recurrences_in(closed: Any) -> dict[str, list[Any]]:
-    """The equations of a jaxpr, however deep, that walk a recurrence: ``"forward"``
-    and ``"backward"``.
+    """Find the equations of a jaxpr, also nested ones, that run a recurrence.
+
+    Returns them in two lists, under ``"forward"`` and ``"backward"``.
     """
     names = {primitives.recurrence_p: "forward", primitives.adjoint_p: "backward"}
     found: dict[str, list[Any]] = {"forward": [], "backward": []}
@@ -89,6 +98,7 @@ def recurrences_in(closed: Any) -> dict[str, list[Any]]:
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:
+    """Iterate over the equations of a jaxpr and of all jaxprs nested in it."""
     for eqn in jaxpr.eqns:
         yield eqn
         for inner in core.jaxprs_in_params(eqn.params):
@@ -96,9 +106,7 @@ def equations(jaxpr: Any) -> Iterator[Any]:
 
 
 def path_of(eqn: Any, platform: str) -> ExecutionPath:
-    """How a platform walks the recurrence of an equation that `recurrences_in`
-    found.
-    """
+    """Say how a platform runs the recurrence of an equation from `recurrences_in`."""
     avals = [v.aval for v in eqn.invars]
     step, schedule = eqn.params["step"], eqn.params["schedule"]
     forward = eqn.primitive is primitives.recurrence_p
@@ -135,9 +143,12 @@ def path_of(eqn: Any, platform: str) -> ExecutionPath:
 def kernel_of(
     eqn: Any, schedule: LoopSchedule, platform: str
 ) -> tuple[bool | None, str, tuple[int, int]]:
-    """Whether the loops of a walk are kernels on a platform, why not, and the bytes
-    needed and there. None: neither a kernel nor, nobody having named it, JAX's own loop
-    comes of it, but an error.
+    """Find out whether the loops of a recurrence are kernels on a platform.
+
+    Returns:
+        Three values: True if all loops are kernels, False if some loop is not
+        supported, None if lowering a kernel raises an error; the reason in words; and
+        the bytes of on-chip memory needed and available.
     """
     function = primitives.FUNCTIONS[eqn.primitive]
     params, avals, target = (
@@ -149,9 +160,8 @@ def kernel_of(
         *avals
     )
     loops = [inner for inner in equations(traced.jaxpr) if inner.primitive is loop_p]
-    if (
-        not loops
-    ):  # no kernel was named, and none fits: with one that is named comes the reason
+    if not loops:
+        # No loop became a kernel. With a named kernel, tracing raises the reason.
         kernel: Any = schedule.loop
         named = schedule.replace(loop=dataclasses.replace(kernel, named=True))
         try:
@@ -162,43 +172,46 @@ def kernel_of(
             )(*avals)
         except KernelUnsupportedError as reason:
             return False, str(reason), (0, 0)
-    found = [_loop_as_kernel(inner, target) for inner in loops]
+    # The first loop that is not a kernel, or else the kernel that needs most memory.
+    results = [_loop_as_kernel(inner, target) for inner in loops]
     return next(
-        (each for each in found if not each[0]), max(found, key=lambda each: each[2])
+        (result for result in results if not result[0]),
+        max(results, key=lambda result: result[2]),
     )
 
 
 def _loop_as_kernel(
     eqn: Any, platform: str
 ) -> tuple[bool | None, str, tuple[int, int]]:
-    """`kernel_of` one loop."""
+    """Find out whether one loop is a kernel; returns what `kernel_of` returns."""
     params = eqn.params
     body, steps, kernel = params["body"], params["steps"], params["kernel"]
     reason = unsupported_reason(body, steps, platform, kernel)
     if reason is not None:
         return False, f"ValueError: {reason}" if kernel.named else reason, (0, 0)
-    error = _compiles(_Loop(f"{body.closed} {params}", eqn), platform)
+    error = _loop_error(_Loop(f"{body.closed} {params}", eqn), platform)
     if error is not None:
         return None, error, (0, 0)
-    needed, there = memory_budget(body, steps, platform, kernel)
+    required, available = memory_budget(body, steps, platform, kernel)
     text = (
-        f"{needed:,} of {there:,} bytes on chip"
-        if needed
+        f"{required:,} of {available:,} bytes on chip"
+        if required
         else "no matrix to keep on chip"
     )
-    return True, text, (needed, there)
+    return True, text, (required, available)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Loop:
-    """A loop, equal to those of the same equations: a stack's cells have one kernel."""
+    """A loop that equals all loops of the same equations, so each is lowered once."""
 
     text: str
     eqn: Any = dataclasses.field(compare=False)
 
 
 @functools.lru_cache(maxsize=64)
-def _compiles(loop: _Loop, platform: str) -> str | None:
+def _loop_error(loop: _Loop, platform: str) -> str | None:
+    """Return the error of lowering a loop for a platform, or None."""
     params = loop.eqn.params
     return lowering_error(
         lambda *args: loop_p.bind(*args, **params),
@@ -208,8 +221,9 @@ def _compiles(loop: _Loop, platform: str) -> str | None:
 
 
 def lowering_error(function: Any, avals: list[Any], platform: str) -> str | None:
-    """The error of compiling for a platform as far as that goes without one, if
-    there is one.
+    """Return the error of lowering a function for a platform, or None.
+
+    No device of the platform is needed.
     """
     try:
         jax.jit(function).trace(*avals).lower(lowering_platforms=(platform,))
@@ -219,4 +233,5 @@ def lowering_error(function: Any, avals: list[Any], platform: str) -> str | None
 
 
 def format_error(error: Exception) -> str:
+    """Return the type and the message of an error."""
     return f"{type(error).__name__}: {error}"

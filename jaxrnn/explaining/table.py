@@ -1,6 +1,4 @@
-"""What `jaxrnn.explain` says, as rows and as a table, and the names of the parts of
-a layer in it.
-"""
+"""The result of `jaxrnn.explain`, as rows and as a printed table."""
 
 from __future__ import annotations
 
@@ -14,18 +12,25 @@ import jax
 
 from .execution import ExecutionPath
 
-WIDTH = 118
+WIDTH = 118  # columns of the printed table
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A cell on a platform.
+    """How one cell runs on one platform.
 
-    ``place`` is where the cell's parameters are in the layer's, "layer_0/forward", or
-    "" for a cell by itself; ``engine``, as one would name it, and ``why`` that one. The
-    ways are `ExecutionPath`: ``forward`` without a gradient; ``recording`` and
-    ``backward``, forwards and backwards for one; ``kernel``: what `jaxrnn.Fused` would
-    do. ``number`` counts the cells in the order of walking.
+    Attributes:
+        place: the path of the cell's parameters among those of the layer, such as
+            "layer_0/forward"; "" for a cell that is not in a layer.
+        cell: the cell, as one would write it.
+        platform: "cpu", "gpu" or "tpu".
+        engine: the engine, as one would write it.
+        forward: the forward pass without a gradient.
+        recording: the forward pass for a gradient.
+        backward: the backward pass.
+        kernel: what `jaxrnn.Fused` would do.
+        why: why this engine runs.
+        number: the position of the cell in the order in which cells run.
     """
 
     place: str
@@ -41,18 +46,18 @@ class Row:
 
     @property
     def error(self) -> str | None:
-        """What compiling for the platform raises, forwards or else for the gradient."""
+        """The error of compiling for the platform, or None."""
         return next(
             (
-                way.reason
-                for way in (self.forward, self.recording, self.backward)
-                if way.kind == "error"
+                path.reason
+                for path in (self.forward, self.recording, self.backward)
+                if path.kind == "error"
             ),
             None,
         )
 
     def lines(self) -> list[tuple[str, str]]:
-        """What is printed of it: pairs of a word and a text."""
+        """Return what is printed of the row: pairs of a word and a text."""
         if self.forward.kind == "error":
             return [("raises", self.forward.reason)]
         forward, gradient = _sentence(self.forward), _sentence(self.backward)
@@ -63,34 +68,38 @@ class Row:
             self.backward.steps,
         ):
             gradient = f"forwards {_sentence(self.recording)}; backwards {gradient}"
-        found = (
+        lines = (
             [("both ways", forward)]
             if forward == gradient
             else [("forward", forward), ("gradient", gradient)]
         )
         if self.forward.kind != "kernel":
-            found.append(("with Fused", self._by_kernel()))
-        return found
+            lines.append(("with Fused", self._by_kernel()))
+        return lines
 
     def _by_kernel(self) -> str:
+        """Say what `jaxrnn.Fused` would do."""
         if self.kernel.kind == "kernel":
             return f"one kernel ({self.kernel.reason})"
-        short = self.kernel.reason.partition(": use ")[0].partition(". Use ")[
-            0
-        ]  # what to do instead is done
+        # Leave out the advice to use another engine, which is what runs.
+        short = self.kernel.reason.partition(": use ")[0].partition(". Use ")[0]
         return (
             f"no kernel: {short.removeprefix('ValueError: ').removeprefix('Fused: ')}"
         )
 
 
-def _sentence(way: ExecutionPath) -> str:
-    return f"{way} ({way.reason})" if way.reason else str(way)
+def _sentence(path: ExecutionPath) -> str:
+    """Return a path with its reason."""
+    return f"{path} ({path.reason})" if path.reason else str(path)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Explanation:
-    """Which engine walks where: ``rows``, by cell in the order of walking, then by
-    platform; a table when printed.
+    """Which engine runs each cell on each platform; it prints as a table.
+
+    Attributes:
+        title: the layer, the inputs and the engine that was asked for.
+        rows: one `Row` per cell and platform, in the order in which the cells run.
     """
 
     title: str
@@ -99,8 +108,8 @@ class Explanation:
     def __str__(self) -> str:
         lines = textwrap.wrap(self.title, WIDTH)
         if not self.rows:
-            lines.append("no cell of it is walked by an engine")
-        cells: dict[Any, list[str]] = {}  # those of which the same is true together
+            lines.append("no cell of it is run by an engine")
+        cells: dict[Any, list[str]] = {}  # the places of cells with equal rows
         for _, rows in itertools.groupby(self.rows, key=lambda row: row.number):
             first, *more = rows
             alike = tuple(
@@ -116,7 +125,7 @@ class Explanation:
 
 
 def _of_cell(rows: tuple[Row, ...], places: str) -> list[str]:
-    """A cell's rows, platforms of which the same is true together."""
+    """Print the rows of a cell, with equal platforms in one group."""
     first = rows[0]
     lines = textwrap.wrap(
         f"{places}: {first.cell}" if places else first.cell,
@@ -142,20 +151,21 @@ def _of_cell(rows: tuple[Row, ...], places: str) -> list[str]:
 
 
 def brief(value: Any) -> str:
-    """``repr`` without the fields that are as by default."""
+    """Return the ``repr`` of a value without the fields that equal their defaults."""
     if isinstance(value, (tuple, list)):
         return f"({', '.join(map(brief, value))})"
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return repr(value)
     fields = [
-        f
+        f"{f.name}={brief(getattr(value, f.name))}"
         for f in dataclasses.fields(value)
-        if f.repr and not _as_by_default(f, getattr(value, f.name))
+        if f.repr and not _is_default(f, getattr(value, f.name))
     ]
-    return f"{type(value).__name__.lstrip('_')}({', '.join(f'{f.name}={brief(getattr(value, f.name))}' for f in fields)})"  # noqa: E501
+    return f"{type(value).__name__.lstrip('_')}({', '.join(fields)})"
 
 
-def _as_by_default(field: Any, value: Any) -> bool:
+def _is_default(field: Any, value: Any) -> bool:
+    """Whether a field of a dataclass has its default value."""
     if field.default is not dataclasses.MISSING:
         return type(field.default) is type(value) and field.default == value
     return (
@@ -165,13 +175,15 @@ def _as_by_default(field: Any, value: Any) -> bool:
 
 
 def places_of(params: Any) -> Callable[[Any], str]:
-    """Finds a part of ``params``, told by the identity of its leaves, and gives its
-    path; "" for the whole, and where what is asked for holds none of them.
+    """Return a function that finds the path of a part of ``params``.
+
+    The part is identified by the identity of its leaves. The path is "" for the whole,
+    and for a tree that contains no part of ``params``.
     """
-    known: dict[Any, str] = {}
+    paths: dict[Any, str] = {}
 
     def note(node: Any, path: tuple[str, ...]) -> None:
-        known.setdefault(_identity(node), "/".join(path))
+        paths.setdefault(_identity(node), "/".join(path))
         children, tree = jax.tree_util.tree_flatten_with_path(
             node, is_leaf=lambda inner: inner is not node
         )
@@ -189,8 +201,8 @@ def places_of(params: Any) -> Callable[[Any], str]:
                 )
 
     def find(part: Any) -> str:
-        if jax.tree.leaves(part) and _identity(part) in known:
-            return known[_identity(part)]
+        if jax.tree.leaves(part) and _identity(part) in paths:
+            return paths[_identity(part)]
         children, _ = jax.tree_util.tree_flatten(
             part, is_leaf=lambda inner: inner is not part
         )
@@ -202,4 +214,5 @@ def places_of(params: Any) -> Callable[[Any], str]:
 
 
 def _identity(node: Any) -> Any:
+    """Return a key of a tree: its structure and the identity of its leaves."""
     return (jax.tree.structure(node), *map(id, jax.tree.leaves(node)))

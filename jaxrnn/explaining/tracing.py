@@ -1,6 +1,8 @@
-"""Which engine walks each cell of a layer, where and why: `explain`. Nothing is
-computed, and no choice is made here: the layer is traced, and the engines' own
-functions are asked.
+"""`explain`: which engine runs each cell of a layer, on which platform, and why.
+
+Nothing is computed, and nothing is chosen here. The layer is traced while an observer
+takes the place of every engine, and what the engines traced is then resolved for each
+platform by the functions that resolve it when it runs.
 """
 
 from __future__ import annotations
@@ -53,29 +55,34 @@ def explain(
     key: Any = None,
     return_carries: bool = False,
 ) -> Explanation:
-    """Which engine `unroll` with these arguments walks with, cell by cell and platform
-    by platform, and why::
+    """Explain which engine `unroll` uses for each cell and platform, and why.
 
-        print(jaxrnn.explain(cell, params, xs))
-
-    Nothing is computed: all arrays may be ``jax.ShapeDtypeStruct``. The layer and its
-    gradient are traced, and compiled as far as that goes without the platform where a
-    kernel, or an engine that is not this library's, is asked about: a second or so for
-    each cell that is unlike the others. The gradient is that of the last carry and the
-    outputs with respect to the cell's parameters, first carry and inputs.
+    Nothing is computed, and all arrays may be ``jax.ShapeDtypeStruct``. The layer and
+    its gradient are traced. Kernels, and engines that are not schedules, are lowered
+    for each platform, which needs no device of it; that takes about a second for each
+    distinct cell. The gradient is that of the last carry and the outputs with respect
+    to the cell's parameters, first carry and inputs.
 
     Args:
         cell, params, xs, carry, engine, mask, resets, reverse, key, return_carries: as
             for `unroll`.
 
     Returns:
-        An `Explanation`: a table to print, and its ``rows``, one a cell and platform
-            ("cpu", "gpu" for NVIDIA's, "tpu"). Of an
-        engine that was named each row says that it runs, or the error that it raises
-        (``row.error``).
+        An `Explanation`, which prints as a table. It has one row per cell and platform
+        ("cpu", "gpu" for NVIDIA GPUs, "tpu"). If an engine was named, each row says
+        that it runs, or the error that it raises (``row.error``).
 
     Raises:
-        TypeError, ValueError: for inputs that `unroll` refuses whatever the engine.
+        TypeError, ValueError: for inputs that `unroll` refuses with every engine.
+
+    Example:
+        >>> import jax, jaxrnn
+        >>> cell = jaxrnn.GRU(8)
+        >>> params = cell.init(jax.random.key(0), 4)
+        >>> xs = jax.ShapeDtypeStruct((20, 2, 4), "float32")
+        >>> row = jaxrnn.explain(cell, params, xs).rows[0]
+        >>> row.platform, row.engine, row.forward.kind
+        ('cpu', 'Scan()', 'loop')
     """
     params = weaken_scalars(params)
     seen: list[_Seen] = []
@@ -89,23 +96,34 @@ def explain(
             unroll_validated(*given, None, return_carries)  # type: ignore[call-arg]
 
     jax.eval_shape(shapes, params, xs, carry, mask, resets, key)
-    rows = {each.traced.number: _rows(each.traced) for each in seen}
+    rows = {run.traced.number: _rows(run.traced) for run in seen}
     title = (
         f"{brief(cell)} over xs {xs.dtype.name}{list(xs.shape)}, jax {jax.__version__}"
     )
     asked = "the default engine" if engine is None else f"engine={brief(engine)}"
-    found = [
-        dataclasses.replace(row, place=each.place, number=i)
-        for i, each in enumerate(seen)
-        for row in rows[each.traced.number]
+    placed_rows = [
+        dataclasses.replace(row, place=run.place, number=i)
+        for i, run in enumerate(seen)
+        for row in rows[run.traced.number]
     ]
-    return Explanation(f"{title}, {asked}", tuple(found))
+    return Explanation(f"{title}, {asked}", tuple(placed_rows))
 
 
 @dataclasses.dataclass
 class _Traced:
-    """What a walk of an engine came to, once for all cells that are walked alike:
-    jaxprs, or the errors instead.
+    """What tracing an engine's run gave, once for all equal cells and arrays.
+
+    Attributes:
+        number: the position among all distinct runs.
+        name: the cell, as one would write it.
+        engine: the engine.
+        why: why this engine runs.
+        forward, gradient: the jaxprs of the run and of its gradient, or the text of the
+            error that tracing raised.
+        kernel: the same two under `Fused`; None if the engine is `Fused` itself.
+        plain: why ``jax.lax.scan`` runs, or None.
+        plain_gradient: why only the derivative is that of ``jax.lax.scan``, or None.
+        chunks: the steps in a chunk where the cell's ``walk_chunks`` runs, or None.
     """
 
     number: int
@@ -114,22 +132,30 @@ class _Traced:
     why: str
     forward: Any
     gradient: Any
-    kernel: tuple[Any, Any] | None  # forward and gradient by `Fused`
-    plain: str | None = None  # why JAX's own loop walks it, where that is so
-    # why JAX's own derivative is taken, where that alone is so
+    kernel: tuple[Any, Any] | None
+    plain: str | None = None
     plain_gradient: str | None = None
-    chunks: int | None = None  # steps in a chunk that the cell joins itself
+    chunks: int | None = None
 
 
 @dataclasses.dataclass
 class _Seen:
+    """A run of an engine, and the place of the cell's parameters."""
+
     place: str
     traced: _Traced
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Observer:
-    """Records where engines run, and the traced programs of what they do there."""
+    """Records where engines run, and traces what they do there.
+
+    Attributes:
+        places: finds the path of a cell's parameters.
+        seen: the runs, in their order.
+        traced: the distinct runs.
+        return_carries: whether the carries after every step are asked for.
+    """
 
     places: Callable[[Any], str]
     seen: list[_Seen]
@@ -148,7 +174,7 @@ class _Observer:
         resets: Any = None,
         reverse: bool = False,
     ) -> tuple[Carry, Carry]:
-        """Record a run, and return what any engine returns: the shapes are the same."""
+        """Record a run; return results of the right shapes, by ``jax.lax.scan``."""
         given = (params, carry, xs, mask, resets)
         key = (
             cell,
@@ -167,6 +193,8 @@ class _Observer:
     def _trace(
         self, engine: AbstractEngine, why: str, cell: Cell, given: tuple, reverse: bool
     ) -> _Traced:
+        """Trace a run and its gradient, by its engine and by `Fused`."""
+
         def by(engine, check):
             def run(params, carry, xs, mask, resets):
                 last, carries = engine.run(
@@ -233,7 +261,7 @@ class _Observer:
 
 
 def _own_chunks(engine: AbstractEngine, cell: Cell, length: int) -> int | None:
-    """Steps in a chunk where the engine runs chunks that the cell joins itself."""
+    """Return the steps in a chunk where the cell's ``walk_chunks`` runs, or None."""
     if not isinstance(engine, LoopEngine):
         return None
     try:
@@ -243,39 +271,43 @@ def _own_chunks(engine: AbstractEngine, cell: Cell, length: int) -> int | None:
     return schedule.chunk if isinstance(schedule.loop, Chunkwise) else None  # type: ignore[return-value]
 
 
-def _both(walk: Callable, given: Any) -> tuple[Any, Any]:
-    """The jaxprs of a walk and of its gradient, or the words of the error that came
-    instead.
+def _both(run: Callable, operands: Any) -> tuple[Any, Any]:
+    """Trace a function and its gradient with respect to all floating operands.
+
+    Returns the two jaxprs, each replaced by the text of the error if tracing raises.
     """
-    leaves, tree = jax.tree.flatten(given)
-    moving = [i for i, leaf in enumerate(leaves) if is_differentiable(jax.typeof(leaf))]
+    leaves, tree = jax.tree.flatten(operands)
+    float_ids = [
+        i for i, leaf in enumerate(leaves) if is_differentiable(jax.typeof(leaf))
+    ]
 
     def flat(*leaves):
-        return jax.tree.leaves(walk(*jax.tree.unflatten(tree, leaves)))
+        return jax.tree.leaves(run(*jax.tree.unflatten(tree, leaves)))
 
-    def pulled(*leaves):
-        def moved(*values):
-            full = dict(enumerate(leaves)) | dict(zip(moving, values, strict=True))
+    def gradient(*leaves):
+        def of_floats(*values):
+            full = dict(enumerate(leaves)) | dict(zip(float_ids, values, strict=True))
             return [
                 out
                 for out in flat(*(full[i] for i in range(len(leaves))))
                 if is_differentiable(jax.typeof(out))
             ]
 
-        outs, pull = jax.vjp(moved, *(leaves[i] for i in moving))
-        return outs, pull(
-            outs
-        )  # cotangents of the outputs' own types: nothing is computed
+        # The outputs serve as cotangents, of the right types: nothing is computed.
+        outs, pull = jax.vjp(of_floats, *(leaves[i] for i in float_ids))
+        return outs, pull(outs)
 
-    return _or_error(flat, leaves), _or_error(pulled, leaves)
+    return _or_error(flat, leaves), _or_error(gradient, leaves)
 
 
 def _or_error(function: Callable, leaves: list) -> Any:
+    """Trace a function; return its jaxpr, or the text of the error."""
     try:
         closed = jax.make_jaxpr(function)(*leaves)
     except Exception as error:
         return format_error(error)
-    # As compilation does: what nobody reads is not stored, nor given room in a kernel.
+    # As in compilation, results that are not read are neither stored nor given memory
+    # in a kernel.
     jaxpr, _ = pe.dce_jaxpr(
         closed.jaxpr, [True] * len(closed.out_avals), instantiate=True
     )
@@ -283,25 +315,27 @@ def _or_error(function: Callable, leaves: list) -> Any:
 
 
 def _rows(traced: _Traced) -> list[Row]:
+    """Return the rows of a run, one for each platform."""
     return [_row(traced, platform) for platform in PLATFORMS]
 
 
 def _row(traced: _Traced, platform: str) -> Row:
-    forward = _way(traced, traced.forward, "forward", platform)
+    """Return the row of a run on one platform."""
+    forward = _path(traced, traced.forward, "forward", platform)
     recording, backward = (
-        _way(traced, traced.gradient, direction, platform)
+        _path(traced, traced.gradient, direction, platform)
         for direction in ("forward", "backward")
     )
-    ways = [recording, backward]
+    paths = [recording, backward]
     if traced.kernel is not None:
         by_kernel = dataclasses.replace(traced, engine=Fused())
-        ways = [
-            _way(by_kernel, traced.kernel[1], direction, platform)
+        paths = [
+            _path(by_kernel, traced.kernel[1], direction, platform)
             for direction in ("forward", "backward")
         ]
     kernel = next(
-        (way for way in ways if way.kind == "error"),
-        max(ways, key=lambda way: way.bytes_required or 0),
+        (path for path in paths if path.kind == "error"),
+        max(paths, key=lambda path: path.bytes_required or 0),
     )
     return Row(
         "",
@@ -316,14 +350,25 @@ def _row(traced: _Traced, platform: str) -> Row:
     )
 
 
-def _engine_of(traced: _Traced, way: ExecutionPath) -> str:
-    """The engine in a user's words: the default is one of those that can be named."""
+def _engine_of(traced: _Traced, path: ExecutionPath) -> str:
+    """Return the engine as one would write it.
+
+    The default engine is shown as the named engine that does the same.
+    """
     if not isinstance(traced.engine, DefaultEngine):
         return brief(traced.engine)
-    return brief({"kernel": Fused(), "prefixes": Associative()}.get(way.kind, Scan()))
+    return brief({"kernel": Fused(), "prefixes": Associative()}.get(path.kind, Scan()))
 
 
-def _way(traced: _Traced, closed: Any, direction: str, platform: str) -> ExecutionPath:
+def _path(traced: _Traced, closed: Any, direction: str, platform: str) -> ExecutionPath:
+    """Say how a traced run goes on a platform.
+
+    Args:
+        traced: the run.
+        closed: its jaxpr, or that of its gradient, or the text of an error.
+        direction: ``"forward"`` or ``"backward"``.
+        platform: a key of `PLATFORMS`.
+    """
     if closed is traced.gradient and traced.plain_gradient is not None:
         raises = (
             "; the gradient of everything raises, as under lax.scan"
@@ -333,16 +378,16 @@ def _way(traced: _Traced, closed: Any, direction: str, platform: str) -> Executi
         return ExecutionPath("lax.scan", reason=traced.plain_gradient + raises)
     if isinstance(closed, str):
         return ExecutionPath("error", reason=closed)
-    found = [path_of(eqn, platform) for eqn in recurrences_in(closed)[direction]]
+    paths = [path_of(eqn, platform) for eqn in recurrences_in(closed)[direction]]
     if not isinstance(traced.engine, LoopEngine):
         error = lowering_error(
             core.jaxpr_as_fun(closed), list(closed.in_avals), PLATFORMS[platform]
         )
         if error is not None:
             return ExecutionPath("error", reason=error)
-        return found[0] if found else ExecutionPath("own", reason="it compiles for it")
-    if found:
-        return next((way for way in found if way.kind == "error"), found[0])
+        return paths[0] if paths else ExecutionPath("own", reason="it compiles for it")
+    if paths:
+        return next((path for path in paths if path.kind == "error"), paths[0])
     if direction == "backward" and recurrences_in(closed)["forward"]:
         return ExecutionPath("none", reason="nothing of it can be differentiated")
     if traced.plain is not None or traced.chunks is None:

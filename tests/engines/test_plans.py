@@ -135,10 +135,10 @@ def test_explain_says_which_plan_and_why():
         "carries are kept: 192 operations a step make 96 bytes again" in diagonal.reason
     )
     ltc = gradient_of(ROWS["ltc_one"].cell, ROWS["ltc_one"].shape)
-    assert ltc.how == "lax.scan"
+    assert ltc.kind == "lax.scan"
     assert "no weight gradient of it is a product with the carry" in ltc.reason
     delta = gradient_of(GatedDelta(64, 64), (128, 2, 64))
-    assert delta.how == "loop"
+    assert delta.kind == "loop"
     assert delta.steps < 128
     prime = gradient_of(jaxrnn.Elman(2), (100_003, 1, 2))
     assert prime.steps is None  # one chunk: there is no divisor to look for

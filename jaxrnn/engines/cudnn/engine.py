@@ -1,4 +1,4 @@
-"""cuDNN's LSTM, for NVIDIA GPUs."""
+"""The engine that runs LSTMs by cuDNN, on NVIDIA GPUs."""
 
 from __future__ import annotations
 
@@ -18,38 +18,46 @@ from ..recurrence.run import unsupported_arrays_reason
 from .primitives import USE_SCAN, Library, Network, lstm
 from .weights import pack_lstm
 
-FLOAT32 = {"highest", "float32", "f32_f32_f32"}  # what jax's precisions mean here
+# The precisions of jax that mean float32 matmuls, and those that mean TF32 ones.
+FLOAT32 = {"highest", "float32", "f32_f32_f32"}
 TF32 = {"none", "high", "tensorfloat32", "bfloat16_3x", "tf32_tf32_f32"}
 
 
 @dataclasses.dataclass(frozen=True)
 class CuDNN(AbstractNetworkEngine):
-    """Walk an `LSTM` by cuDNN, through ``jax.experimental.rnn``: the whole sequence in
-    one call.
+    """Run an `LSTM` by cuDNN, the whole sequence in one call.
 
-    For a plain `LSTM` in float32 on an NVIDIA GPU, alone or inside any layer. A
-    ``stack`` of LSTMs, a ``bidirectional`` pair and a stack of such pairs, all of one
-    size, are one call; else each cell has its own. Masks of any form (the valid steps
-    are moved to the front, where cuDNN wants them, and the outputs back), ``reverse``,
-    initial and last carries, `truncated_unroll` by windows, gradients; under ``vmap``
-    the mapped axis joins the batch.
+    Choose it for a plain `LSTM` in float32 on an NVIDIA GPU, alone or inside any layer.
+    It calls ``jax.experimental.rnn``. A ``stack`` of LSTMs, a ``bidirectional`` pair
+    and a stack of such pairs, if all cells have one size, are one call; otherwise each
+    cell has its own.
 
-    Refused, with the repair: other cells, LSTM options and dtypes, ``resets`` and
-    ``gradient_scale``; ``vmap`` over parameters or of a gradient, forward mode, second
-    derivatives; jax versions that call it in another way; when compiled, other
-    platforms. cuDNN tells c at the end only, so ``unroll(..., return_carries=True)`` is
-    refused too.
+    It supports masks of any form (valid steps are moved to the front, as cuDNN
+    requires, and the outputs back), ``reverse``, initial and last carries,
+    `truncated_unroll` with windows, and gradients. Under ``vmap`` the mapped axis joins
+    the batch.
 
-    Precision: float32 in and out, sums in float32. By default the matmuls take TF32
-    factors (10 bits: errors near 1e-3), as ``jax.experimental.rnn`` does.
+    It raises an error, which says what to do instead, for other cells, LSTM options
+    and dtypes; for ``resets`` and ``gradient_scale``; for ``vmap`` over parameters or
+    of a gradient, forward mode and second derivatives; for versions of jax with another
+    interface; and, when compiled, for other platforms. cuDNN returns c after the last
+    step only, so ``unroll(..., return_carries=True)`` is an error, too.
+
+    Inputs, outputs and sums are float32. By default the factors of matmuls are rounded
+    to TF32 (10 bits, errors near 1e-3), as in ``jax.experimental.rnn``.
 
     Args:
-        precision: ``"highest"`` for float32 matmuls, ``"high"`` for TF32 ones, or those
-            of `jax.lax.Precision`. None: as ``jax_default_matmul_precision`` says, and
-            TF32 where that says nothing.
+        precision: ``"highest"`` for float32 matmuls, ``"high"`` for TF32 ones, or a
+            `jax.lax.Precision`. None is ``jax_default_matmul_precision``, and TF32 if
+            that is not set.
 
     Raises:
         ValueError: for a precision that cuDNN's LSTM does not have.
+
+    Example:
+        >>> import jaxrnn
+        >>> jaxrnn.CuDNN(precision="highest")
+        CuDNN(precision='highest')
     """
 
     precision: Any = None
@@ -78,8 +86,9 @@ class CuDNN(AbstractNetworkEngine):
         mask: Any = None,
         resets: Any = None,
     ) -> TypeError | ValueError | None:
-        """Why this walk cannot be cuDNN's, as the error that `run` raises; None
-        where it can, given an NVIDIA GPU.
+        """Return the error that `run` would raise for these arguments, or None.
+
+        It assumes that there is an NVIDIA GPU.
         """
         wrong = _wrong_cell(cell)
         if wrong is not None:
@@ -112,8 +121,9 @@ class CuDNN(AbstractNetworkEngine):
         resets: Bool[Array, "T *B"] | None = None,
         reverse: bool = False,
     ) -> tuple[Carry, Carry]:
-        """As `AbstractEngine.run`, but the carries after every step hold h alone: their
-        c is None.
+        """Run the LSTM; see `AbstractEngine.run`.
+
+        The carries after every step have h only; their c is None.
         """
         error = self.refusal(cell, params, carry, xs, mask, resets)
         if error is not None:
@@ -133,12 +143,12 @@ class CuDNN(AbstractNetworkEngine):
         reverse: bool,
         bidirectional: bool,
     ) -> tuple[list[LSTMState], Float[Array, "T *B H"]]:
-        """A whole network in one call: the last carries and the outputs of its last
-        layer, zero where masked.
+        """Run a whole network in one call; see `AbstractNetworkEngine.run_network`.
 
         ``params`` are those of a ``stack``, a ``bidirectional`` pair, or a stack of
-        such; ``carries`` stand in cuDNN's order, layer by layer, forward before
-        backward. The caller has asked `refusal` for every cell.
+        such pairs. ``carries`` are in the order of cuDNN: layer by layer, forward
+        before backward. The caller must have called `refusal` for every cell. Outputs
+        at masked steps are zero.
         """
         directions = 2 if bidirectional else 1
         H = carries[0].h.shape[-1]
@@ -159,8 +169,10 @@ class CuDNN(AbstractNetworkEngine):
         reverse: bool,
         shown: Float[Array, "*B H"],
     ) -> tuple[list[LSTMState], Float[Array, "T *B H"]]:
-        """The last carries, and what the last layer shows after every step;
-        ``shown`` before the first valid one.
+        """Call cuDNN with any number of batch axes.
+
+        Returns the last carries, and the outputs of the last layer after every step.
+        Before the first valid step of a row the outputs are ``shown``.
         """
         self.library.check_here()
         steps, batch = xs.shape[0], xs.shape[1:-1]
@@ -195,16 +207,17 @@ def _flat(
     reverse: bool,
     shown: Float[Array, "B H"],
 ) -> tuple[LSTMState, Float[Array, "T B H"]]:
-    """`CuDNN._call` for one batch axis and carries ``(layers, B, H)``; cuDNN's batch
-    leads, and its valid steps come first.
+    """Call cuDNN with one batch axis and carries ``(layers, B, H)``.
+
+    cuDNN takes ``(B, T, D)``, and the valid steps of each sequence must come first.
     """
 
-    def called(xs, carry, lengths):
+    def call_cudnn(xs, carry, lengths):
         y, h, c = call(jnp.swapaxes(xs, 0, 1), *carry, weights, lengths)
         return LSTMState(h, c), jnp.swapaxes(y, 0, 1)
 
     if mask is None:
-        last, ys = called(
+        last, ys = call_cudnn(
             jnp.flip(xs, 0) if reverse else xs,
             carry,
             jnp.full(xs.shape[1], xs.shape[0], jnp.int32),
@@ -212,16 +225,16 @@ def _flat(
         return last, jnp.flip(ys, 0) if reverse else ys
     count, place = places(mask, reverse)
     lengths = count[0 if reverse else -1]
-    begun = (
-        lengths[None, :, None] > 0
-    )  # cuDNN has no empty sequences: they are walked for a step, over zeros, to no effect  # noqa: E501
+    # cuDNN has no empty sequences. They run for one step over zeros, whose results are
+    # not used.
+    begun = lengths[None, :, None] > 0
     column = jnp.arange(xs.shape[1], dtype=jnp.int32)[None]
     moved = (
         jnp.zeros_like(xs)
         .at[place, column]
         .set(jnp.where(mask[..., None], xs, 0), unique_indices=True)
     )
-    last, ys = called(
+    last, ys = call_cudnn(
         moved,
         LSTMState(*(jnp.where(begun, leaf, 0) for leaf in carry)),
         jnp.maximum(lengths, 1),
@@ -236,8 +249,15 @@ def _flat(
 def places(
     mask: Bool[Array, "T B"], reverse: bool
 ) -> tuple[Int[Array, "T B"], Int[Array, "T B"]]:
-    """In the order of walking: how many valid steps there are up to and with each step,
-    and each step's place when all valid ones come first.
+    """Sort the steps of each sequence so that the valid ones come first.
+
+    Args:
+        mask: True at valid steps.
+        reverse: whether the steps run from the last to the first.
+
+    Returns:
+        The number of valid steps up to and including each step, in the order in which
+        the steps run; and the new position of each step.
     """
     flags = mask.astype(jnp.int32)
     count = jax.lax.cumsum(flags, axis=0, reverse=reverse)
@@ -247,7 +267,7 @@ def places(
 
 
 def _allows_tf32(precision: Any, name: str) -> bool:
-    """Whether a precision of jax's lets float32 matmuls take TF32 factors."""
+    """Whether a precision of jax lets float32 matmuls round their factors to TF32."""
     word = str(getattr(precision, "name", precision)).lower()
     if word in TF32 | FLOAT32:
         return word in TF32
@@ -259,7 +279,7 @@ def _allows_tf32(precision: Any, name: str) -> bool:
 
 
 def _wrong_cell(cell: Any) -> str | None:
-    """Why a cell is not the one that cuDNN knows."""
+    """Say why cuDNN does not support a cell, or None."""
     name = type(cell).__name__
     wrapped = isinstance(cell, AbstractWrappedCell)
     if wrapped and cell.purpose:

@@ -1,16 +1,17 @@
-"""cuDNN's LSTM as JAX primitives with rules of their own: one for the call, one for its
-transpose.
+"""cuDNN's LSTM as JAX primitives with rules of their own.
 
-``jax.experimental.rnn`` has no batching rule, and says little about what it cannot do.
-Here
+``jax.experimental.rnn`` has no batching rule, and no errors that say what it does not
+support. Here are three primitives:
 
-    lstm       x, h, c, weights, lengths -> y, last h, last c (, reserve: what cuDNN
-    keeps for the way back) tangent    linear, known by its transpose alone adjoint
-    the cotangents of x, h, c and weights from those of y and of the last h and c
+    lstm       x, h, c, weights, lengths -> y, last h, last c. With ``keep`` it also
+               returns ``reserve``, what cuDNN saves for the backward pass.
+    tangent    the tangent of lstm. It is linear, and has only a transpose: adjoint.
+    adjoint    the cotangents of x, h, c and weights, from those of y and of the last
+               h and c.
 
 ``vmap`` of ``lstm`` folds the mapped axis into the batch, before anything is
-differentiated. What is left is refused in words: mapped weights, ``vmap`` of a
-gradient, forward mode, second derivatives, and every platform but CUDA.
+differentiated. Everything else raises an error: mapped weights, ``vmap`` of a gradient,
+forward mode, second derivatives, and every platform but CUDA.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from jax.interpreters import ad, batching, mlir
 
 from ...core.contraction import check_one_device
 
-KNOWN = 7  # what the way back is given: x, h, c, weights, lengths, y, reserve
+KNOWN = 7  # residuals of the backward pass: x, h, c, weights, lengths, y, reserve
 USE_SCAN = "use engine=jaxrnn.Scan()"
 SIGNATURES = {
     "lstm_fwd": (
@@ -44,8 +45,9 @@ SIGNATURES = {
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """What cuDNN is told besides arrays. ``tf32``: whether its float32 matmuls may
-    round their factors to 10 bits.
+    """The static arguments of cuDNN.
+
+    ``tf32`` says whether float32 matmuls may round their factors to 10 bits.
     """
 
     input_size: int
@@ -55,7 +57,7 @@ class Network:
     tf32: bool = True
 
     def arguments(self) -> dict[str, Any]:
-        """As ``jax.experimental.rnn`` calls them."""
+        """Return the arguments under their names in ``jax.experimental.rnn``."""
         precision = jax.lax.Precision.HIGH if self.tf32 else jax.lax.Precision.HIGHEST
         sizes = {
             name: getattr(self, name)
@@ -66,17 +68,18 @@ class Network:
 
 @dataclasses.dataclass(frozen=True)
 class Library:
-    """cuDNN by way of ``jax.experimental.rnn``. The tests put a twin of the same
-    methods in its place.
+    """cuDNN as called by ``jax.experimental.rnn``.
+
+    The tests replace it by a pure JAX implementation with the same methods.
     """
 
     dtype: str = "float32"
 
     def check_here(self) -> None:
-        """This jax has what is called here.
+        """Check that this version of jax has the functions that are called here.
 
         Raises:
-            ValueError: where it is missing, or is called in another way.
+            ValueError: if a function is missing, or takes other arguments.
         """
         rnn = _experimental_rnn()
         for name, expected in SIGNATURES.items():
@@ -93,7 +96,7 @@ class Library:
                 )
 
     def check_platform(self, platform: str | None) -> None:
-        """Raise where a program is lowered for anything but NVIDIA's."""
+        """Raise an error if a program is lowered for anything but an NVIDIA GPU."""
         if platform != "cuda":
             where = platform or "another platform"
             raise ValueError(
@@ -102,8 +105,9 @@ class Library:
             )
 
     def reserve_size(self, network: Network, *inputs: Any) -> int:
-        """Numbers that cuDNN keeps from a forward pass for the way back; it must be
-        asked, with a GPU at hand.
+        """Return how many numbers cuDNN saves for the backward pass.
+
+        Only cuDNN knows, so a GPU is needed.
         """
         return jax.eval_shape(
             lambda *values: self.forward(network, *values)[3], *inputs
@@ -131,7 +135,7 @@ class Library:
     def backward(
         self, network: Network, known: Sequence[Any], cotangents: Sequence[Any]
     ) -> Sequence[Any]:
-        """Cotangents of x, h, c and weights."""
+        """Return the cotangents of x, h, c and weights."""
         rnn, arguments = _experimental_rnn(), network.arguments()
         return _asked(
             lambda: rnn.lstm_bwd(
@@ -152,7 +156,7 @@ def _experimental_rnn() -> Any:
 
 
 def _asked(call: Callable[[], Any]) -> Any:
-    """``call()``, which asks cuDNN for sizes while it is traced."""
+    """Return ``call()``, which queries cuDNN for sizes while it is traced."""
     try:
         return call()
     except (
@@ -168,7 +172,7 @@ def _asked(call: Callable[[], Any]) -> Any:
 
 
 # --------------------------------------------------------------------------------------
-# the walk
+# The primitives
 
 
 def lstm(
@@ -180,9 +184,20 @@ def lstm(
     weights: Any,
     lengths: Any,
 ) -> tuple[Any, Any, Any]:
-    """``(y (B, T, directions H), last h, last c)`` for x ``(B, T, D)``, h and c
-    ``(layers directions, B, H)``, cuDNN's flat ``weights`` and ``lengths (B,)`` int32,
-    at least 1. What y holds behind a sequence's length is not to be read.
+    """Run cuDNN's LSTM.
+
+    Args:
+        network: the sizes.
+        library: cuDNN.
+        x: the inputs, ``(B, T, D)``.
+        h: the first h, ``(layers directions, B, H)``.
+        c: the first c, likewise.
+        weights: the flat weights, ``(N,)``; see `pack_lstm`.
+        lengths: the lengths of the sequences, ``(B,)`` int32, at least 1.
+
+    Returns:
+        The outputs ``(B, T, directions H)``, and the last h and c. Outputs beyond a
+        sequence's length are undefined.
     """
     y, h, c = lstm_p.bind(
         x, h, c, weights, lengths, network=network, library=library, keep=False
@@ -260,7 +275,7 @@ adjoint_p = _define(
 
 
 # --------------------------------------------------------------------------------------
-# its rules
+# Their rules
 
 
 def _lstm_jvp(primals, tangents, *, network: Network, library: Library, keep: bool):
@@ -294,7 +309,7 @@ def _fold(
     library: Library,
     keep: bool,
 ):
-    """A mapped axis beside the batch, where cuDNN has no other place for it."""
+    """Fold a mapped axis into the batch: the batching rule of ``lstm``."""
     if keep:
         return _refuse_vmap(args, dims)
     if all(d is None for d in dims):

@@ -1,9 +1,10 @@
-"""LSTM parameters as cuDNN's one flat vector, and back.
+"""Conversion of LSTM parameters to the flat weight vector of cuDNN, and back.
 
-The vector holds, for every layer and in it for every direction, the matrices ``W_ih
-(4H, D)`` and ``W_hh (4H, H)``, row by row; behind them all, in the same order, the
-biases ``b_ih (4H,)`` and ``b_hh (4H,)``. Gates stand i, f, g, o, as ours do. cuDNN adds
-its two biases, so ours is their sum: packed it is the first, and the second is zero.
+The vector contains, for every layer and every direction in it, the matrices
+``W_ih (4H, D)`` and ``W_hh (4H, H)``, row by row. After all matrices come, in the same
+order, the biases ``b_ih (4H,)`` and ``b_hh (4H,)``. The gates are ordered i, f, g, o,
+as in `LSTM`. cuDNN adds its two biases, so the bias of `LSTM` is their sum: it is
+packed as the first, and the second is zero.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ DIRECTIONS = ("forward", "backward")
 
 
 def pack_lstm(params: Params) -> Float[Array, " N"]:
-    """The parameters of an `LSTM`, of a ``bidirectional`` pair, or of a ``stack`` of
-    either, as cuDNN's flat vector.
+    """Pack LSTM parameters into the flat weight vector of cuDNN.
 
-    Linear, so that its transpose brings gradients back. A learned initial carry is no
-    weight of cuDNN's and is left out.
+    The function is linear, so its transpose unpacks gradients. A learned initial carry
+    is left out, because cuDNN has no such weight.
+
+    Args:
+        params: the parameters of an `LSTM`, of a ``bidirectional`` pair, or of a
+            ``stack`` of either.
 
     Raises:
         TypeError, ValueError: for parameters that are not those of plain LSTMs, of one
@@ -47,14 +51,30 @@ def unpack_lstm(
     num_layers: int = 1,
     bidirectional: bool = False,
 ) -> Params:
-    """`pack_lstm` turned round: parameters of an LSTM, or of what ``num_layers`` and
-    ``bidirectional`` make of it.
+    """Unpack the flat weight vector of cuDNN; the inverse of `pack_lstm`.
 
-    More than one layer gives ``stack``'s parameters, ``bidirectional`` those of a pair
-    (of pairs, in a stack).
+    Args:
+        weights: the flat vector.
+        input_size: D.
+        hidden_size: H.
+        num_layers: the number of layers.
+        bidirectional: whether each layer has two directions.
+
+    Returns:
+        The parameters of an `LSTM` or, if ``bidirectional``, of a bidirectional pair;
+        for more than one layer, those of a ``stack``.
 
     Raises:
-        ValueError: for a vector of another length, or sizes that are none.
+        ValueError: for a vector of another length, or sizes that are not positive.
+
+    Example:
+        >>> import jax, jaxrnn
+        >>> params = jaxrnn.LSTM(4).init(jax.random.key(0), 3)
+        >>> weights = pack_lstm(params)
+        >>> weights.shape == (weight_count(3, 4),)
+        True
+        >>> sorted(unpack_lstm(weights, 3, 4))
+        ['bias', 'input_kernel', 'recurrent_kernel']
     """
     expected = weight_count(input_size, hidden_size, num_layers, bidirectional)
     if tuple(weights.shape) != (expected,):
@@ -96,7 +116,7 @@ def unpack_lstm(
 def weight_count(
     input_size: int, hidden_size: int, num_layers: int = 1, bidirectional: bool = False
 ) -> int:
-    """How long the flat vector is."""
+    """Return the length of the flat weight vector."""
     for name, size in {
         "input_size": input_size,
         "hidden_size": hidden_size,
@@ -111,7 +131,7 @@ def weight_count(
 def _shapes(
     input_size: int, hidden_size: int, num_layers: int, bidirectional: bool
 ) -> list[tuple[int, ...]]:
-    """Of every array in the vector, in its order."""
+    """Return the shapes of the arrays in the vector, in their order."""
     directions, G = (2 if bidirectional else 1), 4 * hidden_size
     matrices: list[tuple[int, ...]] = []
     for layer in range(num_layers):
@@ -121,9 +141,7 @@ def _shapes(
 
 
 def _layers(params: Any) -> list[list[Params]]:
-    """The LSTMs inside ``params``, layer by layer, each layer's forward one before
-    its backward one.
-    """
+    """Return the parameters of each LSTM, layer by layer, forward before backward."""
     names = set(params) if isinstance(params, dict) else set()
     if names and names == {f"layer_{i}" for i in range(len(names))}:
         layers = [
@@ -160,9 +178,7 @@ def _lstm(params: Any, where: str) -> Params:
 
 
 def _check_sizes(layers: list[list[Params]]) -> None:
-    """One H everywhere, four gates, and every layer as many features as the one
-    below puts out.
-    """
+    """Check that all LSTMs have one H, and fit the outputs of the layer below."""
     H, features = (
         layers[0][0]["recurrent_kernel"].shape[0],
         layers[0][0]["input_kernel"].shape[0],

@@ -1,3 +1,1 @@
-"""A whole loop as one kernel: the body of a walk, whatever the cell, with its
-matrices resident on chip.
-"""
+"""Kernels that run a whole loop, generated from the loop's body, in Pallas."""

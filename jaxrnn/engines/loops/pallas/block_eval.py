@@ -1,4 +1,4 @@
-"""A loop's body run on blocks, in any layout."""
+"""Evaluation of a loop body on blocks, in the layout of any kernel."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from jax.extend import core
 from .block_form import SHAPE_ONLY, BlockProgram, matrix_of
 
 Blocks = list[Any]
-Product = Callable[
-    [Any, Blocks, Any], Blocks
-]  # (equation, blocks of its operand, (matrix, axis)) -> blocks
+# (equation, blocks of its operand, (matrix, contracted axis)) -> blocks of the result
+Product = Callable[[Any, Blocks, Any], Blocks]
 
 
 def evaluate(
@@ -26,14 +25,20 @@ def evaluate(
     full: Callable[[Any, Any], Any],
     instead: dict[str, Callable] | None = None,
 ) -> tuple[list[Blocks], list[Blocks]]:
-    """The body on blocks: ``(carry, outs)``, each a list of blocks per value.
+    """Evaluate a loop body on blocks.
 
     Args:
-        constants: blocks of every constant that is no matrix.
-        product: multiplies blocks by a matrix.
-        full: ``full(value, dtype)``, a block of one number.
-        instead: functions ``(params, *blocks)`` in place of elementwise primitives, by
-            name.
+        form: the body.
+        constants: the blocks of every constant that is not a matrix.
+        carry: the blocks of each leaf of the carry.
+        given: the blocks of each input of the step.
+        product: multiplies blocks by a matrix; None if there is no matrix.
+        full: ``full(value, dtype)`` makes a block of one number.
+        instead: by name, functions ``(params, *blocks)`` that replace elementwise
+            primitives.
+
+    Returns:
+        The new carry and the outputs, a list of blocks for each value.
     """
     env: dict[Any, Blocks] = {v: [a] for v, a in form.literals.items()} | constants
     env |= dict(zip([*form.carry, *form.given], [*carry, *given], strict=True))
@@ -89,7 +94,7 @@ def evaluate(
 
 
 def _bind(eqn: Any, values: Sequence[Any]) -> Any:
-    """An elementwise equation on one block."""
+    """Apply an elementwise equation to one block of each operand."""
     shapes = {jnp.shape(v) for v in values} - {()}
     if len(shapes) > 1:  # what is the same for every example meets what is not
         shape = jnp.broadcast_shapes(*shapes)

@@ -1,20 +1,22 @@
-"""A loop's body as arithmetic on blocks of H units: what a kernel needs to know of it,
-whatever the cell.
+"""Loop bodies as arithmetic on blocks of H units, which kernels are generated from.
 
-A body ``(constants, carry, inputs of a step) -> (carry, outputs)`` fits a kernel if
-each of its values is one of
+A body ``(constants, carry, inputs of a step) -> (carry, outputs)`` is supported if each
+of its values has one of the kinds
 
-    UNITS    ``(*B, k H)``: k blocks of H units; ``(1, .., k H)``: the same for every
-    example ROWS     ``(*B,)`` or ``(*B, 1)``: a number an example, such as a mask
-    SCALAR   one number, whatever shape it was spread to MATRIX   ``(k H, m H)``, a
-    constant, by which blocks are multiplied
+    UNITS     ``(*B, k H)``: k blocks of H units; ``(1, .., k H)`` if all examples share
+              the values
+    ROWS      ``(*B,)`` or ``(*B, 1)``: one number per example, such as a mask
+    SCALAR    one number, whatever shape it was broadcast to
+    MATRIX    ``(k H, m H)``: a constant by which blocks are multiplied
 
-and its equations are elementwise arithmetic, products of UNITS with a MATRIX, or take
-blocks apart and put them together. A packed kernel is then k m blocks of (H, H), each
-of which can be padded to what a chip's matrix unit takes, and no slice ever begins
-inside a tile. `BlockProgram` finds the kinds, or says which equation does not fit;
-`evaluation.evaluate` runs the body on blocks in any layout: all values of a layout are
-arrays of one shape, numbers an example being spread over the units.
+and each of its equations is elementwise arithmetic, a product of UNITS and a MATRIX, or
+a split or concatenation of whole blocks. A matrix then consists of k m blocks
+``(H, H)``, each of which is padded to the tile of a chip's matrix unit, and no slice
+begins inside a tile.
+
+`BlockProgram` finds the kind of every value, or the equation that is not supported.
+`block_eval.evaluate` runs the body on blocks in the layout of any kernel: there, all
+values are lists of arrays of one shape, to which numbers per example are broadcast.
 """
 
 from __future__ import annotations
@@ -93,13 +95,20 @@ CUSTOM = {
 
 
 class KernelUnsupportedError(ValueError):
-    """Why a body is no kernel."""
+    """Raised when a loop body cannot be expressed as a kernel."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LoopBody:
-    """``(consts, carry, given) -> (carry, outs)`` on flat lists, traced once, and
-    hashed by identity.
+    """A traced loop body, ``(consts, carry, given) -> (carry, outs)``, on flat lists.
+
+    It is hashed by identity.
+
+    Attributes:
+        closed: the closed jaxpr.
+        consts: the number of constants of the loop.
+        carry: the number of leaves of the carry.
+        given: the number of inputs of a step.
     """
 
     closed: Any
@@ -109,13 +118,14 @@ class LoopBody:
 
     @functools.cached_property
     def flat(self) -> Any:
-        """The same without calls, those with a derivative of their own included."""
+        """The same jaxpr without nested calls, and without custom derivatives."""
         return jax.make_jaxpr(
             lambda *args: _opened(self.closed.jaxpr, self.closed.consts, args)
         )(*self.closed.in_avals)
 
     @functools.cached_property
     def form(self) -> BlockProgram:
+        """The body as a block program."""
         return BlockProgram(self)
 
     def __call__(
@@ -129,18 +139,28 @@ class LoopBody:
 
 @dataclasses.dataclass(frozen=True)
 class OperandKind:
-    """What a value is, and its number of blocks."""
+    """The kind of a value, and its number of blocks."""
 
     name: str
     blocks: int = 1
 
 
 class BlockProgram:
-    """The kinds of a body's values: H ``units``, the ``batch`` axes, and the
-    ``matrices`` its blocks are multiplied by.
+    """The kinds of all values of a loop body.
+
+    Attributes:
+        units: H.
+        batch: the batch axes, ``*B``.
+        rows: the number of examples, the product of the batch axes.
+        consts, carry, given, new, outs: the variables of the body's arguments and
+            results.
+        matrices: the constant matrices, each with the axis that is contracted.
+        vectors: the constants that are not matrices.
+        products: the equations that multiply blocks by a matrix.
+        kinds: the kind of each variable.
 
     Raises:
-        Unfit: for the first value or equation that does not fit.
+        KernelUnsupportedError: for the first value or equation that is not supported.
     """
 
     def __init__(self, body: LoopBody):
@@ -172,9 +192,7 @@ class BlockProgram:
         self.kinds: dict[Any, OperandKind] = {
             v: OperandKind(MATRIX) for v, _ in self.matrices
         }
-        self.vectors = [
-            v for v in self.consts if v not in self.kinds
-        ]  # constants that are no matrix
+        self.vectors = [v for v in self.consts if v not in self.kinds]
         for v in [*self.consts, *self.carry, *self.given, *self.literals]:
             if v not in self.kinds:
                 self.kinds[v] = self.kind_of_shape(v.aval.shape, "an input of its step")
@@ -184,14 +202,14 @@ class BlockProgram:
             self.shown(atom)
 
     def kind_of_shape(self, shape: tuple[int, ...], what: str) -> OperandKind:
+        """Return the kind of a value of some shape; errors call the value ``what``."""
         *lead, last = shape or (1,)
         over = self.batch[max(len(self.batch) - len(lead), 0) :]
         fits = len(lead) == len(over) and all(
             d in (1, b) for d, b in zip(lead, over, strict=True)
         )
-        whole = (
-            len(shape) == len(self.batch) + 1
-        )  # with fewer axes it is the same along those in front, which were mapped
+        # A value with fewer axes is shared along the leading ones, which were mapped.
+        whole = len(shape) == len(self.batch) + 1
         if (
             fits
             and last % self.units == 0
@@ -208,16 +226,19 @@ class BlockProgram:
         )
 
     def kind(self, atom: Any) -> OperandKind:
+        """Return the kind of a variable or literal."""
         return (
             OperandKind(SCALAR) if isinstance(atom, core.Literal) else self.kinds[atom]
         )
 
     def blocks(self, var: Any) -> int:
+        """Return the number of blocks of a variable."""
         return self.kind(var).blocks
 
     def shown(self, atom: Any) -> OperandKind:
-        """What a result is that leaves the loop: by its shape, also where it is one
-        number that was spread.
+        """Return the kind of a result of the loop, by its shape.
+
+        A result that is one number, broadcast, thus has the kind of its shape.
         """
         return self.kind_of_shape(atom.aval.shape, "a result of its step")
 
@@ -230,7 +251,7 @@ class BlockProgram:
             )
 
     def _check_same(self, eqn: Any, kind: OperandKind, out: OperandKind) -> None:
-        """What only changes shape leaves every number with its example and its unit."""
+        """Check that a change of shape keeps each number at its example and unit."""
         name, new = eqn.primitive.name, eqn.outvars[0].aval.shape
         old, n = eqn.invars[0].aval.shape, len(self.batch)
         moved = name == "broadcast_in_dim" and tuple(
@@ -291,9 +312,7 @@ class BlockProgram:
 
 
 def _opened(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
-    """The outputs of a jaxpr with all calls inlined, those with rules for their
-    derivatives too.
-    """
+    """Evaluate a jaxpr with all calls inlined, those with custom derivatives, too."""
     env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
     for eqn in jaxpr.eqns:
         values = [read_env(env, v) for v in eqn.invars]
@@ -314,7 +333,7 @@ def _opened(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]
 
 
 def matrix_of(eqn: Any, consts: Sequence[Any]) -> tuple[Any, int]:
-    """The constant matrix of a product, and which of its axes is summed over."""
+    """Return the constant matrix of a product, and the axis that is contracted."""
     a, matrix = eqn.invars
     (a_over, over), batch = eqn.params["dimension_numbers"]
     if batch != ((), ()):
@@ -333,7 +352,7 @@ def matrix_of(eqn: Any, consts: Sequence[Any]) -> tuple[Any, int]:
 
 
 def _check_cut(eqn: Any, units: int) -> None:
-    """Whole blocks of the last axis are taken apart or put together."""
+    """Check that a split or concatenation is one of whole blocks of the last axis."""
     name, params, last = (
         eqn.primitive.name,
         eqn.params,
@@ -369,7 +388,7 @@ def _check_cut(eqn: Any, units: int) -> None:
 
 
 def precision_of(eqn: Any) -> str:
-    """What a product was asked for: "default", "high" or "highest" (float32)."""
+    """Return the precision of a product: "default", "high" or "highest" (float32)."""
     asked = eqn.params["precision"]
     asked = asked if isinstance(asked, tuple) else (asked,)
     words = {str(getattr(p, "name", p)).lower() for p in asked}

@@ -1,4 +1,4 @@
-"""Complex arithmetic as real arithmetic, for kernels: chips have no complex numbers."""
+"""Complex arithmetic as real arithmetic, since kernels have no complex numbers."""
 
 from __future__ import annotations
 
@@ -18,16 +18,14 @@ def is_complex(value: Any) -> bool:
 
 
 def split_complex(values: Sequence[Any]) -> list[Any]:
-    """Every complex array as its real and its imaginary part, the others as they
-    are.
-    """
+    """Replace every complex array by its real and its imaginary part."""
     return [
         part for v in values for part in ((v.real, v.imag) if is_complex(v) else (v,))
     ]
 
 
 def merge_complex(parts: Sequence[Any], like: Sequence[Any]) -> list[Any]:
-    """The inverse of `split_complex`, for values of the dtypes of ``like``."""
+    """Invert `split_complex`, for values of the dtypes of ``like``."""
     found = iter(parts)
     return [
         jax.lax.complex(next(found), next(found)) if is_complex(a) else next(found)
@@ -36,10 +34,10 @@ def merge_complex(parts: Sequence[Any], like: Sequence[Any]) -> list[Any]:
 
 
 def real_body(body: LoopBody) -> LoopBody:
-    """The same body on parts.
+    """Return the same body on real and imaginary parts.
 
     Raises:
-        Unfit: for arithmetic that has no rule here.
+        KernelUnsupportedError: for complex arithmetic that has no rule here.
     """
     jaxpr, avals = body.flat.jaxpr, list(body.flat.in_avals)
 
@@ -134,7 +132,7 @@ def _evaluated(eqn: Any, values: list[Any]) -> list[Any]:
 
 
 def _spread(pair: tuple[Any, Any], shape: tuple[int, ...] | None) -> tuple[Any, ...]:
-    """A literal as an array: only a literal may be a scalar beside arrays."""
+    """Broadcast scalars, which only literals may be beside arrays, to a shape."""
     return (
         pair
         if shape is None

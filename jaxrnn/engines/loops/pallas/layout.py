@@ -1,4 +1,8 @@
-"""Arrays of a loop padded to blocks that a chip takes, and back."""
+"""Conversion of a loop's arrays to the padded layout of a kernel, and back.
+
+In a kernel's layout all batch axes are one axis of *rows*, which is cut into tiles, and
+each block of H units is padded to ``width`` lanes.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +19,13 @@ DTYPES = {jnp.dtype(d) for d in (jnp.float32, jnp.bfloat16, jnp.int32)}
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """``width`` lanes for a block of H units, ``rows`` examples a tile of
-    ``padded_rows``, ``steps`` in a block of time.
+    """The sizes of a kernel's blocks.
+
+    Attributes:
+        width: H, padded: the lanes of a block of units.
+        rows: the examples in a tile.
+        padded_rows: the number of examples, padded to whole tiles.
+        steps: the steps in a block of time, or copied together.
     """
 
     width: int
@@ -30,21 +39,22 @@ class Layout:
 
 
 def round_up(size: int, multiple: int) -> int:
+    """Return the smallest multiple that is not less than ``size``."""
     return -(-size // multiple) * multiple
 
 
 def stored(dtype: Any) -> Any:
-    """The dtype in which a value is handed to a kernel: flags as numbers."""
+    """Return the dtype in which a kernel stores a value: int32 for flags."""
     return jnp.dtype(jnp.int32) if dtype == jnp.bool_ else jnp.dtype(dtype)
 
 
 def stored_on_gpu(dtype: Any) -> Any:
-    """The same for GPUs' kernels, whose flags are float32."""
+    """Return the same for the kernels of GPUs, whose flags are float32."""
     return jnp.dtype(jnp.float32) if dtype == jnp.bool_ else jnp.dtype(dtype)
 
 
 def check_dtypes(form: BlockProgram, chip: str) -> None:
-    """Numbers are those that a chip's kernels take."""
+    """Check that a chip's kernels support all dtypes."""
     strange = [
         v.aval.dtype
         for v in [*form.consts, *form.carry, *form.given]
@@ -58,10 +68,19 @@ def check_dtypes(form: BlockProgram, chip: str) -> None:
 
 
 def as_rows(a: Any, var: Any, form: BlockProgram, layout: Layout, *, time: bool) -> Any:
-    """``(T, padded rows, k width)``, or ``(T, padded rows, 1)`` of a number an example;
-    without ``time`` without T.
+    """Convert an array to rows of padded blocks.
 
-    A constant that is the same for every example has one row.
+    Args:
+        a: the array, with a leading axis T if ``time``.
+        var: its variable in ``form``.
+        form: the block program.
+        layout: the sizes of the kernel.
+        time: whether there is a value for every step.
+
+    Returns:
+        ``(T, padded rows, k width)``, or ``(T, padded rows, 1)`` for a number per
+        example; without T unless ``time``. A constant that all examples share has one
+        row.
     """
     lead = a.shape[:1] if time else ()
     kind, units = form.kinds[var], form.units
@@ -99,8 +118,9 @@ def as_rows(a: Any, var: Any, form: BlockProgram, layout: Layout, *, time: bool)
 def every_row(
     a: Any, var: Any, form: BlockProgram, layout: Layout, *, time: bool
 ) -> Any:
-    """As `as_rows` with a row for every example, and a number an example spread over
-    a block: for GPUs.
+    """Convert as `as_rows`, for GPUs: everything has a row for every example.
+
+    Numbers per example are broadcast to a block.
     """
     wide = as_rows(a, var, form, layout, time=time).astype(
         stored_on_gpu(var.aval.dtype)
@@ -112,8 +132,9 @@ def every_row(
 def from_rows(
     a: Any, var: Any, form: BlockProgram, layout: Layout, *, time: bool
 ) -> Any:
-    """The inverse, for the value of ``var``: an array of its shape and dtype, with T
-    leading under ``time``.
+    """Invert `as_rows` for a result of the loop.
+
+    Returns an array of the shape and dtype of ``var``, with a leading T if ``time``.
     """
     lead = a.shape[:1] if time else ()
     a = a[..., : form.rows, :].reshape(*lead, form.rows, -1, layout.width)
@@ -125,8 +146,10 @@ def from_rows(
 
 
 def padded_matrix(matrix: Any, over: int, form: BlockProgram, width: int) -> Any:
-    """``(k width, m width)``, summed over the first axis, every block of (H, H)
-    padded with zeros.
+    """Pad every block ``(H, H)`` of a matrix with zeros.
+
+    Returns ``(k width, m width)``, whose first axis is the contracted one; ``over`` is
+    the contracted axis of ``matrix``.
     """
     matrix = matrix if over == 0 else matrix.T
     blocks = matrix.reshape(
@@ -141,8 +164,9 @@ def padded_matrix(matrix: Any, over: int, form: BlockProgram, width: int) -> Any
 
 
 def put(plgpu: Any, ref: Any, value: Any) -> None:
-    """Write to a GPU's global memory, in pieces as small as they come: jax 0.12
-    wants that said.
+    """Write to the global memory of a GPU, in pieces of any size.
+
+    jax 0.12 requires ``optimized=False`` for that.
     """
     if hasattr(plgpu, "store"):
         plgpu.store(ref, value, optimized=False)
@@ -151,7 +175,7 @@ def put(plgpu: Any, ref: Any, value: Any) -> None:
 
 
 def transposed(plgpu: Any, ref: Any) -> Any:
-    """A reference to the transpose: jax 0.12 has a method for it."""
+    """Return a reference to the transpose, by a method in jax 0.12."""
     return (
         ref.transpose((1, 0))
         if hasattr(ref, "transpose")

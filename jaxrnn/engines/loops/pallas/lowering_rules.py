@@ -1,5 +1,6 @@
-"""Elementwise arithmetic that a chip's compiler does not have, or has only roughly:
-``(params, *blocks) -> block``.
+"""Elementwise primitives that Mosaic lacks, or computes in low precision only.
+
+Each rule is a function ``(params, *blocks) -> block``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 
 
 def _log1p(params: dict, x: Any) -> Any:
-    """What ``1 + x`` rounds away is put right by the ratio (Kahan)."""
+    """Correct the rounding error of ``1 + x`` by a ratio (Kahan)."""
     u = 1 + x
     return jnp.where(u == 1, x, jnp.log(u) * (x / jnp.where(u == 1, 1.0, u - 1)))
 
@@ -23,7 +24,7 @@ def _power(params: dict, x: Any) -> Any:
 
 
 def _expm1(params: dict, x: Any) -> Any:
-    """What rounding takes from ``exp(x) - 1`` is put right by the ratio (Kahan)."""
+    """Correct the rounding error of ``exp(x) - 1`` by a ratio (Kahan)."""
     u = jnp.exp(x)
     small = (u - 1) * (x / jnp.where(u == 1, 1.0, jnp.log(u)))
     return jnp.where(u == 1, x, jnp.where(jnp.abs(x) < 1, small, u - 1))
@@ -42,7 +43,7 @@ def _is_finite(params: dict, x: Any) -> Any:
     return jnp.abs(x) < jnp.inf
 
 
-# What Mosaic does not have, on one chip or the other.
+# Primitives that Mosaic lacks, on one of the chips or both.
 RULES = {
     "log1p": _log1p,
     "integer_pow": _power,
@@ -54,14 +55,14 @@ RULES = {
 
 
 def _rough_tanh(params: dict, x: Any) -> Any:
-    """A tanh of 11 bits."""
+    """Compute tanh to 11 bits, as GPUs do."""
     bits = jax.lax.bitcast_convert_type(jnp.tanh(x), jnp.uint32) & jnp.uint32(
         0xFFFFE000
     )
     return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
-# In bfloat16 tanh is the GPU's own, right to 2^-11 where the numbers that are made of
-# it are rounded to 2^-9; the interpreter does as badly. Gates are not made of it: of
-# one near 1, a time constant, nothing would be left.
+# In bfloat16 tanh is that of the GPU, with an error of 2^-11, while its results are
+# rounded to 2^-9. In the interpreter this rule imitates it. Sigmoid gates are not
+# computed from it, because the time constant of a gate near 1 would be lost.
 ROUGH = RULES | {"tanh": _rough_tanh}

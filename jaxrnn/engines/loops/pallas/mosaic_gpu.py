@@ -1,9 +1,10 @@
 """The loop as one kernel for NVIDIA's Hopper GPUs, in Pallas for Mosaic GPU.
 
-A block of the grid takes a tile of rows through all of time: its matrices lie in shared
-memory and its carry in registers from the first step to the last, and the only traffic
-is a step's inputs and outputs. Units lie along the matrix unit's long side (64 to 256)
-and the tile's few rows along its short one (8 or 16): ``a^T = U^T h^T``.
+A block of the grid runs all steps of one tile of rows. From the first step to the last,
+the matrices are in shared memory and the carry is in registers; only the inputs and
+outputs of a step are copied. Products are transposed, ``a^T = U^T h^T``: units lie
+along the long side of the matrix unit (64 to 256) and the few rows of the tile along
+its short side (8 or 16).
 """
 
 from __future__ import annotations
@@ -42,18 +43,13 @@ from .mosaic_gpu_arrays import (
     transposed_blocks,
 )
 
-SHARED = (
-    232_448 - 2_048
-)  # bytes of shared memory of a block on Hopper, less what barriers take
-UNITS, MOST_UNITS = (
-    64,
-    256,
-)  # a block of the matrix unit; what a bulk copy takes along an axis
-MOST_ROWS, BLOCKS = (
-    16,
-    128,
-)  # examples a block; blocks that run at once, of 132 processors
-MOST_AHEAD = 4  # steps whose inputs are under way or in shared memory
+# Bytes of shared memory of a block on Hopper, without those for barriers.
+SHARED = 232_448 - 2_048
+UNITS = 64  # the tile of the matrix unit
+MOST_UNITS = 256  # the most elements of a bulk copy along an axis
+MOST_ROWS = 16  # examples in a block of the grid
+BLOCKS = 128  # blocks that run at once, on 132 processors
+MOST_AHEAD = 4  # steps whose inputs are being copied or in shared memory
 
 
 def run_loop(
@@ -65,7 +61,7 @@ def run_loop(
     reverse: bool,
     kernel: Any,
 ):
-    """``(last carry, outs)`` of the loop over ``steps`` steps."""
+    """Run the loop; return the last carry and the outputs of all steps."""
     plgpu = mosaic()
     form = body.form
     if not form.matrices:
@@ -129,7 +125,7 @@ def run_loop(
 
 
 def mosaic() -> Any:
-    """Pallas for Mosaic GPU, as it is since jax 0.11."""
+    """Import Pallas for Mosaic GPU, in the form that it has since jax 0.11."""
     if jax.__version_info__ < (0, 11):
         raise ValueError(
             f"Fused: its GPU kernels need jax 0.11 or newer, and this is "
@@ -142,19 +138,18 @@ def mosaic() -> Any:
 
 
 def plan_layout(form: BlockProgram, memory: int) -> Layout:
-    """The tile of rows, where the matrices fit.
+    """Choose the tile of rows, and the number of steps whose inputs are copied ahead.
 
     Raises:
-        ValueError: where they do not.
+        ValueError: if the matrices do not fit in shared memory.
     """
     width = round_up(form.units, UNITS)
     if not form.matrices:
         return mosaic_gpu_elementwise.plan_layout(form, memory)
     check_dtypes(form, "GPU")
     needed, layout = 0, Layout(width, 8, round_up(form.rows, 8), 1)
-    for rows in (
-        (8,) if form.rows <= 8 * BLOCKS else (MOST_ROWS, 8)
-    ):  # few rows a block: less work a step, but more blocks
+    # Fewer rows in a block are less work per step, but more blocks.
+    for rows in (8,) if form.rows <= 8 * BLOCKS else (MOST_ROWS, 8):
         layout = Layout(width, rows, round_up(form.rows, rows), 1)
         needed = bytes_needed(form, layout)
         if needed <= memory:
@@ -182,9 +177,7 @@ def plan_layout(form: BlockProgram, memory: int) -> Layout:
 
 
 def bytes_needed(form: BlockProgram, layout: Layout) -> int:
-    """Of shared memory: matrices, and the operands that they are multiplied with, in
-    bfloat16 terms.
-    """
+    """Count the bytes of shared memory for the matrices and their operands."""
     size = 0
     for v, over in form.matrices:
         k, m = (v.aval.shape[i] // form.units for i in (over, 1 - over))
@@ -211,7 +204,7 @@ def _call(
     *,
     tiles,
 ):
-    """The kernel over tiles of rows."""
+    """Call the kernel over a grid of tiles of rows."""
     width, rows = layout.width, layout.rows
     shapes = [jax.ShapeDtypeStruct((tiles, 1, width, rows), a.dtype) for a in start]
     shapes += [
@@ -277,7 +270,7 @@ def _kernel(
     tiles: int,
     rough: bool,
 ):
-    """One tile of rows through all of time."""
+    """Run all steps of one tile of rows."""
     n = len(form.matrices)
     sizes = (
         n,
@@ -330,7 +323,7 @@ def _kernel(
         slot = jax.lax.rem(i, layout.steps)
 
         @pl.when(jnp.logical_and(i > 0, i + layout.steps - 1 < steps))
-        def _():  # into the place of the step before, which was read before its product
+        def _():  # into the buffer of the previous step, which has been read
             fetch(i + layout.steps - 1)
 
         plgpu.barrier_wait(arrived.at[slot])
@@ -376,7 +369,7 @@ def _kernel(
 def _fetch(
     plgpu: Any, sources: Sequence[Any], resident: Sequence[Any], barrier: Any
 ) -> None:
-    """Bring the matrices into shared memory, once."""
+    """Copy the matrices into shared memory, once."""
     for source, target in zip(sources, resident, strict=True):
         for at in itertools.product(*map(range, target.shape[:3])):
             plgpu.copy_gmem_to_smem(source.at[at], target.at[at], barrier)
@@ -393,14 +386,14 @@ def _product(
     form: BlockProgram,
     shape: tuple[int, int],
 ):
-    """``U^T [blocks]``, in blocks: their transposes lie in shared memory as (rows,
-    width).
+    """Multiply blocks by a matrix: ``U^T [blocks]``, in blocks.
+
+    The transposes of the blocks are in shared memory, as ``(rows, width)``.
     """
     weights, operands = where[matrix]
     terms = operands.shape[0]
-    if (
-        shape[0] != form.units
-    ):  # what padding holds is not always finite, and 0 * inf is NaN
+    # The padding of a block need not be finite, and 0 * inf is NaN.
+    if shape[0] != form.units:
         unit = plgpu.broadcasted_iota(jnp.int32, shape, 0, layout=plgpu.Layout.WGMMA)
         blocks = [jnp.where(unit < form.units, b, 0.0) for b in blocks]
     for k, block in enumerate(blocks):

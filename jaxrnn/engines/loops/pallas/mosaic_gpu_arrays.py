@@ -1,5 +1,6 @@
-"""A loop's arrays as a GPU's kernel with a matrix takes them: tiles of rows, and
-float32 in bfloat16 terms.
+"""Conversion of a loop's arrays for GPU kernels with a matrix.
+
+Rows are cut into tiles, and float32 numbers are split into bfloat16 terms.
 """
 
 from __future__ import annotations
@@ -14,12 +15,11 @@ from .layout import Layout, every_row, padded_matrix
 
 
 def num_bf16_splits(form: BlockProgram, var: Any) -> int:
-    """bfloat16 terms that stand for a number of a matrix and of what it is multiplied
-    with.
+    """Return the number of bfloat16 terms that a matrix and its operand are split into.
 
-    One for a bfloat16 matrix. For a float32 one two, whose three largest products err
-    by 2^-16 where TF32 errs by 2^-10; three and six products, which is float32, where
-    the product's precision is "high" or "highest".
+    It is one for a bfloat16 matrix. For a float32 matrix it is two, whose three largest
+    products have an error of 2^-16 (TF32: 2^-10); or three, whose six largest products
+    have the precision of float32, if the product's precision is "high" or "highest".
     """
     if var.aval.dtype == jnp.bfloat16:
         return 1
@@ -40,20 +40,21 @@ def num_bf16_splits(form: BlockProgram, var: Any) -> int:
 
 
 def split_bf16(value: Any, terms: int) -> list[Any]:
-    """bfloat16 arrays that add up to ``value``: its leading 8 bits, the next 8, and
-    so on; the last is rounded.
+    """Split float32 numbers into bfloat16 terms that add up to them.
+
+    The terms are the leading 8 bits, the next 8, and so on; the last is rounded.
     """
-    found = []
+    split = []
     for _ in range(terms - 1):
         bits = jax.lax.bitcast_convert_type(value, jnp.uint32) & jnp.uint32(0xFFFF0000)
         leading = jax.lax.bitcast_convert_type(bits, jnp.float32)
-        found.append(leading.astype(jnp.bfloat16))
+        split.append(leading.astype(jnp.bfloat16))
         value = jnp.where(jnp.abs(leading) < jnp.inf, value - leading, 0.0)
-    return [*found, value.astype(jnp.bfloat16)]
+    return [*split, value.astype(jnp.bfloat16)]
 
 
 def transposed_blocks(matrix: Any, over: int, form: BlockProgram, width: int) -> Any:
-    """``(m, k, width out, width in)`` of the transposed matrix."""
+    """Return the blocks of the transposed matrix, ``(m, k, width out, width in)``."""
     wide = padded_matrix(matrix, over, form, width)
     k, m = (d // width for d in wide.shape)
     return wide.reshape(k, width, m, width).transpose(2, 0, 3, 1)
@@ -62,8 +63,10 @@ def transposed_blocks(matrix: Any, over: int, form: BlockProgram, width: int) ->
 def to_tiles(
     a: Any, var: Any, form: BlockProgram, layout: Layout, *, time: bool
 ) -> Any:
-    """``(tiles, T, k, width, rows)``, or without ``time`` ``(tiles, k, width,
-    rows)``: what a tile reads lies together.
+    """Convert an array so that what a tile reads is contiguous.
+
+    Returns ``(tiles, T, k, width, rows)``, or ``(tiles, k, width, rows)`` unless
+    ``time``.
     """
     wide = every_row(a, var, form, layout, time=time)
     wide = wide.reshape(*wide.shape[:-2], layout.tiles, layout.rows, -1, layout.width)
@@ -71,7 +74,7 @@ def to_tiles(
 
 
 def from_tiles(a: Any) -> Any:
-    """The inverse: ``(T, padded rows, k width)``."""
+    """Invert `to_tiles`: return ``(T, padded rows, k width)``."""
     a = jnp.transpose(a, (1, 0, 4, 2, 3) if a.ndim == 5 else (0, 3, 1, 2))
     a = a.reshape(*a.shape[:-2], -1)
     return a.reshape(*a.shape[:-3], -1, a.shape[-1])

@@ -1,10 +1,9 @@
-"""Loops without a matrix for NVIDIA's Hopper GPUs: each unit of each example by itself,
-at the speed of memory.
+"""Kernels without a matrix for NVIDIA's Hopper GPUs, limited by memory bandwidth.
 
-A block of the grid takes 128 units of one example through all of time. What its steps
-read comes by bulk copies, some dozen steps each and several under way at once, which is
-what keeps memory busy with so few threads; what they write goes out row by row.
-Everything is read once and written once.
+A block of the grid runs all steps of 128 units of one example. Inputs are read by bulk
+copies of up to 16 steps, several of which are in flight at once; that keeps memory busy
+with so few threads. Outputs are written row by row. Everything is read once and written
+once.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ from .layout import (
 )
 from .lowering_rules import RULES
 
-CHUNK = 128  # units of a block: one a thread
-STEPS, COPIES = 16, 4  # steps a bulk copy brings at most, and copies under way
+CHUNK = 128  # units of a block of the grid, one per thread
+STEPS, COPIES = 16, 4  # the most steps in a bulk copy, and copies in flight
 
 
 def run_loop(
@@ -47,7 +46,7 @@ def run_loop(
     interpret: bool,
     memory: int,
 ) -> tuple[list, list]:
-    """``(last carry, outs)`` of the loop over ``steps`` steps."""
+    """Run the loop; return the last carry and the outputs of all steps."""
     form = body.form
     layout = plan_layout(form, memory)
     rows = functools.partial(_by_row, form=form, layout=layout)
@@ -80,10 +79,10 @@ def run_loop(
 
 
 def plan_layout(form: BlockProgram, memory: int) -> Layout:
-    """How many steps a copy brings, so that several copies fit.
+    """Choose the number of steps in a bulk copy, so that several copies fit.
 
     Raises:
-        ValueError: where not even copies of one step do.
+        ValueError: if copies of one step do not fit in shared memory.
     """
     check_dtypes(form, "GPU")
     a_step = sum(
@@ -102,8 +101,9 @@ def plan_layout(form: BlockProgram, memory: int) -> Layout:
 
 
 def _by_row(a: Any, var: Any, form: BlockProgram, layout: Layout, *, time: bool) -> Any:
-    """``(rows, k, T, width)``, or without ``time`` ``(rows, k, width)``: no copy
-    where H needs no padding and k is 1.
+    """Split the last axis into blocks: ``(T, rows, k, width)``.
+
+    Unless ``time`` there is no T. Nothing is copied if H needs no padding and k is 1.
     """
     wide = every_row(a, var, form, layout, time=time)
     return wide.reshape(*wide.shape[:-1], -1, layout.width)
@@ -118,7 +118,7 @@ def _piece(a: Any, row: int, chunk: int) -> Any:
 
 
 def _together(pieces: list[list[list[Any]]]) -> list[Any]:
-    """The arrays of which `_piece` made pieces."""
+    """Concatenate the pieces of `_piece`."""
     by_row = [
         [jnp.concatenate(parts, -1) for parts in zip(*row, strict=True)]
         for row in pieces
@@ -129,7 +129,7 @@ def _together(pieces: list[list[list[Any]]]) -> list[Any]:
 def _call(
     plgpu, form, layout, steps, reverse, interpret, constants, start, stream, *, grid
 ):
-    """The kernel over examples and chunks of units."""
+    """Call the kernel over a grid of (chunks of units, examples)."""
     count, width = grid[1], grid[0] * CHUNK
     shapes = [jax.ShapeDtypeStruct((count, 1, width), a.dtype) for a in start]
     shapes += [
@@ -170,7 +170,7 @@ def _kernel(
     reverse: bool,
     alone: bool,
 ):
-    """128 units of one example through all of time, ``together`` steps a copy."""
+    """Run all steps of 128 units of one example, with ``together`` steps in a copy."""
     sizes = (
         len(form.consts),
         len(form.carry),
@@ -217,7 +217,7 @@ def _kernel(
         )
 
     whole = steps // together if stream else 0
-    rest = steps - whole * together  # at the end of time, step by step
+    rest = steps - whole * together  # read step by step, at the end of time
 
     def fetch(number, slot):
         first = (whole - 1 - number if reverse else number) * together
@@ -232,7 +232,7 @@ def _kernel(
         slot = jax.lax.rem(number, COPIES)
 
         @pl.when(jnp.logical_and(number > 0, number + COPIES - 1 < whole))
-        def _():  # the copy that takes the place of what the block before this one read
+        def _():  # copy into the buffer that the previous block has read
             fetch(number + COPIES - 1, jax.lax.rem(number + COPIES - 1, COPIES))
 
         plgpu.barrier_wait(barrier.at[slot])
@@ -247,7 +247,7 @@ def _kernel(
             return step(first + j, carry, given)
 
         carry = jax.lax.fori_loop(0, together, one, carry)
-        plgpu.commit_smem()  # all threads have read before the place is written again
+        plgpu.commit_smem()  # all threads have read before the buffer is overwritten
         return carry
 
     def staged(carry):
@@ -274,7 +274,7 @@ def _kernel(
 def _load(
     ref: Any, at: Any, var: Any, *, plgpu: Any, form: BlockProgram, layout: Any
 ) -> list[Any]:
-    """The blocks of a value; ``at(k)`` says where the k-th lies."""
+    """Read the blocks of a value; ``at(k)`` is the index of block k."""
     blocks = [
         plgpu.load(ref.at[at(k)], layout=layout, optimized=False)
         for k in range(form.blocks(var))

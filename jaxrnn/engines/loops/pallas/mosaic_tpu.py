@@ -1,5 +1,9 @@
-"""The loop as one Pallas kernel for TPUs: matrices and carry stay in VMEM, blocks of
-time stream through it.
+"""The loop as one Pallas kernel for TPUs.
+
+The grid is (tiles of rows, blocks of time), and the blocks of time of a tile run one
+after another. The matrices and the carry stay in VMEM. The inputs and outputs of a
+block of time, ``(steps, rows, k width)``, are copied to and from it, two blocks at a
+time (double buffering). Units lie along the lanes, rows along the sublanes.
 """
 
 from __future__ import annotations
@@ -21,11 +25,10 @@ from .layout import Layout, as_rows, from_rows, padded_matrix, round_up, stored
 from .lowering_rules import RULES
 
 LANES = 128
-MEMORY = (
-    14 * 2**20
-)  # of VMEM: a kernel may have 16 MiB of it without asking, on every TPU from v4 on
+# Bytes of VMEM. On every TPU from v4 on, 16 MiB are available by default.
+MEMORY = 14 * 2**20
 MOST_STEPS, MOST_ROWS = 64, 256
-TEMPORARIES = 16  # blocks of one step that live at once, a guess from above
+TEMPORARIES = 16  # blocks that are live within a step, an upper estimate
 
 
 def run_loop(
@@ -37,7 +40,7 @@ def run_loop(
     reverse: bool,
     kernel: Any,
 ):
-    """``(last carry, outs)`` of the loop over ``steps`` steps."""
+    """Run the loop; return the last carry and the outputs of all steps."""
     form = body.form
     layout = plan_layout(form, steps, kernel.memory or MEMORY)
     of = dict(zip(form.consts, consts, strict=True))
@@ -60,10 +63,10 @@ def run_loop(
 
 
 def plan_layout(form: BlockProgram, steps: int, memory: int) -> Layout:
-    """The largest tile of rows, then block of time, that fits.
+    """Choose the largest tile of rows, and then the largest block of time, that fits.
 
     Raises:
-        ValueError: where the smallest does not.
+        ValueError: if the smallest does not fit.
     """
     width = round_up(form.units, LANES)
     sublanes = (
@@ -97,8 +100,10 @@ def plan_layout(form: BlockProgram, steps: int, memory: int) -> Layout:
 
 
 def bytes_needed(form: BlockProgram, layout: Layout) -> int:
-    """Of VMEM: matrices once, blocks of what streams twice, the carry, and what one
-    step makes.
+    """Count the bytes of VMEM that the kernel needs.
+
+    They are the matrices, two blocks of time of all inputs and outputs, the carry, and
+    the temporaries of a step.
     """
     block = layout.rows * layout.width
 
@@ -137,7 +142,7 @@ def _matrix_size(var: Any, form: BlockProgram, width: int) -> int:
 
 
 def _call(form, layout, arrays, steps, reverse, interpret, memory):
-    """The Pallas call over (tiles of rows, blocks of time)."""
+    """Call the kernel over a grid of (tiles of rows, blocks of time)."""
     matrices, constants, start, stream = arrays
     count = pl.cdiv(steps, layout.steps)
 
@@ -196,7 +201,7 @@ def _call(form, layout, arrays, steps, reverse, interpret, memory):
 
 
 def _kernel(*refs, form: BlockProgram, layout: Layout, steps: int, reverse: bool):
-    """One block of time of one tile of rows."""
+    """Run one block of time of one tile of rows."""
     groups = (
         len(form.matrices),
         len(form.vectors),
@@ -263,8 +268,9 @@ def _kernel(*refs, form: BlockProgram, layout: Layout, steps: int, reverse: bool
 def _apart(
     ref: Any, at: tuple[Any, ...], var: Any, form: BlockProgram, shape: tuple[int, int]
 ) -> list[Any]:
-    """The blocks of a value, each read by itself: Mosaic cannot spread over rows what
-    was cut out of a wider row. A number an example is spread over the units.
+    """Read the blocks of a value, one by one, each broadcast to ``shape``.
+
+    Mosaic cannot broadcast over rows a slice of a wider row that is in registers.
     """
     width = shape[1]
     parts = (
@@ -285,11 +291,10 @@ def _product(
     form: BlockProgram,
     layout: Layout,
 ) -> list[Any]:
-    """``[blocks] @ matrix``, in blocks."""
+    """Multiply blocks by a matrix, in blocks."""
     ref, width = where[matrix], layout.width
-    if (
-        width != form.units
-    ):  # what padding holds is not always finite, and 0 * inf is NaN
+    # The padding of a block need not be finite, and 0 * inf is NaN.
+    if width != form.units:
         lane = jax.lax.broadcasted_iota(jnp.int32, blocks[0].shape, 1)
         blocks = [jnp.where(lane < form.units, b, jnp.zeros_like(b)) for b in blocks]
     operand = jnp.concatenate(blocks, axis=1) if len(blocks) > 1 else blocks[0]

@@ -1,12 +1,12 @@
-"""The loop as a JAX primitive: one kernel on the platforms that have one, JAX's own
-loop where it is differentiated.
+"""The loop as a JAX primitive, which is lowered to one Pallas kernel.
 
-``kernel_into_buffers`` takes the place of `jaxrnn.engines.loops.sequential.scan_into`:
-the walks of a recurrence, forwards and backwards, give it their loop's body, and it
-does not matter which cell that came from. A mapped loop is the loop of the mapped body,
-so its axis joins the rows that the kernel's tiles are cut from. Derivatives of the loop
-itself (second derivatives of a walk, that is: a first one is a walk backwards, a kernel
-too) are those of ``jax.lax.scan``.
+`kernel_into_buffers` has the signature of
+`jaxrnn.engines.loops.sequential.scan_into_buffers`. The forward and backward passes of
+the recurrence give it the bodies of their loops, whatever the cell. A mapped loop is
+the loop of the mapped body, so the mapped axis joins the rows from which the kernel
+cuts its tiles. Derivatives of the loop itself are those of ``jax.lax.scan``. They occur
+in second derivatives only: the first derivative of a recurrence is the backward pass,
+whose loop is a kernel, too.
 """
 
 from __future__ import annotations
@@ -29,14 +29,19 @@ from .block_form import KernelUnsupportedError, LoopBody
 from .complex_to_real import is_complex, merge_complex, real_body, split_complex
 from .layout import check_dtypes
 
-TARGETS = {"cuda": "gpu", "tpu": "tpu"}  # the kernels of a platform
+TARGETS = {"cuda": "gpu", "tpu": "tpu"}  # the kernel of each platform
 
 
 @dataclasses.dataclass(frozen=True)
 class PallasKernel:
-    """How a loop is made a kernel. ``interpret`` and ``memory`` are those of
-    `jaxrnn.Fused`; one that nobody ``named`` gives way to JAX's own loop where there is
-    no kernel. ``cell`` is what errors call it.
+    """Run the loop as one kernel.
+
+    Args:
+        interpret: as for `jaxrnn.Fused`.
+        memory: as for `jaxrnn.Fused`.
+        named: whether the user named the engine. If not, ``jax.lax.scan`` runs a loop
+            that is not supported; otherwise an error is raised.
+        cell: the name of the cell, for errors.
     """
 
     interpret: str | None = None
@@ -56,10 +61,10 @@ def kernel_into_buffers(
     reverse: bool,
     kernel: PallasKernel,
 ) -> tuple[list, list]:
-    """As `scan_into_buffers`, by a kernel.
+    """Run a loop by a kernel; the arguments are those of `scan_into_buffers`.
 
     Raises:
-        Unfit: for a body that is none, of a kernel that was named.
+        KernelUnsupportedError: if the kernel is named, but the body is not supported.
     """
     row = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), given)
     traced, consts = trace_body(body, list(carry), row)
@@ -85,7 +90,7 @@ def kernel_into_buffers(
 
 
 def unsupported_body_reason(body: LoopBody) -> str | None:
-    """Why a body is no kernel, if it is none."""
+    """Say why a body cannot be expressed as a kernel, or None."""
     try:
         _ = (
             real_body(body) if any(map(is_complex, body.closed.in_avals)) else body
@@ -98,7 +103,7 @@ def unsupported_body_reason(body: LoopBody) -> str | None:
 def memory_reason(
     body: LoopBody, steps: int, target: str, memory: int | None = None
 ) -> str | None:
-    """Why a body that is a kernel does not go onto a chip, if it does not."""
+    """Say why a kernel exceeds the on-chip memory of a device, or None."""
     try:
         if target == "gpu":
             mosaic_gpu.plan_layout(body.form, memory or mosaic_gpu.SHARED)
@@ -112,7 +117,7 @@ def memory_reason(
 def unsupported_reason(
     body: LoopBody, steps: int, platform: str, kernel: PallasKernel
 ) -> str | None:
-    """Why a body that is a kernel is none on a platform, if so."""
+    """Say why a kernel cannot be compiled for a platform, or None."""
     target = kernel.interpret or TARGETS.get(platform)
     if target is None:
         return (
@@ -134,8 +139,9 @@ def unsupported_reason(
 def memory_budget(
     body: LoopBody, steps: int, platform: str, kernel: PallasKernel
 ) -> tuple[int, int]:
-    """Bytes of on-chip memory that the kernel of a body takes, and those that are
-    there. One without a matrix on a GPU takes none that grows.
+    """Return the bytes of on-chip memory that a kernel needs, and those available.
+
+    On a GPU a kernel without a matrix needs a fixed amount, which is not counted.
     """
     target = kernel.interpret or TARGETS[platform]
     if target == "gpu":
@@ -150,8 +156,10 @@ def memory_budget(
 
 
 def trace_body(body: Callable, carry: Sequence, row: Any) -> tuple[LoopBody, list[Any]]:
-    """A loop's body with what it closes over made its first arguments, and in real
-    numbers.
+    """Trace the body of a loop.
+
+    Returns the traced body, whose first arguments are the arrays that it closes over,
+    and those arrays.
     """
     closed = jax.make_jaxpr(lambda carry, row: body(carry, row))(carry, row)
     consts = list(closed.consts)
@@ -171,8 +179,9 @@ def kernel_loop(
     reverse: bool,
     kernel: PallasKernel,
 ):
-    """``(last carry, outs)``; complex values go through the kernel as two real ones
-    each.
+    """Bind the loop primitive; return the last carry and the outputs of all steps.
+
+    A complex value is passed to the kernel as two real ones.
     """
     if any(map(is_complex, body.closed.in_avals)):
         like = list(body.closed.out_avals)
@@ -202,7 +211,7 @@ def by_scan(
     reverse: bool,
     kernel: PallasKernel | None = None,
 ) -> list[Any]:
-    """What the kernel computes, in JAX's own loop."""
+    """Compute what the kernel computes, by ``jax.lax.scan``."""
     consts, carry, given = split_by_sizes(flat, (body.consts, body.carry))
     last, outs = jax.lax.scan(
         lambda c, x: body(consts, c, x),
@@ -242,8 +251,9 @@ def _lowered(
 def _on_host(
     flat: Sequence, body: LoopBody, steps: int, reverse: bool, kernel: PallasKernel
 ) -> list[Any]:
-    """The GPU interpreter keeps its memory in callbacks, ordered ones, that no
-    primitive can pass on: so it runs as a whole inside a callback.
+    """Run the GPU interpreter inside a callback.
+
+    The interpreter has ordered callbacks, which no primitive can contain.
     """
 
     def run_interpreter(*flat):
@@ -314,7 +324,7 @@ def _mapped(
     reverse: bool,
     kernel: PallasKernel,
 ):
-    """The loop of the mapped body: its axis leads the carry's batch axes."""
+    """Bind the loop of the mapped body; the mapped axis leads the batch axes."""
     none, n_given = None, body.consts + body.carry
     if all(d is none for d in dims):
         out = loop_p.bind(*args, body=body, steps=steps, reverse=reverse, kernel=kernel)
