@@ -337,6 +337,26 @@ def current_observer() -> Observer | None:
     return _OBSERVER.get()
 
 
+def run_network(
+    engine: AbstractNetworkEngine, params: Params, carries: list, *args: Any
+) -> tuple[list, Any]:
+    """Run several cells in one call of an engine, so that `jaxrnn.explain` sees it.
+
+    Args:
+        engine: the engine.
+        params: the parameters of the network.
+        carries: the carry of every cell.
+        args: what else `AbstractNetworkEngine.run_network` takes.
+
+    Returns:
+        The last carries, and the outputs of the last layer.
+    """
+    observer = current_observer()
+    if observer is None:
+        return engine.run_network(params, carries, *args)
+    return observer.run_network(engine, params, carries, *args)
+
+
 def _unroll(*args, window, return_carries):
     # Under an observer nothing is compiled: a compiled unroll would not be traced
     # again, and the observer would miss it.

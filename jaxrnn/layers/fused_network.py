@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
@@ -11,7 +10,7 @@ from jaxtyping import Array
 from ..cells import LSTMState
 from ..core.cell import Carry, Params, UnrollSpec
 from ..core.engine import AbstractNetworkEngine
-from ..unrolling import current_observer
+from ..unrolling import run_network
 
 
 def unroll_network(
@@ -60,13 +59,9 @@ def unroll_network(
         return None
     if len({cell.hidden_size for cell in cells}) > 1:
         return None
-    observer = current_observer()
-    run = (
-        engine.run_network
-        if observer is None
-        else functools.partial(observer.run_network, engine)
+    last, ys = run_network(
+        engine, params, states, xs, spec.mask, spec.reverse, len(parts[0]) == 2
     )
-    last, ys = run(params, states, xs, spec.mask, spec.reverse, len(parts[0]) == 2)
     return (
         jax.tree.unflatten(jax.tree.structure(carry), jax.tree.leaves(last)),
         ys,

@@ -26,14 +26,14 @@ from jaxrnn import (
     unroll,
 )
 from jaxrnn.core.cell import Layer
-from jaxrnn.core.engine import AbstractNetworkEngine
+from jaxrnn.core.engine import AbstractEngine, AbstractNetworkEngine
 from jaxrnn.engines.loops.kinds import ParallelPrefix
 from jaxrnn.engines.recurrence import passes
 from jaxrnn.engines.recurrence import schedule as schedules
 from jaxrnn.engines.recurrence.schedule import LoopSchedule
 from jaxrnn.explaining.execution import PLATFORMS
 from jaxrnn.explaining.table import brief
-from jaxrnn.unrolling import unroll_unchecked
+from jaxrnn.unrolling import run_network, unroll_unchecked
 
 # as the compilers call it
 KERNEL_CALL = {
@@ -326,9 +326,15 @@ class Inside(Layer):
         return self.cell.initial_carry(params["mine"], batch_shape, dtype)
 
     def unroll(self, params, carry, xs, spec):
-        if hasattr(spec.engine, "run_network"):
-            last, ys = spec.engine.run_network(
-                params["mine"], [carry], xs, spec.mask, spec.reverse, self.cell
+        if isinstance(spec.engine, AbstractNetworkEngine):
+            last, ys = run_network(
+                spec.engine,
+                params["mine"],
+                [carry],
+                xs,
+                spec.mask,
+                spec.reverse,
+                False,
             )
             return last[0], ys, jax.tree.map(lambda _: None, carry)
         return unroll_unchecked(
@@ -338,6 +344,25 @@ class Inside(Layer):
             xs,
             spec.replace(engine=Checkpoint(chunk=4)),
         )
+
+
+class ByUnroll(Inside):
+    """A layer that applies its cell by the public function."""
+
+    def unroll(self, params, carry, xs, spec):
+        return jaxrnn.unroll(
+            self.cell, params["mine"], xs, carry, mask=spec.mask, return_carries=True
+        )
+
+
+def test_a_layer_that_calls_unroll_is_seen_inside():
+    """Also where the same unroll was compiled before."""
+    layer = ByUnroll(LSTM(4))
+    params, xs = layer.init(jax.random.key(0), 3), jnp.ones((6, 2, 3))
+    jaxrnn.unroll(layer, params, xs)
+    told = jaxrnn.explain(layer, params, xs)
+    assert [row.place for row in told.rows] == ["mine"] * 3
+    assert "step by step" in str(told)
 
 
 def test_places_and_layers():
@@ -394,7 +419,7 @@ mlir.register_lowering(
 
 
 @dataclasses.dataclass(frozen=True)
-class Strange(AbstractNetworkEngine):
+class Strange(AbstractEngine):
     """An engine of one's own, for CPUs and without derivatives; a network is one
     call.
     """
@@ -410,10 +435,11 @@ class Strange(AbstractNetworkEngine):
         return jax.tree.map(identity_p.bind, last), carries
 
 
-class Whole(Strange):
+class Whole(Strange, AbstractNetworkEngine):
     """The same, with a call for several cells."""
 
-    def run_network(self, params, carries, xs, mask, reverse, cell):
+    def run_network(self, params, carries, xs, mask, reverse, bidirectional):
+        cell = LSTM(carries[0].h.shape[-1])
         last, out = self.run(cell, params, carries[0], xs, mask, None, reverse)
         return [last], cell.output(params, out, xs)
 
