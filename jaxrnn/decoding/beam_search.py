@@ -90,10 +90,11 @@ def beam_search(
 
     Example::
 
-        >>> import jax
+        >>> import jax.numpy as jnp
         >>> def step(carry, token):  # the likeliest symbol is token + 1, then token + 2
-        ...     return carry, -jax.numpy.abs(jax.numpy.arange(4) - token[:, None] - 1.2)
-        >>> start = jax.numpy.array([0])
+        ...     ahead = jnp.arange(4)[None] - token[:, None]
+        ...     return carry, -jnp.abs(ahead.astype(jnp.float32) - 1.2)
+        >>> start = jnp.array([0])
         >>> beams = beam_search(step, (), start, end=3, width=2, length=4)
         >>> beams.tokens[:, 0].T.tolist(), beams.lengths.tolist()
         ([[2, 3, 3, 3], [1, 2, 3, 3]], [[1, 2]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 import textwrap
 from collections.abc import Callable
 from typing import Any
@@ -83,8 +84,8 @@ class Row:
             return f"one kernel ({self.kernel.reason})"
         # Leave out the advice to use another engine, which is what runs.
         short = self.kernel.reason.partition(": use ")[0].partition(". Use ")[0]
-        return (
-            f"no kernel: {short.removeprefix('ValueError: ').removeprefix('Fused: ')}"
+        return "no kernel: " + re.sub(
+            r"^(\w+Error: )?(Fused: )?(\w+ has no kernel: )?", "", short
         )
 
 

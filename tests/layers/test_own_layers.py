@@ -162,7 +162,7 @@ def test_explain_says_why_the_loop_walks_a_subclass():
     ).rows
     assert "Fade overrides step, which MLSTM.walk_chunks does not call" in rows[0].why
     assert rows[0].forward.kind == "loop"
-    assert "Fade has its own step" in str(
+    assert "Fade overrides step" in str(
         jaxrnn.explain(
             cell, cell.init(jax.random.key(0), D), jnp.asarray(XS, jnp.float32)
         )
