@@ -25,9 +25,10 @@ FIVE_LINES = """\
 checkpointer = ocp.StandardCheckpointer()
 checkpointer.save(path, {"params": layer_params, "carry": carry})
 checkpointer.wait_until_finished()
-like = {"params": layer_params, "carry": carry}  # or jax.ShapeDtypeStruct(shape, dtype, sharding=...) for each
+# Or jax.ShapeDtypeStruct(shape, dtype, sharding=...) for each.
+like = {"params": layer_params, "carry": carry}
 restored = checkpointer.restore(path, like)
-"""  # noqa: E501
+"""
 README = (pathlib.Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 LAYER = jaxrnn.stack(
     jaxrnn.LSTM(4),
