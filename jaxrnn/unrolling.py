@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
@@ -28,7 +29,7 @@ from .core.cell import (
     unsupported_chunkwise_reason,
     weaken_scalars,
 )
-from .core.engine import AbstractEngine, AbstractNetworkEngine
+from .core.engine import AbstractEngine, AbstractNetworkEngine, Request
 from .core.explicit_mesh import under_auto_axes
 from .core.gradient_scale import ScaledCell
 from .core.masked_inputs import fill_masked_inputs
@@ -307,9 +308,18 @@ class Observer(Protocol):
     """
 
     def run(
-        self, engine: AbstractEngine, why: str, cell: Cell, *args: Any
+        self,
+        engine: AbstractEngine,
+        why: str,
+        all_carries: bool,
+        cell: Cell,
+        *args: Any,
     ) -> tuple[Carry, Carry]:
-        """Record ``engine.run(cell, *args)``; ``why`` says why this engine runs."""
+        """Record ``engine.run(cell, *args)``.
+
+        ``why`` says why this engine runs; ``all_carries``, whether the whole carry
+        after every step is asked for.
+        """
 
     def run_network(
         self, engine: AbstractNetworkEngine, params: Params, carries: list, *args: Any
@@ -322,10 +332,29 @@ _OBSERVER: contextvars.ContextVar[Observer | None] = contextvars.ContextVar(
 )
 
 
+_OBSERVATIONS = itertools.count()
+
+
 @contextlib.contextmanager
 def observed_by(observer: Observer) -> Iterator[None]:
-    """Put an observer in the place of every engine, inside layers too."""
+    """Put an observer in the place of every engine, inside layers too.
+
+    The XLA metadata are part of the key of jit's cache: a compiled function in a
+    layer's code is traced anew for every observation, and what was traced for an
+    observation is never run.
+    """
     token = _OBSERVER.set(observer)
+    try:
+        with set_xla_metadata(jaxrnn_observation=str(next(_OBSERVATIONS))):
+            yield
+    finally:
+        _OBSERVER.reset(token)
+
+
+@contextlib.contextmanager
+def _unobserved() -> Iterator[None]:
+    """Let engines run as they are: in a cell's step, and where an observer traces."""
+    token = _OBSERVER.set(None)
     try:
         yield
     finally:
@@ -354,7 +383,8 @@ def run_network(
     observer = current_observer()
     if observer is None:
         return engine.run_network(params, carries, *args)
-    return observer.run_network(engine, params, carries, *args)
+    with _unobserved():
+        return observer.run_network(engine, params, carries, *args)
 
 
 def _unroll(*args, window, return_carries):
@@ -518,7 +548,8 @@ def unroll_unchecked(
     # Also in a stack, where the outputs of lower layers are zero at masked steps: a
     # cell need not be differentiable at zero, and 0 * NaN is NaN in a gradient.
     xs = fill_masked_inputs(xs, spec.mask)
-    with _truncation_scope(None, spec, xs):
+    observer = current_observer()
+    with _truncation_scope(None, spec, xs), _unobserved():
         check_step(cell, params, carry, xs)
         _check_rows(cell, params, carry, spec)
         engine, why = (
@@ -526,11 +557,17 @@ def unroll_unchecked(
             if spec.engine is not None
             else _default_engine(cell, params, carry, xs, spec)
         )
-        observer = current_observer()
+        request = Request(
+            resets=spec.resets is not None,
+            gradient_scale=spec.gradient_scale is not None,
+            all_carries=spec.all_carries,
+        )
+        if observer is None:
+            check_supported(engine, cell, request)
         run = (
             engine.run
             if observer is None
-            else functools.partial(observer.run, engine, why)
+            else functools.partial(observer.run, engine, why, spec.all_carries)
         )
         last, carries = _unroll_windows(run, cell, params, carry, xs, spec)
         with name_failing_method(
@@ -542,6 +579,12 @@ def unroll_unchecked(
         ):
             ys = cell.output(params, carries, xs)
     return last, _zero_where_masked(cell, ys, spec.mask), carries
+
+
+def check_supported(engine: AbstractEngine, cell: Cell, request: Request) -> None:
+    """Check that an engine declares what is asked of it."""
+    if reason := engine.unsupported_reason(cell, request):
+        raise ValueError(f"{reason}: use engine=jaxrnn.Scan(), or leave that out")
 
 
 def _zero_where_masked(cell: Cell | Layer, ys: Any, mask: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 from ..core.cell import (
     AbstractWrappedCell,
@@ -12,6 +12,8 @@ from ..core.cell import (
     is_chunkwise,
     is_linear,
 )
+from ..core.engine import Supports
+from ..core.gradient_scale import ScaledCell
 from ..core.validation import check_auto
 from .engine import LoopEngine
 from .loops.kinds import Chunkwise, ParallelPrefix
@@ -61,6 +63,8 @@ class Associative(LoopEngine):
         True
     """
 
+    supports: ClassVar[Supports] = Supports.EVERYTHING & ~Supports.ANY_CELL
+
     chunk: int | str | None = AUTO
 
     def __post_init__(self):
@@ -84,7 +88,7 @@ def _refusal(cell: Any) -> str:
         what = cell.purpose or f"{name} around {type(cell.cell).__name__}"
         instead = (
             "truncate with window=, which Associative supports"
-            if cell.purpose
+            if isinstance(cell, ScaledCell)
             else "leave the wrapper out"
         )
         return f"Associative: {what} must be run step by step: use Scan(), or {instead}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 from typing import Any
 
 import jax
@@ -60,6 +61,7 @@ class LoopEngine(AbstractEngine):
         )
 
 
+@dataclasses.dataclass(frozen=True)
 class DefaultEngine(LoopEngine):
     """The engine of ``engine=None``, which leaves all options to be chosen."""
 
@@ -69,9 +71,3 @@ class DefaultEngine(LoopEngine):
                 AutoLoop(prefix=True, kernel=True), hoist=True, save=CARRIES
             )
         return LoopSchedule(AutoLoop(kernel=True))
-
-    def __eq__(self, other: object) -> bool:
-        return type(other) is DefaultEngine
-
-    def __hash__(self) -> int:
-        return hash(DefaultEngine)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 from ..core.cell import Cell, is_linear, unwrap
+from ..core.engine import Supports
 from ..core.validation import check_positive
 from .engine import LoopEngine
 from .loops.pallas.primitive import PallasKernel
@@ -77,6 +78,8 @@ class Fused(LoopEngine):
         >>> ys.shape
         (5, 2, 4)
     """
+
+    supports: ClassVar[Supports] = Supports.EVERYTHING & ~Supports.ANY_CELL
 
     interpret: str | None = None
     memory: int | None = None

@@ -112,5 +112,5 @@ class Scan(LoopEngine):
     def check(
         self, cell: Cell, params: Params, carry: Carry, sequence: Sequence
     ) -> None:
-        if self.hoist is True:
+        if self.hoist != AUTO and self.hoist:
             check_hoist(cell, params, carry, sequence)

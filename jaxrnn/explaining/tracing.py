@@ -17,7 +17,7 @@ from jax.extend import core
 from jax.interpreters import partial_eval as pe
 
 from ..core.cell import Carry, Cell, Layer, Params, weaken_scalars
-from ..core.engine import AbstractEngine, AbstractNetworkEngine
+from ..core.engine import AbstractEngine, AbstractNetworkEngine, Request
 from ..engines import Associative, Fused, Scan
 from ..engines.engine import DefaultEngine, LoopEngine
 from ..engines.jaxpr.evaluate import is_differentiable
@@ -27,6 +27,7 @@ from ..engines.recurrence.run import run_plain_scan, trace_for_recurrence
 from ..engines.recurrence.schedule import LoopSchedule
 from ..unrolling import (
     check_all_carries,
+    check_supported,
     observed_by,
     unroll_validated,
     validate,
@@ -92,7 +93,7 @@ def explain(
         given = validate(
             cell, params, xs, carry, mask, resets, None, key, engine, reverse
         )
-        with observed_by(_Observer(places_of(params), seen, traced, return_carries)):
+        with observed_by(_Observer(places_of(params), seen, traced)):
             unroll_validated(*given, None, return_carries)  # type: ignore[call-arg]
 
     jax.eval_shape(shapes, params, xs, carry, mask, resets, key)
@@ -154,18 +155,17 @@ class _Observer:
         places: finds the path of a cell's parameters.
         seen: the runs, in their order.
         traced: the distinct runs.
-        return_carries: whether the carries after every step are asked for.
     """
 
     places: Callable[[Any], str]
     seen: list[_Seen]
     traced: dict[Any, _Traced]
-    return_carries: bool
 
     def run(
         self,
         engine: AbstractEngine,
         why: str,
+        all_carries: bool,
         cell: Cell,
         params: Params,
         carry: Carry,
@@ -180,23 +180,34 @@ class _Observer:
             cell,
             engine,
             why,
+            all_carries,
             reverse,
             jax.tree.structure(given),
             *map(jax.typeof, jax.tree.leaves(given)),
         )
         if key not in self.traced:
-            self.traced[key] = self._trace(engine, why, cell, given, reverse)
+            self.traced[key] = self._trace(
+                engine, why, all_carries, cell, given, reverse
+            )
         self.seen.append(_Seen(self.places(params), self.traced[key]))
-        plain = LoopSchedule(hoist=True, reverse=reverse)
+        plain = LoopSchedule(hoist=False, reverse=reverse)
         return run_plain_scan(cell, params, carry, (xs, mask, resets), plain)
 
     def _trace(
-        self, engine: AbstractEngine, why: str, cell: Cell, given: tuple, reverse: bool
+        self,
+        engine: AbstractEngine,
+        why: str,
+        all_carries: bool,
+        cell: Cell,
+        given: tuple,
+        reverse: bool,
     ) -> _Traced:
         """Trace a run and its gradient, by its engine and by `Fused`."""
 
         def by(engine, check):
             def run(params, carry, xs, mask, resets):
+                request = Request(resets is not None, False, check)
+                check_supported(engine, cell, request)
                 last, carries = engine.run(
                     cell, params, carry, xs, mask, resets, reverse
                 )
@@ -212,7 +223,7 @@ class _Observer:
 
         params, carry, *sequence = given
         length = jax.tree.leaves(sequence)[0].shape[0]
-        forward, gradient = by(engine, self.return_carries)
+        forward, gradient = by(engine, all_carries)
         kernel = None if isinstance(engine, Fused) else by(Fused(), False)
         reason, step, _ = trace_for_recurrence(cell, params, carry, tuple(sequence))
         plain, plain_gradient = reason or "", None

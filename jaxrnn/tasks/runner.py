@@ -237,7 +237,7 @@ def _options_of(run: Run, module: Any) -> Any:
 
 
 # Former names of options, for runs that were started with them.
-_RENAMED_OPTIONS = {"window": "k1", "horizon": "k2", "truncate": "tbptt"}
+_RENAMED_OPTIONS = {"window": "tbptt", "horizon": "k2", "truncate": "tbptt"}
 
 
 def _stored(run: Run, kind: Any, name: str) -> Any:

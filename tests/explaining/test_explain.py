@@ -18,6 +18,7 @@ from jaxrnn import (
     MLSTM,
     Associative,
     Checkpoint,
+    Elman,
     Fused,
     MinGRU,
     Scan,
@@ -26,7 +27,7 @@ from jaxrnn import (
     unroll,
 )
 from jaxrnn.core.cell import Layer
-from jaxrnn.core.engine import AbstractEngine, AbstractNetworkEngine
+from jaxrnn.core.engine import AbstractEngine, AbstractNetworkEngine, Supports
 from jaxrnn.engines.loops.kinds import ParallelPrefix
 from jaxrnn.engines.recurrence import passes
 from jaxrnn.engines.recurrence import schedule as schedules
@@ -363,6 +364,85 @@ def test_a_layer_that_calls_unroll_is_seen_inside():
     told = jaxrnn.explain(layer, params, xs)
     assert [row.place for row in told.rows] == ["mine"] * 3
     assert "step by step" in str(told)
+
+
+@jax.jit
+def compiled_gru(params, xs):
+    return jaxrnn.unroll(GRU(4), params, xs)
+
+
+@dataclasses.dataclass(frozen=True)
+class ByCompiled(Inside):
+    """A layer whose code calls a compiled function."""
+
+    def unroll(self, params, carry, xs, spec):
+        return (*compiled_gru(params["mine"], xs), None)
+
+
+def test_what_explain_traces_is_never_run():
+    """What a compiled function in a layer is traced to for `explain` is not kept."""
+    layer = ByCompiled(GRU(4))
+    params, xs = layer.init(jax.random.key(0), 3), jnp.ones((6, 2, 3))
+    first, again = jaxrnn.explain(layer, params, xs), jaxrnn.explain(layer, params, xs)
+    assert len(first.rows) == len(again.rows) == 3
+    assert "jaxrnn_walk" in str(jax.make_jaxpr(compiled_gru)(params["mine"], xs))
+
+
+@dataclasses.dataclass(frozen=True)
+class Nested(jaxrnn.Cell):
+    """A cell whose step applies another cell over its state."""
+
+    hidden_size: int = 4
+
+    def init(self, key, input_size):
+        return {"inner": Elman(1).init(key, 1)}
+
+    def step(self, params, h, z):
+        inner = jaxrnn.unroll(Elman(1), params["inner"], h[..., None].swapaxes(0, 1))
+        return jnp.tanh(inner[1][..., 0].swapaxes(0, 1) + z.sum(-1, keepdims=True))
+
+
+def test_a_step_is_explained_as_it_runs():
+    """An unroll in a step is part of the step, and a step may want its axes."""
+    cell = Nested()
+    params, xs = cell.init(jax.random.key(0), 3), jnp.ones((6, 2, 3))
+    assert [row.cell for row in jaxrnn.explain(cell, params, xs).rows] == [
+        "Nested()"
+    ] * 3
+
+
+def test_a_projection_that_wants_a_step_alone():
+    @dataclasses.dataclass(frozen=True)
+    class Stepwise(jaxrnn.Cell):
+        hidden_size: int = 4
+
+        def init(self, key, input_size):
+            return {"kernel": jax.random.normal(key, (input_size, self.hidden_size))}
+
+        def project(self, params, x):
+            return jnp.einsum("bd,dh->bh", x, params["kernel"])
+
+        def step(self, params, h, z):
+            return jnp.tanh(h + z)
+
+    cell = Stepwise()
+    params, xs = cell.init(jax.random.key(0), 3), jnp.ones((6, 2, 3))
+    jaxrnn.unroll(cell, params, xs)
+    assert len(jaxrnn.explain(cell, params, xs).rows) == 3
+
+
+def test_an_engine_does_not_do_what_it_does_not_declare():
+    @dataclasses.dataclass(frozen=True)
+    class NoResets(Strange):
+        supports = Supports.EVERYTHING & ~Supports.RESETS
+
+    cell = LSTM(4)
+    params, xs = cell.init(jax.random.key(0), 3), jnp.ones((6, 2, 3))
+    resets = jnp.zeros((6, 2), bool)
+    with pytest.raises(ValueError, match="NoResets does not support resets: use"):
+        jaxrnn.unroll(cell, params, xs, resets=resets, engine=NoResets())
+    rows = jaxrnn.explain(cell, params, xs, resets=resets, engine=NoResets()).rows
+    assert all("does not support resets" in row.error for row in rows)
 
 
 def test_places_and_layers():

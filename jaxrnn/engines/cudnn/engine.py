@@ -13,7 +13,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ...cells.lstm import LSTM, LSTMState
 from ...core.cell import AbstractWrappedCell, Carry, Cell, Params
-from ...core.engine import AbstractNetworkEngine, Supports
+from ...core.engine import AbstractNetworkEngine, Request, Supports
+from ...core.gradient_scale import ScaledCell
 from ..recurrence.run import unsupported_arrays_reason
 from .primitives import USE_SCAN, Library, Network, lstm
 from .weights import pack_lstm
@@ -76,6 +77,10 @@ class CuDNN(AbstractNetworkEngine):
         return _allows_tf32(
             config.jax_default_matmul_precision, "jax_default_matmul_precision"
         )
+
+    def unsupported_reason(self, cell: Cell, request: Request) -> str | None:
+        """Return None: `refusal` says it in better words, with the repair."""
+        return None
 
     def refusal(
         self,
@@ -282,7 +287,7 @@ def _wrong_cell(cell: Any) -> str | None:
     """Say why cuDNN does not support a cell, or None."""
     name = type(cell).__name__
     wrapped = isinstance(cell, AbstractWrappedCell)
-    if wrapped and cell.purpose:
+    if isinstance(cell, ScaledCell):
         return (
             f"gradient_scale (ARTBP) needs the steps one by one: {USE_SCAN}, or "
             f"truncate with window=, which CuDNN takes"

@@ -20,6 +20,7 @@ from .heuristics import (
     DOTS,
     EVERYTHING,
     KERNELS,
+    STARTS,
     choose_hoist,
     choose_prefix_chunk,
     choose_save,
@@ -49,6 +50,13 @@ class LoopSchedule:
     save: str = AUTO
     hoist: Any = AUTO
     reverse: bool = False
+
+    def __post_init__(self):
+        if self.save == STARTS and self.chunk == AUTO:
+            raise ValueError(
+                "LoopSchedule: save='starts' saves the carries at chunk starts, so it "
+                "needs a chunk, but chunk is 'auto': give a number of steps"
+            )
 
     @property
     def leaves_loop_open(self) -> bool:

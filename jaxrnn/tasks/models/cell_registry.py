@@ -81,9 +81,11 @@ def make_cell(spec: str, hidden: int, length: int) -> Cell | Layer:
     linear in their state, are each wrapped in a `jaxrnn.residual_block` of ``hidden``
     features; ``min-gru:alone`` and ``min-lstm:alone`` are the bare cells.
 
-    Args: spec: the name, optionally with a variant. hidden: the number of units.
+    Args:
+        spec: the name, optionally with a variant.
+        hidden: the number of units.
         length: the number of steps of the task's sequences, which is the longest time
-        of chrono biases (at least 3).
+            of chrono biases (at least 3).
 
     Raises:
         InputError: for an unknown name, with the most similar known one, or an unknown
