@@ -64,7 +64,7 @@ def test_a_state_of_another_horizon_is_refused(regression, plain_errors):
     cell, params, window = regression
     state = make(cell, 2, 2).init(params, window, (3,))
     with pytest.raises(
-        ValueError, match="make the state with start\\(\\) of the same TBPTT"
+        ValueError, match="make the state with init\\(\\) of the same TBPTT"
     ):
         make(cell, 2, 6).value_and_grad(params, window, state)
 
