@@ -330,8 +330,6 @@ class Observer(Protocol):
 _OBSERVER: contextvars.ContextVar[Observer | None] = contextvars.ContextVar(
     "jaxrnn_observer", default=None
 )
-
-
 _OBSERVATIONS = itertools.count()
 
 
@@ -343,18 +341,17 @@ def observed_by(observer: Observer) -> Iterator[None]:
     layer's code is traced anew for every observation, and what was traced for an
     observation is never run.
     """
-    token = _OBSERVER.set(observer)
-    try:
-        with set_xla_metadata(jaxrnn_observation=str(next(_OBSERVATIONS))):
-            yield
-    finally:
-        _OBSERVER.reset(token)
+    metadata = set_xla_metadata(jaxrnn_observation=str(next(_OBSERVATIONS)))
+    with _observer_set_to(observer), metadata:
+        yield
 
 
 @contextlib.contextmanager
-def _unobserved() -> Iterator[None]:
-    """Let engines run as they are: in a cell's step, and where an observer traces."""
-    token = _OBSERVER.set(None)
+def _observer_set_to(observer: Observer | None) -> Iterator[None]:
+    """Set the observer. None lets engines run as they are: in a cell's step, and where
+    an observer traces.
+    """
+    token = _OBSERVER.set(observer)
     try:
         yield
     finally:
@@ -383,7 +380,7 @@ def run_network(
     observer = current_observer()
     if observer is None:
         return engine.run_network(params, carries, *args)
-    with _unobserved():
+    with _observer_set_to(None):
         return observer.run_network(engine, params, carries, *args)
 
 
@@ -549,7 +546,7 @@ def unroll_unchecked(
     # cell need not be differentiable at zero, and 0 * NaN is NaN in a gradient.
     xs = fill_masked_inputs(xs, spec.mask)
     observer = current_observer()
-    with _truncation_scope(None, spec, xs), _unobserved():
+    with _truncation_scope(None, spec, xs), _observer_set_to(None):
         check_step(cell, params, carry, xs)
         _check_rows(cell, params, carry, spec)
         engine, why = (

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import abc
 import enum
+import functools
+import operator
 from typing import Any, ClassVar, NamedTuple
 
 from jaxtyping import Array, Bool
@@ -39,15 +41,8 @@ class Request(NamedTuple):
             (self.gradient_scale, Supports.GRADIENT_SCALE),
             (self.all_carries, Supports.ALL_CARRIES),
         )
-        return sum_flags(flag for asked, flag in flags if asked)
-
-
-def sum_flags(flags: Any) -> Supports:
-    """Return the union of some flags."""
-    found = Supports.NOTHING
-    for flag in flags:
-        found |= flag
-    return found
+        needed = (flag for asked, flag in flags if asked)
+        return functools.reduce(operator.or_, needed, Supports.NOTHING)
 
 
 class AbstractEngine(abc.ABC):

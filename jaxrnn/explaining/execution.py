@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import jax
-from jax.extend import core
 
-from ..engines.jaxpr.evaluate import split_by_sizes
+from ..engines.jaxpr.evaluate import all_equations, split_by_sizes
 from ..engines.loops.kinds import ParallelPrefix
 from ..engines.loops.pallas.block_form import KernelUnsupportedError
 from ..engines.loops.pallas.primitive import (
@@ -91,18 +89,10 @@ def recurrences_in(closed: Any) -> dict[str, list[Any]]:
     """
     names = {primitives.recurrence_p: "forward", primitives.adjoint_p: "backward"}
     found: dict[str, list[Any]] = {"forward": [], "backward": []}
-    for eqn in equations(closed.jaxpr):
+    for eqn in all_equations(closed.jaxpr):
         if eqn.primitive in names:
             found[names[eqn.primitive]].append(eqn)
     return found
-
-
-def equations(jaxpr: Any) -> Iterator[Any]:
-    """Iterate over the equations of a jaxpr and of all jaxprs nested in it."""
-    for eqn in jaxpr.eqns:
-        yield eqn
-        for inner in core.jaxprs_in_params(eqn.params):
-            yield from equations(inner)
 
 
 def path_of(eqn: Any, platform: str) -> ExecutionPath:
@@ -159,7 +149,9 @@ def kernel_of(
     traced = jax.make_jaxpr(functools.partial(function, platform=target, **params))(
         *avals
     )
-    loops = [inner for inner in equations(traced.jaxpr) if inner.primitive is loop_p]
+    loops = [
+        inner for inner in all_equations(traced.jaxpr) if inner.primitive is loop_p
+    ]
     if not loops:
         # No loop became a kernel. With a named kernel, tracing raises the reason.
         kernel: Any = schedule.loop

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -68,6 +68,14 @@ def bind_equation(eqn: Any, values: Values) -> list[Any]:
 def read_env(env: dict[Any, Any], var: Any) -> Any:
     """Return the value of a variable or literal."""
     return var.val if isinstance(var, core.Literal) else env[var]
+
+
+def all_equations(jaxpr: Any) -> Iterator[Any]:
+    """Yield the equations of a jaxpr and of all jaxprs inside it."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in core.jaxprs_in_params(eqn.params):
+            yield from all_equations(inner)
 
 
 def inline_calls(closed: Any) -> Any:

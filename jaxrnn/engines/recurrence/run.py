@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax
-from jax.extend import core
 from jax.sharding import AxisType
 
 from ...core.arrays import is_array
@@ -17,6 +15,7 @@ from ...core.cell import (
     select,
     unsupported_chunkwise_reason,
 )
+from ..jaxpr.evaluate import all_equations
 from ..jaxpr.step_program import EXPENSIVE, INPUT, StepJaxpr, trace_step
 from ..loops.kinds import Chunkwise, steps_an_iteration
 from .heuristics import EVERYTHING
@@ -208,26 +207,18 @@ def unsupported_step_reason(step: StepJaxpr) -> str | None:
     """
     if step.closed.effects:
         return "its step has side effects"
-    names = {eqn.primitive.name for eqn in _all_equations(step.closed.jaxpr)}
+    names = {eqn.primitive.name for eqn in all_equations(step.closed.jaxpr)}
     if names & {"pure_callback", "io_callback"}:
         return "its step calls back to Python"
     dtypes = [
         v.aval.dtype
-        for eqn in _all_equations(step.closed.jaxpr)
+        for eqn in all_equations(step.closed.jaxpr)
         for v in eqn.invars
         if is_array(v.aval)
     ]
     if "rng_bit_generator" in names or any("rbg" in str(dtype) for dtype in dtypes):
         return "its step draws from a generator whose numbers differ under vmap (rbg)"
     return None
-
-
-def _all_equations(jaxpr: Any) -> Iterator[Any]:
-    """Iterate over the equations of a jaxpr and of all jaxprs nested in it."""
-    for eqn in jaxpr.eqns:
-        yield eqn
-        for inner in core.jaxprs_in_params(eqn.params):
-            yield from _all_equations(inner)
 
 
 def _axes_of(value: Any) -> frozenset:
