@@ -8,6 +8,7 @@ import jax
 from jaxtyping import Array
 
 from ..cells import LSTMState
+from ..core.arrays import is_array
 from ..core.cell import Carry, Params, UnrollSpec
 from ..core.engine import AbstractNetworkEngine
 from ..unrolling import run_network
@@ -36,9 +37,11 @@ def unroll_network(
         `AbstractNetworkEngine` or does not support the cells or the arguments.
     """
     engine, cells = spec.engine, [cell for part in parts for cell in part]
-    is_truncated = spec.window is not None and spec.window < xs.shape[0]
+    steps = jax.tree.leaves(xs)[0].shape[0]
+    is_truncated = spec.window is not None and spec.window < steps
     if (
         not isinstance(engine, AbstractNetworkEngine)
+        or not is_array(xs)
         or is_truncated
         or spec.gradient_scale is not None
         or spec.all_carries

@@ -26,9 +26,10 @@ from ..core.cell import (
     Layer,
     Params,
     UnrollSpec,
+    bind_context,
     check_cell,
 )
-from ..core.validation import describe_tree
+from ..core.validation import check_one_array, describe_tree
 from ..unrolling import unroll_unchecked
 from .compose import init_in
 
@@ -237,6 +238,8 @@ class Dropout(StochasticLayer):
     rate: float
     variational: bool = False
     drawing: bool = True
+    # It takes inputs of any kind.
+    feature_ndim: ClassVar[None] = None  # type: ignore[assignment]
 
     def init(
         self, key: Array, input_size: int, dtype: DTypeLike | None = None
@@ -260,8 +263,12 @@ class Dropout(StochasticLayer):
     ):
         if not self.drawing:
             return (), xs, ()
+        check_one_array("dropout", xs)
         shape = xs.shape[1:] if self.variational else xs.shape
         return (), _drop(spec.key, self.rate, xs, shape), ()
+
+    def output_features(self, params: Params, input_size: int) -> int | None:
+        return input_size
 
     def output(self, params: Params, carry: tuple[()], x: Any) -> Array:
         if self.drawing:
@@ -294,6 +301,9 @@ class StochasticCellLayer(StochasticLayer):
     ) -> Carry:
         return self.cell.initial_carry(params, batch_shape, dtype)
 
+    def output_features(self, params: Params, input_size: int) -> int | None:
+        return self.cell.output_features(params, input_size)
+
     def output(self, params: Params, carry: Carry, x: Any) -> Any:
         return self.cell.output(params, carry, x)
 
@@ -310,6 +320,7 @@ class RecurrentDropout(StochasticCellLayer):
     ):
         if not self.drawing:
             return unroll_unchecked(self.cell, params, carry, xs, spec)
+        cell, params = bind_context(self.cell, params, spec.context)
         h = _hidden(carry)
         if not is_array(h) or not _is_real(h):
             raise TypeError(
@@ -320,7 +331,7 @@ class RecurrentDropout(StochasticCellLayer):
             )
         scale = _drop(spec.key, self.rate, jnp.ones_like(h), h.shape)
         return unroll_unchecked(
-            _MaskedRecurrence(self.cell),
+            _MaskedRecurrence(cell),
             (params, scale),
             carry,
             xs,
@@ -346,18 +357,18 @@ class Zoneout(StochasticCellLayer):
                 f"give one rate, or one for each"
             )
         rates = self.rates * len(leaves) if len(self.rates) == 1 else self.rates
+        cell, params = bind_context(self.cell, params, spec.context)
         if not self.drawing:
-            return unroll_unchecked(
-                _Averaged(self.cell, rates), params, carry, xs, spec
-            )
+            return unroll_unchecked(_Averaged(cell, rates), params, carry, xs, spec)
+        steps = jax.tree.leaves(xs)[0].shape[0]
         keys = jax.random.split(spec.key, len(leaves))
         # Masks (T, *B, H) are drawn for all steps at once and enter as inputs.
         keep_old = [
-            jax.random.bernoulli(k, r, (xs.shape[0], *a.shape))
+            jax.random.bernoulli(k, r, (steps, *a.shape))
             for k, r, a in zip(keys, rates, leaves, strict=True)
         ]
         return unroll_unchecked(
-            _ZonedOut(self.cell),
+            _ZonedOut(cell),
             params,
             carry,
             (xs, tuple(keep_old)),
