@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool
 
-from ..core.cell import Carry, Cell, Params, accumulator
+from ..core.cell import Carry, Cell, Context, Inputs, Params, accumulator
 from ..core.validation import (
     check_batch_shape,
     check_carry,
@@ -78,10 +78,10 @@ class BuiltinCell(Cell):
         self,
         params: Params,
         carry: Carry,
-        x: Any,
+        x: Inputs,
         *,
         reset: Bool[Array, "*B"] | None = None,
-        context: Any = None,
+        context: Context = None,
         key: Array | None = None,
     ) -> tuple[Carry, Any]:
         """Take one streaming step.

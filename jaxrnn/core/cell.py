@@ -40,6 +40,8 @@ from .validation import (
 Params = Any  # a pytree of arrays: a dict with words as keys
 # a pytree of arrays (*B, ...): an array, or a NamedTuple when it has several parts
 Carry = Any
+Inputs = Any  # an array (T, *B, D), or a pytree of arrays (T, *B, ...)
+Context = Any  # a pytree of arrays (*B, ...) that are the same at every step
 
 
 @register_for_export
@@ -153,7 +155,7 @@ class Cell(Static):
             )
         return jnp.zeros((*batch_shape, hidden_size), dtype or floating_dtype(params))
 
-    def project(self, params: Params, x: Inexact[Array, "*TB D"]) -> Any:
+    def project(self, params: Params, x: Inputs) -> Any:
         """Compute the part of a step that does not depend on the carry.
 
         It takes any leading axes, and is applied to all of time at once. By default it
@@ -221,10 +223,10 @@ class Cell(Static):
         self,
         params: Params,
         carry: Carry,
-        x: Any,
+        x: Inputs,
         *,
         reset: Bool[Array, "*B"] | None = None,
-        context: Any = None,
+        context: Context = None,
         key: Array | None = None,
     ) -> tuple[Carry, Any]:
         """Apply one streaming step.
@@ -607,7 +609,7 @@ class Layer(Static):
         raise NotImplementedError
 
     def unroll(
-        self, params: Params, carry: Carry, xs: Array, spec: UnrollSpec
+        self, params: Params, carry: Carry, xs: Inputs, spec: UnrollSpec
     ) -> tuple[Carry, Any, Carry]:
         """Apply the layer over a sequence.
 
@@ -645,10 +647,10 @@ class Layer(Static):
         self,
         params: Params,
         carry: Carry,
-        x: Any,
+        x: Inputs,
         *,
         reset: Bool[Array, "*B"] | None = None,
-        context: Any = None,
+        context: Context = None,
         key: Array | None = None,
     ) -> tuple[Carry, Any]:
         """Apply one streaming step: return ``(carry, y)`` after input ``x``.

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ..core.cell import Carry, Cell, Layer, Params, expand_flags, weaken_scalars
+from ..core.cell import Carry, Cell, Inputs, Layer, Params, expand_flags, weaken_scalars
 from ..core.masked_inputs import fill_masked_inputs
 from ..core.validation import (
     check_carry,
@@ -68,7 +68,7 @@ class LyapunovSpectrum(NamedTuple):
 def lyapunov_spectrum(
     cell: Cell | Layer,
     params: Params,
-    xs: Any,
+    xs: Inputs,
     carry: Carry = None,
     *,
     key: Array | None = None,
@@ -199,7 +199,7 @@ def _begin(
 def _spectrum(
     cell: Any,
     params: Params,
-    xs: Any,
+    xs: Inputs,
     mask: Array | None,
     state: LyapunovState,
     warmup: int,

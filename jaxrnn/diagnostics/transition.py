@@ -19,6 +19,7 @@ from jaxtyping import Array
 from ..core.cell import (
     Carry,
     Cell,
+    Inputs,
     Layer,
     Params,
     UnrollSpec,
@@ -41,7 +42,7 @@ class Transition:
 
     cell: Cell | Layer
 
-    def prepare(self, params: Params, xs: Array) -> Any:
+    def prepare(self, params: Params, xs: Inputs) -> Any:
         """Compute the part of all steps that does not depend on the carry, ``z``."""
         return self.cell.project(params, xs) if isinstance(self.cell, Cell) else xs
 
@@ -69,7 +70,7 @@ class Transition:
         self,
         params: Params,
         carry: Carry,
-        x: Array,
+        x: Inputs,
         keep: Any = None,
         reset: Any = None,
     ) -> Carry:
@@ -104,7 +105,7 @@ class Trajectory:
 def rollout(
     cell: Any,
     params: Params,
-    xs: Array,
+    xs: Inputs,
     carry: Carry,
     mask: Any,
     resets: Any,

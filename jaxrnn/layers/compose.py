@@ -15,6 +15,7 @@ from ..core.arrays import is_array
 from ..core.cell import (
     Carry,
     Cell,
+    Inputs,
     Layer,
     Params,
     UnrollSpec,
@@ -178,7 +179,7 @@ class Stack(Layer):
         )
 
     def unroll(
-        self, params: Params, carry: tuple[Carry, ...], xs: Array, spec: UnrollSpec
+        self, params: Params, carry: tuple[Carry, ...], xs: Inputs, spec: UnrollSpec
     ) -> tuple[Carry, Any, Carry]:
         # An engine such as cuDNN may run the whole network in one call.
         fused = unroll_network(
@@ -264,7 +265,7 @@ class Bidirectional(Layer):
         )
 
     def unroll(
-        self, params: Params, carry: BidirectionalCarry, xs: Array, spec: UnrollSpec
+        self, params: Params, carry: BidirectionalCarry, xs: Inputs, spec: UnrollSpec
     ) -> tuple[Carry, Any, Carry]:
         # An engine such as cuDNN may run both directions in one call.
         fused = unroll_network([_side_by_side(self)], params, carry, xs, spec)
@@ -296,7 +297,7 @@ class Bidirectional(Layer):
             forward, self.backward.output(params["backward"], carry.backward, x), x
         )
 
-    def _merged(self, forward: Any, backward: Any, xs: Any) -> Any:
+    def _merged(self, forward: Any, backward: Any, xs: Inputs) -> Any:
         """Concatenate or add the outputs of the two directions, leaf by leaf."""
         structure: Any = jax.tree.structure(forward)
         if structure != jax.tree.structure(backward):
@@ -358,7 +359,7 @@ class Residual(Layer):
         return self.layer.initial_carry(params, batch_shape, dtype)
 
     def unroll(
-        self, params: Params, carry: Carry, xs: Array, spec: UnrollSpec
+        self, params: Params, carry: Carry, xs: Inputs, spec: UnrollSpec
     ) -> tuple[Carry, Any, Carry]:
         check_one_array("residual", xs)
         last, ys, carries = unroll_unchecked(self.layer, params, carry, xs, spec)

@@ -16,13 +16,14 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from ..core.arrays import is_array
 from ..core.cell import (
     AbstractWrappedCell,
     Carry,
     Cell,
+    Inputs,
     Layer,
     Params,
     UnrollSpec,
@@ -258,7 +259,7 @@ class Dropout(StochasticLayer):
         self,
         params: Params,
         carry: tuple[()],
-        xs: Float[Array, "T *B D"],
+        xs: Inputs,
         spec: UnrollSpec,
     ):
         if not self.drawing:
@@ -315,9 +316,7 @@ class RecurrentDropout(StochasticCellLayer):
     rate: float
     drawing: bool = True
 
-    def unroll(
-        self, params: Params, carry: Carry, xs: Float[Array, "T *B D"], spec: UnrollSpec
-    ):
+    def unroll(self, params: Params, carry: Carry, xs: Inputs, spec: UnrollSpec):
         if not self.drawing:
             return unroll_unchecked(self.cell, params, carry, xs, spec)
         cell, params = bind_context(self.cell, params, spec.context)
@@ -346,9 +345,7 @@ class Zoneout(StochasticCellLayer):
     rates: tuple[float, ...]
     drawing: bool = True
 
-    def unroll(
-        self, params: Params, carry: Carry, xs: Float[Array, "T *B D"], spec: UnrollSpec
-    ):
+    def unroll(self, params: Params, carry: Carry, xs: Inputs, spec: UnrollSpec):
         leaves = [leaf for leaf in jax.tree.leaves(carry) if _is_real(leaf)]
         if len(self.rates) not in (1, len(leaves)):
             raise ValueError(
