@@ -532,7 +532,7 @@ class Layer(Static):
 
     Example:
         >>> import dataclasses, jax, jax.numpy as jnp, jaxrnn
-        >>> from jaxrnn.extending import unroll_unchecked
+        >>> from jaxrnn.extending import unroll_part
         >>> @dataclasses.dataclass(frozen=True)
         ... class Doubled(jaxrnn.Layer):
         ...     cell: jaxrnn.Cell
@@ -544,7 +544,7 @@ class Layer(Static):
         ...         return self.cell.initial_carry(params, batch_shape, dtype)
         ...
         ...     def unroll(self, params, carry, xs, spec):
-        ...         carry, ys, carries = unroll_unchecked(
+        ...         carry, ys, carries = unroll_part(
         ...             self.cell, params, carry, xs, spec
         ...         )
         ...         return carry, 2 * ys, carries
@@ -616,9 +616,9 @@ class Layer(Static):
         Args:
             params: the parameters.
             carry: the carry before the first step.
-            xs: the inputs, ``(T, *B, D)``.
+            xs: the inputs, ``(T, *B, D)``, or a pytree.
             spec: the other arguments of `jaxrnn.unroll`; pass them on to
-                `jaxrnn.extending.unroll_unchecked`.
+                `jaxrnn.extending.unroll_part`.
 
         Returns:
             The last carry, the outputs ``(T, *B, D')``, and the carries after every
