@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -83,7 +84,8 @@ def select_readout(
     part = jax.tree.map(lambda leaf: take(leaf, row_indices), trajectory)
     # Rows before the first step of a sequence are masked, so that they pass the
     # cotangent on unchanged.
-    part = part._replace(
+    part = dataclasses.replace(
+        part,
         mask=part.mask & in_sequence,
         resets=None if part.resets is None else part.resets & in_sequence,
     )

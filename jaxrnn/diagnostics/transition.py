@@ -84,13 +84,13 @@ class Transition:
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=("xs", "mask", "resets", "carries_before", "carries_after"),
-    meta_fields=("steps", "batch"),
+    meta_fields=("batch",),
 )
 @dataclasses.dataclass(frozen=True)
 class Trajectory:
     """An unrolled sequence: inputs, flags, and the carries before and after every step.
 
-    All arrays are ``(T, *B, ...)``; ``steps`` is T and ``batch`` is ``*B``.
+    All arrays are ``(T, *B, ...)``, and ``batch`` is ``*B``.
     """
 
     xs: Any
@@ -98,8 +98,12 @@ class Trajectory:
     resets: Array | None
     carries_before: Carry
     carries_after: Carry
-    steps: int
     batch: tuple[int, ...]
+
+    @property
+    def steps(self) -> int:
+        """Return T."""
+        return jax.tree.leaves(self.xs)[0].shape[0]
 
 
 def rollout(
@@ -128,9 +132,9 @@ def rollout(
         return_carries=True,
     )  # type: ignore[misc]
     xs = fill_masked_inputs(jax.tree.map(jnp.asarray, xs), mask)
-    steps, *batch = check_inputs(xs, cell.feature_ndim)
+    batch = check_inputs(xs, cell.feature_ndim)[1:]
     initial_carry = (
-        cell.initial_carry(params, tuple(batch))
+        cell.initial_carry(params, batch)
         if carry is None
         else jax.tree.map(jnp.asarray, carry)
     )
@@ -142,9 +146,7 @@ def rollout(
         initial_carry,
         carries_after,
     )
-    return Trajectory(
-        xs, mask, resets, carries_before, carries_after, steps, tuple(batch)
-    )
+    return Trajectory(xs, mask, resets, carries_before, carries_after, batch)
 
 
 def check_supported(cell: Any, what: str) -> None:
