@@ -106,7 +106,7 @@ def check_inputs(xs: Any, feature_ndim: Any = 1) -> tuple[int, ...]:
             raise ValueError(
                 f"the arrays of xs must share time and batch axes (T, *B), but "
                 f"xs{jax.tree_util.keystr(leaves[0][0])} has {leads[0]} and {name} has "
-                f"{leads[-1]}, each without its feature axes: feature_ndim says that these "
+                f"{leads[-1]}, each without feature axes: feature_ndim says that these "
                 f"are {ndims}, in the order of the leaves"
             )
     return leads[0]
