@@ -441,6 +441,7 @@ TABLE = {
         "test_ragged_lengths_and_a_carry": [
             "lstm learned",
             "gru before",
+            "mgu",
             "two of both lstm",
         ],
         "test_neither_lengths_nor_a_carry": ["dropout"],

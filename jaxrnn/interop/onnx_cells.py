@@ -1,4 +1,4 @@
-"""Elman, LSTM and GRU cells as the operators RNN, LSTM and GRU of ONNX."""
+"""Elman, LSTM, GRU and MGU cells as the operators RNN, LSTM and GRU of ONNX."""
 
 from __future__ import annotations
 
@@ -26,9 +26,7 @@ def converted(
     The weights are W ``(1, G H, D)``, R ``(1, G H, H)`` and B ``(1, 2 G H)`` for G
     gates, the peepholes ``(1, 3 H)``.
     """
-    convert: Any = {cells.Elman: _elman, cells.LSTM: _lstm, cells.GRU: _gru}.get(
-        type(cell)
-    )
+    convert: Any = CONVERTERS.get(type(cell))
     if convert is None:
         raise TypeError(
             f"to_onnx: {type(cell).__name__} has no operator in ONNX, whose recurrent "
@@ -130,8 +128,33 @@ def _gru(cell: cells.GRU, params: dict[str, np.ndarray]):
     )
 
 
+def _mgu(cell: cells.MGU, params: dict[str, np.ndarray]):
+    """Convert an MGU to a GRU with reset before U_n, r = f and z = 1 - f.
+
+    ``1 - sigmoid(a) = sigmoid(-a)``: the block of f is used twice, once negated.
+    """
+    packed = [
+        _packed(np.split(params[name], 2, -1), [0, 0, 1], (-1, 1, 1))
+        for name in ("input_kernel", "recurrent_kernel", "bias")
+    ]
+    return (
+        "GRU",
+        [*packed[:2], _biases(packed[2])],
+        None,
+        {"linear_before_reset": 0},
+    )
+
+
 def _biases(inputs: np.ndarray, recurrent: np.ndarray | None = None) -> np.ndarray:
     """Concatenate the biases of x and of h; the latter default to zeros."""
     return np.concatenate(
         [inputs, np.zeros_like(inputs) if recurrent is None else recurrent], -1
     )
+
+
+CONVERTERS: dict[Any, Any] = {
+    cells.Elman: _elman,
+    cells.LSTM: _lstm,
+    cells.GRU: _gru,
+    cells.MGU: _mgu,
+}

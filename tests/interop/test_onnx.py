@@ -10,6 +10,7 @@ from subjects import D, UserCell, draw_params, normal
 
 import jaxrnn
 from jaxrnn import GRU, LSTM, Elman
+from jaxrnn.cells import MGU
 from jaxrnn.interop import to_onnx
 
 onnx = pytest.importorskip("onnx")
@@ -29,6 +30,8 @@ LAYERS = {
     "lstm coupled peephole": LSTM(H, coupled_gates=True, peephole=True),
     "gru": GRU(H),
     "gru before": GRU(H, reset_after=False),
+    "mgu": MGU(H),
+    "both mgu": jaxrnn.bidirectional(MGU(H, **LEARNED)),
     "two lstm": jaxrnn.stack(LSTM(H), LSTM(3, **LEARNED)),
     "both gru": jaxrnn.bidirectional(GRU(H)),
     "both, sum": jaxrnn.bidirectional(LSTM(H), Elman(H), merge="sum"),
