@@ -15,6 +15,7 @@ from .minimal import MinGRU as MinGRU
 from .minimal import MinLSTM as MinLSTM
 from .mlstm import MLSTM as MLSTM
 from .mlstm import MLSTMState as MLSTMState
+from .orthogonal import OrthogonalRNN as OrthogonalRNN
 from .slstm import SLSTM as SLSTM
 from .slstm import SLSTMState as SLSTMState
 from .ssm import S5 as S5

@@ -63,12 +63,13 @@ def _packed(
     ]
 
 
-def _elman(cell: cells.Elman, params: dict[str, np.ndarray]):
-    """Convert an Elman cell."""
+def _elman(cell: Any, params: dict[str, np.ndarray]):
+    """Convert an Elman cell, or another with its step and its activation."""
     if cell.activation not in ACTIVATIONS:
         raise ValueError(
-            f"to_onnx: the activation {cell.activation} of this Elman has no name in "
-            f"ONNX; supported are jnp.tanh, jax.nn.relu and jax.nn.sigmoid"
+            f"to_onnx: the activation {cell.activation} of this "
+            f"{type(cell).__name__} has no name in ONNX; supported are jnp.tanh, "
+            f"jax.nn.relu and jax.nn.sigmoid"
         )
     weights = [
         params["input_kernel"].T[None],
@@ -145,6 +146,17 @@ def _mgu(cell: cells.MGU, params: dict[str, np.ndarray]):
     )
 
 
+def _orthogonal(cell: cells.OrthogonalRNN, params: dict[str, np.ndarray]):
+    """Convert an orthogonal network to an Elman cell with the matrix that it has."""
+    if cell.modrelu:
+        raise ValueError(
+            "to_onnx: modReLU, the activation of this OrthogonalRNN, has no name in "
+            "ONNX; supported are the activations of OrthogonalRNN(modrelu=False)"
+        )
+    W = np.asarray(cell.recurrent_weights(params))
+    return _elman(cell, params | {"recurrent_kernel": W})
+
+
 def _biases(inputs: np.ndarray, recurrent: np.ndarray | None = None) -> np.ndarray:
     """Concatenate the biases of x and of h; the latter default to zeros."""
     return np.concatenate(
@@ -157,4 +169,5 @@ CONVERTERS: dict[Any, Any] = {
     cells.LSTM: _lstm,
     cells.GRU: _gru,
     cells.MGU: _mgu,
+    cells.OrthogonalRNN: _orthogonal,
 }

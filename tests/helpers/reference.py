@@ -441,7 +441,25 @@ def ctrnn_output(cell, p, s, x):
     return np.maximum(s, 0) if cell.activation is jax.nn.relu else np.tanh(s)
 
 
+def orthogonal_step(cell, p, h, x):
+    """By a system of equations, where the cell has an inverse."""
+    H, skew = cell.hidden_size, iter(p["skew"])
+    A = np.zeros((H, H), p["skew"].dtype)
+    for i in range(H):
+        for j in range(i):
+            A[i, j] = next(skew)
+            A[j, i] = -A[i, j]
+    W = np.linalg.solve((np.eye(H) + A).T, (np.eye(H) - A).T).T
+    W[: round(cell.negative * H)] *= -1
+    a, b = x @ p["input_kernel"] + h @ W, p["bias"]
+    if not cell.modrelu:
+        return np.tanh(a + b)
+    sign = np.sign(a.real)
+    return sign * np.maximum(sign * a + b, 0)
+
+
 NUMPY_STEPS = {
+    "OrthogonalRNN": orthogonal_step,
     "CTRNN": ctrnn_step,
     "MGU": mgu_step,
     "MinGRU": min_gru_step,

@@ -24,6 +24,7 @@ from ...cells import (
     IndRNN,
     MinGRU,
     MinLSTM,
+    OrthogonalRNN,
 )
 from ...core.cell import Cell, Layer
 from ...core.validation import describe
@@ -47,6 +48,7 @@ KNOWN = {
     "mlstm": "one matrix memory; mlstm:N, N of them, a divisor of --hidden",
     "mgu": "the minimal gated unit, update bias 0; mgu:chrono",
     "ctrnn": "relu, time constants of 5 steps; ctrnn:T, of T steps",
+    "orthogonal": "scoRNN, an orthogonal recurrent matrix, modReLU",
     "indrnn": "relu, recurrent weights uniform from 0 to 1",
     "diagonal-gru": "ParaGRU, biases as published; diagonal-gru:chrono",
     "diagonal-lstm": "ParaLSTM, biases as published; diagonal-lstm:chrono",
@@ -70,24 +72,23 @@ LINEAR: dict[str, Any] = {
 ALONE = "alone"
 HEADS = {"slstm": SLSTM, "mlstm": MLSTM}
 # Cells of one form, made from the number of units alone
-PLAIN: dict[str, Any] = {"indrnn": IndRNN, "mgu": MGU, "ctrnn": CTRNN}
+PLAIN: dict[str, Any] = {
+    "indrnn": IndRNN,
+    "mgu": MGU,
+    "ctrnn": CTRNN,
+    "orthogonal": OrthogonalRNN,
+}
 CHRONOS = ("lstm", "gru", "mgu", "diagonal-gru", "diagonal-lstm")
 
 
 def make_cell(spec: str, hidden: int, length: int) -> Cell | Layer:
     """Make the cell that ``spec`` names.
 
-    The names are ``elman`` (tanh, orthogonal), ``elman:G`` (normal recurrent matrix of
-    gain G), ``irnn`` (Le, Jaitly & Hinton 2015); ``lstm`` and ``gru`` with their
-    default biases, ``lstm:B`` (forget bias B), ``gru:B`` (update bias B),
-    ``lstm:chrono`` and ``gru:chrono`` (Tallec & Ollivier 2018, eq. 16, where the
-    longest time is that of the task); ``mgu`` and ``mgu:chrono``;
-    ``ctrnn`` and ``ctrnn:T`` (a time constant of T steps); ``slstm:N`` and ``mlstm:N``
-    with N heads, ``indrnn``, ``diagonal-gru`` and ``diagonal-lstm``, the latter two
-    optionally with ``:chrono``. ``min-gru``, ``min-lstm``, ``rg-lru``, ``lru`` and
-    ``s5``, which are linear in their state, are each wrapped in a
-    `jaxrnn.residual_block` of ``hidden`` features; ``min-gru:alone`` and
-    ``min-lstm:alone`` are the bare cells.
+    The names and their variants stand in `KNOWN`: the IRNN is that of Le, Jaitly &
+    Hinton (2015); ``chrono`` draws biases by Tallec & Ollivier (2018, eq. 16) for
+    memories as long as the task's sequences. Cells that are linear in their state are
+    each wrapped in a `jaxrnn.residual_block` of ``hidden`` features, unless the variant
+    is ``alone``.
 
     Args:
         spec: the name, optionally with a variant.
