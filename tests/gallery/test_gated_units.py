@@ -1,0 +1,78 @@
+"""MGU and JANET: an LSTM and a GRU with one gate, written as a user writes a cell."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from gallery import B, D, H, T, assert_is_twin, lines_of_code, normal
+
+import jaxrnn
+
+
+@dataclasses.dataclass(frozen=True)
+class MGU(jaxrnn.Cell):
+    """f = σ(W_f x + U_f h); c = tanh(W_c x + U_c (f h)); h' = (1 - f) h + f c."""
+
+    hidden_size: int
+
+    def init(self, key, input_size):
+        w, u = jax.random.split(key)
+        shape = (input_size, 2 * self.hidden_size), (self.hidden_size,) * 2
+        keys = jax.random.split(u)
+        return {
+            "w": jax.random.normal(w, shape[0]) / 2,
+            "u_f": jax.random.normal(keys[0], shape[1]) / 2,
+            "u_c": jax.random.normal(keys[1], shape[1]) / 2,
+        }
+
+    def step(self, params, h, z):
+        z_f, z_c = jnp.split(z @ params["w"], 2, axis=-1)
+        f = jax.nn.sigmoid(z_f + h @ params["u_f"])
+        return (1 - f) * h + f * jnp.tanh(z_c + (f * h) @ params["u_c"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Janet(jaxrnn.Cell):
+    """The LSTM with its forget gate alone: c' = σ(s) c + (1 - σ(s - β)) tanh(...).
+
+    van der Westhuizen and Lasenby (2018).
+    """
+
+    hidden_size: int
+    beta: float = 1.0
+
+    def init(self, key, input_size):
+        keys, H = jax.random.split(key), self.hidden_size
+        return {
+            "w": jax.random.normal(keys[0], (input_size, 2 * H)) / 2,
+            "u": jax.random.normal(keys[1], (H, 2 * H)) / 2,
+        }
+
+    def step(self, params, h, z):
+        s, c = jnp.split(z @ params["w"] + h @ params["u"], 2, axis=-1)
+        keep, write = jax.nn.sigmoid(s), 1 - jax.nn.sigmoid(s - self.beta)
+        return keep * h + write * jnp.tanh(c)
+
+
+def test_mgu():
+    assert lines_of_code(MGU) <= 16
+    cell = MGU(H)
+    params = cell.init(jax.random.key(0), D)
+
+    def step(p, h, x):
+        f = 1 / (1 + jnp.exp(-(p["w"][:, :H].T @ x + p["u_f"].T @ h)))
+        return h + f * (jnp.tanh(p["w"][:, H:].T @ x + p["u_c"].T @ (f * h)) - h)
+
+    assert_is_twin(cell, params, normal(1, T, B, D), step, jnp.zeros(H))
+
+
+def test_janet():
+    cell = Janet(H)
+    params = cell.init(jax.random.key(0), D)
+
+    def step(p, h, x):
+        s = p["w"][:, :H].T @ x + p["u"][:, :H].T @ h
+        new = jnp.tanh(p["w"][:, H:].T @ x + p["u"][:, H:].T @ h)
+        return h / (1 + jnp.exp(-s)) + new / (1 + jnp.exp(s - 1.0))
+
+    assert_is_twin(cell, params, normal(1, T, B, D), step, jnp.zeros(H))
