@@ -155,6 +155,10 @@ TABLE = {
         "test_the_default_is_chunks_unless_all_carries_are_asked_for": 0,
         "test_float32": 0,
     },
+    "cells/test_orthogonal.py": {
+        "test_the_matrix_is_built_once": ["default"],
+        "test_eigenvalues_at_init": 1,
+    },
     "cells/test_modern_cells.py": {
         "test_the_stabilised_slstm_is_the_plain_one": 1,
         "test_gates_that_overflow": ["*-exponential"],
@@ -441,6 +445,8 @@ TABLE = {
         "test_ragged_lengths_and_a_carry": [
             "lstm learned",
             "gru before",
+            "mgu",
+            "orthogonal",
             "two of both lstm",
         ],
         "test_neither_lengths_nor_a_carry": ["dropout"],

@@ -28,6 +28,7 @@ from jaxrnn import (
     MinLSTM,
     initializers,
 )
+from jaxrnn.cells import CTRNN, MGU, OrthogonalRNN
 from jaxrnn.layers.compose import Bidirectional
 
 T, B, D = 5, 3, 3
@@ -102,6 +103,11 @@ CELLS = {
     "gru_before": GRU(4, reset_after=False),
     "gru_before_layer_norm": GRU(4, reset_after=False, layer_norm=True),
     "mlstm": MLSTM(4, num_heads=2, key_size=3),
+    "mgu": MGU(4),
+    "ctrnn": CTRNN(4, dt=2.0, tau=(3.0, 5.0, 7.0, 20.0), activation=jnp.tanh),
+    "ctrnn_dale": CTRNN(4, tau=3.0, learned_tau=True, dale=0.7, autapses=False),
+    "orthogonal": OrthogonalRNN(4),
+    "orthogonal_tanh": OrthogonalRNN(3, negative=0.3, modrelu=False),
     "indrnn": IndRNN(4),
     "diagonal_gru": DiagonalGRU(4),
     "diagonal_lstm": DiagonalLSTM(4),

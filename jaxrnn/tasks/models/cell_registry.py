@@ -9,9 +9,11 @@ from typing import Any
 import jax
 
 from ...cells import (
+    CTRNN,
     GRU,
     LRU,
     LSTM,
+    MGU,
     MLSTM,
     RGLRU,
     S5,
@@ -22,6 +24,7 @@ from ...cells import (
     IndRNN,
     MinGRU,
     MinLSTM,
+    OrthogonalRNN,
 )
 from ...core.cell import Cell, Layer
 from ...core.validation import describe
@@ -43,6 +46,9 @@ KNOWN = {
     "gru": "update bias 0; gru:B, update bias B; gru:chrono",
     "slstm": "one head; slstm:N, N heads, a divisor of --hidden",
     "mlstm": "one matrix memory; mlstm:N, N of them, a divisor of --hidden",
+    "mgu": "the minimal gated unit, update bias 0; mgu:chrono",
+    "ctrnn": "relu, time constants of 5 steps; ctrnn:T, of T steps",
+    "orthogonal": "scoRNN, an orthogonal recurrent matrix, modReLU",
     "indrnn": "relu, recurrent weights uniform from 0 to 1",
     "diagonal-gru": "ParaGRU, biases as published; diagonal-gru:chrono",
     "diagonal-lstm": "ParaLSTM, biases as published; diagonal-lstm:chrono",
@@ -65,21 +71,24 @@ LINEAR: dict[str, Any] = {
 }
 ALONE = "alone"
 HEADS = {"slstm": SLSTM, "mlstm": MLSTM}
-CHRONOS = ("lstm", "gru", "diagonal-gru", "diagonal-lstm")
+# Cells of one form, made from the number of units alone
+PLAIN: dict[str, Any] = {
+    "indrnn": IndRNN,
+    "mgu": MGU,
+    "ctrnn": CTRNN,
+    "orthogonal": OrthogonalRNN,
+}
+CHRONOS = ("lstm", "gru", "mgu", "diagonal-gru", "diagonal-lstm")
 
 
 def make_cell(spec: str, hidden: int, length: int) -> Cell | Layer:
     """Make the cell that ``spec`` names.
 
-    The names are ``elman`` (tanh, orthogonal), ``elman:G`` (normal recurrent matrix of
-    gain G), ``irnn`` (Le, Jaitly & Hinton 2015); ``lstm`` and ``gru`` with their
-    default biases, ``lstm:B`` (forget bias B), ``gru:B`` (update bias B),
-    ``lstm:chrono`` and ``gru:chrono`` (Tallec & Ollivier 2018, eq. 16, where the
-    longest time is that of the task); ``slstm:N`` and ``mlstm:N`` with N heads,
-    ``indrnn``, ``diagonal-gru`` and ``diagonal-lstm``, the latter two optionally with
-    ``:chrono``. ``min-gru``, ``min-lstm``, ``rg-lru``, ``lru`` and ``s5``, which are
-    linear in their state, are each wrapped in a `jaxrnn.residual_block` of ``hidden``
-    features; ``min-gru:alone`` and ``min-lstm:alone`` are the bare cells.
+    The names and their variants stand in `KNOWN`: the IRNN is that of Le, Jaitly &
+    Hinton (2015); ``chrono`` draws biases by Tallec & Ollivier (2018, eq. 16) for
+    memories as long as the task's sequences. Cells that are linear in their state are
+    each wrapped in a `jaxrnn.residual_block` of ``hidden`` features, unless the variant
+    is ``alone``.
 
     Args:
         spec: the name, optionally with a variant.
@@ -101,8 +110,10 @@ def make_cell(spec: str, hidden: int, length: int) -> Cell | Layer:
             if variant
             else Elman(hidden)
         )
-    if name == "indrnn":
-        return IndRNN(hidden)
+    if name in PLAIN and not variant:
+        return PLAIN[name](hidden)
+    if name == "ctrnn":
+        return CTRNN(hidden, tau=float(variant))
     if name in LINEAR:
         if name == "lru":
             return residual_block(
@@ -140,11 +151,9 @@ def make_cell(spec: str, hidden: int, length: int) -> Cell | Layer:
     if not variant:
         return LSTM(hidden) if name == "lstm" else GRU(hidden)
     bias = Chrono(float(max(length, 3))) if variant == CHRONO else float(variant)
-    return (
-        LSTM(hidden, forget_bias=bias)
-        if name == "lstm"
-        else GRU(hidden, update_bias=bias)
-    )
+    if name == "lstm":
+        return LSTM(hidden, forget_bias=bias)
+    return (MGU if name == "mgu" else GRU)(hidden, update_bias=bias)
 
 
 def check_cell_name(what: str, spec: str) -> None:
@@ -179,6 +188,8 @@ def _is_variant(name: str, variant: str) -> bool:
         return variant == ALONE
     if name == "lru":
         return _is_number(variant) and 0 < float(variant) <= 2 * math.pi
+    if name == "ctrnn":
+        return _is_number(variant) and float(variant) >= 1
     return (variant == CHRONO and name in CHRONOS) or (
         name in ("elman", "lstm", "gru") and _is_number(variant)
     )
