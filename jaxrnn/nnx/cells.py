@@ -181,7 +181,8 @@ def why_impure(cell: Any, x: jax.ShapeDtypeStruct) -> str | None:
         module = nnx.merge(graph, jax.tree.map(lambda leaf: leaf, state))
         y = module(initialized_carry(module, x.shape), x)[1]
         after = nnx.split(module)[1]
-        writes = jax.tree.structure(after) != jax.tree.structure(state) or any(
+        one: Any = jax.tree.structure(after)
+        writes = one != jax.tree.structure(state) or any(
             new is not old
             for new, old in zip(jax.tree.leaves(after), jax.tree.leaves(state))
         )
