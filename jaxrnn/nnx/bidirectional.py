@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Inexact, Shaped
 
 from ..core.cell import Cell, Layer
 from ..core.validation import describe
-from .flip import Lengths, flip_sequences
+from ..modules.flip import Lengths, flip_sequences
 
 
 def _concatenate(forward: Array, backward: Array) -> Array:
@@ -28,10 +29,11 @@ class Bidirectional(nnx.Module):
     Args: forward_rnn, backward_rnn: two `RNN` modules, or modules that are called like
         one. They must be two objects, so that each has parameters of its own. (To share
         parameters, make two `RNN` of one cell.) merge_fn: ``merge_fn(forward_outputs,
-        backward_outputs) -> outputs``, both in the order of the inputs. The default
-        concatenates the features. time_major: inputs and outputs are ``(T, B, D)``
-        instead of ``(B, T, D)``. return_carry: return ``(carry, outputs)`` from each
-        call. rngs: accepted for compatibility with flax, and ignored.
+        backward_outputs) -> outputs``, for each array of the outputs, both in the order
+        of the inputs. The default concatenates the features. time_major: inputs and
+        outputs are ``(T, B, D)`` instead of ``(B, T, D)``. return_carry: return
+        ``(carry, outputs)`` from each call. rngs: accepted for compatibility with flax,
+        and ignored.
 
     Raises:
         TypeError: if a direction is not an `RNN`.
@@ -129,9 +131,12 @@ class Bidirectional(nnx.Module):
         backward, backward_ys = self._directed(
             self.backward_rnn, inputs, backward, not reverse, options
         )
-        outputs = self.merge_fn(forward_ys, backward_ys)
+        outputs = jax.tree.map(self.merge_fn, forward_ys, backward_ys)
         if reverse and keep_order is False:
-            outputs = flip_sequences(outputs, seq_lengths, outputs.ndim - 2, time_major)
+            outputs = jax.tree.map(
+                lambda ys: flip_sequences(ys, seq_lengths, inputs.ndim - 2, time_major),
+                outputs,
+            )
         return_carry = self.return_carry if return_carry is None else return_carry
         return ((forward, backward), outputs) if return_carry else outputs
 

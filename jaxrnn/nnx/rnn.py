@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Inexact, Shaped
+from jaxtyping import Array, Bool, Shaped
 
 from ..core.arrays import is_array
 from ..core.cell import Carry, Cell, Layer, Params, check_cell, weaken_scalars
@@ -15,10 +15,12 @@ from ..core.validation import check_inputs, check_ours, check_positive
 from ..engines import Scan
 from ..layers import inference
 from ..layers.compose import init_in, outputs_of
-from ..unrolling import mask_from_lengths
-from ..unrolling import unroll as unroll_layer
-from .cells import Walkable, walkable
-from .flip import Lengths, flip_sequences
+from ..modules.flip import Lengths
+from ..modules.forms import Form
+from ..modules.running import Ran, run_in_engine, run_in_loop, steps_per_iteration
+from ..modules.sequences import Order, Sequences, arrange
+from .cells import feature_axes, form_of, initialized_carry, why_impure
+from .scan import scan_cell
 
 
 class RNN(nnx.Module):
@@ -36,9 +38,12 @@ class RNN(nnx.Module):
         the order of the inputs; False returns them in the order in which they are
         computed. unroll: the number of steps per iteration of the loop. engine: see
         `jaxrnn.unroll`. dtype: the dtype of the parameters of a jaxrnn cell or layer.
-        state_axes, broadcast_rngs: not supported; refused by name. rngs: ``nnx.Rngs``
-        whose ``params`` stream draws the parameters of a jaxrnn cell or layer. Ignored
-        for a flax cell.
+        state_axes: for a flax cell that changes its own variables while it steps, where
+        each kind of variable goes: an int is an axis over time, ``nnx.Carry`` hands it
+        from step to step (the default for all), None gives every step the same.
+        broadcast_rngs: a filter of the key streams of a flax cell from which all steps
+        of a call draw the same numbers. rngs: ``nnx.Rngs`` whose ``params`` stream
+        draws the parameters of a jaxrnn cell or layer. Ignored for a flax cell.
 
     Attributes:
         output_size: the number of output features (for a flax cell its
@@ -78,13 +83,6 @@ class RNN(nnx.Module):
         broadcast_rngs: Any = None,
         rngs: Any = True,
     ):
-        if state_axes is not None or broadcast_rngs is not None:
-            raise TypeError(
-                "RNN: state_axes and broadcast_rngs are for cells that change their "
-                "own variables while they step, which are "
-                "not supported: use jaxrnn.recurrent_dropout or jaxrnn.zoneout "
-                "around a jaxrnn cell, or flax's nnx.RNN"
-            )
         if isinstance(cell, nnx.Module):
             if not hasattr(cell, "initialize_carry"):
                 raise TypeError(
@@ -100,7 +98,15 @@ class RNN(nnx.Module):
                 )
             self.cell, self.input_size = cell, getattr(cell, "in_features", None)
             self.output_size: Any = getattr(cell, "hidden_features", None)
+            self.broadcast_rngs = broadcast_rngs
+            self.state_axes = None if state_axes is None else nnx.StateAxes(state_axes)
         else:
+            if state_axes is not None or broadcast_rngs is not None:
+                raise TypeError(
+                    "RNN: state_axes and broadcast_rngs are for a flax cell that "
+                    "changes its own variables while it steps; a jaxrnn cell has none: "
+                    "leave them out"
+                )
             self._draw_params(cell, input_size, dtype, rngs)
         check_positive(self, unroll=unroll)
         self.engine = Scan(unroll=unroll) if engine is None and unroll > 1 else engine
@@ -136,13 +142,26 @@ class RNN(nnx.Module):
             )
         )
 
-    def _walkable(self, dtype: Any = None, features: int | None = None) -> Walkable:
+    def _form(self, dtype: Any = None, features: int | None = None) -> Form:
         """Return the arguments of `jaxrnn.unroll` for this module."""
         return (
-            walkable(self.cell, dtype, features)
-            if hasattr(self, "cell")
-            else Walkable(self.layer, self._own_values())
+            form_of(self.cell, dtype, features)
+            if self._wraps_flax
+            else Form(self.layer, self._own_values())
         )
+
+    @property
+    def _wraps_flax(self) -> bool:
+        """Whether the cell is one of flax."""
+        return hasattr(self, "cell")
+
+    def _why_impure(self, x: jax.ShapeDtypeStruct) -> str | None:
+        """Say why flax's own scan must run the cell, or None; ``x`` is an input."""
+        if not self._wraps_flax:
+            return None
+        if self.state_axes is not None or self.broadcast_rngs is not None:
+            return "state_axes or broadcast_rngs is given"
+        return why_impure(self.cell, x)
 
     def _own_values(self) -> Params:
         """Return the parameters of a jaxrnn cell or layer as plain arrays."""
@@ -157,15 +176,15 @@ class RNN(nnx.Module):
 
         Those of a flax cell are packed in jaxrnn's order.
         """
-        return self._walkable().params
+        return self._form().params
 
     def initial_carry(self, batch_shape: tuple[int, ...] = ()) -> Carry:
         """Return the carry before the first step, for the given batch shape."""
-        layer, params, _, _, leave = self._walkable()
+        layer, params, _, _, leave = self._form()
         return leave(layer.initial_carry(params, batch_shape))
 
-    def step(self, carry: Carry, x: Inexact[Array, "*B D"]) -> tuple[Carry, Array]:
-        """Apply one step without randomness, for streaming.
+    def step(self, carry: Carry, x: Shaped[Array, "*B D"]) -> tuple[Carry, Array]:
+        """Apply one step, for streaming; a jaxrnn layer draws nothing in it.
 
         Args:
             carry: the carry before the step.
@@ -174,7 +193,9 @@ class RNN(nnx.Module):
         Returns:
             ``(carry, y)``, the carry after the step and the output ``(*B, H)``.
         """
-        layer, params, dtype, enter, leave = self._walkable(x.dtype, x.shape[-1])
+        if self._why_impure(jax.ShapeDtypeStruct(x.shape, x.dtype)):
+            return self.cell(carry, x)
+        layer, params, dtype, enter, leave = self._form(x.dtype, x.shape[-1])
         carry, y = inference(layer)(
             params, enter(carry, x.shape[:-1]), x if dtype is None else x.astype(dtype)
         )
@@ -205,7 +226,8 @@ class RNN(nnx.Module):
             ys, carries)``. The carries are time-major whatever ``time_major`` is. rngs:
             ``nnx.Rngs``, required by a layer with dropout or zoneout unless it is
             deterministic; its ``dropout`` stream is used. As elsewhere in flax, modules
-            that draw nothing accept and ignore it.
+            that draw nothing accept and ignore it, and so do flax's cells, which draw
+            from streams of their own.
 
         Returns:
             The outputs ``(*B, T, H)``, or time-major; zero at padded steps. With
@@ -214,60 +236,77 @@ class RNN(nnx.Module):
         Raises: TypeError, ValueError: for arrays whose shapes or dtypes do not fit, for
             a mask together with ``seq_lengths``, or for missing ``rngs``.
         """
-        time_major, reverse, keep_order, return_carry = (
-            getattr(self, name) if argument is None else argument
-            for name, argument in [
-                ("time_major", time_major),
-                ("reverse", reverse),
-                ("keep_order", keep_order),
-                ("return_carry", return_carry),
-            ]
+        order = Order(
+            self.time_major if time_major is None else time_major,
+            self.reverse if reverse is None else reverse,
+            self.keep_order if keep_order is None else keep_order,
         )
         check_ours("inputs", inputs)
-        target = self._walkable(inputs.dtype, inputs.shape[-1])
-        xs = inputs if target.dtype is None else inputs.astype(target.dtype)
-        self._check(
-            xs,
-            mask,
-            seq_lengths,
-            resets,
-            initial_carry,
-            time_major,
-            reverse and not keep_order,
-        )
-        axis = 0 if time_major else xs.ndim - 2
-        xs, mask, resets = jax.tree.map(
-            lambda a: jnp.moveaxis(a, axis, 0), (xs, mask, resets)
-        )
-        if seq_lengths is not None:
-            lengths: Any = seq_lengths  # may be a list, which the function checks
-            mask = mask_from_lengths(lengths, xs.shape[0])
-        layer = inference(target.layer) if self.deterministic else target.layer
-        last_carry, ys, *carries = unroll_layer(
-            layer,
-            target.params,
-            xs,
-            None
-            if initial_carry is None
-            else target.enter(initial_carry, xs.shape[1:-1]),
+        features = feature_axes(self.cell) if self._wraps_flax else 1
+        sequences = arrange(inputs, features, order, mask, seq_lengths, resets)
+        self._check_drawn_carry(initial_carry, resets)
+        shape = jax.eval_shape(lambda xs: xs[0], sequences.xs)
+        why = self._why_impure(shape)
+        if why is None:
+            ran = self._in_engine(sequences, initial_carry, order, rngs, return_carries)
+        else:
+            ran = self._in_loop(sequences, initial_carry, order, why, return_carries)
+        if return_carries:
+            return tuple(ran)
+        return_carry = self.return_carry if return_carry is None else return_carry
+        return (ran.carry, ran.ys) if return_carry else ran.ys
+
+    def _in_engine(
+        self,
+        sequences: Sequences,
+        carry: Carry,
+        order: Order,
+        rngs: Any,
+        return_carries: bool,
+    ) -> Ran:
+        """Run sequences by `jaxrnn.unroll`."""
+        xs = sequences.xs
+        form = self._form(xs.dtype, xs.shape[-1])
+        check_inputs(xs if form.dtype is None else xs.astype(form.dtype))
+        layer = inference(form.layer) if self.deterministic else form.layer
+        return run_in_engine(
+            form._replace(layer=layer),
+            sequences,
+            carry,
+            order,
             engine=self.engine,
-            mask=mask,
-            resets=resets,
-            reverse=reverse,
             key=self._key(layer, rngs),
             return_carries=return_carries,
         )
-        if reverse and not keep_order:
-            ys = jax.tree.map(
-                lambda leaf: flip_sequences(leaf, seq_lengths, xs.ndim - 2, True), ys
-            )
-        last_carry, ys = (
-            target.leave(last_carry),
-            jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, axis), ys),
+
+    def _in_loop(
+        self,
+        sequences: Sequences,
+        carry: Carry,
+        order: Order,
+        why: str,
+        return_carries: bool,
+    ) -> Ran:
+        """Run sequences in flax's own scan."""
+        loop = scan_cell(
+            self.cell,
+            state_axes=self.state_axes,
+            broadcast_rngs=self.broadcast_rngs,
+            unroll=steps_per_iteration(self.engine, why),
         )
-        if return_carries:
-            return last_carry, ys, target.leave(carries[0])
-        return (last_carry, ys) if return_carry else ys
+        initial = (
+            initialized_carry(self.cell, sequences.xs.shape[1:])
+            if carry is None or sequences.resets is not None
+            else None
+        )
+        return run_in_loop(
+            loop,
+            sequences,
+            initial if carry is None else carry,
+            initial,
+            order,
+            return_carries=return_carries,
+        )
 
     def set_view(self, deterministic: bool | None = None) -> None:
         """Set the mode of this module; ``nnx.view`` calls it on its copy."""
@@ -288,25 +327,8 @@ class RNN(nnx.Module):
             )
         return rngs.dropout()
 
-    def _check(
-        self, xs, mask, seq_lengths, resets, initial_carry, time_major, flipped
-    ) -> None:
-        """Check flags, lengths and carry against the inputs."""
-        check_inputs(xs)
-        layout = "(T, *B)" if time_major else "(*B, T)"
-        for name, flags in (("mask", mask), ("resets", resets)):
-            if flags is not None and jnp.shape(flags) != xs.shape[:-1]:
-                raise ValueError(
-                    f"RNN: {name} must have shape {layout} = {xs.shape[:-1]}, but its "
-                    f"shape is {jnp.shape(flags)}"
-                )
-        if mask is not None and seq_lengths is not None:
-            raise ValueError("RNN: pass a mask or seq_lengths, not both")
-        if mask is not None and flipped:
-            raise ValueError(
-                "RNN: keep_order=False reverses sequences, and a mask does not tell "
-                "where they end: pass seq_lengths"
-            )
+    def _check_drawn_carry(self, initial_carry: Carry, resets: Any) -> None:
+        """Refuse to draw the carry of a flax cell with a ``carry_init``."""
         if getattr(getattr(self, "cell", None), "carry_init", None) is not None and (
             initial_carry is None or resets is not None
         ):
