@@ -5,6 +5,7 @@ the author of a layer or an engine needs is here.
 """
 
 from .core.cell import AbstractWrappedCell as AbstractWrappedCell
+from .core.cell import ContextCell as ContextCell
 from .core.cell import Gate as Gate
 from .core.cell import UnrollSpec as UnrollSpec
 from .core.cell import unwrap as unwrap
@@ -23,4 +24,5 @@ from .engines.recurrence.schedule import LoopSchedule as LoopSchedule
 from .engines.recurrence.schedule import ResolvedSchedule as ResolvedSchedule
 from .engines.recurrence.schedule import resolve_schedule as resolve_schedule
 from .unrolling import run_network as run_network
+from .unrolling import unroll_part as unroll_part
 from .unrolling import unroll_unchecked as unroll_unchecked

@@ -13,21 +13,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.xla_metadata import set_xla_metadata
-from jaxtyping import Array, Bool, Float, Inexact, Integer
+from jaxtyping import Array, Bool, Float, Integer
 
 from .core.arrays import is_array
 from .core.cell import (
     Carry,
     Cell,
+    Context,
+    Inputs,
     Layer,
     Params,
     UnrollSpec,
+    bind_context,
     check_cell,
     expand_flags,
     is_chunkwise,
     select,
     unsupported_chunkwise_reason,
     weaken_scalars,
+    without_context,
 )
 from .core.engine import AbstractEngine, AbstractNetworkEngine, Request
 from .core.explicit_mesh import under_auto_axes
@@ -36,6 +40,7 @@ from .core.masked_inputs import fill_masked_inputs
 from .core.validation import (
     check_all_ours,
     check_carry,
+    check_context,
     check_flags,
     check_inputs,
     check_key,
@@ -55,7 +60,7 @@ from .engines.recurrence.run import unsupported_arrays_reason
 def unroll(
     cell: Cell | Layer,
     params: Params,
-    xs: Inexact[Array, "T *B D"],
+    xs: Inputs,
     carry: Carry = None,
     *,
     engine: Any = None,
@@ -63,6 +68,7 @@ def unroll(
     resets: Bool[Array, "T *B"] | None = None,
     reverse: bool = False,
     key: Array | None = None,
+    context: Context = None,
     return_carries: bool = False,
 ) -> tuple[Carry, Any] | tuple[Carry, Any, Carry]:
     """Apply a cell or layer at every step of a sequence.
@@ -74,7 +80,9 @@ def unroll(
         cell: a cell or a layer.
         params: its parameters, from ``cell.init``.
         xs: the inputs, ``(T, *B, D)`` with any number of batch axes, in the dtype of
-            the parameters. For T = 0 the carry is returned as it is.
+            the parameters. For T = 0 the carry is returned as it is. A cell of one's
+            own may take any pytree of arrays ``(T, *B, ...)``, integers and flags
+            included; its ``feature_ndim`` says how many axes are features.
         carry: the carry before the first step. The default is
             ``cell.initial_carry(params, B)``.
         engine: the engine that runs the steps. The default chooses for the cell and the
@@ -94,6 +102,10 @@ def unroll(
             inputs, in ragged batches, too.
         key: a random key. Layers that draw random numbers (dropout, zoneout) require
             it; all others must not get one.
+        context: a pytree of arrays ``(*B, ...)`` that are the same at every step, for
+            cells with ``takes_context``: the memory that attention reads, a vector that
+            conditions the sequence. Gradients reach it. With a mask, a row without any
+            valid step is given the context of another row.
         return_carries: also return the carry after every step. Some engines do not know
             them and raise an error (`CuDNN`, and `Associative` for `MLSTM`).
 
@@ -117,15 +129,22 @@ def unroll(
         >>> carry.h.shape, ys.shape
         ((2, 4), (10, 2, 4))
     """
-    args = validate(cell, params, xs, carry, mask, resets, None, key, engine, reverse)
-    _check_truncated("unroll", cell, params, None, None)
-    return _unroll(*args, window=None, return_carries=return_carries)
+    spec = UnrollSpec(
+        engine,
+        mask,
+        resets,
+        reverse,
+        key=key,
+        all_carries=return_carries,
+        context=context,
+    )
+    return _unroll("unroll", cell, params, xs, carry, spec)
 
 
 def truncated_unroll(
     cell: Cell | Layer,
     params: Params,
-    xs: Inexact[Array, "T *B D"],
+    xs: Inputs,
     carry: Carry = None,
     *,
     window: int | None = None,
@@ -135,6 +154,7 @@ def truncated_unroll(
     resets: Bool[Array, "T *B"] | None = None,
     reverse: bool = False,
     key: Array | None = None,
+    context: Context = None,
     return_carries: bool = False,
 ) -> tuple[Carry, Any] | tuple[Carry, Any, Carry]:
     """Apply `unroll` with truncated gradients: truncated BPTT inside any loss.
@@ -156,8 +176,8 @@ def truncated_unroll(
     `bidirectional` layer both directions scale the edge between two steps alike.
 
     Args:
-        cell, params, xs, carry, engine, mask, resets, reverse, key, return_carries: as
-            in `unroll`.
+        cell, params, xs, carry, engine, mask, resets, reverse, key, context,
+            return_carries: as in `unroll`.
         window: the number of steps in a window, at least 1; ``window >= T`` is full
             BPTT. Exactly one of ``window`` and ``gradient_scale`` must be given.
         gradient_scale: ``(T, *B)`` floating-point, a constant in derivatives. It also
@@ -198,12 +218,18 @@ def truncated_unroll(
             f"truncated_unroll: window must be an int of at least 1 step, but it is "
             f"{window!r}"
         )
-    window = None if window is None else int(window)
-    args = validate(
-        cell, params, xs, carry, mask, resets, gradient_scale, key, engine, reverse
+    spec = UnrollSpec(
+        engine,
+        mask,
+        resets,
+        reverse,
+        None if window is None else int(window),
+        key,
+        gradient_scale=gradient_scale,
+        all_carries=return_carries,
+        context=context,
     )
-    _check_truncated("truncated_unroll", cell, params, window, gradient_scale)
-    return _unroll(*args, window=window, return_carries=return_carries)
+    return _unroll("truncated_unroll", cell, params, xs, carry, spec)
 
 
 def mask_from_lengths(lengths: Integer[Array, "*B"], steps: int) -> Bool[Array, "T *B"]:
@@ -258,46 +284,36 @@ def mask_from_lengths(lengths: Integer[Array, "*B"], steps: int) -> Bool[Array, 
 
 
 def validate(
-    cell, params, xs, carry, mask, resets, gradient_scale, key, engine, reverse
-):
-    """Check the arguments of `unroll`, and return them in this order.
+    cell: Cell | Layer, params: Params, xs: Inputs, carry: Carry, spec: UnrollSpec
+) -> tuple[Params, Any]:
+    """Check the arguments of `unroll`, and return the parameters and the inputs.
 
     NumPy inputs become JAX arrays, and NumPy scalars in ``params`` Python ones.
     """
     check_cell(cell)
-    if isinstance(xs, np.ndarray):
-        xs = jnp.asarray(xs)
-    check_inputs(xs)
-    for name, flags in (("mask", mask), ("resets", resets)):
+    xs = jax.tree.map(
+        lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf, xs
+    )
+    lead = check_inputs(xs, cell.feature_ndim)
+    for name, flags in (("mask", spec.mask), ("resets", spec.resets)):
         if flags is not None:
-            check_flags(name, flags, xs)
-    if gradient_scale is not None:
-        check_scale(gradient_scale, xs)
-    if not isinstance(reverse, bool):
-        raise TypeError(f"reverse must be True or False, but it is {reverse!r}")
-    check_key(cell, key)
+            check_flags(name, flags, lead)
+    if spec.gradient_scale is not None:
+        check_scale(spec.gradient_scale, lead)
+    if not isinstance(spec.reverse, bool):
+        raise TypeError(f"reverse must be True or False, but it is {spec.reverse!r}")
+    check_key(cell, spec.key)
+    check_context(cell, spec.context, lead[1:])
     check_all_ours("params", params)
     cell.check(params)
-    if engine is not None and not isinstance(engine, AbstractEngine):
+    if spec.engine is not None and not isinstance(spec.engine, AbstractEngine):
         raise TypeError(
-            f"engine must be an engine such as jaxrnn.Scan(), but it is {engine!r}"
+            f"engine must be an engine such as jaxrnn.Scan(), but it is {spec.engine!r}"
         )
-    batch = tuple(xs.shape[1:-1])
     if carry is not None:
-        expected = jax.eval_shape(lambda p: initial_carry_of(cell, p, batch), params)
+        expected = jax.eval_shape(lambda p: initial_carry_of(cell, p, lead[1:]), params)
         check_carry(cell, carry, expected, "the carry passed in")
-    return (
-        cell,
-        weaken_scalars(params),
-        xs,
-        carry,
-        mask,
-        resets,
-        gradient_scale,
-        key,
-        engine,
-        reverse,
-    )
+    return weaken_scalars(params), xs
 
 
 @runtime_checkable
@@ -384,95 +400,67 @@ def run_network(
         return observer.run_network(engine, params, carries, *args)
 
 
-def _unroll(*args, window, return_carries):
+def _unroll(
+    what: str,
+    cell: Cell | Layer,
+    params: Params,
+    xs: Inputs,
+    carry: Carry,
+    spec: UnrollSpec,
+) -> tuple[Carry, Any] | tuple[Carry, Any, Carry]:
+    """Check the arguments and unroll; ``what`` is the name of the public function."""
+    params, xs = validate(cell, params, xs, carry, spec)
+    _check_truncated(what, cell, params, spec.window, spec.gradient_scale)
     # Under an observer nothing is compiled: a compiled unroll would not be traced
     # again, and the observer would miss it.
-    run: Any = _unroll_jit if current_observer() is None else unroll_validated
-    carry, ys, carries = run(*args, window, return_carries)
-    return (carry, ys, carries) if return_carries else (carry, ys)
+    run = _unroll_jit if current_observer() is None else unroll_validated
+    carry, ys, carries = run(cell, params, xs, carry, spec)
+    return (carry, ys, carries) if spec.all_carries else (carry, ys)
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=("cell", "engine", "reverse", "window", "return_carries"),
-    inline=True,
-)
+@functools.partial(jax.jit, static_argnames="cell", inline=True)
 def _unroll_jit(
-    cell,
-    params,
-    xs,
-    carry,
-    mask,
-    resets,
-    gradient_scale,
-    key,
-    engine,
-    reverse,
-    window,
-    return_carries,
-):
+    cell: Cell | Layer, params: Params, xs: Inputs, carry: Carry, spec: UnrollSpec
+) -> tuple[Carry, Any, Carry]:
     """Run `unroll_validated`, compiled once for equal cells and equal shapes."""
 
-    def run(xs, *arrays):
-        params, carry, mask, resets, scale, key = arrays
-        return unroll_validated(
-            cell,
-            params,
-            xs,
-            carry,
-            mask,
-            resets,
-            scale,
-            key,
-            engine,
-            reverse,
-            window,
-            return_carries,
-        )
+    def run(xs, params, carry, spec):
+        return unroll_validated(cell, params, xs, carry, spec)
 
-    return under_auto_axes(run, xs, params, carry, mask, resets, gradient_scale, key)
+    batch_ndim = len(check_inputs(xs, cell.feature_ndim)) - 1
+    return under_auto_axes(run, batch_ndim, xs, params, carry, spec)
 
 
 def unroll_validated(
-    cell,
-    params,
-    xs,
-    carry,
-    mask,
-    resets,
-    gradient_scale,
-    key,
-    engine,
-    reverse,
-    window,
-    return_carries,
+    cell: Cell | Layer, params: Params, xs: Inputs, carry: Carry, spec: UnrollSpec
 ) -> tuple[Carry, Any, Carry]:
-    """Run `unroll` with arguments that `validate` has returned."""
+    """Run `unroll` with arguments that `validate` has checked."""
     if carry is None:
-        carry = initial_carry_of(cell, params, tuple(xs.shape[1:-1]))
-    scale = (
-        None
-        if gradient_scale is None
-        else jax.lax.stop_gradient(jnp.asarray(gradient_scale))
-    )
-    spec = UnrollSpec(
-        engine,
-        mask,
-        resets,
-        reverse,
-        window,
-        key,
-        gradient_scale=scale,
-        all_carries=return_carries,
-    )
+        batch = check_inputs(xs, cell.feature_ndim)[1:]
+        carry = initial_carry_of(cell, params, batch)
+    if spec.gradient_scale is not None:
+        scale = jnp.asarray(spec.gradient_scale)
+        spec = spec.replace(gradient_scale=jax.lax.stop_gradient(scale))
+    if spec.context is not None:
+        spec = spec.replace(context=_fill_context(spec.context, spec.mask))
     carry, ys, carries = unroll_unchecked(
         cell, params, jax.tree.map(jnp.asarray, carry), xs, spec
     )
     if isinstance(cell, Layer):
-        ys = _zero_where_masked(cell, ys, mask)
-    if return_carries and current_observer() is None:
-        check_all_carries(cell, engine, carry, carries)
-    return carry, ys, carries if return_carries else None
+        ys = _zero_where_masked(cell, ys, spec.mask)
+    if spec.all_carries and current_observer() is None:
+        check_all_carries(cell, spec.engine, carry, carries)
+    return carry, ys, carries if spec.all_carries else None
+
+
+def _fill_context(context: Any, mask: Bool[Array, "T *B"] | None) -> Any:
+    """Replace the context of rows without any valid step, which may hold anything."""
+    context = jax.tree.map(jnp.asarray, context)
+    if mask is None:
+        return context
+    rows = jax.tree.map(lambda leaf: leaf[None], context)
+    filled = fill_masked_inputs(rows, mask.any(0)[None])
+    return jax.tree.map(lambda leaf: leaf[0], filled)
 
 
 def initial_carry_of(
@@ -480,7 +468,7 @@ def initial_carry_of(
 ) -> Carry:
     """Return ``cell.initial_carry(params, batch)``; errors in it name the method."""
     with name_failing_method(
-        cell,
+        without_context(cell),
         "initial_carry",
         "Define initial_carry(self, params, batch_shape=(), dtype=None)",
         batch_shape=batch,
@@ -506,7 +494,7 @@ def check_all_carries(
 
 
 def unroll_unchecked(
-    cell: Cell | Layer, params: Params, carry: Carry, xs: Any, spec: UnrollSpec
+    cell: Cell | Layer, params: Params, carry: Carry, xs: Inputs, spec: UnrollSpec
 ) -> tuple[Carry, Any, Carry]:
     """Apply a cell or layer over a sequence, without the checks of `unroll`.
 
@@ -546,6 +534,7 @@ def unroll_unchecked(
     # cell need not be differentiable at zero, and 0 * NaN is NaN in a gradient.
     xs = fill_masked_inputs(xs, spec.mask)
     observer = current_observer()
+    cell, params = bind_context(cell, params, spec.context)
     with _truncation_scope(None, spec, xs), _observer_set_to(None):
         check_step(cell, params, carry, xs)
         _check_rows(cell, params, carry, spec)
@@ -568,7 +557,7 @@ def unroll_unchecked(
         )
         last, carries = _unroll_windows(run, cell, params, carry, xs, spec)
         with name_failing_method(
-            cell,
+            without_context(cell),
             "output",
             "It is given all of time at once: any leading axes",
             carry=carries,
@@ -576,6 +565,89 @@ def unroll_unchecked(
         ):
             ys = cell.output(params, carries, xs)
     return last, _zero_where_masked(cell, ys, spec.mask), carries
+
+
+def unroll_part(
+    cell: Cell | Layer,
+    params: Params,
+    carry: Carry,
+    xs: Inputs,
+    spec: UnrollSpec,
+    index: int = 0,
+) -> tuple[Carry, Any, Carry]:
+    """Apply a cell or layer inside a layer of one's own.
+
+    It runs with everything that was asked of `unroll`: the mask, resets, truncation,
+    scaled gradients, the engine, the context, and a random key of its own if it draws
+    random numbers.
+
+    Args:
+        cell: the part, a field of the layer.
+        params: its parameters.
+        carry: its carry before the first step.
+        xs: its inputs, ``(T, *B, ...)``.
+        spec: what the layer's ``unroll`` was given.
+        index: the number of the part in the layer. Parts with different numbers draw
+            different random numbers.
+
+    Returns:
+        The last carry, the outputs ``(T, *B, H)``, and the carries after every step,
+        ``(T, *B, ...)`` per leaf.
+
+    Raises:
+        TypeError, ValueError: as `jaxrnn.unroll`.
+
+    Example:
+        >>> import dataclasses, jax, jax.numpy as jnp, jaxrnn
+        >>> from jaxrnn.extending import unroll_part
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Gated(jaxrnn.Layer):
+        ...     value: jaxrnn.Cell
+        ...     gate: jaxrnn.Cell
+        ...
+        ...     def init(self, key, input_size, dtype=None):
+        ...         keys = jax.random.split(key)
+        ...         parts = (self.value, self.gate)
+        ...         return [p.init(k, input_size) for p, k in zip(parts, keys)]
+        ...
+        ...     def initial_carry(self, params, batch_shape=(), dtype=None):
+        ...         parts = zip((self.value, self.gate), params)
+        ...         return [c.initial_carry(p, batch_shape, dtype) for c, p in parts]
+        ...
+        ...     def unroll(self, params, carry, xs, spec):
+        ...         v, g = (
+        ...             unroll_part(part, params[i], carry[i], xs, spec, i)
+        ...             for i, part in enumerate((self.value, self.gate))
+        ...         )
+        ...         ys = v[1] * jax.nn.sigmoid(g[1])
+        ...         return [v[0], g[0]], ys, [v[2], g[2]]
+        >>> layer = Gated(jaxrnn.GRU(4), jaxrnn.zoneout(jaxrnn.GRU(4), 0.1))
+        >>> params = layer.init(jax.random.key(0), 3)
+        >>> _, ys = jaxrnn.unroll(
+        ...     layer, params, jnp.ones((10, 2, 3)), key=jax.random.key(1)
+        ... )
+        >>> ys.shape
+        (10, 2, 4)
+    """
+    return unroll_unchecked(cell, params, carry, xs, for_part(spec, cell, index))
+
+
+def for_part(spec: UnrollSpec, part: Cell | Layer, index: int) -> UnrollSpec:
+    """Return ``spec`` for part ``index`` of a layer.
+
+    The part gets a key of its own if it draws random numbers, and none otherwise.
+    """
+    key = None
+    if part.requires_key:
+        if spec.key is None:
+            raise ValueError(
+                f"{type(part).__name__} draws random numbers, but the layer around it "
+                f"was given no key: its requires_key must be True. By default it is "
+                f"True where a field of the layer, or of a tuple among its fields, "
+                f"requires a key"
+            )
+        key = jax.random.fold_in(spec.key, index)
+    return spec.replace(key=key)
 
 
 def check_supported(engine: AbstractEngine, cell: Cell, request: Request) -> None:
@@ -622,7 +694,7 @@ def _check_rows(cell: Cell, params: Params, carry: Carry, spec: UnrollSpec) -> N
         wider = _with_more_rows(cell, params, carry, batch)
         why = " and ".join(given)
         check_rows(
-            type(cell).__name__,
+            type(without_context(cell)).__name__,
             carry,
             wider,
             batch,
@@ -662,7 +734,9 @@ _CUT: contextvars.ContextVar[tuple[Layer, UnrollSpec] | None] = contextvars.Cont
 
 
 @contextlib.contextmanager
-def _truncation_scope(layer: Layer | None, spec: UnrollSpec, xs: Any) -> Iterator[None]:
+def _truncation_scope(
+    layer: Layer | None, spec: UnrollSpec, xs: Inputs
+) -> Iterator[None]:
     """Note that a layer runs under truncation, for calls of `unroll` inside it.
 
     Such a call would not know of the truncation; see `_check_truncated`. For a cell
@@ -725,7 +799,7 @@ def _check_truncated(
 
 
 def _default_engine(
-    cell: Cell, params: Params, carry: Carry, xs: Any, spec: UnrollSpec
+    cell: Cell, params: Params, carry: Carry, xs: Inputs, spec: UnrollSpec
 ) -> tuple[Any, str]:
     """Choose the engine where the user named none, and say why.
 
@@ -748,7 +822,7 @@ def _default_engine(
     )
 
 
-def check_step(cell: Cell, params: Params, carry: Carry, xs: Any) -> None:
+def check_step(cell: Cell, params: Params, carry: Carry, xs: Inputs) -> None:
     """Check that a cell's ``step`` returns a carry like the one it is given.
 
     The step is traced, and nothing is computed.
@@ -760,13 +834,14 @@ def check_step(cell: Cell, params: Params, carry: Carry, xs: Any) -> None:
     hint = _hint(cell, carry, xs)
 
     def once(p, s, x):
-        with name_failing_method(cell, "project", hint, x=x):
+        with name_failing_method(without_context(cell), "project", hint, x=x):
             z = cell.project(p, x)
-        with name_failing_method(cell, "step", hint, carry=s, z=z):
+        with name_failing_method(without_context(cell), "step", hint, carry=s, z=z):
             return cell.step(p, s, z)
 
     new = jax.eval_shape(once, params, carry, x)
-    name, like, made = type(cell).__name__, _kind_of(carry), _kind_of(new)
+    name = type(without_context(cell)).__name__
+    like, made = _kind_of(carry), _kind_of(new)
     if (
         isinstance(new, tuple)
         and len(new) == 2
@@ -788,7 +863,7 @@ def check_step(cell: Cell, params: Params, carry: Carry, xs: Any) -> None:
             if (
                 batch
                 and tuple(got.shape) == (*batch, *want.shape)
-                and _batch_of(xs)[: len(batch)] == batch
+                and _batch_of(cell, xs)[: len(batch)] == batch
             ):
                 raise ValueError(
                     f"{name}.initial_carry: {_part(path)} has shape "
@@ -797,28 +872,29 @@ def check_step(cell: Cell, params: Params, carry: Carry, xs: Any) -> None:
                     f"batch_shape, "
                     f"(*batch_shape, {', '.join(map(str, want.shape))})"
                 )
-    check_carry(cell, new, carry, "the carry that step returns")
+    check_carry(name, new, carry, "the carry that step returns")
 
 
-def _hint(cell: Cell, carry: Carry, xs: Any) -> str:
+def _hint(cell: Cell, carry: Carry, xs: Inputs) -> str:
     """Say what may be wrong where a step fails.
 
     Likely causes are a carry without batch axes, pictures whose axes are taken for
     batch axes, and parameters of another input size.
     """
-    batch = _batch_of(xs)
+    batch = _batch_of(cell, xs)
     for path, leaf in jax.tree_util.tree_leaves_with_path(carry):
         if batch and tuple(leaf.shape[: len(batch)]) != batch:
             return (
-                f"{type(cell).__name__}.initial_carry made {_part(path)} without the "
-                f"batch axes {batch}"
+                f"{type(without_context(cell)).__name__}.initial_carry made "
+                f"{_part(path)} without the batch axes {batch}"
             )
     if len(batch) > 1:
         return (
-            f"Of xs (T, *B, D) the last axis alone is features, so {batch} are batch "
-            f"axes: hold a picture's in the last one, "
-            "xs.reshape(T, B, -1), and unfold it in project"
+            f"With feature_ndim = {cell.feature_ndim} {batch} are batch axes: for "
+            f"pictures (T, *B, Y, X, C) set feature_ndim = 3 in the cell"
         )
+    if cell.feature_ndim != 1:
+        return ""
     features = {leaf.shape[-1] for leaf in jax.tree.leaves(xs) if leaf.shape}
     return (
         f"Parameters for these inputs come of init(key, input_size={features.pop()})"
@@ -831,8 +907,12 @@ def _kind_of(tree: Any) -> Any:
     return jax.tree.structure(tree)
 
 
-def _batch_of(xs: Any) -> tuple[int, ...]:
-    return tuple(xs.shape[1:-1]) if is_array(xs) else ()
+def _batch_of(cell: Cell, xs: Inputs) -> tuple[int, ...]:
+    """Return the batch axes of inputs that are one array; () for other inputs."""
+    ndim = cell.feature_ndim
+    if not is_array(xs) or not isinstance(ndim, int):
+        return ()
+    return tuple(xs.shape[1 : xs.ndim - ndim])
 
 
 def _part(path: Any) -> str:
@@ -840,7 +920,12 @@ def _part(path: Any) -> str:
 
 
 def _unroll_windows(
-    run: Callable, cell: Cell, params: Params, carry: Carry, xs: Any, spec: UnrollSpec
+    run: Callable,
+    cell: Cell,
+    params: Params,
+    carry: Carry,
+    xs: Inputs,
+    spec: UnrollSpec,
 ) -> tuple[Carry, Carry]:
     """Apply an engine's ``run`` with the truncation of ``spec``.
 

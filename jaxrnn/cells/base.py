@@ -13,13 +13,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array
+from jaxtyping import Array, Bool
 
-from ..core.cell import Carry, Cell, Params, accumulator
+from ..core.cell import Carry, Cell, Context, Inputs, Params, accumulator
 from ..core.validation import (
     check_batch_shape,
     check_carry,
     check_features,
+    check_flags,
     check_inputs,
     check_params,
     check_positive,
@@ -73,13 +74,26 @@ class BuiltinCell(Cell):
             self, params, _expected_params(self, shape[0] if len(shape) == 2 else 1)
         )
 
-    def __call__(self, params: Params, carry: Carry, x: Array) -> tuple[Carry, Array]:
+    def __call__(
+        self,
+        params: Params,
+        carry: Carry,
+        x: Inputs,
+        *,
+        reset: Bool[Array, "*B"] | None = None,
+        context: Context = None,
+        key: Array | None = None,
+    ) -> tuple[Carry, Any]:
         """Take one streaming step.
 
         Args:
             params: the parameters, from ``init``.
             carry: the state before the step, from ``initial_carry`` or the last call.
             x: one input ``(*B, D)``, in the parameters' dtype.
+            reset: ``(*B)`` bool or None. Where True, a new sequence begins: the carry
+                becomes the initial one before the step.
+            context: None, unless a subclass sets ``takes_context``.
+            key: None, because a cell draws no random numbers.
 
         Returns:
             ``(carry, y)``: the state after the step and the output ``(*B, O)``.
@@ -88,15 +102,15 @@ class BuiltinCell(Cell):
             TypeError, ValueError: if the parameters, the carry or the input do not have
                 the names, shapes and dtypes that this cell expects.
         """
-        check_inputs(x[None])
+        xs = jax.tree.map(lambda leaf: leaf[None], x)
+        batch = check_inputs(xs, self.feature_ndim)[1:]
+        if reset is not None:
+            check_flags("reset", reset, batch)
         self.check(params)
-        check_carry(
-            self,
-            carry,
-            _expected_carry(self, x.shape[:-1], params["input_kernel"].dtype),
-            "the carry passed in",
-        )
-        return super().__call__(params, carry, x)
+        dtype = params["input_kernel"].dtype
+        expected = _expected_carry(self, batch, dtype)
+        check_carry(self, carry, expected, "the carry passed in")
+        return super().__call__(params, carry, x, reset=reset, context=context, key=key)
 
     def zero_carry(
         self, params: Params, batch_shape: tuple[int, ...], dtype: DTypeLike

@@ -24,15 +24,24 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Inexact, Shaped
+from jaxtyping import Array, Bool, Inexact, Shaped
 
 from .exported import register_for_export
 from .pickling import Static
-from .validation import check_carry, check_inputs, check_key, describe
+from .validation import (
+    check_carry,
+    check_context,
+    check_flags,
+    check_inputs,
+    check_key,
+    describe,
+)
 
 Params = Any  # a pytree of arrays: a dict with words as keys
 # a pytree of arrays (*B, ...): an array, or a NamedTuple when it has several parts
 Carry = Any
+Inputs = Any  # an array (T, *B, D), or a pytree of arrays (T, *B, ...)
+Context = Any  # a pytree of arrays (*B, ...) that are the same at every step
 
 
 @register_for_export
@@ -63,6 +72,19 @@ class Cell(Static):
     ``h`` (or the carry itself if it is a single array), and ``initial_carry`` is zeros
     of shape ``(*B, hidden_size)``. Every method takes any number of leading batch axes.
 
+    Two class variables say what a cell is given:
+
+    ``feature_ndim``
+        The number of feature axes of one input. The default is 1, a vector. It is 0 for
+        a token, and 3 for a picture ``(Y, X, C)``. For inputs that are a pytree it is a
+        pytree prefix of such numbers, as in ``(0, 1)`` for tokens beside vectors. The
+        axes between time and the features are batch axes.
+    ``takes_context``
+        If True, ``project``, ``step`` and ``output`` get one more argument, the
+        ``context`` of `jaxrnn.unroll`: arrays ``(*B, ...)`` that are the same at every
+        step and are no parameters, such as the memory that attention reads. Write it
+        last and name it ``context``.
+
     Example:
         >>> import dataclasses, jax, jax.numpy as jnp, jaxrnn
         >>> @dataclasses.dataclass(frozen=True)
@@ -87,6 +109,12 @@ class Cell(Static):
 
     # A cell is deterministic; only layers draw random numbers.
     requires_key: ClassVar[bool] = False
+    # The number of feature axes of one input: 1 for a vector, 0 for a number or a
+    # token, 3 for a picture. For inputs that are a pytree, one number for all leaves or
+    # a pytree prefix of numbers: (0, 1) for a pair of tokens and vectors.
+    feature_ndim: ClassVar[Any] = 1
+    # Whether project, step and output are given the ``context`` of `unroll`.
+    takes_context: ClassVar[bool] = False
 
     def init(self, key: Array, input_size: int) -> Params:
         """Draw parameters for inputs of ``input_size`` features.
@@ -127,7 +155,7 @@ class Cell(Static):
             )
         return jnp.zeros((*batch_shape, hidden_size), dtype or floating_dtype(params))
 
-    def project(self, params: Params, x: Inexact[Array, "*TB D"]) -> Any:
+    def project(self, params: Params, x: Inputs) -> Any:
         """Compute the part of a step that does not depend on the carry.
 
         It takes any leading axes, and is applied to all of time at once. By default it
@@ -178,13 +206,51 @@ class Cell(Static):
             "gate_values(self, params, carry, z) -> a dict of jaxrnn.core.cell.Gate"
         )
 
+    def output_features(self, params: Params, input_size: int) -> int | None:
+        """Return the number of output features, or None if tracing must find it.
+
+        A `jaxrnn.stack` asks for it when it makes parameters. It traces the cell on one
+        vector of ``input_size`` features, which is not possible for other inputs or
+        with a context: then the default is ``hidden_size``, if the cell has one and
+        shows its carry.
+        """
+        traceable = self.feature_ndim in (1, None) and not self.takes_context
+        if traceable or type(self).output is not Cell.output:
+            return None
+        return getattr(self, "hidden_size", None)
+
     def __call__(
-        self, params: Params, carry: Carry, x: Inexact[Array, "*B D"]
+        self,
+        params: Params,
+        carry: Carry,
+        x: Inputs,
+        *,
+        reset: Bool[Array, "*B"] | None = None,
+        context: Context = None,
+        key: Array | None = None,
     ) -> tuple[Carry, Any]:
-        """Apply one streaming step: return ``(carry, y)`` after input ``x``."""
-        params = weaken_scalars(params)
-        carry = self.step(params, carry, self.project(params, x))
-        return carry, self.output(params, carry, x)
+        """Apply one streaming step.
+
+        Args:
+            params: the parameters.
+            carry: the carry before the step.
+            x: the input, ``(*B, D)``, or a pytree as ``feature_ndim`` says.
+            reset: ``(*B)`` bool or None. Where True, a new sequence begins: the carry
+                becomes the initial one before the step.
+            context: arrays ``(*B, ...)`` for a cell with ``takes_context``.
+            key: a random key, for layers that require one; a cell takes none.
+
+        Returns:
+            ``(carry, y)``, the carry after the step and the output.
+        """
+        check_key(self, key)
+        check_context(self, context)
+        cell, params = bind_context(self, weaken_scalars(params), context)
+        if reset is not None:
+            initial = cell.initial_carry(params, jnp.shape(reset))
+            carry = select(jnp.asarray(reset), initial, carry)
+        carry = cell.step(params, carry, cell.project(params, x))
+        return carry, cell.output(params, carry, x)
 
 
 class LinearCell(Cell):
@@ -222,9 +288,9 @@ class LinearCell(Cell):
             f"{type(self).__name__} must define affine(self, params, z) -> (a, b)"
         )
 
-    def step(self, params: Params, carry: Carry, z: Any) -> Carry:
+    def step(self, params: Params, carry: Carry, z: Any, *context: Any) -> Carry:
         """Return ``a * carry + b``."""
-        a, b = self.affine(params, z)
+        a, b = self.affine(params, z, *context)
         return jax.tree.map(
             lambda a, b, s: jnp.asarray(a, s.dtype) * s + jnp.asarray(b, s.dtype),
             a,
@@ -246,6 +312,10 @@ class AbstractWrappedCell(Cell):
     cell: Cell
     purpose: ClassVar[str] = ""
 
+    @property
+    def feature_ndim(self) -> Any:  # type: ignore[override]
+        return self.cell.feature_ndim
+
     def initial_carry(
         self, params: Params, batch_shape: tuple[int, ...] = (), dtype: Any = None
     ) -> Carry:
@@ -263,8 +333,75 @@ def unwrap(cell: Cell) -> Cell:
     return cell.cell if isinstance(cell, AbstractWrappedCell) else cell
 
 
+@dataclasses.dataclass(frozen=True)
+class ContextCell(AbstractWrappedCell):
+    """A cell with ``takes_context`` as a cell without: its context is in its params.
+
+    Its parameters are ``(params of the cell, context)``. Engines, which know cells as
+    ``init`` and ``step`` only, unroll it in place of the cell, and whatever takes a
+    cell and parameters, such as a diagnostic, takes it as well.
+
+    Attributes:
+        cell: a cell with ``takes_context``.
+
+    Example:
+        >>> import dataclasses, jax, jax.numpy as jnp, jaxrnn
+        >>> from jaxrnn.extending import ContextCell
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Biased(jaxrnn.Cell):
+        ...     hidden_size: int
+        ...     takes_context = True
+        ...
+        ...     def step(self, params, carry, z, context):
+        ...         return jnp.tanh(params * carry + z + context)
+        >>> xs, context = jnp.ones((5, 2, 3)), jnp.ones((2, 3))
+        >>> cell, params = Biased(3), jnp.asarray(0.5)
+        >>> _, ys = jaxrnn.unroll(cell, params, xs, context=context)
+        >>> _, same = jaxrnn.unroll(ContextCell(cell), (params, context), xs)
+        >>> bool((ys == same).all())
+        True
+    """
+
+    def initial_carry(
+        self, params: Params, batch_shape: tuple[int, ...] = (), dtype: Any = None
+    ) -> Carry:
+        return self.cell.initial_carry(params[0], batch_shape, dtype)
+
+    def project(self, params: Params, x: Any) -> Any:
+        if type(self.cell).project is Cell.project:
+            return x
+        return _taking_context(self.cell.project)(params[0], x, params[1])
+
+    def step(self, params: Params, carry: Carry, z: Any, **options: Any) -> Carry:
+        step = _taking_context(self.cell.step)
+        return step(params[0], carry, z, params[1], **options)
+
+    def output(self, params: Params, carry: Carry, x: Any) -> Any:
+        if type(self.cell).output is Cell.output:
+            return self.cell.output(params[0], carry, x)
+        return _taking_context(self.cell.output)(params[0], carry, x, params[1])
+
+
+def _taking_context(method: Any) -> Any:
+    """Return a method of a cell with ``takes_context``, typed as one that takes it."""
+    return method
+
+
+def bind_context(cell: Cell, params: Params, context: Any) -> tuple[Cell, Params]:
+    """Return a cell without context that computes the same, and its parameters."""
+    return (
+        (ContextCell(cell), (params, context)) if cell.takes_context else (cell, params)
+    )
+
+
+def without_context(cell: Any) -> Any:
+    """Return the cell that a `ContextCell` holds, or the cell itself."""
+    return cell.cell if isinstance(cell, ContextCell) else cell
+
+
 def is_linear(cell: Any) -> bool:
     """Whether a cell is a `LinearCell` that does not override ``step``."""
+    cell = without_context(cell)
     return isinstance(cell, LinearCell) and type(cell).step is LinearCell.step
 
 
@@ -300,6 +437,19 @@ def _owner(cell: Any, name: str) -> Any:
     return next((kind for kind in type(cell).__mro__ if name in vars(kind)), None)
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=(
+        "mask",
+        "resets",
+        "key",
+        "turned_resets",
+        "gradient_scale",
+        "turned_scale",
+        "context",
+    ),
+    meta_fields=("engine", "reverse", "window", "all_carries"),
+)
 @dataclasses.dataclass(frozen=True)
 class UnrollSpec:
     """The arguments of `unroll` that are passed down through layers to the engine.
@@ -318,6 +468,7 @@ class UnrollSpec:
         turned_scale: the gradient scale of the other direction, likewise.
         all_carries: whether the carries after every step are wanted, and not only the
             outputs.
+        context: arrays ``(*B, ...)`` for cells with ``takes_context``, or None.
     """
 
     engine: Any
@@ -330,6 +481,7 @@ class UnrollSpec:
     gradient_scale: Any = None
     turned_scale: Any = None
     all_carries: bool = True
+    context: Any = None
 
     def replace(self, **changes) -> UnrollSpec:
         """Return the specification with some fields changed."""
@@ -415,6 +567,24 @@ class Layer(Static):
         return any(part.requires_key for part in parts_of(self))
 
     @property
+    def feature_ndim(self) -> Any:
+        """The number of feature axes of one input, as for a `Cell`.
+
+        By default that of the first of its fields that has one. None stands for inputs
+        of any kind, as of dropout.
+        """
+        known = (part.feature_ndim for part in parts_of(self))
+        return next((ndim for ndim in known if ndim is not None), None)
+
+    @property
+    def takes_context(self) -> bool:
+        """Whether the layer reads the ``context`` of `jaxrnn.unroll`.
+
+        By default, whether one of its fields does.
+        """
+        return any(part.takes_context for part in parts_of(self))
+
+    @property
     def causal(self) -> bool:
         """Whether the output at step t depends on no later input.
 
@@ -439,7 +609,7 @@ class Layer(Static):
         raise NotImplementedError
 
     def unroll(
-        self, params: Params, carry: Carry, xs: Array, spec: UnrollSpec
+        self, params: Params, carry: Carry, xs: Inputs, spec: UnrollSpec
     ) -> tuple[Carry, Any, Carry]:
         """Apply the layer over a sequence.
 
@@ -466,12 +636,27 @@ class Layer(Static):
             "carry: define output(self, params, carry, x)"
         )
 
+    def output_features(self, params: Params, input_size: int) -> int | None:
+        """Return the number of output features, or None if tracing must find it.
+
+        It is as for a `Cell`; by default None.
+        """
+        return None
+
     def __call__(
-        self, params: Params, carry: Carry, x: Inexact[Array, "*B D"], key=None
+        self,
+        params: Params,
+        carry: Carry,
+        x: Inputs,
+        *,
+        reset: Bool[Array, "*B"] | None = None,
+        context: Context = None,
+        key: Array | None = None,
     ) -> tuple[Carry, Any]:
         """Apply one streaming step: return ``(carry, y)`` after input ``x``.
 
-        ``key`` is required if the layer draws random numbers, as in `jaxrnn.unroll`.
+        The arguments are those of a `Cell`. ``key`` is required if the layer draws
+        random numbers, as in `jaxrnn.unroll`.
         """
         if not self.causal:
             raise ValueError(
@@ -480,9 +665,15 @@ class Layer(Static):
                 "yet. Use jaxrnn.unroll over the whole sequence."
             )
         check_key(self, key)
-        check_inputs(x[None])
+        check_context(self, context)
+        xs = jax.tree.map(lambda leaf: leaf[None], x)
+        batch = check_inputs(xs, self.feature_ndim)[1:]
+        if reset is not None:
+            reset = jnp.asarray(reset)[None]
+            check_flags("reset", reset, (1, *batch))
         self.check(params)
-        return _one_step(self, weaken_scalars(params), carry, x, key)
+        spec = UnrollSpec(engine=None, resets=reset, key=key, context=context)
+        return _one_step(self, weaken_scalars(params), carry, xs, spec)
 
 
 def parts_of(layer: Layer) -> list[Cell | Layer]:
@@ -500,17 +691,12 @@ def parts_of(layer: Layer) -> list[Cell | Layer]:
 # Compiled once: called eagerly, `jax.lax.scan` would compile at every step.
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def _one_step(
-    layer: Layer, params: Params, carry: Carry, x: Array, key: Any
+    layer: Layer, params: Params, carry: Carry, xs: Any, spec: UnrollSpec
 ) -> tuple[Carry, Any]:
-    check_carry(
-        layer,
-        carry,
-        jax.eval_shape(lambda p: layer.initial_carry(p, x.shape[:-1]), params),
-        "the carry passed in",
-    )
-    carry, ys, _ = layer.unroll(
-        params, carry, x[None], UnrollSpec(engine=None, key=key)
-    )
+    batch = check_inputs(xs, layer.feature_ndim)[1:]
+    expected = jax.eval_shape(lambda p: layer.initial_carry(p, batch), params)
+    check_carry(layer, carry, expected, "the carry passed in")
+    carry, ys, _ = layer.unroll(params, carry, xs, spec)
     return carry, jax.tree.map(lambda leaf: leaf[0], ys)
 
 

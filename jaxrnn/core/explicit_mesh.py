@@ -23,12 +23,15 @@ def mesh_of(tree: Any) -> Any:
     return next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
 
 
-def under_auto_axes(function: Callable[..., Any], xs: Any, *args: Any) -> Any:
+def under_auto_axes(
+    function: Callable[..., Any], batch_ndim: int, xs: Any, *args: Any
+) -> Any:
     """Call ``function`` under ``auto_axes`` if any argument has an explicit mesh.
 
     Args:
         function: ``function(xs, *args) -> (carry, ys, carries)``.
-        xs: the inputs, a pytree of arrays ``(T, *B, D)``.
+        batch_ndim: the number of batch axes.
+        xs: the inputs, a pytree of arrays ``(T, *B, ...)``.
         *args: further arguments of ``function``.
 
     Returns:
@@ -37,13 +40,13 @@ def under_auto_axes(function: Callable[..., Any], xs: Any, *args: Any) -> Any:
     mesh = mesh_of((xs, args))
     if mesh is None:
         return function(xs, *args)
-    axes = _spec(jax.tree.leaves(xs)[0])
-    batch_shape = jax.tree.leaves(xs)[0].shape[1:-1]
+    axes = _spec(jax.tree.leaves(xs)[0])[: 1 + batch_ndim]
+    batch_shape = jax.tree.leaves(xs)[0].shape[1 : 1 + batch_ndim]
 
     def sharding_of(leaf: Any, lead: tuple) -> Any:
         has_batch = leaf.shape[len(lead) : len(lead) + len(batch_shape)] == batch_shape
         return NamedSharding(
-            mesh, PartitionSpec(*lead, *(axes[1:-1] if has_batch else ()))
+            mesh, PartitionSpec(*lead, *(axes[1:] if has_batch else ()))
         )
 
     auto = jax.sharding.auto_axes(

@@ -65,28 +65,151 @@ def check_batch_shape(batch_shape: Any) -> None:
         )
 
 
-def check_inputs(xs: Any) -> None:
-    """Check that ``xs`` is a floating-point or complex array of rank 2 or more."""
+TOKENS = (
+    "turn token numbers into vectors first, with jax.nn.one_hot(xs, V) or an embedding"
+)
+
+
+def check_inputs(xs: Any, feature_ndim: Any = 1) -> tuple[int, ...]:
+    """Check inputs, and return their time and batch axes, ``(T, *B)``.
+
+    Args:
+        xs: an array ``(T, *B, ...)`` or a pytree of such arrays.
+        feature_ndim: the number of feature axes of each array, or a pytree prefix of
+            such numbers; None is 1.
+
+    Raises:
+        TypeError: if ``xs`` holds something else than arrays, or no array.
+        ValueError: if an array has too few axes, if ``feature_ndim`` does not fit the
+            pytree, or if the arrays differ in time or batch axes.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(xs)
+    if not leaves:
+        raise TypeError(
+            f"xs must be an array (T, *B, D), or a pytree of arrays (T, *B, ...), but "
+            f"it is {describe_tree(xs)}, which holds no array: T is then not known"
+        )
+    ndims = _feature_ndims(xs, 1 if feature_ndim is None else feature_ndim)
+    lead: tuple[int, ...] | None = None
+    for (path, leaf), ndim in zip(leaves, ndims, strict=True):
+        name = "xs" + jax.tree_util.keystr(path)
+        if not is_array(leaf):
+            inside = f", and {name} is {describe(leaf)}" if path else ""
+            raise TypeError(
+                f"xs must be an array {_layout(ndim)}, but it is {describe(xs)}{inside}"
+            )
+        check_ours(name, leaf)
+        if leaf.ndim < 1 + ndim:
+            raise _too_few_axes(name, leaf, ndim)
+        axes = tuple(leaf.shape[: leaf.ndim - ndim])
+        if lead is not None and axes != lead:
+            raise ValueError(
+                f"the arrays of xs must share time and batch axes (T, *B), but "
+                f"xs{jax.tree_util.keystr(leaves[0][0])} has {lead} and {name} has "
+                f"{axes}, each without its feature axes: feature_ndim says that these "
+                f"are {ndims}, in the order of the leaves"
+            )
+        lead = axes
+    assert lead is not None
+    return lead
+
+
+def _feature_ndims(xs: Any, feature_ndim: Any) -> list[int]:
+    """Return the number of feature axes of every leaf of ``xs``."""
+    try:
+        return jax.tree.leaves(jax.tree.broadcast(feature_ndim, xs))
+    except ValueError:
+        raise ValueError(
+            f"feature_ndim = {feature_ndim} must be a number, or a pytree prefix of "
+            f"the inputs, but xs is {describe_tree(xs)}"
+        ) from None
+
+
+def lead_ndim(xs: Any, feature_ndim: Any) -> int:
+    """Return the number of axes of inputs before their feature axes."""
+    ndims = _feature_ndims(xs, 1 if feature_ndim is None else feature_ndim)
+    return jax.tree.leaves(xs)[0].ndim - ndims[0]
+
+
+def _layout(feature_ndim: int) -> str:
+    """Return the axes of inputs, as errors show them."""
+    features = ("", ", D", ", Y, X", ", Y, X, C", ", Z, Y, X, C")
+    known = features[feature_ndim] if feature_ndim < len(features) else ", ..."
+    return f"(T, *B{known})"
+
+
+def _too_few_axes(name: str, leaf: Any, feature_ndim: int) -> Exception:
+    """Return the error for an input that has no axis for time."""
+    if feature_ndim != 1:
+        return ValueError(
+            f"{name} must be {_layout(feature_ndim)}, with time first and "
+            f"{feature_ndim} feature axes last, but its shape is {tuple(leaf.shape)}"
+        )
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return TypeError(
+            f"{name} must hold floating-point features (T, *B, D), but its dtype is "
+            f"{leaf.dtype}: {TOKENS}"
+        )
+    return ValueError(
+        f"{name} must have time first and features last, (T, D) or (T, *B, D), but its "
+        f"shape is {tuple(leaf.shape)}: for one feature add an axis with {name}[..., "
+        f"None]"
+    )
+
+
+def check_one_array(what: str, xs: Any) -> None:
+    """Check that inputs are one floating-point array, and not a pytree."""
     if not is_array(xs):
-        raise TypeError(f"xs must be an array (T, *B, D), but it is {describe(xs)}")
-    check_ours("xs", xs)
+        raise TypeError(
+            f"{what}: xs must be one array (T, *B, D), but it is {describe_tree(xs)}"
+        )
+    check_floating("xs", xs)
+
+
+def check_floating(name: str, xs: Any) -> None:
+    """Check that an array of features is floating-point or complex."""
     if not jnp.issubdtype(xs.dtype, jnp.inexact):
         raise TypeError(
-            f"xs must hold floating-point features (T, *B, D), but its dtype is "
-            f"{xs.dtype}: "
-            "turn token numbers into vectors first, with jax.nn.one_hot(xs, V) or an "
-            "embedding"
+            f"{name} must hold floating-point features (T, *B, D), but its dtype is "
+            f"{xs.dtype}: {TOKENS}"
         )
-    if xs.ndim < 2:
+
+
+def check_context(cell: Any, context: Any, batch: tuple[int, ...] | None = None):
+    """Check that a context is given if, and only if, a cell or layer takes one.
+
+    Args:
+        cell: the cell or layer.
+        context: a pytree of arrays ``(*B, ...)``, or None.
+        batch: the batch axes; None if they are not known.
+    """
+    name = type(cell).__name__
+    if cell.takes_context and context is None:
         raise ValueError(
-            f"xs must have time first and features last, (T, D) or (T, *B, D), but its "
-            f"shape is {tuple(xs.shape)}: "
-            "for one feature add an axis with xs[..., None]"
+            f"{name} takes a context (takes_context is True): pass context=, a pytree "
+            f"of arrays (*B, ...) that are the same at every step"
         )
+    if context is None:
+        return
+    if not cell.takes_context:
+        raise ValueError(
+            f"a context was given, but {name} takes none: leave it out, or set "
+            f"takes_context = True in the cell that reads it"
+        )
+    check_all_ours("context", context)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(context):
+        shape = tuple(jnp.shape(leaf))
+        if batch is not None and shape[: len(batch)] != batch:
+            raise ValueError(
+                f"context{jax.tree_util.keystr(path)} has shape {shape}, but it must "
+                f"begin with the batch axes of xs, {batch}: data that all rows share "
+                f"belong in params, or are broadcast with jnp.broadcast_to"
+            )
 
 
-def check_features(cell: Any, kernel: Array, x: Array) -> None:
+def check_features(cell: Any, kernel: Array, x: Any) -> None:
     """Check that the features and dtype of ``x`` fit the cell's input kernel."""
+    check_one_array(type(cell).__name__, x)
     if x.shape[-1] != kernel.shape[0]:
         raise ValueError(
             f"{type(cell).__name__}: the parameters were made for {kernel.shape[0]} "
@@ -102,9 +225,8 @@ def check_features(cell: Any, kernel: Array, x: Array) -> None:
         )
 
 
-def check_flags(name: str, flags: Any, xs: Array) -> None:
-    """Check that ``mask`` or ``resets`` is a bool array ``(T, *B)``."""
-    want = tuple(xs.shape[:-1])
+def check_flags(name: str, flags: Any, want: tuple[int, ...]) -> None:
+    """Check that ``mask`` or ``resets`` is a bool array of shape ``want = (T, *B)``."""
     if not is_array(flags):
         raise TypeError(
             f"{name} must be a bool array of shape (T, *B) = {want}, but it is "
@@ -128,9 +250,8 @@ def check_flags(name: str, flags: Any, xs: Array) -> None:
         )
 
 
-def check_scale(scale: Any, xs: Array) -> None:
-    """Check that ``gradient_scale`` is a floating-point array ``(T, *B)``."""
-    want = tuple(xs.shape[:-1])
+def check_scale(scale: Any, want: tuple[int, ...]) -> None:
+    """Check that ``gradient_scale`` is floating-point of shape ``want = (T, *B)``."""
     if not is_array(scale):
         raise TypeError(
             f"gradient_scale must be an array of shape (T, *B) = {want}, but it is "

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Inexact
+from jaxtyping import Array, Bool, Float
 
 from ..core.cell import (
     Carry,
     Cell,
     Gate,
+    Inputs,
     Layer,
     Params,
     accumulator,
@@ -57,7 +58,7 @@ class GateStatistics(NamedTuple):
 def gate_statistics(
     cell: Cell | Layer,
     params: Params,
-    xs: Inexact[Array, "T *B D"],
+    xs: Inputs,
     carry: Carry = None,
     *,
     mask: Bool[Array, "T *B"] | None = None,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact
 
 from ..core.arrays import is_array
-from ..core.cell import Carry, Cell, Layer, Params, weaken_scalars
+from ..core.cell import Carry, Cell, Inputs, Layer, Params, weaken_scalars
 from ..core.validation import describe
 from .scaled import CompensatedSum, normalize
 from .transition import Transition, features, from_features, rollout, size_of
@@ -19,7 +19,7 @@ from .transition import Transition, features, from_features, rollout, size_of
 def jacobians(
     cell: Cell | Layer,
     params: Params,
-    xs: Inexact[Array, "T *B D"],
+    xs: Inputs,
     carry: Carry = None,
     *,
     mask: Bool[Array, "T *B"] | None = None,

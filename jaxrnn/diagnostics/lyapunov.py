@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import operator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Inexact, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from ..core.cell import Carry, Cell, Layer, Params, expand_flags, weaken_scalars
+from ..core.cell import Carry, Cell, Inputs, Layer, Params, expand_flags, weaken_scalars
 from ..core.masked_inputs import fill_masked_inputs
 from ..core.validation import (
     check_carry,
@@ -67,7 +68,7 @@ class LyapunovSpectrum(NamedTuple):
 def lyapunov_spectrum(
     cell: Cell | Layer,
     params: Params,
-    xs: Inexact[Array, "T *B D"],
+    xs: Inputs,
     carry: Carry = None,
     *,
     key: Array | None = None,
@@ -134,12 +135,12 @@ def lyapunov_spectrum(
     """
     what = "lyapunov_spectrum"
     check_supported(cell, what)
-    check_inputs(xs)
+    lead = check_inputs(xs, cell.feature_ndim)
     params = weaken_scalars(params)
     if mask is not None:
-        check_flags("mask", mask, xs)
+        check_flags("mask", mask, lead)
     cell.check(params)
-    batch, steps = tuple(xs.shape[1:-1]), xs.shape[0]
+    batch, steps = lead[1:], lead[0]
     expected = jax.eval_shape(lambda p: cell.initial_carry(p, batch), params)
     if state is None:
         check_key_given(what, key)
@@ -175,7 +176,7 @@ def lyapunov_spectrum(
         )
     if state is None:
         state = _begin(carry, batch, n, count, key)
-    xs = fill_masked_inputs(jnp.asarray(xs), mask)
+    xs = fill_masked_inputs(jax.tree.map(jnp.asarray, xs), mask)
     return _spectrum(cell, params, xs, mask, state, warmup, stride)
 
 
@@ -198,14 +199,15 @@ def _begin(
 def _spectrum(
     cell: Any,
     params: Params,
-    xs: Array,
+    xs: Inputs,
     mask: Array | None,
     state: LyapunovState,
     warmup: int,
     stride: int,
 ) -> LyapunovSpectrum:
     """Scan over blocks of ``stride`` steps, with one QR factorization per block."""
-    transition, batch_ndim = Transition(cell), xs.ndim - 2
+    transition, batch = Transition(cell), state.steps.shape
+    batch_ndim = len(batch)
 
     def push_forward(carry, basis, x, valid):
         """Return the next carry, and the Jacobian times every column of the basis."""
@@ -227,11 +229,11 @@ def _spectrum(
         xs, mask, counted = block_inputs
         carry, basis = state.carry, state.basis
         for i in range(stride):
-            carry, basis = push_forward(
-                carry, basis, xs[i], None if mask is None else mask[i]
-            )
+            x = jax.tree.map(operator.itemgetter(i), xs)
+            valid = None if mask is None else mask[i]
+            carry, basis = push_forward(carry, basis, x, valid)
         basis, triangle = jnp.linalg.qr(basis)
-        valid = jnp.full(xs.shape[1:-1], stride) if mask is None else mask.sum(0)
+        valid = jnp.full(batch, stride) if mask is None else mask.sum(0)
         steps = jnp.where(counted, valid, 0).astype(state.steps.dtype)
         log_growth = _log_growth(triangle, basis.shape[-2])
         log_growth_sum = state.log_growth.plus(
@@ -243,7 +245,7 @@ def _spectrum(
         )
         return LyapunovState(carry, basis, log_growth_sum, state.steps + steps), None
 
-    num_blocks = xs.shape[0] // stride
+    num_blocks = jax.tree.leaves(xs)[0].shape[0] // stride
     counted = jnp.arange(num_blocks) >= warmup // stride
     block_rows = jax.tree.map(
         lambda a: a.reshape(num_blocks, stride, *a.shape[1:]), (xs, mask)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from ..core.arrays import is_array
-from ..core.cell import Carry, Params, expand_flags, select
+from ..core.cell import Carry, Inputs, Params, expand_flags, select
 from ..core.validation import describe
 from .transition import Trajectory
 
@@ -31,7 +31,7 @@ class LossReadout(NamedTuple):
 
     part: Trajectory
     carry: Carry
-    x: Array
+    x: Inputs
     read: Bool[Array, "*B"]
     exists: Bool[Array, "K *B"]
     whole: Bool[Array, ""]
@@ -123,7 +123,7 @@ def loss_cotangent(
 
 
 def check_loss(
-    what: str, cell: Any, params: Params, loss: Callable, carry: Carry, x: Array
+    what: str, cell: Any, params: Params, loss: Callable, carry: Carry, x: Inputs
 ) -> None:
     """Check that the loss is callable and returns a real scalar for one output."""
     if not callable(loss):

@@ -8,8 +8,9 @@ another number, and not the one by which gradients decay.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from jaxtyping import Array
 from ..core.cell import (
     Carry,
     Cell,
+    Inputs,
     Layer,
     Params,
     UnrollSpec,
@@ -26,6 +28,7 @@ from ..core.cell import (
     select,
 )
 from ..core.masked_inputs import fill_masked_inputs
+from ..core.validation import check_inputs
 from ..engines import Scan
 from ..unrolling import unroll, unroll_unchecked
 
@@ -39,7 +42,7 @@ class Transition:
 
     cell: Cell | Layer
 
-    def prepare(self, params: Params, xs: Array) -> Any:
+    def prepare(self, params: Params, xs: Inputs) -> Any:
         """Compute the part of all steps that does not depend on the carry, ``z``."""
         return self.cell.project(params, xs) if isinstance(self.cell, Cell) else xs
 
@@ -67,7 +70,7 @@ class Transition:
         self,
         params: Params,
         carry: Carry,
-        x: Array,
+        x: Inputs,
         keep: Any = None,
         reset: Any = None,
     ) -> Carry:
@@ -78,33 +81,31 @@ class Transition:
         return self.step(params, carry, self.prepare(params, x), keep, reset)
 
 
-class Trajectory(NamedTuple):
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("xs", "mask", "resets", "carries_before", "carries_after"),
+    meta_fields=("steps", "batch"),
+)
+@dataclasses.dataclass(frozen=True)
+class Trajectory:
     """An unrolled sequence: inputs, flags, and the carries before and after every step.
 
-    All arrays are ``(T, *B, ...)``.
+    All arrays are ``(T, *B, ...)``; ``steps`` is T and ``batch`` is ``*B``.
     """
 
-    xs: Array
+    xs: Any
     mask: Array | None
     resets: Array | None
     carries_before: Carry
     carries_after: Carry
-
-    @property
-    def steps(self) -> int:
-        """Return T."""
-        return self.xs.shape[0]
-
-    @property
-    def batch(self) -> tuple[int, ...]:
-        """Return the batch shape B."""
-        return tuple(self.xs.shape[1:-1])
+    steps: int
+    batch: tuple[int, ...]
 
 
 def rollout(
     cell: Any,
     params: Params,
-    xs: Array,
+    xs: Inputs,
     carry: Carry,
     mask: Any,
     resets: Any,
@@ -126,9 +127,10 @@ def rollout(
         engine=engine,
         return_carries=True,
     )  # type: ignore[misc]
-    xs = fill_masked_inputs(jnp.asarray(xs), mask)
+    xs = fill_masked_inputs(jax.tree.map(jnp.asarray, xs), mask)
+    steps, *batch = check_inputs(xs, cell.feature_ndim)
     initial_carry = (
-        cell.initial_carry(params, tuple(xs.shape[1:-1]))
+        cell.initial_carry(params, tuple(batch))
         if carry is None
         else jax.tree.map(jnp.asarray, carry)
     )
@@ -140,7 +142,9 @@ def rollout(
         initial_carry,
         carries_after,
     )
-    return Trajectory(xs, mask, resets, carries_before, carries_after)
+    return Trajectory(
+        xs, mask, resets, carries_before, carries_after, steps, tuple(batch)
+    )
 
 
 def check_supported(cell: Any, what: str) -> None:

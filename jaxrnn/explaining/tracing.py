@@ -16,7 +16,17 @@ import jax.numpy as jnp
 from jax.extend import core
 from jax.interpreters import partial_eval as pe
 
-from ..core.cell import Carry, Cell, Layer, Params, weaken_scalars
+from ..core.arrays import is_array
+from ..core.cell import (
+    Carry,
+    Cell,
+    Context,
+    Inputs,
+    Layer,
+    Params,
+    UnrollSpec,
+    weaken_scalars,
+)
 from ..core.engine import AbstractEngine, AbstractNetworkEngine, Request
 from ..engines import Associative, Fused, Scan
 from ..engines.engine import DefaultEngine, LoopEngine
@@ -46,7 +56,7 @@ from .table import Explanation, Row, brief, places_of
 def explain(
     cell: Cell | Layer,
     params: Params,
-    xs: Any,
+    xs: Inputs,
     carry: Carry = None,
     *,
     engine: Any = None,
@@ -54,6 +64,7 @@ def explain(
     resets: Any = None,
     reverse: bool = False,
     key: Any = None,
+    context: Context = None,
     return_carries: bool = False,
 ) -> Explanation:
     """Explain which engine `unroll` uses for each cell and platform, and why.
@@ -65,8 +76,8 @@ def explain(
     to the cell's parameters, first carry and inputs.
 
     Args:
-        cell, params, xs, carry, engine, mask, resets, reverse, key, return_carries: as
-            for `unroll`.
+        cell, params, xs, carry, engine, mask, resets, reverse, key, context,
+            return_carries: as for `unroll`.
 
     Returns:
         An `Explanation`, which prints as a table. It has one row per cell and platform
@@ -89,18 +100,24 @@ def explain(
     seen: list[_Seen] = []
     traced: dict[Any, _Traced] = {}
 
-    def shapes(params, xs, carry, mask, resets, key):
-        given = validate(
-            cell, params, xs, carry, mask, resets, None, key, engine, reverse
+    def shapes(params, xs, carry, arrays):
+        mask, resets, key, context = arrays
+        spec = UnrollSpec(
+            engine,
+            mask,
+            resets,
+            reverse,
+            key=key,
+            all_carries=return_carries,
+            context=context,
         )
+        params, xs = validate(cell, params, xs, carry, spec)
         with observed_by(_Observer(places_of(params), seen, traced)):
-            unroll_validated(*given, None, return_carries)  # type: ignore[call-arg]
+            unroll_validated(cell, params, xs, carry, spec)
 
-    jax.eval_shape(shapes, params, xs, carry, mask, resets, key)
+    jax.eval_shape(shapes, params, xs, carry, (mask, resets, key, context))
     rows = {run.traced.number: _rows(run.traced) for run in seen}
-    title = (
-        f"{brief(cell)} over xs {xs.dtype.name}{list(xs.shape)}, jax {jax.__version__}"
-    )
+    title = f"{brief(cell)} over xs {_shapes(xs)}, jax {jax.__version__}"
     asked = "the default engine" if engine is None else f"engine={brief(engine)}"
     placed_rows = [
         dataclasses.replace(row, place=run.place, number=i)
@@ -108,6 +125,12 @@ def explain(
         for row in rows[run.traced.number]
     ]
     return Explanation(f"{title}, {asked}", tuple(placed_rows))
+
+
+def _shapes(xs: Inputs) -> str:
+    """Return dtypes and shapes of inputs, an array or a pytree of arrays."""
+    leaves = [f"{x.dtype.name}{list(x.shape)}" for x in jax.tree.leaves(xs)]
+    return leaves[0] if is_array(xs) else f"({', '.join(leaves)})"
 
 
 @dataclasses.dataclass
@@ -169,7 +192,7 @@ class _Observer:
         cell: Cell,
         params: Params,
         carry: Carry,
-        xs: Any,
+        xs: Inputs,
         mask: Any = None,
         resets: Any = None,
         reverse: bool = False,
@@ -250,7 +273,7 @@ class _Observer:
         engine: AbstractNetworkEngine,
         params: Params,
         carries: list[Any],
-        xs: Any,
+        xs: Inputs,
         mask: Any,
         reverse: bool,
         bidirectional: bool,

@@ -14,11 +14,20 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ..cells.ops import along, dense, layer_norm
-from ..core.cell import Carry, Cell, Layer, Params, UnrollSpec, check_cell, expand_flags
-from ..core.validation import check_features, check_positive
+from ..core.cell import (
+    Carry,
+    Cell,
+    Inputs,
+    Layer,
+    Params,
+    UnrollSpec,
+    check_cell,
+    expand_flags,
+)
+from ..core.validation import check_features, check_one_array, check_positive
 from ..initializers import LecunNormal
 from ..unrolling import unroll_unchecked
-from .compose import check_one_array, check_parts, init_in, output_size
+from .compose import check_one_output, check_parts, init_in, output_size
 
 
 def residual_block(layer: Cell | Layer, width: int) -> ResidualBlock:
@@ -116,7 +125,7 @@ class ResidualBlock(Layer):
         return self.layer.initial_carry(params["layer"], batch_shape, dtype)
 
     def unroll(
-        self, params: Params, carry: Carry, xs: Array, spec: UnrollSpec
+        self, params: Params, carry: Carry, xs: Inputs, spec: UnrollSpec
     ) -> tuple[Carry, Array, Carry]:
         embedded = self._embedded(params, xs)
         last, ys, carries = unroll_unchecked(
@@ -126,7 +135,7 @@ class ResidualBlock(Layer):
             layer_norm(embedded, params["norm_scale"]),
             spec,
         )
-        check_one_array("block", self.layer, ys)
+        check_one_output("block", self.layer, ys)
         ys = self._mixed(params, embedded, ys)
         return (
             last,
@@ -145,6 +154,7 @@ class ResidualBlock(Layer):
         self, params: Params, x: Float[Array, "*TB D"]
     ) -> Float[Array, "*TB W"]:
         """Return e: the inputs, mapped to ``width`` features where that is needed."""
+        check_one_array("residual_block", x)
         if "embed_kernel" not in params:
             if x.shape[-1] != self.width:
                 raise ValueError(

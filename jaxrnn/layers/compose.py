@@ -15,6 +15,7 @@ from ..core.arrays import is_array
 from ..core.cell import (
     Carry,
     Cell,
+    Inputs,
     Layer,
     Params,
     UnrollSpec,
@@ -23,8 +24,8 @@ from ..core.cell import (
     weaken_scalars,
 )
 from ..core.exported import register_for_export
-from ..core.validation import describe, describe_tree
-from ..unrolling import unroll_unchecked
+from ..core.validation import check_one_array, describe, describe_tree, lead_ndim
+from ..unrolling import for_part, unroll_part, unroll_unchecked
 from .fused_network import unroll_network
 
 
@@ -178,7 +179,7 @@ class Stack(Layer):
         )
 
     def unroll(
-        self, params: Params, carry: tuple[Carry, ...], xs: Array, spec: UnrollSpec
+        self, params: Params, carry: tuple[Carry, ...], xs: Inputs, spec: UnrollSpec
     ) -> tuple[Carry, Any, Carry]:
         # An engine such as cuDNN may run the whole network in one call.
         fused = unroll_network(
@@ -189,13 +190,18 @@ class Stack(Layer):
         last_carries, all_carries = [], []
         for i, layer in enumerate(self.layers):
             if i:
-                check_one_array("stack", self.layers[i - 1], xs)
-            last_carry, xs, carries = unroll_unchecked(
-                layer, params[f"layer_{i}"], carry[i], xs, for_part(spec, layer, i)
+                check_one_output("stack", self.layers[i - 1], xs)
+            last_carry, xs, carries = unroll_part(
+                layer, params[f"layer_{i}"], carry[i], xs, spec, i
             )
             last_carries.append(last_carry)
             all_carries.append(carries)
         return tuple(last_carries), xs, tuple(all_carries)
+
+    def output_features(self, params: Params, input_size: int) -> int | None:
+        for i, layer in enumerate(self.layers):
+            input_size = output_size(layer, params[f"layer_{i}"], input_size)
+        return input_size
 
     def output(self, params: Params, carry: tuple[Carry, ...], x: Any) -> Any:
         for i, layer in enumerate(self.layers):
@@ -259,19 +265,15 @@ class Bidirectional(Layer):
         )
 
     def unroll(
-        self, params: Params, carry: BidirectionalCarry, xs: Array, spec: UnrollSpec
+        self, params: Params, carry: BidirectionalCarry, xs: Inputs, spec: UnrollSpec
     ) -> tuple[Carry, Any, Carry]:
         # An engine such as cuDNN may run both directions in one call.
         fused = unroll_network([_side_by_side(self)], params, carry, xs, spec)
         if fused is not None:
             return fused
         backward_spec = for_part(spec, self.backward, 1).reversed()
-        f_last, f_ys, f_all = unroll_unchecked(
-            self.forward,
-            params["forward"],
-            carry.forward,
-            xs,
-            for_part(spec, self.forward, 0),
+        f_last, f_ys, f_all = unroll_part(
+            self.forward, params["forward"], carry.forward, xs, spec, 0
         )
         b_last, b_ys, b_all = unroll_unchecked(
             self.backward, params["backward"], carry.backward, xs, backward_spec
@@ -282,13 +284,20 @@ class Bidirectional(Layer):
             BidirectionalCarry(f_all, b_all),
         )
 
+    def output_features(self, params: Params, input_size: int) -> int | None:
+        sizes = [
+            output_size(self.forward, params["forward"], input_size),
+            output_size(self.backward, params["backward"], input_size),
+        ]
+        return sizes[0] if self.merge == "sum" else sum(sizes)
+
     def output(self, params: Params, carry: BidirectionalCarry, x: Any) -> Any:
         forward = self.forward.output(params["forward"], carry.forward, x)
         return self._merged(
             forward, self.backward.output(params["backward"], carry.backward, x), x
         )
 
-    def _merged(self, forward: Any, backward: Any, xs: Any) -> Any:
+    def _merged(self, forward: Any, backward: Any, xs: Inputs) -> Any:
         """Concatenate or add the outputs of the two directions, leaf by leaf."""
         structure: Any = jax.tree.structure(forward)
         if structure != jax.tree.structure(backward):
@@ -303,13 +312,13 @@ class Bidirectional(Layer):
         featureless = [
             part.shape
             for part in jax.tree.leaves(forward)
-            if jnp.ndim(part) < jnp.ndim(xs)
+            if jnp.ndim(part) <= lead_ndim(xs, self.feature_ndim)
         ]
         if featureless:
             raise ValueError(
                 f"bidirectional: merge='concat' joins the features of both directions, "
                 f"but {type(self.forward).__name__} returns an output of shape "
-                f"{featureless[0]} for inputs of shape {jnp.shape(xs)}, which has no "
+                f"{featureless[0]} for inputs {describe_tree(xs)}, which has no "
                 f"feature axis: return y[..., None], or use merge='sum'"
             )
         return jax.tree.map(
@@ -350,16 +359,20 @@ class Residual(Layer):
         return self.layer.initial_carry(params, batch_shape, dtype)
 
     def unroll(
-        self, params: Params, carry: Carry, xs: Array, spec: UnrollSpec
+        self, params: Params, carry: Carry, xs: Inputs, spec: UnrollSpec
     ) -> tuple[Carry, Any, Carry]:
+        check_one_array("residual", xs)
         last, ys, carries = unroll_unchecked(self.layer, params, carry, xs, spec)
-        check_one_array("residual", self.layer, ys)
+        check_one_output("residual", self.layer, ys)
         if xs.shape != ys.shape:
             raise ValueError(
                 f"residual: the inputs have {xs.shape[-1]} features and the outputs "
                 f"{ys.shape[-1]}; they are added, so the numbers must be equal"
             )
         return last, xs + ys, carries
+
+    def output_features(self, params: Params, input_size: int) -> int | None:
+        return input_size
 
     def output(self, params: Params, carry: Carry, x: Any) -> Any:
         return x + self.layer.output(params, carry, x)
@@ -392,16 +405,6 @@ def check_parts(layer: Layer, params: Params, parts: dict[str, Cell | Layer]) ->
         part.check(params[name])
 
 
-def for_part(spec: UnrollSpec, part: Cell | Layer, index: int) -> UnrollSpec:
-    """Return ``spec`` for part ``index`` of a layer.
-
-    The part gets a key of its own if it draws random numbers, and none otherwise.
-    """
-    return spec.replace(
-        key=jax.random.fold_in(spec.key, index) if part.requires_key else None
-    )
-
-
 def init_in(
     layer: Cell | Layer, key: Array, input_size: int, dtype: DTypeLike | None
 ) -> Params:
@@ -423,10 +426,21 @@ def init_in(
 def output_size(layer: Cell | Layer, params: Params, input_size: int) -> int:
     """Return the number of output features for ``input_size`` input features.
 
-    The layer is only traced; nothing is computed.
+    Where the layer does not say (`Cell.output_features`), it is traced on one vector;
+    nothing is computed.
     """
+    known = layer.output_features(params, input_size)
+    if known is not None:
+        return known
+    ndim, name = layer.feature_ndim, type(layer).__name__
+    if layer.takes_context or ndim not in (1, None):
+        what = "a context" if layer.takes_context else f"inputs of feature_ndim {ndim}"
+        raise ValueError(
+            f"{name}: its number of output features is not known, because it takes "
+            f"{what}: define output_features(self, params, input_size) in it"
+        )
     ys = outputs_of(layer, params, input_size)
-    check_one_array("init", layer, ys)
+    check_one_output("init", layer, ys)
     return ys.shape[-1]
 
 
@@ -443,7 +457,7 @@ def outputs_of(layer: Cell | Layer, params: Params, input_size: int) -> Any:
     return jax.eval_shape(one_step, weaken_scalars(params), x)
 
 
-def check_one_array(what: str, layer: Cell | Layer, ys: Any) -> None:
+def check_one_output(what: str, layer: Cell | Layer, ys: Any) -> None:
     """Check that a layer's outputs are one array, as the operation after it needs."""
     if not is_array(ys) or ys.ndim < 2:
         raise TypeError(

@@ -8,7 +8,8 @@ import jax
 from jaxtyping import Array
 
 from ..cells import LSTMState
-from ..core.cell import Carry, Params, UnrollSpec
+from ..core.arrays import is_array
+from ..core.cell import Carry, Inputs, Params, UnrollSpec
 from ..core.engine import AbstractNetworkEngine
 from ..unrolling import run_network
 
@@ -17,7 +18,7 @@ def unroll_network(
     parts: list[tuple[Any, ...]],
     params: Params,
     carry: Carry,
-    xs: Array,
+    xs: Inputs,
     spec: UnrollSpec,
 ) -> tuple[Carry, Array, Carry] | None:
     """Apply a whole network by one call of the engine's ``run_network``, if possible.
@@ -36,9 +37,11 @@ def unroll_network(
         `AbstractNetworkEngine` or does not support the cells or the arguments.
     """
     engine, cells = spec.engine, [cell for part in parts for cell in part]
-    is_truncated = spec.window is not None and spec.window < xs.shape[0]
+    steps = jax.tree.leaves(xs)[0].shape[0]
+    is_truncated = spec.window is not None and spec.window < steps
     if (
         not isinstance(engine, AbstractNetworkEngine)
+        or not is_array(xs)
         or is_truncated
         or spec.gradient_scale is not None
         or spec.all_carries

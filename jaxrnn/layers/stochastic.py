@@ -16,19 +16,21 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from ..core.arrays import is_array
 from ..core.cell import (
     AbstractWrappedCell,
     Carry,
     Cell,
+    Inputs,
     Layer,
     Params,
     UnrollSpec,
+    bind_context,
     check_cell,
 )
-from ..core.validation import describe_tree
+from ..core.validation import check_one_array, describe_tree
 from ..unrolling import unroll_unchecked
 from .compose import init_in
 
@@ -237,6 +239,8 @@ class Dropout(StochasticLayer):
     rate: float
     variational: bool = False
     drawing: bool = True
+    # It takes inputs of any kind.
+    feature_ndim: ClassVar[None] = None  # type: ignore[assignment]
 
     def init(
         self, key: Array, input_size: int, dtype: DTypeLike | None = None
@@ -255,13 +259,17 @@ class Dropout(StochasticLayer):
         self,
         params: Params,
         carry: tuple[()],
-        xs: Float[Array, "T *B D"],
+        xs: Inputs,
         spec: UnrollSpec,
     ):
         if not self.drawing:
             return (), xs, ()
+        check_one_array("dropout", xs)
         shape = xs.shape[1:] if self.variational else xs.shape
         return (), _drop(spec.key, self.rate, xs, shape), ()
+
+    def output_features(self, params: Params, input_size: int) -> int | None:
+        return input_size
 
     def output(self, params: Params, carry: tuple[()], x: Any) -> Array:
         if self.drawing:
@@ -294,6 +302,9 @@ class StochasticCellLayer(StochasticLayer):
     ) -> Carry:
         return self.cell.initial_carry(params, batch_shape, dtype)
 
+    def output_features(self, params: Params, input_size: int) -> int | None:
+        return self.cell.output_features(params, input_size)
+
     def output(self, params: Params, carry: Carry, x: Any) -> Any:
         return self.cell.output(params, carry, x)
 
@@ -305,11 +316,10 @@ class RecurrentDropout(StochasticCellLayer):
     rate: float
     drawing: bool = True
 
-    def unroll(
-        self, params: Params, carry: Carry, xs: Float[Array, "T *B D"], spec: UnrollSpec
-    ):
+    def unroll(self, params: Params, carry: Carry, xs: Inputs, spec: UnrollSpec):
         if not self.drawing:
             return unroll_unchecked(self.cell, params, carry, xs, spec)
+        cell, params = bind_context(self.cell, params, spec.context)
         h = _hidden(carry)
         if not is_array(h) or not _is_real(h):
             raise TypeError(
@@ -320,7 +330,7 @@ class RecurrentDropout(StochasticCellLayer):
             )
         scale = _drop(spec.key, self.rate, jnp.ones_like(h), h.shape)
         return unroll_unchecked(
-            _MaskedRecurrence(self.cell),
+            _MaskedRecurrence(cell),
             (params, scale),
             carry,
             xs,
@@ -335,9 +345,7 @@ class Zoneout(StochasticCellLayer):
     rates: tuple[float, ...]
     drawing: bool = True
 
-    def unroll(
-        self, params: Params, carry: Carry, xs: Float[Array, "T *B D"], spec: UnrollSpec
-    ):
+    def unroll(self, params: Params, carry: Carry, xs: Inputs, spec: UnrollSpec):
         leaves = [leaf for leaf in jax.tree.leaves(carry) if _is_real(leaf)]
         if len(self.rates) not in (1, len(leaves)):
             raise ValueError(
@@ -346,18 +354,18 @@ class Zoneout(StochasticCellLayer):
                 f"give one rate, or one for each"
             )
         rates = self.rates * len(leaves) if len(self.rates) == 1 else self.rates
+        cell, params = bind_context(self.cell, params, spec.context)
         if not self.drawing:
-            return unroll_unchecked(
-                _Averaged(self.cell, rates), params, carry, xs, spec
-            )
+            return unroll_unchecked(_Averaged(cell, rates), params, carry, xs, spec)
+        steps = jax.tree.leaves(xs)[0].shape[0]
         keys = jax.random.split(spec.key, len(leaves))
         # Masks (T, *B, H) are drawn for all steps at once and enter as inputs.
         keep_old = [
-            jax.random.bernoulli(k, r, (xs.shape[0], *a.shape))
+            jax.random.bernoulli(k, r, (steps, *a.shape))
             for k, r, a in zip(keys, rates, leaves, strict=True)
         ]
         return unroll_unchecked(
-            _ZonedOut(self.cell),
+            _ZonedOut(cell),
             params,
             carry,
             (xs, tuple(keep_old)),

@@ -65,6 +65,9 @@ class Window(NamedTuple):
         key: filled in by `TBPTT`, a key for the window's random numbers or None.
         gradient_scale: filled in by `TBPTT`, ``(T, *B)`` or None; it is drawn by the
             truncation.
+        context: a pytree of arrays ``(*B, ...)`` that are the same in every window, for
+            losses that pass ``context=window.context`` on to `unroll`. None: there is
+            none.
 
     Example::
 
@@ -80,6 +83,7 @@ class Window(NamedTuple):
     resets: Any = None
     key: Any = None
     gradient_scale: Any = None
+    context: Any = None
 
 
 @register_for_export
@@ -204,7 +208,7 @@ class TBPTT(Static):
         overlap = self.k2 - self.k1
         empty = jax.tree.map(
             lambda a: jnp.zeros((overlap, *jnp.shape(a)[1:]), jnp.result_type(a)),
-            sequence._replace(key=None),
+            sequence._replace(key=None, context=None),
         )
         flags = jnp.zeros((overlap, *batch_shape), bool)
         return TBPTTState(
@@ -415,6 +419,7 @@ class TBPTT(Static):
         k1, k2, steps = self.k1, self.k2, check_steps(sequence)
         if steps == 0:
             return total, state
+        context, sequence = sequence.context, sequence._replace(context=None)
         sequence, key = pad_sequence(sequence, steps, state.fresh.shape), self._own(key)
         if k2 > k1 or self.truncation is not None:
             whole_sequence = self._with_randomness(sequence, key)
@@ -422,7 +427,7 @@ class TBPTT(Static):
                 self.losses,
                 params_of(total),
                 state.carry,
-                whole_sequence,
+                whole_sequence._replace(context=context),
                 overlap=k2 > k1,
             )
         # The history has k2 - k1 steps, so row k2 - k1 of `padded` is step 0.
@@ -447,7 +452,8 @@ class TBPTT(Static):
                 lambda a: jax.lax.dynamic_slice_in_dim(a, start, k2), padded
             )
             window = self._with_randomness(
-                window, None if key is None else jax.random.fold_in(key, index)
+                window._replace(context=context),
+                None if key is None else jax.random.fold_in(key, index),
             )
             is_new = jnp.arange(k2) >= k2 - new_steps
             (loss, carries), gradient = loss_and_gradient(

@@ -50,7 +50,7 @@ def check_steps(sequence: Any) -> int:
     """Return T of a sequence, after a check that all its arrays share it."""
     steps = {
         jnp.shape(leaf)[0] if jnp.ndim(leaf) else None
-        for leaf in jax.tree.leaves(sequence._replace(key=None))
+        for leaf in jax.tree.leaves(sequence._replace(key=None, context=None))
     }
     if len(steps) != 1 or None in steps:
         raise ValueError(
@@ -82,6 +82,14 @@ def check_sequence(sequence: Any, state: Any, k1: int, k2: int, steps: int) -> N
                 f"TBPTT: inputs and targets must be (T, *B, ...), but one has shape "
                 f"{jnp.shape(leaf)}, and the state was made with batch_shape={batch}: "
                 f"call init() with the batch axes of the sequence"
+            )
+
+    for leaf in jax.tree.leaves(sequence.context):
+        if jnp.shape(leaf)[: len(batch)] != batch:
+            raise ValueError(
+                f"TBPTT: the context must be arrays (*B, ...), the same at every step, "
+                f"but one has shape {jnp.shape(leaf)}, and the state was made with "
+                f"batch_shape={batch}"
             )
 
     def shapes_and_dtypes(tree: Any, length: int | None = None) -> Any:

@@ -733,4 +733,4 @@ def test_without_the_fixture_beartype_checks_shapes():
     checker of the tests.
     """
     with pytest.raises(TypeCheckError):
-        walk(xs=jnp.ones(3))
+        walk(resets=jnp.ones(3))
