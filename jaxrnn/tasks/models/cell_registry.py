@@ -1,4 +1,4 @@
-"""Cells by name and variant: ``NAME`` or ``NAME:VARIANT``."""
+"""Cells by name and variant: ``NAME``, ``NAME:VARIANT``, or ``module:Name(...)``."""
 
 from __future__ import annotations
 
@@ -27,10 +27,12 @@ from ...cells import (
     OrthogonalRNN,
 )
 from ...core.cell import Cell, Layer
+from ...core.import_path import module_exists
 from ...core.validation import describe
 from ...initializers import Chrono, Identity, Normal
 from ...layers import residual_block
 from ...training import InputError
+from .own_cell import CellLike, checked, make_own_cell, parse_own_cell
 
 CHRONO = "chrono"
 KNOWN = {
@@ -81,17 +83,18 @@ PLAIN: dict[str, Any] = {
 CHRONOS = ("lstm", "gru", "mgu", "diagonal-gru", "diagonal-lstm")
 
 
-def make_cell(spec: str, hidden: int, length: int) -> Cell | Layer:
-    """Make the cell that ``spec`` names.
+def make_cell(spec: CellLike, hidden: int, length: int) -> Cell | Layer:
+    """Make the cell that ``spec`` names; a cell or layer is returned as it is.
 
     The names and their variants stand in `KNOWN`: the IRNN is that of Le, Jaitly &
     Hinton (2015); ``chrono`` draws biases by Tallec & Ollivier (2018, eq. 16) for
     memories as long as the task's sequences. Cells that are linear in their state are
     each wrapped in a `jaxrnn.residual_block` of ``hidden`` features, unless the variant
-    is ``alone``.
+    is ``alone``. A cell of one's own is ``module:Name(...)`` (see `own_cell`), and its
+    module is imported.
 
     Args:
-        spec: the name, optionally with a variant.
+        spec: the name, optionally with a variant; an import path; or a cell or layer.
         hidden: the number of units.
         length: the number of steps of the task's sequences, which is the longest time
             of chrono biases (at least 3).
@@ -101,7 +104,11 @@ def make_cell(spec: str, hidden: int, length: int) -> Cell | Layer:
             variant.
     """
     check_cell_name("--cell", spec)
+    if not isinstance(spec, str):
+        return spec
     name, _, variant = spec.partition(":")
+    if name not in KNOWN and (own := parse_own_cell("--cell", spec)):
+        return make_own_cell("--cell", spec, own, hidden)
     if name == "irnn":
         return Elman(hidden, activation=jax.nn.relu, recurrent_init=Identity())
     if name == "elman":
@@ -156,22 +163,32 @@ def make_cell(spec: str, hidden: int, length: int) -> Cell | Layer:
     return (MGU if name == "mgu" else GRU)(hidden, update_bias=bias)
 
 
-def check_cell_name(what: str, spec: str) -> None:
-    """Check that ``spec`` names a cell, and a variant that it has."""
+def check_cell_name(what: str, spec: CellLike) -> None:
+    """Check that ``spec`` names a cell, and a variant that it has.
+
+    What is no built-in cell's name may be an import path; nothing is imported here.
+    """
+    if isinstance(spec, (Cell, Layer)):
+        checked(what, spec)
+        return
     if not isinstance(spec, str):
         raise InputError(
-            f"{what} takes the name of a cell, such as lstm or gru:chrono, but it is "
-            f"{describe(spec)}: a run's config.json "
-            "holds names; to train a cell of your own write its loss, and use "
-            "jaxrnn.training.fit"
+            f"{what} takes the name of a cell, such as lstm or gru:chrono, the import "
+            f"path of one of your own, such as mine:Mine, or a cell, but it is "
+            f"{describe(spec)}"
         )
     name, colon, variant = spec.partition(":")
     if name not in KNOWN:
         near = difflib.get_close_matches(name.lower(), KNOWN, n=1, cutoff=0.5)
+        is_path = parse_own_cell(what, spec) is not None
+        if is_path and (
+            module_exists(name) or not near or not _is_variant(near[0], variant)
+        ):
+            return
         hint = (
             f"did you mean {near[0]}{colon}{variant}?"
             if near
-            else f"known: {', '.join(KNOWN)}"
+            else f"known: {', '.join(KNOWN)}; a cell of your own is module:Name"
         )
         raise InputError(f"{what}: there is no {name!r}; {hint}")
     if colon and not _is_variant(name, variant):
