@@ -11,24 +11,18 @@ import jaxrnn
 
 @dataclasses.dataclass(frozen=True)
 class MGU(jaxrnn.Cell):
-    """f = σ(W_f x + U_f h); c = tanh(W_c x + U_c (f h)); h' = (1 - f) h + f c."""
+    """f = σ(W_f [x; h]); h' = (1 - f) h + f tanh(W_h [x; f h])."""
 
     hidden_size: int
 
     def init(self, key, input_size):
-        w, u = jax.random.split(key)
-        shape = (input_size, 2 * self.hidden_size), (self.hidden_size,) * 2
-        keys = jax.random.split(u)
-        return {
-            "w": jax.random.normal(w, shape[0]) / 2,
-            "u_f": jax.random.normal(keys[0], shape[1]) / 2,
-            "u_c": jax.random.normal(keys[1], shape[1]) / 2,
-        }
+        shape = (input_size + self.hidden_size, 2 * self.hidden_size)
+        return {"kernel": jax.random.normal(key, shape) / 2}
 
-    def step(self, params, h, z):
-        z_f, z_c = jnp.split(z @ params["w"], 2, axis=-1)
-        f = jax.nn.sigmoid(z_f + h @ params["u_f"])
-        return (1 - f) * h + f * jnp.tanh(z_c + (f * h) @ params["u_c"])
+    def step(self, params, h, x):
+        gate, new = jnp.split(params["kernel"], 2, axis=-1)
+        f = jax.nn.sigmoid(jnp.concatenate([x, h], axis=-1) @ gate)
+        return h + f * (jnp.tanh(jnp.concatenate([x, f * h], axis=-1) @ new) - h)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,13 +49,14 @@ class Janet(jaxrnn.Cell):
 
 
 def test_mgu():
-    assert lines_of_code(MGU) <= 16
+    assert lines_of_code(MGU) <= 12
     cell = MGU(H)
     params = cell.init(jax.random.key(0), D)
 
     def step(p, h, x):
-        f = 1 / (1 + jnp.exp(-(p["w"][:, :H].T @ x + p["u_f"].T @ h)))
-        return h + f * (jnp.tanh(p["w"][:, H:].T @ x + p["u_c"].T @ (f * h)) - h)
+        w, u = p["kernel"][:D], p["kernel"][D:]
+        f = 1 / (1 + jnp.exp(-(w[:, :H].T @ x + u[:, :H].T @ h)))
+        return (1 - f) * h + f * jnp.tanh(w[:, H:].T @ x + u[:, H:].T @ (f * h))
 
     assert_is_twin(cell, params, normal(1, T, B, D), step, jnp.zeros(H))
 
