@@ -15,7 +15,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool
 
-from ..core.cell import Carry, Cell, Context, Inputs, Params, accumulator
+from ..core.cell import Cell
+from ..core.dtypes import accumulator
+from ..core.types import Carry, Context, Inputs, Params
 from ..core.validation import (
     check_batch_shape,
     check_carry,

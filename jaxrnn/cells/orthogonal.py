@@ -14,7 +14,9 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from ..core.cell import Gate, Params, accumulator
+from ..core.cell import Gate
+from ..core.dtypes import accumulator
+from ..core.types import Params
 from ..core.validation import check_positive
 from ..initializers import Initializer, LecunNormal, Uniform
 from .base import BuiltinCell, projected

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from ..core.arrays import is_array
-from ..core.cell import Carry, Inputs, Params, expand_flags, select
+from ..core.flags import expand_flags, select
+from ..core.types import Carry, Inputs, Params
 from ..core.validation import describe
 from .transition import Trajectory
 

@@ -16,18 +16,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ..core.cell import (
-    Carry,
-    Cell,
-    Inputs,
-    Layer,
-    Params,
-    UnrollSpec,
-    accumulator,
-    check_cell,
-    select,
-)
+from ..core.cell import Cell
+from ..core.dtypes import accumulator
+from ..core.flags import select
+from ..core.layer import Layer, check_cell
 from ..core.masked_inputs import fill_masked_inputs
+from ..core.types import Carry, Inputs, Params
+from ..core.unroll_spec import UnrollSpec
 from ..core.validation import check_inputs
 from ..engines import Scan
 from ..unrolling import unroll, unroll_unchecked

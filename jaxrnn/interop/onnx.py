@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.cell import Carry, Cell, Layer, Params, check_cell
+from ..core.cell import Cell
+from ..core.layer import Layer, check_cell
+from ..core.types import Carry, Params
 from ..layers.compose import Bidirectional, BidirectionalCarry, Residual, Stack
 from ..layers.stochastic import Dropout, RecurrentDropout
 from .arithmetic import check_concrete

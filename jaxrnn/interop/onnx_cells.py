@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import cells
-from ..core.cell import Params
+from ..core.types import Params
 
 ACTIVATIONS: dict[Any, str] = {
     jnp.tanh: "Tanh",

@@ -19,17 +19,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from ..core.arrays import is_array
-from ..core.cell import (
-    AbstractWrappedCell,
-    Carry,
-    Cell,
-    Inputs,
-    Layer,
-    Params,
-    UnrollSpec,
-    bind_context,
-    check_cell,
-)
+from ..core.cell import AbstractWrappedCell, Cell, bind_context
+from ..core.layer import Layer, check_cell
+from ..core.types import Carry, Inputs, Params
+from ..core.unroll_spec import UnrollSpec
 from ..core.validation import check_one_array, describe_tree
 from ..unrolling import unroll_unchecked
 from .compose import init_in

@@ -11,8 +11,10 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ..cells import LSTM, LSTMState
-from ..core.cell import Carry, Cell, Layer, Params
+from ..core.cell import Cell
 from ..core.exported import register_for_export
+from ..core.layer import Layer
+from ..core.types import Carry, Params
 
 
 class Form(NamedTuple):

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ..core.cell import Carry, expand_flags, select
+from ..core.flags import expand_flags, select
 from ..core.masked_inputs import fill_masked_inputs
+from ..core.types import Carry
 from ..engines import Scan
 from ..unrolling import unroll
 from .forms import Form

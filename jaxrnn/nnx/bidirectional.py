@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Inexact, Shaped
 
-from ..core.cell import Cell, Layer
+from ..core.cell import Cell
+from ..core.layer import Layer
 from ..core.validation import describe
 from ..modules.flip import Lengths, flip_sequences
 

@@ -20,7 +20,8 @@ from flax.nnx.nn.dtypes import promote_dtype
 from jaxtyping import Array
 
 from ..cells import GRU, LSTM, Elman
-from ..core.cell import Carry, Cell, Params
+from ..core.cell import Cell
+from ..core.types import Carry, Params
 from ..modules.forms import Form, ModuleCell, built_in_form, module_form
 
 

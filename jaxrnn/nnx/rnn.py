@@ -10,7 +10,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Shaped
 
 from ..core.arrays import is_array
-from ..core.cell import Carry, Cell, Layer, Params, check_cell, weaken_scalars
+from ..core.cell import Cell
+from ..core.dtypes import weaken_scalars
+from ..core.layer import Layer, check_cell
+from ..core.types import Carry, Params
 from ..core.validation import check_inputs, check_ours, check_positive
 from ..engines import Scan
 from ..layers import inference

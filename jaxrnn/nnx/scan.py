@@ -7,7 +7,7 @@ from typing import Any
 
 from flax import nnx
 
-from ..core.cell import Carry
+from ..core.types import Carry
 
 
 def scan_cell(

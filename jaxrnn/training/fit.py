@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.cell import Params
+from ..core.types import Params
 from .checkpoints import Checkpoints
 from .errors import InputError, stopped_writing, unwritable
 from .progress import Report, reporting

@@ -26,8 +26,9 @@ from ...cells import (
     MinLSTM,
     OrthogonalRNN,
 )
-from ...core.cell import Cell, Layer
+from ...core.cell import Cell
 from ...core.import_path import module_exists
+from ...core.layer import Layer
 from ...core.validation import describe
 from ...initializers import Chrono, Identity, Normal
 from ...layers import residual_block
