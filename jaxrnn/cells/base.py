@@ -51,12 +51,12 @@ class BuiltinCell(Cell):
         check_positive(self, hidden_size=self.hidden_size)
         for field in dataclasses.fields(self):
             if field.name.endswith(("_init", "activation")) and not callable(
-                getattr(self, field.name)
+                vars(self)[field.name]
             ):
                 raise TypeError(
                     f"{type(self).__name__}: {field.name} must be a function such as "
                     f"{field.default}, not "
-                    f"{getattr(self, field.name)!r}"
+                    f"{vars(self)[field.name]!r}"
                 )
 
     def check(self, params: Params) -> None:

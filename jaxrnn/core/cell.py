@@ -55,6 +55,14 @@ class Gate(NamedTuple):
     keeps: bool = False
 
 
+def shown_part(carry: Carry) -> Array | None:
+    """Return the part of a carry that is named h, or the only one, or None."""
+    if hasattr(carry, "h"):  # a NamedTuple or any other class that is a pytree
+        return carry.h
+    leaves = jax.tree.leaves(carry)
+    return leaves[0] if len(leaves) == 1 else None
+
+
 class Cell(Static):
     """One step of a recurrence, as static configuration and pure functions.
 
@@ -106,6 +114,10 @@ class Cell(Static):
     feature_ndim: ClassVar[Any] = 1
     # Whether project, step and output are given the ``context`` of `unroll`.
     takes_context: ClassVar[bool] = False
+    # A cell's output depends on no later input; a layer's may.
+    causal: ClassVar[bool] = True
+    # Whether parts of the carry share a scale, so that one alone cannot keep a value.
+    shares_scale: ClassVar[bool] = False
 
     def init(self, key: Array, input_size: int) -> Params:
         """Draw parameters for inputs of ``input_size`` features.
@@ -176,7 +188,8 @@ class Cell(Static):
         ``carry @ kernel``, not ``kernel @ carry``. By default it returns ``carry.h``,
         or the carry itself if that is a single array.
         """
-        if not hasattr(carry, "h") and len(jax.tree.leaves(carry)) != 1:
+        shown = shown_part(carry)
+        if shown is None:
             raise TypeError(
                 f"{type(self).__name__}: the carry has several parts and none is named "
                 f"h, so what it shows is not known: "
@@ -184,7 +197,7 @@ class Cell(Static):
                 "returned (carry, y): it returns the "
                 "carry alone, and output says what the cell shows)"
             )
-        return carry.h if hasattr(carry, "h") else jax.tree.leaves(carry)[0]
+        return shown
 
     def gate_values(self, params: Params, carry: Carry, z: Any) -> dict[str, Gate]:
         """Return the activations of a step's gates, by name.

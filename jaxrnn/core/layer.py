@@ -188,7 +188,7 @@ def parts_of(layer: Layer) -> list[Cell | Layer]:
         return [value] if isinstance(value, (Cell, Layer)) else []
 
     fields: Any = dataclasses.fields(layer) if dataclasses.is_dataclass(layer) else ()
-    return parts(tuple(getattr(layer, field.name) for field in fields))
+    return parts(tuple(vars(layer)[field.name] for field in fields))
 
 
 # Compiled once: called eagerly, `jax.lax.scan` would compile at every step.

@@ -147,7 +147,7 @@ def rollout(
 def check_supported(cell: Any, what: str) -> None:
     """Check that the cell or layer is causal and draws no random numbers."""
     check_cell(cell)
-    if not getattr(cell, "causal", True):
+    if not cell.causal:
         raise ValueError(
             f"{what}: the state of a bidirectional layer has no single direction: "
             f"measure each of its layers separately, the backward one on reversed "

@@ -305,10 +305,11 @@ def _wrong_cell(cell: Any) -> str | None:
         "coupled_gates": False,
         "projection_size": None,
     }
+    held = vars(cell)
     given = [
-        f"{option}={getattr(cell, option)}"
+        f"{option}={held[option]}"
         for option, plain in options.items()
-        if getattr(cell, option) != plain
+        if held[option] != plain
     ]
     if given:
         return f"its LSTM has no {', '.join(given)}: {USE_SCAN}, or leave that out"
