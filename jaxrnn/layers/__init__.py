@@ -8,4 +8,5 @@ from .compose import stack as stack
 from .stochastic import dropout as dropout
 from .stochastic import inference as inference
 from .stochastic import recurrent_dropout as recurrent_dropout
+from .stochastic import state_noise as state_noise
 from .stochastic import zoneout as zoneout
