@@ -16,6 +16,8 @@ from .minimal import MinLSTM as MinLSTM
 from .mlstm import MLSTM as MLSTM
 from .mlstm import MLSTMState as MLSTMState
 from .orthogonal import OrthogonalRNN as OrthogonalRNN
+from .rtu import RTU as RTU
+from .rtu import NonlinearRTU as NonlinearRTU
 from .slstm import SLSTM as SLSTM
 from .slstm import SLSTMState as SLSTMState
 from .ssm import S5 as S5

@@ -564,8 +564,8 @@ def check_key(cell: Any, key: Any) -> None:
     """Check that a key is given if, and only if, the layer draws random numbers."""
     if cell.requires_key and key is None:
         raise ValueError(
-            f"{type(cell).__name__} draws random numbers (dropout or zoneout), so it "
-            f"needs key=jax.random.key(...); "
+            f"{type(cell).__name__} draws random numbers (dropout, zoneout or state "
+            f"noise), so it needs key=jax.random.key(...); "
             "to run it without randomness use jaxrnn.inference(layer)"
         )
     if key is not None and not (

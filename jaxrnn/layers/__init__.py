@@ -15,4 +15,5 @@ from .stochastic import Zoneout as Zoneout
 from .stochastic import dropout as dropout
 from .stochastic import inference as inference
 from .stochastic import recurrent_dropout as recurrent_dropout
+from .stochastic import state_noise as state_noise
 from .stochastic import zoneout as zoneout

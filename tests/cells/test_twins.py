@@ -10,7 +10,7 @@ from subjects import CELLS, assert_same, draw, outcome
 
 import jaxrnn
 
-TWINS = ["mgu", "ctrnn", "ctrnn_dale", "orthogonal", "orthogonal_tanh"]
+TWINS = ["mgu", "ctrnn", "ctrnn_dale", "orthogonal", "orthogonal_tanh", "nonlinear_rtu"]
 
 
 def numpy_unroll(cell, params, xs, carry):

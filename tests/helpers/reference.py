@@ -458,7 +458,35 @@ def orthogonal_step(cell, p, h, x):
     return sign * np.maximum(sign * a + b, 0)
 
 
+def rtu_step(cell, p, s, x):
+    """In complex arithmetic."""
+    r, half = np.exp(-np.exp(p["nu"])), p["input_kernel"].shape[1] // 2
+    W = p["input_kernel"][:, :half] + 1j * p["input_kernel"][:, half:]
+    return r * np.exp(1j * np.exp(p["theta"])) * s + np.sqrt(1 - r**2) * (x @ W)
+
+
+def rtu_output(cell, p, s, x):
+    return np.maximum(np.concatenate([s.real, s.imag], -1), 0)
+
+
+def nonlinear_rtu_step(cell, p, h, x):
+    """By the matrix of the rotation, unit by unit."""
+    f = {jnp.tanh: np.tanh, jax.nn.relu: lambda a: np.maximum(a, 0)}[cell.activation]
+    H, r, phi = cell.hidden_size, np.exp(-np.exp(p["nu"])), np.exp(p["theta"])
+    drive, new = x @ p["input_kernel"], [None] * (2 * H)
+    for unit in range(H):
+        pair = h[..., [unit, unit + H]]
+        c, s = np.cos(phi[unit]), np.sin(phi[unit])
+        turned = pair @ (r[unit] * np.array([[c, s], [-s, c]]))
+        gamma = np.sqrt(1 - r[unit] ** 2)
+        for part, place in enumerate((unit, unit + H)):
+            new[place] = f(turned[..., part] + gamma * drive[..., place])
+    return np.stack(new, -1)
+
+
 NUMPY_STEPS = {
+    "RTU": rtu_step,
+    "NonlinearRTU": nonlinear_rtu_step,
     "OrthogonalRNN": orthogonal_step,
     "CTRNN": ctrnn_step,
     "MGU": mgu_step,
@@ -475,7 +503,7 @@ NUMPY_STEPS = {
     "DiagonalGRU": diagonal_gru_step,
     "DiagonalLSTM": diagonal_lstm_step,
 }
-NUMPY_OUTPUTS = {"CTRNN": ctrnn_output}
+NUMPY_OUTPUTS = {"CTRNN": ctrnn_output, "RTU": rtu_output}
 
 
 def numpy_output(cell, p, carry, x):

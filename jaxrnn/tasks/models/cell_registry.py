@@ -16,6 +16,7 @@ from ...cells import (
     MGU,
     MLSTM,
     RGLRU,
+    RTU,
     S5,
     SLSTM,
     DiagonalGRU,
@@ -24,6 +25,7 @@ from ...cells import (
     IndRNN,
     MinGRU,
     MinLSTM,
+    NonlinearRTU,
     OrthogonalRNN,
 )
 from ...core.cell import Cell
@@ -52,6 +54,10 @@ KNOWN = {
     "mgu": "the minimal gated unit, update bias 0; mgu:chrono",
     "ctrnn": "relu, time constants of 5 steps; ctrnn:T, of T steps",
     "orthogonal": "scoRNN, an orthogonal recurrent matrix, modReLU",
+    "rtu": (
+        "trace units, a linear recurrence with relu on both outputs of a unit; "
+        "rtu:nonlinear, relu inside the recurrence"
+    ),
     "indrnn": "relu, recurrent weights uniform from 0 to 1",
     "diagonal-gru": "ParaGRU, biases as published; diagonal-gru:chrono",
     "diagonal-lstm": "ParaLSTM, biases as published; diagonal-lstm:chrono",
@@ -80,6 +86,7 @@ PLAIN: dict[str, Any] = {
     "mgu": MGU,
     "ctrnn": CTRNN,
     "orthogonal": OrthogonalRNN,
+    "rtu": RTU,
 }
 CHRONOS = ("lstm", "gru", "mgu", "diagonal-gru", "diagonal-lstm")
 
@@ -120,6 +127,8 @@ def make_cell(spec: CellLike, hidden: int, length: int) -> Cell | Layer:
         )
     if name in PLAIN and not variant:
         return PLAIN[name](hidden)
+    if name == "rtu":
+        return NonlinearRTU(hidden)
     if name == "ctrnn":
         return CTRNN(hidden, tau=float(variant))
     if name in LINEAR:
@@ -206,6 +215,8 @@ def _is_variant(name: str, variant: str) -> bool:
         return variant == ALONE
     if name == "lru":
         return _is_number(variant) and 0 < float(variant) <= 2 * math.pi
+    if name == "rtu":
+        return variant == "nonlinear"
     if name == "ctrnn":
         return _is_number(variant) and float(variant) >= 1
     return (variant == CHRONO and name in CHRONOS) or (
