@@ -8,11 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Inexact, Shaped
+from jaxtyping import Array
 
-from ..core.cell import Cell, Layer
-from ..core.validation import describe
+from ..core.cell import Cell, Context, Inputs, Layer
+from ..core.validation import describe, lead_ndim
 from ..modules.flip import Lengths, flip_sequences
+from .rnn import RNN
 
 
 def _concatenate(forward: Array, backward: Array) -> Array:
@@ -90,7 +91,7 @@ class Bidirectional(nnx.Module):
 
     def __call__(
         self,
-        inputs: Shaped[Array, "..."],
+        inputs: Inputs,
         *,
         initial_carry: Any = None,
         rngs: Any = None,
@@ -99,7 +100,8 @@ class Bidirectional(nnx.Module):
         time_major: bool | None = None,
         reverse: bool | None = None,
         keep_order: bool | None = None,
-    ) -> Inexact[Array, "..."] | tuple[Any, Inexact[Array, "..."]]:
+        context: Context = None,
+    ) -> Any:
         """Apply both directions and merge their outputs.
 
         Args:
@@ -111,6 +113,7 @@ class Bidirectional(nnx.Module):
             reverse: exchange the directions, so that one `Bidirectional` may be the
                 backward half of another.
             keep_order: with ``reverse``, False returns the outputs in reversed time.
+            context: passed to both directions; needed by cells that take one.
 
         Returns:
             The merged outputs, or ``((forward_carry, backward_carry), outputs)``.
@@ -125,6 +128,8 @@ class Bidirectional(nnx.Module):
         }
         if rngs is not None:
             options["rngs"] = rngs
+        if context is not None:
+            options["context"] = context
         forward, forward_ys = self._directed(
             self.forward_rnn, inputs, forward, bool(reverse), options
         )
@@ -133,9 +138,14 @@ class Bidirectional(nnx.Module):
         )
         outputs = jax.tree.map(self.merge_fn, forward_ys, backward_ys)
         if reverse and keep_order is False:
+            features = (
+                self.forward_rnn.feature_ndim
+                if isinstance(self.forward_rnn, RNN)
+                else 1
+            )
+            batch = lead_ndim(inputs, features) - 1
             outputs = jax.tree.map(
-                lambda ys: flip_sequences(ys, seq_lengths, inputs.ndim - 2, time_major),
-                outputs,
+                lambda ys: flip_sequences(ys, seq_lengths, batch, time_major), outputs
             )
         return_carry = self.return_carry if return_carry is None else return_carry
         return ((forward, backward), outputs) if return_carry else outputs
@@ -143,10 +153,10 @@ class Bidirectional(nnx.Module):
     def _directed(
         self,
         rnn: Any,
-        inputs: Array,
+        inputs: Inputs,
         carry: Any,
         reverse: bool,
         options: dict[str, Any],
-    ) -> tuple[Any, Array]:
+    ) -> tuple[Any, Any]:
         """Apply one RNN in the given direction."""
         return rnn(inputs, initial_carry=carry, reverse=reverse, **options)
