@@ -103,7 +103,7 @@ class Shown(NamedTuple):
     """The carry of a user-defined cell, and its last output."""
 
     carry: Carry
-    y: Array
+    y: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,38 +112,64 @@ class ModuleCell(Cell):
 
     A subclass defines ``call`` and ``first``. The carry is a `Shown`, because the
     output of such a cell need not be a function of its carry.
+
+    Attributes:
+        feature_axes: the number of feature axes of an input.
+        features: the sizes of these axes; None if they are not known.
+        dtype: the dtype of the inputs.
     """
+
+    feature_axes: int
+    features: tuple[int, ...] | None
+    dtype: Any
+
+    @property
+    def feature_ndim(self) -> int:  # type: ignore[override]
+        return self.feature_axes
 
     def call(self, params: Params, carry: Carry, x: Array) -> tuple[Carry, Any]:
         """Call the module once: return ``(carry, y)``."""
         raise NotImplementedError
 
-    def first(self, params: Params, batch_shape: tuple[int, ...]) -> tuple[Carry, Any]:
-        """Return the module's initial carry, and the shape of an input ``(*B, D)``."""
+    def first(self, params: Params, input_shape: tuple[int, ...]) -> Carry:
+        """Return the module's initial carry for inputs of shape ``(*B, D)``."""
         raise NotImplementedError
 
     def initial_carry(
         self, params: Params, batch_shape: tuple[int, ...] = (), dtype: Any = None
     ) -> Shown:
         """Return the module's initial carry, and zeros as the last output."""
-        carry, x = self.first(params, batch_shape)
-        y = jax.eval_shape(lambda c, x: self.call(params, c, x)[1], carry, x)
-        return Shown(carry, jnp.zeros(y.shape, y.dtype))
+        if self.features is None:
+            raise ValueError(
+                "RNN: the carry of a flax cell may depend on its inputs, which are "
+                "not known here: call the cell itself, "
+                "rnn.cell.initialize_carry((*B, D), rngs)"
+            )
+        x = jax.ShapeDtypeStruct((*batch_shape, *self.features), self.dtype)
+        carry = self.first(params, x.shape)
+        return Shown(carry, _zeros_like_output(self, params, carry, x))
 
     def step(self, params: Params, carry: Shown, z: Array) -> Shown:
         """Call the module once."""
         return Shown(*self.call(params, carry.carry, z))
 
-    def output(self, params: Params, carry: Shown, x: Any) -> Array:
+    def output(self, params: Params, carry: Shown, x: Any) -> Any:
         """Return the output of the last step."""
         return carry.y
+
+
+def _zeros_like_output(cell: ModuleCell, params: Params, carry: Carry, x: Any) -> Any:
+    """Return zeros in the shapes of a cell's output."""
+    ys = jax.eval_shape(lambda p, c, x: cell.call(p, c, x)[1], params, carry, x)
+    return jax.tree.map(lambda y: jnp.zeros(y.shape, y.dtype), ys)
 
 
 def module_form(cell: ModuleCell, params: Params) -> Form:
     """Return the form of a flax cell that is a pure function."""
 
     def enter(carry: Carry, batch: tuple[int, ...]) -> Shown:
-        y = jax.eval_shape(lambda p: cell.initial_carry(p, batch), params).y
-        return Shown(carry, jnp.zeros(y.shape, y.dtype))
+        shown = jax.eval_shape(lambda p: cell.initial_carry(p, batch), params)
+        zeros = jax.tree.map(lambda y: jnp.zeros(y.shape, y.dtype), shown.y)
+        return Shown(carry, zeros)
 
     return Form(cell, params, None, enter, lambda shown: shown.carry)

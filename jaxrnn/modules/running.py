@@ -34,6 +34,7 @@ def run_in_engine(
     *,
     engine: Any,
     key: Array | None = None,
+    context: Any = None,
     return_carries: bool = False,
 ) -> Ran:
     """Run sequences by `jaxrnn.unroll`.
@@ -43,7 +44,7 @@ def run_in_engine(
         sequences: the inputs.
         carry: the carry before the first step, in the module's layout, or None.
         order: the options of the call.
-        engine, key, return_carries: as for `jaxrnn.unroll`.
+        engine, key, context, return_carries: as for `jaxrnn.unroll`.
 
     Returns:
         The last carry and the carries in the module's layout; the outputs in the axes
@@ -60,6 +61,7 @@ def run_in_engine(
         resets=sequences.resets,
         reverse=order.reverse,
         key=key,
+        context=context,
         return_carries=return_carries,
     )
     return Ran(

@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Shaped
+from jaxtyping import Array
 
+from ..core.types import Inputs
+from ..core.validation import check_all_ours, check_inputs
 from ..unrolling import mask_from_lengths
 from .flip import flip_sequences
 
@@ -30,14 +32,14 @@ class Sequences(NamedTuple):
     """A batch of sequences with time first, and what is needed to lay it out again.
 
     Attributes:
-        xs: the inputs, ``(T, *B, ...)``.
+        xs: the inputs, a pytree of ``(T, *B, ...)``.
         mask, resets: ``(T, *B)`` bool, or None.
         lengths: ``(*B,)`` integers, or None.
         batch: ``*B``.
         axis: where the time axis was.
     """
 
-    xs: Array
+    xs: Any
     mask: Any
     resets: Any
     lengths: Any
@@ -89,8 +91,8 @@ class Sequences(NamedTuple):
 
 
 def arrange(
-    inputs: Shaped[Array, "..."],
-    features: int,
+    inputs: Inputs,
+    feature_ndim: Any,
     order: Order,
     mask: Any,
     seq_lengths: Any,
@@ -99,8 +101,8 @@ def arrange(
     """Put time first, and turn lengths into a mask.
 
     Args:
-        inputs: ``(*B, T, ...)``, or ``(T, *B, ...)`` if time-major.
-        features: the number of feature axes, which come last.
+        inputs: a pytree of ``(*B, T, ...)``, or ``(T, *B, ...)`` if time-major.
+        feature_ndim: the number of feature axes, as in `Cell`.
         order: the options of the call.
         mask, resets: bool, with the axes of the inputs but for the features; or None.
         seq_lengths: ``(*B,)`` integers, a list of them, or None.
@@ -112,19 +114,14 @@ def arrange(
         TypeError, ValueError: for arrays that do not fit, and for a mask together with
             ``seq_lengths`` or with reversed outputs.
     """
-    if inputs.ndim <= features:
-        axes = "one feature axis" if features == 1 else f"{features} feature axes"
-        raise ValueError(
-            f"RNN: inputs must have a time axis and {axes}, but their shape is "
-            f"{inputs.shape}"
-        )
-    axis = 0 if order.time_major else inputs.ndim - features - 1
-    leading = inputs.shape[: inputs.ndim - features]
+    check_all_ours("inputs", inputs)
+    lead = check_inputs(inputs, feature_ndim)
+    axis = 0 if order.time_major else len(lead) - 1
     layout = "(T, *B)" if order.time_major else "(*B, T)"
     for name, flags in (("mask", mask), ("resets", resets)):
-        if flags is not None and jnp.shape(flags) != leading:
+        if flags is not None and jnp.shape(flags) != lead:
             raise ValueError(
-                f"RNN: {name} must have shape {layout} = {leading}, but its "
+                f"RNN: {name} must have shape {layout} = {lead}, but its "
                 f"shape is {jnp.shape(flags)}"
             )
     if mask is not None and seq_lengths is not None:
@@ -138,6 +135,7 @@ def arrange(
         lambda leaf: jnp.moveaxis(leaf, axis, 0), (inputs, mask, resets)
     )
     if seq_lengths is not None:
-        mask = mask_from_lengths(seq_lengths, xs.shape[0])
-    batch = leading[:axis] + leading[axis + 1 :]
-    return Sequences(xs, mask, resets, seq_lengths, batch, axis)
+        mask = mask_from_lengths(seq_lengths, lead[axis])
+    return Sequences(
+        xs, mask, resets, seq_lengths, lead[:axis] + lead[axis + 1 :], axis
+    )

@@ -8,12 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Inexact, Shaped
+from jaxtyping import Array
 
 from ..core.cell import Cell
 from ..core.layer import Layer
-from ..core.validation import describe
+from ..core.types import Context, Inputs
+from ..core.validation import describe, lead_ndim
 from ..modules.flip import Lengths, flip_sequences
+from .rnn import RNN
 
 
 def _concatenate(forward: Array, backward: Array) -> Array:
@@ -91,7 +93,7 @@ class Bidirectional(nnx.Module):
 
     def __call__(
         self,
-        inputs: Shaped[Array, "..."],
+        inputs: Inputs,
         *,
         initial_carry: Any = None,
         rngs: Any = None,
@@ -100,7 +102,8 @@ class Bidirectional(nnx.Module):
         time_major: bool | None = None,
         reverse: bool | None = None,
         keep_order: bool | None = None,
-    ) -> Inexact[Array, "..."] | tuple[Any, Inexact[Array, "..."]]:
+        context: Context = None,
+    ) -> Any:
         """Apply both directions and merge their outputs.
 
         Args:
@@ -112,6 +115,7 @@ class Bidirectional(nnx.Module):
             reverse: exchange the directions, so that one `Bidirectional` may be the
                 backward half of another.
             keep_order: with ``reverse``, False returns the outputs in reversed time.
+            context: passed to both directions; needed by cells that take one.
 
         Returns:
             The merged outputs, or ``((forward_carry, backward_carry), outputs)``.
@@ -126,6 +130,8 @@ class Bidirectional(nnx.Module):
         }
         if rngs is not None:
             options["rngs"] = rngs
+        if context is not None:
+            options["context"] = context
         forward, forward_ys = self._directed(
             self.forward_rnn, inputs, forward, bool(reverse), options
         )
@@ -134,9 +140,14 @@ class Bidirectional(nnx.Module):
         )
         outputs = jax.tree.map(self.merge_fn, forward_ys, backward_ys)
         if reverse and keep_order is False:
+            features = (
+                self.forward_rnn.feature_ndim
+                if isinstance(self.forward_rnn, RNN)
+                else 1
+            )
+            batch = lead_ndim(inputs, features) - 1
             outputs = jax.tree.map(
-                lambda ys: flip_sequences(ys, seq_lengths, inputs.ndim - 2, time_major),
-                outputs,
+                lambda ys: flip_sequences(ys, seq_lengths, batch, time_major), outputs
             )
         return_carry = self.return_carry if return_carry is None else return_carry
         return ((forward, backward), outputs) if return_carry else outputs
@@ -144,10 +155,10 @@ class Bidirectional(nnx.Module):
     def _directed(
         self,
         rnn: Any,
-        inputs: Array,
+        inputs: Inputs,
         carry: Any,
         reverse: bool,
         options: dict[str, Any],
-    ) -> tuple[Any, Array]:
+    ) -> tuple[Any, Any]:
         """Apply one RNN in the given direction."""
         return rnn(inputs, initial_carry=carry, reverse=reverse, **options)

@@ -25,14 +25,14 @@ from ..core.types import Carry, Params
 from ..modules.forms import Form, ModuleCell, built_in_form, module_form
 
 
-def form_of(cell: nnx.Module, dtype: Any = None, features: int | None = None) -> Form:
-    """Convert a flax cell, for inputs of ``dtype`` and ``features`` where known."""
+def form_of(cell: nnx.Module, x: jax.ShapeDtypeStruct | None = None) -> Form:
+    """Convert a flax cell, for inputs ``x (*B, ...)`` where they are known."""
     packed = _packed(cell)
     if packed is not None:
-        return built_in_form(cell, *packed, dtype)
-    graph, state = nnx.split(cell)
-    name, dtype = type(cell).__name__, dtype and jnp.dtype(dtype)
-    return module_form(FlaxCell(graph, name, features, dtype), state)
+        return built_in_form(cell, *packed, None if x is None else x.dtype)
+    (graph, state), axes = nnx.split(cell), feature_axes(cell)
+    features, dtype = (None, None) if x is None else (x.shape[-axes:], x.dtype)
+    return module_form(FlaxCell(axes, features, dtype, graph), state)
 
 
 def _packed(cell: Any) -> tuple[Cell, dict[str, Array]] | None:
@@ -114,23 +114,13 @@ class FlaxCell(ModuleCell):
     """
 
     graph: Any
-    name: str
-    features: int | None
-    dtype: Any
 
-    def first(self, params: Params, batch_shape: tuple[int, ...]) -> tuple[Carry, Any]:
-        """Return the cell's ``initialize_carry``, and the shape of an input.
+    def first(self, params: Params, input_shape: tuple[int, ...]) -> Carry:
+        """Return the cell's ``initialize_carry``.
 
-        ``initialize_carry`` gets a key stream of seed 0, as in ``nnx.RNN``.
+        It gets a key stream of seed 0, as in ``nnx.RNN``.
         """
-        if self.features is None:
-            raise ValueError(
-                f"RNN: the carry of {self.name} may depend on its inputs, which are "
-                f"not known here: call the cell itself, "
-                "rnn.cell.initialize_carry((*B, D), rngs)"
-            )
-        x = jax.ShapeDtypeStruct((*batch_shape, self.features), self.dtype)
-        return initialized_carry(self.merged(params), x.shape), x
+        return initialized_carry(self.merged(params), input_shape)
 
     def call(self, params: Params, carry: Carry, x: Array) -> tuple[Carry, Any]:
         """Call the module once."""
@@ -155,7 +145,7 @@ def feature_axes(cell: Any) -> int:
 
 
 def why_impure(cell: Any, x: jax.ShapeDtypeStruct) -> str | None:
-    """Say why a cell is no pure function of its carry and one array, or None.
+    """Say why a cell is no pure function of its carry and its input, or None.
 
     The cell is only traced, with its own initial carry, and keeps its variables.
 
@@ -168,30 +158,21 @@ def why_impure(cell: Any, x: jax.ShapeDtypeStruct) -> str | None:
     """
     if _packed(cell) is not None:
         return None
-    name = type(cell).__name__
-    if (axes := feature_axes(cell)) != 1:
-        return f"{name} has {axes} feature axes"
-    if not jnp.issubdtype(x.dtype, jnp.inexact):
-        return f"{name} is given inputs that are no floating-point features"
     graph, state = nnx.split(cell)
     writes = False
 
-    def once(state: Any, x: Any) -> Any:
+    def once(state: Any, x: Any) -> None:
         nonlocal writes
         # The module writes to the variables that it is made of, so they are copied.
         module = nnx.merge(graph, jax.tree.map(lambda leaf: leaf, state))
-        y = module(initialized_carry(module, x.shape), x)[1]
+        module(initialized_carry(module, x.shape), x)
         after = nnx.split(module)[1]
         one: Any = jax.tree.structure(after)
         writes = one != jax.tree.structure(state) or any(
             new is not old
             for new, old in zip(jax.tree.leaves(after), jax.tree.leaves(state))
         )
-        return y
 
-    y = jax.eval_shape(once, state, x)
-    if writes:
-        return f"{name} draws random numbers or keeps variables while it steps"
-    if not isinstance(y, jax.ShapeDtypeStruct):
-        return f"the output of {name} is no single array"
-    return None
+    jax.eval_shape(once, state, x)
+    name = type(cell).__name__
+    return f"{name} draws random numbers or keeps variables" if writes else None

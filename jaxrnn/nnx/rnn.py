@@ -7,14 +7,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Shaped
+from jaxtyping import Array, Bool
 
 from ..core.arrays import is_array
 from ..core.cell import Cell
 from ..core.dtypes import weaken_scalars
+from ..core.flags import select
 from ..core.layer import Layer, check_cell
-from ..core.types import Carry, Params
-from ..core.validation import check_inputs, check_ours, check_positive
+from ..core.types import Carry, Context, Inputs, Params
+from ..core.validation import check_inputs, check_positive
 from ..engines import Scan
 from ..layers import inference
 from ..layers.compose import init_in, outputs_of
@@ -50,7 +51,7 @@ class RNN(nnx.Module):
 
     Attributes:
         output_size: the number of output features (for a flax cell its
-            ``hidden_features``; None if the output is not one array).
+            ``hidden_features``; None if it is not known).
         deterministic: True disables dropout and zoneout. ``model.eval()``,
             ``model.train()`` and ``nnx.view(model, deterministic=True)`` set it.
 
@@ -133,22 +134,18 @@ class RNN(nnx.Module):
                 f"input_size is {input_size!r} and rngs is {rngs!r}"
             )
         params = init_in(layer, rngs.params(), input_size, dtype)
-        ys = outputs_of(layer, params, input_size)
-        self.layer, self.input_size, self.output_size = (
-            layer,
-            input_size,
-            ys.shape[-1] if is_array(ys) else None,
-        )
+        self.layer, self.input_size = layer, input_size
+        self.output_size = _output_size(layer, params, input_size)
         self.params = nnx.data(
             jax.tree.map(
                 lambda leaf: nnx.Param(jnp.asarray(leaf)), weaken_scalars(params)
             )
         )
 
-    def _form(self, dtype: Any = None, features: int | None = None) -> Form:
+    def _form(self, x: Any = None) -> Form:
         """Return the arguments of `jaxrnn.unroll` for this module."""
         return (
-            form_of(self.cell, dtype, features)
+            form_of(self.cell, x)
             if self._wraps_flax
             else Form(self.layer, self._own_values())
         )
@@ -158,7 +155,12 @@ class RNN(nnx.Module):
         """Whether the cell is one of flax."""
         return hasattr(self, "cell")
 
-    def _why_impure(self, x: jax.ShapeDtypeStruct) -> str | None:
+    @property
+    def feature_ndim(self) -> Any:
+        """The number of feature axes of the inputs, as in `jaxrnn.Cell`."""
+        return feature_axes(self.cell) if self._wraps_flax else self.layer.feature_ndim
+
+    def _why_impure(self, x: Any) -> str | None:
         """Say why flax's own scan must run the cell, or None; ``x`` is an input."""
         if not self._wraps_flax:
             return None
@@ -186,27 +188,44 @@ class RNN(nnx.Module):
         layer, params, _, _, leave = self._form()
         return leave(layer.initial_carry(params, batch_shape))
 
-    def step(self, carry: Carry, x: Shaped[Array, "*B D"]) -> tuple[Carry, Array]:
+    def step(
+        self,
+        carry: Carry,
+        x: Inputs,
+        *,
+        reset: Bool[Array, "*B"] | None = None,
+        context: Context = None,
+    ) -> tuple[Carry, Any]:
         """Apply one step, for streaming; a jaxrnn layer draws nothing in it.
 
         Args:
             carry: the carry before the step.
-            x: the input, ``(*B, D)``.
+            x: the input, ``(*B, D)``, or a pytree as the cell takes it.
+            reset: ``(*B)`` bool; where True, the carry first becomes the initial one.
+            context: the context, for a jaxrnn cell that takes one.
 
         Returns:
             ``(carry, y)``, the carry after the step and the output ``(*B, H)``.
         """
-        if self._why_impure(jax.ShapeDtypeStruct(x.shape, x.dtype)):
+        x_shape = jax.eval_shape(lambda x: x, x)
+        if self._why_impure(x_shape):
+            if reset is not None:
+                carry = select(reset, initialized_carry(self.cell, x.shape), carry)
             return self.cell(carry, x)
-        layer, params, dtype, enter, leave = self._form(x.dtype, x.shape[-1])
+        layer, params, dtype, enter, leave = self._form(x_shape)
+        batch = check_inputs(jax.tree.map(lambda a: a[None], x), self.feature_ndim)[1:]
         carry, y = inference(layer)(
-            params, enter(carry, x.shape[:-1]), x if dtype is None else x.astype(dtype)
+            params,
+            enter(carry, batch),
+            x if dtype is None else x.astype(dtype),
+            reset=reset,
+            context=context,
         )
         return leave(carry), y
 
     def __call__(
         self,
-        inputs: Shaped[Array, "..."],
+        inputs: Inputs,
         initial_carry: Carry = None,
         *,
         mask: Bool[Array, "..."] | None = None,
@@ -218,19 +237,20 @@ class RNN(nnx.Module):
         reverse: bool | None = None,
         keep_order: bool | None = None,
         rngs: Any = None,
+        context: Context = None,
     ) -> Any:
         """Apply the cell or layer to a batch of sequences.
 
-        Args: inputs, mask, resets: as for `jaxrnn.unroll`, but batch-first unless
-            ``time_major``. initial_carry: the carry before the first step. seq_lengths:
-            ``(*B,)`` integers, or a list, instead of a mask. A sequence of length 0
-            returns its initial carry. return_carry, time_major, reverse, keep_order:
-            override the options of the constructor. return_carries: return ``(carry,
-            ys, carries)``. The carries are time-major whatever ``time_major`` is. rngs:
-            ``nnx.Rngs``, required by a layer with dropout or zoneout unless it is
-            deterministic; its ``dropout`` stream is used. As elsewhere in flax, modules
-            that draw nothing accept and ignore it, and so do flax's cells, which draw
-            from streams of their own.
+        Args: inputs, mask, resets, context: as for `jaxrnn.unroll`, but batch-first
+            unless ``time_major``; inputs may be a pytree. initial_carry: the carry
+            before the first step. seq_lengths: ``(*B,)`` integers, or a list, instead
+            of a mask. A sequence of length 0 returns its initial carry. return_carry,
+            time_major, reverse, keep_order: override the options of the constructor.
+            return_carries: return ``(carry, ys, carries)``. The carries are time-major
+            whatever ``time_major`` is. rngs: ``nnx.Rngs``, required by a layer with
+            dropout or zoneout unless it is deterministic; its ``dropout`` stream is
+            used. As elsewhere in flax, modules that draw nothing accept and ignore it,
+            and so do flax's cells, which draw from streams of their own.
 
         Returns:
             The outputs ``(*B, T, H)``, or time-major; zero at padded steps. With
@@ -244,43 +264,36 @@ class RNN(nnx.Module):
             self.reverse if reverse is None else reverse,
             self.keep_order if keep_order is None else keep_order,
         )
-        check_ours("inputs", inputs)
-        features = feature_axes(self.cell) if self._wraps_flax else 1
-        sequences = arrange(inputs, features, order, mask, seq_lengths, resets)
+        if context is not None and self._wraps_flax:
+            raise TypeError(
+                f"RNN: a context was given, but flax's {type(self.cell).__name__} "
+                f"takes none: leave it out"
+            )
+        sequences = arrange(inputs, self.feature_ndim, order, mask, seq_lengths, resets)
         self._check_drawn_carry(initial_carry, resets)
-        shape = jax.eval_shape(lambda xs: xs[0], sequences.xs)
-        why = self._why_impure(shape)
-        if why is None:
-            ran = self._in_engine(sequences, initial_carry, order, rngs, return_carries)
-        else:
+        x = jax.eval_shape(
+            lambda xs: jax.tree.map(lambda leaf: leaf[0], xs), sequences.xs
+        )
+        why = self._why_impure(x)
+        if why is not None:
             ran = self._in_loop(sequences, initial_carry, order, why, return_carries)
+        else:
+            form = self._form(x)
+            layer = inference(form.layer) if self.deterministic else form.layer
+            ran = run_in_engine(
+                form._replace(layer=layer),
+                sequences,
+                initial_carry,
+                order,
+                engine=self.engine,
+                key=self._key(layer, rngs),
+                context=context,
+                return_carries=return_carries,
+            )
         if return_carries:
             return tuple(ran)
         return_carry = self.return_carry if return_carry is None else return_carry
         return (ran.carry, ran.ys) if return_carry else ran.ys
-
-    def _in_engine(
-        self,
-        sequences: Sequences,
-        carry: Carry,
-        order: Order,
-        rngs: Any,
-        return_carries: bool,
-    ) -> Ran:
-        """Run sequences by `jaxrnn.unroll`."""
-        xs = sequences.xs
-        form = self._form(xs.dtype, xs.shape[-1])
-        check_inputs(xs if form.dtype is None else xs.astype(form.dtype))
-        layer = inference(form.layer) if self.deterministic else form.layer
-        return run_in_engine(
-            form._replace(layer=layer),
-            sequences,
-            carry,
-            order,
-            engine=self.engine,
-            key=self._key(layer, rngs),
-            return_carries=return_carries,
-        )
 
     def _in_loop(
         self,
@@ -341,3 +354,12 @@ class RNN(nnx.Module):
                 "with rnn.cell.initialize_carry(shape, rngs) and pass it as "
                 "initial_carry; resets restore zeros only"
             )
+
+
+def _output_size(layer: Cell | Layer, params: Params, input_size: int) -> int | None:
+    """Return the number of output features, or None if they are not known."""
+    known = layer.output_features(params, input_size)
+    if known is not None or layer.takes_context or layer.feature_ndim not in (1, None):
+        return known
+    ys = outputs_of(layer, params, input_size)
+    return ys.shape[-1] if is_array(ys) else None

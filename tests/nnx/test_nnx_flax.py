@@ -441,10 +441,8 @@ def test_bad_arguments(plain_errors):
         ValueError, match=r"call the cell itself, rnn\.cell\.initialize_carry"
     ):
         RNN(variant("Odd")).initial_carry((B,))
-    with pytest.raises(
-        ValueError, match=r"Wide has 2 feature axes, so flax's own scan .* Checkpoint"
-    ):
-        RNN(variant("Wide", num_feature_axes=2), engine=jaxrnn.Checkpoint())(xs)
+    with pytest.raises(TypeError, match="flax's GRUCell takes none: leave it out"):
+        RNN(cell)(xs, context=xs)
 
 
 # -- flax's own examples ---------------------------------------------------------------
