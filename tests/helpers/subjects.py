@@ -27,6 +27,7 @@ from jaxrnn import (
     MinGRU,
     MinLSTM,
     initializers,
+    layers,
 )
 from jaxrnn.cells import CTRNN, MGU, RTU, NonlinearRTU, OrthogonalRNN
 from jaxrnn.layers.compose import Bidirectional
@@ -146,6 +147,22 @@ LAYERS = {
         jaxrnn.residual_block(RGLRU(4), 4), jaxrnn.residual_block(MinGRU(3), 4)
     ),
     "bidirectional": jaxrnn.bidirectional(LSTM(2), GRU(3, learned_initial_carry=True)),
+    "causal_conv": layers.causal_conv(3, jnp.tanh),
+    "shift": layers.shift(D),
+    "small_layers": jaxrnn.stack(
+        layers.dense(4, jnp.tanh),
+        layers.layer_norm(),
+        layers.concat(layers.shift(4)),
+        layers.rms_norm(),
+        layers.apply(jnp.sin),
+        layers.multiply(GRU(2), layers.dense(2, jax.nn.sigmoid, use_bias=False)),
+    ),
+    "shared": layers.share(
+        jaxrnn.stack(
+            layers.tied("core", GRU(D)),
+            jaxrnn.stack(IndRNN(D), layers.tied("core", GRU(D))),
+        )
+    ),
 }
 PLAIN = {
     **CELLS,
