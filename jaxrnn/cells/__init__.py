@@ -21,3 +21,5 @@ from .rtu import NonlinearRTU as NonlinearRTU
 from .slstm import SLSTM as SLSTM
 from .slstm import SLSTMState as SLSTMState
 from .ssm import S5 as S5
+from .convolutional import ConvGRU as ConvGRU
+from .convolutional import ConvLSTM as ConvLSTM
