@@ -101,7 +101,7 @@ def test_a_deep_stack_with_skips_norms_and_ties():
     xs, given = normal(1, T, B, D), flags()
 
     def step(p, carry, x):
-        """The three states, and the output: nothing but the last is read by the twin."""
+        """Return the three states after a step, and the output."""
         own, both = p["layer"], p["shared"]["twice"]
         e = own["layer_0"]["kernel"].T @ x + own["layer_0"]["bias"]
         e = e / jnp.sqrt((e**2).mean() + 1e-5) * own["layer_1"]["scale"]

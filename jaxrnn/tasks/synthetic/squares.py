@@ -51,10 +51,10 @@ class Options:
     """The options of the task; the field names are the flags of the command line."""
 
     length: int = length_field(20, 2)
-    size: int = option(12, "pixels along each side of the board", least=SIDE + 1)
+    size: int = option(10, "pixels along each side of the board", least=SIDE + 1)
     squares: int = option(2, "number of squares", least=1)
     cell: str = convolutional_cell_field("conv-gru", CELLS)
-    hidden: int = hidden_field(16)
+    hidden: int = hidden_field(12)
     layers: int = layers_field()
     batch: int = batch_field(16)
     tbptt: int = tbptt_field()
@@ -147,5 +147,5 @@ def problem(options: Options) -> Problem:
 
 
 TASK = Task(
-    "squares", Options, Budget(steps=1500, report_every=50, evaluate_every=250), problem
+    "squares", Options, Budget(steps=600, report_every=50, evaluate_every=200), problem
 )
