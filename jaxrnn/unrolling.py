@@ -16,7 +16,13 @@ from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array, Bool, Float, Integer
 
 from .core.arrays import is_array
-from .core.cell import Cell, bind_context, is_chunkwise, unsupported_chunkwise_reason, without_context
+from .core.cell import (
+    Cell,
+    bind_context,
+    is_chunkwise,
+    unsupported_chunkwise_reason,
+    without_context,
+)
 from .core.dtypes import weaken_scalars
 from .core.engine import AbstractEngine, AbstractNetworkEngine, Request
 from .core.explicit_mesh import under_auto_axes

@@ -1,5 +1,7 @@
 """The built-in cells: the arithmetic of one step, one file per cell or family."""
 
+from .convolutional import ConvGRU as ConvGRU
+from .convolutional import ConvLSTM as ConvLSTM
 from .ctrnn import CTRNN as CTRNN
 from .diagonal import DiagonalGRU as DiagonalGRU
 from .diagonal import DiagonalLSTM as DiagonalLSTM
@@ -21,5 +23,3 @@ from .rtu import NonlinearRTU as NonlinearRTU
 from .slstm import SLSTM as SLSTM
 from .slstm import SLSTMState as SLSTMState
 from .ssm import S5 as S5
-from .convolutional import ConvGRU as ConvGRU
-from .convolutional import ConvLSTM as ConvLSTM
