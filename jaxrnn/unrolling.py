@@ -17,26 +17,21 @@ from jaxtyping import Array, Bool, Float, Integer
 
 from .core.arrays import is_array
 from .core.cell import (
-    Carry,
     Cell,
-    Context,
-    Inputs,
-    Layer,
-    Params,
-    UnrollSpec,
     bind_context,
-    check_cell,
-    expand_flags,
     is_chunkwise,
-    select,
     unsupported_chunkwise_reason,
-    weaken_scalars,
     without_context,
 )
+from .core.dtypes import weaken_scalars
 from .core.engine import AbstractEngine, AbstractNetworkEngine, Request
 from .core.explicit_mesh import under_auto_axes
+from .core.flags import expand_flags, select
 from .core.gradient_scale import ScaledCell
+from .core.layer import Layer, check_cell
 from .core.masked_inputs import fill_masked_inputs
+from .core.types import Carry, Context, Inputs, Params
+from .core.unroll_spec import UnrollSpec
 from .core.validation import (
     check_all_ours,
     check_carry,

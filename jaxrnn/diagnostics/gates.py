@@ -10,17 +10,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from ..core.cell import (
-    Carry,
-    Cell,
-    Gate,
-    Inputs,
-    Layer,
-    Params,
-    accumulator,
-    expand_flags,
-    weaken_scalars,
-)
+from ..core.cell import Cell, Gate
+from ..core.dtypes import accumulator, weaken_scalars
+from ..core.flags import expand_flags
+from ..core.layer import Layer
+from ..core.types import Carry, Inputs, Params
 from ..core.validation import describe
 from ..layers.compose import Residual, Stack
 from ..layers.stochastic import Dropout, StochasticCellLayer

@@ -20,7 +20,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from ..core.cell import Carry, Cell, Inputs, Layer, Params, weaken_scalars
+from ..core.cell import Cell
+from ..core.dtypes import weaken_scalars
+from ..core.layer import Layer
+from ..core.types import Carry, Inputs, Params
 from .readout import (
     LossReadout,
     check_loss,

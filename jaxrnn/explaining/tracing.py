@@ -17,17 +17,12 @@ from jax.extend import core
 from jax.interpreters import partial_eval as pe
 
 from ..core.arrays import is_array
-from ..core.cell import (
-    Carry,
-    Cell,
-    Context,
-    Inputs,
-    Layer,
-    Params,
-    UnrollSpec,
-    weaken_scalars,
-)
+from ..core.cell import Cell
+from ..core.dtypes import weaken_scalars
 from ..core.engine import AbstractEngine, AbstractNetworkEngine, Request
+from ..core.layer import Layer
+from ..core.types import Carry, Context, Inputs, Params
+from ..core.unroll_spec import UnrollSpec
 from ..engines import Associative, Fused, Scan
 from ..engines.engine import DefaultEngine, LoopEngine
 from ..engines.jaxpr.evaluate import is_differentiable

@@ -14,16 +14,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ..cells.ops import along, dense, layer_norm
-from ..core.cell import (
-    Carry,
-    Cell,
-    Inputs,
-    Layer,
-    Params,
-    UnrollSpec,
-    check_cell,
-    expand_flags,
-)
+from ..core.cell import Cell
+from ..core.flags import expand_flags
+from ..core.layer import Layer, check_cell
+from ..core.types import Carry, Inputs, Params
+from ..core.unroll_spec import UnrollSpec
 from ..core.validation import check_features, check_one_array, check_positive
 from ..initializers import LecunNormal
 from ..unrolling import unroll_unchecked

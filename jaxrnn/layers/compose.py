@@ -12,18 +12,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from ..core.arrays import is_array
-from ..core.cell import (
-    Carry,
-    Cell,
-    Inputs,
-    Layer,
-    Params,
-    UnrollSpec,
-    check_cell,
-    floating_dtype,
-    weaken_scalars,
-)
+from ..core.cell import Cell
+from ..core.dtypes import floating_dtype, weaken_scalars
 from ..core.exported import register_for_export
+from ..core.layer import Layer, check_cell
+from ..core.types import Carry, Inputs, Params
+from ..core.unroll_spec import UnrollSpec
 from ..core.validation import check_one_array, describe, describe_tree, lead_ndim
 from ..unrolling import for_part, unroll_part, unroll_unchecked
 from .fused_network import unroll_network

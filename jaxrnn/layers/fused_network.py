@@ -9,8 +9,9 @@ from jaxtyping import Array
 
 from ..cells import LSTMState
 from ..core.arrays import is_array
-from ..core.cell import Carry, Inputs, Params, UnrollSpec
 from ..core.engine import AbstractNetworkEngine
+from ..core.types import Carry, Inputs, Params
+from ..core.unroll_spec import UnrollSpec
 from ..unrolling import run_network
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ..core.cell import Params
+from ..core.types import Params
 from ..training import Budget, Experiment, InputError, Run
 from ..training.curves import draw_curves, new_figure
 from .config import cell_field, check_options, choice, option

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.cell import Cell, Layer
+from ..core.cell import Cell
+from ..core.layer import Layer
 from ..unrolling import unroll
 
 MINIMUM_SECONDS = 0.02  # a sample lasts at least so long, or the clock would show

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ..core.cell import Params
+from ..core.types import Params
 from ..decoding.sampling import generate
 from ..layers import dropout, stack
 from ..training import (

@@ -10,7 +10,8 @@ from typing import Any
 
 import jax
 
-from ..core.cell import Cell, Layer
+from ..core.cell import Cell
+from ..core.layer import Layer
 from ..training import Budget, Checkpoints, InputError, Run, fit
 from ..training.devices import choose_devices, host_cores
 from ..training.fit import check_patience

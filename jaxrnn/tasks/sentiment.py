@@ -16,7 +16,9 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from ..core.cell import Cell, Layer, Params
+from ..core.cell import Cell
+from ..core.layer import Layer
+from ..core.types import Params
 from ..nnx import RNN
 from ..training import Budget, Experiment, InputError, Run
 from ..training.curves import draw_curves

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ..core.cell import Params
+from ..core.types import Params
 from ..training import Budget, Experiment, Run
 from ..training.curves import draw_curves
 from .config import cell_field, check_with_sources, choice, option

@@ -8,8 +8,10 @@ from typing import Any
 
 import jax
 
-from ..core.cell import Cell, Context, Inputs, Layer, Params
-from ..core.cell import check_cell as check_is_cell
+from ..core.cell import Cell
+from ..core.layer import Layer
+from ..core.layer import check_cell as check_is_cell
+from ..core.types import Context, Inputs, Params
 from ..layers.stochastic import inference
 from . import method_laws, sequence_laws
 from .report import (

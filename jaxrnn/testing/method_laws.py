@@ -13,14 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..core.cell import (
-    Layer,
-    LinearCell,
-    UnrollSpec,
-    bind_context,
-    check_cell,
-    is_linear,
-)
+from ..core.cell import LinearCell, bind_context, is_linear
+from ..core.layer import Layer, check_cell
+from ..core.unroll_spec import UnrollSpec
 from ..core.validation import check_rows
 from ..unrolling import check_step, unroll_unchecked
 from .report import Broken, NotTried

@@ -14,12 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.cell import (
-    expand_flags,
-    is_chunkwise,
-    is_linear,
-    unsupported_chunkwise_reason,
-)
+from ..core.cell import is_chunkwise, is_linear, unsupported_chunkwise_reason
+from ..core.flags import expand_flags
 from ..engines import Associative, Scan
 from ..unrolling import unroll
 from .report import Broken, NotTried

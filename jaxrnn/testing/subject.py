@@ -9,7 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.cell import Carry, Cell, Layer, Params, bind_context, select
+from ..core.cell import Cell, bind_context
+from ..core.flags import select
+from ..core.layer import Layer
+from ..core.types import Carry, Params
 from ..core.validation import check_inputs
 from .report import Broken
 

@@ -9,11 +9,14 @@ from typing import Any
 import jax
 
 from ...cells import (
+    CTRNN,
     GRU,
     LRU,
     LSTM,
+    MGU,
     MLSTM,
     RGLRU,
+    RTU,
     S5,
     SLSTM,
     DiagonalGRU,
@@ -22,9 +25,12 @@ from ...cells import (
     IndRNN,
     MinGRU,
     MinLSTM,
+    NonlinearRTU,
+    OrthogonalRNN,
 )
-from ...core.cell import Cell, Layer
+from ...core.cell import Cell
 from ...core.import_path import module_exists
+from ...core.layer import Layer
 from ...core.validation import describe
 from ...initializers import Chrono, Identity, Normal
 from ...layers import residual_block
@@ -45,6 +51,13 @@ KNOWN = {
     "gru": "update bias 0; gru:B, update bias B; gru:chrono",
     "slstm": "one head; slstm:N, N heads, a divisor of --hidden",
     "mlstm": "one matrix memory; mlstm:N, N of them, a divisor of --hidden",
+    "mgu": "the minimal gated unit, update bias 0; mgu:chrono",
+    "ctrnn": "relu, time constants of 5 steps; ctrnn:T, of T steps",
+    "orthogonal": "scoRNN, an orthogonal recurrent matrix, modReLU",
+    "rtu": (
+        "trace units, a linear recurrence with relu on both outputs of a unit; "
+        "rtu:nonlinear, relu inside the recurrence"
+    ),
     "indrnn": "relu, recurrent weights uniform from 0 to 1",
     "diagonal-gru": "ParaGRU, biases as published; diagonal-gru:chrono",
     "diagonal-lstm": "ParaLSTM, biases as published; diagonal-lstm:chrono",
@@ -67,22 +80,26 @@ LINEAR: dict[str, Any] = {
 }
 ALONE = "alone"
 HEADS = {"slstm": SLSTM, "mlstm": MLSTM}
-CHRONOS = ("lstm", "gru", "diagonal-gru", "diagonal-lstm")
+# Cells of one form, made from the number of units alone
+PLAIN: dict[str, Any] = {
+    "indrnn": IndRNN,
+    "mgu": MGU,
+    "ctrnn": CTRNN,
+    "orthogonal": OrthogonalRNN,
+    "rtu": RTU,
+}
+CHRONOS = ("lstm", "gru", "mgu", "diagonal-gru", "diagonal-lstm")
 
 
 def make_cell(spec: CellLike, hidden: int, length: int) -> Cell | Layer:
     """Make the cell that ``spec`` names; a cell or layer is returned as it is.
 
-    The names are ``elman`` (tanh, orthogonal), ``elman:G`` (normal recurrent matrix of
-    gain G), ``irnn`` (Le, Jaitly & Hinton 2015); ``lstm`` and ``gru`` with their
-    default biases, ``lstm:B`` (forget bias B), ``gru:B`` (update bias B),
-    ``lstm:chrono`` and ``gru:chrono`` (Tallec & Ollivier 2018, eq. 16, where the
-    longest time is that of the task); ``slstm:N`` and ``mlstm:N`` with N heads,
-    ``indrnn``, ``diagonal-gru`` and ``diagonal-lstm``, the latter two optionally with
-    ``:chrono``. ``min-gru``, ``min-lstm``, ``rg-lru``, ``lru`` and ``s5``, which are
-    linear in their state, are each wrapped in a `jaxrnn.residual_block` of ``hidden``
-    features; ``min-gru:alone`` and ``min-lstm:alone`` are the bare cells. A cell of
-    one's own is ``module:Name(...)`` (see `own_cell`), and its module is imported.
+    The names and their variants stand in `KNOWN`: the IRNN is that of Le, Jaitly &
+    Hinton (2015); ``chrono`` draws biases by Tallec & Ollivier (2018, eq. 16) for
+    memories as long as the task's sequences. Cells that are linear in their state are
+    each wrapped in a `jaxrnn.residual_block` of ``hidden`` features, unless the variant
+    is ``alone``. A cell of one's own is ``module:Name(...)`` (see `own_cell`), and its
+    module is imported.
 
     Args:
         spec: the name, optionally with a variant; an import path; or a cell or layer.
@@ -108,8 +125,12 @@ def make_cell(spec: CellLike, hidden: int, length: int) -> Cell | Layer:
             if variant
             else Elman(hidden)
         )
-    if name == "indrnn":
-        return IndRNN(hidden)
+    if name in PLAIN and not variant:
+        return PLAIN[name](hidden)
+    if name == "rtu":
+        return NonlinearRTU(hidden)
+    if name == "ctrnn":
+        return CTRNN(hidden, tau=float(variant))
     if name in LINEAR:
         if name == "lru":
             return residual_block(
@@ -147,11 +168,9 @@ def make_cell(spec: CellLike, hidden: int, length: int) -> Cell | Layer:
     if not variant:
         return LSTM(hidden) if name == "lstm" else GRU(hidden)
     bias = Chrono(float(max(length, 3))) if variant == CHRONO else float(variant)
-    return (
-        LSTM(hidden, forget_bias=bias)
-        if name == "lstm"
-        else GRU(hidden, update_bias=bias)
-    )
+    if name == "lstm":
+        return LSTM(hidden, forget_bias=bias)
+    return (MGU if name == "mgu" else GRU)(hidden, update_bias=bias)
 
 
 def check_cell_name(what: str, spec: CellLike) -> None:
@@ -196,6 +215,10 @@ def _is_variant(name: str, variant: str) -> bool:
         return variant == ALONE
     if name == "lru":
         return _is_number(variant) and 0 < float(variant) <= 2 * math.pi
+    if name == "rtu":
+        return variant == "nonlinear"
+    if name == "ctrnn":
+        return _is_number(variant) and float(variant) >= 1
     return (variant == CHRONO and name in CHRONOS) or (
         name in ("elman", "lstm", "gru") and _is_number(variant)
     )

@@ -12,8 +12,9 @@ import inspect
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from ...core.cell import Cell, Layer, check_cell
+from ...core.cell import Cell
 from ...core.import_path import find
+from ...core.layer import Layer, check_cell
 from ...core.validation import describe
 from ...training import InputError
 

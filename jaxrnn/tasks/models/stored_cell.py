@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...core.cell import Cell, Layer
+from ...core.cell import Cell
 from ...core.config import from_config, paths_in
 from ...core.import_path import Trust, is_trusted
+from ...core.layer import Layer
 from ...training import InputError
 from .cell_registry import KNOWN
 from .own_cell import CellLike, checked, parse_own_cell
