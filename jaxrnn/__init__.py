@@ -42,6 +42,8 @@ from .layers import residual as residual
 from .layers import residual_block as residual_block
 from .layers import stack as stack
 from .layers import zoneout as zoneout
+from .sequences import last_output as last_output
+from .sequences import resets_from_segment_ids as resets_from_segment_ids
 from .truncation.artbp import ARTBP as ARTBP
 from .truncation.tbptt import TBPTT as TBPTT
 from .truncation.tbptt import TBPTTState as TBPTTState
