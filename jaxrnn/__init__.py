@@ -23,6 +23,8 @@ from .core.cell import Layer as Layer
 from .core.cell import LinearCell as LinearCell
 from .decoding.beam_search import Beams as Beams
 from .decoding.beam_search import beam_search as beam_search
+from .decoding.closed_loop import RolledOut as RolledOut
+from .decoding.closed_loop import rollout as rollout
 from .decoding.sampling import Generated as Generated
 from .decoding.sampling import generate as generate
 from .engines import Associative as Associative
