@@ -19,8 +19,9 @@ from .cells import MinLSTM as MinLSTM
 from .cells import MLSTMState as MLSTMState
 from .cells import SLSTMState as SLSTMState
 from .core.cell import Cell as Cell
-from .core.cell import Layer as Layer
 from .core.cell import LinearCell as LinearCell
+from .core.config import from_config as from_config
+from .core.layer import Layer as Layer
 from .decoding.beam_search import Beams as Beams
 from .decoding.beam_search import beam_search as beam_search
 from .decoding.closed_loop import RolledOut as RolledOut

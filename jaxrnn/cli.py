@@ -125,7 +125,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     sample = commands.add_parser(
         "sample", help="generate text with a trained language model"
     )
-    sample.add_argument("run", metavar="RUN")
+    _add_run(sample)
     sample.add_argument("--prompt", default="", help="text to continue")
     sample.add_argument(
         "--length",
@@ -157,7 +157,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "predict",
         help="print the model's prediction for each input",
     )
-    predict.add_argument("run", metavar="RUN")
+    _add_run(predict)
     predict.add_argument(
         "inputs",
         nargs="*",
@@ -169,7 +169,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     evaluate = commands.add_parser(
         "evaluate", help="print the task's scores on other data, as JSON"
     )
-    evaluate.add_argument("run", metavar="RUN")
+    _add_run(evaluate)
     other = evaluate.add_mutually_exclusive_group(required=True)
     other.add_argument("--data", metavar="PATH", help="a data file of your own")
     other.add_argument(
@@ -185,6 +185,26 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         )
     )
     return parser.parse_args(argv)
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    """Add the run directory, and what allows to import its cell."""
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument(
+        "--cell",
+        metavar="module:Name",
+        help="the cell of the run, if it is code outside jaxrnn",
+    )
+    _add_trust(parser, "the cell")
+
+
+def _add_trust(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add the flag that allows to import code that a run names."""
+    parser.add_argument(
+        "--trust-code",
+        action="store_true",
+        help=f"import whatever code outside jaxrnn the run names as {what}",
+    )
 
 
 def _at_least(least: int):
@@ -241,6 +261,7 @@ def _add_train(parser: argparse.ArgumentParser, task: str | None) -> None:
         action="store_true",
         help="train a small model: seconds, or about a minute on real data",
     )
+    _add_trust(parser, "its cell, with --resume")
     parser.set_defaults(command=_train)
     if task is None:
         return
@@ -275,6 +296,7 @@ def _add_gradients(parser: argparse.ArgumentParser) -> None:
         default="runs/gradients",
         help="output directory (default: runs/gradients)",
     )
+    _add_trust(parser, "its cell, with --run")
     parser.set_defaults(command=_gradients)
     for field in dataclasses.fields(Study):
         _add_flag(parser, field.name, field.default, field.metadata["help"])
@@ -338,6 +360,7 @@ def _train(arguments: argparse.Namespace) -> None:
         resume=arguments.resume,
         overwrite=arguments.overwrite,
         quick=arguments.quick,
+        trust_code=arguments.trust_code,
     )
     for line in lines:
         print(line)
@@ -356,14 +379,21 @@ def _gradients(arguments: argparse.Namespace) -> None:
         for k, v in vars(arguments).items()
         if k in names
     }
-    _, lines = gradients(options, run=arguments.run, out=arguments.out)
+    _, lines = gradients(
+        options,
+        run=arguments.run,
+        out=arguments.out,
+        trust_code=arguments.trust_code,
+    )
     for line in lines:
         print(line)
 
 
-def _load(path: str) -> Any:
+def _load(arguments: argparse.Namespace) -> Any:
     """Load a trained run and print its notes to standard error."""
-    trained, notes = load(path)
+    trained, notes = load(
+        arguments.run, cell=arguments.cell, trust_code=arguments.trust_code
+    )
     for note in notes:
         print(f"jaxrnn: {note}", file=sys.stderr)
     return trained
@@ -371,7 +401,7 @@ def _load(path: str) -> Any:
 
 def _sample(arguments: argparse.Namespace) -> None:
     """Print generated text, as it is generated where the task supports it."""
-    trained = _load(arguments.run)
+    trained = _load(arguments)
     request = (
         arguments.prompt,
         arguments.length,
@@ -390,7 +420,7 @@ def _sample(arguments: argparse.Namespace) -> None:
 
 def _predict(arguments: argparse.Namespace) -> None:
     """Print one prediction per input."""
-    trained = _load(arguments.run)
+    trained = _load(arguments)
     try:
         for text in arguments.inputs or (
             line.rstrip("\n").removeprefix("\ufeff") for line in sys.stdin
@@ -402,7 +432,7 @@ def _predict(arguments: argparse.Namespace) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     """Print the scores on other data, as JSON."""
-    trained = _load(arguments.run)
+    trained = _load(arguments)
     scores = (
         trained.evaluate(arguments.data)
         if arguments.length is None

@@ -7,7 +7,6 @@ the author of a layer or an engine needs is here.
 from .core.cell import AbstractWrappedCell as AbstractWrappedCell
 from .core.cell import ContextCell as ContextCell
 from .core.cell import Gate as Gate
-from .core.cell import UnrollSpec as UnrollSpec
 from .core.cell import unwrap as unwrap
 from .core.engine import AbstractEngine as AbstractEngine
 from .core.engine import AbstractNetworkEngine as AbstractNetworkEngine
@@ -15,6 +14,7 @@ from .core.engine import Request as Request
 from .core.engine import Supports as Supports
 from .core.exported import register_for_export as register_for_export
 from .core.taps import tap as tap
+from .core.unroll_spec import UnrollSpec as UnrollSpec
 from .engines.engine import LoopEngine as LoopEngine
 from .engines.loops.kinds import AutoLoop as AutoLoop
 from .engines.loops.kinds import Chunkwise as Chunkwise

@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .core.cell import accumulator
+from .core.dtypes import accumulator
 
 Initializer = Callable[[Array, tuple[int, ...], Any], Array]
 

@@ -10,19 +10,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Integer
 
 from .core.arrays import is_array
-from .core.cell import (
-    Carry,
-    Cell,
-    Layer,
-    Params,
-    UnrollSpec,
-    bind_context,
-    expand_flags,
-    parts_of,
-    select,
-)
+from .core.cell import Cell, bind_context
 from .core.explicit_mesh import under_auto_axes
+from .core.flags import expand_flags, select
+from .core.layer import Layer, parts_of
 from .core.masked_inputs import fill_masked_inputs
+from .core.types import Carry, Params
+from .core.unroll_spec import UnrollSpec
 from .core.validation import check_inputs, check_ours, describe
 from .unrolling import unroll, validate
 

@@ -17,24 +17,21 @@ from jaxtyping import Array, Bool, Float, Integer
 
 from .core.arrays import is_array
 from .core.cell import (
-    Carry,
     Cell,
-    Layer,
-    Params,
-    UnrollSpec,
     bind_context,
-    check_cell,
-    expand_flags,
     is_chunkwise,
-    select,
     unsupported_chunkwise_reason,
-    weaken_scalars,
     without_context,
 )
+from .core.dtypes import weaken_scalars
 from .core.engine import AbstractEngine, AbstractNetworkEngine, Request
 from .core.explicit_mesh import under_auto_axes
+from .core.flags import expand_flags, select
 from .core.gradient_scale import ScaledCell
+from .core.layer import Layer, check_cell
 from .core.masked_inputs import fill_masked_inputs
+from .core.types import Carry, Context, Inputs, Params
+from .core.unroll_spec import UnrollSpec
 from .core.validation import (
     check_all_ours,
     check_carry,
@@ -58,7 +55,7 @@ from .engines.recurrence.run import unsupported_arrays_reason
 def unroll(
     cell: Cell | Layer,
     params: Params,
-    xs: Any,
+    xs: Inputs,
     carry: Carry = None,
     *,
     engine: Any = None,
@@ -66,7 +63,7 @@ def unroll(
     resets: Bool[Array, "T *B"] | None = None,
     reverse: bool = False,
     key: Array | None = None,
-    context: Any = None,
+    context: Context = None,
     return_carries: bool = False,
 ) -> tuple[Carry, Any] | tuple[Carry, Any, Carry]:
     """Apply a cell or layer at every step of a sequence.
@@ -142,7 +139,7 @@ def unroll(
 def truncated_unroll(
     cell: Cell | Layer,
     params: Params,
-    xs: Any,
+    xs: Inputs,
     carry: Carry = None,
     *,
     window: int | None = None,
@@ -152,7 +149,7 @@ def truncated_unroll(
     resets: Bool[Array, "T *B"] | None = None,
     reverse: bool = False,
     key: Array | None = None,
-    context: Any = None,
+    context: Context = None,
     return_carries: bool = False,
 ) -> tuple[Carry, Any] | tuple[Carry, Any, Carry]:
     """Apply `unroll` with truncated gradients: truncated BPTT inside any loss.
@@ -282,7 +279,7 @@ def mask_from_lengths(lengths: Integer[Array, "*B"], steps: int) -> Bool[Array, 
 
 
 def validate(
-    cell: Cell | Layer, params: Params, xs: Any, carry: Carry, spec: UnrollSpec
+    cell: Cell | Layer, params: Params, xs: Inputs, carry: Carry, spec: UnrollSpec
 ) -> tuple[Params, Any]:
     """Check the arguments of `unroll`, and return the parameters and the inputs.
 
@@ -402,7 +399,7 @@ def _unroll(
     what: str,
     cell: Cell | Layer,
     params: Params,
-    xs: Any,
+    xs: Inputs,
     carry: Carry,
     spec: UnrollSpec,
 ) -> tuple[Carry, Any] | tuple[Carry, Any, Carry]:
@@ -418,7 +415,7 @@ def _unroll(
 
 @functools.partial(jax.jit, static_argnames="cell", inline=True)
 def _unroll_jit(
-    cell: Cell | Layer, params: Params, xs: Any, carry: Carry, spec: UnrollSpec
+    cell: Cell | Layer, params: Params, xs: Inputs, carry: Carry, spec: UnrollSpec
 ) -> tuple[Carry, Any, Carry]:
     """Run `unroll_validated`, compiled once for equal cells and equal shapes."""
 
@@ -430,7 +427,7 @@ def _unroll_jit(
 
 
 def unroll_validated(
-    cell: Cell | Layer, params: Params, xs: Any, carry: Carry, spec: UnrollSpec
+    cell: Cell | Layer, params: Params, xs: Inputs, carry: Carry, spec: UnrollSpec
 ) -> tuple[Carry, Any, Carry]:
     """Run `unroll` with arguments that `validate` has checked."""
     if carry is None:
@@ -492,7 +489,7 @@ def check_all_carries(
 
 
 def unroll_unchecked(
-    cell: Cell | Layer, params: Params, carry: Carry, xs: Any, spec: UnrollSpec
+    cell: Cell | Layer, params: Params, carry: Carry, xs: Inputs, spec: UnrollSpec
 ) -> tuple[Carry, Any, Carry]:
     """Apply a cell or layer over a sequence, without the checks of `unroll`.
 
@@ -569,7 +566,7 @@ def unroll_part(
     cell: Cell | Layer,
     params: Params,
     carry: Carry,
-    xs: Any,
+    xs: Inputs,
     spec: UnrollSpec,
     index: int = 0,
 ) -> tuple[Carry, Any, Carry]:
@@ -732,7 +729,9 @@ _CUT: contextvars.ContextVar[tuple[Layer, UnrollSpec] | None] = contextvars.Cont
 
 
 @contextlib.contextmanager
-def _truncation_scope(layer: Layer | None, spec: UnrollSpec, xs: Any) -> Iterator[None]:
+def _truncation_scope(
+    layer: Layer | None, spec: UnrollSpec, xs: Inputs
+) -> Iterator[None]:
     """Note that a layer runs under truncation, for calls of `unroll` inside it.
 
     Such a call would not know of the truncation; see `_check_truncated`. For a cell
@@ -795,7 +794,7 @@ def _check_truncated(
 
 
 def _default_engine(
-    cell: Cell, params: Params, carry: Carry, xs: Any, spec: UnrollSpec
+    cell: Cell, params: Params, carry: Carry, xs: Inputs, spec: UnrollSpec
 ) -> tuple[Any, str]:
     """Choose the engine where the user named none, and say why.
 
@@ -818,7 +817,7 @@ def _default_engine(
     )
 
 
-def check_step(cell: Cell, params: Params, carry: Carry, xs: Any) -> None:
+def check_step(cell: Cell, params: Params, carry: Carry, xs: Inputs) -> None:
     """Check that a cell's ``step`` returns a carry like the one it is given.
 
     The step is traced, and nothing is computed.
@@ -871,7 +870,7 @@ def check_step(cell: Cell, params: Params, carry: Carry, xs: Any) -> None:
     check_carry(name, new, carry, "the carry that step returns")
 
 
-def _hint(cell: Cell, carry: Carry, xs: Any) -> str:
+def _hint(cell: Cell, carry: Carry, xs: Inputs) -> str:
     """Say what may be wrong where a step fails.
 
     Likely causes are a carry without batch axes, pictures whose axes are taken for
@@ -903,7 +902,7 @@ def _kind_of(tree: Any) -> Any:
     return jax.tree.structure(tree)
 
 
-def _batch_of(cell: Cell, xs: Any) -> tuple[int, ...]:
+def _batch_of(cell: Cell, xs: Inputs) -> tuple[int, ...]:
     """Return the batch axes of inputs that are one array; () for other inputs."""
     ndim = cell.feature_ndim
     if not is_array(xs) or not isinstance(ndim, int):
@@ -916,7 +915,12 @@ def _part(path: Any) -> str:
 
 
 def _unroll_windows(
-    run: Callable, cell: Cell, params: Params, carry: Carry, xs: Any, spec: UnrollSpec
+    run: Callable,
+    cell: Cell,
+    params: Params,
+    carry: Carry,
+    xs: Inputs,
+    spec: UnrollSpec,
 ) -> tuple[Carry, Carry]:
     """Apply an engine's ``run`` with the truncation of ``spec``.
 

@@ -19,8 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from jaxrnn.tasks.models.own_cell import parse_own_cell
+
 from ..harness import host, report
-from ..harness.options import Parser, command, positive
+from ..harness.options import Parser, command, one_of, positive
 from .decay_initial import explicit_difference, measure
 from .decay_training import GOALS, train
 
@@ -61,15 +63,22 @@ PAGE = {  # beta of one seed in the project's notes, for comparison
 QUICK = ("tanh, gain 1", "LSTM, chrono")
 
 
+def own_cell(text: str) -> None:
+    """Refuse what is neither a name of this table nor an import path."""
+    if parse_own_cell("--cells", text) is None:
+        raise ValueError("a cell of your own is module:Name")
+
+
 def parse(argv: list[str] | None) -> Any:
     """The command line."""
     parser = Parser("gradients.gradient_decay", __doc__ or "", devices=False)
     parser.add_argument(
         "--cells",
         nargs="+",
-        choices=list(CELLS),
+        type=one_of(CELLS, "cell", also=own_cell),
         default=list(SUBJECTS),
         metavar="NAME",
+        help="names, or cells of your own as module:Name",
     )
     parser.add_argument(
         "--modern",
@@ -139,9 +148,11 @@ def run(args: Any) -> tuple[list[dict], list[dict]]:
     """The rows at initialization, and the trainings."""
     initial, trained = [], []
     for name in args.cells:
-        row = measure(CELLS[name], args.seeds, args.hidden, args.steps, args.batch)
+        row = measure(
+            CELLS.get(name, name), args.seeds, args.hidden, args.steps, args.batch
+        )
         row |= explicit_difference(
-            CELLS[name], 0, args.hidden, args.steps, min(args.batch, 4)
+            CELLS.get(name, name), 0, args.hidden, args.steps, min(args.batch, 4)
         )
         initial.append(
             {
@@ -156,7 +167,7 @@ def run(args: Any) -> tuple[list[dict], list[dict]]:
     ):
         one = train(
             task,
-            CELLS[name],
+            CELLS.get(name, name),
             length,
             updates=args.updates,
             hidden=args.hidden,

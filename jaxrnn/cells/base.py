@@ -15,7 +15,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool
 
-from ..core.cell import Carry, Cell, Params, accumulator
+from ..core.cell import Cell
+from ..core.dtypes import accumulator
+from ..core.types import Carry, Context, Inputs, Params
 from ..core.validation import (
     check_batch_shape,
     check_carry,
@@ -49,12 +51,12 @@ class BuiltinCell(Cell):
         check_positive(self, hidden_size=self.hidden_size)
         for field in dataclasses.fields(self):
             if field.name.endswith(("_init", "activation")) and not callable(
-                getattr(self, field.name)
+                vars(self)[field.name]
             ):
                 raise TypeError(
                     f"{type(self).__name__}: {field.name} must be a function such as "
                     f"{field.default}, not "
-                    f"{getattr(self, field.name)!r}"
+                    f"{vars(self)[field.name]!r}"
                 )
 
     def check(self, params: Params) -> None:
@@ -78,10 +80,10 @@ class BuiltinCell(Cell):
         self,
         params: Params,
         carry: Carry,
-        x: Any,
+        x: Inputs,
         *,
         reset: Bool[Array, "*B"] | None = None,
-        context: Any = None,
+        context: Context = None,
         key: Array | None = None,
     ) -> tuple[Carry, Any]:
         """Take one streaming step.

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from ..core.cell import Carry, Gate, Params, accumulator
+from ..core.cell import Gate
+from ..core.dtypes import accumulator
+from ..core.types import Carry, Params
 from ..core.validation import check_positive
 from ..initializers import (
     Chrono,

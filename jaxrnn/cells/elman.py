@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from ..core.cell import Gate, Params
+from ..core.cell import Gate
+from ..core.types import Params
 from ..core.validation import check_features, check_positive
 from ..initializers import Initializer, LecunNormal, Orthogonal, Zeros
 from .base import BuiltinCell

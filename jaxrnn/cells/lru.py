@@ -15,7 +15,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Complex, Float
 
-from ..core.cell import Carry, Gate, LinearCell, Params, accumulator
+from ..core.cell import Cell, Gate, LinearCell
+from ..core.dtypes import accumulator
+from ..core.types import Carry, Params
 from ..core.validation import check_positive
 from ..initializers import Initializer, LecunNormal, Zeros, gate_blocks
 from .base import BuiltinCell, projected
@@ -71,15 +73,7 @@ class LRU(ComplexDiagonal):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.r_min < self.r_max <= 1:
-            raise ValueError(
-                f"LRU: r_min and r_max must satisfy 0 <= r_min < r_max <= 1, but are "
-                f"{self.r_min!r} and {self.r_max!r}"
-            )
-        if not 0 < self.max_phase <= 2 * math.pi:
-            raise ValueError(
-                f"LRU: max_phase must lie in (0, 2 pi], but it is {self.max_phase!r}"
-            )
+        check_ring(self, self.r_min, self.r_max, self.max_phase)
 
     def init(
         self, key: Array, input_size: int, dtype: DTypeLike | None = None
@@ -98,23 +92,8 @@ class LRU(ComplexDiagonal):
         dtype, H, D = dtype or jnp.result_type(float), self.hidden_size, input_size
         wide = accumulator(dtype)
         k_size, k_phase, k_input, k_output, k_skip = jax.random.split(key, 5)
-        # A point is uniform by area on the ring r_min <= |lambda| <= r_max if
-        # |lambda|^2 is uniform between the squares of the bounds. Then
-        # |lambda| = exp(-exp(nu)) gives nu = log(-log(|lambda|^2) / 2), and the phase
-        # is exp(theta). `area` below is |lambda|^2; draws begin at eps, for log(0).
-        low, high = self.r_min**2, self.r_max**2
-        area = (
-            jax.random.uniform(k_size, (H,), wide, minval=jnp.finfo(wide).eps)
-            * (high - low)
-            + low
-        )
-        # |lambda| = 1 would need nu = -inf.
-        area = jnp.minimum(area, 1 - 8 * jnp.finfo(wide).eps)
-        nu = jnp.log(-jnp.log(area) / 2)
-        theta = jnp.log(
-            self.max_phase
-            * jax.random.uniform(k_phase, (H,), wide, minval=jnp.finfo(wide).eps)
-        )
+        ring = self.r_min, self.r_max, self.max_phase
+        nu, theta, area = draw_ring((k_size, k_phase), H, ring, wide)
         # exp(gamma) = sqrt(1 - |lambda|^2) keeps the variance of the state at that of
         # its input B x for white noise. B and C are complex Gaussian, E|B|^2 = 1 / D
         # and E|C|^2 = 2 / H, half of each in either part.
@@ -139,6 +118,53 @@ class LRU(ComplexDiagonal):
         angle = jnp.exp(params["theta"].astype(wide))
         eigenvalues = jax.lax.complex(radius * jnp.cos(angle), radius * jnp.sin(angle))
         return eigenvalues, jnp.exp(params["gamma"].astype(wide))
+
+
+def check_ring(cell: Cell, r_min: float, r_max: float, max_phase: float) -> None:
+    """Check the bounds of eigenvalues at init.
+
+    Raises:
+        ValueError: if not ``0 <= r_min < r_max <= 1`` or ``0 < max_phase <= 2 pi``.
+    """
+    name = type(cell).__name__
+    if not 0 <= r_min < r_max <= 1:
+        raise ValueError(
+            f"{name}: r_min and r_max must satisfy 0 <= r_min < r_max <= 1, but are "
+            f"{r_min!r} and {r_max!r}"
+        )
+    if not 0 < max_phase <= 2 * math.pi:
+        raise ValueError(
+            f"{name}: max_phase must lie in (0, 2 pi], but it is {max_phase!r}"
+        )
+
+
+def draw_ring(
+    keys: tuple[Array, Array], size: int, ring: tuple[float, float, float], dtype: Any
+) -> tuple[Float[Array, " H"], Float[Array, " H"], Float[Array, " H"]]:
+    """Draw eigenvalues ``exp(-exp(nu) + i exp(theta))`` uniformly by area on a ring.
+
+    Args:
+        keys: the keys of the modulus and of the phase.
+        size: H, the number of eigenvalues.
+        ring: the least and largest modulus, and the largest phase.
+        dtype: of the results.
+
+    Returns:
+        nu, theta and the squared modulus, ``(H,)`` each.
+    """
+    # A point is uniform by area on the ring r_min <= |lambda| <= r_max if |lambda|^2 is
+    # uniform between the squares of the bounds. Then |lambda| = exp(-exp(nu)) gives
+    # nu = log(-log(|lambda|^2) / 2), and the phase is exp(theta). `area` below is
+    # |lambda|^2; draws begin at eps, for log(0).
+    low, high = ring[0] ** 2, ring[1] ** 2
+    modulus, phase = (
+        jax.random.uniform(key, (size,), dtype, minval=jnp.finfo(dtype).eps)
+        for key in keys
+    )
+    area = modulus * (high - low) + low
+    # |lambda| = 1 would need nu = -inf.
+    area = jnp.minimum(area, 1 - 8 * jnp.finfo(dtype).eps)
+    return jnp.log(-jnp.log(area) / 2), jnp.log(ring[2] * phase), area
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from ..core.cell import Gate, Params, accumulator
+from ..core.cell import Gate
+from ..core.dtypes import accumulator
 from ..core.exported import register_for_export
+from ..core.types import Params
 from ..core.validation import check_features, check_positive
 from ..initializers import (
     Chrono,

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from ..core.cell import Carry, Gate, LinearCell, Params, accumulator
+from ..core.cell import Gate, LinearCell
+from ..core.dtypes import accumulator
+from ..core.types import Carry, Params
 from ..core.validation import check_positive
 from ..initializers import (
     Chrono,

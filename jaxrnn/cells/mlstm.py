@@ -12,8 +12,10 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from ..core.cell import Gate, Params, accumulator
+from ..core.cell import Gate
+from ..core.dtypes import accumulator
 from ..core.exported import register_for_export
+from ..core.types import Params
 from ..core.validation import check_features, check_positive
 from ..initializers import Initializer, Linspace, Normal, Zeros, gate_blocks
 from .base import BuiltinCell

@@ -43,7 +43,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from ..core.cell import Carry, Params, expand_flags, select
+from ..core.flags import expand_flags, select
+from ..core.types import Carry, Params
 from .slstm import bounded_exp
 
 

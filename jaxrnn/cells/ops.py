@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..core.cell import accumulator
 from ..core.contraction import contract
+from ..core.dtypes import accumulator
 
 
 def dense(

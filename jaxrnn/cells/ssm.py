@@ -12,7 +12,9 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Complex, Float
 
-from ..core.cell import LinearCell, Params, accumulator
+from ..core.cell import LinearCell
+from ..core.dtypes import accumulator
+from ..core.types import Params
 from ..core.validation import check_features, check_positive
 from .base import BuiltinCell
 from .ops import along, dense

@@ -1,4 +1,4 @@
-"""The contracts of cells and layers, and the specification of an unroll.
+"""The contract of cells.
 
 Shape letters, here and everywhere: T time, B batch (any number of axes, written
 ``*B``), D input features, H hidden units, V vocabulary. Time leads, batch axes follow,
@@ -18,28 +18,21 @@ methods::
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Inexact, Shaped
+from jaxtyping import Array, Bool, Inexact
 
+from .dtypes import floating_dtype, weaken_scalars
 from .exported import register_for_export
+from .flags import select
 from .pickling import Static
+from .types import Carry, Context, Inputs, Params
 from .validation import (
-    check_carry,
     check_context,
-    check_flags,
-    check_inputs,
     check_key,
-    describe,
 )
-
-Params = Any  # a pytree of arrays: a dict with words as keys
-# a pytree of arrays (*B, ...): an array, or a NamedTuple when it has several parts
-Carry = Any
 
 
 @register_for_export
@@ -60,6 +53,14 @@ class Gate(NamedTuple):
     low: float = 0.0
     high: float = 1.0
     keeps: bool = False
+
+
+def shown_part(carry: Carry) -> Array | None:
+    """Return the part of a carry that is named h, or the only one, or None."""
+    if hasattr(carry, "h"):  # a NamedTuple or any other class that is a pytree
+        return carry.h
+    leaves = jax.tree.leaves(carry)
+    return leaves[0] if len(leaves) == 1 else None
 
 
 class Cell(Static):
@@ -113,6 +114,10 @@ class Cell(Static):
     feature_ndim: ClassVar[Any] = 1
     # Whether project, step and output are given the ``context`` of `unroll`.
     takes_context: ClassVar[bool] = False
+    # A cell's output depends on no later input; a layer's may.
+    causal: ClassVar[bool] = True
+    # Whether parts of the carry share a scale, so that one alone cannot keep a value.
+    shares_scale: ClassVar[bool] = False
 
     def init(self, key: Array, input_size: int) -> Params:
         """Draw parameters for inputs of ``input_size`` features.
@@ -153,7 +158,7 @@ class Cell(Static):
             )
         return jnp.zeros((*batch_shape, hidden_size), dtype or floating_dtype(params))
 
-    def project(self, params: Params, x: Inexact[Array, "*TB D"]) -> Any:
+    def project(self, params: Params, x: Inputs) -> Any:
         """Compute the part of a step that does not depend on the carry.
 
         It takes any leading axes, and is applied to all of time at once. By default it
@@ -183,7 +188,8 @@ class Cell(Static):
         ``carry @ kernel``, not ``kernel @ carry``. By default it returns ``carry.h``,
         or the carry itself if that is a single array.
         """
-        if not hasattr(carry, "h") and len(jax.tree.leaves(carry)) != 1:
+        shown = shown_part(carry)
+        if shown is None:
             raise TypeError(
                 f"{type(self).__name__}: the carry has several parts and none is named "
                 f"h, so what it shows is not known: "
@@ -191,7 +197,7 @@ class Cell(Static):
                 "returned (carry, y): it returns the "
                 "carry alone, and output says what the cell shows)"
             )
-        return carry.h if hasattr(carry, "h") else jax.tree.leaves(carry)[0]
+        return shown
 
     def gate_values(self, params: Params, carry: Carry, z: Any) -> dict[str, Gate]:
         """Return the activations of a step's gates, by name.
@@ -221,10 +227,10 @@ class Cell(Static):
         self,
         params: Params,
         carry: Carry,
-        x: Any,
+        x: Inputs,
         *,
         reset: Bool[Array, "*B"] | None = None,
-        context: Any = None,
+        context: Context = None,
         key: Array | None = None,
     ) -> tuple[Carry, Any]:
         """Apply one streaming step.
@@ -433,344 +439,3 @@ def unsupported_chunkwise_reason(cell: Any) -> str | None:
 def _owner(cell: Any, name: str) -> Any:
     """Return the class that defines a method, or None."""
     return next((kind for kind in type(cell).__mro__ if name in vars(kind)), None)
-
-
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=(
-        "mask",
-        "resets",
-        "key",
-        "turned_resets",
-        "gradient_scale",
-        "turned_scale",
-        "context",
-    ),
-    meta_fields=("engine", "reverse", "window", "all_carries"),
-)
-@dataclasses.dataclass(frozen=True)
-class UnrollSpec:
-    """The arguments of `unroll` that are passed down through layers to the engine.
-
-    Attributes:
-        engine: the engine, or None for the default.
-        mask: ``(T, *B)`` bool or None; where False, the carry is held.
-        resets: ``(T, *B)`` bool or None; where True, the carry becomes the initial one
-            before the step.
-        reverse: whether the steps run from the last to the first.
-        window: the truncation length, or None.
-        key: a random key, or None.
-        turned_resets: the resets of the other direction, once they have been computed.
-        gradient_scale: ``(T, *B)`` or None; multiplies the cotangent of the carry that
-            enters each step.
-        turned_scale: the gradient scale of the other direction, likewise.
-        all_carries: whether the carries after every step are wanted, and not only the
-            outputs.
-        context: arrays ``(*B, ...)`` for cells with ``takes_context``, or None.
-    """
-
-    engine: Any
-    mask: Any = None
-    resets: Any = None
-    reverse: bool = False
-    window: int | None = None
-    key: Any = None
-    turned_resets: Any = None
-    gradient_scale: Any = None
-    turned_scale: Any = None
-    all_carries: bool = True
-    context: Any = None
-
-    def replace(self, **changes) -> UnrollSpec:
-        """Return the specification with some fields changed."""
-        return dataclasses.replace(self, **changes)
-
-    def reversed(self) -> UnrollSpec:
-        """Return the specification for the same sequences in the other direction.
-
-        A reset or a gradient scale belongs to the edge between two steps. It applies
-        before step t in one direction, and before the step at the other end of the edge
-        in the other direction. The entry of the first edge, at which the first carry
-        enters, is dropped, because the other direction has no such edge.
-        """
-        return self.replace(
-            reverse=not self.reverse,
-            resets=self._across(self.resets, self.turned_resets, False),
-            turned_resets=self.resets,
-            gradient_scale=self._across(self.gradient_scale, self.turned_scale, 1),
-            turned_scale=self.gradient_scale,
-        )
-
-    def _across(self, before: Any, turned: Any, at_end: Any) -> Any:
-        """Move ``before (T, *B)`` to the other end of each edge.
-
-        ``at_end`` is put where the other direction begins; ``turned`` is returned if it
-        is known already.
-        """
-        if before is None or turned is not None:
-            return turned
-        last = 0 if self.reverse else before.shape[0] - 1
-        is_end = (jnp.arange(before.shape[0]) == last).reshape(
-            -1, *[1] * (before.ndim - 1)
-        )
-        return jnp.where(
-            is_end,
-            jnp.asarray(at_end, before.dtype),
-            jnp.roll(before, 1 if self.reverse else -1, axis=0),
-        )
-
-
-class Layer(Static):
-    """A function of whole sequences with a carry, composed of cells and layers.
-
-    A subclass is a frozen dataclass that defines ``init``, ``initial_carry`` and
-    ``unroll``. The streaming call is an unroll of one step. If the layer also defines
-    ``output``, `jaxrnn.diagnostics` can look inside it. `jaxrnn.unroll` sets the
-    outputs at masked steps to zero, whatever the layer's ``unroll`` returns there.
-
-    Example:
-        >>> import dataclasses, jax, jax.numpy as jnp, jaxrnn
-        >>> from jaxrnn.extending import unroll_unchecked
-        >>> @dataclasses.dataclass(frozen=True)
-        ... class Doubled(jaxrnn.Layer):
-        ...     cell: jaxrnn.Cell
-        ...
-        ...     def init(self, key, input_size, dtype=None):
-        ...         return self.cell.init(key, input_size)
-        ...
-        ...     def initial_carry(self, params, batch_shape=(), dtype=None):
-        ...         return self.cell.initial_carry(params, batch_shape, dtype)
-        ...
-        ...     def unroll(self, params, carry, xs, spec):
-        ...         carry, ys, carries = unroll_unchecked(
-        ...             self.cell, params, carry, xs, spec
-        ...         )
-        ...         return carry, 2 * ys, carries
-        >>> layer = Doubled(jaxrnn.Elman(4))
-        >>> params = layer.init(jax.random.key(0), 3)
-        >>> _, ys = jaxrnn.unroll(layer, params, jnp.ones((10, 2, 3)))
-        >>> ys.shape
-        (10, 2, 4)
-    """
-
-    # Whether ``unroll`` computes with its inputs, rather than only passing them on.
-    reads_inputs: ClassVar[bool] = True
-
-    @property
-    def requires_key(self) -> bool:
-        """Whether the layer needs a random key, as dropout does.
-
-        By default, whether one of its fields does.
-        """
-        return any(part.requires_key for part in parts_of(self))
-
-    @property
-    def feature_ndim(self) -> Any:
-        """The number of feature axes of one input, as for a `Cell`.
-
-        By default that of the first of its fields that has one. None stands for inputs
-        of any kind, as of dropout.
-        """
-        known = (part.feature_ndim for part in parts_of(self))
-        return next((ndim for ndim in known if ndim is not None), None)
-
-    @property
-    def takes_context(self) -> bool:
-        """Whether the layer reads the ``context`` of `jaxrnn.unroll`.
-
-        By default, whether one of its fields does.
-        """
-        return any(part.takes_context for part in parts_of(self))
-
-    @property
-    def causal(self) -> bool:
-        """Whether the output at step t depends on no later input.
-
-        By default, whether that holds for all its fields.
-        """
-        return all(part.causal for part in parts_of(self) if isinstance(part, Layer))
-
-    def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
-        """Draw parameters for inputs of ``input_size`` features."""
-        raise NotImplementedError
-
-    def check(self, params: Params) -> None:
-        """Raise an error if ``params`` are not those of this layer.
-
-        It is called at trace time. By default nothing is checked.
-        """
-
-    def initial_carry(
-        self, params: Params, batch_shape: tuple[int, ...] = (), dtype: Any = None
-    ) -> Carry:
-        """Return the carry before the first step, ``(*batch_shape, ...)`` per leaf."""
-        raise NotImplementedError
-
-    def unroll(
-        self, params: Params, carry: Carry, xs: Array, spec: UnrollSpec
-    ) -> tuple[Carry, Any, Carry]:
-        """Apply the layer over a sequence.
-
-        Args:
-            params: the parameters.
-            carry: the carry before the first step.
-            xs: the inputs, ``(T, *B, D)``.
-            spec: the other arguments of `jaxrnn.unroll`; pass them on to
-                `jaxrnn.extending.unroll_unchecked`.
-
-        Returns:
-            The last carry, the outputs ``(T, *B, D')``, and the carries after every
-            step, ``(T, *B, ...)`` per leaf.
-        """
-        raise NotImplementedError
-
-    def output(self, params: Params, carry: Carry, x: Any) -> Inexact[Array, "*TB H"]:
-        """Compute the outputs from the carries and the inputs, for any leading axes.
-
-        The outputs of ``unroll`` must be ``output(params, carries, xs)``.
-        """
-        raise NotImplementedError(
-            f"{type(self).__name__} does not define its output as a function of its "
-            "carry: define output(self, params, carry, x)"
-        )
-
-    def output_features(self, params: Params, input_size: int) -> int | None:
-        """Return the number of output features, or None if tracing must find it.
-
-        It is as for a `Cell`; by default None.
-        """
-        return None
-
-    def __call__(
-        self,
-        params: Params,
-        carry: Carry,
-        x: Any,
-        *,
-        reset: Bool[Array, "*B"] | None = None,
-        context: Any = None,
-        key: Array | None = None,
-    ) -> tuple[Carry, Any]:
-        """Apply one streaming step: return ``(carry, y)`` after input ``x``.
-
-        The arguments are those of a `Cell`. ``key`` is required if the layer draws
-        random numbers, as in `jaxrnn.unroll`.
-        """
-        if not self.causal:
-            raise ValueError(
-                f"{type(self).__name__} cannot take one step at a time: its output "
-                f"depends on inputs that have not come "
-                "yet. Use jaxrnn.unroll over the whole sequence."
-            )
-        check_key(self, key)
-        check_context(self, context)
-        xs = jax.tree.map(lambda leaf: leaf[None], x)
-        batch = check_inputs(xs, self.feature_ndim)[1:]
-        if reset is not None:
-            reset = jnp.asarray(reset)[None]
-            check_flags("reset", reset, (1, *batch))
-        self.check(params)
-        spec = UnrollSpec(engine=None, resets=reset, key=key, context=context)
-        return _one_step(self, weaken_scalars(params), carry, xs, spec)
-
-
-def parts_of(layer: Layer) -> list[Cell | Layer]:
-    """Return the cells and layers among a layer's fields, including those in tuples."""
-
-    def parts(value):
-        if isinstance(value, tuple):
-            return [part for item in value for part in parts(item)]
-        return [value] if isinstance(value, (Cell, Layer)) else []
-
-    fields: Any = dataclasses.fields(layer) if dataclasses.is_dataclass(layer) else ()
-    return parts(tuple(getattr(layer, field.name) for field in fields))
-
-
-# Compiled once: called eagerly, `jax.lax.scan` would compile at every step.
-@functools.partial(jax.jit, static_argnums=0, inline=True)
-def _one_step(
-    layer: Layer, params: Params, carry: Carry, xs: Any, spec: UnrollSpec
-) -> tuple[Carry, Any]:
-    batch = check_inputs(xs, layer.feature_ndim)[1:]
-    expected = jax.eval_shape(lambda p: layer.initial_carry(p, batch), params)
-    check_carry(layer, carry, expected, "the carry passed in")
-    carry, ys, _ = layer.unroll(params, carry, xs, spec)
-    return carry, jax.tree.map(lambda leaf: leaf[0], ys)
-
-
-def floating_dtype(params: Params) -> Any:
-    """Return the widest real dtype among the leaves of ``params``.
-
-    Python and NumPy scalars, and weakly typed arrays made of them, do not count. If
-    there is no other leaf, it is the default float of JAX.
-    """
-    real = [
-        jnp.finfo(leaf.dtype)
-        for leaf in jax.tree.leaves(params)
-        if not _weak(leaf) and _inexact(leaf)
-    ]
-    return (
-        max(real, key=lambda info: info.bits).dtype if real else jnp.result_type(float)
-    )
-
-
-def weaken_scalars(params: Params) -> Params:
-    """Convert NumPy scalars to Python ones, which do not promote other dtypes."""
-    return jax.tree.map(
-        lambda leaf: leaf.item() if isinstance(leaf, np.generic) else leaf, params
-    )
-
-
-def _weak(leaf: Any) -> bool:
-    return isinstance(leaf, (int, float, complex, np.generic)) or getattr(
-        leaf, "weak_type", False
-    )
-
-
-def _inexact(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jnp.inexact)
-
-
-def accumulator(dtype: Any) -> Any:
-    """Return the dtype in which values are summed: float32 for half precision."""
-    return jnp.dtype(dtype) if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
-
-
-def expand_flags(flags: Shaped[Array, "*B"], leaf: Array) -> Array:
-    """Add trailing axes to flags, to broadcast against a leaf ``(*B, ...)``."""
-    return flags.reshape(flags.shape + (1,) * (leaf.ndim - flags.ndim))
-
-
-def select(flags: Shaped[Array, "*B"], yes: Carry, no: Carry) -> Carry:
-    """Select, leaf by leaf, ``yes`` where ``flags`` is True and ``no`` elsewhere."""
-    return jax.tree.map(lambda a, b: jnp.where(expand_flags(flags, a), a, b), yes, no)
-
-
-def check_cell(cell: Any) -> None:
-    """Check that ``cell`` is a frozen and hashable `Cell` or `Layer`.
-
-    Raises:
-        TypeError: if it is not.
-    """
-    if not isinstance(cell, (Cell, Layer)):
-        hint = (
-            f"an instance: {cell.__name__}(...)"
-            if isinstance(cell, type)
-            else "a jaxrnn.Cell or a layer"
-        )
-        raise TypeError(f"expected {hint}, but got {describe(cell)}")
-    frozen = getattr(type(cell), "__dataclass_params__", None)
-    if frozen is None or not frozen.frozen:
-        raise TypeError(
-            f"{type(cell).__name__} must be decorated with "
-            f"@dataclasses.dataclass(frozen=True): "
-            "cells are static configuration, compared and hashed by value"
-        )
-    try:
-        hash(cell)
-    except TypeError as error:
-        raise TypeError(
-            f"{type(cell).__name__} is not hashable ({error}): its fields must be "
-            f"sizes and options, "
-            "never arrays or lists (arrays belong in params, sequences in tuples)"
-        ) from None

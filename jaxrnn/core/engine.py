@@ -10,7 +10,8 @@ from typing import Any, ClassVar, NamedTuple
 
 from jaxtyping import Array, Bool
 
-from .cell import Carry, Cell, Params
+from .cell import Cell
+from .types import Carry, Params
 
 
 class Supports(enum.Flag):

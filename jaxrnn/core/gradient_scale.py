@@ -17,7 +17,9 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
-from .cell import AbstractWrappedCell, Carry, Params, expand_flags, select
+from .cell import AbstractWrappedCell
+from .flags import expand_flags, select
+from .types import Carry, Params
 
 # This is a primitive instead of a jax.custom_jvp function, because partial evaluation
 # of a scan's JVP drops the custom rule from the known part, and second derivatives

@@ -17,7 +17,7 @@ from jax.interpreters import ad, batching, mlir
 from jax.sharding import AxisType
 from jaxtyping import Array, Bool
 
-from .cell import expand_flags
+from .flags import expand_flags
 
 # Fills a batch without any valid step. It lies within the domain of log(x), log(1 - x),
 # 1 / x, arctanh(x) and x / |x|.

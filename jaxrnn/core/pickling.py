@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 import types
 from typing import Any
 
-# Searched first: these public modules exist in every version of JAX.
-PUBLIC = ("jax.numpy", "jax.nn", "jax.lax", "jax.scipy.special")
+from .config import to_config
+from .import_path import PUBLIC, held
 
 
 class Static:
@@ -30,6 +29,27 @@ class Static:
 
     def __deepcopy__(self, memo: Any) -> Any:
         return self
+
+    def to_config(self) -> dict[str, Any]:
+        """Return the configuration as JSON, from which `from_config` makes it again.
+
+        Returns:
+            ``{"class": "module:Name", field: value, ...}`` with every field. Tuples
+            are lists; cells, layers and initializers inside are such dicts, too;
+            functions are ``{"function": "module:name"}``.
+
+        Raises:
+            TypeError: for a class, function or value that cannot be written down.
+
+        Example:
+            >>> import jaxrnn
+            >>> config = jaxrnn.stack(jaxrnn.IndRNN(4), jaxrnn.MinGRU(2)).to_config()
+            >>> config["class"], config["layers"][1]["hidden_size"]
+            ('jaxrnn.layers:Stack', 2)
+            >>> jaxrnn.from_config(config).layers[1] == jaxrnn.MinGRU(2)
+            True
+        """
+        return to_config(self)
 
     def __reduce__(self) -> Any:
         fields = (
@@ -88,7 +108,7 @@ def _by_name(value: Any, who: str) -> Any:
     name = getattr(value, "__qualname__", "")
     for module in (*PUBLIC, getattr(value, "__module__", None)):
         try:
-            if module and _held(module, name) is value:
+            if module and held(module, name) is value:
                 return _Name(module, name)
         except (ImportError, AttributeError):
             continue
@@ -110,9 +130,4 @@ def _found(value: Any) -> Any:
             *_found(args),
             **{name: _found(arg) for name, arg in keywords.items()},
         )
-    return _held(value.module, value.name) if isinstance(value, _Name) else value
-
-
-def _held(module: str, name: str) -> Any:
-    """Return what a module holds under a dotted name."""
-    return functools.reduce(getattr, name.split("."), importlib.import_module(module))
+    return held(value.module, value.name) if isinstance(value, _Name) else value

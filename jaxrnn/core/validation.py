@@ -90,7 +90,7 @@ def check_inputs(xs: Any, feature_ndim: Any = 1) -> tuple[int, ...]:
             f"it is {describe_tree(xs)}, which holds no array: T is then not known"
         )
     ndims = _feature_ndims(xs, 1 if feature_ndim is None else feature_ndim)
-    lead: tuple[int, ...] | None = None
+    leads: list[tuple[int, ...]] = []
     for (path, leaf), ndim in zip(leaves, ndims, strict=True):
         name = "xs" + jax.tree_util.keystr(path)
         if not is_array(leaf):
@@ -101,17 +101,15 @@ def check_inputs(xs: Any, feature_ndim: Any = 1) -> tuple[int, ...]:
         check_ours(name, leaf)
         if leaf.ndim < 1 + ndim:
             raise _too_few_axes(name, leaf, ndim)
-        axes = tuple(leaf.shape[: leaf.ndim - ndim])
-        if lead is not None and axes != lead:
+        leads.append(tuple(leaf.shape[: leaf.ndim - ndim]))
+        if leads[-1] != leads[0]:
             raise ValueError(
                 f"the arrays of xs must share time and batch axes (T, *B), but "
-                f"xs{jax.tree_util.keystr(leaves[0][0])} has {lead} and {name} has "
-                f"{axes}, each without its feature axes: feature_ndim says that these "
+                f"xs{jax.tree_util.keystr(leaves[0][0])} has {leads[0]} and {name} has "
+                f"{leads[-1]}, each without feature axes: feature_ndim says that these "
                 f"are {ndims}, in the order of the leaves"
             )
-        lead = axes
-    assert lead is not None
-    return lead
+    return leads[0]
 
 
 def _feature_ndims(xs: Any, feature_ndim: Any) -> list[int]:
@@ -566,8 +564,8 @@ def check_key(cell: Any, key: Any) -> None:
     """Check that a key is given if, and only if, the layer draws random numbers."""
     if cell.requires_key and key is None:
         raise ValueError(
-            f"{type(cell).__name__} draws random numbers (dropout or zoneout), so it "
-            f"needs key=jax.random.key(...); "
+            f"{type(cell).__name__} draws random numbers (dropout, zoneout or state "
+            f"noise), so it needs key=jax.random.key(...); "
             "to run it without randomness use jaxrnn.inference(layer)"
         )
     if key is not None and not (

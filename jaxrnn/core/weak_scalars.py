@@ -26,7 +26,7 @@ def as_size(who: str, name: str, value: Any) -> int:
         ValueError: for anything else, also for a traced value.
     """
     is_flag = isinstance(value, bool) or (
-        getattr(value, "dtype", None) == np.dtype(bool)
+        is_array(value) and value.dtype == np.dtype(bool)
     )
     size = 0
     # TypeError: it is no integer, or it is traced, but a size must be known before.
@@ -45,7 +45,7 @@ def as_number(who: str, name: str, value: Any) -> Any:
     Raises:
         ValueError: for anything else.
     """
-    kind = getattr(value, "dtype", None) or np.asarray(value).dtype
+    kind = value.dtype if is_array(value) else np.asarray(value).dtype
     real = jnp.issubdtype(kind, jnp.floating) or jnp.issubdtype(kind, jnp.integer)
     if not real or jnp.shape(value) != ():
         raise ValueError(

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
 from ..core.arrays import is_array
-from ..core.cell import Carry
 from ..core.exported import register_for_export
+from ..core.types import Carry
 from ..core.validation import check_carry, check_int, describe
 from ..core.weak_scalars import Number, Size, as_number, as_size
 
@@ -180,7 +180,7 @@ def _extended(
     logp = search.logp[..., None] + jnp.where(search.done[..., None], only_end, logp)
     # Ended hypotheses and the greedy one keep their places: the likeliest continuation
     # of each ranks above all others. All W * V candidates are ranked together.
-    likeliest = jnp.argmax(logp, axis=-1)[..., None] == symbol
+    likeliest = jnp.argmax(logp, axis=-1)[..., None].astype(jnp.int32) == symbol
     keeps_place = likeliest & (search.done | search.greedy)[..., None]
     rank = jnp.where(keeps_place, jnp.inf, logp).reshape(*logp.shape[:axis], -1)
     _, chosen = jax.lax.top_k(rank, logp.shape[axis])

@@ -9,8 +9,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ..core.cell import Carry, Cell, Layer, Params, check_cell, expand_flags
+from ..core.cell import Cell
 from ..core.exported import register_for_export
+from ..core.flags import expand_flags
+from ..core.layer import Layer, check_cell
+from ..core.types import Carry, Params
 from ..core.validation import (
     check_carry,
     check_context,

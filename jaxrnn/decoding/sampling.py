@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
 from ..core.arrays import is_array
-from ..core.cell import Carry
 from ..core.exported import register_for_export
+from ..core.types import Carry
 from ..core.validation import check_carry, describe
 from ..core.weak_scalars import Number, Size, as_number, as_size
 

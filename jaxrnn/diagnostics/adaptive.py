@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ..core.arrays import is_array
-from ..core.cell import accumulator
+from ..core.dtypes import accumulator
 from ..core.validation import describe
 from .decay import check_fit_range
 

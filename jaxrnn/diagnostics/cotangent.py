@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ..core.cell import Carry, Params
+from ..core.types import Carry, Params
 from ..layers.compose import Residual, Stack
 from .scaled import CompensatedSum, finite, log_norm, normalize, scale_by_log
 from .transition import Trajectory, Transition

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..core.cell import accumulator
+from ..core.dtypes import accumulator
 from ..core.validation import check_int, check_key_given, describe
 from .lags import GradientLags
 from .scaled import log_mean_exp

@@ -8,18 +8,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Inexact
+from jaxtyping import Array, Bool, Float
 
-from ..core.cell import (
-    Carry,
-    Cell,
-    Gate,
-    Layer,
-    Params,
-    accumulator,
-    expand_flags,
-    weaken_scalars,
-)
+from ..core.cell import Cell, Gate
+from ..core.dtypes import accumulator, weaken_scalars
+from ..core.flags import expand_flags
+from ..core.layer import Layer
+from ..core.types import Carry, Inputs, Params
 from ..core.validation import describe
 from ..layers.compose import Residual, Stack
 from ..layers.stochastic import Dropout, StochasticCellLayer
@@ -57,7 +52,7 @@ class GateStatistics(NamedTuple):
 def gate_statistics(
     cell: Cell | Layer,
     params: Params,
-    xs: Inexact[Array, "T *B D"],
+    xs: Inputs,
     carry: Carry = None,
     *,
     mask: Bool[Array, "T *B"] | None = None,

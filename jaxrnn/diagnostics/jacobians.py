@@ -10,7 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact
 
 from ..core.arrays import is_array
-from ..core.cell import Carry, Cell, Layer, Params, weaken_scalars
+from ..core.cell import Cell
+from ..core.dtypes import weaken_scalars
+from ..core.layer import Layer
+from ..core.types import Carry, Inputs, Params
 from ..core.validation import describe
 from .scaled import CompensatedSum, normalize
 from .transition import Transition, features, from_features, rollout, size_of
@@ -19,7 +22,7 @@ from .transition import Transition, features, from_features, rollout, size_of
 def jacobians(
     cell: Cell | Layer,
     params: Params,
-    xs: Inexact[Array, "T *B D"],
+    xs: Inputs,
     carry: Carry = None,
     *,
     mask: Bool[Array, "T *B"] | None = None,

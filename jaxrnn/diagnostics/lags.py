@@ -19,9 +19,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Inexact
+from jaxtyping import Array, Bool, Float
 
-from ..core.cell import Carry, Cell, Layer, Params, weaken_scalars
+from ..core.cell import Cell
+from ..core.dtypes import weaken_scalars
+from ..core.layer import Layer
+from ..core.types import Carry, Inputs, Params
 from ..core.validation import describe
 from .cotangent import backpropagate_log_norms
 from .readout import LossReadout, check_loss, loss_cotangent, select_readout
@@ -71,7 +74,7 @@ class GradientLags(NamedTuple):
 def gradient_lags(
     cell: Cell | Layer,
     params: Params,
-    xs: Inexact[Array, "T *B D"],
+    xs: Inputs,
     loss: Callable[[Array], Array],
     carry: Carry = None,
     *,
@@ -147,7 +150,7 @@ def _gradient_lags(
 def gradient_map(
     cell: Cell | Layer,
     params: Params,
-    xs: Inexact[Array, "T *B D"],
+    xs: Inputs,
     loss: Callable[[Array, Any], Array],
     targets: Any = None,
     carry: Carry = None,

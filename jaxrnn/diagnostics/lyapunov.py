@@ -10,8 +10,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ..core.cell import Carry, Cell, Layer, Params, expand_flags, weaken_scalars
+from ..core.cell import Cell
+from ..core.dtypes import weaken_scalars
+from ..core.flags import expand_flags
+from ..core.layer import Layer
 from ..core.masked_inputs import fill_masked_inputs
+from ..core.types import Carry, Inputs, Params
 from ..core.validation import (
     check_carry,
     check_flags,
@@ -68,7 +72,7 @@ class LyapunovSpectrum(NamedTuple):
 def lyapunov_spectrum(
     cell: Cell | Layer,
     params: Params,
-    xs: Any,
+    xs: Inputs,
     carry: Carry = None,
     *,
     key: Array | None = None,
@@ -199,7 +203,7 @@ def _begin(
 def _spectrum(
     cell: Any,
     params: Params,
-    xs: Any,
+    xs: Inputs,
     mask: Array | None,
     state: LyapunovState,
     warmup: int,

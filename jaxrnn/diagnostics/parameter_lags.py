@@ -18,9 +18,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Inexact
+from jaxtyping import Array, Bool, Float
 
-from ..core.cell import Carry, Cell, Layer, Params, weaken_scalars
+from ..core.cell import Cell
+from ..core.dtypes import weaken_scalars
+from ..core.layer import Layer
+from ..core.types import Carry, Inputs, Params
 from .readout import (
     LossReadout,
     check_loss,
@@ -83,7 +86,7 @@ class ParameterLags(NamedTuple):
 def parameter_lags(
     cell: Cell | Layer,
     params: Params,
-    xs: Inexact[Array, "T *B D"],
+    xs: Inputs,
     loss: Callable[[Array], Array],
     carry: Carry = None,
     *,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,7 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from ..core.arrays import is_array
-from ..core.cell import Carry, Params, expand_flags, select
+from ..core.flags import expand_flags, select
+from ..core.types import Carry, Inputs, Params
 from ..core.validation import describe
 from .transition import Trajectory
 
@@ -31,7 +33,7 @@ class LossReadout(NamedTuple):
 
     part: Trajectory
     carry: Carry
-    x: Array
+    x: Inputs
     read: Bool[Array, "*B"]
     exists: Bool[Array, "K *B"]
     whole: Bool[Array, ""]
@@ -83,7 +85,8 @@ def select_readout(
     part = jax.tree.map(lambda leaf: take(leaf, row_indices), trajectory)
     # Rows before the first step of a sequence are masked, so that they pass the
     # cotangent on unchanged.
-    part = part._replace(
+    part = dataclasses.replace(
+        part,
         mask=part.mask & in_sequence,
         resets=None if part.resets is None else part.resets & in_sequence,
     )
@@ -123,7 +126,7 @@ def loss_cotangent(
 
 
 def check_loss(
-    what: str, cell: Any, params: Params, loss: Callable, carry: Carry, x: Array
+    what: str, cell: Any, params: Params, loss: Callable, carry: Carry, x: Inputs
 ) -> None:
     """Check that the loss is callable and returns a real scalar for one output."""
     if not callable(loss):

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..core.cell import accumulator, expand_flags
+from ..core.dtypes import accumulator
+from ..core.flags import expand_flags
 
 
 def log_norm(leaves: list[Array], batch_ndim: int) -> Float[Array, "*B"]:

@@ -15,18 +15,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from ..core.cell import (
-    Carry,
-    Cell,
-    ContextCell,
-    Gate,
-    Layer,
-    Params,
-    UnrollSpec,
-    expand_flags,
-    unwrap,
-)
+from ..core.cell import Cell, ContextCell, Gate, unwrap
+from ..core.flags import expand_flags
+from ..core.layer import Layer
 from ..core.taps import taps_into
+from ..core.types import Carry, Params
+from ..core.unroll_spec import UnrollSpec
 from ..core.validation import check_inputs
 from ..engines.engine import DefaultEngine
 from ..explaining.table import places_of

@@ -16,17 +16,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ..core.cell import (
-    Carry,
-    Cell,
-    Layer,
-    Params,
-    UnrollSpec,
-    accumulator,
-    check_cell,
-    select,
-)
+from ..core.cell import Cell
+from ..core.dtypes import accumulator
+from ..core.flags import select
+from ..core.layer import Layer, check_cell
 from ..core.masked_inputs import fill_masked_inputs
+from ..core.types import Carry, Inputs, Params
+from ..core.unroll_spec import UnrollSpec
 from ..core.validation import check_inputs
 from ..engines import Scan
 from ..unrolling import unroll, unroll_unchecked
@@ -41,7 +37,7 @@ class Transition:
 
     cell: Cell | Layer
 
-    def prepare(self, params: Params, xs: Array) -> Any:
+    def prepare(self, params: Params, xs: Inputs) -> Any:
         """Compute the part of all steps that does not depend on the carry, ``z``."""
         return self.cell.project(params, xs) if isinstance(self.cell, Cell) else xs
 
@@ -69,7 +65,7 @@ class Transition:
         self,
         params: Params,
         carry: Carry,
-        x: Array,
+        x: Inputs,
         keep: Any = None,
         reset: Any = None,
     ) -> Carry:
@@ -83,13 +79,13 @@ class Transition:
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=("xs", "mask", "resets", "carries_before", "carries_after"),
-    meta_fields=("steps", "batch"),
+    meta_fields=("batch",),
 )
 @dataclasses.dataclass(frozen=True)
 class Trajectory:
     """An unrolled sequence: inputs, flags, and the carries before and after every step.
 
-    All arrays are ``(T, *B, ...)``; ``steps`` is T and ``batch`` is ``*B``.
+    All arrays are ``(T, *B, ...)``, and ``batch`` is ``*B``.
     """
 
     xs: Any
@@ -97,14 +93,18 @@ class Trajectory:
     resets: Array | None
     carries_before: Carry
     carries_after: Carry
-    steps: int
     batch: tuple[int, ...]
+
+    @property
+    def steps(self) -> int:
+        """Return T."""
+        return jax.tree.leaves(self.xs)[0].shape[0]
 
 
 def rollout(
     cell: Any,
     params: Params,
-    xs: Array,
+    xs: Inputs,
     carry: Carry,
     mask: Any,
     resets: Any,
@@ -127,9 +127,9 @@ def rollout(
         return_carries=True,
     )  # type: ignore[misc]
     xs = fill_masked_inputs(jax.tree.map(jnp.asarray, xs), mask)
-    steps, *batch = check_inputs(xs, cell.feature_ndim)
+    batch = check_inputs(xs, cell.feature_ndim)[1:]
     initial_carry = (
-        cell.initial_carry(params, tuple(batch))
+        cell.initial_carry(params, batch)
         if carry is None
         else jax.tree.map(jnp.asarray, carry)
     )
@@ -141,15 +141,13 @@ def rollout(
         initial_carry,
         carries_after,
     )
-    return Trajectory(
-        xs, mask, resets, carries_before, carries_after, steps, tuple(batch)
-    )
+    return Trajectory(xs, mask, resets, carries_before, carries_after, batch)
 
 
 def check_supported(cell: Any, what: str) -> None:
     """Check that the cell or layer is causal and draws no random numbers."""
     check_cell(cell)
-    if not getattr(cell, "causal", True):
+    if not cell.causal:
         raise ValueError(
             f"{what}: the state of a bidirectional layer has no single direction: "
             f"measure each of its layers separately, the backward one on reversed "

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Integer
 
-from ..core.cell import Params, accumulator
+from ..core.dtypes import accumulator
+from ..core.types import Params
 from ..core.validation import describe
 from ..truncation.tbptt import TBPTT, Window
 from ..truncation.validation import check_steps

@@ -5,13 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
-from ..core.cell import (
-    AbstractWrappedCell,
-    Cell,
-    LinearCell,
-    is_chunkwise,
-    is_linear,
-)
+from ..core.cell import AbstractWrappedCell, Cell, LinearCell, is_chunkwise, is_linear
 from ..core.engine import Supports
 from ..core.gradient_scale import ScaledCell
 from ..core.validation import check_auto

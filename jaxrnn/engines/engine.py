@@ -9,8 +9,9 @@ from typing import Any
 import jax
 from jaxtyping import Array, Bool
 
-from ..core.cell import Carry, Cell, Params, is_linear
+from ..core.cell import Cell, is_linear
 from ..core.engine import AbstractEngine
+from ..core.types import Carry, Params
 from .loops.kinds import AutoLoop
 from .recurrence.heuristics import CARRIES
 from .recurrence.run import Sequence, run_schedule

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from ..core.cell import Carry, Cell, Params, is_linear
+from ..core.cell import Cell, is_linear
+from ..core.types import Carry, Params
 from ..core.validation import check_auto, check_positive
 from .engine import LoopEngine
 from .loops.kinds import AutoLoop, Sequential

@@ -157,10 +157,11 @@ def brief(value: Any) -> str:
         return f"({', '.join(map(brief, value))})"
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return repr(value)
+    held = vars(value)
     fields = [
-        f"{f.name}={brief(getattr(value, f.name))}"
+        f"{f.name}={brief(held[f.name])}"
         for f in dataclasses.fields(value)
-        if f.repr and not _is_default(f, getattr(value, f.name))
+        if f.repr and not _is_default(f, held[f.name])
     ]
     return f"{type(value).__name__.lstrip('_')}({', '.join(fields)})"
 

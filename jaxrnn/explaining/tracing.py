@@ -17,8 +17,12 @@ from jax.extend import core
 from jax.interpreters import partial_eval as pe
 
 from ..core.arrays import is_array
-from ..core.cell import Carry, Cell, Layer, Params, UnrollSpec, weaken_scalars
+from ..core.cell import Cell
+from ..core.dtypes import weaken_scalars
 from ..core.engine import AbstractEngine, AbstractNetworkEngine, Request
+from ..core.layer import Layer
+from ..core.types import Carry, Context, Inputs, Params
+from ..core.unroll_spec import UnrollSpec
 from ..engines import Associative, Fused, Scan
 from ..engines.engine import DefaultEngine, LoopEngine
 from ..engines.jaxpr.evaluate import is_differentiable
@@ -47,7 +51,7 @@ from .table import Explanation, Row, brief, places_of
 def explain(
     cell: Cell | Layer,
     params: Params,
-    xs: Any,
+    xs: Inputs,
     carry: Carry = None,
     *,
     engine: Any = None,
@@ -55,7 +59,7 @@ def explain(
     resets: Any = None,
     reverse: bool = False,
     key: Any = None,
-    context: Any = None,
+    context: Context = None,
     return_carries: bool = False,
 ) -> Explanation:
     """Explain which engine `unroll` uses for each cell and platform, and why.
@@ -118,7 +122,7 @@ def explain(
     return Explanation(f"{title}, {asked}", tuple(placed_rows))
 
 
-def _shapes(xs: Any) -> str:
+def _shapes(xs: Inputs) -> str:
     """Return dtypes and shapes of inputs, an array or a pytree of arrays."""
     leaves = [f"{x.dtype.name}{list(x.shape)}" for x in jax.tree.leaves(xs)]
     return leaves[0] if is_array(xs) else f"({', '.join(leaves)})"
@@ -183,7 +187,7 @@ class _Observer:
         cell: Cell,
         params: Params,
         carry: Carry,
-        xs: Any,
+        xs: Inputs,
         mask: Any = None,
         resets: Any = None,
         reverse: bool = False,
@@ -264,7 +268,7 @@ class _Observer:
         engine: AbstractNetworkEngine,
         params: Params,
         carries: list[Any],
-        xs: Any,
+        xs: Inputs,
         mask: Any,
         reverse: bool,
         bidirectional: bool,

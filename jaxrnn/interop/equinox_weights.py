@@ -8,7 +8,9 @@ from typing import Any
 import jax
 
 from ..cells import GRU, LSTM
-from ..core.cell import Cell, Layer, Params
+from ..core.cell import Cell
+from ..core.layer import Layer
+from ..core.types import Params
 from ..core.validation import describe
 from ..layers import stack
 from .arithmetic import (

@@ -13,7 +13,9 @@ import numpy as np
 
 from ..cells import GRU, LSTM
 from ..core.arrays import is_array
-from ..core.cell import Cell, Layer, Params
+from ..core.cell import Cell
+from ..core.layer import Layer
+from ..core.types import Params
 from ..core.validation import describe
 from ..layers.compose import Bidirectional, Stack
 from ..layers.stochastic import Dropout

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..cells import GRU, LSTM, Elman
-from ..core.cell import Cell, Layer, Params
+from ..core.cell import Cell
+from ..core.layer import Layer
+from ..core.types import Params
 from ..core.validation import describe
 from .arithmetic import (
     add_biases,

@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.cell import Carry, Cell, Layer, Params, check_cell
+from ..core.cell import Cell
+from ..core.layer import Layer, check_cell
+from ..core.types import Carry, Params
 from ..layers.compose import Bidirectional, BidirectionalCarry, Residual, Stack
 from ..layers.stochastic import Dropout, RecurrentDropout
 from .arithmetic import check_concrete
@@ -39,12 +41,13 @@ def to_onnx(
     the initial one, and with a GRU terminates the process.
 
     Supported are `Elman` (tanh, relu, sigmoid), `LSTM` with peepholes or coupled gates,
-    `GRU` of both forms, learned initial carries, `stack`, `bidirectional` (one operator
-    per direction) and `residual`; of a layer that draws random numbers its
-    ``inference``, where dropout is the identity. What the operators cannot represent is
-    refused by name: layer normalization, projections, all other cells, and zoneout,
-    whose ``inference`` is not the identity, because it mixes each state with the
-    previous one.
+    `GRU` of both forms, `MGU` (as a GRU with tied gates), `OrthogonalRNN` without
+    modReLU, learned initial carries, `stack`, `bidirectional` (one operator per
+    direction) and `residual`; of a layer that draws random numbers its ``inference``,
+    where dropout is the identity. What the operators cannot represent is refused by
+    name: layer normalization, projections, all other cells, and zoneout, whose
+    ``inference`` is not the identity, because it mixes each state with the previous
+    one.
 
     Args: layer: the cell or layer. params: its parameters; float32. lengths: make the
         sequence lengths an input. Otherwise all steps of xs are valid. carry: make the

@@ -1,4 +1,4 @@
-"""Elman, LSTM and GRU cells as the operators RNN, LSTM and GRU of ONNX."""
+"""Elman, LSTM, GRU and MGU cells as the operators RNN, LSTM and GRU of ONNX."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import cells
-from ..core.cell import Params
+from ..core.types import Params
 
 ACTIVATIONS: dict[Any, str] = {
     jnp.tanh: "Tanh",
@@ -26,9 +26,7 @@ def converted(
     The weights are W ``(1, G H, D)``, R ``(1, G H, H)`` and B ``(1, 2 G H)`` for G
     gates, the peepholes ``(1, 3 H)``.
     """
-    convert: Any = {cells.Elman: _elman, cells.LSTM: _lstm, cells.GRU: _gru}.get(
-        type(cell)
-    )
+    convert: Any = CONVERTERS.get(type(cell))
     if convert is None:
         raise TypeError(
             f"to_onnx: {type(cell).__name__} has no operator in ONNX, whose recurrent "
@@ -65,12 +63,13 @@ def _packed(
     ]
 
 
-def _elman(cell: cells.Elman, params: dict[str, np.ndarray]):
-    """Convert an Elman cell."""
+def _elman(cell: Any, params: dict[str, np.ndarray]):
+    """Convert an Elman cell, or another with its step and its activation."""
     if cell.activation not in ACTIVATIONS:
         raise ValueError(
-            f"to_onnx: the activation {cell.activation} of this Elman has no name in "
-            f"ONNX; supported are jnp.tanh, jax.nn.relu and jax.nn.sigmoid"
+            f"to_onnx: the activation {cell.activation} of this "
+            f"{type(cell).__name__} has no name in ONNX; supported are jnp.tanh, "
+            f"jax.nn.relu and jax.nn.sigmoid"
         )
     weights = [
         params["input_kernel"].T[None],
@@ -130,8 +129,45 @@ def _gru(cell: cells.GRU, params: dict[str, np.ndarray]):
     )
 
 
+def _mgu(cell: cells.MGU, params: dict[str, np.ndarray]):
+    """Convert an MGU to a GRU with reset before U_n, r = f and z = 1 - f.
+
+    ``1 - sigmoid(a) = sigmoid(-a)``: the block of f is used twice, once negated.
+    """
+    packed = [
+        _packed(np.split(params[name], 2, -1), [0, 0, 1], (-1, 1, 1))
+        for name in ("input_kernel", "recurrent_kernel", "bias")
+    ]
+    return (
+        "GRU",
+        [*packed[:2], _biases(packed[2])],
+        None,
+        {"linear_before_reset": 0},
+    )
+
+
+def _orthogonal(cell: cells.OrthogonalRNN, params: dict[str, np.ndarray]):
+    """Convert an orthogonal network to an Elman cell with the matrix that it has."""
+    if cell.modrelu:
+        raise ValueError(
+            "to_onnx: modReLU, the activation of this OrthogonalRNN, has no name in "
+            "ONNX; supported are the activations of OrthogonalRNN(modrelu=False)"
+        )
+    W = np.asarray(cell.recurrent_weights(params))
+    return _elman(cell, params | {"recurrent_kernel": W})
+
+
 def _biases(inputs: np.ndarray, recurrent: np.ndarray | None = None) -> np.ndarray:
     """Concatenate the biases of x and of h; the latter default to zeros."""
     return np.concatenate(
         [inputs, np.zeros_like(inputs) if recurrent is None else recurrent], -1
     )
+
+
+CONVERTERS: dict[Any, Any] = {
+    cells.Elman: _elman,
+    cells.LSTM: _lstm,
+    cells.GRU: _gru,
+    cells.MGU: _mgu,
+    cells.OrthogonalRNN: _orthogonal,
+}

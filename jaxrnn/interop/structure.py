@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from ..cells import GRU, LSTM, Elman, LSTMState
-from ..core.cell import Carry, Params, accumulator
+from ..core.dtypes import accumulator
+from ..core.types import Carry, Params
 from ..core.validation import describe
 from ..layers import BidirectionalCarry
 from ..layers.compose import Bidirectional, Stack

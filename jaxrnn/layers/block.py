@@ -14,7 +14,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ..cells.ops import along, dense, layer_norm
-from ..core.cell import Carry, Cell, Layer, Params, UnrollSpec, check_cell, expand_flags
+from ..core.cell import Cell
+from ..core.flags import expand_flags
+from ..core.layer import Layer, check_cell
+from ..core.types import Carry, Inputs, Params
+from ..core.unroll_spec import UnrollSpec
 from ..core.validation import check_features, check_one_array, check_positive
 from ..initializers import LecunNormal
 from ..unrolling import unroll_unchecked
@@ -116,7 +120,7 @@ class ResidualBlock(Layer):
         return self.layer.initial_carry(params["layer"], batch_shape, dtype)
 
     def unroll(
-        self, params: Params, carry: Carry, xs: Array, spec: UnrollSpec
+        self, params: Params, carry: Carry, xs: Inputs, spec: UnrollSpec
     ) -> tuple[Carry, Array, Carry]:
         embedded = self._embedded(params, xs)
         last, ys, carries = unroll_unchecked(

@@ -12,17 +12,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from ..core.arrays import is_array
-from ..core.cell import (
-    Carry,
-    Cell,
-    Layer,
-    Params,
-    UnrollSpec,
-    check_cell,
-    floating_dtype,
-    weaken_scalars,
-)
+from ..core.cell import Cell
+from ..core.dtypes import floating_dtype, weaken_scalars
 from ..core.exported import register_for_export
+from ..core.layer import Layer, check_cell
+from ..core.types import Carry, Inputs, Params
+from ..core.unroll_spec import UnrollSpec
 from ..core.validation import check_one_array, describe, describe_tree, lead_ndim
 from ..unrolling import for_part, unroll_part, unroll_unchecked
 from .fused_network import unroll_network
@@ -178,7 +173,7 @@ class Stack(Layer):
         )
 
     def unroll(
-        self, params: Params, carry: tuple[Carry, ...], xs: Array, spec: UnrollSpec
+        self, params: Params, carry: tuple[Carry, ...], xs: Inputs, spec: UnrollSpec
     ) -> tuple[Carry, Any, Carry]:
         # An engine such as cuDNN may run the whole network in one call.
         fused = unroll_network(
@@ -264,7 +259,7 @@ class Bidirectional(Layer):
         )
 
     def unroll(
-        self, params: Params, carry: BidirectionalCarry, xs: Array, spec: UnrollSpec
+        self, params: Params, carry: BidirectionalCarry, xs: Inputs, spec: UnrollSpec
     ) -> tuple[Carry, Any, Carry]:
         # An engine such as cuDNN may run both directions in one call.
         fused = unroll_network([_side_by_side(self)], params, carry, xs, spec)
@@ -296,7 +291,7 @@ class Bidirectional(Layer):
             forward, self.backward.output(params["backward"], carry.backward, x), x
         )
 
-    def _merged(self, forward: Any, backward: Any, xs: Any) -> Any:
+    def _merged(self, forward: Any, backward: Any, xs: Inputs) -> Any:
         """Concatenate or add the outputs of the two directions, leaf by leaf."""
         structure: Any = jax.tree.structure(forward)
         if structure != jax.tree.structure(backward):
@@ -358,7 +353,7 @@ class Residual(Layer):
         return self.layer.initial_carry(params, batch_shape, dtype)
 
     def unroll(
-        self, params: Params, carry: Carry, xs: Array, spec: UnrollSpec
+        self, params: Params, carry: Carry, xs: Inputs, spec: UnrollSpec
     ) -> tuple[Carry, Any, Carry]:
         check_one_array("residual", xs)
         last, ys, carries = unroll_unchecked(self.layer, params, carry, xs, spec)

@@ -9,8 +9,9 @@ from jaxtyping import Array
 
 from ..cells import LSTMState
 from ..core.arrays import is_array
-from ..core.cell import Carry, Params, UnrollSpec
 from ..core.engine import AbstractNetworkEngine
+from ..core.types import Carry, Inputs, Params
+from ..core.unroll_spec import UnrollSpec
 from ..unrolling import run_network
 
 
@@ -18,7 +19,7 @@ def unroll_network(
     parts: list[tuple[Any, ...]],
     params: Params,
     carry: Carry,
-    xs: Array,
+    xs: Inputs,
     spec: UnrollSpec,
 ) -> tuple[Carry, Array, Carry] | None:
     """Apply a whole network by one call of the engine's ``run_network``, if possible.

@@ -12,7 +12,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Inexact
 
 from ..cells import ops
-from ..core.cell import Layer, Params, UnrollSpec, accumulator
+from ..core.dtypes import accumulator
+from ..core.layer import Layer
+from ..core.types import Params
+from ..core.unroll_spec import UnrollSpec
 from ..core.validation import check_features, check_params, check_positive, describe
 from ..initializers import LecunNormal
 

@@ -23,7 +23,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Shaped
 
-from ..core.cell import Cell, UnrollSpec, expand_flags
+from ..core.cell import Cell
+from ..core.flags import expand_flags
+from ..core.unroll_spec import UnrollSpec
 from ..unrolling import unroll_unchecked
 
 

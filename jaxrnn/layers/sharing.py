@@ -20,7 +20,10 @@ import jax
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from ..core.cell import Carry, Cell, Layer, Params, UnrollSpec, check_cell
+from ..core.cell import Cell
+from ..core.layer import Layer, check_cell
+from ..core.types import Carry, Params
+from ..core.unroll_spec import UnrollSpec
 from ..core.validation import describe_tree
 from ..unrolling import unroll_unchecked
 from .compose import check_parts, init_in, output_size

@@ -10,7 +10,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from ..core.cell import Carry, Cell, Layer, Params, UnrollSpec, check_cell
+from ..core.cell import Cell
+from ..core.layer import Layer, check_cell
+from ..core.types import Carry, Params
+from ..core.unroll_spec import UnrollSpec
 from ..core.validation import check_one_array
 from ..unrolling import unroll_part, unroll_unchecked
 from .compose import check_one_output, check_parts, init_in, output_size

@@ -1,4 +1,4 @@
-"""Layers that draw random numbers in training: dropout, recurrent dropout, zoneout.
+"""Layers that draw random numbers: dropout, recurrent dropout, zoneout, state noise.
 
 Every layer here requires a key in `unroll`. `inference(layer)` returns the
 deterministic layer with the same parameters, so nobody trains without dropout, or
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import numbers
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -16,19 +17,13 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from ..core.arrays import is_array
-from ..core.cell import (
-    AbstractWrappedCell,
-    Carry,
-    Cell,
-    Layer,
-    Params,
-    UnrollSpec,
-    bind_context,
-    check_cell,
-)
+from ..core.cell import AbstractWrappedCell, Cell, LinearCell, bind_context, is_linear
+from ..core.layer import Layer, check_cell
+from ..core.types import Carry, Inputs, Params
+from ..core.unroll_spec import UnrollSpec
 from ..core.validation import check_one_array, describe_tree
 from ..unrolling import unroll_unchecked
 from .compose import init_in
@@ -162,11 +157,65 @@ def zoneout(cell: Cell, rate: float | tuple[float, ...]) -> Zoneout:
     return Zoneout(cell, rates)
 
 
+def state_noise(cell: Cell, std: float) -> StateNoise:
+    """Add Gaussian noise to the state after each step::
+
+        h_t = (h of step(s_{t-1}, x_t)) + std * e_t,    e_t ~ N(0, 1)
+
+    The noise enters h, or a carry that is one array, so the next step and the output
+    see it, and it accumulates as the cell lets it. Every unit, sequence and step has a
+    draw of its own; a complex h has ``E|e|^2 = 1``. A masked step holds the carry and
+    adds nothing, and neither does a reset to the initial carry. `inference` is the cell
+    without noise. Parameters and carry are those of ``cell``.
+
+    For the `jaxrnn.cells.CTRNN` of Song, Yang & Wang (2016), whose currents have the
+    standard deviation sigma without input, ``std = sqrt(2 dt / tau) * sigma``.
+
+    Args:
+        cell: a cell with a part h of its carry, or a carry that is one array.
+        std: the standard deviation of the noise, at least 0.
+
+    Returns:
+        A layer for `unroll` and `stack` that requires a key. If the cell is linear in
+        its state, so is the noisy one, and `jaxrnn.Associative` runs it.
+
+    Raises:
+        TypeError: if ``cell`` is no cell; in `unroll`, if its carry has no
+            floating-point h.
+        ValueError: if ``std`` is not a finite number of at least 0.
+
+    Example::
+
+        >>> import jax, jaxrnn
+        >>> layer = jaxrnn.layers.state_noise(jaxrnn.cells.CTRNN(4), 0.1)
+        >>> params = layer.init(jax.random.key(0), input_size=3)
+        >>> xs, key = jax.numpy.ones((5, 2, 3)), jax.random.key(1)
+        >>> jaxrnn.unroll(layer, params, xs, key=key)[1].shape
+        (5, 2, 4)
+    """
+    check_cell(cell)
+    if not isinstance(cell, Cell):
+        raise TypeError(
+            f"state_noise wraps a cell, but got the layer {type(cell).__name__}: wrap "
+            f"the cells inside it"
+        )
+    if (
+        isinstance(std, bool)
+        or not isinstance(std, numbers.Real)
+        or not 0 <= float(std) < math.inf
+    ):
+        raise ValueError(
+            f"state_noise: std must be a finite number of at least 0, the standard "
+            f"deviation of the noise, but it is {std!r}"
+        )
+    return StateNoise(cell, float(std))
+
+
 def inference(layer: Cell | Layer) -> Cell | Layer:
     """Return the deterministic version of a cell or layer, with the same parameters.
 
-    Dropout becomes the identity, and zoneout its expectation. Use it to evaluate what
-    was trained with noise; the result does not take a key.
+    Dropout becomes the identity, zoneout its expectation, and state noise zero. Use it
+    to evaluate what was trained with noise; the result does not take a key.
 
     Args:
         layer: a cell or layer; a cell is returned as it is.
@@ -258,7 +307,7 @@ class Dropout(StochasticLayer):
         self,
         params: Params,
         carry: tuple[()],
-        xs: Float[Array, "T *B D"],
+        xs: Inputs,
         spec: UnrollSpec,
     ):
         if not self.drawing:
@@ -315,9 +364,7 @@ class RecurrentDropout(StochasticCellLayer):
     rate: float
     drawing: bool = True
 
-    def unroll(
-        self, params: Params, carry: Carry, xs: Float[Array, "T *B D"], spec: UnrollSpec
-    ):
+    def unroll(self, params: Params, carry: Carry, xs: Inputs, spec: UnrollSpec):
         if not self.drawing:
             return unroll_unchecked(self.cell, params, carry, xs, spec)
         cell, params = bind_context(self.cell, params, spec.context)
@@ -346,9 +393,7 @@ class Zoneout(StochasticCellLayer):
     rates: tuple[float, ...]
     drawing: bool = True
 
-    def unroll(
-        self, params: Params, carry: Carry, xs: Float[Array, "T *B D"], spec: UnrollSpec
-    ):
+    def unroll(self, params: Params, carry: Carry, xs: Inputs, spec: UnrollSpec):
         leaves = [leaf for leaf in jax.tree.leaves(carry) if _is_real(leaf)]
         if len(self.rates) not in (1, len(leaves)):
             raise ValueError(
@@ -373,6 +418,34 @@ class Zoneout(StochasticCellLayer):
             carry,
             (xs, tuple(keep_old)),
             spec.replace(key=None),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class StateNoise(StochasticCellLayer):
+    """The layer that `state_noise` builds."""
+
+    std: float
+    drawing: bool = True
+
+    def unroll(self, params: Params, carry: Carry, xs: Inputs, spec: UnrollSpec):
+        if not self.drawing:
+            return unroll_unchecked(self.cell, params, carry, xs, spec)
+        h = _hidden(carry)
+        if not is_array(h) or not _is_real(h):
+            raise TypeError(
+                f"state_noise: the carry of {type(self.cell).__name__} is "
+                f"{describe_tree(carry)}, but noise is added to its part named h, or "
+                f"to a carry that is one array: make it a NamedTuple with a "
+                f"floating-point part h"
+            )
+        cell, params = bind_context(self.cell, params, spec.context)
+        noisy = _NoisyLinear if _has_affine(cell) else _Noisy
+        # Noise (T, *B, H) is drawn for all steps at once and enters as an input.
+        shape = (jax.tree.leaves(xs)[0].shape[0], *h.shape)
+        noise = self.std * jax.random.normal(spec.key, shape, h.dtype)
+        return unroll_unchecked(
+            noisy(cell), params, carry, (xs, noise), spec.replace(key=None)
         )
 
 
@@ -431,6 +504,47 @@ class _ZonedOut(AbstractWrappedCell):
     def step(self, params, carry, z):
         new = self.cell.step(params, carry, z[0])
         return _mix(jnp.where, z[1], carry, new)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Noisy(AbstractWrappedCell):
+    """A cell to whose h noise is added after each step.
+
+    Its inputs are ``(x of the cell, noise)``.
+    """
+
+    def project(self, params, x):
+        return self.cell.project(params, x[0]), x[1]
+
+    def output(self, params, carry, x):
+        return self.cell.output(params, carry, x[0])
+
+    def step(self, params, carry, z):
+        return _add_to_h(self.cell.step(params, carry, z[0]), z[1])
+
+
+@dataclasses.dataclass(frozen=True)
+class _NoisyLinear(_Noisy, LinearCell):
+    """A linear cell with noise, which adds to its addend: it is linear still."""
+
+    step = LinearCell.step
+
+    def affine(self, params, z):
+        linear: Any = self.cell
+        a, b = linear.affine(params, z[0])
+        return a, _add_to_h(b, z[1])
+
+
+def _has_affine(cell: Cell) -> bool:
+    """Return whether a cell is linear and defines ``affine`` itself."""
+    return isinstance(cell, LinearCell) and is_linear(cell)
+
+
+def _add_to_h(tree: Carry, noise: Array) -> Carry:
+    """Add noise to the part h, or to the single leaf, of a carry."""
+    h = _hidden(tree)
+    noisy = jnp.asarray(h, noise.dtype) + noise
+    return noisy if h is tree else tree._replace(h=noisy)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,15 +28,14 @@ The state of the module:
     are ``nnx.Param``.
 The ``carry_init`` of a cell:
     flax draws it from that stream. Here it is refused: pass ``initial_carry``.
-Cells that draw random numbers or count:
-    flax has ``state_axes`` and ``broadcast_rngs``. Here they are refused, because a
-    step is a function of the carry and the input.
+Cells that draw random numbers or keep variables:
+    flax's own scan runs them, as in flax (``state_axes``, ``broadcast_rngs``). At a
+    padded step such a cell sees the first input of its sequence, where flax shows it
+    the padding; variables that are statistics of inputs differ by that.
 One RNN for both directions:
     flax logs a warning. Here it is refused, because most likely it is a mistake.
-The outputs of a cell:
-    any pytree in flax, one array here.
 """
 
+from ..modules.flip import flip_sequences as flip_sequences
 from .bidirectional import Bidirectional as Bidirectional
-from .flip import flip_sequences as flip_sequences
 from .rnn import RNN as RNN

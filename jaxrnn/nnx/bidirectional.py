@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Inexact, Shaped
+from jaxtyping import Array
 
-from ..core.cell import Cell, Layer
-from ..core.validation import describe
-from .flip import Lengths, flip_sequences
+from ..core.cell import Cell
+from ..core.layer import Layer
+from ..core.types import Context, Inputs
+from ..core.validation import describe, lead_ndim
+from ..modules.flip import Lengths, flip_sequences
+from .rnn import RNN
 
 
 def _concatenate(forward: Array, backward: Array) -> Array:
@@ -28,10 +32,11 @@ class Bidirectional(nnx.Module):
     Args: forward_rnn, backward_rnn: two `RNN` modules, or modules that are called like
         one. They must be two objects, so that each has parameters of its own. (To share
         parameters, make two `RNN` of one cell.) merge_fn: ``merge_fn(forward_outputs,
-        backward_outputs) -> outputs``, both in the order of the inputs. The default
-        concatenates the features. time_major: inputs and outputs are ``(T, B, D)``
-        instead of ``(B, T, D)``. return_carry: return ``(carry, outputs)`` from each
-        call. rngs: accepted for compatibility with flax, and ignored.
+        backward_outputs) -> outputs``, for each array of the outputs, both in the order
+        of the inputs. The default concatenates the features. time_major: inputs and
+        outputs are ``(T, B, D)`` instead of ``(B, T, D)``. return_carry: return
+        ``(carry, outputs)`` from each call. rngs: accepted for compatibility with flax,
+        and ignored.
 
     Raises:
         TypeError: if a direction is not an `RNN`.
@@ -88,7 +93,7 @@ class Bidirectional(nnx.Module):
 
     def __call__(
         self,
-        inputs: Shaped[Array, "..."],
+        inputs: Inputs,
         *,
         initial_carry: Any = None,
         rngs: Any = None,
@@ -97,7 +102,8 @@ class Bidirectional(nnx.Module):
         time_major: bool | None = None,
         reverse: bool | None = None,
         keep_order: bool | None = None,
-    ) -> Inexact[Array, "..."] | tuple[Any, Inexact[Array, "..."]]:
+        context: Context = None,
+    ) -> Any:
         """Apply both directions and merge their outputs.
 
         Args:
@@ -109,6 +115,7 @@ class Bidirectional(nnx.Module):
             reverse: exchange the directions, so that one `Bidirectional` may be the
                 backward half of another.
             keep_order: with ``reverse``, False returns the outputs in reversed time.
+            context: passed to both directions; needed by cells that take one.
 
         Returns:
             The merged outputs, or ``((forward_carry, backward_carry), outputs)``.
@@ -123,25 +130,35 @@ class Bidirectional(nnx.Module):
         }
         if rngs is not None:
             options["rngs"] = rngs
+        if context is not None:
+            options["context"] = context
         forward, forward_ys = self._directed(
             self.forward_rnn, inputs, forward, bool(reverse), options
         )
         backward, backward_ys = self._directed(
             self.backward_rnn, inputs, backward, not reverse, options
         )
-        outputs = self.merge_fn(forward_ys, backward_ys)
+        outputs = jax.tree.map(self.merge_fn, forward_ys, backward_ys)
         if reverse and keep_order is False:
-            outputs = flip_sequences(outputs, seq_lengths, outputs.ndim - 2, time_major)
+            features = (
+                self.forward_rnn.feature_ndim
+                if isinstance(self.forward_rnn, RNN)
+                else 1
+            )
+            batch = lead_ndim(inputs, features) - 1
+            outputs = jax.tree.map(
+                lambda ys: flip_sequences(ys, seq_lengths, batch, time_major), outputs
+            )
         return_carry = self.return_carry if return_carry is None else return_carry
         return ((forward, backward), outputs) if return_carry else outputs
 
     def _directed(
         self,
         rnn: Any,
-        inputs: Array,
+        inputs: Inputs,
         carry: Any,
         reverse: bool,
         options: dict[str, Any],
-    ) -> tuple[Any, Array]:
+    ) -> tuple[Any, Any]:
         """Apply one RNN in the given direction."""
         return rnn(inputs, initial_carry=carry, reverse=reverse, **options)

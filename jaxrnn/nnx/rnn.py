@@ -7,18 +7,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Inexact, Shaped
+from jaxtyping import Array, Bool
 
 from ..core.arrays import is_array
-from ..core.cell import Carry, Cell, Layer, Params, check_cell, weaken_scalars
-from ..core.validation import check_inputs, check_ours, check_positive
+from ..core.cell import Cell
+from ..core.dtypes import weaken_scalars
+from ..core.flags import select
+from ..core.layer import Layer, check_cell
+from ..core.types import Carry, Context, Inputs, Params
+from ..core.validation import check_inputs, check_positive
 from ..engines import Scan
 from ..layers import inference
 from ..layers.compose import init_in, outputs_of
-from ..unrolling import mask_from_lengths
-from ..unrolling import unroll as unroll_layer
-from .cells import Walkable, walkable
-from .flip import Lengths, flip_sequences
+from ..modules.flip import Lengths
+from ..modules.forms import Form
+from ..modules.running import Ran, run_in_engine, run_in_loop, steps_per_iteration
+from ..modules.sequences import Order, Sequences, arrange
+from .cells import feature_axes, form_of, initialized_carry, why_impure
+from .scan import scan_cell
 
 
 class RNN(nnx.Module):
@@ -36,13 +42,16 @@ class RNN(nnx.Module):
         the order of the inputs; False returns them in the order in which they are
         computed. unroll: the number of steps per iteration of the loop. engine: see
         `jaxrnn.unroll`. dtype: the dtype of the parameters of a jaxrnn cell or layer.
-        state_axes, broadcast_rngs: not supported; refused by name. rngs: ``nnx.Rngs``
-        whose ``params`` stream draws the parameters of a jaxrnn cell or layer. Ignored
-        for a flax cell.
+        state_axes: for a flax cell that changes its own variables while it steps, where
+        each kind of variable goes: an int is an axis over time, ``nnx.Carry`` hands it
+        from step to step (the default for all), None gives every step the same.
+        broadcast_rngs: a filter of the key streams of a flax cell from which all steps
+        of a call draw the same numbers. rngs: ``nnx.Rngs`` whose ``params`` stream
+        draws the parameters of a jaxrnn cell or layer. Ignored for a flax cell.
 
     Attributes:
         output_size: the number of output features (for a flax cell its
-            ``hidden_features``; None if the output is not one array).
+            ``hidden_features``; None if it is not known).
         deterministic: True disables dropout and zoneout. ``model.eval()``,
             ``model.train()`` and ``nnx.view(model, deterministic=True)`` set it.
 
@@ -78,13 +87,6 @@ class RNN(nnx.Module):
         broadcast_rngs: Any = None,
         rngs: Any = True,
     ):
-        if state_axes is not None or broadcast_rngs is not None:
-            raise TypeError(
-                "RNN: state_axes and broadcast_rngs are for cells that change their "
-                "own variables while they step, which are "
-                "not supported: use jaxrnn.recurrent_dropout or jaxrnn.zoneout "
-                "around a jaxrnn cell, or flax's nnx.RNN"
-            )
         if isinstance(cell, nnx.Module):
             if not hasattr(cell, "initialize_carry"):
                 raise TypeError(
@@ -100,7 +102,15 @@ class RNN(nnx.Module):
                 )
             self.cell, self.input_size = cell, getattr(cell, "in_features", None)
             self.output_size: Any = getattr(cell, "hidden_features", None)
+            self.broadcast_rngs = broadcast_rngs
+            self.state_axes = None if state_axes is None else nnx.StateAxes(state_axes)
         else:
+            if state_axes is not None or broadcast_rngs is not None:
+                raise TypeError(
+                    "RNN: state_axes and broadcast_rngs are for a flax cell that "
+                    "changes its own variables while it steps; a jaxrnn cell has none: "
+                    "leave them out"
+                )
             self._draw_params(cell, input_size, dtype, rngs)
         check_positive(self, unroll=unroll)
         self.engine = Scan(unroll=unroll) if engine is None and unroll > 1 else engine
@@ -124,25 +134,39 @@ class RNN(nnx.Module):
                 f"input_size is {input_size!r} and rngs is {rngs!r}"
             )
         params = init_in(layer, rngs.params(), input_size, dtype)
-        ys = outputs_of(layer, params, input_size)
-        self.layer, self.input_size, self.output_size = (
-            layer,
-            input_size,
-            ys.shape[-1] if is_array(ys) else None,
-        )
+        self.layer, self.input_size = layer, input_size
+        self.output_size = _output_size(layer, params, input_size)
         self.params = nnx.data(
             jax.tree.map(
                 lambda leaf: nnx.Param(jnp.asarray(leaf)), weaken_scalars(params)
             )
         )
 
-    def _walkable(self, dtype: Any = None, features: int | None = None) -> Walkable:
+    def _form(self, x: Any = None) -> Form:
         """Return the arguments of `jaxrnn.unroll` for this module."""
         return (
-            walkable(self.cell, dtype, features)
-            if hasattr(self, "cell")
-            else Walkable(self.layer, self._own_values())
+            form_of(self.cell, x)
+            if self._wraps_flax
+            else Form(self.layer, self._own_values())
         )
+
+    @property
+    def _wraps_flax(self) -> bool:
+        """Whether the cell is one of flax."""
+        return hasattr(self, "cell")
+
+    @property
+    def feature_ndim(self) -> Any:
+        """The number of feature axes of the inputs, as in `jaxrnn.Cell`."""
+        return feature_axes(self.cell) if self._wraps_flax else self.layer.feature_ndim
+
+    def _why_impure(self, x: Any) -> str | None:
+        """Say why flax's own scan must run the cell, or None; ``x`` is an input."""
+        if not self._wraps_flax:
+            return None
+        if self.state_axes is not None or self.broadcast_rngs is not None:
+            return "state_axes or broadcast_rngs is given"
+        return why_impure(self.cell, x)
 
     def _own_values(self) -> Params:
         """Return the parameters of a jaxrnn cell or layer as plain arrays."""
@@ -157,32 +181,51 @@ class RNN(nnx.Module):
 
         Those of a flax cell are packed in jaxrnn's order.
         """
-        return self._walkable().params
+        return self._form().params
 
     def initial_carry(self, batch_shape: tuple[int, ...] = ()) -> Carry:
         """Return the carry before the first step, for the given batch shape."""
-        layer, params, _, _, leave = self._walkable()
+        layer, params, _, _, leave = self._form()
         return leave(layer.initial_carry(params, batch_shape))
 
-    def step(self, carry: Carry, x: Inexact[Array, "*B D"]) -> tuple[Carry, Array]:
-        """Apply one step without randomness, for streaming.
+    def step(
+        self,
+        carry: Carry,
+        x: Inputs,
+        *,
+        reset: Bool[Array, "*B"] | None = None,
+        context: Context = None,
+    ) -> tuple[Carry, Any]:
+        """Apply one step, for streaming; a jaxrnn layer draws nothing in it.
 
         Args:
             carry: the carry before the step.
-            x: the input, ``(*B, D)``.
+            x: the input, ``(*B, D)``, or a pytree as the cell takes it.
+            reset: ``(*B)`` bool; where True, the carry first becomes the initial one.
+            context: the context, for a jaxrnn cell that takes one.
 
         Returns:
             ``(carry, y)``, the carry after the step and the output ``(*B, H)``.
         """
-        layer, params, dtype, enter, leave = self._walkable(x.dtype, x.shape[-1])
+        x_shape = jax.eval_shape(lambda x: x, x)
+        if self._why_impure(x_shape):
+            if reset is not None:
+                carry = select(reset, initialized_carry(self.cell, x.shape), carry)
+            return self.cell(carry, x)
+        layer, params, dtype, enter, leave = self._form(x_shape)
+        batch = check_inputs(jax.tree.map(lambda a: a[None], x), self.feature_ndim)[1:]
         carry, y = inference(layer)(
-            params, enter(carry, x.shape[:-1]), x if dtype is None else x.astype(dtype)
+            params,
+            enter(carry, batch),
+            x if dtype is None else x.astype(dtype),
+            reset=reset,
+            context=context,
         )
         return leave(carry), y
 
     def __call__(
         self,
-        inputs: Shaped[Array, "..."],
+        inputs: Inputs,
         initial_carry: Carry = None,
         *,
         mask: Bool[Array, "..."] | None = None,
@@ -194,18 +237,20 @@ class RNN(nnx.Module):
         reverse: bool | None = None,
         keep_order: bool | None = None,
         rngs: Any = None,
+        context: Context = None,
     ) -> Any:
         """Apply the cell or layer to a batch of sequences.
 
-        Args: inputs, mask, resets: as for `jaxrnn.unroll`, but batch-first unless
-            ``time_major``. initial_carry: the carry before the first step. seq_lengths:
-            ``(*B,)`` integers, or a list, instead of a mask. A sequence of length 0
-            returns its initial carry. return_carry, time_major, reverse, keep_order:
-            override the options of the constructor. return_carries: return ``(carry,
-            ys, carries)``. The carries are time-major whatever ``time_major`` is. rngs:
-            ``nnx.Rngs``, required by a layer with dropout or zoneout unless it is
-            deterministic; its ``dropout`` stream is used. As elsewhere in flax, modules
-            that draw nothing accept and ignore it.
+        Args: inputs, mask, resets, context: as for `jaxrnn.unroll`, but batch-first
+            unless ``time_major``; inputs may be a pytree. initial_carry: the carry
+            before the first step. seq_lengths: ``(*B,)`` integers, or a list, instead
+            of a mask. A sequence of length 0 returns its initial carry. return_carry,
+            time_major, reverse, keep_order: override the options of the constructor.
+            return_carries: return ``(carry, ys, carries)``. The carries are time-major
+            whatever ``time_major`` is. rngs: ``nnx.Rngs``, required by a layer with
+            dropout or zoneout unless it is deterministic; its ``dropout`` stream is
+            used. As elsewhere in flax, modules that draw nothing accept and ignore it,
+            and so do flax's cells, which draw from streams of their own.
 
         Returns:
             The outputs ``(*B, T, H)``, or time-major; zero at padded steps. With
@@ -214,60 +259,70 @@ class RNN(nnx.Module):
         Raises: TypeError, ValueError: for arrays whose shapes or dtypes do not fit, for
             a mask together with ``seq_lengths``, or for missing ``rngs``.
         """
-        time_major, reverse, keep_order, return_carry = (
-            getattr(self, name) if argument is None else argument
-            for name, argument in [
-                ("time_major", time_major),
-                ("reverse", reverse),
-                ("keep_order", keep_order),
-                ("return_carry", return_carry),
-            ]
+        order = Order(
+            self.time_major if time_major is None else time_major,
+            self.reverse if reverse is None else reverse,
+            self.keep_order if keep_order is None else keep_order,
         )
-        check_ours("inputs", inputs)
-        target = self._walkable(inputs.dtype, inputs.shape[-1])
-        xs = inputs if target.dtype is None else inputs.astype(target.dtype)
-        self._check(
-            xs,
-            mask,
-            seq_lengths,
-            resets,
-            initial_carry,
-            time_major,
-            reverse and not keep_order,
+        if context is not None and self._wraps_flax:
+            raise TypeError(
+                f"RNN: a context was given, but flax's {type(self.cell).__name__} "
+                f"takes none: leave it out"
+            )
+        sequences = arrange(inputs, self.feature_ndim, order, mask, seq_lengths, resets)
+        self._check_drawn_carry(initial_carry, resets)
+        x = jax.eval_shape(
+            lambda xs: jax.tree.map(lambda leaf: leaf[0], xs), sequences.xs
         )
-        axis = 0 if time_major else xs.ndim - 2
-        xs, mask, resets = jax.tree.map(
-            lambda a: jnp.moveaxis(a, axis, 0), (xs, mask, resets)
+        why = self._why_impure(x)
+        if why is not None:
+            ran = self._in_loop(sequences, initial_carry, order, why, return_carries)
+        else:
+            form = self._form(x)
+            layer = inference(form.layer) if self.deterministic else form.layer
+            ran = run_in_engine(
+                form._replace(layer=layer),
+                sequences,
+                initial_carry,
+                order,
+                engine=self.engine,
+                key=self._key(layer, rngs),
+                context=context,
+                return_carries=return_carries,
+            )
+        if return_carries:
+            return tuple(ran)
+        return_carry = self.return_carry if return_carry is None else return_carry
+        return (ran.carry, ran.ys) if return_carry else ran.ys
+
+    def _in_loop(
+        self,
+        sequences: Sequences,
+        carry: Carry,
+        order: Order,
+        why: str,
+        return_carries: bool,
+    ) -> Ran:
+        """Run sequences in flax's own scan."""
+        loop = scan_cell(
+            self.cell,
+            state_axes=self.state_axes,
+            broadcast_rngs=self.broadcast_rngs,
+            unroll=steps_per_iteration(self.engine, why),
         )
-        if seq_lengths is not None:
-            lengths: Any = seq_lengths  # may be a list, which the function checks
-            mask = mask_from_lengths(lengths, xs.shape[0])
-        layer = inference(target.layer) if self.deterministic else target.layer
-        last_carry, ys, *carries = unroll_layer(
-            layer,
-            target.params,
-            xs,
-            None
-            if initial_carry is None
-            else target.enter(initial_carry, xs.shape[1:-1]),
-            engine=self.engine,
-            mask=mask,
-            resets=resets,
-            reverse=reverse,
-            key=self._key(layer, rngs),
+        initial = (
+            initialized_carry(self.cell, sequences.xs.shape[1:])
+            if carry is None or sequences.resets is not None
+            else None
+        )
+        return run_in_loop(
+            loop,
+            sequences,
+            initial if carry is None else carry,
+            initial,
+            order,
             return_carries=return_carries,
         )
-        if reverse and not keep_order:
-            ys = jax.tree.map(
-                lambda leaf: flip_sequences(leaf, seq_lengths, xs.ndim - 2, True), ys
-            )
-        last_carry, ys = (
-            target.leave(last_carry),
-            jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, axis), ys),
-        )
-        if return_carries:
-            return last_carry, ys, target.leave(carries[0])
-        return (last_carry, ys) if return_carry else ys
 
     def set_view(self, deterministic: bool | None = None) -> None:
         """Set the mode of this module; ``nnx.view`` calls it on its copy."""
@@ -288,25 +343,8 @@ class RNN(nnx.Module):
             )
         return rngs.dropout()
 
-    def _check(
-        self, xs, mask, seq_lengths, resets, initial_carry, time_major, flipped
-    ) -> None:
-        """Check flags, lengths and carry against the inputs."""
-        check_inputs(xs)
-        layout = "(T, *B)" if time_major else "(*B, T)"
-        for name, flags in (("mask", mask), ("resets", resets)):
-            if flags is not None and jnp.shape(flags) != xs.shape[:-1]:
-                raise ValueError(
-                    f"RNN: {name} must have shape {layout} = {xs.shape[:-1]}, but its "
-                    f"shape is {jnp.shape(flags)}"
-                )
-        if mask is not None and seq_lengths is not None:
-            raise ValueError("RNN: pass a mask or seq_lengths, not both")
-        if mask is not None and flipped:
-            raise ValueError(
-                "RNN: keep_order=False reverses sequences, and a mask does not tell "
-                "where they end: pass seq_lengths"
-            )
+    def _check_drawn_carry(self, initial_carry: Carry, resets: Any) -> None:
+        """Refuse to draw the carry of a flax cell with a ``carry_init``."""
         if getattr(getattr(self, "cell", None), "carry_init", None) is not None and (
             initial_carry is None or resets is not None
         ):
@@ -316,3 +354,12 @@ class RNN(nnx.Module):
                 "with rnn.cell.initialize_carry(shape, rngs) and pass it as "
                 "initial_carry; resets restore zeros only"
             )
+
+
+def _output_size(layer: Cell | Layer, params: Params, input_size: int) -> int | None:
+    """Return the number of output features, or None if they are not known."""
+    known = layer.output_features(params, input_size)
+    if known is not None or layer.takes_context or layer.feature_ndim not in (1, None):
+        return known
+    ys = outputs_of(layer, params, input_size)
+    return ys.shape[-1] if is_array(ys) else None

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ..core.cell import Params
+from ..core.types import Params
 from ..training import Budget, Experiment, InputError, Run
 from ..training.curves import draw_curves, new_figure
 from .config import cell_field, check_options, choice, option
@@ -36,6 +36,7 @@ from .models.captioner import Batch, Captioner
 from .models.cell_registry import make_cell
 from .models.decoder import UNKNOWN
 from .models.functional import Pure
+from .models.own_cell import CellLike
 from .supervised import PredictsLabels, digest, mean_loss, supervised
 
 BUDGET = Budget(steps=15_000, report_every=200, evaluate_every=1000)
@@ -75,7 +76,7 @@ class Options:
         "exponent p of beam search, which ranks by log probability / length ** p",
         least=0,
     )
-    cell: str = cell_field("lstm")
+    cell: CellLike = cell_field("lstm")
     hidden: int = option(256, "number of units of each recurrent layer", least=1)
     layers: int = option(1, "number of recurrent layers", least=1)
     channels: int = option(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ..core.cell import Params
+from ..core.types import Params
 from ..decoding.sampling import generate
 from ..layers import dropout, stack
 from ..training import (
@@ -33,6 +33,7 @@ from .config import cell_field, check_with_sources, option
 from .data.text import Streams, Vocabulary, read_text, split_held_out
 from .models.cell_registry import make_cell
 from .models.language_model import Functions, LanguageModel, bits_per_token
+from .models.own_cell import CellLike
 from .probe import Probe
 
 METRIC, LABEL = "bits_per_char", "bits per character"
@@ -48,7 +49,7 @@ class Options:
         "a UTF-8 text file, or pydoc (embedded) or kjv (package); a second one is the "
         "held-out text",
     )
-    cell: str = cell_field("lstm")
+    cell: CellLike = cell_field("lstm")
     hidden: int = option(256, "number of units of each recurrent layer", least=1)
     layers: int = option(1, "number of recurrent layers", least=1)
     embed: int = option(64, "size of the character embedding; 0 is one-hot", least=0)

@@ -43,10 +43,18 @@ def choice(default: str, known: Iterable[str], help: str) -> Any:
 
 
 def cell_field(default: str) -> Any:
-    """Return the field that names a cell, as `cell_registry.make_cell` reads it."""
+    """Return the field that names a cell, as `cell_registry.make_cell` reads it.
+
+    From Python it may also hold a cell or layer.
+    """
     kinds = "; ".join(f"{name} ({text})" for name, text in KNOWN.items())
     return dataclasses.field(
-        default=default, metadata={"help": f"the cell: {kinds}", "cell": True}
+        default=default,
+        metadata={
+            "help": f"the cell: {kinds}; or one of your own, module:Name or "
+            f"'module:Name(arguments)', such as mine:Mine for class Mine of mine.py",
+            "cell": True,
+        },
     )
 
 

@@ -19,6 +19,7 @@ from .. import diagnostics
 from ..training import InputError
 from .config import check_name, check_options, option
 from .models.cell_registry import check_cell_name
+from .models.own_cell import CellLike, label_of
 from .probe import Findings, Probe, as_json, measure, measure_each_loss
 from .runner import TASKS, restore
 
@@ -29,9 +30,9 @@ FIRST_LAG = 20  # first lag of the fit; before it the decay depends on the loss
 class Study:
     """The options of `gradients`; the field names are the flags of the command line."""
 
-    cell: tuple[str, ...] = option(
+    cell: tuple[CellLike, ...] = option(
         ("elman", "gru", "lstm", "lstm:chrono"),
-        "cells to compare, each NAME or NAME:VARIANT as for train",
+        "cells to compare, each NAME, NAME:VARIANT or module:Name(...) as for train",
     )
     task: str = option("adding", "task whose inputs and loss are used")
     hidden: int = option(64, "number of units", least=1)
@@ -56,13 +57,18 @@ def gradients(
     *,
     run: str | os.PathLike | None = None,
     out: str | os.PathLike,
+    trust_code: bool = False,
 ) -> tuple[dict[str, Any], list[str]]:
     """Measure gradient flow, and write ``gradients.json`` and plots to a directory.
 
-    Args: study: fields of `Study` that differ from its defaults. run: a run directory,
-        whose model before and after training replaces the cells, the task and the units
-        of ``study``. out: the directory; it is made if it does not exist, and files of
-        earlier studies in it are replaced.
+    Args:
+        study: fields of `Study` that differ from its defaults; ``cell`` holds names,
+            import paths, cells and layers.
+        run: a run directory, whose model before and after training replaces the cells,
+            the task and the units of ``study``.
+        out: the directory; it is made if it does not exist, and files of earlier
+            studies in it are replaced.
+        trust_code: import whatever code outside jaxrnn the run names as its cell.
 
     Returns:
         The results, and a table as lines of text.
@@ -76,7 +82,7 @@ def gradients(
         )
     options = Study(**(study or {}))
     subjects, context = (
-        _of_run(run, options, set(study or {}))
+        _of_run(run, options, set(study or {}), trust_code)
         if run is not None
         else _of_cells(options)
     )
@@ -117,18 +123,31 @@ def _of_cells(asked: Study) -> tuple[dict[str, Models], dict[str, Any]]:
         asked.task,
         [name for name, module in TASKS.items() if hasattr(module, "probe")],
     )
-    module, subjects = TASKS[asked.task], {}
+    module = TASKS[asked.task]
+    subjects: dict[str, Models] = {}
     for cell in asked.cell:
         options = [
             _options(module, cell, asked, asked.seed + i) for i in range(asked.seeds)
         ]
         _, config = module.prepare(options[0])
         probe = module.probe(options[0], config, asked.length, asked.batch)
-        subjects[cell] = (probe, [module.build(each, config)[1] for each in options])
-    return subjects, dataclasses.asdict(asked)
+        params = [module.build(each, config)[1] for each in options]
+        subjects[_unused(label_of(cell), subjects)] = (probe, params)
+    return subjects, dataclasses.asdict(
+        dataclasses.replace(asked, cell=tuple(map(label_of, asked.cell)))
+    )
 
 
-def _options(module: Any, cell: str, asked: Study, seed: int) -> Any:
+def _unused(label: str, taken: dict[str, Any]) -> str:
+    """Return the label, with a number if another cell has it already."""
+    number, name = 1, label
+    while name in taken:
+        number += 1
+        name = f"{label} ({number})"
+    return name
+
+
+def _options(module: Any, cell: CellLike, asked: Study, seed: int) -> Any:
     """Return the task's options for a study, restricted to those that it has."""
     wanted = {
         "cell": cell,
@@ -143,7 +162,7 @@ def _options(module: Any, cell: str, asked: Study, seed: int) -> Any:
 
 
 def _of_run(
-    path: Any, asked: Study, given_options: set[str]
+    path: Any, asked: Study, given_options: set[str], trust_code: bool
 ) -> tuple[dict[str, Models], dict[str, Any]]:
     """Return the model of a run at initialization and after training."""
     if given_options & {"cell", "task", "hidden", "seeds", "seed"}:
@@ -151,7 +170,9 @@ def _of_run(
             "--run determines cell, task and units: leave out --cell, --task, "
             "--hidden, --seeds and --seed"
         )
-    run, module, options, _, (initial, params), notes = restore(path)
+    run, module, options, _, (initial, params), notes = restore(
+        path, trust_code=trust_code
+    )
     if not hasattr(module, "probe"):
         raise InputError(
             f"{run.path} is a run of {run.config['task']}, which gradients cannot "
@@ -166,7 +187,7 @@ def _of_run(
     context = {
         "run": str(path),
         "task": run.config["task"],
-        "cell": options.cell,
+        "cell": label_of(options.cell),
         "hidden": options.hidden,
     }
     context |= {"length": length, "batch": asked.batch, "notes": notes}

@@ -32,6 +32,7 @@ from ..truncation.tbptt import Window
 from .config import cell_field, check_options, option
 from .models.cell_registry import make_cell
 from .models.language_model import Functions, LanguageModel
+from .models.own_cell import CellLike
 
 METRIC, LABEL = "loss", "cross-entropy (nats per letter)"
 BUDGET = Budget(steps=200, report_every=10, evaluate_every=100)
@@ -46,7 +47,7 @@ class Options:
     """The options of the task; the field names are the flags of the command line."""
 
     word: str = option("hello", "the word to learn")
-    cell: str = cell_field("elman")
+    cell: CellLike = cell_field("elman")
     hidden: int = option(8, "number of units", least=1)
     learning_rate: float = option(0.05, "peak learning rate of Adam", above=0)
     seed: int = option(0, "random seed", least=0, below=2**31)

@@ -12,7 +12,9 @@ import numpy as np
 from jaxtyping import Array
 
 from .. import diagnostics
-from ..core.cell import Cell, Layer, Params
+from ..core.cell import Cell
+from ..core.layer import Layer
+from ..core.types import Params
 
 
 class Probe(NamedTuple):

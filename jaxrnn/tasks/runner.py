@@ -10,11 +10,15 @@ from typing import Any
 
 import jax
 
+from ..core.cell import Cell
+from ..core.layer import Layer
 from ..training import Budget, Checkpoints, InputError, Run, fit
 from ..training.devices import choose_devices, host_cores
 from ..training.fit import check_patience
 from . import captioning, charlm, hello, sentiment, tagging, translation
 from .config import check_name
+from .models.own_cell import CellLike
+from .models.stored_cell import restored_cell, stored_cell
 from .synthetic import adding, copying, group_words, parity, seq_mnist, temporal_order
 
 SYNTHETIC = (
@@ -45,12 +49,15 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     quick: bool = False,
+    trust_code: bool = False,
 ) -> tuple[Run, dict[str, Any], list[str]]:
     """Train ``task`` in the run directory ``out``.
 
     Args:
         task: one of `TASKS`.
         options: fields of the task's ``Options`` that differ from its defaults.
+            ``cell`` is a name, the import path of a cell of one's own such as
+            ``"mine:Mine"``, or a cell or layer.
         budget: fields of `Budget` that differ from the task's; ``seconds`` without
             ``steps`` replaces the steps.
         out: the run directory (default: ``runs/TASK``, with a number if it exists).
@@ -58,6 +65,8 @@ def train(
             run and on as many devices.
         overwrite: replace the run in ``out``.
         quick: train a small model for a few seconds.
+        trust_code: with ``resume``, import whatever code the run names as its cell.
+            Code that ``options`` name is imported in any case.
 
     Returns:
         The run, its result (empty if it was interrupted), and the report of the task as
@@ -75,6 +84,7 @@ def train(
                 name,
                 [field.name for field in dataclasses.fields(kind)],
             )
+    options = _with_hidden_size(dict(options or {}))
     if resume:
         if overwrite or quick:
             raise InputError(
@@ -85,12 +95,12 @@ def train(
             raise InputError("--resume needs the run to continue: --out RUN")
         run = Run.open(out, task)
         task_options, run_budget = (
-            _options_of(run, module),
+            _options_of(run, module, options.get("cell"), trust_code),
             _stored(run, Budget, "budget"),
         )
         _check_unchanged(
             run,
-            {**(options or {}), **(budget or {})},
+            {**options, **(budget or {})},
             {**vars(task_options), **vars(run_budget)},
         )
         try:
@@ -101,16 +111,14 @@ def train(
         _check_unchanged(run, extra_config, run.config)
     else:
         task_options = _resolve_devices(
-            module.Options(
-                **{**(module.Options.QUICK if quick else {}), **(options or {})}
-            )
+            module.Options(**{**(module.Options.QUICK if quick else {}), **options})
         )
         run_budget = _budget(module.BUDGET, budget or {}, quick)
         experiment, extra_config = module.prepare(task_options)
         check_patience(experiment, run_budget)
         config = {
             "task": task,
-            "options": dataclasses.asdict(task_options),
+            "options": _options_as_json(task_options),
             "budget": dataclasses.asdict(run_budget),
             **extra_config,
         }
@@ -135,8 +143,14 @@ def train(
     )
 
 
-def load(path: str | os.PathLike) -> tuple[Any, list[str]]:
+def load(
+    path: str | os.PathLike, *, cell: CellLike | None = None, trust_code: bool = False
+) -> tuple[Any, list[str]]:
     """Load the trained model of a run from its newest readable checkpoint.
+
+    A run whose cell is code outside jaxrnn is opened only if ``cell`` names that code,
+    or with ``trust_code``: a run directory may come from a stranger, and an import runs
+    code.
 
     The model has ``sample(prompt, length, temperature, top_k, seed)``,
     ``predict(text)``, ``evaluate(path)`` and ``evaluate_length(length)``; what a task
@@ -146,14 +160,17 @@ def load(path: str | os.PathLike) -> tuple[Any, list[str]]:
         The model, and notes on damaged checkpoints.
 
     Raises:
-        InputError: if there is no run, or none of its checkpoints can be read.
+        InputError: if there is no run, none of its checkpoints can be read, or its
+            cell is code that may not, or cannot, be imported.
     """
-    run, module, options, functions, (_, params), notes = restore(path)
+    run, module, options, functions, (_, params), notes = restore(
+        path, cell=cell, trust_code=trust_code
+    )
     return module.Trained(functions, params, options, run.config), notes
 
 
 def restore(
-    path: str | os.PathLike,
+    path: str | os.PathLike, *, cell: CellLike | None = None, trust_code: bool = False
 ) -> tuple[Run, Any, Any, Any, tuple[Any, Any], list[str]]:
     """Return a run and everything that was stored in it.
 
@@ -164,7 +181,7 @@ def restore(
     task = run.config["task"]
     check_name(f"{path}/config.json", task, TASKS)
     module = TASKS[task]
-    options = _options_of(run, module)
+    options = _options_of(run, module, cell, trust_code)
     if not run.checkpoints.is_dir():
         raise InputError(
             f"{path} has no checkpoint yet; jaxrnn train {task} --out {path} "
@@ -223,11 +240,33 @@ def _resolve_devices(options: Any) -> Any:
     )
 
 
-def _options_of(run: Run, module: Any) -> Any:
-    """Return the options of a run.
+def _with_hidden_size(options: dict[str, Any]) -> dict[str, Any]:
+    """Let ``hidden`` be the hidden size of a cell that is given as an object."""
+    cell = options.get("cell")
+    if not isinstance(cell, (Cell, Layer)) or "hidden" in options:
+        return options
+    sizes = [v for name, v in vars(cell).items() if name == "hidden_size"]
+    return {**options, "hidden": sizes[0]} if sizes else options
+
+
+def _options_as_json(options: Any) -> dict[str, Any]:
+    """Return the options of a task as config.json holds them."""
+    values = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
+    if "cell" in values:
+        values["cell"] = stored_cell(values["cell"])
+    return values
+
+
+def _options_of(run: Run, module: Any, cell: Any, trust_code: bool) -> Any:
+    """Return the options of a run, whose cell may be imported.
 
     The number of devices is 1 for runs that are older than this option.
     """
+    stored = run.config.get("options")
+    if isinstance(stored, dict) and "cell" in stored:
+        where = f"{run.path}/config.json"
+        found = restored_cell(where, stored["cell"], cell, trust_code)
+        run = Run(run.path, {**run.config, "options": {**stored, "cell": found}})
     options = _stored(run, module.Options, "options")
     return (
         dataclasses.replace(options, devices=1)

@@ -16,7 +16,9 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from ..core.cell import Cell, Layer, Params
+from ..core.cell import Cell
+from ..core.layer import Layer
+from ..core.types import Params
 from ..nnx import RNN
 from ..training import Budget, Experiment, InputError, Run
 from ..training.curves import draw_curves
@@ -36,6 +38,7 @@ from .data.vocabulary import (
 )
 from .metrics.classification import bag_of_words, classification_scores, draw_confusion
 from .models.functional import Pure
+from .models.own_cell import CellLike
 from .models.word_encoder import probabilities as probabilities
 from .models.word_encoder import probabilities_of, reading_layers
 from .supervised import PredictsLabels, digest, supervised
@@ -52,7 +55,7 @@ class Options:
         f"a CSV or TSV file with columns text,label (and optionally split), or "
         f"{REVIEWS} (package); a second file is held out",
     )
-    cell: str = cell_field("lstm")
+    cell: CellLike = cell_field("lstm")
     hidden: int = option(64, "number of units per direction and layer", least=1)
     layers: int = option(1, "number of recurrent layers", least=1)
     min_count: int = option(

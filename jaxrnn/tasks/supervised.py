@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import jax
 
-from ..core.cell import Params
+from ..core.types import Params
 from ..training import (
     Experiment,
     InputError,

@@ -15,7 +15,9 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from ..core.cell import Cell, Layer, Params
+from ..core.cell import Cell
+from ..core.layer import Layer
+from ..core.types import Params
 from ..nnx import RNN
 from ..training import Budget, Experiment, InputError, Run
 from ..training.curves import draw_curves
@@ -40,6 +42,7 @@ from .metrics.classification import (
     most_frequent_tag,
 )
 from .models.functional import Pure
+from .models.own_cell import CellLike
 from .models.word_encoder import probabilities as probabilities
 from .models.word_encoder import probabilities_of, reading_layers
 from .supervised import PredictsLabels, digest, supervised
@@ -56,7 +59,7 @@ class Options:
         f"a CoNLL file (FORM<TAB>TAG), a .conllu file, or {TREEBANK} (package); a "
         f"second file is held out",
     )
-    cell: str = cell_field("lstm")
+    cell: CellLike = cell_field("lstm")
     hidden: int = option(128, "number of units per direction and layer", least=1)
     layers: int = option(1, "number of recurrent layers", least=1)
     min_count: int = option(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ..core.cell import Params
+from ..core.types import Params
 from ..training import Budget, Experiment, Run
 from ..training.curves import draw_curves
 from .config import cell_field, check_with_sources, choice, option
@@ -26,6 +26,7 @@ from .metrics.attention_plot import draw_attention
 from .metrics.text import sacrebleu, text_scores
 from .models.cell_registry import make_cell
 from .models.functional import Pure
+from .models.own_cell import CellLike
 from .models.seq2seq import Batch, Translator
 from .supervised import PredictsLabels, digest, mean_loss, supervised
 
@@ -64,7 +65,7 @@ class Options:
     subwords: int = option(
         0, "number of sentencepiece subwords; 0 uses characters", least=0
     )
-    cell: str = cell_field("lstm")
+    cell: CellLike = cell_field("lstm")
     hidden: int = option(
         128,
         "number of units of each layer, and of each direction of the encoder",

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from ..core.cell import Params
+from ..core.types import Params
 from .state import TrainState, key_of, set_rate
 
 

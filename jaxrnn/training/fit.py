@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.cell import Params
+from ..core.arrays import is_array
+from ..core.types import Params
 from .checkpoints import Checkpoints
 from .errors import InputError, stopped_writing, unwritable
 from .progress import Report, reporting
@@ -89,7 +90,7 @@ class Budget:
         if self.steps is None and self.seconds is None:
             raise InputError("a run needs a budget: --steps, --seconds or both")
         for name in ("steps", "seconds", "report_every", "evaluate_every"):
-            value = getattr(self, name)
+            value = vars(self)[name]
             if value is not None and not value > 0:
                 raise InputError(
                     f"--{name.replace('_', '-')} must be more than 0, but it is {value}"
@@ -439,7 +440,7 @@ class _Loop:
 def _plain(scores: dict[str, Any]) -> dict[str, Any]:
     """Convert JAX and NumPy scalars to Python numbers, for JSON."""
     return {
-        name: value.item() if hasattr(value, "item") else value
+        name: value.item() if is_array(value) else value
         for name, value in scores.items()
     }
 

@@ -13,8 +13,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from ..core.cell import Params
 from ..core.exported import register_for_export
+from ..core.types import Params
 from ..truncation.tbptt import TBPTT, TBPTTState, Window
 from .devices import check_mesh, check_streams
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ..core.cell import expand_flags
+from ..core.flags import expand_flags
 
 
 def window_masks(k1: int, steps: int) -> tuple[Array, ...]:

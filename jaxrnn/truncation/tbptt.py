@@ -34,9 +34,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from ..core.cell import Carry, Params, accumulator, expand_flags, select
+from ..core.dtypes import accumulator
 from ..core.exported import register_for_export
+from ..core.flags import expand_flags, select
 from ..core.pickling import Static
+from ..core.types import Carry, Params
 from ..core.validation import check_positive
 from .plan import pad_sequence, window_masks
 from .validation import (

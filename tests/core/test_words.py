@@ -612,9 +612,9 @@ CASES = {
         r"^Pairing\.unroll must return \(carry, ys, carries\).*a tuple of 2",
     ),
     "a cell for a task": (
-        lambda: tasks.train("hello", {"cell": jaxrnn.LSTM(4)}),
+        lambda: tasks.train("hello", {"cell": 4}),
         InputError,
-        r"^--cell takes the name of a cell, such as lstm.*it is a LSTM",
+        r"^--cell takes the name of a cell, such as lstm.*or a cell, but it is a int",
     ),
     "a class for a task": (
         lambda: tasks.train("parity", {"cell": jaxrnn.LSTM}),

@@ -26,8 +26,8 @@ from jaxrnn import (
     stack,
     unroll,
 )
-from jaxrnn.core.cell import Layer
 from jaxrnn.core.engine import AbstractEngine, AbstractNetworkEngine, Supports
+from jaxrnn.core.layer import Layer
 from jaxrnn.engines.loops.kinds import ParallelPrefix
 from jaxrnn.engines.recurrence import passes
 from jaxrnn.engines.recurrence import schedule as schedules

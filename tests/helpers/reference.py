@@ -192,6 +192,30 @@ class Lags:
         return self.to_params(sum(self.parts.values()))
 
 
+def complex_step(function, tree, cotangent, step=1e-30):
+    """The gradient of ``sum(cotangent * function(tree))``, without differentiation.
+
+    For an analytic function of real numbers, ``f'(x) = Im f(x + i step) / step`` to
+    rounding: nothing is subtracted. ``function`` is one of numpy, and its value a list
+    of arrays, as is ``cotangent``.
+    """
+    leaves, structure = jax.tree.flatten(jax.tree.map(np.asarray, tree))
+    gradients = []
+    for n, leaf in enumerate(leaves):
+        gradients.append(np.zeros(leaf.shape))
+        for index in np.ndindex(leaf.shape):
+            moved = leaf.astype(complex)
+            moved[index] += 1j * step
+            values = function(
+                jax.tree.unflatten(structure, [*leaves[:n], moved, *leaves[n + 1 :]])
+            )
+            gradients[-1][index] = sum(
+                (np.asarray(c) * v.imag).sum()
+                for c, v in zip(cotangent, values, strict=True)
+            )
+    return jax.tree.unflatten(structure, [g / step for g in gradients])
+
+
 # --------------------------------------------------------------------------------------
 # One step of each cell in numpy, written from the equations in its docstring; params by
 # name, gates by slicing.
@@ -388,7 +412,84 @@ def rg_lru_step(cell, params, h, x):
     return a * h + np.sqrt(1 - a**2) * (i * x)
 
 
+def mgu_step(cell, p, h, x):
+    H = cell.hidden_size
+    W, U, b = p["input_kernel"], p["recurrent_kernel"], p["bias"]
+    f = sigmoid(x @ W[:, :H] + h @ U[:, :H] + b[:H])
+    return (1 - f) * h + f * np.tanh(x @ W[:, H:] + (f * h) @ U[:, H:] + b[H:])
+
+
+def ctrnn_weights(cell, p):
+    """U, with the signs of the units."""
+    H, U = cell.hidden_size, p["recurrent_kernel"]
+    if cell.dale is not None:
+        for unit in range(H):
+            row = np.where(U[unit].real < 0, -U[unit], U[unit])
+            row = row if unit < round(cell.dale * H) else -row
+            U = np.concatenate([U[:unit], row[None], U[unit + 1 :]])
+    return U if cell.autapses else U - np.diag(np.diag(U))
+
+
+def ctrnn_step(cell, p, s, x):
+    f = {jnp.tanh: np.tanh, jax.nn.relu: lambda a: np.maximum(a, 0)}[cell.activation]
+    a = sigmoid(p["rate_logit"]) if cell.learned_tau else cell.dt / np.array(cell.tau)
+    drive = f(s) @ ctrnn_weights(cell, p) + x @ p["input_kernel"] + p["bias"]
+    return s + a * (drive - s)
+
+
+def ctrnn_output(cell, p, s, x):
+    return np.maximum(s, 0) if cell.activation is jax.nn.relu else np.tanh(s)
+
+
+def orthogonal_step(cell, p, h, x):
+    """By a system of equations, where the cell has an inverse."""
+    H, skew = cell.hidden_size, iter(p["skew"])
+    A = np.zeros((H, H), p["skew"].dtype)
+    for i in range(H):
+        for j in range(i):
+            A[i, j] = next(skew)
+            A[j, i] = -A[i, j]
+    W = np.linalg.solve((np.eye(H) + A).T, (np.eye(H) - A).T).T
+    W[: round(cell.negative * H)] *= -1
+    a, b = x @ p["input_kernel"] + h @ W, p["bias"]
+    if not cell.modrelu:
+        return np.tanh(a + b)
+    sign = np.sign(a.real)
+    return sign * np.maximum(sign * a + b, 0)
+
+
+def rtu_step(cell, p, s, x):
+    """In complex arithmetic."""
+    r, half = np.exp(-np.exp(p["nu"])), p["input_kernel"].shape[1] // 2
+    W = p["input_kernel"][:, :half] + 1j * p["input_kernel"][:, half:]
+    return r * np.exp(1j * np.exp(p["theta"])) * s + np.sqrt(1 - r**2) * (x @ W)
+
+
+def rtu_output(cell, p, s, x):
+    return np.maximum(np.concatenate([s.real, s.imag], -1), 0)
+
+
+def nonlinear_rtu_step(cell, p, h, x):
+    """By the matrix of the rotation, unit by unit."""
+    f = {jnp.tanh: np.tanh, jax.nn.relu: lambda a: np.maximum(a, 0)}[cell.activation]
+    H, r, phi = cell.hidden_size, np.exp(-np.exp(p["nu"])), np.exp(p["theta"])
+    drive, new = x @ p["input_kernel"], [None] * (2 * H)
+    for unit in range(H):
+        pair = h[..., [unit, unit + H]]
+        c, s = np.cos(phi[unit]), np.sin(phi[unit])
+        turned = pair @ (r[unit] * np.array([[c, s], [-s, c]]))
+        gamma = np.sqrt(1 - r[unit] ** 2)
+        for part, place in enumerate((unit, unit + H)):
+            new[place] = f(turned[..., part] + gamma * drive[..., place])
+    return np.stack(new, -1)
+
+
 NUMPY_STEPS = {
+    "RTU": rtu_step,
+    "NonlinearRTU": nonlinear_rtu_step,
+    "OrthogonalRNN": orthogonal_step,
+    "CTRNN": ctrnn_step,
+    "MGU": mgu_step,
     "MinGRU": min_gru_step,
     "MinLSTM": min_lstm_step,
     "RGLRU": rg_lru_step,
@@ -402,3 +503,10 @@ NUMPY_STEPS = {
     "DiagonalGRU": diagonal_gru_step,
     "DiagonalLSTM": diagonal_lstm_step,
 }
+NUMPY_OUTPUTS = {"CTRNN": ctrnn_output, "RTU": rtu_output}
+
+
+def numpy_output(cell, p, carry, x):
+    """What a cell shows: by default the first part of its carry."""
+    show = NUMPY_OUTPUTS.get(type(cell).__name__)
+    return jax.tree.leaves(carry)[0] if show is None else show(cell, p, carry, x)

@@ -29,6 +29,7 @@ from jaxrnn import (
     initializers,
     layers,
 )
+from jaxrnn.cells import CTRNN, MGU, RTU, NonlinearRTU, OrthogonalRNN
 from jaxrnn.layers.compose import Bidirectional
 
 T, B, D = 5, 3, 3
@@ -103,6 +104,12 @@ CELLS = {
     "gru_before": GRU(4, reset_after=False),
     "gru_before_layer_norm": GRU(4, reset_after=False, layer_norm=True),
     "mlstm": MLSTM(4, num_heads=2, key_size=3),
+    "mgu": MGU(4),
+    "ctrnn": CTRNN(4, dt=2.0, tau=(3.0, 5.0, 7.0, 20.0), activation=jnp.tanh),
+    "ctrnn_dale": CTRNN(4, tau=3.0, learned_tau=True, dale=0.7, autapses=False),
+    "orthogonal": OrthogonalRNN(4),
+    "orthogonal_tanh": OrthogonalRNN(3, negative=0.3, modrelu=False),
+    "nonlinear_rtu": NonlinearRTU(3, activation=jnp.tanh),
     "indrnn": IndRNN(4),
     "diagonal_gru": DiagonalGRU(4),
     "diagonal_lstm": DiagonalLSTM(4),
@@ -115,12 +122,13 @@ LINEAR = {
     "rg_lru": RGLRU(D),
     "lru": LRU(4),
     "s5": S5(4),
+    "rtu": RTU(4),
     "user_linear": UserLinear(4),
 }
 CELLS |= {
     name: cell
     for name, cell in LINEAR.items()
-    if hasattr(cell, "learned_initial_carry") and not isinstance(cell, (LRU, S5))
+    if hasattr(cell, "learned_initial_carry") and not isinstance(cell, (LRU, S5, RTU))
 }
 LEARNED = {
     f"{name}_learned": dataclasses.replace(cell, learned_initial_carry=True)
@@ -134,6 +142,7 @@ LAYERS = {
     "residual": jaxrnn.residual(GRU(D)),
     "recurrent_dropout": jaxrnn.inference(jaxrnn.recurrent_dropout(LSTM(4), 0.3)),
     "zoneout": jaxrnn.inference(jaxrnn.zoneout(LSTM(4), (0.2, 0.1))),
+    "state_noise": jaxrnn.inference(jaxrnn.layers.state_noise(GRU(4), 0.1)),
     "block": jaxrnn.stack(
         jaxrnn.residual_block(RGLRU(4), 4), jaxrnn.residual_block(MinGRU(3), 4)
     ),

@@ -10,6 +10,7 @@ from subjects import D, UserCell, draw_params, normal
 
 import jaxrnn
 from jaxrnn import GRU, LSTM, Elman
+from jaxrnn.cells import MGU, OrthogonalRNN
 from jaxrnn.interop import to_onnx
 
 onnx = pytest.importorskip("onnx")
@@ -29,6 +30,9 @@ LAYERS = {
     "lstm coupled peephole": LSTM(H, coupled_gates=True, peephole=True),
     "gru": GRU(H),
     "gru before": GRU(H, reset_after=False),
+    "mgu": MGU(H),
+    "orthogonal": OrthogonalRNN(H, modrelu=False, **LEARNED),
+    "both mgu": jaxrnn.bidirectional(MGU(H, **LEARNED)),
     "two lstm": jaxrnn.stack(LSTM(H), LSTM(3, **LEARNED)),
     "both gru": jaxrnn.bidirectional(GRU(H)),
     "both, sum": jaxrnn.bidirectional(LSTM(H), Elman(H), merge="sum"),
@@ -187,6 +191,11 @@ REFUSED = {
         Elman(H, activation=jnp.sin),
         ValueError,
         "the activation .*sin.* has no name in ONNX",
+    ),
+    "modReLU": (
+        OrthogonalRNN(H),
+        ValueError,
+        r"modReLU, the activation of this OrthogonalRNN, has no name .* modrelu=False",
     ),
     "other cell": (jaxrnn.MinGRU(H), TypeError, "MinGRU has no operator in ONNX"),
     "user's": (

@@ -1,15 +1,18 @@
-"""Dropout, recurrent dropout and zoneout: what they draw, and what `inference` makes
-of them.
+"""Dropout, recurrent dropout, zoneout and state noise: what they draw, and what
+`inference` makes of them.
 """
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference import compiled
-from subjects import B, D, T, assert_same, draw
+from subjects import LINEAR, B, D, T, assert_same, compiled_outcome, draw
 
 import jaxrnn
+from jaxrnn.layers import state_noise
 
 KEY = jax.random.key(3)
 RATE = 0.3
@@ -20,11 +23,24 @@ NOISY = {
     ),
     "recurrent_dropout": jaxrnn.recurrent_dropout(jaxrnn.LSTM(4), RATE),
     "zoneout": jaxrnn.zoneout(jaxrnn.LSTM(4), RATE),
+    "state_noise": state_noise(jaxrnn.LSTM(4), RATE),
+    "state_noise_linear": state_noise(jaxrnn.MinGRU(4), RATE),
     "residual": jaxrnn.residual(jaxrnn.zoneout(jaxrnn.GRU(D), RATE)),
     "bidirectional": jaxrnn.bidirectional(
         jaxrnn.recurrent_dropout(jaxrnn.GRU(4), RATE)
     ),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Counter(jaxrnn.Cell):
+    """Its carry is an integer, to which no noise can be added."""
+
+    def initial_carry(self, params, batch_shape=(), dtype=None):
+        return jnp.zeros(batch_shape, jnp.int32)
+
+    def step(self, params, carry, z):
+        return carry + 1
 
 
 def dropped(layer, xs, key=KEY):
@@ -79,6 +95,8 @@ def test_inference_keeps_parameters_and_carry(name):
         (jaxrnn.zoneout(jaxrnn.LSTM(4), 0.0), jaxrnn.LSTM(4)),
         (jaxrnn.inference(jaxrnn.zoneout(jaxrnn.LSTM(4), 0.0)), jaxrnn.LSTM(4)),
         (jaxrnn.inference(jaxrnn.recurrent_dropout(jaxrnn.GRU(4), 0.9)), jaxrnn.GRU(4)),
+        (state_noise(jaxrnn.LSTM(4), 0.0), jaxrnn.LSTM(4)),
+        (jaxrnn.inference(state_noise(jaxrnn.GRU(4), 5)), jaxrnn.GRU(4)),
     ],
     ids=[
         "dropout",
@@ -86,6 +104,8 @@ def test_inference_keeps_parameters_and_carry(name):
         "zoneout",
         "zoneout_inference",
         "recurrent_dropout_inference",
+        "state_noise",
+        "state_noise_inference",
     ],
 )
 def test_a_rate_of_zero_is_no_noise(noisy, plain, x64):
@@ -233,7 +253,7 @@ def test_zoneout_in_inference_is_its_expectation(x64):
     )
     assert_same(jaxrnn.inference(layer)(params, carry, xs[0])[0], mean)
     keys = jax.random.split(KEY, 4000)
-    drawn = jax.jit(jax.vmap(lambda key: layer(params, carry, xs[0], key)[0]))(keys)
+    drawn = jax.jit(jax.vmap(lambda key: layer(params, carry, xs[0], key=key)[0]))(keys)
     for samples, expected in zip(drawn, mean, strict=True):
         assert (
             jnp.abs(samples.mean(0) - expected)
@@ -302,3 +322,125 @@ def test_keys_can_be_mapped(name, x64):
         assert_same(
             (jax.tree.map(lambda a, b=b: a[b], mapped[0]), mapped[1][:, b]), (last, ys)
         )
+
+
+@pytest.mark.parametrize("cell", [jaxrnn.LSTM(50), jaxrnn.MinGRU(50), jaxrnn.LRU(50)])
+def test_state_noise_is_normal_and_enters_h_alone(cell, x64):
+    """What a step makes of the carry before, taken from the carry after it, is white
+    noise: over time, streams and units.
+    """
+    random = np.random.default_rng(0)
+    params, xs = cell.init(KEY, D), jnp.asarray(random.normal(size=(40, 5, D)))
+    layer = state_noise(cell, 0.2)
+    _, ys, carries = jaxrnn.unroll(layer, params, xs, key=KEY, return_carries=True)
+    start = cell.initial_carry(params, (5,))
+    before = jax.tree.map(
+        lambda first, rest: jnp.concatenate([first[None], rest[:-1]]), start, carries
+    )
+    new, _ = jax.vmap(lambda s, x: cell(params, s, x))(before, xs)
+    assert_same(ys, jax.vmap(lambda s, x: cell.output(params, s, x))(carries, xs))
+    if isinstance(cell, jaxrnn.LSTM):
+        assert_same(carries.c, new.c)
+        carries, new = carries.h, new.h
+    noise = np.asarray(carries - new) / 0.2
+    count = noise.size
+    assert abs(noise.mean()) < 4 / np.sqrt(count)
+    assert abs((np.abs(noise) ** 2).mean() - 1) < 4 * np.sqrt(2 / count)
+    for axis in range(3):
+        one, other = np.delete(noise, 0, axis), np.delete(noise, -1, axis)
+        assert abs((one * other.conj()).mean()) < 4 / np.sqrt(one.size)
+    if jnp.iscomplexobj(noise):
+        assert abs((noise**2).mean()) < 4 * np.sqrt(2 / count)
+    else:  # a normal distribution has a kurtosis of 3, with variance 24 / n
+        assert abs((noise**4).mean() - 3) < 4 * np.sqrt(96 / count)
+
+
+def test_state_noise_under_masks_and_resets(x64):
+    """The carry is held at masked steps, and a reset begins without noise."""
+    layer = state_noise(jaxrnn.GRU(4), 0.5)
+    params, xs, carry, *_ = draw(jaxrnn.inference(layer), 0)
+    mask = jnp.arange(T)[:, None] < jnp.array([[T, 2, 0]])
+    last, ys, carries = jaxrnn.unroll(
+        layer,
+        params,
+        jnp.where(mask[..., None], xs, jnp.nan),
+        carry,
+        mask=mask,
+        key=KEY,
+        return_carries=True,
+    )
+    np.testing.assert_array_equal(last[2], carry[2])
+    np.testing.assert_array_equal(last[1], carries[1, 1])
+    assert not ys[2:, 1].any()
+    resets = jnp.broadcast_to(jnp.arange(T)[:, None] == 2, (T, B))
+    one, two = (
+        jaxrnn.unroll(layer, params, xs, start, resets=resets, key=KEY)[1]
+        for start in (carry, 2 * carry)
+    )
+    np.testing.assert_array_equal(one[2:], two[2:])
+    assert jnp.abs(one[0] - two[0]).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["min_gru", "lru", "user_linear"])
+def test_a_linear_cell_with_noise_is_linear(name, x64):
+    layer, inputs = state_noise(LINEAR[name], 0.3), draw(name, 0)
+    how = {"mask": inputs.mask, "resets": inputs.resets, "key": KEY}
+    expected, actual = (
+        compiled_outcome(
+            lambda p, x, c, e=engine: jaxrnn.unroll(layer, p, x, c, engine=e, **how)
+        )(*inputs[:4])
+        for engine in (jaxrnn.Scan(), jaxrnn.Associative(2))
+    )
+    assert_same(actual.values, expected.values)
+    assert_same(actual.gradients, expected.gradients)
+
+
+def test_a_stream_of_noisy_steps_and_a_context(x64):
+    """A streaming call is an unroll of one step; a cell's context reaches it."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Pulled(jaxrnn.Cell):
+        hidden_size: int
+        takes_context = True
+
+        def step(self, params, carry, z, context):
+            return jnp.tanh(params * carry + z + context)
+
+    layer, params = state_noise(Pulled(D), 0.1), jnp.asarray(0.5)
+    xs, context = draw(jaxrnn.Elman(D), 0).xs[:1], jnp.ones((B, D))
+    carry = jnp.zeros((B, D))
+    last, ys = jaxrnn.unroll(layer, params, xs, carry, key=KEY, context=context)
+    one = layer(params, carry, xs[0], key=KEY, context=context)
+    assert_same(one, (last, ys[0]))
+    noise = 0.1 * jax.random.normal(KEY, (1, B, D))[0]
+    assert_same(last, jnp.tanh(xs[0] + context) + noise)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (
+            lambda: state_noise(jaxrnn.stack(jaxrnn.GRU(4)), 0.1),
+            TypeError,
+            "state_noise wraps a cell, but got the layer Stack: wrap the cells inside",
+        ),
+        (lambda: state_noise(jaxrnn.GRU, 0.1), TypeError, "GRU"),
+        (
+            lambda: state_noise(jaxrnn.GRU(4), -0.1),
+            ValueError,
+            r"std must be a finite number of at least 0, .* but it is -0\.1",
+        ),
+        (lambda: state_noise(jaxrnn.GRU(4), jnp.inf), ValueError, "but it is inf"),
+        (lambda: state_noise(jaxrnn.GRU(4), True), ValueError, "but it is True"),
+        (
+            lambda: jaxrnn.unroll(
+                state_noise(Counter(), 0.1), (), jnp.ones((T, D)), key=KEY
+            ),
+            TypeError,
+            r"the carry of Counter is .* int32, but noise is added to its part named h",
+        ),
+    ],
+)
+def test_what_cannot_be_noisy_is_refused(make, error, words, plain_errors):
+    with pytest.raises(error, match=words):
+        make()

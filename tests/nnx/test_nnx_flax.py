@@ -384,48 +384,23 @@ def test_parameters_keep_flaxs_names_and_no_stream_joins_them():
     assert jax.tree.leaves(nnx.state(flaxs, nnx.RngState))
 
 
-class Dropping(Own):
-    """A cell that draws while it steps."""
-
-    def __init__(self, *sizes, rngs, **options):
-        super().__init__(*sizes, rngs=rngs, **options)
-        self.dropout = nnx.Dropout(0.5, rngs=rngs)
-
-    def __call__(self, carry, x):
-        return super().__call__(carry, self.dropout(x))
-
-
 def variant(name, **members):
     return type(name, (Own,), members)(D, H, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
 
 
 def test_what_flax_runs_and_is_refused_here(plain_errors):
-    """A cell that draws while it steps, one of two outputs, one that draws its
-    carry, one RNN for both directions.
-    """
+    """A cell that draws its carry, and one RNN for both directions."""
     xs = inputs()
-    dropping = Dropping(D, H, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
-    two = variant("Two", __call__=lambda self, c, x: (c, (x, x)))
     with pytest.warns(UserWarning, match="carry_init"):
         drawing = nnx.GRUCell(
             D, H, carry_init=nnx.initializers.normal(), rngs=nnx.Rngs(0)
         )
-    assert nnx.RNN(dropping)(xs).shape == nnx.RNN(drawing)(xs).shape == (B, T, H)
-    assert len(nnx.RNN(two)(xs)) == 2
+    assert nnx.RNN(drawing)(xs).shape == (B, T, H)
     assert nnx.Bidirectional(*[nnx.RNN(random_cell("GRUCell"))] * 2)(xs).shape == (
         B,
         T,
         2 * H,
     )
-    with pytest.raises(
-        TypeError,
-        match=r"Dropping changes its own variables while it steps .* jaxrnn\.recurrent_dropout",  # noqa: E501
-    ):
-        RNN(dropping)(xs)
-    dropping.eval()
-    assert_same(RNN(dropping)(xs), nnx.RNN(dropping)(xs), 1e-6)
-    with pytest.raises(TypeError, match="the output of a cell must be one array"):
-        RNN(two)(xs)
     with pytest.raises(ValueError, match="pass it as initial_carry"):
         RNN(drawing)(xs)
     carry = drawing.initialize_carry((B, D), nnx.Rngs(0))
@@ -441,9 +416,9 @@ def test_what_flax_runs_and_is_refused_here(plain_errors):
 def test_bad_arguments(plain_errors):
     cell, xs = random_cell("GRUCell"), inputs()
     with pytest.raises(
-        TypeError, match="state_axes and broadcast_rngs are for cells that change"
+        TypeError, match="state_axes and broadcast_rngs are for a flax cell that"
     ):
-        RNN(cell, broadcast_rngs="dropout")
+        RNN(jaxrnn.GRU(H), D, broadcast_rngs="dropout", rngs=nnx.Rngs(0))
     with pytest.raises(
         ValueError,
         match="GRUCell already has its parameters, so leave out input_size and dtype",
@@ -466,8 +441,8 @@ def test_bad_arguments(plain_errors):
         ValueError, match=r"call the cell itself, rnn\.cell\.initialize_carry"
     ):
         RNN(variant("Odd")).initial_carry((B,))
-    with pytest.raises(ValueError, match="Wide has 2 feature axes"):
-        RNN(variant("Wide", num_feature_axes=2))(xs)
+    with pytest.raises(TypeError, match="flax's GRUCell takes none: leave it out"):
+        RNN(cell)(xs, context=xs)
 
 
 # -- flax's own examples ---------------------------------------------------------------

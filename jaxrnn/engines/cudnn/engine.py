@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ...cells.lstm import LSTM, LSTMState
-from ...core.cell import AbstractWrappedCell, Carry, Cell, Params
+from ...core.cell import AbstractWrappedCell, Cell
 from ...core.engine import AbstractNetworkEngine, Request, Supports
 from ...core.gradient_scale import ScaledCell
+from ...core.types import Carry, Params
 from ..recurrence.run import unsupported_arrays_reason
 from .primitives import USE_SCAN, Library, Network, lstm
 from .weights import pack_lstm
@@ -304,10 +305,11 @@ def _wrong_cell(cell: Any) -> str | None:
         "coupled_gates": False,
         "projection_size": None,
     }
+    held = vars(cell)
     given = [
-        f"{option}={getattr(cell, option)}"
+        f"{option}={held[option]}"
         for option, plain in options.items()
-        if getattr(cell, option) != plain
+        if held[option] != plain
     ]
     if given:
         return f"its LSTM has no {', '.join(given)}: {USE_SCAN}, or leave that out"

@@ -60,7 +60,7 @@ class Network:
         """Return the arguments under their names in ``jax.experimental.rnn``."""
         precision = jax.lax.Precision.HIGH if self.tf32 else jax.lax.Precision.HIGHEST
         sizes = {
-            name: getattr(self, name)
+            name: vars(self)[name]
             for name in ("input_size", "hidden_size", "num_layers", "bidirectional")
         }
         return {**sizes, "dropout": 0.0, "precision": precision}

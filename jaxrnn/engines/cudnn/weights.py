@@ -15,7 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ...core.cell import Params
+from ...core.types import Params
 from ...core.validation import check_int, describe
 
 NAMES = ("input_kernel", "recurrent_kernel", "bias")

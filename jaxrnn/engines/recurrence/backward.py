@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from ...core.cell import accumulator
+from ...core.dtypes import accumulator
 from ...core.fusion_barrier import cpu_optimization_barrier
 from ..jaxpr.costs import is_slower_batched
 from ..jaxpr.evaluate import (

@@ -8,13 +8,9 @@ import jax
 from jax.sharding import AxisType
 
 from ...core.arrays import is_array
-from ...core.cell import (
-    Carry,
-    Cell,
-    Params,
-    select,
-    unsupported_chunkwise_reason,
-)
+from ...core.cell import Cell, unsupported_chunkwise_reason
+from ...core.flags import select
+from ...core.types import Carry, Params
 from ..jaxpr.evaluate import all_equations
 from ..jaxpr.step_program import EXPENSIVE, INPUT, StepJaxpr, trace_step
 from ..loops.kinds import Chunkwise, steps_an_iteration

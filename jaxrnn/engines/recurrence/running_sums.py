@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from ...core.cell import accumulator
+from ...core.dtypes import accumulator
 from ..jaxpr.evaluate import bind_equation, read_env
 from ..jaxpr.step_program import CONST, DependencyGraph
 

@@ -1,4 +1,4 @@
-"""Cells by name and variant: ``NAME`` or ``NAME:VARIANT``."""
+"""Cells by name and variant: ``NAME``, ``NAME:VARIANT``, or ``module:Name(...)``."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from typing import Any
 import jax
 
 from ...cells import (
+    CTRNN,
     GRU,
     LRU,
     LSTM,
+    MGU,
     MLSTM,
     RGLRU,
+    RTU,
     S5,
     SLSTM,
     DiagonalGRU,
@@ -22,12 +25,17 @@ from ...cells import (
     IndRNN,
     MinGRU,
     MinLSTM,
+    NonlinearRTU,
+    OrthogonalRNN,
 )
-from ...core.cell import Cell, Layer
+from ...core.cell import Cell
+from ...core.import_path import module_exists
+from ...core.layer import Layer
 from ...core.validation import describe
 from ...initializers import Chrono, Identity, Normal
 from ...layers import residual_block
 from ...training import InputError
+from .own_cell import CellLike, checked, make_own_cell, parse_own_cell
 
 CHRONO = "chrono"
 KNOWN = {
@@ -43,6 +51,13 @@ KNOWN = {
     "gru": "update bias 0; gru:B, update bias B; gru:chrono",
     "slstm": "one head; slstm:N, N heads, a divisor of --hidden",
     "mlstm": "one matrix memory; mlstm:N, N of them, a divisor of --hidden",
+    "mgu": "the minimal gated unit, update bias 0; mgu:chrono",
+    "ctrnn": "relu, time constants of 5 steps; ctrnn:T, of T steps",
+    "orthogonal": "scoRNN, an orthogonal recurrent matrix, modReLU",
+    "rtu": (
+        "trace units, a linear recurrence with relu on both outputs of a unit; "
+        "rtu:nonlinear, relu inside the recurrence"
+    ),
     "indrnn": "relu, recurrent weights uniform from 0 to 1",
     "diagonal-gru": "ParaGRU, biases as published; diagonal-gru:chrono",
     "diagonal-lstm": "ParaLSTM, biases as published; diagonal-lstm:chrono",
@@ -65,24 +80,29 @@ LINEAR: dict[str, Any] = {
 }
 ALONE = "alone"
 HEADS = {"slstm": SLSTM, "mlstm": MLSTM}
-CHRONOS = ("lstm", "gru", "diagonal-gru", "diagonal-lstm")
+# Cells of one form, made from the number of units alone
+PLAIN: dict[str, Any] = {
+    "indrnn": IndRNN,
+    "mgu": MGU,
+    "ctrnn": CTRNN,
+    "orthogonal": OrthogonalRNN,
+    "rtu": RTU,
+}
+CHRONOS = ("lstm", "gru", "mgu", "diagonal-gru", "diagonal-lstm")
 
 
-def make_cell(spec: str, hidden: int, length: int) -> Cell | Layer:
-    """Make the cell that ``spec`` names.
+def make_cell(spec: CellLike, hidden: int, length: int) -> Cell | Layer:
+    """Make the cell that ``spec`` names; a cell or layer is returned as it is.
 
-    The names are ``elman`` (tanh, orthogonal), ``elman:G`` (normal recurrent matrix of
-    gain G), ``irnn`` (Le, Jaitly & Hinton 2015); ``lstm`` and ``gru`` with their
-    default biases, ``lstm:B`` (forget bias B), ``gru:B`` (update bias B),
-    ``lstm:chrono`` and ``gru:chrono`` (Tallec & Ollivier 2018, eq. 16, where the
-    longest time is that of the task); ``slstm:N`` and ``mlstm:N`` with N heads,
-    ``indrnn``, ``diagonal-gru`` and ``diagonal-lstm``, the latter two optionally with
-    ``:chrono``. ``min-gru``, ``min-lstm``, ``rg-lru``, ``lru`` and ``s5``, which are
-    linear in their state, are each wrapped in a `jaxrnn.residual_block` of ``hidden``
-    features; ``min-gru:alone`` and ``min-lstm:alone`` are the bare cells.
+    The names and their variants stand in `KNOWN`: the IRNN is that of Le, Jaitly &
+    Hinton (2015); ``chrono`` draws biases by Tallec & Ollivier (2018, eq. 16) for
+    memories as long as the task's sequences. Cells that are linear in their state are
+    each wrapped in a `jaxrnn.residual_block` of ``hidden`` features, unless the variant
+    is ``alone``. A cell of one's own is ``module:Name(...)`` (see `own_cell`), and its
+    module is imported.
 
     Args:
-        spec: the name, optionally with a variant.
+        spec: the name, optionally with a variant; an import path; or a cell or layer.
         hidden: the number of units.
         length: the number of steps of the task's sequences, which is the longest time
             of chrono biases (at least 3).
@@ -92,7 +112,11 @@ def make_cell(spec: str, hidden: int, length: int) -> Cell | Layer:
             variant.
     """
     check_cell_name("--cell", spec)
+    if not isinstance(spec, str):
+        return spec
     name, _, variant = spec.partition(":")
+    if name not in KNOWN and (own := parse_own_cell("--cell", spec)):
+        return make_own_cell("--cell", spec, own, hidden)
     if name == "irnn":
         return Elman(hidden, activation=jax.nn.relu, recurrent_init=Identity())
     if name == "elman":
@@ -101,8 +125,12 @@ def make_cell(spec: str, hidden: int, length: int) -> Cell | Layer:
             if variant
             else Elman(hidden)
         )
-    if name == "indrnn":
-        return IndRNN(hidden)
+    if name in PLAIN and not variant:
+        return PLAIN[name](hidden)
+    if name == "rtu":
+        return NonlinearRTU(hidden)
+    if name == "ctrnn":
+        return CTRNN(hidden, tau=float(variant))
     if name in LINEAR:
         if name == "lru":
             return residual_block(
@@ -140,29 +168,37 @@ def make_cell(spec: str, hidden: int, length: int) -> Cell | Layer:
     if not variant:
         return LSTM(hidden) if name == "lstm" else GRU(hidden)
     bias = Chrono(float(max(length, 3))) if variant == CHRONO else float(variant)
-    return (
-        LSTM(hidden, forget_bias=bias)
-        if name == "lstm"
-        else GRU(hidden, update_bias=bias)
-    )
+    if name == "lstm":
+        return LSTM(hidden, forget_bias=bias)
+    return (MGU if name == "mgu" else GRU)(hidden, update_bias=bias)
 
 
-def check_cell_name(what: str, spec: str) -> None:
-    """Check that ``spec`` names a cell, and a variant that it has."""
+def check_cell_name(what: str, spec: CellLike) -> None:
+    """Check that ``spec`` names a cell, and a variant that it has.
+
+    What is no built-in cell's name may be an import path; nothing is imported here.
+    """
+    if isinstance(spec, (Cell, Layer)):
+        checked(what, spec)
+        return
     if not isinstance(spec, str):
         raise InputError(
-            f"{what} takes the name of a cell, such as lstm or gru:chrono, but it is "
-            f"{describe(spec)}: a run's config.json "
-            "holds names; to train a cell of your own write its loss, and use "
-            "jaxrnn.training.fit"
+            f"{what} takes the name of a cell, such as lstm or gru:chrono, the import "
+            f"path of one of your own, such as mine:Mine, or a cell, but it is "
+            f"{describe(spec)}"
         )
     name, colon, variant = spec.partition(":")
     if name not in KNOWN:
         near = difflib.get_close_matches(name.lower(), KNOWN, n=1, cutoff=0.5)
+        is_path = parse_own_cell(what, spec) is not None
+        if is_path and (
+            module_exists(name) or not near or not _is_variant(near[0], variant)
+        ):
+            return
         hint = (
             f"did you mean {near[0]}{colon}{variant}?"
             if near
-            else f"known: {', '.join(KNOWN)}"
+            else f"known: {', '.join(KNOWN)}; a cell of your own is module:Name"
         )
         raise InputError(f"{what}: there is no {name!r}; {hint}")
     if colon and not _is_variant(name, variant):
@@ -179,6 +215,10 @@ def _is_variant(name: str, variant: str) -> bool:
         return variant == ALONE
     if name == "lru":
         return _is_number(variant) and 0 < float(variant) <= 2 * math.pi
+    if name == "rtu":
+        return variant == "nonlinear"
+    if name == "ctrnn":
+        return _is_number(variant) and float(variant) >= 1
     return (variant == CHRONO and name in CHRONOS) or (
         name in ("elman", "lstm", "gru") and _is_number(variant)
     )

@@ -10,7 +10,9 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from ...core.cell import Carry, Cell, Layer, Params
+from ...core.cell import Cell
+from ...core.layer import Layer
+from ...core.types import Carry, Params
 from ...decoding.beam_search import Beams, beam_search
 from ...layers import dropout, stack
 from ...nnx import RNN

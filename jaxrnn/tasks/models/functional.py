@@ -7,7 +7,7 @@ from typing import Any
 
 from flax import nnx
 
-from ...core.cell import Params
+from ...core.types import Params
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,9 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from ...core.cell import Carry, Cell, Layer, Params
+from ...core.cell import Cell
+from ...core.layer import Layer
+from ...core.types import Carry, Params
 from ...layers import inference
 from ...nnx import RNN
 from ...truncation.tbptt import TBPTT, Window

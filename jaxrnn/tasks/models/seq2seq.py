@@ -12,7 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from ...core.cell import Carry, Cell, Layer
+from ...core.cell import Cell
+from ...core.layer import Layer
+from ...core.types import Carry
 from ...decoding.beam_search import Beams
 from ...layers import bidirectional
 from ...nnx import RNN

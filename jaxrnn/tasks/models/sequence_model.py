@@ -11,7 +11,9 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from ...cells.ops import along, dense
-from ...core.cell import Cell, Layer, Params
+from ...core.cell import Cell
+from ...core.layer import Layer
+from ...core.types import Params
 from ...initializers import LecunNormal
 from ...layers.compose import output_size
 from ...unrolling import truncated_unroll, unroll

@@ -11,7 +11,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ...core.cell import Layer, Params
+from ...core.layer import Layer
+from ...core.types import Params
 from ...layers import bidirectional, dropout, stack
 from ..data.vocabulary import (
     CHAR_EMBED,

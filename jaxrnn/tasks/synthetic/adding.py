@@ -23,6 +23,7 @@ from jaxtyping import Array
 
 from ...training import Budget, InputError
 from ..config import cell_field, check_options, choice
+from ..models.own_cell import CellLike
 from ..models.sequence_model import Batch
 from .problem import (
     Problem,
@@ -50,7 +51,7 @@ class Options:
     variant: str = choice(
         "halves", ("halves", "anywhere"), "positions of the two marks"
     )
-    cell: str = cell_field("lstm:chrono")
+    cell: CellLike = cell_field("lstm:chrono")
     hidden: int = hidden_field(64)
     layers: int = layers_field()
     batch: int = batch_field(50)

@@ -23,6 +23,7 @@ from jaxtyping import Array
 
 from ...training import Budget, InputError
 from ..config import cell_field, check_options, option
+from ..models.own_cell import CellLike
 from ..models.sequence_model import Batch
 from .problem import (
     Problem,
@@ -48,7 +49,7 @@ class Options:
     length: int = length_field(50, 1, "T, number of steps to remember the tokens")
     symbols: int = option(10, "S, number of tokens to remember", least=1)
     alphabet: int = option(8, "K, number of different tokens", least=2, below=11)
-    cell: str = cell_field("lstm:chrono")
+    cell: CellLike = cell_field("lstm:chrono")
     hidden: int = hidden_field(128)
     layers: int = layers_field()
     batch: int = batch_field(50)

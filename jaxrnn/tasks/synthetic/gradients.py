@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ... import diagnostics
-from ...core.cell import Params
+from ...core.types import Params
 from ...training import Run
 from ...training.curves import new_figure
 from ..models.sequence_model import Batch, SequenceModel

@@ -24,6 +24,7 @@ from jaxtyping import Array, Int
 
 from ...training import Budget, InputError
 from ..config import cell_field, check_options, choice
+from ..models.own_cell import CellLike
 from ..models.sequence_model import Batch
 from .problem import (
     Problem,
@@ -51,7 +52,7 @@ class Options:
 
     group: str = choice("S3", GROUPS, "the group")
     length: int = length_field(20, 1)
-    cell: str = cell_field("lstm")
+    cell: CellLike = cell_field("lstm")
     hidden: int = hidden_field(64)
     layers: int = layers_field()
     batch: int = batch_field(128)

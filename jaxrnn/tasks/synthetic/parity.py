@@ -23,6 +23,7 @@ from jaxtyping import Array
 from ...training import Budget, InputError
 from ...unrolling import mask_from_lengths
 from ..config import cell_field, check_options, choice
+from ..models.own_cell import CellLike
 from ..models.sequence_model import Batch
 from .problem import (
     Problem,
@@ -50,7 +51,7 @@ class Options:
     answers: str = choice(
         "last", ("last", "every"), "steps whose target is the parity so far"
     )
-    cell: str = cell_field("lstm")
+    cell: CellLike = cell_field("lstm")
     hidden: int = hidden_field(32)
     layers: int = layers_field()
     batch: int = batch_field(128)

@@ -27,6 +27,7 @@ from jaxtyping import Float, Int
 
 from ...training import Budget, InputError
 from ..config import cell_field, check_options, choice, option
+from ..models.own_cell import CellLike
 from ..models.sequence_model import Batch
 from .problem import (
     Problem,
@@ -62,7 +63,7 @@ class Options:
         ("last", "mean"),
         "input of the readout, the output of the last step or the mean over all steps",
     )
-    cell: str = cell_field("gru")
+    cell: CellLike = cell_field("gru")
     hidden: int = hidden_field(100)
     layers: int = layers_field()
     batch: int = batch_field(50)

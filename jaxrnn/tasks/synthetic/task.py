@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...core.cell import Params
+from ...core.types import Params
 from ...layers import stack
 from ...training import (
     Budget,

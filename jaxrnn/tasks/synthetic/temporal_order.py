@@ -23,6 +23,7 @@ from jaxtyping import Array
 
 from ...training import Budget, InputError
 from ..config import cell_field, check_options, choice
+from ..models.own_cell import CellLike
 from ..models.sequence_model import Batch
 from .problem import (
     Problem,
@@ -57,7 +58,7 @@ class Options:
 
     length: int = length_field(50, 10)
     variant: str = choice("6a", PLACES, "two symbols (4 classes) or three (8 classes)")
-    cell: str = cell_field("lstm")
+    cell: CellLike = cell_field("lstm")
     hidden: int = hidden_field(50)
     layers: int = layers_field()
     batch: int = batch_field(50)

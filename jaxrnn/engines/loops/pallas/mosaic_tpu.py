@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from ....core.cell import accumulator
+from ....core.dtypes import accumulator
 from ...jaxpr.evaluate import split_by_sizes
 from .block_eval import evaluate
 from .block_form import ROWS, SCALAR, UNITS, BlockProgram, LoopBody, precision_of

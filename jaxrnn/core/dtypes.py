@@ -1,0 +1,49 @@
+"""The dtypes in which parameters are held and sums are taken."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .types import Params
+
+
+def floating_dtype(params: Params) -> Any:
+    """Return the widest real dtype among the leaves of ``params``.
+
+    Python and NumPy scalars, and weakly typed arrays made of them, do not count. If
+    there is no other leaf, it is the default float of JAX.
+    """
+    real = [
+        jnp.finfo(leaf.dtype)
+        for leaf in jax.tree.leaves(params)
+        if not _weak(leaf) and _inexact(leaf)
+    ]
+    return (
+        max(real, key=lambda info: info.bits).dtype if real else jnp.result_type(float)
+    )
+
+
+def weaken_scalars(params: Params) -> Params:
+    """Convert NumPy scalars to Python ones, which do not promote other dtypes."""
+    return jax.tree.map(
+        lambda leaf: leaf.item() if isinstance(leaf, np.generic) else leaf, params
+    )
+
+
+def accumulator(dtype: Any) -> Any:
+    """Return the dtype in which values are summed: float32 for half precision."""
+    return jnp.dtype(dtype) if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
+def _weak(leaf: Any) -> bool:
+    return isinstance(leaf, (int, float, complex, np.generic)) or getattr(
+        leaf, "weak_type", False
+    )
+
+
+def _inexact(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.inexact)

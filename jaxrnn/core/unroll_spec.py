@@ -1,0 +1,95 @@
+"""What was asked of an unroll, as layers pass it down to the engine."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=(
+        "mask",
+        "resets",
+        "key",
+        "turned_resets",
+        "gradient_scale",
+        "turned_scale",
+        "context",
+    ),
+    meta_fields=("engine", "reverse", "window", "all_carries"),
+)
+@dataclasses.dataclass(frozen=True)
+class UnrollSpec:
+    """The arguments of `unroll` that are passed down through layers to the engine.
+
+    Attributes:
+        engine: the engine, or None for the default.
+        mask: ``(T, *B)`` bool or None; where False, the carry is held.
+        resets: ``(T, *B)`` bool or None; where True, the carry becomes the initial one
+            before the step.
+        reverse: whether the steps run from the last to the first.
+        window: the truncation length, or None.
+        key: a random key, or None.
+        turned_resets: the resets of the other direction, once they have been computed.
+        gradient_scale: ``(T, *B)`` or None; multiplies the cotangent of the carry that
+            enters each step.
+        turned_scale: the gradient scale of the other direction, likewise.
+        all_carries: whether the carries after every step are wanted, and not only the
+            outputs.
+        context: arrays ``(*B, ...)`` for cells with ``takes_context``, or None.
+    """
+
+    engine: Any
+    mask: Any = None
+    resets: Any = None
+    reverse: bool = False
+    window: int | None = None
+    key: Any = None
+    turned_resets: Any = None
+    gradient_scale: Any = None
+    turned_scale: Any = None
+    all_carries: bool = True
+    context: Any = None
+
+    def replace(self, **changes) -> UnrollSpec:
+        """Return the specification with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def reversed(self) -> UnrollSpec:
+        """Return the specification for the same sequences in the other direction.
+
+        A reset or a gradient scale belongs to the edge between two steps. It applies
+        before step t in one direction, and before the step at the other end of the edge
+        in the other direction. The entry of the first edge, at which the first carry
+        enters, is dropped, because the other direction has no such edge.
+        """
+        return self.replace(
+            reverse=not self.reverse,
+            resets=self._across(self.resets, self.turned_resets, False),
+            turned_resets=self.resets,
+            gradient_scale=self._across(self.gradient_scale, self.turned_scale, 1),
+            turned_scale=self.gradient_scale,
+        )
+
+    def _across(self, before: Any, turned: Any, at_end: Any) -> Any:
+        """Move ``before (T, *B)`` to the other end of each edge.
+
+        ``at_end`` is put where the other direction begins; ``turned`` is returned if it
+        is known already.
+        """
+        if before is None or turned is not None:
+            return turned
+        last = 0 if self.reverse else before.shape[0] - 1
+        is_end = (jnp.arange(before.shape[0]) == last).reshape(
+            -1, *[1] * (before.ndim - 1)
+        )
+        return jnp.where(
+            is_end,
+            jnp.asarray(at_end, before.dtype),
+            jnp.roll(before, 1 if self.reverse else -1, axis=0),
+        )

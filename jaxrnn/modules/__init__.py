@@ -1,0 +1,4 @@
+"""What `jaxrnn.nnx` and `jaxrnn.linen` share: sequences, carries and guarded steps.
+
+Nothing here imports flax.
+"""

@@ -1,0 +1,39 @@
+"""Each cell over several steps against its equations in numpy: values, and gradients
+by complex steps through numpy, in which nothing of jax takes part.
+"""
+
+import jax
+import numpy as np
+import pytest
+from reference import NUMPY_STEPS, compiled, complex_step, numpy_output
+from subjects import CELLS, assert_same, draw, outcome
+
+import jaxrnn
+
+TWINS = ["mgu", "ctrnn", "ctrnn_dale", "orthogonal", "orthogonal_tanh", "nonlinear_rtu"]
+
+
+def numpy_unroll(cell, params, xs, carry):
+    """The last carry's leaves and the outputs, a list of arrays, in numpy."""
+    ys = []
+    for x in xs:
+        new = NUMPY_STEPS[type(cell).__name__](cell, params, carry, x)
+        carry = type(carry)(*new) if isinstance(carry, tuple) else new
+        ys.append(numpy_output(cell, params, carry, x))
+    return [*jax.tree.leaves(carry), np.stack(ys)]
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_values_and_gradients_are_those_in_numpy(name, x64):
+    cell = CELLS[name]
+    inputs = draw(cell, 3, steps=4, batch=(2,))
+    at, cotangents = inputs[:3], inputs.cotangents
+    actual = compiled(
+        lambda at, c: outcome(lambda *a: jaxrnn.unroll(cell, *a), *at, c)
+    )(at, cotangents)
+    numbers = jax.tree.map(np.asarray, at)
+    assert_same(jax.tree.leaves(actual.values), numpy_unroll(cell, *numbers))
+    expected = complex_step(
+        lambda at: numpy_unroll(cell, *at), numbers, jax.tree.leaves(cotangents)
+    )
+    assert_same(actual.gradients, expected)
