@@ -24,6 +24,8 @@ from .core.config import from_config as from_config
 from .core.layer import Layer as Layer
 from .decoding.beam_search import Beams as Beams
 from .decoding.beam_search import beam_search as beam_search
+from .decoding.closed_loop import RolledOut as RolledOut
+from .decoding.closed_loop import rollout as rollout
 from .decoding.sampling import Generated as Generated
 from .decoding.sampling import generate as generate
 from .engines import Associative as Associative
@@ -43,6 +45,8 @@ from .layers import residual as residual
 from .layers import residual_block as residual_block
 from .layers import stack as stack
 from .layers import zoneout as zoneout
+from .sequences import last_output as last_output
+from .sequences import resets_from_segment_ids as resets_from_segment_ids
 from .truncation.artbp import ARTBP as ARTBP
 from .truncation.tbptt import TBPTT as TBPTT
 from .truncation.tbptt import TBPTTState as TBPTTState

@@ -13,6 +13,7 @@ from .core.engine import AbstractNetworkEngine as AbstractNetworkEngine
 from .core.engine import Request as Request
 from .core.engine import Supports as Supports
 from .core.exported import register_for_export as register_for_export
+from .core.taps import tap as tap
 from .core.unroll_spec import UnrollSpec as UnrollSpec
 from .engines.engine import LoopEngine as LoopEngine
 from .engines.loops.kinds import AutoLoop as AutoLoop

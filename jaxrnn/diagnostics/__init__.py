@@ -20,5 +20,7 @@ from .lyapunov import LyapunovState as LyapunovState
 from .lyapunov import lyapunov_spectrum as lyapunov_spectrum
 from .parameter_lags import ParameterLags as ParameterLags
 from .parameter_lags import parameter_lags as parameter_lags
+from .taps import gate_values as gate_values
+from .taps import tapped as tapped
 from .truncation import TruncationBias as TruncationBias
 from .truncation import truncation_bias as truncation_bias

@@ -153,12 +153,12 @@ def _of_cell(
         if trajectory.mask is None
         else trajectory.mask
     )
-    gates = _check_gates(
+    gates = check_gates(
         cell,
         cell.gate_values(
             params, carries_before, Transition(cell).prepare(params, trajectory.xs)
         ),
-        trajectory,
+        (trajectory.steps, *trajectory.batch),
     )
     return {name: _statistics(gate, valid) for name, gate in gates.items()}
 
@@ -193,9 +193,12 @@ def _share(saturated: Array, end: float, mean: Any, has_nan: Array) -> Array:
     return jnp.where(has_nan | (not math.isfinite(end)), jnp.nan, share)
 
 
-def _check_gates(cell: Cell, gates: Any, trajectory: Trajectory) -> dict[str, Gate]:
-    """Check that ``gate_values`` returned a dict of `Gate` with one value per step."""
-    name, steps = type(cell).__name__, (trajectory.steps, *trajectory.batch)
+def check_gates(cell: Cell, gates: Any, steps: tuple[int, ...]) -> dict[str, Gate]:
+    """Check that ``gate_values`` returned a dict of `Gate` with one value per step.
+
+    ``steps`` are the axes of time and batch.
+    """
+    name = type(cell).__name__
     for key, gate in (gates if isinstance(gates, dict) else {"": gates}).items():
         value = getattr(gate, "value", None)
         if (

@@ -12,6 +12,7 @@ FLOORS = {
     "engines": 1,
     "initializers": 1,
     "unrolling": 2,
+    "sequences": 2,
     "truncation": 2,
     "version": 0,
     "extending": 3,
