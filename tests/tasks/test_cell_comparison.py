@@ -11,6 +11,7 @@ import jaxrnn
 from jaxrnn import tasks
 from jaxrnn.cli import main
 from jaxrnn.tasks.cell_costs import measure_costs
+from jaxrnn.tasks.models.own_cell import labelled
 from jaxrnn.tasks.runner import TASKS
 from jaxrnn.training import InputError
 
@@ -125,7 +126,10 @@ def test_no_cell_and_no_such_option():
 
 
 def test_labels_of_equal_names_are_numbered():
-    results, _ = tasks.compare_cells(
-        [jaxrnn.Elman(3), jaxrnn.Elman(4)], {**SMALL, "tasks": (), "length": 6}
-    )
-    assert list(results["cells"]) == ["Elman", "Elman (2)"]
+    first, second = jaxrnn.Elman(3), jaxrnn.Elman(4)
+    assert labelled([first, "gru", second, "gru"]) == {
+        "Elman": first,
+        "gru": "gru",
+        "Elman (2)": second,
+        "gru (2)": "gru",
+    }
