@@ -1,29 +1,17 @@
-"""The command line interface, which parses arguments and calls the library.
-
-The exit status is 0, or 2 with one line on standard error for invalid arguments,
-data or run directories. Ctrl-C saves the run and exits.
-"""
+"""The arguments of all commands."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
-import json
-import os
-import sys
 from typing import Any, NoReturn
 
-import jax
-
-from .tasks import compare_cells, load, train
-from .tasks.cell_comparison import Comparison
-from .tasks.config import check_name
-from .tasks.gradient_study import Study, gradients
-from .tasks.runner import TASKS
-from .training import Budget, InputError
-from .training.devices import host_cores
-from .training.errors import unwritable
+from ..tasks.cell_comparison import Comparison
+from ..tasks.config import check_name
+from ..tasks.gradient_study import Study
+from ..tasks.runner import TASKS
+from ..training import Budget, InputError
+from . import commands as run
 
 BUDGET_HELP = {
     "steps": "total number of updates",
@@ -43,7 +31,7 @@ BUDGET_HELP = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """A parser that raises `InputError` instead of printing its usage."""
 
     def error(self, message: str) -> NoReturn:
@@ -51,63 +39,14 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(f"{message} (see {self.prog} --help)")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run one command and return its exit status.
-
-    Args:
-        argv: the arguments (default: those of the process).
-    """
-    argv = sys.argv[1:] if argv is None else argv
-    if hasattr(sys.stdout, "reconfigure"):
-        # A terminal that cannot show a character must not end a run.
-        sys.stdout.reconfigure(errors="replace")
-    try:
-        arguments = _parse(argv)
-        arguments.command(arguments)
-        # Flush here, so that an error such as a full disk is reported below.
-        sys.stdout.flush()
-    except InputError as error:
-        print(f"jaxrnn: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # the reader has closed the pipe, as head does
-        sys.stderr.close()
-        return 0
-    except Exception as error:
-        reason = unwritable(error)
-        if reason is None:
-            raise
-        _silence_stdout()
-        print(
-            f"jaxrnn: {getattr(error, 'filename', None) or 'the output'} could not be "
-            f"written: {reason}",
-            file=sys.stderr,
-        )
-        return 2
-    return 0
-
-
-def _silence_stdout() -> None:
-    """Redirect standard output, if it cannot be flushed, to the null device.
-
-    Otherwise the interpreter would try to write the rest again when it exits.
-    """
-    with contextlib.suppress(OSError, ValueError):
-        sys.stdout.flush()
-        return
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _parse(argv: list[str]) -> argparse.Namespace:
+def parse(argv: list[str]) -> argparse.Namespace:
     """Parse the arguments of all commands."""
-    parser = _Parser(
+    parser = Parser(
         prog="jaxrnn",
         description="Recurrent networks in JAX: train models and use trained ones.",
     )
     commands = parser.add_subparsers(
-        required=True, metavar="COMMAND", parser_class=_Parser
+        required=True, metavar="COMMAND", parser_class=Parser
     )
     task = (
         argv[1]
@@ -152,7 +91,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     sample.add_argument(
         "--seed", type=_at_least(0), default=0, help="random seed (default: 0)"
     )
-    sample.set_defaults(command=_sample)
+    sample.set_defaults(command=run.sample)
 
     predict = commands.add_parser(
         "predict",
@@ -165,7 +104,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         metavar="INPUT",
         help="inputs of the model (default: the lines of standard input)",
     )
-    predict.set_defaults(command=_predict)
+    predict.set_defaults(command=run.predict)
 
     evaluate = commands.add_parser(
         "evaluate", help="print the task's scores on other data, as JSON"
@@ -179,7 +118,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         metavar="N",
         help="for synthetic tasks: the length of held-out sequences",
     )
-    evaluate.set_defaults(command=_evaluate)
+    evaluate.set_defaults(command=run.evaluate)
     _add_gradients(
         commands.add_parser(
             "gradients", help="measure gradient flow: a table and plots"
@@ -268,7 +207,7 @@ def _add_train(parser: argparse.ArgumentParser, task: str | None) -> None:
         help="train a small model: seconds, or about a minute on real data",
     )
     _add_trust(parser, "its cell, with --resume")
-    parser.set_defaults(command=_train)
+    parser.set_defaults(command=run.train)
     if task is None:
         return
     module = TASKS[task]
@@ -303,7 +242,7 @@ def _add_gradients(parser: argparse.ArgumentParser) -> None:
         help="output directory (default: runs/gradients)",
     )
     _add_trust(parser, "its cell, with --run")
-    parser.set_defaults(command=_gradients)
+    parser.set_defaults(command=run.gradients)
     for field in dataclasses.fields(Study):
         _add_flag(parser, field.name, field.default, field.metadata["help"])
 
@@ -324,7 +263,7 @@ def _add_cells(parser: argparse.ArgumentParser) -> None:
         default="runs/cells",
         help="output directory (default: runs/cells)",
     )
-    parser.set_defaults(command=_cells)
+    parser.set_defaults(command=run.cells)
     for field in dataclasses.fields(Comparison):
         _add_flag(parser, field.name, field.default, field.metadata["help"])
 
@@ -353,125 +292,3 @@ def _add_flag(
         metavar="TEXT" if kind is str else kind.__name__.upper(),
         help=help if default is None else f"{help} (default: {shown})",
     )
-
-
-def _show_cores() -> None:
-    """Let JAX use every core of a CPU as a device, for ``--devices``.
-
-    A number that the environment sets is not changed.
-    """
-    asked = getattr(jax.config, "jax_num_cpu_devices", -1)
-    if asked >= 0 or "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
-        return
-    # Once JAX has been used, the number of devices is fixed.
-    with contextlib.suppress(RuntimeError):
-        jax.config.update("jax_num_cpu_devices", host_cores())
-
-
-def _train(arguments: argparse.Namespace) -> None:
-    """Train a task and print its result."""
-    _show_cores()
-    values = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in vars(arguments).items()
-    }
-    budget_names = {field.name for field in dataclasses.fields(Budget)}
-    option_names = {
-        field.name for field in dataclasses.fields(TASKS[arguments.task].Options)
-    }
-    run, result, lines = train(
-        arguments.task,
-        {name: value for name, value in values.items() if name in option_names},
-        {name: value for name, value in values.items() if name in budget_names},
-        out=arguments.out,
-        resume=arguments.resume,
-        overwrite=arguments.overwrite,
-        quick=arguments.quick,
-        trust_code=arguments.trust_code,
-    )
-    for line in lines:
-        print(line)
-    if result:
-        print(json.dumps(result))
-    print(f"run: {run.path}")
-
-
-def _gradients(arguments: argparse.Namespace) -> None:
-    """Run the gradient study and print its table."""
-    # Several threads slow down the small factorizations of the study.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    names = {field.name for field in dataclasses.fields(Study)}
-    options = {
-        k: tuple(v) if isinstance(v, list) else v
-        for k, v in vars(arguments).items()
-        if k in names
-    }
-    _, lines = gradients(
-        options,
-        run=arguments.run,
-        out=arguments.out,
-        trust_code=arguments.trust_code,
-    )
-    for line in lines:
-        print(line)
-
-
-def _cells(arguments: argparse.Namespace) -> None:
-    """Compare cells and print the table."""
-    names = {field.name for field in dataclasses.fields(Comparison)}
-    options = {name: v for name, v in vars(arguments).items() if name in names}
-    _, lines = compare_cells(arguments.cell, options, out=arguments.out)
-    for line in lines:
-        print(line)
-
-
-def _load(arguments: argparse.Namespace) -> Any:
-    """Load a trained run and print its notes to standard error."""
-    trained, notes = load(
-        arguments.run, cell=arguments.cell, trust_code=arguments.trust_code
-    )
-    for note in notes:
-        print(f"jaxrnn: {note}", file=sys.stderr)
-    return trained
-
-
-def _sample(arguments: argparse.Namespace) -> None:
-    """Print generated text, as it is generated where the task supports it."""
-    trained = _load(arguments)
-    request = (
-        arguments.prompt,
-        arguments.length,
-        arguments.temperature,
-        arguments.top_k,
-        arguments.seed,
-    )
-    for piece in (
-        trained.stream(*request)
-        if hasattr(trained, "stream")
-        else [trained.sample(*request)]
-    ):
-        print(piece, end="", flush=True)
-    print()
-
-
-def _predict(arguments: argparse.Namespace) -> None:
-    """Print one prediction per input."""
-    trained = _load(arguments)
-    try:
-        for text in arguments.inputs or (
-            line.rstrip("\n").removeprefix("\ufeff") for line in sys.stdin
-        ):
-            print(trained.predict(text), flush=True)
-    except UnicodeDecodeError as error:
-        raise InputError(f"standard input is not UTF-8: {error}") from None
-
-
-def _evaluate(arguments: argparse.Namespace) -> None:
-    """Print the scores on other data, as JSON."""
-    trained = _load(arguments)
-    scores = (
-        trained.evaluate(arguments.data)
-        if arguments.length is None
-        else trained.evaluate_length(arguments.length)
-    )
-    print(json.dumps(scores, ensure_ascii=False))
