@@ -33,6 +33,8 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(f"jaxrnn: {error}", file=sys.stderr)
         return 2
+    except SystemExit as stop:  # after --help or --version
+        return int(stop.code or 0)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader has closed the pipe, as head does

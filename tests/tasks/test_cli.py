@@ -172,9 +172,26 @@ MISTAKES = {
     ),
     "unknown flag": (
         ["train", "charlm", "--hiden", "3"],
-        "unrecognized arguments: --hiden",
+        "there is no flag --hiden; did you mean --hidden? (see jaxrnn train charlm",
     ),
-    "no command": ([], "required: COMMAND"),
+    "unknown command": (["trian"], "there is no command 'trian'; did you mean train?"),
+    "task without train": (["charlm"], "did you mean jaxrnn train charlm?"),
+    "abbreviated flag": (
+        ["train", "charlm", "--hid", "3"],
+        "there is no flag --hid; did you mean --hidden?",
+    ),
+    "flag of another command": (
+        ["predict", "{runs}/hello", "--temperature", "1"],
+        "there is no flag --temperature (see jaxrnn predict --help)",
+    ),
+    "one word too many": (
+        ["train", "hello", "world"],
+        "there is no place for the argument 'world'",
+    ),
+    "temperature abc": (
+        ["sample", "{runs}/charlm", "--temperature", "abc"],
+        "argument --temperature: invalid float value: 'abc'",
+    ),
     "no integer": (
         ["train", "charlm", "--hidden", "many"],
         "argument --hidden: invalid int value: 'many'",
