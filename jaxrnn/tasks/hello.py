@@ -124,6 +124,7 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
             options.word[0], None, None, None, 0
         ),
         learning_rate=schedule,
+        part="the word",
     )
     return experiment, {}
 

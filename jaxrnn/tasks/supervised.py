@@ -76,6 +76,7 @@ def supervised(
         best_by=best_by,
         finally_evaluate=lambda state: test(state.params),
         notes=notes,
+        part="validation",
     )
 
 

@@ -44,6 +44,8 @@ class Experiment:
             ``finally_evaluate`` scores them, and readers of the run get them.
         finally_evaluate: replaces ``evaluate`` at the end of the run.
         notes: lines printed before the first step, such as how the data were split.
+        part: what ``evaluate`` scores, in a word or two: ``validation`` where it
+            chooses the best parameters.
     """
 
     start: Callable[[], TrainState]
@@ -57,6 +59,7 @@ class Experiment:
     best_by: tuple[str, str] | None = None
     finally_evaluate: Callable[[TrainState], dict[str, Any]] | None = None
     notes: tuple[str, ...] = ()
+    part: str = "held out"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,6 +255,12 @@ class _Loop:
         """Return the seconds used so far, including those before a resumption."""
         return self.earlier + time.monotonic() - self.began
 
+    def at_step(self) -> str:
+        """Return which step it is, and of how many, such as ``step 20/100``."""
+        return f"step {self.step}" + (
+            f"/{self.budget.steps}" if self.budget.steps else ""
+        )
+
     def share(self) -> float:
         """Return the share of the budget that is used."""
         return self.budget.spent(self.step, self.elapsed())
@@ -338,15 +347,13 @@ class _Loop:
             "timing.jsonl",
             {"step": self.step, "seconds": self.elapsed(), self.speed_name: speed},
         )
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        total_steps = f"/{self.budget.steps}" if self.budget.steps else ""
-        text = (
-            f"step {self.step}{total_steps}  {self.elapsed():.0f} s  {shown}  "
-            f"{speed:,.0f} {self.experiment.unit}/s"
-        )
+        numbers = [f"{name} {value:.4g}" for name, value in metrics.items()]
         self.report.advance(
-            self.share(), text
-        ) if self.report.progress else self.report.line(text)
+            self.share(),
+            self.at_step(),
+            self.elapsed(),
+            [*numbers, f"{speed:,.0f} {self.experiment.unit}/s"],
+        )
         self.state = self.state._replace(
             loss=jnp.zeros_like(self.state.loss),
             tokens=jnp.zeros_like(self.state.tokens),
@@ -367,11 +374,12 @@ class _Loop:
             "metrics.jsonl",
             {"step": self.step, **named} | ({"sample": sample} if sample else {}),
         )
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in scores.items())
         self.report.line(
-            "held out  " + "  ".join(f"{k} {v:.4g}" for k, v in scores.items())
+            f"{self.at_step()}  {self.elapsed():.0f} s  {self.experiment.part}  {shown}"
         )
         if sample:
-            self.report.line(f"sample    {sample}")
+            self.report.line(f"sample  {sample}")
 
     def save(self) -> None:
         """Write a checkpoint of this step, unless one exists.
