@@ -13,12 +13,15 @@ from typing import Any
 import jax
 
 from .. import tasks
+from ..tasks.about import next_commands, resume_command
 from ..tasks.cell_comparison import Comparison
 from ..tasks.gradient_study import Study
 from ..tasks.gradient_study import gradients as study_gradients
 from ..tasks.runner import TASKS
 from ..training import Budget, InputError
 from ..training.devices import host_cores
+
+INTERRUPTED = 130  # as a shell says of a program that Ctrl-C ended
 
 
 def _show_cores() -> None:
@@ -34,8 +37,15 @@ def _show_cores() -> None:
         jax.config.update("jax_num_cpu_devices", host_cores())
 
 
-def train(arguments: argparse.Namespace) -> None:
-    """Train a task and print its result."""
+def train(arguments: argparse.Namespace) -> int:
+    """Train a task and print its result.
+
+    The result is a table on a terminal, and JSON elsewhere. With ``--json`` standard
+    output holds nothing but the JSON; all else goes to standard error.
+
+    Returns:
+        130 if the run was interrupted, else 0.
+    """
     _show_cores()
     values = {
         name: tuple(value) if isinstance(value, list) else value
@@ -45,21 +55,31 @@ def train(arguments: argparse.Namespace) -> None:
     option_names = {
         field.name for field in dataclasses.fields(TASKS[arguments.task].Options)
     }
-    run, result, lines = tasks.train(
-        arguments.task,
-        {name: value for name, value in values.items() if name in option_names},
-        {name: value for name, value in values.items() if name in budget_names},
-        out=arguments.out,
-        resume=arguments.resume,
-        overwrite=arguments.overwrite,
-        quick=arguments.quick,
-        trust_code=arguments.trust_code,
-    )
-    for line in lines:
-        print(line)
-    if result:
+    output = sys.stderr if arguments.json else sys.stdout
+    with contextlib.redirect_stdout(output):
+        run, result, lines = tasks.train(
+            arguments.task,
+            {name: value for name, value in values.items() if name in option_names},
+            {name: value for name, value in values.items() if name in budget_names},
+            out=arguments.out,
+            resume=arguments.resume,
+            overwrite=arguments.overwrite,
+            quick=arguments.quick,
+            trust_code=arguments.trust_code,
+        )
+        if not result:
+            print(f"jaxrnn: continue with: {resume_command(run)}", file=sys.stderr)
+            return INTERRUPTED
+        for line in lines:
+            print(line)
+    if arguments.json:
+        print(json.dumps({"run": str(run.path), **result}))
+    elif sys.stdout.isatty():
+        print("\n".join(["next", *(f"  {line}" for line in next_commands(run))]))
+    else:
         print(json.dumps(result))
-    print(f"run: {run.path}")
+        print(f"run: {run.path}")
+    return 0
 
 
 def gradients(arguments: argparse.Namespace) -> None:

@@ -1,7 +1,7 @@
 """The entry point: arguments, errors as one line, and the exit status.
 
-The exit status is 0, or 2 with one line on standard error for invalid arguments,
-data or run directories. Ctrl-C saves the run and exits.
+The exit status is 0; 2 with one line on standard error for invalid arguments, data or
+run directories; or 130 after Ctrl-C, which saves a run first.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 
 from ..training import InputError
 from ..training.errors import unwritable
+from .commands import INTERRUPTED
 from .parser import parse
 
 
@@ -27,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="replace")
     try:
         arguments = parse(argv)
-        arguments.command(arguments)
+        status = arguments.command(arguments)
         # Flush here, so that an error such as a full disk is reported below.
         sys.stdout.flush()
     except InputError as error:
@@ -36,7 +37,8 @@ def main(argv: list[str] | None = None) -> int:
     except SystemExit as stop:  # after --help or --version
         return int(stop.code or 0)
     except KeyboardInterrupt:
-        return 130
+        print("jaxrnn: interrupted", file=sys.stderr)
+        return INTERRUPTED
     except BrokenPipeError:  # the reader has closed the pipe, as head does
         sys.stderr.close()
         return 0
@@ -51,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    return 0
+    return status or 0
 
 
 def _silence_stdout() -> None:

@@ -10,7 +10,8 @@ import jax
 from ..tasks.about import ABOUT
 from ..version import __version__
 
-OBJECTS = {"train": "TASK", "sample": "RUN", "predict": "RUN", "evaluate": "RUN"}
+OBJECTS = {"train": "TASK"}
+OBJECTS |= dict.fromkeys(("sample", "predict", "evaluate", "info"), "RUN")
 
 
 def version() -> str:

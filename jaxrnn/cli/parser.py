@@ -16,6 +16,7 @@ from ..tasks.gradient_study import Study
 from ..tasks.runner import TASKS
 from ..training import Budget, InputError
 from . import commands as run
+from . import listing
 from .menu import menu, task_lines, version
 
 # What flags can be added to
@@ -80,6 +81,8 @@ COMMANDS = {
     "evaluate": "print the task's scores on other data, as JSON",
     "gradients": "measure gradient flow: a table and plots",
     "cells": "compare cells: scores, gradient decay, time and memory",
+    "list": "show tasks, cells, data sets and runs",
+    "info": "show a run: options, parameters, scores, files, whether it finished",
 }
 
 
@@ -110,6 +113,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     _add_evaluate(parsers["evaluate"])
     _add_gradients(parsers["gradients"])
     _add_cells(parsers["cells"])
+    _add_list(parsers["list"])
+    _add_info(parsers["info"])
     return parser.parse_args(argv)
 
 
@@ -309,6 +314,11 @@ def _add_run_flags(group: Flags) -> None:
         "--overwrite", action="store_true", help="replace the run in --out"
     )
     _add_trust(group, "its cell, with --resume")
+    group.add_argument(
+        "--json",
+        action="store_true",
+        help="print nothing but the result on standard output, as JSON",
+    )
 
 
 def _add_gradients(parser: argparse.ArgumentParser) -> None:
@@ -355,6 +365,30 @@ def _add_cells(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=run.cells)
     for field in dataclasses.fields(Comparison):
         _add_flag(parser, field.name, field.default, field.metadata["help"])
+
+
+def _add_list(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``list``."""
+    parser.add_argument(
+        "what",
+        nargs="?",
+        choices=("tasks", "cells", "data", "runs"),
+        help="one of them (default: all)",
+    )
+    parser.add_argument(
+        "--runs",
+        metavar="DIR",
+        default="runs",
+        help="where to look for runs (default: runs)",
+    )
+    parser.set_defaults(command=listing.listed)
+
+
+def _add_info(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``info``."""
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("--json", action="store_true", help="print it as JSON")
+    parser.set_defaults(command=listing.info)
 
 
 METAVARS = {"data": "FILE", "cell": "CELL", "task": "TASK", "tasks": "TASK"}

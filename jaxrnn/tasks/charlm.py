@@ -31,6 +31,7 @@ from ..training.curves import draw_curves
 from ..training.devices import choose_devices, mesh_of, on_one_device
 from .config import cell_field, check_with_sources, option
 from .data.text import Streams, Vocabulary, read_text, split_held_out
+from .metrics.ngrams import ngram_baselines
 from .models.cell_registry import make_cell
 from .models.language_model import Functions, LanguageModel, bits_per_token
 from .models.own_cell import CellLike
@@ -173,7 +174,7 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
         text = pieces(
             functions, params, texts.vocabulary, opening, 120, 0.7, None, options.seed
         )
-        return "".join(text).replace("\n", "\u23ce")
+        return "".join([opening, *text]).replace("\n", "\u23ce")
 
     key = jax.random.key(options.seed)
     experiment = Experiment(
@@ -187,6 +188,14 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
         evaluate=evaluate,
         sample=sample,
         learning_rate=schedule,
+        finally_evaluate=lambda state: {
+            **evaluate(state),
+            **ngram_baselines(texts.train, texts.held_out, len(texts.vocabulary)),
+        },
+        data=(
+            f"{options.data[0]}: {len(texts.train):,} characters to train on, "
+            f"{len(texts.held_out):,} held out, {len(texts.vocabulary) - 1} different"
+        ),
     )
     return experiment, config
 

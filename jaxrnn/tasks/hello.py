@@ -125,6 +125,7 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
         ),
         learning_rate=schedule,
         part="the word",
+        data=f"the word {options.word}, of {len(options.letters)} different letters",
     )
     return experiment, {}
 

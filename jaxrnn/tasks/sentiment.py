@@ -25,7 +25,7 @@ from ..training.curves import draw_curves
 from .config import cell_field, check_with_sources, option
 from .data.bucketing import Rows
 from .data.corpora import REVIEWS, reviews
-from .data.splits import Split, unseen_labels
+from .data.splits import Split, sizes, unseen_labels
 from .data.tables import Example, read_table, split_files
 from .data.vocabulary import (
     Sentences,
@@ -220,10 +220,8 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
 
     def sample(params: Params) -> str:
         example = split.validation[0]
-        return (
-            f"{trained(params).predict(example.text)} ({example.label}): "
-            f"{example.text[:80]!r}"
-        )
+        predicted = trained(params).predict(example.text).replace("\t", " ")
+        return f"predicted {predicted}, labeled {example.label}: {example.text[:80]!r}"
 
     experiment = supervised(
         options,
@@ -237,6 +235,7 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
         sample=sample,
         unit="texts",
         notes=notes,
+        data=f"{options.data[0]}: {sizes(split, 'texts')}",
     )
     return experiment, config
 
@@ -327,7 +326,7 @@ class Trained(PredictsLabels):
         }
 
     def report(self, run: Run) -> list[str]:
-        """Return the scores and the baselines; draw the curves and the confusion."""
+        """Draw the curves and the confusion, and return lines to print."""
         result = run.records("metrics.jsonl")[-1]
         test = read_data(self.options)[0].test
         labels, probabilities = (
@@ -341,18 +340,12 @@ class Trained(PredictsLabels):
         )
         pictures = [
             draw_curves(
-                run, "accuracy", "accuracy", ("majority", result["majority_accuracy"])
+                run,
+                "accuracy",
+                "accuracy",
+                ("majority", result["majority_accuracy"]),
+                parts=("validation", "test"),
             ),
             confusion,
         ]
-        lines = [
-            f"accuracy {result['accuracy']:.4f}, macro F1 {result['macro_f1']:.4f} "
-            f"(majority {result['majority_accuracy']:.4f})"
-        ]
-        if "bag_of_words_accuracy" in result:
-            lines.append(
-                f"logistic regression on a bag of words: accuracy "
-                f"{result['bag_of_words_accuracy']:.4f}, "
-                f"macro F1 {result['bag_of_words_macro_f1']:.4f}"
-            )
-        return lines + [f"picture: {path}" for path in pictures if path]
+        return [f"picture: {path}" for path in pictures if path]

@@ -18,6 +18,7 @@ from ..core.arrays import is_array
 from ..core.types import Params
 from .checkpoints import Checkpoints
 from .errors import InputError, stopped_writing, unwritable
+from .lock import locked
 from .progress import Report, reporting
 from .run import Run
 from .state import TrainState
@@ -46,6 +47,11 @@ class Experiment:
         notes: lines printed before the first step, such as how the data were split.
         part: what ``evaluate`` scores, in a word or two: ``validation`` where it
             chooses the best parameters.
+        data: the sizes of the data, in words.
+        introduce: ``introduce(state) -> lines``, optional. They say what is trained and
+            are printed before all else.
+        baselines: names of scores that stay the same, which the lines of evaluations
+            leave out.
     """
 
     start: Callable[[], TrainState]
@@ -60,6 +66,9 @@ class Experiment:
     finally_evaluate: Callable[[TrainState], dict[str, Any]] | None = None
     notes: tuple[str, ...] = ()
     part: str = "held out"
+    data: str = ""
+    introduce: Callable[[TrainState], tuple[str, ...]] | None = None
+    baselines: frozenset[str] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,15 +154,24 @@ def fit(
         is empty if the run was interrupted.
 
     Raises:
-        InputError: if the run has been trained and ``resume`` is False, a loss is no
+        InputError: if the run has been trained and ``resume`` is False, another process
+            is writing it, a loss is no
             longer finite, or the files of the run cannot be written, as on a full disk;
             the message names the last checkpoint.
     """
     check_patience(experiment, budget)
-    if not resume and (run.records("metrics.jsonl") or run.checkpoints.exists()):
-        raise InputError(
-            f"{run.path} has been trained already: resume it, or begin a new run"
-        )
+    with locked(run.path):
+        if not resume and (run.records("metrics.jsonl") or run.checkpoints.exists()):
+            raise InputError(
+                f"{run.path} has been trained already: resume it, or begin a new run"
+            )
+        return _fit_locked(experiment, run, budget, resume)
+
+
+def _fit_locked(
+    experiment: Experiment, run: Run, budget: Budget, resume: bool
+) -> tuple[TrainState, dict[str, Any]]:
+    """Train a run that no other process writes."""
     checkpoints = None
     try:
         checkpoints = Checkpoints(run.checkpoints)
@@ -217,8 +235,12 @@ class _Loop:
 
     def begin(self, resume: bool) -> None:
         """Restore the newest checkpoint if there is one, and drop newer records."""
-        for note in self.experiment.notes:
-            self.report.line(note)
+        introduce = self.experiment.introduce
+        for line in (
+            *(introduce(self.state) if introduce else ()),
+            *self.experiment.notes,
+        ):
+            self.report.line(line)
         if resume and self.checkpoints.steps():
             self.step, self.state, meta, notes, self.best = self.checkpoints.restore(
                 self.state
@@ -243,6 +265,8 @@ class _Loop:
                 self.goodness(r) for r in self.run.records("metrics.jsonl") if name in r
             ]
         self.began = self.saved_time = self.marked = time.monotonic()
+        if not self.report.progress:  # a bar says so itself
+            self.report.line("compiling")
         if self.step == 0:
             self.look()
 
@@ -374,7 +398,11 @@ class _Loop:
             "metrics.jsonl",
             {"step": self.step, **named} | ({"sample": sample} if sample else {}),
         )
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in scores.items())
+        shown = "  ".join(
+            f"{name} {value:.4g}"
+            for name, value in scores.items()
+            if name not in self.experiment.baselines
+        )
         self.report.line(
             f"{self.at_step()}  {self.elapsed():.0f} s  {self.experiment.part}  {shown}"
         )
@@ -419,10 +447,7 @@ class _Loop:
             self.record_held_out()
         self.save()
         if interrupted:
-            self.report.line(
-                f"stopped at step {self.step}, saved: continue with --resume --out "
-                f"{self.run.path}"
-            )
+            self.report.line(f"stopped at {self.at_step()}, saved in {self.run.path}")
             return {}
         if self.best is not None:
             self.state = self.state._replace(

@@ -73,11 +73,7 @@ def read_pairs(data: tuple[str, ...]) -> tuple[Split, tuple[str, ...]]:
                 f"{data[0]}: the {name} part has no pairs; give more pairs, or name "
                 f"the parts in a third column"
             )
-    return parts, (
-        *notes,
-        f"pairs: {len(parts.train)} train, {len(parts.validation)} validation, "
-        f"{len(parts.test)} test",
-    )
+    return parts, notes
 
 
 def read_tsv(source: str) -> list[tuple[Pair, str]]:
