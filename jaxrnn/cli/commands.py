@@ -15,6 +15,7 @@ import jax
 from .. import tasks
 from ..tasks.about import next_commands, resume_command
 from ..tasks.cell_comparison import Comparison
+from ..tasks.charlm import Trained as CharacterModel
 from ..tasks.gradient_study import Study
 from ..tasks.gradient_study import gradients as study_gradients
 from ..tasks.runner import TASKS
@@ -97,6 +98,7 @@ def gradients(arguments: argparse.Namespace) -> None:
         run=arguments.run,
         out=arguments.out,
         trust_code=arguments.trust_code,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
     )
     for line in lines:
         print(line)
@@ -124,6 +126,8 @@ def _load(arguments: argparse.Namespace) -> Any:
 def sample(arguments: argparse.Namespace) -> None:
     """Print generated text, as it is generated where the task supports it."""
     trained = _load(arguments)
+    if isinstance(trained, CharacterModel):
+        _say_unknown(arguments.prompt, trained.vocabulary.characters)
     request = (
         arguments.prompt,
         arguments.length,
@@ -138,6 +142,17 @@ def sample(arguments: argparse.Namespace) -> None:
     ):
         print(piece, end="", flush=True)
     print()
+
+
+def _say_unknown(text: str, known: str) -> None:
+    """Say on standard error which characters of a prompt the model does not know."""
+    unknown = dict.fromkeys(character for character in text if character not in known)
+    if unknown:
+        print(
+            f"jaxrnn: not in the training text, so read as unknown: "
+            f"{' '.join(map(repr, unknown))}",
+            file=sys.stderr,
+        )
 
 
 def predict(arguments: argparse.Namespace) -> None:

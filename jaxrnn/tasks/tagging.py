@@ -154,7 +154,7 @@ def read_data(options: Options) -> tuple[Split, tuple[str, ...]]:
     if options.data == (TREEBANK,) and not os.path.exists(TREEBANK):
         split, notes = (
             treebank(),
-            ("held out: every tenth sentence of each file of the treebank",),
+            ("test part: every tenth sentence of each file of the treebank",),
         )
     else:
         split, notes = split_files(
