@@ -2,6 +2,8 @@
 do not know the names yet.
 """
 
+import pathlib
+import re
 import shlex
 
 import jax
@@ -9,9 +11,10 @@ import pytest
 
 import jaxrnn
 from jaxrnn.cli import main
-from jaxrnn.cli.parser import COMMANDS
+from jaxrnn.cli.parser import COMMANDS, parse
 from jaxrnn.tasks.about import ABOUT, next_commands, resume_command
 from jaxrnn.tasks.runner import TASKS
+from jaxrnn.training import Run
 
 
 def said(capsys, *words):
@@ -58,8 +61,24 @@ def test_every_task_is_described():
     for task, module in TASKS.items():
         takes_data = "data" in module.Options.__dataclass_fields__
         assert bool(ABOUT[task].data) == takes_data
-        for command in next_commands(task, "my runs/RUN"):
+        run = Run(pathlib.Path("my runs/RUN"), {"task": task})
+        for command in [*next_commands(run), resume_command(run)]:
             words = shlex.split(command)
             assert words[0] == "jaxrnn"
             assert "my runs/RUN" in words
-    assert shlex.split(resume_command("hello", "a b"))[-2:] == ["a b", "--resume"]
+            parse(words[1:])
+
+
+ROOT = pathlib.Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_commands_in_the_documents_can_be_parsed():
+    """Those that stand in lines of their own."""
+    count = 0
+    for page in PAGES:
+        for line in re.findall(r"(?m)^ *(jaxrnn .*)$", page.read_text("utf-8")):
+            words = shlex.split(line, comments=True)
+            parse(words[1 : words.index(">") if ">" in words else None])
+            count += 1
+    assert count > 20
