@@ -270,7 +270,7 @@ def mask_from_lengths(lengths: Integer[Array, "*B"], steps: int) -> Bool[Array, 
         if low < 0 or high > steps:
             raise ValueError(
                 f"lengths must lie between 0 and T = {steps}, but they run from {low} "
-                f"to {high}"
+                f"to {high}: T is xs.shape[0], since time comes first in xs (T, *B, D)"
             )
     return (
         jnp.arange(steps, dtype=jnp.int32).reshape(-1, *[1] * lengths.ndim)
@@ -307,7 +307,7 @@ def validate(
         )
     if carry is not None:
         expected = jax.eval_shape(lambda p: initial_carry_of(cell, p, lead[1:]), params)
-        check_carry(cell, carry, expected, "the carry passed in")
+        check_carry(cell, carry, expected, "the carry passed in", lead)
     return weaken_scalars(params), xs
 
 

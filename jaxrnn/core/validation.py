@@ -232,10 +232,8 @@ def check_flags(name: str, flags: Any, want: tuple[int, ...]) -> None:
         )
     check_ours(name, flags)
     if tuple(flags.shape) != want:
-        hint = ""
-        if tuple(flags.shape) == want[1:2] + want[:1] + want[2:]:
-            hint = f": time comes first, so pass {name}.T"
-        elif name == "mask" and tuple(flags.shape) == want[1:]:
+        hint = _swap_hint(name, tuple(flags.shape), want)
+        if not hint and name == "mask" and tuple(flags.shape) == want[1:]:
             hint = ": make a mask of lengths with jaxrnn.mask_from_lengths(lengths, T)"
         raise ValueError(
             f"{name} must have shape (T, *B) = {want}, but its shape is "
@@ -246,6 +244,16 @@ def check_flags(name: str, flags: Any, want: tuple[int, ...]) -> None:
             f"{name} must be bool, but its dtype is {flags.dtype}: pass {name} != 0 or "
             f"{name}.astype(bool)"
         )
+
+
+def _swap_hint(name: str, shape: tuple[int, ...], want: tuple[int, ...]) -> str:
+    """Say what mends an array that fits if time and batch are swapped, or ""."""
+    if len(want) < 2 or shape != (want[1], want[0], *want[2:]):
+        return ""
+    return (
+        f": time comes first, so pass {name}.T, or jnp.swapaxes(xs, 0, 1) if it is xs "
+        f"that has the batch first, as in torch (batch_first) and Keras"
+    )
 
 
 def check_scale(scale: Any, want: tuple[int, ...]) -> None:
@@ -260,6 +268,7 @@ def check_scale(scale: Any, want: tuple[int, ...]) -> None:
         raise ValueError(
             f"gradient_scale must have shape (T, *B) = {want}, but its shape is "
             f"{tuple(scale.shape)}"
+            f"{_swap_hint('gradient_scale', tuple(scale.shape), want)}"
         )
     if not jnp.issubdtype(scale.dtype, jnp.floating):
         raise TypeError(
@@ -328,7 +337,13 @@ def _repair(name: str, value: Any) -> str:
     )
 
 
-def check_carry(cell: Any, carry: Any, expected: Any, made_by: str) -> None:
+def check_carry(
+    cell: Any,
+    carry: Any,
+    expected: Any,
+    made_by: str,
+    lead: tuple[int, ...] = (),
+) -> None:
     """Check that ``carry`` has the structure, shapes and dtypes of ``expected``.
 
     Args:
@@ -336,6 +351,7 @@ def check_carry(cell: Any, carry: Any, expected: Any, made_by: str) -> None:
         carry: the carry to check.
         expected: a pytree of arrays or `jax.ShapeDtypeStruct`.
         made_by: what the error calls the carry, such as "the carry passed in".
+        lead: the time and batch axes of xs, if they are known.
 
     Raises:
         TypeError, ValueError: the error names the leaf that differs.
@@ -361,6 +377,7 @@ def check_carry(cell: Any, carry: Any, expected: Any, made_by: str) -> None:
             raise ValueError(
                 f"{name}: {part}{made_by} has shape {tuple(jnp.shape(got))}, expected "
                 f"{tuple(want.shape)} = (*B, ...) with the batch axes of xs"
+                f"{_batch_first_hint(jnp.shape(got), want.shape, lead)}"
             )
         if jnp.result_type(got) != want.dtype:
             raise TypeError(
@@ -368,6 +385,18 @@ def check_carry(cell: Any, carry: Any, expected: Any, made_by: str) -> None:
                 f"{want.dtype}: carries are not promoted silently; cast it with "
                 f".astype({want.dtype.name!r})"
             )
+
+
+def _batch_first_hint(
+    got: tuple[int, ...], want: tuple[int, ...], lead: tuple[int, ...]
+) -> str:
+    """Say what mends a carry that fits if time and batch of xs are swapped, or ""."""
+    if len(lead) < 2 or tuple(got) != (lead[0], *want[1:]):
+        return ""
+    return (
+        f". It fits if xs, which begins with (T, *B) = {lead}, has the batch first: "
+        f"time comes first here, so pass jnp.swapaxes(xs, 0, 1)"
+    )
 
 
 def check_rows(
