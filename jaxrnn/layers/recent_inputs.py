@@ -44,7 +44,7 @@ def unroll_recent_inputs(
         carries after every step ``(T, *B, W, D)``, or None if they are not asked for.
     """
     steps, width = xs.shape[0], carry.shape[-2]
-    if spec.gradient_scale is None and (steps <= 1 or not spec.all_carries):
+    if spec.gradient_scale is None and (not spec.all_carries or steps <= 1):
         last, lags = _all_at_once(carry, xs, spec)
         return last, lags, last[None][:steps] if spec.all_carries else None
     cell = RecentInputs(width, carry.shape[-1], carry.dtype.name)
