@@ -16,7 +16,8 @@ from typing import Any, NoReturn
 
 import jax
 
-from .tasks import load, train
+from .tasks import compare_cells, load, train
+from .tasks.cell_comparison import Comparison
 from .tasks.config import check_name
 from .tasks.gradient_study import Study, gradients
 from .tasks.runner import TASKS
@@ -184,6 +185,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
             "gradients", help="measure gradient flow: a table and plots"
         )
     )
+    _add_cells(
+        commands.add_parser(
+            "cells", help="compare cells: scores, gradient decay, time and memory"
+        )
+    )
     return parser.parse_args(argv)
 
 
@@ -302,6 +308,27 @@ def _add_gradients(parser: argparse.ArgumentParser) -> None:
         _add_flag(parser, field.name, field.default, field.metadata["help"])
 
 
+def _add_cells(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the comparison, which are the fields of `Comparison`."""
+    parser.add_argument(
+        "--cell",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="CELL",
+        help="cells to compare: NAME, NAME:VARIANT or module:Name(...) as for train",
+    )
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        default="runs/cells",
+        help="output directory (default: runs/cells)",
+    )
+    parser.set_defaults(command=_cells)
+    for field in dataclasses.fields(Comparison):
+        _add_flag(parser, field.name, field.default, field.metadata["help"])
+
+
 def _add_flag(
     parser: argparse.ArgumentParser, name: str, default: Any, help: str
 ) -> None:
@@ -385,6 +412,15 @@ def _gradients(arguments: argparse.Namespace) -> None:
         out=arguments.out,
         trust_code=arguments.trust_code,
     )
+    for line in lines:
+        print(line)
+
+
+def _cells(arguments: argparse.Namespace) -> None:
+    """Compare cells and print the table."""
+    names = {field.name for field in dataclasses.fields(Comparison)}
+    options = {name: v for name, v in vars(arguments).items() if name in names}
+    _, lines = compare_cells(arguments.cell, options, out=arguments.out)
     for line in lines:
         print(line)
 

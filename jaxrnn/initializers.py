@@ -24,7 +24,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -301,6 +302,150 @@ class Uniform:
 
     def __call__(self, key, shape, dtype):
         return jax.random.uniform(key, shape, dtype, self.low, self.high)
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """One parameter for `parameters`: what it is drawn from, and its shape.
+
+    Args:
+        initializer: ``(key, shape, dtype) -> array``.
+        shape: the shape of the parameter, or of one gate's block of it.
+        gates: the number of gates whose blocks lie side by side in the last axis. Each
+            is drawn by itself.
+        fan_in: the number of inputs that a unit sums up, where it is not the size of
+            the first axis of a matrix: of a convolution kernel ``(3, C, H)``, 3 C. The
+            block is then drawn as a matrix ``(fan_in, size / fan_in)``.
+
+    Raises:
+        TypeError: for an initializer that cannot be called, or a shape that is none.
+        ValueError: for a number of gates below 1, or a ``fan_in`` that does not divide
+            the size.
+
+    Example:
+        >>> import jax
+        >>> kernel = Parameter(Orthogonal(), (4, 4), gates=3)
+        >>> kernel.draw(jax.random.key(0), "float32").shape
+        (4, 12)
+    """
+
+    initializer: Initializer
+    shape: tuple[int, ...]
+    gates: int = 1
+    fan_in: int | None = None
+
+    def __post_init__(self):
+        if not callable(self.initializer):
+            raise TypeError(
+                f"an initializer is a function (key, shape, dtype) -> array, such as "
+                f"Orthogonal(), but it is {self.initializer!r}"
+            )
+        if isinstance(self.initializer, type):
+            raise TypeError(
+                f"an initializer is a function (key, shape, dtype) -> array, but it is "
+                f"the class {self.initializer.__name__}: write "
+                f"{self.initializer.__name__}()"
+            )
+        if not isinstance(self.shape, tuple) or not all(
+            isinstance(n, int) and n >= 0 for n in self.shape
+        ):
+            raise TypeError(
+                f"a shape is a tuple of sizes, such as (D, H) or (H,), but it is "
+                f"{self.shape!r}"
+            )
+        if self.gates < 1 or (self.gates > 1 and not self.shape):
+            raise ValueError(
+                f"gates must be at least 1, and their blocks need an axis to lie in, "
+                f"but gates is {self.gates} and the shape of a block {self.shape}"
+            )
+        if self.fan_in is not None and (
+            self.fan_in < 1 or math.prod(self.shape) % self.fan_in
+        ):
+            raise ValueError(
+                f"fan_in must divide the size of a block, but it is {self.fan_in} and "
+                f"the block {self.shape} has {math.prod(self.shape)} numbers"
+            )
+
+    def draw(self, key: Array, dtype: Any) -> Array:
+        """Draw the parameter: ``(*shape[:-1], gates * shape[-1])``."""
+        if self.gates == 1:
+            return self._block(key, dtype)
+        keys = jax.random.split(key, self.gates)
+        return jnp.concatenate([self._block(k, dtype) for k in keys], axis=-1)
+
+    def _block(self, key: Array, dtype: Any) -> Array:
+        shape = self.shape
+        if self.fan_in is not None:
+            shape = (self.fan_in, math.prod(self.shape) // self.fan_in)
+        block = self.initializer(key, shape, dtype)
+        if jnp.shape(block) != shape:
+            raise ValueError(
+                f"{self.initializer!r} returned an array of shape {jnp.shape(block)} "
+                f"when asked for {shape}"
+            )
+        return block.reshape(self.shape)
+
+
+def parameters(
+    key: Array, specs: Mapping[str, Any], dtype: Any = None
+) -> dict[str, Any]:
+    """Draw all parameters of a cell, each with a key of its own.
+
+    A parameter's numbers depend on ``key`` and its name alone: neither on the order of
+    ``specs``, nor on which others there are.
+
+    Args:
+        key: a `jax.random` key.
+        specs: for each name a `Parameter`, its arguments as a tuple, such as
+            ``(Orthogonal(), (H, H))`` or ``(Orthogonal(), (H, H), 3)`` for three gates,
+            or such a mapping for parameters inside.
+        dtype: of the parameters; by default JAX's default float.
+
+    Returns:
+        A dict of arrays with the names of ``specs``.
+
+    Raises:
+        TypeError, ValueError: for a spec that is none; the error names the parameter.
+
+    Example:
+        >>> import jax
+        >>> D, H = 3, 4
+        >>> params = parameters(
+        ...     jax.random.key(0),
+        ...     {
+        ...         "input_kernel": (LecunNormal(), (D, H), 2),
+        ...         "recurrent_kernel": (Orthogonal(), (H, H), 2),
+        ...         "bias": (Zeros(), (H,), 2),
+        ...     },
+        ... )
+        >>> {name: array.shape for name, array in params.items()}
+        {'input_kernel': (3, 8), 'recurrent_kernel': (4, 8), 'bias': (8,)}
+    """
+    dtype = jnp.result_type(float) if dtype is None else dtype
+    drawn: dict[str, Any] = {}
+    for name, spec in specs.items():
+        own = jax.random.fold_in(key, zlib.crc32(str(name).encode()))
+        try:
+            drawn[name] = (
+                parameters(own, spec, dtype)
+                if isinstance(spec, Mapping)
+                else _parameter_of(spec).draw(own, dtype)
+            )
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"parameters: {name}: {error}") from error
+    return drawn
+
+
+def _parameter_of(spec: Any) -> Parameter:
+    """Return a spec as a `Parameter`."""
+    if isinstance(spec, Parameter):
+        return spec
+    if not isinstance(spec, tuple) or not 2 <= len(spec) <= 4:
+        raise TypeError(
+            f"a parameter is (initializer, shape), (initializer, shape, gates), "
+            f"(initializer, shape, gates, fan_in) or a Parameter, but it is {spec!r}"
+        )
+    return Parameter(*spec)
 
 
 def gate_blocks(

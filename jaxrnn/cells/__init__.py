@@ -1,5 +1,7 @@
 """The built-in cells: the arithmetic of one step, one file per cell or family."""
 
+from .convolutional import ConvGRU as ConvGRU
+from .convolutional import ConvLSTM as ConvLSTM
 from .ctrnn import CTRNN as CTRNN
 from .diagonal import DiagonalGRU as DiagonalGRU
 from .diagonal import DiagonalLSTM as DiagonalLSTM

@@ -47,8 +47,9 @@ def import_path_of(value: Any, who: str) -> str:
     Raises:
         TypeError: if no module holds it under its name.
     """
-    name = getattr(value, "__qualname__", None) or getattr(value, "__name__", "")
-    own = getattr(value, "__module__", "numpy") or "numpy"
+    name: Any = getattr(value, "__qualname__", None) or getattr(value, "__name__", "")
+    # NumPy's universal functions do not say where they are.
+    own: Any = getattr(value, "__module__", None) or "numpy"
     public = ["jaxrnn", *_parents(own)] if own.partition(".")[0] == "jaxrnn" else PUBLIC
     for module in (*public, own):
         try:

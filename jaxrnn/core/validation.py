@@ -70,8 +70,10 @@ TOKENS = (
 )
 
 
-def check_inputs(xs: Any, feature_ndim: Any = 1) -> tuple[int, ...]:
+def check_inputs(xs: Any, feature_ndim: Any = 1) -> tuple[Any, ...]:
     """Check inputs, and return their time and batch axes, ``(T, *B)``.
+
+    The sizes are integers, or symbols under ``jax.export``.
 
     Args:
         xs: an array ``(T, *B, ...)`` or a pytree of such arrays.
@@ -90,7 +92,7 @@ def check_inputs(xs: Any, feature_ndim: Any = 1) -> tuple[int, ...]:
             f"it is {describe_tree(xs)}, which holds no array: T is then not known"
         )
     ndims = _feature_ndims(xs, 1 if feature_ndim is None else feature_ndim)
-    leads: list[tuple[int, ...]] = []
+    leads: list[tuple[Any, ...]] = []
     for (path, leaf), ndim in zip(leaves, ndims, strict=True):
         name = "xs" + jax.tree_util.keystr(path)
         if not is_array(leaf):
@@ -173,7 +175,7 @@ def check_floating(name: str, xs: Any) -> None:
         )
 
 
-def check_context(cell: Any, context: Any, batch: tuple[int, ...] | None = None):
+def check_context(cell: Any, context: Any, batch: tuple[Any, ...] | None = None):
     """Check that a context is given if, and only if, a cell or layer takes one.
 
     Args:
@@ -223,7 +225,7 @@ def check_features(cell: Any, kernel: Array, x: Any) -> None:
         )
 
 
-def check_flags(name: str, flags: Any, want: tuple[int, ...]) -> None:
+def check_flags(name: str, flags: Any, want: tuple[Any, ...]) -> None:
     """Check that ``mask`` or ``resets`` is a bool array of shape ``want = (T, *B)``."""
     if not is_array(flags):
         raise TypeError(
@@ -246,7 +248,7 @@ def check_flags(name: str, flags: Any, want: tuple[int, ...]) -> None:
         )
 
 
-def _swap_hint(name: str, shape: tuple[int, ...], want: tuple[int, ...]) -> str:
+def _swap_hint(name: str, shape: tuple[Any, ...], want: tuple[Any, ...]) -> str:
     """Say what mends an array that fits if time and batch are swapped, or ""."""
     if len(want) < 2 or shape != (want[1], want[0], *want[2:]):
         return ""
@@ -256,7 +258,7 @@ def _swap_hint(name: str, shape: tuple[int, ...], want: tuple[int, ...]) -> str:
     )
 
 
-def check_scale(scale: Any, want: tuple[int, ...]) -> None:
+def check_scale(scale: Any, want: tuple[Any, ...]) -> None:
     """Check that ``gradient_scale`` is floating-point of shape ``want = (T, *B)``."""
     if not is_array(scale):
         raise TypeError(

@@ -13,6 +13,8 @@ from ..core.validation import describe
 from ..training import InputError
 from .models.cell_registry import KNOWN, check_cell_name
 
+CONVOLUTIONAL = "convolutional"  # in a field's metadata: names of cells for pictures
+
 
 def option(
     default: Any,
@@ -58,6 +60,20 @@ def cell_field(default: str) -> Any:
     )
 
 
+def convolutional_cell_field(default: str, known: Iterable[str]) -> Any:
+    """Return the field that names a cell for pictures, or one of one's own."""
+    names = tuple(known)
+    return dataclasses.field(
+        default=default,
+        metadata={
+            "help": f"the cell: {', '.join(names)}; or one of your own for inputs "
+            f"(T, B, Y, X, 1), module:Name",
+            "cell": True,
+            CONVOLUTIONAL: names,
+        },
+    )
+
+
 def check_options(options: Any) -> None:
     """Check that every field is in its range and every name is known.
 
@@ -69,7 +85,10 @@ def check_options(options: Any) -> None:
         value, metadata = getattr(options, field.name), field.metadata
         flag = "--" + field.name.replace("_", "-")
         if "cell" in metadata:
-            check_cell_name(flag, value)
+            if not (
+                isinstance(value, str) and value in metadata.get(CONVOLUTIONAL, ())
+            ):
+                check_cell_name(flag, value)
         elif "names" in metadata:
             check_name(flag, value, metadata["names"])
         elif {"least", "above", "below"} & {

@@ -19,7 +19,7 @@ from .. import diagnostics
 from ..training import InputError
 from .config import check_name, check_options, option
 from .models.cell_registry import check_cell_name
-from .models.own_cell import CellLike, label_of
+from .models.own_cell import CellLike, label_of, labelled
 from .probe import Findings, Probe, as_json, measure, measure_each_loss
 from .runner import TASKS, restore
 
@@ -125,26 +125,17 @@ def _of_cells(asked: Study) -> tuple[dict[str, Models], dict[str, Any]]:
     )
     module = TASKS[asked.task]
     subjects: dict[str, Models] = {}
-    for cell in asked.cell:
+    for label, cell in labelled(asked.cell).items():
         options = [
             _options(module, cell, asked, asked.seed + i) for i in range(asked.seeds)
         ]
         _, config = module.prepare(options[0])
         probe = module.probe(options[0], config, asked.length, asked.batch)
         params = [module.build(each, config)[1] for each in options]
-        subjects[_unused(label_of(cell), subjects)] = (probe, params)
+        subjects[label] = (probe, params)
     return subjects, dataclasses.asdict(
         dataclasses.replace(asked, cell=tuple(map(label_of, asked.cell)))
     )
-
-
-def _unused(label: str, taken: dict[str, Any]) -> str:
-    """Return the label, with a number if another cell has it already."""
-    number, name = 1, label
-    while name in taken:
-        number += 1
-        name = f"{label} ({number})"
-    return name
 
 
 def _options(module: Any, cell: CellLike, asked: Study, seed: int) -> Any:

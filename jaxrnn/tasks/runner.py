@@ -19,7 +19,15 @@ from . import captioning, charlm, hello, sentiment, tagging, translation
 from .config import check_name
 from .models.own_cell import CellLike
 from .models.stored_cell import restored_cell, stored_cell
-from .synthetic import adding, copying, group_words, parity, seq_mnist, temporal_order
+from .synthetic import (
+    adding,
+    copying,
+    group_words,
+    parity,
+    seq_mnist,
+    squares,
+    temporal_order,
+)
 
 SYNTHETIC = (
     adding.TASK,
@@ -28,6 +36,7 @@ SYNTHETIC = (
     parity.TASK,
     group_words.TASK,
     seq_mnist.TASK,
+    squares.TASK,
 )
 TASKS: dict[str, Any] = {
     "hello": hello,

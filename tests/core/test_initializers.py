@@ -191,3 +191,87 @@ def test_options_make_cells_unequal():
         Elman(4, activation=jax.nn.relu),
     ]
     assert len(set(cells)) == len(cells)
+
+
+SPECS = {
+    "input_kernel": (initializers.LecunNormal(), (3, 4), 2),
+    "recurrent_kernel": (initializers.Orthogonal(), (4, 4), 3),
+    "bias": initializers.Parameter(initializers.Uniform(-1.0, 1.0), (4,)),
+    "inside": {"bias": (initializers.Uniform(-1.0, 1.0), (4,))},
+}
+
+
+def test_parameters_depend_on_the_key_and_their_names_alone(x64):
+    first = initializers.parameters(KEYS[0], SPECS)
+    turned = initializers.parameters(KEYS[0], dict(reversed(SPECS.items())))
+    fewer = initializers.parameters(KEYS[0], {"bias": SPECS["bias"]})
+    assert list(turned) == list(reversed(first))
+    for name in ("input_kernel", "recurrent_kernel", "bias"):
+        assert first[name].tobytes() == turned[name].tobytes()
+    assert fewer["bias"].tobytes() == first["bias"].tobytes()
+    assert first["bias"].tobytes() != first["inside"]["bias"].tobytes()
+    other = initializers.parameters(KEYS[1], SPECS)
+    assert not any(
+        np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(other), strict=True)
+    )
+
+
+def test_parameters_draw_each_gate_by_itself(x64):
+    params = initializers.parameters(KEYS[0], SPECS)
+    assert params["input_kernel"].shape == (3, 8)
+    drawn = blocks(params["recurrent_kernel"], 4)
+    assert len(drawn) == 3
+    for block in drawn:
+        np.testing.assert_allclose(block.T @ block, np.eye(4), atol=1e-12)
+    assert len({block.tobytes() for block in drawn}) == 3
+
+
+def test_the_fan_in_of_a_parameter_may_be_given(x64):
+    """A kernel (3, 5, 400) of a convolution sums up 15 inputs: variance 1 / 15."""
+    kernel = initializers.parameters(
+        KEYS[0], {"kernel": (initializers.Normal(), (3, 5, 400), 1, 15)}
+    )["kernel"]
+    assert kernel.shape == (3, 5, 400)
+    assert np.var(kernel) == pytest.approx(1 / 15, rel=0.05)
+    rows = np.asarray(
+        initializers.Parameter(initializers.Orthogonal(), (2, 3, 6), fan_in=6).draw(
+            KEYS[0], jnp.float64
+        )
+    ).reshape(6, 6)
+    np.testing.assert_allclose(rows @ rows.T, np.eye(6), atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16", "float32"])
+def test_parameters_have_the_dtype_asked_for(dtype):
+    params = initializers.parameters(KEYS[0], SPECS, dtype)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {dtype or "float32"}
+
+
+@pytest.mark.parametrize(
+    ("spec", "error", "words"),
+    [
+        ((3, 4), TypeError, "an initializer is a function"),
+        (
+            (initializers.Orthogonal, (4, 4)),
+            TypeError,
+            r"is the class Orthogonal: write Orthogonal\(\)",
+        ),
+        ((initializers.Zeros(), 4), TypeError, r"a shape is a tuple.*but it is 4"),
+        ((initializers.Zeros(), (4, -1)), TypeError, "a shape is a tuple"),
+        ((initializers.Zeros(),), TypeError, "a parameter is"),
+        ("zeros", TypeError, "a parameter is"),
+        ((initializers.Zeros(), (4,), 0), ValueError, "gates must be at least 1"),
+        ((initializers.Zeros(), (), 2), ValueError, "need an axis to lie in"),
+        ((initializers.Zeros(), (4, 3), 1, 5), ValueError, "fan_in must divide"),
+        (
+            (lambda key, shape, dtype: jnp.zeros(3, dtype), (4, 3)),
+            ValueError,
+            r"returned an array of shape \(3,\) when asked for \(4, 3\)",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("plain_errors")
+def test_a_parameter_that_is_none_is_named(spec, error, words):
+    with pytest.raises(error, match=f"^parameters: kernel: .*{words}"):
+        initializers.parameters(KEYS[0], {"kernel": spec})

@@ -21,6 +21,7 @@ from jaxrnn import initializers
 ARGUMENTS = {
     "Chrono": (9,),
     "Linspace": (0.0, 1.0),
+    "Parameter": (initializers.Orthogonal(), (3, 4), 2),
     "PowerLaw": (0.1, 0.5, 2.0),
     "TorchUniform": (3,),
     "Uniform": (0.0, 1.0),

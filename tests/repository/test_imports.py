@@ -23,6 +23,7 @@ FLOORS = {
     "diagnostics": 3,
     "explaining": 3,
     "interop": 3,
+    "testing": 3,
     "training": 4,
     "decoding": 4,
     "tasks": 5,

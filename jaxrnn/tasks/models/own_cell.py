@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from ...core.cell import Cell
@@ -118,3 +119,16 @@ def checked(what: str, made: Any) -> Cell | Layer:
 def label_of(cell: CellLike) -> str:
     """Return a short name: what the user wrote, or the class of an object."""
     return cell if isinstance(cell, str) else type(cell).__name__
+
+
+def labelled(cells: Iterable[CellLike]) -> dict[str, CellLike]:
+    """Return cells by their labels, numbered where two would have the same."""
+    named: dict[str, CellLike] = {}
+    for cell in cells:
+        label = name = label_of(cell)
+        number = 1
+        while name in named:
+            number += 1
+            name = f"{label} ({number})"
+        named[name] = cell
+    return named

@@ -11,7 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from ...core.cell import Cell
+from ...core.layer import Layer
 from ..config import choice, option
+from ..models.cell_registry import make_cell
+from ..models.own_cell import CellLike
 from ..models.sequence_model import Batch
 
 LONGEST = 10**6  # upper bound (exclusive) of the number of steps of a sequence
@@ -41,7 +45,9 @@ class Problem:
         ``stored``. least: the smallest possible length. other_lengths: lengths at which
         the model is also scored. stored: loads the data of a task that is not drawn.
         references: returns further scores for comparison by name, on request. pooled:
-        the readout gets the mean over all steps (see `SequenceModel`). read, say: for
+        the readout gets the mean over all steps (see `SequenceModel`). make_cell:
+        ``make_cell(spec, hidden, length)`` makes the cell that the option names. read,
+        say: for
         `predict`: convert a line of text to inputs ``(T, D)``, and outputs ``(T, O)``
         to text.
     """
@@ -59,6 +65,7 @@ class Problem:
     read: Callable[[str], np.ndarray] | None = None
     say: Callable[[np.ndarray], str] | None = None
     pooled: bool = False
+    make_cell: Callable[[CellLike, int, int], Cell | Layer] = make_cell
 
 
 def last_step(length: int, batch: int) -> Bool[Array, "T B"]:

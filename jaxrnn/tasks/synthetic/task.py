@@ -26,7 +26,6 @@ from ...training import (
     warmup_cosine,
 )
 from ...training.curves import draw_curves
-from ..models.cell_registry import make_cell
 from ..models.sequence_model import Batch, Scores, SequenceModel
 from ..probe import Probe
 from .gradients import draw_gradients, record_lags
@@ -61,7 +60,7 @@ class Task:
     ) -> tuple[SequenceModel, Params]:
         """Build the model and its initial parameters."""
         problem = self.problem(options)
-        cell = make_cell(options.cell, options.hidden, problem.length)
+        cell = problem.make_cell(options.cell, options.hidden, problem.length)
         layer = stack(*[cell] * options.layers) if options.layers > 1 else cell
         model = SequenceModel(
             layer, problem.input_size, problem.classes, options.tbptt, problem.pooled
