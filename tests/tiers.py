@@ -405,14 +405,20 @@ TABLE = {
         "test_windows_cut_between_inputs_as_a_scale_of_zero_does": [
             "mask resets reverse"
         ],
+        "test_half_precision_stays_and_its_sums_do_not": 0,
+        "test_a_tied_layer_may_hold_tied_layers_and_a_share_keeps_its_names": 0,
     },
     "sequences/test_sequences.py": {
         "test_it_is_picked_out_of_all_outputs": [
             "cell-plain",
             "cell-mask resets*",
             "bidirectional",
-            "stack",
         ],
+        "test_vmap_is_the_batch": 0,
+    },
+    "decoding/test_rollout.py": {
+        "test_it_is_a_loop_in_python": ["free", "traced"],
+        "test_it_goes_on_where_unroll_ends": 0,
     },
     "decoding/test_beam.py": {
         "test_width_1_is_greedy_decoding": 1,

@@ -344,7 +344,7 @@ def check_carry(
     carry: Any,
     expected: Any,
     made_by: str,
-    lead: tuple[int, ...] = (),
+    lead: tuple[Any, ...] = (),
 ) -> None:
     """Check that ``carry`` has the structure, shapes and dtypes of ``expected``.
 
@@ -390,7 +390,7 @@ def check_carry(
 
 
 def _batch_first_hint(
-    got: tuple[int, ...], want: tuple[int, ...], lead: tuple[int, ...]
+    got: tuple[Any, ...], want: tuple[Any, ...], lead: tuple[Any, ...]
 ) -> str:
     """Say what mends a carry that fits if time and batch of xs are swapped, or ""."""
     if len(lead) < 2 or tuple(got) != (lead[0], *want[1:]):
