@@ -10,9 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ..core.cell import (
-    Cell,
-)
+from ..core.cell import Cell
 from ..core.dtypes import weaken_scalars
 from ..core.engine import AbstractEngine
 from ..core.explicit_mesh import under_auto_axes
