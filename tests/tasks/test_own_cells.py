@@ -127,7 +127,7 @@ WRONG = {
     "broken_{mine}:Mine": "cannot be imported: ValueError: no luck",
     "needy_{mine}:Mine": "imports not_installed_anywhere, which is not installed",
     "lsmt:chrono": "did you mean lstm:chrono",
-    "gur:2": "did you mean gru:2",
+    "grru:2": "did you mean gru:2",
 }
 
 

@@ -297,8 +297,8 @@ MISTAKES = {
         "--group: there is no 'S4'",
     ),
     "unknown cell": (
-        ["train", "parity", "--cell", "gur"],
-        "--cell: there is no 'gur'; did you mean gru?",
+        ["train", "parity", "--cell", "grru"],
+        "--cell: there is no 'grru'; did you mean gru?",
     ),
     "unknown variant of a cell": (
         ["train", "copy", "--cell", "irnn:2"],
