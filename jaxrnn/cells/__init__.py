@@ -1,11 +1,15 @@
 """The built-in cells: the arithmetic of one step, one file per cell or family."""
 
+from .convolutional import ConvGRU as ConvGRU
+from .convolutional import ConvLSTM as ConvLSTM
 from .ctrnn import CTRNN as CTRNN
 from .diagonal import DiagonalGRU as DiagonalGRU
 from .diagonal import DiagonalLSTM as DiagonalLSTM
 from .elman import Elman as Elman
 from .gru import GRU as GRU
 from .indrnn import IndRNN as IndRNN
+from .liquid import LTC as LTC
+from .liquid import CfC as CfC
 from .lru import LRU as LRU
 from .lru import RGLRU as RGLRU
 from .lstm import LSTM as LSTM

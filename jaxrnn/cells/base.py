@@ -73,7 +73,7 @@ class BuiltinCell(Cell):
             else ()
         )
         check_params(
-            self, params, _expected_params(self, shape[0] if len(shape) == 2 else 1)
+            self, params, _expected_params(self, shape[-2] if len(shape) > 1 else 1)
         )
 
     def __call__(
