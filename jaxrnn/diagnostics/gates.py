@@ -169,10 +169,12 @@ def _statistics(gate: Gate, valid: Array) -> GateStatistics:
     flags = expand_flags(valid, value)
     axes = tuple(range(value.ndim - 1))
 
+    # The places of a picture count as sequences do.
+    places = math.prod(value.shape[valid.ndim : -1])
+
     def mean(of):
-        return jnp.where(flags, of, jnp.zeros_like(of)).sum(axes) / valid.sum().astype(
-            of.dtype
-        )
+        total = jnp.where(flags, of, jnp.zeros_like(of)).sum(axes)
+        return total / (valid.sum().astype(of.dtype) * places)
 
     margin = MARGIN * (gate.high - gate.low)
     margin = margin if math.isfinite(margin) else 0.0
@@ -205,7 +207,8 @@ def check_gates(cell: Cell, gates: Any, steps: tuple[int, ...]) -> dict[str, Gat
             not isinstance(gates, dict)
             or not isinstance(gate, Gate)
             or value is None
-            or value.shape[:-1] != steps
+            or value.ndim <= len(steps)
+            or value.shape[: len(steps)] != steps
         ):
             raise TypeError(
                 f"{name}.gate_values must return a dict of jaxrnn.core.cell.Gate with "
