@@ -88,8 +88,8 @@ TABLE = {
     },
     "laws/test_laws_tbptt.py": {
         "test_the_gradient_is_the_sum_over_all_lags": ["gru"],
-        # k1 and k2 of every kind on the cheapest cell are 15 rows; two stand for them
-        "test_tbptt_is_the_sum_over_its_lags": 2,
+        # k1 and k2 of every kind on the cheapest cell are 15 rows; one stands for them
+        "test_tbptt_is_the_sum_over_its_lags": ["gru-pair20"],
         "test_beyond_the_horizon_the_gradient_is_zero": ["2-3"],
         "test_pieces_are_one_long_sequence": ["1-3"],
         "test_truncated_unroll_is_a_loop_with_gradients_stopped_where_windows_begin": [
@@ -160,7 +160,7 @@ TABLE = {
     "cells/test_cells.py": {
         "test_step_is_the_equations_in_numpy": EVERY,
         "test_equal_cells_are_equal_and_hash_equal": EVERY,
-        "test_project_step_and_output_take_any_leading_axes": ONE | {"mlstm"},
+        "test_project_step_and_output_take_any_leading_axes": ONE,
         "test_half_precision_keeps_its_dtypes": ONE,
         "test_init_is_a_function_of_its_key": ["lstm_all"],
         "test_a_linear_cell_has_a_closed_form": 0,
@@ -308,7 +308,6 @@ TABLE = {
         ],
         "test_no_weight_gradient_a_step": ONE,
         "test_odd_steps": [
-            "carries_3-_branches",
             "checkpoint_2-_loop",
         ],
         "test_every_subject_under_every_kind_of_residuals": {"stack"},
@@ -338,6 +337,7 @@ TABLE = {
     },
     "engines/test_fused_gpu.py": {
         "test_a_kernel_is_the_loop": ["gru of 8*"],
+        "test_default_precision_is_closer_than_tf32": 0,
         "test_bfloat16_adds_nothing_to_its_rounding": 0,
         "test_lowers_for_gpus": ["gru*-float32", "elman*-bfloat16", "lru*-float32"],
     },
@@ -435,7 +435,7 @@ TABLE = {
     },
     "explaining/test_explain.py": {
         "test_a_kernel_by_default_is_there_exactly_when_explained": ["MinGRU*-gpu"],
-        "test_an_engine_by_name_runs_or_raises_as_explained": 3,
+        "test_an_engine_by_name_runs_or_raises_as_explained": 2,
         "test_windows_are_those_walked": 1,
     },
     "layers/test_own_layers.py": {
