@@ -17,7 +17,7 @@ from .core.masked_inputs import fill_masked_inputs
 from .core.types import Carry, Params
 from .core.unroll_spec import UnrollSpec
 from .core.validation import check_inputs, check_ours, describe
-from .unrolling import current_observer, unroll, validate
+from .unrolling import current_observer, fill_context, unroll, validate
 
 
 def resets_from_segment_ids(
@@ -199,7 +199,8 @@ def _from_last_carry(
         x = jax.tree.map(lambda leaf: leaf[0], x)
     shown, its_params = cell, params
     if isinstance(cell, Cell):
-        shown, its_params = bind_context(cell, params, spec.context)
+        context = fill_context(spec.context, mask)
+        shown, its_params = bind_context(cell, params, context)
     y = _zero_without_valid(shown.output(its_params, carry, x), mask)
     if dropped is not None:
         carry = select(dropped, cell.initial_carry(params, lead[1:]), carry)

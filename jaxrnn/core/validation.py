@@ -114,6 +114,11 @@ def check_inputs(xs: Any, feature_ndim: Any = 1) -> tuple[Any, ...]:
     return leads[0]
 
 
+def batch_of_step(x: Any, feature_ndim: Any = 1) -> tuple[Any, ...]:
+    """Check the inputs of one streaming step, and return their batch axes ``*B``."""
+    return check_inputs(jax.tree.map(lambda leaf: leaf[None], x), feature_ndim)[1:]
+
+
 def _feature_ndims(xs: Any, feature_ndim: Any) -> list[int]:
     """Return the number of feature axes of every leaf of ``xs``."""
     try:
@@ -225,20 +230,25 @@ def check_features(cell: Any, kernel: Array, x: Any) -> None:
         )
 
 
-def check_flags(name: str, flags: Any, want: tuple[Any, ...]) -> None:
-    """Check that ``mask`` or ``resets`` is a bool array of shape ``want = (T, *B)``."""
+def check_flags(
+    name: str, flags: Any, want: tuple[Any, ...], axes: str = "(T, *B)"
+) -> None:
+    """Check that ``mask`` or ``resets`` is a bool array of shape ``want``.
+
+    ``axes`` is what the error calls them.
+    """
     if not is_array(flags):
         raise TypeError(
-            f"{name} must be a bool array of shape (T, *B) = {want}, but it is "
+            f"{name} must be a bool array of shape {axes} = {want}, but it is "
             f"{describe(flags)}"
         )
     check_ours(name, flags)
     if tuple(flags.shape) != want:
-        hint = _swap_hint(name, tuple(flags.shape), want)
+        hint = "" if axes == "(*B)" else _swap_hint(name, tuple(flags.shape), want)
         if not hint and name == "mask" and tuple(flags.shape) == want[1:]:
             hint = ": make a mask of lengths with jaxrnn.mask_from_lengths(lengths, T)"
         raise ValueError(
-            f"{name} must have shape (T, *B) = {want}, but its shape is "
+            f"{name} must have shape {axes} = {want}, but its shape is "
             f"{tuple(flags.shape)}{hint}"
         )
     if flags.dtype != bool:
@@ -256,6 +266,14 @@ def _swap_hint(name: str, shape: tuple[Any, ...], want: tuple[Any, ...]) -> str:
         f": time comes first, so pass {name}.T, or jnp.swapaxes(xs, 0, 1) if it is xs "
         f"that has the batch first, as in torch (batch_first) and Keras"
     )
+
+
+def checked_reset(reset: Any, batch: tuple[Any, ...]) -> Any:
+    """Check the ``reset`` of a streaming call, and return it as an array."""
+    if isinstance(reset, bool):
+        reset = np.asarray(reset)
+    check_flags("reset", reset, batch, "(*B)")
+    return jnp.asarray(reset)
 
 
 def check_scale(scale: Any, want: tuple[Any, ...]) -> None:

@@ -13,11 +13,12 @@ from jaxtyping import Array, Bool, Float
 from ..core.cell import Cell, Gate
 from ..core.dtypes import accumulator, weaken_scalars
 from ..core.flags import expand_flags
-from ..core.layer import Layer
+from ..core.layer import Layer, parts_of
 from ..core.types import Carry, Inputs, Params
 from ..core.validation import describe
 from ..layers.compose import Residual, Stack
-from ..layers.stochastic import Dropout, StochasticCellLayer
+from ..layers.skip import Concat
+from ..layers.stochastic import StochasticCellLayer
 from ..unrolling import unroll
 from .transition import Trajectory, Transition, rollout
 
@@ -66,7 +67,8 @@ def gate_statistics(
     h of an Elman network. Define this method to measure the gates of your own cell.
 
     Args:
-        cell: a cell, or a `stack`, a `residual` or a stochastic wrapper of cells.
+        cell: a cell, or a `stack`, a `residual`, a `jaxrnn.layers.concat` or a
+            stochastic wrapper of cells. `gate_values` sees into every layer.
         params: the parameters, from ``cell.init``.
         xs: the inputs, ``(T, *B, D)``.
         carry: the carry before the first step (default: the initial carry).
@@ -99,7 +101,7 @@ def gate_statistics(
         # `rollout` refuses a layer that needs a key, so the carries are those of the
         # expectation (`jaxrnn.inference`); the gates are those of the wrapped cell.
         return _of_cell(cell.cell, params, trajectory)
-    if isinstance(cell, Residual):
+    if isinstance(cell, (Residual, Concat)):
         return gate_statistics(
             cell.layer, params, xs, carry, mask=mask, resets=resets, engine=engine
         )
@@ -108,7 +110,7 @@ def gate_statistics(
         for i, layer in enumerate(cell.layers):
             name = f"layer_{i}"
             layer_carry = None if carry is None else carry[i]
-            if not isinstance(layer, Dropout):
+            if _has_cell(layer):
                 statistics[name] = gate_statistics(
                     layer,
                     params[name],
@@ -130,8 +132,13 @@ def gate_statistics(
         return statistics
     raise NotImplementedError(
         f"gate_statistics: {type(cell).__name__} is not a cell: measure the cells "
-        f"inside it"
+        f"inside it, or see all gates by jaxrnn.diagnostics.gate_values"
     )
+
+
+def _has_cell(layer: Cell | Layer) -> bool:
+    """Return whether there is a cell in a layer, unlike in dropout or a norm."""
+    return isinstance(layer, Cell) or any(map(_has_cell, parts_of(layer)))
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)

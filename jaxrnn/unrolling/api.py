@@ -283,7 +283,7 @@ def unroll_validated(
         scale = jnp.asarray(spec.gradient_scale)
         spec = spec.replace(gradient_scale=jax.lax.stop_gradient(scale))
     if spec.context is not None:
-        spec = spec.replace(context=_fill_context(spec.context, spec.mask))
+        spec = spec.replace(context=fill_context(spec.context, spec.mask))
     carry, ys, carries = unroll_unchecked(
         cell, params, jax.tree.map(jnp.asarray, carry), xs, spec
     )
@@ -294,7 +294,7 @@ def unroll_validated(
     return carry, ys, carries if spec.all_carries else None
 
 
-def _fill_context(context: Any, mask: Bool[Array, "T *B"] | None) -> Any:
+def fill_context(context: Any, mask: Bool[Array, "T *B"] | None) -> Any:
     """Replace the context of rows without any valid step, which may hold anything."""
     context = jax.tree.map(jnp.asarray, context)
     if mask is None:
