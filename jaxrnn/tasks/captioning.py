@@ -31,6 +31,7 @@ from .data.images import (
     read_folder,
     read_picture,
 )
+from .data.splits import sizes
 from .metrics.text import sacrebleu, text_scores, word_f1
 from .models.captioner import Batch, Captioner
 from .models.cell_registry import make_cell
@@ -178,6 +179,7 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
         sample=sample,
         unit="words",
         notes=notes,
+        data=f"{options.data}: {sizes(split, 'pictures')}",
     )
     return experiment, config
 
@@ -308,7 +310,15 @@ class Trained(PredictsLabels):
         drawn = draw_captions(
             run, examples, self.write([row.picture for row in examples])
         )
-        pictures = [draw_curves(run, "loss", "cross-entropy (nats per word)"), drawn]
+        pictures = [
+            draw_curves(
+                run,
+                "loss",
+                "cross-entropy (nats per word)",
+                parts=("validation", "test"),
+            ),
+            drawn,
+        ]
         return [f"picture: {path}" for path in pictures if path]
 
 

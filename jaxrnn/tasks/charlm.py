@@ -30,7 +30,14 @@ from ..training import (
 from ..training.curves import draw_curves
 from ..training.devices import choose_devices, mesh_of, on_one_device
 from .config import cell_field, check_with_sources, option
-from .data.text import Streams, Vocabulary, read_text, split_held_out
+from .data.text import (
+    Streams,
+    Vocabulary,
+    least_text,
+    read_text,
+    split_held_out,
+)
+from .metrics.ngrams import ngram_baselines
 from .models.cell_registry import make_cell
 from .models.language_model import Functions, LanguageModel, bits_per_token
 from .models.own_cell import CellLike
@@ -104,10 +111,14 @@ class Texts:
     vocabulary: Vocabulary
 
     @classmethod
-    def read(cls, sources: tuple[str, ...]) -> Texts:
+    def read(cls, sources: tuple[str, ...], least: int = 2) -> Texts:
         """Read the texts.
 
         The held-out text is the second source, or the last 5 % of a single source.
+
+        Args:
+            sources: one or two files or embedded texts.
+            least: the number of characters that training needs, for error messages.
         """
         first = read_text(sources[0])
         train, held_out = (
@@ -117,8 +128,10 @@ class Texts:
         )
         if len(held_out) < 2:
             raise InputError(
-                f"{sources[-1]} is too short: the held-out text has {len(held_out)} "
-                f"characters, at least 2 are needed"
+                f"{sources[-1]} is too short: the held-out text"
+                f"{'' if len(sources) > 1 else ', its last 5 %,'} has {len(held_out)} "
+                f"characters, at least 2 are needed, and at least {least:,} to train "
+                f"on with this --batch and --k1"
             )
         vocabulary = Vocabulary.of(train)
         return cls(vocabulary.encode(train), vocabulary.encode(held_out), vocabulary)
@@ -144,7 +157,8 @@ def build(options: Options, config: dict[str, Any]) -> tuple[Functions, Any]:
 
 def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
     """Return the experiment, and further entries of the run's config."""
-    texts = Texts.read(options.data)
+    k1, _ = options.truncation
+    texts = Texts.read(options.data, least_text(options.batch, k1))
     digest = hashlib.sha256(
         texts.train.tobytes() + b"held out" + texts.held_out.tobytes()
     ).hexdigest()
@@ -173,7 +187,7 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
         text = pieces(
             functions, params, texts.vocabulary, opening, 120, 0.7, None, options.seed
         )
-        return "".join(text).replace("\n", "\u23ce")
+        return "".join([opening, *text]).replace("\n", "\u23ce")
 
     key = jax.random.key(options.seed)
     experiment = Experiment(
@@ -187,6 +201,14 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
         evaluate=evaluate,
         sample=sample,
         learning_rate=schedule,
+        finally_evaluate=lambda state: {
+            **evaluate(state),
+            **ngram_baselines(texts.train, texts.held_out, len(texts.vocabulary)),
+        },
+        data=(
+            f"{options.data[0]}: {len(texts.train):,} characters to train on, "
+            f"{len(texts.held_out):,} held out, {len(texts.vocabulary) - 1} different"
+        ),
     )
     return experiment, config
 

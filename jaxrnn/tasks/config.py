@@ -49,11 +49,11 @@ def cell_field(default: str) -> Any:
 
     From Python it may also hold a cell or layer.
     """
-    kinds = "; ".join(f"{name} ({text})" for name, text in KNOWN.items())
     return dataclasses.field(
         default=default,
         metadata={
-            "help": f"the cell: {kinds}; or one of your own, module:Name or "
+            "help": f"the cell: {', '.join(KNOWN)}, some with a variant such as "
+            f"lstm:chrono (jaxrnn list cells); or one of your own, module:Name or "
             f"'module:Name(arguments)', such as mine:Mine for class Mine of mine.py",
             "cell": True,
         },

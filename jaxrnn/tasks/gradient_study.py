@@ -58,6 +58,7 @@ def gradients(
     run: str | os.PathLike | None = None,
     out: str | os.PathLike,
     trust_code: bool = False,
+    say: Callable[[str], None] = lambda line: None,
 ) -> tuple[dict[str, Any], list[str]]:
     """Measure gradient flow, and write ``gradients.json`` and plots to a directory.
 
@@ -69,6 +70,7 @@ def gradients(
         out: the directory; it is made if it does not exist, and files of earlier
             studies in it are replaced.
         trust_code: import whatever code outside jaxrnn the run names as its cell.
+        say: called with a line before each model is compiled and measured.
 
     Returns:
         The results, and a table as lines of text.
@@ -86,10 +88,10 @@ def gradients(
         if run is not None
         else _of_cells(options)
     )
-    findings = {
-        name: _measure(models, options, context["length"])
-        for name, models in subjects.items()
-    }
+    findings = {}
+    for number, (name, models) in enumerate(subjects.items(), 1):
+        say(f"compiling and measuring {name} ({number} of {len(subjects)})")
+        findings[name] = _measure(models, options, context["length"])
     results = {
         **context,
         "jax": jax.__version__,
@@ -118,11 +120,12 @@ Models = tuple[Callable[[Any], Probe], list[Any]]
 
 def _of_cells(asked: Study) -> tuple[dict[str, Models], dict[str, Any]]:
     """Initialize one model per cell and seed; all get the same inputs."""
-    check_name(
-        "--task",
-        asked.task,
-        [name for name, module in TASKS.items() if hasattr(module, "probe")],
-    )
+    measured = [name for name, module in TASKS.items() if hasattr(module, "probe")]
+    if asked.task in TASKS and asked.task not in measured:
+        raise InputError(
+            f"--task {asked.task} cannot be measured; these can: {', '.join(measured)}"
+        )
+    check_name("--task", asked.task, measured)
     module = TASKS[asked.task]
     subjects: dict[str, Models] = {}
     for label, cell in labelled(asked.cell).items():

@@ -124,6 +124,8 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
             options.word[0], None, None, None, 0
         ),
         learning_rate=schedule,
+        part="the word",
+        data=f"the word {options.word}, of {len(options.letters)} different letters",
     )
     return experiment, {}
 

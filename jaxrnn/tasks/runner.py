@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import pathlib
 import platform
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from ..core.cell import Cell
 from ..core.layer import Layer
-from ..training import Budget, Checkpoints, InputError, Run, fit
+from ..training import Budget, Checkpoints, Experiment, InputError, Run, fit
 from ..training.devices import choose_devices, host_cores
 from ..training.fit import check_patience
+from ..training.lock import locked
 from . import captioning, charlm, hello, sentiment, tagging, translation
+from .about import ABOUT
 from .config import check_name
+from .introduction import introduction
 from .models.own_cell import CellLike
 from .models.stored_cell import restored_cell, stored_cell
+from .score_table import score_table
 from .synthetic import (
     adding,
     copying,
@@ -78,8 +83,8 @@ def train(
             Code that ``options`` name is imported in any case.
 
     Returns:
-        The run, its result (empty if it was interrupted), and the report of the task as
-        lines of text.
+        The run, its result (empty if it was interrupted), and a report as lines of
+        text: the scores with their baselines, and what the task has to show.
 
     Raises:
         InputError: for options, data or a run directory that do not fit.
@@ -94,62 +99,100 @@ def train(
                 [field.name for field in dataclasses.fields(kind)],
             )
     options = _with_hidden_size(dict(options or {}))
-    if resume:
-        if overwrite or quick:
-            raise InputError(
-                "--resume continues a run as it was started: leave out --overwrite and "
-                "--quick"
-            )
-        if out is None:
-            raise InputError("--resume needs the run to continue: --out RUN")
-        run = Run.open(out, task)
-        task_options, run_budget = (
-            _options_of(run, module, options.get("cell"), trust_code),
-            _stored(run, Budget, "budget"),
-        )
-        _check_unchanged(
-            run,
-            {**options, **(budget or {})},
-            {**vars(task_options), **vars(run_budget)},
-        )
-        try:
-            task_options = _resolve_devices(task_options)
-        except InputError as error:
-            raise InputError(f"{run.path} was started with {error}") from None
-        experiment, extra_config = module.prepare(task_options)
-        _check_unchanged(run, extra_config, run.config)
-    else:
-        task_options = _resolve_devices(
-            module.Options(**{**(module.Options.QUICK if quick else {}), **options})
-        )
-        run_budget = _budget(module.BUDGET, budget or {}, quick)
-        experiment, extra_config = module.prepare(task_options)
-        check_patience(experiment, run_budget)
-        config = {
-            "task": task,
-            "options": _options_as_json(task_options),
-            "budget": dataclasses.asdict(run_budget),
-            **extra_config,
-        }
-        run = Run.create(
-            out or _fresh(pathlib.Path("runs") / task), config, overwrite=overwrite
-        )
-    state, result = fit(experiment, run, run_budget, resume=resume)
+    with contextlib.ExitStack() as lock:
+        if resume:
+            if overwrite or quick:
+                raise InputError(
+                    "--resume continues a run as it was started: leave out "
+                    "--overwrite and --quick"
+                )
+            if out is None:
+                raise InputError("--resume needs the run to continue: --out RUN")
+            run = Run.open(out, task)
+            lock.enter_context(locked(run.path))
+            begun = _continued(run, options, budget or {}, trust_code)
+        else:
+            path = pathlib.Path(out) if out else _fresh(pathlib.Path("runs") / task)
+            Run.check_free(path, overwrite=overwrite)
+            begun, config = _begun(task, options, budget or {}, quick)
+            lock.enter_context(locked(path))
+            run = Run.create(path, config, overwrite=overwrite)
+        return _trained(run, begun, resume)
+
+
+class _Begun(NamedTuple):
+    """What a run is trained with."""
+
+    experiment: Experiment
+    options: Any
+    budget: Budget
+
+
+def _continued(
+    run: Run, options: dict[str, Any], budget: dict[str, Any], trust_code: bool
+) -> _Begun:
+    """Return what a run was started with, if nothing else is asked for now."""
+    module = TASKS[run.config["task"]]
+    task_options, run_budget = (
+        _options_of(run, module, options.get("cell"), trust_code),
+        _stored(run, Budget, "budget"),
+    )
+    stored = {**vars(task_options), **vars(run_budget)}
+    _check_unchanged(run, {**options, **budget}, stored)
+    try:
+        task_options = _resolve_devices(task_options)
+    except InputError as error:
+        raise InputError(f"{run.path} was started with {error}") from None
+    experiment, extra_config = module.prepare(task_options)
+    _check_unchanged(run, extra_config, run.config)
+    return _Begun(experiment, task_options, run_budget)
+
+
+def _begun(
+    task: str, options: dict[str, Any], budget: dict[str, Any], quick: bool
+) -> tuple[_Begun, dict[str, Any]]:
+    """Return what a new run is trained with, and its configuration."""
+    module = TASKS[task]
+    task_options = _resolve_devices(
+        module.Options(**{**(module.Options.QUICK if quick else {}), **options})
+    )
+    run_budget = _budget(module.BUDGET, budget, quick)
+    experiment, extra_config = module.prepare(task_options)
+    check_patience(experiment, run_budget)
+    config = {
+        "task": task,
+        "options": _options_as_json(task_options),
+        "budget": dataclasses.asdict(run_budget),
+        **extra_config,
+    }
+    return _Begun(experiment, task_options, run_budget), config
+
+
+def _trained(
+    run: Run, begun: _Begun, resume: bool
+) -> tuple[Run, dict[str, Any], list[str]]:
+    """Train a run, and return what `train` returns."""
+    task = run.config["task"]
+    experiment = dataclasses.replace(
+        begun.experiment,
+        introduce=lambda state: introduction(
+            run, begun.options, begun.budget, begun.experiment.data, state
+        ),
+        baselines=frozenset(ABOUT[task].baselines),
+    )
+    state, result = fit(experiment, run, begun.budget, resume=resume)
     if not result:
         return run, {}, []
     result |= {
         "device": jax.devices()[0].device_kind,
-        "devices": getattr(task_options, "devices", 1),
+        "devices": getattr(begun.options, "devices", 1),
         "cores": host_cores(),
     }
     result |= {"jax": jax.__version__, "python": platform.python_version()}
     run.write_result(result)
-    functions, _ = module.build(task_options, run.config)
-    return (
-        run,
-        result,
-        module.Trained(functions, state.params, task_options, run.config).report(run),
-    )
+    functions, _ = TASKS[task].build(begun.options, run.config)
+    trained = TASKS[task].Trained(functions, state.params, begun.options, run.config)
+    return run, result, [*score_table(task, result), *trained.report(run)]
 
 
 def load(

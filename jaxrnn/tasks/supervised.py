@@ -35,6 +35,7 @@ def supervised(
     sample: Callable[[Params], str | None] = lambda params: None,
     unit: str = "tokens",
     notes: tuple[str, ...] = (),
+    data: str = "",
 ) -> Experiment:
     """Return the experiment of a task: Adam on the mean loss of batches of ``buckets``.
 
@@ -55,6 +56,7 @@ def supervised(
         sample: returns one line of text, such as an example with its prediction.
         unit: the unit of the number of losses.
         notes: lines printed before training.
+        data: the sizes of the data, in words.
     """
     optimizer = make_optimizer(clip=options.clip, weight_decay=options.weight_decay)
     schedule = warmup_cosine(options.learning_rate)
@@ -76,6 +78,8 @@ def supervised(
         best_by=best_by,
         finally_evaluate=lambda state: test(state.params),
         notes=notes,
+        part="validation",
+        data=data,
     )
 
 

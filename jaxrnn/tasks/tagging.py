@@ -24,7 +24,7 @@ from ..training.curves import draw_curves
 from .config import cell_field, check_with_sources, option
 from .data.bucketing import Rows, padded
 from .data.corpora import TREEBANK, treebank
-from .data.splits import Split, unseen_labels
+from .data.splits import Split, sizes, unseen_labels
 from .data.tables import Tagged, read_tagged, split_files
 from .data.vocabulary import (
     Sentences,
@@ -154,7 +154,7 @@ def read_data(options: Options) -> tuple[Split, tuple[str, ...]]:
     if options.data == (TREEBANK,) and not os.path.exists(TREEBANK):
         split, notes = (
             treebank(),
-            ("held out: every tenth sentence of each file of the treebank",),
+            ("test part: every tenth sentence of each file of the treebank",),
         )
     else:
         split, notes = split_files(
@@ -227,6 +227,7 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
         best_by=("accuracy", "max"),
         sample=sample,
         notes=notes,
+        data=f"{options.data[0]}: {sizes(split, 'sentences')}",
     )
     return experiment, config
 
@@ -316,7 +317,7 @@ class Trained(PredictsLabels):
         return {**self.scores(sentences, each=True), **counts}
 
     def report(self, run: Run) -> list[str]:
-        """Return the scores and the baseline; draw the curves and the errors."""
+        """Draw the curves and the errors, and return lines to print."""
         result, test = run.records("metrics.jsonl")[-1], read_data(self.options)[0].test
         truth = [tag for sentence in test for tag in sentence.tags]
         predicted = [
@@ -326,13 +327,10 @@ class Trained(PredictsLabels):
         ]
         baseline = ("most frequent tag", result["most_frequent_tag_accuracy"])
         pictures = [
-            draw_curves(run, "accuracy", "accuracy", baseline),
+            draw_curves(
+                run, "accuracy", "accuracy", baseline, parts=("validation", "test")
+            ),
             draw_confusion(run, truth, predicted),
             draw_f1(run, result["f1_by_tag"], Counter(truth)),
         ]
-        noun = f", noun F1 {result['noun_f1']:.4f}" if "noun_f1" in result else ""
-        lines = [
-            f"accuracy {result['accuracy']:.4f}{noun} ({baseline[0]}: accuracy "
-            f"{baseline[1]:.4f})"
-        ]
-        return lines + [f"picture: {path}" for path in pictures if path]
+        return [f"picture: {path}" for path in pictures if path]

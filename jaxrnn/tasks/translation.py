@@ -20,7 +20,7 @@ from ..training.curves import draw_curves
 from .config import cell_field, check_with_sources, choice, option
 from .data.bucketing import Buckets, Rows, padded, powers_of_two
 from .data.sentence_pairs import Pair, read_pairs, read_tsv
-from .data.splits import Split
+from .data.splits import Split, sizes
 from .data.tokenizers import Characters, Subwords, symbols_of
 from .metrics.attention_plot import draw_attention
 from .metrics.text import sacrebleu, text_scores
@@ -143,13 +143,25 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
         buckets=Buckets(train.lengths, options.batch, options.seed),
         batch=train.batch,
         validate=lambda params: trained(params).scores(validation, width=1),
-        test=lambda params: trained(params).scores(split.test),
+        test=lambda params: {
+            **trained(params).scores(split.test),
+            **copying(split.test),
+        },
         best_by=("chrf", "max"),
         sample=sample,
         unit="symbols",
         notes=notes,
+        data=f"{options.data[0]}: {sizes(split, 'pairs')}",
     )
     return experiment, config
+
+
+def copying(pairs: list[Pair]) -> dict[str, float]:
+    """Return the scores of leaving every source as it is, as a baseline."""
+    scores = text_scores(
+        [pair.source for pair in pairs], [pair.target for pair in pairs]
+    )
+    return {f"copying_{name}": scores[name] for name in ("exact_match", "chrf")}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -318,7 +330,12 @@ class Trained(PredictsLabels):
                     (source.pieces(pair.source), target.pieces(written), weights)
                 )
         pictures = [
-            draw_curves(run, "loss", "cross-entropy (nats per symbol)"),
+            draw_curves(
+                run,
+                "loss",
+                "cross-entropy (nats per symbol)",
+                parts=("validation", "test"),
+            ),
             draw_attention(run, examples),
         ]
         return [f"picture: {path}" for path in pictures if path]

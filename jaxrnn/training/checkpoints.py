@@ -130,6 +130,22 @@ class Checkpoints:
             _part("params", template, arrays, step) if best is None else best
         ), notes
 
+    def shapes(self, part: str) -> tuple[dict[str, tuple[int, ...]], list[str]]:
+        """Return the shapes of the arrays in one field of the newest saved state.
+
+        Args:
+            part: the name of the field, such as ``params``.
+
+        Returns:
+            The shapes by name, and notes as for `restore`. Empty arrays are left out.
+        """
+        _, arrays, _, notes = self._newest(set_aside=False)
+        return {
+            name.removeprefix(f"{part}."): array.shape
+            for name, array in sorted(arrays.items())
+            if name.startswith(f"{part}.")
+        }, notes
+
     def _newest(
         self, set_aside: bool
     ) -> tuple[int, dict[str, np.ndarray], dict[str, Any], list[str]]:

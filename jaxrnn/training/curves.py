@@ -17,7 +17,12 @@ def new_figure(width: float, height: float):
 
 
 def draw_curves(
-    run: Run, metric: str, label: str, baseline: tuple[str, float] | None = None
+    run: Run,
+    metric: str,
+    label: str,
+    baseline: tuple[str, float] | None = None,
+    *,
+    parts: tuple[str, str] = ("held out", "held out"),
 ) -> pathlib.Path | None:
     """Draw ``curves.png``: a training and held-out metric against steps and minutes.
 
@@ -26,6 +31,7 @@ def draw_curves(
         metric: the name of the metric in ``metrics.jsonl``.
         label: the label of the axis.
         baseline: a name and a value, drawn as a dashed line.
+        parts: the parts of the data that are scored during training, and at the end.
 
     Returns:
         The path of the file; None without matplotlib.
@@ -51,7 +57,7 @@ def draw_curves(
     ):
         for points, style, series in (
             (train, {"alpha": 0.6}, "training"),
-            (held_out, {"marker": "o", "ms": 4}, "held out"),
+            (held_out, {"marker": "o", "ms": 4}, parts[0]),
         ):
             known_points = [
                 (of_step(s), v) for s, v in points if of_step(s) is not None
@@ -66,7 +72,7 @@ def draw_curves(
                 "*",
                 ms=12,
                 color="black",
-                label=f"final, held out: {value:.3f}",
+                label=f"final, {parts[1]}: {value:.3f}",
             )
         if baseline:
             axis.axhline(

@@ -18,6 +18,7 @@ from ..core.arrays import is_array
 from ..core.types import Params
 from .checkpoints import Checkpoints
 from .errors import InputError, stopped_writing, unwritable
+from .lock import locked
 from .progress import Report, reporting
 from .run import Run
 from .state import TrainState
@@ -44,6 +45,13 @@ class Experiment:
             ``finally_evaluate`` scores them, and readers of the run get them.
         finally_evaluate: replaces ``evaluate`` at the end of the run.
         notes: lines printed before the first step, such as how the data were split.
+        part: what ``evaluate`` scores, in a word or two: ``validation`` where it
+            chooses the best parameters.
+        data: the sizes of the data, in words.
+        introduce: ``introduce(state) -> lines``, optional. They say what is trained and
+            are printed before all else.
+        baselines: names of scores that stay the same, which the lines of evaluations
+            leave out.
     """
 
     start: Callable[[], TrainState]
@@ -57,6 +65,10 @@ class Experiment:
     best_by: tuple[str, str] | None = None
     finally_evaluate: Callable[[TrainState], dict[str, Any]] | None = None
     notes: tuple[str, ...] = ()
+    part: str = "held out"
+    data: str = ""
+    introduce: Callable[[TrainState], tuple[str, ...]] | None = None
+    baselines: frozenset[str] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,15 +154,24 @@ def fit(
         is empty if the run was interrupted.
 
     Raises:
-        InputError: if the run has been trained and ``resume`` is False, a loss is no
+        InputError: if the run has been trained and ``resume`` is False, another process
+            is writing it, a loss is no
             longer finite, or the files of the run cannot be written, as on a full disk;
             the message names the last checkpoint.
     """
     check_patience(experiment, budget)
-    if not resume and (run.records("metrics.jsonl") or run.checkpoints.exists()):
-        raise InputError(
-            f"{run.path} has been trained already: resume it, or begin a new run"
-        )
+    with locked(run.path):
+        if not resume and (run.records("metrics.jsonl") or run.checkpoints.exists()):
+            raise InputError(
+                f"{run.path} has been trained already: resume it, or begin a new run"
+            )
+        return _fit_locked(experiment, run, budget, resume)
+
+
+def _fit_locked(
+    experiment: Experiment, run: Run, budget: Budget, resume: bool
+) -> tuple[TrainState, dict[str, Any]]:
+    """Train a run that no other process writes."""
     checkpoints = None
     try:
         checkpoints = Checkpoints(run.checkpoints)
@@ -214,8 +235,12 @@ class _Loop:
 
     def begin(self, resume: bool) -> None:
         """Restore the newest checkpoint if there is one, and drop newer records."""
-        for note in self.experiment.notes:
-            self.report.line(note)
+        introduce = self.experiment.introduce
+        for line in (
+            *(introduce(self.state) if introduce else ()),
+            *self.experiment.notes,
+        ):
+            self.report.line(line)
         if resume and self.checkpoints.steps():
             self.step, self.state, meta, notes, self.best = self.checkpoints.restore(
                 self.state
@@ -240,6 +265,8 @@ class _Loop:
                 self.goodness(r) for r in self.run.records("metrics.jsonl") if name in r
             ]
         self.began = self.saved_time = self.marked = time.monotonic()
+        if not self.report.progress:  # a bar says so itself
+            self.report.line("compiling")
         if self.step == 0:
             self.look()
 
@@ -251,6 +278,12 @@ class _Loop:
     def elapsed(self) -> float:
         """Return the seconds used so far, including those before a resumption."""
         return self.earlier + time.monotonic() - self.began
+
+    def at_step(self) -> str:
+        """Return which step it is, and of how many, such as ``step 20/100``."""
+        return f"step {self.step}" + (
+            f"/{self.budget.steps}" if self.budget.steps else ""
+        )
 
     def share(self) -> float:
         """Return the share of the budget that is used."""
@@ -338,15 +371,13 @@ class _Loop:
             "timing.jsonl",
             {"step": self.step, "seconds": self.elapsed(), self.speed_name: speed},
         )
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        total_steps = f"/{self.budget.steps}" if self.budget.steps else ""
-        text = (
-            f"step {self.step}{total_steps}  {self.elapsed():.0f} s  {shown}  "
-            f"{speed:,.0f} {self.experiment.unit}/s"
-        )
+        numbers = [f"{name} {value:.4g}" for name, value in metrics.items()]
         self.report.advance(
-            self.share(), text
-        ) if self.report.progress else self.report.line(text)
+            self.share(),
+            self.at_step(),
+            self.elapsed(),
+            [*numbers, f"{speed:,.0f} {self.experiment.unit}/s"],
+        )
         self.state = self.state._replace(
             loss=jnp.zeros_like(self.state.loss),
             tokens=jnp.zeros_like(self.state.tokens),
@@ -367,11 +398,16 @@ class _Loop:
             "metrics.jsonl",
             {"step": self.step, **named} | ({"sample": sample} if sample else {}),
         )
+        shown = "  ".join(
+            f"{name} {value:.4g}"
+            for name, value in scores.items()
+            if name not in self.experiment.baselines
+        )
         self.report.line(
-            "held out  " + "  ".join(f"{k} {v:.4g}" for k, v in scores.items())
+            f"{self.at_step()}  {self.elapsed():.0f} s  {self.experiment.part}  {shown}"
         )
         if sample:
-            self.report.line(f"sample    {sample}")
+            self.report.line(f"sample  {sample}")
 
     def save(self) -> None:
         """Write a checkpoint of this step, unless one exists.
@@ -411,10 +447,7 @@ class _Loop:
             self.record_held_out()
         self.save()
         if interrupted:
-            self.report.line(
-                f"stopped at step {self.step}, saved: continue with --resume --out "
-                f"{self.run.path}"
-            )
+            self.report.line(f"stopped at {self.at_step()}, saved in {self.run.path}")
             return {}
         if self.best is not None:
             self.state = self.state._replace(

@@ -16,6 +16,8 @@ import shutil
 from typing import Any
 
 from .errors import InputError
+from .lock import NAME as LOCK
+from .lock import locked
 
 FORMAT = "jaxrnn run 1"
 RECORDS = ("metrics.jsonl", "timing.jsonl", "gradients.jsonl")
@@ -46,40 +48,57 @@ class Run:
 
         Raises:
             InputError: if the directory is not empty (and not a run to overwrite), is a
-                file, or cannot be written.
+                file, cannot be written, or is being written by another process.
             ValueError: if the configuration does not name its task.
         """
         path, config = pathlib.Path(path), {"format": FORMAT, **config}
         if "task" not in config:
             raise ValueError("Run.create: the config must name its task, {'task': ...}")
+        cls.check_free(path, overwrite=overwrite)
+        with locked(path):
+            cls.check_free(path, overwrite=overwrite)
+            if _is_run(path):
+                for name in FILES:
+                    (path / name).unlink(missing_ok=True)
+                shutil.rmtree(path / "checkpoints", ignore_errors=True)
+            try:
+                _write_whole(
+                    path / "config.json",
+                    json.dumps(config, indent=1, ensure_ascii=False) + "\n",
+                )
+            except OSError as error:
+                raise InputError(
+                    f"{path} cannot be written: {error.strerror}; choose another --out"
+                ) from None
+        return cls(path, config)
+
+    @staticmethod
+    def check_free(path: str | os.PathLike, *, overwrite: bool = False) -> None:
+        """Check that `create` would make a run here; nothing is written.
+
+        Args:
+            path: the directory.
+            overwrite: whether a run that is there may be replaced.
+
+        Raises:
+            InputError: as for `create`.
+        """
+        path = pathlib.Path(path)
         if path.exists() and not path.is_dir():
             raise InputError(f"{path} is a file, but --out must be a directory")
-        if path.exists() and any(path.iterdir()):
-            is_run = _is_run(path)
-            if not (overwrite and is_run):
-                what = (
-                    "already holds a run: continue it with --resume, or replace it "
-                    "with --overwrite"
-                )
-                raise InputError(
-                    f"{path} "
-                    f"{what if is_run else 'is not empty and not a run directory'}; or "
-                    f"choose another --out"
-                )
-            for name in FILES:
-                (path / name).unlink(missing_ok=True)
-            shutil.rmtree(path / "checkpoints", ignore_errors=True)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            _write_whole(
-                path / "config.json",
-                json.dumps(config, indent=1, ensure_ascii=False) + "\n",
+        if not path.exists() or {file.name for file in path.iterdir()} <= {LOCK}:
+            return
+        is_run = _is_run(path)
+        if not (overwrite and is_run):
+            what = (
+                "already holds a run: continue it with --resume, or replace it "
+                "with --overwrite"
             )
-        except OSError as error:
             raise InputError(
-                f"{path} cannot be written: {error.strerror}; choose another --out"
-            ) from None
-        return cls(path, config)
+                f"{path} "
+                f"{what if is_run else 'is not empty and not a run directory'}; or "
+                f"choose another --out"
+            )
 
     @classmethod
     def open(cls, path: str | os.PathLike, task: str | None = None) -> Run:
@@ -156,6 +175,17 @@ class Run:
             self.path / "result.json",
             json.dumps(result, indent=1, ensure_ascii=False) + "\n",
         )
+
+    def result(self) -> dict[str, Any]:
+        """Return the contents of ``result.json``; empty if there is none."""
+        try:
+            text = (self.path / "result.json").read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return {}
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise InputError(f"{self.path}/result.json is damaged: {error}") from None
 
     @property
     def checkpoints(self) -> pathlib.Path:

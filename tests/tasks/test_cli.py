@@ -94,6 +94,15 @@ def test_sample(runs, capsys):
     assert outputs[3] == outputs[4]
 
 
+def test_characters_that_training_never_showed_are_named(runs, capsys):
+    words = ["sample", str(runs / "charlm"), "--length", "3", "--prompt"]
+    assert main([*words, "日本 日"]) == 0
+    err = capsys.readouterr().err
+    assert err == ("jaxrnn: not in the training text, so read as unknown: '日' '本'\n")
+    assert main([*words, "The "]) == 0
+    assert not capsys.readouterr().err
+
+
 def test_predict(runs, capsys, monkeypatch):
     assert main(["predict", str(runs / "hello"), "hell", "he"]) == 0
     assert capsys.readouterr().out == "ello\nel\n"
@@ -162,9 +171,26 @@ MISTAKES = {
     ),
     "unknown flag": (
         ["train", "charlm", "--hiden", "3"],
-        "unrecognized arguments: --hiden",
+        "there is no flag --hiden; did you mean --hidden? (see jaxrnn train charlm",
     ),
-    "no command": ([], "required: COMMAND"),
+    "unknown command": (["trian"], "there is no command 'trian'; did you mean train?"),
+    "task without train": (["charlm"], "did you mean jaxrnn train charlm?"),
+    "abbreviated flag": (
+        ["train", "charlm", "--hid", "3"],
+        "there is no flag --hid; did you mean --hidden?",
+    ),
+    "flag of another command": (
+        ["predict", "{runs}/hello", "--temperature", "1"],
+        "there is no flag --temperature (see jaxrnn predict --help)",
+    ),
+    "one word too many": (
+        ["train", "hello", "world"],
+        "there is no place for the argument 'world'",
+    ),
+    "temperature abc": (
+        ["sample", "{runs}/charlm", "--temperature", "abc"],
+        "argument --temperature: invalid float value: 'abc'",
+    ),
     "no integer": (
         ["train", "charlm", "--hidden", "many"],
         "argument --hidden: invalid int value: 'many'",
@@ -193,6 +219,19 @@ MISTAKES = {
     "latin-1 data": (
         ["train", "charlm", "--data", "{tmp}/latin.txt"],
         "latin.txt:2: byte 7 (0xe9) is not UTF-8",
+    ),
+    "twelve characters": (
+        ["train", "charlm", "--data", "{tmp}/twelve.txt"],
+        "the held-out text, its last 5 %, has 0 characters, at least 2 are needed, and "
+        "at least 2,081 to train on with this --batch and --k1",
+    ),
+    "a picture as text": (
+        ["train", "charlm", "--data", "{tmp}/picture.txt"],
+        "picture.txt is a PNG image, and not text",
+    ),
+    "a task that gradients cannot measure": (
+        ["gradients", "--task", "sentiment"],
+        "--task sentiment cannot be measured; these can: charlm, adding",
     ),
     "short data": (
         ["train", "charlm", "--data", "{tmp}/short.txt"],
@@ -286,6 +325,8 @@ def test_a_mistake_is_one_line_and_status_2(runs, tmp_path, capsys, name):
     (tmp_path / "empty.txt").write_bytes(b"")
     (tmp_path / "latin.txt").write_bytes(b"first\nr\xe9sum\xe9\n")
     (tmp_path / "short.txt").write_text("a short text " * 40)
+    (tmp_path / "twelve.txt").write_text("twelve chars")
+    (tmp_path / "picture.txt").write_bytes(b"\x89PNG\r\n\x1a\n\x00\x00")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/config.json").write_text('{"task": ')
     (tmp_path / "young").mkdir()

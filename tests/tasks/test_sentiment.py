@@ -271,7 +271,10 @@ def test_labels_of_which_training_showed_none_are_refused(tmp_path, capsys):
             "text,label\n" + "".join(f"word {i},same\n" for i in range(80)),
             "training texts are labeled 'same'",
         ),
-        ("text\nabc\n", ":1: the first line must name the columns, one of them label"),
+        (
+            "text\nabc\n",
+            ":1: the first line must name the columns, but no column is called label",
+        ),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, capsys, rows, message):
@@ -322,6 +325,6 @@ def test_the_reviews_are_split_by_film():
 @needs_reviews
 def test_a_quick_run_on_reviews_beats_the_majority(tmp_path, capsys):
     assert main(["train", "sentiment", "--quick", "--out", str(tmp_path / "run")]) == 0
-    assert "held out: the reviews of 15 % of the films" in capsys.readouterr().out
+    assert "test part: the reviews of 15 % of the films" in capsys.readouterr().out
     result = json.loads((tmp_path / "run/result.json").read_text())
     assert result["accuracy"] > result["majority_accuracy"] + 0.05

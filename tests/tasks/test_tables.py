@@ -2,6 +2,8 @@
 names the place of every mistake.
 """
 
+import re
+
 import pytest
 
 from jaxrnn.tasks.data.splits import Split, unseen_labels
@@ -21,6 +23,8 @@ ROWS = [
 ]
 CSV = 'text,label\nit is good,good\n\n"he said ""no"",\nand left",bad\n정말 좋은 영화,good\n'  # noqa: E501
 
+SEMICOLONS = re.sub(",(?=label|good|bad)", ";", CSV)
+
 
 @pytest.mark.parametrize(
     ("name", "raw"),
@@ -37,6 +41,11 @@ CSV = 'text,label\nit is good,good\n\n"he said ""no"",\nand left",bad\n정말 �
             "tabs.txt",
             'Label\tText\ngood\tit is good\nbad\t"he said ""no"",\nand left"\ngood\t정말 좋은 영화\n'.encode(),  # noqa: E501
         ),
+        ("semicolons.csv", SEMICOLONS.encode()),
+        (
+            "quoted-semicolons.csv",
+            SEMICOLONS.replace("text;label", '"text";"label"').encode(),
+        ),
         (
             "more-columns.csv",
             'id,label,text\n1,good,it is good\n2,bad,"he said ""no"",\nand left"\n3,good,정말 좋은 영화'.encode(),  # noqa: E501
@@ -51,12 +60,13 @@ def test_tables(tmp_path, name, raw):
 MISTAKES = {
     "no column": (
         "text,lable\na,b\n",
-        ":1: the first line must name the columns, one of them label, but none of "
-        "'text', 'lable' does",
+        ":1: the first line must name the columns, but no column is called label in "
+        "'text,lable': write text,label as the first line, or name yours with "
+        "--columns text,lable",
     ),
     "two columns": (
         "text,label,text\na,b,c\n",
-        ":1: the first line must name the columns, one of them text, but several",
+        ":1: the first line must name the columns, but 2 columns are called text in",
     ),
     "too few": (
         'text,label\n"a\nb",x\n\nonly\n',
@@ -83,6 +93,37 @@ MISTAKES = {
     "nothing": ("", " is empty; --data must be a CSV or TSV file"),
     "no text": ("text,label\n a,x\n ,y\n", ":3: the text is empty"),
     "no label": ("text,label\na,\n", ":2: the label is empty"),
+    "no header": (
+        "good film,pos\nbad film,neg\n",
+        ":1: the first line must name the columns, but no column is called text in "
+        "'good film,pos': write text,label as the first line",
+    ),
+    "one column": (
+        "text\nabc\n",
+        ":1: the first line must name the columns, but no column is called label in "
+        "'text': write text,label as the first line",
+    ),
+    "JSON lines": (
+        '{"text": "a", "label": "x"}\n',
+        ":1: this line is JSON; --data must be a CSV or TSV file: pandas.read_json(",
+    ),
+    "UTF-16": (
+        "text,label\na,x\n".encode("utf-16"),
+        " is UTF-16, as Windows programs write it, and not UTF-8; convert the file: "
+        "iconv -f utf-16 -t utf-8 ",
+    ),
+    "UTF-32": ("text,label\na,x\n".encode("utf-32"), " is UTF-32, as Windows"),
+    "PNG": (b"\x89PNG\r\n\x1a\n\x00\x00", " is a PNG image, and not text"),
+    "spreadsheet": (b"PK\x03\x04\xff\x00", " is a ZIP archive, as .xlsx and .docx"),
+    "random bytes": (
+        b"a\x00\xff\xfe",
+        " is not text: it has a zero byte at",
+    ),
+    "semicolon in a field": (
+        "text;label\na;b;x\n",
+        ":2: expected 2 fields (text, label), but this row has 3; a field that "
+        "contains a semicolon",
+    ),
     "no split": (
         "text,label,split\na,x,train\nb,y,trian\n",
         ":3: the split 'trian' is none of train,",
@@ -99,6 +140,17 @@ def test_mistakes_in_tables_name_their_line(tmp_path, name):
         read_table(str(path))
     assert str(caught.value).startswith(f"{path}{message}")
     assert "\n" not in str(caught.value)
+
+
+def test_columns_of_other_names(tmp_path):
+    path = tmp_path / "imdb.csv"
+    path.write_text(CSV.replace("text,label", "Review,Sentiment"))
+    assert read_table(str(path), "review, sentiment") == ROWS
+    with pytest.raises(InputError, match="no column is called title in 'Review,Sent"):
+        read_table(str(path), "title,sentiment")
+    for columns in ("review", "a,a", "a,b,c", "a,"):
+        with pytest.raises(InputError, match="--columns takes the names of two"):
+            read_table(str(path), columns)
 
 
 def test_files_that_are_not_there(tmp_path):

@@ -259,7 +259,7 @@ def test_the_treebank():
 @needs_treebank
 def test_a_quick_run_on_the_treebank_beats_the_most_frequent_tag(tmp_path, capsys):
     assert main(["train", "tagging", "--quick", "--out", str(tmp_path / "run")]) == 0
-    assert "held out: every tenth sentence" in capsys.readouterr().out
+    assert "test part: every tenth sentence" in capsys.readouterr().out
     result = json.loads((tmp_path / "run/result.json").read_text())
     assert result["accuracy"] > result["most_frequent_tag_accuracy"] + 0.01
     assert result["noun_f1"] > 0.86

@@ -268,12 +268,23 @@ def test_parts_by_hash_by_column_and_by_a_second_file(tmp_path):
     assert len(split.train) == 58
 
 
+def test_pairs_with_commas(tmp_path):
+    text = 'source,target\n"one, two","eins, zwei",train\nthree,drei,test\n'
+    rows = read_tsv(write(tmp_path / "pairs.csv", text))
+    assert rows == [
+        (("one, two", "eins, zwei"), "train"),
+        (("three", "drei"), "test"),
+    ]
+    with pytest.raises(InputError, match=r"csv:2: expected source,target.* 1 column$"):
+        read_tsv(write(tmp_path / "bad.csv", "a,b\nc\n"))
+
+
 MISTAKES = {
     "a missing tab": (
         "a\tb\nno tab here\n",
-        r"bad\.tsv:2: expected source<TAB>target.*got 1 columns",
+        r"bad\.tsv:2: expected source<TAB>target.*this line has 1 column$",
     ),
-    "four columns": ("a\tb\ttrain\tx\n", r"bad\.tsv:1: .*got 4 columns"),
+    "four columns": ("a\tb\ttrain\tx\n", r"bad\.tsv:1: .*has 4 columns"),
     "an empty target": ("a\tb\n\n\tb\n", r"bad\.tsv:3: the source is empty"),
     "another part": ("a\tb\ttrian\n", r"bad\.tsv:1: 'trian' is not the name of a part"),
     "nothing": ("\n\n", "has no pairs"),

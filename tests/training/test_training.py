@@ -82,14 +82,21 @@ def test_killed_and_resumed_a_run_ends_with_the_same_metrics(
 def test_control_c_saves_and_exits(tmp_path):
     flags = ["train", "hello", "--steps", "100000", "--report-every", "10", "--out"]
     process = subprocess.Popen(
-        command(*flags, tmp_path / "run"), stdout=subprocess.PIPE, text=True
+        command(*flags, tmp_path / "run"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     while not process.stdout.readline().startswith("step 20"):
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    rest = process.stdout.read()
-    assert process.wait() == 0
-    assert "saved: continue with --resume" in rest
+    rest, error = process.communicate()
+    assert process.returncode == 130
+    assert f", saved in {tmp_path / 'run'}" in rest
+    assert error == (
+        f"jaxrnn: continue with: jaxrnn train charlm --out {tmp_path / 'run'} "
+        f"--resume\n"
+    )
     assert len(list((tmp_path / "run/checkpoints").iterdir())) == 1
     assert not (tmp_path / "run/result.json").exists()
 

@@ -91,11 +91,7 @@ def read_captioned(source: str, size: int) -> tuple[Split, tuple[str, ...]]:
                 f"{source}: the {name} part has no pictures; give more, or name the "
                 f"parts in a column split"
             )
-    sizes = (
-        f"pictures: {len(split.train)} train, {len(split.validation)} validation, "
-        f"{len(split.test)} test"
-    )
-    return split, (*notes, sizes)
+    return split, notes
 
 
 def embedded(source: str) -> bool:

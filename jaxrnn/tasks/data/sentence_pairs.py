@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from ...training import InputError
 from .splits import NAMES, Split, by_name, split_by, with_validation
+from .tables import columns_in_words, read_rows
 from .text import read_text
 
 # The number of days, drawn from a hundred years, so that two digits determine a year.
@@ -73,36 +74,38 @@ def read_pairs(data: tuple[str, ...]) -> tuple[Split, tuple[str, ...]]:
                 f"{data[0]}: the {name} part has no pairs; give more pairs, or name "
                 f"the parts in a third column"
             )
-    return parts, (
-        *notes,
-        f"pairs: {len(parts.train)} train, {len(parts.validation)} validation, "
-        f"{len(parts.test)} test",
-    )
+    return parts, notes
 
 
 def read_tsv(source: str) -> list[tuple[Pair, str]]:
     """Read pairs, each with the part that its third column names, or "".
 
-    Empty lines and a header ``source<TAB>target`` are skipped; quotes have no special
-    meaning.
+    Empty lines and a first line ``source<TAB>target`` are skipped; quotes have no
+    special meaning. A file whose name ends in ``.csv`` has commas instead of tabs, and
+    quotes as in `tables.read_rows`.
     """
     if not pathlib.Path(source).exists():
         raise InputError(
             f"{source} cannot be read: no such file; --data must be a TSV file, or "
             f"dates:en:ko"
         )
-    rows = []
-    for number, line in enumerate(read_text(source).split("\n"), start=1):
-        cells = [cell.strip() for cell in line.split("\t")]
+    is_csv = pathlib.Path(source).suffix.lower() == ".csv"
+    rows, text = [], read_text(source)
+    for number, fields in (
+        read_rows(source, text)
+        if is_csv
+        else enumerate((line.split("\t") for line in text.split("\n")), start=1)
+    ):
+        cells = [cell.strip() for cell in fields]
         if not any(cells) or (
             number == 1 and [cell.lower() for cell in cells[:2]] == ["source", "target"]
         ):
             continue
-        where = f"{source}:{number}"
+        where, separator = f"{source}:{number}", "," if is_csv else "<TAB>"
         if not 2 <= len(cells) <= 3:
             raise InputError(
-                f"{where}: expected source<TAB>target, with or without a third column, "
-                f"but got {len(cells)} columns"
+                f"{where}: expected source{separator}target, with or without a third "
+                f"column, but this line has {columns_in_words(len(cells))}"
             )
         if not cells[0] or not cells[1]:
             raise InputError(

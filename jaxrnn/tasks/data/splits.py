@@ -24,6 +24,19 @@ class Split(NamedTuple):
     test: list[Any]
 
 
+def sizes(split: Split, what: str) -> str:
+    """Return the sizes of the parts in words.
+
+    Example:
+        >>> sizes(Split(["a", "b"], ["c"], []), "texts")
+        '2 texts to train on, 1 for validation, 0 for the test'
+    """
+    train, validation, test = (f"{len(part):,}" for part in split)
+    return (
+        f"{train} {what} to train on, {validation} for validation, {test} for the test"
+    )
+
+
 def split_by(
     examples: Iterable[Any],
     key: Callable[[Any], str],

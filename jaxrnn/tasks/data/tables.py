@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -31,43 +32,91 @@ class Tagged(NamedTuple):
 T = TypeVar("T", Example, Tagged)
 
 
-def read_table(source: str) -> list[Example]:
+COLUMNS = "text,label"
+
+
+def read_table(source: str, columns: str = COLUMNS) -> list[Example]:
     """Read the examples of a CSV or TSV file.
 
-    A header names the columns ``text``, ``label`` and optionally ``split``. Quoted
-    fields may contain separators, quotes (doubled) and line breaks; blank lines are
-    skipped and other columns ignored. The separator is a tab if the name of the file
-    ends in ``.tsv`` or ``.tab`` or the header contains one.
+    The first line names the columns: that of the text, that of the label, and
+    optionally ``split``. Quoted fields may contain separators, quotes (doubled) and
+    line breaks; blank lines are skipped and other columns ignored. The separator is a
+    tab if the name of the file ends in ``.tsv`` or ``.tab`` or the first line contains
+    one, and a semicolon if the first line contains one but no comma.
+
+    Args:
+        source: the path of the file.
+        columns: the names of the two columns, with a comma between.
 
     Raises:
         InputError: with file and line, for a missing column, a row with too few or too
             many fields, an empty text or label, an unknown split, unbalanced quotes, a
             file that is not UTF-8 or has no rows.
     """
-    wanted = "a CSV or TSV file with the columns text,label"
+    names = column_names(columns)
+    wanted = f"a CSV or TSV file with the columns {columns}"
     body = read_utf8(source, wanted)
-    tab = (
-        pathlib.Path(source).suffix.lower() in (".tsv", ".tab")
-        or "\t" in body.split("\n", 1)[0]
-    )
+    delimiter = _delimiter(source, body)
     header: list[str] | None = None
     examples = []
-    for line, row in read_rows(source, body, "\t" if tab else ","):
+    for line, row in read_rows(source, body, delimiter):
         if header is None:
-            header = _header(row, source, line, tab)
+            header = _header(row, source, line, delimiter, names)
             continue
         if len(row) != len(header):
             raise InputError(
                 f"{source}:{line}: expected {len(header)} fields "
-                f"({', '.join(header)}), but this row has {len(row)}; a field "
-                f'that contains a {"tab" if tab else "comma"} needs quotes: "..."'
+                f"({', '.join(header)}), but this row has {len(row)}; a field that "
+                f'contains a {_DELIMITERS[delimiter]} needs quotes: "..."'
             )
-        examples.append(_example(dict(zip(header, row, strict=True)), source, line))
+        values = dict(zip(header, row, strict=True))
+        examples.append(_example(values, source, line, names))
     if not examples:
         raise InputError(
             f"{source} has no examples; --data must be {wanted}, one row per example"
         )
     return examples
+
+
+def column_names(columns: str) -> tuple[str, str]:
+    """Return the names of the columns of the text and of the label, in lower case.
+
+    Raises:
+        InputError: unless there are two different names.
+    """
+    names = [name.strip().lower() for name in columns.split(",")]
+    if len(set(names)) != 2 or len(names) != 2 or not all(names):
+        raise InputError(
+            f"--columns takes the names of two columns, of the text and of the label, "
+            f"such as review,sentiment, but it is {columns!r}"
+        )
+    return names[0], names[1]
+
+
+_DELIMITERS = {"\t": "tab", ",": "comma", ";": "semicolon"}
+
+
+def _delimiter(source: str, body: str) -> str:
+    """Return what separates the fields of a file."""
+    first = body.split("\n", 1)[0]
+    if pathlib.Path(source).suffix.lower() in (".tsv", ".tab") or "\t" in first:
+        return "\t"
+    if first.startswith("{") and _is_json(first):
+        raise InputError(
+            f"{source}:1: this line is JSON; --data must be a CSV or TSV file: "
+            f"pandas.read_json({source!r}, lines=True).to_csv('NEW.csv', index=False) "
+            f"makes one in Python"
+        )
+    return ";" if ";" in first and "," not in first else ","
+
+
+def _is_json(line: str) -> bool:
+    """Return whether a line is JSON."""
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 def read_rows(
@@ -96,29 +145,38 @@ def read_rows(
             yield line, row
 
 
-def _header(row: list[str], source: str, line: int, tab: bool) -> list[str]:
+def _header(
+    row: list[str], source: str, line: int, delimiter: str, names: tuple[str, str]
+) -> list[str]:
     """Check the header, and return the names of the columns in lower case."""
     header = [name.strip().lower() for name in row]
-    for name in ("text", "label"):
-        if header.count(name) != 1:
-            matches = "none" if name not in header else "several"
-            raise InputError(
-                f"{source}:{line}: the first line must name the columns, one of them "
-                f"{name}, but {matches} of "
-                f"{', '.join(map(repr, row[:8]))} does; write a line such as "
-                f"{'text<TAB>label' if tab else 'text,label'}"
-            )
+    for name in names:
+        if header.count(name) == 1:
+            continue
+        first = delimiter.join(row[:8])
+        if name in header:
+            problem = f"{header.count(name)} columns are called {name}"
+            repair = "rename all but one"
+        else:
+            problem = f"no column is called {name}"
+            wanted = delimiter.join(names).replace("\t", "<TAB>")
+            repair = f"write {wanted} as the first line"
+            if len(header) > 1:
+                repair += f", or name yours with --columns {row[0]},{row[1]}"
+        raise InputError(
+            f"{source}:{line}: the first line must name the columns, but {problem} in "
+            f"{first!r}: {repair}"
+        )
     return header
 
 
-def _example(row: dict[str, str], source: str, line: int) -> Example:
+def _example(
+    row: dict[str, str], source: str, line: int, names: tuple[str, str]
+) -> Example:
     """Convert a row to an example."""
-    text, label, split = (
-        row["text"].strip(),
-        row["label"].strip(),
-        row.get("split", "").strip().lower(),
-    )
-    for name, value in (("text", text), ("label", label)):
+    text, label = (row[name].strip() for name in names)
+    split = row.get("split", "").strip().lower()
+    for name, value in zip(names, (text, label), strict=True):
         if not value:
             raise InputError(
                 f"{source}:{line}: the {name} is empty; fill it in, or remove the row"
@@ -163,9 +221,14 @@ def _conll_line(line: str) -> tuple[str, str] | str | None:
     if len(fields) != 2:
         return (
             f"expected a word and its tag with a tab between (FORM<TAB>TAG), but this "
-            f"line has {len(fields)} columns"
+            f"line has {columns_in_words(len(fields))}"
         )
     return fields[0].strip(), fields[1].strip()
+
+
+def columns_in_words(count: int) -> str:
+    """Return a number of columns in words."""
+    return f"{count} column{'' if count == 1 else 's'}"
 
 
 def _conllu_line(line: str) -> tuple[str, str] | str | None:
@@ -236,12 +299,12 @@ def split_files(
     if len(sources) > 1:
         split = with_validation(Split(examples, [], read(sources[1])), key)
         note = (
-            f"held out: {sources[1]}; a hash chose {len(split.validation)} of "
+            f"test part: {sources[1]}; a hash chose {len(split.validation)} of "
             f"{sources[0]} to validate on"
         )
     elif named:
         split = by_name((each, getattr(each, "split", "")) for each in examples)
-        note = f"held out: the {len(split.test)} rows whose column split says test"
+        note = f"test part: the {len(split.test)} rows whose column split says test"
         if not split.validation:
             split = with_validation(split, key)
             note += (
@@ -250,9 +313,9 @@ def split_files(
     else:
         split = split_by(examples, key)
         note = (
-            f"{sources[0]} names no held-out part: a hash of each example chose "
+            f"{sources[0]} names no test part: a hash of each example chose "
             f"{len(split.train)} to train on, "
-            f"{len(split.validation)} to validate on, {len(split.test)} held out"
+            f"{len(split.validation)} to validate on, {len(split.test)} to test on"
         )
     for name, part in split._asdict().items():
         if not part:

@@ -12,6 +12,7 @@ import numpy as np
 
 from ...training import InputError
 from ...truncation.tbptt import Window
+from .file_kinds import why_not_text
 
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 
@@ -87,12 +88,7 @@ def read_utf8(source: str, wanted: str, embedded: str = "") -> str:
     try:
         text = raw.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise InputError(
-            f"{source}:{line}: byte {error.start} (0x{raw[error.start]:02x}) is not "
-            f"UTF-8; convert the file, "
-            "e.g. with iconv -f latin1 -t utf-8"
-        ) from None
+        raise InputError(why_not_text(source, raw, error.start)) from None
     if not text:
         raise InputError(f"{source} is empty; --data must be {wanted}")
     return text
@@ -136,6 +132,11 @@ class Vocabulary:
         return "".join(self.characters[int(n)] for n in numbers)
 
 
+def least_text(batch: int, window: int) -> int:
+    """Return the number of characters that `Streams` need."""
+    return batch * (window + 1) + 1
+
+
 @dataclasses.dataclass(frozen=True)
 class Streams:
     """A text as ``batch`` parallel streams that are read window by window.
@@ -158,7 +159,7 @@ class Streams:
     seed: int = 0
 
     def __post_init__(self):
-        least = self.batch * (self.window + 1) + 1
+        least = least_text(self.batch, self.window)
         if len(self.text) < least:
             raise InputError(
                 f"the training text has {len(self.text)} characters, too few for "

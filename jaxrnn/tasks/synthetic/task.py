@@ -101,6 +101,7 @@ class Task:
             if options.gradients
             else None,
             unit="targets",
+            data=_described(problem),
         )
         return experiment, {}
 
@@ -143,6 +144,13 @@ class Task:
     ) -> Trained:
         """Return the trained model."""
         return Trained(self, functions, params, options)
+
+
+def _described(problem: Problem) -> str:
+    """Return where the sequences come from, in words."""
+    return f"sequences of {problem.length} steps, " + (
+        "the same ones in every epoch" if problem.stored else "new ones in every update"
+    )
 
 
 def keys(seed: int) -> tuple[Any, Any, Any]:
@@ -314,23 +322,12 @@ class Trained:
         }
 
     def report(self, run: Run) -> list[str]:
-        """Return the score and its baseline; draw the curves and gradients."""
+        """Draw the curves and gradients, and return lines to print."""
         problem, score = self.problem, self.problem.score
         result = run.records("metrics.jsonl")[-1]
         name, baseline = problem.baseline[0], result["baseline"]
-        others = "".join(
-            f", {key.replace('_', ' ')} {value:.4g}"
-            for key, value in problem.references().items()
-        )
-        lines = [f"{score} {result[score]:.4g} ({name} {baseline:.4g}{others})"]
-        for length in problem.other_lengths:
-            key_of_length = f"{score}_{length}"
-            lines.append(
-                f"{score} at length {length}: {result[key_of_length]:.4g} ({name} "
-                f"{problem.baseline[1](length):.4g})"
-            )
         pictures = [
             draw_curves(run, score, LABELS[score], (name, baseline)),
             draw_gradients(run),
         ]
-        return lines + [f"picture: {path}" for path in pictures if path]
+        return [f"picture: {path}" for path in pictures if path]

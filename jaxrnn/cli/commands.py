@@ -1,0 +1,178 @@
+"""The commands: each calls the library and prints."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+from typing import Any
+
+import jax
+
+from .. import tasks
+from ..tasks.about import next_commands, resume_command
+from ..tasks.cell_comparison import Comparison
+from ..tasks.charlm import Trained as CharacterModel
+from ..tasks.gradient_study import Study
+from ..tasks.gradient_study import gradients as study_gradients
+from ..tasks.runner import TASKS
+from ..training import Budget, InputError
+from ..training.devices import host_cores
+
+INTERRUPTED = 130  # as a shell says of a program that Ctrl-C ended
+
+
+def _show_cores() -> None:
+    """Let JAX use every core of a CPU as a device, for ``--devices``.
+
+    A number that the environment sets is not changed.
+    """
+    asked = getattr(jax.config, "jax_num_cpu_devices", -1)
+    if asked >= 0 or "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    # Once JAX has been used, the number of devices is fixed.
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", host_cores())
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """Train a task and print its result.
+
+    The result is a table on a terminal, and JSON elsewhere. With ``--json`` standard
+    output holds nothing but the JSON; all else goes to standard error.
+
+    Returns:
+        130 if the run was interrupted, else 0.
+    """
+    _show_cores()
+    values = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in vars(arguments).items()
+    }
+    budget_names = {field.name for field in dataclasses.fields(Budget)}
+    option_names = {
+        field.name for field in dataclasses.fields(TASKS[arguments.task].Options)
+    }
+    output = sys.stderr if arguments.json else sys.stdout
+    with contextlib.redirect_stdout(output):
+        run, result, lines = tasks.train(
+            arguments.task,
+            {name: value for name, value in values.items() if name in option_names},
+            {name: value for name, value in values.items() if name in budget_names},
+            out=arguments.out,
+            resume=arguments.resume,
+            overwrite=arguments.overwrite,
+            quick=arguments.quick,
+            trust_code=arguments.trust_code,
+        )
+        if not result:
+            print(f"jaxrnn: continue with: {resume_command(run)}", file=sys.stderr)
+            return INTERRUPTED
+        for line in lines:
+            print(line)
+    if arguments.json:
+        print(json.dumps({"run": str(run.path), **result}))
+    elif sys.stdout.isatty():
+        print("\n".join(["next", *(f"  {line}" for line in next_commands(run))]))
+    else:
+        print(json.dumps(result))
+        print(f"run: {run.path}")
+    return 0
+
+
+def gradients(arguments: argparse.Namespace) -> None:
+    """Run the gradient study and print its table."""
+    # Several threads slow down the small factorizations of the study.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    names = {field.name for field in dataclasses.fields(Study)}
+    options = {
+        k: tuple(v) if isinstance(v, list) else v
+        for k, v in vars(arguments).items()
+        if k in names
+    }
+    _, lines = study_gradients(
+        options,
+        run=arguments.run,
+        out=arguments.out,
+        trust_code=arguments.trust_code,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    for line in lines:
+        print(line)
+
+
+def cells(arguments: argparse.Namespace) -> None:
+    """Compare cells and print the table."""
+    names = {field.name for field in dataclasses.fields(Comparison)}
+    options = {name: v for name, v in vars(arguments).items() if name in names}
+    _, lines = tasks.compare_cells(arguments.cell, options, out=arguments.out)
+    for line in lines:
+        print(line)
+
+
+def _load(arguments: argparse.Namespace) -> Any:
+    """Load a trained run and print its notes to standard error."""
+    trained, notes = tasks.load(
+        arguments.run, cell=arguments.cell, trust_code=arguments.trust_code
+    )
+    for note in notes:
+        print(f"jaxrnn: {note}", file=sys.stderr)
+    return trained
+
+
+def sample(arguments: argparse.Namespace) -> None:
+    """Print generated text, as it is generated where the task supports it."""
+    trained = _load(arguments)
+    if isinstance(trained, CharacterModel):
+        _say_unknown(arguments.prompt, trained.vocabulary.characters)
+    request = (
+        arguments.prompt,
+        arguments.length,
+        arguments.temperature,
+        arguments.top_k,
+        arguments.seed,
+    )
+    for piece in (
+        trained.stream(*request)
+        if hasattr(trained, "stream")
+        else [trained.sample(*request)]
+    ):
+        print(piece, end="", flush=True)
+    print()
+
+
+def _say_unknown(text: str, known: str) -> None:
+    """Say on standard error which characters of a prompt the model does not know."""
+    unknown = dict.fromkeys(character for character in text if character not in known)
+    if unknown:
+        print(
+            f"jaxrnn: not in the training text, so read as unknown: "
+            f"{' '.join(map(repr, unknown))}",
+            file=sys.stderr,
+        )
+
+
+def predict(arguments: argparse.Namespace) -> None:
+    """Print one prediction per input."""
+    trained = _load(arguments)
+    try:
+        for text in arguments.inputs or (
+            line.rstrip("\n").removeprefix("\ufeff") for line in sys.stdin
+        ):
+            print(trained.predict(text), flush=True)
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input is not UTF-8: {error}") from None
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Print the scores on other data, as JSON."""
+    trained = _load(arguments)
+    scores = (
+        trained.evaluate(arguments.data)
+        if arguments.length is None
+        else trained.evaluate_length(arguments.length)
+    )
+    print(json.dumps(scores, ensure_ascii=False))

@@ -1,0 +1,426 @@
+"""The arguments of all commands."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NoReturn
+
+from ..tasks.about import ABOUT
+from ..tasks.cell_comparison import Comparison
+from ..tasks.config import check_name
+from ..tasks.gradient_study import Study
+from ..tasks.runner import TASKS
+from ..training import Budget, InputError
+from . import commands as run
+from . import listing
+from .menu import menu, task_lines, version
+
+# What flags can be added to
+Flags = argparse._ActionsContainer
+
+BUDGET_HELP = {
+    "steps": "total number of updates",
+    "seconds": (
+        "wall-clock time of the run, instead of steps; the learning rate then follows "
+        "the clock"
+    ),
+    "report_every": "number of steps between reports",
+    "evaluate_every": (
+        "number of steps between held-out evaluations, a multiple of --report-every"
+    ),
+    "checkpoint_seconds": "time between checkpoints; 0 writes one at each report",
+    "patience": (
+        "number of evaluations without a better held-out score after which training "
+        "stops; 0 disables it; for tasks on labeled data"
+    ),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that raises `InputError` instead of printing its usage.
+
+    Flags cannot be abbreviated, because an abbreviation would change its meaning with
+    the next flag that begins alike. A flag that does not exist is answered by the most
+    similar one.
+    """
+
+    def __init__(self, **options: Any):
+        super().__init__(**options, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the message as an error of one line."""
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]
+        """Parse arguments, and refuse those that are not known."""
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(self._about_unknown(unknown[0]))
+        return namespace, unknown
+
+    def _about_unknown(self, word: str) -> str:
+        """Return what to say of an argument that is not known."""
+        if not word.startswith("-"):
+            return f"there is no place for the argument {word!r}"
+        flag = word.partition("=")[0]
+        known = [name for name in self._option_string_actions if name[:2] == "--"]
+        near = difflib.get_close_matches(flag, known, n=1, cutoff=0.6)
+        begins = [name for name in known if name.startswith(flag)]
+        hint = f"; did you mean {(begins or near)[0]}?" if begins or near else ""
+        return f"there is no flag {flag}{hint}"
+
+
+COMMANDS = {
+    "train": "train a task",
+    "sample": "generate text with a trained language model",
+    "predict": "print the model's prediction for each input",
+    "evaluate": "print the task's scores on other data, as JSON",
+    "gradients": "measure gradient flow: a table and plots",
+    "cells": "compare cells: scores, gradient decay, time and memory",
+    "list": "show tasks, cells, data sets and runs",
+    "info": "show a run: options, parameters, scores, files, whether it finished",
+}
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Parse the arguments of all commands.
+
+    ``command`` of the result is the function to call with it.
+
+    Raises:
+        InputError: for arguments that do not fit, with the most similar ones that do.
+    """
+    parser = Parser(
+        prog="jaxrnn",
+        description="Recurrent networks in JAX: train models and use trained ones.",
+    )
+    parser.add_argument("--version", action="version", version=version())
+    parser.set_defaults(command=lambda arguments: print(menu(COMMANDS)))
+    commands = parser.add_subparsers(metavar="COMMAND", parser_class=Parser)
+    if argv and not argv[0].startswith("-"):
+        _check_command(argv[0])
+    parsers = {
+        name: commands.add_parser(name, help=help, description=_sentence(help))
+        for name, help in COMMANDS.items()
+    }
+    _add_train(parsers["train"], _task_of(argv))
+    _add_sample(parsers["sample"])
+    _add_predict(parsers["predict"])
+    _add_evaluate(parsers["evaluate"])
+    _add_gradients(parsers["gradients"])
+    _add_cells(parsers["cells"])
+    _add_list(parsers["list"])
+    _add_info(parsers["info"])
+    return parser.parse_args(argv)
+
+
+def _sentence(help: str) -> str:
+    """Return a help text as a sentence."""
+    return f"{help[0].upper()}{help[1:]}."
+
+
+def _check_command(name: str) -> None:
+    """Check the name of the command; a task may stand there by mistake."""
+    if name in TASKS:
+        raise InputError(f"{name} is a task; did you mean jaxrnn train {name}?")
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name.lower(), COMMANDS, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(COMMANDS)}"
+        raise InputError(f"there is no command {name!r}; {hint}")
+
+
+def _task_of(argv: list[str]) -> str | None:
+    """Return the task that follows ``train``, if this is the command."""
+    if argv[:1] != ["train"] or argv[1:2] in (["-h"], ["--help"]):
+        return None
+    if len(argv) == 1 or argv[1].startswith("-"):
+        raise InputError(
+            f"the task must follow train: jaxrnn train TASK ..., where TASK is one of "
+            f"{', '.join(TASKS)}"
+        )
+    check_name("train", argv[1], TASKS)
+    return argv[1]
+
+
+def _add_sample(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``sample``."""
+    _add_run(parser)
+    parser.add_argument("--prompt", default="", help="text to continue")
+    parser.add_argument(
+        "--length",
+        type=_at_least(1),
+        help=(
+            "number of tokens to generate (default: 400; for hello, to the end of "
+            "the word)"
+        ),
+    )
+    parser.add_argument(
+        "--temperature",
+        type=_temperature,
+        help=(
+            "sampling temperature: 0 selects the most probable token, 1 samples from "
+            "the model (default: 0.7; for hello, 0)"
+        ),
+    )
+    parser.add_argument(
+        "--top-k",
+        type=_at_least(1),
+        help="sample among this many most probable tokens (default: all)",
+    )
+    parser.add_argument(
+        "--seed", type=_at_least(0), default=0, help="random seed (default: 0)"
+    )
+    parser.set_defaults(command=run.sample)
+
+
+def _add_predict(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``predict``."""
+    _add_run(parser)
+    parser.add_argument(
+        "inputs",
+        nargs="*",
+        metavar="INPUT",
+        help="inputs of the model (default: the lines of standard input)",
+    )
+    parser.set_defaults(command=run.predict)
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``evaluate``."""
+    _add_run(parser)
+    other = parser.add_mutually_exclusive_group(required=True)
+    other.add_argument("--data", metavar="PATH", help="a data file of your own")
+    other.add_argument(
+        "--length",
+        type=_at_least(1),
+        metavar="N",
+        help="for synthetic tasks: the length of held-out sequences",
+    )
+    parser.set_defaults(command=run.evaluate)
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    """Add the run directory, and what allows to import its cell."""
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument(
+        "--cell",
+        metavar="module:Name",
+        help="the cell of the run, if it is code outside jaxrnn",
+    )
+    _add_trust(parser, "the cell")
+
+
+def _add_trust(parser: Flags, what: str) -> None:
+    """Add the flag that allows to import code that a run names."""
+    parser.add_argument(
+        "--trust-code",
+        action="store_true",
+        help=f"import whatever code outside jaxrnn the run names as {what}",
+    )
+
+
+def _at_least(least: int):
+    """Return a parser of ints not less than ``least``."""
+
+    def number(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(
+                f"must be at least {least}, but it is {value}"
+            )
+        return value
+
+    number.__name__ = "int"
+    return number
+
+
+def _temperature(text: str) -> float:
+    """Parse a finite, non-negative float."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(
+            f"must be a finite number of at least 0, but it is {text}"
+        )
+    return value
+
+
+_temperature.__name__ = "float"  # for the words of argparse
+
+
+def _add_train(parser: argparse.ArgumentParser, task: str | None) -> None:
+    """Add the flags of training a task.
+
+    These are the fields of the task's options and of the budget; one that is not given
+    is absent from the parsed arguments.
+    """
+    parser.add_argument("task", metavar="TASK", help=argparse.SUPPRESS)
+    parser.set_defaults(command=run.train)
+    if task is None:
+        parser.usage = "jaxrnn train TASK [--FLAG VALUE ...]"
+        parser.formatter_class = argparse.RawDescriptionHelpFormatter
+        parser.epilog = "\n".join(
+            ["tasks:", *task_lines(), "", "flags of a task: jaxrnn train TASK --help"]
+        )
+    else:
+        parser.prog = f"jaxrnn train {task}"
+        parser.usage = f"{parser.prog} [--FLAG VALUE ...]"
+        parser.description = _sentence(f"learn {ABOUT[task].sentence}")
+        _add_task_flags(parser, task)
+    _add_run_flags(parser.add_argument_group("run directory"))
+
+
+def _add_task_flags(parser: argparse.ArgumentParser, task: str) -> None:
+    """Add the fields of the task's options, and of the budget."""
+    module = TASKS[task]
+    options = parser.add_argument_group("task and model")
+    for field in dataclasses.fields(module.Options):
+        _add_flag(
+            options, field.name, field.default, field.metadata["help"], field.metadata
+        )
+    budget = parser.add_argument_group("length of the run")
+    for field in dataclasses.fields(Budget):
+        # A task without labels refuses --patience with its own words.
+        is_shown = field.name != "patience" or ABOUT[task].labeled
+        _add_flag(
+            budget,
+            field.name,
+            getattr(module.BUDGET, field.name),
+            BUDGET_HELP[field.name] if is_shown else argparse.SUPPRESS,
+        )
+    budget.add_argument(
+        "--quick",
+        action="store_true",
+        help="train a small model: seconds, or about a minute on real data",
+    )
+
+
+def _add_run_flags(group: Flags) -> None:
+    """Add the flags of the run directory."""
+    group.add_argument(
+        "--out",
+        metavar="RUN",
+        help="run directory (default: runs/TASK, with a number if it exists)",
+    )
+    group.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue from the newest checkpoint of --out",
+    )
+    group.add_argument(
+        "--overwrite", action="store_true", help="replace the run in --out"
+    )
+    _add_trust(group, "its cell, with --resume")
+    group.add_argument(
+        "--json",
+        action="store_true",
+        help="print nothing but the result on standard output, as JSON",
+    )
+
+
+def _add_gradients(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the gradient study, which are the fields of `Study`.
+
+    One that is not given is absent from the parsed arguments.
+    """
+    parser.add_argument(
+        "--run",
+        metavar="RUN",
+        help=(
+            "measure a trained run, before and after training, instead of cells and "
+            "a task"
+        ),
+    )
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        default="runs/gradients",
+        help="output directory (default: runs/gradients)",
+    )
+    _add_trust(parser, "its cell, with --run")
+    parser.set_defaults(command=run.gradients)
+    for field in dataclasses.fields(Study):
+        _add_flag(parser, field.name, field.default, field.metadata["help"])
+
+
+def _add_cells(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the comparison, which are the fields of `Comparison`."""
+    parser.add_argument(
+        "--cell",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="CELL",
+        help="cells to compare: NAME, NAME:VARIANT or module:Name(...) as for train",
+    )
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        default="runs/cells",
+        help="output directory (default: runs/cells)",
+    )
+    parser.set_defaults(command=run.cells)
+    for field in dataclasses.fields(Comparison):
+        _add_flag(parser, field.name, field.default, field.metadata["help"])
+
+
+def _add_list(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``list``."""
+    parser.add_argument(
+        "what",
+        nargs="?",
+        choices=("tasks", "cells", "data", "runs"),
+        help="one of them (default: all)",
+    )
+    parser.add_argument(
+        "--runs",
+        metavar="DIR",
+        default="runs",
+        help="where to look for runs (default: runs)",
+    )
+    parser.set_defaults(command=listing.listed)
+
+
+def _add_info(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``info``."""
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("--json", action="store_true", help="print it as JSON")
+    parser.set_defaults(command=listing.info)
+
+
+METAVARS = {"data": "FILE", "cell": "CELL", "task": "TASK", "tasks": "TASK"}
+
+
+def _add_flag(
+    parser: Flags,
+    name: str,
+    default: Any,
+    help: str,
+    metadata: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Add a flag of the default's type; for a bool, ``--name`` and ``--no-name``."""
+    if isinstance(default, bool):
+        parser.add_argument(
+            "--" + name.replace("_", "-"),
+            action=argparse.BooleanOptionalAction,
+            default=argparse.SUPPRESS,
+            help=help,
+        )
+        return
+    is_list = isinstance(default, tuple)
+    kind = float if "seconds" in name else str if is_list else type(default)
+    shown = " ".join(default) if is_list else default
+    plain = "NAME" if "names" in metadata else "TEXT" if kind is str else None
+    hidden = default is None or help is argparse.SUPPRESS
+    parser.add_argument(
+        "--" + name.replace("_", "-"),
+        type=kind,
+        nargs="+" if is_list else None,
+        action="extend" if is_list else "store",
+        default=argparse.SUPPRESS,
+        metavar=METAVARS.get(name) or plain or kind.__name__.upper(),
+        help=help if hidden else f"{help} (default: {shown})",
+    )

@@ -1,0 +1,215 @@
+"""What each task is, in a sentence, and what one does with a trained one."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+from ..training import Run
+from .models.stored_cell import code_of
+
+
+class Baseline(NamedTuple):
+    """A simpler method, which a run scores beside the model.
+
+    Attributes:
+        score: the score that it is a baseline of.
+        name: the name of the method.
+    """
+
+    score: str
+    name: str
+
+
+class About(NamedTuple):
+    """A task in words.
+
+    Attributes:
+        sentence: what the network learns.
+        data: what ``--data`` takes; empty if the task draws its own sequences.
+        then: the arguments of commands for a trained run, where ``RUN`` stands for its
+            directory.
+        scored_on: the part of the data that the final scores are of; ``test`` where a
+            validation score has chosen the parameters.
+        baselines: the baselines in a result by their names there.
+    """
+
+    sentence: str
+    data: str
+    then: tuple[str, ...]
+    scored_on: str = "held out"
+    baselines: Mapping[str, Baseline] = MappingProxyType({})
+
+    @property
+    def labeled(self) -> bool:
+        """Return whether a validation score chooses the best parameters."""
+        return self.scored_on == "test"
+
+
+_GRADIENTS = "gradients --run RUN --out RUN-gradients"
+
+ABOUT: dict[str, About] = {
+    "hello": About(
+        "the next letter of the word hello: the smallest language model",
+        "",
+        ("sample RUN", "predict RUN hell"),
+        scored_on="the word",
+    ),
+    "charlm": About(
+        "the next character of a text: a character language model",
+        "a UTF-8 text file, pydoc or kjv",
+        (
+            'sample RUN --prompt "The " --length 400',
+            "evaluate RUN --data FILE.txt",
+            _GRADIENTS,
+        ),
+        baselines={
+            "unigram_bits_per_char": Baseline("bits_per_char", "unigram"),
+            "bigram_bits_per_char": Baseline("bits_per_char", "bigram"),
+        },
+    ),
+    "sentiment": About(
+        "the label of a text, such as the opinion of a review: many to one",
+        "a CSV or TSV file with columns text and label",
+        (
+            'predict RUN "a dull, lifeless film"',
+            "evaluate RUN --data FILE.csv",
+        ),
+        scored_on="test",
+        baselines={
+            "majority_accuracy": Baseline("accuracy", "majority"),
+            "bag_of_words_accuracy": Baseline("accuracy", "bag of words"),
+            "bag_of_words_macro_f1": Baseline("macro_f1", "bag of words"),
+        },
+    ),
+    "tagging": About(
+        "the tag of each word, such as its part of speech: many to many",
+        "a CoNLL or CoNLL-U file",
+        ('predict RUN "Ali eve geldi ."', "evaluate RUN --data FILE.conllu"),
+        scored_on="test",
+        baselines={
+            "most_frequent_tag_accuracy": Baseline("accuracy", "most frequent tag"),
+        },
+    ),
+    "translation": About(
+        "a sentence in another language, with attention: sequence to sequence",
+        "a TSV or CSV file of pairs, or dates:en:ko",
+        ('predict RUN "November 5, 2026"', "evaluate RUN --data FILE.tsv"),
+        scored_on="test",
+        baselines={
+            "copying_exact_match": Baseline("exact_match", "copying"),
+            "copying_chrf": Baseline("chrf", "copying"),
+        },
+    ),
+    "captioning": About(
+        "the words that name a picture: one to many",
+        "a folder of PNG files with captions.csv, or glyphs",
+        ("predict RUN PICTURE.png", "evaluate RUN --data FOLDER"),
+        scored_on="test",
+    ),
+    "adding": About(
+        "the sum of the two marked numbers among many",
+        "",
+        (
+            'predict RUN "0.5 0.25* 0.1 0.4*"',
+            "evaluate RUN --length 500",
+            _GRADIENTS,
+        ),
+        baselines={
+            "baseline": Baseline("mse", "constant 1"),
+        },
+    ),
+    "copy": About(
+        "the symbols seen at the beginning, again after a long blank",
+        "",
+        ("evaluate RUN --length 200", _GRADIENTS),
+        baselines={
+            "baseline": Baseline("loss", "memoryless"),
+        },
+    ),
+    "temporal-order": About(
+        "the order in which two symbols stood among distractors",
+        "",
+        ("evaluate RUN --length 200", _GRADIENTS),
+        baselines={
+            "baseline": Baseline("accuracy", "chance"),
+        },
+    ),
+    "parity": About(
+        "whether the number of ones so far is odd",
+        "",
+        ("predict RUN 10110", "evaluate RUN --length 500", _GRADIENTS),
+        baselines={
+            "baseline": Baseline("accuracy", "chance"),
+        },
+    ),
+    "group-words": About(
+        "the product of all permutations so far: states that must be tracked",
+        "",
+        ("evaluate RUN --length 100", _GRADIENTS),
+        baselines={
+            "baseline": Baseline("accuracy", "chance"),
+        },
+    ),
+    "seq-mnist": About(
+        "a handwritten digit that is read pixel by pixel",
+        "",
+        (),
+        baselines={
+            "baseline": Baseline("accuracy", "majority class"),
+            "three_nearest_neighbours": Baseline("accuracy", "3 nearest neighbours"),
+        },
+    ),
+    "squares": About(
+        "the next frame of bouncing squares, for convolutional cells",
+        "",
+        ("evaluate RUN --length 40",),
+        baselines={
+            "baseline": Baseline("mse", "last frame"),
+        },
+    ),
+}
+
+
+def next_commands(run: Run) -> list[str]:
+    """Return whole commands for a trained run, the first of them the most useful.
+
+    Args:
+        run: the run, of a task in `ABOUT`.
+
+    Returns:
+        Command lines, with the directory quoted where a shell needs it.
+
+    Example:
+        >>> import pathlib
+        >>> next_commands(Run(pathlib.Path("my run"), {"task": "hello"}))[0]
+        "jaxrnn sample 'my run'"
+    """
+    path, trust = shlex.quote(str(run.path)), _trust(run)
+    return [
+        f"jaxrnn {words.replace('RUN', path)}{trust}"
+        for words in ABOUT[run.config["task"]].then
+    ] + [f"jaxrnn info {path}"]
+
+
+def resume_command(run: Run) -> str:
+    """Return the whole command that continues a run.
+
+    Args:
+        run: the run, of a task in `ABOUT`.
+
+    Example:
+        >>> import pathlib
+        >>> resume_command(Run(pathlib.Path("runs/lm"), {"task": "charlm"}))
+        'jaxrnn train charlm --out runs/lm --resume'
+    """
+    path, task = shlex.quote(str(run.path)), run.config["task"]
+    return f"jaxrnn train {task} --out {path} --resume{_trust(run)}"
+
+
+def _trust(run: Run) -> str:
+    """Return the flag that a run needs whose cell is code outside jaxrnn."""
+    stored = run.config.get("options", {}).get("cell", "")
+    return " --trust-code" if code_of(stored) else ""

@@ -1,0 +1,84 @@
+"""What the command line says of itself: the menu, its version, and help for people who
+do not know the names yet.
+"""
+
+import pathlib
+import re
+import shlex
+
+import jax
+import pytest
+
+import jaxrnn
+from jaxrnn.cli import main
+from jaxrnn.cli.parser import COMMANDS, parse
+from jaxrnn.tasks.about import ABOUT, next_commands, resume_command
+from jaxrnn.tasks.runner import TASKS
+from jaxrnn.training import Run
+
+
+def said(capsys, *words):
+    assert main(list(words)) == 0
+    out, err = capsys.readouterr()
+    assert not err
+    return out
+
+
+def test_alone_it_prints_a_short_menu(capsys):
+    lines = said(capsys).splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 80
+    for name in COMMANDS:
+        assert sum(line.startswith(f"  jaxrnn {name}") for line in lines) >= 1
+
+
+def test_its_version_is_that_of_the_package(capsys):
+    out = said(capsys, "--version")
+    assert out.startswith(f"jaxrnn {jaxrnn.__version__} (jax {jax.__version__}, ")
+    assert out.count("\n") == 1
+
+
+def test_help_of_train_names_each_task_with_a_sentence(capsys):
+    lines = said(capsys, "train", "--help").splitlines()
+    assert "usage: jaxrnn train TASK" in lines[0]
+    for task in TASKS:
+        (line,) = (x for x in lines if x.split()[:1] == [task])
+        assert ABOUT[task].sentence in line
+
+
+@pytest.mark.parametrize("task", ["hello", "sentiment"])
+def test_help_of_a_task(task, capsys):
+    out = said(capsys, "train", task, "--help")
+    assert f"usage: jaxrnn train {task}" in out
+    assert len(out.splitlines()) < 90
+    # Only a task with labels can choose by a validation score.
+    assert ("--patience" in out) == (task == "sentiment")
+    assert ("--data FILE" in out) == (task == "sentiment")
+
+
+def test_every_task_is_described():
+    assert ABOUT.keys() == TASKS.keys()
+    for task, module in TASKS.items():
+        takes_data = "data" in module.Options.__dataclass_fields__
+        assert bool(ABOUT[task].data) == takes_data
+        run = Run(pathlib.Path("my runs/RUN"), {"task": task})
+        for command in [*next_commands(run), resume_command(run)]:
+            words = shlex.split(command)
+            assert words[0] == "jaxrnn"
+            assert "my runs/RUN" in words
+            parse(words[1:])
+
+
+ROOT = pathlib.Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_commands_in_the_documents_can_be_parsed():
+    """Those that stand in lines of their own."""
+    count = 0
+    for page in PAGES:
+        for line in re.findall(r"(?m)^ *(jaxrnn .*)$", page.read_text("utf-8")):
+            words = shlex.split(line, comments=True)
+            parse(words[1 : words.index(">") if ">" in words else None])
+            count += 1
+    assert count > 20
