@@ -152,8 +152,8 @@ def truncated_unroll(
     `bidirectional` layer both directions scale the edge between two steps alike.
 
     Args:
-        cell, params, xs, carry, engine, mask, resets, reverse, key, context,
-            return_carries: as in `unroll`.
+        cell, params, xs, carry, engine, mask, resets, reverse: as in `unroll`.
+        key, context, return_carries: as in `unroll`.
         window: the number of steps in a window, at least 1; ``window >= T`` is full
             BPTT. Exactly one of ``window`` and ``gradient_scale`` must be given.
         gradient_scale: ``(T, *B)`` floating-point, a constant in derivatives. It also
