@@ -94,8 +94,7 @@ def test_control_c_saves_and_exits(tmp_path):
     assert process.returncode == 130
     assert f", saved in {tmp_path / 'run'}" in rest
     assert error == (
-        f"jaxrnn: continue with: jaxrnn train hello --out {tmp_path / 'run'} "
-        f"--resume\n"
+        f"jaxrnn: continue with: jaxrnn train hello --out {tmp_path / 'run'} --resume\n"
     )
     assert len(list((tmp_path / "run/checkpoints").iterdir())) == 1
     assert not (tmp_path / "run/result.json").exists()
