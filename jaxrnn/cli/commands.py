@@ -76,11 +76,22 @@ def train(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps({"run": str(run.path), **result}))
     elif sys.stdout.isatty():
-        print("\n".join(["next", *(f"  {line}" for line in next_commands(run))]))
+        commands = [f"  {line}" for line in next_commands(run)]
+        print("\n".join([_speed(result), "", "next", *commands]))
     else:
         print(json.dumps(result))
         print(f"run: {run.path}")
     return 0
+
+
+def _speed(result: dict[str, Any]) -> str:
+    """Return how long a run took."""
+    speeds = [
+        f", {value:,.0f} {name.removesuffix('_per_second')}/s"
+        for name, value in result.items()
+        if name.endswith("_per_second") and value is not None
+    ]
+    return f"{result['steps']:,} steps in {result['seconds']:g} s{''.join(speeds)}"
 
 
 def gradients(arguments: argparse.Namespace) -> None:

@@ -37,7 +37,7 @@ def data_lines() -> list[str]:
     rows = [
         (
             f"{data.task:<12} {data.name}",
-            data.what if data.is_installed else f"{data.what}: {data.install}",
+            data.what if data.is_installed else data.install,
         )
         for data in DATA
     ]
@@ -128,7 +128,9 @@ def info_lines(found: dict[str, Any]) -> list[str]:
 
 def _rows(values: dict[str, Any]) -> list[str]:
     """Return names and values as aligned lines."""
-    return aligned([(name, _said(value)) for name, value in values.items()])
+    return aligned(
+        [(name, _said(value)) for name, value in values.items() if value is not None]
+    )
 
 
 def _said(value: Any) -> str:

@@ -48,6 +48,8 @@ class Parser(argparse.ArgumentParser):
     similar one.
     """
 
+    rest: str | None = None  # the argument that takes all words that are no flags
+
     def __init__(self, **options: Any):
         super().__init__(**options, allow_abbrev=False)
 
@@ -58,8 +60,12 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]
         """Parse arguments, and refuse those that are not known."""
         namespace, unknown = super().parse_known_args(args, namespace)
-        if unknown:
-            self.error(self._about_unknown(unknown[0]))
+        flags = [word for word in unknown if word[:1] == "-" and " " not in word]
+        if self.rest and not flags:
+            # Older versions of argparse stop at the first flag.
+            vars(namespace)[self.rest] += unknown
+        elif unknown:
+            self.error(self._about_unknown((flags or unknown)[0]))
         return namespace, unknown
 
     def _about_unknown(self, word: str) -> str:
@@ -82,7 +88,7 @@ COMMANDS = {
     "gradients": "measure gradient flow: a table and plots",
     "cells": "compare cells: scores, gradient decay, time and memory",
     "list": "show tasks, cells, data sets and runs",
-    "info": "show a run: options, parameters, scores, files, whether it finished",
+    "info": "show a run: scores, options, parameters, files",
 }
 
 
@@ -177,7 +183,7 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=run.sample)
 
 
-def _add_predict(parser: argparse.ArgumentParser) -> None:
+def _add_predict(parser: Parser) -> None:
     """Add the arguments of ``predict``."""
     _add_run(parser)
     parser.add_argument(
@@ -186,6 +192,7 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
         metavar="INPUT",
         help="inputs of the model (default: the lines of standard input)",
     )
+    parser.rest = "inputs"
     parser.set_defaults(command=run.predict)
 
 

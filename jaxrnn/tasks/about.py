@@ -71,7 +71,7 @@ ABOUT: dict[str, About] = {
         },
     ),
     "sentiment": About(
-        "the label of a text, such as the opinion of a review: many to one",
+        "the label of a text, such as a review's opinion: many to one",
         "a CSV or TSV file with columns text and label",
         (
             'predict RUN "a dull, lifeless film"',
@@ -94,7 +94,7 @@ ABOUT: dict[str, About] = {
         },
     ),
     "translation": About(
-        "a sentence in another language, with attention: sequence to sequence",
+        "a sentence in another language: sequence to sequence",
         "a TSV or CSV file of pairs, or dates:en:ko",
         ('predict RUN "November 5, 2026"', "evaluate RUN --data FILE.tsv"),
         scored_on="test",
@@ -146,7 +146,7 @@ ABOUT: dict[str, About] = {
         },
     ),
     "group-words": About(
-        "the product of all permutations so far: states that must be tracked",
+        "the product of all permutations so far",
         "",
         ("evaluate RUN --length 100", _GRADIENTS),
         baselines={

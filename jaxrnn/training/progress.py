@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
-from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import (
     BarColumn,
     Progress,
@@ -72,7 +72,7 @@ class Numbers:
 
     def __rich_console__(
         self, console: Console, options: ConsoleOptions
-    ) -> RenderResult:
+    ) -> Iterator[Text]:
         for line in packed(self.numbers, options.max_width):
             yield Text(line, no_wrap=True, overflow="ellipsis")
 

@@ -44,6 +44,7 @@ def test_help_of_train_names_each_task_with_a_sentence(capsys):
     for task in TASKS:
         (line,) = (x for x in lines if x.split()[:1] == [task])
         assert ABOUT[task].sentence in line
+        assert len(line) <= 80
 
 
 @pytest.mark.parametrize("task", ["hello", "sentiment"])

@@ -77,6 +77,7 @@ def test_on_a_terminal_it_is_a_table_and_what_to_do_next(trained, capsys, monkey
     assert not [line for line in lines if line.startswith("{")]
     result = json.loads((path / "result.json").read_text())
     assert ["loss", f"{result['loss']:.4g}"] in [line.split() for line in lines]
+    assert any(line.startswith("20 steps in ") for line in lines)
     commands = [line.strip() for line in lines[lines.index("next") + 1 :]]
     assert commands[0] == f"jaxrnn sample {path}"
     for command in commands:  # they are whole: each runs as it stands

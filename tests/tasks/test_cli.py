@@ -106,6 +106,10 @@ def test_characters_that_training_never_showed_are_named(runs, capsys):
 def test_predict(runs, capsys, monkeypatch):
     assert main(["predict", str(runs / "hello"), "hell", "he"]) == 0
     assert capsys.readouterr().out == "ello\nel\n"
+    # a flag may stand anywhere
+    words = ["predict", str(runs / "hello"), "hell", "--trust-code", "he"]
+    assert main(words) == 0
+    assert capsys.readouterr().out == "ello\nel\n"
     monkeypatch.setattr(
         "sys.stdin", io.StringIO("\ufeffthe function returns\n\nzqxj kvwq zzzz\n")
     )

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from jaxrnn.tasks import hello
 from jaxrnn.training import Budget, InputError, Run, fit, lock
 from jaxrnn.training.lock import is_locked, locked
 
@@ -36,7 +37,7 @@ def holder(tmp_path):
     process.communicate()
 
 
-def test_what_another_process_writes_is_refused(tmp_path, holder):
+def test_what_another_process_writes_is_refused(tmp_path, holder, optax_promotion):
     run = Run(tmp_path / "run", {"task": "t"})
     message = f"is being written by another process \\(number {holder.pid}\\)"
     assert is_locked(run.path)
@@ -45,7 +46,7 @@ def test_what_another_process_writes_is_refused(tmp_path, holder):
     with pytest.raises(InputError, match=message):
         Run.create(run.path, {"task": "t"})
     with pytest.raises(InputError, match=message):
-        fit(None, run, Budget(steps=1))
+        fit(hello.prepare(hello.Options())[0], run, Budget(steps=1))
     assert [file.name for file in run.path.iterdir()] == ["lock"]
 
 
