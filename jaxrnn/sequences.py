@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
@@ -18,7 +17,7 @@ from .core.masked_inputs import fill_masked_inputs
 from .core.types import Carry, Params
 from .core.unroll_spec import UnrollSpec
 from .core.validation import check_inputs, check_ours, describe
-from .unrolling import unroll, validate
+from .unrolling import current_observer, fill_context, unroll, validate
 
 
 def resets_from_segment_ids(
@@ -137,22 +136,32 @@ def last_output(
         engine, mask, resets, reverse, key=key, all_carries=False, context=context
     )
     params, xs = validate(cell, params, xs, carry, spec)
-    return _last_output(cell, params, xs, carry, spec)
+    # Under an observer nothing is compiled, as in `unroll`.
+    run = _last_output_jit if current_observer() is None else _last_output
+    return run(cell, params, xs, carry, spec)
 
 
-@functools.partial(jax.jit, static_argnames="cell", inline=True)
 def _last_output(
     cell: Cell | Layer, params: Params, xs: Any, carry: Carry, spec: UnrollSpec
 ) -> tuple[Carry, Any]:
-    """Compute `last_output`, compiled once for equal cells and equal shapes."""
+    """Compute `last_output` with arguments that `validate` has checked."""
     lead = check_inputs(xs, cell.feature_ndim)
-    of_carry = lead[0] > 0 and _shows_its_carry(cell)
+    of_carry = not _is_empty(lead) and _shows_its_carry(cell)
     compute = _from_last_carry if of_carry else _from_all_outputs
 
     def run(xs, params, carry, spec):
         return (compute(cell, params, xs, carry, spec, lead),)
 
     return under_auto_axes(run, len(lead) - 1, xs, params, carry, spec)[0]
+
+
+# Compiled once for equal cells and equal shapes.
+_last_output_jit = jax.jit(_last_output, static_argnames="cell", inline=True)
+
+
+def _is_empty(lead: tuple) -> bool:
+    """Return whether T = 0; a symbolic T counts as at least 1."""
+    return isinstance(lead[0], int) and lead[0] == 0
 
 
 def _shows_its_carry(cell: Cell | Layer) -> bool:
@@ -190,7 +199,8 @@ def _from_last_carry(
         x = jax.tree.map(lambda leaf: leaf[0], x)
     shown, its_params = cell, params
     if isinstance(cell, Cell):
-        shown, its_params = bind_context(cell, params, spec.context)
+        context = fill_context(spec.context, mask)
+        shown, its_params = bind_context(cell, params, context)
     y = _zero_without_valid(shown.output(its_params, carry, x), mask)
     if dropped is not None:
         carry = select(dropped, cell.initial_carry(params, lead[1:]), carry)
@@ -202,7 +212,7 @@ def _from_all_outputs(
 ) -> tuple[Carry, Any]:
     """Compute all outputs, and pick the last ones."""
     carry, ys = _unrolled(cell, params, xs, carry, spec)
-    if lead[0] == 0:
+    if _is_empty(lead):
         return carry, jax.tree.map(
             lambda leaf: jnp.zeros_like(leaf, shape=leaf.shape[1:]), ys
         )
@@ -235,7 +245,7 @@ def _last_valid(mask: Any, lead: tuple, reverse: bool) -> Any:
     A row without a valid step gets any step.
     """
     if mask is None:
-        return 0 if reverse else lead[0] - 1
+        return 0 if reverse else -1
     if reverse:
         return jnp.argmax(mask, axis=0).astype(jnp.int32)
     return (lead[0] - 1 - jnp.argmax(mask[::-1], axis=0)).astype(jnp.int32)

@@ -39,17 +39,30 @@ SUBJECTS_OF_QUICK = frozenset({"gru", "user", "s5"})
 #   a pair     a list, and then a set
 # Reasons stand before the rows they are for.
 TABLE = {
+    # ---------------------------------------------------------------- the site
+    # The tutorials on vanishing gradients and on classifiers take ten seconds each.
+    "repository/test_documentation.py": {
+        "test_a_page_prints_what_it_shows": [
+            "coming_from",
+            "hello",
+            "install",
+            "thirty_seconds",
+            "truncation",
+            "which_*",
+        ],
+    },
     # ---------------------------------------------------------------- laws
     # Values, gradients, masks, resets, directions and finite differences: one subject
     # of each kind. Most of these share one compiled program a subject.
     "laws/test_laws_forward.py": {
         "test_unroll_is_a_python_loop_in_float32": ["gru*"],
-        # the loop in Python is compared forwards on seven subjects, backwards on four
-        "test_reverse_is_a_python_loop_backwards": NARROW | {"bidirectional"},
-        "test_reverse_is_forward_on_the_flipped_sequence": NARROW | {"bidirectional"},
-        "test_vmap_and_a_loop_over_the_batch_are_the_batch": ONE | {"s5", "mlstm"},
+        # the loop in Python is compared forwards on seven subjects, backwards on two
+        "test_reverse_is_a_python_loop_backwards": ONE | {"bidirectional"},
+        "test_reverse_is_forward_on_the_flipped_sequence": ONE | {"bidirectional"},
+        "test_vmap_and_a_loop_over_the_batch_are_the_batch": ONE | {"s5"},
         # these compile programs of their own and hardly depend on the cell
-        "test_a_sequence_may_be_walked_in_two_parts_wherever_it_is_cut": NARROW,
+        "test_a_sequence_may_be_walked_in_two_parts_wherever_it_is_cut": ONE,
+        "test_no_steps_give_back_the_carry": ONE | {"stack"},
         "test_gradients_cross_the_cut": ONE,
         "test_mask_and_resets_may_be_left_out": ONE | {"stack"},
         "test_the_carry_may_be_left_out": ONE | {"bidirectional"},
@@ -59,7 +72,7 @@ TABLE = {
         "test_one_unit": ["lstm_all"],
         # two engines; tests/engines/test_engines.py tries them all
         "test_engine": ["Scan(*hoist=False*-user", "Checkpoint(*'auto'*-user"],
-        "test_checkpoints_backwards_and_in_windows": ["{'reverse': True}-4"],
+        "test_checkpoints_backwards_and_in_windows": 0,
         "test_bidirectional_is_forward_beside_flipped_backward_for_every_length": [
             "concat"
         ],
@@ -87,14 +100,13 @@ TABLE = {
     },
     "laws/test_laws_tbptt.py": {
         "test_the_gradient_is_the_sum_over_all_lags": ["gru"],
-        # k1 and k2 of every kind on the cheapest cell are 15 rows; four stand for them
-        "test_tbptt_is_the_sum_over_its_lags": 3,
+        # k1 and k2 of every kind on the cheapest cell are 15 rows; one stands for them
+        "test_tbptt_is_the_sum_over_its_lags": ["gru-pair20"],
         "test_beyond_the_horizon_the_gradient_is_zero": ["2-3"],
         "test_pieces_are_one_long_sequence": ["1-3"],
         "test_truncated_unroll_is_a_loop_with_gradients_stopped_where_windows_begin": [
-            "gru_learned-*",
+            "gru_learned-backwards",
             "user-forwards",
-            "bidirectional-backwards",
         ],
         "test_windows_of_any_length": 0,
         "test_a_window_of_the_whole_sequence_cuts_nothing": 0,
@@ -120,23 +132,65 @@ TABLE = {
         "test_two_dropouts_in_a_stack_draw_apart": 0,
     },
     # What goes to JSON and back costs nothing, and each subject has fields of its own.
+    # Trees and a context: two plans of the backward pass; the other engines share the
+    # code that flattens them.
+    "core/test_context.py": {
+        "test_attention_over_a_memory_is_the_loop": ["None", "*everything*"],
+        "test_linear_cells_take_a_context": ["Linear"],
+        "test_explain_shows_a_cell_with_context": 0,
+        "test_vmap_maps_the_context": 0,
+    },
+    "core/test_inputs.py": {
+        "test_engines_are_lax_scan_over_trees_and_pictures": ["None*", "*thing*tree"],
+        "test_layers_take_what_their_first_part_takes": ["tree"],
+        "test_streaming_with_resets_is_unroll": ["tree"],
+        "test_tbptt_takes_trees": 0,
+    },
+    # Laws for users' cells: each broken cell is named; the library's own cells keep the
+    # same laws in tests/laws.
+    "testing/test_check_cell.py": {
+        "test_some_of_the_library_pass": 1,
+        "test_all_of_the_library_pass": 0,
+    },
+    "tasks/test_cell_comparison.py": {
+        "test_cells_side_by_side": 0,
+        "test_a_score_is_that_of_as_many_plain_updates": 0,
+    },
+    # One of each kind; the others use the same contract.
+    "gallery/test_gated_units.py": {"test_janet": 0},
+    "gallery/test_time_scales.py": {
+        "test_clockwork": 0,
+        "test_phased_lstm": 0,
+        "test_cornn": 0,
+        "test_lem": 0,
+    },
+    "gallery/test_memories.py": {
+        "test_fast_weights": 0,
+        "test_ntm": 0,
+        "test_gated_deltanet": 0,
+    },
+    "gallery/test_methods.py": {
+        "test_a_hypernetwork_makes_the_weights_of_every_sequence": 0,
+        "test_maml_differentiates_through_an_update": 0,
+        "test_an_ensemble_is_a_vmap_over_parameters": 0,
+        "test_parameter_lags_and_lyapunov_exponents_of_a_cell_of_ones_own": 0,
+    },
+    "tasks/test_squares.py": {"test_a_run_loads_and_evaluates": ["conv-gru"]},
     "core/test_config.py": {"test_subjects_come_back_equal": EVERY},
     # --------------------------------------------------------------- cells
     # The equations in numpy are kept for every cell; the rest for one of each kind.
     "cells/test_cells.py": {
         "test_step_is_the_equations_in_numpy": EVERY,
         "test_equal_cells_are_equal_and_hash_equal": EVERY,
-        "test_project_step_and_output_take_any_leading_axes": ONE | {"mlstm"},
-        "test_half_precision_keeps_its_dtypes": ONE | {"mlstm"},
-        "test_init_is_a_function_of_its_key": ["lstm_all", "stack"],
+        "test_project_step_and_output_take_any_leading_axes": ONE,
+        "test_half_precision_keeps_its_dtypes": ONE,
+        "test_init_is_a_function_of_its_key": ["lstm_all"],
         "test_a_linear_cell_has_a_closed_form": 0,
     },
     "cells/test_masked_steps.py": {
         "test_padding_is_as_none": [
-            "step-default-False",
             "step-checkpoint-False",
             "output-default-True",
-            "project-default-False",
             "linear-default-False",
         ],
         "test_padding_is_as_none_for_prefixes": 0,
@@ -152,12 +206,20 @@ TABLE = {
         "test_a_mapped_axis_is_one_of_the_batch": 0,
     },
     "cells/test_mlstm_chunks.py": {
-        "test_chunks_are_the_steps": ["plain-7-True"],
+        "test_chunks_are_the_steps": ["learned-7-True"],
         "test_without_mask_or_resets": 0,
         "test_gates_far_apart": 0,
         "test_what_is_not_finite_spoils_later_steps_alone_and_no_reset_lets_it_through": 0,  # noqa: E501,
         "test_the_default_is_chunks_unless_all_carries_are_asked_for": 0,
         "test_float32": 0,
+    },
+    "cells/test_convolutional.py": {
+        "test_a_convolution_is_a_sum_over_places": ["2-*"],
+        "test_in_layers_and_streams": 0,
+    },
+    "cells/test_liquid.py": {
+        "test_mixed_precision_keeps_the_state_in_float32": 1,
+        "test_in_a_stack_and_in_both_directions": 0,
     },
     "cells/test_orthogonal.py": {
         "test_the_matrix_is_built_once": ["default"],
@@ -166,7 +228,7 @@ TABLE = {
     "cells/test_modern_cells.py": {
         "test_the_stabilised_slstm_is_the_plain_one": 1,
         "test_gates_that_overflow": ["*-exponential"],
-        "test_an_mlstm_does_not_depend_on_the_scale_of_its_carry": 1,
+        "test_an_mlstm_does_not_depend_on_the_scale_of_its_carry": 0,
         "test_through_nnx_both_directions_and_truncation": 0,
         "test_units_see_no_state_but_their_own": 0,
         "test_legs": 1,
@@ -189,25 +251,28 @@ TABLE = {
         "test_streaming": 1,
     },
     "core/test_export.py": {
-        "test_an_unroll_with_its_carry": ["lstm", "bidirectional", "lru"],
+        "test_an_unroll_with_its_carry": ["lstm", "bidirectional"],
+    },
+    "core/test_initializers.py": {
+        "test_recurrent_kernels_are_orthogonal_per_gate_block": 2,
+        "test_torch_uniform": 1,
+        "test_equal_by_value_and_in_every_dtype": 3,
     },
     "core/test_pickling.py": {"test_comes_back_equal": EVERY},
     "core/test_scalars.py": {
         "test_beams": 1,
-        "test_lengths_and_symbols": 2,
+        "test_lengths_and_symbols": 1,
         "test_temperatures": 1,
     },
     "core/test_words.py": {
         "test_a_part_without_batch_axes_cannot_be_held_by_rows": ["*-mask"],
-        "test_zoneout_lets_integers_and_keys_go_on": ["*-rate1"],
+        "test_zoneout_lets_integers_and_keys_go_on": ["counter-rate1", "typed*-rate1"],
         "test_numbers_are_weak_parameters_everywhere": ["float32"],
     },
     # ------------------------------------------------------------- engines
     "engines/test_checkify.py": {
         "test_forwards_and_backwards": [
             "*carry-default",
-            "*-checkpoint",
-            "index-default",
         ],
         "test_nothing_is_found_where_nothing_is_wrong": ["gru"],
         "test_products_over_time_are_looked_into": 0,
@@ -216,7 +281,8 @@ TABLE = {
     "engines/test_cudnn.py": {
         "test_weights_are_read_as_jax_reads_them_and_come_back": ["2-True"],
         "test_it_walks_as_scan_does": ["learned-holes-False"],
-        "test_a_network_is_one_call": ["pair-lengths-False"],
+        "test_a_network_is_one_call": ["stack-none-False"],
+        "test_vmap_joins_the_batch": ["hm"],
         "test_precision_is_handed_on": EVERY,
         # each compiles four unrolls and checks what the walk above stands on
         "test_any_batch_axes": 0,
@@ -229,30 +295,28 @@ TABLE = {
     # A pytest of its own with four devices: what it collects goes by this table, too.
     "engines/test_data_parallel.py": {
         "check_one_all_reduce_of_the_gradients": [
-            "gru*-default-*",
-            "lstm-default-*",
-            "lstm-checkpoint-*",
-            "bidirectional-default-*",
-            "mlstm-*",
-            "user-*",
+            "gru_learned-default-mr-True",
+            "lstm-checkpoint--False",
+            "mlstm-default--False",
+            "user-default--False",
         ],
-        "check_nothing_is_said_forwards": ["lstm", "bidirectional"],
-        "check_the_numbers_of_one_device": 2,
-        "check_sums_in_the_step": 2,
+        "check_nothing_is_said_forwards": ["lstm"],
+        "check_the_numbers_of_one_device": ["gru_learned-checkpoint"],
+        "check_sums_in_the_step": 1,
         "check_weight_gradients_are_summed_once_inside_shard_map": ["lstm"],
         "check_an_explicit_mesh": 1,
         "check_batches_that_devices_do_not_divide": 1,
         "check_a_sequence_long_enough_for_windows": 1,
+        "check_two_batch_axes_and_an_ensemble": 0,
+        "check_a_kernel_is_not_split": 1,
+        "check_what_else_there_is_on_an_explicit_mesh": 0,
     },
     "engines/test_engines.py": {
         # every engine once, with a window that is left over
         "test_engines_are_the_python_loop": [
             "gru_learned-*",
-            "stack-unrolled",
-            "stack-checkpoint",
-            "stack-jax",
         ],
-        "test_lengths_and_truncation": ["0-*_2", "7-*_3"],
+        "test_lengths_and_truncation": ["7-window_3"],
         "test_float32_gradients": 0,
         # another cell's memory is measured below it, several devices in their own file
         "test_memory_of_a_gradient": 0,
@@ -261,53 +325,54 @@ TABLE = {
         # every engine in every transformation that users name; the rest on one engine
         "test_every_mode_of_differentiation": [
             "*-jvp",
-            "*-vmap of grad",
+            "window_3-vmap of grad",
             "carries_3-reverse over reverse",
-            "checkpoint_2-remat",
         ],
         "test_no_weight_gradient_a_step": ONE,
         "test_odd_steps": [
-            "window_3-<lambda>",
-            "carries_3-_branches",
             "checkpoint_2-_loop",
-            "window_3-_rematerialised",
         ],
-        "test_every_subject_under_every_kind_of_residuals": NARROW | {"s5", "mlstm"},
+        "test_every_subject_under_every_kind_of_residuals": {"stack"},
     },
     "engines/test_fused.py": {
         "test_a_kernel_is_the_python_loop": [
-            "lstm_coupled_learned",
             "gru_learned",
             "s5",
             "user",
-            "bidirectional",
         ],
-        "test_any_size": 2,
+        "test_any_size": 1,
         "test_batch_axes_and_short_sequences": 2,
-        "test_modes_of_differentiation": 3,
-        "test_no_kernel_adds_to_the_rounding": 1,
+        "test_modes_of_differentiation": ["jvp", "vmap of grad"],
+        "test_no_kernel_adds_to_the_rounding": ["elman-bfloat16"],
         "test_truncation": 1,
+        "test_lowers_for_tpus": 6,
+        "test_tiles_and_blocks_of_time": 0,
+        "test_a_cell_of_ones_own": 0,
     },
     "engines/test_fused_cells.py": {
         "test_a_loss_of_the_last_carry_alone": 1,
         "test_carries_and_inputs_of_any_kind": 1,
-        "test_complex_numbers": 1,
+        "test_complex_numbers": 0,
+        "test_a_carry_without_heads": 0,
         "test_ensembles": 0,
         "test_precisions_by_any_name": 2,
     },
     "engines/test_fused_gpu.py": {
-        "test_a_kernel_is_the_loop": 2,
-        "test_bfloat16_adds_nothing_to_its_rounding": 1,
+        "test_a_kernel_is_the_loop": ["gru of 8*"],
+        "test_default_precision_is_closer_than_tf32": 0,
+        "test_bfloat16_adds_nothing_to_its_rounding": 0,
+        "test_lowers_for_gpus": ["gru*-float32", "elman*-bfloat16", "lru*-float32"],
     },
+    # eight programs; with all of them: make slow, or make fuzz
+    "engines/test_fuzz.py": {"test_engines_are_a_python_loop": 8},
     "engines/test_linear.py": {
         # a reset first, last, everywhere and nowhere; an odd length, and one beyond a
         # chunk; every walk in each
         "test_every_walk_is_the_python_loop_at_any_length": [
-            "min_gru-7",
             "lru-3",
             "user_linear-0",
         ],
-        "test_resets_anywhere_and_masks_with_holes": ["rg_lru-first", "s5-last"],
+        "test_resets_anywhere_and_masks_with_holes": ["min_gru-last"],
         "test_float32": 0,
         "test_truncation": 0,
         "test_modes_of_differentiation": [
@@ -321,7 +386,7 @@ TABLE = {
         "test_an_rg_lru_with_fixed_gates_is_a_real_lru": 0,
     },
     "engines/test_plans.py": {
-        "test_gradients_are_those_of_lax_scan": 5,
+        "test_gradients_are_those_of_lax_scan": 2,
         "test_memory_is_that_of_lax_scan": 1,
         "test_forward_mode_of_a_step_without_reverse_mode": 1,
         "test_tangents_that_nobody_reads_ask_for_no_forward_mode": 1,
@@ -330,7 +395,7 @@ TABLE = {
         "test_reverse_mode_of_what_does_not_go_through_the_while_loop": 0,
     },
     "engines/test_sums.py": {
-        "test_sums_are_those_of_lax_scan": 4,
+        "test_sums_are_those_of_lax_scan": 2,
         "test_sums_in_half_precision_stay_in_range": 1,
     },
     # --------------------------------------- truncation, diagnostics, layers, nnx
@@ -340,6 +405,7 @@ TABLE = {
         "test_a_scale_of_ones_is_backpropagation": 1,
         "test_cuts_at_window_ends_are_windows": ["2-stack"],
         "test_every_engine_scales_alike": 1,
+        "test_vmap_is_the_batch": ["gru"],
         "test_derivatives_of_any_kind_and_order": 0,
         "test_gradients_keep_their_dtypes": 0,
         "test_every_pattern_comes_as_often_as_it_should": 1,
@@ -355,7 +421,7 @@ TABLE = {
         "test_noise_is_fitted_inside_the_range_only": 0,
     },
     "diagnostics/test_diagnostics.py": {
-        "test_lags_are_norms_of_explicit_jacobian_products": NARROW,
+        "test_lags_are_norms_of_explicit_jacobian_products": ONE | {"user"},
         "test_what_a_layer_shows_is_a_function_of_its_carries": ONE | {"mlstm"},
         "test_parameter_lags_are_the_terms_of_the_gradient": ["gru*"],
         "test_ragged_sequences_count_from_their_own_last_step": 0,
@@ -377,6 +443,9 @@ TABLE = {
     },
     "diagnostics/test_diagnostics_marks.py": {
         "test_every_instrument_takes_bfloat16": 0,
+        "test_ragged_sequences_that_end_inside_the_range_are_left_out": 0,
+        "test_a_sequence_without_a_step_adds_nothing_to_the_loss": 0,
+        "test_what_the_output_takes_from_the_parameters_is_in_the_first_term": 0,
         "test_float64_where_one_scale_is_enough_agrees": 0,
         "test_the_exponents_are_those_of_the_real_matrix": 0,
         "test_of_a_cell_with_noise_they_are_those_of_its_expectation": 0,
@@ -387,13 +456,14 @@ TABLE = {
         "test_what_is_not_finite_certifies_nothing": 1,
     },
     "explaining/test_explain.py": {
-        "test_a_kernel_by_default_is_there_exactly_when_explained": 2,
-        "test_an_engine_by_name_runs_or_raises_as_explained": 4,
-        "test_windows_are_those_walked": 2,
+        "test_a_kernel_by_default_is_there_exactly_when_explained": ["MinGRU*-gpu"],
+        "test_an_engine_by_name_runs_or_raises_as_explained": 2,
+        "test_windows_are_those_walked": 1,
     },
     "layers/test_own_layers.py": {
         "test_a_layer_that_hands_truncation_on_is_right": ["in a stack-window"],
-        "test_a_subclass_is_walked_by_its_own_methods": 3,
+        "test_a_subclass_is_walked_by_its_own_methods": 1,
+        "test_an_unroll_in_a_layer_that_is_not_truncated_is_right": 1,
         "test_masked_outputs_of_any_layer_are_zero": ["in a stack"],
     },
     "layers/test_small_layers.py": {
@@ -405,20 +475,26 @@ TABLE = {
         "test_windows_cut_between_inputs_as_a_scale_of_zero_does": [
             "mask resets reverse"
         ],
+        "test_half_precision_stays_and_its_sums_do_not": 0,
+        "test_a_tied_layer_may_hold_tied_layers_and_a_share_keeps_its_names": 0,
     },
     "sequences/test_sequences.py": {
         "test_it_is_picked_out_of_all_outputs": [
             "cell-plain",
             "cell-mask resets*",
             "bidirectional",
-            "stack",
         ],
+        "test_vmap_is_the_batch": 0,
+    },
+    "decoding/test_rollout.py": {
+        "test_it_is_a_loop_in_python": ["free", "traced"],
+        "test_it_goes_on_where_unroll_ends": 0,
     },
     "decoding/test_beam.py": {
         "test_width_1_is_greedy_decoding": 1,
         "test_a_wide_beam_finds_the_true_best": 1,
         "test_the_best_score_is_never_below_greedys_on_200_models": 1,
-        "test_a_batch_is_its_members": ["vmap"],
+        "test_a_batch_is_its_members": ["batch"],
     },
     "decoding/test_generation.py": {
         "test_greedy_is_a_python_loop": 2,
@@ -510,17 +586,24 @@ TABLE = {
     "tasks/test_captioning.py": {
         "test_killed_and_resumed_it_ends_with_identical_metrics": 0,
         "test_quick_beats_any_one_caption": 0,
+        "test_captions_alone_and_padded_have_the_same_loss": 0,
         "test_a_users_folder": 0,
     },
     "tasks/test_sentiment.py": {
         "test_killed_and_resumed_it_ends_the_same": 0,
         "test_a_quick_run_on_reviews_beats_the_majority": 0,
+        "test_a_label_that_training_never_showed_is_named_and_wrong": 0,
+        # the tagger's, which is made of the same parts, is kept
+        "test_padding_has_no_gradient": 0,
+        "test_padding_never_matters": ["True"],
         "test_a_users_file_is_learned_and_scored": 0,
         "test_predict_takes_any_line": 0,
     },
     "tasks/test_tagging.py": {
         "test_killed_and_resumed_it_ends_the_same": 0,
         "test_a_quick_run_on_the_treebank_beats_the_most_frequent_tag": 0,
+        "test_a_tag_that_training_never_showed_is_named_and_wrong": 0,
+        "test_padding_never_matters": ["True"],
         "test_a_users_file_is_learned_and_scored": 0,
         "test_predict_takes_any_line": 0,
     },
@@ -533,8 +616,8 @@ TABLE = {
         "test_steps_are_teacher_forcing": ["gru"],
     },
     "tasks/test_synthetic.py": {
-        "test_scores_are_those_of_a_plain_loop": ["adding halves", "parity"],
-        "test_targets_are_those_of_a_slow_twin": ["*-0"],
+        "test_scores_are_those_of_a_plain_loop": ["parity"],
+        "test_targets_are_those_of_a_slow_twin": 5,
         "test_the_same_key_gives_the_same_numbers_inside_and_outside_jit": 1,
         "test_symbols_stand_in_their_intervals_and_are_alike": 1,
         "test_marks_stand_one_in_each_half_at_every_place_alike": 1,
@@ -550,21 +633,29 @@ TABLE = {
         "test_evaluate_at_another_length": ["adding*"],
         "test_evaluate_at_the_training_length_gives_the_result_again": ["adding"],
         "test_the_instruments_see_what_the_task_sees": ["adding"],
-        "test_the_recorded_norms_are_those_of_plain_differentiation": ["copy"],
+        "test_the_recorded_norms_are_those_of_plain_differentiation": 0,
         "test_killed_and_resumed_a_run_ends_with_the_same_files": 0,
         "test_a_cosine_and_a_stack_and_truncation_by_the_command_line": 0,
         "test_parity_without_longer_words_has_one_score": 0,
         "test_very_long_sequences_are_fewer": 0,
         "test_predict": 0,
         "test_predict_reads_words_as_the_generator_writes_them": 0,
+        "test_the_run_says_its_score_beside_its_baseline": 0,
     },
     "tasks/test_tasks.py": {
         "test_hello_learns_to_say_ello": ["gru-0"],
-        "test_charlm_learns_and_its_result_is_the_held_out_score": 1,
+        # test_cli.py and test_training.py train it, too
+        "test_charlm_learns_and_its_result_is_the_held_out_score": 0,
     },
+    # training/test_training.py damages a checkpoint, too
+    "tasks/test_cli.py": {
+        "test_a_damaged_checkpoint_is_passed_over_and_resuming_says_so": 0
+    },
+    "tasks/test_gradients_command.py": {"test_of_a_run_before_and_after_training": 0},
     "training/test_training.py": {
         # killed once in a process of its own is in the subprocess test below; in
         # process, a run is killed at each of its files in test_best.py
+        "test_killed_and_resumed_a_run_ends_with_the_same_metrics": ["1"],
         "test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so": ["flip"],
     },
     "training/test_best.py": {"test_killed_and_resumed_it_keeps_the_same": ["44"]},
@@ -586,9 +677,19 @@ TABLE = {
         "test_a_small_disk": 0,
         "test_no_room_for_a_checkpoint_and_a_run_that_goes_on": 0,
     },
+    # ------------------------------------------- the repository, and what is frozen
+    "repository/test_mended.py": {
+        "test_padding_that_is_nan_before_the_model_reads_it_changes_nothing": ["6"],
+        "test_learned_states_in_half_precision_stand_in_layers": 2,
+    },
+    "frozen/test_frozen.py": {
+        "test_values_and_gradients": 1,
+        "test_what_explain_says": 1,
+    },
     # ----------------------------------------------------------- benchmarks
     "benchmarks/test_accelerator_benchmark.py": {
         "test_quick_writes_what_it_promises": 0,
+        "test_what_time_was_too_short_for_is_listed": 1,
         "test_what_dies_is_left_out_and_the_rest_is_measured_again": 0,
         "test_each_result_is_written_as_soon_as_it_is_there_and_time_runs_out": 0,
         "test_torch_computes_the_same_on_the_same_arrays": 0,
@@ -752,9 +853,9 @@ NOT_IN_QUICK = {
     "engines/test_cudnn.py::test_vmap_joins_the_batch",
     "engines/test_data_parallel.py::test_over_four_devices",
     "engines/test_fuzz.py::test_engines_are_a_python_loop",
-    "tasks/test_tasks.py::test_charlm_learns_and_its_result_is_the_held_out_score",
+    "tasks/test_cli.py::test_training_leaves_a_run_directory",
     "training/test_training.py::"
-    "test_killed_five_times_and_resumed_a_run_ends_with_the_same_metrics",
+    "test_killed_and_resumed_a_run_ends_with_the_same_metrics",
     "truncation/test_truncation.py::test_every_engine_scales_alike",
     "truncation/test_truncation.py::test_the_bias_is_that_of_the_lag_sums",
     "truncation/test_truncation.py::test_vmap_is_the_batch",

@@ -8,6 +8,8 @@ from .diagonal import DiagonalLSTM as DiagonalLSTM
 from .elman import Elman as Elman
 from .gru import GRU as GRU
 from .indrnn import IndRNN as IndRNN
+from .liquid import LTC as LTC
+from .liquid import CfC as CfC
 from .lru import LRU as LRU
 from .lru import RGLRU as RGLRU
 from .lstm import LSTM as LSTM

@@ -19,11 +19,10 @@ from ..core.cell import Cell
 from ..core.dtypes import accumulator
 from ..core.types import Carry, Context, Inputs, Params
 from ..core.validation import (
+    batch_of_step,
     check_batch_shape,
     check_carry,
     check_features,
-    check_flags,
-    check_inputs,
     check_params,
     check_positive,
 )
@@ -104,10 +103,7 @@ class BuiltinCell(Cell):
             TypeError, ValueError: if the parameters, the carry or the input do not have
                 the names, shapes and dtypes that this cell expects.
         """
-        xs = jax.tree.map(lambda leaf: leaf[None], x)
-        batch = check_inputs(xs, self.feature_ndim)[1:]
-        if reset is not None:
-            check_flags("reset", reset, batch)
+        batch = batch_of_step(x, self.feature_ndim)
         self.check(params)
         dtype = params["input_kernel"].dtype
         expected = _expected_carry(self, batch, dtype)

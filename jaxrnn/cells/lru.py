@@ -45,8 +45,8 @@ class LRU(ComplexDiagonal):
 
     Args:
         hidden_size: H, the number of complex state variables.
-        r_min, r_max: bounds of |lambda| at init, drawn uniformly by area on the ring
-            between them. For long sequences choose r_min near 1, such as 0.9.
+        r_min, r_max: bounds of ``|lambda|`` at init, drawn uniformly by area on the
+            ring between them. For long sequences choose r_min near 1, such as 0.9.
         max_phase: the largest phase of lambda at init. For long sequences a small
             value, such as ``pi / 10``, avoids fast oscillations.
         learned_initial_carry: must be False, for the carry is complex and parameters

@@ -83,11 +83,11 @@ class OrthogonalRNN(BuiltinCell):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, most, allowed in (
-            ("negative", 1, "from 0 to 1"),
-            ("max_angle", math.nextafter(math.pi, 0), "from 0 to below pi"),
+        below_pi = math.nextafter(math.pi, 0)
+        for name, value, most, allowed in (
+            ("negative", self.negative, 1, "from 0 to 1"),
+            ("max_angle", self.max_angle, below_pi, "from 0 to below pi"),
         ):
-            value: Any = getattr(self, name)
             if (
                 isinstance(value, bool)
                 or not isinstance(value, numbers.Real)

@@ -64,6 +64,7 @@ class Parser(argparse.ArgumentParser):
         if self.rest and not flags:
             # Older versions of argparse stop at the first flag.
             vars(namespace)[self.rest] += unknown
+            unknown = []
         elif unknown:
             self.error(self._about_unknown((flags or unknown)[0]))
         return namespace, unknown

@@ -29,10 +29,7 @@ from .exported import register_for_export
 from .flags import select
 from .pickling import Static
 from .types import Carry, Context, Inputs, Params
-from .validation import (
-    check_context,
-    check_key,
-)
+from .validation import batch_of_step, check_context, check_key, checked_reset
 
 
 @register_for_export
@@ -203,7 +200,9 @@ class Cell(Static):
         """Return the activations of a step's gates, by name.
 
         It is optional, and read by `jaxrnn.diagnostics.gate_statistics`. The arguments
-        are those of ``step``, with any number of leading axes.
+        are those of ``step``, with any number of leading axes; a cell with
+        ``takes_context`` gets the context last, ``gate_values(params, carry, z,
+        context)``.
         """
         raise NotImplementedError(
             f"{type(self).__name__} does not report its gates: define "
@@ -248,11 +247,14 @@ class Cell(Static):
             ``(carry, y)``, the carry after the step and the output.
         """
         check_key(self, key)
-        check_context(self, context)
+        batch = None
+        if reset is not None or context is not None:
+            batch = batch_of_step(x, self.feature_ndim)
+        check_context(self, context, batch)
         cell, params = bind_context(self, weaken_scalars(params), context)
-        if reset is not None:
-            initial = cell.initial_carry(params, jnp.shape(reset))
-            carry = select(jnp.asarray(reset), initial, carry)
+        if reset is not None and batch is not None:
+            initial = cell.initial_carry(params, batch)
+            carry = select(checked_reset(reset, batch), initial, carry)
         carry = cell.step(params, carry, cell.project(params, x))
         return carry, cell.output(params, carry, x)
 
@@ -384,6 +386,12 @@ class ContextCell(AbstractWrappedCell):
         if type(self.cell).output is Cell.output:
             return self.cell.output(params[0], carry, x)
         return _taking_context(self.cell.output)(params[0], carry, x, params[1])
+
+    def gate_values(self, params: Params, carry: Carry, z: Any) -> dict[str, Gate]:
+        if type(self.cell).gate_values is Cell.gate_values:
+            return self.cell.gate_values(params[0], carry, z)
+        gate_values = _taking_context(self.cell.gate_values)
+        return gate_values(params[0], carry, z, params[1])
 
 
 def _taking_context(method: Any) -> Any:

@@ -83,15 +83,24 @@ def paths_in(config: Any) -> list[str]:
 
 
 def _paths(config: Any) -> Iterator[str]:
+    """Yield what `_decode` would import."""
     if isinstance(config, list):
-        for item in config:
-            yield from _paths(item)
-    elif isinstance(config, dict):
-        for name, value in config.items():
-            if name in ("class", "function", "enum"):
-                yield str(value)
-            else:
-                yield from _paths(value)
+        inside = config
+    elif not isinstance(config, dict):
+        return
+    elif "class" in config:
+        yield str(config["class"])
+        inside = [value for name, value in config.items() if name != "class"]
+    elif "function" in config or "enum" in config:
+        yield str(config.get("function", config.get("enum")))
+        return
+    elif "partial" in config:
+        keywords = config.get("keywords", {})
+        inside = [config["partial"], config.get("args"), *keywords.values()]
+    else:
+        return
+    for item in inside:
+        yield from _paths(item)
 
 
 def _is_record(value: Any) -> bool:
@@ -151,12 +160,9 @@ def _decode(config: Any, trust: Trust) -> Any:
         return tuple(_decode(item, trust) for item in config)
     if not isinstance(config, dict):
         return config
-    if "float" in config:
-        return float(config["float"])
-    if "complex" in config:
-        return complex(*config["complex"])
-    if "dtype" in config:
-        return jnp.dtype(config["dtype"])
+    # First, because a field may have any of the names below, and none is "class".
+    if "class" in config:
+        return _decode_record(config, trust)
     if "function" in config:
         return find(config["function"], trust)
     if "enum" in config:
@@ -167,7 +173,15 @@ def _decode(config: Any, trust: Trust) -> Any:
             *_decode(config["args"], trust),
             **{name: _decode(v, trust) for name, v in config["keywords"].items()},
         )
-    return _decode_record(config, trust)
+    if "float" in config:
+        return float(config["float"])
+    if "complex" in config:
+        return complex(*config["complex"])
+    if "dtype" in config:
+        return jnp.dtype(config["dtype"])
+    raise ValueError(
+        f"a configuration holds {config!r}, which is none of the forms of to_config"
+    )
 
 
 def _decode_record(config: dict[str, Any], trust: Trust) -> Any:

@@ -7,7 +7,6 @@ import functools
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Inexact
 
 from .cell import Cell
@@ -16,11 +15,12 @@ from .pickling import Static
 from .types import Carry, Context, Inputs, Params
 from .unroll_spec import UnrollSpec
 from .validation import (
+    batch_of_step,
     check_carry,
     check_context,
-    check_flags,
     check_inputs,
     check_key,
+    checked_reset,
     describe,
 )
 
@@ -168,13 +168,12 @@ class Layer(Static):
                 "yet. Use jaxrnn.unroll over the whole sequence."
             )
         check_key(self, key)
-        check_context(self, context)
-        xs = jax.tree.map(lambda leaf: leaf[None], x)
-        batch = check_inputs(xs, self.feature_ndim)[1:]
+        batch = batch_of_step(x, self.feature_ndim)
+        check_context(self, context, batch)
         if reset is not None:
-            reset = jnp.asarray(reset)[None]
-            check_flags("reset", reset, (1, *batch))
+            reset = checked_reset(reset, batch)[None]
         self.check(params)
+        xs = jax.tree.map(lambda leaf: leaf[None], x)
         spec = UnrollSpec(engine=None, resets=reset, key=key, context=context)
         return _one_step(self, weaken_scalars(params), carry, xs, spec)
 

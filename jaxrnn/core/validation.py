@@ -114,6 +114,11 @@ def check_inputs(xs: Any, feature_ndim: Any = 1) -> tuple[Any, ...]:
     return leads[0]
 
 
+def batch_of_step(x: Any, feature_ndim: Any = 1) -> tuple[Any, ...]:
+    """Check the inputs of one streaming step, and return their batch axes ``*B``."""
+    return check_inputs(jax.tree.map(lambda leaf: leaf[None], x), feature_ndim)[1:]
+
+
 def _feature_ndims(xs: Any, feature_ndim: Any) -> list[int]:
     """Return the number of feature axes of every leaf of ``xs``."""
     try:
@@ -225,22 +230,25 @@ def check_features(cell: Any, kernel: Array, x: Any) -> None:
         )
 
 
-def check_flags(name: str, flags: Any, want: tuple[Any, ...]) -> None:
-    """Check that ``mask`` or ``resets`` is a bool array of shape ``want = (T, *B)``."""
+def check_flags(
+    name: str, flags: Any, want: tuple[Any, ...], axes: str = "(T, *B)"
+) -> None:
+    """Check that ``mask`` or ``resets`` is a bool array of shape ``want``.
+
+    ``axes`` is what the error calls them.
+    """
     if not is_array(flags):
         raise TypeError(
-            f"{name} must be a bool array of shape (T, *B) = {want}, but it is "
+            f"{name} must be a bool array of shape {axes} = {want}, but it is "
             f"{describe(flags)}"
         )
     check_ours(name, flags)
     if tuple(flags.shape) != want:
-        hint = ""
-        if tuple(flags.shape) == want[1:2] + want[:1] + want[2:]:
-            hint = f": time comes first, so pass {name}.T"
-        elif name == "mask" and tuple(flags.shape) == want[1:]:
+        hint = "" if axes == "(*B)" else _swap_hint(name, tuple(flags.shape), want)
+        if not hint and name == "mask" and tuple(flags.shape) == want[1:]:
             hint = ": make a mask of lengths with jaxrnn.mask_from_lengths(lengths, T)"
         raise ValueError(
-            f"{name} must have shape (T, *B) = {want}, but its shape is "
+            f"{name} must have shape {axes} = {want}, but its shape is "
             f"{tuple(flags.shape)}{hint}"
         )
     if flags.dtype != bool:
@@ -248,6 +256,24 @@ def check_flags(name: str, flags: Any, want: tuple[Any, ...]) -> None:
             f"{name} must be bool, but its dtype is {flags.dtype}: pass {name} != 0 or "
             f"{name}.astype(bool)"
         )
+
+
+def _swap_hint(name: str, shape: tuple[Any, ...], want: tuple[Any, ...]) -> str:
+    """Say what mends an array that fits if time and batch are swapped, or ""."""
+    if len(want) < 2 or shape != (want[1], want[0], *want[2:]):
+        return ""
+    return (
+        f": time comes first, so pass {name}.T, or jnp.swapaxes(xs, 0, 1) if it is xs "
+        f"that has the batch first, as in torch (batch_first) and Keras"
+    )
+
+
+def checked_reset(reset: Any, batch: tuple[Any, ...]) -> Any:
+    """Check the ``reset`` of a streaming call, and return it as an array."""
+    if isinstance(reset, bool):
+        reset = np.asarray(reset)
+    check_flags("reset", reset, batch, "(*B)")
+    return jnp.asarray(reset)
 
 
 def check_scale(scale: Any, want: tuple[Any, ...]) -> None:
@@ -262,6 +288,7 @@ def check_scale(scale: Any, want: tuple[Any, ...]) -> None:
         raise ValueError(
             f"gradient_scale must have shape (T, *B) = {want}, but its shape is "
             f"{tuple(scale.shape)}"
+            f"{_swap_hint('gradient_scale', tuple(scale.shape), want)}"
         )
     if not jnp.issubdtype(scale.dtype, jnp.floating):
         raise TypeError(
@@ -330,7 +357,13 @@ def _repair(name: str, value: Any) -> str:
     )
 
 
-def check_carry(cell: Any, carry: Any, expected: Any, made_by: str) -> None:
+def check_carry(
+    cell: Any,
+    carry: Any,
+    expected: Any,
+    made_by: str,
+    lead: tuple[Any, ...] = (),
+) -> None:
     """Check that ``carry`` has the structure, shapes and dtypes of ``expected``.
 
     Args:
@@ -338,6 +371,7 @@ def check_carry(cell: Any, carry: Any, expected: Any, made_by: str) -> None:
         carry: the carry to check.
         expected: a pytree of arrays or `jax.ShapeDtypeStruct`.
         made_by: what the error calls the carry, such as "the carry passed in".
+        lead: the time and batch axes of xs, if they are known.
 
     Raises:
         TypeError, ValueError: the error names the leaf that differs.
@@ -363,6 +397,7 @@ def check_carry(cell: Any, carry: Any, expected: Any, made_by: str) -> None:
             raise ValueError(
                 f"{name}: {part}{made_by} has shape {tuple(jnp.shape(got))}, expected "
                 f"{tuple(want.shape)} = (*B, ...) with the batch axes of xs"
+                f"{_batch_first_hint(jnp.shape(got), want.shape, lead)}"
             )
         if jnp.result_type(got) != want.dtype:
             raise TypeError(
@@ -370,6 +405,18 @@ def check_carry(cell: Any, carry: Any, expected: Any, made_by: str) -> None:
                 f"{want.dtype}: carries are not promoted silently; cast it with "
                 f".astype({want.dtype.name!r})"
             )
+
+
+def _batch_first_hint(
+    got: tuple[Any, ...], want: tuple[Any, ...], lead: tuple[Any, ...]
+) -> str:
+    """Say what mends a carry that fits if time and batch of xs are swapped, or ""."""
+    if len(lead) < 2 or tuple(got) != (lead[0], *want[1:]):
+        return ""
+    return (
+        f". It fits if xs, which begins with (T, *B) = {lead}, has the batch first: "
+        f"time comes first here, so pass jnp.swapaxes(xs, 0, 1)"
+    )
 
 
 def check_rows(

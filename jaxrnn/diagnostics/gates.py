@@ -13,11 +13,12 @@ from jaxtyping import Array, Bool, Float
 from ..core.cell import Cell, Gate
 from ..core.dtypes import accumulator, weaken_scalars
 from ..core.flags import expand_flags
-from ..core.layer import Layer
+from ..core.layer import Layer, parts_of
 from ..core.types import Carry, Inputs, Params
 from ..core.validation import describe
 from ..layers.compose import Residual, Stack
-from ..layers.stochastic import Dropout, StochasticCellLayer
+from ..layers.skip import Concat
+from ..layers.stochastic import StochasticCellLayer
 from ..unrolling import unroll
 from .transition import Trajectory, Transition, rollout
 
@@ -66,7 +67,8 @@ def gate_statistics(
     h of an Elman network. Define this method to measure the gates of your own cell.
 
     Args:
-        cell: a cell, or a `stack`, a `residual` or a stochastic wrapper of cells.
+        cell: a cell, or a `stack`, a `residual`, a `jaxrnn.layers.concat` or a
+            stochastic wrapper of cells. `gate_values` sees into every layer.
         params: the parameters, from ``cell.init``.
         xs: the inputs, ``(T, *B, D)``.
         carry: the carry before the first step (default: the initial carry).
@@ -99,7 +101,7 @@ def gate_statistics(
         # `rollout` refuses a layer that needs a key, so the carries are those of the
         # expectation (`jaxrnn.inference`); the gates are those of the wrapped cell.
         return _of_cell(cell.cell, params, trajectory)
-    if isinstance(cell, Residual):
+    if isinstance(cell, (Residual, Concat)):
         return gate_statistics(
             cell.layer, params, xs, carry, mask=mask, resets=resets, engine=engine
         )
@@ -108,7 +110,7 @@ def gate_statistics(
         for i, layer in enumerate(cell.layers):
             name = f"layer_{i}"
             layer_carry = None if carry is None else carry[i]
-            if not isinstance(layer, Dropout):
+            if _has_cell(layer):
                 statistics[name] = gate_statistics(
                     layer,
                     params[name],
@@ -130,8 +132,13 @@ def gate_statistics(
         return statistics
     raise NotImplementedError(
         f"gate_statistics: {type(cell).__name__} is not a cell: measure the cells "
-        f"inside it"
+        f"inside it, or see all gates by jaxrnn.diagnostics.gate_values"
     )
+
+
+def _has_cell(layer: Cell | Layer) -> bool:
+    """Return whether there is a cell in a layer, unlike in dropout or a norm."""
+    return isinstance(layer, Cell) or any(map(_has_cell, parts_of(layer)))
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
@@ -169,10 +176,12 @@ def _statistics(gate: Gate, valid: Array) -> GateStatistics:
     flags = expand_flags(valid, value)
     axes = tuple(range(value.ndim - 1))
 
+    # The places of a picture count as sequences do.
+    places = math.prod(value.shape[valid.ndim : -1])
+
     def mean(of):
-        return jnp.where(flags, of, jnp.zeros_like(of)).sum(axes) / valid.sum().astype(
-            of.dtype
-        )
+        total = jnp.where(flags, of, jnp.zeros_like(of)).sum(axes)
+        return total / (valid.sum().astype(of.dtype) * places)
 
     margin = MARGIN * (gate.high - gate.low)
     margin = margin if math.isfinite(margin) else 0.0
@@ -205,7 +214,8 @@ def check_gates(cell: Cell, gates: Any, steps: tuple[int, ...]) -> dict[str, Gat
             not isinstance(gates, dict)
             or not isinstance(gate, Gate)
             or value is None
-            or value.shape[:-1] != steps
+            or value.ndim <= len(steps)
+            or value.shape[: len(steps)] != steps
         ):
             raise TypeError(
                 f"{name}.gate_values must return a dict of jaxrnn.core.cell.Gate with "

@@ -41,7 +41,7 @@ class LyapunovState(NamedTuple):
     Attributes:
         carry: the carry after the last step.
         basis: orthonormal columns, ``(*B, n, count)``.
-        log_growth: log |R_ii|, ``(*B, count)``, summed over the steps that count.
+        log_growth: ``log |R_ii|``, ``(*B, count)``, summed over the steps that count.
         steps: the number of these steps, ``(*B,)``.
     """
 
@@ -92,7 +92,7 @@ def lyapunov_spectrum(
     carry of n real numbers: an LSTM's (h, c) has n = 2H, and a complex number counts as
     two. The singular values of a product of k Jacobians approach exp(k lambda_i), so
     lambda_1 is the rate at which gradients vanish (below zero) or explode (above). The
-    sum of all n exponents is the mean of log |det J|.
+    sum of all n exponents is the mean of ``log |det J|``.
 
     The computation takes one step at a time, so that beyond the inputs its memory does
     not grow with T. A longer sequence can be passed in parts: pass the ``state`` of

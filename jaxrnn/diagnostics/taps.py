@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from ..core.cell import Cell, ContextCell, Gate, unwrap
+from ..core.cell import Cell, ContextCell, Gate, unwrap, without_context
 from ..core.flags import expand_flags
 from ..core.layer import Layer
 from ..core.taps import taps_into
@@ -93,6 +93,7 @@ def gate_values(
     mask: Bool[Array, "T *B"] | None = None,
     resets: Bool[Array, "T *B"] | None = None,
     reverse: bool = False,
+    context: Any = None,
 ) -> dict[str, Array]:
     """Return the gates of every cell at all steps.
 
@@ -102,7 +103,7 @@ def gate_values(
     Args:
         cell: a cell or a layer that draws no random numbers.
         params: the parameters.
-        xs, carry, mask, resets, reverse: as for `jaxrnn.unroll`.
+        xs, carry, mask, resets, reverse, context: as for `jaxrnn.unroll`.
 
     Returns:
         A dict of arrays ``(T, *B, H)``, each step at the place of its input. The names
@@ -121,7 +122,7 @@ def gate_values(
         >>> list(gates)[:5], gates["layer_1/z"].shape
         (['layer_0/f', 'layer_0/g', 'layer_0/i', 'layer_0/o', 'layer_1/n'], (5, 2, 2))
     """
-    spec = UnrollSpec(None, mask, resets, reverse, all_carries=False)
+    spec = UnrollSpec(None, mask, resets, reverse, all_carries=False, context=context)
     gates = _observed(_values_of_gates, cell, params, xs, carry, spec)
     if not gates:
         raise NotImplementedError(
@@ -239,13 +240,13 @@ def _values_of_taps(run: CellRun) -> dict[str, Any]:
 def _values_of_gates(run: CellRun) -> dict[str, Any]:
     """Evaluate a cell's gates at all steps at once."""
     cell, params, z = run.cell, run.params, run.cell.project(run.params, run.xs)
-    if isinstance(cell, ContextCell):
-        params = params[0]
-    cell = unwrap(cell)
-    if type(cell).gate_values is Cell.gate_values:
+    if not isinstance(cell, ContextCell):
+        cell = unwrap(cell)
+    plain = without_context(cell)
+    if type(plain).gate_values is Cell.gate_values:
         return {}
     gates: dict[str, Gate] = cell.gate_values(params, run.before, z)
-    check_gates(cell, gates, check_inputs(run.xs, cell.feature_ndim))
+    check_gates(plain, gates, check_inputs(run.xs, cell.feature_ndim))
     return {name: gate.value for name, gate in gates.items()}
 
 

@@ -71,8 +71,8 @@ def explain(
     to the cell's parameters, first carry and inputs.
 
     Args:
-        cell, params, xs, carry, engine, mask, resets, reverse, key, context,
-            return_carries: as for `unroll`.
+        cell, params, xs, carry, engine, mask, resets, reverse: as for `unroll`.
+        key, context, return_carries: as for `unroll`.
 
     Returns:
         An `Explanation`, which prints as a table. It has one row per cell and platform

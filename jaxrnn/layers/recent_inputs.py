@@ -44,7 +44,7 @@ def unroll_recent_inputs(
         carries after every step ``(T, *B, W, D)``, or None if they are not asked for.
     """
     steps, width = xs.shape[0], carry.shape[-2]
-    if spec.gradient_scale is None and (steps <= 1 or not spec.all_carries):
+    if spec.gradient_scale is None and (not spec.all_carries or steps <= 1):
         last, lags = _all_at_once(carry, xs, spec)
         return last, lags, last[None][:steps] if spec.all_carries else None
     cell = RecentInputs(width, carry.shape[-1], carry.dtype.name)
@@ -126,7 +126,7 @@ class Entries:
         mask: ``(T, *B)`` or None. Where it is given, only valid steps count.
     """
 
-    def __init__(self, width: int, steps: int, mask: Bool[Array, "T *B"] | None):
+    def __init__(self, width: int, steps: Any, mask: Bool[Array, "T *B"] | None):
         self.width, self.steps = width, steps
         self.order: Any = None
         if mask is not None:
@@ -150,7 +150,7 @@ class Entries:
     def at_end(self, j: int, leaf: Array) -> Array:
         """Return the j-th previous entry of the last one, ``(*B, ...)``."""
         if self.order is None:
-            return leaf[self.width + self.steps - 1 - j]
+            return leaf[-1 - j]
         numbers = self._numbers(self.width - 1 - j + self.count[None])
         return _gather(leaf, numbers)[0]
 

@@ -1,5 +1,6 @@
 """Unrolls of cells and layers over sequences."""
 
+from .api import fill_context as fill_context
 from .api import truncated_unroll as truncated_unroll
 from .api import unroll as unroll
 from .api import unroll_validated as unroll_validated

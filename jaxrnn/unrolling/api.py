@@ -10,9 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ..core.cell import (
-    Cell,
-)
+from ..core.cell import Cell
 from ..core.dtypes import weaken_scalars
 from ..core.engine import AbstractEngine
 from ..core.explicit_mesh import under_auto_axes
@@ -154,8 +152,8 @@ def truncated_unroll(
     `bidirectional` layer both directions scale the edge between two steps alike.
 
     Args:
-        cell, params, xs, carry, engine, mask, resets, reverse, key, context,
-            return_carries: as in `unroll`.
+        cell, params, xs, carry, engine, mask, resets, reverse: as in `unroll`.
+        key, context, return_carries: as in `unroll`.
         window: the number of steps in a window, at least 1; ``window >= T`` is full
             BPTT. Exactly one of ``window`` and ``gradient_scale`` must be given.
         gradient_scale: ``(T, *B)`` floating-point, a constant in derivatives. It also
@@ -239,7 +237,7 @@ def validate(
         )
     if carry is not None:
         expected = jax.eval_shape(lambda p: initial_carry_of(cell, p, lead[1:]), params)
-        check_carry(cell, carry, expected, "the carry passed in")
+        check_carry(cell, carry, expected, "the carry passed in", lead)
     return weaken_scalars(params), xs
 
 
@@ -285,7 +283,7 @@ def unroll_validated(
         scale = jnp.asarray(spec.gradient_scale)
         spec = spec.replace(gradient_scale=jax.lax.stop_gradient(scale))
     if spec.context is not None:
-        spec = spec.replace(context=_fill_context(spec.context, spec.mask))
+        spec = spec.replace(context=fill_context(spec.context, spec.mask))
     carry, ys, carries = unroll_unchecked(
         cell, params, jax.tree.map(jnp.asarray, carry), xs, spec
     )
@@ -296,7 +294,7 @@ def unroll_validated(
     return carry, ys, carries if spec.all_carries else None
 
 
-def _fill_context(context: Any, mask: Bool[Array, "T *B"] | None) -> Any:
+def fill_context(context: Any, mask: Bool[Array, "T *B"] | None) -> Any:
     """Replace the context of rows without any valid step, which may hold anything."""
     context = jax.tree.map(jnp.asarray, context)
     if mask is None:

@@ -57,7 +57,7 @@ def mask_from_lengths(lengths: Integer[Array, "*B"], steps: int) -> Bool[Array, 
         if low < 0 or high > steps:
             raise ValueError(
                 f"lengths must lie between 0 and T = {steps}, but they run from {low} "
-                f"to {high}"
+                f"to {high}: T is xs.shape[0], since time comes first in xs (T, *B, D)"
             )
     return (
         jnp.arange(steps, dtype=jnp.int32).reshape(-1, *[1] * lengths.ndim)

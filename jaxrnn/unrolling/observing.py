@@ -10,9 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from jax.experimental.xla_metadata import set_xla_metadata
 
-from ..core.cell import (
-    Cell,
-)
+from ..core.cell import Cell
 from ..core.engine import AbstractEngine, AbstractNetworkEngine
 from ..core.types import Carry, Params
 

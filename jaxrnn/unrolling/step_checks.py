@@ -8,10 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ..core.arrays import is_array
-from ..core.cell import (
-    Cell,
-    without_context,
-)
+from ..core.cell import Cell, without_context
 from ..core.layer import Layer
 from ..core.types import Carry, Inputs, Params
 from ..core.unroll_spec import UnrollSpec

@@ -10,9 +10,7 @@ from typing import Any
 import jax
 from jax.experimental.xla_metadata import set_xla_metadata
 
-from ..core.cell import (
-    Cell,
-)
+from ..core.cell import Cell
 from ..core.layer import Layer
 from ..core.types import Inputs, Params
 from ..core.unroll_spec import UnrollSpec

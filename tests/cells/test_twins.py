@@ -10,7 +10,19 @@ from subjects import CELLS, assert_same, draw, outcome
 
 import jaxrnn
 
-TWINS = ["mgu", "ctrnn", "ctrnn_dale", "orthogonal", "orthogonal_tanh", "nonlinear_rtu"]
+TWINS = [
+    "mgu",
+    "ctrnn",
+    "ctrnn_dale",
+    "orthogonal",
+    "orthogonal_tanh",
+    "nonlinear_rtu",
+    "conv_lstm",
+    "conv_gru",
+    "ltc",
+    "cfc",
+    "cfc_no_gate",
+]
 
 
 def numpy_unroll(cell, params, xs, carry):

@@ -75,10 +75,11 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def test_commands_in_the_documents_can_be_parsed():
-    """Those that stand in lines of their own."""
+    """Those that stand in lines of their own, in blocks of code."""
     count = 0
     for page in PAGES:
-        for line in re.findall(r"(?m)^ *(jaxrnn .*)$", page.read_text("utf-8")):
+        blocks = re.findall(r"(?s)```[a-z]*\n(.*?)```", page.read_text("utf-8"))
+        for line in re.findall(r"(?m)^ *(jaxrnn .*)$", "\n".join(blocks)):
             words = shlex.split(line, comments=True)
             parse(words[1 : words.index(">") if ">" in words else None])
             count += 1

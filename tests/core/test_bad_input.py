@@ -213,6 +213,21 @@ CASES = {
         ValueError,
         r"time comes first, so pass mask\.T",
     ),
+    "inputs batch-first, by their mask": (
+        lambda: unroll(CELL, PARAMS, XS.swapaxes(0, 1), mask=MASK),
+        ValueError,
+        r"\(2, 5\), but its shape is \(5, 2\): .*jnp.swapaxes\(xs, 0, 1\) if it is xs",
+    ),
+    "inputs batch-first, by their carry": (
+        lambda: unroll(CELL, PARAMS, XS.swapaxes(0, 1), CARRY),
+        ValueError,
+        r"It fits if xs, which begins with \(T, \*B\) = \(2, 5\), has the batch first",
+    ),
+    "scale batch-first": (
+        lambda: truncated_unroll(CELL, PARAMS, XS, gradient_scale=jnp.ones((2, 5))),
+        ValueError,
+        r"time comes first, so pass gradient_scale\.T",
+    ),
     "mask instead of lengths": (
         lambda: walk(mask=MASK[0]),
         ValueError,

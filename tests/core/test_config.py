@@ -134,6 +134,29 @@ def test_every_kind_of_value_comes_back(value):
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Tags(jaxrnn.Cell):
+    """Its fields have the names by which the forms of JSON are told apart."""
+
+    function: Any = jnp.tanh
+    partial: Any = (1, jnp.sin)
+    float: Any = "text"
+    dtype: Any = jnp.dtype("float32")
+    enum: Any = Colour.RED
+    keywords: Any = Pair(1, math.inf)
+
+
+def test_fields_may_have_any_name():
+    assert there_and_back(Tags(), trust_code=True) == Tags()
+    assert paths_in(Tags(function=Holder(1)).to_config()) == [
+        f"{__name__}:Tags",
+        f"{__name__}:Holder",
+        "jax.numpy:sin",
+        f"{__name__}:Colour",
+        f"{__name__}:Pair",
+    ]
+
+
 def test_nan_comes_back():
     assert math.isnan(there_and_back(Holder(math.nan), trust_code=True).value)
 
@@ -181,6 +204,11 @@ def test_what_has_no_configuration_is_refused(value, words):
         ({"class": "jaxrnn:LSTN", "hidden_size": 3}, ImportError, "did you mean"),
         ({"class": "jaxrnn.cells.none:LSTM"}, ImportError, "there is no module"),
         ({"class": "LSTM"}, ValueError, "code outside jaxrnn: LSTM"),
+        (
+            {"class": "jaxrnn:LSTM", "hidden_size": {"size": 3}},
+            ValueError,
+            "none of the forms of to_config",
+        ),
         ({"class": "jaxrnn:LSTM", "hidden_size": 0}, ValueError, "hidden_size"),
     ],
 )

@@ -294,15 +294,13 @@ def test_rows_without_a_valid_step_may_hold_anything():
     params = cell.init(jax.random.key(1), D)
     mask = flags["mask"].at[:, 1].set(False)
 
-    def run(memory):
-        return both(
-            lambda p: jaxrnn.unroll(
-                cell, p, xs, mask=mask, context=context | {"memory": memory}
-            ),
-            params,
-        )
+    def run(function, memory):
+        given = {"mask": mask, "context": context | {"memory": memory}}
+        return both(lambda p: function(cell, p, xs, **given), params)
 
-    close(run(context["memory"]), run(context["memory"].at[1].set(jnp.nan)))
+    memory = context["memory"]
+    for function in (jaxrnn.unroll, jaxrnn.last_output):
+        close(run(function, memory), run(function, memory.at[1].set(jnp.nan)))
 
 
 def test_vmap_maps_the_context():
@@ -384,6 +382,12 @@ def test_a_missing_or_unused_context_is_refused_in_words(plain_errors):
     short = context | {"memory": context["memory"][1:]}
     with pytest.raises(ValueError, match=r"context\['memory'\] .* batch axes of xs"):
         jaxrnn.unroll(cell, params, xs, context=short)
+    for layer, p, s in (
+        (cell, params, carry),
+        (jaxrnn.stack(cell), {"layer_0": params}, (carry,)),
+    ):
+        with pytest.raises(ValueError, match=r"context\['memory'\] .* batch axes of"):
+            layer(p, s, xs[0], context=short)
     with pytest.raises(TypeError, match=r"context\['memory'\] .* strings"):
         jaxrnn.unroll(cell, params, xs, context={"memory": "text"})
     with pytest.raises(TypeError, match=r"Forgetful.step fails on"):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from subjects import PLAIN, D
+from subjects import PLAIN, D, spatial_axes
 
 import jaxrnn
 from jaxrnn.nnx import RNN
@@ -39,7 +39,8 @@ ROWS += [("lru", "chunks", *size) for size in SIZES[:3]]
 def test_nothing_to_walk(name, engine, steps, batch):
     layer = PLAIN[name]
     params = layer.init(jax.random.key(0), D)
-    xs, flags = jnp.ones((steps, *batch, D)), jnp.ones((steps, *batch), bool)
+    xs = jnp.ones((steps, *batch, *spatial_axes(layer), D))
+    flags = jnp.ones((steps, *batch), bool)
     first = layer.initial_carry(params, batch)
 
     @functools.partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
@@ -50,7 +51,7 @@ def test_nothing_to_walk(name, engine, steps, batch):
         return jnp.abs(ys).sum(), (carry, ys)
 
     (value, (carry, ys)), gradients = jax.jit(loss)(params, xs)
-    assert ys.shape[:-1] == (steps, *batch)
+    assert ys.shape[: len(flags.shape)] == flags.shape
     assert value == 0
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(gradients))
     jax.tree.map(np.testing.assert_array_equal, carry, first)

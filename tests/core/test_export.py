@@ -134,6 +134,7 @@ def test_every_public_namedtuple_of_arrays_is_known():
         "Window",
         "Generated",
         "Beams",
+        "RolledOut",
     }
     known |= {"TrainState", "Shown"}
     kinds = {}

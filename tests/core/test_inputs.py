@@ -361,6 +361,27 @@ def test_inputs_that_do_not_fit_are_refused_in_words(case, plain_errors):
         jaxrnn.unroll(READ, params, xs())
 
 
+def test_a_reset_that_does_not_fit_is_refused_in_words(plain_errors):
+    gru = jaxrnn.GRU(H)
+    weights, params = (c.init(jax.random.key(0), D) for c in (gru, READ))
+    for layer, p, xs in (
+        (READ, params, TREE),
+        (gru, weights, jnp.ones((T, B, D))),
+        (jaxrnn.stack(gru), {"layer_0": weights}, jnp.ones((T, B, D))),
+    ):
+        x = jax.tree.map(lambda leaf: leaf[0], xs)
+        carry = layer.initial_carry(p, (B,))
+        with pytest.raises(
+            ValueError, match=rf"reset must have shape \(\*B\) = \({B},"
+        ):
+            layer(p, carry, x, reset=jnp.ones(B + 1, bool))
+        with pytest.raises(TypeError, match=r"reset must be bool"):
+            layer(p, carry, x, reset=jnp.ones(B))
+        x, carry = jax.tree.map(lambda leaf: leaf[0], (x, carry))
+        again = jax.tree.map(lambda leaf: leaf + 1, carry)
+        close(layer(p, again, x, reset=True), layer(p, carry, x))
+
+
 def test_built_in_cells_say_that_they_take_one_array(plain_errors):
     cell = jaxrnn.GRU(H)
     params = cell.init(jax.random.key(0), D)

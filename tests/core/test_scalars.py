@@ -62,7 +62,7 @@ def test_a_traced_temperature():
         count.append(1)
         return written(temperature=temperature, top_k=4, key=KEY)
 
-    for temperature in (0.5, 2.0, 1e-38):
+    for temperature in (0.5, 1e-38):
         expected = written(temperature=temperature, top_k=4, key=KEY)
         np.testing.assert_array_equal(write(temperature), expected)
     np.testing.assert_array_equal(write(0.0), written(temperature=0))

@@ -153,7 +153,7 @@ def test_a_wide_beam_finds_the_true_best(seed, penalty):
 
 
 def test_scores_are_of_their_tokens_and_no_hypothesis_comes_twice():
-    for seed in range(4):
+    for seed in range(2):
         step, initial = model(seed)
         found = search(step, initial(()), jnp.asarray(1), width=4, length_penalty=0.7)
         assert (jnp.diff(found.scores) <= 0).all()

@@ -897,6 +897,7 @@ def test_the_instruments_have_derivatives_themselves(read):
     layer, inputs = SUBJECTS["lstm"], draw("lstm", 14)
     weights = weights_for(4)
 
+    @jax.jit
     def number(bias):
         params = {**inputs.params, "bias": bias}
         return (

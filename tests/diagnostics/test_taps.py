@@ -12,9 +12,10 @@ from subjects import B, D, T, assert_same, draw
 
 import jaxrnn
 from jaxrnn import GRU, Elman, layers
+from jaxrnn.core.cell import Gate
 from jaxrnn.core.taps import taps_into
 from jaxrnn.diagnostics import gate_statistics, gate_values, tapped
-from jaxrnn.extending import tap
+from jaxrnn.extending import ContextCell, tap
 
 KEY = jax.random.key(0)
 
@@ -185,7 +186,9 @@ def test_bad_taps_are_refused_in_words(plain_errors):
 
 def test_gates_of_all_steps_have_the_means_of_the_statistics(x64):
     layer = jaxrnn.stack(
-        jaxrnn.residual(Elman(D)), jaxrnn.inference(jaxrnn.zoneout(GRU(2), 0.5))
+        layers.concat(jaxrnn.residual(Elman(D))),
+        layers.layer_norm(),
+        jaxrnn.inference(jaxrnn.zoneout(GRU(2), 0.5)),
     )
     inputs = draw(layer, 0)
     flags = {"mask": inputs.mask, "resets": inputs.resets}
@@ -223,3 +226,41 @@ def test_gates_of_a_cell_that_has_none_are_refused(plain_errors):
     noisy = jaxrnn.zoneout(GRU(2), 0.5)
     with pytest.raises(ValueError, match="needs key"):
         gate_values(noisy, noisy.init(KEY, D), jnp.ones((T, B, D)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Conditioned(jaxrnn.Cell):
+    """A cell whose gate depends on the context, and that reports it."""
+
+    hidden_size: int
+    takes_context = True
+
+    def init(self, key, input_size):
+        return {"kernel": jax.random.normal(key, (input_size, self.hidden_size))}
+
+    def project(self, params, x, context):
+        return x @ params["kernel"]
+
+    def step(self, params, carry, z, context):
+        keep = tap(jax.nn.sigmoid(z + context), "keep")
+        return keep * carry + (1 - keep) * z
+
+    def gate_values(self, params, carry, z, context):
+        shape = (1,) * (z.ndim - context.ndim) + context.shape
+        return {"keep": Gate(jax.nn.sigmoid(z + context.reshape(shape)), keeps=True)}
+
+
+def test_gates_may_read_the_context(x64):
+    cell = Conditioned(4)
+    xs, context = (
+        jax.random.normal(KEY, shape, jnp.float64) for shape in ((T, B, D), (B, 4))
+    )
+    layer = jaxrnn.stack(cell, jaxrnn.inference(jaxrnn.zoneout(cell, 0.5)))
+    params = layer.init(KEY, D)
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params)
+    gates = gate_values(layer, params, xs, context=context)
+    assert_same(gates, tapped(layer, params, xs, context=context))
+    kernel = params["layer_0"]["kernel"]
+    assert_same(gates["layer_0/keep"], jax.nn.sigmoid(xs @ kernel + context[None]))
+    statistics = gate_statistics(ContextCell(cell), (params["layer_0"], context), xs)
+    assert_same(statistics["keep"].mean, gates["layer_0/keep"].mean((0, 1)))

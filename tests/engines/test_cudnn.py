@@ -367,14 +367,15 @@ def test_windows_cut_gradients(reverse, x64):
     assert_same_outcome(found, expected)
 
 
-def test_vmap_joins_the_batch(x64):
-    """The gradient of a vmap, of inputs, carry and mask or of some of them: one
-    call, and the numbers of the batch.
+@pytest.mark.parametrize("mapped", ["hm", ""])
+def test_vmap_joins_the_batch(mapped, x64):
+    """The gradient of a vmap, of inputs, carry and mask or of some of them: the
+    numbers of the batch.
     """
     params, xs, carry, (d_last, d_ys), _, _ = draw(LSTM(H), 5, T, (B,))
     mask = jnp.asarray(masks(T, B)["holes"])
 
-    def loss(mapped, engine):
+    def loss(engine):
         def one(x, h, m, params):
             return jaxrnn.unroll(
                 LSTM(H),
@@ -405,8 +406,11 @@ def test_vmap_joins_the_batch(x64):
 
         return compiled(jax.value_and_grad(total, (0, 1, 2)))(params, xs, carry.h, mask)
 
-    for mapped in ("hm", ""):
-        assert_same(loss(mapped, Twin()), loss(mapped, Scan()))
+    assert_same(loss(Twin()), loss(Scan()))
+
+
+def test_vmap_of_vmap_is_one_call(x64):
+    params = draw(LSTM(H), 5, T, (B,)).params
     twice = jax.vmap(
         jax.vmap(lambda x: jaxrnn.unroll(LSTM(H), params, x, engine=Twin())[1], 1, 1),
         2,
@@ -415,7 +419,8 @@ def test_vmap_joins_the_batch(x64):
     xs = normal(
         np.random.default_rng(6), jax.ShapeDtypeStruct((T, 2, 3, D), jnp.float64)
     )
-    assert_same(twice(xs), jaxrnn.unroll(LSTM(H), params, xs)[1])
+    expected = compiled(lambda p, x: jaxrnn.unroll(LSTM(H), p, x)[1])(params, xs)
+    assert_same(compiled(twice)(xs), expected)
     calls = str(jax.make_jaxpr(twice)(xs)).count("= jaxrnn_cudnn[")
     assert calls == 1
 

@@ -77,7 +77,7 @@ def walked(layer, engine, reverse=False, window=None):
     + [
         (name, engine)
         for name in ("gru_learned", "user")
-        for engine in ("default", "in_loop", *OWN)
+        for engine in ("default", "in_loop", "unrolled", "jax", *OWN)
     ],
 )
 def test_engines_are_the_python_loop(name, engine, x64):
@@ -104,8 +104,8 @@ def test_every_subject_under_every_kind_of_residuals(name, x64):
 @pytest.mark.parametrize("steps", [0, 1, 2, 7])
 def test_lengths_and_truncation(steps, engine, x64):
     layer, inputs, reverse = (
-        SUBJECTS["lstm_all_learned"],
-        draw("lstm_all_learned", steps, steps),
+        SUBJECTS["gru_learned"],
+        draw("gru_learned", steps, steps),
         steps == 7,
     )
     for window in (None, 4):

@@ -1,5 +1,5 @@
-"""Random recurrent steps as small values: drawn by hypothesis, printed, shrunk, and
-built into cells.
+"""Random recurrent steps as small values: drawn from numbers, printed, made small,
+and built into cells.
 
 Any tuple of instructions is a program: ``(operation, arguments, number)``, each
 argument counting back from the newest value of its type. So a program stays one when
@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from hypothesis import strategies as st
 
 import jaxrnn
 
@@ -512,16 +511,8 @@ def drawn(
     )
 
 
-@st.composite
-def programs(draw, most: int = 5, small: bool = False) -> Program:
-    """For hypothesis, which makes a failing one small by itself."""
-    return drawn(lambda options: draw(st.sampled_from(options)), most, small)
-
-
 def random_program(number: int, most: int = 5, small: bool = False) -> Program:
-    """One drawn evenly from its number: hypothesis by itself likes to repeat what it
-    drew before.
-    """
+    """One drawn evenly from its number."""
     random = np.random.default_rng(number)
     return drawn(lambda options: options[random.integers(len(options))], most, small)
 

@@ -9,17 +9,13 @@ from beartype import BeartypeConf, beartype
 
 typechecked = beartype(conf=BeartypeConf(is_pep484_tower=True))
 
-# These read and sort a program's equations: they name no shapes, and are called so
+# These read and write a program's equations: they name no shapes, and are called so
 # often that to check them takes time.
-UNCHECKED = {
-    f"jaxrnn.engines.{name}"
-    for name in (
-        "jaxpr.min_cut",
-        "jaxpr.evaluate",
-        "jaxpr.step_program",
-        "recurrence.weight_gradients",
-    )
-}
+UNCHECKED = (
+    "jaxrnn.engines.jaxpr.",
+    "jaxrnn.engines.recurrence.",
+    "jaxrnn.engines.loops.pallas.",
+)
 
 
 def checked_modules():
@@ -30,4 +26,5 @@ def checked_modules():
     files = (
         path.relative_to(root.parent).with_suffix("") for path in root.rglob("*.py")
     )
-    return sorted({".".join(file.parts) for file in files} - UNCHECKED)
+    names = {".".join(file.parts) for file in files}
+    return sorted(name for name in names if not name.startswith(UNCHECKED))

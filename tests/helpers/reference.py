@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 from quick import QUICK
 
 import jaxrnn
+from jaxrnn.core.validation import check_inputs
 
 
 @functools.cache
@@ -36,8 +37,9 @@ def python_loop(cell, params, xs, carry, mask=None, resets=None, reverse=False):
     A reset comes before its step; a masked step holds the carry and shows zero.
     """
     steps = len(xs)
-    mask = jnp.ones(xs.shape[:-1], bool) if mask is None else mask
-    resets = jnp.zeros(xs.shape[:-1], bool) if resets is None else resets
+    lead = check_inputs(xs, cell.feature_ndim)
+    mask = jnp.ones(lead, bool) if mask is None else mask
+    resets = jnp.zeros(lead, bool) if resets is None else resets
     ys, carries = [None] * steps, [None] * steps
     for t in reversed(range(steps)) if reverse else range(steps):
         carry, ys[t] = one_step(cell, params, xs[t], carry, mask[t], resets[t])
@@ -51,7 +53,7 @@ def python_loop(cell, params, xs, carry, mask=None, resets=None, reverse=False):
 
 def one_step(cell, params, x, carry, keep, reset):
     """A streaming step with its flags."""
-    carry = choose(reset, cell.initial_carry(params, x.shape[:-1]), carry)
+    carry = choose(reset, cell.initial_carry(params, reset.shape), carry)
     new, y = cell(params, carry, x)
     return choose(keep, new, carry), choose(keep, y, jnp.zeros_like(y))
 
@@ -484,7 +486,69 @@ def nonlinear_rtu_step(cell, p, h, x):
     return np.stack(new, -1)
 
 
+def convolved(x, kernel):
+    """A convolution that keeps the shape, as a sum over the places of the kernel."""
+    sizes = kernel.shape[:-2]
+    shape = x.shape[-1 - len(sizes) : -1]
+    around = [((size - 1) // 2, size // 2) for size in sizes]
+    padded = np.pad(x, [(0, 0)] * (x.ndim - len(sizes) - 1) + around + [(0, 0)])
+    total = 0
+    for place in np.ndindex(*sizes):
+        window = tuple(slice(p, p + n) for p, n in zip(place, shape, strict=True))
+        total = total + padded[(..., *window, slice(None))] @ kernel[place]
+    return total
+
+
+def conv_lstm_step(cell, p, carry, x):
+    (h, c), H = carry, cell.hidden_size
+    W, U, b = p["input_kernel"], p["recurrent_kernel"], p["bias"]
+    a = convolved(x, W) + convolved(h, U) + b
+    i, f, g, o = (a[..., n * H : (n + 1) * H] for n in range(4))
+    seen = p["peephole_kernel"] if cell.peephole else np.zeros(3 * H)
+    i, f = sigmoid(i + seen[..., :H] * c), sigmoid(f + seen[..., H : 2 * H] * c)
+    new_c = f * c + i * np.tanh(g)
+    return sigmoid(o + seen[..., 2 * H :] * new_c) * np.tanh(new_c), new_c
+
+
+def conv_gru_step(cell, p, h, x):
+    H, W, U, b = cell.hidden_size, p["input_kernel"], p["recurrent_kernel"], p["bias"]
+    from_x = convolved(x, W) + b
+    rz = sigmoid(from_x[..., : 2 * H] + convolved(h, U[..., : 2 * H]))
+    r, z = rz[..., :H], rz[..., H:]
+    n = np.tanh(from_x[..., 2 * H :] + convolved(r * h, U[..., 2 * H :]))
+    return (1 - z) * n + z * h
+
+
+def timed(cell, x):
+    """The features of an input, and the time since the one before, ``(*B, 1)``."""
+    return (x[0], x[1][..., None]) if cell.irregular else (x, 1.0)
+
+
+def ltc_step(cell, p, h, x):
+    x, elapsed = timed(cell, x)
+    d, tau = elapsed / cell.unfolds, np.exp(p["log_tau"])
+    for _ in range(cell.unfolds):
+        f = sigmoid(x @ p["input_kernel"] + h @ p["recurrent_kernel"] + p["bias"])
+        h = (h + d * f * p["reversal"]) / (1 + d * (1 / tau + f))
+    return h
+
+
+def cfc_step(cell, p, h, x):
+    x, elapsed = timed(cell, x)
+    u = x @ p["input_kernel"] + h @ p["recurrent_kernel"] + p["bias"]
+    if cell.backbone_size is not None:
+        u = 1.7159 * np.tanh(2 * u / 3) @ p["head_kernel"] + p["head_bias"]
+    f, s, g, n = np.split(u, 4, -1)
+    later = sigmoid(f * elapsed + s)
+    share = 1 if cell.mode == "no_gate" else later
+    return (1 - later) * np.tanh(g) + share * np.tanh(n)
+
+
 NUMPY_STEPS = {
+    "LTC": ltc_step,
+    "CfC": cfc_step,
+    "ConvLSTM": conv_lstm_step,
+    "ConvGRU": conv_gru_step,
     "RTU": rtu_step,
     "NonlinearRTU": nonlinear_rtu_step,
     "OrthogonalRNN": orthogonal_step,

@@ -29,7 +29,17 @@ from jaxrnn import (
     initializers,
     layers,
 )
-from jaxrnn.cells import CTRNN, MGU, RTU, NonlinearRTU, OrthogonalRNN
+from jaxrnn.cells import (
+    CTRNN,
+    LTC,
+    MGU,
+    RTU,
+    CfC,
+    ConvGRU,
+    ConvLSTM,
+    NonlinearRTU,
+    OrthogonalRNN,
+)
 from jaxrnn.layers.compose import Bidirectional
 
 T, B, D = 5, 3, 3
@@ -110,6 +120,11 @@ CELLS = {
     "orthogonal": OrthogonalRNN(4),
     "orthogonal_tanh": OrthogonalRNN(3, negative=0.3, modrelu=False),
     "nonlinear_rtu": NonlinearRTU(3, activation=jnp.tanh),
+    "conv_lstm": ConvLSTM(2, spatial_shape=(3, 2), kernel_size=(3, 2), peephole=True),
+    "conv_gru": ConvGRU(2, spatial_shape=(3,), kernel_size=2),
+    "ltc": LTC(3, unfolds=2),
+    "cfc": CfC(3, backbone_size=5),
+    "cfc_no_gate": CfC(3, backbone_size=None, mode="no_gate"),
     "indrnn": IndRNN(4),
     "diagonal_gru": DiagonalGRU(4),
     "diagonal_lstm": DiagonalLSTM(4),
@@ -259,6 +274,11 @@ def draw_params(layer, random):
     )
 
 
+def spatial_axes(layer):
+    """The axes of an input before its channels: those of a picture, or none."""
+    return getattr(layer, "spatial_shape", ())
+
+
 def draw(layer, seed, steps=T, batch=(B,)):
     """Random inputs of every kind, for a layer or the name of one. Dtypes follow
     jax_enable_x64.
@@ -266,9 +286,8 @@ def draw(layer, seed, steps=T, batch=(B,)):
     layer = SUBJECTS[layer] if isinstance(layer, str) else layer
     random = np.random.default_rng(seed)
     params = draw_params(layer, random)
-    xs = normal(
-        random, jax.ShapeDtypeStruct((steps, *batch, D), jnp.result_type(float))
-    )
+    shape = (steps, *batch, *spatial_axes(layer), D)
+    xs = normal(random, jax.ShapeDtypeStruct(shape, jnp.result_type(float)))
     carry = possible(
         normal(
             random, jax.eval_shape(lambda p: layer.initial_carry(p, batch), params), 0.5

@@ -22,6 +22,7 @@ from subjects import (
 
 import jaxrnn
 from jaxrnn import BidirectionalCarry
+from jaxrnn.core.flags import expand_flags
 
 # a mask with holes, the same for a whole batch
 KEPT = np.array([True, False, True, True, False])
@@ -50,7 +51,7 @@ def test_padded_is_cut_short(name, length, x64):
             lambda a: jnp.where(others.reshape(-1, *[1] * (a.ndim - 1)), 0, a),
             carry_cotangent,
         ),
-        jnp.where(others[None, :, None], 0, y_cotangent),
+        jnp.where(expand_flags(jnp.asarray(others)[None], y_cotangent), 0, y_cotangent),
     )
     mask = np.arange(T)[:, None] < lengths[None]
     padded = unrolled(name)(inputs.params, inputs.xs, inputs.carry, alone, mask, NEVER)
@@ -83,7 +84,8 @@ def test_masked_inputs_have_no_effect_whatever_they_hold(name, x64):
         assert no_gradient(expected.gradients[1][hidden])
         assert not expected.values[1][hidden].any()
         for poison in (np.nan, np.inf, -np.inf, 1e300):
-            xs = jnp.where(inputs.mask[..., None], inputs.xs, poison)
+            mask = expand_flags(inputs.mask, inputs.xs)
+            xs = jnp.where(mask, inputs.xs, poison)
             jax.tree.map(
                 np.testing.assert_array_equal,
                 unrolled(name)(inputs.params, xs, *inputs[2:]),
@@ -154,7 +156,7 @@ def test_nothing_crosses_a_reset(name, cut, x64):
     """
     inputs, other = draw(name, 0), draw(name, 1)
     params, xs, carry, (carry_cotangent, y_cotangent), _, _ = inputs
-    later = np.arange(T)[:, None, None] >= cut
+    steps = jnp.arange(T)[:, None] >= cut
     changed_carry = other.carry
     if isinstance(
         carry, BidirectionalCarry
@@ -164,13 +166,13 @@ def test_nothing_crosses_a_reset(name, cut, x64):
             backward=jax.tree.map(jnp.zeros_like, carry_cotangent.backward)
         )
     after = (
-        (carry_cotangent, jnp.where(later, y_cotangent, 0)),
+        (carry_cotangent, jnp.where(expand_flags(steps, y_cotangent), y_cotangent, 0)),
         ALWAYS,
         whole_batch(np.arange(T) == cut),
     )
     actual = unrolled(name)(params, xs, carry, *after)
     changed = unrolled(name)(
-        params, jnp.where(later, xs, other.xs), changed_carry, *after
+        params, jnp.where(expand_flags(steps, xs), xs, other.xs), changed_carry, *after
     )
     assert_same(forward_part(changed.values[0]), forward_part(actual.values[0]), 0)
     assert_same(changed.values[1][cut:], actual.values[1][cut:], 0)

@@ -244,6 +244,11 @@ def test_an_unroll_in_a_layer_that_is_truncated_is_refused(way, place, plain_err
         match=rf"^Own\.unroll calls jaxrnn\.unroll on \w+, .*truncated_unroll\(\.\.\., {way}=spec\.{way}\)",  # noqa: E501
     ):
         gradient(layer, truncated_unroll, **WAYS[way])
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_an_unroll_in_a_layer_that_is_not_truncated_is_right(place, plain_errors):
+    layer = PLACES[place](Own())
     gradient(layer, truncated_unroll, window=T)  # which cuts nothing
     gradient(layer, unroll)
 

@@ -157,6 +157,21 @@ def test_windows_cut_between_inputs_as_a_scale_of_zero_does(flags, x64):
     assert not np.allclose(by_window[1][1], whole[1][1])
 
 
+def test_what_is_not_finite_stays_before_a_reset():
+    params = CONV.init(KEY, D)
+    xs = jnp.ones((T, B, D)).at[1].set(jnp.nan)
+    resets = jnp.zeros((T, B), bool).at[2].set(True)
+
+    def after(xs):
+        ys = unroll(CONV, params, xs, resets=resets)[1]
+        return ys[2:].sum(), ys
+
+    gradient, ys = jax.grad(after, has_aux=True)(xs)
+    assert np.isnan(ys[1]).all()
+    assert np.isfinite(ys[2:]).all()
+    assert np.isfinite(gradient[2:]).all()
+
+
 def test_the_last_inputs_keep_no_copy_of_themselves_for_every_step():
     """The carries after all steps would be ``width`` times the inputs."""
     layer, steps, features, width = layers.causal_conv(8), 512, 16, 8

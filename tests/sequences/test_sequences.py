@@ -161,6 +161,24 @@ def test_vmap_is_the_batch(x64):
     assert_same(found, last_output(layer, *inputs[:3], mask=jnp.asarray(MASK)))
 
 
+def test_lengths_that_are_symbols(plain_errors):
+    """One exported program takes every length and batch, masked or not."""
+    layer = jaxrnn.stack(layers.causal_conv(3), layers.shift(D), GRU(4))
+    inputs = draw(layer, 0)
+    t, b = jax.export.symbolic_shape("t, b")
+    xs = jax.ShapeDtypeStruct((t, b, D), jnp.float32)
+    mask = jax.ShapeDtypeStruct((t, b), bool)
+    for given in ((xs, mask), (xs,)):
+
+        def last(params, xs, *mask):
+            return last_output(layer, params, xs, mask=mask[0] if mask else None)
+
+        written = jax.export.export(jax.jit(last))(inputs.params, *given).serialize()
+        at = (inputs.params, inputs.xs, MASK)[: 1 + len(given)]
+        found = jax.export.deserialize(written).call(*at)
+        assert_same(found, last(*at), 1e-6)
+
+
 def test_no_outputs_are_kept():
     cell, steps, batch = LSTM(64), 512, 4
     params = jax.eval_shape(lambda key: cell.init(key, D), jax.random.key(0))

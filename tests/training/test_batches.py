@@ -48,13 +48,20 @@ def test_the_batch_step_is_the_plain_optax_update_twice():
     state = training.fresh_state(optimizer, params, jax.random.key(1))
     by_hand = optax.chain(optax.clip_by_global_norm(0.1), optax.adam(0.05, b2=0.99))
     expected, memory, total, count = params, by_hand.init(params), 0.0, 0
+
+    @jax.jit
+    def by_batch(params, batch):
+        def mean(params):
+            sums = summed(params, batch, None)
+            return jnp.divide(*sums), sums
+
+        gradient, sums = jax.grad(mean, has_aux=True)(params)
+        return sums, gradient
+
     for seed in (0, 1):
         batch = data(seed)
         state = step(state, batch, np.float32(seed / 2))
-        sums = summed(expected, batch, None)
-        gradient = jax.grad(lambda p, batch=batch: jnp.divide(*summed(p, batch, None)))(
-            expected
-        )
+        sums, gradient = by_batch(expected, batch)
         change, memory = by_hand.update(gradient, memory, expected)
         expected, total, count = (
             optax.apply_updates(expected, change),

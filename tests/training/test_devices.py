@@ -4,6 +4,7 @@ A process keeps the devices it began with, so what needs two of them (``check_..
 runs in a pytest of its own.
 """
 
+import dataclasses
 import json
 import os
 import signal
@@ -458,14 +459,14 @@ def test_a_run_on_two_devices_is_read_where_there_is_one(killed, capsys, tmp_pat
     } == {1}
 
 
-def test_a_run_on_two_devices_is_not_resumed_on_one(killed, capsys):
-    before = (killed / "alone/metrics.jsonl").read_bytes()
+def test_a_run_on_two_devices_is_not_resumed_on_one(tmp_path, capsys):
+    options = dataclasses.asdict(charlm.Options(**SMALL, devices=2))
+    budget = dataclasses.asdict(charlm.BUDGET)
+    config = {"task": "charlm", "options": options, "budget": budget}
+    run = training.Run.create(tmp_path / "run", config)
     for words in ([], ["--devices", "1"]):
         assert (
-            main(
-                ["train", "charlm", "--resume", "--out", str(killed / "alone"), *words]
-            )
-            == 2
+            main(["train", "charlm", "--resume", "--out", str(run.path), *words]) == 2
         )
     fewer, other = capsys.readouterr().err.splitlines()
     assert (
@@ -473,7 +474,7 @@ def test_a_run_on_two_devices_is_not_resumed_on_one(killed, capsys):
         "with JAX_NUM_CPU_DEVICES=2" in fewer
     )
     assert "was started with --devices 2, not 1; leave out --devices" in other
-    assert (killed / "alone/metrics.jsonl").read_bytes() == before
+    assert {file.name for file in run.path.iterdir()} == {"config.json"}
 
 
 def test_a_run_from_before_there_was_a_choice_goes_on_on_one_device(

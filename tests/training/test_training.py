@@ -19,41 +19,31 @@ from quick import kept_programs
 
 import jaxrnn
 from jaxrnn import training
+from jaxrnn.cli import main
 from jaxrnn.tasks import hello
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
-QUICK = [
-    "--quick",
-    "--hidden",
-    "24",
-    "--steps",
-    "400",
-    "--report-every",
-    "10",
-    "--evaluate-every",
-    "100",
-]
+SIZES = {"hidden": 24, "batch": 16, "tbptt": 16, "embed": 8, "devices": 1}
+OFTEN = {"report-every": 10, "evaluate-every": 60}
+SMALL = [w for name, n in (SIZES | OFTEN).items() for w in (f"--{name}", str(n))]
 
 
 def command(*words):
     return [sys.executable, "-m", "jaxrnn", *map(str, words)]
 
 
-def run(*words):
-    return subprocess.run(command(*words), capture_output=True, text=True, timeout=300)
-
-
-def test_killed_five_times_and_resumed_a_run_ends_with_the_same_metrics(
-    tmp_path, monkeypatch
+@pytest.mark.parametrize("kills", [1, 5])
+def test_killed_and_resumed_a_run_ends_with_the_same_metrics(
+    tmp_path, monkeypatch, capsys, kills
 ):
-    # Thirty-six reports, of which five kills let at most some twenty-five pass: by
-    # count, not by the clock, so that a fast machine cannot finish the run before the
-    # last kill.
+    # Reports enough that the kills cannot let all of them pass: by count, not by the
+    # clock, so that a fast machine cannot finish the run before the last kill.
     for name, value in kept_programs(tmp_path / "programs").items():
         monkeypatch.setenv(name, value)
-    flags = ["train", "charlm", *QUICK, "--steps", "360", "--checkpoint-seconds", "0"]
-    assert run(*flags, "--out", tmp_path / "alone").returncode == 0
+    steps = ["--steps", 60 * (kills + 1), "--checkpoint-seconds", 0]
+    flags = ["train", "charlm", *SMALL, *map(str, steps)]
+    assert main([*flags, "--out", str(tmp_path / "alone")]) == 0
 
     rng, resume = random.Random(time.time_ns()), []
     metrics = tmp_path / "killed/metrics.jsonl"
@@ -61,7 +51,7 @@ def test_killed_five_times_and_resumed_a_run_ends_with_the_same_metrics(
     def written():
         return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
 
-    for _ in range(5):
+    for _ in range(kills):
         last = written() + rng.randint(1, 4)
         process = subprocess.Popen(
             command(*flags, "--out", tmp_path / "killed", *resume),
@@ -73,12 +63,11 @@ def test_killed_five_times_and_resumed_a_run_ends_with_the_same_metrics(
         time.sleep(rng.uniform(0, 0.02))  # anywhere between two writes
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-        resume = ["--resume"]
         # it goes on as it was begun
-        flags = [word for word in flags if word != "--quick"]
-    last = run(*flags, "--out", tmp_path / "killed", *resume)
-    assert last.returncode == 0, last.stderr
-    assert "resumed at step" in last.stdout
+        flags, resume = ["train", "charlm"], ["--resume"]
+    capsys.readouterr()
+    assert main([*flags, "--out", str(tmp_path / "killed"), *resume]) == 0
+    assert "resumed at step" in capsys.readouterr().out
     for name in ("metrics.jsonl", "config.json"):
         assert (tmp_path / "killed" / name).read_bytes() == (
             tmp_path / "alone" / name
@@ -91,10 +80,9 @@ def test_killed_five_times_and_resumed_a_run_ends_with_the_same_metrics(
 
 
 def test_control_c_saves_and_exits(tmp_path):
+    flags = ["train", "hello", "--steps", "100000", "--report-every", "10", "--out"]
     process = subprocess.Popen(
-        command(
-            "train", "charlm", *QUICK, "--steps", "100000", "--out", tmp_path / "run"
-        ),
+        command(*flags, tmp_path / "run"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -106,21 +94,18 @@ def test_control_c_saves_and_exits(tmp_path):
     assert process.returncode == 130
     assert f", saved in {tmp_path / 'run'}" in rest
     assert error == (
-        f"jaxrnn: continue with: jaxrnn train charlm --out {tmp_path / 'run'} "
-        f"--resume\n"
+        f"jaxrnn: continue with: jaxrnn train hello --out {tmp_path / 'run'} --resume\n"
     )
     assert len(list((tmp_path / "run/checkpoints").iterdir())) == 1
     assert not (tmp_path / "run/result.json").exists()
 
 
 def test_seconds_stop_the_run_and_the_result_is_written(tmp_path):
-    done = run(
-        "train", "charlm", "--quick", "--seconds", "4", "--out", tmp_path / "run"
-    )
-    assert done.returncode == 0, done.stderr
+    flags = ["train", "charlm", *SMALL, "--seconds", "0.5"]
+    assert main([*flags, "--out", str(tmp_path / "run")]) == 0
     result = json.loads((tmp_path / "run/result.json").read_text())
-    assert result["seconds"] >= 4
-    assert 0 < result["bits_per_char"] < 7
+    assert result["seconds"] >= 0.5
+    assert 0 < result["bits_per_char"] < 8
 
 
 @pytest.fixture
@@ -302,22 +287,14 @@ def test_a_half_written_line_is_dropped_and_later_records_are_rewound(tmp_path):
     ]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoints(tmp_path):
-    done = run(
-        "train",
-        "hello",
-        "--learning-rate",
-        "1e38",
-        "--report-every",
-        "1",
-        "--checkpoint-seconds",
-        "0",
-        "--out",
-        tmp_path / "r",
-    )
-    assert done.returncode == 2
-    assert "try a smaller --learning-rate" in done.stderr
-    assert done.stderr.count("\n") == 1
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoints(
+    tmp_path, capsys
+):
+    flags = "train hello --learning-rate 1e38 --report-every 1 --checkpoint-seconds 0"
+    assert main([*flags.split(), "--out", str(tmp_path / "r")]) == 2
+    said = capsys.readouterr().err
+    assert "try a smaller --learning-rate" in said
+    assert said.count("\n") == 1
     assert os.listdir(tmp_path / "r/checkpoints")
 
 

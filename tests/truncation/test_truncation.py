@@ -205,8 +205,8 @@ def test_cuts_at_window_ends_are_windows(name, window, x64):
     ids=str,
 )
 def test_every_engine_scales_alike(engine, x64):
-    inputs = draw("lstm_all_learned", 0)
-    scale, layer = random_scale(inputs), SUBJECTS["lstm_all_learned"]
+    inputs = draw("gru_learned", 0)
+    scale, layer = random_scale(inputs), SUBJECTS["gru_learned"]
     assert_same_outcome(
         with_scale(layer, engine=engine)(*inputs, scale),
         with_scale(layer)(*inputs, scale),
@@ -272,9 +272,10 @@ def test_derivatives_of_any_kind_and_order(engine, x64):
     assert_same(kinds(engine_loss), kinds(twin))
 
 
-def test_vmap_is_the_batch(x64):
-    inputs = draw("stack", 0)
-    scale, layer = random_scale(inputs), SUBJECTS["stack"]
+@pytest.mark.parametrize("name", ["gru", "stack"])
+def test_vmap_is_the_batch(name, x64):
+    inputs = draw(name, 0)
+    scale, layer = random_scale(inputs), SUBJECTS[name]
 
     def loss(params, xs, scale):
         return jnp.square(
@@ -721,7 +722,7 @@ def assert_bias(actual, lags, pairs):
 @pytest.mark.parametrize("name", ["elman_learned", "lstm_all_learned"])
 def test_the_bias_is_that_of_the_lag_sums(name, flagged, x64):
     lags = lags_of(name, flagged)
-    for k1, k2s in ((1, [1, 2, 4, 6]), (2, np.array([2, 3])), (4, (5, 6))):
+    for k1, k2s in ((1, [1, 3, 6]), (2, np.array([2])), (4, (5,))):
         actual = bias_of(name, k1, k2s, flagged)
         assert actual.k2.tolist() == list(k2s)
         assert_bias(actual, lags, [(k1, k2) for k2 in k2s])

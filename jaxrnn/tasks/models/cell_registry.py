@@ -13,12 +13,14 @@ from ...cells import (
     GRU,
     LRU,
     LSTM,
+    LTC,
     MGU,
     MLSTM,
     RGLRU,
     RTU,
     S5,
     SLSTM,
+    CfC,
     DiagonalGRU,
     DiagonalLSTM,
     Elman,
@@ -54,6 +56,8 @@ KNOWN = {
     "mgu": "the minimal gated unit, update bias 0; mgu:chrono",
     "ctrnn": "relu, time constants of 5 steps; ctrnn:T, of T steps",
     "orthogonal": "scoRNN, an orthogonal recurrent matrix, modReLU",
+    "ltc": "liquid time constants, 6 solver steps in a step",
+    "cfc": "closed-form continuous time, a backbone of 128 units",
     "rtu": (
         "trace units, a linear recurrence with relu on both outputs of a unit; "
         "rtu:nonlinear, relu inside the recurrence"
@@ -87,6 +91,8 @@ PLAIN: dict[str, Any] = {
     "ctrnn": CTRNN,
     "orthogonal": OrthogonalRNN,
     "rtu": RTU,
+    "ltc": LTC,
+    "cfc": CfC,
 }
 CHRONOS = ("lstm", "gru", "mgu", "diagonal-gru", "diagonal-lstm")
 

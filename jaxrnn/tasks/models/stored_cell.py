@@ -10,7 +10,7 @@ from typing import Any
 
 from ...core.cell import Cell
 from ...core.config import from_config, paths_in
-from ...core.import_path import Trust, is_trusted
+from ...core.import_path import find, is_of_library, is_trusted
 from ...core.layer import Layer
 from ...training import InputError
 from .cell_registry import KNOWN
@@ -30,14 +30,27 @@ def stored_cell(cell: CellLike) -> str | dict[str, Any]:
 
 
 def code_of(stored: Any) -> list[str]:
-    """Return the import paths outside jaxrnn that a stored cell names."""
-    if isinstance(stored, str):
-        known = stored.partition(":")[0] in KNOWN
-        own = None if known else parse_own_cell("--cell", stored)
-        paths = [own.path] if own else []
-    else:
-        paths = paths_in(stored)
-    return [path for path in paths if not is_trusted(path, False)]
+    """Return the import paths that a stored cell names and that may run any code.
+
+    Text such as ``"module:Name(2)"`` calls what it names with arguments from the file,
+    so of this library, too, only the classes of cells and layers are harmless there.
+    """
+    if not isinstance(stored, str):
+        return [path for path in paths_in(stored) if not is_trusted(path, False)]
+    known = stored.partition(":")[0] in KNOWN
+    own = None if known else parse_own_cell("--cell", stored)
+    return [own.path] if own and not _is_cell_of_library(own.path) else []
+
+
+def _is_cell_of_library(path: str) -> bool:
+    """Return whether an import path names a class of cells or layers of jaxrnn."""
+    if not is_of_library(path.partition(":")[0]):
+        return False
+    try:
+        found = find(path)
+    except (ImportError, ValueError):
+        return False
+    return isinstance(found, type) and issubclass(found, (Cell, Layer))
 
 
 def restored_cell(where: str, stored: Any, named: Any, trust_code: bool) -> CellLike:
@@ -54,13 +67,17 @@ def restored_cell(where: str, stored: Any, named: Any, trust_code: bool) -> Cell
         InputError: if code outside jaxrnn is named by nobody but the file, if it cannot
             be imported, or if the user has named another cell.
     """
-    trust: Trust = trust_code or _named_paths(where, stored, named)
-    strangers = [path for path in code_of(stored) if not is_trusted(path, trust)]
+    trust: Any = trust_code or _named_paths(where, stored, named)
+    strangers = (
+        [] if trust is True else [path for path in code_of(stored) if path not in trust]
+    )
     if strangers:
+        outside = not is_of_library(strangers[0].partition(":")[0])
         raise InputError(
-            f"{where} names code outside jaxrnn, {', '.join(strangers)}, which is not "
-            f"run unasked: if you trust it, name it with --cell {strangers[0]}, or use "
-            f"--trust-code (in Python cell=, trust_code=True)"
+            f"{where} names {'code outside' if outside else 'no cell of'} jaxrnn, "
+            f"{', '.join(strangers)}, which is not run unasked: if you trust it, name "
+            f"it with --cell {strangers[0]}, or use --trust-code (in Python cell=, "
+            f"trust_code=True)"
         )
     if isinstance(stored, str):
         return stored

@@ -1,0 +1,56 @@
+"""Links to source files become links to pages that show the file.
+
+A page links to ``../tests/gallery/test_memories.py`` as GitHub wants it. In the site
+such a link would download the file; here it opens ``code/tests/...html``, with colors
+and line numbers. Links to other files of the repository stay downloads.
+"""
+
+from html import escape
+from pathlib import Path
+
+from docutils import nodes
+from sphinx import addnodes
+from sphinx.transforms import SphinxTransform
+
+ROOT = Path(__file__).parents[2]
+
+
+class CodeLinks(SphinxTransform):
+    """Let links to Python files lead to their pages."""
+
+    default_priority = 800
+
+    def apply(self, **kwargs):
+        """Replace the links of one document, and note the files."""
+        shown = self.env.__dict__.setdefault("code_pages", set())
+        up = "../" * self.env.docname.count("/")
+        for node in list(self.document.findall(addnodes.download_reference)):
+            _, path = self.env.relfn2path(node["reftarget"], self.env.docname)
+            file = Path(path).resolve()
+            if file.suffix != ".py" or not file.is_relative_to(ROOT):
+                continue
+            name = file.relative_to(ROOT).as_posix()
+            shown.add(name)
+            link = nodes.reference("", "", refuri=f"{up}code/{name}.html")
+            link.extend(node.children)
+            node.replace_self(link)
+
+
+def pages(app):
+    """Yield the page of every file that was linked to."""
+    for name in sorted(app.env.__dict__.get("code_pages", ())):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        code = app.builder.highlighter.highlight_block(text, "python", linenos="inline")
+        title = escape(name)
+        yield (
+            f"code/{name}",
+            {"title": title, "body": f"<h1>{title}</h1>{code}"},
+            ("page.html"),
+        )
+
+
+def setup(app):
+    """Add the transform and the pages."""
+    app.add_transform(CodeLinks)
+    app.connect("html-collect-pages", pages)
+    return {"parallel_read_safe": False, "parallel_write_safe": True}
