@@ -15,14 +15,14 @@ from ..core.flags import expand_flags
 from ..core.layer import Layer, check_cell
 from ..core.types import Carry, Params
 from ..core.validation import (
+    batch_of_step,
     check_carry,
     check_context,
-    check_inputs,
     check_key_given,
     describe_tree,
 )
 from ..core.weak_scalars import Number, Size, as_number, as_size
-from ..unrolling import initial_carry_of
+from ..unrolling import check_truncated, initial_carry_of
 
 
 @register_for_export
@@ -107,10 +107,10 @@ def rollout(
     """
     steps = as_size("rollout", "steps", steps)
     check_cell(cell)
-    check_context(cell, context)
     x0 = jax.tree.map(jnp.asarray, x0)
-    batch = check_inputs(jax.tree.map(lambda leaf: leaf[None], x0), cell.feature_ndim)
-    batch = batch[1:]
+    batch = batch_of_step(x0, cell.feature_ndim)
+    check_context(cell, context, batch)
+    check_truncated("rollout", cell, params, None, None)
     initial = jax.eval_shape(lambda p: initial_carry_of(cell, p, batch), params)
     if carry is None:
         carry = initial_carry_of(cell, params, batch)
@@ -164,7 +164,13 @@ def _drawn(
         raise ValueError(
             f"rollout: teacher_forcing is a probability in [0, 1], but it is {share}"
         )
-    flips = targets is not None and not (is_static and share in (0, 1))
+    is_certain = is_static and share in (0, 1)
+    if targets is None and not is_certain:
+        raise ValueError(
+            "rollout: teacher_forcing decides between the model's own inputs and "
+            "targets, but there are none: pass targets=, or leave teacher_forcing out"
+        )
+    flips = not is_certain
     if flips or cell.requires_key:
         check_key_given("rollout", key)
     elif key is not None:

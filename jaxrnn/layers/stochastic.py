@@ -544,7 +544,12 @@ def _add_to_h(tree: Carry, noise: Array) -> Carry:
     """Add noise to the part h, or to the single leaf, of a carry."""
     h = _hidden(tree)
     noisy = jnp.asarray(h, noise.dtype) + noise
-    return noisy if h is tree else tree._replace(h=noisy)
+    if h is tree:
+        return noisy
+    whole: Any = tree
+    if isinstance(tree, tuple):
+        return whole._replace(h=noisy)
+    return dataclasses.replace(whole, h=noisy)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -66,7 +66,8 @@ def gradients(
         study: fields of `Study` that differ from its defaults; ``cell`` holds names,
             import paths, cells and layers.
         run: a run directory, whose model before and after training replaces the cells,
-            the task and the units of ``study``.
+            the task and the units of ``study``. The only cell that ``study`` may name
+            is then that of the run, if it is code outside jaxrnn.
         out: the directory; it is made if it does not exist, and files of earlier
             studies in it are replaced.
         trust_code: import whatever code outside jaxrnn the run names as its cell.
@@ -159,13 +160,14 @@ def _of_run(
     path: Any, asked: Study, given_options: set[str], trust_code: bool
 ) -> tuple[dict[str, Models], dict[str, Any]]:
     """Return the model of a run at initialization and after training."""
-    if given_options & {"cell", "task", "hidden", "seeds", "seed"}:
+    cells = asked.cell if "cell" in given_options else ()
+    if given_options & {"task", "hidden", "seeds", "seed"} or len(cells) > 1:
         raise InputError(
-            "--run determines cell, task and units: leave out --cell, --task, "
-            "--hidden, --seeds and --seed"
+            "--run determines cell, task and units: leave out --task, --hidden, "
+            "--seeds and --seed, and give --cell only to name the code of its cell"
         )
     run, module, options, _, (initial, params), notes = restore(
-        path, trust_code=trust_code
+        path, cell=cells[0] if cells else None, trust_code=trust_code
     )
     if not hasattr(module, "probe"):
         raise InputError(

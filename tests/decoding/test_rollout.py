@@ -149,6 +149,11 @@ BAD = {
         ValueError,
         r"probability in \[0, 1\]",
     ),
+    "a probability without targets": (
+        lambda: rollout(MODEL, PARAMS, None, X0, N, teacher_forcing=0.5, key=KEY),
+        ValueError,
+        "there are none: pass targets=, or leave teacher_forcing out",
+    ),
     "no key": (
         lambda: rollout(MODEL, PARAMS, None, X0, N, targets=TRUE, teacher_forcing=0.5),
         TypeError,

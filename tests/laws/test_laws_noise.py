@@ -381,6 +381,35 @@ def test_state_noise_under_masks_and_resets(x64):
     assert jnp.abs(one[0] - two[0]).max() > 1e-3
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Parts:
+    """A carry that is no NamedTuple."""
+
+    c: jax.Array
+    h: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class OfParts(jaxrnn.MinGRU):
+    def initial_carry(self, params, batch_shape=(), dtype=None):
+        zeros = super().initial_carry(params, batch_shape, dtype)
+        return Parts(zeros, zeros)
+
+    def affine(self, params, z):
+        return tuple(Parts(part, part) for part in super().affine(params, z))
+
+
+def test_state_noise_enters_h_of_a_dataclass():
+    cell = OfParts(4)
+    params, xs = cell.init(KEY, D), jnp.ones((T, B, D))
+    layer = state_noise(cell, 0.5)
+    last, ys = jaxrnn.unroll(layer, params, xs, key=KEY)
+    np.testing.assert_array_equal(ys[-1], last.h)
+    np.testing.assert_allclose(last.c, jaxrnn.unroll(cell, params, xs)[0].c, 1e-6)
+    assert jnp.abs(last.h - last.c).max() > 1e-3
+
+
 @pytest.mark.parametrize("name", ["min_gru", "lru", "user_linear"])
 def test_a_linear_cell_with_noise_is_linear(name, x64):
     layer, inputs = state_noise(LINEAR[name], 0.3), draw(name, 0)

@@ -286,6 +286,19 @@ def test_a_wider_window_inside_is_refused(plain_errors):
     gradient(wide, truncated_unroll, window=4)
 
 
+def test_a_rollout_in_a_layer_that_is_truncated_is_refused(plain_errors):
+    class Closed(Own):
+        def unroll(self, params, carry, xs, spec):
+            out = jaxrnn.rollout(self.cell, params, carry, xs[0], len(xs))
+            return out.carry, out.outputs, None
+
+    closed = dataclasses.dataclass(frozen=True)(Closed)(Elman(D))
+    words = r"Closed\.unroll calls jaxrnn\.rollout on Elman, .*window=2"
+    with pytest.raises(ValueError, match=words):
+        gradient(closed, truncated_unroll, window=2)
+    gradient(closed, unroll)
+
+
 def test_a_cell_that_unrolls_in_its_step_walks_over_another_time():
     """Some ticks a step, as of a fast cell in a slow one: truncation cuts between
     steps.

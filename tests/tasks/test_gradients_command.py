@@ -68,13 +68,15 @@ def test_of_a_run_before_and_after_training(tmp_path, capsys):
     ].values()
     assert before["beta"] != after["beta"]
     capsys.readouterr()
-    assert (
-        main(
-            ["gradients", "--run", run, "--cell", "gru", "--out", str(tmp_path / "out")]
-        )
-        == 2
-    )
-    assert "--run determines cell" in capsys.readouterr().err
+    refused = {
+        ("--cell", "gru"): "but the one named is gru: leave --cell out",
+        ("--cell", "gru", "lstm"): "--run determines cell",
+        ("--hidden", "3"): "--run determines cell",
+    }
+    for words, message in refused.items():
+        out = ["--out", str(tmp_path / "out")]
+        assert main(["gradients", "--run", run, *words, *out]) == 2
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

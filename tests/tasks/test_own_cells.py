@@ -205,7 +205,12 @@ def test_the_command_line_trains_and_opens_it_when_named(mine, tmp_path, capsys)
         assert error.count("\n") == 1
         assert not imported(mine)
     named = ["--cell", f"{mine}:Mine"]
-    for opened in ([*predict, *named], [*evaluate, "--trust-code"], [*resume, *named]):
+    for opened in (
+        [*predict, *named],
+        [*evaluate, "--trust-code"],
+        [*resume, *named],
+        [*gradients, *named],
+    ):
         assert main(opened) == 0
         assert imported(mine)
     assert main([*predict, "--cell", "mine:Other"]) == 2
