@@ -195,7 +195,7 @@ REFUSED = {
     "modReLU": (
         OrthogonalRNN(H),
         ValueError,
-        r"modReLU, the activation of this OrthogonalRNN, has no name .* modrelu=False",
+        r"modReLU, the activation of this OrthogonalRNN, has no name .*modrelu=False",
     ),
     "other cell": (jaxrnn.MinGRU(H), TypeError, "MinGRU has no operator in ONNX"),
     "user's": (

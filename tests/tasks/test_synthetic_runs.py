@@ -328,7 +328,7 @@ MISTAKES = {
     "pool": (["train", "seq-mnist", "--pool", "3"], "--pool must be 1, 2, 4, 7 or 14"),
     "not permuted here": (
         ["train", "adding", "--permuted"],
-        "unrecognized arguments: --permuted",
+        "there is no flag --permuted",
     ),
     "batch of digits": (
         ["train", "seq-mnist", "--batch", "4001"],
