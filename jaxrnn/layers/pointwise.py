@@ -107,7 +107,7 @@ def rms_norm(epsilon: float = 1e-5) -> Norm:
     return Norm(epsilon, centered=False)
 
 
-def apply(function: Callable[[Any], Any]) -> Apply:
+def apply(function: Callable[[Any], Any], *, feature_ndim: Any = None) -> Apply:
     """Apply a function to every step: ``y = f(x)``.
 
     It has no parameters, and an empty carry.
@@ -116,6 +116,9 @@ def apply(function: Callable[[Any], Any]) -> Apply:
         function: f. It is given all of time at once, so it must take any leading axes
             and must not mix them. Use the same object each time, since layers compare
             by value: a function with a name rather than a new lambda in every call.
+        feature_ndim: the number of feature axes of one input, as for a
+            `jaxrnn.Cell`, if it is not that of the layer above: 0 for a function that
+            makes vectors of tokens.
 
     Returns:
         A layer for `stack`.
@@ -125,14 +128,21 @@ def apply(function: Callable[[Any], Any]) -> Apply:
 
     Example::
 
+        >>> import functools
         >>> import jax, jaxrnn
         >>> layer = jaxrnn.stack(jaxrnn.MinGRU(4), jaxrnn.layers.apply(jax.nn.gelu))
         >>> params = layer.init(jax.random.key(0), input_size=3)
         >>> jaxrnn.unroll(layer, params, jax.numpy.ones((5, 2, 3)))[1].shape
         (5, 2, 4)
+        >>> one_hot = functools.partial(jax.nn.one_hot, num_classes=7)
+        >>> tokens = jaxrnn.layers.apply(one_hot, feature_ndim=0)
+        >>> layer = jaxrnn.stack(tokens, jaxrnn.GRU(4))
+        >>> params = layer.init(jax.random.key(0), input_size=7)
+        >>> jaxrnn.unroll(layer, params, jax.numpy.ones((5, 2), int))[1].shape
+        (5, 2, 4)
     """
     check_function("apply: function", function)
-    return Apply(function)
+    return Apply(function, feature_ndim)
 
 
 def check_function(name: str, value: Any, optional: bool = False) -> None:
@@ -250,8 +260,14 @@ class Apply(AbstractStateless):
     """The layer that `apply` builds."""
 
     function: Callable[[Any], Any]
-    # It takes inputs of any kind.
-    feature_ndim: ClassVar[None] = None  # type: ignore[assignment]
+    # None: it takes inputs of any kind.
+    feature_ndim: Any = None
+
+    def output_features(self, params: Params, input_size: int) -> int | None:
+        if self.feature_ndim != 0:
+            return None
+        y = jax.eval_shape(self.function, jax.ShapeDtypeStruct((1,), jnp.int32))
+        return y.shape[-1]
 
     def output(self, params: Params, carry: Any, x: Any) -> Any:
         return self.function(x)

@@ -3,6 +3,7 @@ over time that keeps the last inputs in its hands.
 """
 
 import copy
+import functools
 import pickle
 
 import jax
@@ -249,6 +250,19 @@ def test_a_tied_layer_may_hold_tied_layers_and_a_share_keeps_its_names():
     assert any(np.asarray(leaf).any() for leaf in jax.tree.leaves(params["shared"]))
 
 
+def test_apply_makes_vectors_of_tokens(x64):
+    one_hot = functools.partial(jax.nn.one_hot, num_classes=7)
+    layer = stack(layers.apply(one_hot, feature_ndim=0), GRU(2))
+    params = layer.init(KEY, 7)
+    tokens = jax.random.randint(KEY, (T, B), 0, 7)
+    mask = jaxrnn.mask_from_lengths(jnp.array([T, 2, 0]), T)
+    found = unroll(layer, params, tokens, mask=mask)
+    expected = unroll(GRU(2), params["layer_1"], one_hot(tokens), mask=mask)
+    assert_same((found[0][1], found[1]), expected)
+    start = layer.initial_carry(params, (B,))
+    assert_same(layer(params, start, tokens[0])[1][:2], found[1][0, :2])
+
+
 def test_noise_and_inference_reach_tied_layers():
     noisy = layers.tied("core", jaxrnn.zoneout(GRU(D), 0.5))
     layer = layers.share(stack(noisy, noisy))
@@ -264,7 +278,7 @@ ALL = [
     layers.dense(4, jax.nn.gelu),
     layers.layer_norm(),
     layers.rms_norm(1e-3),
-    layers.apply(jnp.tanh),
+    layers.apply(jnp.tanh, feature_ndim=(0, 1)),
     layers.concat(GRU(2)),
     layers.multiply(GRU(2), layers.dense(2)),
     layers.causal_conv(3, jax.nn.silu),
