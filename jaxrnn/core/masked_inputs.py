@@ -49,6 +49,9 @@ def fill_masked_inputs(xs: Any, mask: Bool[Array, "T *B"] | None) -> Any:
         return xs
 
     def fill(leaf):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            numbers, kind = jax.random.key_data(leaf), jax.random.key_impl(leaf)
+            return jax.random.wrap_key_data(fill(numbers), impl=kind)
         return jnp.where(
             expand_flags(mask, leaf), leaf, _filling.bind(mask, leaf)[None]
         )

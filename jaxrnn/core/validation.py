@@ -109,7 +109,8 @@ def check_inputs(xs: Any, feature_ndim: Any = 1) -> tuple[Any, ...]:
                 f"the arrays of xs must share time and batch axes (T, *B), but "
                 f"xs{jax.tree_util.keystr(leaves[0][0])} has {leads[0]} and {name} has "
                 f"{leads[-1]}, each without feature axes: feature_ndim says that these "
-                f"are {ndims}, in the order of the leaves"
+                f"are {ndims}, in the order of the leaves (most built-in cells and "
+                f"layers take one array, and no pytree)"
             )
     return leads[0]
 
@@ -122,12 +123,19 @@ def batch_of_step(x: Any, feature_ndim: Any = 1) -> tuple[Any, ...]:
 def _feature_ndims(xs: Any, feature_ndim: Any) -> list[int]:
     """Return the number of feature axes of every leaf of ``xs``."""
     try:
-        return jax.tree.leaves(jax.tree.broadcast(feature_ndim, xs))
+        ndims = jax.tree.leaves(jax.tree.broadcast(feature_ndim, xs))
     except ValueError:
         raise ValueError(
             f"feature_ndim = {feature_ndim} must be a number, or a pytree prefix of "
             f"the inputs, but xs is {describe_tree(xs)}"
         ) from None
+    for ndim in ndims:
+        if isinstance(ndim, bool) or not isinstance(ndim, numbers.Integral) or ndim < 0:
+            raise ValueError(
+                f"feature_ndim must hold numbers of axes, ints of at least 0, but it "
+                f"is {feature_ndim!r}"
+            )
+    return ndims
 
 
 def lead_ndim(xs: Any, feature_ndim: Any) -> int:

@@ -182,9 +182,11 @@ class Stack(Layer):
         if fused is not None:
             return fused
         last_carries, all_carries = [], []
+        lead = lead_ndim(xs, self.feature_ndim)
         for i, layer in enumerate(self.layers):
             if i:
                 check_one_output("stack", self.layers[i - 1], xs)
+                _check_lead(layer, xs, lead)
             last_carry, xs, carries = unroll_part(
                 layer, params[f"layer_{i}"], carry[i], xs, spec, i
             )
@@ -370,6 +372,18 @@ class Residual(Layer):
 
     def output(self, params: Params, carry: Carry, x: Any) -> Any:
         return x + self.layer.output(params, carry, x)
+
+
+def _check_lead(layer: Cell | Layer, xs: Array, lead: int) -> None:
+    """Check that a cell in a stack sees the axes before the features as the stack."""
+    if isinstance(layer, Cell) and lead_ndim(xs, layer.feature_ndim) != lead:
+        raise ValueError(
+            f"stack: {type(layer).__name__} has feature_ndim = {layer.feature_ndim}, "
+            f"and the inputs that the layers below make for it are {tuple(xs.shape)}, "
+            f"but the stack has {lead} axes of time and batch: flatten the features "
+            f"below it, or say what the first layer takes, as "
+            f"jaxrnn.layers.apply(f, feature_ndim=0) does for tokens"
+        )
 
 
 def _side_by_side(layer: Cell | Layer) -> tuple[Cell | Layer, ...]:

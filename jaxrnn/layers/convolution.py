@@ -125,7 +125,14 @@ class AbstractRecentInputs(Layer):
 
     def unroll(self, params: Params, carry: Array, xs: Array, spec: UnrollSpec):
         self.check_inputs(params, xs)
-        check_carry_dtype(type(self).__name__, carry, xs)
+        name = type(self).__name__
+        check_carry_dtype(name, carry, xs)
+        if xs.ndim != carry.ndim:
+            raise ValueError(
+                f"{name}: the inputs must be vectors (T, *B, D) with the batch axes "
+                f"{tuple(carry.shape[:-2])}, but their shape is {tuple(xs.shape)}: "
+                f"flatten the features of a layer of pictures below it"
+            )
         last, lags, carries = unroll_recent_inputs(carry, xs, spec)
         return last, self.of_lags(params, lags), carries
 

@@ -1,6 +1,7 @@
 """Inputs as `jax.lax.scan` takes them: pytrees, integers, flags, tokens, pictures."""
 
 import dataclasses
+import functools
 from typing import ClassVar
 
 import jax
@@ -211,6 +212,33 @@ def test_layers_take_what_their_first_part_takes(name):
         assert ys.ndim == forward[1].ndim
 
 
+def test_a_stack_says_where_axes_change_their_meaning(plain_errors):
+    one_hot = functools.partial(jax.nn.one_hot, num_classes=D)
+    pictures = jaxrnn.stack(Picture(2, (3, 2)))
+    xs = jnp.ones((T, B, 3, 2, D))
+    params = pictures.init(jax.random.key(0), D)["layer_0"]
+    layers = jaxrnn.layers
+    gru, conv, shift = jaxrnn.GRU(H), layers.causal_conv(2), layers.shift(2)
+    above = {layer: layer.init(jax.random.key(0), 2) for layer in (gru, conv, shift)}
+    for layer, words in (
+        (gru, r"stack: GRU has feature_ndim = 1, .* 2 axes of time and batch"),
+        (conv, r"CausalConv: the inputs must be vectors .* \(9, 4, 3, 2, 2\)"),
+        (shift, r"Shift: the inputs must be vectors"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            jaxrnn.unroll(
+                jaxrnn.stack(*pictures.layers, layer),
+                {"layer_0": params, "layer_1": above[layer]},
+                xs,
+            )
+    with pytest.raises(ValueError, match=r"stack: GRU .*feature_ndim=0\) does for"):
+        jaxrnn.unroll(
+            jaxrnn.stack(layers.apply(one_hot), gru),
+            {"layer_0": {}, "layer_1": gru.init(jax.random.key(0), D)},
+            jnp.ones((T, B), int),
+        )
+
+
 def test_truncation_cuts_trees():
     with jax.enable_x64(True):
         cell, params, xs, mask, resets = subject("tree")
@@ -361,6 +389,46 @@ def test_inputs_that_do_not_fit_are_refused_in_words(case, plain_errors):
         jaxrnn.unroll(READ, params, xs())
 
 
+@dataclasses.dataclass(frozen=True)
+class Drawing(jaxrnn.Cell):
+    """A cell whose inputs are random keys, one for each step, and vectors."""
+
+    hidden_size: int
+    feature_ndim: ClassVar = (0, 1)
+
+    def init(self, key, input_size):
+        return {"kernel": jax.random.normal(key, (input_size, self.hidden_size))}
+
+    def project(self, params, x):
+        keys, vectors = x
+        drawn = jax.vmap(jax.random.normal)(keys.reshape(-1)).reshape(keys.shape)
+        return vectors @ params["kernel"] + drawn[..., None]
+
+    def step(self, params, carry, z):
+        return jnp.tanh(0.5 * carry + z)
+
+
+def test_padding_of_random_keys_is_replaced_like_any_other():
+    with jax.enable_x64(True):
+        cell, (tree, mask, resets) = Drawing(H), read_inputs(jax.random.key(4))
+        xs = jax.random.split(jax.random.key(5), (T, B)), tree["features"]
+        params = cell.init(jax.random.key(3), D)
+        flags = {"mask": mask, "resets": resets}
+        for row in (mask, mask.at[:, 1].set(False)):
+            flags["mask"] = row
+            ours = both(lambda p: jaxrnn.unroll(cell, p, xs, **flags), params)
+            close(ours, both(lambda p: looped(cell, p, xs, **flags), params))
+
+
+def test_a_feature_ndim_that_counts_no_axes_is_refused_in_words(plain_errors):
+    for ndim in (-1, "1", 1.0, {"token": 0, "features": True, "flag": 0}):
+        kind = dataclasses.make_dataclass("Odd", [], bases=(Read,), frozen=True)
+        kind.feature_ndim = ndim
+        cell = kind(H)
+        with pytest.raises(ValueError, match="feature_ndim must hold numbers of axes"):
+            jaxrnn.unroll(cell, cell.init(jax.random.key(0), D), TREE)
+
+
 def test_a_reset_that_does_not_fit_is_refused_in_words(plain_errors):
     gru = jaxrnn.GRU(H)
     weights, params = (c.init(jax.random.key(0), D) for c in (gru, READ))
@@ -387,6 +455,8 @@ def test_built_in_cells_say_that_they_take_one_array(plain_errors):
     params = cell.init(jax.random.key(0), D)
     with pytest.raises(TypeError, match=r"GRU: xs must be one array .* a dict"):
         jaxrnn.unroll(cell, params, {"x": jnp.ones((T, B, D))})
+    with pytest.raises(ValueError, match=r"most built-in cells .* take one array"):
+        jaxrnn.unroll(cell, params, TREE)
     with pytest.raises(TypeError, match=r"one_hot"):
         jaxrnn.unroll(cell, params, jnp.ones((T, B), int))
     layer = jaxrnn.residual(Read(D))
