@@ -134,6 +134,10 @@ def rollout(
         else jax.tree.map(jnp.asarray, carry)
     )
     check_inexact(f"{what}: carry", initial_carry, WHOLE_CARRY)
+    if not jax.tree.leaves(initial_carry):
+        raise ValueError(
+            f"{what}: {type(cell).__name__} has no carry, so nothing can be measured"
+        )
     carries_before = jax.tree.map(
         lambda s, after: (
             jnp.concatenate([s[None], after[:-1]]) if len(after) else after
@@ -145,7 +149,7 @@ def rollout(
 
 
 def check_supported(cell: Any, what: str) -> None:
-    """Check that the cell or layer is causal and draws no random numbers."""
+    """Check that the cell or layer is causal, and draws and reads nothing else."""
     check_cell(cell)
     if not cell.causal:
         raise ValueError(
@@ -157,6 +161,12 @@ def check_supported(cell: Any, what: str) -> None:
         raise ValueError(
             f"{what}: {type(cell).__name__} draws random numbers, so its Jacobians "
             f"differ from run to run: measure jaxrnn.inference(layer)"
+        )
+    if cell.takes_context:
+        raise ValueError(
+            f"{what}: {type(cell).__name__} takes a context, which is not an argument "
+            f"here: measure jaxrnn.extending.ContextCell(cell) with the parameters "
+            f"(params, context)"
         )
 
 

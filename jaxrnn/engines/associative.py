@@ -5,7 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
-from ..core.cell import AbstractWrappedCell, Cell, LinearCell, is_chunkwise, is_linear
+from ..core.cell import (
+    AbstractWrappedCell,
+    Cell,
+    LinearCell,
+    is_chunkwise,
+    is_linear,
+    without_context,
+)
 from ..core.engine import Supports
 from ..core.gradient_scale import ScaledCell
 from ..core.validation import check_auto
@@ -75,11 +82,20 @@ class Associative(LoopEngine):
 
 def _refusal(cell: Any) -> str:
     """Say why the engine does not support a cell, and what to use instead."""
+    plain = without_context(cell)
+    if plain is not cell and is_chunkwise(plain):
+        return (
+            f"Associative: {type(plain).__name__} takes a context, so its steps run "
+            f"one by one: use Scan()"
+        )
+    cell = plain
     name = type(cell).__name__
     if isinstance(cell, AbstractWrappedCell) and (
         is_linear(cell.cell) or is_chunkwise(cell.cell)
     ):
-        what = cell.purpose or f"{name} around {type(cell.cell).__name__}"
+        what = (
+            cell.purpose or f"{name} around {type(without_context(cell.cell)).__name__}"
+        )
         instead = (
             "truncate with window=, which Associative supports"
             if isinstance(cell, ScaledCell)

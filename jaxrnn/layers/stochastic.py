@@ -20,7 +20,15 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from ..core.arrays import is_array
-from ..core.cell import AbstractWrappedCell, Cell, LinearCell, bind_context, is_linear
+from ..core.cell import (
+    AbstractWrappedCell,
+    Cell,
+    ContextCell,
+    LinearCell,
+    bind_context,
+    is_linear,
+    without_context,
+)
 from ..core.layer import Layer, check_cell
 from ..core.types import Carry, Inputs, Params
 from ..core.unroll_spec import UnrollSpec
@@ -530,14 +538,17 @@ class _NoisyLinear(_Noisy, LinearCell):
     step = LinearCell.step
 
     def affine(self, params, z):
-        linear: Any = self.cell
-        a, b = linear.affine(params, z[0])
+        linear: Any = without_context(self.cell)
+        given: tuple[Any, ...] = (params, z[0])
+        if isinstance(self.cell, ContextCell):
+            given = (params[0], z[0], params[1])
+        a, b = linear.affine(*given)
         return a, _add_to_h(b, z[1])
 
 
 def _has_affine(cell: Cell) -> bool:
     """Return whether a cell is linear and defines ``affine`` itself."""
-    return isinstance(cell, LinearCell) and is_linear(cell)
+    return isinstance(without_context(cell), LinearCell) and is_linear(cell)
 
 
 def _add_to_h(tree: Carry, noise: Array) -> Carry:

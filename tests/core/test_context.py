@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import jaxrnn
+import jaxrnn.diagnostics
 from jaxrnn.extending import ContextCell
 
 T, B, D, H, S, M, V = 6, 4, 3, 4, 5, 2, 7
@@ -256,6 +257,17 @@ def test_noise_and_truncation_reach_a_cell_with_context():
     close(run(cut), run(by_hand))
 
 
+def test_a_linear_cell_with_context_and_noise_is_linear():
+    layer, (xs, context, flags) = jaxrnn.layers.state_noise(Linear(H), 0.3), given()
+    params = layer.init(jax.random.key(1), D)
+    flags |= {"key": jax.random.key(2), "context": context}
+    steps, joined = (
+        both(lambda p, e=e: jaxrnn.unroll(layer, p, xs, engine=e, **flags), params)
+        for e in (jaxrnn.Scan(), jaxrnn.Associative(2))
+    )
+    close(joined, steps)
+
+
 def test_tbptt_hands_the_context_to_every_window():
     cell, (xs, context, flags) = Attend(H), given()
     params = cell.init(jax.random.key(1), D)
@@ -390,5 +402,15 @@ def test_a_missing_or_unused_context_is_refused_in_words(plain_errors):
             layer(p, s, xs[0], context=short)
     with pytest.raises(TypeError, match=r"context\['memory'\] .* strings"):
         jaxrnn.unroll(cell, params, xs, context={"memory": "text"})
+    with pytest.raises(TypeError, match=r"Associative: Attend is not linear"):
+        jaxrnn.unroll(cell, params, xs, context=context, engine=jaxrnn.Associative())
+    for measure in (
+        lambda: jaxrnn.diagnostics.jacobians(cell, params, xs),
+        lambda: jaxrnn.diagnostics.lyapunov_spectrum(
+            cell, params, xs, key=jax.random.key(0)
+        ),
+    ):
+        with pytest.raises(ValueError, match=r"takes a context, .*ContextCell\(cell\)"):
+            measure()
     with pytest.raises(TypeError, match=r"Forgetful.step fails on"):
         jaxrnn.unroll(Forgetful(H), params, xs, context=context)
