@@ -12,6 +12,7 @@ from ..core.cell import Cell
 from ..core.layer import Layer
 from ..core.layer import check_cell as check_is_cell
 from ..core.types import Context, Inputs, Params
+from ..core.validation import check_context, check_inputs, describe_tree
 from ..layers.stochastic import inference
 from . import method_laws, sequence_laws
 from .report import (
@@ -109,7 +110,7 @@ def check_cell(
     if cell.requires_key:
         cell = inference(cell)
         notes.append("tried without its random numbers, as jaxrnn.inference makes it")
-    _check_inputs(cell, input_size, xs)
+    _check_inputs(cell, input_size, xs, context)
     take = functools.partial(_draw, cell, input_size, params, xs, context, seed)
     with jax.enable_x64(True):
         subject: Any = _attempt(lambda: take(True))
@@ -129,8 +130,8 @@ def check_cell(
     return report
 
 
-def _check_inputs(cell: Cell | Layer, input_size: Any, xs: Any) -> None:
-    """Check that inputs are given, or can be drawn."""
+def _check_inputs(cell: Cell | Layer, input_size: Any, xs: Any, context: Any) -> None:
+    """Check that inputs and a context are given, or can be drawn."""
     name = type(cell).__name__
     if xs is None and cell.feature_ndim not in (1, None):
         raise ValueError(
@@ -142,6 +143,13 @@ def _check_inputs(cell: Cell | Layer, input_size: Any, xs: Any) -> None:
             f"check_cell needs input_size, the number of features that {name} reads, "
             f"or xs, but got {input_size!r}"
         )
+    _, *batch = (5, 3) if xs is None else check_inputs(xs, cell.feature_ndim)
+    if not batch:
+        raise ValueError(
+            f"check_cell: xs must have time and batch axes, (T, B, ...), but it is "
+            f"{describe_tree(xs)}"
+        )
+    check_context(cell, context, tuple(batch))
 
 
 def _draw(*arguments: Any) -> Subject:

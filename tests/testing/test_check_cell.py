@@ -337,6 +337,13 @@ def test_mistakes_in_calling_it(plain_errors):
         check_cell(Good())
     with pytest.raises(ValueError, match="pass xs=, inputs"):
         check_cell(Reads(4), D)
+    xs = Tokens(jnp.zeros((5, 3), int), jnp.ones((5, 3, D)))
+    with pytest.raises(ValueError, match=r"takes a context .* pass context="):
+        check_cell(Reads(4), D, xs=xs)
+    with pytest.raises(ValueError, match=r"context has shape \(2, 4\), .* \(3,\)"):
+        check_cell(Reads(4), D, xs=xs, context=jnp.ones((2, 4)))
+    with pytest.raises(ValueError, match="xs must have time and batch axes"):
+        check_cell(Good(), D, xs=jnp.ones((5, D)))
 
 
 def test_an_error_of_the_cell_is_a_broken_law():
