@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from ..core.cell import Gate
 from ..core.dtypes import accumulator
-from ..core.types import Carry, Inputs, Params
+from ..core.types import Carry, Inputs, Params, PyTree
 from ..core.validation import check_positive
 from ..initializers import (
     Initializer,
@@ -67,7 +67,7 @@ class _Timed(BuiltinCell):
             )
         return z, elapsed[..., None].astype(z.dtype)
 
-    def output(self, params: Params, carry: Carry, x: Any) -> Float[Array, "*TB H"]:
+    def output(self, params: Params, carry: Carry, x: Inputs) -> Float[Array, "*TB H"]:
         """Return h in the parameters' dtype."""
         return carry.astype(params["input_kernel"].dtype)
 
@@ -190,7 +190,7 @@ class LTC(_Timed):
         return jax.nn.sigmoid(z + recur(h, params["recurrent_kernel"]).astype(h.dtype))
 
     def gate_values(
-        self, params: Params, carry: Float[Array, "*B H"], z: Any
+        self, params: Params, carry: Float[Array, "*B H"], z: PyTree
     ) -> dict[str, Gate]:
         """Return f at the beginning of the step."""
         return {"f": Gate(self._conductance(params, carry, z[0].astype(carry.dtype)))}
@@ -319,7 +319,7 @@ class CfC(_Timed):
         return m * g + ((1 - m) * n if self.mode == "default" else n)
 
     def _activations(
-        self, params: Params, carry: Array, z: Any, recurrent_h: Array | None
+        self, params: Params, carry: Array, z: PyTree, recurrent_h: Array | None
     ) -> tuple[Array, Array, Array]:
         """Return m, tanh(g) and tanh(n)."""
         h = carry if recurrent_h is None else recurrent_h
@@ -332,7 +332,7 @@ class CfC(_Timed):
         return jax.nn.sigmoid(-(f * elapsed + s)), jnp.tanh(g), jnp.tanh(n)
 
     def gate_values(
-        self, params: Params, carry: Float[Array, "*B H"], z: Any
+        self, params: Params, carry: Float[Array, "*B H"], z: PyTree
     ) -> dict[str, Gate]:
         """Return m, and the candidates g and n."""
         m, g, n = self._activations(params, carry, z, None)

@@ -37,7 +37,7 @@ def held(module: str, name: str) -> Any:
     return functools.reduce(getattr, name.split("."), importlib.import_module(module))
 
 
-def import_path_of(value: Any, who: str) -> str:
+def import_path_of(value: object, who: str) -> str:
     """Return the import path of a class or function.
 
     Args:

@@ -7,6 +7,7 @@ import functools
 from typing import Any, ClassVar
 
 import jax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Inexact
 
 from .cell import Cell
@@ -95,7 +96,9 @@ class Layer(Static):
         """
         return all(part.causal for part in parts_of(self) if isinstance(part, Layer))
 
-    def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
+    def init(
+        self, key: Array, input_size: int, dtype: DTypeLike | None = None
+    ) -> Params:
         """Draw parameters for inputs of ``input_size`` features."""
         raise NotImplementedError
 
@@ -106,7 +109,10 @@ class Layer(Static):
         """
 
     def initial_carry(
-        self, params: Params, batch_shape: tuple[int, ...] = (), dtype: Any = None
+        self,
+        params: Params,
+        batch_shape: tuple[int, ...] = (),
+        dtype: DTypeLike | None = None,
     ) -> Carry:
         """Return the carry before the first step, ``(*batch_shape, ...)`` per leaf."""
         raise NotImplementedError
@@ -129,7 +135,9 @@ class Layer(Static):
         """
         raise NotImplementedError
 
-    def output(self, params: Params, carry: Carry, x: Any) -> Inexact[Array, "*TB H"]:
+    def output(
+        self, params: Params, carry: Carry, x: Inputs
+    ) -> Inexact[Array, "*TB H"]:
         """Compute the outputs from the carries and the inputs, for any leading axes.
 
         The outputs of ``unroll`` must be ``output(params, carries, xs)``.
@@ -193,7 +201,7 @@ def parts_of(layer: Layer) -> list[Cell | Layer]:
 # Compiled once: called eagerly, `jax.lax.scan` would compile at every step.
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def _one_step(
-    layer: Layer, params: Params, carry: Carry, xs: Any, spec: UnrollSpec
+    layer: Layer, params: Params, carry: Carry, xs: Inputs, spec: UnrollSpec
 ) -> tuple[Carry, Any]:
     batch = check_inputs(xs, layer.feature_ndim)[1:]
     expected = jax.eval_shape(lambda p: layer.initial_carry(p, batch), params)
@@ -202,7 +210,7 @@ def _one_step(
     return carry, jax.tree.map(lambda leaf: leaf[0], ys)
 
 
-def check_cell(cell: Any) -> None:
+def check_cell(cell: object) -> None:
     """Check that ``cell`` is a frozen and hashable `Cell` or `Layer`.
 
     Raises:

@@ -15,12 +15,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from .arrays import is_array
+from .types import Carry, Context, Inputs, Params, PyTree
 
 
-def check_positive(owner: Any, **sizes: Any) -> None:
+def check_positive(owner: object, **sizes: Any) -> None:
     """Check that every named size is an int of at least 1."""
     for name, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, numbers.Integral) or size < 1:
@@ -30,7 +32,7 @@ def check_positive(owner: Any, **sizes: Any) -> None:
             )
 
 
-def check_auto(owner: Any, **sizes: Any) -> None:
+def check_auto(owner: object, **sizes: Any) -> None:
     """Check options that are a positive size, None for all, or ``"auto"``."""
     for name, value in sizes.items():
         if isinstance(value, str) and value != "auto":
@@ -42,7 +44,9 @@ def check_auto(owner: Any, **sizes: Any) -> None:
             check_positive(owner, **{name: value})
 
 
-def check_int(what: str, name: str, value: Any, least: int, most: int, of: str) -> int:
+def check_int(
+    what: str, name: str, value: object, least: int, most: int, of: str
+) -> int:
     """Convert ``value`` to an int from ``least`` to ``most``; ``of`` says why these."""
     if (
         isinstance(value, bool)
@@ -56,7 +60,7 @@ def check_int(what: str, name: str, value: Any, least: int, most: int, of: str) 
     return int(value)
 
 
-def check_batch_shape(batch_shape: Any) -> None:
+def check_batch_shape(batch_shape: object) -> None:
     """Check that ``batch_shape`` is a tuple (or list) of sizes."""
     if not isinstance(batch_shape, (tuple, list)):
         raise TypeError(
@@ -70,7 +74,7 @@ TOKENS = (
 )
 
 
-def check_inputs(xs: Any, feature_ndim: Any = 1) -> tuple[Any, ...]:
+def check_inputs(xs: Inputs, feature_ndim: PyTree = 1) -> tuple[Any, ...]:
     """Check inputs, and return their time and batch axes, ``(T, *B)``.
 
     The sizes are integers, or symbols under ``jax.export``.
@@ -115,12 +119,12 @@ def check_inputs(xs: Any, feature_ndim: Any = 1) -> tuple[Any, ...]:
     return leads[0]
 
 
-def batch_of_step(x: Any, feature_ndim: Any = 1) -> tuple[Any, ...]:
+def batch_of_step(x: Inputs, feature_ndim: PyTree = 1) -> tuple[Any, ...]:
     """Check the inputs of one streaming step, and return their batch axes ``*B``."""
     return check_inputs(jax.tree.map(lambda leaf: leaf[None], x), feature_ndim)[1:]
 
 
-def _feature_ndims(xs: Any, feature_ndim: Any) -> list[int]:
+def _feature_ndims(xs: Inputs, feature_ndim: PyTree) -> list[int]:
     """Return the number of feature axes of every leaf of ``xs``."""
     try:
         ndims = jax.tree.leaves(jax.tree.broadcast(feature_ndim, xs))
@@ -138,7 +142,7 @@ def _feature_ndims(xs: Any, feature_ndim: Any) -> list[int]:
     return ndims
 
 
-def lead_ndim(xs: Any, feature_ndim: Any) -> int:
+def lead_ndim(xs: Inputs, feature_ndim: PyTree) -> int:
     """Return the number of axes of inputs before their feature axes."""
     ndims = _feature_ndims(xs, 1 if feature_ndim is None else feature_ndim)
     return jax.tree.leaves(xs)[0].ndim - ndims[0]
@@ -170,7 +174,7 @@ def _too_few_axes(name: str, leaf: Any, feature_ndim: int) -> Exception:
     )
 
 
-def check_one_array(what: str, xs: Any) -> None:
+def check_one_array(what: str, xs: Inputs) -> None:
     """Check that inputs are one floating-point array, and not a pytree."""
     if not is_array(xs):
         raise TypeError(
@@ -179,7 +183,7 @@ def check_one_array(what: str, xs: Any) -> None:
     check_floating("xs", xs)
 
 
-def check_floating(name: str, xs: Any) -> None:
+def check_floating(name: str, xs: Inputs) -> None:
     """Check that an array of features is floating-point or complex."""
     if not jnp.issubdtype(xs.dtype, jnp.inexact):
         raise TypeError(
@@ -188,7 +192,7 @@ def check_floating(name: str, xs: Any) -> None:
         )
 
 
-def check_context(cell: Any, context: Any, batch: tuple[Any, ...] | None = None):
+def check_context(cell: Any, context: Context, batch: tuple[Any, ...] | None = None):
     """Check that a context is given if, and only if, a cell or layer takes one.
 
     Args:
@@ -220,7 +224,7 @@ def check_context(cell: Any, context: Any, batch: tuple[Any, ...] | None = None)
             )
 
 
-def check_features(cell: Any, kernel: Array, x: Any) -> None:
+def check_features(cell: Any, kernel: Array, x: Inputs) -> None:
     """Check that the features and dtype of ``x`` fit the cell's input kernel."""
     check_one_array(type(cell).__name__, x)
     if x.shape[-1] != kernel.shape[0]:
@@ -276,7 +280,7 @@ def _swap_hint(name: str, shape: tuple[Any, ...], want: tuple[Any, ...]) -> str:
     )
 
 
-def checked_reset(reset: Any, batch: tuple[Any, ...]) -> Any:
+def checked_reset(reset: ArrayLike | None, batch: tuple[Any, ...]) -> Any:
     """Check the ``reset`` of a streaming call, and return it as an array."""
     if isinstance(reset, bool):
         reset = np.asarray(reset)
@@ -305,7 +309,7 @@ def check_scale(scale: Any, want: tuple[Any, ...]) -> None:
         )
 
 
-def check_ours(name: str, value: Any) -> None:
+def check_ours(name: str, value: object) -> None:
     """Check that an array is one of JAX or numpy, and not of another library."""
     if _is_foreign(value):
         raise TypeError(
@@ -314,7 +318,7 @@ def check_ours(name: str, value: Any) -> None:
         )
 
 
-def check_all_ours(name: str, tree: Any, variable: str | None = None) -> None:
+def check_all_ours(name: str, tree: PyTree, variable: str | None = None) -> None:
     """Check that every leaf of a pytree is an array of JAX or numpy, or a number.
 
     Args:
@@ -336,7 +340,7 @@ def check_all_ours(name: str, tree: Any, variable: str | None = None) -> None:
             )
 
 
-def _is_foreign(value: Any) -> bool:
+def _is_foreign(value: object) -> bool:
     """Return whether ``value`` is an array of a library with dtypes of its own."""
     if isinstance(value, (jax.Array, np.ndarray, np.generic, type)):
         return False
@@ -356,7 +360,7 @@ def _kind(dtype: Any) -> Any:
         return np.dtype(object)
 
 
-def _repair(name: str, value: Any) -> str:
+def _repair(name: str, value: object) -> str:
     """Return the advice to convert an array of another library."""
     detached = ".detach()" if getattr(value, "requires_grad", False) else ""
     return (
@@ -367,8 +371,8 @@ def _repair(name: str, value: Any) -> str:
 
 def check_carry(
     cell: Any,
-    carry: Any,
-    expected: Any,
+    carry: Carry,
+    expected: Carry,
     made_by: str,
     lead: tuple[Any, ...] = (),
 ) -> None:
@@ -429,7 +433,7 @@ def _batch_first_hint(
 
 def check_rows(
     name: str,
-    carry: Any,
+    carry: Carry,
     wider: Any,
     batch: tuple[int, ...],
     why: str,
@@ -541,7 +545,7 @@ def _is_ours(cell: Any, error: Exception) -> bool:
 HERE = pathlib.Path(__file__).parents[1]
 
 
-def describe_tree(tree: Any) -> str:
+def describe_tree(tree: PyTree) -> str:
     """Describe a pytree briefly: names, shapes, and dtypes that are not real floats."""
     if is_array(tree):
         kind = (
@@ -572,7 +576,7 @@ def describe_tree(tree: Any) -> str:
     return "None" if tree is None else describe(tree)
 
 
-def check_params(cell: Any, params: Any, expected: dict[str, Any]) -> None:
+def check_params(cell: Any, params: Params, expected: dict[str, Any]) -> None:
     """Check that ``params`` is a dict with the names and shapes of ``expected``.
 
     Dtypes are not checked.
@@ -605,7 +609,7 @@ def check_params(cell: Any, params: Any, expected: dict[str, Any]) -> None:
             )
 
 
-def check_key_given(what: str, key: Any) -> None:
+def check_key_given(what: str, key: Array | None) -> None:
     """Check that a key was given to a function that draws random numbers."""
     if key is None or not (
         is_array(key)
@@ -617,7 +621,7 @@ def check_key_given(what: str, key: Any) -> None:
         )
 
 
-def check_key(cell: Any, key: Any) -> None:
+def check_key(cell: Any, key: Array | None) -> None:
     """Check that a key is given if, and only if, the layer draws random numbers."""
     if cell.requires_key and key is None:
         raise ValueError(

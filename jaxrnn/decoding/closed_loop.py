@@ -13,7 +13,7 @@ from ..core.cell import Cell
 from ..core.exported import register_for_export
 from ..core.flags import expand_flags
 from ..core.layer import Layer, check_cell
-from ..core.types import Carry, Params
+from ..core.types import Carry, Context, Inputs, Params, PyTree
 from ..core.validation import (
     batch_of_step,
     check_carry,
@@ -44,13 +44,13 @@ def rollout(
     cell: Cell | Layer,
     params: Params,
     carry: Carry,
-    x0: Any,
+    x0: Inputs,
     steps: Size,
     *,
     feed: Callable[[Any], Any] | None = None,
-    targets: Any = None,
+    targets: PyTree = None,
     teacher_forcing: Number = 1.0,
-    context: Any = None,
+    context: Context = None,
     key: Array | None = None,
 ) -> RolledOut:
     """Run a cell in a closed loop, each output the next input::
@@ -117,7 +117,7 @@ def rollout(
     check_carry(cell, carry, initial, "the carry passed in")
     coins, keys = _drawn(cell, targets, teacher_forcing, key, (steps, *batch))
 
-    def step(carry: Carry, x: Any, key: Any) -> tuple[Carry, Any, Any]:
+    def step(carry: Carry, x: Inputs, key: Array | None) -> tuple[Carry, Any, Any]:
         carry, y = cell(params, carry, x, context=context, key=key)
         return carry, y, y if feed is None else feed(y)
 
@@ -155,7 +155,7 @@ def _choose(coin: Array, truth: Any, own: Any) -> Any:
 
 
 def _drawn(
-    cell: Cell | Layer, targets: Any, teacher_forcing: Number, key: Any, shape: tuple
+    cell: Cell | Layer, targets: PyTree, teacher_forcing: Number, key: Any, shape: tuple
 ) -> tuple[Any, Any]:
     """Return the coins ``(N, *B)`` and a key for each step, or None for either."""
     share = as_number("rollout", "teacher_forcing", teacher_forcing)
@@ -203,6 +203,6 @@ def _check_like(wanted: Any, got: Any, what: str, repair: str) -> None:
         )
 
 
-def _described(tree: Any) -> str:
+def _described(tree: PyTree) -> str:
     dtypes = {leaf.dtype.name for leaf in jax.tree.leaves(tree)}
     return f"{describe_tree(tree)} of {', '.join(sorted(dtypes))}"

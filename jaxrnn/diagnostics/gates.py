@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from ..core.cell import Cell, Gate
 from ..core.dtypes import accumulator, weaken_scalars
+from ..core.engine import AbstractEngine
 from ..core.flags import expand_flags
 from ..core.layer import Layer, parts_of
 from ..core.types import Carry, Inputs, Params
@@ -58,7 +59,7 @@ def gate_statistics(
     *,
     mask: Bool[Array, "T *B"] | None = None,
     resets: Bool[Array, "T *B"] | None = None,
-    engine: Any = None,
+    engine: AbstractEngine | None = None,
 ) -> dict[str, Any]:
     """Measure every gate of a cell or layer over a batch of sequences.
 

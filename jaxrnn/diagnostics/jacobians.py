@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Inexact
 from ..core.arrays import is_array
 from ..core.cell import Cell
 from ..core.dtypes import weaken_scalars
+from ..core.engine import AbstractEngine
 from ..core.layer import Layer
 from ..core.types import Carry, Inputs, Params
 from ..core.validation import describe
@@ -27,7 +28,7 @@ def jacobians(
     *,
     mask: Bool[Array, "T *B"] | None = None,
     resets: Bool[Array, "T *B"] | None = None,
-    engine: Any = None,
+    engine: AbstractEngine | None = None,
 ) -> Float[Array, "T *B N N"]:
     """Compute the Jacobian ``J_t = ds_t/ds_{t-1}`` of every step.
 
@@ -70,7 +71,7 @@ def jacobians(
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
-def _jacobians(cell: Any, params: Params, trajectory: Any) -> Array:
+def _jacobians(cell: Cell | Layer, params: Params, trajectory: Any) -> Array:
     """Push the standard basis of the carry through the linearization of every step."""
     transition, batch_ndim = Transition(cell), len(trajectory.batch)
 

@@ -23,8 +23,9 @@ from jaxtyping import Array, Bool, Float
 
 from ..core.cell import Cell
 from ..core.dtypes import weaken_scalars
+from ..core.engine import AbstractEngine
 from ..core.layer import Layer
-from ..core.types import Carry, Inputs, Params
+from ..core.types import Carry, Inputs, Params, PyTree
 from ..core.validation import describe
 from .cotangent import backpropagate_log_norms
 from .readout import LossReadout, check_loss, loss_cotangent, select_readout
@@ -82,7 +83,7 @@ def gradient_lags(
     lags: int | None = None,
     mask: Bool[Array, "T *B"] | None = None,
     resets: Bool[Array, "T *B"] | None = None,
-    engine: Any = None,
+    engine: AbstractEngine | None = None,
 ) -> GradientLags:
     """Compute ``log ||dl/ds_{T-k}||``, the gradient norm at every lag k = 0..K.
 
@@ -137,7 +138,7 @@ def gradient_lags(
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def _gradient_lags(
-    cell: Any, params: Params, readout: LossReadout, seed: Carry
+    cell: Cell | Layer, params: Params, readout: LossReadout, seed: Carry
 ) -> GradientLags:
     """Backpropagate the loss cotangent; mark the lags that a sequence does not have."""
     norms = backpropagate_log_norms(Transition(cell), params, readout.part, seed)
@@ -152,12 +153,12 @@ def gradient_map(
     params: Params,
     xs: Inputs,
     loss: Callable[[Array, Any], Array],
-    targets: Any = None,
+    targets: PyTree = None,
     carry: Carry = None,
     *,
     resets: Bool[Array, "T *B"] | None = None,
     mask: Bool[Array, "T *B"] | None = None,
-    engine: Any = None,
+    engine: AbstractEngine | None = None,
 ) -> Float[Array, "T T1 *B"]:
     """Compute ``log ||dl_t/ds_k||`` for every pair of a loss and a state.
 
@@ -224,7 +225,7 @@ def gradient_map(
     )
 
 
-def _check_targets(trajectory: Trajectory, targets: Any) -> None:
+def _check_targets(trajectory: Trajectory, targets: PyTree) -> None:
     """Check that there is at least one step, and a target for each step."""
     if trajectory.steps == 0:
         raise ValueError(
@@ -241,7 +242,7 @@ def _check_targets(trajectory: Trajectory, targets: Any) -> None:
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def _gradient_map(
-    cell: Any, params: Params, trajectory: Trajectory, cotangents: Carry
+    cell: Cell | Layer, params: Params, trajectory: Trajectory, cotangents: Carry
 ) -> Array:
     """Backpropagate the losses of all steps side by side, on a leading axis.
 

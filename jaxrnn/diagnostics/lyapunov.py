@@ -201,7 +201,7 @@ def _begin(
 
 @functools.partial(jax.jit, static_argnums=(0, 5, 6), inline=True)
 def _spectrum(
-    cell: Any,
+    cell: Cell | Layer,
     params: Params,
     xs: Inputs,
     mask: Array | None,

@@ -22,8 +22,9 @@ from jaxtyping import Array, Bool, Float
 
 from ..core.cell import Cell
 from ..core.dtypes import weaken_scalars
+from ..core.engine import AbstractEngine
 from ..core.layer import Layer
-from ..core.types import Carry, Inputs, Params
+from ..core.types import Carry, Inputs, Params, PyTree
 from .readout import (
     LossReadout,
     check_loss,
@@ -94,7 +95,7 @@ def parameter_lags(
     lags: int | None = None,
     mask: Bool[Array, "T *B"] | None = None,
     resets: Bool[Array, "T *B"] | None = None,
-    engine: Any = None,
+    engine: AbstractEngine | None = None,
     terms: bool = False,
 ) -> ParameterLags:
     """Compute the parameter-lag terms G(T, k) of a loss and their partial sums.
@@ -162,7 +163,7 @@ class _Sum(NamedTuple):
     tree: Any
     log: Array
 
-    def plus(self, tree: Any, log: Array) -> _Sum:
+    def plus(self, tree: PyTree, log: Array) -> _Sum:
         """Add ``tree * exp(log)`` at the larger of the two scales."""
         scale = finite(jnp.maximum(self.log, log))
         return _Sum(
@@ -181,7 +182,7 @@ class _Sum(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=(0, 5, 6), inline=True)
 def _parameter_lags(
-    cell: Any,
+    cell: Cell | Layer,
     params: Params,
     readout: LossReadout,
     direct: Params,

@@ -21,7 +21,7 @@ from ..core.dtypes import accumulator
 from ..core.flags import select
 from ..core.layer import Layer, check_cell
 from ..core.masked_inputs import fill_masked_inputs
-from ..core.types import Carry, Inputs, Params
+from ..core.types import Carry, Inputs, Params, PyTree
 from ..core.unroll_spec import UnrollSpec
 from ..core.validation import check_inputs
 from ..engines import Scan
@@ -45,7 +45,7 @@ class Transition:
         self,
         params: Params,
         carry: Carry,
-        z: Any,
+        z: PyTree,
         keep: Array | None = None,
         reset: Array | None = None,
     ) -> Carry:
@@ -66,7 +66,7 @@ class Transition:
         params: Params,
         carry: Carry,
         x: Inputs,
-        keep: Any = None,
+        keep: Array | None = None,
         reset: Any = None,
     ) -> Carry:
         """Apply one step from its input, to differentiate it by all parameters.
@@ -102,7 +102,7 @@ class Trajectory:
 
 
 def rollout(
-    cell: Any,
+    cell: Cell | Layer,
     params: Params,
     xs: Inputs,
     carry: Carry,
@@ -148,7 +148,7 @@ def rollout(
     return Trajectory(xs, mask, resets, carries_before, carries_after, batch)
 
 
-def check_supported(cell: Any, what: str) -> None:
+def check_supported(cell: Cell | Layer, what: str) -> None:
     """Check that the cell or layer is causal, and draws and reads nothing else."""
     check_cell(cell)
     if not cell.causal:
@@ -176,7 +176,7 @@ WHOLE_CARRY = (
 )
 
 
-def check_inexact(what: str, tree: Any, demand: str) -> None:
+def check_inexact(what: str, tree: PyTree, demand: str) -> None:
     """Check that every leaf has a gradient.
 
     ``what`` names the tree, and ``demand`` states the requirement in the error message.

@@ -6,7 +6,6 @@ It mixes features and adds the nonlinearity that such recurrences lack.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -138,7 +137,7 @@ class ResidualBlock(Layer):
             carries,
         )
 
-    def output(self, params: Params, carry: Carry, x: Any) -> Array:
+    def output(self, params: Params, carry: Carry, x: Inputs) -> Array:
         embedded = self._embedded(params, x)
         y = self.layer.output(
             params["layer"], carry, layer_norm(embedded, params["norm_scale"])

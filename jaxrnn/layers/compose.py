@@ -16,7 +16,7 @@ from ..core.cell import Cell
 from ..core.dtypes import floating_dtype, weaken_scalars
 from ..core.exported import register_for_export
 from ..core.layer import Layer, check_cell
-from ..core.types import Carry, Inputs, Params
+from ..core.types import Carry, Inputs, Params, PyTree
 from ..core.unroll_spec import UnrollSpec
 from ..core.validation import check_one_array, describe, describe_tree, lead_ndim
 from ..unrolling import for_part, unroll_part, unroll_unchecked
@@ -199,7 +199,7 @@ class Stack(Layer):
             input_size = output_size(layer, params[f"layer_{i}"], input_size)
         return input_size
 
-    def output(self, params: Params, carry: tuple[Carry, ...], x: Any) -> Any:
+    def output(self, params: Params, carry: tuple[Carry, ...], x: Inputs) -> Any:
         for i, layer in enumerate(self.layers):
             x = layer.output(params[f"layer_{i}"], carry[i], x)
         return x
@@ -287,7 +287,7 @@ class Bidirectional(Layer):
         ]
         return sizes[0] if self.merge == "sum" else sum(sizes)
 
-    def output(self, params: Params, carry: BidirectionalCarry, x: Any) -> Any:
+    def output(self, params: Params, carry: BidirectionalCarry, x: Inputs) -> Any:
         forward = self.forward.output(params["forward"], carry.forward, x)
         return self._merged(
             forward, self.backward.output(params["backward"], carry.backward, x), x
@@ -370,7 +370,7 @@ class Residual(Layer):
     def output_features(self, params: Params, input_size: int) -> int | None:
         return input_size
 
-    def output(self, params: Params, carry: Carry, x: Any) -> Any:
+    def output(self, params: Params, carry: Carry, x: Inputs) -> Any:
         return x + self.layer.output(params, carry, x)
 
 
@@ -465,7 +465,7 @@ def outputs_of(layer: Cell | Layer, params: Params, input_size: int) -> Any:
     return jax.eval_shape(one_step, weaken_scalars(params), x)
 
 
-def check_one_output(what: str, layer: Cell | Layer, ys: Any) -> None:
+def check_one_output(what: str, layer: Cell | Layer, ys: PyTree) -> None:
     """Check that a layer's outputs are one array, as the operation after it needs."""
     if not is_array(ys) or ys.ndim < 2:
         raise TypeError(

@@ -7,11 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool
 
 from ..core.arrays import is_array
 from ..core.cell import Cell
 from ..core.dtypes import weaken_scalars
+from ..core.engine import AbstractEngine
 from ..core.flags import select
 from ..core.layer import Layer, check_cell
 from ..core.types import Carry, Context, Inputs, Params
@@ -81,8 +83,8 @@ class RNN(nnx.Module):
         reverse: bool = False,
         keep_order: bool = True,
         unroll: int = 1,
-        engine: Any = None,
-        dtype: Any = None,
+        engine: AbstractEngine | None = None,
+        dtype: DTypeLike | None = None,
         state_axes: Any = None,
         broadcast_rngs: Any = None,
         rngs: Any = True,
@@ -123,7 +125,11 @@ class RNN(nnx.Module):
         self.deterministic = False
 
     def _draw_params(
-        self, layer: Cell | Layer, input_size: int | None, dtype: Any, rngs: Any
+        self,
+        layer: Cell | Layer,
+        input_size: int | None,
+        dtype: DTypeLike | None,
+        rngs: Any,
     ) -> None:
         """Initialize the parameters of a jaxrnn cell or layer."""
         check_cell(layer)
@@ -142,7 +148,7 @@ class RNN(nnx.Module):
             )
         )
 
-    def _form(self, x: Any = None) -> Form:
+    def _form(self, x: Inputs = None) -> Form:
         """Return the arguments of `jaxrnn.unroll` for this module."""
         return (
             form_of(self.cell, x)
@@ -160,7 +166,7 @@ class RNN(nnx.Module):
         """The number of feature axes of the inputs, as in `jaxrnn.Cell`."""
         return feature_axes(self.cell) if self._wraps_flax else self.layer.feature_ndim
 
-    def _why_impure(self, x: Any) -> str | None:
+    def _why_impure(self, x: Inputs) -> str | None:
         """Say why flax's own scan must run the cell, or None; ``x`` is an input."""
         if not self._wraps_flax:
             return None
@@ -343,7 +349,9 @@ class RNN(nnx.Module):
             )
         return rngs.dropout()
 
-    def _check_drawn_carry(self, initial_carry: Carry, resets: Any) -> None:
+    def _check_drawn_carry(
+        self, initial_carry: Carry, resets: ArrayLike | None
+    ) -> None:
         """Refuse to draw the carry of a flax cell with a ``carry_init``."""
         if getattr(getattr(self, "cell", None), "carry_init", None) is not None and (
             initial_carry is None or resets is not None

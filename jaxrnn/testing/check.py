@@ -58,7 +58,7 @@ _FIRST = ("static", "batch_axes", "carry", "pure", "project", "rows")
 
 def check_cell(
     cell: Cell | Layer,
-    input_size: Any = None,
+    input_size: int | None = None,
     *,
     params: Params = None,
     xs: Inputs = None,
@@ -130,7 +130,9 @@ def check_cell(
     return report
 
 
-def _check_inputs(cell: Cell | Layer, input_size: Any, xs: Any, context: Any) -> None:
+def _check_inputs(
+    cell: Cell | Layer, input_size: Any, xs: Inputs, context: Context
+) -> None:
     """Check that inputs and a context are given, or can be drawn."""
     name = type(cell).__name__
     if xs is None and cell.feature_ndim not in (1, None):

@@ -39,7 +39,7 @@ def unroll(
     xs: Inputs,
     carry: Carry = None,
     *,
-    engine: Any = None,
+    engine: AbstractEngine | None = None,
     mask: Bool[Array, "T *B"] | None = None,
     resets: Bool[Array, "T *B"] | None = None,
     reverse: bool = False,
@@ -125,7 +125,7 @@ def truncated_unroll(
     *,
     window: int | None = None,
     gradient_scale: Float[Array, "T *B"] | None = None,
-    engine: Any = None,
+    engine: AbstractEngine | None = None,
     mask: Bool[Array, "T *B"] | None = None,
     resets: Bool[Array, "T *B"] | None = None,
     reverse: bool = False,
@@ -294,7 +294,7 @@ def unroll_validated(
     return carry, ys, carries if spec.all_carries else None
 
 
-def fill_context(context: Any, mask: Bool[Array, "T *B"] | None) -> Any:
+def fill_context(context: Context, mask: Bool[Array, "T *B"] | None) -> Any:
     """Replace the context of rows without any valid step, which may hold anything."""
     context = jax.tree.map(jnp.asarray, context)
     if mask is None:

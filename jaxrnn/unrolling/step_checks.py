@@ -6,11 +6,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from ..core.arrays import is_array
 from ..core.cell import Cell, without_context
+from ..core.engine import AbstractEngine
 from ..core.layer import Layer
-from ..core.types import Carry, Inputs, Params
+from ..core.types import Carry, Inputs, Params, PyTree
 from ..core.unroll_spec import UnrollSpec
 from ..core.validation import (
     check_carry,
@@ -100,7 +102,7 @@ def _hint(cell: Cell, carry: Carry, xs: Inputs) -> str:
     )
 
 
-def _kind_of(tree: Any) -> Any:
+def _kind_of(tree: PyTree) -> Any:
     return jax.tree.structure(tree)
 
 
@@ -153,7 +155,7 @@ def _with_more_rows(
         return jax.eval_shape(lambda p: cell.initial_carry(p, more), params)
     except Exception:
 
-        def leaf(a: Any) -> Any:
+        def leaf(a: Array) -> Any:
             of_rows = (
                 jnp.issubdtype(a.dtype, jnp.inexact) and a.shape[: len(batch)] == batch
             )
@@ -178,7 +180,7 @@ def initial_carry_of(
 
 
 def check_all_carries(
-    cell: Cell | Layer, engine: Any, carry: Carry, carries: Carry
+    cell: Cell | Layer, engine: AbstractEngine | None, carry: Carry, carries: Carry
 ) -> None:
     """Check that the engine returned whole carries after every step.
 

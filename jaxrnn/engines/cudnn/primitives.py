@@ -24,10 +24,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from ...core.contraction import check_one_device
+from ...core.types import Inputs
 
 KNOWN = 7  # residuals of the backward pass: x, h, c, weights, lengths, y, reserve
 USE_SCAN = "use engine=jaxrnn.Scan()"
@@ -178,11 +180,11 @@ def _asked(call: Callable[[], Any]) -> Any:
 def lstm(
     network: Network,
     library: Library,
-    x: Any,
-    h: Any,
-    c: Any,
-    weights: Any,
-    lengths: Any,
+    x: Inputs,
+    h: Array,
+    c: Array,
+    weights: Array,
+    lengths: Array,
 ) -> tuple[Any, Any, Any]:
     """Run cuDNN's LSTM.
 
