@@ -37,7 +37,13 @@ from ...core.validation import describe
 from ...initializers import Chrono, Identity, Normal
 from ...layers import residual_block
 from ...training import InputError
-from .own_cell import CellLike, checked, make_own_cell, parse_own_cell
+from .own_cell import (
+    CellLike,
+    checked,
+    make_own_cell,
+    parse_own_cell,
+    why_no_own_cell,
+)
 
 CHRONO = "chrono"
 KNOWN = {
@@ -201,11 +207,16 @@ def check_cell_name(what: str, spec: CellLike) -> None:
             module_exists(name) or not near or not _is_variant(near[0], variant)
         ):
             return
-        hint = (
-            f"did you mean {near[0]}{colon}{variant}?"
-            if near
-            else f"known: {', '.join(KNOWN)}; a cell of your own is module:Name"
-        )
+        if why := why_no_own_cell(spec):
+            raise InputError(f"{what} {spec}: {why}")
+        own = "a cell of your own is module:Name or module:Name(arguments)"
+        if near and colon:
+            hint = f"did you mean {near[0]}{colon}{variant}?"
+        elif near:
+            mine = name if module_exists(name) else "mine"
+            hint = f"did you mean {near[0]}? Or {own}, as in {mine}:Mine(64)"
+        else:
+            hint = f"known: {', '.join(KNOWN)}; {own}"
         raise InputError(f"{what}: there is no {name!r}; {hint}")
     if colon and not _is_variant(name, variant):
         raise InputError(
