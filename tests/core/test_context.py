@@ -421,7 +421,9 @@ def test_a_missing_or_unused_context_is_refused_in_words(plain_errors):
             cell, params, xs, key=jax.random.key(0)
         ),
     ):
-        with pytest.raises(ValueError, match=r"takes a context, .*ContextCell\(cell\)"):
+        with pytest.raises(
+            ValueError, match=r"Attend takes a context .* pass context="
+        ):
             measure()
     with pytest.raises(TypeError, match=r"Forgetful.step fails on"):
         jaxrnn.unroll(Forgetful(H), params, xs, context=context)
