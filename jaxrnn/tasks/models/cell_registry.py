@@ -63,7 +63,10 @@ KNOWN = {
     "ctrnn": "relu, time constants of 5 steps; ctrnn:T, of T steps",
     "orthogonal": "scoRNN, an orthogonal recurrent matrix, modReLU",
     "ltc": "liquid time constants, 6 solver steps in a step",
-    "cfc": "closed-form continuous time, a backbone of 128 units",
+    "cfc": (
+        "closed-form continuous time, a backbone of 128 units; cfc:no-gate; cfc:pure, "
+        "the closed-form solution itself"
+    ),
     "rtu": (
         "trace units, a linear recurrence with relu on both outputs of a unit; "
         "rtu:nonlinear, relu inside the recurrence"
@@ -141,6 +144,8 @@ def make_cell(spec: CellLike, hidden: int, length: int) -> Cell | Layer:
         return PLAIN[name](hidden)
     if name == "rtu":
         return NonlinearRTU(hidden)
+    if name == "cfc":
+        return CfC(hidden, mode=variant.replace("-", "_"))
     if name == "ctrnn":
         return CTRNN(hidden, tau=float(variant))
     if name in LINEAR:
@@ -234,6 +239,8 @@ def _is_variant(name: str, variant: str) -> bool:
         return _is_number(variant) and 0 < float(variant) <= 2 * math.pi
     if name == "rtu":
         return variant == "nonlinear"
+    if name == "cfc":
+        return variant in ("no-gate", "pure")
     if name == "ctrnn":
         return _is_number(variant) and float(variant) >= 1
     return (variant == CHRONO and name in CHRONOS) or (
