@@ -29,8 +29,14 @@ from .dtypes import floating_dtype, weaken_scalars
 from .exported import register_for_export
 from .flags import select
 from .pickling import Static
-from .types import Carry, Context, Inputs, Params, PyTree
-from .validation import batch_of_step, check_context, check_key, checked_reset
+from .types import Carry, Context, Inputs, Params
+from .validation import (
+    batch_of_step,
+    check_context,
+    check_key,
+    checked_reset,
+    describe_tree,
+)
 
 
 @register_for_export
@@ -376,6 +382,30 @@ class ContextCell(AbstractWrappedCell):
         >>> bool((ys == same).all())
         True
     """
+
+    def __post_init__(self):
+        if not (isinstance(self.cell, Cell) and self.cell.takes_context):
+            name = type(self.cell).__name__
+            raise TypeError(
+                f"ContextCell is for a cell with takes_context = True, but {name} "
+                f"takes no context: use it as it is"
+            )
+
+    def init(self, key: Array, input_size: int) -> Params:
+        name = type(self.cell).__name__
+        raise TypeError(
+            f"ContextCell({name}(...)) draws no parameters, because a context is part "
+            f"of its own: they are (cell.init(key, input_size), context), with the "
+            f"init of {name}"
+        )
+
+    def check(self, params: Params) -> None:
+        if not (isinstance(params, (tuple, list)) and len(params) == 2):
+            raise TypeError(
+                f"ContextCell({type(self.cell).__name__}(...)): its params are a pair, "
+                f"(params of the cell, context), but got {describe_tree(params)}"
+            )
+        self.cell.check(params[0])
 
     def initial_carry(
         self,

@@ -154,6 +154,11 @@ def _import_module(module: str, path: str) -> Any:
             return importlib.import_module(module)
     except ModuleNotFoundError as error:
         missing = error.name or ""
+        if module.endswith(".py"):
+            raise ImportError(
+                f"{path}: a module is named without the .py of its file, "
+                f"{path.replace('.py:', ':', 1)}"
+            ) from None
         if module == missing or module.startswith(missing + "."):
             raise ImportError(
                 f"{path}: there is no module {missing!r}, neither in the current "

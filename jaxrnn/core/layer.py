@@ -217,12 +217,16 @@ def check_cell(cell: object) -> None:
         TypeError: if it is not.
     """
     if not isinstance(cell, (Cell, Layer)):
-        hint = (
-            f"an instance: {cell.__name__}(...)"
-            if isinstance(cell, type)
-            else "a jaxrnn.Cell or a layer"
-        )
-        raise TypeError(f"expected {hint}, but got {describe(cell)}")
+        what = "a jaxrnn.Cell or a layer"
+        repair = ""
+        if isinstance(cell, type):
+            what = f"an instance: {cell.__name__}(...)"
+        elif isinstance(cell, (list, tuple)):
+            repair = (
+                f" of {len(cell)}: jaxrnn.stack(*layers) makes one layer of several, "
+                f"each of which is an argument of its own"
+            )
+        raise TypeError(f"expected {what}, but got {describe(cell)}{repair}")
     frozen = getattr(type(cell), "__dataclass_params__", None)
     if frozen is None or not frozen.frozen:
         raise TypeError(

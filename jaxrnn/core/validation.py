@@ -5,11 +5,7 @@ Each error says what was expected, what was given and how to mend it.
 
 from __future__ import annotations
 
-import contextlib
 import numbers
-import pathlib
-import traceback
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -26,10 +22,31 @@ def check_positive(owner: object, **sizes: Any) -> None:
     """Check that every named size is an int of at least 1."""
     for name, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, numbers.Integral) or size < 1:
+            came = describe(size) if is_array(size) else repr(size)
             raise ValueError(
                 f"{type(owner).__name__}: {name} must be an int of at least 1, but it "
-                f"is {size!r}"
+                f"is {came}{_size_hint(name, size)}"
             )
+
+
+def _size_hint(name: str, size: Any) -> str:
+    """Say what mends an array, or a key, that is given for a size, or ""."""
+    if name != "input_size" or not is_array(size):
+        return ""
+    if jnp.issubdtype(size.dtype, jax.dtypes.prng_key):
+        return ": the key comes first, init(key, input_size)"
+    if not size.ndim:
+        return ": pass int(input_size)"
+    return ": pass the number of features, xs.shape[-1]"
+
+
+def check_input_size(owner: Any, input_size: Any) -> None:
+    """Check that a layer is given no array for the number of its input features.
+
+    Cells of one's own may take something else than an int, so only arrays are refused.
+    """
+    if is_array(input_size):
+        check_positive(owner, input_size=input_size)
 
 
 def check_auto(owner: object, **sizes: Any) -> None:
@@ -487,64 +504,6 @@ def check_rows(
         )
 
 
-@contextlib.contextmanager
-def name_failing_method(
-    cell: Any, method: str, hint: str = "", **given: Any
-) -> Iterator[None]:
-    """Add the method and its arguments to an error from a user's own cell or layer.
-
-    Errors that the library raises itself, and those of other types than the usual
-    built-in ones, pass unchanged.
-
-    Args:
-        cell: the cell or layer.
-        method: the name of the method that is called in the context.
-        hint: what may mend the error.
-        **given: the arguments of the method, whose shapes the error shows.
-    """
-    try:
-        yield
-    except (TypeError, ValueError, LookupError, AttributeError) as error:
-        # Subclasses may carry meaning of their own, so only exact types are wrapped.
-        is_plain = type(error) in (
-            TypeError,
-            ValueError,
-            KeyError,
-            IndexError,
-            AttributeError,
-        )
-        if not is_plain or _is_ours(cell, error):
-            raise
-        kind = ValueError if isinstance(error, ValueError) else TypeError
-        arguments = ", ".join(
-            f"{name} {describe_tree(tree)}" for name, tree in given.items()
-        )
-        lines = (
-            f"{error!r}" if isinstance(error, KeyError) else str(error)
-        ).strip().splitlines() or [type(error).__name__]
-        message = lines[0] if len(lines[0]) < 140 else lines[0][:137] + "..."
-        raise kind(
-            f"{type(cell).__name__}.{method} fails on {arguments}: "
-            f"{message.rstrip('.')}{hint and '. ' + hint}"
-        ) from error
-
-
-def _is_ours(cell: Any, error: Exception) -> bool:
-    """Return whether an error is worded by the library already.
-
-    Either a raise statement of the library raised it, or it came from one of the
-    library's own cells, which check their inputs themselves.
-    """
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    raised = pathlib.Path(frame.filename).is_relative_to(HERE) and (
-        frame.line or ""
-    ).startswith("raise")
-    return raised or type(cell).__module__.partition(".")[0] == "jaxrnn"
-
-
-HERE = pathlib.Path(__file__).parents[1]
-
-
 def describe_tree(tree: PyTree) -> str:
     """Describe a pytree briefly: names, shapes, and dtypes that are not real floats."""
     if is_array(tree):
@@ -552,7 +511,7 @@ def describe_tree(tree: PyTree) -> str:
             "" if jnp.issubdtype(_kind(tree.dtype), jnp.floating) else f" {tree.dtype}"
         )
         return f"{tuple(tree.shape)}{kind}"
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+    if is_namedtuple(tree):
         parts = ", ".join(
             f"{name} {describe_tree(part)}"
             for name, part in zip(tree._fields, tree, strict=True)
@@ -573,7 +532,12 @@ def describe_tree(tree: PyTree) -> str:
             )
             + "}"
         )
-    return "None" if tree is None else describe(tree)
+    return describe(tree)
+
+
+def is_namedtuple(tree: PyTree) -> bool:
+    """Whether a tree is a NamedTuple."""
+    return isinstance(tree, tuple) and hasattr(tree, "_fields")
 
 
 def check_params(cell: Any, params: Params, expected: dict[str, Any]) -> None:
@@ -654,10 +618,13 @@ def describe(value: Any) -> str:
             f"{tuple(value.shape)} and dtype {value.dtype}"
         )
     if is_array(value):
-        return (
-            f"{type(value).__name__} of shape {tuple(value.shape)} and dtype "
-            f"{value.dtype}"
-        )
+        kinds: Any = (jax.Array, np.ndarray)
+        what = "an array" if isinstance(value, kinds) else f"a {type(value).__name__}"
+        if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+            what = "a key"
+        return f"{what} of shape {tuple(value.shape)} and dtype {value.dtype}"
+    if value is None:
+        return "None"
     return (
         f"a {type(value).__name__}"
         if not isinstance(value, type)

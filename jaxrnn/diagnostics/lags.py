@@ -22,15 +22,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ..core.cell import Cell
-from ..core.dtypes import weaken_scalars
 from ..core.engine import AbstractEngine
 from ..core.layer import Layer
-from ..core.types import Carry, Inputs, Params, PyTree
+from ..core.types import Carry, Context, Inputs, Params
 from ..core.validation import describe
 from .cotangent import backpropagate_log_norms
 from .readout import LossReadout, check_loss, loss_cotangent, select_readout
 from .scaled import CompensatedSum, log_mean_exp, normalize
-from .transition import Trajectory, Transition, rollout
+from .transition import Trajectory, Transition, rollout, with_context
 
 
 class GradientLags(NamedTuple):
@@ -84,6 +83,7 @@ def gradient_lags(
     mask: Bool[Array, "T *B"] | None = None,
     resets: Bool[Array, "T *B"] | None = None,
     engine: AbstractEngine | None = None,
+    context: Context = None,
 ) -> GradientLags:
     """Compute ``log ||dl/ds_{T-k}||``, the gradient norm at every lag k = 0..K.
 
@@ -106,6 +106,7 @@ def gradient_lags(
         lags: K, at most the number of steps up to the loss (default: all of them).
         mask, resets, engine: as for `jaxrnn.unroll`. The gradients are taken at the
             states that ``engine`` computes.
+        context: as for `jaxrnn.unroll`, for a cell with ``takes_context``.
 
     Returns:
         `GradientLags`, with K + 1 entries.
@@ -127,7 +128,7 @@ def gradient_lags(
         >>> print(jnp.exp(lags.log_norm).round(3))
         [1.    0.5   0.25  0.125]
     """
-    params = weaken_scalars(params)
+    cell, params = with_context(cell, params, xs, context, mask, "gradient_lags")
     trajectory = rollout(cell, params, xs, carry, mask, resets, engine, "gradient_lags")
     readout = select_readout("gradient_lags", trajectory, at, lags)
     check_loss("gradient_lags", cell, params, loss, readout.carry, readout.x)
@@ -159,6 +160,7 @@ def gradient_map(
     resets: Bool[Array, "T *B"] | None = None,
     mask: Bool[Array, "T *B"] | None = None,
     engine: AbstractEngine | None = None,
+    context: Context = None,
 ) -> Float[Array, "T T1 *B"]:
     """Compute ``log ||dl_t/ds_k||`` for every pair of a loss and a state.
 
@@ -176,7 +178,7 @@ def gradient_map(
         loss: ``loss(y (*B, H), target) -> scalar``, summed over the batch.
         targets: a pytree of arrays ``(T, *B, ...)``, or None.
         carry: the carry before the first step (default: the initial carry).
-        resets, mask, engine: as for `jaxrnn.unroll`.
+        resets, mask, engine, context: as for `jaxrnn.unroll`.
 
     Returns:
         The logarithms, ``(T, T + 1, *B)``.
@@ -197,7 +199,7 @@ def gradient_map(
         >>> print(jnp.exp(log_map).round(3).tolist())
         [[0.5, 1.0, nan], [0.25, 0.5, 1.0]]
     """
-    params = weaken_scalars(params)
+    cell, params = with_context(cell, params, xs, context, mask, "gradient_map")
     trajectory = rollout(cell, params, xs, carry, mask, resets, engine, "gradient_map")
     _check_targets(trajectory, targets)
     first_step = jax.tree.map(

@@ -78,6 +78,7 @@ class ResidualBlock(Layer):
     def init(
         self, key: Array, input_size: int, dtype: DTypeLike | None = None
     ) -> Params:
+        check_positive(self, input_size=input_size)
         k_embed, k_layer, k_kernel = jax.random.split(key, 3)
         dtype = dtype or jnp.result_type(float)
         inner = init_in(

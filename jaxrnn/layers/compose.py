@@ -18,7 +18,13 @@ from ..core.exported import register_for_export
 from ..core.layer import Layer, check_cell
 from ..core.types import Carry, Inputs, Params, PyTree
 from ..core.unroll_spec import UnrollSpec
-from ..core.validation import check_one_array, describe, describe_tree, lead_ndim
+from ..core.validation import (
+    check_input_size,
+    check_one_array,
+    describe,
+    describe_tree,
+    lead_ndim,
+)
 from ..unrolling import for_part, unroll_part, unroll_unchecked
 from .fused_network import unroll_network
 
@@ -54,6 +60,7 @@ def stack(*layers: Cell | Layer) -> Stack:
             "stack needs at least one cell or layer: stack(LSTM(128), LSTM(128))"
         )
     for layer in layers:
+        check_separate("stack", "stack(*layers)", layer)
         check_cell(layer)
     return Stack(tuple(layers))
 
@@ -102,6 +109,7 @@ def bidirectional(
     """
     backward = forward if backward is None else backward
     for layer in (forward, backward):
+        check_separate("bidirectional", "bidirectional(forward, backward)", layer)
         check_cell(layer)
     if merge not in ("concat", "sum"):
         raise ValueError(
@@ -374,6 +382,15 @@ class Residual(Layer):
         return x + self.layer.output(params, carry, x)
 
 
+def check_separate(what: str, call: str, layer: Cell | Layer) -> None:
+    """Check that a layer is no list of layers, where each is an argument of its own."""
+    if isinstance(layer, (list, tuple)):
+        raise TypeError(
+            f"{what} takes every layer as an argument of its own, {call}, but it got "
+            f"a {type(layer).__name__} of {len(layer)}"
+        )
+
+
 def _check_lead(layer: Cell | Layer, xs: Array, lead: int) -> None:
     """Check that a cell in a stack sees the axes before the features as the stack."""
     if isinstance(layer, Cell) and lead_ndim(xs, layer.feature_ndim) != lead:
@@ -420,6 +437,7 @@ def init_in(
 
     The ``init`` of a user's cell then does not need to take a dtype.
     """
+    check_input_size(layer, input_size)
     init: Any = layer.init
     if dtype is not None and "dtype" not in inspect.signature(init).parameters:
         raise TypeError(

@@ -17,7 +17,7 @@ from ..core.engine import AbstractEngine
 from ..core.flags import select
 from ..core.layer import Layer, check_cell
 from ..core.types import Carry, Context, Inputs, Params
-from ..core.validation import check_inputs, check_positive
+from ..core.validation import check_inputs, check_positive, describe
 from ..engines import Scan
 from ..layers import inference
 from ..layers.compose import init_in, outputs_of
@@ -87,7 +87,7 @@ class RNN(nnx.Module):
         dtype: DTypeLike | None = None,
         state_axes: Any = None,
         broadcast_rngs: Any = None,
-        rngs: Any = True,
+        rngs: Any = None,
     ):
         if isinstance(cell, nnx.Module):
             if not hasattr(cell, "initialize_carry"):
@@ -133,11 +133,11 @@ class RNN(nnx.Module):
     ) -> None:
         """Initialize the parameters of a jaxrnn cell or layer."""
         check_cell(layer)
-        if input_size is None or not isinstance(rngs, nnx.Rngs):
+        wrong = _wrong_arguments(input_size, rngs)
+        if input_size is None or wrong:
             raise TypeError(
-                "RNN: a jaxrnn cell or layer gets its parameters here: RNN(layer, "
-                "input_size, rngs=nnx.Rngs(0)), but "
-                f"input_size is {input_size!r} and rngs is {rngs!r}"
+                f"RNN: a jaxrnn cell or layer gets its parameters here, by RNN(layer, "
+                f"input_size, rngs=nnx.Rngs(0)), but {wrong}"
             )
         params = init_in(layer, rngs.params(), input_size, dtype)
         self.layer, self.input_size = layer, input_size
@@ -371,3 +371,16 @@ def _output_size(layer: Cell | Layer, params: Params, input_size: int) -> int | 
         return known
     ys = outputs_of(layer, params, input_size)
     return ys.shape[-1] if is_array(ys) else None
+
+
+def _wrong_arguments(input_size: Any, rngs: Any) -> str:
+    """Say which argument for the parameters is missing or of another type, or ""."""
+    if isinstance(input_size, nnx.Rngs):
+        return "input_size is an nnx.Rngs: pass it as rngs="
+    wrong = ["no input_size came"] if input_size is None else []
+    if rngs is None:
+        wrong.append("no rngs came")
+    elif not isinstance(rngs, nnx.Rngs):
+        came = describe(rngs) if is_array(rngs) else repr(rngs)
+        wrong.append(f"rngs is {came}: make it nnx.Rngs(...) of that")
+    return " and ".join(wrong)

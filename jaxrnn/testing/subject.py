@@ -15,6 +15,7 @@ from ..core.flags import select
 from ..core.layer import Layer
 from ..core.types import Carry, Context, Inputs, Params, PyTree
 from ..core.validation import check_inputs
+from ..unrolling import check_step
 from .report import Broken
 
 
@@ -110,10 +111,15 @@ def _reached(subject: Subject) -> Carry:
     carry = subject.carry
     if not subject.causal:
         return carry
-    for t in range(min(2, subject.mask.shape[0])):
-        carry, _ = subject.cell(
-            subject.params, carry, at(subject.xs, -1 - t), **subject.given
-        )
+    try:
+        for t in range(min(2, subject.mask.shape[0])):
+            carry, _ = subject.cell(
+                subject.params, carry, at(subject.xs, -1 - t), **subject.given
+            )
+    except (TypeError, ValueError, LookupError, AttributeError):
+        if not subject.is_layer:  # it says in words what fails
+            check_step(*subject.bound, subject.carry, subject.xs)
+        raise
     return carry
 
 
