@@ -67,6 +67,7 @@ def train(arguments: argparse.Namespace) -> int:
             overwrite=arguments.overwrite,
             quick=arguments.quick,
             trust_code=arguments.trust_code,
+            log=arguments.log,
         )
         if not result:
             print(f"jaxrnn: continue with: {resume_command(run)}", file=sys.stderr)

@@ -13,6 +13,7 @@ from ..tasks.about import ABOUT
 from ..tasks.cell_comparison import Comparison
 from ..tasks.config import check_name
 from ..tasks.gradient_study import Study
+from ..tasks.logs import LOGS
 from ..tasks.runner import TASKS
 from ..training import Budget, InputError
 from . import commands as run
@@ -322,6 +323,14 @@ def _add_run_flags(group: Flags) -> None:
         "--overwrite", action="store_true", help="replace the run in --out"
     )
     _add_trust(group, "its cell, with --resume")
+    group.add_argument(
+        "--log",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="LOG",
+        help=f"also write the records to: {', '.join(LOGS)}",
+    )
     group.add_argument(
         "--json",
         action="store_true",
