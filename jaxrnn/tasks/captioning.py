@@ -38,6 +38,7 @@ from .models.cell_registry import make_cell
 from .models.decoder import UNKNOWN
 from .models.functional import Pure
 from .models.own_cell import CellLike
+from .optimizers import optimizer_field, schedule_field
 from .supervised import PredictsLabels, digest, mean_loss, supervised
 
 BUDGET = Budget(steps=15_000, report_every=200, evaluate_every=1000)
@@ -90,7 +91,9 @@ class Options:
         0.1, "dropout rate after each recurrent layer", least=0, below=1
     )
     batch: int = option(32, "number of images per update", least=1)
-    learning_rate: float = option(2e-3, "peak learning rate of Adam", above=0)
+    learning_rate: float = option(2e-3, "peak learning rate", above=0)
+    optimizer: str = optimizer_field()
+    schedule: str = schedule_field()
     clip: float = option(1.0, "largest global norm of the gradient", above=0)
     weight_decay: float = option(0.0, "decoupled weight decay", least=0)
     seed: int = option(0, "random seed", least=0, below=2**31)

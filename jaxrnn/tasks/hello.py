@@ -22,10 +22,8 @@ from ..training import (
     InputError,
     Run,
     TrainState,
-    make_optimizer,
     make_train_step,
     start,
-    warmup_cosine,
 )
 from ..training.curves import draw_curves, new_figure
 from ..truncation.tbptt import Window
@@ -33,6 +31,7 @@ from .config import cell_field, check_options, option
 from .models.cell_registry import make_cell
 from .models.language_model import Functions, LanguageModel
 from .models.own_cell import CellLike
+from .optimizers import named_optimizer, named_schedule, optimizer_field, schedule_field
 
 METRIC, LABEL = "loss", "cross-entropy (nats per letter)"
 BUDGET = Budget(steps=200, report_every=10, evaluate_every=100)
@@ -49,7 +48,9 @@ class Options:
     word: str = option("hello", "the word to learn")
     cell: CellLike = cell_field("elman")
     hidden: int = option(8, "number of units", least=1)
-    learning_rate: float = option(0.05, "peak learning rate of Adam", above=0)
+    learning_rate: float = option(0.05, "peak learning rate", above=0)
+    optimizer: str = optimizer_field()
+    schedule: str = schedule_field()
     seed: int = option(0, "random seed", least=0, below=2**31)
 
     QUICK: ClassVar[dict[str, Any]] = {}
@@ -98,8 +99,8 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
     window = Window(word[:-1], word[1:], np.ones(steps, bool), resets)
     tbptt, optimizer, schedule = (
         functions.tbptt(steps, steps),
-        make_optimizer(),
-        warmup_cosine(options.learning_rate),
+        named_optimizer(options.optimizer),
+        named_schedule(options.schedule, options.learning_rate),
     )
     train_step = make_train_step(tbptt, optimizer, schedule)
 

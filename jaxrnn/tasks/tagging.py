@@ -45,6 +45,7 @@ from .models.functional import Pure
 from .models.own_cell import CellLike
 from .models.word_encoder import probabilities as probabilities
 from .models.word_encoder import probabilities_of, reading_layers
+from .optimizers import optimizer_field, schedule_field
 from .supervised import PredictsLabels, digest, supervised
 
 BUDGET = Budget(steps=1500, report_every=100, evaluate_every=200)
@@ -84,7 +85,9 @@ class Options:
     )
     batch: int = option(32, "number of sentences per update", least=1)
     limit: int = option(0, "number of training sentences; 0: all", least=0)
-    learning_rate: float = option(4e-3, "peak learning rate of Adam", above=0)
+    learning_rate: float = option(4e-3, "peak learning rate", above=0)
+    optimizer: str = optimizer_field()
+    schedule: str = schedule_field()
     clip: float = option(1.0, "largest global norm of the gradient", above=0)
     weight_decay: float = option(0.0, "decoupled weight decay", least=0)
     seed: int = option(0, "random seed", least=0, below=2**31)

@@ -28,6 +28,7 @@ from .models.cell_registry import make_cell
 from .models.functional import Pure
 from .models.own_cell import CellLike
 from .models.seq2seq import Batch, Translator
+from .optimizers import optimizer_field, schedule_field
 from .supervised import PredictsLabels, digest, mean_loss, supervised
 
 BUDGET = Budget(steps=800, report_every=50, evaluate_every=200)
@@ -77,7 +78,9 @@ class Options:
         0.0, "dropout rate after each recurrent layer", least=0, below=1
     )
     batch: int = option(64, "number of pairs per update", least=1)
-    learning_rate: float = option(5e-3, "peak learning rate of Adam", above=0)
+    learning_rate: float = option(5e-3, "peak learning rate", above=0)
+    optimizer: str = optimizer_field()
+    schedule: str = schedule_field()
     clip: float = option(1.0, "largest global norm of the gradient", above=0)
     weight_decay: float = option(0.0, "decoupled weight decay", least=0)
     seed: int = option(0, "random seed", least=0, below=2**31)

@@ -19,14 +19,12 @@ from ...training import (
     InputError,
     Run,
     TrainState,
-    constant,
     fresh_state,
     make_batch_step,
-    make_optimizer,
-    warmup_cosine,
 )
 from ...training.curves import draw_curves
 from ..models.sequence_model import Batch, Scores, SequenceModel
+from ..optimizers import named_optimizer, named_schedule
 from ..probe import Probe
 from .gradients import draw_gradients, record_lags
 from .problem import LONGEST, Problem
@@ -72,11 +70,8 @@ class Task:
         problem = self.problem(options)
         model, params = self.build(options, {})
         _, k_train, _ = keys(options.seed)
-        optimizer = make_optimizer(clip=options.clip)
-        make_schedule: Callable[[float], Any] = (
-            constant if options.schedule == "constant" else warmup_cosine
-        )
-        schedule = make_schedule(options.learning_rate)
+        optimizer = named_optimizer(options.optimizer, clip=options.clip)
+        schedule = named_schedule(options.schedule, options.learning_rate)
         data = problem.stored() if problem.stored else None
         held_out = functools.cache(
             functools.partial(held_out_batches, problem, options.seed)
