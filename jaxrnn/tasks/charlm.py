@@ -25,7 +25,6 @@ from ..training import (
     make_train_step,
     start,
 )
-from ..training.curves import draw_curves
 from ..training.devices import choose_devices, mesh_of, on_one_device
 from .config import cell_field, check_with_sources, option
 from .data.text import (
@@ -40,9 +39,9 @@ from .models.cell_registry import make_cell
 from .models.language_model import Functions, LanguageModel, bits_per_token
 from .models.own_cell import CellLike
 from .optimizers import named_optimizer, named_schedule, optimizer_field, schedule_field
+from .pictures import draw_run_curves
 from .probe import Probe
 
-METRIC, LABEL = "bits_per_char", "bits per character"
 BUDGET = Budget(steps=3000, report_every=100, evaluate_every=500)
 
 
@@ -375,5 +374,5 @@ class Trained:
 
     def report(self, run: Run) -> list[str]:
         """Draw the learning curves as ``curves.png``, and return lines to print."""
-        path = draw_curves(run, METRIC, LABEL)
+        path = draw_run_curves(run)
         return [f"picture: {path}"] if path else []

@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 
 from ..decoding.sampling import generate
+from ..diagnostics.style import RED, SHARES, save, styled, title
 from ..training import (
     Budget,
     Experiment,
@@ -25,15 +26,15 @@ from ..training import (
     make_train_step,
     start,
 )
-from ..training.curves import draw_curves, new_figure
+from ..training.curves import new_figure
 from ..truncation.tbptt import Window
 from .config import cell_field, check_options, option
 from .models.cell_registry import make_cell
 from .models.language_model import Functions, LanguageModel
 from .models.own_cell import CellLike
 from .optimizers import named_optimizer, named_schedule, optimizer_field, schedule_field
+from .pictures import draw_run_curves, subject_of
 
-METRIC, LABEL = "loss", "cross-entropy (nats per letter)"
 BUDGET = Budget(steps=200, report_every=10, evaluate_every=100)
 NO_OTHER_DATA = (
     "hello cannot be evaluated on other data: it knows one word. Try jaxrnn predict "
@@ -218,13 +219,14 @@ class Trained:
             )
         for path in (
             _draw(run, word, letters, probabilities),
-            draw_curves(run, METRIC, LABEL),
+            draw_run_curves(run),
         ):
             if path:
                 lines.append(f"picture: {path}")
         return lines
 
 
+@styled
 def _draw(run: Run, word: str, letters: str, probabilities: np.ndarray):
     """Draw ``distribution.png``: one column per step, with the target letter framed."""
     figure = new_figure(1.1 * len(word) + 1.5, 0.8 * len(letters) + 1.2)
@@ -233,7 +235,7 @@ def _draw(run: Run, word: str, letters: str, probabilities: np.ndarray):
     from matplotlib.patches import Rectangle
 
     axis = figure.subplots()
-    image = axis.imshow(probabilities.T, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+    image = axis.imshow(probabilities.T, vmin=0, vmax=1, cmap=SHARES, aspect="auto")
     for t, row in enumerate(probabilities):
         for i, p in enumerate(row):
             axis.text(
@@ -250,7 +252,7 @@ def _draw(run: Run, word: str, letters: str, probabilities: np.ndarray):
                 1,
                 1,
                 fill=False,
-                ec="tab:orange",
+                ec=RED,
                 lw=2.5,
             )
         )
@@ -258,9 +260,10 @@ def _draw(run: Run, word: str, letters: str, probabilities: np.ndarray):
     axis.set_yticks(range(len(letters)), list(letters))
     axis.set_xlabel("letter read")
     axis.set_ylabel("next letter")
-    axis.set_title("p(next letter); framed: the right one", fontsize=10)
+    what = "Probability of the next letter; framed: the right one"
+    axis.set_title(title(what, subject_of(run)))
+    axis.spines[:].set_visible(False)
     figure.colorbar(image)
-    figure.tight_layout()
     path = run.path / "distribution.png"
-    figure.savefig(path, dpi=110)
+    save(figure, path)
     return path

@@ -21,7 +21,6 @@ from ..core.layer import Layer
 from ..core.types import Params
 from ..nnx import RNN
 from ..training import Budget, Experiment, InputError, Run
-from ..training.curves import draw_curves
 from .config import cell_field, check_with_sources, option
 from .data.bucketing import Rows
 from .data.corpora import REVIEWS, reviews
@@ -42,6 +41,7 @@ from .models.own_cell import CellLike
 from .models.word_encoder import probabilities as probabilities
 from .models.word_encoder import probabilities_of, reading_layers
 from .optimizers import optimizer_field, schedule_field
+from .pictures import draw_run_curves
 from .supervised import PredictsLabels, digest, supervised
 
 BUDGET = Budget(steps=900, report_every=100, evaluate_every=200)
@@ -337,7 +337,6 @@ class Trained(PredictsLabels):
 
     def report(self, run: Run) -> list[str]:
         """Draw the curves and the confusion, and return lines to print."""
-        result = run.records("metrics.jsonl")[-1]
         test = read_data(self.options)[0].test
         labels, probabilities = (
             self.config["vocabulary"]["labels"],
@@ -349,13 +348,7 @@ class Trained(PredictsLabels):
             [labels[i] for i in probabilities.argmax(1)],
         )
         pictures = [
-            draw_curves(
-                run,
-                "accuracy",
-                "accuracy",
-                ("majority", result["majority_accuracy"]),
-                parts=("validation", "test"),
-            ),
+            draw_run_curves(run),
             confusion,
         ]
         return [f"picture: {path}" for path in pictures if path]

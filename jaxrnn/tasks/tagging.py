@@ -20,7 +20,6 @@ from ..core.layer import Layer
 from ..core.types import Params
 from ..nnx import RNN
 from ..training import Budget, Experiment, InputError, Run
-from ..training.curves import draw_curves
 from .config import cell_field, check_with_sources, option
 from .data.bucketing import Rows, padded
 from .data.corpora import TREEBANK, treebank
@@ -46,6 +45,7 @@ from .models.own_cell import CellLike
 from .models.word_encoder import probabilities as probabilities
 from .models.word_encoder import probabilities_of, reading_layers
 from .optimizers import optimizer_field, schedule_field
+from .pictures import draw_run_curves
 from .supervised import PredictsLabels, digest, supervised
 
 BUDGET = Budget(steps=1500, report_every=100, evaluate_every=200)
@@ -328,11 +328,8 @@ class Trained(PredictsLabels):
             for tags in self.tag([sentence.words for sentence in test])
             for tag in tags
         ]
-        baseline = ("most frequent tag", result["most_frequent_tag_accuracy"])
         pictures = [
-            draw_curves(
-                run, "accuracy", "accuracy", baseline, parts=("validation", "test")
-            ),
+            draw_run_curves(run),
             draw_confusion(run, truth, predicted),
             draw_f1(run, result["f1_by_tag"], Counter(truth)),
         ]

@@ -16,7 +16,6 @@ from flax import nnx
 
 from ..core.types import Params
 from ..training import Budget, Experiment, Run
-from ..training.curves import draw_curves
 from .config import cell_field, check_with_sources, choice, option
 from .data.bucketing import Buckets, Rows, padded, powers_of_two
 from .data.sentence_pairs import Pair, read_pairs, read_tsv
@@ -29,6 +28,7 @@ from .models.functional import Pure
 from .models.own_cell import CellLike
 from .models.seq2seq import Batch, Translator
 from .optimizers import optimizer_field, schedule_field
+from .pictures import draw_run_curves
 from .supervised import PredictsLabels, digest, mean_loss, supervised
 
 BUDGET = Budget(steps=800, report_every=50, evaluate_every=200)
@@ -333,12 +333,7 @@ class Trained(PredictsLabels):
                     (source.pieces(pair.source), target.pieces(written), weights)
                 )
         pictures = [
-            draw_curves(
-                run,
-                "loss",
-                "cross-entropy (nats per symbol)",
-                parts=("validation", "test"),
-            ),
+            draw_run_curves(run),
             draw_attention(run, examples),
         ]
         return [f"picture: {path}" for path in pictures if path]
