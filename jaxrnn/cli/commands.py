@@ -18,6 +18,7 @@ from ..tasks.cell_comparison import Comparison
 from ..tasks.charlm import Trained as CharacterModel
 from ..tasks.gradient_study import Study
 from ..tasks.gradient_study import gradients as study_gradients
+from ..tasks.run_report import report as write_report
 from ..tasks.runner import TASKS
 from ..training import Budget, InputError
 from ..training.devices import host_cores
@@ -133,6 +134,16 @@ def _load(arguments: argparse.Namespace) -> Any:
     for note in notes:
         print(f"jaxrnn: {note}", file=sys.stderr)
     return trained
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """Write the report of a run, and print its path."""
+    path, notes = write_report(
+        arguments.run, cell=arguments.cell, trust_code=arguments.trust_code
+    )
+    for note in notes:
+        print(f"jaxrnn: {note}", file=sys.stderr)
+    print(f"report: {path}")
 
 
 def sample(arguments: argparse.Namespace) -> None:

@@ -55,7 +55,7 @@ def decay_curves(
     Returns:
         A ``matplotlib.figure.Figure``.
     """
-    fig = figure(6.5, 4)
+    fig = figure(5.6, 3.8)
     axis = fig.subplots()
     colors: dict[str, Any] = {}
     for name, log_v in curves.items():
@@ -161,7 +161,7 @@ def spectra(exponents: Mapping[str, Any], *, title: str = "") -> Any:
     Returns:
         A ``matplotlib.figure.Figure``.
     """
-    fig = figure(6.5, 4)
+    fig = figure(5.6, 3.8)
     axis = fig.subplots()
     for name, values in exponents.items():
         values = np.sort(np.asarray(values, np.float64).reshape(-1))[::-1]
@@ -191,7 +191,7 @@ def truncation_curves(biases: Mapping[str, Any], *, title: str = "") -> Any:
     Returns:
         A ``matplotlib.figure.Figure``.
     """
-    fig = figure(6.5, 4)
+    fig = figure(5.6, 3.8)
     axis = fig.subplots()
     for name, (k2, error) in biases.items():
         axis.plot(
@@ -228,7 +228,7 @@ def training_curves(
     Returns:
         A ``matplotlib.figure.Figure``.
     """
-    fig = figure(6.5, 4)
+    fig = figure(5.6, 3.8)
     from matplotlib import colormaps
 
     axis = fig.subplots()

@@ -11,7 +11,7 @@ import functools
 import importlib
 import os
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, BinaryIO, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -72,16 +72,16 @@ def _settings() -> Any:
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.titlelocation": "left",
-        "axes.titlesize": 10.5,
-        "axes.labelsize": 10,
+        "axes.titlesize": 11,
+        "axes.labelsize": 10.5,
         "axes.grid": False,
         "grid.alpha": 0.3,
-        "figure.titlesize": 10.5,
-        "font.size": 10,
+        "figure.titlesize": 11,
+        "font.size": 10.5,
         "font.family": font_families(),
         "lines.linewidth": 1.8,
-        "xtick.labelsize": 9,
-        "ytick.labelsize": 9,
+        "xtick.labelsize": 9.5,
+        "ytick.labelsize": 9.5,
         "savefig.facecolor": "white",
     }
 
@@ -105,14 +105,14 @@ def known_characters() -> frozenset[int]:
     return frozenset().union(*(FT2Font(file).get_charmap() for file in files))
 
 
-def save(figure: Any, path: str | os.PathLike) -> None:
+def save(figure: Any, path: str | os.PathLike | BinaryIO) -> None:
     """Write a figure as PNG.
 
     Args:
         figure: a ``matplotlib.figure.Figure``.
-        path: the file.
+        path: the file, or a stream of bytes.
     """
-    figure.savefig(path, dpi=DPI, facecolor="white")
+    figure.savefig(path, dpi=DPI, facecolor="white", format="png")
 
 
 def dark(color: Any) -> tuple[float, ...]:
@@ -121,7 +121,7 @@ def dark(color: Any) -> tuple[float, ...]:
     return tuple(0.75 * part for part in colors.to_rgb(color))
 
 
-def label_lines(axis: Any, size: float = 9) -> None:
+def label_lines(axis: Any, size: float = 9.5) -> None:
     """Write the labels of lines at their right ends, instead of a legend.
 
     Labels that would overlap are moved apart. The limits of the axis must have been

@@ -41,7 +41,9 @@ def model_of(config: Mapping[str, Any]) -> str:
 def data_of(config: Mapping[str, Any]) -> str:
     """Return where the data of a run come from: names of files without folders."""
     options = config.get("options", {})
-    data = options.get("data", options.get("word", ""))
+    if "word" in options:
+        return f"the word {options['word']}"
+    data = options.get("data", "")
     sources = [data] if isinstance(data, str) else list(data)
     return ", ".join(pathlib.PurePath(str(source)).name for source in sources)
 

@@ -26,6 +26,7 @@ from .introduction import introduction
 from .logs import check_logs, logs
 from .models.own_cell import CellLike
 from .models.stored_cell import restored_cell, stored_cell
+from .report import facts_of, write_card, write_report
 from .score_table import score_table
 from .synthetic import (
     adding,
@@ -203,7 +204,25 @@ def _trained(
     run.write_result(result)
     functions, _ = TASKS[task].build(begun.options, run.config)
     trained = TASKS[task].Trained(functions, state.params, begun.options, run.config)
-    return run, result, [*score_table(task, result), *trained.report(run)]
+    return run, result, [*score_table(task, result), *_shown(run, trained)]
+
+
+def _shown(run: Run, trained: Any) -> list[str]:
+    """Draw the pictures of a run and write its report, and return lines to print.
+
+    The run has been saved: whatever goes wrong here must not look as if it had failed.
+    """
+    lines: list[str] = []
+    try:
+        lines += trained.report(run)
+        lines.append(f"report: {write_report(run, trained)}")
+        write_card(facts_of(run, trained.params))
+    except Exception as error:
+        lines.append(
+            f"the report is not complete: {type(error).__name__}: {error}; try jaxrnn "
+            f"report {run.path}"
+        )
+    return lines
 
 
 def load(

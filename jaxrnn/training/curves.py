@@ -79,7 +79,7 @@ def draw_curves(
     Returns:
         The path of the file; None without matplotlib.
     """
-    figure = new_figure(6.5, 4)
+    figure = new_figure(5.6, 3.8)
     if figure is None:
         return None
     train, evaluated, final = curves_of(run, metric)
