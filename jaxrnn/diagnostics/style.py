@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import functools
 import importlib
+import io
 import os
 from collections.abc import Callable
-from typing import Any, BinaryIO, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -105,7 +106,7 @@ def known_characters() -> frozenset[int]:
     return frozenset().union(*(FT2Font(file).get_charmap() for file in files))
 
 
-def save(figure: Any, path: str | os.PathLike | BinaryIO) -> None:
+def save(figure: Any, path: str | os.PathLike | io.BytesIO) -> None:
     """Write a figure as PNG.
 
     Args:

@@ -215,7 +215,9 @@ def _shown(run: Run, trained: Any) -> list[str]:
     lines: list[str] = []
     try:
         lines += trained.report(run)
-        lines.append(f"report: {write_report(run, trained)}")
+        is_whole = os.environ.get("JAXRNN_REPORT") != "plain"
+        written = write_report(run, trained, is_whole=is_whole)
+        lines.append(f"report: {written}")
         write_card(facts_of(run, trained.params))
     except Exception as error:
         lines.append(

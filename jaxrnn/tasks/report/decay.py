@@ -11,6 +11,7 @@ import numpy as np
 
 from ... import diagnostics
 from ...diagnostics.style import save, title
+from ...training import InputError
 from ...training.curves import new_figure
 from .. import charlm
 from ..pictures import subject_of
@@ -18,13 +19,17 @@ from ..probe import Probe, lags_of
 from ..synthetic.task import Trained as TrainedSynthetic
 from .facts import Facts
 from .markup import Markup, element, picture, section
+from .readings import held_out_of
 
 LENGTH, BATCH = 100, 8  # steps and sequences that are measured
 
 
 def decay_section(facts: Facts, trained: Any) -> Markup:
     """Return the section on gradients; empty for tasks without a loss of each step."""
-    log_v = decay_of(trained)
+    try:
+        log_v = decay_of(trained)
+    except InputError:  # the text is not there any more, or too short
+        return Markup("")
     if log_v is None or new_figure(1, 1) is None:
         return Markup("")
     length, what = len(log_v) - 1, "Gradient at the state k steps before the loss"
@@ -44,8 +49,13 @@ def decay_section(facts: Facts, trained: Any) -> Markup:
 
 def decay_of(trained: Any) -> np.ndarray | None:
     """Return log v_k, k = 0..K, of a trained model; None where it has no probe."""
+    probe: Any
     if isinstance(trained, charlm.Trained):
-        probe = charlm.probe(trained.options, trained.config, LENGTH, BATCH)
+        text = held_out_of(trained)
+        length = min(LENGTH, len(text) - 2)
+        starts = np.linspace(0, len(text) - length - 1, BATCH).astype(int)
+        rows = starts[None, :] + np.arange(length)[:, None]
+        probe = functools.partial(trained.functions.probe, text[rows], text[rows + 1])
     elif isinstance(trained, TrainedSynthetic):
         problem = trained.problem
         if problem.pooled or (problem.stored and problem.length > 2 * LENGTH):

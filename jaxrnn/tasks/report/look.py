@@ -14,7 +14,7 @@ h1 { font-size: 1.5rem; line-height: 1.25; margin: .4rem 0 .3rem;
 h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; }
 p { margin: .5rem 0; overflow-wrap: anywhere; }
 .soft, figcaption { color: var(--soft); font-size: .9rem; }
-.score { font-size: 1.9rem; font-weight: 650; margin: .8rem 0 0; }
+.score { font-size: 1.9rem; font-weight: 650; margin: .8rem 0 0; line-height: 1.25; }
 .score small { font-size: 1rem; font-weight: 400; color: var(--soft); }
 .note { border-left: 4px solid var(--accent); background: var(--panel);
   padding: .5rem .8rem; }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ...training import Run
@@ -30,13 +30,16 @@ NAME = "report.html"
 INSIDE: tuple[Callable[[Facts, Any], Markup], ...] = (unit_section, decay_section)
 
 
-def write_report(run: Run, trained: Any = None, why: str = "") -> pathlib.Path:
+def write_report(
+    run: Run, trained: Any = None, why: str = "", *, is_whole: bool = True
+) -> pathlib.Path:
     """Write the report of a run.
 
     Args:
         run: the run, which may be unfinished.
         trained: its trained model; None if it cannot be loaded.
         why: why it cannot be loaded, which the report says.
+        is_whole: whether to add what has to be computed by the model.
 
     Returns:
         The path of ``report.html``.
@@ -45,15 +48,27 @@ def write_report(run: Run, trained: Any = None, why: str = "") -> pathlib.Path:
     if facts.state != "finished" or not (run.path / "curves.png").exists():
         draw_run_curves(run)
     path = run.path / NAME
-    write_whole(path, page(facts, trained, why))
+    write_whole(path, page(facts, trained, why, INSIDE if is_whole else ()))
     return path
 
 
-def page(facts: Facts, trained: Any = None, why: str = "") -> str:
-    """Return the report as HTML."""
+def page(
+    facts: Facts,
+    trained: Any = None,
+    why: str = "",
+    parts: Sequence[Callable[[Facts, Any], Markup]] = INSIDE,
+) -> str:
+    """Return the report as HTML.
+
+    Args:
+        facts: the facts of the run.
+        trained: its trained model, or None.
+        why: why there is no model.
+        parts: the sections that need it.
+    """
     notes = _notes(trained, why)
     inside: list[Markup] = []
-    for part in INSIDE if trained is not None else ():
+    for part in parts if trained is not None else ():
         try:
             inside.append(part(facts, trained))
         except Exception as error:  # a report never fails because of one part

@@ -66,7 +66,7 @@ def _characters(run: Run, trained: charlm.Trained) -> Reading | None:
     """Return the beginning of the held-out text, or of the newest sample."""
     vocabulary, what = trained.vocabulary, "a part of the held-out text"
     try:
-        numbers = _wordy(charlm.Texts.read(trained.options.data).held_out, vocabulary)
+        numbers = _wordy(held_out_of(trained), vocabulary)
     except (InputError, OSError):
         samples = [r["sample"] for r in run.records("metrics.jsonl") if "sample" in r]
         if not samples:
@@ -78,6 +78,16 @@ def _characters(run: Run, trained: charlm.Trained) -> Reading | None:
         return None
     symbols = list(vocabulary.decode(numbers[:-1]))
     return _of_tokens(trained, numbers, symbols, what)
+
+
+def held_out_of(trained: charlm.Trained) -> np.ndarray:
+    """Return the held-out text in the numbers of the run, whatever the file is now.
+
+    Raises:
+        InputError: if the text cannot be read.
+    """
+    texts = charlm.Texts.read(trained.options.data)
+    return trained.vocabulary.encode(texts.vocabulary.decode(texts.held_out))
 
 
 def _wordy(numbers: Any, vocabulary: Any) -> Any:
