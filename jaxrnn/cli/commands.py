@@ -18,6 +18,7 @@ from ..tasks.cell_comparison import Comparison
 from ..tasks.charlm import Trained as CharacterModel
 from ..tasks.gradient_study import Study
 from ..tasks.gradient_study import gradients as study_gradients
+from ..tasks.run_report import report as write_report
 from ..tasks.runner import TASKS
 from ..training import Budget, InputError
 from ..training.devices import host_cores
@@ -67,6 +68,7 @@ def train(arguments: argparse.Namespace) -> int:
             overwrite=arguments.overwrite,
             quick=arguments.quick,
             trust_code=arguments.trust_code,
+            log=arguments.log,
         )
         if not result:
             print(f"jaxrnn: continue with: {resume_command(run)}", file=sys.stderr)
@@ -132,6 +134,16 @@ def _load(arguments: argparse.Namespace) -> Any:
     for note in notes:
         print(f"jaxrnn: {note}", file=sys.stderr)
     return trained
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """Write the report of a run, and print its path."""
+    path, notes = write_report(
+        arguments.run, cell=arguments.cell, trust_code=arguments.trust_code
+    )
+    for note in notes:
+        print(f"jaxrnn: {note}", file=sys.stderr)
+    print(f"report: {path}")
 
 
 def sample(arguments: argparse.Namespace) -> None:

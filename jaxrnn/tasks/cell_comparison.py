@@ -13,8 +13,7 @@ import jax
 import numpy as np
 
 from .. import diagnostics
-from ..core.cell import Cell
-from ..core.layer import Layer
+from ..diagnostics.style import save
 from ..training import InputError
 from .cell_costs import measure_costs
 from .config import check_name, check_options, option
@@ -250,10 +249,13 @@ def _write(out: str | os.PathLike, results: dict[str, Any]) -> list[str]:
     }
     if not curves:
         return lines
-    title = f"adding, {results['length']} steps, at initialization"
+    title = (
+        f"Gradient at the state k steps before the loss\nadding, "
+        f"{results['length']} steps, {results['hidden']} units, at initialization"
+    )
     try:
         picture = diagnostics.plots.decay_curves(curves, title=title)
     except ImportError as error:
         return [*lines, f"no picture: {error}"]
-    picture.savefig(folder / "decay.png", dpi=110)
+    save(picture, folder / "decay.png")
     return [*lines, f"picture: {folder / 'decay.png'}"]

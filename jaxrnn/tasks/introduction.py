@@ -39,12 +39,19 @@ def introduction(
         "data": data,
         "training": (
             f"{length_of(budget)}, batch {batch}, learning rate "
-            f"{values['learning_rate']:g}, on {devices(values.get('devices', 1))}"
+            f"{values['learning_rate']:g}{_another(values)}, on "
+            f"{devices(values.get('devices', 1))}"
         ),
         "run": str(run.path),
     }
     width = max(map(len, rows))
     return tuple(f"{name:<{width}}  {value}" for name, value in rows.items())
+
+
+def _another(values: dict[str, Any]) -> str:
+    """Return the optimizer, where it is not Adam."""
+    name = values.get("optimizer", "adam")
+    return "" if name == "adam" else f" of {name}"
 
 
 def parameter_count(params: Params) -> int:
