@@ -29,7 +29,7 @@ from .dtypes import floating_dtype, weaken_scalars
 from .exported import register_for_export
 from .flags import select
 from .pickling import Static
-from .types import Carry, Context, Inputs, Params
+from .types import Carry, Context, Inputs, Params, PyTree
 from .validation import (
     batch_of_step,
     check_context,

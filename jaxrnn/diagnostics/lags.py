@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float
 from ..core.cell import Cell
 from ..core.engine import AbstractEngine
 from ..core.layer import Layer
-from ..core.types import Carry, Context, Inputs, Params
+from ..core.types import Carry, Context, Inputs, Params, PyTree
 from ..core.validation import describe
 from .cotangent import backpropagate_log_norms
 from .readout import LossReadout, check_loss, loss_cotangent, select_readout

@@ -24,7 +24,7 @@ from ..core.cell import Cell
 from ..core.dtypes import weaken_scalars
 from ..core.engine import AbstractEngine
 from ..core.layer import Layer
-from ..core.types import Carry, Context, Inputs, Params
+from ..core.types import Carry, Context, Inputs, Params, PyTree
 from .readout import (
     LossReadout,
     check_loss,

@@ -21,7 +21,7 @@ from ..core.dtypes import accumulator, weaken_scalars
 from ..core.flags import select
 from ..core.layer import Layer, check_cell
 from ..core.masked_inputs import fill_masked_inputs
-from ..core.types import Carry, Context, Inputs, Params
+from ..core.types import Carry, Context, Inputs, Params, PyTree
 from ..core.unroll_spec import UnrollSpec
 from ..core.validation import check_context, check_flags, check_inputs
 from ..engines import Scan

@@ -13,6 +13,8 @@ import jax
 import numpy as np
 
 from .. import diagnostics
+from ..core.cell import Cell
+from ..core.layer import Layer
 from ..diagnostics.style import save
 from ..training import InputError
 from .cell_costs import measure_costs

@@ -11,6 +11,7 @@ from jax import Array
 
 from ..core.arrays import is_array
 from ..core.cell import Cell, ContextCell, without_context
+from ..core.engine import AbstractEngine
 from ..core.failing_method import name_failing_method
 from ..core.layer import Layer
 from ..core.types import Carry, Inputs, Params, PyTree

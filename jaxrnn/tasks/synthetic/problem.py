@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ...core.cell import Cell
 from ...core.layer import Layer
+from ...core.types import PyTree
 from ..config import option
 from ..models.cell_registry import make_cell
 from ..models.own_cell import CellLike
