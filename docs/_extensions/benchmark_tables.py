@@ -119,8 +119,9 @@ def table_of(head, body):
     """Return the node of a table."""
 
     def row(cells):
-        entries = [nodes.entry("", nodes.paragraph("", cell)) for cell in cells]
-        return nodes.row("", *entries)
+        # Quotes in names of engines stay as they are written in code.
+        texts = [nodes.paragraph("", cell, support_smartquotes=False) for cell in cells]
+        return nodes.row("", *(nodes.entry("", text) for text in texts))
 
     group = nodes.tgroup(cols=len(head))
     group += [nodes.colspec(colwidth=1) for _ in head]

@@ -20,7 +20,24 @@ def script(name):
     return module
 
 
-run_pages, check = script("run_pages"), script("check")
+run_pages, check, screens = script("run_pages"), script("check"), script("screens")
+needs_sphinx = pytest.mark.skipif(
+    importlib.util.find_spec("sphinx") is None
+    or importlib.util.find_spec("furo") is None,
+    reason="the tools of the site are not installed: pip install '.[docs]'",
+)
+
+
+def build(folder):
+    """Build the site strictly, and return its folder."""
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q"]
+    built = subprocess.run(
+        [*command, "-b", "html", "-d", folder / "doctrees", DOCS, folder / "html"],
+        capture_output=True,
+        text=True,
+    )
+    assert built.returncode == 0, built.stderr
+    return folder / "html"
 
 
 @pytest.mark.parametrize(
@@ -80,20 +97,9 @@ def test_every_page_is_in_the_tree():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    importlib.util.find_spec("sphinx") is None
-    or importlib.util.find_spec("furo") is None,
-    reason="the tools of the site are not installed: pip install '.[docs]'",
-)
+@needs_sphinx
 def test_the_site_builds_without_a_warning(tmp_path):
-    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q"]
-    built = subprocess.run(
-        [*command, "-b", "html", "-d", tmp_path / "doctrees", DOCS, tmp_path / "html"],
-        capture_output=True,
-        text=True,
-    )
-    assert built.returncode == 0, built.stderr
-    site = tmp_path / "html"
+    site = build(tmp_path)
     assert "<math" in (site / "tutorials" / "hello.html").read_text(encoding="utf-8")
     pages = {page: page.read_text(encoding="utf-8") for page in site.rglob("*.html")}
     assert "--hidden" in pages[site / "reference" / "command_line.html"]
@@ -101,3 +107,12 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert "Intel" in pages[site / "benchmarks" / "throughput.html"]
     assert "<svg" in pages[site / "tutorials" / "dates.html"]
     assert list(check.check(site)) == []
+
+
+@pytest.mark.slow
+@needs_sphinx
+@pytest.mark.skipif(bool(screens.missing()), reason=screens.missing() or "unused")
+def test_no_page_scrolls_sideways_in_a_browser(tmp_path):
+    pages, wrong = screens.look(build(tmp_path), themes=("light",))
+    assert pages > 50
+    assert wrong == []
