@@ -36,8 +36,10 @@ lint: $(VENV)/.ready  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: $(VENV)/.docs  ## the site, into docs/_build/html: strict, and without a network
+docs: $(VENV)/.docs  ## the site, into docs/_build/html: strict, pages run, links checked, without a network
+	$(BIN)/python docs/run_pages.py
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+	$(BIN)/python docs/check.py docs/_build/html
 
 $(VENV)/.docs: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'

@@ -40,7 +40,7 @@ SUBJECTS_OF_QUICK = frozenset({"gru", "user", "s5"})
 # Reasons stand before the rows they are for.
 TABLE = {
     # ---------------------------------------------------------------- the site
-    # The tutorials on vanishing gradients and on classifiers take ten seconds each.
+    # Other tutorials take ten to forty CPU seconds each; ``make docs`` runs them all.
     "repository/test_documentation.py": {
         "test_a_page_prints_what_it_shows": [
             "coming_from",
