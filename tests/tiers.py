@@ -66,8 +66,8 @@ TABLE = {
             "which_*",
         ],
     },
-    # These pages take from five to seventeen seconds each. Two stay that show what users
-    # extend; what the others show is tried in tests/layers, nnx, cells and so on.
+    # These pages take from five to seventeen seconds each. Two stay that show what
+    # users extend; what the others show is tried in tests/layers, nnx, cells and so on.
     "repository/test_readme.py": {
         "test_the_code_of_a_page_runs": ["engines", "inputs"],
     },
