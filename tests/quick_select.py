@@ -88,9 +88,10 @@ COSTS = {
     "nnx/test_nnx_cells.py": 5,
     "nnx/test_nnx_flax.py": 14,
     "repository/test_doctests.py": 5,
+    "repository/test_documentation.py": 25,
     "repository/test_imports.py": 1,
     "repository/test_mended.py": 13,
-    "repository/test_readme.py": 35,
+    "repository/test_readme.py": 16,
     "repository/test_tiers.py": 1,
     "repository/test_tracing.py": 4,
     "tasks/test_buckets.py": 0,
@@ -152,6 +153,7 @@ def near(paths):
             files += test_files("benchmarks")
         elif path.suffix == ".md":
             files += ["repository/test_readme.py"]
+            files += ["repository/test_documentation.py"]
     # of a part, first the files that are called as a changed module is
     words = {word for name in modules for word in name.rpartition(".")[2].split("_")}
     reached = reached_from(modules)

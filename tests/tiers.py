@@ -40,16 +40,36 @@ SUBJECTS_OF_QUICK = frozenset({"gru", "user", "s5"})
 # Reasons stand before the rows they are for.
 TABLE = {
     # ---------------------------------------------------------------- the site
-    # Other tutorials take ten to forty CPU seconds each; ``make docs`` runs them all.
+    # Pages of at most some three seconds: other tutorials take ten to forty of them,
+    # and guides and explanations four to nine; ``make docs`` runs them all.
     "repository/test_documentation.py": {
         "test_a_page_prints_what_it_shows": [
             "coming_from",
             "hello",
             "install",
+            "kernels",
+            "onnx_export",
+            "other_libraries",
+            "own_data",
+            "packed",
+            "platforms",
+            "ragged",
+            "randomness",
+            "resume",
+            "several_devices",
+            "speed",
+            "streaming",
             "thirty_seconds",
             "truncation",
+            "weights",
+            "what_a_cell_is",
             "which_*",
         ],
+    },
+    # These pages take from five to seventeen seconds each. Two stay that show what
+    # users extend; what the others show is tried in tests/layers, nnx, cells and so on.
+    "repository/test_readme.py": {
+        "test_the_code_of_a_page_runs": ["engines", "inputs"],
     },
     # ---------------------------------------------------------------- laws
     # Values, gradients, masks, resets, directions and finite differences: one subject

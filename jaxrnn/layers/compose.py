@@ -25,7 +25,7 @@ from ..core.validation import (
     describe_tree,
     lead_ndim,
 )
-from ..unrolling import for_part, unroll_part, unroll_unchecked
+from ..unrolling import unroll_part, unroll_unchecked
 from .fused_network import unroll_network
 
 
@@ -275,12 +275,11 @@ class Bidirectional(Layer):
         fused = unroll_network([_side_by_side(self)], params, carry, xs, spec)
         if fused is not None:
             return fused
-        backward_spec = for_part(spec, self.backward, 1).reversed()
         f_last, f_ys, f_all = unroll_part(
             self.forward, params["forward"], carry.forward, xs, spec, 0
         )
-        b_last, b_ys, b_all = unroll_unchecked(
-            self.backward, params["backward"], carry.backward, xs, backward_spec
+        b_last, b_ys, b_all = unroll_part(
+            self.backward, params["backward"], carry.backward, xs, spec.reversed(), 1
         )
         return (
             BidirectionalCarry(f_last, b_last),

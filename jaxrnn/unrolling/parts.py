@@ -57,7 +57,7 @@ def unroll_unchecked(
             than it should.
     """
     if isinstance(cell, Layer):
-        with truncation_scope(cell, spec, xs):
+        with truncation_scope(cell, spec, xs), jax.named_scope(type(cell).__name__):
             result = cell.unroll(
                 params,
                 carry,
@@ -96,7 +96,10 @@ def unroll_unchecked(
             if observer is None
             else functools.partial(observer.run, engine, why, spec.all_carries)
         )
-        last, carries = _unroll_windows(run, cell, params, carry, xs, spec)
+        # The names that a profile shows: of the cell, and of the engine that runs it.
+        name = type(without_context(cell)).__name__
+        with jax.named_scope(name), jax.named_scope(type(engine).__name__):
+            last, carries = _unroll_windows(run, cell, params, carry, xs, spec)
         with name_failing_method(
             without_context(cell),
             "output",
@@ -170,7 +173,8 @@ def unroll_part(
         >>> ys.shape
         (10, 2, 4)
     """
-    return unroll_unchecked(cell, params, carry, xs, for_part(spec, cell, index))
+    with jax.named_scope(f"part_{index}"):
+        return unroll_unchecked(cell, params, carry, xs, for_part(spec, cell, index))
 
 
 def for_part(spec: UnrollSpec, part: Cell | Layer, index: int) -> UnrollSpec:
