@@ -17,7 +17,7 @@ from ..training import Budget, Checkpoints, Experiment, InputError, Run, fit
 from ..training.devices import choose_devices, host_cores
 from ..training.fit import check_patience
 from ..training.lock import locked
-from . import captioning, charlm, hello, sentiment, tagging, translation
+from . import captioning, charlm, hello, sentiment, series, tagging, translation
 from .about import ABOUT
 from .config import check_name
 from .introduction import introduction
@@ -50,6 +50,7 @@ TASKS: dict[str, Any] = {
     "tagging": tagging,
     "translation": translation,
     "captioning": captioning,
+    "series": series,
     **{task.name: task for task in SYNTHETIC},
 }
 
