@@ -17,13 +17,14 @@ from ..training import Budget, Checkpoints, Experiment, InputError, Run, fit
 from ..training.devices import choose_devices, host_cores
 from ..training.fit import check_patience
 from ..training.lock import locked
-from . import captioning, charlm, hello, sentiment, series, tagging, translation
+from . import captioning, charlm, hello, sentiment, tagging, translation
 from .about import ABOUT
 from .config import check_name
 from .introduction import introduction
 from .models.own_cell import CellLike
 from .models.stored_cell import restored_cell, stored_cell
 from .score_table import score_table
+from .series import task as series
 from .synthetic import (
     adding,
     copying,
@@ -334,10 +335,13 @@ _RENAMED_OPTIONS = {"window": "tbptt", "horizon": "k2", "truncate": "tbptt"}
 
 def _stored(run: Run, kind: Any, name: str) -> Any:
     """Read a dataclass from a run's config, where tuples are stored as lists."""
+    known = {field.name for field in dataclasses.fields(kind)}
     try:
         return kind(
             **{
-                _RENAMED_OPTIONS.get(k, k): tuple(v) if isinstance(v, list) else v
+                k if k in known else _RENAMED_OPTIONS.get(k, k): tuple(v)
+                if isinstance(v, list)
+                else v
                 for k, v in run.config[name].items()
             }
         )

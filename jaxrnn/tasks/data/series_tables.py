@@ -85,12 +85,12 @@ def read_series(source: str, roles: Roles = Roles()) -> SeriesTable:
         return fields
 
     samples: dict[str, list[_Sample]] = {}
-    dated = False
+    dated, only = False, pathlib.Path(source).stem
     for line, row in read_named_rows(source, WANTED, header):
         where = f"{source}:{line}"
         time, is_date = _time_of(row, found, where)
         dated = dated or is_date
-        name = row[found["series"]].strip() if "series" in found else "all"
+        name = row[found["series"]].strip() if "series" in found else only
         group = samples.setdefault(name, [])
         group.append(
             _Sample(

@@ -154,7 +154,7 @@ def window_batch(windows: Windows, rows: Rows) -> WindowBatch:
 
 
 def padded_series(
-    inputs: Sequence[Float[np.ndarray, "T F"]], rows: Rows
+    inputs: Sequence[Float[np.ndarray, "_ F"]], rows: Rows
 ) -> tuple[Float[np.ndarray, "W B F"], Bool[np.ndarray, "W B"]]:
     """Return whole series as a batch, time first, and its mask."""
     padded = np.zeros((rows.width, len(rows.rows), inputs[0].shape[1]))
