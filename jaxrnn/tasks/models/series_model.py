@@ -8,12 +8,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from ...cells import LTC, CfC
 from ...cells.ops import along, dense
 from ...core.layer import Layer
-from ...core.types import Carry, Params
+from ...core.types import Carry, Inputs, Params
 from ...core.unroll_spec import UnrollSpec
 from ...decoding import rollout
 from ...initializers import LecunNormal
@@ -39,7 +40,9 @@ class Timed(Layer):
         """The feature axes: 1, unlike those of the cell."""
         return 1
 
-    def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
+    def init(
+        self, key: Array, input_size: int, dtype: DTypeLike | None = None
+    ) -> Params:
         """Draw the parameters of the cell."""
         return self.cell.init(key, input_size, dtype)
 
@@ -48,7 +51,10 @@ class Timed(Layer):
         self.cell.check(params)
 
     def initial_carry(
-        self, params: Params, batch_shape: tuple[int, ...] = (), dtype: Any = None
+        self,
+        params: Params,
+        batch_shape: tuple[int, ...] = (),
+        dtype: DTypeLike | None = None,
     ) -> Carry:
         """Return the carry of the cell."""
         return self.cell.initial_carry(params, batch_shape, dtype)
@@ -59,7 +65,7 @@ class Timed(Layer):
         """Apply the cell to features and elapsed times."""
         return unroll_part(self.cell, params, carry, (xs, xs[..., -1]), spec)
 
-    def output(self, params: Params, carry: Carry, x: Any) -> Any:
+    def output(self, params: Params, carry: Carry, x: Inputs) -> Any:
         """Return the output of the cell."""
         return self.cell.output(params, carry, (x, x[..., -1]))
 
