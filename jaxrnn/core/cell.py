@@ -306,7 +306,7 @@ class LinearCell(Cell):
             f"{type(self).__name__} must define affine(self, params, z) -> (a, b)"
         )
 
-    def step(self, params: Params, carry: Carry, z: PyTree, *context: Any) -> Carry:
+    def step(self, params: Params, carry: Carry, z: PyTree, *context: object) -> Carry:
         """Return ``a * carry + b``."""
         a, b = self.affine(params, z, *context)
         return jax.tree.map(
@@ -420,7 +420,7 @@ class ContextCell(AbstractWrappedCell):
             return x
         return _taking_context(self.cell.project)(params[0], x, params[1])
 
-    def step(self, params: Params, carry: Carry, z: PyTree, **options: Any) -> Carry:
+    def step(self, params: Params, carry: Carry, z: PyTree, **options: object) -> Carry:
         step = _taking_context(self.cell.step)
         return step(params[0], carry, z, params[1], **options)
 

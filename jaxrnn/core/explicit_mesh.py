@@ -26,7 +26,7 @@ def mesh_of(tree: PyTree) -> Any:
 
 
 def under_auto_axes(
-    function: Callable[..., Any], batch_ndim: int, xs: Inputs, *args: Any
+    function: Callable[..., Any], batch_ndim: int, xs: Inputs, *args: object
 ) -> Any:
     """Call ``function`` under ``auto_axes`` if any argument has an explicit mesh.
 

@@ -20,7 +20,7 @@ def name_failing_method(
     cell: Any,
     method: str,
     hint: str | Callable[[Exception], str] = "",
-    **given: Any,
+    **given: object,
 ) -> Iterator[None]:
     """Add the method and its arguments to an error from a user's own cell or layer.
 

@@ -18,7 +18,7 @@ from .arrays import is_array
 from .types import Carry, Context, Inputs, Params, PyTree
 
 
-def check_positive(owner: object, **sizes: Any) -> None:
+def check_positive(owner: object, **sizes: object) -> None:
     """Check that every named size is an int of at least 1."""
     for name, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, numbers.Integral) or size < 1:
@@ -49,7 +49,7 @@ def check_input_size(owner: Any, input_size: Any) -> None:
         check_positive(owner, input_size=input_size)
 
 
-def check_auto(owner: object, **sizes: Any) -> None:
+def check_auto(owner: object, **sizes: object) -> None:
     """Check options that are a positive size, None for all, or ``"auto"``."""
     for name, value in sizes.items():
         if isinstance(value, str) and value != "auto":

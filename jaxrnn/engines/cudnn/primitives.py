@@ -106,7 +106,7 @@ class Library:
                 f"{USE_SCAN}"
             )
 
-    def reserve_size(self, network: Network, *inputs: Any) -> int:
+    def reserve_size(self, network: Network, *inputs: object) -> int:
         """Return how many numbers cuDNN saves for the backward pass.
 
         Only cuDNN knows, so a GPU is needed.
@@ -115,7 +115,7 @@ class Library:
             lambda *values: self.forward(network, *values)[3], *inputs
         ).shape[0]
 
-    def forward(self, network: Network, *inputs: Any) -> tuple[Any, Any, Any, Any]:
+    def forward(self, network: Network, *inputs: object) -> tuple[Any, Any, Any, Any]:
         """``(y, last h, last c, reserve)`` of x (B, T, D), h and c (layers, B, H),
         weights and lengths.
         """

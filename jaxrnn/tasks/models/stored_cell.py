@@ -54,7 +54,7 @@ def _is_cell_of_library(path: str) -> bool:
 
 
 def restored_cell(
-    where: str, stored: str | dict[str, Any], named: Any, trust_code: bool
+    where: str, stored: str | dict[str, Any], named: object, trust_code: bool
 ) -> CellLike:
     """Return the cell of a run, if its code may be imported.
 

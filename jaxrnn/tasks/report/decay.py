@@ -25,7 +25,7 @@ from .readings import held_out_of
 LENGTH, BATCH = 100, 8  # steps and sequences that are measured
 
 
-def decay_section(facts: Facts, trained: Any) -> Markup:
+def decay_section(facts: Facts, trained: object) -> Markup:
     """Return the section on gradients; empty for tasks without a loss of each step."""
     try:
         log_v = decay_of(trained)
@@ -48,7 +48,7 @@ def decay_section(facts: Facts, trained: Any) -> Markup:
     return section("Gradients", element("p", text), picture(data.getvalue(), what))
 
 
-def decay_of(trained: Any) -> np.ndarray | None:
+def decay_of(trained: object) -> np.ndarray | None:
     """Return log v_k, k = 0..K, of a trained model; None where it has no probe."""
     probe: Any
     if isinstance(trained, charlm.Trained):

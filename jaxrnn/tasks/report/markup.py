@@ -25,7 +25,7 @@ def escaped(value: object) -> Markup:
     return value if isinstance(value, Markup) else Markup(html.escape(str(value)))
 
 
-def element(tag: str, /, *children: Any, **attributes: Any) -> Markup:
+def element(tag: str, /, *children: object, **attributes: object) -> Markup:
     """Return an element; children and attributes are escaped.
 
     Args:
@@ -53,7 +53,7 @@ def joined(parts: Iterable[Any], between: str = "") -> Markup:
     return Markup(between.join(escaped(part) for part in parts))
 
 
-def section(title: str, *children: Any) -> Markup:
+def section(title: str, *children: object) -> Markup:
     """Return a section with a heading; empty if nothing is inside."""
     if not any(children):
         return Markup("")

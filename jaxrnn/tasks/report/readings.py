@@ -44,7 +44,7 @@ class Reading(NamedTuple):
     surprise: np.ndarray | None = None
 
 
-def reading_of(run: Run, trained: Any) -> Reading | None:
+def reading_of(run: Run, trained: object) -> Reading | None:
     """Return a sequence of the task of a run; None where there is none to show.
 
     Args:

@@ -206,7 +206,7 @@ def kernel_loop(
 
 
 def by_scan(
-    *flat: Any,
+    *flat: object,
     body: LoopBody,
     steps: int,
     reverse: bool,
