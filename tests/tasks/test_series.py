@@ -249,6 +249,26 @@ def test_no_number_of_the_test_part_reaches_training(tmp_path):
         assert origin.step + 1 >= int(0.85 * len(parts.series[origin.series]))
 
 
+def test_a_second_file_is_the_test_part_and_short_series_are_for_training(tmp_path):
+    files = tuple(
+        table(tmp_path / f"{i}.csv", walks(i, lengths))
+        for i, lengths in enumerate([(40, 3), (30, 5)])
+    )
+    alone = described(Options(data=files[:1]), read_data(Options(data=files[:1])))
+    both = Options(data=files, length=8, horizon=2)
+    parts, note, config = described(both, read_data(both))
+    assert note.startswith(f"test part: {files[1]}; the last 15 %")
+    assert parts.cuts == [(34, 40), (3, 3), (0, 0), (0, 0)]
+    assert {origin.series for origin in parts.origins("validation", 2, 8)} == {0}
+    test = parts.origins("test", 2, 8)
+    # 8 samples before the first forecast of the long one, and 3 of the short one
+    assert test == [*(Origin(2, t) for t in range(7, 28)), Origin(3, 2)]
+    first = walks(0, (40, 3))
+    mean = np.concatenate([first[0][:34], first[1]]).mean(0)
+    np.testing.assert_allclose(config["series"]["mean"], mean, atol=1e-6)
+    assert alone[1].endswith("validates; 1 short series are for training alone")
+
+
 @pytest.fixture(scope="module")
 def forecast_run(tmp_path_factory):
     """A tiny run on irregular, ragged series with missing values."""
@@ -317,6 +337,8 @@ def test_words_for_what_cannot_be(forecast_run, tmp_path, capsys):
     folder, _ = forecast_run
     path = str(folder / "a.csv")
     bad = table(tmp_path / "b.csv", walks(), header="a,c")
+    named = tmp_path / "d.csv"
+    named.write_text("split,a\ntrain,1\ntrain,2\n")
     short = table(tmp_path / "c.csv", walks(lengths=(3,)))
     run = str(folder / "run")
     for words, message in (
@@ -326,6 +348,7 @@ def test_words_for_what_cannot_be(forecast_run, tmp_path, capsys):
         ),
         (["train", "series", "--data", bad, "--target", "b"], "'b' must be one of"),
         (["train", "series", "--data", short], "leaves none for the validation part"),
+        (["train", "series", "--data", str(named)], "forecasts are split by time"),
         (["train", "series", "--data", bad, "--goal", "label"], "has no labels"),
         (["train", "series", "--data", bad, "--season", "99"], "--season 99: no train"),
         (["predict", run, bad], "has the columns a, c, and the model reads a, b"),

@@ -49,20 +49,23 @@ def split_by_time(data: Data, horizon: int) -> tuple[Parts, str]:
     """Split series by time, or take a second file as the test part.
 
     Raises:
-        InputError: if no series is long enough.
+        InputError: if no series is long enough, or a column names the parts.
     """
     first, *second = [table.series for table in data.tables]
-    shares = (0.85, 0.15) if second else (0.7, 0.15)
-    cuts = [cuts_of(len(one), horizon, shares) for one in first]
+    if any(one.split for table in data.tables for one in table.series):
+        raise InputError(
+            f"{data.names[0]} has a column split, but forecasts are split by time: "
+            f"leave it out, or give the test part as a second file"
+        )
     if second:
-        cuts = [
-            Cuts(len(one) - max(horizon, int(0.15 * len(one))), len(one))
-            if len(one) > 2 * horizon + 1
-            else Cuts(len(one), len(one))
-            for one in first
-        ]
-        cuts += [Cuts(0, 0) for _ in second[0]]
-    parts = Parts([*first, *(second[0] if second else [])], cuts)
+        cuts = [_cut_without_test(len(one), horizon) for one in first]
+        parts = Parts([*first, *second[0]], [*cuts, *[Cuts(0, 0)] * len(second[0])])
+        note = f"test part: {data.names[1]}; the last 15 % of each other series"
+    else:
+        cuts = [cuts_of(len(one), horizon) for one in first]
+        parts = Parts(first, cuts)
+        note = "split by time: the last 15 % of each series is the test part, and the "
+        note += "15 % before it"
     for part in ("validation", "test"):
         if not parts.origins(part, horizon, 1):
             longest = max(len(one) for one in parts.series)
@@ -72,14 +75,17 @@ def split_by_time(data: Data, horizon: int) -> tuple[Parts, str]:
                 f"of a series must hold --horizon {horizon}; give longer series, or a "
                 f"smaller --horizon"
             )
-    note = (
-        f"test part: {data.names[1]}; the last 15 % of each series of "
-        f"{data.names[0]} validates"
-        if second
-        else "split by time: the last 15 % of each series is the test part, and the "
-        "15 % before it validates"
+    short = sum(
+        cut.validation == len(one) for one, cut in zip(first, cuts, strict=True)
     )
-    return parts, note
+    also = f"; {short} short series are for training alone" if short else ""
+    return parts, f"{note} validates{also}"
+
+
+def _cut_without_test(length: int, horizon: int) -> Cuts:
+    """Split a series into training and validation."""
+    validation = length - max(horizon, int(0.15 * length))
+    return Cuts(length if validation < 2 else validation, length)
 
 
 def described(options: Options, data: Data) -> tuple[Parts, str, dict[str, Any]]:
