@@ -177,6 +177,13 @@ TABLE = {
         "test_a_score_is_that_of_as_many_plain_updates": 0,
     },
     # One of each kind; the others use the same contract.
+    # What compiles is tried on two; the others are in the slow tier.
+    "cells/test_new_cells.py": {
+        "test_explain_shows_it": ["rtu", "cfc_pure"],
+        "test_nnx_runs_it": ["conv_gru", "cfc_pure"],
+        "test_half_precision_keeps_the_state_in_float32": EVERY,
+        "test_what_cannot_hold_it_says_so": EVERY,
+    },
     "cells/test_mgu.py": {"test_chrono_biases_keep_for_their_time": 0},
     "gallery/test_deep_stacks.py": {
         "test_a_deep_stack_with_skips_norms_and_ties": 0,

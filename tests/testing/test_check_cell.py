@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import pytest
-from subjects import PLAIN, SUBJECTS, UserCell
+from subjects import PLAIN, SUBJECTS, UserCell, draw, spatial_axes
 
 import jaxrnn
 from jaxrnn.extending import ContextCell, unroll_part
@@ -280,7 +280,9 @@ def test_some_of_the_library_pass(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_all_of_the_library_pass(name):
-    report = check_cell(SUBJECTS[name], D)
+    cell = SUBJECTS[name]
+    pictures = draw(cell, 0).xs if spatial_axes(cell) else None
+    report = check_cell(cell, D, xs=pictures)
     assert not report.broken
     if name in PLAIN and isinstance(SUBJECTS[name], jaxrnn.LinearCell):
         assert report["chunks"].status == "holds"

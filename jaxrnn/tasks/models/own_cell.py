@@ -136,7 +136,7 @@ def checked(what: str, made: Any) -> Cell | Layer:
     if made.requires_key:
         raise InputError(
             f"{what}: {type(made).__name__} draws random numbers, which the models of "
-            f"the tasks do not: name one without dropout or zoneout"
+            f"the tasks do not: name one without dropout, zoneout or state noise"
         )
     return made
 
