@@ -16,6 +16,9 @@ from times import Times
 
 compile_fast()
 
+# The parts of reports that compile something stand in tests/tasks/test_report.py.
+os.environ.setdefault("JAXRNN_REPORT", "plain")
+
 gc.set_threshold(
     50_000, 20, 50
 )  # JAX's objects are many and live long: to look through them again and again takes a tenth  # noqa: E501

@@ -98,6 +98,8 @@ COSTS = {
     "tasks/test_captioning.py": 18,
     "tasks/test_cli.py": 14,
     "tasks/test_sentiment.py": 14,
+    "tasks/test_series.py": 25,
+    "tasks/test_series_files.py": 0,
     "tasks/test_synthetic.py": 24,
     "tasks/test_synthetic_runs.py": 20,
     "tasks/test_tables.py": 0,

@@ -12,6 +12,8 @@ from typing import Any
 
 import jax
 
+from jaxrnn.diagnostics.style import save, styled
+
 from . import host
 from .save_run import RESULTS
 
@@ -128,8 +130,8 @@ def _picture(
         print("no picture: matplotlib is not installed: pip install '.[plot]'")
         return
     figure = Figure(figsize=size, layout="constrained")
-    draw(figure)
-    figure.savefig(path, dpi=110)
+    styled(draw)(figure)
+    save(figure, path)
 
 
 def family(name: str) -> str:

@@ -1,9 +1,13 @@
-"""Links to files of the repository become links to pages that show the file.
+"""Links to source files, and from them back to what documents them.
 
 A page links to ``../tests/gallery/test_memories.py`` as GitHub wants it. In the site
 such a link would download the file; here it opens ``code/tests/...html``, with colors
 and line numbers. So do links to tables and notes in Markdown outside of ``docs``, which
 are shown as pages. Links to other files of the repository stay downloads.
+
+A page of source links back to the reference. Sphinx supposes that all names of a module
+are documented under one prefix; here some are ``jaxrnn.LSTM`` and others
+``jaxrnn.layers.Residual``, so these links are put right.
 """
 
 import re
@@ -68,8 +72,34 @@ def pages(app):
         )
 
 
+BACK = re.compile(r'(href="[^"#]*/(reference/\w+)\.html#)([\w.]+)"')
+
+
+def put_right(app, pagename, templatename, context, doctree):
+    """Let the links of a page of source lead to names that are documented."""
+    if not pagename.startswith("_modules/"):
+        return
+    known = {
+        (entry.docname, name): entry.node_id
+        for name, entry in app.env.domaindata["py"]["objects"].items()
+    }
+
+    def right(match):
+        before, docname, name = match.groups()
+        words = name.split(".")
+        for skipped in range(len(words)):
+            end = "." + ".".join(words[skipped:])
+            for (where, found), anchor in known.items():
+                if where == docname and f".{found}".endswith(end):
+                    return f'{before}{anchor}"'
+        return match[0]
+
+    context["body"] = BACK.sub(right, context["body"])
+
+
 def setup(app):
     """Add the transform and the pages."""
+    app.connect("html-page-context", put_right)
     app.connect("source-read", name_paths)
     app.add_transform(CodeLinks)
     app.connect("html-collect-pages", pages)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,7 +20,10 @@ from ..tasks.cell_comparison import Comparison
 from ..tasks.charlm import Trained as CharacterModel
 from ..tasks.gradient_study import Study
 from ..tasks.gradient_study import gradients as study_gradients
+from ..tasks.run_report import report as write_report
 from ..tasks.runner import TASKS
+from ..tasks.series.forecaster import TrainedForecaster
+from ..tasks.series.labels import TrainedLabeler
 from ..training import Budget, InputError
 from ..training.devices import host_cores
 
@@ -67,6 +72,7 @@ def train(arguments: argparse.Namespace) -> int:
             overwrite=arguments.overwrite,
             quick=arguments.quick,
             trust_code=arguments.trust_code,
+            log=arguments.log,
         )
         if not result:
             print(f"jaxrnn: continue with: {resume_command(run)}", file=sys.stderr)
@@ -134,6 +140,16 @@ def _load(arguments: argparse.Namespace) -> Any:
     return trained
 
 
+def report(arguments: argparse.Namespace) -> None:
+    """Write the report of a run, and print its path."""
+    path, notes = write_report(
+        arguments.run, cell=arguments.cell, trust_code=arguments.trust_code
+    )
+    for note in notes:
+        print(f"jaxrnn: {note}", file=sys.stderr)
+    print(f"report: {path}")
+
+
 def sample(arguments: argparse.Namespace) -> None:
     """Print generated text, as it is generated where the task supports it."""
     trained = _load(arguments)
@@ -169,11 +185,19 @@ def _say_unknown(text: str, known: str) -> None:
 def predict(arguments: argparse.Namespace) -> None:
     """Print one prediction per input."""
     trained = _load(arguments)
+    say: Callable[[str], str] = trained.predict
+    if arguments.steps is not None:
+        if not isinstance(trained, (TrainedForecaster, TrainedLabeler)):
+            raise InputError(
+                f"--steps is the number of samples to forecast, but {arguments.run} "
+                f"is no run of series: leave it out"
+            )
+        say = functools.partial(trained.forecast, steps=arguments.steps)
     try:
         for text in arguments.inputs or (
             line.rstrip("\n").removeprefix("\ufeff") for line in sys.stdin
         ):
-            print(trained.predict(text), flush=True)
+            print(say(text), flush=True)
     except UnicodeDecodeError as error:
         raise InputError(f"standard input is not UTF-8: {error}") from None
 

@@ -12,6 +12,7 @@ from typing import Any
 from ..tasks.about import ABOUT
 from ..tasks.catalog import DATA, RunSummary, runs_in
 from ..tasks.models.cell_registry import KNOWN
+from ..tasks.run_comparison import compare_runs, comparison_table, draw_comparison
 from ..tasks.run_info import run_info
 from ..tasks.score_table import score_table
 from .menu import aligned, task_lines
@@ -104,6 +105,18 @@ def info(arguments: argparse.Namespace) -> None:
     print("\n".join(info_lines(found)))
 
 
+def compare(arguments: argparse.Namespace) -> None:
+    """Print how runs differ, and draw their learning curves if a file is named."""
+    found = compare_runs(arguments.runs)
+    picture = draw_comparison(arguments.runs, arguments.out) if arguments.out else None
+    if arguments.json:
+        print(json.dumps(found, ensure_ascii=False))
+        return
+    print("\n".join(comparison_table(found, columns())))
+    if picture:
+        print(f"picture: {picture}")
+
+
 def info_lines(found: dict[str, Any]) -> list[str]:
     """Return what `run_info` has found, as lines."""
     steps = f" of {found['steps']:,}" if found["steps"] else ""
@@ -133,7 +146,7 @@ def _rows(values: dict[str, Any]) -> list[str]:
     )
 
 
-def _said(value: Any) -> str:
+def _said(value: object) -> str:
     """Return a value as words."""
     if isinstance(value, float):
         return f"{value:.6g}"

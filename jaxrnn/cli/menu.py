@@ -11,7 +11,8 @@ from ..tasks.about import ABOUT
 from ..version import __version__
 
 OBJECTS = {"train": "TASK"}
-OBJECTS |= dict.fromkeys(("sample", "predict", "evaluate", "info"), "RUN")
+OBJECTS["compare"] = "RUN RUN"
+OBJECTS |= dict.fromkeys(("sample", "predict", "evaluate", "info", "report"), "RUN")
 
 
 def version() -> str:

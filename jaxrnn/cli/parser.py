@@ -13,6 +13,7 @@ from ..tasks.about import ABOUT
 from ..tasks.cell_comparison import Comparison
 from ..tasks.config import check_name
 from ..tasks.gradient_study import Study
+from ..tasks.logs import LOGS
 from ..tasks.runner import TASKS
 from ..training import Budget, InputError
 from . import commands as run
@@ -90,6 +91,8 @@ COMMANDS = {
     "cells": "compare cells: scores, gradient decay, time and memory",
     "list": "show tasks, cells, data sets and runs",
     "info": "show a run: scores, options, parameters, files",
+    "report": "write the page of a run, report.html",
+    "compare": "compare runs: options, scores, learning curves",
 }
 
 
@@ -122,6 +125,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     _add_cells(parsers["cells"])
     _add_list(parsers["list"])
     _add_info(parsers["info"])
+    _add_report(parsers["report"])
+    _add_compare(parsers["compare"])
     return parser.parse_args(argv)
 
 
@@ -192,6 +197,12 @@ def _add_predict(parser: Parser) -> None:
         nargs="*",
         metavar="INPUT",
         help="inputs of the model (default: the lines of standard input)",
+    )
+    parser.add_argument(
+        "--steps",
+        type=_at_least(1),
+        metavar="N",
+        help="for forecasts: the number of future samples (default: the horizon)",
     )
     parser.rest = "inputs"
     parser.set_defaults(command=run.predict)
@@ -323,6 +334,14 @@ def _add_run_flags(group: Flags) -> None:
     )
     _add_trust(group, "its cell, with --resume")
     group.add_argument(
+        "--log",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="LOG",
+        help=f"also write the records to: {', '.join(LOGS)}",
+    )
+    group.add_argument(
         "--json",
         action="store_true",
         help="print nothing but the result on standard output, as JSON",
@@ -397,6 +416,22 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("--json", action="store_true", help="print it as JSON")
     parser.set_defaults(command=listing.info)
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``report``."""
+    _add_run(parser)
+    parser.set_defaults(command=run.report)
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``compare``."""
+    parser.add_argument("runs", metavar="RUN", nargs="+")
+    parser.add_argument(
+        "--out", metavar="FILE.png", help="draw the learning curves into this file"
+    )
+    parser.add_argument("--json", action="store_true", help="print it as JSON")
+    parser.set_defaults(command=listing.compare)
 
 
 METAVARS = {"data": "FILE", "cell": "CELL", "task": "TASK", "tasks": "TASK"}

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from .style import MAGNITUDES, TIMES, label_lines, styled
+
 DECADES = np.log(10.0)
 
 
@@ -34,6 +36,7 @@ def figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+@styled
 def decay_curves(
     curves: Mapping[str, Any],
     after: Mapping[str, Any] | None = None,
@@ -46,40 +49,50 @@ def decay_curves(
     Args:
         curves: log v_k ``(K + 1,)`` by name, as ``GradientLags.log_v``.
         after: curves after training by the same names, dashed in the same colors.
-        floor: the lower end of the axis; curves are clipped there.
+        floor: the lowest possible end of the axis; curves are clipped there.
         title: the title of the figure.
 
     Returns:
         A ``matplotlib.figure.Figure``.
     """
-    fig = figure(7.5, 4.5)
+    fig = figure(5.6, 3.8)
     axis = fig.subplots()
     colors: dict[str, Any] = {}
-    for curve_set, style in ((curves, "-"), (after or {}, "--")):
-        for name, log_v in curve_set.items():
-            log_v = np.asarray(log_v, np.float64)
-            label = name if style == "-" else None
-            (line,) = axis.plot(
-                (log_v - log_v[0]) / DECADES,
-                style,
-                color=colors.get(name),
-                label=label,
-                lw=1.8,
-            )
-            colors[name] = line.get_color()
-    if after:
-        axis.plot([], [], "--", color="gray", label="after training")
-    bottom, top = np.log10(floor), max(1.0, axis.get_ylim()[1])
-    axis.set_ylim(bottom, min(top, 6))
-    _powers_of_ten(axis.yaxis)
-    axis.set_xlabel("lag k (steps back from the loss)")
-    axis.set_ylabel(r"$v_k / v_0$, gradient norm at the state")
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8, ncols=2)
-    axis.set_title(title, fontsize=10)
+    for name, log_v in curves.items():
+        log_v = np.asarray(log_v, np.float64)
+        (line,) = axis.plot((log_v - log_v[0]) / DECADES, label=name)
+        colors[name] = line.get_color()
+    for name, log_v in (after or {}).items():
+        log_v = np.asarray(log_v, np.float64)
+        axis.plot(
+            (log_v - log_v[0]) / DECADES,
+            "--",
+            color=colors.get(name),
+            label=f"{name}, after training",
+        )
+    _lags(axis, floor, title)
     return fig
 
 
+def _lags(axis: Any, floor: float, title: str) -> None:
+    """Finish an axis of log10 of v_k / v_0 against k, whose limits are the data's."""
+    drawn = [np.asarray(line.get_ydata(), np.float64) for line in axis.get_lines()]
+    values = np.concatenate([y[np.isfinite(y)] for y in drawn] or [np.zeros(1)])
+    lowest = values.min() if values.size else 0.0
+    highest = values.max() if values.size else 0.0
+    axis.set_ylim(
+        max(np.log10(floor), np.floor(min(lowest, -0.5))), min(max(highest, 0) + 0.3, 6)
+    )
+    _powers_of_ten(axis.yaxis)
+    axis.set_xlabel("lag k (steps back from the loss)")
+    axis.set_ylabel(r"$v_k / v_0$, gradient norm at the state")
+    axis.grid()
+    axis.set_title(title)
+    axis.margins(x=0)
+    label_lines(axis)
+
+
+@styled
 def gradient_maps(
     maps: Mapping[str, Any], *, floor: float = 1e-6, title: str = ""
 ) -> Any:
@@ -118,24 +131,25 @@ def gradient_maps(
             relative,
             vmin=np.log10(floor),
             vmax=0,
-            cmap="magma",
+            cmap=MAGNITUDES,
             aspect="auto",
             interpolation="nearest",
             # Column 0, drawn at -1, is the carry before step 0.
             extent=(-1.5, T - 0.5, T - 0.5, -0.5),
         )
-        axis.set_title(name, fontsize=10)
-        axis.set_xlabel("state after step k")
+        axis.set_title(name)
+        axis.set_xlabel("state after step k (-1: before the first)")
     axes[0].set_ylabel("loss of step t")
     if image is not None:
         bar = fig.colorbar(
             image, ax=list(axes), label=r"$|\partial l_t / \partial s_k|$, largest = 1"
         )
         _powers_of_ten(bar.ax.yaxis)
-    fig.suptitle(title, fontsize=10)
+    fig.suptitle(title)
     return fig
 
 
+@styled
 def spectra(exponents: Mapping[str, Any], *, title: str = "") -> Any:
     """Plot Lyapunov spectra, one line per name.
 
@@ -147,7 +161,7 @@ def spectra(exponents: Mapping[str, Any], *, title: str = "") -> Any:
     Returns:
         A ``matplotlib.figure.Figure``.
     """
-    fig = figure(6.5, 4)
+    fig = figure(5.6, 3.8)
     axis = fig.subplots()
     for name, values in exponents.items():
         values = np.sort(np.asarray(values, np.float64).reshape(-1))[::-1]
@@ -155,18 +169,18 @@ def spectra(exponents: Mapping[str, Any], *, title: str = "") -> Any:
             (np.arange(values.size) + 0.5) / max(values.size, 1),
             values,
             label=name,
-            lw=1.8,
         )
     axis.axhline(0, color="black", lw=0.8)
     axis.set_xlabel("rank / number of units in the carry")
     axis.set_ylabel("Lyapunov exponent (nats per step)")
     axis.set_ylim(max(axis.get_ylim()[0], -6), None)
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
-    axis.set_title(title, fontsize=10)
+    axis.grid()
+    axis.set_title(title)
+    label_lines(axis)
     return fig
 
 
+@styled
 def truncation_curves(biases: Mapping[str, Any], *, title: str = "") -> Any:
     """Plot the relative error of a truncated gradient against k2, one line per name.
 
@@ -177,29 +191,29 @@ def truncation_curves(biases: Mapping[str, Any], *, title: str = "") -> Any:
     Returns:
         A ``matplotlib.figure.Figure``.
     """
-    fig = figure(6.5, 4)
+    fig = figure(5.6, 3.8)
     axis = fig.subplots()
     for name, (k2, error) in biases.items():
-        style = "o-" if len(k2) <= 24 else "-"
         axis.plot(
             np.asarray(k2),
             np.maximum(np.asarray(error, np.float64), 1e-9),
-            style,
+            marker="o" if len(k2) <= 24 else "",
             ms=4,
             label=name,
-            lw=1.8,
         )
     axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter("{x:g}")
     axis.set_yscale("log")
     axis.set_ylim(1e-4, 3)
     axis.set_xlabel("k2: steps over which gradients flow")
     axis.set_ylabel("relative error of the gradient")
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
-    axis.set_title(title, fontsize=10)
+    axis.grid()
+    axis.set_title(title)
+    label_lines(axis)
     return fig
 
 
+@styled
 def training_curves(
     steps: Any, log_v: Any, *, floor: float = 1e-12, title: str = ""
 ) -> Any:
@@ -208,33 +222,26 @@ def training_curves(
     Args:
         steps: ``(N,)``, the number of updates made.
         log_v: ``(N, K + 1)``, log v_k after that many updates.
-        floor: the lower end of the axis.
+        floor: the lowest possible end of the axis.
         title: the title of the figure.
 
     Returns:
         A ``matplotlib.figure.Figure``.
     """
-    fig = figure(7, 4.2)
+    fig = figure(5.6, 3.8)
     from matplotlib import colormaps
 
     axis = fig.subplots()
     steps, log_v = np.asarray(steps), np.asarray(log_v, np.float64)
     for i, (step, curve) in enumerate(zip(steps, log_v, strict=True)):
-        color = colormaps["viridis"](0.9 * i / max(len(steps) - 1, 1))
         labeled = i in (0, len(steps) - 1) or i == len(steps) // 2
         axis.plot(
             (curve - curve[0]) / DECADES,
-            color=color,
-            lw=1.5,
+            color=colormaps[TIMES](0.9 * i / max(len(steps) - 1, 1)),
+            linestyle="-",
             label=f"after {step} updates" if labeled else None,
         )
-    axis.set_ylim(np.log10(floor), max(1.0, min(axis.get_ylim()[1], 6)))
-    _powers_of_ten(axis.yaxis)
-    axis.set_xlabel("lag k (steps back from the loss)")
-    axis.set_ylabel(r"$v_k / v_0$")
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
-    axis.set_title(title, fontsize=10)
+    _lags(axis, floor, title)
     return fig
 
 

@@ -18,8 +18,9 @@ import numpy as np
 from flax import nnx
 
 from ..core.types import Params
+from ..diagnostics.style import RED, dark, plain, save, styled, title
 from ..training import Budget, Experiment, InputError, Run
-from ..training.curves import draw_curves, new_figure
+from ..training.curves import new_figure
 from .config import cell_field, check_options, choice, option
 from .data.augment import augmented
 from .data.bucketing import Buckets, Rows, padded, powers_of_two
@@ -38,6 +39,8 @@ from .models.cell_registry import make_cell
 from .models.decoder import UNKNOWN
 from .models.functional import Pure
 from .models.own_cell import CellLike
+from .optimizers import optimizer_field, schedule_field
+from .pictures import draw_run_curves, subject_of
 from .supervised import PredictsLabels, digest, mean_loss, supervised
 
 BUDGET = Budget(steps=15_000, report_every=200, evaluate_every=1000)
@@ -90,7 +93,9 @@ class Options:
         0.1, "dropout rate after each recurrent layer", least=0, below=1
     )
     batch: int = option(32, "number of images per update", least=1)
-    learning_rate: float = option(2e-3, "peak learning rate of Adam", above=0)
+    learning_rate: float = option(2e-3, "peak learning rate", above=0)
+    optimizer: str = optimizer_field()
+    schedule: str = schedule_field()
     clip: float = option(1.0, "largest global norm of the gradient", above=0)
     weight_decay: float = option(0.0, "decoupled weight decay", least=0)
     seed: int = option(0, "random seed", least=0, below=2**31)
@@ -311,17 +316,13 @@ class Trained(PredictsLabels):
             run, examples, self.write([row.picture for row in examples])
         )
         pictures = [
-            draw_curves(
-                run,
-                "loss",
-                "cross-entropy (nats per word)",
-                parts=("validation", "test"),
-            ),
+            draw_run_curves(run),
             drawn,
         ]
         return [f"picture: {path}" for path in pictures if path]
 
 
+@styled
 def draw_captions(
     run: Run, rows: list[Captioned], written: list[str]
 ) -> pathlib.Path | None:
@@ -331,7 +332,7 @@ def draw_captions(
     """
     across = 6
     down = -(-len(rows) // across)
-    figure = new_figure(2.1 * across, 2.3 * down)
+    figure = new_figure(2.1 * across, 2.3 * down + 0.4)
     if figure is None:
         return None
     axes = figure.subplots(down, across, squeeze=False).ravel()
@@ -342,22 +343,25 @@ def draw_captions(
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_color("lightgray")
         is_correct = text == row.caption
-        title = text if is_correct else f"{text}\nwanted: {row.caption}"
+        words = text if is_correct else f"{text}\nwanted: {row.caption}"
         axis.set_title(
-            _wrapped(title),
+            _wrapped(words),
             fontsize=6.5,
-            color="black" if is_correct else "tab:red",
+            color="black" if is_correct else dark(RED),
+            loc="center",
             y=-0.09,
             va="top",
         )
-    figure.tight_layout(h_pad=3)
+    what = "Captions of the test part; a wrong one has the wanted one below it"
+    figure.suptitle(title(what, subject_of(run)), x=0.01, ha="left")
+    figure.get_layout_engine().set(h_pad=0.12)
     path = run.path / "captions.png"
-    figure.savefig(path, dpi=110)
+    save(figure, path)
     return path
 
 
 def _wrapped(text: str) -> str:
-    """Wrap a title, and escape the dollar signs that matplotlib would interpret."""
-    return "\n".join(
-        part for line in text.split("\n") for part in textwrap.wrap(line, 28)
-    ).replace("$", r"\$")
+    """Wrap a title, and escape what matplotlib would interpret."""
+    return plain(
+        "\n".join(part for line in text.split("\n") for part in textwrap.wrap(line, 28))
+    )

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from ..training import InputError, Run
 from ..training.lock import is_locked
 from .about import ABOUT
-from .models.own_cell import label_of
+from .data.series_sets import SETS, VOWELS, WEATHER
+from .pictures import cell_of
 from .score_table import score_rows
 
 
@@ -69,6 +70,20 @@ DATA = (
         "letters of fonts with their Unicode names",
         ("matplotlib", "PIL"),
         _CLI,
+    ),
+    DataSet(
+        WEATHER,
+        "series",
+        "1,461 days of weather: rain, temperatures, wind",
+        (SETS[WEATHER].package,),
+        SETS[WEATHER].install,
+    ),
+    DataSet(
+        VOWELS,
+        "series",
+        "640 utterances of 9 speakers, 7 to 29 steps",
+        (SETS[VOWELS].package,),
+        SETS[VOWELS].install,
     ),
     DataSet(
         "",
@@ -136,7 +151,7 @@ def summary_of(run: Run) -> RunSummary:
     return RunSummary(
         str(run.path),
         task,
-        _cell_of(run),
+        cell_of(run.config),
         max((record["step"] for record in run.records("metrics.jsonl")), default=0),
         run.config.get("budget", {}).get("steps"),
         state_of(run),
@@ -156,11 +171,3 @@ def result_of(run: Run) -> dict[str, Any]:
     records = run.records("metrics.jsonl")
     is_final = bool(records) and bool(records[-1].get("final"))
     return run.result() if is_final else {}
-
-
-def _cell_of(run: Run) -> str:
-    """Return the name of the cell of a run."""
-    stored = run.config.get("options", {}).get("cell", "")
-    if isinstance(stored, str):
-        return label_of(stored)
-    return str(stored.get("class", "a cell of one's own")).rpartition(":")[2]

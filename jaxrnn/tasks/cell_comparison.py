@@ -13,6 +13,9 @@ import jax
 import numpy as np
 
 from .. import diagnostics
+from ..core.cell import Cell
+from ..core.layer import Layer
+from ..diagnostics.style import save
 from ..training import InputError
 from .cell_costs import measure_costs
 from .config import check_name, check_options, option
@@ -80,6 +83,13 @@ def compare_cells(
         >>> results["cells"]["mine"]["parameters"]
         148
     """
+    if isinstance(cells, (str, Cell, Layer)) or not isinstance(
+        options, (Mapping, type(None))
+    ):
+        raise InputError(
+            "cells: compare_cells takes one dict or list of cells, and then the "
+            'options: compare_cells({"mine": cell, "lstm": "lstm"}, {"steps": 100})'
+        )
     for name in options or {}:
         known = [field.name for field in dataclasses.fields(Comparison)]
         check_name("cells", name, known)
@@ -241,10 +251,13 @@ def _write(out: str | os.PathLike, results: dict[str, Any]) -> list[str]:
     }
     if not curves:
         return lines
-    title = f"adding, {results['length']} steps, at initialization"
+    title = (
+        f"Gradient at the state k steps before the loss\nadding, "
+        f"{results['length']} steps, {results['hidden']} units, at initialization"
+    )
     try:
         picture = diagnostics.plots.decay_curves(curves, title=title)
     except ImportError as error:
         return [*lines, f"no picture: {error}"]
-    picture.savefig(folder / "decay.png", dpi=110)
+    save(picture, folder / "decay.png")
     return [*lines, f"picture: {folder / 'decay.png'}"]

@@ -22,12 +22,9 @@ from ..training import (
     InputError,
     Run,
     TrainState,
-    make_optimizer,
     make_train_step,
     start,
-    warmup_cosine,
 )
-from ..training.curves import draw_curves
 from ..training.devices import choose_devices, mesh_of, on_one_device
 from .config import cell_field, check_with_sources, option
 from .data.text import (
@@ -41,9 +38,10 @@ from .metrics.ngrams import ngram_baselines
 from .models.cell_registry import make_cell
 from .models.language_model import Functions, LanguageModel, bits_per_token
 from .models.own_cell import CellLike
+from .optimizers import named_optimizer, named_schedule, optimizer_field, schedule_field
+from .pictures import draw_run_curves
 from .probe import Probe
 
-METRIC, LABEL = "bits_per_char", "bits per character"
 BUDGET = Budget(steps=3000, report_every=100, evaluate_every=500)
 
 
@@ -73,7 +71,9 @@ class Options:
         "number of characters over which gradients flow, at least k1; 0: k1",
         least=0,
     )
-    learning_rate: float = option(5e-3, "peak learning rate of Adam", above=0)
+    learning_rate: float = option(5e-3, "peak learning rate", above=0)
+    optimizer: str = optimizer_field()
+    schedule: str = schedule_field()
     clip: float = option(1.0, "largest global norm of the gradient", above=0)
     weight_decay: float = option(0.0, "decoupled weight decay", least=0)
     seed: int = option(0, "random seed", least=0, below=2**31)
@@ -166,8 +166,10 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
     functions, params = build(options, config)
     streams = Streams(texts.train, options.batch, options.truncation[0], options.seed)
     tbptt = functions.tbptt(*options.truncation)
-    optimizer = make_optimizer(clip=options.clip, weight_decay=options.weight_decay)
-    schedule = warmup_cosine(options.learning_rate)
+    optimizer = named_optimizer(
+        options.optimizer, clip=options.clip, weight_decay=options.weight_decay
+    )
+    schedule = named_schedule(options.schedule, options.learning_rate)
     mesh = mesh_of(choose_devices(options.devices, options.batch, options.hidden))
     train_step = make_train_step(tbptt, optimizer, schedule, mesh)
 
@@ -254,7 +256,7 @@ PIECE = 32  # number of characters that are generated, and then printed, at a ti
 
 def pieces(
     functions: Functions,
-    params: Any,
+    params: Params,
     vocabulary: Vocabulary,
     prompt: str,
     length: int,
@@ -372,5 +374,5 @@ class Trained:
 
     def report(self, run: Run) -> list[str]:
         """Draw the learning curves as ``curves.png``, and return lines to print."""
-        path = draw_curves(run, METRIC, LABEL)
+        path = draw_run_curves(run)
         return [f"picture: {path}"] if path else []

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from .. import diagnostics
+from ..diagnostics.style import save, title
 from ..training import InputError
 from .config import check_name, check_options, option
 from .models.cell_registry import check_cell_name
@@ -292,6 +293,9 @@ def _table(results: dict[str, Any], findings: dict[str, list[Findings]]) -> list
     ]
 
 
+DECAY = "Gradient at the state k steps before the loss"
+
+
 def _draw(
     folder: pathlib.Path,
     findings: Any,
@@ -300,10 +304,8 @@ def _draw(
     after: bool,
 ) -> list[str]:
     """Draw the plots, and return one line per file."""
-    plots, title = (
-        diagnostics.plots,
-        f"{context['task']}, {context['hidden']} units, {context['length']} steps",
-    )
+    plots = diagnostics.plots
+    of = f"{context['task']}, {context['hidden']} units, {context['length']} steps"
     curves = {
         name: np.mean([f.log_v for f in each], 0) for name, each in findings.items()
     }
@@ -321,24 +323,28 @@ def _draw(
             decay = plots.decay_curves(
                 {cell: curves["before training"]},
                 {cell: curves["after training"]},
-                title=title,
+                title=title(DECAY, of),
             )
         else:
-            decay = plots.decay_curves(curves, title=f"{title}, at initialization")
+            decay = plots.decay_curves(
+                curves, title=title(DECAY, f"{of}, at initialization")
+            )
         pictures = {
             "decay": decay,
-            "maps": plots.gradient_maps(maps, title=title),
+            "maps": plots.gradient_maps(
+                maps, title=title("Gradient of the loss of each step at each state", of)
+            ),
             "spectra": plots.spectra(
                 {name: each[0].exponents for name, each in findings.items()},
-                title=title,
+                title=title("Growth of small differences, by direction", of),
             ),
             "truncation": plots.truncation_curves(
                 {n: (np.arange(1, len(e) + 1), e) for n, e in errors.items()},
-                title=title,
+                title=title("Error of gradients over k2 steps only", of),
             ),
         }
     except ImportError as error:
         return [f"no pictures: {error}"]
     for name, picture in pictures.items():
-        picture.savefig(folder / f"{name}.png", dpi=110)
+        save(picture, folder / f"{name}.png")
     return [f"picture: {folder / name}.png" for name in pictures]

@@ -16,25 +16,25 @@ import numpy as np
 from flax import nnx
 
 from ..decoding.sampling import generate
+from ..diagnostics.style import RED, SHARES, save, styled, title
 from ..training import (
     Budget,
     Experiment,
     InputError,
     Run,
     TrainState,
-    make_optimizer,
     make_train_step,
     start,
-    warmup_cosine,
 )
-from ..training.curves import draw_curves, new_figure
+from ..training.curves import new_figure
 from ..truncation.tbptt import Window
 from .config import cell_field, check_options, option
 from .models.cell_registry import make_cell
 from .models.language_model import Functions, LanguageModel
 from .models.own_cell import CellLike
+from .optimizers import named_optimizer, named_schedule, optimizer_field, schedule_field
+from .pictures import draw_run_curves, subject_of
 
-METRIC, LABEL = "loss", "cross-entropy (nats per letter)"
 BUDGET = Budget(steps=200, report_every=10, evaluate_every=100)
 NO_OTHER_DATA = (
     "hello cannot be evaluated on other data: it knows one word. Try jaxrnn predict "
@@ -49,7 +49,9 @@ class Options:
     word: str = option("hello", "the word to learn")
     cell: CellLike = cell_field("elman")
     hidden: int = option(8, "number of units", least=1)
-    learning_rate: float = option(0.05, "peak learning rate of Adam", above=0)
+    learning_rate: float = option(0.05, "peak learning rate", above=0)
+    optimizer: str = optimizer_field()
+    schedule: str = schedule_field()
     seed: int = option(0, "random seed", least=0, below=2**31)
 
     QUICK: ClassVar[dict[str, Any]] = {}
@@ -98,8 +100,8 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
     window = Window(word[:-1], word[1:], np.ones(steps, bool), resets)
     tbptt, optimizer, schedule = (
         functions.tbptt(steps, steps),
-        make_optimizer(),
-        warmup_cosine(options.learning_rate),
+        named_optimizer(options.optimizer),
+        named_schedule(options.schedule, options.learning_rate),
     )
     train_step = make_train_step(tbptt, optimizer, schedule)
 
@@ -217,13 +219,14 @@ class Trained:
             )
         for path in (
             _draw(run, word, letters, probabilities),
-            draw_curves(run, METRIC, LABEL),
+            draw_run_curves(run),
         ):
             if path:
                 lines.append(f"picture: {path}")
         return lines
 
 
+@styled
 def _draw(run: Run, word: str, letters: str, probabilities: np.ndarray):
     """Draw ``distribution.png``: one column per step, with the target letter framed."""
     figure = new_figure(1.1 * len(word) + 1.5, 0.8 * len(letters) + 1.2)
@@ -232,7 +235,7 @@ def _draw(run: Run, word: str, letters: str, probabilities: np.ndarray):
     from matplotlib.patches import Rectangle
 
     axis = figure.subplots()
-    image = axis.imshow(probabilities.T, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+    image = axis.imshow(probabilities.T, vmin=0, vmax=1, cmap=SHARES, aspect="auto")
     for t, row in enumerate(probabilities):
         for i, p in enumerate(row):
             axis.text(
@@ -249,7 +252,7 @@ def _draw(run: Run, word: str, letters: str, probabilities: np.ndarray):
                 1,
                 1,
                 fill=False,
-                ec="tab:orange",
+                ec=RED,
                 lw=2.5,
             )
         )
@@ -257,9 +260,10 @@ def _draw(run: Run, word: str, letters: str, probabilities: np.ndarray):
     axis.set_yticks(range(len(letters)), list(letters))
     axis.set_xlabel("letter read")
     axis.set_ylabel("next letter")
-    axis.set_title("p(next letter); framed: the right one", fontsize=10)
+    what = "Probability of the next letter; framed: the right one"
+    axis.set_title(title(what, subject_of(run)))
+    axis.spines[:].set_visible(False)
     figure.colorbar(image)
-    figure.tight_layout()
     path = run.path / "distribution.png"
-    figure.savefig(path, dpi=110)
+    save(figure, path)
     return path

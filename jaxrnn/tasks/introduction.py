@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from ..core.types import Params
 from ..training import Budget, Run, TrainState
 from .about import ABOUT
 from .models.own_cell import label_of
@@ -38,7 +39,8 @@ def introduction(
         "data": data,
         "training": (
             f"{length_of(budget)}, batch {batch}, learning rate "
-            f"{values['learning_rate']:g}, on {devices(values.get('devices', 1))}"
+            f"{values['learning_rate']:g}{_another(values)}, on "
+            f"{devices(values.get('devices', 1))}"
         ),
         "run": str(run.path),
     }
@@ -46,7 +48,13 @@ def introduction(
     return tuple(f"{name:<{width}}  {value}" for name, value in rows.items())
 
 
-def parameter_count(params: Any) -> int:
+def _another(values: dict[str, Any]) -> str:
+    """Return the optimizer, where it is not Adam."""
+    name = values.get("optimizer", "adam")
+    return "" if name == "adam" else f" of {name}"
+
+
+def parameter_count(params: Params) -> int:
     """Return the number of parameters."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 

@@ -29,7 +29,7 @@ def run_info(path: str | os.PathLike) -> dict[str, Any]:
     """
     run = Run.open(path)
     summary = summary_of(run)
-    shapes, notes = _shapes(run)
+    shapes, notes = shapes_of(run)
     return {
         "run": str(run.path),
         "task": summary.task,
@@ -48,7 +48,7 @@ def run_info(path: str | os.PathLike) -> dict[str, Any]:
     }
 
 
-def _shapes(run: Run) -> tuple[dict[str, tuple[int, ...]], list[str]]:
+def shapes_of(run: Run) -> tuple[dict[str, tuple[int, ...]], list[str]]:
     """Return the shapes of the parameters, and notes on damaged checkpoints."""
     if not run.checkpoints.is_dir() or not any(run.checkpoints.iterdir()):
         return {}, []

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import pathlib
 import platform
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,14 +17,18 @@ from ..core.layer import Layer
 from ..training import Budget, Checkpoints, Experiment, InputError, Run, fit
 from ..training.devices import choose_devices, host_cores
 from ..training.fit import check_patience
+from ..training.hooks import Hook
 from ..training.lock import locked
 from . import captioning, charlm, hello, sentiment, tagging, translation
 from .about import ABOUT
 from .config import check_name
 from .introduction import introduction
+from .logs import check_logs, logs
 from .models.own_cell import CellLike
 from .models.stored_cell import restored_cell, stored_cell
+from .report import facts_of, write_card, write_report
 from .score_table import score_table
+from .series import task as series
 from .synthetic import (
     adding,
     copying,
@@ -50,6 +55,7 @@ TASKS: dict[str, Any] = {
     "tagging": tagging,
     "translation": translation,
     "captioning": captioning,
+    "series": series,
     **{task.name: task for task in SYNTHETIC},
 }
 
@@ -64,6 +70,8 @@ def train(
     overwrite: bool = False,
     quick: bool = False,
     trust_code: bool = False,
+    log: Iterable[str] = (),
+    on_record: Hook | Sequence[Hook] = (),
 ) -> tuple[Run, dict[str, Any], list[str]]:
     """Train ``task`` in the run directory ``out``.
 
@@ -81,6 +89,9 @@ def train(
         quick: train a small model for a few seconds.
         trust_code: with ``resume``, import whatever code the run names as its cell.
             Code that ``options`` name is imported in any case.
+        log: names of `jaxrnn.tasks.logs.LOGS`, such as ``("csv", "tensorboard")``. A
+            resumed run names them again.
+        on_record: functions that are called with each record, as for `fit`.
 
     Returns:
         The run, its result (empty if it was interrupted), and a report as lines of
@@ -90,6 +101,7 @@ def train(
         InputError: for options, data or a run directory that do not fit.
     """
     check_name("train", task, TASKS)
+    check_logs(log := tuple(log))
     module = TASKS[task]
     for arguments, kind in ((options or {}, module.Options), (budget or {}, Budget)):
         for name in arguments:
@@ -117,7 +129,9 @@ def train(
             begun, config = _begun(task, options, budget or {}, quick)
             lock.enter_context(locked(path))
             run = Run.create(path, config, overwrite=overwrite)
-        return _trained(run, begun, resume)
+        hooks = [on_record] if callable(on_record) else [*on_record]
+        hooks += lock.enter_context(logs(log, run))
+        return _trained(run, begun, resume, hooks)
 
 
 class _Begun(NamedTuple):
@@ -169,7 +183,7 @@ def _begun(
 
 
 def _trained(
-    run: Run, begun: _Begun, resume: bool
+    run: Run, begun: _Begun, resume: bool, hooks: list[Hook]
 ) -> tuple[Run, dict[str, Any], list[str]]:
     """Train a run, and return what `train` returns."""
     task = run.config["task"]
@@ -180,7 +194,7 @@ def _trained(
         ),
         baselines=frozenset(ABOUT[task].baselines),
     )
-    state, result = fit(experiment, run, begun.budget, resume=resume)
+    state, result = fit(experiment, run, begun.budget, resume=resume, on_record=hooks)
     if not result:
         return run, {}, []
     result |= {
@@ -192,7 +206,27 @@ def _trained(
     run.write_result(result)
     functions, _ = TASKS[task].build(begun.options, run.config)
     trained = TASKS[task].Trained(functions, state.params, begun.options, run.config)
-    return run, result, [*score_table(task, result), *trained.report(run)]
+    return run, result, [*score_table(task, result), *_shown(run, trained)]
+
+
+def _shown(run: Run, trained: Any) -> list[str]:
+    """Draw the pictures of a run and write its report, and return lines to print.
+
+    The run has been saved: whatever goes wrong here must not look as if it had failed.
+    """
+    lines: list[str] = []
+    try:
+        lines += trained.report(run)
+        is_whole = os.environ.get("JAXRNN_REPORT") != "plain"
+        written = write_report(run, trained, is_whole=is_whole)
+        lines.append(f"report: {written}")
+        write_card(facts_of(run, trained.params))
+    except Exception as error:
+        lines.append(
+            f"the report is not complete: {type(error).__name__}: {error}; try jaxrnn "
+            f"report {run.path}"
+        )
+    return lines
 
 
 def load(
@@ -333,10 +367,13 @@ _RENAMED_OPTIONS = {"window": "tbptt", "horizon": "k2", "truncate": "tbptt"}
 
 def _stored(run: Run, kind: Any, name: str) -> Any:
     """Read a dataclass from a run's config, where tuples are stored as lists."""
+    known = {field.name for field in dataclasses.fields(kind)}
     try:
         return kind(
             **{
-                _RENAMED_OPTIONS.get(k, k): tuple(v) if isinstance(v, list) else v
+                k if k in known else _RENAMED_OPTIONS.get(k, k): tuple(v)
+                if isinstance(v, list)
+                else v
                 for k, v in run.config[name].items()
             }
         )

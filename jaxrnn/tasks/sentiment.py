@@ -21,7 +21,6 @@ from ..core.layer import Layer
 from ..core.types import Params
 from ..nnx import RNN
 from ..training import Budget, Experiment, InputError, Run
-from ..training.curves import draw_curves
 from .config import cell_field, check_with_sources, option
 from .data.bucketing import Rows
 from .data.corpora import REVIEWS, reviews
@@ -41,6 +40,8 @@ from .models.functional import Pure
 from .models.own_cell import CellLike
 from .models.word_encoder import probabilities as probabilities
 from .models.word_encoder import probabilities_of, reading_layers
+from .optimizers import optimizer_field, schedule_field
+from .pictures import draw_run_curves
 from .supervised import PredictsLabels, digest, supervised
 
 BUDGET = Budget(steps=900, report_every=100, evaluate_every=200)
@@ -84,7 +85,9 @@ class Options:
     )
     batch: int = option(64, "number of texts per update", least=1)
     limit: int = option(0, "number of training texts; 0: all", least=0)
-    learning_rate: float = option(2e-3, "peak learning rate of Adam", above=0)
+    learning_rate: float = option(2e-3, "peak learning rate", above=0)
+    optimizer: str = optimizer_field()
+    schedule: str = schedule_field()
     clip: float = option(1.0, "largest global norm of the gradient", above=0)
     weight_decay: float = option(0.0, "decoupled weight decay", least=0)
     seed: int = option(0, "random seed", least=0, below=2**31)
@@ -334,7 +337,6 @@ class Trained(PredictsLabels):
 
     def report(self, run: Run) -> list[str]:
         """Draw the curves and the confusion, and return lines to print."""
-        result = run.records("metrics.jsonl")[-1]
         test = read_data(self.options)[0].test
         labels, probabilities = (
             self.config["vocabulary"]["labels"],
@@ -346,13 +348,7 @@ class Trained(PredictsLabels):
             [labels[i] for i in probabilities.argmax(1)],
         )
         pictures = [
-            draw_curves(
-                run,
-                "accuracy",
-                "accuracy",
-                ("majority", result["majority_accuracy"]),
-                parts=("validation", "test"),
-            ),
+            draw_run_curves(run),
             confusion,
         ]
         return [f"picture: {path}" for path in pictures if path]

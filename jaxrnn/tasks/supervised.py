@@ -16,10 +16,9 @@ from ..training import (
     TrainState,
     fresh_state,
     make_batch_step,
-    make_optimizer,
-    warmup_cosine,
 )
 from .data.bucketing import Buckets, Rows
+from .optimizers import named_optimizer, named_schedule
 
 
 def supervised(
@@ -37,13 +36,13 @@ def supervised(
     notes: tuple[str, ...] = (),
     data: str = "",
 ) -> Experiment:
-    """Return the experiment of a task: Adam on the mean loss of batches of ``buckets``.
+    """Return an experiment that minimizes the mean loss of batches of ``buckets``.
 
     The best parameters are chosen by a validation score.
 
     Args:
-        options: an object with ``learning_rate``, ``clip``, ``weight_decay`` and
-            ``seed``.
+        options: an object with ``optimizer``, ``learning_rate``, ``schedule``,
+            ``clip``, ``weight_decay`` and ``seed``.
         params: the initial parameters.
         loss: ``(params, batch, key) -> (sum of losses, number of losses)``, as for
             `jaxrnn.training.make_batch_step`.
@@ -58,8 +57,10 @@ def supervised(
         notes: lines printed before training.
         data: the sizes of the data, in words.
     """
-    optimizer = make_optimizer(clip=options.clip, weight_decay=options.weight_decay)
-    schedule = warmup_cosine(options.learning_rate)
+    optimizer = named_optimizer(
+        options.optimizer, clip=options.clip, weight_decay=options.weight_decay
+    )
+    schedule = named_schedule(options.schedule, options.learning_rate)
     step = make_batch_step(loss, optimizer, schedule)
     # The key itself has drawn the initial parameters.
     key = jax.random.fold_in(jax.random.key(options.seed), 1)
@@ -83,7 +84,7 @@ def supervised(
     )
 
 
-def digest(examples: Any) -> str:
+def digest(examples: object) -> str:
     """Return a hash of JSON-like data, by which a resumed run checks its examples."""
     return hashlib.sha256(json.dumps(examples, ensure_ascii=False).encode()).hexdigest()
 

@@ -20,7 +20,6 @@ from ..core.layer import Layer
 from ..core.types import Params
 from ..nnx import RNN
 from ..training import Budget, Experiment, InputError, Run
-from ..training.curves import draw_curves
 from .config import cell_field, check_with_sources, option
 from .data.bucketing import Rows, padded
 from .data.corpora import TREEBANK, treebank
@@ -45,6 +44,8 @@ from .models.functional import Pure
 from .models.own_cell import CellLike
 from .models.word_encoder import probabilities as probabilities
 from .models.word_encoder import probabilities_of, reading_layers
+from .optimizers import optimizer_field, schedule_field
+from .pictures import draw_run_curves
 from .supervised import PredictsLabels, digest, supervised
 
 BUDGET = Budget(steps=1500, report_every=100, evaluate_every=200)
@@ -84,7 +85,9 @@ class Options:
     )
     batch: int = option(32, "number of sentences per update", least=1)
     limit: int = option(0, "number of training sentences; 0: all", least=0)
-    learning_rate: float = option(4e-3, "peak learning rate of Adam", above=0)
+    learning_rate: float = option(4e-3, "peak learning rate", above=0)
+    optimizer: str = optimizer_field()
+    schedule: str = schedule_field()
     clip: float = option(1.0, "largest global norm of the gradient", above=0)
     weight_decay: float = option(0.0, "decoupled weight decay", least=0)
     seed: int = option(0, "random seed", least=0, below=2**31)
@@ -325,11 +328,8 @@ class Trained(PredictsLabels):
             for tags in self.tag([sentence.words for sentence in test])
             for tag in tags
         ]
-        baseline = ("most frequent tag", result["most_frequent_tag_accuracy"])
         pictures = [
-            draw_curves(
-                run, "accuracy", "accuracy", baseline, parts=("validation", "test")
-            ),
+            draw_run_curves(run),
             draw_confusion(run, truth, predicted),
             draw_f1(run, result["f1_by_tag"], Counter(truth)),
         ]

@@ -16,7 +16,6 @@ from flax import nnx
 
 from ..core.types import Params
 from ..training import Budget, Experiment, Run
-from ..training.curves import draw_curves
 from .config import cell_field, check_with_sources, choice, option
 from .data.bucketing import Buckets, Rows, padded, powers_of_two
 from .data.sentence_pairs import Pair, read_pairs, read_tsv
@@ -28,6 +27,8 @@ from .models.cell_registry import make_cell
 from .models.functional import Pure
 from .models.own_cell import CellLike
 from .models.seq2seq import Batch, Translator
+from .optimizers import optimizer_field, schedule_field
+from .pictures import draw_run_curves
 from .supervised import PredictsLabels, digest, mean_loss, supervised
 
 BUDGET = Budget(steps=800, report_every=50, evaluate_every=200)
@@ -77,7 +78,9 @@ class Options:
         0.0, "dropout rate after each recurrent layer", least=0, below=1
     )
     batch: int = option(64, "number of pairs per update", least=1)
-    learning_rate: float = option(5e-3, "peak learning rate of Adam", above=0)
+    learning_rate: float = option(5e-3, "peak learning rate", above=0)
+    optimizer: str = optimizer_field()
+    schedule: str = schedule_field()
     clip: float = option(1.0, "largest global norm of the gradient", above=0)
     weight_decay: float = option(0.0, "decoupled weight decay", least=0)
     seed: int = option(0, "random seed", least=0, below=2**31)
@@ -330,12 +333,7 @@ class Trained(PredictsLabels):
                     (source.pieces(pair.source), target.pieces(written), weights)
                 )
         pictures = [
-            draw_curves(
-                run,
-                "loss",
-                "cross-entropy (nats per symbol)",
-                parts=("validation", "test"),
-            ),
+            draw_run_curves(run),
             draw_attention(run, examples),
         ]
         return [f"picture: {path}" for path in pictures if path]

@@ -7,7 +7,7 @@ import dataclasses
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from ..core.arrays import is_array
 from ..core.types import Params
 from .checkpoints import Checkpoints
 from .errors import InputError, stopped_writing, unwritable
+from .hooks import Hook, Hooks
 from .lock import locked
 from .progress import Report, reporting
 from .run import Run
@@ -135,7 +136,12 @@ class Budget:
 
 
 def fit(
-    experiment: Experiment, run: Run, budget: Budget, *, resume: bool = False
+    experiment: Experiment,
+    run: Run,
+    budget: Budget,
+    *,
+    resume: bool = False,
+    on_record: Hook | Sequence[Hook] = (),
 ) -> tuple[TrainState, dict[str, Any]]:
     """Train until the budget is used up.
 
@@ -148,6 +154,10 @@ def fit(
         run: the run directory.
         budget: the length of the run.
         resume: continue from the newest checkpoint of ``run``.
+        on_record: ``on_record(step, record)``, or several such functions. They are
+            called with each record of ``metrics.jsonl`` after it has been written; the
+            steps that a resumed run repeats come again. An exception in one of them
+            stops the run after the current step and saves it.
 
     Returns:
         ``(state, result)``, the last state and the result that was written; the result
@@ -157,30 +167,35 @@ def fit(
         InputError: if the run has been trained and ``resume`` is False, another process
             is writing it, a loss is no
             longer finite, or the files of the run cannot be written, as on a full disk;
-            the message names the last checkpoint.
+            the message names the last checkpoint. Also if ``on_record`` has failed.
+        TypeError: if ``on_record`` is not callable.
     """
     check_patience(experiment, budget)
+    hooks = Hooks.of(on_record)
     with locked(run.path):
         if not resume and (run.records("metrics.jsonl") or run.checkpoints.exists()):
             raise InputError(
                 f"{run.path} has been trained already: resume it, or begin a new run"
             )
-        return _fit_locked(experiment, run, budget, resume)
+        return _fit_locked(experiment, run, budget, resume, hooks)
 
 
 def _fit_locked(
-    experiment: Experiment, run: Run, budget: Budget, resume: bool
+    experiment: Experiment, run: Run, budget: Budget, resume: bool, hooks: Hooks
 ) -> tuple[TrainState, dict[str, Any]]:
     """Train a run that no other process writes."""
     checkpoints = None
     try:
         checkpoints = Checkpoints(run.checkpoints)
         with reporting() as report, stopping() as stop:
-            loop = _Loop(experiment, run, budget, checkpoints, report)
+            loop = _Loop(experiment, run, budget, checkpoints, report, hooks)
             loop.begin(resume)
-            while loop.share() < 1 and not loop.out_of_patience() and not stop.asked:
+            while loop.share() < 1 and not loop.out_of_patience():
+                if stop.asked or hooks.failed:
+                    break
                 loop.one_step()
-            result = loop.finish(stop.asked)
+            result = loop.finish(stop.asked or hooks.failed)
+            hooks.check(run.path, loop.step, bool(result))
             return loop.state, result
     except Exception as error:
         reason = unwritable(error)
@@ -217,14 +232,10 @@ class _Loop:
         budget: Budget,
         checkpoints: Checkpoints,
         report: Report,
+        hooks: Hooks,
     ):
-        self.experiment, self.run, self.budget, self.checkpoints, self.report = (
-            experiment,
-            run,
-            budget,
-            checkpoints,
-            report,
-        )
+        self.experiment, self.run, self.budget = experiment, run, budget
+        self.checkpoints, self.report, self.hooks = checkpoints, report, hooks
         self.state = experiment.start()
         self.step, self.earlier, self.saved_at = 0, 0.0, -1
         self.began = self.saved_time = self.marked = time.monotonic()
@@ -365,7 +376,7 @@ class _Loop:
         rate = float(self.experiment.learning_rate(np.float32(self.share())))
         if self.budget.seconds is None:
             metrics |= {"learning_rate": rate}
-        self.run.append("metrics.jsonl", {"step": self.step, **metrics})
+        self.append(metrics)
         speed = timed / max(seconds, 1e-9)
         self.run.append(
             "timing.jsonl",
@@ -394,10 +405,7 @@ class _Loop:
                 # These must be copies, because the next step donates the arrays.
                 self.best = jax.tree.map(np.array, self.state.params)
             self.scores.append(score)
-        self.run.append(
-            "metrics.jsonl",
-            {"step": self.step, **named} | ({"sample": sample} if sample else {}),
-        )
+        self.append(named | ({"sample": sample} if sample else {}))
         shown = "  ".join(
             f"{name} {value:.4g}"
             for name, value in scores.items()
@@ -465,9 +473,15 @@ class _Loop:
         }
         result[self.speed_name] = speed
         self.look(final=True)
-        self.run.append("metrics.jsonl", {"step": self.step, "final": True, **scores})
+        self.append({"final": True, **scores})
         self.run.write_result(result)
         return result
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Append a record of this step to ``metrics.jsonl``, and call the hooks."""
+        record = {"step": self.step, **record}
+        self.run.append("metrics.jsonl", record)
+        self.hooks(self.step, record)
 
 
 def _plain(scores: dict[str, Any]) -> dict[str, Any]:

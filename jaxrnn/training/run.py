@@ -1,9 +1,10 @@
 """Run directories: configuration, records, results and checkpoints of one run.
 
 The files are ``config.json``, ``metrics.jsonl``, ``timing.jsonl``, ``result.json``,
-``checkpoints/`` and images. ``metrics.jsonl`` holds only what the run computes and
-nothing that depends on the clock, so that a run that was killed and resumed ends
-with the same file, byte for byte, as an undisturbed run; so does the optional
+``checkpoints/``, images, ``report.html`` and ``README.md``. ``metrics.jsonl`` holds
+only what the run computes and nothing that depends on the clock, so that a run that
+was killed and resumed ends with the same file, byte for byte, as an undisturbed run; so
+does the optional
 ``gradients.jsonl``. ``timing.jsonl`` holds what depends on the clock.
 """
 
@@ -21,7 +22,17 @@ from .lock import locked
 
 FORMAT = "jaxrnn run 1"
 RECORDS = ("metrics.jsonl", "timing.jsonl", "gradients.jsonl")
-FILES = ("config.json", *RECORDS, "result.json")
+PICTURES = tuple(
+    f"{name}.png"
+    for name in (
+        *("curves", "distribution", "confusion", "f1", "attention", "captions"),
+        *("gradients", "forecast"),
+    )
+)
+FILES = (
+    *("config.json", *RECORDS, "result.json", "metrics.csv"),
+    *("report.html", "README.md", *PICTURES),
+)
 
 
 class Run:
@@ -62,7 +73,7 @@ class Run:
                     (path / name).unlink(missing_ok=True)
                 shutil.rmtree(path / "checkpoints", ignore_errors=True)
             try:
-                _write_whole(
+                write_whole(
                     path / "config.json",
                     json.dumps(config, indent=1, ensure_ascii=False) + "\n",
                 )
@@ -164,14 +175,14 @@ class Run:
                 for r in self.records(file)
                 if r["step"] <= step and not r.get("final")
             ]
-            _write_whole(
+            write_whole(
                 self.path / file,
                 "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept),
             )
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write ``result.json``."""
-        _write_whole(
+        write_whole(
             self.path / "result.json",
             json.dumps(result, indent=1, ensure_ascii=False) + "\n",
         )
@@ -207,7 +218,7 @@ def _is_run(path: pathlib.Path) -> bool:
         return False
 
 
-def _write_whole(path: pathlib.Path, text: str) -> None:
+def write_whole(path: pathlib.Path, text: str) -> None:
     """Write a file atomically: readers see the old contents or the new ones.
 
     The text is written to a temporary file, forced to disk and then renamed.

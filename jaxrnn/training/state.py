@@ -14,9 +14,11 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from ..core.exported import register_for_export
-from ..core.types import Params
+from ..core.types import Carry, Params, PyTree
 from ..truncation.tbptt import TBPTT, TBPTTState, Window
 from .devices import check_mesh, check_streams
+
+RESOLUTION = 100_000  # the steps of optax's schedules in a whole run
 
 
 @register_for_export
@@ -46,9 +48,14 @@ class TrainState(NamedTuple):
 
 
 def make_optimizer(
-    *, clip: float = 1.0, b1: float = 0.9, b2: float = 0.99, weight_decay: float = 0.0
+    *,
+    clip: float = 1.0,
+    b1: float = 0.9,
+    b2: float = 0.99,
+    weight_decay: float = 0.0,
+    rule: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformation:
-    """Create Adam with clipping by global norm.
+    """Create Adam, or another optimizer, with clipping by global norm.
 
     The learning rate is an injected hyperparameter in the state, which a schedule sets.
 
@@ -56,6 +63,8 @@ def make_optimizer(
         clip: the largest global norm of the gradient.
         b1, b2: the decay rates of Adam's moments.
         weight_decay: the decoupled weight decay (AdamW).
+        rule: what takes Adam's place between the clipping and the learning rate, such
+            as ``optax.scale_by_lion()``. It must not contain a learning rate.
 
     Returns:
         The optax transformation.
@@ -64,13 +73,14 @@ def make_optimizer(
 
         >>> import jax.numpy as jnp, optax
         >>> from jaxrnn.training import make_optimizer
+        >>> lion = make_optimizer(rule=optax.scale_by_lion())
         >>> opt_state = make_optimizer().init({"w": jnp.zeros(2)})
         >>> float(optax.tree_utils.tree_get(opt_state, "learning_rate"))
         0.0
     """
     return optax.chain(
         optax.clip_by_global_norm(clip),
-        optax.scale_by_adam(b1=b1, b2=b2),
+        optax.scale_by_adam(b1=b1, b2=b2) if rule is None else rule,
         optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity(),
         optax.inject_hyperparams(optax.scale_by_learning_rate)(learning_rate=0.0),
     )
@@ -89,11 +99,20 @@ def warmup_cosine(
     Returns:
         A function of the progress in [0, 1].
     """
-    resolution = 100_000  # optax's schedules count steps
-    schedule = optax.schedules.warmup_cosine_decay_schedule(
-        0.0, peak, int(warmup * resolution), resolution, end_value=final * peak
+    return over_progress(
+        optax.schedules.warmup_cosine_decay_schedule(
+            0.0, peak, int(warmup * RESOLUTION), RESOLUTION, end_value=final * peak
+        )
     )
-    return lambda progress: schedule(jnp.round(progress * resolution).astype(jnp.int32))
+
+
+def over_progress(schedule: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """Return a schedule over the progress in [0, 1].
+
+    Args:
+        schedule: a schedule of optax over `RESOLUTION` steps.
+    """
+    return lambda progress: schedule(jnp.round(progress * RESOLUTION).astype(jnp.int32))
 
 
 def constant(rate: float) -> Callable[[Array], Array]:
@@ -102,7 +121,10 @@ def constant(rate: float) -> Callable[[Array], Array]:
 
 
 def fresh_state(
-    optimizer: optax.GradientTransformation, params: Params, key: Array, carry: Any = ()
+    optimizer: optax.GradientTransformation,
+    params: Params,
+    key: Array,
+    carry: Carry = (),
 ) -> TrainState:
     """Return the state before the first step.
 
@@ -155,7 +177,7 @@ def key_of(state: TrainState) -> Array:
     return jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
 
-def set_rate(who: str, opt_state: Any, rate: Array) -> Any:
+def set_rate(who: str, opt_state: PyTree, rate: Array) -> Any:
     """Set the injected learning rate in the state of the optimizer."""
     if optax.tree_utils.tree_get(opt_state, "learning_rate") is None:
         raise ValueError(

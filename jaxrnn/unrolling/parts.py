@@ -17,16 +17,14 @@ from ..core.cell import (
     without_context,
 )
 from ..core.engine import AbstractEngine, Request
+from ..core.failing_method import name_failing_method
 from ..core.flags import expand_flags, select
 from ..core.gradient_scale import ScaledCell
 from ..core.layer import Layer
 from ..core.masked_inputs import fill_masked_inputs
-from ..core.types import Carry, Inputs, Params
+from ..core.types import Carry, Inputs, Params, PyTree
 from ..core.unroll_spec import UnrollSpec
-from ..core.validation import (
-    describe_tree,
-    name_failing_method,
-)
+from ..core.validation import describe_tree
 from ..engines import Associative
 from ..engines.engine import DefaultEngine
 from ..engines.recurrence.chunks import run_in_windows
@@ -203,7 +201,7 @@ def check_supported(engine: AbstractEngine, cell: Cell, request: Request) -> Non
         raise ValueError(f"{reason}: use engine=jaxrnn.Scan(), or leave that out")
 
 
-def zero_where_masked(cell: Cell | Layer, ys: Any, mask: Any) -> Any:
+def zero_where_masked(cell: Cell | Layer, ys: PyTree, mask: Any) -> Any:
     """Set the outputs at masked steps to zero.
 
     Args:

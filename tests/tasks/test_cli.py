@@ -48,6 +48,8 @@ def test_training_leaves_a_run_directory(runs):
             "timing.jsonl",
             "result.json",
             "checkpoints",
+            "report.html",
+            "README.md",
             *pictures,
         }
         assert json.loads((runs / task / "config.json").read_text())["task"] == task

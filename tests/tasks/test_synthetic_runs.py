@@ -92,7 +92,8 @@ def test_a_quick_run_leaves_its_files_and_is_better_than_nothing(runs, task):
         "result.json",
         "checkpoints",
     }
-    assert files == records | {"curves.png", "gradients.png"}
+    page = {"report.html", "README.md"}
+    assert files == records | page | {"curves.png", "gradients.png"}
     for picture in ("curves.png", "gradients.png"):
         assert (runs / task / picture).read_bytes().startswith(b"\x89PNG")
     result = json.loads((runs / task / "result.json").read_text())

@@ -229,12 +229,12 @@ def test_the_baseline_is_a_dashed_line_of_the_curves(tmp_path, monkeypatch):
         lambda self, y, **how: drawn.append((y, how)) or axhline(self, y, **how),
     )
     assert (
-        draw_curves(run, "loss", "loss", ("chance", 0.25))
+        draw_curves(run, "loss", "loss", {"chance": 0.25})
         == tmp_path / "run/curves.png"
     )
     assert [(y, how["ls"], how["label"]) for y, how in drawn] == [
         (0.25, "--", "chance: 0.25")
-    ] * 2
+    ]
 
 
 # Cells by name

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-import importlib.util
 import pathlib
 import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
 
+from ...diagnostics.style import (
+    SHARES,
+    known_characters,
+    plain,
+    save,
+    styled,
+    title,
+)
 from ...training import Run
 from ...training.curves import new_figure
+from ..pictures import subject_of
 
 # Source tokens, target tokens, and weights (T, S), including the row of the end token.
 AttentionExample = tuple[list[str], list[str], np.ndarray]
 
 
+@styled
 def draw_attention(
     run: Run, examples: Sequence[AttentionExample]
 ) -> pathlib.Path | None:
@@ -29,17 +38,18 @@ def draw_attention(
         max((len(example[side]) for example in examples), default=0) for side in (0, 1)
     )
     figure = new_figure(
-        columns * (1.2 + 0.2 * min(wide, 60)),
-        -(-len(examples) // columns) * (1 + 0.2 * min(tall, 60)),
+        columns * (1.2 + 0.2 * min(wide, 60)) + 1,
+        -(-len(examples) // columns) * (1.2 + 0.2 * min(tall, 60)) + 0.5,
     )
     if figure is None or not examples:
         return None
-    font_characters = known_to_matplotlib()
+    font_characters = known_characters()
     axes = figure.subplots(-(-len(examples) // columns), columns, squeeze=False).ravel()
     for axis in axes[len(examples) :]:
         axis.set_axis_off()
     for axis, (source, target, weights) in zip(axes, examples, strict=False):
-        axis.imshow(weights, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+        image = axis.imshow(weights, vmin=0, vmax=1, cmap=SHARES, aspect="auto")
+        axis.spines[:].set_visible(False)
         axis.set_xticks(
             range(weights.shape[1]),
             [shown(s, font_characters) for s in source[: weights.shape[1]]],
@@ -52,18 +62,20 @@ def draw_attention(
         axis.set_yticks(range(len(rows)), rows, fontsize=7)
         if max(map(len, source), default=0) > 1:
             axis.tick_params(axis="x", rotation=90)
-    axes[0].set_ylabel("written")
-    figure.suptitle("weights of attention over the source", fontsize=10)
-    figure.tight_layout()
+        axis.set_xlabel("source")
+        axis.set_ylabel("written")
+    figure.colorbar(image, ax=list(axes), label="weight", shrink=0.6)
+    what = "Weights of attention over the source"
+    figure.suptitle(title(what, subject_of(run)), x=0.01, ha="left")
     path = run.path / "attention.png"
-    figure.savefig(path, dpi=110)
+    save(figure, path)
     return path
 
 
 def shown(symbol: str, known: frozenset[int]) -> str:
-    """Return a label that matplotlib's own font can show.
+    """Return a label that the fonts of the pictures can show.
 
-    Characters that the font lacks are replaced by the last word of their Unicode name.
+    Characters that they lack are replaced by the last word of their Unicode name.
     """
     if symbol.isspace():
         return "\u2423"
@@ -71,16 +83,5 @@ def shown(symbol: str, known: frozenset[int]) -> str:
     return (
         " ".join(unicodedata.name(c, f"U+{ord(c):04X}").split()[-1] for c in missing)
         if missing
-        else symbol.replace("$", r"\$")
+        else plain(symbol)
     )
-
-
-def known_to_matplotlib() -> frozenset[int]:
-    """Return the characters of matplotlib's default font."""
-    from matplotlib.ft2font import FT2Font
-
-    package = importlib.util.find_spec("matplotlib")
-    if package is None or package.origin is None:
-        return frozenset()
-    fonts = pathlib.Path(package.origin).parent / "mpl-data" / "fonts" / "ttf"
-    return frozenset(FT2Font(str(fonts / "DejaVuSans.ttf")).get_charmap())

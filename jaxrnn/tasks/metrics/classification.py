@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from ...diagnostics.style import SHARES, plain, save, styled, title
 from ...training import InputError, Run
 from ...training.curves import new_figure
 from ..data.tables import Tagged
+from ..pictures import subject_of
 
 
 def metrics() -> Any:
@@ -51,18 +53,20 @@ def f1_by_label(truth: Sequence[str], predicted: Sequence[str]) -> dict[str, flo
     return {label: float(value) for label, value in zip(labels, values, strict=True)}
 
 
+@styled
 def draw_confusion(
     run: Run, truth: Sequence[str], predicted: Sequence[str]
 ) -> pathlib.Path | None:
     """Draw ``confusion.png``: the distribution of predictions for each true label."""
     labels = sorted({*truth, *predicted})
-    figure = new_figure(2.5 + 0.5 * max(len(labels), 4), 2 + 0.5 * max(len(labels), 4))
+    side = 0.5 * max(len(labels), 5)
+    figure = new_figure(3.2 + side, 2.2 + side)
     if figure is None:
         return None
     counts = metrics().confusion_matrix(truth, predicted, labels=labels)
     shares = counts / counts.sum(1, keepdims=True).clip(1)
     axis = figure.subplots()
-    axis.imshow(shares, vmin=0, vmax=1, cmap="Blues")
+    image = axis.imshow(shares, vmin=0, vmax=1, cmap=SHARES)
     for row, column in zip(*counts.nonzero(), strict=True):
         color = "white" if shares[row, column] > 0.5 else "black"
         axis.text(
@@ -74,13 +78,17 @@ def draw_confusion(
             color=color,
             fontsize=7,
         )
-    axis.set_xticks(range(len(labels)), labels, rotation=90)
-    axis.set_yticks(range(len(labels)), labels)
+    names = [plain(label) for label in labels]
+    axis.set_xticks(range(len(labels)), names, rotation=90)
+    axis.set_yticks(range(len(labels)), names)
     axis.set_xlabel("predicted")
     axis.set_ylabel("true")
-    return _save(figure, run, f"{run.path.name}: test part", "confusion.png")
+    axis.spines[:].set_visible(False)
+    figure.colorbar(image, label="share of the row", shrink=0.8)
+    return _save(figure, run, "Predictions on the test part", "confusion.png")
 
 
+@styled
 def draw_f1(
     run: Run, by_label: dict[str, float], counts: dict[str, int]
 ) -> pathlib.Path | None:
@@ -95,20 +103,20 @@ def draw_f1(
     axis = figure.subplots()
     axis.barh(range(len(labels)), [by_label[label] for label in labels])
     axis.set_yticks(
-        range(len(labels)), [f"{label} ({counts[label]})" for label in labels]
+        range(len(labels)), [plain(f"{label} ({counts[label]})") for label in labels]
     )
     axis.invert_yaxis()
     axis.set_xlim(0, 1)
     axis.set_xlabel("F1")
-    axis.grid(axis="x", alpha=0.3)
-    return _save(figure, run, f"{run.path.name}: F1 of each tag, test part", "f1.png")
+    axis.grid(axis="x")
+    what = "F1 of each tag on the test part (number of words)"
+    return _save(figure, run, what, "f1.png")
 
 
-def _save(figure: Any, run: Run, title: str, name: str) -> pathlib.Path:
+def _save(figure: Any, run: Run, what: str, name: str) -> pathlib.Path:
     """Save a figure in the run directory."""
-    figure.suptitle(title)
-    figure.tight_layout()
-    figure.savefig(run.path / name, dpi=110)
+    figure.suptitle(title(what, subject_of(run)), x=0.01, ha="left")
+    save(figure, run.path / name)
     return run.path / name
 
 

@@ -25,6 +25,7 @@ from ...training import Budget, InputError
 from ..config import cell_field, check_options, choice
 from ..models.own_cell import CellLike
 from ..models.sequence_model import Batch
+from ..optimizers import optimizer_field, schedule_field
 from .problem import (
     Problem,
     at_every_step,
@@ -36,7 +37,6 @@ from .problem import (
     layers_field,
     learning_rate_field,
     length_field,
-    schedule_field,
     seed_field,
     tbptt_field,
 )
@@ -57,7 +57,8 @@ class Options:
     batch: int = batch_field(50)
     tbptt: int = tbptt_field()
     learning_rate: float = learning_rate_field(1e-3)
-    schedule: str = schedule_field()
+    optimizer: str = optimizer_field()
+    schedule: str = schedule_field("constant")
     clip: float = clip_field()
     gradients: bool = gradients_field()
     seed: int = seed_field()

@@ -13,9 +13,11 @@ from jaxtyping import Array, Float
 
 from ... import diagnostics
 from ...core.types import Params
+from ...diagnostics.style import save, title
 from ...training import Run
 from ...training.curves import new_figure
 from ..models.sequence_model import Batch, SequenceModel
+from ..pictures import subject_of
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -65,10 +67,12 @@ def draw_gradients(run: Run) -> pathlib.Path | None:
             for record in records
         ]
     )
-    title = f"{run.path.name}: gradient at the state k steps before the loss"
+    what = "Gradient at the state k steps before the loss"
     figure = diagnostics.plots.training_curves(
-        [record["step"] for record in records], log_v, title=title
+        [record["step"] for record in records],
+        log_v,
+        title=title(what, subject_of(run)),
     )
     path = run.path / "gradients.png"
-    figure.savefig(path, dpi=110)
+    save(figure, path)
     return path

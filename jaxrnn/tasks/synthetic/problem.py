@@ -13,7 +13,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ...core.cell import Cell
 from ...core.layer import Layer
-from ..config import choice, option
+from ...core.types import PyTree
+from ..config import option
 from ..models.cell_registry import make_cell
 from ..models.own_cell import CellLike
 from ..models.sequence_model import Batch
@@ -75,7 +76,7 @@ def last_step(length: int, batch: int) -> Bool[Array, "T B"]:
     )
 
 
-def at_every_step(targets: Any, length: int) -> Any:
+def at_every_step(targets: PyTree, length: int) -> Any:
     """Broadcast targets ``(B,)`` to ``(T, B)``."""
     return jnp.broadcast_to(targets[None], (length, *targets.shape))
 
@@ -123,16 +124,7 @@ def tbptt_field() -> Any:
 
 def learning_rate_field(default: float) -> Any:
     """Return the option for the learning rate."""
-    return option(default, "learning rate of Adam (its peak, with cosine)", above=0)
-
-
-def schedule_field() -> Any:
-    """Return the option for the schedule of the learning rate."""
-    return choice(
-        "constant",
-        ("constant", "cosine"),
-        "schedule of the learning rate; cosine includes a warm-up",
-    )
+    return option(default, "peak learning rate", above=0)
 
 
 def clip_field() -> Any:

@@ -27,6 +27,7 @@ from ..config import check_options, convolutional_cell_field, option
 from ..models.cell_registry import make_cell
 from ..models.own_cell import CellLike
 from ..models.sequence_model import Batch
+from ..optimizers import optimizer_field, schedule_field
 from .problem import (
     Problem,
     batch_field,
@@ -36,7 +37,6 @@ from .problem import (
     layers_field,
     learning_rate_field,
     length_field,
-    schedule_field,
     seed_field,
     tbptt_field,
 )
@@ -59,7 +59,8 @@ class Options:
     batch: int = batch_field(16)
     tbptt: int = tbptt_field()
     learning_rate: float = learning_rate_field(3e-3)
-    schedule: str = schedule_field()
+    optimizer: str = optimizer_field()
+    schedule: str = schedule_field("constant")
     clip: float = clip_field()
     gradients: bool = gradients_field()
     seed: int = seed_field()

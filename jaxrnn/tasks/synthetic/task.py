@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...core.types import Params
+from ...core.types import Inputs, Params, PyTree
 from ...layers import stack
 from ...training import (
     Budget,
@@ -19,14 +19,12 @@ from ...training import (
     InputError,
     Run,
     TrainState,
-    constant,
     fresh_state,
     make_batch_step,
-    make_optimizer,
-    warmup_cosine,
 )
-from ...training.curves import draw_curves
 from ..models.sequence_model import Batch, Scores, SequenceModel
+from ..optimizers import named_optimizer, named_schedule
+from ..pictures import draw_run_curves
 from ..probe import Probe
 from .gradients import draw_gradients, record_lags
 from .problem import LONGEST, Problem
@@ -35,11 +33,6 @@ from .problem import LONGEST, Problem
 PARTS, PART = 4, 256
 STEPS_AT_ONCE = 2**18  # largest number of steps of a held-out batch
 LOOKED_AT = 64  # number of held-out sequences for --gradients
-LABELS = {
-    "mse": "mean squared error",
-    "accuracy": "accuracy",
-    "loss": "cross-entropy (nats per step)",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,11 +65,8 @@ class Task:
         problem = self.problem(options)
         model, params = self.build(options, {})
         _, k_train, _ = keys(options.seed)
-        optimizer = make_optimizer(clip=options.clip)
-        make_schedule: Callable[[float], Any] = (
-            constant if options.schedule == "constant" else warmup_cosine
-        )
-        schedule = make_schedule(options.learning_rate)
+        optimizer = named_optimizer(options.optimizer, clip=options.clip)
+        schedule = named_schedule(options.schedule, options.learning_rate)
         data = problem.stored() if problem.stored else None
         held_out = functools.cache(
             functools.partial(held_out_batches, problem, options.seed)
@@ -196,7 +186,7 @@ def probed(problem: Problem, seed: int, length: int, batch: int) -> tuple[Any, A
     return sequences.inputs, sequences.targets
 
 
-def _probe(model: SequenceModel, xs: Any, targets: Any, params: Params) -> Probe:
+def _probe(model: SequenceModel, xs: Inputs, targets: PyTree, params: Params) -> Probe:
     """Return the `Probe` at given parameters."""
 
     def loss(y, target):
@@ -323,11 +313,5 @@ class Trained:
 
     def report(self, run: Run) -> list[str]:
         """Draw the curves and gradients, and return lines to print."""
-        problem, score = self.problem, self.problem.score
-        result = run.records("metrics.jsonl")[-1]
-        name, baseline = problem.baseline[0], result["baseline"]
-        pictures = [
-            draw_curves(run, score, LABELS[score], (name, baseline)),
-            draw_gradients(run),
-        ]
+        pictures = [draw_run_curves(run), draw_gradients(run)]
         return [f"picture: {path}" for path in pictures if path]

@@ -1,0 +1,126 @@
+"""Series to forecast: split by time, and scaled by the training part alone."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from ...training import InputError
+from ..data.series import Cuts, Scaler, Series, cuts_of, until
+from ..data.windows import Features
+from ..metrics.forecasts import Origin, naive_errors
+from ..models.series_model import takes_elapsed_time
+from ..supervised import digest
+from .options import Data, Options, numbers_of
+
+
+class Parts(NamedTuple):
+    """Series with the places where their validation and test parts begin."""
+
+    series: list[Series]
+    cuts: list[Cuts]
+
+    @property
+    def training(self) -> list[Series]:
+        """Return the training part of each series."""
+        return [
+            until(one, cuts.validation)
+            for one, cuts in zip(self.series, self.cuts, strict=True)
+        ]
+
+    def origins(self, part: str, horizon: int, length: int) -> list[Origin]:
+        """Return the places in a part whose next ``horizon`` samples are all in it.
+
+        Where a series is of this part from its beginning, ``length`` samples come
+        before the first, if there are as many.
+        """
+        found = []
+        for number, (one, cuts) in enumerate(zip(self.series, self.cuts, strict=True)):
+            begin, end = (
+                (cuts.validation, cuts.test)
+                if part == "validation"
+                else (cuts.test, len(one))
+            )
+            begin = begin or max(min(length, len(one) - horizon), 1)
+            found += [Origin(number, t) for t in range(begin - 1, end - horizon)]
+        return found
+
+
+def split_by_time(data: Data, horizon: int) -> tuple[Parts, str]:
+    """Split series by time, or take a second file as the test part.
+
+    Raises:
+        InputError: if no series is long enough.
+    """
+    first, *second = [table.series for table in data.tables]
+    shares = (0.85, 0.15) if second else (0.7, 0.15)
+    cuts = [cuts_of(len(one), horizon, shares) for one in first]
+    if second:
+        cuts = [
+            Cuts(len(one) - max(horizon, int(0.15 * len(one))), len(one))
+            if len(one) > 2 * horizon + 1
+            else Cuts(len(one), len(one))
+            for one in first
+        ]
+        cuts += [Cuts(0, 0) for _ in second[0]]
+    parts = Parts([*first, *(second[0] if second else [])], cuts)
+    for part in ("validation", "test"):
+        if not parts.origins(part, horizon, 1):
+            longest = max(len(one) for one in parts.series)
+            raise InputError(
+                f"{data.names[0]}: the longest series has {longest} samples, which "
+                f"leaves none for the {part} part: the last and the second last 15 % "
+                f"of a series must hold --horizon {horizon}; give longer series, or a "
+                f"smaller --horizon"
+            )
+    note = (
+        f"test part: {data.names[1]}; the last 15 % of each series of "
+        f"{data.names[0]} validates"
+        if second
+        else "split by time: the last 15 % of each series is the test part, and the "
+        "15 % before it validates"
+    )
+    return parts, note
+
+
+def described(options: Options, data: Data) -> tuple[Parts, str, dict[str, Any]]:
+    """Return the parts, a note on the split, and what config.json holds of the data."""
+    parts, note = split_by_time(data, options.horizon)
+    columns = data.tables[0].columns
+    targets = numbers_of(options.target, columns)
+    training = [one for one in parts.training if len(one)]
+    errors = naive_errors(
+        [one.values[:, list(targets)] for one in training], data.season
+    )
+    if not (errors > 0).any() and data.season:
+        raise InputError(
+            f"--season {data.season}: no training part is longer than that, or all "
+            f"seasons are alike; leave it out"
+        )
+    if not (errors > 0).any():
+        raise InputError(
+            f"{data.names[0]}: the columns to forecast never change in the training "
+            f"part, so there is nothing to learn"
+        )
+    config = {
+        "text": digest([one.key for one in parts.series]),
+        "series": {
+            "goal": "forecast",
+            "columns": list(columns),
+            "targets": list(targets),
+            "season": data.season,
+            "naive_errors": [float(x) if x == x else None for x in errors],
+            **Scaler.of(training).stored_values(),
+        },
+    }
+    return parts, note, config
+
+
+def features_of(options: Options, config: dict[str, Any]) -> Features:
+    """Return what the network reads of a sample."""
+    irregular = config["series"]["irregular"]
+    return Features(
+        len(config["series"]["columns"]),
+        options.missing == "mask",
+        options.horizon if irregular else 0,
+        elapsed=irregular and takes_elapsed_time(options.cell, options.hidden),
+    )
