@@ -170,7 +170,7 @@ def _impl(a: Any, b: Any, **params: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=1024)
-def _like(a: Any, b: Any, params: dict[str, Any]) -> Any:
+def _like(a: Any, b: Any, params: tuple[tuple[str, Any], ...]) -> Any:
     """Return the shape and dtype of the product, cached by those of the operands."""
     return jax.eval_shape(functools.partial(product, **dict(params)), a, b)
 
