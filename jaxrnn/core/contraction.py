@@ -158,7 +158,7 @@ contraction_p = Primitive("jaxrnn_contraction")
 
 
 @functools.lru_cache(maxsize=256)
-def _in_one_program(params: dict[str, Any]) -> Any:
+def _in_one_program(params: tuple[tuple[str, Any], ...]) -> Any:
     """Return the compiled product for eager calls, cached by its parameters."""
     return jax.jit(functools.partial(_merged, **dict(params)))
 
