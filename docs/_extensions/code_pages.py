@@ -25,7 +25,14 @@ MARKDOWN = re.compile(r"\]\(((?:\.\./)+benchmarks/[^)#\s]+\.md)\)")
 
 def name_paths(app, docname, source):
     """Say of links to Markdown outside of the site that they lead to files."""
-    source[0] = MARKDOWN.sub(r"](path:\1)", source[0])
+    site = Path(app.srcdir).resolve()
+    here = (site / docname).parent
+
+    def named(link):
+        is_page = (here / link[1]).resolve().is_relative_to(site)
+        return link[0] if is_page else f"](path:{link[1]})"
+
+    source[0] = MARKDOWN.sub(named, source[0])
 
 
 class CodeLinks(SphinxTransform):

@@ -158,7 +158,7 @@ contraction_p = Primitive("jaxrnn_contraction")
 
 
 @functools.lru_cache(maxsize=256)
-def _in_one_program(params: Any) -> Any:
+def _in_one_program(params: tuple[tuple[str, Any], ...]) -> Any:
     """Return the compiled product for eager calls, cached by its parameters."""
     return jax.jit(functools.partial(_merged, **dict(params)))
 
@@ -170,7 +170,7 @@ def _impl(a: Any, b: Any, **params: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=1024)
-def _like(a: Any, b: Any, params: Any) -> Any:
+def _like(a: Any, b: Any, params: tuple[tuple[str, Any], ...]) -> Any:
     """Return the shape and dtype of the product, cached by those of the operands."""
     return jax.eval_shape(functools.partial(product, **dict(params)), a, b)
 
