@@ -114,7 +114,7 @@ def main():
     parser.add_argument("pages", nargs="*", metavar="PAGE")
     parser.add_argument("--pictures", action="store_true")
     parser.add_argument("--update", action="store_true", help="pages by what differs")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     chosen = [page for page in PAGES if not args.pages or page.stem in args.pages]
     if unknown := set(args.pages) - {page.stem for page in chosen}:
         parser.error(f"there is no page {', '.join(sorted(unknown))}")

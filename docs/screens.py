@@ -96,7 +96,7 @@ def main():
     parser.add_argument("site")
     parser.add_argument("pages", nargs="*")
     parser.add_argument("--out")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     if reason := missing():
         sys.exit(reason)
     number, wrong = look(args.site, args.pages, args.out)

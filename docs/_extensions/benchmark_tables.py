@@ -43,7 +43,9 @@ def shown(value, digits=3):
         case bool():
             return "yes" if value else "no"
         case dict():
-            return ", ".join(f"{name} {shown(part)}" for name, part in value.items())
+            # A name and its number stay in one line of a narrow column.
+            pairs = (f"{name}\N{NO-BREAK SPACE}{shown(x)}" for name, x in value.items())
+            return ", ".join(pairs)
         case list():
             return ", ".join(map(shown, value))
         case float():
