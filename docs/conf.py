@@ -22,8 +22,10 @@ extensions = [
     "sphinx.ext.viewcode",
     # In docs/_extensions.
     "api_rooms",
+    "benchmark_tables",
     "code_pages",
     "command_line",
+    "inline_svg",
     "mathml",
 ]
 exclude_patterns = ["_build", "_extensions"]

@@ -30,6 +30,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from .core.dtypes import accumulator
@@ -366,14 +367,14 @@ class Parameter:
                 f"the block {self.shape} has {math.prod(self.shape)} numbers"
             )
 
-    def draw(self, key: Array, dtype: Any) -> Array:
+    def draw(self, key: Array, dtype: DTypeLike | None) -> Array:
         """Draw the parameter: ``(*shape[:-1], gates * shape[-1])``."""
         if self.gates == 1:
             return self._block(key, dtype)
         keys = jax.random.split(key, self.gates)
         return jnp.concatenate([self._block(k, dtype) for k in keys], axis=-1)
 
-    def _block(self, key: Array, dtype: Any) -> Array:
+    def _block(self, key: Array, dtype: DTypeLike | None) -> Array:
         shape = self.shape
         if self.fan_in is not None:
             shape = (self.fan_in, math.prod(self.shape) // self.fan_in)
@@ -387,7 +388,7 @@ class Parameter:
 
 
 def parameters(
-    key: Array, specs: Mapping[str, Any], dtype: Any = None
+    key: Array, specs: Mapping[str, Any], dtype: DTypeLike | None = None
 ) -> dict[str, Any]:
     """Draw all parameters of a cell, each with a key of its own.
 
@@ -449,7 +450,12 @@ def _parameter_of(spec: Any) -> Parameter:
 
 
 def gate_blocks(
-    init: Initializer, key: Array, gates: int, rows: int, columns: int, dtype: Any
+    init: Initializer,
+    key: Array,
+    gates: int,
+    rows: int,
+    columns: int,
+    dtype: DTypeLike | None,
 ) -> Array:
     """Draw a packed kernel ``(rows, gates * columns)``, each gate's block by itself."""
     return jnp.concatenate(
@@ -458,7 +464,7 @@ def gate_blocks(
 
 
 def gate_biases(
-    init: Initializer, key: Array, gates: int, size: int, dtype: Any
+    init: Initializer, key: Array, gates: int, size: int, dtype: DTypeLike | None
 ) -> list[Array]:
     """Draw one bias ``(size,)`` per gate, each by itself."""
     return [init(k, (size,), dtype) for k in jax.random.split(key, gates)]

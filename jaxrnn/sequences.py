@@ -10,11 +10,12 @@ from jaxtyping import Array, Bool, Integer
 
 from .core.arrays import is_array
 from .core.cell import Cell, bind_context
+from .core.engine import AbstractEngine
 from .core.explicit_mesh import under_auto_axes
 from .core.flags import expand_flags, select
 from .core.layer import Layer, parts_of
 from .core.masked_inputs import fill_masked_inputs
-from .core.types import Carry, Params
+from .core.types import Carry, Context, Inputs, Params
 from .core.unroll_spec import UnrollSpec
 from .core.validation import check_inputs, check_ours, describe
 from .unrolling import current_observer, fill_context, unroll, validate
@@ -87,15 +88,15 @@ def _checked_ids(name: str, ids: Any) -> Array:
 def last_output(
     cell: Cell | Layer,
     params: Params,
-    xs: Any,
+    xs: Inputs,
     carry: Carry = None,
     *,
-    engine: Any = None,
+    engine: AbstractEngine | None = None,
     mask: Bool[Array, "T *B"] | None = None,
     resets: Bool[Array, "T *B"] | None = None,
     reverse: bool = False,
     key: Array | None = None,
-    context: Any = None,
+    context: Context = None,
 ) -> tuple[Carry, Any]:
     """Apply a cell or layer over a sequence, and return the last output of each row.
 
@@ -142,7 +143,7 @@ def last_output(
 
 
 def _last_output(
-    cell: Cell | Layer, params: Params, xs: Any, carry: Carry, spec: UnrollSpec
+    cell: Cell | Layer, params: Params, xs: Inputs, carry: Carry, spec: UnrollSpec
 ) -> tuple[Carry, Any]:
     """Compute `last_output` with arguments that `validate` has checked."""
     lead = check_inputs(xs, cell.feature_ndim)
@@ -178,7 +179,12 @@ def _shows_its_carry(cell: Cell | Layer) -> bool:
 
 
 def _from_last_carry(
-    cell: Any, params: Params, xs: Any, carry: Carry, spec: UnrollSpec, lead: tuple
+    cell: Cell | Layer,
+    params: Params,
+    xs: Inputs,
+    carry: Carry,
+    spec: UnrollSpec,
+    lead: tuple,
 ) -> tuple[Carry, Any]:
     """Compute the last output from the last carry."""
     resets, mask = spec.resets, spec.mask
@@ -208,7 +214,12 @@ def _from_last_carry(
 
 
 def _from_all_outputs(
-    cell: Any, params: Params, xs: Any, carry: Carry, spec: UnrollSpec, lead: tuple
+    cell: Cell | Layer,
+    params: Params,
+    xs: Inputs,
+    carry: Carry,
+    spec: UnrollSpec,
+    lead: tuple,
 ) -> tuple[Carry, Any]:
     """Compute all outputs, and pick the last ones."""
     carry, ys = _unrolled(cell, params, xs, carry, spec)
@@ -222,7 +233,7 @@ def _from_all_outputs(
 
 
 def _unrolled(
-    cell: Any, params: Params, xs: Any, carry: Carry, spec: UnrollSpec
+    cell: Cell | Layer, params: Params, xs: Inputs, carry: Carry, spec: UnrollSpec
 ) -> tuple[Carry, Any]:
     """Call `unroll` with the arguments in ``spec``."""
     return unroll(

@@ -88,15 +88,18 @@ COSTS = {
     "nnx/test_nnx_cells.py": 5,
     "nnx/test_nnx_flax.py": 14,
     "repository/test_doctests.py": 5,
+    "repository/test_documentation.py": 25,
     "repository/test_imports.py": 1,
     "repository/test_mended.py": 13,
-    "repository/test_readme.py": 35,
+    "repository/test_readme.py": 16,
     "repository/test_tiers.py": 1,
     "repository/test_tracing.py": 4,
     "tasks/test_buckets.py": 0,
     "tasks/test_captioning.py": 18,
     "tasks/test_cli.py": 14,
     "tasks/test_sentiment.py": 14,
+    "tasks/test_series.py": 25,
+    "tasks/test_series_files.py": 0,
     "tasks/test_synthetic.py": 24,
     "tasks/test_synthetic_runs.py": 20,
     "tasks/test_tables.py": 0,
@@ -152,6 +155,7 @@ def near(paths):
             files += test_files("benchmarks")
         elif path.suffix == ".md":
             files += ["repository/test_readme.py"]
+            files += ["repository/test_documentation.py"]
     # of a part, first the files that are called as a changed module is
     words = {word for name in modules for word in name.rpartition(".")[2].split("_")}
     reached = reached_from(modules)

@@ -40,16 +40,36 @@ SUBJECTS_OF_QUICK = frozenset({"gru", "user", "s5"})
 # Reasons stand before the rows they are for.
 TABLE = {
     # ---------------------------------------------------------------- the site
-    # The tutorials on vanishing gradients and on classifiers take ten seconds each.
+    # Pages of at most some three seconds: other tutorials take ten to forty of them,
+    # and guides and explanations four to nine; ``make docs`` runs them all.
     "repository/test_documentation.py": {
         "test_a_page_prints_what_it_shows": [
             "coming_from",
             "hello",
             "install",
+            "kernels",
+            "onnx_export",
+            "other_libraries",
+            "own_data",
+            "packed",
+            "platforms",
+            "ragged",
+            "randomness",
+            "resume",
+            "several_devices",
+            "speed",
+            "streaming",
             "thirty_seconds",
             "truncation",
+            "weights",
+            "what_a_cell_is",
             "which_*",
         ],
+    },
+    # These pages take from five to seventeen seconds each. Two stay that show what
+    # users extend; what the others show is tried in tests/layers, nnx, cells and so on.
+    "repository/test_readme.py": {
+        "test_the_code_of_a_page_runs": ["engines", "inputs"],
     },
     # ---------------------------------------------------------------- laws
     # Values, gradients, masks, resets, directions and finite differences: one subject
@@ -157,6 +177,13 @@ TABLE = {
         "test_a_score_is_that_of_as_many_plain_updates": 0,
     },
     # One of each kind; the others use the same contract.
+    # What compiles is tried on two; the others are in the slow tier.
+    "cells/test_new_cells.py": {
+        "test_explain_shows_it": ["rtu", "cfc_pure"],
+        "test_nnx_runs_it": ["conv_gru", "cfc_pure"],
+        "test_half_precision_keeps_the_state_in_float32": EVERY,
+        "test_what_cannot_hold_it_says_so": EVERY,
+    },
     "cells/test_mgu.py": {"test_chrono_biases_keep_for_their_time": 0},
     "gallery/test_deep_stacks.py": {
         "test_a_deep_stack_with_skips_norms_and_ties": 0,
@@ -602,6 +629,10 @@ TABLE = {
         "test_padding_never_matters": ["True"],
         "test_a_users_file_is_learned_and_scored": 0,
         "test_predict_takes_any_line": 0,
+    },
+    "tasks/test_series.py": {
+        "test_a_new_model_is_nearly_naive_and_padding_never_matters": ["cfc"],
+        "test_naive_forecasts_are_those_of_a_loop": ["4"],
     },
     "tasks/test_tagging.py": {
         "test_killed_and_resumed_it_ends_the_same": 0,

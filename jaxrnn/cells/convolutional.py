@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from ..core.cell import Gate
 from ..core.dtypes import accumulator
-from ..core.types import Carry, Params
+from ..core.types import Carry, Inputs, Params
 from ..core.validation import check_features, check_positive
 from ..initializers import (
     Initializer,
@@ -377,7 +377,7 @@ class ConvGRU(_Convolutional):
         r, update, n = self._activations(params, carry, z, None)
         return {"r": Gate(r), "z": Gate(update, keeps=True), "n": Gate(n, low=-1.0)}
 
-    def output(self, params: Params, carry: Carry, x: Any) -> Float[Array, "..."]:
+    def output(self, params: Params, carry: Carry, x: Inputs) -> Float[Array, "..."]:
         """Return h in the parameters' dtype."""
         return carry.astype(params["recurrent_kernel"].dtype)
 

@@ -6,7 +6,6 @@ import dataclasses
 import math
 import numbers
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from jaxtyping import Array, Float
 
 from ..core.cell import Gate
 from ..core.dtypes import accumulator
-from ..core.types import Params
+from ..core.types import Inputs, Params
 from ..core.validation import check_positive
 from ..initializers import Initializer, LecunNormal, Normal, Zeros
 from .base import BuiltinCell, projected
@@ -221,7 +220,7 @@ class CTRNN(BuiltinCell):
         drive = recur(self.activation(carry), self.recurrent_weights(params))
         return (1 - share) * carry + share * (drive + z).astype(carry.dtype)
 
-    def output(self, params: Params, carry: Array, x: Any) -> Float[Array, "*TB H"]:
+    def output(self, params: Params, carry: Array, x: Inputs) -> Float[Array, "*TB H"]:
         """Return the rates f(s) in the parameters' dtype."""
         return self.activation(carry).astype(params["input_kernel"].dtype)
 
@@ -233,5 +232,5 @@ class CTRNN(BuiltinCell):
         return {"h": Gate(rates, *range_of(self.activation))}
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)

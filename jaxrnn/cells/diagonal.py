@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from jaxtyping import Array, Float
 
 from ..core.cell import Gate
 from ..core.dtypes import accumulator
-from ..core.types import Carry, Params
+from ..core.types import Carry, Inputs, Params
 from ..core.validation import check_positive
 from ..initializers import (
     Chrono,
@@ -168,7 +167,7 @@ class DiagonalGRU(_Diagonal):
         r, update, n = self._activations(params, carry, z)
         return {"r": Gate(r), "z": Gate(update, keeps=True), "n": Gate(n, low=-1.0)}
 
-    def output(self, params: Params, carry: Carry, x: Any) -> Float[Array, "*TB H"]:
+    def output(self, params: Params, carry: Carry, x: Inputs) -> Float[Array, "*TB H"]:
         """Return h in the parameters' dtype."""
         return carry.astype(params["input_kernel"].dtype)
 

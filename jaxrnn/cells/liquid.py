@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from ..core.cell import Gate
 from ..core.dtypes import accumulator
-from ..core.types import Carry, Inputs, Params
+from ..core.types import Carry, Inputs, Params, PyTree
 from ..core.validation import check_positive
 from ..initializers import (
     Initializer,
@@ -67,7 +67,7 @@ class _Timed(BuiltinCell):
             )
         return z, elapsed[..., None].astype(z.dtype)
 
-    def output(self, params: Params, carry: Carry, x: Any) -> Float[Array, "*TB H"]:
+    def output(self, params: Params, carry: Carry, x: Inputs) -> Float[Array, "*TB H"]:
         """Return h in the parameters' dtype."""
         return carry.astype(params["input_kernel"].dtype)
 
@@ -190,7 +190,7 @@ class LTC(_Timed):
         return jax.nn.sigmoid(z + recur(h, params["recurrent_kernel"]).astype(h.dtype))
 
     def gate_values(
-        self, params: Params, carry: Float[Array, "*B H"], z: Any
+        self, params: Params, carry: Float[Array, "*B H"], z: PyTree
     ) -> dict[str, Gate]:
         """Return f at the beginning of the step."""
         return {"f": Gate(self._conductance(params, carry, z[0].astype(carry.dtype)))}
@@ -214,10 +214,15 @@ class CfC(_Timed):
         h_t = m * tanh(g) + (1 - m) * tanh(n)       mode "default"
         h_t = m * tanh(g) + tanh(n)                 mode "no_gate"
 
+        f = u V + c                                 mode "pure", with one head
+        h_t = A - A exp(-(|w| + |f|) elapsed) f
+
     Hasani et al. (2022, Nature Machine Intelligence 4:992-1003, arXiv:2106.13898). In
     place of the solver of an `LTC` the elapsed time enters a gate: with time it moves
     from one candidate to the other, at a rate f that the state and the inputs choose.
-    The shift s is that of the authors' code; without it the gate is the paper's.
+    The shift s is that of the authors' code; without it the gate is the paper's. Mode
+    ``"pure"`` is the closed-form solution itself, as in their code: with time the state
+    goes to A, at a rate of at least ``|w|``.
 
     Inputs: ``(T, *B, D)``, one unit of time apart, or with ``irregular`` the pair
     ``(features (T, *B, D), elapsed (T, *B))``, where ``elapsed[t]`` is the time since
@@ -226,7 +231,9 @@ class CfC(_Timed):
 
     Parameters: ``input_kernel`` W ``(D, M)``, ``recurrent_kernel`` U ``(H, M)``,
     ``bias (M,)``, ``head_kernel`` V ``(M, 4H)``, packed f, s, g, n, ``head_bias`` c
-    ``(4H,)``. Without a backbone the heads are ``x W + h U + b`` with M = 4H. Carry:
+    ``(4H,)``. Without a backbone the heads are ``x W + h U + b`` with M = 4H. Mode
+    ``"pure"`` has one head, V ``(M, H)``, and besides ``rate`` w and ``rest_state`` A,
+    both ``(H,)`` and 1 at init (at 0 the gradient of ``|w|`` is 0). Carry:
     ``h (*B, H)``, an array, kept in float32 or wider. Output: h in the parameters'
     dtype.
 
@@ -234,7 +241,8 @@ class CfC(_Timed):
         hidden_size: H, the number of units.
         backbone_size: M, the number of units of the backbone, or None to leave it out.
         activation: act of the backbone, LeCun's tanh as published.
-        mode: ``"default"``, or ``"no_gate"`` for the form without ``1 - m``.
+        mode: ``"default"``, ``"no_gate"`` for the form without ``1 - m``, or ``"pure"``
+            for the closed-form solution.
         irregular: if True, the inputs are ``(features, elapsed)``.
         input_init: initializer of W, and of V.
         recurrent_init: initializer of U.
@@ -265,10 +273,16 @@ class CfC(_Timed):
         super().__post_init__()
         if self.backbone_size is not None:
             check_positive(self, backbone_size=self.backbone_size)
-        if self.mode not in ("default", "no_gate"):
+        if self.mode not in ("default", "no_gate", "pure"):
             raise ValueError(
-                f"CfC: mode must be 'default' or 'no_gate', but it is {self.mode!r}"
+                f"CfC: mode must be 'default', 'no_gate' or 'pure', but it is "
+                f"{self.mode!r}"
             )
+
+    @property
+    def _heads(self) -> int:
+        """Return the number of heads."""
+        return 1 if self.mode == "pure" else 4
 
     def init(
         self, key: Array, input_size: int, dtype: DTypeLike | None = None
@@ -286,7 +300,8 @@ class CfC(_Timed):
         check_positive(self, input_size=input_size)
         dtype, H = dtype or jnp.result_type(float), self.hidden_size
         k_input, k_recurrent, k_bias, k_head, k_head_bias = jax.random.split(key, 5)
-        blocks, size = (4, H) if self.backbone_size is None else (1, self.backbone_size)
+        heads, backbone = self._heads, self.backbone_size
+        blocks, size = (heads, H) if backbone is None else (1, backbone)
         params = {
             "input_kernel": gate_blocks(
                 self.input_init, k_input, blocks, input_size, size, dtype
@@ -298,9 +313,13 @@ class CfC(_Timed):
         }
         if self.backbone_size is not None:
             params |= {
-                "head_kernel": gate_blocks(self.input_init, k_head, 4, size, H, dtype),
-                "head_bias": self.bias_init(k_head_bias, (4 * H,), dtype),
+                "head_kernel": gate_blocks(
+                    self.input_init, k_head, heads, size, H, dtype
+                ),
+                "head_bias": self.bias_init(k_head_bias, (heads * H,), dtype),
             }
+        if self.mode == "pure":
+            params |= {"rate": jnp.ones(H, dtype), "rest_state": jnp.ones(H, dtype)}
         return self.with_initial_carry(params)
 
     def step(
@@ -315,25 +334,46 @@ class CfC(_Timed):
 
         ``recurrent_h`` replaces h where it is multiplied by U (variational dropout).
         """
+        if self.mode == "pure":
+            left, f = self._decay(params, carry, z, recurrent_h)
+            A = along(params["rest_state"], f)
+            return A - A * left * f
         m, g, n = self._activations(params, carry, z, recurrent_h)
         return m * g + ((1 - m) * n if self.mode == "default" else n)
 
     def _activations(
-        self, params: Params, carry: Array, z: Any, recurrent_h: Array | None
+        self, params: Params, carry: Array, z: PyTree, recurrent_h: Array | None
     ) -> tuple[Array, Array, Array]:
         """Return m, tanh(g) and tanh(n)."""
+        u, elapsed = self._head_values(params, carry, z, recurrent_h)
+        f, s, g, n = jnp.split(u, 4, axis=-1)
+        return jax.nn.sigmoid(-(f * elapsed + s)), jnp.tanh(g), jnp.tanh(n)
+
+    def _decay(
+        self, params: Params, carry: Array, z: PyTree, recurrent_h: Array | None
+    ) -> tuple[Array, Array]:
+        """Return exp(-(|w| + |f|) elapsed) and f, of mode "pure"."""
+        f, elapsed = self._head_values(params, carry, z, recurrent_h)
+        rate = jnp.abs(along(params["rate"], f)) + jnp.abs(f)
+        return jnp.exp(-rate * elapsed), f
+
+    def _head_values(
+        self, params: Params, carry: Array, z: PyTree, recurrent_h: Array | None
+    ) -> tuple[Array, Array]:
+        """Return all heads side by side, and the elapsed time."""
         h = carry if recurrent_h is None else recurrent_h
         z, elapsed = (part.astype(carry.dtype) for part in z)
         u = z + recur(h, params["recurrent_kernel"]).astype(carry.dtype)
         if self.backbone_size is not None:
             u = recur(self.activation(u), params["head_kernel"]).astype(carry.dtype)
             u = u + along(params["head_bias"], u)
-        f, s, g, n = jnp.split(u, 4, axis=-1)
-        return jax.nn.sigmoid(-(f * elapsed + s)), jnp.tanh(g), jnp.tanh(n)
+        return u, elapsed
 
     def gate_values(
-        self, params: Params, carry: Float[Array, "*B H"], z: Any
+        self, params: Params, carry: Float[Array, "*B H"], z: PyTree
     ) -> dict[str, Gate]:
-        """Return m, and the candidates g and n."""
+        """Return m, and the candidates g and n; in mode "pure" the share left of f."""
+        if self.mode == "pure":
+            return {"left": Gate(self._decay(params, carry, z, None)[0])}
         m, g, n = self._activations(params, carry, z, None)
         return {"m": Gate(m), "g": Gate(g, low=-1.0), "n": Gate(n, low=-1.0)}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,7 @@ from jaxtyping import Array, Complex, Float
 
 from ..core.cell import Cell, Gate, LinearCell
 from ..core.dtypes import accumulator
-from ..core.types import Carry, Params
+from ..core.types import Carry, Inputs, Params, PyTree
 from ..core.validation import check_positive
 from ..initializers import Initializer, LecunNormal, Zeros, gate_blocks
 from .base import BuiltinCell, projected
@@ -139,7 +138,10 @@ def check_ring(cell: Cell, r_min: float, r_max: float, max_phase: float) -> None
 
 
 def draw_ring(
-    keys: tuple[Array, Array], size: int, ring: tuple[float, float, float], dtype: Any
+    keys: tuple[Array, Array],
+    size: int,
+    ring: tuple[float, float, float],
+    dtype: DTypeLike | None,
 ) -> tuple[Float[Array, " H"], Float[Array, " H"], Float[Array, " H"]]:
     """Draw eigenvalues ``exp(-exp(nu) + i exp(theta))`` uniformly by area on a ring.
 
@@ -289,7 +291,7 @@ class RGLRU(LinearCell, BuiltinCell):
         )
         return jnp.exp(log_a), _root(-jnp.expm1(2 * log_a)) * i * x
 
-    def gate_values(self, params: Params, carry: Carry, z: Any) -> dict[str, Gate]:
+    def gate_values(self, params: Params, carry: Carry, z: PyTree) -> dict[str, Gate]:
         """Return r, i, and a (which keeps h)."""
         r, i = jnp.split(jax.nn.sigmoid(z[0]), 2, axis=-1)
         return {
@@ -298,7 +300,7 @@ class RGLRU(LinearCell, BuiltinCell):
             "a": Gate(self.affine(params, z)[0], keeps=True),
         }
 
-    def output(self, params: Params, carry: Carry, x: Any) -> Float[Array, "*TB H"]:
+    def output(self, params: Params, carry: Carry, x: Inputs) -> Float[Array, "*TB H"]:
         """Return h in the parameters' dtype."""
         return carry.astype(params["input_kernel"].dtype)
 

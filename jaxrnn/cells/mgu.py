@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ from jaxtyping import Array, Float
 
 from ..core.cell import Gate
 from ..core.dtypes import accumulator
-from ..core.types import Carry, Params
+from ..core.types import Carry, Inputs, Params
 from ..core.validation import check_features, check_positive
 from ..initializers import (
     Chrono,
@@ -150,6 +149,6 @@ class MGU(BuiltinCell):
         f, n = self._activations(params, carry, z, None)
         return {"f": Gate(f), "z": Gate(1 - f, keeps=True), "n": Gate(n, low=-1.0)}
 
-    def output(self, params: Params, carry: Carry, x: Any) -> Float[Array, "*TB H"]:
+    def output(self, params: Params, carry: Carry, x: Inputs) -> Float[Array, "*TB H"]:
         """Return h in the parameters' dtype."""
         return carry.astype(params["recurrent_kernel"].dtype)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ from jaxtyping import Array, Float
 
 from ..core.cell import Gate, LinearCell
 from ..core.dtypes import accumulator
-from ..core.types import Carry, Params
+from ..core.types import Carry, Inputs, Params
 from ..core.validation import check_positive
 from ..initializers import (
     Chrono,
@@ -63,7 +62,7 @@ class _Minimal(LinearCell, BuiltinCell):
         """Return z, or g(z) if ``positive`` is set."""
         return jnp.where(z >= 0, z + 0.5, jax.nn.sigmoid(z)) if self.positive else z
 
-    def output(self, params: Params, carry: Carry, x: Any) -> Float[Array, "*TB H"]:
+    def output(self, params: Params, carry: Carry, x: Inputs) -> Float[Array, "*TB H"]:
         """Return h in the parameters' dtype."""
         return carry.astype(params["input_kernel"].dtype)
 

@@ -6,7 +6,6 @@ import dataclasses
 import math
 import numbers
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from jaxtyping import Array, Float
 
 from ..core.cell import Gate
 from ..core.dtypes import accumulator
-from ..core.types import Params
+from ..core.types import Inputs, Params
 from ..core.validation import check_positive
 from ..initializers import Initializer, LecunNormal, Uniform
 from .base import BuiltinCell, projected
@@ -179,7 +178,7 @@ class OrthogonalRNN(BuiltinCell):
             h = self.activation(a)
         return h.astype(carry.dtype)
 
-    def output(self, params: Params, carry: Array, x: Any) -> Float[Array, "*TB H"]:
+    def output(self, params: Params, carry: Array, x: Inputs) -> Float[Array, "*TB H"]:
         """Return h in the parameters' dtype."""
         return carry.astype(params["input_kernel"].dtype)
 

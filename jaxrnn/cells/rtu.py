@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ from jaxtyping import Array, Complex, Float
 
 from ..core.cell import Gate, LinearCell
 from ..core.dtypes import accumulator
-from ..core.types import Carry, Params
+from ..core.types import Carry, Inputs, Params
 from ..core.validation import check_features, check_positive
 from ..initializers import Initializer, LecunNormal, gate_blocks
 from .base import BuiltinCell
@@ -172,7 +171,7 @@ class RTU(LinearCell, _TraceUnits):
         )
 
     def output(
-        self, params: Params, carry: Complex[Array, "*TB H"], x: Any
+        self, params: Params, carry: Complex[Array, "*TB H"], x: Inputs
     ) -> Float[Array, "*TB G"]:
         """Return f of both parts in the parameters' dtype."""
         parts = jnp.concatenate([carry.real, carry.imag], axis=-1)
@@ -229,7 +228,7 @@ class NonlinearRTU(_TraceUnits):
         turned = jnp.concatenate([cosine * u - sine * v, sine * u + cosine * v], -1)
         return self.activation(turned + z.astype(carry.dtype))
 
-    def output(self, params: Params, carry: Carry, x: Any) -> Float[Array, "*TB G"]:
+    def output(self, params: Params, carry: Carry, x: Inputs) -> Float[Array, "*TB G"]:
         """Return h in the parameters' dtype."""
         return carry.astype(params["input_kernel"].dtype)
 

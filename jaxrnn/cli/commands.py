@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,6 +22,8 @@ from ..tasks.gradient_study import Study
 from ..tasks.gradient_study import gradients as study_gradients
 from ..tasks.run_report import report as write_report
 from ..tasks.runner import TASKS
+from ..tasks.series.forecaster import TrainedForecaster
+from ..tasks.series.labels import TrainedLabeler
 from ..training import Budget, InputError
 from ..training.devices import host_cores
 
@@ -181,11 +185,19 @@ def _say_unknown(text: str, known: str) -> None:
 def predict(arguments: argparse.Namespace) -> None:
     """Print one prediction per input."""
     trained = _load(arguments)
+    say: Callable[[str], str] = trained.predict
+    if arguments.steps is not None:
+        if not isinstance(trained, (TrainedForecaster, TrainedLabeler)):
+            raise InputError(
+                f"--steps is the number of samples to forecast, but {arguments.run} "
+                f"is no run of series: leave it out"
+            )
+        say = functools.partial(trained.forecast, steps=arguments.steps)
     try:
         for text in arguments.inputs or (
             line.rstrip("\n").removeprefix("\ufeff") for line in sys.stdin
         ):
-            print(trained.predict(text), flush=True)
+            print(say(text), flush=True)
     except UnicodeDecodeError as error:
         raise InputError(f"standard input is not UTF-8: {error}") from None
 

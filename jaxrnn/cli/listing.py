@@ -146,7 +146,7 @@ def _rows(values: dict[str, Any]) -> list[str]:
     )
 
 
-def _said(value: Any) -> str:
+def _said(value: object) -> str:
     """Return a value as words."""
     if isinstance(value, float):
         return f"{value:.6g}"

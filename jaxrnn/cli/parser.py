@@ -198,6 +198,12 @@ def _add_predict(parser: Parser) -> None:
         metavar="INPUT",
         help="inputs of the model (default: the lines of standard input)",
     )
+    parser.add_argument(
+        "--steps",
+        type=_at_least(1),
+        metavar="N",
+        help="for forecasts: the number of future samples (default: the horizon)",
+    )
     parser.rest = "inputs"
     parser.set_defaults(command=run.predict)
 

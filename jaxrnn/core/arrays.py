@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
 
-
-def is_array(value: Any) -> bool:
+def is_array(value: object) -> bool:
     """Whether a value has a shape and a dtype.
 
     True for arrays of JAX, NumPy and other libraries, for tracers and for

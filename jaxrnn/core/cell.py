@@ -22,14 +22,21 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Inexact
 
 from .dtypes import floating_dtype, weaken_scalars
 from .exported import register_for_export
 from .flags import select
 from .pickling import Static
-from .types import Carry, Context, Inputs, Params
-from .validation import batch_of_step, check_context, check_key, checked_reset
+from .types import Carry, Context, Inputs, Params, PyTree
+from .validation import (
+    batch_of_step,
+    check_context,
+    check_key,
+    checked_reset,
+    describe_tree,
+)
 
 
 @register_for_export
@@ -132,7 +139,10 @@ class Cell(Static):
         """
 
     def initial_carry(
-        self, params: Params, batch_shape: tuple[int, ...] = (), dtype: Any = None
+        self,
+        params: Params,
+        batch_shape: tuple[int, ...] = (),
+        dtype: DTypeLike | None = None,
     ) -> Carry:
         """Return the carry before the first step: zeros, or learned parameters.
 
@@ -163,7 +173,7 @@ class Cell(Static):
         """
         return x
 
-    def step(self, params: Params, carry: Carry, z: Any) -> Carry:
+    def step(self, params: Params, carry: Carry, z: PyTree) -> Carry:
         """Compute ``s_t`` from ``s_{t-1}`` and ``z_t = project(params, x_t)``.
 
         Args:
@@ -178,7 +188,9 @@ class Cell(Static):
             f"{type(self).__name__} must define step(self, params, carry, z) -> carry"
         )
 
-    def output(self, params: Params, carry: Carry, x: Any) -> Inexact[Array, "*TB H"]:
+    def output(
+        self, params: Params, carry: Carry, x: Inputs
+    ) -> Inexact[Array, "*TB H"]:
         """Compute the output from the carry after a step.
 
         It is applied to all of time at once, so it must take any leading axes: write
@@ -196,7 +208,7 @@ class Cell(Static):
             )
         return shown
 
-    def gate_values(self, params: Params, carry: Carry, z: Any) -> dict[str, Gate]:
+    def gate_values(self, params: Params, carry: Carry, z: PyTree) -> dict[str, Gate]:
         """Return the activations of a step's gates, by name.
 
         It is optional, and read by `jaxrnn.diagnostics.gate_statistics`. The arguments
@@ -285,7 +297,7 @@ class LinearCell(Cell):
         [0.5   0.75  0.875]
     """
 
-    def affine(self, params: Params, z: Any) -> tuple[Any, Any]:
+    def affine(self, params: Params, z: PyTree) -> tuple[Any, Any]:
         """Return ``(a, b)``, each like the carry or broadcastable to it.
 
         ``z`` is ``project(params, x)``, with any leading axes.
@@ -294,7 +306,7 @@ class LinearCell(Cell):
             f"{type(self).__name__} must define affine(self, params, z) -> (a, b)"
         )
 
-    def step(self, params: Params, carry: Carry, z: Any, *context: Any) -> Carry:
+    def step(self, params: Params, carry: Carry, z: PyTree, *context: object) -> Carry:
         """Return ``a * carry + b``."""
         a, b = self.affine(params, z, *context)
         return jax.tree.map(
@@ -323,14 +335,17 @@ class AbstractWrappedCell(Cell):
         return self.cell.feature_ndim
 
     def initial_carry(
-        self, params: Params, batch_shape: tuple[int, ...] = (), dtype: Any = None
+        self,
+        params: Params,
+        batch_shape: tuple[int, ...] = (),
+        dtype: DTypeLike | None = None,
     ) -> Carry:
         return self.cell.initial_carry(params, batch_shape, dtype)
 
-    def project(self, params: Params, x: Any) -> Any:
+    def project(self, params: Params, x: Inputs) -> Any:
         return self.cell.project(params, x)
 
-    def output(self, params: Params, carry: Carry, x: Any) -> Any:
+    def output(self, params: Params, carry: Carry, x: Inputs) -> Any:
         return self.cell.output(params, carry, x)
 
 
@@ -368,26 +383,53 @@ class ContextCell(AbstractWrappedCell):
         True
     """
 
+    def __post_init__(self):
+        if not (isinstance(self.cell, Cell) and self.cell.takes_context):
+            name = type(self.cell).__name__
+            raise TypeError(
+                f"ContextCell is for a cell with takes_context = True, but {name} "
+                f"takes no context: use it as it is"
+            )
+
+    def init(self, key: Array, input_size: int) -> Params:
+        name = type(self.cell).__name__
+        raise TypeError(
+            f"ContextCell({name}(...)) draws no parameters, because a context is part "
+            f"of its own: they are (cell.init(key, input_size), context), with the "
+            f"init of {name}"
+        )
+
+    def check(self, params: Params) -> None:
+        if not (isinstance(params, (tuple, list)) and len(params) == 2):
+            raise TypeError(
+                f"ContextCell({type(self.cell).__name__}(...)): its params are a pair, "
+                f"(params of the cell, context), but got {describe_tree(params)}"
+            )
+        self.cell.check(params[0])
+
     def initial_carry(
-        self, params: Params, batch_shape: tuple[int, ...] = (), dtype: Any = None
+        self,
+        params: Params,
+        batch_shape: tuple[int, ...] = (),
+        dtype: DTypeLike | None = None,
     ) -> Carry:
         return self.cell.initial_carry(params[0], batch_shape, dtype)
 
-    def project(self, params: Params, x: Any) -> Any:
+    def project(self, params: Params, x: Inputs) -> Any:
         if type(self.cell).project is Cell.project:
             return x
         return _taking_context(self.cell.project)(params[0], x, params[1])
 
-    def step(self, params: Params, carry: Carry, z: Any, **options: Any) -> Carry:
+    def step(self, params: Params, carry: Carry, z: PyTree, **options: object) -> Carry:
         step = _taking_context(self.cell.step)
         return step(params[0], carry, z, params[1], **options)
 
-    def output(self, params: Params, carry: Carry, x: Any) -> Any:
+    def output(self, params: Params, carry: Carry, x: Inputs) -> Any:
         if type(self.cell).output is Cell.output:
             return self.cell.output(params[0], carry, x)
         return _taking_context(self.cell.output)(params[0], carry, x, params[1])
 
-    def gate_values(self, params: Params, carry: Carry, z: Any) -> dict[str, Gate]:
+    def gate_values(self, params: Params, carry: Carry, z: PyTree) -> dict[str, Gate]:
         if type(self.cell).gate_values is Cell.gate_values:
             return self.cell.gate_values(params[0], carry, z)
         gate_values = _taking_context(self.cell.gate_values)
@@ -399,7 +441,7 @@ def _taking_context(method: Any) -> Any:
     return method
 
 
-def bind_context(cell: Cell, params: Params, context: Any) -> tuple[Cell, Params]:
+def bind_context(cell: Cell, params: Params, context: Context) -> tuple[Cell, Params]:
     """Return a cell without context that computes the same, and its parameters."""
     return (
         (ContextCell(cell), (params, context)) if cell.takes_context else (cell, params)

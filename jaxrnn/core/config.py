@@ -26,7 +26,7 @@ import numpy as np
 from .import_path import Trust, find, import_path_of, is_trusted
 
 
-def to_config(value: Any) -> dict[str, Any]:
+def to_config(value: object) -> dict[str, Any]:
     """Return a frozen dataclass as JSON; see `jaxrnn.Cell.to_config`."""
     if not _is_record(value):
         raise TypeError(
@@ -77,7 +77,7 @@ def from_config(config: dict[str, Any], *, trust_code: Trust = False) -> Any:
     return _decode(config, trust_code)
 
 
-def paths_in(config: Any) -> list[str]:
+def paths_in(config: object) -> list[str]:
     """Return the import paths that a configuration names, each once, in order."""
     return list(dict.fromkeys(_paths(config)))
 
@@ -103,7 +103,7 @@ def _paths(config: Any) -> Iterator[str]:
         yield from _paths(item)
 
 
-def _is_record(value: Any) -> bool:
+def _is_record(value: object) -> bool:
     """Return whether a value is a dataclass instance or a NamedTuple."""
     if isinstance(value, type):
         return False
@@ -112,7 +112,7 @@ def _is_record(value: Any) -> bool:
     )
 
 
-def _encode(value: Any, who: str) -> Any:
+def _encode(value: object, who: str) -> Any:
     """Return a value as JSON; ``who`` names it in errors."""
     if isinstance(value, np.generic):
         value = value.item()

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from .types import Params
 
@@ -34,12 +35,12 @@ def weaken_scalars(params: Params) -> Params:
     )
 
 
-def accumulator(dtype: Any) -> Any:
+def accumulator(dtype: DTypeLike | None) -> Any:
     """Return the dtype in which values are summed: float32 for half precision."""
     return jnp.dtype(dtype) if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
-def _weak(leaf: Any) -> bool:
+def _weak(leaf: object) -> bool:
     return isinstance(leaf, (int, float, complex, np.generic)) or getattr(
         leaf, "weak_type", False
     )

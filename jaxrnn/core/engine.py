@@ -8,10 +8,11 @@ import functools
 import operator
 from typing import Any, ClassVar, NamedTuple
 
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool
 
 from .cell import Cell
-from .types import Carry, Params
+from .types import Carry, Inputs, Params
 
 
 class Supports(enum.Flag):
@@ -64,7 +65,7 @@ class AbstractEngine(abc.ABC):
         cell: Cell,
         params: Params,
         carry: Carry,
-        xs: Any,
+        xs: Inputs,
         mask: Bool[Array, "T *B"] | None = None,
         resets: Bool[Array, "T *B"] | None = None,
         reverse: bool = False,
@@ -107,7 +108,7 @@ class AbstractNetworkEngine(AbstractEngine):
         self,
         params: Params,
         carries: list[Any],
-        xs: Any,
+        xs: Inputs,
         mask: Bool[Array, "T *B"] | None,
         reverse: bool,
         bidirectional: bool,
@@ -133,8 +134,8 @@ class AbstractNetworkEngine(AbstractEngine):
         cell: Cell,
         params: Params,
         carry: Carry,
-        xs: Any,
-        mask: Any = None,
-        resets: Any = None,
+        xs: Inputs,
+        mask: ArrayLike | None = None,
+        resets: ArrayLike | None = None,
     ) -> TypeError | ValueError | None:
         """Return the error that ``run`` would raise for these arguments, or None."""

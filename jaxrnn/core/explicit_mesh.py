@@ -16,15 +16,17 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from .types import Inputs, PyTree
 
-def mesh_of(tree: Any) -> Any:
+
+def mesh_of(tree: PyTree) -> Any:
     """Return the explicit mesh of the first array of ``tree`` that has one, or None."""
     meshes = [jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(tree)]
     return next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
 
 
 def under_auto_axes(
-    function: Callable[..., Any], batch_ndim: int, xs: Any, *args: Any
+    function: Callable[..., Any], batch_ndim: int, xs: Inputs, *args: object
 ) -> Any:
     """Call ``function`` under ``auto_axes`` if any argument has an explicit mesh.
 
@@ -63,7 +65,7 @@ def under_auto_axes(
     return jax.sharding.auto_axes(function, out_sharding=out)(xs, *args)
 
 
-def _spec(x: Any) -> tuple:
+def _spec(x: Inputs) -> tuple:
     """Return the mesh axes of every axis of an array, None where it is not sharded."""
     spec = tuple(jax.typeof(x).sharding.spec)
     return (*spec, *[None] * (x.ndim - len(spec)))

@@ -18,6 +18,8 @@ import jax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from .types import PyTree
+
 LEAST_BYTES = 2048  # smaller slices of a step get no barrier
 
 # The primitive is the identity everywhere; only its lowering for CPUs is a barrier.
@@ -34,7 +36,7 @@ mlir.register_lowering(
 )
 
 
-def cpu_optimization_barrier(tree: Any) -> Any:
+def cpu_optimization_barrier(tree: PyTree) -> Any:
     """Return the same arrays, behind a barrier that XLA's CPU compiler does not cross.
 
     There is a barrier only if the arrays together have `LEAST_BYTES` bytes or more, and

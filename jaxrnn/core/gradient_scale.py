@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from .cell import AbstractWrappedCell
 from .flags import expand_flags, select
-from .types import Carry, Params
+from .types import Carry, Inputs, Params, PyTree
 
 # This is a primitive instead of a jax.custom_jvp function, because partial evaluation
 # of a scan's JVP drops the custom rule from the known part, and second derivatives
@@ -103,11 +103,11 @@ class ScaledCell(AbstractWrappedCell):
 
     purpose: ClassVar[str] = "scaled gradients (gradient_scale, ARTBP)"
 
-    def project(self, params: Params, x: Any) -> Any:
+    def project(self, params: Params, x: Inputs) -> Any:
         scale, inputs, mask, reset = x
         return scale, self.cell.project(params, inputs), mask, reset
 
-    def step(self, params: Params, carry: Carry, z: Any) -> Carry:
+    def step(self, params: Params, carry: Carry, z: PyTree) -> Carry:
         scale, projected, mask, reset = z
         carry = scale_gradient(carry, scale)
         if reset is not None:

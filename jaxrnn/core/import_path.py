@@ -37,7 +37,7 @@ def held(module: str, name: str) -> Any:
     return functools.reduce(getattr, name.split("."), importlib.import_module(module))
 
 
-def import_path_of(value: Any, who: str) -> str:
+def import_path_of(value: object, who: str) -> str:
     """Return the import path of a class or function.
 
     Args:
@@ -154,6 +154,11 @@ def _import_module(module: str, path: str) -> Any:
             return importlib.import_module(module)
     except ModuleNotFoundError as error:
         missing = error.name or ""
+        if module.endswith(".py"):
+            raise ImportError(
+                f"{path}: a module is named without the .py of its file, "
+                f"{path.replace('.py:', ':', 1)}"
+            ) from None
         if module == missing or module.startswith(missing + "."):
             raise ImportError(
                 f"{path}: there is no module {missing!r}, neither in the current "

@@ -7,6 +7,7 @@ import functools
 from typing import Any, ClassVar
 
 import jax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Inexact
 
 from .cell import Cell
@@ -95,7 +96,9 @@ class Layer(Static):
         """
         return all(part.causal for part in parts_of(self) if isinstance(part, Layer))
 
-    def init(self, key: Array, input_size: int, dtype: Any = None) -> Params:
+    def init(
+        self, key: Array, input_size: int, dtype: DTypeLike | None = None
+    ) -> Params:
         """Draw parameters for inputs of ``input_size`` features."""
         raise NotImplementedError
 
@@ -106,7 +109,10 @@ class Layer(Static):
         """
 
     def initial_carry(
-        self, params: Params, batch_shape: tuple[int, ...] = (), dtype: Any = None
+        self,
+        params: Params,
+        batch_shape: tuple[int, ...] = (),
+        dtype: DTypeLike | None = None,
     ) -> Carry:
         """Return the carry before the first step, ``(*batch_shape, ...)`` per leaf."""
         raise NotImplementedError
@@ -129,7 +135,9 @@ class Layer(Static):
         """
         raise NotImplementedError
 
-    def output(self, params: Params, carry: Carry, x: Any) -> Inexact[Array, "*TB H"]:
+    def output(
+        self, params: Params, carry: Carry, x: Inputs
+    ) -> Inexact[Array, "*TB H"]:
         """Compute the outputs from the carries and the inputs, for any leading axes.
 
         The outputs of ``unroll`` must be ``output(params, carries, xs)``.
@@ -193,7 +201,7 @@ def parts_of(layer: Layer) -> list[Cell | Layer]:
 # Compiled once: called eagerly, `jax.lax.scan` would compile at every step.
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def _one_step(
-    layer: Layer, params: Params, carry: Carry, xs: Any, spec: UnrollSpec
+    layer: Layer, params: Params, carry: Carry, xs: Inputs, spec: UnrollSpec
 ) -> tuple[Carry, Any]:
     batch = check_inputs(xs, layer.feature_ndim)[1:]
     expected = jax.eval_shape(lambda p: layer.initial_carry(p, batch), params)
@@ -202,19 +210,23 @@ def _one_step(
     return carry, jax.tree.map(lambda leaf: leaf[0], ys)
 
 
-def check_cell(cell: Any) -> None:
+def check_cell(cell: object) -> None:
     """Check that ``cell`` is a frozen and hashable `Cell` or `Layer`.
 
     Raises:
         TypeError: if it is not.
     """
     if not isinstance(cell, (Cell, Layer)):
-        hint = (
-            f"an instance: {cell.__name__}(...)"
-            if isinstance(cell, type)
-            else "a jaxrnn.Cell or a layer"
-        )
-        raise TypeError(f"expected {hint}, but got {describe(cell)}")
+        what = "a jaxrnn.Cell or a layer"
+        repair = ""
+        if isinstance(cell, type):
+            what = f"an instance: {cell.__name__}(...)"
+        elif isinstance(cell, (list, tuple)):
+            repair = (
+                f" of {len(cell)}: jaxrnn.stack(*layers) makes one layer of several, "
+                f"each of which is an argument of its own"
+            )
+        raise TypeError(f"expected {what}, but got {describe(cell)}{repair}")
     frozen = getattr(type(cell), "__dataclass_params__", None)
     if frozen is None or not frozen.frozen:
         raise TypeError(

@@ -18,6 +18,7 @@ from jax.sharding import AxisType
 from jaxtyping import Array, Bool
 
 from .flags import expand_flags
+from .types import Inputs
 
 # Fills a batch without any valid step. It lies within the domain of log(x), log(1 - x),
 # 1 / x, arctanh(x) and x / |x|.
@@ -25,7 +26,7 @@ HALF = 0.5
 LAST = 2**31 - 1  # larger than the number of any row
 
 
-def fill_masked_inputs(xs: Any, mask: Bool[Array, "T *B"] | None) -> Any:
+def fill_masked_inputs(xs: Inputs, mask: Bool[Array, "T *B"] | None) -> Any:
     """Replace masked inputs by the first valid input of the same row.
 
     A row without a valid step gets the first valid input of the first row that has one.

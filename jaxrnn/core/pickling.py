@@ -87,7 +87,7 @@ class _Partial:
     parts: tuple[Any, tuple[Any, ...], dict[str, Any]]
 
 
-def _by_name(value: Any, who: str) -> Any:
+def _by_name(value: object, who: str) -> Any:
     """Replace every function in ``value`` by a `_Name`, also in tuples and partials.
 
     Raises:
@@ -119,7 +119,7 @@ def _by_name(value: Any, who: str) -> Any:
     )
 
 
-def _found(value: Any) -> Any:
+def _found(value: object) -> Any:
     """Undo `_by_name`: import the functions that ``value`` refers to."""
     if type(value) is tuple:
         return tuple(map(_found, value))

@@ -12,7 +12,7 @@ _FOUND: contextvars.ContextVar[dict[str, Any] | None] = contextvars.ContextVar(
 )
 
 
-def tap(value: Any, name: str) -> Any:
+def tap(value: object, name: str) -> Any:
     """Name a value inside a cell's ``project``, ``step`` or ``output``.
 
     It returns the value as it is. `jaxrnn.diagnostics.tapped` gives the named values of

@@ -9,3 +9,4 @@ Params = Any  # a pytree of arrays: a dict with words as keys
 Carry = Any
 Inputs = Any  # an array (T, *B, D), or a pytree of arrays (T, *B, ...)
 Context = Any  # a pytree of arrays (*B, ...) that are the same at every step
+PyTree = Any  # any other pytree of arrays, an optimizer's state for instance

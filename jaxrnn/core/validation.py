@@ -5,32 +5,51 @@ Each error says what was expected, what was given and how to mend it.
 
 from __future__ import annotations
 
-import contextlib
 import numbers
-import pathlib
-import traceback
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from .arrays import is_array
+from .types import Carry, Context, Inputs, Params, PyTree
 
 
-def check_positive(owner: Any, **sizes: Any) -> None:
+def check_positive(owner: object, **sizes: object) -> None:
     """Check that every named size is an int of at least 1."""
     for name, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, numbers.Integral) or size < 1:
+            came = describe(size) if is_array(size) else repr(size)
             raise ValueError(
                 f"{type(owner).__name__}: {name} must be an int of at least 1, but it "
-                f"is {size!r}"
+                f"is {came}{_size_hint(name, size)}"
             )
 
 
-def check_auto(owner: Any, **sizes: Any) -> None:
+def _size_hint(name: str, size: Any) -> str:
+    """Say what mends an array, or a key, that is given for a size, or ""."""
+    if name != "input_size" or not is_array(size):
+        return ""
+    if jnp.issubdtype(size.dtype, jax.dtypes.prng_key):
+        return ": the key comes first, init(key, input_size)"
+    if not size.ndim:
+        return ": pass int(input_size)"
+    return ": pass the number of features, xs.shape[-1]"
+
+
+def check_input_size(owner: Any, input_size: Any) -> None:
+    """Check that a layer is given no array for the number of its input features.
+
+    Cells of one's own may take something else than an int, so only arrays are refused.
+    """
+    if is_array(input_size):
+        check_positive(owner, input_size=input_size)
+
+
+def check_auto(owner: object, **sizes: object) -> None:
     """Check options that are a positive size, None for all, or ``"auto"``."""
     for name, value in sizes.items():
         if isinstance(value, str) and value != "auto":
@@ -42,7 +61,9 @@ def check_auto(owner: Any, **sizes: Any) -> None:
             check_positive(owner, **{name: value})
 
 
-def check_int(what: str, name: str, value: Any, least: int, most: int, of: str) -> int:
+def check_int(
+    what: str, name: str, value: object, least: int, most: int, of: str
+) -> int:
     """Convert ``value`` to an int from ``least`` to ``most``; ``of`` says why these."""
     if (
         isinstance(value, bool)
@@ -56,7 +77,7 @@ def check_int(what: str, name: str, value: Any, least: int, most: int, of: str) 
     return int(value)
 
 
-def check_batch_shape(batch_shape: Any) -> None:
+def check_batch_shape(batch_shape: object) -> None:
     """Check that ``batch_shape`` is a tuple (or list) of sizes."""
     if not isinstance(batch_shape, (tuple, list)):
         raise TypeError(
@@ -70,7 +91,7 @@ TOKENS = (
 )
 
 
-def check_inputs(xs: Any, feature_ndim: Any = 1) -> tuple[Any, ...]:
+def check_inputs(xs: Inputs, feature_ndim: PyTree = 1) -> tuple[Any, ...]:
     """Check inputs, and return their time and batch axes, ``(T, *B)``.
 
     The sizes are integers, or symbols under ``jax.export``.
@@ -115,12 +136,12 @@ def check_inputs(xs: Any, feature_ndim: Any = 1) -> tuple[Any, ...]:
     return leads[0]
 
 
-def batch_of_step(x: Any, feature_ndim: Any = 1) -> tuple[Any, ...]:
+def batch_of_step(x: Inputs, feature_ndim: PyTree = 1) -> tuple[Any, ...]:
     """Check the inputs of one streaming step, and return their batch axes ``*B``."""
     return check_inputs(jax.tree.map(lambda leaf: leaf[None], x), feature_ndim)[1:]
 
 
-def _feature_ndims(xs: Any, feature_ndim: Any) -> list[int]:
+def _feature_ndims(xs: Inputs, feature_ndim: PyTree) -> list[int]:
     """Return the number of feature axes of every leaf of ``xs``."""
     try:
         ndims = jax.tree.leaves(jax.tree.broadcast(feature_ndim, xs))
@@ -138,7 +159,7 @@ def _feature_ndims(xs: Any, feature_ndim: Any) -> list[int]:
     return ndims
 
 
-def lead_ndim(xs: Any, feature_ndim: Any) -> int:
+def lead_ndim(xs: Inputs, feature_ndim: PyTree) -> int:
     """Return the number of axes of inputs before their feature axes."""
     ndims = _feature_ndims(xs, 1 if feature_ndim is None else feature_ndim)
     return jax.tree.leaves(xs)[0].ndim - ndims[0]
@@ -170,7 +191,7 @@ def _too_few_axes(name: str, leaf: Any, feature_ndim: int) -> Exception:
     )
 
 
-def check_one_array(what: str, xs: Any) -> None:
+def check_one_array(what: str, xs: Inputs) -> None:
     """Check that inputs are one floating-point array, and not a pytree."""
     if not is_array(xs):
         raise TypeError(
@@ -179,7 +200,7 @@ def check_one_array(what: str, xs: Any) -> None:
     check_floating("xs", xs)
 
 
-def check_floating(name: str, xs: Any) -> None:
+def check_floating(name: str, xs: Inputs) -> None:
     """Check that an array of features is floating-point or complex."""
     if not jnp.issubdtype(xs.dtype, jnp.inexact):
         raise TypeError(
@@ -188,7 +209,7 @@ def check_floating(name: str, xs: Any) -> None:
         )
 
 
-def check_context(cell: Any, context: Any, batch: tuple[Any, ...] | None = None):
+def check_context(cell: Any, context: Context, batch: tuple[Any, ...] | None = None):
     """Check that a context is given if, and only if, a cell or layer takes one.
 
     Args:
@@ -220,7 +241,7 @@ def check_context(cell: Any, context: Any, batch: tuple[Any, ...] | None = None)
             )
 
 
-def check_features(cell: Any, kernel: Array, x: Any) -> None:
+def check_features(cell: Any, kernel: Array, x: Inputs) -> None:
     """Check that the features and dtype of ``x`` fit the cell's input kernel."""
     check_one_array(type(cell).__name__, x)
     if x.shape[-1] != kernel.shape[0]:
@@ -276,7 +297,7 @@ def _swap_hint(name: str, shape: tuple[Any, ...], want: tuple[Any, ...]) -> str:
     )
 
 
-def checked_reset(reset: Any, batch: tuple[Any, ...]) -> Any:
+def checked_reset(reset: ArrayLike | None, batch: tuple[Any, ...]) -> Any:
     """Check the ``reset`` of a streaming call, and return it as an array."""
     if isinstance(reset, bool):
         reset = np.asarray(reset)
@@ -305,7 +326,7 @@ def check_scale(scale: Any, want: tuple[Any, ...]) -> None:
         )
 
 
-def check_ours(name: str, value: Any) -> None:
+def check_ours(name: str, value: object) -> None:
     """Check that an array is one of JAX or numpy, and not of another library."""
     if _is_foreign(value):
         raise TypeError(
@@ -314,7 +335,7 @@ def check_ours(name: str, value: Any) -> None:
         )
 
 
-def check_all_ours(name: str, tree: Any, variable: str | None = None) -> None:
+def check_all_ours(name: str, tree: PyTree, variable: str | None = None) -> None:
     """Check that every leaf of a pytree is an array of JAX or numpy, or a number.
 
     Args:
@@ -336,7 +357,7 @@ def check_all_ours(name: str, tree: Any, variable: str | None = None) -> None:
             )
 
 
-def _is_foreign(value: Any) -> bool:
+def _is_foreign(value: object) -> bool:
     """Return whether ``value`` is an array of a library with dtypes of its own."""
     if isinstance(value, (jax.Array, np.ndarray, np.generic, type)):
         return False
@@ -356,7 +377,7 @@ def _kind(dtype: Any) -> Any:
         return np.dtype(object)
 
 
-def _repair(name: str, value: Any) -> str:
+def _repair(name: str, value: object) -> str:
     """Return the advice to convert an array of another library."""
     detached = ".detach()" if getattr(value, "requires_grad", False) else ""
     return (
@@ -367,8 +388,8 @@ def _repair(name: str, value: Any) -> str:
 
 def check_carry(
     cell: Any,
-    carry: Any,
-    expected: Any,
+    carry: Carry,
+    expected: Carry,
     made_by: str,
     lead: tuple[Any, ...] = (),
 ) -> None:
@@ -429,7 +450,7 @@ def _batch_first_hint(
 
 def check_rows(
     name: str,
-    carry: Any,
+    carry: Carry,
     wider: Any,
     batch: tuple[int, ...],
     why: str,
@@ -483,72 +504,14 @@ def check_rows(
         )
 
 
-@contextlib.contextmanager
-def name_failing_method(
-    cell: Any, method: str, hint: str = "", **given: Any
-) -> Iterator[None]:
-    """Add the method and its arguments to an error from a user's own cell or layer.
-
-    Errors that the library raises itself, and those of other types than the usual
-    built-in ones, pass unchanged.
-
-    Args:
-        cell: the cell or layer.
-        method: the name of the method that is called in the context.
-        hint: what may mend the error.
-        **given: the arguments of the method, whose shapes the error shows.
-    """
-    try:
-        yield
-    except (TypeError, ValueError, LookupError, AttributeError) as error:
-        # Subclasses may carry meaning of their own, so only exact types are wrapped.
-        is_plain = type(error) in (
-            TypeError,
-            ValueError,
-            KeyError,
-            IndexError,
-            AttributeError,
-        )
-        if not is_plain or _is_ours(cell, error):
-            raise
-        kind = ValueError if isinstance(error, ValueError) else TypeError
-        arguments = ", ".join(
-            f"{name} {describe_tree(tree)}" for name, tree in given.items()
-        )
-        lines = (
-            f"{error!r}" if isinstance(error, KeyError) else str(error)
-        ).strip().splitlines() or [type(error).__name__]
-        message = lines[0] if len(lines[0]) < 140 else lines[0][:137] + "..."
-        raise kind(
-            f"{type(cell).__name__}.{method} fails on {arguments}: "
-            f"{message.rstrip('.')}{hint and '. ' + hint}"
-        ) from error
-
-
-def _is_ours(cell: Any, error: Exception) -> bool:
-    """Return whether an error is worded by the library already.
-
-    Either a raise statement of the library raised it, or it came from one of the
-    library's own cells, which check their inputs themselves.
-    """
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    raised = pathlib.Path(frame.filename).is_relative_to(HERE) and (
-        frame.line or ""
-    ).startswith("raise")
-    return raised or type(cell).__module__.partition(".")[0] == "jaxrnn"
-
-
-HERE = pathlib.Path(__file__).parents[1]
-
-
-def describe_tree(tree: Any) -> str:
+def describe_tree(tree: PyTree) -> str:
     """Describe a pytree briefly: names, shapes, and dtypes that are not real floats."""
     if is_array(tree):
         kind = (
             "" if jnp.issubdtype(_kind(tree.dtype), jnp.floating) else f" {tree.dtype}"
         )
         return f"{tuple(tree.shape)}{kind}"
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+    if is_namedtuple(tree):
         parts = ", ".join(
             f"{name} {describe_tree(part)}"
             for name, part in zip(tree._fields, tree, strict=True)
@@ -569,10 +532,15 @@ def describe_tree(tree: Any) -> str:
             )
             + "}"
         )
-    return "None" if tree is None else describe(tree)
+    return describe(tree)
 
 
-def check_params(cell: Any, params: Any, expected: dict[str, Any]) -> None:
+def is_namedtuple(tree: PyTree) -> bool:
+    """Whether a tree is a NamedTuple."""
+    return isinstance(tree, tuple) and hasattr(tree, "_fields")
+
+
+def check_params(cell: Any, params: Params, expected: dict[str, Any]) -> None:
     """Check that ``params`` is a dict with the names and shapes of ``expected``.
 
     Dtypes are not checked.
@@ -605,7 +573,7 @@ def check_params(cell: Any, params: Any, expected: dict[str, Any]) -> None:
             )
 
 
-def check_key_given(what: str, key: Any) -> None:
+def check_key_given(what: str, key: Array | None) -> None:
     """Check that a key was given to a function that draws random numbers."""
     if key is None or not (
         is_array(key)
@@ -617,7 +585,7 @@ def check_key_given(what: str, key: Any) -> None:
         )
 
 
-def check_key(cell: Any, key: Any) -> None:
+def check_key(cell: Any, key: Array | None) -> None:
     """Check that a key is given if, and only if, the layer draws random numbers."""
     if cell.requires_key and key is None:
         raise ValueError(
@@ -650,10 +618,13 @@ def describe(value: Any) -> str:
             f"{tuple(value.shape)} and dtype {value.dtype}"
         )
     if is_array(value):
-        return (
-            f"{type(value).__name__} of shape {tuple(value.shape)} and dtype "
-            f"{value.dtype}"
-        )
+        kinds: Any = (jax.Array, np.ndarray)
+        what = "an array" if isinstance(value, kinds) else f"a {type(value).__name__}"
+        if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+            what = "a key"
+        return f"{what} of shape {tuple(value.shape)} and dtype {value.dtype}"
+    if value is None:
+        return "None"
     return (
         f"a {type(value).__name__}"
         if not isinstance(value, type)

@@ -61,6 +61,6 @@ def as_number(who: str, name: str, value: Any) -> Any:
     return float(value)
 
 
-def _words(value: Any) -> str:
+def _words(value: object) -> str:
     """Describe a value for an error: arrays by shape and dtype, others by repr."""
     return describe(value) if is_array(value) else repr(value)

@@ -223,7 +223,7 @@ def _ranked(search: _Search, length_penalty: Number) -> Beams:
     )
 
 
-def _check(step: Any, carry: Any, start: Any, end: Any) -> None:
+def _check(step: Any, carry: Carry, start: Any, end: Any) -> None:
     """Check that the arguments of `beam_search` fit each other."""
     if not is_array(start) or not jnp.issubdtype(start.dtype, jnp.integer):
         raise TypeError(

@@ -13,7 +13,7 @@ from ..core.cell import Cell
 from ..core.exported import register_for_export
 from ..core.flags import expand_flags
 from ..core.layer import Layer, check_cell
-from ..core.types import Carry, Params
+from ..core.types import Carry, Context, Inputs, Params, PyTree
 from ..core.validation import (
     batch_of_step,
     check_carry,
@@ -44,13 +44,13 @@ def rollout(
     cell: Cell | Layer,
     params: Params,
     carry: Carry,
-    x0: Any,
+    x0: Inputs,
     steps: Size,
     *,
     feed: Callable[[Any], Any] | None = None,
-    targets: Any = None,
-    teacher_forcing: Number = 1.0,
-    context: Any = None,
+    targets: PyTree = None,
+    teacher_forcing: Number | None = None,
+    context: Context = None,
     key: Array | None = None,
 ) -> RolledOut:
     """Run a cell in a closed loop, each output the next input::
@@ -83,7 +83,8 @@ def rollout(
             what ``feed(outputs[t])`` should be. The last is never read. None leaves the
             model to itself.
         teacher_forcing: the probability that a true input is read, in [0, 1]: 1 is
-            teacher forcing, 0 a closed loop. It may be traced, for a schedule.
+            teacher forcing, which is the default with ``targets``, and 0 a closed loop.
+            It may be traced, for a schedule.
         context: as for `unroll`.
         key: a random key. It is required for a probability between 0 and 1 or a traced
             one, and by layers that draw random numbers; otherwise none is taken.
@@ -117,7 +118,7 @@ def rollout(
     check_carry(cell, carry, initial, "the carry passed in")
     coins, keys = _drawn(cell, targets, teacher_forcing, key, (steps, *batch))
 
-    def step(carry: Carry, x: Any, key: Any) -> tuple[Carry, Any, Any]:
+    def step(carry: Carry, x: Inputs, key: Array | None) -> tuple[Carry, Any, Any]:
         carry, y = cell(params, carry, x, context=context, key=key)
         return carry, y, y if feed is None else feed(y)
 
@@ -155,24 +156,29 @@ def _choose(coin: Array, truth: Any, own: Any) -> Any:
 
 
 def _drawn(
-    cell: Cell | Layer, targets: Any, teacher_forcing: Number, key: Any, shape: tuple
+    cell: Cell | Layer,
+    targets: PyTree,
+    teacher_forcing: Number | None,
+    key: Any,
+    shape: tuple[Any, ...],
 ) -> tuple[Any, Any]:
     """Return the coins ``(N, *B)`` and a key for each step, or None for either."""
-    share = as_number("rollout", "teacher_forcing", teacher_forcing)
+    given = float(targets is not None) if teacher_forcing is None else teacher_forcing
+    share = as_number("rollout", "teacher_forcing", given)
     is_static = not isinstance(share, jax.core.Tracer)
     if is_static and share > 1:
         raise ValueError(
             f"rollout: teacher_forcing is a probability in [0, 1], but it is {share}"
         )
     is_certain = is_static and share in (0, 1)
-    if targets is None and not is_certain:
+    if targets is None and not (is_static and share == 0):
         raise ValueError(
             "rollout: teacher_forcing decides between the model's own inputs and "
             "targets, but there are none: pass targets=, or leave teacher_forcing out"
         )
     flips = not is_certain
     if flips or cell.requires_key:
-        check_key_given("rollout", key)
+        _check_key(cell, key)
     elif key is not None:
         raise ValueError(
             "rollout: nothing is drawn, so leave the key out; it is for a "
@@ -189,6 +195,23 @@ def _drawn(
     return coins, keys
 
 
+def _check_key(cell: Cell | Layer, key: Array | None) -> None:
+    """Check that a key is given; the error says what draws random numbers."""
+    if key is None:
+        what, repair = (
+            (
+                f"{type(cell).__name__} draws random numbers at every step",
+                "; jaxrnn.inference(layer) is the same layer without them",
+            )
+            if cell.requires_key
+            else ("a teacher_forcing between 0 and 1 draws a coin at every step", "")
+        )
+        raise ValueError(
+            f"rollout: {what}, so it needs key=jax.random.key(...){repair}"
+        )
+    check_key_given("rollout", key)
+
+
 def _check_like(wanted: Any, got: Any, what: str, repair: str) -> None:
     """Check that a tree has the structure, shapes and dtypes of another."""
     structure: Any = jax.tree.structure(wanted)
@@ -203,6 +226,6 @@ def _check_like(wanted: Any, got: Any, what: str, repair: str) -> None:
         )
 
 
-def _described(tree: Any) -> str:
+def _described(tree: PyTree) -> str:
     dtypes = {leaf.dtype.name for leaf in jax.tree.leaves(tree)}
     return f"{describe_tree(tree)} of {', '.join(sorted(dtypes))}"

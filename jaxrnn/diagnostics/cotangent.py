@@ -8,8 +8,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import PyTreeDef
 from jaxtyping import Array
 
+from ..core.cell import Cell
+from ..core.layer import Layer
 from ..core.types import Carry, Params
 from ..layers.compose import Residual, Stack
 from .scaled import CompensatedSum, finite, log_norm, normalize, scale_by_log
@@ -40,7 +43,7 @@ class Cotangent(NamedTuple):
         )
 
 
-def layer_of_leaves(layer: Any, carry: Carry) -> list[int]:
+def layer_of_leaves(layer: Cell | Layer, carry: Carry) -> list[int]:
     """Return the index of its layer, from 0, for every leaf of the carry."""
     if isinstance(layer, Residual):
         return layer_of_leaves(layer.layer, carry)
@@ -67,7 +70,7 @@ def begin(layers: list[int], delta: Carry, batch_ndim: int) -> Cotangent:
 def pull_back(
     layers: list[int],
     pullback: Callable[[Carry], Carry],
-    structure: Any,
+    structure: PyTreeDef,
     cotangent: Cotangent,
     batch_ndim: int,
 ) -> Cotangent:

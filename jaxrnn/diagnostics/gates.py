@@ -11,16 +11,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ..core.cell import Cell, Gate
-from ..core.dtypes import accumulator, weaken_scalars
+from ..core.dtypes import accumulator
+from ..core.engine import AbstractEngine
 from ..core.flags import expand_flags
 from ..core.layer import Layer, parts_of
-from ..core.types import Carry, Inputs, Params
+from ..core.types import Carry, Context, Inputs, Params
 from ..core.validation import describe
 from ..layers.compose import Residual, Stack
 from ..layers.skip import Concat
 from ..layers.stochastic import StochasticCellLayer
 from ..unrolling import unroll
-from .transition import Trajectory, Transition, rollout
+from .transition import Trajectory, Transition, rollout, with_context
 
 # A gate is saturated where its distance from an end of its range is at most this share
 # of the range.
@@ -58,7 +59,8 @@ def gate_statistics(
     *,
     mask: Bool[Array, "T *B"] | None = None,
     resets: Bool[Array, "T *B"] | None = None,
-    engine: Any = None,
+    engine: AbstractEngine | None = None,
+    context: Context = None,
 ) -> dict[str, Any]:
     """Measure every gate of a cell or layer over a batch of sequences.
 
@@ -72,7 +74,7 @@ def gate_statistics(
         params: the parameters, from ``cell.init``.
         xs: the inputs, ``(T, *B, D)``.
         carry: the carry before the first step (default: the initial carry).
-        mask, resets, engine: as for `jaxrnn.unroll`.
+        mask, resets, engine, context: as for `jaxrnn.unroll`.
 
     Returns:
         A dict of `GateStatistics` by the name of the gate. For a stack, a dict of such
@@ -91,7 +93,7 @@ def gate_statistics(
         >>> print(sorted(gates), gates["f"].mean)
         ['f', 'g', 'i', 'o'] [0.7310586 0.7310586]
     """
-    params = weaken_scalars(params)
+    cell, params = with_context(cell, params, xs, context, mask, "gate_statistics")
     trajectory = rollout(
         cell, params, xs, carry, mask, resets, engine, "gate_statistics"
     )

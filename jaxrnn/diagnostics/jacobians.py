@@ -11,12 +11,19 @@ from jaxtyping import Array, Bool, Float, Inexact
 
 from ..core.arrays import is_array
 from ..core.cell import Cell
-from ..core.dtypes import weaken_scalars
+from ..core.engine import AbstractEngine
 from ..core.layer import Layer
-from ..core.types import Carry, Inputs, Params
+from ..core.types import Carry, Context, Inputs, Params
 from ..core.validation import describe
 from .scaled import CompensatedSum, normalize
-from .transition import Transition, features, from_features, rollout, size_of
+from .transition import (
+    Transition,
+    features,
+    from_features,
+    rollout,
+    size_of,
+    with_context,
+)
 
 
 def jacobians(
@@ -27,7 +34,8 @@ def jacobians(
     *,
     mask: Bool[Array, "T *B"] | None = None,
     resets: Bool[Array, "T *B"] | None = None,
-    engine: Any = None,
+    engine: AbstractEngine | None = None,
+    context: Context = None,
 ) -> Float[Array, "T *B N N"]:
     """Compute the Jacobian ``J_t = ds_t/ds_{t-1}`` of every step.
 
@@ -47,6 +55,7 @@ def jacobians(
         carry: the carry before the first step (default: the initial carry).
         mask, resets, engine: as for `jaxrnn.unroll`. The Jacobians are taken at the
             states that ``engine`` computes.
+        context: as for `jaxrnn.unroll`, for a cell with ``takes_context``.
 
     Returns:
         The Jacobians, ``(T, *B, n, n)``.
@@ -64,13 +73,13 @@ def jacobians(
         >>> print(jaxrnn.diagnostics.jacobians(cell, params, jnp.zeros((2, 1))).ravel())
         [0.5 0.5]
     """
-    params = weaken_scalars(params)
+    cell, params = with_context(cell, params, xs, context, mask, "jacobians")
     trajectory = rollout(cell, params, xs, carry, mask, resets, engine, "jacobians")
     return _jacobians(cell, params, trajectory)
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
-def _jacobians(cell: Any, params: Params, trajectory: Any) -> Array:
+def _jacobians(cell: Cell | Layer, params: Params, trajectory: Any) -> Array:
     """Push the standard basis of the carry through the linearization of every step."""
     transition, batch_ndim = Transition(cell), len(trajectory.batch)
 

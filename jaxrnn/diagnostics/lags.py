@@ -22,14 +22,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ..core.cell import Cell
-from ..core.dtypes import weaken_scalars
+from ..core.engine import AbstractEngine
 from ..core.layer import Layer
-from ..core.types import Carry, Inputs, Params
+from ..core.types import Carry, Context, Inputs, Params, PyTree
 from ..core.validation import describe
 from .cotangent import backpropagate_log_norms
 from .readout import LossReadout, check_loss, loss_cotangent, select_readout
 from .scaled import CompensatedSum, log_mean_exp, normalize
-from .transition import Trajectory, Transition, rollout
+from .transition import Trajectory, Transition, rollout, with_context
 
 
 class GradientLags(NamedTuple):
@@ -82,7 +82,8 @@ def gradient_lags(
     lags: int | None = None,
     mask: Bool[Array, "T *B"] | None = None,
     resets: Bool[Array, "T *B"] | None = None,
-    engine: Any = None,
+    engine: AbstractEngine | None = None,
+    context: Context = None,
 ) -> GradientLags:
     """Compute ``log ||dl/ds_{T-k}||``, the gradient norm at every lag k = 0..K.
 
@@ -105,6 +106,7 @@ def gradient_lags(
         lags: K, at most the number of steps up to the loss (default: all of them).
         mask, resets, engine: as for `jaxrnn.unroll`. The gradients are taken at the
             states that ``engine`` computes.
+        context: as for `jaxrnn.unroll`, for a cell with ``takes_context``.
 
     Returns:
         `GradientLags`, with K + 1 entries.
@@ -126,7 +128,7 @@ def gradient_lags(
         >>> print(jnp.exp(lags.log_norm).round(3))
         [1.    0.5   0.25  0.125]
     """
-    params = weaken_scalars(params)
+    cell, params = with_context(cell, params, xs, context, mask, "gradient_lags")
     trajectory = rollout(cell, params, xs, carry, mask, resets, engine, "gradient_lags")
     readout = select_readout("gradient_lags", trajectory, at, lags)
     check_loss("gradient_lags", cell, params, loss, readout.carry, readout.x)
@@ -137,7 +139,7 @@ def gradient_lags(
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def _gradient_lags(
-    cell: Any, params: Params, readout: LossReadout, seed: Carry
+    cell: Cell | Layer, params: Params, readout: LossReadout, seed: Carry
 ) -> GradientLags:
     """Backpropagate the loss cotangent; mark the lags that a sequence does not have."""
     norms = backpropagate_log_norms(Transition(cell), params, readout.part, seed)
@@ -152,12 +154,13 @@ def gradient_map(
     params: Params,
     xs: Inputs,
     loss: Callable[[Array, Any], Array],
-    targets: Any = None,
+    targets: PyTree = None,
     carry: Carry = None,
     *,
     resets: Bool[Array, "T *B"] | None = None,
     mask: Bool[Array, "T *B"] | None = None,
-    engine: Any = None,
+    engine: AbstractEngine | None = None,
+    context: Context = None,
 ) -> Float[Array, "T T1 *B"]:
     """Compute ``log ||dl_t/ds_k||`` for every pair of a loss and a state.
 
@@ -175,7 +178,7 @@ def gradient_map(
         loss: ``loss(y (*B, H), target) -> scalar``, summed over the batch.
         targets: a pytree of arrays ``(T, *B, ...)``, or None.
         carry: the carry before the first step (default: the initial carry).
-        resets, mask, engine: as for `jaxrnn.unroll`.
+        resets, mask, engine, context: as for `jaxrnn.unroll`.
 
     Returns:
         The logarithms, ``(T, T + 1, *B)``.
@@ -196,7 +199,7 @@ def gradient_map(
         >>> print(jnp.exp(log_map).round(3).tolist())
         [[0.5, 1.0, nan], [0.25, 0.5, 1.0]]
     """
-    params = weaken_scalars(params)
+    cell, params = with_context(cell, params, xs, context, mask, "gradient_map")
     trajectory = rollout(cell, params, xs, carry, mask, resets, engine, "gradient_map")
     _check_targets(trajectory, targets)
     first_step = jax.tree.map(
@@ -224,7 +227,7 @@ def gradient_map(
     )
 
 
-def _check_targets(trajectory: Trajectory, targets: Any) -> None:
+def _check_targets(trajectory: Trajectory, targets: PyTree) -> None:
     """Check that there is at least one step, and a target for each step."""
     if trajectory.steps == 0:
         raise ValueError(
@@ -241,7 +244,7 @@ def _check_targets(trajectory: Trajectory, targets: Any) -> None:
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def _gradient_map(
-    cell: Any, params: Params, trajectory: Trajectory, cotangents: Carry
+    cell: Cell | Layer, params: Params, trajectory: Trajectory, cotangents: Carry
 ) -> Array:
     """Backpropagate the losses of all steps side by side, on a leading axis.
 

@@ -11,11 +11,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ..core.cell import Cell
-from ..core.dtypes import weaken_scalars
 from ..core.flags import expand_flags
-from ..core.layer import Layer
+from ..core.layer import Layer, check_cell
 from ..core.masked_inputs import fill_masked_inputs
-from ..core.types import Carry, Inputs, Params
+from ..core.types import Carry, Context, Inputs, Params
 from ..core.validation import (
     check_carry,
     check_flags,
@@ -32,6 +31,7 @@ from .transition import (
     features,
     from_features,
     size_of,
+    with_context,
 )
 
 
@@ -81,6 +81,7 @@ def lyapunov_spectrum(
     stride: int = 1,
     mask: Bool[Array, "T *B"] | None = None,
     state: LyapunovState | None = None,
+    context: Context = None,
 ) -> LyapunovSpectrum:
     """Compute the ``count`` largest Lyapunov exponents of a driven recurrence by QR.
 
@@ -116,6 +117,7 @@ def lyapunov_spectrum(
             does not count. There are no resets: an exponent is a mean over one long
             trajectory.
         state: the state returned for the preceding part of the sequence.
+        context: as for `jaxrnn.unroll`, for a cell with ``takes_context``.
 
     Returns:
         A `LyapunovSpectrum`.
@@ -138,11 +140,12 @@ def lyapunov_spectrum(
         [0.5]
     """
     what = "lyapunov_spectrum"
-    check_supported(cell, what)
+    check_cell(cell)
     lead = check_inputs(xs, cell.feature_ndim)
-    params = weaken_scalars(params)
     if mask is not None:
         check_flags("mask", mask, lead)
+    cell, params = with_context(cell, params, xs, context, mask, what)
+    check_supported(cell, what)
     cell.check(params)
     batch, steps = lead[1:], lead[0]
     expected = jax.eval_shape(lambda p: cell.initial_carry(p, batch), params)
@@ -201,7 +204,7 @@ def _begin(
 
 @functools.partial(jax.jit, static_argnums=(0, 5, 6), inline=True)
 def _spectrum(
-    cell: Any,
+    cell: Cell | Layer,
     params: Params,
     xs: Inputs,
     mask: Array | None,

@@ -22,8 +22,9 @@ from jaxtyping import Array, Bool, Float
 
 from ..core.cell import Cell
 from ..core.dtypes import weaken_scalars
+from ..core.engine import AbstractEngine
 from ..core.layer import Layer
-from ..core.types import Carry, Inputs, Params
+from ..core.types import Carry, Context, Inputs, Params, PyTree
 from .readout import (
     LossReadout,
     check_loss,
@@ -39,7 +40,7 @@ from .scaled import (
     normalize,
     scale_by_log,
 )
-from .transition import Transition, check_inexact, rollout
+from .transition import Transition, check_inexact, rollout, with_context
 
 
 class ParameterLags(NamedTuple):
@@ -94,8 +95,9 @@ def parameter_lags(
     lags: int | None = None,
     mask: Bool[Array, "T *B"] | None = None,
     resets: Bool[Array, "T *B"] | None = None,
-    engine: Any = None,
+    engine: AbstractEngine | None = None,
     terms: bool = False,
+    context: Context = None,
 ) -> ParameterLags:
     """Compute the parameter-lag terms G(T, k) of a loss and their partial sums.
 
@@ -115,6 +117,8 @@ def parameter_lags(
         lags: K, at most the number of steps up to the loss (default: all of them).
         mask, resets, engine: as for `jaxrnn.unroll`.
         terms: also return the terms, which take K times the memory of the parameters.
+        context: as for `jaxrnn.unroll`, for a cell with ``takes_context``. It is no
+            parameter, and has no terms.
 
     Returns:
         `ParameterLags`.
@@ -137,23 +141,29 @@ def parameter_lags(
     check_inexact(
         "parameter_lags: params", params, "every parameter must be floating-point"
     )
-    trajectory = rollout(
-        cell, params, xs, carry, mask, resets, engine, "parameter_lags"
-    )
+    cell, bound = with_context(cell, params, xs, context, mask, "parameter_lags")
+    trajectory = rollout(cell, bound, xs, carry, mask, resets, engine, "parameter_lags")
     readout = select_readout("parameter_lags", trajectory, at, lags)
-    check_loss("parameter_lags", cell, params, loss, readout.carry, readout.x)
-    direct = jax.grad(lambda p: readout_loss(cell, loss, readout, p, readout.carry))(
-        params
-    )
+    check_loss("parameter_lags", cell, bound, loss, readout.carry, readout.x)
+    held = None if context is None else bound[1]
+    direct = jax.grad(
+        lambda p: readout_loss(cell, loss, readout, _bind(p, held), readout.carry)
+    )(params)
     return _parameter_lags(
         cell,
         params,
+        held,
         readout,
         direct,
-        loss_cotangent(cell, params, loss, readout),
+        loss_cotangent(cell, bound, loss, readout),
         terms,
         carry is None,
     )
+
+
+def _bind(params: Params, context: Context) -> Params:
+    """Return the parameters of a cell whose parameters hold its context, if any."""
+    return params if context is None else (params, context)
 
 
 class _Sum(NamedTuple):
@@ -162,7 +172,7 @@ class _Sum(NamedTuple):
     tree: Any
     log: Array
 
-    def plus(self, tree: Any, log: Array) -> _Sum:
+    def plus(self, tree: PyTree, log: Array) -> _Sum:
         """Add ``tree * exp(log)`` at the larger of the two scales."""
         scale = finite(jnp.maximum(self.log, log))
         return _Sum(
@@ -179,10 +189,11 @@ class _Sum(NamedTuple):
         return log_norm(jax.tree.leaves(self.tree), 0) + finite(self.log)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5, 6), inline=True)
+@functools.partial(jax.jit, static_argnums=(0, 6, 7), inline=True)
 def _parameter_lags(
-    cell: Any,
+    cell: Cell | Layer,
     params: Params,
+    context: Context,
     readout: LossReadout,
     direct: Params,
     seed: Carry,
@@ -200,7 +211,9 @@ def _parameter_lags(
     """
     trajectory, transition = readout.part, Transition(cell)
     flags = (trajectory.mask, trajectory.resets)
-    initial_cotangent, deltas = _cotangents(transition, params, trajectory, seed)
+    initial_cotangent, deltas = _cotangents(
+        transition, _bind(params, context), trajectory, seed
+    )
     is_newest = jnp.arange(trajectory.steps) == trajectory.steps - 1
 
     def term_of(step_inputs):
@@ -212,7 +225,10 @@ def _parameter_lags(
         # scaled back afterwards, so that it is not lost to underflow.
         scale = jnp.where(is_newest_step, jnp.zeros((), log.dtype), finite(log.max()))
         _, pullback = jax.vjp(
-            lambda p: transition.step_from_input(p, carry, x, valid, reset), params
+            lambda p: transition.step_from_input(
+                _bind(p, context), carry, x, valid, reset
+            ),
+            params,
         )
         (term,) = pullback(scale_by_log(delta, log - scale))
         return jax.tree.map(
@@ -241,7 +257,9 @@ def _parameter_lags(
     log_zero, log_scale = jnp.full((), -jnp.inf, log.dtype), finite(log.max())
     initial_sum = _Sum(jax.tree.map(jnp.zeros_like, params), log_zero)
     if learned_carry:
-        _, pullback = jax.vjp(lambda p: cell.initial_carry(p, trajectory.batch), params)
+        _, pullback = jax.vjp(
+            lambda p: cell.initial_carry(_bind(p, context), trajectory.batch), params
+        )
         (through_carry,) = pullback(scale_by_log(delta, log - log_scale))
         initial_sum = _Sum(
             through_carry,

@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import numbers
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from ..core.arrays import is_array
+from ..core.cell import Cell
 from ..core.flags import expand_flags, select
+from ..core.layer import Layer
 from ..core.types import Carry, Inputs, Params
 from ..core.validation import describe
 from .transition import Trajectory
@@ -108,7 +110,11 @@ def select_readout(
 
 
 def readout_loss(
-    cell: Any, loss: Callable, readout: LossReadout, params: Params, carry: Carry
+    cell: Cell | Layer,
+    loss: Callable,
+    readout: LossReadout,
+    params: Params,
+    carry: Carry,
 ) -> Array:
     """Return the loss of the output at ``carry``; elements not read output zero."""
     y = cell.output(params, carry, readout.x)
@@ -116,7 +122,7 @@ def readout_loss(
 
 
 def loss_cotangent(
-    cell: Any, params: Params, loss: Callable, readout: LossReadout
+    cell: Cell | Layer, params: Params, loss: Callable, readout: LossReadout
 ) -> Carry:
     """Return the gradient of the loss with respect to the state it reads."""
     cotangent = jax.grad(
@@ -126,7 +132,12 @@ def loss_cotangent(
 
 
 def check_loss(
-    what: str, cell: Any, params: Params, loss: Callable, carry: Carry, x: Inputs
+    what: str,
+    cell: Cell | Layer,
+    params: Params,
+    loss: Callable,
+    carry: Carry,
+    x: Inputs,
 ) -> None:
     """Check that the loss is callable and returns a real scalar for one output."""
     if not callable(loss):

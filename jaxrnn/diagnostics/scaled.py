@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from ..core.dtypes import accumulator
 from ..core.flags import expand_flags
+from ..core.types import PyTree
 
 
 def log_norm(leaves: list[Array], batch_ndim: int) -> Float[Array, "*B"]:
@@ -47,12 +48,12 @@ def log_norm(leaves: list[Array], batch_ndim: int) -> Float[Array, "*B"]:
     return jnp.where(jnp.isposinf(largest), largest, jnp.where(nonzero, log, -jnp.inf))
 
 
-def log_norms_by_leaf(tree: Any, batch_ndim: int) -> Any:
+def log_norms_by_leaf(tree: PyTree, batch_ndim: int) -> Any:
     """Return `log_norm` of every leaf."""
     return jax.tree.map(lambda leaf: log_norm([leaf], batch_ndim), tree)
 
 
-def normalize(tree: Any, batch_ndim: int) -> tuple[Any, Float[Array, "*B"]]:
+def normalize(tree: PyTree, batch_ndim: int) -> tuple[Any, Float[Array, "*B"]]:
     """Return ``(unit, log)``: the tree divided by its norm, and the log of the norm.
 
     A zero tree stays zero, with log -inf.
@@ -95,7 +96,7 @@ class CompensatedSum(NamedTuple):
         )
 
 
-def scale_by_log(tree: Any, log: Float[Array, "*B"]) -> Any:
+def scale_by_log(tree: PyTree, log: Float[Array, "*B"]) -> Any:
     """Multiply the tree by exp(log), per element of the leading axes."""
     factor = jnp.exp(log)
     return jax.tree.map(lambda leaf: _times(leaf, factor), tree)
@@ -114,7 +115,7 @@ def finite(log: Array) -> Array:
     return jnp.where(jnp.isneginf(log), jnp.zeros_like(log), log)
 
 
-def log_mean_exp(logs: Array, axis: Any) -> Array:
+def log_mean_exp(logs: Array, axis: int | tuple[int, ...] | None) -> Array:
     """Return the log of the mean of exp(logs) over ``axis``.
 
     NaN entries are left out; the result is NaN where all entries are.

@@ -116,7 +116,7 @@ def save(figure: Any, path: str | os.PathLike | io.BytesIO) -> None:
     figure.savefig(path, dpi=DPI, facecolor="white", format="png")
 
 
-def dark(color: Any) -> tuple[float, ...]:
+def dark(color: object) -> tuple[float, ...]:
     """Return a darker color, in which text is readable on white."""
     colors = importlib.import_module("matplotlib.colors")
     return tuple(0.75 * part for part in colors.to_rgb(color))

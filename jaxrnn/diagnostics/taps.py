@@ -16,10 +16,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from ..core.cell import Cell, ContextCell, Gate, unwrap, without_context
+from ..core.engine import AbstractEngine
 from ..core.flags import expand_flags
 from ..core.layer import Layer
 from ..core.taps import taps_into
-from ..core.types import Carry, Params
+from ..core.types import Carry, Context, Inputs, Params, PyTree
 from ..core.unroll_spec import UnrollSpec
 from ..core.validation import check_inputs
 from ..engines.engine import DefaultEngine
@@ -31,14 +32,14 @@ from .gates import check_gates
 def tapped(
     cell: Cell | Layer,
     params: Params,
-    xs: Any,
+    xs: Inputs,
     carry: Carry = None,
     *,
     mask: Bool[Array, "T *B"] | None = None,
     resets: Bool[Array, "T *B"] | None = None,
     reverse: bool = False,
     key: Array | None = None,
-    context: Any = None,
+    context: Context = None,
 ) -> dict[str, Any]:
     """Return the values of all steps that cells name by `jaxrnn.extending.tap`.
 
@@ -87,13 +88,13 @@ def tapped(
 def gate_values(
     cell: Cell | Layer,
     params: Params,
-    xs: Any,
+    xs: Inputs,
     carry: Carry = None,
     *,
     mask: Bool[Array, "T *B"] | None = None,
     resets: Bool[Array, "T *B"] | None = None,
     reverse: bool = False,
-    context: Any = None,
+    context: Context = None,
 ) -> dict[str, Array]:
     """Return the gates of every cell at all steps.
 
@@ -165,7 +166,7 @@ class _Recorder:
         cell: Cell,
         params: Params,
         carry: Carry,
-        xs: Any,
+        xs: Inputs,
         mask: Any = None,
         resets: Any = None,
         reverse: bool = False,
@@ -189,7 +190,9 @@ class _Recorder:
             self.found[path] = _zero_where_masked(value, mask)
         return last, after
 
-    def run_network(self, engine: Any, params: Params, carries: list, *args: Any):
+    def run_network(
+        self, engine: AbstractEngine | None, params: Params, carries: list, *args: Any
+    ):
         """Refuse: an engine that runs several cells in one call is never asked for."""
         raise NotImplementedError(
             f"{engine!r} does not know the values of single steps"
@@ -200,7 +203,7 @@ def _observed(
     values_of: Callable[[CellRun], dict[str, Any]],
     cell: Cell | Layer,
     params: Params,
-    xs: Any,
+    xs: Inputs,
     carry: Carry,
     spec: UnrollSpec,
 ) -> dict[str, Any]:
@@ -225,7 +228,7 @@ def _values_of_taps(run: CellRun) -> dict[str, Any]:
     with taps_into(found):
         z = cell.project(params, run.xs)
 
-    def step(carry: Carry, z: Any) -> dict[str, Any]:
+    def step(carry: Carry, z: PyTree) -> dict[str, Any]:
         inside: dict[str, Any] = dict.fromkeys(found)
         with taps_into(inside):
             cell.step(params, carry, z)

@@ -16,16 +16,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ..core.cell import Cell
-from ..core.dtypes import accumulator
+from ..core.cell import Cell, bind_context
+from ..core.dtypes import accumulator, weaken_scalars
 from ..core.flags import select
 from ..core.layer import Layer, check_cell
 from ..core.masked_inputs import fill_masked_inputs
-from ..core.types import Carry, Inputs, Params
+from ..core.types import Carry, Context, Inputs, Params, PyTree
 from ..core.unroll_spec import UnrollSpec
-from ..core.validation import check_inputs
+from ..core.validation import check_context, check_flags, check_inputs
 from ..engines import Scan
-from ..unrolling import unroll, unroll_unchecked
+from ..unrolling import fill_context, unroll, unroll_unchecked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Transition:
         self,
         params: Params,
         carry: Carry,
-        z: Any,
+        z: PyTree,
         keep: Array | None = None,
         reset: Array | None = None,
     ) -> Carry:
@@ -66,7 +66,7 @@ class Transition:
         params: Params,
         carry: Carry,
         x: Inputs,
-        keep: Any = None,
+        keep: Array | None = None,
         reset: Any = None,
     ) -> Carry:
         """Apply one step from its input, to differentiate it by all parameters.
@@ -102,7 +102,7 @@ class Trajectory:
 
 
 def rollout(
-    cell: Any,
+    cell: Cell | Layer,
     params: Params,
     xs: Inputs,
     carry: Carry,
@@ -148,8 +148,44 @@ def rollout(
     return Trajectory(xs, mask, resets, carries_before, carries_after, batch)
 
 
-def check_supported(cell: Any, what: str) -> None:
-    """Check that the cell or layer is causal, and draws and reads nothing else."""
+def with_context(
+    cell: Cell | Layer,
+    params: Params,
+    xs: Inputs,
+    context: Context,
+    mask: Any,
+    what: str,
+) -> tuple[Any, Params]:
+    """Return a cell without context that computes the same, and its parameters.
+
+    They are a pair that holds the context, which is constant in time. What takes no
+    context is returned as it is.
+
+    Args:
+        cell, params, xs, mask: as for `jaxrnn.unroll`.
+        context: the context, or None.
+        what: the name of the diagnostic, for error messages.
+    """
+    check_cell(cell)
+    params = weaken_scalars(params)
+    lead = check_inputs(xs, cell.feature_ndim)
+    check_context(cell, context, lead[1:])
+    if context is None:
+        return cell, params
+    if mask is not None:
+        check_flags("mask", mask, lead)
+    if isinstance(cell, Layer):
+        raise ValueError(
+            f"{what}: {type(cell).__name__} is a layer that takes a context, whose "
+            f"parts cannot be measured together: measure the cell that reads the "
+            f"context by itself, on the outputs of the layers below it"
+        )
+    cell.check(params)
+    return bind_context(cell, params, fill_context(context, mask))
+
+
+def check_supported(cell: Cell | Layer, what: str) -> None:
+    """Check that the cell or layer is causal, and draws nothing."""
     check_cell(cell)
     if not cell.causal:
         raise ValueError(
@@ -162,12 +198,6 @@ def check_supported(cell: Any, what: str) -> None:
             f"{what}: {type(cell).__name__} draws random numbers, so its Jacobians "
             f"differ from run to run: measure jaxrnn.inference(layer)"
         )
-    if cell.takes_context:
-        raise ValueError(
-            f"{what}: {type(cell).__name__} takes a context, which is not an argument "
-            f"here: measure jaxrnn.extending.ContextCell(cell) with the parameters "
-            f"(params, context)"
-        )
 
 
 WHOLE_CARRY = (
@@ -176,7 +206,7 @@ WHOLE_CARRY = (
 )
 
 
-def check_inexact(what: str, tree: Any, demand: str) -> None:
+def check_inexact(what: str, tree: PyTree, demand: str) -> None:
     """Check that every leaf has a gradient.
 
     ``what`` names the tree, and ``demand`` states the requirement in the error message.

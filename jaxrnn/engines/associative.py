@@ -15,6 +15,7 @@ from ..core.cell import (
 )
 from ..core.engine import Supports
 from ..core.gradient_scale import ScaledCell
+from ..core.layer import Layer
 from ..core.validation import check_auto
 from .engine import LoopEngine
 from .loops.kinds import Chunkwise, ParallelPrefix
@@ -80,7 +81,7 @@ class Associative(LoopEngine):
         return LoopSchedule(ParallelPrefix(), self.chunk, CARRIES)
 
 
-def _refusal(cell: Any) -> str:
+def _refusal(cell: Cell | Layer) -> str:
     """Say why the engine does not support a cell, and what to use instead."""
     plain = without_context(cell)
     if plain is not cell and is_chunkwise(plain):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import Any
 
 import jax
 from jaxtyping import Array, Bool
 
 from ..core.cell import Cell, is_linear
 from ..core.engine import AbstractEngine
-from ..core.types import Carry, Params
+from ..core.types import Carry, Inputs, Params
 from .loops.kinds import AutoLoop
 from .recurrence.heuristics import CARRIES
 from .recurrence.run import Sequence, run_schedule
@@ -25,7 +24,7 @@ class LoopEngine(AbstractEngine):
     """
 
     @abc.abstractmethod
-    def schedule(self, cell: Cell, length: Any) -> LoopSchedule:
+    def schedule(self, cell: Cell, length: int | None) -> LoopSchedule:
         """Return the schedule for a cell over ``length`` steps.
 
         Options that are ``"auto"`` in it are chosen later, for the platform.
@@ -48,7 +47,7 @@ class LoopEngine(AbstractEngine):
         cell: Cell,
         params: Params,
         carry: Carry,
-        xs: Any,
+        xs: Inputs,
         mask: Bool[Array, "T *B"] | None = None,
         resets: Bool[Array, "T *B"] | None = None,
         reverse: bool = False,
@@ -66,7 +65,7 @@ class LoopEngine(AbstractEngine):
 class DefaultEngine(LoopEngine):
     """The engine of ``engine=None``, which leaves all options to be chosen."""
 
-    def schedule(self, cell: Cell, length: Any) -> LoopSchedule:
+    def schedule(self, cell: Cell, length: int | None) -> LoopSchedule:
         if is_linear(cell):
             return LoopSchedule(
                 AutoLoop(prefix=True, kernel=True), hoist=True, save=CARRIES

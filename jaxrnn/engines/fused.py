@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from ..core.cell import Cell, is_linear, unwrap
 from ..core.engine import Supports
@@ -99,7 +99,7 @@ class Fused(LoopEngine):
                 f"{self.save!r}"
             )
 
-    def schedule(self, cell: Cell, length: Any) -> LoopSchedule:
+    def schedule(self, cell: Cell, length: int | None) -> LoopSchedule:
         by_default = CARRIES if is_linear(cell) else DOTS
         kernel = PallasKernel(
             interpret=self.interpret,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from ..core.cell import Cell, is_linear
 from ..core.types import Carry, Params
@@ -105,7 +104,7 @@ class Scan(LoopEngine):
                 "out"
             )
 
-    def schedule(self, cell: Cell, length: Any) -> LoopSchedule:
+    def schedule(self, cell: Cell, length: int | None) -> LoopSchedule:
         if is_linear(cell) and self == Scan():
             return LoopSchedule(AutoLoop(prefix=True), save=CARRIES, hoist=True)
         return LoopSchedule(Sequential(self.unroll), self.chunk, self.save, self.hoist)

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.extend.core import ClosedJaxpr, JaxprEqn
 
 from ..engines.jaxpr.evaluate import all_equations, split_by_sizes
 from ..engines.loops.kinds import ParallelPrefix
@@ -82,7 +84,7 @@ class ExecutionPath:
         return text
 
 
-def recurrences_in(closed: Any) -> dict[str, list[Any]]:
+def recurrences_in(closed: ClosedJaxpr) -> dict[str, list[Any]]:
     """Find the equations of a jaxpr, also nested ones, that run a recurrence.
 
     Returns them in two lists, under ``"forward"`` and ``"backward"``.
@@ -95,7 +97,7 @@ def recurrences_in(closed: Any) -> dict[str, list[Any]]:
     return found
 
 
-def path_of(eqn: Any, platform: str) -> ExecutionPath:
+def path_of(eqn: JaxprEqn, platform: str) -> ExecutionPath:
     """Say how a platform runs the recurrence of an equation from `recurrences_in`."""
     avals = [v.aval for v in eqn.invars]
     step, schedule = eqn.params["step"], eqn.params["schedule"]
@@ -131,7 +133,7 @@ def path_of(eqn: Any, platform: str) -> ExecutionPath:
 
 
 def kernel_of(
-    eqn: Any, schedule: LoopSchedule, platform: str
+    eqn: JaxprEqn, schedule: LoopSchedule, platform: str
 ) -> tuple[bool | None, str, tuple[int, int]]:
     """Find out whether the loops of a recurrence are kernels on a platform.
 
@@ -173,7 +175,7 @@ def kernel_of(
 
 
 def _loop_as_kernel(
-    eqn: Any, platform: str
+    eqn: JaxprEqn, platform: str
 ) -> tuple[bool | None, str, tuple[int, int]]:
     """Find out whether one loop is a kernel; returns what `kernel_of` returns."""
     params = eqn.params
@@ -212,7 +214,9 @@ def _loop_error(loop: _Loop, platform: str) -> str | None:
     )
 
 
-def lowering_error(function: Any, avals: list[Any], platform: str) -> str | None:
+def lowering_error(
+    function: Callable[..., Any], avals: list[Any], platform: str
+) -> str | None:
     """Return the error of lowering a function for a platform, or None.
 
     No device of the platform is needed.

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from ..core.types import Params
 from .execution import ExecutionPath
 
 WIDTH = 118  # columns of the printed table
@@ -151,7 +152,7 @@ def _of_cell(rows: tuple[Row, ...], places: str) -> list[str]:
     return lines
 
 
-def brief(value: Any) -> str:
+def brief(value: object) -> str:
     """Return the ``repr`` of a value without the fields that equal their defaults."""
     if isinstance(value, (tuple, list)):
         return f"({', '.join(map(brief, value))})"
@@ -166,7 +167,7 @@ def brief(value: Any) -> str:
     return f"{type(value).__name__.lstrip('_')}({', '.join(fields)})"
 
 
-def _is_default(field: Any, value: Any) -> bool:
+def _is_default(field: Any, value: object) -> bool:
     """Whether a field of a dataclass has its default value."""
     if field.default is not dataclasses.MISSING:
         return type(field.default) is type(value) and field.default == value
@@ -176,7 +177,7 @@ def _is_default(field: Any, value: Any) -> bool:
     )
 
 
-def places_of(params: Any) -> Callable[[Any], str]:
+def places_of(params: Params) -> Callable[[Any], str]:
     """Return a function that finds the path of a part of ``params``.
 
     The part is identified by the identity of its leaves. The path is "" for the whole,

@@ -13,8 +13,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.extend import core
 from jax.interpreters import partial_eval as pe
+from jax.typing import ArrayLike
 
 from ..core.arrays import is_array
 from ..core.cell import Cell
@@ -54,11 +56,11 @@ def explain(
     xs: Inputs,
     carry: Carry = None,
     *,
-    engine: Any = None,
-    mask: Any = None,
-    resets: Any = None,
+    engine: AbstractEngine | None = None,
+    mask: ArrayLike | None = None,
+    resets: ArrayLike | None = None,
     reverse: bool = False,
-    key: Any = None,
+    key: Array | None = None,
     context: Context = None,
     return_carries: bool = False,
 ) -> Explanation:
@@ -188,8 +190,8 @@ class _Observer:
         params: Params,
         carry: Carry,
         xs: Inputs,
-        mask: Any = None,
-        resets: Any = None,
+        mask: ArrayLike | None = None,
+        resets: ArrayLike | None = None,
         reverse: bool = False,
     ) -> tuple[Carry, Carry]:
         """Record a run; return results of the right shapes, by ``jax.lax.scan``."""
@@ -269,7 +271,7 @@ class _Observer:
         params: Params,
         carries: list[Any],
         xs: Inputs,
-        mask: Any,
+        mask: ArrayLike | None,
         reverse: bool,
         bidirectional: bool,
     ) -> tuple[list[Any], Any]:

@@ -16,6 +16,9 @@ import numpy as np
 
 from ..cells import GRU
 from ..core.arrays import is_array
+from ..core.cell import Cell
+from ..core.layer import Layer
+from ..core.types import PyTree
 from ..core.validation import describe
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
@@ -43,7 +46,7 @@ def reorder(packed: Any, order: Sequence[int]) -> Any:
     return concatenate_gates([blocks[k] for k in order])
 
 
-def add_biases(where: str, one: Any, other: Any) -> Any:
+def add_biases(where: str, one: Any, other: object) -> Any:
     """Add two biases, rounded to their dtype; refuse a sum that overflows."""
     with np.errstate(over="ignore"):
         total = one + other
@@ -58,7 +61,7 @@ def add_biases(where: str, one: Any, other: Any) -> Any:
 
 
 def fold_biases(
-    where: str, cell: Any, of_inputs: Any, of_states: Any
+    where: str, cell: Cell | Layer, of_inputs: Any, of_states: Any
 ) -> dict[str, Any]:
     """Convert two packed biases, of x and of h, to the parameters of a cell.
 
@@ -163,7 +166,7 @@ def check_matrix(where: str, name: str, array: Any) -> None:
         )
 
 
-def check_concrete(where: str, tree: Any, what: str = "parameters") -> None:
+def check_concrete(where: str, tree: PyTree, what: str = "parameters") -> None:
     """Check that no leaf is traced, for a target outside JAX."""
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)):
         raise TypeError(
@@ -214,7 +217,7 @@ def check_dtypes(where: str, arrays: Mapping[str, Any], what: str = "weights") -
         )
 
 
-def own_copy(value: Any) -> Any:
+def own_copy(value: object) -> Any:
     """Copy to a new JAX array.
 
     Another library may write to its arrays or donate them to a compiled function.

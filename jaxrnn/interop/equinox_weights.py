@@ -87,7 +87,7 @@ def from_equinox(
     return result, set_cell_params(result, [own for _, own in read], where)
 
 
-def to_equinox(layer: Any, params: Any, *, into: Any = None) -> Any:
+def to_equinox(layer: Cell | Layer, params: Params, *, into: Any = None) -> Any:
     """Convert the parameters of a layer to Equinox's layout.
 
     This is the inverse of `from_equinox`.
@@ -135,7 +135,7 @@ def to_equinox(layer: Any, params: Any, *, into: Any = None) -> Any:
     return loaded if isinstance(into, (list, tuple)) else loaded[0]
 
 
-def _fields(where: str, cell: Any) -> dict[str, Any]:
+def _fields(where: str, cell: Cell | Layer) -> dict[str, Any]:
     """Return the arrays of an Equinox cell by name."""
     kind = type(cell)
     if not kind.__module__.startswith("equinox.") or kind.__name__ not in KINDS:
@@ -195,7 +195,7 @@ def _read(where: str, source: Any) -> tuple[Any, dict[str, Any]]:
     return cell, on_device(params)
 
 
-def _write(where: str, cell: Any, params: Mapping[str, Any]) -> dict[str, Any]:
+def _write(where: str, cell: Cell | Layer, params: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arrays of one cell."""
     if (
         type(cell) not in KINDS.values()
@@ -217,7 +217,7 @@ def _write(where: str, cell: Any, params: Mapping[str, Any]) -> dict[str, Any]:
     return arrays
 
 
-def _load(where: str, cell: Any, arrays: Mapping[str, Any]) -> Any:
+def _load(where: str, cell: Cell | Layer, arrays: Mapping[str, Any]) -> Any:
     """Return a copy of ``cell`` with these arrays."""
     fields = _fields(where, cell)
     for name in arrays.keys() - fields.keys():

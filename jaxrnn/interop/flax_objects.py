@@ -57,7 +57,7 @@ class Layout:
         return of_states if isinstance(cell, LSTM) else of_inputs
 
 
-def is_flax(source: Any) -> bool:
+def is_flax(source: object) -> bool:
     """Return whether ``source`` is one of flax's own recurrent modules."""
     return type(source).__module__ in (LINEN, NNX)
 

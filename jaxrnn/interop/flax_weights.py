@@ -15,7 +15,7 @@ from ..cells import GRU, LSTM
 from ..core.arrays import is_array
 from ..core.cell import Cell
 from ..core.layer import Layer
-from ..core.types import Params
+from ..core.types import Params, PyTree
 from ..core.validation import describe
 from ..layers.compose import Bidirectional, Stack
 from ..layers.stochastic import Dropout
@@ -94,7 +94,7 @@ def from_flax(
     )
 
 
-def to_flax(layer: Any, params: Any, *, into: Any = None) -> Any:
+def to_flax(layer: Cell | Layer, params: Params, *, into: Any = None) -> Any:
     """Convert the parameters of a layer to flax's layout: inverse of `from_flax`.
 
     Args:
@@ -205,7 +205,7 @@ def _maps(where: str, module: Any) -> list[str]:
     ]
 
 
-def _unwrapped(tree: Any) -> Any:
+def _unwrapped(tree: PyTree) -> Any:
     """Remove the wrappers around the parameters of a cell.
 
     These are ``params``, the name of the cell in an RNN, and the key streams that
@@ -223,7 +223,7 @@ def _unwrapped(tree: Any) -> Any:
     return tree
 
 
-def _read_tree(where: str, layer: Any, tree: Any) -> list[dict[str, Any]]:
+def _read_tree(where: str, layer: Cell | Layer, tree: PyTree) -> list[dict[str, Any]]:
     """Convert plain arrays, structured as the layer, to the parameters of each cell."""
     if isinstance(layer, Stack) and len(cells_of(layer, where)) > 1:
         parts = [part for part in layer.layers if not isinstance(part, Dropout)]
@@ -378,7 +378,7 @@ def _check_cell(where: str, cell: Any) -> None:
         )
 
 
-def _build(layer: Any, cell_params: Any) -> Any:
+def _build(layer: Cell | Layer, cell_params: Any) -> Any:
     """Structure the dicts of the cells as linen's parameters.
 
     A list for a stack, ``forward_rnn`` and ``backward_rnn`` for a bidirectional layer,

@@ -39,7 +39,7 @@ GRU_ORDER = (1, 0, 2)
 
 
 def from_haiku(
-    params: Any, layer: Cell | Layer, *, names: str | Sequence[str] | None = None
+    params: Params, layer: Cell | Layer, *, names: str | Sequence[str] | None = None
 ) -> tuple[Cell | Layer, Params]:
     """Convert Haiku's parameters of recurrent cores to those of ``layer``.
 
@@ -120,8 +120,8 @@ def from_haiku(
 
 
 def to_haiku(
-    layer: Any,
-    params: Any,
+    layer: Cell | Layer,
+    params: Params,
     *,
     names: str | Sequence[str] | None = None,
     double_bias: bool = True,
@@ -164,7 +164,7 @@ def to_haiku(
 
 
 def _names(
-    where: str, layer: Any, cells: list[Any], names: str | Sequence[str] | None
+    where: str, layer: Cell | Layer, cells: list[Any], names: str | Sequence[str] | None
 ) -> list[str]:
     """Return the module of each cell; refuse cells that Haiku does not have."""
     for cell in cells:
@@ -200,7 +200,7 @@ def _names(
     return names
 
 
-def _slots(cell: Any, double_bias: bool) -> list[str]:
+def _slots(cell: Cell | Layer, double_bias: bool) -> list[str]:
     """Return the names of the arrays of one core."""
     if isinstance(cell, GRU):
         return ["w_i", "w_h", "b"]
@@ -274,7 +274,7 @@ def _read(where: str, cell: Any, flat: Mapping[str, Any], place: str) -> dict[st
 
 
 def _write(
-    where: str, cell: Any, params: Mapping[str, Any], double_bias: bool
+    where: str, cell: Cell | Layer, params: Mapping[str, Any], double_bias: bool
 ) -> dict[str, Any]:
     """Convert the parameters of one cell to the arrays of its core."""
     W, U, bias = params["input_kernel"], params["recurrent_kernel"], params["bias"]

@@ -104,7 +104,7 @@ def from_keras(
 
 
 def to_keras(
-    layer: Any, params: Any, *, into: Any = None, bias: bool | None = None
+    layer: Cell | Layer, params: Params, *, into: Any = None, bias: bool | None = None
 ) -> Any:
     """Convert the parameters of a layer to Keras's layout: inverse of `from_keras`.
 
@@ -189,7 +189,7 @@ def _holds_arrays(source: Any) -> bool:
     )
 
 
-def _grouped(where: str, source: Any, layer: Any) -> list[list[Any]]:
+def _grouped(where: str, source: Any, layer: Cell | Layer) -> list[list[Any]]:
     """Split the flat list of plain weights into one list per cell."""
     if not isinstance(source, (list, tuple)) or any(map(kind_of, source)):
         received = (
@@ -253,7 +253,9 @@ def _read(where: str, cell: Any, arrays: Sequence[Any], place: int) -> dict[str,
     )
 
 
-def _write(where: str, cell: Any, params: Mapping[str, Any], bias: bool) -> list[Any]:
+def _write(
+    where: str, cell: Cell | Layer, params: Mapping[str, Any], bias: bool
+) -> list[Any]:
     """Convert the parameters of one cell to Keras's arrays."""
     _check_cell(where, cell)
     arrays = [params["input_kernel"], params["recurrent_kernel"]]
@@ -271,12 +273,12 @@ def _write(where: str, cell: Any, params: Mapping[str, Any], bias: bool) -> list
     return arrays
 
 
-def _turned(cell: Any, packed: Any) -> Any:
+def _turned(cell: Cell | Layer, packed: Any) -> Any:
     """Exchange the gates r and z of a GRU."""
     return reorder(packed, TURNED) if isinstance(cell, GRU) else packed
 
 
-def _check_cell(where: str, cell: Any) -> None:
+def _check_cell(where: str, cell: Cell | Layer) -> None:
     """Refuse a cell that Keras does not have."""
     if isinstance(cell, LSTM) and cell.projection_size is not None:
         raise ValueError(f"{where}: {summary(cell)}: no Keras LSTM has a projection")

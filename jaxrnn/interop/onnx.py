@@ -134,7 +134,7 @@ class _Graph:
         self.output_size = 0
         self.lengths = "lengths" if lengths else ABSENT
 
-    def constant(self, value: Any) -> str:
+    def constant(self, value: object) -> str:
         """Add a constant and return its name."""
         name = f"constant_{len(self.constants)}"
         self.constants.append(

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import cells
+from ..core.cell import Cell
+from ..core.layer import Layer
 from ..core.types import Params
 
 ACTIVATIONS: dict[Any, str] = {
@@ -19,7 +21,7 @@ ACTIVATIONS: dict[Any, str] = {
 
 
 def converted(
-    cell: Any, params: Params
+    cell: Cell | Layer, params: Params
 ) -> tuple[str, list[np.ndarray], np.ndarray | None, dict[str, Any]]:
     """Return the operator, its weights in ONNX's packing, peepholes and attributes.
 

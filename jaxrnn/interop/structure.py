@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from ..cells import GRU, LSTM, Elman, LSTMState
+from ..core.cell import Cell
 from ..core.dtypes import accumulator
+from ..core.layer import Layer
 from ..core.types import Carry, Params
 from ..core.validation import describe
 from ..layers import BidirectionalCarry
@@ -28,7 +30,7 @@ ACTIVATIONS: dict[str, Any] = {
 }
 
 
-def cells_of(layer: Any, where: str) -> list[Any]:
+def cells_of(layer: Cell | Layer, where: str) -> list[Any]:
     """Return the cells of ``layer``: layer by layer, forward before backward.
 
     What has no counterpart in other libraries is refused.
@@ -122,7 +124,7 @@ def check_distinct(where: str, variables: Sequence[Any]) -> None:
         )
 
 
-def get_cell_params(layer: Any, params: Params) -> list[Params]:
+def get_cell_params(layer: Cell | Layer, params: Params) -> list[Params]:
     """Return the parameters of each cell, in the order of `cells_of`."""
     if isinstance(layer, Stack):
         return [
@@ -138,7 +140,7 @@ def get_cell_params(layer: Any, params: Params) -> list[Params]:
 
 
 def checked_cell_params(
-    layer: Any, params: Params, where: str
+    layer: Cell | Layer, params: Params, where: str
 ) -> list[tuple[Any, Params]]:
     """Return every cell with its parameters, after checking those of the layer."""
     cells = cells_of(layer, where)
@@ -146,7 +148,7 @@ def checked_cell_params(
     return list(zip(cells, get_cell_params(layer, params), strict=True))
 
 
-def set_cell_params(layer: Any, each: Sequence[Params], where: str) -> Params:
+def set_cell_params(layer: Cell | Layer, each: Sequence[Params], where: str) -> Params:
     """Build the layer's parameters from those of its cells.
 
     This is the inverse of `get_cell_params`.
@@ -163,7 +165,7 @@ def set_cell_params(layer: Any, each: Sequence[Params], where: str) -> Params:
     return params
 
 
-def _put(layer: Any, each: Iterator[Params]) -> Params:
+def _put(layer: Cell | Layer, each: Iterator[Params]) -> Params:
     """Build the parameters of a layer from an iterator over those of its cells."""
     if isinstance(layer, Stack):
         return {f"layer_{i}": _put(part, each) for i, part in enumerate(layer.layers)}
@@ -219,12 +221,12 @@ def _check_sizes(
     return forward_size(layer)
 
 
-def _takes(layer: Any, params: Params) -> int:
+def _takes(layer: Cell | Layer, params: Params) -> int:
     """Return the number of input features of a layer's first cell."""
     return get_cell_params(layer, params)[0]["input_kernel"].shape[0]
 
 
-def set_cell_carries(layer: Any, each: Iterator[tuple[Any, ...]]) -> Carry:
+def set_cell_carries(layer: Cell | Layer, each: Iterator[tuple[Any, ...]]) -> Carry:
     """Build the layer's carry from the ``(h,)`` or ``(h, c)`` of each cell.
 
     The cells are in the order of `cells_of`.
@@ -248,7 +250,7 @@ def set_cell_carries(layer: Any, each: Iterator[tuple[Any, ...]]) -> Carry:
     )
 
 
-def get_cell_carries(layer: Any, carry: Carry) -> list[tuple[Any, ...]]:
+def get_cell_carries(layer: Cell | Layer, carry: Carry) -> list[tuple[Any, ...]]:
     """Return the ``(h,)`` or ``(h, c)`` of each cell: inverse of `set_cell_carries`."""
     if isinstance(layer, Stack):
         return [

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from ..cells import GRU, LSTM, Elman
+from ..core.cell import Cell
+from ..core.layer import Layer
 from ..layers import bidirectional, dropout, stack
 from ..layers.compose import Bidirectional, Stack
 from ..layers.stochastic import Dropout
@@ -213,7 +215,7 @@ def _cell(
     return Elman(H, activation=NONLINEARITIES[nonlinearity])
 
 
-def spec_of_layer(where: str, layer: Any, bias: bool, numbered: bool) -> Spec:
+def spec_of_layer(where: str, layer: Cell | Layer, bias: bool, numbered: bool) -> Spec:
     """Return the torch module that computes what ``layer`` does."""
     cell = cells_of(layer, where)[0] if cells_of(layer, where) else None
     parts = layer.layers if isinstance(layer, Stack) else (layer,)

@@ -9,6 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..core.arrays import is_array
+from ..core.cell import Cell
+from ..core.layer import Layer
+from ..core.types import Carry, PyTree
 from ..core.validation import check_carry, describe
 from .arithmetic import check_concrete, check_dtypes, check_shapes, own_copy
 from .structure import (
@@ -21,7 +24,7 @@ from .structure import (
 from .torch_spec import plain
 
 
-def carry_from_torch(layer: Any, state: Any) -> Any:
+def carry_from_torch(layer: Cell | Layer, state: PyTree) -> Any:
     """Convert torch's h, or ``(h, c)`` of an LSTM, to the carry of ``layer``.
 
     In half precision, the parts that accumulate (c, and a GRU's h) become float32,
@@ -75,7 +78,7 @@ def carry_from_torch(layer: Any, state: Any) -> Any:
     )
 
 
-def carry_to_torch(layer: Any, carry: Any) -> Any:
+def carry_to_torch(layer: Cell | Layer, carry: Carry) -> Any:
     """Convert a carry of ``layer`` to torch's h or ``(h, c)``.
 
     Args:
@@ -120,7 +123,7 @@ def _parts(cells: list[Any]) -> list[int]:
     return [outputs, hidden] if kind.__name__ == "LSTM" else [outputs]
 
 
-def _check_carry(where: str, layer: Any, carry: Any) -> None:
+def _check_carry(where: str, layer: Cell | Layer, carry: Carry) -> None:
     """Check the carry as `jaxrnn.unroll` does.
 
     The batch axes and the dtype of the parameters are inferred from the first leaf.

@@ -118,8 +118,8 @@ def from_torch(
 
 
 def to_torch(
-    layer: Any,
-    params: Any,
+    layer: Cell | Layer,
+    params: Params,
     *,
     into: Any = None,
     prefix: str = "",
@@ -290,7 +290,9 @@ def _write(
     return {name: own[name.removesuffix(suffix)] for name in spec.names(suffix)}
 
 
-def _load(where: str, module: Any, layer: Any, arrays: Mapping[str, Any]) -> Any:
+def _load(
+    where: str, module: Any, layer: Cell | Layer, arrays: Mapping[str, Any]
+) -> Any:
     """Load the weights into ``module``, which must match the layer in kind and size."""
     state = module.state_dict()
     if any(value.is_meta for value in state.values()):

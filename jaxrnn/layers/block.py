@@ -6,7 +6,6 @@ It mixes features and adds the nonlinearity that such recurrences lack.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,6 +78,7 @@ class ResidualBlock(Layer):
     def init(
         self, key: Array, input_size: int, dtype: DTypeLike | None = None
     ) -> Params:
+        check_positive(self, input_size=input_size)
         k_embed, k_layer, k_kernel = jax.random.split(key, 3)
         dtype = dtype or jnp.result_type(float)
         inner = init_in(
@@ -138,7 +138,7 @@ class ResidualBlock(Layer):
             carries,
         )
 
-    def output(self, params: Params, carry: Carry, x: Any) -> Array:
+    def output(self, params: Params, carry: Carry, x: Inputs) -> Array:
         embedded = self._embedded(params, x)
         y = self.layer.output(
             params["layer"], carry, layer_norm(embedded, params["norm_scale"])

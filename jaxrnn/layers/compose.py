@@ -16,10 +16,16 @@ from ..core.cell import Cell
 from ..core.dtypes import floating_dtype, weaken_scalars
 from ..core.exported import register_for_export
 from ..core.layer import Layer, check_cell
-from ..core.types import Carry, Inputs, Params
+from ..core.types import Carry, Inputs, Params, PyTree
 from ..core.unroll_spec import UnrollSpec
-from ..core.validation import check_one_array, describe, describe_tree, lead_ndim
-from ..unrolling import for_part, unroll_part, unroll_unchecked
+from ..core.validation import (
+    check_input_size,
+    check_one_array,
+    describe,
+    describe_tree,
+    lead_ndim,
+)
+from ..unrolling import unroll_part, unroll_unchecked
 from .fused_network import unroll_network
 
 
@@ -54,6 +60,7 @@ def stack(*layers: Cell | Layer) -> Stack:
             "stack needs at least one cell or layer: stack(LSTM(128), LSTM(128))"
         )
     for layer in layers:
+        check_separate("stack", "stack(*layers)", layer)
         check_cell(layer)
     return Stack(tuple(layers))
 
@@ -102,6 +109,7 @@ def bidirectional(
     """
     backward = forward if backward is None else backward
     for layer in (forward, backward):
+        check_separate("bidirectional", "bidirectional(forward, backward)", layer)
         check_cell(layer)
     if merge not in ("concat", "sum"):
         raise ValueError(
@@ -199,7 +207,7 @@ class Stack(Layer):
             input_size = output_size(layer, params[f"layer_{i}"], input_size)
         return input_size
 
-    def output(self, params: Params, carry: tuple[Carry, ...], x: Any) -> Any:
+    def output(self, params: Params, carry: tuple[Carry, ...], x: Inputs) -> Any:
         for i, layer in enumerate(self.layers):
             x = layer.output(params[f"layer_{i}"], carry[i], x)
         return x
@@ -267,12 +275,11 @@ class Bidirectional(Layer):
         fused = unroll_network([_side_by_side(self)], params, carry, xs, spec)
         if fused is not None:
             return fused
-        backward_spec = for_part(spec, self.backward, 1).reversed()
         f_last, f_ys, f_all = unroll_part(
             self.forward, params["forward"], carry.forward, xs, spec, 0
         )
-        b_last, b_ys, b_all = unroll_unchecked(
-            self.backward, params["backward"], carry.backward, xs, backward_spec
+        b_last, b_ys, b_all = unroll_part(
+            self.backward, params["backward"], carry.backward, xs, spec.reversed(), 1
         )
         return (
             BidirectionalCarry(f_last, b_last),
@@ -287,7 +294,7 @@ class Bidirectional(Layer):
         ]
         return sizes[0] if self.merge == "sum" else sum(sizes)
 
-    def output(self, params: Params, carry: BidirectionalCarry, x: Any) -> Any:
+    def output(self, params: Params, carry: BidirectionalCarry, x: Inputs) -> Any:
         forward = self.forward.output(params["forward"], carry.forward, x)
         return self._merged(
             forward, self.backward.output(params["backward"], carry.backward, x), x
@@ -370,8 +377,17 @@ class Residual(Layer):
     def output_features(self, params: Params, input_size: int) -> int | None:
         return input_size
 
-    def output(self, params: Params, carry: Carry, x: Any) -> Any:
+    def output(self, params: Params, carry: Carry, x: Inputs) -> Any:
         return x + self.layer.output(params, carry, x)
+
+
+def check_separate(what: str, call: str, layer: Cell | Layer) -> None:
+    """Check that a layer is no list of layers, where each is an argument of its own."""
+    if isinstance(layer, (list, tuple)):
+        raise TypeError(
+            f"{what} takes every layer as an argument of its own, {call}, but it got "
+            f"a {type(layer).__name__} of {len(layer)}"
+        )
 
 
 def _check_lead(layer: Cell | Layer, xs: Array, lead: int) -> None:
@@ -420,6 +436,7 @@ def init_in(
 
     The ``init`` of a user's cell then does not need to take a dtype.
     """
+    check_input_size(layer, input_size)
     init: Any = layer.init
     if dtype is not None and "dtype" not in inspect.signature(init).parameters:
         raise TypeError(
@@ -465,7 +482,7 @@ def outputs_of(layer: Cell | Layer, params: Params, input_size: int) -> Any:
     return jax.eval_shape(one_step, weaken_scalars(params), x)
 
 
-def check_one_output(what: str, layer: Cell | Layer, ys: Any) -> None:
+def check_one_output(what: str, layer: Cell | Layer, ys: PyTree) -> None:
     """Check that a layer's outputs are one array, as the operation after it needs."""
     if not is_array(ys) or ys.ndim < 2:
         raise TypeError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from jaxtyping import Array, Inexact
 from ..cells import ops
 from ..core.dtypes import accumulator
 from ..core.layer import Layer
-from ..core.types import Params
+from ..core.types import Inputs, Params
 from ..core.unroll_spec import UnrollSpec
 from ..core.validation import (
     check_features,
@@ -120,7 +120,7 @@ class AbstractRecentInputs(Layer):
         """Compute the outputs from ``[x_t, x_{t-1}, ...]``, with any leading axes."""
         raise NotImplementedError
 
-    def check_inputs(self, params: Params, xs: Any) -> None:
+    def check_inputs(self, params: Params, xs: Inputs) -> None:
         """Raise an error if the inputs do not fit."""
 
     def unroll(self, params: Params, carry: Array, xs: Array, spec: UnrollSpec):
@@ -140,7 +140,7 @@ class AbstractRecentInputs(Layer):
         return input_size
 
     def output(
-        self, params: Params, carry: Inexact[Array, "*TB W D"], x: Any
+        self, params: Params, carry: Inexact[Array, "*TB W D"], x: Inputs
     ) -> Inexact[Array, "*TB D"]:
         width = carry.shape[-2]
         lags = [carry[..., width - 1 - j, :].astype(x.dtype) for j in range(width)]
@@ -184,7 +184,7 @@ class CausalConv(AbstractRecentInputs):
         kernel = params["kernel"]
         return jnp.zeros((*batch_shape, *kernel.shape), dtype or kernel.dtype)
 
-    def check_inputs(self, params: Params, xs: Any) -> None:
+    def check_inputs(self, params: Params, xs: Inputs) -> None:
         check_features(self, params["kernel"][0], xs)
 
     def of_lags(self, params: Params, lags: list[Array]) -> Array:
@@ -224,7 +224,7 @@ class Shift(AbstractRecentInputs):
         shape = (*batch_shape, 2, self.features)
         return jnp.zeros(shape, dtype or jnp.result_type(float))
 
-    def check_inputs(self, params: Params, xs: Any) -> None:
+    def check_inputs(self, params: Params, xs: Inputs) -> None:
         check_one_array("shift", xs)
         if xs.shape[-1] != self.features:
             raise ValueError(_other_size(self.features, xs.shape[-1]))

@@ -14,7 +14,7 @@ from jaxtyping import Array, Inexact
 from ..cells import ops
 from ..core.dtypes import accumulator
 from ..core.layer import Layer
-from ..core.types import Params
+from ..core.types import Carry, Inputs, Params, PyTree
 from ..core.unroll_spec import UnrollSpec
 from ..core.validation import check_features, check_params, check_positive, describe
 from ..initializers import LecunNormal
@@ -107,7 +107,7 @@ def rms_norm(epsilon: float = 1e-5) -> Norm:
     return Norm(epsilon, centered=False)
 
 
-def apply(function: Callable[[Any], Any], *, feature_ndim: Any = None) -> Apply:
+def apply(function: Callable[[Any], Any], *, feature_ndim: PyTree = None) -> Apply:
     """Apply a function to every step: ``y = f(x)``.
 
     It has no parameters, and an empty carry.
@@ -145,7 +145,7 @@ def apply(function: Callable[[Any], Any], *, feature_ndim: Any = None) -> Apply:
     return Apply(function, feature_ndim)
 
 
-def check_function(name: str, value: Any, optional: bool = False) -> None:
+def check_function(name: str, value: object, optional: bool = False) -> None:
     """Check that a value is callable, or None where that is allowed."""
     if not callable(value) and not (optional and value is None):
         raise TypeError(
@@ -173,7 +173,7 @@ class AbstractStateless(Layer):
     ) -> tuple[()]:
         return ()
 
-    def unroll(self, params: Params, carry: tuple[()], xs: Any, spec: UnrollSpec):
+    def unroll(self, params: Params, carry: tuple[()], xs: Inputs, spec: UnrollSpec):
         return (), self.output(params, (), xs), ()
 
 
@@ -205,7 +205,9 @@ class Dense(AbstractStateless):
     def output_features(self, params: Params, input_size: int) -> int | None:
         return self.features
 
-    def output(self, params: Params, carry: Any, x: Any) -> Inexact[Array, "*TB F"]:
+    def output(
+        self, params: Params, carry: Carry, x: Inputs
+    ) -> Inexact[Array, "*TB F"]:
         check_features(self, params["kernel"], x)
         y = ops.dense(x, params["kernel"])
         if self.use_bias:
@@ -242,7 +244,9 @@ class Norm(AbstractStateless):
     def output_features(self, params: Params, input_size: int) -> int | None:
         return input_size
 
-    def output(self, params: Params, carry: Any, x: Any) -> Inexact[Array, "*TB D"]:
+    def output(
+        self, params: Params, carry: Carry, x: Inputs
+    ) -> Inexact[Array, "*TB D"]:
         check_features(self, params["scale"], x)
         a = x.astype(accumulator(x.dtype))
         if self.centered:
@@ -269,7 +273,7 @@ class Apply(AbstractStateless):
         y = jax.eval_shape(self.function, jax.ShapeDtypeStruct((1,), jnp.int32))
         return y.shape[-1]
 
-    def output(self, params: Params, carry: Any, x: Any) -> Any:
+    def output(self, params: Params, carry: Carry, x: Inputs) -> Any:
         return self.function(x)
 
 

@@ -22,7 +22,7 @@ from jaxtyping import Array
 
 from ..core.cell import Cell
 from ..core.layer import Layer, check_cell
-from ..core.types import Carry, Params
+from ..core.types import Carry, Inputs, Params, PyTree
 from ..core.unroll_spec import UnrollSpec
 from ..core.validation import describe_tree
 from ..unrolling import unroll_unchecked
@@ -140,14 +140,14 @@ class Tied(Layer):
         return self.layer.initial_carry(self._own(params), batch_shape, dtype)
 
     def unroll(
-        self, params: Params, carry: Carry, xs: Any, spec: UnrollSpec
+        self, params: Params, carry: Carry, xs: Inputs, spec: UnrollSpec
     ) -> tuple[Carry, Any, Carry]:
         return unroll_unchecked(self.layer, self._own(params), carry, xs, spec)
 
     def output_features(self, params: Params, input_size: int) -> int | None:
         return output_size(self.layer, self._own(params), input_size)
 
-    def output(self, params: Params, carry: Carry, x: Any) -> Any:
+    def output(self, params: Params, carry: Carry, x: Inputs) -> Any:
         return self.layer.output(self._own(params), carry, x)
 
     def _own(self, params: Params) -> Params:
@@ -191,14 +191,14 @@ class Share(Layer):
         return self.layer.initial_carry(self._inside(params), batch_shape, dtype)
 
     def unroll(
-        self, params: Params, carry: Carry, xs: Any, spec: UnrollSpec
+        self, params: Params, carry: Carry, xs: Inputs, spec: UnrollSpec
     ) -> tuple[Carry, Any, Carry]:
         return unroll_unchecked(self.layer, self._inside(params), carry, xs, spec)
 
     def output_features(self, params: Params, input_size: int) -> int | None:
         return output_size(self.layer, self._inside(params), input_size)
 
-    def output(self, params: Params, carry: Carry, x: Any) -> Any:
+    def output(self, params: Params, carry: Carry, x: Inputs) -> Any:
         return self.layer.output(self._inside(params), carry, x)
 
     def _inside(self, params: Params) -> Params:
@@ -252,7 +252,7 @@ def _filled(params: Params, shared: dict[str, Params]) -> Params:
     return jax.tree.map(fill, params, is_leaf=lambda node: _name_of(node) is not None)
 
 
-def _shapes(tree: Any) -> Any:
+def _shapes(tree: PyTree) -> Any:
     """Return what must agree between the parameters of two places."""
     leaves, structure = jax.tree.flatten(tree)
     return structure, [(leaf.shape, leaf.dtype) for leaf in leaves]

@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from ..core.cell import Cell
 from ..core.layer import Layer, check_cell
-from ..core.types import Carry, Params
+from ..core.types import Carry, Inputs, Params
 from ..core.unroll_spec import UnrollSpec
 from ..core.validation import check_one_array
 from ..unrolling import unroll_part, unroll_unchecked
@@ -114,7 +114,7 @@ class Concat(Layer):
     def output_features(self, params: Params, input_size: int) -> int | None:
         return input_size + output_size(self.layer, params, input_size)
 
-    def output(self, params: Params, carry: Carry, x: Any) -> Any:
+    def output(self, params: Params, carry: Carry, x: Inputs) -> Any:
         return _side_by_side(x, self.layer.output(params, carry, x))
 
 
@@ -172,7 +172,7 @@ class Multiply(Layer):
         )
 
     def unroll(
-        self, params: Params, carry: tuple[Carry, ...], xs: Any, spec: UnrollSpec
+        self, params: Params, carry: tuple[Carry, ...], xs: Inputs, spec: UnrollSpec
     ) -> tuple[Carry, Any, Carry]:
         lasts, ys, carries = zip(
             *(
@@ -188,7 +188,7 @@ class Multiply(Layer):
     def output_features(self, params: Params, input_size: int) -> int | None:
         return output_size(self.layers[0], params["layer_0"], input_size)
 
-    def output(self, params: Params, carry: tuple[Carry, ...], x: Any) -> Any:
+    def output(self, params: Params, carry: tuple[Carry, ...], x: Inputs) -> Any:
         first, second = (
             layer.output(params[f"layer_{i}"], carry[i], x)
             for i, layer in enumerate(self.layers)

@@ -327,7 +327,7 @@ class Dropout(StochasticLayer):
     def output_features(self, params: Params, input_size: int) -> int | None:
         return input_size
 
-    def output(self, params: Params, carry: tuple[()], x: Any) -> Array:
+    def output(self, params: Params, carry: tuple[()], x: Inputs) -> Array:
         if self.drawing:
             raise ValueError(
                 "dropout draws random numbers, so its output is not a function of its "
@@ -361,7 +361,7 @@ class StochasticCellLayer(StochasticLayer):
     def output_features(self, params: Params, input_size: int) -> int | None:
         return self.cell.output_features(params, input_size)
 
-    def output(self, params: Params, carry: Carry, x: Any) -> Any:
+    def output(self, params: Params, carry: Carry, x: Inputs) -> Any:
         return self.cell.output(params, carry, x)
 
 

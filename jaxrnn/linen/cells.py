@@ -22,7 +22,7 @@ from jaxtyping import Array
 
 from ..cells import GRU, LSTM, Elman
 from ..core.cell import Cell
-from ..core.types import Carry, Params
+from ..core.types import Carry, Inputs, Params, PyTree
 from ..modules.forms import Form, ModuleCell, built_in_form, module_form
 
 
@@ -44,7 +44,9 @@ class LinenCell(ModuleCell):
         return initialized_carry(self.module, None, input_shape)
 
 
-def initialized_carry(cell: Any, key: Any, input_shape: tuple[int, ...]) -> Carry:
+def initialized_carry(
+    cell: Any, key: Array | None, input_shape: tuple[int, ...]
+) -> Carry:
     """Return a cell's ``initialize_carry``; without a key with that of seed 0."""
     return cell.initialize_carry(jax.random.key(0) if key is None else key, input_shape)
 
@@ -103,7 +105,7 @@ def _why_impure(
     rngs = {kind: rng.as_jax_rng() for kind, rng in scope.rngs.items()}
     mutable = intersect_filters(scope.mutable, DenyList("params"))
 
-    def once(rngs: Any, variables: Any, carry: Carry, x: Any) -> Any:
+    def once(rngs: Any, variables: Any, carry: Carry, x: Inputs) -> Any:
         return module.apply(variables, carry, x, rngs=rngs, mutable=mutable)
 
     try:
@@ -130,7 +132,7 @@ def _initializes(module: Any, carry: Carry, x: jax.ShapeDtypeStruct) -> bool:
     A cell that is always given a carry need not define it.
     """
 
-    def kinds(tree: Any) -> Any:
+    def kinds(tree: PyTree) -> Any:
         return jax.tree.map(lambda leaf: (jnp.shape(leaf), jnp.result_type(leaf)), tree)
 
     try:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax.core import FrozenDict
 from jaxtyping import Array, Bool
@@ -23,6 +24,12 @@ from ..modules.forms import Form
 from ..modules.running import Ran, run_in_engine, run_in_loop, steps_per_iteration
 from ..modules.sequences import Order, Sequences, arrange
 from .cells import initialized_carry, pure_form
+
+# The second argument of `jaxrnn.nnx.RNN` is the size of the inputs.
+_NOT_A_SIZE = (
+    ": the inputs say how many features they have, so no size is needed "
+    "(RNN(cell, input_size=...) where they do not)"
+)
 
 
 class RNN(nn.Module):
@@ -118,6 +125,12 @@ class RNN(nn.Module):
             self.reverse if reverse is None else reverse,
             self.keep_order if keep_order is None else keep_order,
         )
+        for name, flag in order._asdict().items():
+            if not isinstance(flag, (bool, np.bool_)):
+                raise TypeError(
+                    f"RNN: {name} must be True or False, but it is {flag!r}"
+                    f"{_NOT_A_SIZE if name == 'time_major' else ''}"
+                )
         own = isinstance(self.cell, (Cell, Layer))
         if not own and not isinstance(self.cell, nn.Module):
             raise TypeError(

@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from ..cells import LSTM, LSTMState
 from ..core.cell import Cell
 from ..core.exported import register_for_export
 from ..core.layer import Layer
-from ..core.types import Carry, Params
+from ..core.types import Carry, Inputs, Params
 
 
 class Form(NamedTuple):
@@ -34,7 +35,9 @@ class Form(NamedTuple):
     leave: Callable[[Carry], Carry] = lambda carry: carry
 
 
-def built_in_form(cell: Any, layer: Cell, params: dict[str, Array], dtype: Any) -> Form:
+def built_in_form(
+    cell: Any, layer: Cell, params: dict[str, Array], dtype: DTypeLike | None
+) -> Form:
     """Return the form of a flax cell that equals a jaxrnn cell.
 
     Parameters and inputs are cast to one dtype, the cell's or the wider of the two. The
@@ -90,7 +93,7 @@ def built_in_form(cell: Any, layer: Cell, params: dict[str, Array], dtype: Any) 
     )
 
 
-def _cast(leaf: Array, dtype: Any, stored: Any) -> Array:
+def _cast(leaf: Array, dtype: DTypeLike | None, stored: object) -> Array:
     """Cast a leaf in the parameters' dtype, as ``initialize_carry`` returns it.
 
     A leaf of another dtype is left as it is, so that `unroll` refuses it.
@@ -136,7 +139,10 @@ class ModuleCell(Cell):
         raise NotImplementedError
 
     def initial_carry(
-        self, params: Params, batch_shape: tuple[int, ...] = (), dtype: Any = None
+        self,
+        params: Params,
+        batch_shape: tuple[int, ...] = (),
+        dtype: DTypeLike | None = None,
     ) -> Shown:
         """Return the module's initial carry, and zeros as the last output."""
         if self.features is None:
@@ -153,12 +159,14 @@ class ModuleCell(Cell):
         """Call the module once."""
         return Shown(*self.call(params, carry.carry, z))
 
-    def output(self, params: Params, carry: Shown, x: Any) -> Any:
+    def output(self, params: Params, carry: Shown, x: Inputs) -> Any:
         """Return the output of the last step."""
         return carry.y
 
 
-def _zeros_like_output(cell: ModuleCell, params: Params, carry: Carry, x: Any) -> Any:
+def _zeros_like_output(
+    cell: ModuleCell, params: Params, carry: Carry, x: Inputs
+) -> Any:
     """Return zeros in the shapes of a cell's output."""
     ys = jax.eval_shape(lambda p, c, x: cell.call(p, c, x)[1], params, carry, x)
     return jax.tree.map(lambda y: jnp.zeros(y.shape, y.dtype), ys)

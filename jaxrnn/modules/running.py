@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from ..core.engine import AbstractEngine
 from ..core.flags import expand_flags, select
 from ..core.masked_inputs import fill_masked_inputs
-from ..core.types import Carry
+from ..core.types import Carry, Context
 from ..engines import Scan
 from ..unrolling import unroll
 from .forms import Form
@@ -32,9 +33,9 @@ def run_in_engine(
     carry: Carry,
     order: Order,
     *,
-    engine: Any,
+    engine: AbstractEngine | None,
     key: Array | None = None,
-    context: Any = None,
+    context: Context = None,
     return_carries: bool = False,
 ) -> Ran:
     """Run sequences by `jaxrnn.unroll`.
@@ -130,7 +131,7 @@ def run_in_loop(
     )
 
 
-def steps_per_iteration(engine: Any, why: str) -> int:
+def steps_per_iteration(engine: AbstractEngine | None, why: str) -> int:
     """Return ``unroll`` of a loop of flax, which runs in place of an engine.
 
     Args:

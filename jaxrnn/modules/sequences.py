@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from ..core.types import Inputs
+from ..core.types import Inputs, PyTree
 from ..core.validation import check_all_ours, check_inputs
 from ..unrolling import mask_from_lengths
 from .flip import flip_sequences
@@ -56,7 +57,7 @@ class Sequences(NamedTuple):
         """
         return self.lengths is not None and self.resets is None
 
-    def flip(self, tree: Any) -> Any:
+    def flip(self, tree: PyTree) -> Any:
         """Put leaves ``(T, *B, ...)`` in the order of a reversed run, or back."""
         lengths = self.lengths if self.flips_within_lengths else None
         return jax.tree.map(
@@ -71,7 +72,7 @@ class Sequences(NamedTuple):
             resets=self.flip(self.resets),
         )
 
-    def laid_out(self, ys: Any, flip: bool) -> Any:
+    def laid_out(self, ys: PyTree, flip: bool) -> Any:
         """Return outputs ``(T, *B, ...)`` in the caller's axes, flipped in time or not.
 
         Args:
@@ -92,11 +93,11 @@ class Sequences(NamedTuple):
 
 def arrange(
     inputs: Inputs,
-    feature_ndim: Any,
+    feature_ndim: PyTree,
     order: Order,
-    mask: Any,
+    mask: ArrayLike | None,
     seq_lengths: Any,
-    resets: Any,
+    resets: ArrayLike | None,
 ) -> Sequences:
     """Put time first, and turn lengths into a mask.
 

@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from ..core.cell import Cell
 from ..core.layer import Layer
-from ..core.types import Context, Inputs
+from ..core.types import Carry, Context, Inputs
 from ..core.validation import describe, lead_ndim
 from ..modules.flip import Lengths, flip_sequences
 from .rnn import RNN
@@ -156,7 +156,7 @@ class Bidirectional(nnx.Module):
         self,
         rnn: Any,
         inputs: Inputs,
-        carry: Any,
+        carry: Carry,
         reverse: bool,
         options: dict[str, Any],
     ) -> tuple[Any, Any]:

@@ -21,7 +21,7 @@ from jaxtyping import Array
 
 from ..cells import GRU, LSTM, Elman
 from ..core.cell import Cell
-from ..core.types import Carry, Params
+from ..core.types import Carry, Inputs, Params, PyTree
 from ..modules.forms import Form, ModuleCell, built_in_form, module_form
 
 
@@ -161,7 +161,7 @@ def why_impure(cell: Any, x: jax.ShapeDtypeStruct) -> str | None:
     graph, state = nnx.split(cell)
     writes = False
 
-    def once(state: Any, x: Any) -> None:
+    def once(state: PyTree, x: Inputs) -> None:
         nonlocal writes
         # The module writes to the variables that it is made of, so they are copied.
         module = nnx.merge(graph, jax.tree.map(lambda leaf: leaf, state))

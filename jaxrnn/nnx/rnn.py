@@ -7,15 +7,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool
 
 from ..core.arrays import is_array
 from ..core.cell import Cell
 from ..core.dtypes import weaken_scalars
+from ..core.engine import AbstractEngine
 from ..core.flags import select
 from ..core.layer import Layer, check_cell
 from ..core.types import Carry, Context, Inputs, Params
-from ..core.validation import check_inputs, check_positive
+from ..core.validation import check_inputs, check_positive, describe
 from ..engines import Scan
 from ..layers import inference
 from ..layers.compose import init_in, outputs_of
@@ -81,11 +83,11 @@ class RNN(nnx.Module):
         reverse: bool = False,
         keep_order: bool = True,
         unroll: int = 1,
-        engine: Any = None,
-        dtype: Any = None,
+        engine: AbstractEngine | None = None,
+        dtype: DTypeLike | None = None,
         state_axes: Any = None,
         broadcast_rngs: Any = None,
-        rngs: Any = True,
+        rngs: Any = None,
     ):
         if isinstance(cell, nnx.Module):
             if not hasattr(cell, "initialize_carry"):
@@ -123,15 +125,19 @@ class RNN(nnx.Module):
         self.deterministic = False
 
     def _draw_params(
-        self, layer: Cell | Layer, input_size: int | None, dtype: Any, rngs: Any
+        self,
+        layer: Cell | Layer,
+        input_size: int | None,
+        dtype: DTypeLike | None,
+        rngs: Any,
     ) -> None:
         """Initialize the parameters of a jaxrnn cell or layer."""
         check_cell(layer)
-        if input_size is None or not isinstance(rngs, nnx.Rngs):
+        wrong = _wrong_arguments(input_size, rngs)
+        if input_size is None or wrong:
             raise TypeError(
-                "RNN: a jaxrnn cell or layer gets its parameters here: RNN(layer, "
-                "input_size, rngs=nnx.Rngs(0)), but "
-                f"input_size is {input_size!r} and rngs is {rngs!r}"
+                f"RNN: a jaxrnn cell or layer gets its parameters here, by RNN(layer, "
+                f"input_size, rngs=nnx.Rngs(0)), but {wrong}"
             )
         params = init_in(layer, rngs.params(), input_size, dtype)
         self.layer, self.input_size = layer, input_size
@@ -142,7 +148,7 @@ class RNN(nnx.Module):
             )
         )
 
-    def _form(self, x: Any = None) -> Form:
+    def _form(self, x: Inputs = None) -> Form:
         """Return the arguments of `jaxrnn.unroll` for this module."""
         return (
             form_of(self.cell, x)
@@ -160,7 +166,7 @@ class RNN(nnx.Module):
         """The number of feature axes of the inputs, as in `jaxrnn.Cell`."""
         return feature_axes(self.cell) if self._wraps_flax else self.layer.feature_ndim
 
-    def _why_impure(self, x: Any) -> str | None:
+    def _why_impure(self, x: Inputs) -> str | None:
         """Say why flax's own scan must run the cell, or None; ``x`` is an input."""
         if not self._wraps_flax:
             return None
@@ -343,7 +349,9 @@ class RNN(nnx.Module):
             )
         return rngs.dropout()
 
-    def _check_drawn_carry(self, initial_carry: Carry, resets: Any) -> None:
+    def _check_drawn_carry(
+        self, initial_carry: Carry, resets: ArrayLike | None
+    ) -> None:
         """Refuse to draw the carry of a flax cell with a ``carry_init``."""
         if getattr(getattr(self, "cell", None), "carry_init", None) is not None and (
             initial_carry is None or resets is not None
@@ -363,3 +371,16 @@ def _output_size(layer: Cell | Layer, params: Params, input_size: int) -> int | 
         return known
     ys = outputs_of(layer, params, input_size)
     return ys.shape[-1] if is_array(ys) else None
+
+
+def _wrong_arguments(input_size: Any, rngs: Any) -> str:
+    """Say which argument for the parameters is missing or of another type, or ""."""
+    if isinstance(input_size, nnx.Rngs):
+        return "input_size is an nnx.Rngs: pass it as rngs="
+    wrong = ["no input_size came"] if input_size is None else []
+    if rngs is None:
+        wrong.append("no rngs came")
+    elif not isinstance(rngs, nnx.Rngs):
+        came = describe(rngs) if is_array(rngs) else repr(rngs)
+        wrong.append(f"rngs is {came}: make it nnx.Rngs(...) of that")
+    return " and ".join(wrong)

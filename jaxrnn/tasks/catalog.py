@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from ..training import InputError, Run
 from ..training.lock import is_locked
 from .about import ABOUT
+from .data.series_sets import SETS, VOWELS, WEATHER
 from .pictures import cell_of
 from .score_table import score_rows
 
@@ -69,6 +70,20 @@ DATA = (
         "letters of fonts with their Unicode names",
         ("matplotlib", "PIL"),
         _CLI,
+    ),
+    DataSet(
+        WEATHER,
+        "series",
+        "1,461 days of weather: rain, temperatures, wind",
+        (SETS[WEATHER].package,),
+        SETS[WEATHER].install,
+    ),
+    DataSet(
+        VOWELS,
+        "series",
+        "640 utterances of 9 speakers, 7 to 29 steps",
+        (SETS[VOWELS].package,),
+        SETS[VOWELS].install,
     ),
     DataSet(
         "",

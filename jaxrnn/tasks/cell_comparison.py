@@ -13,6 +13,8 @@ import jax
 import numpy as np
 
 from .. import diagnostics
+from ..core.cell import Cell
+from ..core.layer import Layer
 from ..diagnostics.style import save
 from ..training import InputError
 from .cell_costs import measure_costs
@@ -81,6 +83,13 @@ def compare_cells(
         >>> results["cells"]["mine"]["parameters"]
         148
     """
+    if isinstance(cells, (str, Cell, Layer)) or not isinstance(
+        options, (Mapping, type(None))
+    ):
+        raise InputError(
+            "cells: compare_cells takes one dict or list of cells, and then the "
+            'options: compare_cells({"mine": cell, "lstm": "lstm"}, {"steps": 100})'
+        )
     for name in options or {}:
         known = [field.name for field in dataclasses.fields(Comparison)]
         check_name("cells", name, known)

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..core.cell import Cell
 from ..core.layer import Layer
+from ..core.types import Inputs, Params
 from ..unrolling import unroll
 
 MINIMUM_SECONDS = 0.02  # a sample lasts at least so long, or the clock would show
@@ -81,10 +82,10 @@ def measure_costs(
     }
 
 
-def _compiled(cell: Cell | Layer, params: Any, xs: Any) -> _Program:
+def _compiled(cell: Cell | Layer, params: Params, xs: Inputs) -> _Program:
     """Compile the values and gradients of one cell."""
 
-    def loss(params: Any, xs: Any) -> Any:
+    def loss(params: Params, xs: Inputs) -> Any:
         ys = unroll(cell, params, xs)[1]
         leaves = jax.tree.leaves(ys)
         keys = jax.random.split(jax.random.key(2), len(leaves))

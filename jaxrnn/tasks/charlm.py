@@ -256,7 +256,7 @@ PIECE = 32  # number of characters that are generated, and then printed, at a ti
 
 def pieces(
     functions: Functions,
-    params: Any,
+    params: Params,
     vocabulary: Vocabulary,
     prompt: str,
     length: int,

@@ -17,7 +17,7 @@ CONVOLUTIONAL = "convolutional"  # in a field's metadata: names of cells for pic
 
 
 def option(
-    default: Any,
+    default: object,
     help: str,
     *,
     least: float | None = None,
@@ -112,7 +112,7 @@ def check_options(options: Any) -> None:
             )
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     """Return whether ``value`` is a real number."""
     return isinstance(value, numbers.Real)
 

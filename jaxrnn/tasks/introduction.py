@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from ..core.types import Params
 from ..training import Budget, Run, TrainState
 from .about import ABOUT
 from .models.own_cell import label_of
@@ -53,7 +54,7 @@ def _another(values: dict[str, Any]) -> str:
     return "" if name == "adam" else f" of {name}"
 
 
-def parameter_count(params: Any) -> int:
+def parameter_count(params: Params) -> int:
     """Return the number of parameters."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 

@@ -51,7 +51,10 @@ class Findings(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def measure(
-    probe: Callable[[Any], Probe], params: Any, key: Array, fit_range: tuple[int, int]
+    probe: Callable[[Any], Probe],
+    params: Params,
+    key: Array,
+    fit_range: tuple[int, int],
 ) -> Findings:
     """Apply all diagnostics to ``probe(params)``, compiled once for each probe."""
     probed = probe(params)
@@ -73,7 +76,7 @@ def measure(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def measure_each_loss(probe: Callable[[Any], Probe], params: Any) -> Array:
+def measure_each_loss(probe: Callable[[Any], Probe], params: Params) -> Array:
     """Return the `diagnostics.gradient_map` of the first sequence, ``(T, T + 1)``."""
     layer, own, xs, loss, targets = probe(params)
     return diagnostics.gradient_map(layer, own, xs[:, :1], loss, targets[:, :1])[..., 0]
@@ -85,7 +88,7 @@ def lags_of(probe: Probe) -> diagnostics.GradientLags:
     return diagnostics.gradient_lags(layer, own, xs, lambda y: loss(y, targets[-1]))
 
 
-def as_json(value: Any) -> Any:
+def as_json(value: object) -> Any:
     """Convert arrays to lists of numbers; NaN and infinity become null."""
     if isinstance(value, dict):
         return {name: as_json(each) for name, each in value.items()}

@@ -28,6 +28,7 @@ from .models.own_cell import CellLike
 from .models.stored_cell import restored_cell, stored_cell
 from .report import facts_of, write_card, write_report
 from .score_table import score_table
+from .series import task as series
 from .synthetic import (
     adding,
     copying,
@@ -54,6 +55,7 @@ TASKS: dict[str, Any] = {
     "tagging": tagging,
     "translation": translation,
     "captioning": captioning,
+    "series": series,
     **{task.name: task for task in SYNTHETIC},
 }
 
@@ -365,10 +367,13 @@ _RENAMED_OPTIONS = {"window": "tbptt", "horizon": "k2", "truncate": "tbptt"}
 
 def _stored(run: Run, kind: Any, name: str) -> Any:
     """Read a dataclass from a run's config, where tuples are stored as lists."""
+    known = {field.name for field in dataclasses.fields(kind)}
     try:
         return kind(
             **{
-                _RENAMED_OPTIONS.get(k, k): tuple(v) if isinstance(v, list) else v
+                k if k in known else _RENAMED_OPTIONS.get(k, k): tuple(v)
+                if isinstance(v, list)
+                else v
                 for k, v in run.config[name].items()
             }
         )

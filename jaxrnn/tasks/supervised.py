@@ -84,7 +84,7 @@ def supervised(
     )
 
 
-def digest(examples: Any) -> str:
+def digest(examples: object) -> str:
     """Return a hash of JSON-like data, by which a resumed run checks its examples."""
     return hashlib.sha256(json.dumps(examples, ensure_ascii=False).encode()).hexdigest()
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import jax
 
-from ..core.cell import Cell
+from ..core.arrays import is_array
+from ..core.cell import Cell, ContextCell
 from ..core.layer import Layer
 from ..core.layer import check_cell as check_is_cell
 from ..core.types import Context, Inputs, Params
-from ..core.validation import check_context, check_inputs, describe_tree
+from ..core.validation import check_context, check_inputs, describe, describe_tree
 from ..layers.stochastic import inference
 from . import method_laws, sequence_laws
 from .report import (
@@ -58,7 +59,7 @@ _FIRST = ("static", "batch_axes", "carry", "pure", "project", "rows")
 
 def check_cell(
     cell: Cell | Layer,
-    input_size: Any = None,
+    input_size: int | None = None,
     *,
     params: Params = None,
     xs: Inputs = None,
@@ -107,6 +108,12 @@ def check_cell(
     notes = []
     if not isinstance(cell, (Cell, Layer)):
         check_is_cell(cell)
+    if isinstance(cell, ContextCell):
+        raise TypeError(
+            f"check_cell gives a cell its context itself: pass the cell that "
+            f"ContextCell holds, check_cell({type(cell.cell).__name__}(...), "
+            f"input_size, context=...), with arrays (B, ...), where B is 3 without xs="
+        )
     if cell.requires_key:
         cell = inference(cell)
         notes.append("tried without its random numbers, as jaxrnn.inference makes it")
@@ -116,9 +123,11 @@ def check_cell(
         subject: Any = _attempt(lambda: take(True))
     wide = isinstance(subject, Subject)
     if not wide:
-        notes.append(f"tried in float32, because in float64 it fails: {subject}")
+        why = subject
         with jax.enable_x64(False):
             subject = _attempt(lambda: take(False))
+        if subject != why:
+            notes.append(f"tried in float32, because in float64 it fails: {why}")
     if isinstance(subject, Subject):
         with jax.enable_x64(wide):
             results = _results(subject, chosen)
@@ -130,7 +139,9 @@ def check_cell(
     return report
 
 
-def _check_inputs(cell: Cell | Layer, input_size: Any, xs: Any, context: Any) -> None:
+def _check_inputs(
+    cell: Cell | Layer, input_size: Any, xs: Inputs, context: Context
+) -> None:
     """Check that inputs and a context are given, or can be drawn."""
     name = type(cell).__name__
     if xs is None and cell.feature_ndim not in (1, None):
@@ -141,7 +152,7 @@ def _check_inputs(cell: Cell | Layer, input_size: Any, xs: Any, context: Any) ->
     if xs is None and (isinstance(input_size, bool) or not isinstance(input_size, int)):
         raise TypeError(
             f"check_cell needs input_size, the number of features that {name} reads, "
-            f"or xs, but got {input_size!r}"
+            f"or xs, but got {_named(input_size)}"
         )
     _, *batch = (5, 3) if xs is None else check_inputs(xs, cell.feature_ndim)
     if not batch:
@@ -149,7 +160,21 @@ def _check_inputs(cell: Cell | Layer, input_size: Any, xs: Any, context: Any) ->
             f"check_cell: xs must have time and batch axes, (T, B, ...), but it is "
             f"{describe_tree(xs)}"
         )
+    if cell.takes_context and context is None:
+        rows = ", ".join(map(str, batch))
+        raise ValueError(
+            f"check_cell: {name} takes a context (takes_context is True): pass "
+            f"context=, a pytree of arrays ({rows}, ...), an entry for each row of "
+            f"{'the inputs that are drawn' if xs is None else 'xs'}"
+        )
     check_context(cell, context, tuple(batch))
+
+
+def _named(value: object) -> str:
+    """Return what an error calls a value that is no size."""
+    if not is_array(value):
+        return repr(value)
+    return f"{describe(value)}: pass xs=, or xs.shape[-1]"
 
 
 def _draw(*arguments: Any) -> Subject:

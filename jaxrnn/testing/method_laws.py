@@ -12,9 +12,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from ..core.cell import LinearCell, bind_context, is_linear
 from ..core.layer import Layer, check_cell
+from ..core.types import Carry, Context, Inputs, Params, PyTree
 from ..core.unroll_spec import UnrollSpec
 from ..core.validation import check_rows
 from ..unrolling import check_step, unroll_unchecked
@@ -78,7 +80,7 @@ def dtypes(subject: Subject) -> None:
             keeps_dtype(subject, dtype)
 
 
-def keeps_dtype(subject: Subject, dtype: Any) -> None:
+def keeps_dtype(subject: Subject, dtype: DTypeLike | None) -> None:
     """Raise `Broken` if the carry changes its dtype under parameters of ``dtype``."""
     arrays = subject.params, subject.xs, subject.context
     before, after = jax.eval_shape(
@@ -99,7 +101,7 @@ def keeps_dtype(subject: Subject, dtype: Any) -> None:
             )
 
 
-def _shapes(tree: Any, dtype: Any) -> Any:
+def _shapes(tree: PyTree, dtype: DTypeLike | None) -> Any:
     """Return shapes, with floating-point leaves in another dtype."""
 
     def leaf(array: Any) -> Any:
@@ -112,7 +114,7 @@ def _shapes(tree: Any, dtype: Any) -> Any:
     return jax.tree.map(leaf, tree)
 
 
-def _two_carries(subject: Subject, params: Any, xs: Any, context: Any) -> Any:
+def _two_carries(subject: Subject, params: Params, xs: Inputs, context: Context) -> Any:
     """Return the initial carry, and that after a step, unchecked."""
     cell, batch = subject.cell, tuple(subject.mask.shape[1:])
     before = cell.initial_carry(params, batch)
@@ -124,7 +126,7 @@ def _two_carries(subject: Subject, params: Any, xs: Any, context: Any) -> Any:
     return before, cell.step(params, before, cell.project(params, at(xs, 0)))
 
 
-def _methods(cell: Any, params: Any, carry: Any, x: Any) -> dict[str, Any]:
+def _methods(cell: Any, params: Params, carry: Carry, x: Inputs) -> dict[str, Any]:
     """Return what the three methods give for one step."""
     z = cell.project(params, x)
     new = cell.step(params, carry, z)
@@ -194,7 +196,7 @@ def rows(subject: Subject) -> float:
 
 
 def _of_other_rows(a: Any, b: Any) -> float:
-    def others(tree: Any) -> Any:
+    def others(tree: PyTree) -> Any:
         return jax.tree.map(lambda leaf: leaf[1:] if jnp.ndim(leaf) else leaf, tree)
 
     return difference(others(a), others(b))
@@ -276,7 +278,7 @@ def output_one_step(subject: Subject) -> float:
 
 
 def _other_steps(
-    name: str, subject: Subject, first: Any, changed_at: Any, repair: str
+    name: str, subject: Subject, first: Carry, changed_at: Any, repair: str
 ) -> float:
     """Change what a method is given at one step, and look at all the others."""
     steps, worst = range(len(subject.mask)), 0.0

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..core.cell import is_chunkwise, is_linear, unsupported_chunkwise_reason
 from ..core.flags import expand_flags
+from ..core.types import Inputs, PyTree
 from ..engines import Associative, Scan
 from ..unrolling import unroll
 from .report import Broken, NotTried
@@ -33,7 +34,7 @@ class Sequences:
     def __init__(self, subject: Subject):
         self.subject = subject
 
-    def run(self, mask: Any, resets: Any, xs: Any = None, **options: Any) -> Any:
+    def run(self, mask: Any, resets: Any, xs: Inputs = None, **options: Any) -> Any:
         """Return the last carry, the outputs and all carries of an unroll."""
         subject = self.subject
         found: Any = unroll(
@@ -161,7 +162,7 @@ def masks(s: Sequences) -> float:
         )
     kept = jnp.argsort(~mask, axis=0, stable=True)[: int(mask.sum(0)[0])]
 
-    def compressed(tree: Any) -> Any:
+    def compressed(tree: PyTree) -> Any:
         return jax.tree.map(
             lambda leaf: jnp.take_along_axis(leaf, expand_flags(kept, leaf), 0), tree
         )

@@ -8,12 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike, DTypeLike
 
 from ..core.cell import Cell, bind_context
 from ..core.flags import select
 from ..core.layer import Layer
-from ..core.types import Carry, Params
+from ..core.types import Carry, Context, Inputs, Params, PyTree
 from ..core.validation import check_inputs
+from ..unrolling import check_step
 from .report import Broken
 
 
@@ -75,8 +77,8 @@ def draw(
     cell: Cell | Layer,
     input_size: Any,
     params: Params,
-    xs: Any,
-    context: Any,
+    xs: Inputs,
+    context: Context,
     seed: int,
     wide: bool,
 ) -> Subject:
@@ -109,10 +111,15 @@ def _reached(subject: Subject) -> Carry:
     carry = subject.carry
     if not subject.causal:
         return carry
-    for t in range(min(2, subject.mask.shape[0])):
-        carry, _ = subject.cell(
-            subject.params, carry, at(subject.xs, -1 - t), **subject.given
-        )
+    try:
+        for t in range(min(2, subject.mask.shape[0])):
+            carry, _ = subject.cell(
+                subject.params, carry, at(subject.xs, -1 - t), **subject.given
+            )
+    except (TypeError, ValueError, LookupError, AttributeError):
+        if not subject.is_layer:  # it says in words what fails
+            check_step(*subject.bound, subject.carry, subject.xs)
+        raise
     return carry
 
 
@@ -133,7 +140,7 @@ def moved(params: Params, key: Any) -> Params:
     return jax.tree.unflatten(structure, map(move, leaves, keys))
 
 
-def cast(tree: Any, dtype: Any) -> Any:
+def cast(tree: PyTree, dtype: DTypeLike | None) -> Any:
     """Cast floating-point leaves to ``dtype``, and complex ones to its complex twin."""
     twin = jnp.complex128 if dtype == jnp.float64 else jnp.complex64
 
@@ -150,7 +157,7 @@ def cast(tree: Any, dtype: Any) -> Any:
     return jax.tree.map(leaf, tree)
 
 
-def at(tree: Any, t: Any) -> Any:
+def at(tree: PyTree, t: int) -> Any:
     """Return the entry ``t`` of the first axis of every leaf."""
     return jax.tree.map(lambda leaf: leaf[t], tree)
 
@@ -160,12 +167,12 @@ def stacked(trees: list[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-def is_inexact(leaf: Any) -> bool:
+def is_inexact(leaf: object) -> bool:
     """Return whether a leaf has derivatives."""
     return jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.inexact)
 
 
-def nudged(tree: Any, where: Any) -> Any:
+def nudged(tree: PyTree, where: Any) -> Any:
     """Change the floating-point leaves at an index of their first axes."""
 
     def leaf(value: Any) -> Any:
@@ -176,7 +183,7 @@ def nudged(tree: Any, where: Any) -> Any:
     return jax.tree.map(leaf, tree)
 
 
-def difference(a: Any, b: Any) -> float:
+def difference(a: ArrayLike, b: ArrayLike) -> float:
     """Return the largest difference, relative to the largest number (at least 1).
 
     NaN in the same places are equal. Trees that differ in structure or shapes raise
@@ -203,13 +210,13 @@ def difference(a: Any, b: Any) -> float:
     return worst
 
 
-def is_number(leaf: Any) -> bool:
+def is_number(leaf: object) -> bool:
     """Return whether a leaf holds numbers or flags, rather than keys or float0."""
     dtype = leaf.dtype if isinstance(leaf, (jax.Array, np.ndarray)) else np.dtype(float)
     return dtype != jax.dtypes.float0 and not jnp.issubdtype(dtype, jax.dtypes.extended)
 
 
-def _host(leaf: Any) -> Any:
+def _host(leaf: object) -> Any:
     array = jnp.asarray(leaf)
     wide = np.complex128 if jnp.iscomplexobj(array) else np.float64
     return np.asarray(array).astype(wide)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from ..core.types import PyTree
 from .errors import InputError
 
 BEST = "best"  # prefix of the names of the best parameters
@@ -62,7 +63,7 @@ class Checkpoints:
         self.manager = ocp.CheckpointManager(self.directory, options=options)
 
     def save(
-        self, step: int, state: Any, meta: dict[str, Any], best: Any = None
+        self, step: int, state: PyTree, meta: dict[str, Any], best: float | None = None
     ) -> None:
         """Write one checkpoint, which appears complete or not at all.
 
@@ -101,7 +102,7 @@ class Checkpoints:
         """Return the steps of the existing checkpoints, oldest first."""
         return sorted(self.manager.all_steps())
 
-    def restore(self, template: Any) -> Restored:
+    def restore(self, template: PyTree) -> Restored:
         """Read the newest undamaged checkpoint, with the structure of ``template``.
 
         A damaged checkpoint is moved to ``damaged-STEP`` beside ``checkpoints``, and
@@ -118,7 +119,7 @@ class Checkpoints:
         )
         return Restored(step, _unnamed(template, arrays, step), meta, notes, best)
 
-    def restore_params(self, template: Any) -> tuple[Any, list[str]]:
+    def restore_params(self, template: PyTree) -> tuple[Any, list[str]]:
         """Read the parameters, those with the best score if the run keeps them.
 
         The second result are notes as for `restore`. Nothing is moved, because the
@@ -224,7 +225,7 @@ def _without_threads_tracebacks() -> Iterator[None]:
         logger.removeFilter(is_not_from_orbax)
 
 
-def _named(state: Any) -> dict[str, Any]:
+def _named(state: PyTree) -> dict[str, Any]:
     """Flatten a pytree to a dict of arrays by their paths."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): leaf
@@ -232,7 +233,7 @@ def _named(state: Any) -> dict[str, Any]:
     }
 
 
-def _part(part: str, template: Any, arrays: dict[str, np.ndarray], step: int) -> Any:
+def _part(part: str, template: PyTree, arrays: dict[str, np.ndarray], step: int) -> Any:
     """Extract one field of a saved state.
 
     None for the best parameters of a run that does not keep them.
@@ -245,7 +246,7 @@ def _part(part: str, template: Any, arrays: dict[str, np.ndarray], step: int) ->
     return None if part == BEST and not leaves else _unnamed(template, leaves, step)
 
 
-def _unnamed(template: Any, arrays: dict[str, np.ndarray], step: int) -> Any:
+def _unnamed(template: PyTree, arrays: dict[str, np.ndarray], step: int) -> Any:
     """Fill the structure of ``template`` with the arrays of a checkpoint."""
     leaves = []
     for name, leaf in _named(template).items():

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from ..core.types import PyTree
 from .errors import InputError
 
 MOST_HIDDEN = 384  # number of hidden units up to which splitting over cores is faster
@@ -101,7 +102,7 @@ def mesh_of(devices: int) -> Mesh | None:
     )
 
 
-def on_one_device(tree: Any) -> Any:
+def on_one_device(tree: PyTree) -> Any:
     """Return the copy of replicated arrays on the first device.
 
     Computations on them then run on that device alone.

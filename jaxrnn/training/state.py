@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from ..core.exported import register_for_export
-from ..core.types import Params
+from ..core.types import Carry, Params, PyTree
 from ..truncation.tbptt import TBPTT, TBPTTState, Window
 from .devices import check_mesh, check_streams
 
@@ -121,7 +121,10 @@ def constant(rate: float) -> Callable[[Array], Array]:
 
 
 def fresh_state(
-    optimizer: optax.GradientTransformation, params: Params, key: Array, carry: Any = ()
+    optimizer: optax.GradientTransformation,
+    params: Params,
+    key: Array,
+    carry: Carry = (),
 ) -> TrainState:
     """Return the state before the first step.
 
@@ -174,7 +177,7 @@ def key_of(state: TrainState) -> Array:
     return jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
 
-def set_rate(who: str, opt_state: Any, rate: Array) -> Any:
+def set_rate(who: str, opt_state: PyTree, rate: Array) -> Any:
     """Set the injected learning rate in the state of the optimizer."""
     if optax.tree_utils.tree_get(opt_state, "learning_rate") is None:
         raise ValueError(

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from ..core.arrays import is_array
@@ -173,7 +174,9 @@ class ARTBP:
             cuts, jnp.log(c), jnp.log1p(-c)
         ).sum(0)
 
-    def _follow(self, draws: Array, mask: Any, resets: Any) -> tuple[Array, Array]:
+    def _follow(
+        self, draws: Array, mask: ArrayLike | None, resets: ArrayLike | None
+    ) -> tuple[Array, Array]:
         """Cut where a draw is below c_t; return the cuts and c, both ``(T, *B)``."""
         for name, flags in (("mask", mask), ("resets", resets)):
             if flags is not None:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ..core.flags import expand_flags
+from ..core.types import PyTree
 
 
 def window_masks(k1: int, steps: int) -> tuple[Array, ...]:
@@ -41,7 +42,7 @@ def window_masks(k1: int, steps: int) -> tuple[Array, ...]:
     return tuple(jnp.asarray(column) for column in columns)
 
 
-def pad_sequence(sequence: Any, steps: int, batch: tuple[int, ...]) -> Any:
+def pad_sequence(sequence: PyTree, steps: int, batch: tuple[int, ...]) -> Any:
     """Fill in the mask and resets, and zero the inputs and targets that are masked.
 
     Args:

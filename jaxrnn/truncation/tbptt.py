@@ -38,7 +38,7 @@ from ..core.dtypes import accumulator
 from ..core.exported import register_for_export
 from ..core.flags import expand_flags, select
 from ..core.pickling import Static
-from ..core.types import Carry, Params
+from ..core.types import Carry, Params, PyTree
 from ..core.validation import check_positive
 from .plan import pad_sequence, window_masks
 from .validation import (
@@ -282,7 +282,7 @@ class TBPTT(Static):
         self,
         optimizer: optax.GradientTransformation,
         params: Params,
-        opt_state: Any,
+        opt_state: PyTree,
         sequence: Window,
         state: TBPTTState,
         *,
@@ -350,7 +350,7 @@ class TBPTT(Static):
         valid = self._sum(jnp.asarray(valid, jnp.result_type(float)))
         return -(-steps // self.k1), jnp.maximum(valid, 1)
 
-    def _sum(self, tree: Any) -> Any:
+    def _sum(self, tree: PyTree) -> Any:
         """Sum ``tree`` over the devices that hold parts of the batch."""
         return tree if self.axis_name is None else jax.lax.psum(tree, self.axis_name)
 

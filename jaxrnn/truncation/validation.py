@@ -10,11 +10,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
 
+from ..core.types import Carry, Params, PyTree
 from ..core.validation import describe
 
 
-def check_differentiable(params: Any) -> None:
+def check_differentiable(params: Params) -> None:
     """Check that every parameter is floating-point, so that it has a gradient."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
@@ -25,7 +28,7 @@ def check_differentiable(params: Any) -> None:
             )
 
 
-def check_axis(name: str | None, flags: Any) -> None:
+def check_axis(name: str | None, flags: ArrayLike | None) -> None:
     """Check that ``axis_name`` is mapped here, and that `TBPTT` does the sums."""
     if name is None:
         return
@@ -46,7 +49,7 @@ def check_axis(name: str | None, flags: Any) -> None:
         )
 
 
-def check_steps(sequence: Any) -> int:
+def check_steps(sequence: PyTree) -> int:
     """Return T of a sequence, after a check that all its arrays share it."""
     steps = {
         jnp.shape(leaf)[0] if jnp.ndim(leaf) else None
@@ -60,7 +63,9 @@ def check_steps(sequence: Any) -> int:
     return int(steps.pop() or 0)
 
 
-def check_sequence(sequence: Any, state: Any, k1: int, k2: int, steps: int) -> None:
+def check_sequence(
+    sequence: PyTree, state: PyTree, k1: int, k2: int, steps: int
+) -> None:
     """Check that the sequence and the state fit each other, and the state k1 and k2.
 
     The arrays of the sequence must have the batch axes, shapes and dtypes for which the
@@ -92,7 +97,7 @@ def check_sequence(sequence: Any, state: Any, k1: int, k2: int, steps: int) -> N
                 f"batch_shape={batch}"
             )
 
-    def shapes_and_dtypes(tree: Any, length: int | None = None) -> Any:
+    def shapes_and_dtypes(tree: PyTree, length: int | None = None) -> Any:
         return jax.tree.map(
             lambda a: (
                 jnp.shape(a)[0] if length is None else length,
@@ -112,7 +117,7 @@ def check_sequence(sequence: Any, state: Any, k1: int, k2: int, steps: int) -> N
         )
 
 
-def check_losses(losses: Any, carries: Any, carry: Any, mask: Any) -> None:
+def check_losses(losses: PyTree, carries: Carry, carry: Carry, mask: Any) -> None:
     """Check that ``losses`` returned one loss and one carry for every step."""
     if losses.shape != mask.shape:
         raise ValueError(
@@ -130,7 +135,9 @@ def check_losses(losses: Any, carries: Any, carry: Any, mask: Any) -> None:
         )
 
 
-def check_truncation(truncation: Any, sequence: Any = None, key: Any = None) -> None:
+def check_truncation(
+    truncation: Any, sequence: PyTree = None, key: Array | None = None
+) -> None:
     """Check that gradient scales come from the truncation, and that it has a key."""
     if truncation is None:
         if sequence is not None and sequence.gradient_scale is not None:
@@ -160,7 +167,7 @@ def check_truncation(truncation: Any, sequence: Any = None, key: Any = None) -> 
 
 
 def check_window_is_read(
-    losses: Callable, params: Any, carry: Any, sequence: Any, overlap: bool
+    losses: Callable, params: Params, carry: Carry, sequence: PyTree, overlap: bool
 ) -> None:
     """Check that ``losses`` use the fields of the window that only TBPTT knows.
 

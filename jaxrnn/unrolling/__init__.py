@@ -10,7 +10,6 @@ from .observing import current_observer as current_observer
 from .observing import observed_by as observed_by
 from .observing import run_network as run_network
 from .parts import check_supported as check_supported
-from .parts import for_part as for_part
 from .parts import unroll_part as unroll_part
 from .parts import unroll_unchecked as unroll_unchecked
 from .step_checks import check_all_carries as check_all_carries

@@ -26,10 +26,12 @@ from ..core.validation import (
     check_inputs,
     check_key,
     check_scale,
+    describe_tree,
 )
 from .observing import current_observer
 from .parts import unroll_unchecked, zero_where_masked
 from .step_checks import check_all_carries, initial_carry_of
+from .step_hints import looks_swapped
 from .truncation_scope import check_truncated
 
 
@@ -39,7 +41,7 @@ def unroll(
     xs: Inputs,
     carry: Carry = None,
     *,
-    engine: Any = None,
+    engine: AbstractEngine | None = None,
     mask: Bool[Array, "T *B"] | None = None,
     resets: Bool[Array, "T *B"] | None = None,
     reverse: bool = False,
@@ -125,7 +127,7 @@ def truncated_unroll(
     *,
     window: int | None = None,
     gradient_scale: Float[Array, "T *B"] | None = None,
-    engine: Any = None,
+    engine: AbstractEngine | None = None,
     mask: Bool[Array, "T *B"] | None = None,
     resets: Bool[Array, "T *B"] | None = None,
     reverse: bool = False,
@@ -250,7 +252,17 @@ def _unroll(
     spec: UnrollSpec,
 ) -> tuple[Carry, Any] | tuple[Carry, Any, Carry]:
     """Check the arguments and unroll; ``what`` is the name of the public function."""
-    params, xs = validate(cell, params, xs, carry, spec)
+    try:
+        params, xs = validate(cell, params, xs, carry, spec)
+    except (TypeError, ValueError):
+        if looks_swapped(cell, params, xs, carry):
+            raise TypeError(
+                f"{what}: xs and carry look swapped: xs is {describe_tree(xs)}, which "
+                f"is a carry of this {type(cell).__name__}, and carry is "
+                f"{describe_tree(carry)}, which fits as its inputs: write {what}(cell, "
+                f"params, xs, carry)"
+            ) from None
+        raise
     check_truncated(what, cell, params, spec.window, spec.gradient_scale)
     # Under an observer nothing is compiled: a compiled unroll would not be traced
     # again, and the observer would miss it.
@@ -294,7 +306,7 @@ def unroll_validated(
     return carry, ys, carries if spec.all_carries else None
 
 
-def fill_context(context: Any, mask: Bool[Array, "T *B"] | None) -> Any:
+def fill_context(context: Context, mask: Bool[Array, "T *B"] | None) -> Any:
     """Replace the context of rows without any valid step, which may hold anything."""
     context = jax.tree.map(jnp.asarray, context)
     if mask is None:

@@ -17,16 +17,14 @@ from ..core.cell import (
     without_context,
 )
 from ..core.engine import AbstractEngine, Request
+from ..core.failing_method import name_failing_method
 from ..core.flags import expand_flags, select
 from ..core.gradient_scale import ScaledCell
 from ..core.layer import Layer
 from ..core.masked_inputs import fill_masked_inputs
-from ..core.types import Carry, Inputs, Params
+from ..core.types import Carry, Inputs, Params, PyTree
 from ..core.unroll_spec import UnrollSpec
-from ..core.validation import (
-    describe_tree,
-    name_failing_method,
-)
+from ..core.validation import describe_tree
 from ..engines import Associative
 from ..engines.engine import DefaultEngine
 from ..engines.recurrence.chunks import run_in_windows
@@ -59,7 +57,7 @@ def unroll_unchecked(
             than it should.
     """
     if isinstance(cell, Layer):
-        with truncation_scope(cell, spec, xs):
+        with truncation_scope(cell, spec, xs), jax.named_scope(type(cell).__name__):
             result = cell.unroll(
                 params,
                 carry,
@@ -98,7 +96,10 @@ def unroll_unchecked(
             if observer is None
             else functools.partial(observer.run, engine, why, spec.all_carries)
         )
-        last, carries = _unroll_windows(run, cell, params, carry, xs, spec)
+        # The names that a profile shows: of the cell, and of the engine that runs it.
+        name = type(without_context(cell)).__name__
+        with jax.named_scope(name), jax.named_scope(type(engine).__name__):
+            last, carries = _unroll_windows(run, cell, params, carry, xs, spec)
         with name_failing_method(
             without_context(cell),
             "output",
@@ -172,7 +173,8 @@ def unroll_part(
         >>> ys.shape
         (10, 2, 4)
     """
-    return unroll_unchecked(cell, params, carry, xs, for_part(spec, cell, index))
+    with jax.named_scope(f"part_{index}"):
+        return unroll_unchecked(cell, params, carry, xs, for_part(spec, cell, index))
 
 
 def for_part(spec: UnrollSpec, part: Cell | Layer, index: int) -> UnrollSpec:
@@ -199,7 +201,7 @@ def check_supported(engine: AbstractEngine, cell: Cell, request: Request) -> Non
         raise ValueError(f"{reason}: use engine=jaxrnn.Scan(), or leave that out")
 
 
-def zero_where_masked(cell: Cell | Layer, ys: Any, mask: Any) -> Any:
+def zero_where_masked(cell: Cell | Layer, ys: PyTree, mask: Any) -> Any:
     """Set the outputs at masked steps to zero.
 
     Args:

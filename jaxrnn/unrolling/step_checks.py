@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from ..core.arrays import is_array
-from ..core.cell import Cell, without_context
+from ..core.cell import Cell, ContextCell, without_context
+from ..core.engine import AbstractEngine
+from ..core.failing_method import name_failing_method
 from ..core.layer import Layer
-from ..core.types import Carry, Inputs, Params
+from ..core.types import Carry, Inputs, Params, PyTree
 from ..core.unroll_spec import UnrollSpec
-from ..core.validation import (
-    check_carry,
-    check_rows,
-    name_failing_method,
-)
+from ..core.validation import check_carry, check_rows, describe_tree, is_namedtuple
+from .step_hints import NO_CARRY, batch_of, has_default_carry, hint_of, part_name
 
 
 def check_step(cell: Cell, params: Params, carry: Carry, xs: Inputs) -> None:
@@ -28,17 +29,28 @@ def check_step(cell: Cell, params: Params, carry: Carry, xs: Inputs) -> None:
         TypeError, ValueError: if it does not.
     """
     x = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), xs)
-    hint = _hint(cell, carry, xs)
+    own = without_context(cell)
+
+    def naming(method: str, **given: Any):
+        hint = functools.partial(hint_of, cell, params, carry, xs, method)
+        return name_failing_method(own, method, hint, **given)
 
     def once(p, s, x):
-        with name_failing_method(without_context(cell), "project", hint, x=x):
+        given = p[0] if isinstance(cell, ContextCell) else p
+        with naming("project", params=given, x=x):
             z = cell.project(p, x)
-        with name_failing_method(without_context(cell), "step", hint, carry=s, z=z):
+        with naming("step", params=given, carry=s, z=z):
             return cell.step(p, s, z)
 
     new = jax.eval_shape(once, params, carry, x)
-    name = type(without_context(cell)).__name__
+    name = type(own).__name__
     like, made = _kind_of(carry), _kind_of(new)
+    if like != made and is_array(carry) and has_default_carry(own) and _has_parts(new):
+        raise TypeError(
+            f"{name}.step returns {describe_tree(new)}, but the carry is one array of "
+            f"zeros, {tuple(carry.shape)}, because {name} defines no initial_carry: "
+            f"for a carry of several parts {NO_CARRY}"
+        )
     if (
         isinstance(new, tuple)
         and len(new) == 2
@@ -49,6 +61,7 @@ def check_step(cell: Cell, params: Params, carry: Carry, xs: Inputs) -> None:
             f"{name}.step returns a pair, (carry, y) it seems, but a step returns the "
             f"carry alone: return the carry, and say "
             "in output(self, params, carry, x) what the cell shows"
+            f"{_or_a_carry_of_two(own)}"
         )
     if like == made:
         for (path, got), want in zip(
@@ -60,10 +73,10 @@ def check_step(cell: Cell, params: Params, carry: Carry, xs: Inputs) -> None:
             if (
                 batch
                 and tuple(got.shape) == (*batch, *want.shape)
-                and _batch_of(cell, xs)[: len(batch)] == batch
+                and batch_of(cell, xs)[: len(batch)] == batch
             ):
                 raise ValueError(
-                    f"{name}.initial_carry: {_part(path)} has shape "
+                    f"{name}.initial_carry: {part_name(path)} has shape "
                     f"{tuple(want.shape)}, without the batch axes {batch}, and "
                     f"step makes {tuple(got.shape)} of it: begin its shape with "
                     f"batch_shape, "
@@ -72,48 +85,19 @@ def check_step(cell: Cell, params: Params, carry: Carry, xs: Inputs) -> None:
     check_carry(name, new, carry, "the carry that step returns")
 
 
-def _hint(cell: Cell, carry: Carry, xs: Inputs) -> str:
-    """Say what may be wrong where a step fails.
-
-    Likely causes are a carry without batch axes, pictures whose axes are taken for
-    batch axes, and parameters of another input size.
-    """
-    batch = _batch_of(cell, xs)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(carry):
-        if batch and tuple(leaf.shape[: len(batch)]) != batch:
-            return (
-                f"{type(without_context(cell)).__name__}.initial_carry made "
-                f"{_part(path)} without the batch axes {batch}"
-            )
-    if len(batch) > 1:
-        return (
-            f"With feature_ndim = {cell.feature_ndim} {batch} are batch axes: for "
-            f"pictures (T, *B, Y, X, C) set feature_ndim = 3 in the cell"
-        )
-    if cell.feature_ndim != 1:
-        return ""
-    features = {leaf.shape[-1] for leaf in jax.tree.leaves(xs) if leaf.shape}
-    return (
-        f"Parameters for these inputs come of init(key, input_size={features.pop()})"
-        if len(features) == 1
-        else ""
-    )
+def _has_parts(new: Any) -> bool:
+    """Whether what a step returned names its parts, or has more of them than two."""
+    leaves = len(jax.tree.leaves(new))
+    plain = isinstance(new, (tuple, list)) and not is_namedtuple(new)
+    return leaves > 1 and (not plain or leaves > 2)
 
 
-def _kind_of(tree: Any) -> Any:
+def _or_a_carry_of_two(cell: Cell) -> str:
+    return f". If the pair is the carry, {NO_CARRY}" if has_default_carry(cell) else ""
+
+
+def _kind_of(tree: PyTree) -> Any:
     return jax.tree.structure(tree)
-
-
-def _batch_of(cell: Cell, xs: Inputs) -> tuple[int, ...]:
-    """Return the batch axes of inputs that are one array; () for other inputs."""
-    ndim = cell.feature_ndim
-    if not is_array(xs) or not isinstance(ndim, int):
-        return ()
-    return tuple(xs.shape[1 : xs.ndim - ndim])
-
-
-def _part(path: Any) -> str:
-    return f"part {jax.tree_util.keystr(path)} of the carry" if path else "the carry"
 
 
 def check_row_axes(cell: Cell, params: Params, carry: Carry, spec: UnrollSpec) -> None:
@@ -153,7 +137,7 @@ def _with_more_rows(
         return jax.eval_shape(lambda p: cell.initial_carry(p, more), params)
     except Exception:
 
-        def leaf(a: Any) -> Any:
+        def leaf(a: Array) -> Any:
             of_rows = (
                 jnp.issubdtype(a.dtype, jnp.inexact) and a.shape[: len(batch)] == batch
             )
@@ -178,7 +162,7 @@ def initial_carry_of(
 
 
 def check_all_carries(
-    cell: Cell | Layer, engine: Any, carry: Carry, carries: Carry
+    cell: Cell | Layer, engine: AbstractEngine | None, carry: Carry, carries: Carry
 ) -> None:
     """Check that the engine returned whole carries after every step.
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import contextvars
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 from jax.experimental.xla_metadata import set_xla_metadata
+from jax.typing import ArrayLike
 
 from ..core.cell import Cell
 from ..core.layer import Layer
@@ -57,7 +57,7 @@ def check_truncated(
     cell: Cell | Layer,
     params: Params,
     window: int | None,
-    gradient_scale: Any,
+    gradient_scale: ArrayLike | None,
 ) -> None:
     """Check that a call of `unroll` inside a truncated layer truncates, too.
 

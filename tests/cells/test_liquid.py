@@ -17,6 +17,8 @@ CELLS = {
     "ltc": LTC(3, unfolds=2, irregular=True),
     "cfc": CfC(3, backbone_size=4, irregular=True),
     "no_gate": CfC(3, backbone_size=None, mode="no_gate", irregular=True),
+    "pure": CfC(3, backbone_size=4, mode="pure", irregular=True),
+    "pure_alone": CfC(3, backbone_size=None, mode="pure", irregular=True),
 }
 
 
@@ -139,6 +141,21 @@ def test_a_closed_form_goes_from_one_candidate_to_the_other(x64):
     assert_same(ys, np.where(f > 0, np.tanh(n), np.tanh(g)))
 
 
+def test_a_pure_state_goes_from_its_start_to_rest(x64):
+    """A (1 - f) after no time, A after a long one; the parameters at init, too."""
+    cell = CELLS["pure"]
+    params, (xs, _), carry, *_ = drawn(cell, 1)
+    for elapsed, share in ((0.0, 1.0), (1e9, 0.0)):
+        ys = jaxrnn.unroll(cell, params, (xs, jnp.full((1, B), elapsed)), carry)[1][0]
+        p, x, h = jax.tree.map(np.asarray, (params, xs[0], carry))
+        u = x @ p["input_kernel"] + h @ p["recurrent_kernel"] + p["bias"]
+        f = 1.7159 * np.tanh(2 * u / 3) @ p["head_kernel"] + p["head_bias"]
+        assert_same(ys, p["rest_state"] * (1 - share * f))
+    drawn_at_init = cell.init(jax.random.key(0), D)
+    assert drawn_at_init["head_kernel"].shape == (4, 3)
+    np.testing.assert_array_equal(drawn_at_init["rate"], np.ones(3))
+
+
 @pytest.mark.parametrize("name", CELLS)
 def test_mixed_precision_keeps_the_state_in_float32(name):
     """The time stays as it was given: bfloat16 would round it."""
@@ -172,9 +189,9 @@ XS = jnp.ones((4, 2, D))
         (lambda: LTC(4, tau=0.0), ValueError, r"tau must be a positive .* is 0\.0"),
         (lambda: CfC(4, backbone_size=0), ValueError, "backbone_size must be an int"),
         (
-            lambda: CfC(4, mode="pure"),
+            lambda: CfC(4, mode="minimal"),
             ValueError,
-            "mode must be 'default' or 'no_gate', but it is 'pure'",
+            "mode must be 'default', 'no_gate' or 'pure', but it is 'minimal'",
         ),
         (
             lambda: jaxrnn.unroll(CELLS["ltc"], PARAMS, XS),
@@ -214,3 +231,5 @@ PARAMS = CELLS["ltc"].init(jax.random.key(0), D)
 def test_by_name():
     assert make_cell("ltc", 8, 10) == LTC(8)
     assert make_cell("cfc", 8, 10) == CfC(8)
+    assert make_cell("cfc:pure", 8, 10) == CfC(8, mode="pure")
+    assert make_cell("cfc:no-gate", 8, 10) == CfC(8, mode="no_gate")

@@ -190,7 +190,7 @@ CASES = {
     "params None": (
         lambda: walk(params=None),
         TypeError,
-        r"got a NoneType: init\(key, input_size\) makes the right one",
+        r"got None: init\(key, input_size\) makes the right one",
     ),
     "input size zero": (
         lambda: CELL.init(KEY, 0),
@@ -276,7 +276,7 @@ CASES = {
     "lengths None": (
         lambda: jaxrnn.mask_from_lengths(None, 5),
         TypeError,
-        r"lengths must be an array of integers .*NoneType",
+        r"lengths must be an array of integers .*None",
     ),
     # Carries.
     "carry of another cell": (
@@ -490,7 +490,8 @@ CASES = {
     "a stack of a list": (
         lambda: stack([CELL, CELL]),
         TypeError,
-        r"expected a jaxrnn\.Cell or a layer, but got a list",
+        r"^stack takes every layer as an argument of its own, stack\(\*layers\), .* a "
+        r"list of 2$",
     ),
     "a stack of classes": (
         lambda: stack(LSTM),
@@ -624,7 +625,78 @@ CASES = {
         ValueError,
         r"top_k = 6 is more than the 5 symbols there are",
     ),
+    # Arrays where sizes are wanted, lists where arguments are.
+    "an array for input_size": (
+        lambda: CELL.init(KEY, XS),
+        ValueError,
+        r"^LSTM: input_size .* is an array of shape \(5, 2, 3\) and dtype float32: .*"
+        r"xs\.shape\[-1\]$",
+    ),
+    "a key for input_size": (
+        lambda: CELL.init(3, KEY),
+        ValueError,
+        r"is a key of shape \(\) .*: the key comes first, init\(key, input_size\)$",
+    ),
+    "an array for input_size of a stack of one's own": (
+        lambda: stack(Bare()).init(KEY, XS),
+        ValueError,
+        r"^Bare: input_size .* is an array of shape \(5, 2, 3\)",
+    ),
+    "an array for input_size of a block": (
+        lambda: jaxrnn.residual_block(CELL, 4).init(KEY, XS),
+        ValueError,
+        r"^ResidualBlock: input_size .* is an array of shape \(5, 2, 3\)",
+    ),
+    "bidirectional of a list": (
+        lambda: bidirectional([CELL, OTHER]),
+        TypeError,
+        r"^bidirectional takes .*\(forward, backward\), but it got a list of 2$",
+    ),
+    "residual of a tuple": (
+        lambda: residual((CELL,)),
+        TypeError,
+        r"got a tuple of 1: jaxrnn\.stack\(\*layers\) makes one layer of several",
+    ),
+    # Arguments in another order.
+    "xs and carry swapped": (
+        lambda: unroll(CELL, PARAMS, CARRY, XS),
+        TypeError,
+        r"^unroll: xs and carry look swapped: xs is LSTMState.* a carry of this LSTM, "
+        r"and carry is \(5, 2, 3\), .*: write unroll\(cell, params, xs, carry\)$",
+    ),
+    "xs and carry swapped, one array and a mask": (
+        lambda: truncated_unroll(
+            OTHER, OTHER_PARAMS, jnp.ones((2, 4)), XS, window=2, mask=MASK
+        ),
+        TypeError,
+        r"^truncated_unroll: xs and carry look swapped: xs is \(2, 4\)",
+    ),
+    "another carry is no swap": (
+        lambda: unroll(OTHER, OTHER_PARAMS, XS, jnp.ones((2, 5))),
+        ValueError,
+        r"^Elman: the carry passed in has shape \(2, 5\)",
+    ),
     # nnx.
+    "nnx: no rngs": (
+        lambda: RNN(CELL, 3),
+        TypeError,
+        r"^RNN: .*RNN\(layer, input_size, rngs=nnx\.Rngs\(0\)\), but no rngs came$",
+    ),
+    "nnx: nothing": (
+        lambda: RNN(CELL),
+        TypeError,
+        r"but no input_size came and no rngs came$",
+    ),
+    "nnx: rngs for the size": (
+        lambda: RNN(CELL, nnx.Rngs(0)),
+        TypeError,
+        r"but input_size is an nnx\.Rngs: pass it as rngs=$",
+    ),
+    "nnx: a key for rngs": (
+        lambda: RNN(CELL, 3, rngs=KEY),
+        TypeError,
+        r"but rngs is a key of shape \(\) .*: make it nnx\.Rngs\(\.\.\.\) of that$",
+    ),
     "nnx: a class": (
         lambda: module(LSTM),
         TypeError,

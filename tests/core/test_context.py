@@ -377,6 +377,17 @@ class Forgetful(Attend):
         return carry
 
 
+def test_what_a_context_cell_holds_is_said(plain_errors):
+    with pytest.raises(TypeError, match="GRU takes no context: use it as it is"):
+        ContextCell(jaxrnn.GRU(H))
+    cell = ContextCell(Attend(H))
+    with pytest.raises(TypeError, match=r"\(cell\.init\(key, input_size\), context\)"):
+        cell.init(jax.random.key(0), D)
+    params = Attend(H).init(jax.random.key(0), D)
+    with pytest.raises(TypeError, match=r"its params are a pair, .* got a dict"):
+        jaxrnn.unroll(cell, params, jnp.ones((T, B, D)))
+
+
 def test_a_missing_or_unused_context_is_refused_in_words(plain_errors):
     cell, (xs, context, _) = Attend(H), given()
     params = cell.init(jax.random.key(1), D)
@@ -410,7 +421,9 @@ def test_a_missing_or_unused_context_is_refused_in_words(plain_errors):
             cell, params, xs, key=jax.random.key(0)
         ),
     ):
-        with pytest.raises(ValueError, match=r"takes a context, .*ContextCell\(cell\)"):
+        with pytest.raises(
+            ValueError, match=r"Attend takes a context .* pass context="
+        ):
             measure()
     with pytest.raises(TypeError, match=r"Forgetful.step fails on"):
         jaxrnn.unroll(Forgetful(H), params, xs, context=context)

@@ -512,7 +512,7 @@ CASES = {
         ),
         TypeError,
         r"^Mine\.step returns a pair.*returns the carry alone.*output\(self, params, "
-        r"carry, x\)",
+        r"carry, x\).*If the pair is the carry, define initial_carry",
     ),
     "step returns nothing": (
         lambda: unroll(own(step=lambda self, params, carry, z: None), PARAMS, XS),
@@ -546,7 +546,7 @@ CASES = {
             XS,
         ),
         TypeError,
-        r"^Mine\.step fails on carry \(4,\), z \(2, 3\): .*Mine\.initial_carry made "
+        r"^Mine\.step fails on .* carry \(4,\), z \(2, 3\): .*Mine\.initial_carry made "
         r"the carry without the batch axes \(2,\)",
     ),
     "initial_carry without batch_shape": (
@@ -560,7 +560,79 @@ CASES = {
     "params of another size": (
         lambda: unroll(Own(), PARAMS, jnp.ones((T, B, 7))),
         TypeError,
-        r"^Own\.step fails on carry \(2, 4\), z \(2, 7\): .*init\(key, input_size=7\)",
+        r"^Own\.step fails on params a dict \{'U': \(4, 4\), 'W': \(3, 4\)\}, carry "
+        r"\(2, 4\), z \(2, 7\): .*init\(key, input_size=7\)",
+    ),
+    "W @ x": (
+        lambda: unroll(
+            own(
+                step=lambda self, params, carry, z: jnp.tanh(
+                    params["W"] @ z + carry @ params["U"]
+                )
+            ),
+            PARAMS,
+            XS,
+        ),
+        TypeError,
+        r"^Mine\.step fails on params a dict \{'U': \(4, 4\), 'W': \(3, 4\)\}, carry "
+        r"\(2, 4\), z \(2, 3\): .*\. Two common causes: W @ x for x @ W .* than "
+        r"\(self, params, carry, z\)",
+    ),
+    "W @ x in project": (
+        lambda: unroll(
+            own(project=lambda self, params, x: params["W"] @ x), PARAMS, XS
+        ),
+        TypeError,
+        r"^Mine\.project fails on params .*, x \(2, 3\): .* W @ x for x @ W .*than "
+        r"\(self, params, x\)",
+    ),
+    "step(params, z, carry)": (
+        lambda: unroll(
+            own(step=lambda self, params, z, carry: Own.step(self, params, carry, z)),
+            PARAMS,
+            XS,
+        ),
+        TypeError,
+        r"^Mine\.step fails on .*carry \(2, 4\), z \(2, 3\): .*\. It runs with carry "
+        r"and z swapped: write Mine\.step\(self, params, carry, z\), the carry first",
+    ),
+    "a NamedTuple without initial_carry": (
+        lambda: unroll(
+            own(
+                step=lambda self, params, carry, z: carry._replace(
+                    h=Own.step(self, params, carry.h, z)
+                )
+            ),
+            PARAMS,
+            XS,
+        ),
+        TypeError,
+        r"^Mine\.step fails on .*\. Mine defines no initial_carry, so its carry is one "
+        r"array of zeros, \(2, 4\): .* define initial_carry\(self, params, "
+        r"batch_shape=\(\), dtype=None\) that returns them",
+    ),
+    "a dict without initial_carry": (
+        lambda: unroll(
+            own(
+                step=lambda self, params, carry, z: {
+                    "h": Own.step(self, params, carry["h"], z)
+                }
+            ),
+            PARAMS,
+            XS,
+        ),
+        TypeError,
+        r"Mine defines no initial_carry, so its carry is one array of zeros",
+    ),
+    "step makes a NamedTuple of one array": (
+        lambda: unroll(
+            own(step=lambda self, params, carry, z: jaxrnn.LSTMState(carry, carry)),
+            PARAMS,
+            XS,
+        ),
+        TypeError,
+        r"^Mine\.step returns LSTMState\(h \(2, 4\), c \(2, 4\)\), but the carry is "
+        r"one array of zeros, \(2, 4\), because Mine defines no initial_carry",
     ),
     "params of another cell": (
         lambda: unroll(Own(), {"kernel": XS}, XS),
@@ -570,7 +642,7 @@ CASES = {
     "a project of a missing attribute": (
         lambda: unroll(own(project=lambda self, params, x: x.features), PARAMS, XS),
         TypeError,
-        r"^Mine\.project fails on x \(2, 3\): .*features",
+        r"^Mine\.project fails on .*, x \(2, 3\): .*features",
     ),
     "an output that fails": (
         lambda: unroll(
@@ -592,8 +664,8 @@ CASES = {
     "pictures": (
         lambda: unroll(CONV, CONV.init(KEY, D), PICTURES),
         (TypeError, ValueError),
-        r"^Mine\.step fails on carry \(2, 4, 4, 4, 4, 4\), z \(2, 4, 4, 3\): .*\(2, 4, "
-        r"4\) are batch axes.*feature_ndim = 3",
+        r"^Mine\.step fails on .*carry \(2, 4, 4, 4, 4, 4\), z \(2, 4, 4, 3\): .*"
+        r"\(2, 4, 4\) are batch axes.*feature_ndim = 3",
     ),
     "pictures, a carry": (
         lambda: unroll(CONV, CONV.init(KEY, D), PICTURES, jnp.zeros((B, 4, 4, H))),
@@ -604,7 +676,7 @@ CASES = {
     "a stack of pictures": (
         lambda: stack(CONV, CONV).init(KEY, D),
         (TypeError, ValueError),
-        r"^Mine\.step fails on carry \(4, 4, 4\), z \(3,\)",
+        r"^Mine\.step fails on .*carry \(4, 4, 4\), z \(3,\)",
     ),
     "a layer's pair": (
         lambda: unroll(Pairing(), {}, XS),

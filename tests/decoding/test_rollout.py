@@ -154,10 +154,27 @@ BAD = {
         ValueError,
         "there are none: pass targets=, or leave teacher_forcing out",
     ),
+    "teacher forcing without targets": (
+        lambda: rollout(MODEL, PARAMS, None, X0, N, teacher_forcing=1.0),
+        ValueError,
+        "there are none: pass targets=, or leave teacher_forcing out",
+    ),
     "no key": (
         lambda: rollout(MODEL, PARAMS, None, X0, N, targets=TRUE, teacher_forcing=0.5),
+        ValueError,
+        r"rollout: a teacher_forcing between 0 and 1 draws .* needs key=jax\.random",
+    ),
+    "no key for a layer that draws": (
+        lambda: rollout(jaxrnn.zoneout(CELL, 0.1), CELL_PARAMS, None, X0, N),
+        ValueError,
+        r"rollout: Zoneout draws random numbers .* key=.*jaxrnn\.inference\(layer\)",
+    ),
+    "no key but a number": (
+        lambda: rollout(
+            MODEL, PARAMS, None, X0, N, targets=TRUE, teacher_forcing=0.5, key=0
+        ),
         TypeError,
-        "rollout: key must be a key",
+        "rollout: key must be a key such as .* but it is a int",
     ),
     "a key for nothing": (
         lambda: rollout(MODEL, PARAMS, None, X0, N, targets=TRUE, key=KEY),

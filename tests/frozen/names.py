@@ -197,7 +197,7 @@ def restore_checkpoint(folder: pathlib.Path, template: Any) -> tuple[int, Any, A
 
 
 def save_orbax(folder: pathlib.Path, state: Any) -> None:
-    """Save a state as the README says it, without the library."""
+    """Save a state as docs/howto/resume.md says it, without the library."""
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder, state)
 

@@ -538,6 +538,9 @@ def cfc_step(cell, p, h, x):
     u = x @ p["input_kernel"] + h @ p["recurrent_kernel"] + p["bias"]
     if cell.backbone_size is not None:
         u = 1.7159 * np.tanh(2 * u / 3) @ p["head_kernel"] + p["head_bias"]
+    if cell.mode == "pure":
+        w, f = (np.where(a.real < 0, -a, a) for a in (p["rate"], u))
+        return p["rest_state"] * (1 - np.exp(-(w + f) * elapsed) * u)
     f, s, g, n = np.split(u, 4, -1)
     later = sigmoid(f * elapsed + s)
     share = 1 if cell.mode == "no_gate" else later

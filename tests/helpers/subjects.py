@@ -125,6 +125,7 @@ CELLS = {
     "ltc": LTC(3, unfolds=2),
     "cfc": CfC(3, backbone_size=5),
     "cfc_no_gate": CfC(3, backbone_size=None, mode="no_gate"),
+    "cfc_pure": CfC(3, backbone_size=2, mode="pure"),
     "indrnn": IndRNN(4),
     "diagonal_gru": DiagonalGRU(4),
     "diagonal_lstm": DiagonalLSTM(4),

@@ -85,5 +85,11 @@ def test_what_does_not_fit(plain_errors):
         RNN(jaxrnn.GRU(H)).init(
             jax.random.key(0), XS, initial_carry=jnp.zeros((B, H - 1))
         )
+    for cell in (jaxrnn.GRU(H), nn.GRUCell(H)):
+        with pytest.raises(
+            TypeError,
+            match=r"time_major must be True .* but it is 3: .* no size is needed",
+        ):
+            RNN(cell, 3).init(jax.random.key(0), XS)
     with pytest.raises(ValueError, match="do not tell the input_size of GRU"):
         RNN(jaxrnn.GRU(H)).init(jax.random.key(0), (XS, XS))

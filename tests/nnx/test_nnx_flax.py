@@ -426,7 +426,7 @@ def test_bad_arguments(plain_errors):
         RNN(cell, D)
     with pytest.raises(
         TypeError,
-        match=r"RNN\(layer, input_size, rngs=nnx\.Rngs\(0\)\), but input_size is None",
+        match=r"RNN\(layer, input_size, rngs=nnx\.Rngs\(0\)\), but no input_size came$",
     ):
         RNN(jaxrnn.GRU(H), rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="keep_order=False reverses sequences"):

@@ -1,11 +1,7 @@
 """The pages of the site print what they say, and the site builds without a warning."""
 
-import contextlib
 import importlib.util
-import io
-import math
 import pathlib
-import re
 import subprocess
 import sys
 
@@ -14,46 +10,80 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = [
-    page
-    for page in sorted(DOCS.glob("*/*.md"))
-    if page.parent.name != "reference" and not page.parent.name.startswith("_")
-]
-BLOCK = re.compile(r"```python\n(.*?)```\n(?:\n```text\n(.*?)```\n)?", re.DOTALL)
 
 
-def agrees(said, shown):
-    """Whether two words are equal, or numbers that differ by rounding only."""
-    try:
-        return math.isclose(float(said), float(shown), rel_tol=0.05, abs_tol=0.02)
-    except ValueError:
-        return said == shown
+def script(name):
+    """Return a program of the site as a module."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def same(printed, shown):
-    """Whether a text is what the page shows, apart from rounding."""
-    said, expected = printed.split(), shown.split()
-    return len(said) == len(expected) and all(map(agrees, said, expected))
+run_pages, check, screens = script("run_pages"), script("check"), script("screens")
+needs_sphinx = pytest.mark.skipif(
+    importlib.util.find_spec("sphinx") is None
+    or importlib.util.find_spec("furo") is None,
+    reason="the tools of the site are not installed: pip install '.[docs]'",
+)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
-def test_a_page_prints_what_it_shows(page, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    names: dict = {}
+def build(folder):
+    """Build the site strictly, and return its folder."""
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q"]
+    built = subprocess.run(
+        [*command, "-b", "html", "-d", folder / "doctrees", DOCS, folder / "html"],
+        capture_output=True,
+        text=True,
+    )
+    assert built.returncode == 0, built.stderr
+    return folder / "html"
+
+
+@pytest.mark.parametrize(
+    "page", run_pages.PAGES, ids=[page.stem for page in run_pages.PAGES]
+)
+def test_a_page_prints_what_it_shows(page, tmp_path):
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        for code, shown in BLOCK.findall(page.read_text(encoding="utf-8")):
-            printed = io.StringIO()
-            with contextlib.redirect_stdout(printed):
-                exec(compile(code, page.name, "exec"), names)
-            if shown:
-                assert same(printed.getvalue(), shown), printed.getvalue()
+        for picture in run_pages.run(page, tmp_path):
+            assert (page.parent / picture.name).exists(), "run_pages.py --pictures"
 
 
 def test_other_words_and_other_numbers_are_seen():
+    same = run_pages.same
     assert same("loss 1.402", "loss 1.4")
     assert not same("loss 1.6", "loss 1.4")
     assert not same("ten 1.4", "loss 1.4")
     assert not same("loss", "loss 1.4")
+
+
+def test_a_page_that_shows_something_else_is_refused(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```python\nprint(1)\n```\n\n```text\n2\n```\n")
+    with pytest.raises(run_pages.Differs, match="but its code prints"):
+        run_pages.run(page, tmp_path)
+    page.write_text("```python\nopen('a.svg', 'w').close()\n```\n")
+    with pytest.raises(run_pages.Differs, match="does not show it"):
+        run_pages.run(page, tmp_path)
+
+
+def test_mistakes_of_a_site_are_found(tmp_path):
+    (tmp_path / "a.html").write_text(
+        '<p id="x"></p><p id="x"></p><a href="b.html#no">b</a><a href="c.html">c</a>'
+        '<img src="https://away/p.png" alt="p"><img src="a.html">'
+        '<link rel="stylesheet" href="//away/s.css"><svg role="img"></svg>'
+        '<a href="https://away/">fine</a><a href="b.html#yes">fine</a>'
+    )
+    (tmp_path / "b.html").write_text('<p id="yes"></p>')
+    assert list(check.check(tmp_path)) == [
+        "a.html: <img> loads https://away/p.png from a network",
+        "a.html: a picture has no alt: a.html",
+        "a.html: <link> loads //away/s.css from a network",
+        "a.html: a drawing has no aria-label",
+        "a.html: the id x occurs twice",
+        "a.html: b.html#no: there is no such anchor",
+        "a.html: c.html does not exist",
+    ]
 
 
 def test_every_page_is_in_the_tree():
@@ -67,26 +97,22 @@ def test_every_page_is_in_the_tree():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    importlib.util.find_spec("sphinx") is None
-    or importlib.util.find_spec("furo") is None,
-    reason="the tools of the site are not installed: pip install '.[docs]'",
-)
+@needs_sphinx
 def test_the_site_builds_without_a_warning(tmp_path):
-    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q"]
-    built = subprocess.run(
-        [*command, "-b", "html", "-d", tmp_path / "doctrees", DOCS, tmp_path / "html"],
-        capture_output=True,
-        text=True,
-    )
-    assert built.returncode == 0, built.stderr
-    site = tmp_path / "html"
+    site = build(tmp_path)
     assert "<math" in (site / "tutorials" / "hello.html").read_text(encoding="utf-8")
     pages = {page: page.read_text(encoding="utf-8") for page in site.rglob("*.html")}
     assert "--hidden" in pages[site / "reference" / "command_line.html"]
     assert "jaxrnn.LSTM" in pages[site / "reference" / "cells.html"]
-    # Links lead somewhere, and nothing is loaded from a network.
-    for page, text in pages.items():
-        assert not re.search(r"<(?:script|img|link rel=.stylesheet)[^>]*https?:", text)
-        for target in re.findall(r'<a [^>]*href="([^"#:?]+)[#"]', text):
-            assert (page.parent / target).resolve().exists(), (page.name, target)
+    assert "Intel" in pages[site / "benchmarks" / "throughput.html"]
+    assert "<svg" in pages[site / "tutorials" / "dates.html"]
+    assert list(check.check(site)) == []
+
+
+@pytest.mark.slow
+@needs_sphinx
+@pytest.mark.skipif(bool(screens.missing()), reason=screens.missing() or "unused")
+def test_no_page_scrolls_sideways_in_a_browser(tmp_path):
+    pages, wrong = screens.look(build(tmp_path), themes=("light",))
+    assert pages > 50
+    assert wrong == []

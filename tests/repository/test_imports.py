@@ -135,7 +135,7 @@ def test_init_files_only_hand_names_on():
 
 
 def test_public_names_are_few():
-    """About 60 at most: the README's reference table holds them all."""
+    """About 60 at most: docs/reference/names.md holds them all."""
     import jaxrnn
 
     public = [name for name in vars(jaxrnn) if not name.startswith("_")]

@@ -118,9 +118,12 @@ def test_a_mistake_is_one_line(tmp_path, capsys, words, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_no_cell_and_no_such_option():
+def test_no_cell_and_no_such_option(plain_errors):
     with pytest.raises(InputError, match="name at least one"):
         tasks.compare_cells([])
+    for wrong in (("lstm",), (jaxrnn.GRU(3),), ([], jaxrnn.GRU(3))):
+        with pytest.raises(InputError, match="takes one dict or list of cells"):
+            tasks.compare_cells(*wrong)
     with pytest.raises(InputError, match="did you mean rounds"):
         tasks.compare_cells(["gru"], {"round": 3})
 

@@ -235,6 +235,10 @@ MISTAKES = {
         ["train", "charlm", "--data", "{tmp}/picture.txt"],
         "picture.txt is a PNG image, and not text",
     ),
+    "steps of what forecasts nothing": (
+        ["predict", "{runs}/hello", "hell", "--steps", "3"],
+        "is no run of series: leave it out",
+    ),
     "a task that gradients cannot measure": (
         ["gradients", "--task", "sentiment"],
         "--task sentiment cannot be measured; these can: charlm, adding",

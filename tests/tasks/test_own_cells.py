@@ -5,7 +5,10 @@ resumed, and never imported because a run directory says so.
 import dataclasses
 import json
 import pathlib
+import signal
+import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +22,7 @@ from jaxrnn.tasks.models.cell_registry import make_cell
 from jaxrnn.tasks.models.own_cell import parse_own_cell
 from jaxrnn.tasks.models.stored_cell import restored_cell
 from jaxrnn.training import InputError
+from jaxrnn.training.checkpoints import Checkpoints
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
@@ -127,6 +131,14 @@ WRONG = {
     "jaxrnn:GRU(0)": "hidden_size must be",
     "broken_{mine}:Mine": "cannot be imported: ValueError: no luck",
     "needy_{mine}:Mine": "imports not_installed_anywhere, which is not installed",
+    "{mine}": "there is no '{mine}'.* a cell of your own is module:Name",
+    "minn": r"did you mean .*\? Or a cell of your own is module:Name or module:Name\(",
+    "{mine}:Mine(3": r"parenthesis is not closed: write {mine}:Mine\(3\)$",
+    "{mine}:Mine 3)": "one closing parenthesis too many",
+    "{mine}:Mine(3)(4)": "this is not understood",
+    "{mine}:": "there is no name after the colon: .* as in {mine}:Mine$",
+    "{mine}.py:Mine": "without the .py of its file, {mine}:Mine$",
+    "./sub/{mine}.py:Mine": "as Python imports it: sub.{mine}:Mine$",
     "lsmt:chrono": "did you mean lstm:chrono",
     "grru:2": "did you mean gru:2",
 }
@@ -170,6 +182,91 @@ def test_killed_and_resumed_a_run_ends_with_the_same_bytes(mine, tmp_path, how):
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+def saved_steps(run):
+    """The steps of the checkpoints that are whole: others have longer names."""
+    folder = run / "checkpoints"
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def files_of(folder):
+    """The bytes of all files, by their paths."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_ends_with_the_same_bytes(mine, tmp_path):
+    """``jaxrnn train copy --cell mine:Mine --quick`` from a file in the current folder,
+    ended by SIGKILL after a checkpoint, and resumed.
+
+    The metrics and the configuration are equal byte for byte, and so are all arrays of
+    the newest checkpoint, which hold the parameters, the state of the optimizer and the
+    random key; of its files, the list of the arrays and the file that holds them. The
+    others hold a clock, a path or random names (see `of_the_clock`), and so do
+    ``timing.jsonl`` and, in ``result.json``, the seconds and the throughput.
+    """
+    cell = ["--cell", f"{mine}:Mine"]
+    command = [sys.executable, "-m", "jaxrnn", "train", "copy", *cell]
+    few = ["--quick", *QUICK, "4", "--steps", "60", "--checkpoint-seconds", "0"]
+    how = {"capture_output": True, "text": True, "timeout": 200}
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    last = subprocess.run([*command, *few, "--out", alone], **how)
+    assert last.returncode == 0, last.stderr
+    process = subprocess.Popen(
+        [*command, *few, "--out", killed], stdout=subprocess.DEVNULL
+    )
+    while len(saved_steps(killed)) < 2:
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (killed / "result.json").exists()
+    last = subprocess.run([*command, "--out", killed, "--resume"], **how)
+    assert last.returncode == 0, last.stderr
+    assert "resumed at step" in last.stdout
+    for name in ("metrics.jsonl", "config.json"):
+        assert (killed / name).read_bytes() == (alone / name).read_bytes()
+    newest = saved_steps(alone)[-1]
+    assert saved_steps(killed)[-1] == newest == 60
+    (_, arrays, meta, _), (_, others, other_meta, _) = (
+        Checkpoints(run / "checkpoints")._newest(set_aside=False)
+        for run in (alone, killed)
+    )
+    assert meta["checksum"] == other_meta["checksum"]
+    assert set(meta) == set(other_meta) == {"checksum", "seconds", "tokens", "busy"}
+    assert arrays.keys() == others.keys()
+    assert any("recurrent_kernel" in name for name in arrays)
+    for name, array in arrays.items():
+        assert (array.dtype, array.shape) == (others[name].dtype, others[name].shape)
+        assert array.tobytes() == others[name].tobytes()
+    raw, other_raw = (
+        files_of(run / "checkpoints" / str(newest)) for run in (alone, killed)
+    )
+    assert raw["state/_METADATA"] == other_raw["state/_METADATA"]
+    assert data_of(raw) == data_of(other_raw)
+    compared = {"state/_METADATA", *(n for n in raw if n.startswith("state/d/"))}
+    assert {name for name in raw if not of_the_clock(name)} == compared
+    ends = [json.loads((run / "result.json").read_text()) for run in (alone, killed)]
+    different = {key for key in ends[0] if ends[0][key] != ends[1][key]}
+    assert different <= {"seconds", "targets_per_second"}
+
+
+def data_of(files):
+    """The contents of the data files of a checkpoint, whose names are random."""
+    return sorted(data for name, data in files.items() if name.startswith("state/d/"))
+
+
+def of_the_clock(name):
+    """Whether a file of a checkpoint holds the time, a path, or random names: the
+    metadata of orbax and of the run, marks of success, and the manifests and pieces
+    that its threads wrote.
+    """
+    return name.endswith(
+        ("_CHECKPOINT_METADATA", "meta/metadata", "commit_success.txt", ".ocdbt")
+    ) or name.startswith("state/ocdbt.process_0/")
 
 
 class Killed(BaseException):

@@ -8,10 +8,10 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import pytest
-from subjects import PLAIN, SUBJECTS, UserCell
+from subjects import PLAIN, SUBJECTS, UserCell, draw, spatial_axes
 
 import jaxrnn
-from jaxrnn.extending import unroll_part
+from jaxrnn.extending import ContextCell, unroll_part
 from jaxrnn.testing import LawError, check_cell
 from jaxrnn.testing.check import LAWS
 
@@ -280,7 +280,9 @@ def test_some_of_the_library_pass(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_all_of_the_library_pass(name):
-    report = check_cell(SUBJECTS[name], D)
+    cell = SUBJECTS[name]
+    pictures = draw(cell, 0).xs if spatial_axes(cell) else None
+    report = check_cell(cell, D, xs=pictures)
     assert not report.broken
     if name in PLAIN and isinstance(SUBJECTS[name], jaxrnn.LinearCell):
         assert report["chunks"].status == "holds"
@@ -338,7 +340,15 @@ def test_mistakes_in_calling_it(plain_errors):
     with pytest.raises(ValueError, match="pass xs=, inputs"):
         check_cell(Reads(4), D)
     xs = Tokens(jnp.zeros((5, 3), int), jnp.ones((5, 3, D)))
-    with pytest.raises(ValueError, match=r"takes a context .* pass context="):
+    with pytest.raises(TypeError, match=r"an array of shape \(5, 3, 3\).* pass xs="):
+        check_cell(Good(), jnp.ones((5, 3, D)))
+    with pytest.raises(
+        TypeError, match=r"check_cell\(Reads\(...\), input_size, context=...\)"
+    ):
+        check_cell(ContextCell(Reads(4)), D)
+    with pytest.raises(
+        ValueError, match=r"takes a context .* pass context=, .* \(3, \.\.\.\)"
+    ):
         check_cell(Reads(4), D, xs=xs)
     with pytest.raises(ValueError, match=r"context has shape \(2, 4\), .* \(3,\)"):
         check_cell(Reads(4), D, xs=xs, context=jnp.ones((2, 4)))
@@ -354,6 +364,17 @@ def test_an_error_of_the_cell_is_a_broken_law():
 
     with pytest.raises(LawError, match="RuntimeError: not yet written"):
         check_cell(Fails(), D)
+
+    @dataclasses.dataclass(frozen=True)
+    class NoCarry(Good):
+        initial_carry = jaxrnn.Cell.initial_carry
+
+        def step(self, params, carry, z):
+            return carry._replace(h=z)
+
+    with pytest.raises(LawError, match="NoCarry defines no initial_carry") as error:
+        check_cell(NoCarry(), D)
+    assert "in float64 it fails" not in str(error.value)
 
 
 @pytest.mark.parametrize("x64", [False, True])

@@ -9,13 +9,14 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from ...cells.lstm import LSTM, LSTMState
 from ...core.cell import AbstractWrappedCell, Cell
 from ...core.engine import AbstractNetworkEngine, Request, Supports
 from ...core.gradient_scale import ScaledCell
-from ...core.types import Carry, Params
+from ...core.types import Carry, Inputs, Params
 from ..recurrence.run import unsupported_arrays_reason
 from .primitives import USE_SCAN, Library, Network, lstm
 from .weights import pack_lstm
@@ -88,9 +89,9 @@ class CuDNN(AbstractNetworkEngine):
         cell: Cell,
         params: Params,
         carry: Carry,
-        xs: Any,
-        mask: Any = None,
-        resets: Any = None,
+        xs: Inputs,
+        mask: ArrayLike | None = None,
+        resets: ArrayLike | None = None,
     ) -> TypeError | ValueError | None:
         """Return the error that `run` would raise for these arguments, or None.
 
@@ -122,7 +123,7 @@ class CuDNN(AbstractNetworkEngine):
         cell: Cell,
         params: Params,
         carry: Carry,
-        xs: Any,
+        xs: Inputs,
         mask: Bool[Array, "T *B"] | None = None,
         resets: Bool[Array, "T *B"] | None = None,
         reverse: bool = False,

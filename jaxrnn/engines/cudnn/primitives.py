@@ -24,10 +24,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from ...core.contraction import check_one_device
+from ...core.types import Inputs
 
 KNOWN = 7  # residuals of the backward pass: x, h, c, weights, lengths, y, reserve
 USE_SCAN = "use engine=jaxrnn.Scan()"
@@ -104,7 +106,7 @@ class Library:
                 f"{USE_SCAN}"
             )
 
-    def reserve_size(self, network: Network, *inputs: Any) -> int:
+    def reserve_size(self, network: Network, *inputs: object) -> int:
         """Return how many numbers cuDNN saves for the backward pass.
 
         Only cuDNN knows, so a GPU is needed.
@@ -113,7 +115,7 @@ class Library:
             lambda *values: self.forward(network, *values)[3], *inputs
         ).shape[0]
 
-    def forward(self, network: Network, *inputs: Any) -> tuple[Any, Any, Any, Any]:
+    def forward(self, network: Network, *inputs: object) -> tuple[Any, Any, Any, Any]:
         """``(y, last h, last c, reserve)`` of x (B, T, D), h and c (layers, B, H),
         weights and lengths.
         """
@@ -178,11 +180,11 @@ def _asked(call: Callable[[], Any]) -> Any:
 def lstm(
     network: Network,
     library: Library,
-    x: Any,
-    h: Any,
-    c: Any,
-    weights: Any,
-    lengths: Any,
+    x: Inputs,
+    h: Array,
+    c: Array,
+    weights: Array,
+    lengths: Array,
 ) -> tuple[Any, Any, Any]:
     """Run cuDNN's LSTM.
 

@@ -140,7 +140,7 @@ def _shapes(
     return matrices + [(G,)] * len(matrices)
 
 
-def _layers(params: Any) -> list[list[Params]]:
+def _layers(params: Params) -> list[list[Params]]:
     """Return the parameters of each LSTM, layer by layer, forward before backward."""
     names = set(params) if isinstance(params, dict) else set()
     if names and names == {f"layer_{i}" for i in range(len(names))}:
@@ -158,13 +158,13 @@ def _layers(params: Any) -> list[list[Params]]:
     return layers
 
 
-def _directions(params: Any, where: str) -> list[Params]:
+def _directions(params: Params, where: str) -> list[Params]:
     if isinstance(params, dict) and set(params) == set(DIRECTIONS):
         return [_lstm(params[name], f"{where}[{name!r}]") for name in DIRECTIONS]
     return [_lstm(params, where)]
 
 
-def _lstm(params: Any, where: str) -> Params:
+def _lstm(params: Params, where: str) -> Params:
     names = set(params) if isinstance(params, dict) else set()
     if names - {"initial_carry"} == set(NAMES):
         return params

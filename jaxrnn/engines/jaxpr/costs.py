@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from jax.extend import core
+from jax.extend.core import JaxprEqn
 
 TRANSCENDENTAL = {
     "exp",
@@ -80,12 +81,12 @@ def equation_flops(eqn: Any) -> float:
     return out * (PER_TRANSCENDENTAL if name in TRANSCENDENTAL else 1)
 
 
-def branch_costs(eqn: Any) -> list[float]:
+def branch_costs(eqn: JaxprEqn) -> list[float]:
     """Count the operations of each branch of a ``cond``."""
     return [count_flops(branch.jaxpr.eqns) for branch in eqn.params["branches"]]
 
 
-def is_slower_batched(eqn: Any) -> bool:
+def is_slower_batched(eqn: JaxprEqn) -> bool:
     """Whether an equation should stay in the loop instead of running for many steps.
 
     Under ``vmap`` a ``cond`` runs all its branches for every step, and a ``while`` runs

@@ -7,8 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import ShapedArray
 from jax.extend import core
-from jax.extend.core import Primitive
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Primitive, Var
 from jax.interpreters import ad
 
 from ...core.contraction import contraction_p, product
@@ -55,7 +56,7 @@ def eval_equations(
         env.update(zip(eqn.outvars, results, strict=True))
 
 
-def bind_equation(eqn: Any, values: Values) -> list[Any]:
+def bind_equation(eqn: JaxprEqn, values: Values) -> list[Any]:
     """Apply the primitive of an equation to other operands."""
     bound = eqn.primitive.get_bind_params(eqn.params)
     # Older versions of jax return functions apart from the params.
@@ -65,12 +66,12 @@ def bind_equation(eqn: Any, values: Values) -> list[Any]:
     return results if eqn.primitive.multiple_results else [results]
 
 
-def read_env(env: dict[Any, Any], var: Any) -> Any:
+def read_env(env: dict[Any, Any], var: Var) -> Any:
     """Return the value of a variable or literal."""
     return var.val if isinstance(var, core.Literal) else env[var]
 
 
-def all_equations(jaxpr: Any) -> Iterator[Any]:
+def all_equations(jaxpr: Jaxpr) -> Iterator[Any]:
     """Yield the equations of a jaxpr and of all jaxprs inside it."""
     for eqn in jaxpr.eqns:
         yield eqn
@@ -78,7 +79,7 @@ def all_equations(jaxpr: Any) -> Iterator[Any]:
             yield from all_equations(inner)
 
 
-def inline_calls(closed: Any) -> Any:
+def inline_calls(closed: ClosedJaxpr) -> Any:
     """Return the same jaxpr without nested calls."""
     return jax.make_jaxpr(lambda *args: eval_jaxpr(closed.jaxpr, closed.consts, args))(
         *closed.in_avals
@@ -93,7 +94,7 @@ def vmap_options(axis_data: Any) -> dict[str, Any]:
     )
 
 
-def is_differentiable(aval: Any) -> bool:
+def is_differentiable(aval: ShapedArray) -> bool:
     """Whether an aval has a floating-point or complex dtype."""
     return jnp.issubdtype(aval.dtype, jnp.inexact)
 
@@ -121,7 +122,9 @@ def _look(
 ad.primitive_jvps[_look_p] = _look
 
 
-def outputs_with_tangents(closed: Any, places: Collection[int]) -> frozenset[int]:
+def outputs_with_tangents(
+    closed: ClosedJaxpr, places: Collection[int]
+) -> frozenset[int]:
     """Return the outputs of a closed jaxpr that have a nonzero tangent.
 
     A tangent counts as zero only if JAX knows it to be zero while tracing.

@@ -23,6 +23,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax.extend import core
+from jax.extend.core import JaxprEqn
 
 Terms = Sequence[int] | None
 
@@ -46,7 +47,7 @@ SOME = {
 PRODUCTS = ("mul", "dot_general", "conv_general_dilated")
 
 
-def linear_operands(eqn: Any, is_constant: Callable[[Any], bool]) -> Terms:
+def linear_operands(eqn: JaxprEqn, is_constant: Callable[[Any], bool]) -> Terms:
     """Return the positions of the operands in which an equation is jointly linear.
 
     Args:
@@ -79,7 +80,7 @@ def linear_operands(eqn: Any, is_constant: Callable[[Any], bool]) -> Terms:
     return tuple(terms) if changes and all(map(is_constant, others)) else None
 
 
-def _has_linear_fill(eqn: Any) -> bool:
+def _has_linear_fill(eqn: JaxprEqn) -> bool:
     """Whether what a gather returns for an index out of bounds is linear.
 
     It is an element of the operand, zero, or NaN.
@@ -99,14 +100,14 @@ def _keeps_kind(eqn: Any) -> bool:
     )
 
 
-def is_rounding(eqn: Any) -> bool:
+def is_rounding(eqn: JaxprEqn) -> bool:
     """Whether an equation converts to a dtype of fewer digits or a smaller range."""
     return _compare_dtypes(
         eqn, lambda old, new: new.nmant < old.nmant or new.maxexp < old.maxexp
     )
 
 
-def is_widening(eqn: Any) -> bool:
+def is_widening(eqn: JaxprEqn) -> bool:
     """Whether an equation converts to a dtype of more digits or a larger range."""
     return _compare_dtypes(
         eqn, lambda old, new: new.nmant > old.nmant or new.maxexp > old.maxexp
@@ -146,7 +147,7 @@ def has_short_range(dtype: Any) -> bool:
     )
 
 
-def is_scaling(eqn: Any) -> bool:
+def is_scaling(eqn: JaxprEqn) -> bool:
     """Whether the result of an equation may be finite where the sum itself is not."""
     return eqn.primitive.name in (
         *PRODUCTS,

@@ -27,6 +27,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.extend import core
+from jax.extend.core import ClosedJaxpr, Var
 from jax.interpreters import partial_eval as pe
 
 from .costs import count_flops, is_slower_batched
@@ -254,7 +255,7 @@ class DependencyGraph:
         maker: the equation that computes each variable.
     """
 
-    def __init__(self, closed: Any, classes: Iterable[int]):
+    def __init__(self, closed: ClosedJaxpr, classes: Iterable[int]):
         jaxpr = closed.jaxpr
         self.jaxpr, self.eqns = jaxpr, list(jaxpr.eqns)
         self.literals = dict(zip(jaxpr.constvars, closed.consts, strict=True))
@@ -269,7 +270,7 @@ class DependencyGraph:
             for var in eqn.outvars:
                 self.kind[var], self.maker[var] = kind, eqn
 
-    def kind_of(self, var: Any) -> int:
+    def kind_of(self, var: Var) -> int:
         """Return the class of a variable or literal."""
         return CONST if isinstance(var, core.Literal) else self.kind[var]
 

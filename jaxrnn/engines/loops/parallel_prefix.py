@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
+from ...core.types import Carry, Inputs
+
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
 def affine_scan(
@@ -80,9 +82,9 @@ def _affine_scan_jvp(reverse: bool, primals: Any, tangents: Any) -> tuple[Array,
 def prefix_scan_into_buffers(
     body: Callable,
     carry: list[Any],
-    xs: Any,
+    xs: Inputs,
     buffers: list[Any],
-    offset: Any,
+    offset: int | Array,
     steps: int,
     *,
     reverse: bool,
@@ -112,7 +114,7 @@ def prefix_scan_into_buffers(
     return [states[0 if reverse else -1] for states in after], buffers
 
 
-def carries_before(first: Any, carries: Any, reverse: bool) -> Any:
+def carries_before(first: Carry, carries: Carry, reverse: bool) -> Any:
     """Return the carry before every step, ``(T, ...)``.
 
     Args:

@@ -10,24 +10,27 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jax.core import ShapedArray
 
 from ...core.fusion_barrier import LEAST_BYTES
+from ...core.types import Carry, Inputs
 
 # ``loop(body, carry, xs, buffers, offset, steps, reverse=) -> (carry, buffers)``
 LoopFunction = Callable[..., tuple[Any, list[Any]]]
 
 
-def empty_rows(steps: int, aval: Any) -> Any:
+def empty_rows(steps: int, aval: ShapedArray) -> Any:
     """Allocate an array ``(steps, ...)`` into which rows of ``aval`` are written."""
     return jnp.zeros((steps, *aval.shape), aval.dtype)
 
 
 def scan_into_buffers(
     body: Callable,
-    carry: Any,
-    xs: Any,
+    carry: Carry,
+    xs: Inputs,
     buffers: list[Any],
-    offset: Any,
+    offset: int | Array,
     steps: int,
     *,
     reverse: bool,

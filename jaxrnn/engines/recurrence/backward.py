@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.extend import core
+from jax.extend.core import Var
 
 from ...core.dtypes import accumulator
 from ...core.fusion_barrier import cpu_optimization_barrier
@@ -453,7 +454,7 @@ class BackwardLoop(BackwardPlan):
             else {}
         )
 
-    def _values_at_steps(self, var: Any, stacked: dict[Any, Any], steps: int) -> Any:
+    def _values_at_steps(self, var: Var, stacked: dict[Any, Any], steps: int) -> Any:
         """Return the values of a variable at every step; a constant is broadcast."""
         if self.program.kind_of(var) > CONST:
             return stacked[var]
@@ -500,6 +501,6 @@ def max_row_bytes(program: StepVJP) -> int:
     )
 
 
-def _is_among(var: Any, variables: Collection[Any]) -> bool:
+def _is_among(var: Var, variables: Collection[Any]) -> bool:
     """Whether a variable is in a collection; a literal, which has no hash, is not."""
     return not isinstance(var, core.Literal) and var in variables

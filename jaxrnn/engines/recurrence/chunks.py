@@ -13,12 +13,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+
+from ...core.types import Carry, Inputs
 
 RunPart = Callable[[Any, Any, Any], tuple[Any, Any]]
 
 
 def run_in_windows(
-    run_part: RunPart, carry: Any, xs: Any, window: int, reverse: bool
+    run_part: RunPart, carry: Carry, xs: Inputs, window: int, reverse: bool
 ) -> tuple[Any, Any]:
     """Run one window of steps after another, as one compiled loop.
 
@@ -66,8 +69,8 @@ def run_in_windows(
 
 def scan_over_chunks(
     run_part: Callable[[Any, Any, Any], Any],
-    carry: Any,
-    xs: Any,
+    carry: Carry,
+    xs: Inputs,
     chunk: int | None,
     reverse: bool,
     *,
@@ -123,7 +126,7 @@ def scan_over_chunks(
     return carry if retrace else run_short(carry)
 
 
-def chunk_index(start: Any, chunk: int) -> Any:
+def chunk_index(start: int | Array, chunk: int) -> Any:
     """Return the index, in time, of the chunk that begins at step ``start``.
 
     All chunks have ``chunk`` steps but the first or the last one, which may be shorter.
@@ -131,7 +134,7 @@ def chunk_index(start: Any, chunk: int) -> Any:
     return (start + chunk - 1) // chunk
 
 
-def chunk_starts(carry: Any, carries: Any, chunk: int | None, reverse: bool) -> Any:
+def chunk_starts(carry: Carry, carries: Carry, chunk: int | None, reverse: bool) -> Any:
     """Select the carry with which each chunk begins.
 
     Args:

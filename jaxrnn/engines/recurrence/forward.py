@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax import Array
 
 from ...core.fusion_barrier import cpu_optimization_barrier
 from ..jaxpr.evaluate import eval_equations, read_env, select_by_flag
@@ -98,7 +99,7 @@ class ForwardLoop:
         ]
 
     def run_chunk(
-        self, carry: list, buffers: list, inputs: Arrays, offset: Any
+        self, carry: list, buffers: list, inputs: Arrays, offset: int | Array
     ) -> tuple[list, list]:
         """Run the steps of ``inputs``, and record into ``buffers`` from row ``offset``.
 

@@ -666,7 +666,7 @@ def _jvp_as_code(function, primals, tangents, params):
     )
 
 
-def _no_tangent(value: Any) -> Any:
+def _no_tangent(value: object) -> Any:
     """Return the symbolic zero tangent of a value."""
     return ad.Zero(jax.typeof(value).to_tangent_aval())
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+from jax import Array
 from jax.sharding import AxisType
 
 from ...core.arrays import is_array
 from ...core.cell import Cell, unsupported_chunkwise_reason
 from ...core.flags import select
-from ...core.types import Carry, Params
+from ...core.types import Carry, Params, PyTree
 from ..jaxpr.evaluate import all_equations
 from ..jaxpr.step_program import EXPENSIVE, INPUT, StepJaxpr, trace_step
 from ..loops.kinds import Chunkwise, steps_an_iteration
@@ -217,7 +218,7 @@ def unsupported_step_reason(step: StepJaxpr) -> str | None:
     return None
 
 
-def _axes_of(value: Any) -> frozenset:
+def _axes_of(value: object) -> frozenset:
     """Return the mesh axes over which a value varies under ``jax.shard_map``.
 
     They are known under ``check_vma=True`` only.
@@ -271,10 +272,10 @@ def _fixed_point_carry(
         carry = _cast(carry, wanted)
 
 
-def _cast(tree: Any, axes: list[frozenset]) -> Any:
+def _cast(tree: PyTree, axes: list[frozenset]) -> Any:
     """Cast each leaf of a tree to vary over its ``axes`` at least."""
 
-    def leaf(a: Any, wanted: frozenset) -> Any:
+    def leaf(a: Array, wanted: frozenset) -> Any:
         missing = tuple(sorted(wanted - _axes_of(a), key=str))
         return jax.lax.pcast(a, missing, to="varying") if missing else a
 

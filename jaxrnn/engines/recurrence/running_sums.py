@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.extend import core
+from jax.extend.core import Var
 
 from ...core.dtypes import accumulator
 from ..jaxpr.evaluate import bind_equation, read_env
@@ -64,7 +65,7 @@ class RunningSum:
         return total
 
 
-def _loop_reads(program: DependencyGraph, var: Any) -> list[Any]:
+def _loop_reads(program: DependencyGraph, var: Var) -> list[Any]:
     """Return the variables that the loop must compute to add ``var``."""
     eqn = _sparse_update(program, var)
     if eqn is None:
@@ -72,7 +73,7 @@ def _loop_reads(program: DependencyGraph, var: Any) -> list[Any]:
     return [v for v in eqn.invars[1:] if program.kind_of(v) > CONST]
 
 
-def _value_of(program: DependencyGraph, var: Any, env: dict[Any, Any]) -> Any:
+def _value_of(program: DependencyGraph, var: Var, env: dict[Any, Any]) -> Any:
     """Return the value of a variable, from its operands where it is not in ``env``."""
     if var in env:
         return env[var]
@@ -82,7 +83,7 @@ def _value_of(program: DependencyGraph, var: Any, env: dict[Any, Any]) -> Any:
     ]
 
 
-def _sparse_update(program: DependencyGraph, var: Any) -> Any:
+def _sparse_update(program: DependencyGraph, var: Var) -> Any:
     """Return the equation of a variable that is zero but for a part, or None.
 
     Such an equation adds updates to zeros (``scatter-add``) or writes an update into

@@ -20,6 +20,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jax.extend.core import Var
 
 from ...core.contraction import contract
 from ..jaxpr.evaluate import bind_equation, deduplicate, nbytes, read_env
@@ -165,7 +167,7 @@ class WeightGradientSum:
         ]
 
     def _sum_of(
-        self, var: Any, exact: bool, constants: dict, sums: dict, steps: int
+        self, var: Var, exact: bool, constants: dict, sums: dict, steps: int
     ) -> Any:
         """Return the sum of a variable: one from ``sums``, or of a constant."""
         if not self._is_constant(var):
@@ -187,7 +189,7 @@ class WeightGradientSum:
 
     def _apply_linear(
         self,
-        var: Any,
+        var: Var,
         exact: bool,
         rule: SumRule,
         constants: dict,
@@ -221,10 +223,10 @@ class WeightGradientSum:
                 terms.append(var)
         return terms
 
-    def _is_constant(self, var: Any) -> bool:
+    def _is_constant(self, var: Var) -> bool:
         return self.program.kind_of(var) == CONST
 
-    def _rule(self, var: Any, exact: bool = False) -> SumRule:
+    def _rule(self, var: Var, exact: bool = False) -> SumRule:
         return SumRule(CONSTANT) if self._is_constant(var) else self._rules[var, exact]
 
     def _find_rules(self, most: float) -> dict[tuple[Any, bool], SumRule]:
@@ -252,7 +254,7 @@ class WeightGradientSum:
         return rules
 
     def _find_rule(
-        self, var: Any, eqn: Any, exact: bool, most: float, rules: dict
+        self, var: Var, eqn: Any, exact: bool, most: float, rules: dict
     ) -> SumRule | None:
         """Find the rule for one variable, given the rules of its equation's operands.
 
@@ -371,7 +373,7 @@ class WeightGradientSum:
         return [key for key in self._rules if key in reached]
 
 
-def _held_for(var: Any, rule: SumRule) -> list[Any]:
+def _held_for(var: Var, rule: SumRule) -> list[Any]:
     """Return the variables that are stored at every step for a sum."""
     if rule.kind in (PRODUCT, BATCH):
         return list(rule.eqn.invars)
@@ -396,7 +398,7 @@ def _split_axis(rows: Any, axis: int, parts: int) -> Any:
 
 
 def _product_over_time(
-    a: Any, b: Any, *, dimension_numbers: Any, parts: int, **params: Any
+    a: Array, b: Array, *, dimension_numbers: Any, parts: int, **params: Any
 ) -> Any:
     """Compute a dot_general that contracts the leading axis of both operands, too.
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from ...training import InputError
+from .series import Series
 from .splits import NAMES, Split, by_name, split_by, with_validation
 from .text import read_utf8
 
@@ -29,7 +30,7 @@ class Tagged(NamedTuple):
     tags: tuple[str, ...]
 
 
-T = TypeVar("T", Example, Tagged)
+T = TypeVar("T", Example, Tagged, Series)
 
 
 COLUMNS = "text,label"
@@ -55,27 +56,50 @@ def read_table(source: str, columns: str = COLUMNS) -> list[Example]:
     """
     names = column_names(columns)
     wanted = f"a CSV or TSV file with the columns {columns}"
-    body = read_utf8(source, wanted)
-    delimiter = _delimiter(source, body)
-    header: list[str] | None = None
-    examples = []
-    for line, row in read_rows(source, body, delimiter):
-        if header is None:
-            header = _header(row, source, line, delimiter, names)
-            continue
-        if len(row) != len(header):
-            raise InputError(
-                f"{source}:{line}: expected {len(header)} fields "
-                f"({', '.join(header)}), but this row has {len(row)}; a field that "
-                f'contains a {_DELIMITERS[delimiter]} needs quotes: "..."'
-            )
-        values = dict(zip(header, row, strict=True))
-        examples.append(_example(values, source, line, names))
+    examples = [
+        _example(values, source, line, names)
+        for line, values in read_named_rows(
+            source,
+            wanted,
+            lambda row, line, delimiter: _header(row, source, line, delimiter, names),
+        )
+    ]
     if not examples:
         raise InputError(
             f"{source} has no examples; --data must be {wanted}, one row per example"
         )
     return examples
+
+
+def read_named_rows(
+    source: str, wanted: str, header: Callable[[list[str], int, str], list[str]]
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield the rows of a CSV or TSV file with their lines, as fields by column.
+
+    Args:
+        source: the path of the file.
+        wanted: what ``--data`` must be, for error messages.
+        header: checks the first row, given with its line and the separator, and
+            returns the names of the columns.
+
+    Raises:
+        InputError: with file and line, for a row with too few or too many fields,
+            unbalanced quotes, or a file that is not UTF-8.
+    """
+    body = read_utf8(source, wanted)
+    delimiter = _delimiter(source, body)
+    names: list[str] | None = None
+    for line, row in read_rows(source, body, delimiter):
+        if names is None:
+            names = header(row, line, delimiter)
+            continue
+        if len(row) != len(names):
+            raise InputError(
+                f"{source}:{line}: expected {len(names)} fields "
+                f"({', '.join(names)}), but this row has {len(row)}; a field that "
+                f'contains a {_DELIMITERS[delimiter]} needs quotes: "..."'
+            )
+        yield line, dict(zip(names, row, strict=True))
 
 
 def column_names(columns: str) -> tuple[str, str]:
@@ -290,7 +314,9 @@ def split_files(
             contradict each other.
     """
     examples, note = read(sources[0]), ""
-    named = any(isinstance(example, Example) and example.split for example in examples)
+    named = any(
+        isinstance(example, (Example, Series)) and example.split for example in examples
+    )
     if named and len(sources) > 1:
         raise InputError(
             f"{sources[0]} has a column split, and {sources[1]} is a held-out file: "

@@ -37,7 +37,13 @@ from ...core.validation import describe
 from ...initializers import Chrono, Identity, Normal
 from ...layers import residual_block
 from ...training import InputError
-from .own_cell import CellLike, checked, make_own_cell, parse_own_cell
+from .own_cell import (
+    CellLike,
+    checked,
+    make_own_cell,
+    parse_own_cell,
+    why_no_own_cell,
+)
 
 CHRONO = "chrono"
 KNOWN = {
@@ -57,7 +63,10 @@ KNOWN = {
     "ctrnn": "relu, time constants of 5 steps; ctrnn:T, of T steps",
     "orthogonal": "scoRNN, an orthogonal recurrent matrix, modReLU",
     "ltc": "liquid time constants, 6 solver steps in a step",
-    "cfc": "closed-form continuous time, a backbone of 128 units",
+    "cfc": (
+        "closed-form continuous time, a backbone of 128 units; cfc:no-gate; cfc:pure, "
+        "the closed-form solution itself"
+    ),
     "rtu": (
         "trace units, a linear recurrence with relu on both outputs of a unit; "
         "rtu:nonlinear, relu inside the recurrence"
@@ -135,6 +144,8 @@ def make_cell(spec: CellLike, hidden: int, length: int) -> Cell | Layer:
         return PLAIN[name](hidden)
     if name == "rtu":
         return NonlinearRTU(hidden)
+    if name == "cfc":
+        return CfC(hidden, mode=variant.replace("-", "_"))
     if name == "ctrnn":
         return CTRNN(hidden, tau=float(variant))
     if name in LINEAR:
@@ -201,11 +212,16 @@ def check_cell_name(what: str, spec: CellLike) -> None:
             module_exists(name) or not near or not _is_variant(near[0], variant)
         ):
             return
-        hint = (
-            f"did you mean {near[0]}{colon}{variant}?"
-            if near
-            else f"known: {', '.join(KNOWN)}; a cell of your own is module:Name"
-        )
+        if why := why_no_own_cell(spec):
+            raise InputError(f"{what} {spec}: {why}")
+        own = "a cell of your own is module:Name or module:Name(arguments)"
+        if near and colon:
+            hint = f"did you mean {near[0]}{colon}{variant}?"
+        elif near:
+            mine = name if module_exists(name) else "mine"
+            hint = f"did you mean {near[0]}? Or {own}, as in {mine}:Mine(64)"
+        else:
+            hint = f"known: {', '.join(KNOWN)}; {own}"
         raise InputError(f"{what}: there is no {name!r}; {hint}")
     if colon and not _is_variant(name, variant):
         raise InputError(
@@ -223,6 +239,8 @@ def _is_variant(name: str, variant: str) -> bool:
         return _is_number(variant) and 0 < float(variant) <= 2 * math.pi
     if name == "rtu":
         return variant == "nonlinear"
+    if name == "cfc":
+        return variant in ("no-gate", "pure")
     if name == "ctrnn":
         return _is_number(variant) and float(variant) >= 1
     return (variant == CHRONO and name in CHRONOS) or (

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from ...core.cell import Cell
@@ -111,7 +111,7 @@ class Functions(Pure):
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, window.targets)
         return carry, jnp.where(counted & window.mask, losses, 0).sum()
 
-    def probe(self, tokens: Any, following: Any, params: Params) -> Probe:
+    def probe(self, tokens: ArrayLike, following: ArrayLike, params: Params) -> Probe:
         """Return the `Probe` of the recurrent layers, for the diagnostics.
 
         Its inputs are the embedded ``tokens (T, B)``, and the loss is the cross-entropy

@@ -66,6 +66,31 @@ def parse_own_cell(what: str, spec: str) -> OwnCell | None:
     return OwnCell(f"{module}:{node.func.id}", args, keywords, called=True)
 
 
+def why_no_own_cell(spec: str) -> str:
+    """Say what is wrong with ``module:Name(arguments)``, or "" if it is another form.
+
+    Only what has a colon and a parenthesis, a path of a file, or nothing after the
+    colon was meant as an import path.
+    """
+    module, colon, call = spec.partition(":")
+    form = "a cell of your own is module:Name or module:Name(arguments)"
+    if colon and ("/" in module or "\\" in module):
+        dotted = module.replace("\\", "/").removesuffix(".py").strip("./")
+        return (
+            f"{form}, with a module as Python imports it: "
+            f"{dotted.replace('/', '.')}:{call}"
+        )
+    if colon and not call.strip():
+        return f"there is no name after the colon: {form}, as in {module}:Mine"
+    if not colon or not set("()") & set(call):
+        return ""
+    if call.count("(") > call.count(")"):
+        return f"a parenthesis is not closed: write {spec})"
+    if call.count("(") < call.count(")"):
+        return "there is one closing parenthesis too many"
+    return "" if parse_own_cell("--cell", spec) else f"this is not understood: {form}"
+
+
 def make_own_cell(what: str, spec: str, own: OwnCell, hidden: int) -> Cell | Layer:
     """Import the class or function and call it.
 
@@ -111,7 +136,7 @@ def checked(what: str, made: Any) -> Cell | Layer:
     if made.requires_key:
         raise InputError(
             f"{what}: {type(made).__name__} draws random numbers, which the models of "
-            f"the tasks do not: name one without dropout or zoneout"
+            f"the tasks do not: name one without dropout, zoneout or state noise"
         )
     return made
 

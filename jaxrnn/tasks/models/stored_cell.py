@@ -29,7 +29,7 @@ def stored_cell(cell: CellLike) -> str | dict[str, Any]:
         )
 
 
-def code_of(stored: Any) -> list[str]:
+def code_of(stored: object) -> list[str]:
     """Return the import paths that a stored cell names and that may run any code.
 
     Text such as ``"module:Name(2)"`` calls what it names with arguments from the file,
@@ -53,7 +53,9 @@ def _is_cell_of_library(path: str) -> bool:
     return isinstance(found, type) and issubclass(found, (Cell, Layer))
 
 
-def restored_cell(where: str, stored: Any, named: Any, trust_code: bool) -> CellLike:
+def restored_cell(
+    where: str, stored: str | dict[str, Any], named: object, trust_code: bool
+) -> CellLike:
     """Return the cell of a run, if its code may be imported.
 
     Args:
@@ -89,7 +91,7 @@ def restored_cell(where: str, stored: Any, named: Any, trust_code: bool) -> Cell
         raise InputError(f"{where}: {error}") from None
 
 
-def _named_paths(where: str, stored: Any, named: Any) -> frozenset[str]:
+def _named_paths(where: str, stored: object, named: Any) -> frozenset[str]:
     """Return the import paths that the user has named, if they are those of the run."""
     if named is None:
         return frozenset()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pathlib
 import re
-from typing import Any
 
 from ...training.run import write_whole
 from ...version import __version__
@@ -14,7 +13,7 @@ from .sections import number
 NAME = "README.md"
 
 
-def plain(text: Any) -> str:
+def plain(text: object) -> str:
     """Return text as one line of Markdown without markup or HTML.
 
     Example:
@@ -24,7 +23,7 @@ def plain(text: Any) -> str:
     return re.sub(r"([\\\\`*_{}\[\]<>#|~&!])", r"\\\1", " ".join(str(text).split()))
 
 
-def code(text: Any) -> str:
+def code(text: object) -> str:
     """Return text as code in Markdown."""
     line = " ".join(str(text).split())
     ticks = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from ... import diagnostics
+from ...core.types import Params
 from ...diagnostics.style import save, title
 from ...training import InputError
 from ...training.curves import new_figure
@@ -24,7 +25,7 @@ from .readings import held_out_of
 LENGTH, BATCH = 100, 8  # steps and sequences that are measured
 
 
-def decay_section(facts: Facts, trained: Any) -> Markup:
+def decay_section(facts: Facts, trained: object) -> Markup:
     """Return the section on gradients; empty for tasks without a loss of each step."""
     try:
         log_v = decay_of(trained)
@@ -47,7 +48,7 @@ def decay_section(facts: Facts, trained: Any) -> Markup:
     return section("Gradients", element("p", text), picture(data.getvalue(), what))
 
 
-def decay_of(trained: Any) -> np.ndarray | None:
+def decay_of(trained: object) -> np.ndarray | None:
     """Return log v_k, k = 0..K, of a trained model; None where it has no probe."""
     probe: Any
     if isinstance(trained, charlm.Trained):
@@ -70,7 +71,7 @@ def decay_of(trained: Any) -> np.ndarray | None:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _lags(probe: Any, params: Any) -> Any:
+def _lags(probe: Any, params: Params) -> Any:
     """Return log v_k at given parameters."""
     probed: Probe = probe(params)
     return lags_of(probed).log_v

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from ...core.types import Params
 from ...training import Run
 from ..about import ABOUT, About, next_commands, resume_command
 from ..catalog import result_of, state_of
@@ -54,7 +55,7 @@ class Facts(NamedTuple):
         return f"{self.run.config['task']}{on}"
 
 
-def facts_of(run: Run, params: Any = None) -> Facts:
+def facts_of(run: Run, params: Params = None) -> Facts:
     """Read the facts of a run; its cell is not imported.
 
     Args:
@@ -88,7 +89,7 @@ def facts_of(run: Run, params: Any = None) -> Facts:
     )
 
 
-def _count(run: Run, params: Any) -> int:
+def _count(run: Run, params: Params) -> int:
     """Return the number of parameters."""
     if params is not None:
         return sum(leaf.size for leaf in jax.tree.leaves(params))

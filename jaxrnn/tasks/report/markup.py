@@ -15,7 +15,7 @@ class Markup(str):
     __slots__ = ()
 
 
-def escaped(value: Any) -> Markup:
+def escaped(value: object) -> Markup:
     """Return a value as HTML; `Markup` stays as it is.
 
     Example:
@@ -25,7 +25,7 @@ def escaped(value: Any) -> Markup:
     return value if isinstance(value, Markup) else Markup(html.escape(str(value)))
 
 
-def element(tag: str, /, *children: Any, **attributes: Any) -> Markup:
+def element(tag: str, /, *children: object, **attributes: object) -> Markup:
     """Return an element; children and attributes are escaped.
 
     Args:
@@ -53,7 +53,7 @@ def joined(parts: Iterable[Any], between: str = "") -> Markup:
     return Markup(between.join(escaped(part) for part in parts))
 
 
-def section(title: str, *children: Any) -> Markup:
+def section(title: str, *children: object) -> Markup:
     """Return a section with a heading; empty if nothing is inside."""
     if not any(children):
         return Markup("")
@@ -82,7 +82,7 @@ def picture(data: bytes, alt: str) -> Markup:
     return element("figure", element("img", src=source, alt=alt), class_="picture")
 
 
-def data_script(name: str, value: Any) -> Markup:
+def data_script(name: str, value: object) -> Markup:
     """Return JSON that a script of the page reads, which cannot end its element."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     for sign in "<>&":

@@ -54,7 +54,7 @@ def write_report(
 
 def page(
     facts: Facts,
-    trained: Any = None,
+    trained: object = None,
     why: str = "",
     parts: Sequence[Callable[[Facts, Any], Markup]] = INSIDE,
 ) -> str:

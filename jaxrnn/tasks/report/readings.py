@@ -44,7 +44,7 @@ class Reading(NamedTuple):
     surprise: np.ndarray | None = None
 
 
-def reading_of(run: Run, trained: Any) -> Reading | None:
+def reading_of(run: Run, trained: object) -> Reading | None:
     """Return a sequence of the task of a run; None where there is none to show.
 
     Args:
@@ -122,7 +122,7 @@ def _surprise(logits: Any, tokens: Any) -> Any:
     return -picked[:, 0] / jnp.log(2.0)
 
 
-def _bits(functions: Any, params: Any, tokens: Any) -> np.ndarray:
+def _bits(functions: Any, params: Params, tokens: Any) -> np.ndarray:
     """Return the bits of each token but the last; NaN for the first."""
     window = hello.Window(tokens[:-2], None)
     if len(tokens) < 3:
@@ -132,7 +132,7 @@ def _bits(functions: Any, params: Any, tokens: Any) -> np.ndarray:
     return np.concatenate([[np.nan], bits])
 
 
-def _logits(functions: Any, params: Any, window: Any) -> Any:
+def _logits(functions: Any, params: Params, window: Any) -> Any:
     """Apply a language model to a window."""
     return jax.jit(lambda params, window: functions.still(params)(window))(
         params, window

@@ -36,7 +36,7 @@ PICTURES = {
 }
 
 
-def number(value: Any) -> str:
+def number(value: object) -> str:
     """Return a number as text."""
     return f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
 
@@ -83,7 +83,7 @@ def score_section(facts: Facts) -> Markup:
 
 def _better(name: str) -> str:
     """Return which values of a score are the better ones."""
-    is_loss = name.startswith(("loss", "mse", "bits"))
+    is_loss = name.startswith(("loss", "mse", "bits", "mase", "mae", "rmse"))
     return f"{name}: {'lower' if is_loss else 'higher'} is better."
 
 
@@ -172,7 +172,7 @@ def option_section(facts: Facts) -> Markup:
     return section("Options", table(("option", "value"), rows) if rows else "")
 
 
-def _said(value: Any) -> str:
+def _said(value: object) -> str:
     """Return the value of an option as text."""
     if isinstance(value, str):
         return value

@@ -16,7 +16,7 @@ from .readings import Reading, reading_of
 UNITS = 8  # the number of units to choose from
 
 
-def unit_section(facts: Facts, trained: Any) -> Markup:
+def unit_section(facts: Facts, trained: object) -> Markup:
     """Return the section in which a unit is chosen and a text is colored."""
     reading = reading_of(facts.run, trained)
     if reading is None:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ...core.cell import Cell
 from ...core.layer import Layer
+from ...core.types import PyTree
 from ..config import option
 from ..models.cell_registry import make_cell
 from ..models.own_cell import CellLike
@@ -75,7 +76,7 @@ def last_step(length: int, batch: int) -> Bool[Array, "T B"]:
     )
 
 
-def at_every_step(targets: Any, length: int) -> Any:
+def at_every_step(targets: PyTree, length: int) -> Any:
     """Broadcast targets ``(B,)`` to ``(T, B)``."""
     return jnp.broadcast_to(targets[None], (length, *targets.shape))
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...core.types import Params
+from ...core.types import Inputs, Params, PyTree
 from ...layers import stack
 from ...training import (
     Budget,
@@ -186,7 +186,7 @@ def probed(problem: Problem, seed: int, length: int, batch: int) -> tuple[Any, A
     return sequences.inputs, sequences.targets
 
 
-def _probe(model: SequenceModel, xs: Any, targets: Any, params: Params) -> Probe:
+def _probe(model: SequenceModel, xs: Inputs, targets: PyTree, params: Params) -> Probe:
     """Return the `Probe` at given parameters."""
 
     def loss(y, target):

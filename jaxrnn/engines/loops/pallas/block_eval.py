@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.extend import core
+from jax.extend.core import JaxprEqn
 
 from .block_form import SHAPE_ONLY, BlockProgram, matrix_of
 
@@ -93,7 +94,7 @@ def evaluate(
     return [result(v) for v in form.new], [result(v) for v in form.outs]
 
 
-def _bind(eqn: Any, values: Sequence[Any]) -> Any:
+def _bind(eqn: JaxprEqn, values: Sequence[Any]) -> Any:
     """Apply an elementwise equation to one block of each operand."""
     shapes = {jnp.shape(v) for v in values} - {()}
     if len(shapes) > 1:  # what is the same for every example meets what is not

@@ -28,6 +28,7 @@ from typing import Any
 
 import jax
 from jax.extend import core
+from jax.extend.core import JaxprEqn, Var
 
 from ...jaxpr.evaluate import CALLS, eval_jaxpr, read_env
 
@@ -231,7 +232,7 @@ class BlockProgram:
             OperandKind(SCALAR) if isinstance(atom, core.Literal) else self.kinds[atom]
         )
 
-    def blocks(self, var: Any) -> int:
+    def blocks(self, var: Var) -> int:
         """Return the number of blocks of a variable."""
         return self.kind(var).blocks
 
@@ -387,7 +388,7 @@ def _check_cut(eqn: Any, units: int) -> None:
         )
 
 
-def precision_of(eqn: Any) -> str:
+def precision_of(eqn: JaxprEqn) -> str:
     """Return the precision of a product: "default", "high" or "highest" (float32)."""
     asked = eqn.params["precision"]
     asked = asked if isinstance(asked, tuple) else (asked,)

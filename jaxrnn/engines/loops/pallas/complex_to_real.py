@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jax.core import ShapedArray
 from jax.extend import core
 
 from ....core.arrays import is_array
@@ -72,7 +74,7 @@ def real_body(body: LoopBody) -> LoopBody:
     )
 
 
-def _real_aval(aval: Any) -> Any:
+def _real_aval(aval: ShapedArray) -> Any:
     dtype = jnp.finfo(aval.dtype).dtype if is_complex(aval) else aval.dtype
     return jax.ShapeDtypeStruct(aval.shape, dtype)
 
@@ -140,7 +142,7 @@ def _spread(pair: tuple[Any, Any], shape: tuple[int, ...] | None) -> tuple[Any, 
     )
 
 
-def _multiplied(a: Any, b: Any) -> Any:
+def _multiplied(a: Array, b: Array) -> Any:
     (ar, ai), (br, bi) = a, b
     return ar * br - ai * bi, ar * bi + ai * br
 

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from types import ModuleType
 from typing import Any
 
 import jax.numpy as jnp
+from jax import Array
+from jax.extend.core import Var
+from jax.typing import DTypeLike
 
 from .block_form import ROWS, SCALAR, BlockProgram
 
@@ -43,12 +47,12 @@ def round_up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-def stored(dtype: Any) -> Any:
+def stored(dtype: DTypeLike | None) -> Any:
     """Return the dtype in which a kernel stores a value: int32 for flags."""
     return jnp.dtype(jnp.int32) if dtype == jnp.bool_ else jnp.dtype(dtype)
 
 
-def stored_on_gpu(dtype: Any) -> Any:
+def stored_on_gpu(dtype: DTypeLike | None) -> Any:
     """Return the same for the kernels of GPUs, whose flags are float32."""
     return jnp.dtype(jnp.float32) if dtype == jnp.bool_ else jnp.dtype(dtype)
 
@@ -67,7 +71,9 @@ def check_dtypes(form: BlockProgram, chip: str) -> None:
         )
 
 
-def as_rows(a: Any, var: Any, form: BlockProgram, layout: Layout, *, time: bool) -> Any:
+def as_rows(
+    a: Array, var: Var, form: BlockProgram, layout: Layout, *, time: bool
+) -> Any:
     """Convert an array to rows of padded blocks.
 
     Args:
@@ -163,7 +169,7 @@ def padded_matrix(matrix: Any, over: int, form: BlockProgram, width: int) -> Any
     return blocks.reshape(blocks.shape[0] * width, blocks.shape[2] * width)
 
 
-def put(plgpu: Any, ref: Any, value: Any) -> None:
+def put(plgpu: ModuleType, ref: Any, value: object) -> None:
     """Write to the global memory of a GPU, in pieces of any size.
 
     jax 0.12 requires ``optimized=False`` for that.
@@ -174,7 +180,7 @@ def put(plgpu: Any, ref: Any, value: Any) -> None:
         ref[...] = value
 
 
-def transposed(plgpu: Any, ref: Any) -> Any:
+def transposed(plgpu: ModuleType, ref: Any) -> Any:
     """Return a reference to the transpose, by a method in jax 0.12."""
     return (
         ref.transpose((1, 0))

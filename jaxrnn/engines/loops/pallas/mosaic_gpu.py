@@ -14,6 +14,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -367,7 +368,7 @@ def _kernel(
 
 
 def _fetch(
-    plgpu: Any, sources: Sequence[Any], resident: Sequence[Any], barrier: Any
+    plgpu: ModuleType, sources: Sequence[Any], resident: Sequence[Any], barrier: Any
 ) -> None:
     """Copy the matrices into shared memory, once."""
     for source, target in zip(sources, resident, strict=True):

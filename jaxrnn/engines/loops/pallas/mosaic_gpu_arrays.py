@@ -9,6 +9,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jax.extend.core import Var
 
 from .block_form import BlockProgram, precision_of
 from .layout import Layout, every_row, padded_matrix
@@ -61,7 +63,7 @@ def transposed_blocks(matrix: Any, over: int, form: BlockProgram, width: int) ->
 
 
 def to_tiles(
-    a: Any, var: Any, form: BlockProgram, layout: Layout, *, time: bool
+    a: Array, var: Var, form: BlockProgram, layout: Layout, *, time: bool
 ) -> Any:
     """Convert an array so that what a tile reads is contiguous.
 
@@ -73,7 +75,7 @@ def to_tiles(
     return jnp.transpose(wide, (1, 0, 3, 4, 2) if time else (0, 2, 3, 1))
 
 
-def from_tiles(a: Any) -> Any:
+def from_tiles(a: Array) -> Any:
     """Invert `to_tiles`: return ``(T, padded rows, k width)``."""
     a = jnp.transpose(a, (1, 0, 4, 2, 3) if a.ndim == 5 else (0, 3, 1, 2))
     a = a.reshape(*a.shape[:-2], -1)

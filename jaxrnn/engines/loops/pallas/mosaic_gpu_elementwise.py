@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.experimental import pallas as pl
+from jax.extend.core import Var
 
 from ...jaxpr.evaluate import split_by_sizes
 from .block_eval import evaluate
@@ -36,7 +39,7 @@ STEPS, COPIES = 16, 4  # the most steps in a bulk copy, and copies in flight
 
 
 def run_loop(
-    plgpu: Any,
+    plgpu: ModuleType,
     body: LoopBody,
     consts: Sequence,
     carry: Sequence,
@@ -100,7 +103,9 @@ def plan_layout(form: BlockProgram, memory: int) -> Layout:
     return Layout(round_up(form.units, CHUNK), 1, form.rows, fitting[0])
 
 
-def _by_row(a: Any, var: Any, form: BlockProgram, layout: Layout, *, time: bool) -> Any:
+def _by_row(
+    a: Array, var: Var, form: BlockProgram, layout: Layout, *, time: bool
+) -> Any:
     """Split the last axis into blocks: ``(T, rows, k, width)``.
 
     Unless ``time`` there is no T. Nothing is copied if H needs no padding and k is 1.
@@ -109,11 +114,11 @@ def _by_row(a: Any, var: Any, form: BlockProgram, layout: Layout, *, time: bool)
     return wide.reshape(*wide.shape[:-1], -1, layout.width)
 
 
-def _flat(a: Any) -> Any:
+def _flat(a: Array) -> Any:
     return a.reshape(*a.shape[:-2], -1)
 
 
-def _piece(a: Any, row: int, chunk: int) -> Any:
+def _piece(a: Array, row: int, chunk: int) -> Any:
     return a[..., row : row + 1, :, chunk * CHUNK : (chunk + 1) * CHUNK]
 
 

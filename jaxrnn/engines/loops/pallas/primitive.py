@@ -22,6 +22,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from ....core.contraction import check_one_device, devices_of
+from ....core.types import Carry
 from ...jaxpr.evaluate import eval_jaxpr, split_by_sizes, vmap_options
 from ..sequential import scan_into_buffers
 from . import mosaic_gpu, mosaic_tpu
@@ -55,7 +56,7 @@ def kernel_into_buffers(
     carry: Sequence,
     given: Any,
     rows: list,
-    first: Any,
+    first: Carry,
     steps: int,
     *,
     reverse: bool,
@@ -205,7 +206,7 @@ def kernel_loop(
 
 
 def by_scan(
-    *flat: Any,
+    *flat: object,
     body: LoopBody,
     steps: int,
     reverse: bool,

@@ -1,0 +1,1 @@
+"""The task ``series``: forecasts and labels of series of numbers."""
