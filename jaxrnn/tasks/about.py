@@ -34,7 +34,8 @@ class About(NamedTuple):
         scored_on: the part of the data that the final scores are of; ``test`` where a
             validation score has chosen the parameters.
         baselines: the baselines in a result by their names there.
-        curve: the metric of the learning curves, and its label; empty without curves.
+        curves: metrics of learning curves with their labels, of which a run has one;
+            empty without curves.
     """
 
     sentence: str
@@ -42,7 +43,7 @@ class About(NamedTuple):
     then: tuple[str, ...]
     scored_on: str = "held out"
     baselines: Mapping[str, Baseline] = MappingProxyType({})
-    curve: tuple[str, str] | tuple[()] = ()
+    curves: tuple[tuple[str, str], ...] = ()
 
     @property
     def labeled(self) -> bool:
@@ -58,7 +59,7 @@ ABOUT: dict[str, About] = {
         "",
         ("sample RUN", "predict RUN hell"),
         scored_on="the word",
-        curve=("loss", "cross-entropy (nats per letter)"),
+        curves=(("loss", "cross-entropy (nats per letter)"),),
     ),
     "charlm": About(
         "the next character of a text: a character language model",
@@ -72,7 +73,7 @@ ABOUT: dict[str, About] = {
             "unigram_bits_per_char": Baseline("bits_per_char", "unigram"),
             "bigram_bits_per_char": Baseline("bits_per_char", "bigram"),
         },
-        curve=("bits_per_char", "bits per character"),
+        curves=(("bits_per_char", "bits per character"),),
     ),
     "sentiment": About(
         "the label of a text, such as a review's opinion: many to one",
@@ -87,7 +88,7 @@ ABOUT: dict[str, About] = {
             "bag_of_words_accuracy": Baseline("accuracy", "bag of words"),
             "bag_of_words_macro_f1": Baseline("macro_f1", "bag of words"),
         },
-        curve=("accuracy", "accuracy"),
+        curves=(("accuracy", "accuracy"),),
     ),
     "tagging": About(
         "the tag of each word, such as its part of speech: many to many",
@@ -97,7 +98,7 @@ ABOUT: dict[str, About] = {
         baselines={
             "most_frequent_tag_accuracy": Baseline("accuracy", "most frequent tag"),
         },
-        curve=("accuracy", "accuracy"),
+        curves=(("accuracy", "accuracy"),),
     ),
     "translation": About(
         "a sentence in another language: sequence to sequence",
@@ -108,14 +109,14 @@ ABOUT: dict[str, About] = {
             "copying_exact_match": Baseline("exact_match", "copying"),
             "copying_chrf": Baseline("chrf", "copying"),
         },
-        curve=("loss", "cross-entropy (nats per symbol)"),
+        curves=(("loss", "cross-entropy (nats per symbol)"),),
     ),
     "captioning": About(
         "the words that name a picture: one to many",
         "a folder of PNG files with captions.csv, or glyphs",
         ("predict RUN PICTURE.png", "evaluate RUN --data FOLDER"),
         scored_on="test",
-        curve=("loss", "cross-entropy (nats per word)"),
+        curves=(("loss", "cross-entropy (nats per word)"),),
     ),
     "series": About(
         "the next values of series of numbers, or their labels",
@@ -134,6 +135,7 @@ ABOUT: dict[str, About] = {
             for method in methods
             for score in scores
         },
+        curves=(("mase", "MASE"), ("accuracy", "accuracy")),
     ),
     "adding": About(
         "the sum of the two marked numbers among many",
@@ -146,7 +148,7 @@ ABOUT: dict[str, About] = {
         baselines={
             "baseline": Baseline("mse", "constant 1"),
         },
-        curve=("mse", "mean squared error"),
+        curves=(("mse", "mean squared error"),),
     ),
     "copy": About(
         "the symbols seen at the beginning, again after a long blank",
@@ -155,7 +157,7 @@ ABOUT: dict[str, About] = {
         baselines={
             "baseline": Baseline("loss", "memoryless"),
         },
-        curve=("loss", "cross-entropy (nats per step)"),
+        curves=(("loss", "cross-entropy (nats per step)"),),
     ),
     "temporal-order": About(
         "the order in which two symbols stood among distractors",
@@ -164,7 +166,7 @@ ABOUT: dict[str, About] = {
         baselines={
             "baseline": Baseline("accuracy", "chance"),
         },
-        curve=("accuracy", "accuracy"),
+        curves=(("accuracy", "accuracy"),),
     ),
     "parity": About(
         "whether the number of ones so far is odd",
@@ -173,7 +175,7 @@ ABOUT: dict[str, About] = {
         baselines={
             "baseline": Baseline("accuracy", "chance"),
         },
-        curve=("accuracy", "accuracy"),
+        curves=(("accuracy", "accuracy"),),
     ),
     "group-words": About(
         "the product of all permutations so far",
@@ -182,7 +184,7 @@ ABOUT: dict[str, About] = {
         baselines={
             "baseline": Baseline("accuracy", "chance"),
         },
-        curve=("accuracy", "accuracy"),
+        curves=(("accuracy", "accuracy"),),
     ),
     "seq-mnist": About(
         "a handwritten digit that is read pixel by pixel",
@@ -192,7 +194,7 @@ ABOUT: dict[str, About] = {
             "baseline": Baseline("accuracy", "majority class"),
             "three_nearest_neighbours": Baseline("accuracy", "3 nearest neighbours"),
         },
-        curve=("accuracy", "accuracy"),
+        curves=(("accuracy", "accuracy"),),
     ),
     "squares": About(
         "the next frame of bouncing squares, for convolutional cells",
@@ -201,7 +203,7 @@ ABOUT: dict[str, About] = {
         baselines={
             "baseline": Baseline("mse", "last frame"),
         },
-        curve=("mse", "mean squared error"),
+        curves=(("mse", "mean squared error"),),
     ),
 }
 

@@ -62,6 +62,19 @@ def subject_of(run: Run) -> str:
     return f"{run.config['task']}{on}, by {model_of(run.config)}"
 
 
+def curve_of(run: Run) -> tuple[str, str] | None:
+    """Return the metric of the learning curves of a run, and its label.
+
+    None for a task without a curve, or a run without a value of it.
+    """
+    names = {name for record in run.records("metrics.jsonl") for name in record}
+    about = ABOUT.get(run.config["task"])
+    for metric, label in () if about is None else about.curves:
+        if names & {metric, f"held_out_{metric}"}:
+            return metric, label
+    return None
+
+
 def draw_run_curves(run: Run) -> pathlib.Path | None:
     """Draw the learning curves of a run with its baselines as ``curves.png``.
 
@@ -71,11 +84,10 @@ def draw_run_curves(run: Run) -> pathlib.Path | None:
     Returns:
         The path of the file; None without matplotlib, or for a task without a curve.
     """
-    task = run.config["task"]
-    about = ABOUT.get(task)
-    if about is None or not about.curve:
+    task, curve = run.config["task"], curve_of(run)
+    if curve is None:
         return None
-    metric, label = about.curve
+    (metric, label), about = curve, ABOUT[task]
     records = run.records("metrics.jsonl")
     final = records[-1] if records and records[-1].get("final") else {}
     baselines: dict[str, float] = {}

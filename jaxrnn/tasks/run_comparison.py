@@ -15,6 +15,7 @@ from ..diagnostics.style import label_lines, save, styled, title
 from ..training import InputError, Run
 from ..training.curves import curves_of, new_figure
 from .about import ABOUT
+from .pictures import curve_of
 from .report import facts_of
 
 
@@ -143,8 +144,8 @@ def draw_comparison(
     """
     runs, out = [Run.open(path) for path in paths], pathlib.Path(out)
     tasks = sorted({run.config["task"] for run in runs})
-    about = ABOUT.get(tasks[0])
-    if len(tasks) > 1 or about is None or not about.curve:
+    curve = curve_of(runs[0])
+    if len(tasks) > 1 or curve is None:
         raise InputError(
             f"--out draws the learning curves of runs of one task, but these are of "
             f"{', '.join(tasks)}: leave out --out, or name runs of one task"
@@ -154,7 +155,7 @@ def draw_comparison(
     figure = new_figure(5.6, 3.8)
     if figure is None:
         raise InputError("--out needs matplotlib: pip install 'jaxrnn[plot]'")
-    metric, label = about.curve
+    metric, label = curve
     axis = figure.subplots()
     for run in runs:
         curves = curves_of(run, metric)
@@ -170,7 +171,9 @@ def draw_comparison(
     axis.set_ylabel(label)
     axis.grid()
     what = f"{label[:1].upper()}{label[1:]}"
-    axis.set_title(title(what, f"{tasks[0]}, {about.scored_on}, {len(runs)} runs"))
+    axis.set_title(
+        title(what, f"{tasks[0]}, {ABOUT[tasks[0]].scored_on}, {len(runs)} runs")
+    )
     label_lines(axis)
     try:
         save(figure, out)

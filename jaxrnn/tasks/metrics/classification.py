@@ -76,7 +76,7 @@ def draw_confusion(
             ha="center",
             va="center",
             color=color,
-            fontsize=7,
+            fontsize=9,
         )
     names = [plain(label) for label in labels]
     axis.set_xticks(range(len(labels)), names, rotation=90)

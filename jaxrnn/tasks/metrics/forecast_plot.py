@@ -8,8 +8,18 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from ...diagnostics.style import (
+    BLUE,
+    RED,
+    label_lines,
+    plain,
+    save,
+    styled,
+    title,
+)
 from ...training import Run
 from ...training.curves import new_figure
+from ..pictures import subject_of
 
 MOST_COLUMNS = 4
 
@@ -34,6 +44,7 @@ class Drawn(NamedTuple):
     forecasts: dict[str, Float[np.ndarray, "N H K"]]
 
 
+@styled
 def draw_forecast(run: Run, drawn: Drawn, unit: str) -> pathlib.Path | None:
     """Draw ``forecast.png``: history and forecasts of the test part, by column.
 
@@ -51,24 +62,29 @@ def draw_forecast(run: Run, drawn: Drawn, unit: str) -> pathlib.Path | None:
         return None
     axes = figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]
     steps = np.arange(drawn.first, len(drawn.values))
-    looks = {"model": ("tab:orange", "-", 1.8), "linear": ("tab:blue", ":", 1.2)}
+    looks = {"model": (RED, "-", 1.8), "linear": (BLUE, ":", 1.2)}
     for column, axis in enumerate(axes):
         axis.plot(
-            steps, drawn.values[drawn.first :, column], color="0.35", lw=1, label="data"
+            steps,
+            drawn.values[drawn.first :, column],
+            color="0.35",
+            ls="-",
+            lw=1,
+            label="data",
         )
         for method, values in drawn.forecasts.items():
             color, style, width = looks.get(method, ("0.6", "--", 1.0))
             at, said = _joined(drawn.begins, values[..., column])
             axis.plot(at, said, color=color, ls=style, lw=width, label=method)
         axis.axvspan(drawn.begins[0] - 0.5, steps[-1] + 0.5, color="0.95", zorder=0)
-        axis.set_ylabel(drawn.columns[column])
+        axis.set_ylabel(plain(drawn.columns[column]))
         axis.margins(x=0.01)
-    axes[0].legend(loc="upper left", ncols=4, fontsize=8)
+        label_lines(axis)
     axes[-1].set_xlabel(unit)
-    figure.suptitle(f"{run.path.name}: forecasts of {drawn.name}, test part (shaded)")
-    figure.tight_layout()
+    what = plain(f"Forecasts of {drawn.name} on the test part (shaded)")
+    figure.suptitle(title(what, subject_of(run)), x=0.01, ha="left")
     path = run.path / "forecast.png"
-    figure.savefig(path, dpi=110)
+    save(figure, path)
     return path
 
 

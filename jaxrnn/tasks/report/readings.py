@@ -161,7 +161,7 @@ def _of_words(trained: Any, sentences: Any) -> Reading | None:
     model = trained.functions.still(trained.params)
     batch = pad([trained.vocabulary.encode(words)], len(words))
     xs = jnp.moveaxis(model.encoder(batch, None), 0, 1)
-    what = "words of the test part, read in both directions"
+    what = "a text of the test part, read in both directions"
     return Reading(words, inference(model.rnn.layer), model.rnn.values(), xs, " ", what)
 
 

@@ -83,7 +83,7 @@ def score_section(facts: Facts) -> Markup:
 
 def _better(name: str) -> str:
     """Return which values of a score are the better ones."""
-    is_loss = name.startswith(("loss", "mse", "bits"))
+    is_loss = name.startswith(("loss", "mse", "bits", "mase", "mae", "rmse"))
     return f"{name}: {'lower' if is_loss else 'higher'} is better."
 
 
