@@ -42,6 +42,7 @@ from .models.own_cell import CellLike
 from .optimizers import optimizer_field, schedule_field
 from .pictures import draw_run_curves, subject_of
 from .supervised import PredictsLabels, digest, mean_loss, supervised
+from .task import Task
 
 BUDGET = Budget(steps=15_000, report_every=200, evaluate_every=1000)
 LOOKED_AT = 1000  # largest number of images for validation
@@ -365,3 +366,6 @@ def _wrapped(text: str) -> str:
     return plain(
         "\n".join(part for line in text.split("\n") for part in textwrap.wrap(line, 28))
     )
+
+
+TASK = Task("captioning", Options, BUDGET, build, prepare, Trained)

@@ -22,8 +22,9 @@ from .config import check_name, check_options, option
 from .models.cell_registry import check_cell_name, make_cell
 from .models.own_cell import CellLike, labelled
 from .probe import as_json, lags_of
-from .runner import SYNTHETIC, TASKS
+from .runner import SYNTHETIC
 
+SYNTHETIC_TASKS = {task.name: task for task in SYNTHETIC}
 COMPARED = ("copy", "adding", "parity")
 
 
@@ -145,7 +146,7 @@ def _written(cell: CellLike) -> Any:
 
 def _options(task: str, cell: CellLike, asked: Comparison, **more: Any) -> Any:
     """Return the quick options of a task."""
-    kind = TASKS[task].Options
+    kind = SYNTHETIC_TASKS[task].Options
     own = {"cell": cell, "hidden": asked.hidden, "seed": asked.seed}
     return kind(**{**kind.QUICK, **own, **more})
 
@@ -153,22 +154,22 @@ def _options(task: str, cell: CellLike, asked: Comparison, **more: Any) -> Any:
 def _score(task: str, cell: CellLike, asked: Comparison) -> dict[str, Any]:
     """Train one cell on one task, and return its held-out scores."""
     options = _options(task, cell, asked)
-    experiment, _ = TASKS[task].prepare(options)
+    experiment, _ = SYNTHETIC_TASKS[task].prepare(options)
     state = experiment.start()
     for update in range(asked.steps):
         state = experiment.advance(state, np.float32((update + 1) / asked.steps))
     scores = {
         name: as_json(value) for name, value in experiment.evaluate(state).items()
     }
-    return {"score": TASKS[task].problem(options).score, **scores}
+    return {"score": SYNTHETIC_TASKS[task].problem(options).score, **scores}
 
 
 def _decay(cell: CellLike, asked: Comparison) -> dict[str, Any]:
     """Return the gradient decay of one cell on the adding task, at initialization."""
-    module = TASKS["adding"]
+    adding = SYNTHETIC_TASKS["adding"]
     options = _options("adding", cell, asked, length=asked.length)
-    params = module.build(options, {})[1]
-    probe = module.probe(options, {}, asked.length, asked.batch)
+    params = adding.build(options, {})[1]
+    probe = adding.probe(options, {}, asked.length, asked.batch)
     first = min(20, asked.length // 3)
     try:
         lags = jax.jit(lambda p: lags_of(probe(p)))(params)

@@ -41,6 +41,7 @@ from .models.own_cell import CellLike
 from .optimizers import named_optimizer, named_schedule, optimizer_field, schedule_field
 from .pictures import draw_run_curves
 from .probe import Probe
+from .task import Task
 
 BUDGET = Budget(steps=3000, report_every=100, evaluate_every=500)
 
@@ -376,3 +377,6 @@ class Trained:
         """Draw the learning curves as ``curves.png``, and return lines to print."""
         path = draw_run_curves(run)
         return [f"picture: {path}"] if path else []
+
+
+TASK = Task("charlm", Options, BUDGET, build, prepare, Trained, probe)

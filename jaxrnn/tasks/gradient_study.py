@@ -23,6 +23,8 @@ from .models.cell_registry import check_cell_name
 from .models.own_cell import CellLike, label_of, labelled
 from .probe import Findings, Probe, as_json, measure, measure_each_loss
 from .runner import TASKS, restore
+from .synthetic.task import SyntheticTask
+from .task import Task
 
 FIRST_LAG = 20  # first lag of the fit; before it the decay depends on the loss
 
@@ -122,28 +124,32 @@ Models = tuple[Callable[[Any], Probe], list[Any]]
 
 def _of_cells(asked: Study) -> tuple[dict[str, Models], dict[str, Any]]:
     """Initialize one model per cell and seed; all get the same inputs."""
-    measured = [name for name, module in TASKS.items() if hasattr(module, "probe")]
+    measured = {
+        name: task.probe for name, task in TASKS.items() if task.probe is not None
+    }
     if asked.task in TASKS and asked.task not in measured:
         raise InputError(
             f"--task {asked.task} cannot be measured; these can: {', '.join(measured)}"
         )
     check_name("--task", asked.task, measured)
-    module = TASKS[asked.task]
+    task = TASKS[asked.task]
     subjects: dict[str, Models] = {}
     for label, cell in labelled(asked.cell).items():
         options = [
-            _options(module, cell, asked, asked.seed + i) for i in range(asked.seeds)
+            _options(task, cell, asked, asked.seed + i) for i in range(asked.seeds)
         ]
-        _, config = module.prepare(options[0])
-        probe = module.probe(options[0], config, asked.length, asked.batch)
-        params = [module.build(each, config)[1] for each in options]
+        _, config = task.prepare(options[0])
+        probe = measured[asked.task](options[0], config, asked.length, asked.batch)
+        params = [task.build(each, config)[1] for each in options]
         subjects[label] = (probe, params)
     return subjects, dataclasses.asdict(
         dataclasses.replace(asked, cell=tuple(map(label_of, asked.cell)))
     )
 
 
-def _options(module: Any, cell: CellLike, asked: Study, seed: int) -> Any:
+def _options(
+    task: Task | SyntheticTask, cell: CellLike, asked: Study, seed: int
+) -> Any:
     """Return the task's options for a study, restricted to those that it has."""
     wanted = {
         "cell": cell,
@@ -151,8 +157,8 @@ def _options(module: Any, cell: CellLike, asked: Study, seed: int) -> Any:
         "length": asked.length,
         "seed": seed,
     }
-    names = {field.name for field in dataclasses.fields(module.Options)}
-    return module.Options(
+    names = {field.name for field in dataclasses.fields(task.Options)}
+    return task.Options(
         **{name: value for name, value in wanted.items() if name in names}
     )
 
@@ -167,10 +173,10 @@ def _of_run(
             "--run determines cell, task and units: leave out --task, --hidden, "
             "--seeds and --seed, and give --cell only to name the code of its cell"
         )
-    run, module, options, _, (initial, params), notes = restore(
+    run, task, options, _, (initial, params), notes = restore(
         path, cell=cells[0] if cells else None, trust_code=trust_code
     )
-    if not hasattr(module, "probe"):
+    if task.probe is None:
         raise InputError(
             f"{run.path} is a run of {run.config['task']}, which gradients cannot "
             f"measure"
@@ -180,7 +186,7 @@ def _of_run(
         if "length" in given_options
         else getattr(options, "length", asked.length)
     )
-    probe = module.probe(options, run.config, length, asked.batch)
+    probe = task.probe(options, run.config, length, asked.batch)
     context = {
         "run": str(path),
         "task": run.config["task"],

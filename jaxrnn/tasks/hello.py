@@ -34,6 +34,7 @@ from .models.language_model import Functions, LanguageModel
 from .models.own_cell import CellLike
 from .optimizers import named_optimizer, named_schedule, optimizer_field, schedule_field
 from .pictures import draw_run_curves, subject_of
+from .task import Task
 
 BUDGET = Budget(steps=200, report_every=10, evaluate_every=100)
 NO_OTHER_DATA = (
@@ -267,3 +268,6 @@ def _draw(run: Run, word: str, letters: str, probabilities: np.ndarray):
     path = run.path / "distribution.png"
     save(figure, path)
     return path
+
+
+TASK = Task("hello", Options, BUDGET, build, prepare, Trained)

@@ -28,7 +28,7 @@ from .models.own_cell import CellLike
 from .models.stored_cell import restored_cell, stored_cell
 from .report import facts_of, write_card, write_report
 from .score_table import score_table
-from .series import task as series
+from .series.task import TASK as SERIES
 from .synthetic import (
     adding,
     copying,
@@ -38,6 +38,8 @@ from .synthetic import (
     squares,
     temporal_order,
 )
+from .synthetic.task import SyntheticTask
+from .task import Task
 
 SYNTHETIC = (
     adding.TASK,
@@ -48,15 +50,18 @@ SYNTHETIC = (
     seq_mnist.TASK,
     squares.TASK,
 )
-TASKS: dict[str, Any] = {
-    "hello": hello,
-    "charlm": charlm,
-    "sentiment": sentiment,
-    "tagging": tagging,
-    "translation": translation,
-    "captioning": captioning,
-    "series": series,
-    **{task.name: task for task in SYNTHETIC},
+TASKS: dict[str, Task | SyntheticTask] = {
+    task.name: task
+    for task in (
+        hello.TASK,
+        charlm.TASK,
+        sentiment.TASK,
+        tagging.TASK,
+        translation.TASK,
+        captioning.TASK,
+        SERIES,
+        *SYNTHETIC,
+    )
 }
 
 
@@ -102,8 +107,8 @@ def train(
     """
     check_name("train", task, TASKS)
     check_logs(log := tuple(log))
-    module = TASKS[task]
-    for arguments, kind in ((options or {}, module.Options), (budget or {}, Budget)):
+    declared = TASKS[task]
+    for arguments, kind in ((options or {}, declared.Options), (budget or {}, Budget)):
         for name in arguments:
             check_name(
                 f"{kind.__name__} of {task}",
@@ -146,9 +151,9 @@ def _continued(
     run: Run, options: dict[str, Any], budget: dict[str, Any], trust_code: bool
 ) -> _Begun:
     """Return what a run was started with, if nothing else is asked for now."""
-    module = TASKS[run.config["task"]]
+    declared = TASKS[run.config["task"]]
     task_options, run_budget = (
-        _options_of(run, module, options.get("cell"), trust_code),
+        _options_of(run, declared, options.get("cell"), trust_code),
         _stored(run, Budget, "budget"),
     )
     stored = {**vars(task_options), **vars(run_budget)}
@@ -157,7 +162,7 @@ def _continued(
         task_options = _resolve_devices(task_options)
     except InputError as error:
         raise InputError(f"{run.path} was started with {error}") from None
-    experiment, extra_config = module.prepare(task_options)
+    experiment, extra_config = declared.prepare(task_options)
     _check_unchanged(run, extra_config, run.config)
     return _Begun(experiment, task_options, run_budget)
 
@@ -166,12 +171,12 @@ def _begun(
     task: str, options: dict[str, Any], budget: dict[str, Any], quick: bool
 ) -> tuple[_Begun, dict[str, Any]]:
     """Return what a new run is trained with, and its configuration."""
-    module = TASKS[task]
+    declared = TASKS[task]
     task_options = _resolve_devices(
-        module.Options(**{**(module.Options.QUICK if quick else {}), **options})
+        declared.Options(**{**(declared.Options.QUICK if quick else {}), **options})
     )
-    run_budget = _budget(module.BUDGET, budget, quick)
-    experiment, extra_config = module.prepare(task_options)
+    run_budget = _budget(declared.BUDGET, budget, quick)
+    experiment, extra_config = declared.prepare(task_options)
     check_patience(experiment, run_budget)
     config = {
         "task": task,
@@ -249,10 +254,10 @@ def load(
         InputError: if there is no run, none of its checkpoints can be read, or its
             cell is code that may not, or cannot, be imported.
     """
-    run, module, options, functions, (_, params), notes = restore(
+    run, declared, options, functions, (_, params), notes = restore(
         path, cell=cell, trust_code=trust_code
     )
-    return module.Trained(functions, params, options, run.config), notes
+    return declared.Trained(functions, params, options, run.config), notes
 
 
 def restore(
@@ -260,21 +265,21 @@ def restore(
 ) -> tuple[Run, Any, Any, Any, tuple[Any, Any], list[str]]:
     """Return a run and everything that was stored in it.
 
-    These are the run, the module and the options of its task, the functions of the
-    model, its (initial, trained) parameters, and notes as for `load`.
+    These are the run, its task and its options, the functions of the model, its
+    (initial, trained) parameters, and notes as for `load`.
     """
     run = Run.open(path)
     task = run.config["task"]
     check_name(f"{path}/config.json", task, TASKS)
-    module = TASKS[task]
-    options = _options_of(run, module, cell, trust_code)
+    declared = TASKS[task]
+    options = _options_of(run, declared, cell, trust_code)
     if not run.checkpoints.is_dir():
         raise InputError(
             f"{path} has no checkpoint yet; jaxrnn train {task} --out {path} "
             f"--resume continues it"
         )
     try:
-        functions, template = module.build(options, run.config)
+        functions, template = declared.build(options, run.config)
     except KeyError as error:
         raise InputError(
             f"{run.path}/config.json is damaged: it has no {error}"
@@ -284,7 +289,7 @@ def restore(
         params, notes = checkpoints.restore_params(template)
     finally:
         checkpoints.close()
-    return run, module, options, functions, (template, params), notes
+    return run, declared, options, functions, (template, params), notes
 
 
 def _budget(default: Budget, arguments: dict[str, Any], quick: bool) -> Budget:
@@ -343,7 +348,9 @@ def _options_as_json(options: Any) -> dict[str, Any]:
     return values
 
 
-def _options_of(run: Run, module: Any, cell: Any, trust_code: bool) -> Any:
+def _options_of(
+    run: Run, declared: Task | SyntheticTask, cell: CellLike | None, trust_code: bool
+) -> Any:
     """Return the options of a run, whose cell may be imported.
 
     The number of devices is 1 for runs that are older than this option.
@@ -353,7 +360,7 @@ def _options_of(run: Run, module: Any, cell: Any, trust_code: bool) -> Any:
         where = f"{run.path}/config.json"
         found = restored_cell(where, stored["cell"], cell, trust_code)
         run = Run(run.path, {**run.config, "options": {**stored, "cell": found}})
-    options = _stored(run, module.Options, "options")
+    options = _stored(run, declared.Options, "options")
     return (
         dataclasses.replace(options, devices=1)
         if getattr(options, "devices", None) == 0

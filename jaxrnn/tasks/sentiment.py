@@ -43,6 +43,7 @@ from .models.word_encoder import probabilities_of, reading_layers
 from .optimizers import optimizer_field, schedule_field
 from .pictures import draw_run_curves
 from .supervised import PredictsLabels, digest, supervised
+from .task import Task
 
 BUDGET = Budget(steps=900, report_every=100, evaluate_every=200)
 
@@ -352,3 +353,6 @@ class Trained(PredictsLabels):
             confusion,
         ]
         return [f"picture: {path}" for path in pictures if path]
+
+
+TASK = Task("sentiment", Options, BUDGET, build, prepare, Trained)

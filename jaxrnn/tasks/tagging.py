@@ -47,6 +47,7 @@ from .models.word_encoder import probabilities_of, reading_layers
 from .optimizers import optimizer_field, schedule_field
 from .pictures import draw_run_curves
 from .supervised import PredictsLabels, digest, supervised
+from .task import Task
 
 BUDGET = Budget(steps=1500, report_every=100, evaluate_every=200)
 
@@ -334,3 +335,6 @@ class Trained(PredictsLabels):
             draw_f1(run, result["f1_by_tag"], Counter(truth)),
         ]
         return [f"picture: {path}" for path in pictures if path]
+
+
+TASK = Task("tagging", Options, BUDGET, build, prepare, Trained)

@@ -30,6 +30,7 @@ from .models.seq2seq import Batch, Translator
 from .optimizers import optimizer_field, schedule_field
 from .pictures import draw_run_curves
 from .supervised import PredictsLabels, digest, mean_loss, supervised
+from .task import Task
 
 BUDGET = Budget(steps=800, report_every=50, evaluate_every=200)
 LOOKED_AT = 1000  # largest number of pairs for validation
@@ -337,3 +338,6 @@ class Trained(PredictsLabels):
             draw_attention(run, examples),
         ]
         return [f"picture: {path}" for path in pictures if path]
+
+
+TASK = Task("translation", Options, BUDGET, build, prepare, Trained)

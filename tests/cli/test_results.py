@@ -16,6 +16,7 @@ from jaxrnn.tasks.about import ABOUT
 from jaxrnn.tasks.metrics.ngrams import ngram_baselines
 from jaxrnn.tasks.runner import TASKS
 from jaxrnn.tasks.score_table import score_rows, score_table
+from jaxrnn.tasks.synthetic.task import SyntheticTask
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
@@ -166,9 +167,9 @@ def test_scores_at_other_lengths_have_the_same_baseline():
 
 @pytest.mark.parametrize("name", [name for name in ABOUT if name in TASKS])
 def test_the_baselines_of_synthetic_tasks_are_called_what_they_are(name):
-    module = TASKS[name]
-    if "problem" in vars(module) and not isinstance(module, type(hello)):
-        problem = module.problem(module.Options())
+    task = TASKS[name]
+    if isinstance(task, SyntheticTask):
+        problem = task.problem(task.Options())
         known = ABOUT[name].baselines["baseline"]
         assert (known.score, known.name) == (problem.score, problem.baseline[0])
 

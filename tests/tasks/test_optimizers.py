@@ -16,6 +16,7 @@ from jaxrnn.tasks.optimizers import (
     named_schedule,
 )
 from jaxrnn.tasks.runner import TASKS
+from jaxrnn.tasks.synthetic.task import SyntheticTask
 from jaxrnn.training import InputError, make_optimizer, warmup_cosine
 from jaxrnn.training.state import set_rate
 
@@ -76,7 +77,7 @@ def test_the_default_is_what_it_was():
     for name, module in TASKS.items():
         fields = {field.name: field for field in dataclasses.fields(module.Options)}
         assert fields["optimizer"].default == "adam"
-        is_synthetic = "Task" in type(module).__name__
+        is_synthetic = isinstance(module, SyntheticTask)
         assert fields["schedule"].default == ("constant" if is_synthetic else "cosine")
         assert name in TASKS
 

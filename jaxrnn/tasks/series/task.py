@@ -10,6 +10,7 @@ from typing import Any
 
 from ...core.types import Params
 from ...training import Budget, Experiment
+from ..task import Task
 from . import forecasting, labels
 from .forecaster import TrainedForecaster
 from .labels import TrainedLabeler
@@ -43,3 +44,6 @@ def Trained(
 def _forecasts(config: dict[str, Any]) -> bool:
     """Return whether a run forecasts."""
     return config["series"]["goal"] == "forecast"
+
+
+TASK = Task("series", Options, BUDGET, build, prepare, Trained)

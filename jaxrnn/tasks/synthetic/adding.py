@@ -40,7 +40,7 @@ from .problem import (
     seed_field,
     tbptt_field,
 )
-from .task import Task
+from .task import SyntheticTask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +123,6 @@ def problem(options: Options) -> Problem:
     )
 
 
-TASK = Task(
+TASK = SyntheticTask(
     "adding", Options, Budget(steps=4000, report_every=100, evaluate_every=200), problem
 )

@@ -39,7 +39,7 @@ from .problem import (
     seed_field,
     tbptt_field,
 )
-from .task import Task
+from .task import SyntheticTask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +112,6 @@ def problem(options: Options) -> Problem:
     )
 
 
-TASK = Task(
+TASK = SyntheticTask(
     "copy", Options, Budget(steps=5000, report_every=100, evaluate_every=500), problem
 )

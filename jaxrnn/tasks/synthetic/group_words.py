@@ -40,7 +40,7 @@ from .problem import (
     seed_field,
     tbptt_field,
 )
-from .task import Task
+from .task import SyntheticTask
 
 GROUPS = ("S3", "A5", "S5")
 LONGER = 4  # times the training length
@@ -134,7 +134,7 @@ def problem(options: Options) -> Problem:
     )
 
 
-TASK = Task(
+TASK = SyntheticTask(
     "group-words",
     Options,
     Budget(steps=2000, report_every=100, evaluate_every=200),

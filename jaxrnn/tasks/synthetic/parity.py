@@ -39,7 +39,7 @@ from .problem import (
     seed_field,
     tbptt_field,
 )
-from .task import Task
+from .task import SyntheticTask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +119,6 @@ def problem(options: Options) -> Problem:
     )
 
 
-TASK = Task(
+TASK = SyntheticTask(
     "parity", Options, Budget(steps=3000, report_every=100, evaluate_every=200), problem
 )

@@ -44,7 +44,7 @@ from .problem import (
     seed_field,
     tbptt_field,
 )
-from .task import Task
+from .task import SyntheticTask
 
 SIDE, CLASSES, HELD_OUT = 28, 10, 100  # pixels, digits, held-out images per digit
 PART = 250  # batch size of the held-out images
@@ -219,7 +219,7 @@ def problem(options: Options) -> Problem:
     )
 
 
-TASK = Task(
+TASK = SyntheticTask(
     "seq-mnist",
     Options,
     Budget(steps=2000, report_every=50, evaluate_every=250),

@@ -40,7 +40,7 @@ from .problem import (
     seed_field,
     tbptt_field,
 )
-from .task import Task
+from .task import SyntheticTask
 
 SIDE = 3  # pixels of a square
 CELLS: dict[str, Any] = {"conv-gru": ConvGRU, "conv-lstm": ConvLSTM}
@@ -147,6 +147,6 @@ def problem(options: Options) -> Problem:
     )
 
 
-TASK = Task(
+TASK = SyntheticTask(
     "squares", Options, Budget(steps=600, report_every=50, evaluate_every=200), problem
 )

@@ -36,12 +36,8 @@ LOOKED_AT = 64  # number of held-out sequences for --gradients
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
-    """A task with the attributes that the runner uses.
-
-    These are ``Options``, ``BUDGET``, ``build``, ``prepare``, ``probe`` and
-    ``Trained``.
-    """
+class SyntheticTask:
+    """A task that is made from its problem, with the attributes of a `Task`."""
 
     name: str
     Options: Any
@@ -255,7 +251,7 @@ def all_scores(
 class Trained:
     """A trained model, for `predict` and `evaluate`."""
 
-    task: Task
+    task: SyntheticTask
     model: SequenceModel = dataclasses.field(repr=False)
     params: Params = dataclasses.field(repr=False)
     options: Any

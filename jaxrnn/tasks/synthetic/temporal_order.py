@@ -41,7 +41,7 @@ from .problem import (
     seed_field,
     tbptt_field,
 )
-from .task import Task
+from .task import SyntheticTask
 
 SYMBOLS = "abcdXY"
 DISTRACTORS = 4
@@ -140,7 +140,7 @@ def problem(options: Options) -> Problem:
     )
 
 
-TASK = Task(
+TASK = SyntheticTask(
     "temporal-order",
     Options,
     Budget(steps=1500, report_every=50, evaluate_every=100),
