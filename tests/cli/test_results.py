@@ -107,7 +107,8 @@ def test_control_c_saves_and_says_how_to_go_on(tmp_path, capsys, monkeypatch):
 
         return dataclasses.replace(experiment, advance=advance), config
 
-    monkeypatch.setattr(hello, "prepare", prepare)
+    patched = dataclasses.replace(hello.TASK, prepare=prepare)
+    monkeypatch.setitem(TASKS, "hello", patched)
     assert main(["train", "hello", *SHORT, "--out", str(path)]) == 130
     out, err = capsys.readouterr()
     assert f"stopped at step 5/20, saved in {path}" in out
@@ -122,7 +123,8 @@ def test_control_c_before_there_is_a_run(tmp_path, capsys, monkeypatch):
     def prepare(options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(hello, "prepare", prepare)
+    patched = dataclasses.replace(hello.TASK, prepare=prepare)
+    monkeypatch.setitem(TASKS, "hello", patched)
     assert main(["train", "hello", "--out", str(tmp_path / "run")]) == 130
     assert capsys.readouterr().err == "jaxrnn: interrupted\n"
     assert not (tmp_path / "run").exists()
