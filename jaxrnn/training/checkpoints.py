@@ -63,7 +63,7 @@ class Checkpoints:
         self.manager = ocp.CheckpointManager(self.directory, options=options)
 
     def save(
-        self, step: int, state: PyTree, meta: dict[str, Any], best: float | None = None
+        self, step: int, state: PyTree, meta: dict[str, Any], best: PyTree = None
     ) -> None:
         """Write one checkpoint, which appears complete or not at all.
 
