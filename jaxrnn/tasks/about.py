@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..training import Run
 from .models.stored_cell import code_of
@@ -205,6 +205,38 @@ ABOUT: dict[str, About] = {
     ),
 }
 
+UNKNOWN = About("a task that this version does not know", "", ())
+_SERIES = ABOUT["series"]
+_GOALS: dict[str, About] = {
+    "forecast": _SERIES._replace(
+        sentence="the next values of series of numbers",
+        curve=("mase", "mean absolute scaled error (MASE)"),
+    ),
+    "label": _SERIES._replace(
+        sentence="the label of each series of numbers: many to one",
+        curve=("accuracy", "accuracy"),
+    ),
+}
+
+
+def about_of(config: Mapping[str, Any]) -> About:
+    """Return what the task of a run is; for series, what its goal is.
+
+    Args:
+        config: what ``config.json`` holds.
+
+    Returns:
+        An entry of `ABOUT`, narrowed to the goal; `UNKNOWN` for an unknown task.
+
+    Example:
+        >>> about_of({"task": "series", "series": {"goal": "label"}}).curve
+        ('accuracy', 'accuracy')
+    """
+    task = config.get("task", "")
+    if task == "series":
+        return _GOALS.get(config.get("series", {}).get("goal", ""), _SERIES)
+    return ABOUT.get(task, UNKNOWN)
+
 
 def next_commands(run: Run) -> list[str]:
     """Return whole commands for a trained run, the first of them the most useful.
@@ -223,7 +255,7 @@ def next_commands(run: Run) -> list[str]:
     path, trust = shlex.quote(str(run.path)), _trust(run)
     return [
         f"jaxrnn {words.replace('RUN', path)}{trust}"
-        for words in ABOUT[run.config["task"]].then
+        for words in about_of(run.config).then
     ] + [f"jaxrnn info {path}"]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..training import Run
 from ..training.curves import draw_curves
-from .about import ABOUT
+from .about import about_of
 from .models.own_cell import label_of
 from .score_table import score_rows
 
@@ -72,8 +72,8 @@ def draw_run_curves(run: Run) -> pathlib.Path | None:
         The path of the file; None without matplotlib, or for a task without a curve.
     """
     task = run.config["task"]
-    about = ABOUT.get(task)
-    if about is None or not about.curve:
+    about = about_of(run.config)
+    if not about.curve:
         return None
     metric, label = about.curve
     records = run.records("metrics.jsonl")

@@ -15,7 +15,6 @@ from jaxtyping import Float
 
 from ...core.types import Params
 from ...training import InputError, Run
-from ...training.curves import draw_curves
 from ..data.bucketing import Buckets
 from ..data.series import Cuts, Filled, Scaler, Series, SeriesTable, filled
 from ..data.series_tables import read_series
@@ -30,7 +29,7 @@ from ..metrics.forecasts import (
     truth_after,
 )
 from ..models.series_model import Forecaster, last_forecast, rolled_out
-from ..pictures import subject_of
+from ..pictures import draw_run_curves
 from ..supervised import PredictsLabels
 from .forecast_data import Parts, described, features_of
 from .options import Options, check_table, read_data
@@ -265,15 +264,7 @@ class TrainedForecaster(PredictsLabels):
         options = self.options
         data = read_data(options)
         parts, _, config = described(options, data)
-        result = run.records("metrics.jsonl")[-1]
-        curves = draw_curves(
-            run,
-            "mase",
-            "MASE",
-            {"naive": result["naive_mase"]},
-            parts=("validation", "test"),
-            of=subject_of(run),
-        )
+        curves = draw_run_curves(run)
         test = parts.origins("test", options.horizon, options.length)
         number = test[-1].series
         chosen = [origin for origin in test if origin.series == number][
@@ -296,7 +287,7 @@ class TrainedForecaster(PredictsLabels):
         picture = draw_forecast(
             run,
             Drawn(
-                parts.series[number].name,
+                parts.series[number].name if len(parts.series) > 1 else "",
                 tuple(columns[i] for i in self.targets),
                 max(begins[0] - history, 0),
                 parts.series[number].values[:, self.targets],

@@ -18,7 +18,6 @@ from jaxtyping import Array, Float
 
 from ...core.types import Params
 from ...training import Experiment, InputError, Run
-from ...training.curves import draw_curves
 from ..data.bucketing import Buckets, Rows
 from ..data.series import Scaler, Series, SeriesTable, filled
 from ..data.series_tables import read_series
@@ -28,7 +27,7 @@ from ..data.windows import Features, padded_series
 from ..metrics.classification import classification_scores, draw_confusion
 from ..metrics.series_baselines import label_baselines
 from ..models.series_model import SeriesClassifier, series_layer, takes_elapsed_time
-from ..pictures import subject_of
+from ..pictures import draw_run_curves
 from ..supervised import PredictsLabels, digest, supervised
 from .options import Data, Options, check_table, read_data
 
@@ -267,16 +266,8 @@ class TrainedLabeler(PredictsLabels):
         """Draw the curves and the confusion, and return lines to print."""
         test = split_series(read_data(self.options))[0].test
         said = self.probabilities(test).argmax(1)
-        baseline = run.records("metrics.jsonl")[-1]["nearest_neighbour_accuracy"]
         pictures = [
-            draw_curves(
-                run,
-                "accuracy",
-                "accuracy",
-                {"nearest neighbor": baseline},
-                parts=("validation", "test"),
-                of=subject_of(run),
-            ),
+            draw_run_curves(run),
             draw_confusion(
                 run, [one.label for one in test], [self.labels[i] for i in said]
             ),

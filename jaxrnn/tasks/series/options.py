@@ -11,6 +11,7 @@ from ..config import cell_field, check_with_sources, choice, option
 from ..data.series import SeriesTable, refuse_missing
 from ..data.series_sets import SETS, VOWELS, WEATHER, files_of
 from ..data.series_tables import Roles, read_series
+from ..optimizers import optimizer_field, schedule_field
 
 GOALS = ("auto", "forecast", "label")
 LOSSES = ("absolute", "squared")
@@ -62,7 +63,9 @@ class Options:
     layers: int = option(1, "number of recurrent layers", least=1)
     dropout: float = option(0.2, "dropout rate after each layer", least=0, below=1)
     batch: int = option(64, "number of windows or series per update", least=1)
-    learning_rate: float = option(3e-3, "peak learning rate of Adam", above=0)
+    learning_rate: float = option(3e-3, "peak learning rate", above=0)
+    optimizer: str = optimizer_field()
+    schedule: str = schedule_field()
     clip: float = option(1.0, "largest global norm of the gradient", above=0)
     weight_decay: float = option(0.0, "decoupled weight decay", least=0)
     seed: int = option(0, "random seed", least=0, below=2**31)
