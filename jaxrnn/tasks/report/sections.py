@@ -72,7 +72,7 @@ def score_section(facts: Facts) -> Markup:
     rows = [
         (
             row.name,
-            number(row.value),
+            element("span", number(row.value), class_="number"),
             ", ".join(f"{name} {number(x)}" for name, x in row.baselines.items()),
         )
         for row in facts.rows
@@ -179,7 +179,7 @@ def option_section(facts: Facts) -> Markup:
     rows: list[tuple[Any, str]] = [
         (element("code", f"--{name.replace('_', '-')}"), _said(value))
         for name, value in options.items()
-        if value is not None
+        if value is not None and value != ""
     ]
     rows += [(name, _said(value)) for name, value in machine.items()]
     return section("Options", table(("option", "value"), rows) if rows else "")
