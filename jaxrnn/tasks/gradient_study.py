@@ -120,14 +120,19 @@ def gradients(
 Models = tuple[Callable[[Any], Probe], list[Any]]
 
 
+def _measurable() -> list[str]:
+    """Return the names of the tasks with a probe."""
+    return [name for name, module in TASKS.items() if hasattr(module, "probe")]
+
+
 def _of_cells(asked: Study) -> tuple[dict[str, Models], dict[str, Any]]:
     """Initialize one model per cell and seed; all get the same inputs."""
-    measured = [name for name, module in TASKS.items() if hasattr(module, "probe")]
-    if asked.task in TASKS and asked.task not in measured:
+    if asked.task in TASKS and asked.task not in _measurable():
         raise InputError(
-            f"--task {asked.task} cannot be measured; these can: {', '.join(measured)}"
+            f"--task {asked.task} cannot be measured; these can: "
+            f"{', '.join(_measurable())}"
         )
-    check_name("--task", asked.task, measured)
+    check_name("--task", asked.task, _measurable())
     module = TASKS[asked.task]
     subjects: dict[str, Models] = {}
     for label, cell in labelled(asked.cell).items():
@@ -172,8 +177,8 @@ def _of_run(
     )
     if not hasattr(module, "probe"):
         raise InputError(
-            f"{run.path} is a run of {run.config['task']}, which gradients cannot "
-            f"measure"
+            f"{run.path} is a run of {run.config['task']}, which has no gradients of "
+            f"single steps to measure; runs of these have: {', '.join(_measurable())}"
         )
     length = (
         asked.length

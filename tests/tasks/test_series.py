@@ -25,14 +25,16 @@ from jaxrnn.tasks.metrics import forecasts as metrics
 from jaxrnn.tasks.metrics.forecasts import LinearForecast, Origin
 from jaxrnn.tasks.metrics.series_baselines import nearest_neighbour, resampled
 from jaxrnn.tasks.models.series_model import Forecaster, last_forecast, series_layer
-from jaxrnn.tasks.report import facts_of
+from jaxrnn.tasks.report import facts_of, units
 from jaxrnn.tasks.report.page import page
+from jaxrnn.tasks.report.readings import reading_of
 from jaxrnn.tasks.run_comparison import compare_runs, draw_comparison
 from jaxrnn.tasks.run_info import run_info
 from jaxrnn.tasks.series import task as series
 from jaxrnn.tasks.series.forecast_data import described
 from jaxrnn.tasks.series.options import Options, read_data
 from jaxrnn.training import InputError, Run
+from jaxrnn.unrolling import unroll
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
@@ -349,6 +351,18 @@ def test_a_forecast_is_reported(forecast_run, capsys):
     shown = page(facts)
     assert "mase: lower is better" in shown
     assert "<code>--target</code>" not in shown  # it is empty
+    # What is looked into is what the model forecasts from.
+    trained = load(run.path)[0]
+    reading = reading_of(run, trained)
+    one = trained.read(run.config["options"]["data"][0]).series[-1]
+    assert reading.symbols == [f"{value:.3g}" for value in one.values[:, 0]]
+    ys = unroll(reading.layer, reading.params, reading.xs[-6:])[1][-1, 0]
+    seen = np.concatenate([reading.xs[-1, 0], ys])
+    readout = trained.params["readout"]
+    said = (seen @ readout["kernel"] + readout["bias"]).reshape(2, 2)
+    expected = trained.forecasts([one], [Origin(0, len(one) - 1)])[0]
+    np.testing.assert_allclose(trained.unscaled(np.asarray(said)), expected, rtol=1e-4)
+    assert units.views(reading)[0]["name"] == "output"
     found = run_info(run.path)
     assert found["state"] == "finished"
     assert found["result"]["mase"] == facts.rows[0].value
@@ -395,6 +409,7 @@ def test_words_for_what_cannot_be(forecast_run, tmp_path, capsys):
         (["predict", run, bad], "has the columns a, c, and the model reads a, b"),
         (["evaluate", run, "--length", "3"], "series has no synthetic sequences"),
         (["sample", run], "series does not generate text"),
+        (["gradients", "--run", run], "runs of these have: charlm, adding, copy"),
     ):
         assert (
             main(
@@ -471,6 +486,10 @@ def test_labels_of_ragged_series(forecast_run, tmp_path, capsys):
     report, card = texts_of(tmp_path / "run")
     assert len(report) == 2
     assert [*card.values()] == ["curves.png", "confusion.png"]
+    reading = reading_of(Run.open(tmp_path / "run"), load(tmp_path / "run")[0])
+    assert len(reading.symbols) == len(reading.xs) > 8
+    assert re.search("which is labeled (slow|fast)", reading.what)
+    assert units.views(reading)[0]["name"] == "output"
     # Runs with two goals stand beside each other in a table, and in no picture.
     other = shutil.copytree(forecast_run[0] / "run", tmp_path / "other")
     runs = [tmp_path / "run", other]
