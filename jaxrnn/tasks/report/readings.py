@@ -37,6 +37,7 @@ class Reading(NamedTuple):
         between: what stands between two symbols.
         what: where the sequence comes from.
         surprise: ``(T,)``, the bits of the symbol of each step given those before it.
+        kind: what sort of sequence it is.
     """
 
     symbols: list[str]
@@ -46,6 +47,7 @@ class Reading(NamedTuple):
     between: str
     what: str
     surprise: np.ndarray | None = None
+    kind: str = "a text"
 
 
 def reading_of(run: Run, trained: object) -> Reading | None:
@@ -203,6 +205,7 @@ def _of_series(
         jnp.asarray(inputs[-STEPS:, None], jnp.float32),
         " ",
         f"{what} (the numbers are those of {name})",
+        kind="a series",
     )
 
 
@@ -228,4 +231,5 @@ def _steps(run: Run, trained: TrainedSynthetic) -> Reading | None:
         xs,
         " ",
         "a held-out sequence, its inputs as numbers",
+        kind="a sequence",
     )
