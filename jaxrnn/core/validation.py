@@ -625,8 +625,7 @@ def describe(value: Any) -> str:
         return f"{what} of shape {tuple(value.shape)} and dtype {value.dtype}"
     if value is None:
         return "None"
-    return (
-        f"a {type(value).__name__}"
-        if not isinstance(value, type)
-        else f"the class {value.__name__}"
-    )
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'AEIOaeio' else 'a'} {name}"

@@ -135,8 +135,12 @@ def arrange(
     xs, mask, resets = jax.tree.map(
         lambda leaf: jnp.moveaxis(leaf, axis, 0), (inputs, mask, resets)
     )
+    batch = lead[:axis] + lead[axis + 1 :]
     if seq_lengths is not None:
+        if jnp.shape(seq_lengths) != batch:
+            raise ValueError(
+                f"RNN: seq_lengths must have one length per sequence, shape {batch}, "
+                f"but have {jnp.shape(seq_lengths)}"
+            )
         mask = mask_from_lengths(seq_lengths, lead[axis])
-    return Sequences(
-        xs, mask, resets, seq_lengths, lead[:axis] + lead[axis + 1 :], axis
-    )
+    return Sequences(xs, mask, resets, seq_lengths, batch, axis)

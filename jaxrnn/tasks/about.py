@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..training import Run
 from .models.stored_cell import code_of
@@ -34,8 +34,7 @@ class About(NamedTuple):
         scored_on: the part of the data that the final scores are of; ``test`` where a
             validation score has chosen the parameters.
         baselines: the baselines in a result by their names there.
-        curves: metrics of learning curves with their labels, of which a run has one;
-            empty without curves.
+        curve: the metric of the learning curves, and its label; empty without curves.
     """
 
     sentence: str
@@ -43,7 +42,7 @@ class About(NamedTuple):
     then: tuple[str, ...]
     scored_on: str = "held out"
     baselines: Mapping[str, Baseline] = MappingProxyType({})
-    curves: tuple[tuple[str, str], ...] = ()
+    curve: tuple[str, str] | tuple[()] = ()
 
     @property
     def labeled(self) -> bool:
@@ -59,7 +58,7 @@ ABOUT: dict[str, About] = {
         "",
         ("sample RUN", "predict RUN hell"),
         scored_on="the word",
-        curves=(("loss", "cross-entropy (nats per letter)"),),
+        curve=("loss", "cross-entropy (nats per letter)"),
     ),
     "charlm": About(
         "the next character of a text: a character language model",
@@ -73,7 +72,7 @@ ABOUT: dict[str, About] = {
             "unigram_bits_per_char": Baseline("bits_per_char", "unigram"),
             "bigram_bits_per_char": Baseline("bits_per_char", "bigram"),
         },
-        curves=(("bits_per_char", "bits per character"),),
+        curve=("bits_per_char", "bits per character"),
     ),
     "sentiment": About(
         "the label of a text, such as a review's opinion: many to one",
@@ -88,7 +87,7 @@ ABOUT: dict[str, About] = {
             "bag_of_words_accuracy": Baseline("accuracy", "bag of words"),
             "bag_of_words_macro_f1": Baseline("macro_f1", "bag of words"),
         },
-        curves=(("accuracy", "accuracy"),),
+        curve=("accuracy", "accuracy"),
     ),
     "tagging": About(
         "the tag of each word, such as its part of speech: many to many",
@@ -98,7 +97,7 @@ ABOUT: dict[str, About] = {
         baselines={
             "most_frequent_tag_accuracy": Baseline("accuracy", "most frequent tag"),
         },
-        curves=(("accuracy", "accuracy"),),
+        curve=("accuracy", "accuracy"),
     ),
     "translation": About(
         "a sentence in another language: sequence to sequence",
@@ -109,14 +108,14 @@ ABOUT: dict[str, About] = {
             "copying_exact_match": Baseline("exact_match", "copying"),
             "copying_chrf": Baseline("chrf", "copying"),
         },
-        curves=(("loss", "cross-entropy (nats per symbol)"),),
+        curve=("loss", "cross-entropy (nats per symbol)"),
     ),
     "captioning": About(
         "the words that name a picture: one to many",
         "a folder of PNG files with captions.csv, or glyphs",
         ("predict RUN PICTURE.png", "evaluate RUN --data FOLDER"),
         scored_on="test",
-        curves=(("loss", "cross-entropy (nats per word)"),),
+        curve=("loss", "cross-entropy (nats per word)"),
     ),
     "series": About(
         "the next values of series of numbers, or their labels",
@@ -135,7 +134,6 @@ ABOUT: dict[str, About] = {
             for method in methods
             for score in scores
         },
-        curves=(("mase", "MASE"), ("accuracy", "accuracy")),
     ),
     "adding": About(
         "the sum of the two marked numbers among many",
@@ -148,7 +146,7 @@ ABOUT: dict[str, About] = {
         baselines={
             "baseline": Baseline("mse", "constant 1"),
         },
-        curves=(("mse", "mean squared error"),),
+        curve=("mse", "mean squared error"),
     ),
     "copy": About(
         "the symbols seen at the beginning, again after a long blank",
@@ -157,7 +155,7 @@ ABOUT: dict[str, About] = {
         baselines={
             "baseline": Baseline("loss", "memoryless"),
         },
-        curves=(("loss", "cross-entropy (nats per step)"),),
+        curve=("loss", "cross-entropy (nats per step)"),
     ),
     "temporal-order": About(
         "the order in which two symbols stood among distractors",
@@ -166,7 +164,7 @@ ABOUT: dict[str, About] = {
         baselines={
             "baseline": Baseline("accuracy", "chance"),
         },
-        curves=(("accuracy", "accuracy"),),
+        curve=("accuracy", "accuracy"),
     ),
     "parity": About(
         "whether the number of ones so far is odd",
@@ -175,7 +173,7 @@ ABOUT: dict[str, About] = {
         baselines={
             "baseline": Baseline("accuracy", "chance"),
         },
-        curves=(("accuracy", "accuracy"),),
+        curve=("accuracy", "accuracy"),
     ),
     "group-words": About(
         "the product of all permutations so far",
@@ -184,7 +182,7 @@ ABOUT: dict[str, About] = {
         baselines={
             "baseline": Baseline("accuracy", "chance"),
         },
-        curves=(("accuracy", "accuracy"),),
+        curve=("accuracy", "accuracy"),
     ),
     "seq-mnist": About(
         "a handwritten digit that is read pixel by pixel",
@@ -194,7 +192,7 @@ ABOUT: dict[str, About] = {
             "baseline": Baseline("accuracy", "majority class"),
             "three_nearest_neighbours": Baseline("accuracy", "3 nearest neighbours"),
         },
-        curves=(("accuracy", "accuracy"),),
+        curve=("accuracy", "accuracy"),
     ),
     "squares": About(
         "the next frame of bouncing squares, for convolutional cells",
@@ -203,9 +201,41 @@ ABOUT: dict[str, About] = {
         baselines={
             "baseline": Baseline("mse", "last frame"),
         },
-        curves=(("mse", "mean squared error"),),
+        curve=("mse", "mean squared error"),
     ),
 }
+
+UNKNOWN = About("a task that this version does not know", "", ())
+_SERIES = ABOUT["series"]
+_GOALS: dict[str, About] = {
+    "forecast": _SERIES._replace(
+        sentence="the next values of series of numbers",
+        curve=("mase", "mean absolute scaled error (MASE)"),
+    ),
+    "label": _SERIES._replace(
+        sentence="the label of each series of numbers: many to one",
+        curve=("accuracy", "accuracy"),
+    ),
+}
+
+
+def about_of(config: Mapping[str, Any]) -> About:
+    """Return what the task of a run is; for series, what its goal is.
+
+    Args:
+        config: what ``config.json`` holds.
+
+    Returns:
+        An entry of `ABOUT`, narrowed to the goal; `UNKNOWN` for an unknown task.
+
+    Example:
+        >>> about_of({"task": "series", "series": {"goal": "label"}}).curve
+        ('accuracy', 'accuracy')
+    """
+    task = config.get("task", "")
+    if task == "series":
+        return _GOALS.get(config.get("series", {}).get("goal", ""), _SERIES)
+    return ABOUT.get(task, UNKNOWN)
 
 
 def next_commands(run: Run) -> list[str]:
@@ -225,7 +255,7 @@ def next_commands(run: Run) -> list[str]:
     path, trust = shlex.quote(str(run.path)), _trust(run)
     return [
         f"jaxrnn {words.replace('RUN', path)}{trust}"
-        for words in ABOUT[run.config["task"]].then
+        for words in about_of(run.config).then
     ] + [f"jaxrnn info {path}"]
 
 

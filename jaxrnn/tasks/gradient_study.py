@@ -122,11 +122,14 @@ def gradients(
 Models = tuple[Callable[[Any], Probe], list[Any]]
 
 
+def _measurable() -> dict[str, Any]:
+    """Return what makes the probe of each task that has one."""
+    return {name: task.probe for name, task in TASKS.items() if task.probe is not None}
+
+
 def _of_cells(asked: Study) -> tuple[dict[str, Models], dict[str, Any]]:
     """Initialize one model per cell and seed; all get the same inputs."""
-    measured = {
-        name: task.probe for name, task in TASKS.items() if task.probe is not None
-    }
+    measured = _measurable()
     if asked.task in TASKS and asked.task not in measured:
         raise InputError(
             f"--task {asked.task} cannot be measured; these can: {', '.join(measured)}"
@@ -178,8 +181,8 @@ def _of_run(
     )
     if task.probe is None:
         raise InputError(
-            f"{run.path} is a run of {run.config['task']}, which gradients cannot "
-            f"measure"
+            f"{run.path} is a run of {run.config['task']}, which has no gradients of "
+            f"single steps to measure; runs of these have: {', '.join(_measurable())}"
         )
     length = (
         asked.length

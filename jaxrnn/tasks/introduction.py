@@ -8,7 +8,7 @@ import jax
 
 from ..core.types import Params
 from ..training import Budget, Run, TrainState
-from .about import ABOUT
+from .about import about_of
 from .models.own_cell import label_of
 
 
@@ -31,7 +31,7 @@ def introduction(
     layers, batch = values.get("layers", 1), values.get("batch", 1)
     size = f"{values['hidden']} units, {layers} layer{'s' if layers > 1 else ''}"
     rows = {
-        task: ABOUT[task].sentence,
+        task: about_of(run.config).sentence,
         "model": (
             f"{label_of(values['cell'])}, {size}, "
             f"{parameter_count(state.params):,} parameters"

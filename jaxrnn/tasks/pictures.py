@@ -8,7 +8,7 @@ from typing import Any
 
 from ..training import Run
 from ..training.curves import draw_curves
-from .about import ABOUT
+from .about import about_of
 from .models.own_cell import label_of
 from .score_table import score_rows
 
@@ -62,19 +62,6 @@ def subject_of(run: Run) -> str:
     return f"{run.config['task']}{on}, by {model_of(run.config)}"
 
 
-def curve_of(run: Run) -> tuple[str, str] | None:
-    """Return the metric of the learning curves of a run, and its label.
-
-    None for a task without a curve, or a run without a value of it.
-    """
-    names = {name for record in run.records("metrics.jsonl") for name in record}
-    about = ABOUT.get(run.config["task"])
-    for metric, label in () if about is None else about.curves:
-        if names & {metric, f"held_out_{metric}"}:
-            return metric, label
-    return None
-
-
 def draw_run_curves(run: Run) -> pathlib.Path | None:
     """Draw the learning curves of a run with its baselines as ``curves.png``.
 
@@ -84,10 +71,11 @@ def draw_run_curves(run: Run) -> pathlib.Path | None:
     Returns:
         The path of the file; None without matplotlib, or for a task without a curve.
     """
-    task, curve = run.config["task"], curve_of(run)
-    if curve is None:
+    task = run.config["task"]
+    about = about_of(run.config)
+    if not about.curve:
         return None
-    (metric, label), about = curve, ABOUT[task]
+    metric, label = about.curve
     records = run.records("metrics.jsonl")
     final = records[-1] if records and records[-1].get("final") else {}
     baselines: dict[str, float] = {}

@@ -14,9 +14,10 @@ from rich.table import Table
 from ..diagnostics.style import label_lines, save, styled, title
 from ..training import InputError, Run
 from ..training.curves import curves_of, new_figure
-from .about import ABOUT
-from .pictures import curve_of
+from .about import about_of
 from .report import facts_of
+
+NO_FLAGS = ("task", "learns")  # rows of a comparison that are no flags
 
 
 def compare_runs(paths: Sequence[str | os.PathLike]) -> dict[str, Any]:
@@ -41,6 +42,7 @@ def compare_runs(paths: Sequence[str | os.PathLike]) -> dict[str, Any]:
     options = [
         {
             "task": each.run.config["task"],
+            **_goal(each.run),
             **each.run.config.get("options", {}),
             **each.run.config.get("budget", {}),
         }
@@ -69,6 +71,12 @@ def compare_runs(paths: Sequence[str | os.PathLike]) -> dict[str, Any]:
     return {"differs": differs, "runs": runs}
 
 
+def _goal(run: Run) -> dict[str, str]:
+    """Return what a run on series learns, where the data has decided it."""
+    goal = run.config.get("series", {}).get("goal")
+    return {"learns": goal} if goal else {}
+
+
 def _seconds(run: Run, result: dict[str, Any]) -> float | None:
     """Return how long a run has taken so far."""
     if "seconds" in result:
@@ -85,7 +93,7 @@ def comparison_table(found: dict[str, Any], width: int = 80) -> list[str]:
     """
     runs = found["runs"]
     rows = {
-        f"--{name.replace('_', '-')}" if name != "task" else name: [
+        name if name in NO_FLAGS else f"--{name.replace('_', '-')}": [
             run["options"][name] for run in runs
         ]
         for name in found["differs"]
@@ -144,18 +152,23 @@ def draw_comparison(
     """
     runs, out = [Run.open(path) for path in paths], pathlib.Path(out)
     tasks = sorted({run.config["task"] for run in runs})
-    curve = curve_of(runs[0])
-    if len(tasks) > 1 or curve is None:
+    about = about_of(runs[0].config)
+    if len(tasks) > 1 or not about.curve:
         raise InputError(
             f"--out draws the learning curves of runs of one task, but these are of "
             f"{', '.join(tasks)}: leave out --out, or name runs of one task"
+        )
+    if len({about_of(run.config).curve for run in runs}) > 1:
+        raise InputError(
+            "--out draws one score of all runs, but some of these forecast and some "
+            "learn labels: leave out --out, or name runs with one goal"
         )
     if out.suffix != ".png":
         raise InputError(f"--out must end in .png, but it is {out}")
     figure = new_figure(5.6, 3.8)
     if figure is None:
         raise InputError("--out needs matplotlib: pip install 'jaxrnn[plot]'")
-    metric, label = curve
+    metric, label = about.curve
     axis = figure.subplots()
     for run in runs:
         curves = curves_of(run, metric)
@@ -171,9 +184,7 @@ def draw_comparison(
     axis.set_ylabel(label)
     axis.grid()
     what = f"{label[:1].upper()}{label[1:]}"
-    axis.set_title(
-        title(what, f"{tasks[0]}, {ABOUT[tasks[0]].scored_on}, {len(runs)} runs")
-    )
+    axis.set_title(title(what, f"{tasks[0]}, {about.scored_on}, {len(runs)} runs"))
     label_lines(axis)
     try:
         save(figure, out)

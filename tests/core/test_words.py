@@ -686,7 +686,7 @@ CASES = {
     "a cell for a task": (
         lambda: tasks.train("hello", {"cell": 4}),
         InputError,
-        r"^--cell takes the name of a cell, such as lstm.*or a cell, but it is a int",
+        r"^--cell takes the name of a cell, such as lstm.*or a cell, but it is an int",
     ),
     "a class for a task": (
         lambda: tasks.train("parity", {"cell": jaxrnn.LSTM}),

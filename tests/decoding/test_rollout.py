@@ -174,7 +174,7 @@ BAD = {
             MODEL, PARAMS, None, X0, N, targets=TRUE, teacher_forcing=0.5, key=0
         ),
         TypeError,
-        "rollout: key must be a key such as .* but it is a int",
+        "rollout: key must be a key such as .* but it is an int",
     ),
     "a key for nothing": (
         lambda: rollout(MODEL, PARAMS, None, X0, N, targets=TRUE, key=KEY),

@@ -90,6 +90,8 @@ def test_sequence_lengths():
     )
     with pytest.raises(ValueError, match="pass a mask or seq_lengths, not both"):
         model(xs, mask=mask, seq_lengths=lengths)
+    with pytest.raises(ValueError, match="seq_lengths must have one length per seq"):
+        model(xs, seq_lengths=lengths[:-1])
 
 
 @pytest.mark.parametrize("name", ["stack", "lstm_all_learned", "bidirectional"])

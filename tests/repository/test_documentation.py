@@ -1,7 +1,9 @@
 """The pages of the site print what they say, and the site builds without a warning."""
 
+import importlib
 import importlib.util
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -94,6 +96,39 @@ def test_every_page_is_in_the_tree():
     ]
     assert len(pages) > 30
     assert not [page for page in pages if page != "index" and page not in tree]
+
+
+def named(name):
+    """Return what a dotted name stands for."""
+    parts = name.split(".")
+    for count in reversed(range(1, len(parts) + 1)):
+        module = ".".join(parts[:count])
+        try:
+            found = importlib.import_module(module)
+        except ModuleNotFoundError:
+            continue
+        for part in parts[count:]:
+            found = getattr(found, part)
+        return found
+    raise ModuleNotFoundError(name)
+
+
+def test_names_in_the_documents_exist():
+    """All that begin with jaxrnn and a dot; the changelog names what was, too."""
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.glob("**/*.md")]
+    names, wrong = set(), []
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        for name in re.findall(r"(?<![\w./-])jaxrnn(?:\.[A-Za-z_]\w*)+", text):
+            names.add(name)
+            try:
+                named(name)
+            except (AttributeError, ModuleNotFoundError):
+                wrong.append(f"{page.name}: {name}")
+    assert wrong == []
+    assert len(names) > 60
+    with pytest.raises(AttributeError):
+        named("jaxrnn.training.no_such_name")
 
 
 @pytest.mark.slow

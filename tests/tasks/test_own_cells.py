@@ -123,7 +123,7 @@ WRONG = {
     "nowhere_at_all:Mine": "there is no module 'nowhere_at_all', neither in the",
     "jaxrnn.cells.nowhere:Mine": "there is no module 'jaxrnn.cells.nowhere'",
     "{mine}:Mien": "has no 'Mien' .*did you mean {mine}:Mine",
-    "{mine}:NUMBER": "expected a jaxrnn.Cell or a layer, but got a int",
+    "{mine}:NUMBER": "expected a jaxrnn.Cell or a layer, but got an int",
     "{mine}:CELL()": "leave \\(\\) out",
     "{mine}:LAYER": "draws random numbers",
     "{mine}:Mine(1, 2, 3, 4)": "too many positional arguments",

@@ -7,6 +7,8 @@ import dataclasses
 import importlib.util
 import io
 import json
+import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +25,16 @@ from jaxrnn.tasks.metrics import forecasts as metrics
 from jaxrnn.tasks.metrics.forecasts import LinearForecast, Origin
 from jaxrnn.tasks.metrics.series_baselines import nearest_neighbour, resampled
 from jaxrnn.tasks.models.series_model import Forecaster, last_forecast, series_layer
+from jaxrnn.tasks.report import facts_of, units
+from jaxrnn.tasks.report.page import page
+from jaxrnn.tasks.report.readings import reading_of
+from jaxrnn.tasks.run_comparison import compare_runs, draw_comparison
+from jaxrnn.tasks.run_info import run_info
 from jaxrnn.tasks.series import task as series
 from jaxrnn.tasks.series.forecast_data import described
 from jaxrnn.tasks.series.options import Options, read_data
-from jaxrnn.training import InputError
+from jaxrnn.training import InputError, Run
+from jaxrnn.unrolling import unroll
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
@@ -278,7 +286,8 @@ def forecast_run(tmp_path_factory):
     arrays[0][10:13, 1] = np.nan
     path = table(folder / "a.csv", arrays, gaps=[1, 1, 2.5])
     words = ["train", "series", "--data", path, "--missing", "mask", "--horizon", "2"]
-    words += ["--cell", "cfc", "--season", "3"]
+    words += ["--cell", "cfc", "--season", "3", "--log", "csv"]
+    words += ["--optimizer", "lion", "--schedule", "linear"]
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         assert main([*words, *FLAGS, "--out", str(folder / "run")]) == 0
     return folder, arrays
@@ -315,6 +324,52 @@ def test_a_users_file_is_forecast(forecast_run, capsys):
     assert found["forecasts"] == sum(len(x) - 2 - 6 + 1 for x in arrays)
     errors = found["mae_by_column"]
     assert found["mae"] == pytest.approx(np.mean([errors["a"], errors["b"]]))
+
+
+def texts_of(folder):
+    """The alternative texts of the pictures in a report and in a card."""
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    report = re.findall(r'alt="(.*?)"', text)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    return report, dict(re.findall(r"!\[(.*?)\]\((.*?)\)", card))
+
+
+def test_a_forecast_is_reported(forecast_run, capsys):
+    run = Run.open(forecast_run[0] / "run")
+    options = run.config["options"]
+    assert (options["optimizer"], options["schedule"]) == ("lion", "linear")
+    header = (run.path / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert {"held_out_mase", "final/mase", "final/linear_mase"} <= {*header}
+    facts = facts_of(run)
+    assert facts.about.sentence == "the next values of series of numbers"
+    assert facts.rows[0].name == "mase"
+    assert [*facts.rows[0].baselines] == ["naive", "seasonal naive", "linear"]
+    report, card = texts_of(run.path)
+    assert len(report) == len(card) == 2
+    assert [*card.values()] == ["curves.png", "forecast.png"]
+    assert report[1].startswith("The forecasts of the test part beside what was")
+    shown = page(facts)
+    assert "mase: lower is better" in shown
+    assert "<code>--target</code>" not in shown  # it is empty
+    # What is looked into is what the model forecasts from.
+    trained = load(run.path)[0]
+    reading = reading_of(run, trained)
+    one = trained.read(run.config["options"]["data"][0]).series[-1]
+    assert reading.symbols == [f"{value:.3g}" for value in one.values[:, 0]]
+    ys = unroll(reading.layer, reading.params, reading.xs[-6:])[1][-1, 0]
+    seen = np.concatenate([reading.xs[-1, 0], ys])
+    readout = trained.params["readout"]
+    said = (seen @ readout["kernel"] + readout["bias"]).reshape(2, 2)
+    expected = trained.forecasts([one], [Origin(0, len(one) - 1)])[0]
+    np.testing.assert_allclose(trained.unscaled(np.asarray(said)), expected, rtol=1e-4)
+    assert units.views(reading)[0]["name"] == "output"
+    found = run_info(run.path)
+    assert found["state"] == "finished"
+    assert found["result"]["mase"] == facts.rows[0].value
+    assert main(["info", str(run.path)]) == 0
+    assert "seasonal naive" in capsys.readouterr().out
+    assert main(["list", "runs", "--runs", str(run.path.parent)]) == 0
+    assert "mase" in capsys.readouterr().out
 
 
 def test_the_rollout_is_a_loop_of_single_forecasts(forecast_run):
@@ -354,6 +409,7 @@ def test_words_for_what_cannot_be(forecast_run, tmp_path, capsys):
         (["predict", run, bad], "has the columns a, c, and the model reads a, b"),
         (["evaluate", run, "--length", "3"], "series has no synthetic sequences"),
         (["sample", run], "series does not generate text"),
+        (["gradients", "--run", run], "runs of these have: charlm, adding, copy"),
     ):
         assert (
             main(
@@ -392,7 +448,7 @@ def named(i):
     return "fast" if i % 2 else "slow"
 
 
-def test_labels_of_ragged_series(tmp_path, capsys):
+def test_labels_of_ragged_series(forecast_run, tmp_path, capsys):
     files = [
         table(tmp_path / f"{part}.csv", waves(count, seed), label=named)
         for part, count, seed in (("train", 60, 0), ("test", 20, 1))
@@ -424,6 +480,27 @@ def test_labels_of_ragged_series(tmp_path, capsys):
     words = ["predict", str(tmp_path / "run"), files[1], "--steps", "3"]
     assert main(words) == 2
     assert "this run learned the labels of series" in capsys.readouterr().err
+    facts = facts_of(Run.open(tmp_path / "run"))
+    assert facts.about.curve == ("accuracy", "accuracy")
+    assert {"majority", "nearest neighbour"} < facts.rows[0].baselines.keys()
+    report, card = texts_of(tmp_path / "run")
+    assert len(report) == 2
+    assert [*card.values()] == ["curves.png", "confusion.png"]
+    reading = reading_of(Run.open(tmp_path / "run"), load(tmp_path / "run")[0])
+    assert len(reading.symbols) == len(reading.xs) > 8
+    assert re.search("which is labeled (slow|fast)", reading.what)
+    assert units.views(reading)[0]["name"] == "output"
+    # Runs with two goals stand beside each other in a table, and in no picture.
+    other = shutil.copytree(forecast_run[0] / "run", tmp_path / "other")
+    runs = [tmp_path / "run", other]
+    found = compare_runs(runs)
+    assert found["differs"][0] == "learns"
+    assert [one["options"]["learns"] for one in found["runs"]] == ["label", "forecast"]
+    assert [next(iter(one["scores"])) for one in found["runs"]] == ["accuracy", "mase"]
+    with pytest.raises(InputError, match="some of these forecast and some learn"):
+        draw_comparison(runs, tmp_path / "c.png")
+    picture = draw_comparison([other, other], tmp_path / "c.png")
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow

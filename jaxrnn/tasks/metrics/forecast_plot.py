@@ -8,27 +8,21 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from ...diagnostics.style import (
-    BLUE,
-    RED,
-    label_lines,
-    plain,
-    save,
-    styled,
-    title,
-)
+from ...diagnostics.style import BLUE, GRAY, RED, label_lines, plain, save, styled
+from ...diagnostics.style import title as title_of
 from ...training import Run
 from ...training.curves import new_figure
 from ..pictures import subject_of
 
 MOST_COLUMNS = 4
+LOOKS = {"model": (RED, "-", 1.8), "linear": (BLUE, ":", 1.4)}
 
 
 class Drawn(NamedTuple):
     """What is drawn of one series.
 
     Attributes:
-        name: the name of the series.
+        name: the name of the series; empty if it is the only one.
         columns: the names of the K columns.
         first: the number of the first sample that is drawn.
         values: what was measured, NaN where it is missing, ``(T, K)``.
@@ -57,32 +51,33 @@ def draw_forecast(run: Run, drawn: Drawn, unit: str) -> pathlib.Path | None:
         The path of the file; None without matplotlib.
     """
     count = min(len(drawn.columns), MOST_COLUMNS)
-    figure = new_figure(9, 1.2 + 2 * count)
+    figure = new_figure(8, 1.4 + 1.9 * count)
     if figure is None:
         return None
     axes = figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]
     steps = np.arange(drawn.first, len(drawn.values))
-    looks = {"model": (RED, "-", 1.8), "linear": (BLUE, ":", 1.2)}
     for column, axis in enumerate(axes):
         axis.plot(
             steps,
             drawn.values[drawn.first :, column],
-            color="0.35",
-            ls="-",
+            "-",
+            color="black",
             lw=1,
-            label="data",
+            label="measured",
         )
         for method, values in drawn.forecasts.items():
-            color, style, width = looks.get(method, ("0.6", "--", 1.0))
+            color, style, width = LOOKS.get(method, (GRAY, "--", 1.0))
             at, said = _joined(drawn.begins, values[..., column])
             axis.plot(at, said, color=color, ls=style, lw=width, label=method)
-        axis.axvspan(drawn.begins[0] - 0.5, steps[-1] + 0.5, color="0.95", zorder=0)
+        axis.axvspan(drawn.begins[0] - 0.5, steps[-1] + 0.5, color="0.94", zorder=0)
         axis.set_ylabel(plain(drawn.columns[column]))
-        axis.margins(x=0.01)
-        label_lines(axis)
+        axis.set_xlim(steps[0], steps[-1] + 0.5)
+        axis.set_ylim(axis.get_ylim())
+    label_lines(axes[0])
     axes[-1].set_xlabel(unit)
-    what = plain(f"Forecasts of {drawn.name} on the test part (shaded)")
-    figure.suptitle(title(what, subject_of(run)), x=0.01, ha="left")
+    which = f" of series {drawn.name}" if drawn.name else ""
+    what = f"Forecasts of the test part (shaded){which}"
+    figure.suptitle(title_of(what, subject_of(run)), x=0.01, ha="left")
     path = run.path / "forecast.png"
     save(figure, path)
     return path

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pathlib
 import re
+import urllib.parse
 
 from ...training.run import write_whole
 from ...version import __version__
 from .facts import Facts
-from .sections import number
+from .sections import number, pictures_of
 
 NAME = "README.md"
 
@@ -56,6 +57,7 @@ def card(facts: Facts) -> str:
         "",
         *_scores(facts),
         "",
+        *_pictures(facts),
         "## Use",
         "",
         *(f"    {' '.join(command.split())}" for command in facts.next),
@@ -83,6 +85,15 @@ def _scores(facts: Facts) -> list[str]:
         for row in facts.rows
     ]
     return [f"| score | {plain(facts.part)} | baselines |", "|---|---|---|", *rows]
+
+
+def _pictures(facts: Facts) -> list[str]:
+    """Return the pictures beside the card, each with what one sees."""
+    lines = [
+        f"![{plain(alt)}]({urllib.parse.quote(file.name)})\n"
+        for file, _, alt in pictures_of(facts)
+    ]
+    return ["## Pictures", "", *lines] if lines else []
 
 
 def write_card(facts: Facts) -> pathlib.Path:

@@ -9,13 +9,11 @@ import jax
 
 from ...core.types import Params
 from ...training import Run
-from ..about import ABOUT, About, next_commands, resume_command
+from ..about import ABOUT, About, about_of, next_commands, resume_command
 from ..catalog import result_of, state_of
 from ..pictures import data_of, model_of
 from ..run_info import shapes_of
 from ..score_table import Row, score_rows
-
-UNKNOWN = About("a task that this version does not know", "", ())
 
 
 class Facts(NamedTuple):
@@ -63,7 +61,7 @@ def facts_of(run: Run, params: Params = None) -> Facts:
         params: its parameters, if they are at hand; only their number is used.
     """
     task, result = run.config["task"], result_of(run)
-    about, records = ABOUT.get(task, UNKNOWN), run.records("metrics.jsonl")
+    about, records = about_of(run.config), run.records("metrics.jsonl")
     state = "finished" if result else state_of(run)
     evaluated = [r for r in records if any(name.startswith("held_out_") for name in r)]
     newest = {

@@ -19,6 +19,7 @@ p { margin: .5rem 0; overflow-wrap: anywhere; }
 .note { border-left: 4px solid var(--accent); background: var(--panel);
   padding: .5rem .8rem; }
 .wide { overflow-x: auto; }
+.number { white-space: nowrap; }
 table { border-collapse: collapse; font-size: .92rem; width: 100%; }
 th, td { text-align: left; vertical-align: top; padding: .32rem .7rem .32rem 0;
   border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }

@@ -15,8 +15,12 @@ from ...core.types import Params
 from ...layers import inference
 from ...training import InputError, Run
 from .. import charlm, hello, sentiment, tagging
+from ..data.series import Scaler, Series, filled
 from ..data.vocabulary import pad
 from ..probe import Probe
+from ..series.forecaster import TrainedForecaster
+from ..series.labels import TrainedLabeler, split_series
+from ..series.options import read_data as read_series
 from ..synthetic.task import Trained as TrainedSynthetic
 from ..synthetic.task import probed
 
@@ -33,6 +37,7 @@ class Reading(NamedTuple):
         between: what stands between two symbols.
         what: where the sequence comes from.
         surprise: ``(T,)``, the bits of the symbol of each step given those before it.
+        kind: what sort of sequence it is.
     """
 
     symbols: list[str]
@@ -42,6 +47,7 @@ class Reading(NamedTuple):
     between: str
     what: str
     surprise: np.ndarray | None = None
+    kind: str = "a text"
 
 
 def reading_of(run: Run, trained: object) -> Reading | None:
@@ -56,6 +62,8 @@ def reading_of(run: Run, trained: object) -> Reading | None:
         hello.Trained: _letters,
         sentiment.Trained: _review,
         tagging.Trained: _sentence,
+        TrainedForecaster: _forecast,
+        TrainedLabeler: _labeled,
         TrainedSynthetic: _steps,
     }
     reader = readers.get(type(trained))
@@ -165,6 +173,42 @@ def _of_words(trained: Any, sentences: Any) -> Reading | None:
     return Reading(words, inference(model.rnn.layer), model.rnn.values(), xs, " ", what)
 
 
+def _forecast(run: Run, trained: TrainedForecaster) -> Reading:
+    """Return the last samples of the last series, which are of the test part."""
+    one = read_series(trained.options).tables[-1].series[-1]
+    scaled = filled(one, Scaler.stored(trained.config["series"]))
+    what = "the last samples of the data"
+    return _of_series(trained, one, trained.inputs_of(scaled), trained.targets[0], what)
+
+
+def _labeled(run: Run, trained: TrainedLabeler) -> Reading:
+    """Return a series of the test part."""
+    one = split_series(read_series(trained.options))[0].test[0]
+    what = f"a series of the test part, which is labeled {one.label}"
+    return _of_series(trained, one, trained.inputs_of([one])[0], 0, what)
+
+
+def _of_series(
+    trained: TrainedForecaster | TrainedLabeler,
+    one: Series,
+    inputs: np.ndarray,
+    column: int,
+    what: str,
+) -> Reading:
+    """Return the last samples of a series, written as the values of a column."""
+    symbols = [f"{value:.3g}" for value in one.values[-STEPS:, column]]
+    name = trained.config["series"]["columns"][column]
+    return Reading(
+        symbols,
+        inference(trained.functions.layer),
+        trained.params["rnn"],
+        jnp.asarray(inputs[-STEPS:, None], jnp.float32),
+        " ",
+        f"{what} (the numbers are those of {name})",
+        kind="a series",
+    )
+
+
 def _steps(run: Run, trained: TrainedSynthetic) -> Reading | None:
     """Return a held-out sequence of a synthetic task, if it can be written down."""
     problem = trained.problem
@@ -187,4 +231,5 @@ def _steps(run: Run, trained: TrainedSynthetic) -> Reading | None:
         xs,
         " ",
         "a held-out sequence, its inputs as numbers",
+        kind="a sequence",
     )

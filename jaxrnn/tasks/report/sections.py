@@ -13,6 +13,7 @@ from .markup import Markup, element, joined, picture, section, table
 
 SAMPLES = 8  # the largest number of samples that are shown
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
+LOSSES = ("loss", "mse", "bits", "mase", "mae", "rmse")  # the less, the better
 LARGEST = 8_000_000  # bytes of a picture
 # Known pictures in their order: title, and what one sees.
 PICTURES = {
@@ -21,7 +22,10 @@ PICTURES = {
         "Next letters",
         "The probability of each next letter after each letter of the word",
     ),
-    "forecast": ("Forecast", "Forecasts with their histories"),
+    "forecast": (
+        "Forecast",
+        "The forecasts of the test part beside what was measured and simpler forecasts",
+    ),
     "confusion": ("Confusion", "How often each label is predicted for each true label"),
     "f1": ("F1 of each tag", "The F1 score of each tag"),
     "attention": (
@@ -68,7 +72,7 @@ def score_section(facts: Facts) -> Markup:
     rows = [
         (
             row.name,
-            number(row.value),
+            element("span", number(row.value), class_="number"),
             ", ".join(f"{name} {number(x)}" for name, x in row.baselines.items()),
         )
         for row in facts.rows
@@ -83,7 +87,7 @@ def score_section(facts: Facts) -> Markup:
 
 def _better(name: str) -> str:
     """Return which values of a score are the better ones."""
-    is_loss = name.startswith(("loss", "mse", "bits", "mase", "mae", "rmse"))
+    is_loss = name.startswith(LOSSES)
     return f"{name}: {'lower' if is_loss else 'higher'} is better."
 
 
@@ -108,8 +112,12 @@ def _bars(row: Row) -> Markup:
     return element("div", *cells, class_="bars")
 
 
-def picture_sections(facts: Facts) -> Iterator[Markup]:
-    """Yield a section for each picture in the run directory, the known ones first."""
+def pictures_of(facts: Facts) -> list[tuple[pathlib.Path, str, str]]:
+    """Return the pictures in the run directory, the known ones first.
+
+    Returns:
+        The file, its title, and what one sees, of each.
+    """
     known = list(PICTURES)
     files = sorted(
         facts.run.path.glob("*.png"),
@@ -118,13 +126,18 @@ def picture_sections(facts: Facts) -> Iterator[Markup]:
             file.name,
         ),
     )
+    found = []
     for file in files:
-        data = _png(file)
-        if data:
-            title, alt = PICTURES.get(
-                file.stem, (file.stem, f"The picture {file.name}")
-            )
-            yield section(title, picture(data, f"{alt}: {facts.title}, {facts.model}"))
+        title, alt = PICTURES.get(file.stem, (file.stem, f"The picture {file.name}"))
+        if _png(file):
+            found.append((file, title, f"{alt}: {facts.title}, {facts.model}"))
+    return found
+
+
+def picture_sections(facts: Facts) -> Iterator[Markup]:
+    """Yield a section for each picture in the run directory, the known ones first."""
+    for file, title, alt in pictures_of(facts):
+        yield section(title, picture(_png(file), alt))
 
 
 def _png(file: pathlib.Path) -> bytes:
@@ -166,7 +179,7 @@ def option_section(facts: Facts) -> Markup:
     rows: list[tuple[Any, str]] = [
         (element("code", f"--{name.replace('_', '-')}"), _said(value))
         for name, value in options.items()
-        if value is not None
+        if value is not None and value != ""
     ]
     rows += [(name, _said(value)) for name, value in machine.items()]
     return section("Options", table(("option", "value"), rows) if rows else "")

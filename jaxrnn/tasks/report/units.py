@@ -24,7 +24,7 @@ def unit_section(facts: Facts, trained: object) -> Markup:
     shown = views(reading)
     data = {"symbols": reading.symbols, "between": reading.between, "views": shown}
     return section(
-        "Inside: units over a text",
+        f"Inside: units over {reading.kind}",
         element(
             "p",
             f"The colors are values of one unit at each step of {reading.what}: blue "

@@ -287,7 +287,7 @@ class TrainedForecaster(PredictsLabels):
         picture = draw_forecast(
             run,
             Drawn(
-                parts.series[number].name,
+                parts.series[number].name if len(parts.series) > 1 else "",
                 tuple(columns[i] for i in self.targets),
                 max(begins[0] - history, 0),
                 parts.series[number].values[:, self.targets],
