@@ -8,11 +8,10 @@ import functools
 import operator
 from typing import Any, ClassVar, NamedTuple
 
-from jax.typing import ArrayLike
 from jaxtyping import Array, Bool
 
 from .cell import Cell
-from .types import Carry, Inputs, Params
+from .types import Carry, Flags, Inputs, Params
 
 
 class Supports(enum.Flag):
@@ -135,7 +134,7 @@ class AbstractNetworkEngine(AbstractEngine):
         params: Params,
         carry: Carry,
         xs: Inputs,
-        mask: ArrayLike | None = None,
-        resets: ArrayLike | None = None,
+        mask: Flags | None = None,
+        resets: Flags | None = None,
     ) -> TypeError | ValueError | None:
         """Return the error that ``run`` would raise for these arguments, or None."""

@@ -11,11 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from .arrays import is_array
-from .types import Carry, Context, Inputs, Params, PyTree
+from .types import Carry, Context, Flags, Inputs, Params, PyTree
 
 
 def check_positive(owner: object, **sizes: object) -> None:
@@ -297,7 +296,7 @@ def _swap_hint(name: str, shape: tuple[Any, ...], want: tuple[Any, ...]) -> str:
     )
 
 
-def checked_reset(reset: ArrayLike | None, batch: tuple[Any, ...]) -> Any:
+def checked_reset(reset: Flags | None, batch: tuple[Any, ...]) -> Any:
     """Check the ``reset`` of a streaming call, and return it as an array."""
     if isinstance(reset, bool):
         reset = np.asarray(reset)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool
 
 from ..core.cell import Cell, is_linear
 from ..core.engine import AbstractEngine
-from ..core.types import Carry, Inputs, Params
+from ..core.types import Carry, Inputs, Params, Size
 from .loops.kinds import AutoLoop
 from .recurrence.heuristics import CARRIES
 from .recurrence.run import Sequence, run_schedule
@@ -24,7 +24,7 @@ class LoopEngine(AbstractEngine):
     """
 
     @abc.abstractmethod
-    def schedule(self, cell: Cell, length: int | None) -> LoopSchedule:
+    def schedule(self, cell: Cell, length: Size | None) -> LoopSchedule:
         """Return the schedule for a cell over ``length`` steps.
 
         Options that are ``"auto"`` in it are chosen later, for the platform.
@@ -65,7 +65,7 @@ class LoopEngine(AbstractEngine):
 class DefaultEngine(LoopEngine):
     """The engine of ``engine=None``, which leaves all options to be chosen."""
 
-    def schedule(self, cell: Cell, length: int | None) -> LoopSchedule:
+    def schedule(self, cell: Cell, length: Size | None) -> LoopSchedule:
         if is_linear(cell):
             return LoopSchedule(
                 AutoLoop(prefix=True, kernel=True), hoist=True, save=CARRIES

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from ..core.cell import Cell, is_linear, unwrap
 from ..core.engine import Supports
+from ..core.types import Size
 from ..core.validation import check_positive
 from .engine import LoopEngine
 from .loops.pallas.primitive import PallasKernel
@@ -99,7 +100,7 @@ class Fused(LoopEngine):
                 f"{self.save!r}"
             )
 
-    def schedule(self, cell: Cell, length: int | None) -> LoopSchedule:
+    def schedule(self, cell: Cell, length: Size | None) -> LoopSchedule:
         by_default = CARRIES if is_linear(cell) else DOTS
         kernel = PallasKernel(
             interpret=self.interpret,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from ..core.cell import Cell, is_linear
-from ..core.types import Carry, Params
+from ..core.types import Carry, Params, Size
 from ..core.validation import check_auto, check_positive
 from .engine import LoopEngine
 from .loops.kinds import AutoLoop, Sequential
@@ -104,7 +104,7 @@ class Scan(LoopEngine):
                 "out"
             )
 
-    def schedule(self, cell: Cell, length: int | None) -> LoopSchedule:
+    def schedule(self, cell: Cell, length: Size | None) -> LoopSchedule:
         if is_linear(cell) and self == Scan():
             return LoopSchedule(AutoLoop(prefix=True), save=CARRIES, hoist=True)
         return LoopSchedule(Sequential(self.unroll), self.chunk, self.save, self.hoist)

@@ -13,17 +13,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 from jax.extend import core
 from jax.interpreters import partial_eval as pe
-from jax.typing import ArrayLike
 
 from ..core.arrays import is_array
 from ..core.cell import Cell
 from ..core.dtypes import weaken_scalars
 from ..core.engine import AbstractEngine, AbstractNetworkEngine, Request
 from ..core.layer import Layer
-from ..core.types import Carry, Context, Inputs, Params
+from ..core.types import Carry, Context, Flags, Inputs, Params
 from ..core.unroll_spec import UnrollSpec
 from ..engines import Associative, Fused, Scan
 from ..engines.engine import DefaultEngine, LoopEngine
@@ -57,10 +55,10 @@ def explain(
     carry: Carry = None,
     *,
     engine: AbstractEngine | None = None,
-    mask: ArrayLike | None = None,
-    resets: ArrayLike | None = None,
+    mask: Flags | None = None,
+    resets: Flags | None = None,
     reverse: bool = False,
-    key: Array | None = None,
+    key: Any = None,
     context: Context = None,
     return_carries: bool = False,
 ) -> Explanation:
@@ -190,8 +188,8 @@ class _Observer:
         params: Params,
         carry: Carry,
         xs: Inputs,
-        mask: ArrayLike | None = None,
-        resets: ArrayLike | None = None,
+        mask: Flags | None = None,
+        resets: Flags | None = None,
         reverse: bool = False,
     ) -> tuple[Carry, Carry]:
         """Record a run; return results of the right shapes, by ``jax.lax.scan``."""
@@ -271,7 +269,7 @@ class _Observer:
         params: Params,
         carries: list[Any],
         xs: Inputs,
-        mask: ArrayLike | None,
+        mask: Flags | None,
         reverse: bool,
         bidirectional: bool,
     ) -> tuple[list[Any], Any]:

@@ -6,10 +6,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from ..core.types import Inputs, PyTree
+from ..core.types import Flags, Inputs, PyTree
 from ..core.validation import check_all_ours, check_inputs
 from ..unrolling import mask_from_lengths
 from .flip import flip_sequences
@@ -95,9 +94,9 @@ def arrange(
     inputs: Inputs,
     feature_ndim: PyTree,
     order: Order,
-    mask: ArrayLike | None,
+    mask: Flags | None,
     seq_lengths: Any,
-    resets: ArrayLike | None,
+    resets: Flags | None,
 ) -> Sequences:
     """Put time first, and turn lengths into a mask.
 

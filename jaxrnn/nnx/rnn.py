@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool
 
 from ..core.arrays import is_array
@@ -16,7 +16,7 @@ from ..core.dtypes import weaken_scalars
 from ..core.engine import AbstractEngine
 from ..core.flags import select
 from ..core.layer import Layer, check_cell
-from ..core.types import Carry, Context, Inputs, Params
+from ..core.types import Carry, Context, Flags, Inputs, Params
 from ..core.validation import check_inputs, check_positive, describe
 from ..engines import Scan
 from ..layers import inference
@@ -349,9 +349,7 @@ class RNN(nnx.Module):
             )
         return rngs.dropout()
 
-    def _check_drawn_carry(
-        self, initial_carry: Carry, resets: ArrayLike | None
-    ) -> None:
+    def _check_drawn_carry(self, initial_carry: Carry, resets: Flags | None) -> None:
         """Refuse to draw the carry of a flax cell with a ``carry_init``."""
         if getattr(getattr(self, "cell", None), "carry_init", None) is not None and (
             initial_carry is None or resets is not None

@@ -9,10 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from ..core.arrays import is_array
+from ..core.types import Flags
 from ..core.validation import check_batch_shape, describe
 
 
@@ -175,7 +175,7 @@ class ARTBP:
         ).sum(0)
 
     def _follow(
-        self, draws: Array, mask: ArrayLike | None, resets: ArrayLike | None
+        self, draws: Array, mask: Flags | None, resets: Flags | None
     ) -> tuple[Array, Array]:
         """Cut where a draw is below c_t; return the cuts and c, both ``(T, *B)``."""
         for name, flags in (("mask", mask), ("resets", resets)):

@@ -11,9 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.typing import ArrayLike
 
-from ..core.types import Carry, Params, PyTree
+from ..core.types import Carry, Flags, Params, PyTree
 from ..core.validation import describe
 
 
@@ -28,7 +27,7 @@ def check_differentiable(params: Params) -> None:
             )
 
 
-def check_axis(name: str | None, flags: ArrayLike | None) -> None:
+def check_axis(name: str | None, flags: Flags | None) -> None:
     """Check that ``axis_name`` is mapped here, and that `TBPTT` does the sums."""
     if name is None:
         return

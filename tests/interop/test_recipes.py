@@ -50,4 +50,4 @@ def test_a_recipe_trains_saves_and_is_unroll(
 
 def test_every_block_is_run_by_one_test_or_another():
     assert len(re.findall(r"```py\n", TEXT)) == 3
-    assert len(re.findall(r"```python\n", TEXT)) == 3
+    assert len(re.findall(r"```python\n", TEXT)) == 5

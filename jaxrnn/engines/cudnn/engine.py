@@ -9,14 +9,13 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from ...cells.lstm import LSTM, LSTMState
 from ...core.cell import AbstractWrappedCell, Cell
 from ...core.engine import AbstractNetworkEngine, Request, Supports
 from ...core.gradient_scale import ScaledCell
-from ...core.types import Carry, Inputs, Params
+from ...core.types import Carry, Flags, Inputs, Params
 from ..recurrence.run import unsupported_arrays_reason
 from .primitives import USE_SCAN, Library, Network, lstm
 from .weights import pack_lstm
@@ -90,8 +89,8 @@ class CuDNN(AbstractNetworkEngine):
         params: Params,
         carry: Carry,
         xs: Inputs,
-        mask: ArrayLike | None = None,
-        resets: ArrayLike | None = None,
+        mask: Flags | None = None,
+        resets: Flags | None = None,
     ) -> TypeError | ValueError | None:
         """Return the error that `run` would raise for these arguments, or None.
 

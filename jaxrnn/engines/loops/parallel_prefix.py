@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
-from ...core.types import Carry, Inputs
+from ...core.types import Carry, Inputs, Size
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
@@ -84,7 +84,7 @@ def prefix_scan_into_buffers(
     carry: list[Any],
     xs: Inputs,
     buffers: list[Any],
-    offset: int | Array,
+    offset: Size,
     steps: int,
     *,
     reverse: bool,

@@ -10,11 +10,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 from jax.core import ShapedArray
 
 from ...core.fusion_barrier import LEAST_BYTES
-from ...core.types import Carry, Inputs
+from ...core.types import Carry, Inputs, Size
 
 # ``loop(body, carry, xs, buffers, offset, steps, reverse=) -> (carry, buffers)``
 LoopFunction = Callable[..., tuple[Any, list[Any]]]
@@ -30,7 +29,7 @@ def scan_into_buffers(
     carry: Carry,
     xs: Inputs,
     buffers: list[Any],
-    offset: int | Array,
+    offset: Size,
     steps: int,
     *,
     reverse: bool,

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jax import Array
 
 from ...core.fusion_barrier import cpu_optimization_barrier
+from ...core.types import Size
 from ..jaxpr.evaluate import eval_equations, read_env, select_by_flag
 from ..jaxpr.step_program import CARRY, CONST, INPUT, DependencyGraph, StepJaxpr
 from ..loops.sequential import LoopFunction, empty_rows
@@ -99,7 +99,7 @@ class ForwardLoop:
         ]
 
     def run_chunk(
-        self, carry: list, buffers: list, inputs: Arrays, offset: int | Array
+        self, carry: list, buffers: list, inputs: Arrays, offset: Size
     ) -> tuple[list, list]:
         """Run the steps of ``inputs``, and record into ``buffers`` from row ``offset``.
 
