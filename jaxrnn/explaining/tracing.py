@@ -54,7 +54,7 @@ def explain(
     xs: Inputs,
     carry: Carry = None,
     *,
-    engine: AbstractEngine | None = None,
+    engine: Any = None,
     mask: Flags | None = None,
     resets: Flags | None = None,
     reverse: bool = False,
