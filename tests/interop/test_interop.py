@@ -92,12 +92,16 @@ state = {"weight_ih_l0": np.ones((16, 3), "float32"), "weight_hh_l0": np.ones((1
 layer, params = jaxrnn.interop.from_torch(state)
 for library in ("torch", "keras", "flax", "haiku", "equinox"):
     getattr(jaxrnn.interop, f"to_{library}")(layer, params)
+jaxrnn.unroll(layer, params, np.ones((5, 2, 3), "float32"))
 print({"torch", "keras", "flax", "haiku", "equinox", "safetensors"} & set(sys.modules))
+# what programs, pictures and kernels need
+print({"orbax", "rich", "matplotlib", "jax.experimental.pallas"} & set(sys.modules))
+print("jax.experimental.pallas.tpu" in sys.modules)
 """  # noqa: E501
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    assert done.stdout == "set()\n"
+    assert done.stdout == "set()\nset()\nFalse\n"
 
 
 def test_a_conversion_can_be_traced():

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -25,7 +26,6 @@ from ....core.contraction import check_one_device, devices_of
 from ....core.types import Carry
 from ...jaxpr.evaluate import eval_jaxpr, split_by_sizes, vmap_options
 from ..sequential import scan_into_buffers
-from . import mosaic_gpu, mosaic_tpu
 from .block_form import KernelUnsupportedError, LoopBody
 from .complex_to_real import is_complex, merge_complex, real_body, split_complex
 from .layout import check_dtypes
@@ -101,15 +101,33 @@ def unsupported_body_reason(body: LoopBody) -> str | None:
     return None
 
 
+def _gpu() -> ModuleType:
+    """Import the kernels for GPUs.
+
+    Importing Pallas takes a good part of the time of ``import jaxrnn``, and only
+    `Fused` needs it.
+    """
+    from . import mosaic_gpu
+
+    return mosaic_gpu
+
+
+def _tpu() -> ModuleType:
+    """Import the kernels for TPUs."""
+    from . import mosaic_tpu
+
+    return mosaic_tpu
+
+
 def memory_reason(
     body: LoopBody, steps: int, target: str, memory: int | None = None
 ) -> str | None:
     """Say why a kernel exceeds the on-chip memory of a device, or None."""
     try:
         if target == "gpu":
-            mosaic_gpu.plan_layout(body.form, memory or mosaic_gpu.SHARED)
+            _gpu().plan_layout(body.form, memory or _gpu().SHARED)
         else:
-            mosaic_tpu.plan_layout(body.form, steps, memory or mosaic_tpu.MEMORY)
+            _tpu().plan_layout(body.form, steps, memory or _tpu().MEMORY)
     except ValueError as reason:
         return str(reason)
     return None
@@ -129,7 +147,7 @@ def unsupported_reason(
         )
     try:
         if target == "gpu":
-            mosaic_gpu.mosaic()
+            _gpu().mosaic()
         elif not kernel.interpret:
             check_dtypes(body.form, "TPU")
     except ValueError as reason:
@@ -146,14 +164,12 @@ def memory_budget(
     """
     target = kernel.interpret or TARGETS[platform]
     if target == "gpu":
-        memory = kernel.memory or mosaic_gpu.SHARED
-        return mosaic_gpu.bytes_needed(
-            body.form, mosaic_gpu.plan_layout(body.form, memory)
-        ), memory
-    memory = kernel.memory or mosaic_tpu.MEMORY
-    return mosaic_tpu.bytes_needed(
-        body.form, mosaic_tpu.plan_layout(body.form, steps, memory)
-    ), memory
+        memory = kernel.memory or _gpu().SHARED
+        layout = _gpu().plan_layout(body.form, memory)
+        return _gpu().bytes_needed(body.form, layout), memory
+    memory = kernel.memory or _tpu().MEMORY
+    layout = _tpu().plan_layout(body.form, steps, memory)
+    return _tpu().bytes_needed(body.form, layout), memory
 
 
 def trace_body(body: Callable, carry: Sequence, row: Any) -> tuple[LoopBody, list[Any]]:
@@ -243,9 +259,8 @@ def _lowered(
     if target == "gpu" and kernel.interpret:
         return _on_host(flat, body, steps, reverse, kernel)
     consts, carry, given = split_by_sizes(flat, (body.consts, body.carry))
-    last, outs = (mosaic_gpu if target == "gpu" else mosaic_tpu).run_loop(
-        body, consts, carry, given, steps, reverse, kernel
-    )
+    kernels = _gpu() if target == "gpu" else _tpu()
+    last, outs = kernels.run_loop(body, consts, carry, given, steps, reverse, kernel)
     return [*last, *outs]
 
 
@@ -261,9 +276,7 @@ def _on_host(
         consts, carry, given = split_by_sizes(
             [jnp.asarray(a) for a in flat], (body.consts, body.carry)
         )
-        last, outs = mosaic_gpu.run_loop(
-            body, consts, carry, given, steps, reverse, kernel
-        )
+        last, outs = _gpu().run_loop(body, consts, carry, given, steps, reverse, kernel)
         return [*last, *outs]
 
     like = jax.eval_shape(
