@@ -35,7 +35,9 @@ from .engines import Fused as Fused
 from .engines import Scan as Scan
 from .explaining import ExecutionPath as ExecutionPath
 from .explaining import Explanation as Explanation
+from .explaining import Summary as Summary
 from .explaining import explain as explain
+from .explaining import summary as summary
 from .layers import BidirectionalCarry as BidirectionalCarry
 from .layers import bidirectional as bidirectional
 from .layers import dropout as dropout

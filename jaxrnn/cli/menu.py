@@ -12,6 +12,7 @@ from ..version import __version__
 
 OBJECTS = {"train": "TASK"}
 OBJECTS["compare"] = "RUN RUN"
+OBJECTS["completion"] = "SHELL"
 OBJECTS |= dict.fromkeys(("sample", "predict", "evaluate", "info", "report"), "RUN")
 
 

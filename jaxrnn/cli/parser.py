@@ -18,6 +18,8 @@ from ..tasks.runner import TASKS
 from ..training import Budget, InputError
 from . import commands as run
 from . import listing
+from .completion import SHELLS, completion
+from .config_file import with_config
 from .menu import menu, task_lines, version
 
 # What flags can be added to
@@ -88,22 +90,34 @@ COMMANDS = {
     "predict": "print the model's prediction for each input",
     "evaluate": "print the task's scores on other data, as JSON",
     "gradients": "measure gradient flow: a table and plots",
-    "cells": "compare cells: scores, gradient decay, time and memory",
+    "cells": "compare cells: scores, gradient decay, time, memory",
     "list": "show tasks, cells, data sets and runs",
     "info": "show a run: scores, options, parameters, files",
     "report": "write the page of a run, report.html",
     "compare": "compare runs: options, scores, learning curves",
+    "completion": "print the script that completes words in a shell",
 }
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
-    """Parse the arguments of all commands.
+def parse(argv: list[str], *, read_files: bool = True) -> argparse.Namespace:
+    """Parse the arguments of all commands, and the file that ``--config`` names.
 
     ``command`` of the result is the function to call with it.
 
     Raises:
         InputError: for arguments that do not fit, with the most similar ones that do.
     """
+    if argv and not argv[0].startswith("-"):
+        _check_command(argv[0])
+    parser, parsers = _parsers(_task_of(argv))
+    arguments = parser.parse_args(argv)
+    if read_files and "config" in arguments and arguments.config is not None:
+        return with_config(parsers["train"], arguments)
+    return arguments
+
+
+def _parsers(task: str | None) -> tuple[Parser, dict[str, Parser]]:
+    """Return the parser of all commands, and that of each; ``train`` for one task."""
     parser = Parser(
         prog="jaxrnn",
         description="Recurrent networks in JAX: train models and use trained ones.",
@@ -111,13 +125,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--version", action="version", version=version())
     parser.set_defaults(command=lambda arguments: print(menu(COMMANDS)))
     commands = parser.add_subparsers(metavar="COMMAND", parser_class=Parser)
-    if argv and not argv[0].startswith("-"):
-        _check_command(argv[0])
     parsers = {
         name: commands.add_parser(name, help=help, description=_sentence(help))
         for name, help in COMMANDS.items()
     }
-    _add_train(parsers["train"], _task_of(argv))
+    _add_train(parsers["train"], task)
     _add_sample(parsers["sample"])
     _add_predict(parsers["predict"])
     _add_evaluate(parsers["evaluate"])
@@ -127,7 +139,24 @@ def parse(argv: list[str]) -> argparse.Namespace:
     _add_info(parsers["info"])
     _add_report(parsers["report"])
     _add_compare(parsers["compare"])
-    return parser.parse_args(argv)
+    _add_completion(parsers["completion"])
+    return parser, parsers
+
+
+def flags() -> dict[str, list[str]]:
+    """Return the flags of each command, and of ``train`` with each task."""
+    _, parsers = _parsers(None)
+    parsers |= {f"train {task}": _parsers(task)[1]["train"] for task in TASKS}
+    return {
+        name: [
+            option
+            for action in parser._actions
+            if action.help is not argparse.SUPPRESS
+            for option in action.option_strings
+            if option.startswith("--")
+        ]
+        for name, parser in parsers.items()
+    }
 
 
 def _sentence(help: str) -> str:
@@ -317,8 +346,24 @@ def _add_task_flags(parser: argparse.ArgumentParser, task: str) -> None:
     )
 
 
+def _add_completion(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``completion``."""
+    parser.add_argument("shell", choices=SHELLS, help="the shell")
+    parser.set_defaults(
+        command=lambda arguments: print(
+            completion(arguments.shell, COMMANDS, flags()), end=""
+        )
+    )
+
+
 def _add_run_flags(group: Flags) -> None:
     """Add the flags of the run directory."""
+    group.add_argument(
+        "--config",
+        metavar="FILE",
+        help="flags out of a file, TOML or JSON, such as the config.json of a run; "
+        "flags that are given as well come first",
+    )
     group.add_argument(
         "--out",
         metavar="RUN",

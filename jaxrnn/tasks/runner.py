@@ -369,7 +369,7 @@ def _options_of(
 
 
 # Former names of options, for runs that were started with them.
-_RENAMED_OPTIONS = {"window": "tbptt", "horizon": "k2", "truncate": "tbptt"}
+RENAMED_OPTIONS = {"window": "tbptt", "horizon": "k2", "truncate": "tbptt"}
 
 
 def _stored(run: Run, kind: Any, name: str) -> Any:
@@ -378,7 +378,7 @@ def _stored(run: Run, kind: Any, name: str) -> Any:
     try:
         return kind(
             **{
-                k if k in known else _RENAMED_OPTIONS.get(k, k): tuple(v)
+                k if k in known else RENAMED_OPTIONS.get(k, k): tuple(v)
                 if isinstance(v, list)
                 else v
                 for k, v in run.config[name].items()

@@ -81,6 +81,7 @@ def test_commands_in_the_documents_can_be_parsed():
         blocks = re.findall(r"(?s)```[a-z]*\n(.*?)```", page.read_text("utf-8"))
         for line in re.findall(r"(?m)^ *(jaxrnn .*)$", "\n".join(blocks)):
             words = shlex.split(line, comments=True)
-            parse(words[1 : words.index(">") if ">" in words else None])
+            end = next((i for i, word in enumerate(words) if word in (">", "|")), None)
+            parse(words[1:end], read_files=False)
             count += 1
     assert count > 20
