@@ -72,7 +72,7 @@ class Holder(jaxrnn.Cell):
         Elman(3, activation=jax.nn.relu),
         int,
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,  # the same in every process
 )
 def test_every_kind_of_field(value):
     names = NAMES | {"Holder": Holder, "Pair": Pair, "Colour": Colour}
