@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import DTypeLike
 
 from ..core.cell import Cell, bind_context
 from ..core.flags import select
@@ -183,7 +183,7 @@ def nudged(tree: PyTree, where: Any) -> Any:
     return jax.tree.map(leaf, tree)
 
 
-def difference(a: ArrayLike, b: ArrayLike) -> float:
+def difference(a: PyTree, b: PyTree) -> float:
     """Return the largest difference, relative to the largest number (at least 1).
 
     NaN in the same places are equal. Trees that differ in structure or shapes raise
