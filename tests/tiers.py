@@ -154,6 +154,10 @@ TABLE = {
     # What goes to JSON and back costs nothing, and each subject has fields of its own.
     # Trees and a context: two plans of the backward pass; the other engines share the
     # code that flattens them.
+    "interop/test_golden.py": {
+        "test_values_and_gradients_match_haiku": ["*float64"],
+        "test_values_and_gradients_match_torch": ["*float64"],
+    },
     "core/test_context.py": {
         "test_attention_over_a_memory_is_the_loop": ["None", "*everything*"],
         "test_linear_cells_take_a_context": ["Linear"],
@@ -194,19 +198,22 @@ TABLE = {
         "test_phased_lstm": 0,
         "test_cornn": 0,
         "test_lem": 0,
+        "test_ltc_and_cfc_with_irregular_steps": 0,
     },
     "gallery/test_memories.py": {
         "test_fast_weights": 0,
         "test_ntm": 0,
         "test_gated_deltanet": 0,
+        "test_selective_ssm_in_its_block": 0,
     },
     "gallery/test_methods.py": {
         "test_a_hypernetwork_makes_the_weights_of_every_sequence": 0,
         "test_maml_differentiates_through_an_update": 0,
         "test_an_ensemble_is_a_vmap_over_parameters": 0,
         "test_parameter_lags_and_lyapunov_exponents_of_a_cell_of_ones_own": 0,
+        "test_a_stream_by_tbptt_killed_and_resumed": 0,
     },
-    "tasks/test_squares.py": {"test_a_run_loads_and_evaluates": ["conv-gru"]},
+    "tasks/test_squares.py": {"test_a_run_loads_and_evaluates": 0},
     "core/test_config.py": {"test_subjects_come_back_equal": EVERY},
     # --------------------------------------------------------------- cells
     # The equations in numpy are kept for every cell; the rest for one of each kind.
@@ -626,13 +633,15 @@ TABLE = {
         "test_a_label_that_training_never_showed_is_named_and_wrong": 0,
         # the tagger's, which is made of the same parts, is kept
         "test_padding_has_no_gradient": 0,
-        "test_padding_never_matters": ["True"],
+        # sentiment's is the same encoder
+        "test_padding_never_matters": 0,
         "test_a_users_file_is_learned_and_scored": 0,
         "test_predict_takes_any_line": 0,
     },
     "tasks/test_series.py": {
         "test_a_new_model_is_nearly_naive_and_padding_never_matters": ["cfc"],
         "test_naive_forecasts_are_those_of_a_loop": ["4"],
+        "test_the_rollout_is_a_loop_of_single_forecasts": 0,
     },
     "tasks/test_tagging.py": {
         "test_killed_and_resumed_it_ends_the_same": 0,

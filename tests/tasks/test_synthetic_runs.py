@@ -311,8 +311,8 @@ MISTAKES = {
         "there is no 'temporal-oder'; did you mean temporal-order?",
     ),
     "unknown schedule": (
-        ["train", "adding", "--schedule", "linear"],
-        "--schedule: there is no 'linear'",
+        ["train", "adding", "--schedule", "staircase"],
+        "--schedule: there is no 'staircase'",
     ),
     "too short": (
         ["train", "temporal-order", "--length", "9"],
@@ -408,6 +408,8 @@ def test_a_mistake_is_one_line_and_status_2(
     some_runs, tmp_path, capsys, name, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
+    # A mistake that is no longer one would train for half an hour.
+    monkeypatch.setattr(runner, "fit", None)
     words, message = MISTAKES[name]
     assert main([word.format(runs=some_runs) for word in words]) == 2
     err = capsys.readouterr().err
