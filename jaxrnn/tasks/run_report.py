@@ -7,7 +7,7 @@ import pathlib
 
 from ..training import InputError, Run
 from .models.own_cell import CellLike
-from .report import facts_of, write_card, write_report
+from .report import write_report
 from .runner import load
 
 
@@ -40,7 +40,6 @@ def report(
         notes.append(f"the report is made without the model: {why}")
     try:
         written = write_report(run, trained, why)
-        write_card(facts_of(run, None if trained is None else trained.params))
     except OSError as error:
         raise InputError(
             f"the report of {run.path} cannot be written: {error.strerror}"

@@ -26,7 +26,7 @@ from .introduction import introduction
 from .logs import check_logs, logs
 from .models.own_cell import CellLike
 from .models.stored_cell import restored_cell, stored_cell
-from .report import facts_of, write_card, write_report
+from .report import write_report
 from .score_table import score_table
 from .series.task import TASK as SERIES
 from .synthetic import (
@@ -225,7 +225,6 @@ def _shown(run: Run, trained: Any) -> list[str]:
         is_whole = os.environ.get("JAXRNN_REPORT") != "plain"
         written = write_report(run, trained, is_whole=is_whole)
         lines.append(f"report: {written}")
-        write_card(facts_of(run, trained.params))
     except Exception as error:
         lines.append(
             f"the report is not complete: {type(error).__name__}: {error}; try jaxrnn "

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-import jax
-
 from ...core.types import Params
 from ...training import Run
 from ..about import ABOUT, About, about_of, next_commands, resume_command
 from ..catalog import result_of, state_of
+from ..introduction import parameter_count
 from ..pictures import data_of, model_of
 from ..run_info import shapes_of
 from ..score_table import Row, score_rows
@@ -90,7 +89,7 @@ def facts_of(run: Run, params: Params = None) -> Facts:
 def _count(run: Run, params: Params) -> int:
     """Return the number of parameters."""
     if params is not None:
-        return sum(leaf.size for leaf in jax.tree.leaves(params))
+        return parameter_count(params)
     return sum(math.prod(shape) for shape in shapes_of(run)[0].values())
 
 

@@ -11,6 +11,7 @@ from ...training import Run
 from ...training.run import write_whole
 from ...version import __version__
 from ..pictures import draw_run_curves
+from .card import write_card
 from .decay import decay_section
 from .facts import Facts, facts_of
 from .look import SCRIPT, STYLE
@@ -33,7 +34,7 @@ INSIDE: tuple[Callable[[Facts, Any], Markup], ...] = (unit_section, decay_sectio
 def write_report(
     run: Run, trained: Any = None, why: str = "", *, is_whole: bool = True
 ) -> pathlib.Path:
-    """Write the report of a run.
+    """Write the report of a run and its model card, from one reading of its files.
 
     Args:
         run: the run, which may be unfinished.
@@ -49,6 +50,7 @@ def write_report(
         draw_run_curves(run)
     path = run.path / NAME
     write_whole(path, page(facts, trained, why, INSIDE if is_whole else ()))
+    write_card(facts)
     return path
 
 
