@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -35,14 +34,19 @@ from .data.vocabulary import (
     pad,
     sentence_buckets,
 )
-from .metrics.classification import bag_of_words, classification_scores, draw_confusion
+from .metrics.classification import (
+    bag_of_words,
+    classification_scores,
+    draw_confusion,
+    known_label_loss,
+)
 from .models.functional import Pure
 from .models.own_cell import CellLike
 from .models.word_encoder import probabilities as probabilities
 from .models.word_encoder import probabilities_of, reading_layers
 from .optimizers import optimizer_field, schedule_field
 from .pictures import draw_run_curves
-from .supervised import PredictsLabels, digest, supervised
+from .supervised import PredictsLabels, digest, summed_cross_entropy, supervised
 from .task import Task
 
 BUDGET = Budget(steps=900, report_every=100, evaluate_every=200)
@@ -210,8 +214,7 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
     def loss(params: Params, batch: Any, key: Array) -> tuple[Array, Array]:
         inputs, targets, counts = batch
         logits = functions.training(params)(inputs, nnx.Rngs(dropout=key))
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-        return jnp.where(counts, losses, jnp.zeros_like(losses)).sum(), counts.sum()
+        return summed_cross_entropy(logits, targets, counts)
 
     def trained(params: Params) -> Trained:
         return Trained(functions, params, options, config)
@@ -295,20 +298,12 @@ class Trained(PredictsLabels):
             self.config["vocabulary"]["labels"],
             self.probabilities([example.text for example in examples]),
         )
-        known_probabilities = [
-            probabilities[i, labels.index(example.label)]
-            for i, example in enumerate(examples)
-            if example.label in labels
-        ]
-        scores = classification_scores(
-            [example.label for example in examples],
-            [labels[i] for i in probabilities.argmax(1)],
-        )
+        truth = [example.label for example in examples]
         return {
-            "loss": float(-np.log(np.maximum(known_probabilities, 1e-30)).mean())
-            if known_probabilities
-            else float("nan"),
-            **scores,
+            "loss": known_label_loss(labels, truth, probabilities),
+            **classification_scores(
+                truth, [labels[i] for i in probabilities.argmax(1)]
+            ),
         }
 
     def evaluate(self, path: str) -> dict[str, Any]:

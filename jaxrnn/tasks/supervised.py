@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int
 
 from ..core.types import Params
 from ..training import (
@@ -82,6 +85,14 @@ def supervised(
         part="validation",
         data=data,
     )
+
+
+def summed_cross_entropy(
+    logits: Float[Array, "*N C"], targets: Int[Array, "*N"], counts: Bool[Array, "*N"]
+) -> tuple[Float[Array, ""], Int[Array, ""]]:
+    """Return the sum of the cross-entropies (nats) that count, and their number."""
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    return jnp.where(counts, losses, jnp.zeros_like(losses)).sum(), counts.sum()
 
 
 def digest(examples: object) -> str:

@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -46,7 +45,7 @@ from .models.word_encoder import probabilities as probabilities
 from .models.word_encoder import probabilities_of, reading_layers
 from .optimizers import optimizer_field, schedule_field
 from .pictures import draw_run_curves
-from .supervised import PredictsLabels, digest, supervised
+from .supervised import PredictsLabels, digest, summed_cross_entropy, supervised
 from .task import Task
 
 BUDGET = Budget(steps=1500, report_every=100, evaluate_every=200)
@@ -203,12 +202,8 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
 
     def loss(params: Params, batch: Any, key: Array) -> tuple[Array, Array]:
         inputs, targets = batch
-        losses = optax.softmax_cross_entropy_with_integer_labels(
-            functions.training(params)(inputs, nnx.Rngs(dropout=key)), targets
-        )
-        return jnp.where(
-            inputs.mask, losses, jnp.zeros_like(losses)
-        ).sum(), inputs.mask.sum()
+        logits = functions.training(params)(inputs, nnx.Rngs(dropout=key))
+        return summed_cross_entropy(logits, targets, inputs.mask)
 
     def trained(params: Params) -> Trained:
         return Trained(functions, params, options, config)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from .bucketing import Rows
+from .bucketing import Buckets, Rows
 from .series import Filled
 
 
@@ -164,6 +164,29 @@ def padded_series(
             padded[: len(inputs[row]), column] = inputs[row]
             mask[: len(inputs[row]), column] = True
     return as_floats(padded), mask
+
+
+def of_series(
+    function: Callable[[np.ndarray, np.ndarray], Any],
+    inputs: Sequence[Float[np.ndarray, "_ F"]],
+    buckets: Buckets,
+    shape: tuple[int, ...],
+) -> np.ndarray:
+    """Return what a function of a padded batch and its mask gives for each series.
+
+    Args:
+        function: takes the batch and the mask of `padded_series`, and returns an array
+            of ``(B, *shape)``.
+        inputs: the series.
+        buckets: the batches of them.
+        shape: the shape of a result.
+    """
+    results = np.zeros((len(inputs), *shape))
+    for rows in buckets.in_order():
+        values = np.asarray(function(*padded_series(inputs, rows)))
+        used = rows.rows >= 0
+        results[rows.rows[used]] = values[used]
+    return results
 
 
 def as_floats(values: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from ...diagnostics.style import SHARES, plain, save, styled, title
 from ...training import InputError, Run
@@ -42,6 +43,27 @@ def classification_scores(
             known.f1_score(truth, predicted, average="macro", zero_division=0)
         ),
     }
+
+
+def known_label_loss(
+    labels: Sequence[str], truth: Sequence[str], probabilities: Float[np.ndarray, "N C"]
+) -> float:
+    """Return the mean cross-entropy (nats) of the truth that is among the labels.
+
+    Args:
+        labels: the labels of the columns of ``probabilities``.
+        truth: the true labels, of which some may be none of these.
+        probabilities: of each label, for each example.
+
+    Returns:
+        The loss; NaN if none of the true labels is known.
+    """
+    known = [
+        probabilities[i, labels.index(label)]
+        for i, label in enumerate(truth)
+        if label in labels
+    ]
+    return float(-np.log(np.maximum(known, 1e-30)).mean()) if known else float("nan")
 
 
 def f1_by_label(truth: Sequence[str], predicted: Sequence[str]) -> dict[str, float]:

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from ...cells.ops import along, dense
 from ...core.cell import Cell
 from ...core.layer import Layer
 from ...core.types import Params
 from ...initializers import LecunNormal
 from ...layers.compose import output_size
 from ...unrolling import truncated_unroll, unroll
+from .readout import read_out, with_bias
 
 
 class Batch(NamedTuple):
@@ -75,10 +75,7 @@ class SequenceModel:
         rnn = self.layer.init(k_rnn, self.input_size)
         shape = (output_size(self.layer, rnn, self.input_size), self.classes or 1)
         kernel = LecunNormal()(k_readout, shape, jnp.result_type(float))
-        return {
-            "rnn": rnn,
-            "readout": {"kernel": kernel, "bias": jnp.zeros_like(kernel[0])},
-        }
+        return {"rnn": rnn, "readout": with_bias(kernel)}
 
     def __call__(
         self,
@@ -105,8 +102,7 @@ class SequenceModel:
 
     def read(self, params: Params, ys: Float[Array, "*TB H"]) -> Float[Array, "*TB O"]:
         """Apply the readout to the layer's outputs."""
-        outputs = dense(ys, params["readout"]["kernel"])
-        return outputs + along(params["readout"]["bias"], outputs)
+        return read_out(params["readout"], ys)
 
     def losses(
         self, outputs: Float[Array, "*TB O"], targets: Num[Array, "*TB"]

@@ -12,7 +12,6 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from ...cells import LTC, CfC
-from ...cells.ops import along, dense
 from ...core.layer import Layer
 from ...core.types import Carry, Inputs, Params
 from ...core.unroll_spec import UnrollSpec
@@ -24,6 +23,7 @@ from ...sequences import last_output
 from ...unrolling import unroll, unroll_part
 from .cell_registry import make_cell
 from .own_cell import CellLike
+from .readout import read_out, with_bias
 
 # The recurrent part of a forecast begins small beside the last value.
 SMALL = 0.1
@@ -142,10 +142,7 @@ class Forecaster:
         passed = passed.reshape(self.input_size, self.horizon * count)
         drawn = LecunNormal()(k_readout, (hidden, self.horizon * count), dtype)
         kernel = jnp.concatenate([passed, SMALL * drawn])
-        return {
-            "rnn": rnn,
-            "readout": {"kernel": kernel, "bias": jnp.zeros_like(kernel[0])},
-        }
+        return {"rnn": rnn, "readout": with_bias(kernel)}
 
     def __call__(
         self,
@@ -162,8 +159,7 @@ class Forecaster:
 
     def read(self, params: Params, ys: Float[Array, "*TB O"]) -> Any:
         """Apply the readout to inputs and outputs of the layers."""
-        flat = dense(ys, params["readout"]["kernel"])
-        flat = flat + along(params["readout"]["bias"], flat)
+        flat = read_out(params["readout"], ys)
         return flat.reshape(*ys.shape[:-1], self.horizon, len(self.targets))
 
 
@@ -192,10 +188,7 @@ class SeriesClassifier:
         hidden = output_size(self.layer, rnn, self.input_size)
         dtype = jnp.result_type(float)
         kernel = LecunNormal()(k_readout, (2 * hidden, self.classes), dtype)
-        return {
-            "rnn": rnn,
-            "readout": {"kernel": kernel, "bias": jnp.zeros_like(kernel[0])},
-        }
+        return {"rnn": rnn, "readout": with_bias(kernel)}
 
     def __call__(
         self,
@@ -213,8 +206,7 @@ class SeriesClassifier:
         mean = ys.sum(0) / length[:, None].astype(ys.dtype)
         last = ys[length - 1, jnp.arange(ys.shape[1])]
         pooled = jnp.concatenate([mean, last], axis=-1)
-        flat = dense(pooled, params["readout"]["kernel"])
-        return flat + along(params["readout"]["bias"], flat)
+        return read_out(params["readout"], pooled)
 
 
 @functools.partial(jax.jit, static_argnums=0)

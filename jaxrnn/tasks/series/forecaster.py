@@ -18,7 +18,7 @@ from ...training import InputError, Run
 from ..data.bucketing import Buckets
 from ..data.series import Cuts, Filled, Scaler, Series, SeriesTable, filled
 from ..data.series_tables import read_series
-from ..data.windows import as_floats, padded_series
+from ..data.windows import as_floats, of_series
 from ..metrics.forecast_plot import Drawn, draw_forecast
 from ..metrics.forecasts import (
     Origin,
@@ -83,13 +83,12 @@ class TrainedForecaster(PredictsLabels):
             for (i, t), begin in zip(origins, begins, strict=True)
         ]
         lengths = np.array([len(window) for window in windows])
-        said = np.zeros((len(origins), self.options.horizon, len(self.targets)))
-        for rows in Buckets(lengths, AT_ONCE, coarse=True).in_order():
-            values = last_forecast(
-                self.functions, self.params, *padded_series(windows, rows)
-            )
-            used = rows.rows >= 0
-            said[rows.rows[used]] = np.asarray(values)[used]
+        said = of_series(
+            functools.partial(last_forecast, self.functions, self.params),
+            windows,
+            Buckets(lengths, AT_ONCE, coarse=True),
+            (self.options.horizon, len(self.targets)),
+        )
         return self.unscaled(said)
 
     def scores(

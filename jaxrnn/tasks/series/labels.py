@@ -11,9 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float
 
 from ...core.types import Params
@@ -23,12 +21,16 @@ from ..data.series import Scaler, Series, SeriesTable, filled
 from ..data.series_tables import read_series
 from ..data.splits import Split, sizes, unseen_labels
 from ..data.tables import split_files
-from ..data.windows import Features, padded_series
-from ..metrics.classification import classification_scores, draw_confusion
+from ..data.windows import Features, of_series, padded_series
+from ..metrics.classification import (
+    classification_scores,
+    draw_confusion,
+    known_label_loss,
+)
 from ..metrics.series_baselines import label_baselines
 from ..models.series_model import SeriesClassifier, series_layer, takes_elapsed_time
 from ..pictures import draw_run_curves
-from ..supervised import PredictsLabels, digest, supervised
+from ..supervised import PredictsLabels, digest, summed_cross_entropy, supervised
 from .options import Data, Options, check_table, read_data
 
 MOST_STEPS = 2**15  # the most steps of a batch
@@ -109,8 +111,7 @@ def prepare(options: Options, data: Data) -> tuple[Experiment, dict[str, Any]]:
     def loss(params: Params, batch: Any, key: Array) -> tuple[Array, Array]:
         given, mask, targets, counts = batch
         logits = model(params, given, mask, key)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-        return jnp.where(counts, losses, jnp.zeros_like(losses)).sum(), counts.sum()
+        return summed_cross_entropy(logits, targets, counts)
 
     def trained(params: Params) -> TrainedLabeler:
         return TrainedLabeler(model, params, options, config)
@@ -186,14 +187,12 @@ class TrainedLabeler(PredictsLabels):
     def probabilities(self, series: Sequence[Series]) -> Float[np.ndarray, "N C"]:
         """Return the probability of each label for each series."""
         inputs = self.inputs_of(series)
-        said = np.zeros((len(series), len(self.labels)))
-        for rows in _buckets(inputs, self.options.batch).in_order():
-            values = _probabilities(
-                self.functions, self.params, *padded_series(inputs, rows)
-            )
-            used = rows.rows >= 0
-            said[rows.rows[used]] = np.asarray(values)[used]
-        return said
+        return of_series(
+            functools.partial(_probabilities, self.functions, self.params),
+            inputs,
+            _buckets(inputs, self.options.batch),
+            (len(self.labels),),
+        )
 
     def scores(self, series: Sequence[Series]) -> dict[str, Any]:
         """Return accuracy, macro F1 over all labels, and the loss (nats).
@@ -201,16 +200,9 @@ class TrainedLabeler(PredictsLabels):
         The loss is the mean over series whose label is one of the training part.
         """
         said = self.probabilities(series)
-        known = [
-            said[i, self.labels.index(one.label)]
-            for i, one in enumerate(series)
-            if one.label in self.labels
-        ]
-        scores = classification_scores(
-            [one.label for one in series], [self.labels[i] for i in said.argmax(1)]
-        )
-        loss = -np.log(np.maximum(known, 1e-30)).mean() if known else np.nan
-        return {**scores, "loss": float(loss)}
+        truth = [one.label for one in series]
+        scores = classification_scores(truth, [self.labels[i] for i in said.argmax(1)])
+        return {**scores, "loss": known_label_loss(self.labels, truth, said)}
 
     def read(self, path: str) -> SeriesTable:
         """Read a file with the columns of training."""

@@ -1,0 +1,20 @@
+"""A linear readout of features, as parameters ``{"kernel": W, "bias": b}``."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ...cells.ops import along, dense
+from ...core.types import Params
+
+
+def with_bias(kernel: Float[Array, "H O"]) -> Params:
+    """Return the parameters of a readout, whose bias is zero."""
+    return {"kernel": kernel, "bias": jnp.zeros_like(kernel[0])}
+
+
+def read_out(params: Params, ys: Float[Array, "*TB H"]) -> Float[Array, "*TB O"]:
+    """Return ``ys W + b``."""
+    outputs = dense(ys, params["kernel"])
+    return outputs + along(params["bias"], outputs)
