@@ -47,6 +47,9 @@ from .layers import residual as residual
 from .layers import residual_block as residual_block
 from .layers import stack as stack
 from .layers import zoneout as zoneout
+from .matrix import MatrixCell as MatrixCell
+from .matrix import MatrixState as MatrixState
+from .matrix import Terms as Terms
 from .sequences import last_output as last_output
 from .sequences import resets_from_segment_ids as resets_from_segment_ids
 from .truncation.artbp import ARTBP as ARTBP

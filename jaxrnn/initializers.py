@@ -114,6 +114,29 @@ class Normal:
 
 
 @dataclasses.dataclass(frozen=True)
+class FixedNormal:
+    """Normal with a standard deviation that does not depend on the shape.
+
+    Language models are often initialized so, with 0.02.
+
+    Args:
+        stddev: the standard deviation.
+
+    Example::
+
+        >>> import jax
+        >>> FixedNormal(0.02)(jax.random.key(0), (4, 4), "float32").shape
+        (4, 4)
+    """
+
+    stddev: float = 0.02
+
+    def __call__(self, key, shape, dtype):
+        draw = jax.random.normal(key, shape, accumulator(dtype))
+        return (self.stddev * draw).astype(dtype)
+
+
+@dataclasses.dataclass(frozen=True)
 class Orthogonal:
     """Uniform orthogonal matrices: ``gain * Q sign(diag R)`` with ``Q R = qr(normal)``.
 

@@ -6,6 +6,7 @@ from .ctrnn import CTRNN as CTRNN
 from .diagonal import DiagonalGRU as DiagonalGRU
 from .diagonal import DiagonalLSTM as DiagonalLSTM
 from .elman import Elman as Elman
+from .gated_delta_net import GatedDeltaNet as GatedDeltaNet
 from .gru import GRU as GRU
 from .indrnn import IndRNN as IndRNN
 from .liquid import LTC as LTC

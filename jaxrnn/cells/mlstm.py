@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from ..core.cell import Gate
 from ..core.dtypes import accumulator
@@ -18,14 +18,13 @@ from ..core.exported import register_for_export
 from ..core.types import Params
 from ..core.validation import check_features, check_positive
 from ..initializers import Initializer, Linspace, Normal, Zeros, gate_blocks
-from .base import BuiltinCell
-from .mlstm_chunkwise import walk_chunks
+from ..matrix import MatrixCell, MatrixMemory, Terms
+from .matrix_base import BuiltinMatrixCell
 from .ops import along, dense
 from .slstm import (
     SIGMOID,
     bounded_exp,
     check_forget_gate,
-    check_heads,
     largest_exponent,
     log_forget,
 )
@@ -63,7 +62,7 @@ class Steps(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class MLSTM(BuiltinCell):
+class MLSTM(BuiltinMatrixCell):
     """The mLSTM of xLSTM, a matrix memory per head::
 
         q = x W_q + b_q    k = x W_k / sqrt(d_k) + b_k    v = x W_v + b_v
@@ -77,7 +76,17 @@ class MLSTM(BuiltinCell):
     nothing has been read. The 1 then becomes exp(-m), so that h does not depend on m.
 
     No gate depends on h, so a chunk of steps can be computed at once as attention does:
-    use ``engine=jaxrnn.Associative(chunk)``, which calls `walk_chunks`.
+    see `MatrixCell.walk_chunks`. Within a chunk, with ``L_ts = log F_{s+1} + ... + log
+    F_t + i_s`` for s <= t and ``L_t = log F_1 + ... + log F_t + m_0``::
+
+        m_t = max(L_t, L_t1, ..., L_tt)
+        S_ts = exp(L_ts - m_t) (q_t . k_s)
+        C_t^T q_t = exp(L_t - m_t) C_0^T q_t + sum_s S_ts v_s
+        n_t^T q_t = exp(L_t - m_t) n_0^T q_t + sum_s S_ts
+
+    (the paper's appendix, and TFLA, Beck et al. 2025, arXiv:2503.14376). The results
+    are those of ``step``, m included, except for keys that are exactly zero, where m is
+    only another scale.
 
     Parameters: ``input_kernel (D, 2 heads d_k + 2 H + 2 heads)``, blocks q, k, v, o, i,
     f, and ``bias`` of as many columns. Carry: `MLSTMState` (h, C, n, m), the last three
@@ -113,8 +122,6 @@ class MLSTM(BuiltinCell):
     """
 
     _: dataclasses.KW_ONLY
-    num_heads: int = 1
-    key_size: int | None = None
     forget_gate: str = SIGMOID
     input_init: Initializer = Normal(math.sqrt(2 / 5))
     bias_init: Initializer = Zeros()
@@ -125,15 +132,12 @@ class MLSTM(BuiltinCell):
 
     def __post_init__(self):
         super().__post_init__()
-        check_heads(self)
         check_forget_gate(self)
-        if self.key_size is not None:
-            check_positive(self, key_size=self.key_size)
 
     @property
-    def keys(self) -> int:
-        """d_k, the number of features of a key."""
-        return self.key_size or self.hidden_size // self.num_heads
+    def written_values(self) -> int:
+        """d_v + 1, since n is stored beside C."""
+        return self.values + 1
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -234,10 +238,41 @@ class MLSTM(BuiltinCell):
         n = f * carry.n + i * k
         C = f[..., None] * carry.C + (i * k)[..., None] * v[..., None, :]
         numerator = jnp.einsum("...k,...kv->...v", q, C)
-        h = o * self.shown(numerator, (q * n).sum(-1), m)
+        h = o * self.normalized(numerator, (q * n).sum(-1), m)
         return MLSTMState(h.astype(carry.h.dtype), C, n, m)
 
+    # `step` is that of the terms below, written out.
+    walk_chunks = MatrixCell.walk_chunks
+
+    def terms(self, params: Params, z: Float[Array, "*TB G"]) -> Terms:
+        """Return the terms of C and n together: n is one more value, written as 1."""
+        q, k, v, _, i, f = self.steps(z)
+        v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
+        return Terms(q, k, v, g=f[..., None], w=i[..., None])
+
+    def unpack(self, carry: MLSTMState) -> tuple[Array, MatrixMemory, None]:
+        """Return h, and C and n side by side with the logarithm of their scale."""
+        S = jnp.concatenate([carry.C, carry.n[..., None]], axis=-1)
+        return carry.h, MatrixMemory(S, carry.m), None
+
+    def pack(self, h: Array, memory: MatrixMemory, recent: Array | None) -> MLSTMState:
+        """Return the carry, C and n apart."""
+        S, m = memory
+        assert m is not None
+        return MLSTMState(h, S[..., :-1], S[..., -1], m)
+
     def shown(
+        self,
+        params: Params,
+        y: Float[Array, "*TB N v+1"],
+        m: Float[Array, "*TB N"] | None,
+        z: Float[Array, "*TB G"],
+    ) -> Float[Array, "*TB H"]:
+        """Return h from what the queries read of C and n."""
+        assert m is not None
+        return self.steps(z).o * self.normalized(y[..., :-1], y[..., -1], m)
+
+    def normalized(
         self,
         read: Float[Array, "*B N v"],
         weight: Float[Array, "*B N"],
@@ -275,45 +310,3 @@ class MLSTM(BuiltinCell):
             "f": Gate(jnp.exp(steps.f), high=largest_f, keeps=True),
             "o": Gate(steps.o),
         }
-
-    def walk_chunks(
-        self,
-        params: Params,
-        carry: MLSTMState,
-        zs: Float[Array, "T *B G"],
-        mask: Bool[Array, "T *B"] | None,
-        resets: Bool[Array, "T *B"] | None,
-        chunk: int,
-        reverse: bool,
-    ) -> tuple[MLSTMState, Float[Array, "T *B H"]]:
-        """Apply ``step`` over a sequence, computing ``chunk`` steps at once.
-
-        The chunkwise form of the paper's appendix and of TFLA (Beck et al. 2025,
-        arXiv:2503.14376). Within a chunk, with ``L_ts = log F_{s+1} + ... + log F_t +
-        i_s`` for s <= t and ``L_t = log F_1 + ... + log F_t + m_0``::
-
-            m_t = max(L_t, L_t1, ..., L_tt)
-            S_ts = exp(L_ts - m_t) (q_t . k_s)
-            C_t^T q_t = exp(L_t - m_t) C_0^T q_t + sum_s S_ts v_s
-            n_t^T q_t = exp(L_t - m_t) n_0^T q_t + sum_s S_ts
-
-        The results are those of ``step``, m included (except for keys that are exactly
-        zero, where m is only another scale). Chunks are scanned one after another. A
-        chunk is recomputed for its gradient, so that beyond inputs and outputs memory
-        grows with T by one carry per chunk, and with ``chunk`` by ``chunk^2`` per head.
-
-        Args:
-            params: the parameters, from ``init``.
-            carry: the carry before the first step.
-            zs: ``project(params, xs)``.
-            mask: False where a step keeps the carry, or None.
-            resets: True where the initial carry replaces the carry before a step, or
-                None.
-            chunk: the number of consecutive steps that are computed at once.
-            reverse: whether to run from the last step to the first.
-
-        Returns:
-            The last carry, and h after every step. At masked steps h is not that of the
-            held carry; `unroll` sets outputs to zero there.
-        """
-        return walk_chunks(self, params, carry, zs, mask, resets, chunk, reverse)

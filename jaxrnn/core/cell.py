@@ -122,6 +122,8 @@ class Cell(Static):
     causal: ClassVar[bool] = True
     # Whether parts of the carry share a scale, so that one alone cannot keep a value.
     shares_scale: ClassVar[bool] = False
+    # Whether ``output`` reads nothing of the carry but h, which chunks compute.
+    shows_h_alone: ClassVar[bool] = False
 
     def init(self, key: Array, input_size: int) -> Params:
         """Draw parameters for inputs of ``input_size`` features.
@@ -467,12 +469,13 @@ def is_chunkwise(cell: Any) -> bool:
 def unsupported_chunkwise_reason(cell: Any) -> str | None:
     """Say why an inherited ``walk_chunks`` does not compute a cell's steps, or None.
 
-    A subclass of the class that defines it may override ``step`` or ``output``.
-    ``walk_chunks`` calls the other methods, but it relies on the output being h.
+    A subclass of the class that defines it may override ``step``, or ``output``.
+    ``walk_chunks`` calls the other methods, but it relies on the output being h; a cell
+    with ``shows_h_alone`` says that its ``output`` reads nothing else of the carry.
     """
     kinds = type(cell).__mro__
     chunks = _owner(cell, "walk_chunks")
-    for name in ("step", "output"):
+    for name in ("step",) if cell.shows_h_alone else ("step", "output"):
         owner = _owner(cell, name)
         if (
             chunks is not None

@@ -11,6 +11,7 @@ FLOORS = {
     "cells": 1,
     "engines": 1,
     "initializers": 1,
+    "matrix": 1,
     "unrolling": 2,
     "sequences": 2,
     "truncation": 2,

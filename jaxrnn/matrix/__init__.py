@@ -1,0 +1,6 @@
+"""Recurrences on a matrix state: their terms, their steps, and their chunks."""
+
+from .cell import MatrixCell as MatrixCell
+from .cell import MatrixState as MatrixState
+from .terms import MatrixMemory as MatrixMemory
+from .terms import Terms as Terms

@@ -1,0 +1,121 @@
+"""Checks of the terms that a cell returns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from ..core.validation import describe
+from .terms import Terms
+
+NAMES = {
+    "q": "(..., heads, d_k)",
+    "k": "(..., heads, d_k)",
+    "v": "(..., heads, d_v)",
+    "g": "(..., heads, 1) or (..., heads, d_k)",
+    "a": "(..., heads, d_k)",
+    "b": "(..., heads, d_k)",
+    "w": "(..., heads, 1)",
+}
+
+
+def check_terms(cell: Any, terms: Terms) -> None:
+    """Check that the terms of a cell fit it and each other.
+
+    Raises:
+        TypeError: if they are no `Terms`, or one of them is no array.
+        ValueError: if one has the wrong shape, if the numbers of heads do not divide,
+            if b is there without a, or w beside g a channel, a or micro steps; or if a
+            logarithm of a decay is known to be positive.
+    """
+    name = f"{type(cell).__name__}.terms"
+    if not isinstance(terms, Terms):
+        raise TypeError(
+            f"{name} must return jaxrnn.Terms(q, k, v, ...), but it returns "
+            f"{describe(terms)}"
+        )
+    for field, value in zip(Terms._fields, terms, strict=True):
+        if value is None and field in ("q", "k", "v"):
+            raise TypeError(f"{name}: {field} is missing; it is {NAMES[field]}")
+        if value is not None and not isinstance(value, jax.Array):
+            raise TypeError(
+                f"{name}: {field} must be an array {NAMES[field]}, but it is "
+                f"{describe(value)}"
+            )
+    _check_shapes(cell, name, terms)
+    _check_options(cell, name, terms)
+    if terms.g is not None and terms.w is None:
+        check_decay(name, terms.g)
+
+
+def check_decay(name: str, g: jax.Array) -> None:
+    """Check that logarithms of decays are at most 0, where the numbers are known."""
+    if isinstance(g, jax.core.Tracer) or not bool((g > 0).any()):
+        return
+    raise ValueError(
+        f"{name}: g is the logarithm of a decay and at most 0, but the largest is "
+        f"{float(g.max()):.3g}, which lets the state grow without bound: return for "
+        f"example jax.nn.log_sigmoid(gate), or -jnp.exp(rate) * jax.nn.softplus(gate)"
+    )
+
+
+def _check_shapes(cell: Any, name: str, terms: Terms) -> None:
+    micro = cell.micro_steps
+    lead = terms.q.shape[:-2]
+    for field, value in zip(Terms._fields, terms, strict=True):
+        if value is None:
+            continue
+        heads, last = cell.num_heads, value.shape[-1:]
+        wanted: tuple[int, ...] = (cell.written_values if field == "v" else cell.keys,)
+        if field in ("g", "w"):
+            wanted = (1, cell.keys) if field == "g" else (1,)
+        leads = [(*lead, micro)] if micro > 1 and field != "q" else [lead]
+        if field == "g":
+            leads.append(lead)
+        fits = (
+            value.ndim >= 2
+            and value.shape[:-2] in leads
+            and last[0] in wanted
+            and value.shape[-2] > 0
+            and heads % value.shape[-2] == 0
+            and (field not in "vw" or value.shape[-2] == heads)
+        )
+        if not fits:
+            steps = f", with an axis of {micro} micro steps before heads"
+            raise ValueError(
+                f"{name}: {field} must be {NAMES[field]} with heads "
+                f"{'=' if field in 'vw' else 'a divisor of'} {heads} and the last axis "
+                f"{' or '.join(map(str, wanted))}"
+                f"{steps if micro > 1 and field != 'q' else ''}, and with the leading "
+                f"axes {tuple(lead)} of q, but its shape is {value.shape}; the number "
+                f"of heads is num_heads={heads}, and d_k is key_size={cell.keys}"
+            )
+    groups = terms.q.shape[-2]
+    for field, value in zip(Terms._fields, terms, strict=True):
+        if value is not None and value.shape[-2] not in (groups, cell.num_heads):
+            raise ValueError(
+                f"{name}: {field} has {value.shape[-2]} heads, but q has {groups} and "
+                f"v {cell.num_heads}: every term must have as many as q or as v"
+            )
+
+
+def _check_options(cell: Any, name: str, terms: Terms) -> None:
+    if terms.b is not None and terms.a is None:
+        raise ValueError(
+            f"{name}: b is the key at which is added what a reads, so a is needed with "
+            f"it; leave b out, or return a, too"
+        )
+    if terms.w is None:
+        return
+    if terms.a is not None or cell.micro_steps > 1 or cell.reads != "after":
+        raise ValueError(
+            f"{name}: w, the logarithm of a strength, goes with neither a, micro steps "
+            f"nor reads = 'before': multiply k or v by exp(w) instead"
+        )
+    if terms.g is not None and terms.g.shape[-1] > 1:
+        raise ValueError(
+            f"{name}: w, the logarithm of a strength, goes with one decay a head, "
+            f"(..., heads, 1), not with one a channel {terms.g.shape}: multiply k or v "
+            f"by exp(w) instead"
+        )

@@ -1,0 +1,206 @@
+"""How much of what one step of a chunk wrote, or entered the chunk, later steps see.
+
+Every class here takes the logarithms of the decays of a chunk, ``g (..., C, 1 or K)``,
+and answers the same questions. No answer contains exp of a positive number, and no sum
+of logarithms is the difference of two longer ones: after a decay of exp(-1e4) a
+difference would lose the digits of all that follows.
+
+With resets, ``segment (..., C)`` counts those up to each step; a step sees nothing of
+an earlier segment.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from .inverse import exact_matmul
+
+
+def decay_of(g: Array | None, segment: Array | None, size: int) -> AbstractDecay:
+    """Return the decay of a chunk: none, one a head, or one a channel of the keys."""
+    if g is None:
+        return NoDecay(segment, size)
+    if g.shape[-1] == 1:
+        return HeadDecay(g, segment)
+    return ChannelDecay(g, segment)
+
+
+class AbstractDecay:
+    """The answers, for whatever decays.
+
+    Args:
+        segment: ``(..., C)``, the number of resets up to each step, or None.
+        size: C.
+    """
+
+    def __init__(self, segment: Int[Array, "*B C"] | None, size: int):
+        self.segment, self.size = segment, size
+
+    def scores(self, x: Array, y: Array, *, before: bool) -> Float[Array, "*B C C"]:
+        """Return what x at step t reads of what was written at y at step s::
+
+            scores_ts = sum over d of x_td y_sd exp(g_{s+1,d} + ... + g_{t,d})
+
+        for s <= t; with ``before``, x reads the state before step t: the sum ends with
+        g_{t-1}, and s < t. It is zero for other s.
+        """
+        raise NotImplementedError
+
+    def since_start(self, *, before: bool) -> Array | None:
+        """Return the decay of what entered: since the chunk began, or was last reset.
+
+        It is ``(..., C, 1 or K)``, with step t, or without it where ``before`` is set;
+        None stands for 1.
+        """
+        raise NotImplementedError
+
+    def to_end(self) -> Array | None:
+        """Return the decay of what was written at each step until the chunk ends."""
+        raise NotImplementedError
+
+    def sees(self, *, before: bool) -> Array:
+        """Return which steps s each step t sees, ``(..., C, C)``."""
+        place = np.arange(self.size)
+        t, s = place[:, None], place[None, :]
+        causal = jnp.asarray(t > s if before else t >= s)
+        if self.segment is None:
+            return causal
+        return causal & (self.segment[..., :, None] == self.segment[..., None, :])
+
+
+class NoDecay(AbstractDecay):
+    """Nothing decays."""
+
+    def scores(self, x, y, *, before):
+        return jnp.where(self.sees(before=before), products(x, y, before), 0)
+
+    def since_start(self, *, before):
+        return None
+
+    def to_end(self):
+        return None
+
+
+class HeadDecay(AbstractDecay):
+    """One decay a head: a matrix of sums, each of which is computed by itself.
+
+    Attributes:
+        between: ``(..., C, C)``, the sum of g over the steps after s up to t.
+    """
+
+    def __init__(self, g: Float[Array, "*B C 1"], segment: Array | None):
+        super().__init__(segment, g.shape[-2])
+        self.g = g
+        lower = np.tri(self.size, dtype=bool)
+        after_s = jnp.where(lower & ~np.eye(self.size, dtype=bool), g, 0)
+        self.between = exact_matmul(jnp.asarray(lower, g.dtype), after_s)
+
+    def log_weights(self, *, before: bool) -> Float[Array, "*B C C"]:
+        """Return the logarithm of what step t sees of step s; -inf for nothing."""
+        between = self.between
+        if before:
+            between = _shift(between)
+        return jnp.where(self.sees(before=before), between, -jnp.inf)
+
+    def log_since_start(self, *, before: bool) -> Float[Array, "*B C"]:
+        """Return the logarithm of `since_start`."""
+        sees = jnp.asarray(self.sees(before=before), self.g.dtype)
+        return exact_matmul(sees, self.g)[..., 0]
+
+    def scores(self, x, y, *, before):
+        return jnp.exp(self.log_weights(before=before)) * products(x, y, before)
+
+    def since_start(self, *, before):
+        return jnp.exp(self.log_since_start(before=before))[..., None]
+
+    def to_end(self):
+        return jnp.exp(self.between[..., -1, :, None])
+
+
+class ChannelDecay(AbstractDecay):
+    """One decay a channel of the keys: scores by halves.
+
+    A block of 2h steps has a right and a left half. What the right one reads of the
+    left one decays to the end of the left half and from there on, so it is a product of
+    two factors of at most 1, and one matrix product. The halves are blocks themselves.
+    """
+
+    def __init__(self, g: Float[Array, "*B C K"], segment: Array | None):
+        super().__init__(segment, g.shape[-2])
+        self.g = g
+        # For every level: sums from the beginning of the step's block of h steps up to
+        # the step, and from after the step to the block's end; ``(..., C/h, h, K)``.
+        ahead, behind = g[..., :, None, :], jnp.zeros_like(g[..., :, None, :])
+        self.levels = [(ahead, behind)]
+        while ahead.shape[-3] > 1:
+            (first, second), (left, right) = _halves(ahead), _halves(behind)
+            total_first, total_second = first[..., -1:, :], second[..., -1:, :]
+            ahead = jnp.concatenate([first, second + total_first], -2)
+            behind = jnp.concatenate([left + total_second, right], -2)
+            self.levels.append((ahead, behind))
+
+    def scores(self, x, y, *, before):
+        total = 0
+        if not before:
+            own = (x * y).sum(-1)
+            total = own[..., None] * np.eye(self.size, dtype=own.dtype)
+        half = 1
+        for ahead, behind in self.levels[:-1]:
+            total = total + self._between_halves(x, y, ahead, behind, half, before)
+            half *= 2
+        if self.segment is None:
+            return total
+        return jnp.where(self.sees(before=before), total, 0)
+
+    def _between_halves(self, x, y, ahead, behind, half, before):
+        """Return the scores of right halves with left ones, placed among all."""
+        count = self.size // (2 * half)
+        _, ahead = _halves(ahead)
+        behind, _ = _halves(behind)
+        _, x = _halves(_blocks(x, half))
+        y, _ = _halves(_blocks(y, half))
+        x = x * jnp.exp(_shift(ahead) if before else ahead)
+        scores = products(x, y * jnp.exp(behind), before)  # (..., n, h, h)
+        same = np.eye(count, dtype=scores.dtype)[:, None, None, :, None, None]
+        corner = np.array([[0, 0], [1, 0]], scores.dtype)[:, None, None, :, None]
+        placed = scores[..., :, None, :, None, None, :] * (same * corner)
+        return placed.reshape(*scores.shape[:-3], self.size, self.size)
+
+    def since_start(self, *, before):
+        if self.segment is not None:
+            sees = jnp.asarray(self.sees(before=before), self.g.dtype)
+            return jnp.exp(exact_matmul(sees, self.g))
+        sums = self.levels[-1][0][..., 0, :, :]
+        return jnp.exp(_shift(sums) if before else sums)
+
+    def to_end(self):
+        return jnp.exp(self.levels[-1][1][..., 0, :, :])
+
+
+def products(x: Array, y: Array, exact: bool) -> Array:
+    """Return ``x_t . y_s`` for all t and s; in full precision where it is solved for.
+
+    Scores of a query are read once and need none.
+    """
+    precision = jax.lax.Precision.HIGHEST if exact else None
+    return jnp.matmul(x, jnp.swapaxes(y, -1, -2), precision=precision)
+
+
+def _shift(x: Array) -> Array:
+    """Move the rows down by one; the first becomes zero."""
+    widths = [(0, 0)] * (x.ndim - 2) + [(1, 0), (0, 0)]
+    return jnp.pad(x[..., :-1, :], widths)
+
+
+def _blocks(x: Array, half: int) -> Array:
+    """Split the steps into blocks of ``half``."""
+    return x.reshape(*x.shape[:-2], x.shape[-2] // half, half, x.shape[-1])
+
+
+def _halves(x: Float[Array, "*B n h K"]) -> tuple[Array, Array]:
+    """Return the left and the right one of every two blocks."""
+    x = x.reshape(*x.shape[:-3], x.shape[-3] // 2, 2, *x.shape[-2:])
+    return x[..., 0, :, :], x[..., 1, :, :]
