@@ -320,8 +320,9 @@ class MatrixCell(Cell):
         zs = jax.tree.map(
             lambda z: jnp.where(expand_flags(bad, z), jnp.zeros_like(z), z), zs
         )
-        memory, (ys, m) = walk(
+        memory, hs = walk(
             lambda z: self.checked_terms(params, z),
+            lambda y, m, z: self.shown(params, y, m, z).astype(h.dtype),
             memory,
             None if self.starts_empty(params) else initial,
             zs,
@@ -332,7 +333,6 @@ class MatrixCell(Cell):
             reads=self.reads,
             micro_steps=self.micro_steps,
         )
-        hs = self.shown(params, ys, m, zs).astype(h.dtype)
         hs = jnp.where(spoiled[..., None], jnp.nan, hs)
         at_end = spoiled[0 if reverse else -1]
         memory = select(
