@@ -7,6 +7,8 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from delta_twins import GATES as DELTA_RULES
+from delta_twins import delta_output, delta_step
 from jax.flatten_util import ravel_pytree
 from quick import QUICK
 
@@ -548,6 +550,7 @@ def cfc_step(cell, p, h, x):
 
 
 NUMPY_STEPS = {
+    **dict.fromkeys(DELTA_RULES, delta_step),
     "LTC": ltc_step,
     "CfC": cfc_step,
     "ConvLSTM": conv_lstm_step,
@@ -570,7 +573,11 @@ NUMPY_STEPS = {
     "DiagonalGRU": diagonal_gru_step,
     "DiagonalLSTM": diagonal_lstm_step,
 }
-NUMPY_OUTPUTS = {"CTRNN": ctrnn_output, "RTU": rtu_output}
+NUMPY_OUTPUTS = {
+    **dict.fromkeys(DELTA_RULES, delta_output),
+    "CTRNN": ctrnn_output,
+    "RTU": rtu_output,
+}
 
 
 def numpy_output(cell, p, carry, x):
