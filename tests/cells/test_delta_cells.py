@@ -323,7 +323,7 @@ def test_a_safe_gate_never_forgets_all(kind, x64):
     g = cell.terms(params, z).g
     assert -5 <= g.min() < -4.9
     assert -0.1 < g.max() <= 0
-    assert not cell.init(KEY, D)["A_log"].any()
+    assert not cell.own_parameters(KEY, D, jnp.float64)["A_log"].any()
     free = dataclasses.replace(cell, safe_gate=False)
     assert free.terms(params, z).g.min() < -20
 
