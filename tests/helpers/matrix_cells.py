@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn import MLSTM, MatrixCell, Terms
-from jaxrnn.cells import GatedDeltaNet
+from jaxrnn.cells import GDN2, KDA, DeltaNet, DeltaProduct, GatedDeltaNet
 
 
 def unit(x):
@@ -123,6 +123,13 @@ MATRIX_CELLS = {
     "gated_delta_net": GatedDeltaNet(
         4, num_heads=2, num_key_heads=1, key_size=3, allow_negative=True
     ),
+    "delta_net": DeltaNet(4, num_heads=2, num_key_heads=1, key_size=3),
+    "delta_product": DeltaProduct(4, num_heads=2, num_key_heads=1, key_size=3),
+    "delta_product_plain": DeltaProduct(
+        4, num_heads=2, num_products=3, use_forget_gate=False, conv=None
+    ),
+    "kda": KDA(4, num_heads=2, num_key_heads=1, key_size=3, allow_negative=True),
+    "gdn2": GDN2(4, num_heads=2, num_key_heads=1, key_size=3, allow_negative=True),
 }
 
 
