@@ -113,7 +113,8 @@ class GLA(ProjectedMatrixCell):
             part[name] if self.conv is None else jax.nn.silu(part[name])
             for name in "qkv"
         )
-        gate = jax.nn.log_sigmoid(part["alpha"] + along(params["alpha_bias"], z))
+        alpha = part["alpha"]
+        gate = jax.nn.log_sigmoid(alpha + along(params["alpha_bias"], alpha))
         g = self.split_key_heads(gate / jnp.asarray(self.gate_divisor, gate.dtype))
         q, k = (self.split_key_heads(x) for x in (q, k))
         q = q * jnp.asarray(self.keys**-0.5, q.dtype)

@@ -137,7 +137,12 @@ class Mamba2(ProjectedMatrixCell):
         part = self.split(z)
         u = self.split_heads(jax.nn.silu(part["u"]))
         B, C = (self.split_key_heads(jax.nn.silu(part[name])) for name in "BC")
-        return u, B, C, jax.nn.softplus(part["dt"] + along(params["dt_bias"], z))
+        return (
+            u,
+            B,
+            C,
+            jax.nn.softplus(part["dt"] + along(params["dt_bias"], part["dt"])),
+        )
 
     def readout(
         self, params: Params, y: Float[Array, "*TB N V"], z: Float[Array, "*TB G"]

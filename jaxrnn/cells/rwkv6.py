@@ -239,7 +239,8 @@ class RWKV6(ProjectedMatrixCell):
         part = self.split(z)
         # What is faster counts as this, so that its exponential is finite.
         most = jnp.asarray(math.log(-LEAST_LOG_DECAY), z.dtype)
-        g = -jnp.exp(jnp.minimum(part["decay"] + along(params["decay_bias"], z), most))
+        w = part["decay"] + along(params["decay_bias"], part["decay"])
+        g = -jnp.exp(jnp.minimum(w, most))
         r, k, g = (self.split_key_heads(x) for x in (part["r"], part["k"], g))
         return Terms(r, k, self.split_heads(part["v"]), g)
 
