@@ -122,8 +122,9 @@ class GatedDeltaNet(ProjectedMatrixCell):
         )
         v = self.split_heads(jax.nn.silu(part["v"]))
         beta = jax.nn.sigmoid(part["beta"]) * (2 if self.allow_negative else 1)
-        step = jax.nn.softplus(part["alpha"] + along(params["dt_bias"], z))
-        log_alpha = -jnp.exp(along(params["A_log"], z)) * step
+        alpha = part["alpha"]
+        step = jax.nn.softplus(alpha + along(params["dt_bias"], alpha))
+        log_alpha = -jnp.exp(along(params["A_log"], alpha)) * step
         q = q * jnp.asarray(self.keys**-0.5, q.dtype)
         return q, k, v, beta[..., None], log_alpha[..., None]
 
