@@ -15,6 +15,7 @@ from .lru import LRU as LRU
 from .lru import RGLRU as RGLRU
 from .lstm import LSTM as LSTM
 from .lstm import LSTMState as LSTMState
+from .mamba import Mamba as Mamba
 from .mgu import MGU as MGU
 from .minimal import MinGRU as MinGRU
 from .minimal import MinLSTM as MinLSTM
