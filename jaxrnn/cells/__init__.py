@@ -23,6 +23,7 @@ from .mlstm import MLSTMState as MLSTMState
 from .orthogonal import OrthogonalRNN as OrthogonalRNN
 from .rtu import RTU as RTU
 from .rtu import NonlinearRTU as NonlinearRTU
+from .rwkv7 import RWKV7 as RWKV7
 from .slstm import SLSTM as SLSTM
 from .slstm import SLSTMState as SLSTMState
 from .ssm import S5 as S5
