@@ -24,6 +24,8 @@ from .minimal import MinGRU as MinGRU
 from .minimal import MinLSTM as MinLSTM
 from .mlstm import MLSTM as MLSTM
 from .mlstm import MLSTMState as MLSTMState
+from .mlstm_mixer import MLSTMMixer as MLSTMMixer
+from .mlstm_mixer import MLSTMMixerState as MLSTMMixerState
 from .orthogonal import OrthogonalRNN as OrthogonalRNN
 from .rtu import RTU as RTU
 from .rtu import NonlinearRTU as NonlinearRTU

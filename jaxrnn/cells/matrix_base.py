@@ -52,17 +52,19 @@ class BuiltinMatrixCell(BuiltinCell, MatrixCell):
         dtype = dtype or params["input_kernel"].dtype
         zeros = self.zero_carry(params, tuple(batch_shape), dtype)
         learned = params["initial_carry"]
-        return zeros._replace(
-            h=jnp.broadcast_to(learned.h.astype(zeros.h.dtype), zeros.h.shape),
-            S=jnp.broadcast_to(learned.S.astype(zeros.S.dtype), zeros.S.shape),
+        known = jax.tree.map(
+            lambda leaf, zero: jnp.broadcast_to(leaf.astype(zero.dtype), zero.shape),
+            learned,
+            zeros._replace(recent=None),
         )
+        return known._replace(recent=zeros.recent)
 
     def with_initial_carry(self, params: Params) -> Params:
         """Add ``initial_carry`` to ``params`` if ``learned_initial_carry`` is set."""
         params = super().with_initial_carry(params)
-        learned = params.get("initial_carry")
-        if isinstance(learned, MatrixState):
-            params = {**params, "initial_carry": learned._replace(recent=None)}
+        if self.learned_initial_carry and self.looks_back:
+            learned = params["initial_carry"]._replace(recent=None)
+            params = {**params, "initial_carry": learned}
         return params
 
     def starts_empty(self, params: Params) -> bool:
