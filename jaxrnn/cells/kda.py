@@ -63,9 +63,9 @@ class ChannelDeltaCell(DeltaRuleCell):
     ) -> Float[Array, "*TB Nd K"]:
         """Return the logarithms of the decays."""
         x = part["decay"]
-        rate = jnp.exp(along(params["A_log"], x))[..., None]
         x = x + along(params["dt_bias"], x)
         x = x.reshape(*x.shape[:-1], self.decay_heads, self.keys)
+        rate = jnp.exp(along(params["A_log"], x[..., 0]))[..., None]
         if self.safe_gate:
             return LEAST_SAFE_LOG_DECAY * jax.nn.sigmoid(rate * x)
         return -rate * jax.nn.softplus(x)
@@ -77,7 +77,8 @@ class ChannelDeltaCell(DeltaRuleCell):
         h = join_heads(rms_norm(y, params["norm_scale"]))
         if not self.use_gate:
             return h
-        return h * jax.nn.sigmoid(self.split(z)["gate"] + along(params["gate_bias"], z))
+        gate = self.split(z)["gate"]
+        return h * jax.nn.sigmoid(gate + along(params["gate_bias"], gate))
 
 
 @dataclasses.dataclass(frozen=True)
