@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from ..core.dtypes import accumulator
 from ..core.types import Carry, Params
 from ..core.validation import check_features, check_int, check_positive
 from ..initializers import FixedNormal, Initializer
-from ..matrix import MatrixCell, MatrixState
+from ..matrix import MatrixCell
 from .base import BuiltinCell
 from .ops import along, dense
 
@@ -279,7 +279,7 @@ class ProjectedMatrixCell(BuiltinMatrixCell):
 
     def look_back(
         self, params: Params, z: Float[Array, "*TB G"], recent: list[Array]
-    ) -> Float[Array, "*TB G"]:
+    ) -> Any:
         """Return z with the convolution over the blocks that are convolved."""
         kernel = params["conv_kernel"]
         y = sum(along(kernel[j], x) * x for j, x in enumerate(recent))

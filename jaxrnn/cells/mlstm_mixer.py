@@ -92,6 +92,7 @@ class MLSTMMixer(ProjectedMatrixCell):
         num_heads: N, a divisor of H; the paper's models have 4.
         block_size: the size of the blocks of W_q, W_k and W_v, a divisor of H.
         conv: the width of the convolution.
+        key_size: H / N, or None.
         output_size: O (default: D, the number of input features).
         input_init: initializer of the kernels, with the convolution's and the blocks.
         forget_init: initializer of f's bias.

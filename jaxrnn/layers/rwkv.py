@@ -28,7 +28,7 @@ from ..initializers import Uniform
 from ..unrolling import unroll_part
 from .compose import check_parts, init_in
 from .convolution import AbstractRecentInputs
-from .pointwise import Norm, layer_norm
+from .pointwise import layer_norm
 from .pre_norm import MatchFeatures
 
 Run = Callable[[Any, Params, int, Any], Any]
@@ -242,7 +242,7 @@ class RWKV7Network(Layer):
 
     def check(self, params: Params) -> None:
         parts = self.parts()
-        one = {name: parts["embedding"] for name in parts}
+        one = dict.fromkeys(parts, parts["embedding"])
         if not isinstance(params, dict) or set(params) != set(parts):
             check_parts(self, params, one)
         for name, part in parts.items():
@@ -275,9 +275,7 @@ class RWKV7Network(Layer):
 
         def run(mix, own, place, x):
             layer, half = divmod(place, 2)
-            last, y, carries = unroll_part(
-                mix, own, carry[layer][half], x, spec, place
-            )
+            last, y, carries = unroll_part(mix, own, carry[layer][half], x, spec, place)
             lasts.append(last)
             everywhere.append(carries)
             return y
