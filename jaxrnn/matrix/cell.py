@@ -18,6 +18,7 @@ from ..core.lagged_inputs import lagged_inputs
 from ..core.types import Carry, Params, PyTree
 from ..core.validation import check_positive
 from .checks import check_terms
+from .decay import like
 from .terms import MatrixMemory, Terms, log_decay, map_terms, spread_heads, take_step
 from .walk import last_shown, spoiled_steps, walk
 
@@ -337,8 +338,9 @@ class MatrixCell(Cell):
         zs = jax.tree.map(
             lambda z: jnp.where(expand_flags(bad, z), jnp.zeros_like(z), z), zs
         )
-        memory, (ys, m) = walk(
+        memory, hs = walk(
             lambda z: self.checked_terms(params, z),
+            lambda y, m, z: self.shown(params, y, m, z).astype(h.dtype),
             memory,
             None if self.starts_empty(params) else initial,
             zs,
@@ -349,7 +351,6 @@ class MatrixCell(Cell):
             reads=self.reads,
             micro_steps=self.micro_steps,
         )
-        hs = self.shown(params, ys, m, zs).astype(h.dtype)
         hs = jnp.where(spoiled[..., None], jnp.nan, hs)
         at_end = spoiled[0 if reverse else -1]
         memory = select(
@@ -398,7 +399,7 @@ def _micro_step(terms: Terms, place: int) -> Terms:
 
 def _transition(terms: Terms) -> Array:
     """Return ``Diag(exp g) + b a^T`` of terms with as many heads as v has."""
-    eye = jnp.eye(terms.k.shape[-1], dtype=terms.v.dtype)
+    eye = like(jnp.eye(terms.k.shape[-1], dtype=terms.v.dtype), terms.k[..., None])
     M = eye if terms.g is None else jnp.exp(log_decay(terms.g))[..., None] * eye
     if terms.a is not None:
         b = terms.k if terms.b is None else terms.b

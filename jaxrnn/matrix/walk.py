@@ -24,6 +24,7 @@ from .terms import (
 
 def walk(
     terms_of: Callable[[PyTree], Terms],
+    show: Callable[[Array, Array | None, PyTree], Array],
     memory: MatrixMemory,
     initial: MatrixMemory | None,
     zs: PyTree,
@@ -34,7 +35,7 @@ def walk(
     reverse: bool,
     reads: str = "after",
     micro_steps: int = 1,
-) -> tuple[MatrixMemory, tuple[Array, Array | None]]:
+) -> tuple[MatrixMemory, Array]:
     """Run the recurrence over a sequence, ``chunk`` steps at once.
 
     A chunk is computed again for its gradient, so that beyond inputs and outputs memory
@@ -42,6 +43,7 @@ def walk(
 
     Args:
         terms_of: returns the terms of steps from ``zs``, with any leading axes.
+        show: returns h from what is read, m (or None) and ``zs``, likewise.
         memory: the state before the first step.
         initial: the state that a reset brings in; None if it is zero.
         zs: the projected inputs of all steps, ``(T, *B, ...)`` per leaf.
@@ -53,7 +55,7 @@ def walk(
         micro_steps: the number of micro steps in a step; see `join_micro_steps`.
 
     Returns:
-        The last state; what every step read ``(T, *B, heads, d_v)``, and m or None.
+        The last state, and h of every step, ``(T, *B, H)``.
     """
     steps = live.shape[0]
     size = min(chunk, steps)
@@ -76,17 +78,13 @@ def walk(
         if terms.a is not None or has_channel_decay(terms):
             terms, segment = _pad_to_power(terms, segment)
         memory, (y, m) = run_chunk(memory, initial, terms, segment, reads)
-        y = y[: size * micro_steps]
-        return memory, (y[micro_steps - 1 :: micro_steps], m)
+        y = y[: size * micro_steps][micro_steps - 1 :: micro_steps]
+        return memory, show(y, m, z)
 
     body = jax.checkpoint(body, prevent_cse=False)
-    memory, read = jax.lax.scan(body, memory, jax.tree.map(split, (zs, live, resets)))
-
-    def join(leaf):
-        leaf = leaf.reshape(count * size, *leaf.shape[2:])[:steps]
-        return jnp.flip(leaf, 0) if reverse else leaf
-
-    return memory, jax.tree.map(join, read)
+    memory, hs = jax.lax.scan(body, memory, jax.tree.map(split, (zs, live, resets)))
+    hs = hs.reshape(count * size, *hs.shape[2:])[:steps]
+    return memory, jnp.flip(hs, 0) if reverse else hs
 
 
 def power_of_two(steps: int) -> int:

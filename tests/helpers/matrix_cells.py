@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxrnn import MLSTM, MatrixCell, Terms
 from jaxrnn.cells import RWKV7, GatedDeltaNet, MLSTMMixer
+from jaxrnn.cells import GDN2, KDA, DeltaNet, DeltaProduct, GatedDeltaNet
 
 
 def unit(x):
@@ -125,6 +126,13 @@ MATRIX_CELLS = {
     ),
     "mlstm_mixer": MLSTMMixer(4, num_heads=2, block_size=2, conv=3),
     "rwkv7": RWKV7(4, num_heads=2, key_size=3, decay_rank=2, rate_rank=2, gate_rank=2),
+    "delta_net": DeltaNet(4, num_heads=2, num_key_heads=1, key_size=3),
+    "delta_product": DeltaProduct(4, num_heads=2, num_key_heads=1, key_size=3),
+    "delta_product_plain": DeltaProduct(
+        4, num_heads=2, num_products=3, use_forget_gate=False, conv=None
+    ),
+    "kda": KDA(4, num_heads=2, num_key_heads=1, key_size=3, allow_negative=True),
+    "gdn2": GDN2(4, num_heads=2, num_key_heads=1, key_size=3, allow_negative=True),
 }
 
 
