@@ -10,7 +10,9 @@ from .diagonal import DiagonalLSTM as DiagonalLSTM
 from .elman import Elman as Elman
 from .gated_delta_net import GatedDeltaNet as GatedDeltaNet
 from .gdn2 import GDN2 as GDN2
+from .gla import GLA as GLA
 from .gru import GRU as GRU
+from .hgrn2 import HGRN2 as HGRN2
 from .indrnn import IndRNN as IndRNN
 from .kda import KDA as KDA
 from .liquid import LTC as LTC
@@ -19,6 +21,8 @@ from .lru import LRU as LRU
 from .lru import RGLRU as RGLRU
 from .lstm import LSTM as LSTM
 from .lstm import LSTMState as LSTMState
+from .mamba2 import Mamba2 as Mamba2
+from .mamba3 import Mamba3 as Mamba3
 from .mgu import MGU as MGU
 from .minimal import MinGRU as MinGRU
 from .minimal import MinLSTM as MinLSTM
@@ -27,8 +31,10 @@ from .mlstm import MLSTMState as MLSTMState
 from .mlstm_mixer import MLSTMMixer as MLSTMMixer
 from .mlstm_mixer import MLSTMMixerState as MLSTMMixerState
 from .orthogonal import OrthogonalRNN as OrthogonalRNN
+from .retnet import RetNet as RetNet
 from .rtu import RTU as RTU
 from .rtu import NonlinearRTU as NonlinearRTU
+from .rwkv6 import RWKV6 as RWKV6
 from .rwkv7 import RWKV7 as RWKV7
 from .slstm import SLSTM as SLSTM
 from .slstm import SLSTMState as SLSTMState

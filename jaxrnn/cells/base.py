@@ -71,9 +71,12 @@ class BuiltinCell(Cell):
             if isinstance(params, dict)
             else ()
         )
-        check_params(
-            self, params, _expected_params(self, shape[-2] if len(shape) > 1 else 1)
-        )
+        rows = shape[-2] if len(shape) > 1 else 1
+        check_params(self, params, _expected_params(self, self.features_of_rows(rows)))
+
+    def features_of_rows(self, rows: int) -> int:
+        """Return D for so many rows of ``input_kernel``; by default as many."""
+        return rows
 
     def __call__(
         self,

@@ -81,16 +81,22 @@ def unit_length(
 
 
 def rms_norm(
-    x: Float[Array, "*TB N V"], scale: Float[Array, " V"], epsilon: float = 1e-5
-) -> Float[Array, "*TB N V"]:
+    x: Float[Array, "*TB V"], scale: Float[Array, " V"] | None, epsilon: float = 1e-5
+) -> Float[Array, "*TB V"]:
     """Return ``scale * x / sqrt(mean of x^2 + epsilon)`` over the last axis."""
     square = (x * x).mean(-1, keepdims=True)
-    return along(scale, x) * x * jax.lax.rsqrt(square + jnp.asarray(epsilon, x.dtype))
+    x = x if scale is None else along(scale, x) * x
+    return x * jax.lax.rsqrt(square + jnp.asarray(epsilon, x.dtype))
 
 
 def join_heads(x: Float[Array, "*TB N V"]) -> Float[Array, "*TB NV"]:
     """Put the heads side by side."""
     return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
+
+
+def of_heads(vector: Float[Array, " N"], x: Float[Array, "*TB N V"]) -> Array:
+    """Return one number a head, to broadcast along x, in its dtype."""
+    return along(vector, x[..., 0])[..., None]
 
 
 def draw_step_bias(
@@ -212,9 +218,13 @@ class ProjectedMatrixCell(BuiltinMatrixCell):
             "output_kernel": self.input_init(k_output, outputs, dtype),
         }
         if self.looks_back:
-            shape = (self.looks_back, self.remembered_size(params))
-            params["conv_kernel"] = self.input_init(k_conv, shape, dtype)
+            params = {**params, **self.conv_parameters(k_conv, dtype)}
         return self.with_initial_carry(params)
+
+    def conv_parameters(self, key: Array, dtype: DTypeLike) -> dict[str, Array]:
+        """Draw the parameters of `look_back`; by default those of a convolution."""
+        shape = (self.looks_back, self.remembered_size({}))
+        return {"conv_kernel": self.input_init(key, shape, dtype)}
 
     def project(
         self, params: Params, x: Float[Array, "*TB D"]

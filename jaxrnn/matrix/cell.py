@@ -19,7 +19,15 @@ from ..core.types import Carry, Params, PyTree
 from ..core.validation import check_positive
 from .checks import check_terms
 from .decay import like
-from .terms import MatrixMemory, Terms, log_decay, map_terms, spread_heads, take_step
+from .terms import (
+    MatrixMemory,
+    Terms,
+    log_decay,
+    map_terms,
+    rotate,
+    spread_heads,
+    take_step,
+)
 from .walk import last_shown, spoiled_steps, walk
 
 
@@ -363,7 +371,7 @@ class MatrixCell(Cell):
     def transition(self, params: Params, z: PyTree) -> Float[Array, "*TB N K K"]:
         """Return the matrix by which a step multiplies the state of every head::
 
-            M_t = Diag(exp g_t) + b_t a_t^T
+            M_t = (Diag(exp g_t) + b_t a_t^T) R(-turn_t)
 
         Of a step with micro steps it is their product. It takes any leading axes. The
         Jacobian of the whole state is M_t for each of the d_v columns.
@@ -398,10 +406,11 @@ def _micro_step(terms: Terms, place: int) -> Terms:
 
 
 def _transition(terms: Terms) -> Array:
-    """Return ``Diag(exp g) + b a^T`` of terms with as many heads as v has."""
+    """Return ``(Diag(exp g) + b a^T) R(-turn)``; all terms have as many heads as v."""
     eye = like(jnp.eye(terms.k.shape[-1], dtype=terms.v.dtype), terms.k[..., None])
     M = eye if terms.g is None else jnp.exp(log_decay(terms.g))[..., None] * eye
     if terms.a is not None:
         b = terms.k if terms.b is None else terms.b
         M = M + b[..., :, None] * terms.a[..., None, :]
-    return jnp.broadcast_to(M, (*terms.k.shape, terms.k.shape[-1]))
+    M = jnp.broadcast_to(M, (*terms.k.shape, terms.k.shape[-1]))
+    return M if terms.turn is None else rotate(M, terms.turn[..., None, :])

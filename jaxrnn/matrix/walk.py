@@ -19,7 +19,9 @@ from .terms import (
     join_micro_steps,
     leave_out,
     map_terms,
+    rotate_keys,
 )
+from .turn import without_turns
 
 
 def walk(
@@ -77,7 +79,13 @@ def walk(
             segment = jnp.repeat(segment, micro_steps, 0)
         if terms.a is not None or has_channel_decay(terms):
             terms, segment = _pad_to_power(terms, segment)
+        angles = None
+        if terms.turn is not None:
+            terms, angles = without_turns(terms, segment)
         memory, (y, m) = run_chunk(memory, initial, terms, segment, reads)
+        if angles is not None:
+            back = -_of_heads(angles, memory.S)
+            memory = memory._replace(S=rotate_keys(memory.S, back))
         y = y[: size * micro_steps][micro_steps - 1 :: micro_steps]
         return memory, show(y, m, z)
 
@@ -90,6 +98,12 @@ def walk(
 def power_of_two(steps: int) -> int:
     """Return the least power of two that is at least ``steps``."""
     return 1 << (steps - 1).bit_length()
+
+
+def _of_heads(angles: Array, S: Array) -> Array:
+    """Return the angles of every head of S, in its dtype."""
+    times = S.shape[-3] // angles.shape[-2]
+    return jnp.repeat(angles.astype(S.dtype), times, axis=-2)
 
 
 def _pad_to_power(terms: Terms, segment: Any) -> tuple[Terms, Any]:
