@@ -21,6 +21,7 @@ from .lru import LRU as LRU
 from .lru import RGLRU as RGLRU
 from .lstm import LSTM as LSTM
 from .lstm import LSTMState as LSTMState
+from .mamba import Mamba as Mamba
 from .mamba2 import Mamba2 as Mamba2
 from .mamba3 import Mamba3 as Mamba3
 from .mgu import MGU as MGU
