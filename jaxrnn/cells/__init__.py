@@ -29,11 +29,14 @@ from .minimal import MinGRU as MinGRU
 from .minimal import MinLSTM as MinLSTM
 from .mlstm import MLSTM as MLSTM
 from .mlstm import MLSTMState as MLSTMState
+from .mlstm_mixer import MLSTMMixer as MLSTMMixer
+from .mlstm_mixer import MLSTMMixerState as MLSTMMixerState
 from .orthogonal import OrthogonalRNN as OrthogonalRNN
 from .retnet import RetNet as RetNet
 from .rtu import RTU as RTU
 from .rtu import NonlinearRTU as NonlinearRTU
 from .rwkv6 import RWKV6 as RWKV6
+from .rwkv7 import RWKV7 as RWKV7
 from .slstm import SLSTM as SLSTM
 from .slstm import SLSTMState as SLSTMState
 from .ssm import S5 as S5

@@ -197,6 +197,26 @@ class MatrixCell(Cell):
             f"look_back(self, params, z, recent)"
         )
 
+    def looked_back(self, params: Params, carry: Carry, z: PyTree) -> PyTree:
+        """Return what ``terms`` is given at a step, from the carry before it.
+
+        It is ``z = project(params, x)`` itself for a cell that looks back at nothing.
+        It takes any leading axes.
+        """
+        recent = self.unpack(carry)[2]
+        if recent is None:
+            return z
+        return self._looked_back(params, self._with_newest(params, recent, z), z)
+
+    def _with_newest(self, params: Params, recent: Array, z: PyTree) -> Array:
+        """Return what is looked back at, moved on by one step."""
+        new = self.remembered(params, z).astype(recent.dtype)
+        return jnp.concatenate([recent[..., 1:, :], new[..., None, :]], -2)
+
+    def _looked_back(self, params: Params, recent: Array, z: PyTree) -> PyTree:
+        lags = [recent[..., -1 - j, :] for j in range(self.looks_back)]
+        return self.look_back(params, z, lags)
+
     # ---------------------------------------------------------------- the carry
     def initial_carry(
         self,
@@ -251,10 +271,8 @@ class MatrixCell(Cell):
         """Take one step of the equations above."""
         h, memory, recent = self.unpack(carry)
         if recent is not None:
-            new = self.remembered(params, z).astype(recent.dtype)
-            recent = jnp.concatenate([recent[..., 1:, :], new[..., None, :]], -2)
-            lags = [recent[..., -1 - j, :] for j in range(self.looks_back)]
-            z = self.look_back(params, z, lags)
+            recent = self._with_newest(params, recent, z)
+            z = self._looked_back(params, recent, z)
         terms = self.checked_terms(params, z)
         memory, y = self._take_steps(memory, terms)
         shown = self.shown(params, y, memory.m, z)
@@ -368,7 +386,7 @@ class MatrixCell(Cell):
 
     def gate_values(self, params: Params, carry: Carry, z: PyTree) -> dict[str, Gate]:
         """Return the decay exp(g), which keeps the state."""
-        terms = self.checked_terms(params, z)
+        terms = self.checked_terms(params, self.looked_back(params, carry, z))
         if terms.g is None:
             return {}
         g = jnp.exp(log_decay(terms.g))

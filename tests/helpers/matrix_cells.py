@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn import MLSTM, MatrixCell, Terms
+from jaxrnn.cells import RWKV7, GatedDeltaNet, MLSTMMixer
 from jaxrnn.cells import GDN2, KDA, DeltaNet, DeltaProduct, GatedDeltaNet
 
 
@@ -123,6 +124,8 @@ MATRIX_CELLS = {
     "gated_delta_net": GatedDeltaNet(
         4, num_heads=2, num_key_heads=1, key_size=3, allow_negative=True
     ),
+    "mlstm_mixer": MLSTMMixer(4, num_heads=2, block_size=2, conv=3),
+    "rwkv7": RWKV7(4, num_heads=2, key_size=3, decay_rank=2, rate_rank=2, gate_rank=2),
     "delta_net": DeltaNet(4, num_heads=2, num_key_heads=1, key_size=3),
     "delta_product": DeltaProduct(4, num_heads=2, num_key_heads=1, key_size=3),
     "delta_product_plain": DeltaProduct(
