@@ -251,6 +251,22 @@ TABLE = {
         "test_the_default_is_chunks_unless_all_carries_are_asked_for": 0,
         "test_float32": 0,
     },
+    # Two compiled programs a row. One of each form of the terms, with a learned state.
+    "matrix/test_chunks.py": {
+        "test_chunks_are_steps": [
+            "backwards-learned-channel_delta",
+            "backwards-learned-diagonal*",
+            "backwards-learned-products",
+            "backwards-learned-gated_delta_net",
+        ],
+        "test_strong_decays": ["1e4-channel_delta", "1e4-head_delta"],
+        "test_keys_that_resemble_each_other": ["delta"],
+        "test_a_nan_reaches_later_steps_alone_and_crosses_no_reset": [
+            "channel_delta",
+            "mlstm",
+        ],
+        "test_float32_adds_little_to_the_rounding_of_the_steps": ["channel_delta"],
+    },
     "cells/test_convolutional.py": {
         "test_a_convolution_is_a_sum_over_places": ["2-*"],
         "test_in_layers_and_streams": 0,

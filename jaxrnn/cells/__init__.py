@@ -3,12 +3,16 @@
 from .convolutional import ConvGRU as ConvGRU
 from .convolutional import ConvLSTM as ConvLSTM
 from .ctrnn import CTRNN as CTRNN
+from .delta_net import DeltaNet as DeltaNet
+from .delta_product import DeltaProduct as DeltaProduct
 from .diagonal import DiagonalGRU as DiagonalGRU
 from .diagonal import DiagonalLSTM as DiagonalLSTM
 from .elman import Elman as Elman
 from .gated_delta_net import GatedDeltaNet as GatedDeltaNet
+from .gdn2 import GDN2 as GDN2
 from .gru import GRU as GRU
 from .indrnn import IndRNN as IndRNN
+from .kda import KDA as KDA
 from .liquid import LTC as LTC
 from .liquid import CfC as CfC
 from .lru import LRU as LRU

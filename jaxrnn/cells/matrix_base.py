@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import ClassVar
+from collections.abc import Callable
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -118,13 +119,27 @@ def draw_log_rate(
     return jnp.log(rate).astype(dtype)
 
 
+class LowRank(NamedTuple):
+    """A block of the projection of low rank, ``activation(x W) W_2``.
+
+    Attributes:
+        rank: the number of columns of W, which stand in ``input_kernel``.
+        columns: the number of columns of W_2, a parameter ``NAME_kernel`` of its own.
+        activation: the function between the two products; None for none.
+    """
+
+    rank: int
+    columns: int
+    activation: Callable[[Array], Array] | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class ProjectedMatrixCell(BuiltinMatrixCell):
     """A cell that projects its inputs by one kernel, and its h by another.
 
     A subclass names the ``blocks`` of ``input_kernel``, and which of them are
-    ``convolved`` over the last `looks_back` steps; these stand first. It gives the
-    other parameters in `own_parameters`.
+    ``convolved`` over the last `looks_back` steps; these stand first. Blocks of
+    ``low_rank`` come behind them. It gives the other parameters in `own_parameters`.
     """
 
     _: dataclasses.KW_ONLY
@@ -155,6 +170,14 @@ class ProjectedMatrixCell(BuiltinMatrixCell):
         """The columns of ``input_kernel`` by name, in their order."""
         raise NotImplementedError(f"{type(self).__name__} must define blocks")
 
+    @property
+    def low_rank(self) -> dict[str, LowRank]:
+        """The blocks of low rank by name, in their order; by default none.
+
+        The first product of each stands in ``input_kernel``, behind the blocks.
+        """
+        return {}
+
     def own_parameters(
         self, key: Array, input_size: int, dtype: DTypeLike
     ) -> dict[str, Array]:
@@ -177,10 +200,12 @@ class ProjectedMatrixCell(BuiltinMatrixCell):
         check_positive(self, input_size=input_size)
         dtype = dtype or jnp.result_type(float)
         k_input, k_conv, k_own, k_output = jax.random.split(key, 4)
-        columns = sum(self.blocks.values())
+        ranks = sum(block.rank for block in self.low_rank.values())
+        columns = sum(self.blocks.values()) + ranks
         outputs = (self.shown_size, self.output_size or input_size)
         params = {
             "input_kernel": self.input_init(k_input, (input_size, columns), dtype),
+            **self._second_kernels(k_input, dtype),
             **self.own_parameters(k_own, input_size, dtype),
             "output_kernel": self.input_init(k_output, outputs, dtype),
         }
@@ -194,12 +219,37 @@ class ProjectedMatrixCell(BuiltinMatrixCell):
     ) -> Float[Array, "*TB G"]:
         """Return all blocks, packed, in the accumulator's dtype."""
         check_features(self, params["input_kernel"], x)
-        return dense(x, params["input_kernel"]).astype(accumulator(x.dtype))
+        z = dense(x, params["input_kernel"])
+        if self.low_rank:
+            z = self._apply_second_kernels(params, z)
+        return z.astype(accumulator(x.dtype))
+
+    def _second_kernels(self, key: Array, dtype: DTypeLike) -> dict[str, Array]:
+        """Draw the second kernels of the blocks of low rank."""
+        return {
+            f"{name}_kernel": self.input_init(
+                jax.random.fold_in(key, place), (block.rank, block.columns), dtype
+            )
+            for place, (name, block) in enumerate(self.low_rank.items())
+        }
+
+    def _apply_second_kernels(self, params: Params, z: Array) -> Array:
+        """Replace the first products of low rank, at the end of z, by the second."""
+        ranks = [block.rank for block in self.low_rank.values()]
+        ends = np.cumsum([sum(self.blocks.values()), *ranks[:-1]])
+        full, *reduced = jnp.split(z, ends, axis=-1)
+        parts = [full]
+        for (name, block), r in zip(self.low_rank.items(), reduced, strict=True):
+            r = r if block.activation is None else block.activation(r)
+            parts.append(dense(r, params[f"{name}_kernel"]))
+        return jnp.concatenate(parts, axis=-1)
 
     def split(self, z: Float[Array, "*TB G"]) -> dict[str, Array]:
-        """Return the blocks by name."""
-        ends = np.cumsum(list(self.blocks.values()))[:-1]
-        return dict(zip(self.blocks, jnp.split(z, ends, axis=-1), strict=True))
+        """Return the blocks by name, with those of low rank."""
+        low_rank = {name: block.columns for name, block in self.low_rank.items()}
+        sizes = {**self.blocks, **low_rank}
+        ends = np.cumsum(list(sizes.values()))[:-1]
+        return dict(zip(sizes, jnp.split(z, ends, axis=-1), strict=True))
 
     @property
     def key_heads(self) -> int:

@@ -264,7 +264,7 @@ class MLSTM(BuiltinMatrixCell):
     def shown(
         self,
         params: Params,
-        y: Float[Array, "*TB N v+1"],
+        y: Float[Array, "*TB N W"],
         m: Float[Array, "*TB N"] | None,
         z: Float[Array, "*TB G"],
     ) -> Float[Array, "*TB H"]:

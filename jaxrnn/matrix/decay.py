@@ -11,12 +11,16 @@ an earlier segment.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .inverse import exact_matmul
+
+BLOCK = 8  # steps between which each decay a channel is summed by itself
 
 
 def decay_of(g: Array | None, segment: Array | None, size: int) -> AbstractDecay:
@@ -65,17 +69,24 @@ class AbstractDecay:
         """Return which steps s each step t sees, ``(..., C, C)``."""
         place = np.arange(self.size)
         t, s = place[:, None], place[None, :]
-        causal = jnp.asarray(t > s if before else t >= s)
+        causal = t > s if before else t >= s
         if self.segment is None:
-            return causal
-        return causal & (self.segment[..., :, None] == self.segment[..., None, :])
+            return jnp.asarray(causal)
+        same = self.segment[..., :, None] == self.segment[..., None, :]
+        return like(causal, same) & same
+
+    def summed(self, g: Array, *, before: bool) -> Array:
+        """Return the sums of g over the steps that each step sees, with its own."""
+        sees = like(self.sees(before=before), g).astype(g.dtype)
+        return exact_matmul(sees, g)
 
 
 class NoDecay(AbstractDecay):
     """Nothing decays."""
 
     def scores(self, x, y, *, before):
-        return jnp.where(self.sees(before=before), products(x, y, before), 0)
+        scores = products(x, y, before)
+        return jnp.where(like(self.sees(before=before), scores), scores, 0)
 
     def since_start(self, *, before):
         return None
@@ -95,20 +106,19 @@ class HeadDecay(AbstractDecay):
         super().__init__(segment, g.shape[-2])
         self.g = g
         lower = np.tri(self.size, dtype=bool)
-        after_s = jnp.where(lower & ~np.eye(self.size, dtype=bool), g, 0)
-        self.between = exact_matmul(jnp.asarray(lower, g.dtype), after_s)
+        after_s = jnp.where(like(np.tril(lower, -1), g), g, jnp.zeros_like(g))
+        self.between = exact_matmul(like(lower, g).astype(g.dtype), after_s)
 
     def log_weights(self, *, before: bool) -> Float[Array, "*B C C"]:
         """Return the logarithm of what step t sees of step s; -inf for nothing."""
         between = self.between
         if before:
             between = _shift(between)
-        return jnp.where(self.sees(before=before), between, -jnp.inf)
+        return jnp.where(like(self.sees(before=before), between), between, -jnp.inf)
 
     def log_since_start(self, *, before: bool) -> Float[Array, "*B C"]:
         """Return the logarithm of `since_start`."""
-        sees = jnp.asarray(self.sees(before=before), self.g.dtype)
-        return exact_matmul(sees, self.g)[..., 0]
+        return self.summed(self.g, before=before)[..., 0]
 
     def scores(self, x, y, *, before):
         return jnp.exp(self.log_weights(before=before)) * products(x, y, before)
@@ -121,63 +131,83 @@ class HeadDecay(AbstractDecay):
 
 
 class ChannelDecay(AbstractDecay):
-    """One decay a channel of the keys: scores by halves.
+    """One decay a channel of the keys: scores by blocks of 8 steps.
 
-    A block of 2h steps has a right and a left half. What the right one reads of the
-    left one decays to the end of the left half and from there on, so it is a product of
-    two factors of at most 1, and one matrix product. The halves are blocks themselves.
+    What a step reads of an earlier block decays to the beginning of its own block, and
+    from there on, so that it is a product of two factors of at most 1, and one matrix
+    product for all earlier blocks. Within a block the decay between any two steps is
+    summed by itself.
+
+    Attributes:
+        ahead: the sum of g from the beginning of a step's block up to the step.
+        behind: the sum of g after a step to the end of its block.
+        between: the sum of g over the blocks between two blocks, ``(..., n, n, K)``;
+            -inf where the second is not earlier.
     """
 
     def __init__(self, g: Float[Array, "*B C K"], segment: Array | None):
         super().__init__(segment, g.shape[-2])
-        self.g = g
-        # For every level: sums from the beginning of the step's block of h steps up to
-        # the step, and from after the step to the block's end; ``(..., C/h, h, K)``.
-        ahead, behind = g[..., :, None, :], jnp.zeros_like(g[..., :, None, :])
-        self.levels = [(ahead, behind)]
-        while ahead.shape[-3] > 1:
-            (first, second), (left, right) = _halves(ahead), _halves(behind)
-            total_first, total_second = first[..., -1:, :], second[..., -1:, :]
-            ahead = jnp.concatenate([first, second + total_first], -2)
-            behind = jnp.concatenate([left + total_second, right], -2)
-            self.levels.append((ahead, behind))
+        self.g, self.width = g, min(BLOCK, self.size)
+        blocks = self._blocks(g)  # (..., n, w, K)
+        lower = np.tri(self.width)
+        self.ahead = exact_matmul(like(lower, blocks).astype(g.dtype), blocks)
+        upper = like(1 - lower, blocks).astype(g.dtype)
+        self.behind = exact_matmul(upper, blocks)
+        totals = self.ahead[..., -1, :]
+        count = totals.shape[-2]
+        i, j, m = np.ogrid[:count, :count, :count]
+        inside = ((j < m) & (m < i)).reshape(count * count, count)
+        sums = exact_matmul(like(inside, totals).astype(g.dtype), totals)
+        sums = sums.reshape(*totals.shape[:-2], count, count, -1)
+        earlier = np.tri(count, k=-1, dtype=bool)[:, :, None]
+        self.between = jnp.where(like(earlier, sums), sums, -jnp.inf)
 
     def scores(self, x, y, *, before):
-        total = 0
-        if not before:
-            own = (x * y).sum(-1)
-            total = own[..., None] * np.eye(self.size, dtype=own.dtype)
-        half = 1
-        for ahead, behind in self.levels[:-1]:
-            total = total + self._between_halves(x, y, ahead, behind, half, before)
-            half *= 2
+        x, y = self._blocks(x), self._blocks(y)
+        scores = self._with_earlier_blocks(x, y, before)
+        own = self._within_blocks(x, y, before)  # (..., n, w, w)
+        count = own.shape[-3]
+        eye = np.eye(count, dtype=own.dtype)[:, None, :, None]
+        own = own[..., None, :]
+        scores = scores + own * like(eye, own)
+        scores = scores.reshape(*scores.shape[:-4], self.size, self.size)
         if self.segment is None:
-            return total
-        return jnp.where(self.sees(before=before), total, 0)
+            return scores
+        return jnp.where(like(self.sees(before=before), scores), scores, 0)
 
-    def _between_halves(self, x, y, ahead, behind, half, before):
-        """Return the scores of right halves with left ones, placed among all."""
-        count = self.size // (2 * half)
-        _, ahead = _halves(ahead)
-        behind, _ = _halves(behind)
-        _, x = _halves(_blocks(x, half))
-        y, _ = _halves(_blocks(y, half))
-        x = x * jnp.exp(_shift(ahead) if before else ahead)
-        scores = products(x, y * jnp.exp(behind), before)  # (..., n, h, h)
-        same = np.eye(count, dtype=scores.dtype)[:, None, None, :, None, None]
-        corner = np.array([[0, 0], [1, 0]], scores.dtype)[:, None, None, :, None]
-        placed = scores[..., :, None, :, None, None, :] * (same * corner)
-        return placed.reshape(*scores.shape[:-3], self.size, self.size)
+    def _with_earlier_blocks(self, x, y, before):
+        """Return the scores of every step with those of earlier blocks."""
+        x = x * jnp.exp(_shift(self.ahead) if before else self.ahead)
+        decay = self.behind[..., None, :, :, :] + self.between[..., :, :, None, :]
+        y = y[..., None, :, :, :] * jnp.exp(decay)  # (..., n, n, w, K)
+        flat = y.reshape(*y.shape[:-3], self.size, y.shape[-1])
+        scores = products(x, flat, before)
+        return scores.reshape(*scores.shape[:-1], *y.shape[-3:-1])
+
+    def _within_blocks(self, x, y, before):
+        """Return the scores of every step with those of its own block."""
+        place = np.arange(self.width)
+        t, s, u = place[:, None, None], place[None, :, None], place[None, None, :]
+        inside = (s < u) & (u < t if before else u <= t)
+        inside = inside.reshape(self.width * self.width, self.width)
+        g = self._blocks(self.g)
+        sums = exact_matmul(like(inside, g).astype(g.dtype), g)
+        sums = sums.reshape(*g.shape[:-2], self.width, self.width, -1)
+        sees = (s < t if before else s <= t)[:, :, 0, None]
+        decay = jnp.exp(jnp.where(like(sees, sums), sums, -jnp.inf))
+        return (x[..., :, None, :] * y[..., None, :, :] * decay).sum(-1)
+
+    def _blocks(self, x):
+        """Split the steps into blocks."""
+        count = self.size // self.width
+        return x.reshape(*x.shape[:-2], count, self.width, x.shape[-1])
 
     def since_start(self, *, before):
-        if self.segment is not None:
-            sees = jnp.asarray(self.sees(before=before), self.g.dtype)
-            return jnp.exp(exact_matmul(sees, self.g))
-        sums = self.levels[-1][0][..., 0, :, :]
-        return jnp.exp(_shift(sums) if before else sums)
+        return jnp.exp(self.summed(self.g, before=before))
 
     def to_end(self):
-        return jnp.exp(self.levels[-1][1][..., 0, :, :])
+        after = like(1 - np.tri(self.size), self.g).astype(self.g.dtype)
+        return jnp.exp(exact_matmul(after, self.g))
 
 
 def products(x: Array, y: Array, exact: bool) -> Array:
@@ -189,18 +219,13 @@ def products(x: Array, y: Array, exact: bool) -> Array:
     return jnp.matmul(x, jnp.swapaxes(y, -1, -2), precision=precision)
 
 
+def like(x: Any, other: Array) -> Array:
+    """Add leading axes of size 1 to x until it has as many axes as ``other``."""
+    x = jnp.asarray(x)
+    return x.reshape((1,) * (other.ndim - x.ndim) + x.shape)
+
+
 def _shift(x: Array) -> Array:
     """Move the rows down by one; the first becomes zero."""
     widths = [(0, 0)] * (x.ndim - 2) + [(1, 0), (0, 0)]
     return jnp.pad(x[..., :-1, :], widths)
-
-
-def _blocks(x: Array, half: int) -> Array:
-    """Split the steps into blocks of ``half``."""
-    return x.reshape(*x.shape[:-2], x.shape[-2] // half, half, x.shape[-1])
-
-
-def _halves(x: Float[Array, "*B n h K"]) -> tuple[Array, Array]:
-    """Return the left and the right one of every two blocks."""
-    x = x.reshape(*x.shape[:-3], x.shape[-3] // 2, 2, *x.shape[-2:])
-    return x[..., 0, :, :], x[..., 1, :, :]

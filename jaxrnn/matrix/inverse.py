@@ -14,7 +14,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
+
+BASE = 16  # rows up to which whole blocks are multiplied
 
 # A matrix product in full precision on every platform. What is solved for here, and
 # what is summed over all of time, would otherwise lose digits that nothing restores.
@@ -26,15 +29,18 @@ def inverse_of_one_minus(A: Float[Array, "*B C C"]) -> Float[Array, "*B C C"]:
     """Return ``(I - A)^-1`` for a strictly lower triangular A; C is a power of two.
 
     With T1 and T2 the inverses of the two halves, that of the whole is
-    ``[[T1, 0], [T2 A21 T1, T2]]``.
+    ``[[T1, 0], [T2 A21 T1, T2]]``. Up to 16 rows this is done in place, by products of
+    whole blocks: with T of the two halves and zero elsewhere it is ``T + T A21 T``.
     """
     size = A.shape[-1]
-    T = jnp.ones((*A.shape[:-2], size, 1, 1), A.dtype)
-    half = 1
+    base = min(size, BASE)
+    T = _inverse_in_place(_diagonal_blocks(A, base))
+    half = base
     while half < size:
-        below = _below_diagonal(A, half)
         T1, T2 = _pairs(T)
-        T = _join(T1, _triple(T2, below, T1), T2)
+        _, below = _split_rows(_diagonal_blocks(A, 2 * half))
+        below = exact_matmul(exact_matmul(T2, below), T1)
+        T = _join(T1, below, T2)
         half *= 2
     return T.reshape(*A.shape[:-2], size, size)
 
@@ -47,11 +53,23 @@ def _inverse_jvp(primals, tangents):
     return T, exact_matmul(T, exact_matmul(dA, T))
 
 
-def _triple(T2: Array, A: Array, T1: Array) -> Array:
-    """Return ``T2 A T1``; of single numbers, their product."""
-    if A.shape[-1] == 1:
-        return T2 * A * T1
-    return exact_matmul(exact_matmul(T2, A), T1)
+def _inverse_in_place(A: Float[Array, "*B n h h"]) -> Float[Array, "*B n h h"]:
+    """Invert small blocks, from pairs of rows up."""
+    size = A.shape[-1]
+    place = np.arange(size)
+    T = jnp.broadcast_to(jnp.eye(size, dtype=A.dtype), A.shape)
+    half = 1
+    while half < size:
+        same = place[:, None] // (2 * half) == place[None, :] // (2 * half)
+        lower = place[:, None] % (2 * half) >= half
+        left = place[None, :] % (2 * half) < half
+        corners = jnp.asarray(same & lower & left).reshape(
+            (1,) * (A.ndim - 2) + same.shape
+        )
+        below = jnp.where(corners, A, jnp.zeros_like(A))
+        T = T + (below if half == 1 else exact_matmul(exact_matmul(T, below), T))
+        half *= 2
+    return T
 
 
 def _pairs(blocks: Float[Array, "*B n h h"]) -> tuple[Array, Array]:
@@ -62,15 +80,22 @@ def _pairs(blocks: Float[Array, "*B n h h"]) -> tuple[Array, Array]:
     return blocks[..., 0, :, :], blocks[..., 1, :, :]
 
 
-def _below_diagonal(A: Float[Array, "*B C C"], half: int) -> Float[Array, "*B n h h"]:
-    """Return the lower left quarter of every diagonal block of size ``2 half``."""
-    count = A.shape[-1] // (2 * half)
-    A = A.reshape(*A.shape[:-2], count, 2, half, count, 2, half)
-    A = A[..., 1, :, :, 0, :]  # (*B, n, h, n, h)
+def _diagonal_blocks(A: Float[Array, "*B C C"], size: int) -> Float[Array, "*B n h h"]:
+    """Return the diagonal blocks of a size."""
+    count = A.shape[-1] // size
+    if count == 1:
+        return A[..., None, :, :]
+    A = A.reshape(*A.shape[:-2], count, size, count, size)
     return jnp.moveaxis(jnp.diagonal(A, axis1=-4, axis2=-2), -1, -3)
 
 
-def _join(upper: Array, below: Array, lower: Array) -> Float[Array, "*B n 2h 2h"]:
+def _split_rows(blocks: Float[Array, "*B n h h"]) -> tuple[Array, Array]:
+    """Return the upper right and the lower left quarter of blocks."""
+    half = blocks.shape[-1] // 2
+    return blocks[..., :half, half:], blocks[..., half:, :half]
+
+
+def _join(upper: Array, below: Array, lower: Array) -> Float[Array, "*B n m m"]:
     """Join two diagonal blocks and the one below them."""
     top = jnp.concatenate([upper, jnp.zeros_like(below)], -1)
     return jnp.concatenate([top, jnp.concatenate([below, lower], -1)], -2)

@@ -1,0 +1,194 @@
+"""The chunk form of every cell with a matrix state against its steps, in float64:
+values and gradients of parameters, inputs and first state.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from matrix_cells import MATRIX_CELLS, RULES, with_learned_state
+from subjects import assert_same, compiled_outcome, normal
+
+import jaxrnn
+from jaxrnn import Associative, Scan
+
+B, D = 2, 3
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+@functools.cache
+def unrolled(cell, engine, flags, reverse=False):
+    """`outcome` of an unroll; flags says which of mask and resets count."""
+
+    def run(params, xs, carry, mask, resets):
+        return jaxrnn.unroll(
+            cell,
+            params,
+            xs,
+            carry,
+            engine=engine,
+            mask=mask if "m" in flags else None,
+            resets=resets if "r" in flags else None,
+            reverse=reverse,
+        )
+
+    return compiled_outcome(run)
+
+
+def draw(cell, steps, seed=0):
+    """Params, inputs, carry, cotangents, mask with holes, and resets."""
+    random = np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda key: cell.init(key, D), jax.random.key(0))
+    params = normal(random, shapes)
+    xs = jnp.asarray(random.normal(size=(steps, B, D)))
+    shapes = jax.eval_shape(lambda p: cell.initial_carry(p, (B,)), params)
+    carry = normal(random, shapes)
+    _, ys = jax.eval_shape(lambda p: jaxrnn.unroll(cell, p, xs), params)
+    cotangents = normal(random, (shapes, ys))
+    mask, resets = (random.random((steps, B)) < rate for rate in (0.7, 0.1))
+    return params, xs, carry, cotangents, mask, resets
+
+
+def assert_same_outcomes(actual, expected, tolerance=1e-10):
+    """Values and gradients, each relative to its own size."""
+    for a, b in zip(
+        jax.tree.leaves((actual.values, actual.gradients)),
+        jax.tree.leaves((expected.values, expected.gradients)),
+        strict=True,
+    ):
+        assert_same(a, b, tolerance)
+
+
+def assert_chunks_are_steps(cell, chunk, steps, flags="mr", reverse=False):
+    arguments = draw(cell, steps)
+    assert_same_outcomes(
+        unrolled(cell, Associative(chunk), flags, reverse)(*arguments),
+        unrolled(cell, Scan(), flags, reverse)(*arguments),
+    )
+
+
+@pytest.mark.parametrize("name", MATRIX_CELLS)
+@pytest.mark.parametrize("learned", [False, True], ids=["zero", "learned"])
+@pytest.mark.parametrize("reverse", [False, True], ids=["forwards", "backwards"])
+def test_chunks_are_steps(name, learned, reverse):
+    cell = MATRIX_CELLS[name]
+    cell = with_learned_state(cell) if learned else cell
+    assert_chunks_are_steps(cell, 4, 11, "mr", reverse)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [1, 2, 63, 64, 65, 130])
+@pytest.mark.parametrize("chunk", [1, 4, 16, 64])
+@pytest.mark.parametrize("name", MATRIX_CELLS)
+def test_of_every_length(name, chunk, steps):
+    assert_chunks_are_steps(MATRIX_CELLS[name], chunk, steps, "")
+
+
+@pytest.mark.parametrize("name", ["head_delta", "channel_delta", "channel"])
+@pytest.mark.parametrize("strength", [30.0, 1e4], ids=["30", "1e4"])
+def test_strong_decays(name, strength):
+    cell = dataclasses.replace(MATRIX_CELLS[name], strength=strength)
+    assert_chunks_are_steps(cell, 16, 19)
+
+
+@pytest.mark.parametrize("name", ["delta", "diagonal_plus_low_rank"])
+def test_keys_that_resemble_each_other(name):
+    cell = dataclasses.replace(MATRIX_CELLS[name], same_key=True)
+    assert_chunks_are_steps(cell, 32, 40)
+
+
+@pytest.mark.parametrize("name", ["mlstm", *RULES])
+def test_a_nan_reaches_later_steps_alone_and_crosses_no_reset(name):
+    cell = MATRIX_CELLS[name]
+    params, xs, carry, _, _, _ = draw(cell, 12)
+    resets = jnp.zeros((12, B), bool).at[8].set(True)
+    spoiled = xs.at[5, 0].set(jnp.nan)
+
+    def run(xs):
+        engine = Associative(8)
+        return jaxrnn.unroll(cell, params, xs, carry, resets=resets, engine=engine)
+
+    (last, ys), (last_of_spoiled, ys_of_spoiled) = map(jax.jit(run), (xs, spoiled))
+    bad = np.isnan(np.asarray(ys_of_spoiled)).any(-1)
+    first = np.zeros((12, B), bool)
+    first[5:8, 0] = True
+    np.testing.assert_array_equal(bad, first)
+    assert_same(
+        jnp.where(bad[..., None], 0, ys_of_spoiled),
+        jnp.where(bad[..., None], 0, ys),
+        1e-10,
+    )
+    for a, b in zip(*map(jax.tree.leaves, (last, last_of_spoiled)), strict=True):
+        assert_same(a, b, 1e-10)
+
+
+def test_a_nan_in_a_masked_step_is_as_nothing():
+    cell = MATRIX_CELLS["channel_delta"]
+    params, xs, carry, cotangents, mask, resets = draw(cell, 11)
+    spoiled = jnp.where(mask[..., None], xs, jnp.nan)
+    run = unrolled(cell, Associative(4), "mr")
+    rest = (carry, cotangents, mask, resets)
+    assert_same_outcomes(run(params, spoiled, *rest), run(params, xs, *rest))
+
+
+@pytest.mark.parametrize(
+    "name", ["head", "channel", "delta", "head_delta", "channel_delta"]
+)
+def test_float32_adds_little_to_the_rounding_of_the_steps(name):
+    cell = MATRIX_CELLS[name]
+    params, xs, *_ = draw(cell, 96)
+
+    def ys(dtype, engine):
+        cast = functools.partial(jax.tree.map, lambda a: a.astype(dtype))
+        run = jax.jit(lambda p, xs: jaxrnn.unroll(cell, p, xs, engine=engine)[1])
+        return np.asarray(run(cast(params), cast(xs)), np.float64)
+
+    right = ys(jnp.float64, Scan())
+
+    def error(engine):
+        return np.abs(ys(jnp.float32, engine) - right).max()
+
+    assert error(Associative(32)) <= 4 * error(Scan())
+
+
+def test_what_was_written_last_at_a_key_is_read_there():
+    q = jnp.asarray([[[1.0, 0.0]], [[0.6, 0.8]], [[0.6, 0.8]]])
+    v = jnp.asarray([[[1.0, 2.0]], [[3.0, 4.0]], [[5.0, 6.0]]])
+
+    class Writes(jaxrnn.MatrixCell):
+        def init(self, key, input_size):
+            return {}
+
+        def initial_carry(self, params, batch_shape=(), dtype=None):
+            return super().initial_carry({"": q}, batch_shape, dtype)
+
+        def terms(self, params, z):
+            k, v = jnp.split(z[..., None, :], 2, -1)
+            return jaxrnn.Terms(k, k, v, a=-k)
+
+    xs = jnp.concatenate([q, v], -1)
+    for engine in (Scan(), Associative(4)):
+        _, ys = jaxrnn.unroll(Writes(2), {}, xs, engine=engine)
+        assert_same(ys, v, 1e-12)
+
+
+@pytest.mark.parametrize("name", ["head_delta", "products"])
+def test_the_transition_is_the_jacobian_of_the_state(name):
+    cell = MATRIX_CELLS[name]
+    params, xs, carry, *_ = draw(cell, 1)
+    z = cell.project(params, xs[0])
+
+    def after(S):
+        return cell.step(params, carry._replace(S=S), z).S
+
+    jacobian = jax.jacobian(after)(carry.S)
+    wanted = np.zeros(jacobian.shape)
+    M = np.asarray(cell.transition(params, z))
+    for b in range(B):
+        for n in range(cell.num_heads):
+            for v in range(cell.values):
+                wanted[b, n, :, v, b, n, :, v] = M[b, n]
+    assert_same(jacobian, wanted, 1e-10)
