@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ from .terms import (
     spread_heads,
     take_step,
 )
-from .walk import last_shown, spoiled_steps, walk
+from .walk import last_shown, reads_first, spoiled_steps, walk
 
 
 @register_for_export
@@ -346,12 +346,29 @@ class MatrixCell(Cell):
         zs = jax.tree.map(
             lambda z: jnp.where(expand_flags(bad, z), jnp.zeros_like(z), z), zs
         )
+        # What depends on parameters is computed before the loop over chunks, or after
+        # it: inside, devices that share a batch would sum its gradient in every chunk.
+        first = jax.tree.map(lambda z: z[0], zs)
+        needs_params = reads_first(self.checked_terms, params, first)
+        given = (zs, self.checked_terms(params, zs) if needs_params else None)
+        y, m = what_is_read(self, memory, batch)
+        shows_outside = reads_first(self.shown, params, y, m, first)
+
+        def terms_of(given):
+            z, terms = given
+            return self.checked_terms(params, z) if terms is None else terms
+
+        def show(y, m, given):
+            if shows_outside:
+                return y, m
+            return self.shown(params, y, m, given[0]).astype(h.dtype)
+
         memory, hs = walk(
-            lambda z: self.checked_terms(params, z),
-            lambda y, m, z: self.shown(params, y, m, z).astype(h.dtype),
+            terms_of,
+            show,
             memory,
             None if self.starts_empty(params) else initial,
-            zs,
+            given,
             ~bad if mask is None else mask & ~bad,
             resets,
             chunk=chunk,
@@ -359,6 +376,9 @@ class MatrixCell(Cell):
             reads=self.reads,
             micro_steps=self.micro_steps,
         )
+        if shows_outside:
+            ys, ms = hs
+            hs = self.shown(params, ys, ms, zs).astype(h.dtype)
         hs = jnp.where(spoiled[..., None], jnp.nan, hs)
         at_end = spoiled[0 if reverse else -1]
         memory = select(
@@ -391,6 +411,18 @@ class MatrixCell(Cell):
             return {}
         g = jnp.exp(log_decay(terms.g))
         return {"decay": Gate(g.reshape(*g.shape[:-2], -1), keeps=True)}
+
+
+def what_is_read(
+    cell: MatrixCell, memory: MatrixMemory, batch: tuple[int, ...]
+) -> tuple[Any, Any]:
+    """Return the shapes of what a step reads, and of m."""
+    shape = (*batch, cell.num_heads, cell.written_values)
+    m = memory.m
+    return (
+        jax.ShapeDtypeStruct(shape, memory.S.dtype),
+        None if m is None else jax.ShapeDtypeStruct(m.shape, m.dtype),
+    )
 
 
 def _micro_step(terms: Terms, place: int) -> Terms:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.interpreters import partial_eval as pe
 from jaxtyping import Array, Bool, Int
 
 from ..core.flags import expand_flags
@@ -26,7 +27,7 @@ from .turn import without_turns
 
 def walk(
     terms_of: Callable[[PyTree], Terms],
-    show: Callable[[Array, Array | None, PyTree], Array],
+    show: Callable[[Array, Array | None, PyTree], PyTree],
     memory: MatrixMemory,
     initial: MatrixMemory | None,
     zs: PyTree,
@@ -37,7 +38,7 @@ def walk(
     reverse: bool,
     reads: str = "after",
     micro_steps: int = 1,
-) -> tuple[MatrixMemory, Array]:
+) -> tuple[MatrixMemory, Any]:
     """Run the recurrence over a sequence, ``chunk`` steps at once.
 
     A chunk is computed again for its gradient, so that beyond inputs and outputs memory
@@ -45,7 +46,8 @@ def walk(
 
     Args:
         terms_of: returns the terms of steps from ``zs``, with any leading axes.
-        show: returns h from what is read, m (or None) and ``zs``, likewise.
+        show: returns what is wanted of a step from what it reads ``(..., heads, d_v)``,
+            m (or None) and ``zs``, likewise.
         memory: the state before the first step.
         initial: the state that a reset brings in; None if it is zero.
         zs: the projected inputs of all steps, ``(T, *B, ...)`` per leaf.
@@ -57,7 +59,7 @@ def walk(
         micro_steps: the number of micro steps in a step; see `join_micro_steps`.
 
     Returns:
-        The last state, and h of every step, ``(T, *B, H)``.
+        The last state, and what ``show`` returns of every step, ``(T, *B, ...)``.
     """
     steps = live.shape[0]
     size = min(chunk, steps)
@@ -90,9 +92,21 @@ def walk(
         return memory, show(y, m, z)
 
     body = jax.checkpoint(body, prevent_cse=False)
-    memory, hs = jax.lax.scan(body, memory, jax.tree.map(split, (zs, live, resets)))
-    hs = hs.reshape(count * size, *hs.shape[2:])[:steps]
-    return memory, jnp.flip(hs, 0) if reverse else hs
+    memory, shown = jax.lax.scan(body, memory, jax.tree.map(split, (zs, live, resets)))
+
+    def join(leaf):
+        leaf = leaf.reshape(count * size, *leaf.shape[2:])[:steps]
+        return jnp.flip(leaf, 0) if reverse else leaf
+
+    return memory, jax.tree.map(join, shown)
+
+
+def reads_first(f: Callable, first: PyTree, *rest: PyTree) -> bool:
+    """Whether the result of a function depends on its first argument."""
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a), a.dtype), rest)
+    traced = jax.make_jaxpr(f)(first, *shapes)
+    _, used = pe.dce_jaxpr(traced.jaxpr, [True] * len(traced.out_avals))
+    return any(used[: len(jax.tree.leaves(first))])
 
 
 def power_of_two(steps: int) -> int:
