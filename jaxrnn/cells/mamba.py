@@ -59,7 +59,7 @@ class Mamba(BuiltinCell, StateSpaceCell):
     block is `jaxrnn.residual` around a norm and this cell, with H = 2 D.
 
     The states ``(T, *B, H, n)`` are never in memory at once: see
-    `jaxrnn.matrix.StateSpaceCell`.
+    `jaxrnn.extending.StateSpaceCell`.
 
     Parameters: ``input_kernel (D, 2H)``, blocks x, z; ``conv_kernel (conv, H)``, whose
     row j is of the input j steps before, and ``conv_bias (H,)``; ``select_kernel (H,
@@ -178,7 +178,9 @@ class Mamba(BuiltinCell, StateSpaceCell):
         """Return x and z, packed, or without a convolution what a step is made of."""
         check_features(self, params["input_kernel"], x)
         packed = dense(x, params["input_kernel"]).astype(accumulator(x.dtype))
-        return packed if self.looks_back else self.select(params, packed)
+        if self.looks_back:
+            return packed
+        return self.select(params, *jnp.split(packed, 2, axis=-1))
 
     @property
     def looks_back(self) -> int:
@@ -188,24 +190,26 @@ class Mamba(BuiltinCell, StateSpaceCell):
         return self.hidden_size
 
     def remembered(
-        self, params: Params, z: Float[Array, "*TB 2H"]
+        self, params: Params, z: Float[Array, "*TB G"]
     ) -> Float[Array, "*TB H"]:
         """Return x, before the convolution."""
         return z[..., : self.hidden_size]
 
     def look_back(
-        self, params: Params, z: Float[Array, "*TB 2H"], recent: list[Array]
+        self, params: Params, z: Float[Array, "*TB G"], recent: list[Array]
     ) -> Selection:
         """Return what a step is made of, after the convolution."""
         kernel, bias = params["conv_kernel"], params["conv_bias"]
-        u = sum(along(kernel[j], x) * x for j, x in enumerate(recent))
-        u = jnp.asarray(u, z.dtype) + along(bias, z)
+        u = along(bias, recent[0])
+        for j, x in enumerate(recent):
+            u = u + along(kernel[j], x) * x
         gate = z[..., self.hidden_size :]
-        return self.select(params, jnp.concatenate([u, gate], axis=-1))
+        return self.select(params, u.astype(z.dtype), gate)
 
-    def select(self, params: Params, packed: Float[Array, "*TB 2H"]) -> Selection:
+    def select(
+        self, params: Params, u: Float[Array, "*TB H"], gate: Float[Array, "*TB H"]
+    ) -> Selection:
         """Return dt, B and C, chosen by the input of the state space."""
-        u, gate = jnp.split(packed, 2, axis=-1)
         u = jax.nn.silu(u)
         rank = params["dt_kernel"].shape[0]
         chosen = _product(u, params["select_kernel"])

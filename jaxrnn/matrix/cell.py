@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from ..core.cell import Cell, Gate
+from ..core.cell import Gate
 from ..core.dtypes import accumulator, floating_dtype
 from ..core.exported import register_for_export
 from ..core.flags import expand_flags, select
@@ -19,6 +19,7 @@ from ..core.types import Carry, Params, PyTree
 from ..core.validation import check_positive
 from .checks import check_terms
 from .decay import like
+from .looking_back import LookingBack
 from .terms import (
     MatrixMemory,
     Terms,
@@ -48,7 +49,7 @@ class MatrixState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class MatrixCell(Cell):
+class MatrixCell(LookingBack):
     """A cell whose state is a matrix a head, decayed, erased and written at each step::
 
         S_t = (Diag(exp g_t) + b_t a_t^T) S_{t-1} + k_t v_t^T        y_t = S_t^T q_t
@@ -166,56 +167,13 @@ class MatrixCell(Cell):
         """
         return y.reshape(*y.shape[:-2], y.shape[-2] * y.shape[-1])
 
-    # ------------------------------------------------------------ looking back
-    @property
-    def looks_back(self) -> int:
-        """W, the number of steps, with the present one, that `look_back` is given.
-
-        0, the default, if it is not called.
-        """
-        return 0
-
-    def remembered(self, params: Params, z: PyTree) -> Float[Array, "*TB F"]:
-        """Return the part of z that later steps look back at; by default all of it."""
-        return z
-
-    def look_back(
-        self, params: Params, z: PyTree, recent: list[Float[Array, "*TB F"]]
-    ) -> PyTree:
-        """Return what ``terms`` and ``readout`` are given in place of z.
-
-        A short convolution over q, k and v stands here.
-
-        Args:
-            params: the parameters.
-            z: ``project(params, x)``.
-            recent: what is `remembered` of this step, of the one before it, and so on;
-                W arrays, zero before the beginning of a sequence.
-        """
-        raise NotImplementedError(
-            f"{type(self).__name__} sets looks_back, so it must define "
-            f"look_back(self, params, z, recent)"
-        )
-
     def looked_back(self, params: Params, carry: Carry, z: PyTree) -> PyTree:
         """Return what ``terms`` is given at a step, from the carry before it.
 
         It is ``z = project(params, x)`` itself for a cell that looks back at nothing.
         It takes any leading axes.
         """
-        recent = self.unpack(carry)[2]
-        if recent is None:
-            return z
-        return self._looked_back(params, self._with_newest(params, recent, z), z)
-
-    def _with_newest(self, params: Params, recent: Array, z: PyTree) -> Array:
-        """Return what is looked back at, moved on by one step."""
-        new = self.remembered(params, z).astype(recent.dtype)
-        return jnp.concatenate([recent[..., 1:, :], new[..., None, :]], -2)
-
-    def _looked_back(self, params: Params, recent: Array, z: PyTree) -> PyTree:
-        lags = [recent[..., -1 - j, :] for j in range(self.looks_back)]
-        return self.look_back(params, z, lags)
+        return self.take_in(params, self.unpack(carry)[2], z)[1]
 
     # ---------------------------------------------------------------- the carry
     def initial_carry(
@@ -230,11 +188,7 @@ class MatrixCell(Cell):
         """
         dtype = jnp.dtype(dtype or floating_dtype(params))
         batch = tuple(batch_shape)
-        recent = None
-        if self.looks_back:
-            features = self.remembered_size(params)
-            shape = (*batch, self.looks_back, features)
-            recent = jnp.zeros(shape, accumulator(dtype))
+        recent = self.empty_recent(params, batch, dtype)
         S = jnp.zeros(
             (*batch, self.num_heads, self.keys, self.written_values),
             accumulator(dtype),
@@ -245,14 +199,6 @@ class MatrixCell(Cell):
     def shown_size(self) -> int:
         """The number of features of h, which ``readout`` returns; by default H."""
         return self.hidden_size
-
-    def remembered_size(self, params: Params) -> int:
-        """Return F, the number of features that are `remembered`."""
-        raise NotImplementedError(
-            f"{type(self).__name__} sets looks_back, so it must define "
-            f"remembered_size(self, params), the number of features that remembered "
-            f"returns"
-        )
 
     def starts_empty(self, params: Params) -> bool:
         """Whether the state before the first step is always zero."""
@@ -270,9 +216,7 @@ class MatrixCell(Cell):
     def step(self, params: Params, carry: Carry, z: PyTree) -> Carry:
         """Take one step of the equations above."""
         h, memory, recent = self.unpack(carry)
-        if recent is not None:
-            recent = self._with_newest(params, recent, z)
-            z = self._looked_back(params, recent, z)
+        recent, z = self.take_in(params, recent, z)
         terms = self.checked_terms(params, z)
         memory, y = self._take_steps(memory, terms)
         shown = self.shown(params, y, memory.m, z)

@@ -73,7 +73,7 @@ class StateSpaceCell(LookingBack):
     Example::
 
         >>> import dataclasses, jax, jax.numpy as jnp, jaxrnn
-        >>> from jaxrnn.matrix import StateSpaceCell
+        >>> from jaxrnn.extending import StateSpaceCell
         >>> @dataclasses.dataclass(frozen=True)
         ... class Averages(StateSpaceCell):
         ...     def init(self, key, input_size):

@@ -28,6 +28,7 @@ from jaxrnn.cells import (
     DeltaNet,
     DeltaProduct,
     GatedDeltaNet,
+    Mamba,
     NonlinearRTU,
     OrthogonalRNN,
 )
@@ -54,6 +55,7 @@ NEW = {
     "delta_product": DeltaProduct,
     "kda": KDA,
     "gdn2": GDN2,
+    "mamba": Mamba,
 }
 STATE_NOISE = jaxrnn.layers.state_noise(jaxrnn.GRU(4), 0.1)
 KEY = jax.random.key(0)
@@ -118,6 +120,7 @@ NAMES = {
     "jaxrnn.cells:DeltaProduct(num_products=3)": DeltaProduct(8, num_products=3),
     "jaxrnn.cells:KDA(safe_gate=True)": KDA(8, safe_gate=True),
     "jaxrnn.cells:GDN2(allow_negative=True)": GDN2(8, allow_negative=True),
+    "jaxrnn.cells:Mamba(state_size=4)": Mamba(8, state_size=4),
     "jaxrnn.cells:ConvGRU(2, spatial_shape=(5,))": ConvGRU(2, spatial_shape=(5,)),
 }
 

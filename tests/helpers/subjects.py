@@ -42,6 +42,7 @@ from jaxrnn.cells import (
     DeltaNet,
     DeltaProduct,
     GatedDeltaNet,
+    Mamba,
     NonlinearRTU,
     OrthogonalRNN,
 )
@@ -124,6 +125,7 @@ CELLS = {
     "delta_product": DeltaProduct(4, num_heads=2, key_size=3, conv=2),
     "kda": KDA(4, num_heads=2, key_size=3, conv=None),
     "gdn2": GDN2(4, num_heads=2, num_key_heads=1, conv=2),
+    "mamba": Mamba(4, state_size=2, rank=2, conv=2),
     "mgu": MGU(4),
     "ctrnn": CTRNN(4, dt=2.0, tau=(3.0, 5.0, 7.0, 20.0), activation=jnp.tanh),
     "ctrnn_dale": CTRNN(4, tau=3.0, learned_tau=True, dale=0.7, autapses=False),
