@@ -6,13 +6,13 @@ Their chunks are compared with their steps in tests/matrix/test_chunks.py.
 
 import dataclasses
 import functools
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference import compiled, complex_step, sigmoid
+from delta_twins import GATES, delta_output, delta_step, softplus
+from reference import compiled, complex_step
 from subjects import assert_same, normal, outcome
 
 import jaxrnn
@@ -57,130 +57,13 @@ def draw(cell, steps=T, batch=(B,)):
     return params, xs, carry, normal(random, out)
 
 
-# ------------------------------------------------------------------ the twins in numpy
-def softplus(x):
-    return np.log1p(np.exp(x))
-
-
-def silu(x):
-    return x * sigmoid(x)
-
-
-class Columns:
-    """Takes one block of columns after another."""
-
-    def __init__(self, x):
-        self.x, self.place = x, 0
-
-    def take(self, *shape):
-        size = int(np.prod(shape))
-        block = self.x[self.place : self.place + size]
-        assert len(block) == size
-        self.place += size
-        return block.reshape(shape)
-
-
-def twin_of_one(cell, p, xs, h, S, recent):
-    """One sequence: h, S and recent afterwards, and the outputs."""
-    width = cell.conv or 1
-    n, N, Nk = cell.micro_steps, cell.num_heads, cell.num_key_heads or cell.num_heads
-    K, V = cell.key_size, cell.hidden_size // cell.num_heads
-    F = Nk * K + n * (Nk * K + N * V)
-    seen = [] if recent is None else list(recent)
+def twin(cell, params, xs, carry):
+    """The leaves of the last carry, and the outputs, in numpy."""
     ys = []
     for x in xs:
-        z = x @ p["input_kernel"]
-        convolved = z[:F]
-        if cell.conv:
-            seen.append(convolved)
-            lags = [seen[-1 - j] for j in range(width)]
-            convolved = sum(w * lag for w, lag in zip(p["conv_kernel"], lags))
-        qkv, rest = Columns(silu(convolved)), Columns(z[F:])
-        q, k, v = qkv.take(Nk, K), qkv.take(n, Nk, K), qkv.take(n, N, V)
-        q, k = (a / np.sqrt((a * a).sum(-1, keepdims=True) + 1e-6) for a in (q, k))
-        sizes = SimpleNamespace(N=N, Nk=Nk, K=K, V=V, n=n)
-        alpha, erase, write, gate = GATES[type(cell).__name__](cell, p, rest, sizes)
-        if not cell.use_gate:
-            gate = np.ones((N, V))
-        assert rest.place == len(rest.x)
-        states, shown = [], []
-        for head in range(N):
-            of = head * Nk // N
-            now = np.diag(alpha[head]) @ S[head]
-            for j in range(n):
-                key = k[j, of]
-                erased = np.outer(key, erase[j, head] * key)
-                now = (np.eye(K) - erased) @ now
-                now = now + np.outer(key, write[j, head] * v[j, head])
-            states.append(now)
-            y = now.T @ q[of] / np.sqrt(K)
-            norm = y / np.sqrt((y * y).mean() + 1e-5) * p["norm_scale"]
-            shown.append(norm * gate[head])
-        S, h = np.stack(states), np.concatenate(shown)
-        ys.append(h @ p["output_kernel"])
-    recent = None if recent is None else np.stack(seen[-width:])
-    return h, S, recent, np.stack(ys)
-
-
-def gates_of_heads(cell, p, rest, s):
-    """alpha (N, K), what is erased (n, N, K), what is written (n, N, V), and g."""
-    two = 2 if cell.allow_negative else 1
-    beta = two * sigmoid(rest.take(s.n, s.N))[..., None]
-    alpha = np.ones(s.N)
-    if isinstance(cell, GatedDeltaNet) or getattr(cell, "use_forget_gate", False):
-        step = softplus(rest.take(s.N) + p["dt_bias"])
-        alpha = np.exp(-np.exp(p["A_log"]) * step)
-    gate = silu(rest.take(s.N, s.V)) if cell.use_gate else None
-    alpha = alpha[:, None] * np.ones(s.K)
-    return alpha, beta * np.ones(s.K), beta * np.ones(s.V), gate
-
-
-def gates_of_channels(cell, p, rest, s):
-    two, heads = 2 if cell.allow_negative else 1, s.N
-    if isinstance(cell, KDA):
-        beta = sigmoid(rest.take(1, s.N))[..., None]
-        erase, write = two * beta * np.ones(s.K), two * beta * np.ones(s.V)
-    else:
-        heads = s.Nk
-        erase = two * sigmoid(rest.take(1, s.Nk, s.K))
-        write = sigmoid(rest.take(1, s.N, s.V))
-        erase = np.repeat(erase, s.N // s.Nk, 1)
-    f = rest.take(s.V) @ p["decay_kernel"] + p["dt_bias"]
-    f, rate = f.reshape(heads, s.K), np.exp(p["A_log"])[:, None]
-    log_alpha = -5 * sigmoid(rate * f) if cell.safe_gate else -rate * softplus(f)
-    alpha = np.repeat(np.exp(log_alpha), s.N // heads, 0)
-    gate = None
-    if cell.use_gate:
-        g = rest.take(s.V) @ p["gate_kernel"] + p["gate_bias"]
-        gate = sigmoid(g).reshape(s.N, s.V)
-    return alpha, erase, write, gate
-
-
-GATES = {
-    "DeltaNet": gates_of_heads,
-    "GatedDeltaNet": gates_of_heads,
-    "DeltaProduct": gates_of_heads,
-    "KDA": gates_of_channels,
-    "GDN2": gates_of_channels,
-}
-
-
-def twin(cell, params, xs, carry):
-    """A batch: the leaves of the last carry, and the outputs."""
-    parts = zip(
-        *(
-            twin_of_one(
-                cell,
-                params,
-                xs[:, b],
-                *(None if part is None else part[b] for part in carry),
-            )
-            for b in range(xs.shape[1])
-        )
-    )
-    h, S, recent, ys = parts
-    recent = [] if recent[0] is None else [np.stack(recent)]
-    return [np.stack(h), np.stack(S), *recent, np.stack(ys, 1)]
+        carry = delta_step(cell, params, carry, x)
+        ys.append(delta_output(cell, params, carry, x))
+    return [*jax.tree.leaves(carry), np.stack(ys)]
 
 
 @pytest.mark.parametrize("name", CELLS)

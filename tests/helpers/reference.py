@@ -7,6 +7,8 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from delta_twins import GATES as DELTA_RULES
+from delta_twins import delta_output, delta_step
 from jax.flatten_util import ravel_pytree
 from quick import QUICK
 
@@ -577,6 +579,7 @@ def mamba_output(cell, p, carry, x):
 
 NUMPY_STEPS = {
     "Mamba": mamba_step,
+    **dict.fromkeys(DELTA_RULES, delta_step),
     "LTC": ltc_step,
     "CfC": cfc_step,
     "ConvLSTM": conv_lstm_step,
@@ -599,7 +602,12 @@ NUMPY_STEPS = {
     "DiagonalGRU": diagonal_gru_step,
     "DiagonalLSTM": diagonal_lstm_step,
 }
-NUMPY_OUTPUTS = {"Mamba": mamba_output, "CTRNN": ctrnn_output, "RTU": rtu_output}
+NUMPY_OUTPUTS = {
+    **dict.fromkeys(DELTA_RULES, delta_output),
+    "Mamba": mamba_output,
+    "CTRNN": ctrnn_output,
+    "RTU": rtu_output,
+}
 
 
 def numpy_output(cell, p, carry, x):
