@@ -132,7 +132,8 @@ def gla(cell, params, xs):
 def rotated(x, angles):
     """Pairs of channels as complex numbers, times exp(i angle)."""
     pairs = len(angles)
-    z = (x[: 2 * pairs : 2] + 1j * x[1 : 2 * pairs : 2]) * jnp.exp(1j * angles)
+    z = jax.lax.complex(x[: 2 * pairs : 2], x[1 : 2 * pairs : 2])
+    z = z * jax.lax.complex(jnp.cos(angles), jnp.sin(angles))
     turned = jnp.stack([z.real, z.imag], -1).reshape(-1)
     return jnp.concatenate([turned, x[2 * pairs :]])
 
@@ -327,8 +328,8 @@ def test_the_key_of_hgrn2_is_what_its_decay_lets_go(name, x64):
     params, xs = draw(cell)
     terms = cell.terms(params, cell.project(params, xs))
     assert_same(terms.k, 1 - jnp.exp(terms.g), 1e-12)
-    bound = params.get("lower_bound", jnp.full((4,), cell.lower_bound))
-    assert bool((jnp.exp(terms.g) > bound.reshape(2, -1)).all())
+    bound = np.broadcast_to(params.get("lower_bound", cell.lower_bound), (4,))
+    assert (np.exp(terms.g) > bound.reshape(2, 2)).all()
 
 
 @pytest.mark.parametrize("learned", [False, True])
