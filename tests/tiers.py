@@ -258,6 +258,8 @@ TABLE = {
             "backwards-learned-diagonal*",
             "backwards-learned-products",
             "backwards-learned-gated_delta_net",
+            "backwards-learned-mamba3",
+            "backwards-learned-rwkv6",
         ],
         "test_strong_decays": ["1e4-channel_delta", "1e4-head_delta"],
         "test_keys_that_resemble_each_other": ["delta"],
