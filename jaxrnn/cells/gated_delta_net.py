@@ -4,27 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
-import jax.numpy as jnp
-from jax.typing import DTypeLike
-from jaxtyping import Array, Float
-
-from ..core.cell import Gate
-from ..core.types import Carry, Params
-from ..matrix import Terms
-from .matrix_base import (
-    ProjectedMatrixCell,
-    draw_log_rate,
-    draw_step_bias,
-    join_heads,
-    rms_norm,
-    unit_length,
-)
-from .ops import along
+from .delta_rule import HeadDeltaCell
 
 
 @dataclasses.dataclass(frozen=True)
-class GatedDeltaNet(ProjectedMatrixCell):
+class GatedDeltaNet(HeadDeltaCell):
     """Gated DeltaNet, which decays its state and then overwrites at a key::
 
         q, k, v = silu(conv(x W_q)), silu(conv(x W_k)), silu(conv(x W_v))
@@ -73,75 +57,3 @@ class GatedDeltaNet(ProjectedMatrixCell):
         >>> carry.S.shape, ys.shape
         ((2, 2, 4, 4), (5, 2, 3))
     """
-
-    _: dataclasses.KW_ONLY
-    num_key_heads: int | None = None
-    conv: int | None = 4
-    allow_negative: bool = False
-    use_gate: bool = True
-
-    @property
-    def key_heads(self) -> int:
-        return self.num_heads if self.num_key_heads is None else self.num_key_heads
-
-    @property
-    def looks_back(self) -> int:
-        return 0 if self.conv is None else self.conv
-
-    @property
-    def blocks(self) -> dict[str, int]:
-        keys, heads = self.key_heads * self.keys, self.num_heads
-        gate = {"gate": self.hidden_size} if self.use_gate else {}
-        of_heads = {"beta": heads, "alpha": heads}
-        return {"q": keys, "k": keys, "v": self.hidden_size, **of_heads, **gate}
-
-    convolved = ("q", "k", "v")
-
-    def own_parameters(
-        self, key: Array, input_size: int, dtype: DTypeLike
-    ) -> dict[str, Array]:
-        k_rate, k_step = jax.random.split(key)
-        heads = (self.num_heads,)
-        return {
-            "A_log": draw_log_rate(k_rate, heads, dtype, 0.0, 16.0),
-            "dt_bias": draw_step_bias(k_step, heads, dtype),
-            "norm_scale": jnp.ones((self.values,), dtype),
-        }
-
-    def terms(self, params: Params, z: Float[Array, "*TB G"]) -> Terms:
-        """Return q, k, beta v, log alpha and what is erased, -beta alpha k."""
-        q, k, v, beta, log_alpha = self.of_step(params, z)
-        a = -beta * jnp.exp(log_alpha) * self.spread(k)
-        return Terms(q, k, beta * v, log_alpha, a)
-
-    def of_step(self, params: Params, z: Float[Array, "*TB G"]) -> tuple[Array, ...]:
-        """Return q, k, v, and beta and log alpha ``(..., heads, 1)``."""
-        part = self.split(z)
-        q, k = (
-            unit_length(self.split_key_heads(jax.nn.silu(part[name]))) for name in "qk"
-        )
-        v = self.split_heads(jax.nn.silu(part["v"]))
-        beta = jax.nn.sigmoid(part["beta"]) * (2 if self.allow_negative else 1)
-        alpha = part["alpha"]
-        step = jax.nn.softplus(alpha + along(params["dt_bias"], alpha))
-        log_alpha = -jnp.exp(along(params["A_log"], alpha)) * step
-        q = q * jnp.asarray(self.keys**-0.5, q.dtype)
-        return q, k, v, beta[..., None], log_alpha[..., None]
-
-    def readout(
-        self, params: Params, y: Float[Array, "*TB N V"], z: Float[Array, "*TB G"]
-    ) -> Float[Array, "*TB H"]:
-        """Return the gated norm of each head."""
-        h = join_heads(rms_norm(y, params["norm_scale"]))
-        return h * jax.nn.silu(self.split(z)["gate"]) if self.use_gate else h
-
-    def gate_values(
-        self, params: Params, carry: Carry, z: Float[Array, "*TB G"]
-    ) -> dict[str, Gate]:
-        """Return alpha (which keeps S) and beta, ``(..., heads)``."""
-        *_, beta, log_alpha = self.of_step(params, z)
-        high = 2.0 if self.allow_negative else 1.0
-        return {
-            "alpha": Gate(jnp.exp(log_alpha[..., 0]), keeps=True),
-            "beta": Gate(beta[..., 0], high=high),
-        }

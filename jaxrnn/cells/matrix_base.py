@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from ..core.dtypes import accumulator
 from ..core.types import Carry, Params
 from ..core.validation import check_features, check_int, check_positive
 from ..initializers import FixedNormal, Initializer
-from ..matrix import MatrixCell, MatrixState
+from ..matrix import MatrixCell
 from .base import BuiltinCell
 from .ops import along, dense
 
@@ -52,17 +52,19 @@ class BuiltinMatrixCell(BuiltinCell, MatrixCell):
         dtype = dtype or params["input_kernel"].dtype
         zeros = self.zero_carry(params, tuple(batch_shape), dtype)
         learned = params["initial_carry"]
-        return zeros._replace(
-            h=jnp.broadcast_to(learned.h.astype(zeros.h.dtype), zeros.h.shape),
-            S=jnp.broadcast_to(learned.S.astype(zeros.S.dtype), zeros.S.shape),
+        known = jax.tree.map(
+            lambda leaf, zero: jnp.broadcast_to(leaf.astype(zero.dtype), zero.shape),
+            learned,
+            zeros._replace(recent=None),
         )
+        return known._replace(recent=zeros.recent)
 
     def with_initial_carry(self, params: Params) -> Params:
         """Add ``initial_carry`` to ``params`` if ``learned_initial_carry`` is set."""
         params = super().with_initial_carry(params)
-        learned = params.get("initial_carry")
-        if isinstance(learned, MatrixState):
-            params = {**params, "initial_carry": learned._replace(recent=None)}
+        if self.learned_initial_carry and self.looks_back:
+            learned = params["initial_carry"]._replace(recent=None)
+            params = {**params, "initial_carry": learned}
         return params
 
     def starts_empty(self, params: Params) -> bool:
@@ -287,7 +289,7 @@ class ProjectedMatrixCell(BuiltinMatrixCell):
 
     def look_back(
         self, params: Params, z: Float[Array, "*TB G"], recent: list[Array]
-    ) -> Float[Array, "*TB G"]:
+    ) -> Any:
         """Return z with the convolution over the blocks that are convolved."""
         kernel = params["conv_kernel"]
         y = sum(along(kernel[j], x) * x for j, x in enumerate(recent))

@@ -18,6 +18,7 @@ from ..core.lagged_inputs import lagged_inputs
 from ..core.types import Carry, Params, PyTree
 from ..core.validation import check_positive
 from .checks import check_terms
+from .decay import like
 from .terms import (
     MatrixMemory,
     Terms,
@@ -196,6 +197,26 @@ class MatrixCell(Cell):
             f"look_back(self, params, z, recent)"
         )
 
+    def looked_back(self, params: Params, carry: Carry, z: PyTree) -> PyTree:
+        """Return what ``terms`` is given at a step, from the carry before it.
+
+        It is ``z = project(params, x)`` itself for a cell that looks back at nothing.
+        It takes any leading axes.
+        """
+        recent = self.unpack(carry)[2]
+        if recent is None:
+            return z
+        return self._looked_back(params, self._with_newest(params, recent, z), z)
+
+    def _with_newest(self, params: Params, recent: Array, z: PyTree) -> Array:
+        """Return what is looked back at, moved on by one step."""
+        new = self.remembered(params, z).astype(recent.dtype)
+        return jnp.concatenate([recent[..., 1:, :], new[..., None, :]], -2)
+
+    def _looked_back(self, params: Params, recent: Array, z: PyTree) -> PyTree:
+        lags = [recent[..., -1 - j, :] for j in range(self.looks_back)]
+        return self.look_back(params, z, lags)
+
     # ---------------------------------------------------------------- the carry
     def initial_carry(
         self,
@@ -250,10 +271,8 @@ class MatrixCell(Cell):
         """Take one step of the equations above."""
         h, memory, recent = self.unpack(carry)
         if recent is not None:
-            new = self.remembered(params, z).astype(recent.dtype)
-            recent = jnp.concatenate([recent[..., 1:, :], new[..., None, :]], -2)
-            lags = [recent[..., -1 - j, :] for j in range(self.looks_back)]
-            z = self.look_back(params, z, lags)
+            recent = self._with_newest(params, recent, z)
+            z = self._looked_back(params, recent, z)
         terms = self.checked_terms(params, z)
         memory, y = self._take_steps(memory, terms)
         shown = self.shown(params, y, memory.m, z)
@@ -327,8 +346,9 @@ class MatrixCell(Cell):
         zs = jax.tree.map(
             lambda z: jnp.where(expand_flags(bad, z), jnp.zeros_like(z), z), zs
         )
-        memory, (ys, m) = walk(
+        memory, hs = walk(
             lambda z: self.checked_terms(params, z),
+            lambda y, m, z: self.shown(params, y, m, z).astype(h.dtype),
             memory,
             None if self.starts_empty(params) else initial,
             zs,
@@ -339,7 +359,6 @@ class MatrixCell(Cell):
             reads=self.reads,
             micro_steps=self.micro_steps,
         )
-        hs = self.shown(params, ys, m, zs).astype(h.dtype)
         hs = jnp.where(spoiled[..., None], jnp.nan, hs)
         at_end = spoiled[0 if reverse else -1]
         memory = select(
@@ -367,7 +386,7 @@ class MatrixCell(Cell):
 
     def gate_values(self, params: Params, carry: Carry, z: PyTree) -> dict[str, Gate]:
         """Return the decay exp(g), which keeps the state."""
-        terms = self.checked_terms(params, z)
+        terms = self.checked_terms(params, self.looked_back(params, carry, z))
         if terms.g is None:
             return {}
         g = jnp.exp(log_decay(terms.g))
@@ -388,7 +407,7 @@ def _micro_step(terms: Terms, place: int) -> Terms:
 
 def _transition(terms: Terms) -> Array:
     """Return ``(Diag(exp g) + b a^T) R(-turn)``; all terms have as many heads as v."""
-    eye = jnp.eye(terms.k.shape[-1], dtype=terms.v.dtype)
+    eye = like(jnp.eye(terms.k.shape[-1], dtype=terms.v.dtype), terms.k[..., None])
     M = eye if terms.g is None else jnp.exp(log_decay(terms.g))[..., None] * eye
     if terms.a is not None:
         b = terms.k if terms.b is None else terms.b

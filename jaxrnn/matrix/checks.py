@@ -21,7 +21,7 @@ NAMES = {
 }
 
 
-def check_terms(cell: Any, terms: Terms) -> None:
+def check_terms(cell: Any, terms: Any) -> None:
     """Check that the terms of a cell fit it and each other.
 
     Raises:

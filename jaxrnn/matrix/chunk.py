@@ -150,6 +150,8 @@ class WeightedChunk(Chunk):
     """
 
     def __init__(self, memory, initial, terms, segment):
+        if initial is None:
+            initial = MatrixMemory(*map(jnp.zeros_like, memory))
         super().__init__(memory, initial, terms, segment)
         g = jnp.zeros_like(terms.w) if terms.g is None else log_decay(terms.g)
         decay = HeadDecay(g, segment)
@@ -167,16 +169,16 @@ class WeightedChunk(Chunk):
     def _entering(self, of):
         """Return what ``of`` says of the state that each step sees as entering."""
         now = of(self.memory)[..., None]
-        if self.segment is None or self.initial is None:
+        if self.segment is None:
             return now
         return jnp.where(self.segment > 0, of(self.initial)[..., None], now)
 
     def outputs(self, reads):
         q, k, v = self.terms[:3]
-        y = x_entering = q @ self.memory.S
-        if self.segment is not None and self.initial is not None:
+        y = q @ self.memory.S
+        if self.segment is not None:
             of_reset = q @ self.initial.S
-            y = jnp.where(self.segment[..., None] > 0, of_reset, x_entering)
+            y = jnp.where(self.segment[..., None] > 0, of_reset, y)
         scores = self.weights * products(q, k, False)
         return self.kept[..., None] * y + scores @ v, [(k, v)]
 

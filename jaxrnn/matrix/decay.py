@@ -20,8 +20,6 @@ from jaxtyping import Array, Float, Int
 
 from .inverse import exact_matmul
 
-BLOCK = 8  # steps between which each decay a channel is summed by itself
-
 
 def decay_of(g: Array | None, segment: Array | None, size: int) -> AbstractDecay:
     """Return the decay of a chunk: none, one a head, or one a channel of the keys."""
@@ -131,83 +129,64 @@ class HeadDecay(AbstractDecay):
 
 
 class ChannelDecay(AbstractDecay):
-    """One decay a channel of the keys: scores by blocks of 8 steps.
+    """One decay a channel of the keys: scores by halves.
 
-    What a step reads of an earlier block decays to the beginning of its own block, and
-    from there on, so that it is a product of two factors of at most 1, and one matrix
-    product for all earlier blocks. Within a block the decay between any two steps is
-    summed by itself.
-
-    Attributes:
-        ahead: the sum of g from the beginning of a step's block up to the step.
-        behind: the sum of g after a step to the end of its block.
-        between: the sum of g over the blocks between two blocks, ``(..., n, n, K)``;
-            -inf where the second is not earlier.
+    A block of 2h steps has a right and a left half. What the right one reads of the
+    left one decays to the end of the left half and from there on, so it is a product of
+    two factors of at most 1, and one matrix product. The halves are blocks themselves.
     """
 
     def __init__(self, g: Float[Array, "*B C K"], segment: Array | None):
         super().__init__(segment, g.shape[-2])
-        self.g, self.width = g, min(BLOCK, self.size)
-        blocks = self._blocks(g)  # (..., n, w, K)
-        lower = np.tri(self.width)
-        self.ahead = exact_matmul(like(lower, blocks).astype(g.dtype), blocks)
-        upper = like(1 - lower, blocks).astype(g.dtype)
-        self.behind = exact_matmul(upper, blocks)
-        totals = self.ahead[..., -1, :]
-        count = totals.shape[-2]
-        i, j, m = np.ogrid[:count, :count, :count]
-        inside = ((j < m) & (m < i)).reshape(count * count, count)
-        sums = exact_matmul(like(inside, totals).astype(g.dtype), totals)
-        sums = sums.reshape(*totals.shape[:-2], count, count, -1)
-        earlier = np.tri(count, k=-1, dtype=bool)[:, :, None]
-        self.between = jnp.where(like(earlier, sums), sums, -jnp.inf)
+        self.g = g
+        # For every level: sums from the beginning of the step's block of h steps up to
+        # the step, and from after the step to the block's end; ``(..., C/h, h, K)``.
+        ahead, behind = g[..., :, None, :], jnp.zeros_like(g[..., :, None, :])
+        self.levels = [(ahead, behind)]
+        while ahead.shape[-3] > 1:
+            (first, second), (left, right) = _halves(ahead), _halves(behind)
+            total_first, total_second = first[..., -1:, :], second[..., -1:, :]
+            ahead = jnp.concatenate([first, second + total_first], -2)
+            behind = jnp.concatenate([left + total_second, right], -2)
+            self.levels.append((ahead, behind))
 
     def scores(self, x, y, *, before):
-        x, y = self._blocks(x), self._blocks(y)
-        scores = self._with_earlier_blocks(x, y, before)
-        own = self._within_blocks(x, y, before)  # (..., n, w, w)
-        count = own.shape[-3]
-        eye = np.eye(count, dtype=own.dtype)[:, None, :, None]
-        own = own[..., None, :]
-        scores = scores + own * like(eye, own)
-        scores = scores.reshape(*scores.shape[:-4], self.size, self.size)
+        total: Any = 0
+        if not before:
+            own = (x * y).sum(-1)
+            own = own[..., None]
+            total = own * like(np.eye(self.size, dtype=own.dtype), own)
+        half = 1
+        for ahead, behind in self.levels[:-1]:
+            total = total + self._between_halves(x, y, ahead, behind, half, before)
+            half *= 2
         if self.segment is None:
-            return scores
-        return jnp.where(like(self.sees(before=before), scores), scores, 0)
+            return total
+        return jnp.where(like(self.sees(before=before), total), total, 0)
 
-    def _with_earlier_blocks(self, x, y, before):
-        """Return the scores of every step with those of earlier blocks."""
-        x = x * jnp.exp(_shift(self.ahead) if before else self.ahead)
-        decay = self.behind[..., None, :, :, :] + self.between[..., :, :, None, :]
-        y = y[..., None, :, :, :] * jnp.exp(decay)  # (..., n, n, w, K)
-        flat = y.reshape(*y.shape[:-3], self.size, y.shape[-1])
-        scores = products(x, flat, before)
-        return scores.reshape(*scores.shape[:-1], *y.shape[-3:-1])
-
-    def _within_blocks(self, x, y, before):
-        """Return the scores of every step with those of its own block."""
-        place = np.arange(self.width)
-        t, s, u = place[:, None, None], place[None, :, None], place[None, None, :]
-        inside = (s < u) & (u < t if before else u <= t)
-        inside = inside.reshape(self.width * self.width, self.width)
-        g = self._blocks(self.g)
-        sums = exact_matmul(like(inside, g).astype(g.dtype), g)
-        sums = sums.reshape(*g.shape[:-2], self.width, self.width, -1)
-        sees = (s < t if before else s <= t)[:, :, 0, None]
-        decay = jnp.exp(jnp.where(like(sees, sums), sums, -jnp.inf))
-        return (x[..., :, None, :] * y[..., None, :, :] * decay).sum(-1)
-
-    def _blocks(self, x):
-        """Split the steps into blocks."""
-        count = self.size // self.width
-        return x.reshape(*x.shape[:-2], count, self.width, x.shape[-1])
+    def _between_halves(self, x, y, ahead, behind, half, before):
+        """Return the scores of right halves with left ones, placed among all."""
+        count = self.size // (2 * half)
+        _, ahead = _halves(ahead)
+        behind, _ = _halves(behind)
+        _, x = _halves(_blocks(x, half))
+        y, _ = _halves(_blocks(y, half))
+        x = x * jnp.exp(_shift(ahead) if before else ahead)
+        scores = products(x, y * jnp.exp(behind), before)  # (..., n, h, h)
+        same = np.eye(count, dtype=scores.dtype)[:, None, None, :, None, None]
+        corner = np.array([[0, 0], [1, 0]], scores.dtype)[:, None, None, :, None]
+        scores = scores[..., :, None, :, None, None, :]
+        placed = scores * like(same * corner, scores)
+        return placed.reshape(*x.shape[:-3], self.size, self.size)
 
     def since_start(self, *, before):
-        return jnp.exp(self.summed(self.g, before=before))
+        if self.segment is not None:
+            return jnp.exp(self.summed(self.g, before=before))
+        sums = self.levels[-1][0][..., 0, :, :]
+        return jnp.exp(_shift(sums) if before else sums)
 
     def to_end(self):
-        after = like(1 - np.tri(self.size), self.g).astype(self.g.dtype)
-        return jnp.exp(exact_matmul(after, self.g))
+        return jnp.exp(self.levels[-1][1][..., 0, :, :])
 
 
 def products(x: Array, y: Array, exact: bool) -> Array:
@@ -229,3 +208,14 @@ def _shift(x: Array) -> Array:
     """Move the rows down by one; the first becomes zero."""
     widths = [(0, 0)] * (x.ndim - 2) + [(1, 0), (0, 0)]
     return jnp.pad(x[..., :-1, :], widths)
+
+
+def _blocks(x: Array, half: int) -> Array:
+    """Split the steps into blocks of ``half``."""
+    return x.reshape(*x.shape[:-2], x.shape[-2] // half, half, x.shape[-1])
+
+
+def _halves(x: Float[Array, "*B n h K"]) -> tuple[Array, Array]:
+    """Return the left and the right one of every two blocks."""
+    x = x.reshape(*x.shape[:-3], x.shape[-3] // 2, 2, *x.shape[-2:])
+    return x[..., 0, :, :], x[..., 1, :, :]

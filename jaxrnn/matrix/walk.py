@@ -26,6 +26,7 @@ from .turn import without_turns
 
 def walk(
     terms_of: Callable[[PyTree], Terms],
+    show: Callable[[Array, Array | None, PyTree], Array],
     memory: MatrixMemory,
     initial: MatrixMemory | None,
     zs: PyTree,
@@ -36,7 +37,7 @@ def walk(
     reverse: bool,
     reads: str = "after",
     micro_steps: int = 1,
-) -> tuple[MatrixMemory, tuple[Array, Array | None]]:
+) -> tuple[MatrixMemory, Array]:
     """Run the recurrence over a sequence, ``chunk`` steps at once.
 
     A chunk is computed again for its gradient, so that beyond inputs and outputs memory
@@ -44,6 +45,7 @@ def walk(
 
     Args:
         terms_of: returns the terms of steps from ``zs``, with any leading axes.
+        show: returns h from what is read, m (or None) and ``zs``, likewise.
         memory: the state before the first step.
         initial: the state that a reset brings in; None if it is zero.
         zs: the projected inputs of all steps, ``(T, *B, ...)`` per leaf.
@@ -55,7 +57,7 @@ def walk(
         micro_steps: the number of micro steps in a step; see `join_micro_steps`.
 
     Returns:
-        The last state; what every step read ``(T, *B, heads, d_v)``, and m or None.
+        The last state, and h of every step, ``(T, *B, H)``.
     """
     steps = live.shape[0]
     size = min(chunk, steps)
@@ -84,17 +86,13 @@ def walk(
         if angles is not None:
             back = -_of_heads(angles, memory.S)
             memory = memory._replace(S=rotate_keys(memory.S, back))
-        y = y[: size * micro_steps]
-        return memory, (y[micro_steps - 1 :: micro_steps], m)
+        y = y[: size * micro_steps][micro_steps - 1 :: micro_steps]
+        return memory, show(y, m, z)
 
     body = jax.checkpoint(body, prevent_cse=False)
-    memory, read = jax.lax.scan(body, memory, jax.tree.map(split, (zs, live, resets)))
-
-    def join(leaf):
-        leaf = leaf.reshape(count * size, *leaf.shape[2:])[:steps]
-        return jnp.flip(leaf, 0) if reverse else leaf
-
-    return memory, jax.tree.map(join, read)
+    memory, hs = jax.lax.scan(body, memory, jax.tree.map(split, (zs, live, resets)))
+    hs = hs.reshape(count * size, *hs.shape[2:])[:steps]
+    return memory, jnp.flip(hs, 0) if reverse else hs
 
 
 def power_of_two(steps: int) -> int:

@@ -17,12 +17,17 @@ import jaxrnn
 from jaxrnn import interop
 from jaxrnn.cells import (
     CTRNN,
+    GDN2,
+    KDA,
     LTC,
     MGU,
     RTU,
     CfC,
     ConvGRU,
     ConvLSTM,
+    DeltaNet,
+    DeltaProduct,
+    GatedDeltaNet,
     NonlinearRTU,
     OrthogonalRNN,
 )
@@ -44,6 +49,11 @@ NEW = {
     "cfc": CfC,
     "cfc_no_gate": CfC,
     "cfc_pure": CfC,
+    "delta_net": DeltaNet,
+    "gated_delta_net": GatedDeltaNet,
+    "delta_product": DeltaProduct,
+    "kda": KDA,
+    "gdn2": GDN2,
 }
 STATE_NOISE = jaxrnn.layers.state_noise(jaxrnn.GRU(4), 0.1)
 KEY = jax.random.key(0)
@@ -52,7 +62,11 @@ KEY = jax.random.key(0)
 def test_the_table_is_that_of_the_cells_that_are_not_at_the_top():
     assert {type(PLAIN[name]) for name in NEW} == set(NEW.values())
     kinds = (value for value in vars(jaxrnn.cells).values() if isinstance(value, type))
-    cells = {kind for kind in kinds if issubclass(kind, jaxrnn.Cell)}
+    cells = {
+        kind
+        for kind in kinds
+        if issubclass(kind, jaxrnn.Cell) and not issubclass(kind, jaxrnn.MatrixCell)
+    }
     assert set(NEW.values()) == {k for k in cells if k.__name__ not in vars(jaxrnn)}
 
 
@@ -103,6 +117,11 @@ NAMES = {
     "cfc:pure": CfC(8, mode="pure"),
     "jaxrnn.cells:CTRNN(dale=0.8)": CTRNN(8, dale=0.8),
     "jaxrnn.cells:ConvLSTM(spatial_shape=(5, 4))": ConvLSTM(8, spatial_shape=(5, 4)),
+    "jaxrnn.cells:DeltaNet(num_heads=2)": DeltaNet(8, num_heads=2),
+    "jaxrnn.cells:GatedDeltaNet(num_heads=2)": GatedDeltaNet(8, num_heads=2),
+    "jaxrnn.cells:DeltaProduct(num_products=3)": DeltaProduct(8, num_products=3),
+    "jaxrnn.cells:KDA(safe_gate=True)": KDA(8, safe_gate=True),
+    "jaxrnn.cells:GDN2(allow_negative=True)": GDN2(8, allow_negative=True),
     "jaxrnn.cells:ConvGRU(2, spatial_shape=(5,))": ConvGRU(2, spatial_shape=(5,)),
 }
 

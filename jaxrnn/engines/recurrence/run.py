@@ -127,7 +127,8 @@ def _run_chunkwise(
 ) -> tuple[Carry, Carry]:
     """Run a cell by its own ``walk_chunks``.
 
-    Of the carries after every step only h is known; their other parts are None.
+    Of the carries after every step only h is known; their other parts are None. One
+    step, as in streaming, is a step.
     """
     reason = unsupported_chunkwise_reason(cell) or unsupported_arrays_reason(
         jax.tree.leaves((params, carry, sequence))
