@@ -280,6 +280,19 @@ TABLE = {
         "test_a_mapped_axis_is_one_of_the_batch": 0,
         "test_padding_both_ways": 0,
     },
+    # Each compiles a program or more; one form of each cell.
+    "cells/test_decay_cells.py": {
+        "test_it_is_its_equations": [
+            "mamba2",
+            "gla",
+            "retnet",
+            "hgrn2_learned",
+            "rwkv6",
+            "mamba3",
+        ],
+        "test_streaming_explain_and_gates": ["mamba3", "rwkv6"],
+        "test_half_precision_keeps_the_state_in_float32": ["mamba2", "mamba3", "rwkv6"],
+    },
     "cells/test_mlstm_chunks.py": {
         "test_chunks_are_the_steps": ["learned-7-True"],
         "test_without_mask_or_resets": 0,
@@ -315,6 +328,8 @@ TABLE = {
             "backwards-learned-products",
             "backwards-learned-gated_delta_net",
             "backwards-learned-kda",
+            "backwards-learned-mamba3",
+            "backwards-learned-rwkv6",
         ],
         "test_strong_decays": ["1e4-channel_delta", "1e4-head_delta"],
         "test_keys_that_resemble_each_other": ["delta"],

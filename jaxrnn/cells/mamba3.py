@@ -134,7 +134,7 @@ class Mamba3(ProjectedMatrixCell):
 
     def look_back(
         self, params: Params, z: Float[Array, "*TB G"], recent: list[Array]
-    ) -> Float[Array, "*TB G+F"]:
+    ) -> Float[Array, "*TB Z"]:
         """Return z, and u and B of the step before behind it."""
         return jnp.concatenate([z, recent[1].astype(z.dtype)], axis=-1)
 
@@ -151,7 +151,7 @@ class Mamba3(ProjectedMatrixCell):
             "D": jnp.ones(heads, dtype),
         }
 
-    def terms(self, params: Params, z: Float[Array, "*TB G+F"]) -> Terms:
+    def terms(self, params: Params, z: Float[Array, "*TB Z"]) -> Terms:
         """Return the terms of both writes, the first in the frame of the step before.
 
         The state decays and rotates between them.
@@ -175,7 +175,7 @@ class Mamba3(ProjectedMatrixCell):
             turn=second(theta),
         )
 
-    def apart(self, z: Float[Array, "*TB G+F"]) -> tuple[Array, dict[str, Array]]:
+    def apart(self, z: Float[Array, "*TB Z"]) -> tuple[Array, dict[str, Array]]:
         """Return z, and u and B of the step before."""
         own = sum(self.blocks.values())
         z, u, B = jnp.split(z, [own, own + self.hidden_size], axis=-1)
@@ -197,7 +197,7 @@ class Mamba3(ProjectedMatrixCell):
         return x + bias.reshape((1,) * (x.ndim - 2) + bias.shape)
 
     def readout(
-        self, params: Params, y: Float[Array, "*TB N V"], z: Float[Array, "*TB G+F"]
+        self, params: Params, y: Float[Array, "*TB N V"], z: Float[Array, "*TB Z"]
     ) -> Float[Array, "*TB H"]:
         """Return what was read and the skip D u, gated."""
         part = self.split(self.apart(z)[0])

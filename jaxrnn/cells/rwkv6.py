@@ -193,7 +193,7 @@ class RWKV6(ProjectedMatrixCell):
         return np.arange(count) / max(count - 1, 1)
 
     def project(
-        self, params: Params, x: Float[Array, "*TB 2D"]
+        self, params: Params, x: Float[Array, "*TB F"]
     ) -> Float[Array, "*TB G"]:
         """Return r, k, v, the gate and the decay's input, packed, before activations.
 

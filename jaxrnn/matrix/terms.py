@@ -142,7 +142,7 @@ def read(S: Float[Array, "*B N K V"], q: Float[Array, "*B N K"]) -> Array:
     return jnp.einsum("...kv,...k->...v", S, q)
 
 
-def rotate(x: Float[Array, "*B K"], angles: Float[Array, "*B R"]) -> Array:
+def rotate(x: Float[Array, "*B K"], angles: Float[Array, "... R"]) -> Array:
     """Rotate the channels (0, 1), (2, 3), ... of x by the angles; others stay."""
     turned = 2 * angles.shape[-1]
     first, second = x[..., 0:turned:2], x[..., 1:turned:2]
