@@ -184,6 +184,26 @@ ABOUT: dict[str, About] = {
         },
         curve=("accuracy", "accuracy"),
     ),
+    "mqar": About(
+        "the values that were stored at keys, asked for later: associative recall",
+        "",
+        ("evaluate RUN --length 128",),
+        baselines={
+            "baseline": Baseline("accuracy", "chance"),
+            "any_value": Baseline("accuracy", "any value of the sequence"),
+        },
+        curve=("accuracy", "accuracy"),
+    ),
+    "niah": About(
+        "the value of one key that stood in a long filler: a needle in a haystack",
+        "",
+        ("evaluate RUN --length 500", _GRADIENTS),
+        baselines={
+            "baseline": Baseline("accuracy", "chance"),
+            "any_needle": Baseline("accuracy", "the value of any needle"),
+        },
+        curve=("accuracy", "accuracy"),
+    ),
     "seq-mnist": About(
         "a handwritten digit that is read pixel by pixel",
         "",
