@@ -22,12 +22,14 @@ from jaxrnn.cells import (
     LTC,
     MGU,
     RTU,
+    RWKV7,
     CfC,
     ConvGRU,
     ConvLSTM,
     DeltaNet,
     DeltaProduct,
     GatedDeltaNet,
+    MLSTMMixer,
     NonlinearRTU,
     OrthogonalRNN,
 )
@@ -54,6 +56,8 @@ NEW = {
     "delta_product": DeltaProduct,
     "kda": KDA,
     "gdn2": GDN2,
+    "rwkv7": RWKV7,
+    "mlstm_mixer": MLSTMMixer,
 }
 STATE_NOISE = jaxrnn.layers.state_noise(jaxrnn.GRU(4), 0.1)
 KEY = jax.random.key(0)
@@ -118,6 +122,8 @@ NAMES = {
     "jaxrnn.cells:DeltaProduct(num_products=3)": DeltaProduct(8, num_products=3),
     "jaxrnn.cells:KDA(safe_gate=True)": KDA(8, safe_gate=True),
     "jaxrnn.cells:GDN2(allow_negative=True)": GDN2(8, allow_negative=True),
+    "jaxrnn.cells:RWKV7(num_heads=2)": RWKV7(8, num_heads=2),
+    "jaxrnn.cells:MLSTMMixer(num_heads=2)": MLSTMMixer(8, num_heads=2),
     "jaxrnn.cells:ConvGRU(2, spatial_shape=(5,))": ConvGRU(2, spatial_shape=(5,)),
 }
 

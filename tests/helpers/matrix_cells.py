@@ -7,8 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn import MLSTM, MatrixCell, Terms
-from jaxrnn.cells import RWKV7, GatedDeltaNet, MLSTMMixer
-from jaxrnn.cells import GDN2, KDA, DeltaNet, DeltaProduct, GatedDeltaNet
+from jaxrnn.cells import (
+    GDN2,
+    KDA,
+    RWKV7,
+    DeltaNet,
+    DeltaProduct,
+    GatedDeltaNet,
+    MLSTMMixer,
+)
 
 
 def unit(x):
