@@ -27,6 +27,8 @@ from .pre_norm import match_features as match_features
 from .pre_norm import pre_norm_block as pre_norm_block
 from .published_blocks import gated_delta_net_block as gated_delta_net_block
 from .published_blocks import griffin_block as griffin_block
+from .published_blocks import mamba2_block as mamba2_block
+from .published_blocks import mamba_block as mamba_block
 from .published_blocks import mlstm_block as mlstm_block
 from .published_blocks import rwkv_block as rwkv_block
 from .published_blocks import slstm_block as slstm_block

@@ -6,7 +6,7 @@ import math
 
 import jax
 
-from ..cells import RGLRU, RWKV7, SLSTM, GatedDeltaNet, MLSTMMixer
+from ..cells import RGLRU, RWKV7, SLSTM, GatedDeltaNet, Mamba, Mamba2, MLSTMMixer
 from ..core.layer import Layer
 from ..core.validation import check_int
 from ..initializers import FixedNormal
@@ -69,6 +69,87 @@ def gated_delta_net_block(
         allow_negative=allow_negative,
     )
     return pre_norm_block(cell, width, mlp=mlp)
+
+
+def mamba2_block(
+    width: int,
+    num_heads: int | None = None,
+    *,
+    expansion: int = 2,
+    state_size: int = 128,
+    conv: int | None = 4,
+) -> Stack:
+    """Build the block of Mamba-2, ``y = e + Mamba2(norm(e))``.
+
+    Dao & Gu (2024, arXiv:2405.21060). There is no MLP: the cell is gated. Parameters
+    and carry: see `pre_norm_block`. Output: ``(T, *B, width)``.
+
+    Args:
+        width: the number of features between blocks.
+        num_heads: of the cell, a divisor of ``expansion * width`` (default: heads of 64
+            values, or one).
+        expansion: how many times as many values the heads have together as there are
+            features.
+        state_size: the ``key_size`` of the cell.
+        conv: the width of the cell's convolution, or None for none.
+
+    Returns:
+        A layer for `unroll` and `stack`.
+
+    Raises:
+        ValueError: for sizes below 1, if ``num_heads`` does not divide, and for a
+            ``conv`` below 2.
+
+    Example::
+
+        >>> import jax, jaxrnn
+        >>> block = jaxrnn.layers.mamba2_block(8, num_heads=2, state_size=16)
+        >>> params = block.init(jax.random.key(0), input_size=3)
+        >>> jaxrnn.unroll(block, params, jax.numpy.ones((5, 2, 3)))[1].shape
+        (5, 2, 8)
+    """
+    _check("mamba2_block", width=width, expansion=expansion)
+    inner = expansion * width
+    heads = heads_of_64(inner) if num_heads is None else num_heads
+    cell = Mamba2(inner, num_heads=heads, key_size=state_size, conv=conv)
+    return pre_norm_block(cell, width)
+
+
+def mamba_block(
+    width: int,
+    *,
+    expansion: int = 2,
+    state_size: int = 16,
+    conv: int | None = 4,
+) -> Stack:
+    """Build the block of Mamba, ``y = e + Mamba(norm(e))``.
+
+    Gu & Dao (2023, arXiv:2312.00752, figure 3). There is no MLP: the cell is gated.
+    Parameters and carry: see `pre_norm_block`. Output: ``(T, *B, width)``.
+
+    Args:
+        width: the number of features between blocks.
+        expansion: how many times as many channels the cell has.
+        state_size: the number of state variables of a channel.
+        conv: the width of the cell's convolution, or None for none.
+
+    Returns:
+        A layer for `unroll` and `stack`.
+
+    Raises:
+        ValueError: for sizes below 1, and for a ``conv`` below 2.
+
+    Example::
+
+        >>> import jax, jaxrnn
+        >>> block = jaxrnn.layers.mamba_block(8)
+        >>> params = block.init(jax.random.key(0), input_size=3)
+        >>> jaxrnn.unroll(block, params, jax.numpy.ones((5, 2, 3)))[1].shape
+        (5, 2, 8)
+    """
+    _check("mamba_block", width=width, expansion=expansion)
+    cell = Mamba(expansion * width, state_size=state_size, conv=conv)
+    return pre_norm_block(cell, width)
 
 
 def griffin_block(

@@ -22,6 +22,7 @@ from jaxrnn.cells import (
     LTC,
     MGU,
     RTU,
+    RWKV7,
     CfC,
     ConvGRU,
     ConvLSTM,
@@ -29,6 +30,7 @@ from jaxrnn.cells import (
     DeltaProduct,
     GatedDeltaNet,
     Mamba,
+    MLSTMMixer,
     NonlinearRTU,
     OrthogonalRNN,
 )
@@ -56,6 +58,8 @@ NEW = {
     "kda": KDA,
     "gdn2": GDN2,
     "mamba": Mamba,
+    "rwkv7": RWKV7,
+    "mlstm_mixer": MLSTMMixer,
 }
 STATE_NOISE = jaxrnn.layers.state_noise(jaxrnn.GRU(4), 0.1)
 KEY = jax.random.key(0)
@@ -125,6 +129,8 @@ NAMES = {
     "jaxrnn.cells:KDA(safe_gate=True)": KDA(8, safe_gate=True),
     "jaxrnn.cells:GDN2(allow_negative=True)": GDN2(8, allow_negative=True),
     "jaxrnn.cells:Mamba(state_size=4)": Mamba(8, state_size=4),
+    "jaxrnn.cells:RWKV7(num_heads=2)": RWKV7(8, num_heads=2),
+    "jaxrnn.cells:MLSTMMixer(num_heads=2)": MLSTMMixer(8, num_heads=2),
     "jaxrnn.cells:ConvGRU(2, spatial_shape=(5,))": ConvGRU(2, spatial_shape=(5,)),
 }
 

@@ -10,13 +10,15 @@ from subjects import D, assert_same_outcome, compiled_outcome, draw, looped
 
 import jaxrnn
 from jaxrnn import GRU, RGLRU, SLSTM, layers, unroll
-from jaxrnn.cells import RWKV7, GatedDeltaNet, MLSTMMixer
+from jaxrnn.cells import RWKV7, GatedDeltaNet, Mamba, Mamba2, MLSTMMixer
 
 KEY = jax.random.key(0)
 W = 4
 BLOCKS = {
     "pre_norm": layers.pre_norm_block(GRU(5), W, mlp=layers.gated_mlp(W, 6)),
     "gated_delta_net": layers.gated_delta_net_block(W, 2, conv=2),
+    "mamba2": layers.mamba2_block(W, 2, expansion=1, state_size=3, conv=2),
+    "mamba": layers.mamba_block(W, state_size=2, conv=2),
     "griffin": layers.griffin_block(W, recurrent_size=5, conv=3, expansion=2),
     "rwkv": layers.rwkv_block(W, 2, expansion=2, layer_index=1, num_layers=3),
     "mlstm": layers.mlstm_block(W, 2, conv=2),
@@ -221,6 +223,10 @@ def test_new_rwkv_layers_are_the_identity():
 def test_what_the_blocks_choose():
     cell = layers.gated_delta_net_block(2048, 6).layers[1].layer.layers[1]
     assert cell == GatedDeltaNet(3072, num_heads=6, key_size=256)
+    cell = layers.mamba2_block(64).layers[1].layer.layers[1]
+    assert cell == Mamba2(128, num_heads=2, key_size=128)
+    cell = layers.mamba_block(8).layers[1].layer.layers[1]
+    assert cell == Mamba(16, state_size=16)
     cell = layers.mlstm_block(8).layers[1].layer.layers[1]
     assert cell == MLSTMMixer(16, num_heads=4)
     cell = layers.rwkv_block(128).layers[2].layer.layers[1]
