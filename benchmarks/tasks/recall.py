@@ -86,7 +86,7 @@ def product(count: int) -> Layer:
 
 
 PARITY = {"answers": "every", "learning_rate": 1e-2, "hidden": 32}
-WORDS = {"group": "S3", "learning_rate": 5e-3, "schedule": "cosine"}
+WORDS = {"group": "S3", "learning_rate": 5e-3}
 RECALL = {"vocabulary": 32, "learning_rate": 1e-2}
 ENTRIES = {
     "parity-negative": Entry(
