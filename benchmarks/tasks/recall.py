@@ -32,6 +32,7 @@ from jaxrnn.initializers import LecunNormal
 from jaxrnn.tasks.runner import TASKS
 from jaxrnn.tasks.synthetic.task import all_scores, held_out_batches, scores_at
 
+from ..harness.host import where
 from ..harness.options import Parser, command, one_of, positive
 from ..harness.report import RESULTS, content, number, result_name, table, write
 
@@ -84,9 +85,9 @@ def product(count: int) -> Layer:
     return in_block(cell, 64)
 
 
-PARITY = {"answers": "every", "learning_rate": 5e-3, "schedule": "cosine", "hidden": 32}
-WORDS = {"group": "S3", "learning_rate": 5e-3, "schedule": "cosine"}
-RECALL = {"learning_rate": 5e-3}
+PARITY = {"answers": "every", "learning_rate": 1e-2, "hidden": 32}
+WORDS = {"group": "S3", "learning_rate": 5e-3}
+RECALL = {"vocabulary": 32, "learning_rate": 1e-2}
 ENTRIES = {
     "parity-negative": Entry(
         "parity",
@@ -114,14 +115,14 @@ ENTRIES = {
     ),
     "recall-gated-delta": Entry(
         "mqar",
-        lambda: GatedDeltaNet(64, input_init=LecunNormal()),
+        lambda: GatedDeltaNet(64, num_heads=4, input_init=LecunNormal()),
         RECALL,
-        2000,
+        800,
         "accuracy",
         (">=", 0.99),
     ),
     "recall-min-gru": Entry(
-        "mqar", lambda: in_block(MinGRU(64), 64), RECALL, 2000, "accuracy", ("<=", 0.5)
+        "mqar", lambda: in_block(MinGRU(64), 64), RECALL, 800, "accuracy", ("<=", 0.5)
     ),
 }
 
@@ -248,7 +249,8 @@ def main(argv: list[str] | None = None) -> int:
             order = {known: i for i, known in enumerate(ENTRIES)}
             rows.sort(key=lambda r: (order.get(r["entry"], 99), r["seed"]))
             result = content("recall", command("tasks.recall", argv), rows=rows)
-            write(name, result, table_of(rows), None)
+            title = f"# State tracking and recall: {where(result['machine'])}"
+            write(name, result, f"{title}\n\n{table_of(rows)}", None)
     return 0
 
 

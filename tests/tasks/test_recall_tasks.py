@@ -26,7 +26,7 @@ from jaxrnn.tasks.synthetic.task import (
     scores_at,
     scores_of_parts,
 )
-from jaxrnn.training import InputError
+from jaxrnn.training import InputError, Run
 
 SHAPES = {
     "mqar": (mqar, {}),
@@ -325,7 +325,7 @@ def test_typed_tokens(tmp_path):
             trained.predict(line)
     with pytest.raises(InputError, match="--length must be at least 3"):
         trained.evaluate_length(2)
-    reading = reading_of(None, trained)
+    reading = reading_of(Run(tmp_path, {}), trained)
     assert reading.symbols == [str(t) for t in probed_tokens(task, options)]
     assert reading.xs.shape == (12, 1, 4)
 

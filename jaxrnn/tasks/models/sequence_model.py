@@ -151,7 +151,7 @@ class SequenceModel:
         if batch.part is None:
             raise TypeError("the batch has no parts")
         right, scored = self._right(self(params, batch.inputs, batch.mask), batch)
-        of_part = batch.part[..., None] == jnp.arange(count)
+        of_part = jax.nn.one_hot(batch.part, count, dtype=bool)
         axes = tuple(range(right.ndim))
         return (
             (of_part & right[..., None]).sum(axes),

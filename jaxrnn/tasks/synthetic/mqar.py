@@ -58,12 +58,12 @@ class Options:
     vocabulary: int = option(
         128, "number of tokens, of which half are keys and half are values", least=4
     )
-    cell: CellLike = cell_field("jaxrnn.cells:GatedDeltaNet")
+    cell: CellLike = cell_field("jaxrnn.cells:GatedDeltaNet(num_heads=4)")
     hidden: int = hidden_field(64)
     layers: int = layers_field()
     batch: int = batch_field(64)
     tbptt: int = tbptt_field()
-    learning_rate: float = learning_rate_field(3e-3)
+    learning_rate: float = learning_rate_field(1e-2)
     optimizer: str = optimizer_field()
     schedule: str = schedule_field("cosine")
     clip: float = clip_field()
