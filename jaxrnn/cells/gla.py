@@ -13,7 +13,13 @@ from jaxtyping import Array, Float
 from ..core.types import Params
 from ..core.validation import check_positive
 from ..matrix import Terms
-from .matrix_base import LowRank, ProjectedMatrixCell, join_heads, rms_norm
+from .matrix_base import (
+    LowRank,
+    ProjectedMatrixCell,
+    check_norm_epsilon,
+    join_heads,
+    rms_norm,
+)
 from .ops import along
 
 
@@ -48,6 +54,7 @@ class GLA(ProjectedMatrixCell):
         gate_divisor: by which the logarithms of the decays are divided.
         conv: the width of the convolution, or None for none.
         use_gate: whether the output gate silu(x W_g) is there.
+        norm_epsilon: what the norm adds to the mean of squares.
         output_size: O (default: D, the number of input features).
         input_init: initializer of the kernels, with the convolution's. The bias begins
             at zero.
@@ -55,7 +62,8 @@ class GLA(ProjectedMatrixCell):
 
     Raises:
         ValueError: if ``num_heads`` does not divide ``hidden_size``; for sizes below 1,
-            a ``conv`` below 2, and a ``gate_divisor`` that is not above 0.
+            a ``conv`` below 2, and a ``gate_divisor`` or ``norm_epsilon`` that is not
+            above 0.
 
     Example::
 
@@ -72,12 +80,14 @@ class GLA(ProjectedMatrixCell):
     gate_divisor: float = 16.0
     conv: int | None = None
     use_gate: bool = True
+    norm_epsilon: float = 1e-5
 
     convolved = ("q", "k", "v")
 
     def __post_init__(self):
         super().__post_init__()
         check_positive(self, gate_rank=self.gate_rank)
+        check_norm_epsilon(self, self.norm_epsilon)
         if not 0 < self.gate_divisor < math.inf:
             raise ValueError(
                 f"GLA: gate_divisor, by which the logarithms of the decays are "
@@ -124,5 +134,5 @@ class GLA(ProjectedMatrixCell):
         self, params: Params, y: Float[Array, "*TB N V"], z: Float[Array, "*TB G"]
     ) -> Float[Array, "*TB H"]:
         """Return the gated norm of each head."""
-        h = join_heads(rms_norm(y, params["norm_scale"]))
+        h = join_heads(rms_norm(y, params["norm_scale"], self.norm_epsilon))
         return h * jax.nn.silu(self.split(z)["gate"]) if self.use_gate else h

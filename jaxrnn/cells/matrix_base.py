@@ -89,6 +89,15 @@ def rms_norm(
     return x * jax.lax.rsqrt(square + jnp.asarray(epsilon, x.dtype))
 
 
+def check_norm_epsilon(cell: BuiltinCell, norm_epsilon: float) -> None:
+    """Check what is added under the root of a norm."""
+    if not 0 < norm_epsilon < math.inf:
+        raise ValueError(
+            f"{type(cell).__name__}: norm_epsilon, which the norm adds to the mean of "
+            f"squares, must be a number above 0, but it is {norm_epsilon}"
+        )
+
+
 def join_heads(x: Float[Array, "*TB N V"]) -> Float[Array, "*TB NV"]:
     """Put the heads side by side."""
     return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])

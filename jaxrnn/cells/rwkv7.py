@@ -16,13 +16,12 @@ from ..core.dtypes import accumulator
 from ..core.types import Carry, Inputs, Params
 from ..core.validation import check_features, check_positive, describe_tree
 from ..matrix import Terms
-from .matrix_base import BuiltinMatrixCell, join_heads
+from .matrix_base import BuiltinMatrixCell, check_norm_epsilon, join_heads
 from .ops import along, dense, layer_norm
 from .rwkv7_init import draw_time_mix, rank_of
 
 # The decay is at least exp(-exp(-1/2)) = 0.545.
 FASTEST_LOG_DECAY = -math.exp(-0.5)
-EPSILON = 64e-5
 # The rows of shift_mix.
 MIXES = ("r", "w", "k", "v", "a", "g")
 
@@ -100,11 +99,13 @@ class RWKV7(BuiltinMatrixCell):
         shows_values: whether the outputs are pairs ``(output, v)``, v ``(*B, H)``, as
             the first layer's are where the others set ``value_residual``.
         output_size: O (default: D, the number of input features).
+        norm_epsilon: what the norm of a head adds to the variance.
         learned_initial_carry: if True, the state before the first step is a parameter.
 
     Raises:
         ValueError: if ``num_heads`` does not divide ``hidden_size``, if ``layer_index``
-            is not below ``num_layers``, or for sizes below 1.
+            is not below ``num_layers``, for sizes below 1, or for a ``norm_epsilon``
+            that is not above 0.
 
     Example::
 
@@ -126,11 +127,13 @@ class RWKV7(BuiltinMatrixCell):
     value_residual: bool = False
     shows_values: bool = False
     output_size: int | None = None
+    norm_epsilon: float = 64e-5
 
     def __post_init__(self):
         super().__post_init__()
         check_positive(self, num_layers=self.num_layers)
         check_place(type(self).__name__, self.layer_index, self.num_layers)
+        check_norm_epsilon(self, self.norm_epsilon)
         names = ("decay_rank", "rate_rank", "gate_rank", "value_rank", "output_size")
         given = {name: vars(self)[name] for name in names}
         check_positive(self, **{k: n for k, n in given.items() if n is not None})
@@ -257,7 +260,7 @@ class RWKV7(BuiltinMatrixCell):
     ) -> Float[Array, "*TB H"]:
         """Return the norm of each head with the bonus, gated; and v if it is shown."""
         ones = jnp.ones((self.values,), y.dtype)
-        normed = join_heads(layer_norm(y, ones, EPSILON))
+        normed = join_heads(layer_norm(y, ones, self.norm_epsilon))
         scale, bias = (along(params[f"norm_{name}"], normed) for name in _NORM)
         bonus = params["bonus"].astype(z.r.dtype)
         bonus = (z.r * z.k * bonus.reshape((1,) * (z.r.ndim - 2) + bonus.shape)).sum(-1)
