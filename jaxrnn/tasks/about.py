@@ -115,6 +115,10 @@ ABOUT: dict[str, About] = {
         "a folder of PNG files with captions.csv, or glyphs",
         ("predict RUN PICTURE.png", "evaluate RUN --data FOLDER"),
         scored_on="test",
+        baselines={
+            f"nearest_neighbour_{score}": Baseline(score, "nearest neighbour")
+            for score in ("exact_match", "word_f1")
+        },
         curve=("loss", "cross-entropy (nats per word)"),
     ),
     "series": About(
