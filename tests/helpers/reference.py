@@ -574,9 +574,11 @@ def mamba_step(cell, p, carry, x):
 
 
 def mamba_output(cell, p, carry, x):
-    return carry.h @ p["output_kernel"]
+    return carry[0] @ p["output_kernel"]
 
 
+# Their twins are loops over a whole sequence, in files of their own.
+TWINS_ELSEWHERE = {"RWKV7", "MLSTMMixer"}
 NUMPY_STEPS = {
     "Mamba": mamba_step,
     **dict.fromkeys(DELTA_RULES, delta_step),
