@@ -229,9 +229,16 @@ class Mamba(BuiltinCell, StateSpaceCell):
         self, params: Params, dt: Float[Array, "*TB H"]
     ) -> Float[Array, "*TB H n"]:
         """Return ``exp(-dt exp(A_log))``, which lies between 0 and 1."""
-        rate = jnp.exp(params["A_log"].astype(dt.dtype))
-        rate = rate.reshape((1,) * (dt.ndim - 1) + rate.shape)
+        rate = params["rate"] if "rate" in params else jnp.exp(params["A_log"])
+        rate = rate.astype(dt.dtype)
+        rate = rate.reshape((1,) * (dt.ndim + 1 - rate.ndim) + rate.shape)
         return jnp.exp(-dt[..., None] * rate)
+
+    def inside_loop(self, params: Params, batch_shape: tuple[int, ...]) -> Params:
+        """Return the parameters with exp(A_log), ``(*B, H, n)``, as the rate."""
+        A_log = params["A_log"]
+        rate = jnp.broadcast_to(jnp.exp(A_log), (*batch_shape, *A_log.shape))
+        return {**params, "rate": rate}
 
     def read(
         self, params: Params, s: Float[Array, "*TB H n"], z: Selection

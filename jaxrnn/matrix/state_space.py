@@ -129,6 +129,16 @@ class StateSpaceCell(LookingBack):
         """
         return y
 
+    def inside_loop(self, params: Params, batch_shape: tuple[int, ...]) -> Params:
+        """Return the parameters as ``affine`` and ``read`` get them in a loop.
+
+        By default they are the same. Where ``affine`` reads a parameter of the size of
+        a state, this is the place to give it the batch axes: its gradient is then
+        summed over the batch after the loop, and by devices that share a batch once,
+        not in every chunk.
+        """
+        return params
+
     # ---------------------------------------------------------------- the carry
     def initial_carry(
         self,
@@ -216,7 +226,7 @@ class StateSpaceCell(LookingBack):
         )
         live = ~bad if mask is None else mask & ~bad
         s, ys = walk_elementwise(
-            self._recurrence(params, carry),
+            self._recurrence(self.inside_loop(params, batch), carry),
             carry.s,
             fresh.s,
             Walked(zs, live, resets),
