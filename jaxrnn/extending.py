@@ -24,6 +24,8 @@ from .engines.loops.pallas.primitive import PallasKernel as PallasKernel
 from .engines.recurrence.schedule import LoopSchedule as LoopSchedule
 from .engines.recurrence.schedule import ResolvedSchedule as ResolvedSchedule
 from .engines.recurrence.schedule import resolve_schedule as resolve_schedule
+from .matrix import StateSpaceCell as StateSpaceCell
+from .matrix import StateSpaceState as StateSpaceState
 from .unrolling import run_network as run_network
 from .unrolling import unroll_part as unroll_part
 from .unrolling import unroll_unchecked as unroll_unchecked

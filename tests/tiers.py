@@ -11,6 +11,7 @@ all its rows, unless its rows are subjects (see tests/helpers/subjects.py): then
 those of `WIDE`. docs/testing.md says more.
 """
 
+import dataclasses
 import fnmatch
 import functools
 import os
@@ -23,20 +24,30 @@ import pytest
 TESTS = Path(__file__).parent
 
 # One subject of each kind: two classics with every option, a linear cell with complex
-# numbers, a matrix memory, a cell as users write one, and two ways to combine. Where a
-# law also has the twin that learns its initial carry, that is the one that is kept.
-WIDE = frozenset({"lstm_all", "gru", "s5", "mlstm", "user", "stack", "bidirectional"})
+# numbers, a cell as users write one, and both directions. Where a law also has the
+# twin that learns its initial carry, that is the one that is kept. Matrix memories and
+# stacks cost most to compile; tests/cells and tests/layers have tests of their own.
+WIDE = frozenset({"lstm_all", "gru", "s5", "user", "bidirectional"})
 # For what hardly depends on the cell.
 NARROW = frozenset({"gru", "user", "stack"})
 ONE = frozenset({"gru"})
 EVERY = 10_000
 SUBJECTS_OF_QUICK = frozenset({"gru", "user", "s5"})
 
+
+@dataclasses.dataclass(frozen=True)
+class Without:
+    """All rows but those with an id like one of these."""
+
+    likes: tuple[str, ...]
+
+
 # What stays in the default tier, by file and function:
 #   a number   as many rows, spread over all of them (0: none, the function is slow)
 #   a list     the rows whose id (in brackets after the test's name) is like one of it
 #   a set      the rows of these subjects
 #   a pair     a list, and then a set
+#   Without    all rows but those with an id like one of its list
 # Reasons stand before the rows they are for.
 TABLE = {
     # ---------------------------------------------------------------- the site
@@ -44,32 +55,26 @@ TABLE = {
     # and guides and explanations four to nine; ``make docs`` runs them all.
     "repository/test_documentation.py": {
         "test_a_page_prints_what_it_shows": [
-            "coming_from",
-            "hello",
             "install",
-            "kernels",
             "onnx_export",
             "other_libraries",
             "own_data",
             "packed",
             "platforms",
             "ragged",
-            "randomness",
             "resume",
             "several_devices",
             "speed",
             "streaming",
             "thirty_seconds",
-            "truncation",
             "weights",
-            "what_a_cell_is",
-            "which_*",
+            "which_engine",
         ],
     },
     # These pages take from five to seventeen seconds each. Two stay that show what
     # users extend; what the others show is tried in tests/layers, nnx, cells and so on.
     "repository/test_readme.py": {
-        "test_the_code_of_a_page_runs": ["engines", "inputs"],
+        "test_the_code_of_a_page_runs": ["engines"],
     },
     # ---------------------------------------------------------------- laws
     # Values, gradients, masks, resets, directions and finite differences: one subject
@@ -77,19 +82,19 @@ TABLE = {
     "laws/test_laws_forward.py": {
         "test_unroll_is_a_python_loop_in_float32": ["gru*"],
         # the loop in Python is compared forwards on seven subjects, backwards on two
-        "test_reverse_is_a_python_loop_backwards": ONE | {"bidirectional"},
+        "test_reverse_is_a_python_loop_backwards": ONE,
         "test_reverse_is_forward_on_the_flipped_sequence": ONE | {"bidirectional"},
-        "test_vmap_and_a_loop_over_the_batch_are_the_batch": ONE | {"s5"},
+        "test_vmap_and_a_loop_over_the_batch_are_the_batch": ONE,
         # these compile programs of their own and hardly depend on the cell
         "test_a_sequence_may_be_walked_in_two_parts_wherever_it_is_cut": ONE,
         "test_no_steps_give_back_the_carry": ONE | {"stack"},
-        "test_gradients_cross_the_cut": ONE,
-        "test_mask_and_resets_may_be_left_out": ONE | {"stack"},
-        "test_the_carry_may_be_left_out": ONE | {"bidirectional"},
-        "test_one_step_is_the_streaming_call": ONE | {"stack"},
-        "test_any_batch_axes": ONE | {"bidirectional"},
-        "test_compiled_is_eager": ["gru*"],
-        "test_one_unit": ["lstm_all"],
+        "test_gradients_cross_the_cut": 0,
+        "test_mask_and_resets_may_be_left_out": ONE,
+        "test_the_carry_may_be_left_out": ONE,
+        "test_one_step_is_the_streaming_call": ONE,
+        "test_any_batch_axes": ONE,
+        "test_compiled_is_eager": 0,
+        "test_one_unit": 0,
         # two engines; tests/engines/test_engines.py tries them all
         "test_engine": ["Scan(*hoist=False*-user", "Checkpoint(*'auto'*-user"],
         "test_checkpoints_backwards_and_in_windows": 0,
@@ -98,24 +103,23 @@ TABLE = {
         ],
     },
     "laws/test_laws_gradients.py": {
-        "test_forward_mode_is_reverse_mode": ONE | {"s5", "stack"},
+        "test_forward_mode_is_reverse_mode": ONE | {"s5"},
         "test_the_gradient_of_the_first_carry_is_a_product_of_jacobians": ONE,
-        "test_second_order": ONE | {"user"},
+        "test_second_order": ONE,
         "test_rematerialising_changes_nothing": 0,
-        "test_per_example_gradients": ONE | {"stack"},
-        "test_an_ensemble_of_parameters": ONE,
+        "test_per_example_gradients": ONE,
+        "test_an_ensemble_of_parameters": 0,
         "test_vmap_inside_vmap": ONE,
     },
     "laws/test_laws_masks.py": {
         "test_padded_is_cut_short": (
             ["*-3"],
-            ONE | {"s5", "bidirectional"},
+            ONE,
         ),  # a length of 0 is in core/test_empty.py
         "test_a_hole_in_the_mask_holds_the_carry": ONE | {"bidirectional"},
         # where a reset falls matters less than that there is one
         "test_nothing_crosses_a_reset": (["*-2"], NARROW | {"bidirectional"}),
-        "test_packing_two_sequences_with_a_reset_is_running_them_apart": ONE
-        | {"stack"},
+        "test_packing_two_sequences_with_a_reset_is_running_them_apart": ONE,
         "test_a_reset_before_the_first_step_is_no_carry_at_all": ["gru*"],
     },
     "laws/test_laws_tbptt.py": {
@@ -123,15 +127,14 @@ TABLE = {
         # k1 and k2 of every kind on the cheapest cell are 15 rows; one stands for them
         "test_tbptt_is_the_sum_over_its_lags": ["gru-pair20"],
         "test_beyond_the_horizon_the_gradient_is_zero": ["2-3"],
-        "test_pieces_are_one_long_sequence": ["1-3"],
+        "test_pieces_are_one_long_sequence": 0,
         "test_truncated_unroll_is_a_loop_with_gradients_stopped_where_windows_begin": [
-            "gru_learned-backwards",
-            "user-forwards",
+            "gru_learned-backwards"
         ],
         "test_windows_of_any_length": 0,
         "test_a_window_of_the_whole_sequence_cuts_nothing": 0,
-        "test_truncated_unroll_draws_what_unroll_draws": ["forwards-recurrent*"],
-        "test_gradients_have_the_dtypes_of_their_parameters": ["*bfloat16*"],
+        "test_truncated_unroll_draws_what_unroll_draws": 0,
+        "test_gradients_have_the_dtypes_of_their_parameters": 0,
         # consequences of the sums over lags, with updates on top
         "test_slow_updates_add_up_to_the_gradient": 0,
         "test_a_rate_of_zero_changes_nothing_and_k1_and_k2_do_not_change_the_loss": 0,
@@ -141,13 +144,13 @@ TABLE = {
         "test_streams_do_not_touch_each_other": 0,
     },
     "laws/test_laws_noise.py": {
-        "test_every_engine_draws_the_same": ["zoneout", "state_noise"],
+        "test_every_engine_draws_the_same": ["zoneout"],
         "test_keys_can_be_mapped": ["recurrent_dropout"],
-        "test_state_noise_is_normal_and_enters_h_alone": 2,
-        "test_a_linear_cell_with_noise_is_linear": ["min_gru"],
-        "test_a_key_is_demanded_and_decides_everything": 2,
-        "test_inference_keeps_parameters_and_carry": 2,
-        "test_a_rate_of_zero_is_no_noise": 2,
+        "test_state_noise_is_normal_and_enters_h_alone": 1,
+        "test_a_linear_cell_with_noise_is_linear": 0,
+        "test_a_key_is_demanded_and_decides_everything": 1,
+        "test_inference_keeps_parameters_and_carry": 1,
+        "test_a_rate_of_zero_is_no_noise": 1,
         "test_recurrent_dropout_leaves_what_a_gru_keeps": 0,
         "test_two_dropouts_in_a_stack_draw_apart": 0,
     },
@@ -155,36 +158,56 @@ TABLE = {
     # Trees and a context: two plans of the backward pass; the other engines share the
     # code that flattens them.
     "interop/test_golden.py": {
-        "test_values_and_gradients_match_haiku": ["*float64"],
-        "test_values_and_gradients_match_torch": ["*float64"],
+        "test_values_and_gradients_match_haiku": ["gru-float64", "lstm-float64"],
+        "test_values_and_gradients_match_torch": [
+            "gru-float64",
+            "lstm-float64",
+            "lstm_two_layers_bidirectional-float64",
+            "lstm_projected-float64",
+        ],
+        "test_values_and_gradients_match_keras": [
+            "gru",
+            "gru_reset_before",
+            "lstm",
+            "simple_rnn",
+        ],
     },
     "core/test_context.py": {
-        "test_attention_over_a_memory_is_the_loop": ["None", "*everything*"],
+        "test_attention_over_a_memory_is_the_loop": ["None"],
         "test_linear_cells_take_a_context": ["Linear"],
         "test_explain_shows_a_cell_with_context": 0,
         "test_vmap_maps_the_context": 0,
+        "test_beam_search_streams_over_a_memory": 0,
+        "test_noise_and_truncation_reach_a_cell_with_context": 0,
+        "test_a_linear_cell_with_context_and_noise_is_linear": 0,
     },
     "core/test_inputs.py": {
-        "test_engines_are_lax_scan_over_trees_and_pictures": ["None*", "*thing*tree"],
-        "test_layers_take_what_their_first_part_takes": ["tree"],
+        "test_engines_are_lax_scan_over_trees_and_pictures": ["None-tree"],
+        "test_layers_take_what_their_first_part_takes": 0,
         "test_streaming_with_resets_is_unroll": ["tree"],
         "test_tbptt_takes_trees": 0,
+        "test_truncation_cuts_trees": 0,
+        "test_diagnostics_take_trees": 0,
+        "test_padding_of_random_keys_is_replaced_like_any_other": 0,
+        "test_padding_of_any_dtype_has_no_effect": 1,
     },
     # Laws for users' cells: each broken cell is named; the library's own cells keep the
     # same laws in tests/laws.
     "testing/test_check_cell.py": {
         "test_some_of_the_library_pass": 1,
         "test_all_of_the_library_pass": 0,
+        "test_a_broken_cell_is_named": Without(("WrongChunks",)),
     },
     "tasks/test_cell_comparison.py": {
         "test_cells_side_by_side": 0,
         "test_a_score_is_that_of_as_many_plain_updates": 0,
+        "test_costs_are_those_of_the_compiled_program": 0,
     },
     # One of each kind; the others use the same contract.
     # What compiles is tried on two; the others are in the slow tier.
     "cells/test_new_cells.py": {
-        "test_explain_shows_it": ["rtu", "cfc_pure"],
-        "test_nnx_runs_it": ["conv_gru", "cfc_pure"],
+        "test_explain_shows_it": 0,
+        "test_nnx_runs_it": 0,
         "test_half_precision_keeps_the_state_in_float32": EVERY,
         "test_what_cannot_hold_it_says_so": EVERY,
     },
@@ -198,8 +221,12 @@ TABLE = {
     "cells/test_mgu.py": {"test_chrono_biases_keep_for_their_time": 0},
     "gallery/test_deep_stacks.py": {
         "test_a_deep_stack_with_skips_norms_and_ties": 0,
+        "test_a_gated_layer_of_ones_own": 0,
     },
-    "gallery/test_gated_units.py": {"test_janet": 0},
+    "gallery/test_gated_units.py": {
+        "test_janet": 0,
+        "test_mgu": 0,
+    },
     "gallery/test_time_scales.py": {
         "test_clockwork": 0,
         "test_phased_lstm": 0,
@@ -219,8 +246,14 @@ TABLE = {
         "test_an_ensemble_is_a_vmap_over_parameters": 0,
         "test_parameter_lags_and_lyapunov_exponents_of_a_cell_of_ones_own": 0,
         "test_a_stream_by_tbptt_killed_and_resumed": 0,
+        "test_recurrent_ppo": 0,
+        "test_attention_over_a_memory": 0,
     },
-    "tasks/test_squares.py": {"test_a_run_loads_and_evaluates": 0},
+    "tasks/test_squares.py": {
+        "test_a_run_loads_and_evaluates": 0,
+        "test_stacked_pictures_hold_their_batch_axes": 0,
+        "test_the_baseline_shows_the_last_frame": 0,
+    },
     "core/test_config.py": {"test_subjects_come_back_equal": EVERY},
     # --------------------------------------------------------------- cells
     # The equations in numpy are kept for every cell; the rest for one of each kind.
@@ -233,11 +266,7 @@ TABLE = {
         "test_a_linear_cell_has_a_closed_form": 0,
     },
     "cells/test_masked_steps.py": {
-        "test_padding_is_as_none": [
-            "step-checkpoint-False",
-            "output-default-True",
-            "linear-default-False",
-        ],
+        "test_padding_is_as_none": ["output-default-True"],
         "test_padding_is_as_none_for_prefixes": 0,
         "test_padding_by_other_doors": ["stack-truncated by window"],
         "test_a_batch_without_a_valid_step": ["stack"],
@@ -249,6 +278,20 @@ TABLE = {
         "test_a_learned_state_for_each_row_goes_with_a_mask": 0,
         "test_padding_is_as_none_in_a_stack": 0,
         "test_a_mapped_axis_is_one_of_the_batch": 0,
+        "test_padding_both_ways": 0,
+    },
+    # Each compiles a program or more; one form of each cell.
+    "cells/test_decay_cells.py": {
+        "test_it_is_its_equations": [
+            "mamba2",
+            "gla",
+            "retnet",
+            "hgrn2_learned",
+            "rwkv6",
+            "mamba3",
+        ],
+        "test_streaming_explain_and_gates": ["mamba3", "rwkv6"],
+        "test_half_precision_keeps_the_state_in_float32": ["mamba2", "mamba3", "rwkv6"],
     },
     "cells/test_mlstm_chunks.py": {
         "test_chunks_are_the_steps": ["learned-7-True"],
@@ -257,8 +300,31 @@ TABLE = {
         "test_what_is_not_finite_spoils_later_steps_alone_and_no_reset_lets_it_through": 0,  # noqa: E501,
         "test_the_default_is_chunks_unless_all_carries_are_asked_for": 0,
         "test_float32": 0,
+        "test_modes_and_half_precision": 0,
     },
+    "cells/test_rwkv7.py": {
+        "test_it_is_the_published_step": ["engine0-value_residual", "engine1-alone"],
+    },
+    "cells/test_mlstm_mixer.py": {"test_it_is_the_published_step": ["engine1"]},
     # Two compiled programs a row. One of each form of the terms, with a learned state.
+    # Either loop, with a learned state and a convolution, and a state of two parts.
+    "matrix/test_state_space.py": {
+        "test_chunks_are_steps": [
+            "mr-backwards-steps-mamba_learned",
+            "mr-forwards-prefixes-mamba_learned",
+            "mr-backwards-prefixes-waves",
+            "-forwards-steps-mamba_no_conv",
+        ],
+        "test_a_nan_reaches_later_steps_alone_and_crosses_no_reset": ["prefixes"],
+        "test_a_nan_that_no_reset_follows_is_in_the_last_state": 0,
+        "test_a_first_state_that_is_not_finite_stays_before_the_first_reset": [
+            "prefixes"
+        ],
+        "test_a_nan_in_a_masked_step_is_as_nothing": ["prefixes"],
+        "test_forward_mode_and_second_derivatives": 0,
+        "test_memory_of_the_gradient_has_one_state_a_chunk": ["steps"],
+    },
+    "cells/test_mamba.py": {"test_check_cell": 0, "test_in_the_published_block": 0},
     "matrix/test_chunks.py": {
         "test_chunks_are_steps": [
             "backwards-learned-channel_delta",
@@ -266,6 +332,8 @@ TABLE = {
             "backwards-learned-products",
             "backwards-learned-gated_delta_net",
             "backwards-learned-kda",
+            "backwards-learned-mamba3",
+            "backwards-learned-rwkv6",
         ],
         "test_strong_decays": ["1e4-channel_delta", "1e4-head_delta"],
         "test_keys_that_resemble_each_other": ["delta"],
@@ -278,18 +346,24 @@ TABLE = {
     "cells/test_convolutional.py": {
         "test_a_convolution_is_a_sum_over_places": ["2-*"],
         "test_in_layers_and_streams": 0,
+        "test_pictures_of_any_rank_over_time": ["ConvLSTM-2", "ConvGRU-2"],
+        "test_mixed_precision_keeps_its_sums_in_float32": 0,
     },
     "cells/test_liquid.py": {
         "test_mixed_precision_keeps_the_state_in_float32": 1,
         "test_in_a_stack_and_in_both_directions": 0,
+        "test_ragged_batches_resets_and_streams": ["no_gate"],
+        "test_regular_times_are_irregular_ones_of_one": 0,
     },
     "cells/test_orthogonal.py": {
-        "test_the_matrix_is_built_once": ["default"],
+        "test_the_matrix_is_built_once": 0,
         "test_eigenvalues_at_init": 1,
+        "test_mixed_precision_keeps_the_matrix_in_float32": 0,
+        "test_it_stays_orthogonal_in_training": 0,
     },
     "cells/test_modern_cells.py": {
-        "test_the_stabilised_slstm_is_the_plain_one": 1,
-        "test_gates_that_overflow": ["*-exponential"],
+        "test_the_stabilised_slstm_is_the_plain_one": 0,
+        "test_gates_that_overflow": ["SLSTM-exponential"],
         "test_an_mlstm_does_not_depend_on_the_scale_of_its_carry": 0,
         "test_through_nnx_both_directions_and_truncation": 0,
         "test_units_see_no_state_but_their_own": 0,
@@ -308,7 +382,7 @@ TABLE = {
     # ---------------------------------------------------------------- core
     # Refusals: all. Nothing to walk: one cell of each kind and engine.
     "core/test_empty.py": {
-        "test_nothing_to_walk": 5,
+        "test_nothing_to_walk": 2,
         "test_the_layer_for_flax": 1,
         "test_streaming": 1,
     },
@@ -319,32 +393,37 @@ TABLE = {
         "test_recurrent_kernels_are_orthogonal_per_gate_block": 2,
         "test_torch_uniform": 1,
         "test_equal_by_value_and_in_every_dtype": 3,
+        "test_orthogonal_is_uniform": 0,
     },
     "core/test_pickling.py": {"test_comes_back_equal": EVERY},
     "core/test_scalars.py": {
-        "test_beams": 1,
+        "test_beams": 0,
         "test_lengths_and_symbols": 1,
         "test_temperatures": 1,
+        "test_a_traced_temperature": 0,
     },
     "core/test_words.py": {
         "test_a_part_without_batch_axes_cannot_be_held_by_rows": ["*-mask"],
-        "test_zoneout_lets_integers_and_keys_go_on": ["counter-rate1", "typed*-rate1"],
-        "test_numbers_are_weak_parameters_everywhere": ["float32"],
+        "test_zoneout_lets_integers_and_keys_go_on": ["counter-rate1"],
+        "test_numbers_are_weak_parameters_everywhere": 0,
+        "test_numbers_have_gradients_and_diagnostics": 0,
+        "test_outputs_may_be_a_tree": 0,
     },
     # ------------------------------------------------------------- engines
     "engines/test_checkify.py": {
         "test_forwards_and_backwards": [
             "*carry-default",
         ],
-        "test_nothing_is_found_where_nothing_is_wrong": ["gru"],
+        "test_nothing_is_found_where_nothing_is_wrong": 0,
         "test_products_over_time_are_looked_into": 0,
         "test_mapped_forward_mode_and_twice": 0,
+        "test_debug_nans": 0,
     },
     "engines/test_cudnn.py": {
         "test_weights_are_read_as_jax_reads_them_and_come_back": ["2-True"],
         "test_it_walks_as_scan_does": ["learned-holes-False"],
-        "test_a_network_is_one_call": ["stack-none-False"],
-        "test_vmap_joins_the_batch": ["hm"],
+        "test_a_network_is_one_call": 0,
+        "test_vmap_joins_the_batch": 0,
         "test_precision_is_handed_on": EVERY,
         # each compiles four unrolls and checks what the walk above stands on
         "test_any_batch_axes": 0,
@@ -353,40 +432,46 @@ TABLE = {
         "test_remat_and_loops": 0,
         "test_what_is_no_network_is_a_call_each": 0,
         "test_modes_that_it_has_not": 0,
+        "test_memory_that_jax_cannot_count": 0,
     },
     # A pytest of its own with four devices: what it collects goes by this table, too.
     "engines/test_data_parallel.py": {
         "check_one_all_reduce_of_the_gradients": [
-            "gru_learned-default-mr-True",
             "lstm-checkpoint--False",
-            "mlstm-default--False",
             "user-default--False",
         ],
         "check_nothing_is_said_forwards": ["lstm"],
         "check_the_numbers_of_one_device": ["gru_learned-checkpoint"],
-        "check_sums_in_the_step": 1,
+        "check_sums_in_the_step": 0,
         "check_weight_gradients_are_summed_once_inside_shard_map": ["lstm"],
-        "check_an_explicit_mesh": 1,
+        "check_an_explicit_mesh": 0,
         "check_batches_that_devices_do_not_divide": 1,
-        "check_a_sequence_long_enough_for_windows": 1,
+        "check_a_sequence_long_enough_for_windows": 0,
         "check_two_batch_axes_and_an_ensemble": 0,
         "check_a_kernel_is_not_split": 1,
         "check_what_else_there_is_on_an_explicit_mesh": 0,
+        "test_one_device_keeps_products_of_two_axes": 0,
     },
     "engines/test_engines.py": {
         # every engine once, with a window that is left over
         "test_engines_are_the_python_loop": [
-            "gru_learned-*",
+            "gru_learned-window_3",
+            "gru_learned-carries_3",
+            "gru_learned-checkpoint_2",
+            "user-default",
+            "user-in_loop",
+            "user-unrolled",
+            "user-jax",
         ],
-        "test_lengths_and_truncation": ["7-window_3"],
+        "test_lengths_and_truncation": 0,
         "test_float32_gradients": 0,
         # another cell's memory is measured below it, several devices in their own file
         "test_memory_of_a_gradient": 0,
         "test_inside_shard_map": 0,
-        "test_bfloat16_weight_gradients_add_up_in_float32": ["gru"],
+        "test_bfloat16_weight_gradients_add_up_in_float32": 0,
         # every engine in every transformation that users name; the rest on one engine
         "test_every_mode_of_differentiation": [
-            "*-jvp",
+            "checkpoint_2-jvp",
             "window_3-vmap of grad",
             "carries_3-reverse over reverse",
         ],
@@ -394,22 +479,21 @@ TABLE = {
         "test_odd_steps": [
             "checkpoint_2-_loop",
         ],
-        "test_every_subject_under_every_kind_of_residuals": {"stack"},
+        "test_every_subject_under_every_kind_of_residuals": 0,
+        "test_steps_left_to_jax": 1,
     },
     "engines/test_fused.py": {
-        "test_a_kernel_is_the_python_loop": [
-            "gru_learned",
-            "s5",
-            "user",
-        ],
-        "test_any_size": 1,
-        "test_batch_axes_and_short_sequences": 2,
-        "test_modes_of_differentiation": ["jvp", "vmap of grad"],
-        "test_no_kernel_adds_to_the_rounding": ["elman-bfloat16"],
-        "test_truncation": 1,
-        "test_lowers_for_tpus": 6,
+        "test_a_kernel_is_the_python_loop": ["gru_learned", "s5"],
+        "test_any_size": 0,
+        "test_batch_axes_and_short_sequences": 1,
+        "test_modes_of_differentiation": ["jvp"],
+        "test_no_kernel_adds_to_the_rounding": 0,
+        "test_truncation": 0,
+        "test_lowers_for_tpus": 3,
         "test_tiles_and_blocks_of_time": 0,
         "test_a_cell_of_ones_own": 0,
+        "test_the_default_table": 0,
+        "test_a_gradient_scale_and_flags_that_are_not_flags": 0,
     },
     "engines/test_fused_cells.py": {
         "test_a_loss_of_the_last_carry_alone": 1,
@@ -418,46 +502,44 @@ TABLE = {
         "test_a_carry_without_heads": 0,
         "test_ensembles": 0,
         "test_precisions_by_any_name": 2,
+        "test_they_lower": 3,
     },
     "engines/test_fused_gpu.py": {
-        "test_a_kernel_is_the_loop": ["gru of 8*"],
+        "test_a_kernel_is_the_loop": 0,
         "test_default_precision_is_closer_than_tf32": 0,
         "test_bfloat16_adds_nothing_to_its_rounding": 0,
-        "test_lowers_for_gpus": ["gru*-float32", "elman*-bfloat16", "lru*-float32"],
+        "test_lowers_for_gpus": ["gru*-float32"],
+        "test_the_largest_that_fits_and_the_next": 0,
     },
     # eight programs; with all of them: make slow, or make fuzz
-    "engines/test_fuzz.py": {"test_engines_are_a_python_loop": 8},
+    "engines/test_fuzz.py": {"test_engines_are_a_python_loop": 3},
     "engines/test_linear.py": {
         # a reset first, last, everywhere and nowhere; an odd length, and one beyond a
         # chunk; every walk in each
-        "test_every_walk_is_the_python_loop_at_any_length": [
-            "lru-3",
-            "user_linear-0",
-        ],
-        "test_resets_anywhere_and_masks_with_holes": ["min_gru-last"],
+        "test_every_walk_is_the_python_loop_at_any_length": ["lru-3"],
+        "test_resets_anywhere_and_masks_with_holes": 0,
         "test_float32": 0,
         "test_truncation": 0,
-        "test_modes_of_differentiation": [
-            "lru-jvp",
-            "min_gru-reverse over reverse",
-            "lru-vmap of grad",
-        ],
-        "test_nan_in_an_input_does_not_cross_a_reset": 2,
+        "test_modes_of_differentiation": ["lru-jvp", "min_gru-reverse over reverse"],
+        "test_nan_in_an_input_does_not_cross_a_reset": 1,
         "test_memory": 0,
         "test_second_derivatives_where_a_factor_is_zero": 0,
         "test_an_rg_lru_with_fixed_gates_is_a_real_lru": 0,
+        "test_bfloat16_parameters_accumulate_in_float32": 0,
     },
     "engines/test_plans.py": {
-        "test_gradients_are_those_of_lax_scan": 2,
+        "test_gradients_are_those_of_lax_scan": 1,
         "test_memory_is_that_of_lax_scan": 1,
         "test_forward_mode_of_a_step_without_reverse_mode": 1,
-        "test_tangents_that_nobody_reads_ask_for_no_forward_mode": 1,
+        "test_tangents_that_nobody_reads_ask_for_no_forward_mode": 0,
         "test_a_linear_cell_without_reverse_mode": 0,
         "test_gradients_without_jit": 0,
         "test_reverse_mode_of_what_does_not_go_through_the_while_loop": 0,
+        "test_explain_says_which_plan_and_why": 0,
+        "test_a_part_of_the_carry_that_nothing_moves_asks_for_no_derivative": 0,
     },
     "engines/test_sums.py": {
-        "test_sums_are_those_of_lax_scan": 2,
+        "test_sums_are_those_of_lax_scan": 1,
         "test_sums_in_half_precision_stay_in_range": 1,
     },
     # --------------------------------------- truncation, diagnostics, layers, nnx
@@ -466,13 +548,13 @@ TABLE = {
         "test_the_cotangent_of_the_entering_carry_is_scaled": ["user-backwards"],
         "test_a_scale_of_ones_is_backpropagation": 1,
         "test_cuts_at_window_ends_are_windows": ["2-stack"],
-        "test_every_engine_scales_alike": 1,
-        "test_vmap_is_the_batch": ["gru"],
+        "test_every_engine_scales_alike": 0,
+        "test_vmap_is_the_batch": 0,
         "test_derivatives_of_any_kind_and_order": 0,
         "test_gradients_keep_their_dtypes": 0,
         "test_every_pattern_comes_as_often_as_it_should": 1,
         "test_tbptt_with_artbp_is_unbiased_where_a_window_spans_the_sequence": 0,
-        "test_the_bias_is_that_of_the_lag_sums": ["elman_learned-mask*"],
+        "test_the_bias_is_that_of_the_lag_sums": 0,
         "test_a_planted_decay_gives_the_length_of_the_formula": 3,
         "test_tbptt_with_artbp_goes_through_updates_pieces_and_noise": 0,
         "test_tbptt_draws_cuts_for_every_window_and_every_key": 0,
@@ -481,19 +563,20 @@ TABLE = {
         "test_the_bias_of_windows": 0,
         "test_the_bias_of_a_batch_and_inside_jit": 0,
         "test_noise_is_fitted_inside_the_range_only": 0,
+        "test_smaller_errors_take_more_lags": 0,
     },
     "diagnostics/test_diagnostics.py": {
-        "test_lags_are_norms_of_explicit_jacobian_products": ONE | {"user"},
+        "test_lags_are_norms_of_explicit_jacobian_products": ONE,
         "test_what_a_layer_shows_is_a_function_of_its_carries": ONE | {"mlstm"},
         "test_parameter_lags_are_the_terms_of_the_gradient": ["gru*"],
         "test_ragged_sequences_count_from_their_own_last_step": 0,
         "test_at_and_lags_choose_the_loss_and_how_far_to_look": 0,
         "test_where_no_float_underflows_the_log_domain_is_the_linear_one": 0,
-        "test_every_engine_gives_the_same_lags": 1,
+        "test_every_engine_gives_the_same_lags": 0,
         "test_a_gradient_map_holds_the_lags_of_every_loss": 0,
         "test_jacobians_products_and_singular_values": ["gru"],
         "test_they_sum_to_the_mean_logarithm_of_the_determinant": ["gru"],
-        "test_the_instruments_have_derivatives_themselves": 1,
+        "test_the_instruments_have_derivatives_themselves": 0,
         "test_pictures": 0,
         "test_an_lstms_state_is_h_and_c": 0,
         "test_nothing_depends_on_the_stride_the_pieces_or_the_batch": 0,
@@ -502,6 +585,9 @@ TABLE = {
         "test_of_stacks_and_of_units_without_gates": 0,
         "test_what_a_truncation_leaves_out_goes_on_where_floats_end": 0,
         "test_vanishing_is_what_the_leading_exponent_says": 0,
+        "test_the_log_domain_goes_on_where_floats_end": 0,
+        "test_chrono_keeps_for_as_long_as_it_says": 0,
+        "test_vmap_over_sequences_equals_the_batch": 0,
     },
     "diagnostics/test_diagnostics_marks.py": {
         "test_every_instrument_takes_bfloat16": 0,
@@ -516,21 +602,45 @@ TABLE = {
         "test_what_it_reads_may_change": 0,
         "test_lags_that_stop_before_a_ragged_sequence_begins_leave_the_whole_unknown": 0,  # noqa: E501
         "test_what_is_not_finite_certifies_nothing": 1,
+        "test_where_a_gradient_is_zero_its_logarithm_has_a_derivative_of_zero": 0,
+        "test_numpys_integers_are_integers": 0,
+        "test_of_dead_units_the_exponent_is_no_rounding": 0,
+        "test_a_gradient_that_is_not_finite_spoils_the_fit": 0,
     },
     "explaining/test_explain.py": {
         "test_a_kernel_by_default_is_there_exactly_when_explained": ["MinGRU*-gpu"],
-        "test_an_engine_by_name_runs_or_raises_as_explained": 2,
-        "test_windows_are_those_walked": 1,
+        "test_an_engine_by_name_runs_or_raises_as_explained": ["*memory=20000*"],
+        "test_windows_are_those_walked": 0,
+        "test_what_fused_would_say_beside_another_engine": 0,
+        "test_nothing_is_computed_and_arrays_are_as_good_as_shapes": 0,
+        "test_a_layer_that_calls_unroll_is_seen_inside": 0,
+        "test_what_explain_traces_is_never_run": 0,
+        "test_float64_is_no_kernels": 0,
+        "test_chunks_of_a_cell_that_joins_its_steps": 0,
+        "test_steps_that_are_jaxs_own": 0,
+        "test_cells_alike_are_told_once": 0,
+    },
+    # A loop of steps and its backward pass a row; the cells have laws of their own.
+    "layers/test_blocks.py": {
+        "test_a_block_is_its_steps": ["griffin", "mlstm"],
+        "test_a_block_takes_any_number_of_features": ["griffin", "rwkv7"],
+        "test_a_stack_of_rwkv_blocks_is_rwkv7_without_values_that_cross": 0,
     },
     "layers/test_own_layers.py": {
-        "test_a_layer_that_hands_truncation_on_is_right": ["in a stack-window"],
-        "test_a_subclass_is_walked_by_its_own_methods": 1,
+        "test_a_layer_that_hands_truncation_on_is_right": 0,
+        "test_a_subclass_is_walked_by_its_own_methods": 0,
         "test_an_unroll_in_a_layer_that_is_not_truncated_is_right": 1,
         "test_masked_outputs_of_any_layer_are_zero": ["in a stack"],
+        "test_a_named_engine_that_does_not_know_the_step_refuses": [
+            "step",
+            "wrapper",
+            "output",
+        ],
+        "test_a_cell_that_unrolls_in_its_step_walks_over_another_time": 0,
+        "test_explain_says_why_the_loop_walks_a_subclass": 0,
     },
     "layers/test_small_layers.py": {
         "test_the_last_inputs_of_all_steps_at_once_are_those_of_a_loop": [
-            "conv-",
             "conv-mask resets reverse",
             "shift-mask resets",
         ],
@@ -539,23 +649,25 @@ TABLE = {
         ],
         "test_half_precision_stays_and_its_sums_do_not": 0,
         "test_a_tied_layer_may_hold_tied_layers_and_a_share_keeps_its_names": 0,
+        "test_apply_makes_vectors_of_tokens": 0,
     },
     "sequences/test_sequences.py": {
         "test_it_is_picked_out_of_all_outputs": [
-            "cell-plain",
-            "cell-mask resets*",
-            "bidirectional",
+            "cell-mask resets",
+            "cell-mask resets reverse",
         ],
         "test_vmap_is_the_batch": 0,
+        "test_lengths_that_are_symbols": 0,
     },
     "decoding/test_rollout.py": {
-        "test_it_is_a_loop_in_python": ["free", "traced"],
+        "test_it_is_a_loop_in_python": ["free"],
         "test_it_goes_on_where_unroll_ends": 0,
+        "test_vmap_jit_and_noise": 0,
     },
     "decoding/test_beam.py": {
-        "test_width_1_is_greedy_decoding": 1,
+        "test_width_1_is_greedy_decoding": 0,
         "test_a_wide_beam_finds_the_true_best": 1,
-        "test_the_best_score_is_never_below_greedys_on_200_models": 1,
+        "test_the_best_score_is_never_below_greedys_on_200_models": 0,
         "test_a_batch_is_its_members": ["batch"],
     },
     "decoding/test_generation.py": {
@@ -563,18 +675,23 @@ TABLE = {
         "test_frequencies_are_the_softmax": 1,
     },
     "nnx/test_nnx.py": {
-        "test_batch_first_and_time_major_are_unroll": 2,
-        "test_gradients_through_nnx": ["stack"],
+        "test_batch_first_and_time_major_are_unroll": ["stack_dropout"],
+        "test_gradients_through_nnx": 0,
         "test_learned_initial_carry_and_streaming_steps": 0,
+        "test_a_model_with_flax_layers_around_learns": 0,
+        "test_no_batch_axis_and_two": 0,
+        "test_split_merge_and_jit": 0,
     },
     "nnx/test_nnx_cells.py": {
-        "test_a_changed_cell_computes_what_it_does_under_flax": 2,
+        "test_a_changed_cell_computes_what_it_does_under_flax": [
+            "an LSTM's bias on one gate"
+        ],
         "test_lengths_of_any_dtype_and_lists": 1,
         "test_other_options_of_a_linear_map_are_left_to_flax": 1,
     },
     "nnx/test_nnx_flax.py": {
-        "test_an_lstm_in_every_way": ["plain", "backwards, ragged"],
-        "test_other_cells": ["GRUCell", "own"],
+        "test_an_lstm_in_every_way": ["backwards, ragged"],
+        "test_other_cells": ["GRUCell"],
         "test_built_in_cells_are_walked_as_jaxrnns_own": 1,
         "test_both_directions": ["ours"],
         "test_bfloat16_stays_and_its_sums_do_not": 0,
@@ -582,32 +699,26 @@ TABLE = {
         "test_both_directions_side_by_side_and_turned": 0,
         "test_dropout_in_both_directions": 0,
         "test_two_batch_axes_with_lengths": 0,
+        "test_padding_puts_out_zeros_and_may_hold_nan": 0,
     },
     "linen/test_linen_flax.py": {
-        "test_values_gradients_and_variables_are_flaxs": [
-            "GRUCell-backwards, ragged",
-            "own-time major, ragged",
-            "draws-backwards, ragged",
-        ],
-        "test_an_engine_runs_what_is_a_pure_function": ["ConvLSTMCell", "averages"],
+        "test_values_gradients_and_variables_are_flaxs": ["GRUCell-backwards, ragged"],
+        "test_an_engine_runs_what_is_a_pure_function": ["averages"],
         "test_one_layer_of_several_calls_and_modules": 0,
         "test_carries_that_are_drawn": 0,
         "test_partitioned_parameters": 0,
-        "test_padding_is_zero_holds_the_carry_and_may_be_nan": ["averages"],
-        "test_both_directions": ["ours"],
+        "test_padding_is_zero_holds_the_carry_and_may_be_nan": 0,
+        "test_both_directions": 0,
         "test_both_directions_draw_their_carries_and_turn": 0,
     },
     "linen/test_linen_layers.py": {
         "test_in_a_compact_module_beside_flaxs_layers": 0,
     },
     "nnx/test_nnx_stateful.py": {
-        "test_values_gradients_and_variables_are_flaxs": [
-            "draws once a call-backwards, ragged",
-            "records-plain",
-        ],
+        "test_values_gradients_and_variables_are_flaxs": ["records-plain"],
         "test_it_is_a_python_loop_that_calls_the_cell": ["draws"],
-        "test_padding_is_zero_holds_the_carry_and_may_be_nan": 1,
-        "test_masks_resets_and_all_carries_are_the_engines": 1,
+        "test_padding_is_zero_holds_the_carry_and_may_be_nan": 0,
+        "test_masks_resets_and_all_carries_are_the_engines": 0,
         "test_both_directions_of_cells_that_draw": 0,
         "test_a_training_step_under_jit": 0,
     },
@@ -615,12 +726,8 @@ TABLE = {
     "nnx/test_nnx_models.py": {"*": 0},
     # ------------------------------------------------------------- interop
     "interop/test_interop_flax.py": {
-        "test_linen": ["*LSTMCell-2-True-float32", "GRUCell-1-False-*"],
-        "test_nnx": [
-            "LSTMCell-2-True-float32",
-            "GRUCell-1-False-*",
-            "Simple*-1-True-*",
-        ],
+        "test_linen": ["*LSTMCell-2-True-float32"],
+        "test_nnx": ["GRUCell-1-False-*"],
     },
     "interop/test_interop_keras.py": {
         "test_the_same_values_states_and_gradients": [
@@ -630,13 +737,7 @@ TABLE = {
         "test_cells_and_stacked_cells": ["LSTM"],
     },
     "interop/test_onnx.py": {
-        "test_ragged_lengths_and_a_carry": [
-            "lstm learned",
-            "gru before",
-            "mgu",
-            "orthogonal",
-            "two of both lstm",
-        ],
+        "test_ragged_lengths_and_a_carry": ["lstm learned", "gru before", "mgu"],
         "test_neither_lengths_nor_a_carry": ["dropout"],
         "test_lengths_without_a_carry": 1,
     },
@@ -650,6 +751,8 @@ TABLE = {
         "test_quick_beats_any_one_caption": 0,
         "test_captions_alone_and_padded_have_the_same_loss": 0,
         "test_a_users_folder": 0,
+        "test_augmentation_is_small_and_by_key": 0,
+        "test_strokes_and_serifs": 0,
     },
     "tasks/test_sentiment.py": {
         "test_killed_and_resumed_it_ends_the_same": 0,
@@ -661,17 +764,20 @@ TABLE = {
         "test_padding_never_matters": 0,
         "test_a_users_file_is_learned_and_scored": 0,
         "test_predict_takes_any_line": 0,
+        "test_word_dropout_needs_a_key_and_draws_by_it": 0,
     },
     "tasks/test_series.py": {
         "test_a_new_model_is_nearly_naive_and_padding_never_matters": ["cfc"],
         "test_naive_forecasts_are_those_of_a_loop": ["4"],
         "test_the_rollout_is_a_loop_of_single_forecasts": 0,
+        "test_labels_of_ragged_series": 0,
+        "test_a_users_file_is_forecast": 0,
     },
     "tasks/test_tagging.py": {
         "test_killed_and_resumed_it_ends_the_same": 0,
         "test_a_quick_run_on_the_treebank_beats_the_most_frequent_tag": 0,
         "test_a_tag_that_training_never_showed_is_named_and_wrong": 0,
-        "test_padding_never_matters": ["True"],
+        "test_padding_never_matters": 0,
         "test_a_users_file_is_learned_and_scored": 0,
         "test_predict_takes_any_line": 0,
     },
@@ -680,8 +786,9 @@ TABLE = {
         "test_quick_beats_copying_on_unseen_dates": 0,
         "test_a_users_file_with_every_option": 0,
         "test_scheduled_sampling": 0,
-        "test_padding_does_not_matter": ["additive"],
+        "test_padding_does_not_matter": 0,
         "test_steps_are_teacher_forcing": ["gru"],
+        "test_dates_are_split_by_date_and_have_one_answer": ["en:ko"],
     },
     "tasks/test_synthetic.py": {
         "test_scores_are_those_of_a_plain_loop": ["parity"],
@@ -692,6 +799,7 @@ TABLE = {
         "test_the_memoryless_loss_of_copy_is_that_of_the_best_memoryless_predictor": 1,
         "test_chance_is_what_the_commonest_answer_scores": 2,
         "test_the_constant_1_has_a_mean_squared_error_of_one_sixth": 1,
+        "test_truncation_changes_gradients_but_not_scores": 0,
     },
     "tasks/test_synthetic_runs.py": {
         "test_a_quick_run_leaves_its_files_and_is_better_than_nothing": ["adding"],
@@ -700,7 +808,7 @@ TABLE = {
         ],
         "test_evaluate_at_another_length": ["adding*"],
         "test_evaluate_at_the_training_length_gives_the_result_again": ["adding"],
-        "test_the_instruments_see_what_the_task_sees": ["adding"],
+        "test_the_instruments_see_what_the_task_sees": 0,
         "test_the_recorded_norms_are_those_of_plain_differentiation": 0,
         "test_killed_and_resumed_a_run_ends_with_the_same_files": 0,
         "test_a_cosine_and_a_stack_and_truncation_by_the_command_line": 0,
@@ -710,21 +818,39 @@ TABLE = {
         "test_predict_reads_words_as_the_generator_writes_them": 0,
         "test_the_run_says_its_score_beside_its_baseline": 0,
     },
+    # Each shape compiles a generator of its own; the tight ones have every edge. The
+    # model of tokens is tried with the scores by depth.
+    "tasks/test_recall_tasks.py": {
+        "test_every_query_of_mqar_has_its_pair_earlier_and_no_other": ["mqar tight"],
+        "test_the_query_of_niah_is_the_key_of_one_of_its_needles": ["niah several"],
+        "test_the_baselines_of_mqar_are_what_guessing_scores": ["mqar tight*"],
+        "test_needles_stand_at_all_depths_alike": 0,
+        "test_a_part_without_sequences_has_no_score": 0,
+        "test_tokens_are_rows_of_the_embedding_and_learn_by_it": 0,
+        "test_the_instruments_see_the_vectors_of_the_tokens": 0,
+        "test_typed_tokens": 0,
+    },
     "tasks/test_tasks.py": {
         "test_hello_learns_to_say_ello": ["gru-0"],
         # test_cli.py and test_training.py train it, too
         "test_charlm_learns_and_its_result_is_the_held_out_score": 0,
+        "test_hello_prints_its_distribution_and_draws_it": 0,
     },
     # training/test_training.py damages a checkpoint, too
     "tasks/test_cli.py": {
         "test_a_damaged_checkpoint_is_passed_over_and_resuming_says_so": 0
     },
-    "tasks/test_gradients_command.py": {"test_of_a_run_before_and_after_training": 0},
+    "tasks/test_gradients_command.py": {
+        "test_of_a_run_before_and_after_training": 0,
+        "test_of_cells_at_initialization": 0,
+    },
     "training/test_training.py": {
         # killed once in a process of its own is in the subprocess test below; in
         # process, a run is killed at each of its files in test_best.py
         "test_killed_and_resumed_a_run_ends_with_the_same_metrics": ["1"],
         "test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so": ["flip"],
+        "test_control_c_saves_and_exits": 0,
+        "test_seconds_stop_the_run_and_the_result_is_written": 0,
     },
     "training/test_best.py": {"test_killed_and_resumed_it_keeps_the_same": ["44"]},
     "training/test_batches.py": {
@@ -741,14 +867,16 @@ TABLE = {
     },
     "training/test_orbax.py": {"test_on_two_devices_and_then_on_one": 0},
     "training/test_full_disk.py": {
-        "test_each_file_of_a_run": 1,
+        "test_each_file_of_a_run": 0,
         "test_a_small_disk": 0,
         "test_no_room_for_a_checkpoint_and_a_run_that_goes_on": 0,
     },
     # ------------------------------------------- the repository, and what is frozen
     "repository/test_mended.py": {
-        "test_padding_that_is_nan_before_the_model_reads_it_changes_nothing": ["6"],
-        "test_learned_states_in_half_precision_stand_in_layers": 2,
+        "test_padding_that_is_nan_before_the_model_reads_it_changes_nothing": 0,
+        "test_learned_states_in_half_precision_stand_in_layers": 1,
+        "test_the_compiled_gradient_is_the_eager_one": 0,
+        "test_evaluating_a_long_text_takes_no_more_memory_than_a_short_one": 0,
     },
     "frozen/test_frozen.py": {
         "test_values_and_gradients": 1,
@@ -762,6 +890,7 @@ TABLE = {
         "test_each_result_is_written_as_soon_as_it_is_there_and_time_runs_out": 0,
         "test_torch_computes_the_same_on_the_same_arrays": 0,
         "test_every_answer_is_held_against_the_reference": 0,
+        "test_without_an_accelerator_it_says_so": 0,
     },
     "benchmarks/test_benchmarks.py": {
         "test_gradient_decay_writes_what_it_promises": 0,
@@ -771,6 +900,69 @@ TABLE = {
         "test_throughput_writes_what_it_promises": 0,
         "test_every_peer_that_is_installed_computes_the_same": 0,
         "test_a_wrong_weight_shows": 0,
+        "test_baselines_are_written_with_their_command": 0,
+    },
+    "repository/test_doctests.py": {
+        "test_examples": Without(
+            (
+                "jaxrnn.cells.convolutional",
+                "jaxrnn.cells.liquid",
+                "jaxrnn.cells.lru",
+                "jaxrnn.cells.mlstm",
+                "jaxrnn.cells.orthogonal",
+                "jaxrnn.cells.ssm",
+                "jaxrnn.decoding.closed_loop",
+                "jaxrnn.diagnostics.taps",
+                "jaxrnn.engines.scan",
+                "jaxrnn.explaining.tracing",
+                "jaxrnn.initializers",
+                "jaxrnn.layers.block",
+                "jaxrnn.layers.compose",
+                "jaxrnn.layers.pointwise",
+                "jaxrnn.layers.stochastic",
+                "jaxrnn.linen.bidirectional",
+                "jaxrnn.nnx.bidirectional",
+                "jaxrnn.tasks.cell_comparison",
+                "jaxrnn.testing.check",
+                "jaxrnn.truncation.tbptt",
+            )
+        ),
+    },
+    "repository/test_tracing.py": {
+        "test_tbptt_traces_one_window_however_many_there_are": 1,
+    },
+    "cells/test_ctrnn.py": {
+        "test_dales_law_holds_in_training": 1,
+    },
+    "cells/test_rtu.py": {
+        "test_without_an_activation_both_kinds_are_one": 1,
+        "test_mixed_precision_keeps_the_state_in_float32": ["Nonlinear*"],
+    },
+    "cli/test_results.py": {
+        "test_before_the_first_step_it_says_what_is_trained": 0,
+    },
+    "diagnostics/test_diagnostics_context.py": {
+        "test_it_is_that_of_the_context_among_the_inputs": [
+            "gradient_lags-masked",
+            "gate_values-whole",
+            "lyapunov_spectrum-whole",
+        ],
+        "test_the_bias_of_truncation_hands_the_context_on": 0,
+    },
+    "diagnostics/test_taps.py": {
+        "test_gates_of_all_steps_have_the_means_of_the_statistics": 0,
+        "test_every_cell_of_a_layer_is_seen": 0,
+    },
+    "gallery/test_pictures.py": {
+        "test_conv_lstm": 0,
+    },
+    "tasks/test_own_cells.py": {
+        "test_the_command_line_trains_and_opens_it_when_named": 0,
+        "test_killed_and_resumed_a_run_ends_with_the_same_bytes": 0,
+    },
+    "tasks/test_report.py": {
+        "test_other_tasks_show_what_they_read": ["adding", "hello"],
+        "test_recall_trains_and_keeps_earlier_rows": 0,
     },
 }
 
@@ -841,7 +1033,9 @@ def kept_rows(group, rule):
     if isinstance(rule, int):
         return spread(rows, rule)
     if isinstance(rule, list):
-        return [row for row in rows if any(alike(id_of(row), like) for like in rule)]
+        return [row for row in rows if any_alike(row, rule)]
+    if isinstance(rule, Without):
+        return [row for row in rows if not any_alike(row, rule.likes)]
     if isinstance(rule, tuple):
         return of_subjects(kept_rows(rows, rule[0]), rule[1])
     if rule is None:
@@ -852,10 +1046,15 @@ def kept_rows(group, rule):
 def unmatched(group, rule):
     """The patterns and subjects of a rule that no row is like: renamed, or gone."""
     rule = rule[0] if isinstance(rule, tuple) else rule
+    rule = list(rule.likes) if isinstance(rule, Without) else rule
     ids = [id_of(row) for row in group]
     if isinstance(rule, list):
         return [like for like in rule if not any(alike(name, like) for name in ids)]
     return []
+
+
+def any_alike(row, patterns):
+    return any(alike(id_of(row), like) for like in patterns)
 
 
 def alike(name, pattern):

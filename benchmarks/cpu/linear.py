@@ -310,7 +310,7 @@ def markdown(result: dict) -> str:
         "difference",
     ]
     number, rows = report.number, result["rows"]
-    lines = [f"# Linear recurrences: {report.machine.where(result['machine'])}", ""]
+    lines = [f"# Linear recurrences: {host.where(result['machine'])}", ""]
     lines.append(
         f"`{result['command']}`, {result['rounds']} rounds. Copying: "
         f"{result['copy_gigabytes_per_second']:.1f} GB/s."
@@ -391,7 +391,7 @@ def draw(result: dict, figure: Any) -> None:
         axes.set_ylabel("times as fast as associative_scan")
         axes.set_title("forward and backward" if mode == "train" else "forward")
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8, frameon=False)
-    where = report.machine.where(result["machine"])
+    where = host.where(result["machine"])
     figure.suptitle(
         f"Linear recurrences, float32, against jax.lax.associative_scan used "
         f"directly\n{where}"

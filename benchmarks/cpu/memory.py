@@ -181,7 +181,7 @@ def run_alone(name: str, kind: str, size: Shape, last: bool = False) -> dict:
 def markdown(result: dict) -> str:
     number, mb = report.number, lambda count: report.number(count / 1e6)
     lines = [
-        f"# Memory: {report.machine.where(result['machine'])}",
+        f"# Memory: {host.where(result['machine'])}",
         "",
         f"`{result['command']}`",
     ]
@@ -297,7 +297,7 @@ def draw(result: dict, figure: Any) -> None:
         axes.set_title(f"{result['compiled'][0]['cell']}, B {B}, I = H {H}, float32")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=9, frameon=False)
-    figure.suptitle(f"Memory of full BPTT: {report.machine.where(result['machine'])}")
+    figure.suptitle(f"Memory of full BPTT: {host.where(result['machine'])}")
 
 
 def draw_resident(result: dict, figure: Any) -> None:
@@ -322,7 +322,7 @@ def draw_resident(result: dict, figure: Any) -> None:
     right.set_ylabel("seconds (one run)")
     figure.suptitle(
         f"Full BPTT gradient, {rows[0]['cell'] if rows else ''}, "
-        f"{size}\n{report.machine.where(result['machine'])}"
+        f"{size}\n{host.where(result['machine'])}"
     )
 
 

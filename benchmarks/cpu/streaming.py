@@ -178,7 +178,7 @@ def _row(work: Work, name: str, us: dict, found: float) -> dict:
 
 def markdown(result: dict) -> str:
     lines = [
-        f"# Streaming: {report.machine.where(result['machine'])}",
+        f"# Streaming: {host.where(result['machine'])}",
         "",
         f"`{result['command']}`, {result['rounds']} rounds.",
     ]
@@ -269,7 +269,7 @@ def draw(result: dict, figure: Any) -> None:
             else "whole sequences, forward"
         )
         axes.legend(fontsize=8, frameon=False)
-    figure.suptitle(f"Inference, float32: {report.machine.where(result['machine'])}")
+    figure.suptitle(f"Inference, float32: {host.where(result['machine'])}")
 
 
 def main(argv: list[str] | None = None) -> int:

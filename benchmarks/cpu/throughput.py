@@ -135,7 +135,7 @@ def markdown(result: dict) -> str:
     ]
     head += ["x flax", "(minima)", "compile s", "difference"]
     lines = [
-        f"# Throughput: {report.machine.where(result['machine'])}",
+        f"# Throughput: {host.where(result['machine'])}",
         "",
         f"`{result['command']}`, {result['rounds']} rounds.",
     ]
@@ -238,7 +238,7 @@ def draw(result: dict, figure: Any) -> None:
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8, frameon=False)
     figure.suptitle(
         f"One recurrent layer, float32, against "
-        f"flax.linen.RNN\n{report.machine.where(result['machine'])}"
+        f"flax.linen.RNN\n{host.where(result['machine'])}"
     )
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from jaxrnn.tasks import captioning, sentiment, tagging, translation
-from jaxrnn.tasks.data.images import Captioned, read_captioned
+from jaxrnn.tasks.data.images import nearest, read_captioned
 from jaxrnn.tasks.data.sentence_pairs import read_pairs
 from jaxrnn.tasks.data.splits import Split
 from jaxrnn.tasks.data.tables import Tagged
@@ -182,20 +182,6 @@ def _captioning(split: Split) -> Measured:
         "nearest neighbour by pixels",
         lambda: scores(nearest(split.train, split.test)),
     )
-
-
-def nearest(train: Sequence[Captioned], test: Sequence[Captioned]) -> list[str]:
-    """The caption of the training picture at the smallest Euclidean distance, the
-    first of equals.
-    """
-    shown, asked = (
-        np.stack([row.picture.ravel() for row in rows]).astype(np.float32)
-        for rows in (train, test)
-    )
-    distances = (shown**2).sum(
-        1
-    ) - 2 * asked @ shown.T  # but for what is the same for all
-    return [train[i].caption for i in distances.argmin(1)]
 
 
 TASKS = {

@@ -71,9 +71,12 @@ class BuiltinCell(Cell):
             if isinstance(params, dict)
             else ()
         )
-        check_params(
-            self, params, _expected_params(self, shape[-2] if len(shape) > 1 else 1)
-        )
+        rows = shape[-2] if len(shape) > 1 else 1
+        check_params(self, params, _expected_params(self, self.features_of_rows(rows)))
+
+    def features_of_rows(self, rows: int) -> int:
+        """Return D for so many rows of ``input_kernel``; by default as many."""
+        return rows
 
     def __call__(
         self,
@@ -105,8 +108,9 @@ class BuiltinCell(Cell):
         """
         batch = batch_of_step(x, self.feature_ndim)
         self.check(params)
-        dtype = params["input_kernel"].dtype
-        expected = _expected_carry(self, batch, dtype)
+        kernel = params["input_kernel"]
+        features = kernel.shape[-2] if kernel.ndim > 1 else 1
+        expected = _expected_carry(self, features, batch, kernel.dtype)
         check_carry(self, carry, expected, "the carry passed in")
         return super().__call__(params, carry, x, reset=reset, context=context, key=key)
 
@@ -181,7 +185,8 @@ def _expected_params(cell: Cell, input_size: int) -> Any:
 
 @functools.lru_cache(maxsize=256)
 def _expected_carry(
-    cell: BuiltinCell, batch_shape: tuple[int, ...], dtype: DTypeLike
+    cell: BuiltinCell, input_size: int, batch_shape: tuple[int, ...], dtype: DTypeLike
 ) -> Any:
     """Return the shapes and dtypes of a cell's carry."""
-    return jax.eval_shape(lambda: cell.zero_carry({}, batch_shape, dtype))
+    shapes = _expected_params(cell, input_size)
+    return jax.eval_shape(lambda: cell.zero_carry(shapes, batch_shape, dtype))

@@ -39,6 +39,7 @@ class DeltaNet(HeadDeltaCell):
             step lie between -1 and 1 (Grazzi et al. 2024, arXiv:2411.12537). Parity and
             other states that alternate need it.
         use_gate: if True, h is multiplied by an output gate, silu(x W_g).
+        norm_epsilon: what the norm adds to the mean of squares.
         output_size: O (default: D, the number of input features).
         input_init: initializer of the kernels, with the convolution's.
         learned_initial_carry: if True, the state before the first step is a parameter.
@@ -46,7 +47,7 @@ class DeltaNet(HeadDeltaCell):
     Raises:
         ValueError: if ``num_heads`` does not divide ``hidden_size``, or
             ``num_key_heads`` does not divide ``num_heads``; for sizes below 1, and for
-            a ``conv`` below 2.
+            a ``conv`` below 2 and a ``norm_epsilon`` that is not above 0.
 
     Example::
 

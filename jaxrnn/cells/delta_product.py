@@ -45,6 +45,7 @@ class DeltaProduct(HeadDeltaCell):
         allow_negative: if False, beta is the sigmoid itself, and not twice it: the
             eigenvalues of each factor then lie between 0 and 1, and it cannot reflect.
         use_gate: whether the output gate silu(x W_g) is there.
+        norm_epsilon: what the norm adds to the mean of squares.
         output_size: O (default: D, the number of input features).
         input_init: initializer of the kernels, with the convolution's.
         learned_initial_carry: if True, the state before the first step is a parameter.
@@ -52,7 +53,8 @@ class DeltaProduct(HeadDeltaCell):
     Raises:
         ValueError: if ``num_heads`` does not divide ``hidden_size``, or
             ``num_key_heads`` does not divide ``num_heads``; for sizes and a
-            ``num_products`` below 1, and for a ``conv`` below 2.
+            ``num_products`` below 1, for a ``conv`` below 2, and for a ``norm_epsilon``
+            that is not above 0.
 
     Example::
 

@@ -14,6 +14,7 @@ from ..core.types import Carry, Params
 from ..matrix import Terms
 from .matrix_base import (
     ProjectedMatrixCell,
+    check_norm_epsilon,
     draw_log_rate,
     draw_step_bias,
     join_heads,
@@ -76,6 +77,13 @@ class DeltaRuleCell(ProjectedMatrixCell):
 class HeadDeltaCell(DeltaRuleCell):
     """A delta rule with one beta, and at most one decay, a head."""
 
+    _: dataclasses.KW_ONLY
+    norm_epsilon: float = 1e-5
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_norm_epsilon(self, self.norm_epsilon)
+
     @property
     def forgets(self) -> bool:
         """Whether the state decays."""
@@ -136,7 +144,7 @@ class HeadDeltaCell(DeltaRuleCell):
         self, params: Params, y: Float[Array, "*TB N V"], z: Float[Array, "*TB G"]
     ) -> Float[Array, "*TB H"]:
         """Return the norm of each head, gated if there is a gate."""
-        h = join_heads(rms_norm(y, params["norm_scale"]))
+        h = join_heads(rms_norm(y, params["norm_scale"], self.norm_epsilon))
         return h * jax.nn.silu(self.split(z)["gate"]) if self.use_gate else h
 
     def gate_values(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from ..core.dtypes import accumulator
 from ..core.types import Carry, Params
 from ..core.validation import check_features, check_int, check_positive
 from ..initializers import FixedNormal, Initializer
-from ..matrix import MatrixCell, MatrixState
+from ..matrix import MatrixCell
 from .base import BuiltinCell
 from .ops import along, dense
 
@@ -52,17 +52,19 @@ class BuiltinMatrixCell(BuiltinCell, MatrixCell):
         dtype = dtype or params["input_kernel"].dtype
         zeros = self.zero_carry(params, tuple(batch_shape), dtype)
         learned = params["initial_carry"]
-        return zeros._replace(
-            h=jnp.broadcast_to(learned.h.astype(zeros.h.dtype), zeros.h.shape),
-            S=jnp.broadcast_to(learned.S.astype(zeros.S.dtype), zeros.S.shape),
+        known = jax.tree.map(
+            lambda leaf, zero: jnp.broadcast_to(leaf.astype(zero.dtype), zero.shape),
+            learned,
+            zeros._replace(recent=None),
         )
+        return known._replace(recent=zeros.recent)
 
     def with_initial_carry(self, params: Params) -> Params:
         """Add ``initial_carry`` to ``params`` if ``learned_initial_carry`` is set."""
         params = super().with_initial_carry(params)
-        learned = params.get("initial_carry")
-        if isinstance(learned, MatrixState):
-            params = {**params, "initial_carry": learned._replace(recent=None)}
+        if self.learned_initial_carry and self.looks_back:
+            learned = params["initial_carry"]._replace(recent=None)
+            params = {**params, "initial_carry": learned}
         return params
 
     def starts_empty(self, params: Params) -> bool:
@@ -79,16 +81,31 @@ def unit_length(
 
 
 def rms_norm(
-    x: Float[Array, "*TB N V"], scale: Float[Array, " V"], epsilon: float = 1e-5
-) -> Float[Array, "*TB N V"]:
+    x: Float[Array, "*TB V"], scale: Float[Array, " V"] | None, epsilon: float = 1e-5
+) -> Float[Array, "*TB V"]:
     """Return ``scale * x / sqrt(mean of x^2 + epsilon)`` over the last axis."""
     square = (x * x).mean(-1, keepdims=True)
-    return along(scale, x) * x * jax.lax.rsqrt(square + jnp.asarray(epsilon, x.dtype))
+    x = x if scale is None else along(scale, x) * x
+    return x * jax.lax.rsqrt(square + jnp.asarray(epsilon, x.dtype))
+
+
+def check_norm_epsilon(cell: BuiltinCell, norm_epsilon: float) -> None:
+    """Check what is added under the root of a norm."""
+    if not 0 < norm_epsilon < math.inf:
+        raise ValueError(
+            f"{type(cell).__name__}: norm_epsilon, which the norm adds to the mean of "
+            f"squares, must be a number above 0, but it is {norm_epsilon}"
+        )
 
 
 def join_heads(x: Float[Array, "*TB N V"]) -> Float[Array, "*TB NV"]:
     """Put the heads side by side."""
     return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
+
+
+def of_heads(vector: Float[Array, " N"], x: Float[Array, "*TB N V"]) -> Array:
+    """Return one number a head, to broadcast along x, in its dtype."""
+    return along(vector, x[..., 0])[..., None]
 
 
 def draw_step_bias(
@@ -210,9 +227,13 @@ class ProjectedMatrixCell(BuiltinMatrixCell):
             "output_kernel": self.input_init(k_output, outputs, dtype),
         }
         if self.looks_back:
-            shape = (self.looks_back, self.remembered_size(params))
-            params["conv_kernel"] = self.input_init(k_conv, shape, dtype)
+            params = {**params, **self.conv_parameters(k_conv, dtype)}
         return self.with_initial_carry(params)
+
+    def conv_parameters(self, key: Array, dtype: DTypeLike) -> dict[str, Array]:
+        """Draw the parameters of `look_back`; by default those of a convolution."""
+        shape = (self.looks_back, self.remembered_size({}))
+        return {"conv_kernel": self.input_init(key, shape, dtype)}
 
     def project(
         self, params: Params, x: Float[Array, "*TB D"]
@@ -277,7 +298,7 @@ class ProjectedMatrixCell(BuiltinMatrixCell):
 
     def look_back(
         self, params: Params, z: Float[Array, "*TB G"], recent: list[Array]
-    ) -> Float[Array, "*TB G"]:
+    ) -> Any:
         """Return z with the convolution over the blocks that are convolved."""
         kernel = params["conv_kernel"]
         y = sum(along(kernel[j], x) * x for j, x in enumerate(recent))

@@ -19,7 +19,7 @@ from ..core.types import Params
 from ..core.validation import check_features, check_positive
 from ..initializers import Initializer, Linspace, Normal, Zeros, gate_blocks
 from ..matrix import MatrixCell, MatrixMemory, Terms
-from .matrix_base import BuiltinMatrixCell
+from .matrix_base import BuiltinMatrixCell, join_heads
 from .ops import along, dense
 from .slstm import (
     SIGMOID,
@@ -288,16 +288,7 @@ class MLSTM(BuiltinMatrixCell):
         Returns:
             The heads side by side, ``(*B, H)``.
         """
-        # exp(-m) overflows for m << 0, so there both terms are multiplied by exp(m):
-        # read exp(m) / max(|weight| exp(m), 1). Of `scale` and `one` at least one is 1.
-        cut = jnp.asarray(largest_exponent(m.dtype), m.dtype)
-        zero = jnp.zeros((), m.dtype)
-        scale, one = (
-            jnp.exp(jnp.minimum(m, zero)),
-            jnp.exp(-jnp.clip(m, zero, cut)),
-        )
-        h = read * (scale / jnp.maximum(jnp.abs(weight) * scale, one))[..., None]
-        return h.reshape(*h.shape[:-2], self.hidden_size)
+        return join_heads(normalized_read(read, weight, m))
 
     def gate_values(
         self, params: Params, carry: MLSTMState, z: Float[Array, "*B G"]
@@ -310,3 +301,17 @@ class MLSTM(BuiltinMatrixCell):
             "f": Gate(jnp.exp(steps.f), high=largest_f, keeps=True),
             "o": Gate(steps.o),
         }
+
+
+def normalized_read(
+    read: Float[Array, "*B N v"],
+    weight: Float[Array, "*B N"],
+    m: Float[Array, "*B N"],
+) -> Float[Array, "*B N v"]:
+    """Return ``read / max(|weight|, exp(-m))``, both at the scale of m."""
+    # exp(-m) overflows for m << 0, so there both terms are multiplied by exp(m):
+    # read exp(m) / max(|weight| exp(m), 1). Of `scale` and `one` at least one is 1.
+    cut = jnp.asarray(largest_exponent(m.dtype), m.dtype)
+    zero = jnp.zeros((), m.dtype)
+    scale, one = jnp.exp(jnp.minimum(m, zero)), jnp.exp(-jnp.clip(m, zero, cut))
+    return read * (scale / jnp.maximum(jnp.abs(weight) * scale, one))[..., None]

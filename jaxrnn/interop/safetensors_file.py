@@ -6,6 +6,7 @@ bfloat16 is represented by ml_dtypes.
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from typing import Any
 
@@ -48,7 +49,10 @@ def read(path: str | os.PathLike, prefix: str) -> dict[str, Any]:
     """Read the tensors whose names begin with ``prefix``.
 
     Other tensors are not read from disk; their names are kept, with the value None.
+    A model in several files is read through its index, ``NAME.safetensors.index.json``.
     """
+    if os.fspath(path).endswith(".index.json"):
+        return _read_parts(path, prefix)
     package = _package()
     with open(path, "rb") as header:
         if header.read(2) in (b"PK", b"\x80\x02"):
@@ -62,6 +66,24 @@ def read(path: str | os.PathLike, prefix: str) -> dict[str, Any]:
             name: _tensor(file, name) if name.startswith(prefix) else None
             for name in file.keys()  # noqa: SIM118 (a file is not a mapping)
         }
+
+
+def _read_parts(path: str | os.PathLike, prefix: str) -> dict[str, Any]:
+    """Read tensors of a model in several files, which stand beside their index."""
+    with open(path, encoding="utf-8") as file:
+        index = json.load(file)
+    places = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(places, dict):
+        raise ValueError(
+            f"{os.fspath(path)}: an index of safetensors files has an entry "
+            f"weight_map, which says the file of every tensor, but this has none"
+        )
+    folder = os.path.dirname(os.fspath(path))
+    needed = {file for name, file in places.items() if name.startswith(prefix)}
+    tensors = dict.fromkeys(places)
+    for file in sorted(needed):
+        tensors |= read(os.path.join(folder, file), prefix)
+    return tensors
 
 
 def _tensor(file: Any, name: str) -> Any:

@@ -24,7 +24,7 @@ from ..core.validation import (
     check_params,
     check_positive,
 )
-from ..initializers import Uniform
+from ..initializers import Initializer, Uniform
 from .pointwise import check_function
 from .recent_inputs import check_carry_dtype, unroll_recent_inputs
 
@@ -34,6 +34,7 @@ def causal_conv(
     activation: Callable[[Array], Array] | None = None,
     *,
     use_bias: bool = True,
+    kernel_init: Initializer | None = None,
 ) -> CausalConv:
     """Convolve every feature with the last ``width`` inputs (depthwise, causal)::
 
@@ -51,13 +52,15 @@ def causal_conv(
         width: the number of inputs that an output depends on, at least 2.
         activation: f, an elementwise function such as ``jax.nn.silu``, or None.
         use_bias: whether b is added.
+        kernel_init: initializer of the kernel. By default uniform within ``1 /
+            sqrt(width)``, as torch draws it.
 
     Returns:
         A layer for `unroll` and `stack`.
 
     Raises:
         ValueError: if ``width`` is not an int of at least 2.
-        TypeError: if ``activation`` is neither a function nor None.
+        TypeError: if ``activation`` or ``kernel_init`` is neither a function nor None.
 
     Example::
 
@@ -72,7 +75,8 @@ def causal_conv(
     why = "a width of 1 reads no earlier input, which layers.dense does as well"
     width = check_int("causal_conv", "width", width, 2, 2**31 - 1, why)
     check_function("causal_conv: activation", activation, optional=True)
-    return CausalConv(width, activation, use_bias)
+    check_function("causal_conv: kernel_init", kernel_init, optional=True)
+    return CausalConv(width, activation, use_bias, kernel_init)
 
 
 def shift(features: int) -> Shift:
@@ -154,6 +158,7 @@ class CausalConv(AbstractRecentInputs):
     width: int
     activation: Callable[[Array], Array] | None = None
     use_bias: bool = True
+    kernel_init: Initializer | None = None
 
     def init(
         self, key: Array, input_size: int, dtype: DTypeLike | None = None
@@ -162,7 +167,8 @@ class CausalConv(AbstractRecentInputs):
         dtype = dtype or jnp.result_type(float)
         bound = 1 / math.sqrt(self.width)
         shape = (self.width, input_size)
-        params = {"kernel": Uniform(-bound, bound)(key, shape, dtype)}
+        draw = self.kernel_init or Uniform(-bound, bound)
+        params = {"kernel": draw(key, shape, dtype)}
         if self.use_bias:
             params["bias"] = jnp.zeros((input_size,), dtype)
         return params

@@ -107,6 +107,38 @@ def rms_norm(epsilon: float = 1e-5) -> Norm:
     return Norm(epsilon, centered=False)
 
 
+def group_norm(groups: int, epsilon: float = 1e-5) -> Norm:
+    """Normalize the features of every step to mean 0 and variance 1 in each group::
+
+        y = scale * (x - mean(x)) / sqrt(var(x) + epsilon) + bias     of each group
+
+    Wu & He (2018, arXiv:1803.08494). A group is of neighbouring features; behind a cell
+    with heads a group is a head. Half-precision inputs are normalized in float32.
+    Parameters: ``scale (D,)``, ones at first, and ``bias (D,)``. Carry: empty.
+
+    Args:
+        groups: the number of groups, a divisor of D.
+        epsilon: added to the variance.
+
+    Returns:
+        A layer for `stack`. Its ``init`` raises ValueError if ``groups`` does not
+        divide the number of features.
+
+    Raises:
+        ValueError: if ``groups`` is not an int of at least 1.
+
+    Example::
+
+        >>> import jax, jaxrnn
+        >>> layer = jaxrnn.layers.group_norm(2)
+        >>> params = layer.init(jax.random.key(0), input_size=4)
+        >>> ys = jaxrnn.unroll(layer, params, jax.numpy.array([[1.0, 3, 20, 10]]))[1]
+        >>> print(ys.round(3))
+        [[-1.  1.  1. -1.]]
+    """
+    return Norm(epsilon, centered=True, groups=groups)
+
+
 def apply(function: Callable[[Any], Any], *, feature_ndim: PyTree = None) -> Apply:
     """Apply a function to every step: ``y = f(x)``.
 
@@ -217,21 +249,31 @@ class Dense(AbstractStateless):
 
 @dataclasses.dataclass(frozen=True)
 class Norm(AbstractStateless):
-    """The layer that `layer_norm` and `rms_norm` build.
+    """The layer that `layer_norm`, `rms_norm` and `group_norm` build.
 
     Attributes:
         epsilon: added to the mean square before the root.
         centered: whether the mean is subtracted, and a bias added.
+        groups: the number of groups of features, each normalized by itself.
     """
 
     epsilon: float
     centered: bool
+    groups: int = 1
     feature_ndim: ClassVar[int] = 1  # type: ignore[misc]
+
+    def __post_init__(self):
+        check_positive(self, groups=self.groups)
 
     def init(
         self, key: Array, input_size: int, dtype: DTypeLike | None = None
     ) -> Params:
         check_positive(self, input_size=input_size)
+        if input_size % self.groups:
+            raise ValueError(
+                f"group_norm: groups must divide the number of features, but "
+                f"{self.groups} does not divide {input_size}"
+            )
         dtype = dtype or jnp.result_type(float)
         params = {"scale": jnp.ones((input_size,), dtype)}
         if self.centered:
@@ -249,10 +291,13 @@ class Norm(AbstractStateless):
     ) -> Inexact[Array, "*TB D"]:
         check_features(self, params["scale"], x)
         a = x.astype(accumulator(x.dtype))
+        if self.groups > 1:
+            a = a.reshape(*x.shape[:-1], self.groups, x.shape[-1] // self.groups)
         if self.centered:
             a = a - a.mean(-1, keepdims=True)
         mean_square = jnp.square(a).mean(-1, keepdims=True)
         y = a * jax.lax.rsqrt(mean_square + jnp.asarray(self.epsilon, a.dtype))
+        y = y.reshape(x.shape)
         y = y * ops.along(params["scale"], y)
         if self.centered:
             y = y + ops.along(params["bias"], y)

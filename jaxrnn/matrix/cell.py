@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from ..core.cell import Cell, Gate
+from ..core.cell import Gate
 from ..core.dtypes import accumulator, floating_dtype
 from ..core.exported import register_for_export
 from ..core.flags import expand_flags, select
@@ -19,8 +19,17 @@ from ..core.types import Carry, Params, PyTree
 from ..core.validation import check_positive
 from .checks import check_terms
 from .decay import like
-from .terms import MatrixMemory, Terms, log_decay, map_terms, spread_heads, take_step
-from .walk import last_shown, spoiled_steps, walk
+from .looking_back import LookingBack
+from .terms import (
+    MatrixMemory,
+    Terms,
+    log_decay,
+    map_terms,
+    rotate,
+    spread_heads,
+    take_step,
+)
+from .walk import last_shown, reads_first, spoiled_steps, walk
 
 
 @register_for_export
@@ -40,7 +49,7 @@ class MatrixState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class MatrixCell(Cell):
+class MatrixCell(LookingBack):
     """A cell whose state is a matrix a head, decayed, erased and written at each step::
 
         S_t = (Diag(exp g_t) + b_t a_t^T) S_{t-1} + k_t v_t^T        y_t = S_t^T q_t
@@ -158,36 +167,13 @@ class MatrixCell(Cell):
         """
         return y.reshape(*y.shape[:-2], y.shape[-2] * y.shape[-1])
 
-    # ------------------------------------------------------------ looking back
-    @property
-    def looks_back(self) -> int:
-        """W, the number of steps, with the present one, that `look_back` is given.
+    def looked_back(self, params: Params, carry: Carry, z: PyTree) -> PyTree:
+        """Return what ``terms`` is given at a step, from the carry before it.
 
-        0, the default, if it is not called.
+        It is ``z = project(params, x)`` itself for a cell that looks back at nothing.
+        It takes any leading axes.
         """
-        return 0
-
-    def remembered(self, params: Params, z: PyTree) -> Float[Array, "*TB F"]:
-        """Return the part of z that later steps look back at; by default all of it."""
-        return z
-
-    def look_back(
-        self, params: Params, z: PyTree, recent: list[Float[Array, "*TB F"]]
-    ) -> PyTree:
-        """Return what ``terms`` and ``readout`` are given in place of z.
-
-        A short convolution over q, k and v stands here.
-
-        Args:
-            params: the parameters.
-            z: ``project(params, x)``.
-            recent: what is `remembered` of this step, of the one before it, and so on;
-                W arrays, zero before the beginning of a sequence.
-        """
-        raise NotImplementedError(
-            f"{type(self).__name__} sets looks_back, so it must define "
-            f"look_back(self, params, z, recent)"
-        )
+        return self.take_in(params, self.unpack(carry)[2], z)[1]
 
     # ---------------------------------------------------------------- the carry
     def initial_carry(
@@ -202,11 +188,7 @@ class MatrixCell(Cell):
         """
         dtype = jnp.dtype(dtype or floating_dtype(params))
         batch = tuple(batch_shape)
-        recent = None
-        if self.looks_back:
-            features = self.remembered_size(params)
-            shape = (*batch, self.looks_back, features)
-            recent = jnp.zeros(shape, accumulator(dtype))
+        recent = self.empty_recent(params, batch, dtype)
         S = jnp.zeros(
             (*batch, self.num_heads, self.keys, self.written_values),
             accumulator(dtype),
@@ -217,14 +199,6 @@ class MatrixCell(Cell):
     def shown_size(self) -> int:
         """The number of features of h, which ``readout`` returns; by default H."""
         return self.hidden_size
-
-    def remembered_size(self, params: Params) -> int:
-        """Return F, the number of features that are `remembered`."""
-        raise NotImplementedError(
-            f"{type(self).__name__} sets looks_back, so it must define "
-            f"remembered_size(self, params), the number of features that remembered "
-            f"returns"
-        )
 
     def starts_empty(self, params: Params) -> bool:
         """Whether the state before the first step is always zero."""
@@ -242,11 +216,7 @@ class MatrixCell(Cell):
     def step(self, params: Params, carry: Carry, z: PyTree) -> Carry:
         """Take one step of the equations above."""
         h, memory, recent = self.unpack(carry)
-        if recent is not None:
-            new = self.remembered(params, z).astype(recent.dtype)
-            recent = jnp.concatenate([recent[..., 1:, :], new[..., None, :]], -2)
-            lags = [recent[..., -1 - j, :] for j in range(self.looks_back)]
-            z = self.look_back(params, z, lags)
+        recent, z = self.take_in(params, recent, z)
         terms = self.checked_terms(params, z)
         memory, y = self._take_steps(memory, terms)
         shown = self.shown(params, y, memory.m, z)
@@ -320,12 +290,29 @@ class MatrixCell(Cell):
         zs = jax.tree.map(
             lambda z: jnp.where(expand_flags(bad, z), jnp.zeros_like(z), z), zs
         )
+        # What depends on parameters is computed before the loop over chunks, or after
+        # it: inside, devices that share a batch would sum its gradient in every chunk.
+        first = jax.tree.map(lambda z: z[0], zs)
+        needs_params = reads_first(self.checked_terms, params, first)
+        given = (zs, self.checked_terms(params, zs) if needs_params else None)
+        y, m = what_is_read(self, memory, batch)
+        shows_outside = reads_first(self.shown, params, y, m, first)
+
+        def terms_of(given):
+            z, terms = given
+            return self.checked_terms(params, z) if terms is None else terms
+
+        def show(y, m, given):
+            if shows_outside:
+                return y, m
+            return self.shown(params, y, m, given[0]).astype(h.dtype)
+
         memory, hs = walk(
-            lambda z: self.checked_terms(params, z),
-            lambda y, m, z: self.shown(params, y, m, z).astype(h.dtype),
+            terms_of,
+            show,
             memory,
             None if self.starts_empty(params) else initial,
-            zs,
+            given,
             ~bad if mask is None else mask & ~bad,
             resets,
             chunk=chunk,
@@ -333,6 +320,9 @@ class MatrixCell(Cell):
             reads=self.reads,
             micro_steps=self.micro_steps,
         )
+        if shows_outside:
+            ys, ms = hs
+            hs = self.shown(params, ys, ms, zs).astype(h.dtype)
         hs = jnp.where(spoiled[..., None], jnp.nan, hs)
         at_end = spoiled[0 if reverse else -1]
         memory = select(
@@ -345,7 +335,7 @@ class MatrixCell(Cell):
     def transition(self, params: Params, z: PyTree) -> Float[Array, "*TB N K K"]:
         """Return the matrix by which a step multiplies the state of every head::
 
-            M_t = Diag(exp g_t) + b_t a_t^T
+            M_t = (Diag(exp g_t) + b_t a_t^T) R(-turn_t)
 
         Of a step with micro steps it is their product. It takes any leading axes. The
         Jacobian of the whole state is M_t for each of the d_v columns.
@@ -360,11 +350,23 @@ class MatrixCell(Cell):
 
     def gate_values(self, params: Params, carry: Carry, z: PyTree) -> dict[str, Gate]:
         """Return the decay exp(g), which keeps the state."""
-        terms = self.checked_terms(params, z)
+        terms = self.checked_terms(params, self.looked_back(params, carry, z))
         if terms.g is None:
             return {}
         g = jnp.exp(log_decay(terms.g))
         return {"decay": Gate(g.reshape(*g.shape[:-2], -1), keeps=True)}
+
+
+def what_is_read(
+    cell: MatrixCell, memory: MatrixMemory, batch: tuple[int, ...]
+) -> tuple[Any, Any]:
+    """Return the shapes of what a step reads, and of m."""
+    shape = (*batch, cell.num_heads, cell.written_values)
+    m = memory.m
+    return (
+        jax.ShapeDtypeStruct(shape, memory.S.dtype),
+        None if m is None else jax.ShapeDtypeStruct(m.shape, m.dtype),
+    )
 
 
 def _micro_step(terms: Terms, place: int) -> Terms:
@@ -380,10 +382,11 @@ def _micro_step(terms: Terms, place: int) -> Terms:
 
 
 def _transition(terms: Terms) -> Array:
-    """Return ``Diag(exp g) + b a^T`` of terms with as many heads as v has."""
+    """Return ``(Diag(exp g) + b a^T) R(-turn)``; all terms have as many heads as v."""
     eye = like(jnp.eye(terms.k.shape[-1], dtype=terms.v.dtype), terms.k[..., None])
     M = eye if terms.g is None else jnp.exp(log_decay(terms.g))[..., None] * eye
     if terms.a is not None:
         b = terms.k if terms.b is None else terms.b
         M = M + b[..., :, None] * terms.a[..., None, :]
-    return jnp.broadcast_to(M, (*terms.k.shape, terms.k.shape[-1]))
+    M = jnp.broadcast_to(M, (*terms.k.shape, terms.k.shape[-1]))
+    return M if terms.turn is None else rotate(M, terms.turn[..., None, :])

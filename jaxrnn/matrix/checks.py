@@ -17,6 +17,7 @@ NAMES = {
     "a": "(..., heads, d_k)",
     "b": "(..., heads, d_k)",
     "w": "(..., heads, 1)",
+    "turn": "(..., heads, R) with R <= d_k / 2",
 }
 
 
@@ -26,8 +27,8 @@ def check_terms(cell: Any, terms: Any) -> None:
     Raises:
         TypeError: if they are no `Terms`, or one of them is no array.
         ValueError: if one has the wrong shape, if the numbers of heads do not divide,
-            if b is there without a, or w beside g a channel, a or micro steps; or if a
-            logarithm of a decay is known to be positive.
+            if b is there without a, w beside g a channel, a or micro steps, or turn
+            beside g a channel; or if a logarithm of a decay is known to be positive.
     """
     name = f"{type(cell).__name__}.terms"
     if not isinstance(terms, Terms):
@@ -70,8 +71,10 @@ def _check_shapes(cell: Any, name: str, terms: Terms) -> None:
         wanted: tuple[int, ...] = (cell.written_values if field == "v" else cell.keys,)
         if field in ("g", "w"):
             wanted = (1, cell.keys) if field == "g" else (1,)
+        if field == "turn":
+            wanted = tuple(range(1, cell.keys // 2 + 1))
         leads = [(*lead, micro)] if micro > 1 and field != "q" else [lead]
-        if field == "g":
+        if field in ("g", "turn"):
             leads.append(lead)
         fits = (
             value.ndim >= 2
@@ -105,6 +108,16 @@ def _check_options(cell: Any, name: str, terms: Terms) -> None:
         raise ValueError(
             f"{name}: b is the key at which is added what a reads, so a is needed with "
             f"it; leave b out, or return a, too"
+        )
+    if terms.turn is not None and cell.reads != "after":
+        raise ValueError(
+            f"{name}: turn, a rotation of the state before the step, goes with queries "
+            f"that read the state after it: leave reads = 'after'"
+        )
+    if terms.turn is not None and terms.g is not None and terms.g.shape[-1] > 1:
+        raise ValueError(
+            f"{name}: turn, a rotation of pairs of channels, goes with one decay a "
+            f"head, (..., heads, 1), not with one a channel {terms.g.shape}"
         )
     if terms.w is None:
         return

@@ -94,7 +94,7 @@ class Chunk:
 
     def outputs(self, reads: str) -> tuple[Array, Written]:
         """Return what every step reads, and what has been written."""
-        q, k, v, _, a, b, _ = self.terms
+        q, k, v, _, a, b = self.terms[:6]
         before = reads == "before"
         y = self.read_entering(q, before=before)
         q_k = self.decay.scores(q, k, before=before)

@@ -46,6 +46,12 @@ class Terms(NamedTuple):
         w: ``(..., heads, 1)``, the logarithm of the strength with which is written:
             ``exp(w_t) k_t v_t^T``, for gates that may be large; None for 1. The state
             is then stored divided by ``exp(m)``; see `MatrixMemory`.
+        turn: ``(..., heads, R)``, angles in radians, R at most d_k / 2, by which the
+            pairs of channels (0, 1), (2, 3), ... of the state's keys are rotated
+            backwards before all else; None for none. Queries and keys then see each
+            other as if those of every step were rotated by the sum of the angles so
+            far, which are rotary embeddings. It goes with no decay or one a head, and
+            with queries that read "after".
     """
 
     q: Array
@@ -55,6 +61,7 @@ class Terms(NamedTuple):
     a: Array | None = None
     b: Array | None = None
     w: Array | None = None
+    turn: Array | None = None
 
 
 def map_terms(f: Callable[[Array], Array], terms: Terms) -> Terms:
@@ -91,6 +98,8 @@ def take_step(
     """
     S, m = memory
     terms = spread_heads(terms, S.dtype)
+    if terms.turn is not None:
+        S = rotate_keys(S, -terms.turn)
     read_before = read(S, terms.q) if reads == "before" else None
     new = S if terms.g is None else jnp.exp(log_decay(terms.g))[..., None] * S
     scale: Any = 1
@@ -131,6 +140,22 @@ def bounded_exp(x: Array) -> Array:
 def read(S: Float[Array, "*B N K V"], q: Float[Array, "*B N K"]) -> Array:
     """Return ``S^T q`` of each head."""
     return jnp.einsum("...kv,...k->...v", S, q)
+
+
+def rotate(x: Float[Array, "*B K"], angles: Float[Array, "... R"]) -> Array:
+    """Rotate the channels (0, 1), (2, 3), ... of x by the angles; others stay."""
+    turned = 2 * angles.shape[-1]
+    first, second = x[..., 0:turned:2], x[..., 1:turned:2]
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    pairs = [first * cos - second * sin, first * sin + second * cos]
+    joined = jnp.stack(pairs, -1).reshape(*pairs[0].shape[:-1], turned)
+    return jnp.concatenate([joined, x[..., turned:]], -1)
+
+
+def rotate_keys(S: Float[Array, "*B N K V"], angles: Float[Array, "*B N R"]) -> Array:
+    """Rotate the keys of a state, those of every value alike."""
+    by_value = rotate(jnp.swapaxes(S, -1, -2), angles[..., None, :])
+    return jnp.swapaxes(by_value, -1, -2)
 
 
 def log_decay(g: Array) -> Array:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.interpreters import partial_eval as pe
 from jaxtyping import Array, Bool, Int
 
 from ..core.flags import expand_flags
@@ -19,12 +20,14 @@ from .terms import (
     join_micro_steps,
     leave_out,
     map_terms,
+    rotate_keys,
 )
+from .turn import without_turns
 
 
 def walk(
     terms_of: Callable[[PyTree], Terms],
-    show: Callable[[Array, Array | None, PyTree], Array],
+    show: Callable[[Array, Array | None, PyTree], PyTree],
     memory: MatrixMemory,
     initial: MatrixMemory | None,
     zs: PyTree,
@@ -35,7 +38,7 @@ def walk(
     reverse: bool,
     reads: str = "after",
     micro_steps: int = 1,
-) -> tuple[MatrixMemory, Array]:
+) -> tuple[MatrixMemory, Any]:
     """Run the recurrence over a sequence, ``chunk`` steps at once.
 
     A chunk is computed again for its gradient, so that beyond inputs and outputs memory
@@ -43,7 +46,8 @@ def walk(
 
     Args:
         terms_of: returns the terms of steps from ``zs``, with any leading axes.
-        show: returns h from what is read, m (or None) and ``zs``, likewise.
+        show: returns what is wanted of a step from what it reads ``(..., heads, d_v)``,
+            m (or None) and ``zs``, likewise.
         memory: the state before the first step.
         initial: the state that a reset brings in; None if it is zero.
         zs: the projected inputs of all steps, ``(T, *B, ...)`` per leaf.
@@ -55,7 +59,7 @@ def walk(
         micro_steps: the number of micro steps in a step; see `join_micro_steps`.
 
     Returns:
-        The last state, and h of every step, ``(T, *B, H)``.
+        The last state, and what ``show`` returns of every step, ``(T, *B, ...)``.
     """
     steps = live.shape[0]
     size = min(chunk, steps)
@@ -77,19 +81,43 @@ def walk(
             segment = jnp.repeat(segment, micro_steps, 0)
         if terms.a is not None or has_channel_decay(terms):
             terms, segment = _pad_to_power(terms, segment)
+        angles = None
+        if terms.turn is not None:
+            terms, angles = without_turns(terms, segment)
         memory, (y, m) = run_chunk(memory, initial, terms, segment, reads)
+        if angles is not None:
+            back = -_of_heads(angles, memory.S)
+            memory = memory._replace(S=rotate_keys(memory.S, back))
         y = y[: size * micro_steps][micro_steps - 1 :: micro_steps]
         return memory, show(y, m, z)
 
     body = jax.checkpoint(body, prevent_cse=False)
-    memory, hs = jax.lax.scan(body, memory, jax.tree.map(split, (zs, live, resets)))
-    hs = hs.reshape(count * size, *hs.shape[2:])[:steps]
-    return memory, jnp.flip(hs, 0) if reverse else hs
+    memory, shown = jax.lax.scan(body, memory, jax.tree.map(split, (zs, live, resets)))
+
+    def join(leaf):
+        leaf = leaf.reshape(count * size, *leaf.shape[2:])[:steps]
+        return jnp.flip(leaf, 0) if reverse else leaf
+
+    return memory, jax.tree.map(join, shown)
+
+
+def reads_first(f: Callable, first: PyTree, *rest: PyTree) -> bool:
+    """Whether the result of a function depends on its first argument."""
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a), a.dtype), rest)
+    traced = jax.make_jaxpr(f)(first, *shapes)
+    _, used = pe.dce_jaxpr(traced.jaxpr, [True] * len(traced.out_avals))
+    return any(used[: len(jax.tree.leaves(first))])
 
 
 def power_of_two(steps: int) -> int:
     """Return the least power of two that is at least ``steps``."""
     return 1 << (steps - 1).bit_length()
+
+
+def _of_heads(angles: Array, S: Array) -> Array:
+    """Return the angles of every head of S, in its dtype."""
+    times = S.shape[-3] // angles.shape[-2]
+    return jnp.repeat(angles.astype(S.dtype), times, axis=-2)
 
 
 def _pad_to_power(terms: Terms, segment: Any) -> tuple[Terms, Any]:

@@ -115,6 +115,10 @@ ABOUT: dict[str, About] = {
         "a folder of PNG files with captions.csv, or glyphs",
         ("predict RUN PICTURE.png", "evaluate RUN --data FOLDER"),
         scored_on="test",
+        baselines={
+            f"nearest_neighbour_{score}": Baseline(score, "nearest neighbour")
+            for score in ("exact_match", "word_f1")
+        },
         curve=("loss", "cross-entropy (nats per word)"),
     ),
     "series": About(
@@ -181,6 +185,26 @@ ABOUT: dict[str, About] = {
         ("evaluate RUN --length 100", _GRADIENTS),
         baselines={
             "baseline": Baseline("accuracy", "chance"),
+        },
+        curve=("accuracy", "accuracy"),
+    ),
+    "mqar": About(
+        "the values that were stored at keys, asked for later: associative recall",
+        "",
+        ("evaluate RUN --length 128",),
+        baselines={
+            "baseline": Baseline("accuracy", "chance"),
+            "any_value": Baseline("accuracy", "any value of the sequence"),
+        },
+        curve=("accuracy", "accuracy"),
+    ),
+    "niah": About(
+        "the value of one key that stood in a long filler: a needle in a haystack",
+        "",
+        ("evaluate RUN --length 500", _GRADIENTS),
+        baselines={
+            "baseline": Baseline("accuracy", "chance"),
+            "any_needle": Baseline("accuracy", "the value of any needle"),
         },
         curve=("accuracy", "accuracy"),
     ),

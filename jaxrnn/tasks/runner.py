@@ -33,6 +33,8 @@ from .synthetic import (
     adding,
     copying,
     group_words,
+    mqar,
+    niah,
     parity,
     seq_mnist,
     squares,
@@ -47,6 +49,8 @@ SYNTHETIC = (
     temporal_order.TASK,
     parity.TASK,
     group_words.TASK,
+    mqar.TASK,
+    niah.TASK,
     seq_mnist.TASK,
     squares.TASK,
 )

@@ -2,6 +2,7 @@
 missing, how they refuse. No times are judged.
 """
 
+import dataclasses
 import json
 import sys
 
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+import jaxrnn
 from benchmarks.accelerator import kernels
 from benchmarks.cpu import memory, streaming, throughput
 from benchmarks.gradients import gradient_decay
@@ -18,7 +20,7 @@ from benchmarks.harness.timing import interleave, statistics
 from benchmarks.harness.workload import CELLS, Work
 from benchmarks.peers import other_libraries
 from benchmarks.peers.registry import ENTRIES, engine_named, prepare_entries
-from benchmarks.tasks import baselines
+from benchmarks.tasks import baselines, recall
 from jaxrnn.tasks.data.images import Captioned
 from jaxrnn.tasks.data.tables import Tagged
 
@@ -479,3 +481,45 @@ def test_the_assembler_is_understood(tmp_path):
         "spilled_bytes": [56],
         "shared_bytes": [200704],
     }
+
+
+def test_recall_trains_and_keeps_earlier_rows(tmp_path, monkeypatch):
+    """A small entry stands for the others; its rows are judged as it says."""
+    small = recall.Entry(
+        "parity",
+        lambda: jaxrnn.MinGRU(2),
+        {"length": 3, "test_length": 6, "answers": "every", "hidden": 2, "batch": 4},
+        4,
+        "accuracy_6",
+        (">=", 0.0),
+        {"answers": "last"},
+    )
+    monkeypatch.setitem(recall.ENTRIES, "small", small)
+    monkeypatch.setitem(recall.ENTRIES, "other", small._replace(goal=("<=", 0.0)))
+    out = tmp_path / "recall"
+    words = ["--every", "2", "--updates", "4", "--add", "--out", str(out)]
+    assert recall.main(["small", "--seeds", "0", "1", *words]) == 0
+    assert recall.main(["other", "--seeds", "3", *words]) == 0
+    assert recall.main(["small", "--seeds", "1", *words]) == 0
+    result = json.loads(out.with_name("recall.json").read_text(encoding="utf-8"))
+    rows = result["rows"]
+    assert [(r["entry"], r["seed"]) for r in rows] == [
+        ("small", 0),
+        ("small", 1),
+        ("other", 3),
+    ]
+    assert [r["reached"] for r in rows] == [True, True, False]
+    assert result["machine"]["versions"]["jax"] == jax.__version__
+    assert rows[0]["sequences"] == 1024
+    assert {"accuracy", "accuracy_6", "baseline"} <= set(rows[0]["scores"])
+    assert rows[0]["updates"] == 4
+    assert out.with_name("recall.md").read_text(encoding="utf-8").count("small") == 1
+
+
+def test_the_entries_of_recall_are_options_of_their_tasks():
+    for entry in recall.ENTRIES.values():
+        options = recall.TASKS[entry.task].Options(cell=entry.cell(), **entry.options)
+        judged = dataclasses.replace(options, **entry.judged)
+        problem = recall.TASKS[entry.task].problem(judged)
+        names = {problem.score, *(f"accuracy_{n}" for n in problem.other_lengths)}
+        assert entry.score in names

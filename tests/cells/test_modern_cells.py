@@ -673,5 +673,6 @@ def test_linear_cells_by_name_stand_in_blocks():
 
 def test_a_decoder_refuses_a_first_carry_that_features_cannot_be():
     options = captioning.Options(cell="lru", hidden=8, embed=4, channels=2)
+    config = {"vocabulary": ["a"], "longest": 3}
     with pytest.raises(InputError, match="must consist of real vectors"):
-        captioning.build(options, {"vocabulary": ["a"], "longest": 3})
+        jax.eval_shape(lambda: captioning.build(options, config)[1])

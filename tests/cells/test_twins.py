@@ -22,6 +22,7 @@ TWINS = [
     "ltc",
     "cfc",
     "cfc_no_gate",
+    "mamba",
 ]
 
 

@@ -2,9 +2,13 @@
 optimizing them is lost.
 """
 
+import contextlib
 import glob
 import importlib.metadata
 import os
+
+import jax
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 QUICK = {
     "xla_backend_optimization_level": 0,
@@ -40,3 +44,22 @@ def kept_programs(folder):
         "JAX_COMPILATION_CACHE_DIR": str(folder),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
+
+
+@contextlib.contextmanager
+def programs_kept_in(folder):
+    """This process, too, keeps its programs there, and reads what others have kept."""
+    options = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: jax.config.values[name] for name in options}
+    reset_cache()  # a process asks once whether it keeps programs
+    try:
+        for name, value in options.items():
+            jax.config.update(name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        reset_cache()

@@ -549,7 +549,38 @@ def cfc_step(cell, p, h, x):
     return (1 - later) * np.tanh(g) + share * np.tanh(n)
 
 
+def mamba_step(cell, p, carry, x):
+    """One number after another, as a loop over channels and state variables."""
+    H, n = cell.hidden_size, cell.state_size
+    packed = x @ p["input_kernel"]
+    u, recent = packed[..., :H], None
+    if cell.conv is not None:
+        recent = np.concatenate([carry.recent[..., 1:, :], u[..., None, :]], -2)
+        u = p["conv_bias"] + np.zeros_like(u)
+        for j in range(cell.conv):
+            u = u + p["conv_kernel"][j] * recent[..., cell.conv - 1 - j, :]
+    u, z = (a * sigmoid(a) for a in (u, packed[..., H:]))
+    chosen = u @ p["select_kernel"]
+    rank = chosen.shape[-1] - 2 * n
+    dt = np.log(1 + np.exp(chosen[..., :rank] @ p["dt_kernel"] + p["dt_bias"]))
+    s, y = carry.s.astype(chosen.dtype), p["skip"] * u
+    for c in range(H):
+        for k in range(n):
+            decay = np.exp(-dt[..., c] * np.exp(p["A_log"][c, k]))
+            write = dt[..., c] * u[..., c] * chosen[..., rank + k]
+            s[..., c, k] = decay * s[..., c, k] + write
+            y[..., c] = y[..., c] + s[..., c, k] * chosen[..., rank + n + k]
+    return y * z, s, recent
+
+
+def mamba_output(cell, p, carry, x):
+    return carry[0] @ p["output_kernel"]
+
+
+# Their twins are loops over a whole sequence, in files of their own.
+TWINS_ELSEWHERE = {"RWKV7", "MLSTMMixer"}
 NUMPY_STEPS = {
+    "Mamba": mamba_step,
     **dict.fromkeys(DELTA_RULES, delta_step),
     "LTC": ltc_step,
     "CfC": cfc_step,
@@ -575,6 +606,7 @@ NUMPY_STEPS = {
 }
 NUMPY_OUTPUTS = {
     **dict.fromkeys(DELTA_RULES, delta_output),
+    "Mamba": mamba_output,
     "CTRNN": ctrnn_output,
     "RTU": rtu_output,
 }

@@ -18,7 +18,14 @@ from jaxrnn.tasks.data import images
 from jaxrnn.tasks.data.augment import augmented, with_serifs, with_strokes
 from jaxrnn.tasks.data.images import read_captioned, read_folder, read_picture
 from jaxrnn.tasks.metrics.text import text_scores, word_f1
-from jaxrnn.tasks.models.captioner import Batch, Block, Captioner, halved
+from jaxrnn.tasks.models.captioner import (
+    PLANS,
+    Batch,
+    Block,
+    Captioner,
+    PictureEncoder,
+    halved,
+)
 from jaxrnn.tasks.runner import load
 from jaxrnn.training import InputError
 
@@ -116,6 +123,52 @@ def test_halved_is_max_pooling_and_kernels_are_standardised():
     assert Block(4, 4, rngs=nnx.Rngs(0))(found).shape == found.shape
     # no example's output depends on others
     np.testing.assert_allclose(block(x[:1]), block(x)[:1], atol=1e-6)
+
+
+def strided_block(x, kernel, scale, bias, stride):
+    """`Block` by loops over places, in float64."""
+    side = kernel.shape[0]
+    kernel = kernel - kernel.mean((0, 1, 2))
+    kernel = kernel / np.sqrt((kernel**2).sum((0, 1, 2)) + 1e-6)
+    n, size = x.shape[:2]
+    places = size // stride
+    missing = (places - 1) * stride + side - size
+    ends = (missing // 2, missing - missing // 2)
+    x = np.pad(x, ((0, 0), ends, ends, (0, 0)))
+    y = np.zeros((n, places, places, kernel.shape[-1]))
+    for row in range(places):
+        for column in range(places):
+            part = x[:, row * stride :, column * stride :][:, :side, :side]
+            y[:, row, column] = np.tensordot(part, kernel, 3)
+    mean = y.mean((1, 2, 3), keepdims=True)
+    y = (y - mean) / np.sqrt(y.var((1, 2, 3), keepdims=True) + 1e-6)
+    return np.maximum(y * scale + bias, 0)
+
+
+def test_a_strided_block_is_a_loop_over_places():
+    with jax.enable_x64(True):
+        draw = rng(3).normal
+        x, scale, bias = draw(size=(2, 8, 8, 3)), draw(size=4), draw(size=4)
+        block = Block(3, 4, side=5, stride=2, rngs=nnx.Rngs(0))
+        kernel = draw(size=block.kernel.shape)
+        block.kernel[...] = jnp.asarray(kernel)
+        block.normalize = nnx.GroupNorm(
+            4, num_groups=1, param_dtype=jnp.float64, rngs=nnx.Rngs(0)
+        )
+        block.normalize.scale[...] = jnp.asarray(scale)
+        block.normalize.bias[...] = jnp.asarray(bias)
+        found = block(jnp.asarray(x))
+        np.testing.assert_allclose(
+            found, strided_block(x, kernel, scale, bias, 2), rtol=0, atol=1e-10
+        )
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_an_encoder_reads_a_quarter_of_the_side(plan):
+    encoder = PictureEncoder(16, 2, 5, PLANS[plan], rngs=nnx.Rngs(0))
+    cells, features = encoder(pictures_of(3, 16))
+    assert cells.shape == (3, 4 * 4, encoder.cell_size)
+    assert features.shape == (3, 5)
 
 
 def test_word_f1():
@@ -293,6 +346,12 @@ def test_a_users_folder(tmp_path, optax_promotion, capsys):
         main(["train", "captioning", "--data", data, *words, *small, "--out", run]) == 0
     )
     assert "split by a hash of the file's name" in capsys.readouterr().out
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert 0 <= result["nearest_neighbour_exact_match"] <= 1
+    assert 0 < result["nearest_neighbour_word_f1"] <= 1
+    assert json.loads((tmp_path / "run/config.json").read_text())["encoder"] == (
+        "strided"
+    )
     assert {"captions.png", "curves.png"} <= {
         path.name for path in (tmp_path / "run").iterdir()
     }

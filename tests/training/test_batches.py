@@ -50,6 +50,11 @@ def test_the_batch_step_is_the_plain_optax_update_twice():
     expected, memory, total, count = params, by_hand.init(params), 0.0, 0
 
     @jax.jit
+    def updated(gradient, memory, params):
+        change, memory = by_hand.update(gradient, memory, params)
+        return optax.apply_updates(params, change), memory
+
+    @jax.jit
     def by_batch(params, batch):
         def mean(params):
             sums = summed(params, batch, None)
@@ -62,12 +67,8 @@ def test_the_batch_step_is_the_plain_optax_update_twice():
         batch = data(seed)
         state = step(state, batch, np.float32(seed / 2))
         sums, gradient = by_batch(expected, batch)
-        change, memory = by_hand.update(gradient, memory, expected)
-        expected, total, count = (
-            optax.apply_updates(expected, change),
-            total + float(sums[0]),
-            count + int(sums[1]),
-        )
+        expected, memory = updated(gradient, memory, expected)
+        total, count = total + float(sums[0]), count + int(sums[1])
     for name in expected:
         np.testing.assert_allclose(state.params[name], expected[name], atol=1e-6)
     assert float(state.loss) == pytest.approx(total, rel=1e-5)

@@ -34,46 +34,88 @@ class Batch(NamedTuple):
 
 
 class Block(nnx.Module):
-    """A 3x3 convolution with normalization: ``relu(normalize(convolve(x)))``.
+    """A convolution with normalization: ``relu(normalize(convolve(x)))``.
 
-    x is added if input and output have equally many channels. Each kernel is
+    x is added if input and output have the same shape. Each kernel is
     standardized to mean 0 and norm 1 (Qiao et al. 2019): with group normalization this
     learns about as fast as batch normalization, and the output of an example does not
     depend on other examples.
     """
 
-    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(
-            nnx.initializers.lecun_normal()(rngs.params(), (3, 3, inputs, outputs))
-        )
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        side: int = 3,
+        stride: int = 1,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        shape = (side, side, inputs, outputs)
+        self.kernel = nnx.Param(nnx.initializers.lecun_normal()(rngs.params(), shape))
         self.normalize = nnx.GroupNorm(outputs, num_groups=1, rngs=rngs)
-        self.residual = inputs == outputs
+        self.strides = (stride, stride)
+        self.residual = inputs == outputs and stride == 1
 
-    def __call__(self, x: Float[Array, "B S S C"]) -> Float[Array, "B S S D"]:
+    def __call__(self, x: Float[Array, "B S S C"]) -> Float[Array, "B R R D"]:
         """Apply the block."""
         kernel = self.kernel[...] - self.kernel[...].mean((0, 1, 2), keepdims=True)
         kernel = kernel / jnp.sqrt((kernel**2).sum((0, 1, 2), keepdims=True) + 1e-6)
         y = jax.lax.conv_general_dilated(
-            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            x, kernel, self.strides, "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
         y = nnx.relu(self.normalize(y))
         return x + y if self.residual else y
 
 
-class PictureEncoder(nnx.Module):
-    """Six convolutions, which halve the side three times, and a dense layer.
+class Plan(NamedTuple):
+    """The convolutions of an encoder.
 
-    The outputs are the features of the whole image, and positions at a quarter of its
-    side, which is fine enough for attention to tell one diacritic from another.
+    Each is the side of its kernel, its stride and its width as a multiple of
+    ``channels``. After those of ``halved_after`` max pooling follows. Attention reads
+    the outputs of ``read_after``, at a quarter of the side of the image, which is fine
+    enough to tell one diacritic from another.
     """
 
-    def __init__(self, size: int, channels: int, features: int, *, rngs: nnx.Rngs):
-        widths = [1, *(channels * n for n in (1, 2, 2, 4, 4, 8))]
+    convolutions: tuple[tuple[int, int, int], ...]
+    halved_after: tuple[int, ...]
+    read_after: int
+
+
+# At full resolution a convolution costs as much as several later ones together.
+PLANS = {
+    "strided": Plan(((5, 2, 2), (3, 1, 4), (3, 1, 4), (3, 1, 8), (3, 1, 8)), (0, 2), 2),
+    # that of runs which do not name their encoder
+    "full": Plan(tuple((3, 1, n) for n in (1, 2, 2, 4, 4, 8)), (0, 2, 4), 4),
+}
+
+
+class PictureEncoder(nnx.Module):
+    """Convolutions that halve the side three times, and a dense layer.
+
+    The outputs are the features of the whole image, and those of positions in it.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        channels: int,
+        features: int,
+        plan: Plan = PLANS["strided"],
+        *,
+        rngs: nnx.Rngs,
+    ):
+        widths = [1, *(channels * times for *_, times in plan.convolutions)]
         self.blocks = nnx.List(
-            [Block(a, b, rngs=rngs) for a, b in itertools.pairwise(widths)]
+            [
+                Block(*sizes, side, stride, rngs=rngs)
+                for sizes, (side, stride, _) in zip(
+                    itertools.pairwise(widths), plan.convolutions, strict=True
+                )
+            ]
         )
-        self.halved_after = (0, 2, 4)
-        self.cell_size, self.features = widths[-2], features
+        self.halved_after, self.read_after = plan.halved_after, plan.read_after
+        self.cell_size, self.features = widths[plan.read_after + 1], features
         self.dense = nnx.Linear((size // 8) ** 2 * widths[-1], features, rngs=rngs)
 
     def __call__(
@@ -83,8 +125,10 @@ class PictureEncoder(nnx.Module):
         x = cells = pictures
         for i, block in enumerate(self.blocks):
             x = block(x)
+            if i == self.read_after:
+                cells = x
             if i in self.halved_after:
-                x, cells = halved(x), x
+                x = halved(x)
         features = nnx.relu(self.dense(x.reshape(x.shape[0], -1)))
         return cells.reshape(x.shape[0], -1, cells.shape[-1]), features
 
@@ -117,10 +161,13 @@ class Captioner(nnx.Module):
         dropout: float = 0.0,
         attention: str = "none",
         size: int = 256,
+        encoder: str = "strided",
         rngs: nnx.Rngs,
     ):
         self.boundary = symbols - 1
-        self.encoder = PictureEncoder(picture_size, channels, features, rngs=rngs)
+        self.encoder = PictureEncoder(
+            picture_size, channels, features, PLANS[encoder], rngs=rngs
+        )
         layer = layers_of(cell, layers, dropout)
         self.decoder = Decoder(
             symbols, layer, embed, size, attention, self.encoder.cell_size, rngs=rngs

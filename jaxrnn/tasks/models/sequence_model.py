@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Num
 from ...core.cell import Cell
 from ...core.layer import Layer
 from ...core.types import Params
-from ...initializers import LecunNormal
+from ...initializers import FixedNormal, LecunNormal
 from ...layers.compose import output_size
 from ...unrolling import truncated_unroll, unroll
 from .readout import read_out, with_bias
@@ -23,18 +23,21 @@ class Batch(NamedTuple):
     """Sequences and their targets, time first.
 
     Attributes:
-        inputs: ``(T, *B, D)``.
+        inputs: ``(T, *B, D)``, or numbers of tokens ``(T, *B)``.
         targets: class numbers or real values.
         counts: the steps whose loss counts.
         answers: the steps whose predictions are scored (None: as ``counts``).
         mask: the valid steps (None: all).
+        part: the number of the part of the data that the prediction of a step belongs
+            to, for scores of each part (None: there are no parts).
     """
 
-    inputs: Float[Array, "T *B D"]
+    inputs: Num[Array, "*TBD"]
     targets: Num[Array, "T *B"]
     counts: Bool[Array, "T *B"]
     answers: Bool[Array, "T *B"] | None = None
     mask: Bool[Array, "T *B"] | None = None
+    part: Int[Array, "T *B"] | None = None
 
 
 class Scores(NamedTuple):
@@ -54,13 +57,15 @@ class SequenceModel:
     """The model ``y_t = readout(layer(x)_t)``.
 
     The outputs are logits of ``classes``, or one value if ``classes`` is 0. Parameters:
-    ``{"rnn": the layer's, "readout": {"kernel": (H, O), "bias": (O,)}}``.
+    ``{"rnn": the layer's, "readout": {"kernel": (H, O), "bias": (O,)}}``, and for
+    inputs that are tokens ``"embedding": (tokens, D)``.
 
     Args: layer: a cell or layer without randomness. input_size: the number of input
         features. classes: the number of classes, trained by cross-entropy (nats); 0 for
         squared error. truncate: the length of the windows at whose ends gradients stop;
         0 for full BPTT. pooled: the readout gets the mean of the layer's outputs over
-        all valid steps, at every step the same.
+        all valid steps, at every step the same. tokens: if it is not 0, the inputs are
+        numbers below it, each of which has a vector of ``input_size`` features.
     """
 
     layer: Cell | Layer
@@ -68,6 +73,7 @@ class SequenceModel:
     classes: int
     truncate: int = 0
     pooled: bool = False
+    tokens: int = 0
 
     def init(self, key: Array) -> Params:
         """Draw the parameters."""
@@ -75,15 +81,27 @@ class SequenceModel:
         rnn = self.layer.init(k_rnn, self.input_size)
         shape = (output_size(self.layer, rnn, self.input_size), self.classes or 1)
         kernel = LecunNormal()(k_readout, shape, jnp.result_type(float))
-        return {"rnn": rnn, "readout": with_bias(kernel)}
+        params = {"rnn": rnn, "readout": with_bias(kernel)}
+        if self.tokens:
+            k_embedding, shape = (
+                jax.random.fold_in(key, 2),
+                (self.tokens, self.input_size),
+            )
+            params["embedding"] = FixedNormal(1.0)(k_embedding, shape, kernel.dtype)
+        return params
+
+    def embed(self, params: Params, xs: Num[Array, "*TB"]) -> Float[Array, "*TBD"]:
+        """Return the vectors of tokens; other inputs as they are."""
+        return params["embedding"][xs] if self.tokens else xs
 
     def __call__(
         self,
         params: Params,
-        xs: Float[Array, "T *B D"],
+        xs: Num[Array, "*TBD"],
         mask: Bool[Array, "T *B"] | None = None,
     ) -> Float[Array, "T *B O"]:
         """Return the outputs of every step."""
+        xs = self.embed(params, xs)
         if self.truncate:
             result = truncated_unroll(
                 self.layer, params["rnn"], xs, window=self.truncate, mask=mask
@@ -123,10 +141,28 @@ class SequenceModel:
         """Return sums over the steps that count, and over the steps that are scored."""
         outputs = self(params, batch.inputs, batch.mask)
         loss = jnp.where(batch.counts, self.losses(outputs, batch.targets), 0).sum()
-        scored = batch.counts if batch.answers is None else batch.answers
-        right = (
-            scored & (outputs.argmax(-1) == batch.targets)
-            if self.classes
-            else jnp.zeros_like(scored)
-        )
+        right, scored = self._right(outputs, batch)
         return Scores(loss, batch.counts.sum(), right.sum(), scored.sum())
+
+    def scores_of_parts(
+        self, params: Params, batch: Batch, count: int
+    ) -> tuple[Int[Array, " P"], Int[Array, " P"]]:
+        """Return the numbers of right and of all answers in each of ``count`` parts."""
+        if batch.part is None:
+            raise TypeError("the batch has no parts")
+        right, scored = self._right(self(params, batch.inputs, batch.mask), batch)
+        of_part = jax.nn.one_hot(batch.part, count, dtype=bool)
+        axes = tuple(range(right.ndim))
+        return (
+            (of_part & right[..., None]).sum(axes),
+            (of_part & scored[..., None]).sum(axes),
+        )
+
+    def _right(
+        self, outputs: Float[Array, "T *B O"], batch: Batch
+    ) -> tuple[Bool[Array, "T *B"], Bool[Array, "T *B"]]:
+        """Return where an answer is right, and where one is scored."""
+        scored = batch.counts if batch.answers is None else batch.answers
+        if not self.classes:
+            return jnp.zeros_like(scored), scored
+        return scored & (outputs.argmax(-1) == batch.targets), scored

@@ -216,20 +216,25 @@ def _steps(run: Run, trained: TrainedSynthetic) -> Reading | None:
     if problem.stored and problem.length > STEPS:
         return None
     xs, _ = probed(problem, trained.options.seed, length, 1)
-    if xs.ndim != 3:  # pictures
+    if xs.ndim > 3:  # pictures
         return None
-    rows = np.asarray(xs[:, 0], np.float64)
-    is_one_hot = rows.shape[1] > 1 and ((rows == 0) | (rows == 1)).all()
-    if is_one_hot and (rows.sum(1) == 1).all():
-        symbols = [str(int(row.argmax())) for row in rows]
-    else:
-        symbols = ["/".join(f"{value:.2g}" for value in row) for row in rows]
+    symbols = _written(np.asarray(xs[:, 0], np.float64))
     return Reading(
         symbols,
         trained.model.layer,
         trained.params["rnn"],
-        xs,
+        trained.model.embed(trained.params, xs),
         " ",
         "a held-out sequence, its inputs as numbers",
         kind="a sequence",
     )
+
+
+def _written(rows: np.ndarray) -> list[str]:
+    """Return inputs as text: tokens ``(T,)`` and one-hot vectors by their numbers."""
+    if rows.ndim == 1:
+        return [str(int(token)) for token in rows]
+    is_one_hot = rows.shape[1] > 1 and ((rows == 0) | (rows == 1)).all()
+    if is_one_hot and (rows.sum(1) == 1).all():
+        return [str(int(row.argmax())) for row in rows]
+    return ["/".join(f"{value:.2g}" for value in row) for row in rows]

@@ -6,6 +6,8 @@ All tasks use the same model.
 from . import adding as adding
 from . import copying as copying
 from . import group_words as group_words
+from . import mqar as mqar
+from . import niah as niah
 from . import parity as parity
 from . import seq_mnist as seq_mnist
 from . import temporal_order as temporal_order

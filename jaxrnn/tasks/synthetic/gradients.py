@@ -39,7 +39,11 @@ def log_v(model: SequenceModel, params: Params, batch: Batch) -> Float[Array, " 
         return model.losses(model.read(params, y), last).sum()
 
     return diagnostics.gradient_lags(
-        model.layer, params["rnn"], batch.inputs, loss, mask=batch.mask
+        model.layer,
+        params["rnn"],
+        model.embed(params, batch.inputs),
+        loss,
+        mask=batch.mask,
     ).log_v
 
 

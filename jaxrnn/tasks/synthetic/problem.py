@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ...core.cell import Cell
 from ...core.layer import Layer
 from ...core.types import PyTree
+from ...training import InputError
 from ..config import option
 from ..models.cell_registry import make_cell
 from ..models.own_cell import CellLike
@@ -48,9 +49,12 @@ class Problem:
         references: returns further scores for comparison by name, on request. pooled:
         the readout gets the mean over all steps (see `SequenceModel`). make_cell:
         ``make_cell(spec, hidden, length)`` makes the cell that the option names. read,
-        say: for
-        `predict`: convert a line of text to inputs ``(T, D)``, and outputs ``(T, O)``
-        to text.
+        say: for `predict`: convert a line of text to inputs ``(T, D)``, and outputs
+        ``(T, O)`` to text. tokens: if it is not 0, the inputs are numbers of tokens
+        below it, which the model embeds in ``input_size`` features. parts: names of the
+        parts of the data that ``Batch.part`` numbers, each of which is scored apart.
+        asks_last: whether the last step of a sequence has a target, which the
+        diagnostics need.
     """
 
     input_size: int
@@ -66,6 +70,9 @@ class Problem:
     read: Callable[[str], np.ndarray] | None = None
     say: Callable[[np.ndarray], str] | None = None
     pooled: bool = False
+    tokens: int = 0
+    parts: tuple[str, ...] = ()
+    asks_last: bool = True
     make_cell: Callable[[CellLike, int, int], Cell | Layer] = make_cell
 
 
@@ -84,6 +91,17 @@ def at_every_step(targets: PyTree, length: int) -> Any:
 def one_hot(symbols: Int[Array, "*TB"], count: int) -> Float[Array, "*TB K"]:
     """Convert tokens to one-hot vectors of JAX's default float."""
     return jax.nn.one_hot(symbols, count, dtype=jnp.result_type(float))
+
+
+def read_tokens(line: str, count: int, example: str) -> np.ndarray:
+    """Read numbers of tokens below ``count``, such as those of ``example``."""
+    words = line.split()
+    if not words or not all(w.isdecimal() and int(w) < count for w in words):
+        raise InputError(
+            f"predict needs numbers of tokens from 0 to {count - 1}, such as "
+            f'"{example}", but got {line!r}'
+        )
+    return np.asarray([int(word) for word in words])
 
 
 # The options that every synthetic task has, with their help texts. The Options of each

@@ -52,13 +52,20 @@ class SyntheticTask:
         cell = problem.make_cell(options.cell, options.hidden, problem.length)
         layer = stack(*[cell] * options.layers) if options.layers > 1 else cell
         model = SequenceModel(
-            layer, problem.input_size, problem.classes, options.tbptt, problem.pooled
+            layer,
+            problem.input_size,
+            problem.classes,
+            options.tbptt,
+            problem.pooled,
+            problem.tokens,
         )
         return model, model.init(keys(options.seed)[0])
 
     def prepare(self, options: Any) -> tuple[Experiment, dict[str, Any]]:
         """Return the experiment; the run's config needs only the options."""
         problem = self.problem(options)
+        if options.gradients:
+            self._check_measured(problem)
         model, params = self.build(options, {})
         _, k_train, _ = keys(options.seed)
         optimizer = named_optimizer(options.optimizer, clip=options.clip)
@@ -116,10 +123,19 @@ class SyntheticTask:
                 f"{self.name}: the diagnostics need the loss of single steps, but this "
                 f"run reads the mean over all steps"
             )
+        self._check_measured(problem)
         model, _ = self.build(options, config)
         check_length(self.name, problem, length)
         xs, targets = probed(problem, options.seed, length, batch)
         return functools.partial(_probe, model, xs, targets)
+
+    def _check_measured(self, problem: Problem) -> None:
+        """Check that there is a loss whose gradient can be measured."""
+        if not problem.asks_last:
+            raise InputError(
+                f"{self.name}: gradient norms are those of the loss of the last step, "
+                f"but this task asks at other steps; niah asks at the last one"
+            )
 
     def Trained(
         self,
@@ -170,6 +186,14 @@ def _scores(model: SequenceModel, params: Params, batch: Batch) -> Scores:
     return model.scores(params, batch)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _scores_of_parts(
+    model: SequenceModel, params: Params, batch: Batch, count: int
+) -> tuple[Any, Any]:
+    """Compute the numbers of right and of all answers of each part of a batch."""
+    return model.scores_of_parts(params, batch, count)
+
+
 def probed(problem: Problem, seed: int, length: int, batch: int) -> tuple[Any, Any]:
     """Return inputs and targets of up to ``batch`` held-out sequences.
 
@@ -188,6 +212,7 @@ def _probe(model: SequenceModel, xs: Inputs, targets: PyTree, params: Params) ->
     def loss(y, target):
         return model.losses(model.read(params, y), target).sum()
 
+    xs = model.embed(params, xs)
     return Probe(model.layer, params["rnn"], xs, loss, targets)
 
 
@@ -244,7 +269,28 @@ def all_scores(
         scores[f"{problem.score}_{length}"] = scores_at(
             problem, model, params, held_out(length)
         )[problem.score]
-    return scores | problem.references()
+    parts = scores_of_parts(problem, model, params, held_out(problem.length))
+    return scores | parts | problem.references()
+
+
+def scores_of_parts(
+    problem: Problem, model: SequenceModel, params: Params, batches: list[Batch]
+) -> dict[str, float]:
+    """Return the accuracy of each part of the data, such as ``accuracy_depth_0_20``.
+
+    A part that no sequence belongs to is left out.
+    """
+    if not problem.parts:
+        return {}
+    found = [
+        _scores_of_parts(model, params, batch, len(problem.parts)) for batch in batches
+    ]
+    right, scored = (np.stack(each).sum(0) for each in zip(*found, strict=True))
+    return {
+        f"accuracy_{name}": float(right[i] / scored[i])
+        for i, name in enumerate(problem.parts)
+        if scored[i]
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,7 +329,8 @@ class Trained:
                 f"{self.task.name} has no inputs that can be typed; jaxrnn evaluate "
                 f"RUN --length {problem.length}"
             )
-        inputs = jnp.asarray(problem.read(text), jnp.result_type(float))
+        dtype = int if problem.tokens else float
+        inputs = jnp.asarray(problem.read(text), jnp.result_type(dtype))
         return problem.say(np.asarray(self.model(self.params, inputs)))
 
     def evaluate(self, path: str) -> dict[str, Any]:
@@ -304,6 +351,7 @@ class Trained:
             "length": length,
             "sequences": sequences,
             **scores,
+            **scores_of_parts(problem, self.model, self.params, batches),
             "baseline": problem.baseline[1](length),
         }
 

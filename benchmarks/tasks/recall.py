@@ -1,0 +1,258 @@
+"""What cells with a matrix state learn that others do not: ``python -m
+benchmarks.tasks.recall [ENTRY ...]``.
+
+- parity of up to 40 bits, scored on words of 41 to 256, by DeltaNet with and without
+  negative eigenvalues
+- products of permutations of three things, by DeltaProduct and DeltaNet
+- associative recall, by Gated DeltaNet and minGRU
+
+Every entry is trained on fresh sequences until a held-out score is all but perfect, or
+its updates or CPU seconds are spent; the scores are of sequences that no choice was
+made by. With ``--add`` the rows of an earlier result are kept. Writes a JSON file and a
+table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import jaxrnn
+from jaxrnn.cells import DeltaNet, DeltaProduct, GatedDeltaNet, MinGRU
+from jaxrnn.core.cell import Cell
+from jaxrnn.core.layer import Layer
+from jaxrnn.initializers import LecunNormal
+from jaxrnn.tasks.runner import TASKS
+from jaxrnn.tasks.synthetic.task import all_scores, held_out_batches, scores_at
+
+from ..harness.host import where
+from ..harness.options import Parser, command, one_of, positive
+from ..harness.report import RESULTS, content, number, result_name, table, write
+
+SOLVED = 0.9995  # an accuracy at which training ends
+HELD_OUT = 1  # added to the seed of the batches by which training ends
+
+
+class Entry(NamedTuple):
+    """A cell on a task.
+
+    Attributes:
+        task: the name of the task.
+        cell: makes the cell or layer.
+        options: those of the task that differ from its defaults.
+        updates: the largest number of them.
+        score: the name of the score that is asked for.
+        goal: what it should be: ``(">=", 0.99)``.
+        judged: options of the task by which it is scored, where they differ.
+    """
+
+    task: str
+    cell: Callable[[], Cell | Layer]
+    options: dict[str, Any]
+    updates: int
+    score: str
+    goal: tuple[str, float]
+    judged: dict[str, Any] = {}
+
+
+def in_block(cell: Cell, width: int) -> Layer:
+    """The cell in a residual block, as the programs use it."""
+    return jaxrnn.residual_block(cell, width)
+
+
+def delta(negative: bool) -> Layer:
+    """DeltaNet for parity; kernels as large as the width asks for."""
+    cell = DeltaNet(32, num_heads=4, allow_negative=negative, input_init=LecunNormal())
+    return in_block(cell, 32)
+
+
+def product(count: int) -> Layer:
+    """DeltaProduct for words; with one product it is DeltaNet."""
+    cell = DeltaProduct(
+        64,
+        num_heads=4,
+        num_products=count,
+        use_forget_gate=False,
+        input_init=LecunNormal(),
+    )
+    return in_block(cell, 64)
+
+
+PARITY = {"answers": "every", "learning_rate": 1e-2, "hidden": 32}
+WORDS = {"group": "S3", "learning_rate": 5e-3}
+RECALL = {"vocabulary": 32, "learning_rate": 1e-2}
+ENTRIES = {
+    "parity-negative": Entry(
+        "parity",
+        lambda: delta(True),
+        PARITY,
+        800,
+        "accuracy_256",
+        (">=", 0.99),
+        {"answers": "last"},
+    ),
+    "parity-positive": Entry(
+        "parity",
+        lambda: delta(False),
+        PARITY,
+        800,
+        "accuracy_256",
+        ("<=", 0.55),
+        {"answers": "last"},
+    ),
+    "words-product": Entry(
+        "group-words", lambda: product(2), WORDS, 800, "accuracy", (">=", 0.95)
+    ),
+    "words-one": Entry(
+        "group-words", lambda: product(1), WORDS, 800, "accuracy", ("<=", 0.95)
+    ),
+    "recall-gated-delta": Entry(
+        "mqar",
+        lambda: GatedDeltaNet(64, num_heads=4, input_init=LecunNormal()),
+        RECALL,
+        800,
+        "accuracy",
+        (">=", 0.99),
+    ),
+    "recall-min-gru": Entry(
+        "mqar", lambda: in_block(MinGRU(64), 64), RECALL, 800, "accuracy", ("<=", 0.5)
+    ),
+}
+
+
+def measure(
+    name: str, entry: Entry, seed: int, updates: int, seconds: float, every: int
+) -> dict[str, Any]:
+    """Train and score one entry."""
+    module, cell = TASKS[entry.task], entry.cell()
+    options = module.Options(cell=cell, seed=seed, **entry.options)
+    problem = module.problem(dataclasses.replace(options, **entry.judged))
+    model, _ = module.build(options, {})
+    experiment, _ = module.prepare(options)
+    state = experiment.start()
+    lengths = (problem.length, *problem.other_lengths)
+    watched = {
+        length: held_out_batches(problem, seed + HELD_OUT, length)[:1]
+        for length in lengths
+    }
+    began, began_cpu = time.perf_counter(), time.process_time()
+    for update in range(1, updates + 1):
+        state = experiment.advance(state, np.float32(update / updates))
+        if update % every and update != updates:
+            continue
+        found = [
+            scores_at(problem, model, state.params, batches)["accuracy"]
+            for batches in watched.values()
+        ]
+        if min(found) >= SOLVED or time.process_time() - began_cpu > seconds:
+            break
+    took, took_cpu = time.perf_counter() - began, time.process_time() - began_cpu
+    scores = all_scores(
+        problem,
+        model,
+        state.params,
+        functools.partial(held_out_batches, problem, seed),
+    )
+    sign, bound = entry.goal
+    value = scores[entry.score]
+    return {
+        "entry": name,
+        "task": entry.task,
+        "cell": repr(cell),
+        "options": {
+            field.name: getattr(options, field.name)
+            for field in dataclasses.fields(options)
+            if field.name not in ("cell", "gradients")
+        },
+        "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
+        "seed": seed,
+        "updates": update,
+        "most_updates": updates,
+        "seconds": took,
+        "cpu_seconds": took_cpu,
+        "score": entry.score,
+        "judged": entry.judged,
+        "goal": f"{sign} {bound}",
+        "reached": bool(value >= bound if sign == ">=" else value <= bound),
+        "scores": scores,
+        "sequences": sum(
+            batch.targets.shape[1]
+            for batch in held_out_batches(problem, seed, lengths[-1])
+        ),
+        "jax": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def table_of(rows: list[dict[str, Any]]) -> str:
+    """One line an entry, its seeds side by side."""
+    head = ["entry", "score", "goal", "by seed", "chance", "updates", "CPU seconds"]
+    lines = []
+    for name in dict.fromkeys(row["entry"] for row in rows):
+        of = [row for row in rows if row["entry"] == name]
+        lines.append(
+            [
+                name,
+                of[0]["score"],
+                of[0]["goal"],
+                ", ".join(f"{row['scores'][row['score']]:.4f}" for row in of),
+                number(of[0]["scores"]["baseline"]),
+                ", ".join(str(row["updates"]) for row in of),
+                ", ".join(f"{row['cpu_seconds']:.0f}" for row in of),
+            ]
+        )
+    return table(head, lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser("tasks.recall", __doc__ or "", devices=False)
+    parser.add_argument(
+        "entries",
+        nargs="*",
+        metavar="ENTRY",
+        type=one_of(ENTRIES, "entry"),
+        help=f"of {', '.join(ENTRIES)}: all",
+    )
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds (0 1 2)"
+    )
+    parser.add_argument("--updates", type=positive, help="instead of the entry's own")
+    parser.add_argument(
+        "--seconds", type=positive, default=300, help="most CPU seconds of a run (300)"
+    )
+    parser.add_argument(
+        "--every", type=positive, default=100, help="updates between scores (100)"
+    )
+    parser.add_argument(
+        "--add", action="store_true", help="keep the rows of an earlier result"
+    )
+    args = parser.parse_args(argv)
+    name = result_name("recall", args.out, args.quick)
+    path = RESULTS / f"{name}.json"
+    rows = []
+    if args.add and path.exists():
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    for entry in args.entries or ENTRIES:
+        for seed in args.seeds:
+            declared = ENTRIES[entry]
+            updates = args.updates or (20 if args.quick else declared.updates)
+            row = measure(entry, declared, seed, updates, args.seconds, args.every)
+            rows = [r for r in rows if (r["entry"], r["seed"]) != (entry, seed)]
+            rows.append(row)
+            order = {known: i for i, known in enumerate(ENTRIES)}
+            rows.sort(key=lambda r: (order.get(r["entry"], 99), r["seed"]))
+            result = content("recall", command("tasks.recall", argv), rows=rows)
+            title = f"# State tracking and recall: {where(result['machine'])}"
+            write(name, result, f"{title}\n\n{table_of(rows)}", None)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,86 @@
+"""What a cell needs that looks back at its last few inputs."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from ..core.cell import Cell
+from ..core.dtypes import accumulator
+from ..core.types import Params, PyTree
+
+
+class LookingBack(Cell):
+    """A cell that may look back at its last few inputs, as a short convolution does.
+
+    A subclass that does sets ``looks_back``, and defines ``look_back`` and
+    ``remembered_size``. Its carry has a part ``recent`` for them.
+    """
+
+    @property
+    def looks_back(self) -> int:
+        """W, the number of steps, with the present one, that `look_back` is given.
+
+        0, the default, if it is not called.
+        """
+        return 0
+
+    def remembered(self, params: Params, z: PyTree) -> Float[Array, "*TB F"]:
+        """Return the part of z that later steps look back at; by default all of it."""
+        return z
+
+    def look_back(
+        self, params: Params, z: PyTree, recent: list[Float[Array, "*TB F"]]
+    ) -> PyTree:
+        """Return what the other methods are given in place of z.
+
+        A short convolution stands here.
+
+        Args:
+            params: the parameters.
+            z: ``project(params, x)``.
+            recent: what is `remembered` of this step, of the one before it, and so on;
+                W arrays, zero before the beginning of a sequence.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} sets looks_back, so it must define "
+            f"look_back(self, params, z, recent)"
+        )
+
+    def remembered_size(self, params: Params) -> int:
+        """Return F, the number of features that are `remembered`."""
+        raise NotImplementedError(
+            f"{type(self).__name__} sets looks_back, so it must define "
+            f"remembered_size(self, params), the number of features that remembered "
+            f"returns"
+        )
+
+    def empty_recent(
+        self, params: Params, batch: tuple[int, ...], dtype: DTypeLike
+    ) -> Float[Array, "*B W F"] | None:
+        """Return zeros, what is remembered before a sequence, or None."""
+        if not self.looks_back:
+            return None
+        shape = (*batch, self.looks_back, self.remembered_size(params))
+        return jnp.zeros(shape, accumulator(dtype))
+
+    def take_in(
+        self, params: Params, recent: Array | None, z: PyTree
+    ) -> tuple[Array | None, PyTree]:
+        """Take one step's z in, and look back from it.
+
+        Args:
+            params: the parameters.
+            recent: ``(*B, W, F)``, what was remembered before the step, or None.
+            z: ``project(params, x)``.
+
+        Returns:
+            What is remembered after the step, and what `look_back` returns.
+        """
+        if recent is None:
+            return None, z
+        new = self.remembered(params, z).astype(recent.dtype)
+        recent = jnp.concatenate([recent[..., 1:, :], new[..., None, :]], -2)
+        lags = [recent[..., -1 - j, :] for j in range(self.looks_back)]
+        return recent, self.look_back(params, z, lags)

@@ -1,0 +1,262 @@
+"""The contract of cells with a large, linear state that is read and not shown."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
+
+from ..core.dtypes import accumulator, floating_dtype
+from ..core.exported import register_for_export
+from ..core.flags import expand_flags, select
+from ..core.lagged_inputs import lagged_inputs
+from ..core.types import Carry, Params, PyTree
+from ..core.validation import check_positive
+from .elementwise import Recurrence, Walked, advance, walk_elementwise
+from .looking_back import LookingBack
+from .state_space_checks import check_affine, check_read, check_shown
+from .walk import last_shown, spoiled_steps
+
+
+@register_for_export
+class StateSpaceState(NamedTuple):
+    """The carry of a `StateSpaceCell`.
+
+    Attributes:
+        h: ``(*B, H)``, what the cell shows of the last step.
+        s: the state, by default ``(*B, H, n)``, in float32 or wider.
+        recent: ``(*B, W, F)``, what the last W steps left for later ones, the newest
+            last; None for a cell that looks back at nothing.
+    """
+
+    h: Array
+    s: Any
+    recent: Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class StateSpaceCell(LookingBack):
+    """A cell with a large state of which each step shows a reading only::
+
+        s_t = a_t * s_{t-1} + b_t        elementwise, (H, n)
+        y_t = read(s_t, z_t)             (H,)
+
+    A subclass defines ``init``, ``affine`` and ``read``. They may depend on the inputs
+    and the parameters, but a and b not on the state. `jaxrnn.LinearCell` is the same
+    without ``read``: there every state is an output, and all of them are kept in memory
+    for the gradient. Here the states are read where they are computed. `Associative`,
+    the default engine of such cells, keeps one state a chunk and computes a chunk again
+    for its gradient. So memory grows with T by inputs, outputs and T / chunk states.
+
+    Within a chunk the steps run one after another on a CPU, and by parallel prefixes on
+    other platforms. The prefixes multiply the factors of a chunk, and the products must
+    be finite; ``|a| <= 1`` is safe.
+
+    Optionally a subclass defines ``readout``, which makes h of y; ``output``, which
+    makes the output of h, and may read nothing else of the carry; `look_back`; and
+    ``initial_carry``, for a state of another form: a pytree of arrays ``(*B, ...)``,
+    which may be complex. ``read`` then defines how it is read.
+
+    Mamba (Gu & Dao 2023, arXiv:2312.00752) is such a cell.
+
+    Args:
+        hidden_size: H, the number of features that are shown.
+        state_size: n, the number of state variables behind each of them.
+
+    Raises:
+        ValueError: for a size below 1.
+
+    Example::
+
+        >>> import dataclasses, jax, jax.numpy as jnp, jaxrnn
+        >>> from jaxrnn.extending import StateSpaceCell
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Averages(StateSpaceCell):
+        ...     def init(self, key, input_size):
+        ...         shape = (self.hidden_size, self.state_size)
+        ...         return {"weights": jax.random.normal(key, shape)}
+        ...
+        ...     def affine(self, params, z):
+        ...         a = jnp.linspace(0.5, 0.99, self.state_size)
+        ...         return a, (1 - a) * z[..., None]
+        ...
+        ...     def read(self, params, s, z):
+        ...         return (params["weights"] * s).sum(-1)
+        >>> cell = Averages(3, state_size=8)
+        >>> params = cell.init(jax.random.key(0), 3)
+        >>> carry, ys = jaxrnn.unroll(cell, params, jnp.ones((10, 2, 3)))
+        >>> carry.s.shape, ys.shape
+        ((2, 3, 8), (10, 2, 3))
+    """
+
+    hidden_size: int
+    _: dataclasses.KW_ONLY
+    state_size: int = 16
+
+    # What chunks compute is h; the other parts of the carry are known at their ends.
+    shows_h_alone: ClassVar[bool] = True
+
+    def __post_init__(self):
+        check_positive(self, hidden_size=self.hidden_size, state_size=self.state_size)
+
+    def affine(self, params: Params, z: PyTree) -> tuple[Any, Any]:
+        """Return ``(a, b)``, each like the state or broadcastable to it.
+
+        ``z`` is ``project(params, x)``, or what ``look_back`` makes of it, with any
+        leading axes.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} must define affine(self, params, z) -> (a, b)"
+        )
+
+    def read(self, params: Params, s: Any, z: PyTree) -> Float[Array, "*TB H"]:
+        """Return y from the state after a step; it takes any leading axes."""
+        raise NotImplementedError(
+            f"{type(self).__name__} must define read(self, params, s, z) -> y"
+        )
+
+    def readout(
+        self, params: Params, y: Float[Array, "*TB H"], z: PyTree
+    ) -> Float[Array, "*TB H"]:
+        """Return h from what was read; by default y.
+
+        It takes any leading axes, and is applied to all of time at once. Gates and what
+        goes around the state stand here.
+        """
+        return y
+
+    def inside_loop(self, params: Params, batch_shape: tuple[int, ...]) -> Params:
+        """Return the parameters as ``affine`` and ``read`` get them in a loop.
+
+        By default they are the same. Where ``affine`` reads a parameter of the size of
+        a state, this is the place to give it the batch axes: its gradient is then
+        summed over the batch after the loop, and by devices that share a batch once,
+        not in every chunk.
+        """
+        return params
+
+    # ---------------------------------------------------------------- the carry
+    def initial_carry(
+        self,
+        params: Params,
+        batch_shape: tuple[int, ...] = (),
+        dtype: DTypeLike | None = None,
+    ) -> Carry:
+        """Return zeros: h in ``dtype``, the rest in float32 or wider.
+
+        A subclass may return other numbers, but for ``recent``, which is zero.
+        """
+        dtype = jnp.dtype(dtype or floating_dtype(params))
+        batch = tuple(batch_shape)
+        shape = (*batch, self.hidden_size)
+        return StateSpaceState(
+            jnp.zeros(shape, dtype),
+            jnp.zeros((*shape, self.state_size), accumulator(dtype)),
+            self.empty_recent(params, batch, dtype),
+        )
+
+    # ---------------------------------------------------------------- the steps
+    def step(self, params: Params, carry: Carry, z: PyTree) -> Carry:
+        """Take one step of the equations above."""
+        recent, z = self.take_in(params, carry.recent, z)
+        recurrence = self._recurrence(params, carry)
+        s = advance(*recurrence.affine(z), carry.s)
+        h = check_shown(
+            self, self.readout(params, recurrence.read(s, z), z), carry.h.shape
+        )
+        return carry._replace(h=h.astype(carry.h.dtype), s=s, recent=recent)
+
+    def _recurrence(self, params: Params, carry: Carry) -> Recurrence:
+        """Return ``affine`` and ``read``, with checks of what they return."""
+        state, batch = carry.s, carry.h.shape[:-1]
+        return Recurrence(
+            lambda z: check_affine(self, self.affine(params, z), state),
+            lambda s, z: check_read(self, self.read(params, s, z), batch),
+        )
+
+    def walk_chunks(
+        self,
+        params: Params,
+        carry: Carry,
+        zs: PyTree,
+        mask: Bool[Array, "T *B"] | None,
+        resets: Bool[Array, "T *B"] | None,
+        chunk: int,
+        reverse: bool,
+    ) -> tuple[Carry, Float[Array, "T *B H"]]:
+        """Apply ``step`` over a sequence, computing ``chunk`` steps at once.
+
+        The results are those of ``step``, and one step is taken by it.
+
+        Args:
+            params: the parameters, from ``init``.
+            carry: the carry before the first step.
+            zs: ``project(params, xs)``.
+            mask: False where a step keeps the carry, or None.
+            resets: True where the initial carry replaces the carry before a step, or
+                None.
+            chunk: the number of consecutive steps that are computed at once.
+            reverse: whether to run from the last step to the first.
+
+        Returns:
+            The last carry, and h after every step. At masked steps h is not that of the
+            held carry; `unroll` sets outputs to zero there.
+        """
+        steps, batch = jax.tree.leaves(zs)[0].shape[0], carry.h.shape[:-1]
+        if steps == 0:
+            return carry, jnp.zeros((0, *carry.h.shape), carry.h.dtype)
+        fresh = carry
+        if resets is not None:
+            fresh = self.initial_carry(params, batch, carry.h.dtype)
+        if steps == 1:
+            return self._walk_one_step(params, carry, fresh, zs, mask, resets)
+        recent = carry.recent
+        if recent is not None:
+            recent, lags = lagged_inputs(
+                recent, self.remembered(params, zs), mask, resets, reverse
+            )
+            zs = self.look_back(params, zs, lags)
+        bad, spoiled = spoiled_steps(zs, resets, reverse, len(batch))
+        zs = jax.tree.map(
+            lambda z: jnp.where(expand_flags(bad, z), jnp.zeros_like(z), z), zs
+        )
+        live = ~bad if mask is None else mask & ~bad
+        s, ys = walk_elementwise(
+            self._recurrence(self.inside_loop(params, batch), carry),
+            carry.s,
+            fresh.s,
+            Walked(zs, live, resets),
+            chunk=chunk,
+            reverse=reverse,
+        )
+        hs = check_shown(self, self.readout(params, ys, zs), (steps, *carry.h.shape))
+        hs = hs.astype(carry.h.dtype)
+        hs = jnp.where(spoiled[..., None], jnp.nan, hs)
+        at_end = spoiled[0 if reverse else -1]
+        s = select(
+            at_end, jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), s), s
+        )
+        initial_h = None if resets is None else fresh.h
+        shown = last_shown(carry.h, hs, mask, resets, initial_h, reverse)
+        return carry._replace(h=shown, s=s, recent=recent), hs
+
+    def _walk_one_step(
+        self,
+        params: Params,
+        carry: Carry,
+        fresh: Carry,
+        zs: PyTree,
+        mask: Bool[Array, "1 *B"] | None,
+        resets: Bool[Array, "1 *B"] | None,
+    ) -> tuple[Carry, Float[Array, "1 *B H"]]:
+        """Take the step of a sequence of one, as when streaming."""
+        if resets is not None:
+            carry = select(resets[0], fresh, carry)
+        new = self.step(params, carry, jax.tree.map(lambda z: z[0], zs))
+        if mask is not None:
+            new = select(mask[0], new, carry)
+        return new, new.h[None]
