@@ -7,19 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrnn import MLSTM, MatrixCell, Terms
-<<<<<<< HEAD
-from jaxrnn.cells import GLA, HGRN2, RWKV6, GatedDeltaNet, Mamba2, Mamba3, RetNet
-=======
 from jaxrnn.cells import (
     GDN2,
+    GLA,
+    HGRN2,
     KDA,
+    RWKV6,
     RWKV7,
     DeltaNet,
     DeltaProduct,
     GatedDeltaNet,
+    Mamba2,
+    Mamba3,
     MLSTMMixer,
+    RetNet,
 )
->>>>>>> 883a16c21501202c10f852881ceda4cfc6caaa37
 
 
 def unit(x):
@@ -135,14 +137,12 @@ MATRIX_CELLS = {
     "gated_delta_net": GatedDeltaNet(
         4, num_heads=2, num_key_heads=1, key_size=3, allow_negative=True
     ),
-<<<<<<< HEAD
     "mamba2": Mamba2(4, num_heads=2, key_size=3),
     "gla": GLA(4, num_heads=2, key_size=3, gate_rank=2),
     "retnet": RetNet(4, num_heads=2),
     "hgrn2": HGRN2(4, num_heads=2, key_size=3, lower_bound=0.2),
     "rwkv6": RWKV6(4, num_heads=2, key_size=3, mix_rank=2, decay_rank=2),
     "mamba3": Mamba3(4, num_heads=2, key_size=4),
-=======
     "mlstm_mixer": MLSTMMixer(4, num_heads=2, block_size=2, conv=3),
     "rwkv7": RWKV7(4, num_heads=2, key_size=3, decay_rank=2, rate_rank=2, gate_rank=2),
     "delta_net": DeltaNet(4, num_heads=2, num_key_heads=1, key_size=3),
@@ -152,7 +152,6 @@ MATRIX_CELLS = {
     ),
     "kda": KDA(4, num_heads=2, num_key_heads=1, key_size=3, allow_negative=True),
     "gdn2": GDN2(4, num_heads=2, num_key_heads=1, key_size=3, allow_negative=True),
->>>>>>> 883a16c21501202c10f852881ceda4cfc6caaa37
 }
 
 
