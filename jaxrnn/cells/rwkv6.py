@@ -13,12 +13,13 @@ from jaxtyping import Array, Float
 
 from ..core.dtypes import accumulator
 from ..core.types import Params
-from ..core.validation import check_int, check_positive, describe
+from ..core.validation import check_features, check_positive
 from ..initializers import Uniform
 from ..matrix import Terms
 from ..matrix.terms import LEAST_LOG_DECAY
 from .matrix_base import ProjectedMatrixCell, join_heads
 from .ops import along, dense
+from .rwkv7 import check_place
 
 # What is mixed from a step and the one before it, each in shares of its own.
 MIXED = ("r", "k", "v", "gate", "decay")
@@ -38,16 +39,16 @@ class RWKV6(ProjectedMatrixCell):
         h_t = GroupNorm(y_t) * gate                                     of each head
         output = h_t W_o
 
-    Peng et al. (2024, arXiv:2404.05892). The inputs are ``[x, x_before]``, each step
-    beside the one before it, which ``jaxrnn.layers.concat`` and ``jaxrnn.layers.shift``
-    make; masks and resets count there, too.
+    Peng et al. (2024, arXiv:2404.05892). x_before is the last valid input, zero before
+    a sequence begins and after a reset.
 
     Parameters: ``input_kernel (D, G)``, blocks r, k, v, gate and W_3, each of inputs of
     its own; ``mix (6, D)``, mu of x, r, k, v, gate and decay; ``mix_in_kernel (D, 5
     mix_rank)`` and ``mix_out_kernel (5, mix_rank, D)``; ``decay_kernel (decay_rank, N
     d_k)`` and ``decay_bias (N d_k,)``, W_4 and w_0; ``bonus (N, d_k)``, u;
     ``norm_scale (H,)``, ``norm_bias (H,)`` and ``output_kernel (H, O)``. Carry:
-    `MatrixState` (h, S). Output: ``(*B, O)``.
+    `MatrixState` (h, S, recent), the last being the last two inputs ``(*B, 2, D)``.
+    Output: ``(*B, O)``.
 
     The parameters beside the kernels begin as in the authors' code, where they depend
     on the place of the layer in the model.
@@ -59,36 +60,35 @@ class RWKV6(ProjectedMatrixCell):
         key_size: d_k (default: d_v).
         mix_rank: the rank of W_1j W_2j.
         decay_rank: the rank of W_3 W_4.
-        layer: the number of the layer, from 0, which decides the first mu, w_0 and u.
-        num_layers: the number of layers of the model.
-        output_size: O (default: D, half of the number of input features).
+        layer_index: the number of the layer in its network, from 0.
+        num_layers: the number of layers of the network.
+        output_size: O (default: D, the number of input features).
         input_init: initializer of the blocks r, k, v and gate, and of the output's
             kernel.
         learned_initial_carry: if True, the state before the first step is a parameter.
 
     Raises:
-        ValueError: if ``num_heads`` does not divide ``hidden_size``; for sizes below 1,
-            a ``layer`` that is not below ``num_layers``, and an odd number of input
-            features.
+        ValueError: if ``num_heads`` does not divide ``hidden_size``, if ``layer_index``
+            is not below ``num_layers``, or for sizes below 1.
 
     Example::
 
         >>> import jax, jaxrnn
         >>> cell = jaxrnn.cells.RWKV6(8, num_heads=2)
-        >>> layer = jaxrnn.stack(jaxrnn.layers.concat(jaxrnn.layers.shift(3)), cell)
-        >>> params = layer.init(jax.random.key(0), input_size=3)
-        >>> carry, ys = jaxrnn.unroll(layer, params, jax.numpy.ones((5, 2, 3)))
-        >>> carry[1].S.shape, ys.shape
-        ((2, 2, 4, 4), (5, 2, 3))
+        >>> params = cell.init(jax.random.key(0), input_size=3)
+        >>> carry, ys = jaxrnn.unroll(cell, params, jax.numpy.ones((5, 2, 3)))
+        >>> carry.S.shape, carry.recent.shape, ys.shape
+        ((2, 2, 4, 4), (2, 2, 3), (5, 2, 3))
     """
 
     _: dataclasses.KW_ONLY
     mix_rank: int = 32
     decay_rank: int = 64
-    layer: int = 0
+    layer_index: int = 0
     num_layers: int = 1
 
     reads = "before"
+    looks_back = 2
 
     def __post_init__(self):
         super().__post_init__()
@@ -98,8 +98,7 @@ class RWKV6(ProjectedMatrixCell):
             decay_rank=self.decay_rank,
             num_layers=self.num_layers,
         )
-        why = "layers are numbered from 0, and there are num_layers of them"
-        check_int("RWKV6", "layer", self.layer, 0, self.num_layers - 1, why)
+        check_place("RWKV6", self.layer_index, self.num_layers)
 
     @property
     def blocks(self) -> dict[str, int]:
@@ -111,47 +110,33 @@ class RWKV6(ProjectedMatrixCell):
         """The columns of the blocks of ``input_kernel``, that of W_3 last."""
         return [*list(self.blocks.values())[:-1], self.decay_rank]
 
-    def features_of_rows(self, rows: int) -> int:
-        return 2 * rows
-
     def init(
         self, key: Array, input_size: int, dtype: DTypeLike | None = None
     ) -> Params:
-        """Draw parameters for inputs ``[x, x_before]``.
+        """Draw parameters for inputs of ``input_size`` features.
 
         Args:
             key: a `jax.random` key.
-            input_size: the number of input features, twice those of x.
+            input_size: D, the number of input features.
             dtype: of the parameters; by default JAX's default float.
 
         Returns:
             The dictionary of parameters that the class docstring lists.
-
-        Raises:
-            ValueError: if ``input_size`` is odd.
         """
         check_positive(self, input_size=input_size)
-        if input_size % 2:
-            raise ValueError(
-                f"RWKV6: the inputs are [x, x_before], each step beside the one before "
-                f"it, so the number of their features must be even, but it is "
-                f"{input_size}: put layers.concat(layers.shift({input_size})) before "
-                f"the cell in a stack"
-            )
-        features = input_size // 2
         dtype = dtype or jnp.result_type(float)
         k_input, k_mix, k_decay, k_output = jax.random.split(key, 4)
         small = Uniform(-0.01, 0.01)
         *columns, rank = self.columns
-        kernel = self.input_init(k_input, (features, sum(columns)), dtype)
-        decay = jnp.zeros((features, rank), dtype)
-        outputs = (self.hidden_size, self.output_size or features)
+        kernel = self.input_init(k_input, (input_size, sum(columns)), dtype)
+        decay = jnp.zeros((input_size, rank), dtype)
+        outputs = (self.hidden_size, self.output_size or input_size)
         keys, mixes = self.num_heads * self.keys, len(MIXED)
         params = {
             "input_kernel": jnp.concatenate([kernel, decay], axis=-1),
-            "mix": jnp.asarray(self._first_mix(features), dtype),
-            "mix_in_kernel": jnp.zeros((features, mixes * self.mix_rank), dtype),
-            "mix_out_kernel": small(k_mix, (mixes, self.mix_rank, features), dtype),
+            "mix": jnp.asarray(self._first_mix(input_size), dtype),
+            "mix_in_kernel": jnp.zeros((input_size, mixes * self.mix_rank), dtype),
+            "mix_out_kernel": small(k_mix, (mixes, self.mix_rank, input_size), dtype),
             "decay_kernel": small(k_decay, (rank, keys), dtype),
             "decay_bias": jnp.asarray(self._first_decay(), dtype),
             "bonus": jnp.asarray(self._first_bonus(), dtype),
@@ -164,14 +149,14 @@ class RWKV6(ProjectedMatrixCell):
     @property
     def depth(self) -> float:
         """The place of the layer, from 0 for the first to 1 for the last."""
-        return self.layer / max(self.num_layers - 1, 1)
+        return self.layer_index / max(self.num_layers - 1, 1)
 
-    def _first_mix(self, features: int) -> np.ndarray:
+    def _first_mix(self, input_size: int) -> np.ndarray:
         """Return the first mu: the later a channel, the more it sees the step itself,
         and the less so in later layers.
         """
-        place = np.arange(features) / features
-        rising = 1 - self.layer / self.num_layers
+        place = np.arange(input_size) / input_size
+        rising = 1 - self.layer_index / self.num_layers
         plain, fast = 1 - place**rising, 1 - place ** (rising / 2)
         of = {"r": fast, "k": plain, "v": plain - 0.3 * self.depth, "gate": fast}
         return np.stack([plain, *(of.get(name, plain) for name in MIXED)])
@@ -193,35 +178,39 @@ class RWKV6(ProjectedMatrixCell):
         return np.arange(count) / max(count - 1, 1)
 
     def project(
-        self, params: Params, x: Float[Array, "*TB F"]
-    ) -> Float[Array, "*TB G"]:
-        """Return r, k, v, the gate and the decay's input, packed, before activations.
+        self, params: Params, x: Float[Array, "*TB D"]
+    ) -> Float[Array, "*TB D"]:
+        """Return x in the accumulator's dtype.
 
-        The result is in the accumulator's dtype.
+        All maps stand in `look_back`, because x is mixed with the input before it.
         """
-        features = params["input_kernel"].shape[0]
-        if x.shape[-1] != 2 * features:
-            raise ValueError(
-                f"RWKV6: the inputs are [x, x_before] with twice the {features} "
-                f"features of its kernel, but have {x.shape[-1]}: put "
-                f"layers.concat(layers.shift({features})) before the cell in a stack"
-            )
-        if x.dtype != params["input_kernel"].dtype:
-            raise TypeError(
-                f"RWKV6: the inputs and the parameters must have one dtype, but the "
-                f"inputs are {describe(x)} and the parameters "
-                f"{params['input_kernel'].dtype}"
-            )
-        x, before = jnp.split(x, 2, axis=-1)
+        check_features(self, params["input_kernel"], x)
+        return x.astype(accumulator(x.dtype))
+
+    def remembered_size(self, params: Params) -> int:
+        return params["input_kernel"].shape[0]
+
+    def remembered(
+        self, params: Params, z: Float[Array, "*TB D"]
+    ) -> Float[Array, "*TB D"]:
+        """Return x."""
+        return z
+
+    def look_back(
+        self, params: Params, z: Float[Array, "*TB D"], recent: list[Array]
+    ) -> Float[Array, "*TB G"]:
+        """Return r, k, v, the gate and what the decay is made of, packed."""
+        kernel = params["input_kernel"]
+        x, before = (lag.astype(kernel.dtype) for lag in recent)
         past = before - x
         shares = self._mix(params, x, past)
-        kernels = jnp.split(params["input_kernel"], np.cumsum(self.columns[:-1]), -1)
+        kernels = jnp.split(kernel, np.cumsum(self.columns[:-1]), -1)
         parts = [
             dense(x + shares[..., j, :] * past, kernel)
             for j, kernel in enumerate(kernels)
         ]
         parts[-1] = dense(jnp.tanh(parts[-1]), params["decay_kernel"])
-        return jnp.concatenate(parts, axis=-1).astype(accumulator(x.dtype))
+        return jnp.concatenate(parts, axis=-1).astype(z.dtype)
 
     def _mix(
         self, params: Params, x: Float[Array, "*TB D"], past: Float[Array, "*TB D"]

@@ -188,8 +188,8 @@ def rwkv6(cell, params, xs):
     sizes = (N * K, N * K, N * V, N * V, cell.decay_rank)
     kernels = columns(params["input_kernel"], *sizes)
     rank, S, ys = cell.mix_rank, [np.zeros((K, V))] * N, []
-    for row in xs:
-        x, d = row[: D // 2], row[D // 2 :] - row[: D // 2]
+    for t, x in enumerate(xs):
+        d = (xs[t - 1] if t else 0 * x) - x
         mixed = np.tanh((x + d * params["mix"][0]) @ params["mix_in_kernel"])
         parts = []
         for j in range(5):
@@ -358,7 +358,7 @@ def test_lower_bounds_grow_from_layer_to_layer(x64):
 
 def test_positions_hold_where_masked_and_begin_again_at_a_reset(x64):
     """What a mask leaves out is as if it were not there, rotations with it."""
-    for name in ("retnet", "mamba3"):
+    for name in ("retnet", "mamba3", "rwkv6"):
         cell = CELLS[name]
         params, xs = draw(cell, steps=10)
         keep = np.array([1, 0, 1, 1, 0, 1, 1, 1, 0, 1], bool)
@@ -382,21 +382,6 @@ def test_positions_lose_no_digits_in_long_sequences():
     k = (1 + 1j) / (1 - factor)
     wanted = np.array([[k.real] * 2, [k.imag] * 2])
     np.testing.assert_allclose(carry.S[0], wanted, rtol=1e-5)
-
-
-def test_rwkv6_reads_the_step_before_by_a_shift(x64):
-    """In a stack with a shift, each step is mixed with the one before it."""
-    cell = CELLS["rwkv6"]
-    params, xs = draw(cell)
-    x = xs[:, : D // 2]
-    beside = jnp.concatenate([x, jnp.pad(x[:-1], ((1, 0), (0, 0)))], -1)
-    layer = jaxrnn.stack(jaxrnn.layers.concat(jaxrnn.layers.shift(D // 2)), cell)
-    shapes = jax.eval_shape(lambda: layer.init(jax.random.key(0), D // 2))
-    leaves, wanted = map(jax.tree.leaves, (shapes, params))
-    assert [leaf.shape for leaf in leaves] == [leaf.shape for leaf in wanted]
-    of_layer = jax.tree.unflatten(jax.tree.structure(shapes), wanted)
-    _, ys = jaxrnn.unroll(layer, of_layer, x)
-    assert_same(ys, jaxrnn.unroll(cell, params, beside)[1], 1e-12)
 
 
 # ------------------------------------------------------------------ first parameters
@@ -452,9 +437,9 @@ def test_first_parameters_of_the_others():
 
 
 def test_first_parameters_of_rwkv6(x64):
-    cell = RWKV6(16, num_heads=4, layer=1, num_layers=3)
+    cell = RWKV6(16, num_heads=4, layer_index=1, num_layers=3)
     params = init(cell, 64)
-    i, n = np.arange(32) / 32, np.arange(16) / 15
+    i, n = np.arange(64) / 64, np.arange(16) / 15
     plain, fast = 1 - i ** (2 / 3), 1 - i ** (1 / 3)
     mix = np.stack([plain, fast, plain, plain - 0.15, fast, plain])
     assert_same(params["mix"], jnp.asarray(mix), 1e-12)
@@ -527,8 +512,7 @@ REFUSED = {
     "odd": (lambda: RetNet(8, key_size=3), "d_k must be even, but it is 3"),
     "base": (lambda: RetNet(8, rotary_base=1.0), "rotary_base must be above 1"),
     "bound": (lambda: HGRN2(8, lower_bound=1.0), "below 1, but it is 1.0"),
-    "layer": (lambda: RWKV6(8, layer=1), "numbered from 0"),
-    "odd_inputs": (lambda: RWKV6(8).init(jax.random.key(0), 3), "must be even"),
+    "layer": (lambda: RWKV6(8, layer_index=1), "layer_index must be an int"),
     "few_keys": (lambda: Mamba3(4, num_heads=2), "at least one pair"),
     "fraction": (lambda: Mamba3(8, rotary_fraction=1.5), "at most 1"),
 }
@@ -539,12 +523,3 @@ def test_what_is_refused(name):
     make, words = REFUSED[name]
     with pytest.raises(ValueError, match=words):
         make()
-
-
-def test_inputs_that_do_not_fit_rwkv6(plain_errors):
-    cell = CELLS["rwkv6"]
-    params = cell.init(jax.random.key(0), D)
-    with pytest.raises(ValueError, match=r"twice the 2 .*layers.shift\(2\)"):
-        cell.project(params, jnp.ones((5, 2)))
-    with pytest.raises(TypeError, match="must have one dtype"):
-        cell.project(params, jnp.ones((5, 4), jnp.bfloat16))

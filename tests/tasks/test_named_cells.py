@@ -32,6 +32,7 @@ MADE = {
     "hgrn2:8": pre_norm(cells.HGRN2, num_heads=8),
     "mamba2:16": layers.mamba2_block(8, 16),
     "mamba": layers.mamba_block(8),
+    "rwkv6:2": pre_norm(cells.RWKV6, num_heads=2),
     "rwkv7:2": layers.rwkv_block(8, 2),
     "griffin": layers.griffin_block(8),
     "xlstm": layers.mlstm_block(8, 4),
@@ -39,7 +40,7 @@ MADE = {
     "xlstm:slstm": layers.slstm_block(8, 4),
     "xlstm:slstm:2": layers.slstm_block(8, 2),
 }
-NEW = dict.fromkeys(name.partition(":")[0] for name in [*MADE, "rwkv6"])
+NEW = dict.fromkeys(name.partition(":")[0] for name in MADE)
 
 
 @pytest.mark.parametrize("spec", MADE)

@@ -46,7 +46,6 @@ from ...core.cell import Cell
 from ...core.layer import Layer
 from ...initializers import Chrono, Identity, Normal
 from ...layers import (
-    concat,
     griffin_block,
     mamba2_block,
     mamba_block,
@@ -54,9 +53,7 @@ from ...layers import (
     pre_norm_block,
     residual_block,
     rwkv_block,
-    shift,
     slstm_block,
-    stack,
 )
 
 Make = Callable[[int, str, int], Cell | Layer]
@@ -227,10 +224,6 @@ def _rtu(hidden: int, variant: str, length: int) -> Cell:
     return NonlinearRTU(hidden) if variant else RTU(hidden)
 
 
-def _rwkv6(hidden: int, num_heads: int) -> Layer:
-    return stack(concat(shift(hidden)), RWKV6(hidden, num_heads=num_heads))
-
-
 def _xlstm(hidden: int, variant: str, length: int) -> Layer:
     scalar = "slstm" in options_of(variant)
     return (slstm_block if scalar else mlstm_block)(hidden, heads_of(variant, 4))
@@ -351,7 +344,7 @@ NAMED: dict[str, NamedCell] = {
     ),
     "retnet": matrix("as gla, a constant decay a head; retnet:N", RetNet),
     "hgrn2": matrix("as gla, keys tied to the forget gate; hgrn2:N", HGRN2),
-    "rwkv6": matrix("as gla, reads before it writes; rwkv6:N", _rwkv6),
+    "rwkv6": matrix("as gla, reads before it writes; rwkv6:N", RWKV6),
     "rwkv7": block_with_heads(
         "in a jaxrnn.layers.rwkv_block, one head; rwkv7:N, N heads, a divisor of "
         "--hidden",
