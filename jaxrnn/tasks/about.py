@@ -189,7 +189,7 @@ ABOUT: dict[str, About] = {
         curve=("accuracy", "accuracy"),
     ),
     "mqar": About(
-        "the values that were stored at keys, asked for later: associative recall",
+        "the values of keys that were stored earlier: recall",
         "",
         ("evaluate RUN --length 128",),
         baselines={
@@ -199,7 +199,7 @@ ABOUT: dict[str, About] = {
         curve=("accuracy", "accuracy"),
     ),
     "niah": About(
-        "the value of one key that stood in a long filler: a needle in a haystack",
+        "the value of a key in a long filler: a needle in a haystack",
         "",
         ("evaluate RUN --length 500", _GRADIENTS),
         baselines={
