@@ -514,9 +514,8 @@ TABLE = {
     # eight programs; with all of them: make slow, or make fuzz
     "engines/test_fuzz.py": {"test_engines_are_a_python_loop": 3},
     "engines/test_linear.py": {
-        # a reset first, last, everywhere and nowhere; an odd length, and one beyond a
-        # chunk; every walk in each
-        "test_every_walk_is_the_python_loop_at_any_length": ["lru-3"],
+        # backwards, and forwards with a chunk that is left over; every walk in each
+        "test_every_walk_is_the_python_loop_at_any_length": ["lru-3", "lru-7"],
         "test_resets_anywhere_and_masks_with_holes": 0,
         "test_float32": 0,
         "test_truncation": 0,
@@ -1022,11 +1021,16 @@ def functions_of(items):
     """The collected rows of every function, by file (from tests/) and name."""
     groups = {}
     for item in items:
-        if TESTS in item.path.parents:
-            file = item.path.relative_to(TESTS).as_posix()
+        if (file := file_of(item.path)) is not None:
             name = getattr(item, "originalname", None) or item.name
             groups.setdefault((file, name), []).append(item)
     return groups
+
+
+@functools.cache
+def file_of(path):
+    """The path of a test file from tests/ on; None for one that is elsewhere."""
+    return path.relative_to(TESTS).as_posix() if TESTS in path.parents else None
 
 
 def id_of(item):
