@@ -349,9 +349,6 @@ def test_a_users_folder(tmp_path, optax_promotion, capsys):
     result = json.loads((tmp_path / "run/result.json").read_text())
     assert 0 <= result["nearest_neighbour_exact_match"] <= 1
     assert 0 < result["nearest_neighbour_word_f1"] <= 1
-    assert json.loads((tmp_path / "run/config.json").read_text())["encoder"] == (
-        "strided"
-    )
     assert {"captions.png", "curves.png"} <= {
         path.name for path in (tmp_path / "run").iterdir()
     }

@@ -85,7 +85,6 @@ class Plan(NamedTuple):
 # At full resolution a convolution costs as much as several later ones together.
 PLANS = {
     "strided": Plan(((5, 2, 2), (3, 1, 4), (3, 1, 4), (3, 1, 8), (3, 1, 8)), (0, 2), 2),
-    # that of runs which do not name their encoder
     "full": Plan(tuple((3, 1, n) for n in (1, 2, 2, 4, 4, 8)), (0, 2, 4), 4),
 }
 
