@@ -88,8 +88,8 @@ class Options:
     encoder: str = choice(
         "full",
         ("full", "strided"),
-        "convolutions at full resolution, or a first one with a stride of 2, which take "
-        "less than half the time and learn less",
+        "convolutions at full resolution, or a first one with a stride of 2, which "
+        "takes less than half the time and learns less",
     )
     channels: int = option(
         16,
