@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -129,6 +129,8 @@ class MLSTM(BuiltinMatrixCell):
     input_gate_init: Initializer = Normal(0.1)
     # C and n are meaningful only together with m: no part may be replaced on its own.
     shares_scale: ClassVar[bool] = True
+    # A subclass may show C and n, which chunks know at their ends alone.
+    shows_h_alone: ClassVar[bool] = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -257,19 +259,18 @@ class MLSTM(BuiltinMatrixCell):
 
     def pack(self, h: Array, memory: MatrixMemory, recent: Array | None) -> MLSTMState:
         """Return the carry, C and n apart."""
-        S, m = memory
-        assert m is not None
+        S: Any = memory.S
+        m: Any = memory.m
         return MLSTMState(h, S[..., :-1], S[..., -1], m)
 
     def shown(
         self,
         params: Params,
         y: Float[Array, "*TB N W"],
-        m: Float[Array, "*TB N"] | None,
+        m: Any,
         z: Float[Array, "*TB G"],
     ) -> Float[Array, "*TB H"]:
         """Return h from what the queries read of C and n."""
-        assert m is not None
         return self.steps(z).o * self.normalized(y[..., :-1], y[..., -1], m)
 
     def normalized(

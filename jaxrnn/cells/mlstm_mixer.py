@@ -219,14 +219,11 @@ class MLSTMMixer(ProjectedMatrixCell):
         self, h: Array, memory: MatrixMemory, recent: Array | None
     ) -> MLSTMMixerState:
         """Return the carry, C and n apart."""
-        S, m = memory
-        assert m is not None
-        assert recent is not None
-        return MLSTMMixerState(h, S[..., :-1], S[..., -1], m, recent)
+        S, m = memory.S, memory.m
+        return MLSTMMixerState(h, S[..., :-1], S[..., -1], m, recent)  # type: ignore[arg-type]
 
-    def shown(self, params: Params, y: Array, m: Array | None, z: Any) -> Array:
+    def shown(self, params: Params, y: Array, m: Any, z: Any) -> Array:
         """Return h from what the queries read of C and n."""
-        assert m is not None
         read = normalized_read(y[..., :-1], y[..., -1], m)
         normed = join_heads(layer_norm(read, jnp.ones((self.values,), y.dtype)))
         normed = normed * along(params["norm_scale"], normed)

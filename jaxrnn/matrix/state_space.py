@@ -82,10 +82,11 @@ class StateSpaceCell(LookingBack):
         ...
         ...     def affine(self, params, z):
         ...         a = jnp.linspace(0.5, 0.99, self.state_size)
+        ...         a = jnp.broadcast_to(a, (*z.shape, self.state_size))
         ...         return a, (1 - a) * z[..., None]
         ...
         ...     def read(self, params, s, z):
-        ...         return (params["weights"] * s).sum(-1)
+        ...         return jnp.einsum("hn,...hn->...h", params["weights"], s)
         >>> cell = Averages(3, state_size=8)
         >>> params = cell.init(jax.random.key(0), 3)
         >>> carry, ys = jaxrnn.unroll(cell, params, jnp.ones((10, 2, 3)))

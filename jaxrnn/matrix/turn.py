@@ -9,6 +9,8 @@ the position.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -34,8 +36,7 @@ def without_turns(
         The terms without ``turn``, and Theta of the last step, by which the state after
         the chunk has to be rotated back.
     """
-    turn = terms.turn
-    assert turn is not None
+    turn: Any = terms.turn
     place = np.arange(len(turn))
     sees = jnp.asarray(place[:, None] >= place, turn.dtype)
     if segment is not None:

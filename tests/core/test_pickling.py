@@ -100,7 +100,7 @@ def test_every_public_cell_is_among_them():
         for value in vars(jaxrnn).values()
         if isinstance(value, type) and hasattr(value, "walk")
     }
-    assert public - {jaxrnn.Cell, jaxrnn.LinearCell} <= kinds
+    assert public - {jaxrnn.Cell, jaxrnn.LinearCell, jaxrnn.MatrixCell} <= kinds
     assert engines <= kinds
 
 

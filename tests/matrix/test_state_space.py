@@ -46,7 +46,7 @@ class Waves(StateSpaceCell):
 
     def initial_carry(self, params, batch_shape=(), dtype=None):
         h, s, recent = super().initial_carry(params, batch_shape, dtype)
-        wave = jnp.asarray(0.5 * s, jnp.result_type(s.dtype, jnp.complex64))
+        wave = jax.lax.complex(s + 0.5, s - 0.75)
         return StateSpaceState(h, Pair(wave, s + 0.25), recent)
 
     def affine(self, params, z):
@@ -234,8 +234,12 @@ def test_masked_steps_hold_the_state_exactly():
     cell = CELLS["mamba"]
     params, xs, carry, *_ = draw(cell, 9)
     mask = jnp.zeros((9, B), bool).at[0].set(True)
-    last, _ = jaxrnn.unroll(cell, params, xs, carry, mask=mask, engine=Associative(4))
-    first, _ = jaxrnn.unroll(cell, params, xs[:2], carry, mask=mask[:2])
+
+    @jax.jit
+    def last_of(xs, mask):
+        return jaxrnn.unroll(cell, params, xs, carry, mask=mask)[0]
+
+    last, first = last_of(xs, mask), last_of(xs[:2], mask[:2])
     np.testing.assert_array_equal(last.s, first.s)
 
 
@@ -267,9 +271,11 @@ def test_forward_mode_and_second_derivatives(loop):
 
 @pytest.mark.parametrize("loop", LOOPS)
 def test_memory_of_the_gradient_has_one_state_a_chunk(loop):
-    """Of 4 times the steps: all states would take more than all that is taken."""
+    """What more steps add is less than half of their states, whose 64 numbers a channel
+    outweigh all else.
+    """
     kind = by_prefixes(Mamba) if loop == "prefixes" else Mamba
-    cell, chunk = kind(8, state_size=64, conv=None, rank=1), 16
+    cell, chunk = kind(64, state_size=64, conv=None, rank=1), 16
     params = jax.eval_shape(lambda key: cell.init(key, 2), jax.random.key(0))
 
     def temporaries(steps):
@@ -284,8 +290,8 @@ def test_memory_of_the_gradient_has_one_state_a_chunk(loop):
 
     params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32), params)
     short, long = temporaries(128), temporaries(512)
-    states = B * 8 * 64 * 4  # bytes of one
-    assert long - short < 0.6 * (512 - 128) * states
+    states = B * 64 * 64 * 4  # bytes of one step
+    assert long - short < (512 - 128) * states / 2
 
 
 @dataclasses.dataclass(frozen=True)

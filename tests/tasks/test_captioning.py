@@ -145,13 +145,13 @@ def strided_block(x, kernel, scale, bias, stride):
     return np.maximum(y * scale + bias, 0)
 
 
-def test_a_strided_block_is_a_loop_over_places():
+def test_a_strided_block_is_a_loop_over_places(optax_promotion):
     with jax.enable_x64(True):
         draw = rng(3).normal
         x, scale, bias = draw(size=(2, 8, 8, 3)), draw(size=4), draw(size=4)
         block = Block(3, 4, side=5, stride=2, rngs=nnx.Rngs(0))
         kernel = draw(size=block.kernel.shape)
-        block.kernel[...] = jnp.asarray(kernel)
+        block.kernel = nnx.Param(jnp.asarray(kernel))
         block.normalize = nnx.GroupNorm(
             4, num_groups=1, param_dtype=jnp.float64, rngs=nnx.Rngs(0)
         )

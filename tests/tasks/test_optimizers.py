@@ -77,8 +77,9 @@ def test_the_default_is_what_it_was():
     for name, module in TASKS.items():
         fields = {field.name: field for field in dataclasses.fields(module.Options)}
         assert fields["optimizer"].default == "adam"
-        is_synthetic = isinstance(module, SyntheticTask)
-        assert fields["schedule"].default == ("constant" if is_synthetic else "cosine")
+        # Recall is learned at a rate that falls; the older synthetic tasks keep theirs.
+        keeps = isinstance(module, SyntheticTask) and name not in ("mqar", "niah")
+        assert fields["schedule"].default == ("constant" if keeps else "cosine")
         assert name in TASKS
 
 
