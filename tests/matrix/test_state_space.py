@@ -51,7 +51,7 @@ class Waves(StateSpaceCell):
 
     def affine(self, params, z):
         angle = jnp.arange(1.0, self.state_size + 1)
-        turn = 0.9 * jnp.exp(1j * angle)
+        turn = 0.9 * jax.lax.complex(jnp.cos(angle), jnp.sin(angle))
         drive = jnp.broadcast_to(z[..., None], (*z.shape, self.state_size))
         a = Pair(turn, jax.nn.sigmoid(z)[..., None])
         return a, Pair(drive.astype(turn.dtype), jnp.sin(drive))
@@ -240,7 +240,8 @@ def test_masked_steps_hold_the_state_exactly():
         return jaxrnn.unroll(cell, params, xs, carry, mask=mask)[0]
 
     last, first = last_of(xs, mask), last_of(xs[:2], mask[:2])
-    np.testing.assert_array_equal(last.s, first.s)
+    # Two programs, which may differ by a rounding of the one step that both take.
+    np.testing.assert_allclose(last.s, first.s, rtol=1e-14)
 
 
 @pytest.mark.parametrize("loop", LOOPS)
