@@ -307,7 +307,7 @@ TABLE = {
     },
     "cells/test_mlstm_mixer.py": {"test_it_is_the_published_step": ["engine1"]},
     # Two compiled programs a row. One of each form of the terms, with a learned state.
-    # Either loop, with a learned state and a convolution, and a state of two parts.
+    # Either loop, with a learned state and a convolution.
     "matrix/test_state_space.py": {
         "test_chunks_are_steps": [
             "mr-backwards-steps-mamba_learned",
@@ -321,7 +321,6 @@ TABLE = {
         "test_forward_mode_and_second_derivatives": 0,
         "test_memory_of_the_gradient_has_one_state_a_chunk": 0,
     },
-    "cells/test_mamba.py": {"test_check_cell": 0, "test_in_the_published_block": 0},
     "matrix/test_chunks.py": {
         "test_chunks_are_steps": [
             "backwards-learned-channel_delta",
