@@ -10,6 +10,7 @@ from subjects import normal
 
 import jaxrnn
 from jaxrnn.cells import Mamba
+from jaxrnn.testing import check_cell
 
 KEY = jax.random.key(0)
 
@@ -79,8 +80,8 @@ def test_a_channel_of_large_steps_forgets_and_one_of_small_steps_keeps(x64):
 
 
 def test_check_cell():
-    report = jaxrnn.testing.check_cell(Mamba(4, state_size=2, conv=2), 3)
-    assert report.holds
+    report = check_cell(Mamba(4, state_size=2, conv=2), 3)
+    assert report["chunks"].status == "holds"
 
 
 def test_all_carries_are_those_of_steps():

@@ -563,7 +563,8 @@ def mamba_step(cell, p, carry, x):
     chosen = u @ p["select_kernel"]
     rank = chosen.shape[-1] - 2 * n
     dt = np.log(1 + np.exp(chosen[..., :rank] @ p["dt_kernel"] + p["dt_bias"]))
-    s, y = carry.s.astype(chosen.dtype), p["skip"] * u
+    kind = np.result_type(chosen, carry.s, *jax.tree.leaves(p))
+    s, y = carry.s.astype(kind), (p["skip"] * u).astype(kind)
     for c in range(H):
         for k in range(n):
             decay = np.exp(-dt[..., c] * np.exp(p["A_log"][c, k]))
