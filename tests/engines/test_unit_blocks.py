@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from subjects import PLAIN, draw
 
-import jaxrnn
+from jaxrnn.core.gradient_scale import scale_gradient
+from jaxrnn.engines.jaxpr.grouping import Grouping
 from jaxrnn.engines.jaxpr.tangent_program import from_real_parts, real_parts
 from jaxrnn.engines.jaxpr.unit_blocks import (
     MixedUnitsError,
-    split_units,
     unit_blocks,
 )
 from jaxrnn.engines.recurrence.run import one_step
@@ -46,19 +46,12 @@ def problem(name, flags=True):
 
 def whole_blocks(step, leaves, given, units):
     """The blocks on the diagonal of the Jacobian by jacfwd, and what is outside."""
-    parts = real_parts(leaves)
-    flat = split_units(parts, units)  # (B, H, m)
+    parts, grouping = real_parts(leaves), Grouping(1, units)
+    flat = grouping.split(parts)  # (B, H, m)
 
     def of_vector(v):
-        moved, start = [], 0
-        for a in parts:
-            count = a.shape[-1] // units
-            block = jnp.moveaxis(v[..., start : start + count], -1, -2)
-            moved.append(block.reshape(a.shape))
-            start += count
-        return split_units(
-            real_parts(step(from_real_parts(moved, leaves), given)), units
-        )
+        moved = from_real_parts(grouping.join(v, parts), leaves)
+        return grouping.split(real_parts(step(moved, given)))
 
     jacobian = np.asarray(jax.jit(jax.jacfwd(of_vector))(flat))
     b, u = np.meshgrid(*map(np.arange, flat.shape[:2]), indexing="ij")
@@ -116,10 +109,7 @@ def test_matmuls_left_out(x64):
 
 def test_a_gradient_scale_is_no_part_of_the_values_jacobian(x64):
     def step(leaves, scale):
-        return [
-            jnp.tanh(a)
-            for a in jaxrnn.core.gradient_scale.scale_gradient(leaves, scale)
-        ]
+        return [jnp.tanh(a) for a in scale_gradient(leaves, scale)]
 
     carry = [jnp.asarray(np.random.default_rng(0).normal(size=(2, 3)))]
     found = unit_blocks(step, carry, jnp.array([0.0, 0.5]))

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend import core
 from jax.extend.core import ClosedJaxpr
 from jax.interpreters import partial_eval as pe
 
 from ...core.types import PyTree
 from .evaluate import eval_equations, inline_calls, read_env, split_by_sizes
+from .linearity import linear_operands
 
 # ``step(carry, given) -> carry`` on flat lists of arrays.
 Step = Callable[[list[Any], Any], list[Any]]
+BARRIERS = ("jaxrnn_fence", "optimization_barrier")  # which return their operands
 
 
 def real_parts(leaves: Sequence[Any]) -> list[Any]:
@@ -41,29 +45,41 @@ class TangentProgram:
     """The jaxpr of ``(s, s', x) -> (step(s, x), s' ds_new/ds)``, without nested calls.
 
     A complex leaf of the carry counts as two real ones, because a step need not be
-    holomorphic. A factor by which only derivatives are multiplied
-    (``gradient_scale``) is left out: the tangent is that of the values.
+    holomorphic.
 
     Args:
         step: ``step(carry, given) -> carry``, on flat lists of floating-point arrays.
         carry: the leaves of the carry, or their shapes and dtypes.
         given: what else the step reads, a pytree of arrays or of their shapes.
+        scales_gradient: whether the tangent has the factors by which only derivatives
+            are multiplied (``gradient_scale``). Without them it is that of the values.
 
     Attributes:
         closed: the closed jaxpr.
+        primal: the closed jaxpr of the step alone, ``(s, x) -> step(s, x)``.
         parts: the number of real parts.
+        part_avals: their shapes and dtypes.
     """
 
-    def __init__(self, step: Step, carry: Sequence[Any], given: PyTree):
+    def __init__(
+        self,
+        step: Step,
+        carry: Sequence[Any],
+        given: PyTree,
+        *,
+        scales_gradient: bool = False,
+    ):
         given_leaves, given_tree = jax.tree.flatten(given)
         parts = jax.eval_shape(real_parts, list(carry))
-        self.parts = len(parts)
+        self.parts, self.part_avals = len(parts), parts
 
         def of_parts(parts, given):
             now = jax.tree.unflatten(given_tree, given)
             return real_parts(step(from_real_parts(parts, carry), now))
 
-        primal = without_gradient_scale(jax.make_jaxpr(of_parts)(parts, given_leaves))
+        primal = inline_calls(jax.make_jaxpr(of_parts)(parts, given_leaves))
+        if not scales_gradient:
+            primal = _without_gradient_scale(primal)
 
         def both(parts, tangents, given):
             def function(parts):
@@ -100,10 +116,33 @@ class TangentProgram:
         )
         return new, d_new
 
+    @functools.cached_property
+    def is_affine(self) -> bool:
+        """Whether the new carry is affine in the old one, by its equations.
 
-def without_gradient_scale(closed: ClosedJaxpr) -> Any:
-    """Return the same jaxpr without nested calls and without scales of derivatives."""
-    closed = inline_calls(closed)
+        The tangent would not show it: a custom derivative need not be that of the
+        values.
+        """
+        jaxpr = self.primal.jaxpr
+        moving = set(jaxpr.invars[: self.parts])
+
+        def is_constant(atom):
+            return isinstance(atom, core.Literal) or atom not in moving
+
+        for eqn in jaxpr.eqns:
+            if all(map(is_constant, eqn.invars)):
+                continue
+            if (
+                eqn.primitive.name not in BARRIERS
+                and linear_operands(eqn, is_constant) is None
+            ):
+                return False
+            moving.update(eqn.outvars)
+        return True
+
+
+def _without_gradient_scale(closed: ClosedJaxpr) -> Any:
+    """Return the same jaxpr without factors of derivatives alone."""
     instead = {
         id(eqn): lambda x, scale: x
         for eqn in closed.jaxpr.eqns

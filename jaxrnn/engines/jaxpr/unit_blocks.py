@@ -24,9 +24,9 @@ import numpy as np
 from jax.extend import core
 from jaxtyping import Array, Float
 
-from ...core.dtypes import accumulator
 from ...core.types import PyTree
 from .dependence import MANY, NONE, follow, join_over, product_axes
+from .grouping import Grouping
 from .tangent_program import Step, TangentProgram, from_real_parts, real_parts
 
 DIAGONAL, ZERO = "diagonal", "zero"  # what a matmul of the tangent is replaced by
@@ -43,7 +43,8 @@ class UnitBlocks(NamedTuple):
         new: the leaves of the new carry.
         blocks: ``(*B, H, m, m)``: ``blocks[..., u, i, k]`` is the derivative of part i
             of the new carry with respect to part k of the old one, both of unit u. The
-            parts are those of `split_units`.
+            parts are in the order of the leaves; a complex leaf has a real and an
+            imaginary part, and a leaf ``(*B, k H)`` has k parts.
         products: the largest number of replaced matmuls on a path from the old carry
             to the new one: 0 where no unit sees another and the blocks are the whole
             Jacobian; 1 where they are its blocks on the diagonal; from 2 on they are
@@ -62,8 +63,9 @@ def unit_blocks(
 
     Args:
         step: ``step(carry, given) -> carry``, on flat lists of floating-point arrays.
-        carry: the leaves of the carry, ``(*B, k H)`` each: k blocks of H units. A
-            complex leaf has two real parts. H is found; see `unit_counts`.
+        carry: the leaves of the carry, ``(*B, k H)`` each: k blocks of H units. H is
+            found: it is the size of the last axis, or a half, a third or a quarter of
+            it where parts lie side by side in one array.
         given: what else the step reads, a pytree of arrays.
         products: what a matmul between units becomes in the tangent: ``"diagonal"``,
             its diagonal, or ``"zero"``, nothing, as in e-prop.
@@ -78,78 +80,50 @@ def unit_blocks(
     Example:
         >>> import jax.numpy as jnp
         >>> kernel = jnp.array([[0.5, 2.0], [3.0, 0.25]])
-        >>> blocks = unit_blocks(lambda s, x: [s[0] @ kernel + x], [jnp.ones(2)], 1.0)
-        >>> print(blocks.blocks[:, 0, 0], blocks.products)
+        >>> found = unit_blocks(lambda s, x: [s[0] @ kernel + x], [jnp.ones(2)], 1.0)
+        >>> print(found.blocks[:, 0, 0], found.products)
         [0.5  0.25] 1
     """
     program = TangentProgram(step, carry, given)
-    diagonals = find_units(program, products)
-    new, _ = program(real_parts(carry), real_parts(carry), given)
-    blocks = diagonals.blocks(program, real_parts(carry), given)
-    return UnitBlocks(from_real_parts(new, carry), blocks, diagonals.products)
+    form = find_units(program, products)
+    new, blocks = form(program, real_parts(carry), given)
+    return UnitBlocks(from_real_parts(new, carry), blocks, form.products)
 
 
-def split_units(parts: Sequence[Any], units: int) -> Any:
-    """Stack the parts of a carry unit by unit, ``(*B, H, m)``.
-
-    Args:
-        parts: real arrays ``(*B, k H)``; the k blocks of each follow one another.
-        units: H.
-    """
-    wide = [accumulator(a.dtype) for a in parts]
-    dtype = max(wide, key=lambda dtype: jnp.finfo(dtype).bits)
-    blocks = [
-        a.astype(dtype).reshape(*a.shape[:-1], a.shape[-1] // units, units)
-        for a in parts
-    ]
-    return jnp.moveaxis(jnp.concatenate(blocks, -2), -2, -1)
-
-
-def join_units(vectors: Any, like: Sequence[Any]) -> list[Any]:
-    """Return the parts of a carry: the inverse of `split_units`.
-
-    Args:
-        vectors: ``(..., *B, H, m)``, with further axes in front.
-        like: parts with the last axes and dtypes of the result.
-    """
-    units, parts, start = vectors.shape[-2], [], 0
-    for a in like:
-        count = a.shape[-1] // units
-        part = jnp.moveaxis(vectors[..., start : start + count], -1, -2)
-        parts.append(part.reshape(*part.shape[:-2], -1).astype(a.dtype))
-        start += count
-    return parts
-
-
-class UnitForm(NamedTuple):
-    """How a tangent program divides into units.
+class BlockForm(NamedTuple):
+    """A step's Jacobian as an (m, m) block for each group of its carry's numbers.
 
     Attributes:
-        units: H.
-        products: as in `UnitBlocks`.
+        grouping: the groups.
+        products: the largest number of replaced matmuls in a row, as in `UnitBlocks`.
         instead: what replaces the matmuls, by the ``id`` of the equation.
     """
 
-    units: int
-    products: int
-    instead: dict[int, Callable]
+    grouping: Grouping
+    products: int = 0
+    instead: dict[int, Callable] = {}
 
-    def blocks(
+    def __call__(
         self, program: TangentProgram, parts: Sequence[Any], given: PyTree
-    ) -> Float[Array, "*B H M M"]:
-        """Return the block of each unit, by m tangents of ones."""
-        size = sum(a.shape[-1] for a in parts) // self.units
+    ) -> tuple[list[Any], Float[Array, "*G M M"]]:
+        """Return the new carry's parts, and the block of each group.
+
+        The tangent of a one in number k of every group is column k of every block.
+        """
+        groups, size = self.grouping.shape(parts), self.grouping.size(parts)
 
         def column(direction):
-            lead = (*parts[0].shape[:-1], self.units, size)
-            tangents = join_units(jnp.broadcast_to(direction, lead), parts)
-            _, moved = program(parts, tangents, given, self.instead)
-            return split_units(moved, self.units)
+            tangents = self.grouping.join(
+                jnp.broadcast_to(direction, (*groups, size)), parts
+            )
+            new, moved = program(parts, tangents, given, self.instead)
+            return new, self.grouping.split(moved)
 
-        return jax.vmap(column, out_axes=-1)(jnp.eye(size, dtype=parts[0].dtype))
+        directions = jnp.eye(size, dtype=self.grouping.split(parts).dtype)
+        return jax.vmap(column, out_axes=(None, -1))(directions)
 
 
-def find_units(program: TangentProgram, products: str | None) -> UnitForm:
+def find_units(program: TangentProgram, products: str | None) -> BlockForm:
     """Find the units of a step.
 
     Args:
@@ -160,15 +134,17 @@ def find_units(program: TangentProgram, products: str | None) -> UnitForm:
     Raises:
         MixedUnitsError: if they do, otherwise than ``products`` allows.
     """
-    shapes = [v.aval.shape for v in program.closed.jaxpr.invars[: program.parts]]
-    if not all(shapes) or len({shape[:-1] for shape in shapes}) != 1:
+    shapes = [a.shape for a in program.part_avals]
+    if not shapes or not all(shapes) or len({shape[:-1] for shape in shapes}) != 1:
         raise MixedUnitsError(
             f"the parts of the carry have the shapes {', '.join(map(str, shapes))}, so "
             "they have no units in common: (*B, k H) is wanted of each"
         )
     mixing: list[Any] = []
-    for units in unit_counts(shapes):
-        form = _form(program, shapes, units, products, mixing)
+    whole = math.gcd(*(shape[-1] for shape in shapes))
+    # Parts may lie side by side in one array, as in `jaxrnn.cells.NonlinearRTU`.
+    for units in [whole // k for k in range(1, 5) if whole and whole % k == 0]:
+        form = follow_units(program, units, products, mixing)
         if form is not None:
             return form
     names = ", ".join(dict.fromkeys(eqn.primitive.name for eqn in mixing))
@@ -178,29 +154,17 @@ def find_units(program: TangentProgram, products: str | None) -> UnitForm:
     )
 
 
-def unit_counts(shapes: Sequence[tuple[int, ...]]) -> list[int]:
-    """Return the numbers of units that are tried, the largest first.
+def follow_units(
+    program: TangentProgram, units: int, products: str | None, mixing: list[Any]
+) -> BlockForm | None:
+    """Return the form with so many units, or None if that is not the step's.
 
-    Parts may lie side by side in one array, as the halves of
-    `jaxrnn.cells.NonlinearRTU`'s carry.
+    Args:
+        program, products: as in `find_units`.
+        units: H.
+        mixing: a list to which the equations are added in which units meet.
     """
-    whole = math.gcd(*(shape[-1] for shape in shapes))
-    return [whole // k for k in range(1, 5) if whole and whole % k == 0]
-
-
-def _form(
-    program: TangentProgram,
-    shapes: Sequence[tuple[int, ...]],
-    units: int,
-    products: str | None,
-    mixing: list[Any],
-) -> UnitForm | None:
-    """Return the form with so many units, or None if that is not the step's."""
-    batch = shapes[0][:-1]
-    index = np.arange(math.prod(batch) * units, dtype=np.int32).reshape(*batch, units)
-    wanted = [np.tile(index, shape[-1] // units) for shape in shapes]
-    jaxpr = program.closed.jaxpr
-    rest = [None] * (len(jaxpr.invars) - 2 * program.parts)
+    grouping = Grouping(len(program.part_avals[0].shape) - 1, units)
     instead: dict[int, Callable] = {}
 
     def rule(eqn, labels):
@@ -214,13 +178,33 @@ def _form(
         instead[id(eqn)] = _diagonal_product(eqn, side, period, products == DIAGONAL)
         return out if products == DIAGONAL else np.full_like(out, NONE)
 
-    of_tangents = follow(
-        jaxpr, [*[None] * program.parts, *wanted, *rest], rule, mixing
-    )[program.parts :]
-    for found, label in zip(of_tangents, wanted, strict=True):
-        if found is not None and not ((found == label) | (found == NONE)).all():
-            return None
-    return UnitForm(units, _products_in_a_row(program, instead), instead)
+    if not keeps_apart(program, grouping, rule, mixing):
+        return None
+    return BlockForm(grouping, _products_in_a_row(program, instead), instead)
+
+
+def keeps_apart(
+    program: TangentProgram,
+    grouping: Grouping,
+    rule: Any = None,
+    mixing: list[Any] | None = None,
+) -> bool:
+    """Whether the tangent of each group depends on that of the same group alone.
+
+    Args:
+        program: the step and its tangent.
+        grouping: the groups.
+        rule, mixing: as in `jaxrnn.engines.jaxpr.dependence.follow`.
+    """
+    wanted = grouping.labels(program.part_avals)
+    jaxpr = program.closed.jaxpr
+    given = [None] * (len(jaxpr.invars) - 2 * program.parts)
+    labels = [*[None] * program.parts, *wanted, *given]
+    of_tangents = follow(jaxpr, labels, rule, mixing)[program.parts :]
+    return all(
+        found is None or bool(((found == label) | (found == NONE)).all())
+        for found, label in zip(of_tangents, wanted, strict=True)
+    )
 
 
 def _diagonal_labels(
@@ -260,16 +244,11 @@ def _diagonal_product(eqn: Any, side: int, period: int, keep: bool) -> Callable:
         a = jnp.transpose(a, (*batch, *free, *over))
         matrix = jnp.transpose(matrix, (*matrix_batch, *rows, *columns))
         lead, n = matrix.shape[:-2], len(matrix_batch)
-        blocks = matrix.reshape(
-            *lead,
-            matrix.shape[-2] // period,
-            period,
-            matrix.shape[-1] // period,
-            period,
-        )
-        diagonals = jnp.diagonal(blocks, axis1=n + 1, axis2=n + 3)  # (*batch, k, l, H)
-        diagonals = diagonals.reshape(*lead, *(1,) * len(free), *diagonals.shape[n:])
-        a = a.reshape(*a.shape[:-1], -1, 1, period)
+        k, m = matrix.shape[-2] // period, matrix.shape[-1] // period
+        blocks = matrix.reshape(*lead, k, period, m, period)
+        diagonals = jnp.diagonal(blocks, axis1=n + 1, axis2=n + 3)  # (*batch, k, m, H)
+        diagonals = diagonals.reshape(*lead, *(1,) * len(free), k, m, period)
+        a = a.reshape(*a.shape[:-1], k, 1, period)
         y = (a.astype(out.dtype) * diagonals.astype(out.dtype)).sum(-3)
         y = y.reshape(*y.shape[:-2], -1)
         return y if side == 0 else jnp.moveaxis(y, -1, n)
@@ -279,7 +258,8 @@ def _diagonal_product(eqn: Any, side: int, period: int, keep: bool) -> Callable:
 
 def _products_in_a_row(program: TangentProgram, instead: dict[int, Callable]) -> int:
     """Count the replaced products on the longest path to the new tangent."""
-    jaxpr, depth = program.closed.jaxpr, dict[Any, int]()
+    jaxpr = program.closed.jaxpr
+    depth: dict[Any, int] = {}
 
     def of(atom):
         return 0 if isinstance(atom, core.Literal) else depth.get(atom, 0)
