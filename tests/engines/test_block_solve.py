@@ -61,9 +61,7 @@ def test_derivatives_of_first_and_second_order(x64):
 
         def product(blocks, addends):
             slopes = jax.grad(loss, (0, 1))(blocks, addends)
-            return sum(
-                jnp.vdot(a, b) for a, b in zip(slopes, directions, strict=True)
-            )
+            return sum(jnp.vdot(a, b) for a, b in zip(slopes, directions, strict=True))
 
         at = (jnp.asarray(blocks), jnp.asarray(addends))
         return (

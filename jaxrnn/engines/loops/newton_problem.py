@@ -100,7 +100,8 @@ class ChunkProblem:
         self.operands = Operands(
             real_parts(carry), list(closed.consts), jax.tree.leaves(xs)
         )
-        self.step, self.program = step, self._program()
+        self.step = step
+        self.program = self._program()
         jacobian = AUTO if self.program.is_affine else jacobian
         try:
             self.form = find_blocks(self.program, jacobian)
@@ -183,7 +184,7 @@ class ChunkProblem:
         def iterated(state):
             iterations, states, _ = state
             new = self.iteration(states, at)
-            return iterations + 1, new, self._change(new, states)
+            return iterations + 1, new, self.change(new, states)
 
         guess = [jnp.broadcast_to(_finite(c), (self.steps, *c.shape)) for c in at.carry]
         change = jnp.full(self.steps, jnp.inf, self.dtype)
@@ -194,7 +195,7 @@ class ChunkProblem:
         converged = jax.lax.cumprod(flags, reverse=self.reverse) > 0
         return states, NewtonInfo(iterations, change, converged)
 
-    def _change(self, new: list[Any], old: list[Any]) -> Any:
+    def change(self, new: list[Any], old: list[Any]) -> Any:
         """Return ``max |d| / (1 + |s|)`` by step; infinite where s is not finite."""
 
         def of_part(a, b):
