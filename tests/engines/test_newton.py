@@ -539,7 +539,7 @@ def test_a_counter_in_the_carry_is_refused():
 
 def test_units_that_are_mixed_are_refused():
     with pytest.raises(
-        ValueError, match="jacobian='units', but of LSTM units .*reduce"
+        ValueError, match=r"jacobian='units', but of LSTM units .*reduce"
     ):
         refused(jaxrnn.LSTM(4, layer_norm=True), Newton(jacobian="units"))
 

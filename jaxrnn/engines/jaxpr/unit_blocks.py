@@ -142,8 +142,10 @@ def find_units(program: TangentProgram, products: str | None) -> BlockForm:
         )
     mixing: list[Any] = []
     whole = math.gcd(*(shape[-1] for shape in shapes))
-    # Parts may lie side by side in one array, as in `jaxrnn.cells.NonlinearRTU`.
-    for units in [whole // k for k in range(1, 5) if whole and whole % k == 0]:
+    # Parts may lie side by side in one array, as in `jaxrnn.cells.NonlinearRTU`; but
+    # not so many that there is one unit only.
+    halves = [whole // k for k in range(2, 5) if whole % k == 0 and whole > k]
+    for units in [whole, *halves] if whole else []:
         form = follow_units(program, units, products, mixing)
         if form is not None:
             return form
