@@ -53,7 +53,7 @@ def whole_blocks(step, leaves, given, units):
         moved = from_real_parts(grouping.join(v, parts), leaves)
         return grouping.split(real_parts(step(moved, given)))
 
-    jacobian = np.asarray(jax.jit(jax.jacfwd(of_vector))(flat))
+    jacobian = np.array(jax.jit(jax.jacfwd(of_vector))(flat))
     b, u = np.meshgrid(*map(np.arange, flat.shape[:2]), indexing="ij")
     blocks = jacobian[b, u, :, b, u, :]
     jacobian[b, u, :, b, u, :] = 0

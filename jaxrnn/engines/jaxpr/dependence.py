@@ -221,9 +221,11 @@ def _pad(labels: np.ndarray, config: Any) -> Labels:
 def _scan(eqn: Any, labels: list[Labels]) -> list[Labels]:
     """Follow a scan to the fixed point of its carry's labels."""
     params = eqn.params
-    if "linear" not in params or "num_consts" not in params:
-        return _everywhere(eqn, labels)
-    consts, carry = params["num_consts"], params["num_carry"]
+    if "ft_in" in params:  # newer versions of jax keep the groups of operands in trees
+        groups = params["ft_in"].update(range(len(labels))).unpack()
+        consts, carry, _ = map(len, groups)
+    else:
+        consts, carry = params["num_consts"], params["num_carry"]
     jaxpr = _open(params["jaxpr"])
     rows = [
         None if a is None else join_over(a, [0])[0] for a in labels[consts + carry :]

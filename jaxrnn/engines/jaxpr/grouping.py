@@ -82,7 +82,8 @@ class Grouping:
         for a in parts:
             if self.units is None:
                 behind = (1,) * (len(a.shape) - self.lead)
-                labels.append(np.broadcast_to(index.reshape(*shape, *behind), a.shape))
+                wide = index.reshape((*shape, *behind))
+                labels.append(np.broadcast_to(wide, a.shape))
             else:
                 labels.append(np.tile(index, a.shape[-1] // self.units))
         return labels

@@ -99,7 +99,7 @@ def _solve_blocks_jvp(
     (blocks, addends), (d_blocks, d_addends) = primals, tangents
     d = solve_blocks(blocks, addends, reverse, prefix, guard)
     before = carries_before(jnp.zeros_like(d[0]), d, reverse)
-    moved = apply_block(d_blocks, before) + d_addends
+    moved = _times(d_blocks, before) + d_addends
     return d, solve_blocks(blocks, moved, reverse, prefix, False)
 
 
@@ -139,13 +139,17 @@ def apply_block(block: Any, vector: Any, guard: bool = False) -> Any:
     row = vector[..., None, :]
     if guard:
         block = jnp.where(row == 0, jnp.zeros_like(block), block)
-    if block.shape[-1] <= SMALL:
-        moved = (block * row).sum(-1)
-    else:
-        moved = jnp.einsum(
-            "...ij,...j->...i", block, vector, precision=jax.lax.Precision.HIGHEST
-        )
+    moved = _times(block, vector)
     return jnp.where(_is_zero(block)[..., 0], jnp.zeros_like(moved), moved)
+
+
+def _times(block: Any, vector: Any) -> Any:
+    """Multiply vectors by blocks; linear in both."""
+    if block.shape[-1] <= SMALL:
+        return (block * vector[..., None, :]).sum(-1)
+    return jnp.einsum(
+        "...ij,...j->...i", block, vector, precision=jax.lax.Precision.HIGHEST
+    )
 
 
 def _is_zero(block: Any) -> Any:
