@@ -408,12 +408,14 @@ TABLE = {
     # ------------------------------------------------------------- engines
     # Every law once; what the others compile is the same loop with another step.
     "engines/test_newton.py": {
-        "test_newton_is_the_python_loop": ["diagonal_lstm", "gru"],
+        "test_newton_is_the_python_loop": ["gru"],
         "test_every_option_is_the_python_loop": 0,
         "test_lengths_batches_and_truncation": 0,
         "test_the_structure_is_found": ["lstm", "diagonal_lstm", "slstm", "user"],
         "test_a_roll_over_units_is_no_unit_wise_step": 0,
-        "test_after_i_iterations_the_first_i_states_are_exact": ["units"],
+        "test_after_i_iterations_the_first_i_states_are_exact": ["wrong"],
+        "test_a_wrong_jacobian_never_gives_other_values": 0,
+        "test_equal_engines_compile_once": 0,
         "test_iterations_grow_near_the_edge_of_chaos_and_chunks_bound_them": 0,
         "test_a_linear_loop_takes_one_iteration": ["lstm"],
         "test_a_derivative_that_is_not_that_of_the_values": 0,

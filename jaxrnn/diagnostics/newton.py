@@ -26,6 +26,7 @@ from ..engines.jaxpr.carry_blocks import (
 from ..engines.jaxpr.carry_blocks import (
     describe as describe_blocks,
 )
+from ..engines.jaxpr.grouping import widest
 from ..unrolling import observed_by, unroll_validated, validate
 from .lyapunov import lyapunov_spectrum
 from .newton_run import operations_ratio, resolved_run, run_measured
@@ -239,8 +240,8 @@ def _measure(
         float(measured.iterations.mean()) * operations_ratio(run.step, form),
         (),
     )
-    dtype = max((a.dtype for a in parts), key=lambda dtype: jnp.finfo(dtype).bits)
-    return dataclasses.replace(report, advice=_advice(report, engine, dtype))
+    advice = _advice(report, engine, widest(parts))
+    return dataclasses.replace(report, advice=advice)
 
 
 def _advice(report: NewtonLayerReport, engine: Newton, dtype: Any) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from ..core.types import Carry, Params
 from ..engines import Newton
 from ..engines.jaxpr.carry_blocks import program_of_step
 from ..engines.jaxpr.costs import count_flops
+from ..engines.jaxpr.grouping import widest
 from ..engines.jaxpr.step_program import StepJaxpr
 from ..engines.jaxpr.unit_blocks import BlockForm
 from ..engines.loops.block_solve import apply_block
@@ -128,8 +129,7 @@ def _run(
         return last, d, chunks, (residual, amplification)
 
     program = program_of_step(run.step)
-    wide = max((a.dtype for a in program.part_avals), key=lambda d: jnp.finfo(d).bits)
-    wide = jnp.promote_types(wide, jnp.float32)
+    wide = widest(program.part_avals)
     chunks = [
         jnp.zeros(count, jnp.int32),
         jnp.zeros(count, wide),

@@ -17,6 +17,12 @@ import numpy as np
 from ...core.dtypes import accumulator
 
 
+def widest(parts: Sequence[Any]) -> Any:
+    """Return the widest dtype of real arrays, float32 at least."""
+    wide = [accumulator(a.dtype) for a in parts]
+    return max(wide, key=lambda dtype: jnp.finfo(dtype).bits)
+
+
 @dataclasses.dataclass(frozen=True)
 class Grouping:
     """A division of real arrays, the parts of a carry, into groups.
@@ -47,8 +53,7 @@ class Grouping:
 
         They are in the widest dtype of the parts, float32 at least.
         """
-        wide = [accumulator(a.dtype) for a in parts]
-        dtype = max(wide, key=lambda dtype: jnp.finfo(dtype).bits)
+        dtype = widest(parts)
         return jnp.concatenate([self._split_part(a.astype(dtype)) for a in parts], -1)
 
     def _split_part(self, a: Any) -> Any:

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ...core.dtypes import accumulator
 from ...core.types import Inputs
 from ..jaxpr.carry_blocks import AUTO, bytes_of_blocks, find_blocks
 from ..jaxpr.evaluate import eval_jaxpr
+from ..jaxpr.grouping import widest
 from ..jaxpr.tangent_program import TangentProgram, from_real_parts, real_parts
 from ..jaxpr.unit_blocks import BlockForm, MixedUnitsError
 from .block_solve import apply_block, solve_blocks
@@ -133,8 +133,7 @@ class ChunkProblem:
     @property
     def dtype(self) -> Any:
         """The dtype in which changes are measured."""
-        wide = [accumulator(a.dtype) for a in self.program.part_avals]
-        return max(wide, key=lambda dtype: jnp.finfo(dtype).bits)
+        return widest(self.program.part_avals)
 
     def before(self, states: Sequence[Any], carry: Sequence[Any]) -> list[Any]:
         """Return the parts of the states before every step."""
