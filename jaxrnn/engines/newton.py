@@ -37,14 +37,15 @@ class Newton(LoopEngine):
     From a guess of all states of a chunk, an iteration evaluates the step f and its
     Jacobian A at all of them at once, and solves the linear recurrence in parallel
     (Lim et al. 2024, arXiv:2309.12252; Gonzalez et al. 2024, arXiv:2407.19115). K steps
-    take K iterations at most, and 4 to 9 where the recurrence contracts; near and above
-    a Lyapunov exponent of zero they take so many that it does not pay.
+    take K iterations at most, and a handful where the recurrence contracts; near and
+    above a Lyapunov exponent of zero they take so many that it does not pay.
     `jaxrnn.diagnostics.newton_report` counts them. A chunk that has not converged runs
     step by step, so values are always those of `Scan`, up to rounding.
 
-    This engine is slower than `Scan` on every CPU and for every cell that was measured.
-    It is meant for accelerators, where a step of a loop costs a launch, and small or
-    unit-wise cells (docs/explanation/newton.md). It is chosen by name only.
+    This engine is meant for accelerators, where a step of a loop costs a launch, and
+    for small or unit-wise cells; it has not been measured on one. On a CPU the
+    iterations cost more than they save (docs/explanation/newton.md). It is chosen by
+    name only.
 
     A is an (m, m) block for each unit where no unit sees another, which is found from
     the equations of the step: one number for `IndRNN`, four for `DiagonalLSTM`.
