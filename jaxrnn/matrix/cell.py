@@ -29,7 +29,7 @@ from .terms import (
     spread_heads,
     take_step,
 )
-from .walk import last_shown, reads_first, spoiled_steps, walk
+from .walk import CHUNK, CHUNK_ELSEWHERE, last_shown, reads_first, spoiled_steps, walk
 
 
 @register_for_export
@@ -243,6 +243,9 @@ class MatrixCell(LookingBack):
         check_terms(self, terms)
         return terms
 
+    def chunk_on(self, platform: str) -> int:
+        return CHUNK if platform == "cpu" else CHUNK_ELSEWHERE
+
     def walk_chunks(
         self,
         params: Params,
@@ -250,14 +253,14 @@ class MatrixCell(LookingBack):
         zs: PyTree,
         mask: Bool[Array, "T *B"] | None,
         resets: Bool[Array, "T *B"] | None,
-        chunk: int,
+        chunk: int | None,
         reverse: bool,
     ) -> tuple[Carry, Float[Array, "T *B H"]]:
         """Apply ``step`` over a sequence, computing ``chunk`` steps at once.
 
-        The results are those of ``step``. Chunks are scanned one after another; a chunk
-        is recomputed for its gradient, so that beyond inputs and outputs memory grows
-        with T by one state a chunk.
+        The results are those of ``step``. Chunks, or blocks of chunks, are recomputed
+        for their gradient, so that beyond inputs and outputs memory grows with T by one
+        state a chunk, or a block.
 
         Args:
             params: the parameters, from ``init``.
@@ -266,7 +269,8 @@ class MatrixCell(LookingBack):
             mask: False where a step keeps the carry, or None.
             resets: True where the initial carry replaces the carry before a step, or
                 None.
-            chunk: the number of consecutive steps that are computed at once.
+            chunk: the number of consecutive steps that are computed at once; None
+                chooses for the platform, by `jaxrnn.matrix.walk.plans`.
             reverse: whether to run from the last step to the first.
 
         Returns:
