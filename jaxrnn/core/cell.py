@@ -61,12 +61,26 @@ class Gate(NamedTuple):
     keeps: bool = False
 
 
+def part_named_h(carry: Carry) -> Any:
+    """Return the part of a carry that is named h, or None."""
+    # A carry is a pytree of any class, so that only the name can tell.
+    return carry.h if hasattr(carry, "h") else None
+
+
 def shown_part(carry: Carry) -> Array | None:
     """Return the part of a carry that is named h, or the only one, or None."""
-    if hasattr(carry, "h"):  # a NamedTuple or any other class that is a pytree
-        return carry.h
+    h = part_named_h(carry)
+    if h is not None:
+        return h
     leaves = jax.tree.leaves(carry)
     return leaves[0] if len(leaves) == 1 else None
+
+
+def _hidden_size(cell: Cell) -> int | None:
+    """Return the field ``hidden_size`` of a cell that has one."""
+    # A user's cell may have none. A value of that name in `Cell` would become the
+    # default of the field in every subclass.
+    return getattr(cell, "hidden_size", None)
 
 
 class Cell(Static):
@@ -167,7 +181,7 @@ class Cell(Static):
         Returns:
             The carry, ``(*batch_shape, H)`` per leaf.
         """
-        hidden_size = getattr(self, "hidden_size", None)
+        hidden_size = _hidden_size(self)
         if hidden_size is None:
             raise TypeError(
                 f"{type(self).__name__} has no hidden_size, so its initial carry is "
@@ -244,7 +258,7 @@ class Cell(Static):
         traceable = self.feature_ndim in (1, None) and not self.takes_context
         if traceable or type(self).output is not Cell.output:
             return None
-        return getattr(self, "hidden_size", None)
+        return _hidden_size(self)
 
     def __call__(
         self,

@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ..core.foreign import varying_axes
 from ..core.types import Carry, Flags, Params, PyTree
 from ..core.validation import describe
+from .artbp import Truncation
 
 
 def check_differentiable(params: Params) -> None:
@@ -39,9 +41,8 @@ def check_axis(name: str | None, flags: Flags | None) -> None:
             f"it inside jax.shard_map over a mesh with "
             f"the axis {name!r}, or leave axis_name out"
         ) from None
-    kind = getattr(jax.typeof(flags), "manual_axis_type", None)
     # With check_vma=True jax sums the gradient itself, and TBPTT would do so again.
-    if name in getattr(kind, "varying", ()):
+    if name in varying_axes(jax.typeof(flags)):
         raise ValueError(
             f"TBPTT: with axis_name={name!r} TBPTT itself sums the gradients over the "
             f"axis, so jax.shard_map must not: pass check_vma=False"
@@ -146,7 +147,7 @@ def check_truncation(
                 "TBPTT(..., truncation=jaxrnn.ARTBP(mean_length))"
             )
         return
-    if isinstance(truncation, type) or not hasattr(truncation, "sample"):
+    if isinstance(truncation, type) or not isinstance(truncation, Truncation):
         raise TypeError(
             f"TBPTT: truncation must be None or a jaxrnn.ARTBP(mean_length), but it is "
             f"{describe(truncation)}"
@@ -177,7 +178,7 @@ def check_window_is_read(
     def reads(field):
         jaxpr = jax.make_jaxpr(
             lambda a: losses(params, carry, sequence._replace(**{field: a}))
-        )(getattr(sequence, field))
+        )(sequence._asdict()[field])
         (variable,) = jaxpr.jaxpr.invars
         return any(
             variable is v for equation in jaxpr.jaxpr.eqns for v in equation.invars

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference import NUMPY_STEPS, compiled, complex_step, sigmoid
-from subjects import B, D, T, assert_same, draw, outcome
+from subjects import B, D, T, assert_same, draw, draw_params, outcome
 
 import jaxrnn
 from jaxrnn.cells import LTC, CfC
@@ -225,7 +225,7 @@ def test_bad_input(make, error, words, plain_errors):
         make()
 
 
-PARAMS = CELLS["ltc"].init(jax.random.key(0), D)
+PARAMS = draw_params(CELLS["ltc"], np.random.default_rng(0))
 
 
 def test_by_name():

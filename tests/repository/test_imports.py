@@ -150,3 +150,16 @@ def test_bad_input_is_never_met_by_assert():
         for node in ast.walk(parsed(path))
         if isinstance(node, ast.Assert)
     ]
+
+
+def test_attributes_are_asked_for_by_name_in_few_places():
+    """What engines, layers and cells can do is declared. `core.foreign` asks the
+    objects of other libraries, and `core.records` reads the fields of dataclasses.
+    """
+    found = {"hasattr": [], "getattr": []}
+    for path in FILES:
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.Name) and node.id in found:
+                found[node.id].append(f"{named(path)}:{node.lineno}")
+    assert len(found["hasattr"]) <= 10, found["hasattr"]
+    assert len(found["getattr"]) <= 10, found["getattr"]

@@ -11,6 +11,7 @@ from jax.sharding import AxisType
 from ...core.arrays import is_array
 from ...core.cell import Cell, unsupported_chunkwise_reason
 from ...core.flags import select
+from ...core.foreign import varying_axes
 from ...core.types import Carry, Params, PyTree
 from ..jaxpr.evaluate import all_equations
 from ..jaxpr.step_program import EXPENSIVE, INPUT, StepJaxpr, trace_step
@@ -229,8 +230,7 @@ def _axes_of(value: object) -> frozenset:
     They are known under ``check_vma=True`` only.
     """
     value = value if isinstance(value, jax.ShapeDtypeStruct) else jax.typeof(value)
-    kind = getattr(value, "manual_axis_type", None)
-    return frozenset() if kind is None else kind.varying
+    return varying_axes(value)
 
 
 def _varying(

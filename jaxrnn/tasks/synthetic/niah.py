@@ -90,13 +90,13 @@ class Options:
                 f"sequence, but {self.keys} is less than {self.needles}"
             )
         least = 2 * self.needles + 1
-        for name in ("length", "test_length"):
-            if getattr(self, name) < least:
-                flag = "--" + name.replace("_", "-")
+        lengths = {"--length": self.length, "--test-length": self.test_length}
+        for flag, length in lengths.items():
+            if length < least:
                 raise InputError(
                     f"{flag} must be at least {least} for --needles {self.needles}, "
                     f"two steps for each needle and one for the query, but it is "
-                    f"{getattr(self, name)}"
+                    f"{length}"
                 )
 
 
