@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Int
 from ..core.flags import expand_flags
 from ..core.types import PyTree
 from .chunk import run_chunk
+from .splitting import join_chunks, split_flags, split_steps
 from .terms import (
     MatrixMemory,
     Terms,
@@ -59,20 +60,17 @@ def walk(
         micro_steps: the number of micro steps in a step; see `join_micro_steps`.
 
     Returns:
-        The last state, and what ``show`` returns of every step, ``(T, *B, ...)``.
+        The last state; and of every step what ``show`` returns, ``(T, *B, ...)``, and
+        whether it was left out because its terms are not finite, ``(T, *B)``.
     """
     steps = live.shape[0]
     size = min(chunk, steps)
-    count = -(-steps // size)
-
-    def split(leaf):
-        leaf = jnp.flip(leaf, 0) if reverse else leaf
-        zeros = jnp.zeros((count * size - steps, *leaf.shape[1:]), leaf.dtype)
-        return jnp.concatenate([leaf, zeros]).reshape(count, size, *leaf.shape[1:])
 
     def body(memory, now):
         z, live, resets = now
-        terms = leave_out(terms_of(z), live)
+        terms = terms_of(z)
+        bad = terms_not_finite(terms, live)
+        terms = leave_out(terms, live & ~bad)
         segment = None
         if micro_steps > 1:
             terms = join_micro_steps(terms, micro_steps)
@@ -89,16 +87,13 @@ def walk(
             back = -_of_heads(angles, memory.S)
             memory = memory._replace(S=rotate_keys(memory.S, back))
         y = y[: size * micro_steps][micro_steps - 1 :: micro_steps]
-        return memory, show(y, m, z)
+        return memory, (show(y, m, z), bad)
 
     body = jax.checkpoint(body, prevent_cse=False)
-    memory, shown = jax.lax.scan(body, memory, jax.tree.map(split, (zs, live, resets)))
-
-    def join(leaf):
-        leaf = leaf.reshape(count * size, *leaf.shape[2:])[:steps]
-        return jnp.flip(leaf, 0) if reverse else leaf
-
-    return memory, jax.tree.map(join, shown)
+    flags = (split_flags(x, chunk, reverse) for x in (live, resets))
+    split = (split_steps(zs, chunk, reverse), *flags)
+    memory, shown = jax.lax.scan(body, memory, split)
+    return memory, jax.tree.map(lambda x: join_chunks(x, steps, reverse), shown)
 
 
 def reads_first(f: Callable, first: PyTree, *rest: PyTree) -> bool:
@@ -133,29 +128,46 @@ def _pad_to_power(terms: Terms, segment: Any) -> tuple[Terms, Any]:
     return map_terms(pad, terms), None if segment is None else pad(segment, "edge")
 
 
-def spoiled_steps(
-    zs: PyTree, resets: Bool[Array, "T *B"] | None, reverse: bool, batch_ndim: int
-) -> tuple[Bool[Array, "T *B"], Bool[Array, "T *B"]]:
-    """Find the steps whose inputs are not finite, and those that they make NaN.
+def steps_not_finite(zs: PyTree, batch_ndim: int) -> Bool[Array, "T *B"]:
+    """Find the steps whose inputs are not finite."""
+    leaves = jax.tree.leaves(zs)
+    bad = jnp.zeros(leaves[0].shape[: 1 + batch_ndim], bool)
+    for leaf in leaves:  # tokens, which are no floats, are always finite
+        if jnp.issubdtype(leaf.dtype, jnp.inexact):
+            features = tuple(range(1 + batch_ndim, leaf.ndim))
+            bad = bad | ~jnp.isfinite(leaf).all(features)
+    return bad
 
-    The second are the steps from such an input to the next reset. The sums over a chunk
-    would instead spread a NaN to earlier steps and across resets, so that such inputs
-    are left out and the NaNs written afterwards.
+
+def terms_not_finite(terms: Terms, live: Bool[Array, "T *B"]) -> Bool[Array, "T *B"]:
+    """Find the live steps whose terms are not finite, but for q, which only reads.
+
+    A logarithm may be -inf.
     """
-    finite = [
-        jnp.isfinite(leaf).all(tuple(range(1 + batch_ndim, leaf.ndim)))
-        for leaf in jax.tree.leaves(zs)
-        if jnp.issubdtype(leaf.dtype, jnp.inexact)
-    ]
-    bad = ~jnp.stack(finite).all(0)
+    bad = jnp.zeros_like(live)
+    for name, x in zip(Terms._fields[1:], terms[1:], strict=True):
+        if x is not None:
+            fits = x < jnp.inf if name in ("g", "w") else jnp.isfinite(x)
+            bad = bad | ~fits.all(tuple(range(live.ndim, x.ndim)))
+    return bad & live
+
+
+def spoiled_steps(
+    bad: Bool[Array, "T *B"], resets: Bool[Array, "T *B"] | None, reverse: bool
+) -> Bool[Array, "T *B"]:
+    """Find the steps that bad ones make NaN: those from a bad one to the next reset.
+
+    The sums over a chunk would instead spread a NaN to earlier steps and across resets,
+    so that bad steps are left out and the NaNs written afterwards.
+    """
 
     def latest(flags):  # number of the latest flagged step up to each step, or 0
         return jax.lax.cummax(places(flags, reverse), axis=0, reverse=reverse)
 
     latest_bad = latest(bad)
     if resets is None:
-        return bad, latest_bad > 0
-    return bad, (latest_bad > 0) & (latest_bad >= latest(resets))
+        return latest_bad > 0
+    return (latest_bad > 0) & (latest_bad >= latest(resets))
 
 
 def places(flags: Bool[Array, "T *B"], reverse: bool) -> Int[Array, "T *B"]:
