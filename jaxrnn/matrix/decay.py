@@ -162,11 +162,9 @@ class ChannelDecay(AbstractDecay):
             self.levels.append((ahead, behind))
 
     def scores(self, x, y, *, before):
-        total: Any = 0
-        if not before:
-            own = (x * y).sum(-1)
-            own = own[..., None]
-            total = own * like(np.eye(self.size, dtype=own.dtype), own)
+        own = (x * y).sum(-1)[..., None]
+        own = jnp.zeros_like(own) if before else own
+        total = own * like(np.eye(self.size, dtype=own.dtype), own)
         half = 1
         for ahead, behind in self.levels[:-1]:
             total = total + self._between_halves(x, y, ahead, behind, half, before)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Int
 from ..core.flags import expand_flags
 from ..core.types import PyTree
 from .block import chunks_in_block, run_block
+from .splitting import join_chunks, split_flags, split_steps
 from .terms import (
     MatrixMemory,
     Terms,
@@ -112,7 +113,8 @@ def walk(
         micro_steps: the number of micro steps in a step; see `join_micro_steps`.
 
     Returns:
-        The last state, and what ``show`` returns of every step, ``(T, *B, ...)``.
+        The last state; and of every step what ``show`` returns, ``(T, *B, ...)``, and
+        whether it was left out because its terms are not finite, ``(T, *B)``.
     """
     how = Walk(terms_of, show, reads, micro_steps, reverse)
     weighted = memory.m is not None
@@ -135,25 +137,24 @@ def _walk_blocks(
     sequence: PyTree,
 ) -> tuple[MatrixMemory, Any]:
     """Run the recurrence block by block."""
-    steps = len(sequence[1])
-    count = -(-steps // (plan.chunk * plan.block))
+    steps, size = len(sequence[1]), plan.chunk * plan.block
 
-    def split(leaf):
-        leaf = jnp.flip(leaf, 0) if how.reverse else leaf
-        missing = count * plan.block * plan.chunk - steps
-        zeros = jnp.zeros((missing, *leaf.shape[1:]), leaf.dtype)
-        leaf = jnp.concatenate([leaf, zeros])
-        return leaf.reshape(count, plan.block, plan.chunk, *leaf.shape[1:])
+    def in_chunks(leaf):
+        return leaf.reshape(-1, plan.block, plan.chunk, *leaf.shape[2:])
 
     def join(leaf):
-        leaf = leaf.reshape(-1, *leaf.shape[3:])[:steps]
-        return jnp.flip(leaf, 0) if how.reverse else leaf
+        return join_chunks(leaf.reshape(-1, size, *leaf.shape[3:]), steps, how.reverse)
 
     def body(memory, now):
         return _run_block(how, plan.chunk, memory, initial, now)
 
     body = jax.checkpoint(body, prevent_cse=False)
-    memory, shown = jax.lax.scan(body, memory, jax.tree.map(split, sequence))
+    zs, *flags = sequence
+    split = (
+        split_steps(zs, size, how.reverse),
+        *(split_flags(x, size, how.reverse) for x in flags),
+    )
+    memory, shown = jax.lax.scan(body, memory, jax.tree.map(in_chunks, split))
     return memory, jax.tree.map(join, shown)
 
 
@@ -169,7 +170,9 @@ def _run_block(
 
     def chunk_of(now):
         z, live, resets = now
-        terms, segment = leave_out(how.terms_of(z), live), None
+        terms, segment = how.terms_of(z), None
+        bad = terms_not_finite(terms, live)
+        terms = leave_out(terms, live & ~bad)
         if micro_steps > 1:
             terms = join_micro_steps(terms, micro_steps)
         if resets is not None:
@@ -177,7 +180,7 @@ def _run_block(
             segment = jnp.repeat(segment, micro_steps, 0)
         if terms.a is not None or has_channel_decay(terms):
             terms, segment = _pad_to_power(terms, segment)
-        return terms, segment
+        return (terms, segment), bad
 
     @jax.vmap
     def show(y, m, z):
@@ -187,17 +190,17 @@ def _run_block(
         )
         return how.show(y, m, z)
 
-    given = jax.vmap(chunk_of)(now)
+    given, bad = jax.vmap(chunk_of)(now)
     if memory.m is not None:
 
         def run(memory, given):
             return run_weighted_chunk(memory, initial, *given)
 
         memory, (y, m) = jax.lax.scan(run, memory, given)
-        return memory, show(y, m, z)
+        return memory, (show(y, m, z), bad)
     first = None if initial is None else initial.S
     S, y = run_block(memory.S, first, given, how.reads)
-    return MatrixMemory(S), show(y, None, z)
+    return MatrixMemory(S), (show(y, None, z), bad)
 
 
 def reads_first(f: Callable, first: PyTree, *rest: PyTree) -> bool:
@@ -226,29 +229,46 @@ def _pad_to_power(terms: Terms, segment: Any) -> tuple[Terms, Any]:
     return map_terms(pad, terms), None if segment is None else pad(segment, "edge")
 
 
-def spoiled_steps(
-    zs: PyTree, resets: Bool[Array, "T *B"] | None, reverse: bool, batch_ndim: int
-) -> tuple[Bool[Array, "T *B"], Bool[Array, "T *B"]]:
-    """Find the steps whose inputs are not finite, and those that they make NaN.
+def steps_not_finite(zs: PyTree, batch_ndim: int) -> Bool[Array, "T *B"]:
+    """Find the steps whose inputs are not finite."""
+    leaves = jax.tree.leaves(zs)
+    bad = jnp.zeros(leaves[0].shape[: 1 + batch_ndim], bool)
+    for leaf in leaves:  # tokens, which are no floats, are always finite
+        if jnp.issubdtype(leaf.dtype, jnp.inexact):
+            features = tuple(range(1 + batch_ndim, leaf.ndim))
+            bad = bad | ~jnp.isfinite(leaf).all(features)
+    return bad
 
-    The second are the steps from such an input to the next reset. The sums over a chunk
-    would instead spread a NaN to earlier steps and across resets, so that such inputs
-    are left out and the NaNs written afterwards.
+
+def terms_not_finite(terms: Terms, live: Bool[Array, "T *B"]) -> Bool[Array, "T *B"]:
+    """Find the live steps whose terms are not finite, but for q, which only reads.
+
+    A logarithm may be -inf.
     """
-    finite = [
-        jnp.isfinite(leaf).all(tuple(range(1 + batch_ndim, leaf.ndim)))
-        for leaf in jax.tree.leaves(zs)
-        if jnp.issubdtype(leaf.dtype, jnp.inexact)
-    ]
-    bad = ~jnp.stack(finite).all(0)
+    bad = jnp.zeros_like(live)
+    for name, x in zip(Terms._fields[1:], terms[1:], strict=True):
+        if x is not None:
+            fits = x < jnp.inf if name in ("g", "w") else jnp.isfinite(x)
+            bad = bad | ~fits.all(tuple(range(live.ndim, x.ndim)))
+    return bad & live
+
+
+def spoiled_steps(
+    bad: Bool[Array, "T *B"], resets: Bool[Array, "T *B"] | None, reverse: bool
+) -> Bool[Array, "T *B"]:
+    """Find the steps that bad ones make NaN: those from a bad one to the next reset.
+
+    The sums over a chunk would instead spread a NaN to earlier steps and across resets,
+    so that bad steps are left out and the NaNs written afterwards.
+    """
 
     def latest(flags):  # number of the latest flagged step up to each step, or 0
         return jax.lax.cummax(places(flags, reverse), axis=0, reverse=reverse)
 
     latest_bad = latest(bad)
     if resets is None:
-        return bad, latest_bad > 0
-    return bad, (latest_bad > 0) & (latest_bad >= latest(resets))
+        return latest_bad > 0
+    return (latest_bad > 0) & (latest_bad >= latest(resets))
 
 
 def places(flags: Bool[Array, "T *B"], reverse: bool) -> Int[Array, "T *B"]:
