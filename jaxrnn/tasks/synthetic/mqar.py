@@ -155,6 +155,6 @@ def problem(options: Options) -> Problem:
 TASK = SyntheticTask(
     "mqar",
     Options,
-    Budget(steps=2000, report_every=100, evaluate_every=200),
+    Budget(steps=400, report_every=50, evaluate_every=100),
     problem,
 )
