@@ -12,7 +12,7 @@ import pytest
 
 import jaxrnn
 from benchmarks.accelerator import kernels
-from benchmarks.cpu import memory, streaming, throughput
+from benchmarks.cpu import memory, newton, streaming, throughput
 from benchmarks.gradients import gradient_decay
 from benchmarks.harness import host, peak_rss
 from benchmarks.harness.options import Shape
@@ -312,9 +312,25 @@ def test_streaming_writes_what_it_promises(tmp_path, monkeypatch, capsys):
     assert "left out: torch (GRU, LSTM)" in capsys.readouterr().out
 
 
+def test_newton_writes_what_it_promises(tmp_path):
+    out = tmp_path / "newton"
+    assert newton.main(["--quick", "--rounds", "1", "--out", str(out)]) == 0
+    result = json.loads((tmp_path / "newton.json").read_text(encoding="utf-8"))
+    assert {row["part"] for row in result["rows"]} == set(newton.PARTS)
+    grown = [row for row in result["rows"] if row["part"] == "exponent"]
+    assert all(row["difference"] < 1e-9 for row in grown if row["converged"])
+    whole = [row for row in grown if row["structure"] == "full 8x8"]
+    assert whole[0]["exponent"] < whole[-1]["exponent"] < 0
+    assert whole[0]["iterations"] < whole[-1]["iterations"]
+    text = (tmp_path / "newton.md").read_text(encoding="utf-8")
+    assert "## exponent" in text
+    assert "## time" in text
+
+
 @pytest.mark.parametrize(
     ("main", "args", "words"),
     [
+        (newton.main, ["--parts", "nothing"], "exponent"),
         (throughput.main, ["--shapes", "16,512"], "16,512"),
         (throughput.main, ["--shapes", "0,5,5"], "0,5,5"),
         (throughput.main, ["--cells", "QRNN"], "LSTM, GRU, Elman"),
