@@ -206,7 +206,7 @@ def learn(
     optimizer = optax.chain(
         optax.clip_by_global_norm(options.clip), optax.adam(options.learning_rate)
     )
-    (batch, *_) = held_out_batches(problem, seed, problem.length)
+    batches = held_out_batches(problem, seed, problem.length)
 
     @jax.jit
     def update(params, opt_state, key):
@@ -217,9 +217,12 @@ def learn(
         return optax.apply_updates(params, changes), opt_state
 
     @jax.jit
-    def accuracy(params):
+    def right(params, batch):
         ys = jaxrnn.unroll(model.cell, params["rnn"], batch.inputs)[1]
         return ((ys[-1] @ params["readout"]).argmax(-1) == batch.targets[-1]).mean()
+
+    def accuracy(params):
+        return float(np.mean([right(params, batch) for batch in batches]))
 
     opt_state, curve = optimizer.init(params), []
     began, every = time.process_time(), max(updates // 20, 1)
@@ -227,7 +230,7 @@ def learn(
         key = jax.random.fold_in(jax.random.key(seed + 1), step)
         params, opt_state = update(params, opt_state, key)
         if step % every == 0 or step == updates:
-            curve.append({"update": step, "accuracy": float(accuracy(params))})
+            curve.append({"update": step, "accuracy": accuracy(params)})
             spent = time.process_time() - began
             if curve[-1]["accuracy"] >= SOLVED or spent > seconds:
                 break

@@ -105,7 +105,8 @@ class RTRL(AbstractWindows):
     ) -> Any:
         """Return zeros ``(*B, n, *p)``; ``(*B, 0, *p)`` for what reaches no carry."""
         n = size_of(carry, len(batch))
-        leaves, structure = jax.tree.flatten(params)
+        structure: Any = jax.tree.structure(params)
+        leaves = jax.tree.leaves(params)
         reached = self._reaching(params, carry, window, batch)
         shapes = [
             jax.ShapeDtypeStruct(
@@ -156,7 +157,8 @@ class RTRL(AbstractWindows):
     def _pass(
         self, params: Params, influence: Any, stream: Stream
     ) -> tuple[Array, Params, Carry, Any]:
-        leaves, structure = jax.tree.flatten(params)
+        structure: Any = jax.tree.structure(params)
+        leaves = jax.tree.leaves(params)
         rows = structure.flatten_up_to(influence)
         reaching = [i for i, row in enumerate(rows) if row.shape[0]]
         stream = stream._replace(window=stream.window._replace(key=stream.key))

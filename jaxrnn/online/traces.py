@@ -37,6 +37,7 @@ from ..core.unroll_spec import UnrollSpec
 from ..core.validation import (
     batch_of_step,
     check_carry,
+    check_flags,
     check_key,
     check_positive,
     checked_reset,
@@ -228,14 +229,13 @@ class Traces(Static):
         batch = batch_of_step(x, self.layer.feature_ndim)
         expected = jax.eval_shape(lambda p: self.layer.initial_carry(p, batch), params)
         check_carry(self.layer, state.carry, expected, "the carry of the state")
-        flags = [
-            None if flag is None else checked_reset(flag, batch)
-            for flag in (mask, reset)
-        ]
+        if mask is not None:
+            check_flags("mask", mask, batch, "(*B)")
+        reset = None if reset is None else checked_reset(reset, batch)
         carry, traces = jax.lax.stop_gradient(state)
         rows: list[Any] = []
         engine = _Step(rows, self.through, traces)
-        carry, y = _call(self.layer, params, carry, x, engine, *flags, key)
+        carry, y = _call(self.layer, params, carry, x, engine, mask, reset, key)
         return jax.lax.stop_gradient(TracesState(carry, tuple(rows))), y
 
     def value_and_grad(
@@ -381,7 +381,8 @@ class _First(_OneStep):
             jnp.broadcast_to(row, (*self.batch, *row.shape))
             for row in step.first_rows(given.params)
         ]
-        self.traces.append(jax.tree.structure(given.params).unflatten(rows))
+        structure: Any = jax.tree.structure(given.params)
+        self.traces.append(structure.unflatten(rows))
         return carry
 
 
@@ -392,7 +393,8 @@ class _Step(_OneStep):
         self.rows, self.through, self.traces = rows, through, traces
 
     def walk(self, step: UnitStep, carry: Carry, given: Given, reset: Any) -> Carry:
-        params, structure = jax.tree.flatten(given.params)
+        structure: Any = jax.tree.structure(given.params)
+        params = jax.tree.leaves(given.params)
         before = structure.flatten_up_to(self.traces[len(self.rows)])
         fixed = jax.lax.stop_gradient(given)
         carry = jax.lax.stop_gradient(carry)

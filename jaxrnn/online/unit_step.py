@@ -146,7 +146,8 @@ class UnitStep:
 
     def _rows(self, parts_of: Any, params: Params) -> list[Any]:
         """Return the derivative of a carry by units, ``(m, *p)`` for each parameter."""
-        leaves, structure = jax.tree.flatten(params)
+        structure: Any = jax.tree.structure(params)
+        leaves = jax.tree.leaves(params)
         places = [i for i, axis in enumerate(self.axes) if axis is not None]
 
         def of_some(some):
