@@ -52,3 +52,10 @@ def test_values_and_gradients_are_those_in_numpy(name, x64):
         numbers,
         jax.tree.leaves(cotangents),
     )
+
+
+def test_a_wrong_slope_of_one_entry_is_seen():
+    x, ones = np.array([0.3, -0.7, 1.1]), [np.ones(3)]
+    assert_slopes(2 * x, lambda x: [x * x], x, ones)
+    with pytest.raises(AssertionError):
+        assert_slopes(2 * x + [0, 0, 1e-8], lambda x: [x * x], x, ones)
