@@ -38,6 +38,8 @@ from .validation import (
     describe_tree,
 )
 
+DEFAULT_CHUNK = 32  # steps; more cost more work, fewer more turns of a loop
+
 
 @register_for_export
 class Gate(NamedTuple):
@@ -138,6 +140,14 @@ class Cell(Static):
     shares_scale: ClassVar[bool] = False
     # Whether ``output`` reads nothing of the carry but h, which chunks compute.
     shows_h_alone: ClassVar[bool] = False
+
+    def chunk_on(self, platform: str) -> int:
+        """Return how many steps ``walk_chunks`` computes at once, if nobody says.
+
+        A cell whose answer depends on the platform, ``"cpu"``, ``"gpu"`` or ``"tpu"``,
+        is given None by the engines, and has to choose when it is compiled for one.
+        """
+        return DEFAULT_CHUNK
 
     def init(self, key: Array, input_size: int) -> Params:
         """Draw parameters for inputs of ``input_size`` features.

@@ -26,6 +26,11 @@ CELLS = {
     "delta_net_gate": DeltaNet(
         4, **SMALL, conv=None, use_gate=True, allow_negative=True
     ),
+    "delta_net_elu": DeltaNet(4, **SHARED, feature_map="elu", key_norm="sum"),
+    "delta_net_relu": DeltaNet(
+        4, **SMALL, conv=2, feature_map="relu", key_norm="sum", allow_negative=True
+    ),
+    "delta_net_identity": DeltaNet(4, **SHARED, feature_map="identity"),
     "gated_delta_net": GatedDeltaNet(4, **SHARED),
     "delta_product": DeltaProduct(4, **SHARED),
     "delta_product_plain": DeltaProduct(
@@ -401,6 +406,19 @@ def test_what_does_not_fit_is_refused(kind, plain_errors):
     params = jax.tree.map(lambda like: jnp.zeros(like.shape), shapes)
     with pytest.raises(ValueError, match="features"):
         jaxrnn.unroll(kind(4), params, jnp.ones((3, D + 1)))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"feature_map": "gelu"}, "one of silu, elu, relu, identity, .* 'gelu'"),
+        ({"key_norm": "l1"}, "key_norm must be one of l2, sum, .* 'l1'"),
+        ({"key_norm": "sum"}, "'silu' has negative values: set feature_map to 'elu'"),
+    ],
+)
+def test_features_of_keys_are_refused(options, words, plain_errors):
+    with pytest.raises(ValueError, match=words):
+        DeltaNet(4, **options)
 
 
 def test_products_are_counted_from_one(plain_errors):

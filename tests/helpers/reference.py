@@ -585,7 +585,8 @@ def mamba_output(cell, p, carry, x):
 
 
 # Their twins are loops over a whole sequence, in files of their own.
-TWINS_ELSEWHERE = {"RWKV7", "MLSTMMixer"}
+TWINS_ELSEWHERE = {"RWKV7", "MLSTMMixer", "Mamba2", "Mamba3", "GLA", "RetNet"}
+TWINS_ELSEWHERE |= {"HGRN2", "RWKV6"}
 NUMPY_STEPS = {
     "Mamba": mamba_step,
     **dict.fromkeys(DELTA_RULES, delta_step),

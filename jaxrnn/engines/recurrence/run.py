@@ -16,7 +16,7 @@ from ...core.types import Carry, Params, PyTree
 from ..jaxpr.evaluate import all_equations
 from ..jaxpr.step_program import EXPENSIVE, INPUT, StepJaxpr, trace_step
 from ..loops.kinds import Chunkwise, steps_an_iteration
-from .heuristics import EVERYTHING
+from .heuristics import AUTO, EVERYTHING
 from .primitives import recurrence
 from .schedule import LoopSchedule
 
@@ -139,6 +139,10 @@ def _run_chunkwise(
             f"{type(cell).__name__}: {reason}: only engine=jaxrnn.Scan() runs that"
         )
     xs, mask, resets = sequence
+    chunk = schedule.chunk
+    if chunk == AUTO:
+        chosen = {cell.chunk_on(platform) for platform in ("cpu", "gpu", "tpu")}
+        chunk = chosen.pop() if len(chosen) == 1 else None
     chunkwise: Any = cell
     last, hs = chunkwise.walk_chunks(
         params,
@@ -146,7 +150,7 @@ def _run_chunkwise(
         cell.project(params, xs),
         mask,
         resets,
-        schedule.chunk,
+        chunk,
         schedule.reverse,
     )
     parts = {name: hs if name == "h" else None for name in carry._fields}

@@ -58,7 +58,7 @@ class Options:
     vocabulary: int = option(
         128, "number of tokens, of which half are keys and half are values", least=4
     )
-    cell: CellLike = cell_field("jaxrnn.cells:GatedDeltaNet(num_heads=4)")
+    cell: CellLike = cell_field("gated-deltanet:4")
     hidden: int = hidden_field(64)
     layers: int = layers_field()
     batch: int = batch_field(64)

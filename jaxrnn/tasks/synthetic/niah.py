@@ -61,7 +61,7 @@ class Options:
     keys: int = option(32, "number of different keys", least=1)
     values: int = option(32, "number of different values", least=2)
     fillers: int = option(32, "number of different filler tokens", least=1)
-    cell: CellLike = cell_field("jaxrnn.cells:GatedDeltaNet(num_heads=4)")
+    cell: CellLike = cell_field("gated-deltanet:4")
     hidden: int = hidden_field(64)
     layers: int = layers_field()
     batch: int = batch_field(64)
