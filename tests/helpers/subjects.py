@@ -280,11 +280,16 @@ def possible(carry):
 
 
 @functools.cache
-def shapes_of_params(layer, dtype):
-    return jax.eval_shape(lambda key: layer.init(key, D), jax.random.key(0))
+def shapes_of_params(layer, dtype, features=D):
+    return jax.eval_shape(lambda key: layer.init(key, features), jax.random.key(0))
 
 
-def draw_params(layer, random):
+def drawn_params(layer, features=D, seed=0):
+    """Parameters for a test that does not ask how they begin."""
+    return draw_params(layer, np.random.default_rng(seed), features)
+
+
+def draw_params(layer, random, features=D):
     """Random numbers with the shapes and dtypes of ``init``, which compiles slowly;
     no bias, norm or peephole is 0 or 1.
     """
@@ -299,7 +304,7 @@ def draw_params(layer, random):
         return jnp.asarray(middle + 0.5 * random.normal(size=like.shape), like.dtype)
 
     return jax.tree_util.tree_map_with_path(
-        leaf, shapes_of_params(layer, str(jnp.result_type(float)))
+        leaf, shapes_of_params(layer, str(jnp.result_type(float)), features)
     )
 
 
@@ -317,16 +322,22 @@ def draw(layer, seed, steps=T, batch=(B,)):
     params = draw_params(layer, random)
     shape = (steps, *batch, *spatial_axes(layer), D)
     xs = normal(random, jax.ShapeDtypeStruct(shape, jnp.result_type(float)))
-    carry = possible(
-        normal(
-            random, jax.eval_shape(lambda p: layer.initial_carry(p, batch), params), 0.5
-        )
-    )
-    shapes = jax.eval_shape(lambda *a: jaxrnn.unroll(layer, *a), params, xs, carry)
+    shapes = shapes_of_unroll(layer, shape, batch, str(xs.dtype))
+    carry = possible(normal(random, shapes[0], 0.5))
     mask, resets = (
         jnp.asarray(random.random((steps, *batch)) < share) for share in (0.6, 0.3)
     )
     return Inputs(params, xs, carry, normal(random, shapes), mask, resets)
+
+
+@functools.cache
+def shapes_of_unroll(layer, shape, batch, dtype):
+    """The last carry and the outputs, traced once however many inputs are drawn."""
+    return jax.eval_shape(
+        lambda p, xs: jaxrnn.unroll(layer, p, xs, layer.initial_carry(p, batch)),
+        shapes_of_params(layer, dtype),
+        jax.ShapeDtypeStruct(shape, dtype),
+    )
 
 
 def outcome(function, params, xs, carry, cotangents, *rest):
