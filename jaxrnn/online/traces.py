@@ -278,7 +278,7 @@ class Traces(Static):
         return tuple(
             Units(
                 type(without_context(step.step.cell)).__name__,
-                step.form.units,
+                step.units,
                 step.parts,
                 step.form.products == 0,
             )

@@ -30,6 +30,7 @@ from ..core.real_vectors import WHOLE_CARRY, check_inexact
 from ..core.types import Carry, Inputs, Params
 from ..engines.jaxpr.dependence import NONE, follow
 from ..engines.jaxpr.evaluate import inline_calls
+from ..engines.jaxpr.grouping import Grouping
 from ..engines.jaxpr.tangent_program import (
     TangentProgram,
     from_real_parts,
@@ -38,10 +39,9 @@ from ..engines.jaxpr.tangent_program import (
 from ..engines.jaxpr.unit_blocks import (
     DIAGONAL,
     ZERO,
+    BlockForm,
     MixedUnitsError,
-    UnitForm,
     find_units,
-    join_units,
 )
 
 INSTEAD = "jaxrnn.online.RTRL computes its exact gradient"
@@ -85,14 +85,19 @@ class UnitStep:
     step: StepOf
     carry: Sequence[Any]
     program: TangentProgram
-    form: UnitForm
+    form: BlockForm
     axes: list[int | None]
+
+    @property
+    def units(self) -> int:
+        """Return H."""
+        return self.form.grouping.units or 1
 
     @property
     def parts(self) -> int:
         """Return m, the number of real numbers of the carry a unit."""
         shapes = [v.aval.shape for v in self.program.primal.jaxpr.outvars]
-        return sum(shape[-1] for shape in shapes) // self.form.units
+        return sum(shape[-1] for shape in shapes) // self.units
 
     def zero_rows(self, params: Params) -> list[jax.ShapeDtypeStruct]:
         """Return the shapes of a trace: ``(m, *p)``, or ``(0, *p)`` without one."""
@@ -113,7 +118,7 @@ class UnitStep:
             given: what else the step reads.
         """
         parts = real_parts(jax.tree.leaves(carry))
-        blocks = self.form.blocks(self.program, parts, given)
+        _, blocks = self.form(self.program, parts, given)
         batch_ndim = blocks.ndim - 3
 
         def moved(leaves, x, keep):
@@ -155,10 +160,11 @@ class UnitStep:
             return parts_of(structure.unflatten([new[i] for i in range(len(leaves))]))
 
         new, pull = jax.vjp(of_some, [leaves[i] for i in places])
-        units, m = self.form.units, self.parts
+        stream, m = Grouping(0, self.units), self.parts
 
         def row(direction):
-            return pull(join_units(jnp.broadcast_to(direction, (units, m)), new))[0]
+            ones = jnp.broadcast_to(direction, (self.units, m))
+            return pull(stream.join(ones, new))[0]
 
         found = jax.vmap(row)(jnp.eye(m, dtype=new[0].dtype))
         rows = dict(zip(places, found, strict=True))
@@ -200,7 +206,7 @@ class UnitStep:
 
     def _by_unit(self, a: Array, axis: int, lead: int) -> Array:
         """Reshape ``(*lead, *p)`` to ``(*lead, a, b, H, c)``: units on an axis."""
-        shape, units = a.shape[lead:], self.form.units
+        shape, units = a.shape[lead:], self.units
         before, after = shape[:axis], shape[axis + 1 :]
         return a.reshape(
             *a.shape[:lead],
@@ -213,7 +219,7 @@ class UnitStep:
     def to_carry(self, by_unit: Float[Array, "*B H M"]) -> list[Any]:
         """Return the leaves of a carry, from its numbers by units."""
         parts = jax.eval_shape(real_parts, list(self.carry))
-        return from_real_parts(join_units(by_unit, parts), self.carry)
+        return from_real_parts(self.form.grouping.join(by_unit, parts), self.carry)
 
 
 def unit_step(
@@ -256,7 +262,8 @@ def unit_step(
     except MixedUnitsError as error:
         raise ValueError(f"Traces: {name}: {error}: {INSTEAD}") from None
     whole = math.gcd(*(a.shape[-1] for a in leaves))
-    if form.units == 1 < whole and form.products:
+    units = form.grouping.units or 1
+    if units == 1 < whole and form.products:
         raise ValueError(
             f"Traces: {name}: all {whole} units of the carry see each other otherwise "
             f"than through one matrix: {INSTEAD}"
@@ -272,7 +279,7 @@ def unit_step(
         )(params)
     )
     programs = [(program.primal.jaxpr, program.parts), (first.jaxpr, 0)]
-    axes = _unit_axes(name, programs, params, form.units)
+    axes = _unit_axes(name, programs, params, units)
     shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in leaves]
     return UnitStep(step, shapes, program, form, axes)
 
