@@ -3,6 +3,7 @@ the files, nothing is run. Each test lists every violation.
 """
 
 import ast
+import types
 
 from import_graph import FILES, ROOT, imports, parsed, part_of
 
@@ -137,11 +138,17 @@ def test_init_files_only_hand_names_on():
 
 
 def test_public_names_are_few():
-    """About 60 at most: docs/reference/names.md holds them all."""
+    """About 60 at most, apart from the modules that something has imported by now:
+    docs/reference/names.md holds them all.
+    """
     import jaxrnn
 
-    public = [name for name in vars(jaxrnn) if not name.startswith("_")]
-    assert len(public) <= 79
+    public = [
+        name
+        for name, value in vars(jaxrnn).items()
+        if not name.startswith("_") and not isinstance(value, types.ModuleType)
+    ]
+    assert len(public) <= 62, len(public)
 
 
 def test_bad_input_is_never_met_by_assert():
