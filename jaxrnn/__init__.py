@@ -32,6 +32,7 @@ from .engines import Associative as Associative
 from .engines import Checkpoint as Checkpoint
 from .engines import CuDNN as CuDNN
 from .engines import Fused as Fused
+from .engines import Newton as Newton
 from .engines import Scan as Scan
 from .explaining import ExecutionPath as ExecutionPath
 from .explaining import Explanation as Explanation

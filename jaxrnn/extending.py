@@ -20,6 +20,7 @@ from .engines.loops.kinds import AutoLoop as AutoLoop
 from .engines.loops.kinds import Chunkwise as Chunkwise
 from .engines.loops.kinds import ParallelPrefix as ParallelPrefix
 from .engines.loops.kinds import Sequential as Sequential
+from .engines.loops.newton import NewtonIteration as NewtonIteration
 from .engines.loops.pallas.primitive import PallasKernel as PallasKernel
 from .engines.recurrence.schedule import LoopSchedule as LoopSchedule
 from .engines.recurrence.schedule import ResolvedSchedule as ResolvedSchedule

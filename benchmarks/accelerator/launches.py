@@ -5,7 +5,8 @@ XLA compiles the gradient of a recurrence on a matrix state (T 2048, B 4, four h
 64 x 64, its terms given) for a GPU that is described to it, by `lax.scan` over steps
 and by chunks of several sizes, one after another or prepared side by side. What is
 counted is the compiled program: a launch is a fusion, a library call, a copy or another
-operation of the GPU, times the iterations of the loops around it. Compiled, not run.
+operation of the GPU, times the iterations of the loops around it; those that XLA starts
+beside others are counted apart. Compiled, not run.
 """
 
 from __future__ import annotations
@@ -45,8 +46,11 @@ OPERATION = re.compile(r"[\])}]\s+([a-z][\w\-]*)\(")
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 
-def launches(text: str) -> int:
+def launches(text: str) -> tuple[int, int]:
     """Count the launches of a compiled program, from its text.
+
+    Returns:
+        Those one after another, and those that run beside them.
 
     Raises:
         ValueError: if the iterations of a loop are not known.
@@ -62,10 +66,11 @@ def launches(text: str) -> int:
             lines.append(line.split(" = ", 1)[1])
 
     @functools.cache
-    def count(name: str) -> int:
-        return sum(map(of_line, computations[name]))
+    def count(name: str) -> tuple[int, int]:
+        alone, beside = zip(*map(of_line, computations[name]), strict=True)
+        return sum(alone), sum(beside)
 
-    def of_line(line: str) -> int:
+    def of_line(line: str) -> tuple[int, int]:
         found = OPERATION.search(line)
         operation = found[1] if found else ""
         if operation == "while":
@@ -74,10 +79,13 @@ def launches(text: str) -> int:
                 raise ValueError(
                     f"a loop of the program does not say how often it runs: {line[:99]}"
                 )
-            return int(trips[1]) * count(called(line, "body"))
+            alone, beside = count(called(line, "body"))
+            return int(trips[1]) * alone, int(trips[1]) * beside
         if operation == "call":
             return count(called(line, "to_apply"))
-        return operation not in NO_KERNEL
+        if operation.endswith("-start"):
+            return 0, 1
+        return operation not in NO_KERNEL and not operation.endswith("-done"), 0
 
     return count(entry)
 
@@ -107,10 +115,12 @@ def measure(rule: str, entry: str, run: Callable, steps: int, at: Any) -> dict:
     )
     traced = jax.jit(matrix.gradient(run)).trace(*inputs)
     compiled = traced.lower(lowering_platforms=("cuda",)).compile()
+    alone, beside = launches(compiled.as_text())
     return {
         "rule": rule,
         "entry": entry,
-        "launches": launches(compiled.as_text()),
+        "launches": alone,
+        "overlapped": beside,
         "temporaries_mb": compiled.memory_analysis().temp_size_in_bytes / 1e6,
     }
 
@@ -163,10 +173,17 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     result = content("launches", command("accelerator.launches", argv), rows=rows)
     lines = [
-        [r["rule"], r["entry"], f"{r['launches']:,}", f"{r['temporaries_mb']:.0f}"]
+        [
+            r["rule"],
+            r["entry"],
+            f"{r['launches']:,}",
+            f"{r['overlapped']:,}",
+            f"{r['temporaries_mb']:.0f}",
+        ]
         for r in rows
     ]
-    text = table(["rule", "entry", "launches", "temporaries, MB"], lines)
+    head = ["rule", "entry", "launches", "overlapped", "temporaries, MB"]
+    text = table(head, lines)
     title = "# Matrix states compiled for a described H100, not run"
     host = f"Compiled on {where(result['machine'])}, {steps:,} steps."
     write(name, result, f"{title}\n\n{host}\n\n{text}", None)

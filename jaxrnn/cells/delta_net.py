@@ -4,26 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float
-
-from .delta_rule import HeadDeltaCell
-from .matrix_base import unit_length
-
-FEATURE_MAPS = {
-    "silu": jax.nn.silu,
-    "elu": lambda x: 1 + jax.nn.elu(x),
-    "relu": jax.nn.relu,
-    "identity": lambda x: x,
-}
-POSITIVE = ("elu", "relu")
-KEY_NORMS = ("l2", "sum")
-LEAST_SUM = 1e-6  # below it features count as if their sum were this
+from .key_features import MappedDeltaCell
 
 
 @dataclasses.dataclass(frozen=True)
-class DeltaNet(HeadDeltaCell):
+class DeltaNet(MappedDeltaCell):
     """DeltaNet, which overwrites what its state holds at a key::
 
         q, k, v = phi(conv(x W_q)), phi(conv(x W_k)), silu(conv(x W_v))
@@ -84,31 +69,6 @@ class DeltaNet(HeadDeltaCell):
 
     _: dataclasses.KW_ONLY
     use_gate: bool = False
-    feature_map: str = "silu"
-    key_norm: str = "l2"
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name, known in (("feature_map", FEATURE_MAPS), ("key_norm", KEY_NORMS)):
-            if vars(self)[name] not in tuple(known):
-                raise ValueError(
-                    f"DeltaNet: {name} must be one of {', '.join(known)}, but it is "
-                    f"{vars(self)[name]!r}"
-                )
-        if self.key_norm == "sum" and self.feature_map not in POSITIVE:
-            raise ValueError(
-                f"DeltaNet: key_norm='sum' divides by a sum, which must not be zero or "
-                f"negative, but feature_map={self.feature_map!r} has negative values: "
-                f"set feature_map to 'elu' or 'relu', or key_norm to 'l2'"
-            )
-
-    def features(self, x: Float[Array, "*TB N K"]) -> Float[Array, "*TB N K"]:
-        """Return q or k of the convolution: phi, divided by its norm."""
-        x = FEATURE_MAPS[self.feature_map](x)
-        if self.key_norm == "l2":
-            return unit_length(x)
-        total = x.sum(-1, keepdims=True)
-        return x / jnp.maximum(total, jnp.asarray(LEAST_SUM, total.dtype))
 
     @property
     def forgets(self) -> bool:

@@ -15,8 +15,14 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, JaxprEqn
 
+from ..engines.jaxpr.carry_blocks import (
+    blocks_of_step,
+    describe,
+    program_of_step,
+)
 from ..engines.jaxpr.evaluate import all_equations, split_by_sizes
 from ..engines.loops.kinds import ParallelPrefix
+from ..engines.loops.newton import NewtonIteration
 from ..engines.loops.pallas.block_form import KernelUnsupportedError
 from ..engines.loops.pallas.primitive import (
     PallasKernel,
@@ -33,6 +39,7 @@ PLATFORMS = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
 WORDS = {
     "loop": "step by step",
     "prefixes": "parallel prefixes",
+    "newton": "Newton's method, parallel in time",
     "kernel": "one kernel",
     "lax.scan": "jax.lax.scan with JAX's own derivative",
     "chunks": "chunks as matrix products",
@@ -51,6 +58,7 @@ class ExecutionPath:
 
             ``"loop"``      step by step, with our derivative
             ``"prefixes"``  parallel prefixes
+            ``"newton"``    Newton's method
             ``"kernel"``    one Pallas kernel
             ``"lax.scan"``  ``jax.lax.scan`` with JAX's own derivative
             ``"chunks"``    the cell's own ``walk_chunks``
@@ -110,6 +118,15 @@ def path_of(eqn: JaxprEqn, platform: str) -> ExecutionPath:
     schedule, why = resolved.schedule, resolved.reason
     whole = schedule.chunk is None or schedule.chunk >= steps
     chunk = None if whole else schedule.chunk
+    if isinstance(schedule.loop, NewtonIteration):
+        if not forward:
+            return ExecutionPath("newton", chunk, reason="one linear solve a chunk")
+        structure = describe(
+            blocks_of_step(step, schedule.loop.jacobian),
+            program_of_step(step).part_avals,
+        )
+        reason = "; ".join(filter(None, (structure, why)))
+        return ExecutionPath("newton", chunk, reason=reason)
     if not isinstance(schedule.loop, PallasKernel):
         parallel = isinstance(schedule.loop, ParallelPrefix)
         return ExecutionPath(

@@ -37,6 +37,7 @@ from .synthetic import (
     mqar,
     niah,
     parity,
+    recall,
     seq_mnist,
     squares,
     temporal_order,
@@ -52,6 +53,7 @@ SYNTHETIC = (
     group_words.TASK,
     mqar.TASK,
     niah.TASK,
+    recall.TASK,
     seq_mnist.TASK,
     squares.TASK,
 )

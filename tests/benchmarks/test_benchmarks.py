@@ -12,8 +12,8 @@ import pytest
 
 import jaxrnn
 from benchmarks.accelerator import kernels
-from benchmarks.cpu import memory, streaming, throughput
-from benchmarks.gradients import gradient_decay
+from benchmarks.cpu import memory, newton, streaming, throughput
+from benchmarks.gradients import gradient_decay, online
 from benchmarks.harness import host, peak_rss
 from benchmarks.harness.options import Shape
 from benchmarks.harness.timing import interleave, statistics
@@ -312,9 +312,25 @@ def test_streaming_writes_what_it_promises(tmp_path, monkeypatch, capsys):
     assert "left out: torch (GRU, LSTM)" in capsys.readouterr().out
 
 
+def test_newton_writes_what_it_promises(tmp_path):
+    out = tmp_path / "newton"
+    assert newton.main(["--quick", "--rounds", "1", "--out", str(out)]) == 0
+    result = json.loads((tmp_path / "newton.json").read_text(encoding="utf-8"))
+    assert {row["part"] for row in result["rows"]} == set(newton.PARTS)
+    grown = [row for row in result["rows"] if row["part"] == "exponent"]
+    assert all(row["difference"] < 1e-9 for row in grown if row["converged"])
+    whole = [row for row in grown if row["structure"] == "full 8x8"]
+    assert whole[0]["exponent"] < whole[-1]["exponent"] < 0
+    assert whole[0]["iterations"] < whole[-1]["iterations"]
+    text = (tmp_path / "newton.md").read_text(encoding="utf-8")
+    assert "## exponent" in text
+    assert "## time" in text
+
+
 @pytest.mark.parametrize(
     ("main", "args", "words"),
     [
+        (newton.main, ["--parts", "nothing"], "exponent"),
         (throughput.main, ["--shapes", "16,512"], "16,512"),
         (throughput.main, ["--shapes", "0,5,5"], "0,5,5"),
         (throughput.main, ["--cells", "QRNN"], "LSTM, GRU, Elman"),
@@ -523,3 +539,19 @@ def test_the_entries_of_recall_are_options_of_their_tasks():
         problem = recall.TASKS[entry.task].problem(judged)
         names = {problem.score, *(f"accuracy_{n}" for n in problem.other_lengths)}
         assert entry.score in names
+
+
+def test_online_measures_learns_and_writes(tmp_path, monkeypatch):
+    """The parts that are quick: one delay, two methods, and no timings."""
+    names = [("Traces", 1), ("TBPTT(1, 1)", 1)]
+    monkeypatch.setattr(online, "plan", lambda args: names)
+    monkeypatch.setattr(online, "costs", lambda *args, **options: [])
+    monkeypatch.setattr(online, "memory", lambda *args, **options: [])
+    out = tmp_path / "online"
+    assert online.main(["--quick", "--updates", "2", "--out", str(out)]) == 0
+    result = json.loads(out.with_name("online.json").read_text(encoding="utf-8"))
+    assert [row["method"] for row in result["learning"]] == [n for n, _ in names]
+    assert result["learning"][0]["curve"][-1]["update"] == 2
+    assert 0 <= result["learning"][0]["accuracy"] <= 1
+    assert result["machine"]["versions"]["jax"] == jax.__version__
+    assert "| Traces |" in out.with_name("online.md").read_text(encoding="utf-8")

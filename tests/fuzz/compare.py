@@ -37,6 +37,7 @@ ENGINES: dict[str, Any] = {
     "Scan(hoist=False)": jaxrnn.Scan(hoist=False),
     "Scan(unroll=2)": jaxrnn.Scan(unroll=2),
     "Checkpoint(2)": jaxrnn.Checkpoint(2),
+    "Newton(chunk=2)": jaxrnn.Newton(chunk=2),
     WINDOW: None,
 }
 LINEAR: dict[str, Any] = {

@@ -22,6 +22,7 @@ FLOORS = {
     "nnx": 3,
     "linen": 3,
     "diagnostics": 3,
+    "online": 3,
     "explaining": 3,
     "interop": 3,
     "testing": 3,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 
+from .newton import NewtonIteration, newton_into_buffers
 from .pallas.primitive import PallasKernel, kernel_into_buffers
 from .parallel_prefix import prefix_scan_into_buffers
 from .sequential import LoopFunction, scan_into_buffers
@@ -47,13 +48,17 @@ class AutoLoop:
     kernel: bool = False
 
 
-Loop = Sequential | ParallelPrefix | PallasKernel | Chunkwise | AutoLoop
+Loop = (
+    Sequential | ParallelPrefix | PallasKernel | Chunkwise | NewtonIteration | AutoLoop
+)
 
 
 def loop_function(loop: Loop) -> LoopFunction:
     """Return the function that runs a body over a chunk of steps."""
     if isinstance(loop, PallasKernel):
         return functools.partial(kernel_into_buffers, kernel=loop)
+    if isinstance(loop, NewtonIteration):
+        return functools.partial(newton_into_buffers, newton=loop)
     if isinstance(loop, ParallelPrefix):
         return prefix_scan_into_buffers
     return functools.partial(scan_into_buffers, unroll=steps_an_iteration(loop))

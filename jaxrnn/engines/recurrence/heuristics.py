@@ -56,6 +56,12 @@ only, and computes its factors before the loop.
   (`PREFIX_CHUNK_BYTES_ELSEWHERE`), because each step of a loop costs a launch there.
   This has not been measured yet.
 
+**How many steps Newton's method solves for at once**, under `jaxrnn.Newton`: as many as
+keep 32 MB of the Jacobian's blocks (`NEWTON_CHUNK_BYTES`), at most 256 where the
+Jacobian is whole and 4096 where it falls into units (`MOST_NEWTON_STEPS`). A chunk of K
+steps takes K iterations at most, and near the edge of chaos the number of iterations
+grows with K; a shorter chunk costs nothing elsewhere but depth.
+
 **Kernels**, those of `jaxrnn.Fused`, are chosen nowhere: `KERNELS` is empty until they
 have been timed on a chip. On a platform named in it, a loop becomes a kernel if its
 body is supported and fits in on-chip memory; every other loop there is one loop over
@@ -70,6 +76,7 @@ from typing import Any
 import jax
 
 from ...core.fusion_barrier import LEAST_BYTES
+from ..jaxpr.carry_blocks import blocks_of_step, bytes_of_blocks, program_of_step
 from ..jaxpr.evaluate import nbytes
 from ..jaxpr.step_program import EXPENSIVE, INPUT, StepJaxpr
 from .backward import bytes_saved
@@ -87,6 +94,8 @@ LEAN_SHARE = 16  # a chunk has at most T / LEAN_SHARE steps where only carries a
 # Bytes of state in a chunk of the parallel prefix, on a CPU and on other platforms.
 PREFIX_CHUNK_BYTES, PREFIX_CHUNK_BYTES_ELSEWHERE = 500_000, 16_000_000
 LEAST_PREFIX_CHUNK = 16  # steps
+NEWTON_CHUNK_BYTES = 32_000_000  # of the blocks of the Jacobian in a chunk
+MOST_NEWTON_STEPS = {"full": 256, "units": 4096}  # in a chunk
 # The share of the bytes saved by jax.lax.scan above which our derivative saves too
 # little memory to be worth it.
 LITTLE_LESS = 0.8
@@ -223,6 +232,22 @@ def choose_prefix_chunk(
         chunk,
         f"{min(chunk, steps) * state:,} of {steps * state:,} bytes of state at a time",
     )
+
+
+def choose_newton_chunk(step: StepJaxpr, steps: int, jacobian: str) -> tuple[int, str]:
+    """Choose the chunk size of Newton's method, and say why.
+
+    Args:
+        step: the traced step.
+        steps: T.
+        jacobian: as for `jaxrnn.Newton`.
+    """
+    form = blocks_of_step(step, jacobian)
+    block_bytes = bytes_of_blocks(form, program_of_step(step).part_avals)
+    most = MOST_NEWTON_STEPS["full" if form.grouping.units is None else "units"]
+    fitting = max(min(NEWTON_CHUNK_BYTES // max(block_bytes, 1), most, steps), 1)
+    chunk = nearest_divisor(steps, fitting)
+    return chunk, f"{min(chunk, steps) * block_bytes:,} bytes of blocks at a time"
 
 
 def choose_hoist(platform: str | None, step: StepJaxpr) -> bool:

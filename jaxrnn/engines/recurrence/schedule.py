@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from ..jaxpr.step_program import StepJaxpr
 from ..loops.kinds import AutoLoop, Loop, ParallelPrefix, Sequential
+from ..loops.newton import NewtonIteration
 from ..loops.pallas.primitive import PallasKernel
 from .heuristics import (
     AUTO,
@@ -22,6 +23,7 @@ from .heuristics import (
     KERNELS,
     STARTS,
     choose_hoist,
+    choose_newton_chunk,
     choose_prefix_chunk,
     choose_save,
     explain_chunk,
@@ -158,6 +160,14 @@ def resolve_schedule(
     elif isinstance(loop, AutoLoop):
         parallel = loop.prefix and platform != "cpu"
         schedule = schedule.replace(loop=ParallelPrefix() if parallel else Sequential())
+    loop = schedule.loop
+    if isinstance(loop, NewtonIteration):
+        if loop.prefix == AUTO:
+            loop = dataclasses.replace(loop, prefix=platform not in ("cpu", None))
+        schedule = schedule.replace(loop=loop)
+        if schedule.chunk == AUTO:
+            chunk, reason = choose_newton_chunk(step, length, loop.jacobian)
+            schedule = schedule.replace(chunk=chunk)
     if schedule.hoist == AUTO:
         schedule = schedule.replace(hoist=choose_hoist(platform, step))
     if schedule.chunk == AUTO and isinstance(schedule.loop, ParallelPrefix):

@@ -30,6 +30,7 @@ from ..config import cell_field, check_options, option
 from ..models.own_cell import CellLike
 from ..models.sequence_model import Batch
 from ..optimizers import optimizer_field, schedule_field
+from .online import gradient_method_field
 from .problem import (
     Problem,
     batch_field,
@@ -63,6 +64,7 @@ class Options:
     layers: int = layers_field()
     batch: int = batch_field(64)
     tbptt: int = tbptt_field()
+    gradient_method: str = gradient_method_field()
     learning_rate: float = learning_rate_field(1e-2)
     optimizer: str = optimizer_field()
     schedule: str = schedule_field("cosine")
@@ -155,6 +157,6 @@ def problem(options: Options) -> Problem:
 TASK = SyntheticTask(
     "mqar",
     Options,
-    Budget(steps=2000, report_every=100, evaluate_every=200),
+    Budget(steps=400, report_every=50, evaluate_every=100),
     problem,
 )

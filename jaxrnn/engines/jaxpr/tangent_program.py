@@ -1,0 +1,173 @@
+"""A step and its tangent as one jaxpr, on the real parts of the carry."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+from jax.extend.core import ClosedJaxpr
+from jax.interpreters import partial_eval as pe
+
+from ...core.types import PyTree
+from .evaluate import eval_equations, inline_calls, read_env, split_by_sizes
+from .linearity import linear_operands
+
+# ``step(carry, given) -> carry`` on flat lists of arrays.
+Step = Callable[[list[Any], Any], list[Any]]
+BARRIERS = ("jaxrnn_fence", "optimization_barrier")  # which return their operands
+
+
+def real_parts(leaves: Sequence[Any]) -> list[Any]:
+    """Return the leaves, with each complex one as its real and its imaginary part."""
+    return [
+        part
+        for leaf in leaves
+        for part in ([leaf.real, leaf.imag] if jnp.iscomplexobj(leaf) else [leaf])
+    ]
+
+
+def from_real_parts(parts: Sequence[Any], like: Sequence[Any]) -> list[Any]:
+    """Return leaves with the kinds of ``like``: the inverse of `real_parts`."""
+    rest = iter(parts)
+    return [
+        jax.lax.complex(next(rest), next(rest))
+        if jnp.issubdtype(leaf.dtype, jnp.complexfloating)
+        else next(rest)
+        for leaf in like
+    ]
+
+
+class TangentProgram:
+    """The jaxpr of ``(s, s', x) -> (step(s, x), s' ds_new/ds)``, without nested calls.
+
+    A complex leaf of the carry counts as two real ones, because a step need not be
+    holomorphic.
+
+    Args:
+        step: ``step(carry, given) -> carry``, on flat lists of floating-point arrays.
+        carry: the leaves of the carry, or their shapes and dtypes.
+        given: what else the step reads, a pytree of arrays or of their shapes.
+        scales_gradient: whether the tangent has the factors by which only derivatives
+            are multiplied (``gradient_scale``). Without them it is that of the values.
+
+    Attributes:
+        closed: the closed jaxpr.
+        primal: the closed jaxpr of the step alone, ``(s, x) -> step(s, x)``.
+        parts: the number of real parts.
+        part_avals: their shapes and dtypes.
+    """
+
+    def __init__(
+        self,
+        step: Step,
+        carry: Sequence[Any],
+        given: PyTree,
+        *,
+        scales_gradient: bool = False,
+    ):
+        given_leaves, given_tree = jax.tree.flatten(given)
+        parts = jax.eval_shape(real_parts, list(carry))
+        self.parts, self.part_avals = len(parts), parts
+
+        def of_parts(parts, given):
+            now = jax.tree.unflatten(given_tree, given)
+            return real_parts(step(from_real_parts(parts, carry), now))
+
+        primal = inline_calls(jax.make_jaxpr(of_parts)(parts, given_leaves))
+        if not scales_gradient:
+            primal = _without_gradient_scale(primal)
+
+        def both(parts, tangents, given):
+            def function(parts):
+                return _evaluate(primal, [*parts, *given])
+
+            return jax.jvp(function, (parts,), (tangents,))
+
+        closed = jax.make_jaxpr(both)(parts, parts, given_leaves)
+        jaxpr, _ = pe.dce_jaxpr(
+            closed.jaxpr, [True] * len(closed.out_avals), instantiate=True
+        )
+        self.primal = primal
+        self.closed = inline_calls(ClosedJaxpr(jaxpr, closed.consts))
+
+    def __call__(
+        self,
+        parts: Sequence[Any],
+        tangents: Sequence[Any],
+        given: PyTree,
+        instead: Mapping[int, Callable] | None = None,
+    ) -> tuple[list[Any], list[Any]]:
+        """Return the new carry and its tangent, as real parts.
+
+        Args:
+            parts: the real parts of the carry.
+            tangents: those of its tangent.
+            given: what else the step reads.
+            instead: equations that are computed in another way, as in
+                `jaxrnn.engines.jaxpr.evaluate.eval_equations`.
+        """
+        arguments = [*parts, *tangents, *jax.tree.leaves(given)]
+        new, d_new = split_by_sizes(
+            _evaluate(self.closed, arguments, instead), (self.parts,)
+        )
+        return new, d_new
+
+    @functools.cached_property
+    def is_affine(self) -> bool:
+        """Whether the new carry is affine in the old one, by its equations.
+
+        The tangent would not show it: a custom derivative need not be that of the
+        values.
+        """
+        jaxpr = self.primal.jaxpr
+        moving = set(jaxpr.invars[: self.parts])
+
+        def is_constant(atom):
+            return isinstance(atom, core.Literal) or atom not in moving
+
+        for eqn in jaxpr.eqns:
+            if all(map(is_constant, eqn.invars)):
+                continue
+            if (
+                eqn.primitive.name not in BARRIERS
+                and linear_operands(eqn, is_constant) is None
+            ):
+                return False
+            moving.update(eqn.outvars)
+        return True
+
+
+def _without_gradient_scale(closed: ClosedJaxpr) -> Any:
+    """Return the same jaxpr without factors of derivatives alone."""
+    instead = {
+        id(eqn): lambda x, scale: x
+        for eqn in closed.jaxpr.eqns
+        if eqn.primitive.name == "jaxrnn_gradient_scale"
+    }
+    if not instead:
+        return closed
+    return jax.make_jaxpr(lambda *args: _evaluate(closed, args, instead))(
+        *closed.in_avals
+    )
+
+
+def _evaluate(
+    closed: ClosedJaxpr,
+    arguments: Sequence[Any],
+    instead: Mapping[int, Callable] | None = None,
+) -> list[Any]:
+    """Evaluate a jaxpr, with some equations computed in another way."""
+    jaxpr = closed.jaxpr
+    env = dict(
+        zip(
+            [*jaxpr.constvars, *jaxpr.invars],
+            [*closed.consts, *arguments],
+            strict=True,
+        )
+    )
+    eval_equations(jaxpr.eqns, env, dict(instead or {}))
+    return [read_env(env, v) for v in jaxpr.outvars]
