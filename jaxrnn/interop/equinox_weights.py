@@ -136,7 +136,7 @@ def to_equinox(layer: Cell | Layer, params: Params, *, into: Any = None) -> Any:
     return loaded if isinstance(into, (list, tuple)) else loaded[0]
 
 
-def _fields(where: str, cell: Cell | Layer) -> dict[str, Any]:
+def _fields(where: str, cell: Any) -> dict[str, Any]:
     """Return the arrays of an Equinox cell by name."""
     kind = type(cell)
     if not kind.__module__.startswith("equinox.") or kind.__name__ not in KINDS:
