@@ -324,7 +324,7 @@ TABLE = {
         "test_forward_mode_and_second_derivatives": 0,
         "test_memory_of_the_gradient_has_one_state_a_chunk": 0,
     },
-    "matrix/test_blocks.py": {
+    "matrix/test_side_by_side.py": {
         "test_blocks_are_steps": [
             "learned-head_delta",
             "zero-channel",

@@ -24,6 +24,12 @@ def test_functions_of_the_table_exist():
     ]
 
 
+def test_no_two_files_have_one_name():
+    """pytest imports them by it, and collects nothing where two are alike."""
+    names = [path.name for path in tiers.TESTS.rglob("test_*.py")]
+    assert not {name for name in names if names.count(name) > 1}
+
+
 def test_every_pattern_of_the_table_has_a_row():
     """Of the files that this run collects; the name of the subjects' parameter is
     `name`.
