@@ -213,7 +213,7 @@ def _write(where: str, cell: Cell | Layer, params: Mapping[str, Any]) -> dict[st
     return arrays
 
 
-def _load(where: str, cell: Cell | Layer, arrays: Mapping[str, Any]) -> Any:
+def _load(where: str, cell: Any, arrays: Mapping[str, Any]) -> Any:
     """Return a copy of ``cell`` with these arrays."""
     fields = _fields(where, cell)
     for name in arrays.keys() - fields.keys():
