@@ -6,12 +6,14 @@
 - learning curves of the task `recall` at several delays, by `Traces(RTU)`,
   `TBPTT(1, 1)`, `TBPTT(1, 32)` and `RTRL`: one update after each batch of sequences
 
-Writes a JSON file and a table. With ``--quick`` few delays and small sizes are tried.
+Writes a JSON file and a table, after every part. With ``--quick`` few delays and small
+sizes are tried.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -28,10 +30,11 @@ from jaxrnn.tasks.synthetic import recall
 from jaxrnn.tasks.synthetic.task import held_out_batches
 
 from ..harness.host import where
-from ..harness.options import Parser, command, positive
-from ..harness.report import content, number, result_name, table, write
+from ..harness.options import Parser, command, one_of, positive
+from ..harness.report import RESULTS, content, number, result_name, table, write
 from ..harness.timing import compiled, interleave
 
+PARTS = ("costs", "memory", "learning")
 LENGTHS = (100, 1_000, 10_000)
 K1 = 16  # steps of a window of RTRL and UORO
 SOLVED = 0.995  # a held-out accuracy at which training ends
@@ -309,31 +312,46 @@ def plan(args: argparse.Namespace) -> list[tuple[str, int]]:
 def main(argv: list[str] | None = None) -> int:
     parser = Parser("gradients.online", __doc__ or "", devices=False)
     parser.add_argument(
+        "parts",
+        nargs="*",
+        metavar="PART",
+        type=one_of(PARTS, "part"),
+        help=f"of {', '.join(PARTS)}: all; the others keep what an earlier run found",
+    )
+    parser.add_argument(
         "--delays", type=positive, nargs="+", help="of recall (2 8 32 128)"
     )
-    parser.add_argument("--updates", type=positive, help="most updates (1000)")
+    parser.add_argument("--updates", type=positive, help="most updates (600)")
     parser.add_argument("--seed", type=int, default=0, help="the seed (0)")
     parser.add_argument(
-        "--seconds", type=positive, default=60, help="most CPU seconds of a run (60)"
+        "--seconds", type=positive, default=40, help="most CPU seconds of a run (40)"
     )
     args = parser.parse_args(argv)
-    updates = args.updates or (20 if args.quick else 1000)
-    sizes, rounds = ([4], 2) if args.quick else ([16, 64], 5)
-    lengths = LENGTHS[:2] if args.quick else LENGTHS
-    result = content(
-        "online",
-        command("gradients.online", argv),
-        k1=K1,
-        costs=costs(sizes, batch=1, rounds=rounds),
-        memory=memory(sizes[0], batch=1, lengths=lengths),
-        learning=[
-            learn(name, delay, args.seed, updates, args.seconds)
-            for name, delay in plan(args)
-        ],
-    )
     name = result_name("online", args.out, args.quick)
-    title = f"# Online gradients: {where(result['machine'])}"
-    write(name, result, f"{title}\n\n{tables(result)}", None)
+    found: dict[str, list] = {part: [] for part in PARTS}
+    path = RESULTS / f"{name}.json"
+    if args.parts and path.exists():
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        found |= {part: earlier[part] for part in PARTS}
+
+    def keep(part: str, rows: list[dict[str, Any]]) -> None:
+        found[part] = rows
+        result = content("online", command("gradients.online", argv), k1=K1, **found)
+        title = f"# Online gradients: {where(result['machine'])}"
+        write(name, result, f"{title}\n\n{tables(result)}", None)
+
+    parts = args.parts or PARTS
+    updates = args.updates or (20 if args.quick else 600)
+    sizes, rounds = ([4], 2) if args.quick else ([16, 64], 5)
+    if "costs" in parts:
+        keep("costs", costs(sizes, batch=1, rounds=rounds))
+    if "memory" in parts:
+        lengths = LENGTHS[:2] if args.quick else LENGTHS
+        keep("memory", memory(sizes[0], batch=1, lengths=lengths))
+    rows = []
+    for method, delay in plan(args) if "learning" in parts else []:
+        rows.append(learn(method, delay, args.seed, updates, args.seconds))
+        keep("learning", rows)
     return 0
 
 
