@@ -159,7 +159,7 @@ def _measure_chunk(
     states, info = solve_chunk(problem, newton)
     program, form = problem.whole
     new, blocks = problem.evaluate(states, at, program, form)
-    residual = problem.change(new, states).max(initial=0)
+    residual = problem.change(states, new).max(initial=0)
     split, steps = form.grouping.split, problem.steps
     signs = jax.random.rademacher(key, (steps, *split(d).shape), residual.dtype)
     first = -1 if problem.reverse else 0

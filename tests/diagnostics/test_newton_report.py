@@ -40,23 +40,36 @@ def test_a_contracting_cell(x64):
     np.testing.assert_allclose(layer.exponent, exponents.max(), rtol=1e-9)
 
 
-def test_a_residual_says_nothing_where_the_exponent_is_positive(x64):
+def test_what_does_not_converge_is_said(x64):
     cell, params, xs = elman(5.0, 40, 8)
     engine = Newton(20, max_iterations=3)
     report = newton_report(cell, params, xs, key=KEY, engine=engine)
     (layer,) = report.layers
     assert not layer.converged.any()
     assert (layer.iterations == 3).all()
-    assert layer.exponent > 0
     assert layer.residual <= 1e-14  # what is returned was run step by step
     text = str(report)
     assert "2 of 2 chunks did not converge" in text
-    assert "not negative" in text
     assert "full 8x8" in text
     nan = newton_report(
         cell, params, xs, key=KEY, engine=Newton(20, max_iterations=3, fallback="nan")
     )
     assert "are NaN" in str(nan)
+
+
+def test_a_positive_exponent_is_said(x64):
+    """Whatever the residual is: each unit grows by 1.3 where softplus is steep."""
+    cell = jaxrnn.Elman(3, activation=jax.nn.softplus)
+    params = cell.init(jax.random.key(0), 3)
+    params["recurrent_kernel"] = 1.3 * jnp.eye(3)
+    xs = jax.random.normal(jax.random.key(1), (24, 3))
+    report = newton_report(cell, params, xs, key=KEY, engine=Newton(12))
+    (layer,) = report.layers
+    assert 0 < layer.exponent < np.log(1.3)
+    assert layer.converged.all()
+    assert layer.residual <= 1e-13
+    assert layer.amplification > 50
+    assert "The leading exponent is not negative" in str(report)
 
 
 def test_the_residual_by_hand(x64):

@@ -80,14 +80,15 @@ def test_what_is_not_finite_stops_at_zeros(x64):
     blocks, addends = draw(12, (), 2)
     # A reset forgets what was before, even if it is NaN.
     addends[3], blocks[6] = np.nan, 0
-    got = np.asarray(solve_blocks(blocks, addends))
+    got = np.asarray(solve_blocks(*map(jnp.asarray, (blocks, addends))))
     assert np.isnan(got[3:6]).all()
     want = looped(blocks[6:], addends[6:])
     np.testing.assert_allclose(got[6:], want, atol=1e-13)
     # With guard a zero stays zero whatever it is multiplied by.
     blocks, addends = draw(12, (), 2)
     blocks[:5], addends[:5] = np.inf, 0
-    got = np.asarray(solve_blocks(blocks, addends, False, False, True))
+    given = tuple(map(jnp.asarray, (blocks, addends)))
+    got = np.asarray(solve_blocks(*given, False, False, True))
     assert (got[:5] == 0).all()
     assert np.isfinite(got[5]).all()
-    assert np.isnan(np.asarray(solve_blocks(blocks, addends))[:6]).any()
+    assert np.isnan(np.asarray(solve_blocks(*given))[:6]).any()

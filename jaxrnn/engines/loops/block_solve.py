@@ -58,9 +58,13 @@ def solve_blocks(
         >>> print(solve_blocks(blocks, jnp.ones((3, 1)))[:, 0])
         [ 1.  3. 10.]
     """
-    apply = functools.partial(apply_block, guard=guard)
+    return _solve(blocks, addends, reverse, prefix, _GUARDED if guard else apply_block)
+
+
+def _solve(blocks: Any, addends: Any, reverse: bool, prefix: bool, apply: Any) -> Any:
+    """Solve the recurrence; ``apply`` multiplies a vector by a block."""
     if prefix:
-        compose = functools.partial(_compose, guard=guard)
+        compose = functools.partial(_compose, apply=apply)
         return jax.lax.associative_scan(compose, (blocks, addends), reverse=reverse)[1]
     steps = addends.shape[0]
     if steps <= SHORT:
@@ -78,7 +82,9 @@ def solve_blocks(
     # JAX transposes a scan whose carry is linear in the addends, so the products are
     # computed apart.
     products, _ = jax.lax.scan(
-        lambda early, late: (_multiply(late, early), None), blocks[0], blocks[1:]
+        lambda early, late: (_multiply(late, early, apply is not _times), None),
+        blocks[0],
+        blocks[1:],
     )
     ends = _run(apply, jnp.zeros_like(addends[0]), blocks, addends, False)[-1]
     after = _run(apply, jnp.zeros_like(ends[0]), products, ends, False)
@@ -94,13 +100,14 @@ def _solve_blocks_jvp(
 ) -> tuple[Array, Array]:
     """Differentiate: ``d'_t = A_t d'_{t-1} + (A'_t d_{t-1} + b'_t)``.
 
-    By the rules of the operations, a block of zeros would have no derivative.
+    By the rules of the operations, a block of zeros would have no derivative. So the
+    tangents are solved for without tests for zeros: they are differentiated again.
     """
     (blocks, addends), (d_blocks, d_addends) = primals, tangents
     d = solve_blocks(blocks, addends, reverse, prefix, guard)
     before = carries_before(jnp.zeros_like(d[0]), d, reverse)
     moved = _times(d_blocks, before) + d_addends
-    return d, solve_blocks(blocks, moved, reverse, prefix, False)
+    return d, _solve(blocks, moved, reverse, prefix, _times)
 
 
 def _run(apply: Any, first: Any, blocks: Any, addends: Any, reverse: bool) -> Any:
@@ -113,18 +120,20 @@ def _run(apply: Any, first: Any, blocks: Any, addends: Any, reverse: bool) -> An
     return jax.lax.scan(step, first, (addends, blocks), reverse=reverse)[1]
 
 
-def _compose(early: Any, late: Any, guard: bool) -> tuple[Any, Any]:
+def _compose(early: Any, late: Any, apply: Any) -> tuple[Any, Any]:
     """Compose two maps."""
-    moved = apply_block(late[0], early[1], guard=guard)
-    return _multiply(late[0], early[0]), moved + late[1]
+    moved = apply(late[0], early[1])
+    return _multiply(late[0], early[0], apply is not _times), moved + late[1]
 
 
-def _multiply(late: Any, early: Any) -> Any:
-    """Multiply blocks in full precision; a block of zeros gives zeros."""
+def _multiply(late: Any, early: Any, forgets: bool) -> Any:
+    """Multiply blocks in full precision; ``forgets``: a block of zeros gives zeros."""
     if late.shape[-1] <= SMALL:
         product = (late[..., :, :, None] * early[..., None, :, :]).sum(-2)
     else:
         product = jnp.matmul(late, early, precision=jax.lax.Precision.HIGHEST)
+    if not forgets:
+        return product
     return jnp.where(_is_zero(late), jnp.zeros_like(product), product)
 
 
@@ -150,6 +159,9 @@ def _times(block: Any, vector: Any) -> Any:
     return jnp.einsum(
         "...ij,...j->...i", block, vector, precision=jax.lax.Precision.HIGHEST
     )
+
+
+_GUARDED = functools.partial(apply_block, guard=True)
 
 
 def _is_zero(block: Any) -> Any:
