@@ -100,6 +100,9 @@ class RTRL(AbstractWindows):
         True
     """
 
+    def _influence_of(self, influence: Any) -> tuple[Any, int]:
+        return influence, 1
+
     def _no_influence(
         self, params: Params, carry: Carry, window: Window, batch: tuple[int, ...]
     ) -> Any:
@@ -132,6 +135,12 @@ class RTRL(AbstractWindows):
     ) -> list[bool]:
         """Return which parameters the carry after a window depends on."""
         steps = jnp.shape(jax.tree.leaves(window.inputs)[0])[0]
+        if not steps:  # no step shows what the steps of later pieces will reach
+            steps, context = 1, window.context
+            window = jax.tree.map(
+                lambda a: jnp.zeros((1, *a.shape[1:]), a.dtype),
+                window._replace(context=None, key=None),
+            )._replace(context=context)
 
         def last(params, carry, window, key):
             window = pad_sequence(window, steps, batch)._replace(key=key)

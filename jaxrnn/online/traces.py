@@ -41,6 +41,7 @@ from ..core.validation import (
     check_key,
     check_positive,
     checked_reset,
+    describe_tree,
 )
 from ..truncation.validation import check_differentiable
 from ..unrolling.parts import unroll_unchecked
@@ -392,10 +393,28 @@ class _Step(_OneStep):
     def __init__(self, rows: list[Any], through: str | None, traces: tuple[Any, ...]):
         self.rows, self.through, self.traces = rows, through, traces
 
+    def _before(self, step: UnitStep, params: Params) -> list[Any]:
+        """Return the traces of a cell before the step, which must be its own."""
+        batch, place = step.carry[0].shape[:-1], len(self.rows)
+        wanted = [(*batch, *row.shape) for row in step.zero_rows(params)]
+        old = self.traces[place] if place < len(self.traces) else None
+        rows = jax.tree.leaves(old)
+        found: Any = jax.tree.structure(old)
+        if found != jax.tree.structure(params) or wanted != [
+            jnp.shape(row) for row in rows
+        ]:
+            name = type(without_context(step.step.cell)).__name__
+            raise ValueError(
+                f"Traces: the traces of {name} in the state are {describe_tree(old)}, "
+                f"but the shapes {wanted} are expected for its parameters: is the "
+                f"state another layer's? init(params, x) makes the right one"
+            )
+        return rows
+
     def walk(self, step: UnitStep, carry: Carry, given: Given, reset: Any) -> Carry:
         structure: Any = jax.tree.structure(given.params)
         params = jax.tree.leaves(given.params)
-        before = structure.flatten_up_to(self.traces[len(self.rows)])
+        before = self._before(step, given.params)
         fixed = jax.lax.stop_gradient(given)
         carry = jax.lax.stop_gradient(carry)
         if reset is not None:

@@ -91,6 +91,10 @@ class UORO(AbstractWindows):
             )
         return super()._measure(params, sequence, state, key)
 
+    def _influence_of(self, influence: Any) -> tuple[Any, int]:
+        pair = isinstance(influence, tuple) and len(influence) == 2
+        return (influence[1] if pair else None), 0
+
     def _no_influence(
         self, params: Params, carry: Carry, window: Window, batch: tuple[int, ...]
     ) -> Any:

@@ -30,7 +30,7 @@ from ..core.real_vectors import (
     from_features,
 )
 from ..core.types import Carry, Params, PyTree
-from ..core.validation import check_positive
+from ..core.validation import check_positive, describe_tree
 from ..truncation.plan import pad_sequence
 from ..truncation.tbptt import Window
 from ..truncation.validation import (
@@ -89,6 +89,10 @@ class AbstractWindows(Static, abc.ABC):
     @property
     def _who(self) -> str:
         return type(self).__name__
+
+    @abc.abstractmethod
+    def _influence_of(self, influence: Any) -> tuple[Any, int]:
+        """Return what is kept for each parameter, and its axes before those of it."""
 
     @abc.abstractmethod
     def _no_influence(
@@ -249,6 +253,7 @@ class AbstractWindows(Static, abc.ABC):
         check_differentiable(params, self._who)
         steps, batch = check_steps(sequence, self._who), state.fresh.shape
         check_streams(sequence, batch, steps, self._who)
+        self._check_influence(params, state)
         if sequence.gradient_scale is not None:
             raise ValueError(
                 f"{self._who}: the sequence holds a gradient_scale, which would be "
@@ -262,6 +267,24 @@ class AbstractWindows(Static, abc.ABC):
         return -(-steps // self.k1), jnp.maximum(
             jnp.asarray(valid, jnp.result_type(float)), 1
         )
+
+    def _check_influence(self, params: Params, state: OnlineState) -> None:
+        """Check that a state is one of this method and of these parameters."""
+        rows, axes = self._influence_of(state.influence)
+        ndim = state.fresh.ndim + axes
+        found: Any = jax.tree.structure(rows)
+        if found != jax.tree.structure(params) or any(
+            jnp.shape(row)[ndim:] != jnp.shape(p)
+            for row, p in zip(
+                jax.tree.leaves(rows), jax.tree.leaves(params), strict=True
+            )
+        ):
+            raise ValueError(
+                f"{self._who}: the state is that of another method or of other "
+                f"parameters: its influence is {describe_tree(state.influence)}, and "
+                f"the parameters are {describe_tree(params)}. Make it by init of this "
+                f"{self._who}"
+            )
 
     def _passed(self, params: Params, stream: Stream, vector: Array) -> Any:
         """Return a window's loss, and the carry after it as a vector and as it is.

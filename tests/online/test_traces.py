@@ -422,6 +422,16 @@ BAD = {
         ),
         "the carry of the state",
     ),
+    "state of another cell": (
+        lambda: Traces(jaxrnn.IndRNN(2)).step(
+            jaxrnn.IndRNN(2).init(jax.random.key(0), 3),
+            Traces(jaxrnn.MinGRU(2)).init(
+                jaxrnn.MinGRU(2).init(jax.random.key(0), 3), jnp.ones(3)
+            ),
+            jnp.ones(3),
+        ),
+        "Traces: the traces of IndRNN in the state are .* another layer's",
+    ),
 }
 
 

@@ -226,6 +226,16 @@ def test_half_precision_keeps_its_dtypes(method):
     assert all(jax.tree.leaves(same))
 
 
+def test_a_state_made_by_a_piece_without_steps_has_the_whole_influence(x64):
+    params, window, model = case("elman_learned")
+    rtrl = RTRL(*model, k1=1)
+    made, of_none = (
+        rtrl.init(params, part(window, 0, steps), (B,)) for steps in (STEPS, 0)
+    )
+    assert jax.tree.map(jnp.shape, of_none) == jax.tree.map(jnp.shape, made)
+    assert of_none.influence["rnn"]["recurrent_kernel"].shape[1] == 4
+
+
 REFUSALS = {
     "k1": (lambda c: RTRL(*c.model, k1=0), "k1 must be"),
     "bytes": (
@@ -272,6 +282,21 @@ REFUSALS = {
             RTRL(*c.model, k1=1).init(c.params, c.window, (B,)),
         ),
         "RTRL: the sequence holds a gradient_scale",
+    ),
+    "state of UORO": (
+        lambda c: RTRL(*c.model, k1=1).value_and_grad(
+            c.params, c.window, UORO(*c.model, k1=1).init(c.params, c.window, (B,))
+        ),
+        "RTRL: the state is that of another method",
+    ),
+    "state of RTRL": (
+        lambda c: UORO(*c.model, k1=1).value_and_grad(
+            c.params,
+            c.window,
+            RTRL(*c.model, k1=1).init(c.params, c.window, (B,)),
+            key=jax.random.key(0),
+        ),
+        "UORO: the state is that of another method",
     ),
     "mean over the batch": (
         lambda c: RTRL(
