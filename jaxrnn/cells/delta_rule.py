@@ -54,7 +54,8 @@ class DeltaRuleCell(ProjectedMatrixCell):
         """Split the last axis by micro steps, if there are several."""
         if self.micro_steps == 1:
             return x
-        return x.reshape(*x.shape[:-1], self.micro_steps, -1)
+        count = self.micro_steps
+        return x.reshape(*x.shape[:-1], count, x.shape[-1] // count)
 
     def queries_keys_values(self, part: dict[str, Array]) -> tuple[Array, Array, Array]:
         """Return q, k and v by heads; k and v may have an axis of micro steps."""

@@ -26,7 +26,7 @@ def chunks_in_block(count: int, size: int, S: Array) -> int:
     row = 3 * size + 3 * keys + 2 * values
     states = 3 * keys * values
     each = math.prod(batch) * (size * row + states) * S.dtype.itemsize
-    most = max(1, BLOCK_BYTES // each)
+    most = max(1, BLOCK_BYTES // max(each, 1))
     return -(-count // -(-count // most))
 
 
@@ -68,5 +68,7 @@ def run_block(
 
     last, (before, W) = jax.lax.scan(advance, grouped_heads(S, -3, groups), chunks)
     y = read_chunk(before, W, chunks)
-    y = jnp.moveaxis(y, -2, 1).reshape(*y.shape[:1], y.shape[-2], *shape[:-2], -1)
+    y = jnp.moveaxis(y, -2, 1).reshape(
+        y.shape[0], y.shape[-2], *shape[:-2], y.shape[-1]
+    )
     return last.reshape(shape), y

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -374,7 +375,8 @@ class MatrixCell(LookingBack):
             return {}
         g = jnp.exp(log_decay(terms.g))
         lead = terms.q.shape[:-2]  # g may have an axis of micro steps behind them
-        return {"decay": Gate(g.reshape(*lead, -1), keeps=True)}
+        flat = g.reshape(*lead, math.prod(g.shape[len(lead) :]))
+        return {"decay": Gate(flat, keeps=True)}
 
 
 def what_is_read(

@@ -48,7 +48,8 @@ def join_chunks(
     chunks: Shaped[Array, "N C *B"], steps: int, reverse: bool
 ) -> Shaped[Array, "T *B"]:
     """Return what was computed of all steps, the inverse of `split_steps`."""
-    joined = chunks.reshape(-1, *chunks.shape[2:])[:steps]
+    count, size, *rest = chunks.shape
+    joined = chunks.reshape(count * size, *rest)[:steps]
     return jnp.flip(joined, 0) if reverse else joined
 
 

@@ -140,10 +140,11 @@ def _walk_blocks(
     steps, size = len(sequence[1]), plan.chunk * plan.block
 
     def in_chunks(leaf):
-        return leaf.reshape(-1, plan.block, plan.chunk, *leaf.shape[2:])
+        return leaf.reshape(len(leaf), plan.block, plan.chunk, *leaf.shape[2:])
 
     def join(leaf):
-        return join_chunks(leaf.reshape(-1, size, *leaf.shape[3:]), steps, how.reverse)
+        leaf = leaf.reshape(len(leaf), size, *leaf.shape[3:])
+        return join_chunks(leaf, steps, how.reverse)
 
     def body(memory, now):
         return _run_block(how, plan.chunk, memory, initial, now)

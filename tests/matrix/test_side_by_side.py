@@ -118,3 +118,16 @@ def test_a_platform_compiles_its_own_plan(platform):
         if re.search(rf"stablehlo.reshape .*-> tensor<{shape}", text)
     }
     assert divided == {"20x1x32x2x" if platform == "cpu" else "1x10x64x2x"}
+
+
+@pytest.mark.parametrize("name", MATRIX_CELLS)
+def test_a_batch_of_no_examples(name):
+    cell = MATRIX_CELLS[name]
+
+    def loss(params, xs):
+        carry, ys = jaxrnn.unroll(cell, params, xs)
+        return ys.sum() + sum(leaf.sum() for leaf in jax.tree.leaves(carry))
+
+    params = jax.eval_shape(lambda key: cell.init(key, 3), jax.random.key(0))
+    xs = jax.ShapeDtypeStruct((19, 0, 3), jnp.float64)
+    assert jax.eval_shape(jax.grad(loss), params, xs) == params
