@@ -50,8 +50,9 @@ def plans(
     Elsewhere a chunk costs some fifty kernel launches whatever its size, so that there
     are fewer and larger ones, prepared side by side. No accelerator has measured this;
     what is known are the launches of a program compiled for an H100: for the gradient
-    of a gated delta rule over 2,048 steps 6,167 in single chunks of 32, 3,320 in those
-    of 64, and 822 in chunks of 64, of which 16 are prepared together.
+    of a gated delta rule over 2,048 steps 6,938 in single chunks of 32, 3,643 in those
+    of 64, and in chunks of 64 of which 16 are prepared together 842, and 932 that
+    overlap with them (benchmarks/accelerator/launches).
 
     Args:
         steps: T.
