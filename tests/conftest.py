@@ -39,18 +39,18 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """Which tests are slow is decided in tests/tiers.py. For xdist's ``--dist
-    loadgroup``: a file stays together, and so do those that share the programs of
-    `subjects`.
-    """
-    for item in items:
-        file = item.path.stem
-        item.add_marker(
-            pytest.mark.xdist_group(
-                "laws" if file.startswith(("test_laws", "test_cells")) else file
-            )
-        )
+    """Which tests are slow is decided in tests/tiers.py."""
     tiers.choose(config, items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With ``--dist loadgroup`` what shares programs stays together: see `groups`."""
+    if config.getvalue("dist") != "loadgroup":
+        return None
+    from groups import ByGroup  # needs xdist, which this hook does, too
+
+    return ByGroup(config, log)
 
 
 def pytest_runtest_setup(item):

@@ -271,16 +271,16 @@ FAULTS = [
         "layers/compose.py",
         "return last, xs + ys, carries",
         "return last, xs - ys, carries",
-        "layers laws/test_laws_forward.py unrolling explaining nnx",
-        "residual or block or layers",
+        "layers/test_small_layers.py",
+        "residual",
     ),
     Fault(
         "layers_of_a_stack_share_a_key",
         "layers/compose.py",
         "carry[i], xs, spec, i\n            )\n            last_carries",
         "carry[i], xs, spec, 0\n            )\n            last_carries",
-        "laws/test_laws_noise.py layers",
-        "stack or dropout",
+        NOISE,
+        "stack",
     ),
     Fault(
         "multiply_squares",
@@ -292,7 +292,7 @@ FAULTS = [
     ),
     Fault(
         "last_inputs_count_padding",
-        "layers/recent_inputs.py",
+        "core/lagged_inputs.py",
         "self.rank = count - mask.astype(jnp.int32)",
         "self.rank = count",
         "layers/test_small_layers.py",
@@ -342,7 +342,7 @@ FAULTS = [
         'if _checksum(arrays) != saved["meta"]["checksum"]:',
         "if False:",
         TRAINING,
-        "damaged",
+        "damaged and checksum",
     ),
     Fault(
         "records_are_not_rewound",

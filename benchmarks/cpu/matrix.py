@@ -71,7 +71,7 @@ def terms_of(rule: str, steps: int) -> Terms:
 def by_chunks(chunk: int) -> Callable:
     def run(terms, S):
         live = jnp.ones(terms.v.shape[:2], bool)
-        memory, y = walk(
+        memory, (y, _) = walk(
             lambda z: z,
             lambda y, m, z: y.reshape(*y.shape[:-2], -1),
             MatrixMemory(S),

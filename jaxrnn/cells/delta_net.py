@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
-from .delta_rule import HeadDeltaCell
+from .key_features import MappedDeltaCell
 
 
 @dataclasses.dataclass(frozen=True)
-class DeltaNet(HeadDeltaCell):
+class DeltaNet(MappedDeltaCell):
     """DeltaNet, which overwrites what its state holds at a key::
 
-        q, k, v = silu(conv(x W_q)), silu(conv(x W_k)), silu(conv(x W_v))
+        q, k, v = phi(conv(x W_q)), phi(conv(x W_k)), silu(conv(x W_v))
         q, k = q / |q| / sqrt(d_k), k / |k|                             of each head
         beta = sigmoid(x W_b)
         S_t = (I - beta k k^T) S_{t-1} + beta k v^T                     y_t = S_t^T q
@@ -21,7 +21,8 @@ class DeltaNet(HeadDeltaCell):
     Schlag, Irie & Schmidhuber (2021, arXiv:2102.11174), with the norms and convolutions
     of Yang et al. (2024, arXiv:2406.06484). With beta 1 what is read at a key
     afterwards is the value that was written there last. conv is a depthwise convolution
-    over the last ``conv`` steps. `GatedDeltaNet` decays its state, too.
+    over the last ``conv`` steps. phi is silu, as Yang et al. have it, or another
+    ``feature_map``. `GatedDeltaNet` decays its state, too.
 
     Parameters: ``input_kernel (D, G)``, blocks q, k, v, then b of one column a head,
     and the gate g if there is one; ``conv_kernel (conv, 2 N_k d_k + H)``, whose row j
@@ -38,6 +39,11 @@ class DeltaNet(HeadDeltaCell):
         allow_negative: if True, beta is twice the sigmoid, so that the eigenvalues of a
             step lie between -1 and 1 (Grazzi et al. 2024, arXiv:2411.12537). Parity and
             other states that alternate need it.
+        feature_map: phi, ``"silu"``, ``"elu"`` for 1 + elu (Katharopoulos et al. 2020,
+            arXiv:2006.16236), ``"relu"`` or ``"identity"``.
+        key_norm: by what q and k of a head are divided: ``"l2"``, their length; or
+            ``"sum"``, their sum, as Schlag et al. do, at least 1e-6, which needs the
+            ``feature_map`` 1 + elu or relu, whose values are not negative.
         use_gate: if True, h is multiplied by an output gate, silu(x W_g).
         norm_epsilon: what the norm adds to the mean of squares.
         output_size: O (default: D, the number of input features).
@@ -46,8 +52,10 @@ class DeltaNet(HeadDeltaCell):
 
     Raises:
         ValueError: if ``num_heads`` does not divide ``hidden_size``, or
-            ``num_key_heads`` does not divide ``num_heads``; for sizes below 1, and for
-            a ``conv`` below 2 and a ``norm_epsilon`` that is not above 0.
+            ``num_key_heads`` does not divide ``num_heads``; for sizes below 1, for a
+            ``conv`` below 2 and a ``norm_epsilon`` that is not above 0; and for an
+            unknown ``feature_map`` or ``key_norm``, or a sum of values that may be
+            negative.
 
     Example::
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 
 from ..core.validation import check_positive
-from .delta_rule import HeadDeltaCell
+from .key_features import MappedDeltaCell
 
 
 @dataclasses.dataclass(frozen=True)
-class DeltaProduct(HeadDeltaCell):
+class DeltaProduct(MappedDeltaCell):
     """DeltaProduct, which overwrites its state at several keys a step::
 
-        q = silu(conv(x W_q)),   k_j, v_j = silu(conv(x W_kj)), silu(conv(x W_vj))
+        q = phi(conv(x W_q)),   k_j, v_j = phi(conv(x W_kj)), silu(conv(x W_vj))
         q, k_j = q / |q| / sqrt(d_k), k_j / |k_j|                       of each head
         beta_j = 2 sigmoid(x W_bj)                                      j = 1 ... n
         alpha = exp(-exp(A_log) softplus(x W_a + dt_bias))
@@ -25,6 +25,8 @@ class DeltaProduct(HeadDeltaCell):
     Siems et al. (2025, arXiv:2502.10297). The matrix of a step is a product of n
     Householder reflections, or of maps between them and the identity, so that it may be
     a rotation or a permutation: one product tells even from odd, two swap and rotate.
+    phi is silu, as published; keys that point into all directions, by the identity,
+    learn permutations sooner.
     With one product this is `GatedDeltaNet`, and `DeltaNet` without the decay.
 
     Parameters: ``input_kernel (D, G)``, blocks q, then k of all n, v of all n, b of n
@@ -44,6 +46,10 @@ class DeltaProduct(HeadDeltaCell):
         conv: the width of the convolution, or None for none.
         allow_negative: if False, beta is the sigmoid itself, and not twice it: the
             eigenvalues of each factor then lie between 0 and 1, and it cannot reflect.
+        feature_map: phi: ``"silu"``, ``"elu"`` for 1 + elu, ``"relu"`` or
+            ``"identity"``; see `DeltaNet`.
+        key_norm: by what q and k of a head are divided: ``"l2"``, their length; or
+            ``"sum"``, their sum, which needs 1 + elu or relu.
         use_gate: whether the output gate silu(x W_g) is there.
         norm_epsilon: what the norm adds to the mean of squares.
         output_size: O (default: D, the number of input features).

@@ -54,14 +54,19 @@ class DeltaRuleCell(ProjectedMatrixCell):
         """Split the last axis by micro steps, if there are several."""
         if self.micro_steps == 1:
             return x
-        return x.reshape(*x.shape[:-1], self.micro_steps, -1)
+        count = self.micro_steps
+        return x.reshape(*x.shape[:-1], count, x.shape[-1] // count)
 
     def queries_keys_values(self, part: dict[str, Array]) -> tuple[Array, Array, Array]:
         """Return q, k and v by heads; k and v may have an axis of micro steps."""
-        q, k, v = (jax.nn.silu(part[name]) for name in "qkv")
-        q = unit_length(self.split_key_heads(q)) * jnp.asarray(self.keys**-0.5, q.dtype)
-        k = unit_length(self.split_key_heads(self.split_micro_steps(k)))
-        return q, k, self.split_heads(self.split_micro_steps(v))
+        q = self.features(self.split_key_heads(part["q"]))
+        k = self.features(self.split_key_heads(self.split_micro_steps(part["k"])))
+        v = self.split_heads(self.split_micro_steps(jax.nn.silu(part["v"])))
+        return q * jnp.asarray(self.keys**-0.5, q.dtype), k, v
+
+    def features(self, x: Float[Array, "*TB N K"]) -> Float[Array, "*TB N K"]:
+        """Return q or k of the convolution: silu, of length 1 in each head."""
+        return unit_length(jax.nn.silu(x))
 
     def erasing(self, x: Array) -> Array:
         """Return the sigmoid of x, or twice it with ``allow_negative``."""

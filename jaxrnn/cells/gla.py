@@ -17,6 +17,7 @@ from .matrix_base import (
     LowRank,
     ProjectedMatrixCell,
     check_norm_epsilon,
+    is_real,
     join_heads,
     rms_norm,
 )
@@ -88,10 +89,10 @@ class GLA(ProjectedMatrixCell):
         super().__post_init__()
         check_positive(self, gate_rank=self.gate_rank)
         check_norm_epsilon(self, self.norm_epsilon)
-        if not 0 < self.gate_divisor < math.inf:
+        if not is_real(self.gate_divisor) or not 0 < self.gate_divisor < math.inf:
             raise ValueError(
                 f"GLA: gate_divisor, by which the logarithms of the decays are "
-                f"divided, must be a number above 0, but it is {self.gate_divisor}"
+                f"divided, must be a number above 0, but it is {self.gate_divisor!r}"
             )
 
     @property

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from ..core.types import Params
 from ..matrix import Terms
-from .matrix_base import ProjectedMatrixCell, join_heads, rms_norm
+from .matrix_base import ProjectedMatrixCell, is_real, join_heads, rms_norm
 from .ops import along
 
 
@@ -67,10 +67,10 @@ class HGRN2(ProjectedMatrixCell):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.lower_bound < 1:
+        if not is_real(self.lower_bound) or not 0 <= self.lower_bound < 1:
             raise ValueError(
                 f"HGRN2: lower_bound, the least value of the forget gates, must be at "
-                f"least 0 and below 1, but it is {self.lower_bound}"
+                f"least 0 and below 1, but it is {self.lower_bound!r}"
             )
 
     @property

@@ -229,16 +229,20 @@ class Mamba(BuiltinCell, StateSpaceCell):
         self, params: Params, dt: Float[Array, "*TB H"]
     ) -> Float[Array, "*TB H n"]:
         """Return ``exp(-dt exp(A_log))``, which lies between 0 and 1."""
-        rate = params["rate"] if "rate" in params else jnp.exp(params["A_log"])
+        rate = params["rate"] if "rate" in params else self.rate(params)
         rate = rate.astype(dt.dtype)
         rate = rate.reshape((1,) * (dt.ndim + 1 - rate.ndim) + rate.shape)
         return jnp.exp(-dt[..., None] * rate)
 
     def inside_loop(self, params: Params, batch_shape: tuple[int, ...]) -> Params:
         """Return the parameters with exp(A_log), ``(*B, H, n)``, as the rate."""
+        rate = self.rate(params)
+        return {**params, "rate": jnp.broadcast_to(rate, (*batch_shape, *rate.shape))}
+
+    def rate(self, params: Params) -> Float[Array, "H n"]:
+        """Return exp(A_log), in the accumulator's dtype."""
         A_log = params["A_log"]
-        rate = jnp.broadcast_to(jnp.exp(A_log), (*batch_shape, *A_log.shape))
-        return {**params, "rate": rate}
+        return jnp.exp(A_log.astype(accumulator(A_log.dtype)))
 
     def read(
         self, params: Params, s: Float[Array, "*TB H n"], z: Selection

@@ -151,7 +151,8 @@ class Mamba2(ProjectedMatrixCell):
         part = self.split(z)
         u = self.split_heads(jax.nn.silu(part["u"]))
         y = join_heads(y + of_heads(params["D"], u) * u) * jax.nn.silu(part["z"])
-        groups = y.reshape(*y.shape[:-1], self.num_groups, -1)
+        size = y.shape[-1] // self.num_groups
+        groups = y.reshape(*y.shape[:-1], self.num_groups, size)
         h = join_heads(rms_norm(groups, None))
         return along(params["norm_scale"], h) * h
 

@@ -17,6 +17,7 @@ from ..matrix import Terms
 from .matrix_base import (
     ProjectedMatrixCell,
     draw_step_bias,
+    is_real,
     join_heads,
     of_heads,
     rms_norm,
@@ -91,12 +92,13 @@ class Mamba3(ProjectedMatrixCell):
     def __post_init__(self):
         check_positive(self, num_groups=self.num_groups)
         super().__post_init__()
-        if not 0 < self.rotary_fraction <= 1 or not self.num_angles:
+        fraction = self.rotary_fraction
+        if not is_real(fraction) or not 0 < fraction <= 1 or not self.num_angles:
             raise ValueError(
                 f"Mamba3: at least one pair of channels of a key must rotate, so "
                 f"rotary_fraction must be above 0 and at most 1, and d_k at least "
                 f"2 / rotary_fraction, but d_k is {self.keys} and rotary_fraction "
-                f"{self.rotary_fraction}: set key_size"
+                f"{fraction!r}: set key_size"
             )
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
@@ -91,11 +92,16 @@ def rms_norm(
 
 def check_norm_epsilon(cell: BuiltinCell, norm_epsilon: float) -> None:
     """Check what is added under the root of a norm."""
-    if not 0 < norm_epsilon < math.inf:
+    if not is_real(norm_epsilon) or not 0 < norm_epsilon < math.inf:
         raise ValueError(
             f"{type(cell).__name__}: norm_epsilon, which the norm adds to the mean of "
-            f"squares, must be a number above 0, but it is {norm_epsilon}"
+            f"squares, must be a number above 0, but it is {norm_epsilon!r}"
         )
+
+
+def is_real(value: object) -> bool:
+    """Whether a value is a real number, and no bool."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def join_heads(x: Float[Array, "*TB N V"]) -> Float[Array, "*TB NV"]:

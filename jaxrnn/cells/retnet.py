@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from ..core.types import Params
 from ..matrix import Terms
-from .matrix_base import ProjectedMatrixCell, join_heads, rms_norm
+from .matrix_base import ProjectedMatrixCell, is_real, join_heads, rms_norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,10 +72,10 @@ class RetNet(ProjectedMatrixCell):
         super().__post_init__()
         if self.rotary_base is None:
             return
-        if not self.rotary_base > 1:
+        if not is_real(self.rotary_base) or not self.rotary_base > 1:
             raise ValueError(
                 f"RetNet: rotary_base must be above 1, or None for no rotation, but it "
-                f"is {self.rotary_base}"
+                f"is {self.rotary_base!r}"
             )
         if self.keys % 2:
             raise ValueError(

@@ -35,7 +35,7 @@ def _show_cores() -> None:
 
     A number that the environment sets is not changed.
     """
-    asked = getattr(jax.config, "jax_num_cpu_devices", -1)
+    asked = jax.config.jax_num_cpu_devices  # type: ignore[attr-defined]
     if asked >= 0 or "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
     # Once JAX has been used, the number of devices is fixed.
@@ -164,7 +164,7 @@ def sample(arguments: argparse.Namespace) -> None:
     )
     for piece in (
         trained.stream(*request)
-        if hasattr(trained, "stream")
+        if isinstance(trained, CharacterModel)
         else [trained.sample(*request)]
     ):
         print(piece, end="", flush=True)

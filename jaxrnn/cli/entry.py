@@ -7,6 +7,7 @@ run directories; or 130 after Ctrl-C, which saves a run first.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 
@@ -23,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
         argv: the arguments (default: those of the process).
     """
     argv = sys.argv[1:] if argv is None else argv
-    if hasattr(sys.stdout, "reconfigure"):
+    if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal that cannot show a character must not end a run.
         sys.stdout.reconfigure(errors="replace")
     try:
@@ -47,9 +48,9 @@ def main(argv: list[str] | None = None) -> int:
         if reason is None:
             raise
         _silence_stdout()
+        file = error.filename if isinstance(error, OSError) else None
         print(
-            f"jaxrnn: {getattr(error, 'filename', None) or 'the output'} could not be "
-            f"written: {reason}",
+            f"jaxrnn: {file or 'the output'} could not be written: {reason}",
             file=sys.stderr,
         )
         return 2

@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NoReturn
 
+from ..core.records import fields_of
 from ..tasks.about import ABOUT
 from ..tasks.cell_comparison import Comparison
 from ..tasks.config import check_name
 from ..tasks.gradient_study import Study
 from ..tasks.logs import LOGS
 from ..tasks.runner import TASKS
-from ..training import Budget, InputError
+from ..training import InputError
 from . import commands as run
 from . import listing
 from .completion import SHELLS, completion
@@ -330,15 +331,11 @@ def _add_task_flags(parser: argparse.ArgumentParser, task: str) -> None:
             options, field.name, field.default, field.metadata["help"], field.metadata
         )
     budget = parser.add_argument_group("length of the run")
-    for field in dataclasses.fields(Budget):
+    for name, default in fields_of(module.BUDGET).items():
         # A task without labels refuses --patience with its own words.
-        is_shown = field.name != "patience" or ABOUT[task].labeled
-        _add_flag(
-            budget,
-            field.name,
-            getattr(module.BUDGET, field.name),
-            BUDGET_HELP[field.name] if is_shown else argparse.SUPPRESS,
-        )
+        is_shown = name != "patience" or ABOUT[task].labeled
+        help_text = BUDGET_HELP[name] if is_shown else argparse.SUPPRESS
+        _add_flag(budget, name, default, help_text)
     budget.add_argument(
         "--quick",
         action="store_true",

@@ -38,6 +38,8 @@ from .validation import (
     describe_tree,
 )
 
+DEFAULT_CHUNK = 32  # steps; more cost more work, fewer more turns of a loop
+
 
 @register_for_export
 class Gate(NamedTuple):
@@ -59,12 +61,26 @@ class Gate(NamedTuple):
     keeps: bool = False
 
 
+def part_named_h(carry: Carry) -> Any:
+    """Return the part of a carry that is named h, or None."""
+    # A carry is a pytree of any class, so that only the name can tell.
+    return carry.h if hasattr(carry, "h") else None
+
+
 def shown_part(carry: Carry) -> Array | None:
     """Return the part of a carry that is named h, or the only one, or None."""
-    if hasattr(carry, "h"):  # a NamedTuple or any other class that is a pytree
-        return carry.h
+    h = part_named_h(carry)
+    if h is not None:
+        return h
     leaves = jax.tree.leaves(carry)
     return leaves[0] if len(leaves) == 1 else None
+
+
+def _hidden_size(cell: Cell) -> int | None:
+    """Return the field ``hidden_size`` of a cell that has one."""
+    # A user's cell may have none. A value of that name in `Cell` would become the
+    # default of the field in every subclass.
+    return getattr(cell, "hidden_size", None)
 
 
 class Cell(Static):
@@ -125,6 +141,14 @@ class Cell(Static):
     # Whether ``output`` reads nothing of the carry but h, which chunks compute.
     shows_h_alone: ClassVar[bool] = False
 
+    def chunk_on(self, platform: str) -> int:
+        """Return how many steps ``walk_chunks`` computes at once, if nobody says.
+
+        A cell whose answer depends on the platform, ``"cpu"``, ``"gpu"`` or ``"tpu"``,
+        is given None by the engines, and has to choose when it is compiled for one.
+        """
+        return DEFAULT_CHUNK
+
     def init(self, key: Array, input_size: int) -> Params:
         """Draw parameters for inputs of ``input_size`` features.
 
@@ -157,7 +181,7 @@ class Cell(Static):
         Returns:
             The carry, ``(*batch_shape, H)`` per leaf.
         """
-        hidden_size = getattr(self, "hidden_size", None)
+        hidden_size = _hidden_size(self)
         if hidden_size is None:
             raise TypeError(
                 f"{type(self).__name__} has no hidden_size, so its initial carry is "
@@ -234,7 +258,7 @@ class Cell(Static):
         traceable = self.feature_ndim in (1, None) and not self.takes_context
         if traceable or type(self).output is not Cell.output:
             return None
-        return getattr(self, "hidden_size", None)
+        return _hidden_size(self)
 
     def __call__(
         self,

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .import_path import Trust, find, import_path_of, is_trusted
+from .records import fields_of, is_namedtuple, is_namedtuple_class
 
 
 def to_config(value: object) -> dict[str, Any]:
@@ -107,9 +108,7 @@ def _is_record(value: object) -> bool:
     """Return whether a value is a dataclass instance or a NamedTuple."""
     if isinstance(value, type):
         return False
-    return dataclasses.is_dataclass(value) or (
-        isinstance(value, tuple) and hasattr(value, "_fields")
-    )
+    return dataclasses.is_dataclass(value) or is_namedtuple(value)
 
 
 def _encode(value: object, who: str) -> Any:
@@ -126,8 +125,8 @@ def _encode(value: object, who: str) -> Any:
         return {"complex": [value.real, value.imag]}
     if _is_record(value):
         return {"class": import_path_of(type(value), who)} | {
-            name: _encode(getattr(value, name), f"{type(value).__name__}: {name}")
-            for name in _field_names(value)
+            name: _encode(part, f"{type(value).__name__}: {name}")
+            for name, part in _made_of(value).items()
         }
     if isinstance(value, tuple):
         return [_encode(item, who) for item in value]
@@ -147,11 +146,12 @@ def _encode(value: object, who: str) -> Any:
     )
 
 
-def _field_names(value: Any) -> tuple[str, ...]:
-    """Return the fields from which a dataclass or NamedTuple is made."""
+def _made_of(value: Any) -> dict[str, Any]:
+    """Return the fields from which a dataclass or NamedTuple is made, by name."""
     if isinstance(value, tuple):
-        return value._fields  # type: ignore[attr-defined]
-    return tuple(field.name for field in dataclasses.fields(value) if field.init)
+        return value._asdict()  # type: ignore[attr-defined]
+    names = {field.name for field in dataclasses.fields(value) if field.init}
+    return {name: part for name, part in fields_of(value).items() if name in names}
 
 
 def _decode(config: Any, trust: Trust) -> Any:
@@ -190,11 +190,11 @@ def _decode_record(config: dict[str, Any], trust: Trust) -> Any:
     fields = {
         name: _decode(value, trust) for name, value in config.items() if name != "class"
     }
-    known = (
-        {field.name for field in dataclasses.fields(kind) if field.init}
-        if dataclasses.is_dataclass(kind)
-        else set(getattr(kind, "_fields", ()))
-    )
+    known: set[str] = set()
+    if dataclasses.is_dataclass(kind):
+        known = {field.name for field in dataclasses.fields(kind) if field.init}
+    elif isinstance(kind, type) and is_namedtuple_class(kind):
+        known = set(kind._fields)  # type: ignore[attr-defined]
     if strange := sorted(fields.keys() - known):
         raise ValueError(
             f"{config['class']} has no field {strange[0]!r}: the configuration was "

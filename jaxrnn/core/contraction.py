@@ -30,6 +30,8 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import AxisType
 
+from .foreign import optional_attribute, varying_axes
+
 Dims = tuple[int, ...]
 
 
@@ -71,9 +73,7 @@ def contract(
 
 def _is_plain(avals: Sequence[Any]) -> bool:
     """Return whether the types hold no sharding and all sizes are integers."""
-    varying = any(
-        getattr(getattr(a, "manual_axis_type", None), "varying", None) for a in avals
-    )
+    varying = any(varying_axes(a) for a in avals)
     explicit = any(
         kind == AxisType.Explicit for a in avals for kind in a.sharding.mesh.axis_types
     )
@@ -285,9 +285,10 @@ def devices_of(ctx: Any) -> int:
     Mesh axes that ``shard_map`` handles (manual axes) do not count.
     """
     axis_context = ctx.module_context.axis_context
-    mesh = getattr(axis_context, "mesh", None)
+    # Which of the two it has depends on how the program was made.
+    mesh = optional_attribute(axis_context, "mesh")
     if mesh is None:
-        return getattr(axis_context, "num_devices", None) or 1
+        return optional_attribute(axis_context, "num_devices") or 1
     return _size(
         size
         for name, size in mesh.shape.items()

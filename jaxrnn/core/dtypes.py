@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from .foreign import optional_attribute
 from .types import Params
 
 
@@ -41,7 +42,7 @@ def accumulator(dtype: DTypeLike | None) -> Any:
 
 
 def _weak(leaf: object) -> bool:
-    return isinstance(leaf, (int, float, complex, np.generic)) or getattr(
+    return isinstance(leaf, (int, float, complex, np.generic)) or optional_attribute(
         leaf, "weak_type", False
     )
 

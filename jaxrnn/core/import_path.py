@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import functools
 import importlib
 import importlib.machinery
+import operator
 import os
 import sys
 from collections.abc import Collection, Iterator
@@ -34,7 +34,19 @@ HARMLESS = frozenset(_NAMES.split())
 
 def held(module: str, name: str) -> Any:
     """Return what a module holds under a dotted name."""
-    return functools.reduce(getattr, name.split("."), importlib.import_module(module))
+    return operator.attrgetter(name)(importlib.import_module(module))
+
+
+def own_place(value: object) -> tuple[str, str]:
+    """Return the module and the name that a value says are its own, "" where none is.
+
+    What is asked may be any object that can be called, and not all have a name.
+    """
+    qualified, plain, module = (
+        getattr(value, each, None) or ""
+        for each in ("__qualname__", "__name__", "__module__")
+    )
+    return module, qualified or plain
 
 
 def import_path_of(value: object, who: str) -> str:
@@ -47,9 +59,8 @@ def import_path_of(value: object, who: str) -> str:
     Raises:
         TypeError: if no module holds it under its name.
     """
-    name: Any = getattr(value, "__qualname__", None) or getattr(value, "__name__", "")
-    # NumPy's universal functions do not say where they are.
-    own: Any = getattr(value, "__module__", None) or "numpy"
+    own, name = own_place(value)
+    own = own or "numpy"  # its universal functions do not say where they are
     public = ["jaxrnn", *_parents(own)] if own.partition(".")[0] == "jaxrnn" else PUBLIC
     for module in (*public, own):
         try:
@@ -131,7 +142,7 @@ def find(path: str, trust: Trust = False) -> Any:
         else _import_module(module, path)
     )
     try:
-        found = functools.reduce(getattr, name.split("."), imported)
+        found = operator.attrgetter(name)(imported)
     except AttributeError:
         raise ImportError(_no_name(module, name, imported)) from None
     named = trust if isinstance(trust, bool) else path in trust
@@ -184,7 +195,7 @@ def _no_name(module: str, name: str, imported: Any) -> str:
             "; it was defined in a program or notebook: move it to a module, such as "
             "mine.py, to use it elsewhere"
         )
-    file = getattr(imported, "__file__", None)
+    file = vars(imported).get("__file__")
     return f"{module} has no {name!r}{f' ({file})' if file else ''}{hint}"
 
 

@@ -227,8 +227,9 @@ def check_cell(cell: object) -> None:
                 f"each of which is an argument of its own"
             )
         raise TypeError(f"expected {what}, but got {describe(cell)}{repair}")
-    frozen = getattr(type(cell), "__dataclass_params__", None)
-    if frozen is None or not frozen.frozen:
+    kind: Any = type(cell)
+    dataclass: Any = kind if dataclasses.is_dataclass(kind) else None
+    if dataclass is None or not dataclass.__dataclass_params__.frozen:
         raise TypeError(
             f"{type(cell).__name__} must be decorated with "
             f"@dataclasses.dataclass(frozen=True): "

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import types
 from typing import Any
 
 from .config import to_config
-from .import_path import PUBLIC, held
+from .import_path import PUBLIC, held, own_place
+from .records import fields_of
 from .written import written
 
 
@@ -70,14 +72,10 @@ class Static:
         return to_config(self)
 
     def __reduce__(self) -> Any:
-        fields = (
-            {f.name for f in dataclasses.fields(self)}
-            if dataclasses.is_dataclass(self)
-            else set(vars(self))
-        )  # type: ignore[arg-type]
+        fields = fields_of(self) if dataclasses.is_dataclass(self) else vars(self)
         state = {
-            name: _by_name(getattr(self, name), f"{type(self).__name__}: {name}")
-            for name in sorted(fields)
+            name: _by_name(value, f"{type(self).__name__}: {name}")
+            for name, value in sorted(fields.items())
         }
         return _made_again, (type(self), state)
 
@@ -118,13 +116,13 @@ def _by_name(value: object, who: str) -> Any:
         return _Partial(
             (_by_name(value.func, who), _by_name(value.args, who), keywords)
         )
-    is_function = isinstance(value, types.FunctionType) or hasattr(value, "__wrapped__")
-    if isinstance(value, (type, types.MethodType)) or not (
-        callable(value) and is_function
-    ):
+    if isinstance(value, (type, types.MethodType)) or not callable(value):
         return value
-    name = getattr(value, "__qualname__", "")
-    for module in (*PUBLIC, getattr(value, "__module__", None)):
+    wraps = inspect.unwrap(value) is not value  # as jax.jit and functools.wraps do
+    if not isinstance(value, types.FunctionType) and not wraps:
+        return value
+    own, name = own_place(value)
+    for module in (*PUBLIC, own):
         try:
             if module and held(module, name) is value:
                 return _Name(module, name)

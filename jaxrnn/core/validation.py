@@ -14,6 +14,8 @@ import numpy as np
 from jaxtyping import Array
 
 from .arrays import is_array
+from .foreign import optional_attribute
+from .records import is_namedtuple
 from .types import Carry, Context, Flags, Inputs, Params, PyTree
 
 
@@ -360,7 +362,7 @@ def _is_foreign(value: object) -> bool:
     """Return whether ``value`` is an array of a library with dtypes of its own."""
     if isinstance(value, (jax.Array, np.ndarray, np.generic, type)):
         return False
-    dtype = getattr(value, "dtype", None)
+    dtype = optional_attribute(value, "dtype")
     return (
         dtype is not None
         and not isinstance(dtype, np.dtype)
@@ -378,7 +380,7 @@ def _kind(dtype: Any) -> Any:
 
 def _repair(name: str, value: object) -> str:
     """Return the advice to convert an array of another library."""
-    detached = ".detach()" if getattr(value, "requires_grad", False) else ""
+    detached = ".detach()" if optional_attribute(value, "requires_grad") else ""
     return (
         f"pass jnp.asarray({name}{detached}), or jnp.from_dlpack({name}{detached}), "
         f"which does not copy"
@@ -532,11 +534,6 @@ def describe_tree(tree: PyTree) -> str:
             + "}"
         )
     return describe(tree)
-
-
-def is_namedtuple(tree: PyTree) -> bool:
-    """Whether a tree is a NamedTuple."""
-    return isinstance(tree, tuple) and hasattr(tree, "_fields")
 
 
 def check_params(cell: Any, params: Params, expected: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .import_path import import_path_of
-from .validation import is_namedtuple
+from .records import fields_of, is_namedtuple
 
 
 def written(value: object) -> str:
@@ -64,12 +64,11 @@ def _call(name: str, fields: dict[str, Any]) -> str:
 
 def _fields(value: Any) -> dict[str, Any]:
     """Return the fields that are shown and differ from their defaults."""
+    values = fields_of(value)
     return {
-        field.name: getattr(value, field.name)
+        field.name: values[field.name]
         for field in dataclasses.fields(value)
-        if field.init
-        and field.repr
-        and not _is_default(field, getattr(value, field.name))
+        if field.init and field.repr and not _is_default(field, values[field.name])
     }
 
 

@@ -21,6 +21,8 @@ from .lyapunov import lyapunov_spectrum as lyapunov_spectrum
 from .newton import NewtonLayerReport as NewtonLayerReport
 from .newton import NewtonReport as NewtonReport
 from .newton import newton_report as newton_report
+from .online import OnlineError as OnlineError
+from .online import online_error as online_error
 from .parameter_lags import ParameterLags as ParameterLags
 from .parameter_lags import parameter_lags as parameter_lags
 from .taps import gate_values as gate_values

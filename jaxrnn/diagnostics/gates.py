@@ -211,18 +211,17 @@ def check_gates(cell: Cell, gates: Any, steps: tuple[int, ...]) -> dict[str, Gat
     """
     name = type(cell).__name__
     for key, gate in (gates if isinstance(gates, dict) else {"": gates}).items():
-        value = getattr(gate, "value", None)
         if (
             not isinstance(gates, dict)
             or not isinstance(gate, Gate)
-            or value is None
-            or value.ndim <= len(steps)
-            or value.shape[: len(steps)] != steps
+            or gate.value is None
+            or gate.value.ndim <= len(steps)
+            or gate.value.shape[: len(steps)] != steps
         ):
             raise TypeError(
                 f"{name}.gate_values must return a dict of jaxrnn.core.cell.Gate with "
                 f"values {(*steps, 'H')}, the leading axes "
                 f"those of its input, but {key or 'it'} is "
-                f"{describe(gate if value is None else value)}"
+                f"{describe(gate.value if isinstance(gate, Gate) else gate)}"
             )
     return gates

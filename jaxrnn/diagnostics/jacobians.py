@@ -13,17 +13,11 @@ from ..core.arrays import is_array
 from ..core.cell import Cell
 from ..core.engine import AbstractEngine
 from ..core.layer import Layer
+from ..core.real_vectors import features, from_features, size_of
 from ..core.types import Carry, Context, Inputs, Params
 from ..core.validation import describe
 from .scaled import CompensatedSum, normalize
-from .transition import (
-    Transition,
-    features,
-    from_features,
-    rollout,
-    size_of,
-    with_context,
-)
+from .transition import Transition, rollout, with_context
 
 
 def jacobians(

@@ -14,6 +14,13 @@ from ..core.cell import Cell
 from ..core.flags import expand_flags
 from ..core.layer import Layer, check_cell
 from ..core.masked_inputs import fill_masked_inputs
+from ..core.real_vectors import (
+    WHOLE_CARRY,
+    check_inexact,
+    features,
+    from_features,
+    size_of,
+)
 from ..core.types import Carry, Context, Inputs, Params
 from ..core.validation import (
     check_carry,
@@ -23,16 +30,7 @@ from ..core.validation import (
     check_key_given,
 )
 from .scaled import CompensatedSum
-from .transition import (
-    WHOLE_CARRY,
-    Transition,
-    check_inexact,
-    check_supported,
-    features,
-    from_features,
-    size_of,
-    with_context,
-)
+from .transition import Transition, check_supported, with_context
 
 
 class LyapunovState(NamedTuple):

@@ -24,6 +24,7 @@ from ..core.cell import Cell
 from ..core.dtypes import weaken_scalars
 from ..core.engine import AbstractEngine
 from ..core.layer import Layer
+from ..core.real_vectors import check_inexact
 from ..core.types import Carry, Context, Inputs, Params, PyTree
 from .readout import (
     LossReadout,
@@ -40,7 +41,7 @@ from .scaled import (
     normalize,
     scale_by_log,
 )
-from .transition import Transition, check_inexact, rollout, with_context
+from .transition import Transition, rollout, with_context
 
 
 class ParameterLags(NamedTuple):

@@ -109,7 +109,8 @@ def truncation_bias(
 
     full = gradient(steps, steps)
     comparisons = [
-        _compare(gradient(k if windows else tbptt.k1, k), full) for k in lengths
+        compare_gradients(gradient(k if windows else tbptt.k1, k), full)
+        for k in lengths
     ]
     error, cosine, by_leaf = jax.tree.map(lambda *each: jnp.stack(each), *comparisons)
     return TruncationBias(np.asarray(lengths, np.int32), error, cosine, by_leaf)
@@ -150,7 +151,7 @@ def _check_lengths(k2s: Any, k1: int, steps: int) -> list[int]:
 
 
 @jax.jit
-def _compare(truncated: Params, full: Params) -> tuple[Array, Array, Any]:
+def compare_gradients(truncated: Params, full: Params) -> tuple[Array, Array, Any]:
     """Return the relative error and cosine over all leaves, and the error per leaf."""
 
     def wide(a):

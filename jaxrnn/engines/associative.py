@@ -22,8 +22,6 @@ from .loops.kinds import Chunkwise, ParallelPrefix
 from .recurrence.heuristics import AUTO, CARRIES
 from .recurrence.schedule import LoopSchedule
 
-CHUNK = 32  # default for cells with `walk_chunks`, whose work grows by its square
-
 
 @dataclasses.dataclass(frozen=True)
 class Associative(LoopEngine):
@@ -50,8 +48,9 @@ class Associative(LoopEngine):
         chunk: steps that run in parallel; the chunks run one after another. A smaller
             chunk takes less memory and more depth. None is all of T. ``"auto"`` chooses
             for the platform, by the rules in `jaxrnn.engines.recurrence.heuristics`;
-            for a cell with ``walk_chunks`` it is 32, the fastest or nearly so on a CPU
-            of 16, 32, 64 and 128; other platforms have not been measured.
+            for a cell with ``walk_chunks`` it is what the cell says: for matrix cells
+            32 on a CPU, the fastest or nearly so of 16, 32, 64 and 128, and 64
+            elsewhere, which takes fewer kernel launches but has not been measured.
 
     Raises:
         TypeError: for a cell that is not linear in its state.
@@ -77,7 +76,7 @@ class Associative(LoopEngine):
 
     def schedule(self, cell: Cell, length: Any) -> LoopSchedule:
         if is_chunkwise(cell):
-            chunk = CHUNK if self.chunk == AUTO else self.chunk or max(length, 1)
+            chunk = self.chunk or max(length, 1)
             return LoopSchedule(Chunkwise(), chunk, CARRIES, hoist=True)
         if not is_linear(cell):
             raise TypeError(_refusal(cell))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import numbers
 
 import jax
 
@@ -112,10 +114,13 @@ class Newton(LoopEngine):
                     f"Newton: {name} must be one of {', '.join(map(repr, words))}, but "
                     f"it is {value!r}"
                 )
-        if self.tolerance is not None and not self.tolerance >= 0:
+        # An infinite one would call the guess converged before the first iteration.
+        if self.tolerance is not None and not (
+            isinstance(self.tolerance, numbers.Real) and 0 <= self.tolerance < math.inf
+        ):
             raise ValueError(
-                f"Newton: tolerance must be a number of at least 0, or None for 50 "
-                f"epsilon, but it is {self.tolerance!r}"
+                f"Newton: tolerance must be a finite number of at least 0, or None for "
+                f"50 epsilon, but it is {self.tolerance!r}"
             )
         if self.save == STARTS and self.chunk == AUTO:
             raise ValueError(

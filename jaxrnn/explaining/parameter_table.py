@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from ..core.cell import Cell
 from ..core.layer import Layer, check_cell
+from ..core.records import fields_of
 from ..core.types import Params, PyTree
 from ..core.validation import check_input_size, describe_tree
 from .table import brief
@@ -198,9 +199,8 @@ def _ints(value: Any) -> Iterator[int]:
         for item in value:
             yield from _ints(item)
     elif isinstance(value, (Cell, Layer)):
-        kind: Any = type(value)
-        for field in dataclasses.fields(kind):
-            yield from _ints(getattr(value, field.name))
+        for item in fields_of(value).values():
+            yield from _ints(item)
 
 
 def _traced(layer: Cell | Layer, input_size: Any) -> tuple[_Own, PyTree]:
@@ -233,11 +233,9 @@ def _watched(part: Any, seen: list[tuple[Any, PyTree]]) -> Any:
         return made
 
     copy: Any = object.__new__(type(kind.__name__, (kind,), {"init": init}))
-    fields: Any = dataclasses.fields(kind)
-    for field in fields:
-        value = getattr(part, field.name)
+    for name, value in fields_of(part).items():
         inside = _watched(value, seen) if isinstance(part, Layer) else value
-        object.__setattr__(copy, field.name, inside)
+        object.__setattr__(copy, name, inside)
     return copy
 
 

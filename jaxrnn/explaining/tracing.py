@@ -27,7 +27,7 @@ from ..engines import Associative, Fused, Scan
 from ..engines.engine import DefaultEngine, LoopEngine
 from ..engines.jaxpr.evaluate import is_differentiable
 from ..engines.loops.kinds import Chunkwise
-from ..engines.recurrence.heuristics import EVERYTHING, choose_save
+from ..engines.recurrence.heuristics import AUTO, EVERYTHING, choose_save
 from ..engines.recurrence.run import run_plain_scan, trace_for_recurrence
 from ..engines.recurrence.schedule import LoopSchedule
 from ..unrolling import (
@@ -142,7 +142,8 @@ class _Traced:
         kernel: the same two under `Fused`; None if the engine is `Fused` itself.
         plain: why ``jax.lax.scan`` runs, or None.
         plain_gradient: why only the derivative is that of ``jax.lax.scan``, or None.
-        chunks: the steps in a chunk where the cell's ``walk_chunks`` runs, or None.
+        chunks: the steps in a chunk where the cell's ``walk_chunks`` runs, of each
+            platform, or None.
     """
 
     number: int
@@ -154,7 +155,7 @@ class _Traced:
     kernel: tuple[Any, Any] | None
     plain: str | None = None
     plain_gradient: str | None = None
-    chunks: int | None = None
+    chunks: dict[str, int] | None = None
 
 
 @dataclasses.dataclass
@@ -289,15 +290,25 @@ class _Observer:
         return carries, jnp.zeros((*xs.shape[:-1], features), xs.dtype)
 
 
-def _own_chunks(engine: AbstractEngine, cell: Cell, length: int) -> int | None:
-    """Return the steps in a chunk where the cell's ``walk_chunks`` runs, or None."""
+def _own_chunks(
+    engine: AbstractEngine, cell: Cell, length: int
+) -> dict[str, int] | None:
+    """Return the steps in a chunk where the cell's ``walk_chunks`` runs, or None.
+
+    They are those of each platform.
+    """
     if not isinstance(engine, LoopEngine):
         return None
     try:
         schedule = engine.schedule(cell, length)
     except (TypeError, ValueError):  # the traced programs hold the error
         return None
-    return schedule.chunk if isinstance(schedule.loop, Chunkwise) else None  # type: ignore[return-value]
+    if not isinstance(schedule.loop, Chunkwise):
+        return None
+    return {
+        platform: cell.chunk_on(platform) if schedule.chunk == AUTO else schedule.chunk
+        for platform in PLATFORMS
+    }
 
 
 def _both(run: Callable, operands: Any) -> tuple[Any, Any]:
@@ -421,4 +432,4 @@ def _path(traced: _Traced, closed: Any, direction: str, platform: str) -> Execut
         return ExecutionPath("none", reason="nothing of it can be differentiated")
     if traced.plain is not None or traced.chunks is None:
         return ExecutionPath("lax.scan", reason=traced.plain or "asked for")
-    return ExecutionPath("chunks", traced.chunks, reason="its steps join so")
+    return ExecutionPath("chunks", traced.chunks[platform], reason="its steps join so")

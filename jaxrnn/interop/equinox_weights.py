@@ -10,6 +10,7 @@ import jax
 from ..cells import GRU, LSTM
 from ..core.cell import Cell
 from ..core.layer import Layer
+from ..core.records import fields_of
 from ..core.types import Params
 from ..core.validation import describe
 from ..layers import stack
@@ -135,7 +136,7 @@ def to_equinox(layer: Cell | Layer, params: Params, *, into: Any = None) -> Any:
     return loaded if isinstance(into, (list, tuple)) else loaded[0]
 
 
-def _fields(where: str, cell: Cell | Layer) -> dict[str, Any]:
+def _fields(where: str, cell: Any) -> dict[str, Any]:
     """Return the arrays of an Equinox cell by name."""
     kind = type(cell)
     if not kind.__module__.startswith("equinox.") or kind.__name__ not in KINDS:
@@ -144,11 +145,8 @@ def _fields(where: str, cell: Cell | Layer) -> dict[str, Any]:
             f"arrays, but it is {describe(cell)}; for a class of your own that "
             f"computes the same, pass the arrays"
         )
-    return {
-        name: getattr(cell, name)
-        for name in NAMES
-        if getattr(cell, name, None) is not None
-    }
+    fields = fields_of(cell)  # Equinox's modules are dataclasses
+    return {name: fields[name] for name in NAMES if fields.get(name) is not None}
 
 
 def _expected(cell: Any, inputs: int, bias: bool) -> dict[str, tuple[int, ...]]:
@@ -197,10 +195,8 @@ def _read(where: str, source: Any) -> tuple[Any, dict[str, Any]]:
 
 def _write(where: str, cell: Cell | Layer, params: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arrays of one cell."""
-    if (
-        type(cell) not in KINDS.values()
-        or getattr(cell, "projection_size", None) is not None
-    ):
+    projected = isinstance(cell, LSTM) and cell.projection_size is not None
+    if type(cell) not in KINDS.values() or projected:
         raise ValueError(
             f"{where}: Equinox has LSTMCell and GRUCell, and neither is {summary(cell)}"
         )
@@ -217,7 +213,7 @@ def _write(where: str, cell: Cell | Layer, params: Mapping[str, Any]) -> dict[st
     return arrays
 
 
-def _load(where: str, cell: Cell | Layer, arrays: Mapping[str, Any]) -> Any:
+def _load(where: str, cell: Any, arrays: Mapping[str, Any]) -> Any:
     """Return a copy of ``cell`` with these arrays."""
     fields = _fields(where, cell)
     for name in arrays.keys() - fields.keys():

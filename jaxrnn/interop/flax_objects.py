@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from ..cells import GRU, LSTM, Elman
+from ..core.import_path import own_place
 from ..core.validation import describe
 from ..layers import bidirectional, stack
 from .structure import ACTIVATIONS
@@ -89,10 +90,7 @@ def converted(where: str, source: Any) -> tuple[Any, list[Any]]:
             )
         return converted(where, source.cell)
     if kind == "Bidirectional":
-        merge = (
-            getattr(source.merge_fn, "__module__", ""),
-            getattr(source.merge_fn, "__name__", ""),
-        )
+        merge = own_place(source.merge_fn)
         if merge not in ((LINEN, "_concatenate"), (NNX, "_concatenate")):
             raise ValueError(
                 f"{where}: this Bidirectional has a merge_fn of its own: pass its "
@@ -131,12 +129,12 @@ def _cell(where: str, kind: str, module: Any) -> Any:
             f"{where}: {kind} has the activation_fn {activation!r}; jaxrnn's "
             f"{KINDS[kind].__name__} has {', '.join(allowed)}"
         )
-    if getattr(module, "gate_fn", jax.nn.sigmoid) is not jax.nn.sigmoid:
+    if kind != "SimpleCell" and module.gate_fn is not jax.nn.sigmoid:
         raise ValueError(
             f"{where}: {kind} has the gate_fn {module.gate_fn!r}; jaxrnn's "
             f"{KINDS[kind].__name__} has sigmoid"
         )
-    if getattr(module, "residual", False):
+    if kind == "SimpleCell" and module.residual:
         raise ValueError(
             f"{where}: SimpleCell has residual=True, h added inside the activation: no "
             f"jaxrnn cell computes that"

@@ -14,6 +14,7 @@ import numpy as np
 from ..cells import GRU, LSTM
 from ..core.arrays import is_array
 from ..core.cell import Cell
+from ..core.import_path import own_place
 from ..core.layer import Layer
 from ..core.types import Params, PyTree
 from ..core.validation import describe
@@ -134,7 +135,7 @@ def to_flax(layer: Cell | Layer, params: Params, *, into: Any = None) -> Any:
     check_same(where, layer, other)
     check_distinct(
         where,
-        [getattr(module, name) for module in modules for name in _maps(where, module)],
+        [part for module in modules for part in _maps(where, module).values()],
     )
     planned = []
     for k, (pair, module) in enumerate(zip(pairs, modules, strict=True)):
@@ -157,7 +158,8 @@ def to_flax(layer: Cell | Layer, params: Params, *, into: Any = None) -> Any:
     # modules unchanged.
     for module, name, value in planned:
         map_name, part = name.split(".")
-        getattr(getattr(module, map_name), part)[...] = value
+        linear = _maps(where, module)[map_name]
+        (linear.kernel if part == "kernel" else linear.bias)[...] = value
     return into
 
 
@@ -170,16 +172,13 @@ def _tree(where: str, module: Any) -> dict[str, Any]:
                 f"module.bind(variables), or pass the dict, with layer="
             )
         return module.variables["params"]
-    maps = {name: getattr(module, name) for name in _maps(where, module)}
+    maps = _maps(where, module)
     for name, linear in maps.items():
         own = (type(linear).__module__, type(linear).__name__) == (
             "flax.nnx.nn.linear",
             "Linear",
         )
-        promotes = (
-            own
-            and getattr(linear.promote_dtype, "__module__", "") == "flax.nnx.nn.dtypes"
-        )
+        promotes = own and own_place(linear.promote_dtype)[0] == "flax.nnx.nn.dtypes"
         if not promotes or linear.dot_general is not jax.lax.dot_general:
             raise ValueError(
                 f"{where}: {name} of {type(module).__name__} is not the nnx.Linear "
@@ -196,13 +195,10 @@ def _tree(where: str, module: Any) -> dict[str, Any]:
     }
 
 
-def _maps(where: str, module: Any) -> list[str]:
-    """Return the names of the linear maps of an nnx cell."""
-    return [
-        name
-        for each in layout_of(module).maps(converted(where, module)[0])
-        for name in each
-    ]
+def _maps(where: str, module: Any) -> dict[str, Any]:
+    """Return the linear maps of an nnx cell, which are its attributes, by name."""
+    names = layout_of(module).maps(converted(where, module)[0])
+    return {name: vars(module)[name] for each in names for name in each}
 
 
 def _unwrapped(tree: PyTree) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from typing import Any
 
 from ..cells import GRU, LSTM, Elman
@@ -49,7 +50,8 @@ def _stacked(where: str, sources: list[Any]) -> tuple[Any, list[Any]]:
     if not sources:
         raise ValueError(f"{where}: the list of layers is empty")
     for source in sources[:-1]:
-        if getattr(source, "return_sequences", True) is False:
+        is_layer = kind_of(source) in (*LAYERS, "RNN", "Bidirectional")
+        if is_layer and source.return_sequences is False:
             raise ValueError(
                 f"{where}: {source.name} has return_sequences=False, so the layer "
                 f"above it sees its last output only, but a "
@@ -105,10 +107,11 @@ def _cell(where: str, kind: str, source: Any) -> Any:
         raise ValueError(
             f"{where}: {source.name} has no weights yet: build it, or call it once"
         )
-    for option in ("dropout", "recurrent_dropout"):
-        if getattr(source, option, 0):
+    rates = {"dropout": source.dropout, "recurrent_dropout": source.recurrent_dropout}
+    for option, rate in rates.items():
+        if rate:
             raise ValueError(
-                f"{where}: {source.name} has {option}={getattr(source, option)}, which "
+                f"{where}: {source.name} has {option}={rate}, which "
                 f"draws differently from jaxrnn.dropout and "
                 f"recurrent_dropout: {REPAIR}"
             )
@@ -119,11 +122,7 @@ def _cell(where: str, kind: str, source: Any) -> Any:
             f"in the dtype of the parameters: {REPAIR}, cast to one"
         )
     activation = _name(source.activation)
-    gate = (
-        _name(source.recurrent_activation)
-        if hasattr(source, "recurrent_activation")
-        else "sigmoid"
-    )
+    gate = "sigmoid" if kind == "SimpleRNN" else _name(source.recurrent_activation)
     allowed = ACTIVATIONS if kind == "SimpleRNN" else ("tanh",)
     if activation not in allowed or gate != "sigmoid":
         supported = (
@@ -150,7 +149,6 @@ def _name(function: Any) -> str:
 
     Any other function is shown by its repr, because its name proves nothing.
     """
-    own = getattr(function, "__module__", "").startswith("keras.")
-    return (
-        function.__name__ if own and hasattr(function, "__name__") else repr(function)
-    )
+    is_function = isinstance(function, types.FunctionType)
+    own = is_function and function.__module__.startswith("keras.")
+    return function.__name__ if own else repr(function)

@@ -107,9 +107,13 @@ def to_onnx(
 
 
 def _place(path: tuple[Any, ...]) -> str:
-    """Return the path of a part of a carry, such as ``_0_forward_h``."""
+    """Return the path of a part of a carry, such as ``_0_forward_h``.
+
+    The carries of stacks are tuples, and those of cells are NamedTuples.
+    """
     return "".join(
-        f"_{getattr(key, 'name', getattr(key, 'idx', None))}" for key in path
+        f"_{key.name if isinstance(key, jax.tree_util.GetAttrKey) else key.idx}"
+        for key in path
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from .. import cells
 from ..core.cell import Cell
 from ..core.layer import Layer
+from ..core.records import fields_of
 from ..core.types import Params
 
 ACTIVATIONS: dict[Any, str] = {
@@ -38,7 +39,7 @@ def converted(
         ("layer_norm", "layer normalization"),
         ("projection_size", "a projection of h"),
     ):
-        if getattr(cell, option, None):
+        if fields_of(cell).get(option):
             raise ValueError(
                 f"to_onnx: ONNX's {type(cell).__name__} has no "
                 f"{what.removeprefix('a ')}, and this cell has {what}"

@@ -16,6 +16,7 @@ from ..cells import GRU, LSTM, Elman, LSTMState
 from ..core.cell import Cell
 from ..core.dtypes import accumulator
 from ..core.layer import Layer
+from ..core.records import fields_of
 from ..core.types import Carry, Params
 from ..core.validation import describe
 from ..layers import BidirectionalCarry
@@ -47,8 +48,9 @@ def cells_of(layer: Cell | Layer, where: str) -> list[Any]:
             f"LSTM and GRU cells, but got "
             f"{describe(layer) if isinstance(layer, type) else type(layer).__name__}"
         )
+    options = fields_of(layer)  # not every kind of cell has all of these
     for option in ("layer_norm", "peephole", "coupled_gates", "learned_initial_carry"):
-        if getattr(layer, option, False):
+        if options.get(option):
             raise ValueError(
                 f"{where}: {type(layer).__name__} has {option}=True, which no cell "
                 f"of the other library has"
@@ -71,7 +73,7 @@ def activation_name(cell: Elman, where: str) -> str:
 
 def forward_size(cell: Any) -> int:
     """Return the number of features of the cell's h."""
-    return getattr(cell, "output_size", cell.hidden_size)
+    return cell.output_size if isinstance(cell, LSTM) else cell.hidden_size
 
 
 def summary(layer: Any) -> str:
@@ -200,10 +202,8 @@ def _check_sizes(
             else _takes(layer.forward, params["forward"])
         )
         sizes = [
-            _check_sizes(
-                getattr(layer, name), params[name], input_size, f"{where}: {name}"
-            )
-            for name in ("forward", "backward")
+            _check_sizes(part, params[name], input_size, f"{where}: {name}")
+            for name, part in (("forward", layer.forward), ("backward", layer.backward))
         ]
         return (
             sizes[0]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +81,9 @@ class Spec:
             "weight_hh",
             *(("bias_ih", "bias_hh") if self.bias else ()),
         ]
-        projected = getattr(self.cell, "projection_size", None) is not None
+        projected = (
+            isinstance(self.cell, LSTM) and self.cell.projection_size is not None
+        )
         return [word + suffix for word in words + (["weight_hr"] if projected else [])]
 
     def shapes(self, inputs: int) -> dict[str, tuple[int, ...]]:
@@ -256,19 +258,36 @@ def spec_of_layer(where: str, layer: Cell | Layer, bias: bool, numbered: bool) -
     return spec
 
 
+@runtime_checkable
+class Tensor(Protocol):
+    """What tells a tensor of torch, which is not imported, from other arrays."""
+
+    def detach(self) -> Any:
+        """Return the tensor without its history."""
+
+
+@runtime_checkable
+class Module(Protocol):
+    """What tells a module of torch from a dictionary of its tensors."""
+
+    def state_dict(self) -> Any:
+        """Return the tensors by name."""
+
+
 def plain(where: str, name: str, value: Any) -> Any:
     """Convert a tensor to a NumPy array; return other arrays as they are.
 
     torch is not imported: the methods of its tensors suffice.
     """
-    if not hasattr(value, "detach"):
+    is_tensor = isinstance(value, Tensor)
+    if not is_tensor:
         return value
-    if getattr(value, "is_quantized", False):
+    if value.is_quantized:
         raise TypeError(
             f"{where}: {name} is quantized ({value.dtype}): take the weights from "
             f"before quantization"
         )
-    if getattr(value, "is_meta", False):
+    if value.is_meta:
         raise TypeError(
             f"{where}: {name} is on torch's meta device and holds no values: load the "
             f"weights first"

@@ -25,7 +25,7 @@ from .arithmetic import (
     zero_biases,
 )
 from .structure import check_same, checked_cell_params, set_cell_params
-from .torch_spec import Spec, plain, spec_of_arrays, spec_of_layer
+from .torch_spec import Module, Spec, plain, spec_of_arrays, spec_of_layer
 
 MODULES = ("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell")
 
@@ -77,7 +77,8 @@ def from_torch(
         GRU (3, 6)
     """
     where = "from_torch"
-    if hasattr(source, "state_dict"):
+    is_module = isinstance(source, Module)
+    if is_module:
         module = _inside(where, source, prefix) if prefix else source
         if nonlinearity is not None or dropout is not None:
             raise ValueError(
@@ -86,10 +87,7 @@ def from_torch(
             )
         _check_module(where, module)
         arrays, noted = dict(module.state_dict()), ""
-        nonlinearity, dropout = (
-            getattr(module, "nonlinearity", None),
-            getattr(module, "dropout", 0.0),
-        )
+        nonlinearity, dropout = _options_of(module)
     elif isinstance(source, (str, os.PathLike)):
         arrays, noted = _under(prefix, safetensors_file.read(source, prefix))
     elif isinstance(source, Mapping):
@@ -101,7 +99,7 @@ def from_torch(
         )
     arrays = {name: plain(where, name, value) for name, value in arrays.items()}
     spec = spec_of_arrays(where, arrays, nonlinearity, dropout or 0.0, noted)
-    if dropout and spec.layers == 1 and not hasattr(source, "state_dict"):
+    if dropout and spec.layers == 1 and not is_module:
         raise ValueError(
             f"{where}: dropout is applied between layers, but these are the weights of "
             f"one: leave it out"
@@ -159,7 +157,7 @@ def to_torch(
     """
     where = "to_torch"
     check_concrete(where, params)
-    module = into if hasattr(into, "state_dict") else None
+    module: Any = into if isinstance(into, Module) else None
     if module is not None:
         _check_module(where, module)
         if prefix or cell or bias is not None:
@@ -167,7 +165,7 @@ def to_torch(
                 f"{where}: the module to load determines its names: leave out prefix, "
                 f"bias and cell"
             )
-        bias, cell = module.bias, not hasattr(module, "num_layers")
+        bias, cell = module.bias, _is_cell(module)
     elif into is not None and not isinstance(into, (str, os.PathLike)):
         raise TypeError(
             f"{where}: into must be a torch module or the path of a new file, but it "
@@ -230,6 +228,18 @@ def _check_module(where: str, module: Any) -> None:
             "one inside it (with prefix, or as model.encoder), or, for a class of your "
             "own that computes the same, pass state_dict()"
         )
+
+
+def _is_cell(module: Any) -> bool:
+    """Whether one of torch's six modules is a single step."""
+    return type(module).__name__.endswith("Cell")
+
+
+def _options_of(module: Any) -> tuple[str | None, float]:
+    """Return the nonlinearity and the dropout of one of torch's six modules."""
+    is_rnn = type(module).__name__.startswith("RNN")
+    nonlinearity = module.nonlinearity if is_rnn else None
+    return nonlinearity, 0.0 if _is_cell(module) else module.dropout
 
 
 def _under(prefix: str, source: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
@@ -300,8 +310,8 @@ def _load(
             f"{where}: the module is on torch's meta device and holds nothing: "
             f"module.to_empty(device='cpu') first"
         )
-    rate = getattr(module, "dropout", 0.0)
-    spec = spec_of_arrays(where, state, getattr(module, "nonlinearity", None), rate)
+    nonlinearity, rate = _options_of(module)
+    spec = spec_of_arrays(where, state, nonlinearity, rate)
     check_same(where, layer, spec.layer())
     check_shapes(
         where,

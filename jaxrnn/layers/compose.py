@@ -244,8 +244,8 @@ class Bidirectional(Layer):
         }
         if self.merge == "sum":
             sizes = [
-                output_size(getattr(self, name), params[name], input_size)
-                for name in ("forward", "backward")
+                output_size(self.forward, params["forward"], input_size),
+                output_size(self.backward, params["backward"], input_size),
             ]
             if sizes[0] != sizes[1]:
                 raise ValueError(

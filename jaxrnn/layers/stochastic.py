@@ -27,9 +27,11 @@ from ..core.cell import (
     LinearCell,
     bind_context,
     is_linear,
+    part_named_h,
     without_context,
 )
 from ..core.layer import Layer, check_cell
+from ..core.records import fields_of
 from ..core.types import Carry, Inputs, Params
 from ..core.unroll_spec import UnrollSpec
 from ..core.validation import check_one_array, describe_tree
@@ -157,7 +159,7 @@ def zoneout(cell: Cell, rate: float | tuple[float, ...]) -> Zoneout:
         )
     for one_rate in rates:
         _check_rate("zoneout", one_rate)
-    if getattr(cell, "shares_scale", False) and (len(rates) == 1 or any(rates[1:])):
+    if cell.shares_scale and (len(rates) == 1 or any(rates[1:])):
         raise ValueError(
             f"zoneout: the memory, n and m of {type(cell).__name__} share a scale, so "
             f"only h may keep old values: give h alone a rate, (0.1, 0.0, 0.0, 0.0)"
@@ -253,10 +255,7 @@ def inference(layer: Cell | Layer) -> Cell | Layer:
     if isinstance(layer, Cell):
         return layer
     changed: Any = layer
-    changes = {
-        field.name: convert(getattr(layer, field.name))
-        for field in dataclasses.fields(changed)
-    }
+    changes = {name: convert(value) for name, value in fields_of(layer).items()}
     if isinstance(layer, StochasticLayer):
         changes["drawing"] = False
     return dataclasses.replace(changed, **changes)
@@ -459,7 +458,8 @@ class StateNoise(StochasticCellLayer):
 
 def _hidden(carry: Carry) -> Any:
     """Return what the recurrent weights multiply: ``carry.h``, or the carry itself."""
-    return carry.h if hasattr(carry, "h") else carry
+    h = part_named_h(carry)
+    return carry if h is None else h
 
 
 def _drop(key: Array, rate: float, xs: Array, shape: tuple[int, ...]) -> Array:

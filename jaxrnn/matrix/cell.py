@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -17,9 +18,10 @@ from ..core.flags import expand_flags, select
 from ..core.lagged_inputs import lagged_inputs
 from ..core.types import Carry, Params, PyTree
 from ..core.validation import check_positive
-from .checks import check_terms
+from .checks import check_scale, check_terms
 from .decay import like
 from .looking_back import LookingBack
+from .state_space_checks import check_shown
 from .terms import (
     MatrixMemory,
     Terms,
@@ -29,7 +31,15 @@ from .terms import (
     spread_heads,
     take_step,
 )
-from .walk import last_shown, reads_first, spoiled_steps, walk
+from .walk import (
+    CHUNK,
+    CHUNK_ELSEWHERE,
+    last_shown,
+    reads_first,
+    spoiled_steps,
+    steps_not_finite,
+    walk,
+)
 
 
 @register_for_export
@@ -218,8 +228,9 @@ class MatrixCell(LookingBack):
         h, memory, recent = self.unpack(carry)
         recent, z = self.take_in(params, recent, z)
         terms = self.checked_terms(params, z)
+        check_scale(self, terms, memory)
         memory, y = self._take_steps(memory, terms)
-        shown = self.shown(params, y, memory.m, z)
+        shown = check_shown(self, self.shown(params, y, memory.m, z), h.shape)
         return self.pack(shown.astype(h.dtype), memory, recent)
 
     def _take_steps(self, memory: MatrixMemory, terms: Terms):
@@ -243,6 +254,9 @@ class MatrixCell(LookingBack):
         check_terms(self, terms)
         return terms
 
+    def chunk_on(self, platform: str) -> int:
+        return CHUNK if platform == "cpu" else CHUNK_ELSEWHERE
+
     def walk_chunks(
         self,
         params: Params,
@@ -250,14 +264,14 @@ class MatrixCell(LookingBack):
         zs: PyTree,
         mask: Bool[Array, "T *B"] | None,
         resets: Bool[Array, "T *B"] | None,
-        chunk: int,
+        chunk: int | None,
         reverse: bool,
     ) -> tuple[Carry, Float[Array, "T *B H"]]:
         """Apply ``step`` over a sequence, computing ``chunk`` steps at once.
 
-        The results are those of ``step``. Chunks are scanned one after another; a chunk
-        is recomputed for its gradient, so that beyond inputs and outputs memory grows
-        with T by one state a chunk.
+        The results are those of ``step``, and one step is taken by it. Chunks, or
+        blocks of chunks, are recomputed for their gradient, so that beyond inputs and
+        outputs memory grows with T by one state a chunk, or a block.
 
         Args:
             params: the parameters, from ``init``.
@@ -266,7 +280,8 @@ class MatrixCell(LookingBack):
             mask: False where a step keeps the carry, or None.
             resets: True where the initial carry replaces the carry before a step, or
                 None.
-            chunk: the number of consecutive steps that are computed at once.
+            chunk: the number of consecutive steps that are computed at once; None
+                chooses for the platform, by `jaxrnn.matrix.walk.plans`.
             reverse: whether to run from the last step to the first.
 
         Returns:
@@ -277,6 +292,8 @@ class MatrixCell(LookingBack):
         steps, batch = jax.tree.leaves(zs)[0].shape[0], h.shape[:-1]
         if steps == 0:
             return carry, jnp.zeros((0, *h.shape), h.dtype)
+        if steps == 1:
+            return self.walk_one_step(params, carry, zs, mask, resets)
         initial_h = initial = None
         if resets is not None:
             fresh = self.initial_carry(params, batch, h.dtype)
@@ -286,7 +303,7 @@ class MatrixCell(LookingBack):
                 recent, self.remembered(params, zs), mask, resets, reverse
             )
             zs = self.look_back(params, zs, lags)
-        bad, spoiled = spoiled_steps(zs, resets, reverse, len(batch))
+        bad = steps_not_finite(zs, len(batch))
         zs = jax.tree.map(
             lambda z: jnp.where(expand_flags(bad, z), jnp.zeros_like(z), z), zs
         )
@@ -307,7 +324,7 @@ class MatrixCell(LookingBack):
                 return y, m
             return self.shown(params, y, m, given[0]).astype(h.dtype)
 
-        memory, hs = walk(
+        memory, (hs, bad_terms) = walk(
             terms_of,
             show,
             memory,
@@ -323,6 +340,7 @@ class MatrixCell(LookingBack):
         if shows_outside:
             ys, ms = hs
             hs = self.shown(params, ys, ms, zs).astype(h.dtype)
+        spoiled = spoiled_steps(bad | bad_terms, resets, reverse)
         hs = jnp.where(spoiled[..., None], jnp.nan, hs)
         at_end = spoiled[0 if reverse else -1]
         memory = select(
@@ -338,7 +356,9 @@ class MatrixCell(LookingBack):
             M_t = (Diag(exp g_t) + b_t a_t^T) R(-turn_t)
 
         Of a step with micro steps it is their product. It takes any leading axes. The
-        Jacobian of the whole state is M_t for each of the d_v columns.
+        Jacobian of the whole state is M_t for each of the d_v columns. ``z`` is
+        ``project(params, x)``, and of a cell that looks back what `looked_back` makes
+        of it.
         """
         terms = self.checked_terms(params, z)
         M = None
@@ -354,7 +374,9 @@ class MatrixCell(LookingBack):
         if terms.g is None:
             return {}
         g = jnp.exp(log_decay(terms.g))
-        return {"decay": Gate(g.reshape(*g.shape[:-2], -1), keeps=True)}
+        lead = terms.q.shape[:-2]  # g may have an axis of micro steps behind them
+        flat = g.reshape(*lead, math.prod(g.shape[len(lead) :]))
+        return {"decay": Gate(flat, keeps=True)}
 
 
 def what_is_read(

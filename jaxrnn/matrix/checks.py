@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from ..core.validation import describe
-from .terms import Terms
+from ..core.validation import check_positive, describe
+from .terms import MatrixMemory, Terms
 
 NAMES = {
     "q": "(..., heads, d_k)",
@@ -19,18 +20,26 @@ NAMES = {
     "w": "(..., heads, 1)",
     "turn": "(..., heads, R) with R <= d_k / 2",
 }
+READS = ("after", "before")
 
 
 def check_terms(cell: Any, terms: Any) -> None:
     """Check that the terms of a cell fit it and each other.
 
     Raises:
-        TypeError: if they are no `Terms`, or one of them is no array.
-        ValueError: if one has the wrong shape, if the numbers of heads do not divide,
+        TypeError: if they are no `Terms`, or one of them is no array of floats.
+        ValueError: if the cell declares what there is not, if a term has the wrong
+            shape, if the numbers of heads do not divide,
             if b is there without a, w beside g a channel, a or micro steps, or turn
             beside g a channel; or if a logarithm of a decay is known to be positive.
     """
     name = f"{type(cell).__name__}.terms"
+    check_positive(cell, micro_steps=cell.micro_steps)
+    if cell.reads not in READS:
+        raise ValueError(
+            f"{type(cell).__name__}: reads must be 'after', for queries that read the "
+            f"state after the step, or 'before', but it is {cell.reads!r}"
+        )
     if not isinstance(terms, Terms):
         raise TypeError(
             f"{name} must return jaxrnn.Terms(q, k, v, ...), but it returns "
@@ -42,12 +51,35 @@ def check_terms(cell: Any, terms: Any) -> None:
         if value is not None and not isinstance(value, jax.Array):
             raise TypeError(
                 f"{name}: {field} must be an array {NAMES[field]}, but it is "
-                f"{describe(value)}"
+                f"{describe(value)}: make one with jnp.asarray(..., z.dtype)"
+            )
+        if value is not None and not jnp.issubdtype(value.dtype, jnp.floating):
+            raise TypeError(
+                f"{name}: {field} must be an array of floats {NAMES[field]}, but it is "
+                f"{describe(value)}: the state is real and has a floating dtype; "
+                f"convert integers with .astype, and split complex numbers into their "
+                f"real and imaginary parts"
             )
     _check_shapes(cell, name, terms)
     _check_options(cell, name, terms)
     if terms.g is not None and terms.w is None:
         check_decay(name, terms.g)
+
+
+def check_scale(cell: Any, terms: Terms, memory: MatrixMemory) -> None:
+    """Check that a cell with write strengths carries the scale of its state.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    if terms.w is not None and memory.m is None:
+        name = type(cell).__name__
+        raise ValueError(
+            f"{name}.terms: w, the logarithm of a strength, needs a carry that holds "
+            f"m, the logarithm of the state's scale, but {name}.unpack returns none: "
+            f"override initial_carry, unpack, pack and shown, as jaxrnn.MLSTM does, or "
+            f"multiply k or v by exp(w) instead"
+        )
 
 
 def check_decay(name: str, g: jax.Array) -> None:

@@ -16,181 +16,224 @@ where (x, W) are what has been written: (k, V); (k, U); (k, V) and (b, P). The s
 the WY representation of DeltaNet (Yang et al. 2024, arXiv:2406.06484), and the third
 that of RWKV-7. A reset makes later steps see the initial state instead of S_0, and
 nothing of what was written before it.
+
+Only W and S_C need S_0, and they are a few products of what does not: scores, inverses
+and decayed keys. So these are computed for many chunks side by side, then W and S_C
+chunk by chunk, then Y side by side again.
 """
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from .decay import HeadDecay, decay_of, products
+from .decay import AbstractDecay, decay_of
 from .inverse import exact_matmul, inverse_of_one_minus
-from .terms import (
-    MatrixMemory,
-    Terms,
-    bounded_exp,
-    group_heads,
-    is_empty,
-    log_decay,
-    map_terms,
-)
-
-Written = list[tuple[Array, Array]]  # keys, and the values written at them
+from .terms import Terms, group_heads, log_decay, map_terms, rotate_keys
 
 
-def run_chunk(
-    memory: MatrixMemory,
-    initial: MatrixMemory | None,
+class Chunk(NamedTuple):
+    """What a chunk makes of the state that enters it, and what its queries read.
+
+    All arrays are ``(*B, groups, heads of a group, ...)``; see `group_heads`. With ::
+
+        W = T (E S_0 + source)        S_C = kept S_0 + x^T W + added
+        Y = R S_0 + scores W + Y_0
+
+    What is None stands for zero.
+
+    Attributes:
+        kept: ``(..., 1 or K, 1)``, the factors of the state; zero after a reset.
+        added: ``(..., K, V)``.
+        reading: ``(..., C, K)``, R.
+        read: ``(..., C, V)``, Y_0.
+        erased: what is erased, or None.
+        sees_entering: ``(..., C, 1)``, whether a step comes before all resets, or None
+            where there are none.
+        turn: ``(..., R)``, the angles by which the state is rotated back at the end, or
+            None.
+    """
+
+    kept: Array
+    added: Array | None
+    reading: Array
+    read: Array | None
+    erased: Erased | None
+    sees_entering: Array | None
+    turn: Array | None = None
+
+
+class Erased(NamedTuple):
+    """The factors of W in a `Chunk`.
+
+    Attributes:
+        inverse: ``(..., C, C)``, T.
+        reading: ``(..., C, K)``, E.
+        source: ``(..., C, V)``.
+        keys: ``(..., C, K)``, x, decayed to the end of the chunk.
+        scores: ``(..., C, C)``, of the queries with x.
+    """
+
+    inverse: Array
+    reading: Array
+    source: Array
+    keys: Array
+    scores: Array
+
+
+def prepare_chunk(
+    initial: Float[Array, "*B N K V"] | None,
     terms: Terms,
     segment: Int[Array, "T *B"] | None,
     reads: str,
-) -> tuple[MatrixMemory, tuple[Float[Array, "T *B N V"], Array | None]]:
-    """Compute one chunk.
+    dtype: jnp.dtype,
+) -> Chunk:
+    """Compute all of a chunk that does not depend on the state that enters it.
 
     Args:
-        memory: the state before the chunk.
         initial: the state that a reset brings in; None if it is zero.
-        terms: ``(C, *B, heads, ...)``, C a power of two.
+        terms: ``(C, *B, heads, ...)``, C a power of two where something is erased or a
+            channel decays.
         segment: the number of resets in the chunk up to each step, or None.
         reads: ``"after"`` or ``"before"``.
+        dtype: that of the state.
+    """
+    terms, segment, initial = grouped(terms, segment, initial, dtype)
+    q, k, v, g, a, b = terms[:6]
+    before = reads == "before"
+    decay = decay_of(None if g is None else log_decay(g), segment, q.shape[-2])
+    entering = _Entering(decay, segment, initial)
+    reading, read = entering.read_by(q, before=before)
+    kept, added = entering.at_end(jnp.ones_like(q[..., -1:, :1]))
+    scores, keys = decay.scores(q, k, before=before), _at_end(k, decay, segment)
+    if a is None:
+        added, read = _sum(added, _outer(keys, v)), _sum(read, scores @ v)
+        return Chunk(kept, added, reading, read, None, entering.sees)
+    erasing, source = entering.read_by(a, before=True)
+    solved = a_k = decay.scores(a, k, before=True)
+    if b is None:
+        source = _sum(source, v)
+    else:
+        added, read = _sum(added, _outer(keys, v)), _sum(read, scores @ v)
+        source = _sum(source, exact_matmul(a_k, v))
+        solved = decay.scores(a, b, before=True)
+        scores, keys = decay.scores(q, b, before=before), _at_end(b, decay, segment)
+    inverse = inverse_of_one_minus(solved)
+    erased = Erased(inverse, erasing, source, keys, scores)
+    return Chunk(kept, added, reading, read, erased, entering.sees)
+
+
+def next_state(S: Array, chunk: Chunk) -> tuple[Array, Array | None]:
+    """Return the state after a chunk, from the one before it, and W."""
+    S, spoiled = _finite(S, chunk)
+    new, W, erased = _sum(chunk.added, chunk.kept * S), None, chunk.erased
+    if erased is not None:
+        source = erased.source + exact_matmul(erased.reading, S)
+        W = exact_matmul(erased.inverse, source)
+        new = new + _outer(erased.keys, W)
+    if chunk.sees_entering is not None:
+        new = jnp.where(spoiled & chunk.sees_entering[..., -1:, :], jnp.nan, new)
+    return new if chunk.turn is None else rotate_keys(new, -chunk.turn), W
+
+
+def read_chunk(S: Array, W: Array | None, chunk: Chunk) -> Float[Array, "*B N C V"]:
+    """Return what every step of a chunk reads, from the state before it, and W."""
+    S, spoiled = _finite(S, chunk)
+    y = _sum(chunk.read, chunk.reading @ S)
+    if chunk.erased is not None and W is not None:
+        y = y + chunk.erased.scores @ W
+    if chunk.sees_entering is None:
+        return y
+    return jnp.where(spoiled & chunk.sees_entering, jnp.nan, y)
+
+
+def grouped(
+    terms: Terms, segment: Any, initial: Any, dtype: jnp.dtype
+) -> tuple[Terms, Any, Any]:
+    """Put the steps of a chunk last but one, and split the heads by `group_heads`.
 
     Returns:
-        The state after the chunk; what every step read, and its m (or None).
+        The terms ``(*B, groups, heads of a group, C, ...)``, the segments ``(*B, 1, 1,
+        C)`` and the initial state ``(*B, groups, heads of a group, K, V)``.
     """
-    dtype, shape = memory.S.dtype, memory.S.shape
     terms = map_terms(lambda x: jnp.moveaxis(x, 0, -2), group_heads(terms, dtype))
-    groups = terms.q.shape[-4], terms.v.shape[-3]
     if segment is not None:
         segment = jnp.moveaxis(segment, 0, -1)[..., None, None, :]
-    memory = _grouped(memory, groups)
-    initial = None if initial is None else _grouped(initial, groups)
-    if terms.w is not None:
-        chunk: Chunk = WeightedChunk(memory, initial, terms, segment)
-    else:
-        chunk = Chunk(memory, initial, terms, segment)
-    y, written = chunk.outputs(reads)
-    S, m, m_last = chunk.last_state(written), chunk.m, None
-    if m is not None:
-        m_last = m[..., -1].reshape(shape[:-2])
-        m = jnp.moveaxis(m.reshape(*shape[:-2], m.shape[-1]), -1, 0)
-    y = y.reshape(*shape[:-2], *y.shape[-2:])
-    return MatrixMemory(S.reshape(shape), m_last), (jnp.moveaxis(y, -2, 0), m)
+    if initial is not None:
+        initial = grouped_heads(initial, -3, terms.q.shape[-4])
+    return terms, segment, initial
 
 
-class Chunk:
-    """One chunk; all arrays are ``(*B, groups, heads of a group, C, ...)``.
+def grouped_heads(x: Array, axis: int, groups: int) -> Array:
+    """Split an axis of all heads, counted from the last, into groups."""
+    shape, rest = x.shape[:axis], x.shape[x.ndim + axis + 1 :]
+    return x.reshape(*shape, groups, x.shape[axis] // groups, *rest)
+
+
+class _Entering:
+    """What becomes of the state that enters a chunk, and of the one a reset brings.
 
     Attributes:
-        m: the logarithm of the scale of the state after every step, or None.
+        sees: whether each step sees the state that entered, or None where all do.
     """
 
-    m: Array | None = None
+    def __init__(self, decay, segment, initial):
+        self.decay, self.initial = decay, initial
+        self.sees = None if segment is None else segment[..., None] == 0
 
-    def __init__(self, memory, initial, terms, segment):
-        self.memory, self.initial, self.terms = memory, initial, terms
-        self.segment, self.size = segment, terms.q.shape[-2]
-        g = terms.g
-        self.decay = decay_of(None if g is None else log_decay(g), segment, self.size)
-
-    def outputs(self, reads: str) -> tuple[Array, Written]:
-        """Return what every step reads, and what has been written."""
-        q, k, v, _, a, b = self.terms[:6]
-        before = reads == "before"
-        y = self.read_entering(q, before=before)
-        q_k = self.decay.scores(q, k, before=before)
-        if a is None:
-            return y + q_k @ v, [(k, v)]
-        erased = self.read_entering(a, before=True)
-        a_k = self.decay.scores(a, k, before=True)
-        if b is None:
-            u = exact_matmul(inverse_of_one_minus(a_k), v + erased)
-            return y + q_k @ u, [(k, u)]
-        a_b = self.decay.scores(a, b, before=True)
-        p = exact_matmul(inverse_of_one_minus(a_b), erased + exact_matmul(a_k, v))
-        y = y + q_k @ v + self.decay.scores(q, b, before=before) @ p
-        return y, [(k, v), (b, p)]
-
-    def read_entering(self, x: Array, *, before: bool) -> Array:
-        """Return what x reads of the state that entered, decayed until then."""
+    def read_by(self, x: Array, *, before: bool) -> tuple[Array, Array | None]:
+        """Return the factors by which x reads what entered, and what else it reads."""
         decay = self.decay.since_start(before=before)
         x = x if decay is None else x * decay
-        y = exact_matmul(x, self.memory.S) if before else x @ self.memory.S
-        if self.segment is None:
-            return y
-        of_reset = 0 if self.initial is None else x @ self.initial.S
-        return jnp.where(self.segment[..., None] > 0, of_reset, y)
+        if self.sees is None:
+            return x, None
+        of_reset = None
+        if self.initial is not None:
+            of_reset = jnp.where(self.sees, 0, exact_matmul(x, self.initial))
+        return jnp.where(self.sees, x, 0), of_reset
 
-    def last_state(self, written: Written) -> Array:
-        """Return the state after the chunk."""
+    def at_end(self, one: Array) -> tuple[Array, Array | None]:
+        """Return the factors of what entered at the end, and what a reset brought."""
         decay = self.decay.since_start(before=False)
-        last = 1 if decay is None else decay[..., -1, :, None]
-        S, to_end = last * self.entering_last(), self.decay.to_end()
-        for key, value in written:
-            key = key if to_end is None else key * to_end
-            if self.segment is not None:
-                in_last = self.segment == self.segment[..., -1:]
-                key = jnp.where(in_last[..., None], key, 0)
-            S = S + exact_matmul(jnp.swapaxes(key, -1, -2), value)
-        return S
-
-    def entering_last(self) -> Array:
-        """Return what the last step sees as the state that entered."""
-        S = self.memory.S
-        if self.segment is None:
-            return S
-        of_reset = 0 if self.initial is None else self.initial.S
-        return jnp.where(self.segment[..., -1, None, None] > 0, of_reset, S)
+        kept = one if decay is None else decay[..., -1, :, None]
+        if self.sees is None:
+            return kept, None
+        sees, of_reset = self.sees[..., -1:, :], None
+        if self.initial is not None:
+            of_reset = jnp.where(sees, 0, kept * self.initial)
+        return jnp.where(sees, kept, 0), of_reset
 
 
-class WeightedChunk(Chunk):
-    """A chunk whose writes have a logarithmic strength w, at the scale exp(m).
+def _at_end(key: Array, decay: AbstractDecay, segment: Any) -> Array:
+    """Return the keys of what has been written, as the end of the chunk sees them."""
+    to_end = decay.to_end()
+    key = key if to_end is None else key * to_end
+    if segment is None:
+        return key
+    return jnp.where((segment == segment[..., -1:])[..., None], key, 0)
 
-    The weights ``exp(between_ts + w_s)`` of all steps s, and that of the state that
-    entered, are divided by the largest of them, ``exp(m_t)``.
+
+def _sum(x: Array | None, y: Array) -> Array:
+    """Return the sum, in which None stands for zero."""
+    return y if x is None else x + y
+
+
+def _outer(keys: Array, values: Array) -> Float[Array, "*B K V"]:
+    """Return the sum over the steps of ``key value^T``."""
+    return exact_matmul(jnp.swapaxes(keys, -1, -2), values)
+
+
+def _finite(S: Array, chunk: Chunk) -> tuple[Array, Any]:
+    """Replace columns that are not finite, which steps behind a reset must not see.
+
+    In a product their zero factors would not keep them out.
+
+    Returns:
+        The state, and which columns were replaced.
     """
-
-    def __init__(self, memory, initial, terms, segment):
-        if initial is None:
-            initial = MatrixMemory(*map(jnp.zeros_like, memory))
-        super().__init__(memory, initial, terms, segment)
-        g = jnp.zeros_like(terms.w) if terms.g is None else log_decay(terms.g)
-        decay = HeadDecay(g, segment)
-        log_entering = decay.log_since_start(before=False)
-        log_entering = log_entering + self._entering(lambda memory: memory.m)
-        empty = self._entering(lambda memory: is_empty(memory.S))
-        log_weights = decay.log_weights(before=False)
-        log_weights = log_weights + jnp.swapaxes(terms.w, -1, -2)
-        m = log_weights.max(-1)
-        first = empty & (m > -jnp.inf)
-        self.m = jnp.where(first, m, jnp.maximum(log_entering, m))
-        self.kept = bounded_exp(log_entering - self.m)
-        self.weights = jnp.exp(log_weights - self.m[..., None])
-
-    def _entering(self, of):
-        """Return what ``of`` says of the state that each step sees as entering."""
-        now = of(self.memory)[..., None]
-        if self.segment is None:
-            return now
-        return jnp.where(self.segment > 0, of(self.initial)[..., None], now)
-
-    def outputs(self, reads):
-        q, k, v = self.terms[:3]
-        y = q @ self.memory.S
-        if self.segment is not None:
-            of_reset = q @ self.initial.S
-            y = jnp.where(self.segment[..., None] > 0, of_reset, y)
-        scores = self.weights * products(q, k, False)
-        return self.kept[..., None] * y + scores @ v, [(k, v)]
-
-    def last_state(self, written):
-        ((k, v),) = written
-        k = k * self.weights[..., -1, :, None]
-        S = self.kept[..., -1, None, None] * self.entering_last()
-        return S + exact_matmul(jnp.swapaxes(k, -1, -2), v)
-
-
-def _grouped(memory: MatrixMemory, groups: tuple[int, int]) -> MatrixMemory:
-    """Split the heads of a state as `group_heads` splits those of the terms."""
-    S, m = memory
-    S = S.reshape(*S.shape[:-3], *groups, *S.shape[-2:])
-    return MatrixMemory(S, None if m is None else m.reshape(*m.shape[:-1], *groups))
+    if chunk.sees_entering is None:
+        return S, None
+    finite = jnp.isfinite(S).all(-2, keepdims=True)
+    return jnp.where(finite, S, jnp.zeros_like(S)), ~finite

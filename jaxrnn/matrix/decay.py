@@ -11,6 +11,7 @@ an earlier segment.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -107,19 +108,29 @@ class HeadDecay(AbstractDecay):
         after_s = jnp.where(like(np.tril(lower, -1), g), g, jnp.zeros_like(g))
         self.between = exact_matmul(like(lower, g).astype(g.dtype), after_s)
 
-    def log_weights(self, *, before: bool) -> Float[Array, "*B C C"]:
-        """Return the logarithm of what step t sees of step s; -inf for nothing."""
-        between = self.between
-        if before:
-            between = _shift(between)
-        return jnp.where(like(self.sees(before=before), between), between, -jnp.inf)
+    @property
+    def log_weights(self) -> Float[Array, "*B C C"]:
+        """The logarithm of what step t sees of step s; -inf for nothing."""
+        sees = like(self.sees(before=False), self.between)
+        return jnp.where(sees, self.between, -jnp.inf)
 
     def log_since_start(self, *, before: bool) -> Float[Array, "*B C"]:
         """Return the logarithm of `since_start`."""
         return self.summed(self.g, before=before)[..., 0]
 
+    @functools.cached_property
+    def weights(self) -> Float[Array, "*B C C"]:
+        """What step t sees of step s."""
+        return jnp.exp(self.log_weights)
+
     def scores(self, x, y, *, before):
-        return jnp.exp(self.log_weights(before=before)) * products(x, y, before)
+        weights = self.weights
+        if before:
+            # Step t sees what the step before it saw, unless it is reset in between.
+            weights = _shift(weights)
+            if self.segment is not None:
+                weights = jnp.where(self.sees(before=True), weights, 0)
+        return weights * products(x, y, before)
 
     def since_start(self, *, before):
         return jnp.exp(self.log_since_start(before=before))[..., None]
@@ -151,11 +162,9 @@ class ChannelDecay(AbstractDecay):
             self.levels.append((ahead, behind))
 
     def scores(self, x, y, *, before):
-        total: Any = 0
-        if not before:
-            own = (x * y).sum(-1)
-            own = own[..., None]
-            total = own * like(np.eye(self.size, dtype=own.dtype), own)
+        own = (x * y).sum(-1)[..., None]
+        own = jnp.zeros_like(own) if before else own
+        total = own * like(np.eye(self.size, dtype=own.dtype), own)
         half = 1
         for ahead, behind in self.levels[:-1]:
             total = total + self._between_halves(x, y, ahead, behind, half, before)

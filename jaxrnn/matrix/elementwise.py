@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool
 
 from ..core.flags import expand_flags, select
 from ..core.types import PyTree
+from .splitting import join_chunks, split_flags, split_steps
 
 
 class Recurrence(NamedTuple):
@@ -77,9 +78,12 @@ def walk_elementwise(
             return run_chunk(recurrence, state, initial, now)
 
         body = jax.checkpoint(body, prevent_cse=False)
-        state, ys = jax.lax.scan(body, state, _split(steps, chunk, reverse))
-        ys = ys.reshape(-1, *ys.shape[2:])[: steps.live.shape[0]]
-        return state, jnp.flip(ys, 0) if reverse else ys
+        length = steps.live.shape[0]
+        size = min(chunk, length)
+        flags = (split_flags(x, size, reverse) for x in steps[1:])
+        split = Walked(split_steps(steps.z, size, reverse), *flags)
+        state, ys = jax.lax.scan(body, state, split)
+        return state, join_chunks(ys, length, reverse)
 
     return jax.lax.platform_dependent(
         state,
@@ -88,27 +92,6 @@ def walk_elementwise(
         cpu=lambda *inputs: walk(run_steps, *inputs),
         default=lambda *inputs: walk(run_prefixes, *inputs),
     )
-
-
-def _split(steps: Walked, chunk: int, reverse: bool) -> Walked:
-    """Split all steps into chunks ``(T / chunk, chunk, ...)``.
-
-    The last chunk is filled up by its last step, which is not live there: another input
-    might lie outside the domain of the cell.
-    """
-    length = steps.live.shape[0]
-    size = min(chunk, length)
-    count = -(-length // size)
-    missing = count * size - length
-
-    def split(leaf, mode="edge"):
-        leaf = jnp.flip(leaf, 0) if reverse else leaf
-        if missing:
-            leaf = jnp.pad(leaf, [(0, missing)] + [(0, 0)] * (leaf.ndim - 1), mode)
-        return leaf.reshape(count, size, *leaf.shape[1:])
-
-    resets = None if steps.resets is None else split(steps.resets, "constant")
-    return Walked(jax.tree.map(split, steps.z), split(steps.live, "constant"), resets)
 
 
 def run_steps(

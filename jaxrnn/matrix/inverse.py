@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-BASE = 16  # rows up to which whole blocks are multiplied
+BASE = 8  # rows up to which whole blocks are multiplied
 
 # A matrix product in full precision on every platform. What is solved for here, and
 # what is summed over all of time, would otherwise lose digits that nothing restores.
@@ -29,7 +29,7 @@ def inverse_of_one_minus(A: Float[Array, "*B C C"]) -> Float[Array, "*B C C"]:
     """Return ``(I - A)^-1`` for a strictly lower triangular A; C is a power of two.
 
     With T1 and T2 the inverses of the two halves, that of the whole is
-    ``[[T1, 0], [T2 A21 T1, T2]]``. Up to 16 rows this is done in place, by products of
+    ``[[T1, 0], [T2 A21 T1, T2]]``. Up to 8 rows this is done in place, by products of
     whole blocks: with T of the two halves and zero elsewhere it is ``T + T A21 T``.
     """
     size = A.shape[-1]

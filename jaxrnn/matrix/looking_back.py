@@ -1,14 +1,16 @@
-"""What a cell needs that looks back at its last few inputs."""
+"""What cells share that run in chunks and may look back at their last few inputs."""
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ..core.cell import Cell
 from ..core.dtypes import accumulator
-from ..core.types import Params, PyTree
+from ..core.flags import select
+from ..core.types import Carry, Params, PyTree
 
 
 class LookingBack(Cell):
@@ -81,6 +83,33 @@ class LookingBack(Cell):
         if recent is None:
             return None, z
         new = self.remembered(params, z).astype(recent.dtype)
+        if new.shape != recent[..., 0, :].shape:
+            raise ValueError(
+                f"{type(self).__name__}: remembered must return one array (*B, F) with "
+                f"the F = {recent.shape[-1]} features that remembered_size and the "
+                f"carry say, {recent[..., 0, :].shape}, but its shape is {new.shape}"
+            )
         recent = jnp.concatenate([recent[..., 1:, :], new[..., None, :]], -2)
         lags = [recent[..., -1 - j, :] for j in range(self.looks_back)]
         return recent, self.look_back(params, z, lags)
+
+    def walk_one_step(
+        self,
+        params: Params,
+        carry: Carry,
+        zs: PyTree,
+        mask: Bool[Array, "1 *B"] | None,
+        resets: Bool[Array, "1 *B"] | None,
+    ) -> tuple[Carry, Float[Array, "1 *B H"]]:
+        """Take the step of a sequence of one, as when streaming.
+
+        Returns:
+            The carry after the step, and h as a sequence.
+        """
+        if resets is not None:
+            batch, dtype = carry.h.shape[:-1], carry.h.dtype
+            carry = select(resets[0], self.initial_carry(params, batch, dtype), carry)
+        new = self.step(params, carry, jax.tree.map(lambda z: z[0], zs))
+        if mask is not None:
+            new = select(mask[0], new, carry)
+        return new, new.h[None]

@@ -19,7 +19,7 @@ from ..core.validation import check_positive
 from .elementwise import Recurrence, Walked, advance, walk_elementwise
 from .looking_back import LookingBack
 from .state_space_checks import check_affine, check_read, check_shown
-from .walk import last_shown, spoiled_steps
+from .walk import last_shown, spoiled_steps, steps_not_finite
 
 
 @register_for_export
@@ -210,18 +210,19 @@ class StateSpaceCell(LookingBack):
         steps, batch = jax.tree.leaves(zs)[0].shape[0], carry.h.shape[:-1]
         if steps == 0:
             return carry, jnp.zeros((0, *carry.h.shape), carry.h.dtype)
+        if steps == 1:
+            return self.walk_one_step(params, carry, zs, mask, resets)
         fresh = carry
         if resets is not None:
             fresh = self.initial_carry(params, batch, carry.h.dtype)
-        if steps == 1:
-            return self._walk_one_step(params, carry, fresh, zs, mask, resets)
         recent = carry.recent
         if recent is not None:
             recent, lags = lagged_inputs(
                 recent, self.remembered(params, zs), mask, resets, reverse
             )
             zs = self.look_back(params, zs, lags)
-        bad, spoiled = spoiled_steps(zs, resets, reverse, len(batch))
+        bad = steps_not_finite(zs, len(batch))
+        spoiled = spoiled_steps(bad, resets, reverse)
         zs = jax.tree.map(
             lambda z: jnp.where(expand_flags(bad, z), jnp.zeros_like(z), z), zs
         )
@@ -244,20 +245,3 @@ class StateSpaceCell(LookingBack):
         initial_h = None if resets is None else fresh.h
         shown = last_shown(carry.h, hs, mask, resets, initial_h, reverse)
         return carry._replace(h=shown, s=s, recent=recent), hs
-
-    def _walk_one_step(
-        self,
-        params: Params,
-        carry: Carry,
-        fresh: Carry,
-        zs: PyTree,
-        mask: Bool[Array, "1 *B"] | None,
-        resets: Bool[Array, "1 *B"] | None,
-    ) -> tuple[Carry, Float[Array, "1 *B H"]]:
-        """Take the step of a sequence of one, as when streaming."""
-        if resets is not None:
-            carry = select(resets[0], fresh, carry)
-        new = self.step(params, carry, jax.tree.map(lambda z: z[0], zs))
-        if mask is not None:
-            new = select(mask[0], new, carry)
-        return new, new.h[None]

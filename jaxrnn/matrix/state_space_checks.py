@@ -76,9 +76,9 @@ def check_shown(cell: Any, hs: Any, shape: tuple[int, ...]) -> Array:
     Raises:
         ValueError: if it has the wrong shape.
     """
-    if jnp.shape(hs) != shape:
+    if not isinstance(hs, jax.Array) or hs.shape != shape:
         raise ValueError(
             f"{type(cell).__name__}.readout must return h {shape}, as initial_carry "
-            f"says, but the shape of what it returns is {jnp.shape(hs)}"
+            f"says, but it returns {describe(hs)}"
         )
     return hs

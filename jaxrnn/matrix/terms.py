@@ -45,7 +45,8 @@ class Terms(NamedTuple):
             in all delta rules, which costs half.
         w: ``(..., heads, 1)``, the logarithm of the strength with which is written:
             ``exp(w_t) k_t v_t^T``, for gates that may be large; None for 1. The state
-            is then stored divided by ``exp(m)``; see `MatrixMemory`.
+            is then stored divided by ``exp(m)``, see `MatrixMemory`, so that the cell's
+            carry must hold m, as that of `jaxrnn.MLSTM` does.
         turn: ``(..., heads, R)``, angles in radians, R at most d_k / 2, by which the
             pairs of channels (0, 1), (2, 3), ... of the state's keys are rotated
             backwards before all else; None for none. Queries and keys then see each
@@ -119,11 +120,13 @@ def rescale(
 ) -> tuple[Array, Array, Array]:
     """Return m after a step with w, and what the old state and k v^T count at it.
 
-    While the state is zero its scale does not count.
+    While the state is zero its scale does not count. Where nothing is written, w being
+    -inf, the old scale is kept.
     """
     log_new = w[..., 0]
     log_kept = m if g is None else m + log_decay(g)[..., 0]
-    new = jnp.where(is_empty(S), log_new, jnp.maximum(log_kept, log_new))
+    first = is_empty(S) & (log_new > -jnp.inf)
+    new = jnp.where(first, log_new, jnp.maximum(log_kept, log_new))
     return new, bounded_exp(log_kept - new), jnp.exp(log_new - new)[..., None]
 
 

@@ -9,6 +9,7 @@ the position.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -44,7 +45,7 @@ def without_turns(
         same = by_step[..., :, None] == by_step[..., None, :]
         sees = jnp.where(same, sees, jnp.zeros((), turn.dtype))
     angles = jnp.moveaxis(turn, 0, -3)
-    flat = angles.reshape(*angles.shape[:-2], -1)
+    flat = angles.reshape(*angles.shape[:-2], math.prod(angles.shape[-2:]))
     summed = exact_matmul(sees, flat).reshape(angles.shape)
     angles = jnp.moveaxis(summed, -3, 0)
 

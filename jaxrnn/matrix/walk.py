@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,8 @@ from jaxtyping import Array, Bool, Int
 
 from ..core.flags import expand_flags
 from ..core.types import PyTree
-from .chunk import run_chunk
+from .block import chunks_in_block, run_block
+from .splitting import join_chunks, split_flags, split_steps
 from .terms import (
     MatrixMemory,
     Terms,
@@ -20,9 +21,61 @@ from .terms import (
     join_micro_steps,
     leave_out,
     map_terms,
-    rotate_keys,
 )
-from .turn import without_turns
+from .weighted import run_weighted_chunk
+
+CHUNK = 32  # steps in a chunk on a CPU
+CHUNK_ELSEWHERE = 64  # steps in a chunk on other platforms
+FEW_CHUNKS = 8  # fewer are not worth to be prepared together
+
+
+class Plan(NamedTuple):
+    """How the steps are divided.
+
+    Attributes:
+        chunk: steps that are computed at once.
+        block: chunks that are prepared side by side.
+    """
+
+    chunk: int
+    block: int
+
+
+def plans(
+    steps: int, chunk: int | None, S: Array, *, weighted: bool
+) -> tuple[Plan, Plan]:
+    """Choose the `Plan` for a CPU, and that for other platforms.
+
+    A CPU is fastest with chunks of 32 steps, one after another (benchmarks/cpu/matrix).
+    Elsewhere a chunk costs some fifty kernel launches whatever its size, so that there
+    are fewer and larger ones, prepared side by side. No accelerator has measured this;
+    what is known are the launches of a program compiled for an H100: for the gradient
+    of a gated delta rule over 2,048 steps 6,938 in single chunks of 32, 3,643 in those
+    of 64, and in chunks of 64 of which 16 are prepared together 842, and 932 that
+    overlap with them (benchmarks/accelerator/launches).
+
+    Args:
+        steps: T.
+        chunk: the steps in a chunk, or None to choose.
+        S: the state of all heads.
+        weighted: whether the writes have strengths, so that no chunk can be prepared.
+    """
+    on_cpu = Plan(min(chunk or CHUNK, steps), 1)
+    size = min(chunk or CHUNK_ELSEWHERE, steps)
+    count = -(-steps // size)
+    if weighted or count < FEW_CHUNKS:
+        return on_cpu, Plan(size, 1)
+    return on_cpu, Plan(size, chunks_in_block(count, size, S))
+
+
+class Walk(NamedTuple):
+    """What a sequence is walked with; see `walk`."""
+
+    terms_of: Callable[[PyTree], Terms]
+    show: Callable[[Array, Array | None, PyTree], PyTree]
+    reads: str
+    micro_steps: int
+    reverse: bool
 
 
 def walk(
@@ -34,15 +87,16 @@ def walk(
     live: Bool[Array, "T *B"],
     resets: Bool[Array, "T *B"] | None,
     *,
-    chunk: int,
+    chunk: int | None,
     reverse: bool,
     reads: str = "after",
     micro_steps: int = 1,
 ) -> tuple[MatrixMemory, Any]:
-    """Run the recurrence over a sequence, ``chunk`` steps at once.
+    """Run the recurrence over a sequence, chunk by chunk.
 
-    A chunk is computed again for its gradient, so that beyond inputs and outputs memory
-    grows with T by one state a chunk.
+    What a chunk computes without its first state is computed for all chunks of a block
+    side by side. A block is computed again for its gradient, so that beyond inputs and
+    outputs memory grows with T by one state a block.
 
     Args:
         terms_of: returns the terms of steps from ``zs``, with any leading axes.
@@ -53,27 +107,74 @@ def walk(
         zs: the projected inputs of all steps, ``(T, *B, ...)`` per leaf.
         live: False where the state is held.
         resets: True where the initial state replaces the state before a step, or None.
-        chunk: the number of steps that are computed at once.
+        chunk: the number of steps that are computed at once; None chooses for the
+            platform, by `plans`.
         reverse: whether to run from the last step to the first.
         reads: ``"after"`` or ``"before"``.
         micro_steps: the number of micro steps in a step; see `join_micro_steps`.
 
     Returns:
-        The last state, and what ``show`` returns of every step, ``(T, *B, ...)``.
+        The last state; and of every step what ``show`` returns, ``(T, *B, ...)``, and
+        whether it was left out because its terms are not finite, ``(T, *B)``.
     """
-    steps = live.shape[0]
-    size = min(chunk, steps)
-    count = -(-steps // size)
+    how = Walk(terms_of, show, reads, micro_steps, reverse)
+    weighted = memory.m is not None
+    on_cpu, elsewhere = plans(len(live), chunk, memory.S, weighted=weighted)
+    inputs = memory, initial, (zs, live, resets)
+    if on_cpu == elsewhere:
+        return _walk_blocks(how, on_cpu, *inputs)
+    return jax.lax.platform_dependent(
+        *inputs,
+        cpu=lambda *inputs: _walk_blocks(how, on_cpu, *inputs),
+        default=lambda *inputs: _walk_blocks(how, elsewhere, *inputs),
+    )
 
-    def split(leaf):
-        leaf = jnp.flip(leaf, 0) if reverse else leaf
-        zeros = jnp.zeros((count * size - steps, *leaf.shape[1:]), leaf.dtype)
-        return jnp.concatenate([leaf, zeros]).reshape(count, size, *leaf.shape[1:])
+
+def _walk_blocks(
+    how: Walk,
+    plan: Plan,
+    memory: MatrixMemory,
+    initial: MatrixMemory | None,
+    sequence: PyTree,
+) -> tuple[MatrixMemory, Any]:
+    """Run the recurrence block by block."""
+    steps, size = len(sequence[1]), plan.chunk * plan.block
+
+    def in_chunks(leaf):
+        return leaf.reshape(len(leaf), plan.block, plan.chunk, *leaf.shape[2:])
+
+    def join(leaf):
+        leaf = leaf.reshape(len(leaf), size, *leaf.shape[3:])
+        return join_chunks(leaf, steps, how.reverse)
 
     def body(memory, now):
+        return _run_block(how, plan.chunk, memory, initial, now)
+
+    body = jax.checkpoint(body, prevent_cse=False)
+    zs, *flags = sequence
+    split = (
+        split_steps(zs, size, how.reverse),
+        *(split_flags(x, size, how.reverse) for x in flags),
+    )
+    memory, shown = jax.lax.scan(body, memory, jax.tree.map(in_chunks, split))
+    return memory, jax.tree.map(join, shown)
+
+
+def _run_block(
+    how: Walk,
+    size: int,
+    memory: MatrixMemory,
+    initial: MatrixMemory | None,
+    now: tuple[PyTree, Array, Array | None],
+) -> tuple[MatrixMemory, PyTree]:
+    """Compute the chunks of a block; ``now`` is ``(block, chunk, *B, ...)``."""
+    z, micro_steps = now[0], how.micro_steps
+
+    def chunk_of(now):
         z, live, resets = now
-        terms = leave_out(terms_of(z), live)
-        segment = None
+        terms, segment = how.terms_of(z), None
+        bad = terms_not_finite(terms, live)
+        terms = leave_out(terms, live & ~bad)
         if micro_steps > 1:
             terms = join_micro_steps(terms, micro_steps)
         if resets is not None:
@@ -81,24 +182,27 @@ def walk(
             segment = jnp.repeat(segment, micro_steps, 0)
         if terms.a is not None or has_channel_decay(terms):
             terms, segment = _pad_to_power(terms, segment)
-        angles = None
-        if terms.turn is not None:
-            terms, angles = without_turns(terms, segment)
-        memory, (y, m) = run_chunk(memory, initial, terms, segment, reads)
-        if angles is not None:
-            back = -_of_heads(angles, memory.S)
-            memory = memory._replace(S=rotate_keys(memory.S, back))
-        y = y[: size * micro_steps][micro_steps - 1 :: micro_steps]
-        return memory, show(y, m, z)
+        return (terms, segment), bad
 
-    body = jax.checkpoint(body, prevent_cse=False)
-    memory, shown = jax.lax.scan(body, memory, jax.tree.map(split, (zs, live, resets)))
+    @jax.vmap
+    def show(y, m, z):
+        """Show what the last micro step of every step reads."""
+        y, m = jax.tree.map(
+            lambda x: x[: size * micro_steps][micro_steps - 1 :: micro_steps], (y, m)
+        )
+        return how.show(y, m, z)
 
-    def join(leaf):
-        leaf = leaf.reshape(count * size, *leaf.shape[2:])[:steps]
-        return jnp.flip(leaf, 0) if reverse else leaf
+    given, bad = jax.vmap(chunk_of)(now)
+    if memory.m is not None:
 
-    return memory, jax.tree.map(join, shown)
+        def run(memory, given):
+            return run_weighted_chunk(memory, initial, *given)
+
+        memory, (y, m) = jax.lax.scan(run, memory, given)
+        return memory, (show(y, m, z), bad)
+    first = None if initial is None else initial.S
+    S, y = run_block(memory.S, first, given, how.reads)
+    return MatrixMemory(S), (show(y, None, z), bad)
 
 
 def reads_first(f: Callable, first: PyTree, *rest: PyTree) -> bool:
@@ -114,12 +218,6 @@ def power_of_two(steps: int) -> int:
     return 1 << (steps - 1).bit_length()
 
 
-def _of_heads(angles: Array, S: Array) -> Array:
-    """Return the angles of every head of S, in its dtype."""
-    times = S.shape[-3] // angles.shape[-2]
-    return jnp.repeat(angles.astype(S.dtype), times, axis=-2)
-
-
 def _pad_to_power(terms: Terms, segment: Any) -> tuple[Terms, Any]:
     """Add steps that do nothing until their number is a power of two."""
     steps = terms.q.shape[0]
@@ -133,29 +231,46 @@ def _pad_to_power(terms: Terms, segment: Any) -> tuple[Terms, Any]:
     return map_terms(pad, terms), None if segment is None else pad(segment, "edge")
 
 
-def spoiled_steps(
-    zs: PyTree, resets: Bool[Array, "T *B"] | None, reverse: bool, batch_ndim: int
-) -> tuple[Bool[Array, "T *B"], Bool[Array, "T *B"]]:
-    """Find the steps whose inputs are not finite, and those that they make NaN.
+def steps_not_finite(zs: PyTree, batch_ndim: int) -> Bool[Array, "T *B"]:
+    """Find the steps whose inputs are not finite."""
+    leaves = jax.tree.leaves(zs)
+    bad = jnp.zeros(leaves[0].shape[: 1 + batch_ndim], bool)
+    for leaf in leaves:  # tokens, which are no floats, are always finite
+        if jnp.issubdtype(leaf.dtype, jnp.inexact):
+            features = tuple(range(1 + batch_ndim, leaf.ndim))
+            bad = bad | ~jnp.isfinite(leaf).all(features)
+    return bad
 
-    The second are the steps from such an input to the next reset. The sums over a chunk
-    would instead spread a NaN to earlier steps and across resets, so that such inputs
-    are left out and the NaNs written afterwards.
+
+def terms_not_finite(terms: Terms, live: Bool[Array, "T *B"]) -> Bool[Array, "T *B"]:
+    """Find the live steps whose terms are not finite, but for q, which only reads.
+
+    A logarithm may be -inf.
     """
-    finite = [
-        jnp.isfinite(leaf).all(tuple(range(1 + batch_ndim, leaf.ndim)))
-        for leaf in jax.tree.leaves(zs)
-        if jnp.issubdtype(leaf.dtype, jnp.inexact)
-    ]
-    bad = ~jnp.stack(finite).all(0)
+    bad = jnp.zeros_like(live)
+    for name, x in zip(Terms._fields[1:], terms[1:], strict=True):
+        if x is not None:
+            fits = x < jnp.inf if name in ("g", "w") else jnp.isfinite(x)
+            bad = bad | ~fits.all(tuple(range(live.ndim, x.ndim)))
+    return bad & live
+
+
+def spoiled_steps(
+    bad: Bool[Array, "T *B"], resets: Bool[Array, "T *B"] | None, reverse: bool
+) -> Bool[Array, "T *B"]:
+    """Find the steps that bad ones make NaN: those from a bad one to the next reset.
+
+    The sums over a chunk would instead spread a NaN to earlier steps and across resets,
+    so that bad steps are left out and the NaNs written afterwards.
+    """
 
     def latest(flags):  # number of the latest flagged step up to each step, or 0
         return jax.lax.cummax(places(flags, reverse), axis=0, reverse=reverse)
 
     latest_bad = latest(bad)
     if resets is None:
-        return bad, latest_bad > 0
-    return bad, (latest_bad > 0) & (latest_bad >= latest(resets))
+        return latest_bad > 0
+    return (latest_bad > 0) & (latest_bad >= latest(resets))
 
 
 def places(flags: Bool[Array, "T *B"], reverse: bool) -> Int[Array, "T *B"]:

@@ -15,6 +15,7 @@ from ..core.layer import Layer
 from ..core.types import Carry, Context, Inputs
 from ..core.validation import describe, lead_ndim
 from ..modules.flip import Lengths, flip_sequences
+from .cells import CellOfFlax
 from .rnn import RNN
 
 
@@ -63,11 +64,7 @@ class Bidirectional(nnx.Module):
         rngs: Any = True,
     ):
         for name, rnn in (("forward_rnn", forward_rnn), ("backward_rnn", backward_rnn)):
-            if (
-                isinstance(rnn, (Cell, Layer))
-                or hasattr(rnn, "initialize_carry")
-                or not callable(rnn)
-            ):
+            if isinstance(rnn, (Cell, Layer, CellOfFlax)) or not callable(rnn):
                 wrap = (
                     "RNN(cell, input_size, rngs=rngs)"
                     if isinstance(rnn, (Cell, Layer))

@@ -11,7 +11,8 @@ that draws random numbers or writes to its variables runs in flax's own scan.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +22,17 @@ from jaxtyping import Array
 
 from ..cells import GRU, LSTM, Elman
 from ..core.cell import Cell
+from ..core.foreign import optional_attribute
 from ..core.types import Carry, Inputs, Params, PyTree
 from ..modules.forms import Form, ModuleCell, built_in_form, module_form
+
+
+@runtime_checkable
+class CellOfFlax(Protocol):
+    """What tells a cell of flax from another module of flax."""
+
+    def initialize_carry(self, input_shape: tuple[int, ...], rngs: Any) -> Any:
+        """Return the first carry."""
 
 
 def form_of(cell: nnx.Module, x: jax.ShapeDtypeStruct | None = None) -> Form:
@@ -41,21 +51,18 @@ def _packed(cell: Any) -> tuple[Cell, dict[str, Array]] | None:
     None for any other cell.
     """
     kind = next((k for k in _FORMS if isinstance(cell, k)), None)
-    if kind is None or any(
-        getattr(type(cell), name) is not getattr(kind, name)
-        for name in ("__call__", "initialize_carry")
-    ):
-        return None
     if (
-        getattr(cell, "residual", False)
-        or getattr(cell, "gate_fn", jax.nn.sigmoid) is not jax.nn.sigmoid
+        kind is None
+        or type(cell).__call__ is not kind.__call__
+        or type(cell).initialize_carry is not kind.initialize_carry
     ):
         return None
-    if kind is not nnx.SimpleCell and cell.activation_fn is not jnp.tanh:
+    if kind is nnx.SimpleCell:
+        if cell.residual:
+            return None
+    elif cell.gate_fn is not jax.nn.sigmoid or cell.activation_fn is not jnp.tanh:
         return None
-    inputs, recurrent = (
-        [getattr(cell, name) for name in names] for names in _FORMS[kind]
-    )
+    inputs, recurrent = _FORMS[kind](cell)
     if not all(_plain(linear, cell) for linear in (*inputs, *recurrent)):
         return None
     biased, bare = (
@@ -97,12 +104,15 @@ def _plain(linear: Any, cell: Any) -> bool:
     )
 
 
-# The names of the linear maps of x and of h, in the order in which they are packed.
-_FORMS: dict[Any, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    nnx.LSTMCell: (("ii", "if_", "ig", "io"), ("hi", "hf", "hg", "ho")),
-    nnx.OptimizedLSTMCell: (("dense_i",), ("dense_h",)),
-    nnx.GRUCell: (("dense_i",), ("dense_h",)),
-    nnx.SimpleCell: (("dense_i",), ("dense_h",)),
+# The linear maps of x and of h, in the order in which they are packed.
+_FORMS: dict[Any, Callable[[Any], tuple[list[Any], list[Any]]]] = {
+    nnx.LSTMCell: lambda cell: (
+        [cell.ii, cell.if_, cell.ig, cell.io],
+        [cell.hi, cell.hf, cell.hg, cell.ho],
+    ),
+    nnx.OptimizedLSTMCell: lambda cell: ([cell.dense_i], [cell.dense_h]),
+    nnx.GRUCell: lambda cell: ([cell.dense_i], [cell.dense_h]),
+    nnx.SimpleCell: lambda cell: ([cell.dense_i], [cell.dense_h]),
 }
 
 
@@ -141,7 +151,7 @@ def initialized_carry(cell: Any, input_shape: tuple[int, ...]) -> Carry:
 
 def feature_axes(cell: Any) -> int:
     """Return the number of feature axes of a cell's inputs; by default 1."""
-    return getattr(cell, "num_feature_axes", 1)
+    return optional_attribute(cell, "num_feature_axes", 1)
 
 
 def why_impure(cell: Any, x: jax.ShapeDtypeStruct) -> str | None:

@@ -15,6 +15,7 @@ from ..core.cell import Cell
 from ..core.dtypes import weaken_scalars
 from ..core.engine import AbstractEngine
 from ..core.flags import select
+from ..core.foreign import optional_attribute
 from ..core.layer import Layer, check_cell
 from ..core.types import Carry, Context, Flags, Inputs, Params
 from ..core.validation import check_inputs, check_positive, describe
@@ -25,7 +26,7 @@ from ..modules.flip import Lengths
 from ..modules.forms import Form
 from ..modules.running import Ran, run_in_engine, run_in_loop, steps_per_iteration
 from ..modules.sequences import Order, Sequences, arrange
-from .cells import feature_axes, form_of, initialized_carry, why_impure
+from .cells import CellOfFlax, feature_axes, form_of, initialized_carry, why_impure
 from .scan import scan_cell
 
 
@@ -90,7 +91,7 @@ class RNN(nnx.Module):
         rngs: Any = None,
     ):
         if isinstance(cell, nnx.Module):
-            if not hasattr(cell, "initialize_carry"):
+            if not isinstance(cell, CellOfFlax):
                 raise TypeError(
                     f"RNN: a flax cell must have __call__(carry, x) -> (carry, y) and "
                     f"initialize_carry, which {type(cell).__name__} does not have: "
@@ -102,8 +103,9 @@ class RNN(nnx.Module):
                     f"RNN: {type(cell).__name__} already has its parameters, so leave "
                     f"out input_size and dtype: they are for a jaxrnn cell"
                 )
-            self.cell, self.input_size = cell, getattr(cell, "in_features", None)
-            self.output_size: Any = getattr(cell, "hidden_features", None)
+            self.cell: Any = cell
+            self.input_size = optional_attribute(cell, "in_features")
+            self.output_size: Any = optional_attribute(cell, "hidden_features")
             self.broadcast_rngs = broadcast_rngs
             self.state_axes = None if state_axes is None else nnx.StateAxes(state_axes)
         else:
@@ -133,6 +135,7 @@ class RNN(nnx.Module):
     ) -> None:
         """Initialize the parameters of a jaxrnn cell or layer."""
         check_cell(layer)
+        self.cell = None
         wrong = _wrong_arguments(input_size, rngs)
         if input_size is None or wrong:
             raise TypeError(
@@ -159,7 +162,7 @@ class RNN(nnx.Module):
     @property
     def _wraps_flax(self) -> bool:
         """Whether the cell is one of flax."""
-        return hasattr(self, "cell")
+        return self.cell is not None
 
     @property
     def feature_ndim(self) -> Any:
@@ -351,9 +354,8 @@ class RNN(nnx.Module):
 
     def _check_drawn_carry(self, initial_carry: Carry, resets: Flags | None) -> None:
         """Refuse to draw the carry of a flax cell with a ``carry_init``."""
-        if getattr(getattr(self, "cell", None), "carry_init", None) is not None and (
-            initial_carry is None or resets is not None
-        ):
+        draws = optional_attribute(self.cell, "carry_init") is not None
+        if draws and (initial_carry is None or resets is not None):
             raise ValueError(
                 f"RNN: {type(self.cell).__name__} has a carry_init, which draws "
                 f"a new carry at each call: make it "

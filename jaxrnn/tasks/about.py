@@ -208,6 +208,15 @@ ABOUT: dict[str, About] = {
         },
         curve=("accuracy", "accuracy"),
     ),
+    "recall": About(
+        "the first symbol, asked for after a delay: how far back credit reaches",
+        "",
+        ("predict RUN 1abca?", "evaluate RUN --length 64", _GRADIENTS),
+        baselines={
+            "baseline": Baseline("accuracy", "chance"),
+        },
+        curve=("accuracy", "accuracy"),
+    ),
     "seq-mnist": About(
         "a handwritten digit that is read pixel by pixel",
         "",

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
+from ..core.records import fields_of
 from ..core.validation import describe
 from ..training import InputError
 from .models.cell_registry import KNOWN, check_cell_name
@@ -81,8 +82,9 @@ def check_options(options: Any) -> None:
         InputError: with the flag, what was expected and what was received; for a name,
             with the most similar known one.
     """
+    values = fields_of(options)
     for field in dataclasses.fields(options):
-        value, metadata = getattr(options, field.name), field.metadata
+        value, metadata = values[field.name], field.metadata
         flag = "--" + field.name.replace("_", "-")
         if "cell" in metadata:
             if not (

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from .. import diagnostics
+from ..core.records import fields_of
 from ..diagnostics.style import save, title
 from ..training import InputError
 from .config import check_name, check_options, option
@@ -187,7 +188,7 @@ def _of_run(
     length = (
         asked.length
         if "length" in given_options
-        else getattr(options, "length", asked.length)
+        else fields_of(options).get("length", asked.length)
     )
     probe = task.probe(options, run.config, length, asked.batch)
     context = {

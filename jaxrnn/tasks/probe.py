@@ -14,6 +14,7 @@ from jaxtyping import Array
 from .. import diagnostics
 from ..core.cell import Cell
 from ..core.layer import Layer
+from ..core.records import is_namedtuple
 from ..core.types import Params
 
 
@@ -92,8 +93,8 @@ def as_json(value: object) -> Any:
     """Convert arrays to lists of numbers; NaN and infinity become null."""
     if isinstance(value, dict):
         return {name: as_json(each) for name, each in value.items()}
-    if hasattr(value, "_asdict"):
-        return as_json(value._asdict())
+    if is_namedtuple(value):
+        return as_json(value._asdict())  # type: ignore[attr-defined]
     numbers = np.asarray(value, np.float64)
     if numbers.ndim:
         return [as_json(each) for each in numbers]

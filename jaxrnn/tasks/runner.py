@@ -14,6 +14,7 @@ import jax
 
 from ..core.cell import Cell
 from ..core.layer import Layer
+from ..core.records import fields_of
 from ..training import Budget, Checkpoints, Experiment, InputError, Run, fit
 from ..training.devices import choose_devices, host_cores
 from ..training.fit import check_patience
@@ -36,6 +37,7 @@ from .synthetic import (
     mqar,
     niah,
     parity,
+    recall,
     seq_mnist,
     squares,
     temporal_order,
@@ -51,6 +53,7 @@ SYNTHETIC = (
     group_words.TASK,
     mqar.TASK,
     niah.TASK,
+    recall.TASK,
     seq_mnist.TASK,
     squares.TASK,
 )
@@ -208,7 +211,7 @@ def _trained(
         return run, {}, []
     result |= {
         "device": jax.devices()[0].device_kind,
-        "devices": getattr(begun.options, "devices", 1),
+        "devices": fields_of(begun.options).get("devices", 1),
         "cores": host_cores(),
     }
     result |= {"jax": jax.__version__, "python": platform.python_version()}
@@ -327,7 +330,7 @@ def _fresh(path: pathlib.Path) -> pathlib.Path:
 
 def _resolve_devices(options: Any) -> Any:
     """Resolve the number of devices, so that ``--resume`` uses as many."""
-    if not hasattr(options, "devices"):
+    if "devices" not in fields_of(options):  # of a task that runs on one
         return options
     return dataclasses.replace(
         options, devices=choose_devices(options.devices, options.batch, options.hidden)
@@ -345,7 +348,7 @@ def _with_hidden_size(options: dict[str, Any]) -> dict[str, Any]:
 
 def _options_as_json(options: Any) -> dict[str, Any]:
     """Return the options of a task as config.json holds them."""
-    values = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
+    values = fields_of(options)
     if "cell" in values:
         values["cell"] = stored_cell(values["cell"])
     return values
@@ -366,7 +369,7 @@ def _options_of(
     options = _stored(run, declared.Options, "options")
     return (
         dataclasses.replace(options, devices=1)
-        if getattr(options, "devices", None) == 0
+        if fields_of(options).get("devices") == 0
         else options
     )
 

@@ -121,10 +121,8 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
         texts = [text for pair in split.train for text in pair]
         vocabulary = {"sentencepiece": Subwords.of(texts, options.subwords).model}
     else:
-        vocabulary = {
-            side: Characters.of(getattr(pair, side) for pair in split.train).known
-            for side in Pair._fields
-        }
+        sides = zip(Pair._fields, zip(*split.train, strict=True), strict=True)
+        vocabulary = {side: Characters.of(texts).known for side, texts in sides}
     config = {"vocabulary": vocabulary, "text": digest(split), "longest": 0}
     train = Numbered.of(config, split.train)
     config["longest"] = int(max(map(len, train.target)))

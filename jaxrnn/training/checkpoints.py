@@ -22,6 +22,7 @@ import orbax.checkpoint as ocp
 
 from ..core.types import PyTree
 from .errors import InputError
+from .state import TrainState
 
 BEST = "best"  # prefix of the names of the best parameters
 
@@ -114,7 +115,7 @@ class Checkpoints:
         step, arrays, meta, notes = self._newest(set_aside=True)
         best = (
             _part(BEST, template.params, arrays, step)
-            if hasattr(template, "params")
+            if isinstance(template, TrainState)
             else None
         )
         return Restored(step, _unnamed(template, arrays, step), meta, notes, best)

@@ -83,6 +83,7 @@ def choose_devices(asked: int, batch: int, hidden: int) -> int:
 
 def host_cores() -> int:
     """Return the number of cores that this process may use."""
+    # Not every operating system can say which cores a process may use.
     return (
         len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")

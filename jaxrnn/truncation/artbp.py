@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,21 @@ from jaxtyping import Array, Bool, Float
 from ..core.arrays import is_array
 from ..core.types import Flags
 from ..core.validation import check_batch_shape, describe
+
+
+@runtime_checkable
+class Truncation(Protocol):
+    """What draws the gradient scales of windows for `TBPTT`, as `ARTBP` does."""
+
+    def sample(
+        self,
+        key: Array,
+        steps: int,
+        batch_shape: tuple[int, ...] = (),
+        mask: Any = None,
+        resets: Any = None,
+    ) -> Array:
+        """Draw a scale ``(steps, *batch_shape)``."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
-"""Checks of the arguments of `TBPTT`.
+"""Checks of the arguments of `TBPTT`, and of online gradients with its words.
 
-Each error says what was expected, what was given and how to mend it.
+Each error says what was expected, what was given and how to mend it, and begins with
+the name of the method that was called, ``who``.
 """
 
 from __future__ import annotations
@@ -12,16 +13,18 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ..core.foreign import varying_axes
 from ..core.types import Carry, Flags, Params, PyTree
 from ..core.validation import describe
+from .artbp import Truncation
 
 
-def check_differentiable(params: Params) -> None:
+def check_differentiable(params: Params, who: str = "TBPTT") -> None:
     """Check that every parameter is floating-point, so that it has a gradient."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
             raise TypeError(
-                f"TBPTT: params{jax.tree_util.keystr(path)} is "
+                f"{who}: params{jax.tree_util.keystr(path)} is "
                 f"{jnp.result_type(leaf)}, which has no gradient: params must "
                 "be floating-point; pass other arrays to the losses in a closure"
             )
@@ -39,16 +42,15 @@ def check_axis(name: str | None, flags: Flags | None) -> None:
             f"it inside jax.shard_map over a mesh with "
             f"the axis {name!r}, or leave axis_name out"
         ) from None
-    kind = getattr(jax.typeof(flags), "manual_axis_type", None)
     # With check_vma=True jax sums the gradient itself, and TBPTT would do so again.
-    if name in getattr(kind, "varying", ()):
+    if name in varying_axes(jax.typeof(flags)):
         raise ValueError(
             f"TBPTT: with axis_name={name!r} TBPTT itself sums the gradients over the "
             f"axis, so jax.shard_map must not: pass check_vma=False"
         )
 
 
-def check_steps(sequence: PyTree) -> int:
+def check_steps(sequence: PyTree, who: str = "TBPTT") -> int:
     """Return T of a sequence, after a check that all its arrays share it."""
     steps = {
         jnp.shape(leaf)[0] if jnp.ndim(leaf) else None
@@ -56,10 +58,39 @@ def check_steps(sequence: PyTree) -> int:
     }
     if len(steps) != 1 or None in steps:
         raise ValueError(
-            f"TBPTT: inputs, targets, mask and resets must share their leading axis T, "
+            f"{who}: inputs, targets, mask and resets must share their leading axis T, "
             f"but it is {steps}"
         )
     return int(steps.pop() or 0)
+
+
+def check_streams(
+    sequence: PyTree, batch: tuple[int, ...], steps: int, who: str = "TBPTT"
+) -> None:
+    """Check that the arrays of a sequence have the batch axes of the state."""
+    for name, flags in (("mask", sequence.mask), ("resets", sequence.resets)):
+        if flags is not None and (
+            jnp.shape(flags) != (steps, *batch) or flags.dtype != bool
+        ):
+            raise ValueError(
+                f"{who}: {name} must be bool of shape (T, *B) = {(steps, *batch)}, but "
+                f"it is {describe(flags)}; the state was made by init() with "
+                f"batch_shape={batch}"
+            )
+    for leaf in jax.tree.leaves((sequence.inputs, sequence.targets)):
+        if jnp.shape(leaf)[1 : 1 + len(batch)] != batch:
+            raise ValueError(
+                f"{who}: inputs and targets must be (T, *B, ...), but one has shape "
+                f"{jnp.shape(leaf)}, and the state was made with batch_shape={batch}: "
+                f"call init() with the batch axes of the sequence"
+            )
+    for leaf in jax.tree.leaves(sequence.context):
+        if jnp.shape(leaf)[: len(batch)] != batch:
+            raise ValueError(
+                f"{who}: the context must be arrays (*B, ...), the same at every step, "
+                f"but one has shape {jnp.shape(leaf)}, and the state was made with "
+                f"batch_shape={batch}"
+            )
 
 
 def check_sequence(
@@ -70,31 +101,7 @@ def check_sequence(
     The arrays of the sequence must have the batch axes, shapes and dtypes for which the
     state was made.
     """
-    batch = state.fresh.shape
-    for name, flags in (("mask", sequence.mask), ("resets", sequence.resets)):
-        if flags is not None and (
-            jnp.shape(flags) != (steps, *batch) or flags.dtype != bool
-        ):
-            raise ValueError(
-                f"TBPTT: {name} must be bool of shape (T, *B) = {(steps, *batch)}, but "
-                f"it is {describe(flags)}; the state was made by init() with "
-                f"batch_shape={batch}"
-            )
-    for leaf in jax.tree.leaves((sequence.inputs, sequence.targets)):
-        if jnp.shape(leaf)[1 : 1 + len(batch)] != batch:
-            raise ValueError(
-                f"TBPTT: inputs and targets must be (T, *B, ...), but one has shape "
-                f"{jnp.shape(leaf)}, and the state was made with batch_shape={batch}: "
-                f"call init() with the batch axes of the sequence"
-            )
-
-    for leaf in jax.tree.leaves(sequence.context):
-        if jnp.shape(leaf)[: len(batch)] != batch:
-            raise ValueError(
-                f"TBPTT: the context must be arrays (*B, ...), the same at every step, "
-                f"but one has shape {jnp.shape(leaf)}, and the state was made with "
-                f"batch_shape={batch}"
-            )
+    check_streams(sequence, state.fresh.shape, steps)
 
     def shapes_and_dtypes(tree: PyTree, length: int | None = None) -> Any:
         return jax.tree.map(
@@ -116,11 +123,13 @@ def check_sequence(
         )
 
 
-def check_losses(losses: PyTree, carries: Carry, carry: Carry, mask: Any) -> None:
+def check_losses(
+    losses: PyTree, carries: Carry, carry: Carry, mask: Any, who: str = "TBPTT"
+) -> None:
     """Check that ``losses`` returned one loss and one carry for every step."""
     if losses.shape != mask.shape:
         raise ValueError(
-            f"TBPTT: losses must return one loss per step, (T, *B) = {mask.shape}, but "
+            f"{who}: losses must return one loss per step, (T, *B) = {mask.shape}, but "
             f"they have shape {losses.shape}: "
             "average over features, not over time or batch"
         )
@@ -128,7 +137,7 @@ def check_losses(losses: PyTree, carries: Carry, carry: Carry, mask: Any) -> Non
     got = jax.tree.map(jnp.shape, carries)
     if got != expected:
         raise ValueError(
-            "TBPTT: losses must return the carries after every step, (T, *B, ...), as "
+            f"{who}: losses must return the carries after every step, (T, *B, ...), as "
             "unroll(..., return_carries=True) "
             f"gives them, of shapes {expected}, but got {got}"
         )
@@ -146,7 +155,7 @@ def check_truncation(
                 "TBPTT(..., truncation=jaxrnn.ARTBP(mean_length))"
             )
         return
-    if isinstance(truncation, type) or not hasattr(truncation, "sample"):
+    if isinstance(truncation, type) or not isinstance(truncation, Truncation):
         raise TypeError(
             f"TBPTT: truncation must be None or a jaxrnn.ARTBP(mean_length), but it is "
             f"{describe(truncation)}"
@@ -177,7 +186,7 @@ def check_window_is_read(
     def reads(field):
         jaxpr = jax.make_jaxpr(
             lambda a: losses(params, carry, sequence._replace(**{field: a}))
-        )(getattr(sequence, field))
+        )(sequence._asdict()[field])
         (variable,) = jaxpr.jaxpr.invars
         return any(
             variable is v for equation in jaxpr.jaxpr.eqns for v in equation.invars

@@ -14,9 +14,10 @@ from ..core.cell import Cell, ContextCell, without_context
 from ..core.engine import AbstractEngine
 from ..core.failing_method import name_failing_method
 from ..core.layer import Layer
+from ..core.records import is_namedtuple
 from ..core.types import Carry, Inputs, Params, PyTree
 from ..core.unroll_spec import UnrollSpec
-from ..core.validation import check_carry, check_rows, describe_tree, is_namedtuple
+from ..core.validation import check_carry, check_rows, describe_tree
 from .step_hints import NO_CARRY, batch_of, has_default_carry, hint_of, part_name
 
 

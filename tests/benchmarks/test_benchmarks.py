@@ -13,7 +13,7 @@ import pytest
 import jaxrnn
 from benchmarks.accelerator import kernels
 from benchmarks.cpu import memory, newton, streaming, throughput
-from benchmarks.gradients import gradient_decay
+from benchmarks.gradients import gradient_decay, online
 from benchmarks.harness import host, peak_rss
 from benchmarks.harness.options import Shape
 from benchmarks.harness.timing import interleave, statistics
@@ -539,3 +539,19 @@ def test_the_entries_of_recall_are_options_of_their_tasks():
         problem = recall.TASKS[entry.task].problem(judged)
         names = {problem.score, *(f"accuracy_{n}" for n in problem.other_lengths)}
         assert entry.score in names
+
+
+def test_online_measures_learns_and_writes(tmp_path, monkeypatch):
+    """The parts that are quick: one delay, two methods, and no timings."""
+    names = [("Traces", 1), ("TBPTT(1, 1)", 1)]
+    monkeypatch.setattr(online, "plan", lambda args: names)
+    monkeypatch.setattr(online, "costs", lambda *args, **options: [])
+    monkeypatch.setattr(online, "memory", lambda *args, **options: [])
+    out = tmp_path / "online"
+    assert online.main(["--quick", "--updates", "2", "--out", str(out)]) == 0
+    result = json.loads(out.with_name("online.json").read_text(encoding="utf-8"))
+    assert [row["method"] for row in result["learning"]] == [n for n, _ in names]
+    assert result["learning"][0]["curve"][-1]["update"] == 2
+    assert 0 <= result["learning"][0]["accuracy"] <= 1
+    assert result["machine"]["versions"]["jax"] == jax.__version__
+    assert "| Traces |" in out.with_name("online.md").read_text(encoding="utf-8")

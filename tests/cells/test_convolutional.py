@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference import NUMPY_STEPS, compiled, convolved
-from subjects import assert_same, draw, normal
+from subjects import assert_same, draw, drawn_params, normal
 
 import jaxrnn
 from jaxrnn import LSTMState
@@ -102,7 +102,7 @@ def test_in_layers_and_streams(x64):
     layer = jaxrnn.stack(
         first, jaxrnn.inference(jaxrnn.dropout(0.5)), jaxrnn.bidirectional(second)
     )
-    params = layer.init(jax.random.key(0), C)
+    params = drawn_params(layer, C)
     xs = normal(
         np.random.default_rng(0), jax.ShapeDtypeStruct((4, 2, 3, 2, C), jnp.float64)
     )
@@ -187,32 +187,30 @@ LSTM = ConvLSTM(2, spatial_shape=(3, 2))
         ),
         (
             lambda: jaxrnn.unroll(
-                LSTM, LSTM.init(jax.random.key(0), C), jnp.ones((4, 2, 3, 3, C))
+                LSTM, drawn_params(LSTM, C), jnp.ones((4, 2, 3, 3, C))
             ),
             ValueError,
             r"spatial axes of the inputs are \(3, 3\), .* spatial_shape=\(3, 2\)",
         ),
         (
             lambda: jaxrnn.unroll(
-                LSTM, LSTM.init(jax.random.key(0), C), jnp.ones((4, 2, 3, 2, 5))
+                LSTM, drawn_params(LSTM, C), jnp.ones((4, 2, 3, 2, 5))
             ),
             ValueError,
             "the parameters were made for 3 input features, but the inputs have 5",
         ),
         (
-            lambda: jaxrnn.unroll(
-                LSTM, LSTM.init(jax.random.key(0), C), jnp.ones((3, 2, C))
-            ),
+            lambda: jaxrnn.unroll(LSTM, drawn_params(LSTM, C), jnp.ones((3, 2, C))),
             ValueError,
             r"xs must be \(T, \*B, Y, X, C\), with time first and 3 feature axes last",
         ),
         (
-            lambda: jaxrnn.interop.to_onnx(LSTM, LSTM.init(jax.random.key(0), C)),
+            lambda: jaxrnn.interop.to_onnx(LSTM, drawn_params(LSTM, C)),
             TypeError,
             "ConvLSTM has no operator in ONNX",
         ),
         (
-            lambda: jaxrnn.interop.to_keras(LSTM, LSTM.init(jax.random.key(0), C)),
+            lambda: jaxrnn.interop.to_keras(LSTM, drawn_params(LSTM, C)),
             TypeError,
             r"supported are .* but got ConvLSTM",
         ),

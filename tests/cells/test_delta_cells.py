@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from delta_twins import GATES, delta_output, delta_step, softplus
-from reference import compiled, complex_step
+from reference import assert_slopes, compiled
 from subjects import assert_same, normal, outcome
 
 import jaxrnn
@@ -26,6 +26,11 @@ CELLS = {
     "delta_net_gate": DeltaNet(
         4, **SMALL, conv=None, use_gate=True, allow_negative=True
     ),
+    "delta_net_elu": DeltaNet(4, **SHARED, feature_map="elu", key_norm="sum"),
+    "delta_net_relu": DeltaNet(
+        4, **SMALL, conv=2, feature_map="relu", key_norm="sum", allow_negative=True
+    ),
+    "delta_net_identity": DeltaNet(4, **SHARED, feature_map="identity"),
     "gated_delta_net": GatedDeltaNet(4, **SHARED),
     "delta_product": DeltaProduct(4, **SHARED),
     "delta_product_plain": DeltaProduct(
@@ -46,15 +51,13 @@ KEY = jax.random.key(0)
 
 
 def draw(cell, steps=T, batch=(B,)):
-    """Random params, inputs, carry and cotangents; conv and kernels of size one."""
+    """Random params, inputs and carry; conv and kernels of size one."""
     random = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda key: cell.init(key, D), KEY)
     params = normal(random, shapes, 0.8)
     xs = jnp.asarray(random.normal(size=(steps, *batch, D)))
     shapes = jax.eval_shape(lambda p: cell.initial_carry(p, batch), params)
-    carry = normal(random, shapes)
-    out = jax.eval_shape(lambda *a: jaxrnn.unroll(cell, *a), params, xs, carry)
-    return params, xs, carry, normal(random, out)
+    return params, xs, normal(random, shapes)
 
 
 def twin(cell, params, xs, carry):
@@ -66,19 +69,48 @@ def twin(cell, params, xs, carry):
     return [*jax.tree.leaves(carry), np.stack(ys)]
 
 
+def begun_with_1(xs):
+    """Inputs whose feature 0 is 1, so that a row of a kernel is a bias."""
+    return np.concatenate([np.ones_like(xs[..., :1]), xs[..., 1:]], -1)
+
+
+def projections(cell, params, number):
+    """Random vectors in the place of projected inputs."""
+    x = jax.ShapeDtypeStruct((number, D), jnp.result_type(float))
+    like = jax.eval_shape(cell.project, params, x)
+    return np.random.default_rng(4).normal(size=like.shape)
+
+
+def gates_of(cell, params, carry, x):
+    """The gates of a step, compiled; only their values are arrays."""
+    told = {}
+
+    def values(params, carry, x):
+        told.update(cell.gate_values(params, carry, cell.project(params, x)))
+        return {name: gate.value for name, gate in told.items()}
+
+    found = compiled(values)(params, carry, x)
+    return {name: gate._replace(value=found[name]) for name, gate in told.items()}
+
+
 @pytest.mark.parametrize("name", CELLS)
 def test_values_and_gradients_are_those_in_numpy(name, x64):
     """Of params, inputs and first carry."""
-    cell = CELLS[name]
-    *at, cotangents = draw(cell)
+    cell, random = CELLS[name], np.random.default_rng(1)
+    at = draw(cell)
+    y = jax.eval_shape(cell, at[0], at[2], at[1][0])[1]
+    ys = jax.ShapeDtypeStruct((T, *y.shape), y.dtype)
+    cotangents = normal(random, (at[2], ys))
     run = lambda *a: jaxrnn.unroll(cell, *a, engine=jaxrnn.Scan())  # noqa: E731
-    actual = compiled(lambda at, c: outcome(run, *at, c))(tuple(at), cotangents)
-    numbers = jax.tree.map(np.asarray, tuple(at))
+    actual = compiled(lambda at, c: outcome(run, *at, c))(at, cotangents)
+    numbers = jax.tree.map(np.asarray, at)
     assert_same(jax.tree.leaves(actual.values), twin(cell, *numbers))
-    expected = complex_step(
-        lambda at: twin(cell, *at), numbers, jax.tree.leaves(cotangents)
+    assert_slopes(
+        actual.gradients,
+        lambda at: twin(cell, *at),
+        numbers,
+        jax.tree.leaves(cotangents),
     )
-    assert_same(actual.gradients, expected, 1e-11)
 
 
 def test_every_cell_has_a_row():
@@ -90,13 +122,13 @@ def pieces(cell, params):
     """The blocks of the input kernel by name, those of low rank with them."""
     sizes = {**cell.blocks, **{n: b.rank for n, b in cell.low_rank.items()}}
     ends = np.cumsum(list(sizes.values()))[:-1]
-    blocks = jnp.split(params["input_kernel"], ends, axis=-1)
+    blocks = np.split(np.array(params["input_kernel"]), ends, axis=-1)
     return dict(zip(sizes, blocks, strict=True))
 
 
 def rejoined(params, blocks, *without, **changed):
     """Params with the input kernel of these blocks, and with changes."""
-    kernel = jnp.concatenate(list(blocks.values()), axis=-1)
+    kernel = np.concatenate(list(blocks.values()), axis=-1)
     params = {name: leaf for name, leaf in params.items() if name not in without}
     return {**params, "input_kernel": kernel, **changed}
 
@@ -126,8 +158,8 @@ def test_gdn2_with_equal_gates_is_kda(x64):
     blocks = pieces(kda, params)
     beta = blocks["beta"]
     renamed = {**{name: blocks[name] for name in "qkv"}}
-    renamed["erase"] = jnp.repeat(beta, kda.keys, axis=-1)
-    renamed["write"] = jnp.repeat(beta, kda.values, axis=-1)
+    renamed["erase"] = np.repeat(beta, kda.keys, axis=-1)
+    renamed["write"] = np.repeat(beta, kda.values, axis=-1)
     renamed |= {name: blocks[name] for name in ("decay", "gate")}
     assert_same_cells(kda, params, gdn2, rejoined(params, renamed), xs)
 
@@ -135,13 +167,13 @@ def test_gdn2_with_equal_gates_is_kda(x64):
 def test_kda_with_equal_decays_is_gated_delta_net(x64):
     kda, gated = (kind(4, **SMALL, use_gate=False) for kind in (KDA, GatedDeltaNet))
     params, xs, *_ = draw(kda)
-    first = params["decay_kernel"][:, :: kda.keys]  # a column a head
-    bias = params["dt_bias"][:: kda.keys]
+    first = np.asarray(params["decay_kernel"])[:, :: kda.keys]  # a column a head
+    bias = np.asarray(params["dt_bias"])[:: kda.keys]
     blocks = pieces(kda, params)
     equal = {
         **params,
-        "decay_kernel": jnp.repeat(first, kda.keys, axis=-1),
-        "dt_bias": jnp.repeat(bias, kda.keys),
+        "decay_kernel": np.repeat(first, kda.keys, axis=-1),
+        "dt_bias": np.repeat(bias, kda.keys),
     }
     renamed = {name: blocks[name] for name in ("q", "k", "v", "beta")}
     renamed["alpha"] = blocks["decay"] @ first
@@ -156,7 +188,7 @@ def test_gated_delta_net_without_decay_is_delta_net(x64):
     params, xs, *_ = draw(gated)
     blocks = pieces(gated, params)
     del blocks["alpha"]
-    kept = {**params, "A_log": jnp.full((2,), -1e3)}  # exp of it is 0, so alpha is 1
+    kept = {**params, "A_log": np.full(2, -1e3)}  # exp of it is 0, so alpha is 1
     mapped = rejoined(params, blocks, "A_log", "dt_bias")
     assert_same_cells(gated, kept, plain, mapped, xs)
 
@@ -176,14 +208,16 @@ def test_delta_product_without_its_second_is_gated_delta_net(x64):
     """A beta of 0 neither erases nor writes."""
     one, two = (DeltaProduct(4, **SMALL, num_products=n) for n in (1, 2))
     params, xs, *_ = draw(two)
-    xs = xs.at[..., 0].set(1)
+    xs = begun_with_1(xs)
     blocks = pieces(two, params)
-    off = blocks["beta"].at[:, 2:].set(0).at[0, 2:].set(-1e3)
+    off = blocks["beta"].copy()
+    off[:, 2:], off[0, 2:] = 0, -1e3
     dead = rejoined(params, {**blocks, "beta": off})
     blocks = {**blocks, "k": blocks["k"][:, :6], "v": blocks["v"][:, :4]}
     blocks["beta"] = blocks["beta"][:, :2]
     conv = np.r_[0:6, 6:12, 18:22]
-    mapped = rejoined(params, blocks, conv_kernel=params["conv_kernel"][:, conv])
+    kernel = np.asarray(params["conv_kernel"])[:, conv]
+    mapped = rejoined(params, blocks, conv_kernel=kernel)
     assert_same_cells(two, dead, one, mapped, xs)
 
 
@@ -204,11 +238,11 @@ def test_without_erasing_it_is_linear_attention_with_decays(kind, x64):
 
     cell = Writes(4, **SMALL)
     params, xs, *_ = draw(cell)
-    xs = xs.at[..., 0].set(1)
+    xs = begun_with_1(xs)
     closed = params
     if kind is GDN2:
         blocks = pieces(cell, params)
-        blocks["erase"] = blocks["erase"].at[0].set(-1e3)
+        blocks["erase"][0] = -1e3
         closed = rejoined(params, blocks)
     assert_same_cells(ErasesNothing(4, **SMALL), closed, cell, params, xs)
 
@@ -223,19 +257,19 @@ def test_the_last_value_written_at_a_key_is_read_there(kind, x64):
     blocks = pieces(cell, params)
     n = cell.micro_steps
     # Feature 0 is 1: the same key at all steps, and open gates. The others are values.
-    key = np.tile([40.0, 30.0], n)
-    blocks["k"] = blocks["k"].at[0].set(key)
-    blocks["v"] = blocks["v"].at[1:].set(np.tile(np.eye(3), n))
+    blocks["k"][0] = np.tile([40.0, 30.0], n)
+    blocks["v"][1:] = np.tile(np.eye(3), n)
     for name in {"beta", "erase", "write"} & set(blocks):
-        blocks[name] = blocks[name].at[0].set(1e3)
+        blocks[name][0] = 1e3
     params = rejoined(params, blocks)
     if "A_log" in params:
-        params["A_log"] = jnp.full_like(params["A_log"], -1e3)
-    values = jnp.asarray(random.normal(size=(2, 3)))
-    xs = jnp.concatenate([jnp.ones((2, 1)), values], -1)
+        params["A_log"] = np.full_like(params["A_log"], -1e3)
+    values = random.normal(size=(2, 3))
+    xs = np.concatenate([np.ones((2, 1)), values], -1)
     S, _ = by_steps(cell, params, xs)
-    read = S[0].T @ jnp.asarray([0.8, 0.6])
-    np.testing.assert_allclose(read, jax.nn.silu(values[1]), rtol=1e-6)
+    read = np.asarray(S)[0].T @ [0.8, 0.6]
+    silu = values[1] / (1 + np.exp(-values[1]))
+    np.testing.assert_allclose(read, silu, rtol=1e-6)
 
 
 @pytest.mark.parametrize("negative", [True, False], ids=["negative", "positive"])
@@ -246,9 +280,8 @@ def test_eigenvalues_of_a_step(kind, negative, x64):
     params, *_ = draw(cell)
     if "A_log" in params:
         params["A_log"] = params["A_log"] - 4  # weak decays, so that they are not all
-    z = 3 * jax.random.normal(KEY, (200, sum(cell.blocks.values()) + 20))
-    z = z[:, : cell.project(params, jnp.zeros((1, D))).shape[-1]]
-    found = np.linalg.eigvals(np.asarray(cell.transition(params, z)))
+    z = 3 * projections(cell, params, 200)
+    found = np.linalg.eigvals(np.asarray(compiled(cell.transition)(params, z)))
     np.testing.assert_allclose(found.imag, 0, atol=1e-9)
     found = found.real
     assert found.max() < 1 + 1e-12
@@ -265,9 +298,9 @@ def test_products_reflect_and_rotate(x64):
     for count in (1, 2, 3):
         cell = DeltaProduct(8, num_products=count, use_forget_gate=False)
         params, *_ = draw(cell)
-        z = jax.random.normal(KEY, (5, sum(cell.blocks.values()))) * 30
-        beta = slice(*np.cumsum(list(cell.blocks.values()))[2:4])
-        M = cell.transition(params, z.at[:, beta].set(1e3))[:, 0]
+        z = projections(cell, params, 5) * 30
+        z[:, slice(*np.cumsum(list(cell.blocks.values()))[2:4])] = 1e3  # beta
+        M = np.asarray(compiled(cell.transition)(params, z))[:, 0]
         eye = np.broadcast_to(np.eye(8), M.shape)
         np.testing.assert_allclose(M @ M.mT, eye, atol=1e-6)
         np.testing.assert_allclose(np.linalg.det(M), (-1) ** count, atol=1e-6)
@@ -276,13 +309,12 @@ def test_products_reflect_and_rotate(x64):
 
 def test_the_state_decays_once_a_step_whatever_the_products(x64):
     cell = DeltaProduct(4, **SMALL, num_products=3)
-    params, xs, carry, _ = draw(cell, 1)
+    params, xs, carry = draw(cell, 1)
     blocks = pieces(cell, params)
-    off = jnp.zeros_like(blocks["beta"]).at[0].set(-1e3)
-    params = rejoined(params, {**blocks, "beta": off})
-    xs = xs.at[..., 0].set(1)
-    z = cell.project(params, xs[0])
-    alpha = cell.gate_values(params, carry, z)["alpha"].value
+    blocks["beta"][:] = 0
+    blocks["beta"][0] = -1e3
+    params, xs = rejoined(params, blocks), begun_with_1(xs)
+    alpha = gates_of(cell, params, carry, xs[0])["alpha"].value
     S, _ = by_steps(cell, params, xs, carry.S)
     assert_same(S, alpha[..., None, None] * carry.S)
 
@@ -318,21 +350,20 @@ def test_first_decays_are_those_of_the_reference():
 def test_a_safe_gate_never_forgets_all(kind, x64):
     cell = kind(4, **SMALL, safe_gate=True)
     params, *_ = draw(cell)
-    z = 100 * jax.random.normal(KEY, (50, 200))
-    z = z[:, : cell.project(params, jnp.zeros((1, D))).shape[-1]]
-    g = cell.terms(params, z).g
+    z = 100 * projections(cell, params, 50)
+    g = compiled(cell.terms)(params, z).g
     assert -5 <= g.min() < -4.9
     assert -0.1 < g.max() <= 0
     assert not cell.own_parameters(KEY, D, jnp.float64)["A_log"].any()
     free = dataclasses.replace(cell, safe_gate=False)
-    assert free.terms(params, z).g.min() < -20
+    assert compiled(free.terms)(params, z).g.min() < -20
 
 
 @pytest.mark.parametrize("name", CELLS)
 def test_gates_have_names_and_ranges(name):
     cell = CELLS[name]
-    params, xs, carry, _ = draw(cell)
-    gates = cell.gate_values(params, carry, cell.project(params, xs[0]))
+    params, xs, carry = draw(cell)
+    gates = gates_of(cell, params, carry, xs[0])
     decays = isinstance(cell, KDA | GDN2 | GatedDeltaNet) or "A_log" in params
     gdn2 = isinstance(cell, GDN2)
     assert set(gates) == ({"erase", "write"} if gdn2 else {"beta"}) | (
@@ -375,6 +406,19 @@ def test_what_does_not_fit_is_refused(kind, plain_errors):
     params = jax.tree.map(lambda like: jnp.zeros(like.shape), shapes)
     with pytest.raises(ValueError, match="features"):
         jaxrnn.unroll(kind(4), params, jnp.ones((3, D + 1)))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"feature_map": "gelu"}, "one of silu, elu, relu, identity, .* 'gelu'"),
+        ({"key_norm": "l1"}, "key_norm must be one of l2, sum, .* 'l1'"),
+        ({"key_norm": "sum"}, "'silu' has negative values: set feature_map to 'elu'"),
+    ],
+)
+def test_features_of_keys_are_refused(options, words, plain_errors):
+    with pytest.raises(ValueError, match=words):
+        DeltaNet(4, **options)
 
 
 def test_products_are_counted_from_one(plain_errors):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference import compiled
-from subjects import assert_same, compiled_outcome, normal
+from subjects import assert_same, compiled_outcome, drawn_params, normal
 
 import jaxrnn
 from jaxrnn import MLSTM, Associative, Scan
@@ -188,7 +188,7 @@ def test_float32(x64):
 
 def test_return_carries_is_refused():
     cell = jaxrnn.stack(jaxrnn.GRU(3), CELLS["plain"])
-    params = cell.init(jax.random.key(0), D)
+    params = drawn_params(cell, D)
     with pytest.raises(
         ValueError,
         match=r"MLSTM: Associative\(chunk='auto'\) runs whole chunks .* engine=jaxrnn.Scan",  # noqa: E501
@@ -272,7 +272,7 @@ def test_what_is_not_finite_spoils_later_steps_alone_and_no_reset_lets_it_throug
     NaN across resets.
     """
     cell = jaxrnn.MLSTM(4, num_heads=2)
-    params = cell.init(jax.random.key(0), 3)
+    params = drawn_params(cell, 3)
     xs = (
         jax.random.normal(jax.random.key(1), (40, 2, 3))
         .at[5, 0]
@@ -317,7 +317,7 @@ def test_what_is_not_finite_spoils_later_steps_alone_and_no_reset_lets_it_throug
 
 def test_sizes_that_are_symbols_are_left_to_scan():
     cell = jaxrnn.MLSTM(4)
-    params = cell.init(jax.random.key(0), 3)
+    params = drawn_params(cell, 3)
     xs = jax.ShapeDtypeStruct(jax.export.symbolic_shape("t, 3"), jnp.float32)
     exported = jax.export.export(
         jax.jit(lambda xs: jaxrnn.unroll(cell, params, xs)[1])

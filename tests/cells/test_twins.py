@@ -5,7 +5,7 @@ by complex steps through numpy, in which nothing of jax takes part.
 import jax
 import numpy as np
 import pytest
-from reference import NUMPY_STEPS, compiled, complex_step, numpy_output
+from reference import NUMPY_STEPS, assert_slopes, compiled, numpy_output
 from subjects import CELLS, assert_same, draw, outcome
 
 import jaxrnn
@@ -46,7 +46,16 @@ def test_values_and_gradients_are_those_in_numpy(name, x64):
     )(at, cotangents)
     numbers = jax.tree.map(np.asarray, at)
     assert_same(jax.tree.leaves(actual.values), numpy_unroll(cell, *numbers))
-    expected = complex_step(
-        lambda at: numpy_unroll(cell, *at), numbers, jax.tree.leaves(cotangents)
+    assert_slopes(
+        actual.gradients,
+        lambda at: numpy_unroll(cell, *at),
+        numbers,
+        jax.tree.leaves(cotangents),
     )
-    assert_same(actual.gradients, expected)
+
+
+def test_a_wrong_slope_of_one_entry_is_seen():
+    x, ones = np.array([0.3, -0.7, 1.1]), [np.ones(3)]
+    assert_slopes(2 * x, lambda x: [x * x], x, ones)
+    with pytest.raises(AssertionError):
+        assert_slopes(2 * x + [0, 0, 1e-8], lambda x: [x * x], x, ones)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jaxtyping import TypeCheckError
+from subjects import draw_params
 
 import jaxrnn
 from jaxrnn import (
@@ -34,7 +35,10 @@ KEY, XS = jax.random.key(0), jnp.ones((5, 2, 3))
 LOGITS = jnp.ones((5, 5))
 MASK = jnp.ones((5, 2), bool)
 CELL, OTHER = LSTM(4), Elman(4)
-PARAMS, OTHER_PARAMS = CELL.init(KEY, 3), OTHER.init(KEY, 3)
+# drawn and not by `init`, which every process that collects this file would compile
+PARAMS, OTHER_PARAMS = (
+    draw_params(cell, np.random.default_rng(0)) for cell in (CELL, OTHER)
+)
 CARRY = CELL.initial_carry(PARAMS, (2,))
 DROPPING = stack(dropout(0.5), CELL)
 DROPPING_PARAMS = {"layer_0": {}, "layer_1": PARAMS}

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from subjects import drawn_params
 
 import jaxrnn
 import jaxrnn.diagnostics
@@ -142,7 +143,7 @@ ENGINES = [
 @pytest.mark.parametrize("engine", ENGINES, ids=str)
 def test_attention_over_a_memory_is_the_loop(engine):
     cell, (xs, context, flags) = Attend(H), given()
-    params = cell.init(jax.random.key(1), D)
+    params = drawn_params(cell, D)
 
     def run(unrolled):
         def function(params, xs, memory):
@@ -162,7 +163,7 @@ def test_attention_over_a_memory_is_the_loop(engine):
 def test_linear_cells_take_a_context(kind):
     cell, (xs, context, flags) = kind(H), given()
     memory = context["memory"][..., :1]
-    params = cell.init(jax.random.key(1), D)
+    params = drawn_params(cell, D)
     engines = [None, jaxrnn.Scan()] + [jaxrnn.Associative(chunk=2)] * (kind is Linear)
     results = [
         both(
@@ -199,19 +200,19 @@ def test_linear_cells_take_a_context(kind):
 
 def test_streaming_stacks_and_context_cells_are_unroll():
     cell, (xs, context, flags) = Attend(H), given()
-    params = cell.init(jax.random.key(1), D)
+    params = drawn_params(cell, D)
     resets = flags["resets"]
     want = jaxrnn.unroll(cell, params, xs, context=context, resets=resets)
     bound = ContextCell(cell), (params, context)
     close(jaxrnn.unroll(*bound, xs, resets=resets), want)
     for layer, p in ((cell, params), (jaxrnn.stack(cell), {"layer_0": params})):
-        carry, ys = layer.initial_carry(p, (B,)), []
+        carry, ys, step = layer.initial_carry(p, (B,)), [], jax.jit(layer)
         for x, reset in zip(xs, resets, strict=True):
-            carry, y = layer(p, carry, x, reset=reset, context=context)
+            carry, y = step(p, carry, x, reset=reset, context=context)
             ys.append(y)
         close(jnp.stack(ys), want[1])
     layer = jaxrnn.stack(jaxrnn.GRU(D), cell)
-    weights = layer.init(jax.random.key(2), D) | {"layer_1": params}
+    weights = drawn_params(layer, D) | {"layer_1": params}
     lower = jaxrnn.unroll(jaxrnn.GRU(D), weights["layer_0"], xs, mask=flags["mask"])
     close(
         jaxrnn.unroll(layer, weights, xs, context=context, mask=flags["mask"])[1],
@@ -221,7 +222,7 @@ def test_streaming_stacks_and_context_cells_are_unroll():
 
 def test_noise_and_truncation_reach_a_cell_with_context():
     cell, (xs, context, flags) = Attend(H), given()
-    params = cell.init(jax.random.key(1), D)
+    params = drawn_params(cell, D)
     noisy = jaxrnn.zoneout(cell, 0.0)
     close(
         jaxrnn.unroll(
@@ -259,7 +260,7 @@ def test_noise_and_truncation_reach_a_cell_with_context():
 
 def test_a_linear_cell_with_context_and_noise_is_linear():
     layer, (xs, context, flags) = jaxrnn.layers.state_noise(Linear(H), 0.3), given()
-    params = layer.init(jax.random.key(1), D)
+    params = drawn_params(layer, D)
     flags |= {"key": jax.random.key(2), "context": context}
     steps, joined = (
         both(lambda p, e=e: jaxrnn.unroll(layer, p, xs, engine=e, **flags), params)
@@ -270,7 +271,7 @@ def test_a_linear_cell_with_context_and_noise_is_linear():
 
 def test_tbptt_hands_the_context_to_every_window():
     cell, (xs, context, flags) = Attend(H), given()
-    params = cell.init(jax.random.key(1), D)
+    params = drawn_params(cell, D)
 
     def losses(params, carry, window):
         _, ys, carries = jaxrnn.unroll(
@@ -288,13 +289,14 @@ def test_tbptt_hands_the_context_to_every_window():
     tbptt = jaxrnn.TBPTT(losses, cell.initial_carry, k1=2, k2=T)
     sequence = jaxrnn.Window(xs, None, **flags, context=context)
     state = tbptt.init(params, sequence, (B,))
-    loss, gradient, _ = tbptt.value_and_grad(params, sequence, state)
-    want = jax.value_and_grad(
+    loss, gradient, _ = jax.jit(tbptt.value_and_grad)(params, sequence, state)
+    whole = jax.value_and_grad(
         lambda p: (
             jnp.square(jaxrnn.unroll(cell, p, xs, context=context, **flags)[1]).sum()
             / flags["mask"].sum(dtype=float)
         )
-    )(params)
+    )
+    want = jax.jit(whole)(params)
     close((loss, gradient), want)
     wrong = sequence._replace(context={"memory": context["memory"][1:]})
     with pytest.raises(ValueError, match=r"TBPTT: the context must be arrays"):
@@ -303,7 +305,7 @@ def test_tbptt_hands_the_context_to_every_window():
 
 def test_rows_without_a_valid_step_may_hold_anything():
     cell, (xs, context, flags) = Attend(H), given()
-    params = cell.init(jax.random.key(1), D)
+    params = drawn_params(cell, D)
     mask = flags["mask"].at[:, 1].set(False)
 
     def loss(params, memory):
@@ -318,7 +320,7 @@ def test_rows_without_a_valid_step_may_hold_anything():
 
 def test_vmap_maps_the_context():
     cell, (xs, context, flags) = Attend(H), given()
-    params = cell.init(jax.random.key(1), D)
+    params = drawn_params(cell, D)
     mapped = jax.vmap(
         lambda x, c, m: jaxrnn.unroll(cell, params, x, context=c, mask=m),
         in_axes=(1, 0, 1),
@@ -364,7 +366,7 @@ def _compare_beam_search():
 
 def test_explain_shows_a_cell_with_context():
     cell, (xs, context, flags) = Attend(H), given()
-    params = cell.init(jax.random.key(1), D)
+    params = drawn_params(cell, D)
     row = jaxrnn.explain(cell, params, xs, context=context, **flags).rows[0]
     assert row.error is None
     assert "Attend" in str(jaxrnn.explain(cell, params, xs, context=context))
@@ -384,17 +386,17 @@ def test_what_a_context_cell_holds_is_said(plain_errors):
     cell = ContextCell(Attend(H))
     with pytest.raises(TypeError, match=r"\(cell\.init\(key, input_size\), context\)"):
         cell.init(jax.random.key(0), D)
-    params = Attend(H).init(jax.random.key(0), D)
+    params = drawn_params(Attend(H), D)
     with pytest.raises(TypeError, match=r"its params are a pair, .* got a dict"):
         jaxrnn.unroll(cell, params, jnp.ones((T, B, D)))
 
 
 def test_a_missing_or_unused_context_is_refused_in_words(plain_errors):
     cell, (xs, context, _) = Attend(H), given()
-    params = cell.init(jax.random.key(1), D)
+    params = drawn_params(cell, D)
     carry = cell.initial_carry(params, (B,))
     gru = jaxrnn.GRU(H)
-    weights = gru.init(jax.random.key(0), D)
+    weights = drawn_params(gru, D)
     with pytest.raises(ValueError, match=r"Attend takes a context .* pass context="):
         jaxrnn.unroll(cell, params, xs)
     with pytest.raises(ValueError, match=r"Attend takes a context .* pass context="):

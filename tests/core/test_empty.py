@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from subjects import PLAIN, D, spatial_axes
+from subjects import PLAIN, D, drawn_params, spatial_axes
 
 import jaxrnn
 from jaxrnn.nnx import RNN
@@ -38,7 +38,7 @@ ROWS += [("lru", "chunks", *size) for size in SIZES[:3]]
 @pytest.mark.parametrize(("name", "engine", "steps", "batch"), ROWS)
 def test_nothing_to_walk(name, engine, steps, batch):
     layer = PLAIN[name]
-    params = layer.init(jax.random.key(0), D)
+    params = drawn_params(layer, D)
     xs = jnp.ones((steps, *batch, *spatial_axes(layer), D))
     flags = jnp.ones((steps, *batch), bool)
     first = layer.initial_carry(params, batch)
@@ -60,7 +60,7 @@ def test_nothing_to_walk(name, engine, steps, batch):
 @pytest.mark.parametrize("name", ["mlstm", "slstm", "lstm"])
 def test_streaming(name):
     cell = PLAIN[name]
-    params = cell.init(jax.random.key(0), D)
+    params = drawn_params(cell, D)
     carry, y = cell(params, cell.initial_carry(params, (0,)), jnp.ones((0, D)))
     assert y.shape == (0, 4)
     assert {leaf.shape[0] for leaf in jax.tree.leaves(carry)} == {0}

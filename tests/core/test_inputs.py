@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from subjects import drawn_params
 
 import jaxrnn
 from jaxrnn import diagnostics
@@ -109,7 +110,7 @@ def both(function, params):
         out = function(params)
         return sum(jnp.sin(leaf + 0.3).sum() for leaf in jax.tree.leaves(out)), out
 
-    (_, out), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    (_, out), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     return out, gradient
 
 
@@ -206,7 +207,7 @@ def test_layers_take_what_their_first_part_takes(name):
             jaxrnn.dropout(0.5),
             jaxrnn.Elman(H) if name == "tree" else Picture(1, (3, 2)),
         )
-        weights = top.init(jax.random.key(0), D)
+        weights = drawn_params(top, D)
         _, ys = jaxrnn.unroll(top, weights, xs, key=jax.random.key(2), **flags)
         assert ys.shape[:2] == (T, B)
         assert ys.ndim == forward[1].ndim
@@ -216,10 +217,10 @@ def test_a_stack_says_where_axes_change_their_meaning(plain_errors):
     one_hot = functools.partial(jax.nn.one_hot, num_classes=D)
     pictures = jaxrnn.stack(Picture(2, (3, 2)))
     xs = jnp.ones((T, B, 3, 2, D))
-    params = pictures.init(jax.random.key(0), D)["layer_0"]
+    params = drawn_params(pictures, D)["layer_0"]
     layers = jaxrnn.layers
     gru, conv, shift = jaxrnn.GRU(H), layers.causal_conv(2), layers.shift(2)
-    above = {layer: layer.init(jax.random.key(0), 2) for layer in (gru, conv, shift)}
+    above = {layer: drawn_params(layer, 2) for layer in (gru, conv, shift)}
     for layer, words in (
         (gru, r"stack: GRU has feature_ndim = 1, .* 2 axes of time and batch"),
         (conv, r"CausalConv: the inputs must be vectors .* \(9, 4, 3, 2, 2\)"),
@@ -234,7 +235,7 @@ def test_a_stack_says_where_axes_change_their_meaning(plain_errors):
     with pytest.raises(ValueError, match=r"stack: GRU .*feature_ndim=0\) does for"):
         jaxrnn.unroll(
             jaxrnn.stack(layers.apply(one_hot), gru),
-            {"layer_0": {}, "layer_1": gru.init(jax.random.key(0), D)},
+            {"layer_0": {}, "layer_1": drawn_params(gru, D)},
             jnp.ones((T, B), int),
         )
 
@@ -331,7 +332,7 @@ def test_an_array_and_its_tree_are_the_same():
                 return super().project(params, x["x"])
 
         xs = jax.random.normal(jax.random.key(0), (T, B, D))
-        params = jaxrnn.Elman(H).init(jax.random.key(1), D)
+        params = drawn_params(jaxrnn.Elman(H), D)
         close(
             both(lambda p: jaxrnn.unroll(Boxed(H), p, {"x": xs}), params),
             both(lambda p: jaxrnn.unroll(jaxrnn.Elman(H), p, xs), params),
@@ -384,7 +385,7 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_inputs_that_do_not_fit_are_refused_in_words(case, plain_errors):
     xs, kind, words = REFUSED[case]
-    params = READ.init(jax.random.key(0), D)
+    params = drawn_params(READ, D)
     with pytest.raises((kind, TypeError), match=words):
         jaxrnn.unroll(READ, params, xs())
 
@@ -412,7 +413,7 @@ def test_padding_of_random_keys_is_replaced_like_any_other():
     with jax.enable_x64(True):
         cell, (tree, mask, resets) = Drawing(H), read_inputs(jax.random.key(4))
         xs = jax.random.split(jax.random.key(5), (T, B)), tree["features"]
-        params = cell.init(jax.random.key(3), D)
+        params = drawn_params(cell, D)
         flags = {"mask": mask, "resets": resets}
         for row in (mask, mask.at[:, 1].set(False)):
             flags["mask"] = row
@@ -426,12 +427,12 @@ def test_a_feature_ndim_that_counts_no_axes_is_refused_in_words(plain_errors):
         kind.feature_ndim = ndim
         cell = kind(H)
         with pytest.raises(ValueError, match="feature_ndim must hold numbers of axes"):
-            jaxrnn.unroll(cell, cell.init(jax.random.key(0), D), TREE)
+            jaxrnn.unroll(cell, drawn_params(cell, D), TREE)
 
 
 def test_a_reset_that_does_not_fit_is_refused_in_words(plain_errors):
     gru = jaxrnn.GRU(H)
-    weights, params = (c.init(jax.random.key(0), D) for c in (gru, READ))
+    weights, params = (drawn_params(c, D) for c in (gru, READ))
     for layer, p, xs in (
         (READ, params, TREE),
         (gru, weights, jnp.ones((T, B, D))),
@@ -452,7 +453,7 @@ def test_a_reset_that_does_not_fit_is_refused_in_words(plain_errors):
 
 def test_built_in_cells_say_that_they_take_one_array(plain_errors):
     cell = jaxrnn.GRU(H)
-    params = cell.init(jax.random.key(0), D)
+    params = drawn_params(cell, D)
     with pytest.raises(TypeError, match=r"GRU: xs must be one array .* a dict"):
         jaxrnn.unroll(cell, params, {"x": jnp.ones((T, B, D))})
     with pytest.raises(ValueError, match=r"most built-in cells .* take one array"):
@@ -460,6 +461,6 @@ def test_built_in_cells_say_that_they_take_one_array(plain_errors):
     with pytest.raises(TypeError, match=r"one_hot"):
         jaxrnn.unroll(cell, params, jnp.ones((T, B), int))
     layer = jaxrnn.residual(Read(D))
-    params = layer.init(jax.random.key(0), D)
+    params = drawn_params(layer, D)
     with pytest.raises(TypeError, match=r"residual: xs must be one array"):
         jaxrnn.unroll(layer, params, TREE)

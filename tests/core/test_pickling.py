@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from subjects import SUBJECTS, D, draw
+from subjects import SUBJECTS, D, draw, drawn_params
 
 import jaxrnn
 from jaxrnn import initializers
@@ -134,9 +134,7 @@ def test_another_process_reads_it():
 def test_state_and_training_pieces():
     """Carries and windows are NamedTuples of arrays, a TBPTT holds functions."""
     for name in ("lstm", "mlstm", "slstm", "bidirectional", "stack"):
-        carry = SUBJECTS[name].initial_carry(
-            SUBJECTS[name].init(jax.random.key(0), D), (2,)
-        )
+        carry = SUBJECTS[name].initial_carry(drawn_params(SUBJECTS[name], D), (2,))
         back = pickle.loads(pickle.dumps(carry))
         assert jax.tree.structure(back) == jax.tree.structure(carry)
     tbptt = jaxrnn.TBPTT(np.sum, jaxrnn.Elman(3).initial_carry, 2)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from subjects import draw_params
 
 import jaxrnn
 from jaxrnn import Elman, diagnostics, stack, tasks, unroll, zoneout
@@ -416,7 +417,7 @@ class Tensor:
 Tensor.__module__ = "torch"
 FLOATS, FLAGS = Tensor((T, B, D), "float32"), Tensor((T, B), "bool")
 ELMAN = Elman(H)
-ELMAN_PARAMS = ELMAN.init(KEY, D)
+ELMAN_PARAMS = draw_params(ELMAN, np.random.default_rng(0))
 FOREIGN = {
     "xs": lambda: unroll(Own(), PARAMS, FLOATS),
     "mask": lambda: unroll(Own(), PARAMS, XS, mask=FLAGS),

@@ -72,6 +72,25 @@ def test_width_1_is_greedy_decoding(batch, penalty):
     np.testing.assert_array_equal(found.lengths[..., 0], (~ended).sum(0))
 
 
+def test_the_greedy_hypothesis_stays_where_others_are_likelier_for_a_while():
+    """After two steps both best hypotheses begin with b, and the greedy one, which
+    begins with a, is the best of the three in the end.
+    """
+    start, a, b, after_b, late, end = range(6)
+    following = np.full((6, 9), 1e-9)
+    following[start, [a, b]] = 0.6, 0.4
+    following[a, [end, 6, 7, 8]] = 0.3, 0.25, 0.25, 0.2  # 0.18 at most
+    following[b, [after_b, late]] = 0.5, 0.5  # 0.2 each
+    following[[after_b, late], 6:] = 1 / 3  # 0.067 each
+
+    def step(carry, token):
+        return carry, jnp.log(following).astype(jnp.float32)[jnp.minimum(token, end)]
+
+    found = jaxrnn.beam_search(step, (), jnp.array([start]), end=end, width=2, length=3)
+    assert found.tokens[:2, 0, 0].tolist() == [a, end]
+    np.testing.assert_allclose(found.scores[0, 0], np.log(0.18), rtol=1e-5)
+
+
 @pytest.fixture(scope="module")
 def models():
     """Parameters of 200 recurrent models, and a start for each."""

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference import compiled
-from subjects import B, D, assert_same, draw
+from subjects import B, D, assert_same, draw, draw_params
 
 import jaxrnn
 from jaxrnn import GRU, LSTM, layers, rollout, stack
@@ -131,7 +131,8 @@ def test_it_goes_on_where_unroll_ends(x64):
     assert_same(rolled.inputs[1:], rolled.outputs[:-1])
 
 
-PARAMS, CELL, CELL_PARAMS = MODEL.init(KEY, D), GRU(4), GRU(4).init(KEY, D)
+CELL = GRU(4)
+PARAMS, CELL_PARAMS = draw_params(MODEL, RANDOM), draw_params(CELL, RANDOM)
 X0, TRUE = jnp.ones((B, D)), jnp.ones((N, B, D))
 BAD = {
     "size": (

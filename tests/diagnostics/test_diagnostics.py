@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 from reference import Lags, compiled, one_step
-from subjects import CAUSAL, FEW, SUBJECTS, T, assert_same, draw, draw_params
+from subjects import (
+    CAUSAL,
+    FEW,
+    SUBJECTS,
+    T,
+    assert_same,
+    draw,
+    draw_params,
+    drawn_params,
+)
 
 import jaxrnn
 from jaxrnn import GRU, LSTM, Elman, diagnostics, initializers
@@ -758,7 +767,7 @@ def test_pictures(tmp_path):
     xs = jnp.asarray(rng(0).normal(size=(30, 2, 3)), jnp.float32)
     curves, maps, spectra = {}, {}, {}
     for name, cell in cells.items():
-        params = cell.init(jax.random.key(0), 3)
+        params = drawn_params(cell, 3)
         curves[name] = gradient_lags(cell, params, xs, jnp.sum).log_v
         maps[name] = quick("gradient_map", cell, params, xs, lambda y, _: jnp.sum(y))[
             ..., 0
@@ -845,7 +854,7 @@ def test_mistakes_are_told(name, instrument):
     changes, message = MISTAKES[name]
     options = {"cell": Elman(3), "xs": XS, "loss": jnp.sum, **changes}
     cell = options.pop("cell")
-    params = cell.init(jax.random.key(0), 3)
+    params = drawn_params(cell, 3)
     with pytest.raises((ValueError, TypeError), match=message):
         getattr(diagnostics, instrument)(cell, params, **options)
 
@@ -853,7 +862,7 @@ def test_mistakes_are_told(name, instrument):
 @pytest.mark.usefixtures("plain_errors")
 def test_other_mistakes_are_told():
     cell = Elman(3)
-    params, key = cell.init(jax.random.key(0), 3), jax.random.key(0)
+    params, key = drawn_params(cell, 3), jax.random.key(0)
     look = functools.partial(diagnostics.lyapunov_spectrum, cell, params, XS)
     for options, message in (
         ({}, "key must be a key"),
@@ -931,7 +940,7 @@ def test_what_a_truncation_leaves_out_goes_on_where_floats_end():
 
 def test_one_element_whose_gradient_is_not_finite_is_not_averaged_away():
     cell = Elman(3)
-    params = cell.init(jax.random.key(0), 3)
+    params = drawn_params(cell, 3)
     found = gradient_lags(cell, params, XS.at[1, 0, 0].set(jnp.nan), jnp.sum)
     assert np.isnan(found.log_v).all() or np.isnan(found.log_v[1:]).all()
     assert np.isfinite(found.log_norm[:, 1]).all()
@@ -940,7 +949,7 @@ def test_one_element_whose_gradient_is_not_finite_is_not_averaged_away():
 @pytest.mark.usefixtures("plain_errors")
 def test_a_spectrum_goes_on_only_from_a_state_that_fits():
     cell = Elman(3)
-    params = cell.init(jax.random.key(0), 3)
+    params = drawn_params(cell, 3)
     state = diagnostics.lyapunov_spectrum(cell, params, XS, key=jax.random.key(0)).state
     with pytest.raises(ValueError, match="the carry of the state has shape"):
         diagnostics.lyapunov_spectrum(cell, params, XS[:, :1], state=state)

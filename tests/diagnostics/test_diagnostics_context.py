@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from subjects import drawn_params
 
 import jaxrnn
 from jaxrnn import diagnostics
@@ -114,7 +115,7 @@ def test_the_table_is_whole():
 def inputs():
     """Parameters, inputs, and a context of which no row is like another."""
     random = np.random.default_rng(5)
-    params = InContext(H).init(jax.random.key(3), D)
+    params = drawn_params(InContext(H), D)
     context = {
         "on": jnp.array([True, False, True]),
         "shift": jnp.asarray(random.normal(size=(B, H))),
@@ -154,7 +155,7 @@ def test_terms_are_the_gradient_of_the_parameters_alone(x64):
         ys = jaxrnn.unroll(InContext(H), params, xs, context=context)[1]
         return loss_of_one(ys[-1])
 
-    gradient = jax.grad(loss)(params)
+    gradient = jax.jit(jax.grad(loss))(params)
     for name in params:
         np.testing.assert_allclose(
             lags.terms[name].sum(0), gradient[name], rtol=1e-10, atol=1e-12
@@ -168,7 +169,7 @@ def test_what_does_not_fit_is_said(name, plain_errors):
         measure(InContext(H), params, xs, **CALLS[name])
     gru = jaxrnn.GRU(H)
     with pytest.raises(ValueError, match="a context was given, but GRU takes none"):
-        measure(gru, gru.init(jax.random.key(0), D), xs, context=context, **CALLS[name])
+        measure(gru, drawn_params(gru, D), xs, context=context, **CALLS[name])
     with pytest.raises(ValueError, match=r"begin with the batch axes of xs, \(3,\)"):
         measure(InContext(H), params, xs, context=jnp.ones((2, H)), **CALLS[name])
     if name in ("gate_values", "tapped"):  # they see into every layer

@@ -18,6 +18,7 @@ from subjects import (
     compiled_outcome,
     draw,
     draw_params,
+    drawn_params,
     normal,
 )
 
@@ -527,7 +528,7 @@ class Twin32(Twin):
 
 
 def test_scaled_gradients_are_refused(plain_errors):
-    params = LSTM(H).init(jax.random.key(0), D)
+    params = drawn_params(LSTM(H), D)
     with pytest.raises(TypeError, match=r"gradient_scale .*window=, which CuDNN takes"):
         jaxrnn.truncated_unroll(
             LSTM(H),
@@ -539,7 +540,7 @@ def test_scaled_gradients_are_refused(plain_errors):
 
 
 def test_modes_that_it_has_not():
-    params = LSTM(H).init(jax.random.key(0), D)
+    params = drawn_params(LSTM(H), D)
     xs = jax.random.normal(jax.random.key(1), (T, B, D))
 
     def loss(params, xs=xs):
@@ -570,7 +571,7 @@ def test_modes_that_it_has_not():
 
 
 def test_arrays_that_only_jaxs_loop_walks():
-    params = LSTM(H).init(jax.random.key(0), D)
+    params = drawn_params(LSTM(H), D)
     xs = jax.ShapeDtypeStruct(jax.export.symbolic_shape("t, 3"), jnp.float32)
     with pytest.raises(ValueError, match=r"CuDNN: sizes are symbolic .*Scan"):
         jax.export.export(
@@ -695,7 +696,7 @@ def test_it_lowers_for_cuda(cudnn_sizes):
     mapped = jax.vmap(
         lambda x: jaxrnn.unroll(LSTM(H), params["layer_1"], x, engine=CuDNN())[1], 1, 1
     )
-    params = layer.init(jax.random.key(0), D)
+    params = drawn_params(layer, D)
     assert (
         lowered(mapped, jax.ShapeDtypeStruct((T, B, 2 * H), jnp.float32)).count(
             "@cudnn_rnn_ffi"
@@ -719,7 +720,7 @@ def test_memory_that_jax_cannot_count(size, hidden, cudnn_sizes, monkeypatch):
         lambda *sizes: (64, size),
     )
     cell = LSTM(hidden)  # of a size that was not asked for before
-    params = cell.init(jax.random.key(0), D)
+    params = drawn_params(cell, D)
     xs = jax.ShapeDtypeStruct((T, B, D), jnp.float32)
 
     def loss(params, xs):
@@ -735,7 +736,7 @@ def test_memory_that_jax_cannot_count(size, hidden, cudnn_sizes, monkeypatch):
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu", "rocm"])
 def test_other_platforms_are_refused_when_lowered(platform, cudnn_sizes):
-    params = LSTM(H).init(jax.random.key(0), D)
+    params = drawn_params(LSTM(H), D)
     xs = jax.ShapeDtypeStruct((T, B, D), jnp.float32)
 
     def loss(params, xs):
@@ -763,7 +764,7 @@ def test_other_platforms_are_refused_when_lowered(platform, cudnn_sizes):
 
 @pytest.mark.skipif(jax.default_backend() == "gpu", reason="there is cuDNN to ask")
 def test_gradients_without_a_gpu_say_so():
-    params = LSTM(H).init(jax.random.key(0), D)
+    params = drawn_params(LSTM(H), D)
     with pytest.raises(
         ValueError,
         match=r"CuDNN: needs an NVIDIA GPU with cuDNN where it is traced, .*Scan.*jax\[cuda13\]",  # noqa: E501
@@ -804,7 +805,7 @@ def test_cudnn_itself(mask, steps, batch, hidden, reverse, precision, tolerance)
         LSTM(8),
     )
     random = np.random.default_rng(0)
-    params = layer.init(jax.random.key(0), D)
+    params = drawn_params(layer, D)
     xs = normal(random, jax.ShapeDtypeStruct((steps, batch, D), jnp.float32))
     carry = normal(
         random, jax.eval_shape(lambda p: layer.initial_carry(p, (batch,)), params), 0.5
@@ -833,7 +834,7 @@ def test_cudnn_itself(mask, steps, batch, hidden, reverse, precision, tolerance)
 
 @pytest.mark.gpu
 def test_cudnn_under_vmap_and_in_windows():
-    params = LSTM(H).init(jax.random.key(0), D)
+    params = drawn_params(LSTM(H), D)
     xs = jax.random.normal(jax.random.key(1), (33, B, D))
 
     def of_batch(engine, params):

@@ -49,6 +49,7 @@ ENGINES = {
 }
 PARALLEL = {"associative": jaxrnn.Associative(), "chunks": jaxrnn.Associative(5)}
 LINEAR = ("min_gru", "min_lstm", "rg_lru", "lru", "s5", "user_linear", "mlstm")
+LINEAR += ("mamba", "kda")
 OFTEN = [
     (name, "default", "", False)
     for name in (
@@ -71,6 +72,8 @@ OFTEN += [
 OFTEN += [
     ("s5", "chunks", "m", False),
     ("mlstm", "chunks", "mr", True),
+    # five steps a chunk, so that the last one of 16 is filled up
+    ("mamba", "chunks", "", False),
     ("zoneout_drawn", "default", "m", False),
 ]
 OFTEN += [("dropout", "checkpoint", "r", False)]

@@ -11,7 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference import compiled
-from subjects import SUBJECTS, assert_same, assert_same_outcome, draw, looped
+from subjects import (
+    SUBJECTS,
+    assert_same,
+    assert_same_outcome,
+    draw,
+    drawn_params,
+    looped,
+)
 from test_engines import MODES, walked
 
 import jaxrnn
@@ -161,7 +168,7 @@ def test_a_number_an_example_is_never_taken_for_one_a_unit(plain_errors):
             (ValueError, TypeError),
             match="Crossed has no kernel" if batch == 3 else "broadcast",
         ):
-            jaxrnn.unroll(cell, cell.init(jax.random.key(0), 3), xs, engine=Fused())
+            jaxrnn.unroll(cell, drawn_params(cell, 3), xs, engine=Fused())
 
 
 @pytest.mark.parametrize("window", [3, 4])
@@ -322,7 +329,7 @@ def test_lowers_for_tpus(name, units, dtype):
 @pytest.mark.parametrize("name", UNFIT)
 def test_cells_that_do_not_fit_are_refused_by_name(name, plain_errors):
     layer = SUBJECTS[name]
-    params = layer.init(jax.random.key(0), 3)
+    params = drawn_params(layer, 3)
     with pytest.raises(
         ValueError,
         match=(

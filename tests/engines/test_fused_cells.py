@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference import compiled
-from subjects import assert_same, assert_same_outcome, draw
+from subjects import assert_same, assert_same_outcome, draw, drawn_params
 from test_engines import walked
 from test_fused import TPU, lowered
 
@@ -96,7 +96,7 @@ STEPS = {
 def test_carries_and_inputs_of_any_kind(name, x64):
     cell = STEPS[name]
     params, xs = (
-        cell.init(jax.random.key(0), 3),
+        drawn_params(cell, 3),
         jax.random.normal(jax.random.key(1), (7, 2, 3)),
     )
 
@@ -209,7 +209,7 @@ def test_only_the_carry_is_mapped(x64):
         lambda zeros: Counted(zeros, zeros),
     )
     params, xs = (
-        cell.init(jax.random.key(0), 1),
+        drawn_params(cell, 1),
         jax.random.normal(jax.random.key(1), (5, 2, 1)),
     )
     first = jax.random.normal(jax.random.key(2), (4, 2, 3))
@@ -230,7 +230,7 @@ def test_complex_numbers(scaled, x64):
     """A real gate of a complex state; scaled gradients."""
     cell = LRU(3) if scaled else Own(3, _turns, lambda zeros: zeros.astype(complex))
     params, xs = (
-        cell.init(jax.random.key(0), 3),
+        drawn_params(cell, 3),
         jax.random.normal(jax.random.key(1), (5, 2, 3)),
     )
     scale = jnp.asarray(np.random.default_rng(0).random((5, 2)))
@@ -333,11 +333,11 @@ def test_a_walk_backwards_that_does_not_fit_is_refused_by_name():
     with pytest.raises(ValueError, match="Elman has no kernel: its step has a sort"):
         jax.eval_shape(
             lambda p, x: jaxrnn.unroll(cell, p, x, engine=Fused()),
-            cell.init(jax.random.key(0), 3),
+            drawn_params(cell, 3),
             jnp.ones((4, 2, 3)),
         )
     forward = dataclasses.replace(cell, activation=_gradient_sorts)
-    params = forward.init(jax.random.key(0), 3)
+    params = drawn_params(forward, 3)
     jax.eval_shape(
         lambda p: jaxrnn.unroll(forward, p, jnp.ones((4, 2, 3)), engine=Fused()), params
     )

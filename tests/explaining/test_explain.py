@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
+from subjects import drawn_params
 
 import jaxrnn
 from jaxrnn import (
@@ -358,7 +359,7 @@ class ByUnroll(Inside):
 def test_a_layer_that_calls_unroll_is_seen_inside():
     """Also where the same unroll was compiled before."""
     layer = ByUnroll(LSTM(4))
-    params, xs = layer.init(jax.random.key(0), 3), jnp.ones((6, 2, 3))
+    params, xs = drawn_params(layer, 3), jnp.ones((6, 2, 3))
     jaxrnn.unroll(layer, params, xs)
     told = jaxrnn.explain(layer, params, xs)
     assert [row.place for row in told.rows] == ["mine"] * 3
@@ -381,7 +382,7 @@ class ByCompiled(Inside):
 def test_what_explain_traces_is_never_run():
     """What a compiled function in a layer is traced to for `explain` is not kept."""
     layer = ByCompiled(GRU(4))
-    params, xs = layer.init(jax.random.key(0), 3), jnp.ones((6, 2, 3))
+    params, xs = drawn_params(layer, 3), jnp.ones((6, 2, 3))
     first, again = jaxrnn.explain(layer, params, xs), jaxrnn.explain(layer, params, xs)
     assert len(first.rows) == len(again.rows) == 3
     assert "jaxrnn_walk" in str(jax.make_jaxpr(compiled_gru)(params["mine"], xs))
@@ -404,7 +405,7 @@ class Nested(jaxrnn.Cell):
 def test_a_step_is_explained_as_it_runs():
     """An unroll in a step is part of the step, and a step may want its axes."""
     cell = Nested()
-    params, xs = cell.init(jax.random.key(0), 3), jnp.ones((6, 2, 3))
+    params, xs = drawn_params(cell, 3), jnp.ones((6, 2, 3))
     assert [row.cell for row in jaxrnn.explain(cell, params, xs).rows] == [
         "Nested()"
     ] * 3
@@ -425,7 +426,7 @@ def test_a_projection_that_wants_a_step_alone():
             return jnp.tanh(h + z)
 
     cell = Stepwise()
-    params, xs = cell.init(jax.random.key(0), 3), jnp.ones((6, 2, 3))
+    params, xs = drawn_params(cell, 3), jnp.ones((6, 2, 3))
     jaxrnn.unroll(cell, params, xs)
     assert len(jaxrnn.explain(cell, params, xs).rows) == 3
 
@@ -436,7 +437,7 @@ def test_an_engine_does_not_do_what_it_does_not_declare():
         supports = Supports.EVERYTHING & ~Supports.RESETS
 
     cell = LSTM(4)
-    params, xs = cell.init(jax.random.key(0), 3), jnp.ones((6, 2, 3))
+    params, xs = drawn_params(cell, 3), jnp.ones((6, 2, 3))
     resets = jnp.zeros((6, 2), bool)
     with pytest.raises(ValueError, match="NoResets does not support resets: use"):
         jaxrnn.unroll(cell, params, xs, resets=resets, engine=NoResets())
@@ -560,7 +561,7 @@ def test_a_network_in_one_call():
 
 def test_nothing_is_computed_and_arrays_are_as_good_as_shapes(monkeypatch):
     cell = LSTM(4)
-    params, (T, B, D) = cell.init(jax.random.key(0), 3), (6, 2, 3)
+    params, (T, B, D) = drawn_params(cell, 3), (6, 2, 3)
     xs = jax.random.normal(jax.random.key(1), (T, B, D))
     mask = jaxrnn.mask_from_lengths(jnp.array([6, 2]), T)
     carry = cell.initial_carry(params, (B,))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from subjects import SUBJECTS, D, shapes_of_params
+from subjects import SUBJECTS, D, drawn_params, shapes_of_params
 
 import jaxrnn
 from jaxrnn import GRU, LSTM, bidirectional, layers, stack, summary
@@ -50,7 +50,7 @@ def test_rows_of_a_stack():
         bidirectional(LSTM(2), GRU(3)),
         jaxrnn.residual_block(GRU(5), 5),
     )
-    found = summary(layer, layer.init(jax.random.key(0), 3))
+    found = summary(layer, drawn_params(layer, 3))
     rows = [(row.place, row.cell) for row in found.rows]
     assert rows[:4] == [
         ("layer_0", "Dense(features=4)"),
@@ -100,6 +100,6 @@ def test_bad_input():
     wrong = {"kernel": np.ones((3, 7))}
     with pytest.raises(ValueError, match=r"not the parameters of LSTM.*init returned"):
         summary(LSTM(4), wrong)
-    params = LSTM(4).init(jax.random.key(0), 3)
+    params = drawn_params(LSTM(4), 3)
     with pytest.raises(ValueError, match="for 5 input features init does not make"):
         summary(LSTM(4), params, 5)

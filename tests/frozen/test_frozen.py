@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from frozen import make_runs, make_schedules, names, others, store, walks
+from frozen import make_runs, make_schedules, names, old_tests, others, store, walks
 from frozen.paths import DATA, ROOT
 
 TOLERANCE = 1e-12
@@ -278,3 +278,11 @@ def test_the_lists_of_tests_are_readable():
     functions = (DATA / "test_functions.txt").read_text(encoding="utf-8").splitlines()
     assert (len(ids), len(functions)) == (4506, 835)
     assert {each.partition("[")[0] for each in ids} <= set(functions)
+
+
+def test_every_old_test_is_somewhere_today():
+    """`old_tests.BY_HAND` says where each is that was renamed."""
+    before = old_tests.functions_before()
+    assert not [each for each in before if old_tests.today(each) is None]
+    assert old_tests.BY_HAND.keys() <= set(before)
+    assert old_tests.today("tests/test_cells.py::test_that_never_was") is None

@@ -61,9 +61,9 @@ def step_of_one(cell, p, h, S, recent, x):
     if cell.conv:
         recent = np.stack([*recent[1:], convolved])
         convolved = (p["conv_kernel"] * recent[::-1]).sum(0)
-    qkv, rest = Columns(silu(convolved)), Columns(z[F:])
-    q, k, v = qkv.take(Nk, K), qkv.take(n, Nk, K), qkv.take(n, N, V)
-    q, k = (a / np.sqrt((a * a).sum(-1, keepdims=True) + 1e-6) for a in (q, k))
+    qkv, rest = Columns(convolved), Columns(z[F:])
+    q, k, v = qkv.take(Nk, K), qkv.take(n, Nk, K), silu(qkv.take(n, N, V))
+    q, k = (features(cell, a) for a in (q, k))
     sizes = SimpleNamespace(N=N, Nk=Nk, K=K, V=V, n=n)
     alpha, erase, write, gate = GATES[type(cell).__name__](cell, p, rest, sizes)
     gate = gate if cell.use_gate else np.ones((N, V))
@@ -81,6 +81,24 @@ def step_of_one(cell, p, h, S, recent, x):
         norm = y / np.sqrt((y * y).mean() + 1e-5) * p["norm_scale"]
         shown.append(norm * gate[head])
     return np.concatenate(shown), np.stack(states), recent
+
+
+def features(cell, a):
+    """q or k of every head; only DeltaNet has other maps and norms than these."""
+    options = {"feature_map": "silu", "key_norm": "l2", **vars(cell)}
+    a = PHI[options["feature_map"]](a)
+    square = (a * a).sum(-1, keepdims=True) + 1e-6
+    total = a.sum(-1, keepdims=True)
+    total = np.where(total.real > 1e-6, total, 1e-6)
+    return a / (total if options["key_norm"] == "sum" else np.sqrt(square))
+
+
+PHI = {
+    "silu": silu,
+    "elu": lambda x: np.where(x.real > 0, 1 + x, np.exp(x)),
+    "relu": lambda x: np.where(x.real > 0, x, 0),
+    "identity": lambda x: x,
+}
 
 
 def gates_of_heads(cell, p, rest, s):

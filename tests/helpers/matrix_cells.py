@@ -1,6 +1,7 @@
 """Cells with a matrix state, for the laws in tests/matrix: a new cell is one row."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -76,8 +77,10 @@ class Rule(MatrixCell):
     def terms(self, params, z):
         *parts, gates = jnp.split(z, np.cumsum(self.sizes)[:-1], axis=-1)
         micro = (self.micro_steps,) if self.micro_steps > 1 else ()
+        heads = *micro, self.num_heads
         q, k, g, a, b, v = (
-            part.reshape(*part.shape[:-1], *micro, self.num_heads, -1) for part in parts
+            part.reshape(*part.shape[:-1], *heads, part.shape[-1] // math.prod(heads))
+            for part in parts
         )
         beta, by_head = jnp.split(
             gates.reshape(*z.shape[:-1], self.num_heads, 2), 2, -1

@@ -32,10 +32,13 @@ from jaxrnn import (
 from jaxrnn.cells import (
     CTRNN,
     GDN2,
+    GLA,
+    HGRN2,
     KDA,
     LTC,
     MGU,
     RTU,
+    RWKV6,
     RWKV7,
     CfC,
     ConvGRU,
@@ -44,9 +47,12 @@ from jaxrnn.cells import (
     DeltaProduct,
     GatedDeltaNet,
     Mamba,
+    Mamba2,
+    Mamba3,
     MLSTMMixer,
     NonlinearRTU,
     OrthogonalRNN,
+    RetNet,
 )
 from jaxrnn.layers.compose import Bidirectional
 
@@ -128,6 +134,12 @@ CELLS = {
     "kda": KDA(4, num_heads=2, key_size=3, conv=None),
     "gdn2": GDN2(4, num_heads=2, num_key_heads=1, conv=2),
     "mamba": Mamba(4, state_size=2, rank=2, conv=2),
+    "mamba2": Mamba2(4, num_heads=2, key_size=3, conv=2),
+    "mamba3": Mamba3(4, num_heads=1),
+    "gla": GLA(4, num_heads=2, key_size=3, gate_rank=2),
+    "retnet": RetNet(4, num_heads=2),
+    "hgrn2": HGRN2(4, num_heads=2, key_size=3, lower_bound=0.2),
+    "rwkv6": RWKV6(4, num_heads=2, mix_rank=2, decay_rank=2),
     "rwkv7": RWKV7(4, num_heads=2, decay_rank=2, rate_rank=2, gate_rank=2),
     "mlstm_mixer": MLSTMMixer(4, num_heads=2, block_size=2, conv=2),
     "mgu": MGU(4),
@@ -268,11 +280,16 @@ def possible(carry):
 
 
 @functools.cache
-def shapes_of_params(layer, dtype):
-    return jax.eval_shape(lambda key: layer.init(key, D), jax.random.key(0))
+def shapes_of_params(layer, dtype, features=D):
+    return jax.eval_shape(lambda key: layer.init(key, features), jax.random.key(0))
 
 
-def draw_params(layer, random):
+def drawn_params(layer, features=D, seed=0):
+    """Parameters for a test that does not ask how they begin."""
+    return draw_params(layer, np.random.default_rng(seed), features)
+
+
+def draw_params(layer, random, features=D):
     """Random numbers with the shapes and dtypes of ``init``, which compiles slowly;
     no bias, norm or peephole is 0 or 1.
     """
@@ -287,7 +304,7 @@ def draw_params(layer, random):
         return jnp.asarray(middle + 0.5 * random.normal(size=like.shape), like.dtype)
 
     return jax.tree_util.tree_map_with_path(
-        leaf, shapes_of_params(layer, str(jnp.result_type(float)))
+        leaf, shapes_of_params(layer, str(jnp.result_type(float)), features)
     )
 
 
@@ -305,16 +322,22 @@ def draw(layer, seed, steps=T, batch=(B,)):
     params = draw_params(layer, random)
     shape = (steps, *batch, *spatial_axes(layer), D)
     xs = normal(random, jax.ShapeDtypeStruct(shape, jnp.result_type(float)))
-    carry = possible(
-        normal(
-            random, jax.eval_shape(lambda p: layer.initial_carry(p, batch), params), 0.5
-        )
-    )
-    shapes = jax.eval_shape(lambda *a: jaxrnn.unroll(layer, *a), params, xs, carry)
+    shapes = shapes_of_unroll(layer, shape, batch, str(xs.dtype))
+    carry = possible(normal(random, shapes[0], 0.5))
     mask, resets = (
         jnp.asarray(random.random((steps, *batch)) < share) for share in (0.6, 0.3)
     )
     return Inputs(params, xs, carry, normal(random, shapes), mask, resets)
+
+
+@functools.cache
+def shapes_of_unroll(layer, shape, batch, dtype):
+    """The last carry and the outputs, traced once however many inputs are drawn."""
+    return jax.eval_shape(
+        lambda p, xs: jaxrnn.unroll(layer, p, xs, layer.initial_carry(p, batch)),
+        shapes_of_params(layer, dtype),
+        jax.ShapeDtypeStruct(shape, dtype),
+    )
 
 
 def outcome(function, params, xs, carry, cotangents, *rest):

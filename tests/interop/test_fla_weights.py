@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from subjects import normal
 
 import jaxrnn
 from jaxrnn.cells import GLA, RWKV7, GatedDeltaNet, Mamba, Mamba2
@@ -119,7 +120,8 @@ def test_gradients_match_the_equations(case):
             ys = jaxrnn.unroll(cell, params, xs, engine=CHUNKS)[1]
             return (ys * jnp.array(golden["cotangent"], "float64")).sum()
 
-        found = jax.tree.leaves(jax.grad(loss)(inputs_of(case, "float64")))
+        gradients = jax.jit(jax.grad(loss))(inputs_of(case, "float64"))
+        found = jax.tree.leaves(gradients)
         for gradient, expected in zip(found, golden["gradients"].values(), strict=True):
             close(gradient, np.array(expected), 1e-10)
 
@@ -141,6 +143,7 @@ def test_the_first_layer_of_rwkv7_shows_its_values():
     showing = dataclasses.replace(cell, shows_values=True)
     ys, values = jaxrnn.unroll(showing, params, xs)[1]
     close(ys, np.array(GOLDEN["rwkv7"]["y"]), 1e-6)
+    xs = np.asarray(xs)
     before = np.concatenate([np.zeros_like(xs[:1]), xs[:-1]])
     mixed = xs + (before - xs) * weights["x_v"]
     close(values, np.asarray(mixed @ weights["v_proj.weight"].T), 1e-6)
@@ -306,18 +309,25 @@ def test_dtypes_and_sources_that_are_refused():
 )
 def test_epsilon_of_the_norms(cell):
     """What the norm adds is what is told: with much of it, outputs are small."""
-    params = cell.init(jax.random.key(0), 3)
-    params["output_kernel"] = jax.random.normal(jax.random.key(1), (4, 3))
-    xs = jax.random.normal(jax.random.key(2), (3, 2, 3))
-    if isinstance(cell, RWKV7):
-        params |= {"bonus": jnp.zeros_like(params["bonus"])}
-        params["gate_down"] = jnp.ones_like(params["gate_down"])
-    ys = [
-        jaxrnn.unroll(dataclasses.replace(cell, norm_epsilon=eps), params, xs)[1]
-        for eps in (1e6, 4e6)
-    ]
-    close(ys[0], 2 * np.asarray(ys[1]), 1e-5 * float(jnp.abs(ys[0]).max()))
-    assert jnp.abs(ys[0]).max() > 0
+    random = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: cell.init(jax.random.key(0), 3))
+    params = normal(random, shapes, 0.3)
+    xs = jnp.asarray(random.normal(size=(3, 2, 3)))
+    params |= {
+        name: np.zeros(shapes[name].shape, shapes[name].dtype)
+        for name in ("bonus", "norm_bias")
+        if name in shapes
+    }
+
+    def both(params, xs):
+        small, large = (
+            dataclasses.replace(cell, norm_epsilon=eps) for eps in (1e6, 4e6)
+        )
+        return [jaxrnn.unroll(each, params, xs)[1] for each in (small, large)]
+
+    ys = [np.asarray(each) for each in jax.jit(both)(params, xs)]
+    close(ys[0], 2 * ys[1], 1e-5 * float(np.abs(ys[0]).max()))
+    assert np.abs(ys[0]).max() > 0
     for bad in (0.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="norm_epsilon"):
             dataclasses.replace(cell, norm_epsilon=bad)

@@ -69,6 +69,16 @@ def arrays(tree):
     return [np.array(numbers) for numbers in tree]
 
 
+def pulled_back(function, inputs, cotangents):
+    """Values and gradients, in one program."""
+
+    def both(inputs, cotangents):
+        values, pullback = jax.vjp(function, *inputs)
+        return values, pullback(cotangents)
+
+    return jax.jit(both)(inputs, cotangents)
+
+
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("case", TORCH_LAYERS)
 def test_values_and_gradients_match_torch(case, dtype):
@@ -108,10 +118,10 @@ def test_values_and_gradients_match_torch(case, dtype):
         def run(weights, x, carry):
             return jaxrnn.unroll(layer, convert(weights)[1], x, carry)
 
-        (last, ys), pullback = jax.vjp(run, weights, to_jax(x), carry)
-        weight_gradients, actual_x_gradient, carry_gradient = pullback(
-            (carry_cotangent, to_jax(y_cotangent))
+        (last, ys), gradients = pulled_back(
+            run, (weights, to_jax(x), carry), (carry_cotangent, to_jax(y_cotangent))
         )
+        weight_gradients, actual_x_gradient, carry_gradient = gradients
 
         assert_close(
             [interop.carry_to_torch(layer, last), ys],
@@ -168,9 +178,10 @@ def check(golden, convert, write, dtype):
             carry, ys = jaxrnn.unroll(layer, convert(weights)[1], x, mask=mask)
             return ys, jax.tree.leaves(carry)
 
-        (ys, states), pullback = jax.vjp(run, weights, x)
         y_cotangent, *state_cotangents = to_jax(arrays(golden["cotangents"]))
-        gradients = pullback((y_cotangent, state_cotangents))
+        (ys, states), gradients = pulled_back(
+            run, (weights, x), (y_cotangent, state_cotangents)
+        )
         assert_close(
             [ys, states], [expected_y, arrays(golden["states"])], value_tolerance, dtype
         )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference import compiled, one_step
-from subjects import assert_same
+from subjects import assert_same, drawn_params
 
 import jaxrnn
 from jaxrnn import LRU, LSTM, MLSTM, Associative, Elman, Scan, truncated_unroll, unroll
@@ -135,7 +135,7 @@ def outcome(walk, params, xs):
 def test_a_subclass_is_walked_by_its_own_methods(name, x64):
     cell = (LOOPED | CHUNKED)[name]
     xs, mask = jnp.asarray(XS), jnp.asarray(MASK)
-    params = cell.init(jax.random.key(0), D)
+    params = drawn_params(cell, D)
     right = outcome(lambda p, x: scanned(cell, p, x, mask), params, xs)
     engines = [None, Scan()] if name in LOOPED else [None, Scan(), Associative(2)]
     for engine in engines:
@@ -148,7 +148,7 @@ def test_a_subclass_is_walked_by_its_own_methods(name, x64):
 @pytest.mark.parametrize("name", LOOPED)
 def test_a_named_engine_that_does_not_know_the_step_refuses(name):
     cell = LOOPED[name]
-    params = cell.init(jax.random.key(0), D)
+    params = drawn_params(cell, D)
     with pytest.raises(
         (TypeError, ValueError), match=rf"{type(cell).__name__}.*Scan\(\)"
     ):
@@ -158,14 +158,12 @@ def test_a_named_engine_that_does_not_know_the_step_refuses(name):
 def test_explain_says_why_the_loop_walks_a_subclass():
     cell = LOOPED["step"]
     rows = jaxrnn.explain(
-        cell, cell.init(jax.random.key(0), D), jnp.asarray(XS, jnp.float32)
+        cell, drawn_params(cell, D), jnp.asarray(XS, jnp.float32)
     ).rows
     assert "Fade overrides step, which MLSTM.walk_chunks does not call" in rows[0].why
     assert rows[0].forward.kind == "loop"
     assert "Fade overrides step" in str(
-        jaxrnn.explain(
-            cell, cell.init(jax.random.key(0), D), jnp.asarray(XS, jnp.float32)
-        )
+        jaxrnn.explain(cell, drawn_params(cell, D), jnp.asarray(XS, jnp.float32))
     )
 
 
@@ -229,7 +227,7 @@ PLACES = {
 
 
 def gradient(layer, walk, **spec):
-    params = layer.init(jax.random.key(0), D)
+    params = drawn_params(layer, D)
     return compiled(
         jax.grad(lambda p: jnp.sum(jnp.sin(walk(layer, p, FLOATS, **spec)[1])))
     )(params)
@@ -327,7 +325,7 @@ def test_a_cell_that_unrolls_in_its_step_walks_over_another_time():
             (0, Elman(4), jnp.repeat(FLOATS, 2, 0), 4),
         )
     )
-    params = Elman(4).init(jax.random.key(0), D)
+    params = drawn_params(Elman(4), D)
     assert_same(once(params), twice(params), 1e-5)
 
 
@@ -344,7 +342,7 @@ def test_draws_and_causal_follow_from_the_fields():
     assert Own().causal
     assert not Many(parts=((jaxrnn.bidirectional(Elman(2)),),)).causal
     layer = Own(jaxrnn.stack(dropping, Elman(4)))
-    params = layer.init(jax.random.key(0), D)
+    params = drawn_params(layer, D)
     ys = unroll(layer, params, FLOATS, key=jax.random.key(1))[1]
     assert (ys != unroll(layer, params, FLOATS, key=jax.random.key(2))[1]).any()
     with pytest.raises(ValueError, match="Own draws random numbers"):
@@ -356,7 +354,7 @@ def test_draws_and_causal_follow_from_the_fields():
 @pytest.mark.parametrize("place", PLACES)
 def test_masked_outputs_of_any_layer_are_zero(place):
     layer = PLACES[place](Own())
-    params = layer.init(jax.random.key(0), D)
+    params = drawn_params(layer, D)
     mask = jnp.asarray(MASK)
     ys = unroll(layer, params, FLOATS, mask=mask)[1]
     assert not np.asarray(ys)[~MASK].any()

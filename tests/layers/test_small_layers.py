@@ -46,13 +46,19 @@ def test_pointwise_layers_are_their_equations(x64):
     shown(layers.apply(jnp.square), "apply", lambda p, x: x**2)
 
 
-def test_concat_and_multiply_are_their_parts(x64):
+def test_concat_residual_and_multiply_are_their_parts(x64):
     concat = layers.concat(GRU(4))
     inputs = draw(concat, 1)
     inside = unroll(GRU(4), *inputs[:3], mask=inputs.mask)
     last, ys = unroll(concat, *inputs[:3], mask=inputs.mask)
     xs = jnp.where(inputs.mask[..., None], inputs.xs, 0)
     assert_same((last, ys), (inside[0], jnp.concatenate([xs, inside[1]], -1)))
+
+    added = jaxrnn.residual(GRU(D))
+    inputs = draw(added, 1)
+    last, ys = unroll(added, *inputs[:3])
+    inside = unroll(GRU(D), *inputs[:3])
+    assert_same((last, ys), (inside[0], inputs.xs + inside[1]))
 
     gate = layers.dense(4, jax.nn.sigmoid)
     gated = layers.multiply(GRU(4), gate)

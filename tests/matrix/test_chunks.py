@@ -4,6 +4,7 @@ values and gradients of parameters, inputs and first state.
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from subjects import assert_same, compiled_outcome, normal
 
 import jaxrnn
 from jaxrnn import Associative, Scan
+from jaxrnn.matrix import MatrixMemory
 
 B, D = 2, 3
 pytestmark = pytest.mark.usefixtures("x64")
@@ -79,9 +81,14 @@ def test_chunks_are_steps(name, learned, reverse):
     assert_chunks_are_steps(cell, 4, 11, "mr", reverse)
 
 
+# Chunks of 1, 4, 16 and 64 of 1, 2, 63, 64, 65 and 130 steps, but those that are longer
+# than so few steps, which run as one chunk of as many.
+LENGTHS = [(1, 1), (64, 1), (1, 2), (64, 2)]
+LENGTHS += [(chunk, steps) for chunk in (1, 4, 16, 64) for steps in (63, 64, 65, 130)]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("steps", [1, 2, 63, 64, 65, 130])
-@pytest.mark.parametrize("chunk", [1, 4, 16, 64])
+@pytest.mark.parametrize(("chunk", "steps"), LENGTHS)
 @pytest.mark.parametrize("name", MATRIX_CELLS)
 def test_of_every_length(name, chunk, steps):
     assert_chunks_are_steps(MATRIX_CELLS[name], chunk, steps, "")
@@ -98,6 +105,58 @@ def test_strong_decays(name, strength):
 def test_keys_that_resemble_each_other(name):
     cell = dataclasses.replace(MATRIX_CELLS[name], same_key=True)
     assert_chunks_are_steps(cell, 32, 40)
+
+
+class Scaled(NamedTuple):
+    h: jax.Array
+    S: jax.Array
+    m: jax.Array
+
+
+class Weighted(jaxrnn.MatrixCell):
+    """Writes with strengths, some of which are exactly zero."""
+
+    def init(self, key, input_size):
+        shape = (input_size, 3 * self.hidden_size + self.num_heads)
+        return {"kernel": jax.random.normal(key, shape)}
+
+    def project(self, params, x):
+        return x @ params["kernel"]
+
+    def initial_carry(self, params, batch_shape=(), dtype=None):
+        h, S, _ = super().initial_carry(params, batch_shape, dtype)
+        return Scaled(h, S, jnp.zeros_like(S[..., 0, 0]))
+
+    def unpack(self, carry):
+        return carry.h, MatrixMemory(carry.S, carry.m), None
+
+    def pack(self, h, memory, recent):
+        return Scaled(h, memory.S, memory.m)
+
+    def shown(self, params, y, m, z):
+        return super().shown(params, y * jnp.exp(m)[..., None], m, z)
+
+    def terms(self, params, z):
+        qkv, w = jnp.split(z, [3 * self.hidden_size], axis=-1)
+        q, k, v = map(self.split_heads, jnp.split(qkv, 3, axis=-1))
+        w = jnp.where(w > 0, w, -jnp.inf)[..., None]
+        return jaxrnn.Terms(q, k, v, -jnp.ones_like(w), w=w)
+
+
+@pytest.mark.parametrize("empty", [True, False], ids=["empty", "full"])
+def test_writes_of_no_strength(empty):
+    """At the first steps, too, where there is no scale yet."""
+    cell = Weighted(4, num_heads=2)
+    params, xs, carry, cotangents, mask, resets = draw(cell, 11)
+    if empty:
+        carry = jax.tree.map(jnp.zeros_like, carry)
+        xs = xs.at[:2].set(0.0)  # w = 0 counts as -inf
+    found, expected = (
+        unrolled(cell, engine, "mr")(params, xs, carry, cotangents, mask, resets)
+        for engine in (Associative(4), Scan())
+    )
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(expected))
+    assert_same_outcomes(found, expected)
 
 
 @pytest.mark.parametrize("name", ["mlstm", *RULES])
@@ -123,6 +182,78 @@ def test_a_nan_reaches_later_steps_alone_and_crosses_no_reset(name):
     )
     for a, b in zip(*map(jax.tree.leaves, (last, last_of_spoiled)), strict=True):
         assert_same(a, b, 1e-10)
+
+
+class Unguarded(jaxrnn.MatrixCell):
+    """A delta rule whose keys of zeros are not finite."""
+
+    def init(self, key, input_size):
+        shape = (input_size, 3 * self.hidden_size)
+        return {"kernel": jax.random.normal(key, shape)}
+
+    def project(self, params, x):
+        return x @ params["kernel"]
+
+    def terms(self, params, z):
+        q, k, v = map(self.split_heads, jnp.split(z, 3, axis=-1))
+        k = k / jnp.sqrt((k * k).sum(-1, keepdims=True))
+        return jaxrnn.Terms(q, k, v, a=-k)
+
+
+def test_terms_that_are_not_finite_reach_later_steps_alone_and_cross_no_reset():
+    """An input of zeros, which is finite, makes them."""
+    cell = Unguarded(4, num_heads=2)
+    params, xs, carry, *_ = draw(cell, 12)
+    resets = jnp.zeros((12, B), bool).at[8].set(True)
+    zeros = xs.at[5, 0].set(0)
+
+    def run(xs, engine):
+        return jaxrnn.unroll(cell, params, xs, carry, resets=resets, engine=engine)
+
+    run = jax.jit(run, static_argnums=1)
+    (last, ys), (_, steps) = run(zeros, Associative(8)), run(zeros, Scan())
+    bad = np.isnan(np.asarray(ys)).any(-1)
+    np.testing.assert_array_equal(bad, np.isnan(np.asarray(steps)).any(-1))
+    assert bad[5:8, 0].all()
+    assert bad.sum() == 3
+    expected_last, expected = run(xs, Scan())
+    both = (jnp.where(bad[..., None], 0, y) for y in (ys, expected))
+    assert_same(*both, 1e-10)
+    assert_same(last, expected_last, 1e-10)
+
+
+def test_the_filling_of_the_last_chunk_is_a_valid_input():
+    """So that it has a finite gradient where zeros have none."""
+    cell = Unguarded(4, num_heads=2)
+    assert_chunks_are_steps(cell, 8, 11, "r")
+
+
+class Words(jaxrnn.MatrixCell):
+    """A rule on tokens, which are looked up where the terms are made."""
+
+    feature_ndim = 0
+
+    def init(self, key, input_size):
+        shape = (5, 3 * self.hidden_size)
+        return {"embedding": jax.random.normal(key, shape)}
+
+    def terms(self, params, z):
+        parts = jnp.split(params["embedding"][z], 3, axis=-1)
+        q, k, v = map(self.split_heads, parts)
+        return jaxrnn.Terms(q, k, v, a=-k / 10)
+
+
+def test_inputs_that_are_no_floats():
+    cell = Words(4, num_heads=2)
+    params = cell.init(jax.random.key(0), 5)
+    words = jax.random.randint(jax.random.key(1), (9, B), 0, 5)
+
+    def loss(params, engine):
+        last, ys = jaxrnn.unroll(cell, params, words, engine=engine)
+        return jnp.sin(ys).sum() + jnp.cos(last.S).sum()
+
+    both = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+    assert_same(both(params, Associative(4)), both(params, Scan()), 1e-10)
 
 
 def test_a_nan_in_a_masked_step_is_as_nothing():
@@ -175,7 +306,7 @@ def test_what_was_written_last_at_a_key_is_read_there():
         assert_same(ys, v, 1e-12)
 
 
-@pytest.mark.parametrize("name", ["head_delta", "products"])
+@pytest.mark.parametrize("name", ["head_delta", "products", "mamba3"])
 def test_the_transition_is_the_jacobian_of_the_state(name):
     cell = MATRIX_CELLS[name]
     params, xs, carry, *_ = draw(cell, 1)
@@ -186,7 +317,7 @@ def test_the_transition_is_the_jacobian_of_the_state(name):
 
     jacobian = jax.jacobian(after)(carry.S)
     wanted = np.zeros(jacobian.shape)
-    M = np.asarray(cell.transition(params, z))
+    M = np.asarray(cell.transition(params, cell.looked_back(params, carry, z)))
     for b in range(B):
         for n in range(cell.num_heads):
             for v in range(cell.values):

@@ -4,11 +4,12 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import jaxrnn
 from jaxrnn import Associative, MatrixCell, Terms
-from jaxrnn.cells import GatedDeltaNet
+from jaxrnn.cells import GLA, HGRN2, GatedDeltaNet, Mamba, Mamba3, RetNet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,14 @@ BAD_TERMS = [
     (lambda q: Terms(q, q, q, b=q), ValueError, "a is needed"),
     (lambda q: Terms(q, q, q, w=q[ONE], a=q), ValueError, "goes with neither a"),
     (lambda q: Terms(q, q, q, -q * q, w=q[ONE]), ValueError, "not with one a channel"),
+    (lambda q: Terms(q, q, q, turn=q), ValueError, "R <= d_k / 2 .* last axis 1"),
+    (lambda q: Terms(q, q, q, turn=q[..., :0]), ValueError, "turn must be"),
+    (lambda q: Terms(q, q, q, turn=q[ONE][0]), ValueError, "leading axes"),
+    (
+        lambda q: Terms(q, q, q, -q * q, turn=q[ONE]),
+        ValueError,
+        r"turn.*goes with one decay a head.*not with one a channel \(.*2, 2\)",
+    ),
 ]
 
 
@@ -47,6 +56,90 @@ def test_terms_that_do_not_fit(make, error, words):
     cell = Given(4, num_heads=2, make=make)
     with pytest.raises(error, match=words):
         jaxrnn.unroll(cell, {"w": jnp.ones(())}, xs)
+
+
+def wrong(field, value):
+    """Terms that all fit but for one."""
+
+    def make(q):
+        right = {"g": -jnp.square(q), "a": q, "b": q, "w": None, "turn": None}
+        right |= {"w": {"w": q, "g": None, "a": None, "b": None}}.get(field, {})
+        right |= {"turn": {"turn": q, "g": None}}.get(field, {})
+        return Terms(**{"q": q, "k": q, "v": q, **right, field: value(q)})
+
+    return make
+
+
+@pytest.mark.parametrize("field", Terms._fields)
+@pytest.mark.parametrize(
+    ("value", "error", "words"),
+    [
+        (lambda q: q.astype(int), TypeError, "array of floats"),
+        (lambda q: q > 0, TypeError, "array of floats .* bool"),
+        (lambda q: jax.lax.complex(q, q), TypeError, "split complex numbers"),
+        (lambda q: np.zeros(q.shape), TypeError, "make one with jnp.asarray"),
+        (lambda q: jnp.concatenate([q, q, q], -1), ValueError, "last axis"),
+        (lambda q: jnp.concatenate([q, q, q], -2), ValueError, "heads"),
+        (lambda q: q[None], ValueError, "leading axes"),
+        (lambda q: q[0, 0, 0], ValueError, "leading axes"),
+    ],
+)
+def test_every_term_is_checked(field, value, error, words, plain_errors):
+    """One error names the term, what it must be, and what came."""
+    if field == "q" and words == "leading axes":
+        field = "k"  # q says which leading axes the others have
+    cell = Given(4, num_heads=2, make=wrong(field, value))
+    xs = jax.random.normal(jax.random.key(0), (5, 3, 2))
+    with pytest.raises(error, match=rf"Given.terms: {field} must be .*{words}"):
+        jaxrnn.unroll(cell, {"w": jnp.ones(())}, xs)
+
+
+def test_a_strength_without_a_scale_in_the_carry():
+    """It would be left out."""
+    cell = Given(4, num_heads=2, make=lambda q: Terms(q, q, q, w=q[ONE]))
+    for engine in (None, jaxrnn.Scan()):
+        with pytest.raises(
+            ValueError, match=r"w, .* needs a carry that holds m, .*MLS"
+        ):
+            jaxrnn.unroll(cell, {"w": jnp.ones(())}, jnp.ones((5, 3, 2)), engine=engine)
+
+
+class ReadsBefore(Given):
+    reads = "before"
+
+
+class TwoMicroSteps(Given):
+    micro_steps = 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "make", "words"),
+    [
+        (ReadsBefore, lambda q: Terms(q, q, q, turn=q[ONE]), "leave reads = 'after'"),
+        (ReadsBefore, lambda q: Terms(q, q, q, w=q[ONE]), "goes with neither a"),
+        (TwoMicroSteps, lambda q: Terms(q, q, q), "an axis of 2 micro steps before"),
+        (
+            TwoMicroSteps,
+            lambda q: Terms(q, *[jnp.stack([q, q, q], -3)] * 2),
+            "an axis of 2 micro steps before",
+        ),
+    ],
+)
+def test_terms_that_do_not_fit_what_a_cell_declares(kind, make, words):
+    cell = kind(4, num_heads=2, make=make)
+    with pytest.raises(ValueError, match=words):
+        jaxrnn.unroll(cell, {"w": jnp.ones(())}, jnp.ones((5, 3, 2)))
+
+
+def test_heads_that_are_neither_those_of_q_nor_those_of_v():
+    def make(q):
+        v = jnp.concatenate([q, q], -2)[..., :1]
+        return Terms(q, q[..., :1, :], v)
+
+    cell = Given(4, num_heads=4, key_size=2, make=make)
+    words = "k has 1 heads, but q has 2 and v 4: every term must have as many"
+    with pytest.raises(ValueError, match=words):
+        jaxrnn.unroll(cell, {"w": jnp.ones(())}, jnp.ones((5, 3, 2)))
 
 
 def test_a_decay_that_grows():
@@ -71,16 +164,81 @@ def test_sizes(options, words):
         GatedDeltaNet(**options)
 
 
-def test_chunks_of_no_steps():
-    with pytest.raises(ValueError, match="chunk"):
-        Associative(chunk=0)
+@pytest.mark.parametrize("chunk", [0, -1, 2.5, True])
+def test_chunks_of_no_steps(chunk, plain_errors):
+    with pytest.raises(ValueError, match="Associative: chunk must be an int of at lea"):
+        Associative(chunk=chunk)
 
 
-def test_carries_inside_chunks():
-    cell, xs = GatedDeltaNet(4), jnp.ones((5, 2, 3))
+@pytest.mark.parametrize("cell", [GatedDeltaNet(4), Mamba(4, state_size=2)])
+def test_carries_inside_chunks(cell):
+    """An engine that is named refuses; by default the steps run one by one."""
+    xs = jnp.ones((5, 2, 3))
     params = cell.init(jax.random.key(0), 3)
-    with pytest.raises(ValueError, match="carries"):
+    with pytest.raises(ValueError, match=r"carries.*use engine=jaxrnn.Scan\(\)"):
         jaxrnn.unroll(cell, params, xs, return_carries=True, engine=Associative())
+    shapes = jax.eval_shape(
+        lambda: jaxrnn.unroll(cell, params, xs, return_carries=True)[2]
+    )
+    assert {leaf.shape[:2] for leaf in jax.tree.leaves(shapes)} == {(5, 2)}
+
+
+class ReadsHeads(Given):
+    def readout(self, params, y, z):
+        return y
+
+
+class ReadsNothing(Given):
+    def readout(self, params, y, z):
+        return None
+
+
+class ReadsLater(Given):
+    reads = "later"
+
+
+class NoMicroStep(Given):
+    micro_steps = 0
+
+
+class RemembersTooMuch(Given):
+    looks_back = 2
+
+    def remembered_size(self, params):
+        return 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (ReadsHeads, r"readout must return h \(3, 4\).*returns an array of shape"),
+        (ReadsNothing, r"readout must return h \(3, 4\).*returns None"),
+        (ReadsLater, "reads must be 'after', .* or 'before', but it is 'later'"),
+        (NoMicroStep, "micro_steps must be an int of at least 1, but it is 0"),
+        (RemembersTooMuch, r"remembered must return one array .* F = 1 .* \(3, 2\)"),
+    ],
+)
+@pytest.mark.parametrize("engine", [None, jaxrnn.Scan()], ids=["chunks", "steps"])
+def test_what_a_cell_declares_and_returns(kind, words, engine, plain_errors):
+    cell = kind(4, num_heads=2, make=lambda q: Terms(q, q, q))
+    with pytest.raises(ValueError, match=words):
+        jaxrnn.unroll(cell, {"w": jnp.ones(())}, jnp.ones((5, 3, 2)), engine=engine)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (GatedDeltaNet, {"norm_epsilon": "small"}),
+        (GLA, {"gate_divisor": "16"}),
+        (HGRN2, {"lower_bound": "0"}),
+        (RetNet, {"rotary_base": "10"}),
+        (Mamba3, {"rotary_fraction": "half"}),
+    ],
+)
+def test_numbers_that_are_none(kind, options, plain_errors):
+    ((name, value),) = options.items()
+    with pytest.raises(ValueError, match=rf"{kind.__name__}: .*{name}.*'{value}'"):
+        kind(4, **options)
 
 
 def test_methods_that_are_missing():

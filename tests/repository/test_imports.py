@@ -3,6 +3,7 @@ the files, nothing is run. Each test lists every violation.
 """
 
 import ast
+import types
 
 from import_graph import FILES, ROOT, imports, parsed, part_of
 
@@ -22,6 +23,7 @@ FLOORS = {
     "nnx": 3,
     "linen": 3,
     "diagnostics": 3,
+    "online": 3,
     "explaining": 3,
     "interop": 3,
     "testing": 3,
@@ -136,11 +138,17 @@ def test_init_files_only_hand_names_on():
 
 
 def test_public_names_are_few():
-    """About 60 at most: docs/reference/names.md holds them all."""
+    """About 60 at most, apart from the modules that something has imported by now:
+    docs/reference/names.md holds them all.
+    """
     import jaxrnn
 
-    public = [name for name in vars(jaxrnn) if not name.startswith("_")]
-    assert len(public) <= 79
+    public = [
+        name
+        for name, value in vars(jaxrnn).items()
+        if not name.startswith("_") and not isinstance(value, types.ModuleType)
+    ]
+    assert len(public) <= 62, len(public)
 
 
 def test_bad_input_is_never_met_by_assert():
@@ -150,3 +158,16 @@ def test_bad_input_is_never_met_by_assert():
         for node in ast.walk(parsed(path))
         if isinstance(node, ast.Assert)
     ]
+
+
+def test_attributes_are_asked_for_by_name_in_few_places():
+    """What engines, layers and cells can do is declared. `core.foreign` asks the
+    objects of other libraries, and `core.records` reads the fields of dataclasses.
+    """
+    found = {"hasattr": [], "getattr": []}
+    for path in FILES:
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.Name) and node.id in found:
+                found[node.id].append(f"{named(path)}:{node.lineno}")
+    assert len(found["hasattr"]) <= 10, found["hasattr"]
+    assert len(found["getattr"]) <= 10, found["getattr"]

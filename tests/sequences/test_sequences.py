@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference import compiled
-from subjects import SUBJECTS, B, D, T, UserCell, assert_same, draw
+from subjects import SUBJECTS, B, D, T, UserCell, assert_same, draw, drawn_params
 
 import jaxrnn
 from jaxrnn import (
@@ -221,7 +221,7 @@ BAD = {
     ),
     "mask": (
         lambda: last_output(
-            LSTM(4), LSTM(4).init(jax.random.key(0), 3), jnp.ones((5, 2, 3)), mask=MASK
+            LSTM(4), drawn_params(LSTM(4), 3), jnp.ones((5, 2, 3)), mask=MASK
         ),
         ValueError,
         r"mask must have shape \(T, \*B\) = \(5, 2\)",
@@ -229,7 +229,7 @@ BAD = {
     "key": (
         lambda: last_output(
             layers.dense(2),
-            layers.dense(2).init(jax.random.key(0), 3),
+            drawn_params(layers.dense(2), 3),
             jnp.ones((5, 2, 3)),
             key=jax.random.key(0),
         ),

@@ -148,7 +148,7 @@ def compare(found, wanted, count):
 
 def test_needles_stand_at_all_depths_alike():
     depth = draw("niah", 5, 8, 9000)
-    keys = (depth.inputs[:-1] >= 32) & (depth.inputs[:-1] < 64)
+    keys = (depth.inputs[:-1] >= 8) & (depth.inputs[:-1] < 16)
     uniform(keys[:6].sum(1))  # seven steps before the query, a needle is two
     assert not keys[6:].any()
     parts = draw("niah", 5, 22, 9000).part[0]
@@ -178,7 +178,7 @@ def test_the_baselines_of_mqar_are_what_guessing_scores(name, chance, other):
 
 
 def test_the_baselines_of_niah():
-    assert problem_of("niah").baseline[1](64) == 1 / 32
+    assert problem_of("niah").baseline[1](64) == 1 / 8
     assert problem_of("niah").references() == {}
     assert problem_of("niah several").references() == {"any_needle": 1 / 4}
     assert problem_of("niah").other_lengths == (256,)

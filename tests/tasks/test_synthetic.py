@@ -21,6 +21,7 @@ from jaxrnn.tasks.synthetic import (
     copying,
     group_words,
     parity,
+    recall,
     seq_mnist,
     temporal_order,
 )
@@ -37,6 +38,7 @@ DRAWN = {
     "order shortest": (temporal_order.TASK, {"length": 10, "variant": "6b"}),
     "parity": (parity.TASK, {"length": 11}),
     "parity every": (parity.TASK, {"length": 11, "answers": "every"}),
+    "recall": (recall.TASK, {"delay": 9, "symbols": 3, "distractors": 4}),
     "S3": (group_words.TASK, {"length": 13}),
     "A5": (group_words.TASK, {"length": 8, "group": "A5"}),
     "S5": (group_words.TASK, {"length": 8, "group": "S5"}),
@@ -133,7 +135,19 @@ def twin_words(xs, options):
     return answers
 
 
+def twin_recall(xs, options):
+    codes = symbols(xs).tolist()
+    cue, *between, question = codes
+    first, last = options.symbols, options.symbols + options.distractors
+    assert cue < first
+    assert all(first <= code < last for code in between)
+    assert question == last
+    assert len(codes) - 1 == options.delay
+    return [None] * (len(codes) - 1) + [cue]
+
+
 TWINS = {
+    "recall": twin_recall,
     "adding": twin_adding,
     "copy": twin_copy,
     "temporal-order": twin_order,
@@ -329,7 +343,13 @@ def test_published_copy_baselines():
 
 @pytest.mark.parametrize(
     ("name", "chance"),
-    [("order 6a", 1 / 4), ("order 6b", 1 / 8), ("parity", 1 / 2), ("S3", 1 / 6)],
+    [
+        ("order 6a", 1 / 4),
+        ("order 6b", 1 / 8),
+        ("parity", 1 / 2),
+        ("S3", 1 / 6),
+        ("recall", 1 / 3),
+    ],
 )
 def test_chance_is_what_the_commonest_answer_scores(name, chance):
     batch = draw(name, 10, None, 40_000)

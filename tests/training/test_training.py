@@ -203,6 +203,20 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(
     assert checkpoints.steps() == [1, 2]
 
 
+def test_arrays_that_do_not_fit_their_checksum_are_damaged(
+    tmp_path, state, monkeypatch
+):
+    checkpoints = training.Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(1, state, {})
+    with monkeypatch.context() as other:
+        other.setattr("jaxrnn.training.checkpoints._checksum", lambda arrays: 0)
+        checkpoints.save(2, state, {})
+    step, back, _, (note,), _ = checkpoints.restore(state)
+    assert step == 1
+    assert_same(back, state)
+    assert "its checksum does not fit its contents" in note
+
+
 def test_where_every_checkpoint_is_damaged_the_error_says_so(tmp_path, state):
     checkpoints = training.Checkpoints(tmp_path / "checkpoints")
     checkpoints.save(1, state, {})

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ...cells.lstm import LSTM, LSTMState
 from ...core.cell import AbstractWrappedCell, Cell
 from ...core.engine import AbstractNetworkEngine, Request, Supports
+from ...core.foreign import precision_word
 from ...core.gradient_scale import ScaledCell
 from ...core.types import Carry, Flags, Inputs, Params
 from ..recurrence.run import unsupported_arrays_reason
@@ -274,7 +275,7 @@ def places(
 
 def _allows_tf32(precision: Any, name: str) -> bool:
     """Whether a precision of jax lets float32 matmuls round their factors to TF32."""
-    word = str(getattr(precision, "name", precision)).lower()
+    word = precision_word(precision)
     if word in TF32 | FLOAT32:
         return word in TF32
     raise ValueError(

@@ -85,7 +85,7 @@ class Library:
         """
         rnn = _experimental_rnn()
         for name, expected in SIGNATURES.items():
-            function = getattr(rnn, name, None)
+            function = vars(rnn).get(name)
             if (
                 function is None
                 or " ".join(inspect.signature(function).parameters) != expected

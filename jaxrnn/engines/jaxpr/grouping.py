@@ -58,8 +58,9 @@ class Grouping:
 
     def _split_part(self, a: Any) -> Any:
         if self.units is None:
-            return a.reshape(*a.shape[: self.lead], -1)
-        return jnp.moveaxis(a.reshape(*a.shape[:-1], -1, self.units), -2, -1)
+            return a.reshape(*a.shape[: self.lead], math.prod(a.shape[self.lead :]))
+        count = a.shape[-1] // self.units
+        return jnp.moveaxis(a.reshape(*a.shape[:-1], count, self.units), -2, -1)
 
     def join(self, vectors: Any, like: Sequence[Any]) -> list[Any]:
         """Return the parts: the inverse of `split`.

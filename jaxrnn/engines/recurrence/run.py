@@ -11,11 +11,12 @@ from jax.sharding import AxisType
 from ...core.arrays import is_array
 from ...core.cell import Cell, unsupported_chunkwise_reason
 from ...core.flags import select
+from ...core.foreign import varying_axes
 from ...core.types import Carry, Params, PyTree
 from ..jaxpr.evaluate import all_equations
 from ..jaxpr.step_program import EXPENSIVE, INPUT, StepJaxpr, trace_step
 from ..loops.kinds import Chunkwise, steps_an_iteration
-from .heuristics import EVERYTHING
+from .heuristics import AUTO, EVERYTHING
 from .primitives import recurrence
 from .schedule import LoopSchedule
 
@@ -138,6 +139,10 @@ def _run_chunkwise(
             f"{type(cell).__name__}: {reason}: only engine=jaxrnn.Scan() runs that"
         )
     xs, mask, resets = sequence
+    chunk = schedule.chunk
+    if chunk == AUTO:
+        chosen = {cell.chunk_on(platform) for platform in ("cpu", "gpu", "tpu")}
+        chunk = chosen.pop() if len(chosen) == 1 else None
     chunkwise: Any = cell
     last, hs = chunkwise.walk_chunks(
         params,
@@ -145,7 +150,7 @@ def _run_chunkwise(
         cell.project(params, xs),
         mask,
         resets,
-        schedule.chunk,
+        chunk,
         schedule.reverse,
     )
     parts = {name: hs if name == "h" else None for name in carry._fields}
@@ -225,8 +230,7 @@ def _axes_of(value: object) -> frozenset:
     They are known under ``check_vma=True`` only.
     """
     value = value if isinstance(value, jax.ShapeDtypeStruct) else jax.typeof(value)
-    kind = getattr(value, "manual_axis_type", None)
-    return frozenset() if kind is None else kind.varying
+    return varying_axes(value)
 
 
 def _varying(

@@ -61,7 +61,7 @@ def by_name(named: Iterable[tuple[Any, str]]) -> Split:
     """Split examples by the names of their parts; "" is the training part."""
     split = Split([], [], [])
     for example, name in named:
-        getattr(split, name or "train").append(example)
+        split._asdict()[name or "train"].append(example)
     return split
 
 

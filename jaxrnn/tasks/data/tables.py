@@ -329,7 +329,10 @@ def split_files(
             f"{sources[0]} to validate on"
         )
     elif named:
-        split = by_name((each, getattr(each, "split", "")) for each in examples)
+        split = by_name(
+            (each, each.split if isinstance(each, (Example, Series)) else "")
+            for each in examples
+        )
         note = f"test part: the {len(split.test)} rows whose column split says test"
         if not split.validation:
             split = with_validation(split, key)

@@ -9,5 +9,6 @@ from . import group_words as group_words
 from . import mqar as mqar
 from . import niah as niah
 from . import parity as parity
+from . import recall as recall
 from . import seq_mnist as seq_mnist
 from . import temporal_order as temporal_order

@@ -26,6 +26,7 @@ from ..config import cell_field, check_options, choice
 from ..models.own_cell import CellLike
 from ..models.sequence_model import Batch
 from ..optimizers import optimizer_field, schedule_field
+from .online import gradient_method_field
 from .problem import (
     Problem,
     at_every_step,
@@ -56,6 +57,7 @@ class Options:
     layers: int = layers_field()
     batch: int = batch_field(50)
     tbptt: int = tbptt_field()
+    gradient_method: str = gradient_method_field()
     learning_rate: float = learning_rate_field(1e-3)
     optimizer: str = optimizer_field()
     schedule: str = schedule_field("constant")

@@ -30,6 +30,7 @@ from ..config import cell_field, check_options, option
 from ..models.own_cell import CellLike
 from ..models.sequence_model import Batch
 from ..optimizers import optimizer_field, schedule_field
+from .online import gradient_method_field
 from .problem import (
     Problem,
     batch_field,
@@ -58,11 +59,12 @@ class Options:
     vocabulary: int = option(
         128, "number of tokens, of which half are keys and half are values", least=4
     )
-    cell: CellLike = cell_field("jaxrnn.cells:GatedDeltaNet(num_heads=4)")
+    cell: CellLike = cell_field("gated-deltanet:4")
     hidden: int = hidden_field(64)
     layers: int = layers_field()
     batch: int = batch_field(64)
     tbptt: int = tbptt_field()
+    gradient_method: str = gradient_method_field()
     learning_rate: float = learning_rate_field(1e-2)
     optimizer: str = optimizer_field()
     schedule: str = schedule_field("cosine")
@@ -155,6 +157,6 @@ def problem(options: Options) -> Problem:
 TASK = SyntheticTask(
     "mqar",
     Options,
-    Budget(steps=2000, report_every=100, evaluate_every=200),
+    Budget(steps=400, report_every=50, evaluate_every=100),
     problem,
 )

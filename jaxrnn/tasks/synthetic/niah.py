@@ -31,6 +31,7 @@ from ..models.own_cell import CellLike
 from ..models.sequence_model import Batch
 from ..optimizers import optimizer_field, schedule_field
 from .mqar import distinct
+from .online import gradient_method_field
 from .problem import (
     Problem,
     at_every_step,
@@ -58,14 +59,15 @@ class Options:
     length: int = length_field(64, 3)
     test_length: int = length_field(256, 3, "another length at which it is scored")
     needles: int = option(1, "number of keys with their values", least=1)
-    keys: int = option(32, "number of different keys", least=1)
-    values: int = option(32, "number of different values", least=2)
-    fillers: int = option(32, "number of different filler tokens", least=1)
-    cell: CellLike = cell_field("jaxrnn.cells:GatedDeltaNet(num_heads=4)")
+    keys: int = option(8, "number of different keys", least=1)
+    values: int = option(8, "number of different values", least=2)
+    fillers: int = option(8, "number of different filler tokens", least=1)
+    cell: CellLike = cell_field("gated-deltanet:4")
     hidden: int = hidden_field(64)
     layers: int = layers_field()
     batch: int = batch_field(64)
     tbptt: int = tbptt_field()
+    gradient_method: str = gradient_method_field()
     learning_rate: float = learning_rate_field(1e-2)
     optimizer: str = optimizer_field()
     schedule: str = schedule_field("cosine")
@@ -90,13 +92,13 @@ class Options:
                 f"sequence, but {self.keys} is less than {self.needles}"
             )
         least = 2 * self.needles + 1
-        for name in ("length", "test_length"):
-            if getattr(self, name) < least:
-                flag = "--" + name.replace("_", "-")
+        lengths = {"--length": self.length, "--test-length": self.test_length}
+        for flag, length in lengths.items():
+            if length < least:
                 raise InputError(
                     f"{flag} must be at least {least} for --needles {self.needles}, "
                     f"two steps for each needle and one for the query, but it is "
-                    f"{getattr(self, name)}"
+                    f"{length}"
                 )
 
 
@@ -162,6 +164,6 @@ def problem(options: Options) -> Problem:
 TASK = SyntheticTask(
     "niah",
     Options,
-    Budget(steps=2000, report_every=100, evaluate_every=200),
+    Budget(steps=400, report_every=50, evaluate_every=100),
     problem,
 )

@@ -28,6 +28,7 @@ from ..models.cell_registry import make_cell
 from ..models.own_cell import CellLike
 from ..models.sequence_model import Batch
 from ..optimizers import optimizer_field, schedule_field
+from .online import gradient_method_field
 from .problem import (
     Problem,
     batch_field,
@@ -58,6 +59,7 @@ class Options:
     layers: int = layers_field()
     batch: int = batch_field(16)
     tbptt: int = tbptt_field()
+    gradient_method: str = gradient_method_field()
     learning_rate: float = learning_rate_field(3e-3)
     optimizer: str = optimizer_field()
     schedule: str = schedule_field("constant")

@@ -27,6 +27,7 @@ from ..optimizers import named_optimizer, named_schedule
 from ..pictures import draw_run_curves
 from ..probe import Probe
 from .gradients import draw_gradients, record_lags
+from .online import TBPTT, TRACES, check_online, online_loss
 from .problem import LONGEST, Problem
 
 # The held-out sequences are 4 batches of 256, the same ones at every evaluation.
@@ -75,10 +76,12 @@ class SyntheticTask:
             functools.partial(held_out_batches, problem, options.seed)
         )
 
+        of_batch = self._loss(options, problem, model, params)
+
         def loss(params, batch, key):
             if batch is None:
                 batch = drawn(problem, key, problem.length, options.batch)
-            return model.loss(params, batch)
+            return of_batch(params, batch, key)
 
         step = make_batch_step(loss, optimizer, schedule)
         experiment = Experiment(
@@ -97,6 +100,34 @@ class SyntheticTask:
             data=_described(problem),
         )
         return experiment, {}
+
+    def _loss(
+        self, options: Any, problem: Problem, model: SequenceModel, params: Params
+    ) -> Callable[[Params, Batch, Any], Any]:
+        """Return the loss of a batch, whose gradient is by the method of ``options``.
+
+        Without ``--tbptt`` the windows of real-time recurrent learning have as many
+        steps as the layer has units, which is the cheapest.
+        """
+        method = options.gradient_method
+        if method == TBPTT:
+            return lambda params, batch, key: model.loss(params, batch)
+        if method == TRACES and options.tbptt:
+            raise InputError(
+                f"--gradient-method {TRACES} goes step by step, without the windows of "
+                f"--tbptt {options.tbptt}: leave one of them out"
+            )
+        window = options.tbptt or options.hidden
+        batch = (
+            problem.stored().train(0)
+            if problem.stored
+            else jax.eval_shape(
+                lambda key: drawn(problem, key, problem.length, options.batch),
+                keys(options.seed)[1],
+            )
+        )
+        check_online(model, method, window, batch, params)
+        return online_loss(model, method, window)
 
     def _look(
         self, options: Any, model: SequenceModel, held_out: Callable, length: int

@@ -30,6 +30,7 @@ import jax
 from jax.extend import core
 from jax.extend.core import JaxprEqn, Var
 
+from ....core.foreign import precision_word
 from ...jaxpr.evaluate import CALLS, eval_jaxpr, read_env
 
 UNITS, ROWS, SCALAR, MATRIX = "units", "rows", "scalar", "matrix"
@@ -392,7 +393,7 @@ def precision_of(eqn: JaxprEqn) -> str:
     """Return the precision of a product: "default", "high" or "highest" (float32)."""
     asked = eqn.params["precision"]
     asked = asked if isinstance(asked, tuple) else (asked,)
-    words = {str(getattr(p, "name", p)).lower() for p in asked}
+    words = {precision_word(p) for p in asked}
     if words <= {"none", "default", "bf16_bf16_f32", "tf32_tf32_f32"}:
         return "default"
     if words <= {"none", "default", "high", "bf16_bf16_f32_x3", "tf32_tf32_f32_x3"}:
