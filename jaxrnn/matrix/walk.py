@@ -11,6 +11,7 @@ from jax.interpreters import partial_eval as pe
 from jaxtyping import Array, Bool, Int
 
 from ..core.flags import expand_flags
+from ..core.fusion_barrier import cpu_optimization_barrier
 from ..core.types import PyTree
 from .block import chunks_in_block, run_block
 from .splitting import join_chunks, split_flags, split_steps
@@ -120,14 +121,19 @@ def walk(
     how = Walk(terms_of, show, reads, micro_steps, reverse)
     weighted = memory.m is not None
     on_cpu, elsewhere = plans(len(live), chunk, memory.S, weighted=weighted)
-    inputs = memory, initial, (zs, live, resets)
+    # XLA's CPU compiler (jax 0.10.2 to 0.12.0.1) reads memory that nobody wrote where
+    # it fuses a matrix product with an operand that is one number everywhere, such as
+    # a first state of zeros, or its cotangent. A barrier keeps them apart.
+    inputs = cpu_optimization_barrier(memory), initial, (zs, live, resets)
     if on_cpu == elsewhere:
-        return _walk_blocks(how, on_cpu, *inputs)
-    return jax.lax.platform_dependent(
-        *inputs,
-        cpu=lambda *inputs: _walk_blocks(how, on_cpu, *inputs),
-        default=lambda *inputs: _walk_blocks(how, elsewhere, *inputs),
-    )
+        memory, shown = _walk_blocks(how, on_cpu, *inputs)
+    else:
+        memory, shown = jax.lax.platform_dependent(
+            *inputs,
+            cpu=lambda *inputs: _walk_blocks(how, on_cpu, *inputs),
+            default=lambda *inputs: _walk_blocks(how, elsewhere, *inputs),
+        )
+    return cpu_optimization_barrier(memory), shown
 
 
 def _walk_blocks(
@@ -199,9 +205,11 @@ def _run_block(
             return run_weighted_chunk(memory, initial, *given)
 
         memory, (y, m) = jax.lax.scan(run, memory, given)
+        y = cpu_optimization_barrier(y)
         return memory, (show(y, m, z), bad)
     first = None if initial is None else initial.S
     S, y = run_block(memory.S, first, given, how.reads)
+    y = cpu_optimization_barrier(y)
     return MatrixMemory(S), (show(y, None, z), bad)
 
 

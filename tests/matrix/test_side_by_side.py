@@ -131,3 +131,21 @@ def test_a_batch_of_no_examples(name):
     params = jax.eval_shape(lambda key: cell.init(key, 3), jax.random.key(0))
     xs = jax.ShapeDtypeStruct((19, 0, 3), jnp.float64)
     assert jax.eval_shape(jax.grad(loss), params, xs) == params
+
+
+@pytest.mark.usefixtures("float32")
+def test_the_state_is_kept_apart_from_matrix_products():
+    """XLA's CPU compiler reads memory that nobody wrote where it fuses a product with
+    an operand that is one number everywhere, as zeros are; with all optimizations only,
+    which tests go without. So what is asked for is the barrier.
+    """
+    cell = GatedDeltaNet(64, num_heads=1, conv=None)
+    params = jax.eval_shape(lambda key: cell.init(key, 3), jax.random.key(0))
+    xs = jax.ShapeDtypeStruct((16, 4, 3), jnp.float32)
+    unroll = jax.jit(lambda params, xs: jaxrnn.unroll(cell, params, xs))
+    for platform, barriers in (("cpu", 2), ("cuda", 0)):
+        lowered = unroll.trace(params, xs).lower(lowering_platforms=(platform,))
+        found = re.findall(
+            r"optimization_barrier.*tensor<4x1x64x64xf32>", lowered.as_text()
+        )
+        assert len(found) == barriers
