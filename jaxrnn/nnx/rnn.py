@@ -280,8 +280,8 @@ class RNN(nnx.Module):
             )
         sequences = arrange(inputs, self.feature_ndim, order, mask, seq_lengths, resets)
         self._check_drawn_carry(initial_carry, resets)
-        x = jax.eval_shape(
-            lambda xs: jax.tree.map(lambda leaf: leaf[0], xs), sequences.xs
+        x = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), sequences.xs
         )
         why = self._why_impure(x)
         if why is not None:

@@ -209,7 +209,7 @@ ABOUT: dict[str, About] = {
         curve=("accuracy", "accuracy"),
     ),
     "recall": About(
-        "the first symbol, asked for after a delay: how far back credit reaches",
+        "the first symbol, asked for after a delay",
         "",
         ("predict RUN 1abca?", "evaluate RUN --length 64", _GRADIENTS),
         baselines={

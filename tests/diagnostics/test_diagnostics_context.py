@@ -90,13 +90,16 @@ CALLS = {
     "parameter_lags": {"loss": loss_of_one, "terms": True},
     "tapped": {},
 }
-# What takes results of these, or a loss that hands the context of its `Window` on.
+# What takes results of these, a loss that hands the context of its `Window` on, or, as
+# `newton_report`, whole layers with a context.
 OF_RESULTS = {
     "adaptive_truncation",
     "fit_decay",
     "jacobian_products",
     "log_singular_values",
     "memory_horizon",
+    "newton_report",
+    "online_error",
     "truncation_bias",
 }
 
