@@ -29,6 +29,7 @@ from jax.interpreters import partial_eval as pe
 from jaxtyping import Array
 
 from ..core.dtypes import accumulator
+from ..core.fusion_barrier import cpu_optimization_barrier
 from ..core.real_vectors import size_of
 from ..core.types import Carry, Params
 from ..truncation.plan import pad_sequence
@@ -197,5 +198,9 @@ class RTRL(AbstractWindows):
 
 
 def _product(left: Array, M: Array) -> Array:
-    """Return ``left @ M`` over the first axis of ``M``, in full precision."""
+    """Return ``left @ M`` over the first axis of ``M``, in full precision.
+
+    M begins as zeros, which must not meet a product unseen: see `jaxrnn.matrix.walk`.
+    """
+    M = cpu_optimization_barrier(M)
     return jnp.tensordot(left.astype(M.dtype), M, 1, precision="highest")
