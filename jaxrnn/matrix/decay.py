@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from .inverse import exact_matmul
+from .inverse import exact_matmul, join_blocks
 
 
 def decay_of(g: Array | None, segment: Array | None, size: int) -> AbstractDecay:
@@ -162,31 +162,30 @@ class ChannelDecay(AbstractDecay):
             self.levels.append((ahead, behind))
 
     def scores(self, x, y, *, before):
-        own = (x * y).sum(-1)[..., None]
+        own = (x * y).sum(-1)
         own = jnp.zeros_like(own) if before else own
-        total = own * like(np.eye(self.size, dtype=own.dtype), own)
-        half = 1
+        lead = np.broadcast_shapes(own.shape[:-1], self.g.shape[:-2])
+        own = jnp.broadcast_to(own, (*lead, self.size))
+        # Blocks of h steps, (..., C/h, h, h), are joined in pairs.
+        blocks = own[..., None, None]
         for ahead, behind in self.levels[:-1]:
-            total = total + self._between_halves(x, y, ahead, behind, half, before)
-            half *= 2
+            half = blocks.shape[-1]
+            below = self._between_halves(x, y, ahead, behind, half, before)
+            upper, lower = _halves(blocks)
+            blocks = join_blocks(upper, below, lower)
+        total = blocks[..., 0, :, :]
         if self.segment is None:
             return total
         return jnp.where(like(self.sees(before=before), total), total, 0)
 
     def _between_halves(self, x, y, ahead, behind, half, before):
-        """Return the scores of right halves with left ones, placed among all."""
-        count = self.size // (2 * half)
+        """Return the scores of right halves with left ones, ``(..., C/2h, h, h)``."""
         _, ahead = _halves(ahead)
         behind, _ = _halves(behind)
         _, x = _halves(_blocks(x, half))
         y, _ = _halves(_blocks(y, half))
         x = x * jnp.exp(_shift(ahead) if before else ahead)
-        scores = products(x, y * jnp.exp(behind), before)  # (..., n, h, h)
-        same = np.eye(count, dtype=scores.dtype)[:, None, None, :, None, None]
-        corner = np.array([[0, 0], [1, 0]], scores.dtype)[:, None, None, :, None]
-        scores = scores[..., :, None, :, None, None, :]
-        placed = scores * like(same * corner, scores)
-        return placed.reshape(*x.shape[:-3], self.size, self.size)
+        return products(x, y * jnp.exp(behind), before)
 
     def since_start(self, *, before):
         if self.segment is not None:

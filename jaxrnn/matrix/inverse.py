@@ -40,7 +40,7 @@ def inverse_of_one_minus(A: Float[Array, "*B C C"]) -> Float[Array, "*B C C"]:
         T1, T2 = _pairs(T)
         _, below = _split_rows(_diagonal_blocks(A, 2 * half))
         below = exact_matmul(exact_matmul(T2, below), T1)
-        T = _join(T1, below, T2)
+        T = join_blocks(T1, below, T2)
         half *= 2
     return T.reshape(*A.shape[:-2], size, size)
 
@@ -95,7 +95,7 @@ def _split_rows(blocks: Float[Array, "*B n h h"]) -> tuple[Array, Array]:
     return blocks[..., :half, half:], blocks[..., half:, :half]
 
 
-def _join(upper: Array, below: Array, lower: Array) -> Float[Array, "*B n m m"]:
-    """Join two diagonal blocks and the one below them."""
+def join_blocks(upper: Array, below: Array, lower: Array) -> Float[Array, "*B n m m"]:
+    """Join two diagonal blocks and the one below them; above them is zero."""
     top = jnp.concatenate([upper, jnp.zeros_like(below)], -1)
     return jnp.concatenate([top, jnp.concatenate([below, lower], -1)], -2)
