@@ -543,14 +543,15 @@ def test_the_entries_of_recall_are_options_of_their_tasks():
 
 def test_online_measures_learns_and_writes(tmp_path, monkeypatch):
     """The parts that are quick: one delay, two methods, and no timings."""
-    names = [("Traces", 1), ("TBPTT(1, 1)", 1)]
+    names = [("Traces", 1, 0), ("TBPTT(1, 1)", 1, 0)]
     monkeypatch.setattr(online, "plan", lambda args: names)
     monkeypatch.setattr(online, "costs", lambda *args, **options: [])
     monkeypatch.setattr(online, "memory", lambda *args, **options: [])
     out = tmp_path / "online"
     assert online.main(["--quick", "--updates", "2", "--out", str(out)]) == 0
     result = json.loads(out.with_name("online.json").read_text(encoding="utf-8"))
-    assert [row["method"] for row in result["learning"]] == [n for n, _ in names]
+    assert [row["method"] for row in result["learning"]] == [n for n, *_ in names]
+    assert list(result["commands"]) == ["costs", "memory", "learning"]
     assert result["learning"][0]["curve"][-1]["update"] == 2
     assert 0 <= result["learning"][0]["accuracy"] <= 1
     assert result["machine"]["versions"]["jax"] == jax.__version__

@@ -120,6 +120,7 @@ NAMES = {
     "orthogonal": OrthogonalRNN(8),
     "rtu": RTU(8),
     "rtu:nonlinear": NonlinearRTU(8),
+    "rtu:slow": RTU(8, r_min=0.98, r_max=0.9999, max_phase=0.03),
     "ltc": LTC(8),
     "cfc": CfC(8),
     "cfc:no-gate": CfC(8, mode="no_gate"),

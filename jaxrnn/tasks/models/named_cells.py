@@ -220,8 +220,18 @@ def _ctrnn(hidden: int, variant: str, length: int) -> Cell:
     return CTRNN(hidden, tau=float(variant)) if variant else CTRNN(hidden)
 
 
+def slow_trace_units(hidden: int) -> RTU:
+    """Return trace units that begin with memories of 50 to 10,000 steps."""
+    return RTU(hidden, r_min=0.98, r_max=0.9999, max_phase=0.03)
+
+
 def _rtu(hidden: int, variant: str, length: int) -> Cell:
-    return NonlinearRTU(hidden) if variant else RTU(hidden)
+    kinds: dict[str, Callable[[int], Cell]] = {
+        "": RTU,
+        "nonlinear": NonlinearRTU,
+        "slow": slow_trace_units,
+    }
+    return kinds[variant](hidden)
 
 
 def _xlstm(hidden: int, variant: str, length: int) -> Layer:
@@ -276,9 +286,10 @@ NAMED: dict[str, NamedCell] = {
     ),
     "rtu": NamedCell(
         "trace units, a linear recurrence with relu on both outputs of a unit; "
-        "rtu:nonlinear, relu inside the recurrence",
+        "rtu:nonlinear, relu inside the recurrence; rtu:slow, memories of 50 steps and "
+        "more at init",
         _rtu,
-        lambda variant: variant == "nonlinear",
+        lambda variant: variant in ("nonlinear", "slow"),
     ),
     "indrnn": plain("relu, recurrent weights uniform from 0 to 1", IndRNN),
     "diagonal-gru": NamedCell(

@@ -7,9 +7,12 @@ one-hot. It is the memory chain of studies of online learning (delays 2 to 128),
 supervised.
 
 The distractors matter: without them a network of random weights holds the cue in its
-state, and a readout finds it there. With many distractors and few units the input
-weights have to learn to leave them out, and the error that teaches them is ``delay``
-steps away.
+state, and a readout finds it there. A state that adds up its inputs holds one cue among
+``delay`` distractors, so a readout of n outputs tells two cues apart by about
+``sqrt(2 n / delay)`` standard deviations. With few units and a long delay, such as
+``--hidden 4 --delay 128``, that is next to nothing: the input weights have to learn to
+leave the distractors out, and the error that teaches them is ``delay`` steps away. The
+units have to begin with memories that long, as those of ``--cell rtu:slow`` do.
 
 Baseline: chance, 1/K.
 """
