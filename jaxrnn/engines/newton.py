@@ -50,8 +50,10 @@ class Newton(LoopEngine):
     name only.
 
     A is an (m, m) block for each unit where no unit sees another, which is found from
-    the equations of the step: one number for `IndRNN`, four for `DiagonalLSTM`.
-    Otherwise A is a matrix of all n numbers of the carry, with n^3 operations a step.
+    the equations of the step: one number for `IndRNN`, four for `DiagonalLSTM`. Where
+    only units of the same head see each other, as in `SLSTM`, it is a block for each
+    head. Otherwise A is a matrix of all n numbers of the carry, with n^3 operations a
+    step.
 
     The gradient is that of the states that solve the equations. The loop backwards is
     linear and takes one iteration, by the whole Jacobian whatever ``jacobian`` is.
@@ -63,11 +65,11 @@ class Newton(LoopEngine):
             smaller chunk takes less memory and, near an exponent of zero, fewer
             iterations. None is all of T. ``"auto"`` chooses by the rules in
             `jaxrnn.engines.recurrence.heuristics`.
-        jacobian: ``"auto"`` for blocks by units where they are the whole Jacobian, and
-            otherwise one of all units; ``"full"`` for the latter in any case;
-            ``"units"`` for blocks by units in any case, with the diagonals of the
-            matmuls between them (quasi-Newton): cheaper iterations, and several times
-            as many.
+        jacobian: ``"auto"`` for blocks by units, or else by heads, where they are the
+            whole Jacobian, and otherwise one of all units; ``"full"`` for the latter
+            in any case; ``"units"`` for blocks by units in any case, with the diagonals
+            of the matmuls between them (quasi-Newton): cheaper iterations, and several
+            times as many.
         max_iterations: the most iterations a chunk.
         tolerance: the largest change ``|d| / (1 + |s|)`` of the last iteration. None is
             50 epsilon of the carry's dtype, float32 at least.

@@ -13,6 +13,8 @@ from jaxrnn.engines.jaxpr.grouping import Grouping
     [
         (Grouping(1, 3), [(2, 3), (2, 6)], (2, 3), 3),
         (Grouping(0, 3), [(3,), (3,)], (3,), 2),
+        (Grouping(1, 2, 3), [(2, 6), (2, 12)], (2, 2), 9),
+        (Grouping(0, 3, 2), [(6,), (6,)], (3,), 4),
         (Grouping(1), [(2, 3), (2, 3, 2)], (2,), 9),
         (Grouping(2), [(2, 3), (2, 3, 2)], (2, 3), 3),
         (Grouping(0), [(), (2, 2)], (), 5),

@@ -1,8 +1,9 @@
 """The structure of a step's Jacobian, found from its equations.
 
 It is the finest of these divisions of the carry between which the Jacobian is zero:
-units (`jaxrnn.engines.jaxpr.unit_blocks`), or the leading axes of the carry, as many as
-the step keeps apart: heads, the examples of a batch, or at worst none.
+units (`jaxrnn.engines.jaxpr.unit_blocks`); heads, which are adjacent units of the last
+axis; or the leading axes of the carry, as many as the step keeps apart: heads with an
+axis of their own, the examples of a batch, or at worst none.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ import functools
 import math
 from typing import Any
 
+from .dependence import product_axes
+from .evaluate import all_equations
 from .grouping import Grouping
 from .step_program import StepJaxpr
 from .tangent_program import TangentProgram
 from .unit_blocks import DIAGONAL, BlockForm, MixedUnitsError, find_units, keeps_apart
 
 AUTO, UNITS, FULL = "auto", "units", "full"  # the choices of `jaxrnn.Newton.jacobian`
+HEADS = "heads"
 
 
 def find_blocks(program: TangentProgram, jacobian: str = AUTO) -> BlockForm:
@@ -26,8 +30,8 @@ def find_blocks(program: TangentProgram, jacobian: str = AUTO) -> BlockForm:
         program: the step and its tangent.
         jacobian: ``"units"`` for blocks of single units even where the step mixes
             them by matmuls, whose diagonals are taken then; ``"full"`` for blocks of
-            all units; ``"auto"`` for units where that is the whole Jacobian, and
-            otherwise as ``"full"``.
+            all units; ``"auto"`` for units, or else heads, where that is the whole
+            Jacobian, and otherwise as ``"full"``.
 
     Raises:
         MixedUnitsError: for ``"units"``, if the step mixes units otherwise.
@@ -39,6 +43,9 @@ def find_blocks(program: TangentProgram, jacobian: str = AUTO) -> BlockForm:
             return find_units(program, None)
         except MixedUnitsError:
             pass
+        form = _find_heads(program)
+        if form is not None:
+            return form
     shapes = [a.shape for a in program.part_avals]
     most = min(map(len, shapes))
     if all(len(shape) == most for shape in shapes):
@@ -50,6 +57,37 @@ def find_blocks(program: TangentProgram, jacobian: str = AUTO) -> BlockForm:
         ):
             return BlockForm(grouping)
     return BlockForm(Grouping(0))
+
+
+def _find_heads(program: TangentProgram) -> BlockForm | None:
+    """Find the most heads in which only units of the same head see each other.
+
+    A step that mixes the units of each head multiplies heads apart, in a product with
+    an axis for them. So the sizes of such axes are all that is tried.
+    """
+    shapes = [a.shape for a in program.part_avals]
+    if not shapes or not all(shapes) or len({shape[:-1] for shape in shapes}) != 1:
+        return None
+    H = math.gcd(*(shape[-1] for shape in shapes))
+    sizes = {
+        eqn.invars[0].aval.shape[axis]
+        for eqn in all_equations(program.closed.jaxpr)
+        if eqn.primitive.name == "dot_general"
+        for axis in product_axes(eqn, 0)[0]
+    }
+    for heads in sorted(sizes, reverse=True):
+        if 1 < heads < H and H % heads == 0:
+            grouping = Grouping(len(shapes[0]) - 1, heads, H // heads)
+            if keeps_apart(program, grouping):
+                return BlockForm(grouping)
+    return None
+
+
+def kind_of_blocks(form: BlockForm) -> str:
+    """Return what the blocks are of: ``"units"``, ``"heads"`` or ``"full"``."""
+    if form.grouping.units is None:
+        return FULL
+    return UNITS if form.grouping.width == 1 else HEADS
 
 
 @functools.lru_cache(maxsize=64)
@@ -81,5 +119,6 @@ def bytes_of_blocks(form: BlockForm, parts: list[Any]) -> int:
 def describe(form: BlockForm, parts: list[Any]) -> str:
     """Return the structure in words, such as ``units 2x2`` or ``full 10x10``."""
     size = form.grouping.size(parts)
-    name = "full" if form.grouping.units is None else "units"
-    return f"{name} {size}x{size}" + (", by diagonals" if form.products else "")
+    return f"{kind_of_blocks(form)} {size}x{size}" + (
+        ", by diagonals" if form.products else ""
+    )

@@ -1,7 +1,7 @@
 """Divisions of a carry's numbers into groups, between which a Jacobian is zero.
 
-A step keeps the examples of a batch apart, and perhaps the units of each of them. Its
-Jacobian then consists of an (m, m) block for each group of m numbers.
+A step keeps the examples of a batch apart, and perhaps the units or the heads of each
+of them. Its Jacobian then consists of an (m, m) block for each group of m numbers.
 """
 
 from __future__ import annotations
@@ -33,10 +33,13 @@ class Grouping:
         units: H, where the last axis, behind these, is k blocks of H units: each unit
             is a group then. None where all numbers behind the leading axes are one
             group.
+        width: the adjacent numbers of a block that count as one unit, as those of a
+            head do: a block is H times as many numbers then.
     """
 
     lead: int
     units: int | None = None
+    width: int = 1
 
     def size(self, parts: Sequence[Any]) -> int:
         """Return m, the numbers of a group."""
@@ -59,8 +62,10 @@ class Grouping:
     def _split_part(self, a: Any) -> Any:
         if self.units is None:
             return a.reshape(*a.shape[: self.lead], math.prod(a.shape[self.lead :]))
-        count = a.shape[-1] // self.units
-        return jnp.moveaxis(a.reshape(*a.shape[:-1], count, self.units), -2, -1)
+        count = a.shape[-1] // (self.units * self.width)
+        a = a.reshape(*a.shape[:-1], count, self.units, self.width)
+        a = jnp.moveaxis(a, -3, -2)
+        return a.reshape(*a.shape[:-2], count * self.width)
 
     def join(self, vectors: Any, like: Sequence[Any]) -> list[Any]:
         """Return the parts: the inverse of `split`.
@@ -75,7 +80,8 @@ class Grouping:
             size = self.size([a])
             part = vectors[..., start : start + size]
             if self.units is not None:
-                part = jnp.moveaxis(part, -1, -2)
+                part = part.reshape(*part.shape[:-1], size // self.width, self.width)
+                part = jnp.moveaxis(part, -2, -3)
             parts.append(part.reshape(*front, *a.shape).astype(a.dtype))
             start += size
         return parts
@@ -91,5 +97,6 @@ class Grouping:
                 wide = index.reshape((*shape, *behind))
                 labels.append(np.broadcast_to(wide, a.shape))
             else:
-                labels.append(np.tile(index, a.shape[-1] // self.units))
+                block = np.repeat(index, self.width, -1)
+                labels.append(np.tile(block, a.shape[-1] // block.shape[-1]))
         return labels

@@ -58,9 +58,10 @@ only, and computes its factors before the loop.
 
 **How many steps Newton's method solves for at once**, under `jaxrnn.Newton`: as many as
 keep 32 MB of the Jacobian's blocks (`NEWTON_CHUNK_BYTES`), at most 256 where the
-Jacobian is whole and 4096 where it falls into units (`MOST_NEWTON_STEPS`). A chunk of K
-steps takes K iterations at most, and near the edge of chaos the number of iterations
-grows with K; a shorter chunk costs nothing elsewhere but depth.
+Jacobian is whole or falls into heads, and 4096 where it falls into units
+(`MOST_NEWTON_STEPS`). A chunk of K steps takes K iterations at most, and near the edge
+of chaos the number of iterations grows with K; a shorter chunk costs nothing elsewhere
+but depth.
 
 **Kernels**, those of `jaxrnn.Fused`, are chosen nowhere: `KERNELS` is empty until they
 have been timed on a chip. On a platform named in it, a loop becomes a kernel if its
@@ -76,7 +77,15 @@ from typing import Any
 import jax
 
 from ...core.fusion_barrier import LEAST_BYTES
-from ..jaxpr.carry_blocks import blocks_of_step, bytes_of_blocks, program_of_step
+from ..jaxpr.carry_blocks import (
+    FULL,
+    HEADS,
+    UNITS,
+    blocks_of_step,
+    bytes_of_blocks,
+    kind_of_blocks,
+    program_of_step,
+)
 from ..jaxpr.evaluate import nbytes
 from ..jaxpr.step_program import EXPENSIVE, INPUT, StepJaxpr
 from .backward import bytes_saved
@@ -95,7 +104,7 @@ LEAN_SHARE = 16  # a chunk has at most T / LEAN_SHARE steps where only carries a
 PREFIX_CHUNK_BYTES, PREFIX_CHUNK_BYTES_ELSEWHERE = 500_000, 16_000_000
 LEAST_PREFIX_CHUNK = 16  # steps
 NEWTON_CHUNK_BYTES = 32_000_000  # of the blocks of the Jacobian in a chunk
-MOST_NEWTON_STEPS = {"full": 256, "units": 4096}  # in a chunk
+MOST_NEWTON_STEPS = {FULL: 256, HEADS: 256, UNITS: 4096}  # in a chunk
 # The share of the bytes saved by jax.lax.scan above which our derivative saves too
 # little memory to be worth it.
 LITTLE_LESS = 0.8
@@ -244,7 +253,7 @@ def choose_newton_chunk(step: StepJaxpr, steps: int, jacobian: str) -> tuple[int
     """
     form = blocks_of_step(step, jacobian)
     block_bytes = bytes_of_blocks(form, program_of_step(step).part_avals)
-    most = MOST_NEWTON_STEPS["full" if form.grouping.units is None else "units"]
+    most = MOST_NEWTON_STEPS[kind_of_blocks(form)]
     fitting = max(min(NEWTON_CHUNK_BYTES // max(block_bytes, 1), most, steps), 1)
     chunk = nearest_divisor(steps, fitting)
     return chunk, f"{min(chunk, steps) * block_bytes:,} bytes of blocks at a time"
