@@ -43,7 +43,7 @@ from ..core.validation import (
     checked_reset,
     describe_tree,
 )
-from ..truncation.validation import check_differentiable
+from ..truncation.validation import check_differentiable, check_untracked
 from ..unrolling.parts import unroll_unchecked
 from .memory import check_bytes
 from .unit_step import Given, UnitStep, unit_step
@@ -226,6 +226,7 @@ class Traces(Static):
             TypeError, ValueError: as `init`, and if the arguments do not fit the state.
         """
         check_differentiable(params, "Traces")
+        check_untracked((params, state, x, mask, reset), "Traces")
         check_key(self.layer, key)
         batch = batch_of_step(x, self.layer.feature_ndim)
         expected = jax.eval_shape(lambda p: self.layer.initial_carry(p, batch), params)
@@ -291,6 +292,7 @@ class Traces(Static):
     ) -> tuple[tuple[int, ...], list[tuple[UnitStep, Params]]]:
         """Return the batch axes, and each cell's step by units with its parameters."""
         check_differentiable(params, "Traces")
+        check_untracked((params, x), "Traces")
         batch = batch_of_step(x, self.layer.feature_ndim)
         engine = _Find([], self.through)
 

@@ -38,6 +38,7 @@ from ..truncation.validation import (
     check_losses,
     check_steps,
     check_streams,
+    check_untracked,
 )
 
 
@@ -126,6 +127,7 @@ class AbstractWindows(Static, abc.ABC):
         """
         batch = tuple(batch_shape)
         check_differentiable(params, self._who)
+        check_untracked((params, sequence), self._who)
         check_streams(sequence, batch, check_steps(sequence, self._who), self._who)
         carry = self.initial_carry(params, batch)
         check_inexact(f"{self._who}: carry", carry, WHOLE_CARRY)
@@ -251,6 +253,7 @@ class AbstractWindows(Static, abc.ABC):
     ) -> tuple[int, Float[Array, ""]]:
         """Return the number of windows and of valid steps, which is at least 1."""
         check_differentiable(params, self._who)
+        check_untracked((params, sequence, state), self._who)
         steps, batch = check_steps(sequence, self._who), state.fresh.shape
         check_streams(sequence, batch, steps, self._who)
         self._check_influence(params, state)

@@ -50,6 +50,21 @@ def check_axis(name: str | None, flags: Flags | None) -> None:
         )
 
 
+def check_untracked(arrays: PyTree, who: str) -> None:
+    """Check that JAX does not track over which devices of a mesh the arrays vary."""
+    avals = [
+        leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf)
+        for leaf in jax.tree.leaves(arrays)
+    ]
+    axes = sorted({str(axis) for aval in avals for axis in varying_axes(aval)})
+    if axes:
+        raise ValueError(
+            f"{who}: inside jax.shard_map it is supported with check_vma=False only, "
+            f"but with check_vma=True arrays vary over {axes}: pass check_vma=False, "
+            f"and sum the gradients over the devices by jax.lax.psum"
+        )
+
+
 def check_steps(sequence: PyTree, who: str = "TBPTT") -> int:
     """Return T of a sequence, after a check that all its arrays share it."""
     steps = {

@@ -463,6 +463,26 @@ def check_weight_gradients_are_summed_once_inside_shard_map(name):
     assert not any(each.looped for each in found)
 
 
+def check_newton_inside_shard_map(x64):
+    layer = jaxrnn.stack(jaxrnn.LSTM(4), jaxrnn.DiagonalLSTM(2))
+    inputs = draw(layer, 3, steps=5, batch=(B,))
+    arrays = (inputs.params, inputs.xs, inputs.mask, inputs.resets)
+    split = jax.shard_map(
+        lambda *arrays: jax.lax.psum(
+            loss_of(layer, jaxrnn.Newton(3, fallback="nan"), "mr")(*arrays, None), "b"
+        ),
+        mesh=mesh(),
+        in_specs=(P(), *[P(None, "b")] * 3),
+        out_specs=P(),
+        check_vma=False,
+    )
+    found = jax.jit(jax.value_and_grad(split, argnums=(0, 1)))(*arrays)
+    wanted = jax.jit(jax.value_and_grad(loss_of(layer, None, "mr"), argnums=(0, 1)))(
+        *arrays, None
+    )
+    assert_same(found, wanted, 1e-11)
+
+
 def check_an_empty_or_single_step_inside_shard_map():
     cell = jaxrnn.LSTM(4)
     for steps in (0, 1):

@@ -52,7 +52,7 @@ CELLS = {
     "nonlinear_rtu": "units 2x2",
     "rtu": "units 2x2",
     "min_gru": "units 1x1",
-    "slstm": "full 16x16",
+    "slstm": "heads 8x8",
     "ltc": "full 3x3",
     "conv_lstm": "full 24x24",
     "user": "units 1x1",
@@ -142,13 +142,58 @@ class Rolled(jaxrnn.Cell):
         return jnp.tanh(0.7 * jnp.roll(carry, 1, -1) + z @ params["kernel"])
 
 
-def test_a_roll_over_units_is_no_unit_wise_step(x64):
-    cell = Rolled()
+@dataclasses.dataclass(frozen=True)
+class Heads(jaxrnn.Cell):
+    """Two heads of two units, with a matrix of one each, and two parts a unit."""
+
+    hidden_size: int = 4
+    place: str = "adjacent"
+    apart: bool = True
+
+    def init(self, key, input_size):
+        k_input, k_state = jax.random.split(key)
+        return {
+            "kernel": jax.random.normal(k_input, (input_size, self.hidden_size)),
+            "heads": jax.random.normal(k_state, (2, 2, 2)) / 2,
+        }
+
+    def initial_carry(self, params, batch_shape=(), dtype=None):
+        zeros = jnp.zeros((*batch_shape, self.hidden_size), params["kernel"].dtype)
+        return {"fast": zeros, "slow": zeros}
+
+    def step(self, params, carry, z):
+        h, shape = carry["fast"], carry["fast"].shape
+        if self.place == "alternate":  # unit by unit
+            h = h.reshape(*shape[:-1], 2, 2).swapaxes(-1, -2)
+        h = h.reshape(*shape[:-1], 2, 2)
+        if not self.apart:
+            h = h[..., ::-1, :] + h
+        h = jnp.einsum("...hi,hij->...hj", h, params["heads"])
+        if self.place == "alternate":
+            h = h.swapaxes(-1, -2)
+        fast = jnp.tanh(h.reshape(shape) + carry["slow"] + z @ params["kernel"])
+        return {"fast": fast, "slow": 0.5 * carry["slow"] + 0.2 * fast**2}
+
+    def output(self, params, carry, x):
+        return carry["fast"] * carry["slow"]
+
+
+MIXED = {
+    "roll": (Rolled(), "full 4x4"),
+    "heads": (Heads(), "heads 4x4"),
+    "alternate heads": (Heads(place="alternate"), "full 8x8"),
+    "heads that meet": (Heads(apart=False), "full 8x8"),
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_units_that_see_each_other_have_a_block_in_common(name, x64):
+    cell, structure = MIXED[name]
     inputs = draw(cell, 0, 6)
     sequence = (inputs.xs, None, None)
     step, _ = flat_step(cell, inputs.params, inputs.carry, sequence)
     words = describe(blocks_of_step(step, "auto"), program_of_step(step).part_avals)
-    assert words == "full 4x4"
+    assert words == structure
     got, want = (
         walked(cell, engine)(*inputs) for engine in (ENGINES["chunk_3"], Scan())
     )
@@ -457,19 +502,20 @@ def test_float32_is_as_near_to_float64_as_scan_is(x64):
 
 
 def test_equal_engines_compile_once():
-    cell, params, xs = elman(1.0, 12)
-    count = 0
+    calls = []
 
-    @jax.jit
-    def run(xs):
-        nonlocal count
-        count += 1
-        return jaxrnn.unroll(cell, params, xs, engine=Newton(4))[1]
+    @dataclasses.dataclass(frozen=True)
+    class Traced(jaxrnn.Elman):
+        def step(self, params, carry, z):
+            calls.append(1)
+            return super().step(params, carry, z)
 
-    run(xs), run(xs + 1)
-    assert count == 1
-    assert Newton(4) == Newton(4)
-    assert hash(Newton(4)) == hash(Newton(4))
+    _, params, xs = elman(1.0, 12)
+    counts = []
+    for engine in (Newton(4), Newton(4), Newton(6)):
+        jaxrnn.unroll(Traced(4), params, xs, engine=engine)
+        counts.append(len(calls))
+    assert counts[0] == counts[1] < counts[2]
 
 
 def test_explain_says_what_newton_does():
@@ -550,6 +596,24 @@ def test_units_that_are_mixed_are_refused():
 def test_a_jacobian_that_is_too_large_is_refused():
     with pytest.raises(ValueError, match=r"a step of Elman takes [0-9,]+ bytes"):
         refused(jaxrnn.Elman(6000), Newton())
+
+
+def test_tracked_axes_of_a_mesh_are_refused():
+    whole, split = (jax.sharding.PartitionSpec(*axes) for axes in ((), (None, "data")))
+
+    def walk(xs):
+        cell = jaxrnn.Elman(4)
+        params = cell.init(jax.random.key(0), 3)
+        return jaxrnn.unroll(cell, params, xs, engine=Newton())[0]
+
+    def mapped(**options):
+        mesh = jax.make_mesh((1,), ("data",))
+        run = jax.shard_map(walk, mesh=mesh, in_specs=split, out_specs=whole, **options)
+        return jax.eval_shape(run, jax.ShapeDtypeStruct((6, 2, 3), jnp.float32))
+
+    assert mapped(check_vma=False).shape == (2, 4)
+    with pytest.raises(ValueError, match=r"vary over \['data'\]; pass check_vma=False"):
+        mapped()
 
 
 def test_arrays_that_only_scan_supports_are_refused():

@@ -11,7 +11,7 @@ import pytest
 from subjects import CELLS, LEARNED, LINEAR, PLAIN, SUBJECTS, B, D, draw_params
 
 import jaxrnn
-from jaxrnn import Associative, Checkpoint, CuDNN, Fused, Scan
+from jaxrnn import Associative, Checkpoint, CuDNN, Fused, Newton, Scan
 from jaxrnn.core.cell import is_chunkwise, is_linear
 from jaxrnn.core.engine import Supports
 from jaxrnn.layers.compose import Bidirectional
@@ -60,6 +60,8 @@ def test_kinds_of_cells():
 def test_cells_of_every_engine():
     for engine in (Scan(), Scan(chunk=3), Scan(save="everything"), Checkpoint()):
         assert taken_by(engine) == EVERY_CELL, engine
+    for engine in (Newton(), Newton(4, save="starts"), Newton(jacobian="units")):
+        assert taken_by(engine) == EVERY_CELL, engine
     for engine in (Associative(), Associative(4)):
         assert taken_by(engine) == with_learned(IN_A_LINE | IN_CHUNKS), engine
     # Which steps a kernel can hold is read from their programs.
@@ -88,6 +90,7 @@ def test_cells_of_cudnn():
     [
         (Scan(), Supports.EVERYTHING),
         (Checkpoint(), Supports.EVERYTHING),
+        (Newton(), Supports.EVERYTHING),
         (Associative(), Supports.EVERYTHING & ~Supports.ANY_CELL),
         (Fused(), Supports.EVERYTHING & ~Supports.ANY_CELL),
         (CuDNN(), Supports.WHOLE_NETWORK),

@@ -13,7 +13,7 @@ from reference import choose, compiled
 from subjects import SUBJECTS, D, assert_same, normal
 
 import jaxrnn
-from jaxrnn.online import Traces
+from jaxrnn.online import RTRL, UORO, Traces
 from jaxrnn.online.traces import TracesState
 
 
@@ -440,6 +440,54 @@ def test_bad_input_is_refused_in_words(name, plain_errors):
     call, words = BAD[name]
     with pytest.raises((TypeError, ValueError), match=words):
         call()
+
+
+@pytest.mark.parametrize("method", [Traces, RTRL, UORO])
+def test_tracked_axes_of_a_mesh_are_refused_in_words(method, plain_errors):
+    """RTRL and UORO beside them: all of them are computed per device."""
+    cell, mesh = jaxrnn.IndRNN(2), jax.make_mesh((1,), ("data",))
+    params = cell.init(jax.random.key(0), D)
+    whole, split = (
+        jax.sharding.PartitionSpec(),
+        jax.sharding.PartitionSpec(None, "data"),
+    )
+
+    def losses(params, carry, window):
+        out = jaxrnn.unroll(cell, params, window.inputs, carry, return_carries=True)
+        return out[1].sum(-1), out[2]
+
+    def start(params, xs):
+        if method is Traces:
+            return Traces(cell).init(params, xs[0]).carry
+        online = method(losses, cell.initial_carry, k1=1)
+        return online.init(params, jaxrnn.Window(xs, None), (B,)).carry
+
+    def mapped(**options):
+        run = jax.shard_map(
+            start, mesh=mesh, in_specs=(whole, split), out_specs=whole, **options
+        )
+        return jax.eval_shape(run, params, jnp.ones((3, B, D)))
+
+    assert mapped(check_vma=False).shape == (B, 2)
+    with pytest.raises(ValueError, match=r"check_vma=True arrays vary over \['data'\]"):
+        mapped()
+
+
+def test_a_counter_in_the_carry_is_refused(plain_errors):
+    @dataclasses.dataclass(frozen=True)
+    class Counted(Rolled):
+        def initial_carry(self, params, batch_shape=(), dtype=None):
+            h = jnp.zeros((*batch_shape, self.hidden_size), dtype or jnp.float32)
+            return {"h": h, "count": jnp.zeros(batch_shape, jnp.int32)}
+
+        def step(self, params, carry, z):
+            h = jnp.tanh(carry["h"] + z @ params["kernel"])
+            return {"h": h, "count": carry["count"] + 1}
+
+    traces = Traces(Counted(2))
+    params = traces.layer.init(jax.random.key(0), D)
+    with pytest.raises((TypeError, ValueError), match="Counted"):
+        traces.init(params, jnp.ones(D))
 
 
 def test_equal_traces_share_a_compiled_step():

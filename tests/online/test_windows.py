@@ -236,6 +236,28 @@ def test_a_state_made_by_a_piece_without_steps_has_the_whole_influence(x64):
     assert of_none.influence["rnn"]["recurrent_kernel"].shape[1] == 4
 
 
+def test_a_loop_of_updates_traces_the_losses_once():
+    """Also where each call makes its method and its optimizer's update anew."""
+    cell, calls = jaxrnn.IndRNN(2), []
+
+    def losses(params, carry, window):
+        calls.append(1)
+        out = jaxrnn.unroll(cell, params, window.inputs, carry, return_carries=True)
+        return out[1].sum(-1), out[2]
+
+    params, optimizer = cell.init(jax.random.key(0), 3), optax.sgd(0.1)
+    window, opt_state = Window(jnp.ones((5, B, 3)), None), optimizer.init(params)
+    state, counts = None, []
+    for _ in range(3):
+        rtrl = RTRL(losses, cell.initial_carry, k1=2)
+        state = rtrl.init(params, window, (B,)) if state is None else state
+        params, opt_state, _, state = rtrl.update(
+            optimizer, params, opt_state, window, state
+        )
+        counts.append(len(calls))
+    assert counts[0] == counts[1] == counts[2] > 0
+
+
 REFUSALS = {
     "k1": (lambda c: RTRL(*c.model, k1=0), "k1 must be"),
     "bytes": (

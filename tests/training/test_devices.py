@@ -27,6 +27,7 @@ from subjects import assert_same
 import jaxrnn
 from jaxrnn import TBPTT, TBPTTState, Window, training
 from jaxrnn.cli import main
+from jaxrnn.online import RTRL, UORO, Traces
 from jaxrnn.tasks import charlm, load, train
 from jaxrnn.training.devices import choose_devices
 
@@ -274,6 +275,60 @@ def test_an_axis_that_is_not_there_is_named(plain_errors):
         match=r"no mapped axis has that name here: call it inside jax\.shard_map",
     ):
         tbptt.value_and_grad(params, window, tbptt.init(params, window, (B,)))
+
+
+@pytest.mark.parametrize("name", ["traces", "rtrl", "uoro"])
+def check_online_gradients_are_sums_over_devices(name, x64):
+    """Every stream goes alone, so that nothing else is said between devices."""
+    params, window = problem(LAYER)
+
+    def losses(params, carry, window):
+        _, ys, carries = jaxrnn.unroll(
+            LAYER,
+            params,
+            window.inputs,
+            carry,
+            mask=window.mask,
+            resets=window.resets,
+            return_carries=True,
+        )
+        return jnp.square(ys - window.targets).sum(-1), carries
+
+    def by_traces(params, window):
+        traces = Traces(LAYER)
+
+        def body(before, now):
+            state, total = before
+            x, target, mask, reset = now
+            _, gradient, state = traces.value_and_grad(
+                params,
+                state,
+                x,
+                lambda y: jnp.where(mask, jnp.square(y - target).sum(-1), 0).sum(),
+                mask=mask,
+                reset=reset,
+            )
+            return (state, jax.tree.map(jnp.add, total, gradient)), None
+
+        first = traces.init(params, window.inputs[0])
+        zero = jax.tree.map(jnp.zeros_like, params)
+        return jax.lax.scan(body, (first, zero), tuple(window)[:4])[0][1]
+
+    def by_windows(params, window):
+        batch, steps = window.inputs.shape[1:-1], jnp.maximum(window.mask.sum(), 1)
+        # In one window UORO has drawn nothing yet.
+        kind, k1, keys = (RTRL, 2, {}) if name == "rtrl" else (UORO, T, None)
+        online = kind(losses, LAYER.initial_carry, k1=k1)
+        keys = {"key": jax.random.key(0)} if keys is None else keys
+        state = online.init(params, window, batch)
+        gradient = online.value_and_grad(params, window, state, **keys)[1]
+        return jax.tree.map(lambda g: g * steps, gradient)
+
+    total = by_traces if name == "traces" else by_windows
+    split = over_devices(
+        lambda *arrays: jax.lax.psum(total(*arrays), "d"), (P(), P(None, "d")), P()
+    )
+    assert_same(compiled(split)(params, window), compiled(total)(params, window), 1e-12)
 
 
 # -- the train step --------------------------------------------------------------------
