@@ -7,14 +7,19 @@ Three parts, float32. *Rules*: S_t = (Diag(exp g) + b a^T) S_{t-1} + k v^T alone
 terms given, T 2048, B 4, 4 heads of 64 x 64: the gradient of a fixed random projection
 of all reads and of the last state with respect to all terms and the first state.
 Every gradient is held against that of `lax.scan`; the largest relative difference
-stands beside the times. *Cells*: whole layers, projections, convolutions and outputs
+stands beside the times. Where memax is installed, `lax.associative_scan` over its
+semigroup of gated delta rules runs beside (`pip install memax equinox`): it multiplies
+matrices of 64 x 64 for every pair of steps that it joins. memax's own `GDN` layer
+erases along the values instead of the keys; the row gives its semigroup the terms that
+make it the rule. *Cells*: whole layers, projections, convolutions and outputs
 with them. *Streaming*: 1,000 steps inside one compiled loop by the cell's streaming
-call, beside the recurrence written out by hand; and a prompt read in chunks, after
-which tokens are decoded one by one.
+call, beside the recurrence written out by hand; and tokens a second of a prompt that is
+read in chunks, and of those decoded after it one by one.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -95,6 +100,29 @@ def by_steps(terms, S):
     return memory.S, y
 
 
+def by_memax() -> Callable | None:
+    """The gated delta rule by memax's semigroup and scan; None where it is missing."""
+    try:
+        scans = importlib.import_module("memax.equinox.scans")
+        rules = importlib.import_module("memax.equinox.semigroups.gdn")
+    except ImportError:
+        return None
+    join = rules.GDNSemigroup(K)
+
+    def one_head(q, k, v, g, a, S):
+        decay = jnp.exp(g)[..., None] * jnp.eye(K)
+        steps = (decay + k[..., None] * a[..., None, :], k[..., None] * v[..., None, :])
+        _, states = scans.semigroup_scan(join, (jnp.eye(K), S), steps)
+        return states[-1], jnp.einsum("tkv,tk->tv", states, q)
+
+    def run(terms, S):
+        given = (terms.q, terms.k, terms.v, terms.g, terms.a)
+        heads = jax.vmap(one_head, in_axes=(1,) * 5 + (0,), out_axes=(0, 1))
+        return jax.vmap(heads, in_axes=(1,) * 5 + (0,), out_axes=(0, 1))(*given, S)
+
+    return run
+
+
 def gradient(run: Callable) -> Callable:
     def loss(terms, S, weights):
         last, y = run(terms, S)
@@ -108,6 +136,8 @@ def measure_rule(rule: str, steps: int, rounds: int) -> list[dict]:
     S, weights = jnp.zeros((B, N, K, K)), draw(jax.random.key(1), steps, B, N, K)
     args = (terms_of(rule, steps), S, weights)
     entries = {STEPS: by_steps} | {f"chunks of {c}": by_chunks(c) for c in CHUNKS}
+    if rule == "gdn" and (run := by_memax()):
+        entries["memax, associative_scan"] = run
     made = {name: compiled(gradient(run), *args) for name, run in entries.items()}
     return rows_of("rule", rule, made, made[STEPS].run(), rounds)
 
@@ -166,23 +196,37 @@ def measure_streaming(rounds: int, steps: int, prompt: int) -> list[dict]:
         S, ys = jax.lax.scan(step, carry.S, xs)
         return carry._replace(S=S), ys
 
-    def decoded(params, carry, xs):
-        carry, ys = jaxrnn.unroll(cell, params, xs[:prompt], carry)
+    def prefilled(params, carry, xs):
+        carry, ys = jaxrnn.unroll(cell, params, xs, carry)
+        return carry, ys[-1]
 
+    def decoded(params, carry, y):
         def step(state, _):
             carry, y = cell(params, *state)
             return (carry, y), y
 
-        return jax.lax.scan(step, (carry, ys[-1]), length=steps)[1]
+        return jax.lax.scan(step, (carry, y), length=steps)[1]
 
     args = (params, carry, xs)
     made = {"by hand": compiled(by_hand, *args), "the cell": compiled(call, *args)}
     off = difference(made["the cell"].run()[1], made["by hand"].run()[1])
     rows = rows_of("streaming", f"{steps} steps", made, None, rounds)
     long = (params, carry, draw(jax.random.key(2), prompt, 1, N * K))
-    more = {f"prompt of {prompt}, then {steps} steps": compiled(decoded, *long)}
+    prefill = compiled(prefilled, *long)
+    more = {
+        f"prefill, {prompt} steps": prefill,
+        f"decode, {steps} steps": compiled(decoded, params, *prefill.run()),
+    }
     rows += rows_of("streaming", "prefill and decode", more, None, rounds)
-    return [{**row, "relative_difference": off} for row in rows]
+    counts = (steps, steps, prompt, steps)
+    return [
+        {
+            **row,
+            "relative_difference": off,
+            "tokens_per_second": 1e3 * count / row["ms"]["median"],
+        }
+        for row, count in zip(rows, counts, strict=True)
+    ]
 
 
 def rows_of(part: str, name: str, made: dict, expected: Any, rounds: int) -> list[dict]:
@@ -227,6 +271,14 @@ def markdown(result: dict) -> str:
             for row in rows
         ]
         lines += ["", f"## {part}: {name}", "", report.table(head, cells_of)]
+    streams = [row for row in result["rows"] if "tokens_per_second" in row]
+    lines += ["", "## streaming: tokens a second of one stream", ""]
+    lines.append(
+        report.table(
+            ["entry", "tokens a second"],
+            [[row["entry"], number(row["tokens_per_second"])] for row in streams],
+        )
+    )
     names = dict.fromkeys(row["entry"] for row in result["rows"])
     times = {
         name: [row["ms"] for row in result["rows"] if row["entry"] == name]
