@@ -386,10 +386,10 @@ def main(argv: list[str] | None = None) -> int:
         found |= {name: earlier[name] for name in found}
 
     def keep(part: str, rows: list[dict[str, Any]]) -> None:
-        words = command("gradients.online", argv)
         found[part] = rows
-        found["commands"][part] = words
-        result = content("online", words, k1=K1, **found)
+        found["commands"][part] = command("gradients.online", argv)
+        commands = "; ".join(dict.fromkeys(found["commands"].values()))
+        result = content("online", commands, k1=K1, **found)
         title = f"# Online gradients: {where(result['machine'])}"
         write(name, result, f"{title}\n\n{tables(result)}", None)
 

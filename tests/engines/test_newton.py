@@ -181,7 +181,8 @@ class Heads(jaxrnn.Cell):
 MIXED = {
     "roll": (Rolled(), "full 4x4"),
     "heads": (Heads(), "heads 4x4"),
-    "alternate heads": (Heads(place="alternate"), "full 8x8"),
+    # Side by side twice, as parts in one array are.
+    "alternate heads": (Heads(place="alternate"), "units 4x4"),
     "heads that meet": (Heads(apart=False), "full 8x8"),
 }
 
@@ -607,7 +608,7 @@ def test_tracked_axes_of_a_mesh_are_refused():
         return jaxrnn.unroll(cell, params, xs, engine=Newton())[0]
 
     def mapped(**options):
-        mesh = jax.make_mesh((1,), ("data",))
+        mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
         run = jax.shard_map(walk, mesh=mesh, in_specs=split, out_specs=whole, **options)
         return jax.eval_shape(run, jax.ShapeDtypeStruct((6, 2, 3), jnp.float32))
 

@@ -445,7 +445,8 @@ def test_bad_input_is_refused_in_words(name, plain_errors):
 @pytest.mark.parametrize("method", [Traces, RTRL, UORO])
 def test_tracked_axes_of_a_mesh_are_refused_in_words(method, plain_errors):
     """RTRL and UORO beside them: all of them are computed per device."""
-    cell, mesh = jaxrnn.IndRNN(2), jax.make_mesh((1,), ("data",))
+    cell = jaxrnn.IndRNN(2)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
     params = cell.init(jax.random.key(0), D)
     whole, split = (
         jax.sharding.PartitionSpec(),

@@ -280,11 +280,12 @@ def test_an_axis_that_is_not_there_is_named(plain_errors):
 @pytest.mark.parametrize("name", ["traces", "rtrl", "uoro"])
 def check_online_gradients_are_sums_over_devices(name, x64):
     """Every stream goes alone, so that nothing else is said between devices."""
-    params, window = problem(LAYER)
+    layer = jaxrnn.DiagonalLSTM(2, learned_initial_carry=True)
+    params, window = problem(layer)
 
     def losses(params, carry, window):
         _, ys, carries = jaxrnn.unroll(
-            LAYER,
+            layer,
             params,
             window.inputs,
             carry,
@@ -295,7 +296,7 @@ def check_online_gradients_are_sums_over_devices(name, x64):
         return jnp.square(ys - window.targets).sum(-1), carries
 
     def by_traces(params, window):
-        traces = Traces(LAYER)
+        traces = Traces(layer)
 
         def body(before, now):
             state, total = before
@@ -315,13 +316,13 @@ def check_online_gradients_are_sums_over_devices(name, x64):
         return jax.lax.scan(body, (first, zero), tuple(window)[:4])[0][1]
 
     def by_windows(params, window):
-        batch, steps = window.inputs.shape[1:-1], jnp.maximum(window.mask.sum(), 1)
         # In one window UORO has drawn nothing yet.
-        kind, k1, keys = (RTRL, 2, {}) if name == "rtrl" else (UORO, T, None)
-        online = kind(losses, LAYER.initial_carry, k1=k1)
-        keys = {"key": jax.random.key(0)} if keys is None else keys
-        state = online.init(params, window, batch)
-        gradient = online.value_and_grad(params, window, state, **keys)[1]
+        kind, k1 = (RTRL, 2) if name == "rtrl" else (UORO, T)
+        online = kind(losses, layer.initial_carry, k1=k1)
+        key = None if name == "rtrl" else jax.random.key(0)
+        state = online.init(params, window, window.inputs.shape[1:-1])
+        gradient = online.value_and_grad(params, window, state, key=key)[1]
+        steps = jnp.maximum(window.mask.sum(), 1).astype(float)
         return jax.tree.map(lambda g: g * steps, gradient)
 
     total = by_traces if name == "traces" else by_windows
