@@ -648,6 +648,7 @@ TABLE = {
         "test_exact_methods_are_backpropagation": ["masked-rtrl"],
         "test_uoro_has_the_loss_of_the_model_and_draws_by_its_key": 0,
         "test_recall_on_the_command_line": 0,
+        "test_every_method_trains_on_the_command_line": 0,
     },
     "diagnostics/test_diagnostics.py": {
         "test_lags_are_norms_of_explicit_jacobian_products": ONE,

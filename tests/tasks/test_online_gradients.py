@@ -110,10 +110,30 @@ def test_recall_on_the_command_line(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        ["rtrl", "--tbptt", "3", "--layers", "2"],
+        ["uoro", "--cell", "gru"],
+        ["traces", "--cell", "lru"],
+        ["tbptt", "--tbptt", "2", "--cell", "rtu:slow"],
+    ],
+    ids=lambda words: words[0],
+)
+@pytest.mark.usefixtures("optax_promotion")
+def test_every_method_trains_on_the_command_line(words, tmp_path, capsys):
+    out = ["--steps", "2", "--out", str(tmp_path / "run")]
+    assert main(["train", "recall", "--quick", "--gradient-method", *words, *out]) == 0
+    assert "chance" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
     ("words", "said"),
     [
         (["--gradient-method", "rtrll"], "rtrl"),
         (["--gradient-method", "traces", "--tbptt", "2"], "leave one of them out"),
+        (["--gradient-method", "traces", "--cell", "mlstm"], "the carry of MLSTM"),
+        (["--gradient-method", "rtrl", "--hidden", "900"], "bytes a stream"),
+        (["--cell", "rtu:fast"], "rtu:slow"),
         (["--delay", "0"], "--delay must be at least 1"),
     ],
 )
