@@ -15,6 +15,7 @@ from ..matrix import Terms
 from .matrix_base import (
     ProjectedMatrixCell,
     check_norm_epsilon,
+    conv_width,
     draw_log_rate,
     draw_step_bias,
     join_heads,
@@ -40,7 +41,7 @@ class DeltaRuleCell(ProjectedMatrixCell):
 
     @property
     def looks_back(self) -> int:
-        return 0 if self.conv is None else self.conv
+        return conv_width(self, self.conv)
 
     convolved = ("q", "k", "v")
 

@@ -17,6 +17,7 @@ from .matrix_base import (
     LowRank,
     ProjectedMatrixCell,
     check_norm_epsilon,
+    conv_width,
     is_real,
     join_heads,
     rms_norm,
@@ -97,7 +98,7 @@ class GLA(ProjectedMatrixCell):
 
     @property
     def looks_back(self) -> int:
-        return 0 if self.conv is None else self.conv
+        return conv_width(self, self.conv)
 
     @property
     def blocks(self) -> dict[str, int]:

@@ -17,6 +17,7 @@ from ..initializers import Uniform
 from ..matrix import Terms
 from .matrix_base import (
     ProjectedMatrixCell,
+    conv_width,
     draw_log_rate,
     draw_step_bias,
     join_heads,
@@ -93,7 +94,7 @@ class Mamba2(ProjectedMatrixCell):
 
     @property
     def looks_back(self) -> int:
-        return 0 if self.conv is None else self.conv
+        return conv_width(self, self.conv)
 
     @property
     def blocks(self) -> dict[str, int]:

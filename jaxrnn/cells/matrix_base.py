@@ -99,6 +99,14 @@ def check_norm_epsilon(cell: BuiltinCell, norm_epsilon: float) -> None:
         )
 
 
+def conv_width(cell: BuiltinCell, conv: int | None) -> int:
+    """Return the width of a cell's convolution, 0 for None; refuse one below 2."""
+    if conv is None:
+        return 0
+    why = "use conv=None for no convolution"
+    return check_int(type(cell).__name__, "conv", conv, 2, 2**31 - 1, why)
+
+
 def is_real(value: object) -> bool:
     """Whether a value is a real number, and no bool."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
@@ -184,9 +192,9 @@ class ProjectedMatrixCell(BuiltinMatrixCell):
                 f"because each serves as many of v, but {self.key_heads} does not "
                 f"divide {self.num_heads}"
             )
-        if self.looks_back:
-            why = "use conv=None for no convolution"
-            check_int(name, "conv", self.looks_back, 2, 2**31 - 1, why)
+        check_int(
+            name, "looks_back", self.looks_back, 0, 2**31 - 1, "a number of steps"
+        )
 
     @property
     def blocks(self) -> dict[str, int]:

@@ -149,6 +149,10 @@ class Cell(Static):
         """
         return DEFAULT_CHUNK
 
+    def describe_chunks(self, platform: str) -> str:
+        """Say how ``walk_chunks`` computes a chunk on a platform, for `explain`."""
+        return "the cell's own walk_chunks"
+
     def init(self, key: Array, input_size: int) -> Params:
         """Draw parameters for inputs of ``input_size`` features.
 

@@ -42,7 +42,7 @@ WORDS = {
     "newton": "Newton's method, parallel in time",
     "kernel": "one kernel",
     "lax.scan": "jax.lax.scan with JAX's own derivative",
-    "chunks": "chunks as matrix products",
+    "chunks": "chunks of steps",
     "own": "the engine's own loop",
     "none": "nothing: there is no gradient",
     "error": "does not run",

@@ -142,8 +142,8 @@ class _Traced:
         kernel: the same two under `Fused`; None if the engine is `Fused` itself.
         plain: why ``jax.lax.scan`` runs, or None.
         plain_gradient: why only the derivative is that of ``jax.lax.scan``, or None.
-        chunks: the steps in a chunk where the cell's ``walk_chunks`` runs, of each
-            platform, or None.
+        chunks: the steps in a chunk where the cell's ``walk_chunks`` runs, and how it
+            runs, of each platform, or None.
     """
 
     number: int
@@ -155,7 +155,7 @@ class _Traced:
     kernel: tuple[Any, Any] | None
     plain: str | None = None
     plain_gradient: str | None = None
-    chunks: dict[str, int] | None = None
+    chunks: dict[str, tuple[int, str]] | None = None
 
 
 @dataclasses.dataclass
@@ -292,10 +292,10 @@ class _Observer:
 
 def _own_chunks(
     engine: AbstractEngine, cell: Cell, length: int
-) -> dict[str, int] | None:
+) -> dict[str, tuple[int, str]] | None:
     """Return the steps in a chunk where the cell's ``walk_chunks`` runs, or None.
 
-    They are those of each platform.
+    They are those of each platform, each with how such a chunk is computed there.
     """
     if not isinstance(engine, LoopEngine):
         return None
@@ -306,7 +306,10 @@ def _own_chunks(
     if not isinstance(schedule.loop, Chunkwise):
         return None
     return {
-        platform: cell.chunk_on(platform) if schedule.chunk == AUTO else schedule.chunk
+        platform: (
+            cell.chunk_on(platform) if schedule.chunk == AUTO else schedule.chunk,
+            cell.describe_chunks(platform),
+        )
         for platform in PLATFORMS
     }
 
@@ -432,4 +435,5 @@ def _path(traced: _Traced, closed: Any, direction: str, platform: str) -> Execut
         return ExecutionPath("none", reason="nothing of it can be differentiated")
     if traced.plain is not None or traced.chunks is None:
         return ExecutionPath("lax.scan", reason=traced.plain or "asked for")
-    return ExecutionPath("chunks", traced.chunks[platform], reason="its steps join so")
+    steps, how = traced.chunks[platform]
+    return ExecutionPath("chunks", steps, reason=how)

@@ -61,11 +61,17 @@ def read(path: str | os.PathLike, prefix: str) -> dict[str, Any]:
                 f"torch.load(path, weights_only=True), or "
                 "the state_dict in it"
             )
-    with package.safe_open(os.fspath(path), framework="numpy") as file:
-        return {
-            name: _tensor(file, name) if name.startswith(prefix) else None
-            for name in file.keys()  # noqa: SIM118 (a file is not a mapping)
-        }
+    try:
+        with package.safe_open(os.fspath(path), framework="numpy") as file:
+            return {
+                name: _tensor(file, name) if name.startswith(prefix) else None
+                for name in file.keys()  # noqa: SIM118 (a file is not a mapping)
+            }
+    except package.SafetensorError as error:
+        raise ValueError(
+            f"{os.fspath(path)} cannot be read as a safetensors file: it is damaged, "
+            f"not whole, or another kind of file ({error})"
+        ) from error
 
 
 def _read_parts(path: str | os.PathLike, prefix: str) -> dict[str, Any]:

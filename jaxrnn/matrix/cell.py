@@ -257,6 +257,9 @@ class MatrixCell(LookingBack):
     def chunk_on(self, platform: str) -> int:
         return CHUNK if platform == "cpu" else CHUNK_ELSEWHERE
 
+    def describe_chunks(self, platform: str) -> str:
+        return "its steps join as matrix products"
+
     def walk_chunks(
         self,
         params: Params,

@@ -51,7 +51,8 @@ def check_terms(cell: Any, terms: Any) -> None:
         if value is not None and not isinstance(value, jax.Array):
             raise TypeError(
                 f"{name}: {field} must be an array {NAMES[field]}, but it is "
-                f"{describe(value)}: make one with jnp.asarray(..., z.dtype)"
+                f"{describe(value)}, of type {type(value).__name__}: make one with "
+                f"jnp.asarray(..., z.dtype)"
             )
         if value is not None and not jnp.issubdtype(value.dtype, jnp.floating):
             raise TypeError(

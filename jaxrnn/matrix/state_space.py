@@ -179,6 +179,10 @@ class StateSpaceCell(LookingBack):
             lambda s, z: check_read(self, self.read(params, s, z), batch),
         )
 
+    def describe_chunks(self, platform: str) -> str:
+        steps = "one after another" if platform == "cpu" else "by parallel prefixes"
+        return f"the steps of a chunk run {steps}; one state a chunk is kept"
+
     def walk_chunks(
         self,
         params: Params,

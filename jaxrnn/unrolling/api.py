@@ -64,8 +64,9 @@ def unroll(
         carry: the carry before the first step. The default is
             ``cell.initial_carry(params, B)``.
         engine: the engine that runs the steps. The default chooses for the cell and the
-            platform: mostly `Scan`; `Associative` for `MLSTM`, unless
-            ``return_carries``. An engine that is named runs, or raises an error.
+            platform: mostly `Scan`; `Associative` for cells whose steps join in chunks,
+            such as a `MatrixCell`, unless ``return_carries``. An engine that is named
+            runs, or raises an error.
         mask: ``(T, *B)`` bool. Where False, the carry is held (after a reset there, if
             any) and the output is zero. Padding may contain anything, NaN included, and
             affects neither values nor gradients: at a masked step the cell is given the
@@ -85,7 +86,8 @@ def unroll(
             conditions the sequence. Gradients reach it. With a mask, a row without any
             valid step is given the context of another row.
         return_carries: also return the carry after every step. Some engines do not know
-            them and raise an error (`CuDNN`, and `Associative` for `MLSTM`).
+            them and raise an error: `CuDNN`, and `Associative` for cells whose steps
+            join in chunks. The default engine then takes one step after another.
 
     Returns:
         ``(carry, ys)``, or ``(carry, ys, carries)`` with ``return_carries``: the carry

@@ -304,6 +304,14 @@ def test_dtypes_and_sources_that_are_refused():
         from_fla(weights_of("mamba"), norm_eps=1e-6)
 
 
+def test_a_damaged_file_is_named(tmp_path):
+    pytest.importorskip("safetensors")
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes(b"xx")
+    with pytest.raises(ValueError, match=r"cut\.safetensors cannot be read .*damaged"):
+        from_fla(path, norm_eps=1e-6)
+
+
 @pytest.mark.parametrize(
     "cell", [GatedDeltaNet(4, num_heads=2), GLA(4, num_heads=2), RWKV7(4, num_heads=2)]
 )

@@ -154,6 +154,7 @@ def test_a_decay_that_grows():
     [
         ({"hidden_size": 5, "num_heads": 2}, "2 does not divide 5"),
         ({"hidden_size": 4, "num_heads": 4, "num_key_heads": 3}, "3 does not divide 4"),
+        ({"hidden_size": 4, "conv": 0}, "conv=None"),
         ({"hidden_size": 4, "conv": 1}, "conv=None"),
         ({"hidden_size": 4, "key_size": 0}, "key_size"),
         ({"hidden_size": 4, "output_size": 0}, "output_size"),
