@@ -442,7 +442,7 @@ def test_a_scaled_gradient(x64):
     def gradient(engine):
         def loss(params):
             _, ys = jaxrnn.truncated_unroll(
-                cell, params, xs, window=8, gradient_scale=scale, engine=engine
+                cell, params, xs, gradient_scale=scale, engine=engine
             )
             return jnp.sum(jnp.sin(ys))
 
