@@ -31,6 +31,15 @@ class DecayFit(NamedTuple):
         low, high: a bootstrap interval of beta over the batch. NaN where only one
             sequence has all lags, or a resampled batch has no sequence with a nonzero
             gradient.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxrnn.diagnostics import fit_decay
+        >>> rates = jnp.array([[0.4, 0.5]])  # of two sequences
+        >>> log_norm = jnp.log(rates) * jnp.arange(5.0)[:, None]
+        >>> fit = fit_decay(log_norm, (0, 4), key=jax.random.key(0))
+        >>> bool(0.4 < fit.beta < 0.5), f"{fit.low:.2f} to {fit.high:.2f}"
+        (True, '0.40 to 0.50')
     """
 
     beta: Float[Array, ""]
