@@ -1048,6 +1048,7 @@ TABLE = {
                 "jaxrnn.engines.fused",
                 "jaxrnn.engines.newton",
                 "jaxrnn.engines.scan",
+                "jaxrnn.explaining.table",
                 "jaxrnn.explaining.tracing",
                 "jaxrnn.initializers",
                 "jaxrnn.interop.equinox_weights",
@@ -1065,7 +1066,10 @@ TABLE = {
                 "jaxrnn.online.traces",
                 "jaxrnn.online.uoro",
                 "jaxrnn.tasks.cell_comparison",
+                "jaxrnn.tasks.runner",
                 "jaxrnn.testing.check",
+                "jaxrnn.testing.report",
+                "jaxrnn.training.state",
                 "jaxrnn.truncation.tbptt",
             )
         ),

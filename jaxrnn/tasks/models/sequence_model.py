@@ -60,12 +60,17 @@ class SequenceModel:
     ``{"rnn": the layer's, "readout": {"kernel": (H, O), "bias": (O,)}}``, and for
     inputs that are tokens ``"embedding": (tokens, D)``.
 
-    Args: layer: a cell or layer without randomness. input_size: the number of input
-        features. classes: the number of classes, trained by cross-entropy (nats); 0 for
-        squared error. truncate: the length of the windows at whose ends gradients stop;
-        0 for full BPTT. pooled: the readout gets the mean of the layer's outputs over
-        all valid steps, at every step the same. tokens: if it is not 0, the inputs are
-        numbers below it, each of which has a vector of ``input_size`` features.
+    Args:
+        layer: a cell or layer without randomness.
+        input_size: the number of input features.
+        classes: the number of classes, trained by cross-entropy (nats); 0 for squared
+            error.
+        truncate: the length of the windows at whose ends gradients stop; 0 for full
+            BPTT.
+        pooled: the readout gets the mean of the layer's outputs over all valid steps,
+            at every step the same.
+        tokens: if it is not 0, the inputs are numbers below it, each of which has a
+            vector of ``input_size`` features.
     """
 
     layer: Cell | Layer
