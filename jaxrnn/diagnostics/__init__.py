@@ -31,6 +31,10 @@ from .online import OnlineError as OnlineError
 from .online import online_error as online_error
 from .parameter_lags import ParameterLags as ParameterLags
 from .parameter_lags import parameter_lags as parameter_lags
+from .projection import PlaneFlow as PlaneFlow
+from .projection import ProjectedStates as ProjectedStates
+from .projection import plane_flow as plane_flow
+from .projection import project_states as project_states
 from .state_samples import sample_states as sample_states
 from .taps import gate_values as gate_values
 from .taps import tapped as tapped

@@ -6,6 +6,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool
 
 from ..core.cell import Cell
@@ -71,19 +72,17 @@ def sample_states(
     )
     lead = lead_ndim(xs, cell.feature_ndim)
     flat = jax.tree.map(lambda a: a.reshape(-1, *a.shape[lead:]), carries)
+    if mask is not None:
+        valid = np.flatnonzero(np.asarray(mask))
+        flat = jax.tree.map(lambda a: a[valid], flat)
     sizes = {len(a) for a in jax.tree.leaves(flat)}
     if not sizes or 0 in sizes:
         raise ValueError(
             f"{what}: there is no state to draw from: {type(cell).__name__} has no "
-            f"carry, or the sequences have no step"
+            f"carry, or the sequences have no valid step"
         )
     k_steps, k_noise = jax.random.split(key)
-    weights = None
-    if mask is not None:
-        if not bool(jnp.any(mask)):
-            raise ValueError(f"{what}: the mask is False at every step")
-        weights = jnp.asarray(mask, float).reshape(-1)
-    chosen = jax.random.choice(k_steps, sizes.pop(), (count,), p=weights)
+    chosen = jax.random.choice(k_steps, sizes.pop(), (count,))
 
     def noisy(number: int, states: Array) -> Array:
         drawn = states[chosen]

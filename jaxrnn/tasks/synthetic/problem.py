@@ -54,7 +54,9 @@ class Problem:
         below it, which the model embeds in ``input_size`` features. parts: names of the
         parts of the data that ``Batch.part`` numbers, each of which is scored apart.
         asks_last: whether the last step of a sequence has a target, which the
-        diagnostics need.
+        diagnostics need. values: the length of targets that are vectors; 0 for numbers.
+        held: inputs ``(D,)`` by name under which ``jaxrnn dynamics`` looks for fixed
+        points.
     """
 
     input_size: int
@@ -73,6 +75,8 @@ class Problem:
     tokens: int = 0
     parts: tuple[str, ...] = ()
     asks_last: bool = True
+    values: int = 0
+    held: Callable[[], dict[str, np.ndarray]] = dict
     make_cell: Callable[[CellLike, int, int], Cell | Layer] = make_cell
 
 
