@@ -1,4 +1,4 @@
-"""The recurrent layer of a trained run and sequences for it, for ``jaxrnn dynamics``."""
+"""The recurrent layer of a trained run, and sequences for ``jaxrnn dynamics``."""
 
 from __future__ import annotations
 
