@@ -1,4 +1,4 @@
-"""flip-flop, integration and sine: targets by slow twins, baselines, what is refused."""
+"""flip-flop, integration and sine: targets by slow twins, baselines, refusals."""
 
 import functools
 import math
