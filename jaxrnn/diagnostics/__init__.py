@@ -1,4 +1,4 @@
-"""Measure gradient flow: gradient norms by lag, decay rates, the cost of truncation."""
+"""Measure gradient flow, and find what a network has learned: its fixed points."""
 
 from . import plots as plots
 from .adaptive import AdaptiveTruncation as AdaptiveTruncation

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from .state_plots import eigenvalues as eigenvalues
+from .state_plots import state_plane as state_plane
 from .style import MAGNITUDES, TIMES, label_lines, styled
 
 DECADES = np.log(10.0)
