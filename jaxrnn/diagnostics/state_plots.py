@@ -8,7 +8,7 @@ import numpy as np
 
 from .linearization_report import Linearization
 from .projection import PlaneFlow, ProjectedStates
-from .style import BLUE, GRAY, GREEN, RED, styled
+from .style import BLUE, GRAY, GREEN, RED, figure, styled
 
 MOST_LINES = 40  # trajectories that are drawn
 
@@ -56,8 +56,6 @@ def state_plane(
     Returns:
         A ``matplotlib.figure.Figure``.
     """
-    from .plots import figure
-
     fig = figure(6.4, 4.8)
     axis = fig.subplots()
     xy = states.coordinates[..., :2]
@@ -128,8 +126,6 @@ def eigenvalues(points: Linearization, *, title: str = "") -> Any:
     Returns:
         A ``matplotlib.figure.Figure``.
     """
-    from .plots import figure
-
     fig = figure(5.2, 4.4)
     axis = fig.subplots()
     turn = np.linspace(0, 2 * np.pi, 200)
