@@ -85,12 +85,12 @@ def _search(
         residual, slope = at(now.trial)
         before, after = _norm(now.residual), _norm(residual)
         is_better = after < before  # False for NaN
-        kept = jax.tree.map(
+        vector, r, slope, damping = jax.tree.map(
             lambda a, b: jnp.where(is_better, a, b),
             (now.trial, residual, slope, jnp.maximum(now.damping / FACTOR, LEAST)),
             (now.vector, now.residual, now.slope, now.damping * FACTOR),
         )
-        new = _Search(*kept[:3], now.trial, kept[3], now.tried + 1, now.ended)
+        new = _Search(vector, r, slope, now.trial, damping, now.tried + 1, now.ended)
         eps = jnp.finfo(residual.dtype).eps
         moved = _norm(now.trial - now.vector)
         is_stuck = (moved <= 4 * eps * (1 + _norm(now.vector))) | (

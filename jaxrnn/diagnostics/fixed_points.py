@@ -143,7 +143,7 @@ def check_limit(what: str, name: str, value: object) -> None:
     if (
         isinstance(value, bool)
         or not isinstance(value, numbers.Real)
-        or not 0 <= value < math.inf
+        or not 0 <= float(value) < math.inf
     ):
         raise ValueError(
             f"{what}: {name} must be a finite number of at least 0, but it is {value!r}"

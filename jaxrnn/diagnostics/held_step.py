@@ -45,7 +45,8 @@ class HeldStep:
         free = iter(from_features(vector, self._free(like), 0))
         leaves, structure = jax.tree.flatten(like)
         parts = zip(leaves, self.held, strict=True)
-        return structure.unflatten([a if held else next(free) for a, held in parts])
+        merged = [a if held else next(free) for a, held in parts]
+        return jax.tree.unflatten(structure, merged)
 
     def __call__(self, params: Params, x: Inputs, vector: Array, like: Carry) -> Array:
         """Return F of one vector, whose held parts are those of ``like``."""

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
 from ..core.cell import Cell
@@ -116,16 +117,13 @@ def _floating(x: Inputs) -> tuple[Array, Any]:
     leaves, structure = jax.tree.flatten(x)
     is_float = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
     floats = [leaf for leaf, yes in zip(leaves, is_float, strict=True) if yes]
-    flat, unravel = jax.flatten_util.ravel_pytree(floats)
+    flat, unravel = ravel_pytree(floats)
 
     def unflatten(u: Array) -> Inputs:
         rest = iter(unravel(u))
-        return structure.unflatten(
-            [
-                next(rest) if yes else leaf
-                for leaf, yes in zip(leaves, is_float, strict=True)
-            ]
-        )
+        parts = zip(leaves, is_float, strict=True)
+        merged = [next(rest) if yes else leaf for leaf, yes in parts]
+        return jax.tree.unflatten(structure, merged)
 
     return flat, unflatten
 

@@ -196,7 +196,7 @@ def plane_flow(
     held = [not jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in leaves]
     first = jax.tree.map(lambda a: a[None], states.like)
     step, params, x, _ = asked(
-        what, cell, params, x, first, structure.unflatten(held), context
+        what, cell, params, x, first, jax.tree.unflatten(structure, held), context
     )
     xy = states.coordinates[..., :2].reshape(-1, 2)
     low, high = xy.min(0), xy.max(0)

@@ -94,4 +94,5 @@ def sample_states(
         return drawn + scale * jax.random.normal(k, drawn.shape, drawn.dtype)
 
     leaves, structure = jax.tree.flatten(flat)
-    return structure.unflatten([noisy(i, leaf) for i, leaf in enumerate(leaves)])
+    drawn = [noisy(i, leaf) for i, leaf in enumerate(leaves)]
+    return jax.tree.unflatten(structure, drawn)
