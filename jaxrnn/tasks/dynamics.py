@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.real_vectors import size_of
 from ..diagnostics import (
     FixedPoints,
     LinearError,
@@ -120,8 +121,11 @@ def _studied(
     layer = subject.layer
     params, xs, held = jax.tree.map(_double, (subject.params, subject.xs, subject.held))
     try:
-        states = project_states(layer, params, xs, mask=subject.mask)
-        size = states.vectors.shape[-1]
+        carry = jax.eval_shape(lambda p: layer.initial_carry(p), params)
+        real = [a for a in jax.tree.leaves(carry) if _is_real_or_complex(a)]
+        size = size_of(real, 0)
+        axes = min(2, size)
+        states = project_states(layer, params, xs, axes=axes, mask=subject.mask)
         count = max(min(asked.starts, math.ceil(LARGEST / size**2)), 16)
         key = jax.random.key(asked.seed)
         starts = sample_states(
@@ -168,7 +172,7 @@ def _around(
     layer: Any, params: Any, x: Any, starts: Any, states: ProjectedStates, asked: Study
 ) -> Found:
     """Find the fixed points under one held input, and linearize around them."""
-    held = jax.tree.map(lambda a: not jnp.issubdtype(a.dtype, jnp.inexact), starts)
+    held = jax.tree.map(lambda a: not _is_real_or_complex(a), starts)
     points = fixed_points(layer, params, x, starts, held=held)
     points = points.select((points.converged | points.stationary) & ~points.outlier)
     flow = None if len(states.axes) < 2 else plane_flow(layer, params, x, states)
@@ -183,6 +187,10 @@ def _around(
         layer, params, x, points, key=key, steps=STEPS, size=SIZE, held=held
     )
     return Found(points, linear, error, flow)
+
+
+def _is_real_or_complex(a: Any) -> bool:
+    return jnp.issubdtype(a.dtype, jnp.inexact)
 
 
 def _double(a: Any) -> Any:
