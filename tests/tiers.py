@@ -57,16 +57,12 @@ TABLE = {
     "repository/test_documentation.py": {
         "test_a_page_prints_what_it_shows": [
             "install",
-            "onnx_export",
             "other_libraries",
             "own_data",
-            "packed",
             "platforms",
-            "ragged",
             "resume",
             "several_devices",
             "speed",
-            "streaming",
             "thirty_seconds",
             "weights",
             "which_engine",
@@ -153,6 +149,8 @@ TABLE = {
         "test_inference_keeps_parameters_and_carry": 1,
         "test_a_rate_of_zero_is_no_noise": 1,
         "test_recurrent_dropout_leaves_what_a_gru_keeps": 0,
+        "test_zoneout_keeps_its_share_of_old_values": 0,
+        "test_recurrent_dropout_has_one_mask_for_all_steps": ["lstm"],
     },
     # What goes to JSON and back costs nothing, and each subject has fields of its own.
     # Trees and a context: two plans of the backward pass; the other engines share the
@@ -165,21 +163,18 @@ TABLE = {
             "lstm_two_layers_bidirectional-float64",
             "lstm_projected-float64",
         ],
-        "test_values_and_gradients_match_keras": [
-            "gru",
-            "gru_reset_before",
-            "lstm",
-            "simple_rnn",
-        ],
+        "test_values_and_gradients_match_keras": ["gru", "gru_reset_before", "lstm"],
     },
     "core/test_context.py": {
         "test_attention_over_a_memory_is_the_loop": ["None"],
-        "test_linear_cells_take_a_context": ["Linear"],
+        "test_linear_cells_take_a_context": 0,
         "test_explain_shows_a_cell_with_context": 0,
         "test_vmap_maps_the_context": 0,
         "test_beam_search_streams_over_a_memory": 0,
         "test_noise_and_truncation_reach_a_cell_with_context": 0,
         "test_a_linear_cell_with_context_and_noise_is_linear": 0,
+        "test_streaming_stacks_and_context_cells_are_unroll": 0,
+        "test_tbptt_hands_the_context_to_every_window": 0,
     },
     "core/test_inputs.py": {
         "test_engines_are_lax_scan_over_trees_and_pictures": ["None-tree"],
@@ -196,7 +191,13 @@ TABLE = {
     "testing/test_check_cell.py": {
         "test_some_of_the_library_pass": 1,
         "test_all_of_the_library_pass": 0,
-        "test_a_broken_cell_is_named": Without(("WrongChunks",)),
+        "test_a_broken_cell_is_named": [
+            "LooksBack",
+            "OutputFromOutside",
+            "NoBatchAxes",
+            "Mutable",
+            "Drifts",
+        ],
     },
     "tasks/test_cell_comparison.py": {
         "test_cells_side_by_side": 0,
@@ -212,15 +213,15 @@ TABLE = {
         "test_what_cannot_hold_it_says_so": EVERY,
     },
     "cells/test_delta_cells.py": {
-        "test_values_and_gradients_are_those_in_numpy": [
-            "delta_net_relu",
-            "delta_product",
-            "kda_safe",
-            "gdn2",
-        ],
+        "test_values_and_gradients_are_those_in_numpy": ["delta_product", "kda_safe"],
+        "test_a_safe_gate_never_forgets_all": ["GDN2"],
+        "test_without_erasing_it_is_linear_attention_with_decays": ["KDA"],
     },
     # matrix/test_state_space.py and the laws try the same, at a fourth of the cost
-    "cells/test_mamba.py": {"test_check_cell": 0},
+    "cells/test_mamba.py": {
+        "test_check_cell": 0,
+        "test_the_published_beginning": 0,
+    },
     "cells/test_mgu.py": {"test_chrono_biases_keep_for_their_time": 0},
     "gallery/test_deep_stacks.py": {
         "test_a_deep_stack_with_skips_norms_and_ties": 0,
@@ -242,6 +243,7 @@ TABLE = {
         "test_ntm": 0,
         "test_gated_deltanet": 0,
         "test_selective_ssm_in_its_block": 0,
+        "test_tokens_and_features_embedded_in_the_cell": 0,
     },
     "gallery/test_methods.py": {
         "test_a_hypernetwork_makes_the_weights_of_every_sequence": 0,
@@ -286,15 +288,18 @@ TABLE = {
     # Each compiles a program or more; one form of each cell.
     "cells/test_decay_cells.py": {
         "test_it_is_its_equations": [
-            "mamba2",
             "gla",
             "retnet",
             "hgrn2_learned",
             "rwkv6",
             "mamba3",
         ],
-        "test_streaming_explain_and_gates": ["mamba3", "rwkv6"],
+        "test_streaming_explain_and_gates": ["rwkv6"],
         "test_half_precision_keeps_the_state_in_float32": ["mamba2", "mamba3", "rwkv6"],
+        "test_gla_with_equal_decays_in_a_head_has_one_decay_a_head": 0,
+        "test_forget_gates_that_round_to_zero_have_gradients": ["True"],
+        "test_positions_hold_where_masked_and_begin_again_at_a_reset": 0,
+        "test_kernels_begin_small": ["GLA", "HGRN2"],
     },
     "cells/test_mlstm_chunks.py": {
         "test_chunks_are_the_steps": ["learned-7-True"],
@@ -304,18 +309,22 @@ TABLE = {
         "test_the_default_is_chunks_unless_all_carries_are_asked_for": 0,
         "test_float32": 0,
         "test_modes_and_half_precision": 0,
+        "test_sizes_that_are_symbols_are_left_to_scan": 0,
     },
     "cells/test_rwkv7.py": {
-        "test_it_is_the_published_step": ["engine0-value_residual", "engine1-alone"],
+        "test_it_is_the_published_step": ["engine1-alone"],
+        "test_showing_values_changes_no_output": 0,
     },
-    "cells/test_mlstm_mixer.py": {"test_it_is_the_published_step": ["engine1"]},
+    "cells/test_mlstm_mixer.py": {
+        "test_it_is_the_published_step": ["engine1"],
+        "test_gates_and_first_parameters": 0,
+    },
     # Two compiled programs a row. One of each form of the terms, with a learned state.
     # Either loop, with a learned state and a convolution.
     "matrix/test_state_space.py": {
         "test_chunks_are_steps": [
             "mr-backwards-steps-mamba_learned",
             "mr-backwards-prefixes-mamba_learned",
-            "mr-backwards-prefixes-waves",
         ],
         "test_a_nan_reaches_later_steps_alone_and_crosses_no_reset": ["prefixes"],
         "test_a_nan_that_no_reset_follows_is_in_the_last_state": 0,
@@ -325,37 +334,22 @@ TABLE = {
         "test_memory_of_the_gradient_has_one_state_a_chunk": 0,
     },
     "matrix/test_side_by_side.py": {
-        "test_blocks_are_steps": [
-            "learned-head_delta",
-            "zero-channel",
-            "learned-mamba3",
-            "zero-products",
-        ],
+        "test_blocks_are_steps": ["learned-head_delta", "zero-channel"],
         "test_a_platform_compiles_its_own_plan": ["cpu", "cuda"],
-        "test_a_batch_of_no_examples": [
-            "delta_product",
-            "mamba3",
-            "retnet",
-            "products",
-        ],
+        "test_a_batch_of_no_examples": ["mamba3", "products"],
+        "test_explain_says_which_chunk_a_platform_has": 0,
     },
     "matrix/test_chunks.py": {
         "test_chunks_are_steps": [
-            "backwards-learned-channel_delta",
-            "backwards-learned-diagonal*",
-            "backwards-learned-products",
-            "backwards-learned-gated_delta_net",
             "backwards-learned-kda",
-            "backwards-learned-mamba3",
+            "backwards-learned-products",
             "backwards-learned-rwkv6",
         ],
-        "test_strong_decays": ["1e4-channel_delta", "1e4-head_delta"],
+        "test_strong_decays": ["1e4-channel_delta"],
         "test_keys_that_resemble_each_other": ["delta"],
-        "test_a_nan_reaches_later_steps_alone_and_crosses_no_reset": [
-            "channel_delta",
-            "mlstm",
-        ],
-        "test_float32_adds_little_to_the_rounding_of_the_steps": ["channel_delta"],
+        "test_a_nan_reaches_later_steps_alone_and_crosses_no_reset": ["channel_delta"],
+        "test_float32_adds_little_to_the_rounding_of_the_steps": 0,
+        "test_the_transition_is_the_jacobian_of_the_state": ["head_delta", "products"],
     },
     "cells/test_convolutional.py": {
         "test_a_convolution_is_a_sum_over_places": ["2-*"],
@@ -368,6 +362,8 @@ TABLE = {
         "test_in_a_stack_and_in_both_directions": 0,
         "test_ragged_batches_resets_and_streams": ["no_gate"],
         "test_regular_times_are_irregular_ones_of_one": 0,
+        "test_irregular_times_are_those_in_numpy": ["ltc", "no_gate"],
+        "test_the_solver_converges_to_the_equation": 0,
     },
     "cells/test_orthogonal.py": {
         "test_the_matrix_is_built_once": 0,
@@ -392,6 +388,7 @@ TABLE = {
         "test_keys_of_zero_change_no_output": 0,
         "test_gates_of_an_slstm_are_shares": 0,
         "test_s5_begins_as_published": 1,
+        "test_an_empty_slstm_takes_in_the_smallest_input": 0,
     },
     # ---------------------------------------------------------------- core
     # Refusals: all. Nothing to walk: one cell of each kind and engine.
@@ -449,17 +446,14 @@ TABLE = {
         "test_prefixes_are_the_loop": ["True"],
     },
     "engines/test_unit_blocks.py": {
-        "test_blocks_are_the_whole_jacobian_where_units_are_alone": [
-            "diagonal_lstm",
-            "rtu",
-        ],
+        "test_blocks_are_the_whole_jacobian_where_units_are_alone": ["diagonal_lstm"],
         "test_blocks_are_on_the_diagonal_where_units_share_a_matmul": ["lstm"],
     },
     "diagnostics/test_newton_report.py": {
         "test_what_does_not_converge_is_said": 0,
         "test_a_positive_exponent_is_said": 0,
         "test_layers_have_a_report_each_and_masks_and_resets_are_theirs": 0,
-        "test_the_amplification_of_a_linear_cell": ["False"],
+        "test_the_amplification_of_a_linear_cell": 0,
     },
     "engines/test_checkify.py": {
         "test_forwards_and_backwards": [
@@ -471,7 +465,7 @@ TABLE = {
         "test_debug_nans": 0,
     },
     "engines/test_cudnn.py": {
-        "test_weights_are_read_as_jax_reads_them_and_come_back": ["2-True"],
+        "test_weights_are_read_as_jax_reads_them_and_come_back": 0,
         "test_it_walks_as_scan_does": ["learned-holes-False"],
         "test_a_network_is_one_call": 0,
         "test_vmap_joins_the_batch": 0,
@@ -503,6 +497,7 @@ TABLE = {
         "check_a_kernel_is_not_split": 1,
         "check_what_else_there_is_on_an_explicit_mesh": 0,
         "test_one_device_keeps_products_of_two_axes": 0,
+        "test_mapped_products_have_the_numbers_of_a_loop": ["kernel", "both"],
     },
     "engines/test_engines.py": {
         # every engine once, with a window that is left over
@@ -567,16 +562,17 @@ TABLE = {
     "engines/test_fuzz.py": {"test_engines_are_a_python_loop": 3},
     "engines/test_linear.py": {
         # backwards without a reset, and forwards with one; every walk in each
-        "test_every_walk_is_the_python_loop_at_any_length": ["min_gru-64", "lru-257"],
+        "test_every_walk_is_the_python_loop_at_any_length": ["min_gru-64"],
         "test_resets_anywhere_and_masks_with_holes": 0,
         "test_float32": 0,
         "test_truncation": 0,
-        "test_modes_of_differentiation": ["lru-jvp", "min_gru-reverse over reverse"],
+        "test_modes_of_differentiation": ["lru-jvp"],
         "test_nan_in_an_input_does_not_cross_a_reset": 1,
         "test_memory": 0,
         "test_second_derivatives_where_a_factor_is_zero": 0,
         "test_an_rg_lru_with_fixed_gates_is_a_real_lru": 0,
         "test_bfloat16_parameters_accumulate_in_float32": 0,
+        "test_nothing_crosses_a_factor_of_zero": ["True"],
     },
     "engines/test_plans.py": {
         "test_gradients_are_those_of_lax_scan": 1,
@@ -615,6 +611,7 @@ TABLE = {
         "test_the_bias_of_a_batch_and_inside_jit": 0,
         "test_noise_is_fitted_inside_the_range_only": 0,
         "test_smaller_errors_take_more_lags": 0,
+        "test_of_truncated_unroll": Without(("how0*",)),
     },
     # Each row compiles a gradient of its own. A dense cell with a learned first carry,
     # a complex one and one of two parts stand for the others.
@@ -626,6 +623,7 @@ TABLE = {
         "test_every_stream_draws_random_numbers_of_its_own": 0,
         "test_half_precision_keeps_its_dtypes": 0,
         "test_uoro_in_one_window_is_backpropagation": 0,
+        "test_uoro_over_all_signs_is_backpropagation": 0,
     },
     "online/test_traces.py": {
         "test_traces_are_backpropagation_where_no_unit_sees_another": [
@@ -647,14 +645,14 @@ TABLE = {
         "test_the_errors_of_windows_are_those_of_their_gradients": 0,
     },
     "tasks/test_online_gradients.py": {
-        "test_exact_methods_are_backpropagation": ["recall-traces", "masked-rtrl"],
+        "test_exact_methods_are_backpropagation": ["masked-rtrl"],
         "test_uoro_has_the_loss_of_the_model_and_draws_by_its_key": 0,
         "test_recall_on_the_command_line": 0,
     },
     "diagnostics/test_diagnostics.py": {
         "test_lags_are_norms_of_explicit_jacobian_products": ONE,
         "test_what_a_layer_shows_is_a_function_of_its_carries": ONE | {"mlstm"},
-        "test_parameter_lags_are_the_terms_of_the_gradient": ["gru*"],
+        "test_parameter_lags_are_the_terms_of_the_gradient": 0,
         "test_ragged_sequences_count_from_their_own_last_step": 0,
         "test_at_and_lags_choose_the_loss_and_how_far_to_look": 0,
         "test_where_no_float_underflows_the_log_domain_is_the_linear_one": 0,
@@ -674,6 +672,24 @@ TABLE = {
         "test_the_log_domain_goes_on_where_floats_end": 0,
         "test_chrono_keeps_for_as_long_as_it_says": 0,
         "test_vmap_over_sequences_equals_the_batch": 0,
+    },
+    # Each search compiles its own program. The search of a stack stays in
+    # test_linearization.py, where its points are linearized, too.
+    "diagnostics/test_fixed_points.py": {
+        "test_a_linear_cell_in_closed_form": 1,
+        "test_a_complex_state_in_closed_form": 0,
+        "test_the_whole_carry_of_a_stack_stands_still": 0,
+        "test_an_optimizer_finds_what_gauss_newton_finds": 0,
+        "test_float32_in_float32_out": 0,
+        "test_states_are_drawn_from_valid_steps": 0,
+    },
+    "diagnostics/test_linearization.py": {
+        "test_a_line_attractor_needs_its_neighbors": 0,
+        "test_the_error_of_a_network_is_of_second_order": 0,
+        "test_an_attractor_a_repeller_and_what_moves": 0,
+    },
+    "diagnostics/test_projection.py": {
+        "test_pictures_are_drawn": 0,
     },
     "diagnostics/test_diagnostics_marks.py": {
         "test_every_instrument_takes_bfloat16": 0,
@@ -708,9 +724,11 @@ TABLE = {
     },
     # A loop of steps and its backward pass a row; the cells have laws of their own.
     "layers/test_blocks.py": {
-        "test_a_block_is_its_steps": ["griffin", "mlstm"],
-        "test_a_block_takes_any_number_of_features": ["griffin", "rwkv7"],
+        "test_a_block_is_its_steps": ["griffin"],
+        "test_a_block_takes_any_number_of_features": ["griffin"],
         "test_a_stack_of_rwkv_blocks_is_rwkv7_without_values_that_cross": 0,
+        "test_griffin_is_its_equations": 0,
+        "test_new_rwkv_layers_are_the_identity": 0,
     },
     "layers/test_own_layers.py": {
         "test_a_layer_that_hands_truncation_on_is_right": 0,
@@ -727,8 +745,7 @@ TABLE = {
     },
     "layers/test_small_layers.py": {
         "test_the_last_inputs_of_all_steps_at_once_are_those_of_a_loop": [
-            "conv-mask resets reverse",
-            "shift-mask resets",
+            "conv-mask resets reverse"
         ],
         "test_windows_cut_between_inputs_as_a_scale_of_zero_does": [
             "mask resets reverse"
@@ -736,6 +753,7 @@ TABLE = {
         "test_half_precision_stays_and_its_sums_do_not": 0,
         "test_a_tied_layer_may_hold_tied_layers_and_a_share_keeps_its_names": 0,
         "test_apply_makes_vectors_of_tokens": 0,
+        "test_concat_residual_and_multiply_are_their_parts": 0,
     },
     "sequences/test_sequences.py": {
         "test_it_is_picked_out_of_all_outputs": [
@@ -755,6 +773,7 @@ TABLE = {
         "test_a_wide_beam_finds_the_true_best": 1,
         "test_the_best_score_is_never_below_greedys_on_200_models": 0,
         "test_a_batch_is_its_members": ["batch"],
+        "test_scores_are_of_their_tokens_and_no_hypothesis_comes_twice": 0,
     },
     "decoding/test_generation.py": {
         "test_greedy_is_a_python_loop": 2,
@@ -767,11 +786,10 @@ TABLE = {
         "test_a_model_with_flax_layers_around_learns": 0,
         "test_no_batch_axis_and_two": 0,
         "test_split_merge_and_jit": 0,
+        "test_sequence_lengths": 0,
     },
     "nnx/test_nnx_cells.py": {
-        "test_a_changed_cell_computes_what_it_does_under_flax": [
-            "an LSTM's bias on one gate"
-        ],
+        "test_a_changed_cell_computes_what_it_does_under_flax": 0,
         "test_lengths_of_any_dtype_and_lists": 1,
         "test_other_options_of_a_linear_map_are_left_to_flax": 1,
     },
@@ -796,6 +814,7 @@ TABLE = {
         "test_padding_is_zero_holds_the_carry_and_may_be_nan": 0,
         "test_both_directions": 0,
         "test_both_directions_draw_their_carries_and_turn": 0,
+        "test_a_changed_module_is_not_traced_again": 0,
     },
     "linen/test_linen_layers.py": {
         "test_in_a_compact_module_beside_flaxs_layers": 0,
@@ -816,16 +835,15 @@ TABLE = {
         "test_values_match_the_equations": [
             "gated_deltanet_grouped-float64",
             "gla_convolved-float64",
-            "rwkv7_later-float64",
             "mamba-float64",
-            "mamba2_groups-float64",
         ],
         "test_gradients_match_the_equations": 0,
         "test_conversion_can_be_traced": 2,
+        "test_epsilon_of_the_norms": ["cell1"],
     },
     "interop/test_interop_flax.py": {
         "test_linen": ["*LSTMCell-2-True-float32"],
-        "test_nnx": ["GRUCell-1-False-*"],
+        "test_nnx": 0,
     },
     "interop/test_interop_keras.py": {
         "test_the_same_values_states_and_gradients": [
@@ -851,6 +869,8 @@ TABLE = {
         "test_a_users_folder": 0,
         "test_augmentation_is_small_and_by_key": 0,
         "test_strokes_and_serifs": 0,
+        "test_an_encoder_reads_a_quarter_of_the_side": ["full"],
+        "test_halved_is_max_pooling_and_kernels_are_standardised": 0,
     },
     "tasks/test_sentiment.py": {
         "test_killed_and_resumed_it_ends_the_same": 0,
@@ -865,7 +885,7 @@ TABLE = {
         "test_word_dropout_needs_a_key_and_draws_by_it": 0,
     },
     "tasks/test_series.py": {
-        "test_a_new_model_is_nearly_naive_and_padding_never_matters": ["cfc"],
+        "test_a_new_model_is_nearly_naive_and_padding_never_matters": 0,
         "test_naive_forecasts_are_those_of_a_loop": ["4"],
         "test_the_rollout_is_a_loop_of_single_forecasts": 0,
         "test_labels_of_ragged_series": 0,
@@ -878,6 +898,7 @@ TABLE = {
         "test_padding_never_matters": 0,
         "test_a_users_file_is_learned_and_scored": 0,
         "test_predict_takes_any_line": 0,
+        "test_training_draws_by_key": 0,
     },
     "tasks/test_translation.py": {
         "test_killed_and_resumed_it_ends_with_identical_metrics": 0,
@@ -885,7 +906,7 @@ TABLE = {
         "test_a_users_file_with_every_option": 0,
         "test_scheduled_sampling": 0,
         "test_padding_does_not_matter": 0,
-        "test_steps_are_teacher_forcing": ["gru"],
+        "test_steps_are_teacher_forcing": 0,
         "test_dates_are_split_by_date_and_have_one_answer": ["en:ko"],
     },
     "tasks/test_synthetic.py": {
@@ -898,6 +919,9 @@ TABLE = {
         "test_chance_is_what_the_commonest_answer_scores": 2,
         "test_the_constant_1_has_a_mean_squared_error_of_one_sixth": 1,
         "test_truncation_changes_gradients_but_not_scores": 0,
+        "test_a_pooled_model_reads_the_mean_of_the_steps_that_are_no_padding": 0,
+        "test_all_scores_hold_the_baseline_and_the_other_lengths": 0,
+        "test_values_bits_letters_and_elements_are_uniform": 0,
     },
     "tasks/test_synthetic_runs.py": {
         "test_a_quick_run_leaves_its_files_and_is_better_than_nothing": ["adding"],
@@ -915,6 +939,9 @@ TABLE = {
         "test_predict": 0,
         "test_predict_reads_words_as_the_generator_writes_them": 0,
         "test_the_run_says_its_score_beside_its_baseline": 0,
+        "test_a_mistake_is_one_line_and_status_2": Without(
+            ("unknown variant", "no element")
+        ),
     },
     # Each shape compiles a generator of its own; the tight ones have every edge. The
     # model of tokens is tried with the scores by depth.
@@ -927,6 +954,7 @@ TABLE = {
         "test_tokens_are_rows_of_the_embedding_and_learn_by_it": 0,
         "test_the_instruments_see_the_vectors_of_the_tokens": 0,
         "test_typed_tokens": 0,
+        "test_scores_by_depth_are_those_of_a_plain_loop": 0,
     },
     "tasks/test_tasks.py": {
         "test_hello_learns_to_say_ello": ["gru-0"],
@@ -950,7 +978,10 @@ TABLE = {
         "test_control_c_saves_and_exits": 0,
         "test_seconds_stop_the_run_and_the_result_is_written": 0,
     },
-    "training/test_best.py": {"test_killed_and_resumed_it_keeps_the_same": ["44"]},
+    "training/test_best.py": {
+        "test_killed_and_resumed_it_keeps_the_same": ["44"],
+        "test_the_first_of_the_best_is_kept_scored_and_read_back": ["max-40"],
+    },
     "training/test_batches.py": {
         "test_looks_of_a_resumed_run_are_those_of_the_run_left_alone": 0,
         "test_a_look_is_recorded_at_the_start_at_evaluations_and_at_the_end": 0,
@@ -968,6 +999,7 @@ TABLE = {
         "test_each_file_of_a_run": 0,
         "test_a_small_disk": 0,
         "test_no_room_for_a_checkpoint_and_a_run_that_goes_on": 0,
+        "test_no_room_for_the_output": 0,
     },
     # ------------------------------------------- the repository, and what is frozen
     "repository/test_mended.py": {
@@ -1001,27 +1033,54 @@ TABLE = {
         "test_every_peer_that_is_installed_computes_the_same": 0,
         "test_a_wrong_weight_shows": 0,
         "test_baselines_are_written_with_their_command": 0,
+        "test_online_measures_learns_and_writes": 0,
     },
     "repository/test_doctests.py": {
         "test_examples": Without(
             (
                 "jaxrnn.cells.convolutional",
+                "jaxrnn.cells.delta_net",
+                "jaxrnn.cells.delta_product",
+                "jaxrnn.cells.gdn2",
+                "jaxrnn.cells.gla",
+                "jaxrnn.cells.hgrn2",
+                "jaxrnn.cells.kda",
                 "jaxrnn.cells.liquid",
                 "jaxrnn.cells.lru",
+                "jaxrnn.cells.mamba",
+                "jaxrnn.cells.mamba2",
                 "jaxrnn.cells.mlstm",
+                "jaxrnn.cells.mlstm_mixer",
                 "jaxrnn.cells.orthogonal",
+                "jaxrnn.cells.rwkv6",
+                "jaxrnn.cells.rwkv7",
                 "jaxrnn.cells.ssm",
                 "jaxrnn.decoding.closed_loop",
+                "jaxrnn.diagnostics.jacobians",
+                "jaxrnn.diagnostics.lags",
+                "jaxrnn.diagnostics.newton",
+                "jaxrnn.diagnostics.online",
+                "jaxrnn.diagnostics.parameter_lags",
                 "jaxrnn.diagnostics.taps",
+                "jaxrnn.engines.fused",
+                "jaxrnn.engines.newton",
                 "jaxrnn.engines.scan",
                 "jaxrnn.explaining.tracing",
                 "jaxrnn.initializers",
+                "jaxrnn.interop.equinox_weights",
                 "jaxrnn.layers.block",
                 "jaxrnn.layers.compose",
                 "jaxrnn.layers.pointwise",
+                "jaxrnn.layers.pre_norm",
+                "jaxrnn.layers.published_blocks",
+                "jaxrnn.layers.rwkv",
                 "jaxrnn.layers.stochastic",
                 "jaxrnn.linen.bidirectional",
+                "jaxrnn.linen.rnn",
                 "jaxrnn.nnx.bidirectional",
+                "jaxrnn.online.rtrl",
+                "jaxrnn.online.traces",
+                "jaxrnn.online.uoro",
                 "jaxrnn.tasks.cell_comparison",
                 "jaxrnn.testing.check",
                 "jaxrnn.truncation.tbptt",
@@ -1040,10 +1099,10 @@ TABLE = {
     },
     "cli/test_results.py": {
         "test_before_the_first_step_it_says_what_is_trained": 0,
+        "test_evaluations_say_when_they_were_and_of_what": 0,
     },
     "diagnostics/test_diagnostics_context.py": {
         "test_it_is_that_of_the_context_among_the_inputs": [
-            "gradient_lags-masked",
             "gate_values-whole",
             "lyapunov_spectrum-whole",
         ],
@@ -1061,7 +1120,19 @@ TABLE = {
         "test_killed_and_resumed_a_run_ends_with_the_same_bytes": 0,
     },
     "tasks/test_report.py": {
-        "test_other_tasks_show_what_they_read": ["adding", "hello"],
+        "test_other_tasks_show_what_they_read": ["hello"],
+    },
+    "matrix/test_refusals.py": {
+        "test_carries_inside_chunks": 1,
+    },
+    "engines/test_grouping.py": {
+        "test_join_is_the_inverse_of_split_and_labels_name_the_group": [
+            "grouping1*",
+            "grouping4*",
+        ],
+    },
+    "nnx/test_nnx_inputs.py": {
+        "test_a_tree_and_a_context_are_those_of_unroll": 0,
     },
 }
 

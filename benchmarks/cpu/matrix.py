@@ -5,16 +5,22 @@ process; and streaming.
 
 Three parts, float32. *Rules*: S_t = (Diag(exp g) + b a^T) S_{t-1} + k v^T alone, its
 terms given, T 2048, B 4, 4 heads of 64 x 64: the gradient of a fixed random projection
-of all reads and of the last state with respect to all terms and the first state.
-Every gradient is held against that of `lax.scan`; the largest relative difference
-stands beside the times. *Cells*: whole layers, projections, convolutions and outputs
-with them. *Streaming*: 1,000 steps inside one compiled loop by the cell's streaming
-call, beside the recurrence written out by hand; and a prompt read in chunks, after
-which tokens are decoded one by one.
+of all reads and of the last state with respect to all terms and the first state. Every
+gradient is held against that of `lax.scan`; the largest relative difference stands
+beside the times. Where memax is installed, `lax.associative_scan` over its semigroup of
+gated delta rules runs after them (`pip install memax equinox`): it multiplies matrices
+of 64 x 64 for every pair of steps that it joins. memax's own `GDN` layer erases along
+the values instead of the keys; the row gives its semigroup the terms that make it the
+rule. *Cells*: whole layers, projections, convolutions and outputs with them.
+*Streaming*: 1,000 steps inside one compiled loop by the cell's streaming call, beside
+the recurrence written out by hand; and tokens a second of a prompt that is read in
+chunks, and of those decoded after it one by one.
 """
 
 from __future__ import annotations
 
+import importlib
+import json
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -95,6 +101,29 @@ def by_steps(terms, S):
     return memory.S, y
 
 
+def by_memax() -> Callable | None:
+    """The gated delta rule by memax's semigroup and scan; None where it is missing."""
+    try:
+        scans = importlib.import_module("memax.equinox.scans")
+        rules = importlib.import_module("memax.equinox.semigroups.gdn")
+    except ImportError:
+        return None
+    join = rules.GDNSemigroup(K)
+
+    def one_head(q, k, v, g, a, S):
+        decay = jnp.exp(g)[..., None] * jnp.eye(K)
+        steps = (decay + k[..., None] * a[..., None, :], k[..., None] * v[..., None, :])
+        _, states = scans.semigroup_scan(join, (jnp.eye(K), S), steps)
+        return states[-1], jnp.einsum("tkv,tk->tv", states, q)
+
+    def run(terms, S):
+        given = (terms.q, terms.k, terms.v, terms.g, terms.a)
+        heads = jax.vmap(one_head, in_axes=(1,) * 5 + (0,), out_axes=(0, 1))
+        return jax.vmap(heads, in_axes=(1,) * 5 + (0,), out_axes=(0, 1))(*given, S)
+
+    return run
+
+
 def gradient(run: Callable) -> Callable:
     def loss(terms, S, weights):
         last, y = run(terms, S)
@@ -109,7 +138,12 @@ def measure_rule(rule: str, steps: int, rounds: int) -> list[dict]:
     args = (terms_of(rule, steps), S, weights)
     entries = {STEPS: by_steps} | {f"chunks of {c}": by_chunks(c) for c in CHUNKS}
     made = {name: compiled(gradient(run), *args) for name, run in entries.items()}
-    return rows_of("rule", rule, made, made[STEPS].run(), rounds)
+    rows = rows_of("rule", rule, made, made[STEPS].run(), rounds)
+    if rule == "gdn" and (run := by_memax()):
+        # Apart from the others, which its gigabytes would disturb.
+        peer = {"memax, associative_scan": compiled(gradient(run), *args)}
+        rows += rows_of("rule", rule, peer, made[STEPS].run(), min(rounds, 3))
+    return rows
 
 
 def measure_cell(name: str, steps: int, rounds: int) -> list[dict]:
@@ -166,23 +200,37 @@ def measure_streaming(rounds: int, steps: int, prompt: int) -> list[dict]:
         S, ys = jax.lax.scan(step, carry.S, xs)
         return carry._replace(S=S), ys
 
-    def decoded(params, carry, xs):
-        carry, ys = jaxrnn.unroll(cell, params, xs[:prompt], carry)
+    def prefilled(params, carry, xs):
+        carry, ys = jaxrnn.unroll(cell, params, xs, carry)
+        return carry, ys[-1]
 
+    def decoded(params, carry, y):
         def step(state, _):
             carry, y = cell(params, *state)
             return (carry, y), y
 
-        return jax.lax.scan(step, (carry, ys[-1]), length=steps)[1]
+        return jax.lax.scan(step, (carry, y), length=steps)[1]
 
     args = (params, carry, xs)
     made = {"by hand": compiled(by_hand, *args), "the cell": compiled(call, *args)}
     off = difference(made["the cell"].run()[1], made["by hand"].run()[1])
     rows = rows_of("streaming", f"{steps} steps", made, None, rounds)
     long = (params, carry, draw(jax.random.key(2), prompt, 1, N * K))
-    more = {f"prompt of {prompt}, then {steps} steps": compiled(decoded, *long)}
+    prefill = compiled(prefilled, *long)
+    more = {
+        f"prefill, {prompt} steps": prefill,
+        f"decode, {steps} steps": compiled(decoded, params, *prefill.run()),
+    }
     rows += rows_of("streaming", "prefill and decode", more, None, rounds)
-    return [{**row, "relative_difference": off} for row in rows]
+    counts = (steps, steps, prompt, steps)
+    return [
+        {
+            **row,
+            "relative_difference": off,
+            "tokens_per_second": 1e3 * count / row["ms"]["median"],
+        }
+        for row, count in zip(rows, counts, strict=True)
+    ]
 
 
 def rows_of(part: str, name: str, made: dict, expected: Any, rounds: int) -> list[dict]:
@@ -206,6 +254,12 @@ def rows_of(part: str, name: str, made: dict, expected: Any, rounds: int) -> lis
     ]
 
 
+def order(row: dict) -> tuple[int, int]:
+    """Where a row stands in the tables."""
+    rules = {name: i for i, name in enumerate(RULES)}
+    return ("rule", "cell", "streaming").index(row["part"]), rules.get(row["name"], 0)
+
+
 def markdown(result: dict) -> str:
     """A table for each rule, cell and stream."""
     number = report.number
@@ -227,6 +281,14 @@ def markdown(result: dict) -> str:
             for row in rows
         ]
         lines += ["", f"## {part}: {name}", "", report.table(head, cells_of)]
+    streams = [row for row in result["rows"] if "tokens_per_second" in row]
+    lines += ["", "## streaming: tokens a second of one stream", ""]
+    lines.append(
+        report.table(
+            ["entry", "tokens a second"],
+            [[row["entry"], number(row["tokens_per_second"])] for row in streams],
+        )
+    )
     names = dict.fromkeys(row["entry"] for row in result["rows"])
     times = {
         name: [row["ms"] for row in result["rows"] if row["entry"] == name]
@@ -245,6 +307,17 @@ def parse(argv: list[str] | None) -> Any:
         "--rounds",
         type=positive,
         help="interleaved samples of each (default: 7, quick: 3)",
+    )
+    parser.add_argument(
+        "--no-streaming",
+        dest="streaming",
+        action="store_false",
+        help="leave streaming out",
+    )
+    parser.add_argument(
+        "--add",
+        action="store_true",
+        help="keep the rows of an earlier result that are not measured now",
     )
     args = parser.parse_args(argv)
     args.rounds = args.rounds or (3 if args.quick else 7)
@@ -269,9 +342,16 @@ def main(argv: list[str] | None = None) -> int:
     for name in args.cells:
         print(name, file=sys.stderr, flush=True)
         result["rows"] += measure_cell(name, args.steps, args.rounds)
-    steps = 100 if args.quick else STREAMED
-    result["rows"] += measure_streaming(args.rounds, steps, args.steps)
+    if args.streaming:
+        steps = 100 if args.quick else STREAMED
+        result["rows"] += measure_streaming(args.rounds, steps, args.steps)
     name = report.result_name("matrix", args.out, args.quick)
+    earlier = report.RESULTS / f"{name}.json"
+    if args.add and earlier.exists():
+        new = {(row["part"], row["name"]) for row in result["rows"]}
+        rows = json.loads(earlier.read_text(encoding="utf-8"))["rows"]
+        kept = [row for row in rows if (row["part"], row["name"]) not in new]
+        result["rows"] = sorted([*result["rows"], *kept], key=order)
     report.write(name, result, markdown(result), None)
     return 0
 

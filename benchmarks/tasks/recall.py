@@ -199,6 +199,7 @@ def measure(
         "judged": entry.judged,
         "goal": f"{sign} {bound}",
         "reached": bool(value >= bound if sign == ">=" else value <= bound),
+        "value": value,
         "scores": scores,
         "sequences": sum(
             batch.targets.shape[1]

@@ -26,6 +26,7 @@ from subjects import (
 import jaxrnn
 from jaxrnn import Checkpoint, Scan
 from jaxrnn.engines.jaxpr.min_cut import min_vertex_cut
+from jaxrnn.engines.loops import sequential
 from jaxrnn.engines.recurrence.heuristics import choose_chunk, nearest_divisor
 from jaxrnn.engines.recurrence.run import flat_step
 
@@ -692,3 +693,24 @@ def test_hoisting_nothing_is_refused(plain_errors):
     jaxrnn.unroll(cell, params, xs, engine=Scan())
     # a matmul inside step is found
     jaxrnn.unroll(SUBJECTS["user"], draw("user", 0).params, xs, engine=Scan(hoist=True))
+
+
+def test_rows_are_computed_by_one_kernel_on_gpus_alone(monkeypatch):
+    """A step that is recorded writes six rows. Behind barriers XLA's GPU compiler makes
+    them in one kernel; for a CPU the program is what it is without.
+    """
+    cell, T, B = jaxrnn.LSTM(32), 8, 16
+    params, xs = cell.init(jax.random.key(0), 4), jnp.zeros((T, B, 4))
+
+    def text(platform):
+        def loss(params):
+            return (jaxrnn.unroll(cell, params, xs)[1] ** 2).sum()
+
+        traced = jax.jit(jax.grad(loss)).trace(params)
+        return traced.lower(lowering_platforms=(platform,)).as_text()
+
+    gpu, cpu = text("cuda"), text("cpu")
+    monkeypatch.setattr(sequential, "gpu_optimization_barrier", lambda rows: rows)
+    assert text("cpu") == cpu
+    barriers = gpu.count("optimization_barrier")
+    assert barriers - text("cuda").count("optimization_barrier") >= 6

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,10 +12,9 @@ from jaxrnn.cli import main
 from jaxrnn.tasks import train
 from jaxrnn.tasks.dynamics import dynamics
 from jaxrnn.tasks.dynamics_subject import subject_of
-from jaxrnn.tasks.runner import restore
+from jaxrnn.training import InputError, Run
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
-SMALL = {"starts": 20, "batch": 6}
 
 
 @pytest.fixture(scope="module")
@@ -58,20 +58,6 @@ def test_of_a_run(flip_flop, tmp_path, capsys):
     assert again["inputs"] == results["inputs"]
 
 
-def test_points_are_those_of_the_network(flip_flop):
-    """By the cell of the run, step by step, in float32."""
-    results, _ = dynamics(flip_flop, SMALL)
-    run, task, options, functions, (_, params), _ = restore(flip_flop)
-    trained = task.Trained(functions, params, options, run.config)
-    subject = subject_of(run, trained, None, 6)
-    assert subject.xs.shape == (12, 6, 1)
-    # An attractor is where the network comes to rest.
-    (found,) = results["inputs"].values()
-    values = [p for p in found["points"] if p["kind"] == "attractor"]
-    assert values
-    assert all(p["speed"] < 1e-10 for p in found["points"] if p["converged"])
-
-
 def test_what_is_refused(flip_flop, tmp_path, capsys):
     for words, message in {
         ("--starts", "0"): "--starts must be at least 1",
@@ -87,11 +73,7 @@ def test_what_is_refused(flip_flop, tmp_path, capsys):
     assert "choose another --out" in capsys.readouterr().err
 
 
-def test_a_task_without_one_recurrent_layer_is_refused(tmp_path):
-    from pathlib import Path
-
-    from jaxrnn.training import InputError, Run
-
+def test_a_task_without_one_recurrent_layer_is_refused():
     run = Run(Path("runs/dates"), {"task": "translation"})
     with pytest.raises(InputError, match="whose model is not one recurrent layer"):
         subject_of(run, object(), None, 4)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import ShapedArray
 
-from ...core.fusion_barrier import LEAST_BYTES
+from ...core.fusion_barrier import LEAST_BYTES, gpu_optimization_barrier
 from ...core.types import Carry, Inputs, Size
 
 # ``loop(body, carry, xs, buffers, offset, steps, reverse=) -> (carry, buffers)``
@@ -54,12 +54,17 @@ def scan_into_buffers(
     Returns:
         The carry after the last step, and the buffers.
     """
+
+    def computed(carry, x):
+        carry, ys = body(carry, x)
+        return carry, gpu_optimization_barrier(ys)
+
     step_bytes = sum(
         a.size * a.dtype.itemsize for a in (*buffers, *jax.tree.leaves(xs))
     ) // max(steps, 1)
     if step_bytes < LEAST_BYTES and all(b.shape[0] == steps for b in buffers):
         return jax.lax.scan(
-            body,
+            computed,
             carry,
             xs,
             length=steps,
@@ -69,7 +74,7 @@ def scan_into_buffers(
 
     def write_step(state, x):
         carry, buffers, row = state
-        carry, ys = body(carry, x)
+        carry, ys = computed(carry, x)
         buffers = [
             jax.lax.dynamic_update_index_in_dim(b, y, row, 0)
             for b, y in zip(buffers, ys, strict=True)
