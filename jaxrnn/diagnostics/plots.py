@@ -12,34 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from .state_plots import eigenvalues as eigenvalues
+from .state_plots import state_plane as state_plane
 from .style import MAGNITUDES, TIMES, label_lines, styled
+from .style import figure as figure
 
 DECADES = np.log(10.0)
-
-
-def figure(width: float, height: float) -> Any:
-    """Create an empty figure.
-
-    Args:
-        width, height: the size in inches.
-
-    Returns:
-        A ``matplotlib.figure.Figure``.
-
-    Raises:
-        ImportError: if matplotlib is not installed; the message names the extra.
-
-    Example:
-        >>> from jaxrnn.diagnostics import plots
-        >>> fig = plots.figure(4.0, 3.0)
-        >>> fig.get_size_inches().tolist(), fig.axes
-        ([4.0, 3.0], [])
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError("plots need matplotlib: pip install 'jaxrnn[plot]'") from None
-    return Figure(figsize=(width, height), layout="constrained")
 
 
 @styled

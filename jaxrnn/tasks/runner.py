@@ -33,12 +33,15 @@ from .series.task import TASK as SERIES
 from .synthetic import (
     adding,
     copying,
+    flip_flop,
     group_words,
+    integration,
     mqar,
     niah,
     parity,
     recall,
     seq_mnist,
+    sine,
     squares,
     temporal_order,
 )
@@ -54,6 +57,9 @@ SYNTHETIC = (
     mqar.TASK,
     niah.TASK,
     recall.TASK,
+    flip_flop.TASK,
+    integration.TASK,
+    sine.TASK,
     seq_mnist.TASK,
     squares.TASK,
 )

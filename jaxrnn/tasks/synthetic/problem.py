@@ -63,6 +63,9 @@ class Problem:
             is scored apart.
         asks_last: whether the last step of a sequence has a target, which the
             diagnostics need.
+        values: the length of targets that are vectors; 0 for numbers.
+        held: inputs ``(D,)`` by name under which ``jaxrnn dynamics`` looks for fixed
+            points.
     """
 
     input_size: int
@@ -81,6 +84,8 @@ class Problem:
     tokens: int = 0
     parts: tuple[str, ...] = ()
     asks_last: bool = True
+    values: int = 0
+    held: Callable[[], dict[str, np.ndarray]] = dict
     make_cell: Callable[[CellLike, int, int], Cell | Layer] = make_cell
 
 
