@@ -33,6 +33,18 @@ class FixedPoints:
         iterations: the largest number of iterations of those searches, ``(P,)``.
         point_of_start: the number of the point at which each search ended, ``(S,)``.
         tolerance: the speed up to which a point is fixed.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxrnn.diagnostics
+        >>> cell, zero = jaxrnn.Elman(1), jnp.zeros(1)  # s_t = tanh(2 s_{t-1})
+        >>> params = {"input_kernel": jnp.ones((1, 1)), "bias": zero,
+        ...           "recurrent_kernel": jnp.full((1, 1), 2.0)}
+        >>> starts = jnp.array([[0.0], [0.5], [0.9]])
+        >>> points = jaxrnn.diagnostics.fixed_points(cell, params, zero, starts)
+        >>> print(points.states[:, 0].round(2), points.starts)
+        [0.96 0.  ] [2 1]
+        >>> points.converged.tolist()
+        [True, True]
     """
 
     states: Carry

@@ -96,8 +96,8 @@ def fixed_points(
         ...           "recurrent_kernel": jnp.full((1, 1), 2.0)}
         >>> points = jaxrnn.diagnostics.fixed_points(
         ...     cell, params, jnp.zeros(1), jnp.array([[-1.0], [-0.1], [0.1], [1.0]]))
-        >>> sorted(points.states[:, 0].round(2).tolist())
-        [-0.96, 0.0, 0.96]
+        >>> sorted(f"{state:.2f}" for state in points.states[:, 0])
+        ['-0.96', '0.00', '0.96']
     """
     what = "fixed_points"
     step, params, x, states = asked(what, cell, params, x, starts, held, context)

@@ -27,6 +27,19 @@ class LinearError(NamedTuple):
             ``(K + 1, P)``.
         size: ``|s_k - s*| / |d|``, how large the displacement of the network has
             become: the mean over directions, ``(K + 1, P)``.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxrnn.diagnostics
+        >>> cell, zero = jaxrnn.Elman(1), jnp.zeros(1)  # s_t = tanh(2 s_{t-1})
+        >>> params = {"input_kernel": jnp.ones((1, 1)), "bias": zero,
+        ...           "recurrent_kernel": jnp.full((1, 1), 2.0)}
+        >>> starts = jnp.array([[0.0], [0.5], [0.9]])
+        >>> points = jaxrnn.diagnostics.fixed_points(cell, params, zero, starts)
+        >>> import jax
+        >>> error = jaxrnn.diagnostics.linear_error(
+        ...     cell, params, zero, points, key=jax.random.key(0), steps=3)
+        >>> error.size[:, 1].round(1).tolist()  # doubles at every step away from zero
+        [1.0, 2.0, 4.0, 8.0]
     """
 
     error: Float[Array, "K P"]

@@ -32,6 +32,17 @@ class Linearization:
             with k unstable modes, ``"repeller"``, ``"line attractor"``, ``"slow
             manifold of dimension k"``; before it ``"slow point, "`` where the state
             moves.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxrnn.diagnostics
+        >>> cell, zero = jaxrnn.Elman(1), jnp.zeros(1)  # s_t = tanh(2 s_{t-1})
+        >>> params = {"input_kernel": jnp.ones((1, 1)), "bias": zero,
+        ...           "recurrent_kernel": jnp.full((1, 1), 2.0)}
+        >>> starts = jnp.array([[0.0], [0.5], [0.9]])
+        >>> points = jaxrnn.diagnostics.fixed_points(cell, params, zero, starts)
+        >>> linear = jaxrnn.diagnostics.linearize(cell, params, zero, points)
+        >>> print(linear.eigenvalues[:, 0].real.round(2), *linear.kinds)
+        [0.17 2.  ] attractor repeller
     """
 
     vectors: Float[np.ndarray, "P n"]

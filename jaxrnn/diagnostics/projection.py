@@ -31,6 +31,15 @@ class ProjectedStates:
         axes: the principal axes, orthonormal rows, ``(K, n)``.
         shares: the share of the variance along each axis, ``(K,)``.
         like: one carry, by whose form vectors become carries.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn.diagnostics
+        >>> cell = jaxrnn.GRU(6)
+        >>> params = cell.init(jax.random.key(0), 3)
+        >>> xs = jax.random.normal(jax.random.key(1), (10, 4, 3))
+        >>> states = jaxrnn.diagnostics.project_states(cell, params, xs)
+        >>> states.axes.shape, bool(states.shares[0] >= states.shares[1])
+        ((2, 6), True)
     """
 
     vectors: Float[np.ndarray, "T *B n"]
@@ -138,6 +147,16 @@ class PlaneFlow(NamedTuple):
     Attributes:
         places: points of a grid, ``(G, G, 2)``.
         arrows: the projected step ``F(s, x) - s`` from each, ``(G, G, 2)``.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn.diagnostics
+        >>> cell = jaxrnn.GRU(6)
+        >>> params = cell.init(jax.random.key(0), 3)
+        >>> xs = jax.random.normal(jax.random.key(1), (10, 4, 3))
+        >>> states = jaxrnn.diagnostics.project_states(cell, params, xs)
+        >>> flow = jaxrnn.diagnostics.plane_flow(cell, params, jnp.zeros(3), states)
+        >>> flow.places.shape
+        (15, 15, 2)
     """
 
     places: Float[np.ndarray, "G G 2"]

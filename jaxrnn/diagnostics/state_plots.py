@@ -55,6 +55,16 @@ def state_plane(
 
     Returns:
         A ``matplotlib.figure.Figure``.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn.diagnostics
+        >>> cell = jaxrnn.GRU(6)
+        >>> params = cell.init(jax.random.key(0), 3)
+        >>> xs = jax.random.normal(jax.random.key(1), (10, 4, 3))
+        >>> states = jaxrnn.diagnostics.project_states(cell, params, xs)
+        >>> fig = jaxrnn.diagnostics.plots.state_plane(states, title="GRU")
+        >>> fig.axes[0].get_title(loc="left")
+        'GRU'
     """
     fig = figure(6.4, 4.8)
     axis = fig.subplots()
@@ -125,6 +135,18 @@ def eigenvalues(points: Linearization, *, title: str = "") -> Any:
 
     Returns:
         A ``matplotlib.figure.Figure``.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxrnn.diagnostics
+        >>> cell, zero = jaxrnn.Elman(1), jnp.zeros(1)  # s_t = tanh(2 s_{t-1})
+        >>> params = {"input_kernel": jnp.ones((1, 1)), "bias": zero,
+        ...           "recurrent_kernel": jnp.full((1, 1), 2.0)}
+        >>> starts = jnp.array([[0.0], [0.5], [0.9]])
+        >>> points = jaxrnn.diagnostics.fixed_points(cell, params, zero, starts)
+        >>> linear = jaxrnn.diagnostics.linearize(cell, params, zero, points)
+        >>> fig = jaxrnn.diagnostics.plots.eigenvalues(linear)
+        >>> fig.axes[0].get_ylabel()
+        'imaginary part'
     """
     fig = figure(5.2, 4.4)
     axis = fig.subplots()

@@ -42,7 +42,8 @@ def found(module, name):
     """Return what a listed name stands for; one with a dot may be a method."""
     if "." in name:
         owner, _, name = name.rpartition(".")
-        owners = {"cell": jaxrnn.Cell}  # what the page calls an object of a class
+        # What the page calls an object of a class, or a module beside it.
+        owners = {"cell": jaxrnn.Cell, "plots": plots}
         place = owners.get(owner) or importlib.import_module(owner)
     else:
         place = importlib.import_module(module)
