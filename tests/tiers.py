@@ -1038,6 +1038,7 @@ TABLE = {
                 "jaxrnn.cells.rwkv6",
                 "jaxrnn.cells.rwkv7",
                 "jaxrnn.cells.ssm",
+                "jaxrnn.decoding.beam_search",
                 "jaxrnn.decoding.closed_loop",
                 "jaxrnn.diagnostics.jacobians",
                 "jaxrnn.diagnostics.lags",
