@@ -1056,6 +1056,7 @@ TABLE = {
                 "jaxrnn.cells.rwkv6",
                 "jaxrnn.cells.rwkv7",
                 "jaxrnn.cells.ssm",
+                "jaxrnn.decoding.beam_search",
                 "jaxrnn.decoding.closed_loop",
                 "jaxrnn.diagnostics.fixed_point_report",
                 "jaxrnn.diagnostics.jacobians",
