@@ -480,7 +480,25 @@ def gate_blocks(
     columns: int,
     dtype: DTypeLike | None,
 ) -> Array:
-    """Draw a packed kernel ``(rows, gates * columns)``, each gate's block by itself."""
+    """Draw a packed kernel ``(rows, gates * columns)``, each gate's block by itself.
+
+    Args:
+        init: the initializer of a block.
+        key: a `jax.random` key.
+        gates: the number of gates.
+        rows: the rows of a block.
+        columns: the columns of a block.
+        dtype: of the kernel.
+
+    Returns:
+        The blocks side by side.
+
+    Example:
+        >>> import jax
+        >>> from jaxrnn.initializers import Identity, gate_blocks
+        >>> gate_blocks(Identity(), jax.random.key(0), 2, 2, 2, "float32").tolist()
+        [[1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 1.0]]
+    """
     return jnp.concatenate(
         [init(k, (rows, columns), dtype) for k in jax.random.split(key, gates)], axis=-1
     )
@@ -489,5 +507,23 @@ def gate_blocks(
 def gate_biases(
     init: Initializer, key: Array, gates: int, size: int, dtype: DTypeLike | None
 ) -> list[Array]:
-    """Draw one bias ``(size,)`` per gate, each by itself."""
+    """Draw one bias ``(size,)`` per gate, each by itself.
+
+    Args:
+        init: the initializer of a bias.
+        key: a `jax.random` key.
+        gates: the number of gates.
+        size: the number of units.
+        dtype: of the biases.
+
+    Returns:
+        A list with a bias for each gate.
+
+    Example:
+        >>> import jax
+        >>> from jaxrnn.initializers import Linspace, gate_biases
+        >>> biases = gate_biases(Linspace(0.0, 1.0), jax.random.key(0), 2, 3, "float32")
+        >>> [bias.tolist() for bias in biases]
+        [[0.0, 0.5, 1.0], [0.0, 0.5, 1.0]]
+    """
     return [init(k, (size,), dtype) for k in jax.random.split(key, gates)]

@@ -30,9 +30,19 @@ from .ops import along, dense, gate_activations, layer_norm, recur
 
 @register_for_export
 class LSTMState(NamedTuple):
-    """The carry of an LSTM: output state ``h (*B, H or P)``, cell state ``c (*B, H)``.
+    """The carry of an LSTM.
 
-    P is ``projection_size``. c has dtype float32 or wider.
+    Attributes:
+        h: ``(*B, H)``, or ``(*B, P)`` with ``projection_size`` P, the output.
+        c: ``(*B, H)``, the cell state, in float32 or wider.
+
+    Example:
+        >>> import jax, jaxrnn
+        >>> cell = jaxrnn.LSTM(4)
+        >>> params = cell.init(jax.random.key(0), input_size=3)
+        >>> state, ys = jaxrnn.unroll(cell, params, jax.numpy.ones((5, 2, 3)))
+        >>> bool((state.h == ys[-1]).all()), state.c.dtype
+        (True, dtype('float32'))
     """
 
     h: Array

@@ -34,9 +34,23 @@ from .slstm import (
 class MLSTMState(NamedTuple):
     """The carry of an mLSTM: output, matrix memory, normalizer and stabilizer.
 
-    h ``(*B, H)`` is the output, C ``(*B, heads, d_k, d_v)`` the memory and n ``(*B,
-    heads, d_k)`` the normalizer. m ``(*B, heads)`` is the stabilizer, the logarithm of
-    the scale of C and n: the unscaled values are ``C exp(m)`` and ``n exp(m)``.
+    C and n are stored at a scale whose logarithm is m: the unscaled values are
+    ``C exp(m)`` and ``n exp(m)``.
+
+    Attributes:
+        h: ``(*B, H)``, the output.
+        C: ``(*B, heads, d_k, d_v)``, the memory.
+        n: ``(*B, heads, d_k)``, the normalizer.
+        m: ``(*B, heads)``, the stabilizer.
+
+    Example:
+        >>> import jax, jaxrnn
+        >>> cell = jaxrnn.MLSTM(8, num_heads=2, key_size=3)
+        >>> def begin(key):
+        ...     return cell.initial_carry(cell.init(key, input_size=3), (5,))
+        >>> state = jax.eval_shape(begin, jax.random.key(0))
+        >>> state.C.shape, state.n.shape, state.m.shape
+        ((5, 2, 3, 4), (5, 2, 3), (5, 2))
     """
 
     h: Array

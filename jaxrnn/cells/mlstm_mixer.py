@@ -34,6 +34,15 @@ class MLSTMMixerState(NamedTuple):
         n: ``(*B, heads, d)``, the normalizer, at the same scale.
         m: ``(*B, heads)``, the logarithm of that scale.
         recent: ``(*B, conv, H)``, the last inputs of the convolution.
+
+    Example:
+        >>> import jax, jaxrnn
+        >>> cell = jaxrnn.cells.MLSTMMixer(8, num_heads=2)
+        >>> def begin(key):
+        ...     return cell.initial_carry(cell.init(key, input_size=3), (5,))
+        >>> state = jax.eval_shape(begin, jax.random.key(0))
+        >>> state.C.shape, state.n.shape, state.recent.shape
+        ((5, 2, 4, 4), (5, 2, 4), (5, 4, 8))
     """
 
     h: Array

@@ -32,11 +32,25 @@ SIGMOID, EXPONENTIAL = "sigmoid", "exponential"
 
 @register_for_export
 class SLSTMState(NamedTuple):
-    """The carry of an sLSTM: h, c, n and m, ``(*B, H)`` each.
+    """The carry of an sLSTM: output, memory, normalizer and stabilizer.
 
-    h is the output, c the memory and n the normalizer. m is the stabilizer, the
-    logarithm of the scale of c and n: the unscaled values are ``c exp(m)`` and ``n
-    exp(m)``.
+    c and n are stored at a scale whose logarithm is m: the unscaled values are
+    ``c exp(m)`` and ``n exp(m)``.
+
+    Attributes:
+        h: ``(*B, H)``, the output.
+        c: ``(*B, H)``, the memory.
+        n: ``(*B, H)``, the normalizer.
+        m: ``(*B, H)``, the stabilizer.
+
+    Example:
+        >>> import jax, jaxrnn
+        >>> cell = jaxrnn.SLSTM(4, num_heads=2)
+        >>> params = cell.init(jax.random.key(0), input_size=3)
+        >>> xs = jax.random.normal(jax.random.key(1), (5, 2, 3))
+        >>> state, ys = jaxrnn.unroll(cell, params, xs)
+        >>> bool((abs(state.c / state.n) < 1).all())  # a weighted mean of tanh(z)
+        True
     """
 
     h: Array

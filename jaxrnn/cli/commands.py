@@ -18,6 +18,8 @@ from .. import tasks
 from ..tasks.about import next_commands, resume_command
 from ..tasks.cell_comparison import Comparison
 from ..tasks.charlm import Trained as CharacterModel
+from ..tasks.dynamics import Study as Dynamics
+from ..tasks.dynamics import dynamics as study_dynamics
 from ..tasks.gradient_study import Study
 from ..tasks.gradient_study import gradients as study_gradients
 from ..tasks.run_report import report as write_report
@@ -118,6 +120,21 @@ def gradients(arguments: argparse.Namespace) -> None:
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )
     for line in lines:
+        print(line)
+
+
+def dynamics(arguments: argparse.Namespace) -> None:
+    """Find the fixed points of a run, and print a table or JSON."""
+    names = {field.name for field in dataclasses.fields(Dynamics)}
+    results, lines = study_dynamics(
+        arguments.run,
+        {name: v for name, v in vars(arguments).items() if name in names},
+        length=arguments.length,
+        out=arguments.out,
+        cell=arguments.cell,
+        trust_code=arguments.trust_code,
+    )
+    for line in [json.dumps(results)] if arguments.json else lines:
         print(line)
 
 

@@ -13,6 +13,7 @@ from ..core.records import fields_of
 from ..tasks.about import ABOUT
 from ..tasks.cell_comparison import Comparison
 from ..tasks.config import check_name
+from ..tasks.dynamics import Study as Dynamics
 from ..tasks.gradient_study import Study
 from ..tasks.logs import LOGS
 from ..tasks.runner import TASKS
@@ -91,6 +92,7 @@ COMMANDS = {
     "predict": "print the model's prediction for each input",
     "evaluate": "print the task's scores on other data, as JSON",
     "gradients": "measure gradient flow: a table and plots",
+    "dynamics": "find fixed points of a run: a table and plots",
     "cells": "compare cells: scores, gradient decay, time, memory",
     "list": "show tasks, cells, data sets and runs",
     "info": "show a run: scores, options, parameters, files",
@@ -135,6 +137,7 @@ def _parsers(task: str | None) -> tuple[Parser, dict[str, Parser]]:
     _add_predict(parsers["predict"])
     _add_evaluate(parsers["evaluate"])
     _add_gradients(parsers["gradients"])
+    _add_dynamics(parsers["dynamics"])
     _add_cells(parsers["cells"])
     _add_list(parsers["list"])
     _add_info(parsers["info"])
@@ -412,6 +415,28 @@ def _add_gradients(parser: argparse.ArgumentParser) -> None:
     _add_trust(parser, "its cell, with --run")
     parser.set_defaults(command=run.gradients)
     for field in dataclasses.fields(Study):
+        _add_flag(parser, field.name, field.default, field.metadata["help"])
+
+
+def _add_dynamics(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the study of dynamics, which are the fields of its `Study`."""
+    _add_run(parser)
+    parser.add_argument(
+        "--out", metavar="DIR", help="output directory (default: the run directory)"
+    )
+    parser.add_argument(
+        "--length",
+        type=_at_least(1),
+        metavar="N",
+        help="number of steps of the sequences (default: as in the task)",
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print nothing but the results on standard output, as JSON",
+    )
+    parser.set_defaults(command=run.dynamics)
+    for field in dataclasses.fields(Dynamics):
         _add_flag(parser, field.name, field.default, field.metadata["help"])
 
 

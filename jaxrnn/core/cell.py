@@ -53,6 +53,15 @@ class Gate(NamedTuple):
         low: the lower end of its range.
         high: the upper end of its range.
         keeps: whether the state is multiplied by it, as by a forget gate.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxrnn.extending import Gate
+        >>> forget = Gate(jax.nn.sigmoid(jnp.ones((5, 2))), keeps=True)
+        >>> forget.low, forget.high
+        (0.0, 1.0)
+        >>> f"{-1 / jnp.log(forget.value[0, 0]):.2f} steps"
+        '3.19 steps'
     """
 
     value: Array
@@ -355,6 +364,19 @@ class AbstractWrappedCell(Cell):
         cell: the wrapped cell.
         purpose: for error messages, what a wrapper is for that the user did not write:
             for example the scaled gradients of ``gradient_scale``.
+
+    Example:
+        >>> import dataclasses, jax.numpy as jnp, jaxrnn
+        >>> from jaxrnn.extending import AbstractWrappedCell
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Halved(AbstractWrappedCell):
+        ...     def step(self, params, carry, z):
+        ...         return 0.5 * self.cell.step(params, carry, z)
+        >>> params = {"input_kernel": jnp.ones((1, 1)), "bias": jnp.zeros(1),
+        ...           "recurrent_kernel": jnp.ones((1, 1))}
+        >>> carry, _ = jaxrnn.unroll(Halved(jaxrnn.Elman(1)), params, jnp.ones((1, 1)))
+        >>> f"{carry[0]:.3f}"  # tanh(1) / 2
+        '0.381'
     """
 
     cell: Cell
@@ -380,7 +402,21 @@ class AbstractWrappedCell(Cell):
 
 
 def unwrap(cell: Cell) -> Cell:
-    """Return the cell inside a wrapper, or the cell itself."""
+    """Return the cell inside a wrapper, or the cell itself.
+
+    Args:
+        cell: a cell, wrapped or not.
+
+    Returns:
+        ``cell.cell`` of an `AbstractWrappedCell`, else ``cell``.
+
+    Example:
+        >>> import jaxrnn
+        >>> from jaxrnn.extending import AbstractWrappedCell, unwrap
+        >>> cell = jaxrnn.GRU(4)
+        >>> unwrap(AbstractWrappedCell(cell)) == cell == unwrap(cell)
+        True
+    """
     return cell.cell if isinstance(cell, AbstractWrappedCell) else cell
 
 
@@ -394,6 +430,9 @@ class ContextCell(AbstractWrappedCell):
 
     Attributes:
         cell: a cell with ``takes_context``.
+
+    Raises:
+        TypeError: if ``cell`` takes no context.
 
     Example:
         >>> import dataclasses, jax, jax.numpy as jnp, jaxrnn

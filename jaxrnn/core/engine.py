@@ -15,7 +15,26 @@ from .types import Carry, Flags, Inputs, Params
 
 
 class Supports(enum.Flag):
-    """Flags for what an engine supports."""
+    """Flags for what an engine supports.
+
+    Attributes:
+        NOTHING: none of these.
+        ANY_CELL: every cell, not only some classes of cells.
+        RESETS: resets.
+        GRADIENT_SCALE: gradients that are scaled step by step.
+        ALL_CARRIES: the whole carry after every step.
+        FORWARD_MODE: forward-mode derivatives, and so derivatives of any order.
+        WHOLE_NETWORK: several cells in one call, see `AbstractNetworkEngine`.
+        EVERYTHING: all of these but ``WHOLE_NETWORK``.
+
+    Example:
+        >>> import jaxrnn
+        >>> from jaxrnn.extending import Supports
+        >>> Supports.FORWARD_MODE in jaxrnn.Scan.supports
+        True
+        >>> Supports.FORWARD_MODE in jaxrnn.CuDNN.supports
+        False
+    """
 
     NOTHING = 0
     ANY_CELL = enum.auto()  # every cell, not only some classes of cells
@@ -28,7 +47,20 @@ class Supports(enum.Flag):
 
 
 class Request(NamedTuple):
-    """What a caller needs of an engine beyond values and gradients."""
+    """What a caller needs of an engine beyond values and gradients.
+
+    Attributes:
+        resets: whether the carry is reset at some steps.
+        gradient_scale: whether gradients are scaled step by step.
+        all_carries: whether the whole carry after every step is wanted.
+
+    Example:
+        >>> from jaxrnn.extending import Request, Supports
+        >>> Request(resets=True).needs == Supports.RESETS
+        True
+        >>> Request().needs == Supports.NOTHING
+        True
+    """
 
     resets: bool = False
     gradient_scale: bool = False
@@ -54,6 +86,27 @@ class AbstractEngine(abc.ABC):
     this library (`jaxrnn.engines.engine.LoopEngine`) defines ``schedule`` instead.
     An engine that a user names runs, or raises an error that says why not and what to
     do; only the default engine falls back.
+
+    Example:
+        >>> import dataclasses, jax, jax.numpy as jnp, jaxrnn
+        >>> from jaxrnn.extending import AbstractEngine, Supports
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Plain(AbstractEngine):
+        ...     supports = Supports.ANY_CELL | Supports.ALL_CARRIES
+        ...
+        ...     def run(self, cell, params, carry, xs, mask=None, resets=None,
+        ...             reverse=False):
+        ...         if mask is not None:
+        ...             raise ValueError("Plain takes no mask: use Scan()")
+        ...         def step(carry, x):
+        ...             carry = cell.step(params, carry, cell.project(params, x))
+        ...             return carry, carry
+        ...         return jax.lax.scan(step, carry, xs, reverse=reverse)
+        >>> cell, xs = jaxrnn.Elman(4), jax.random.normal(jax.random.key(1), (5, 3))
+        >>> params = cell.init(jax.random.key(0), 3)
+        >>> _, ys = jaxrnn.unroll(cell, params, xs, engine=Plain())
+        >>> bool(jnp.allclose(ys, jaxrnn.unroll(cell, params, xs)[1], atol=1e-6))
+        True
     """
 
     supports: ClassVar[Supports] = Supports.EVERYTHING
@@ -91,7 +144,15 @@ class AbstractEngine(abc.ABC):
         """
 
     def unsupported_reason(self, cell: Cell, request: Request) -> str | None:
-        """Say why the engine does not support a request, or None, by `supports`."""
+        """Say why the engine does not support a request, by `supports`.
+
+        Args:
+            cell: the cell that is to run.
+            request: what is needed beyond values and gradients.
+
+        Returns:
+            A text, or None if the engine supports it.
+        """
         missing = request.needs & ~self.supports
         names = [str(flag.name).lower() for flag in Supports if flag in missing]
         if not names:
@@ -100,7 +161,20 @@ class AbstractEngine(abc.ABC):
 
 
 class AbstractNetworkEngine(AbstractEngine):
-    """An engine that also runs several cells, as of a stack, in one call."""
+    """An engine that also runs several cells, as of a stack, in one call.
+
+    Example:
+        >>> import jax, jaxrnn
+        >>> from jaxrnn.extending import AbstractNetworkEngine, Supports
+        >>> engine, cell = jaxrnn.CuDNN(), jaxrnn.Elman(4)
+        >>> isinstance(engine, AbstractNetworkEngine)
+        True
+        >>> Supports.WHOLE_NETWORK in engine.supports
+        True
+        >>> params, xs = cell.init(jax.random.key(0), 3), jax.numpy.ones((5, 3))
+        >>> type(engine.refusal(cell, params, cell.initial_carry(params), xs))
+        <class 'TypeError'>
+    """
 
     @abc.abstractmethod
     def run_network(
@@ -137,4 +211,11 @@ class AbstractNetworkEngine(AbstractEngine):
         mask: Flags | None = None,
         resets: Flags | None = None,
     ) -> TypeError | ValueError | None:
-        """Return the error that ``run`` would raise for these arguments, or None."""
+        """Return the error that ``run`` would raise for these arguments, or None.
+
+        Args:
+            cell, params, carry, xs, mask, resets: as for `run`.
+
+        Returns:
+            The error, which is not raised.
+        """

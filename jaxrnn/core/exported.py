@@ -24,6 +24,20 @@ def register_for_export(kind: Kind) -> Kind:
 
     Returns:
         ``kind``, unchanged.
+
+    Example:
+        >>> from typing import NamedTuple
+        >>> import jax, jax.export, jax.numpy as jnp
+        >>> from jaxrnn.extending import register_for_export
+        >>> @register_for_export
+        ... class Leaky(NamedTuple):
+        ...     fast: jax.Array
+        ...     slow: jax.Array
+        >>> state = Leaky(jnp.float32(1.0), jnp.float32(2.0))
+        >>> exported = jax.export.export(jax.jit(lambda s: s._replace(slow=s.fast)))
+        >>> written = exported(state).serialize()
+        >>> float(jax.export.deserialize(written).call(state).slow)
+        1.0
     """
     # ValueError: the module was loaded again, and the name is registered already.
     with contextlib.suppress(ValueError):

@@ -27,6 +27,9 @@ def tap(value: object, name: str) -> Any:
     Returns:
         ``value``.
 
+    Raises:
+        ValueError: if two values of one cell have the same name.
+
     Example:
         >>> import dataclasses, jax, jax.numpy as jnp, jaxrnn.diagnostics
         >>> from jaxrnn.extending import tap

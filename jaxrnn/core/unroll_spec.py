@@ -42,6 +42,14 @@ class UnrollSpec:
         all_carries: whether the carries after every step are wanted, and not only the
             outputs.
         context: arrays ``(*B, ...)`` for cells with ``takes_context``, or None.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxrnn.extending import UnrollSpec
+        >>> resets = jnp.array([True, False, True, False])  # two sequences of two steps
+        >>> backward = UnrollSpec(engine=None, resets=resets).reversed()
+        >>> backward.reverse, backward.resets.tolist()
+        (True, [False, True, False, False])
     """
 
     engine: Any

@@ -20,9 +20,24 @@ from ..core.weak_scalars import Number, Size, as_number, as_size
 class Beams(NamedTuple):
     """The result of `beam_search`: W hypotheses, the best one first.
 
-    ``tokens (N, *B, W)`` holds ``end`` from where a hypothesis ends. ``lengths (*B,
-    W)`` counts the tokens before ``end``. ``scores (*B, W)`` are those by which the
-    hypotheses are ranked, -inf where fewer than W hypotheses exist.
+    Attributes:
+        tokens: ``(N, *B, W)``, which holds ``end`` from where a hypothesis ends.
+        lengths: ``(*B, W)``, the number of tokens before ``end``.
+        scores: ``(*B, W)``, those by which the hypotheses are ranked, -inf where fewer
+            than W hypotheses exist.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> def step(carry, token):  # the likeliest symbol is token + 1, then token + 2
+        ...     ahead = jnp.arange(4)[None] - token[:, None]
+        ...     return carry, -jnp.abs(ahead.astype(jnp.float32) - 1.2)
+        >>> start = jnp.array([0])
+        >>> beams = beam_search(step, (), start, end=3, width=2, length=4)
+        >>> beams.tokens.shape, bool(beams.scores[0, 0] >= beams.scores[0, 1])
+        ((4, 1, 2), True)
+        >>> second = beams.tokens[: int(beams.lengths[0, 1]), 0, 1]
+        >>> second.tolist()  # without the end
+        [1, 2]
     """
 
     tokens: Integer[Array, "N *B W"]

@@ -29,10 +29,20 @@ from ..unrolling import check_truncated, initial_carry_of
 class RolledOut(NamedTuple):
     """The result of `rollout`.
 
-    ``outputs (N, *B, ...)`` are those of the cell, and ``inputs (N, *B, D)`` what it
-    read: ``inputs[0]`` is x0, and ``inputs[t]`` was fed back from ``outputs[t - 1]`` or
-    is ``targets[t - 1]``. ``carry`` is the state after the last step; the last output
-    has not been read yet.
+    Attributes:
+        outputs: ``(N, *B, ...)``, the outputs of the cell.
+        inputs: ``(N, *B, D)``, what it read: ``inputs[0]`` is x0, and ``inputs[t]`` was
+            fed back from ``outputs[t - 1]`` or is ``targets[t - 1]``.
+        carry: the state after the last step; the last output has not been read yet.
+
+    Example:
+        >>> import jax, jaxrnn
+        >>> layer = jaxrnn.stack(jaxrnn.GRU(8), jaxrnn.layers.dense(2))
+        >>> params = layer.init(jax.random.key(0), input_size=2)
+        >>> x0 = jax.random.normal(jax.random.key(1), (3, 2))
+        >>> result = rollout(layer, params, None, x0, 5)
+        >>> bool((result.inputs[1:] == result.outputs[:-1]).all())
+        True
     """
 
     outputs: Any

@@ -20,9 +20,22 @@ from ..core.weak_scalars import Number, Size, as_number, as_size
 class Generated(NamedTuple):
     """The result of `generate`.
 
-    ``tokens (N, *B)`` are the tokens written, and ``logits (N, *B, V)`` those from
-    which each was drawn, before temperature and top-k. ``carry`` is the state after the
-    last token that was read; the last one generated has not been read yet.
+    Attributes:
+        tokens: ``(N, *B)``, the tokens written.
+        logits: ``(N, *B, V)``, those from which each was drawn, before temperature and
+            top-k.
+        carry: the state after the last token that was read; the last one generated has
+            not been read yet.
+
+    Example:
+        >>> import jax
+        >>> def step(carry, token):  # a model that counts modulo 5
+        ...     return carry, jax.nn.one_hot((token + 1) % 5, 5)
+        >>> result = generate(step, (), jax.numpy.array([[2]]), 4, temperature=0)
+        >>> result.logits.shape
+        (4, 1, 5)
+        >>> bool((result.logits.argmax(-1) == result.tokens).all())
+        True
     """
 
     tokens: Integer[Array, "N *B"]

@@ -1,4 +1,4 @@
-"""Measure gradient flow: gradient norms by lag, decay rates, the cost of truncation."""
+"""Measure gradient flow, and find what a network has learned: its fixed points."""
 
 from . import plots as plots
 from .adaptive import AdaptiveTruncation as AdaptiveTruncation
@@ -6,6 +6,8 @@ from .adaptive import adaptive_truncation as adaptive_truncation
 from .decay import DecayFit as DecayFit
 from .decay import fit_decay as fit_decay
 from .decay import memory_horizon as memory_horizon
+from .fixed_point_report import FixedPoints as FixedPoints
+from .fixed_points import fixed_points as fixed_points
 from .gates import GateStatistics as GateStatistics
 from .gates import gate_statistics as gate_statistics
 from .jacobians import JacobianProducts as JacobianProducts
@@ -15,6 +17,10 @@ from .jacobians import log_singular_values as log_singular_values
 from .lags import GradientLags as GradientLags
 from .lags import gradient_lags as gradient_lags
 from .lags import gradient_map as gradient_map
+from .linear_error import LinearError as LinearError
+from .linear_error import linear_error as linear_error
+from .linearization import linearize as linearize
+from .linearization_report import Linearization as Linearization
 from .lyapunov import LyapunovSpectrum as LyapunovSpectrum
 from .lyapunov import LyapunovState as LyapunovState
 from .lyapunov import lyapunov_spectrum as lyapunov_spectrum
@@ -25,6 +31,11 @@ from .online import OnlineError as OnlineError
 from .online import online_error as online_error
 from .parameter_lags import ParameterLags as ParameterLags
 from .parameter_lags import parameter_lags as parameter_lags
+from .projection import PlaneFlow as PlaneFlow
+from .projection import ProjectedStates as ProjectedStates
+from .projection import plane_flow as plane_flow
+from .projection import project_states as project_states
+from .state_samples import sample_states as sample_states
 from .taps import gate_values as gate_values
 from .taps import tapped as tapped
 from .truncation import TruncationBias as TruncationBias

@@ -33,6 +33,19 @@ class AdaptiveTruncation(NamedTuple):
             range is zero or not finite.
         log_absolute_error: log of the bound of ``||g - g_K||``, ``(n,)``.
         log_relative_error: log of the bound of ``||g - g_K|| / ||g||``, ``(n,)``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxrnn.diagnostics import adaptive_truncation
+        >>> k = jnp.arange(8.0)  # every lag has half the norm of the one before
+        >>> log_phi, log_g = k * jnp.log(0.5), jnp.log(2 - 0.5**k)
+        >>> found = adaptive_truncation(log_phi, log_g, relative_error=0.1,
+        ...                             fit_range=(2, 6))
+        >>> bool(found.certified), f"{jnp.exp(found.log_beta):.2f}"
+        (True, '0.50')
+        >>> errors = jnp.exp(found.log_relative_error)  # of 1, 2, ... lags
+        >>> bool(errors[found.k2 - 2] >= 0.1 > errors[found.k2 - 1])
+        True
     """
 
     k2: Int[Array, ""]

@@ -31,6 +31,16 @@ class DecayFit(NamedTuple):
         low, high: a bootstrap interval of beta over the batch. NaN where only one
             sequence has all lags, or a resampled batch has no sequence with a nonzero
             gradient.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxrnn.diagnostics import fit_decay
+        >>> log_norm = 1 + jnp.log(0.5) * jnp.arange(5.0)[:, None]
+        >>> fit = fit_decay(log_norm, (0, 4), key=jax.random.key(0))
+        >>> f"{fit.beta:.2f} {fit.intercept:.2f} {fit.residual:.2f}"
+        '0.50 1.00 0.00'
+        >>> bool(jnp.isnan(fit.low))  # an interval needs a second sequence
+        True
     """
 
     beta: Float[Array, ""]

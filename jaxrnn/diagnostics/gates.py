@@ -43,6 +43,16 @@ class GateStatistics(NamedTuple):
             number of steps after which this gate has reduced a state to a share e^-1.
             It is inf where the gate never forgets in this precision, 0 where it was
             exactly zero at least once, and NaN for other gates.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn.diagnostics
+        >>> cell = jaxrnn.LSTM(2)
+        >>> params = cell.init(jax.random.key(0), 1)
+        >>> gates = jaxrnn.diagnostics.gate_statistics(cell, params, jnp.zeros((3, 1)))
+        >>> [f"{steps:.2f}" for steps in gates["f"].timescale]  # -1 / log sigmoid(1)
+        ['3.19', '3.19']
+        >>> print(gates["f"].right, gates["i"].timescale)
+        [0. 0.] [nan nan]
     """
 
     mean: Float[Array, " H"]

@@ -109,9 +109,22 @@ class JacobianProducts(NamedTuple):
 
         J_T J_{T-1} ... J_{T-k+1} = exp(log_scale[k]) * unit[k]
 
-    ``unit`` has Frobenius norm 1. The product of k = 0 is the identity. ``log_scale``
-    is -inf (and ``unit`` zero) where the product is exactly zero, and NaN or +inf where
-    it is not finite.
+    The product of k = 0 is the identity.
+
+    Attributes:
+        log_scale: ``(T + 1, *B)``; -inf where the product is exactly zero, and NaN or
+            +inf where it is not finite.
+        unit: ``(T + 1, *B, n, n)``, of Frobenius norm 1; zero where the product is.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxrnn.diagnostics import jacobian_products
+        >>> products = jacobian_products(jnp.full((2, 1, 1), -0.5))
+        >>> print(products.unit.round(3).ravel())
+        [ 1. -1.  1.]
+        >>> whole = jnp.exp(products.log_scale)[:, None, None] * products.unit
+        >>> print(whole.round(3).ravel())
+        [ 1.   -0.5   0.25]
     """
 
     log_scale: Float[Array, "K *B"]

@@ -52,6 +52,19 @@ class GradientLags(NamedTuple):
         log_norm: log norms over the whole carry, ``(K + 1, *B)``.
         by_leaf: a pytree like the carry, each leaf ``(K + 1, *B)``.
         exists: whether the sequence has a state at this lag, ``(K + 1, *B)``.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxrnn.diagnostics
+        >>> cell = jaxrnn.Elman(1)  # h_t = tanh(x_t + h_{t-1} / 2)
+        >>> params = {"input_kernel": jnp.ones((1, 1)), "bias": jnp.zeros(1),
+        ...           "recurrent_kernel": jnp.full((1, 1), 0.5)}
+        >>> mask = jaxrnn.mask_from_lengths(jnp.array([3, 1]), 3)  # a ragged batch
+        >>> lags = jaxrnn.diagnostics.gradient_lags(
+        ...     cell, params, jnp.zeros((3, 2, 1)), jnp.sum, mask=mask)
+        >>> print(jnp.exp(lags.log_norm[:, 1]).round(3), lags.exists.sum(0))
+        [1.  0.5 nan nan] [4 2]
+        >>> print(jnp.exp(lags.log_v).round(3))  # the mean over the sequences there are
+        [1.    0.5   0.25  0.125]
     """
 
     log_norm: Float[Array, "K *B"]

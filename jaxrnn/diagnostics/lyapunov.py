@@ -41,6 +41,19 @@ class LyapunovState(NamedTuple):
         basis: orthonormal columns, ``(*B, n, count)``.
         log_growth: ``log |R_ii|``, ``(*B, count)``, summed over the steps that count.
         steps: the number of these steps, ``(*B,)``.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn.diagnostics
+        >>> cell = jaxrnn.Elman(1)  # h_t = tanh(x_t + h_{t-1} / 2)
+        >>> params = {"input_kernel": jnp.ones((1, 1)), "bias": jnp.zeros(1),
+        ...           "recurrent_kernel": jnp.full((1, 1), 0.5)}
+        >>> xs = jnp.zeros((4, 1))
+        >>> begun = jaxrnn.diagnostics.lyapunov_spectrum(
+        ...     cell, params, xs, key=jax.random.key(0)).state
+        >>> state = jaxrnn.diagnostics.lyapunov_spectrum(
+        ...     cell, params, xs, state=begun).state
+        >>> int(begun.steps), int(state.steps), state.basis.shape
+        (4, 8, (1, 1))
     """
 
     carry: Carry
@@ -61,6 +74,16 @@ class LyapunovSpectrum(NamedTuple):
     Attributes:
         exponents: ``(*B, count)``.
         state: the `LyapunovState` with which to continue the sequence.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn.diagnostics
+        >>> cell = jaxrnn.Elman(2)  # h_t = tanh(x_t + h_{t-1} U)
+        >>> params = {"input_kernel": jnp.ones((1, 2)), "bias": jnp.zeros(2),
+        ...           "recurrent_kernel": jnp.diag(jnp.array([0.5, 0.25]))}
+        >>> spectrum = jaxrnn.diagnostics.lyapunov_spectrum(
+        ...     cell, params, jnp.zeros((40, 1)), key=jax.random.key(0))
+        >>> print(jnp.exp(spectrum.exponents).round(3))  # the eigenvalues of U
+        [0.5  0.25]
     """
 
     exponents: Float[Array, "*B K"]

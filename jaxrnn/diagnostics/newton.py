@@ -60,6 +60,18 @@ class NewtonLayerReport:
         work: the arithmetic of the iterations against that of the steps one after
             another.
         advice: sentences.
+
+    Example:
+        >>> import jax, jaxrnn.diagnostics
+        >>> cell = jaxrnn.IndRNN(4)
+        >>> params = cell.init(jax.random.key(0), 3)
+        >>> xs = jax.random.normal(jax.random.key(1), (32, 3))
+        >>> layer = jaxrnn.diagnostics.newton_report(
+        ...     cell, params, xs, key=jax.random.key(2)).layers[0]
+        >>> layer.structure, layer.chunk, layer.iterations.shape
+        ('units 1x1', 32, (1,))
+        >>> layer.residual < 1e-5
+        True
     """
 
     cell: str
@@ -100,6 +112,16 @@ class NewtonReport:
 
     Attributes:
         layers: a `NewtonLayerReport` for each cell, in the order in which they ran.
+
+    Example:
+        >>> import jax, jaxrnn.diagnostics
+        >>> cell = jaxrnn.IndRNN(4)
+        >>> params = cell.init(jax.random.key(0), 3)
+        >>> xs = jax.random.normal(jax.random.key(1), (32, 3))
+        >>> report = jaxrnn.diagnostics.newton_report(
+        ...     cell, params, xs, key=jax.random.key(2))
+        >>> len(report.layers), str(report).splitlines()[0]
+        (1, 'IndRNN(hidden_size=4)')
     """
 
     layers: tuple[NewtonLayerReport, ...]

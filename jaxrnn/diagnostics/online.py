@@ -32,6 +32,17 @@ class OnlineError(NamedTuple):
         cosine: ``g . f / (||g|| ||f||)``.
         by_leaf: a pytree like the parameters: the relative error of the gradient of
             that parameter alone.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn.diagnostics
+        >>> def losses(w, h, window):  # h_t = w h_{t-1} + x_t; the loss is h_t
+        ...     hs = jax.lax.scan(lambda h, x: (w * h + x,) * 2, h, window.inputs)[1]
+        ...     return hs, hs
+        >>> tbptt = jaxrnn.TBPTT(losses, lambda w, batch: jnp.zeros(batch), k1=2)
+        >>> found = jaxrnn.diagnostics.online_error(
+        ...     tbptt, jnp.float32(0.5), jaxrnn.Window(jnp.ones(4), None))
+        >>> f"{found.relative_error:.2f} {found.by_leaf:.2f} {found.cosine:.2f}"
+        '0.13 0.13 1.00'
     """
 
     relative_error: Float[Array, ""]

@@ -65,6 +65,20 @@ class ParameterLags(NamedTuple):
             through the carry before the first step, if that carry is made from the
             parameters (``learned_initial_carry``). It, ``log_rest`` and ``log_whole``
             are NaN where ``lags`` stops before the first step.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn.diagnostics
+        >>> cell = jaxrnn.Elman(1)  # h_t = tanh(x_t + h_{t-1} / 2)
+        >>> params = {"input_kernel": jnp.ones((1, 1)), "bias": jnp.zeros(1),
+        ...           "recurrent_kernel": jnp.full((1, 1), 0.5)}
+        >>> xs = jnp.full((3, 1), 0.1)
+        >>> lags = jaxrnn.diagnostics.parameter_lags(
+        ...     cell, params, xs, jnp.sum, terms=True)
+        >>> def loss(params):
+        ...     return jaxrnn.unroll(cell, params, xs)[1][-1].sum()
+        >>> gradient = jax.grad(loss)(params)["bias"]  # the sum of its terms
+        >>> bool(jnp.allclose(lags.terms["bias"].sum(0), gradient))
+        True
     """
 
     log_norm: Float[Array, " K"]

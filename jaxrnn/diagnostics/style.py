@@ -106,6 +106,31 @@ def known_characters() -> frozenset[int]:
     return frozenset().union(*(FT2Font(file).get_charmap() for file in files))
 
 
+def figure(width: float, height: float) -> Any:
+    """Create an empty figure.
+
+    Args:
+        width, height: the size in inches.
+
+    Returns:
+        A ``matplotlib.figure.Figure``.
+
+    Raises:
+        ImportError: if matplotlib is not installed; the message names the extra.
+
+    Example:
+        >>> from jaxrnn.diagnostics import plots
+        >>> fig = plots.figure(4.0, 3.0)
+        >>> fig.get_size_inches().tolist(), fig.axes
+        ([4.0, 3.0], [])
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError("plots need matplotlib: pip install 'jaxrnn[plot]'") from None
+    return Figure(figsize=(width, height), layout="constrained")
+
+
 def save(figure: Any, path: str | os.PathLike | io.BytesIO) -> None:
     """Write a figure as PNG.
 

@@ -32,6 +32,20 @@ class TruncationBias(NamedTuple):
         cosine: ``g_k . g / (||g_k|| ||g||)``, ``(K,)``.
         by_leaf: a pytree like the parameters, each leaf ``(K,)``: the relative error of
             the gradient of that parameter alone.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn.diagnostics
+        >>> def losses(w, h, window):  # h_t = w h_{t-1} + x_t; the loss is h_t
+        ...     hs = jax.lax.scan(lambda h, x: (w * h + x,) * 2, h, window.inputs)[1]
+        ...     return hs, hs
+        >>> tbptt = jaxrnn.TBPTT(losses, lambda w, batch: jnp.zeros(batch), k1=1)
+        >>> bias = jaxrnn.diagnostics.truncation_bias(
+        ...     tbptt, jnp.float32(0.5), jaxrnn.Window(jnp.ones(4), None), [2, 4],
+        ...     windows=True)
+        >>> bias.k2.tolist(), [f"{cosine:.2f}" for cosine in bias.cosine]
+        ([2, 4], ['1.00', '1.00'])
+        >>> bool((bias.by_leaf == bias.relative_error).all())  # there is one parameter
+        True
     """
 
     k2: Int[np.ndarray, " K"]

@@ -21,6 +21,19 @@ class LoopEngine(AbstractEngine):
     """An engine that is a schedule: which loop, which chunks, what is saved.
 
     A subclass is a frozen dataclass of options that defines ``schedule``.
+
+    Example:
+        >>> import dataclasses, jax, jax.numpy as jnp, jaxrnn
+        >>> from jaxrnn.extending import LoopEngine, LoopSchedule, Sequential
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Pairs(LoopEngine):
+        ...     def schedule(self, cell, length):
+        ...         return LoopSchedule(Sequential(unroll=2), save="carries")
+        >>> cell, xs = jaxrnn.Elman(4), jax.random.normal(jax.random.key(1), (5, 3))
+        >>> params = cell.init(jax.random.key(0), 3)
+        >>> _, ys = jaxrnn.unroll(cell, params, xs, engine=Pairs())
+        >>> bool(jnp.allclose(ys, jaxrnn.unroll(cell, params, xs)[1], atol=1e-6))
+        True
     """
 
     @abc.abstractmethod
@@ -40,7 +53,16 @@ class LoopEngine(AbstractEngine):
     def check(
         self, cell: Cell, params: Params, carry: Carry, sequence: Sequence
     ) -> None:
-        """Raise an error if an option cannot apply to the cell and its arrays."""
+        """Raise an error if an option cannot apply to the cell and its arrays.
+
+        By default nothing is checked.
+
+        Args:
+            cell: the cell.
+            params: its parameters.
+            carry: the carry before the first step.
+            sequence: the inputs, the mask and the resets of all steps.
+        """
 
     def run(
         self,

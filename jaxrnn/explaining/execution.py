@@ -72,6 +72,14 @@ class ExecutionPath:
         reason: why this is what runs.
         bytes_required: the on-chip memory that a kernel needs.
         bytes_available: the on-chip memory that a kernel may use.
+
+    Example:
+        >>> import jaxrnn
+        >>> path = jaxrnn.ExecutionPath("loop", steps=32, hoisted=True)
+        >>> print(path)
+        step by step, 32 steps in a chunk, inputs projected before the loop
+        >>> print(jaxrnn.ExecutionPath("chunks", steps=64))
+        chunks as matrix products, 64 steps in a chunk
     """
 
     kind: str

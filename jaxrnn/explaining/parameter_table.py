@@ -33,6 +33,15 @@ class SummaryRow:
         parameters: the number of parameters.
         bytes: the bytes that they take.
         share: the part of all parameters, between 0 and 1.
+
+    Example:
+        >>> import jaxrnn
+        >>> layer = jaxrnn.stack(jaxrnn.Elman(4), jaxrnn.layers.dense(2))
+        >>> row = jaxrnn.summary(layer, input_size=3).rows[1]
+        >>> row.place, row.shapes, row.parameters
+        ('layer_1', {'bias': (2,), 'kernel': (4, 2)}, 10)
+        >>> f"{row.share:.2f}"  # of 42 parameters
+        '0.24'
     """
 
     place: str
@@ -51,6 +60,20 @@ class Summary:
         title: the layer, as one would write it.
         rows: a `SummaryRow` for each cell, and for each layer with parameters of its
             own or without parts, in the order of their parameters' initialization.
+
+    Example:
+        >>> import jaxrnn
+        >>> layer = jaxrnn.stack(jaxrnn.Elman(4), jaxrnn.layers.dense(2))
+        >>> print(jaxrnn.summary(layer, input_size=3))
+        Stack(layers=(Elman(hidden_size=4), Dense(features=2)))
+        place    parameters  bytes   share
+        layer_0          32    128   76.2%
+            Elman(hidden_size=4)
+            bias (4,), input_kernel (3,4), recurrent_kernel (4,4)
+        layer_1          10     40   23.8%
+            Dense(features=2)
+            bias (2,), kernel (4,2)
+        total            42    168  100.0%
     """
 
     title: str

@@ -49,10 +49,13 @@ def to_onnx(
     ``inference`` is not the identity, because it mixes each state with the previous
     one.
 
-    Args: layer: the cell or layer. params: its parameters; float32. lengths: make the
-        sequence lengths an input. Otherwise all steps of xs are valid. carry: make the
-        initial carry an input. Otherwise it is ``layer.initial_carry``, zeros or
-        learned.
+    Args:
+        layer: the cell or layer.
+        params: its parameters; float32.
+        lengths: make the sequence lengths an input. Otherwise all steps of xs are
+            valid.
+        carry: make the initial carry an input. Otherwise it is ``layer.initial_carry``,
+            zeros or learned.
 
     Returns:
         The ``onnx.ModelProto``.

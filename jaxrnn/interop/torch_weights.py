@@ -129,16 +129,19 @@ def to_torch(
     The bias becomes ``bias_ih``; ``bias_hh`` is zero except for a GRU's
     ``recurrent_bias``.
 
-    Args: layer: `Elman` (tanh or relu), `LSTM` (also with a projection) or `GRU` (with
-        reset_after), a `bidirectional` of two equal ones, or a stack of equal ones with
-        equal dropout between them, or none. params: the parameters of ``layer``. into:
-        None returns a dict of NumPy arrays, a state_dict except for
-        ``torch.from_numpy`` (which does not support bfloat16). A torch module of the
-        same sizes is loaded and returned. A path writes a new safetensors file and
-        returns the path. prefix: put before every name of the dict or the file. bias:
-        False leaves out both biases, which must then be zero. Not allowed with a
-        module, which determines it. cell: use the names of nn.LSTMCell and the other
-        Cells, without ``_l0``.
+    Args:
+        layer: `Elman` (tanh or relu), `LSTM` (also with a projection) or `GRU` (with
+            reset_after), a `bidirectional` of two equal ones, or a stack of equal ones
+            with equal dropout between them, or none.
+        params: the parameters of ``layer``.
+        into: None returns a dict of NumPy arrays, a state_dict except for
+            ``torch.from_numpy`` (which does not support bfloat16). A torch module of
+            the same sizes is loaded and returned. A path writes a new safetensors file
+            and returns the path.
+        prefix: put before every name of the dict or the file.
+        bias: False leaves out both biases, which must then be zero. Not allowed with a
+            module, which determines it.
+        cell: use the names of nn.LSTMCell and the other Cells, without ``_l0``.
 
     Returns:
         The dict of arrays, or ``into``.

@@ -67,7 +67,21 @@ def residual_block(layer: Cell | Layer, width: int) -> ResidualBlock:
 
 @dataclasses.dataclass(frozen=True)
 class ResidualBlock(Layer):
-    """The layer that `residual_block` builds."""
+    """The layer that `residual_block` builds: norm, layer, GELU, GLU and a skip.
+
+    Attributes:
+        layer: the cell or layer inside.
+        width: the number of features between blocks.
+
+    Example:
+        >>> import jax, jaxrnn
+        >>> block = jaxrnn.residual_block(jaxrnn.GRU(6), width=4)
+        >>> params = block.init(jax.random.key(0), input_size=3)
+        >>> params["kernel"].shape, params["embed_kernel"].shape
+        ((6, 8), (3, 4))
+        >>> "embed_kernel" in block.init(jax.random.key(0), input_size=4)
+        False
+    """
 
     layer: Cell | Layer
     width: int

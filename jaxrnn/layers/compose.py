@@ -147,7 +147,20 @@ def residual(layer: Cell | Layer) -> Residual:
 
 @dataclasses.dataclass(frozen=True)
 class Stack(Layer):
-    """The layer that `stack` builds."""
+    """The layer that `stack` builds: each layer reads the outputs of the one before it.
+
+    Attributes:
+        layers: the cells and layers, first the one that reads the inputs.
+
+    Example:
+        >>> import jax, jaxrnn
+        >>> layer = jaxrnn.stack(jaxrnn.LSTM(4), jaxrnn.layers.dense(2))
+        >>> [type(part).__name__ for part in layer.layers]
+        ['LSTM', 'Dense']
+        >>> params = layer.init(jax.random.key(0), input_size=3)
+        >>> sorted(params), layer.output_features(params, 3)
+        (['layer_0', 'layer_1'], 2)
+    """
 
     layers: tuple[Cell | Layer, ...]
     reads_inputs: ClassVar[bool] = False
@@ -215,7 +228,25 @@ class Stack(Layer):
 
 @register_for_export
 class BidirectionalCarry(NamedTuple):
-    """The carries of the two directions of a `bidirectional` layer."""
+    """The carries of the two directions of a `bidirectional` layer.
+
+    Attributes:
+        forward: that of the layer that runs forward, after `unroll` that of the last
+            step.
+        backward: that of the layer that runs backward, after `unroll` that of the first
+            step.
+
+    Example:
+        >>> import jax, jaxrnn
+        >>> layer = jaxrnn.bidirectional(jaxrnn.GRU(4))
+        >>> params = layer.init(jax.random.key(0), input_size=3)
+        >>> xs = jax.random.normal(jax.random.key(1), (5, 2, 3))
+        >>> carry, ys = jaxrnn.unroll(layer, params, xs)
+        >>> bool((carry.forward == ys[-1, :, :4]).all())
+        True
+        >>> bool((carry.backward == ys[0, :, 4:]).all())
+        True
+    """
 
     forward: Carry
     backward: Carry
@@ -223,7 +254,21 @@ class BidirectionalCarry(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Bidirectional(Layer):
-    """The layer that `bidirectional` builds."""
+    """The layer that `bidirectional` builds: one layer forward, one backward in time.
+
+    Attributes:
+        forward: the cell or layer that runs from the first step to the last.
+        backward: the one that runs from the last step to the first.
+        merge: ``"concat"`` or ``"sum"``, what is made of their outputs.
+
+    Example:
+        >>> import jax, jaxrnn
+        >>> layer = jaxrnn.bidirectional(jaxrnn.GRU(4), merge="sum")
+        >>> layer.backward == jaxrnn.GRU(4), layer.causal
+        (True, False)
+        >>> layer.output_features(layer.init(jax.random.key(0), input_size=3), 3)
+        4
+    """
 
     forward: Cell | Layer
     backward: Cell | Layer
@@ -331,7 +376,18 @@ class Bidirectional(Layer):
 
 @dataclasses.dataclass(frozen=True)
 class Residual(Layer):
-    """The layer that `residual` builds."""
+    """The layer that `residual` builds: the inputs plus the outputs of a layer.
+
+    Attributes:
+        layer: the cell or layer around which the inputs go.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn
+        >>> layer = jaxrnn.residual(jaxrnn.layers.dense(1, use_bias=False))
+        >>> params = {"kernel": jnp.array([[2.0]])}
+        >>> jaxrnn.unroll(layer, params, jnp.array([[1.0], [5.0]]))[1].ravel().tolist()
+        [3.0, 15.0]
+    """
 
     layer: Cell | Layer
     # It only adds its inputs, and the sum becomes zero at masked steps.

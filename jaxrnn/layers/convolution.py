@@ -153,7 +153,22 @@ class AbstractRecentInputs(Layer):
 
 @dataclasses.dataclass(frozen=True)
 class CausalConv(AbstractRecentInputs):
-    """The layer that `causal_conv` builds."""
+    """The layer that `causal_conv` builds: a depthwise convolution of the last inputs.
+
+    Attributes:
+        width: the number of inputs that an output depends on.
+        activation: an elementwise function of the result, or None.
+        use_bias: whether a bias is added.
+        kernel_init: the initializer of the kernel, or None for uniform numbers.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxrnn
+        >>> layer = jaxrnn.layers.causal_conv(2, use_bias=False)
+        >>> params = {"kernel": jnp.array([[0.5], [0.25]])}  # of x_t and x_{t-1}
+        >>> xs = jnp.array([[4.0], [8.0], [0.0]])
+        >>> jaxrnn.unroll(layer, params, xs)[1].ravel().tolist()
+        [2.0, 5.0, 2.0]
+    """
 
     width: int
     activation: Callable[[Array], Array] | None = None
@@ -207,7 +222,18 @@ class CausalConv(AbstractRecentInputs):
 
 @dataclasses.dataclass(frozen=True)
 class Shift(AbstractRecentInputs):
-    """The layer that `shift` builds."""
+    """The layer that `shift` builds: the inputs, one step later.
+
+    Attributes:
+        features: the number of input features.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxrnn
+        >>> layer = jaxrnn.layers.shift(1)
+        >>> carry, ys = jaxrnn.unroll(layer, {}, jnp.array([[1.0], [2.0], [3.0]]))
+        >>> carry.ravel().tolist()  # the last two inputs, the newest last
+        [2.0, 3.0]
+    """
 
     features: int
 

@@ -211,7 +211,20 @@ class AbstractStateless(Layer):
 
 @dataclasses.dataclass(frozen=True)
 class Dense(AbstractStateless):
-    """The layer that `dense` builds."""
+    """The layer that `dense` builds: a linear map of the features of every step.
+
+    Attributes:
+        features: the number of output features.
+        activation: an elementwise function of the result, or None.
+        use_bias: whether a bias is added.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn
+        >>> layer = jaxrnn.layers.dense(2, jax.nn.relu, use_bias=False)
+        >>> params = {"kernel": jnp.array([[1.0, -1.0]])}
+        >>> jaxrnn.unroll(layer, params, jnp.array([[3.0], [-4.0]]))[1].tolist()
+        [[3.0, 0.0], [0.0, 4.0]]
+    """
 
     features: int
     activation: Callable[[Array], Array] | None = None
@@ -255,6 +268,16 @@ class Norm(AbstractStateless):
         epsilon: added to the mean square before the root.
         centered: whether the mean is subtracted, and a bias added.
         groups: the number of groups of features, each normalized by itself.
+
+    Example:
+        >>> import jax, jaxrnn
+        >>> from jaxrnn.layers import Norm, group_norm, rms_norm
+        >>> rms_norm() == Norm(1e-5, centered=False)
+        True
+        >>> sorted(rms_norm().init(jax.random.key(0), input_size=4))
+        ['scale']
+        >>> sorted(group_norm(2).init(jax.random.key(0), input_size=4))
+        ['bias', 'scale']
     """
 
     epsilon: float
@@ -306,7 +329,21 @@ class Norm(AbstractStateless):
 
 @dataclasses.dataclass(frozen=True)
 class Apply(AbstractStateless):
-    """The layer that `apply` builds."""
+    """The layer that `apply` builds: a function of the features of every step.
+
+    Attributes:
+        function: the function, which takes any leading axes.
+        feature_ndim: the number of feature axes of one input; None for inputs of any
+            kind.
+
+    Example:
+        >>> import jax, jaxrnn
+        >>> layer = jaxrnn.layers.apply(jax.nn.relu)
+        >>> layer.init(jax.random.key(0), input_size=1), layer.initial_carry({})
+        ({}, ())
+        >>> jaxrnn.unroll(layer, {}, jax.numpy.array([[-1.0], [2.0]]))[1].tolist()
+        [[0.0], [2.0]]
+    """
 
     function: Callable[[Any], Any]
     # None: it takes inputs of any kind.

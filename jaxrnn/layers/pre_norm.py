@@ -145,7 +145,20 @@ def match_features(features: int) -> MatchFeatures:
 
 @dataclasses.dataclass(frozen=True)
 class MatchFeatures(AbstractStateless):
-    """The layer that `match_features` builds."""
+    """The layer that `match_features` builds: a linear map, or the identity.
+
+    Attributes:
+        features: the number of output features.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxrnn
+        >>> layer = jaxrnn.layers.match_features(2)
+        >>> jaxrnn.unroll(layer, {}, jnp.array([[1.0, 2.0]]))[1].tolist()
+        [[1.0, 2.0]]
+        >>> params = {"kernel": jnp.array([[1.0, 10.0]]), "bias": jnp.zeros(2)}
+        >>> jaxrnn.unroll(layer, params, jnp.array([[3.0]]))[1].tolist()
+        [[3.0, 30.0]]
+    """
 
     features: int
     feature_ndim = 1

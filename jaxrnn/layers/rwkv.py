@@ -145,7 +145,20 @@ def heads_of_64(width: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class ChannelMix(AbstractRecentInputs):
-    """The layer that `rwkv_channel_mix` builds."""
+    """The layer that `rwkv_channel_mix` builds: an MLP of the last two inputs.
+
+    Attributes:
+        expansion: how many times as many hidden units there are as features.
+        layer_index: the number of the layer in its network, from 0.
+        num_layers: the number of layers of the network.
+
+    Example:
+        >>> import jax, jaxrnn
+        >>> layer = jaxrnn.layers.rwkv_channel_mix(expansion=2)
+        >>> params = layer.init(jax.random.key(0), input_size=3)
+        >>> params["key_kernel"].shape, bool((params["value_kernel"] == 0).all())
+        ((3, 6), True)
+    """
 
     expansion: int = 4
     layer_index: int = 0
@@ -196,7 +209,24 @@ class ChannelMix(AbstractRecentInputs):
 
 @dataclasses.dataclass(frozen=True)
 class RWKV7Network(Layer):
-    """The layer that `rwkv7` builds."""
+    """The layer that `rwkv7` builds: time mixes and channel mixes in turn.
+
+    Attributes:
+        width: the number of features between layers.
+        time_mixes: a `jaxrnn.cells.RWKV7` for each layer; the first shows its values to
+            all others.
+        channel_mixes: a `ChannelMix` for each layer.
+
+    Example:
+        >>> import jaxrnn
+        >>> layer = jaxrnn.layers.rwkv7(8, layers=2, num_heads=2)
+        >>> [time.value_residual for time in layer.time_mixes]
+        [False, True]
+        >>> sorted(layer.parts())
+        ['embedding', 'input_norm', 'layer_0', 'layer_1', 'output_norm']
+        >>> sorted(layer.parts()["layer_0"])
+        ['channel_mix', 'channel_norm', 'time_mix', 'time_norm']
+    """
 
     width: int
     time_mixes: tuple[RWKV7, ...]

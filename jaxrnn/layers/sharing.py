@@ -111,7 +111,21 @@ def _sharing() -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class Tied(Layer):
-    """The layer that `tied` builds."""
+    """The layer that `tied` builds: a place whose parameters a `share` around it holds.
+
+    Attributes:
+        name: the name that the places have in common.
+        layer: the cell or layer at this place.
+
+    Example:
+        >>> import jax, jaxrnn
+        >>> place = jaxrnn.layers.tied("core", jaxrnn.GRU(4))
+        >>> place.name, place.layer == jaxrnn.GRU(4)
+        ('core', True)
+        >>> place.init(jax.random.key(0), input_size=3)
+        Traceback (most recent call last):
+        ValueError: tied('core', ...) stands in no share, ...
+    """
 
     name: str
     layer: Cell | Layer
@@ -164,7 +178,20 @@ class Tied(Layer):
 
 @dataclasses.dataclass(frozen=True)
 class Share(Layer):
-    """The layer that `share` builds."""
+    """The layer that `share` builds, which holds the parameters of its tied places.
+
+    Attributes:
+        layer: the layer that contains the places.
+
+    Example:
+        >>> import jaxrnn
+        >>> both = jaxrnn.layers.tied("both", jaxrnn.GRU(4))
+        >>> layer = jaxrnn.layers.share(jaxrnn.bidirectional(both, both))
+        >>> jaxrnn.summary(layer, input_size=3).parameters
+        100
+        >>> jaxrnn.summary(jaxrnn.bidirectional(jaxrnn.GRU(4)), input_size=3).parameters
+        200
+    """
 
     layer: Layer | Cell
     reads_inputs: ClassVar[bool] = False

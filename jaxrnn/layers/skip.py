@@ -81,7 +81,18 @@ def multiply(first: Cell | Layer, second: Cell | Layer) -> Multiply:
 
 @dataclasses.dataclass(frozen=True)
 class Concat(Layer):
-    """The layer that `concat` builds."""
+    """The layer that `concat` builds: the inputs beside the outputs of a layer.
+
+    Attributes:
+        layer: the cell or layer.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxrnn
+        >>> layer = jaxrnn.layers.concat(jaxrnn.layers.dense(1, use_bias=False))
+        >>> params = {"kernel": jnp.array([[2.0]])}
+        >>> jaxrnn.unroll(layer, params, jnp.array([[1.0], [5.0]]))[1].tolist()
+        [[1.0, 2.0], [5.0, 10.0]]
+    """
 
     layer: Cell | Layer
     # It only passes its inputs on, and they become zero at masked steps.
@@ -130,7 +141,19 @@ def _side_by_side(x: Array, y: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class Multiply(Layer):
-    """The layer that `multiply` builds."""
+    """The layer that `multiply` builds: the product of the outputs of two layers.
+
+    Attributes:
+        layers: the two cells or layers, which read the same inputs.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxrnn
+        >>> square, minus = map(jaxrnn.layers.apply, (jnp.square, jnp.negative))
+        >>> layer = jaxrnn.layers.multiply(square, minus)
+        >>> params = {"layer_0": {}, "layer_1": {}}
+        >>> jaxrnn.unroll(layer, params, jnp.array([[1.0], [3.0]]))[1].tolist()
+        [[-1.0], [-27.0]]
+    """
 
     layers: tuple[Cell | Layer, Cell | Layer]
 

@@ -289,7 +289,22 @@ class StochasticLayer(Layer):
 
 @dataclasses.dataclass(frozen=True)
 class Dropout(StochasticLayer):
-    """The layer that `dropout` builds; it has no parameters and no carry."""
+    """The layer that `dropout` builds; it has no parameters and no carry.
+
+    Attributes:
+        rate: the probability that a feature is zeroed.
+        variational: whether one mask is used at every step.
+        drawing: whether random numbers are drawn; `inference` sets it to False.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn
+        >>> layer = jaxrnn.dropout(0.5, variational=True)
+        >>> _, ys = jaxrnn.unroll(layer, {}, jnp.ones((4, 16)), key=jax.random.key(0))
+        >>> bool((ys == ys[:1]).all()), sorted(set(ys[0].tolist()))
+        (True, [0.0, 2.0])
+        >>> layer.requires_key, jaxrnn.inference(layer).requires_key
+        (True, False)
+    """
 
     rate: float
     variational: bool = False
@@ -366,7 +381,22 @@ class StochasticCellLayer(StochasticLayer):
 
 @dataclasses.dataclass(frozen=True)
 class RecurrentDropout(StochasticCellLayer):
-    """The layer that `recurrent_dropout` builds."""
+    """The layer that `recurrent_dropout` builds: dropout of what the recurrence reads.
+
+    Attributes:
+        cell: the cell.
+        rate: the probability that a unit of h is dropped.
+        drawing: whether random numbers are drawn; `inference` sets it to False.
+
+    Example:
+        >>> import jax, jaxrnn
+        >>> layer = jaxrnn.recurrent_dropout(jaxrnn.Elman(4), 0.25)
+        >>> params = layer.init(jax.random.key(0), input_size=3)
+        >>> xs = jax.random.normal(jax.random.key(1), (5, 2, 3))
+        >>> _, ys = jaxrnn.unroll(jaxrnn.inference(layer), params, xs)
+        >>> bool((ys == jaxrnn.unroll(layer.cell, params, xs)[1]).all())
+        True
+    """
 
     rate: float
     drawing: bool = True
@@ -395,7 +425,24 @@ class RecurrentDropout(StochasticCellLayer):
 
 @dataclasses.dataclass(frozen=True)
 class Zoneout(StochasticCellLayer):
-    """The layer that `zoneout` builds."""
+    """The layer that `zoneout` builds: units that keep their old values at random.
+
+    Attributes:
+        cell: the cell.
+        rates: one probability for all floating-point leaves of the carry, or one for
+            each.
+        drawing: whether random numbers are drawn; `inference` sets it to False.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn
+        >>> layer = jaxrnn.zoneout(jaxrnn.GRU(4), 0.25)
+        >>> params = layer.init(jax.random.key(0), input_size=3)
+        >>> xs = jax.random.normal(jax.random.key(1), (1, 2, 3))  # one step, from zero
+        >>> mean, _ = jaxrnn.unroll(jaxrnn.inference(layer), params, xs)
+        >>> new, _ = jaxrnn.unroll(layer.cell, params, xs)
+        >>> layer.rates, bool(jnp.allclose(mean, 0.75 * new))
+        ((0.25,), True)
+    """
 
     rates: tuple[float, ...]
     drawing: bool = True
@@ -430,7 +477,23 @@ class Zoneout(StochasticCellLayer):
 
 @dataclasses.dataclass(frozen=True)
 class StateNoise(StochasticCellLayer):
-    """The layer that `state_noise` builds."""
+    """The layer that `state_noise` builds: a cell with Gaussian noise on its state.
+
+    Attributes:
+        cell: the cell.
+        std: the standard deviation of the noise.
+        drawing: whether random numbers are drawn; `inference` sets it to False.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn
+        >>> layer = jaxrnn.layers.state_noise(jaxrnn.MinGRU(500), 0.1)
+        >>> params = layer.init(jax.random.key(0), input_size=3)
+        >>> xs = jax.random.normal(jax.random.key(1), (1, 3))  # one step
+        >>> noisy, _ = jaxrnn.unroll(layer, params, xs, key=jax.random.key(2))
+        >>> quiet, _ = jaxrnn.unroll(jaxrnn.inference(layer), params, xs)
+        >>> f"{(noisy - quiet).std():.1f}"
+        '0.1'
+    """
 
     std: float
     drawing: bool = True

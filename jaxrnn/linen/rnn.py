@@ -40,17 +40,21 @@ class RNN(nn.Module):
     one with variables that ``variable_axes`` or ``variable_carry`` name, in flax's
     ``nn.scan``. The variables are those of ``nn.RNN``, under ``cell``.
 
-    Args: cell: a flax cell (``nn.LSTMCell``, ``GRUCell``, or your own), or any jaxrnn
-        cell or layer, whose parameters are then made at ``init``, under ``layer``.
+    Args:
+        cell: a flax cell (``nn.LSTMCell``, ``GRUCell``, or your own), or any jaxrnn
+            cell or layer, whose parameters are then made at ``init``, under ``layer``.
         time_major: sequences are ``(T, *B, D)``. By default they are ``(*B, T, D)``.
         return_carry: return ``(carry, ys)``. This option, the next two and
-        ``time_major`` can also be given at each call. reverse: run from the last step
-        to the first. keep_order: with ``reverse``, outputs keep the order of the
-        inputs; by default they have the order in which they are computed. unroll: the
-        number of steps per iteration of the loop. variable_axes, variable_broadcast,
-        variable_carry, split_rngs: for a flax cell, as for ``nn.scan``. engine: see
-        `jaxrnn.unroll`. param_dtype: the dtype of the parameters of a jaxrnn cell or
-        layer. input_size: D, for a jaxrnn cell whose inputs do not tell it.
+            ``time_major`` can also be given at each call.
+        reverse: run from the last step to the first.
+        keep_order: with ``reverse``, outputs keep the order of the inputs; by default
+            they have the order in which they are computed.
+        unroll: the number of steps per iteration of the loop.
+        variable_axes, variable_broadcast, variable_carry, split_rngs: for a flax cell,
+            as for ``nn.scan``.
+        engine: see `jaxrnn.unroll`.
+        param_dtype: the dtype of the parameters of a jaxrnn cell or layer.
+        input_size: D, for a jaxrnn cell whose inputs do not tell it.
 
     Raises:
         TypeError: if ``cell`` is neither a flax cell nor a jaxrnn cell or layer.

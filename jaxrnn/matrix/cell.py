@@ -51,6 +51,15 @@ class MatrixState(NamedTuple):
         S: ``(*B, heads, d_k, d_v)``, the matrix state, in float32 or wider.
         recent: ``(*B, W, F)``, what the last W steps left for later ones, the newest
             last; None for a cell that looks back at nothing.
+
+    Example:
+        >>> import jax, jaxrnn
+        >>> cell = jaxrnn.cells.GatedDeltaNet(8, num_heads=2)
+        >>> def begin(key):
+        ...     return cell.initial_carry(cell.init(key, input_size=3), (5,))
+        >>> state = jax.eval_shape(begin, jax.random.key(0))
+        >>> state.h.shape, state.S.shape, state.S.dtype
+        ((5, 8), (5, 2, 4, 4), dtype('float32'))
     """
 
     h: Array

@@ -31,6 +31,15 @@ class StateSpaceState(NamedTuple):
         s: the state, by default ``(*B, H, n)``, in float32 or wider.
         recent: ``(*B, W, F)``, what the last W steps left for later ones, the newest
             last; None for a cell that looks back at nothing.
+
+    Example:
+        >>> import jax, jaxrnn
+        >>> cell = jaxrnn.cells.Mamba(8, state_size=4)
+        >>> def begin(key):
+        ...     return cell.initial_carry(cell.init(key, input_size=3), (2,))
+        >>> state = jax.eval_shape(begin, jax.random.key(0))
+        >>> state.h.shape, state.s.shape, state.recent.shape
+        ((2, 8), (2, 8, 4), (2, 4, 8))
     """
 
     h: Array

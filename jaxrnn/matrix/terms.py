@@ -53,6 +53,17 @@ class Terms(NamedTuple):
             other as if those of every step were rotated by the sum of the angles so
             far, which are rotary embeddings. It goes with no decay or one a head, and
             with queries that read "after".
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxrnn.matrix import MatrixMemory, Terms
+        >>> from jaxrnn.matrix.terms import take_step
+        >>> k, v = jnp.array([[1.0, 0.0]]), jnp.array([[3.0]])  # of one head
+        >>> delta = Terms(q=k, k=k, v=v, a=-k)  # erases what is at k, and writes v
+        >>> memory = MatrixMemory(jnp.array([[[5.0], [7.0]]]))
+        >>> memory, y = take_step(memory, delta, "after")
+        >>> memory.S.ravel().tolist(), y.ravel().tolist()
+        ([3.0, 7.0], [3.0])
     """
 
     q: Array
@@ -78,6 +89,17 @@ class MatrixMemory(NamedTuple):
         m: ``(*B, heads)`` where the terms have w, else None. The state is then
             ``S exp(m)``, with m the largest logarithm of a weight so far: no float
             overflows, whatever w is.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxrnn.matrix import MatrixMemory, Terms
+        >>> from jaxrnn.matrix.terms import take_step
+        >>> k, v = jnp.array([[1.0]]), jnp.array([[2.0]])  # one head
+        >>> large = Terms(q=k, k=k, v=v, w=jnp.array([[1000.0]]))  # exp(1000) k v^T
+        >>> memory = MatrixMemory(jnp.zeros((1, 1, 1)), jnp.zeros(1))
+        >>> memory, _ = take_step(memory, large, "after")
+        >>> memory.S.ravel().tolist(), memory.m.tolist()
+        ([2.0], [1000.0])
     """
 
     S: Array

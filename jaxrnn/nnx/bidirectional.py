@@ -30,14 +30,16 @@ class Bidirectional(nnx.Module):
     The carry is the pair of both carries: that of the forward RNN at the last step and
     that of the backward RNN at the first.
 
-    Args: forward_rnn, backward_rnn: two `RNN` modules, or modules that are called like
-        one. They must be two objects, so that each has parameters of its own. (To share
-        parameters, make two `RNN` of one cell.) merge_fn: ``merge_fn(forward_outputs,
-        backward_outputs) -> outputs``, for each array of the outputs, both in the order
-        of the inputs. The default concatenates the features. time_major: inputs and
-        outputs are ``(T, B, D)`` instead of ``(B, T, D)``. return_carry: return
-        ``(carry, outputs)`` from each call. rngs: accepted for compatibility with flax,
-        and ignored.
+    Args:
+        forward_rnn, backward_rnn: two `RNN` modules, or modules that are called like
+            one. They must be two objects, so that each has parameters of its own. (To
+            share parameters, make two `RNN` of one cell.)
+        merge_fn: ``merge_fn(forward_outputs, backward_outputs) -> outputs``, for each
+            array of the outputs, both in the order of the inputs. The default
+            concatenates the features.
+        time_major: inputs and outputs are ``(T, B, D)`` instead of ``(B, T, D)``.
+        return_carry: return ``(carry, outputs)`` from each call.
+        rngs: accepted for compatibility with flax, and ignored.
 
     Raises:
         TypeError: if a direction is not an `RNN`.

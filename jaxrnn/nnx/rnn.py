@@ -35,22 +35,28 @@ class RNN(nnx.Module):
 
     The parameters are ``nnx.Param``.
 
-    Args: cell: any jaxrnn cell or layer, or a flax cell (``nnx.LSTMCell``, ``GRUCell``,
-        ``SimpleCell``, or your own). A flax cell keeps its parameters, in ``rnn.cell``,
-        and its carry, (c, h) for an LSTM. input_size: D, for a jaxrnn cell or layer.
+    Args:
+        cell: any jaxrnn cell or layer, or a flax cell (``nnx.LSTMCell``, ``GRUCell``,
+            ``SimpleCell``, or your own). A flax cell keeps its parameters, in
+            ``rnn.cell``, and its carry, (c, h) for an LSTM.
+        input_size: D, for a jaxrnn cell or layer.
         time_major: sequences are ``(T, *B, D)``. By default they are batch-first,
-        ``(*B, T, D)``, as elsewhere in flax. return_carry: return ``(carry, ys)``. This
-        option, the next two and ``time_major`` can also be given at each call. reverse:
-        run from the last step to the first. keep_order: with ``reverse``, outputs keep
-        the order of the inputs; False returns them in the order in which they are
-        computed. unroll: the number of steps per iteration of the loop. engine: see
-        `jaxrnn.unroll`. dtype: the dtype of the parameters of a jaxrnn cell or layer.
+            ``(*B, T, D)``, as elsewhere in flax.
+        return_carry: return ``(carry, ys)``. This option, the next two and
+            ``time_major`` can also be given at each call.
+        reverse: run from the last step to the first.
+        keep_order: with ``reverse``, outputs keep the order of the inputs; False
+            returns them in the order in which they are computed.
+        unroll: the number of steps per iteration of the loop.
+        engine: see `jaxrnn.unroll`.
+        dtype: the dtype of the parameters of a jaxrnn cell or layer.
         state_axes: for a flax cell that changes its own variables while it steps, where
-        each kind of variable goes: an int is an axis over time, ``nnx.Carry`` hands it
-        from step to step (the default for all), None gives every step the same.
+            each kind of variable goes: an int is an axis over time, ``nnx.Carry`` hands
+            it from step to step (the default for all), None gives every step the same.
         broadcast_rngs: a filter of the key streams of a flax cell from which all steps
-        of a call draw the same numbers. rngs: ``nnx.Rngs`` whose ``params`` stream
-        draws the parameters of a jaxrnn cell or layer. Ignored for a flax cell.
+            of a call draw the same numbers.
+        rngs: ``nnx.Rngs`` whose ``params`` stream draws the parameters of a jaxrnn cell
+            or layer. Ignored for a flax cell.
 
     Attributes:
         output_size: the number of output features (for a flax cell its
@@ -250,23 +256,28 @@ class RNN(nnx.Module):
     ) -> Any:
         """Apply the cell or layer to a batch of sequences.
 
-        Args: inputs, mask, resets, context: as for `jaxrnn.unroll`, but batch-first
-            unless ``time_major``; inputs may be a pytree. initial_carry: the carry
-            before the first step. seq_lengths: ``(*B,)`` integers, or a list, instead
-            of a mask. A sequence of length 0 returns its initial carry. return_carry,
-            time_major, reverse, keep_order: override the options of the constructor.
+        Args:
+            inputs, mask, resets, context: as for `jaxrnn.unroll`, but batch-first
+                unless ``time_major``; inputs may be a pytree.
+            initial_carry: the carry before the first step.
+            seq_lengths: ``(*B,)`` integers, or a list, instead of a mask. A sequence of
+                length 0 returns its initial carry.
+            return_carry, time_major, reverse, keep_order: override the options of the
+                constructor.
             return_carries: return ``(carry, ys, carries)``. The carries are time-major
-            whatever ``time_major`` is. rngs: ``nnx.Rngs``, required by a layer with
-            dropout or zoneout unless it is deterministic; its ``dropout`` stream is
-            used. As elsewhere in flax, modules that draw nothing accept and ignore it,
-            and so do flax's cells, which draw from streams of their own.
+                whatever ``time_major`` is.
+            rngs: ``nnx.Rngs``, required by a layer with dropout or zoneout unless it is
+                deterministic; its ``dropout`` stream is used. As elsewhere in flax,
+                modules that draw nothing accept and ignore it, and so do flax's cells,
+                which draw from streams of their own.
 
         Returns:
             The outputs ``(*B, T, H)``, or time-major; zero at padded steps. With
             ``return_carry``, ``(carry, ys)``.
 
-        Raises: TypeError, ValueError: for arrays whose shapes or dtypes do not fit, for
-            a mask together with ``seq_lengths``, or for missing ``rngs``.
+        Raises:
+            TypeError, ValueError: for arrays whose shapes or dtypes do not fit, for a
+                mask together with ``seq_lengths``, or for missing ``rngs``.
         """
         order = Order(
             self.time_major if time_major is None else time_major,

@@ -58,6 +58,16 @@ class TracesState(NamedTuple):
         traces: for each cell of the layer, in the order in which they are computed, the
             traces of its parameters: ``(*B, m, *p)``, or ``(*B, 0, *p)`` for a
             parameter that does not reach the cell's carry.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn, jaxrnn.online
+        >>> traces = jaxrnn.online.Traces(jaxrnn.DiagonalLSTM(4))
+        >>> params = traces.layer.init(jax.random.key(0), input_size=3)
+        >>> state = traces.init(params, jnp.ones((2, 3)))
+        >>> state.carry.c.shape
+        (2, 4)
+        >>> state.traces[0]["bias"].shape  # batch, the parts h and c of a unit, bias
+        (2, 2, 12)
     """
 
     carry: Carry
@@ -73,6 +83,16 @@ class Units(NamedTuple):
         parts: m, the real numbers of the carry a unit.
         exact: whether the step has no path between units, so that the traces are
             exact for this cell.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn, jaxrnn.online
+        >>> def units(cell):
+        ...     params, x = cell.init(jax.random.key(0), input_size=3), jnp.ones((2, 3))
+        ...     return jaxrnn.online.Traces(cell).units(params, x)[0]
+        >>> units(jaxrnn.GRU(4))
+        Units(cell='GRU', units=4, parts=1, exact=False)
+        >>> units(jaxrnn.DiagonalLSTM(4))
+        Units(cell='DiagonalLSTM', units=4, parts=2, exact=True)
     """
 
     cell: str

@@ -53,6 +53,19 @@ class OnlineState(NamedTuple):
         fresh: ``(*B,)``, True as long as a stream's carry is the one before its first
             step. That one is computed from the parameters, so that a learned initial
             state gets its gradient.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn, jaxrnn.online
+        >>> def losses(params, h, window):  # h_t = w h_{t-1} + x_t; the loss is h_t
+        ...     def step(h, x):
+        ...         return (params["w"] * h + x,) * 2
+        ...     hs = jax.lax.scan(step, h, window.inputs)[1]
+        ...     return hs, hs
+        >>> rtrl = jaxrnn.online.RTRL(losses, lambda w, batch: jnp.zeros(batch), k1=1)
+        >>> params, window = {"w": jnp.float32(0.5)}, jaxrnn.Window(jnp.ones(2), None)
+        >>> _, _, state = rtrl.value_and_grad(params, window, rtrl.init(params, window))
+        >>> float(state.carry), state.influence["w"].tolist(), bool(state.fresh)
+        (1.5, [1.0], False)
     """
 
     carry: Carry

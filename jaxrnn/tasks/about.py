@@ -217,6 +217,34 @@ ABOUT: dict[str, About] = {
         },
         curve=("accuracy", "accuracy"),
     ),
+    "flip-flop": About(
+        "the last pulse of each channel: a memory of several bits",
+        "",
+        ("dynamics RUN", 'predict RUN "+-+ ... ..-"', _GRADIENTS),
+        baselines={
+            "baseline": Baseline("mse", "memoryless"),
+        },
+        curve=("mse", "mean squared error"),
+    ),
+    "integration": About(
+        "the sign of the evidence that the context says matters, summed over time",
+        "",
+        ("dynamics RUN", 'predict RUN "color 0.3/-0.2 0.1/-0.4"', _GRADIENTS),
+        baselines={
+            "baseline": Baseline("accuracy", "chance"),
+            "last_evidence": Baseline("accuracy", "the last evidence alone"),
+        },
+        curve=("accuracy", "accuracy"),
+    ),
+    "sine": About(
+        "a sine wave, whose frequency the input tells",
+        "",
+        ("dynamics RUN", "predict RUN 0.5", _GRADIENTS),
+        baselines={
+            "baseline": Baseline("mse", "constant"),
+        },
+        curve=("mse", "mean squared error"),
+    ),
     "seq-mnist": About(
         "a handwritten digit that is read pixel by pixel",
         "",

@@ -33,12 +33,15 @@ from .series.task import TASK as SERIES
 from .synthetic import (
     adding,
     copying,
+    flip_flop,
     group_words,
+    integration,
     mqar,
     niah,
     parity,
     recall,
     seq_mnist,
+    sine,
     squares,
     temporal_order,
 )
@@ -54,6 +57,9 @@ SYNTHETIC = (
     mqar.TASK,
     niah.TASK,
     recall.TASK,
+    flip_flop.TASK,
+    integration.TASK,
+    sine.TASK,
     seq_mnist.TASK,
     squares.TASK,
 )
@@ -111,6 +117,21 @@ def train(
 
     Raises:
         InputError: for options, data or a run directory that do not fit.
+
+    Example:
+        >>> import contextlib, io, tempfile
+        >>> from jaxrnn.tasks import train
+        >>> small = {"length": 6, "hidden": 4}
+        >>> with (
+        ...     tempfile.TemporaryDirectory() as folder,
+        ...     contextlib.redirect_stdout(io.StringIO()),
+        ... ):
+        ...     out = f"{folder}/run"
+        ...     run, result, lines = train("adding", small, {"steps": 2}, out=out)
+        >>> result["task"], result["steps"]
+        ('adding', 2)
+        >>> print(lines[0])
+        score   held out   baseline
     """
     check_name("train", task, TASKS)
     check_logs(log := tuple(log))
@@ -249,16 +270,37 @@ def load(
     or with ``trust_code``: a run directory may come from a stranger, and an import runs
     code.
 
-    The model has ``sample(prompt, length, temperature, top_k, seed)``,
-    ``predict(text)``, ``evaluate(path)`` and ``evaluate_length(length)``; what a task
-    does not support raises `InputError`.
+    Args:
+        path: the run directory.
+        cell: the cell that the run was trained with, or its import path, where that is
+            code outside jaxrnn.
+        trust_code: import whatever code the run names as its cell.
 
     Returns:
-        The model, and notes on damaged checkpoints.
+        The model, and notes on damaged checkpoints. The model has ``sample(prompt,
+        length, temperature, top_k, seed)``, ``predict(text)``, ``evaluate(path)`` and
+        ``evaluate_length(length)``; what a task does not support raises `InputError`.
 
     Raises:
         InputError: if there is no run, none of its checkpoints can be read, or its
             cell is code that may not, or cannot, be imported.
+
+    Example:
+        >>> import contextlib, io, tempfile
+        >>> from jaxrnn.tasks import load, train
+        >>> small = {"length": 6, "hidden": 4}
+        >>> with (
+        ...     tempfile.TemporaryDirectory() as folder,
+        ...     contextlib.redirect_stdout(io.StringIO()),
+        ... ):
+        ...     out = f"{folder}/run"
+        ...     run, result, lines = train("adding", small, {"steps": 2}, out=out)
+        ...     model, notes = load(run.path)
+        >>> notes
+        []
+        >>> scores = model.evaluate_length(6)
+        >>> abs(scores["mse"] - result["mse"]) < 1e-5
+        True
     """
     run, declared, options, functions, (_, params), notes = restore(
         path, cell=cell, trust_code=trust_code

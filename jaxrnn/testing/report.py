@@ -38,6 +38,15 @@ class LawResult:
             compared; None if nothing was compared.
         words: what is wrong, or why the law was not tried.
         repair: what is likely to mend it.
+
+    Example:
+        >>> import jaxrnn
+        >>> from jaxrnn.testing import check_cell
+        >>> result = check_cell(jaxrnn.IndRNN(4), 3, laws=["project"])["project"]
+        >>> result.status, result.figure < 1e-12
+        ('holds', True)
+        >>> result.meaning
+        '``project`` sees one time step at a time.'
     """
 
     name: str
@@ -64,6 +73,13 @@ class CellReport:
         cell: the cell or layer, as text, cut short.
         results: one for each law, in the order in which they were tried.
         notes: what else there is to know, as sentences.
+
+    Example:
+        >>> import jaxrnn
+        >>> from jaxrnn.testing import check_cell
+        >>> report = check_cell(jaxrnn.IndRNN(4), 3, laws=["project", "affine"])
+        >>> [(result.name, result.status) for result in report.results], report.broken
+        ([('project', 'holds'), ('affine', 'not tried')], ())
     """
 
     cell: str
@@ -96,6 +112,24 @@ class LawError(ValueError):
 
     Attributes:
         report: the whole report, with the laws that hold.
+
+    Example:
+        >>> import dataclasses, jaxrnn
+        >>> from jaxrnn.testing import LawError, check_cell
+        >>> @dataclasses.dataclass(frozen=True)
+        ... class Centered(jaxrnn.Cell):
+        ...     hidden_size: int
+        ...
+        ...     def project(self, params, x):
+        ...         return x - x.mean(0, keepdims=True)  # over all steps, not at each
+        ...
+        ...     def step(self, params, carry, z):
+        ...         return 0.5 * carry + z
+        >>> try:
+        ...     check_cell(Centered(3), 3, params={}, laws=["project"])
+        ... except LawError as error:
+        ...     print([result.name for result in error.report.broken])
+        ['project']
     """
 
     def __init__(self, report: CellReport):

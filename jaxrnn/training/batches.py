@@ -39,6 +39,22 @@ def make_batch_step(
 
     Raises:
         ValueError: when the step is traced, if ``loss`` does not return two scalars.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxrnn.training import (
+        ...     constant, fresh_state, make_batch_step, make_optimizer)
+        >>> def loss(params, batch, key):  # of a line through the origin
+        ...     xs, ys = batch
+        ...     return jnp.square(params["w"] * xs - ys).sum(), jnp.asarray(xs.size)
+        >>> optimizer = make_optimizer()
+        >>> step = make_batch_step(loss, optimizer, constant(0.1))
+        >>> state = fresh_state(optimizer, {"w": jnp.zeros(())}, jax.random.key(0))
+        >>> xs = jax.random.normal(jax.random.key(1), (8,))
+        >>> for _ in range(100):
+        ...     state = step(state, (xs, 2 * xs), 0.0)
+        >>> int(state.step), f"{state.params['w']:.1f}", int(state.tokens)
+        (100, '2.0', 800)
     """
 
     def mean_loss(

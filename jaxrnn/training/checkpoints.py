@@ -54,6 +54,20 @@ class Checkpoints:
     Args:
         directory: made if it does not exist.
         keep: the number of checkpoints to keep; older ones are deleted.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> import jax.numpy as jnp
+        >>> from jaxrnn.training import Checkpoints
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     checkpoints = Checkpoints(pathlib.Path(folder, "checkpoints"), keep=2)
+        ...     for step in (10, 20, 30):
+        ...         checkpoints.save(step, {"w": jnp.arange(2) + step}, {"loss": 1.5})
+        ...     steps = checkpoints.steps()
+        ...     found = checkpoints.restore({"w": jnp.arange(2)})
+        ...     checkpoints.close()
+        >>> steps, found.step, found.state["w"].tolist(), found.meta["loss"]
+        ([20, 30], 30, [30, 31], 1.5)
     """
 
     def __init__(self, directory: pathlib.Path, keep: int = 3):
@@ -71,9 +85,12 @@ class Checkpoints:
         Arrays that are split over devices are written whole, so that the checkpoint
         does not depend on the number of devices.
 
-        Args: step: the name of the checkpoint. state: a pytree of arrays. meta: a small
-            JSON object. best: the parameters with the best held-out score so far, if
-            the run keeps them.
+        Args:
+            step: the name of the checkpoint.
+            state: a pytree of arrays.
+            meta: a small JSON object.
+            best: the parameters with the best held-out score so far, if the run keeps
+                them.
 
         Raises:
             OSError: if the disk does not have enough space.
@@ -109,8 +126,15 @@ class Checkpoints:
         A damaged checkpoint is moved to ``damaged-STEP`` beside ``checkpoints``, and
         ``notes`` says so, in one sentence each.
 
-        Raises: InputError: if no checkpoint can be read, or the saved state is that of
-            another model.
+        Args:
+            template: a pytree like the saved state, with its shapes and dtypes.
+
+        Returns:
+            A `Restored`: the step, the state, its ``meta``, notes, the best parameters.
+
+        Raises:
+            InputError: if no checkpoint can be read, or the saved state is that of
+                another model.
         """
         step, arrays, meta, notes = self._newest(set_aside=True)
         best = (
@@ -123,8 +147,16 @@ class Checkpoints:
     def restore_params(self, template: PyTree) -> tuple[Any, list[str]]:
         """Read the parameters, those with the best score if the run keeps them.
 
-        The second result are notes as for `restore`. Nothing is moved, because the
-        caller only reads the run.
+        Nothing is moved, because the caller only reads the run.
+
+        Args:
+            template: a pytree like the parameters.
+
+        Returns:
+            The parameters, and notes as for `restore`.
+
+        Raises:
+            InputError: as for `restore`.
         """
         step, arrays, _, notes = self._newest(set_aside=False)
         best = _part(BEST, template, arrays, step)

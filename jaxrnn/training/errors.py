@@ -16,10 +16,18 @@ UNWRITABLE = {
 
 
 class InputError(ValueError):
-    """Invalid arguments, data or run directory.
+    """Raised for invalid arguments, data or run directories, which the user can repair.
 
     The message is one line that says what was expected, what was received, and how to
-    repair it.
+    repair it. It is a ``ValueError``.
+
+    Example:
+        >>> from jaxrnn.training import Budget, InputError
+        >>> try:
+        ...     Budget(steps=0)
+        ... except InputError as error:
+        ...     print(error)
+        --steps must be more than 0, but it is 0
     """
 
 

@@ -53,6 +53,28 @@ class Experiment:
             are printed before all else.
         baselines: names of scores that stay the same, which the lines of evaluations
             leave out.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxrnn.training import (
+        ...     Experiment, constant, fresh_state, make_batch_step, make_optimizer)
+        >>> optimizer, rate, key = make_optimizer(), constant(0.1), jax.random.key(0)
+        >>> step = make_batch_step(
+        ...     lambda params, *_: (jnp.square(params["w"] - 2), jnp.asarray(1)),
+        ...     optimizer,
+        ...     rate,
+        ... )
+        >>> experiment = Experiment(
+        ...     start=lambda: fresh_state(optimizer, {"w": jnp.zeros(())}, key),
+        ...     advance=lambda state, progress: step(state, None, progress),
+        ...     describe=lambda loss: {"loss": loss},
+        ...     evaluate=lambda state: {"distance": abs(2 - float(state.params["w"]))},
+        ...     sample=lambda state: None,
+        ...     learning_rate=rate,
+        ... )
+        >>> state = experiment.advance(experiment.start(), 0.0)
+        >>> f"{experiment.evaluate(state)['distance']:.2f}"  # Adam's step
+        '1.90'
     """
 
     start: Callable[[], TrainState]
@@ -82,7 +104,9 @@ class Budget:
         seconds: the wall-clock time, including compilation, evaluation, and earlier
             parts of a resumed run. The learning rate follows the clock, so that such a
             run is not reproducible.
-        report_every, evaluate_every: intervals in steps.
+        report_every: the steps between two reports.
+        evaluate_every: the steps between two evaluations, a multiple of
+            ``report_every``.
         checkpoint_seconds: the time between checkpoints, which are written at reports;
             0 writes one at each report.
         patience: the number of evaluations without a better held-out score after which
@@ -90,6 +114,13 @@ class Budget:
 
     Raises:
         InputError: for a budget without an end, or a value out of range.
+
+    Example:
+        >>> from jaxrnn.training import Budget
+        >>> Budget(steps=200).spent(50, elapsed=3.0)
+        0.25
+        >>> Budget(steps=200, seconds=6.0).spent(50, elapsed=3.0)  # the larger share
+        0.5
     """
 
     steps: int | None = None
@@ -127,7 +158,12 @@ class Budget:
     def spent(self, step: int, elapsed: float) -> float:
         """Return the share of the budget that is used, by steps or by the clock.
 
-        The larger of the two shares counts.
+        Args:
+            step: the number of updates so far.
+            elapsed: the seconds so far.
+
+        Returns:
+            The larger of the two shares, at most 1.
         """
         shares = [step / self.steps] if self.steps else []
         if self.seconds:
@@ -169,6 +205,39 @@ def fit(
             longer finite, or the files of the run cannot be written, as on a full disk;
             the message names the last checkpoint. Also if ``on_record`` has failed.
         TypeError: if ``on_record`` is not callable.
+
+    Example:
+        >>> import contextlib, io, tempfile
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxrnn.training import (
+        ...     Budget, Experiment, Run, constant, fit, fresh_state, make_batch_step,
+        ...     make_optimizer)
+        >>> optimizer, rate, key = make_optimizer(), constant(0.1), jax.random.key(0)
+        >>> step = make_batch_step(
+        ...     lambda params, *_: (jnp.square(params["w"] - 2), jnp.asarray(1)),
+        ...     optimizer,
+        ...     rate,
+        ... )
+        >>> experiment = Experiment(
+        ...     start=lambda: fresh_state(optimizer, {"w": jnp.zeros(())}, key),
+        ...     advance=lambda state, progress: step(state, None, progress),
+        ...     describe=lambda loss: {"loss": loss},
+        ...     evaluate=lambda state: {"distance": abs(2 - float(state.params["w"]))},
+        ...     sample=lambda state: None,
+        ...     learning_rate=rate,
+        ... )
+        >>> budget = Budget(steps=60, report_every=20, evaluate_every=60)
+        >>> with (
+        ...     tempfile.TemporaryDirectory() as folder,
+        ...     contextlib.redirect_stdout(io.StringIO()),
+        ... ):
+        ...     run = Run.create(folder, {"task": "two"})
+        ...     state, result = fit(experiment, run, budget)
+        ...     records = run.records("metrics.jsonl")
+        >>> result["steps"], result["distance"] < 0.1
+        (60, True)
+        >>> [record["step"] for record in records if "loss" in record]
+        [20, 40, 60]
     """
     check_patience(experiment, budget)
     hooks = Hooks.of(on_record)

@@ -41,6 +41,17 @@ class Run:
     Attributes:
         path: the directory.
         config: the contents of ``config.json``.
+
+    Example:
+        >>> import tempfile
+        >>> from jaxrnn.training import Run
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = Run.create(f"{folder}/run", {"task": "adding", "seed": 3})
+        ...     run.append("metrics.jsonl", {"step": 100, "loss": 0.5})
+        ...     run = Run.open(run.path, task="adding")
+        ...     records = run.records("metrics.jsonl")
+        >>> run.config["seed"], records
+        (3, [{'step': 100, 'loss': 0.5}])
     """
 
     def __init__(self, path: pathlib.Path, config: dict[str, Any]):
@@ -113,10 +124,18 @@ class Run:
 
     @classmethod
     def open(cls, path: str | os.PathLike, task: str | None = None) -> Run:
-        """Open an existing run directory; with ``task``, only one of that task.
+        """Open an existing run directory.
 
-        Raises: InputError: if the directory is not a run, is damaged, or is of another
-            task.
+        Args:
+            path: the directory.
+            task: the task that it must be of; None for any.
+
+        Returns:
+            The `Run`.
+
+        Raises:
+            InputError: if the directory is not a run, is damaged, or is of another
+                task.
         """
         path = pathlib.Path(path)
         if not path.is_dir():
@@ -141,14 +160,26 @@ class Run:
         return cls(path, config)
 
     def append(self, file: str, record: dict[str, Any]) -> None:
-        """Append one object as a line; it is on disk before this returns."""
+        """Append one object as a line; it is on disk before this returns.
+
+        Args:
+            file: the name of a ``.jsonl`` file of the run.
+            record: a JSON object.
+        """
         with open(self.path / file, "a", encoding="utf-8") as out:
             out.write(json.dumps(record, ensure_ascii=False) + "\n")
             out.flush()
             os.fsync(out.fileno())
 
     def records(self, file: str) -> list[dict[str, Any]]:
-        """Return the objects of a ``.jsonl`` file, up to the first incomplete line."""
+        """Read the objects of a ``.jsonl`` file, up to the first incomplete line.
+
+        Args:
+            file: the name of the file; one that does not exist has no objects.
+
+        Returns:
+            A list of dicts.
+        """
         records = []
         path = self.path / file
         for line in (
@@ -163,9 +194,12 @@ class Run:
         return records
 
     def rewind(self, step: int) -> None:
-        """Drop the records after ``step`` and the final scores.
+        """Drop the records after a step and the final scores.
 
         A resumed run writes them again.
+
+        Args:
+            step: the last step whose records stay.
         """
         for file in RECORDS:
             if not (self.path / file).exists():
@@ -181,14 +215,25 @@ class Run:
             )
 
     def write_result(self, result: dict[str, Any]) -> None:
-        """Write ``result.json``."""
+        """Write ``result.json``.
+
+        Args:
+            result: a JSON object.
+        """
         write_whole(
             self.path / "result.json",
             json.dumps(result, indent=1, ensure_ascii=False) + "\n",
         )
 
     def result(self) -> dict[str, Any]:
-        """Return the contents of ``result.json``; empty if there is none."""
+        """Read ``result.json``.
+
+        Returns:
+            Its contents; an empty dict if there is no such file.
+
+        Raises:
+            InputError: if the file is damaged.
+        """
         try:
             text = (self.path / "result.json").read_text(encoding="utf-8")
         except FileNotFoundError:

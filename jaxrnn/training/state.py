@@ -34,8 +34,18 @@ class TrainState(NamedTuple):
         carry: what one update passes to the next: a `TBPTTState`, or ``()`` if every
             batch starts new sequences.
         key: raw key data; each step uses it folded with ``step``.
-        loss, tokens: the sum of the losses (nats) and their number since the last
-            report.
+        loss: the sum of the losses since the last report, in nats.
+        tokens: the number of these losses.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxrnn.training import TrainState, fresh_state, make_optimizer
+        >>> params = {"w": jnp.ones((2, 3))}
+        >>> state = fresh_state(make_optimizer(), params, jax.random.key(0))
+        >>> isinstance(state, TrainState), int(state.step), state.carry
+        (True, 0, ())
+        >>> sum(leaf.shape == (2, 3) for leaf in jax.tree.leaves(state.opt_state))
+        2
     """
 
     step: Int[Array, ""]
@@ -98,6 +108,12 @@ def warmup_cosine(
 
     Returns:
         A function of the progress in [0, 1].
+
+    Example:
+        >>> from jaxrnn.training import warmup_cosine
+        >>> rate = warmup_cosine(0.1, warmup=0.2)
+        >>> [round(float(rate(progress)), 4) for progress in (0.0, 0.1, 0.2, 0.6, 1.0)]
+        [0.0, 0.05, 0.1, 0.0505, 0.001]
     """
     return over_progress(
         optax.schedules.warmup_cosine_decay_schedule(
@@ -116,7 +132,19 @@ def over_progress(schedule: Callable[[Array], Array]) -> Callable[[Array], Array
 
 
 def constant(rate: float) -> Callable[[Array], Array]:
-    """Return a schedule over the progress in [0, 1] that is always ``rate``."""
+    """Return a schedule that is always the same rate.
+
+    Args:
+        rate: the rate.
+
+    Returns:
+        A function of the progress in [0, 1].
+
+    Example:
+        >>> from jaxrnn.training import constant
+        >>> [float(constant(0.25)(progress)) for progress in (0.0, 1.0)]
+        [0.25, 0.25]
+    """
     return lambda progress: jnp.full(jnp.shape(progress), rate, jnp.result_type(float))
 
 
@@ -136,6 +164,16 @@ def fresh_state(
 
     Returns:
         A `TrainState`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from jaxrnn.training import fresh_state, make_optimizer
+        >>> params = {"w": jnp.ones(3)}
+        >>> state = fresh_state(make_optimizer(), params, jax.random.key(0))
+        >>> state.params["w"] is params["w"]  # a step may donate the state's arrays
+        False
+        >>> int(state.step), float(state.loss), float(state.tokens)
+        (0, 0.0, 0.0)
     """
     state = TrainState(
         step=jnp.asarray(0, jnp.int32),
@@ -158,16 +196,33 @@ def start(
     batch_shape: tuple[int, ...],
     key: Array,
 ) -> TrainState:
-    """Return `fresh_state` for streams under ``tbptt``.
+    """Return the state before the first window of streams under ``tbptt``.
 
     Args:
         tbptt: the `TBPTT` of the training step.
-        optimizer, params, key: as for `fresh_state`.
+        optimizer: the optax transformation.
+        params: the initial parameters.
         example: a window of data, of which only the shapes matter.
         batch_shape: B, the shape of the streams.
+        key: the key of all randomness in training.
 
     Returns:
-        A `TrainState` whose carry is the `TBPTTState` before the first window.
+        A `TrainState` as of `fresh_state`, whose carry is the `TBPTTState` before the
+        first window.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn
+        >>> from jaxrnn.training import make_optimizer, start
+        >>> def losses(w, h, window):  # h_t = w h_{t-1} + x_t; the loss is h_t
+        ...     hs = jax.lax.scan(lambda h, x: (w * h + x,) * 2, h, window.inputs)[1]
+        ...     return hs, hs
+        >>> tbptt = jaxrnn.TBPTT(losses, lambda w, batch: jnp.zeros(batch), k1=4)
+        >>> window, key = jaxrnn.Window(jnp.ones((8, 2)), None), jax.random.key(0)
+        >>> state = start(
+        ...     tbptt, make_optimizer(), jnp.float32(0.5), window, (2,), key
+        ... )
+        >>> state.carry.carry.tolist(), state.carry.fresh.tolist()
+        ([0.0, 0.0], [True, True])
     """
     return fresh_state(optimizer, params, key, tbptt.init(params, example, batch_shape))
 
@@ -220,6 +275,22 @@ def make_train_step(
     Raises:
         ValueError: if the mesh has more than one axis, the streams cannot be split
             evenly, or the optimizer has no injected learning rate.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn
+        >>> from jaxrnn.training import constant, make_optimizer, make_train_step, start
+        >>> def losses(w, h, window):  # h_t = w h_{t-1} + x_t should be the target
+        ...     hs = jax.lax.scan(lambda h, x: (w * h + x,) * 2, h, window.inputs)[1]
+        ...     return jnp.square(hs - window.targets), hs
+        >>> tbptt = jaxrnn.TBPTT(losses, lambda w, batch: jnp.zeros(batch), k1=4)
+        >>> window = jaxrnn.Window(jnp.ones(8), jnp.full(8, 2.0))  # as for w = 1 / 2
+        >>> optimizer, w = make_optimizer(), jnp.float32(0.0)
+        >>> state = start(tbptt, optimizer, w, window, (), jax.random.key(0))
+        >>> train_step = make_train_step(tbptt, optimizer, constant(0.02))
+        >>> for _ in range(50):  # windows of one stream, with two updates each
+        ...     state = train_step(state, window, 0.0)
+        >>> f"{state.params:.1f}", f"{state.carry.carry:.1f}"
+        ('0.5', '2.0')
     """
     if mesh is not None:
         check_mesh(mesh)

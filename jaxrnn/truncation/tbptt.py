@@ -92,10 +92,22 @@ class Window(NamedTuple):
 class TBPTTState(NamedTuple):
     """The state of `TBPTT` between calls: a carry, and the steps since that carry.
 
-    ``carry`` is the carry k2 - k1 steps before the end, and ``history`` holds these k2
-    - k1 steps. ``fresh (*B,)`` is True as long as a sequence's carry is the one before
-    its first step. That one is computed from the parameters in each window, so that a
-    learned initial state gets its gradient.
+    Attributes:
+        carry: the carry k2 - k1 steps before the end, ``(*B, ...)`` per leaf.
+        history: these k2 - k1 steps, a `Window`; masked before the first step.
+        fresh: ``(*B,)``, True as long as a sequence's carry is the one before its first
+            step. That one is computed from the parameters in each window, so that a
+            learned initial state gets its gradient.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn
+        >>> def losses(w, h, window):  # h_t = w h_{t-1} + x_t; the loss is h_t
+        ...     hs = jax.lax.scan(lambda h, x: (w * h + x,) * 2, h, window.inputs)[1]
+        ...     return hs, hs
+        >>> tbptt = jaxrnn.TBPTT(losses, lambda w, batch: jnp.zeros(batch), k1=2, k2=4)
+        >>> state = tbptt.init(jnp.float32(0.5), jaxrnn.Window(jnp.ones(8), None))
+        >>> state.history.inputs.shape, state.history.mask.tolist(), bool(state.fresh)
+        ((2,), [False, False], True)
     """
 
     carry: Carry

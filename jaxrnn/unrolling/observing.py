@@ -93,6 +93,23 @@ def run_network(
 
     Returns:
         The last carries, and the outputs of the last layer.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxrnn.extending import AbstractNetworkEngine, run_network
+        >>> class Same(AbstractNetworkEngine):  # whose cells do nothing
+        ...     def run(self, cell, params, carry, xs, *sequence):
+        ...         return carry, xs
+        ...
+        ...     def refusal(self, *arguments):
+        ...         return None
+        ...
+        ...     def run_network(self, params, carries, xs, *sequence):
+        ...         return carries, xs
+        >>> carries, xs = [jnp.zeros((2, 3))], jnp.ones((5, 2, 3))
+        >>> last, ys = run_network(Same(), {}, carries, xs, None, False, False)
+        >>> ys.shape
+        (5, 2, 3)
     """
     observer = current_observer()
     if observer is None:

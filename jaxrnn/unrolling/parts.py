@@ -55,6 +55,17 @@ def unroll_unchecked(
     Raises:
         TypeError: if a layer's ``unroll`` or a cell's ``step`` returns something else
             than it should.
+
+    Example:
+        >>> import jax, jaxrnn
+        >>> from jaxrnn.extending import UnrollSpec, unroll_unchecked
+        >>> cell = jaxrnn.Elman(4)
+        >>> params = cell.init(jax.random.key(0), 3)
+        >>> xs = jax.random.normal(jax.random.key(1), (5, 2, 3))
+        >>> carry, spec = cell.initial_carry(params, (2,)), UnrollSpec(engine=None)
+        >>> last, ys, carries = unroll_unchecked(cell, params, carry, xs, spec)
+        >>> carries.shape, bool((carries[-1] == last).all())
+        ((5, 2, 4), True)
     """
     if isinstance(cell, Layer):
         with truncation_scope(cell, spec, xs), jax.named_scope(type(cell).__name__):

@@ -1,8 +1,9 @@
 """The examples in docstrings give what they say.
 
-They run as all tests do: with shapes checked, and without silent promotion. Not with
-``pytest --doctest-modules``: the checker wraps every function, and doctest passes over
-functions that were defined elsewhere without a word.
+They run as all tests do: with shapes checked, and without silent promotion, but for
+those that train, because optax promotes. Not with ``pytest --doctest-modules``: the
+checker wraps every function, and doctest passes over functions that were defined
+elsewhere without a word.
 """
 
 import doctest
@@ -13,6 +14,7 @@ import re
 import pytest
 from import_graph import FILES, module_of
 
+TRAINING = ("jaxrnn.training.", "jaxrnn.tasks.")  # where optax runs
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 WITH_EXAMPLES = [
     module_of(path)
@@ -38,7 +40,9 @@ def examples_of(module):
 
 
 @pytest.mark.parametrize("name", WITH_EXAMPLES)
-def test_examples(name):
+def test_examples(name, request):
+    if name.startswith(TRAINING):
+        request.getfixturevalue("optax_promotion")
     module = importlib.import_module(name)
     runner, said = doctest.DocTestRunner(optionflags=FLAGS), []
     for test in Finder().find(module, name.rpartition(".")[2]):

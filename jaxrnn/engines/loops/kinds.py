@@ -17,31 +17,57 @@ from .sequential import LoopFunction, scan_into_buffers
 
 @dataclasses.dataclass(frozen=True)
 class Sequential:
-    """Run one step after another by ``jax.lax.scan``, ``unroll`` steps an iteration."""
+    """Run one step after another by ``jax.lax.scan``.
+
+    Args:
+        unroll: the number of steps in an iteration of the compiled loop.
+
+    Example:
+        >>> import jaxrnn
+        >>> jaxrnn.Scan(unroll=4).schedule(jaxrnn.GRU(8), 100).loop
+        Sequential(unroll=4)
+    """
 
     unroll: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class ParallelPrefix:
-    """Run the steps of a chunk in parallel; they must be affine in the carry."""
+    """Run the steps of a chunk in parallel; they must be affine in the carry.
+
+    Example:
+        >>> import jaxrnn
+        >>> jaxrnn.Associative().schedule(jaxrnn.MinGRU(8), 100).loop
+        ParallelPrefix()
+    """
 
 
 @dataclasses.dataclass(frozen=True)
 class Chunkwise:
-    """Run chunks of steps by the cell's own ``walk_chunks``."""
+    """Run chunks of steps by the cell's own ``walk_chunks``.
+
+    Example:
+        >>> import jaxrnn
+        >>> jaxrnn.Associative().schedule(jaxrnn.MLSTM(8), 100).loop
+        Chunkwise()
+    """
 
 
 @dataclasses.dataclass(frozen=True)
 class AutoLoop:
     """Choose the loop for the platform, when the program is compiled for one.
 
+    Where neither applies, the loop is `Sequential`.
+
     Args:
         prefix: whether it is `ParallelPrefix` on every platform but a CPU.
         kernel: whether it is a `PallasKernel` on the platforms that
             `heuristics.KERNELS` names.
 
-    Otherwise the loop is `Sequential`.
+    Example:
+        >>> import jaxrnn
+        >>> jaxrnn.Scan().schedule(jaxrnn.MinGRU(8), 100).loop  # linear in its state
+        AutoLoop(prefix=True, kernel=False)
     """
 
     prefix: bool = False

@@ -52,6 +52,12 @@ class NewtonIteration:
             step by step, or ``"nan"``.
         prefix: whether linear recurrences are solved by parallel prefixes;
             ``"auto"`` for every platform but a CPU.
+
+    Example:
+        >>> import jaxrnn
+        >>> loop = jaxrnn.Newton(max_iterations=8).schedule(jaxrnn.GRU(8), 100).loop
+        >>> loop.max_iterations, loop.fallback, loop.prefix
+        (8, 'scan', 'auto')
     """
 
     jacobian: str = AUTO

@@ -45,6 +45,17 @@ class LoopSchedule:
         hoist: whether what does not depend on the carry is computed before the loop;
             ``"auto"``.
         reverse: whether the steps run from the last input to the first.
+
+    Raises:
+        ValueError: if ``save`` is ``"starts"`` and ``chunk`` is left open.
+
+    Example:
+        >>> import jaxrnn
+        >>> schedule = jaxrnn.Checkpoint(chunk=16).schedule(jaxrnn.LSTM(8), 1000)
+        >>> schedule.loop, schedule.chunk, schedule.save
+        (Sequential(unroll=1), 16, 'starts')
+        >>> schedule.replace(reverse=True).reverse
+        True
     """
 
     loop: Loop = Sequential()
@@ -76,7 +87,27 @@ class LoopSchedule:
 
 
 class ResolvedSchedule(NamedTuple):
-    """A schedule without open options, and the reasons for what was chosen."""
+    """A schedule without open options, and the reasons for what was chosen.
+
+    Attributes:
+        schedule: the `LoopSchedule`, in which nothing is ``"auto"``.
+        reasons: texts, of which some may be empty; ``reason`` joins them.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn
+        >>> from jaxrnn.engines.recurrence.run import flat_step
+        >>> from jaxrnn.extending import resolve_schedule
+        >>> cell, xs = jaxrnn.GRU(8), jnp.ones((1000, 3))
+        >>> params = cell.init(jax.random.key(0), 3)
+        >>> carry = cell.initial_carry(params)
+        >>> step, _ = flat_step(cell, params, carry, (xs, None, None))
+        >>> asked = jaxrnn.Scan().schedule(cell, 1000)
+        >>> resolved = resolve_schedule(asked, step, 1000, "cpu", backward=True)
+        >>> asked.save, resolved.schedule.save
+        ('auto', 'dots')
+        >>> resolved.reason
+        'one chunk: its ... bytes stay in the caches'
+    """
 
     schedule: LoopSchedule
     reasons: tuple[str, ...]
@@ -144,6 +175,21 @@ def resolve_schedule(
 
     Raises:
         ValueError: as `resolve_save`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxrnn
+        >>> from jaxrnn.engines.recurrence.run import flat_step
+        >>> from jaxrnn.extending import resolve_schedule
+        >>> cell, xs = jaxrnn.MinGRU(8), jnp.ones((1000, 3))
+        >>> params = cell.init(jax.random.key(0), 3)
+        >>> carry = cell.initial_carry(params)
+        >>> step, _ = flat_step(cell, params, carry, (xs, None, None))
+        >>> asked = jaxrnn.Scan().schedule(cell, 1000)
+        >>> for platform in ("cpu", "cuda"):
+        ...     found = resolve_schedule(asked, step, 1000, platform, backward=False)
+        ...     print(platform, found.schedule.loop)
+        cpu Sequential(unroll=1)
+        cuda ParallelPrefix()
     """
     save_reason, reason = "", ""
     if backward and schedule.chunk == AUTO:

@@ -56,16 +56,24 @@ class Scores(NamedTuple):
 class SequenceModel:
     """The model ``y_t = readout(layer(x)_t)``.
 
-    The outputs are logits of ``classes``, or one value if ``classes`` is 0. Parameters:
+    The outputs are logits of ``classes``, or if that is 0 one value, or a vector of
+    ``values``. Parameters:
     ``{"rnn": the layer's, "readout": {"kernel": (H, O), "bias": (O,)}}``, and for
     inputs that are tokens ``"embedding": (tokens, D)``.
 
-    Args: layer: a cell or layer without randomness. input_size: the number of input
-        features. classes: the number of classes, trained by cross-entropy (nats); 0 for
-        squared error. truncate: the length of the windows at whose ends gradients stop;
-        0 for full BPTT. pooled: the readout gets the mean of the layer's outputs over
-        all valid steps, at every step the same. tokens: if it is not 0, the inputs are
-        numbers below it, each of which has a vector of ``input_size`` features.
+    Args:
+        layer: a cell or layer without randomness.
+        input_size: the number of input features.
+        classes: the number of classes, trained by cross-entropy (nats); 0 for squared
+            error.
+        truncate: the length of the windows at whose ends gradients stop; 0 for full
+            BPTT.
+        pooled: the readout gets the mean of the layer's outputs over all valid steps,
+            at every step the same.
+        tokens: if it is not 0, the inputs are numbers below it, each of which has a
+            vector of ``input_size`` features.
+        values: the length of targets ``(T, *B, values)`` that are vectors; 0 for
+            numbers.
     """
 
     layer: Cell | Layer
@@ -74,12 +82,14 @@ class SequenceModel:
     truncate: int = 0
     pooled: bool = False
     tokens: int = 0
+    values: int = 0
 
     def init(self, key: Array) -> Params:
         """Draw the parameters."""
         k_rnn, k_readout = jax.random.split(key)
         rnn = self.layer.init(k_rnn, self.input_size)
-        shape = (output_size(self.layer, rnn, self.input_size), self.classes or 1)
+        size = output_size(self.layer, rnn, self.input_size)
+        shape = (size, self.classes or self.values or 1)
         kernel = LecunNormal()(k_readout, shape, jnp.result_type(float))
         params = {"rnn": rnn, "readout": with_bias(kernel)}
         if self.tokens:
@@ -128,7 +138,7 @@ class SequenceModel:
         """Return squared errors, or cross-entropies in nats."""
         if self.classes:
             return optax.softmax_cross_entropy_with_integer_labels(outputs, targets)
-        return jnp.square(outputs[..., 0] - targets)
+        return jnp.square((outputs if self.values else outputs[..., 0]) - targets)
 
     def loss(
         self, params: Params, batch: Batch

@@ -38,23 +38,34 @@ class Stored(NamedTuple):
 class Problem:
     """A task with given options.
 
-    Args: input_size: the number of input features. classes: the number of classes of
-        the targets; 0 if the target is a number. length: the number of steps of a
-        training sequence. score: the name of the main score: ``"accuracy"``, ``"mse"``
-        or ``"loss"`` (nats). baseline: ``(name, f)``, where ``f(length)`` is the score
-        of a predictor without memory. draw: ``draw(key, length, batch) -> Batch``, a
-        pure function of its key, which is called inside `jax.jit`; None with
-        ``stored``. least: the smallest possible length. other_lengths: lengths at which
-        the model is also scored. stored: loads the data of a task that is not drawn.
-        references: returns further scores for comparison by name, on request. pooled:
-        the readout gets the mean over all steps (see `SequenceModel`). make_cell:
-        ``make_cell(spec, hidden, length)`` makes the cell that the option names. read,
-        say: for `predict`: convert a line of text to inputs ``(T, D)``, and outputs
-        ``(T, O)`` to text. tokens: if it is not 0, the inputs are numbers of tokens
-        below it, which the model embeds in ``input_size`` features. parts: names of the
-        parts of the data that ``Batch.part`` numbers, each of which is scored apart.
+    Args:
+        input_size: the number of input features.
+        classes: the number of classes of the targets; 0 if the target is a number.
+        length: the number of steps of a training sequence.
+        score: the name of the main score: ``"accuracy"``, ``"mse"`` or ``"loss"``
+            (nats).
+        baseline: ``(name, f)``, where ``f(length)`` is the score of a predictor without
+            memory.
+        draw: ``draw(key, length, batch) -> Batch``, a pure function of its key, which
+            is called inside `jax.jit`; None with ``stored``.
+        least: the smallest possible length.
+        other_lengths: lengths at which the model is also scored.
+        stored: loads the data of a task that is not drawn.
+        references: returns further scores for comparison by name, on request.
+        pooled: the readout gets the mean over all steps (see `SequenceModel`).
+        make_cell: ``make_cell(spec, hidden, length)`` makes the cell that the option
+            names.
+        read, say: for `predict`: convert a line of text to inputs ``(T, D)``, and
+            outputs ``(T, O)`` to text.
+        tokens: if it is not 0, the inputs are numbers of tokens below it, which the
+            model embeds in ``input_size`` features.
+        parts: names of the parts of the data that ``Batch.part`` numbers, each of which
+            is scored apart.
         asks_last: whether the last step of a sequence has a target, which the
-        diagnostics need.
+            diagnostics need.
+        values: the length of targets that are vectors; 0 for numbers.
+        held: inputs ``(D,)`` by name under which ``jaxrnn dynamics`` looks for fixed
+            points.
     """
 
     input_size: int
@@ -73,6 +84,8 @@ class Problem:
     tokens: int = 0
     parts: tuple[str, ...] = ()
     asks_last: bool = True
+    values: int = 0
+    held: Callable[[], dict[str, np.ndarray]] = dict
     make_cell: Callable[[CellLike, int, int], Cell | Layer] = make_cell
 
 

@@ -59,6 +59,7 @@ class SyntheticTask:
             options.tbptt,
             problem.pooled,
             problem.tokens,
+            problem.values,
         )
         return model, model.init(keys(options.seed)[0])
 

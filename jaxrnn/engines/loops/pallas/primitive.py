@@ -43,6 +43,11 @@ class PallasKernel:
         named: whether the user named the engine. If not, ``jax.lax.scan`` runs a loop
             that is not supported; otherwise an error is raised.
         cell: the name of the cell, for errors.
+
+    Example:
+        >>> import jaxrnn
+        >>> jaxrnn.Fused(interpret="tpu").schedule(jaxrnn.GRU(8), 100).loop
+        PallasKernel(interpret='tpu', memory=None, named=True, cell='GRU')
     """
 
     interpret: str | None = None

@@ -1,0 +1,92 @@
+"""`jaxrnn dynamics`: a table, a JSON file and pictures; and a trained flip-flop."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxrnn.cli import main
+from jaxrnn.tasks import train
+from jaxrnn.tasks.dynamics import dynamics
+from jaxrnn.tasks.dynamics_subject import subject_of
+from jaxrnn.training import InputError, Run
+
+pytestmark = pytest.mark.usefixtures("optax_promotion")
+
+
+@pytest.fixture(scope="module")
+def flip_flop(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "flip-flop"
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        train(
+            "flip-flop",
+            {"bits": 1, "length": 12, "hidden": 4},
+            {"steps": 30},
+            out=path,
+        )
+    return path
+
+
+def test_of_a_run(flip_flop, tmp_path, capsys):
+    words = ["dynamics", str(flip_flop), "--starts", "20", "--batch", "6"]
+    assert main([*words, "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    results = json.loads((tmp_path / "dynamics.json").read_text())
+    assert results["state_size"] == 4
+    assert results["starts"] == 20
+    assert sum(results["variance_shares"]) <= 1 + 1e-9
+    (found,) = results["inputs"].values()
+    assert found["input"] == [0.0]
+    assert sum(found["kinds"].values()) == len(found["points"]) >= 1
+    for point in found["points"]:
+        assert point["q"] == pytest.approx(point["speed"] ** 2 / 2)
+        sizes = np.hypot(*np.transpose(point["eigenvalues"]))
+        assert (np.diff(sizes) <= 1e-9).all()
+        assert point["unstable"] == (sizes > 1).sum()
+        assert len(point["place"]) == 2
+        assert len(point["linear_error"]) == 11
+    assert "no pulse: " in printed
+    assert "a state of 4 numbers, 20 searches" in printed
+    for name in ("dynamics-no-pulse", "eigenvalues-no-pulse"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    # Nothing but JSON, and the same numbers again.
+    assert main([*words, "--out", str(tmp_path), "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["inputs"] == results["inputs"]
+
+
+def test_what_is_refused(flip_flop, tmp_path, capsys):
+    for words, message in {
+        ("--starts", "0"): "--starts must be at least 1",
+        ("--noise", "-1"): "--noise must be at least 0",
+        ("--length", "1"): "--length must be at least 2",
+    }.items():
+        assert main(["dynamics", str(flip_flop), *words]) == 2
+        assert message in capsys.readouterr().err
+    assert main(["dynamics", str(tmp_path / "none")]) == 2
+    copied = tmp_path / "copied"
+    shutil.copytree(flip_flop, copied)
+    assert main(["dynamics", str(copied), "--out", str(copied / "config.json")]) == 2
+    assert "choose another --out" in capsys.readouterr().err
+
+
+def test_a_task_without_one_recurrent_layer_is_refused():
+    run = Run(Path("runs/dates"), {"task": "translation"})
+    with pytest.raises(InputError, match="whose model is not one recurrent layer"):
+        subject_of(run, object(), None, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_three_bits_are_kept_in_eight_attractors(cell, tmp_path):
+    """Sussillo & Barak (2013): 2^N attractors, and saddles between neighbors."""
+    run, result, _ = train("flip-flop", {"cell": cell}, out=tmp_path / "run")
+    assert result["mse"] <= 0.02
+    results, _ = dynamics(run.path)
+    kinds = results["inputs"]["no pulse"]["kinds"]
+    assert kinds["attractor"] == 8
+    # Neighbors differ in one bit: the edges of a cube.
+    assert kinds["saddle of index 1"] >= 12
