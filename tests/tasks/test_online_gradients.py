@@ -132,7 +132,7 @@ def test_every_method_trains_on_the_command_line(words, tmp_path, capsys):
         (["--gradient-method", "rtrll"], "rtrl"),
         (["--gradient-method", "traces", "--tbptt", "2"], "leave one of them out"),
         (["--gradient-method", "traces", "--cell", "mlstm"], "the carry of MLSTM"),
-        (["--gradient-method", "rtrl", "--hidden", "900"], "bytes a stream"),
+        (["--gradient-method", "rtrl", "--hidden", "2000"], "bytes a stream"),
         (["--cell", "rtu:fast"], "rtu:slow"),
         (["--delay", "0"], "--delay must be at least 1"),
     ],
