@@ -181,7 +181,7 @@ def descend(
             state,
             jnp.where(is_better[:, None], now.vectors, now.best),
             jnp.where(is_better, speed, now.speed),
-            now.iterations + (now.speed > tolerance),
+            now.iterations + (now.speed > tolerance).astype(now.iterations.dtype),
             now.steps + 1,
         )
 

@@ -21,7 +21,7 @@ from .fixed_point_report import FixedPoints, merged
 from .fixed_point_search import Found, descend, gauss_newton
 from .held_step import HeldStep, asked
 
-LARGE = 512  # numbers in a state above which its Jacobian costs too much
+LARGE = 256  # numbers in a state above which its Jacobian costs too much
 ITERATIONS, UPDATES = 500, 5000
 
 
@@ -72,7 +72,7 @@ def fixed_points(
         max_iterations: of each search (default: 500 Gauss-Newton steps, or 5,000
             updates of an optimizer).
         optimizer: an optax optimizer of q in place of Gauss-Newton. The default is
-            Gauss-Newton for states of up to 512 numbers; larger ones, whose Jacobians
+            Gauss-Newton for states of up to 256 numbers; larger ones, whose Jacobians
             cost too much, take ``optax.adam`` with a rate that falls from 0.03 to zero.
         context: as for `jaxrnn.unroll`, without batch axes, for a cell with
             ``takes_context``.

@@ -37,7 +37,7 @@ from .models.own_cell import CellLike
 from .pictures import subject_of as named
 from .runner import restore
 
-LARGEST = 2**24  # numbers in the Jacobians of all searches
+LARGEST = 2**22  # numbers in the Jacobians of all searches
 STEPS, SIZE = 10, 0.01  # of the comparison with the linear map
 
 
