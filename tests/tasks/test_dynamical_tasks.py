@@ -4,6 +4,7 @@ import functools
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -111,7 +112,7 @@ def test_waves_have_the_frequency_that_the_input_tells():
 def test_a_loss_of_vectors_counts_every_number():
     model = SequenceModel(jaxrnn.GRU(4), 3, 0, values=3)
     params = model.init(jax.random.key(0))
-    batch = jax.tree.map(lambda a: a[:, :5], draw("flip-flop"))
+    batch = jax.tree.map(lambda a: jnp.asarray(a[:, :5]), draw("flip-flop"))
     outputs = np.asarray(model(params, batch.inputs))
     assert outputs.shape == (15, 5, 3)
     total, count = model.loss(params, Batch(*batch))

@@ -133,8 +133,8 @@ class SequenceModel:
         return read_out(params["readout"], ys)
 
     def losses(
-        self, outputs: Float[Array, "*TB O"], targets: Num[Array, "*TB"]
-    ) -> Float[Array, "*TB"]:
+        self, outputs: Float[Array, "..."], targets: Num[Array, "*TBN"]
+    ) -> Float[Array, "*TBN"]:
         """Return squared errors, or cross-entropies in nats."""
         if self.classes:
             return optax.softmax_cross_entropy_with_integer_labels(outputs, targets)
@@ -169,7 +169,7 @@ class SequenceModel:
         )
 
     def _right(
-        self, outputs: Float[Array, "T *B O"], batch: Batch
+        self, outputs: Float[Array, "..."], batch: Batch
     ) -> tuple[Bool[Array, "T *B"], Bool[Array, "T *B"]]:
         """Return where an answer is right, and where one is scored."""
         scored = batch.counts if batch.answers is None else batch.answers
