@@ -277,6 +277,15 @@ def check_flags(
         hint = "" if axes == "(*B)" else _swap_hint(name, tuple(flags.shape), want)
         if not hint and name == "mask" and tuple(flags.shape) == want[1:]:
             hint = ": make a mask of lengths with jaxrnn.mask_from_lengths(lengths, T)"
+        if (
+            not hint
+            and 2 <= flags.ndim < len(want)
+            and flags.shape == want[: flags.ndim]
+        ):
+            hint = (
+                "; where the last axes of the inputs are features, as those of a "
+                "picture, and no batch axes, the cell says how many with feature_ndim"
+            )
         raise ValueError(
             f"{name} must have shape {axes} = {want}, but its shape is "
             f"{tuple(flags.shape)}{hint}"

@@ -464,3 +464,13 @@ def test_built_in_cells_say_that_they_take_one_array(plain_errors):
     params = drawn_params(layer, D)
     with pytest.raises(TypeError, match=r"residual: xs must be one array"):
         jaxrnn.unroll(layer, params, TREE)
+
+
+def test_a_mask_of_pictures_without_their_axes_counted_names_feature_ndim(plain_errors):
+    """Otherwise the sides of a picture count as batch axes, of which a mask has none."""
+    cell = jaxrnn.GRU(4)
+    params, xs = cell.init(jax.random.key(0), 3), jnp.zeros((5, 2, 6, 6, 3))
+    with pytest.raises(
+        ValueError, match=r"mask must have shape .*\(5, 2\); .*feature_"
+    ):
+        jaxrnn.unroll(cell, params, xs, mask=jnp.ones((5, 2), bool))
