@@ -467,7 +467,7 @@ def test_built_in_cells_say_that_they_take_one_array(plain_errors):
 
 
 def test_a_mask_of_pictures_without_their_axes_counted_names_feature_ndim(plain_errors):
-    """Otherwise the sides of a picture count as batch axes, of which a mask has none."""
+    """Otherwise the sides of a picture count as batch axes; a mask has none of them."""
     cell = jaxrnn.GRU(4)
     params, xs = cell.init(jax.random.key(0), 3), jnp.zeros((5, 2, 6, 6, 3))
     with pytest.raises(
