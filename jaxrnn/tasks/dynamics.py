@@ -32,6 +32,12 @@ from ..diagnostics.state_plots import eigenvalues, state_plane
 from ..diagnostics.style import save, title
 from ..training import InputError
 from .config import check_name, check_options, option
+from .dynamics_starts import (
+    between_attractors,
+    is_real_or_complex,
+    joined,
+    settled,
+)
 from .dynamics_subject import Subject, subject_of
 from .models.own_cell import CellLike
 from .pictures import subject_of as named
@@ -122,7 +128,7 @@ def _studied(
     params, xs, held = jax.tree.map(_double, (subject.params, subject.xs, subject.held))
     try:
         carry = jax.eval_shape(lambda p: layer.initial_carry(p), params)
-        real = [a for a in jax.tree.leaves(carry) if _is_real_or_complex(a)]
+        real = [a for a in jax.tree.leaves(carry) if is_real_or_complex(a)]
         size = size_of(real, 0)
         axes = min(2, size)
         states = project_states(layer, params, xs, axes=axes, mask=subject.mask)
@@ -172,9 +178,20 @@ def _around(
     layer: Any, params: Any, x: Any, starts: Any, states: ProjectedStates, asked: Study
 ) -> Found:
     """Find the fixed points under one held input, and linearize around them."""
-    held = jax.tree.map(lambda a: not _is_real_or_complex(a), starts)
-    points = fixed_points(layer, params, x, starts, held=held)
-    points = points.select((points.converged | points.stationary) & ~points.outlier)
+    held = jax.tree.map(lambda a: not is_real_or_complex(a), starts)
+
+    def search(starts: Any) -> FixedPoints:
+        found = fixed_points(layer, params, x, starts, held=held)
+        return found.select((found.converged | found.stationary) & ~found.outlier)
+
+    # Searches alone may miss what the network itself comes to.
+    starts = joined(starts, settled(layer, params, x, starts))
+    points = search(starts)
+    if len(points):
+        kinds = linearize(layer, params, x, points, held=held, slow=asked.slow).kinds
+        between = between_attractors(points, kinds)
+        if between is not None:  # Saddles stand between attractors.
+            points = search(joined(starts, between))
     flow = None if len(states.axes) < 2 else plane_flow(layer, params, x, states)
     if not len(points):
         raise InputError(
@@ -187,10 +204,6 @@ def _around(
         layer, params, x, points, key=key, steps=STEPS, size=SIZE, held=held
     )
     return Found(points, linear, error, flow)
-
-
-def _is_real_or_complex(a: Any) -> bool:
-    return jnp.issubdtype(a.dtype, jnp.inexact)
 
 
 def _double(a: Any) -> Any:

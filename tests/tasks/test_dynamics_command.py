@@ -5,12 +5,15 @@ import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxrnn
 from jaxrnn.cli import main
+from jaxrnn.diagnostics import fixed_points, project_states
 from jaxrnn.tasks import train
-from jaxrnn.tasks.dynamics import dynamics
+from jaxrnn.tasks.dynamics import Study, _around, dynamics
 from jaxrnn.tasks.dynamics_subject import subject_of
 from jaxrnn.training import InputError, Run
 
@@ -91,3 +94,24 @@ def test_three_bits_are_kept_in_eight_attractors(cell, tmp_path):
     # Neighbors differ in one bit: a cube has twelve edges, not all of which the
     # searches of the command find.
     assert kinds["saddle of index 1"] >= 4
+
+
+@pytest.mark.usefixtures("x64")
+def test_saddles_are_found_between_attractors():
+    """Searches from near the four attractors find these alone; the command finds the
+    four saddles between neighbors and the repeller in the middle, too.
+    """
+    cell, zero = jaxrnn.Elman(2), jnp.zeros(2)
+    params = {
+        "input_kernel": jnp.eye(2),
+        "recurrent_kernel": jnp.array([[1.8, 0.1], [-0.1, 1.6]]),
+        "bias": zero,
+    }
+    starts = jnp.array([[0.8, 0.9], [0.9, -0.8], [-0.9, 0.8], [-0.8, -0.9]])
+    assert len(fixed_points(cell, params, zero, starts)) == 4
+    xs = jax.random.normal(jax.random.key(0), (10, 3, 2))
+    states = project_states(cell, params, xs)
+    found = _around(cell, params, zero, starts, states, Study())
+    assert found.points.converged.all()
+    kinds = sorted(found.linear.kinds)
+    assert kinds == ["attractor"] * 4 + ["repeller"] + ["saddle of index 1"] * 4
