@@ -16,7 +16,7 @@ from ..core.cell import Gate
 from ..core.dtypes import accumulator
 from ..core.exported import register_for_export
 from ..core.types import Carry, Params
-from ..core.validation import check_positive
+from ..core.validation import check_int, check_positive
 from ..initializers import Initializer, Linspace, Normal
 from ..matrix import MatrixMemory, Terms
 from .matrix_base import ProjectedMatrixCell, join_heads
@@ -151,7 +151,8 @@ class MLSTMMixer(ProjectedMatrixCell):
 
     @property
     def looks_back(self) -> int:
-        return self.conv
+        width = "the width of its convolution"
+        return check_int("MLSTMMixer", "conv", self.conv, 2, 2**31 - 1, width)
 
     @property
     def written_values(self) -> int:

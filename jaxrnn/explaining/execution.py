@@ -79,7 +79,7 @@ class ExecutionPath:
         >>> print(path)
         step by step, 32 steps in a chunk, inputs projected before the loop
         >>> print(jaxrnn.ExecutionPath("chunks", steps=64))
-        chunks as matrix products, 64 steps in a chunk
+        chunks of steps, 64 steps in a chunk
     """
 
     kind: str

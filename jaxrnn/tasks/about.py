@@ -227,7 +227,7 @@ ABOUT: dict[str, About] = {
         curve=("mse", "mean squared error"),
     ),
     "integration": About(
-        "the sign of the evidence that the context says matters, summed over time",
+        "the sign of the summed evidence that a context names",
         "",
         ("dynamics RUN", 'predict RUN "color 0.3/-0.2 0.1/-0.4"', _GRADIENTS),
         baselines={

@@ -103,6 +103,17 @@ OF_RESULTS = {
     "truncation_bias",
 }
 
+# What looks at states under one input, which has a test below, and what gives it states
+# of sequences.
+OF_STATES = {
+    "fixed_points",
+    "linear_error",
+    "linearize",
+    "plane_flow",
+    "project_states",
+    "sample_states",
+}
+
 
 def test_the_table_is_whole():
     functions = {
@@ -110,7 +121,7 @@ def test_the_table_is_whole():
         for name, value in vars(diagnostics).items()
         if inspect.isfunction(inspect.unwrap(value)) and not name.startswith("_")
     }
-    assert functions == set(CALLS) | OF_RESULTS
+    assert functions == set(CALLS) | OF_RESULTS | OF_STATES
     for name in CALLS:
         assert "context" in inspect.signature(getattr(diagnostics, name)).parameters
 
@@ -211,3 +222,21 @@ def test_the_bias_of_truncation_hands_the_context_on(x64):
     bias = diagnostics.truncation_bias(tbptt, params, window, [1, T], batch_shape=(B,))
     assert bias.relative_error[0] > 1e-3
     assert bias.relative_error[1] < 1e-12
+
+
+def test_states_stand_still_under_a_context_as_among_the_inputs(x64):
+    params, xs, context = inputs()
+    x, one = xs[0, 0], jax.tree.map(lambda a: a[0], context)
+    starts = jax.random.normal(jax.random.key(0), (6, H))
+    found, among = (
+        diagnostics.fixed_points(cell, params, x, starts, context=given)
+        for cell, x, given in (
+            (InContext(H), x, one),
+            (AmongInputs(H), (x, one), None),
+        )
+    )
+    assert found.converged.any()
+    np.testing.assert_allclose(found.states, among.states, atol=1e-10)
+    linear = diagnostics.linearize(InContext(H), params, x, found, context=one)
+    twin = diagnostics.linearize(AmongInputs(H), params, (x, one), found)
+    np.testing.assert_allclose(linear.jacobian, twin.jacobian, atol=1e-12)
