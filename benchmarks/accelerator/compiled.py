@@ -11,7 +11,6 @@ stand JAX's own `lax.scan` and flax's layers. Compiled, not run.
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -26,8 +25,15 @@ from ..harness.host import where
 from ..harness.options import Parser, command, one_of
 from ..harness.report import content, table, write
 from ..peers.registry import UserLSTM
-from .kernels import device_of, needed
-from .launches import NO_KERNEL, OPERATION, TRIPS, launches
+from .launches import (
+    NO_KERNEL,
+    OPERATION,
+    TRIPS,
+    called,
+    computations_of,
+    launches,
+    on_h100,
+)
 
 T, B, H = 512, 16, 128
 CELLS: dict[str, Callable[[int], Any]] = {
@@ -70,19 +76,12 @@ def entries(name: str) -> Iterator[tuple[str, Forward, Any]]:
 
 def loops(text: str) -> list[dict[str, Any]]:
     """Count one iteration of every loop of a compiled program, from its text."""
-    computations: dict[str, list[str]] = {}
-    lines: list[str] = []
-    for line in text.splitlines():
-        begins = re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line)
-        if begins:
-            lines = computations[begins[1]] = []
-        elif " = " in line:
-            lines.append(line.split(" = ", 1)[1])
+    computations, _ = computations_of(text)
     found = []
     for line in (line for lines in computations.values() for line in lines):
         if re.search(r"\bwhile\(", line):
-            trips, body = TRIPS.search(line), re.search(r"body=%?([\w.\-]+)", line)
-            kinds = [kind_of(each) for each in computations[body[1]]] if body else []
+            trips = TRIPS.search(line)
+            kinds = [kind_of(each) for each in computations[called(line, "body")]]
             found.append(
                 {
                     "trips": int(trips[1]) if trips else None,
@@ -177,18 +176,7 @@ def main(argv: list[str] | None = None) -> int:
         help=f"of {', '.join(CELLS)} (default: all; --quick: Elman)",
     )
     args = parser.parse_args(argv)
-    # The plugin would look for the libraries of a GPU, of which compiling needs none.
-    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
-    jax.config.update("jax_platforms", "cpu")
-    try:
-        device = device_of("H100")
-    except Exception as error:
-        parser.exit(
-            2,
-            f"nothing was compiled: the compiler is not here ({needed('H100')}): "
-            f"{str(error).splitlines()[0]}\n",
-        )
-    at = jax.sharding.SingleDeviceSharding(device)
+    at = on_h100(parser)
     rows = []
     for name in ["Elman"] if args.quick else args.cells:
         for row in measure(name, at):

@@ -55,15 +55,7 @@ def launches(text: str) -> tuple[int, int]:
     Raises:
         ValueError: if the iterations of a loop are not known.
     """
-    computations: dict[str, list[str]] = {}
-    entry, lines = "", []
-    for line in text.splitlines():
-        begins = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line)
-        if begins:
-            lines = computations[begins[2]] = []
-            entry = begins[2] if begins[1] else entry
-        elif " = " in line:
-            lines.append(line.split(" = ", 1)[1])
+    computations, entry = computations_of(text)
 
     @functools.cache
     def count(name: str) -> tuple[int, int]:
@@ -88,6 +80,23 @@ def launches(text: str) -> tuple[int, int]:
         return operation not in NO_KERNEL and not operation.endswith("-done"), 0
 
     return count(entry)
+
+
+def computations_of(text: str) -> tuple[dict[str, list[str]], str]:
+    """Return the operations of each computation of a compiled program, and its entry.
+
+    An operation is what stands behind the name of its result.
+    """
+    computations: dict[str, list[str]] = {}
+    entry, lines = "", []
+    for line in text.splitlines():
+        begins = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line)
+        if begins:
+            lines = computations[begins[2]] = []
+            entry = begins[2] if begins[1] else entry
+        elif " = " in line:
+            lines.append(line.split(" = ", 1)[1])
+    return computations, entry
 
 
 def called(line: str, role: str) -> str:
@@ -143,17 +152,8 @@ def rows_of(rule: str, steps: int, chunks: tuple[int, ...], at: Any) -> list[dic
     return rows
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = Parser("accelerator.launches", __doc__ or "", devices=False)
-    parser.add_argument(
-        "--rules",
-        nargs="+",
-        metavar="RULE",
-        type=one_of(matrix.RULES, "rule"),
-        default=["gdn", "mamba2", "gla"],
-        help=f"of {', '.join(matrix.RULES)} (gdn mamba2 gla)",
-    )
-    args = parser.parse_args(argv)
+def on_h100(parser: Parser) -> Any:
+    """Return the sharding of a described H100, or end where no compiler is."""
     # The plugin would look for the libraries of a GPU, of which compiling needs none.
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     jax.config.update("jax_platforms", "cpu")
@@ -165,7 +165,21 @@ def main(argv: list[str] | None = None) -> int:
             f"nothing was compiled: the compiler is not here ({needed('H100')}): "
             f"{str(error).splitlines()[0]}\n",
         )
-    at = jax.sharding.SingleDeviceSharding(device)
+    return jax.sharding.SingleDeviceSharding(device)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser("accelerator.launches", __doc__ or "", devices=False)
+    parser.add_argument(
+        "--rules",
+        nargs="+",
+        metavar="RULE",
+        type=one_of(matrix.RULES, "rule"),
+        default=["gdn", "mamba2", "gla"],
+        help=f"of {', '.join(matrix.RULES)} (gdn mamba2 gla)",
+    )
+    args = parser.parse_args(argv)
+    at = on_h100(parser)
     steps, chunks = (256, (32,)) if args.quick else (matrix.T, matrix.CHUNKS)
     rows = [row for rule in args.rules for row in rows_of(rule, steps, chunks, at)]
     name = args.out or f"launches_compiled_jax{jax.__version__}"

@@ -21,9 +21,10 @@ import jaxrnn
 from jaxrnn.cells import DiagonalGRU, MinGRU
 
 from ..cpu import matrix
+from ..cpu.linear import difference
 from ..harness import host
 from ..harness.timing import compiled, interleave, statistics
-from .measure import measure_ceilings
+from .measure import measure_ceilings, worded
 
 MARK = "first light> "
 Row = dict[str, Any]
@@ -111,8 +112,7 @@ def errors(cell: Any, B: int, T: int, H: int, dtype: str) -> Iterator[Row]:
             values, slopes = map(relative, found, expected)
             yield row | {"values": values, "gradients": slopes, "reason": ""}
         except Exception as error:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            yield row | {"values": None, "gradients": None, "reason": reason}
+            yield row | {"values": None, "gradients": None, "reason": worded(error)}
 
 
 def relative(found: Any, expected: Any) -> float:
@@ -201,8 +201,7 @@ def newton(quick: bool) -> list[Row]:
                 made[name].run()
             except Exception as error:
                 made.pop(name, None)
-                reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-                rows.append(named | {"entry": name, "reason": reason})
+                rows.append(named | {"entry": name, "reason": worded(error)})
         rows += [
             named | row for row in timed(made, made["Scan()"].run(), 2 if quick else 7)
         ]
@@ -211,10 +210,7 @@ def newton(quick: bool) -> list[Row]:
 
 def timed(made: dict, expected: Any, rounds: int) -> list[Row]:
     """Rows of programs that ran interleaved."""
-    off = {
-        name: relative(each.run(), jax.tree.map(np.asarray, expected))
-        for name, each in made.items()
-    }
+    off = {name: difference(each.run(), expected) for name, each in made.items()}
     runs: dict = {name: each.run for name, each in made.items()}
     return [
         {

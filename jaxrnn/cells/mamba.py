@@ -14,11 +14,11 @@ from jaxtyping import Array, Float
 from ..core.cell import Gate
 from ..core.dtypes import accumulator
 from ..core.types import Carry, Params
-from ..core.validation import check_features, check_int, check_positive
+from ..core.validation import check_features, check_positive
 from ..initializers import Initializer, Normal
 from ..matrix import StateSpaceCell, StateSpaceState
 from .base import BuiltinCell
-from .matrix_base import draw_step_bias
+from .matrix_base import conv_width, draw_step_bias
 from .ops import along, dense
 
 
@@ -103,9 +103,7 @@ class Mamba(BuiltinCell, StateSpaceCell):
         for name in ("rank", "output_size"):
             if vars(self)[name] is not None:
                 check_positive(self, **{name: vars(self)[name]})
-        if self.conv is not None:
-            why = "use conv=None for no convolution"
-            check_int("Mamba", "conv", self.conv, 2, 2**31 - 1, why)
+        conv_width(self, self.conv)
 
     def init(
         self, key: Array, input_size: int, dtype: DTypeLike | None = None
@@ -184,7 +182,7 @@ class Mamba(BuiltinCell, StateSpaceCell):
 
     @property
     def looks_back(self) -> int:
-        return 0 if self.conv is None else self.conv
+        return conv_width(self, self.conv)
 
     def remembered_size(self, params: Params) -> int:
         return self.hidden_size

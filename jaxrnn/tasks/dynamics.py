@@ -187,18 +187,17 @@ def _around(
     # Searches alone may miss what the network itself comes to.
     starts = joined(starts, settled(layer, params, x, starts))
     points = search(starts)
-    if len(points):
-        kinds = linearize(layer, params, x, points, held=held, slow=asked.slow).kinds
-        between = between_attractors(points, kinds)
-        if between is not None:  # Saddles stand between attractors.
-            points = search(joined(starts, between))
-    flow = None if len(states.axes) < 2 else plane_flow(layer, params, x, states)
     if not len(points):
         raise InputError(
             "no search came to a fixed point or a slow point: try more --starts, or "
             "another --noise"
         )
     linear = linearize(layer, params, x, points, held=held, slow=asked.slow)
+    between = between_attractors(points, linear.kinds)
+    if between is not None:  # Saddles stand between attractors.
+        points = search(joined(starts, between))
+        linear = linearize(layer, params, x, points, held=held, slow=asked.slow)
+    flow = None if len(states.axes) < 2 else plane_flow(layer, params, x, states)
     key = jax.random.key(asked.seed)
     error = linear_error(
         layer, params, x, points, key=key, steps=STEPS, size=SIZE, held=held
