@@ -107,10 +107,12 @@ def flax_layer(case: Case) -> tuple[Forward, Any]:
     import flax.linen as nn
 
     kind = getattr(nn, FLAX[case.cell])
-    cell = kind(case.units, dtype=case.dtype, param_dtype=jnp.dtype(case.dtype))
-    layer = nn.RNN(cell, time_major=True)
-    params = jax.eval_shape(layer.init, jax.random.key(0), case.inputs)
-    return layer.apply, params
+    # Its initializer makes params of float32 only; carries have param_dtype.
+    whole = nn.RNN(kind(case.units), time_major=True)
+    params = jax.eval_shape(whole.init, jax.random.key(0), case.inputs)
+    dtype = jnp.dtype(case.dtype)
+    layer = nn.RNN(kind(case.units, dtype=dtype, param_dtype=dtype), time_major=True)
+    return layer.apply, cast(params, case.dtype)
 
 
 def cast(params: Any, dtype: str) -> Any:

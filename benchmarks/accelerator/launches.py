@@ -26,6 +26,7 @@ from ..harness.host import where
 from ..harness.options import Parser, command, one_of
 from ..harness.report import content, table, write
 
+
 def measure(rule: str, entry: str, run: Callable, steps: int, at: Any) -> dict:
     """Compile the gradient of a rule for the described device, and count."""
     jax.clear_caches()

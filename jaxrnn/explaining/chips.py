@@ -8,6 +8,7 @@ of the GPUs are NVIDIA's published ones.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -54,10 +55,8 @@ CHIPS = (*_GPUS, *_TPUS)
 # The chip that stands for a platform where none is named.
 CHIP_OF_PLATFORM = {"gpu": "H100", "tpu": "v5e"}
 # Read when a plugin starts. Compiling needs no library of a GPU and no TPU's host.
-_VARIABLES = {
-    "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
-    "TPU_SKIP_MDS_QUERY": "1",
-}
+_SKIP = "JAX_SKIP_CUDA_CONSTRAINTS_CHECK"
+_VARIABLES = {_SKIP: "1", "TPU_SKIP_MDS_QUERY": "1"}
 
 
 def platform_of(chip: str) -> str:
@@ -97,7 +96,7 @@ def place_on(chip: str) -> SingleDeviceSharding:
     except Exception as error:
         lines = str(error).splitlines() or [type(error).__name__]
         raise MissingCompilerError(
-            f"the compiler for {chip} is not installed ({needed(chip)}): {lines[0]}"
+            f"no compiler for {chip} was found ({needed(chip)}): {lines[0]}"
         ) from error
     return SingleDeviceSharding(found.devices[0])
 
@@ -111,6 +110,11 @@ def needed(chip: str) -> str:
     version = jax.__version__
     if platform_of(chip) == "tpu":
         return "pip install 'jaxrnn[compilers]', or libtpu alone"
+    if importlib.util.find_spec("jax_cuda13_plugin") is not None:
+        return (
+            f"it is, but did not start: where a GPU's libraries are missing, "
+            f"{_SKIP}=1 must be in the environment before jax starts"
+        )
     return (
         f"jax 0.11 or newer and pip install 'jaxrnn[compilers]', or jax-cuda13-plugin"
         f"=={version}, jax-cuda13-pjrt=={version} and nvidia-cuda-nvcc alone"

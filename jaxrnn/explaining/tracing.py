@@ -8,7 +8,7 @@ platform by the functions that resolve it when it runs.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -37,6 +37,11 @@ from ..unrolling import (
     unroll_validated,
     validate,
 )
+from .compiled_cost import (
+    chips_to_compile_for,
+    cost_on,
+    platform_to_compile_for,
+)
 from .execution import (
     PLATFORMS,
     ExecutionPath,
@@ -61,6 +66,7 @@ def explain(
     key: Any = None,
     context: Context = None,
     return_carries: bool = False,
+    compile: bool | Sequence[str] = False,
 ) -> Explanation:
     """Explain which engine `unroll` uses for each cell and platform, and why.
 
@@ -73,6 +79,12 @@ def explain(
     Args:
         cell, params, xs, carry, engine, mask, resets, reverse: as for `unroll`.
         key, context, return_carries: as for `unroll`.
+        compile: whether to compile each cell's run and its gradient, too, and say how
+            many kernels they launch, which bytes they move, which temporaries they
+            keep, and, for TPUs, how many cycles libtpu expects. True stands for this
+            machine's CPU, an H100 and a TPU v5e; a list names chips: "cpu", "H100",
+            "A100", "v4", "v5e", "v5p", "v6e". No chip is needed, only its compiler:
+            ``pip install 'jaxrnn[compilers]'``. Where that is missing, the row says so.
 
     Returns:
         An `Explanation`, which prints as a table. It has one row per cell and platform
@@ -80,7 +92,8 @@ def explain(
         that it runs, or the error that it raises (``row.error``).
 
     Raises:
-        TypeError, ValueError: for inputs that `unroll` refuses with every engine.
+        TypeError, ValueError: for inputs that `unroll` refuses with every engine, and
+            for a chip whose name is not known.
 
     Example:
         >>> import jax, jaxrnn
@@ -91,6 +104,7 @@ def explain(
         >>> row.platform, row.engine, row.forward.kind
         ('cpu', 'Scan()', 'loop')
     """
+    chips = chips_to_compile_for(compile)
     params = weaken_scalars(params)
     seen: list[_Seen] = []
     traced: dict[Any, _Traced] = {}
@@ -111,7 +125,8 @@ def explain(
             unroll_validated(cell, params, xs, carry, spec)
 
     jax.eval_shape(shapes, params, xs, carry, (mask, resets, key, context))
-    rows = {run.traced.number: _rows(run.traced) for run in seen}
+    distinct = {run.traced.number: run.traced for run in seen}
+    rows = {number: _rows(found, chips) for number, found in distinct.items()}
     title = f"{brief(cell)} over xs {_shapes(xs)}, jax {jax.__version__}"
     asked = "the default engine" if engine is None else f"engine={brief(engine)}"
     placed_rows = [
@@ -357,13 +372,20 @@ def _or_error(function: Callable, leaves: list) -> Any:
     return core.ClosedJaxpr(jaxpr, closed.consts)
 
 
-def _rows(traced: _Traced) -> list[Row]:
+def _rows(traced: _Traced, chips: Sequence[str]) -> list[Row]:
     """Return the rows of a run, one for each platform."""
-    return [_row(traced, platform) for platform in PLATFORMS]
+    return [
+        _row(
+            traced,
+            platform,
+            [chip for chip in chips if platform_to_compile_for(chip) == platform],
+        )
+        for platform in PLATFORMS
+    ]
 
 
-def _row(traced: _Traced, platform: str) -> Row:
-    """Return the row of a run on one platform."""
+def _row(traced: _Traced, platform: str, chips: Sequence[str]) -> Row:
+    """Return the row of a run on one platform, compiled for some of its chips."""
     forward = _path(traced, traced.forward, "forward", platform)
     recording, backward = (
         _path(traced, traced.gradient, direction, platform)
@@ -390,6 +412,11 @@ def _row(traced: _Traced, platform: str) -> Row:
         backward,
         kernel,
         traced.why,
+        compiled=tuple(
+            cost_on(program, chip)
+            for chip in chips
+            for program in (traced.forward, traced.gradient)
+        ),
     )
 
 
