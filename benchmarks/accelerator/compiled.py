@@ -1,5 +1,5 @@
 """What one step costs where no chip is at hand: ``python -m
-benchmarks.accelerator.compiled [--chips H100 v5e ...] [--cells LSTM GRU ...] [--quick]``.
+benchmarks.accelerator.compiled [--chips H100 v5e ...] [--cells LSTM ...] [--quick]``.
 
 Layers (T 512, B 16, as many features as units) are compiled for accelerators that are
 described to their makers' compilers: without a gradient, and with it, where the first
@@ -15,6 +15,7 @@ not run.
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -30,6 +31,7 @@ from jaxrnn.explaining.compiled_program import CompiledProgram, Loop, temporarie
 from ..harness.host import where
 from ..harness.options import Parser, Shape, command, one_of
 from ..harness.report import content, table, write
+from ..harness.save_run import RESULTS
 from ..harness.workload import CELLS as CLASSICAL
 from ..harness.workload import Work
 from ..peers.adapters import SkipEntryError
@@ -218,6 +220,11 @@ def parser() -> Parser:
     found.add_argument(
         "--units", nargs="+", type=int, default=[128], help="units of a layer (128)"
     )
+    found.add_argument(
+        "--add",
+        action="store_true",
+        help="keep the rows of the result file that are not compiled again",
+    )
     return found
 
 
@@ -243,15 +250,45 @@ def main(argv: list[str] | None = None) -> int:
                 reason = str(error).splitlines()[0]
                 left_out.append(dataclasses.asdict(case) | {"reason": reason})
                 print(f"left out: {case}: {reason}", flush=True)
+    name = args.out or f"steps_compiled_jax{jax.__version__}"
+    if args.add:
+        rows, left_out = added(name, rows, left_out)
     result = content(
         "compiled", command("accelerator.compiled", argv), rows=rows, left_out=left_out
     )
-    name = args.out or f"steps_compiled_jax{jax.__version__}"
     if args.quick and args.out is None:
         print(markdown(result))
         return 0
     write(name, result, markdown(result), None)
     return 0
+
+
+def added(name: str, rows: list[dict], left_out: list[dict]) -> tuple[list, list]:
+    """Return the rows of the result file and new ones, in the order of the options."""
+    before = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+    new = {_case(row) for row in (*rows, *left_out)}
+
+    def joined(kind: str, more: list[dict]) -> list[dict]:
+        kept = [row for row in before[kind] if _case(row) not in new]
+        return sorted((*kept, *more), key=_place)
+
+    return joined("rows", rows), joined("left_out", left_out)
+
+
+def _case(row: dict[str, Any]) -> tuple:
+    return tuple(row[field.name] for field in dataclasses.fields(Case))
+
+
+def _place(row: dict[str, Any]) -> tuple:
+    """Return where a row stands in the table."""
+    entries = (*ENGINES, "flax", *PEERS)
+    return (
+        CHIPS.index(row["chip"]),
+        list(CELLS).index(row["cell"]),
+        row["units"],
+        DTYPES.index(row["dtype"]),
+        entries.index(row["entry"]),
+    )
 
 
 def told(row: dict[str, Any]) -> str:
