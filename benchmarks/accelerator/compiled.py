@@ -108,13 +108,21 @@ def flax_layer(case: Case) -> tuple[Forward, Any]:
     """Return flax's layer in the case's dtype."""
     import flax.linen as nn
 
-    kind = getattr(nn, FLAX[case.cell])
-    # Its initializer makes params of float32 only; carries have param_dtype.
-    whole = nn.RNN(kind(case.units), time_major=True)
-    params = jax.eval_shape(whole.init, jax.random.key(0), case.inputs)
-    dtype = jnp.dtype(case.dtype)
-    layer = nn.RNN(kind(case.units, dtype=dtype, param_dtype=dtype), time_major=True)
-    return layer.apply, cast(params, case.dtype)
+    cell = getattr(nn, FLAX[case.cell])(case.units, dtype=jnp.dtype(case.dtype))
+    layer = nn.RNN(cell, time_major=True)
+    # Its initializers make float32 only, as does its first carry.
+    key, x = jax.random.key(0), jax.ShapeDtypeStruct((B, case.units), "float32")
+    carry = jax.eval_shape(lambda: cell.initialize_carry(key, x.shape))
+    plain = nn.RNN(getattr(nn, FLAX[case.cell])(case.units), time_major=True)
+    params = jax.eval_shape(
+        plain.init, key, jax.ShapeDtypeStruct(case.inputs.shape, "float32")
+    )
+
+    def forward(params, xs):
+        first = jax.tree.map(lambda a: jnp.zeros(a.shape, case.dtype), carry)
+        return layer.apply(params, xs, initial_carry=first)
+
+    return forward, cast(params, case.dtype)
 
 
 def cast(params: Any, dtype: str) -> Any:
