@@ -23,6 +23,7 @@ from benchmarks.peers.registry import ENTRIES, engine_named, prepare_entries
 from benchmarks.tasks import baselines, recall
 from jaxrnn.tasks.data.images import Captioned
 from jaxrnn.tasks.data.tables import Tagged
+from jaxrnn.tasks.runner import TASKS
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")  # peers rely on promotion
 PEERS = {
@@ -534,9 +535,9 @@ def test_recall_trains_and_keeps_earlier_rows(tmp_path, monkeypatch):
 
 def test_the_entries_of_recall_are_options_of_their_tasks():
     for entry in recall.ENTRIES.values():
-        options = recall.TASKS[entry.task].Options(cell=entry.cell(), **entry.options)
+        options = TASKS[entry.task].Options(cell=entry.cell(), **entry.options)
         judged = dataclasses.replace(options, **entry.judged)
-        problem = recall.TASKS[entry.task].problem(judged)
+        problem = TASKS[entry.task].problem(judged)
         names = {problem.score, *(f"accuracy_{n}" for n in problem.other_lengths)}
         assert entry.score in names
 
