@@ -69,15 +69,16 @@ def measure(fact: Fact, quick: bool) -> dict[str, Any]:
     return outcome(fact, found, quick)
 
 
-def result_of(
-    argv: list[str] | None, kept: dict[str, dict[str, Any]]
-) -> dict[str, Any]:
-    """Return everything as the content of the JSON file."""
+def result_of(kept: dict[str, Any], quick: bool) -> dict[str, Any]:
+    """Return everything as the content of the JSON file.
+
+    Its command is the one that makes all of it, not that which ran the last fact.
+    """
     facts = [kept.get(name) or not_run(fact) for name, fact in FACTS.items()]
     judged = [
         {"fact": each["fact"], **bound} for each in facts for bound in each["judged"]
     ]
-    line = command("facts", argv)
+    line = command("facts", ["--quick"] * quick)
     return content("facts", line, facts=facts, judged=judged)
 
 
@@ -192,7 +193,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         kept[fact.name] = measure(fact, args.quick)
         print(f"  {kept[fact.name]['verdict']}", file=sys.stderr, flush=True)
-        result = result_of(argv, kept)
+        result = result_of(kept, args.quick)
         write(name, result, markdown(result), None)
     if not todo:
         print(f"all of it is done: {path} (--again NAME runs one once more)")

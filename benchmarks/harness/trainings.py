@@ -36,6 +36,7 @@ class Entry(NamedTuple):
         judged: options of the task by which it is scored, where they differ.
         solved: the accuracy at which training ends, or the squared error of a task
             whose targets are numbers; None where all updates are made.
+        further: lengths at which it is scored in the end, besides those of the task.
     """
 
     task: str
@@ -46,6 +47,7 @@ class Entry(NamedTuple):
     goal: tuple[str, float]
     judged: dict[str, Any] = {}
     solved: float | None = SOLVED
+    further: tuple[int, ...] = ()
 
 
 def measure(
@@ -100,6 +102,10 @@ def measure(
         state.params,
         functools.partial(held_out_batches, problem, seed),
     )
+    for length in entry.further:
+        batches = held_out_batches(problem, seed, length)
+        longer = scores_at(problem, model, state.params, batches)
+        scores[f"{problem.score}_{length}"] = longer[problem.score]
     sign, bound = entry.goal
     value = scores[entry.score]
     return {
