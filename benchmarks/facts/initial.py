@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-import jaxrnn
-from jaxrnn.diagnostics import fit_decay, lyapunov_spectrum
-from jaxrnn.initializers import Normal
+from jaxrnn.diagnostics import fit_decay
 from jaxrnn.tasks.models.cell_registry import make_cell
 from jaxrnn.tasks.probe import as_json, lags_of
 
 from ..gradients.decay_initial import draw_all, fit_range, probe_of
-from .fact import Bound, Fact, Row, largest, least, median, of
+from .fact import Bound, Fact, Row, largest, least, median
 
 HIDDEN, BATCH = 64, 32
 STEPS = 200
@@ -147,122 +143,4 @@ CHRONO = Fact(
     tuple(range(5)),
     1,
     chrono,
-)
-
-
-# ------------------------------------------------------------------------------ chaos
-UNITS, RUN, WARMUP = 512, 3000, 1000
-GAINS = (0.5, 0.7, 0.9, 1.0, 1.1, 1.2, 1.5, 2.0)
-DRIVEN, NOISE = 1.2, 1.0  # a gain beyond the edge, and the size of a random input
-
-
-def chaos(seeds: tuple[int, ...], quick: bool) -> list[Row]:
-    """The leading exponent of random tanh networks, alone and under noise."""
-    size, steps, warmup = (16, 60, 20) if quick else (UNITS, RUN, WARMUP)
-    cell = jaxrnn.Elman(size, recurrent_init=Normal(1.0))
-
-    @jax.jit
-    def exponent(params: Any, xs: Any, start: Any, key: Any) -> Any:
-        found = lyapunov_spectrum(
-            cell, params, xs, start, key=key, count=1, warmup=warmup
-        )
-        return found.exponents[0]
-
-    rows = []
-    for seed in seeds:
-        k_cell, k_start, k_basis, k_noise = jax.random.split(jax.random.key(seed), 4)
-        params = cell.init(k_cell, size)
-        params["input_kernel"] = jnp.eye(size)  # a noise of its own for each unit
-        start = jax.random.normal(k_start, (size,))
-        noise = NOISE * jax.random.normal(k_noise, (steps, size))
-        silence = jnp.zeros_like(noise)
-        for gain, xs in (*((g, silence) for g in GAINS), (DRIVEN, noise)):
-            scaled = params | {"recurrent_kernel": gain * params["recurrent_kernel"]}
-            rows.append(
-                {
-                    "gain": gain,
-                    "noise": 0.0 if xs is silence else NOISE,
-                    "seed": seed,
-                    "exponent": float(exponent(scaled, xs, start, k_basis)),
-                    "mean_field": mean_field_exponent(gain),
-                }
-            )
-    return rows
-
-
-def mean_field_exponent(gain: float) -> float:
-    """The leading exponent of infinitely many units without input.
-
-    The variance q of what a unit receives solves ``q = g^2 E[tanh(sqrt(q) z)^2]`` for
-    a standard normal z, and a small difference of two states grows by the factor
-    ``g^2 E[tanh'(sqrt(q) z)^2]`` a step in its square (Molgedey et al. 1992).
-    """
-    z, weights = np.polynomial.hermite_e.hermegauss(101)
-    weights = weights / weights.sum()
-    q = 1.0
-    for _ in range(20_000):
-        q = gain**2 * float(weights @ np.tanh(math.sqrt(q) * z) ** 2)
-    slope = 1 - np.tanh(math.sqrt(q) * z) ** 2
-    return 0.5 * math.log(gain**2 * float(weights @ slope**2))
-
-
-def crossing(rows: list[Row]) -> float | None:
-    """The gain at which the mean exponent without input crosses zero."""
-    alone = of(rows, noise=0.0)
-    gains = sorted({row["gain"] for row in alone})
-    means = [np.mean([r["exponent"] for r in of(alone, gain=g)]) for g in gains]
-    for i in range(len(gains) - 1):
-        if means[i] <= 0 < means[i + 1]:
-            share = -means[i] / (means[i + 1] - means[i])
-            return float(gains[i] + share * (gains[i + 1] - gains[i]))
-    return None
-
-
-def off_mean_field(rows: list[Row]) -> float | None:
-    """The largest distance of a mean exponent from mean field, off the edge."""
-    off = [
-        abs(np.mean([r["exponent"] for r in of(rows, noise=0.0, gain=g)]) - expected)
-        for g in (0.5, 0.7, 1.5, 2.0)
-        for expected in {r["mean_field"] for r in of(rows, noise=0.0, gain=g)}
-    ]
-    return float(max(off)) if off else None
-
-
-CHAOS = Fact(
-    "chaos",
-    "A random tanh network without input is chaotic from gain 1 on, with the exponent "
-    "that mean-field theory gives; noise moves the edge of chaos to larger gains.",
-    "Sompolinsky, Crisanti & Sommers (1988); Molgedey, Schuchhardt & Schuster (1992)",
-    f"Elman networks of {UNITS} units, leading Lyapunov exponent over "
-    f"{RUN - WARMUP} steps, gains {', '.join(f'{g:g}' for g in GAINS)}; noise of size "
-    f"{NOISE:g} on each unit at gain {DRIVEN:g}",
-    (
-        Bound(
-            "gain at which the mean exponent crosses zero",
-            ">=",
-            0.9,
-            crossing,
-            "1, and 10 % for a finite network",
-        ),
-        Bound("the same", "<=", 1.1, crossing, "the same"),
-        Bound(
-            "distance of the exponent from mean field at gains 0.5, 0.7, 1.5 and 2 "
-            "(nats a step), the largest",
-            "<=",
-            0.05,
-            off_mean_field,
-            "finite networks differ from the limit by about one over the square root "
-            "of their size, 0.044",
-        ),
-        Bound(
-            "exponent at gain 1.2 under noise, the largest of all seeds",
-            "<=",
-            0,
-            lambda rows: largest(rows, "exponent", noise=NOISE),
-            "not chaotic",
-        ),
-    ),
-    tuple(range(3)),
-    1,
-    chaos,
 )

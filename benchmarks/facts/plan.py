@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from .attractors import FLIP_FLOP
+from .chaos import CHAOS
 from .exact import ITERATIONS, UNBIASED
 from .fact import Fact
-from .initial import CHAOS, CHRONO, VANISHING
+from .initial import CHRONO, VANISHING
 from .learned import (
     ADDING_200,
     ADDING_400,
