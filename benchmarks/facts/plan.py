@@ -11,6 +11,7 @@ from .learned import (
     ADDING_200,
     ADDING_400,
     COPY,
+    DIGITS,
     IRNN,
     PARITY_DELTA,
     PARITY_DIAGONAL,
@@ -35,5 +36,6 @@ ALL = (
     COPY,
     ADDING_200,
     ADDING_400,
+    DIGITS,
 )
 FACTS: dict[str, Fact] = {fact.name: fact for fact in ALL}
