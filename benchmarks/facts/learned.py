@@ -409,7 +409,7 @@ DIGITS = Fact(
         ),
         at_least("lru", 0.8, "far above the largest class, 0.1"),
     ),
-    (0, 1, 2),
-    15,
+    (0, 1),
+    12,
     trained(DIGITS_ENTRIES, pool=14),
 )
