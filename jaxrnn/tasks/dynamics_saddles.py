@@ -13,6 +13,7 @@ from ..diagnostics import FixedPoints, Linearization
 from .dynamics_starts import is_real_or_complex, settled
 
 AWAY = 1e-3  # how far from the saddle both ways begin
+LONG = 5000  # steps: a saddle may be left, and an attractor reached, slowly
 ARRIVED = 1e-2  # the largest distance from an attractor at which a way ends there
 
 Ends = tuple[int | None, int | None]
@@ -47,7 +48,7 @@ def ends_of_saddles(
         np.concatenate([vectors - out, vectors + out]),
         jax.tree.map(lambda a: np.concatenate([a[saddles]] * 2), points.states),
     )
-    ends = settled(layer, params, x, starts, 2 * len(saddles))
+    ends = settled(layer, params, x, starts, 2 * len(saddles), LONG)
     where = np.asarray(features(_free(ends), 1))
     gaps = np.linalg.norm(where[:, None] - linear.vectors[attractors], axis=-1)
     near = [
