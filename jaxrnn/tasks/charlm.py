@@ -137,8 +137,8 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
     k1, _ = options.truncation
     texts = Texts.read(options.data, least_text(options.batch, k1), options.min_count)
     config = {"vocabulary": texts.vocabulary.characters, "text": texts.digest()}
+    streams = Streams(texts.train, options.batch, k1, options.seed)
     functions, params = build(options, config)
-    streams = Streams(texts.train, options.batch, options.truncation[0], options.seed)
     tbptt = functions.tbptt(*options.truncation)
     optimizer = named_optimizer(
         options.optimizer, clip=options.clip, weight_decay=options.weight_decay

@@ -8,8 +8,9 @@ import threading
 import time
 from collections.abc import Iterator
 
-FIRST = 1.5  # seconds of silence before the first line
-NEXT = (4.0, 10.0)  # and between the next ones; the last is repeated
+FIRST = 1.5  # seconds of silence before the first line of the outermost work
+LEAST = 0.3  # and before the first line of any
+NEXT = (4.0, 10.0, 30.0)  # and between the next ones; the last is repeated
 
 
 class Work:
@@ -62,23 +63,25 @@ def announced(what: str, total: float | None = None, unit: str = "") -> Iterator
         >>> work.line()
         'counting: 100% of 3 rows, 0 s'
     """
-    work, is_over = Work(what, total, unit), threading.Event()
+    work, is_over, is_done = Work(what, total, unit), threading.Event(), False
     speaker = threading.Thread(target=_speak, args=(work, is_over), daemon=True)
     _DOING.append(work)
     speaker.start()
     try:
         yield work
+        is_done = True
     finally:
         is_over.set()
         speaker.join()
         _DOING.remove(work)
-        if work.is_shown:
+        if is_done and work.is_shown:  # what goes wrong is said elsewhere
             _say(work)
 
 
 def _speak(work: Work, is_over: threading.Event) -> None:
     """Print lines until the work is over."""
-    waits = [FIRST, *NEXT]
+    quiet = time.monotonic() - _DOING[0].began if _DOING else 0.0
+    waits = [max(FIRST - quiet, LEAST), *NEXT]
     while not is_over.wait(waits.pop(0) if len(waits) > 1 else waits[0]):
         if _DOING and _DOING[-1] is work:
             work.is_shown = True

@@ -163,9 +163,9 @@ class Vocabulary:
         )
         return table[codes]
 
-    def decode(self, numbers: np.ndarray) -> str:
+    def decode(self, numbers: np.ndarray | Tokens) -> str:
         """Convert numbers to a text."""
-        return "".join(self.characters[int(n)] for n in numbers)
+        return "".join(self.characters[int(n)] for n in np.asarray(numbers))
 
 
 def least_text(batch: int, window: int) -> int:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Integer
 
 from ...training import InputError
 from ...training.announced import announced
@@ -50,7 +50,7 @@ class CodedText:
         is_mapped: whether ``codes`` are mapped from a file.
     """
 
-    codes: Int[np.ndarray, " N"]
+    codes: Integer[np.ndarray, " N"]
     characters: str
     counts: Int[np.ndarray, " K"]
     digest: str
@@ -152,9 +152,9 @@ def _mapped(folder: pathlib.Path, key: str) -> CodedText | None:
             return None
         codes = np.memmap(tokens, dtype, "r").view(np.ndarray)
         counts = np.array(about["counts"], np.int64)
-        return CodedText(codes, about["characters"], counts, key, is_mapped=True)
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    return CodedText(codes, about["characters"], counts, key, is_mapped=True)
 
 
 def _make(path: pathlib.Path, folder: pathlib.Path, key: str) -> None:

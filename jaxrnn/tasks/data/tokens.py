@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Integer
 
 PART = 1 << 22  # the number of tokens that are looked at together
 
@@ -31,7 +31,7 @@ class Tokens:
         (3, [5, 6], [[7, 6]])
     """
 
-    codes: Int[np.ndarray, " N"]
+    codes: Integer[np.ndarray, " N"]
     table: Int[np.ndarray, " K"]
 
     def __len__(self) -> int:
@@ -66,7 +66,7 @@ class Tokens:
             digest.update(part.data)
 
 
-def count_codes(codes: Int[np.ndarray, " N"], size: int) -> Int[np.ndarray, " K"]:
+def count_codes(codes: Integer[np.ndarray, " N"], size: int) -> Int[np.ndarray, " K"]:
     """Return how often each number below ``size`` occurs."""
     counts = np.zeros(size, np.int64)
     for begin in range(0, len(codes), PART):

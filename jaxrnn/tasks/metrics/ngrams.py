@@ -41,7 +41,7 @@ def ngram_baselines(
         >>> round(ngram_baselines(text, text, 2)["unigram_bits_per_char"], 3)
         1.0
     """
-    with announced("counting pairs of characters", len(train), "") as work:
+    with announced("counting pairs", len(train), "characters") as work:
         single, pairs = np.zeros(size, np.int64), _Pairs(size)
         for part in _parts(train):
             single += np.bincount(part[:-1], minlength=size)
