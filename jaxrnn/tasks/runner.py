@@ -16,6 +16,7 @@ from ..core.cell import Cell
 from ..core.layer import Layer
 from ..core.records import fields_of
 from ..training import Budget, Checkpoints, Experiment, InputError, Run, fit
+from ..training.announced import announced
 from ..training.devices import choose_devices, host_cores
 from ..training.fit import check_patience
 from ..training.hooks import Hook
@@ -190,7 +191,8 @@ def _continued(
         task_options = _resolve_devices(task_options)
     except InputError as error:
         raise InputError(f"{run.path} was started with {error}") from None
-    experiment, extra_config = declared.prepare(task_options)
+    with announced("preparing the data"):
+        experiment, extra_config = declared.prepare(task_options)
     _check_unchanged(run, extra_config, run.config)
     return _Begun(experiment, task_options, run_budget)
 
@@ -204,7 +206,8 @@ def _begun(
         declared.Options(**{**(declared.Options.QUICK if quick else {}), **options})
     )
     run_budget = _budget(declared.BUDGET, budget, quick)
-    experiment, extra_config = declared.prepare(task_options)
+    with announced("preparing the data"):
+        experiment, extra_config = declared.prepare(task_options)
     check_patience(experiment, run_budget)
     config = {
         "task": task,
@@ -422,10 +425,13 @@ RENAMED_OPTIONS = {"window": "tbptt", "horizon": "k2", "truncate": "tbptt"}
 
 def _stored(run: Run, kind: Any, name: str) -> Any:
     """Read a dataclass from a run's config, where tuples are stored as lists."""
-    known = {field.name for field in dataclasses.fields(kind)}
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    older = {name: field.metadata.get("before") for name, field in fields.items()}
+    known = fields.keys()
     try:
         return kind(
-            **{
+            **{k: v for k, v in older.items() if v is not None}
+            | {
                 k if k in known else RENAMED_OPTIONS.get(k, k): tuple(v)
                 if isinstance(v, list)
                 else v
