@@ -176,7 +176,20 @@ def _initialize(arguments: argparse.Namespace, named: dict[str, Any]) -> None:
         raise InputError(
             f"the processes cannot be connected through {address}: {_one_line(error)}"
         ) from None
+    _move_foreign_words()
     watch.begin(heartbeat)
+
+
+def _move_foreign_words() -> None:
+    """Let what XLA's libraries print go to standard error, and Python's words stay.
+
+    Gloo, which connects CPUs, says so on standard output, where results stand.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        own = os.fdopen(os.dup(sys.stdout.fileno()), "w", errors="replace")
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        sys.stdout = own
 
 
 @contextlib.contextmanager
