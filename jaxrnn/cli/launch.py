@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import sys
 import threading
 import traceback
@@ -28,6 +29,11 @@ HEARTBEAT_SECONDS = 60
 MARGIN_SECONDS = 60
 # A process that has finished waits this long for the first one, which writes a report.
 LAST_SECONDS = 3600
+# How errors of XLA begin, which may be the first that one hears of a lost process.
+STATUS = re.compile(
+    "(ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION|INTERNAL|UNAVAILABLE"
+    "|UNKNOWN): "
+)
 
 # Variables that hold the number of processes that a launcher has started.
 LAUNCHERS = {
@@ -92,6 +98,10 @@ def guarded(command: Callable[[], int]) -> int:
         reason = unwritable(error)
         if reason is not None:
             _fail(f"a file could not be written: {reason}", 2)
+        if STATUS.match(str(error)):
+            # Where the devices' connection to a lost process is closed, this one hears
+            # of it before the thread does that knows which process it is.
+            watch.wait_for_loss()
         traceback.print_exc()
         watch.fail(f"{type(error).__name__}: {_one_line(error)}", 1)
     watch.end()
@@ -177,7 +187,7 @@ def _initialize(arguments: argparse.Namespace, named: dict[str, Any]) -> None:
             f"the processes cannot be connected through {address}: {_one_line(error)}"
         ) from None
     _move_foreign_words()
-    watch.begin(heartbeat)
+    watch.begin(watch.SHARE * heartbeat)
 
 
 def _move_foreign_words() -> None:

@@ -23,16 +23,22 @@ INTERVAL = 1.0  # seconds between two signs of life
 SHARE = 0.75  # of the heartbeat time, so that this comes before JAX's own end
 ALIVE, FAILED = "jaxrnn/alive/", "jaxrnn/failed/"
 _ending = threading.Lock()  # whoever has it ends the process
+_limits: list[float] = []  # that of the thread, when it has begun
 
 
-def begin(heartbeat: float) -> None:
+def begin(limit: float) -> None:
     """Begin to watch the other processes.
 
     Args:
-        heartbeat: the seconds of silence after which JAX counts a process as lost.
+        limit: the seconds of silence after which a process is lost.
     """
-    thread = threading.Thread(target=_watch, args=(SHARE * heartbeat,), daemon=True)
-    thread.start()
+    _limits.append(limit)
+    threading.Thread(target=_watch, args=(limit,), daemon=True).start()
+
+
+def wait_for_loss() -> None:
+    """Wait until it is known whether a process was lost, which ends this one."""
+    time.sleep(max(_limits) + 2 * INTERVAL)
 
 
 def end() -> None:

@@ -136,7 +136,7 @@ def test_a_killed_run_ends_with_the_bytes_of_one_left_alone(tmp_path, words, see
     expected = (tmp_path / "alone/metrics.jsonl").read_bytes()
     assert (run / "metrics.jsonl").read_bytes() == expected
     # Two devices of one process are the same program.
-    single(tmp_path / "devices", *words, devices=2)
+    single(tmp_path / "devices", *words, "--devices", "2", devices=2)
     assert (tmp_path / "devices/metrics.jsonl").read_bytes() == expected
 
 
@@ -187,8 +187,9 @@ def test_when_one_process_is_killed_the_other_ends(tmp_path, words, lost):
     if lost == 1:
         assert status == 3
         assert "process 1 was lost: it has given no sign of life" in err
-    with Processes(command(run, "--resume")) as both:
-        wait_for(lambda: (run / "processes.json").exists(), both)
+    before = (run / "metrics.jsonl").stat().st_ino
+    with Processes(command(run, "--resume")) as both:  # which writes the records anew
+        wait_for(lambda: (run / "metrics.jsonl").stat().st_ino != before, both)
         both.all[1].send_signal(signal.SIGTERM)
         out = both.ends()[0][1]
     host = os.uname().nodename
@@ -198,12 +199,12 @@ def test_when_one_process_is_killed_the_other_ends(tmp_path, words, lost):
 
 
 CLOCKS = """
-import sys, time
+import importlib, sys, time
 process = int(sys.argv[sys.argv.index("--process") + 1])
 real, begin = time.monotonic, time.monotonic()
 speed = [1, 5][process]
 time.monotonic = lambda: begin + speed * (real() - begin)
-from jaxrnn.training import fit
+fit = importlib.import_module("jaxrnn.training.fit")
 inner = fit._Loop.one_step
 def one_step(self, share):
     print("share", share, file=sys.stderr)
