@@ -26,8 +26,9 @@ from ..tasks.run_report import report as write_report
 from ..tasks.runner import TASKS
 from ..tasks.series.forecaster import TrainedForecaster
 from ..tasks.series.labels import TrainedLabeler
-from ..training import Budget, InputError
+from ..training import Budget, InputError, processes
 from ..training.devices import host_cores
+from . import launch
 
 INTERRUPTED = 130  # as a shell says of a program that Ctrl-C ended
 
@@ -46,7 +47,7 @@ def _show_cores() -> None:
 
 
 def train(arguments: argparse.Namespace) -> int:
-    """Train a task and print its result.
+    """Train a task and print its result; of several processes the first prints.
 
     The result is a table on a terminal, and JSON elsewhere. With ``--json`` standard
     output holds nothing but the JSON; all else goes to standard error.
@@ -55,6 +56,13 @@ def train(arguments: argparse.Namespace) -> int:
         130 if the run was interrupted, else 0.
     """
     _show_cores()
+    if launch.begin(arguments):
+        return launch.guarded(lambda: _train(arguments))
+    return _train(arguments)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    """Train a task, when all processes are connected."""
     values = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in vars(arguments).items()
@@ -77,10 +85,14 @@ def train(arguments: argparse.Namespace) -> int:
             log=arguments.log,
         )
         if not result:
+            if not processes.is_first():
+                return INTERRUPTED
             print(f"jaxrnn: continue with: {resume_command(run)}", file=sys.stderr)
             return INTERRUPTED
         for line in lines:
             print(line)
+    if not processes.is_first():
+        return 0
     if arguments.json:
         print(json.dumps({"run": str(run.path), **result}))
     elif sys.stdout.isatty():

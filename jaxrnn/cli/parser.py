@@ -22,6 +22,7 @@ from . import commands as run
 from . import listing
 from .completion import SHELLS, completion
 from .config_file import with_config
+from .launch import HEARTBEAT_SECONDS, START_SECONDS
 from .menu import menu, task_lines, version
 
 # What flags can be added to
@@ -323,6 +324,7 @@ def _add_train(parser: argparse.ArgumentParser, task: str | None) -> None:
         parser.description = _sentence(f"learn {ABOUT[task].sentence}")
         _add_task_flags(parser, task)
     _add_run_flags(parser.add_argument_group("run directory"))
+    _add_process_flags(parser.add_argument_group("several processes"))
 
 
 def _add_task_flags(parser: argparse.ArgumentParser, task: str) -> None:
@@ -391,6 +393,40 @@ def _add_run_flags(group: Flags) -> None:
         action="store_true",
         help="print nothing but the result on standard output, as JSON",
     )
+
+
+def _add_process_flags(group: Flags) -> None:
+    """Add the flags by which several processes train one run."""
+    group.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="address of process 0, the same for all; not needed under Slurm, Open "
+        "MPI, Kubernetes and on TPU pods",
+    )
+    group.add_argument(
+        "--processes",
+        type=_at_least(1),
+        metavar="N",
+        help="number of processes; 1 trains alone, whatever the environment says",
+    )
+    group.add_argument(
+        "--process", type=_at_least(0), metavar="I", help="this process, from 0"
+    )
+    for name, default, help in (
+        ("--start-seconds", START_SECONDS, "how long to wait for all processes"),
+        (
+            "--heartbeat-seconds",
+            HEARTBEAT_SECONDS,
+            "silence after which a process is lost, and all others end",
+        ),
+    ):
+        group.add_argument(
+            name,
+            type=_at_least(1),
+            default=default,
+            metavar="INT",
+            help=f"{help} (default: {default})",
+        )
 
 
 def _add_gradients(parser: argparse.ArgumentParser) -> None:

@@ -26,6 +26,7 @@ from ..training import (
 )
 from ..training.announced import announced
 from ..training.devices import choose_devices, mesh_of, on_one_device
+from ..training.sharding import by_rows, on_mesh
 from .config import cell_field, check_with_sources, option
 from .data.character_texts import RARE, Texts, tokens_of
 from .data.text import Streams, Vocabulary, coded_text, least_text
@@ -147,6 +148,8 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
     mesh = mesh_of(choose_devices(options.devices, options.batch, options.hidden))
     train_step = make_train_step(tbptt, optimizer, schedule, mesh)
 
+    own_windows = by_rows(streams, mesh, options.batch, axis=1)
+
     def evaluate(state: TrainState, most: int = 0) -> dict[str, float]:
         params = on_one_device(state.params)
         return {"bits_per_char": scored(functions, params, texts.held_out, most)}
@@ -164,11 +167,11 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
 
     key = jax.random.key(options.seed)
     experiment = Experiment(
-        start=lambda: start(
-            tbptt, optimizer, params, streams(0), (options.batch,), key
+        start=lambda: on_mesh(
+            start(tbptt, optimizer, params, streams(0), (options.batch,), key), mesh
         ),
         advance=lambda state, progress: train_step(
-            state, streams(int(state.step)), progress
+            state, own_windows(int(state.step)), progress
         ),
         describe=lambda loss: {"bits_per_char": loss / float(np.log(2))},
         evaluate=lambda state: evaluate(state, options.evaluate_tokens),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
+import json
 import os
 import pathlib
 import platform
@@ -15,12 +17,13 @@ import jax
 from ..core.cell import Cell
 from ..core.layer import Layer
 from ..core.records import fields_of
-from ..training import Budget, Checkpoints, Experiment, InputError, Run, fit
+from ..training import Budget, Checkpoints, Experiment, InputError, Run, fit, processes
 from ..training.announced import announced
 from ..training.devices import choose_devices, host_cores
 from ..training.fit import check_patience
 from ..training.hooks import Hook
-from ..training.lock import locked
+from ..training.lock import locked_by_first
+from ..training.members import last_end, recorded
 from . import captioning, charlm, hello, sentiment, tagging, translation
 from .about import ABOUT
 from .config import check_name
@@ -103,7 +106,7 @@ def train(
             ``steps`` replaces the steps.
         out: the run directory (default: ``runs/TASK``, with a number if it exists).
         resume: continue from the newest checkpoint of ``out``, with the options of the
-            run and on as many devices.
+            run, on any number of devices and processes.
         overwrite: replace the run in ``out``.
         quick: train a small model for a few seconds.
         trust_code: with ``resume``, import whatever code the run names as its cell.
@@ -154,18 +157,52 @@ def train(
                 )
             if out is None:
                 raise InputError("--resume needs the run to continue: --out RUN")
-            run = Run.open(out, task)
-            lock.enter_context(locked(run.path))
-            begun = _continued(run, options, budget or {}, trust_code)
+            run = _opened(out, task)
+            lock.enter_context(locked_by_first(run.path))
+            with processes.together("the data"):
+                begun = _continued(run, options, budget or {}, trust_code)
         else:
-            path = pathlib.Path(out) if out else _fresh(pathlib.Path("runs") / task)
+            path = _chosen(out, task)
             Run.check_free(path, overwrite=overwrite)
-            begun, config = _begun(task, options, budget or {}, quick)
-            lock.enter_context(locked(path))
+            with processes.together("the data"):
+                begun, config = _begun(task, options, budget or {}, quick)
+            _check_alike(config)
+            lock.enter_context(locked_by_first(path))
+            processes.check_seen_by_all(path)
             run = Run.create(path, config, overwrite=overwrite)
         hooks = [on_record] if callable(on_record) else [*on_record]
-        hooks += lock.enter_context(logs(log, run))
-        return _trained(run, begun, resume, hooks)
+        if processes.is_first():
+            hooks += lock.enter_context(logs(log, run))
+        lock.enter_context(recorded(run.path))
+        return _trained(run, begun, resume, hooks if processes.is_first() else [])
+
+
+def _opened(out: str | os.PathLike, task: str) -> Run:
+    """Open the run to continue, which all processes must see."""
+    with processes.together("the run directory"):
+        if processes.is_first():
+            Run.open(out, task)
+    processes.check_seen_by_all(pathlib.Path(out))
+    return Run.open(out, task)
+
+
+def _chosen(out: str | os.PathLike | None, task: str) -> pathlib.Path:
+    """Return the directory of a new run, which the first process chooses."""
+    path = pathlib.Path(out) if out else _fresh(pathlib.Path("runs") / task)
+    return pathlib.Path(processes.broadcast(str(path), "the run directory"))
+
+
+def _check_alike(config: dict[str, Any]) -> None:
+    """Check that all processes would train the same model on the same data."""
+    text = json.dumps(config, sort_keys=True, default=str)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    digests = processes.gather(digest, "the data")
+    for process, other in enumerate(digests):
+        if other != digests[0]:
+            raise InputError(
+                f"process {process} has other options or other data than process 0: "
+                f"start all of them by the same command, with the same --data"
+            )
 
 
 class _Begun(NamedTuple):
@@ -186,14 +223,18 @@ def _continued(
         _stored(run, Budget, "budget"),
     )
     stored = {**vars(task_options), **vars(run_budget)}
+    asked = options.pop("devices", None)
     _check_unchanged(run, {**options, **budget}, stored)
     try:
-        task_options = _resolve_devices(task_options)
+        task_options, notes = _devices_again(run, task_options, asked)
     except InputError as error:
-        raise InputError(f"{run.path} was started with {error}") from None
+        raise InputError(f"{run.path} cannot be continued here: {error}") from None
     with announced("preparing the data"):
         experiment, extra_config = declared.prepare(task_options)
     _check_unchanged(run, extra_config, run.config)
+    end = last_end(run.path)
+    notes = [*([f"{end}: going on from the last checkpoint"] if end else []), *notes]
+    experiment = dataclasses.replace(experiment, notes=(*experiment.notes, *notes))
     return _Begun(experiment, task_options, run_budget)
 
 
@@ -213,6 +254,7 @@ def _begun(
         "task": task,
         "options": _options_as_json(task_options),
         "budget": dataclasses.asdict(run_budget),
+        **({"processes": processes.count()} if processes.count() > 1 else {}),
         **extra_config,
     }
     return _Begun(experiment, task_options, run_budget), config
@@ -237,9 +279,12 @@ def _trained(
         "device": jax.devices()[0].device_kind,
         "devices": fields_of(begun.options).get("devices", 1),
         "cores": host_cores(),
+        **({"processes": processes.count()} if processes.count() > 1 else {}),
     }
     result |= {"jax": jax.__version__, "python": platform.python_version()}
     run.write_result(result)
+    if not processes.is_first():
+        return run, result, []
     functions, _ = TASKS[task].build(begun.options, run.config)
     trained = TASKS[task].Trained(functions, state.params, begun.options, run.config)
     return run, result, [*score_table(task, result), *_shown(run, trained)]
@@ -373,8 +418,30 @@ def _fresh(path: pathlib.Path) -> pathlib.Path:
     return candidate
 
 
+def _devices_again(run: Run, options: Any, asked: int | None) -> tuple[Any, list[str]]:
+    """Resolve the number of devices of a run that is continued, and what to say of it.
+
+    Without ``asked`` it is the number that the run was started with, where there are as
+    many and no more processes than then; else it is chosen as for a new run.
+    """
+    if "devices" not in fields_of(options):
+        return options, []
+    before = options.devices
+    same = processes.count() in (1, run.config.get("processes", 1))
+    if asked is None and same:
+        with contextlib.suppress(InputError):
+            return _resolve_devices(options), []
+    options = _resolve_devices(dataclasses.replace(options, devices=asked or 0))
+    if options.devices == before:
+        return options, []
+    return options, [
+        f"devices: {options.devices}, where the run was started with {before}; the "
+        f"numbers are the same up to rounding"
+    ]
+
+
 def _resolve_devices(options: Any) -> Any:
-    """Resolve the number of devices, so that ``--resume`` uses as many."""
+    """Resolve the number of devices, so that ``--resume`` uses as many if it can."""
     if "devices" not in fields_of(options):  # of a task that runs on one
         return options
     return dataclasses.replace(

@@ -41,6 +41,7 @@ from .metrics.classification import (
 )
 from .models.functional import Pure
 from .models.own_cell import CellLike
+from .models.readout import apply_linear
 from .models.word_encoder import probabilities as probabilities
 from .models.word_encoder import probabilities_of, reading_layers
 from .optimizers import optimizer_field, schedule_field
@@ -134,9 +135,7 @@ class Tagger(nnx.Module):
             self.encoder(batch, rngs), mask=jnp.asarray(batch.mask), rngs=rngs
         )
         ys = self.dropout(ys, rngs=rngs)
-        # The product is two-dimensional for the reason given in jaxrnn.cells.ops.dense.
-        logits = self.readout(ys.reshape(-1, ys.shape[-1]))
-        return logits.reshape(*ys.shape[:2], -1)
+        return apply_linear(self.readout, ys)
 
 
 def build(options: Options, config: dict[str, Any]) -> tuple[Pure, Params]:

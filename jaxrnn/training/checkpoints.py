@@ -12,7 +12,8 @@ import os
 import pathlib
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +22,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from ..core.types import PyTree
+from . import processes
+from .checksum import spans_processes, split_checksum
 from .errors import InputError
+from .sharding import placed
 from .state import TrainState
 
 BEST = "best"  # prefix of the names of the best parameters
@@ -82,8 +86,9 @@ class Checkpoints:
     ) -> None:
         """Write one checkpoint, which appears complete or not at all.
 
-        Arrays that are split over devices are written whole, so that the checkpoint
-        does not depend on the number of devices.
+        Arrays on the devices of one process are written whole; of arrays over several
+        processes each writes its part. Either kind is read again on any number of
+        devices and processes. All processes must call this.
 
         Args:
             step: the name of the checkpoint.
@@ -95,18 +100,19 @@ class Checkpoints:
         Raises:
             OSError: if the disk does not have enough space.
         """
-        # The arrays are copied to the host: orbax would record the devices that held
-        # them, and require the same devices when it reads them again. Empty arrays are
-        # left out, because orbax does not accept them.
+        # Arrays of one process are copied to the host: orbax would record the devices
+        # that held them, and require the same devices when it reads them again. Empty
+        # arrays are left out, because orbax does not accept them.
         named = _named(state) | {
             f"{BEST}.{name}": leaf for name, leaf in _named(best).items()
         }
-        arrays = {name: np.asarray(leaf) for name, leaf in named.items() if leaf.size}
-        meta = {**meta, "checksum": _checksum(arrays)}
-        needed = sum(a.nbytes for a in arrays.values()) + BESIDES
-        # orbax would start to write, and leave a partial checkpoint on a full disk.
-        if shutil.disk_usage(self.directory).free < needed:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.directory))
+        arrays = {
+            name: leaf if spans_processes(leaf) else np.asarray(leaf)
+            for name, leaf in named.items()
+            if leaf.size
+        }
+        self._check_space(sum(a.nbytes for a in arrays.values()) + BESIDES)
+        meta = {**meta, **_described(arrays)}
         with _without_threads_tracebacks():
             self.manager.save(
                 step,
@@ -116,9 +122,18 @@ class Checkpoints:
                 force=True,
             )
 
+    def _check_space(self, needed: int) -> None:
+        """Check that the disk has room, which the first process does for all.
+
+        orbax would start to write, and leave a partial checkpoint on a full disk.
+        """
+        free = shutil.disk_usage(self.directory).free if processes.is_first() else 0
+        if processes.broadcast(free, "a checkpoint") < needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.directory))
+
     def steps(self) -> list[int]:
         """Return the steps of the existing checkpoints, oldest first."""
-        return sorted(self.manager.all_steps())
+        return processes.broadcast(sorted(self.manager.all_steps()), "the checkpoints")
 
     def restore(self, template: PyTree) -> Restored:
         """Read the newest undamaged checkpoint, with the structure of ``template``.
@@ -127,7 +142,8 @@ class Checkpoints:
         ``notes`` says so, in one sentence each.
 
         Args:
-            template: a pytree like the saved state, with its shapes and dtypes.
+            template: a pytree like the saved state, with its shapes and dtypes. What
+                spans several processes there does so again, with the same sharding.
 
         Returns:
             A `Restored`: the step, the state, its ``meta``, notes, the best parameters.
@@ -136,7 +152,7 @@ class Checkpoints:
             InputError: if no checkpoint can be read, or the saved state is that of
                 another model.
         """
-        step, arrays, meta, notes = self._newest(set_aside=True)
+        step, arrays, meta, notes = self._newest(set_aside=True, like=_named(template))
         best = (
             _part(BEST, template.params, arrays, step)
             if isinstance(template, TrainState)
@@ -181,18 +197,19 @@ class Checkpoints:
         }, notes
 
     def _newest(
-        self, set_aside: bool
-    ) -> tuple[int, dict[str, np.ndarray], dict[str, Any], list[str]]:
-        """Read the newest checkpoint whose contents fit their checksum."""
+        self, set_aside: bool, like: Mapping[str, Any] = MappingProxyType({})
+    ) -> tuple[int, dict[str, Any], dict[str, Any], list[str]]:
+        """Read the newest checkpoint whose contents fit their checksum.
+
+        Args:
+            set_aside: whether to move damaged checkpoints.
+            like: the arrays that may span several processes, by name.
+        """
         notes: list[str] = []
         damaged: list[int] = []
         for step in reversed(self.steps()):
-            try:
-                arrays, meta = self._read(step)
-            except (MemoryError, PermissionError):
-                raise  # the checkpoint itself may be intact
-            except Exception as error:  # orbax and tensorstore raise many types
-                reason = " ".join(str(error).split())[:120] or type(error).__name__
+            found, reason = self._attempt(step, like)
+            if found is None:
                 notes.append(f"checkpoint {step} is damaged ({reason})")
                 damaged.append(step)
                 continue
@@ -202,8 +219,7 @@ class Checkpoints:
                 self._set_aside(damaged_step)
             return (
                 step,
-                arrays,
-                meta,
+                *found,
                 [f"{note}, so the one before it is used" for note in notes],
             )
         raise InputError(
@@ -211,18 +227,40 @@ class Checkpoints:
             + "".join(f"; {note}" for note in notes)
         )
 
-    def _read(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    def _attempt(
+        self, step: int, like: Mapping[str, Any]
+    ) -> tuple[tuple[dict[str, Any], dict[str, Any]] | None, str]:
+        """Read a checkpoint; or return None, and why a process cannot read it."""
+        found, reason = None, ""
+        try:
+            found = self._read(step, like)
+        except (MemoryError, PermissionError):
+            raise  # the checkpoint itself may be intact
+        except Exception as error:  # orbax and tensorstore raise many types
+            reason = " ".join(str(error).split())[:120] or type(error).__name__
+        reasons = [why for why in processes.gather(reason, "a checkpoint") if why]
+        return (None, reasons[0]) if reasons else (found, "")
+
+    def _read(
+        self, step: int, like: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Read one checkpoint and verify its checksum."""
+        meta = self.manager.restore(
+            step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+        )["meta"]
+        wanted = _wanted(meta, like)
         saved = self.manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore()
-            ),
-        )
-        arrays = {name: np.asarray(leaf) for name, leaf in saved["state"].items()}
-        if _checksum(arrays) != saved["meta"]["checksum"]:
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
+        )["state"]
+        arrays = {
+            name: leaf if spans_processes(leaf) else np.asarray(leaf)
+            for name, leaf in saved.items()
+        }
+        # Where all arrays are whole, they have the checksum of a single process.
+        kind = "split_checksum" if wanted else "checksum"
+        if _checksums[kind](arrays) != meta[kind]:
             raise ValueError("its checksum does not fit its contents")
-        return arrays, saved["meta"]
+        return arrays, meta
 
     def _set_aside(self, step: int) -> None:
         """Move a damaged checkpoint to a new name outside the directory."""
@@ -232,7 +270,9 @@ class Checkpoints:
         while target.exists():
             number += 1
             target = self.directory.parent / f"damaged-{step}-{number}"
-        source.rename(target)
+        if processes.is_first():
+            source.rename(target)
+        processes.gather(None, "a damaged checkpoint")
         self.manager.reload()
 
     def close(self) -> None:
@@ -292,8 +332,51 @@ def _unnamed(template: PyTree, arrays: dict[str, np.ndarray], step: int) -> Any:
                 f"checkpoint {step} is of another model: {name} should be "
                 f"{tuple(leaf.shape)} {leaf.dtype}, found {saved}"
             )
-        leaves.append(jnp.asarray(array))
+        leaves.append(_at(array, leaf))
     return jax.tree.unflatten(jax.tree.structure(template), leaves)
+
+
+def _at(array: Any, like: Any) -> Any:
+    """Return an array of a checkpoint where ``like`` is, if that spans processes."""
+    if spans_processes(array):
+        return array
+    return placed(array, like.sharding) if spans_processes(like) else jnp.asarray(array)
+
+
+def _described(arrays: dict[str, Any]) -> dict[str, Any]:
+    """Return the checksum of a checkpoint, and what reading it needs.
+
+    The shapes are needed to read arrays that were written by several processes as whole
+    arrays.
+    """
+    if not any(map(spans_processes, arrays.values())):
+        return {"checksum": _checksum(arrays)}
+    shapes = {name: [list(a.shape), str(a.dtype)] for name, a in arrays.items()}
+    return {"split_checksum": split_checksum(arrays), "arrays": shapes}
+
+
+def _wanted(meta: dict[str, Any], like: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return how each array of a checkpoint is to be read; None for whole arrays.
+
+    An array that spans several processes in ``like`` is read in parts, if it has the
+    right shape.
+    """
+    if "arrays" not in meta:
+        return None
+    wanted: dict[str, Any] = {}
+    for name, (shape, dtype) in meta["arrays"].items():
+        whole = np.broadcast_to(np.zeros((), jnp.dtype(dtype)), shape)
+        leaf = like.get(name)
+        fits = spans_processes(leaf) and (leaf.shape, leaf.dtype) == (
+            whole.shape,
+            whole.dtype,
+        )
+        wanted[name] = (
+            jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+            if fits
+            else whole
+        )
+    return wanted
 
 
 def _checksum(arrays: dict[str, Any]) -> int:
@@ -305,3 +388,6 @@ def _checksum(arrays: dict[str, Any]) -> int:
             zlib.crc32(name.encode(), total),
         )
     return total
+
+
+_checksums = {"checksum": _checksum, "split_checksum": split_checksum}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ..core.types import PyTree
+from . import processes
 from .errors import InputError
 
 MOST_HIDDEN = 384  # number of hidden units up to which splitting over cores is faster
@@ -38,8 +40,11 @@ def choose_devices(asked: int, batch: int, hidden: int) -> int:
     units an eighth is lost. Several accelerators were not measured: their number must
     be given explicitly.
 
+    Of several processes each has the same number of devices, at least one. On a CPU
+    the rule is the same; of accelerators, all are used.
+
     Args:
-        asked: the value of ``--devices``.
+        asked: the value of ``--devices``, which counts those of all processes.
         batch: the number of streams.
         hidden: the number of hidden units.
 
@@ -47,9 +52,11 @@ def choose_devices(asked: int, batch: int, hidden: int) -> int:
         The number of devices.
 
     Raises:
-        InputError: if ``asked`` exceeds the number of devices or does not divide the
-            batch.
+        InputError: if ``asked`` exceeds the number of devices, does not divide the
+            batch, or is no multiple of the number of processes.
     """
+    if processes.count() > 1:
+        return _of_all_processes(asked, batch, hidden)
     devices = jax.devices()
     if asked > len(devices):
         more = (
@@ -91,16 +98,53 @@ def host_cores() -> int:
     )
 
 
-def mesh_of(devices: int) -> Mesh | None:
-    """Return a mesh of the first ``devices`` devices with the axis ``streams``.
+def _of_all_processes(asked: int, batch: int, hidden: int) -> int:
+    """Choose the number of devices of all processes together."""
+    count = processes.count()
+    own = Counter(device.process_index for device in jax.devices())
+    most = min(own.values())
+    if asked % count or asked > most * count:
+        raise InputError(
+            f"--devices {asked}, but {count} processes have {most * count} devices to "
+            f"share alike: choose a multiple of {count} that is at most {most * count}"
+        )
+    is_cpu = jax.devices()[0].platform == "cpu"
+    if asked:
+        each = asked // count
+    elif not is_cpu:
+        each = most
+    else:
+        each = max(
+            n
+            for n in range(1, most + 1)
+            if n == 1
+            or (
+                hidden <= MOST_HIDDEN
+                and batch % (n * count) == 0
+                and batch >= n * count * LEAST_STREAMS
+            )
+        )
+    if batch % (each * count):
+        raise InputError(
+            f"{each * count} devices of {count} processes do not divide --batch "
+            f"{batch}: choose a --batch that is a multiple of {each * count}"
+        )
+    return each * count
 
-    None for one device.
+
+def mesh_of(devices: int) -> Mesh | None:
+    """Return a mesh of ``devices`` devices with the axis ``streams``.
+
+    They are the first ones of each process. None for one device.
     """
-    return (
-        None
-        if devices == 1
-        else Mesh(np.asarray(jax.devices()[:devices]), ("streams",))
-    )
+    if devices == 1:
+        return None
+    each = devices // processes.count()
+    own: dict[int, list[Any]] = {}
+    for device in jax.devices():
+        own.setdefault(device.process_index, []).append(device)
+    chosen = [device for process in sorted(own) for device in own[process][:each]]
+    return Mesh(np.asarray(chosen), ("streams",))
 
 
 def on_one_device(tree: PyTree) -> Any:
@@ -108,24 +152,7 @@ def on_one_device(tree: PyTree) -> Any:
 
     Computations on them then run on that device alone.
     """
-    return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
-
-
-def check_mesh(mesh: Mesh) -> None:
-    """Check that the mesh has one axis."""
-    if len(mesh.axis_names) != 1:
-        raise ValueError(
-            f"make_train_step: the mesh must have one axis, over which the streams are "
-            f"split, but it has {mesh.axis_names}; "
-            "jax.sharding.Mesh(jax.devices(), ('streams',)) has one"
-        )
-
-
-def check_streams(batch: tuple[int, ...], mesh: Mesh) -> None:
-    """Check that the number of devices divides the first batch axis."""
-    if not batch or batch[0] % mesh.size:
-        raise ValueError(
-            f"make_train_step: the streams are split over {mesh.size} devices, so the "
-            f"first batch axis must be a multiple of "
-            f"{mesh.size}, but the state was started with batch_shape={tuple(batch)}"
-        )
+    return jax.tree.map(
+        lambda leaf: leaf.addressable_data(0) if leaf.is_fully_replicated else leaf,
+        tree,
+    )

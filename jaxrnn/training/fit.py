@@ -16,12 +16,15 @@ import numpy as np
 
 from ..core.arrays import is_array
 from ..core.types import Params
+from . import processes
 from .checkpoints import Checkpoints
+from .devices import on_one_device
 from .errors import InputError, stopped_writing, unwritable
 from .hooks import Hook, Hooks
-from .lock import locked
+from .lock import locked_by_first
 from .progress import Report, reporting
 from .run import Run
+from .sharding import is_finite, zero_like
 from .state import TrainState
 
 
@@ -241,11 +244,14 @@ def fit(
     """
     check_patience(experiment, budget)
     hooks = Hooks.of(on_record)
-    with locked(run.path):
-        if not resume and (run.records("metrics.jsonl") or run.checkpoints.exists()):
-            raise InputError(
-                f"{run.path} has been trained already: resume it, or begin a new run"
-            )
+    with locked_by_first(run.path):
+        with processes.together("the run directory"):
+            trained = run.records("metrics.jsonl") or run.checkpoints.exists()
+            if trained and not resume:
+                raise InputError(
+                    f"{run.path} has been trained already: resume it, or begin a new "
+                    f"run"
+                )
         return _fit_locked(experiment, run, budget, resume, hooks)
 
 
@@ -259,12 +265,13 @@ def _fit_locked(
         with reporting() as report, stopping() as stop:
             loop = _Loop(experiment, run, budget, checkpoints, report, hooks)
             loop.begin(resume)
-            while loop.share() < 1 and not loop.out_of_patience():
-                if stop.asked or hooks.failed:
-                    break
-                loop.one_step()
-            result = loop.finish(stop.asked or hooks.failed)
-            hooks.check(run.path, loop.step, bool(result))
+            share, stopped = loop.decide(stop, hooks)
+            while share < 1 and not loop.out_of_patience() and not stopped:
+                loop.one_step(share)
+                share, stopped = loop.decide(stop, hooks)
+            result = loop.finish(stopped)
+            with processes.together("the end of the run"):
+                hooks.check(run.path, loop.step, bool(result))
             return loop.state, result
     except Exception as error:
         reason = unwritable(error)
@@ -341,14 +348,20 @@ class _Loop:
         self.run.rewind(self.step)
         if self.experiment.best_by is not None:
             name = f"held_out_{self.experiment.best_by[0]}"
-            self.scores = [
-                self.goodness(r) for r in self.run.records("metrics.jsonl") if name in r
-            ]
+            self.scores = processes.broadcast(
+                [
+                    self.goodness(r)
+                    for r in self.run.records("metrics.jsonl")
+                    if name in r
+                ],
+                "the records of the run",
+            )
         self.began = self.saved_time = self.marked = time.monotonic()
         if not self.report.progress:  # a bar says so itself
             self.report.line("compiling")
         if self.step == 0:
             self.look()
+        processes.gather(None, "the first step")
 
     @property
     def speed_name(self) -> str:
@@ -369,9 +382,19 @@ class _Loop:
         """Return the share of the budget that is used."""
         return self.budget.spent(self.step, self.elapsed())
 
-    def one_step(self) -> None:
+    def decide(self, stop: _Stop, hooks: Hooks) -> tuple[float, bool]:
+        """Return the share of the budget that is used, and whether to stop now.
+
+        Of several processes, each may be asked to stop, and the first one has the
+        clock.
+        """
+        share, asked = self.share(), stop.asked or hooks.failed
+        agreed, asked = processes.agree(share, asked)
+        return (share if self.budget.seconds is None else agreed), asked
+
+    def one_step(self, share: float) -> None:
         """Take one step, and report, evaluate and save when they are due."""
-        self.state = self.experiment.advance(self.state, np.float32(self.share()))
+        self.state = self.experiment.advance(self.state, np.float32(share))
         self.step += 1
         # Without this, hundreds of dispatched steps would queue up, beyond the budget
         # and beyond Ctrl-C.
@@ -385,7 +408,9 @@ class _Loop:
             if self.step % self.budget.evaluate_every == 0:
                 self.record_held_out()
                 self.look()
-            if time.monotonic() - self.saved_time >= self.budget.checkpoint_seconds:
+            waited = time.monotonic() - self.saved_time
+            is_due = waited >= self.budget.checkpoint_seconds
+            if processes.broadcast(is_due, "a report"):
                 self.save()
             self.marked = time.monotonic()
 
@@ -416,9 +441,9 @@ class _Loop:
 
         In a resumed run the line of its step may already exist.
         """
-        if self.experiment.look is None or self.step in {
-            r["step"] for r in self.run.records("gradients.jsonl")
-        }:
+        if self.experiment.look is None or not processes.is_first():
+            return
+        if self.step in {r["step"] for r in self.run.records("gradients.jsonl")}:
             return
         measurements = _plain(self.experiment.look(self.state))
         self.run.append(
@@ -459,14 +484,20 @@ class _Loop:
             [*numbers, f"{speed:,.0f} {self.experiment.unit}/s"],
         )
         self.state = self.state._replace(
-            loss=jnp.zeros_like(self.state.loss),
-            tokens=jnp.zeros_like(self.state.tokens),
+            loss=zero_like(self.state.loss), tokens=zero_like(self.state.tokens)
         )
 
     def record_held_out(self) -> None:
         """Evaluate, keep the best parameters, and record the scores."""
-        scores = _plain(self.experiment.evaluate(self.state))
-        sample = self.experiment.sample(self.state)
+        # Every process computes the scores, so that none waits for long; those of the
+        # first one count.
+        scores, sample = processes.broadcast(
+            [
+                _plain(self.experiment.evaluate(self.state)),
+                self.experiment.sample(self.state) if processes.is_first() else None,
+            ],
+            "an evaluation",
+        )
         named = {f"held_out_{name}": value for name, value in scores.items()}
         if self.experiment.best_by is not None:
             score = self.goodness(named)
@@ -493,14 +524,12 @@ class _Loop:
         """
         if self.saved_at == self.step:
             return
-        if not all(
-            np.isfinite(np.asarray(leaf)).all()
-            for leaf in jax.tree.leaves(self.state.params)
-        ):
-            raise InputError(
-                f"parameters are not finite at step {self.step}; try a smaller "
-                f"--learning-rate"
-            )
+        with processes.together("a checkpoint"):
+            if not all(map(is_finite, jax.tree.leaves(self.state.params))):
+                raise InputError(
+                    f"parameters are not finite at step {self.step}; try a smaller "
+                    f"--learning-rate"
+                )
         meta = {
             "seconds": self.elapsed(),
             "tokens": self.tokens_seen,
@@ -530,8 +559,11 @@ class _Loop:
             self.state = self.state._replace(
                 params=jax.tree.map(jnp.asarray, self.best)
             )
-        scores = _plain(
-            (self.experiment.finally_evaluate or self.experiment.evaluate)(self.state)
+        elif processes.count() > 1:  # what follows is done by each process alone
+            self.state = self.state._replace(params=on_one_device(self.state.params))
+        evaluate = self.experiment.finally_evaluate or self.experiment.evaluate
+        scores = processes.broadcast(
+            _plain(evaluate(self.state)), "the last evaluation"
         )
         speed = round(self.tokens_seen / self.busy, 1) if self.busy else None
         result = {
@@ -592,4 +624,5 @@ def stopping() -> Iterator[_Stop]:
         yield stop
     finally:
         for number, handler in previous.items():
-            signal.signal(number, handler)
+            # A handler that was not set by Python, such as jax.distributed's, is None.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

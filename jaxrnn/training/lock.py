@@ -8,6 +8,7 @@ import os
 import pathlib
 from collections.abc import Iterator
 
+from . import processes
 from .errors import InputError
 
 try:
@@ -71,6 +72,16 @@ def locked(path: str | os.PathLike) -> Iterator[None]:
         with contextlib.suppress(OSError):
             (directory / NAME).unlink()
         os.close(file)
+
+
+@contextlib.contextmanager
+def locked_by_first(path: str | os.PathLike) -> Iterator[None]:
+    """Lock a run directory by the first process, for all processes of a run."""
+    with contextlib.ExitStack() as lock:
+        with processes.together("the lock of the run directory"):
+            if processes.is_first():
+                lock.enter_context(locked(path))
+        yield
 
 
 def is_locked(path: str | os.PathLike) -> bool:

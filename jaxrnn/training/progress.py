@@ -18,6 +18,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from . import processes
+
 
 class Report:
     """The output of a run: lines, and a progress bar if there is a terminal."""
@@ -116,7 +118,11 @@ def make_bar(console: Console) -> Bar:
 
 @contextlib.contextmanager
 def reporting() -> Iterator[Report]:
-    """Provide a `Report` on standard output."""
+    """Provide a `Report` on standard output; of several processes the first prints."""
+    if not processes.is_first():
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            yield Report()
+        return
     if not sys.stdout.isatty():
         yield Report()
         return

@@ -16,11 +16,13 @@ import pathlib
 import shutil
 from typing import Any
 
+from . import processes
 from .errors import InputError
 from .lock import NAME as LOCK
 from .lock import locked
 
 FORMAT = "jaxrnn run 1"
+MEMBERS = "processes.json"  # of a run that several processes train
 RECORDS = ("metrics.jsonl", "timing.jsonl", "gradients.jsonl")
 PICTURES = tuple(
     f"{name}.png"
@@ -31,12 +33,15 @@ PICTURES = tuple(
 )
 FILES = (
     *("config.json", *RECORDS, "result.json", "metrics.csv"),
-    *("report.html", "README.md", *PICTURES),
+    *("report.html", "README.md", MEMBERS, *PICTURES),
 )
 
 
 class Run:
     """A run directory, made by `Run.create` or `Run.open`.
+
+    In a run of several processes every process has the `Run`, and only the first one
+    writes files.
 
     Attributes:
         path: the directory.
@@ -76,9 +81,17 @@ class Run:
         path, config = pathlib.Path(path), {"format": FORMAT, **config}
         if "task" not in config:
             raise ValueError("Run.create: the config must name its task, {'task': ...}")
-        cls.check_free(path, overwrite=overwrite)
+        with processes.together("the run directory"):
+            if processes.is_first():
+                cls._create(path, config, overwrite)
+        return cls(path, config)
+
+    @classmethod
+    def _create(cls, path: pathlib.Path, config: dict, overwrite: bool) -> None:
+        """Create the directory, which no other program writes at the same time."""
+        cls._check_free(path, overwrite)
         with locked(path):
-            cls.check_free(path, overwrite=overwrite)
+            cls._check_free(path, overwrite)
             if _is_run(path):
                 for name in FILES:
                     (path / name).unlink(missing_ok=True)
@@ -92,7 +105,6 @@ class Run:
                 raise InputError(
                     f"{path} cannot be written: {error.strerror}; choose another --out"
                 ) from None
-        return cls(path, config)
 
     @staticmethod
     def check_free(path: str | os.PathLike, *, overwrite: bool = False) -> None:
@@ -105,7 +117,13 @@ class Run:
         Raises:
             InputError: as for `create`.
         """
-        path = pathlib.Path(path)
+        with processes.together("the run directory"):
+            if processes.is_first():
+                Run._check_free(pathlib.Path(path), overwrite)
+
+    @staticmethod
+    def _check_free(path: pathlib.Path, overwrite: bool) -> None:
+        """Check it in this process."""
         if path.exists() and not path.is_dir():
             raise InputError(f"{path} is a file, but --out must be a directory")
         if not path.exists() or {file.name for file in path.iterdir()} <= {LOCK}:
@@ -166,6 +184,8 @@ class Run:
             file: the name of a ``.jsonl`` file of the run.
             record: a JSON object.
         """
+        if not processes.is_first():
+            return
         with open(self.path / file, "a", encoding="utf-8") as out:
             out.write(json.dumps(record, ensure_ascii=False) + "\n")
             out.flush()
@@ -201,7 +221,7 @@ class Run:
         Args:
             step: the last step whose records stay.
         """
-        for file in RECORDS:
+        for file in RECORDS if processes.is_first() else ():
             if not (self.path / file).exists():
                 continue
             kept = [
@@ -220,10 +240,11 @@ class Run:
         Args:
             result: a JSON object.
         """
-        write_whole(
-            self.path / "result.json",
-            json.dumps(result, indent=1, ensure_ascii=False) + "\n",
-        )
+        if processes.is_first():
+            write_whole(
+                self.path / "result.json",
+                json.dumps(result, indent=1, ensure_ascii=False) + "\n",
+            )
 
     def result(self) -> dict[str, Any]:
         """Read ``result.json``.

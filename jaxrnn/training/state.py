@@ -1,22 +1,18 @@
-"""One training step, as a pure function of a state that a run can resume from."""
+"""The state of training, which a run can resume from; optimizers and schedules."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from ..core.exported import register_for_export
 from ..core.types import Carry, Params, PyTree
-from ..truncation.tbptt import TBPTT, TBPTTState, Window
-from .devices import check_mesh, check_streams
+from ..truncation.tbptt import TBPTT, Window
 
 RESOLUTION = 100_000  # the steps of optax's schedules in a whole run
 
@@ -242,124 +238,3 @@ def set_rate(who: str, opt_state: PyTree, rate: Array) -> Any:
             "optax.inject_hyperparams(optax.adam)(learning_rate=0.0)"
         )
     return optax.tree_utils.tree_set(opt_state, learning_rate=rate)
-
-
-def make_train_step(
-    tbptt: TBPTT,
-    optimizer: optax.GradientTransformation,
-    schedule: Callable[[Array], Array],
-    mesh: Mesh | None = None,
-) -> Callable[[TrainState, Window, Any], TrainState]:
-    """Compile ``train_step(state, window, progress) -> state``.
-
-    One call makes one optax update per k1 steps of ``window``. The state passed in is
-    donated to the computation: use only the returned one.
-
-    With a ``mesh`` of one axis the streams (the first batch axis) are split over its
-    devices, where their carries stay from step to step; parameters and optimizer state
-    are replicated. The result is that of one device up to rounding. With randomness
-    (dropout) each device draws its own numbers, so that the noise depends on the number
-    of devices.
-
-    Args:
-        tbptt: the `TBPTT` with the losses of the model.
-        optimizer: a transformation with an injected hyperparameter ``learning_rate``,
-            as from `make_optimizer`.
-        schedule: ``schedule(progress) -> rate``, the learning rate at the progress in
-            [0, 1].
-        mesh: the devices over which the streams are split (default: one device).
-
-    Returns:
-        The compiled function.
-
-    Raises:
-        ValueError: if the mesh has more than one axis, the streams cannot be split
-            evenly, or the optimizer has no injected learning rate.
-
-    Example:
-        >>> import jax, jax.numpy as jnp, jaxrnn
-        >>> from jaxrnn.training import constant, make_optimizer, make_train_step, start
-        >>> def losses(w, h, window):  # h_t = w h_{t-1} + x_t should be the target
-        ...     hs = jax.lax.scan(lambda h, x: (w * h + x,) * 2, h, window.inputs)[1]
-        ...     return jnp.square(hs - window.targets), hs
-        >>> tbptt = jaxrnn.TBPTT(losses, lambda w, batch: jnp.zeros(batch), k1=4)
-        >>> window = jaxrnn.Window(jnp.ones(8), jnp.full(8, 2.0))  # as for w = 1 / 2
-        >>> optimizer, w = make_optimizer(), jnp.float32(0.0)
-        >>> state = start(tbptt, optimizer, w, window, (), jax.random.key(0))
-        >>> train_step = make_train_step(tbptt, optimizer, constant(0.02))
-        >>> for _ in range(50):  # windows of one stream, with two updates each
-        ...     state = train_step(state, window, 0.0)
-        >>> f"{state.params:.1f}", f"{state.carry.carry:.1f}"
-        ('0.5', '2.0')
-    """
-    if mesh is not None:
-        check_mesh(mesh)
-        tbptt = dataclasses.replace(tbptt, axis_name=mesh.axis_names[0])
-
-    def step(state: TrainState, window: Window, progress: Any) -> TrainState:
-        key, opt_state = (
-            key_of(state),
-            set_rate("make_train_step", state.opt_state, schedule(progress)),
-        )
-        if window.mask is None:
-            steps = jax.tree.leaves(window.inputs)[0].shape[0]
-            window = window._replace(
-                mask=jnp.ones((steps, *state.carry.fresh.shape), bool)
-            )
-        params, opt_state, loss, carry = tbptt.update(
-            optimizer, state.params, opt_state, window, state.carry, key=key
-        )
-        tokens = jnp.asarray(window.mask).sum(dtype=state.tokens.dtype)
-        if tbptt.axis_name is not None:
-            tokens = jax.lax.psum(tokens, tbptt.axis_name)
-        return TrainState(
-            state.step + 1,
-            params,
-            opt_state,
-            carry,
-            state.key,
-            state.loss + loss * tokens,
-            state.tokens + tokens,
-        )
-
-    return jax.jit(step, donate_argnums=0) if mesh is None else _split(step, mesh)
-
-
-def _split(
-    step: Callable, mesh: Mesh
-) -> Callable[[TrainState, Window, Any], TrainState]:
-    """Compile ``step`` over the devices of ``mesh``; the sharding stays the same."""
-    # With explicit axes, jit would require every array to be sharded beforehand.
-    mesh = Mesh(mesh.devices, mesh.axis_names)
-    replicated, streams, in_time = (
-        P(),
-        P(mesh.axis_names[0]),
-        P(None, mesh.axis_names[0]),
-    )
-    # Both states below hold partition specs in place of arrays.
-    state: Any = TrainState(*[replicated] * len(TrainState._fields))  # type: ignore[arg-type]
-    state = state._replace(carry=TBPTTState(streams, in_time, streams))  # type: ignore[arg-type]
-    arguments = (state, in_time, replicated)
-    # check_vma=False: TBPTT itself sums over the devices, and JAX must not add sums of
-    # its own.
-    inner = jax.shard_map(
-        step, mesh=mesh, in_specs=arguments, out_specs=state, check_vma=False
-    )
-    shardings = jax.tree.map(
-        lambda spec: NamedSharding(mesh, spec),
-        arguments,
-        is_leaf=lambda leaf: isinstance(leaf, P),
-    )
-    compiled = jax.jit(
-        inner, donate_argnums=0, in_shardings=shardings, out_shardings=shardings[0]
-    )
-
-    def train_step(state: TrainState, window: Window, progress: Any) -> TrainState:
-        check_streams(state.carry.fresh.shape, mesh)
-        # A fresh or restored state is on one device; without this transfer jit would
-        # compile a second program for it.
-        if state.step.sharding != shardings[0].step:
-            state = jax.device_put(state, shardings[0])
-        return compiled(state, window, progress)
-
-    return train_step

@@ -209,10 +209,11 @@ class Streams:
         """Return the number of windows in which each stream is read once."""
         return -(-(len(self.text) // self.batch) // self.window)
 
-    def __call__(self, position: int) -> Window:
+    def __call__(self, position: int, streams: slice = slice(None)) -> Window:
         """Return the window at ``position``, the number of windows before it.
 
-        The target of each step is the next character.
+        The target of each step is the next character. ``streams`` are those that the
+        window holds.
         """
         epoch, index = divmod(position, self.windows_per_epoch)
         shift = (
@@ -222,7 +223,7 @@ class Streams:
         )
         length = len(self.text) // self.batch
         step = index * self.window + np.arange(self.window)[:, None]
-        rows = np.arange(self.batch)[None, :] * length + step + shift
+        rows = np.arange(self.batch)[None, streams] * length + step + shift
         mask = (step < length) & (rows + 1 < len(self.text))
         rows = np.minimum(rows, len(self.text) - 2)
         resets = np.zeros(rows.shape, bool)

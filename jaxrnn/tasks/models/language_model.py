@@ -24,6 +24,7 @@ from ...truncation.tbptt import TBPTT, Window
 from ..data.tokens import Tokens
 from ..probe import Probe
 from .functional import Pure
+from .readout import apply_linear
 
 
 class LanguageModel(nnx.Module):
@@ -67,9 +68,7 @@ class LanguageModel(nnx.Module):
             return_carries=True,
             rngs=rngs,
         )
-        # The product is two-dimensional for the reason given in jaxrnn.cells.ops.dense.
-        flat = self.readout(ys.reshape(-1, ys.shape[-1]))
-        return carry, flat.reshape(*ys.shape[:-1], self.vocabulary_size), carries
+        return carry, apply_linear(self.readout, ys), carries
 
     def step(
         self, carry: Carry, token: Int[Array, "*B"]

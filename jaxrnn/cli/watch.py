@@ -1,0 +1,136 @@
+"""A thread that ends this process with one line when another one is lost.
+
+Without it, a process whose partner is gone would wait in a collective operation, until
+JAX ends it with a stack trace. Every process tells JAX's coordinator each second that
+it lives; one that stays silent for most of the heartbeat time is lost. A process that
+ends by an error says so to the others, which then end at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from typing import NoReturn
+
+from ..training import processes
+from ..training.members import record_loss
+
+LOST = 3  # the exit status of a process after another one was lost
+INTERVAL = 1.0  # seconds between two signs of life
+SHARE = 0.75  # of the heartbeat time, so that this comes before JAX's own end
+ALIVE, FAILED = "jaxrnn/alive/", "jaxrnn/failed/"
+_ending = threading.Lock()  # whoever has it ends the process
+_limits: list[float] = []  # that of the thread, when it has begun
+
+
+def begin(limit: float) -> None:
+    """Begin to watch the other processes.
+
+    Args:
+        limit: the seconds of silence after which a process is lost.
+    """
+    _limits.append(limit)
+    threading.Thread(target=_watch, args=(limit,), daemon=True).start()
+
+
+def wait_for_loss() -> None:
+    """Wait until it is known whether a process was lost, which ends this one."""
+    time.sleep(max(_limits) + 2 * INTERVAL)
+
+
+def end() -> None:
+    """Say that this process ends in order, so that its silence is no loss."""
+    _claim()
+    _say(ALIVE, "ended")
+
+
+def fail(message: str, status: int) -> NoReturn:
+    """End this process, and the others, after an error.
+
+    JAX would wait for the others, which wait for this one.
+
+    Args:
+        message: the error in one line, which the others print.
+        status: the exit status.
+    """
+    _claim()
+    _say(FAILED, f"{status} {message}")
+    _exit(status)
+
+
+def _claim() -> None:
+    """Take the right to end this process; the thread may be about to end it."""
+    if not _ending.acquire(blocking=False):
+        time.sleep(sys.maxsize // 10**9)
+
+
+def _watch(limit: float) -> None:
+    """Give signs of life and look for those of the others, for ever."""
+    last: dict[int, tuple[str, float]] = {}
+    for number in range(sys.maxsize):
+        _say(ALIVE, str(number))
+        with contextlib.suppress(Exception):  # without a coordinator JAX ends us
+            for process, words in _heard(FAILED).items():
+                status, _, message = words.partition(" ")
+                _stop(f"process {process} failed: {message}", int(status))
+            silent = _silent(last, limit)
+            if silent is not None:
+                record_loss(silent)
+                _stop(
+                    f"process {silent} was lost: it has given no sign of life for "
+                    f"{limit:.0f} seconds; start all processes again with --resume",
+                    LOST,
+                )
+        time.sleep(INTERVAL)
+
+
+def _silent(last: dict[int, tuple[str, float]], limit: float) -> int | None:
+    """Return a process whose sign of life has not changed for long, or None.
+
+    Args:
+        last: the last sign of each process and when it was new, which is updated.
+        limit: how long, in seconds.
+    """
+    now = time.monotonic()
+    for process, sign in _heard(ALIVE).items():
+        before, since = last.get(process, ("", now))
+        last[process] = (sign, now if sign != before else since)
+        if sign != "ended" and now - last[process][1] > limit:
+            return process
+    return None
+
+
+def _stop(message: str, status: int) -> None:
+    """End this process with a line, unless it is ending anyway."""
+    if _ending.acquire(blocking=False):
+        print(f"jaxrnn: {message}", file=sys.stderr)
+        _exit(status)
+
+
+def _exit(status: int) -> NoReturn:
+    """End the process without JAX's barrier at its end."""
+    # With process 0 the coordinator ends; the others have heard by then what happened.
+    time.sleep(3 * INTERVAL if processes.coordinator()[1] == 0 else 0)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(status)
+
+
+def _say(key: str, words: str) -> None:
+    """Tell the coordinator something of this process."""
+    client, process, _ = processes.coordinator()
+    with contextlib.suppress(Exception):  # without a coordinator JAX ends us
+        client.key_value_set(f"{key}{process}", words, allow_overwrite=True)
+
+
+def _heard(key: str) -> dict[int, str]:
+    """Return what all processes have told the coordinator, by their numbers."""
+    client, _, _ = processes.coordinator()
+    return {
+        int(name.rsplit("/", 1)[1]): words
+        for name, words in client.key_value_dir_get(key)
+    }
