@@ -137,6 +137,11 @@ def last_output(
         engine, mask, resets, reverse, key=key, all_carries=False, context=context
     )
     params, xs = validate(cell, params, xs, carry, spec)
+    if spec.time_split is not None:
+        raise ValueError(
+            "last_output: time is split over devices by Across, and one of them has "
+            "the last step: use unroll, and pick its outputs on the device that has it"
+        )
     # Under an observer nothing is compiled, as in `unroll`.
     run = _last_output_jit if current_observer() is None else _last_output
     return run(cell, params, xs, carry, spec)
