@@ -32,7 +32,8 @@ from .observing import current_observer
 from .parts import unroll_unchecked, zero_where_masked
 from .step_checks import check_all_carries, initial_carry_of
 from .step_hints import looks_swapped
-from .truncation_scope import check_time_split, check_truncated
+from .time_placement import placed
+from .truncation_scope import check_truncated
 
 
 def unroll(
@@ -239,8 +240,6 @@ def validate(
         raise TypeError(
             f"engine must be an engine such as jaxrnn.Scan(), but it is {spec.engine!r}"
         )
-    if spec.time_split is not None:
-        check_time_split(spec, (params, xs, carry, spec.mask, spec.resets))
     if carry is not None:
         expected = jax.eval_shape(lambda p: initial_carry_of(cell, p, lead[1:]), params)
         check_carry(cell, carry, expected, "the carry passed in", lead)
@@ -268,6 +267,7 @@ def _unroll(
             ) from None
         raise
     check_truncated(what, cell, params, spec.window, spec.gradient_scale)
+    spec = placed(cell, params, xs, carry, spec)
     # Under an observer nothing is compiled: a compiled unroll would not be traced
     # again, and the observer would miss it.
     run = _unroll_jit if current_observer() is None else unroll_validated

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import contextvars
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 from jax.experimental.xla_metadata import set_xla_metadata
@@ -13,7 +12,7 @@ from jax.typing import ArrayLike
 
 from ..core.cell import Cell
 from ..core.layer import Layer
-from ..core.types import Inputs, Params, PyTree
+from ..core.types import Inputs, Params
 from ..core.unroll_spec import UnrollSpec
 
 _CUT: contextvars.ContextVar[tuple[Layer, UnrollSpec] | None] = contextvars.ContextVar(
@@ -51,23 +50,6 @@ def truncation_scope(
             yield
     finally:
         _CUT.reset(token)
-
-
-def check_time_split(spec: UnrollSpec, values: PyTree) -> None:
-    """Check that time is split over devices that are there, and not truncated, too.
-
-    Raises:
-        ValueError: if not.
-    """
-    split: Any = spec.time_split
-    split.check(values)
-    if spec.window is not None or spec.gradient_scale is not None:
-        asked = "gradient_scale" if spec.window is None else f"window={spec.window}"
-        raise ValueError(
-            f"Across: truncated_unroll with {asked} cuts gradients between steps, "
-            f"which devices that split time do not follow: use unroll, whose gradient "
-            f"is whole, or split the batch"
-        )
 
 
 def check_truncated(
