@@ -23,6 +23,12 @@ from ..engine import DefaultEngine
 from .chunkwise import run_chunkwise
 from .linear import run_linear
 
+INSTEAD = (
+    "split the batch over the devices instead, or the layers of a stack by "
+    "jaxrnn.distributed.wavefront, or let engine=jaxrnn.Newton() solve for many steps "
+    "at once on every device"
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Across(AbstractEngine):
@@ -117,6 +123,11 @@ class Across(AbstractEngine):
     def time_split(self) -> TimeSplit:
         return TimeSplit(self.axis, self.exchange)
 
+    @property
+    def devices(self) -> int:
+        """The number of devices over which time is split."""
+        return self.time_split.size
+
     def unsupported_reason(self, cell: Cell, request: Request) -> str | None:
         """Say why the engine does not support a request, or None."""
         reason = super().unsupported_reason(cell, request)
@@ -152,30 +163,25 @@ class Across(AbstractEngine):
         sequence = (xs, mask, resets)
         split, engine = self.time_split, self.engine_for(cell)
         split.check((params, carry, sequence))
-        if (refusal := _refusal(cell)) is not None:
-            raise TypeError(refusal)
+        if (why := self.refusal(cell)) is not None:
+            raise TypeError(why)
         if split.size == 1:
             return engine.run(cell, params, carry, *sequence, reverse)
         run: Any = run_linear if is_linear(cell) else run_chunkwise
         return run(split, engine, cell, params, carry, sequence, reverse)
 
-
-def _refusal(cell: Cell) -> str | None:
-    """Say why time cannot be split for a cell, and what to do instead, or None."""
-    if is_linear(cell):
-        return None
-    name = type(without_context(cell)).__name__
-    if is_chunkwise(cell) and isinstance(cell, LookingBack):
-        why = unsupported_chunkwise_reason(cell)
-        return None if why is None else f"Across: {name}: {why}: {INSTEAD}"
-    return (
-        f"Across: {name} is not linear in its state, so the state that enters a "
-        f"device's steps is not known before all earlier steps have run: {INSTEAD}"
-    )
-
-
-INSTEAD = (
-    "split the batch over the devices instead, or the layers of a stack by "
-    "jaxrnn.distributed.wavefront, or let engine=jaxrnn.Newton() solve for many steps "
-    "at once on every device"
-)
+    def refusal(self, cell: Cell) -> str | None:
+        """Say why time cannot be split for a cell, and what to do instead, or None."""
+        if is_linear(cell):
+            return None
+        plain = without_context(cell)
+        name = type(plain).__name__
+        if isinstance(plain, LookingBack) and is_chunkwise(plain):
+            why = unsupported_chunkwise_reason(plain)
+            if plain is not cell:
+                why = "it takes a context, so its steps run one by one"
+            return None if why is None else f"Across: {name}: {why}: {INSTEAD}"
+        return (
+            f"Across: {name} is not linear in its state, so the state that enters a "
+            f"device's steps is not known before all earlier steps have run: {INSTEAD}"
+        )

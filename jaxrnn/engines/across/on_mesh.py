@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, ClassVar
 
 import jax
@@ -31,6 +32,12 @@ class AcrossMesh(AbstractEngine):
     across: Across
     batch: tuple[Any, ...] = ()
 
+    @property
+    def devices(self) -> int:
+        """The number of devices over which time is split."""
+        axis, sizes = self.across.axis, jax.sharding.get_abstract_mesh().shape
+        return math.prod(sizes[name] for name in ((axis,) if isinstance(axis, str) else axis))
+
     def unsupported_reason(self, cell: Cell, request: Request) -> str | None:
         """Say why the engine does not support a request, or None."""
         return self.across.unsupported_reason(cell, request)
@@ -46,6 +53,11 @@ class AcrossMesh(AbstractEngine):
         reverse: bool = False,
     ) -> tuple[Carry, Carry]:
         """Run all steps; see `AbstractEngine.run`."""
+        if (why := self.across.refusal(cell)) is not None:
+            raise TypeError(
+                f"the type of the inputs splits time over the mesh axis "
+                f"{self.across.axis!r}. {why}"
+            )
         whole, rows = PartitionSpec(), PartitionSpec(*self.batch)
         steps = PartitionSpec(self.across.axis, *self.batch)
 
