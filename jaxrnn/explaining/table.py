@@ -80,7 +80,7 @@ class Row:
             if forward == gradient
             else [("forward", forward), ("gradient", gradient)]
         )
-        if self.forward.kind != "kernel":
+        if self.forward.kind != "kernel" and not self.forward.across:
             lines.append(("with Fused", self._by_kernel()))
         return lines + self._costs()
 

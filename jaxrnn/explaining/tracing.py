@@ -20,10 +20,13 @@ from ..core.arrays import is_array
 from ..core.cell import Cell
 from ..core.dtypes import weaken_scalars
 from ..core.engine import AbstractEngine, AbstractNetworkEngine, Request
+from ..core.explicit_mesh import under_auto_axes
 from ..core.layer import Layer
 from ..core.types import Carry, Context, Flags, Inputs, Params
 from ..core.unroll_spec import UnrollSpec
+from ..core.validation import check_inputs
 from ..engines import Associative, Fused, Scan
+from ..engines.across.on_mesh import AcrossMesh
 from ..engines.engine import DefaultEngine, LoopEngine
 from ..engines.jaxpr.evaluate import is_differentiable
 from ..engines.loops.kinds import Chunkwise
@@ -34,6 +37,7 @@ from ..unrolling import (
     check_all_carries,
     check_supported,
     observed_by,
+    placed,
     unroll_validated,
     validate,
 )
@@ -50,7 +54,11 @@ from .execution import (
     path_of,
     recurrences_in,
 )
+from .splits import described_split, inner_engine
 from .table import Explanation, Row, brief, places_of
+
+# Why `Across` runs where nobody has asked for it.
+BY_TYPE = "because the type of the inputs splits time"
 
 
 def explain(
@@ -121,8 +129,15 @@ def explain(
             context=context,
         )
         params, xs = validate(cell, params, xs, carry, spec)
-        with observed_by(_Observer(places_of(params), seen, traced)):
-            unroll_validated(cell, params, xs, carry, spec)
+        spec = placed(cell, params, xs, carry, spec)
+        batch_ndim = len(check_inputs(xs, cell.feature_ndim)) - 1
+
+        def observed(xs, params, carry, spec):
+            seen.clear()  # on a mesh of explicit axes this is traced twice
+            with observed_by(_Observer(places_of(params), seen, traced)):
+                return unroll_validated(cell, params, xs, carry, spec)
+
+        under_auto_axes(observed, batch_ndim, xs, params, carry, spec)
 
     jax.eval_shape(shapes, params, xs, carry, (mask, resets, key, context))
     distinct = {run.traced.number: run.traced for run in seen}
@@ -154,11 +169,13 @@ class _Traced:
         why: why this engine runs.
         forward, gradient: the jaxprs of the run and of its gradient, or the text of the
             error that tracing raised.
-        kernel: the same two under `Fused`; None if the engine is `Fused` itself.
+        kernel: the same two under `Fused`; None if the engine is `Fused` itself, or one
+            that splits time.
         plain: why ``jax.lax.scan`` runs, or None.
         plain_gradient: why only the derivative is that of ``jax.lax.scan``, or None.
         chunks: the steps in a chunk where the cell's ``walk_chunks`` runs, and how it
             runs, of each platform, or None.
+        across: how time is split over devices, or "".
     """
 
     number: int
@@ -171,6 +188,7 @@ class _Traced:
     plain: str | None = None
     plain_gradient: str | None = None
     chunks: dict[str, tuple[int, str]] | None = None
+    across: str = ""
 
 
 @dataclasses.dataclass
@@ -258,7 +276,9 @@ class _Observer:
         params, carry, *sequence = given
         length = jax.tree.leaves(sequence)[0].shape[0]
         forward, gradient = by(engine, all_carries)
-        kernel = None if isinstance(engine, Fused) else by(Fused(), False)
+        across = described_split(engine, forward)
+        with_kernel = not isinstance(engine, Fused) and not across
+        kernel = by(Fused(), False) if with_kernel else None
         reason, step, _ = trace_for_recurrence(cell, params, carry, tuple(sequence))
         plain, plain_gradient = reason or "", None
         if not plain and step is not None and engine in (Scan(), DefaultEngine()):
@@ -270,13 +290,14 @@ class _Observer:
             len(self.traced),
             brief(cell),
             engine,
-            why,
+            BY_TYPE if isinstance(engine, AcrossMesh) else why,
             forward,
             gradient,
             kernel,
             plain or None,
             plain_gradient,
-            chunks=_own_chunks(engine, cell, length),
+            chunks=_own_chunks(inner_engine(engine, cell), cell, length),
+            across=across,
         )
 
     def run_network(
@@ -425,6 +446,8 @@ def _engine_of(traced: _Traced, path: ExecutionPath) -> str:
 
     The default engine is shown as the named engine that does the same.
     """
+    if isinstance(traced.engine, AcrossMesh):
+        return brief(traced.engine.across)
     if not isinstance(traced.engine, DefaultEngine):
         return brief(traced.engine)
     return brief({"kernel": Fused(), "prefixes": Associative()}.get(path.kind, Scan()))
@@ -439,6 +462,14 @@ def _path(traced: _Traced, closed: Any, direction: str, platform: str) -> Execut
         direction: ``"forward"`` or ``"backward"``.
         platform: a key of `PLATFORMS`.
     """
+    path = _path_of_one_device(traced, closed, direction, platform)
+    return path if path.kind == "error" else dataclasses.replace(path, across=traced.across)
+
+
+def _path_of_one_device(
+    traced: _Traced, closed: Any, direction: str, platform: str
+) -> ExecutionPath:
+    """Say how a traced run goes on each of the devices that take part in it."""
     if closed is traced.gradient and traced.plain_gradient is not None:
         raises = (
             "; the gradient of everything raises, as under lax.scan"
@@ -449,7 +480,7 @@ def _path(traced: _Traced, closed: Any, direction: str, platform: str) -> Execut
     if isinstance(closed, str):
         return ExecutionPath("error", reason=closed)
     paths = [path_of(eqn, platform) for eqn in recurrences_in(closed)[direction]]
-    if not isinstance(traced.engine, LoopEngine):
+    if not isinstance(traced.engine, LoopEngine) and not traced.across:
         error = lowering_error(
             core.jaxpr_as_fun(closed), list(closed.in_avals), PLATFORMS[platform]
         )
