@@ -42,7 +42,7 @@ from .models.functional import Pure
 from .models.own_cell import CellLike
 from .optimizers import optimizer_field, schedule_field
 from .pictures import draw_run_curves, subject_of
-from .supervised import PredictsLabels, digest, mean_loss, supervised
+from .supervised import PredictsLabels, digest_of_parts, mean_loss, supervised
 from .task import Task
 
 BUDGET = Budget(steps=15_000, report_every=200, evaluate_every=1000)
@@ -153,13 +153,13 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
     sacrebleu()
     split, notes = read_captioned(options.data, options.size)
     words = sorted({word for row in split.train for word in row.caption.split()})
-    seen = [
-        [(row.name, row.caption, int(row.picture.astype(int).sum())) for row in part]
+    seen = (
+        ((row.name, row.caption, int(row.picture.sum(dtype=int))) for row in part)
         for part in split
-    ]
+    )
     config = {
         "vocabulary": words,
-        "text": digest(seen),
+        "text": digest_of_parts(seen),
         "longest": 1 + max(len(row.caption.split()) for row in split.train),
     }
     pure, params = build(options, config)

@@ -18,6 +18,7 @@ from ..core.types import Params
 from ..training import Budget, Experiment, Run
 from .config import cell_field, check_with_sources, choice, option
 from .data.bucketing import Buckets, Rows, padded, powers_of_two
+from .data.encoded import Ragged
 from .data.sentence_pairs import Pair, read_pairs, read_tsv
 from .data.splits import Split, sizes
 from .data.tokenizers import Characters, Subwords, symbols_of
@@ -29,7 +30,7 @@ from .models.own_cell import CellLike
 from .models.seq2seq import Batch, Translator
 from .optimizers import optimizer_field, schedule_field
 from .pictures import draw_run_curves
-from .supervised import PredictsLabels, digest, mean_loss, supervised
+from .supervised import PredictsLabels, digest_of_parts, mean_loss, supervised
 from .task import Task
 
 BUDGET = Budget(steps=800, report_every=50, evaluate_every=200)
@@ -123,9 +124,9 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
     else:
         sides = zip(Pair._fields, zip(*split.train, strict=True), strict=True)
         vocabulary = {side: Characters.of(texts).known for side, texts in sides}
-    config = {"vocabulary": vocabulary, "text": digest(split), "longest": 0}
+    config = {"vocabulary": vocabulary, "text": digest_of_parts(split), "longest": 0}
     train = Numbered.of(config, split.train)
-    config["longest"] = int(max(map(len, train.target)))
+    config["longest"] = int(train.target.lengths.max())
     pure, params = build(options, config)
     trained = functools.partial(Trained, pure, options=options, config=config)
     validation = split.validation[:: -(-len(split.validation) // LOOKED_AT)]
@@ -173,31 +174,28 @@ class Numbered:
     ``lengths`` are rounded up to 16, 32, 64, ..., so that few shapes are compiled.
     """
 
-    source: list[np.ndarray]
-    target: list[np.ndarray]
+    source: Ragged
+    target: Ragged
     boundary: int
 
     @classmethod
     def of(cls, config: dict[str, Any], pairs: list[Pair]) -> Numbered:
         """Encode pairs; the target ends with the boundary token."""
         source, target = symbols_of(config, "source"), symbols_of(config, "target")
-        ended = [
-            np.append(target.encode(pair.target), target.boundary) for pair in pairs
-        ]
+        ended = Ragged(
+            [*target.encode(pair.target).tolist(), target.boundary] for pair in pairs
+        )
         return cls(
-            [source.encode(pair.source) for pair in pairs], ended, target.boundary
+            Ragged(source.encode(pair.source).tolist() for pair in pairs),
+            ended,
+            target.boundary,
         )
 
     @functools.cached_property
     def lengths(self) -> np.ndarray:
         """Return the rounded length of each pair."""
-        return powers_of_two(
-            (
-                max(map(len, pair))
-                for pair in zip(self.source, self.target, strict=True)
-            ),
-            16,
-        )
+        longer = np.maximum(self.source.lengths, self.target.lengths)
+        return powers_of_two(longer.tolist(), 16)
 
     def batch(self, rows: Rows) -> Batch:
         """Return the pairs of ``rows``, padded; a row of -1 is an empty pair."""

@@ -20,7 +20,8 @@ from jaxtyping import Float32, UInt8
 from ...training import InputError
 from .splits import NAMES, Split, by_name, split_by, with_validation
 from .tables import read_rows
-from .text import read_text
+from .text import NAMED, WANTED
+from .text_lines import utf8_lines
 
 SANS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique")
 TRAIN = (*SANS, "DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSansMono-Oblique")
@@ -226,7 +227,7 @@ def read_folder(source: str, size: int) -> list[tuple[Captioned, str]]:
         raise InputError(
             f"{source} has no {TABLE}: write one with the columns file,caption"
         )
-    numbered = read_rows(table, read_text(table))
+    numbered = read_rows(table, utf8_lines(table, WANTED, NAMED, ends=""))
     first, header = next(numbered, (1, []))
     columns = [name.strip().lower() for name in header]
     if not {"file", "caption"} <= set(columns):

@@ -10,7 +10,8 @@ from typing import NamedTuple
 from ...training import InputError
 from .splits import NAMES, Split, by_name, split_by, with_validation
 from .tables import columns_in_words, read_rows
-from .text import read_text
+from .text import NAMED, WANTED
+from .text_lines import utf8_lines
 
 # The number of days, drawn from a hundred years, so that two digits determine a year.
 DAYS = 6000
@@ -90,11 +91,12 @@ def read_tsv(source: str) -> list[tuple[Pair, str]]:
             f"dates:en:ko"
         )
     is_csv = pathlib.Path(source).suffix.lower() == ".csv"
-    rows, text = [], read_text(source)
+    rows = []
+    lines = utf8_lines(source, WANTED, NAMED, ends="" if is_csv else "\n")
     for number, fields in (
-        read_rows(source, text)
+        read_rows(source, lines)
         if is_csv
-        else enumerate((line.split("\t") for line in text.split("\n")), start=1)
+        else enumerate((line.rstrip("\n").split("\t") for line in lines), start=1)
     ):
         cells = [cell.strip() for cell in fields]
         if not any(cells) or (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 NAMES = {
@@ -69,6 +69,16 @@ def with_validation(split: Split, key: Callable[[Any], str]) -> Split:
     """Move a tenth of the training part, by a hash, to the validation part."""
     parts = split_by(split.train, key, (0.9, 0.1))
     return parts._replace(test=split.test)
+
+
+def spread(examples: Sequence[Any], most: int) -> Sequence[Any]:
+    """Return at most so many examples, equally far from each other; all for 0.
+
+    Example:
+        >>> list(spread(range(10), 4)), list(spread(range(3), 0))
+        ([0, 3, 6, 9], [0, 1, 2])
+    """
+    return examples[:: max(-(-len(examples) // most), 1)] if most else examples
 
 
 def share_of(key: str) -> float:

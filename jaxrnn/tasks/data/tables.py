@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import csv
-import io
+import itertools
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from ...training import InputError
 from .series import Series
 from .splits import NAMES, Split, by_name, split_by, with_validation
-from .text import read_utf8
+from .text_lines import utf8_lines
 
 
 class Example(NamedTuple):
@@ -56,8 +56,9 @@ def read_table(source: str, columns: str = COLUMNS) -> list[Example]:
     """
     names = column_names(columns)
     wanted = f"a CSV or TSV file with the columns {columns}"
+    once: dict[str, str] = {}  # a label that comes again is the same object
     examples = [
-        _example(values, source, line, names)
+        _example(values, source, line, names, once)
         for line, values in read_named_rows(
             source,
             wanted,
@@ -86,10 +87,11 @@ def read_named_rows(
         InputError: with file and line, for a row with too few or too many fields,
             unbalanced quotes, or a file that is not UTF-8.
     """
-    body = read_utf8(source, wanted)
-    delimiter = _delimiter(source, body)
+    lines = utf8_lines(source, wanted, ends="")
+    first = next(lines)
+    delimiter = _delimiter(source, first)
     names: list[str] | None = None
-    for line, row in read_rows(source, body, delimiter):
+    for line, row in read_rows(source, itertools.chain([first], lines), delimiter):
         if names is None:
             names = header(row, line, delimiter)
             continue
@@ -120,9 +122,8 @@ def column_names(columns: str) -> tuple[str, str]:
 _DELIMITERS = {"\t": "tab", ",": "comma", ";": "semicolon"}
 
 
-def _delimiter(source: str, body: str) -> str:
-    """Return what separates the fields of a file."""
-    first = body.split("\n", 1)[0]
+def _delimiter(source: str, first: str) -> str:
+    """Return what separates the fields of a file with this first line."""
     if pathlib.Path(source).suffix.lower() in (".tsv", ".tab") or "\t" in first:
         return "\t"
     if first.startswith("{") and _is_json(first):
@@ -144,14 +145,19 @@ def _is_json(line: str) -> bool:
 
 
 def read_rows(
-    source: str, body: str, delimiter: str = ","
+    source: str, lines: Iterable[str], delimiter: str = ","
 ) -> Iterator[tuple[int, list[str]]]:
     """Yield the nonblank rows of a CSV or TSV file with their first line numbers.
+
+    Args:
+        source: the path of the file, for error messages.
+        lines: its lines, as `utf8_lines` gives them with ``ends=""``.
+        delimiter: what separates the fields.
 
     Raises:
         InputError: with file and line, for unbalanced quotes.
     """
-    reader = csv.reader(io.StringIO(body, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
         line = reader.line_num + 1
         try:
@@ -195,9 +201,13 @@ def _header(
 
 
 def _example(
-    row: dict[str, str], source: str, line: int, names: tuple[str, str]
+    row: dict[str, str],
+    source: str,
+    line: int,
+    names: tuple[str, str],
+    once: dict[str, str],
 ) -> Example:
-    """Convert a row to an example."""
+    """Convert a row to an example, whose label is one of those of ``once``."""
     text, label = (row[name].strip() for name in names)
     split = row.get("split", "").strip().lower()
     for name, value in zip(names, (text, label), strict=True):
@@ -209,7 +219,7 @@ def _example(
         raise InputError(
             f"{source}:{line}: the split {split!r} is none of {', '.join(NAMES)}"
         )
-    return Example(text, label, NAMES.get(split, ""))
+    return Example(text, once.setdefault(label, label), NAMES.get(split, ""))
 
 
 def read_tagged(source: str) -> list[Tagged]:
@@ -278,7 +288,9 @@ def _sentences(
     """Read sentences with ``read``, which parses one line."""
     sentences: list[Tagged] = []
     pairs: list[tuple[str, str]] = []
-    for number, line in enumerate([*read_utf8(source, wanted).split("\n"), ""], 1):
+    once: dict[str, str] = {}  # a word that comes again is the same object
+    for number, line in enumerate(itertools.chain(utf8_lines(source, wanted), [""]), 1):
+        line = line.removesuffix("\n")
         if not line.strip():
             if pairs:
                 sentences.append(Tagged(*zip(*pairs, strict=True)))  # type: ignore[arg-type]
@@ -294,7 +306,8 @@ def _sentences(
                 raise InputError(
                     f"{source}:{number}: the {'tag' if parsed[0] else 'word'} is empty"
                 )
-            pairs.append(parsed)
+            word, tag = parsed
+            pairs.append((once.setdefault(word, word), once.setdefault(tag, tag)))
     if not sentences:
         raise InputError(f"{source} has no examples; --data must be {wanted}")
     return sentences

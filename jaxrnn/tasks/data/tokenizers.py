@@ -35,9 +35,14 @@ class Characters:
         """Return the token before and after each text."""
         return len(self.known)
 
+    @functools.cached_property
+    def _numbers(self) -> dict[str, int]:
+        """Return the numbers of the characters but the unknown one."""
+        return {character: i for i, character in enumerate(self.known) if i}
+
     def encode(self, text: str) -> np.ndarray:
         """Convert a text to numbers."""
-        return Vocabulary(self.known).encode(text)
+        return np.array([self._numbers.get(c, UNKNOWN) for c in text], np.int32)
 
     def pieces(self, text: str) -> list[str]:
         """Return the piece of text of each number."""
