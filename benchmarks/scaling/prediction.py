@@ -22,6 +22,7 @@ ASSUMED = {
     "bytes_per_second": 100e9,  # that a chip sends in a collective operation
     "seconds_per_hop": 5e-6,
 }
+SHOWN = (8, 64, 256, 1024, 4096)  # what tables show of them
 CHIPS = tuple(2**power for power in range(13))
 TIME_SPLIT = {"steps": 1 << 20, "batch": 1, "size": 4096}  # a layer that splits time
 
@@ -55,6 +56,7 @@ def batch_split(row: dict[str, Any]) -> list[dict[str, Any]]:
                 "cell": row["cell"],
                 "split": "batch",
                 "chips": chips,
+                "shown": chips in SHOWN,
                 "computing_ms": seconds * 1e3,
                 "sending_ms": exchange * 1e3,
                 "efficiency": seconds / (seconds + exchange),
@@ -92,6 +94,7 @@ def time_split(
                 "cell": cell,
                 "split": f"time, {exchange}",
                 "chips": chips,
+                "shown": chips in SHOWN,
                 "computing_ms": seconds * 1e3,
                 "sending_ms": exchanged * 1e3,
                 "efficiency": seconds / (seconds + exchanged),

@@ -106,7 +106,7 @@ def markdown(result: dict[str, Any]) -> str:
                 ],
             ),
         ]
-    shown = (8, 64, 256, 1024, 4096)
+    shown = prediction.SHOWN
     by_what: dict[str, dict[int, float]] = {}
     for row in result["predicted"]:
         by_what.setdefault(row["what"], {})[row["chips"]] = row["efficiency"]

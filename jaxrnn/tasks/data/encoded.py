@@ -106,7 +106,7 @@ class EncodedSentences(Sequence):
 def spelled_words(
     words: Sequence[str], vocabulary: WordVocabulary
 ) -> tuple[Int[np.ndarray, " K"], Integer[np.ndarray, "K C"]]:
-    """Return the numbers of words, and in as few bytes as hold them their characters."""
+    """Return the numbers of words, and those of their characters in few bytes."""
     small = np.uint8 if vocabulary.sizes[1] <= 256 else np.int32
     parts = [
         (numbers, spelled.astype(small))
