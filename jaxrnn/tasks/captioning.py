@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import pathlib
 import textwrap
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -220,7 +221,7 @@ class Numbered:
     boundary token is the last number.
     """
 
-    def __init__(self, rows: list[Captioned], words: list[str]):
+    def __init__(self, rows: Sequence[Captioned], words: list[str]):
         number = {word: i for i, word in enumerate(words, start=1)}
         self.rows, self.boundary = rows, len(words) + 1
         self.captions = [
@@ -289,7 +290,7 @@ class Trained(PredictsLabels):
         return captions
 
     def scores(
-        self, rows: list[Captioned], width: int | None = None
+        self, rows: Sequence[Captioned], width: int | None = None
     ) -> dict[str, float]:
         """Return exact match, BLEU, chrF and word F1 of the captions, and the loss.
 
@@ -348,7 +349,7 @@ class Trained(PredictsLabels):
 
 @styled
 def draw_captions(
-    run: Run, rows: list[Captioned], written: list[str]
+    run: Run, rows: Sequence[Captioned], written: list[str]
 ) -> pathlib.Path | None:
     """Draw ``captions.png``: images with their captions.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -159,7 +160,7 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
     return experiment, config
 
 
-def copying(pairs: list[Pair]) -> dict[str, float]:
+def copying(pairs: Sequence[Pair]) -> dict[str, float]:
     """Return the scores of leaving every source as it is, as a baseline."""
     scores = text_scores(
         [pair.source for pair in pairs], [pair.target for pair in pairs]
@@ -179,7 +180,7 @@ class Numbered:
     boundary: int
 
     @classmethod
-    def of(cls, config: dict[str, Any], pairs: list[Pair]) -> Numbered:
+    def of(cls, config: dict[str, Any], pairs: Sequence[Pair]) -> Numbered:
         """Encode pairs; the target ends with the boundary token."""
         source, target = symbols_of(config, "source"), symbols_of(config, "target")
         ended = Ragged(
@@ -269,7 +270,9 @@ class Trained(PredictsLabels):
                     )
         return translations
 
-    def scores(self, pairs: list[Pair], width: int | None = None) -> dict[str, float]:
+    def scores(
+        self, pairs: Sequence[Pair], width: int | None = None
+    ) -> dict[str, float]:
         """Return exact match, BLEU and chrF of the translations, and the loss.
 
         The loss is that of the reference translations, in nats per token.

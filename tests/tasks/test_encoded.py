@@ -7,6 +7,7 @@ import functools
 import hashlib
 import io
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from jaxrnn.tasks import supervised
 from jaxrnn.tasks.data import characters, tables, text, text_lines
 from jaxrnn.tasks.data.bucketing import Rows, padded
 from jaxrnn.tasks.data.encoded import EncodedSentences, Ragged
-from jaxrnn.tasks.data.splits import Split, spread
+from jaxrnn.tasks.data.packed import Packed, take
+from jaxrnn.tasks.data.splits import Split, by_name, split_by, spread, with_validation
 from jaxrnn.tasks.data.vocabulary import WordVocabulary, pad
 from jaxrnn.training import InputError
 
@@ -68,6 +70,55 @@ def test_ragged_sequences_are_a_list_of_arrays():
     rows = Rows(np.array([4, -1, 19]), 8)
     for one, two in zip(padded(ragged, rows, 9), padded(given, rows, 9), strict=True):
         np.testing.assert_array_equal(one, two)
+
+
+def test_packed_rows_are_a_list_of_rows(tmp_path):
+    rng = np.random.default_rng(3)
+    rows = [
+        tables.Example(
+            " ".join(rng.choice(WORDS, 4)) + str(i), *map(str, rng.integers(0, 3, 2))
+        )
+        for i in range(40)
+    ]
+    packed = Packed(tables.Example, iter(rows))
+    assert packed == rows
+    assert packed != rows[1:]
+    assert packed[-3] == rows[-3]
+    assert isinstance(packed[0], tables.Example)
+    assert packed[5:30:4] == rows[5:30:4]
+    chosen = [7, 3, 39, 0]
+    assert packed[3:].taken([4, 0, 36]) == take(rows, [7, 3, 39])
+    assert take(packed, chosen) == take(rows, chosen)
+    with pytest.raises(IndexError):
+        packed[40]
+    # the same parts, whether examples are packed or not
+    for split in (
+        lambda examples: split_by(examples, lambda row: row.text),
+        lambda examples: by_name(
+            examples, (("", "test", "validation")[int(row.label)] for row in examples)
+        ),
+        lambda examples: with_validation(
+            Split(examples, [], examples[:3]), lambda row: row.text
+        ),
+    ):
+        for part, wanted in zip(split(packed), split(rows), strict=True):
+            assert list(part) == list(wanted)
+            assert len(part) == len(wanted)
+
+
+def test_a_table_takes_little_more_memory_than_its_file(tmp_path):
+    """Traced allocations; a list of examples took three times as much."""
+    file = tmp_path / "a.csv"
+    row = "some words of a text that is as long as a sentence often is,label\n"
+    file.write_text("text,label\n" + row * 20_000)
+    tables.read_table(str(file))
+    tracemalloc.start()
+    read = tables.read_table(str(file))
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(read) == 20_000
+    assert held < 1.6 * file.stat().st_size
+    assert peak < 2 * file.stat().st_size + 4e6
 
 
 def test_a_digest_of_rows_is_that_of_the_whole():

@@ -74,7 +74,7 @@ def read_captioned(source: str, size: int) -> tuple[Split, tuple[str, ...]]:
         return Split(*rows), ()
     examples = read_folder(source, size)
     if any(part for _, part in examples):
-        split = by_name(examples)
+        split = by_name([row for row, _ in examples], (part for _, part in examples))
         notes: tuple[str, ...] = ()
         if not split.validation and split.train:
             split = with_validation(split, lambda row: row.name)

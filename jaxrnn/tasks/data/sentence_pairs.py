@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import pathlib
 import random
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ...training import InputError
@@ -47,12 +48,12 @@ def read_pairs(data: tuple[str, ...]) -> tuple[Split, tuple[str, ...]]:
         return dates(data[0]), ()
     rows = read_tsv(data[0])
     if any(split for _, split in rows):
-        parts = by_name(rows)
+        parts = by_name([pair for pair, _ in rows], (part for _, part in rows))
         notes: tuple[str, ...] = ()
     else:
         parts = split_by([pair for pair, _ in rows], lambda pair: pair.source)
         if len(data) > 1:
-            parts = Split(parts.train + parts.test, parts.validation, [])
+            parts = Split([*parts.train, *parts.test], parts.validation, [])
         notes = (
             f"{data[0]} names no parts: split by a hash of the source (third column: "
             f"train, validation or test)",
@@ -155,7 +156,7 @@ def dates(name: str) -> Split:
     days = random.Random(0).sample(range(HUNDRED_YEARS), DAYS)
     split = split_by([FIRST + datetime.timedelta(days=day) for day in days], str)
 
-    def pairs(days: list[datetime.date]) -> list[Pair]:
+    def pairs(days: Sequence[datetime.date]) -> list[Pair]:
         translations: dict[str, str] = {}
         for day in days:
             for style in STYLES:

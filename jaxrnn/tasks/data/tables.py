@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from ...training import InputError
+from .packed import Packed
 from .series import Series
 from .splits import NAMES, Split, by_name, split_by, with_validation
 from .text_lines import utf8_lines
@@ -36,7 +37,7 @@ T = TypeVar("T", Example, Tagged, Series)
 COLUMNS = "text,label"
 
 
-def read_table(source: str, columns: str = COLUMNS) -> list[Example]:
+def read_table(source: str, columns: str = COLUMNS) -> Sequence[Example]:
     """Read the examples of a CSV or TSV file.
 
     The first line names the columns: that of the text, that of the label, and
@@ -56,15 +57,14 @@ def read_table(source: str, columns: str = COLUMNS) -> list[Example]:
     """
     names = column_names(columns)
     wanted = f"a CSV or TSV file with the columns {columns}"
-    once: dict[str, str] = {}  # a label that comes again is the same object
-    examples = [
-        _example(values, source, line, names, once)
-        for line, values in read_named_rows(
-            source,
-            wanted,
-            lambda row, line, delimiter: _header(row, source, line, delimiter, names),
-        )
-    ]
+    rows = read_named_rows(
+        source,
+        wanted,
+        lambda row, line, delimiter: _header(row, source, line, delimiter, names),
+    )
+    examples = Packed(
+        Example, (_example(values, source, line, names) for line, values in rows)
+    )
     if not examples:
         raise InputError(
             f"{source} has no examples; --data must be {wanted}, one row per example"
@@ -201,13 +201,9 @@ def _header(
 
 
 def _example(
-    row: dict[str, str],
-    source: str,
-    line: int,
-    names: tuple[str, str],
-    once: dict[str, str],
+    row: dict[str, str], source: str, line: int, names: tuple[str, str]
 ) -> Example:
-    """Convert a row to an example, whose label is one of those of ``once``."""
+    """Convert a row to an example."""
     text, label = (row[name].strip() for name in names)
     split = row.get("split", "").strip().lower()
     for name, value in zip(names, (text, label), strict=True):
@@ -219,7 +215,7 @@ def _example(
         raise InputError(
             f"{source}:{line}: the split {split!r} is none of {', '.join(NAMES)}"
         )
-    return Example(text, once.setdefault(label, label), NAMES.get(split, ""))
+    return Example(text, label, NAMES.get(split, ""))
 
 
 def read_tagged(source: str) -> list[Tagged]:
@@ -314,7 +310,9 @@ def _sentences(
 
 
 def split_files(
-    sources: Sequence[str], read: Callable[[str], list[T]], key: Callable[[Any], str]
+    sources: Sequence[str],
+    read: Callable[[str], Sequence[T]],
+    key: Callable[[Any], str],
 ) -> tuple[Split, tuple[str, ...]]:
     """Split one or two files, and return a note on how it was done.
 
@@ -343,8 +341,11 @@ def split_files(
         )
     elif named:
         split = by_name(
-            (each, each.split if isinstance(each, (Example, Series)) else "")
-            for each in examples
+            examples,
+            (
+                each.split if isinstance(each, (Example, Series)) else ""
+                for each in examples
+            ),
         )
         note = f"test part: the {len(split.test)} rows whose column split says test"
         if not split.validation:
