@@ -123,8 +123,10 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
         texts = [text for pair in split.train for text in pair]
         vocabulary = {"sentencepiece": Subwords.of(texts, options.subwords).model}
     else:
-        sides = zip(Pair._fields, zip(*split.train, strict=True), strict=True)
-        vocabulary = {side: Characters.of(texts).known for side, texts in sides}
+        vocabulary = {
+            side: Characters.of(pair[i] for pair in split.train).known
+            for i, side in enumerate(Pair._fields)
+        }
     config = {"vocabulary": vocabulary, "text": digest_of_parts(split), "longest": 0}
     train = Numbered.of(config, split.train)
     config["longest"] = int(train.target.lengths.max())

@@ -16,7 +16,7 @@ from jaxrnn.tasks import supervised
 from jaxrnn.tasks.data import characters, tables, text, text_lines
 from jaxrnn.tasks.data.bucketing import Rows, padded
 from jaxrnn.tasks.data.encoded import EncodedSentences, Ragged
-from jaxrnn.tasks.data.packed import Packed, take
+from jaxrnn.tasks.data.packed import Packed, joined, take
 from jaxrnn.tasks.data.splits import Split, by_name, split_by, spread, with_validation
 from jaxrnn.tasks.data.vocabulary import WordVocabulary, pad
 from jaxrnn.training import InputError
@@ -89,6 +89,14 @@ def test_packed_rows_are_a_list_of_rows(tmp_path):
     chosen = [7, 3, 39, 0]
     assert packed[3:].taken([4, 0, 36]) == take(rows, [7, 3, 39])
     assert take(packed, chosen) == take(rows, chosen)
+    both = joined(packed[:5], packed[20:22])
+    assert isinstance(both, Packed)
+    assert both == joined(rows[:5], rows[20:22]) == [*rows[:5], *rows[20:22]]
+    assert joined(packed[:2], rows[:1]) == [*rows[:2], rows[0]]
+    texts = packed.made(lambda text, label, split: (label, text))
+    assert texts[4] == (rows[4].label, rows[4].text)
+    longer = Packed(lambda *fields: fields, iter(rows), long=2)
+    assert longer == [tuple(row) for row in rows]
     with pytest.raises(IndexError):
         packed[40]
     # the same parts, whether examples are packed or not

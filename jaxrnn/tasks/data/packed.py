@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -15,13 +16,15 @@ Row = TypeVar("Row")
 class Packed(Sequence[Row], Generic[Row]):
     """Rows whose fields are texts, which is read as a list of them is.
 
-    A row takes the bytes of its fields in UTF-8 and eight bytes; a row is made where it
-    is asked for. Of fields with few different values, such as labels, each value is
+    A row takes the bytes of its fields in UTF-8 and some more; it is made where it is
+    asked for. Of fields with few different values, such as labels, each value is
     kept once, and a row has its number.
 
     Args:
         make: makes a row of its fields, such as a NamedTuple.
-        rows: the fields of each row: the long one, and those of few different values.
+        rows: the fields of each row: first the long ones, then those of few different
+            values.
+        long: how many are long.
 
     Example:
         >>> rows = Packed(lambda *fields: fields, [("a text", "x"), ("another", "x")])
@@ -29,14 +32,17 @@ class Packed(Sequence[Row], Generic[Row]):
         (2, ('another', 'x'), [('a text', 'x')])
     """
 
-    def __init__(self, make: Callable[..., Row], rows: Iterable[Sequence[str]]):
-        self._make, self._texts = make, bytearray()
+    def __init__(
+        self, make: Callable[..., Row], rows: Iterable[Sequence[str]], long: int = 1
+    ):
+        self._make, self._long, self._texts = make, long, bytearray()
         ends, few = array.array("q", [0]), array.array("i")
         known: dict[tuple[str, ...], int] = {}
-        for text, *others in rows:
-            self._texts += text.encode("utf-8", "surrogatepass")
-            ends.append(len(self._texts))
-            few.append(known.setdefault(tuple(others), len(known)))
+        for row in rows:
+            for text in row[:long]:
+                self._texts += text.encode("utf-8", "surrogatepass")
+                ends.append(len(self._texts))
+            few.append(known.setdefault(tuple(row[long:]), len(known)))
         self._ends, self._few = np.frombuffer(ends, np.int64), np.frombuffer(few, "i4")
         self._known = list(known)
         self._rows: Int[np.ndarray, " n"] | range = range(len(few))
@@ -56,6 +62,12 @@ class Packed(Sequence[Row], Generic[Row]):
         )
         return some
 
+    def made(self, make: Callable[..., Any]) -> Packed[Any]:
+        """Return the same rows, made of their fields in another way."""
+        some = self.taken(slice(None))
+        some._make = make
+        return some
+
     def __len__(self) -> int:
         return len(self._rows)
 
@@ -63,9 +75,12 @@ class Packed(Sequence[Row], Generic[Row]):
         if isinstance(index, slice):
             return self.taken(index)
         row = int(self._rows[index])
-        text = self._texts[self._ends[row] : self._ends[row + 1]]
-        few = self._known[self._few[row]]
-        return self._make(text.decode("utf-8", "surrogatepass"), *few)
+        ends = self._ends[row * self._long : (row + 1) * self._long + 1].tolist()
+        texts = (
+            self._texts[begin:end].decode("utf-8", "surrogatepass")
+            for begin, end in itertools.pairwise(ends)
+        )
+        return self._make(*texts, *self._known[self._few[row]])
 
     def __iter__(self) -> Iterator[Row]:
         return (self[i] for i in range(len(self)))
@@ -81,3 +96,19 @@ def take(examples: Sequence[Any], rows: Sequence[int]) -> Sequence[Any]:
     if isinstance(examples, Packed):
         return examples.taken(rows)
     return [examples[i] for i in rows]
+
+
+def joined(first: Sequence[Any], second: Sequence[Any]) -> Sequence[Any]:
+    """Return the examples of one list and then those of another.
+
+    They stay packed where both are parts of the same rows.
+    """
+    if (
+        isinstance(first, Packed)
+        and isinstance(second, Packed)
+        and first._texts is second._texts
+    ):
+        some = first.taken(slice(None))
+        some._rows = np.concatenate([np.asarray(one._rows) for one in (first, second)])
+        return some
+    return [*first, *second]

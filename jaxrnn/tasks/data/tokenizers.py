@@ -9,6 +9,7 @@ import base64
 import dataclasses
 import functools
 import io
+import itertools
 from collections.abc import Iterable
 from typing import Any
 
@@ -28,7 +29,8 @@ class Characters:
     @classmethod
     def of(cls, texts: Iterable[str]) -> Characters:
         """Collect the characters of texts."""
-        return cls(Vocabulary.of("".join(sorted(set().union(*texts)))).characters)
+        every = sorted(set(itertools.chain.from_iterable(texts)))
+        return cls(Vocabulary.of("".join(every)).characters)
 
     @property
     def boundary(self) -> int:
