@@ -57,6 +57,7 @@ TABLE = {
     "repository/test_documentation.py": {
         "test_a_page_prints_what_it_shows": [
             "install",
+            "large_data",
             "other_libraries",
             "own_data",
             "platforms",
