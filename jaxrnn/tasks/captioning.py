@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import pathlib
 import textwrap
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -42,7 +43,7 @@ from .models.functional import Pure
 from .models.own_cell import CellLike
 from .optimizers import optimizer_field, schedule_field
 from .pictures import draw_run_curves, subject_of
-from .supervised import PredictsLabels, digest, mean_loss, supervised
+from .supervised import PredictsLabels, digest_of_parts, mean_loss, supervised
 from .task import Task
 
 BUDGET = Budget(steps=15_000, report_every=200, evaluate_every=1000)
@@ -153,13 +154,13 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
     sacrebleu()
     split, notes = read_captioned(options.data, options.size)
     words = sorted({word for row in split.train for word in row.caption.split()})
-    seen = [
-        [(row.name, row.caption, int(row.picture.astype(int).sum())) for row in part]
+    seen = (
+        ((row.name, row.caption, int(row.picture.sum(dtype=int))) for row in part)
         for part in split
-    ]
+    )
     config = {
         "vocabulary": words,
-        "text": digest(seen),
+        "text": digest_of_parts(seen),
         "longest": 1 + max(len(row.caption.split()) for row in split.train),
     }
     pure, params = build(options, config)
@@ -220,7 +221,7 @@ class Numbered:
     boundary token is the last number.
     """
 
-    def __init__(self, rows: list[Captioned], words: list[str]):
+    def __init__(self, rows: Sequence[Captioned], words: list[str]):
         number = {word: i for i, word in enumerate(words, start=1)}
         self.rows, self.boundary = rows, len(words) + 1
         self.captions = [
@@ -289,7 +290,7 @@ class Trained(PredictsLabels):
         return captions
 
     def scores(
-        self, rows: list[Captioned], width: int | None = None
+        self, rows: Sequence[Captioned], width: int | None = None
     ) -> dict[str, float]:
         """Return exact match, BLEU, chrF and word F1 of the captions, and the loss.
 
@@ -348,7 +349,7 @@ class Trained(PredictsLabels):
 
 @styled
 def draw_captions(
-    run: Run, rows: list[Captioned], written: list[str]
+    run: Run, rows: Sequence[Captioned], written: list[str]
 ) -> pathlib.Path | None:
     """Draw ``captions.png``: images with their captions.
 

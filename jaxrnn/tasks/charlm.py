@@ -201,10 +201,14 @@ def held_out_of(options: Options, vocabulary: Vocabulary) -> Tokens:
 
 
 def scored(functions: Functions, params: Params, text: Tokens, most: int = 0) -> float:
-    """Return the bits per character of a text, or of ``most`` characters of it."""
-    total = min(most, len(text)) if most else len(text)
-    with announced("scoring", total, "characters") as work:
-        return bits_per_token(functions, params, text, most=most, work=work)
+    """Return the bits per character of a text, or of ``most`` characters of it.
+
+    Of a whole text the screen shows how far it is; what is limited comes often.
+    """
+    if most:
+        return bits_per_token(functions, params, text, most=most)
+    with announced("scoring", len(text) - 1, "characters") as work:
+        return bits_per_token(functions, params, text, work=work)
 
 
 def probe(

@@ -23,7 +23,8 @@ from ..training import Budget, Experiment, InputError, Run
 from .config import cell_field, check_with_sources, option
 from .data.bucketing import Rows
 from .data.corpora import REVIEWS, reviews
-from .data.splits import Split, sizes, unseen_labels
+from .data.encoded import EncodedSentences
+from .data.splits import Split, sizes, spread, unseen_labels
 from .data.tables import COLUMNS, Example, column_names, read_table, split_files
 from .data.vocabulary import (
     Sentences,
@@ -31,7 +32,6 @@ from .data.vocabulary import (
     WordVocabulary,
     max_over,
     mean_over,
-    pad,
     sentence_buckets,
 )
 from .metrics.classification import (
@@ -46,9 +46,15 @@ from .models.word_encoder import probabilities as probabilities
 from .models.word_encoder import probabilities_of, reading_layers
 from .optimizers import optimizer_field, schedule_field
 from .pictures import draw_run_curves
-from .supervised import PredictsLabels, digest, summed_cross_entropy, supervised
+from .supervised import (
+    PredictsLabels,
+    digest_of_parts,
+    summed_cross_entropy,
+    supervised,
+)
 from .task import Task
 
+BAGGED = 100_000  # the number of texts that the bag of words learns from, at most
 BUDGET = Budget(steps=900, report_every=100, evaluate_every=200)
 
 
@@ -90,6 +96,13 @@ class Options:
     )
     batch: int = option(64, "number of texts per update", least=1)
     limit: int = option(0, "number of training texts; 0: all", least=0)
+    evaluate_examples: int = option(
+        10_000,
+        "number of validation texts that an evaluation during training scores, "
+        "spread over that part; 0: all",
+        least=0,
+        before=0,
+    )
     learning_rate: float = option(2e-3, "peak learning rate", above=0)
     optimizer: str = optimizer_field()
     schedule: str = schedule_field()
@@ -190,26 +203,28 @@ def read_data(options: Options) -> tuple[Split, tuple[str, ...]]:
 def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
     """Return the experiment, and further entries of the run's config."""
     split, notes = read_data(options)
-    sentences = [tokens(example.text) for example in split.train]
-    vocabulary = WordVocabulary.of(sentences, options.min_count)
+    encoded = EncodedSentences(
+        (tokens(example.text) for example in split.train), least=options.min_count
+    )
+    vocabulary = encoded.vocabulary
     labels = sorted({example.label for example in split.train})
     config = {
         "vocabulary": {**dataclasses.asdict(vocabulary), "labels": labels},
-        "text": digest(split),
+        "text": digest_of_parts(split),
     }
     functions, params = build(options, config)
-    encoded = [vocabulary.encode(sentence) for sentence in sentences]
-    targets = np.array(
-        [labels.index(example.label) for example in split.train], np.int32
-    )
-    buckets = sentence_buckets(map(len, sentences), options.batch, options.seed)
+    number = {label: i for i, label in enumerate(labels)}
+    targets = np.array([number[example.label] for example in split.train], np.int32)
+    buckets = sentence_buckets(encoded.lengths, options.batch, options.seed)
 
     def batch(rows: Rows) -> tuple[Sentences, Int[np.ndarray, " B"], Any]:
         return (
-            pad([None if i < 0 else encoded[i] for i in rows.rows], rows.width),
+            encoded.padded(rows.rows, rows.width),
             targets[rows.rows],
             rows.rows >= 0,
         )
+
+    validation = spread(split.validation, options.evaluate_examples)
 
     def loss(params: Params, batch: Any, key: Array) -> tuple[Array, Array]:
         inputs, targets, counts = batch
@@ -227,7 +242,7 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
                 np.mean([example.label == common for example in split.test])
             ),
             **bag_of_words(
-                [example[:2] for example in split.train],
+                [example[:2] for example in spread(split.train, BAGGED)],
                 [example[:2] for example in split.test],
             ),
         }
@@ -243,7 +258,7 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
         loss=loss,
         buckets=buckets,
         batch=batch,
-        validate=lambda params: trained(params).scores(split.validation),
+        validate=lambda params: trained(params).scores(validation),
         test=test,
         best_by=("accuracy", "max"),
         sample=sample,
@@ -274,10 +289,14 @@ class Trained(PredictsLabels):
 
         The labels are those of ``config["vocabulary"]["labels"]``.
         """
-        encoded = [self.vocabulary.encode(tokens(text)) for text in texts]
-        return np.stack(
-            probabilities_of(self.functions, self.params, encoded, self.options.batch)
-        )
+        encoded = EncodedSentences(map(tokens, texts), self.vocabulary)
+        labels = len(self.config["vocabulary"]["labels"])
+        found = np.zeros((len(texts), labels), jnp.result_type(float))
+        for rows, some in probabilities_of(
+            self.functions, self.params, encoded, self.options.batch
+        ):
+            found[rows] = some
+        return found
 
     def predict(self, text: str) -> str:
         """Return the most probable label, a tab and its probability.

@@ -100,6 +100,24 @@ def digest(examples: object) -> str:
     return hashlib.sha256(json.dumps(examples, ensure_ascii=False).encode()).hexdigest()
 
 
+def digest_of_parts(parts: Iterable[Iterable[Any]]) -> str:
+    """Return the `digest` of lists of rows.
+
+    They are written row by row: as one text they would need a multiple of their memory.
+    """
+    found, between = hashlib.sha256(b"["), b""
+    for part in parts:
+        found.update(between + b"[")
+        inner = b""
+        for row in part:
+            found.update(inner + json.dumps(row, ensure_ascii=False).encode())
+            inner = b", "
+        found.update(b"]")
+        between = b", "
+    found.update(b"]")
+    return found.hexdigest()
+
+
 def mean_loss(parts: Iterable[tuple[Any, Any]]) -> float:
     """Return the mean from pairs of a sum of losses and their number."""
     total, count = map(

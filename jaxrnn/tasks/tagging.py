@@ -22,13 +22,13 @@ from ..training import Budget, Experiment, InputError, Run
 from .config import cell_field, check_with_sources, option
 from .data.bucketing import Rows, padded
 from .data.corpora import TREEBANK, treebank
-from .data.splits import Split, sizes, unseen_labels
+from .data.encoded import EncodedSentences, Ragged
+from .data.splits import Split, sizes, spread, unseen_labels
 from .data.tables import Tagged, read_tagged, split_files
 from .data.vocabulary import (
     Sentences,
     WordEncoder,
     WordVocabulary,
-    pad,
     sentence_buckets,
     words_in,
 )
@@ -46,7 +46,12 @@ from .models.word_encoder import probabilities as probabilities
 from .models.word_encoder import probabilities_of, reading_layers
 from .optimizers import optimizer_field, schedule_field
 from .pictures import draw_run_curves
-from .supervised import PredictsLabels, digest, summed_cross_entropy, supervised
+from .supervised import (
+    PredictsLabels,
+    digest_of_parts,
+    summed_cross_entropy,
+    supervised,
+)
 from .task import Task
 
 BUDGET = Budget(steps=1500, report_every=100, evaluate_every=200)
@@ -86,6 +91,13 @@ class Options:
     )
     batch: int = option(32, "number of sentences per update", least=1)
     limit: int = option(0, "number of training sentences; 0: all", least=0)
+    evaluate_examples: int = option(
+        10_000,
+        "number of validation sentences that an evaluation during training scores, "
+        "spread over that part; 0: all",
+        least=0,
+        before=0,
+    )
     learning_rate: float = option(4e-3, "peak learning rate", above=0)
     optimizer: str = optimizer_field()
     schedule: str = schedule_field()
@@ -176,28 +188,25 @@ def read_data(options: Options) -> tuple[Split, tuple[str, ...]]:
 def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
     """Return the experiment, and further entries of the run's config."""
     split, notes = read_data(options)
-    vocabulary = WordVocabulary.of(
-        [sentence.words for sentence in split.train], options.min_count
+    encoded = EncodedSentences(
+        (sentence.words for sentence in split.train), least=options.min_count
     )
+    vocabulary = encoded.vocabulary
     tags = sorted({tag for sentence in split.train for tag in sentence.tags})
     config = {
         "vocabulary": {**dataclasses.asdict(vocabulary), "tags": tags},
-        "text": digest(split),
+        "text": digest_of_parts(split),
     }
     functions, params = build(options, config)
-    encoded = [vocabulary.encode(sentence.words) for sentence in split.train]
-    targets = [
-        np.array([tags.index(tag) for tag in sentence.tags], np.int32)
-        for sentence in split.train
-    ]
-    buckets = sentence_buckets(
-        (len(sentence.words) for sentence in split.train), options.batch, options.seed
-    )
+    number = {tag: i for i, tag in enumerate(tags)}
+    targets = Ragged([number[tag] for tag in one.tags] for one in split.train)
+    buckets = sentence_buckets(encoded.lengths, options.batch, options.seed)
 
     def batch(rows: Rows) -> tuple[Sentences, Int[np.ndarray, "B T"]]:
-        return pad(
-            [None if i < 0 else encoded[i] for i in rows.rows], rows.width
-        ), padded(targets, rows, 0)[0]
+        inputs = encoded.padded(rows.rows, rows.width)
+        return inputs, padded(targets, rows, 0)[0]
+
+    validation = spread(split.validation, options.evaluate_examples)
 
     def loss(params: Params, batch: Any, key: Array) -> tuple[Array, Array]:
         inputs, targets = batch
@@ -217,7 +226,7 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
         loss=loss,
         buckets=buckets,
         batch=batch,
-        validate=lambda params: trained(params).scores(split.validation),
+        validate=lambda params: trained(params).scores(validation),
         test=lambda params: {
             **trained(params).scores(split.test, each=True),
             "most_frequent_tag_accuracy": most_frequent_tag(split.train, split.test),
@@ -247,17 +256,15 @@ class Trained(PredictsLabels):
 
     def tag(self, sentences: Sequence[Sequence[str]]) -> list[list[str]]:
         """Return the most probable tag of each word of each sentence."""
-        tags, encoded = (
-            self.config["vocabulary"]["tags"],
-            [self.vocabulary.encode(words) for words in sentences],
-        )
-        rows = probabilities_of(
+        tags = self.config["vocabulary"]["tags"]
+        encoded = EncodedSentences(sentences, self.vocabulary)
+        tagged: list[list[str]] = [[]] * len(sentences)
+        for rows, some in probabilities_of(
             self.functions, self.params, encoded, self.options.batch
-        )
-        return [
-            [tags[k] for k in row[: len(words)].argmax(1)]
-            for row, words in zip(rows, sentences, strict=True)
-        ]
+        ):
+            for i, best in zip(rows.tolist(), some.argmax(-1).tolist(), strict=True):
+                tagged[i] = [tags[k] for k in best[: len(sentences[i])]]
+        return tagged
 
     def predict(self, text: str) -> str:
         """Return ``word/TAG`` for each word of a line."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -18,6 +19,7 @@ from ..core.types import Params
 from ..training import Budget, Experiment, Run
 from .config import cell_field, check_with_sources, choice, option
 from .data.bucketing import Buckets, Rows, padded, powers_of_two
+from .data.encoded import Ragged
 from .data.sentence_pairs import Pair, read_pairs, read_tsv
 from .data.splits import Split, sizes
 from .data.tokenizers import Characters, Subwords, symbols_of
@@ -29,7 +31,7 @@ from .models.own_cell import CellLike
 from .models.seq2seq import Batch, Translator
 from .optimizers import optimizer_field, schedule_field
 from .pictures import draw_run_curves
-from .supervised import PredictsLabels, digest, mean_loss, supervised
+from .supervised import PredictsLabels, digest_of_parts, mean_loss, supervised
 from .task import Task
 
 BUDGET = Budget(steps=800, report_every=50, evaluate_every=200)
@@ -121,11 +123,13 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
         texts = [text for pair in split.train for text in pair]
         vocabulary = {"sentencepiece": Subwords.of(texts, options.subwords).model}
     else:
-        sides = zip(Pair._fields, zip(*split.train, strict=True), strict=True)
-        vocabulary = {side: Characters.of(texts).known for side, texts in sides}
-    config = {"vocabulary": vocabulary, "text": digest(split), "longest": 0}
+        vocabulary = {
+            side: Characters.of(pair[i] for pair in split.train).known
+            for i, side in enumerate(Pair._fields)
+        }
+    config = {"vocabulary": vocabulary, "text": digest_of_parts(split), "longest": 0}
     train = Numbered.of(config, split.train)
-    config["longest"] = int(max(map(len, train.target)))
+    config["longest"] = int(train.target.lengths.max())
     pure, params = build(options, config)
     trained = functools.partial(Trained, pure, options=options, config=config)
     validation = split.validation[:: -(-len(split.validation) // LOOKED_AT)]
@@ -158,7 +162,7 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
     return experiment, config
 
 
-def copying(pairs: list[Pair]) -> dict[str, float]:
+def copying(pairs: Sequence[Pair]) -> dict[str, float]:
     """Return the scores of leaving every source as it is, as a baseline."""
     scores = text_scores(
         [pair.source for pair in pairs], [pair.target for pair in pairs]
@@ -173,31 +177,28 @@ class Numbered:
     ``lengths`` are rounded up to 16, 32, 64, ..., so that few shapes are compiled.
     """
 
-    source: list[np.ndarray]
-    target: list[np.ndarray]
+    source: Ragged
+    target: Ragged
     boundary: int
 
     @classmethod
-    def of(cls, config: dict[str, Any], pairs: list[Pair]) -> Numbered:
+    def of(cls, config: dict[str, Any], pairs: Sequence[Pair]) -> Numbered:
         """Encode pairs; the target ends with the boundary token."""
         source, target = symbols_of(config, "source"), symbols_of(config, "target")
-        ended = [
-            np.append(target.encode(pair.target), target.boundary) for pair in pairs
-        ]
+        ended = Ragged(
+            [*target.encode(pair.target).tolist(), target.boundary] for pair in pairs
+        )
         return cls(
-            [source.encode(pair.source) for pair in pairs], ended, target.boundary
+            Ragged(source.encode(pair.source).tolist() for pair in pairs),
+            ended,
+            target.boundary,
         )
 
     @functools.cached_property
     def lengths(self) -> np.ndarray:
         """Return the rounded length of each pair."""
-        return powers_of_two(
-            (
-                max(map(len, pair))
-                for pair in zip(self.source, self.target, strict=True)
-            ),
-            16,
-        )
+        longer = np.maximum(self.source.lengths, self.target.lengths)
+        return powers_of_two(longer.tolist(), 16)
 
     def batch(self, rows: Rows) -> Batch:
         """Return the pairs of ``rows``, padded; a row of -1 is an empty pair."""
@@ -271,7 +272,9 @@ class Trained(PredictsLabels):
                     )
         return translations
 
-    def scores(self, pairs: list[Pair], width: int | None = None) -> dict[str, float]:
+    def scores(
+        self, pairs: Sequence[Pair], width: int | None = None
+    ) -> dict[str, float]:
         """Return exact match, BLEU and chrF of the translations, and the loss.
 
         The loss is that of the reference translations, in nats per token.

@@ -19,6 +19,7 @@ from jaxrnn.tasks.data import character_texts, characters, text, token_files, to
 from jaxrnn.tasks.data.character_texts import Texts
 from jaxrnn.tasks.metrics import ngrams
 from jaxrnn.training import InputError, Run
+from jaxrnn.training.announced import Work
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 ROOT = Path(__file__).parents[2]
@@ -208,8 +209,9 @@ def test_evaluation_costs_what_is_asked_for_and_is_whole_at_the_end(
     scored = []
     original = charlm.bits_per_token
 
-    def counting(functions, params, held_out, *, most=0, work=None, **options):
-        value = original(functions, params, held_out, most=most, work=work, **options)
+    def counting(functions, params, held_out, *, most=0, work=None):
+        work = work or Work("scoring", None, "")
+        value = original(functions, params, held_out, most=most, work=work)
         scored.append((most, work.done))
         return value
 

@@ -14,7 +14,7 @@ import pathlib
 
 from ...training import InputError
 from .splits import Split, split_by
-from .tables import Example, read_conllu
+from .tables import Example, Tagged, read_conllu
 
 REVIEWS, TREEBANK = "rotten-tomatoes", "turkish"
 
@@ -76,8 +76,8 @@ def treebank() -> Split:
             "tagging needs the sentences of the package turkish-treebanks: pip install "
             "--no-deps turkish-treebanks"
         )
-    split = Split([], [], [])
+    parts: tuple[list[Tagged], ...] = ([], [], [])
     for file in sorted(files, key=lambda file: file.name):
         for i, sentence in enumerate(read_conllu(str(file.locate()))):
-            split[max(i % 10 - 7, 0)].append(sentence)
-    return split
+            parts[max(i % 10 - 7, 0)].append(sentence)
+    return Split(*parts)

@@ -18,9 +18,11 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from ...training import InputError
+from ...training.announced import announced
 from .splits import NAMES, Split, by_name, split_by, with_validation
 from .tables import read_rows
-from .text import read_text
+from .text import NAMED, WANTED
+from .text_lines import utf8_lines
 
 SANS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique")
 TRAIN = (*SANS, "DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSansMono-Oblique")
@@ -72,7 +74,7 @@ def read_captioned(source: str, size: int) -> tuple[Split, tuple[str, ...]]:
         return Split(*rows), ()
     examples = read_folder(source, size)
     if any(part for _, part in examples):
-        split = by_name(examples)
+        split = by_name([row for row, _ in examples], (part for _, part in examples))
         notes: tuple[str, ...] = ()
         if not split.validation and split.train:
             split = with_validation(split, lambda row: row.name)
@@ -226,7 +228,7 @@ def read_folder(source: str, size: int) -> list[tuple[Captioned, str]]:
         raise InputError(
             f"{source} has no {TABLE}: write one with the columns file,caption"
         )
-    numbered = read_rows(table, read_text(table))
+    numbered = read_rows(table, utf8_lines(table, WANTED, NAMED, ends=""))
     first, header = next(numbered, (1, []))
     columns = [name.strip().lower() for name in header]
     if not {"file", "caption"} <= set(columns):
@@ -234,7 +236,7 @@ def read_folder(source: str, size: int) -> list[tuple[Captioned, str]]:
             f"{table}:{first}: expected the columns file,caption, but got "
             f"{','.join(columns)}"
         )
-    rows = []
+    rows: list[tuple[str, str, str, str]] = []
     for line, fields in numbered:
         where, row = f"{table}:{line}", dict(zip(columns, fields, strict=False))
         if len(fields) != len(columns):
@@ -255,17 +257,19 @@ def read_folder(source: str, size: int) -> list[tuple[Captioned, str]]:
                 f"{where}: {part!r} is not the name of a part; the column split must "
                 f"be train, validation or test"
             )
-        rows.append(
-            (
-                Captioned(read_picture(folder / file, size, where), caption, file),
-                NAMES.get(part.lower(), ""),
-            )
-        )
+        rows.append((where, file, caption, NAMES.get(part.lower(), "")))
     if not rows:
         raise InputError(
             f"{table} has no rows under its header; write lines of file,caption"
         )
-    return rows
+    pictures = np.empty((len(rows), size, size), np.uint8)
+    found = []
+    with announced(f"reading {source}", len(rows), "pictures") as work:
+        for picture, (where, file, caption, part) in zip(pictures, rows, strict=True):
+            picture[:] = read_picture(folder / file, size, where)
+            found.append((Captioned(picture, caption, file), part))
+            work.done += 1
+    return found
 
 
 def as_input(pictures: list[np.ndarray]) -> Float32[np.ndarray, "B S S 1"]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import datetime
 import pathlib
 import random
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from ...training import InputError
+from .packed import Packed, joined
 from .splits import NAMES, Split, by_name, split_by, with_validation
 from .tables import columns_in_words, read_rows
-from .text import read_text
+from .text import NAMED, WANTED
+from .text_lines import utf8_lines
 
 # The number of days, drawn from a hundred years, so that two digits determine a year.
 DAYS = 6000
@@ -45,19 +48,20 @@ def read_pairs(data: tuple[str, ...]) -> tuple[Split, tuple[str, ...]]:
             )
         return dates(data[0]), ()
     rows = read_tsv(data[0])
+    pairs = rows.made(_pair)
     if any(split for _, split in rows):
-        parts = by_name(rows)
+        parts = by_name(pairs, (part for _, part in rows))
         notes: tuple[str, ...] = ()
     else:
-        parts = split_by([pair for pair, _ in rows], lambda pair: pair.source)
+        parts = split_by(pairs, lambda pair: pair.source)
         if len(data) > 1:
-            parts = Split(parts.train + parts.test, parts.validation, [])
+            parts = Split(joined(parts.train, parts.test), parts.validation, [])
         notes = (
             f"{data[0]} names no parts: split by a hash of the source (third column: "
             f"train, validation or test)",
         )
     if len(data) > 1:
-        parts = parts._replace(test=[pair for pair, _ in read_tsv(data[1])])
+        parts = parts._replace(test=read_tsv(data[1]).made(_pair))
         notes = (
             f"{data[1]} is the test part; a tenth of {data[0]}, by a hash of the "
             f"source, chooses the best parameters",
@@ -77,7 +81,12 @@ def read_pairs(data: tuple[str, ...]) -> tuple[Split, tuple[str, ...]]:
     return parts, notes
 
 
-def read_tsv(source: str) -> list[tuple[Pair, str]]:
+def _pair(source: str, target: str, part: str) -> Pair:
+    """Return a pair without its part."""
+    return Pair(source, target)
+
+
+def read_tsv(source: str) -> Packed[tuple[Pair, str]]:
     """Read pairs, each with the part that its third column names, or "".
 
     Empty lines and a first line ``source<TAB>target`` are skipped; quotes have no
@@ -89,12 +98,26 @@ def read_tsv(source: str) -> list[tuple[Pair, str]]:
             f"{source} cannot be read: no such file; --data must be a TSV file, or "
             f"dates:en:ko"
         )
+    rows = Packed(
+        lambda source, target, part: (Pair(source, target), part),
+        _fields_of_pairs(source),
+        long=2,
+    )
+    if not rows:
+        raise InputError(
+            f"{source} has no pairs; --data must have lines of source<TAB>target"
+        )
+    return rows
+
+
+def _fields_of_pairs(source: str) -> Iterator[tuple[str, str, str]]:
+    """Yield source, target and part of each line, as `read_tsv` reads them."""
     is_csv = pathlib.Path(source).suffix.lower() == ".csv"
-    rows, text = [], read_text(source)
+    lines = utf8_lines(source, WANTED, NAMED, ends="" if is_csv else "\n")
     for number, fields in (
-        read_rows(source, text)
+        read_rows(source, lines)
         if is_csv
-        else enumerate((line.split("\t") for line in text.split("\n")), start=1)
+        else enumerate((line.rstrip("\n").split("\t") for line in lines), start=1)
     ):
         cells = [cell.strip() for cell in fields]
         if not any(cells) or (
@@ -118,12 +141,7 @@ def read_tsv(source: str) -> list[tuple[Pair, str]]:
                 f"{where}: {cells[2]!r} is not the name of a part; the third column "
                 f"must be train, validation or test"
             )
-        rows.append((Pair(cells[0], cells[1]), NAMES.get(part, "")))
-    if not rows:
-        raise InputError(
-            f"{source} has no pairs; --data must have lines of source<TAB>target"
-        )
-    return rows
+        yield cells[0], cells[1], NAMES.get(part, "")
 
 
 def dates(name: str) -> Split:
@@ -153,7 +171,7 @@ def dates(name: str) -> Split:
     days = random.Random(0).sample(range(HUNDRED_YEARS), DAYS)
     split = split_by([FIRST + datetime.timedelta(days=day) for day in days], str)
 
-    def pairs(days: list[datetime.date]) -> list[Pair]:
+    def pairs(days: Sequence[datetime.date]) -> list[Pair]:
         translations: dict[str, str] = {}
         for day in days:
             for style in STYLES:

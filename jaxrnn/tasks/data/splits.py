@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import array
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
+
+from .packed import take
 
 NAMES = {
     "train": "train",
@@ -17,11 +20,11 @@ NAMES |= {"test": "test", "held-out": "test", "held_out": "test"}
 
 
 class Split(NamedTuple):
-    """Disjoint lists of examples."""
+    """Disjoint lists of examples, or examples that are packed."""
 
-    train: list[Any]
-    validation: list[Any]
-    test: list[Any]
+    train: Sequence[Any]
+    validation: Sequence[Any]
+    test: Sequence[Any]
 
 
 def sizes(split: Split, what: str) -> str:
@@ -48,27 +51,38 @@ def split_by(
     the file grows. ``shares`` are those of the training and the validation part; the
     rest is the test part.
     """
-    split = Split([], [], [])
-    for example in examples:
+    if not isinstance(examples, Sequence):
+        examples = list(examples)
+    rows = array.array("q"), array.array("q"), array.array("q")
+    for i, example in enumerate(examples):
         position = share_of(key(example))
-        split[0 if position < shares[0] else 1 if position < sum(shares) else 2].append(
-            example
-        )
-    return split
+        part = 0 if position < shares[0] else 1 if position < sum(shares) else 2
+        rows[part].append(i)
+    return Split(*(take(examples, part) for part in rows))
 
 
-def by_name(named: Iterable[tuple[Any, str]]) -> Split:
+def by_name(examples: Sequence[Any], names: Iterable[str]) -> Split:
     """Split examples by the names of their parts; "" is the training part."""
-    split = Split([], [], [])
-    for example, name in named:
-        split._asdict()[name or "train"].append(example)
-    return split
+    rows = {name: array.array("q") for name in Split._fields}
+    for i, name in enumerate(names):
+        rows[name or "train"].append(i)
+    return Split(*(take(examples, part) for part in rows.values()))
 
 
 def with_validation(split: Split, key: Callable[[Any], str]) -> Split:
     """Move a tenth of the training part, by a hash, to the validation part."""
     parts = split_by(split.train, key, (0.9, 0.1))
     return parts._replace(test=split.test)
+
+
+def spread(examples: Sequence[Any], most: int) -> Sequence[Any]:
+    """Return at most so many examples, equally far from each other; all for 0.
+
+    Example:
+        >>> list(spread(range(10), 4)), list(spread(range(3), 0))
+        ([0, 3, 6, 9], [0, 1, 2])
+    """
+    return examples[:: max(-(-len(examples) // most), 1)] if most else examples
 
 
 def share_of(key: str) -> float:

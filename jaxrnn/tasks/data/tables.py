@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import csv
-import io
+import itertools
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from ...training import InputError
+from .packed import Packed
 from .series import Series
 from .splits import NAMES, Split, by_name, split_by, with_validation
-from .text import read_utf8
+from .text_lines import utf8_lines
 
 
 class Example(NamedTuple):
@@ -36,7 +37,7 @@ T = TypeVar("T", Example, Tagged, Series)
 COLUMNS = "text,label"
 
 
-def read_table(source: str, columns: str = COLUMNS) -> list[Example]:
+def read_table(source: str, columns: str = COLUMNS) -> Sequence[Example]:
     """Read the examples of a CSV or TSV file.
 
     The first line names the columns: that of the text, that of the label, and
@@ -56,14 +57,14 @@ def read_table(source: str, columns: str = COLUMNS) -> list[Example]:
     """
     names = column_names(columns)
     wanted = f"a CSV or TSV file with the columns {columns}"
-    examples = [
-        _example(values, source, line, names)
-        for line, values in read_named_rows(
-            source,
-            wanted,
-            lambda row, line, delimiter: _header(row, source, line, delimiter, names),
-        )
-    ]
+    rows = read_named_rows(
+        source,
+        wanted,
+        lambda row, line, delimiter: _header(row, source, line, delimiter, names),
+    )
+    examples = Packed(
+        Example, (_example(values, source, line, names) for line, values in rows)
+    )
     if not examples:
         raise InputError(
             f"{source} has no examples; --data must be {wanted}, one row per example"
@@ -86,10 +87,11 @@ def read_named_rows(
         InputError: with file and line, for a row with too few or too many fields,
             unbalanced quotes, or a file that is not UTF-8.
     """
-    body = read_utf8(source, wanted)
-    delimiter = _delimiter(source, body)
+    lines = utf8_lines(source, wanted, ends="")
+    first = next(lines)
+    delimiter = _delimiter(source, first)
     names: list[str] | None = None
-    for line, row in read_rows(source, body, delimiter):
+    for line, row in read_rows(source, itertools.chain([first], lines), delimiter):
         if names is None:
             names = header(row, line, delimiter)
             continue
@@ -120,9 +122,8 @@ def column_names(columns: str) -> tuple[str, str]:
 _DELIMITERS = {"\t": "tab", ",": "comma", ";": "semicolon"}
 
 
-def _delimiter(source: str, body: str) -> str:
-    """Return what separates the fields of a file."""
-    first = body.split("\n", 1)[0]
+def _delimiter(source: str, first: str) -> str:
+    """Return what separates the fields of a file with this first line."""
     if pathlib.Path(source).suffix.lower() in (".tsv", ".tab") or "\t" in first:
         return "\t"
     if first.startswith("{") and _is_json(first):
@@ -144,14 +145,19 @@ def _is_json(line: str) -> bool:
 
 
 def read_rows(
-    source: str, body: str, delimiter: str = ","
+    source: str, lines: Iterable[str], delimiter: str = ","
 ) -> Iterator[tuple[int, list[str]]]:
     """Yield the nonblank rows of a CSV or TSV file with their first line numbers.
+
+    Args:
+        source: the path of the file, for error messages.
+        lines: its lines, as `utf8_lines` gives them with ``ends=""``.
+        delimiter: what separates the fields.
 
     Raises:
         InputError: with file and line, for unbalanced quotes.
     """
-    reader = csv.reader(io.StringIO(body, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
         line = reader.line_num + 1
         try:
@@ -278,7 +284,9 @@ def _sentences(
     """Read sentences with ``read``, which parses one line."""
     sentences: list[Tagged] = []
     pairs: list[tuple[str, str]] = []
-    for number, line in enumerate([*read_utf8(source, wanted).split("\n"), ""], 1):
+    once: dict[str, str] = {}  # a word that comes again is the same object
+    for number, line in enumerate(itertools.chain(utf8_lines(source, wanted), [""]), 1):
+        line = line.removesuffix("\n")
         if not line.strip():
             if pairs:
                 sentences.append(Tagged(*zip(*pairs, strict=True)))  # type: ignore[arg-type]
@@ -294,14 +302,17 @@ def _sentences(
                 raise InputError(
                     f"{source}:{number}: the {'tag' if parsed[0] else 'word'} is empty"
                 )
-            pairs.append(parsed)
+            word, tag = parsed
+            pairs.append((once.setdefault(word, word), once.setdefault(tag, tag)))
     if not sentences:
         raise InputError(f"{source} has no examples; --data must be {wanted}")
     return sentences
 
 
 def split_files(
-    sources: Sequence[str], read: Callable[[str], list[T]], key: Callable[[Any], str]
+    sources: Sequence[str],
+    read: Callable[[str], Sequence[T]],
+    key: Callable[[Any], str],
 ) -> tuple[Split, tuple[str, ...]]:
     """Split one or two files, and return a note on how it was done.
 
@@ -330,8 +341,11 @@ def split_files(
         )
     elif named:
         split = by_name(
-            (each, each.split if isinstance(each, (Example, Series)) else "")
-            for each in examples
+            examples,
+            (
+                each.split if isinstance(each, (Example, Series)) else ""
+                for each in examples
+            ),
         )
         note = f"test part: the {len(split.test)} rows whose column split says test"
         if not split.validation:

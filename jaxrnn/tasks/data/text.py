@@ -77,7 +77,7 @@ def read_utf8(source: str, wanted: str, embedded: str = "") -> str:
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise _unreadable(source, error, wanted, embedded) from None
+        raise unreadable(source, error, wanted, embedded) from None
     try:
         text = raw.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
@@ -87,7 +87,7 @@ def read_utf8(source: str, wanted: str, embedded: str = "") -> str:
     return text
 
 
-def _unreadable(source: str, error: OSError, wanted: str, embedded: str) -> InputError:
+def unreadable(source: str, error: OSError, wanted: str, embedded: str) -> InputError:
     """Return the error of a file that cannot be read."""
     also = (
         f", or one of {embedded}"
@@ -124,7 +124,7 @@ def coded_text(source: str) -> CodedText:
             return coded_file(path)
         coded = coded_bytes(path.read_bytes(), source)
     except OSError as error:
-        raise _unreadable(source, error, WANTED, NAMED) from None
+        raise unreadable(source, error, WANTED, NAMED) from None
     if not len(coded):
         raise InputError(f"{source} is empty; --data must be {WANTED}")
     return coded

@@ -9,6 +9,7 @@ import base64
 import dataclasses
 import functools
 import io
+import itertools
 from collections.abc import Iterable
 from typing import Any
 
@@ -28,16 +29,22 @@ class Characters:
     @classmethod
     def of(cls, texts: Iterable[str]) -> Characters:
         """Collect the characters of texts."""
-        return cls(Vocabulary.of("".join(sorted(set().union(*texts)))).characters)
+        every = sorted(set(itertools.chain.from_iterable(texts)))
+        return cls(Vocabulary.of("".join(every)).characters)
 
     @property
     def boundary(self) -> int:
         """Return the token before and after each text."""
         return len(self.known)
 
+    @functools.cached_property
+    def _numbers(self) -> dict[str, int]:
+        """Return the numbers of the characters but the unknown one."""
+        return {character: i for i, character in enumerate(self.known) if i}
+
     def encode(self, text: str) -> np.ndarray:
         """Convert a text to numbers."""
-        return Vocabulary(self.known).encode(text)
+        return np.array([self._numbers.get(c, UNKNOWN) for c in text], np.int32)
 
     def pieces(self, text: str) -> list[str]:
         """Return the piece of text of each number."""

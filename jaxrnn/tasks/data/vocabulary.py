@@ -6,7 +6,7 @@ import collections
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -52,9 +52,14 @@ class WordVocabulary:
     @classmethod
     def of(cls, sentences: Iterable[Sequence[str]], least: int = 2) -> WordVocabulary:
         """Collect the words that occur at least ``least`` times, and all characters."""
-        counts = collections.Counter(
-            word for sentence in sentences for word in sentence
+        return cls.of_counts(
+            collections.Counter(word for sentence in sentences for word in sentence),
+            least,
         )
+
+    @classmethod
+    def of_counts(cls, counts: Mapping[str, int], least: int = 2) -> WordVocabulary:
+        """Collect the words that occur so often, of all words and their counts."""
         folded: collections.Counter[str] = collections.Counter()
         for word, count in counts.items():
             folded[word.lower()] += count

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from ...core.layer import Layer
 from ...core.types import Params
 from ...layers import bidirectional, dropout, stack
+from ...training.announced import announced
+from ..data.encoded import EncodedSentences
 from ..data.vocabulary import (
     CHAR_EMBED,
     Sentences,
     WordEncoder,
     WordVocabulary,
-    pad,
     sentence_buckets,
 )
 from .cell_registry import make_cell
@@ -61,19 +62,16 @@ def probabilities(
 
 
 def probabilities_of(
-    functions: Pure, params: Params, encoded: Sequence[Any], batch: int
-) -> list[np.ndarray]:
-    """Return the `probabilities` of any number of encoded sentences, in their order.
+    functions: Pure, params: Params, encoded: EncodedSentences, batch: int
+) -> Iterator[tuple[Int[np.ndarray, " B"], np.ndarray]]:
+    """Yield the `probabilities` of any number of encoded sentences.
 
-    They are computed in batches of similar length.
+    They are computed in batches of similar length, which come with the numbers of their
+    sentences: ``(B,)`` and ``(B, ...)``.
     """
-    by_sentence: dict[int, np.ndarray] = {}
-    for rows, width in sentence_buckets(
-        (len(words) for words, _ in encoded), batch
-    ).in_order():
-        sentences = pad([None if i < 0 else encoded[i] for i in rows], width)
-        for i, row in zip(
-            rows, np.asarray(probabilities(functions, params, sentences)), strict=True
-        ):
-            by_sentence[int(i)] = row
-    return [by_sentence[i] for i in range(len(encoded))]
+    with announced("scoring", len(encoded), "texts") as work:
+        for rows, width in sentence_buckets(encoded.lengths, batch).in_order():
+            sentences = encoded.padded(rows, width)
+            found = np.asarray(probabilities(functions, params, sentences))
+            yield rows[rows >= 0], found[rows >= 0]
+            work.done += int((rows >= 0).sum())

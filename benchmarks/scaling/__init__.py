@@ -1,0 +1,1 @@
+"""Splitting a batch or time over devices: what is counted, measured and predicted."""
