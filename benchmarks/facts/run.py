@@ -49,9 +49,9 @@ def not_run(fact: Fact) -> dict[str, Any]:
     return {**fact.declared(), "verdict": NOT_YET, "judged": []}
 
 
-def is_done(fact: Fact, kept: dict[str, Any] | None, quick: bool) -> bool:
-    """Whether a fact ran to its end, under the same declaration as now."""
-    if kept is None or kept.get("status") != DONE or kept.get("quick") != quick:
+def is_current(fact: Fact, kept: dict[str, Any], quick: bool) -> bool:
+    """Whether a fact was run under the same declaration as now."""
+    if "status" not in kept or kept["quick"] != quick:
         return False
     return all(kept[name] == value for name, value in decisive(fact).items())
 
@@ -164,37 +164,53 @@ def parse(argv: list[str] | None) -> Any:
     return parser.parse_args(argv)
 
 
+def path_of(name: str) -> pathlib.Path:
+    """Return the path of the JSON file of a result."""
+    base = pathlib.Path(RESULTS / name)
+    return base.with_name(base.name + ".json")
+
+
+def stored(name: str, quick: bool) -> dict[str, dict[str, Any]]:
+    """Return what a result holds of the facts as they are declared now."""
+    path = path_of(name)
+    if not path.exists():
+        return {}
+    facts = json.loads(path.read_text(encoding="utf-8"))["facts"]
+    return {
+        each["fact"]: each
+        for each in facts
+        if each["fact"] in FACTS and is_current(FACTS[each["fact"]], each, quick)
+    }
+
+
+def say(words: str) -> None:
+    """Print where the run is."""
+    print(words, file=sys.stderr, flush=True)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run what is missing; 1 if a fact did not come to its end."""
     args = parse(argv)
     name = result_name("facts", args.out, args.quick)
-    path = pathlib.Path(RESULTS / name)
-    path = path.with_name(path.name + ".json")
-    kept: dict[str, dict[str, Any]] = {}
-    if path.exists():
-        facts = json.loads(path.read_text(encoding="utf-8"))["facts"]
-        kept = {
-            each["fact"]: each
-            for each in facts
-            if each["fact"] in FACTS and is_done(FACTS[each["fact"]], each, args.quick)
-        }
+    done = [k for k, each in stored(name, args.quick).items() if each["status"] == DONE]
     chosen = [*args.only, *args.again] or list(FACTS)
     todo = [
-        FACTS[name]
-        for name in FACTS
-        if name in args.again or (name in chosen and name not in kept)
+        fact
+        for key, fact in FACTS.items()
+        if key in args.again or (key in chosen and key not in done)
     ]
     if args.list:
         print(plan(todo))
         return 0
+    failed = False
     for fact in todo:
-        print(
-            f"{fact.name}: some {fact.minutes:g} minutes", file=sys.stderr, flush=True
-        )
-        kept[fact.name] = measure(fact, args.quick)
-        print(f"  {kept[fact.name]['verdict']}", file=sys.stderr, flush=True)
-        result = result_of(kept, args.quick)
+        say(f"{fact.name}: some {fact.minutes:g} minutes")
+        found = measure(fact, args.quick)
+        say(f"  {found['verdict']}")
+        failed |= found["status"] != DONE
+        # Read anew: another call may have written other facts meanwhile.
+        result = result_of(stored(name, args.quick) | {fact.name: found}, args.quick)
         write(name, result, markdown(result), None)
     if not todo:
-        print(f"all of it is done: {path} (--again NAME runs one once more)")
-    return int(any(kept[fact.name]["verdict"].startswith(NO_RESULT) for fact in todo))
+        print(f"all of it is done: {path_of(name)} (--again NAME runs one once more)")
+    return int(failed)

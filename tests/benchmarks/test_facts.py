@@ -99,6 +99,10 @@ def test_a_call_runs_what_is_missing(facts, tmp_path, capsys):
     page = (tmp_path / "facts.md").read_text("utf-8")
     assert "1 of 1 reproduced; 2 of 3 without a verdict" in page
     assert "it broke" in page
+    # What failed stays on the page while another fact is run.
+    status, kept, _ = called(tmp_path / "facts", "--again", "one")
+    assert (status, started.pop()) == (0, "one")
+    assert kept["two"]["output"] == "it broke"
     # The next call runs the others, and keeps the first.
     found["two"] = found["three"] = {"status": DONE, "rows": ROWS[:1]}
     status, kept, _ = called(tmp_path / "facts")
@@ -160,7 +164,7 @@ def test_the_verdicts_of_the_repository_follow_from_its_rows():
         fact = FACTS[kept["fact"]]
         if kept["verdict"] not in (REPRODUCED, NOT_REPRODUCED):
             continue
-        assert run.is_done(fact, kept, quick=False), kept["fact"]
+        assert run.is_current(fact, kept, quick=False), kept["fact"]
         assert (kept["verdict"], kept["judged"]) == fact.judge(kept["rows"])
         assert kept["machine"]["versions"]["jax"] in path.name
 
