@@ -187,7 +187,7 @@ def _initialize(arguments: argparse.Namespace, named: dict[str, Any]) -> None:
             f"the processes cannot be connected through {address}: {_one_line(error)}"
         ) from None
     _move_foreign_words()
-    watch.begin(watch.SHARE * heartbeat)
+    watch.begin(heartbeat)
 
 
 def _move_foreign_words() -> None:

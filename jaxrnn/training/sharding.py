@@ -318,6 +318,45 @@ def compile_for_mesh(
     return train_step
 
 
+def compile_for_batches(
+    step: Callable, mesh: Mesh, axis: int
+) -> Callable[[TrainState, Any, Any], TrainState]:
+    """Compile a step of `make_batch_step` over a mesh.
+
+    Args:
+        step: ``step(state, batch, progress) -> state``.
+        mesh: the devices.
+        axis: the axis of the rows.
+    """
+    check_mesh(mesh)
+    mesh = without_axis_types(mesh)
+    compiled = jax.jit(step, donate_argnums=0, out_shardings=replicated_state(mesh))
+
+    def batch_step(state: TrainState, batch: Any, progress: Any) -> TrainState:
+        batch = jax.tree.map(lambda a: placed(a, _rows_of(a, mesh, axis)), batch)
+        return compiled(shard_state(state, mesh), batch, progress)
+
+    return batch_step
+
+
+def split_batch(batch: PyTree, mesh: Mesh | None, axis: int) -> Any:
+    """Return a batch that is made inside a step, with its rows split over devices."""
+    if mesh is None:
+        return batch
+    where = without_axis_types(mesh)
+    return jax.tree.map(
+        lambda a: jax.lax.with_sharding_constraint(a, _rows_of(a, where, axis)), batch
+    )
+
+
+def _rows_of(array: Any, mesh: Mesh, axis: int) -> NamedSharding:
+    """Return the sharding of the rows of an array, which devices may not divide."""
+    shape = np.shape(array)
+    if len(shape) <= axis or shape[axis] % mesh.size:
+        return replicated(mesh)
+    return split_at(mesh, axis)
+
+
 def _over_axis(step: Callable, mesh: Mesh, shardings: Any) -> Callable:
     """Return ``step`` inside ``jax.shard_map``."""
     specs = jax.tree.map(
