@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from several import Processes, environment, free_port
+from several import ROOT, Processes, environment, free_port
 
 from jaxrnn.cli import main
 from jaxrnn.tasks import train
@@ -227,6 +228,57 @@ def test_clocks_that_differ_give_the_same_learning_rates(tmp_path, text):
     ]
     assert len(shares[0]) > 5
     assert shares[0] == shares[1]
+
+
+@pytest.mark.parametrize("task", ["adding", "tagging"])
+def test_other_tasks_split_their_batches(tmp_path, task):
+    """One draws its batches, the other reads them; the second keeps its best scores."""
+    more = flags(hidden=6, batch=4, steps=8, report_every=2, evaluate_every=4)
+    more += flags(length=10) if task == "adding" else flags(dropout=0.3)
+    program = [sys.executable, "-m", "jaxrnn", "train", task, *more, "--out"]
+    done = subprocess.run(
+        [*program, tmp_path / "one"],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=environment(),
+    )
+    assert done.returncode == 0, done.stderr
+    with Processes([*program, tmp_path / "two"]) as both:
+        ends = both.ends()
+    assert [status for status, *_ in ends] == [0, 0], ends
+    assert_close(tmp_path / "two", tmp_path / "one")
+
+
+LOOP = """
+import sys
+import jax
+index, port = int(sys.argv[1]), sys.argv[2]
+jax.distributed.initialize(f"127.0.0.1:{port}", 2, index)
+exec(open(sys.argv[3]).read())
+"""
+
+
+def test_a_loop_of_ones_own(tmp_path):
+    """The code of docs/howto/many_processes.md, by two processes and by one."""
+    page = (ROOT / "docs/howto/many_processes.md").read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    (tmp_path / "code.py").write_text(code)
+    port, found = free_port(), []
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", LOOP, str(i), str(port), str(tmp_path / "code.py")],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment(),
+            cwd=tmp_path,
+        )
+        for i in range(2)
+    ]
+    for process in both:
+        found.append(process.communicate(timeout=150)[0].splitlines()[-1])
+    shown = re.findall(r"```text\n(.*?)\n```", page, re.DOTALL)[-1].splitlines()[-1]
+    assert found == [shown, shown]
 
 
 # -- what does not fit -----------------------------------------------------------------
