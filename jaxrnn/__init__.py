@@ -28,6 +28,7 @@ from .decoding.closed_loop import RolledOut as RolledOut
 from .decoding.closed_loop import rollout as rollout
 from .decoding.sampling import Generated as Generated
 from .decoding.sampling import generate as generate
+from .engines import Across as Across
 from .engines import Associative as Associative
 from .engines import Checkpoint as Checkpoint
 from .engines import CuDNN as CuDNN

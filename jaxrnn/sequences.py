@@ -18,7 +18,7 @@ from .core.masked_inputs import fill_masked_inputs
 from .core.types import Carry, Context, Inputs, Params
 from .core.unroll_spec import UnrollSpec
 from .core.validation import check_inputs, check_ours, describe
-from .unrolling import current_observer, fill_context, unroll, validate
+from .unrolling import current_observer, fill_context, placed, unroll, validate
 
 
 def resets_from_segment_ids(
@@ -137,6 +137,12 @@ def last_output(
         engine, mask, resets, reverse, key=key, all_carries=False, context=context
     )
     params, xs = validate(cell, params, xs, carry, spec)
+    spec = placed(cell, params, xs, carry, spec)
+    if spec.time_split is not None:
+        raise ValueError(
+            "last_output: time is split over devices by Across, and one of them has "
+            "the last step: use unroll, and pick its outputs on the device that has it"
+        )
     # Under an observer nothing is compiled, as in `unroll`.
     run = _last_output_jit if current_observer() is None else _last_output
     return run(cell, params, xs, carry, spec)

@@ -25,6 +25,11 @@ gc.set_threshold(
 
 install_import_hook(checked_modules(), "checker.typechecked")
 
+from jaxrnn.training import announced  # noqa: E402  (after the hook, to be checked)
+
+# A machine that is busy would print lines that others do not.
+announced.FIRST = announced.LEAST = 3600.0
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update(

@@ -1,41 +1,44 @@
-"""Kernels a step of recurrent loops on an H100, no chip at hand: ``python -m
-benchmarks.accelerator.compiled [--cells LSTM GRU ...] [--quick]``.
+"""What one step costs where no chip is at hand: ``python -m
+benchmarks.accelerator.compiled [--chips H100 v5e ...] [--cells LSTM ...] [--quick]``.
 
-XLA compiles layers (T 512, B 16, 128 features and units, float32) for a GPU that is
-described to it: without a gradient, and with it, where the first loop goes forwards and
-records, and the second backwards. What is counted is one iteration of each loop, by
-kind; kernels that XLA starts beside others are counted apart. A step of such a loop
-does little but launch, at two to three microseconds each. Beside the default engine
-stand JAX's own `lax.scan` and flax's layers. Compiled, not run.
+Layers (T 512, B 16, as many features as units) are compiled for accelerators that are
+described to their makers' compilers: without a gradient, and with it, where the first
+loop goes forwards and records, and the second backwards. For GPUs the kernels of one
+iteration of each loop are counted, by kind; kernels that XLA starts beside others are
+counted apart. A step of such a loop does little but launch, at two to three
+microseconds each. For TPUs libtpu says how many cycles it expects of each operation;
+their sum over the whole program, matmuls outside of the loops included, is divided by
+T. Beside the default engine stand JAX's own `lax.scan` and other libraries. Compiled,
+not run.
 """
 
 from __future__ import annotations
 
-import re
+import dataclasses
+import json
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 import jaxrnn
 from jaxrnn.cells import DiagonalGRU, DiagonalLSTM
+from jaxrnn.explaining.chips import CHIPS, platform_of
+from jaxrnn.explaining.compiled_program import CompiledProgram, Loop, temporaries_of
 
 from ..harness.host import where
-from ..harness.options import Parser, command, one_of
+from ..harness.options import Parser, Shape, command, one_of
 from ..harness.report import content, table, write
-from ..peers.registry import UserLSTM
-from .launches import (
-    NO_KERNEL,
-    OPERATION,
-    TRIPS,
-    called,
-    computations_of,
-    launches,
-    on_h100,
-)
+from ..harness.save_run import RESULTS
+from ..harness.workload import CELLS as CLASSICAL
+from ..harness.workload import Work
+from ..peers.adapters import SkipEntryError
+from ..peers.registry import ENTRIES, UserLSTM
+from .launches import place_or_end
 
-T, B, H = 512, 16, 128
+T, B = 512, 16
 CELLS: dict[str, Callable[[int], Any]] = {
     "LSTM": jaxrnn.LSTM,
     "a user's LSTM": UserLSTM,
@@ -44,151 +47,265 @@ CELLS: dict[str, Callable[[int], Any]] = {
     "SLSTM": jaxrnn.SLSTM,
     "DiagonalGRU": DiagonalGRU,
     "DiagonalLSTM": DiagonalLSTM,
+    "LRU": jaxrnn.LRU,
+}
+ENGINES = {
+    "jaxrnn default": None,
+    "lax.scan": jaxrnn.Scan(save="everything"),
+    "Scan()": jaxrnn.Scan(),
+    "Fused()": jaxrnn.Fused(),
 }
 FLAX = {"LSTM": "OptimizedLSTMCell", "GRU": "GRUCell", "Elman": "SimpleCell"}
+PEERS = ("haiku", "equinox", "keras")  # in float32 only
+DEFAULT_ENTRIES = ("jaxrnn default", "lax.scan", "flax")
+DTYPES = ("float32", "bfloat16")
 Forward = Callable[[Any, Any], Any]
 
 
-def entries(name: str) -> Iterator[tuple[str, Forward, Any]]:
-    """Who takes part: ``(entry, function of params and inputs, shapes of params)``."""
-    cell = CELLS[name](H)
-    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), H))
-    for entry, engine in (
-        ("jaxrnn default", None),
-        ("lax.scan", jaxrnn.Scan(save="everything")),
-    ):
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is compiled: a layer by one entry for one chip."""
 
-        def forward(params, xs, engine=engine):
+    chip: str
+    cell: str
+    units: int
+    dtype: str
+    entry: str
+
+    @property
+    def inputs(self) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((T, B, self.units), self.dtype)
+
+
+def layer_of(case: Case) -> tuple[Forward, Any] | None:
+    """Return ``(function of params and inputs, shapes of params)``, or None where an
+    entry has no such cell or dtype.
+
+    Raises:
+        SkipEntryError: if a library is not installed.
+    """
+    if case.entry in ENGINES:
+        cell, engine = CELLS[case.cell](case.units), ENGINES[case.entry]
+        params = jax.eval_shape(lambda: cell.init(jax.random.key(0), case.units))
+
+        def forward(params, xs):
             return jaxrnn.unroll(cell, params, xs, engine=engine)[1]
 
-        yield entry, forward, params
-    if name in FLAX:
-        import flax.linen as nn
-
-        layer = nn.RNN(getattr(nn, FLAX[name])(H), time_major=True)
-        xs = jax.ShapeDtypeStruct((T, B, H), "float32")
-        yield (
-            f"flax {FLAX[name]}",
-            layer.apply,
-            jax.eval_shape(layer.init, jax.random.key(0), xs),
-        )
-
-
-def loops(text: str) -> list[dict[str, Any]]:
-    """Count one iteration of every loop of a compiled program, from its text."""
-    computations, _ = computations_of(text)
-    found = []
-    for line in (line for lines in computations.values() for line in lines):
-        if re.search(r"\bwhile\(", line):
-            trips = TRIPS.search(line)
-            kinds = [kind_of(each) for each in computations[called(line, "body")]]
-            found.append(
-                {
-                    "trips": int(trips[1]) if trips else None,
-                    "alone": sum(kind not in ("", "beside") for kind in kinds),
-                    "beside": kinds.count("beside"),
-                    "kinds": {k: kinds.count(k) for k in sorted({*kinds} - {""})},
-                }
-            )
-    return found
+        return forward, cast(params, case.dtype)
+    if case.cell not in CLASSICAL:
+        return None
+    if case.entry == "flax":
+        return flax_layer(case)
+    if case.dtype != "float32":
+        return None
+    work = Work(case.cell, Shape(B, T, case.units, case.units))
+    model: Any = ENTRIES[case.entry].build(work)
+    reference = work.cell if model.reference is None else model.reference
+    return model.forward, jax.eval_shape(model.mapping, work.weights_of(reference))
 
 
-def kind_of(line: str) -> str:
-    """Return what an operation of the compiled program launches; "" for nothing."""
-    operation = OPERATION.search(line)
-    name = operation[1] if operation else ""
-    if name in NO_KERNEL or name.endswith("-done"):
-        return ""
-    if name.endswith("-start"):
-        return "beside"
-    if name == "custom-call" or "gemm" in line.split("(")[0] or "kCustom" in line:
-        return "matmul"
-    return "copy" if name == "copy" else "arithmetic"
+def flax_layer(case: Case) -> tuple[Forward, Any]:
+    """Return flax's layer in the case's dtype."""
+    import flax.linen as nn
+
+    cell = getattr(nn, FLAX[case.cell])(case.units, dtype=jnp.dtype(case.dtype))
+    layer = nn.RNN(cell, time_major=True)
+    # Its initializers make float32 only, as does its first carry.
+    key, x = jax.random.key(0), jax.ShapeDtypeStruct((B, case.units), "float32")
+    carry = jax.eval_shape(lambda: cell.initialize_carry(key, x.shape))
+    plain = nn.RNN(getattr(nn, FLAX[case.cell])(case.units), time_major=True)
+    params = jax.eval_shape(
+        plain.init, key, jax.ShapeDtypeStruct(case.inputs.shape, "float32")
+    )
+
+    def forward(params, xs):
+        first = jax.tree.map(lambda a: jnp.zeros(a.shape, case.dtype), carry)
+        return layer.apply(params, xs, initial_carry=first)
+
+    return forward, cast(params, case.dtype)
 
 
-def measure(name: str, at: Any) -> Iterator[dict[str, Any]]:
-    """Rows of one cell."""
-    xs = jax.ShapeDtypeStruct((T, B, H), "float32", sharding=at)
-    for entry, forward, params in entries(name):
-        params = jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=at), params
-        )
+def cast(params: Any, dtype: str) -> Any:
+    """Return the shapes of real params in another dtype."""
 
-        def gradient(params, xs, forward=forward):
-            def loss(params, xs):
-                return (forward(params, xs) ** 2).sum()
+    def of_leaf(a: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        real = jnp.issubdtype(a.dtype, jnp.floating)
+        return jax.ShapeDtypeStruct(a.shape, dtype if real else a.dtype)
 
-            return jax.value_and_grad(loss, (0, 1))(params, xs)
-
-        for mode, program in (("forward", forward), ("gradient", gradient)):
-            traced = jax.jit(program).trace(params, xs)
-            made = traced.lower(lowering_platforms=("cuda",)).compile()
-            text = made.as_text()
-            alone, beside = launches(text)
-            found = loops(text)
-            yield {
-                "cell": name,
-                "entry": entry,
-                "mode": mode,
-                "loops": found,
-                "step": step_of(found),
-                "launches": alone,
-                "overlapped": beside,
-                "temporaries_mb": made.memory_analysis().temp_size_in_bytes / 1e6,
-            }
+    return jax.tree.map(of_leaf, params)
 
 
-def step_of(found: list[dict[str, Any]]) -> str:
+def measure(case: Case, at: Any) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a case: without a gradient, and with it."""
+    layer = layer_of(case)
+    if layer is None:
+        return
+    forward, params = layer
+    params, xs = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=at),
+        (params, case.inputs),
+    )
+
+    def gradient(params, xs):
+        def loss(params, xs):
+            return jnp.square(forward(params, xs).astype("float32")).sum()
+
+        return jax.value_and_grad(loss, (0, 1))(params, xs)
+
+    target = {"gpu": "cuda", "tpu": "tpu"}[platform_of(case.chip)]
+    for mode, program in (("forward", forward), ("gradient", gradient)):
+        traced = jax.jit(program).trace(params, xs)
+        made = traced.lower(lowering_platforms=(target,)).compile()
+        read = CompiledProgram(made.as_text())
+        found = read.loops()
+        alone, beside = read.launches()
+        yield dataclasses.asdict(case) | {
+            "mode": mode,
+            "loops": [dataclasses.asdict(loop) for loop in found],
+            "step": step_of(found),
+            "launches": alone,
+            "overlapped": beside,
+            "kilobytes_a_step": round(read.bytes_moved() / T / 1e3, 1),
+            "cycles_a_step": round(read.cycles() / T) or None,
+            "temporaries_mb": (temporaries_of(made) or 0) / 1e6,
+        }
+
+
+def step_of(found: list[Loop]) -> str:
     """Return the kernels a step of each loop: ``alone (+beside)``."""
-    each = [f"{loop['alone']} (+{loop['beside']})" for loop in found]
+    each = [f"{loop.alone} (+{loop.beside})" for loop in found]
     return ", ".join(each) or "no loop"
 
 
 def markdown(result: dict[str, Any]) -> str:
     """Return the table."""
-    head = ["cell", "entry", "mode", "kernels a step", "launches", "overlapped", "MB"]
-    rows = [
-        [
-            row["cell"],
-            row["entry"],
-            row["mode"],
-            row["step"],
-            f"{row['launches']:,}",
-            f"{row['overlapped']:,}",
-            f"{row['temporaries_mb']:.1f}",
-        ]
-        for row in result["rows"]
-    ]
-    lines = ["# Kernels a step, compiled for a described H100, not run", ""]
-    lines.append(f"Compiled on {where(result['machine'])}; T {T}, B {B}, H {H}.")
-    return "\n".join([*lines, "", table(head, rows)])
+    columns = {
+        "chip": "chip",
+        "cell": "cell",
+        "units": "units",
+        "dtype": "dtype",
+        "entry": "entry",
+        "mode": "mode",
+        "step": "kernels a step",
+        "launches": "launches",
+        "overlapped": "overlapped",
+        "kilobytes_a_step": "kB a step",
+        "cycles_a_step": "cycles a step",
+        "temporaries_mb": "temporaries, MB",
+    }
+    rows = [[_written(row[key]) for key in columns] for row in result["rows"]]
+    lines = ["# One step, compiled for described chips, not run", ""]
+    lines.append(f"Compiled on {where(result['machine'])}; T {T}, B {B}.")
+    return "\n".join([*lines, "", table(list(columns.values()), rows)])
+
+
+def _written(value: Any) -> str:
+    """Return a value as the table shows it."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:,.1f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def parser() -> Parser:
+    found = Parser("accelerator.compiled", __doc__ or "", devices=False)
+
+    def several(flag: str, names: Any, default: Any, what: str) -> None:
+        found.add_argument(
+            f"--{flag}",
+            nargs="+",
+            metavar=what.upper().replace(" ", "_"),
+            type=one_of(names, what),
+            default=list(default),
+            help=f"of {', '.join(names)} ({' '.join(default)})",
+        )
+
+    several("chips", CHIPS, ("H100",), "chip")
+    several("cells", CELLS, CELLS, "cell")
+    several("dtypes", DTYPES, ("float32",), "dtype")
+    several("entries", (*ENGINES, "flax", *PEERS), DEFAULT_ENTRIES, "entry")
+    found.add_argument(
+        "--units", nargs="+", type=int, default=[128], help="units of a layer (128)"
+    )
+    found.add_argument(
+        "--add",
+        action="store_true",
+        help="keep the rows of the result file that are not compiled again",
+    )
+    return found
 
 
 def main(argv: list[str] | None = None) -> int:
     """Compile, count, print, write; 0."""
-    parser = Parser("accelerator.compiled", __doc__ or "", devices=False)
-    parser.add_argument(
-        "--cells",
-        nargs="+",
-        metavar="CELL",
-        type=one_of(CELLS, "cell"),
-        default=list(CELLS),
-        help=f"of {', '.join(CELLS)} (default: all; --quick: Elman)",
-    )
-    args = parser.parse_args(argv)
-    at = on_h100(parser)
-    rows = []
-    for name in ["Elman"] if args.quick else args.cells:
-        for row in measure(name, at):
-            rows.append(row)
-            print(f"{name}, {row['entry']}, {row['mode']}: {row['step']}", flush=True)
-    result = content("compiled", command("accelerator.compiled", argv), rows=rows)
+    args = (options := parser()).parse_args(argv)
+    rows, left_out = [], []
+    for chip in args.chips:
+        at = place_or_end(options, chip)
+        cases = (
+            Case(chip, cell, units, dtype, entry)
+            for cell in (["Elman"] if args.quick else args.cells)
+            for units in args.units
+            for dtype in args.dtypes
+            for entry in args.entries
+        )
+        for case in cases:
+            try:
+                for row in measure(case, at):
+                    rows.append(row)
+                    print(told(row), flush=True)
+            except (SkipEntryError, TypeError, ValueError) as error:
+                reason = str(error).splitlines()[0]
+                left_out.append(dataclasses.asdict(case) | {"reason": reason})
+                print(f"left out: {case}: {reason}", flush=True)
     name = args.out or f"steps_compiled_jax{jax.__version__}"
+    if args.add:
+        rows, left_out = added(name, rows, left_out)
+    result = content(
+        "compiled", command("accelerator.compiled", argv), rows=rows, left_out=left_out
+    )
     if args.quick and args.out is None:
         print(markdown(result))
         return 0
     write(name, result, markdown(result), None)
     return 0
+
+
+def added(name: str, rows: list[dict], left_out: list[dict]) -> tuple[list, list]:
+    """Return the rows of the result file and new ones, in the order of the options."""
+    before = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+    new = {_case(row) for row in (*rows, *left_out)}
+
+    def joined(kind: str, more: list[dict]) -> list[dict]:
+        kept = [row for row in before[kind] if _case(row) not in new]
+        return sorted((*kept, *more), key=_place)
+
+    return joined("rows", rows), joined("left_out", left_out)
+
+
+def _case(row: dict[str, Any]) -> tuple:
+    return tuple(row[field.name] for field in dataclasses.fields(Case))
+
+
+def _place(row: dict[str, Any]) -> tuple:
+    """Return where a row stands in the table."""
+    entries = (*ENGINES, "flax", *PEERS)
+    return (
+        CHIPS.index(row["chip"]),
+        list(CELLS).index(row["cell"]),
+        row["units"],
+        DTYPES.index(row["dtype"]),
+        entries.index(row["entry"]),
+    )
+
+
+def told(row: dict[str, Any]) -> str:
+    """Return a line for the screen."""
+    cycles = f", {row['cycles_a_step']:,} cycles a step" if row["cycles_a_step"] else ""
+    return (
+        f"{row['chip']}, {row['cell']}({row['units']}), {row['dtype']}, "
+        f"{row['entry']}, {row['mode']}: {row['step']}{cycles}"
+    )
 
 
 if __name__ == "__main__":

@@ -23,26 +23,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import pathlib
-import signal
-import subprocess
 import sys
 import time
 from typing import Any
 
+from ..harness import processes
 from ..harness.options import Parser, command, one_of, positive
+from ..harness.processes import DONE, FAILED, LEFT, OVER, PYTHON
 from ..harness.report import RESULTS, number, table
-from .parts import MARK
 
-ROOT = pathlib.Path(__file__).parents[2]
-PYTHON = (sys.executable, "-m")
 GPU_TESTS = ("tests/engines/test_cudnn.py", "tests/engines/test_fused_gpu.py")
 SPEED = ("e16", "h256", "flashrnn", "linear-16k", "e2048")
 NO_TEST = 5  # pytest's status where no test is chosen
 MARGIN = 15  # seconds in which `benchmarks.accelerator` ends after its own limit
-TAIL = 3000  # characters of a part's output that are kept
-DONE, FAILED, OVER, LEFT = "done", "failed", "over time", "left out"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,56 +96,13 @@ def planned(parts: list[Part], seconds: float, quick: bool) -> list[tuple[Part, 
     return plan
 
 
-def run(words: list[str], seconds: float) -> tuple[str, str]:
-    """Run a command in a session of its own, at most so long: ``(status, output)``."""
-    environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    process = subprocess.Popen(
-        words,
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        # What it started, as torch's workers, ends with it.
-        os.killpg(process.pid, signal.SIGKILL)
-        return OVER, process.communicate()[0]
-    if process.returncode == 0:
-        return DONE, output
-    if process.returncode == NO_TEST and "pytest" in words:
-        return LEFT, output
-    return FAILED, f"{output}\nended with status {process.returncode}"
-
-
 def measure(
     part: Part, seconds: float, quick: bool, out: pathlib.Path | None
 ) -> dict[str, Any]:
     """Return what came of a part."""
     words = part.words(seconds, quick, out)
-    began = time.monotonic()
-    status, output = run(words, seconds)
-    found: dict[str, Any] = {
-        "part": part.name,
-        "status": status,
-        "command": " ".join(["python", *words[1:]]),
-        "limit": round(seconds),
-        "seconds": round(time.monotonic() - began, 1),
-    }
-    lines = output.splitlines()
-    marked = [line for line in lines if line.startswith(MARK)]
-    if marked:
-        found |= {
-            key: value
-            for key, value in json.loads(marked[-1].removeprefix(MARK)).items()
-            if key in ("rows", "machine")
-        }
-    rest = "\n".join(line for line in lines if not line.startswith(MARK))
-    return found | {"output": rest[-TAIL:] if status != DONE or not marked else ""}
+    nothing_to_do = NO_TEST if "pytest" in words else None
+    return {"part": part.name, **processes.measure(words, seconds, nothing_to_do)}
 
 
 def left_out(part: Part, reason: str) -> dict[str, Any]:

@@ -21,36 +21,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
-from jax.sharding import SingleDeviceSharding
 
 import jaxrnn
+from jaxrnn.explaining.chips import MissingCompilerError, place_on
 
 from ..harness.host import versions
 from ..harness.options import Parser
 from ..harness.save_run import RESULTS
 
-TPUS = ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2")
-# What XLA asks of a GPU that is not there: NVIDIA's published figures of an H100 SXM.
-H100: dict[str, Any] = {
-    "threads_per_block_limit": 1024,
-    "threads_per_warp": 32,
-    "shared_memory_per_block": 49_152,
-    "shared_memory_per_block_optin": 232_448,
-    "shared_memory_per_core": 233_472,
-    "threads_per_core_limit": 2048,
-    "core_count": 132,
-    "fpus_per_core": 128,
-    "block_dim_limit_x": 2**31 - 1,
-    "block_dim_limit_y": 65_535,
-    "block_dim_limit_z": 65_535,
-    "memory_bandwidth": 3_352_320_000_000,
-    "l2_cache_size": 52_428_800,
-    "clock_rate_ghz": 1.98,
-    "device_memory_size": 85_000_000_000,
-    "registers_per_core_limit": 65_536,
-    "registers_per_block_limit": 65_536,
-}
+TPUS = ("v4", "v5e", "v5p", "v6e")
 F32, BF16 = jnp.float32, jnp.bfloat16
 # Cell, units, examples, steps, dtype, mask and resets.
 CASES: tuple[tuple[str, int, int, int, Any, bool], ...] = (
@@ -77,7 +56,7 @@ CASES: tuple[tuple[str, int, int, int, Any, bool], ...] = (
 
 
 def compiled(
-    device: Any,
+    at: Any,
     platform: str,
     name: str,
     units: int,
@@ -86,7 +65,7 @@ def compiled(
     dtype: Any,
     flags: bool,
 ) -> None:
-    """Compile a value and gradient for a device that is described only."""
+    """Compile a value and gradient for a chip that is described only."""
     cell = getattr(jaxrnn, name)(units)
     features = units if name == "RGLRU" else 64
 
@@ -110,7 +89,6 @@ def compiled(
         )
         return sum(jnp.abs(a).astype(F32).sum() for a in jax.tree.leaves((carry, ys)))
 
-    at = SingleDeviceSharding(device)
     inputs = (
         jax.eval_shape(init),
         jax.ShapeDtypeStruct((steps, batch, features), dtype),
@@ -148,47 +126,14 @@ def of_ptxas(folder: pathlib.Path) -> dict[str, list[int]]:
     return found
 
 
-def device_of(chip: str) -> Any:
-    """A device that is described only."""
-    if chip != "H100":
-        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-        return topologies.get_topology_desc(chip, "tpu").devices[0]
-    lines = "\n".join(f"  {key}: {value}" for key, value in H100.items())
-    text = (
-        f"gpu_device_info {{\n{lines}\n  cuda_compute_capability {{ major: 9 "
-        f'}}\n}}\nplatform_name: "CUDA"\n'
-    )
-    text += (
-        'dnn_version_info { major: 9 minor: 8 }\ndevice_description_str: "NVIDIA H100 '
-        '80GB HBM3"\n'
-    )
-    return topologies.get_topology_desc(
-        "", "cuda", target_config=text, topology="1x1x1"
-    ).devices[0]
-
-
-def needed(chip: str) -> str:
-    """What to install for a chip's compiler."""
-    version = jax.__version__
-    gpu = (
-        f"jax 0.11 or newer, pip install jax-cuda13-plugin=={version} "
-        f"jax-cuda13-pjrt=={version} nvidia-cuda-nvcc"
-    )
-    return gpu if chip == "H100" else "pip install libtpu"
-
-
 def compile_all(chips: list[str], cases: Any) -> list[dict]:
     """A row for every chip and case."""
     rows = []
     for chip in chips:
         try:
-            device = device_of(chip)
-        except Exception as error:
-            print(
-                f"left out: {chip}, whose compiler is not here ({needed(chip)}): "
-                f"{str(error).splitlines()[0]}",
-                flush=True,
-            )
+            at = place_on(chip)
+        except MissingCompilerError as error:
+            print(f"left out: {error}", flush=True)
             continue
         for name, units, batch, steps, dtype, flags in cases:
             row: dict[str, Any] = {
@@ -206,7 +151,7 @@ def compile_all(chips: list[str], cases: Any) -> list[dict]:
                 start = time.perf_counter()
                 try:
                     compiled(
-                        device,
+                        at,
                         "cuda" if chip == "H100" else "tpu",
                         name,
                         units,

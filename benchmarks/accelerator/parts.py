@@ -1,15 +1,13 @@
 """The parts of `benchmarks.accelerator.first_light` that measure something themselves,
 each in a process of its own: ``python -m benchmarks.accelerator.parts PART [quick]``.
 
-A part prints one line of JSON, `MARK` before it: its rows, and the device. What cannot
-run on the device is a row with the reason.
+A part tells its rows and the device (`benchmarks.harness.processes`). What cannot run
+on the device is a row with the reason.
 """
 
 from __future__ import annotations
 
-import json
 import sys
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,11 +20,10 @@ from jaxrnn.cells import DiagonalGRU, MinGRU
 
 from ..cpu import matrix
 from ..cpu.linear import difference
-from ..harness import host
+from ..harness import host, processes
 from ..harness.timing import compiled, interleave, statistics
 from .measure import measure_ceilings, worded
 
-MARK = "first light> "
 Row = dict[str, Any]
 
 
@@ -237,14 +234,8 @@ PARTS: dict[str, Callable[[bool], list[Row]]] = {
 def main(words: list[str]) -> int:
     """Run one part and print its rows; 0."""
     name, quick = words[0], "quick" in words[1:]
-    began = time.perf_counter()
     rows = PARTS[name](quick)
-    result = {
-        "rows": rows,
-        "machine": host.describe(),
-        "seconds": time.perf_counter() - began,
-    }
-    print(MARK + json.dumps(result), flush=True)
+    processes.tell({"rows": rows, "machine": host.describe()})
     return 0
 
 

@@ -14,52 +14,19 @@ table.
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import json
-import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
-
-import jax
-import numpy as np
+from typing import Any
 
 import jaxrnn
 from jaxrnn.cells import DeltaNet, DeltaProduct, GatedDeltaNet, MinGRU
 from jaxrnn.core.cell import Cell
 from jaxrnn.core.layer import Layer
 from jaxrnn.initializers import LecunNormal
-from jaxrnn.tasks.runner import TASKS
-from jaxrnn.tasks.synthetic.task import all_scores, held_out_batches, scores_at
 
 from ..harness.host import where
 from ..harness.options import Parser, command, one_of, positive
 from ..harness.report import RESULTS, content, number, result_name, table, write
-
-SOLVED = 0.9995  # an accuracy at which training ends
-HELD_OUT = 1  # added to the seed of the batches by which training ends
-
-
-class Entry(NamedTuple):
-    """A cell on a task.
-
-    Attributes:
-        task: the name of the task.
-        cell: makes the cell or layer.
-        options: those of the task that differ from its defaults.
-        updates: the largest number of them.
-        score: the name of the score that is asked for.
-        goal: what it should be: ``(">=", 0.99)``.
-        judged: options of the task by which it is scored, where they differ.
-    """
-
-    task: str
-    cell: Callable[[], Cell | Layer]
-    options: dict[str, Any]
-    updates: int
-    score: str
-    goal: tuple[str, float]
-    judged: dict[str, Any] = {}
+from ..harness.trainings import Entry, measure
 
 
 def in_block(cell: Cell, width: int) -> Layer:
@@ -143,71 +110,6 @@ ENTRIES = {
         "mqar", lambda: in_block(MinGRU(64), 64), RECALL, 800, "accuracy", ("<=", 0.5)
     ),
 }
-
-
-def measure(
-    name: str, entry: Entry, seed: int, updates: int, seconds: float, every: int
-) -> dict[str, Any]:
-    """Train and score one entry."""
-    module, cell = TASKS[entry.task], entry.cell()
-    options = module.Options(cell=cell, seed=seed, **entry.options)
-    problem = module.problem(dataclasses.replace(options, **entry.judged))
-    model, _ = module.build(options, {})
-    experiment, _ = module.prepare(options)
-    state = experiment.start()
-    lengths = (problem.length, *problem.other_lengths)
-    watched = {
-        length: held_out_batches(problem, seed + HELD_OUT, length)[:1]
-        for length in lengths
-    }
-    began, began_cpu = time.perf_counter(), time.process_time()
-    for update in range(1, updates + 1):
-        state = experiment.advance(state, np.float32(update / updates))
-        if update % every and update != updates:
-            continue
-        found = [
-            scores_at(problem, model, state.params, batches)["accuracy"]
-            for batches in watched.values()
-        ]
-        if min(found) >= SOLVED or time.process_time() - began_cpu > seconds:
-            break
-    took, took_cpu = time.perf_counter() - began, time.process_time() - began_cpu
-    scores = all_scores(
-        problem,
-        model,
-        state.params,
-        functools.partial(held_out_batches, problem, seed),
-    )
-    sign, bound = entry.goal
-    value = scores[entry.score]
-    return {
-        "entry": name,
-        "task": entry.task,
-        "cell": repr(cell),
-        "options": {
-            field.name: getattr(options, field.name)
-            for field in dataclasses.fields(options)
-            if field.name not in ("cell", "gradients")
-        },
-        "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
-        "seed": seed,
-        "updates": update,
-        "most_updates": updates,
-        "seconds": took,
-        "cpu_seconds": took_cpu,
-        "score": entry.score,
-        "judged": entry.judged,
-        "goal": f"{sign} {bound}",
-        "reached": bool(value >= bound if sign == ">=" else value <= bound),
-        "value": value,
-        "scores": scores,
-        "sequences": sum(
-            batch.targets.shape[1]
-            for batch in held_out_batches(problem, seed, lengths[-1])
-        ),
-        "jax": jax.__version__,
-        "device": jax.devices()[0].device_kind,
-    }
 
 
 def table_of(rows: list[dict[str, Any]]) -> str:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 from jaxtyping import Array, Bool
 
 from .cell import Cell
+from .time_split import TimeSplit
 from .types import Carry, Flags, Inputs, Params
 
 
@@ -110,6 +111,11 @@ class AbstractEngine(abc.ABC):
     """
 
     supports: ClassVar[Supports] = Supports.EVERYTHING
+
+    @property
+    def time_split(self) -> TimeSplit | None:
+        """How time is split over devices, where each runs its own stretch, or None."""
+        return None
 
     @abc.abstractmethod
     def run(

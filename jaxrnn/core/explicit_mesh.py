@@ -25,6 +25,20 @@ def mesh_of(tree: PyTree) -> Any:
     return next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
 
 
+def axes_of(xs: Inputs) -> tuple | None:
+    """Return the mesh axes of every axis of the inputs, on a mesh of explicit axes.
+
+    Args:
+        xs: the inputs, a pytree of arrays; the first one counts.
+
+    Returns:
+        For every axis the name or the names of mesh axes, or None; None alone where
+        the type holds no sharding.
+    """
+    leaf = jax.tree.leaves(xs)[0]
+    return _spec(leaf) if mesh_of(leaf) is not None else None
+
+
 def under_auto_axes(
     function: Callable[..., Any], batch_ndim: int, xs: Inputs, *args: object
 ) -> Any:

@@ -18,9 +18,11 @@ kernels one after another instead of 7 (compiled for a described H100, not run).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -29,22 +31,33 @@ from .types import PyTree
 LEAST_BYTES = 2048  # smaller slices of a step get no barrier on a CPU
 
 
-def _fence_on(*platforms: str) -> Primitive:
-    """Make a primitive that is the identity, and a barrier on these platforms."""
+def _identity_with(lowering: Callable[[Any], Any], *platforms: str) -> Primitive:
+    """Make a primitive that is the identity, and lowered otherwise on some platforms.
+
+    Args:
+        lowering: a function that is the identity, as it is lowered on ``platforms``.
+        *platforms: what JAX calls them when it lowers a program.
+    """
     fence = Primitive("jaxrnn_fence")
     fence.def_impl(lambda x: x)
     fence.def_abstract_eval(lambda x: x)
     ad.deflinear2(fence, lambda cotangent, x: [fence.bind(cotangent)])
     batching.defvectorized(fence)
     mlir.register_lowering(fence, mlir.lower_fun(lambda x: x, multiple_results=False))
-    barrier = mlir.lower_fun(jax.lax.optimization_barrier, multiple_results=False)
+    special = mlir.lower_fun(lowering, multiple_results=False)
     for platform in platforms:
-        mlir.register_lowering(fence, barrier, platform=platform)
+        mlir.register_lowering(fence, special, platform=platform)
     return fence
 
 
-_CPU = _fence_on("cpu")
-_GPU = _fence_on("cuda", "rocm")
+def _row_major(x: Any) -> Any:
+    """Return the same array, in memory with its first axis the slowest."""
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+
+
+_CPU = _identity_with(jax.lax.optimization_barrier, "cpu")
+_GPU = _identity_with(jax.lax.optimization_barrier, "cuda", "rocm")
+_TPU = _identity_with(_row_major, "tpu")
 
 
 def cpu_optimization_barrier(tree: PyTree) -> Any:
@@ -64,3 +77,11 @@ def gpu_optimization_barrier(tree: PyTree) -> Any:
     for a GPU.
     """
     return jax.tree.map(lambda a: _GPU.bind(a), tree)
+
+
+def rows_together(tree: PyTree) -> Any:
+    """Return the same arrays ``(T, ...)``, each row in one piece of a TPU's memory.
+
+    Programs for other platforms are the same with and without it.
+    """
+    return jax.tree.map(lambda a: _TPU.bind(a) if a.ndim > 2 else a, tree)

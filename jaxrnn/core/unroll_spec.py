@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .time_split import TimeSplit
+
 
 @functools.partial(
     jax.tree_util.register_dataclass,
@@ -68,6 +70,24 @@ class UnrollSpec:
         """Return the specification with some fields changed."""
         return dataclasses.replace(self, **changes)
 
+    @property
+    def time_split(self) -> TimeSplit | None:
+        """How time is split over devices, each of which holds its own steps, or None.
+
+        A layer whose output depends on earlier inputs than a step's own, other than
+        through a cell, must ask for it.
+        """
+        return None if self.engine is None else self.engine.time_split
+
+    @property
+    def key_of_steps(self) -> Any:
+        """The key for what is drawn for each step: every device has a key of its own
+        where time is split over devices.
+        """
+        if self.time_split is None:
+            return self.key
+        return jax.random.fold_in(self.key, self.time_split.rank(False))
+
     def reversed(self) -> UnrollSpec:
         """Return the specification for the same sequences in the other direction.
 
@@ -92,6 +112,11 @@ class UnrollSpec:
         """
         if before is None or turned is not None:
             return turned
+        if self.time_split is not None:
+            # The entry behind this device's last step is that of the next device.
+            row = self.time_split.row_before(before, not self.reverse, at_end)[None]
+            parts = [row, before[:-1]] if self.reverse else [before[1:], row]
+            return jnp.concatenate(parts)
         last = 0 if self.reverse else before.shape[0] - 1
         is_end = (jnp.arange(before.shape[0]) == last).reshape(
             -1, *[1] * (before.ndim - 1)

@@ -1,5 +1,6 @@
 """`explain`: which engine runs each cell where, and why; `summary`: parameters."""
 
+from .compiled_cost import CompiledCost as CompiledCost
 from .execution import ExecutionPath as ExecutionPath
 from .parameter_table import Summary as Summary
 from .parameter_table import SummaryRow as SummaryRow

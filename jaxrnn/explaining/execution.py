@@ -72,6 +72,8 @@ class ExecutionPath:
         reason: why this is what runs.
         bytes_required: the on-chip memory that a kernel needs.
         bytes_available: the on-chip memory that a kernel may use.
+        across: how time is split over devices, each of which runs its part so; "" where
+            it is not.
 
     Example:
         >>> import jaxrnn
@@ -88,9 +90,12 @@ class ExecutionPath:
     reason: str = ""
     bytes_required: int | None = None
     bytes_available: int | None = None
+    across: str = ""
 
     def __str__(self) -> str:
         text = WORDS[self.kind]
+        if self.across:
+            text = f"{self.across}; on each {text}"
         if self.steps is not None:
             text += f", {self.steps} steps in a chunk"
         if self.kind == "loop" and self.hoisted is not None:
@@ -116,6 +121,12 @@ def recurrences_in(closed: ClosedJaxpr) -> dict[str, list[Any]]:
 def path_of(eqn: JaxprEqn, platform: str) -> ExecutionPath:
     """Say how a platform runs the recurrence of an equation from `recurrences_in`."""
     avals = [v.aval for v in eqn.invars]
+    with jax.sharding.use_abstract_mesh(avals[0].sharding.mesh):
+        return _path_there(eqn, avals, platform)
+
+
+def _path_there(eqn: JaxprEqn, avals: list[Any], platform: str) -> ExecutionPath:
+    """Say it in the mesh in which the equation was traced."""
     step, schedule = eqn.params["step"], eqn.params["schedule"]
     forward = eqn.primitive is primitives.recurrence_p
     steps = split_by_sizes(avals, (step.params, step.carry))[2][0].shape[0]

@@ -13,6 +13,7 @@ import jax
 
 from ..core.types import Params
 from ..core.written import written
+from .compiled_cost import CompiledCost
 from .execution import ExecutionPath
 
 WIDTH = 118  # columns of the printed table
@@ -34,6 +35,8 @@ class Row:
         kernel: what `jaxrnn.Fused` would do.
         why: why this engine runs.
         number: the position of the cell in the order in which cells run.
+        compiled: what the run costs, without a gradient and with it, for each chip of
+            the platform that `explain` was asked to compile for.
     """
 
     place: str
@@ -46,6 +49,7 @@ class Row:
     kernel: ExecutionPath
     why: str
     number: int = 0
+    compiled: tuple[CompiledCost, ...] = ()
 
     @property
     def error(self) -> str | None:
@@ -76,9 +80,23 @@ class Row:
             if forward == gradient
             else [("forward", forward), ("gradient", gradient)]
         )
-        if self.forward.kind != "kernel":
+        if self.forward.kind != "kernel" and not self.forward.across:
             lines.append(("with Fused", self._by_kernel()))
-        return lines
+        return lines + self._costs()
+
+    def _costs(self) -> list[tuple[str, str]]:
+        """Say what the compiled programs cost, chip by chip."""
+        pairs = zip(self.compiled[::2], self.compiled[1::2], strict=True)
+        return [
+            (
+                "compiled",
+                f"nothing: {forward.error}"
+                if forward.error
+                else f"for {forward.chip}, not run: {forward}; with its gradient "
+                f"{gradient}",
+            )
+            for forward, gradient in pairs
+        ]
 
     def _by_kernel(self) -> str:
         """Say what `jaxrnn.Fused` would do."""

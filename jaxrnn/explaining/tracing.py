@@ -8,7 +8,7 @@ platform by the functions that resolve it when it runs.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -20,10 +20,13 @@ from ..core.arrays import is_array
 from ..core.cell import Cell
 from ..core.dtypes import weaken_scalars
 from ..core.engine import AbstractEngine, AbstractNetworkEngine, Request
+from ..core.explicit_mesh import under_auto_axes
 from ..core.layer import Layer
 from ..core.types import Carry, Context, Flags, Inputs, Params
 from ..core.unroll_spec import UnrollSpec
+from ..core.validation import check_inputs
 from ..engines import Associative, Fused, Scan
+from ..engines.across.on_mesh import AcrossMesh
 from ..engines.engine import DefaultEngine, LoopEngine
 from ..engines.jaxpr.evaluate import is_differentiable
 from ..engines.loops.kinds import Chunkwise
@@ -34,8 +37,14 @@ from ..unrolling import (
     check_all_carries,
     check_supported,
     observed_by,
+    placed,
     unroll_validated,
     validate,
+)
+from .compiled_cost import (
+    chips_to_compile_for,
+    cost_on,
+    platform_to_compile_for,
 )
 from .execution import (
     PLATFORMS,
@@ -45,7 +54,11 @@ from .execution import (
     path_of,
     recurrences_in,
 )
+from .splits import described_split, inner_engine
 from .table import Explanation, Row, brief, places_of
+
+# Why `Across` runs where nobody has asked for it.
+BY_TYPE = "because the type of the inputs splits time"
 
 
 def explain(
@@ -61,6 +74,7 @@ def explain(
     key: Any = None,
     context: Context = None,
     return_carries: bool = False,
+    compile: bool | Sequence[str] = False,
 ) -> Explanation:
     """Explain which engine `unroll` uses for each cell and platform, and why.
 
@@ -73,6 +87,12 @@ def explain(
     Args:
         cell, params, xs, carry, engine, mask, resets, reverse: as for `unroll`.
         key, context, return_carries: as for `unroll`.
+        compile: whether to compile each cell's run and its gradient, too, and say how
+            many kernels they launch, which bytes they move, which temporaries they
+            keep, and, for TPUs, how many cycles libtpu expects. True stands for this
+            machine's CPU, an H100 and a TPU v5e; a list names chips: "cpu", "H100",
+            "A100", "v4", "v5e", "v5p", "v6e". No chip is needed, only its compiler:
+            ``pip install 'jaxrnn[compilers]'``. Where that is missing, the row says so.
 
     Returns:
         An `Explanation`, which prints as a table. It has one row per cell and platform
@@ -80,7 +100,8 @@ def explain(
         that it runs, or the error that it raises (``row.error``).
 
     Raises:
-        TypeError, ValueError: for inputs that `unroll` refuses with every engine.
+        TypeError, ValueError: for inputs that `unroll` refuses with every engine, and
+            for a chip whose name is not known.
 
     Example:
         >>> import jax, jaxrnn
@@ -91,6 +112,7 @@ def explain(
         >>> row.platform, row.engine, row.forward.kind
         ('cpu', 'Scan()', 'loop')
     """
+    chips = chips_to_compile_for(compile)
     params = weaken_scalars(params)
     seen: list[_Seen] = []
     traced: dict[Any, _Traced] = {}
@@ -107,11 +129,19 @@ def explain(
             context=context,
         )
         params, xs = validate(cell, params, xs, carry, spec)
-        with observed_by(_Observer(places_of(params), seen, traced)):
-            unroll_validated(cell, params, xs, carry, spec)
+        spec = placed(cell, params, xs, carry, spec)
+        batch_ndim = len(check_inputs(xs, cell.feature_ndim)) - 1
+
+        def observed(xs, params, carry, spec):
+            seen.clear()  # on a mesh of explicit axes this is traced twice
+            with observed_by(_Observer(places_of(params), seen, traced)):
+                return unroll_validated(cell, params, xs, carry, spec)
+
+        under_auto_axes(observed, batch_ndim, xs, params, carry, spec)
 
     jax.eval_shape(shapes, params, xs, carry, (mask, resets, key, context))
-    rows = {run.traced.number: _rows(run.traced) for run in seen}
+    distinct = {run.traced.number: run.traced for run in seen}
+    rows = {number: _rows(found, chips) for number, found in distinct.items()}
     title = f"{brief(cell)} over xs {_shapes(xs)}, jax {jax.__version__}"
     asked = "the default engine" if engine is None else f"engine={brief(engine)}"
     placed_rows = [
@@ -139,11 +169,13 @@ class _Traced:
         why: why this engine runs.
         forward, gradient: the jaxprs of the run and of its gradient, or the text of the
             error that tracing raised.
-        kernel: the same two under `Fused`; None if the engine is `Fused` itself.
+        kernel: the same two under `Fused`; None if the engine is `Fused` itself, or one
+            that splits time.
         plain: why ``jax.lax.scan`` runs, or None.
         plain_gradient: why only the derivative is that of ``jax.lax.scan``, or None.
         chunks: the steps in a chunk where the cell's ``walk_chunks`` runs, and how it
             runs, of each platform, or None.
+        across: how time is split over devices, or "".
     """
 
     number: int
@@ -156,6 +188,7 @@ class _Traced:
     plain: str | None = None
     plain_gradient: str | None = None
     chunks: dict[str, tuple[int, str]] | None = None
+    across: str = ""
 
 
 @dataclasses.dataclass
@@ -243,7 +276,9 @@ class _Observer:
         params, carry, *sequence = given
         length = jax.tree.leaves(sequence)[0].shape[0]
         forward, gradient = by(engine, all_carries)
-        kernel = None if isinstance(engine, Fused) else by(Fused(), False)
+        across = described_split(engine, forward)
+        with_kernel = not isinstance(engine, Fused) and not across
+        kernel = by(Fused(), False) if with_kernel else None
         reason, step, _ = trace_for_recurrence(cell, params, carry, tuple(sequence))
         plain, plain_gradient = reason or "", None
         if not plain and step is not None and engine in (Scan(), DefaultEngine()):
@@ -255,13 +290,14 @@ class _Observer:
             len(self.traced),
             brief(cell),
             engine,
-            why,
+            BY_TYPE if isinstance(engine, AcrossMesh) else why,
             forward,
             gradient,
             kernel,
             plain or None,
             plain_gradient,
-            chunks=_own_chunks(engine, cell, length),
+            chunks=_own_chunks(inner_engine(engine, cell), cell, length),
+            across=across,
         )
 
     def run_network(
@@ -357,13 +393,20 @@ def _or_error(function: Callable, leaves: list) -> Any:
     return core.ClosedJaxpr(jaxpr, closed.consts)
 
 
-def _rows(traced: _Traced) -> list[Row]:
+def _rows(traced: _Traced, chips: Sequence[str]) -> list[Row]:
     """Return the rows of a run, one for each platform."""
-    return [_row(traced, platform) for platform in PLATFORMS]
+    return [
+        _row(
+            traced,
+            platform,
+            [chip for chip in chips if platform_to_compile_for(chip) == platform],
+        )
+        for platform in PLATFORMS
+    ]
 
 
-def _row(traced: _Traced, platform: str) -> Row:
-    """Return the row of a run on one platform."""
+def _row(traced: _Traced, platform: str, chips: Sequence[str]) -> Row:
+    """Return the row of a run on one platform, compiled for some of its chips."""
     forward = _path(traced, traced.forward, "forward", platform)
     recording, backward = (
         _path(traced, traced.gradient, direction, platform)
@@ -390,6 +433,11 @@ def _row(traced: _Traced, platform: str) -> Row:
         backward,
         kernel,
         traced.why,
+        compiled=tuple(
+            cost_on(program, chip)
+            for chip in chips
+            for program in (traced.forward, traced.gradient)
+        ),
     )
 
 
@@ -398,6 +446,8 @@ def _engine_of(traced: _Traced, path: ExecutionPath) -> str:
 
     The default engine is shown as the named engine that does the same.
     """
+    if isinstance(traced.engine, AcrossMesh):
+        return brief(traced.engine.across)
     if not isinstance(traced.engine, DefaultEngine):
         return brief(traced.engine)
     return brief({"kernel": Fused(), "prefixes": Associative()}.get(path.kind, Scan()))
@@ -412,6 +462,14 @@ def _path(traced: _Traced, closed: Any, direction: str, platform: str) -> Execut
         direction: ``"forward"`` or ``"backward"``.
         platform: a key of `PLATFORMS`.
     """
+    path = _path_of_one_device(traced, closed, direction, platform)
+    return path if path.kind == "error" else dataclasses.replace(path, across=traced.across)
+
+
+def _path_of_one_device(
+    traced: _Traced, closed: Any, direction: str, platform: str
+) -> ExecutionPath:
+    """Say how a traced run goes on each of the devices that take part in it."""
     if closed is traced.gradient and traced.plain_gradient is not None:
         raises = (
             "; the gradient of everything raises, as under lax.scan"
@@ -422,7 +480,7 @@ def _path(traced: _Traced, closed: Any, direction: str, platform: str) -> Execut
     if isinstance(closed, str):
         return ExecutionPath("error", reason=closed)
     paths = [path_of(eqn, platform) for eqn in recurrences_in(closed)[direction]]
-    if not isinstance(traced.engine, LoopEngine):
+    if not isinstance(traced.engine, LoopEngine) and not traced.across:
         error = lowering_error(
             core.jaxpr_as_fun(closed), list(closed.in_avals), PLATFORMS[platform]
         )

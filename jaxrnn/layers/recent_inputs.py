@@ -23,6 +23,7 @@ from jaxtyping import Array, Shaped
 
 from ..core.cell import Cell
 from ..core.lagged_inputs import lagged_inputs
+from ..core.lagged_stretch import recent_before
 from ..core.unroll_spec import UnrollSpec
 from ..unrolling import unroll_unchecked
 
@@ -41,6 +42,17 @@ def unroll_recent_inputs(
         The last carry; ``[x_t, x_{t-1}, ..., x_{t-W+1}]``, each ``(T, *B, D)``; and the
         carries after every step ``(T, *B, W, D)``, or None if they are not asked for.
     """
+    split = spec.time_split
+    if split is not None:
+        carry = recent_before(split, carry, xs, spec.mask, spec.resets, spec.reverse)
+    last, lags, carries = _unroll_recent_inputs(carry, xs, spec)
+    return last if split is None else split.of_last(last, spec.reverse), lags, carries
+
+
+def _unroll_recent_inputs(
+    carry: Shaped[Array, "*B W D"], xs: Shaped[Array, "T *B D"], spec: UnrollSpec
+) -> tuple[Array, list[Array], Any]:
+    """Return `unroll_recent_inputs` of steps that one device holds."""
     steps, width = xs.shape[0], carry.shape[-2]
     if spec.gradient_scale is None and (not spec.all_carries or steps <= 1):
         last, lags = lagged_inputs(

@@ -336,7 +336,8 @@ class Dropout(StochasticLayer):
             return (), xs, ()
         check_one_array("dropout", xs)
         shape = xs.shape[1:] if self.variational else xs.shape
-        return (), _drop(spec.key, self.rate, xs, shape), ()
+        key = spec.key if self.variational else spec.key_of_steps
+        return (), _drop(key, self.rate, xs, shape), ()
 
     def output_features(self, params: Params, input_size: int) -> int | None:
         return input_size
@@ -513,7 +514,7 @@ class StateNoise(StochasticCellLayer):
         noisy = _NoisyLinear if _has_affine(cell) else _Noisy
         # Noise (T, *B, H) is drawn for all steps at once and enters as an input.
         shape = (jax.tree.leaves(xs)[0].shape[0], *h.shape)
-        noise = self.std * jax.random.normal(spec.key, shape, h.dtype)
+        noise = self.std * jax.random.normal(spec.key_of_steps, shape, h.dtype)
         return unroll_unchecked(
             noisy(cell), params, carry, (xs, noise), spec.replace(key=None)
         )

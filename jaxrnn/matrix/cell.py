@@ -14,14 +14,15 @@ from jaxtyping import Array, Bool, Float
 from ..core.cell import Gate
 from ..core.dtypes import accumulator, floating_dtype
 from ..core.exported import register_for_export
-from ..core.flags import expand_flags, select
-from ..core.lagged_inputs import lagged_inputs
+from ..core.flags import select
 from ..core.types import Carry, Params, PyTree
 from ..core.validation import check_positive
 from .checks import check_scale, check_terms
 from .decay import like
 from .looking_back import LookingBack
+from .matrix_stretch import Flagged, stretch_of_terms
 from .state_space_checks import check_shown
+from .stretch import MatrixStretch
 from .terms import (
     MatrixMemory,
     Terms,
@@ -37,7 +38,6 @@ from .walk import (
     last_shown,
     reads_first,
     spoiled_steps,
-    steps_not_finite,
     walk,
 )
 
@@ -310,26 +310,13 @@ class MatrixCell(LookingBack):
         if resets is not None:
             fresh = self.initial_carry(params, batch, h.dtype)
             initial_h, initial, _ = self.unpack(fresh)
-        if recent is not None:
-            recent, lags = lagged_inputs(
-                recent, self.remembered(params, zs), mask, resets, reverse
-            )
-            zs = self.look_back(params, zs, lags)
-        bad = steps_not_finite(zs, len(batch))
-        zs = jax.tree.map(
-            lambda z: jnp.where(expand_flags(bad, z), jnp.zeros_like(z), z), zs
+        recent, zs, bad = self.read_inputs(
+            params, recent, zs, len(batch), mask, resets, reverse
         )
-        # What depends on parameters is computed before the loop over chunks, or after
-        # it: inside, devices that share a batch would sum its gradient in every chunk.
+        given, terms_of = self._given(params, zs)
         first = jax.tree.map(lambda z: z[0], zs)
-        needs_params = reads_first(self.checked_terms, params, first)
-        given = (zs, self.checked_terms(params, zs) if needs_params else None)
         y, m = what_is_read(self, memory, batch)
         shows_outside = reads_first(self.shown, params, y, m, first)
-
-        def terms_of(given):
-            z, terms = given
-            return self.checked_terms(params, z) if terms is None else terms
 
         def show(y, m, given):
             if shows_outside:
@@ -360,6 +347,59 @@ class MatrixCell(LookingBack):
         )
         shown = last_shown(h, hs, mask, resets, initial_h, reverse)
         return self.pack(shown, memory, recent), hs
+
+    def _given(self, params: Params, zs: PyTree) -> tuple[Any, Any]:
+        """Return what of all steps is given to the loop over chunks, and the function
+        that makes terms of it there.
+
+        What depends on parameters is computed before that loop: inside, devices that
+        share a batch would sum its gradient in every chunk.
+        """
+        first = jax.tree.map(lambda z: z[0], zs)
+        needs_params = reads_first(self.checked_terms, params, first)
+
+        def terms_of(given):
+            z, terms = given
+            return self.checked_terms(params, z) if terms is None else terms
+
+        return (zs, self.checked_terms(params, zs) if needs_params else None), terms_of
+
+    # ------------------------------------------------------- time over devices
+    def parts(self, carry: Carry) -> tuple[MatrixMemory, Array | None]:
+        return self.unpack(carry)[1:]
+
+    def with_parts(self, carry: Carry, state: Any, recent: Array | None) -> Carry:
+        return self.pack(self.unpack(carry)[0], state, recent)
+
+    def stretch(
+        self,
+        params: Params,
+        carry: Carry,
+        zs: PyTree,
+        mask: Bool[Array, "T *B"] | None,
+        resets: Bool[Array, "T *B"] | None,
+        reverse: bool,
+    ) -> MatrixStretch:
+        h, memory, recent = self.unpack(carry)
+        batch = h.shape[:-1]
+        _, zs, bad = self.read_inputs(
+            params, recent, zs, len(batch), mask, resets, reverse
+        )
+        initial = None
+        if resets is not None and not self.starts_empty(params):
+            fresh = self.initial_carry(params, batch, h.dtype)
+            initial = self.unpack(fresh)[1]
+        given, terms_of = self._given(params, zs)
+        live = ~bad if mask is None else mask & ~bad
+        return stretch_of_terms(
+            terms_of,
+            memory,
+            initial,
+            given,
+            Flagged(live, bad, resets),
+            micro_steps=self.micro_steps,
+            reverse=reverse,
+        )
 
     # ---------------------------------------------------------------- diagnostics
     def transition(self, params: Params, z: PyTree) -> Float[Array, "*TB N K K"]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -9,8 +11,10 @@ from jaxtyping import Array, Bool, Float
 
 from ..core.cell import Cell
 from ..core.dtypes import accumulator
-from ..core.flags import select
+from ..core.flags import expand_flags, select
+from ..core.lagged_inputs import lagged_inputs
 from ..core.types import Carry, Params, PyTree
+from .walk import steps_not_finite
 
 
 class LookingBack(Cell):
@@ -67,6 +71,45 @@ class LookingBack(Cell):
         shape = (*batch, self.looks_back, self.remembered_size(params))
         return jnp.zeros(shape, accumulator(dtype))
 
+    # ------------------------------------------------------- time over devices
+    def stretch(
+        self,
+        params: Params,
+        carry: Carry,
+        zs: PyTree,
+        mask: Bool[Array, "T *B"] | None,
+        resets: Bool[Array, "T *B"] | None,
+        reverse: bool,
+    ) -> Any:
+        """Return what a stretch of steps makes of any state that enters it.
+
+        Args:
+            params: the parameters, from ``init``.
+            carry: a carry; what is remembered before the stretch is read from it, and
+                of its state only the shape.
+            zs: ``project(params, xs)``.
+            mask: False where a step keeps the carry, or None.
+            resets: True where the initial carry replaces the carry before a step, or
+                None.
+            reverse: whether the steps run from the last to the first.
+
+        Returns:
+            A map that can be applied to a state and joined with another one; see
+            `jaxrnn.matrix.stretch`.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} must define stretch, which devices that split time "
+            f"exchange"
+        )
+
+    def parts(self, carry: Carry) -> tuple[Any, Array | None]:
+        """Return the state of a carry, and what later steps look back at."""
+        raise NotImplementedError
+
+    def with_parts(self, carry: Carry, state: Any, recent: Array | None) -> Carry:
+        """Return a carry with another state, and with other inputs to look back at."""
+        raise NotImplementedError
+
     def take_in(
         self, params: Params, recent: Array | None, z: PyTree
     ) -> tuple[Array | None, PyTree]:
@@ -92,6 +135,34 @@ class LookingBack(Cell):
         recent = jnp.concatenate([recent[..., 1:, :], new[..., None, :]], -2)
         lags = [recent[..., -1 - j, :] for j in range(self.looks_back)]
         return recent, self.look_back(params, z, lags)
+
+    def read_inputs(
+        self,
+        params: Params,
+        recent: Array | None,
+        zs: PyTree,
+        batch_ndim: int,
+        mask: Bool[Array, "T *B"] | None,
+        resets: Bool[Array, "T *B"] | None,
+        reverse: bool,
+    ) -> tuple[Array | None, Any, Bool[Array, "T *B"]]:
+        """Look back from all steps of a sequence, and find the steps that are not
+        finite.
+
+        Returns:
+            What is remembered after the sequence; what `look_back` returns, zero at
+            steps that are not finite; and which steps those are.
+        """
+        if recent is not None:
+            recent, lags = lagged_inputs(
+                recent, self.remembered(params, zs), mask, resets, reverse
+            )
+            zs = self.look_back(params, zs, lags)
+        bad = steps_not_finite(zs, batch_ndim)
+        zs = jax.tree.map(
+            lambda z: jnp.where(expand_flags(bad, z), jnp.zeros_like(z), z), zs
+        )
+        return recent, zs, bad
 
     def walk_one_step(
         self,

@@ -12,14 +12,14 @@ from jaxtyping import Array, Bool, Float
 
 from ..core.dtypes import accumulator, floating_dtype
 from ..core.exported import register_for_export
-from ..core.flags import expand_flags, select
-from ..core.lagged_inputs import lagged_inputs
+from ..core.flags import select
 from ..core.types import Carry, Params, PyTree
 from ..core.validation import check_positive
 from .elementwise import Recurrence, Walked, advance, walk_elementwise
 from .looking_back import LookingBack
 from .state_space_checks import check_affine, check_read, check_shown
-from .walk import last_shown, spoiled_steps, steps_not_finite
+from .stretch import ElementwiseStretch, Ends
+from .walk import last_shown, spoiled_steps
 
 
 @register_for_export
@@ -228,17 +228,10 @@ class StateSpaceCell(LookingBack):
         fresh = carry
         if resets is not None:
             fresh = self.initial_carry(params, batch, carry.h.dtype)
-        recent = carry.recent
-        if recent is not None:
-            recent, lags = lagged_inputs(
-                recent, self.remembered(params, zs), mask, resets, reverse
-            )
-            zs = self.look_back(params, zs, lags)
-        bad = steps_not_finite(zs, len(batch))
-        spoiled = spoiled_steps(bad, resets, reverse)
-        zs = jax.tree.map(
-            lambda z: jnp.where(expand_flags(bad, z), jnp.zeros_like(z), z), zs
+        recent, zs, bad = self.read_inputs(
+            params, carry.recent, zs, len(batch), mask, resets, reverse
         )
+        spoiled = spoiled_steps(bad, resets, reverse)
         live = ~bad if mask is None else mask & ~bad
         s, ys = walk_elementwise(
             self._recurrence(self.inside_loop(params, batch), carry),
@@ -258,3 +251,51 @@ class StateSpaceCell(LookingBack):
         initial_h = None if resets is None else fresh.h
         shown = last_shown(carry.h, hs, mask, resets, initial_h, reverse)
         return carry._replace(h=shown, s=s, recent=recent), hs
+
+    # ------------------------------------------------------- time over devices
+    def parts(self, carry: Carry) -> tuple[Any, Array | None]:
+        return carry.s, carry.recent
+
+    def with_parts(self, carry: Carry, state: Any, recent: Array | None) -> Carry:
+        return carry._replace(s=state, recent=recent)
+
+    def stretch(
+        self,
+        params: Params,
+        carry: Carry,
+        zs: PyTree,
+        mask: Bool[Array, "T *B"] | None,
+        resets: Bool[Array, "T *B"] | None,
+        reverse: bool,
+    ) -> ElementwiseStretch:
+        batch, s = carry.h.shape[:-1], carry.s
+        _, zs, bad = self.read_inputs(
+            params, carry.recent, zs, len(batch), mask, resets, reverse
+        )
+        recurrence = self._recurrence(self.inside_loop(params, batch), carry)
+        zeros, ones = (jax.tree.map(like, s) for like in (jnp.zeros_like, jnp.ones_like))
+        cut, fresh = jnp.zeros(batch, bool), zeros
+        if resets is not None:
+            fresh = self.initial_carry(params, batch, carry.h.dtype).s
+            cut = resets.any(0)
+
+        def affine(z):
+            a, b = recurrence.affine(z)
+            return (a, a), (b, jax.tree.map(lambda x: jnp.zeros((), x.dtype), s))
+
+        def read_nothing(state, z):
+            leaf = jax.tree.leaves(state)[0]
+            lead = leaf.shape[: leaf.ndim - jax.tree.leaves(s)[0].ndim + len(batch)]
+            return jnp.zeros((*lead, 0), leaf.dtype)
+
+        # What the steps make of zero, and of ones if they add nothing.
+        (b, a), _ = walk_elementwise(
+            Recurrence(affine, read_nothing),
+            (zeros, ones),
+            (fresh, zeros),
+            Walked(zs, ~bad if mask is None else mask & ~bad, resets),
+            chunk=self.chunk_on("cpu"),
+            reverse=reverse,
+        )
+        spoiled = spoiled_steps(bad, resets, reverse)[0 if reverse else -1]
+        return ElementwiseStretch(a, b, Ends(cut, spoiled))

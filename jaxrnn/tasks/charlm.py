@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
@@ -25,16 +24,14 @@ from ..training import (
     make_train_step,
     start,
 )
+from ..training.announced import announced
 from ..training.devices import choose_devices, mesh_of, on_one_device
 from ..training.sharding import by_rows, on_mesh
 from .config import cell_field, check_with_sources, option
-from .data.text import (
-    Streams,
-    Vocabulary,
-    least_text,
-    read_text,
-    split_held_out,
-)
+from .data.character_texts import RARE, Texts, tokens_of
+from .data.text import Streams, Vocabulary, coded_text, least_text
+from .data.token_files import LARGE
+from .data.tokens import Tokens
 from .metrics.ngrams import ngram_baselines
 from .models.cell_registry import make_cell
 from .models.language_model import Functions, LanguageModel, bits_per_token
@@ -55,6 +52,20 @@ class Options:
         ("pydoc",),
         "a UTF-8 text file, or pydoc (embedded) or kjv (package); a second one is the "
         "held-out text",
+    )
+    min_count: int = option(
+        0,
+        "number of occurrences in the training text below which a character is "
+        f"unknown; 0: 1, but {RARE} in a text of more than {LARGE:,} characters",
+        least=0,
+        before=1,
+    )
+    evaluate_tokens: int = option(
+        1_000_000,
+        "number of held-out characters that an evaluation during training scores, "
+        "spread over that text; 0: all, as at the end",
+        least=0,
+        before=0,
     )
     cell: CellLike = cell_field("lstm")
     hidden: int = option(256, "number of units of each recurrent layer", least=1)
@@ -104,41 +115,6 @@ class Options:
         return k1, self.k2 or k1
 
 
-@dataclasses.dataclass(frozen=True)
-class Texts:
-    """The training text, the held-out text and the vocabulary."""
-
-    train: np.ndarray
-    held_out: np.ndarray
-    vocabulary: Vocabulary
-
-    @classmethod
-    def read(cls, sources: tuple[str, ...], least: int = 2) -> Texts:
-        """Read the texts.
-
-        The held-out text is the second source, or the last 5 % of a single source.
-
-        Args:
-            sources: one or two files or embedded texts.
-            least: the number of characters that training needs, for error messages.
-        """
-        first = read_text(sources[0])
-        train, held_out = (
-            (first, read_text(sources[1]))
-            if len(sources) > 1
-            else split_held_out(first)
-        )
-        if len(held_out) < 2:
-            raise InputError(
-                f"{sources[-1]} is too short: the held-out text"
-                f"{'' if len(sources) > 1 else ', its last 5 %,'} has {len(held_out)} "
-                f"characters, at least 2 are needed, and at least {least:,} to train "
-                f"on with this --batch and --k1"
-            )
-        vocabulary = Vocabulary.of(train)
-        return cls(vocabulary.encode(train), vocabulary.encode(held_out), vocabulary)
-
-
 def build(options: Options, config: dict[str, Any]) -> tuple[Functions, Any]:
     """Build the model's functions and initial parameters.
 
@@ -160,13 +136,10 @@ def build(options: Options, config: dict[str, Any]) -> tuple[Functions, Any]:
 def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
     """Return the experiment, and further entries of the run's config."""
     k1, _ = options.truncation
-    texts = Texts.read(options.data, least_text(options.batch, k1))
-    digest = hashlib.sha256(
-        texts.train.tobytes() + b"held out" + texts.held_out.tobytes()
-    ).hexdigest()
-    config = {"vocabulary": texts.vocabulary.characters, "text": digest}
+    texts = Texts.read(options.data, least_text(options.batch, k1), options.min_count)
+    config = {"vocabulary": texts.vocabulary.characters, "text": texts.digest()}
+    streams = Streams(texts.train, options.batch, k1, options.seed)
     functions, params = build(options, config)
-    streams = Streams(texts.train, options.batch, options.truncation[0], options.seed)
     tbptt = functions.tbptt(*options.truncation)
     optimizer = named_optimizer(
         options.optimizer, clip=options.clip, weight_decay=options.weight_decay
@@ -177,12 +150,9 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
 
     own_windows = by_rows(streams, mesh, options.batch, axis=1)
 
-    def evaluate(state: TrainState) -> dict[str, float]:
-        return {
-            "bits_per_char": bits_per_token(
-                functions, on_one_device(state.params), texts.held_out
-            )
-        }
+    def evaluate(state: TrainState, most: int = 0) -> dict[str, float]:
+        params = on_one_device(state.params)
+        return {"bits_per_char": scored(functions, params, texts.held_out, most)}
 
     opening = (
         "The " if texts.vocabulary.encode("The ").all() else texts.vocabulary.start
@@ -204,7 +174,7 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
             state, own_windows(int(state.step)), progress
         ),
         describe=lambda loss: {"bits_per_char": loss / float(np.log(2))},
-        evaluate=evaluate,
+        evaluate=lambda state: evaluate(state, options.evaluate_tokens),
         sample=sample,
         learning_rate=schedule,
         finally_evaluate=lambda state: {
@@ -215,8 +185,26 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
             f"{options.data[0]}: {len(texts.train):,} characters to train on, "
             f"{len(texts.held_out):,} held out, {len(texts.vocabulary) - 1} different"
         ),
+        notes=texts.notes,
     )
     return experiment, config
+
+
+def held_out_of(options: Options, vocabulary: Vocabulary) -> Tokens:
+    """Return the held-out text in the numbers of a run, whatever the file is now.
+
+    Raises:
+        InputError: if the text cannot be read.
+    """
+    texts = Texts.read(options.data, min_count=options.min_count)
+    return texts.held_out.recoded(vocabulary.encode(texts.vocabulary.characters))
+
+
+def scored(functions: Functions, params: Params, text: Tokens, most: int = 0) -> float:
+    """Return the bits per character of a text, or of ``most`` characters of it."""
+    total = min(most, len(text)) if most else len(text)
+    with announced("scoring", total, "characters") as work:
+        return bits_per_token(functions, params, text, most=most, work=work)
 
 
 def probe(
@@ -227,7 +215,7 @@ def probe(
     The probe reads parts of the held-out text, from the initial carry.
     """
     functions, _ = build(options, config)
-    text = Texts.read(options.data).held_out
+    text = held_out_of(options, Vocabulary(config["vocabulary"]))
     if len(text) <= length:
         raise InputError(
             f"the held-out text has {len(text)} characters: choose a --length below "
@@ -349,11 +337,14 @@ class Trained:
         """Return the bits per character of a text, nan if it has fewer than two."""
         if len(text) < 2:
             return "nan"
-        return f"{self.evaluate_text(text, 'the input')['bits_per_char']:.4f}"
+        numbers = self.vocabulary.encode(text)
+        known = np.arange(len(self.vocabulary), dtype=numbers.dtype)
+        scores = self._scores(Tokens(numbers, known), "the input")
+        return f"{scores['bits_per_char']:.4f}"
 
     def evaluate(self, path: str) -> dict[str, Any]:
         """Return the bits per character of a file."""
-        return self.evaluate_text(read_text(path), path)
+        return self._scores(tokens_of(coded_text(path), self.vocabulary), path)
 
     def evaluate_length(self, length: int) -> dict[str, Any]:
         """Refuse: the task has no synthetic sequences."""
@@ -361,19 +352,17 @@ class Trained:
             "charlm has no synthetic sequences: --data PATH evaluates it on a text"
         )
 
-    def evaluate_text(self, text: str, name: str) -> dict[str, Any]:
+    def _scores(self, text: Tokens, name: str) -> dict[str, Any]:
         """Return the scores of a text; ``name`` is used in errors."""
         if len(text) < 2:
             raise InputError(
                 f"{name} is too short: it has {len(text)} characters, at least 2 are "
                 f"needed"
             )
-        numbers = self.vocabulary.encode(text)
-        score = bits_per_token(self.functions, self.params, numbers)
         return {
-            "bits_per_char": score,
+            "bits_per_char": scored(self.functions, self.params, text),
             "characters": len(text),
-            "unknown_characters": int((numbers == 0).sum()),
+            "unknown_characters": int(text.counts()[text.table == 0].sum()),
         }
 
     def report(self, run: Run) -> list[str]:

@@ -24,15 +24,17 @@ def option(
     least: float | None = None,
     above: float | None = None,
     below: float | None = None,
+    before: object = None,
 ) -> Any:
     """Return a dataclass field with help text and range.
 
     The command line and `check_options` read them. ``least`` is inclusive, ``above``
-    and ``below`` are exclusive.
+    and ``below`` are exclusive. ``before`` is the value of runs that are older than the
+    option, where that is not the default.
     """
+    bounds = {"least": least, "above": above, "below": below}
     return dataclasses.field(
-        default=default,
-        metadata={"help": help, "least": least, "above": above, "below": below},
+        default=default, metadata={"help": help, "before": before, **bounds}
     )
 
 

@@ -32,6 +32,7 @@ from ..diagnostics.state_plots import eigenvalues, state_plane
 from ..diagnostics.style import save, title
 from ..training import InputError
 from .config import check_name, check_options, option
+from .dynamics_saddles import Ends, ends_in_words, ends_of_saddles
 from .dynamics_starts import (
     between_attractors,
     is_real_or_complex,
@@ -73,6 +74,7 @@ class Found(NamedTuple):
     linear: Linearization
     error: LinearError
     flow: Any
+    ends: dict[int, Ends]
 
 
 def dynamics(
@@ -202,7 +204,8 @@ def _around(
     error = linear_error(
         layer, params, x, points, key=key, steps=STEPS, size=SIZE, held=held
     )
-    return Found(points, linear, error, flow)
+    ends = ends_of_saddles(layer, params, x, points, linear)
+    return Found(points, linear, error, flow, ends)
 
 
 def _double(a: Any) -> Any:
@@ -233,6 +236,7 @@ def _summary(found: Found, states: ProjectedStates) -> dict[str, Any]:
                 "searches": int(points.starts[i]),
                 "place": places[i].tolist(),
                 "unstable": int(linear.unstable[i]),
+                "leads_to": found.ends.get(i),
                 "eigenvalues": [
                     [v.real, v.imag] for v in linear.eigenvalues[i].tolist()
                 ],
@@ -253,6 +257,8 @@ def _table(what: str, found: Found) -> list[str]:
     error = np.asarray(found.error.error / found.error.size)[STEPS]
     head = f"{what}: {len(found.points)} points: {counted}"
     lines = ["", head, *str(found.linear).split("\n")]
+    if found.ends:
+        lines.append(ends_in_words(found.ends))
     if fixed.any():
         lines.append(
             f"the linear maps of fixed points predict {STEPS} steps from {SIZE:g} away "

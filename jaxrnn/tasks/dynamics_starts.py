@@ -21,16 +21,26 @@ MOST_ATTRACTORS = 16
 PLACES = (0.3, 0.5, 0.7)  # between two attractors
 
 
-def settled(layer: Any, params: Any, x: Any, starts: Any) -> Any:
-    """Return the states to which the network comes under the held input."""
+def settled(
+    layer: Any,
+    params: Any,
+    x: Any,
+    starts: Any,
+    most: int = SETTLED,
+    steps: int = SETTLE,
+) -> Any:
+    """Return the states to which the network comes under the held input.
+
+    At most ``most`` of the starting states are followed, for so many steps.
+    """
 
     def step(_: Any, states: Any) -> Any:
         return jax.vmap(lambda carry: layer(params, carry, x)[0])(states)
 
     def run(states: Any) -> Any:
-        return jax.lax.fori_loop(0, SETTLE, step, states)
+        return jax.lax.fori_loop(0, steps, step, states)
 
-    return jax.jit(run)(jax.tree.map(lambda a: a[:SETTLED], starts))
+    return jax.jit(run)(jax.tree.map(lambda a: a[:most], starts))
 
 
 def between_attractors(points: FixedPoints, kinds: Sequence[str]) -> Any:

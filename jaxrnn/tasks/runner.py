@@ -18,6 +18,7 @@ from ..core.cell import Cell
 from ..core.layer import Layer
 from ..core.records import fields_of
 from ..training import Budget, Checkpoints, Experiment, InputError, Run, fit, processes
+from ..training.announced import announced
 from ..training.devices import choose_devices, host_cores
 from ..training.fit import check_patience
 from ..training.hooks import Hook
@@ -228,7 +229,8 @@ def _continued(
         task_options, notes = _devices_again(run, task_options, asked)
     except InputError as error:
         raise InputError(f"{run.path} cannot be continued here: {error}") from None
-    experiment, extra_config = declared.prepare(task_options)
+    with announced("preparing the data"):
+        experiment, extra_config = declared.prepare(task_options)
     _check_unchanged(run, extra_config, run.config)
     end = last_end(run.path)
     notes = [*([f"{end}: going on from the last checkpoint"] if end else []), *notes]
@@ -245,7 +247,8 @@ def _begun(
         declared.Options(**{**(declared.Options.QUICK if quick else {}), **options})
     )
     run_budget = _budget(declared.BUDGET, budget, quick)
-    experiment, extra_config = declared.prepare(task_options)
+    with announced("preparing the data"):
+        experiment, extra_config = declared.prepare(task_options)
     check_patience(experiment, run_budget)
     config = {
         "task": task,
@@ -489,10 +492,13 @@ RENAMED_OPTIONS = {"window": "tbptt", "horizon": "k2", "truncate": "tbptt"}
 
 def _stored(run: Run, kind: Any, name: str) -> Any:
     """Read a dataclass from a run's config, where tuples are stored as lists."""
-    known = {field.name for field in dataclasses.fields(kind)}
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    older = {name: field.metadata.get("before") for name, field in fields.items()}
+    known = fields.keys()
     try:
         return kind(
-            **{
+            **{k: v for k, v in older.items() if v is not None}
+            | {
                 k if k in known else RENAMED_OPTIONS.get(k, k): tuple(v)
                 if isinstance(v, list)
                 else v

@@ -92,8 +92,8 @@ def shard_state(state: TrainState, mesh: Mesh) -> TrainState:
         >>> mesh = jax.sharding.Mesh(jax.devices(), ("streams",))
         >>> params = {"w": jnp.ones(3)}
         >>> state = fresh_state(make_optimizer(), params, jax.random.key(0))
-        >>> shard_state(state, mesh).params["w"].sharding.spec
-        PartitionSpec()
+        >>> shard_state(state, mesh).params["w"].sharding.is_fully_replicated
+        True
     """
     check_mesh(mesh)
     mesh = without_axis_types(mesh)

@@ -15,4 +15,5 @@ from .parts import unroll_unchecked as unroll_unchecked
 from .step_checks import check_all_carries as check_all_carries
 from .step_checks import check_step as check_step
 from .step_checks import initial_carry_of as initial_carry_of
+from .time_placement import placed as placed
 from .truncation_scope import check_truncated as check_truncated

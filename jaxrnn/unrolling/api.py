@@ -32,6 +32,7 @@ from .observing import current_observer
 from .parts import unroll_unchecked, zero_where_masked
 from .step_checks import check_all_carries, initial_carry_of
 from .step_hints import looks_swapped
+from .time_placement import placed
 from .truncation_scope import check_truncated
 
 
@@ -266,6 +267,7 @@ def _unroll(
             ) from None
         raise
     check_truncated(what, cell, params, spec.window, spec.gradient_scale)
+    spec = placed(cell, params, xs, carry, spec)
     # Under an observer nothing is compiled: a compiled unroll would not be traced
     # again, and the observer would miss it.
     run = _unroll_jit if current_observer() is None else unroll_validated

@@ -23,6 +23,7 @@ from benchmarks.peers.registry import ENTRIES, engine_named, prepare_entries
 from benchmarks.tasks import baselines, recall
 from jaxrnn.tasks.data.images import Captioned
 from jaxrnn.tasks.data.tables import Tagged
+from jaxrnn.tasks.runner import TASKS
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")  # peers rely on promotion
 PEERS = {
@@ -511,7 +512,8 @@ def test_recall_trains_and_keeps_earlier_rows(tmp_path, monkeypatch):
         {"answers": "last"},
     )
     monkeypatch.setitem(recall.ENTRIES, "small", small)
-    monkeypatch.setitem(recall.ENTRIES, "other", small._replace(goal=("<=", 0.0)))
+    other = small._replace(goal=("<=", 0.0), solved=0.0, further=(9,))
+    monkeypatch.setitem(recall.ENTRIES, "other", other)
     out = tmp_path / "recall"
     words = ["--every", "2", "--updates", "4", "--add", "--out", str(out)]
     assert recall.main(["small", "--seeds", "0", "1", *words]) == 0
@@ -529,14 +531,19 @@ def test_recall_trains_and_keeps_earlier_rows(tmp_path, monkeypatch):
     assert rows[0]["sequences"] == 1024
     assert {"accuracy", "accuracy_6", "baseline"} <= set(rows[0]["scores"])
     assert rows[0]["updates"] == 4
+    assert rows[0]["solved_after"] is None
+    assert [update for update, _ in rows[0]["curve"]] == [2, 4]
+    # Any accuracy is enough for the other one, at the first look.
+    assert rows[2]["solved_after"] == rows[2]["updates"] == 2
+    assert 0 <= rows[2]["scores"]["accuracy_9"] <= 1
     assert out.with_name("recall.md").read_text(encoding="utf-8").count("small") == 1
 
 
 def test_the_entries_of_recall_are_options_of_their_tasks():
     for entry in recall.ENTRIES.values():
-        options = recall.TASKS[entry.task].Options(cell=entry.cell(), **entry.options)
+        options = TASKS[entry.task].Options(cell=entry.cell(), **entry.options)
         judged = dataclasses.replace(options, **entry.judged)
-        problem = recall.TASKS[entry.task].problem(judged)
+        problem = TASKS[entry.task].problem(judged)
         names = {problem.score, *(f"accuracy_{n}" for n in problem.other_lengths)}
         assert entry.score in names
 

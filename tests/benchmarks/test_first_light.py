@@ -11,9 +11,11 @@ import pytest
 
 import jaxrnn
 from benchmarks.accelerator import first_light, parts
-from benchmarks.accelerator.first_light import DONE, FAILED, LEFT, OVER, PARTS
+from benchmarks.accelerator.first_light import PARTS
+from benchmarks.harness import processes
+from benchmarks.harness.processes import DONE, FAILED, LEFT, OVER
 
-SAYS = f'print(\'{parts.MARK}\' + \'{{"rows": [{{"what": "kind", "value": 3}}]}}\')'
+SAYS = f'print(\'{processes.MARK}\' + \'{{"rows": [{{"what": "kind", "value": 3}}]}}\')'
 
 
 def python(code):
@@ -107,10 +109,9 @@ def test_a_second_call_keeps_what_is_done_and_tries_the_rest(commands, tmp_path)
 
 
 def test_no_gpu_test_is_no_failure():
-    status, _ = first_light.run(
-        [sys.executable, "-c", "raise SystemExit(5)", "pytest"], 60
-    )
-    assert status == LEFT
+    words = [sys.executable, "-c", "raise SystemExit(5)"]
+    assert processes.run(words, 60, left_out=5)[0] == LEFT
+    assert processes.run(words, 60)[0] == FAILED
 
 
 def test_unknown_parts_and_nothing_to_do_are_one_line(capsys):

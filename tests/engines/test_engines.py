@@ -4,6 +4,7 @@ the memory and the modes it promises.
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -695,9 +696,10 @@ def test_hoisting_nothing_is_refused(plain_errors):
     jaxrnn.unroll(SUBJECTS["user"], draw("user", 0).params, xs, engine=Scan(hoist=True))
 
 
-def test_rows_are_computed_by_one_kernel_on_gpus_alone(monkeypatch):
+def test_rows_are_laid_out_for_gpus_and_tpus_alone(monkeypatch):
     """A step that is recorded writes six rows. Behind barriers XLA's GPU compiler makes
-    them in one kernel; for a CPU the program is what it is without.
+    them in one kernel. For TPUs the rows that a loop reads and writes are to be pieces
+    of memory. For a CPU the program is what it is without.
     """
     cell, T, B = jaxrnn.LSTM(32), 8, 16
     params, xs = cell.init(jax.random.key(0), 4), jnp.zeros((T, B, 4))
@@ -709,8 +711,13 @@ def test_rows_are_computed_by_one_kernel_on_gpus_alone(monkeypatch):
         traced = jax.jit(jax.grad(loss)).trace(params)
         return traced.lower(lowering_platforms=(platform,)).as_text()
 
-    gpu, cpu = text("cuda"), text("cpu")
-    monkeypatch.setattr(sequential, "gpu_optimization_barrier", lambda rows: rows)
+    gpu, tpu, cpu = text("cuda"), text("tpu"), text("cpu")
+    for name in ("gpu_optimization_barrier", "rows_together"):
+        monkeypatch.setattr(sequential, name, lambda rows: rows)
     assert text("cpu") == cpu
     barriers = gpu.count("optimization_barrier")
     assert barriers - text("cuda").count("optimization_barrier") >= 6
+    layouts = re.findall(r"LayoutConstraint.*result_layouts = \[dense<(.*?)>", tpu)
+    assert len(layouts) >= 6
+    assert set(layouts) == {"[2, 1, 0]"}
+    assert "LayoutConstraint" not in gpu + cpu + text("tpu")

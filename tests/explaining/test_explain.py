@@ -573,3 +573,56 @@ def test_nothing_is_computed_and_arrays_are_as_good_as_shapes(monkeypatch):
         jaxrnn.explain(cell, params, xs, mask=jnp.ones((T, B)))
     with pytest.raises(TypeError, match="engine must be an engine"):
         jaxrnn.explain(cell, params, xs, engine="scan")
+
+
+# --------------------------------------------------------------------------------------
+# Compiled for chips
+
+
+def test_compiled_programs_are_said_to_be_compiled_and_not_run():
+    cell = jaxrnn.GRU(8)
+    params = cell.init(jax.random.key(0), 4)
+    xs = jax.ShapeDtypeStruct((20, 2, 4), "float32")
+    found = jaxrnn.explain(cell, params, xs, compile=["cpu"])
+    forward, gradient = found.rows[0].compiled
+    assert forward.chip == "cpu"
+    assert not forward.error
+    assert forward.launches is None
+    assert 0 < forward.bytes_moved < gradient.bytes_moved
+    assert forward.temporary_bytes <= gradient.temporary_bytes
+    assert "for cpu, not run: " in str(found)
+    assert "MB moved" in str(found)
+    assert [len(row.compiled) for row in found.rows] == [2, 0, 0]
+    assert all(not row.compiled for row in jaxrnn.explain(cell, params, xs).rows)
+
+
+@pytest.mark.parametrize(("chip", "package"), [("H100", "nvcc"), ("v5e", "libtpu")])
+def test_a_missing_compiler_is_named_in_the_row(chip, package, monkeypatch):
+    from jax.experimental import topologies
+
+    def missing(*args, **kwargs):
+        raise RuntimeError("there is none")
+
+    monkeypatch.setattr(topologies, "get_topology_desc", missing)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    cell = jaxrnn.Elman(4)
+    params = cell.init(jax.random.key(0), 4)
+    xs = jax.ShapeDtypeStruct((5, 2, 4), "float32")
+    found = jaxrnn.explain(cell, params, xs, compile=[chip])
+    (row,) = (row for row in found.rows if row.compiled)
+    assert row.platform == {"H100": "gpu", "v5e": "tpu"}[chip]
+    for cost in row.compiled:
+        assert f"no compiler for {chip} was found" in cost.error
+        assert package in cost.error
+        assert "there is none" in cost.error
+    assert "compiled     nothing: no compiler" in str(found)
+
+
+def test_chips_that_are_not_known_are_refused(plain_errors):
+    cell = jaxrnn.Elman(4)
+    params = cell.init(jax.random.key(0), 4)
+    xs = jax.ShapeDtypeStruct((5, 2, 4), "float32")
+    with pytest.raises(ValueError, match=r"'H200' cannot be described.*H100, A100, v4"):
+        jaxrnn.explain(cell, params, xs, compile=["H200"])
+    with pytest.raises(TypeError, match=r"write a list of chips, \['H100'\]"):
+        jaxrnn.explain(cell, params, xs, compile="H100")

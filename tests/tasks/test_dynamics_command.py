@@ -1,5 +1,6 @@
 """`jaxrnn dynamics`: a table, a JSON file and pictures; and a trained flip-flop."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -11,9 +12,10 @@ import pytest
 
 import jaxrnn
 from jaxrnn.cli import main
-from jaxrnn.diagnostics import fixed_points, project_states
+from jaxrnn.diagnostics import fixed_points, linearize, project_states
 from jaxrnn.tasks import train
 from jaxrnn.tasks.dynamics import Study, _around, dynamics
+from jaxrnn.tasks.dynamics_saddles import ends_in_words, ends_of_saddles
 from jaxrnn.tasks.dynamics_subject import subject_of
 from jaxrnn.training import InputError, Run
 
@@ -91,9 +93,13 @@ def test_three_bits_are_kept_in_eight_attractors(cell, tmp_path):
     results, _ = dynamics(run.path)
     kinds = results["inputs"]["no pulse"]["kinds"]
     assert kinds["attractor"] == 8
-    # Neighbors differ in one bit: a cube has twelve edges, not all of which the
-    # searches of the command find.
-    assert kinds["saddle of index 1"] >= 4
+    # Neighbors differ in one bit: a cube has twelve edges, three at each corner.
+    points = results["inputs"]["no pulse"]["points"]
+    ways = [point["leads_to"] for point in points if point["leads_to"] is not None]
+    edges = {frozenset(way) for way in ways if None not in way and len(set(way)) == 2}
+    assert len(edges) == 12
+    corners = [end for edge in edges for end in edge]
+    assert sorted(corners.count(corner) for corner in set(corners)) == [3] * 8
 
 
 @pytest.mark.usefixtures("x64")
@@ -115,3 +121,34 @@ def test_saddles_are_found_between_attractors():
     assert found.points.converged.all()
     kinds = sorted(found.linear.kinds)
     assert kinds == ["attractor"] * 4 + ["repeller"] + ["saddle of index 1"] * 4
+    # A saddle is left towards the two attractors beside it, whose signs differ in one
+    # unit: the sides of a square.
+    assert all(found.linear.kinds[i] == "saddle of index 1" for i in found.ends)
+    signs = np.sign(found.points.states)
+    sides = [signs[list(pair)] for pair in found.ends.values()]
+    assert all((first != second).sum() == 1 for first, second in sides)
+    assert len({frozenset(map(tuple, side)) for side in sides}) == 4
+    assert ends_in_words(found.ends) == (
+        "4 of 4 saddles of index 1 lie between two attractors, 4 pairs of them"
+    )
+
+
+@pytest.mark.usefixtures("x64")
+def test_ways_out_that_end_at_no_attractor_are_none():
+    cell, zero = jaxrnn.Elman(1), jnp.zeros(1)  # s = tanh(2 s)
+    params = {
+        "input_kernel": jnp.ones((1, 1)),
+        "recurrent_kernel": jnp.full((1, 1), 2.0),
+        "bias": zero,
+    }
+    points = fixed_points(cell, params, zero, jnp.array([[0.0], [0.9]]))
+    linear = linearize(cell, params, zero, points)
+    kinds = [k.replace("repeller", "saddle of index 1") for k in linear.kinds]
+    linear = dataclasses.replace(linear, kinds=tuple(kinds))
+    (pair,) = ends_of_saddles(cell, params, zero, points, linear).values()
+    # Of the attractors at 0.96 and -0.96 only the first was found.
+    assert set(pair) == {None, linear.kinds.index("attractor")}
+    assert ends_in_words({3: pair}).startswith("0 of 1 saddles")
+    alone = dataclasses.replace(linear, kinds=("saddle of index 1",) * 2)
+    ends = ends_of_saddles(cell, params, zero, points, alone)
+    assert ends == {0: (None, None), 1: (None, None)}

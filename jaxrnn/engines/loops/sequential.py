@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import ShapedArray
 
-from ...core.fusion_barrier import LEAST_BYTES, gpu_optimization_barrier
+from ...core.fusion_barrier import LEAST_BYTES, gpu_optimization_barrier, rows_together
 from ...core.types import Carry, Inputs, Size
 
 # ``loop(body, carry, xs, buffers, offset, steps, reverse=) -> (carry, buffers)``
@@ -59,6 +59,7 @@ def scan_into_buffers(
         carry, ys = body(carry, x)
         return carry, gpu_optimization_barrier(ys)
 
+    xs = rows_together(xs)
     step_bytes = sum(
         a.size * a.dtype.itemsize for a in (*buffers, *jax.tree.leaves(xs))
     ) // max(steps, 1)
@@ -90,4 +91,4 @@ def scan_into_buffers(
         reverse=reverse,
         unroll=max(1, min(unroll, steps)),
     )
-    return carry, buffers
+    return carry, rows_together(buffers)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import pathlib
+
+BEGIN = 4096  # the number of first bytes by which a file is told
+
 # The first bytes of kinds of files that are given by mistake.
 _KINDS = {
     b"\x89PNG\r\n\x1a\n": "a PNG image",
@@ -33,23 +37,40 @@ def why_not_text(source: str, raw: bytes, position: int) -> str:
         >>> why_not_text("a.txt", b"\\x89PNG\\r\\n\\x1a\\n...", 0)
         'a.txt is a PNG image, and not text'
     """
-    for begin, kind in _KINDS.items():
-        if raw.startswith(begin):
+    line = raw[:position].count(b"\n") + 1
+    return _why(source, raw[:BEGIN], line, position, raw[position])
+
+
+def why_file_is_not_text(source: str, position: int) -> str:
+    """Return what `why_not_text` does, without the file in memory."""
+    left, lines = position, 1
+    with pathlib.Path(source).open("rb") as file:
+        begin = file.read(BEGIN)
+        file.seek(0)
+        while piece := file.read(min(left, 1 << 20)):
+            lines += piece.count(b"\n")
+            left -= len(piece)
+        return _why(source, begin, lines, position, file.read(1)[0])
+
+
+def _why(source: str, begin: bytes, line: int, position: int, byte: int) -> str:
+    """Return what a file with these first bytes is, and its line that is not UTF-8."""
+    for first, kind in _KINDS.items():
+        if begin.startswith(first):
             return f"{source} is {kind}, and not text"
     for begins, name in ((_UTF_32, "UTF-32"), (_UTF_16, "UTF-16")):
-        if raw.startswith(begins):
+        if begin.startswith(begins):
             return (
                 f"{source} is {name}, as Windows programs write it, and not UTF-8; "
                 f"convert the file: iconv -f {name.lower()} -t utf-8 {source} > "
                 f"NEW_FILE"
             )
-    if b"\x00" in raw[:4096]:
+    if b"\x00" in begin:
         return (
-            f"{source} is not text: it has a zero byte at position {raw.index(0)} and "
-            f"is not UTF-8"
+            f"{source} is not text: it has a zero byte at position {begin.index(0)} "
+            f"and is not UTF-8"
         )
-    line = raw[:position].count(b"\n") + 1
     return (
-        f"{source}:{line}: byte {position} (0x{raw[position]:02x}) is not UTF-8; "
+        f"{source}:{line}: byte {position} (0x{byte:02x}) is not UTF-8; "
         f"convert the file, e.g. with iconv -f latin1 -t utf-8"
     )

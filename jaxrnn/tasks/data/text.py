@@ -13,6 +13,8 @@ import numpy as np
 from ...training import InputError
 from ...truncation.tbptt import Window
 from .file_kinds import why_not_text
+from .token_files import LARGE, CodedText, coded_bytes, coded_file
+from .tokens import Tokens
 
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 
@@ -55,7 +57,7 @@ def read_text(source: str) -> str:
     """
     if not pathlib.Path(source).exists() and source in EMBEDDED:
         return EMBEDDED[source]()
-    return read_utf8(source, "a UTF-8 text file", "pydoc, kjv")
+    return read_utf8(source, WANTED, NAMED)
 
 
 def read_utf8(source: str, wanted: str, embedded: str = "") -> str:
@@ -75,16 +77,7 @@ def read_utf8(source: str, wanted: str, embedded: str = "") -> str:
     try:
         raw = path.read_bytes()
     except OSError as error:
-        also = (
-            f", or one of {embedded}"
-            if "," in embedded
-            else f", or {embedded}"
-            if embedded
-            else ""
-        )
-        raise InputError(
-            f"{source} cannot be read: {error.strerror}; --data must be {wanted}{also}"
-        ) from None
+        raise _unreadable(source, error, wanted, embedded) from None
     try:
         text = raw.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
@@ -92,6 +85,49 @@ def read_utf8(source: str, wanted: str, embedded: str = "") -> str:
     if not text:
         raise InputError(f"{source} is empty; --data must be {wanted}")
     return text
+
+
+def _unreadable(source: str, error: OSError, wanted: str, embedded: str) -> InputError:
+    """Return the error of a file that cannot be read."""
+    also = (
+        f", or one of {embedded}"
+        if "," in embedded
+        else f", or {embedded}"
+        if embedded
+        else ""
+    )
+    return InputError(
+        f"{source} cannot be read: {error.strerror}; --data must be {wanted}{also}"
+    )
+
+
+WANTED, NAMED = "a UTF-8 text file", "pydoc, kjv"
+
+
+def coded_text(source: str) -> CodedText:
+    """Return a text file, or an embedded text by its name, as numbers.
+
+    The text is that of `read_text`. A file of more than `LARGE` bytes is mapped from a
+    file of numbers, which is made once, so that the memory does not grow with it.
+
+    Raises:
+        InputError: as for `read_text`, and if the folder of the cache cannot be
+            written.
+    """
+    path = pathlib.Path(source)
+    if not path.exists() and source in EMBEDDED:
+        return coded_bytes(EMBEDDED[source]().encode(), source)
+    if path.is_dir():
+        raise InputError(f"{source} is a directory; --data must be {WANTED}")
+    try:
+        if path.is_file() and path.stat().st_size > LARGE:
+            return coded_file(path)
+        coded = coded_bytes(path.read_bytes(), source)
+    except OSError as error:
+        raise _unreadable(source, error, WANTED, NAMED) from None
+    if not len(coded):
+        raise InputError(f"{source} is empty; --data must be {WANTED}")
+    return coded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,9 +163,9 @@ class Vocabulary:
         )
         return table[codes]
 
-    def decode(self, numbers: np.ndarray) -> str:
+    def decode(self, numbers: np.ndarray | Tokens) -> str:
         """Convert numbers to a text."""
-        return "".join(self.characters[int(n)] for n in numbers)
+        return "".join(self.characters[int(n)] for n in np.asarray(numbers))
 
 
 def least_text(batch: int, window: int) -> int:
@@ -147,13 +183,13 @@ class Streams:
     different places.
 
     Args:
-        text: the encoded text, ``(N,)``.
+        text: the encoded text, ``(N,)``, in memory or mapped from a file.
         batch: the number of streams.
         window: the number of steps per window.
         seed: the seed of the offsets.
     """
 
-    text: np.ndarray
+    text: np.ndarray | Tokens
     batch: int
     window: int
     seed: int = 0
@@ -193,9 +229,3 @@ class Streams:
         resets = np.zeros(rows.shape, bool)
         resets[0] = index == 0
         return Window(self.text[rows], self.text[rows + 1], mask, resets)
-
-
-def split_held_out(text: str, share: float = 0.05) -> tuple[str, str]:
-    """Split a text into its first part and a last part of the given share."""
-    cut = len(text) - int(len(text) * share)
-    return text[:cut], text[cut:]

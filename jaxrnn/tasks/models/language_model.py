@@ -19,7 +19,9 @@ from ...core.layer import Layer
 from ...core.types import Carry, Params
 from ...layers import inference
 from ...nnx import RNN
+from ...training.announced import Work
 from ...truncation.tbptt import TBPTT, Window
+from ..data.tokens import Tokens
 from ..probe import Probe
 from .functional import Pure
 from .readout import apply_linear
@@ -140,11 +142,13 @@ class Functions(Pure):
 def bits_per_token(
     functions: Functions,
     params: Params,
-    text: np.ndarray,
+    text: np.ndarray | Tokens,
     *,
     streams: int = 32,
     context: int = 512,
     window: int = 256,
+    most: int = 0,
+    work: Work | None = None,
 ) -> float:
     """Return the mean bits per token of ``text (N,)``.
 
@@ -153,23 +157,28 @@ def bits_per_token(
     it, which do not count; the first one starts from the initial carry. The text is
     read ``window`` tokens at a time with the carry passed on, so that the memory does
     not grow with the text.
+
+    With ``most``, only about so many tokens count: the first ones of each part.
+    ``work`` is told how many have been counted.
     """
     count = len(text) - 1
     if count < streams * context:
         streams = 1
     length = -(-count // streams)
+    scored = min(length, -(-most // streams)) if most else length
     first = -context if streams > 1 else 0
-    carry, total = functions.initial_carry(params, (streams,)), 0.0
-    for begin in range(first, length, window):
+    carry, total, counted = functions.initial_carry(params, (streams,)), 0.0, 0
+    for begin in range(first, scored, window):
         step = np.arange(begin, begin + window)[:, None]
         rows = step + np.arange(streams)[None, :] * length
-        valid = (rows >= 0) & (rows < count) & (step < length)
+        valid = (rows >= 0) & (rows < count) & (step < scored)
         rows = np.clip(rows, 0, count - 1)
+        counts = valid & (step >= 0)
         carry, loss = functions.total_loss(
-            params,
-            carry,
-            Window(text[rows], text[rows + 1], valid),
-            valid & (step >= 0),
+            params, carry, Window(text[rows], text[rows + 1], valid), counts
         )
         total += float(loss)
-    return total / count / math.log(2)
+        counted += int(counts.sum())
+        if work is not None:
+            work.done = counted
+    return total / counted / math.log(2)

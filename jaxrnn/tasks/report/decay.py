@@ -20,7 +20,6 @@ from ..probe import Probe, lags_of
 from ..synthetic.task import Trained as TrainedSynthetic
 from .facts import Facts
 from .markup import Markup, element, picture, section
-from .readings import held_out_of
 
 LENGTH, BATCH = 100, 8  # steps and sequences that are measured
 
@@ -52,7 +51,7 @@ def decay_of(trained: object) -> np.ndarray | None:
     """Return log v_k, k = 0..K, of a trained model; None where it has no probe."""
     probe: Any
     if isinstance(trained, charlm.Trained):
-        text = held_out_of(trained)
+        text = charlm.held_out_of(trained.options, trained.vocabulary)
         length = min(LENGTH, len(text) - 2)
         starts = np.linspace(0, len(text) - length - 1, BATCH).astype(int)
         rows = starts[None, :] + np.arange(length)[:, None]

@@ -74,7 +74,8 @@ def _characters(run: Run, trained: charlm.Trained) -> Reading | None:
     """Return the beginning of the held-out text, or of the newest sample."""
     vocabulary, what = trained.vocabulary, "a part of the held-out text"
     try:
-        numbers = _wordy(held_out_of(trained), vocabulary)
+        text = charlm.held_out_of(trained.options, vocabulary)
+        numbers = _wordy(text, vocabulary)
     except (InputError, OSError):
         samples = [r["sample"] for r in run.records("metrics.jsonl") if "sample" in r]
         if not samples:
@@ -88,24 +89,13 @@ def _characters(run: Run, trained: charlm.Trained) -> Reading | None:
     return _of_tokens(trained, numbers, symbols, what)
 
 
-def held_out_of(trained: charlm.Trained) -> np.ndarray:
-    """Return the held-out text in the numbers of the run, whatever the file is now.
-
-    Raises:
-        InputError: if the text cannot be read.
-    """
-    texts = charlm.Texts.read(trained.options.data)
-    return trained.vocabulary.encode(texts.vocabulary.decode(texts.held_out))
-
-
 def _wordy(numbers: Any, vocabulary: Any) -> Any:
     """Return the part of a text with the most letters, rather than a table in it."""
     starts = np.linspace(0, max(len(numbers) - CHARACTERS - 1, 0), 40).astype(int)
-    is_letter = np.array(
-        [character.isalpha() for character in vocabulary.decode(numbers)]
-    )
-    counts = [is_letter[start : start + CHARACTERS].sum() for start in starts]
-    return numbers[starts[int(np.argmax(counts))] :]
+    is_letter = np.array([character.isalpha() for character in vocabulary.characters])
+    counts = [is_letter[numbers[start : start + CHARACTERS]].sum() for start in starts]
+    best = int(starts[int(np.argmax(counts))])
+    return numbers[best : best + CHARACTERS + 1]
 
 
 def _letters(run: Run, trained: hello.Trained) -> Reading:

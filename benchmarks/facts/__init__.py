@@ -1,0 +1,1 @@
+"""Published facts about recurrent networks, reproduced by one command."""

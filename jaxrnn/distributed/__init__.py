@@ -1,0 +1,4 @@
+"""Networks over several devices."""
+
+from .wavefront import stacked_params as stacked_params
+from .wavefront import wavefront as wavefront

@@ -1,0 +1,1 @@
+"""The engine that splits time over devices."""

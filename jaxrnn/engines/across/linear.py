@@ -1,0 +1,180 @@
+"""Linear cells whose time is split over devices.
+
+The steps of a stretch are one elementwise map ``s -> A s + S``. Backwards, with g_t the
+cotangent of s_t and ``e_t = a_t (g_t + e_{t+1})`` that of s_{t-1}, they are the map
+``e -> A e + E``, with the same A. So either way the devices exchange two states each,
+and the engine inside, with its own derivative, runs the steps of every stretch once.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ...core.cell import Cell
+from ...core.engine import AbstractEngine
+from ...core.time_split import TimeSplit
+from ...core.types import Carry, Inputs, Params, PyTree
+from ..recurrence.chunks import scan_over_chunks
+from ..recurrence.heuristics import (
+    LEAST_PREFIX_CHUNK,
+    PREFIX_CHUNK_BYTES,
+    PREFIX_CHUNK_BYTES_ELSEWHERE,
+    nearest_divisor,
+)
+from ..recurrence.run import Sequence, one_step
+
+Maps = tuple[Any, Any]  # A and S, or those of every step
+
+
+def run_linear(
+    split: TimeSplit,
+    engine: AbstractEngine,
+    cell: Cell,
+    params: Params,
+    carry: Carry,
+    sequence: Sequence,
+    reverse: bool,
+) -> tuple[Carry, Carry]:
+    """Run a linear cell over this device's stretch of time.
+
+    Args:
+        split: the axis over which time is split.
+        engine: the engine that runs the steps of a stretch.
+        cell: a cell that is linear in its state.
+        params: its parameters.
+        carry: the carry before the first step of all.
+        sequence: inputs, mask and resets of this device's steps.
+        reverse: whether the steps run from the last to the first.
+
+    Returns:
+        The carry after the last step of all, on every device, and the carries after
+        every step of this device.
+    """
+
+    def inner(params, carry, sequence):
+        return engine.run(cell, params, carry, *sequence, reverse)
+
+    def enter(params, carry, sequence):
+        of_chunk = functools.partial(_steps, cell, params, carry)
+        stretch = _joined(of_chunk, carry, sequence, reverse)
+        return split.carry_before(stretch, carry, join, apply, reverse)
+
+    @jax.custom_vjp
+    def run(params, carry, sequence):
+        before = enter(params, carry, sequence)
+        last, carries = inner(params, before, sequence)
+        return split.of_last(last, reverse), carries
+
+    def forward(params, carry, sequence):
+        before = enter(params, carry, sequence)
+        (last, carries), pull = jax.vjp(inner, params, before, sequence)
+        outputs = split.of_last(last, reverse), carries
+        return outputs, (pull, params, carry, sequence)
+
+    def backward(kept, cotangents):
+        pull, params, carry, sequence = kept
+        d_last, d_carries = cotangents
+        # Every device holds the last carry, and may use it.
+        d_last = split.sum(d_last)
+
+        def of_chunk(now):
+            (*sequence, d_carries) = now
+            a, _ = _steps(cell, params, carry, tuple(sequence))
+            return a, jax.tree.map(_times, a, d_carries)
+
+        stretch = _joined(of_chunk, carry, (*sequence, d_carries), not reverse)
+        d_after = split.carry_before(stretch, d_last, join, apply, not reverse)
+        d_params, d_before, d_sequence = pull((d_after, d_carries))
+        is_first = split.rank(reverse) == 0
+        d_first = jax.tree.map(
+            lambda d: jnp.where(is_first, d, jnp.zeros_like(d)), d_before
+        )
+        return d_params, d_first, d_sequence
+
+    run.defvjp(forward, backward)
+    return run(params, carry, sequence)
+
+
+def join(early: Maps, late: Maps) -> Maps:
+    """Return the map of two stretches, or steps, one after the other."""
+    return jax.tree.map(_times, late[0], early[0]), apply(late, early[1])
+
+
+def apply(stretch: Maps, carry: Carry) -> Carry:
+    """Return ``A carry + S``; where A is 0, as after a reset, it is S in any case."""
+    return jax.tree.map(
+        lambda A, S, s: jnp.where(A == 0, S, A * s + S), *stretch, carry
+    )
+
+
+def _times(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Return ``a * b``, and 0 where a is, whatever b is."""
+    return jnp.where(a == 0, jnp.zeros_like(a), a * b)
+
+
+def _steps(cell: Cell, params: Params, carry: Carry, sequence: Sequence) -> Maps:
+    """Return a and b of every step: at a carry of zeros a step returns b, and a tangent
+    of ones becomes a.
+    """
+    zeros, ones = (jax.tree.map(like, carry) for like in (jnp.zeros_like, jnp.ones_like))
+
+    def maps(now):
+        return jax.jvp(lambda s: one_step(cell, params, s, now), (zeros,), (ones,))
+
+    b, a = jax.vmap(maps)(sequence)
+    return a, b
+
+
+def _joined(of_chunk: Any, carry: Carry, sequence: PyTree, reverse: bool) -> Maps:
+    """Return the map of a whole stretch, a chunk of steps at a time.
+
+    Args:
+        of_chunk: returns a and b of the steps of a chunk.
+        carry: a carry, for its shapes.
+        sequence: what ``of_chunk`` takes, of all steps.
+        reverse: whether the steps run from the last to the first.
+    """
+
+    def add_chunk(stretch, chunk, start):
+        return join(stretch, _reduced(of_chunk(chunk), reverse))
+
+    def by(budget, carry, sequence):
+        nothing = jax.tree.map(jnp.ones_like, carry), jax.tree.map(jnp.zeros_like, carry)
+        chunk = _chunk_of(jax.tree.leaves(sequence)[0].shape[0], carry, budget)
+        return scan_over_chunks(add_chunk, nothing, sequence, chunk, reverse)
+
+    return jax.lax.platform_dependent(
+        carry,
+        sequence,
+        cpu=functools.partial(by, PREFIX_CHUNK_BYTES),
+        default=functools.partial(by, PREFIX_CHUNK_BYTES_ELSEWHERE),
+    )
+
+
+def _chunk_of(steps: int, carry: Carry, budget: int) -> int:
+    """Return as many steps as have so many bytes of state, or a divisor near it."""
+    state = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(carry))
+    fitting = max(budget // max(state, 1), LEAST_PREFIX_CHUNK)
+    return nearest_divisor(steps, min(fitting, steps))
+
+
+def _reduced(maps: Maps, reverse: bool) -> Maps:
+    """Join the maps of all steps of a chunk, in pairs."""
+    steps = jax.tree.leaves(maps)[0].shape[0]
+    if reverse:
+        maps = jax.tree.map(lambda x: jnp.flip(x, 0), maps)
+    for _ in range(math.ceil(math.log2(max(steps, 1)))):
+        pairs = jax.tree.leaves(maps)[0].shape[0] // 2
+        even, odd, rest = (
+            jax.tree.map(lambda x, part=part: x[part], maps)
+            for part in (slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2), slice(2 * pairs, None))
+        )
+        maps = jax.tree.map(
+            lambda x, y: jnp.concatenate([x, y]), join(even, odd), rest
+        )
+    return jax.tree.map(lambda x: x[0], maps)
