@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from ..core.types import Params
-from .sharding import compile_for_batches
+from .compiled_steps import compile_for_batches
 from .state import TrainState, key_of, set_rate
 
 
