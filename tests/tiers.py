@@ -1001,6 +1001,23 @@ TABLE = {
         "test_killed_and_resumed_on_two_devices_a_run_ends_with_the_same_metrics": 0,
         "test_a_run_from_before_there_was_a_choice_goes_on_on_one_device": 0,
         "test_a_run_on_two_devices_is_read_where_there_is_one": 0,
+        "test_a_run_on_two_devices_goes_on_on_one": 0,
+        "test_a_run_is_not_resumed_on_devices_that_are_not_there": 0,
+    },
+    # Each starts two processes or more, some seconds for every start.
+    "training/test_processes.py": {
+        "test_a_killed_run_ends_with_the_bytes_of_one_left_alone": 0,
+        "test_a_run_goes_on_on_another_number": 0,
+        "test_a_signal_to_one_process_stops_both_after_the_same_step": 0,
+        "test_when_one_process_is_killed_the_other_ends": 0,
+        "test_clocks_that_differ_give_the_same_learning_rates": 0,
+        "test_other_tasks_split_their_batches": 0,
+        "test_processes_that_slurm_has_started": 0,
+        "test_a_loop_of_ones_own": 0,
+        "test_a_coordinator_that_cannot_be_reached": ["1"],
+        "test_a_directory_that_one_process_does_not_see": 0,
+        "test_processes_with_other_data_or_another_task": 0,
+        "test_an_error_in_one_process_ends_all": 0,
     },
     "training/test_orbax.py": {"test_on_two_devices_and_then_on_one": 0},
     "training/test_full_disk.py": {

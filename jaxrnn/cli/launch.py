@@ -21,6 +21,7 @@ import jax
 from ..core.foreign import optional_attribute
 from ..training import InputError
 from ..training.errors import unwritable
+from ..training.processes import coordinator
 from . import watch
 
 START_SECONDS = 300
@@ -67,6 +68,10 @@ def begin(arguments: argparse.Namespace) -> bool:
     if flags:
         _initialize(arguments, _named(flags))
         return True
+    client, _, count = coordinator()
+    if client is not None:  # the program that calls this one has connected them
+        watch.begin(arguments.heartbeat_seconds)
+        return count > 1
     kind = _found()
     try:
         count = 1 if kind is None else kind.get_process_count()
@@ -149,10 +154,19 @@ def _found() -> Any:
     for kind in optional_attribute(ClusterEnv, "_cluster_types", ()):
         try:
             if not kind.opt_in_only_method and kind.is_env_present():
-                return kind
+                return None if _is_single_pod() else kind
         except Exception:  # it is not what this kind has expected
             continue
     return None
+
+
+def _is_single_pod() -> bool:
+    """Return whether this is a pod of Kubernetes outside of an indexed job."""
+    return (
+        "KUBERNETES_SERVICE_HOST" in os.environ
+        and "JOB_COMPLETION_INDEX" not in os.environ
+        and not any(name in os.environ for name in LAUNCHERS)
+    )
 
 
 def _check_alone() -> None:
@@ -187,7 +201,7 @@ def _initialize(arguments: argparse.Namespace, named: dict[str, Any]) -> None:
             f"the processes cannot be connected through {address}: {_one_line(error)}"
         ) from None
     _move_foreign_words()
-    watch.begin(watch.SHARE * heartbeat)
+    watch.begin(heartbeat)
 
 
 def _move_foreign_words() -> None:

@@ -1,9 +1,9 @@
 """A thread that ends this process with one line when another one is lost.
 
 Without it, a process whose partner is gone would wait in a collective operation, until
-JAX ends it with a stack trace. Every process tells JAX's coordinator each second that
-it lives; one that stays silent for most of the heartbeat time is lost. A process that
-ends by an error says so to the others, which then end at once.
+JAX ends it with a stack trace. Every process tells JAX's coordinator again and again
+that it lives; one that stays silent for most of the heartbeat time is lost. A process
+that ends by an error says so to the others, which then end at once.
 """
 
 from __future__ import annotations
@@ -13,32 +13,45 @@ import os
 import sys
 import threading
 import time
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from ..training import processes
 from ..training.members import record_loss
 
 LOST = 3  # the exit status of a process after another one was lost
-INTERVAL = 1.0  # seconds between two signs of life
-SHARE = 0.75  # of the heartbeat time, so that this comes before JAX's own end
+SHARE = 0.6  # of the heartbeat time, so that this comes before JAX's own end
 ALIVE, FAILED = "jaxrnn/alive/", "jaxrnn/failed/"
 _ending = threading.Lock()  # whoever has it ends the process
-_limits: list[float] = []  # that of the thread, when it has begun
+_times: list[Times] = []  # those of the thread, when it has begun
 
 
-def begin(limit: float) -> None:
+class Times(NamedTuple):
+    """Seconds.
+
+    Attributes:
+        limit: the silence after which a process is lost.
+        interval: the time between two signs of life.
+    """
+
+    limit: float
+    interval: float
+
+
+def begin(heartbeat: float) -> None:
     """Begin to watch the other processes.
 
     Args:
-        limit: the seconds of silence after which a process is lost.
+        heartbeat: the seconds of silence after which JAX ends all processes.
     """
-    _limits.append(limit)
-    threading.Thread(target=_watch, args=(limit,), daemon=True).start()
+    times = Times(SHARE * heartbeat, min(1.0, heartbeat / 20))
+    _times.append(times)
+    threading.Thread(target=_watch, args=(times,), daemon=True).start()
 
 
 def wait_for_loss() -> None:
     """Wait until it is known whether a process was lost, which ends this one."""
-    time.sleep(max(_limits) + 2 * INTERVAL)
+    for times in _times:
+        time.sleep(times.limit + 3 * times.interval)
 
 
 def end() -> None:
@@ -67,7 +80,7 @@ def _claim() -> None:
         time.sleep(sys.maxsize // 10**9)
 
 
-def _watch(limit: float) -> None:
+def _watch(times: Times) -> None:
     """Give signs of life and look for those of the others, for ever."""
     last: dict[int, tuple[str, float]] = {}
     for number in range(sys.maxsize):
@@ -76,15 +89,15 @@ def _watch(limit: float) -> None:
             for process, words in _heard(FAILED).items():
                 status, _, message = words.partition(" ")
                 _stop(f"process {process} failed: {message}", int(status))
-            silent = _silent(last, limit)
+            silent = _silent(last, times.limit)
             if silent is not None:
                 record_loss(silent)
                 _stop(
                     f"process {silent} was lost: it has given no sign of life for "
-                    f"{limit:.0f} seconds; start all processes again with --resume",
+                    f"{times.limit:.0f} seconds; start all again with --resume",
                     LOST,
                 )
-        time.sleep(INTERVAL)
+        time.sleep(times.interval)
 
 
 def _silent(last: dict[int, tuple[str, float]], limit: float) -> int | None:
@@ -113,7 +126,8 @@ def _stop(message: str, status: int) -> None:
 def _exit(status: int) -> NoReturn:
     """End the process without JAX's barrier at its end."""
     # With process 0 the coordinator ends; the others have heard by then what happened.
-    time.sleep(3 * INTERVAL if processes.coordinator()[1] == 0 else 0)
+    if processes.coordinator()[1] == 0:
+        time.sleep(3 * _times[-1].interval)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()

@@ -20,6 +20,8 @@ from ..training import (
     fresh_state,
     make_batch_step,
 )
+from ..training.devices import mesh_of_processes, on_one_device
+from ..training.sharding import on_mesh
 from .data.bucketing import Buckets, Rows
 from .optimizers import named_optimizer, named_schedule
 
@@ -38,6 +40,7 @@ def supervised(
     unit: str = "tokens",
     notes: tuple[str, ...] = (),
     data: str = "",
+    axis: int = 0,
 ) -> Experiment:
     """Return an experiment that minimizes the mean loss of batches of ``buckets``.
 
@@ -59,12 +62,14 @@ def supervised(
         unit: the unit of the number of losses.
         notes: lines printed before training.
         data: the sizes of the data, in words.
+        axis: the axis of the rows in the arrays of a batch.
     """
     optimizer = named_optimizer(
         options.optimizer, clip=options.clip, weight_decay=options.weight_decay
     )
     schedule = named_schedule(options.schedule, options.learning_rate)
-    step = make_batch_step(loss, optimizer, schedule)
+    mesh = mesh_of_processes(options)
+    step = make_batch_step(loss, optimizer, schedule, mesh, axis)
     # The key itself has drawn the initial parameters.
     key = jax.random.fold_in(jax.random.key(options.seed), 1)
 
@@ -72,15 +77,15 @@ def supervised(
         return step(state, batch(buckets(int(state.step))), progress)
 
     return Experiment(
-        start=lambda: fresh_state(optimizer, params, key),
+        start=lambda: on_mesh(fresh_state(optimizer, params, key), mesh),
         advance=advance,
         describe=lambda loss: {"loss": loss},
-        evaluate=lambda state: validate(state.params),
-        sample=lambda state: sample(state.params),
+        evaluate=lambda state: validate(on_one_device(state.params)),
+        sample=lambda state: sample(on_one_device(state.params)),
         learning_rate=schedule,
         unit=unit,
         best_by=best_by,
-        finally_evaluate=lambda state: test(state.params),
+        finally_evaluate=lambda state: test(on_one_device(state.params)),
         notes=notes,
         part="validation",
         data=data,

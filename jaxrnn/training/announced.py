@@ -8,6 +8,8 @@ import threading
 import time
 from collections.abc import Iterator
 
+from .processes import coordinator
+
 FIRST = 1.5  # seconds of silence before the first line of the outermost work
 LEAST = 0.3  # and before the first line of any
 NEXT = (4.0, 10.0, 30.0)  # and between the next ones; the last is repeated
@@ -89,6 +91,11 @@ def _speak(work: Work, is_over: threading.Event) -> None:
 
 
 def _say(work: Work) -> None:
-    """Print a line, unless nobody can read it any more."""
+    """Print a line, unless nobody can read it any more.
+
+    Of several processes, which all do the same, the first one speaks.
+    """
+    if coordinator()[1]:
+        return
     with contextlib.suppress(OSError, ValueError):
         print(work.line(), file=sys.stderr, flush=True)

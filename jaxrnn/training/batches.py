@@ -8,9 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from ..core.types import Params
+from .compiled_steps import compile_for_batches
 from .state import TrainState, key_of, set_rate
 
 
@@ -18,6 +20,8 @@ def make_batch_step(
     loss: Callable[[Params, Any, Array], tuple[Array, Array]],
     optimizer: optax.GradientTransformation,
     schedule: Callable[[Array], Array],
+    mesh: Mesh | None = None,
+    axis: int = 0,
 ) -> Callable[[TrainState, Any, Any], TrainState]:
     """Compile ``batch_step(state, batch, progress) -> state``, one optax update.
 
@@ -26,6 +30,12 @@ def make_batch_step(
     `make_train_step`. The initial state is made by `fresh_state`. The state passed in
     is donated to the computation: use only the returned one.
 
+    With a ``mesh`` of one axis, XLA splits the rows of the batch over its devices;
+    parameters and optimizer state are replicated, and random numbers are drawn for the
+    whole batch, so that the result is that of one device up to rounding. If the devices
+    belong to several processes, each calls the step with the same state, and with the
+    whole batch or with what `global_batch` makes of its own rows.
+
     Args:
         loss: ``loss(params, batch, key) -> (sum of losses, number of losses)``.
             ``batch`` is a pytree of arrays, or None if the loss draws its sequences
@@ -33,12 +43,16 @@ def make_batch_step(
             was killed and resumed continues with the same numbers. Where the number of
             losses is zero, the gradient is zero.
         optimizer, schedule: as for `make_train_step`.
+        mesh: the devices over which the rows are split (default: one device).
+        axis: the axis of the rows. Arrays that the devices do not divide along it are
+            copied to every device.
 
     Returns:
         The compiled function.
 
     Raises:
-        ValueError: when the step is traced, if ``loss`` does not return two scalars.
+        ValueError: if the mesh has more than one axis; when the step is traced, if
+            ``loss`` does not return two scalars.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -84,4 +98,6 @@ def make_batch_step(
             tokens=state.tokens + count.astype(state.tokens.dtype),
         )
 
-    return jax.jit(step, donate_argnums=0)
+    if mesh is None:
+        return jax.jit(step, donate_argnums=0)
+    return compile_for_batches(step, mesh, axis)

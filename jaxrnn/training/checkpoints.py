@@ -366,17 +366,16 @@ def _wanted(meta: dict[str, Any], like: Mapping[str, Any]) -> dict[str, Any] | N
     wanted: dict[str, Any] = {}
     for name, (shape, dtype) in meta["arrays"].items():
         whole = np.broadcast_to(np.zeros((), jnp.dtype(dtype)), shape)
-        leaf = like.get(name)
-        fits = spans_processes(leaf) and (leaf.shape, leaf.dtype) == (
-            whole.shape,
-            whole.dtype,
-        )
-        wanted[name] = (
-            jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
-            if fits
-            else whole
-        )
+        leaf: Any = like.get(name)
+        wanted[name] = whole
+        if spans_processes(leaf) and _kind(leaf) == _kind(whole):
+            wanted[name] = jax.ShapeDtypeStruct(*_kind(leaf), sharding=leaf.sharding)
     return wanted
+
+
+def _kind(array: Any) -> tuple[tuple[int, ...], Any]:
+    """Return the shape and the dtype of an array."""
+    return array.shape, array.dtype
 
 
 def _checksum(arrays: dict[str, Any]) -> int:

@@ -147,6 +147,19 @@ def mesh_of(devices: int) -> Mesh | None:
     return Mesh(np.asarray(chosen), ("streams",))
 
 
+def mesh_of_processes(options: Any) -> Mesh | None:
+    """Return the mesh of a task that uses one device of a single process.
+
+    Of several processes, it uses the devices that `choose_devices` chooses.
+
+    Args:
+        options: those of the task, with ``batch`` and ``hidden``.
+    """
+    if processes.count() == 1:
+        return None
+    return mesh_of(choose_devices(0, options.batch, options.hidden))
+
+
 def on_one_device(tree: PyTree) -> Any:
     """Return the copy of replicated arrays on the first device.
 

@@ -284,49 +284,19 @@ def check_streams(batch: tuple[int, ...], mesh: Mesh) -> None:
         )
 
 
-def compile_for_mesh(
-    step: Callable, mesh: Mesh, *, mapped: bool
-) -> Callable[[TrainState, Window, Any], TrainState]:
-    """Compile a step of `make_train_step` over a mesh; the sharding stays the same.
-
-    Args:
-        step: ``step(state, window, progress) -> state``.
-        mesh: the devices.
-        mapped: whether ``step`` sums over the axis itself, inside ``jax.shard_map``.
-            Otherwise XLA splits the whole program.
-    """
-    mesh = without_axis_types(mesh)
-    states, windows = stream_shardings(mesh), window_shardings(mesh)
-    shardings = (states, windows, replicated(mesh))
-    compiled = jax.jit(
-        _over_axis(step, mesh, shardings) if mapped else step,
-        donate_argnums=0,
-        in_shardings=shardings,
-        out_shardings=states,
+def split_batch(batch: PyTree, mesh: Mesh | None, axis: int) -> Any:
+    """Return a batch that is made inside a step, with its rows split over devices."""
+    if mesh is None:
+        return batch
+    where = without_axis_types(mesh)
+    return jax.tree.map(
+        lambda a: jax.lax.with_sharding_constraint(a, rows_of(a, where, axis)), batch
     )
 
-    def train_step(state: TrainState, window: Window, progress: Any) -> TrainState:
-        check_streams(state.carry.fresh.shape, mesh)
-        # A fresh or restored state is on one device; without this transfer jit would
-        # compile a second program for it.
-        state = shard_state(state, mesh)
-        # jit does not split NumPy arrays over the devices of several processes.
-        if not replicated(mesh).is_fully_addressable:
-            window = place(window, windows)
-        return compiled(state, window, progress)
 
-    return train_step
-
-
-def _over_axis(step: Callable, mesh: Mesh, shardings: Any) -> Callable:
-    """Return ``step`` inside ``jax.shard_map``."""
-    specs = jax.tree.map(
-        lambda sharding: sharding.spec,
-        shardings,
-        is_leaf=lambda leaf: isinstance(leaf, NamedSharding),
-    )
-    # check_vma=False: TBPTT itself sums over the devices, and JAX must not add sums of
-    # its own.
-    return jax.shard_map(
-        step, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False
-    )
+def rows_of(array: Any, mesh: Mesh, axis: int) -> NamedSharding:
+    """Return the sharding of the rows of an array, which devices may not divide."""
+    shape = np.shape(array)
+    if len(shape) <= axis or shape[axis] % mesh.size:
+        return replicated(mesh)
+    return split_at(mesh, axis)

@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from ..truncation.tbptt import TBPTT, Window
-from .sharding import check_axis_name, check_mesh, compile_for_mesh
+from .compiled_steps import compile_for_mesh
+from .sharding import check_axis_name, check_mesh
 from .state import TrainState, key_of, set_rate
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,8 @@ import time
 import jax
 import numpy as np
 import pytest
-from several import Processes, environment, free_port
+from quick import kept_programs
+from several import ROOT, Processes, environment, free_port
 
 from jaxrnn.cli import main
 from jaxrnn.tasks import train
@@ -98,12 +100,12 @@ def assert_close(run, other):
 
 def killed_and_resumed(folder, words, seed):
     """A run whose two processes were killed at a random time, and started again."""
-    run = folder / "killed"
-    with Processes(command(run, *words)) as both:
+    run, kept = folder / "killed", kept_programs(folder / "programs")
+    with Processes(command(run, *words), **kept) as both:
         wait_for(has_lines(run, 2), both)
         time.sleep(random.Random(seed).random())
         both.kill(0, 1)
-    with Processes(command(run, "--resume")) as both:
+    with Processes(command(run, "--resume"), **kept) as both:
         (status, out, err), other = both.ends()
     assert (status, other[0]) == (0, 0), err + other[2]
     return run, out, other
@@ -229,6 +231,88 @@ def test_clocks_that_differ_give_the_same_learning_rates(tmp_path, text):
     assert shares[0] == shares[1]
 
 
+@pytest.mark.parametrize("task", ["adding", "tagging"])
+def test_other_tasks_split_their_batches(tmp_path, task):
+    """One draws its batches, the other reads them; the second keeps its best scores."""
+    more = flags(hidden=6, batch=4, steps=8, report_every=2, evaluate_every=4)
+    more += flags(length=10) if task == "adding" else flags(dropout=0.3)
+    program = [sys.executable, "-m", "jaxrnn", "train", task, *more, "--out"]
+    done = subprocess.run(
+        [*program, tmp_path / "one"],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=environment(),
+    )
+    assert done.returncode == 0, done.stderr
+    with Processes([*program, tmp_path / "two"]) as both:
+        ends = both.ends()
+    assert [status for status, *_ in ends] == [0, 0], ends
+    assert_close(tmp_path / "two", tmp_path / "one")
+
+
+def slurm(process, port):
+    """The variables of a task that Slurm has started, two of them on this machine."""
+    return {
+        "SLURM_JOB_ID": "7",
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": str(process),
+        "SLURM_LOCALID": str(process),
+        "JAX_COORDINATOR_PORT": str(port),
+    }
+
+
+def test_processes_that_slurm_has_started(tmp_path, words):
+    """By its variables alone, as JAX reads them."""
+    port = free_port()
+    both = [
+        subprocess.Popen(
+            list(map(str, command(tmp_path / "run", *words))),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(**slurm(i, port)),
+        )
+        for i in range(2)
+    ]
+    ends = [process.communicate(timeout=150) for process in both]
+    assert [process.returncode for process in both] == [0, 0], ends
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert (result["processes"], result["devices"]) == (2, 2)
+
+
+LOOP = """
+import sys
+import jax
+index, port = int(sys.argv[1]), sys.argv[2]
+jax.distributed.initialize(f"127.0.0.1:{port}", 2, index)
+exec(open(sys.argv[3]).read())
+"""
+
+
+def test_a_loop_of_ones_own(tmp_path):
+    """The code of docs/howto/many_processes.md, by two processes and by one."""
+    page = (ROOT / "docs/howto/many_processes.md").read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    (tmp_path / "code.py").write_text(code)
+    port, found = free_port(), []
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", LOOP, str(i), str(port), str(tmp_path / "code.py")],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment(),
+            cwd=tmp_path,
+        )
+        for i in range(2)
+    ]
+    for process in both:
+        found.append(process.communicate(timeout=150)[0].splitlines()[-1])
+    shown = re.findall(r"```text\n(.*?)\n```", page, re.DOTALL)[-1].splitlines()[-1]
+    assert found == [shown, shown]
+
+
 # -- what does not fit -----------------------------------------------------------------
 
 
@@ -241,7 +325,7 @@ def one_line(err):
 
 @pytest.mark.parametrize("process", [0, 1])
 def test_a_coordinator_that_cannot_be_reached(tmp_path, words, process):
-    more = ["--coordinator", f"127.0.0.1:{free_port()}", "--start-seconds", "3"]
+    more = ["--coordinator", f"127.0.0.1:{free_port()}", "--start-seconds", "2"]
     more += flags(processes=2, process=process)
     began = time.monotonic()
     done = subprocess.run(
@@ -253,7 +337,7 @@ def test_a_coordinator_that_cannot_be_reached(tmp_path, words, process):
     )
     assert time.monotonic() - began < 60
     assert done.returncode == 2
-    assert "within 3 seconds (--start-seconds)" in one_line(done.stderr)
+    assert "within 2 seconds (--start-seconds)" in one_line(done.stderr)
     assert not (tmp_path / "run").exists()
 
 

@@ -24,10 +24,12 @@ def read_out(params: Params, ys: Float[Array, "*TB H"]) -> Float[Array, "*TB O"]
 def apply_linear(
     linear: nnx.Linear, ys: Float[Array, "*TB H"]
 ) -> Float[Array, "*TB O"]:
-    """Apply a layer of nnx with a bias to features of any leading axes.
+    """Apply a linear layer of nnx to features of any leading axes.
 
     On one device this is one 2-D product, which is faster on a CPU; the batch of arrays
     that are split over devices stays split. See `jaxrnn.core.contraction`.
     """
-    values = {"kernel": linear.kernel[...], "bias": linear.bias[...]}
-    return read_out(values, ys)
+    outputs = dense(ys, linear.kernel[...])
+    return (
+        outputs if linear.bias is None else outputs + along(linear.bias[...], outputs)
+    )

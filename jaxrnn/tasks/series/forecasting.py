@@ -72,6 +72,7 @@ def prepare(options: Options, data: Data) -> tuple[Experiment, dict[str, Any]]:
         options,
         params,
         loss=loss,
+        axis=1,
         buckets=buckets,
         batch=lambda rows: window_batch(windows, rows),
         validate=lambda params: trained(params).scores(parts.series, looked_at),

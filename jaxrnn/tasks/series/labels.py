@@ -132,6 +132,7 @@ def prepare(options: Options, data: Data) -> tuple[Experiment, dict[str, Any]]:
         options,
         params,
         loss=loss,
+        axis=1,
         buckets=buckets,
         batch=batch,
         validate=lambda params: trained(params).scores(split.validation),

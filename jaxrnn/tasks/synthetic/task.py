@@ -22,6 +22,8 @@ from ...training import (
     fresh_state,
     make_batch_step,
 )
+from ...training.devices import mesh_of_processes, on_one_device
+from ...training.sharding import on_mesh, split_batch
 from ..models.sequence_model import Batch, Scores, SequenceModel
 from ..optimizers import named_optimizer, named_schedule
 from ..pictures import draw_run_curves
@@ -81,17 +83,21 @@ class SyntheticTask:
 
         def loss(params, batch, key):
             if batch is None:
-                batch = drawn(problem, key, problem.length, options.batch)
+                drawn_now = drawn(problem, key, problem.length, options.batch)
+                batch = split_batch(drawn_now, mesh, axis=1)
             return of_batch(params, batch, key)
 
-        step = make_batch_step(loss, optimizer, schedule)
+        mesh = mesh_of_processes(options)
+        step = make_batch_step(loss, optimizer, schedule, mesh, axis=1)
         experiment = Experiment(
-            start=lambda: fresh_state(optimizer, params, k_train),
+            start=lambda: on_mesh(fresh_state(optimizer, params, k_train), mesh),
             advance=lambda state, progress: step(
                 state, data.train(int(state.step)) if data else None, progress
             ),
             describe=lambda loss: {"loss" if problem.classes else "mse": loss},
-            evaluate=lambda state: all_scores(problem, model, state.params, held_out),
+            evaluate=lambda state: all_scores(
+                problem, model, on_one_device(state.params), held_out
+            ),
             sample=lambda state: None,
             learning_rate=schedule,
             look=self._look(options, model, held_out, problem.length)
@@ -137,7 +143,7 @@ class SyntheticTask:
 
         def look(state: TrainState) -> dict[str, Any]:
             batch = jax.tree.map(lambda a: a[:, :LOOKED_AT], held_out(length)[0])
-            return record_lags(model, state.params, batch)
+            return record_lags(model, on_one_device(state.params), batch)
 
         return look
 
