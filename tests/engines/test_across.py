@@ -114,7 +114,7 @@ def unrolled(layer, engine, flags=""):
 
 
 def over(devices, run):
-    """A function of arrays whose time is split: ``(params, xs, carry, mask, resets)``."""
+    """A function ``(params, xs, carry, mask, resets)`` whose time is split."""
     steps = P("time")
     return jax.shard_map(
         run,
@@ -233,7 +233,7 @@ def check_second_derivatives(name, x64):
     "name", ["min_gru", pytest.param("kda", marks=pytest.mark.slow)]
 )
 def check_nothing_crosses_a_reset_between_devices(name, exchange, x64):
-    """Bit for bit, values and gradients: with other inputs, or NaN, on other devices."""
+    """Bit for bit, values and gradients: other inputs, or NaN, on other devices."""
     params, xs, carry, *_ = inputs_of(name, "", 4)
     resets = jnp.zeros(xs.shape[:2], bool).at[jnp.arange(0, 16, 4)].set(True)
     run = over(4, unrolled(ALL[name], Across("time", exchange=exchange)))
@@ -526,7 +526,9 @@ def test_where_it_does_not_belong(plain_errors):
     layer = jaxrnn.MinGRU(3)
     params, xs = layer.init(jax.random.key(0), 3), jnp.ones((4, 2, 3))
     engine = Across("time")
-    with pytest.raises(ValueError, match="no mesh axis 'time' here: call unroll inside"):
+    with pytest.raises(
+        ValueError, match="no mesh axis 'time' here: call unroll inside"
+    ):
         jaxrnn.unroll(layer, params, xs, engine=engine)
     calls = {
         "window=2 cuts gradients": lambda p, x: jaxrnn.truncated_unroll(
@@ -563,7 +565,11 @@ def test_where_it_does_not_belong(plain_errors):
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"axis": "t", "exchange": "ring"}, ValueError, "'gather', 'permute' or 'auto'"),
+        (
+            {"axis": "t", "exchange": "ring"},
+            ValueError,
+            "'gather', 'permute' or 'auto'",
+        ),
         ({"axis": 3}, TypeError, "axis must be the name of a mesh axis"),
         ({"axis": ()}, TypeError, "axis must be the name of a mesh axis"),
         ({"axis": "t", "engine": "scan"}, TypeError, "engine must be an engine"),
