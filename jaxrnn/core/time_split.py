@@ -238,6 +238,4 @@ def _by_permutes(split, stretch, first, join, apply, reverse):
             rank > known, join, lambda _, before: before, earlier, before
         )
         known *= 2
-    return jax.lax.cond(
-        rank > 0, apply, lambda _, first: first, before, first
-    )
+    return jax.lax.cond(rank > 0, apply, lambda _, first: first, before, first)

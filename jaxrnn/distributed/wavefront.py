@@ -41,9 +41,10 @@ def wavefront(
 ) -> tuple[Carry, Any]:
     """Unroll a stack of N equal layers on N devices, one layer each.
 
-    It computes what ``unroll(layers, params, xs, carry)`` does, bit for bit. At tick k
-    device l runs the steps of block ``k - l`` by its layer and sends its outputs to
-    device l + 1. So there are ``T / block + N - 1`` ticks, each with one permute of
+    It computes what ``unroll(layers, params, xs, carry)`` does: bit for bit for cells
+    that run step by step, in blocks of two steps or more, and else up to rounding. At
+    tick k device l runs the steps of block ``k - l`` by its layer and sends its outputs
+    to device l + 1. So there are ``T / block + N - 1`` ticks, each with one permute of
     ``block`` steps' outputs, and a device is busy for a share of ``T / (T + (N - 1)
     block)`` of the time: a shorter block keeps more devices busy, and costs more sends
     and smaller matrix products. The gradient is JAX's, and a wavefront in the other

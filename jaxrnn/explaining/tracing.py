@@ -463,7 +463,11 @@ def _path(traced: _Traced, closed: Any, direction: str, platform: str) -> Execut
         platform: a key of `PLATFORMS`.
     """
     path = _path_of_one_device(traced, closed, direction, platform)
-    return path if path.kind == "error" else dataclasses.replace(path, across=traced.across)
+    return (
+        path
+        if path.kind == "error"
+        else dataclasses.replace(path, across=traced.across)
+    )
 
 
 def _path_of_one_device(

@@ -273,7 +273,9 @@ class StateSpaceCell(LookingBack):
             params, carry.recent, zs, len(batch), mask, resets, reverse
         )
         recurrence = self._recurrence(self.inside_loop(params, batch), carry)
-        zeros, ones = (jax.tree.map(like, s) for like in (jnp.zeros_like, jnp.ones_like))
+        zeros, ones = (
+            jax.tree.map(like, s) for like in (jnp.zeros_like, jnp.ones_like)
+        )
         cut, fresh = jnp.zeros(batch, bool), zeros
         if resets is not None:
             fresh = self.initial_carry(params, batch, carry.h.dtype).s

@@ -145,7 +145,9 @@ class ElementwiseStretch(NamedTuple):
     def then(self, late: ElementwiseStretch) -> ElementwiseStretch:
         """Return the map of the stretch and a later one."""
         a = late._times(self.a, jax.tree.map(jnp.zeros_like, self.a))
-        return ElementwiseStretch(a, late._times(self.b, late.b), self.ends.then(late.ends))
+        return ElementwiseStretch(
+            a, late._times(self.b, late.b), self.ends.then(late.ends)
+        )
 
     def _times(self, state: PyTree, added: PyTree) -> Any:
         """Return ``a state + added``, and ``added`` where a reset cut the state off."""

@@ -133,8 +133,8 @@ class Across(AbstractEngine):
         reason = super().unsupported_reason(cell, request)
         if reason is None and request.all_carries and is_chunkwise(cell):
             return (
-                f"Across does not know the carries of {type(cell).__name__} after every "
-                f"step, which return_carries asks for, on any device"
+                f"Across does not know the carries of {type(cell).__name__} after "
+                f"every step, which return_carries asks for, on any device"
             )
         return reason or self.engine_for(cell).unsupported_reason(cell, request)
 

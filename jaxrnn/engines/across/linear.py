@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from ...core.cell import Cell
 from ...core.engine import AbstractEngine
 from ...core.time_split import TimeSplit
-from ...core.types import Carry, Inputs, Params, PyTree
+from ...core.types import Carry, Params, PyTree
 from ..recurrence.chunks import scan_over_chunks
 from ..recurrence.heuristics import (
     LEAST_PREFIX_CHUNK,
@@ -121,7 +121,9 @@ def _steps(cell: Cell, params: Params, carry: Carry, sequence: Sequence) -> Maps
     """Return a and b of every step: at a carry of zeros a step returns b, and a tangent
     of ones becomes a.
     """
-    zeros, ones = (jax.tree.map(like, carry) for like in (jnp.zeros_like, jnp.ones_like))
+    zeros, ones = (
+        jax.tree.map(like, carry) for like in (jnp.zeros_like, jnp.ones_like)
+    )
 
     def maps(now):
         return jax.jvp(lambda s: one_step(cell, params, s, now), (zeros,), (ones,))
@@ -144,7 +146,10 @@ def _joined(of_chunk: Any, carry: Carry, sequence: PyTree, reverse: bool) -> Map
         return join(stretch, _reduced(of_chunk(chunk), reverse))
 
     def by(budget, carry, sequence):
-        nothing = jax.tree.map(jnp.ones_like, carry), jax.tree.map(jnp.zeros_like, carry)
+        nothing = (
+            jax.tree.map(jnp.ones_like, carry),
+            jax.tree.map(jnp.zeros_like, carry),
+        )
         chunk = _chunk_of(jax.tree.leaves(sequence)[0].shape[0], carry, budget)
         return scan_over_chunks(add_chunk, nothing, sequence, chunk, reverse)
 
@@ -172,9 +177,11 @@ def _reduced(maps: Maps, reverse: bool) -> Maps:
         pairs = jax.tree.leaves(maps)[0].shape[0] // 2
         even, odd, rest = (
             jax.tree.map(lambda x, part=part: x[part], maps)
-            for part in (slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2), slice(2 * pairs, None))
+            for part in (
+                slice(0, 2 * pairs, 2),
+                slice(1, 2 * pairs, 2),
+                slice(2 * pairs, None),
+            )
         )
-        maps = jax.tree.map(
-            lambda x, y: jnp.concatenate([x, y]), join(even, odd), rest
-        )
+        maps = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), join(even, odd), rest)
     return jax.tree.map(lambda x: x[0], maps)

@@ -36,7 +36,9 @@ class AcrossMesh(AbstractEngine):
     def devices(self) -> int:
         """The number of devices over which time is split."""
         axis, sizes = self.across.axis, jax.sharding.get_abstract_mesh().shape
-        return math.prod(sizes[name] for name in ((axis,) if isinstance(axis, str) else axis))
+        return math.prod(
+            sizes[name] for name in ((axis,) if isinstance(axis, str) else axis)
+        )
 
     def unsupported_reason(self, cell: Cell, request: Request) -> str | None:
         """Say why the engine does not support a request, or None."""
