@@ -207,7 +207,7 @@ def _check_sizes(
         )
     made = jax.eval_shape(lambda p, x: unroll(layer, p, x)[1], params["layer_0"], xs)
     if (
-        jax.tree.structure(made).num_nodes != 1
+        not isinstance(made, jax.ShapeDtypeStruct)
         or made.shape != xs.shape
         or made.dtype != xs.dtype
     ):

@@ -90,9 +90,9 @@ class MatrixStretch(NamedTuple):
         return MatrixStretch(
             late._memory_after(self.memory),
             self.ends.then(late.ends),
-            None if late.g is None else self.g + late.g,
-            None if late.turn is None else self.turn + late.turn,
-            None if late.factor is None else late._times(self.factor),
+            _added(self.g, late.g),
+            _added(self.turn, late.turn),
+            None if self.factor is None else late._times(self.factor),
         )
 
     def _memory_after(self, memory: MatrixMemory) -> MatrixMemory:
@@ -112,6 +112,8 @@ class MatrixStretch(NamedTuple):
 
     def _weighted_after(self, memory: MatrixMemory) -> MatrixMemory:
         """Add two states at the scale of the larger weight; an empty one has none."""
+        m: Any
+        own_m: Any
         (S, m), (own, own_m) = memory, self.memory
         entered = m if self.g is None else m + self.g[..., 0]
         larger = jnp.maximum(entered, own_m)
@@ -121,6 +123,11 @@ class MatrixStretch(NamedTuple):
             bounded_exp(log - scale)[..., None, None] for log in (entered, own_m)
         )
         return MatrixMemory(old * S + new * own, scale)
+
+
+def _added(a: Array | None, b: Array | None) -> Array | None:
+    """Return the sum of two logarithms or angles, or None if there are none."""
+    return None if a is None or b is None else a + b
 
 
 class ElementwiseStretch(NamedTuple):
