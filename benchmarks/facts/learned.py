@@ -293,8 +293,8 @@ def chrono_beside_standard(
     )
 
 
-ADDING_200 = chrono_beside_standard(200, 1.0, 6000, 8)
-ADDING_400 = chrono_beside_standard(400, 1.9, 6000, 25)
+ADDING_200 = chrono_beside_standard(200, 1.0, 6000, 5)
+ADDING_400 = chrono_beside_standard(400, 1.9, 6000, 20)
 
 IRNN_ENTRIES = {
     name: adding(name, 3000, length=150, hidden=100, learning_rate=3e-4)
@@ -372,7 +372,7 @@ COPY = Fact(
         ),
     ),
     (0, 1, 2),
-    6,
+    10,
     trained(COPIES, length=3, symbols=2),
 )
 
