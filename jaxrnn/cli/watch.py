@@ -77,7 +77,7 @@ def fail(message: str, status: int) -> NoReturn:
 def _claim() -> None:
     """Take the right to end this process; the thread may be about to end it."""
     if not _ending.acquire(blocking=False):
-        time.sleep(sys.maxsize // 10**9)
+        threading.Event().wait()
 
 
 def _watch(times: Times) -> None:

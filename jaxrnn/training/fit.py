@@ -188,6 +188,10 @@ def fit(
     was killed loses what came after its last checkpoint; with ``resume`` it continues
     from there to the same numbers.
 
+    Several processes that ``jax.distributed`` connects call this together, and train
+    one run. The first of them writes the files, calls ``on_record``, and decides what
+    depends on the clock or on scores. A signal to any of them stops all.
+
     Args:
         experiment: the task.
         run: the run directory.
@@ -244,6 +248,8 @@ def fit(
     """
     check_patience(experiment, budget)
     hooks = Hooks.of(on_record)
+    if not processes.is_first():
+        hooks = Hooks(())
     with locked_by_first(run.path):
         with processes.together("the run directory"):
             trained = run.records("metrics.jsonl") or run.checkpoints.exists()

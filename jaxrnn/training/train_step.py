@@ -89,7 +89,8 @@ def make_train_step(
         params, opt_state, loss, carry = tbptt.update(
             optimizer, state.params, opt_state, window, state.carry, key=key
         )
-        tokens = jnp.asarray(window.mask).sum(dtype=state.tokens.dtype)
+        # As `TBPTT` counts them, so that devices send one number for both.
+        tokens = jnp.sum(jnp.asarray(window.mask)).astype(state.tokens.dtype)
         if tbptt.axis_name is not None:
             tokens = jax.lax.psum(tokens, tbptt.axis_name)
         return TrainState(

@@ -23,6 +23,10 @@ class Today(NamedTuple):
 
 
 BY_HAND = {
+    "tests/test_devices.py::test_a_run_on_two_devices_is_not_resumed_on_one": Today(
+        "tests/training/test_devices.py::test_a_run_on_two_devices_goes_on_on_one",
+        "a run goes on on any number of devices",
+    ),
     "tests/test_gradients_command.py::test_of_cells_at_initialisation": Today(
         "tests/tasks/test_gradients_command.py::test_of_cells_at_initialization",
         "public names are spelled as in America",

@@ -427,7 +427,7 @@ def step_with(layer, params, window):
     optimizer, mesh = training.make_optimizer(), jax.make_mesh((2,), ("streams",))
     state = training.start(tbptt, optimizer, params, window, (B,), jax.random.key(1))
     step = training.make_train_step(tbptt, optimizer, training.constant(0.1), mesh)
-    compiled = inspect.getclosurevars(step).nonlocals["compiled"]
+    compiled = inspect.getclosurevars(inspect.unwrap(step)).nonlocals["compiled"]
     state = training.shard_state(state, mesh)
     return compiled.lower(state, window, np.float32(0.1)).compile()
 
