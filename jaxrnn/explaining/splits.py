@@ -36,8 +36,9 @@ def described_split(engine: AbstractEngine, forward: Any) -> str:
         engine: the engine of a run.
         forward: the jaxpr of the run forwards, or the text of an error.
     """
-    splits = isinstance(engine, (Across, AcrossMesh))
-    if not splits or not isinstance(forward, ClosedJaxpr):
+    if not isinstance(engine, (Across, AcrossMesh)):
+        return ""
+    if not isinstance(forward, ClosedJaxpr):
         return ""
     sent = [
         equation

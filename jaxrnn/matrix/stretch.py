@@ -90,9 +90,9 @@ class MatrixStretch(NamedTuple):
         return MatrixStretch(
             late._memory_after(self.memory),
             self.ends.then(late.ends),
-            None if late.g is None else self.g + late.g,
-            None if late.turn is None else self.turn + late.turn,
-            None if late.factor is None else late._times(self.factor),
+            _sum(self.g, late.g),
+            _sum(self.turn, late.turn),
+            None if self.factor is None else late._times(self.factor),
         )
 
     def _memory_after(self, memory: MatrixMemory) -> MatrixMemory:
@@ -121,6 +121,10 @@ class MatrixStretch(NamedTuple):
             bounded_exp(log - scale)[..., None, None] for log in (entered, own_m)
         )
         return MatrixMemory(old * S + new * own, scale)
+
+
+def _sum(x: Array | None, y: Array | None) -> Any:
+    return None if x is None or y is None else x + y
 
 
 class ElementwiseStretch(NamedTuple):
