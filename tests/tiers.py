@@ -1328,6 +1328,7 @@ def few_rows(kept):
 # Single tests of the default tier that take more than some five seconds
 NOT_IN_QUICK = {
     "cells/test_mlstm_chunks.py::test_chunks_are_the_steps",
+    "engines/test_across.py::test_over_eight_devices",
     "engines/test_cudnn.py::test_a_network_is_one_call",
     "engines/test_cudnn.py::test_vmap_joins_the_batch",
     "engines/test_data_parallel.py::test_over_four_devices",

@@ -109,9 +109,8 @@ def wavefront(
         )
 
     given = each if each is params else Stacked(params)
-    return tuple(
-        under_auto_axes(run, xs.ndim - 2, xs, given, tuple(carry), mask, resets)
-    )
+    last, ys = under_auto_axes(run, xs.ndim - 2, xs, given, tuple(carry), mask, resets)
+    return last, ys
 
 
 def stacked_params(layers: Stack, params: Params) -> Any:
@@ -173,7 +172,7 @@ def _layer_of(layers: Any) -> Cell | Layer:
 
 def _size_of(axis: str, mesh: Mesh | None) -> int:
     """Return the number of devices on the axis."""
-    found = jax.sharding.get_abstract_mesh() if mesh is None else mesh
+    found: Any = jax.sharding.get_abstract_mesh() if mesh is None else mesh
     if axis not in found.shape:
         raise ValueError(
             f"wavefront: there is no mesh axis {axis!r}, only {tuple(found.shape)}: "

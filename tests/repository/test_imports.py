@@ -29,6 +29,7 @@ FLOORS = {
     "testing": 3,
     "training": 4,
     "decoding": 4,
+    "distributed": 4,
     "tasks": 5,
     "cli": 6,
     "__main__": 6,
