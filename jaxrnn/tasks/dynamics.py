@@ -28,6 +28,7 @@ from ..diagnostics import (
     project_states,
     sample_states,
 )
+from ..diagnostics.fixed_points import LARGE
 from ..diagnostics.state_plots import eigenvalues, state_plane
 from ..diagnostics.style import save, title
 from ..training import InputError
@@ -190,10 +191,7 @@ def _around(
     starts = joined(starts, settled(layer, params, x, starts))
     points = search(starts)
     if not len(points):
-        raise InputError(
-            "no search came to a fixed point or a slow point: try more --starts, or "
-            "another --noise"
-        )
+        raise InputError(none_found(state_size(starts)))
     linear = linearize(layer, params, x, points, held=held, slow=asked.slow)
     between = between_attractors(points, linear.kinds)
     if between is not None:  # Saddles stand between attractors.
@@ -206,6 +204,26 @@ def _around(
     )
     ends = ends_of_saddles(layer, params, x, points, linear)
     return Found(points, linear, error, flow, ends)
+
+
+def state_size(carries: Any) -> int:
+    """Return how many numbers of a state have derivatives, from a batch of carries."""
+    return size_of([a for a in jax.tree.leaves(carries) if is_real_or_complex(a)], 1)
+
+
+def none_found(size: int) -> str:
+    """Return what to do where no search came to a point."""
+    words = (
+        "no search came to a fixed point or a slow point: try more --starts, or "
+        "another --noise"
+    )
+    if size <= LARGE:
+        return words
+    return (
+        f"{words}; the state has {size} numbers, and beyond {LARGE} an optimizer "
+        f"searches in place of Gauss-Newton steps, which come nearer: train with a "
+        f"smaller --hidden"
+    )
 
 
 def _double(a: Any) -> Any:

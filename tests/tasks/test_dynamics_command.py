@@ -13,8 +13,9 @@ import pytest
 import jaxrnn
 from jaxrnn.cli import main
 from jaxrnn.diagnostics import fixed_points, linearize, project_states
+from jaxrnn.diagnostics.fixed_points import LARGE
 from jaxrnn.tasks import train
-from jaxrnn.tasks.dynamics import Study, _around, dynamics
+from jaxrnn.tasks.dynamics import Study, _around, dynamics, none_found, state_size
 from jaxrnn.tasks.dynamics_saddles import ends_in_words, ends_of_saddles
 from jaxrnn.tasks.dynamics_subject import subject_of
 from jaxrnn.training import InputError, Run
@@ -100,6 +101,16 @@ def test_three_bits_are_kept_in_eight_attractors(cell, tmp_path):
     assert len(edges) == 12
     corners = [end for edge in edges for end in edge]
     assert sorted(corners.count(corner) for corner in set(corners)) == [3] * 8
+
+
+def test_where_nothing_is_found_it_says_what_to_do():
+    assert none_found(LARGE).endswith("another --noise")
+    assert "the state has 512 numbers" in none_found(512)
+    carry = jaxrnn.LSTM(3).initial_carry(
+        jaxrnn.LSTM(3).init(jax.random.key(0), 2), (5,)
+    )
+    assert state_size(carry) == 6
+    assert state_size({"h": jnp.zeros((5, 2)), "count": jnp.zeros(5, int)}) == 2
 
 
 @pytest.mark.usefixtures("x64")
