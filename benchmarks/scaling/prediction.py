@@ -16,7 +16,6 @@ import math
 from typing import Any
 
 ASSUMED = {
-    "chip": "a chip that does not exist",
     "flops_per_second": 200e12,  # of bfloat16
     "used_share": 0.4,  # of them, in the products of a recurrent layer
     "bytes_per_second": 100e9,  # that a chip sends in a collective operation
@@ -29,12 +28,12 @@ TIME_SPLIT = {"steps": 1 << 20, "batch": 1, "size": 4096}  # a layer that splits
 
 def computing(flops: float) -> float:
     """Return the seconds of matrix products."""
-    return flops / (ASSUMED["flops_per_second"] * ASSUMED["used_share"])  # type: ignore[operator]
+    return flops / (ASSUMED["flops_per_second"] * ASSUMED["used_share"])
 
 
 def sending(size: float, hops: float) -> float:
     """Return the seconds in which a chip sends so many bytes over so many hops."""
-    return size / ASSUMED["bytes_per_second"] + hops * ASSUMED["seconds_per_hop"]  # type: ignore[operator]
+    return size / ASSUMED["bytes_per_second"] + hops * ASSUMED["seconds_per_hop"]
 
 
 def batch_split(row: dict[str, Any]) -> list[dict[str, Any]]:

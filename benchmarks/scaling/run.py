@@ -92,7 +92,7 @@ def markdown(result: dict[str, Any]) -> str:
             "## Measured: two devices on two cores, each with the rows of one alone",
             "",
             report.table(
-                ["cell", "ms of one", "ms of two", "efficiency"],
+                ["cell", "ms of one", "ms of two", "efficiency (quartiles)"],
                 [
                     [
                         row["cell"],
@@ -122,7 +122,12 @@ def markdown(result: dict[str, Any]) -> str:
             ],
         ),
         "",
-        "Assumed: " + ", ".join(f"{k} {v}" for k, v in result["assumed"].items()) + ".",
+        "Assumed: "
+        + ", ".join(
+            f"{name.replace('_', ' ')} {value:g}"
+            for name, value in result["assumed"].items()
+        )
+        + ".",
     ]
     return "\n".join(lines)
 
