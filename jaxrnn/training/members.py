@@ -30,12 +30,12 @@ def recorded(directory: pathlib.Path) -> Iterator[None]:
         if len(hosts) > 1:
             _write(file, {"hosts": hosts, "lost": None})
     _trained.append(pathlib.Path(directory))
-    try:
-        yield
-        if processes.is_first():
-            file.unlink(missing_ok=True)
-    finally:
-        _trained.pop()
+    # After an error the directory stays in the list: the error may be the first that
+    # is heard of a lost process, which `record_loss` will name.
+    yield
+    _trained.pop()
+    if processes.is_first():
+        file.unlink(missing_ok=True)
 
 
 def record_loss(process: int) -> None:

@@ -89,8 +89,7 @@ def make_train_step(
         params, opt_state, loss, carry = tbptt.update(
             optimizer, state.params, opt_state, window, state.carry, key=key
         )
-        # As `TBPTT` counts them, so that devices send one number for both.
-        tokens = jnp.sum(jnp.asarray(window.mask)).astype(state.tokens.dtype)
+        tokens = jnp.asarray(window.mask).sum(dtype=state.tokens.dtype)
         if tbptt.axis_name is not None:
             tokens = jax.lax.psum(tokens, tbptt.axis_name)
         return TrainState(
