@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from typing import NamedTuple
 
-from ..accelerator.launches import TRIPS, called
+from jaxrnn.explaining.compiled_program import KNOWN_TRIPS, called
 
 COLLECTIVES = (
     "all-reduce",
@@ -80,7 +80,7 @@ def count(text: str) -> Counts:
         if operation == "dot":
             return Counts(Counter(), 0, 0, _flops(shape, rest, shapes))
         if operation == "while":
-            trips = TRIPS.search(line)
+            trips = KNOWN_TRIPS.search(line)
             body = inside(called(line, "body"))
             if trips is None:
                 if body.collectives or body.flops:

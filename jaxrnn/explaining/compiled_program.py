@@ -38,7 +38,7 @@ _BYTES = {
     "c128": 16,
 }
 _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+KNOWN_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
 
 
@@ -164,7 +164,7 @@ class CompiledProgram:
         XLA says it for CPUs and GPUs. For TPUs it is the constant with which the
         loop's condition compares a counter that starts at 0.
         """
-        if said := _TRIPS.search(line):
+        if said := KNOWN_TRIPS.search(line):
             return int(said[1])
         bounds = {
             int(n)

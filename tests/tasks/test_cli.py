@@ -273,7 +273,7 @@ MISTAKES = {
     ),
     "devices of a run": (
         ["train", "charlm", "--out", "{runs}/charlm", "--resume", "--devices", "2"],
-        "was started with --devices 1, not 2; leave out --devices",
+        "cannot be continued here: --devices 2, but there is only 1 device",
     ),
     "three texts": (
         ["train", "charlm", "--data", "a", "b", "--data", "c"],
