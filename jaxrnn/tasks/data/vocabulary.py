@@ -160,7 +160,10 @@ def pad(
 
 
 def sentence_buckets(
-    lengths: Iterable[int], batch: int, seed: int = 0, most: int = 8192
+    lengths: Iterable[int] | Int[np.ndarray, " N"],
+    batch: int,
+    seed: int = 0,
+    most: int = 8192,
 ) -> Buckets:
     """Return `Buckets` of few widths, each of limited sentences and words."""
     return Buckets(
