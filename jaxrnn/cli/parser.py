@@ -391,7 +391,7 @@ def _add_run_flags(group: Flags) -> None:
     group.add_argument(
         "--json",
         action="store_true",
-        help="print nothing but the result on standard output, as JSON",
+        help="print only the result, as JSON, on standard output",
     )
 
 
