@@ -369,7 +369,7 @@ def _add_run_flags(group: Flags) -> None:
     group.add_argument(
         "--out",
         metavar="RUN",
-        help="run directory (default: runs/TASK, with a number if it exists)",
+        help="run directory (default: runs/TASK, or runs/TASK-2, ...)",
     )
     group.add_argument(
         "--resume",
@@ -391,7 +391,7 @@ def _add_run_flags(group: Flags) -> None:
     group.add_argument(
         "--json",
         action="store_true",
-        help="print nothing but the result on standard output, as JSON",
+        help="print only the result, as JSON, on standard output",
     )
 
 
@@ -399,15 +399,14 @@ def _add_process_flags(group: Flags) -> None:
     """Add the flags by which several processes train one run."""
     group.add_argument(
         "--coordinator",
-        metavar="HOST:PORT",
-        help="address of process 0, the same for all; not needed under Slurm, Open "
-        "MPI, Kubernetes and on TPU pods",
+        metavar="ADDR",
+        help="HOST:PORT of process 0, where no launcher has one",
     )
     group.add_argument(
         "--processes",
         type=_at_least(1),
         metavar="N",
-        help="number of processes; 1 trains alone, whatever the environment says",
+        help="number of processes; 1 trains alone",
     )
     group.add_argument(
         "--process", type=_at_least(0), metavar="I", help="this process, from 0"
@@ -417,7 +416,7 @@ def _add_process_flags(group: Flags) -> None:
         (
             "--heartbeat-seconds",
             HEARTBEAT_SECONDS,
-            "silence after which a process is lost, and all others end",
+            "silence after which a process is lost",
         ),
     ):
         group.add_argument(
