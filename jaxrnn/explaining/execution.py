@@ -120,7 +120,7 @@ def recurrences_in(closed: ClosedJaxpr) -> dict[str, list[Any]]:
 
 def path_of(eqn: JaxprEqn, platform: str) -> ExecutionPath:
     """Say how a platform runs the recurrence of an equation from `recurrences_in`."""
-    avals = [v.aval for v in eqn.invars]
+    avals: list[Any] = [v.aval for v in eqn.invars]
     with jax.sharding.use_abstract_mesh(avals[0].sharding.mesh):
         return _path_there(eqn, avals, platform)
 

@@ -57,7 +57,8 @@ def run_linear(
     """
 
     def inner(params, carry, sequence):
-        return engine.run(cell, params, carry, *sequence, reverse)
+        xs, mask, resets = sequence
+        return engine.run(cell, params, carry, xs, mask, resets, reverse)
 
     def enter(params, carry, sequence):
         of_chunk = functools.partial(_steps, cell, params, carry)
