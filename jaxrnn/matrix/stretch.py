@@ -112,6 +112,8 @@ class MatrixStretch(NamedTuple):
 
     def _weighted_after(self, memory: MatrixMemory) -> MatrixMemory:
         """Add two states at the scale of the larger weight; an empty one has none."""
+        m: Any
+        own_m: Any
         (S, m), (own, own_m) = memory, self.memory
         entered = m if self.g is None else m + self.g[..., 0]
         larger = jnp.maximum(entered, own_m)
