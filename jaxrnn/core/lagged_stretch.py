@@ -21,22 +21,22 @@ class RecentStretch(NamedTuple):
 
     Attributes:
         inputs: ``(*B, W, D)``, its own last inputs, the newest last.
-        filled: ``(*B)``, how many of them there are.
+        number: ``(*B)``, how many of them there are.
         cut: ``(*B)``, whether a reset keeps out what came before.
     """
 
     inputs: Array
-    filled: Int[Array, "*B"]
+    number: Int[Array, "*B"]
     cut: Bool[Array, "*B"]
 
     def after(self, before: Array) -> Array:
         """Return the last inputs after the stretch, from those before it."""
         width = before.shape[-2]
         both = jnp.concatenate([before, self.inputs], axis=-2)
-        # The last W of the W before and the ``filled`` of the stretch.
-        place = jnp.arange(width, dtype=self.filled.dtype)
-        place = place.reshape((1,) * self.filled.ndim + (width,))
-        count = self.filled[..., None]
+        # The last W of the W before and the ``number`` of the stretch.
+        place = jnp.arange(width, dtype=self.number.dtype)
+        place = place.reshape((1,) * self.number.ndim + (width,))
+        count = self.number[..., None]
         index = jnp.where(place < width - count, place + count, place + width)
         joined = jnp.take_along_axis(
             both, index[..., None], axis=-2, mode="promise_in_bounds"
@@ -45,9 +45,9 @@ class RecentStretch(NamedTuple):
 
     def then(self, late: RecentStretch) -> RecentStretch:
         """Return what the stretch and a later one make of the last inputs before."""
-        width = jnp.asarray(self.inputs.shape[-2], self.filled.dtype)
+        width = jnp.asarray(self.inputs.shape[-2], self.number.dtype)
         count = jnp.where(
-            late.cut, late.filled, jnp.minimum(self.filled + late.filled, width)
+            late.cut, late.number, jnp.minimum(self.number + late.number, width)
         )
         return RecentStretch(late.after(self.inputs), count, self.cut | late.cut)
 

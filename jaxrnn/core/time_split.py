@@ -210,12 +210,12 @@ def _by_gather(split, stretch, first, join, apply, reverse):
 
     def advance(carry, now):
         place, vector = now
-
-        def enter(carry):
-            return apply(unpacked(vector, stretch), carry)
-
-        # What comes later may not be finite, and stays out by a branch.
-        return jax.lax.cond(place < rank, enter, lambda carry: carry, carry), None
+        # No branch: where XLA splits a batch over other axes it may put a collective
+        # into one, which not all devices would take. What comes later may not be
+        # finite, and must not reach a product, not even a derivative's.
+        vector = jnp.where(place < rank, vector, jnp.zeros_like(vector))
+        entered = apply(unpacked(vector, stretch), carry)
+        return _chosen(place < rank, entered, carry), None
 
     # Nobody needs the last one.
     places = jnp.arange(split.size - 1, dtype=rank.dtype)
@@ -234,8 +234,10 @@ def _by_permutes(split, stretch, first, join, apply, reverse):
     before, known = send(stretch, 1), 1
     while known < split.size - 1:
         earlier = send(before, known, 1)
-        before = jax.lax.cond(
-            rank > known, join, lambda _, before: before, earlier, before
-        )
+        before = _chosen(rank > known, join(earlier, before), before)
         known *= 2
-    return jax.lax.cond(rank > 0, apply, lambda _, first: first, before, first)
+    return _chosen(rank > 0, apply(before, first), first)
+
+
+def _chosen(flag: Array, yes: PyTree, no: PyTree) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(flag, a, b), yes, no)

@@ -206,7 +206,7 @@ def _check_sizes(
         )
     made = jax.eval_shape(lambda p, x: unroll(layer, p, x)[1], params["layer_0"], xs)
     if (
-        not isinstance(made, jax.ShapeDtypeStruct)
+        not jax.tree_util.treedef_is_leaf(jax.tree.structure(made))
         or made.shape != xs.shape
         or made.dtype != xs.dtype
     ):
@@ -322,12 +322,12 @@ def _ticks(
             ),
             blocks,
         )
-        x = select(place == 0, x, sent)
-
-        def rest(carry, x, mask, resets):
-            return carry, jnp.zeros_like(x)
-
-        carry, ys = jax.lax.cond(there, run, rest, carry, x, mask, resets)
+        # No branch: where XLA splits a batch over other axes it may put a collective
+        # into one, which not all devices would take. A device without a block runs
+        # the first inputs, for nothing.
+        x = select(there, select(place == 0, x, sent), blocks[0][0])
+        new, ys = run(carry, x, mask, resets)
+        carry, ys = select(there, (new, ys), (carry, jnp.zeros_like(ys)))
         return (carry, jax.lax.ppermute(ys, axis, upwards)), ys
 
     ticks = jnp.arange(count + size - 1, dtype=jnp.int32)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from collectives import collectives
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from subjects import LINEAR, SUBJECTS, assert_same, draw
 
@@ -369,6 +369,30 @@ def check_memory_of_a_device(layer):
     alone = temporaries(summed_loss(layer, None))
     split = temporaries(split_loss(layer, Across("time"), 8))
     assert split <= 0.35 * alone, (split, alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("exchange", ["gather", "permute"])
+def check_other_axes_may_be_left_to_xla(exchange):
+    """The batch is split over an automatic axis: no branch may hold a collective."""
+    cell, mesh = jaxrnn.MinGRU(4), mesh_of(8, names=("time", "data"))
+    params, xs, *_ = draw(cell, 3, steps=16, batch=(4,))
+
+    def local(params, xs):
+        engine = Across("time", exchange=exchange)
+        return jaxrnn.unroll(cell, params, xs, engine=engine)[1]
+
+    split = jax.shard_map(
+        local,
+        mesh=mesh,
+        axis_names={"time"},
+        in_specs=(P(), P("time")),
+        out_specs=P("time"),
+        check_vma=False,
+    )
+    put = jax.device_put(xs, NamedSharding(mesh, P("time", "data")))
+    found, wanted = jax.jit(split)(params, put), jaxrnn.unroll(cell, params, xs)[1]
+    np.testing.assert_allclose(np.asarray(found), np.asarray(wanted), atol=1e-6)
 
 
 # -- types that split time -------------------------------------------------------------
