@@ -28,6 +28,7 @@ import jaxrnn
 from jaxrnn import Checkpoint, Scan
 from jaxrnn.engines.jaxpr.min_cut import min_vertex_cut
 from jaxrnn.engines.loops import sequential
+from jaxrnn.engines.recurrence.backward import bytes_saved
 from jaxrnn.engines.recurrence.heuristics import choose_chunk, nearest_divisor
 from jaxrnn.engines.recurrence.run import flat_step
 
@@ -409,18 +410,23 @@ def test_windows_by_default():
         32,
         64,
     ]
-    cell = jaxrnn.LSTM(64)
-    params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 64))
 
-    def step(batch):
+    def step(cell, batch=8):
+        params = jax.eval_shape(lambda: cell.init(jax.random.key(0), 64))
         sequence = (jnp.zeros((2, batch, 64)), None, None)
         return flat_step(cell, params, cell.initial_carry(params, (batch,)), sequence)[
             0
         ]
 
-    assert choose_chunk(step(8), 1024, "cpu", backward=True) is None
-    assert choose_chunk(step(8), 4096, "cpu", backward=True) == 128
-    assert choose_chunk(step(8), 4096, "cuda", backward=True) is None
+    lstm, gru = step(jaxrnn.LSTM(64)), step(jaxrnn.GRU(64))
+    assert choose_chunk(lstm, 1024, "cpu", backward=True) is None
+    assert choose_chunk(lstm, 4096, "cpu", backward=True) == 128
+    assert choose_chunk(lstm, 4096, "cuda", backward=True) is None
+    # A GRU saves less, but its backward pass holds more than malloc keeps in one piece.
+    assert bytes_saved(lstm, False) * 1024 < 32 * 2**20 < bytes_saved(gru, False) * 1024
+    assert choose_chunk(gru, 1024, "cpu", backward=True) == 128
+    assert choose_chunk(gru, 512, "cpu", backward=True) is None
+    assert choose_chunk(gru, 1024, "cpu", backward=False) is None
 
 
 def test_steps_with_side_effects_run_as_often_as_they_should(capfd):
