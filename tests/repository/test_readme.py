@@ -53,7 +53,7 @@ def test_the_code_prints_what_is_shown():
 
 
 def test_the_table_of_speed_is_what_was_measured():
-    results = ROOT / "benchmarks" / "results" / "throughput_cpu_jax0.10.2.json"
+    results = ROOT / "benchmarks" / "results" / "throughput_cpu_jax0.12.0.1.json"
     measured = {}
     for row in json.loads(results.read_text())["rows"]:
         size = row["shape"]
