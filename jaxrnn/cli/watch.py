@@ -21,7 +21,8 @@ from ..training.members import record_loss
 LOST = 3  # the exit status of a process after another one was lost
 SHARE = 0.6  # of the heartbeat time, so that this comes before JAX's own end
 ALIVE, FAILED = "jaxrnn/alive/", "jaxrnn/failed/"
-_ending = threading.Lock()  # whoever has it ends the process
+_ending = threading.Lock()  # whoever has it ends the process, or has ended a command
+_voice = threading.Lock()  # whoever has it speaks, so that "ended" is the last word
 _times: list[Times] = []  # those of the thread, when it has begun
 
 
@@ -38,11 +39,15 @@ class Times(NamedTuple):
 
 
 def begin(heartbeat: float) -> None:
-    """Begin to watch the other processes.
+    """Begin to watch the other processes, or go on after an earlier command.
 
     Args:
         heartbeat: the seconds of silence after which JAX ends all processes.
     """
+    if _times:  # a program that connects the processes may call several commands
+        if _ending.locked():
+            _ending.release()
+        return
     times = Times(SHARE * heartbeat, min(1.0, heartbeat / 20))
     _times.append(times)
     threading.Thread(target=_watch, args=(times,), daemon=True).start()
@@ -57,7 +62,8 @@ def wait_for_loss() -> None:
 def end() -> None:
     """Say that this process ends in order, so that its silence is no loss."""
     _claim()
-    _say(ALIVE, "ended")
+    with _voice:
+        _say(ALIVE, "ended")
 
 
 def fail(message: str, status: int) -> NoReturn:
@@ -84,7 +90,9 @@ def _watch(times: Times) -> None:
     """Give signs of life and look for those of the others, for ever."""
     last: dict[int, tuple[str, float]] = {}
     for number in range(sys.maxsize):
-        _say(ALIVE, str(number))
+        with _voice:
+            if not _ending.locked():
+                _say(ALIVE, str(number))
         with contextlib.suppress(Exception):  # without a coordinator JAX ends us
             for process, words in _heard(FAILED).items():
                 status, _, message = words.partition(" ")

@@ -202,10 +202,19 @@ def _real_parts(leaf: Array) -> list[Array]:
     return [leaf.real, leaf.imag] if jnp.iscomplexobj(leaf) else [leaf]
 
 
+def gathered(leaf: Array, axis: Axis) -> Array:
+    """Return the arrays of all devices, ``(n, ...)``.
+
+    They are joined along an axis that is there, ``tiled``: the derivative of the other
+    form fails in JAX where it is mapped over (``vmap`` of ``grad``, jax 0.12).
+    """
+    return jax.lax.all_gather(leaf[None], axis, tiled=True)
+
+
 def _by_gather(split, stretch, first, join, apply, reverse):
     """Compose the maps of all stretches before this one, which everybody is sent."""
     rank = split.rank(reverse)
-    sent = jax.lax.all_gather(packed(stretch), split.axis)
+    sent = gathered(packed(stretch), split.axis)
     sent = jnp.flip(sent, 0) if reverse else sent
 
     def advance(carry, now):

@@ -19,6 +19,7 @@ from ..core.engine import AbstractEngine
 from ..core.explicit_mesh import under_auto_axes
 from ..core.flags import select
 from ..core.layer import Layer
+from ..core.time_split import gathered
 from ..core.types import Carry, Params
 from ..core.unroll_spec import UnrollSpec
 from ..core.validation import check_one_array, describe_tree
@@ -100,6 +101,8 @@ def wavefront(
     validate(layers, each, xs, carry, spec)
     size = _size_of(axis, mesh)
     _check_sizes(layers, layer, each, xs, block, axis, size)
+    if not xs.shape[0]:
+        return unroll(layers, each, xs, carry, mask=mask, resets=resets)
     if carry is None:
         carry = layers.initial_carry(each, xs.shape[1:-1])
 
@@ -282,7 +285,7 @@ def _over_devices(
 
         count = len(carry)
         carry, ys = _ticks(run, own(carry), (xs, mask, resets), axis, program.block)
-        carries = jax.lax.all_gather(carry, axis)
+        carries = jax.tree.map(lambda a: gathered(a, axis), carry)
         ys = jnp.where(place == count - 1, ys, jnp.zeros_like(ys))
         each = (jax.tree.map(lambda a, i=i: a[i], carries) for i in range(count))
         return tuple(each), jax.lax.psum(ys, axis)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 
 from ..truncation.tbptt import Window
 from .sharding import (
@@ -51,10 +52,12 @@ def compile_for_mesh(
         # A fresh or restored state is on one device; without this transfer jit would
         # compile a second program for it.
         state = shard_state(state, mesh)
-        # jit does not split NumPy arrays over the devices of several processes.
-        if not replicated(mesh).is_fully_addressable:
+        # jit does not split NumPy arrays over the devices of several processes, nor
+        # arrays of explicit axes.
+        if _is_explicit() or not replicated(mesh).is_fully_addressable:
             window = place(window, windows)
-        return compiled(state, window, progress)
+        with _auto_axes(mesh):
+            return compiled(state, window, progress)
 
     return train_step
 
@@ -69,13 +72,14 @@ def compile_for_batches(
         mesh: the devices.
         axis: the axis of the rows.
     """
-    check_mesh(mesh)
+    check_mesh(mesh, "make_batch_step")
     mesh = without_axis_types(mesh)
     compiled = jax.jit(step, donate_argnums=0, out_shardings=replicated_state(mesh))
 
     def batch_step(state: TrainState, batch: Any, progress: Any) -> TrainState:
         batch = jax.tree.map(lambda a: placed(a, rows_of(a, mesh, axis)), batch)
-        return compiled(shard_state(state, mesh), batch, progress)
+        with _auto_axes(mesh):
+            return compiled(shard_state(state, mesh), batch, progress)
 
     return batch_step
 
@@ -92,3 +96,16 @@ def _over_axis(step: Callable, mesh: Mesh, shardings: Any) -> Callable:
     return jax.shard_map(
         step, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False
     )
+
+
+def _is_explicit() -> bool:
+    """Return whether ``jax.set_mesh`` has set a mesh of explicit axes here."""
+    return AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
+
+
+def _auto_axes(mesh: Mesh) -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which arrays on ``mesh``, of automatic axes, are computed.
+
+    JAX refuses them where a mesh of explicit axes is set.
+    """
+    return jax.set_mesh(mesh) if _is_explicit() else contextlib.nullcontext()

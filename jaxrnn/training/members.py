@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from . import processes
+from .errors import InputError
 from .run import MEMBERS, write_whole
 
 # Run directories that this process trains together with others.
@@ -22,20 +23,23 @@ _trained: list[pathlib.Path] = []
 
 @contextlib.contextmanager
 def recorded(directory: pathlib.Path) -> Iterator[None]:
-    """Record which processes train a run, until they end in order."""
+    """Record which processes train a run, until they end, in order or by an error."""
     file = pathlib.Path(directory) / MEMBERS
     hosts = processes.gather(socket.gethostname(), "the start of the run")
-    if processes.is_first():
-        file.unlink(missing_ok=True)
-        if len(hosts) > 1:
-            _write(file, {"hosts": hosts, "lost": None})
+    _remove(file)
+    if processes.is_first() and len(hosts) > 1:
+        _write(file, {"hosts": hosts, "lost": None})
     _trained.append(pathlib.Path(directory))
-    # After an error the directory stays in the list: the error may be the first that
-    # is heard of a lost process, which `record_loss` will name.
-    yield
+    # After another error the directory stays in the list: it may be the first that is
+    # heard of a lost process, which `record_loss` will name.
+    try:
+        yield
+    except InputError:  # which the other processes are told: none is lost
+        _trained.pop()
+        _remove(file)
+        raise
     _trained.pop()
-    if processes.is_first():
-        file.unlink(missing_ok=True)
+    _remove(file)
 
 
 def record_loss(process: int) -> None:
@@ -61,10 +65,16 @@ def last_end(directory: pathlib.Path) -> str | None:
         return None
     if lost is None:
         return (
-            f"the {len(hosts)} processes of the last start did not end in order: "
-            f"either all of them were killed, or process 0 on {hosts[0]} was lost"
+            f"the {len(hosts)} processes of the last start did not end in order: one "
+            f"of them failed, all were killed, or process 0 on {hosts[0]} was lost"
         )
     return f"process {lost} of {len(hosts)}, on {hosts[lost]}, was lost"
+
+
+def _remove(file: pathlib.Path) -> None:
+    """Remove the file, which the first process does."""
+    if processes.is_first():
+        file.unlink(missing_ok=True)
 
 
 def _write(file: pathlib.Path, contents: dict[str, Any]) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -95,7 +94,7 @@ def shard_state(state: TrainState, mesh: Mesh) -> TrainState:
         >>> shard_state(state, mesh).params["w"].sharding.is_fully_replicated
         True
     """
-    check_mesh(mesh)
+    check_mesh(mesh, "shard_state")
     mesh = without_axis_types(mesh)
     if is_sharded(state, mesh):
         return state
@@ -136,7 +135,7 @@ def placed(array: Any, sharding: NamedSharding) -> Any:
 def zero_like(array: jax.Array) -> jax.Array:
     """Return zeros with the shape and the place of an array."""
     if array.is_fully_addressable:
-        return jnp.zeros_like(array)
+        return jax.device_put(np.zeros(array.shape, array.dtype), array.sharding)
     zeros = np.zeros(array.shape, array.dtype)
     return jax.make_array_from_callback(
         array.shape, array.sharding, lambda at: zeros[at]
@@ -175,7 +174,7 @@ def local_rows(mesh: Mesh, batch: int) -> slice:
         >>> local_rows(mesh, 6 * len(jax.devices())) == slice(0, 6 * mesh.size)
         True
     """
-    check_mesh(mesh)
+    check_mesh(mesh, "local_rows")
     if batch % mesh.size:
         raise ValueError(
             f"local_rows: {mesh.size} devices do not divide a batch of {batch} rows: "
@@ -217,7 +216,7 @@ def global_batch(local: PyTree, mesh: Mesh, axis: int = 0) -> Any:
         >>> global_batch(mine, mesh).shape == (B,)
         True
     """
-    check_mesh(mesh)
+    check_mesh(mesh, "global_batch")
     sharding = split_at(without_axis_types(mesh), axis)
     return jax.tree.map(
         lambda a: jax.make_array_from_process_local_data(sharding, np.asarray(a)), local
@@ -254,11 +253,11 @@ def by_rows(
     return lambda step: global_batch(batches(step, rows), mesh, axis)
 
 
-def check_mesh(mesh: Mesh) -> None:
-    """Check that the mesh has one axis."""
+def check_mesh(mesh: Mesh, what: str) -> None:
+    """Check that the mesh has one axis; ``what`` is the function that needs it."""
     if len(mesh.axis_names) != 1:
         raise ValueError(
-            f"make_train_step: the mesh must have one axis, over which the streams are "
+            f"{what}: the mesh must have one axis, over which rows or streams are "
             f"split, but it has {mesh.axis_names}; "
             "jax.sharding.Mesh(jax.devices(), ('streams',)) has one"
         )

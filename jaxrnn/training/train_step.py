@@ -73,7 +73,7 @@ def make_train_step(
         ('0.5', '2.0')
     """
     if mesh is not None:
-        check_mesh(mesh)
+        check_mesh(mesh, "make_train_step")
         check_axis_name(tbptt.axis_name, mesh)
 
     def step(state: TrainState, window: Window, progress: Any) -> TrainState:

@@ -140,6 +140,25 @@ def check_a_mesh_of_explicit_axes(x64):
     assert_same(np.asarray(found), np.asarray(wanted))
 
 
+def check_gradients_that_are_mapped_over_are_traced():
+    layers = jaxrnn.stack(*[jaxrnn.GRU(D)] * 2)
+    inputs = draw(layers, 1, steps=4, batch=(2,))
+
+    def loss(xs):
+        place = {"axis": "layer", "block": 2, "mesh": mesh_of(2)}
+        last, ys = wavefront(layers, inputs.params, xs, **place)
+        return ys.sum() + sum(jnp.square(h).sum() for h in last)
+
+    xs = jnp.stack([inputs.xs, inputs.xs])
+    assert jax.eval_shape(jax.vmap(jax.grad(loss)), xs).shape == xs.shape
+
+
+def test_no_steps():
+    params, xs = ONE.init(jax.random.key(0), D), jnp.ones((0, 2, D))
+    found = wavefront(ONE, params, xs, axis="layer", block=2, mesh=mesh_of(1))
+    assert_same(found, jaxrnn.unroll(ONE, params, xs))
+
+
 # -- refusals, on one device -----------------------------------------------------------
 
 

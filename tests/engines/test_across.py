@@ -225,6 +225,59 @@ def check_second_derivatives(name, x64):
     assert_same(found, slope(unrolled(ALL[name], None)))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["min_gru", "retnet"])
+def check_products_with_the_hessian(name, x64):
+    params, xs, carry, *flags = inputs_of(name, "", 2)
+
+    def product(run):
+        def gradient(xs):
+            return jax.grad(lambda xs: loss_of(run(params, xs, carry, *flags)))(xs)
+
+        return jax.jit(lambda xs: jax.jvp(gradient, (xs,), (jnp.cos(xs),)))(xs)
+
+    found = product(over(2, unrolled(ALL[name], Across("time"))))
+    assert_same(found, product(unrolled(ALL[name], None)))
+
+
+def mapped(run, name):
+    """``vmap`` of ``value_and_grad`` over three inputs, and the inputs."""
+    params, xs, carry, *flags = inputs_of(name, "", 2)
+
+    def loss(params, xs, carry):
+        return loss_of(run(params, xs, carry, *flags))
+
+    both = jax.value_and_grad(loss, argnums=(0, 1, 2))
+    each = jax.vmap(both, in_axes=(None, 0, None))
+    return jax.jit(each), (params, jnp.stack([xs, 2 * xs, 3 * xs]), carry)
+
+
+def check_gradients_that_are_mapped_over_are_traced():
+    run = over(2, unrolled(ALL["retnet"], Across("time")))
+    function, given = mapped(run, "retnet")
+    jax.eval_shape(function, *given)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "exchange"),
+    [("min_gru", "gather"), ("retnet", "gather"), ("retnet", "permute")],
+)
+def check_gradients_are_mapped_over(name, exchange, x64):
+    engine = Across("time", exchange=exchange)
+    function, given = mapped(over(2, unrolled(ALL[name], engine)), name)
+    assert_same(function(*given), mapped(unrolled(ALL[name], None), name)[0](*given))
+
+
+@pytest.mark.parametrize("name", ["min_gru", "retnet"])
+def check_no_steps(name, x64):
+    params, xs, carry, mask, resets = inputs_of(name, "mr", 2)
+    run = over(2, unrolled(ALL[name], Across("time")))
+    last, ys = run(params, xs[:0], carry, mask[:0], resets[:0])
+    assert_same(last, carry)
+    assert not jax.tree.leaves(ys)[0].size
+
+
 # -- what does not cross ---------------------------------------------------------------
 
 

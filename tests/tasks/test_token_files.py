@@ -131,10 +131,15 @@ def test_the_file_is_made_once_and_again_where_it_is_not_whole(tmp_path, cache):
     # what a killed process may leave: a part, no JSON file, or half of one
     left = file.with_name(f"{file.name}.0.part")
     whole = about.read_text()
+    known = json.loads(whole)
+    without_characters = json.dumps({k: known[k] for k in known if k != "characters"})
     for damage in (
         lambda: (about.unlink(), left.write_bytes(b"half")),
         lambda: about.write_text(whole[: len(whole) // 2]),
         lambda: about.write_text("{}"),
+        lambda: about.write_bytes(b"\xff"),
+        lambda: about.write_text(without_characters),
+        lambda: about.write_text(whole.replace('"counts": [', '"counts": [7, ')),
         lambda: file.write_bytes(file.read_bytes()[:-1]),
         file.unlink,
     ):
@@ -163,9 +168,12 @@ def test_what_is_wrong_is_one_line(tmp_path, cache, monkeypatch):
         text.coded_text(str(book))
     book.write_text("good\n" * 60)
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("JAXRNN_CACHE", str(tmp_path / "file"))
-    with pytest.raises(InputError, match=r"cannot be written.*JAXRNN_CACHE=FOLDER"):
-        text.coded_text(str(book))
+    (tmp_path / "link").symlink_to(tmp_path / "link")
+    for nowhere in (tmp_path / "file", tmp_path / "link", "/proc/none"):
+        monkeypatch.setenv("JAXRNN_CACHE", str(nowhere))
+        wanted = rf"^{nowhere}.*cannot be written.*JAXRNN_CACHE=FOLDER"
+        with pytest.raises(InputError, match=wanted):
+            text.coded_text(str(book))
     with pytest.raises(InputError, match=r"no such file|cannot be read"):
         text.coded_text(str(tmp_path / "none"))
     (tmp_path / "empty").write_text("")
@@ -175,12 +183,34 @@ def test_what_is_wrong_is_one_line(tmp_path, cache, monkeypatch):
         text.coded_text(str(tmp_path))
 
 
+@pytest.mark.parametrize("read", [text.read_text, text.coded_text])
+def test_a_mark_at_the_beginning_moves_no_position(tmp_path, read):
+    book = tmp_path / "book.txt"
+    book.write_bytes(characters.MARK + b"abc\n\xff")
+    with pytest.raises(InputError, match=rf"{book}:2: byte 7 \(0xff\) is not UTF-8"):
+        read(str(book))
+
+
+def test_a_damaged_digest_is_computed_again(tmp_path, cache):
+    book = tmp_path / "book.txt"
+    book.write_text(some_text(5, 3000), encoding="utf-8")
+    texts = Texts.read((str(book),))
+    wanted = texts.digest()
+    (file,) = cache.glob("*.text")
+    for damage in (b"", b"\xff"):
+        file.write_bytes(damage)
+        assert texts.digest() == wanted
+        assert file.read_text() == wanted
+
+
 def test_where_the_cache_is(monkeypatch, tmp_path):
     monkeypatch.delenv("JAXRNN_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert token_files.cache_folder() == tmp_path / "jaxrnn"
     monkeypatch.setenv("JAXRNN_CACHE", str(tmp_path / "mine"))
     assert token_files.cache_folder() == tmp_path / "mine"
+    monkeypatch.setenv("JAXRNN_CACHE", "~/mine")  # from a file that no shell reads
+    assert token_files.cache_folder() == Path.home() / "mine"
 
 
 def test_rare_characters_become_the_unknown_one(tmp_path, monkeypatch):
@@ -201,6 +231,9 @@ def test_rare_characters_become_the_unknown_one(tmp_path, monkeypatch):
     assert len(Texts.read((str(book),), min_count=1).vocabulary) == 6
     with pytest.raises(InputError, match=r"--min-count 500 leaves no character.* 19"):
         Texts.read((str(book),), min_count=500)
+    book.write_text(text.UNKNOWN * 100, encoding="utf-8")
+    with pytest.raises(InputError, match="no character but U\\+FFFD"):
+        Texts.read((str(book),))
 
 
 def test_evaluation_costs_what_is_asked_for_and_is_whole_at_the_end(

@@ -20,7 +20,7 @@ import optax
 import pytest
 from collectives import collectives
 from jax.flatten_util import ravel_pytree
-from jax.sharding import Mesh
+from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 from quick import kept_programs
 from reference import compiled
@@ -482,6 +482,34 @@ def check_a_batch_step_splits_its_rows(rows, optax_promotion):
     assert_same(*states, 1e-5)
 
 
+def check_the_steps_run_where_a_mesh_of_explicit_axes_is_set(optax_promotion):
+    """Also with windows whose type holds such a mesh."""
+    mesh = Mesh(np.asarray(jax.devices()), ("s",), axis_types=(AxisType.Explicit,))
+
+    def trained(mesh):
+        train_step, state, window = stepped(jaxrnn.GRU(2), mesh)
+        for _ in range(2):
+            state = train_step(state, window, np.float32(0.1))
+        assert float(training.sharding.zero_like(state.loss)) == 0
+        return jax.tree.map(np.asarray, state)
+
+    def batched(mesh):
+        step = training.make_batch_step(
+            lambda p, xs, key: (jnp.square(p["w"] * xs).sum(), jnp.asarray(xs.size)),
+            optimizer := training.make_optimizer(),
+            training.constant(0.1),
+            mesh,
+        )
+        params = {"w": jnp.ones(())}
+        state = training.fresh_state(optimizer, params, jax.random.key(1))
+        return jax.tree.map(np.asarray, step(state, jnp.ones((4, 3)), np.float32(0)))
+
+    expected = trained(None), batched(None)
+    with jax.set_mesh(mesh):
+        found = trained(mesh), batched(mesh)
+    assert_same(found, expected, 1e-5)
+
+
 def check_an_axis_of_another_name_than_the_mesh_has(plain_errors):
     with pytest.raises(ValueError, match="the axis of the mesh is 'a', but TBPTT"):
         training.make_train_step(
@@ -503,6 +531,13 @@ def check_a_mesh_of_one_device_changes_nothing_nor_its_noise(optax_promotion):
 
 
 def check_meshes_that_do_not_fit(plain_errors):
+    both = jax.make_mesh((2, 1), ("a", "b"))
+    for name, given in (
+        ("local_rows", (both, 2)),
+        ("global_batch", (np.ones(2), both)),
+    ):
+        with pytest.raises(ValueError, match=f"^{name}: the mesh must have one axis"):
+            getattr(training, name)(*given)
     with pytest.raises(
         ValueError, match=r"the mesh must have one axis, .* but it has \('a', 'b'\)"
     ):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
+import jax
 from jaxtyping import Array, Bool
 
 from ...core.cell import (
@@ -48,7 +49,9 @@ class Across(AbstractEngine):
     and `bidirectional` layers. Convolutions are sent the last inputs of the devices
     before. Gradients are JAX's outside of ``shard_map``; inside of it, they are those
     of the sum of all devices' losses, and those of parameters and of the first carry
-    must be summed over the axis.
+    must be summed over the axis. Of linear cells there are derivatives in reverse mode
+    only: `jax.jvp` and `jax.jacfwd` end in JAX's TypeError on ``custom_vjp``, but
+    ``jax.jvp`` of ``jax.grad``, a product with the Hessian, is right.
 
     ``params`` and the first carry are the same on every device, and so is the carry
     that `unroll` returns, which is that after the last step of all. A layer of one's
@@ -165,7 +168,7 @@ class Across(AbstractEngine):
         split.check((params, carry, sequence))
         if (why := self.refusal(cell)) is not None:
             raise TypeError(why)
-        if split.size == 1:
+        if split.size == 1 or not jax.tree.leaves(xs)[0].shape[0]:
             return engine.run(cell, params, carry, *sequence, reverse)
         run: Any = run_linear if is_linear(cell) else run_chunkwise
         return run(split, engine, cell, params, carry, sequence, reverse)

@@ -112,9 +112,16 @@ def known_characters(
         if count >= least and character != UNKNOWN
     ]
     if not known:
+        most = max(
+            (n for c, n in zip(characters, counts, strict=True) if c != UNKNOWN),
+            default=0,
+        )
         raise InputError(
             f"--min-count {least} leaves no character: the most frequent one is "
-            f"{int(counts.max(initial=0)):,} times in the training text"
+            f"{int(most):,} times in the training text"
+            if most
+            else "the training text has no character but U+FFFD, which stands for "
+            "what could not be read: convert the original to UTF-8 again"
         )
     note = (
         f"unknown symbol: {int(is_rare.sum()):,} of the {int((counts > 0).sum()):,} "

@@ -12,6 +12,7 @@ import numpy as np
 
 from ...training import InputError
 from ...truncation.tbptt import Window
+from .characters import MARK
 from .file_kinds import why_not_text
 from .token_files import LARGE, CodedText, coded_bytes, coded_file
 from .tokens import Tokens
@@ -81,7 +82,9 @@ def read_utf8(source: str, wanted: str, embedded: str = "") -> str:
     try:
         text = raw.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
-        raise InputError(why_not_text(source, raw, error.start)) from None
+        # utf-8-sig counts from behind the mark.
+        begin = len(MARK) if raw.startswith(MARK) else 0
+        raise InputError(why_not_text(source, raw, begin + error.start)) from None
     if not text:
         raise InputError(f"{source} is empty; --data must be {wanted}")
     return text

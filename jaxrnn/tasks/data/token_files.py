@@ -67,7 +67,7 @@ def cache_folder() -> pathlib.Path:
     caches, which ``XDG_CACHE_HOME`` may name.
     """
     if named := os.environ.get("JAXRNN_CACHE"):
-        return pathlib.Path(named)
+        return pathlib.Path(named).expanduser()
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return pathlib.Path(caches) / "jaxrnn"
 
@@ -121,7 +121,7 @@ def coded_file(path: pathlib.Path) -> CodedText:
                     _remove_parts(folder, key)
                 _make(path, folder, key)
     except OSError as error:
-        if error.errno not in _NO_ROOM:
+        if error.errno not in _NO_ROOM or error.filename == str(path):
             raise
         raise InputError(
             f"{folder} cannot be written: {os.strerror(error.errno)}; it takes the "
@@ -136,7 +136,7 @@ def coded_file(path: pathlib.Path) -> CodedText:
 
 _NO_ROOM = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
-    *(errno.EFBIG, errno.ENOTDIR, errno.EEXIST),
+    *(errno.EFBIG, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.ELOOP),
 )
 
 
@@ -150,11 +150,13 @@ def _mapped(folder: pathlib.Path, key: str) -> CodedText | None:
         dtype = np.dtype(about["dtype"])
         if tokens.stat().st_size != about["length"] * dtype.itemsize:
             return None
+        counts, characters = np.array(about["counts"], np.int64), about["characters"]
+        if counts.shape != (len(characters),) or counts.sum() != about["length"]:
+            return None
         codes = np.memmap(tokens, dtype, "r").view(np.ndarray)
-        counts = np.array(about["counts"], np.int64)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return CodedText(codes, about["characters"], counts, key, is_mapped=True)
+    return CodedText(codes, characters, counts, key, is_mapped=True)
 
 
 def _make(path: pathlib.Path, folder: pathlib.Path, key: str) -> None:
@@ -272,8 +274,9 @@ def remembered(key: tuple[Any, ...], compute: Callable[[], str]) -> str:
     """
     name = hashlib.sha256(json.dumps([FORMAT, *key]).encode()).hexdigest()
     file = cache_folder() / "tokens" / f"{name}.text"
-    with contextlib.suppress(OSError):
-        return file.read_text(encoding="utf-8")
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        if text := file.read_text(encoding="utf-8"):
+            return text
     text = compute()
     with contextlib.suppress(OSError):
         _write(file, text)
