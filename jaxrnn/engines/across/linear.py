@@ -4,6 +4,9 @@ The steps of a stretch are one elementwise map ``s -> A s + S``. Backwards, with
 cotangent of s_t and ``e_t = a_t (g_t + e_{t+1})`` that of s_{t-1}, they are the map
 ``e -> A e + E``, with the same A. So either way the devices exchange two states each,
 and the engine inside, with its own derivative, runs the steps of every stretch once.
+
+Forward mode runs the tangent of every stretch twice: from a carry without tangent, for
+what the others must know, and then from that which enters.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from ...core.cell import Cell
 from ...core.engine import AbstractEngine
 from ...core.time_split import TimeSplit
 from ...core.types import Carry, Params, PyTree
+from ..jaxpr.evaluate import is_differentiable
 from ..recurrence.chunks import scan_over_chunks
 from ..recurrence.heuristics import (
     LEAST_PREFIX_CHUNK,
@@ -27,6 +31,7 @@ from ..recurrence.heuristics import (
     nearest_divisor,
 )
 from ..recurrence.run import Sequence, one_step
+from .linear_map import linear_map
 
 Maps = tuple[Any, Any]  # A and S, or those of every step
 
@@ -63,22 +68,50 @@ def run_linear(
     def enter(params, carry, sequence):
         of_chunk = functools.partial(_steps, cell, params, carry)
         stretch = _joined(of_chunk, carry, sequence, reverse)
-        return split.carry_before(stretch, carry, join, apply, reverse)
+        before = split.carry_before(stretch, carry, join, apply, reverse)
+        return before, stretch[0]
 
-    @jax.custom_vjp
+    @jax.custom_jvp
     def run(params, carry, sequence):
-        before = enter(params, carry, sequence)
+        before, _ = enter(params, carry, sequence)
         last, carries = inner(params, before, sequence)
         return split.of_last(last, reverse), carries
 
-    def forward(params, carry, sequence):
-        before = enter(params, carry, sequence)
-        (last, carries), pull = jax.vjp(inner, params, before, sequence)
-        outputs = split.of_last(last, reverse), carries
-        return outputs, (pull, params, carry, sequence)
+    @run.defjvp
+    def differentiated(primals, tangents):
+        params, carry, sequence = primals
+        before, A = enter(params, carry, sequence)
+        moving, put_back = _moving((params, sequence))
 
-    def backward(kept, cotangents):
-        pull, params, carry, sequence = kept
+        def walk(moving, before):
+            params, sequence = put_back(moving)
+            return inner(params, before, sequence)
+
+        (last, carries), line = jax.linearize(walk, moving, before)
+        results = split.of_last(last, reverse), carries
+        d_params, d_first, d_sequence = tangents
+        given = _chosen((d_params, d_sequence), (params, sequence)), d_first
+        known, of_known = jax.tree.flatten((line, A, params, carry, sequence))
+        given, of_given = jax.tree.flatten(given)
+        of_results = jax.tree.structure(results)
+
+        def function(known, given):
+            line, A, *_ = jax.tree.unflatten(of_known, known)
+            d_moving, d_first = jax.tree.unflatten(of_given, given)
+            d_last, _ = line(d_moving, jax.tree.map(jnp.zeros_like, d_first))
+            d_before = split.carry_before((A, d_last), d_first, join, apply, reverse)
+            d_last, d_carries = line(d_moving, d_before)
+            return jax.tree.leaves((split.of_last(d_last, reverse), d_carries))
+
+        def transpose(known, cotangents):
+            primals = jax.tree.unflatten(of_known, known)
+            cotangents = jax.tree.unflatten(of_results, cotangents)
+            return jax.tree.leaves(backward(*primals, cotangents))
+
+        d_results = linear_map(function, transpose, known, given)
+        return results, jax.tree.unflatten(of_results, d_results)
+
+    def backward(line, A, params, carry, sequence, cotangents):
         d_last, d_carries = cotangents
         # Every device holds the last carry, and may use it.
         d_last = split.sum(d_last)
@@ -90,15 +123,38 @@ def run_linear(
 
         stretch = _joined(of_chunk, carry, (*sequence, d_carries), not reverse)
         d_after = split.carry_before(stretch, d_last, join, apply, not reverse)
-        d_params, d_before, d_sequence = pull((d_after, d_carries))
+        moving, _ = _moving((params, sequence))
+        d_moving, d_before = jax.linear_transpose(line, moving, carry)(
+            (d_after, d_carries)
+        )
         is_first = split.rank(reverse) == 0
         d_first = jax.tree.map(
             lambda d: jnp.where(is_first, d, jnp.zeros_like(d)), d_before
         )
-        return d_params, d_first, d_sequence
+        return d_moving, d_first
 
-    run.defvjp(forward, backward)
     return run(params, carry, sequence)
+
+
+def _moving(tree: PyTree) -> tuple[list, Any]:
+    """Return the arrays that have tangents, and what puts others in their place."""
+    leaves, structure = jax.tree.flatten(tree)
+    moves = [is_differentiable(jax.typeof(a)) for a in leaves]
+
+    def put_back(moving):
+        rest = iter(moving)
+        return jax.tree.unflatten(
+            structure,
+            [next(rest) if m else a for a, m in zip(leaves, moves, strict=True)],
+        )
+
+    return [a for a, m in zip(leaves, moves, strict=True) if m], put_back
+
+
+def _chosen(tangents: PyTree, primals: PyTree) -> list:
+    """Return the tangents of the arrays that have them."""
+    both = zip(jax.tree.leaves(tangents), jax.tree.leaves(primals), strict=True)
+    return [t for t, a in both if is_differentiable(jax.typeof(a))]
 
 
 def join(early: Maps, late: Maps) -> Maps:
