@@ -102,7 +102,8 @@ def wavefront(
     size = _size_of(axis, mesh)
     _check_sizes(layers, layer, each, xs, block, axis, size)
     if not xs.shape[0]:
-        return unroll(layers, each, xs, carry, mask=mask, resets=resets)
+        last, ys, *_ = unroll(layers, each, xs, carry, mask=mask, resets=resets)
+        return last, ys
     if carry is None:
         carry = layers.initial_carry(each, xs.shape[1:-1])
 

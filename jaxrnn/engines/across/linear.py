@@ -90,9 +90,9 @@ def run_linear(
         (last, carries), line = jax.linearize(walk, moving, before)
         results = split.of_last(last, reverse), carries
         d_params, d_first, d_sequence = tangents
-        given = _chosen((d_params, d_sequence), (params, sequence)), d_first
+        moved = _chosen((d_params, d_sequence), (params, sequence))
         known, of_known = jax.tree.flatten((line, A, params, carry, sequence))
-        given, of_given = jax.tree.flatten(given)
+        given, of_given = jax.tree.flatten((moved, d_first))
         of_results = jax.tree.structure(results)
 
         def function(known, given):
@@ -106,12 +106,13 @@ def run_linear(
         def transpose(known, cotangents):
             primals = jax.tree.unflatten(of_known, known)
             cotangents = jax.tree.unflatten(of_results, cotangents)
-            return jax.tree.leaves(backward(*primals, cotangents))
+            return jax.tree.leaves(backward(primals, cotangents))
 
         d_results = linear_map(function, transpose, known, given)
         return results, jax.tree.unflatten(of_results, d_results)
 
-    def backward(line, A, params, carry, sequence, cotangents):
+    def backward(known, cotangents):
+        line, _, params, carry, sequence = known
         d_last, d_carries = cotangents
         # Every device holds the last carry, and may use it.
         d_last = split.sum(d_last)
