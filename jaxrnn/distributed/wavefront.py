@@ -102,7 +102,7 @@ def wavefront(
     size = _size_of(axis, mesh)
     _check_sizes(layers, layer, each, xs, block, axis, size)
     if not xs.shape[0]:
-        last, ys = unroll(layers, each, xs, carry, mask=mask, resets=resets)[:2]
+        last, ys, *_ = unroll(layers, each, xs, carry, mask=mask, resets=resets)
         return last, ys
     if carry is None:
         carry = layers.initial_carry(each, xs.shape[1:-1])
@@ -210,7 +210,7 @@ def _check_sizes(
         )
     made = jax.eval_shape(lambda p, x: unroll(layer, p, x)[1], params["layer_0"], xs)
     if (
-        not jax.tree_util.treedef_is_leaf(jax.tree.structure(made))
+        not isinstance(made, jax.ShapeDtypeStruct)
         or made.shape != xs.shape
         or made.dtype != xs.dtype
     ):
@@ -326,12 +326,12 @@ def _ticks(
             ),
             blocks,
         )
-        # No branch: where XLA splits a batch over other axes it may put a collective
-        # into one, which not all devices would take. A device without a block runs
-        # the first inputs, for nothing.
-        x = select(there, select(place == 0, x, sent), blocks[0][0])
-        new, ys = run(carry, x, mask, resets)
-        carry, ys = select(there, (new, ys), (carry, jnp.zeros_like(ys)))
+        x = select(place == 0, x, sent)
+
+        def rest(carry, x, mask, resets):
+            return carry, jnp.zeros_like(x)
+
+        carry, ys = jax.lax.cond(there, run, rest, carry, x, mask, resets)
         return (carry, jax.lax.ppermute(ys, axis, upwards)), ys
 
     ticks = jnp.arange(count + size - 1, dtype=jnp.int32)

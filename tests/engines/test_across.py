@@ -240,6 +240,43 @@ def check_products_with_the_hessian(name, x64):
     assert_same(found, product(unrolled(ALL[name], None)))
 
 
+FORWARD = [("min_gru", "mr", "gather"), ("lru", "mrb", "permute")]
+FORWARD += [("retnet", "m", "gather"), ("both_ways", "mr", "permute")]
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "exchange"),
+    [FORWARD[0], *[pytest.param(*row, marks=pytest.mark.slow) for row in FORWARD[1:]]],
+)
+def check_forward_mode(name, flags, exchange, x64):
+    given = inputs_of(name, flags, 4)
+    tangents = jax.tree.map(jnp.cos, given[:3])
+
+    def pushed(run):
+        def values(*moving):
+            return run(*moving, *given[3:])
+
+        return jax.jit(lambda *moving: jax.jvp(values, moving, tangents))(*given[:3])
+
+    found = pushed(
+        over(4, unrolled(ALL[name], Across("time", exchange=exchange), flags))
+    )
+    assert_same(found, pushed(unrolled(ALL[name], None, flags)))
+
+
+@pytest.mark.slow
+def check_jacobians_both_ways(x64):
+    """Forward mode is mapped over too."""
+    params, xs, carry, *flags = inputs_of("min_gru", "", 2)
+    run = over(2, unrolled(ALL["min_gru"], Across("time")))
+
+    def last(xs):
+        return run(params, xs, carry, *flags)[0]
+
+    found = [jax.jit(f(last))(xs) for f in (jax.jacfwd, jax.jacrev)]
+    assert_same(*found)
+
+
 def mapped(run, name):
     """``vmap`` of ``value_and_grad`` over three inputs, and the inputs."""
     params, xs, carry, *flags = inputs_of(name, "", 2)

@@ -49,9 +49,7 @@ class Across(AbstractEngine):
     and `bidirectional` layers. Convolutions are sent the last inputs of the devices
     before. Gradients are JAX's outside of ``shard_map``; inside of it, they are those
     of the sum of all devices' losses, and those of parameters and of the first carry
-    must be summed over the axis. Of linear cells there are derivatives in reverse mode
-    only: `jax.jvp` and `jax.jacfwd` end in JAX's TypeError on ``custom_vjp``, but
-    ``jax.jvp`` of ``jax.grad``, a product with the Hessian, is right.
+    must be summed over the axis.
 
     ``params`` and the first carry are the same on every device, and so is the carry
     that `unroll` returns, which is that after the last step of all. A layer of one's

@@ -4,13 +4,16 @@ The steps of a stretch are one elementwise map ``s -> A s + S``. Backwards, with
 cotangent of s_t and ``e_t = a_t (g_t + e_{t+1})`` that of s_{t-1}, they are the map
 ``e -> A e + E``, with the same A. So either way the devices exchange two states each,
 and the engine inside, with its own derivative, runs the steps of every stretch once.
+
+Forward mode runs the tangent of every stretch twice: from a carry without tangent, for
+what the others must know, and then from that which enters.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +22,7 @@ from ...core.cell import Cell
 from ...core.engine import AbstractEngine
 from ...core.time_split import TimeSplit
 from ...core.types import Carry, Params, PyTree
+from ..jaxpr.evaluate import is_differentiable
 from ..recurrence.chunks import scan_over_chunks
 from ..recurrence.heuristics import (
     LEAST_PREFIX_CHUNK,
@@ -27,6 +31,7 @@ from ..recurrence.heuristics import (
     nearest_divisor,
 )
 from ..recurrence.run import Sequence, one_step
+from .linear_map import linear_map
 
 Maps = tuple[Any, Any]  # A and S, or those of every step
 
@@ -55,50 +60,113 @@ def run_linear(
         The carry after the last step of all, on every device, and the carries after
         every step of this device.
     """
+    return _Walk(split, engine, cell, reverse).run(params, carry, sequence)
 
-    def inner(params, carry, sequence):
-        xs, mask, resets = sequence
-        return engine.run(cell, params, carry, xs, mask, resets, reverse)
 
-    def enter(params, carry, sequence):
-        of_chunk = functools.partial(_steps, cell, params, carry)
-        stretch = _joined(of_chunk, carry, sequence, reverse)
-        return split.carry_before(stretch, carry, join, apply, reverse)
+class _Walk(NamedTuple):
+    """How the stretches run; see `run_linear`."""
 
-    @jax.custom_vjp
-    def run(params, carry, sequence):
-        before = enter(params, carry, sequence)
-        last, carries = inner(params, before, sequence)
-        return split.of_last(last, reverse), carries
+    split: TimeSplit
+    engine: AbstractEngine
+    cell: Cell
+    reverse: bool
 
-    def forward(params, carry, sequence):
-        before = enter(params, carry, sequence)
-        (last, carries), pull = jax.vjp(inner, params, before, sequence)
-        outputs = split.of_last(last, reverse), carries
-        return outputs, (pull, params, carry, sequence)
+    def run(self, params: Params, carry: Carry, sequence: Sequence) -> Any:
+        """Return the last carry of all, and the carries of this device's steps."""
 
-    def backward(kept, cotangents):
-        pull, params, carry, sequence = kept
+        @jax.custom_jvp
+        def run(params, carry, sequence):
+            before, _ = self.enter(params, carry, sequence)
+            last, carries = self.steps(params, before, sequence)
+            return self.split.of_last(last, self.reverse), carries
+
+        run.defjvp(self.differentiated)
+        return run(params, carry, sequence)
+
+    def steps(self, params: Params, carry: Carry, sequence: Sequence) -> Any:
+        """Run this device's steps from the carry that enters them."""
+        return self.engine.run(self.cell, params, carry, *sequence, self.reverse)
+
+    def enter(self, params: Params, carry: Carry, sequence: Sequence) -> Any:
+        """Return the carry that enters this device's steps, and their A."""
+        of_chunk = functools.partial(_steps, self.cell, params, carry)
+        stretch = _joined(of_chunk, carry, sequence, self.reverse)
+        return self.carry_before(stretch, carry, self.reverse), stretch[0]
+
+    def carry_before(self, stretch: Maps, first: Carry, reverse: bool) -> Any:
+        """Return what enters this device's stretch, from the maps of all."""
+        return self.split.carry_before(stretch, first, join, apply, reverse)
+
+    def differentiated(self, primals: Any, tangents: Any) -> Any:
+        """Return the results of `run` and their tangents."""
+        params, carry, sequence = primals
+        before, A = self.enter(params, carry, sequence)
+        moving, put_back = _moving((params, sequence))
+
+        def walk(moving, before):
+            params, sequence = put_back(moving)
+            return self.steps(params, before, sequence)
+
+        (last, carries), line = jax.linearize(walk, moving, before)
+        results = self.split.of_last(last, self.reverse), carries
+        d_params, d_first, d_sequence = tangents
+        moved = _chosen((d_params, d_sequence), (params, sequence))
+        known, of_known = jax.tree.flatten((line, A, params, carry, sequence))
+        given, of_given = jax.tree.flatten((moved, d_first))
+        of_results = jax.tree.structure(results)
+
+        def function(known, given):
+            primals = jax.tree.unflatten(of_known, known)
+            return jax.tree.leaves(
+                self.forward(primals, jax.tree.unflatten(of_given, given))
+            )
+
+        def transpose(known, cotangents):
+            primals = jax.tree.unflatten(of_known, known)
+            return jax.tree.leaves(
+                self.backward(primals, jax.tree.unflatten(of_results, cotangents))
+            )
+
+        d_results = linear_map(function, transpose, known, given)
+        return results, jax.tree.unflatten(of_results, d_results)
+
+    def forward(self, known: Any, tangents: Any) -> Any:
+        """Return the tangents of the results.
+
+        Args:
+            known: the linearized steps, A, parameters, first carry and sequence.
+            tangents: those of parameters and sequence, and that of the first carry.
+        """
+        line, A, *_ = known
+        moved, d_first = tangents
+        d_last, _ = line(moved, jax.tree.map(jnp.zeros_like, d_first))
+        d_before = self.carry_before((A, d_last), d_first, self.reverse)
+        d_last, d_carries = line(moved, d_before)
+        return self.split.of_last(d_last, self.reverse), d_carries
+
+    def backward(self, known: Any, cotangents: Any) -> Any:
+        """Return the cotangents of what has tangents; see `forward`."""
+        line, _, params, carry, sequence = known
         d_last, d_carries = cotangents
         # Every device holds the last carry, and may use it.
-        d_last = split.sum(d_last)
+        d_last = self.split.sum(d_last)
 
         def of_chunk(now):
             (*sequence, d_carries) = now
-            a, _ = _steps(cell, params, carry, tuple(sequence))
+            a, _ = _steps(self.cell, params, carry, tuple(sequence))
             return a, jax.tree.map(_times, a, d_carries)
 
-        stretch = _joined(of_chunk, carry, (*sequence, d_carries), not reverse)
-        d_after = split.carry_before(stretch, d_last, join, apply, not reverse)
-        d_params, d_before, d_sequence = pull((d_after, d_carries))
-        is_first = split.rank(reverse) == 0
+        back = not self.reverse
+        stretch = _joined(of_chunk, carry, (*sequence, d_carries), back)
+        d_after = self.carry_before(stretch, d_last, back)
+        moving, _ = _moving((params, sequence))
+        pull = jax.linear_transpose(line, moving, carry)
+        d_moving, d_before = pull((d_after, d_carries))
+        is_first = self.split.rank(self.reverse) == 0
         d_first = jax.tree.map(
             lambda d: jnp.where(is_first, d, jnp.zeros_like(d)), d_before
         )
-        return d_params, d_first, d_sequence
-
-    run.defvjp(forward, backward)
-    return run(params, carry, sequence)
+        return d_moving, d_first
 
 
 def join(early: Maps, late: Maps) -> Maps:
@@ -186,3 +254,24 @@ def _reduced(maps: Maps, reverse: bool) -> Maps:
         )
         maps = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), join(even, odd), rest)
     return jax.tree.map(lambda x: x[0], maps)
+
+
+def _moving(tree: PyTree) -> tuple[list, Any]:
+    """Return the arrays that have tangents, and what puts others in their place."""
+    leaves, structure = jax.tree.flatten(tree)
+    moves = [is_differentiable(jax.typeof(a)) for a in leaves]
+
+    def put_back(moving):
+        rest = iter(moving)
+        return jax.tree.unflatten(
+            structure,
+            [next(rest) if m else a for a, m in zip(leaves, moves, strict=True)],
+        )
+
+    return [a for a, m in zip(leaves, moves, strict=True) if m], put_back
+
+
+def _chosen(tangents: PyTree, primals: PyTree) -> list:
+    """Return the tangents of the arrays that have them."""
+    both = zip(jax.tree.leaves(tangents), jax.tree.leaves(primals), strict=True)
+    return [t for t, a in both if is_differentiable(jax.typeof(a))]
