@@ -86,7 +86,7 @@ def markdown(result: dict[str, Any]) -> str:
             ],
         ),
     ]
-    if result["measured"]:
+    if result["timed"]:
         lines += [
             "",
             "## Measured: two devices on two cores, each with the rows of one alone",
@@ -102,7 +102,7 @@ def markdown(result: dict[str, Any]) -> str:
                         f"({row['efficiency']['q1']:.2f} to "
                         f"{row['efficiency']['q3']:.2f})",
                     ]
-                    for row in result["measured"]
+                    for row in result["timed"]
                 ],
             ),
         ]
@@ -189,7 +189,7 @@ def main(argv: list[str] | None = None) -> int:
         command("scaling", argv),
         counted=counted,
         large=large,
-        measured=measured,
+        timed=measured,
         predicted=prediction.predict(large),
         assumed=prediction.ASSUMED,
     )

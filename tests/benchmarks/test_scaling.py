@@ -104,6 +104,6 @@ def test_quick_writes_what_it_promises(tmp_path):
         assert row["temp_bytes"] < one[cell]["temp_bytes"]
     assert {row["chips"] for row in result["predicted"]} == set(prediction.CHIPS)
     assert all(0 < row["efficiency"] <= 1 for row in result["predicted"])
-    assert {row["cell"] for row in result["measured"]} == set(two)
+    assert {row["cell"] for row in result["timed"]} == set(two)
     text = (tmp_path / "scaling.md").read_text("utf-8")
     assert "## Predicted, not measured" in text
