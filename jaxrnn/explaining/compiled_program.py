@@ -208,11 +208,14 @@ class CompiledProgram:
                     starts.append(user)
                 elif places == [0] and operation == "dynamic-slice":
                     parts += size_of(line)
+                elif places and operation == "fusion":  # within this one
+                    inner = called(line, "calls")
+                    parts += sum(self._read(inner, i, size) for i in places)
                 elif places and not (
                     places == [0] and operation == "dynamic-update-slice"
                 ):
                     return size
-        return parts
+        return min(parts, size)
 
     def _written(self, fusion: str, name: str) -> int:
         """Return how much of a result a fusion writes: what it updates, or all."""

@@ -130,6 +130,20 @@ def test_a_row_that_is_read_or_overwritten_counts_as_a_row():
     assert CompiledProgram(ROWS).bytes_moved() == (32 + 4 + 32) + (32 + 4 + 32)
 
 
+def test_a_row_that_a_fusion_within_a_fusion_reads_counts_as_a_row():
+    outer = """%outer (o.0: f32[100,8], o.1: s32[]) -> f32[8] {
+  %o.0 = f32[100,8]{1,0} parameter(0)
+  %o.1 = s32[] parameter(1)
+  %within = f32[8]{0} fusion(%o.0, %o.1), kind=kLoop, calls=%row
+  ROOT %double = f32[8]{0} add(%within, %within)
+}
+
+ENTRY"""
+    text = ROWS.replace("calls=%row", "calls=%outer").replace("ENTRY", outer)
+    assert "calls=%outer" in text.partition("ENTRY")[2]
+    assert CompiledProgram(text).bytes_moved() == CompiledProgram(ROWS).bytes_moved()
+
+
 def test_a_real_program_is_read():
     """A CPU's compiler says how often a loop runs, and the bytes grow with it."""
 
