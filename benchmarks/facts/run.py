@@ -125,11 +125,12 @@ def shown(value: float | None) -> str:
     return f"{value:.0e}" if 0 < abs(value) < 1e-3 else number(value)
 
 
-def plan(facts: list[Fact]) -> str:
-    """Return what would run, with the minutes that it takes."""
+def plan(facts: list[Fact], todo: list[Fact]) -> str:
+    """Return the facts, and which would run in how many minutes."""
     rows = [
         [
             fact.name,
+            "yes" if fact in todo else "no, it is done",
             number(fact.minutes),
             ", ".join(map(str, fact.seeds)),
             fact.configuration,
@@ -137,9 +138,12 @@ def plan(facts: list[Fact]) -> str:
         ]
         for fact in facts
     ]
-    minutes = sum(fact.minutes for fact in facts)
-    head = ["fact", "minutes", "seeds", "configuration", "reproduced if"]
-    return f"{table(head, rows)}\n\n{minutes:.0f} minutes in all"
+    minutes = sum(fact.minutes for fact in todo)
+    head = ["fact", "would run", "minutes", "seeds", "configuration", "reproduced if"]
+    return (
+        f"{table(head, rows)}\n\n{minutes:.0f} minutes in all "
+        f"(--again NAME runs what is done once more)"
+    )
 
 
 def parse(argv: list[str] | None) -> Any:
@@ -200,7 +204,7 @@ def main(argv: list[str] | None = None) -> int:
         if key in args.again or (key in chosen and key not in done)
     ]
     if args.list:
-        print(plan(todo))
+        print(plan([FACTS[key] for key in FACTS if key in chosen], todo))
         return 0
     failed = False
     for fact in todo:

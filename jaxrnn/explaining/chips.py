@@ -96,7 +96,7 @@ def place_on(chip: str) -> SingleDeviceSharding:
     except Exception as error:
         lines = str(error).splitlines() or [type(error).__name__]
         raise MissingCompilerError(
-            f"no compiler for {chip} was found ({needed(chip)}): {lines[0]}"
+            f"no compiler for {chip} is at hand ({needed(chip)}): {lines[0]}"
         ) from error
     return SingleDeviceSharding(found.devices[0])
 
@@ -112,8 +112,8 @@ def needed(chip: str) -> str:
         return "pip install 'jaxrnn[compilers]', or libtpu alone"
     if importlib.util.find_spec("jax_cuda13_plugin") is not None:
         return (
-            f"it is, but did not start: where a GPU's libraries are missing, "
-            f"{_SKIP}=1 must be in the environment before jax starts"
+            f"it is installed and did not start: where a GPU's libraries are missing, "
+            f"set {_SKIP}=1 in the environment before Python starts"
         )
     return (
         f"jax 0.11 or newer and pip install 'jaxrnn[compilers]', or jax-cuda13-plugin"

@@ -233,7 +233,7 @@ def _continued(
         experiment, extra_config = declared.prepare(task_options)
     _check_unchanged(run, extra_config, run.config)
     end = last_end(run.path)
-    notes = [*([f"{end}: going on from the last checkpoint"] if end else []), *notes]
+    notes = [*([end] if end else []), *notes]
     experiment = dataclasses.replace(experiment, notes=(*experiment.notes, *notes))
     return _Begun(experiment, task_options, run_budget)
 

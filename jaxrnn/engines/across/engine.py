@@ -26,8 +26,8 @@ from .linear import run_linear
 
 INSTEAD = (
     "split the batch over the devices instead, or the layers of a stack by "
-    "jaxrnn.distributed.wavefront, or let engine=jaxrnn.Newton() solve for many steps "
-    "at once on every device"
+    "jaxrnn.distributed.wavefront; engine=jaxrnn.Newton() solves for many steps at "
+    "once, of whole sequences that are not split"
 )
 
 
