@@ -16,6 +16,7 @@ from .state_plots import eigenvalues as eigenvalues
 from .state_plots import state_plane as state_plane
 from .style import MAGNITUDES, TIMES, label_lines, styled
 from .style import figure as figure
+from .unit_plots import units_over_time as units_over_time
 
 DECADES = np.log(10.0)
 

@@ -7,7 +7,13 @@ import pytest
 from test_fixed_points import KEY
 
 import jaxrnn
-from jaxrnn.diagnostics import fixed_points, linearize, plane_flow, project_states
+from jaxrnn.diagnostics import (
+    fixed_points,
+    linearize,
+    plane_flow,
+    plots,
+    project_states,
+)
 from jaxrnn.diagnostics.state_plots import eigenvalues, state_plane
 
 
@@ -93,3 +99,43 @@ def test_what_is_refused(plain_errors, name):
 
     with pytest.raises(ValueError, match=message):
         measured()
+
+
+# --------------------------------------------------------------------------------------
+# Unit by unit
+
+
+def drawn(values, **options):
+    figure = plots.units_over_time(values, **options)
+    return [axis.get_images()[0] for axis in figure.axes[: len(values)]]
+
+
+def test_each_unit_is_a_row_and_each_step_a_column():
+    gates = np.random.default_rng(0).random((7, 3))
+    states = np.random.default_rng(1).normal(size=(7, 4))
+    gate, state = drawn({"gate": gates, "state": states}, sort=False)
+    np.testing.assert_array_equal(gate.get_array(), gates.T)
+    np.testing.assert_array_equal(state.get_array(), states.T)
+    assert gate.get_clim() == (0, 1)
+    largest = np.abs(states).max()
+    assert state.get_clim() == (-largest, largest)
+
+
+def test_units_are_sorted_by_the_step_at_which_they_are_largest():
+    values = np.eye(5)[:, [3, 0, 4, 2, 1]]  # unit i is largest at the step in its place
+    (image,) = drawn({"states": values})
+    np.testing.assert_array_equal(image.get_array(), np.eye(5))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "there is nothing to draw"),
+        ({"h": np.zeros((4, 2, 3))}, r"'h' must be \(T, H\).*choose a sequence"),
+        ({"h": np.zeros((4, 0))}, "must be"),
+        ({"h": np.zeros((4, 2)), "z": np.zeros((5, 2))}, "the same number of steps"),
+    ],
+)
+def test_what_cannot_be_drawn_unit_by_unit(values, message):
+    with pytest.raises(ValueError, match=message):
+        plots.units_over_time(values)
