@@ -26,6 +26,10 @@ from . import watch
 
 START_SECONDS = 300
 HEARTBEAT_SECONDS = 60
+# JAX itself ends all processes after so many times the heartbeat time. It counts from
+# the last sign of life, which may be half of its time before a process was lost: with
+# twice the time its end comes after that of `watch`, which has words.
+JAX_SHARE = 2
 # More than JAX's own limits, which end a process without words; see `_within`.
 MARGIN_SECONDS = 60
 # A process that has finished waits this long for the first one, which writes a report.
@@ -193,7 +197,7 @@ def _initialize(arguments: argparse.Namespace, named: dict[str, Any]) -> None:
             jax.distributed.initialize(
                 **named,
                 initialization_timeout=seconds + MARGIN_SECONDS,
-                heartbeat_timeout_seconds=heartbeat,
+                heartbeat_timeout_seconds=JAX_SHARE * heartbeat,
                 shutdown_timeout_seconds=LAST_SECONDS,
             )
     except Exception as error:  # gRPC and JAX raise many types

@@ -19,7 +19,7 @@ from ..training import processes
 from ..training.members import record_loss
 
 LOST = 3  # the exit status of a process after another one was lost
-SHARE = 0.6  # of the heartbeat time, so that this comes before JAX's own end
+SHARE = 0.6  # of the heartbeat time, within which all processes end
 ALIVE, FAILED = "jaxrnn/alive/", "jaxrnn/failed/"
 _ending = threading.Lock()  # whoever has it ends the process, or has ended a command
 _voice = threading.Lock()  # whoever has it speaks, so that "ended" is the last word
@@ -42,7 +42,7 @@ def begin(heartbeat: float) -> None:
     """Begin to watch the other processes, or go on after an earlier command.
 
     Args:
-        heartbeat: the seconds of silence after which JAX ends all processes.
+        heartbeat: the seconds within which all end after one of them was lost.
     """
     if _times:  # a program that connects the processes may call several commands
         if _ending.locked():

@@ -187,7 +187,7 @@ def test_when_one_process_is_killed_the_other_ends(tmp_path, words, lost):
     assert time.monotonic() - began < heartbeat + 5
     assert status not in (0, None)
     if lost == 1:
-        assert status == 3
+        assert status == 3, err
         assert "process 1 was lost: it has given no sign of life" in err
     before = (run / "metrics.jsonl").stat().st_ino
     with Processes(command(run, "--resume")) as both:  # which writes the records anew
