@@ -25,7 +25,7 @@ import jax.numpy as jnp
 
 import jaxrnn
 from jaxrnn.cells import DiagonalGRU, DiagonalLSTM
-from jaxrnn.explaining.chips import CHIPS, platform_of
+from jaxrnn.explaining.chips import CHIPS, compile_for
 from jaxrnn.explaining.compiled_program import CompiledProgram, Loop, temporaries_of
 
 from ..harness.host import where
@@ -36,7 +36,7 @@ from ..harness.workload import CELLS as CLASSICAL
 from ..harness.workload import Work
 from ..peers.adapters import SkipEntryError
 from ..peers.registry import ENTRIES, UserLSTM
-from .launches import place_or_end
+from .launches import check_compiler
 
 T, B = 512, 16
 CELLS: dict[str, Callable[[int], Any]] = {
@@ -135,16 +135,12 @@ def cast(params: Any, dtype: str) -> Any:
     return jax.tree.map(of_leaf, params)
 
 
-def measure(case: Case, at: Any) -> Iterator[dict[str, Any]]:
+def measure(case: Case) -> Iterator[dict[str, Any]]:
     """Yield the rows of a case: without a gradient, and with it."""
     layer = layer_of(case)
     if layer is None:
         return
     forward, params = layer
-    params, xs = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=at),
-        (params, case.inputs),
-    )
 
     def gradient(params, xs):
         def loss(params, xs):
@@ -152,10 +148,8 @@ def measure(case: Case, at: Any) -> Iterator[dict[str, Any]]:
 
         return jax.value_and_grad(loss, (0, 1))(params, xs)
 
-    target = {"gpu": "cuda", "tpu": "tpu"}[platform_of(case.chip)]
     for mode, program in (("forward", forward), ("gradient", gradient)):
-        traced = jax.jit(program).trace(params, xs)
-        made = traced.lower(lowering_platforms=(target,)).compile()
+        made = compile_for(case.chip, program, params, case.inputs)
         read = CompiledProgram(made.as_text())
         found = read.loops()
         alone, beside = read.launches()
@@ -241,7 +235,7 @@ def main(argv: list[str] | None = None) -> int:
     args = (options := parser()).parse_args(argv)
     rows, left_out = [], []
     for chip in args.chips:
-        at = place_or_end(options, chip)
+        check_compiler(options, chip)
         cases = (
             Case(chip, cell, units, dtype, entry)
             for cell in (["Elman"] if args.quick else args.cells)
@@ -251,7 +245,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         for case in cases:
             try:
-                for row in measure(case, at):
+                for row in measure(case):
                     rows.append(row)
                     print(told(row), flush=True)
             except (SkipEntryError, TypeError, ValueError) as error:

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 import jaxrnn
-from jaxrnn.explaining.chips import MissingCompilerError, place_on
+from jaxrnn.explaining.chips import MissingCompilerError, compile_for, place_on
 
 from ..harness.host import versions
 from ..harness.options import Parser
@@ -56,8 +56,7 @@ CASES: tuple[tuple[str, int, int, int, Any, bool], ...] = (
 
 
 def compiled(
-    at: Any,
-    platform: str,
+    chip: str,
     name: str,
     units: int,
     batch: int,
@@ -94,12 +93,7 @@ def compiled(
         jax.ShapeDtypeStruct((steps, batch, features), dtype),
         jax.ShapeDtypeStruct((steps, batch), bool),
     )
-    inputs = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=at), inputs
-    )
-    jax.jit(jax.value_and_grad(loss, (0, 1))).trace(*inputs).lower(
-        lowering_platforms=(platform,)
-    ).compile()
+    compile_for(chip, jax.value_and_grad(loss, (0, 1)), *inputs)
 
 
 def of_ptxas(folder: pathlib.Path) -> dict[str, list[int]]:
@@ -131,7 +125,7 @@ def compile_all(chips: list[str], cases: Any) -> list[dict]:
     rows = []
     for chip in chips:
         try:
-            at = place_on(chip)
+            place_on(chip)
         except MissingCompilerError as error:
             print(f"left out: {error}", flush=True)
             continue
@@ -151,8 +145,7 @@ def compile_all(chips: list[str], cases: Any) -> list[dict]:
                 start = time.perf_counter()
                 try:
                     compiled(
-                        at,
-                        "cuda" if chip == "H100" else "tpu",
+                        chip,
                         name,
                         units,
                         batch,

@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import jax
 
-from jaxrnn.explaining.chips import MissingCompilerError, place_on
+from jaxrnn.explaining.chips import MissingCompilerError, compile_for, place_on
 from jaxrnn.explaining.compiled_program import CompiledProgram, temporaries_of
 from jaxrnn.matrix import block
 
@@ -26,9 +25,11 @@ from ..harness.host import where
 from ..harness.options import Parser, command, one_of
 from ..harness.report import content, table, write
 
+CHIP = "H100"
 
-def measure(rule: str, entry: str, run: Callable, steps: int, at: Any) -> dict:
-    """Compile the gradient of a rule for the described device, and count."""
+
+def measure(rule: str, entry: str, run: Callable, steps: int) -> dict:
+    """Compile the gradient of a rule for the described chip, and count."""
     jax.clear_caches()
     shape = (matrix.B, matrix.N, matrix.K, matrix.K)
     key = jax.random.key(1)
@@ -39,11 +40,7 @@ def measure(rule: str, entry: str, run: Callable, steps: int, at: Any) -> dict:
             matrix.draw(key, steps, matrix.B, matrix.N, matrix.K),
         )
     )
-    inputs = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=at), inputs
-    )
-    traced = jax.jit(matrix.gradient(run)).trace(*inputs)
-    compiled = traced.lower(lowering_platforms=("cuda",)).compile()
+    compiled = compile_for(CHIP, matrix.gradient(run), *inputs)
     alone, beside = CompiledProgram(compiled.as_text()).launches()
     return {
         "rule": rule,
@@ -54,9 +51,9 @@ def measure(rule: str, entry: str, run: Callable, steps: int, at: Any) -> dict:
     }
 
 
-def rows_of(rule: str, steps: int, chunks: tuple[int, ...], at: Any) -> list[dict]:
+def rows_of(rule: str, steps: int, chunks: tuple[int, ...]) -> list[dict]:
     """Rows of a rule: steps, chunks one after another, and blocks of chunks."""
-    rows = [measure(rule, matrix.STEPS, matrix.by_steps, steps, at)]
+    rows = [measure(rule, matrix.STEPS, matrix.by_steps, steps)]
     chosen = block.BLOCK_BYTES
     for chunk in chunks:
         for most in (1, chosen):
@@ -66,18 +63,18 @@ def rows_of(rule: str, steps: int, chunks: tuple[int, ...], at: Any) -> list[dic
             )
             together = block.chunks_in_block(steps // chunk, chunk, S)
             entry = f"chunks of {chunk}, {together} together"
-            rows.append(measure(rule, entry, matrix.by_chunks(chunk), steps, at))
+            rows.append(measure(rule, entry, matrix.by_chunks(chunk), steps))
             print(rows[-1], flush=True)
     block.BLOCK_BYTES = chosen
     return rows
 
 
-def place_or_end(parser: Parser, chip: str) -> Any:
-    """Return the sharding of a described chip, or end where its compiler is not."""
+def check_compiler(parser: Parser, chip: str) -> None:
+    """End where the compiler of a described chip is not."""
     # Or JAX would look for the chips.
     jax.config.update("jax_platforms", "cpu")
     try:
-        return place_on(chip)
+        place_on(chip)
     except (MissingCompilerError, ValueError) as error:
         parser.exit(2, f"nothing was compiled: {error}\n")
 
@@ -93,9 +90,9 @@ def main(argv: list[str] | None = None) -> int:
         help=f"of {', '.join(matrix.RULES)} (gdn mamba2 gla)",
     )
     args = parser.parse_args(argv)
-    at = place_or_end(parser, "H100")
+    check_compiler(parser, CHIP)
     steps, chunks = (256, (32,)) if args.quick else (matrix.T, matrix.CHUNKS)
-    rows = [row for rule in args.rules for row in rows_of(rule, steps, chunks, at)]
+    rows = [row for rule in args.rules for row in rows_of(rule, steps, chunks)]
     name = args.out or f"launches_compiled_jax{jax.__version__}"
     if args.quick and not args.out:
         return 0

@@ -86,6 +86,10 @@ def parity(cell: Any, updates: int = 1500, **options: Any) -> Entry:
     return Entry("parity", cell, PARITY | options, updates, "accuracy_256", goal, LAST)
 
 
+SIGNS_MATTER = (
+    at_most("factors in [0, 1]", 0.56, CHANCE, LONG),
+    at_least("factors in [-1, 1]", 0.99, PERFECT, LONG),
+)
 DIAGONAL = {
     "factors in [0, 1]": parity(lambda: in_block(Diagonal(32), 32)),
     "factors in [-1, 1]": parity(lambda: in_block(Diagonal(32, True), 32)),
@@ -97,10 +101,7 @@ PARITY_DIAGONAL = Fact(
     "Grazzi et al. (2025)",
     "32 units in a residual block, trained on up to 40 bits with an answer at every "
     "step, tested on 41 to 256; at most 1,500 updates of 128 words, Adam 0.01",
-    (
-        at_most("factors in [0, 1]", 0.56, CHANCE, LONG),
-        at_least("factors in [-1, 1]", 0.99, PERFECT, LONG),
-    ),
+    SIGNS_MATTER,
     (0, 1, 2),
     4,
     trained(DIAGONAL, length=4, test_length=6),
@@ -116,10 +117,7 @@ PARITY_DELTA = Fact(
     "Grazzi et al. (2025)",
     "DeltaNet of 32 units and 4 heads without a convolution in a residual block; at "
     "most 800 updates of 128 words, Adam 0.01, otherwise as parity-diagonal",
-    (
-        at_most("factors in [0, 1]", 0.56, CHANCE, LONG),
-        at_least("factors in [-1, 1]", 0.99, PERFECT, LONG),
-    ),
+    SIGNS_MATTER,
     (0, 1, 2),
     8,
     trained(DELTA, length=4, test_length=6),

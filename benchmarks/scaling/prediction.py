@@ -49,18 +49,8 @@ def batch_split(row: dict[str, Any]) -> list[dict[str, Any]]:
     for chips in CHIPS:
         sent = 2 * row["bytes"] * (chips - 1) / chips
         exchange = sending(sent, 2 * math.log2(chips)) if chips > 1 else 0.0
-        rows.append(
-            {
-                "what": f"{row['cell']}, batch split",
-                "cell": row["cell"],
-                "split": "batch",
-                "chips": chips,
-                "shown": chips in SHOWN,
-                "computing_ms": seconds * 1e3,
-                "sending_ms": exchange * 1e3,
-                "efficiency": seconds / (seconds + exchange),
-            }
-        )
+        what = f"{row['cell']}, batch split"
+        rows.append(_row(what, row["cell"], "batch", chips, seconds, exchange))
     return rows
 
 
@@ -87,19 +77,25 @@ def time_split(
         else:
             sent = 3 * state_bytes * rounds
         exchanged = sending(sent, 2 * rounds) if chips > 1 else 0.0
-        rows.append(
-            {
-                "what": f"{cell}, time split, {exchange}",
-                "cell": cell,
-                "split": f"time, {exchange}",
-                "chips": chips,
-                "shown": chips in SHOWN,
-                "computing_ms": seconds * 1e3,
-                "sending_ms": exchanged * 1e3,
-                "efficiency": seconds / (seconds + exchanged),
-            }
-        )
+        what, split = f"{cell}, time split, {exchange}", f"time, {exchange}"
+        rows.append(_row(what, cell, split, chips, seconds, exchanged))
     return rows
+
+
+def _row(
+    what: str, cell: str, split: str, chips: int, computed: float, sent: float
+) -> dict[str, Any]:
+    """Return a row of the table, from the seconds of computing and of sending."""
+    return {
+        "what": what,
+        "cell": cell,
+        "split": split,
+        "chips": chips,
+        "shown": chips in SHOWN,
+        "computing_ms": computed * 1e3,
+        "sending_ms": sent * 1e3,
+        "efficiency": computed / (computed + sent),
+    }
 
 
 def predict(large: list[dict[str, Any]]) -> list[dict[str, Any]]:

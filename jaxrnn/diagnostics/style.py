@@ -23,6 +23,7 @@ BLUE, RED, GREEN = "#0072B2", "#D55E00", "#009E73"
 COLORS = (BLUE, RED, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 GRAY = "#6b6b6b"
 SHARES = "Blues"  # the map of values from 0 to 1
+SIGNED = "RdBu_r"  # the map of values of either sign
 MAGNITUDES = "magma"  # the map of logarithms
 TIMES = "viridis"  # the map of steps
 DPI = 130

@@ -7,10 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .style import figure, styled
-
-# Values between 0 and 1, such as gates, and values of either sign, such as states.
-SHARES, SIGNED = "viridis", "RdBu_r"
+from .style import SHARES, SIGNED, figure, styled
 
 
 @styled
@@ -19,7 +16,7 @@ def units_over_time(
 ) -> Any:
     """Plot gates or states as heat maps: a row for each unit, a column for each step.
 
-    Values between 0 and 1 are drawn from dark to light. Others are drawn in blue and
+    Values between 0 and 1 are drawn from light to dark. Others are drawn in blue and
     red around zero, on the scale of the largest of them.
 
     Args:

@@ -10,11 +10,14 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 from jax.sharding import SingleDeviceSharding
+
+from ..core.types import PyTree
+from .execution import PLATFORMS
 
 # What XLA asks of a GPU: an H100 SXM, and where an A100 SXM of 80 GB differs from it.
 _H100: dict[str, Any] = {
@@ -52,6 +55,7 @@ _GPUS = {
 }
 _TPUS = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 CHIPS = (*_GPUS, *_TPUS)
+HOST = "cpu"  # stands for this machine's CPU, which is not described but here
 # The chip that stands for a platform where none is named.
 CHIP_OF_PLATFORM = {"gpu": "H100", "tpu": "v5e"}
 # Read when a plugin starts. Compiling needs no library of a GPU and no TPU's host.
@@ -60,11 +64,13 @@ _VARIABLES = {_SKIP: "1", "TPU_SKIP_MDS_QUERY": "1"}
 
 
 def platform_of(chip: str) -> str:
-    """Return "gpu" or "tpu".
+    """Return "gpu", "tpu", or "cpu" for `HOST`.
 
     Raises:
         ValueError: for a chip that is none of `CHIPS`.
     """
+    if chip == HOST:
+        return HOST
     if chip not in CHIPS:
         raise ValueError(
             f"the chip {chip!r} cannot be described: write one of {', '.join(CHIPS)}"
@@ -72,8 +78,28 @@ def platform_of(chip: str) -> str:
     return "gpu" if chip in _GPUS else "tpu"
 
 
+def compile_for(chip: str, function: Callable[..., Any], *args: PyTree) -> Any:
+    """Compile a function for one device of a described chip, or of `HOST`.
+
+    Args:
+        chip: the chip; see `place_on`, which tells the errors, too.
+        function: what to compile.
+        *args: arrays, or their shapes.
+
+    Returns:
+        A ``jax.stages.Compiled``, which cannot run on a described chip.
+    """
+    at = place_on(chip)
+    placed = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=at), args
+    )
+    traced = jax.jit(function).trace(*placed)
+    target = PLATFORMS[platform_of(chip)]
+    return traced.lower(lowering_platforms=(target,)).compile()
+
+
 def place_on(chip: str) -> SingleDeviceSharding:
-    """Return the sharding of one device of a described chip.
+    """Return the sharding of one device of a described chip, or of `HOST`.
 
     Programs are compiled for it if their arguments are ``jax.ShapeDtypeStruct`` with
     this sharding.
@@ -85,6 +111,8 @@ def place_on(chip: str) -> SingleDeviceSharding:
     from jax.experimental import topologies
 
     kind = platform_of(chip)
+    if kind == HOST:
+        return SingleDeviceSharding(jax.local_devices(backend=HOST)[0])
     try:
         with _environment():
             if kind == "tpu":

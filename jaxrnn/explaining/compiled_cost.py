@@ -6,15 +6,16 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 from jax.extend import core
-from jax.sharding import SingleDeviceSharding
 
-from .chips import CHIP_OF_PLATFORM, MissingCompilerError, place_on, platform_of
+from .chips import (
+    CHIP_OF_PLATFORM,
+    HOST,
+    MissingCompilerError,
+    compile_for,
+    platform_of,
+)
 from .compiled_program import CompiledProgram, temporaries_of
-
-HOST = "cpu"  # stands for this machine's CPU among the names of chips
-_TARGETS = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,14 +90,8 @@ def chips_to_compile_for(compile: bool | Sequence[str]) -> tuple[str, ...]:
     if isinstance(compile, bool):
         return (HOST, *CHIP_OF_PLATFORM.values()) if compile else ()
     for chip in compile:
-        if chip != HOST:
-            platform_of(chip)
+        platform_of(chip)
     return tuple(compile)
-
-
-def platform_to_compile_for(chip: str) -> str:
-    """Return "cpu", "gpu" or "tpu"."""
-    return HOST if chip == HOST else platform_of(chip)
 
 
 def cost_on(closed: Any, chip: str) -> CompiledCost:
@@ -109,16 +104,7 @@ def cost_on(closed: Any, chip: str) -> CompiledCost:
     if isinstance(closed, str):
         return CompiledCost(chip, error=closed)
     try:
-        if chip == HOST:
-            at = SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-        else:
-            at = place_on(chip)
-        avals = [
-            jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=at) for a in closed.in_avals
-        ]
-        traced = jax.jit(core.jaxpr_as_fun(closed)).trace(*avals)
-        target = _TARGETS[platform_to_compile_for(chip)]
-        made = traced.lower(lowering_platforms=(target,)).compile()
+        made = compile_for(chip, core.jaxpr_as_fun(closed), *closed.in_avals)
         return _read(made, chip)
     except MissingCompilerError as error:
         return CompiledCost(chip, error=str(error))
@@ -134,7 +120,7 @@ def _read(made: Any, chip: str) -> CompiledCost:
         chip,
         bytes_moved=program.bytes_moved(),
         temporary_bytes=temporaries_of(made),
-        cycles=program.cycles() if platform_to_compile_for(chip) == "tpu" else None,
+        cycles=program.cycles() if platform_of(chip) == "tpu" else None,
     )
     if chip == HOST:
         return cost

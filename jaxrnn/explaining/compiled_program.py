@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 import math
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 # What a compiled program does without a kernel of its own.
 NO_KERNEL = {
@@ -38,7 +37,7 @@ _BYTES = {
     "c128": 16,
 }
 _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
-KNOWN_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
 
 
@@ -61,6 +60,22 @@ class Loop:
     cycles: int
 
 
+class Executed(NamedTuple):
+    """An operation that a compiled program runs.
+
+    Attributes:
+        computation: the computation in which it stands.
+        line: the operation, behind the name of its result.
+        times: how often it runs; None within a loop that does not say how often.
+        is_looped: whether it runs in a loop.
+    """
+
+    computation: str
+    line: str
+    times: int | None
+    is_looped: bool
+
+
 class CompiledProgram:
     """The operations of a compiled program, read from its text.
 
@@ -71,7 +86,7 @@ class CompiledProgram:
     def __init__(self, text: str):
         # What stands behind the name of each result, computation by computation.
         self.computations: dict[str, list[str]] = {}
-        self._by_name: dict[str, dict[str, str]] = {}
+        self.by_name: dict[str, dict[str, str]] = {}
         self._roots: dict[str, str] = {}
         self.entry, computation, lines, names = "", "", [], {}
         for line in text.splitlines():
@@ -79,7 +94,7 @@ class CompiledProgram:
             if begins:
                 computation = begins[2]
                 lines = self.computations[computation] = []
-                names = self._by_name[computation] = {}
+                names = self.by_name[computation] = {}
                 self.entry = computation if begins[1] else self.entry
             elif " = " in line:
                 name, operation = line.split(" = ", 1)
@@ -129,7 +144,7 @@ class CompiledProgram:
         """Count one iteration of every loop, in the order of the text."""
         found = []
         for line in (line for lines in self.computations.values() for line in lines):
-            if _operation(line) == "while":
+            if operation_of(line) == "while":
                 body = self.computations[called(line, "body")]
                 kinds = collections.Counter(map(kind_of, body))
                 del kinds[""]
@@ -137,53 +152,62 @@ class CompiledProgram:
                 cycles = sum(map(_cycles_of, body))
                 alone = kinds.total() - beside
                 kinds_by_name = dict(sorted(kinds.items()))
-                trips = self._trips(line)
+                trips = known(self._trips(line), line)
                 found.append(Loop(trips, alone, beside, kinds_by_name, cycles))
         return found
 
+    def executed(self, *, into_fusions: bool = False) -> Iterator[Executed]:
+        """Yield every operation that runs, those of loops and calls among them.
+
+        Args:
+            into_fusions: whether to yield what a fusion consists of in its place.
+        """
+
+        def of(name: str, times: int | None, is_looped: bool) -> Iterator[Executed]:
+            for line in self.computations[name]:
+                operation = operation_of(line)
+                if operation == "while":
+                    trips = self._trips(line)
+                    both = None if trips is None or times is None else times * trips
+                    yield from of(called(line, "body"), both, True)
+                elif operation == "call":
+                    yield from of(called(line, "to_apply"), times, is_looped)
+                elif into_fusions and operation in ("fusion", "async-start"):
+                    yield from of(called(line, "calls"), times, is_looped)
+                else:
+                    yield Executed(name, line, times, is_looped)
+
+        return of(self.entry, 1, False)
+
     def _total(self, amount: Callable[[str, str], int]) -> int:
         """Sum ``amount`` of (computation, operation) of every operation that runs."""
+        return sum(
+            known(each.times, each.line) * amount(each.computation, each.line)
+            for each in self.executed()
+        )
 
-        @functools.cache
-        def of(name: str) -> int:
-            return sum(of_line(name, line) for line in self.computations[name])
-
-        def of_line(computation: str, line: str) -> int:
-            operation = _operation(line)
-            if operation == "while":
-                return self._trips(line) * of(called(line, "body"))
-            if operation == "call":
-                return of(called(line, "to_apply"))
-            return amount(computation, line)
-
-        return of(self.entry)
-
-    def _trips(self, line: str) -> int:
-        """Return how often a loop runs.
+    def _trips(self, line: str) -> int | None:
+        """Return how often a loop runs, or None where it does not say so.
 
         XLA says it for CPUs and GPUs. For TPUs it is the constant with which the
         loop's condition compares a counter that starts at 0.
         """
-        if said := KNOWN_TRIPS.search(line):
+        if said := _TRIPS.search(line):
             return int(said[1])
         bounds = {
             int(n)
             for inner in self._reached(called(line, "condition"))
             for n in re.findall(r"^s32\[\]\S* constant\((\d+)\)", inner)
         }
-        if len(bounds) != 1:
-            raise ValueError(
-                f"a loop of the program does not say how often it runs: {line[:99]}"
-            )
-        return bounds.pop()
+        return bounds.pop() if len(bounds) == 1 else None
 
     def _bytes_of(self, computation: str, line: str) -> int:
         """Return what an operation reads and writes."""
         if kind_of(line) == "":
             return 0
-        names = self._by_name[computation]
-        operands = [names.get(name, "") for name in _operands(line)]
-        operation = _operation(line).removesuffix("-start")
+        names = self.by_name[computation]
+        operands = [names.get(name, "") for name in operands_of(line)]
+        operation = operation_of(line).removesuffix("-start")
         if operation == "fusion":
             inside = called(line, "calls")
             reads = [self._read(inside, i, size_of(x)) for i, x in enumerate(operands)]
@@ -196,14 +220,14 @@ class CompiledProgram:
 
     def _read(self, fusion: str, number: int, size: int) -> int:
         """Return how much of an operand a fusion reads: parts, or all of it."""
-        names = self._by_name[fusion]
+        names = self.by_name[fusion]
         starts = [n for n, x in names.items() if f" parameter({number})" in x]
         parts = 0
         while starts:
             name = starts.pop()
             for user, line in names.items():
-                places = [i for i, used in enumerate(_operands(line)) if used == name]
-                operation = _operation(line)
+                places = [i for i, used in enumerate(operands_of(line)) if used == name]
+                operation = operation_of(line)
                 if places == [0] and operation == "bitcast":
                     starts.append(user)
                 elif places == [0] and operation == "dynamic-slice":
@@ -219,14 +243,14 @@ class CompiledProgram:
 
     def _written(self, fusion: str, name: str) -> int:
         """Return how much of a result a fusion writes: what it updates, or all."""
-        line = self._by_name[fusion][name]
-        operands = _operands(line)
-        if _operation(line) == "tuple":
+        line = self.by_name[fusion][name]
+        operands = operands_of(line)
+        if operation_of(line) == "tuple":
             return sum(self._written(fusion, each) for each in operands)
-        if _operation(line) == "bitcast" and operands[0] in self._by_name[fusion]:
+        if operation_of(line) == "bitcast" and operands[0] in self.by_name[fusion]:
             return self._written(fusion, operands[0])
-        if _operation(line) == "dynamic-update-slice":
-            return size_of(self._by_name[fusion][operands[1]])
+        if operation_of(line) == "dynamic-update-slice":
+            return size_of(self.by_name[fusion][operands[1]])
         return size_of(line)
 
     def _reached(self, name: str) -> Iterator[str]:
@@ -235,6 +259,19 @@ class CompiledProgram:
             yield line
             if "calls=" in line:
                 yield from self._reached(called(line, "calls"))
+
+
+def known(times: int | None, line: str) -> int:
+    """Return how often a line of the program runs.
+
+    Raises:
+        ValueError: if it is not known.
+    """
+    if times is None:
+        raise ValueError(
+            f"a loop of the program does not say how often it runs: {line[:99]}"
+        )
+    return times
 
 
 def called(line: str, role: str) -> str:
@@ -247,7 +284,7 @@ def called(line: str, role: str) -> str:
 
 def kind_of(line: str) -> str:
     """Return what an operation of the compiled program launches; "" for nothing."""
-    name = _operation(line)
+    name = operation_of(line)
     if name in NO_KERNEL or name.endswith("-done"):
         return ""
     if name.endswith("-start"):
@@ -257,13 +294,13 @@ def kind_of(line: str) -> str:
     return "copy" if name == "copy" else "arithmetic"
 
 
-def _operation(line: str) -> str:
+def operation_of(line: str) -> str:
     """Return the name of an operation; "" if the line has none."""
     found = _OPERATION.search(line)
     return found[1] if found else ""
 
 
-def _operands(line: str) -> list[str]:
+def operands_of(line: str) -> list[str]:
     """Return the names of the operands of an operation."""
     found = _OPERATION.search(line)
     if not found:
@@ -271,20 +308,27 @@ def _operands(line: str) -> list[str]:
     return re.findall(r"%([\w.\-]+)", line[found.end() : line.find(")", found.end())])
 
 
-def size_of(line: str) -> int:
-    """Return the bytes of the result of an operation."""
+def arrays_of(line: str) -> list[tuple[str, list[int]]]:
+    """Return dtype and dimensions of each array of the result of an operation."""
     found = _OPERATION.search(line)
     result = line[: found.start() + 1] if found else ""
-    return sum(
-        _BYTES.get(dtype, 0) * math.prod(int(n) for n in dims.split(",") if n)
+    return [
+        (dtype, [int(n) for n in dims.split(",") if n])
         for dtype, dims in _ARRAY.findall(result)
+    ]
+
+
+def size_of(line: str) -> int:
+    """Return the bytes of the result of an operation."""
+    return sum(
+        _BYTES.get(dtype, 0) * math.prod(dims) for dtype, dims in arrays_of(line)
     )
 
 
 def _cycles_of(line: str) -> int:
     """Return the cycles that libtpu expects of an operation that nothing overlaps."""
     found = _CYCLES.search(line)
-    return int(found[1]) if found and not _operation(line).endswith("-start") else 0
+    return int(found[1]) if found and not operation_of(line).endswith("-start") else 0
 
 
 def temporaries_of(compiled: Any) -> int | None:

@@ -41,11 +41,8 @@ from ..unrolling import (
     unroll_validated,
     validate,
 )
-from .compiled_cost import (
-    chips_to_compile_for,
-    cost_on,
-    platform_to_compile_for,
-)
+from .chips import platform_of
+from .compiled_cost import chips_to_compile_for, cost_on
 from .execution import (
     PLATFORMS,
     ExecutionPath,
@@ -399,7 +396,7 @@ def _rows(traced: _Traced, chips: Sequence[str]) -> list[Row]:
         _row(
             traced,
             platform,
-            [chip for chip in chips if platform_to_compile_for(chip) == platform],
+            [chip for chip in chips if platform_of(chip) == platform],
         )
         for platform in PLATFORMS
     ]
