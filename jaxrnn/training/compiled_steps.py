@@ -54,7 +54,7 @@ def compile_for_mesh(
         state = shard_state(state, mesh)
         # jit does not split NumPy arrays over the devices of several processes, nor
         # arrays of explicit axes.
-        if _is_explicit() or not replicated(mesh).is_fully_addressable:
+        if mesh.is_multi_process or _is_explicit():
             window = place(window, windows)
         with _auto_axes(mesh):
             return compiled(state, window, progress)

@@ -228,7 +228,7 @@ def on_mesh(state: TrainState, mesh: Mesh | None) -> TrainState:
 
     A step of one process moves a new state itself.
     """
-    if mesh is None or replicated(mesh).is_fully_addressable:
+    if mesh is None or not mesh.is_multi_process:
         return state
     return shard_state(state, mesh)
 
@@ -247,7 +247,7 @@ def by_rows(
     Returns:
         The function. In one process its batches are NumPy arrays, which jit splits.
     """
-    if mesh is None or replicated(mesh).is_fully_addressable:
+    if mesh is None or not mesh.is_multi_process:
         return lambda step: batches(step, slice(None))
     rows = local_rows(mesh, batch)
     return lambda step: global_batch(batches(step, rows), mesh, axis)
