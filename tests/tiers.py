@@ -559,8 +559,6 @@ TABLE = {
         "test_lowers_for_gpus": ["gru*-float32"],
         "test_the_largest_that_fits_and_the_next": 0,
     },
-    # eight programs; with all of them: make slow, or make fuzz
-    "engines/test_fuzz.py": {"test_engines_are_a_python_loop": 3},
     "engines/test_linear.py": {
         # backwards without a reset, and forwards with one; every walk in each
         "test_every_walk_is_the_python_loop_at_any_length": ["min_gru-64"],
@@ -592,7 +590,6 @@ TABLE = {
         "test_a_part_of_the_carry_that_nothing_moves_asks_for_no_derivative": 0,
     },
     "engines/test_sums.py": {
-        "test_sums_are_those_of_lax_scan": 1,
         "test_sums_in_half_precision_stay_in_range": 1,
     },
     # --------------------------------------- truncation, diagnostics, layers, nnx
