@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from ..core.records import fields_of
 from ..tasks.about import ABOUT
 from ..tasks.cell_comparison import Comparison
-from ..tasks.config import check_name
+from ..tasks.config import check_name, ordered_fields
 from ..tasks.dynamics import Study as Dynamics
 from ..tasks.gradient_study import Study
 from ..tasks.logs import LOGS
@@ -331,7 +331,7 @@ def _add_task_flags(parser: argparse.ArgumentParser, task: str) -> None:
     """Add the fields of the task's options, and of the budget."""
     module = TASKS[task]
     options = parser.add_argument_group("task and model")
-    for field in dataclasses.fields(module.Options):
+    for field in ordered_fields(module.Options):
         _add_flag(
             options, field.name, field.default, field.metadata["help"], field.metadata
         )
