@@ -71,6 +71,10 @@ class LoopSchedule:
                 "needs a chunk, but chunk is 'auto': give a number of steps"
             )
 
+    def steps_of_chunk(self, steps: int) -> int:
+        """Return how many steps a chunk has; the last one may be shorter."""
+        return steps if self.chunk is None else min(self.chunk, steps)
+
     @property
     def leaves_loop_open(self) -> bool:
         """Whether the loop is not named, and parallel prefixes may be chosen."""
