@@ -137,9 +137,12 @@ def test_evaluate(runs, capsys, tmp_path):
 def test_a_finished_run_is_resumed_to_the_same_result(runs, capsys):
     before = {
         name: (runs / "charlm" / name).read_bytes()
-        for name in ("metrics.jsonl", "config.json")
+        for name in ("metrics.jsonl", "config.json", "result.json", "report.html")
     }
     assert main(["train", "charlm", "--out", str(runs / "charlm"), "--resume"]) == 0
+    out = capsys.readouterr().out
+    assert "the run is finished" in out
+    assert json.loads(out.splitlines()[-2]) == json.loads(before["result.json"])
     assert {name: (runs / "charlm" / name).read_bytes() for name in before} == before
 
 
