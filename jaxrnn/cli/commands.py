@@ -22,6 +22,7 @@ from ..tasks.dynamics import Study as Dynamics
 from ..tasks.dynamics import dynamics as study_dynamics
 from ..tasks.gradient_study import Study
 from ..tasks.gradient_study import gradients as study_gradients
+from ..tasks.held_out import evaluate_held_out
 from ..tasks.run_report import report as write_report
 from ..tasks.runner import TASKS
 from ..tasks.series.forecaster import TrainedForecaster
@@ -232,11 +233,16 @@ def predict(arguments: argparse.Namespace) -> None:
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    """Print the scores on other data, as JSON."""
-    trained = _load(arguments)
-    scores = (
-        trained.evaluate(arguments.data)
-        if arguments.length is None
-        else trained.evaluate_length(arguments.length)
-    )
+    """Print the scores on held-out data, or on other data, as JSON."""
+    if arguments.data is not None:
+        scores = _load(arguments).evaluate(arguments.data)
+    elif arguments.length is not None:
+        scores = _load(arguments).evaluate_length(arguments.length)
+    else:
+        scores = evaluate_held_out(
+            arguments.run,
+            cell=arguments.cell,
+            trust_code=arguments.trust_code,
+            say=lambda line: print(f"jaxrnn: {line}", file=sys.stderr, flush=True),
+        )
     print(json.dumps(scores, ensure_ascii=False))

@@ -91,7 +91,7 @@ COMMANDS = {
     "train": "train a task",
     "sample": "generate text with a trained language model",
     "predict": "print the model's prediction for each input",
-    "evaluate": "print the task's scores on other data, as JSON",
+    "evaluate": "print the scores on held-out or other data, as JSON",
     "gradients": "measure gradient flow: a table and plots",
     "dynamics": "find fixed points of a run: a table and plots",
     "cells": "compare cells: scores, gradient decay, time, memory",
@@ -245,8 +245,12 @@ def _add_predict(parser: Parser) -> None:
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``evaluate``."""
     _add_run(parser)
-    other = parser.add_mutually_exclusive_group(required=True)
-    other.add_argument("--data", metavar="PATH", help="a data file of your own")
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument(
+        "--data",
+        metavar="PATH",
+        help="a data file of your own (default: what the run has held out)",
+    )
     other.add_argument(
         "--length",
         type=_at_least(1),

@@ -134,12 +134,38 @@ def test_evaluate(runs, capsys, tmp_path):
     assert scores["unknown_characters"] == 30
 
 
+@pytest.mark.parametrize("name", ["charlm", "hello"])
+def test_evaluate_without_flags_scores_what_was_held_out(runs, capsys, name):
+    assert main(["evaluate", str(runs / name)]) == 0
+    out, err = capsys.readouterr()
+    scores, result = (
+        json.loads(out),
+        json.loads((runs / name / "result.json").read_text()),
+    )
+    assert scores == pytest.approx({name: result[name] for name in scores}, rel=1e-5)
+    assert scores.keys() & {"bits_per_char", "loss"}
+    assert err.startswith("jaxrnn: scoring what the run has held out; ")
+
+
+def test_evaluate_without_flags_refuses_data_that_have_changed(runs, tmp_path, capsys):
+    shutil.copytree(runs / "charlm", tmp_path / "run")
+    file = tmp_path / "run/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"text": "another"}))
+    assert main(["evaluate", str(tmp_path / "run")]) == 2
+    assert "was trained on other data than its --data has now (text" in (
+        capsys.readouterr().err
+    )
+
+
 def test_a_finished_run_is_resumed_to_the_same_result(runs, capsys):
     before = {
         name: (runs / "charlm" / name).read_bytes()
-        for name in ("metrics.jsonl", "config.json")
+        for name in ("metrics.jsonl", "config.json", "result.json", "report.html")
     }
     assert main(["train", "charlm", "--out", str(runs / "charlm"), "--resume"]) == 0
+    out = capsys.readouterr().out
+    assert "the run is finished" in out
+    assert json.loads(out.splitlines()[-2]) == json.loads(before["result.json"])
     assert {name: (runs / "charlm" / name).read_bytes() for name in before} == before
 
 

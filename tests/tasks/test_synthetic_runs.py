@@ -339,10 +339,6 @@ MISTAKES = {
         ["train", "parity", "--out", "{runs}/parity", "--resume", "--no-gradients"],
         "was started with --gradients True, not False",
     ),
-    "neither data nor length": (
-        ["evaluate", "{runs}/parity"],
-        "one of the arguments --data --length is required",
-    ),
     "data and length": (
         ["evaluate", "{runs}/parity", "--data", "x", "--length", "5"],
         "not allowed with argument",
