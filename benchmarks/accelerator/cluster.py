@@ -1,5 +1,5 @@
 """A prototype of one kernel of several blocks: ``python -m
-benchmarks.accelerator.cluster [--hidden 256 --blocks 4 --rows 16 --steps 1024]``.
+benchmarks.accelerator.cluster [--steps 1024] [--quick]``.
 
 The recurrence of an LSTM in bfloat16 whose matrix is too large for one block of a
 Hopper GPU. A *cluster* of blocks has the matrix in its shared memories, each block the
@@ -9,8 +9,10 @@ four gates of its share of the units::
     c_t, h_t                          in registers, for these units alone
     h_t                               stored into the shared memory of every block
 
-After each step the blocks meet at a barrier of the cluster; two buffers of h let a
-block write the next state while another one still reads the last. XLA and ptxas compile
+A store signals a barrier of the block that receives it, which begins the next step when
+the units of all blocks are there. Of two buffers of h one is written while the other is
+read: a block sends its units of the next step only after it has read the last state, so
+what it overwrites then has been read by all. XLA and ptxas compile
 the kernel for an H100 that is described to them, and say how many registers, spilled
 bytes and bytes of shared memory it takes. **Compiled, not run**: no part of it has been
 proved on a chip or in an interpreter, and nothing in the library uses it.
@@ -29,12 +31,23 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from jaxrnn.engines.loops.pallas.mosaic_gpu import SHARED, mosaic
-from jaxrnn.explaining.chips import MissingCompilerError, compile_for
+from jaxrnn.engines.loops.pallas.mosaic_gpu import mosaic
+from jaxrnn.explaining.chips import compile_for
 
-from ..harness.options import Parser, positive
+from ..harness.host import where
+from ..harness.options import Parser, command, positive
+from ..harness.report import content, table, write
 from .kernels import of_ptxas
+from .launches import CHIP, check_compiler
 
+# Units, blocks in a cluster, and rows of the batch in a tile.
+CASES = (
+    (256, 4, 8),
+    (256, 4, 16),
+    (384, 6, 8),
+    (384, 6, 16),
+    (512, 8, 8),
+)
 UNITS = 64  # of a block at least: the tile of the matrix unit
 GATES = 4
 CLUSTER = "part"
@@ -46,8 +59,8 @@ def shared_bytes(hidden: int, blocks: int, rows: int) -> int:
 
 
 def kernel_of(hidden: int, blocks: int, rows: int, steps: int) -> Any:
-    """Return ``(matrix (blocks, 4, S, H), z (T, blocks, 4, S, rows)) -> h`` of all steps,
-    ``(T, blocks, S, rows)``.
+    """Return a function of the matrix ``(blocks, 4, S, H)`` and the projected inputs
+    ``(T, blocks, 4, S, rows)``, which gives h of all steps, ``(T, blocks, S, rows)``.
     """
     plgpu = mosaic()
     share = hidden // blocks
@@ -147,3 +160,78 @@ def _kernel(
     plgpu.barrier_wait(arrived.at[steps % 2])
     plgpu.barrier_arrive(met)
     plgpu.barrier_wait(met)  # a block must not end while others store into it
+
+
+def measure(hidden: int, blocks: int, rows: int, steps: int) -> dict[str, Any]:
+    """Compile the kernel for the described chip; return a row of the table."""
+    share = hidden // blocks
+    matrix = jax.ShapeDtypeStruct((blocks, GATES, share, hidden), jnp.bfloat16)
+    z = jax.ShapeDtypeStruct((steps, blocks, GATES, share, rows), jnp.bfloat16)
+    row: dict[str, Any] = {
+        "units": hidden,
+        "blocks": blocks,
+        "rows": rows,
+        "needed_bytes": shared_bytes(hidden, blocks, rows),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["MOSAIC_GPU_DUMP_TO"] = folder
+        os.environ["MOSAIC_GPU_DUMP_PTXAS"] = "1"
+        try:
+            compile_for(CHIP, kernel_of(hidden, blocks, rows, steps), matrix, z)
+        except Exception as error:  # whatever the compilers raise is the answer
+            first = (str(error).splitlines() or [""])[0]
+            return row | {
+                "compiled": False,
+                "reason": f"{type(error).__name__}: {first}",
+            }
+        finally:
+            del os.environ["MOSAIC_GPU_DUMP_TO"], os.environ["MOSAIC_GPU_DUMP_PTXAS"]
+        said = of_ptxas(pathlib.Path(folder))
+    return row | {"compiled": True} | {key: sum(found) for key, found in said.items()}
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Return the table."""
+    keys = ("registers", "spilled_bytes", "shared_bytes")
+    rows = [
+        [
+            *(f"{row[key]:,}" for key in ("units", "blocks", "rows", "needed_bytes")),
+            "yes" if row["compiled"] else row["reason"],
+            *(f"{row[key]:,}" if key in row else "" for key in keys),
+        ]
+        for row in result["rows"]
+    ]
+    head = ["units", "blocks", "rows", "bytes needed", "compiled"]
+    head += ["registers a thread", "bytes spilled", "bytes of shared memory"]
+    title = (
+        f"# An LSTM over a cluster of blocks, compiled for a described {CHIP}, not run"
+    )
+    text = f"Compiled on {where(result['machine'])}; bfloat16, {result['steps']} steps."
+    return "\n".join([title, "", text, "", table(head, rows)])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Compile, print, write; 0."""
+    options = Parser("accelerator.cluster", __doc__ or "", devices=False)
+    options.add_argument(
+        "--steps", type=positive, default=1024, help="steps of the loop (1024)"
+    )
+    args = options.parse_args(argv)
+    check_compiler(options, CHIP)
+    rows = []
+    for hidden, blocks, batch in CASES[:1] if args.quick else CASES:
+        rows.append(measure(hidden, blocks, batch, args.steps))
+        print(rows[-1], flush=True)
+    result = content(
+        "cluster", command("accelerator.cluster", argv), rows=rows, steps=args.steps
+    )
+    if args.quick and args.out is None:
+        print(markdown(result))
+        return 0
+    name = args.out or f"cluster_compiled_jax{jax.__version__}"
+    write(name, result, markdown(result), None)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -169,11 +169,14 @@ def measure(case: Case) -> Iterator[dict[str, Any]]:
         }
 
 
-def step_of(found: list[Loop]) -> str:
+def step_of(found: list[Loop], steps: int = T) -> str:
     """Return the kernels a step of each loop: ``alone (+beside)``."""
+
+    def a_step(launches: int, loop: Loop) -> str:
+        return f"{launches * loop.trips / steps:.3g}"
+
     each = [
-        f"{loop.alone * loop.trips / T:.3g} (+{loop.beside * loop.trips / T:.3g})"
-        for loop in found
+        f"{a_step(loop.alone, loop)} (+{a_step(loop.beside, loop)})" for loop in found
     ]
     return ", ".join(each) or "no loop"
 
