@@ -144,9 +144,10 @@ def gradient_of(cell, units):
 
 def test_programs_for_cpus_know_neither(monkeypatch):
     """On a GPU the halves of a GRU's row of r and z have arrays of their own."""
-    gradient, args = gradient_of(jaxrnn.GRU(64), 64)
 
     def text(platform):
+        # another function each time, or JAX would give back what it lowered before
+        gradient, args = gradient_of(jaxrnn.GRU(64), 64)
         traced = jax.jit(gradient).trace(*args)
         return traced.lower(lowering_platforms=(platform,)).as_text()
 
