@@ -7,7 +7,9 @@ Runtime and flax, forward only.
 *One step*: B 1, I = H; the state goes in and comes out at every call, and every call
 waits for its result. Median and 99th percentile are over single steps. `jaxrnn` is the
 jitted streaming call, `jaxrnn-loop` the same call inside one compiled loop of many
-steps, so that the difference is what dispatching a step costs. *Whole sequences* are
+steps, so that the difference is what dispatching a step costs. Between them stands what
+may make a call cheaper: compiled ahead of time, the carry donated, the weights as
+constants of the program, and several steps in a call. *Whole sequences* are
 forward passes of an LSTM, B 8, T 1000, I = H 64, interleaved as in
 `benchmarks.cpu.throughput`. Outputs are held against a naive scan, to 1e-5.
 """
