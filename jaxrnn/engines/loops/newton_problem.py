@@ -117,7 +117,7 @@ class ChunkProblem:
     @functools.cached_property
     def whole(self) -> tuple[TangentProgram, BlockForm]:
         """The program that derivatives follow, and its whole Jacobian's blocks."""
-        program = self._program(scales_gradient=True)
+        program = self._program(for_gradients=True)
         return program, find_blocks(program)
 
     @property
