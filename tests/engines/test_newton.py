@@ -519,17 +519,18 @@ def test_every_mode_of_differentiation(mode, engine, x64):
     assert_same(got, want, 1e-10)
 
 
-def test_the_gradient_is_that_of_the_solution(x64):
+@pytest.mark.parametrize("name", ["lstm", "gru_before"])
+def test_the_gradient_is_that_of_the_solution(name, x64):
     """Not that of the iterations: their number, and a Jacobian by diagonals, change
-    nothing of it.
+    nothing of it, not even diagonals of two matmuls in a row.
     """
-    inputs = draw("lstm", 0, 8)
-    want = walked(SUBJECTS["lstm"], Scan())(*inputs).gradients
+    inputs = draw(name, 0, 8)
+    want = walked(SUBJECTS[name], Scan())(*inputs).gradients
     for engine in (
         Newton(8, max_iterations=8, jacobian="units", fallback="nan"),
         Newton(8, max_iterations=30, tolerance=0.0, fallback="scan"),
     ):
-        assert_same(walked(SUBJECTS["lstm"], engine)(*inputs).gradients, want, 1e-11)
+        assert_same(walked(SUBJECTS[name], engine)(*inputs).gradients, want, 1e-11)
 
 
 def test_a_scaled_gradient(x64):

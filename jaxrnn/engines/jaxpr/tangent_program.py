@@ -15,6 +15,7 @@ from jax.interpreters import partial_eval as pe
 
 from ...core.types import PyTree
 from .evaluate import (
+    all_equations,
     bind_equation,
     eval_equations,
     eval_jaxpr,
@@ -118,6 +119,13 @@ class TangentProgram:
                 f"the step has no derivative in forward mode: "
                 f"{str(error).splitlines()[0]}"
             ) from error
+        if any(
+            eqn.primitive.name == "custom_lin" for eqn in all_equations(closed.jaxpr)
+        ):
+            raise NoTangentError(
+                "the step calls a jax.custom_vjp function inside a loop or a branch, "
+                "so it has no derivative in forward mode"
+            )
         jaxpr, _ = pe.dce_jaxpr(
             closed.jaxpr, [True] * len(closed.out_avals), instantiate=True
         )

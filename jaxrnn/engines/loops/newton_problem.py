@@ -196,7 +196,7 @@ class ChunkProblem:
         iterations, states, change = jax.lax.while_loop(
             goes_on, iterated, (jnp.zeros((), jnp.int32), guess, change)
         )
-        place = jnp.arange(self.steps)
+        place = jnp.arange(self.steps, dtype=jnp.int32)
         place = place[::-1] if self.reverse else place
         flags = ((change <= tolerance) | (place < iterations)).astype(jnp.int32)
         converged = jax.lax.cumprod(flags, reverse=self.reverse) > 0
