@@ -330,7 +330,8 @@ def draw_resident(result: dict, figure: Any) -> None:
         axes.set_xlabel(what)
     figure.suptitle(
         f"A gradient through {size.T:,} steps at once: "
-        f"{rows[0]['cell'] if rows else ''}, batch {size.B}, {size.H} units\n{host.where(result['machine'])}",
+        f"{rows[0]['cell'] if rows else ''}, batch {size.B}, {size.H} units\n"
+        f"{host.where(result['machine'])}",
         x=0.01,
         ha="left",
     )

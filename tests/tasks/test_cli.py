@@ -105,6 +105,16 @@ def test_characters_that_training_never_showed_are_named(runs, capsys):
     assert not capsys.readouterr().err
 
 
+def test_what_predict_cannot_score_is_said(runs, capsys):
+    assert main(["predict", str(runs / "charlm"), "日", "The "]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[0] == "nan"
+    assert float(out.splitlines()[1]) > 0
+    first, second = err.splitlines()
+    assert first == "jaxrnn: not in the training text, so read as unknown: '日'"
+    assert second.startswith("jaxrnn: '日' has no bits per character (nan)")
+
+
 def test_predict(runs, capsys, monkeypatch):
     assert main(["predict", str(runs / "hello"), "hell", "he"]) == 0
     assert capsys.readouterr().out == "ello\nel\n"
@@ -235,6 +245,19 @@ MISTAKES = {
         ["train", "charlm", "--data", "{tmp}/picture.txt"],
         "picture.txt is a PNG image, and not text",
     ),
+    "noise as text": (
+        ["train", "charlm", "--data", "{tmp}/noise.txt"],
+        "noise.txt is not text: many of its bytes are control characters",
+    ),
+    "a table without a header": (
+        ["train", "sentiment", "--data", "{tmp}/bare.csv"],
+        "write text,label as the first line, or, if these are names, add --columns "
+        "'good film,pos'",
+    ),
+    "a mistyped task of gradients": (
+        ["gradients", "--task", "sentimen"],
+        "there is no 'sentimen'; did you mean sentiment?",
+    ),
     "steps of what forecasts nothing": (
         ["predict", "{runs}/hello", "hell", "--steps", "3"],
         "is no run of series: leave it out",
@@ -337,6 +360,8 @@ def test_a_mistake_is_one_line_and_status_2(runs, tmp_path, capsys, name):
     (tmp_path / "short.txt").write_text("a short text " * 40)
     (tmp_path / "twelve.txt").write_text("twelve chars")
     (tmp_path / "picture.txt").write_bytes(b"\x89PNG\r\n\x1a\n\x00\x00")
+    (tmp_path / "noise.txt").write_bytes(bytes(range(1, 256)))
+    (tmp_path / "bare.csv").write_text("good film,pos\nbad film,neg\n")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/config.json").write_text('{"task": ')
     (tmp_path / "young").mkdir()
