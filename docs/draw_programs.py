@@ -54,6 +54,10 @@ DRAWN = [
         {"runs/adding-gradients/decay.png": f"{RESULTS}/gradients_after_training.png"},
     ),
     (
+        ["train series --out runs/weather"],
+        {"runs/weather/forecast.png": f"{PICTURES}/forecast.png"},
+    ),
+    (
         ["train translation --out runs/dates"],
         {"runs/dates/attention.png": f"{RESULTS}/task_translation.png"},
     ),
