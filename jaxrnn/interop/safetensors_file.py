@@ -53,7 +53,6 @@ def read(path: str | os.PathLike, prefix: str) -> dict[str, Any]:
     """
     if os.fspath(path).endswith(".index.json"):
         return _read_parts(path, prefix)
-    package = _package()
     with open(path, "rb") as header:
         if header.read(2) in (b"PK", b"\x80\x02"):
             raise ValueError(
@@ -61,6 +60,7 @@ def read(path: str | os.PathLike, prefix: str) -> dict[str, Any]:
                 f"torch.load(path, weights_only=True), or "
                 "the state_dict in it"
             )
+    package = _package()
     try:
         with package.safe_open(os.fspath(path), framework="numpy") as file:
             return {
