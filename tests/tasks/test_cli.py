@@ -5,6 +5,7 @@ every mistake.
 import io
 import json
 import shutil
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -103,6 +104,22 @@ def test_characters_that_training_never_showed_are_named(runs, capsys):
     assert err == ("jaxrnn: not in the training text, so read as unknown: '日' '本'\n")
     assert main([*words, "The "]) == 0
     assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", ["sentiment", "tagging", "series"])
+def test_a_missing_package_is_named_before_the_training(
+    tmp_path, capsys, monkeypatch, task
+):
+    for name in ("sklearn", "sklearn.metrics"):
+        monkeypatch.setitem(sys.modules, name, None)
+    data, out = tmp_path / "data.csv", tmp_path / "run"
+    data.write_text("series,label,x\na,p,1\nb,q,2\nc,p,3\nd,q,4\n" * (task == "series"))
+    words = ["train", task, "--data", str(data), "--out", str(out)]
+    assert main(words) == 2
+    out_text, err = capsys.readouterr()
+    assert err == ("jaxrnn: the scores need scikit-learn: pip install 'jaxrnn[cli]'\n")
+    assert not out_text
+    assert not out.exists()
 
 
 def test_what_predict_cannot_score_is_said(runs, capsys):

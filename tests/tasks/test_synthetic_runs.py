@@ -189,6 +189,9 @@ def test_the_run_says_its_score_beside_its_baseline(tmp_path, capsys):
     assert ["accuracy", f"{result['accuracy']:.4g}", "chance", "0.5"] in lines
     longer = f"accuracy at length 24 {result['accuracy_24']:.4g} chance 0.5"
     assert longer.split() in lines
+    # The evaluation, a line of its own, names the length in the same words.
+    (evaluated,) = (line for line in lines if line[3:5] == ["held", "out"])
+    assert " ".join(evaluated).count("accuracy at length 24") == 1
 
 
 @pytest.mark.parametrize(
