@@ -1048,6 +1048,13 @@ TABLE = {
         "test_every_answer_is_held_against_the_reference": 0,
         "test_without_an_accelerator_it_says_so": 0,
     },
+    # A picture with lines and bars, and one of a run.
+    "benchmarks/test_redraw.py": {
+        "test_a_picture_is_drawn_from_its_numbers": [
+            "gradient_decay_cpu*",
+            "charlm_pydoc",
+        ],
+    },
     "benchmarks/test_scaling.py": {
         "test_quick_writes_what_it_promises": 0,
     },

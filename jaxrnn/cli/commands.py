@@ -212,6 +212,17 @@ def _say_unknown(text: str, known: str) -> None:
         )
 
 
+def _say_unscored(text: str, known: str) -> None:
+    """Say on standard error what the bits per character of a text do not tell."""
+    _say_unknown(text, known)
+    if len(text) < 2:
+        print(
+            f"jaxrnn: {text!r} has no bits per character (nan), because no character "
+            f"of it is predicted from one before: give two or more",
+            file=sys.stderr,
+        )
+
+
 def predict(arguments: argparse.Namespace) -> None:
     """Print one prediction per input."""
     trained = _load(arguments)
@@ -227,6 +238,8 @@ def predict(arguments: argparse.Namespace) -> None:
         for text in arguments.inputs or (
             line.rstrip("\n").removeprefix("\ufeff") for line in sys.stdin
         ):
+            if isinstance(trained, CharacterModel):
+                _say_unscored(text, trained.vocabulary.characters)
             print(say(text), flush=True)
     except UnicodeDecodeError as error:
         raise InputError(f"standard input is not UTF-8: {error}") from None

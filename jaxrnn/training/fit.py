@@ -7,7 +7,7 @@ import dataclasses
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -553,7 +553,7 @@ class _Loop:
             self.scores.append(score)
         self.append(named | ({"sample": sample} if sample else {}))
         shown = "  ".join(
-            f"{name} {value:.4g}"
+            f"{_said(name, scores)} {value:.4g}"
             for name, value in scores.items()
             if name not in self.experiment.baselines
         )
@@ -633,6 +633,13 @@ class _Loop:
         record = {"step": self.step, **record}
         self.run.append("metrics.jsonl", record)
         self.hooks(self.step, record)
+
+
+def _said(name: str, scores: Container[str]) -> str:
+    """Return what the lines call a score: ``accuracy_256`` is one at another length."""
+    stem, _, length = name.rpartition("_")
+    is_other = stem in scores and length.isdecimal()
+    return f"{stem} at length {length}" if is_other else name
 
 
 def _plain(scores: dict[str, Any]) -> dict[str, Any]:
