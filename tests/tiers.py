@@ -877,6 +877,7 @@ TABLE = {
         "test_captions_alone_and_padded_have_the_same_loss": 0,
         "test_a_users_folder": 0,
         "test_augmentation_is_small_and_by_key": 0,
+        "test_half_of_the_images_stay_sharp": 0,
         "test_strokes_and_serifs": 0,
         "test_an_encoder_reads_a_quarter_of_the_side": ["full"],
         "test_halved_is_max_pooling_and_kernels_are_standardised": 0,
