@@ -131,7 +131,7 @@ FAULTS = [
     Fault(
         "other_direction_keeps_resets_in_place",
         "core/unroll_spec.py",
-        "resets=self._across(self.resets, self.turned_resets, False),",
+        "resets=self._across(self.resets, self.reversed_resets, False),",
         "resets=self.resets,",
         FORWARD,
         "is_a_python_loop and bidirectional",

@@ -501,9 +501,9 @@ TABLE = {
         "test_mapped_products_have_the_numbers_of_a_loop": ["kernel", "both"],
     },
     "engines/test_engines.py": {
-        # every engine once, with a window that is left over
+        # every engine once, with a chunk that is left over
         "test_engines_are_the_python_loop": [
-            "gru_learned-window_3",
+            "gru_learned-chunk_3",
             "gru_learned-carries_3",
             "gru_learned-checkpoint_2",
             "user-default",
@@ -520,7 +520,7 @@ TABLE = {
         # every engine in every transformation that users name; the rest on one engine
         "test_every_mode_of_differentiation": [
             "checkpoint_2-jvp",
-            "window_3-vmap of grad",
+            "chunk_3-vmap of grad",
             "carries_3-reverse over reverse",
         ],
         "test_no_weight_gradient_a_step": ONE,
