@@ -229,8 +229,8 @@ FAULTS = [
     Fault(
         "a_checkpoint_starts_elsewhere",
         "engines/recurrence/passes.py",
-        "jax.lax.dynamic_index_in_dim(a, index, keepdims=False) for a in given.starts",
-        "jax.lax.dynamic_index_in_dim(a, 0, keepdims=False) for a in given.starts",
+        "jax.lax.dynamic_index_in_dim(a, index, keepdims=False)",
+        "jax.lax.dynamic_index_in_dim(a, 0, keepdims=False)",
         "engines/test_engines.py",
         "are_the_python_loop",
     ),
