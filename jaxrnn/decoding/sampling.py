@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -126,7 +126,7 @@ def generate(
 
 def _choose_token(
     logits: Float[Array, "*B V"],
-    key: Array | None,
+    key: Any,
     temperature: Number,
     top_k: int | None,
 ) -> Integer[Array, "*B"]:
@@ -145,7 +145,7 @@ def _choose_token(
 
 def _draw_token(
     logits: Float[Array, "*B V"],
-    key: Array | None,
+    key: Any,
     temperature: Number,
     top_k: int | None,
 ) -> Integer[Array, "*B"]:
