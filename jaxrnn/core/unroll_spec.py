@@ -37,7 +37,7 @@ class UnrollSpec:
         reverse: whether the steps run from the last to the first.
         window: the truncation length, or None.
         key: a random key, or None.
-        reversed_resets: the resets of the other direction, once they have been computed.
+        reversed_resets: the resets of the other direction, once they are computed.
         gradient_scale: ``(T, *B)`` or None; multiplies the cotangent of the carry that
             enters each step.
         reversed_scale: the gradient scale of the other direction, likewise.
@@ -107,8 +107,8 @@ class UnrollSpec:
     def _across(self, before: Any, known: Any, at_end: Any) -> Any:
         """Move ``before (T, *B)`` to the other end of each edge.
 
-        ``at_end`` is put where the other direction begins; ``known`` is returned where it
-        is not None.
+        ``at_end`` is put where the other direction begins. A result that is ``known`` is
+        returned.
         """
         if before is None or known is not None:
             return known

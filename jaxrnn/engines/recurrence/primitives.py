@@ -154,7 +154,7 @@ def _recurrence_impl(
     return [*last, *carries, *saved]
 
 
-recurrence_p = define_primitive("jaxrnn_walk", _recurrence_impl)
+recurrence_p = define_primitive("jaxrnn_recurrence", _recurrence_impl)
 
 
 def _recurrence_jvp(
@@ -192,35 +192,9 @@ def _recurrence_jvp(
         if kept == STARTS
         else [*saved_carries(step, carries, kept == DOTS), *saved]
     )
-    # As in lax.scan, a leaf of the carry that depends on no differentiated operand has
-    # a symbolic zero as its tangent, so no derivative of it is computed.
-    with_tangent = step.moved_by(wrt)
-    has_tangent = [i in with_tangent for i in range(step.carry)]
-    has_tangent += [
-        flag and (is_shown or bool(keep))
-        for flag, is_shown in zip(has_tangent, show, strict=True)
-    ]
-    shows = tuple(
-        select_by_flag(
-            has_tangent, [is_differentiable(a) for a in step.carry_avals] * 2
-        )
+    out_tangents = _carry_tangents(
+        primals, tangents, residuals, [*last, *carries], step, schedule, wrt, show, keep
     )
-    directions = [tangents[i] for i in wrt]
-    nonzero_tangents = iter(
-        tangent_p.bind(
-            *primals,
-            *residuals,
-            *directions,
-            step=step,
-            schedule=schedule,
-            wrt=wrt,
-            show=shows,
-        )
-    )
-    out_tangents = [
-        next(nonzero_tangents) if flag else no_tangent(a)
-        for a, flag in zip([*last, *carries], has_tangent, strict=True)
-    ]
     # The saved values are outputs themselves where the recurrence is differentiated a
     # second time.
     d_last, d_carries = split_by_sizes(out_tangents, (step.carry,))
@@ -230,6 +204,46 @@ def _recurrence_jvp(
         else []
     )
     return shown, [*d_last, *select_by_flag(d_carries, show), *d_saved]
+
+
+def _carry_tangents(
+    primals: Sequence,
+    tangents: Sequence,
+    residuals: Sequence,
+    carries: Sequence,
+    step: StepJaxpr,
+    schedule: LoopSchedule,
+    wrt: tuple[int, ...],
+    show: tuple[bool, ...],
+    keep: str | None,
+) -> list[Any]:
+    """Bind the tangent, and return those of the last carry and of all carries.
+
+    As in ``lax.scan``, a leaf of the carry that depends on no differentiated operand
+    has a symbolic zero as its tangent, so no derivative of it is computed.
+    """
+    with_tangent = step.moved_by(wrt)
+    has_tangent = [i in with_tangent for i in range(step.carry)]
+    has_tangent += [
+        flag and (is_shown or bool(keep))
+        for flag, is_shown in zip(has_tangent, show, strict=True)
+    ]
+    is_float = [is_differentiable(a) for a in step.carry_avals] * 2
+    nonzero_tangents = iter(
+        tangent_p.bind(
+            *primals,
+            *residuals,
+            *(tangents[i] for i in wrt),
+            step=step,
+            schedule=schedule,
+            wrt=wrt,
+            show=tuple(select_by_flag(has_tangent, is_float)),
+        )
+    )
+    return [
+        next(nonzero_tangents) if flag else no_tangent(a)
+        for a, flag in zip(carries, has_tangent, strict=True)
+    ]
 
 
 def _plain_scan_jvp(
