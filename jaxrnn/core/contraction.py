@@ -63,9 +63,8 @@ def contract(
     ]
     if not _is_plain(avals) or all(len(run) == 1 for run in runs):
         return jax.lax.dot_general(a, b, numbers, precision, **params)
-    precision = (
-        jax.config.jax_default_matmul_precision if precision is None else precision  # type: ignore[attr-defined]
-    )
+    if precision is None:
+        precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     return contraction_p.bind(
         a, b, dimension_numbers=numbers, precision=precision, **params
     )

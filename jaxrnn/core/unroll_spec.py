@@ -107,8 +107,8 @@ class UnrollSpec:
     def _across(self, before: Any, known: Any, at_end: Any) -> Any:
         """Move ``before (T, *B)`` to the other end of each edge.
 
-        ``at_end`` is put where the other direction begins. A result that is ``known`` is
-        returned.
+        ``at_end`` is put where the other direction begins. A result that is known
+        already is returned.
         """
         if before is None or known is not None:
             return known
