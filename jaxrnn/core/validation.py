@@ -41,7 +41,7 @@ def _size_hint(name: str, size: Any) -> str:
     return ": pass the number of features, xs.shape[-1]"
 
 
-def check_input_size(owner: Any, input_size: Any) -> None:
+def check_input_size(owner: object, input_size: object) -> None:
     """Check that a layer is given no array for the number of its input features.
 
     Cells of one's own may take something else than an int, so only arrays are refused.
@@ -261,7 +261,7 @@ def check_features(cell: Any, kernel: Array, x: Inputs) -> None:
 
 
 def check_flags(
-    name: str, flags: Any, want: tuple[Any, ...], axes: str = "(T, *B)"
+    name: str, flags: object, want: tuple[Any, ...], axes: str = "(T, *B)"
 ) -> None:
     """Check that ``mask`` or ``resets`` is a bool array of shape ``want``.
 
@@ -315,7 +315,7 @@ def checked_reset(reset: Flags | None, batch: tuple[Any, ...]) -> Any:
     return jnp.asarray(reset)
 
 
-def check_scale(scale: Any, want: tuple[Any, ...]) -> None:
+def check_scale(scale: object, want: tuple[Any, ...]) -> None:
     """Check that ``gradient_scale`` is floating-point of shape ``want = (T, *B)``."""
     if not is_array(scale):
         raise TypeError(
@@ -614,7 +614,7 @@ def check_key(cell: Any, key: Array | None) -> None:
         )
 
 
-def describe(value: Any) -> str:
+def describe(value: object) -> str:
     """Describe a value briefly: its type, and for arrays shape and dtype."""
     if _is_foreign(value) and is_array(value):
         kind = type(value)

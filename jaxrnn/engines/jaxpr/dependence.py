@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from jax.extend import core
+from jax.extend.core import Jaxpr
 
 from .evaluate import CALLS
 
@@ -69,7 +70,7 @@ def join_over(labels: np.ndarray, axes: Sequence[int]) -> np.ndarray:
 
 
 def follow(
-    jaxpr: Any,
+    jaxpr: Jaxpr,
     labels: Sequence[Labels],
     rule: Rule | None = None,
     mixing: list[Any] | None = None,

@@ -270,7 +270,7 @@ class DependencyGraph:
             for var in eqn.outvars:
                 self.kind[var], self.maker[var] = kind, eqn
 
-    def kind_of(self, var: Var) -> int:
+    def kind_of(self, var: Var | core.Literal) -> int:
         """Return the class of a variable or literal."""
         return CONST if isinstance(var, core.Literal) else self.kind[var]
 
