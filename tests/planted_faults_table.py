@@ -253,14 +253,14 @@ FAULTS = [
     # ---------------------------------------------------------------- layers
     Fault(
         "dropout_does_not_scale",
-        "layers/stochastic.py",
+        "layers/stochastic_cells.py",
         "xs / (1 - rate), jnp.zeros_like(xs)",
         "xs, jnp.zeros_like(xs)",
         NOISE,
     ),
     Fault(
         "zoneout_keeps_the_rest",
-        "layers/stochastic.py",
+        "layers/stochastic_cells.py",
         "return _mix(jnp.where, z[1], carry, new)",
         "return _mix(jnp.where, z[1], new, carry)",
         NOISE,
