@@ -500,6 +500,18 @@ TABLE = {
         "test_one_device_keeps_products_of_two_axes": 0,
         "test_mapped_products_have_the_numbers_of_a_loop": ["kernel", "both"],
     },
+    # each transformation and each kind of cell, under engines of both kinds, and a
+    # refusal; tests/engines/test_engines.py tries what else an engine can be asked
+    "engines/test_engine_matrix.py": {
+        "test_an_engine_is_the_python_loop": [
+            "user-user-jvp",
+            "user-gru_learned-vjp",
+            "checkpoint-gru_learned-vmap",
+            "associative_chunk-min_gru-jvp",
+            "associative-user-values",
+            "newton-user-values",
+        ],
+    },
     "engines/test_engines.py": {
         # every engine once, with a chunk that is left over
         "test_engines_are_the_python_loop": [

@@ -103,6 +103,16 @@ def test_an_engine_is_the_python_loop(name, case, transformation, x64):
     assert_same(got, want, TOLERANCE.get(name, 1e-12))
 
 
+@pytest.mark.parametrize("name", ENGINES)
+def test_no_steps_give_back_the_carry_under_every_engine(name):
+    inputs, cell = draw("min_gru", 0, 0), SUBJECTS["min_gru"]
+    given = (inputs.params, inputs.xs, inputs.carry)
+    how = {"mask": inputs.mask, "resets": inputs.resets, "engine": ENGINES[name]}
+    carry, ys = jaxrnn.unroll(cell, *given, **how)
+    assert_same(carry, inputs.carry, 0.0)
+    assert ys.shape == (0, *inputs.carry.shape)
+
+
 def test_how_many_rows_run():
     """A declaration that wrongly says "not supported" would only take rows away."""
     taken = {name: [applies(e, c) for c in CASES] for name, e in ENGINES.items()}

@@ -21,6 +21,8 @@ class UserEngine(AbstractEngine):
 
     def run(self, cell, params, carry, xs, mask=None, resets=None, reverse=False):
         steps = len(jax.tree.leaves(xs)[0])
+        if steps == 0:
+            return carry, jax.tree.map(lambda leaf: jnp.stack([leaf])[:0], carry)
         carries = [None] * steps
         for t in reversed(range(steps)) if reverse else range(steps):
             x = jax.tree.map(lambda leaf, t=t: leaf[t], xs)
