@@ -193,7 +193,13 @@ def _recurrence_jvp(
         else [*saved_carries(step, carries, kept == DOTS), *saved]
     )
     out_tangents = _carry_tangents(
-        primals, tangents, residuals, [*last, *carries], step, schedule, wrt, show, keep
+        [*primals, *residuals],
+        [tangents[i] for i in wrt],
+        [*last, *carries],
+        step=step,
+        schedule=schedule,
+        wrt=wrt,
+        shown=[flag or bool(keep) for flag in show],
     )
     # The saved values are outputs themselves where the recurrence is differentiated a
     # second time.
@@ -208,32 +214,37 @@ def _recurrence_jvp(
 
 def _carry_tangents(
     primals: Sequence,
-    tangents: Sequence,
-    residuals: Sequence,
+    directions: Sequence,
     carries: Sequence,
+    *,
     step: StepJaxpr,
     schedule: LoopSchedule,
     wrt: tuple[int, ...],
-    show: tuple[bool, ...],
-    keep: str | None,
+    shown: Sequence[bool],
 ) -> list[Any]:
     """Bind the tangent, and return those of the last carry and of all carries.
 
     As in ``lax.scan``, a leaf of the carry that depends on no differentiated operand
     has a symbolic zero as its tangent, so no derivative of it is computed.
+
+    Args:
+        primals: the operands of the recurrence, and its residuals.
+        directions: the tangents of the operands ``wrt``.
+        carries: the leaves of the last carry, and those after every step.
+        step: the traced step.
+        schedule: how the loops run.
+        wrt: positions of the differentiated operands.
+        shown: for each leaf of the carry, whether its tangents after every step are
+            wanted.
     """
     with_tangent = step.moved_by(wrt)
     has_tangent = [i in with_tangent for i in range(step.carry)]
-    has_tangent += [
-        flag and (is_shown or bool(keep))
-        for flag, is_shown in zip(has_tangent, show, strict=True)
-    ]
+    has_tangent += [a and b for a, b in zip(has_tangent, shown, strict=True)]
     is_float = [is_differentiable(a) for a in step.carry_avals] * 2
     nonzero_tangents = iter(
         tangent_p.bind(
             *primals,
-            *residuals,
-            *(tangents[i] for i in wrt),
+            *directions,
             step=step,
             schedule=schedule,
             wrt=wrt,
