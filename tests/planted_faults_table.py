@@ -131,7 +131,7 @@ FAULTS = [
     Fault(
         "other_direction_keeps_resets_in_place",
         "core/unroll_spec.py",
-        "resets=self._across(self.resets, self.turned_resets, False),",
+        "resets=self._across(self.resets, self.reversed_resets, False),",
         "resets=self.resets,",
         FORWARD,
         "is_a_python_loop and bidirectional",
@@ -229,8 +229,8 @@ FAULTS = [
     Fault(
         "a_checkpoint_starts_elsewhere",
         "engines/recurrence/passes.py",
-        "jax.lax.dynamic_index_in_dim(a, index, keepdims=False) for a in given.starts",
-        "jax.lax.dynamic_index_in_dim(a, 0, keepdims=False) for a in given.starts",
+        "jax.lax.dynamic_index_in_dim(a, index, keepdims=False)",
+        "jax.lax.dynamic_index_in_dim(a, 0, keepdims=False)",
         "engines/test_engines.py",
         "are_the_python_loop",
     ),
@@ -253,14 +253,14 @@ FAULTS = [
     # ---------------------------------------------------------------- layers
     Fault(
         "dropout_does_not_scale",
-        "layers/stochastic.py",
+        "layers/stochastic_cells.py",
         "xs / (1 - rate), jnp.zeros_like(xs)",
         "xs, jnp.zeros_like(xs)",
         NOISE,
     ),
     Fault(
         "zoneout_keeps_the_rest",
-        "layers/stochastic.py",
+        "layers/stochastic_cells.py",
         "return _mix(jnp.where, z[1], carry, new)",
         "return _mix(jnp.where, z[1], new, carry)",
         NOISE,

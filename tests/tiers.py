@@ -504,10 +504,22 @@ TABLE = {
         "test_one_device_keeps_products_of_two_axes": 0,
         "test_mapped_products_have_the_numbers_of_a_loop": ["kernel", "both"],
     },
+    # each transformation and each kind of cell, under engines of both kinds, and a
+    # refusal; tests/engines/test_engines.py tries what else an engine can be asked
+    "engines/test_engine_matrix.py": {
+        "test_an_engine_is_the_python_loop": [
+            "user-user-jvp",
+            "user-gru_learned-vjp",
+            "checkpoint-gru_learned-vmap",
+            "associative_chunk-min_gru-jvp",
+            "associative-user-values",
+            "newton-user-values",
+        ],
+    },
     "engines/test_engines.py": {
-        # every engine once, with a window that is left over
+        # every engine once, with a chunk that is left over
         "test_engines_are_the_python_loop": [
-            "gru_learned-window_3",
+            "gru_learned-chunk_3",
             "gru_learned-carries_3",
             "gru_learned-checkpoint_2",
             "user-default",
@@ -524,7 +536,7 @@ TABLE = {
         # every engine in every transformation that users name; the rest on one engine
         "test_every_mode_of_differentiation": [
             "checkpoint_2-jvp",
-            "window_3-vmap of grad",
+            "chunk_3-vmap of grad",
             "carries_3-reverse over reverse",
         ],
         "test_no_weight_gradient_a_step": ONE,

@@ -237,17 +237,7 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
         return Trained(functions, params, options, config)
 
     def test(params: Params) -> dict[str, Any]:
-        common = Counter(example.label for example in split.train).most_common(1)[0][0]
-        return {
-            **trained(params).scores(split.test),
-            "majority_accuracy": float(
-                np.mean([example.label == common for example in split.test])
-            ),
-            **bag_of_words(
-                [example[:2] for example in spread(split.train, BAGGED)],
-                [example[:2] for example in split.test],
-            ),
-        }
+        return {**trained(params).scores(split.test), **_baselines(split)}
 
     def sample(params: Params) -> str:
         example = split.validation[0]
@@ -269,6 +259,19 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
         data=f"{options.data[0]}: {sizes(split, 'texts')}",
     )
     return experiment, config
+
+
+def _baselines(split: Split) -> dict[str, Any]:
+    """Score the most frequent label, and a bag of words, on the test part."""
+    common = Counter(example.label for example in split.train).most_common(1)[0][0]
+    is_common = [example.label == common for example in split.test]
+    return {
+        "majority_accuracy": float(np.mean(is_common)),
+        **bag_of_words(
+            [example[:2] for example in spread(split.train, BAGGED)],
+            [example[:2] for example in split.test],
+        ),
+    }
 
 
 @dataclasses.dataclass(frozen=True)

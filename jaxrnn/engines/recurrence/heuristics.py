@@ -97,8 +97,9 @@ from ..jaxpr.carry_blocks import (
     kind_of_blocks,
     program_of_step,
 )
+from ..jaxpr.dependency_graph import EXPENSIVE, INPUT
 from ..jaxpr.evaluate import nbytes
-from ..jaxpr.step_program import EXPENSIVE, INPUT, StepJaxpr
+from ..jaxpr.step_program import StepJaxpr
 from .backward import bytes_saved
 
 AUTO = "auto"  # an option that is left open

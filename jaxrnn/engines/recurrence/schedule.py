@@ -138,11 +138,21 @@ def resolve_save(schedule: LoopSchedule, step: StepJaxpr, length: int) -> LoopSc
         ValueError: if the pullback of the step cannot be traced, but the caller
             asked for something that needs it.
     """
+    is_open = schedule.save in (AUTO, EVERYTHING)
+    chosen = choose_save(step, length)[0] if is_open else schedule.save
+    return _with_save(schedule, step, chosen)
+
+
+def _with_save(schedule: LoopSchedule, step: StepJaxpr, chosen: str) -> LoopSchedule:
+    """Put what `choose_save` chose into a schedule that leaves it open.
+
+    Raises:
+        ValueError: as `resolve_save`.
+    """
     reason = step.reason_against_pullback
     if schedule.save in (AUTO, EVERYTHING):
-        save, _ = choose_save(step, length)
-        if save != EVERYTHING or schedule.chunk == AUTO:
-            return schedule.replace(save=save)
+        if chosen != EVERYTHING or schedule.chunk == AUTO:
+            return schedule.replace(save=chosen)
         save = DOTS
     elif reason is not None and schedule.chunk == AUTO and schedule.leaves_loop_open:
         return schedule.replace(save=EVERYTHING)
@@ -198,9 +208,9 @@ def resolve_schedule(
     """
     save_reason, reason = "", ""
     if backward and schedule.chunk == AUTO:
-        if schedule.save == AUTO:
-            schedule = resolve_save(schedule, step, length)
         chosen, why = choose_save(step, length)
+        if schedule.save == AUTO:
+            schedule = _with_save(schedule, step, chosen)
         save_reason = why if chosen == schedule.save else ""
     loop = schedule.loop
     if isinstance(loop, AutoLoop) and loop.kernel and platform in KERNELS:

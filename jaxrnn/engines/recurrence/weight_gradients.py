@@ -25,6 +25,7 @@ from jax import Array
 from jax.extend.core import Literal, Var
 
 from ...core.contraction import contract
+from ..jaxpr.dependency_graph import CONST, DependencyGraph
 from ..jaxpr.evaluate import bind_equation, deduplicate, nbytes, read_env
 from ..jaxpr.linearity import (
     has_short_range,
@@ -35,7 +36,6 @@ from ..jaxpr.linearity import (
     is_widening,
     linear_operands,
 )
-from ..jaxpr.step_program import CONST, DependencyGraph
 
 CONSTANT, ROWS, LOOP, PRODUCT, LINEAR, BATCH = (
     "constant",

@@ -291,7 +291,8 @@ def _sentences(
         line = line.removesuffix("\n")
         if not line.strip():
             if pairs:
-                sentences.append(Tagged(*zip(*pairs, strict=True)))  # type: ignore[arg-type]
+                words, tags = zip(*pairs, strict=True)
+                sentences.append(Tagged(words, tags))
             pairs = []
             continue
         parsed = read(line)

@@ -129,7 +129,7 @@ def digits(permuted: bool, pool: int) -> Digits:
     return Digits(rows[train], labels[train], rows[test], labels[test])
 
 
-def nearest_neighbours(data: Digits, k: int = 3) -> float:
+def nearest_neighbors(data: Digits, k: int = 3) -> float:
     """Return the accuracy of the vote of the ``k`` nearest training images.
 
     Between digits with equally many votes the nearest image decides.
@@ -146,9 +146,9 @@ def nearest_neighbours(data: Digits, k: int = 3) -> float:
 
 
 @functools.cache
-def neighbours_of(pool: int) -> float:
-    """Return `nearest_neighbours` of the split, in which the pixels have any order."""
-    return nearest_neighbours(digits(False, pool))
+def neighbors_of(pool: int) -> float:
+    """Return `nearest_neighbors` of the split, in which the pixels have any order."""
+    return nearest_neighbors(digits(False, pool))
 
 
 def batch_of(images: np.ndarray, labels: np.ndarray) -> Batch:
@@ -194,7 +194,7 @@ def problem(options: Options) -> Problem:
         baseline=("majority class", lambda length: 1 / CLASSES),
         stored=functools.partial(stored, options),
         pooled=options.readout == "mean",
-        references=lambda: {"three_nearest_neighbours": neighbours_of(options.pool)},
+        references=lambda: {"three_nearest_neighbours": neighbors_of(options.pool)},
     )
 
 
