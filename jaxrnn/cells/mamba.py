@@ -170,7 +170,8 @@ class Mamba(BuiltinCell, StateSpaceCell):
         params = super().with_initial_carry(params)
         learned = params.get("initial_carry")
         if isinstance(learned, StateSpaceState):
-            params = {**params, "initial_carry": StateSpaceState(None, learned.s)}
+            of_s = StateSpaceState(None, learned.s)  # type: ignore[arg-type]
+            params = {**params, "initial_carry": of_s}
         return params
 
     # ---------------------------------------------------------------- the inputs
