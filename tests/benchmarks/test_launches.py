@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 
-def rows_of(tmp_path, *words):
+def rows_of(tmp_path, *words, module="compiled"):
     """The rows of the benchmark, or a skipped test where a compiler is missing."""
     root, name = Path(__file__).parents[2], tmp_path / "steps"
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "benchmarks.accelerator.compiled"),
+            *(sys.executable, "-m", f"benchmarks.accelerator.{module}"),
             *(*words, "--out", str(name)),
         ],
         cwd=root,
@@ -51,3 +51,11 @@ def test_tpus_are_expected_to_take_fewer_cycles_than_by_other_loops(tmp_path):
     ours = "jaxrnn default"
     assert cycles["LSTM", ours] <= 0.7 * cycles["LSTM", "flax"]
     assert cycles["Elman", ours] <= 1.1 * cycles["Elman", "lax.scan"]
+
+
+def test_a_loop_over_a_cluster_of_blocks_compiles(tmp_path):
+    """Where the compilers are: the prototype, within the memory that it says."""
+    rows = rows_of(tmp_path, "--quick", module="cluster")
+    assert [row["compiled"] for row in rows] == [True]
+    assert 0 < rows[0]["shared_bytes"] <= rows[0]["needed_bytes"] < 232_448
+    assert rows[0]["spilled_bytes"] == 0
