@@ -83,10 +83,13 @@ def test_parts_are_written_where_rows_are(whole, unroll, reverse):
 
     def body(carry, x):
         carry = [jnp.tanh(carry[0] + x[:, :4] * x[:, 4:])]
-        return carry, [jnp.concatenate([carry[0], x[:, :4]], -1), carry[0], x]
+        row = jnp.concatenate([carry[0], x[:, :4]], -1)
+        return carry, [row, carry[0], x, x.sum()]
 
     def run(parts):
-        buffers = [jnp.ones((6 if whole else 9, 2, n), jnp.float32) for n in (8, 4, 8)]
+        length = 6 if whole else 9
+        buffers = [jnp.ones((length, 2, n), jnp.float32) for n in (8, 4, 8)]
+        buffers.append(jnp.ones((length,), jnp.float32))
         loop = loop_function(Sequential(unroll=unroll, parts=parts))
         first = [jnp.zeros((2, 4), jnp.float32)]
         return loop(body, first, xs, buffers, offset, steps, reverse=reverse)

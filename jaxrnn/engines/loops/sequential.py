@@ -64,8 +64,9 @@ def scan_into_buffers(
     Returns:
         The carry after the last step, and the buffers.
     """
-    if parts and all(b.shape[0] == steps for b in buffers):
-        counts = parts_of_rows(buffers)
+    whole = all(b.shape[0] == steps for b in buffers)
+    counts = parts_of_rows(buffers) if parts and whole else []
+    if any(count > 1 for count in counts):
         carry, buffers = scan_into_buffers(
             _in_parts(body, counts),
             carry,
@@ -86,7 +87,7 @@ def scan_into_buffers(
     step_bytes = sum(
         a.size * a.dtype.itemsize for a in (*buffers, *jax.tree.leaves(xs))
     ) // max(steps, 1)
-    if step_bytes < LEAST_BYTES and all(b.shape[0] == steps for b in buffers):
+    if step_bytes < LEAST_BYTES and whole:
         return jax.lax.scan(
             computed,
             carry,
@@ -145,9 +146,10 @@ def _in_parts(body: Callable, counts: list[int]) -> Callable:
 
     def parted(carry: Any, x: Any) -> tuple[Any, list[Any]]:
         carry, ys = body(carry, x)
-        pairs = zip(ys, counts, strict=True)
         return carry, [
-            part for y, count in pairs for part in jnp.split(y, count, axis=-1)
+            part
+            for y, count in zip(ys, counts, strict=True)
+            for part in (jnp.split(y, count, axis=-1) if count > 1 else [y])
         ]
 
     return parted
