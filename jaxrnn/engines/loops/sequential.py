@@ -153,8 +153,8 @@ def parts_of_rows(buffers: list[Any]) -> list[int]:
 def rows_that_fall_apart(body: Callable, carry: Carry, xs: Inputs) -> list[bool]:
     """Return for each row that a body records whether parts of it are made or read.
 
-    It is so if the body slices the row, or joins it, and nothing needs the row as a
-    whole: no matmul makes or reads it, and no sum along it is among what it is made of.
+    It is so if the body slices the row, or joins it, and no matmul makes or reads it as
+    a whole. A body with sums, which normalizes rows, has none that falls apart.
 
     Args:
         body: ``body(carry, x) -> (carry, ys)``.
@@ -182,11 +182,12 @@ def rows_that_fall_apart(body: Callable, carry: Carry, xs: Inputs) -> list[bool]
             if name not in MATMULS | SLICES | {"concatenate"}:
                 stack += filter(_is_variable, makers[v].invars)
         maker = makers[row].primitive.name if row in makers else ""
-        whole = MATMULS & (read | {maker}) or any(n.startswith("reduce_") for n in made)
+        whole = MATMULS & (read | {maker})
         return not whole and bool(SLICES & read or "concatenate" in made)
 
     rows = jaxpr.outvars[len(jax.tree.leaves(carry)) :]
-    return [_is_variable(v) and falls_apart(v) for v in rows]
+    sums = any(eqn.primitive.name.startswith("reduce_") for eqn in jaxpr.eqns)
+    return [not sums and _is_variable(v) and falls_apart(v) for v in rows]
 
 
 def _is_variable(atom: Any) -> bool:
