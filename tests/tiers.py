@@ -516,6 +516,11 @@ TABLE = {
             "newton-user-values",
         ],
     },
+    "engines/test_sequential_loop.py": {
+        # one way through chunks, one through all of T; forwards and backwards
+        "test_rows_in_parts_are_the_python_loop": ["gru_learned-*"],
+        "test_kernels_a_step_on_a_described_h100": ["GRU"],
+    },
     "engines/test_engines.py": {
         # every engine once, with a chunk that is left over
         "test_engines_are_the_python_loop": [
