@@ -259,7 +259,7 @@ def test_a_loop_of_updates_traces_the_losses_once():
 
 
 @pytest.mark.parametrize("method", [RTRL, UORO])
-def test_no_streams_have_no_gradient(method):
+def test_no_streams_have_no_gradient(method, x64):
     params, window, model = case("elman_learned", False, (0,))
     online = method(*model, k1=2)
     state = online.init(params, window, (0,))
