@@ -265,18 +265,18 @@ def _measure(
     parts = program_of_step(run.step).part_avals
     form = blocks_of_step(run.step, engine.jacobian)
     report = NewtonLayerReport(
-        written(cell),
-        describe_blocks(form, parts),
-        run.chunk,
-        measured.iterations,
-        measured.change,
-        measured.converged,
-        float(measured.residual),
-        float(jnp.max(exponents)),
-        float(measured.amplification),
-        run.chunk * bytes_of_blocks(form, parts),
-        float(measured.iterations.mean()) * operations_ratio(run.step, form),
-        (),
+        cell=written(cell),
+        structure=describe_blocks(form, parts),
+        chunk=run.chunk,
+        iterations=measured.iterations,
+        change=measured.change,
+        converged=measured.converged,
+        residual=float(measured.residual),
+        exponent=float(jnp.max(exponents)),
+        amplification=float(measured.amplification),
+        bytes=run.chunk * bytes_of_blocks(form, parts),
+        work=float(measured.iterations.mean()) * operations_ratio(run.step, form),
+        advice=(),
     )
     advice = _advice(report, engine, widest(parts))
     return dataclasses.replace(report, advice=advice)

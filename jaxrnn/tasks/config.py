@@ -38,12 +38,17 @@ def option(
     )
 
 
-def choice(default: str, known: Iterable[str], help: str) -> Any:
-    """Return a dataclass field whose value is one of the names ``known``."""
+def choice(
+    default: str, known: Iterable[str], help: str, *, before: str | None = None
+) -> Any:
+    """Return a dataclass field whose value is one of the names ``known``.
+
+    ``before`` is as for `option`.
+    """
     known = tuple(known)
+    help = f"{help}: {', '.join(known)}"
     return dataclasses.field(
-        default=default,
-        metadata={"help": f"{help}: {', '.join(known)}", "names": known},
+        default=default, metadata={"help": help, "names": known, "before": before}
     )
 
 
@@ -75,6 +80,17 @@ def convolutional_cell_field(default: str, known: Iterable[str]) -> Any:
             CONVOLUTIONAL: names,
         },
     )
+
+
+def ordered_fields(kind: type) -> list[dataclasses.Field[Any]]:
+    """Return the fields of an options class, its own before those that it inherits."""
+    inherited = {
+        field.name
+        for base in kind.__bases__
+        if dataclasses.is_dataclass(base)
+        for field in dataclasses.fields(base)
+    }
+    return sorted(dataclasses.fields(kind), key=lambda field: field.name in inherited)
 
 
 def check_options(options: Any) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from jax.extend import core
+from jax.extend.core import Jaxpr
 
 from .evaluate import CALLS
 
@@ -72,7 +73,7 @@ def join_over(labels: np.ndarray, axes: Sequence[int]) -> np.ndarray:
 
 
 def follow(
-    jaxpr: Any,
+    jaxpr: Jaxpr,
     labels: Sequence[Labels],
     rule: Rule | None = None,
     mixing: list[Any] | None = None,

@@ -19,7 +19,7 @@ CALLS = {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "rema
 Values = Sequence[Any]
 
 
-def eval_jaxpr(jaxpr: Any, consts: Values, args: Values) -> list[Any]:
+def eval_jaxpr(jaxpr: Jaxpr, consts: Values, args: Values) -> list[Any]:
     """Evaluate a jaxpr, with nested calls inlined."""
     env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
     eval_equations(jaxpr.eqns, env)
@@ -97,7 +97,7 @@ def bind_equation(eqn: JaxprEqn, values: Values) -> list[Any]:
     return results if eqn.primitive.multiple_results else [results]
 
 
-def read_env(env: dict[Any, Any], var: Var) -> Any:
+def read_env(env: dict[Any, Any], var: Var | core.Literal) -> Any:
     """Return the value of a variable or literal."""
     return var.val if isinstance(var, core.Literal) else env[var]
 

@@ -24,6 +24,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.extend import core
 from jax.extend.core import JaxprEqn
+from jax.typing import DTypeLike
 
 Terms = Sequence[int] | None
 
@@ -139,7 +140,7 @@ def is_half(eqn: Any) -> bool:
     )
 
 
-def has_short_range(dtype: Any) -> bool:
+def has_short_range(dtype: DTypeLike) -> bool:
     """Whether sums of a dtype overflow where those of float32 do not, as in float16."""
     return (
         jnp.issubdtype(dtype, jnp.inexact)
