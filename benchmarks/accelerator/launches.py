@@ -26,6 +26,7 @@ from ..harness.options import Parser, command, one_of
 from ..harness.report import content, table, write
 
 CHIP = "H100"
+RULES = ("gdn", "mamba2", "gla", "kda", "rwkv7")
 
 
 def measure(rule: str, entry: str, run: Callable, steps: int) -> dict:
@@ -86,8 +87,8 @@ def main(argv: list[str] | None = None) -> int:
         nargs="+",
         metavar="RULE",
         type=one_of(matrix.RULES, "rule"),
-        default=["gdn", "mamba2", "gla"],
-        help=f"of {', '.join(matrix.RULES)} (gdn mamba2 gla)",
+        default=list(RULES),
+        help=f"of {', '.join(matrix.RULES)} ({' '.join(RULES)})",
     )
     args = parser.parse_args(argv)
     check_compiler(parser, CHIP)

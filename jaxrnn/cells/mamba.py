@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -168,9 +168,10 @@ class Mamba(BuiltinCell, StateSpaceCell):
         No step reads the h of the step before.
         """
         params = super().with_initial_carry(params)
-        learned = params.get("initial_carry")
-        if isinstance(learned, StateSpaceState):
-            params = {**params, "initial_carry": StateSpaceState(None, learned.s)}
+        learned: Any = params.get("initial_carry")
+        if learned is not None:
+            learned = learned._replace(h=None, recent=None)
+            params = {**params, "initial_carry": learned}
         return params
 
     # ---------------------------------------------------------------- the inputs
