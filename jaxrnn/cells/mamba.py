@@ -16,7 +16,7 @@ from ..core.dtypes import accumulator
 from ..core.types import Carry, Params
 from ..core.validation import check_features, check_positive
 from ..initializers import Initializer, Normal
-from ..matrix import StateSpaceCell, StateSpaceState
+from ..matrix import StateSpaceCell
 from .base import BuiltinCell
 from .matrix_base import conv_width, draw_step_bias
 from .ops import along, dense
