@@ -230,7 +230,8 @@ class MLSTMMixer(ProjectedMatrixCell):
     ) -> MLSTMMixerState:
         """Return the carry, C and n apart."""
         S, m = memory.S, memory.m
-        return MLSTMMixerState(h, S[..., :-1], S[..., -1], m, recent)  # type: ignore[arg-type]
+        C, n = S[..., :-1], S[..., -1]
+        return MLSTMMixerState(h, C, n, m, recent)  # type: ignore[arg-type]
 
     def shown(self, params: Params, y: Array, m: Any, z: Any) -> Array:
         """Return h from what the queries read of C and n."""

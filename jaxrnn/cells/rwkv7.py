@@ -177,14 +177,14 @@ class RWKV7(BuiltinMatrixCell):
         check_positive(self, input_size=input_size)
         params = draw_time_mix(
             key,
-            input_size,
-            self.num_heads,
-            self.keys,
-            self.hidden_size,
-            self.output_size or input_size,
-            self.ranks(input_size),
-            (self.layer_index, self.num_layers),
-            jnp.dtype(dtype or jnp.result_type(float)),
+            inputs=input_size,
+            heads=self.num_heads,
+            head_keys=self.keys,
+            hidden=self.hidden_size,
+            outputs=self.output_size or input_size,
+            ranks=self.ranks(input_size),
+            place=(self.layer_index, self.num_layers),
+            dtype=jnp.dtype(dtype or jnp.result_type(float)),
         )
         return self.with_initial_carry(params)
 

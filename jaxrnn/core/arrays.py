@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
 
-def is_array(value: object) -> bool:
+from jaxtyping import Array
+
+
+def is_array(value: object) -> TypeGuard[Array]:
     """Whether a value has a shape and a dtype.
 
     True for arrays of JAX, NumPy and other libraries, for tracers and for

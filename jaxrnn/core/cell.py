@@ -517,18 +517,18 @@ def bind_context(cell: Cell, params: Params, context: Context) -> tuple[Cell, Pa
     )
 
 
-def without_context(cell: Any) -> Any:
+def without_context(cell: object) -> Any:
     """Return the cell that a `ContextCell` holds, or the cell itself."""
     return cell.cell if isinstance(cell, ContextCell) else cell
 
 
-def is_linear(cell: Any) -> bool:
+def is_linear(cell: object) -> bool:
     """Whether a cell is a `LinearCell` that does not override ``step``."""
     cell = without_context(cell)
     return isinstance(cell, LinearCell) and type(cell).step is LinearCell.step
 
 
-def is_chunkwise(cell: Any) -> bool:
+def is_chunkwise(cell: object) -> bool:
     """Whether a cell defines ``walk_chunks``, which computes chunks of steps."""
     return _owner(cell, "walk_chunks") is not None
 

@@ -26,9 +26,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import AxisType
+from jaxtyping import Array
 
 from .foreign import optional_attribute, varying_axes
 
@@ -36,7 +38,7 @@ Dims = tuple[int, ...]
 
 
 def contract(
-    a: Any, b: Any, *, dimension_numbers: Any, precision: Any = None, **params: Any
+    a: Array, b: Array, *, dimension_numbers: Any, precision: Any = None, **params: Any
 ) -> Any:
     """Compute ``jax.lax.dot_general``, with axes merged where that is faster.
 
@@ -63,9 +65,8 @@ def contract(
     ]
     if not _is_plain(avals) or all(len(run) == 1 for run in runs):
         return jax.lax.dot_general(a, b, numbers, precision, **params)
-    precision = (
-        jax.config.jax_default_matmul_precision if precision is None else precision  # type: ignore[attr-defined]
-    )
+    if precision is None:
+        precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     return contraction_p.bind(
         a, b, dimension_numbers=numbers, precision=precision, **params
     )
@@ -85,7 +86,12 @@ def _is_plain(avals: Sequence[Any]) -> bool:
 
 
 def product(
-    a: Any, b: Any, *, dimension_numbers: Any, precision: Any, **params: Any
+    a: Array | np.ndarray,
+    b: Array | np.ndarray,
+    *,
+    dimension_numbers: Any,
+    precision: Any,
+    **params: Any,
 ) -> Any:
     """Compute what `contract` means by one ``dot_general``, without merging axes."""
     return jax.lax.dot_general(a, b, dimension_numbers, precision, **params)

@@ -18,6 +18,10 @@ from .types import Carry, Flags, Inputs, Params
 class Supports(enum.Flag):
     """Flags for what an engine supports.
 
+    An engine that applies ``project`` and ``step`` of the cell that it is given, one
+    step after another, supports everything: truncated and scaled gradients, contexts
+    and noise come to it as cells around the cell.
+
     Attributes:
         NOTHING: none of these.
         ANY_CELL: every cell, not only some classes of cells.
@@ -134,8 +138,9 @@ class AbstractEngine(abc.ABC):
             cell: the cell whose ``project`` and ``step`` are applied.
             params: the parameters of the cell.
             carry: the carry before the first step, ``(*B, ...)`` per leaf.
-            xs: a pytree of inputs ``(T, *B, ...)``.
-            mask: where False, the carry holds.
+            xs: a pytree of inputs ``(T, *B, ...)``; T may be 0. At masked steps they
+                are valid already, whatever the padding held.
+            mask: where False, the carry holds. Outputs there become zero later.
             resets: where True, the carry becomes the initial one before the step.
             reverse: whether the steps run from the last input to the first.
 

@@ -18,9 +18,9 @@ from .time_split import TimeSplit
         "mask",
         "resets",
         "key",
-        "turned_resets",
+        "reversed_resets",
         "gradient_scale",
-        "turned_scale",
+        "reversed_scale",
         "context",
     ),
     meta_fields=("engine", "reverse", "window", "all_carries"),
@@ -37,10 +37,10 @@ class UnrollSpec:
         reverse: whether the steps run from the last to the first.
         window: the truncation length, or None.
         key: a random key, or None.
-        turned_resets: the resets of the other direction, once they have been computed.
+        reversed_resets: the resets of the other direction, once they are computed.
         gradient_scale: ``(T, *B)`` or None; multiplies the cotangent of the carry that
             enters each step.
-        turned_scale: the gradient scale of the other direction, likewise.
+        reversed_scale: the gradient scale of the other direction, likewise.
         all_carries: whether the carries after every step are wanted, and not only the
             outputs.
         context: arrays ``(*B, ...)`` for cells with ``takes_context``, or None.
@@ -60,9 +60,9 @@ class UnrollSpec:
     reverse: bool = False
     window: int | None = None
     key: Any = None
-    turned_resets: Any = None
+    reversed_resets: Any = None
     gradient_scale: Any = None
-    turned_scale: Any = None
+    reversed_scale: Any = None
     all_carries: bool = True
     context: Any = None
 
@@ -98,20 +98,20 @@ class UnrollSpec:
         """
         return self.replace(
             reverse=not self.reverse,
-            resets=self._across(self.resets, self.turned_resets, False),
-            turned_resets=self.resets,
-            gradient_scale=self._across(self.gradient_scale, self.turned_scale, 1),
-            turned_scale=self.gradient_scale,
+            resets=self._across(self.resets, self.reversed_resets, False),
+            reversed_resets=self.resets,
+            gradient_scale=self._across(self.gradient_scale, self.reversed_scale, 1),
+            reversed_scale=self.gradient_scale,
         )
 
-    def _across(self, before: Any, turned: Any, at_end: Any) -> Any:
+    def _across(self, before: Any, known: Any, at_end: Any) -> Any:
         """Move ``before (T, *B)`` to the other end of each edge.
 
-        ``at_end`` is put where the other direction begins; ``turned`` is returned if it
-        is known already.
+        ``at_end`` is put where the other direction begins. A result that is known
+        already is returned.
         """
-        if before is None or turned is not None:
-            return turned
+        if before is None or known is not None:
+            return known
         if self.time_split is not None:
             # The entry behind this device's last step is that of the next device.
             row = self.time_split.row_before(before, not self.reverse, at_end)[None]

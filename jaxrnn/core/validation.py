@@ -41,7 +41,7 @@ def _size_hint(name: str, size: Any) -> str:
     return ": pass the number of features, xs.shape[-1]"
 
 
-def check_input_size(owner: Any, input_size: Any) -> None:
+def check_input_size(owner: object, input_size: object) -> None:
     """Check that a layer is given no array for the number of its input features.
 
     Cells of one's own may take something else than an int, so only arrays are refused.
@@ -261,7 +261,7 @@ def check_features(cell: Any, kernel: Array, x: Inputs) -> None:
 
 
 def check_flags(
-    name: str, flags: Any, want: tuple[Any, ...], axes: str = "(T, *B)"
+    name: str, flags: object, want: tuple[Any, ...], axes: str = "(T, *B)"
 ) -> None:
     """Check that ``mask`` or ``resets`` is a bool array of shape ``want``.
 
@@ -315,7 +315,7 @@ def checked_reset(reset: Flags | None, batch: tuple[Any, ...]) -> Any:
     return jnp.asarray(reset)
 
 
-def check_scale(scale: Any, want: tuple[Any, ...]) -> None:
+def check_scale(scale: object, want: tuple[Any, ...]) -> None:
     """Check that ``gradient_scale`` is floating-point of shape ``want = (T, *B)``."""
     if not is_array(scale):
         raise TypeError(
@@ -458,62 +458,6 @@ def _batch_first_hint(
     )
 
 
-def check_rows(
-    name: str,
-    carry: Carry,
-    wider: Any,
-    batch: tuple[int, ...],
-    why: str,
-    *,
-    floats: bool = False,
-) -> None:
-    """Check that every part of a carry has one entry for each row of the batch.
-
-    Its leading axes must be ``batch``. So that axes of the same size by coincidence are
-    found out, a second carry is given whose batch axes are one larger each.
-
-    Args:
-        name: the name of the cell.
-        carry: a carry for the batch axes ``batch``.
-        wider: a carry for batch axes that are one larger each.
-        batch: the batch axes.
-        why: what needs one entry for each row; it follows the name in the error.
-        floats: whether only floating-point parts are checked.
-
-    Raises:
-        ValueError: the error names the part.
-    """
-    for (path, leaf), wider_leaf in zip(
-        jax.tree_util.tree_leaves_with_path(carry), jax.tree.leaves(wider), strict=True
-    ):
-        if floats and not jnp.issubdtype(leaf.dtype, jnp.inexact):
-            continue
-        shape, leading = tuple(leaf.shape), tuple(leaf.shape[: len(batch)])
-        if leading == tuple(batch) and tuple(wider_leaf.shape) == (
-            *(n + 1 for n in batch),
-            *shape[len(batch) :],
-        ):
-            continue
-        part = (
-            f"part {jax.tree_util.keystr(path)} of the carry" if path else "the carry"
-        )
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) or (
-            leaf.dtype == "uint32" and shape[-1:] in ((2,), (4,))
-        ):
-            repair = "a key for each row is jax.random.split(key, batch_shape)"
-        else:
-            repair = (
-                "begin its shape with batch_shape, as jnp.zeros((*batch_shape, ...), "
-                "dtype) does"
-            )
-        raise ValueError(
-            f"{name}: {why} holds the carry of each row by itself, but {part} has "
-            f"shape {shape} whatever the batch axes are (here {tuple(batch)}), so it "
-            f"does not have one entry for each row: in {name}.initial_carry(params, "
-            f"batch_shape, dtype) {repair}"
-        )
-
-
 def describe_tree(tree: PyTree) -> str:
     """Describe a pytree briefly: names, shapes, and dtypes that are not real floats."""
     if is_array(tree):
@@ -614,7 +558,7 @@ def check_key(cell: Any, key: Array | None) -> None:
         )
 
 
-def describe(value: Any) -> str:
+def describe(value: object) -> str:
     """Describe a value briefly: its type, and for arrays shape and dtype."""
     if _is_foreign(value) and is_array(value):
         kind = type(value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -95,37 +95,6 @@ def generate(
     is_static = not isinstance(temperature, jax.core.Tracer)
     _check(prompt, temperature if is_static else 1.0, top_k, key)
     P, prompt = prompt.shape[0], jnp.asarray(prompt, jnp.int32)
-    greedy = temperature == 0
-    least = 1e-30  # a smaller temperature could round to 0 in float32
-
-    def choose(logits, key):
-        if is_static:
-            if greedy:
-                return jnp.argmax(logits, axis=-1)
-            return draw(logits, key, max(temperature, least))
-        # A traced temperature decides at run time, so both results are computed.
-        traced = jnp.maximum(jnp.asarray(temperature, logits.dtype), least)
-        drawn = draw(logits, key, traced)
-        likeliest = jnp.argmax(logits, axis=-1).astype(drawn.dtype)
-        return jnp.where(greedy, likeliest, drawn)
-
-    def draw(logits, key, temperature):
-        if top_k is not None:
-            if top_k > logits.shape[-1]:
-                raise ValueError(
-                    f"generate: top_k = {top_k} is more than the {logits.shape[-1]} "
-                    f"symbols there are"
-                )
-            # The largest logit is subtracted before the division, which could otherwise
-            # overflow at a small temperature.
-            likeliest, tokens = jax.lax.top_k(logits, top_k)
-            drawn = jax.random.categorical(
-                key, (likeliest - likeliest[..., :1]) / temperature, axis=-1
-            )
-            return jnp.take_along_axis(tokens, drawn[..., None], axis=-1)[..., 0]
-        return jax.random.categorical(
-            key, (logits - logits.max(-1, keepdims=True)) / temperature, axis=-1
-        )
 
     # One scan over the prompt and the generated tokens: steps 0 to P - 1 read the
     # prompt, later ones the token of the step before. Step P - 1 writes the first token
@@ -134,7 +103,7 @@ def generate(
         carry, last_token = scan_carry
         index, prompt_token, key = inputs
         carry, logits = step(carry, jnp.where(index < P, prompt_token, last_token))
-        token = choose(logits, key).astype(jnp.int32)
+        token = _choose_token(logits, key, temperature, top_k)
         return (carry, token), (token, logits)
 
     new = jax.eval_shape(lambda c: step(c, prompt[0])[0], carry)
@@ -153,6 +122,53 @@ def generate(
         body, (carry, prompt[0]), (jnp.arange(steps), padded_prompt, keys)
     )
     return Generated(tokens[P - 1 :], logits[P - 1 :], carry)
+
+
+def _choose_token(
+    logits: Float[Array, "*B V"],
+    key: Any,
+    temperature: Number,
+    top_k: int | None,
+) -> Integer[Array, "*B"]:
+    """Take the likeliest token at temperature 0, and draw one otherwise."""
+    least = 1e-30  # a smaller temperature could round to 0 in float32
+    if not isinstance(temperature, jax.core.Tracer):
+        if temperature == 0:
+            return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        return _draw_token(logits, key, max(temperature, least), top_k)
+    # A traced temperature decides at run time, so both results are computed.
+    traced = jnp.maximum(jnp.asarray(temperature, logits.dtype), least)
+    drawn = _draw_token(logits, key, traced, top_k)
+    likeliest = jnp.argmax(logits, axis=-1).astype(drawn.dtype)
+    return jnp.where(temperature == 0, likeliest, drawn)
+
+
+def _draw_token(
+    logits: Float[Array, "*B V"],
+    key: Any,
+    temperature: Number,
+    top_k: int | None,
+) -> Integer[Array, "*B"]:
+    """Draw from ``softmax(logits / temperature)`` over the ``top_k`` likeliest tokens.
+
+    The largest logit is subtracted before the division, which could otherwise overflow
+    at a small temperature.
+    """
+    if top_k is None:
+        centered = logits - logits.max(-1, keepdims=True)
+        drawn = jax.random.categorical(key, centered / temperature, axis=-1)
+        return drawn.astype(jnp.int32)
+    if top_k > logits.shape[-1]:
+        raise ValueError(
+            f"generate: top_k = {top_k} is more than the {logits.shape[-1]} symbols "
+            "there are"
+        )
+    likeliest, tokens = jax.lax.top_k(logits, top_k)
+    drawn = jax.random.categorical(
+        key, (likeliest - likeliest[..., :1]) / temperature, axis=-1
+    )
+    token = jnp.take_along_axis(tokens, drawn[..., None], axis=-1)[..., 0]
+    return token.astype(jnp.int32)
 
 
 def _check(prompt, temperature, top_k, key):

@@ -110,7 +110,7 @@ def _compared(
     directions: int,
     size: float,
 ) -> LinearError:
-    """Walk from all displaced points, by the network and by the linear map."""
+    """Step from all displaced points, by the network and by the linear map."""
 
     def at(state: Carry, key: Array) -> LinearError:
         v = step.vector(state)
@@ -119,7 +119,7 @@ def _compared(
         d = jax.random.normal(key, (directions, v.size), v.dtype)
         d = size * d / jnp.linalg.norm(d, axis=-1, keepdims=True)
 
-        def walk(now: tuple[Array, Array], _: None) -> tuple[Any, LinearError]:
+        def step_both(now: tuple[Array, Array], _: None) -> tuple[Any, LinearError]:
             there, linear = now
             error = jnp.linalg.norm(there - v[None] - linear, axis=-1).mean() / size
             length = jnp.linalg.norm(there - v[None], axis=-1).mean() / size
@@ -128,7 +128,7 @@ def _compared(
                 error, length
             )
 
-        return jax.lax.scan(walk, (v[None] + d, d), None, length=steps + 1)[1]
+        return jax.lax.scan(step_both, (v[None] + d, d), None, length=steps + 1)[1]
 
     keys = jax.random.split(key, jax.tree.leaves(states)[0].shape[0])
     return jax.vmap(at, out_axes=1)(states, keys)

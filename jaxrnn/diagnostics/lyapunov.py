@@ -233,7 +233,7 @@ def _spectrum(
     warmup: int,
     stride: int,
 ) -> LyapunovSpectrum:
-    """Scan over blocks of ``stride`` steps, with one QR factorization per block."""
+    """Scan over chunks of ``stride`` steps, with one QR factorization per chunk."""
     transition, batch = Transition(cell), state.steps.shape
     batch_ndim = len(batch)
 
@@ -249,12 +249,12 @@ def _spectrum(
         )
         return next_carry, columns(basis)
 
-    def block(state, block_inputs):
-        # The Jacobians J of the block map the orthonormal basis Q to J Q = Q' R. Q' is
+    def chunk(state, chunk_inputs):
+        # The Jacobians J of the chunk map the orthonormal basis Q to J Q = Q' R. Q' is
         # the next basis, and |R_ii| is the factor by which direction i has grown
         # orthogonally to directions 1..i-1. Without the factorization every column
         # would turn to the first direction, and the others would be lost in rounding.
-        xs, mask, counted = block_inputs
+        xs, mask, counted = chunk_inputs
         carry, basis = state.carry, state.basis
         for i in range(stride):
             x = jax.tree.map(operator.itemgetter(i), xs)
@@ -273,12 +273,12 @@ def _spectrum(
         )
         return LyapunovState(carry, basis, log_growth_sum, state.steps + steps), None
 
-    num_blocks = jax.tree.leaves(xs)[0].shape[0] // stride
-    counted = jnp.arange(num_blocks) >= warmup // stride
-    block_rows = jax.tree.map(
-        lambda a: a.reshape(num_blocks, stride, *a.shape[1:]), (xs, mask)
+    num_chunks = jax.tree.leaves(xs)[0].shape[0] // stride
+    counted = jnp.arange(num_chunks) >= warmup // stride
+    chunk_rows = jax.tree.map(
+        lambda a: a.reshape(num_chunks, stride, *a.shape[1:]), (xs, mask)
     )
-    state, _ = jax.lax.scan(block, state, (*block_rows, counted))
+    state, _ = jax.lax.scan(chunk, state, (*chunk_rows, counted))
     log_growth_sum, steps = state.log_growth.value, state.steps[..., None]
     exponents = jnp.where(
         steps > 0,

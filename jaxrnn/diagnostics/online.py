@@ -142,7 +142,8 @@ def _errors_of_traces(
         return jnp.where(keep, losses, jnp.zeros_like(losses)).sum()
 
     def full(params):
-        _, ys = unroll(traces.layer, params, xs, mask=mask, resets=resets)  # type: ignore[misc]
+        flags = {"mask": mask, "resets": resets}
+        _, ys = unroll(traces.layer, params, xs, **flags)  # type: ignore[misc]
         return valid(jax.vmap(loss)(ys, targets), mask)
 
     def body(before, now):

@@ -231,26 +231,7 @@ def _parameter_lags(
     )
     is_newest = jnp.arange(trajectory.steps) == trajectory.steps - 1
 
-    def term_of(step_inputs):
-        """Return G of one step, as a pytree and the logarithm of its scale."""
-        carry, x, valid, reset, (delta, log), is_newest_step = step_inputs
-        # The cotangent of the newest step and the direct gradient of the output are
-        # both ordinary numbers, so they are added at scale 1. All other cotangents
-        # are scaled by the largest of the batch before the pullback and the term is
-        # scaled back afterwards, so that it is not lost to underflow.
-        scale = jnp.where(is_newest_step, jnp.zeros((), log.dtype), finite(log.max()))
-        _, pullback = jax.vjp(
-            lambda p: transition.step_from_input(
-                _bind(p, context), carry, x, valid, reset
-            ),
-            params,
-        )
-        (term,) = pullback(scale_by_log(delta, log - scale))
-        return jax.tree.map(
-            lambda a, b: a + jnp.where(is_newest_step, b, jnp.zeros_like(b)),
-            term,
-            direct,
-        ), scale
+    term_of = functools.partial(_term_of_step, transition, params, context, direct)
 
     def add_from_newest(total, step_inputs):
         term, scale = term_of(step_inputs)
@@ -268,22 +249,17 @@ def _parameter_lags(
     def add_from_oldest(total, step_inputs):
         return total.plus(*term_of(step_inputs)), total.log_norm()
 
-    delta, log = initial_cotangent
-    log_zero, log_scale = jnp.full((), -jnp.inf, log.dtype), finite(log.max())
-    initial_sum = _Sum(jax.tree.map(jnp.zeros_like, params), log_zero)
-    if learned_carry:
-        _, pullback = jax.vjp(
-            lambda p: cell.initial_carry(_bind(p, context), trajectory.batch), params
+    nothing = _Sum(
+        jax.tree.map(jnp.zeros_like, params),
+        jnp.full((), -jnp.inf, initial_cotangent[1].dtype),
+    )
+    initial_sum = (
+        _term_of_initial_carry(
+            cell, params, context, trajectory.batch, initial_cotangent
         )
-        (through_carry,) = pullback(scale_by_log(delta, log - log_scale))
-        initial_sum = _Sum(
-            through_carry,
-            jnp.where(
-                jnp.isneginf(log_norm(jax.tree.leaves(through_carry), 0)),
-                log_zero,
-                log_scale,
-            ),
-        )
+        if learned_carry
+        else nothing
+    )
     whole_or_nan = jax.tree.map(
         lambda a: jnp.where(readout.whole, a, jnp.asarray(jnp.nan, a.dtype)),
         initial_sum.tree,
@@ -291,12 +267,7 @@ def _parameter_lags(
     initial_sum = initial_sum._replace(tree=whole_or_nan)
     initial = scale_by_log(initial_sum.tree, finite(initial_sum.log))
     steps = (trajectory.carries_before, trajectory.xs, *flags, deltas, is_newest)
-    _, from_newest = jax.lax.scan(
-        add_from_newest,
-        _Sum(jax.tree.map(jnp.zeros_like, params), log_zero),
-        steps,
-        reverse=True,
-    )
+    _, from_newest = jax.lax.scan(add_from_newest, nothing, steps, reverse=True)
     whole, rest = jax.lax.scan(add_from_oldest, initial_sum, steps)
     log_norms, by_leaf, log_sum, terms, log_rest = jax.tree.map(
         lambda a: a[::-1], (*from_newest, rest)
@@ -304,6 +275,57 @@ def _parameter_lags(
     return ParameterLags(
         log_norms, by_leaf, log_sum, log_rest, whole.log_norm(), terms, initial
     )
+
+
+def _term_of_step(
+    transition: Transition,
+    params: Params,
+    context: Context,
+    direct: Params,
+    step_inputs: tuple,
+) -> tuple[Params, Array]:
+    """Return G of one step, as a pytree and the logarithm of its scale.
+
+    Args:
+        transition: the cell's step with its flags.
+        params: the parameters.
+        context: the context of the cell, or None.
+        direct: the gradient of the output at the newest step with its carry held.
+        step_inputs: the carry before the step, its input, mask and reset, the cotangent
+            of the carry after it with its log norm, and whether it is the newest.
+    """
+    carry, x, valid, reset, (delta, log), is_newest_step = step_inputs
+    # The cotangent of the newest step and the direct gradient of the output are both
+    # ordinary numbers, so they are added at scale 1. All other cotangents are scaled by
+    # the largest of the batch before the pullback and the term is scaled back
+    # afterwards, so that it is not lost to underflow.
+    scale = jnp.where(is_newest_step, jnp.zeros((), log.dtype), finite(log.max()))
+    _, pullback = jax.vjp(
+        lambda p: transition.step_from_input(_bind(p, context), carry, x, valid, reset),
+        params,
+    )
+    (term,) = pullback(scale_by_log(delta, log - scale))
+    return jax.tree.map(
+        lambda a, b: a + jnp.where(is_newest_step, b, jnp.zeros_like(b)), term, direct
+    ), scale
+
+
+def _term_of_initial_carry(
+    cell: Cell | Layer,
+    params: Params,
+    context: Context,
+    batch: tuple[int, ...],
+    cotangent: tuple[Carry, Array],
+) -> _Sum:
+    """Return the part of the gradient that goes through the initial carry."""
+    delta, log = cotangent
+    scale = finite(log.max())
+    _, pullback = jax.vjp(
+        lambda p: cell.initial_carry(_bind(p, context), batch), params
+    )
+    (term,) = pullback(scale_by_log(delta, log - scale))
+    is_zero = jnp.isneginf(log_norm(jax.tree.leaves(term), 0))
+    return _Sum(term, jnp.where(is_zero, jnp.full((), -jnp.inf, log.dtype), scale))
 
 
 def _cotangents(

@@ -69,10 +69,15 @@ def select_readout(
             jnp.ones((lags + 1, *trajectory.batch), bool),
             jnp.asarray(lags == at + 1),
         )
+    return _last_valid_readout(trajectory, trajectory.mask, lags)
+
+
+def _last_valid_readout(trajectory: Trajectory, mask: Array, lags: int) -> LossReadout:
+    """Select the last ``lags`` steps before the last valid one of each sequence."""
     steps = jnp.arange(trajectory.steps, dtype=jnp.int32).reshape(
         -1, *[1] * len(trajectory.batch)
     )
-    last = jnp.where(trajectory.mask, steps, -1).max(0)
+    last = jnp.where(mask, steps, -1).max(0)
     row_indices = last[None] - jnp.arange(lags - 1, -1, -1, dtype=jnp.int32).reshape(
         -1, *[1] * len(trajectory.batch)
     )

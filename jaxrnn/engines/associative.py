@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from ..core.cell import (
     AbstractWrappedCell,
@@ -16,6 +16,7 @@ from ..core.cell import (
 from ..core.engine import Supports
 from ..core.gradient_scale import ScaledCell
 from ..core.layer import Layer
+from ..core.types import Size
 from ..core.validation import check_auto
 from .engine import LoopEngine
 from .loops.kinds import Chunkwise, ParallelPrefix
@@ -74,7 +75,7 @@ class Associative(LoopEngine):
     def __post_init__(self):
         check_auto(self, chunk=self.chunk)
 
-    def schedule(self, cell: Cell, length: Any) -> LoopSchedule:
+    def schedule(self, cell: Cell, length: Size) -> LoopSchedule:
         if is_chunkwise(cell):
             chunk = self.chunk or max(length, 1)
             return LoopSchedule(Chunkwise(), chunk, CARRIES, hoist=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from ..core.cell import Cell
+from ..core.types import Size
 from ..core.validation import check_auto
 from .engine import LoopEngine
 from .loops.kinds import Sequential
@@ -45,6 +45,6 @@ class Checkpoint(LoopEngine):
     def __post_init__(self):
         check_auto(self, chunk=self.chunk)
 
-    def schedule(self, cell: Cell, length: Any) -> LoopSchedule:
+    def schedule(self, cell: Cell, length: Size) -> LoopSchedule:
         chunk = choose_segment(length) if self.chunk == AUTO else self.chunk or length
         return LoopSchedule(Sequential(), min(int(chunk), max(length, 1)), save=STARTS)

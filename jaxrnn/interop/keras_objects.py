@@ -14,7 +14,7 @@ LAYERS = {"SimpleRNN": Elman, "LSTM": LSTM, "GRU": GRU}
 REPAIR = "pass its get_weights() with layer=, if the weights are what you want"
 
 
-def kind_of(source: Any) -> str:
+def kind_of(source: object) -> str:
     """Return the class name of one of Keras's own objects; "" for anything else."""
     module = type(source).__module__
     return type(source).__name__ if module.startswith("keras.") else ""

@@ -92,7 +92,7 @@ def to_onnx(
     graph = _Graph(lengths)
     names = [_place(path) for path, _ in jax.tree_util.tree_leaves_with_path(like)]
     initial_names = [f"initial{name}" if carry else ABSENT for name in names]
-    ys, last_carry = graph.walk(
+    ys, last_carry = graph.add_layer(
         layer,
         params,
         "xs",
@@ -165,7 +165,7 @@ class _Graph:
 
     # -- layers ------------------------------------------------------------------------
 
-    def walk(
+    def add_layer(
         self, layer: Any, params: Params, x: str, carry: Carry, reverse: bool
     ) -> tuple[str, Carry]:
         """Add the nodes of a layer; return its outputs and last carry.
@@ -175,17 +175,17 @@ class _Graph:
         if isinstance(layer, Stack):
             last_carries = []
             for i, part in enumerate(layer.layers):
-                x, last_carry = self.walk(
+                x, last_carry = self.add_layer(
                     part, params[f"layer_{i}"], x, carry[i], reverse
                 )
                 last_carries.append(last_carry)
             return x, tuple(last_carries)
         if isinstance(layer, Bidirectional):
-            forward, last_carry = self.walk(
+            forward, last_carry = self.add_layer(
                 layer.forward, params["forward"], x, carry.forward, reverse
             )
             size = self.output_size
-            backward, first_carry = self.walk(
+            backward, first_carry = self.add_layer(
                 layer.backward, params["backward"], x, carry.backward, not reverse
             )
             self.output_size += size if layer.merge == "concat" else 0
@@ -196,7 +196,7 @@ class _Graph:
             )
             return y, BidirectionalCarry(last_carry, first_carry)
         if isinstance(layer, Residual):
-            y, last_carries = self.walk(layer.layer, params, x, carry, reverse)
+            y, last_carries = self.add_layer(layer.layer, params, x, carry, reverse)
             return self.node("Add", x, y), last_carries
         if isinstance(layer, Dropout):
             return x, carry

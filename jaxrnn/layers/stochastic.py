@@ -11,7 +11,6 @@ import dataclasses
 import inspect
 import math
 import numbers
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -21,14 +20,8 @@ from jaxtyping import Array
 
 from ..core.arrays import is_array
 from ..core.cell import (
-    AbstractWrappedCell,
     Cell,
-    ContextCell,
-    LinearCell,
     bind_context,
-    is_linear,
-    part_named_h,
-    without_context,
 )
 from ..core.layer import Layer, check_cell
 from ..core.records import fields_of
@@ -37,6 +30,17 @@ from ..core.unroll_spec import UnrollSpec
 from ..core.validation import check_one_array, describe_tree
 from ..unrolling import unroll_unchecked
 from .compose import init_in
+from .stochastic_cells import (
+    _Averaged,
+    _MaskedRecurrence,
+    _Noisy,
+    _NoisyLinear,
+    _ZonedOut,
+    drop,
+    has_affine,
+    hidden_of,
+    is_real,
+)
 
 
 def dropout(rate: float, *, variational: bool = False) -> Dropout:
@@ -337,7 +341,7 @@ class Dropout(StochasticLayer):
         check_one_array("dropout", xs)
         shape = xs.shape[1:] if self.variational else xs.shape
         key = spec.key if self.variational else spec.key_of_steps
-        return (), _drop(key, self.rate, xs, shape), ()
+        return (), drop(key, self.rate, xs, shape), ()
 
     def output_features(self, params: Params, input_size: int) -> int | None:
         return input_size
@@ -406,15 +410,15 @@ class RecurrentDropout(StochasticCellLayer):
         if not self.drawing:
             return unroll_unchecked(self.cell, params, carry, xs, spec)
         cell, params = bind_context(self.cell, params, spec.context)
-        h = _hidden(carry)
-        if not is_array(h) or not _is_real(h):
+        h = hidden_of(carry)
+        if not is_array(h) or not is_real(h):
             raise TypeError(
                 f"recurrent_dropout: the carry of {type(self.cell).__name__} is "
                 f"{describe_tree(carry)}, but the recurrent weights multiply its part "
                 f"named h, or a carry that is one array: make it a NamedTuple with a "
                 f"floating-point part h"
             )
-        scale = _drop(spec.key, self.rate, jnp.ones_like(h), h.shape)
+        scale = drop(spec.key, self.rate, jnp.ones_like(h), h.shape)
         return unroll_unchecked(
             _MaskedRecurrence(cell),
             (params, scale),
@@ -449,7 +453,7 @@ class Zoneout(StochasticCellLayer):
     drawing: bool = True
 
     def unroll(self, params: Params, carry: Carry, xs: Inputs, spec: UnrollSpec):
-        leaves = [leaf for leaf in jax.tree.leaves(carry) if _is_real(leaf)]
+        leaves = [leaf for leaf in jax.tree.leaves(carry) if is_real(leaf)]
         if len(self.rates) not in (1, len(leaves)):
             raise ValueError(
                 f"zoneout: {len(self.rates)} rates were given, but the carry of "
@@ -502,8 +506,8 @@ class StateNoise(StochasticCellLayer):
     def unroll(self, params: Params, carry: Carry, xs: Inputs, spec: UnrollSpec):
         if not self.drawing:
             return unroll_unchecked(self.cell, params, carry, xs, spec)
-        h = _hidden(carry)
-        if not is_array(h) or not _is_real(h):
+        h = hidden_of(carry)
+        if not is_array(h) or not is_real(h):
             raise TypeError(
                 f"state_noise: the carry of {type(self.cell).__name__} is "
                 f"{describe_tree(carry)}, but noise is added to its part named h, or "
@@ -511,146 +515,10 @@ class StateNoise(StochasticCellLayer):
                 f"floating-point part h"
             )
         cell, params = bind_context(self.cell, params, spec.context)
-        noisy = _NoisyLinear if _has_affine(cell) else _Noisy
+        noisy = _NoisyLinear if has_affine(cell) else _Noisy
         # Noise (T, *B, H) is drawn for all steps at once and enters as an input.
         shape = (jax.tree.leaves(xs)[0].shape[0], *h.shape)
         noise = self.std * jax.random.normal(spec.key_of_steps, shape, h.dtype)
         return unroll_unchecked(
             noisy(cell), params, carry, (xs, noise), spec.replace(key=None)
         )
-
-
-def _hidden(carry: Carry) -> Any:
-    """Return what the recurrent weights multiply: ``carry.h``, or the carry itself."""
-    h = part_named_h(carry)
-    return carry if h is None else h
-
-
-def _drop(key: Array, rate: float, xs: Array, shape: tuple[int, ...]) -> Array:
-    """Zero features of ``xs`` by a mask of ``shape``, and scale the rest.
-
-    Divided by ``1 - rate``, the result has the mean of ``xs``.
-    """
-    return jnp.where(
-        jax.random.bernoulli(key, 1 - rate, shape), xs / (1 - rate), jnp.zeros_like(xs)
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class _MaskedRecurrence(AbstractWrappedCell):
-    """A cell whose h is scaled where it is multiplied by the recurrent kernel.
-
-    Its parameters are ``(params of the cell, scale of h)``, so that the scale is the
-    same at every step.
-    """
-
-    def initial_carry(self, params, batch_shape=(), dtype=None):
-        return self.cell.initial_carry(params[0], batch_shape, dtype)
-
-    def project(self, params, x):
-        return self.cell.project(params[0], x)
-
-    def output(self, params, carry, x):
-        return self.cell.output(params[0], carry, x)
-
-    def step(self, params, carry, z):
-        h = _hidden(carry)
-        step: Any = self.cell.step
-        return step(params[0], carry, z, recurrent_h=h * params[1])
-
-
-@dataclasses.dataclass(frozen=True)
-class _ZonedOut(AbstractWrappedCell):
-    """A cell whose units keep their old values where a mask is True.
-
-    Its inputs are ``(x of the cell, masks)`` with one mask for each floating-point part
-    of the carry.
-    """
-
-    def project(self, params, x):
-        return self.cell.project(params, x[0]), x[1]
-
-    def output(self, params, carry, x):
-        return self.cell.output(params, carry, x[0])
-
-    def step(self, params, carry, z):
-        new = self.cell.step(params, carry, z[0])
-        return _mix(jnp.where, z[1], carry, new)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Noisy(AbstractWrappedCell):
-    """A cell to whose h noise is added after each step.
-
-    Its inputs are ``(x of the cell, noise)``.
-    """
-
-    def project(self, params, x):
-        return self.cell.project(params, x[0]), x[1]
-
-    def output(self, params, carry, x):
-        return self.cell.output(params, carry, x[0])
-
-    def step(self, params, carry, z):
-        return _add_to_h(self.cell.step(params, carry, z[0]), z[1])
-
-
-@dataclasses.dataclass(frozen=True)
-class _NoisyLinear(_Noisy, LinearCell):
-    """A linear cell with noise, which adds to its addend: it is linear still."""
-
-    step = LinearCell.step
-
-    def affine(self, params, z):
-        linear: Any = without_context(self.cell)
-        given: tuple[Any, ...] = (params, z[0])
-        if isinstance(self.cell, ContextCell):
-            given = (params[0], z[0], params[1])
-        a, b = linear.affine(*given)
-        return a, _add_to_h(b, z[1])
-
-
-def _has_affine(cell: Cell) -> bool:
-    """Return whether a cell is linear and defines ``affine`` itself."""
-    return isinstance(without_context(cell), LinearCell) and is_linear(cell)
-
-
-def _add_to_h(tree: Carry, noise: Array) -> Carry:
-    """Add noise to the part h, or to the single leaf, of a carry."""
-    h = _hidden(tree)
-    noisy = jnp.asarray(h, noise.dtype) + noise
-    if h is tree:
-        return noisy
-    whole: Any = tree
-    if isinstance(tree, tuple):
-        return whole._replace(h=noisy)
-    return dataclasses.replace(whole, h=noisy)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Averaged(AbstractWrappedCell):
-    """A cell with the expectation of `_ZonedOut`."""
-
-    rates: tuple[float, ...]
-
-    def step(self, params, carry, z):
-        new = self.cell.step(params, carry, z)
-        return _mix(lambda r, old, s: r * old + (1 - r) * s, self.rates, carry, new)
-
-
-def _mix(
-    mix: Callable[[Any, Array, Array], Array],
-    shares: tuple[Any, ...],
-    old: Carry,
-    new: Carry,
-) -> Carry:
-    """Apply ``mix(share, old, new)`` to floating-point parts; the others are new."""
-    remaining = iter(shares)
-    return jax.tree.map(
-        lambda a, b: mix(next(remaining), a, b) if _is_real(a) else b, old, new
-    )
-
-
-def _is_real(leaf: Array) -> bool:
-    """Return whether noise applies to a leaf: it is floating-point (or complex)."""
-    return jnp.issubdtype(leaf.dtype, jnp.inexact)

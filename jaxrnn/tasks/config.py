@@ -82,6 +82,17 @@ def convolutional_cell_field(default: str, known: Iterable[str]) -> Any:
     )
 
 
+def ordered_fields(kind: type) -> list[dataclasses.Field[Any]]:
+    """Return the fields of an options class, its own before those that it inherits."""
+    inherited = {
+        field.name
+        for base in kind.__bases__
+        if dataclasses.is_dataclass(base)
+        for field in dataclasses.fields(base)
+    }
+    return sorted(dataclasses.fields(kind), key=lambda field: field.name in inherited)
+
+
 def check_options(options: Any) -> None:
     """Check that every field is in its range and every name is known.
 

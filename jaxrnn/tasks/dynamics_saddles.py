@@ -8,7 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.cell import Cell
+from ..core.layer import Layer
 from ..core.real_vectors import features, from_features
+from ..core.types import Inputs, Params
 from ..diagnostics import FixedPoints, Linearization
 from .dynamics_starts import is_real_or_complex, settled
 
@@ -20,7 +23,11 @@ Ends = tuple[int | None, int | None]
 
 
 def ends_of_saddles(
-    layer: Any, params: Any, x: Any, points: FixedPoints, linear: Linearization
+    layer: Cell | Layer,
+    params: Params,
+    x: Inputs,
+    points: FixedPoints,
+    linear: Linearization,
 ) -> dict[int, Ends]:
     """Return at which attractors the ways out of the saddles of index 1 end.
 

@@ -14,6 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..core.cell import Cell
+from ..core.layer import Layer
+from ..core.types import Inputs, Params
 from ..diagnostics import FixedPoints
 
 SETTLE, SETTLED = 500, 64  # steps under the held input, and how many states take them
@@ -22,9 +25,9 @@ PLACES = (0.3, 0.5, 0.7)  # between two attractors
 
 
 def settled(
-    layer: Any,
-    params: Any,
-    x: Any,
+    layer: Cell | Layer,
+    params: Params,
+    x: Inputs,
     starts: Any,
     most: int = SETTLED,
     steps: int = SETTLE,

@@ -16,9 +16,9 @@ from jax.typing import DTypeLike
 
 from ..core.cell import LinearCell, bind_context, is_linear
 from ..core.layer import Layer, check_cell
+from ..core.row_axes import check_rows
 from ..core.types import Carry, Context, Inputs, Params, PyTree
 from ..core.unroll_spec import UnrollSpec
-from ..core.validation import check_rows
 from ..unrolling import check_step, unroll_unchecked
 from .report import Broken, NotTried
 from .subject import Subject, at, cast, difference, nudged, stacked, streamed

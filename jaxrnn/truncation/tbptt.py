@@ -273,7 +273,7 @@ class TBPTT(Static):
         zero = jax.tree.map(
             lambda p: jnp.zeros(jnp.shape(p), accumulator(p.dtype)), params
         )
-        (loss, gradient), state = self._walk(
+        (loss, gradient), state = self._scan_windows(
             lambda _: params,
             accumulate,
             (jnp.zeros((), valid.dtype), zero),
@@ -337,7 +337,7 @@ class TBPTT(Static):
             return optax.apply_updates(params, change), opt_state, sum_of_losses + loss
 
         zero = (params, opt_state, jnp.zeros((), valid.dtype))
-        (params, opt_state, loss), state = self._walk(
+        (params, opt_state, loss), state = self._scan_windows(
             lambda total: total[0], update, zero, sequence, state, key
         )
         return params, opt_state, loss / valid, state
@@ -410,7 +410,7 @@ class TBPTT(Static):
             accumulator(losses.dtype)
         ).sum(), carries
 
-    def _walk(
+    def _scan_windows(
         self,
         params_of,
         fold,
@@ -433,28 +433,8 @@ class TBPTT(Static):
         k1, k2, steps = self.k1, self.k2, check_steps(sequence)
         if steps == 0:
             return total, state
-        context, sequence = sequence.context, sequence._replace(context=None)
-        sequence, key = pad_sequence(sequence, steps, state.fresh.shape), self._own(key)
-        if k2 > k1 or self.truncation is not None:
-            whole_sequence = self._with_randomness(sequence, key)
-            check_window_is_read(
-                self.losses,
-                params_of(total),
-                state.carry,
-                whole_sequence._replace(context=context),
-                overlap=k2 > k1,
-            )
-        # The history has k2 - k1 steps, so row k2 - k1 of `padded` is step 0.
-        padded = jax.tree.map(
-            lambda a, b: jnp.concatenate([a, b]), state.history, sequence
-        )
-        if steps < k1:
-            # The sequence is shorter than one window. Masked steps fill it up; they
-            # give the window its shape and have no other effect.
-            padded = jax.tree.map(
-                lambda a: jnp.pad(a, [(0, k1 - steps)] + [(0, 0)] * (a.ndim - 1)),
-                padded,
-            )
+        context, key = sequence.context, self._own(key)
+        padded = self._padded(params_of(total), sequence, state, key)
         loss_and_gradient = jax.value_and_grad(self._window_loss, has_aux=True)
 
         # The scan's carry holds the cell's carry before the window's first step, and
@@ -492,3 +472,39 @@ class TBPTT(Static):
         )
         history = jax.tree.map(lambda a: a[steps : steps + k2 - k1], padded)
         return total, TBPTTState(carry, history, fresh)
+
+    def _padded(
+        self, params: Params, sequence: Window, state: TBPTTState, key: Array | None
+    ) -> Window:
+        """Return the history and the sequence as one, of at least one window.
+
+        The history has k2 - k1 steps, so row k2 - k1 of the result is step 0. There is
+        no context in it.
+
+        Raises:
+            ValueError: if the losses ignore the mask or the gradient scale of a window.
+        """
+        k1, k2, steps = self.k1, self.k2, check_steps(sequence)
+        context = sequence.context
+        sequence = pad_sequence(
+            sequence._replace(context=None), steps, state.fresh.shape
+        )
+        if k2 > k1 or self.truncation is not None:
+            whole_sequence = self._with_randomness(sequence, key)
+            check_window_is_read(
+                self.losses,
+                params,
+                state.carry,
+                whole_sequence._replace(context=context),
+                overlap=k2 > k1,
+            )
+        padded = jax.tree.map(
+            lambda a, b: jnp.concatenate([a, b]), state.history, sequence
+        )
+        if steps >= k1:
+            return padded
+        # The sequence is shorter than one window. Masked steps fill it up; they give
+        # the window its shape and have no other effect.
+        return jax.tree.map(
+            lambda a: jnp.pad(a, [(0, k1 - steps)] + [(0, 0)] * (a.ndim - 1)), padded
+        )

@@ -159,7 +159,7 @@ def check_losses(
 
 
 def check_truncation(
-    truncation: Any, sequence: PyTree = None, key: Array | None = None
+    truncation: object, sequence: PyTree = None, key: Array | None = None
 ) -> None:
     """Check that gradient scales come from the truncation, and that it has a key."""
     if truncation is None:

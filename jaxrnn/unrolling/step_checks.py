@@ -15,9 +15,10 @@ from ..core.engine import AbstractEngine
 from ..core.failing_method import name_failing_method
 from ..core.layer import Layer
 from ..core.records import is_namedtuple
+from ..core.row_axes import check_rows
 from ..core.types import Carry, Inputs, Params, PyTree
 from ..core.unroll_spec import UnrollSpec
-from ..core.validation import check_carry, check_rows, describe_tree
+from ..core.validation import check_carry, describe_tree
 from .step_hints import NO_CARRY, batch_of, has_default_carry, hint_of, part_name
 
 

@@ -36,9 +36,9 @@ ENGINES = {
     "default": Scan(),
     "jax": Scan(save="everything"),
     "jax_in_loop": Scan(save="everything", hoist=False),
-    "window_1": Scan(chunk=1),
-    "window_3": Scan(chunk=3),
-    "window_long": Scan(chunk=100),
+    "chunk_1": Scan(chunk=1),
+    "chunk_3": Scan(chunk=3),
+    "chunk_long": Scan(chunk=100),
     "in_loop": Scan(hoist=False, chunk=2),
     "unrolled": Scan(unroll=3, chunk=4),
     "carries": Scan(save="carries"),
@@ -47,9 +47,9 @@ ENGINES = {
     "checkpoint_2": Checkpoint(2),
     "checkpoint_long": Checkpoint(100),
 }
-# one of each kind of residuals, with a window left over
+# one of each kind of residuals, with a chunk left over
 OWN = [
-    "window_3",
+    "chunk_3",
     "carries_3",
     "checkpoint_2",
 ]
@@ -129,7 +129,7 @@ def test_float32_gradients(engine):
 
 @pytest.mark.parametrize("name", ["lstm", "gru"])
 def test_bfloat16_weight_gradients_add_up_in_float32(name):
-    """A window of one step, hundreds of times, is no worse than one window."""
+    """A chunk of one step, hundreds of times, is no worse than one chunk."""
     cell = SUBJECTS[name]
     params = cell.init(jax.random.key(0), 3, dtype=jnp.bfloat16)
     xs = jax.random.normal(jax.random.key(1), (512, 4, 3), jnp.bfloat16)

@@ -259,6 +259,32 @@ def test_sums_are_those_of_lax_scan(part, engine, x64, optax_promotion):
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class Wide(Cell):
+    """A weight that is larger than all that a step stores, and is not used by a
+    product: its gradient is a running sum of the loop.
+    """
+
+    hidden_size: int = H
+
+    def init(self, key, input_size):
+        return {"w": jax.random.normal(key, (64, input_size, H), jnp.float64)}
+
+    def step(self, params, h, x):
+        seen = jnp.sin(params["w"] * x[..., None, :, None])
+        return jnp.tanh(h + (seen * h[..., None, None, :]).mean((-3, -2)))
+
+
+@pytest.mark.parametrize("engine", ["default", "carries", "checkpoint"])
+def test_a_running_sum_is_that_of_lax_scan(engine, x64, optax_promotion):
+    cell = Wide()
+    given = arguments(cell)
+    own = gradients(lambda *a: jaxrnn.unroll(*a, engine=ENGINES[engine]), cell)(*given)
+    right = gradients(scanned, cell)(*given)
+    for a, b in zip(jax.tree.leaves(own), jax.tree.leaves(right), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12 * np.abs(b).max())
+
+
 def test_the_table_names_every_primitive_that_is_taken_as_linear(x64, optax_promotion):
     cell = Ruled(tuple(RULES))
     params, xs, carry, _ = arguments(cell)

@@ -385,7 +385,7 @@ def test_what_explain_traces_is_never_run():
     params, xs = drawn_params(layer, 3), jnp.ones((6, 2, 3))
     first, again = jaxrnn.explain(layer, params, xs), jaxrnn.explain(layer, params, xs)
     assert len(first.rows) == len(again.rows) == 3
-    assert "jaxrnn_walk" in str(jax.make_jaxpr(compiled_gru)(params["mine"], xs))
+    assert "jaxrnn_recurrence" in str(jax.make_jaxpr(compiled_gru)(params["mine"], xs))
 
 
 @dataclasses.dataclass(frozen=True)

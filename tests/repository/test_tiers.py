@@ -5,10 +5,16 @@ on as one that the table does not know.
 import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import cases
 import pytest
 import tiers
+from planted_faults_table import FAULTS
+
+import jaxrnn
+
+PACKAGE = Path(jaxrnn.__file__).parent
 
 
 def functions_in(file):
@@ -28,6 +34,13 @@ def test_no_two_files_have_one_name():
     """pytest imports them by it, and collects nothing where two are alike."""
     names = [path.name for path in tiers.TESTS.rglob("test_*.py")]
     assert not {name for name in names if names.count(name) > 1}
+
+
+def test_every_planted_fault_has_its_line():
+    """Who changes a line that stands in that table changes the table with it."""
+    for fault in FAULTS:
+        text = (PACKAGE / fault.file).read_text(encoding="utf-8")
+        assert fault.planted(text) != text
 
 
 def test_every_pattern_of_the_table_has_a_row():

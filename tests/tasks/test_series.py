@@ -23,7 +23,7 @@ from jaxrnn.tasks.data.series import Scaler, Series, filled
 from jaxrnn.tasks.data.windows import Features, training_windows, window_batch
 from jaxrnn.tasks.metrics import forecasts as metrics
 from jaxrnn.tasks.metrics.forecasts import LinearForecast, Origin
-from jaxrnn.tasks.metrics.series_baselines import nearest_neighbour, resampled
+from jaxrnn.tasks.metrics.series_baselines import nearest_neighbor, resampled
 from jaxrnn.tasks.models.series_model import Forecaster, last_forecast, series_layer
 from jaxrnn.tasks.report import facts_of, units
 from jaxrnn.tasks.report.page import page
@@ -150,7 +150,7 @@ def test_the_nearest_neighbour_is_that_of_a_loop():
     expected = [
         labels[min(range(20), key=lambda i: ((x - train[i]) ** 2).sum())] for x in test
     ]
-    assert nearest_neighbour(train, labels, test) == expected
+    assert nearest_neighbor(train, labels, test) == expected
     one = np.array([[0.0, 10.0], [2.0, 0.0]])
     np.testing.assert_allclose(
         resampled([one, one[:1]], 3), [[0, 1, 2, 10, 5, 0], [0, 0, 0, 10, 10, 10]]

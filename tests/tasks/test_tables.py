@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from jaxrnn.tasks.data.splits import Split, unseen_labels
+from jaxrnn.tasks.data.splits import Split, unseen_labels, with_validation
 from jaxrnn.tasks.data.tables import (
     Example,
     Tagged,
@@ -61,8 +61,8 @@ MISTAKES = {
     "no column": (
         "text,lable\na,b\n",
         ":1: the first line must name the columns, but no column is called label in "
-        "'text,lable': write text,label as the first line, or name yours with "
-        "--columns text,lable",
+        "'text,lable': write text,label as the first line, or, if these are names, "
+        "add --columns text,lable",
     ),
     "two columns": (
         "text,label,text\na,b,c\n",
@@ -287,6 +287,16 @@ def test_a_second_file_or_a_column_names_the_held_out_part(tmp_path):
         match=r"its 1 examples leave none for the (train|validation|test) part",
     ):
         split_files([second], read_table, by_text)
+
+
+def test_a_tenth_of_the_training_part_is_moved_to_validation():
+    texts = [f"text {i}" for i in range(2_000)]
+    split = with_validation(Split(texts, [], ["another"]), key=str)
+    assert abs(len(split.validation) - 200) < 40
+    assert sorted([*split.train, *split.validation]) == sorted(texts)
+    assert split.test == ["another"]
+    fewer = with_validation(Split(texts[:1_000], [], []), key=str)
+    assert set(fewer.validation) == set(split.validation) & set(texts[:1_000])
 
 
 def test_labels_that_training_never_shows_are_named():

@@ -103,11 +103,11 @@ class _Walk(NamedTuple):
         before, A = self.enter(params, carry, sequence)
         moving, put_back = _moving((params, sequence))
 
-        def walk(moving, before):
+        def recurrence(moving, before):
             params, sequence = put_back(moving)
             return self.steps(params, before, sequence)
 
-        (last, carries), line = jax.linearize(walk, moving, before)
+        (last, carries), line = jax.linearize(recurrence, moving, before)
         results = self.split.of_last(last, self.reverse), carries
         d_params, d_first, d_sequence = tangents
         moved = _chosen((d_params, d_sequence), (params, sequence))

@@ -24,6 +24,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.extend import core
 from jax.extend.core import JaxprEqn
+from jax.typing import DTypeLike
 
 Terms = Sequence[int] | None
 
@@ -32,7 +33,7 @@ ALL = (
     "add_any add sub neg concatenate pad transpose reshape broadcast_in_dim squeeze "
     "expand_dims slice split reduce_sum cumsum"
 )
-ALL += " rev copy copy_p real imag complex conj"
+ALL += " rev copy copy_p name real imag complex conj"
 # Primitives that are linear in these operands jointly; the others must be constants.
 SOME = {
     "select_n": lambda count: range(1, count),  # but not in the predicate
@@ -139,7 +140,7 @@ def is_half(eqn: Any) -> bool:
     )
 
 
-def has_short_range(dtype: Any) -> bool:
+def has_short_range(dtype: DTypeLike) -> bool:
     """Whether sums of a dtype overflow where those of float32 do not, as in float16."""
     return (
         jnp.issubdtype(dtype, jnp.inexact)

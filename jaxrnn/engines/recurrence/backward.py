@@ -27,6 +27,7 @@ from jax.extend.core import Var
 from ...core.dtypes import accumulator
 from ...core.fusion_barrier import cpu_optimization_barrier
 from ..jaxpr.costs import is_slower_batched
+from ..jaxpr.dependency_graph import CONST, COT
 from ..jaxpr.evaluate import (
     deduplicate,
     eval_equations,
@@ -36,7 +37,7 @@ from ..jaxpr.evaluate import (
     select_by_flag,
     split_by_sizes,
 )
-from ..jaxpr.step_program import CONST, COT, StepJaxpr, StepVJP, pretranspose_constants
+from ..jaxpr.step_program import StepJaxpr, StepVJP, pretranspose_constants
 from ..loops.sequential import LoopFunction, empty_rows
 from .running_sums import RunningSum
 from .weight_gradients import WeightGradientSum

@@ -13,8 +13,9 @@ import jax
 
 from ...core.fusion_barrier import cpu_optimization_barrier
 from ...core.types import Size
+from ..jaxpr.dependency_graph import CARRY, CONST, INPUT, DependencyGraph
 from ..jaxpr.evaluate import eval_equations, read_env, select_by_flag
-from ..jaxpr.step_program import CARRY, CONST, INPUT, DependencyGraph, StepJaxpr
+from ..jaxpr.step_program import StepJaxpr
 from ..loops.sequential import LoopFunction, empty_rows
 
 Arrays = Sequence[Any]

@@ -47,6 +47,11 @@ class Residuals:
     kept: Arrays | None
     starts: Arrays
 
+    @property
+    def steps(self) -> int:
+        """Return T."""
+        return self.inputs[0].shape[0]
+
 
 def forward_pass(
     step: StepJaxpr,
@@ -85,7 +90,7 @@ def forward_pass(
         show=show,
     )
     steps = inputs[0].shape[0]
-    size = steps if schedule.chunk is None else min(schedule.chunk, steps)
+    size = schedule.steps_of_chunk(steps)
     count = -(-steps // size)
 
     def run_chunk(state, inputs, start):
@@ -264,98 +269,130 @@ def backward_pass(
         is False.
     """
     wanted = WrtMask(*split_by_sizes(wrt, (step.params, step.carry)))
-    with_kept = given.kept is not None or given.carries is None
-    present = [g is not None for g in every]
-    by_steps = isinstance(schedule.loop, Sequential)
     backward = BackwardLoop(
         step,
         params,
         wanted,
-        present,
-        with_kept=with_kept,
-        by_steps=by_steps,
+        [g is not None for g in every],
+        with_kept=given.kept is not None or given.carries is None,
+        by_steps=isinstance(schedule.loop, Sequential),
         parts=batch_parts,
     )
-    leaves = backward.leaves
-    forward = None
-    if given.carries is None:
-        show = [i in leaves for i in range(step.carry)]
-        forward = ForwardLoop(
-            step,
-            params,
-            hoist=bool(schedule.hoist),
-            reverse=schedule.reverse,
-            loop=loop_function(schedule.loop),
-            keep=True,
-            show=show,
-        )
-    steps = given.inputs[0].shape[0]
-    size = steps if schedule.chunk is None else min(schedule.chunk, steps)
-
-    def empty_scratch(steps):
-        return (
-            backward.empty_buffers(steps),
-            forward.empty_buffers(steps) if forward else [],
-        )
-
-    def run_chunk(state, chunk_xs, start):
-        (d_carry, sums, scratch, d_inputs) = state
-        (inputs, carries, kept, every) = chunk_xs
-        # The buffers are reused by all chunks of the same size; the shorter chunk has
-        # its own.
-        chunk_steps = inputs[0].shape[0]
-        emitted, recomputed = (
-            scratch if chunk_steps == size else empty_scratch(chunk_steps)
-        )
-        index = chunk_index(start, size)
-        start_carry = [
-            jax.lax.dynamic_index_in_dim(a, index, keepdims=False) for a in given.starts
-        ]
-        if forward:
-            _, recomputed = forward.run_chunk(start_carry, recomputed, inputs, 0)
-            carries, kept = split_by_sizes(recomputed, (len(leaves),))
-            start_carry = [start_carry[i] for i in leaves]
-        after = dict(zip(leaves, carries, strict=True))
-        before = {
-            i: carries_before(a, after[i], schedule.reverse)
-            for i, a in zip(leaves, start_carry, strict=True)
-        }
-        stacked = backward.saved_values(
-            before, inputs, after, kept if with_kept else []
-        )
-        d_carry, emitted, sums, d_chunk_inputs = backward.run_chunk(
-            d_carry,
-            emitted,
-            sums,
-            stacked,
-            every,
-            not schedule.reverse,
-            loop_function(schedule.loop),
-        )
-        d_inputs = [
-            jax.lax.dynamic_update_slice_in_dim(a, d, start, 0)
-            for a, d in zip(d_inputs, d_chunk_inputs, strict=True)
-        ]
-        scratch = (emitted, recomputed) if chunk_steps == size else scratch
-        return d_carry, sums, scratch, d_inputs
-
+    chunks = _BackwardChunks(
+        backward,
+        _repeated_forward(step, params, given, backward, schedule),
+        given,
+        schedule,
+    )
     xs = (
         list(given.inputs),
         given.carries,
         given.kept,
         [g for g in every if g is not None],
     )
-    d_inputs = [empty_rows(steps, v.aval) for v in backward.d_inputs]
+    d_inputs = [empty_rows(given.steps, v.aval) for v in backward.d_inputs]
     state = (
         [g for g in last if g is not None],
         backward.zero_sums(),
-        empty_scratch(size),
+        chunks.empty_scratch(chunks.size),
         d_inputs,
     )
     d_carry, sums, _, d_inputs = scan_over_chunks(
-        run_chunk, state, xs, schedule.chunk, not schedule.reverse, retrace=True
+        chunks.run, state, xs, schedule.chunk, not schedule.reverse, retrace=True
     )
     return backward.assemble(sums, d_carry, d_inputs)
+
+
+def _repeated_forward(
+    step: StepJaxpr,
+    params: Arrays,
+    given: Residuals,
+    backward: BackwardLoop,
+    schedule: LoopSchedule,
+) -> ForwardLoop | None:
+    """Return the forward pass that a chunk repeats, or None where all was saved."""
+    if given.carries is not None:
+        return None
+    return ForwardLoop(
+        step,
+        params,
+        hoist=bool(schedule.hoist),
+        reverse=schedule.reverse,
+        loop=loop_function(schedule.loop),
+        keep=True,
+        show=[i in backward.leaves for i in range(step.carry)],
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _BackwardChunks:
+    """The chunks of a backward pass.
+
+    Attributes:
+        backward: the adjoint of a chunk.
+        forward: the forward pass that a chunk repeats first, or None.
+        given: what the forward pass saved.
+        schedule: the resolved schedule of the forward pass.
+    """
+
+    backward: BackwardLoop
+    forward: ForwardLoop | None
+    given: Residuals
+    schedule: LoopSchedule
+
+    @property
+    def size(self) -> int:
+        """Return the number of steps of a chunk; the last one may be shorter."""
+        return self.schedule.steps_of_chunk(self.given.steps)
+
+    def empty_scratch(self, steps: int) -> tuple[list, list]:
+        """Return the buffers of both loops, for a chunk of so many steps."""
+        emitted = self.backward.empty_buffers(steps)
+        return emitted, self.forward.empty_buffers(steps) if self.forward else []
+
+    def run(self, state: tuple, chunk_xs: tuple, start: Any) -> tuple:
+        """Run the adjoint of the chunk that begins at step ``start``.
+
+        The buffers are reused by all chunks of the same size; the shorter chunk has its
+        own.
+        """
+        d_carry, sums, scratch, d_inputs = state
+        inputs, carries, kept, every = chunk_xs
+        steps = inputs[0].shape[0]
+        whole = steps == self.size
+        emitted, recomputed = scratch if whole else self.empty_scratch(steps)
+        index = chunk_index(start, self.size)
+        start_carry = [
+            jax.lax.dynamic_index_in_dim(a, index, keepdims=False)
+            for a in self.given.starts
+        ]
+        leaves = self.backward.leaves
+        if self.forward:
+            _, recomputed = self.forward.run_chunk(start_carry, recomputed, inputs, 0)
+            carries, kept = split_by_sizes(recomputed, (len(leaves),))
+            start_carry = [start_carry[i] for i in leaves]
+        reverse = self.schedule.reverse
+        after = dict(zip(leaves, carries, strict=True))
+        before = {
+            i: carries_before(a, after[i], reverse)
+            for i, a in zip(leaves, start_carry, strict=True)
+        }
+        stacked = self.backward.saved_values(before, inputs, after, kept or [])
+        d_carry, emitted, sums, d_chunk_inputs = self.backward.run_chunk(
+            d_carry,
+            emitted,
+            sums,
+            stacked,
+            every,
+            not reverse,
+            loop_function(self.schedule.loop),
+        )
+        d_inputs = [
+            jax.lax.dynamic_update_slice_in_dim(a, d, start, 0)
+            for a, d in zip(d_inputs, d_chunk_inputs, strict=True)
+        ]
+        scratch = (emitted, recomputed) if whole else scratch
+        return d_carry, sums, scratch, d_inputs
 
 
 def recompute_saved_values(

@@ -50,37 +50,32 @@ is vmapped once, and the mapped axis leads the batch axes of every carry and inp
 mapped adjoint (``vmap(grad(unroll))``) gives each example its own weight gradients.
 
 The operands are flat lists of arrays in the order ``params, carry, inputs``. The rules
-below stand in one order for each primitive: impl, abstract evaluation and lowering
-(`_define`), jvp, transpose, batch, dce.
+of each primitive stand in one order: impl, abstract evaluation and lowering
+(`define_primitive`), jvp, transpose, batch, dce. The recurrence is below; its tangent
+and its adjoint are in `jaxrnn.engines.recurrence.linear_primitives`.
 """
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, batching
 from jax.interpreters import partial_eval as pe
 
-from ...core.contraction import contraction_p, devices_of, product
-from ..jaxpr.evaluate import (
-    eval_jaxpr,
-    is_differentiable,
-    select_by_flag,
-    split_by_sizes,
-    vmap_options,
-)
+from ...core.contraction import contraction_p, product
+from ..jaxpr.evaluate import is_differentiable, select_by_flag, split_by_sizes
 from ..jaxpr.step_program import StepJaxpr
 from ..loops.pallas.primitive import PallasKernel
 from . import passes
 from .checkify import register_checkify_rule
 from .chunks import chunk_starts
 from .heuristics import AUTO, CARRIES, DOTS, EVERYTHING, STARTS
+from .linear_primitives import LINEAR_FUNCTIONS, saved_carries, tangent_p
+from .linear_primitives import adjoint_p as adjoint_p
+from .primitive_rules import batch_as_code, define_primitive, jvp_as_code, no_tangent
 from .schedule import LoopSchedule, resolve_save, resolve_schedule
 
 
@@ -116,53 +111,6 @@ def recurrence(
     )
     last, carries, _ = split_by_sizes(out, (step.carry, step.carry))
     return last, carries
-
-
-# --------------------------------------------------------------------------------------
-# Definition of a primitive
-
-
-def _define(name: str, function: Any) -> Primitive:
-    """Make a primitive that computes ``function(*operands, platform=, **params)``.
-
-    Its implementation, abstract evaluation and lowering are all derived from
-    ``function``. Only the lowering knows the platform and the number of devices, so
-    only there is the schedule resolved for the platform that runs it.
-    """
-    primitive = Primitive(name)
-    primitive.multiple_results = True
-
-    @functools.lru_cache(maxsize=256)
-    def compiled(params):
-        return jax.jit(functools.partial(function, **dict(params)))
-
-    primitive.def_impl(lambda *args, **params: compiled(tuple(params.items()))(*args))
-
-    # Tracing asks several times for the avals of the same operands.
-    @functools.lru_cache(maxsize=256)
-    def out_avals(avals, params):
-        return list(
-            jax.make_jaxpr(functools.partial(function, **dict(params)))(
-                *avals
-            ).out_avals
-        )
-
-    primitive.def_abstract_eval(
-        lambda *avals, **params: out_avals(avals, tuple(params.items()))
-    )
-    for platform in (None, "cpu", "cuda", "tpu"):
-        mlir.register_lowering(
-            primitive, functools.partial(_lower, function, platform), platform=platform
-        )
-    return primitive
-
-
-def _lower(
-    function: Any, platform: str | None, ctx: Any, *args: Any, **params: Any
-) -> Any:
-    """Lower a primitive for a platform and the devices of the program."""
-    here = functools.partial(function, platform=platform, devices=devices_of(ctx))
-    return mlir.lower_fun(here, multiple_results=True)(ctx, *args, **params)
 
 
 # --------------------------------------------------------------------------------------
@@ -206,7 +154,7 @@ def _recurrence_impl(
     return [*last, *carries, *saved]
 
 
-recurrence_p = _define("jaxrnn_walk", _recurrence_impl)
+recurrence_p = define_primitive("jaxrnn_recurrence", _recurrence_impl)
 
 
 def _recurrence_jvp(
@@ -238,41 +186,21 @@ def _recurrence_jvp(
     last, carries, saved = split_by_sizes(out, (step.carry, step.carry))
     shown = [*last, *select_by_flag(carries, show), *(saved if keep else [])]
     if not wrt:
-        return shown, [_no_tangent(a) for a in shown]
+        return shown, [no_tangent(a) for a in shown]
     residuals = (
         saved
         if kept == STARTS
-        else [*_saved_carries(step, carries, kept == DOTS), *saved]
+        else [*saved_carries(step, carries, kept == DOTS), *saved]
     )
-    # As in lax.scan, a leaf of the carry that depends on no differentiated operand has
-    # a symbolic zero as its tangent, so no derivative of it is computed.
-    with_tangent = step.moved_by(wrt)
-    has_tangent = [i in with_tangent for i in range(step.carry)]
-    has_tangent += [
-        flag and (is_shown or bool(keep))
-        for flag, is_shown in zip(has_tangent, show, strict=True)
-    ]
-    shows = tuple(
-        select_by_flag(
-            has_tangent, [is_differentiable(a) for a in step.carry_avals] * 2
-        )
+    out_tangents = _carry_tangents(
+        [*primals, *residuals],
+        [tangents[i] for i in wrt],
+        [*last, *carries],
+        step=step,
+        schedule=schedule,
+        wrt=wrt,
+        shown=[flag or bool(keep) for flag in show],
     )
-    directions = [tangents[i] for i in wrt]
-    nonzero_tangents = iter(
-        tangent_p.bind(
-            *primals,
-            *residuals,
-            *directions,
-            step=step,
-            schedule=schedule,
-            wrt=wrt,
-            show=shows,
-        )
-    )
-    out_tangents = [
-        next(nonzero_tangents) if flag else _no_tangent(a)
-        for a, flag in zip([*last, *carries], has_tangent, strict=True)
-    ]
     # The saved values are outputs themselves where the recurrence is differentiated a
     # second time.
     d_last, d_carries = split_by_sizes(out_tangents, (step.carry,))
@@ -284,10 +212,49 @@ def _recurrence_jvp(
     return shown, [*d_last, *select_by_flag(d_carries, show), *d_saved]
 
 
-def _saved_carries(step: StepJaxpr, carries: Sequence, with_values: bool) -> list[Any]:
-    """Select the leaves of the carries that the forward pass saves at every step."""
-    not_saved = step.adjoint.not_kept(with_values)
-    return [c for i, c in enumerate(carries) if i not in not_saved]
+def _carry_tangents(
+    primals: Sequence,
+    directions: Sequence,
+    carries: Sequence,
+    *,
+    step: StepJaxpr,
+    schedule: LoopSchedule,
+    wrt: tuple[int, ...],
+    shown: Sequence[bool],
+) -> list[Any]:
+    """Bind the tangent, and return those of the last carry and of all carries.
+
+    As in ``lax.scan``, a leaf of the carry that depends on no differentiated operand
+    has a symbolic zero as its tangent, so no derivative of it is computed.
+
+    Args:
+        primals: the operands of the recurrence, and its residuals.
+        directions: the tangents of the operands ``wrt``.
+        carries: the leaves of the last carry, and those after every step.
+        step: the traced step.
+        schedule: how the loops run.
+        wrt: positions of the differentiated operands.
+        shown: for each leaf of the carry, whether its tangents after every step are
+            wanted.
+    """
+    with_tangent = step.moved_by(wrt)
+    has_tangent = [i in with_tangent for i in range(step.carry)]
+    has_tangent += [a and b for a, b in zip(has_tangent, shown, strict=True)]
+    is_float = [is_differentiable(a) for a in step.carry_avals] * 2
+    nonzero_tangents = iter(
+        tangent_p.bind(
+            *primals,
+            *directions,
+            step=step,
+            schedule=schedule,
+            wrt=wrt,
+            show=tuple(select_by_flag(has_tangent, is_float)),
+        )
+    )
+    return [
+        next(nonzero_tangents) if flag else no_tangent(a)
+        for a, flag in zip(carries, has_tangent, strict=True)
+    ]
 
 
 def _plain_scan_jvp(
@@ -300,7 +267,7 @@ def _plain_scan_jvp(
         last, carries = passes.plain_forward_pass(step, params, carry, inputs, schedule)
         return [*last, *select_by_flag(carries, show)]
 
-    return _jvp_as_code(plain, primals, tangents, {})
+    return jvp_as_code(plain, primals, tangents, {})
 
 
 def _saved_tangents(
@@ -320,7 +287,7 @@ def _saved_tangents(
         return [
             chunk_starts(a, d, schedule.chunk, reverse)
             if is_differentiable(aval)
-            else _no_tangent(like)
+            else no_tangent(like)
             for a, d, aval, like in zip(
                 first, d_carries, step.carry_avals, carries, strict=True
             )
@@ -366,7 +333,7 @@ def _recurrence_batch(
     parameters only.
     """
     if keep or not all(show) or all(d is None for d in dims):
-        return _batch_as_code(recurrence_p, _recurrence_impl)(
+        return batch_as_code(recurrence_p, _recurrence_impl)(
             axis_data, args, dims, step=step, schedule=schedule, keep=keep, show=show
         )
     if isinstance(schedule.loop, PallasKernel) and any(
@@ -449,261 +416,7 @@ ad.primitive_transposes[recurrence_p] = _recurrence_transpose
 batching.fancy_primitive_batchers[recurrence_p] = _recurrence_batch
 pe.dce_rules[recurrence_p] = _recurrence_dce
 
-
-# --------------------------------------------------------------------------------------
-# The tangent: operands, residuals, tangents of some operands -> tangents
-
-
-def _tangent_impl(
-    *flat,
-    step: StepJaxpr,
-    schedule: LoopSchedule,
-    wrt: tuple[int, ...],
-    show: tuple[bool, ...],
-    platform: str | None = "cpu",
-    devices: int = 1,
-):
-    """Run the jvp pass.
-
-    Args:
-        flat: params, carry, inputs, residuals, and the tangents of the operands
-            ``wrt``. The residuals are not read here: they are operands so that the
-            transpose of the tangent, the adjoint, has them.
-        wrt: positions of the differentiated operands among params, carry and inputs.
-        show: which tangents are returned, of the last carry and then of the carries
-            after every step; integer leaves are left out of both.
-
-    What the selected tangents do not need is not computed, so an operation without
-    forward mode, a ``jax.custom_vjp``, may occur there.
-    """
-
-    def all_tangents(*flat):
-        primals, tangents = flat[: len(flat) - len(wrt)], flat[len(flat) - len(wrt) :]
-        params, carry, inputs, _ = split_by_sizes(
-            primals, (step.params, step.carry, step.inputs)
-        )
-        last, carries = passes.jvp_pass(
-            step, params, carry, inputs, dict(zip(wrt, tangents, strict=True)), schedule
-        )
-        return select_by_flag([*last, *carries], show)
-
-    closed = jax.make_jaxpr(all_tangents)(*flat)
-    jaxpr, _ = pe.dce_jaxpr(
-        closed.jaxpr, [True] * len(closed.out_avals), instantiate=True
-    )
-    return eval_jaxpr(jaxpr, closed.consts, flat)
-
-
-tangent_p = _define("jaxrnn_tangent", _tangent_impl)
-
-
-def _tangent_jvp(primals, tangents, **params):
-    """Differentiate the tangent, for second derivatives."""
-    return _jvp_as_code(_tangent_impl, primals, tangents, params)
-
-
-def _tangent_transpose(
-    cotangents,
-    *args,
-    step: StepJaxpr,
-    schedule: LoopSchedule,
-    wrt: tuple[int, ...],
-    show: tuple[bool, ...],
-):
-    """Bind the adjoint: the transpose of the tangent in its tangents."""
-    primals = args[: len(args) - len(wrt)]
-    shown = iter(cotangents)
-    present = tuple(s and type(next(shown)) is not ad.Zero for s in show)
-    if not any(present):
-        return [None] * len(args)
-    nonzero = [g for g in cotangents if type(g) is not ad.Zero]
-    out = adjoint_p.bind(
-        *primals, *nonzero, step=step, schedule=schedule, wrt=wrt, present=present
-    )
-    return [None] * len(primals) + list(out)
-
-
-def _tangent_dce(used: list[bool], *rest: Any) -> tuple[list[bool], Any]:
-    """Do not compute tangents that are not read."""
-    eqn = rest[-1]
-    if not any(used):
-        return [False] * len(eqn.invars), None
-    remaining = iter(used)
-    show = tuple(s and next(remaining) for s in eqn.params["show"])
-    eqn = eqn.replace(
-        params={**eqn.params, "show": show}, outvars=select_by_flag(eqn.outvars, used)
-    )
-    return [True] * len(eqn.invars), eqn
-
-
-ad.primitive_jvps[tangent_p] = _tangent_jvp
-ad.primitive_transposes[tangent_p] = _tangent_transpose
-pe.dce_rules[tangent_p] = _tangent_dce
-
-
-# --------------------------------------------------------------------------------------
-# The adjoint: operands, residuals, cotangents of the carries -> cotangents
-
-
-def _adjoint_impl(
-    *flat,
-    step: StepJaxpr,
-    schedule: LoopSchedule,
-    wrt: tuple[int, ...],
-    present: tuple[bool, ...],
-    platform: str | None = "cpu",
-    devices: int = 1,
-):
-    """Run the backward pass.
-
-    Args:
-        flat: params, carry, inputs, residuals, and the cotangents that are present.
-        wrt: positions of the operands whose cotangents are returned.
-        present: whether there is a cotangent of each floating leaf of the last carry,
-            and then of the carries after every step; the others are zero.
-        platform: where the program runs.
-        devices: the number of devices that the program is partitioned over.
-    """
-    num_primals = len(flat) - sum(present)
-    params, carry, inputs, residuals = split_by_sizes(
-        flat[:num_primals], (step.params, step.carry, step.inputs)
-    )
-    resolved, _ = resolve_schedule(
-        schedule, step, inputs[0].shape[0], platform, backward=True
-    )
-    # Spread the present cotangents over the leaves of the carry: None for integers and
-    # for zeros, but zeros are written out for the last carry, where the loop begins.
-    is_float = [is_differentiable(a) for a in step.carry_avals]
-    present_cotangents = iter(flat[num_primals:])
-    cotangents = iter([next(present_cotangents) if p else None for p in present])
-    last, every = (
-        [next(cotangents) if flag else None for flag in is_float] for _ in range(2)
-    )
-    last = [
-        jnp.zeros(a.shape, a.dtype) if flag and g is None else g
-        for a, flag, g in zip(step.carry_avals, is_float, last, strict=True)
-    ]
-    # What the forward pass saved: the carries at chunk starts, or all carries and, for
-    # "dots", the values of matmuls.
-    if schedule.save == STARTS:
-        starts, carries, kept = residuals, None, None
-    else:
-        with_values = schedule.save == DOTS
-        first = _saved_carries(step, carry, with_values)
-        carries, kept = split_by_sizes(residuals, (len(first),))
-        kept = kept if with_values else None
-        starts = chunk_starts(first, carries, resolved.chunk, resolved.reverse)
-    saved = passes.Residuals(inputs, carries, kept, starts)
-    flags = [i in wrt for i in range(len(step.avals))]
-    # Each device sums the weight gradients of its own part of the batch.
-    parts = (
-        math.gcd(devices, *(a.shape[0] for a in step.carry_avals if a.shape))
-        if devices > 1
-        else 1
-    )
-    out = passes.backward_pass(step, params, saved, last, every, flags, resolved, parts)
-    return [out[i] for i in wrt]
-
-
-adjoint_p = _define("jaxrnn_adjoint", _adjoint_impl)
-
-
-def _adjoint_jvp(primals, tangents, **params):
-    """Differentiate the adjoint, for second derivatives."""
-    return _jvp_as_code(_adjoint_impl, primals, tangents, params)
-
-
-def _adjoint_transpose(
-    cotangents,
-    *args,
-    step: StepJaxpr,
-    schedule: LoopSchedule,
-    wrt: tuple[int, ...],
-    present: tuple[bool, ...],
-):
-    """Bind the tangent: the transpose of the adjoint in its cotangents."""
-    num_primals = len(args) - sum(present)
-    primals = args[:num_primals]
-    nonzero = [
-        (i, g) for i, g in zip(wrt, cotangents, strict=True) if type(g) is not ad.Zero
-    ]
-    if not nonzero:
-        return [None] * len(args)
-    wrt = tuple(i for i, _ in nonzero)
-    return [None] * num_primals + tangent_p.bind(
-        *primals,
-        *(g for _, g in nonzero),
-        step=step,
-        schedule=schedule,
-        wrt=wrt,
-        show=present,
-    )
-
-
-ad.primitive_jvps[adjoint_p] = _adjoint_jvp
-ad.primitive_transposes[adjoint_p] = _adjoint_transpose
-
-
-# --------------------------------------------------------------------------------------
-# Rules that the tangent and the adjoint inherit from their implementation
-
-
-def _jvp_as_code(function, primals, tangents, params):
-    """Apply ``jax.jvp`` to a function, in the signature of a primitive's jvp rule."""
-    nonzero = [i for i, t in enumerate(tangents) if type(t) is not ad.Zero]
-
-    def of_nonzero(values):
-        full = list(primals)
-        for i, v in zip(nonzero, values, strict=True):
-            full[i] = v
-        return function(*full, **params)
-
-    if not nonzero:
-        out = function(*primals, **params)
-        return out, [_no_tangent(a) for a in out]
-    return jax.jvp(
-        of_nonzero, ([primals[i] for i in nonzero],), ([tangents[i] for i in nonzero],)
-    )
-
-
-def _no_tangent(value: object) -> Any:
-    """Return the symbolic zero tangent of a value."""
-    return ad.Zero(jax.typeof(value).to_tangent_aval())
-
-
-def _batch_as_code(primitive: Primitive, function: Any):
-    """Return the batching rule that applies ``jax.vmap`` to the implementation.
-
-    Every example is treated by itself, its weight gradients included.
-    """
-
-    def rule(axis_data, args, dims, **params):
-        if all(d is None for d in dims):
-            return _without_mapped_axes(primitive.bind(*args, **params))
-        mapped = jax.vmap(
-            functools.partial(function, **params),
-            in_axes=tuple(dims),
-            **vmap_options(axis_data),
-        )
-        out = mapped(*args)
-        return out, [0] * len(out)
-
-    return rule
-
-
-def _without_mapped_axes(out):
-    """Mark all outputs as not mapped; JAX calls batching rules then, too."""
-    return out, [None] * len(out)
-
-
-batching.fancy_primitive_batchers[tangent_p] = _batch_as_code(tangent_p, _tangent_impl)
-batching.fancy_primitive_batchers[adjoint_p] = _batch_as_code(adjoint_p, _adjoint_impl)
-
-FUNCTIONS: dict[Any, Any] = {
-    recurrence_p: _recurrence_impl,
-    tangent_p: _tangent_impl,
-    adjoint_p: _adjoint_impl,
-}
+FUNCTIONS: dict[Any, Any] = {recurrence_p: _recurrence_impl, **LINEAR_FUNCTIONS}
 for _primitive, _function in FUNCTIONS.items():
     register_checkify_rule(_primitive, _function)
 register_checkify_rule(contraction_p, product)

@@ -13,8 +13,9 @@ from ...core.cell import Cell, unsupported_chunkwise_reason
 from ...core.flags import select
 from ...core.foreign import varying_axes
 from ...core.types import Carry, Params, PyTree
+from ..jaxpr.dependency_graph import EXPENSIVE, INPUT
 from ..jaxpr.evaluate import all_equations
-from ..jaxpr.step_program import EXPENSIVE, INPUT, StepJaxpr, trace_step
+from ..jaxpr.step_program import StepJaxpr, trace_step
 from ..loops.kinds import Chunkwise, steps_an_iteration
 from .heuristics import AUTO, EVERYTHING
 from .primitives import recurrence

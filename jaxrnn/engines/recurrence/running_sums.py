@@ -11,8 +11,8 @@ from jax.extend import core
 from jax.extend.core import Var
 
 from ...core.dtypes import accumulator
+from ..jaxpr.dependency_graph import CONST, DependencyGraph
 from ..jaxpr.evaluate import bind_equation, read_env
-from ..jaxpr.step_program import CONST, DependencyGraph
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

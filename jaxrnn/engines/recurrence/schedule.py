@@ -26,6 +26,7 @@ from .heuristics import (
     choose_newton_chunk,
     choose_prefix_chunk,
     choose_save,
+    choose_unroll,
     explain_chunk,
 )
 
@@ -53,7 +54,7 @@ class LoopSchedule:
         >>> import jaxrnn
         >>> schedule = jaxrnn.Checkpoint(chunk=16).schedule(jaxrnn.LSTM(8), 1000)
         >>> schedule.loop, schedule.chunk, schedule.save
-        (Sequential(unroll=1), 16, 'starts')
+        (Sequential(unroll='auto', parts='auto'), 16, 'starts')
         >>> schedule.replace(reverse=True).reverse
         True
     """
@@ -70,6 +71,10 @@ class LoopSchedule:
                 "LoopSchedule: save='starts' saves the carries at chunk starts, so it "
                 "needs a chunk, but chunk is 'auto': give a number of steps"
             )
+
+    def steps_of_chunk(self, steps: int) -> int:
+        """Return how many steps a chunk has; the last one may be shorter."""
+        return steps if self.chunk is None else min(self.chunk, steps)
 
     @property
     def leaves_loop_open(self) -> bool:
@@ -133,11 +138,21 @@ def resolve_save(schedule: LoopSchedule, step: StepJaxpr, length: int) -> LoopSc
         ValueError: if the pullback of the step cannot be traced, but the caller
             asked for something that needs it.
     """
+    is_open = schedule.save in (AUTO, EVERYTHING)
+    chosen = choose_save(step, length)[0] if is_open else schedule.save
+    return _with_save(schedule, step, chosen)
+
+
+def _with_save(schedule: LoopSchedule, step: StepJaxpr, chosen: str) -> LoopSchedule:
+    """Put what `choose_save` chose into a schedule that leaves it open.
+
+    Raises:
+        ValueError: as `resolve_save`.
+    """
     reason = step.reason_against_pullback
     if schedule.save in (AUTO, EVERYTHING):
-        save, _ = choose_save(step, length)
-        if save != EVERYTHING or schedule.chunk == AUTO:
-            return schedule.replace(save=save)
+        if chosen != EVERYTHING or schedule.chunk == AUTO:
+            return schedule.replace(save=chosen)
         save = DOTS
     elif reason is not None and schedule.chunk == AUTO and schedule.leaves_loop_open:
         return schedule.replace(save=EVERYTHING)
@@ -188,14 +203,14 @@ def resolve_schedule(
         >>> for platform in ("cpu", "cuda"):
         ...     found = resolve_schedule(asked, step, 1000, platform, backward=False)
         ...     print(platform, found.schedule.loop)
-        cpu Sequential(unroll=1)
+        cpu Sequential(unroll=1, parts=False)
         cuda ParallelPrefix()
     """
     save_reason, reason = "", ""
     if backward and schedule.chunk == AUTO:
-        if schedule.save == AUTO:
-            schedule = resolve_save(schedule, step, length)
         chosen, why = choose_save(step, length)
+        if schedule.save == AUTO:
+            schedule = _with_save(schedule, step, chosen)
         save_reason = why if chosen == schedule.save else ""
     loop = schedule.loop
     if isinstance(loop, AutoLoop) and loop.kernel and platform in KERNELS:
@@ -229,4 +244,14 @@ def resolve_schedule(
             hoist=bool(schedule.hoist),
         )
         schedule = schedule.replace(chunk=chunk_or_all)
+    if isinstance(schedule.loop, Sequential):
+        loop = schedule.loop
+        if loop.unroll == AUTO:
+            steps = length if schedule.chunk is None else min(schedule.chunk, length)
+            loop = dataclasses.replace(
+                loop, unroll=choose_unroll(platform, step, steps)
+            )
+        if loop.parts == AUTO:
+            loop = dataclasses.replace(loop, parts=platform == "cuda")
+        schedule = schedule.replace(loop=loop)
     return ResolvedSchedule(schedule, (save_reason, reason))

@@ -253,7 +253,8 @@ class WordEncoder(nnx.Module):
         embedded: Any = self.characters(characters)  # type: ignore[misc]
         embedded = jnp.where(valid, embedded, jnp.zeros_like(embedded))
         flat = embedded.reshape(-1, *embedded.shape[2:])
-        features = self.convolution(flat).reshape(*embedded.shape[:3], -1)  # type: ignore[misc]
+        features: Any = self.convolution(flat)  # type: ignore[misc]
+        features = features.reshape(*embedded.shape[:3], -1)
         return jnp.max(
             jnp.where(valid, jax.nn.relu(features), jnp.zeros_like(features)), axis=2
         )

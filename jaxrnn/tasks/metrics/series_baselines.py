@@ -28,7 +28,7 @@ def resampled(
     return np.stack(rows)
 
 
-def nearest_neighbour(
+def nearest_neighbor(
     train: Float[np.ndarray, "N S"],
     labels: Sequence[str],
     test: Float[np.ndarray, "M S"],
@@ -50,7 +50,7 @@ def label_baselines(
 ) -> dict[str, float]:
     """Return the scores of three simple classifiers of scaled series.
 
-    They are the most frequent label, the nearest neighbour, and a logistic regression;
+    They are the most frequent label, the nearest neighbor, and a logistic regression;
     the last two see series that are resampled to the length of the longest training
     series, at most 100.
     """
@@ -59,7 +59,7 @@ def label_baselines(
     common = Counter(labels).most_common(1)[0][0]
     said = {
         "majority": [common] * len(truth),
-        "nearest_neighbour": nearest_neighbour(seen, labels, asked),
+        "nearest_neighbour": nearest_neighbor(seen, labels, asked),
         "logistic_regression": _logistic_regression(seen, labels, asked),
     }
     return {

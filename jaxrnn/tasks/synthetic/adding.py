@@ -22,30 +22,16 @@ import numpy as np
 from jaxtyping import Array
 
 from ...training import Budget, InputError
-from ..config import cell_field, check_options, choice
+from ..config import cell_field, choice
 from ..models.own_cell import CellLike
 from ..models.sequence_model import Batch
-from ..optimizers import optimizer_field, schedule_field
-from .online import gradient_method_field
-from .problem import (
-    Problem,
-    at_every_step,
-    batch_field,
-    clip_field,
-    gradients_field,
-    hidden_field,
-    last_step,
-    layers_field,
-    learning_rate_field,
-    length_field,
-    seed_field,
-    tbptt_field,
-)
+from .options import SyntheticOptions, batch_field, length_field
+from .problem import Problem, at_every_step, last_step
 from .task import SyntheticTask
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(SyntheticOptions):
     """The options of the task; the field names are the flags of the command line."""
 
     length: int = length_field(200, 2)
@@ -53,22 +39,9 @@ class Options:
         "halves", ("halves", "anywhere"), "positions of the two marks"
     )
     cell: CellLike = cell_field("lstm:chrono")
-    hidden: int = hidden_field(64)
-    layers: int = layers_field()
     batch: int = batch_field(50)
-    tbptt: int = tbptt_field()
-    gradient_method: str = gradient_method_field()
-    learning_rate: float = learning_rate_field(1e-3)
-    optimizer: str = optimizer_field()
-    schedule: str = schedule_field("constant")
-    clip: float = clip_field()
-    gradients: bool = gradients_field()
-    seed: int = seed_field()
 
     QUICK: ClassVar[dict[str, Any]] = {"length": 20, "hidden": 32}
-
-    def __post_init__(self):
-        check_options(self)
 
 
 def draw(variant: str, key: Array, length: int, batch: int) -> Batch:

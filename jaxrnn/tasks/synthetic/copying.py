@@ -22,29 +22,16 @@ import numpy as np
 from jaxtyping import Array
 
 from ...training import Budget, InputError
-from ..config import cell_field, check_options, option
+from ..config import cell_field, option
 from ..models.own_cell import CellLike
 from ..models.sequence_model import Batch
-from ..optimizers import optimizer_field, schedule_field
-from .online import gradient_method_field
-from .problem import (
-    Problem,
-    batch_field,
-    clip_field,
-    gradients_field,
-    hidden_field,
-    layers_field,
-    learning_rate_field,
-    length_field,
-    one_hot,
-    seed_field,
-    tbptt_field,
-)
+from .options import SyntheticOptions, batch_field, hidden_field, length_field
+from .problem import Problem, one_hot
 from .task import SyntheticTask
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(SyntheticOptions):
     """The options of the task; the field names are the flags of the command line."""
 
     length: int = length_field(50, 1, "T, number of steps to remember the tokens")
@@ -52,21 +39,9 @@ class Options:
     alphabet: int = option(8, "K, number of different tokens", least=2, below=11)
     cell: CellLike = cell_field("lstm:chrono")
     hidden: int = hidden_field(128)
-    layers: int = layers_field()
     batch: int = batch_field(50)
-    tbptt: int = tbptt_field()
-    gradient_method: str = gradient_method_field()
-    learning_rate: float = learning_rate_field(1e-3)
-    optimizer: str = optimizer_field()
-    schedule: str = schedule_field("constant")
-    clip: float = clip_field()
-    gradients: bool = gradients_field()
-    seed: int = seed_field()
 
     QUICK: ClassVar[dict[str, Any]] = {"length": 5, "symbols": 3, "hidden": 32}
-
-    def __post_init__(self):
-        check_options(self)
 
 
 def draw(count: int, alphabet: int, key: Array, length: int, batch: int) -> Batch:

@@ -23,24 +23,10 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from ...training import Budget, InputError
-from ..config import cell_field, check_options, choice
-from ..models.own_cell import CellLike
+from ..config import choice
 from ..models.sequence_model import Batch
-from ..optimizers import optimizer_field, schedule_field
-from .online import gradient_method_field
-from .problem import (
-    Problem,
-    batch_field,
-    clip_field,
-    gradients_field,
-    hidden_field,
-    layers_field,
-    learning_rate_field,
-    length_field,
-    one_hot,
-    seed_field,
-    tbptt_field,
-)
+from .options import SyntheticOptions, batch_field, learning_rate_field, length_field
+from .problem import Problem, one_hot
 from .task import SyntheticTask
 
 GROUPS = ("S3", "A5", "S5")
@@ -48,28 +34,15 @@ LONGER = 4  # times the training length
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(SyntheticOptions):
     """The options of the task; the field names are the flags of the command line."""
 
     group: str = choice("S3", GROUPS, "the group")
     length: int = length_field(20, 1)
-    cell: CellLike = cell_field("lstm")
-    hidden: int = hidden_field(64)
-    layers: int = layers_field()
     batch: int = batch_field(128)
-    tbptt: int = tbptt_field()
-    gradient_method: str = gradient_method_field()
     learning_rate: float = learning_rate_field(2e-3)
-    optimizer: str = optimizer_field()
-    schedule: str = schedule_field("constant")
-    clip: float = clip_field()
-    gradients: bool = gradients_field()
-    seed: int = seed_field()
 
     QUICK: ClassVar[dict[str, Any]] = {"length": 6}
-
-    def __post_init__(self):
-        check_options(self)
 
 
 def elements(group: str) -> list[tuple[int, ...]]:

@@ -27,32 +27,19 @@ import numpy as np
 from jaxtyping import Array
 
 from ...training import Budget, InputError
-from ..config import cell_field, check_options, option
+from ..config import cell_field, option
 from ..models.own_cell import CellLike
 from ..models.sequence_model import Batch
-from ..optimizers import optimizer_field, schedule_field
-from .online import gradient_method_field
-from .problem import (
-    Problem,
-    at_every_step,
-    batch_field,
-    clip_field,
-    gradients_field,
-    hidden_field,
-    last_step,
-    layers_field,
-    learning_rate_field,
-    length_field,
-    seed_field,
-    tbptt_field,
-)
+from ..optimizers import schedule_field
+from .options import SyntheticOptions, hidden_field, learning_rate_field, length_field
+from .problem import Problem, at_every_step, last_step
 from .task import SyntheticTask
 
 STREAMS = ("motion", "color")
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(SyntheticOptions):
     """The options of the task; the field names are the flags of the command line."""
 
     length: int = length_field(40, 2)
@@ -60,21 +47,10 @@ class Options:
     noise: float = option(1.0, "n, spread of the evidence at a step", above=0)
     cell: CellLike = cell_field("gru")
     hidden: int = hidden_field(48)
-    layers: int = layers_field()
-    batch: int = batch_field(64)
-    tbptt: int = tbptt_field()
-    gradient_method: str = gradient_method_field()
     learning_rate: float = learning_rate_field(3e-3)
-    optimizer: str = optimizer_field()
     schedule: str = schedule_field("cosine")
-    clip: float = clip_field()
-    gradients: bool = gradients_field()
-    seed: int = seed_field()
 
     QUICK: ClassVar[dict[str, Any]] = {"length": 10, "hidden": 16}
-
-    def __post_init__(self):
-        check_options(self)
 
 
 def draw(s: float, n: float, key: Array, length: int, batch: int) -> Batch:

@@ -26,24 +26,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ...training import Budget, InputError
-from ..config import cell_field, check_options, option
+from ..config import cell_field, option
 from ..models.own_cell import CellLike
 from ..models.sequence_model import Batch
-from ..optimizers import optimizer_field, schedule_field
-from .online import gradient_method_field
-from .problem import (
-    Problem,
-    batch_field,
-    clip_field,
-    gradients_field,
-    hidden_field,
-    layers_field,
-    learning_rate_field,
-    length_field,
-    read_tokens,
-    seed_field,
-    tbptt_field,
-)
+from ..optimizers import schedule_field
+from .options import SyntheticOptions, learning_rate_field, length_field
+from .problem import Problem, read_tokens
 from .task import SyntheticTask
 
 POWER = 0.01  # a of the power law of the gaps
@@ -51,7 +39,7 @@ LEAST = 4  # steps of a sequence for each pair
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(SyntheticOptions):
     """The options of the task; the field names are the flags of the command line."""
 
     length: int = length_field(64, LEAST)
@@ -60,17 +48,8 @@ class Options:
         128, "number of tokens, of which half are keys and half are values", least=4
     )
     cell: CellLike = cell_field("gated-deltanet:4")
-    hidden: int = hidden_field(64)
-    layers: int = layers_field()
-    batch: int = batch_field(64)
-    tbptt: int = tbptt_field()
-    gradient_method: str = gradient_method_field()
     learning_rate: float = learning_rate_field(1e-2)
-    optimizer: str = optimizer_field()
     schedule: str = schedule_field("cosine")
-    clip: float = clip_field()
-    gradients: bool = gradients_field()
-    seed: int = seed_field()
 
     QUICK: ClassVar[dict[str, Any]] = {
         "length": 16,
@@ -80,7 +59,7 @@ class Options:
     }
 
     def __post_init__(self):
-        check_options(self)
+        super().__post_init__()
         if self.length < LEAST * self.pairs:
             raise InputError(
                 f"--length must be at least {LEAST} times --pairs, two steps for each "

@@ -26,34 +26,20 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ...training import Budget, InputError
-from ..config import cell_field, check_options, option
+from ..config import cell_field, option
 from ..models.own_cell import CellLike
 from ..models.sequence_model import Batch
-from ..optimizers import optimizer_field, schedule_field
+from ..optimizers import schedule_field
 from .mqar import distinct
-from .online import gradient_method_field
-from .problem import (
-    Problem,
-    at_every_step,
-    batch_field,
-    clip_field,
-    gradients_field,
-    hidden_field,
-    last_step,
-    layers_field,
-    learning_rate_field,
-    length_field,
-    read_tokens,
-    seed_field,
-    tbptt_field,
-)
+from .options import SyntheticOptions, learning_rate_field, length_field
+from .problem import Problem, at_every_step, last_step, read_tokens
 from .task import SyntheticTask
 
 DEPTHS = 5  # parts of a sequence that are scored apart
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(SyntheticOptions):
     """The options of the task; the field names are the flags of the command line."""
 
     length: int = length_field(64, 3)
@@ -63,17 +49,8 @@ class Options:
     values: int = option(8, "number of different values", least=2)
     fillers: int = option(8, "number of different filler tokens", least=1)
     cell: CellLike = cell_field("gated-deltanet:4")
-    hidden: int = hidden_field(64)
-    layers: int = layers_field()
-    batch: int = batch_field(64)
-    tbptt: int = tbptt_field()
-    gradient_method: str = gradient_method_field()
     learning_rate: float = learning_rate_field(1e-2)
-    optimizer: str = optimizer_field()
     schedule: str = schedule_field("cosine")
-    clip: float = clip_field()
-    gradients: bool = gradients_field()
-    seed: int = seed_field()
 
     QUICK: ClassVar[dict[str, Any]] = {
         "length": 16,
@@ -85,7 +62,7 @@ class Options:
     }
 
     def __post_init__(self):
-        check_options(self)
+        super().__post_init__()
         if self.keys < self.needles:
             raise InputError(
                 f"--keys must be at least --needles, because no key stands twice in a "

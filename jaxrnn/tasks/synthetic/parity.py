@@ -22,29 +22,21 @@ from jaxtyping import Array
 
 from ...training import Budget, InputError
 from ...unrolling import mask_from_lengths
-from ..config import cell_field, check_options, choice
-from ..models.own_cell import CellLike
+from ..config import choice
 from ..models.sequence_model import Batch
-from ..optimizers import optimizer_field, schedule_field
-from .online import gradient_method_field
-from .problem import (
-    Problem,
+from .options import (
+    SyntheticOptions,
     batch_field,
-    clip_field,
-    gradients_field,
     hidden_field,
-    layers_field,
     learning_rate_field,
     length_field,
-    one_hot,
-    seed_field,
-    tbptt_field,
 )
+from .problem import Problem, one_hot
 from .task import SyntheticTask
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(SyntheticOptions):
     """The options of the task; the field names are the flags of the command line."""
 
     length: int = length_field(40, 1, "length of the longest training word")
@@ -52,27 +44,15 @@ class Options:
     answers: str = choice(
         "last", ("last", "every"), "steps whose target is the parity so far"
     )
-    cell: CellLike = cell_field("lstm")
     hidden: int = hidden_field(32)
-    layers: int = layers_field()
     batch: int = batch_field(128)
-    tbptt: int = tbptt_field()
-    gradient_method: str = gradient_method_field()
     learning_rate: float = learning_rate_field(2e-3)
-    optimizer: str = optimizer_field()
-    schedule: str = schedule_field("constant")
-    clip: float = clip_field()
-    gradients: bool = gradients_field()
-    seed: int = seed_field()
 
     QUICK: ClassVar[dict[str, Any]] = {
         "length": 6,
         "test_length": 24,
         "answers": "every",
     }
-
-    def __post_init__(self):
-        check_options(self)
 
 
 def draw(trained: int, answers: str, key: Array, length: int, batch: int) -> Batch:

@@ -15,7 +15,6 @@ from ...core.cell import Cell
 from ...core.layer import Layer
 from ...core.types import PyTree
 from ...training import InputError
-from ..config import option
 from ..models.cell_registry import make_cell
 from ..models.own_cell import CellLike
 from ..models.sequence_model import Batch
@@ -115,63 +114,3 @@ def read_tokens(line: str, count: int, example: str) -> np.ndarray:
             f'"{example}", but got {line!r}'
         )
     return np.asarray([int(word) for word in words])
-
-
-# The options that every synthetic task has, with their help texts. The Options of each
-# task have their own defaults.
-
-
-def hidden_field(default: int) -> Any:
-    """Return the option for the number of units."""
-    return option(default, "number of units of each recurrent layer", least=1)
-
-
-def length_field(
-    default: int, least: int, help: str = "number of steps of a sequence"
-) -> Any:
-    """Return the option for the length of the sequences."""
-    return option(default, help, least=least, below=LONGEST)
-
-
-def layers_field() -> Any:
-    """Return the option for the number of layers."""
-    return option(1, "number of recurrent layers", least=1)
-
-
-def batch_field(default: int) -> Any:
-    """Return the option for the batch size."""
-    return option(default, "number of sequences per update", least=1)
-
-
-def tbptt_field() -> Any:
-    """Return the option for truncated BPTT."""
-    return option(
-        0,
-        "k1 = k2 of truncated BPTT: gradients stop at the ends of windows of this many "
-        "steps; 0 is full BPTT",
-        least=0,
-    )
-
-
-def learning_rate_field(default: float) -> Any:
-    """Return the option for the learning rate."""
-    return option(default, "peak learning rate", above=0)
-
-
-def clip_field() -> Any:
-    """Return the option for gradient clipping."""
-    return option(1.0, "largest global norm of the gradient", above=0)
-
-
-def gradients_field() -> Any:
-    """Return the option for recording gradient norms."""
-    return option(
-        False,
-        "record the gradient norm at every lag during training, in gradients.jsonl and "
-        "gradients.png",
-    )
-
-
-def seed_field() -> Any:
-    """Return the option for the random seed."""
-    return option(0, "random seed", least=0, below=2**31)

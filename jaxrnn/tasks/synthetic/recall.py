@@ -28,33 +28,18 @@ import numpy as np
 from jaxtyping import Array
 
 from ...training import Budget, InputError
-from ..config import cell_field, check_options, option
+from ..config import cell_field, option
 from ..models.own_cell import CellLike
 from ..models.sequence_model import Batch
-from ..optimizers import optimizer_field, schedule_field
-from .online import gradient_method_field
-from .problem import (
-    LONGEST,
-    Problem,
-    at_every_step,
-    batch_field,
-    clip_field,
-    gradients_field,
-    hidden_field,
-    last_step,
-    layers_field,
-    learning_rate_field,
-    one_hot,
-    seed_field,
-    tbptt_field,
-)
+from .options import SyntheticOptions, batch_field, hidden_field, learning_rate_field
+from .problem import LONGEST, Problem, at_every_step, last_step, one_hot
 from .task import SyntheticTask
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(SyntheticOptions):
     """The options of the task; the field names are the flags of the command line."""
 
     delay: int = option(
@@ -64,21 +49,10 @@ class Options:
     distractors: int = option(16, "number of different distractors", least=1, below=27)
     cell: CellLike = cell_field("rtu")
     hidden: int = hidden_field(8)
-    layers: int = layers_field()
     batch: int = batch_field(32)
-    tbptt: int = tbptt_field()
-    gradient_method: str = gradient_method_field()
     learning_rate: float = learning_rate_field(1e-2)
-    optimizer: str = optimizer_field()
-    schedule: str = schedule_field("constant")
-    clip: float = clip_field()
-    gradients: bool = gradients_field()
-    seed: int = seed_field()
 
     QUICK: ClassVar[dict[str, Any]] = {"delay": 4, "distractors": 4}
-
-    def __post_init__(self):
-        check_options(self)
 
 
 def draw(symbols: int, distractors: int, key: Array, length: int, batch: int) -> Batch:

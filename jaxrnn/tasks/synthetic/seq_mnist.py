@@ -26,25 +26,11 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from ...training import Budget, InputError
-from ..config import cell_field, check_options, choice, option
+from ..config import cell_field, choice, option
 from ..models.own_cell import CellLike
 from ..models.sequence_model import Batch
-from ..optimizers import optimizer_field, schedule_field
-from .online import gradient_method_field
-from .problem import (
-    Problem,
-    Stored,
-    at_every_step,
-    batch_field,
-    clip_field,
-    gradients_field,
-    hidden_field,
-    last_step,
-    layers_field,
-    learning_rate_field,
-    seed_field,
-    tbptt_field,
-)
+from .options import SyntheticOptions, batch_field, hidden_field
+from .problem import Problem, Stored, at_every_step, last_step
 from .task import SyntheticTask
 
 SIDE, CLASSES, HELD_OUT = 28, 10, 100  # pixels, digits, held-out images per digit
@@ -52,7 +38,7 @@ PART = 250  # batch size of the held-out images
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(SyntheticOptions):
     """The options of the task; the field names are the flags of the command line."""
 
     permuted: bool = option(False, "read the pixels in one fixed random order")
@@ -66,21 +52,12 @@ class Options:
     )
     cell: CellLike = cell_field("gru")
     hidden: int = hidden_field(100)
-    layers: int = layers_field()
     batch: int = batch_field(50)
-    tbptt: int = tbptt_field()
-    gradient_method: str = gradient_method_field()
-    learning_rate: float = learning_rate_field(1e-3)
-    optimizer: str = optimizer_field()
-    schedule: str = schedule_field("constant")
-    clip: float = clip_field()
-    gradients: bool = gradients_field()
-    seed: int = seed_field()
 
     QUICK: ClassVar[dict[str, Any]] = {"pool": 4, "hidden": 32}
 
     def __post_init__(self):
-        check_options(self)
+        super().__post_init__()
         if self.gradients and self.readout == "mean":
             raise InputError(
                 "--gradients records the loss of the last step: leave out --readout "
@@ -152,7 +129,7 @@ def digits(permuted: bool, pool: int) -> Digits:
     return Digits(rows[train], labels[train], rows[test], labels[test])
 
 
-def nearest_neighbours(data: Digits, k: int = 3) -> float:
+def nearest_neighbors(data: Digits, k: int = 3) -> float:
     """Return the accuracy of the vote of the ``k`` nearest training images.
 
     Between digits with equally many votes the nearest image decides.
@@ -169,9 +146,9 @@ def nearest_neighbours(data: Digits, k: int = 3) -> float:
 
 
 @functools.cache
-def neighbours_of(pool: int) -> float:
-    """Return `nearest_neighbours` of the split, in which the pixels have any order."""
-    return nearest_neighbours(digits(False, pool))
+def neighbors_of(pool: int) -> float:
+    """Return `nearest_neighbors` of the split, in which the pixels have any order."""
+    return nearest_neighbors(digits(False, pool))
 
 
 def batch_of(images: np.ndarray, labels: np.ndarray) -> Batch:
@@ -217,7 +194,7 @@ def problem(options: Options) -> Problem:
         baseline=("majority class", lambda length: 1 / CLASSES),
         stored=functools.partial(stored, options),
         pooled=options.readout == "mean",
-        references=lambda: {"three_nearest_neighbours": neighbours_of(options.pool)},
+        references=lambda: {"three_nearest_neighbours": neighbors_of(options.pool)},
     )
 
 

@@ -21,30 +21,19 @@ import numpy as np
 from jaxtyping import Array
 
 from ...training import Budget, InputError
-from ..config import cell_field, check_options, option
+from ..config import cell_field, option
 from ..models.own_cell import CellLike
 from ..models.sequence_model import Batch
-from ..optimizers import optimizer_field, schedule_field
-from .online import gradient_method_field
-from .problem import (
-    Problem,
-    batch_field,
-    clip_field,
-    gradients_field,
-    hidden_field,
-    layers_field,
-    learning_rate_field,
-    length_field,
-    seed_field,
-    tbptt_field,
-)
+from ..optimizers import schedule_field
+from .options import SyntheticOptions, learning_rate_field, length_field
+from .problem import Problem
 from .task import SyntheticTask
 
 OFFSET = 0.25  # added to the input, so that it is never zero
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(SyntheticOptions):
     """The options of the task; the field names are the flags of the command line."""
 
     length: int = length_field(64, 2)
@@ -52,22 +41,13 @@ class Options:
     slowest: float = option(0.1, "the lowest frequency, in radians a step", above=0)
     fastest: float = option(0.6, "the highest frequency", above=0, below=3.1415)
     cell: CellLike = cell_field("gru")
-    hidden: int = hidden_field(64)
-    layers: int = layers_field()
-    batch: int = batch_field(64)
-    tbptt: int = tbptt_field()
-    gradient_method: str = gradient_method_field()
     learning_rate: float = learning_rate_field(3e-3)
-    optimizer: str = optimizer_field()
     schedule: str = schedule_field("cosine")
-    clip: float = clip_field()
-    gradients: bool = gradients_field()
-    seed: int = seed_field()
 
     QUICK: ClassVar[dict[str, Any]] = {"length": 20, "frequencies": 5, "hidden": 32}
 
     def __post_init__(self):
-        check_options(self)
+        super().__post_init__()
         if self.slowest >= self.fastest:
             raise InputError(
                 f"--slowest must be below --fastest, but they are {self.slowest} and "

@@ -23,24 +23,18 @@ from ...cells import ConvGRU, ConvLSTM
 from ...core.cell import Cell
 from ...core.layer import Layer
 from ...training import Budget
-from ..config import check_options, convolutional_cell_field, option
+from ..config import convolutional_cell_field, option
 from ..models.cell_registry import make_cell
 from ..models.own_cell import CellLike
 from ..models.sequence_model import Batch
-from ..optimizers import optimizer_field, schedule_field
-from .online import gradient_method_field
-from .problem import (
-    Problem,
+from .options import (
+    SyntheticOptions,
     batch_field,
-    clip_field,
-    gradients_field,
     hidden_field,
-    layers_field,
     learning_rate_field,
     length_field,
-    seed_field,
-    tbptt_field,
 )
+from .problem import Problem
 from .task import SyntheticTask
 
 SIDE = 3  # pixels of a square
@@ -48,7 +42,7 @@ CELLS: dict[str, Any] = {"conv-gru": ConvGRU, "conv-lstm": ConvLSTM}
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(SyntheticOptions):
     """The options of the task; the field names are the flags of the command line."""
 
     length: int = length_field(20, 2)
@@ -56,16 +50,8 @@ class Options:
     squares: int = option(2, "number of squares", least=1)
     cell: str = convolutional_cell_field("conv-gru", CELLS)
     hidden: int = hidden_field(12)
-    layers: int = layers_field()
     batch: int = batch_field(16)
-    tbptt: int = tbptt_field()
-    gradient_method: str = gradient_method_field()
     learning_rate: float = learning_rate_field(3e-3)
-    optimizer: str = optimizer_field()
-    schedule: str = schedule_field("constant")
-    clip: float = clip_field()
-    gradients: bool = gradients_field()
-    seed: int = seed_field()
 
     QUICK: ClassVar[dict[str, Any]] = {
         "length": 8,
@@ -73,9 +59,6 @@ class Options:
         "squares": 1,
         "hidden": 8,
     }
-
-    def __post_init__(self):
-        check_options(self)
 
 
 def bounced(position: Int[Array, "..."], span: int) -> Int[Array, "..."]:

@@ -22,26 +22,10 @@ import numpy as np
 from jaxtyping import Array
 
 from ...training import Budget, InputError
-from ..config import cell_field, check_options, choice
-from ..models.own_cell import CellLike
+from ..config import choice
 from ..models.sequence_model import Batch
-from ..optimizers import optimizer_field, schedule_field
-from .online import gradient_method_field
-from .problem import (
-    Problem,
-    at_every_step,
-    batch_field,
-    clip_field,
-    gradients_field,
-    hidden_field,
-    last_step,
-    layers_field,
-    learning_rate_field,
-    length_field,
-    one_hot,
-    seed_field,
-    tbptt_field,
-)
+from .options import SyntheticOptions, batch_field, hidden_field, length_field
+from .problem import Problem, at_every_step, last_step, one_hot
 from .task import SyntheticTask
 
 SYMBOLS = "abcdXY"
@@ -54,28 +38,15 @@ PLACES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(SyntheticOptions):
     """The options of the task; the field names are the flags of the command line."""
 
     length: int = length_field(50, 10)
     variant: str = choice("6a", PLACES, "two symbols (4 classes) or three (8 classes)")
-    cell: CellLike = cell_field("lstm")
     hidden: int = hidden_field(50)
-    layers: int = layers_field()
     batch: int = batch_field(50)
-    tbptt: int = tbptt_field()
-    gradient_method: str = gradient_method_field()
-    learning_rate: float = learning_rate_field(1e-3)
-    optimizer: str = optimizer_field()
-    schedule: str = schedule_field("constant")
-    clip: float = clip_field()
-    gradients: bool = gradients_field()
-    seed: int = seed_field()
 
     QUICK: ClassVar[dict[str, Any]] = {"length": 20, "hidden": 32}
-
-    def __post_init__(self):
-        check_options(self)
 
 
 def intervals(variant: str, length: int) -> list[tuple[int, int]]:
