@@ -71,13 +71,15 @@ class CommandLine(SphinxDirective):
         from jaxrnn.tasks.runner import TASKS
 
         commands, helps = commands_of(parser_of("sample"))
+        common = {action.dest for action in commands["train"]._actions}
+        text = "takes the flags of jaxrnn train, and these"
         sections = []
         for name, parser in commands.items():
             section = self.section(f"jaxrnn {name}", helps.get(name), parser)
             for task in TASKS if name == "train" else ():
                 train = commands_of(parser_of("train", task))[0]["train"]
                 train.prog = f"jaxrnn train {task}"
-                section += self.section(train.prog, None, train, {"task"})
+                section += self.section(train.prog, text, train, common)
             sections.append(section)
         return sections
 

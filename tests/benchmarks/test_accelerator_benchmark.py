@@ -225,7 +225,7 @@ def test_each_result_is_written_as_soon_as_it_is_there_and_time_runs_out(
 ):
     seen = []
 
-    def run(config, seconds, rounds, quick):
+    def measured(config, seconds, rounds, quick):
         seen.append(
             (
                 config.name,
@@ -250,7 +250,7 @@ def test_each_result_is_written_as_soon_as_it_is_there_and_time_runs_out(
 
     clock, path = [0.0], tmp_path / "a.json"
     monkeypatch.setattr(run.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(run, "run_config", run)
+    monkeypatch.setattr(run, "run_config", measured)
     assert run.main(["--seconds", "540", "--out", str(tmp_path / "a")]) == 0
     assert seen == [("flashrnn", None), ("e16", 1)]
     result = json.loads(path.read_text(encoding="utf-8"))

@@ -570,7 +570,9 @@ def test_online_measures_learns_and_writes(tmp_path, monkeypatch):
     result = json.loads(out.with_name("online.json").read_text(encoding="utf-8"))
     assert [row["method"] for row in result["learning"]] == [n for n, *_ in names]
     assert list(result["commands"]) == ["costs", "memory", "learning"]
-    assert result["learning"][0]["curve"][-1]["update"] == 2
+    # A run ends with its updates, or as soon as the task is solved.
+    first = result["learning"][0]
+    assert first["curve"][-1]["update"] == first["updates"] <= 2
     assert 0 <= result["learning"][0]["accuracy"] <= 1
     assert result["machine"]["versions"]["jax"] == jax.__version__
     assert "| Traces |" in out.with_name("online.md").read_text(encoding="utf-8")

@@ -45,7 +45,8 @@ def build(folder):
 @pytest.mark.parametrize(
     "page", run_pages.PAGES, ids=[page.stem for page in run_pages.PAGES]
 )
-def test_a_page_prints_what_it_shows(page, tmp_path):
+def test_a_page_prints_what_it_shows(page, tmp_path, plain_errors):
+    # Without beartype, as readers run it: NumPy arrays are arrays for them.
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         for picture in run_pages.run(page, tmp_path):
             assert (page.parent / picture.name).exists(), "run_pages.py --pictures"
