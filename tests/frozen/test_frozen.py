@@ -141,8 +141,30 @@ def test_what_explain_says(case):
     assert set(found) - {"printed"} == set(expected) - {"printed"}
     if "rows" in expected:
         assert [chosen(row) for row in found["rows"]] == [
-            chosen(row) for row in expected["rows"]
+            with_changes(chosen(row), now)
+            for row, now in zip(expected["rows"], found["rows"], strict=True)
         ]
+
+
+# What is chosen otherwise since then, on purpose: (platform, loop, steps) -> steps.
+CHANGED = {
+    # a gradient's rows of over 32 MiB are mapped anew by malloc at every call
+    ("cpu", "loop", None): 75,
+    # chunks of 64 steps have fewer launches than those of 32
+    ("gpu", "chunks", 32): 64,
+    ("tpu", "chunks", 32): 64,
+}
+
+
+def with_changes(frozen, found):
+    """The frozen row, with the steps of today where `CHANGED` has them."""
+    row = dict(frozen)
+    for way in names.WAYS:
+        was, now = frozen[way], found[way]["steps"]
+        key = frozen["platform"], was["how"], was["steps"]
+        if CHANGED.get(key, was["steps"]) == now:
+            row[way] = was | {"steps": now}
+    return row
 
 
 def chosen(row):
