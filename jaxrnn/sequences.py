@@ -35,7 +35,7 @@ def resets_from_segment_ids(
 
     Args:
         segment_ids: ``(T, *B)`` integers, equal at all steps of a sequence and
-            different at neighbouring sequences.
+            different at neighboring sequences.
         previous: the ids ``(*B,)`` of the step before the first one, if the carry that
             is passed to `unroll` comes from there. By default the first step begins a
             sequence, so no carry that is passed in is seen.

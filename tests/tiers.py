@@ -428,13 +428,14 @@ TABLE = {
         "test_every_option_is_the_python_loop": 0,
         "test_lengths_batches_and_truncation": 0,
         "test_the_structure_is_found": ["lstm", "diagonal_lstm", "slstm", "user"],
-        "test_units_that_see_each_other_have_a_block_in_common": ["heads"],
+        "test_units_that_see_each_other_have_a_block_in_common": ["heads", "stacked"],
         "test_after_i_iterations_the_first_i_states_are_exact": ["wrong"],
         "test_a_wrong_jacobian_never_gives_other_values": 0,
         "test_equal_engines_compile_once": 0,
         "test_iterations_grow_near_the_edge_of_chaos_and_chunks_bound_them": 0,
         "test_a_linear_loop_takes_one_iteration": ["lstm"],
         "test_a_derivative_that_is_not_that_of_the_values": 0,
+        "test_a_derivative_for_reverse_mode_only": ["linear"],
         "test_the_last_iteration_that_is_allowed_counts": 0,
         "test_products_that_overflow": 0,
         "test_every_mode_of_differentiation": 0,
@@ -445,7 +446,10 @@ TABLE = {
     "engines/test_block_solve.py": {
         "test_solutions_are_the_loop": ["23-*-False", "26-*-True"],
         "test_prefixes_are_the_loop": ["True"],
+        "test_products_are_in_full_precision": ["False"],
     },
+    # Three ways of marking the operands of each operation; each takes a second.
+    "engines/test_dependence.py": {"test_labels_are_never_wrong": ["*-all"]},
     "engines/test_unit_blocks.py": {
         "test_blocks_are_the_whole_jacobian_where_units_are_alone": ["diagonal_lstm"],
         "test_blocks_are_on_the_diagonal_where_units_share_a_matmul": ["lstm"],
@@ -885,6 +889,7 @@ TABLE = {
         "test_captions_alone_and_padded_have_the_same_loss": 0,
         "test_a_users_folder": 0,
         "test_augmentation_is_small_and_by_key": 0,
+        "test_half_of_the_images_stay_sharp": 0,
         "test_strokes_and_serifs": 0,
         "test_an_encoder_reads_a_quarter_of_the_side": ["full"],
         "test_halved_is_max_pooling_and_kernels_are_standardised": 0,
@@ -1056,11 +1061,19 @@ TABLE = {
         "test_every_answer_is_held_against_the_reference": 0,
         "test_without_an_accelerator_it_says_so": 0,
     },
+    # A picture with lines and bars, and one of a run.
+    "benchmarks/test_redraw.py": {
+        "test_a_picture_is_drawn_from_its_numbers": [
+            "gradient_decay_cpu*",
+            "charlm_pydoc",
+        ],
+    },
     "benchmarks/test_scaling.py": {
         "test_quick_writes_what_it_promises": 0,
     },
     "benchmarks/test_benchmarks.py": {
         "test_newton_writes_what_it_promises": 0,
+        "test_a_mean_field_network_takes_more_iterations_the_less_it_contracts": 0,
         "test_recall_trains_and_keeps_earlier_rows": 0,
         "test_gradient_decay_writes_what_it_promises": 0,
         "test_memory_writes_what_it_promises": 0,

@@ -3,9 +3,9 @@ benchmarks.accelerator.compiled [--chips H100 v5e ...] [--cells LSTM ...] [--qui
 
 Layers (T 512, B 16, as many features as units) are compiled for accelerators that are
 described to their makers' compilers: without a gradient, and with it, where the first
-loop goes forwards and records, and the second backwards. For GPUs the kernels of one
-iteration of each loop are counted, by kind; kernels that XLA starts beside others are
-counted apart. A step of such a loop does little but launch, at two to three
+loop goes forwards and records, and the second backwards. For GPUs the kernels of each
+loop are counted, by kind, and divided by the steps; kernels that XLA starts beside
+others are counted apart. A step of such a loop does little but launch, at two to three
 microseconds each. For TPUs libtpu says how many cycles it expects of each operation;
 their sum over the whole program, matmuls outside of the loops included, is divided by
 T. Beside the default engine stand JAX's own `lax.scan` and other libraries. Compiled,
@@ -77,8 +77,8 @@ class Case:
         return jax.ShapeDtypeStruct((T, B, self.units), self.dtype)
 
 
-def layer_of(case: Case) -> tuple[Forward, Any] | None:
-    """Return ``(function of params and inputs, shapes of params)``, or None where an
+def layer_of(case: Case) -> tuple[Forward, Any, Any] | None:
+    """Return ``(function of params and inputs, shapes of both)``, or None where an
     entry has no such cell or dtype.
 
     Raises:
@@ -91,17 +91,21 @@ def layer_of(case: Case) -> tuple[Forward, Any] | None:
         def forward(params, xs):
             return jaxrnn.unroll(cell, params, xs, engine=engine)[1]
 
-        return forward, cast(params, case.dtype)
+        return forward, cast(params, case.dtype), case.inputs
     if case.cell not in CLASSICAL:
         return None
     if case.entry == "flax":
-        return flax_layer(case)
+        return *flax_layer(case), case.inputs
     if case.dtype != "float32":
         return None
     work = Work(case.cell, Shape(B, T, case.units, case.units))
     model: Any = ENTRIES[case.entry].build(work)
     reference = work.cell if model.reference is None else model.reference
-    return model.forward, jax.eval_shape(model.mapping, work.weights_of(reference))
+    steps, batch, features = case.inputs.shape
+    lead = (batch, steps) if model.batch_first else (steps, batch)
+    inputs = jax.ShapeDtypeStruct((*lead, features), case.dtype)
+    weights = jax.eval_shape(model.mapping, work.weights_of(reference))
+    return model.forward, weights, inputs
 
 
 def flax_layer(case: Case) -> tuple[Forward, Any]:
@@ -140,7 +144,7 @@ def measure(case: Case) -> Iterator[dict[str, Any]]:
     layer = layer_of(case)
     if layer is None:
         return
-    forward, params = layer
+    forward, params, inputs = layer
 
     def gradient(params, xs):
         def loss(params, xs):
@@ -149,7 +153,7 @@ def measure(case: Case) -> Iterator[dict[str, Any]]:
         return jax.value_and_grad(loss, (0, 1))(params, xs)
 
     for mode, program in (("forward", forward), ("gradient", gradient)):
-        made = compile_for(case.chip, program, params, case.inputs)
+        made = compile_for(case.chip, program, params, inputs)
         read = CompiledProgram(made.as_text())
         found = read.loops()
         alone, beside = read.launches()
@@ -165,9 +169,15 @@ def measure(case: Case) -> Iterator[dict[str, Any]]:
         }
 
 
-def step_of(found: list[Loop]) -> str:
+def step_of(found: list[Loop], steps: int = T) -> str:
     """Return the kernels a step of each loop: ``alone (+beside)``."""
-    each = [f"{loop.alone} (+{loop.beside})" for loop in found]
+
+    def a_step(launches: int, loop: Loop) -> str:
+        return f"{launches * loop.trips / steps:.3g}"
+
+    each = [
+        f"{a_step(loop.alone, loop)} (+{a_step(loop.beside, loop)})" for loop in found
+    ]
     return ", ".join(each) or "no loop"
 
 

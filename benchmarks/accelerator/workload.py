@@ -248,6 +248,7 @@ ENTRIES = (  # by importance: where time runs out, the last are left out
     Entry(SCAN, LSTM, BF16, _unrolled("Scan")),
     Entry(f"{SCAN}, command buffers", LSTM, F32, _unrolled("Scan"), COMMAND_BUFFERS),
     Entry("flax", LSTM, F32, _flax),
+    Entry(f"{SCAN}, one step at a time", LSTM, F32, _unrolled("Scan", unroll=1)),
     Entry(f"{NAIVE}, command buffers", LSTM, F32, _naive, COMMAND_BUFFERS),
     Entry("jaxrnn Fused (highest)", LSTM, F32, _unrolled("Fused"), precision="highest"),
     Entry("jaxrnn CuDNN (highest)", LSTM, F32, _unrolled("CuDNN", "highest")),

@@ -41,6 +41,8 @@ CELLS = ("MinGRU", "MinLSTM", "LRU", "S5", "RGLRU")
 GRID = ("512,16,128", "4096,8,256", "16384,1,128", "65536,1,16")
 QUICK = ("512,4,32",)
 MODES = ("forward", "train")
+PICTURED = ("default", "chunked", "whole", "lax.scan")
+SIZE = (11.5, 7.5)  # of the picture, in inches
 RECURRENCE = "recurrence"
 # accelerated-scan's README, an unnamed NVIDIA GPU, (8, 1536, T), forward, milliseconds:
 # to stand beside a GPU's figures
@@ -358,43 +360,31 @@ def _cells(row: dict, result: dict, number: Any) -> list[str]:
 
 
 def draw(result: dict, figure: Any) -> None:
-    """How many times as fast as jax.lax.associative_scan used directly: a panel for
-    each mode, a group for each work.
+    """Draw how many times as fast each way is as jax.lax.associative_scan: a panel for
+    each mode, a row for each work.
     """
-    rows = result["rows"]
-    for axes, mode in zip(figure.subplots(2, 1), reversed(MODES), strict=True):
-        groups = [g for g in groups_of(rows) if g[2] == mode]
-        ms = {
-            (r["cell"], Size(**r["shape"]), r["mode"], r["entry"]): r["ms"]["median"]
-            for r in rows
-        }
-        names = ["default", "chunked", "whole", "lax.scan"]
+    ms = {
+        (r["cell"], Size(**r["shape"]), r["mode"], r["entry"]): r["ms"]["median"]
+        for r in result["rows"]
+    }
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, mode in zip(panels, reversed(MODES), strict=True):
+        groups = [g for g in groups_of(result["rows"]) if g[2] == mode]
         series = {
             name: [ms[*g, "associative"] / ms[*g, name] for g in groups]
-            for name in names
+            for name in PICTURED
         }
-        palette = dict(
-            zip(
-                names,
-                (*report.COLOURS["ours"][:3], report.COLOURS["baseline"][0]),
-                strict=True,
-            )
-        )
-        report.grouped_bars(
-            axes,
-            [f"{c}\nT {s.T}\nB {s.B} D {s.D}" for c, s, _ in groups],
-            series,
-            palette,
-        )
-        axes.tick_params(axis="x", labelsize=6.5)
-        axes.axhline(1, color="black", linewidth=1)
-        axes.set_ylabel("times as fast as associative_scan")
-        axes.set_title("forward and backward" if mode == "train" else "forward")
-        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8, frameon=False)
-    where = host.where(result["machine"])
+        labels = [f"{cell} ({s.T:,}, {s.B}, {s.D})" for cell, s, _ in groups]
+        report.dots(axes, labels, series)
+        axes.set_xlabel("times as fast as jax.lax.associative_scan")
+        axes.set_title("Gradients" if mode == "train" else "The forward pass alone")
+    panels[0].set_ylabel("cell (steps, batch, features)")
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle(
-        f"Linear recurrences, float32, against jax.lax.associative_scan used "
-        f"directly\n{where}"
+        f"Ways to run a linear recurrence, float32\n{host.where(result['machine'])}",
+        x=0.01,
+        ha="left",
     )
 
 
@@ -438,7 +428,7 @@ def main(argv: list[str] | None = None) -> int:
         result,
         markdown(result),
         lambda figure: draw(result, figure),
-        size=(18, 9),
+        size=SIZE,
     )
     return 0
 

@@ -24,12 +24,16 @@ import subprocess
 import sys
 from typing import Any
 
+from jaxrnn.diagnostics.style import label_lines
+
 from ..harness import host, report
 from ..harness.options import Parser, Shape, command, one_of, positive, shape
 from ..harness.peak_rss import MARK
 from ..harness.workload import CELLS, Work
 from ..peers.adapters import JaxModel, SkipEntryError
 from ..peers.registry import ENTRIES, engine_named, find
+
+SIZE = (12.5, 5)  # of the picture, in inches
 
 CURVES = ((8, 64), (1, 128))  # B, H = I
 STEPS = {False: (256, 512, 1024, 2048, 4096, 8192), True: (256, 1024)}  # by --quick
@@ -261,13 +265,10 @@ def draw(result: dict, figure: Any) -> None:
     groups = list(
         dict.fromkeys((r["shape"]["B"], r["shape"]["H"]) for r in result["compiled"])
     )
-    palette = report.colours(r["entry"] for r in result["compiled"])
-    # some lines lie on each other
-    styles = {
-        "ours": "o-",
-        "baseline": "s--",
-        "theirs": "^:",
-    }
+    # A user's cell needs what the built-in one needs: its line would hide that.
+    names = [r["entry"] for r in result["compiled"] if r["entry"] != "user-cell"]
+    palette = report.colours(names)
+    styles = {"ours": "o-", "baseline": "s--", "theirs": "^:"}
     for axes, (B, H) in zip(
         figure.subplots(1, len(groups), squeeze=False)[0], groups, strict=True
     ):
@@ -286,43 +287,53 @@ def draw(result: dict, figure: Any) -> None:
                 *zip(*points, strict=True),
                 styles[report.family(name)],
                 color=colour,
-                label=name,
+                label=report.said(name),
             )
         steps = sorted({r["shape"]["T"] for r in here})
+        axes.set_xlim(steps[0] * 0.9, steps[-1] * 1.1)
         axes.set_xticks(steps, [f"{T:,}" for T in steps], minor=False)
         axes.set_xticks([], minor=True)
         axes.yaxis.set_major_formatter("{x:g}")
         axes.set_xlabel("steps T")
-        axes.set_ylabel("temporaries of forward and backward (MB)")
-        axes.set_title(f"{result['compiled'][0]['cell']}, B {B}, I = H {H}, float32")
+        axes.set_ylabel("temporaries (MB)")
+        axes.set_title(f"{result['compiled'][0]['cell']}, batch {B}, {H} units")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=9, frameon=False)
-    figure.suptitle(f"Memory of full BPTT: {host.where(result['machine'])}")
+        label_lines(axes)
+    figure.suptitle(
+        "Memory of a gradient by full backpropagation through time, float32\n"
+        f"{host.where(result['machine'])}",
+        x=0.01,
+        ha="left",
+    )
 
 
 def draw_resident(result: dict, figure: Any) -> None:
     """Bars of the memory that one run took and of its seconds."""
-    rows = [r for r in result["resident"] if "failed" not in r]
-    palette, size = (
-        report.colours(r["entry"] for r in rows),
-        Shape(**result["resident"][0]["shape"]),
-    )
-    left, right = figure.subplots(1, 2, width_ratios=[2, 1])
-    memory = {
-        r["entry"]: [r["temp_bytes"] / 1e9, r["resident_bytes"] / 1e9] for r in rows
-    }
-    report.grouped_bars(
-        left, ["temporaries", "peak above start"], memory, palette, "{:.2f}"
-    )
-    left.set_ylabel("GB")
-    left.legend(fontsize=9, frameon=False)
-    report.grouped_bars(
-        right, [f"T {size.T:,}"], {r["entry"]: [r["seconds"]] for r in rows}, palette
-    )
-    right.set_ylabel("seconds (one run)")
+    rows = [r for r in result["resident"] if "failed" not in r][::-1]
+    size = Shape(**result["resident"][0]["shape"])
+    palette = report.colours(r["entry"] for r in rows[::-1])
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axes, key, scale, form, what in (
+        (left, "temp_bytes", 1e9, "{:.2f}", "temporaries (GB)"),
+        (right, "seconds", 1, "{:.1f}", "seconds, one run"),
+    ):
+        values = [r[key] / scale for r in rows]
+        bars = axes.barh(
+            [report.said(r["entry"]) for r in rows],
+            values,
+            0.7,
+            color=[palette[r["entry"]] for r in rows],
+        )
+        axes.bar_label(bars, [form.format(v) for v in values], padding=3)
+        axes.margins(x=0.15)
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel(what)
     figure.suptitle(
-        f"Full BPTT gradient, {rows[0]['cell'] if rows else ''}, "
-        f"{size}\n{host.where(result['machine'])}"
+        f"A gradient through {size.T:,} steps at once: "
+        f"{rows[0]['cell'] if rows else ''}, batch {size.B}, {size.H} units\n"
+        f"{host.where(result['machine'])}",
+        x=0.01,
+        ha="left",
     )
 
 
@@ -358,7 +369,7 @@ def main(argv: list[str] | None = None) -> int:
         result,
         markdown(result),
         lambda figure: picture(result, figure),
-        (13, 5.5),
+        SIZE,
     )
     return 0
 

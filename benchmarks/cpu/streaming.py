@@ -7,7 +7,9 @@ Runtime and flax, forward only.
 *One step*: B 1, I = H; the state goes in and comes out at every call, and every call
 waits for its result. Median and 99th percentile are over single steps. `jaxrnn` is the
 jitted streaming call, `jaxrnn-loop` the same call inside one compiled loop of many
-steps, so that the difference is what dispatching a step costs. *Whole sequences* are
+steps, so that the difference is what dispatching a step costs. Between them stands what
+may make a call cheaper: compiled ahead of time, the carry donated, the weights as
+constants of the program, and several steps in a call. *Whole sequences* are
 forward passes of an LSTM, B 8, T 1000, I = H 64, interleaved as in
 `benchmarks.cpu.throughput`. Outputs are held against a naive scan, to 1e-5.
 """
@@ -41,6 +43,7 @@ WHOLE = (
     "flax",
 )
 TOLERANCE = 1e-5
+SIZE = (13, 3.6)  # of the picture, in inches
 
 
 def parse(argv: list[str] | None) -> Any:
@@ -237,39 +240,47 @@ def _cells(row: dict) -> list[str]:
 
 
 def draw(result: dict, figure: Any) -> None:
-    """Microseconds a step: streaming by cell and size on the left, whole sequences
-    on the right.
+    """Microseconds a step, a panel for each cell and size: single steps of a stream
+    first, then whole sequences.
     """
-    parts = [part for part in ("streaming", "whole") if result[part]]
-    palette = report.colours(r["entry"] for part in parts for r in result[part])
-    for axes, part in zip(
-        figure.subplots(1, len(parts), squeeze=False)[0], parts, strict=True
+    panels = [
+        (part, cell, Shape(**sizes))
+        for part in ("streaming", "whole")
+        for cell, sizes in {
+            (r["cell"], tuple(r["shape"].items())): (r["cell"], r["shape"])
+            for r in result[part]
+        }.values()
+    ]
+    palette = report.colours(
+        r["entry"] for part in ("streaming", "whole") for r in result[part]
+    )
+    for axes, (part, cell, size) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
     ):
-        rows = result[part]
-        groups = list(dict.fromkeys((r["cell"], Shape(**r["shape"])) for r in rows))
-        value = {
-            (r["entry"], r["cell"], Shape(**r["shape"])): r["us_per_step"]["median"]
-            for r in rows
-        }
-        series = {
-            n: [value.get((n, *g)) for g in groups]
-            for n in dict.fromkeys(r["entry"] for r in rows)
-        }
-        labels = [
-            f"{cell}\nH {s.H}"
-            if part == "streaming"
-            else f"{cell}\nB {s.B}, T {s.T}, H {s.H}"
-            for cell, s in groups
+        rows = [
+            r
+            for r in result[part][::-1]
+            if (r["cell"], Shape(**r["shape"])) == (cell, size)
         ]
-        report.grouped_bars(axes, labels, series, palette)
-        axes.set_ylabel("µs per step (median; less is better)")
-        axes.set_title(
-            "one streaming step, B 1"
-            if part == "streaming"
-            else "whole sequences, forward"
+        values = [r["us_per_step"]["median"] for r in rows]
+        bars = axes.barh(
+            [report.said(r["entry"]) for r in rows],
+            values,
+            0.7,
+            color=[palette[r["entry"]] for r in rows],
         )
-        axes.legend(fontsize=8, frameon=False)
-    figure.suptitle(f"Inference, float32: {host.where(result['machine'])}")
+        axes.bar_label(bars, [f"{v:.1f}" for v in values], padding=3)
+        axes.margins(x=0.2)
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel("microseconds a step")
+        what = "a stream, step by step" if part == "streaming" else "whole sequences"
+        axes.set_title(f"{cell}, {size.H} units, batch {size.B}\n{what}", fontsize=10)
+    figure.suptitle(
+        f"Time of a step of inference, float32; less is better\n"
+        f"{host.where(result['machine'])}",
+        x=0.01,
+        ha="left",
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -306,7 +317,7 @@ def main(argv: list[str] | None = None) -> int:
         "streaming_inline" if args.inline else "streaming", args.out, args.quick
     )
     report.write(
-        name, result, markdown(result), lambda figure: draw(result, figure), (13, 5.5)
+        name, result, markdown(result), lambda figure: draw(result, figure), SIZE
     )
     return 0
 

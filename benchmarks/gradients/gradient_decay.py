@@ -17,15 +17,15 @@ import statistics
 import sys
 from typing import Any
 
-import numpy as np
-
 from jaxrnn.tasks.models.own_cell import parse_own_cell
 
 from ..harness import host, report
 from ..harness.options import Parser, command, one_of, positive
+from . import decay_picture
 from .decay_initial import explicit_difference, measure
 from .decay_training import GOALS, train
 
+SIZE = (12.5, 5.2)  # of the picture, in inches
 SUBJECTS = {
     "tanh, gain 0.5": "elman:0.5",
     "tanh, gain 1": "elman:1",
@@ -296,65 +296,8 @@ def outcome(rows: list[dict]) -> str:
 
 
 def draw(result: dict, figure: Any) -> None:
-    """Decay curves; and how many updates each training took, those that did not
-    solve the task all of them.
-    """
-    left, right = (
-        figure.subplots(1, 2, width_ratios=(1.25, 1))
-        if result["trained"]
-        else (figure.subplots(), None)
-    )
-    colours = {}
-    for row in result["initial"]:
-        curve = np.array(
-            [np.nan if v is None else v for v in row["mean_log_v"]]
-        ) / np.log(10)
-        (line,) = left.plot(
-            curve, lw=2, label=f"{row['name']}: {known(row['beta'], '.3f')} a step"
-        )
-        colours[row["name"]] = line.get_color()
-    left.set_ylim(-16, 2)
-    left.set_xlabel("lag k: steps back from the loss")
-    left.set_ylabel("log10 of v_k / v_0, gradient norm at the state")
-    left.set_title("How much of the gradient arrives, at initialization")
-    left.legend(fontsize=8, loc="lower left")
-    left.grid(alpha=0.3)
-    if right is not None:
-        _draw_training(right, result, colours)
-    figure.suptitle(f"{result['shape']['H']} units, {machine_line(result)}", fontsize=9)
-
-
-def _draw_training(axes: Any, result: dict, colours: dict) -> None:
-    groups = list(dict.fromkeys((r["task"], r["length"]) for r in result["trained"]))
-    names = list(dict.fromkeys(r["name"] for r in result["trained"]))
-    height = 0.84 / len(names)
-    for g, group in enumerate(groups):
-        for i, name in enumerate(names):
-            rows = of_group(result, name, *group)
-            spent = [row["solved_after"] or result["updates"] for row in rows]
-            place, share = (
-                g + (i - (len(names) - 1) / 2) * height,
-                sum(bool(row["solved_after"]) for row in rows) / len(rows),
-            )
-            bar = axes.barh(
-                place,
-                statistics.median(spent),
-                height * 0.92,
-                color=colours[name],
-                alpha=0.25 + 0.75 * share,
-                label=name,
-            )
-            axes.bar_label(bar, [outcome(rows)], fontsize=6.5, padding=2)
-    axes.set_yticks(
-        range(len(groups)), [f"{task}\nT = {length}" for task, length in groups]
-    )
-    axes.invert_yaxis()
-    axes.set_xlim(0, 1.3 * result["updates"])
-    axes.set_xlabel(
-        "updates until solved, median over seeds; pale where not all seeds do"
-    )
-    axes.set_title("Whether it is learned")
-    axes.grid(axis="x", alpha=0.3)
+    """Draw the picture of a result."""
+    decay_picture.draw(result, machine_line(result), figure)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -381,7 +324,7 @@ def main(argv: list[str] | None = None) -> int:
         result,
         markdown(result),
         lambda figure: draw(result, figure),
-        size=(14, 6.5),
+        size=SIZE,
     )
     return 0
 

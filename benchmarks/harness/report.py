@@ -12,31 +12,49 @@ from typing import Any
 
 import jax
 
-from jaxrnn.diagnostics.style import save, styled
+from jaxrnn.diagnostics.style import BLUE, GREEN, RED, save, styled
 
 from . import host
 from .save_run import RESULTS
 
+# The colors of Okabe and Ito, which people who see few colors can tell apart: cold ones
+# for what is ours, grays for plain loops, warm ones for other libraries.
 COLOURS = {
-    "ours": (
-        "#1b4f8f",
-        "#2f7fd0",
-        "#7db4ea",
-        "#12806a",
-        "#6dbb8f",
-        "#7a4fb0",
-        "#b79be0",
-    ),
-    "baseline": ("#444444", "#9a9a9a"),
-    "theirs": (
-        "#c26a1b",
-        "#e0a84e",
-        "#c9544d",
-        "#8c5a3c",
-        "#d98cb3",
-        "#e6c9a8",
-        "#a3a33a",
-    ),
+    "ours": (BLUE, "#56B4E9", GREEN, "#004C78", "#7FD4B8", "#A9D6F2", "#005C43"),
+    "baseline": ("#444444", "#9A9A9A"),
+    "theirs": (RED, "#E69F00", "#CC79A7", "#8C4A00", "#F0C870", "#7A3F63", "#B8860B"),
+}
+# What an entry is called in pictures, where its name in the tables does not say it.
+SAID = {
+    "jaxrnn-sharded": "jaxrnn, two devices",
+    "jaxrnn-checkpoint": "jaxrnn, Checkpoint()",
+    "jaxrnn-loop": "jaxrnn, in a compiled loop",
+    "jaxrnn-vmap": "jaxrnn, under vmap",
+    "Scan(residuals='carries')": "jaxrnn, Scan(save='carries')",
+    "Scan(save='carries')": "jaxrnn, Scan(save='carries')",
+    "user-cell": "the same cell by a user",
+    "naive": "lax.scan",
+    "naive-hoisted": "lax.scan, inputs projected first",
+    "haiku": "Haiku",
+    "equinox": "Equinox",
+    "keras": "Keras",
+    "onnxruntime": "ONNX Runtime",
+    "default": "jaxrnn, as you get it",
+    "chunked": "jaxrnn, joined in chunks",
+    "whole": "jaxrnn, joined over all steps",
+}
+MARKS = {
+    "jaxrnn": ("o", BLUE),
+    "jaxrnn-sharded": ("D", "#56B4E9"),
+    "torch": ("s", RED),
+    "haiku": ("^", "#E69F00"),
+    "equinox": ("v", "#CC79A7"),
+    "keras": ("P", GREEN),
+    "naive": ("|", "#000000"),
+    "default": ("o", BLUE),
+    "chunked": ("D", "#56B4E9"),
+    "whole": ("s", GREEN),
+    "lax.scan": ("|", "#000000"),
 }
 DISTURBED = (
     1.5  # a median this many times the minimum tells of other load on the machine
@@ -113,7 +131,7 @@ def write(
     base.with_name(base.name + ".md").write_text(text + "\n", encoding="utf-8")
     print(text)
     if draw is not None:
-        _picture(base.with_name(base.name + ".png"), draw, size)
+        picture(base.with_name(base.name + ".png"), draw, size)
     print(
         f"\nwritten: {base.name}.json{', .md and .png' if draw else ' and .md'} in "
         f"{path.parent.name}/"
@@ -121,7 +139,7 @@ def write(
     return path
 
 
-def _picture(
+def picture(
     path: pathlib.Path, draw: Callable[[Any], None], size: tuple[float, float]
 ) -> None:
     try:
@@ -156,6 +174,40 @@ def colours(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def said(name: str) -> str:
+    """What an entry is called in a picture."""
+    return SAID.get(name, name)
+
+
+def dots(axes: Any, labels: list[str], series: dict[str, list[float | None]]) -> None:
+    """A row for each label, and a mark for each series, on a logarithmic axis on which
+    1 is a line.
+    """
+    for name, values in series.items():
+        points = [(v, i) for i, v in enumerate(values) if v is not None]
+        if not points:
+            continue
+        mark, color = MARKS[name]
+        ours = name in ("jaxrnn", "default")
+        axes.plot(
+            *zip(*points, strict=True),
+            mark,
+            color=color,
+            label=said(name),
+            ms=9 if ours else 7,
+            mew=2 if mark == "|" else 1,
+            alpha=1 if ours else 0.85,
+            zorder=3 if ours else 2,
+        )
+    axes.axvline(1, color="black", lw=1)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(alpha=0.3)
+
+
 def disturbed_lines(timings: dict[str, list[dict]]) -> list[str]:
     """A warning for every entry some of whose medians stand far above their minima."""
     worst = {
@@ -186,10 +238,10 @@ def grouped_bars(
             if value is not None
         ]
         shown = [value for value in values if value is not None]
-        bars = axes.bar(places, shown, width * 0.94, color=palette[name], label=name)
-        axes.bar_label(
-            bars, [label.format(v) for v in shown], fontsize=6.5, rotation=90, padding=2
+        bars = axes.bar(
+            places, shown, width * 0.94, color=palette[name], label=said(name)
         )
+        axes.bar_label(bars, [label.format(v) for v in shown], fontsize=8, padding=2)
     axes.set_xticks(range(len(groups)), groups)
     axes.set_xlim(-0.5, len(groups) - 0.5)
     axes.margins(y=0.16)

@@ -7,6 +7,8 @@ A mapping takes weights in jaxrnn's layout: gates i, f, g, o (LSTM) and r, z, n 
 
 from __future__ import annotations
 
+import os
+
 import jax
 import jax.numpy as jnp
 
@@ -170,6 +172,8 @@ def keras(work: Work) -> JaxModel:
     """``keras.layers.LSTM``, ``GRU`` or ``SimpleRNN`` on the JAX backend,
     batch-first, by ``stateless_call``.
     """
+    # Keras reads its backend when it is imported, and takes tensorflow by default.
+    os.environ.setdefault("KERAS_BACKEND", "jax")
     ks = require("keras")
     if ks.backend.backend() != "jax":
         raise SkipEntryError(

@@ -11,10 +11,14 @@ from typing import Any
 import jax
 import numpy as np
 
+import jaxrnn
+
 from ..harness.host import cores
 from ..harness.workload import Work
 from .adapters import require
 from .other_libraries import load_torch, onnx_session, torch_device, torch_weights
+
+STEPS = 8  # in a call, where inputs come in groups
 
 
 @dataclasses.dataclass
@@ -43,6 +47,64 @@ def jaxrnn_step(work: Work) -> Stream:
         jax.block_until_ready(start),
         [jax.device_put(x) for x in work.xs],
     )
+
+
+def jaxrnn_compiled(work: Work) -> Stream:
+    """The same, compiled before it is called: ``jit(step).lower(...).compile()``."""
+    weights = jax.device_put(work.weights)
+    start = jax.jit(lambda w: work.cell.initial_carry(w, (1,)))(weights)
+    inputs = [jax.device_put(x) for x in work.xs]
+    jitted = jax.jit(lambda w, carry, x: work.cell(w, carry, x))
+    step = jitted.lower(weights, start, inputs[0]).compile()
+    return Stream(
+        lambda carry, x: jax.block_until_ready(step(weights, carry, x)),
+        jax.block_until_ready(start),
+        inputs,
+    )
+
+
+def jaxrnn_donated(work: Work) -> Stream:
+    """``jax.jit`` that may overwrite the carry: its argument is donated."""
+    weights = jax.device_put(work.weights)
+    step = jax.jit(lambda w, carry, x: work.cell(w, carry, x), donate_argnums=1)
+    begin = jax.jit(lambda w: work.cell.initial_carry(w, (1,)))
+
+    def donating(carry, x):
+        carry = begin(weights) if carry is None else carry
+        return jax.block_until_ready(step(weights, carry, x))
+
+    return Stream(donating, None, [jax.device_put(x) for x in work.xs])
+
+
+def jaxrnn_closed(work: Work) -> Stream:
+    """``jax.jit`` of a function that has the weights in it, as constants."""
+    weights = jax.device_put(work.weights)
+    step = jax.jit(lambda carry, x: work.cell(weights, carry, x))
+    start = jax.jit(lambda: work.cell.initial_carry(weights, (1,)))()
+    return Stream(
+        lambda carry, x: jax.block_until_ready(step(carry, x)),
+        jax.block_until_ready(start),
+        [jax.device_put(x) for x in work.xs],
+    )
+
+
+def jaxrnn_several(work: Work) -> Stream:
+    """`STEPS` steps in a call of `jaxrnn.unroll`, for inputs that come in groups."""
+    weights = jax.device_put(work.weights)
+    call = jax.jit(lambda w, carry, xs: jaxrnn.unroll(work.cell, w, xs, carry))
+    start = jax.jit(lambda w: work.cell.initial_carry(w, (1,)))(weights)
+    groups = [
+        jax.device_put(work.xs[i : i + STEPS]) for i in range(0, len(work.xs), STEPS)
+    ]
+
+    def whole():
+        carry, ys = start, []
+        for xs in groups:
+            carry, y = jax.block_until_ready(call(weights, carry, xs))
+            ys.append(y)
+        return np.concatenate([np.asarray(y)[:, 0] for y in ys])
+
+    return Stream(whole=whole)
 
 
 def jaxrnn_loop(work: Work) -> Stream:
@@ -99,6 +161,10 @@ def onnxruntime_step(work: Work) -> Stream:
 
 STREAMS = {
     "jaxrnn": jaxrnn_step,
+    "jaxrnn-compiled": jaxrnn_compiled,
+    "jaxrnn-donated": jaxrnn_donated,
+    "jaxrnn-closed": jaxrnn_closed,
+    f"jaxrnn-{STEPS}-steps": jaxrnn_several,
     "jaxrnn-loop": jaxrnn_loop,
     "torch": torch_step,
     "onnxruntime": onnxruntime_step,

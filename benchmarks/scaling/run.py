@@ -19,12 +19,15 @@ import subprocess
 import sys
 from typing import Any
 
+from jaxrnn.diagnostics.style import label_lines
+
 from ..harness import host, report
 from ..harness.options import Parser, command
 from . import prediction
 from .worker import MARK
 
 DEVICES = (1, 2, 4, 8)
+SIZE = (13, 5)  # of the picture, in inches
 ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -147,8 +150,8 @@ def draw(result: dict[str, Any], figure: Any) -> None:
     left.yaxis.set_major_formatter("{x:g}")
     left.set_xlabel("devices, the batch is the same")
     left.set_ylabel("temporaries of one device (MB)")
-    left.set_title("counted")
-    left.legend(fontsize=9, frameon=False)
+    left.set_title("Counted: 64 steps, 64 units, batch 16 in all")
+    left.set_xlim(0.9, 1.1 * DEVICES[-1])
     for what in dict.fromkeys(row["what"] for row in result["predicted"]):
         points = [
             (row["chips"], row["efficiency"])
@@ -160,7 +163,7 @@ def draw(result: dict[str, Any], figure: Any) -> None:
     right.set_xticks([1, 8, 64, 512, 4096], ["1", "8", "64", "512", "4,096"])
     right.set_xlabel("chips that are assumed")
     right.set_ylabel("efficiency")
-    right.set_title("predicted, nothing measured")
+    right.set_title("Predicted, and not measured: 1,024 units and more")
     right.text(
         *(0.5, 0.5, "predicted"),
         transform=right.transAxes,
@@ -170,10 +173,15 @@ def draw(result: dict[str, Any], figure: Any) -> None:
         rotation=25,
         alpha=0.13,
     )
-    right.legend(fontsize=9, frameon=False, loc="lower left")
+    right.set_xlim(1, 4096)
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    figure.suptitle(f"Splitting over devices: {host.where(result['machine'])}")
+        label_lines(axes)
+    figure.suptitle(
+        f"Splitting a batch, or time, over devices\n{host.where(result['machine'])}",
+        x=0.01,
+        ha="left",
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -195,6 +203,6 @@ def main(argv: list[str] | None = None) -> int:
     )
     name = report.result_name("scaling", args.out, args.quick)
     report.write(
-        name, result, markdown(result), lambda figure: draw(result, figure), (13, 5.5)
+        name, result, markdown(result), lambda figure: draw(result, figure), SIZE
     )
     return 0

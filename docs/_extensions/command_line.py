@@ -42,8 +42,9 @@ def commands_of(parser):
 
 
 def plain(text):
-    """Escape what reStructuredText would read as markup."""
-    return re.sub(r"([\\*`|_<>])", r"\\\1", text or "")
+    """Escape what reStructuredText would read as markup, and keep flags as they are."""
+    escaped = re.sub(r"([\\*`|_<>])", r"\\\1", text)
+    return re.sub(r"(?<![\w-])(--[a-z][a-z0-9-]*)", r"``\1``", escaped)
 
 
 def lines_of(parser):
@@ -53,6 +54,8 @@ def lines_of(parser):
     yield f".. program:: {parser.prog}"
     for action in parser._actions:
         if isinstance(action, argparse._HelpAction | argparse._SubParsersAction):
+            continue
+        if action.help == argparse.SUPPRESS:
             continue
         formatter = parser._get_formatter()
         shown = formatter._format_action_invocation(action)

@@ -33,7 +33,7 @@ class DeltaNet(MappedDeltaCell):
         hidden_size: H, the values of all heads side by side: ``H = N d_v``.
         num_heads: N, the number of heads of v, each with a state.
         num_key_heads: N_k, the number of heads of q and k, a divisor of N. Each serves
-            as many neighbouring heads of v. By default N.
+            as many neighboring heads of v. By default N.
         key_size: d_k (default: d_v).
         conv: the width of the convolution, or None for none.
         allow_negative: if True, beta is twice the sigmoid, so that the eigenvalues of a

@@ -39,7 +39,7 @@ class DeltaProduct(MappedDeltaCell):
         hidden_size: H, the values of all heads side by side: ``H = N d_v``.
         num_heads: N, the number of heads of v, each with a state.
         num_key_heads: N_k, the number of heads of q and k, a divisor of N. Each serves
-            as many neighbouring heads of v. By default N.
+            as many neighboring heads of v. By default N.
         key_size: d_k (default: d_v).
         num_products: n, the number of keys at which a step writes.
         use_forget_gate: whether the state decays by alpha at every step.

@@ -42,7 +42,7 @@ class GDN2(ChannelDeltaCell):
         hidden_size: H, the values of all heads side by side: ``H = N d_v``.
         num_heads: N, the number of heads of v, each with a state.
         num_key_heads: N_k, the number of heads of q, k, e and alpha, a divisor of N.
-            Each serves as many neighbouring heads of v. By default N.
+            Each serves as many neighboring heads of v. By default N.
         key_size: d_k (default: d_v).
         safe_gate: if True, the logarithm of alpha is bounded, as in `KDA`.
         conv: the width of the convolution, or None for none.

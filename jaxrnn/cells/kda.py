@@ -107,7 +107,7 @@ class KDA(ChannelDeltaCell):
         hidden_size: H, the values of all heads side by side: ``H = N d_v``.
         num_heads: N, the number of heads of v, each with a state.
         num_key_heads: N_k, the number of heads of q and k, a divisor of N. Each serves
-            as many neighbouring heads of v. By default N.
+            as many neighboring heads of v. By default N.
         key_size: d_k (default: d_v).
         safe_gate: if True, the logarithm of alpha is bounded, ``-5 sigmoid(exp(A_log)
             (x W_f1 W_f2 + dt_bias))``, so that no step forgets all. The chunks here

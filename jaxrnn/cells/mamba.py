@@ -152,23 +152,26 @@ class Mamba(BuiltinCell, StateSpaceCell):
         batch_shape: tuple[int, ...] = (),
         dtype: DTypeLike | None = None,
     ) -> Carry:
-        """Return zeros, or the learned h and s, before the first step."""
+        """Return zeros, with the learned s if there is one, before the first step."""
         if not self.learned_initial_carry:
             return super().initial_carry(params, batch_shape, dtype)
         dtype = dtype or params["input_kernel"].dtype
         zeros = self.zero_carry(params, tuple(batch_shape), dtype)
         learned = params["initial_carry"]
         return zeros._replace(
-            h=jnp.broadcast_to(learned.h.astype(zeros.h.dtype), zeros.h.shape),
             s=jnp.broadcast_to(learned.s.astype(zeros.s.dtype), zeros.s.shape),
         )
 
     def with_initial_carry(self, params: Params) -> Params:
-        """Add ``initial_carry``, h and s, if ``learned_initial_carry`` is set."""
+        """Add ``initial_carry``, of s alone, if ``learned_initial_carry`` is set.
+
+        No step reads the h of the step before.
+        """
         params = super().with_initial_carry(params)
         learned = params.get("initial_carry")
         if isinstance(learned, StateSpaceState):
-            params = {**params, "initial_carry": learned._replace(recent=None)}
+            of_s = StateSpaceState(None, learned.s)  # type: ignore[arg-type]
+            params = {**params, "initial_carry": of_s}
         return params
 
     # ---------------------------------------------------------------- the inputs

@@ -55,7 +55,7 @@ class Mamba2(ProjectedMatrixCell):
         hidden_size: H, the values of all heads side by side: ``H = N d_v``.
         num_heads: N, the number of heads, each with a state.
         num_groups: the number of heads of B and C, a divisor of N. Each serves as many
-            neighbouring heads.
+            neighboring heads.
         key_size: d_k (default: d_v).
         conv: the width of the convolution, or None for none, and for no bias.
         output_size: O (default: D, the number of input features).

@@ -16,7 +16,12 @@ from jaxtyping import Array, Float
 
 from ..core.dtypes import accumulator
 from ..core.types import Carry, Params
-from ..core.validation import check_features, check_int, check_positive
+from ..core.validation import (
+    check_batch_shape,
+    check_features,
+    check_int,
+    check_positive,
+)
 from ..initializers import FixedNormal, Initializer
 from ..matrix import MatrixCell
 from .base import BuiltinCell
@@ -27,8 +32,9 @@ from .ops import along, dense
 class BuiltinMatrixCell(BuiltinCell, MatrixCell):
     """A built-in cell with a matrix state a head; see `MatrixCell`.
 
-    With ``learned_initial_carry`` h and the state are parameters; what the cell looks
-    back at is zero before a sequence begins.
+    With ``learned_initial_carry`` the state is a parameter. h is none, because no step
+    reads that of the step before, and neither is what the cell looks back at: they are
+    zero before a sequence begins.
     """
 
     def __post_init__(self):
@@ -48,25 +54,33 @@ class BuiltinMatrixCell(BuiltinCell, MatrixCell):
         dtype: DTypeLike | None = None,
     ) -> Carry:
         """Return zeros, or the learned state, before the first step."""
-        if not (self.learned_initial_carry and self.looks_back):
+        if not self.learned_initial_carry:
             return super().initial_carry(params, batch_shape, dtype)
-        dtype = dtype or params["input_kernel"].dtype
-        zeros = self.zero_carry(params, tuple(batch_shape), dtype)
-        learned = params["initial_carry"]
+        check_batch_shape(batch_shape)
+        zeros = self.zero_carry(
+            params, tuple(batch_shape), dtype or params["input_kernel"].dtype
+        )
         known = jax.tree.map(
             lambda leaf, zero: jnp.broadcast_to(leaf.astype(zero.dtype), zero.shape),
-            learned,
-            zeros._replace(recent=None),
+            self._learned(params["initial_carry"]),
+            self._learned(zeros),
         )
-        return known._replace(recent=zeros.recent)
+        return zeros._replace(
+            **{k: v for k, v in known._asdict().items() if v is not None}
+        )
 
     def with_initial_carry(self, params: Params) -> Params:
         """Add ``initial_carry`` to ``params`` if ``learned_initial_carry`` is set."""
         params = super().with_initial_carry(params)
-        if self.learned_initial_carry and self.looks_back:
-            learned = params["initial_carry"]._replace(recent=None)
+        if self.learned_initial_carry:
+            learned = self._learned(params["initial_carry"])
             params = {**params, "initial_carry": learned}
         return params
+
+    def _learned(self, carry: Any) -> Any:
+        """Return the parts of a carry that are learned, and None for the others."""
+        without = {name: None for name in ("h", "recent") if name in carry._fields}
+        return carry._replace(**without)
 
     def starts_empty(self, params: Params) -> bool:
         """Whether the state before the first step is always zero."""

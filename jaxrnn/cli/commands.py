@@ -22,6 +22,7 @@ from ..tasks.dynamics import Study as Dynamics
 from ..tasks.dynamics import dynamics as study_dynamics
 from ..tasks.gradient_study import Study
 from ..tasks.gradient_study import gradients as study_gradients
+from ..tasks.held_out import evaluate_held_out
 from ..tasks.run_report import report as write_report
 from ..tasks.runner import TASKS
 from ..tasks.series.forecaster import TrainedForecaster
@@ -211,6 +212,17 @@ def _say_unknown(text: str, known: str) -> None:
         )
 
 
+def _say_unscored(text: str, known: str) -> None:
+    """Say on standard error what the bits per character of a text do not tell."""
+    _say_unknown(text, known)
+    if len(text) < 2:
+        print(
+            f"jaxrnn: {text!r} has no bits per character (nan), because no character "
+            f"of it is predicted from one before: give two or more",
+            file=sys.stderr,
+        )
+
+
 def predict(arguments: argparse.Namespace) -> None:
     """Print one prediction per input."""
     trained = _load(arguments)
@@ -226,17 +238,24 @@ def predict(arguments: argparse.Namespace) -> None:
         for text in arguments.inputs or (
             line.rstrip("\n").removeprefix("\ufeff") for line in sys.stdin
         ):
+            if isinstance(trained, CharacterModel):
+                _say_unscored(text, trained.vocabulary.characters)
             print(say(text), flush=True)
     except UnicodeDecodeError as error:
         raise InputError(f"standard input is not UTF-8: {error}") from None
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    """Print the scores on other data, as JSON."""
-    trained = _load(arguments)
-    scores = (
-        trained.evaluate(arguments.data)
-        if arguments.length is None
-        else trained.evaluate_length(arguments.length)
-    )
+    """Print the scores on held-out data, or on other data, as JSON."""
+    if arguments.data is not None:
+        scores = _load(arguments).evaluate(arguments.data)
+    elif arguments.length is not None:
+        scores = _load(arguments).evaluate_length(arguments.length)
+    else:
+        scores = evaluate_held_out(
+            arguments.run,
+            cell=arguments.cell,
+            trust_code=arguments.trust_code,
+            say=lambda line: print(f"jaxrnn: {line}", file=sys.stderr, flush=True),
+        )
     print(json.dumps(scores, ensure_ascii=False))

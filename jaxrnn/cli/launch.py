@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import os
 import re
+import socket
 import sys
 import threading
 import traceback
@@ -22,7 +23,7 @@ from ..core.foreign import optional_attribute
 from ..training import InputError
 from ..training.errors import unwritable
 from ..training.processes import coordinator
-from . import watch
+from . import foreign_words, watch
 
 START_SECONDS = 300
 HEARTBEAT_SECONDS = 60
@@ -96,7 +97,8 @@ def guarded(command: Callable[[], int]) -> int:
         command: returns the exit status.
     """
     try:
-        status = command()
+        with foreign_words.without_greetings():
+            status = command()
     except InputError as error:
         _fail(str(error), 2)
     except KeyboardInterrupt:
@@ -140,11 +142,25 @@ def _named(flags: dict[str, Any]) -> dict[str, Any]:
             f"--process must be one of 0 to {count - 1}, because --processes is "
             f"{count}, but it is {process}"
         )
+    _check_resolved(host.strip("[]"), address)
     return {
         "coordinator_address": address,
         "num_processes": count,
         "process_id": process,
     }
+
+
+def _check_resolved(host: str, address: str) -> None:
+    """Check that the coordinator's host has an address, for which JAX would wait."""
+    try:
+        socket.getaddrinfo(host, None)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"--coordinator {address}: the host name {host} cannot be resolved "
+            f"({reason}); check its spelling, or give the IP address of the machine of "
+            f"process 0"
+        ) from None
 
 
 def _found() -> Any:
@@ -202,20 +218,8 @@ def _initialize(arguments: argparse.Namespace, named: dict[str, Any]) -> None:
         raise InputError(
             f"the processes cannot be connected through {address}: {_one_line(error)}"
         ) from None
-    _move_foreign_words()
+    foreign_words.move()
     watch.begin(heartbeat)
-
-
-def _move_foreign_words() -> None:
-    """Let what XLA's libraries print go to standard error, and Python's words stay.
-
-    Gloo, which connects CPUs, says so on standard output, where results stand.
-    """
-    with contextlib.suppress(OSError, ValueError):
-        sys.stdout.flush()
-        own = os.fdopen(os.dup(sys.stdout.fileno()), "w", errors="replace")
-        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-        sys.stdout = own
 
 
 @contextlib.contextmanager

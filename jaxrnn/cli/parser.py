@@ -87,11 +87,25 @@ class Parser(argparse.ArgumentParser):
         return f"there is no flag {flag}{hint}"
 
 
+# Under which heading the help lists an option; all others are of the task.
+_MODEL = (
+    "cell hidden layers embed dropout filters kernel word_dropout attention encoder "
+    "channels readout"
+)
+_TRAINING = (
+    "learning_rate optimizer schedule batch tbptt k1 k2 clip weight_decay devices seed "
+    "gradient_method gradients scheduled_sampling loss"
+)
+GROUP_OF = dict.fromkeys(_MODEL.split(), "model") | dict.fromkeys(
+    _TRAINING.split(), "training"
+)
+
+
 COMMANDS = {
     "train": "train a task",
     "sample": "generate text with a trained language model",
     "predict": "print the model's prediction for each input",
-    "evaluate": "print the task's scores on other data, as JSON",
+    "evaluate": "print the scores on held-out or other data, as JSON",
     "gradients": "measure gradient flow: a table and plots",
     "dynamics": "find fixed points of a run: a table and plots",
     "cells": "compare cells: scores, gradient decay, time, memory",
@@ -245,8 +259,12 @@ def _add_predict(parser: Parser) -> None:
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``evaluate``."""
     _add_run(parser)
-    other = parser.add_mutually_exclusive_group(required=True)
-    other.add_argument("--data", metavar="PATH", help="a data file of your own")
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument(
+        "--data",
+        metavar="PATH",
+        help="a data file of your own (default: what the run has held out)",
+    )
     other.add_argument(
         "--length",
         type=_at_least(1),
@@ -330,10 +348,13 @@ def _add_train(parser: argparse.ArgumentParser, task: str | None) -> None:
 def _add_task_flags(parser: argparse.ArgumentParser, task: str) -> None:
     """Add the fields of the task's options, and of the budget."""
     module = TASKS[task]
-    options = parser.add_argument_group("task and model")
+    groups = {
+        name: parser.add_argument_group(name) for name in ("task", "model", "training")
+    }
     for field in ordered_fields(module.Options):
+        group = groups[GROUP_OF.get(field.name, "task")]
         _add_flag(
-            options, field.name, field.default, field.metadata["help"], field.metadata
+            group, field.name, field.default, field.metadata["help"], field.metadata
         )
     budget = parser.add_argument_group("length of the run")
     for name, default in fields_of(module.BUDGET).items():

@@ -168,7 +168,8 @@ def newton_report(
 
     Raises:
         TypeError: if ``engine`` is not a `jaxrnn.Newton`.
-        ValueError: as `jaxrnn.unroll`, and for a sequence of fewer than two steps.
+        ValueError: as `jaxrnn.unroll`, for a sequence of fewer than two steps, and for
+            a step without a derivative in forward mode.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn.diagnostics
@@ -243,9 +244,24 @@ def _measure(
     key_signs, key_exponent = jax.random.split(key)
     measured = jax.tree.map(np.asarray, run_measured(run, carry, sequence, key_signs))
     forwards = jax.tree.map(lambda a: a[::-1] if reverse else a, (xs, mask))
-    exponents = lyapunov_spectrum(
-        cell, params, forwards[0], carry, key=key_exponent, count=1, mask=forwards[1]
-    ).exponents
+    try:
+        exponents = lyapunov_spectrum(
+            cell,
+            params,
+            forwards[0],
+            carry,
+            key=key_exponent,
+            count=1,
+            mask=forwards[1],
+        ).exponents
+    except TypeError as error:
+        # The step has been traced, with its derivative as Newton's method takes it.
+        raise ValueError(
+            f"newton_report: the exponent of {written(cell)} needs a derivative in "
+            f"forward mode, which its step does not have "
+            f"({str(error).splitlines()[0]}): give a function with jax.custom_vjp a "
+            f"rule by jax.custom_jvp for the time of the report"
+        ) from error
     parts = program_of_step(run.step).part_avals
     form = blocks_of_step(run.step, engine.jacobian)
     report = NewtonLayerReport(

@@ -14,7 +14,7 @@ from jaxtyping import Array
 from ..core.cell import Cell
 from ..core.types import Carry, Params
 from ..engines import Newton
-from ..engines.jaxpr.carry_blocks import program_of_step
+from ..engines.jaxpr.carry_blocks import find_blocks, program_of_step
 from ..engines.jaxpr.costs import count_flops
 from ..engines.jaxpr.grouping import widest
 from ..engines.jaxpr.step_program import StepJaxpr
@@ -157,8 +157,8 @@ def _measure_chunk(
     """
     at = problem.operands
     states, info = solve_chunk(problem, newton)
-    program, form = problem.whole
-    new, blocks = problem.evaluate(states, at, program, form)
+    form = find_blocks(problem.program)  # all of the Jacobian, whatever was asked for
+    new, blocks = problem.evaluate(states, at, form=form)
     residual = problem.change(states, new).max(initial=0)
     split, steps = form.grouping.split, problem.steps
     signs = jax.random.rademacher(key, (steps, *split(d).shape), residual.dtype)

@@ -54,7 +54,8 @@ def decay_curves(
     colors: dict[str, Any] = {}
     for name, log_v in curves.items():
         log_v = np.asarray(log_v, np.float64)
-        (line,) = axis.plot((log_v - log_v[0]) / DECADES, label=name)
+        label = f"{name}, before training" if name in (after or {}) else name
+        (line,) = axis.plot((log_v - log_v[0]) / DECADES, label=label)
         colors[name] = line.get_color()
     for name, log_v in (after or {}).items():
         log_v = np.asarray(log_v, np.float64)
@@ -148,7 +149,7 @@ def gradient_maps(
             image, ax=list(axes), label=r"$|\partial l_t / \partial s_k|$, largest = 1"
         )
         _powers_of_ten(bar.ax.yaxis)
-    fig.suptitle(title)
+    fig.suptitle(title, x=0.01, ha="left")
     return fig
 
 

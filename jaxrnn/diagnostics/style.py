@@ -151,14 +151,15 @@ def dark(color: object) -> tuple[float, ...]:
 def label_lines(axis: Any, size: float = 9.5) -> None:
     """Write the labels of lines at their right ends, instead of a legend.
 
-    Labels that would overlap are moved apart. The limits of the axis must have been
-    set.
+    Labels that would overlap are moved apart. Of lines that leave the axis at the
+    bottom, the one that leaves it last has the highest label, as its line has. The
+    limits of the axis must have been set.
 
     Args:
         axis: the axis, whose lines without a label stay without one.
         size: the size of the font.
     """
-    ends = []
+    ends, limits = [], axis.get_ylim()
     for line in axis.get_lines():
         ys = np.asarray(line.get_ydata(), np.float64)
         ys = ys[np.isfinite(ys)]
@@ -166,11 +167,14 @@ def label_lines(axis: Any, size: float = 9.5) -> None:
             continue
         display = axis.transData.transform((axis.get_xlim()[1], ys[-1]))
         place = axis.transAxes.inverted().transform(display)[1]
-        ends.append((float(np.clip(np.nan_to_num(place), 0, 1)), line))
-    ends.sort(key=lambda end: end[0])
+        inside = np.flatnonzero((ys >= min(limits)) & (ys <= max(limits)))
+        last = inside[-1] / ys.size if inside.size else 0.0
+        beyond = last if place < 0 else -last if place > 1 else 0.0
+        ends.append((float(np.clip(np.nan_to_num(place), 0, 1)), beyond, line))
+    ends.sort(key=lambda end: end[:2])
     height = 72 * axis.figure.get_figheight() * axis.get_position().height
-    places = apart([place for place, _ in ends], 1.3 * size / height)
-    for place, (_, line) in zip(places, ends, strict=True):
+    places = apart([place for place, *_ in ends], 1.3 * size / height)
+    for place, (*_, line) in zip(places, ends, strict=True):
         axis.annotate(
             line.get_label(),
             xy=(1, place),

@@ -66,7 +66,7 @@ def units_over_time(
         axis.set_ylabel("unit, sorted" if sort else "unit")
         fig.colorbar(image, ax=axis)
     axes[-1].set_xlabel("step")
-    fig.suptitle(title)
+    fig.suptitle(title, x=0.01, ha="left")
     return fig
 
 

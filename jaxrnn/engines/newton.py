@@ -21,6 +21,7 @@ from .jaxpr.carry_blocks import (
     program_of_step,
 )
 from .jaxpr.evaluate import is_differentiable
+from .jaxpr.tangent_program import NoTangentError
 from .jaxpr.unit_blocks import MixedUnitsError
 from .loops.newton import MOST_BLOCK_BYTES, NAN, SCAN, NewtonIteration
 from .recurrence.heuristics import CARRIES, DOTS, STARTS
@@ -84,7 +85,8 @@ class Newton(LoopEngine):
         TypeError: for a cell whose carry is not floating-point.
         ValueError: for options that are none of these; for ``jacobian="units"`` and a
             step that mixes its units otherwise than by matmuls; for a Jacobian that is
-            too large; for arrays that only ``jax.lax.scan`` supports.
+            too large; for a step without a derivative in forward mode; for arrays that
+            only ``jax.lax.scan`` supports.
 
     Example:
         >>> import jax, jax.numpy as jnp, jaxrnn
@@ -155,6 +157,10 @@ class Newton(LoopEngine):
         except MixedUnitsError as error:
             raise ValueError(
                 f"Newton: jacobian='units', but of {name} {error}: leave jacobian out"
+            ) from None
+        except NoTangentError as error:
+            raise ValueError(
+                f"Newton: {name} has no Jacobian, because {error}: use Scan()"
             ) from None
         needed = bytes_of_blocks(form, program_of_step(step).part_avals)
         if needed > MOST_BLOCK_BYTES:

@@ -42,7 +42,9 @@ class Scan(LoopEngine):
     `jaxrnn.explain` prints which of these it is, and why.
 
     Args:
-        unroll: steps per iteration of the compiled loops. More code, rarely faster.
+        unroll: steps per iteration of the compiled loops. ``"auto"`` is two on GPUs
+            and TPUs, where it saves launches and copies of the carry, and one on CPUs,
+            where more is rarely faster.
         hoist: whether what needs no carry is computed before the loop, a chunk at a
             time (True), or in the loop (False). ``"auto"`` chooses for the platform.
             True is refused for a cell that has no such matmul.
@@ -79,13 +81,14 @@ class Scan(LoopEngine):
         (100, 2, 4)
     """
 
-    unroll: int = 1
+    unroll: int | str = AUTO
     hoist: bool | str = AUTO
     chunk: int | str | None = AUTO
     save: str = AUTO
 
     def __post_init__(self):
-        check_positive(self, unroll=self.unroll)
+        if self.unroll != AUTO:
+            check_positive(self, unroll=self.unroll)
         check_auto(self, chunk=self.chunk)
         if self.hoist not in (AUTO, True, False):
             raise ValueError(

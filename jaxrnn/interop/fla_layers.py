@@ -27,14 +27,15 @@ RWKV7_HAS = "w_lora.lora.0.weight"
 def convert_gated_delta_net(
     where: str,
     arrays: Arrays,
-    num_heads: int | None,
+    asked: tuple[int | None, int | None],
     norm_eps: float,
     allow_neg_eigval: bool,
 ) -> tuple[Any, Arrays]:
-    """Convert a GatedDeltaNet.
+    """Convert a GatedDeltaNet, with the numbers of heads of q and of v that are asked.
 
     Early versions of fla stored a D, too, which they did not use.
     """
+    num_heads, num_v_heads = asked
     arrays = leave_out_zeros(where, arrays, CONV_BIASES)
     arrays.pop("D", None)
     keys, D = shape_of(where, arrays, "q_proj.weight", 2)
@@ -48,6 +49,13 @@ def convert_gated_delta_net(
         )
     key_size = heads_of(where, "q_proj.weight", keys, num_heads)
     value_size = heads_of(where, "v_proj.weight", values, heads)
+    if num_v_heads is not None:
+        _told(where, num_v_heads, heads, "A_log", "num_v_heads")
+    elif num_heads < heads:
+        raise ValueError(
+            f"{where}: num_heads={num_heads}, but A_log has {heads} heads of v: pass "
+            f"num_heads={heads}, or num_v_heads={heads}, too, if config.json has both"
+        )
     if heads % num_heads:
         raise ValueError(
             f"{where}: num_heads={num_heads} does not divide the {heads} heads of v"
@@ -231,7 +239,9 @@ def _has(arrays: Arrays, module: str) -> bool:
     return any(name.startswith(f"{module}.") for name in arrays)
 
 
-def _told(where: str, given: int | None, found: int, by: str) -> int:
+def _told(
+    where: str, given: int | None, found: int, by: str, name: str = "num_heads"
+) -> int:
     """Return the number of heads that weights tell.
 
     Raises:
@@ -239,7 +249,7 @@ def _told(where: str, given: int | None, found: int, by: str) -> int:
     """
     if given is not None and given != found:
         raise ValueError(
-            f"{where}: num_heads={given}, but by the shapes of {by} there are {found}"
+            f"{where}: {name}={given}, but by the shapes of {by} there are {found}"
         )
     return found
 

@@ -24,6 +24,7 @@ def from_fla(
     norm_eps: float,
     prefix: str = "",
     num_heads: int | None = None,
+    num_v_heads: int | None = None,
     allow_neg_eigval: bool = False,
     gate_logit_normalizer: float | None = None,
 ) -> tuple[Cell, Params]:
@@ -57,6 +58,8 @@ def from_fla(
             such as ``"model.layers.0.attn."``.
         num_heads: the number of heads of q and k. Required for a GatedDeltaNet, whose
             weights do not tell it; the others' do, and must agree.
+        num_v_heads: of a GatedDeltaNet, the number of heads of v, if q and k have
+            fewer (default: as many, as in fla).
         allow_neg_eigval: whether beta of a GatedDeltaNet is doubled.
         gate_logit_normalizer: of a GLA (default: 16, as in fla).
 
@@ -90,6 +93,11 @@ def from_fla(
             f"{where}: allow_neg_eigval is GatedDeltaNet's, but these are not its "
             f"weights: leave it out"
         )
+    if num_v_heads is not None and GDN_HAS not in arrays:
+        raise ValueError(
+            f"{where}: num_v_heads is GatedDeltaNet's, but these are not its weights: "
+            f"leave it out"
+        )
     if gate_logit_normalizer is not None and GLA_HAS not in arrays:
         raise ValueError(
             f"{where}: gate_logit_normalizer is GLA's, but these are not its weights: "
@@ -97,7 +105,7 @@ def from_fla(
         )
     if GDN_HAS in arrays:
         cell, params = convert_gated_delta_net(
-            where, arrays, num_heads, norm_eps, allow_neg_eigval
+            where, arrays, (num_heads, num_v_heads), norm_eps, allow_neg_eigval
         )
     elif GLA_HAS in arrays:
         divisor = 16.0 if gate_logit_normalizer is None else gate_logit_normalizer

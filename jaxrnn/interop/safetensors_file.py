@@ -45,6 +45,15 @@ class Unread:
         return len(self.shape)
 
 
+def _is_of_torch(path: str | os.PathLike) -> bool:
+    """Whether a file begins as those of ``torch.save`` do."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(2) in (b"PK", b"\x80\x02")
+    except OSError:  # what is wrong with it is said where it is read
+        return False
+
+
 def read(path: str | os.PathLike, prefix: str) -> dict[str, Any]:
     """Read the tensors whose names begin with ``prefix``.
 
@@ -53,14 +62,12 @@ def read(path: str | os.PathLike, prefix: str) -> dict[str, Any]:
     """
     if os.fspath(path).endswith(".index.json"):
         return _read_parts(path, prefix)
+    if _is_of_torch(path):
+        raise ValueError(
+            f"{os.fspath(path)} is a file of torch.save, not of safetensors: pass "
+            f"torch.load(path, weights_only=True), or the state_dict in it"
+        )
     package = _package()
-    with open(path, "rb") as header:
-        if header.read(2) in (b"PK", b"\x80\x02"):
-            raise ValueError(
-                f"{os.fspath(path)} is a file of torch.save, not of safetensors: pass "
-                f"torch.load(path, weights_only=True), or "
-                "the state_dict in it"
-            )
     try:
         with package.safe_open(os.fspath(path), framework="numpy") as file:
             return {

@@ -16,6 +16,7 @@ from ..core.cell import Cell
 from ..core.dtypes import floating_dtype, weaken_scalars
 from ..core.exported import register_for_export
 from ..core.layer import Layer, check_cell
+from ..core.parts_in_errors import naming_part
 from ..core.types import Carry, Inputs, Params, PyTree
 from ..core.unroll_spec import UnrollSpec
 from ..core.validation import (
@@ -172,9 +173,10 @@ class Stack(Layer):
         for i, (layer, k) in enumerate(
             zip(self.layers, jax.random.split(key, len(self.layers)), strict=True)
         ):
-            params[f"layer_{i}"] = init_in(layer, k, input_size, dtype)
-            if i + 1 < len(self.layers):  # the last output may be any pytree
-                input_size = output_size(layer, params[f"layer_{i}"], input_size)
+            with naming_part(f"layer_{i}", layer):
+                params[f"layer_{i}"] = init_in(layer, k, input_size, dtype)
+                if i + 1 < len(self.layers):  # the last output may be any pytree
+                    input_size = output_size(layer, params[f"layer_{i}"], input_size)
         return params
 
     def check(self, params: Params) -> None:
@@ -482,7 +484,8 @@ def check_parts(layer: Layer, params: Params, parts: dict[str, Cell | Layer]) ->
             f"got {got}: init(key, input_size) makes the right one"
         )
     for name, part in parts.items():
-        part.check(params[name])
+        with naming_part(name, part):
+            part.check(params[name])
 
 
 def init_in(

@@ -112,7 +112,7 @@ def group_norm(groups: int, epsilon: float = 1e-5) -> Norm:
 
         y = scale * (x - mean(x)) / sqrt(var(x) + epsilon) + bias     of each group
 
-    Wu & He (2018, arXiv:1803.08494). A group is of neighbouring features; behind a cell
+    Wu & He (2018, arXiv:1803.08494). A group is of neighboring features; behind a cell
     with heads a group is a head. Half-precision inputs are normalized in float32.
     Parameters: ``scale (D,)``, ones at first, and ``bias (D,)``. Carry: empty.
 

@@ -30,7 +30,7 @@ class Terms(NamedTuple):
 
     All have the leading axes of the inputs, then the axis of the heads. The keys of a
     head may be shared: q, k, a and b may have fewer heads than v, if their number
-    divides that of v, and then serve as many neighbouring heads of v.
+    divides that of v, and then serve as many neighboring heads of v.
 
     Attributes:
         q: ``(..., heads, d_k)``, the query, which reads.

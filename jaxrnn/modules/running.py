@@ -144,7 +144,7 @@ def steps_per_iteration(engine: AbstractEngine | None, why: str) -> int:
     if engine is None:
         return 1
     if isinstance(engine, Scan) and engine == Scan(unroll=engine.unroll):
-        return engine.unroll
+        return 1 if isinstance(engine.unroll, str) else engine.unroll
     raise ValueError(
         f"RNN: {why}, so flax's own scan runs it, and not {engine!r}: leave the engine "
         f"out, or pass unroll="

@@ -32,6 +32,7 @@ from ..engines.jaxpr.dependence import NONE, follow
 from ..engines.jaxpr.evaluate import inline_calls
 from ..engines.jaxpr.grouping import Grouping
 from ..engines.jaxpr.tangent_program import (
+    NoTangentError,
     TangentProgram,
     from_real_parts,
     real_parts,
@@ -256,10 +257,10 @@ def unit_step(
             f"each of H units: {INSTEAD}"
         )
     step = StepOf(cell, structure)
-    program = TangentProgram(step, leaves, given)
     try:
+        program = TangentProgram(step, leaves, given, for_gradients=True)
         form = find_units(program, ZERO if through is None else DIAGONAL)
-    except MixedUnitsError as error:
+    except (MixedUnitsError, NoTangentError) as error:
         raise ValueError(f"Traces: {name}: {error}: {INSTEAD}") from None
     whole = math.gcd(*(a.shape[-1] for a in leaves))
     units = form.grouping.units or 1

@@ -16,6 +16,7 @@ the same for v and -v; they keep the two parts of similar size.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -141,11 +142,24 @@ class UORO(AbstractWindows):
         gradient = jax.tree.map(
             lambda g, t: g.astype(t.dtype) + along.astype(t.dtype) * t, gradient, theta
         )
-        moved = jax.jvp(
-            lambda before: passed(params, before)[0][1], (stream.vector,), (vector,)
-        )[1]
+        moved = _moved(
+            lambda before: passed(params, before)[0][1], stream.vector, vector
+        )
         row, _ = pull((jnp.zeros_like(loss), signs))
         return loss, gradient, last, _rank_one((moved, theta), (signs, row))
+
+
+def _moved(after: Callable[[Array], Array], before: Array, vector: Array) -> Array:
+    """Return ``J s~``: the change of the carry after a window along ``vector``."""
+    try:
+        return jax.jvp(after, (before,), (vector,))[1]
+    except (TypeError, NotImplementedError) as error:
+        # The backward pass of the same function was traced before.
+        raise ValueError(
+            f"UORO needs the derivative of a window in forward mode, too, which these "
+            f"losses do not have ({str(error).splitlines()[0]}): give a function with "
+            f"jax.custom_vjp a rule by jax.custom_jvp, or use jaxrnn.online.RTRL"
+        ) from error
 
 
 def _rank_one(old: tuple[Array, Params], new: tuple[Array, Params]) -> Any:

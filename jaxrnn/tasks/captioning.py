@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import pathlib
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -23,7 +23,7 @@ from ..diagnostics.style import RED, dark, plain, save, styled, title
 from ..training import Budget, Experiment, InputError, Run
 from ..training.curves import new_figure
 from .config import cell_field, check_options, choice, option
-from .data.augment import augmented
+from .data.augment import augmented, half_warped
 from .data.bucketing import Buckets, Rows, padded, powers_of_two
 from .data.images import (
     Captioned,
@@ -67,8 +67,15 @@ class Options:
     )
     augment: float = option(
         0.8,
-        "strength of the distortion of strokes and shapes in training; 0 disables it",
+        "strength of the distortion of images in training; 0 disables it",
         least=0,
+    )
+    distort: str = choice(
+        "auto",
+        ("auto", "typeface", "shape"),
+        "distortion of strokes, serifs and shape, as by another typeface, or of the "
+        "shape of half of the images, slightly; auto is the first for glyphs alone",
+        before="typeface",
     )
     attention: str = choice(
         "dot",
@@ -79,7 +86,7 @@ class Options:
         4, "number of hypotheses of beam search; 1 is greedy", least=1, below=1000
     )
     length_penalty: float = option(
-        1.0,
+        0.0,
         "exponent p of beam search, which ranks by log probability / length ** p",
         least=0,
     )
@@ -99,7 +106,7 @@ class Options:
     )
     embed: int = option(64, "size of the word embedding", least=1)
     dropout: float = option(
-        0.1, "dropout rate after each recurrent layer", least=0, below=1
+        0.3, "dropout rate after each recurrent layer", least=0, below=1
     )
     batch: int = option(32, "number of images per update", least=1)
     learning_rate: float = option(2e-3, "peak learning rate", above=0)
@@ -167,12 +174,13 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
     trained = functools.partial(Trained, pure, options=options, config=config)
     train = Numbered(split.train, words)
     validation = split.validation[:: -(-len(split.validation) // LOOKED_AT)]
+    distorted = distortion(options)
 
     def loss(params: Params, batch: Batch, key: Any) -> tuple[Any, Any]:
         k_augment, k_dropout = jax.random.split(key)
         if options.augment:
             batch = batch._replace(
-                pictures=augmented(k_augment, batch.pictures, options.augment)
+                pictures=distorted(k_augment, batch.pictures, options.augment)
             )
         return pure.training(params).loss(batch, nnx.Rngs(dropout=k_dropout))
 
@@ -200,6 +208,18 @@ def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
         data=f"{options.data}: {sizes(split, 'pictures')}",
     )
     return experiment, config
+
+
+def distortion(options: Options) -> Callable[[Any, Any, float], Any]:
+    """Return the function that distorts images in training.
+
+    A typeface to be read is not among those learned from, but icons to be captioned are
+    drawn like those of the training part.
+    """
+    chosen = options.distort
+    if chosen == "auto":
+        chosen = "typeface" if embedded(options.data) else "shape"
+    return {"typeface": augmented, "shape": half_warped}[chosen]
 
 
 def copied(split: Split) -> dict[str, float]:

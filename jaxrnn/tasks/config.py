@@ -38,12 +38,17 @@ def option(
     )
 
 
-def choice(default: str, known: Iterable[str], help: str) -> Any:
-    """Return a dataclass field whose value is one of the names ``known``."""
+def choice(
+    default: str, known: Iterable[str], help: str, *, before: str | None = None
+) -> Any:
+    """Return a dataclass field whose value is one of the names ``known``.
+
+    ``before`` is as for `option`.
+    """
     known = tuple(known)
+    help = f"{help}: {', '.join(known)}"
     return dataclasses.field(
-        default=default,
-        metadata={"help": f"{help}: {', '.join(known)}", "names": known},
+        default=default, metadata={"help": help, "names": known, "before": before}
     )
 
 

@@ -131,11 +131,11 @@ def _measurable() -> dict[str, Any]:
 def _of_cells(asked: Study) -> tuple[dict[str, Models], dict[str, Any]]:
     """Initialize one model per cell and seed; all get the same inputs."""
     measured = _measurable()
-    if asked.task in TASKS and asked.task not in measured:
+    check_name("--task", asked.task, TASKS)
+    if asked.task not in measured:
         raise InputError(
             f"--task {asked.task} cannot be measured; these can: {', '.join(measured)}"
         )
-    check_name("--task", asked.task, measured)
     task = TASKS[asked.task]
     subjects: dict[str, Models] = {}
     for label, cell in labelled(asked.cell).items():

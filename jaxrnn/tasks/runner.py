@@ -232,9 +232,11 @@ def _continued(
     with announced("preparing the data"):
         experiment, extra_config = declared.prepare(task_options)
     _check_unchanged(run, extra_config, run.config)
-    end = last_end(run.path)
-    notes = [*([end] if end else []), *notes]
-    experiment = dataclasses.replace(experiment, notes=(*experiment.notes, *notes))
+    experiment = dataclasses.replace(
+        experiment,
+        notes=(*experiment.notes, *notes),
+        last_end=last_end(run.path) or "",
+    )
     return _Begun(experiment, task_options, run_budget)
 
 
@@ -275,6 +277,9 @@ def _trained(
     state, result = fit(experiment, run, begun.budget, resume=resume, on_record=hooks)
     if not result:
         return run, {}, []
+    report = run.path / "report.html"
+    if "python" in result and report.exists():  # the run was finished before
+        return run, result, [*score_table(task, result), f"report: {report}"]
     result |= {
         "device": jax.devices()[0].device_kind,
         "devices": fields_of(begun.options).get("devices", 1),

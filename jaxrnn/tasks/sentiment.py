@@ -39,6 +39,7 @@ from .metrics.classification import (
     classification_scores,
     draw_confusion,
     known_label_loss,
+    metrics,
 )
 from .models.functional import Pure
 from .models.own_cell import CellLike
@@ -202,6 +203,7 @@ def read_data(options: Options) -> tuple[Split, tuple[str, ...]]:
 
 def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
     """Return the experiment, and further entries of the run's config."""
+    metrics()  # missing, it is said before the training and not behind it
     split, notes = read_data(options)
     encoded = EncodedSentences(
         (tokens(example.text) for example in split.train), least=options.min_count

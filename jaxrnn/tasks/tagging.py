@@ -37,6 +37,7 @@ from .metrics.classification import (
     draw_confusion,
     draw_f1,
     f1_by_label,
+    metrics,
     most_frequent_tag,
 )
 from .models.functional import Pure
@@ -187,6 +188,7 @@ def read_data(options: Options) -> tuple[Split, tuple[str, ...]]:
 
 def prepare(options: Options) -> tuple[Experiment, dict[str, Any]]:
     """Return the experiment, and further entries of the run's config."""
+    metrics()  # missing, it is said before the training and not behind it
     split, notes = read_data(options)
     encoded = EncodedSentences(
         (sentence.words for sentence in split.train), least=options.min_count

@@ -26,7 +26,7 @@ class Work:
     def __init__(self, what: str, total: float | None, unit: str):
         self.what, self.total, self.unit = what, total, unit
         self.done: float = 0
-        self.began, self.is_shown = time.monotonic(), False
+        self.began, self.last = time.monotonic(), ""
 
     def line(self) -> str:
         """Return what is done, how far it is and the seconds so far."""
@@ -76,7 +76,7 @@ def announced(what: str, total: float | None = None, unit: str = "") -> Iterator
         is_over.set()
         speaker.join()
         _DOING.remove(work)
-        if is_done and work.is_shown:  # what goes wrong is said elsewhere
+        if is_done and work.last:  # what goes wrong is said elsewhere
             _say(work)
 
 
@@ -86,7 +86,6 @@ def _speak(work: Work, is_over: threading.Event) -> None:
     waits = [max(FIRST - quiet, LEAST), *NEXT]
     while not is_over.wait(waits.pop(0) if len(waits) > 1 else waits[0]):
         if _DOING and _DOING[-1] is work:
-            work.is_shown = True
             _say(work)
 
 
@@ -97,5 +96,8 @@ def _say(work: Work) -> None:
     """
     if coordinator()[1]:
         return
-    with contextlib.suppress(OSError, ValueError):
-        print(work.line(), file=sys.stderr, flush=True)
+    line = work.line()
+    if line != work.last:  # the end may come at once behind a line
+        work.last = line
+        with contextlib.suppress(OSError, ValueError):
+            print(line, file=sys.stderr, flush=True)

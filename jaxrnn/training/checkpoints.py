@@ -30,6 +30,9 @@ from .state import TrainState
 
 BEST = "best"  # prefix of the names of the best parameters
 
+# Parts of names, and what checkpoints of older versions call them.
+RENAMED = MappingProxyType({"normalize": "normalise"})
+
 BESIDES = 65_536  # bytes that a checkpoint needs in addition to its arrays
 
 
@@ -319,13 +322,18 @@ def _part(part: str, template: PyTree, arrays: dict[str, np.ndarray], step: int)
     return None if part == BEST and not leaves else _unnamed(template, leaves, step)
 
 
+def _name_before(name: str) -> str:
+    """Return the name of an array in checkpoints of older versions."""
+    return ".".join(RENAMED.get(part, part) for part in name.split("."))
+
+
 def _unnamed(template: PyTree, arrays: dict[str, np.ndarray], step: int) -> Any:
     """Fill the structure of ``template`` with the arrays of a checkpoint."""
     leaves = []
     for name, leaf in _named(template).items():
-        array = arrays.get(
-            name, np.zeros(leaf.shape, leaf.dtype) if leaf.size == 0 else None
-        )
+        array = arrays.get(name, arrays.get(_name_before(name)))
+        if array is None and leaf.size == 0:
+            array = np.zeros(leaf.shape, leaf.dtype)
         if array is None or array.shape != leaf.shape or array.dtype != leaf.dtype:
             saved = "nothing" if array is None else f"{array.shape} {array.dtype}"
             raise InputError(

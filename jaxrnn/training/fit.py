@@ -7,7 +7,7 @@ import dataclasses
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -56,6 +56,8 @@ class Experiment:
             are printed before all else.
         baselines: names of scores that stay the same, which the lines of evaluations
             leave out.
+        last_end: how the processes of a run that is resumed ended, in words, if they
+            did not end in order.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -95,6 +97,7 @@ class Experiment:
     data: str = ""
     introduce: Callable[[TrainState], tuple[str, ...]] | None = None
     baselines: frozenset[str] = frozenset()
+    last_end: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +189,8 @@ def fit(
 
     Ctrl-C (or SIGTERM) stops the run after the current step and saves it. A run that
     was killed loses what came after its last checkpoint; with ``resume`` it continues
-    from there to the same numbers.
+    from there to the same numbers. A run that has ended, and whose budget has not grown
+    since, is not scored again: its result is returned.
 
     Several processes that ``jax.distributed`` connects call this together, and train
     one run. The first of them writes the files, calls ``on_record``, and decides what
@@ -271,6 +275,9 @@ def _fit_locked(
         with reporting() as report, stopping() as stop:
             loop = _Loop(experiment, run, budget, checkpoints, report, hooks)
             loop.begin(resume)
+            if loop.result:
+                loop.take_final_params()
+                return loop.state, loop.result
             share, stopped = loop.decide(stop, hooks)
             while share < 1 and not loop.out_of_patience() and not stopped:
                 loop.one_step(share)
@@ -325,6 +332,7 @@ class _Loop:
         self.untimed: float | None = None
         self.best: Params = None  # the parameters with the best held-out score
         self.scores: list[float] = []
+        self.result: dict[str, Any] = {}  # that of a run that has ended before
 
     def begin(self, resume: bool) -> None:
         """Restore the newest checkpoint if there is one, and drop newer records."""
@@ -346,28 +354,60 @@ class _Loop:
                 meta["busy"],
             )
             self.saved_at = self.step
-            self.report.line(f"resumed at step {self.step}")
-        elif resume:
-            self.report.line("no checkpoint yet: starting from the beginning")
+        if self.experiment.best_by is not None:
+            self.scores = self.earlier_scores()
+        if self.saved_at >= 0:
+            self.result = self.earlier_result()
+        self.say_where(resume)
+        if self.result:
+            return
         # Records that are newer than the checkpoint are written again by the steps that
         # are repeated.
         self.run.rewind(self.step)
-        if self.experiment.best_by is not None:
-            name = f"held_out_{self.experiment.best_by[0]}"
-            self.scores = processes.broadcast(
-                [
-                    self.goodness(r)
-                    for r in self.run.records("metrics.jsonl")
-                    if name in r
-                ],
-                "the records of the run",
-            )
         self.began = self.saved_time = self.marked = time.monotonic()
         if not self.report.progress:  # a bar says so itself
             self.report.line("compiling")
         if self.step == 0:
             self.look()
         processes.gather(None, "the first step")
+
+    def earlier_scores(self) -> list[float]:
+        """Return how good the evaluations up to this step were."""
+        name = f"held_out_{(self.experiment.best_by or ('',))[0]}"
+        return processes.broadcast(
+            [
+                self.goodness(record)
+                for record in self.run.records("metrics.jsonl")
+                if name in record and record["step"] <= self.step
+            ],
+            "the records of the run",
+        )
+
+    def earlier_result(self) -> dict[str, Any]:
+        """Return the result of a run that has nothing left to do, else an empty dict.
+
+        It was written by an earlier process, at the step of the newest checkpoint.
+        """
+        try:
+            result = self.run.result() if processes.is_first() else {}
+        except InputError:  # it is damaged, and is written again
+            result = {}
+        is_over = self.share() >= 1 or self.out_of_patience()
+        is_its = result.get("steps") == self.step
+        return processes.broadcast(result if is_over and is_its else {}, "the result")
+
+    def say_where(self, resume: bool) -> None:
+        """Say at which step the run goes on, and how its processes ended before."""
+        if not resume:
+            return
+        end = f"{self.experiment.last_end}; " if self.experiment.last_end else ""
+        if self.result:
+            where = f"the run is finished, at {self.at_step()}, and is not scored again"
+        elif self.saved_at >= 0:
+            where = f"resumed at step {self.step}"
+        else:
+            where = "no checkpoint was written before: starting from the beginning"
+        self.report.line(end + where)
 
     @property
     def speed_name(self) -> str:
@@ -513,7 +553,7 @@ class _Loop:
             self.scores.append(score)
         self.append(named | ({"sample": sample} if sample else {}))
         shown = "  ".join(
-            f"{name} {value:.4g}"
+            f"{_said(name, scores)} {value:.4g}"
             for name, value in scores.items()
             if name not in self.experiment.baselines
         )
@@ -561,12 +601,7 @@ class _Loop:
         if interrupted:
             self.report.line(f"stopped at {self.at_step()}, saved in {self.run.path}")
             return {}
-        if self.best is not None:
-            self.state = self.state._replace(
-                params=jax.tree.map(jnp.asarray, self.best)
-            )
-        elif processes.count() > 1:  # what follows is done by each process alone
-            self.state = self.state._replace(params=on_one_device(self.state.params))
+        self.take_final_params()
         evaluate = self.experiment.finally_evaluate or self.experiment.evaluate
         scores = processes.broadcast(
             _plain(evaluate(self.state)), "the last evaluation"
@@ -584,11 +619,27 @@ class _Loop:
         self.run.write_result(result)
         return result
 
+    def take_final_params(self) -> None:
+        """Let the parameters be those that the run is scored with."""
+        if self.best is not None:
+            self.state = self.state._replace(
+                params=jax.tree.map(jnp.asarray, self.best)
+            )
+        elif processes.count() > 1:  # what follows is done by each process alone
+            self.state = self.state._replace(params=on_one_device(self.state.params))
+
     def append(self, record: dict[str, Any]) -> None:
         """Append a record of this step to ``metrics.jsonl``, and call the hooks."""
         record = {"step": self.step, **record}
         self.run.append("metrics.jsonl", record)
         self.hooks(self.step, record)
+
+
+def _said(name: str, scores: Container[str]) -> str:
+    """Return what the lines call a score: ``accuracy_256`` is one at another length."""
+    stem, _, length = name.rpartition("_")
+    is_other = stem in scores and length.isdecimal()
+    return f"{stem} at length {length}" if is_other else name
 
 
 def _plain(scores: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from ..core.flags import expand_flags, select
 from ..core.gradient_scale import ScaledCell
 from ..core.layer import Layer
 from ..core.masked_inputs import fill_masked_inputs
+from ..core.parts_in_errors import naming_part
 from ..core.types import Carry, Inputs, Params, PyTree
 from ..core.unroll_spec import UnrollSpec
 from ..core.validation import describe_tree
@@ -184,7 +185,8 @@ def unroll_part(
         >>> ys.shape
         (10, 2, 4)
     """
-    with jax.named_scope(f"part_{index}"):
+    where = f"part {index} of the layer around it"
+    with jax.named_scope(f"part_{index}"), naming_part(where, cell):
         return unroll_unchecked(cell, params, carry, xs, for_part(spec, cell, index))
 
 

@@ -12,7 +12,7 @@ import pytest
 
 import jaxrnn
 from benchmarks.accelerator import kernels
-from benchmarks.cpu import memory, newton, streaming, throughput
+from benchmarks.cpu import mean_field, memory, newton, streaming, throughput
 from benchmarks.gradients import gradient_decay, online
 from benchmarks.harness import host, peak_rss
 from benchmarks.harness.options import Shape
@@ -326,6 +326,17 @@ def test_newton_writes_what_it_promises(tmp_path):
     text = (tmp_path / "newton.md").read_text(encoding="utf-8")
     assert "## exponent" in text
     assert "## time" in text
+
+
+def test_a_mean_field_network_takes_more_iterations_the_less_it_contracts(tmp_path):
+    out = tmp_path / "mean_field"
+    assert mean_field.main(["--quick", "--out", str(out)]) == 0
+    result = json.loads((tmp_path / "mean_field.json").read_text(encoding="utf-8"))
+    calm, wild = result["rows"]
+    assert calm["exponent"] < wild["exponent"]
+    assert 0 < calm["T_20"] < wild["T_20"] <= 20
+    assert calm["T_5"] <= wild["T_5"] <= 5
+    assert "| g |" in (tmp_path / "mean_field.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

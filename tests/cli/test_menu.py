@@ -2,6 +2,7 @@
 do not know the names yet.
 """
 
+import dataclasses
 import pathlib
 import re
 import shlex
@@ -11,7 +12,7 @@ import pytest
 
 import jaxrnn
 from jaxrnn.cli import main
-from jaxrnn.cli.parser import COMMANDS, parse
+from jaxrnn.cli.parser import COMMANDS, GROUP_OF, parse
 from jaxrnn.tasks.about import ABOUT, next_commands, resume_command
 from jaxrnn.tasks.runner import TASKS
 from jaxrnn.training import Run
@@ -85,3 +86,23 @@ def test_commands_in_the_documents_can_be_parsed():
             parse(words[1:end], read_files=False)
             count += 1
     assert count > 20
+
+
+def test_the_help_of_a_task_has_its_flags_under_headings(capsys):
+    assert main(["train", "charlm", "--help"]) == 0
+    text = capsys.readouterr().out
+    parts = {"task": "--data", "model": "--cell", "training": "--optimizer"}
+    headings = [text.index(f"\n{name}:\n") for name in parts]
+    ends = [*headings[1:], text.index("\nlength of the run:\n")]
+    for flag, begin, end in zip(parts.values(), headings, ends, strict=True):
+        assert text.count(f"\n  {flag} ") == 1
+        assert begin < text.index(f"\n  {flag} ") < end
+
+
+def test_every_option_with_a_heading_is_one_of_a_task():
+    options = {
+        field.name
+        for task in TASKS.values()
+        for field in dataclasses.fields(task.Options)
+    }
+    assert set(GROUP_OF) <= options

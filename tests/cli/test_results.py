@@ -91,7 +91,7 @@ def test_with_json_standard_output_holds_nothing_else(trained, capsys):
     out, err = capsys.readouterr()
     result = json.loads((path / "result.json").read_text())
     assert json.loads(out) == {"run": str(path), **result}
-    assert "resumed at step 20" in err
+    assert "the run is finished, at step 20/20, and is not scored again" in err
 
 
 def test_control_c_saves_and_says_how_to_go_on(tmp_path, capsys, monkeypatch):

@@ -140,6 +140,18 @@ def test_layers_have_a_report_each_and_masks_and_resets_are_theirs(x64):
     assert "DiagonalLSTM" in str(report)
 
 
+def test_a_step_without_forward_mode_has_no_exponent(plain_errors):
+    @jax.custom_vjp
+    def bent(x):
+        return jnp.sin(x)
+
+    bent.defvjp(lambda x: (bent(x), x), lambda x, g: (g * jnp.cos(x),))
+    cell, params, xs = elman(1.0, 4)
+    cell = jaxrnn.Elman(6, activation=bent)
+    with pytest.raises(ValueError, match=r"newton_report: the exponent of Elman.*rule"):
+        newton_report(cell, params, xs, key=KEY)
+
+
 def test_bad_arguments(plain_errors):
     cell, params, xs = elman(1.0, 4)
     with pytest.raises(TypeError, match=r"newton_report: engine must be .*Newton"):

@@ -33,6 +33,22 @@ def test_labels_stand_at_the_ends_of_their_lines_and_apart():
     assert all(0 <= place <= 1 for place in places.values())
 
 
+def test_labels_of_lines_that_leave_the_axis_are_in_the_order_of_the_lines():
+    from matplotlib.figure import Figure
+
+    axis = Figure(figsize=(5, 3)).subplots()
+    for slope in (2, 5, 3):
+        axis.plot(-slope * np.arange(10.0), label=f"down {slope}")
+        axis.plot(slope * np.arange(10.0), label=f"up {slope}")
+    axis.set_ylim(-10, 10)
+    style.label_lines(axis)
+    places = {text.get_text(): text.xy[1] for text in axis.texts}
+    assert sorted(places, key=places.__getitem__) == [
+        *("down 5", "down 3", "down 2"),
+        *("up 2", "up 3", "up 5"),
+    ]
+
+
 @pytest.mark.parametrize("count", [1, 4, 30])
 def test_places_keep_their_order_and_their_distance(count):
     places = sorted(np.random.default_rng(count).uniform(size=count))

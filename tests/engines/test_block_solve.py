@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxrnn.engines.jaxpr.evaluate import all_equations
 from jaxrnn.engines.loops.block_solve import solve_blocks
 
 
@@ -74,6 +75,23 @@ def test_derivatives_of_first_and_second_order(x64):
     want = jax.jit(lambda: derivatives(by_scan))()
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-11, rtol=1e-10)
+
+
+@pytest.mark.parametrize("prefix", [False, True])
+def test_products_are_in_full_precision(prefix):
+    """Products of float32 with a tensor core's digits would not be a gradient."""
+    blocks, addends = (jnp.asarray(a, jnp.float32) for a in draw(23, (), 6))
+
+    def loss(blocks, addends):
+        return jnp.sum(solve_blocks(blocks, addends, False, prefix) ** 2)
+
+    closed = jax.make_jaxpr(jax.grad(loss, (0, 1)))(blocks, addends)
+    products = [
+        e for e in all_equations(closed.jaxpr) if e.primitive.name == "dot_general"
+    ]
+    assert len(products) > 3
+    highest = jax.lax.Precision.HIGHEST
+    assert {e.params["precision"] for e in products} == {(highest, highest)}
 
 
 def test_what_is_not_finite_stops_at_zeros(x64):

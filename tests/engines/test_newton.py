@@ -178,8 +178,31 @@ class Heads(jaxrnn.Cell):
         return carry["fast"] * carry["slow"]
 
 
+@dataclasses.dataclass(frozen=True)
+class Stacked(Rolled):
+    """A unit-wise cell whose halves are stacked, tiled and taken apart again."""
+
+    linear: bool = False
+
+    def step(self, params, carry, z):
+        halves = jnp.stack(jnp.split(carry, 2, -1), -2)
+        first, last = jnp.unstack(jnp.tile(halves, 2)[..., :2], axis=-2)
+        new = 0.7 * jnp.concatenate([first, last], -1) + z @ params["kernel"]
+        return new if self.linear else jnp.tanh(new)
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention(Rolled):
+    """A cell whose units meet in a product of two vectors, which is a number."""
+
+    def step(self, params, carry, z):
+        return jnp.tanh(carry * jnp.vdot(carry, z @ params["kernel"]) + 0.5)
+
+
 MIXED = {
     "roll": (Rolled(), "full 4x4"),
+    "stacked": (Stacked(), "units 1x1"),
+    "a product of vectors": (Attention(), "full 8x8"),
     "heads": (Heads(), "heads 4x4"),
     # Side by side twice, as parts in one array are.
     "alternate heads": (Heads(place="alternate"), "units 4x4"),
@@ -247,10 +270,15 @@ def test_after_i_iterations_the_first_i_states_are_exact(planted, x64):
             np.testing.assert_allclose(a[:i], b[:i], rtol=0, atol=1e-14)
             changed |= bool(np.abs(a - b).max() > 1e-3)
     assert changed  # there was something to do after the first iteration
-    info = jax.jit(lambda: problem.iterate(at, steps + 1, 1e-14)[1])()
-    assert info.converged.all()
-    few = {"auto": 8, "units": steps + 1, "wrong": steps + 1}
-    assert info.iterations <= few[planted]
+    # So as many iterations as steps are enough, whatever the change of the last one.
+    for tolerance, most in ((1e-14, 8 if planted == "auto" else steps), (0.0, steps)):
+        states, info = jax.jit(lambda n=tolerance: problem.iterate(at, 99, n))()
+        assert info.converged.all()
+        assert info.iterations <= most
+        for a, b in zip(states, want, strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-14)
+    info = jax.jit(lambda: problem.iterate(at, 4, 0.0)[1])()
+    assert info.converged.tolist() == [t < 4 for t in range(steps)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,17 +336,18 @@ def loops_of(closed, primitive):
     return [e for e in all_equations(traced.jaxpr) if e.primitive.name == "while"]
 
 
-@pytest.mark.parametrize("name", ["lstm", "diagonal_lstm", "min_gru", "rtu"])
+@pytest.mark.parametrize("name", ["lstm", "diagonal_lstm", "min_gru", "rtu", "stacked"])
 def test_a_linear_loop_takes_one_iteration(name):
-    inputs = draw(name, 0, 12)
+    cell = Stacked(linear=True) if name == "stacked" else PLAIN[name]
+    inputs = draw(cell, 0, 12)
 
     def loss(params):
-        _, ys = jaxrnn.unroll(PLAIN[name], params, inputs.xs, engine=Newton(6))
+        _, ys = jaxrnn.unroll(cell, params, inputs.xs, engine=Newton(6))
         return jnp.sum(ys**2)
 
     closed = jax.make_jaxpr(jax.grad(loss))(inputs.params)
     assert not loops_of(closed, primitives.adjoint_p)
-    is_linear = name in ("min_gru", "rtu")
+    is_linear = name in ("min_gru", "rtu", "stacked")
     assert len(loops_of(closed, primitives.recurrence_p)) == (0 if is_linear else 1)
 
 
@@ -344,6 +373,74 @@ def test_a_derivative_that_is_not_that_of_the_values(x64):
         walked(cell, engine)(*inputs) for engine in (Newton(9), Scan(save="everything"))
     )
     assert_same_outcome(got, want, 1e-12, 1e-12)
+
+
+def own_rules(kind):
+    """A cell that calls a function with a rule for reverse mode only."""
+
+    @jax.custom_vjp
+    def function(x):
+        return jnp.sin(x) if kind == "nested" else jnp.where(x > 0, 1 + 0 * x, 0 * x)
+
+    def backward(x, g):
+        if kind == "not linear":
+            return (jnp.clip(g, -0.01, 0.01),)
+        return (g / (1 + jnp.abs(x)) ** 2,)
+
+    function.defvjp(lambda x: (function(x), x), backward)
+
+    @dataclasses.dataclass(frozen=True)
+    class Spiking(Rolled):
+        def step(self, params, carry, z):
+            z = z @ params["kernel"]
+            if kind == "nested":
+                return jax.lax.fori_loop(0, 2, lambda _, c: function(c + z), carry)
+            return 0.7 * carry - 0.5 * function(carry - 0.3) + z
+
+    return Spiking()
+
+
+@pytest.mark.parametrize("kind", ["linear", "not linear"])
+def test_a_derivative_for_reverse_mode_only(kind, x64):
+    """The iterations follow the values, and the gradient the rule, which need not be
+    linear: then the loop backwards is iterated, too.
+    """
+    cell = own_rules(kind)
+    inputs = draw(cell, 0, 9)
+    got, want = (
+        walked(cell, engine)(*inputs)
+        for engine in (
+            Newton(9, max_iterations=9, fallback="nan"),
+            Scan(save="everything"),
+        )
+    )
+    assert_same_outcome(got, want, 1e-12, 1e-12)
+
+
+def test_a_step_without_any_tangent_is_refused():
+    with pytest.raises(
+        ValueError, match=r"Newton: Spiking has no Jacobian, because .*Scan\(\)"
+    ):
+        refused(own_rules("nested"), Newton())
+
+
+def test_a_cell_without_a_carry(x64):
+    @dataclasses.dataclass(frozen=True)
+    class Plain(Rolled):
+        def initial_carry(self, params, batch_shape=(), dtype=None):
+            return ()
+
+        def step(self, params, carry, z):
+            return ()
+
+        def output(self, params, carry, x):
+            return jnp.tanh(x @ params["kernel"])
+
+    cell = Plain()
+    params = cell.init(jax.random.key(0), 3)
+    xs = jax.random.normal(jax.random.key(1), (5, 3))
+    ys = jaxrnn.unroll(cell, params, xs, engine=Newton(2))[1]
+    np.testing.assert_allclose(ys, jnp.tanh(xs @ params["kernel"]), atol=1e-14)
 
 
 # --------------------------------------------------------------------------------------
@@ -422,17 +519,18 @@ def test_every_mode_of_differentiation(mode, engine, x64):
     assert_same(got, want, 1e-10)
 
 
-def test_the_gradient_is_that_of_the_solution(x64):
+@pytest.mark.parametrize("name", ["lstm", "gru_before"])
+def test_the_gradient_is_that_of_the_solution(name, x64):
     """Not that of the iterations: their number, and a Jacobian by diagonals, change
-    nothing of it.
+    nothing of it, not even diagonals of two matmuls in a row.
     """
-    inputs = draw("lstm", 0, 8)
-    want = walked(SUBJECTS["lstm"], Scan())(*inputs).gradients
+    inputs = draw(name, 0, 8)
+    want = walked(SUBJECTS[name], Scan())(*inputs).gradients
     for engine in (
-        Newton(8, max_iterations=9, jacobian="units", fallback="nan"),
+        Newton(8, max_iterations=8, jacobian="units", fallback="nan"),
         Newton(8, max_iterations=30, tolerance=0.0, fallback="scan"),
     ):
-        assert_same(walked(SUBJECTS["lstm"], engine)(*inputs).gradients, want, 1e-11)
+        assert_same(walked(SUBJECTS[name], engine)(*inputs).gradients, want, 1e-11)
 
 
 def test_a_scaled_gradient(x64):

@@ -62,7 +62,8 @@ def test_one_iteration_of_each_loop_by_kind():
     (loop,) = CompiledProgram(PROGRAM.replace("KNOWN", KNOWN)).loops()
     kinds = {"arithmetic": 1, "beside": 1, "matmul": 1}
     assert loop == Loop(trips=5, alone=2, beside=1, kinds=kinds, cycles=0)
-    assert step_of([loop, loop]) == "2 (+1), 2 (+1)"
+    assert step_of([loop, loop], 5) == "2 (+1), 2 (+1)"
+    assert step_of([loop], 10) == "1 (+0.5)"
     assert kind_of("f32[4]{0} copy(%x)") == "copy"
     assert kind_of("f32[4]{0} bitcast(%x)") == ""
 

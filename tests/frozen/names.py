@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import importlib
 import io
+import json
 import pathlib
 import re
 from typing import Any
@@ -175,6 +176,25 @@ def command(words: list[str]) -> str:
         status = main(words)
     assert status == 0, (words, err.getvalue())
     return out.getvalue()
+
+
+# Lines of metrics.jsonl hold more today: scores of baselines, and a sample begins with
+# its prompt, which for the text of the frozen run is "The ".
+NEW_METRICS = ("unigram_bits_per_char", "bigram_bits_per_char")
+PROMPT = "The "
+
+
+def metrics_as_they_were(text: str) -> str:
+    """Lines of ``metrics.jsonl`` without what was added to them."""
+    lines = []
+    for line in text.splitlines():
+        record = json.loads(line)
+        kept = {n: value for n, value in record.items() if n not in NEW_METRICS}
+        if "sample" in kept:
+            assert kept["sample"].startswith(PROMPT)
+            kept["sample"] = kept["sample"].removeprefix(PROMPT)
+        lines.append(json.dumps(kept, ensure_ascii=False) + "\n")
+    return "".join(lines)
 
 
 def save_checkpoint(folder: pathlib.Path, step: int, state: Any) -> None:

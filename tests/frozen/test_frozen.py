@@ -215,7 +215,7 @@ def test_a_run_that_was_begun_goes_on_to_the_same_numbers(tmp_path, monkeypatch)
     names.command(["train", "charlm", "--out", str(tmp_path / "run"), "--resume"])
     found = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8")
     expected = (RUNS / "charlm" / "metrics.jsonl").read_text(encoding="utf-8")
-    assert_same_text(found, expected)
+    assert_same_text(names.metrics_as_they_were(found), expected)
 
 
 @pytest.mark.parametrize("name", make_runs.SAVED)

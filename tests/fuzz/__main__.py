@@ -63,6 +63,15 @@ def same_kind(a: Difference, b: Difference) -> bool:
     )
 
 
+def described(difference: Difference) -> dict[str, str]:
+    return {
+        "engine": difference.engine,
+        "mode": difference.mode,
+        "what": difference.what,
+        "program": repr(difference.program),
+    }
+
+
 class Report:
     """Counts of a run."""
 
@@ -73,6 +82,7 @@ class Report:
             collections.Counter() for _ in range(3)
         )
         self.differences: list[dict] = []
+        self.fused: list[dict] = []
         self.slowest: tuple[float, str] = (0.0, "")
 
     def add(self, result: Result, seconds: float) -> None:
@@ -81,6 +91,7 @@ class Report:
         self.slowest = max(self.slowest, (seconds, repr(result.program)))
         if result.dropped:
             self.dropped[result.dropped] += 1
+        self.fused += [described(difference) for difference in result.fused]
         for engine, reason in result.refused.items():
             self.refused[f"{engine}: {reason}"] += 1
         for mode, reason in result.cannot.items():
@@ -100,6 +111,7 @@ class Report:
                     "refused": dict(self.refused.most_common()),
                     "the loop itself has none": dict(self.cannot.most_common()),
                     "differences": self.differences,
+                    "differences where XLA fuses, and else none": self.fused,
                     "slowest": self.slowest,
                 },
                 indent=1,
@@ -164,15 +176,7 @@ def main(arguments: list[str] | None = None) -> int:
                 small = difference if options.no_shrink else made_small(difference)
                 print(f"  small: {small.what}\n  {small.program}", flush=True)
                 also = sorted({f"{d.engine}, {d.mode}" for d in result.differences})
-                report.differences.append(
-                    {
-                        "engine": small.engine,
-                        "mode": small.mode,
-                        "what": small.what,
-                        "program": repr(small.program),
-                        "also": also,
-                    }
-                )
+                report.differences.append(described(small) | {"also": also})
             make_room()
         number, report.batches = number + 1, report.batches + 1
         report.write()

@@ -29,6 +29,7 @@ OPTIONS = {
     "gated_deltanet_grouped": {
         "norm_eps": 1e-6,
         "num_heads": 1,
+        "num_v_heads": 2,
         "allow_neg_eigval": True,
     },
     "gla": {"norm_eps": 1e-6},
@@ -264,6 +265,14 @@ REFUSED = [
     ("gated_deltanet", {}, {"num_heads": None}, "num_heads is required .*config.json"),
     ("gated_deltanet", {}, {"num_heads": 3}, "has 4 rows, which 3 heads do not divide"),
     ("gated_deltanet", {}, {"num_heads": 4}, "does not divide the 2 heads of v"),
+    (
+        "gated_deltanet",
+        {},
+        {"num_heads": 1},
+        "A_log has 2 heads of v: pass num_heads=2",
+    ),
+    ("gated_deltanet", {}, {"num_v_heads": 4}, "num_v_heads=4, .* of A_log .* 2"),
+    ("gla", {}, {"num_v_heads": 2}, "num_v_heads is GatedDeltaNet's"),
     ("gated_deltanet", {}, {"gate_logit_normalizer": 8}, "is GLA's"),
     ("gla", {}, {"num_heads": 3}, "num_heads=3, but by the shapes of .* there are 2"),
     ("gla", {}, {"allow_neg_eigval": True}, "is GatedDeltaNet's"),

@@ -13,6 +13,8 @@ from reference import choose, compiled
 from subjects import SUBJECTS, D, assert_same, normal
 
 import jaxrnn
+from jaxrnn import Window
+from jaxrnn.diagnostics import online_error
 from jaxrnn.online import RTRL, UORO, Traces
 from jaxrnn.online.traces import TracesState
 
@@ -245,6 +247,72 @@ def test_dropped_noise_and_keys(x64):
     assert_same((new.carry, y), layer(params, state.carry, x, key=key), 1e-14)
     with pytest.raises(ValueError, match="needs key"):
         traces.step(params, state, x)
+
+
+# -- derivatives of the user's own -----------------------------------------------------
+
+
+def spiking(linear):
+    """A leaky unit that is reset when it fires, with a surrogate of its derivative."""
+
+    @jax.custom_vjp
+    def fires(x):
+        return jnp.where(x > 0, jnp.ones_like(x), jnp.zeros_like(x))
+
+    def backward(x, g):
+        g = g if linear else jnp.clip(g, -0.01, 0.01)
+        return (g / (1 + jnp.abs(x)) ** 2,)
+
+    fires.defvjp(lambda x: (fires(x), x), backward)
+
+    @dataclasses.dataclass(frozen=True)
+    class Spiking(jaxrnn.Cell):
+        hidden_size: int = 3
+
+        def init(self, key, input_size):
+            kernel = jax.random.normal(key, (input_size, self.hidden_size))
+            return {"kernel": kernel, "leak": jnp.full(self.hidden_size, 0.7)}
+
+        def step(self, params, carry, z):
+            return (
+                params["leak"] * carry
+                - 0.5 * fires(carry - 0.3)
+                + (z @ params["kernel"])
+            )
+
+    return Spiking()
+
+
+def test_a_surrogate_derivative_is_followed(x64):
+    """One of ``jax.custom_vjp``, which forward mode does not have."""
+    cell = spiking(True)
+    params = cell.init(jax.random.key(0), 2)
+    xs = jax.random.normal(jax.random.key(1), (9, 2))
+    found = online_error(
+        Traces(cell), params, Window(xs, None), loss=lambda y, _: jnp.sin(y).sum(-1)
+    )
+    assert found.relative_error < 1e-14
+    assert Traces(cell).units(params, xs[0])[0].exact
+
+
+def test_a_surrogate_that_has_no_forward_mode_is_refused(plain_errors):
+    cell = spiking(False)
+    params = cell.init(jax.random.key(0), 2)
+    with pytest.raises(ValueError, match=r"Traces: Spiking: .*not linear.*RTRL"):
+        Traces(cell).init(params, jnp.ones(2))
+
+    def losses(params, carry, window):
+        out = jaxrnn.unroll(cell, params, window.inputs, carry, return_carries=True)
+        return out[1].sum(-1), out[2]
+
+    uoro, window = (
+        UORO(losses, cell.initial_carry, k1=1),
+        Window(jnp.ones((2, 2)), None),
+    )
+    with pytest.raises(ValueError, match=r"UORO needs .* forward mode.*RTRL"):
+        uoro.value_and_grad(
+            params, window, uoro.init(params, window), key=jax.random.key(0)
+        )
 
 
 # -- long streams ----------------------------------------------------------------------

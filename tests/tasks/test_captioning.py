@@ -2,6 +2,7 @@
 the command line.
 """
 
+import dataclasses
 import json
 
 import jax
@@ -15,7 +16,12 @@ import jaxrnn
 from jaxrnn.cli import main
 from jaxrnn.tasks import captioning
 from jaxrnn.tasks.data import images
-from jaxrnn.tasks.data.augment import augmented, with_serifs, with_strokes
+from jaxrnn.tasks.data.augment import (
+    augmented,
+    half_warped,
+    with_serifs,
+    with_strokes,
+)
 from jaxrnn.tasks.data.images import read_captioned, read_folder, read_picture
 from jaxrnn.tasks.metrics.text import text_scores, word_f1
 from jaxrnn.tasks.models.captioner import (
@@ -87,6 +93,30 @@ def test_augmentation_is_small_and_by_key():
     centre = (moved.sum(axis=1) @ np.arange(32)) / moved.sum(axis=(1, 2))
     assert np.abs(centre - 15.5).max() < 4
     assert np.ptp(centre) > 1
+
+
+def test_half_of_the_images_stay_sharp():
+    images = jnp.tile(pictures_of(size=16), (40, 1, 1, 1))
+    draw = jax.jit(half_warped, static_argnums=2)
+    one, same = (draw(jax.random.key(0), images, 0.8) for _ in range(2))
+    np.testing.assert_array_equal(one, same)
+    unchanged = np.asarray((one == images).all((1, 2, 3)))
+    assert 0.35 < unchanged.mean() < 0.65
+    dot = jnp.zeros((120, 16, 16, 1)).at[:, 7:9, 7:9].set(1.0)
+    moved = np.asarray(draw(jax.random.key(1), dot, 0.8)[..., 0])
+    center = (moved.sum(axis=1) @ np.arange(16)) / moved.sum(axis=(1, 2))
+    assert 0 < np.abs(center - 7.5).max() < 1
+
+
+def test_folders_are_distorted_less_and_older_runs_as_they_were():
+    options = captioning.Options
+    assert captioning.distortion(options()) is augmented
+    assert captioning.distortion(options(data="icons")) is half_warped
+    assert captioning.distortion(options(distort="shape")) is half_warped
+    icons = options(data="icons", distort="typeface")
+    assert captioning.distortion(icons) is augmented
+    (field,) = (f for f in dataclasses.fields(options) if f.name == "distort")
+    assert field.metadata["before"] == "typeface"
 
 
 def test_strokes_and_serifs():

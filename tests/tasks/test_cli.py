@@ -5,6 +5,7 @@ every mistake.
 import io
 import json
 import shutil
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -105,6 +106,32 @@ def test_characters_that_training_never_showed_are_named(runs, capsys):
     assert not capsys.readouterr().err
 
 
+@pytest.mark.parametrize("task", ["sentiment", "tagging", "series"])
+def test_a_missing_package_is_named_before_the_training(
+    tmp_path, capsys, monkeypatch, task
+):
+    for name in ("sklearn", "sklearn.metrics"):
+        monkeypatch.setitem(sys.modules, name, None)
+    data, out = tmp_path / "data.csv", tmp_path / "run"
+    data.write_text("series,label,x\na,p,1\nb,q,2\nc,p,3\nd,q,4\n" * (task == "series"))
+    words = ["train", task, "--data", str(data), "--out", str(out)]
+    assert main(words) == 2
+    out_text, err = capsys.readouterr()
+    assert err == ("jaxrnn: the scores need scikit-learn: pip install 'jaxrnn[cli]'\n")
+    assert not out_text
+    assert not out.exists()
+
+
+def test_what_predict_cannot_score_is_said(runs, capsys):
+    assert main(["predict", str(runs / "charlm"), "日", "The "]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[0] == "nan"
+    assert float(out.splitlines()[1]) > 0
+    first, second = err.splitlines()
+    assert first == "jaxrnn: not in the training text, so read as unknown: '日'"
+    assert second.startswith("jaxrnn: '日' has no bits per character (nan)")
+
+
 def test_predict(runs, capsys, monkeypatch):
     assert main(["predict", str(runs / "hello"), "hell", "he"]) == 0
     assert capsys.readouterr().out == "ello\nel\n"
@@ -134,12 +161,38 @@ def test_evaluate(runs, capsys, tmp_path):
     assert scores["unknown_characters"] == 30
 
 
+@pytest.mark.parametrize("name", ["charlm", "hello"])
+def test_evaluate_without_flags_scores_what_was_held_out(runs, capsys, name):
+    assert main(["evaluate", str(runs / name)]) == 0
+    out, err = capsys.readouterr()
+    scores, result = (
+        json.loads(out),
+        json.loads((runs / name / "result.json").read_text()),
+    )
+    assert scores == pytest.approx({name: result[name] for name in scores}, rel=1e-5)
+    assert scores.keys() & {"bits_per_char", "loss"}
+    assert err.startswith("jaxrnn: scoring what the run has held out; ")
+
+
+def test_evaluate_without_flags_refuses_data_that_have_changed(runs, tmp_path, capsys):
+    shutil.copytree(runs / "charlm", tmp_path / "run")
+    file = tmp_path / "run/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"text": "another"}))
+    assert main(["evaluate", str(tmp_path / "run")]) == 2
+    assert "was trained on other data than its --data has now (text" in (
+        capsys.readouterr().err
+    )
+
+
 def test_a_finished_run_is_resumed_to_the_same_result(runs, capsys):
     before = {
         name: (runs / "charlm" / name).read_bytes()
-        for name in ("metrics.jsonl", "config.json")
+        for name in ("metrics.jsonl", "config.json", "result.json", "report.html")
     }
     assert main(["train", "charlm", "--out", str(runs / "charlm"), "--resume"]) == 0
+    out = capsys.readouterr().out
+    assert "the run is finished" in out
+    assert json.loads(out.splitlines()[-2]) == json.loads(before["result.json"])
     assert {name: (runs / "charlm" / name).read_bytes() for name in before} == before
 
 
@@ -234,6 +287,19 @@ MISTAKES = {
     "a picture as text": (
         ["train", "charlm", "--data", "{tmp}/picture.txt"],
         "picture.txt is a PNG image, and not text",
+    ),
+    "noise as text": (
+        ["train", "charlm", "--data", "{tmp}/noise.txt"],
+        "noise.txt is not text: many of its bytes are control characters",
+    ),
+    "a table without a header": (
+        ["train", "sentiment", "--data", "{tmp}/bare.csv"],
+        "write text,label as the first line, or, if these are names, add --columns "
+        "'good film,pos'",
+    ),
+    "a mistyped task of gradients": (
+        ["gradients", "--task", "sentimen"],
+        "there is no 'sentimen'; did you mean sentiment?",
     ),
     "steps of what forecasts nothing": (
         ["predict", "{runs}/hello", "hell", "--steps", "3"],
@@ -337,6 +403,8 @@ def test_a_mistake_is_one_line_and_status_2(runs, tmp_path, capsys, name):
     (tmp_path / "short.txt").write_text("a short text " * 40)
     (tmp_path / "twelve.txt").write_text("twelve chars")
     (tmp_path / "picture.txt").write_bytes(b"\x89PNG\r\n\x1a\n\x00\x00")
+    (tmp_path / "noise.txt").write_bytes(bytes(range(1, 256)))
+    (tmp_path / "bare.csv").write_text("good film,pos\nbad film,neg\n")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/config.json").write_text('{"task": ')
     (tmp_path / "young").mkdir()

@@ -1,6 +1,8 @@
 """Tasks trained by online gradients, and the task recall on the command line."""
 
+import importlib
 import json
+import pkgutil
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ from subjects import assert_same
 
 import jaxrnn
 from jaxrnn.cli import main
+from jaxrnn.tasks import synthetic
 from jaxrnn.tasks.models.sequence_model import SequenceModel
 from jaxrnn.tasks.synthetic import parity, recall, squares
 from jaxrnn.tasks.synthetic.online import check_online, online_loss
@@ -70,6 +73,38 @@ def test_uoro_has_the_loss_of_the_model_and_draws_by_its_key(x64):
     kernels = [g["rnn"]["input_kernel"] for _, g in (first, again, other)]
     assert (kernels[0] == kernels[1]).all()
     assert not np.allclose(kernels[0], kernels[2])
+
+
+NAMES = sorted(
+    each.name
+    for each in pkgutil.iter_modules(synthetic.__path__)
+    if hasattr(importlib.import_module(f"{synthetic.__name__}.{each.name}"), "TASK")
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_task_that_makes_its_data_takes_every_method_or_says_why(name):
+    """Nothing is computed: the shapes of a batch are enough."""
+    module = importlib.import_module(f"{synthetic.__name__}.{name}")
+    taken = 0
+    for method in ("rtrl", "uoro", "traces"):
+        options = module.Options(
+            hidden=4, batch=2, cell="indrnn", gradient_method=method
+        )
+        problem = module.problem(options)
+        model, params = module.TASK.build(options, {})
+        batch = jax.eval_shape(
+            lambda k, p=problem: drawn(p, k, p.length, 2), jax.random.key(0)
+        )
+        try:
+            check_online(model, method, 3, batch, params)
+        except InputError as error:
+            said = str(error)
+            assert said.startswith(f"--gradient-method {method}")
+            assert model.pooled or (method == "traces" and model.tokens), said
+        else:
+            taken += 1
+    assert taken >= (0 if model.pooled else 2)
 
 
 def test_what_has_no_online_gradient_is_refused():

@@ -183,12 +183,16 @@ def test_the_recorded_norms_are_those_of_plain_differentiation(runs, task):
 
 def test_the_run_says_its_score_beside_its_baseline(tmp_path, capsys):
     words = ["train", "parity", "--quick", "--steps", "20"]
+    words += ["--report-every", "10", "--evaluate-every", "20"]
     assert main([*words, "--out", str(tmp_path / "run")]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     result = json.loads((tmp_path / "run/result.json").read_text())
     assert ["accuracy", f"{result['accuracy']:.4g}", "chance", "0.5"] in lines
     longer = f"accuracy at length 24 {result['accuracy_24']:.4g} chance 0.5"
     assert longer.split() in lines
+    # The evaluation, a line of its own, names the length in the same words.
+    (evaluated,) = (line for line in lines if line[4:6] == ["held", "out"])
+    assert " ".join(evaluated).count("accuracy at length 24") == 1
 
 
 @pytest.mark.parametrize(
@@ -338,10 +342,6 @@ MISTAKES = {
     "resume otherwise": (
         ["train", "parity", "--out", "{runs}/parity", "--resume", "--no-gradients"],
         "was started with --gradients True, not False",
-    ),
-    "neither data nor length": (
-        ["evaluate", "{runs}/parity"],
-        "one of the arguments --data --length is required",
     ),
     "data and length": (
         ["evaluate", "{runs}/parity", "--data", "x", "--length", "5"],

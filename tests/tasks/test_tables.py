@@ -61,8 +61,8 @@ MISTAKES = {
     "no column": (
         "text,lable\na,b\n",
         ":1: the first line must name the columns, but no column is called label in "
-        "'text,lable': write text,label as the first line, or name yours with "
-        "--columns text,lable",
+        "'text,lable': write text,label as the first line, or, if these are names, "
+        "add --columns text,lable",
     ),
     "two columns": (
         "text,label,text\na,b,c\n",

@@ -112,7 +112,9 @@ def test_wider_numbers_when_more_characters_come(tmp_path, cache, monkeypatch):
     for name, one, size in (("few", few, 1), ("many", many, 2), ("most", most, 4)):
         (tmp_path / name).write_text(one, encoding="utf-8")
         coded = text.coded_text(str(tmp_path / name))
-        assert coded.is_mapped
+        assert coded.file is not None
+        assert coded.file.parent == cache
+        assert str(coded.file) in Texts.read([str(tmp_path / name)]).notes[-1]
         assert coded.codes.dtype.itemsize == size
         assert "".join(coded.characters[i] for i in coded.codes) == one
         in_memory = token_files.coded_bytes(one.encode(), name)

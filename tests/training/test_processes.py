@@ -118,6 +118,7 @@ def test_two_killed_processes_go_on_and_give_the_numbers_of_one(
     assert "resumed at step" in out
     assert "the 2 processes of the last start did not end in order" in out
     assert other[1] == ""  # the first one speaks
+    assert other[2] == ""  # nor do libraries
     train(
         "charlm",
         {**SMALL, "data": (str(text),), "devices": 1},
@@ -393,6 +394,11 @@ def test_an_error_in_one_process_ends_all(tmp_path, words):
         ({}, flags(coordinator="a:1"), "belong together"),
         ({}, flags(coordinator="host", processes=2, process=0), "must be HOST:PORT"),
         ({}, flags(coordinator="a:1", processes=2, process=2), "one of 0 to 1"),
+        (
+            {},
+            flags(coordinator="nowhere.invalid:1", processes=2, process=1),
+            "the host name nowhere.invalid cannot be resolved",
+        ),
     ],
 )
 def test_more_than_one_task_without_a_start(

@@ -164,6 +164,17 @@ def test_a_checkpoint_gives_back_the_state_bit_for_bit(tmp_path, state):
     assert_same(params, state.params)
 
 
+def test_a_checkpoint_of_older_names_is_read(tmp_path):
+    """Modules were called normalise; a parameter that is called so stays what it is."""
+    before = {"normalise": {"scale": jnp.arange(3.0)}, "w": jnp.ones(2)}
+    checkpoints = training.Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(1, before, {})
+    now = {"normalize": {"scale": jnp.zeros(3)}, "w": jnp.zeros(2)}
+    found = checkpoints.restore(now).state
+    np.testing.assert_array_equal(found["normalize"]["scale"], np.arange(3.0))
+    assert_same(checkpoints.restore(jax.tree.map(jnp.zeros_like, before)).state, before)
+
+
 def test_only_the_last_checkpoints_are_kept(tmp_path, state):
     checkpoints = training.Checkpoints(tmp_path / "checkpoints", keep=2)
     for step in (1, 2, 3):

@@ -47,7 +47,7 @@ def find_blocks(program: TangentProgram, jacobian: str = AUTO) -> BlockForm:
         if form is not None:
             return form
     shapes = [a.shape for a in program.part_avals]
-    most = min(map(len, shapes))
+    most = min(map(len, shapes), default=0)
     if all(len(shape) == most for shape in shapes):
         most -= 1  # the last axis is that of the units
     for lead in range(max(most, 0), 0, -1):
@@ -112,7 +112,7 @@ def bytes_of_blocks(form: BlockForm, parts: list[Any]) -> int:
     """Return the bytes of the blocks of one step, and of one vector beside them."""
     size = form.grouping.size(parts)
     groups = math.prod(form.grouping.shape(parts))
-    itemsize = max(4, *(a.dtype.itemsize for a in parts))
+    itemsize = max([4, *(a.dtype.itemsize for a in parts)])
     return groups * size * (size + 1) * itemsize
 
 

@@ -29,14 +29,17 @@ Labels = np.ndarray | None
 Rule = Callable[[Any, list[Labels]], Labels]
 
 ELEMENTWISE = (
-    "add add_any sub mul div rem neg sign floor ceil round is_finite exp exp2 log "
+    "add add_any sub mul div rem neg sign floor ceil round is_finite exp exp2 log log2 "
     "log1p expm1 tanh logistic sin cos tan asin acos atan atan2 sinh cosh asinh acosh "
     "atanh sqrt rsqrt cbrt square one_minus_square integer_pow pow abs max min "
     "select_n clamp eq ne lt le gt ge and or xor not nextafter erf erfc erf_inv lgamma "
-    "digamma convert_element_type reduce_precision real imag complex conj "
+    "digamma polygamma bessel_i0e bessel_i1e igamma igammac "
+    "regularized_incomplete_beta convert_element_type reduce_precision real imag "
+    "complex conj name sharding_constraint "
     "stop_gradient copy copy_p pvary jaxrnn_fence jaxrnn_gradient_scale"
 )
 CUMULATIVE = {"cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"}
+JOINING = ("concatenate", "stack", "pad")  # whose operands lie side by side
 INNER = {
     **dict.fromkeys(CALLS, "jaxpr"),
     "custom_jvp_call": "call_jaxpr",
@@ -114,6 +117,8 @@ def _results(eqn: Any, labels: list[Labels], rule: Rule | None) -> list[Labels]:
     if name == "split":
         ends = np.cumsum(eqn.params["sizes"])[:-1]
         return list(np.split(_whole(eqn, labels, 0), ends, eqn.params["axis"]))
+    if name == "unstack":
+        return list(np.moveaxis(_whole(eqn, labels, 0), eqn.params["axis"], 0))
     if name == "optimization_barrier":
         return labels
     result = rule(eqn, labels) if rule and name == "dot_general" else None
@@ -138,13 +143,14 @@ def _labels_of(name: str, eqn: Any, labels: list[Labels]) -> Labels:
         whole, part = _whole(eqn, labels, 0), _whole(eqn, labels, 1)
         cut = [i for i, d in enumerate(part.shape) if d != whole.shape[i]]
         return join(whole, join_over(part, cut))
-    if any(a is not None for a in labels[1:]) and name not in ("concatenate", "pad"):
+    if any(a is not None for a in labels[1:]) and name not in JOINING:
         return None
     first = _whole(eqn, labels, 0)
     if name.startswith(("reduce_", "arg")) and "axes" in params:
         return join_over(first, params["axes"]).reshape(out.shape)
     if name in ("reshape", "squeeze", "expand_dims"):
-        return first.reshape(out.shape)
+        order = params.get("dimensions") if name == "reshape" else None
+        return (first if order is None else first.transpose(order)).reshape(out.shape)
     if name == "broadcast_in_dim":
         shape = [1] * out.ndim
         for i, axis in enumerate(params["broadcast_dimensions"]):
@@ -157,6 +163,11 @@ def _labels_of(name: str, eqn: Any, labels: list[Labels]) -> Labels:
     if name == "concatenate":
         every = [_whole(eqn, labels, i) for i in range(len(labels))]
         return np.concatenate(every, params["dimension"])
+    if name == "stack":
+        every = [_whole(eqn, labels, i) for i in range(len(labels))]
+        return np.stack(every, params["axis"])
+    if name == "tile":
+        return np.tile(first, params["reps"])
     if name == "slice":
         strides = params["strides"] or (1,) * first.ndim
         ends = zip(
@@ -191,13 +202,12 @@ def _dot_general(eqn: Any, labels: list[Labels]) -> np.ndarray:
         if a is None:
             continue
         batch, free, over = product_axes(eqn, side)
-        joined = join_over(a, over).transpose(*batch, *free, *over)
+        joined = join_over(a, over).transpose((*batch, *free, *over))
         shape = [a.shape[i] for i in batch]
         own = [a.shape[i] for i in free]
         other = [1] * len(product_axes(eqn, 1 - side)[1])
-        sides.append(
-            joined.reshape(*shape, *(own + other if not side else other + own))
-        )
+        # One tuple: NumPy refuses to reshape to no arguments at all, a number's shape.
+        sides.append(joined.reshape((*shape, *(other + own if side else own + other))))
     return join(*sides)
 
 

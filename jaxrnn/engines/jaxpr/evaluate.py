@@ -40,20 +40,51 @@ def eval_equations(
     for eqn in eqns:
         values = [read_env(env, v) for v in eqn.invars]
         if instead and id(eqn) in instead:
-            env[eqn.outvars[0]] = instead[id(eqn)](*values)
+            results = instead[id(eqn)](*values)
+            results = results if eqn.primitive.multiple_results else [results]
+            env.update(zip(eqn.outvars, results, strict=True))
             continue
         # Engines look for dot_general. A contraction inside a step is one.
         if eqn.primitive is contraction_p:
             env[eqn.outvars[0]] = product(*values, **eqn.params)
             continue
         inner = eqn.params.get("jaxpr") if eqn.primitive.name in CALLS else None
-        if inner is None:
+        if eqn.primitive.name in FORMER:
+            results = FORMER[eqn.primitive.name](*values, **eqn.params)
+        elif inner is None:
             results = bind_equation(eqn, values)
         elif isinstance(inner, core.ClosedJaxpr):
             results = eval_jaxpr(inner.jaxpr, inner.consts, values)
         else:
             results = eval_jaxpr(inner, (), values)
         env.update(zip(eqn.outvars, results, strict=True))
+
+
+def _stack(*operands: Any, axis: int) -> list[Any]:
+    rows = [jax.lax.expand_dims(a, (axis,)) for a in operands]
+    return [jax.lax.concatenate(rows, axis)]
+
+
+def _unstack(a: Any, *, axis: int) -> list[Any]:
+    return [
+        jax.lax.index_in_dim(a, i, axis, keepdims=False) for i in range(a.shape[axis])
+    ]
+
+
+def _tile(a: Any, *, reps: Sequence[int]) -> list[Any]:
+    apart = [n for pair in zip(reps, a.shape, strict=True) for n in pair]
+    places = range(1, 2 * a.ndim, 2)
+    wide = jax.lax.broadcast_in_dim(a, apart, places)
+    return [wide.reshape([n * d for n, d in zip(reps, a.shape, strict=True)])]
+
+
+# Primitives of newer versions of jax, by operations that every version has. Engines
+# know these; of an unknown one they would assume that it mixes everything.
+FORMER: dict[str, Callable[..., list[Any]]] = {
+    "stack": _stack,
+    "unstack": _unstack,
+    "tile": _tile,
+}
 
 
 def bind_equation(eqn: JaxprEqn, values: Values) -> list[Any]:

@@ -49,7 +49,8 @@ class Grouping:
     def shape(self, parts: Sequence[Any]) -> tuple[int, ...]:
         """Return the axes of the groups."""
         units = () if self.units is None else (self.units,)
-        return (*parts[0].shape[: self.lead], *units)
+        lead = parts[0].shape[: self.lead] if parts else ()
+        return (*lead, *units)
 
     def split(self, parts: Sequence[Any]) -> Any:
         """Return the numbers group by group, ``(*groups, m)``.

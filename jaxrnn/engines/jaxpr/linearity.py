@@ -33,7 +33,7 @@ ALL = (
     "add_any add sub neg concatenate pad transpose reshape broadcast_in_dim squeeze "
     "expand_dims slice split reduce_sum cumsum"
 )
-ALL += " rev copy copy_p real imag complex conj"
+ALL += " rev copy copy_p name real imag complex conj"
 # Primitives that are linear in these operands jointly; the others must be constants.
 SOME = {
     "select_n": lambda count: range(1, count),  # but not in the predicate

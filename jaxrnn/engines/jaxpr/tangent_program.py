@@ -8,16 +8,26 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend import core
 from jax.extend.core import ClosedJaxpr
 from jax.interpreters import partial_eval as pe
 
 from ...core.types import PyTree
-from .evaluate import eval_equations, inline_calls, read_env, split_by_sizes
+from .evaluate import (
+    all_equations,
+    bind_equation,
+    eval_equations,
+    eval_jaxpr,
+    inline_calls,
+    read_env,
+    split_by_sizes,
+)
 from .linearity import linear_operands
 
 # ``step(carry, given) -> carry`` on flat lists of arrays.
 Step = Callable[[list[Any], Any], list[Any]]
+CUSTOM_VJP = "custom_vjp_call"  # which has a derivative in reverse mode only
 BARRIERS = ("jaxrnn_fence", "optimization_barrier")  # which return their operands
 
 
@@ -41,6 +51,10 @@ def from_real_parts(parts: Sequence[Any], like: Sequence[Any]) -> list[Any]:
     ]
 
 
+class NoTangentError(ValueError):
+    """Raised where a step has no derivative in forward mode."""
+
+
 class TangentProgram:
     """The jaxpr of ``(s, s', x) -> (step(s, x), s' ds_new/ds)``, without nested calls.
 
@@ -51,8 +65,13 @@ class TangentProgram:
         step: ``step(carry, given) -> carry``, on flat lists of floating-point arrays.
         carry: the leaves of the carry, or their shapes and dtypes.
         given: what else the step reads, a pytree of arrays or of their shapes.
-        scales_gradient: whether the tangent has the factors by which only derivatives
-            are multiplied (``gradient_scale``). Without them it is that of the values.
+        for_gradients: whether the tangent is the one that gradients follow: with the
+            factors by which only derivatives are multiplied (``gradient_scale``), and
+            with the derivatives that ``jax.custom_vjp`` functions declare. Otherwise
+            it is that of the values.
+
+    Raises:
+        NoTangentError: if the step has no derivative in forward mode.
 
     Attributes:
         closed: the closed jaxpr.
@@ -67,7 +86,7 @@ class TangentProgram:
         carry: Sequence[Any],
         given: PyTree,
         *,
-        scales_gradient: bool = False,
+        for_gradients: bool = False,
     ):
         given_leaves, given_tree = jax.tree.flatten(given)
         parts = jax.eval_shape(real_parts, list(carry))
@@ -78,16 +97,35 @@ class TangentProgram:
             return real_parts(step(from_real_parts(parts, carry), now))
 
         primal = inline_calls(jax.make_jaxpr(of_parts)(parts, given_leaves))
-        if not scales_gradient:
-            primal = _without_gradient_scale(primal)
+        if not for_gradients:
+            primal = _of_values(primal)
+        declared = {
+            id(eqn): functools.partial(_forward_mode, eqn)
+            for eqn in primal.jaxpr.eqns
+            if eqn.primitive.name == CUSTOM_VJP
+        }
 
         def both(parts, tangents, given):
             def function(parts):
-                return _evaluate(primal, [*parts, *given])
+                return _evaluate(primal, [*parts, *given], declared)
 
             return jax.jvp(function, (parts,), (tangents,))
 
-        closed = jax.make_jaxpr(both)(parts, parts, given_leaves)
+        try:
+            closed = jax.make_jaxpr(both)(parts, parts, given_leaves)
+        except (TypeError, NotImplementedError) as error:
+            # The step itself could be traced.
+            raise NoTangentError(
+                f"the step has no derivative in forward mode: "
+                f"{str(error).splitlines()[0]}"
+            ) from error
+        if any(
+            eqn.primitive.name == "custom_lin" for eqn in all_equations(closed.jaxpr)
+        ):
+            raise NoTangentError(
+                "the step calls a jax.custom_vjp function inside a loop or a branch, "
+                "so it has no derivative in forward mode"
+            )
         jaxpr, _ = pe.dce_jaxpr(
             closed.jaxpr, [True] * len(closed.out_avals), instantiate=True
         )
@@ -141,18 +179,66 @@ class TangentProgram:
         return True
 
 
-def _without_gradient_scale(closed: ClosedJaxpr) -> Any:
-    """Return the same jaxpr without factors of derivatives alone."""
-    instead = {
-        id(eqn): lambda x, scale: x
-        for eqn in closed.jaxpr.eqns
-        if eqn.primitive.name == "jaxrnn_gradient_scale"
-    }
+def _of_values(closed: ClosedJaxpr) -> Any:
+    """Return the same jaxpr without what only derivatives know of.
+
+    Those are the factors of derivatives alone, and the rules of ``jax.custom_vjp``
+    functions, which forward mode does not have.
+    """
+    instead: dict[int, Callable] = {}
+    for eqn in closed.jaxpr.eqns:
+        if eqn.primitive.name == "jaxrnn_gradient_scale":
+            instead[id(eqn)] = lambda x, scale: x
+        elif eqn.primitive.name == CUSTOM_VJP:
+            instead[id(eqn)] = functools.partial(_inlined, eqn.params["call_jaxpr"])
     if not instead:
         return closed
-    return jax.make_jaxpr(lambda *args: _evaluate(closed, args, instead))(
+    plain = jax.make_jaxpr(lambda *args: _evaluate(closed, args, instead))(
         *closed.in_avals
     )
+    return _of_values(inline_calls(plain))
+
+
+def _inlined(closed: ClosedJaxpr, *values: Any) -> list[Any]:
+    return eval_jaxpr(closed.jaxpr, closed.consts, values)
+
+
+def _forward_mode(eqn: Any, *values: Any) -> list[Any]:
+    """Call a ``jax.custom_vjp`` function, with the transpose of its rule as its jvp."""
+
+    @jax.custom_jvp
+    def call(*values):
+        return bind_equation(eqn, list(values))
+
+    @call.defjvp
+    def _(primals, tangents):
+        out, pull = jax.vjp(lambda *a: bind_equation(eqn, list(a)), *primals)
+        floats = [i for i, a in enumerate(primals) if _is_inexact(a)]
+        moving = [i for i, a in enumerate(out) if _is_inexact(a)]
+        still = [np.zeros(jnp.shape(a), jax.dtypes.float0) for a in out]
+
+        def pulled(cotangents):
+            some = dict(zip(moving, cotangents, strict=True))
+            full = pull([some.get(i, zero) for i, zero in enumerate(still)])
+            return [full[i] for i in floats]
+
+        try:
+            (moved,) = jax.linear_transpose(pulled, [out[i] for i in moving])(
+                [tangents[i] for i in floats]
+            )
+        except (AssertionError, NotImplementedError, TypeError, ValueError) as error:
+            raise NoTangentError(
+                "the step calls a jax.custom_vjp function whose backward pass is not "
+                "linear in the cotangent"
+            ) from error
+        some = dict(zip(moving, moved, strict=True))
+        return out, [some.get(i, zero) for i, zero in enumerate(still)]
+
+    return call(*values)
+
+
+def _is_inexact(a: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(a), jnp.inexact)
 
 
 def _evaluate(

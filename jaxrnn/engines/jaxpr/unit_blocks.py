@@ -224,7 +224,7 @@ def _diagonal_labels(
     shape = eqn.invars[1 - side].aval.shape
     period = math.gcd(shape[rows[0]], shape[columns[0]])
     period = units if period % units == 0 else period
-    moved = labels.transpose(*batch, *free, *over)
+    moved = labels.transpose((*batch, *free, *over))
     tiles = moved.reshape(*moved.shape[:-1], -1, period)
     one = join_over(tiles, [tiles.ndim - 2])
     if (one == MANY).any():

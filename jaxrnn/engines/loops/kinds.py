@@ -20,15 +20,19 @@ class Sequential:
     """Run one step after another by ``jax.lax.scan``.
 
     Args:
-        unroll: the number of steps in an iteration of the compiled loop.
+        unroll: the number of steps in an iteration of the compiled loop; ``"auto"``,
+            chosen for the platform.
+        parts: whether rows are recorded in parts of one width, as they are on GPUs; see
+            `jaxrnn.engines.loops.sequential.parts_of_rows`.
 
     Example:
         >>> import jaxrnn
         >>> jaxrnn.Scan(unroll=4).schedule(jaxrnn.GRU(8), 100).loop
-        Sequential(unroll=4)
+        Sequential(unroll=4, parts='auto')
     """
 
-    unroll: int = 1
+    unroll: int | str = "auto"
+    parts: bool | str = "auto"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,9 +91,17 @@ def loop_function(loop: Loop) -> LoopFunction:
         return functools.partial(newton_into_buffers, newton=loop)
     if isinstance(loop, ParallelPrefix):
         return prefix_scan_into_buffers
-    return functools.partial(scan_into_buffers, unroll=steps_an_iteration(loop))
+    parts = isinstance(loop, Sequential) and loop.parts is True
+    return functools.partial(
+        scan_into_buffers, unroll=steps_an_iteration(loop), parts=parts
+    )
 
 
 def steps_an_iteration(loop: Loop) -> int:
-    """Return the number of steps in an iteration of a compiled sequential loop."""
-    return loop.unroll if isinstance(loop, Sequential) else 1
+    """Return the number of steps in an iteration of a compiled sequential loop.
+
+    It is one where the schedule was not resolved, since ``jax.lax.scan`` runs the loop.
+    """
+    if isinstance(loop, Sequential) and not isinstance(loop.unroll, str):
+        return loop.unroll
+    return 1

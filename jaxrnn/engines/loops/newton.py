@@ -29,7 +29,7 @@ import numpy as np
 from ...core.types import Inputs, Size
 from ..jaxpr.carry_blocks import AUTO
 from ..jaxpr.evaluate import is_differentiable
-from ..jaxpr.tangent_program import from_real_parts
+from ..jaxpr.tangent_program import NoTangentError, from_real_parts
 from .newton_problem import ChunkProblem, NewtonInfo, Operands
 from .parallel_prefix import carries_before
 from .sequential import scan_into_buffers
@@ -89,10 +89,11 @@ def newton_into_buffers(
 
     The other arguments are those of
     `jaxrnn.engines.loops.sequential.scan_into_buffers`. A body whose Jacobian is too
-    large runs step by step. That is one backwards: an engine refuses such a cell.
+    large, or that has none, runs step by step. That is one backwards, or one without a
+    carry: an engine refuses other cells.
     """
-    problem = newton.problem(body, carry, xs, steps, reverse)
-    if problem.bytes_a_step > MOST_BLOCK_BYTES:
+    problem = _problem_if_any(newton, body, carry, xs, steps, reverse)
+    if problem is None:
         return scan_into_buffers(
             body, carry, xs, buffers, offset, steps, reverse=reverse, unroll=1
         )
@@ -110,6 +111,16 @@ def newton_into_buffers(
         for b, y in zip(buffers, ys, strict=True)
     ]
     return [a[0 if reverse else -1] for a in after], buffers
+
+
+def _problem_if_any(newton: NewtonIteration, *arguments: Any) -> ChunkProblem | None:
+    """Return the equations of a chunk, or None if they cannot be solved together."""
+    try:
+        problem = newton.problem(*arguments)
+    except NoTangentError:
+        return None
+    solvable = problem.leaves and problem.bytes_a_step <= MOST_BLOCK_BYTES
+    return problem if solvable else None
 
 
 def known_steps(problem: ChunkProblem, info: NewtonInfo) -> Any:

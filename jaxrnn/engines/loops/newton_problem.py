@@ -42,8 +42,9 @@ class NewtonInfo(NamedTuple):
     Attributes:
         iterations: how many were taken.
         change: ``max |d| / (1 + |s|)`` of the last one, by step.
-        converged: whether the last change is at most the tolerance, by step: a step
-            counts only if all steps before it do.
+        converged: whether a step's state is known: because the last change is at most
+            the tolerance, or because there were as many iterations as steps up to it. A
+            step counts only if all steps before it do.
     """
 
     iterations: Int[Array, ""]
@@ -117,7 +118,7 @@ class ChunkProblem:
     @functools.cached_property
     def whole(self) -> tuple[TangentProgram, BlockForm]:
         """The program that derivatives follow, and its whole Jacobian's blocks."""
-        program = self._program(scales_gradient=True)
+        program = self._program(for_gradients=True)
         return program, find_blocks(program)
 
     @property
@@ -174,11 +175,16 @@ class ChunkProblem:
     def iterate(
         self, at: Operands, max_iterations: int, tolerance: float
     ) -> tuple[list[Any], NewtonInfo]:
-        """Iterate from the first carry, repeated, until the states do not change."""
+        """Iterate from the first carry, repeated, until the states do not change.
+
+        After i iterations the first i states are exact, so as many as there are steps
+        suffice.
+        """
+        most = min(max_iterations, self.steps)
 
         def goes_on(state):
             iterations, _, change = state
-            return (iterations < max_iterations) & ~(change.max(initial=0) <= tolerance)
+            return (iterations < most) & ~(change.max(initial=0) <= tolerance)
 
         def iterated(state):
             iterations, states, _ = state
@@ -190,7 +196,9 @@ class ChunkProblem:
         iterations, states, change = jax.lax.while_loop(
             goes_on, iterated, (jnp.zeros((), jnp.int32), guess, change)
         )
-        flags = (change <= tolerance).astype(jnp.int32)
+        place = jnp.arange(self.steps, dtype=jnp.int32)
+        place = place[::-1] if self.reverse else place
+        flags = ((change <= tolerance) | (place < iterations)).astype(jnp.int32)
         converged = jax.lax.cumprod(flags, reverse=self.reverse) > 0
         return states, NewtonInfo(iterations, change, converged)
 

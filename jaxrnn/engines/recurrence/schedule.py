@@ -26,6 +26,7 @@ from .heuristics import (
     choose_newton_chunk,
     choose_prefix_chunk,
     choose_save,
+    choose_unroll,
     explain_chunk,
 )
 
@@ -53,7 +54,7 @@ class LoopSchedule:
         >>> import jaxrnn
         >>> schedule = jaxrnn.Checkpoint(chunk=16).schedule(jaxrnn.LSTM(8), 1000)
         >>> schedule.loop, schedule.chunk, schedule.save
-        (Sequential(unroll=1), 16, 'starts')
+        (Sequential(unroll='auto', parts='auto'), 16, 'starts')
         >>> schedule.replace(reverse=True).reverse
         True
     """
@@ -202,7 +203,7 @@ def resolve_schedule(
         >>> for platform in ("cpu", "cuda"):
         ...     found = resolve_schedule(asked, step, 1000, platform, backward=False)
         ...     print(platform, found.schedule.loop)
-        cpu Sequential(unroll=1)
+        cpu Sequential(unroll=1, parts=False)
         cuda ParallelPrefix()
     """
     save_reason, reason = "", ""
@@ -243,4 +244,14 @@ def resolve_schedule(
             hoist=bool(schedule.hoist),
         )
         schedule = schedule.replace(chunk=chunk_or_all)
+    if isinstance(schedule.loop, Sequential):
+        loop = schedule.loop
+        if loop.unroll == AUTO:
+            steps = length if schedule.chunk is None else min(schedule.chunk, length)
+            loop = dataclasses.replace(
+                loop, unroll=choose_unroll(platform, step, steps)
+            )
+        if loop.parts == AUTO:
+            loop = dataclasses.replace(loop, parts=platform == "cuda")
+        schedule = schedule.replace(loop=loop)
     return ResolvedSchedule(schedule, (save_reason, reason))

@@ -20,8 +20,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
-from jax.extend.core import Var
+from jax.extend.core import Literal, Var
 
 from ...core.contraction import contract
 from ..jaxpr.dependency_graph import CONST, DependencyGraph
@@ -173,6 +174,10 @@ class WeightGradientSum:
         if not self._is_constant(var):
             return sums[var, exact]
         value = read_env(constants, var)
+        if self.parts > 1 and _is_zero(self.program, var):
+            # XLA drops the addition of plain zeros from the loop, but not of parts. So
+            # are the gradients of parameters that the recurrence does not read.
+            return jnp.zeros((self.parts, *value.shape), value.dtype)
         return self.first_part(value * jnp.asarray(steps, jnp.result_type(value)))
 
     def joined(self, total: Any) -> Any:
@@ -426,3 +431,15 @@ def _product_over_time(
         [(0, *(d + 1 for d in dims)) for dims in batch],
     )
     return contract(a, b, dimension_numbers=numbers, **params)
+
+
+def _is_zero(program: DependencyGraph, var: Any) -> bool:
+    """Return whether a variable is an array of zeros, written out in the program."""
+    if isinstance(var, Literal):
+        return not np.any(var.val)
+    eqn = program.maker.get(var)
+    return (
+        eqn is not None
+        and eqn.primitive.name == "broadcast_in_dim"
+        and _is_zero(program, eqn.invars[0])
+    )

@@ -9,9 +9,8 @@ import numpy as np
 from jaxtyping import Int
 
 from ...training import InputError
-from ...training.announced import announced
 from .text import UNKNOWN, Vocabulary, coded_text
-from .token_files import LARGE, CodedText, remembered
+from .token_files import LARGE, MB, CodedText, remembered
 from .tokens import Tokens, count_codes, digest_of
 
 HELD_OUT = 0.05  # the share of a single text that is held out
@@ -25,7 +24,8 @@ class Texts:
     Attributes:
         train, held_out: the texts as numbers of the vocabulary.
         vocabulary: the characters of the training text.
-        notes: what became of its rare characters, if any.
+        notes: what became of its rare characters, if any, and where the files of large
+            texts are.
         digests: the digests of what they were read from.
         is_large: whether one of them is mapped from a file.
     """
@@ -71,23 +71,32 @@ class Texts:
             Tokens(first.codes[:cut], vocabulary.encode(first.characters)),
             Tokens(held_out, vocabulary.encode(second.characters)),
             vocabulary,
-            notes,
+            (*notes, *_mapped_files(first, second)),
             (first.digest, second.digest),
-            first.is_mapped or second.is_mapped,
+            bool(first.file or second.file),
         )
 
     def digest(self) -> str:
         """Return a hash of the texts, by which a resumed run knows them."""
 
         def compute() -> str:
-            with announced("computing the digest of the text"):
-                return digest_of(self.train, self.held_out)
+            return digest_of(self.train, self.held_out)
 
         if not self.is_large:
             return compute()
         # All that the tokens depend on, so that a large text is read but once.
         key = (*self.digests, len(self.train), self.vocabulary.characters)
         return remembered(key, compute)
+
+
+def _mapped_files(*texts: CodedText) -> list[str]:
+    """Return notes that say which files the texts are mapped from."""
+    files = dict.fromkeys(text.file for text in texts if text.file is not None)
+    return [
+        f"characters as numbers: {file} ({file.stat().st_size / MB:,.0f} MB), which "
+        f"later runs find again and which may be deleted"
+        for file in files
+    ]
 
 
 def known_characters(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pathlib
 
 BEGIN = 4096  # the number of first bytes by which a file is told
+STRANGE = 0.05  # the share of control characters from which a file is no text
+_CONTROL = frozenset(range(32)) - frozenset(b"\t\n\f\r\x1b") | {127}
 
 # The first bytes of kinds of files that are given by mistake.
 _KINDS = {
@@ -69,6 +71,11 @@ def _why(source: str, begin: bytes, line: int, position: int, byte: int) -> str:
         return (
             f"{source} is not text: it has a zero byte at position {begin.index(0)} "
             f"and is not UTF-8"
+        )
+    if sum(value in _CONTROL for value in begin) > STRANGE * len(begin):
+        return (
+            f"{source} is not text: many of its bytes are control characters, and byte "
+            f"{position} (0x{byte:02x}) is not UTF-8"
         )
     return (
         f"{source}:{line}: byte {position} (0x{byte:02x}) is not UTF-8; "

@@ -6,6 +6,7 @@ import csv
 import itertools
 import json
 import pathlib
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -192,7 +193,8 @@ def _header(
             wanted = delimiter.join(names).replace("\t", "<TAB>")
             repair = f"write {wanted} as the first line"
             if len(header) > 1:
-                repair += f", or name yours with --columns {row[0]},{row[1]}"
+                yours = shlex.quote(f"{row[0]},{row[1]}")
+                repair += f", or, if these are names, add --columns {yours}"
         raise InputError(
             f"{source}:{line}: the first line must name the columns, but {problem} in "
             f"{first!r}: {repair}"

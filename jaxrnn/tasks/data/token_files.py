@@ -47,14 +47,14 @@ class CodedText:
         characters: the character of each number.
         counts: how often each occurs, ``(K,)``.
         digest: the SHA-256 of the text as UTF-8.
-        is_mapped: whether ``codes`` are mapped from a file.
+        file: the file that ``codes`` are mapped from, or None in memory.
     """
 
     codes: Integer[np.ndarray, " N"]
     characters: str
     counts: Int[np.ndarray, " K"]
     digest: str
-    is_mapped: bool = False
+    file: pathlib.Path | None = None
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -156,7 +156,7 @@ def _mapped(folder: pathlib.Path, key: str) -> CodedText | None:
         codes = np.memmap(tokens, dtype, "r").view(np.ndarray)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return CodedText(codes, characters, counts, key, is_mapped=True)
+    return CodedText(codes, characters, counts, key, tokens)
 
 
 def _make(path: pathlib.Path, folder: pathlib.Path, key: str) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Integer
 
+from ...training.announced import Work, announced
+
 PART = 1 << 22  # the number of tokens that are looked at together
 
 
@@ -60,10 +62,11 @@ class Tokens:
         """Return the text with other numbers, those at ``numbers[token]``."""
         return Tokens(self.codes, numbers[self.table])
 
-    def update(self, digest: Any) -> None:
-        """Feed the tokens to a hash of `hashlib`, as int32."""
+    def update(self, digest: Any, work: Work) -> None:
+        """Feed the tokens to a hash of `hashlib`, as int32, and count them."""
         for part in self.parts():
             digest.update(part.data)
+            work.done += len(part)
 
 
 def count_codes(codes: Integer[np.ndarray, " N"], size: int) -> Int[np.ndarray, " K"]:
@@ -76,8 +79,9 @@ def count_codes(codes: Integer[np.ndarray, " N"], size: int) -> Int[np.ndarray, 
 
 def digest_of(train: Tokens, held_out: Tokens) -> str:
     """Return a hash of two texts, by which a resumed run knows them."""
-    digest = hashlib.sha256()
-    train.update(digest)
-    digest.update(b"held out")
-    held_out.update(digest)
+    digest, total = hashlib.sha256(), len(train) + len(held_out)
+    with announced("computing the digest of the text", total, "characters") as work:
+        train.update(digest, work)
+        digest.update(b"held out")
+        held_out.update(digest, work)
     return digest.hexdigest()

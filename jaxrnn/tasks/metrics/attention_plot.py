@@ -66,6 +66,9 @@ def draw_attention(
         axis.set_ylabel("written")
     figure.colorbar(image, ax=list(axes), label="weight", shrink=0.6)
     what = "Weights of attention over the source"
+    symbols = (s for example in examples for side in example[:2] for s in side)
+    if any(_missing(s, font_characters) for s in symbols):
+        what += "; words in capitals name characters that no font here has"
     figure.suptitle(title(what, subject_of(run)), x=0.01, ha="left")
     path = run.path / "attention.png"
     save(figure, path)
@@ -79,9 +82,14 @@ def shown(symbol: str, known: frozenset[int]) -> str:
     """
     if symbol.isspace():
         return "\u2423"
-    missing = [c for c in symbol if ord(c) not in known]
+    missing = _missing(symbol, known)
     return (
         " ".join(unicodedata.name(c, f"U+{ord(c):04X}").split()[-1] for c in missing)
         if missing
         else plain(symbol)
     )
+
+
+def _missing(symbol: str, known: frozenset[int]) -> list[str]:
+    """Return the characters of a symbol that the fonts lack, spaces apart."""
+    return [c for c in symbol if ord(c) not in known and not c.isspace()]

@@ -104,7 +104,7 @@ def _parts(text: np.ndarray | Tokens) -> Iterator[Int[np.ndarray, " n"]]:
 
 
 def _pairs(text: np.ndarray, size: int) -> np.ndarray:
-    """Return a number for each pair of neighbouring characters."""
+    """Return a number for each pair of neighboring characters."""
     return text[:-1].astype(np.int64) * size + text[1:]
 
 

@@ -26,6 +26,7 @@ from ..metrics.classification import (
     classification_scores,
     draw_confusion,
     known_label_loss,
+    metrics,
 )
 from ..metrics.series_baselines import label_baselines
 from ..models.series_model import SeriesClassifier, series_layer, takes_elapsed_time
@@ -97,6 +98,7 @@ def described(split: Split, columns: tuple[str, ...]) -> dict[str, Any]:
 
 def prepare(options: Options, data: Data) -> tuple[Experiment, dict[str, Any]]:
     """Return the experiment, and further entries of the run's config."""
+    metrics()  # missing, it is said before the training and not behind it
     split, notes = split_series(data)
     config = described(split, data.tables[0].columns)
     model, params = build(options, config)
