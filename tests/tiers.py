@@ -516,6 +516,11 @@ TABLE = {
             "newton-user-values",
         ],
     },
+    "engines/test_sequential_loop.py": {
+        # one way through chunks, one through all of T; forwards and backwards
+        "test_rows_in_parts_are_the_python_loop": ["gru_learned-*"],
+        "test_kernels_a_step_on_a_described_h100": ["GRU"],
+    },
     "engines/test_engines.py": {
         # every engine once, with a chunk that is left over
         "test_engines_are_the_python_loop": [
@@ -665,6 +670,10 @@ TABLE = {
     },
     "tasks/test_online_gradients.py": {
         "test_exact_methods_are_backpropagation": ["masked-rtrl"],
+        "test_every_task_that_makes_its_data_takes_every_method_or_says_why": [
+            "mqar",
+            "squares",
+        ],
         "test_uoro_has_the_loss_of_the_model_and_draws_by_its_key": 0,
         "test_recall_on_the_command_line": 0,
         "test_every_method_trains_on_the_command_line": 0,

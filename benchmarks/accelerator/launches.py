@@ -11,6 +11,7 @@ beside others are counted apart. Compiled, not run.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 
@@ -23,9 +24,10 @@ from jaxrnn.matrix import block
 from ..cpu import matrix
 from ..harness.host import where
 from ..harness.options import Parser, command, one_of
-from ..harness.report import content, table, write
+from ..harness.report import RESULTS, content, table, write
 
 CHIP = "H100"
+RULES = ("gdn", "mamba2", "gla", "kda", "rwkv7", "delta")
 
 
 def measure(rule: str, entry: str, run: Callable, steps: int) -> dict:
@@ -86,8 +88,13 @@ def main(argv: list[str] | None = None) -> int:
         nargs="+",
         metavar="RULE",
         type=one_of(matrix.RULES, "rule"),
-        default=["gdn", "mamba2", "gla"],
-        help=f"of {', '.join(matrix.RULES)} (gdn mamba2 gla)",
+        default=list(RULES[:-1]),
+        help=f"of {', '.join(matrix.RULES)} ({' '.join(RULES[:-1])})",
+    )
+    parser.add_argument(
+        "--add",
+        action="store_true",
+        help="keep the rows of an earlier result that are not counted now",
     )
     args = parser.parse_args(argv)
     check_compiler(parser, CHIP)
@@ -96,6 +103,11 @@ def main(argv: list[str] | None = None) -> int:
     name = args.out or f"launches_compiled_jax{jax.__version__}"
     if args.quick and not args.out:
         return 0
+    earlier = RESULTS / f"{name}.json"
+    if args.add and earlier.exists():
+        known = json.loads(earlier.read_text(encoding="utf-8"))["rows"]
+        rows += [row for row in known if row["rule"] not in args.rules]
+        rows.sort(key=lambda row: RULES.index(row["rule"]))
     result = content("launches", command("accelerator.launches", argv), rows=rows)
     lines = [
         [

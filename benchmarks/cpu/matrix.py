@@ -330,9 +330,22 @@ def parse(argv: list[str] | None) -> Any:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run, print, write; 0."""
+    """Run, print, write; 0, or 2 where rows of two machines would be mixed."""
     args = parse(argv)
     host.prepare(1)
+    out = report.result_name("matrix", args.out, args.quick)
+    earlier = report.RESULTS / f"{out}.json"
+    known = None
+    if args.add and earlier.exists():
+        known = json.loads(earlier.read_text(encoding="utf-8"))
+        before, now = known["machine"]["processor"], host.processor()
+        if before != now:
+            print(
+                f"--add: the rows of {earlier} are of {before}, and this is {now}; "
+                f"measure all rows anew, or name another --out",
+                file=sys.stderr,
+            )
+            return 2
     result = report.content(
         "matrix", command("cpu.matrix", argv), rounds=args.rounds, rows=[]
     )
@@ -345,14 +358,11 @@ def main(argv: list[str] | None = None) -> int:
     if args.streaming:
         steps = 100 if args.quick else STREAMED
         result["rows"] += measure_streaming(args.rounds, steps, args.steps)
-    name = report.result_name("matrix", args.out, args.quick)
-    earlier = report.RESULTS / f"{name}.json"
-    if args.add and earlier.exists():
+    if known is not None:
         new = {(row["part"], row["name"]) for row in result["rows"]}
-        rows = json.loads(earlier.read_text(encoding="utf-8"))["rows"]
-        kept = [row for row in rows if (row["part"], row["name"]) not in new]
+        kept = [row for row in known["rows"] if (row["part"], row["name"]) not in new]
         result["rows"] = sorted([*result["rows"], *kept], key=order)
-    report.write(name, result, markdown(result), None)
+    report.write(out, result, markdown(result), None)
     return 0
 
 

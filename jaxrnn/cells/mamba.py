@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from ..core.dtypes import accumulator
 from ..core.types import Carry, Params
 from ..core.validation import check_features, check_positive
 from ..initializers import Initializer, Normal
-from ..matrix import StateSpaceCell, StateSpaceState
+from ..matrix import StateSpaceCell
 from .base import BuiltinCell
 from .matrix_base import conv_width, draw_step_bias
 from .ops import along, dense
@@ -168,10 +168,10 @@ class Mamba(BuiltinCell, StateSpaceCell):
         No step reads the h of the step before.
         """
         params = super().with_initial_carry(params)
-        learned = params.get("initial_carry")
-        if isinstance(learned, StateSpaceState):
-            of_s = StateSpaceState(None, learned.s)  # type: ignore[arg-type]
-            params = {**params, "initial_carry": of_s}
+        learned: Any = params.get("initial_carry")
+        if learned is not None:
+            learned = learned._replace(h=None, recent=None)
+            params = {**params, "initial_carry": learned}
         return params
 
     # ---------------------------------------------------------------- the inputs

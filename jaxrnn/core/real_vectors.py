@@ -41,10 +41,12 @@ def features(carry: Carry, batch_ndim: int) -> Array:
     dtype = max(
         (accumulator(leaf.dtype) for leaf in leaves), key=lambda d: jnp.finfo(d).bits
     )
-    return jnp.concatenate(
-        [leaf.astype(dtype).reshape(*leaf.shape[:batch_ndim], -1) for leaf in leaves],
-        axis=-1,
-    )
+
+    def flat(leaf):  # sizes, since -1 is not known where there are no streams
+        batch, rest = leaf.shape[:batch_ndim], leaf.shape[batch_ndim:]
+        return leaf.astype(dtype).reshape(*batch, math.prod(rest))
+
+    return jnp.concatenate(list(map(flat, leaves)), axis=-1)
 
 
 def _real_parts(leaf: Array) -> list[Array]:

@@ -219,7 +219,8 @@ class Stack(Layer):
 
     def output_features(self, params: Params, input_size: int) -> int | None:
         for i, layer in enumerate(self.layers):
-            input_size = output_size(layer, params[f"layer_{i}"], input_size)
+            with naming_part(f"layer_{i}", layer):
+                input_size = output_size(layer, params[f"layer_{i}"], input_size)
         return input_size
 
     def output(self, params: Params, carry: tuple[Carry, ...], x: Inputs) -> Any:

@@ -184,14 +184,15 @@ class ChannelDecay(AbstractDecay):
         behind, _ = _halves(behind)
         _, x = _halves(_blocks(x, half))
         y, _ = _halves(_blocks(y, half))
-        x = x * jnp.exp(_shift(ahead) if before else ahead)
+        since = jnp.exp(ahead)  # what both kinds of scores read
+        x = x * (_shift(since, 1) if before else since)
         return products(x, y * jnp.exp(behind), before)
 
     def since_start(self, *, before):
         if self.segment is not None:
             return jnp.exp(self.summed(self.g, before=before))
-        sums = self.levels[-1][0][..., 0, :, :]
-        return jnp.exp(_shift(sums) if before else sums)
+        since = jnp.exp(self.levels[-1][0][..., 0, :, :])
+        return _shift(since, 1) if before else since
 
     def to_end(self):
         return jnp.exp(self.levels[-1][1][..., 0, :, :])
@@ -212,10 +213,10 @@ def like(x: Any, other: Array) -> Array:
     return x.reshape((1,) * (other.ndim - x.ndim) + x.shape)
 
 
-def _shift(x: Array) -> Array:
-    """Move the rows down by one; the first becomes zero."""
+def _shift(x: Array, first: float = 0) -> Array:
+    """Move the rows down by one, and fill the first."""
     widths = [(0, 0)] * (x.ndim - 2) + [(1, 0), (0, 0)]
-    return jnp.pad(x[..., :-1, :], widths)
+    return jnp.pad(x[..., :-1, :], widths, constant_values=first)
 
 
 def _blocks(x: Array, half: int) -> Array:

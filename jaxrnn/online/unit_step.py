@@ -250,7 +250,12 @@ def unit_step(
     check_inexact(f"Traces: the carry of {name}", carry, WHOLE_CARRY)
     leaves, structure = jax.tree.flatten(carry)
     one = jax.tree.leaves(jax.eval_shape(cell.initial_carry, params))
-    if not one or any(len(a.shape) != 1 for a in one):
+    if not one:
+        raise ValueError(
+            f"Traces: {name} has no carry, so its gradient is that of each step alone "
+            f"and needs no traces"
+        )
+    if any(len(a.shape) != 1 for a in one):
         raise ValueError(
             f"Traces: the carry of {name} has the shapes "
             f"{[a.shape for a in one]}, but every one must be (k H,), k numbers for "

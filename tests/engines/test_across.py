@@ -4,6 +4,7 @@ Eight devices are needed, so the checks (``check_...``), here and in
 tests/distributed/test_wavefront.py, run in a pytest of their own.
 """
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -364,6 +365,39 @@ def check_nan_spreads_as_on_one_device(name, x64):
 
 
 # -- what is sent ----------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Forgetful(jaxrnn.LinearCell):
+    """Its state is multiplied by exp(-rate) at every step."""
+
+    def init(self, key, input_size):
+        return {"rate": jnp.float32(30.0)}
+
+    def initial_carry(self, params, batch_shape=(), dtype=None):
+        return jnp.zeros((*batch_shape, 3), params["rate"].dtype)
+
+    def affine(self, params, z):
+        return jnp.exp(-params["rate"] * jnp.ones_like(z)), z
+
+
+@pytest.mark.parametrize("rate", [30.0, 1e4])
+@pytest.mark.parametrize("devices", [2, 8])
+def check_decays_that_underflow(rate, devices):
+    """Values and gradients are those of one device, and NaN does not get lost."""
+    cell, params = Forgetful(), {"rate": jnp.float32(rate)}
+    xs = jax.random.normal(jax.random.key(0), (32, 2, 3))
+    carry = jnp.ones((2, 3))
+    resets = jnp.zeros((32, 2), bool).at[25, 0].set(True)
+    runs = [
+        over(devices, unrolled(cell, Across("time"), "r")),
+        unrolled(cell, jaxrnn.Scan(), "r"),
+    ]
+    for given in (xs, xs.at[5, :, 0].set(jnp.nan)):
+        arguments = (params, given, carry, jnp.ones((32, 2), bool), resets)
+        found, expected = (everything(run)(*arguments) for run in runs)
+        for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 def arguments_of(layer, steps, features=3, batch=2):

@@ -203,6 +203,17 @@ def check_one_all_reduce_of_the_gradients(name, engine, flags, reverse):
     )
 
 
+def check_parameters_that_no_step_reads_are_not_summed_by_the_loop():
+    """The readout of an LRU: for each device a sum of zeros would be carried."""
+    cell = jaxrnn.LRU(5)
+    arguments, _, _ = shapes_of(cell)
+    rows, columns = arguments[0]["output_kernel"].shape
+    loss = loss_of(cell, jaxrnn.Scan(chunk=4))
+    program = jax.jit(jax.grad(loss)).lower(*arguments).compile().as_text()
+    assert "while" in program
+    assert f"f32[{DEVICES},{rows},{columns}]" not in program
+
+
 @pytest.mark.parametrize("name", ["lstm", "mlstm", "min_gru", "bidirectional", "slstm"])
 def check_nothing_is_said_forwards(name):
     layer = ALL[name]

@@ -202,7 +202,8 @@ class Attention(Rolled):
 MIXED = {
     "roll": (Rolled(), "full 4x4"),
     "stacked": (Stacked(), "units 1x1"),
-    "a product of vectors": (Attention(), "full 8x8"),
+    # The examples of a batch meet, too: three of them, of four units.
+    "a product of vectors": (Attention(), "full 12x12"),
     "heads": (Heads(), "heads 4x4"),
     # Side by side twice, as parts in one array are.
     "alternate heads": (Heads(place="alternate"), "units 4x4"),

@@ -73,6 +73,27 @@ def test_rows_are_parted_by_the_narrowest_of_their_kind():
     assert counts() == []
 
 
+def test_rows_that_something_needs_as_a_whole_do_not_fall_apart():
+    matrix = jnp.ones((4, 8), jnp.float32)
+
+    def body(carry, x, *, normalize=False):
+        (h,), a = carry, carry[0] @ matrix
+        gates = jax.nn.sigmoid(a + x)
+        if normalize:
+            gates = gates / gates.sum(-1, keepdims=True)
+        h = gates[:, :4] * gates[:, 4:]
+        joined = jnp.concatenate([h, h], -1)
+        read = jnp.concatenate([h, -h], -1)
+        h = h + read @ matrix.T
+        return [h], [a, gates, jnp.tanh(joined), read, x, h, x.shape[0]]
+
+    carry, xs = [jnp.zeros((2, 4), jnp.float32)], jnp.zeros((5, 2, 8), jnp.float32)
+    apart = sequential.rows_that_fall_apart(body, carry, xs)
+    assert apart == [False, True, True, False, False, False, False]
+    normalized = functools.partial(body, normalize=True)
+    assert not any(sequential.rows_that_fall_apart(normalized, carry, xs))
+
+
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("unroll", [1, 2])
 @pytest.mark.parametrize("whole", [True, False])
@@ -83,10 +104,13 @@ def test_parts_are_written_where_rows_are(whole, unroll, reverse):
 
     def body(carry, x):
         carry = [jnp.tanh(carry[0] + x[:, :4] * x[:, 4:])]
-        return carry, [jnp.concatenate([carry[0], x[:, :4]], -1), carry[0], x]
+        row = jnp.concatenate([carry[0], x[:, :4]], -1)
+        return carry, [row, carry[0], x, x.sum()]
 
     def run(parts):
-        buffers = [jnp.ones((6 if whole else 9, 2, n), jnp.float32) for n in (8, 4, 8)]
+        length = 6 if whole else 9
+        buffers = [jnp.ones((length, 2, n), jnp.float32) for n in (8, 4, 8)]
+        buffers.append(jnp.ones((length,), jnp.float32))
         loop = loop_function(Sequential(unroll=unroll, parts=parts))
         first = [jnp.zeros((2, 4), jnp.float32)]
         return loop(body, first, xs, buffers, offset, steps, reverse=reverse)

@@ -24,6 +24,7 @@ import jaxrnn
 # Present words of `jaxrnn.explain`, and those of the frozen data in their place.
 REWORDED: dict[str, str] = {
     "Scan(chunk=": "Scan(window=",
+    "Checkpoint(chunk=": "Checkpoint(segment=",
     "save='dots'": "residuals='gates'",
     "save='carries'": "residuals='carries'",
     "save='everything'": "residuals='all'",

@@ -137,7 +137,8 @@ def test_what_explain_says(case):
     on_gpu_otherwise(case.split(" | ")[2])
     found = json.loads(json.dumps(make_schedules.explained(case)))
     expected = schedules()["cases"][case]
-    assert set(found) == set(expected)
+    # The printed table follows from the rows, and was kept for a few cases only.
+    assert set(found) - {"printed"} == set(expected) - {"printed"}
     if "rows" in expected:
         assert [chosen(row) for row in found["rows"]] == [
             chosen(row) for row in expected["rows"]

@@ -245,3 +245,44 @@ def test_numbers_that_are_none(kind, options, plain_errors):
 def test_methods_that_are_missing():
     with pytest.raises(NotImplementedError, match="must define terms"):
         MatrixCell(4).terms({}, jnp.ones(3))
+
+
+def test_a_refusal_in_a_stack_names_the_part():
+    """Checks of parameters, and what is raised while a part runs or is drawn."""
+    layer = jaxrnn.stack(GLA(4, num_heads=2), GLA(4, num_heads=2))
+    params = layer.init(jax.random.key(0), 3)
+    wrong = {**params, "layer_1": {**params["layer_1"], "norm_scale": jnp.ones(3)}}
+    with pytest.raises(ValueError, match="norm_scale") as refusal:
+        jaxrnn.unroll(layer, wrong, jnp.ones((5, 2, 3)))
+    assert refusal.value.__notes__[0].startswith("in layer_1, GLA(hidden_size=4, num_h")
+
+    bad = Given(4, num_heads=2, make=lambda q: (q, q, q))
+    outer = jaxrnn.residual(jaxrnn.stack(jaxrnn.layers.dense(2), bad))
+    with pytest.raises(TypeError, match="must return") as refusal:
+        outer.init(jax.random.key(0), 2)
+    assert any(
+        note.startswith("in layer_1, Given(") for note in refusal.value.__notes__
+    )
+    inner = {"layer_0": {"kernel": jnp.eye(2), "bias": jnp.zeros(2)}}
+    params = {**inner, "layer_1": {"w": jnp.ones(())}}
+    with pytest.raises(TypeError, match="must return") as refusal:
+        jaxrnn.unroll(outer.layer, params, jnp.ones((5, 2, 2)))
+    where = "in part 1 of the layer around it, Given("
+    assert any(note.startswith(where) for note in refusal.value.__notes__)
+
+
+def test_learned_states_have_no_h():
+    """No step reads that of the step before, so that it could not learn."""
+    for cell in (GLA(4, num_heads=2), Mamba(4), jaxrnn.MLSTM(4, num_heads=2)):
+        cell = dataclasses.replace(cell, learned_initial_carry=True)
+        params = cell.init(jax.random.key(0), 3)
+        xs = jax.random.normal(jax.random.key(1), (4, 2, 3))
+
+        def loss(params, cell=cell, xs=xs):
+            return jnp.sin(jaxrnn.unroll(cell, params, xs)[1]).sum()
+
+        learned = jax.tree.map(jnp.ones_like, params["initial_carry"])
+        gradient = jax.grad(loss)({**params, "initial_carry": learned})
+        assert learned.h is None
+        for leaf in jax.tree.leaves(gradient["initial_carry"]):
+            assert np.abs(leaf).max() > 0

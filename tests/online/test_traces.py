@@ -431,6 +431,20 @@ class OneRate(Rolled):
         return jnp.tanh(rate * carry + z @ params["kernel"])
 
 
+@dataclasses.dataclass(frozen=True)
+class Memoryless(Rolled):
+    """A cell without a carry."""
+
+    def initial_carry(self, params, batch_shape=(), dtype=None):
+        return ()
+
+    def step(self, params, carry, z):
+        return ()
+
+    def output(self, params, carry, x):
+        return x @ params["kernel"]
+
+
 REFUSED = {
     "reset before": (
         jaxrnn.GRU(4, reset_after=False),
@@ -473,6 +487,10 @@ BAD = {
             {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}, jnp.ones(3)
         ),
         "has no recurrent cell",
+    ),
+    "no carry": (
+        lambda: Traces(Memoryless(2)).init({"kernel": jnp.ones((3, 2))}, jnp.ones(3)),
+        "Traces: Memoryless has no carry",
     ),
     "bytes": (
         lambda: Traces(jaxrnn.IndRNN(2), max_bytes=10).init(

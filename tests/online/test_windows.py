@@ -258,6 +258,15 @@ def test_a_loop_of_updates_traces_the_losses_once():
     assert counts[0] == counts[1] == counts[2] > 0
 
 
+@pytest.mark.parametrize("method", [RTRL, UORO])
+def test_no_streams_have_no_gradient(method, x64):
+    params, window, model = case("elman_learned", False, (0,))
+    online = method(*model, k1=2)
+    state = online.init(params, window, (0,))
+    out = online.value_and_grad(params, window, state, key=jax.random.key(0))
+    assert not any(a.any() for a in jax.tree.leaves(out[:2]))
+
+
 REFUSALS = {
     "k1": (lambda c: RTRL(*c.model, k1=0), "k1 must be"),
     "bytes": (

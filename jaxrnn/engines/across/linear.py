@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from ...core.cell import Cell
 from ...core.engine import AbstractEngine
+from ...core.flags import expand_flags
 from ...core.time_split import TimeSplit
 from ...core.types import Carry, Params, PyTree
 from ..jaxpr.evaluate import is_differentiable
@@ -33,6 +34,7 @@ from ..recurrence.heuristics import (
 from ..recurrence.run import Sequence, one_step
 from .linear_map import linear_map
 
+LEAST = 1e-30  # what multiplies a state by less leaves nothing of it
 Maps = tuple[Any, Any]  # A and S, or those of every step
 
 
@@ -170,8 +172,12 @@ class _Walk(NamedTuple):
 
 
 def join(early: Maps, late: Maps) -> Maps:
-    """Return the map of two stretches, or steps, one after the other."""
-    return jax.tree.map(_times, late[0], early[0]), apply(late, early[1])
+    """Return the map of two stretches, or steps, one after the other.
+
+    A is 0 only behind a reset. A product that underflows is the smallest number
+    instead, so that NaN, which a state never gets rid of, is not taken for reset.
+    """
+    return jax.tree.map(_product, late[0], early[0]), apply(late, early[1])
 
 
 def apply(stretch: Maps, carry: Carry) -> Carry:
@@ -186,9 +192,22 @@ def _times(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.where(a == 0, jnp.zeros_like(a), a * b)
 
 
+def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Return ``a * b``, which is 0 only where a or b is."""
+    return jnp.where((a == 0) | (b == 0), jnp.zeros_like(a), _nonzero(a * b))
+
+
+def _nonzero(a: jax.Array) -> jax.Array:
+    """Replace zeros by the smallest number; not in float16, whose is too large."""
+    tiny = jnp.finfo(a.dtype).tiny
+    if tiny > LEAST:
+        return a
+    return jnp.where(a == 0, jnp.asarray(tiny, a.dtype), a)
+
+
 def _steps(cell: Cell, params: Params, carry: Carry, sequence: Sequence) -> Maps:
     """Return a and b of every step: at a carry of zeros a step returns b, and a tangent
-    of ones becomes a.
+    of ones becomes a. a is 0 at resets, and nowhere else.
     """
     zeros, ones = (
         jax.tree.map(like, carry) for like in (jnp.zeros_like, jnp.ones_like)
@@ -198,7 +217,14 @@ def _steps(cell: Cell, params: Params, carry: Carry, sequence: Sequence) -> Maps
         return jax.jvp(lambda s: one_step(cell, params, s, now), (zeros,), (ones,))
 
     b, a = jax.vmap(maps)(sequence)
-    return a, b
+    _, _, resets = sequence
+    if resets is None:
+        return jax.tree.map(_nonzero, a), b
+
+    def kept(a):
+        return jnp.where(expand_flags(resets, a), a, _nonzero(a))
+
+    return jax.tree.map(kept, a), b
 
 
 def _joined(of_chunk: Any, carry: Carry, sequence: PyTree, reverse: bool) -> Maps:

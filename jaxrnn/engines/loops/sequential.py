@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.core import ShapedArray
+from jax.extend.core import Var
 
 from ...core.fusion_barrier import LEAST_BYTES, gpu_optimization_barrier, rows_together
 from ...core.types import Carry, Inputs, Size
@@ -24,6 +25,8 @@ from ...core.types import Carry, Inputs, Size
 # ``loop(body, carry, xs, buffers, offset, steps, reverse=) -> (carry, buffers)``
 LoopFunction = Callable[..., tuple[Any, list[Any]]]
 MOST_PARTS = 4  # of a row, as many as the gates of an LSTM
+MATMULS = {"dot_general", "conv_general_dilated"}
+SLICES = {"slice", "split"}
 
 
 def empty_rows(steps: int, aval: ShapedArray) -> Any:
@@ -64,8 +67,15 @@ def scan_into_buffers(
     Returns:
         The carry after the last step, and the buffers.
     """
-    if parts and all(b.shape[0] == steps for b in buffers):
-        counts = parts_of_rows(buffers)
+    whole = all(b.shape[0] == steps for b in buffers)
+    counts = []
+    if parts and whole:
+        apart = rows_that_fall_apart(body, carry, xs)
+        counts = [
+            count if falls_apart else 1
+            for falls_apart, count in zip(apart, parts_of_rows(buffers), strict=True)
+        ]
+    if any(count > 1 for count in counts):
         carry, buffers = scan_into_buffers(
             _in_parts(body, counts),
             carry,
@@ -86,7 +96,7 @@ def scan_into_buffers(
     step_bytes = sum(
         a.size * a.dtype.itemsize for a in (*buffers, *jax.tree.leaves(xs))
     ) // max(steps, 1)
-    if step_bytes < LEAST_BYTES and all(b.shape[0] == steps for b in buffers):
+    if step_bytes < LEAST_BYTES and whole:
         return jax.lax.scan(
             computed,
             carry,
@@ -140,14 +150,59 @@ def parts_of_rows(buffers: list[Any]) -> list[int]:
     return [of_buffer(b) for b in buffers]
 
 
+def rows_that_fall_apart(body: Callable, carry: Carry, xs: Inputs) -> list[bool]:
+    """Return for each row that a body records whether parts of it are made or read.
+
+    It is so if the body slices the row, or joins it, and no matmul makes or reads it as
+    a whole. A body with sums, which normalizes rows, has none that falls apart.
+
+    Args:
+        body: ``body(carry, x) -> (carry, ys)``.
+        carry: the carry before the first step.
+        xs: a pytree of arrays ``(steps, ...)``.
+    """
+    x = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), xs)
+    jaxpr = jax.make_jaxpr(body)(carry, x).jaxpr
+    makers = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars}
+    readers: dict[Any, set[str]] = {}
+    for eqn in jaxpr.eqns:
+        for v in filter(_is_variable, eqn.invars):
+            readers.setdefault(v, set()).add(eqn.primitive.name)
+
+    def falls_apart(row: Any) -> bool:
+        read, made = readers.get(row, set()), set()
+        stack, seen = [row], set()
+        while stack:  # what the row is made of, element by element
+            v = stack.pop()
+            if v in seen or v not in makers:
+                continue
+            seen.add(v)
+            name = makers[v].primitive.name
+            made.add(name)
+            if name not in MATMULS | SLICES | {"concatenate"}:
+                stack += filter(_is_variable, makers[v].invars)
+        maker = makers[row].primitive.name if row in makers else ""
+        whole = MATMULS & (read | {maker})
+        return not whole and bool(SLICES & read or "concatenate" in made)
+
+    rows = jaxpr.outvars[len(jax.tree.leaves(carry)) :]
+    sums = any(eqn.primitive.name.startswith("reduce_") for eqn in jaxpr.eqns)
+    return [not sums and _is_variable(v) and falls_apart(v) for v in rows]
+
+
+def _is_variable(atom: Any) -> bool:
+    return isinstance(atom, Var)
+
+
 def _in_parts(body: Callable, counts: list[int]) -> Callable:
     """Return the body with each of its outputs split into parts."""
 
     def parted(carry: Any, x: Any) -> tuple[Any, list[Any]]:
         carry, ys = body(carry, x)
-        pairs = zip(ys, counts, strict=True)
         return carry, [
-            part for y, count in pairs for part in jnp.split(y, count, axis=-1)
+            part
+            for y, count in zip(ys, counts, strict=True)
+            for part in (jnp.split(y, count, axis=-1) if count > 1 else [y])
         ]
 
     return parted

@@ -277,16 +277,30 @@ def as_input(pictures: list[np.ndarray]) -> Float32[np.ndarray, "B S S 1"]:
     return np.stack(pictures)[..., None].astype(np.float32) / np.float32(255)
 
 
+TOGETHER = 4096  # training pictures that are compared at a time
+
+
 def nearest(train: Sequence[Captioned], test: Sequence[Captioned]) -> list[str]:
     """Return the caption of the nearest training image of each test image.
 
     The distance is the Euclidean one between pixels; of equally near images the first
     counts.
     """
-    shown = np.stack([row.picture.ravel() for row in train]).astype(np.float32)
-    squares, found = (shown**2).sum(1), []
-    for begin in range(0, len(test), 256):
-        part = [row.picture.ravel() for row in test[begin : begin + 256]]
-        products = np.stack(part).astype(np.float32) @ shown.T
-        found += (squares - 2 * products).argmin(1).tolist()
-    return [train[i].caption for i in found]
+    if not test:
+        return []
+    looked_at = np.stack([row.picture.ravel() for row in test]).astype(np.float32)
+    least = np.full(len(test), np.inf, np.float32)
+    found = np.zeros(len(test), np.int64)
+    for begin in range(0, len(train), TOGETHER):
+        part = [row.picture.ravel() for row in train[begin : begin + TOGETHER]]
+        shown = np.stack(part).astype(np.float32)
+        squares = (shown**2).sum(1)
+        for first in range(0, len(test), 256):
+            rows = slice(first, first + 256)
+            distances = squares - 2 * (looked_at[rows] @ shown.T)
+            nearest_here = distances.argmin(1)
+            here = np.take_along_axis(distances, nearest_here[:, None], 1)[:, 0]
+            is_nearer = here < least[rows]
+            least[rows] = np.where(is_nearer, here, least[rows])
+            found[rows] = np.where(is_nearer, begin + nearest_here, found[rows])
+    return [train[i].caption for i in found.tolist()]

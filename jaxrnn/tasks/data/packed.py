@@ -91,6 +91,47 @@ class Packed(Sequence[Row], Generic[Row]):
     __hash__ = None  # type: ignore[assignment]
 
 
+class PackedSentences(Packed[Row]):
+    """Sentences of words and their tags, each different one of which is kept once.
+
+    It is read as a list of them is. A word with its tag takes eight bytes.
+
+    Args:
+        make: makes a sentence of a tuple of words and one of tags.
+        sentences: the pairs of words and tags of each sentence.
+
+    Example:
+        >>> packed = PackedSentences(lambda *both: both, [[("a", "X"), ("b", "Y")]])
+        >>> len(packed), packed[0]
+        (1, (('a', 'b'), ('X', 'Y')))
+    """
+
+    def __init__(
+        self,
+        make: Callable[..., Row],
+        sentences: Iterable[Iterable[tuple[str, str]]],
+    ):
+        texts: dict[str, int] = {}
+        numbers, ends = array.array("i"), array.array("q", [0])
+        for sentence in sentences:
+            for pair in sentence:
+                numbers.extend(texts.setdefault(text, len(texts)) for text in pair)
+            ends.append(len(numbers))
+        self._make, self._words = make, list(texts)
+        self._numbers = np.frombuffer(numbers, np.int32)
+        self._ends = np.frombuffer(ends, np.int64)
+        self._texts = bytearray()  # by which `joined` knows the same rows
+        self._rows = range(len(ends) - 1)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self.taken(index)
+        row = int(self._rows[index])
+        pairs = self._numbers[self._ends[row] : self._ends[row + 1]].tolist()
+        texts = [self._words[i] for i in pairs]
+        return self._make(tuple(texts[::2]), tuple(texts[1::2]))
+
+
 def take(examples: Sequence[Any], rows: Sequence[int]) -> Sequence[Any]:
     """Return some examples of a list, or of what is packed."""
     if isinstance(examples, Packed):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from ...training import InputError
-from .packed import Packed
+from .packed import Packed, PackedSentences
 from .series import Series
 from .splits import NAMES, Split, by_name, split_by, with_validation
 from .text_lines import utf8_lines
@@ -220,7 +220,7 @@ def _example(
     return Example(text, label, NAMES.get(split, ""))
 
 
-def read_tagged(source: str) -> list[Tagged]:
+def read_tagged(source: str) -> Sequence[Tagged]:
     """Read the sentences of a CoNLL-U file (``.conllu``), or else ``FORM<TAB>TAG``.
 
     A blank line ends a sentence. Lines that begin with ``#`` and contain no tab are
@@ -237,7 +237,7 @@ def read_tagged(source: str) -> list[Tagged]:
     )
 
 
-def read_conllu(source: str) -> list[Tagged]:
+def read_conllu(source: str) -> Sequence[Tagged]:
     """Read words (column FORM) and tags (UPOS) of a CoNLL-U file.
 
     Ranges of several words (1-2) and empty nodes (1.1) are skipped.
@@ -282,17 +282,24 @@ def _conllu_line(line: str) -> tuple[str, str] | str | None:
 
 def _sentences(
     source: str, read: Callable[[str], tuple[str, str] | str | None], wanted: str
-) -> list[Tagged]:
+) -> Sequence[Tagged]:
     """Read sentences with ``read``, which parses one line."""
-    sentences: list[Tagged] = []
+    sentences = PackedSentences(Tagged, _pairs(source, read, wanted))
+    if not sentences:
+        raise InputError(f"{source} has no examples; --data must be {wanted}")
+    return sentences
+
+
+def _pairs(
+    source: str, read: Callable[[str], tuple[str, str] | str | None], wanted: str
+) -> Iterator[list[tuple[str, str]]]:
+    """Yield the words and tags of each sentence."""
     pairs: list[tuple[str, str]] = []
-    once: dict[str, str] = {}  # a word that comes again is the same object
     for number, line in enumerate(itertools.chain(utf8_lines(source, wanted), [""]), 1):
         line = line.removesuffix("\n")
         if not line.strip():
             if pairs:
-                words, tags = zip(*pairs, strict=True)
-                sentences.append(Tagged(words, tags))
+                yield pairs
             pairs = []
             continue
         parsed = read(line)
@@ -305,11 +312,7 @@ def _sentences(
                 raise InputError(
                     f"{source}:{number}: the {'tag' if parsed[0] else 'word'} is empty"
                 )
-            word, tag = parsed
-            pairs.append((once.setdefault(word, word), once.setdefault(tag, tag)))
-    if not sentences:
-        raise InputError(f"{source} has no examples; --data must be {wanted}")
-    return sentences
+            pairs.append(parsed)
 
 
 def split_files(
