@@ -299,7 +299,13 @@ def imports(modules: list[Module]) -> dict[str, Any]:
         for target in targets:
             if folder_of[target] != folder_of[name]:
                 between.setdefault(folder_of[name], Counter())[folder_of[target]] += 1
-    folders = {folder: set(targets) for folder, targets in between.items()}
+    # A file at the top of the library is a place of its own: initializers are below
+    # cells, and __main__ is above everything.
+    place_of = {m.name: m.name if m.folder == ROOT else m.folder for m in modules}
+    places: dict[str, set[str]] = {}
+    for name, targets in edges.items():
+        beyond = {place_of[target] for target in targets} - {place_of[name]}
+        places.setdefault(place_of[name], set()).update(beyond)
     members: dict[str, list[str]] = {}
     for module in modules:
         members.setdefault(module.folder, []).append(module.name)
@@ -315,7 +321,7 @@ def imports(modules: list[Module]) -> dict[str, Any]:
             }
             for folder, inside in sorted(members.items())
         },
-        "circles_of_folders": circles(folders),
+        "circles_of_folders": circles(places),
         "circles_of_modules": circles({m: set(found) for m, found in edges.items()}),
         "module_edges": {name: targets for name, targets in edges.items() if targets},
     }

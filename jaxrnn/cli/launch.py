@@ -63,11 +63,9 @@ def begin(arguments: argparse.Namespace) -> bool:
         InputError: if flags do not fit each other, or a launcher has started several
             processes that cannot be connected.
     """
-    flags = {
-        name: getattr(arguments, name)
-        for name in ("coordinator", "processes", "process")
-        if getattr(arguments, name) is not None
-    }
+    named = ("coordinator", "processes", "process")
+    given = vars(arguments)
+    flags = {name: given[name] for name in named if given[name] is not None}
     if flags == {"processes": 1}:  # alone, whatever the environment holds
         return False
     if flags:

@@ -66,7 +66,8 @@ def contract(
     if not _is_plain(avals) or all(len(run) == 1 for run in runs):
         return jax.lax.dot_general(a, b, numbers, precision, **params)
     if precision is None:
-        precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+        config: Any = jax.config
+        precision = config.jax_default_matmul_precision
     return contraction_p.bind(
         a, b, dimension_numbers=numbers, precision=precision, **params
     )

@@ -31,11 +31,11 @@ from ..core.validation import check_one_array, describe_tree
 from ..unrolling import unroll_unchecked
 from .compose import init_in
 from .stochastic_cells import (
-    _Averaged,
-    _MaskedRecurrence,
-    _Noisy,
-    _NoisyLinear,
-    _ZonedOut,
+    Averaged,
+    MaskedRecurrence,
+    Noisy,
+    NoisyLinear,
+    ZonedOut,
     drop,
     has_affine,
     hidden_of,
@@ -420,7 +420,7 @@ class RecurrentDropout(StochasticCellLayer):
             )
         scale = drop(spec.key, self.rate, jnp.ones_like(h), h.shape)
         return unroll_unchecked(
-            _MaskedRecurrence(cell),
+            MaskedRecurrence(cell),
             (params, scale),
             carry,
             xs,
@@ -463,7 +463,7 @@ class Zoneout(StochasticCellLayer):
         rates = self.rates * len(leaves) if len(self.rates) == 1 else self.rates
         cell, params = bind_context(self.cell, params, spec.context)
         if not self.drawing:
-            return unroll_unchecked(_Averaged(cell, rates), params, carry, xs, spec)
+            return unroll_unchecked(Averaged(cell, rates), params, carry, xs, spec)
         steps = jax.tree.leaves(xs)[0].shape[0]
         keys = jax.random.split(spec.key, len(leaves))
         # Masks (T, *B, H) are drawn for all steps at once and enter as inputs.
@@ -472,7 +472,7 @@ class Zoneout(StochasticCellLayer):
             for k, r, a in zip(keys, rates, leaves, strict=True)
         ]
         return unroll_unchecked(
-            _ZonedOut(cell),
+            ZonedOut(cell),
             params,
             carry,
             (xs, tuple(keep_old)),
@@ -515,7 +515,7 @@ class StateNoise(StochasticCellLayer):
                 f"floating-point part h"
             )
         cell, params = bind_context(self.cell, params, spec.context)
-        noisy = _NoisyLinear if has_affine(cell) else _Noisy
+        noisy = NoisyLinear if has_affine(cell) else Noisy
         # Noise (T, *B, H) is drawn for all steps at once and enters as an input.
         shape = (jax.tree.leaves(xs)[0].shape[0], *h.shape)
         noise = self.std * jax.random.normal(spec.key_of_steps, shape, h.dtype)

@@ -43,7 +43,7 @@ def drop(key: Array, rate: float, xs: Array, shape: tuple[int, ...]) -> Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class _MaskedRecurrence(AbstractWrappedCell):
+class MaskedRecurrence(AbstractWrappedCell):
     """A cell whose h is scaled where it is multiplied by the recurrent kernel.
 
     Its parameters are ``(params of the cell, scale of h)``, so that the scale is the
@@ -66,7 +66,7 @@ class _MaskedRecurrence(AbstractWrappedCell):
 
 
 @dataclasses.dataclass(frozen=True)
-class _ZonedOut(AbstractWrappedCell):
+class ZonedOut(AbstractWrappedCell):
     """A cell whose units keep their old values where a mask is True.
 
     Its inputs are ``(x of the cell, masks)`` with one mask for each floating-point part
@@ -85,7 +85,7 @@ class _ZonedOut(AbstractWrappedCell):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Noisy(AbstractWrappedCell):
+class Noisy(AbstractWrappedCell):
     """A cell to whose h noise is added after each step.
 
     Its inputs are ``(x of the cell, noise)``.
@@ -102,7 +102,7 @@ class _Noisy(AbstractWrappedCell):
 
 
 @dataclasses.dataclass(frozen=True)
-class _NoisyLinear(_Noisy, LinearCell):
+class NoisyLinear(Noisy, LinearCell):
     """A linear cell with noise, which adds to its addend: it is linear still."""
 
     step = LinearCell.step
@@ -134,8 +134,8 @@ def _add_to_h(tree: Carry, noise: Array) -> Carry:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Averaged(AbstractWrappedCell):
-    """A cell with the expectation of `_ZonedOut`."""
+class Averaged(AbstractWrappedCell):
+    """A cell with the expectation of `ZonedOut`."""
 
     rates: tuple[float, ...]
 

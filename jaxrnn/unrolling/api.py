@@ -218,7 +218,16 @@ def validate(
 ) -> tuple[Params, Any]:
     """Check the arguments of `unroll`, and return the parameters and the inputs.
 
-    NumPy inputs become JAX arrays, and NumPy scalars in ``params`` Python ones.
+    Args:
+        cell, params, xs, carry: as in `unroll`.
+        spec: everything else that `unroll` was asked for.
+
+    Returns:
+        The parameters, in which NumPy scalars have become Python ones, and the inputs,
+        in which NumPy arrays have become JAX arrays.
+
+    Raises:
+        TypeError, ValueError: as `unroll`.
     """
     check_cell(cell)
     xs = jax.tree.map(
@@ -291,7 +300,16 @@ def _unroll_jit(
 def unroll_validated(
     cell: Cell | Layer, params: Params, xs: Inputs, carry: Carry, spec: UnrollSpec
 ) -> tuple[Carry, Any, Carry]:
-    """Run `unroll` with arguments that `validate` has checked."""
+    """Run `unroll` with arguments that `validate` has checked.
+
+    Args:
+        cell, params, xs, carry: as `validate` returns them, or was given them.
+        spec: everything else that `unroll` was asked for.
+
+    Returns:
+        The last carry, the outputs, and the carries after every step, or None where
+        ``spec`` does not ask for them.
+    """
     if carry is None:
         batch = check_inputs(xs, cell.feature_ndim)[1:]
         carry = initial_carry_of(cell, params, batch)
