@@ -231,7 +231,7 @@ def _continued(
         raise InputError(f"{run.path} cannot be continued here: {error}") from None
     with announced("preparing the data"):
         experiment, extra_config = declared.prepare(task_options)
-    _check_unchanged(run, extra_config, run.config)
+    _check_unchanged(run, as_stored(extra_config), run.config)
     experiment = dataclasses.replace(
         experiment,
         notes=(*experiment.notes, *notes),
@@ -512,6 +512,11 @@ def _stored(run: Run, kind: Any, name: str) -> Any:
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{run.path}/config.json is damaged: {error}") from None
+
+
+def as_stored(config: dict[str, Any]) -> dict[str, Any]:
+    """Return entries of a config as config.json gives them back: tuples are lists."""
+    return json.loads(json.dumps(config))
 
 
 def _check_unchanged(
