@@ -26,7 +26,7 @@ from ..training.lock import locked_by_first
 from ..training.members import last_end, recorded
 from . import captioning, charlm, hello, sentiment, tagging, translation
 from .about import ABOUT
-from .config import check_name
+from .config import check_name, ordered_fields
 from .introduction import introduction
 from .logs import check_logs, logs
 from .models.own_cell import CellLike
@@ -279,7 +279,8 @@ def _trained(
         return run, {}, []
     report = run.path / "report.html"
     if "python" in result and report.exists():  # the run was finished before
-        return run, result, [*score_table(task, result), f"report: {report}"]
+        shown = [*score_table(task, result), f"report: {report}"]
+        return run, result, shown if processes.is_first() else []
     result |= {
         "device": jax.devices()[0].device_kind,
         "devices": fields_of(begun.options).get("devices", 1),
@@ -464,8 +465,9 @@ def _with_hidden_size(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _options_as_json(options: Any) -> dict[str, Any]:
-    """Return the options of a task as config.json holds them."""
-    values = fields_of(options)
+    """Return the options of a task as config.json holds them, its own ones first."""
+    found = fields_of(options)
+    values = {each.name: found[each.name] for each in ordered_fields(type(options))}
     if "cell" in values:
         values["cell"] = stored_cell(values["cell"])
     return values

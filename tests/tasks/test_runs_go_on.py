@@ -2,12 +2,16 @@
 
 import json
 import shutil
+import types
 from pathlib import Path
 
 import jax
 import pytest
 
 from jaxrnn.cli import main
+from jaxrnn.tasks import runner, train
+from jaxrnn.tasks.synthetic import adding
+from jaxrnn.training import processes
 
 ROOT = Path(__file__).parents[2]
 RUNS = ROOT / "tests" / "frozen" / "data" / "runs"
@@ -62,3 +66,24 @@ def test_without_its_data_the_file_is_named(run, task, capsys):
         said = capsys.readouterr().err
         assert said.count("\n") == 1
         assert "gone.csv" in said
+
+
+@pytest.mark.parametrize("task", ["hello"])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_of_several_processes_the_first_shows_the_result(
+    run, task, is_first, monkeypatch
+):
+    (run / "report.html").write_text("the report")
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps(result | {"python": "3"}))
+    others = vars(processes) | {"is_first": lambda: is_first}
+    monkeypatch.setattr(runner, "processes", types.SimpleNamespace(**others))
+    _, again, lines = train(task, out=run, resume=True)
+    assert again["loss"] == result["loss"]
+    assert bool(lines) == is_first
+
+
+def test_the_config_begins_with_the_options_of_the_task():
+    stored = runner._options_as_json(adding.Options(length=7, hidden=3))
+    assert list(stored)[:4] == ["length", "variant", "cell", "hidden"]
+    assert adding.Options(**stored) == adding.Options(length=7, hidden=3)
