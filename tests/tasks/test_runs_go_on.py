@@ -68,6 +68,13 @@ def test_without_its_data_the_file_is_named(run, task, capsys):
         assert "gone.csv" in said
 
 
+@pytest.mark.parametrize("task", ["captioning"])
+def test_older_pictures_are_distorted_and_captioned_as_they_were(run, task):
+    options = runner.restore(run)[2]
+    assert options.distort == "typeface"
+    assert (options.dropout, options.length_penalty) == (0.1, 1.0)
+
+
 @pytest.mark.parametrize("task", ["hello"])
 @pytest.mark.parametrize("is_first", [True, False])
 def test_of_several_processes_the_first_shows_the_result(
