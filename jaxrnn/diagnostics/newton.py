@@ -307,6 +307,7 @@ def _advice(report: NewtonLayerReport, engine: Newton, dtype: Any) -> tuple[str,
         )
     if jax.default_backend() == "cpu":
         sentences.append(
-            "On a CPU the iterations cost more than they save: use Scan()."
+            "On a CPU the iterations cost more than they save: use Scan() here. The "
+            "figures above are of the cell and the data, not of this device."
         )
     return tuple(sentences)

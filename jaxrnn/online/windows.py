@@ -36,6 +36,7 @@ from ..truncation.tbptt import Window
 from ..truncation.validation import (
     check_differentiable,
     check_losses,
+    check_losses_function,
     check_steps,
     check_streams,
     check_untracked,
@@ -98,6 +99,7 @@ class AbstractWindows(Static, abc.ABC):
     max_bytes: int = 2**32
 
     def __post_init__(self):
+        check_losses_function(self.losses, self._who)
         check_positive(self, k1=self.k1, max_bytes=self.max_bytes)
 
     @property
