@@ -267,6 +267,11 @@ class AbstractWindows(Static, abc.ABC):
         self, params: Params, sequence: Window, state: OnlineState, key: Array | None
     ) -> tuple[int, Float[Array, ""]]:
         """Return the number of windows and of valid steps, which is at least 1."""
+        if not isinstance(state, OnlineState):
+            raise TypeError(
+                f"{self._who}: the state must be an OnlineState, but it is "
+                f"{describe_tree(state)}: make it by init of this {self._who}"
+            )
         check_differentiable(params, self._who)
         check_untracked((params, sequence, state), self._who)
         steps, batch = check_steps(sequence, self._who), state.fresh.shape
