@@ -53,7 +53,7 @@ class Packed(Sequence[Row], Generic[Row]):
         Args:
             rows: their numbers, or a slice.
         """
-        some = Packed.__new__(Packed)
+        some = type(self).__new__(type(self))
         some.__dict__.update(self.__dict__)
         some._rows = (
             self._rows[rows]
