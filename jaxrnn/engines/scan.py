@@ -87,6 +87,11 @@ class Scan(LoopEngine):
     save: str = AUTO
 
     def __post_init__(self):
+        if isinstance(self.unroll, str) and self.unroll != AUTO:
+            raise ValueError(
+                f"Scan: unroll must be an int of at least 1 or {AUTO!r}, but it is "
+                f"{self.unroll!r}"
+            )
         if self.unroll != AUTO:
             check_positive(self, unroll=self.unroll)
         check_auto(self, chunk=self.chunk)
