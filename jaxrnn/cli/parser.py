@@ -81,7 +81,13 @@ class Parser(argparse.ArgumentParser):
             return f"there is no place for the argument {word!r}"
         flag = word.partition("=")[0]
         known = [name for name in self._option_string_actions if name[:2] == "--"]
-        near = difflib.get_close_matches(flag, known, n=1, cutoff=0.6)
+        # Dashes are in every flag, so that they say nothing of how near two are.
+        names = {name.lstrip("-"): name for name in known}
+        word = flag.lstrip("-")
+        near = [
+            names[name]
+            for name in difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+        ]
         begins = [name for name in known if name.startswith(flag)]
         hint = f"; did you mean {(begins or near)[0]}?" if begins or near else ""
         return f"there is no flag {flag}{hint}"

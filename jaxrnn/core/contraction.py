@@ -26,11 +26,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import AxisType
-from jaxtyping import Array
 
 from .foreign import optional_attribute, varying_axes
 
@@ -38,7 +36,7 @@ Dims = tuple[int, ...]
 
 
 def contract(
-    a: Array, b: Array, *, dimension_numbers: Any, precision: Any = None, **params: Any
+    a: Any, b: Any, *, dimension_numbers: Any, precision: Any = None, **params: Any
 ) -> Any:
     """Compute ``jax.lax.dot_general``, with axes merged where that is faster.
 
@@ -87,12 +85,7 @@ def _is_plain(avals: Sequence[Any]) -> bool:
 
 
 def product(
-    a: Array | np.ndarray,
-    b: Array | np.ndarray,
-    *,
-    dimension_numbers: Any,
-    precision: Any,
-    **params: Any,
+    a: Any, b: Any, *, dimension_numbers: Any, precision: Any, **params: Any
 ) -> Any:
     """Compute what `contract` means by one ``dot_general``, without merging axes."""
     return jax.lax.dot_general(a, b, dimension_numbers, precision, **params)

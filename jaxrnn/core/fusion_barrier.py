@@ -26,6 +26,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from .foreign import optional_attribute
 from .types import PyTree
 
 LEAST_BYTES = 2048  # smaller slices of a step get no barrier on a CPU
@@ -44,10 +45,23 @@ def _identity_with(lowering: Callable[[Any], Any], *platforms: str) -> Primitive
     ad.deflinear2(fence, lambda cotangent, x: [fence.bind(cotangent)])
     batching.defvectorized(fence)
     mlir.register_lowering(fence, mlir.lower_fun(lambda x: x, multiple_results=False))
-    special = mlir.lower_fun(lowering, multiple_results=False)
+    lowered = mlir.lower_fun(lowering, multiple_results=False)
+
+    def special(ctx: Any, x: Any) -> Any:
+        return [x] if _is_refused(lowering, ctx) else lowered(ctx, x)
+
     for platform in platforms:
         mlir.register_lowering(fence, special, platform=platform)
     return fence
+
+
+def _is_refused(lowering: Callable[[Any], Any], ctx: Any) -> bool:
+    """Whether a program is exported, and `jax.export` refuses the operation in it.
+
+    It does not save layouts, since XLA does not promise that it will read them.
+    """
+    how = optional_attribute(ctx.module_context, "lowering_parameters")
+    return lowering is _row_major and optional_attribute(how, "for_export", False)
 
 
 def _row_major(x: Any) -> Any:
@@ -82,6 +96,6 @@ def gpu_optimization_barrier(tree: PyTree) -> Any:
 def rows_together(tree: PyTree) -> Any:
     """Return the same arrays ``(T, ...)``, each row in one piece of a TPU's memory.
 
-    Programs for other platforms are the same with and without it.
+    Programs for other platforms, and exported ones, are the same with and without it.
     """
     return jax.tree.map(lambda a: _TPU.bind(a) if a.ndim > 2 else a, tree)

@@ -31,8 +31,16 @@ def naming_part(where: str, part: object) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError) as error:
-        described = repr(part)
+        described = _repr_of(part)
         if len(described) > LONGEST:
             described = f"{described[:LONGEST]}..."
         error.add_note(f"in {where}, {described}")
         raise
+
+
+def _repr_of(part: object) -> str:
+    """Return the repr of a part, or its class where the repr itself fails."""
+    try:
+        return repr(part)
+    except Exception:
+        return type(part).__name__

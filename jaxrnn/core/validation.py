@@ -508,11 +508,17 @@ def check_params(cell: Any, params: Params, expected: dict[str, Any]) -> None:
             f"{name}: its params are a dict of {sorted(expected)}, but got {got}: "
             f"init(key, input_size) makes the right one"
         )
-    for (path, want), leaf in zip(
-        jax.tree_util.tree_leaves_with_path(expected),
-        jax.tree.leaves(params),
-        strict=False,
-    ):
+    wanted, found = map(jax.tree_util.tree_leaves_with_path, (expected, params))
+    if len(found) != len(wanted):
+        own, given = (
+            {jax.tree_util.keystr(path) for path, _ in leaves}
+            for leaves in (wanted, found)
+        )
+        raise ValueError(
+            f"{name}: params has the parts {sorted(given - own)} too many and "
+            f"{sorted(own - given)} too few: init(key, input_size) makes the right ones"
+        )
+    for (path, want), (_, leaf) in zip(wanted, found, strict=True):
         if tuple(jnp.shape(leaf)) != tuple(want.shape):
             raise ValueError(
                 f"{name}: params{jax.tree_util.keystr(path)} has shape "

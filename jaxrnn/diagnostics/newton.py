@@ -33,6 +33,8 @@ from .newton_run import operations_ratio, resolved_run, run_measured
 from .transition import check_supported
 
 SAFE_CHUNK = 64  # steps over which a positive exponent does little harm
+FEW_STEPS = 16  # a chunk of fewer steps may take as many iterations anyway
+MANY_ITERATIONS = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,6 +300,15 @@ def _advice(report: NewtonLayerReport, engine: Newton, dtype: Any) -> tuple[str,
             "a small residual does not say that the trajectory is that of the steps "
             f"one after another. Use Scan(), or a chunk of at most {SAFE_CHUNK} steps."
         )
+    elif report.chunk >= FEW_STEPS and (
+        report.iterations.mean() >= min(report.chunk / 2, MANY_ITERATIONS)
+    ):
+        sentences.append(
+            "The iterations are many, though the exponent is negative: either it is "
+            "near zero, where smaller chunks take fewer; or the Jacobians are large "
+            "away from the trajectory, where the guess lies, as they are where large "
+            "weights saturate units. Then use Scan()."
+        )
     rounding = float(jnp.finfo(dtype).eps) * report.amplification
     if rounding > 1e-3:
         sentences.append(
@@ -307,6 +318,7 @@ def _advice(report: NewtonLayerReport, engine: Newton, dtype: Any) -> tuple[str,
         )
     if jax.default_backend() == "cpu":
         sentences.append(
-            "On a CPU the iterations cost more than they save: use Scan()."
+            "On a CPU the iterations cost more than they save: use Scan() here. The "
+            "figures above are of the cell and the data, not of this device."
         )
     return tuple(sentences)

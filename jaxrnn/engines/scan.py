@@ -42,9 +42,9 @@ class Scan(LoopEngine):
     `jaxrnn.explain` prints which of these it is, and why.
 
     Args:
-        unroll: steps per iteration of the compiled loops. ``"auto"`` is two on GPUs
-            and TPUs, where it saves launches and copies of the carry, and one on CPUs,
-            where more is rarely faster.
+        unroll: steps per iteration of the compiled loops. ``"auto"`` is two on
+            NVIDIA GPUs and TPUs, where it saves launches and copies of the carry, and
+            one elsewhere: on CPUs more is rarely faster.
         hoist: whether what needs no carry is computed before the loop, a chunk at a
             time (True), or in the loop (False). ``"auto"`` chooses for the platform.
             True is refused for a cell that has no such matmul.
@@ -87,6 +87,11 @@ class Scan(LoopEngine):
     save: str = AUTO
 
     def __post_init__(self):
+        if isinstance(self.unroll, str) and self.unroll != AUTO:
+            raise ValueError(
+                f"Scan: unroll must be an int of at least 1 or {AUTO!r}, but it is "
+                f"{self.unroll!r}"
+            )
         if self.unroll != AUTO:
             check_positive(self, unroll=self.unroll)
         check_auto(self, chunk=self.chunk)

@@ -35,7 +35,8 @@ def check_bytes(
     each = total // max(streams, 1)
     raise ValueError(
         f"{who}: {what} would take {each:,} bytes a stream, {total:,} for {streams:,} "
-        f"streams, which is more than max_bytes={limit:,}: use fewer streams, "
+        f"{'stream' if streams == 1 else 'streams'}, which is more than "
+        f"max_bytes={limit:,}: {'use fewer streams, ' if streams > 1 else 'use '}"
         f"{instead}; or pass a larger max_bytes where there is the memory, of which a "
         f"step needs about three times as much"
     )

@@ -74,6 +74,7 @@ class RTRL(AbstractWindows):
         max_bytes: the largest influence that `init` may make, in bytes.
 
     Raises:
+        TypeError: if ``losses`` is no function.
         ValueError: if k1 or max_bytes is no int of at least 1.
 
     Example::
@@ -126,8 +127,8 @@ class RTRL(AbstractWindows):
             self.max_bytes,
             f"the derivative of a carry of {n:,} numbers by the parameters that "
             f"reach it",
-            "jaxrnn.online.Traces, which keeps a few numbers a parameter, or UORO, "
-            "which keeps one",
+            "jaxrnn.online.Traces, which keeps a few numbers a parameter and is exact "
+            "where units do not see each other, or UORO, which keeps one and is noisy",
         )
         return structure.unflatten([jnp.zeros(s.shape, s.dtype) for s in shapes])
 

@@ -245,6 +245,11 @@ class Traces(Static):
         Raises:
             TypeError, ValueError: as `init`, and if the arguments do not fit the state.
         """
+        if not isinstance(state, TracesState):
+            raise TypeError(
+                f"Traces: the state must be a TracesState, but it is "
+                f"{describe_tree(state)}: make it by Traces(layer).init(params, x)"
+            )
         check_differentiable(params, "Traces")
         check_untracked((params, state, x, mask, reset), "Traces")
         check_key(self.layer, key)

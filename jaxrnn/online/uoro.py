@@ -61,6 +61,7 @@ class UORO(AbstractWindows):
         max_bytes: the largest state that `init` may make, in bytes.
 
     Raises:
+        TypeError: if ``losses`` is no function.
         ValueError: if k1 or max_bytes is no int of at least 1.
 
     Example::

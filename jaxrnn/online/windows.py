@@ -36,6 +36,7 @@ from ..truncation.tbptt import Window
 from ..truncation.validation import (
     check_differentiable,
     check_losses,
+    check_losses_function,
     check_steps,
     check_streams,
     check_untracked,
@@ -98,6 +99,7 @@ class AbstractWindows(Static, abc.ABC):
     max_bytes: int = 2**32
 
     def __post_init__(self):
+        check_losses_function(self.losses, self._who)
         check_positive(self, k1=self.k1, max_bytes=self.max_bytes)
 
     @property
@@ -265,6 +267,11 @@ class AbstractWindows(Static, abc.ABC):
         self, params: Params, sequence: Window, state: OnlineState, key: Array | None
     ) -> tuple[int, Float[Array, ""]]:
         """Return the number of windows and of valid steps, which is at least 1."""
+        if not isinstance(state, OnlineState):
+            raise TypeError(
+                f"{self._who}: the state must be an OnlineState, but it is "
+                f"{describe_tree(state)}: make it by init of this {self._who}"
+            )
         check_differentiable(params, self._who)
         check_untracked((params, sequence, state), self._who)
         steps, batch = check_steps(sequence, self._who), state.fresh.shape

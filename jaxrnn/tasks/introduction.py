@@ -39,7 +39,7 @@ def introduction(
         "data": data,
         "training": (
             f"{length_of(budget)}, batch {batch}, learning rate "
-            f"{values['learning_rate']:g}{_another(values)}, on "
+            f"{values['learning_rate']:g}{_another(values)}{_online(values)}, on "
             f"{devices(values.get('devices', 1))}"
         ),
         "run": str(run.path),
@@ -52,6 +52,12 @@ def _another(values: dict[str, Any]) -> str:
     """Return the optimizer, where it is not Adam."""
     name = values.get("optimizer", "adam")
     return "" if name == "adam" else f" of {name}"
+
+
+def _online(values: dict[str, Any]) -> str:
+    """Return how gradients are computed, where it is not backwards in time."""
+    name = values.get("gradient_method", "tbptt")
+    return "" if name == "tbptt" else f", gradients by {name}"
 
 
 def parameter_count(params: Params) -> int:

@@ -200,7 +200,7 @@ def padding(s: Sequences) -> float:
     return _within(s, what, results[1], results[0], LAYER_REPAIR)
 
 
-def is_inexact_array(leaf: jax.Array) -> bool:
+def is_inexact_array(leaf: Any) -> bool:
     """Return whether a leaf holds floating-point numbers, and no float0."""
     return leaf.dtype != jax.dtypes.float0 and is_inexact(leaf)
 

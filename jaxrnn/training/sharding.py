@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -133,9 +134,13 @@ def placed(array: Any, sharding: NamedSharding) -> Any:
 
 
 def zero_like(array: jax.Array) -> jax.Array:
-    """Return zeros with the shape and the place of an array."""
+    """Return zeros with the shape and the place of an array.
+
+    They are committed to their device if the array is, since a compiled function is
+    compiled again for arguments of the other kind.
+    """
     if array.is_fully_addressable:
-        return jax.device_put(np.zeros(array.shape, array.dtype), array.sharding)
+        return jnp.zeros_like(array)
     zeros = np.zeros(array.shape, array.dtype)
     return jax.make_array_from_callback(
         array.shape, array.sharding, lambda at: zeros[at]

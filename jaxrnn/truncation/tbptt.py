@@ -45,6 +45,7 @@ from .validation import (
     check_axis,
     check_differentiable,
     check_losses,
+    check_losses_function,
     check_sequence,
     check_steps,
     check_truncation,
@@ -165,7 +166,8 @@ class TBPTT(Static):
             adds noise, and saves neither time nor memory.
 
     Raises:
-        TypeError: if ``truncation`` is neither None nor an `ARTBP`.
+        TypeError: if ``losses`` is no function, or if ``truncation`` is neither None
+            nor an `ARTBP`.
         ValueError: if k1 or k2 is no int of at least 1, or if k2 < k1.
 
     Example::
@@ -195,6 +197,7 @@ class TBPTT(Static):
     truncation: Any = None
 
     def __post_init__(self):
+        check_losses_function(self.losses)
         check_truncation(self.truncation)
         if self.k2 is None:
             object.__setattr__(self, "k2", self.k1)

@@ -13,9 +13,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ..core.cell import Cell
 from ..core.foreign import varying_axes
+from ..core.layer import Layer
 from ..core.types import Carry, Flags, Params, PyTree
 from ..core.validation import describe
+from ..core.written import written
 from .artbp import Truncation
 
 
@@ -28,6 +31,19 @@ def check_differentiable(params: Params, who: str = "TBPTT") -> None:
                 f"{jnp.result_type(leaf)}, which has no gradient: params must "
                 "be floating-point; pass other arrays to the losses in a closure"
             )
+
+
+def check_losses_function(losses: object, who: str = "TBPTT") -> None:
+    """Check that ``losses`` is a function, and no cell or layer."""
+    layer = isinstance(losses, Cell | Layer)
+    if layer or not callable(losses):
+        wrap = ", which calls jaxrnn.unroll of it with return_carries=True"
+        raise TypeError(
+            f"{who}: losses must be a function losses(params, carry, window) that "
+            f"returns the losses and the carries of all steps, but it is "
+            f"{written(losses) if layer else describe(losses)}: write such a "
+            f"function{wrap if layer else ''}"
+        )
 
 
 def check_axis(name: str | None, flags: Flags | None) -> None:

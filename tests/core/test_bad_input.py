@@ -553,6 +553,11 @@ CASES = {
         ValueError,
         r"Scan: unroll must be an int of at least 1, but it is 0",
     ),
+    "unroll that is a word": (
+        lambda: Scan(unroll="all"),
+        ValueError,
+        r"Scan: unroll must be an int of at least 1 or 'auto', but it is 'all'",
+    ),
     "chunk zero": (
         lambda: jaxrnn.Checkpoint(0),
         ValueError,

@@ -47,6 +47,24 @@ def test_an_unroll_with_its_carry(name):
     )
 
 
+def test_a_gradient_for_three_platforms():
+    """Which platform runs it is not known before it is read."""
+    cell = jaxrnn.GRU(4)
+    params, xs = cell.init(jax.random.key(0), 3), jnp.ones((8, 2, 3))
+
+    def loss(params, xs):
+        return jnp.sin(jaxrnn.unroll(cell, params, xs)[1]).sum()
+
+    gradient = jax.jit(jax.grad(loss))
+    exported = jax.export.export(gradient, platforms=["cpu", "cuda", "tpu"])(params, xs)
+    found = jax.export.deserialize(exported.serialize()).call(params, xs)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        found,
+        gradient(params, xs),
+    )
+
+
 def test_a_streaming_step_with_its_gradient():
     cell = jaxrnn.LSTM(4)
     inputs = draw(cell, 0)

@@ -241,6 +241,62 @@ def check_products_with_the_hessian(name, x64):
     assert_same(found, product(unrolled(ALL[name], None)))
 
 
+@dataclasses.dataclass(frozen=True)
+class Multiplied(jaxrnn.LinearCell):
+    """Its decay is w times one half of the inputs, which may be 0 without a reset."""
+
+    def init(self, key, input_size):
+        return {"w": jnp.arange(1.0, 1 + input_size // 2)}
+
+    def initial_carry(self, params, batch_shape=(), dtype=None):
+        return jnp.zeros((*batch_shape, *params["w"].shape), params["w"].dtype)
+
+    def affine(self, params, z):
+        a, b = jnp.split(z, 2, axis=-1)
+        return jnp.broadcast_to(params["w"], a.shape) * a, b
+
+
+SECOND = {
+    "forward over reverse": lambda loss, given, by: jax.jvp(
+        jax.grad(loss), (given,), (by,)
+    ),
+    "reverse over reverse": lambda loss, given, by: jax.grad(
+        lambda given: jnp.vdot(jax.grad(loss)(given), by)
+    )(given),
+    "forward over forward": lambda loss, given, by: jax.jvp(
+        lambda given: jax.jvp(loss, (given,), (by,)), (given,), (by,)
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "forward over forward",
+        *[pytest.param(m, marks=pytest.mark.slow) for m in list(SECOND)[:2]],
+    ],
+)
+def check_second_derivatives_through_decays_of_zero(mode, x64):
+    cell = Multiplied()
+    params = jax.tree.map(jnp.float64, cell.init(jax.random.key(0), 4))
+    xs = jax.random.normal(jax.random.key(1), (16, 2, 4), jnp.float64)
+    xs = xs.at[5, :, 0].set(0).at[11, 1].set(0)
+    carry = jnp.ones((2, 2), jnp.float64)
+    flags = jnp.ones((16, 2), bool), jnp.zeros((16, 2), bool).at[8, 0].set(True)
+
+    def second(run):
+        def loss(xs):
+            return sum(
+                jnp.sin(a).sum()
+                for a in jax.tree.leaves(run(params, xs, carry, *flags))
+            )
+
+        return jax.jit(lambda xs: SECOND[mode](loss, xs, jnp.cos(xs)))(xs)
+
+    found = second(over(4, unrolled(cell, Across("time"), "r")))
+    assert_same(found, second(unrolled(cell, jaxrnn.Scan(), "r")))
+
+
 FORWARD = [("min_gru", "mr", "gather"), ("lru", "mrb", "permute")]
 FORWARD += [("retnet", "m", "gather"), ("both_ways", "mr", "permute")]
 

@@ -286,3 +286,18 @@ def test_learned_states_have_no_h():
         assert learned.h is None
         for leaf in jax.tree.leaves(gradient["initial_carry"]):
             assert np.abs(leaf).max() > 0
+
+
+def test_a_learned_h_is_refused_by_its_name():
+    cell = GLA(4, num_heads=2, learned_initial_carry=True)
+    params = cell.init(jax.random.key(0), 3)
+    learned = params["initial_carry"]._replace(h=jnp.zeros(4))
+    words = (
+        r"GLA: params has the parts .*initial_carry.*\.h.* too many and \[\] too few"
+    )
+    with pytest.raises(ValueError, match=words):
+        jaxrnn.unroll(cell, {**params, "initial_carry": learned}, jnp.ones((5, 2, 3)))
+    learned = learned._replace(h=None, S=None)
+    words = r"\[\] too many and .*initial_carry.*\.S"
+    with pytest.raises(ValueError, match=words):
+        jaxrnn.unroll(cell, {**params, "initial_carry": learned}, jnp.ones((5, 2, 3)))

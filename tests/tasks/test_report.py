@@ -297,7 +297,7 @@ def test_a_run_is_reported_when_it_has_been_saved(tmp_path, monkeypatch, capsys)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(runner, "write_report", broken)
-    _, result, lines = train("hello", out=run.path, resume=True)
+    run, result, lines = train("hello", {}, budget, out=tmp_path / "another")
     assert result["steps"] == 20
     assert "the report is not complete: OSError" in lines[-1]
     assert f"jaxrnn report {run.path}" in lines[-1]

@@ -94,6 +94,18 @@ def test_killed_and_resumed_a_run_ends_with_the_same_metrics(tmp_path, capsys, k
     assert scores[0] == scores[1]
 
 
+@pytest.mark.parametrize("task", ["hello", "recall"])
+def test_a_step_is_compiled_once(tmp_path, caplog, task):
+    """Reports and evaluations put nothing into the state that a compiled step does not
+    know, such as an array that is committed to its device.
+    """
+    words = ["--steps", "9", "--report-every", "3", "--evaluate-every", "3"]
+    with jax.log_compiles():
+        assert main(["train", task, *words, "--out", str(tmp_path)]) == 0
+    compiled = [line for line in caplog.messages if "Finished XLA compilation" in line]
+    assert sum("jit(step)" in line for line in compiled) == 1
+
+
 def test_control_c_saves_and_exits(tmp_path):
     flags = ["train", "hello", "--steps", "100000", "--report-every", "10", "--out"]
     process = subprocess.Popen(

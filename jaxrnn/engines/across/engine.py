@@ -55,7 +55,9 @@ class Across(AbstractEngine):
     that `unroll` returns, which is that after the last step of all. A layer of one's
     own that reads earlier inputs, other than through cells, has to ask
     ``spec.time_split``. Noise is drawn for each device. On a stretch without any valid
-    step a mask fills padding from other rows, or by 0.5.
+    step a mask fills padding from other rows, or by 0.5. A carry in float16 that is NaN
+    or infinite does not reach a device behind decays whose product rounds to 0; in all
+    other dtypes it does.
 
     On a mesh of explicit axes `unroll` uses this engine by itself where the type of the
     inputs splits time.

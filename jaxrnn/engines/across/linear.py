@@ -198,11 +198,14 @@ def _product(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _nonzero(a: jax.Array) -> jax.Array:
-    """Replace zeros by the smallest number; not in float16, whose is too large."""
+    """Replace zeros by the smallest number; not in float16, whose is too large.
+
+    It is added, so that a second derivative goes through zeros, too.
+    """
     tiny = jnp.finfo(a.dtype).tiny
     if tiny > LEAST:
         return a
-    return jnp.where(a == 0, jnp.asarray(tiny, a.dtype), a)
+    return a + jnp.where(a == 0, jnp.full_like(a, tiny), jnp.zeros_like(a))
 
 
 def _steps(cell: Cell, params: Params, carry: Carry, sequence: Sequence) -> Maps:

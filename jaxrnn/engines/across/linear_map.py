@@ -56,7 +56,9 @@ def _jvp(primals, tangents, **how):
         results = linear_map_p.bind(*primals, **how)
         return results, linear_map_p.bind(*primals[:count], *tangents[count:], **how)
     tangents = [ad.instantiate_zeros(t) for t in tangents]
-    return jax.jvp(lambda *args: _evaluate(*args, **how), primals, tangents)
+    return jax.jvp(
+        lambda *args: _evaluate(*args, **how), tuple(primals), tuple(tangents)
+    )
 
 
 def _transposed(cotangents, *args, function, transpose, count):

@@ -83,7 +83,7 @@ def check_online(
         method: ``"rtrl"``, ``"uoro"`` or ``"traces"``.
         window: as for `online_loss`.
         batch: a batch, or its shapes and dtypes.
-        params: the parameters.
+        params: the parameters, or their shapes and dtypes.
 
     Raises:
         InputError: if it does not.

@@ -49,7 +49,8 @@ class SyntheticOptions:
     tbptt: int = option(
         0,
         "k1 = k2 of truncated BPTT: gradients stop at the ends of windows of this many "
-        "steps; 0 is full BPTT",
+        "steps; 0 is full BPTT. With --gradient-method rtrl or uoro no gradient stops: "
+        "it is k1, and 0 takes as many steps as there are units",
         least=0,
     )
     gradient_method: str = gradient_method_field()

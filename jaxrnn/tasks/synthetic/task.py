@@ -51,10 +51,15 @@ class SyntheticTask:
         self, options: Any, config: dict[str, Any]
     ) -> tuple[SequenceModel, Params]:
         """Build the model and its initial parameters."""
+        model = self._model(options)
+        return model, model.init(keys(options.seed)[0])
+
+    def _model(self, options: Any) -> SequenceModel:
+        """Build the model."""
         problem = self.problem(options)
         cell = problem.make_cell(options.cell, options.hidden, problem.length)
         layer = stack(*[cell] * options.layers) if options.layers > 1 else cell
-        model = SequenceModel(
+        return SequenceModel(
             layer,
             problem.input_size,
             problem.classes,
@@ -63,23 +68,23 @@ class SyntheticTask:
             problem.tokens,
             problem.values,
         )
-        return model, model.init(keys(options.seed)[0])
 
     def prepare(self, options: Any) -> tuple[Experiment, dict[str, Any]]:
         """Return the experiment; the run's config needs only the options."""
         problem = self.problem(options)
         if options.gradients:
             self._check_measured(problem)
-        model, params = self.build(options, {})
-        _, k_train, _ = keys(options.seed)
+        model = self._model(options)
+        # A method that cannot be is refused before large parameters are drawn.
+        of_batch = self._loss(options, problem, model)
+        k_init, k_train, _ = keys(options.seed)
+        params = model.init(k_init)
         optimizer = named_optimizer(options.optimizer, clip=options.clip)
         schedule = named_schedule(options.schedule, options.learning_rate)
         data = problem.stored() if problem.stored else None
         held_out = functools.cache(
             functools.partial(held_out_batches, problem, options.seed)
         )
-
-        of_batch = self._loss(options, problem, model, params)
 
         def loss(params, batch, key):
             if batch is None:
@@ -109,7 +114,7 @@ class SyntheticTask:
         return experiment, {}
 
     def _loss(
-        self, options: Any, problem: Problem, model: SequenceModel, params: Params
+        self, options: Any, problem: Problem, model: SequenceModel
     ) -> Callable[[Params, Batch, Any], Any]:
         """Return the loss of a batch, whose gradient is by the method of ``options``.
 
@@ -133,6 +138,7 @@ class SyntheticTask:
                 keys(options.seed)[1],
             )
         )
+        params = jax.eval_shape(model.init, keys(options.seed)[0])
         check_online(model, method, window, batch, params)
         return online_loss(model, method, window)
 
