@@ -163,20 +163,20 @@ def draw(result: dict, figure: Any) -> None:
                 if (q["config"], q["mode"]) == (config.name, mode)
             ]
             bars = [
-                (r["entry"], r["us_per_step"], _colour(r["entry"]), None) for r in rows
+                (r["entry"], r["us_per_step"], _color(r["entry"]), None) for r in rows
             ]
             bars += [
                 (f"{q['entry']} (quoted)", 1e3 * q["ms"] / config.T, "white", "//")
                 for q in quoted
             ]
-            for place, (_, value, colour, hatch) in enumerate(bars):
+            for place, (_, value, color, hatch) in enumerate(bars):
                 bar = axes.barh(
                     place,
                     value,
                     0.8,
-                    color=colour,
+                    color=color,
                     hatch=hatch,
-                    edgecolor="black" if hatch else colour,
+                    edgecolor="black" if hatch else color,
                 )
                 axes.bar_label(bar, [report.number(value)], fontsize=7, padding=2)
             axes.set_yticks(range(len(bars)), [name for name, *_ in bars], fontsize=7)
@@ -200,11 +200,11 @@ def picture_size(result: dict) -> tuple[float, float]:
     return 14.0, 1.0 + 3.2 * max(len(_pictured(result)), 1)
 
 
-def _colour(name: str) -> str:
-    ours, naive = report.COLOURS["ours"], report.COLOURS["baseline"]
+def _color(name: str) -> str:
+    ours, naive = report.COLORS["ours"], report.COLORS["baseline"]
     if name.startswith("jaxrnn"):
         return ours[3] if "Fused" in name else ours[5] if "CuDNN" in name else ours[1]
-    return naive[1] if "scan" in name else report.COLOURS["theirs"][0]
+    return naive[1] if "scan" in name else report.COLORS["theirs"][0]
 
 
 def quoted_for(configs: list[Config]) -> list[dict]:

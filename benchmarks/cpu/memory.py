@@ -267,7 +267,7 @@ def draw(result: dict, figure: Any) -> None:
     )
     # A user's cell needs what the built-in one needs: its line would hide that.
     names = [r["entry"] for r in result["compiled"] if r["entry"] != "user-cell"]
-    palette = report.colours(names)
+    palette = report.colors(names)
     styles = {"ours": "o-", "baseline": "s--", "theirs": "^:"}
     for axes, (B, H) in zip(
         figure.subplots(1, len(groups), squeeze=False)[0], groups, strict=True
@@ -277,7 +277,7 @@ def draw(result: dict, figure: Any) -> None:
             for r in result["compiled"]
             if (r["shape"]["B"], r["shape"]["H"]) == (B, H)
         ]
-        for name, colour in palette.items():
+        for name, color in palette.items():
             points = [
                 (r["shape"]["T"], r["temp_bytes"] / 1e6)
                 for r in here
@@ -286,7 +286,7 @@ def draw(result: dict, figure: Any) -> None:
             axes.loglog(
                 *zip(*points, strict=True),
                 styles[report.family(name)],
-                color=colour,
+                color=color,
                 label=report.said(name),
             )
         steps = sorted({r["shape"]["T"] for r in here})
@@ -311,7 +311,7 @@ def draw_resident(result: dict, figure: Any) -> None:
     """Bars of the memory that one run took and of its seconds."""
     rows = [r for r in result["resident"] if "failed" not in r][::-1]
     size = Shape(**result["resident"][0]["shape"])
-    palette = report.colours(r["entry"] for r in rows[::-1])
+    palette = report.colors(r["entry"] for r in rows[::-1])
     left, right = figure.subplots(1, 2, sharey=True)
     for axes, key, scale, form, what in (
         (left, "temp_bytes", 1e9, "{:.2f}", "temporaries (GB)"),

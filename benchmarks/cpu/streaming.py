@@ -251,7 +251,7 @@ def draw(result: dict, figure: Any) -> None:
             for r in result[part]
         }.values()
     ]
-    palette = report.colours(
+    palette = report.colors(
         r["entry"] for part in ("streaming", "whole") for r in result[part]
     )
     for axes, (part, cell, size) in zip(

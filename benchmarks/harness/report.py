@@ -19,7 +19,7 @@ from .save_run import RESULTS
 
 # The colors of Okabe and Ito, which people who see few colors can tell apart: cold ones
 # for what is ours, grays for plain loops, warm ones for other libraries.
-COLOURS = {
+COLORS = {
     "ours": (BLUE, "#56B4E9", GREEN, "#004C78", "#7FD4B8", "#A9D6F2", "#005C43"),
     "baseline": ("#444444", "#9A9A9A"),
     "theirs": (RED, "#E69F00", "#CC79A7", "#8C4A00", "#F0C870", "#7A3F63", "#B8860B"),
@@ -161,14 +161,14 @@ def family(name: str) -> str:
     )
 
 
-def colours(names: Iterable[str]) -> dict[str, str]:
-    """A colour for each name: blues and greens for what is ours, greys for naive
+def colors(names: Iterable[str]) -> dict[str, str]:
+    """A color for each name: blues and greens for what is ours, grays for naive
     scans, warm ones for peers.
     """
     seen: dict[str, int] = {}
     found = {}
     for name in dict.fromkeys(names):
-        palette = COLOURS[family(name)]
+        palette = COLORS[family(name)]
         found[name] = palette[seen.setdefault(family(name), 0) % len(palette)]
         seen[family(name)] += 1
     return found
@@ -229,7 +229,7 @@ def grouped_bars(
     palette: dict[str, str],
     label: str = "{:.1f}",
 ) -> None:
-    """Bars in groups, one colour a series; a missing value leaves a gap."""
+    """Bars in groups, one color a series; a missing value leaves a gap."""
     width = 0.84 / max(len(series), 1)
     for k, (name, values) in enumerate(series.items()):
         places = [

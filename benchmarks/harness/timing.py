@@ -55,7 +55,7 @@ def interleave(
     """Seconds per call of every run: ``rounds`` samples each, after two calls to warm
     up.
 
-    A round takes one sample of each, in an order shuffled anew, so that a neighbour's
+    A round takes one sample of each, in an order shuffled anew, so that a neighbor's
     load and a warming processor meet all of them alike.
     """
     for run in runs.values():

@@ -124,7 +124,7 @@ def windowed(train: Sequence[Tagged], test: Sequence[Tagged]) -> list[str]:
 
 
 def features(words: Sequence[str]) -> list[dict[str, bool]]:
-    """Of each word: itself and two neighbours on either side, its beginnings and ends
+    """Of each word: itself and two neighbors on either side, its beginnings and ends
     up to 5 characters and the ends of the next ones up to 3, how it is written, and
     whether it is the first or the last.
     """
@@ -179,7 +179,7 @@ def _captioning(split: Split) -> Measured:
         return {**text_scores(written, wanted), "word_f1": word_f1(written, wanted)}
 
     yield (
-        "nearest neighbour by pixels",
+        "nearest neighbor by pixels",
         lambda: scores(nearest(split.train, split.test)),
     )
 

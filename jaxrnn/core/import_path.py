@@ -212,7 +212,7 @@ def module_exists(module: str) -> bool:
 def _current_folder_first() -> Iterator[None]:
     """Search the current folder first, and last from then on.
 
-    A module may import its neighbours later, too, but they must not hide other
+    A module may import its neighbors later, too, but they must not hide other
     packages.
     """
     folder = os.getcwd()

@@ -116,7 +116,7 @@ ABOUT: dict[str, About] = {
         ("predict RUN PICTURE.png", "evaluate RUN --data FOLDER"),
         scored_on="test",
         baselines={
-            f"nearest_neighbour_{score}": Baseline(score, "nearest neighbour")
+            f"nearest_neighbor_{score}": Baseline(score, "nearest neighbor")
             for score in ("exact_match", "word_f1")
         },
         curve=("loss", "cross-entropy (nats per word)"),
@@ -131,7 +131,7 @@ ABOUT: dict[str, About] = {
             for methods, scores in (
                 (("naive", "seasonal_naive", "linear"), ("mase", "mae", "rmse")),
                 (
-                    ("majority", "nearest_neighbour", "logistic_regression"),
+                    ("majority", "nearest_neighbor", "logistic_regression"),
                     ("accuracy", "macro_f1"),
                 ),
             )
@@ -251,7 +251,7 @@ ABOUT: dict[str, About] = {
         (),
         baselines={
             "baseline": Baseline("accuracy", "majority class"),
-            "three_nearest_neighbours": Baseline("accuracy", "3 nearest neighbours"),
+            "three_nearest_neighbors": Baseline("accuracy", "3 nearest neighbors"),
         },
         curve=("accuracy", "accuracy"),
     ),

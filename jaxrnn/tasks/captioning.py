@@ -227,10 +227,8 @@ def copied(split: Split) -> dict[str, float]:
     written = nearest(split.train, split.test)
     references = [row.caption for row in split.test]
     return {
-        "nearest_neighbour_exact_match": text_scores(written, references)[
-            "exact_match"
-        ],
-        "nearest_neighbour_word_f1": word_f1(written, references),
+        "nearest_neighbor_exact_match": text_scores(written, references)["exact_match"],
+        "nearest_neighbor_word_f1": word_f1(written, references),
     }
 
 

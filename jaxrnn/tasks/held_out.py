@@ -15,7 +15,7 @@ from ..core.records import fields_of
 from ..training import InputError
 from ..training.announced import announced
 from .models.own_cell import CellLike
-from .runner import restore
+from .runner import as_stored, restore
 
 
 def evaluate_held_out(
@@ -61,7 +61,7 @@ def evaluate_held_out(
         options = dataclasses.replace(options, devices=1)
     with announced("preparing the data"):
         experiment, config = declared.prepare(options)
-    for name, value in config.items():
+    for name, value in as_stored(config).items():
         if value != run.config.get(name):
             raise InputError(
                 f"{run.path} was trained on other data than its --data has now "

@@ -26,7 +26,7 @@ from ..training.lock import locked_by_first
 from ..training.members import last_end, recorded
 from . import captioning, charlm, hello, sentiment, tagging, translation
 from .about import ABOUT
-from .config import check_name
+from .config import check_name, ordered_fields
 from .introduction import introduction
 from .logs import check_logs, logs
 from .models.own_cell import CellLike
@@ -231,7 +231,7 @@ def _continued(
         raise InputError(f"{run.path} cannot be continued here: {error}") from None
     with announced("preparing the data"):
         experiment, extra_config = declared.prepare(task_options)
-    _check_unchanged(run, extra_config, run.config)
+    _check_unchanged(run, as_stored(extra_config), run.config)
     experiment = dataclasses.replace(
         experiment,
         notes=(*experiment.notes, *notes),
@@ -279,7 +279,8 @@ def _trained(
         return run, {}, []
     report = run.path / "report.html"
     if "python" in result and report.exists():  # the run was finished before
-        return run, result, [*score_table(task, result), f"report: {report}"]
+        shown = [*score_table(task, result), f"report: {report}"]
+        return run, result, shown if processes.is_first() else []
     result |= {
         "device": jax.devices()[0].device_kind,
         "devices": fields_of(begun.options).get("devices", 1),
@@ -464,8 +465,9 @@ def _with_hidden_size(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _options_as_json(options: Any) -> dict[str, Any]:
-    """Return the options of a task as config.json holds them."""
-    values = fields_of(options)
+    """Return the options of a task as config.json holds them, its own ones first."""
+    found = fields_of(options)
+    values = {each.name: found[each.name] for each in ordered_fields(type(options))}
     if "cell" in values:
         values["cell"] = stored_cell(values["cell"])
     return values
@@ -512,6 +514,11 @@ def _stored(run: Run, kind: Any, name: str) -> Any:
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{run.path}/config.json is damaged: {error}") from None
+
+
+def as_stored(config: dict[str, Any]) -> dict[str, Any]:
+    """Return entries of a config as config.json gives them back: tuples are lists."""
+    return json.loads(json.dumps(config))
 
 
 def _check_unchanged(

@@ -198,7 +198,7 @@ class Run:
             file: the name of the file; one that does not exist has no objects.
 
         Returns:
-            A list of dicts.
+            A list of dicts, whose scores have the names of today as in `result`.
         """
         records = []
         path = self.path / file
@@ -208,7 +208,7 @@ class Run:
             else []
         ):
             try:
-                records.append(json.loads(line))
+                records.append(_renamed(json.loads(line)))
             except ValueError:
                 break  # the run was killed while it wrote this line
         return records
@@ -250,7 +250,8 @@ class Run:
         """Read ``result.json``.
 
         Returns:
-            Its contents; an empty dict if there is no such file.
+            Its contents; an empty dict if there is no such file. Scores that older
+            versions spelled ``neighbour`` have the names that they have today.
 
         Raises:
             InputError: if the file is damaged.
@@ -260,7 +261,7 @@ class Run:
         except FileNotFoundError:
             return {}
         try:
-            return json.loads(text)
+            return _renamed(json.loads(text))
         except ValueError as error:
             raise InputError(f"{self.path}/result.json is damaged: {error}") from None
 
@@ -268,6 +269,13 @@ class Run:
     def checkpoints(self) -> pathlib.Path:
         """Return the directory of the checkpoints."""
         return self.path / "checkpoints"
+
+
+def _renamed(scores: Any) -> dict[str, Any]:
+    """Return scores under the names that they have today."""
+    if not isinstance(scores, dict):
+        raise ValueError("it holds no JSON object")
+    return {name.replace("neighbour", "neighbor"): x for name, x in scores.items()}
 
 
 def _is_run(path: pathlib.Path) -> bool:

@@ -449,7 +449,7 @@ def test_baselines_are_written_with_their_command(tmp_path, capsys):
     assert result["command"].startswith("python -m benchmarks.tasks.baselines --quick")
     rows = {row["baseline"]: row for row in result["rows"]}
     assert rows["copying"]["scores"]["exact_match"] == 0
-    nearest = rows["nearest neighbour by pixels"]
+    nearest = rows["nearest neighbor by pixels"]
     assert (nearest["train"], nearest["test"]) == (2001, 296)
     assert 0.4 < nearest["scores"]["exact_match"] < 0.9
     assert (tmp_path / "some.name.md").read_text(encoding="utf-8").count("|\n") == 4

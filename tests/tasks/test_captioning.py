@@ -377,8 +377,8 @@ def test_a_users_folder(tmp_path, optax_promotion, capsys):
     )
     assert "split by a hash of the file's name" in capsys.readouterr().out
     result = json.loads((tmp_path / "run/result.json").read_text())
-    assert 0 <= result["nearest_neighbour_exact_match"] <= 1
-    assert 0 < result["nearest_neighbour_word_f1"] <= 1
+    assert 0 <= result["nearest_neighbor_exact_match"] <= 1
+    assert 0 < result["nearest_neighbor_word_f1"] <= 1
     assert {"captions.png", "curves.png"} <= {
         path.name for path in (tmp_path / "run").iterdir()
     }

@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -115,6 +116,7 @@ def test_a_missing_package_is_named_before_the_training(
     data, out = tmp_path / "data.csv", tmp_path / "run"
     data.write_text("series,label,x\na,p,1\nb,q,2\nc,p,3\nd,q,4\n" * (task == "series"))
     words = ["train", task, "--data", str(data), "--out", str(out)]
+    jax.devices()  # or a command would show this process every core as a device
     assert main(words) == 2
     out_text, err = capsys.readouterr()
     assert err == ("jaxrnn: the scores need scikit-learn: pip install 'jaxrnn[cli]'\n")

@@ -143,7 +143,7 @@ def test_the_number_of_lags_is_chosen_by_validation():
     assert model.lags >= 4
 
 
-def test_the_nearest_neighbour_is_that_of_a_loop():
+def test_the_nearest_neighbor_is_that_of_a_loop():
     rng = np.random.default_rng(0)
     train, test = rng.normal(size=(20, 7)), rng.normal(size=(9, 7))
     labels = [str(i) for i in range(20)]
@@ -466,7 +466,7 @@ def test_labels_of_ragged_series(forecast_run, tmp_path, capsys):
     assert main(words) == 0
     result = json.loads((tmp_path / "run/result.json").read_text())
     assert result["majority_accuracy"] == 0.5
-    for method in ("", "nearest_neighbour_", "logistic_regression_"):
+    for method in ("", "nearest_neighbor_", "logistic_regression_"):
         assert 0 <= result[f"{method}macro_f1"] <= 1
     assert (tmp_path / "run/confusion.png").read_bytes().startswith(b"\x89PNG")
     capsys.readouterr()
@@ -482,7 +482,7 @@ def test_labels_of_ragged_series(forecast_run, tmp_path, capsys):
     assert "this run learned the labels of series" in capsys.readouterr().err
     facts = facts_of(Run.open(tmp_path / "run"))
     assert facts.about.curve == ("accuracy", "accuracy")
-    assert {"majority", "nearest neighbour"} < facts.rows[0].baselines.keys()
+    assert {"majority", "nearest neighbor"} < facts.rows[0].baselines.keys()
     report, card = texts_of(tmp_path / "run")
     assert len(report) == 2
     assert [*card.values()] == ["curves.png", "confusion.png"]

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from jaxrnn.tasks.data.packed import PackedSentences, joined, take
 from jaxrnn.tasks.data.splits import Split, unseen_labels, with_validation
 from jaxrnn.tasks.data.tables import (
     Example,
@@ -297,6 +298,42 @@ def test_a_tenth_of_the_training_part_is_moved_to_validation():
     assert split.test == ["another"]
     fewer = with_validation(Split(texts[:1_000], [], []), key=str)
     assert set(fewer.validation) == set(split.validation) & set(texts[:1_000])
+
+
+def test_parts_of_packed_sentences_are_those_of_a_list():
+    """Slices, rows in any order, and parts that are put together again."""
+    words = ["Ünï", "日本", "e\u0301", "\U0001f600", "a" * 5_000]
+    sentences = [
+        [(words[(i + j) % 5], "NV"[j % 2]) for j in range(length)]
+        for i, length in enumerate([1, 300, 2, 1, 3, 2])
+    ]
+    expected = [Tagged(*zip(*pairs, strict=True)) for pairs in sentences]
+    packed = PackedSentences(Tagged, iter(sentences))
+    assert list(packed) == expected
+    assert packed[-1] == expected[-1]
+    for part in (slice(2, 5), slice(None, None, -2), slice(0, 0)):
+        assert list(packed[part]) == expected[part]
+    mixed = take(packed, [4, 0, 4, 2])
+    assert list(mixed) == [expected[i] for i in (4, 0, 4, 2)]
+    assert list(mixed[1:]) == [expected[i] for i in (0, 4, 2)]
+    both = joined(packed[:2], mixed)
+    assert isinstance(both, PackedSentences)
+    assert list(both) == [*expected[:2], *mixed]
+    assert not PackedSentences(Tagged, [])
+
+
+def test_tagged_sentences_of_a_file_are_split_as_those_of_a_list(tmp_path):
+    lines = "".join(f"word{i % 7}\tN\nunit{i}\tV\n\n" for i in range(60))
+    (tmp_path / "a.conll").write_text(lines, encoding="utf-8")
+    read = read_tagged(str(tmp_path / "a.conll"))
+    one, _ = split_files([str(tmp_path / "a.conll")], read_tagged, by_words)
+    parts = [row for part in one for row in part]
+    assert sorted(parts) == sorted(read)
+    assert all(len(part) for part in one)
+
+
+def by_words(sentence):
+    return "\t".join(sentence.words)
 
 
 def test_labels_that_training_never_shows_are_named():

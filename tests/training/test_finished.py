@@ -11,6 +11,7 @@ import pytest
 from jaxrnn.training import (
     Budget,
     Experiment,
+    InputError,
     Run,
     constant,
     fit,
@@ -113,3 +114,16 @@ def test_without_a_checkpoint_one_line_says_what_happens(
     assert first == (f"{lost}; {words}" if lost else words)
     assert then == "compiling"
     assert [r["step"] for r in run.records("metrics.jsonl")] == [2, 2, 4, 4, 6, 6, 6]
+
+
+def test_scores_of_older_runs_have_the_names_of_today(tmp_path):
+    run = Run.create(tmp_path / "run", {"task": "captioning"})
+    scores = {"word_f1": 0.5, "nearest_neighbour_word_f1": 0.4}
+    run.write_result(scores)
+    run.append("metrics.jsonl", {"step": 1, "final": True, **scores})
+    today = {"word_f1": 0.5, "nearest_neighbor_word_f1": 0.4}
+    assert run.result() == today
+    assert run.records("metrics.jsonl") == [{"step": 1, "final": True, **today}]
+    (run.path / "result.json").write_text("[]")
+    with pytest.raises(InputError, match=r"result\.json is damaged"):
+        run.result()

@@ -3,7 +3,7 @@
 All loops have the signature of `scan_into_buffers`.
 
 On NVIDIA GPUs rows are recorded in parts of one width, because XLA puts into one kernel
-only results of one shape: a GRU that records r and z as one row has a kernel for them, and
+only results of one shape: a GRU that records r and z as one row has a kernel for them,
 another one for the state, and a third one that joins both halves of the row's
 cotangent. With one array of rows for each half there are 3 kernels instead of 4 in a
 step forwards, and 5 instead of 6 backwards (compiled for a described H100, not run).

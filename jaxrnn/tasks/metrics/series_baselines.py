@@ -59,7 +59,7 @@ def label_baselines(
     common = Counter(labels).most_common(1)[0][0]
     said = {
         "majority": [common] * len(truth),
-        "nearest_neighbour": nearest_neighbor(seen, labels, asked),
+        "nearest_neighbor": nearest_neighbor(seen, labels, asked),
         "logistic_regression": _logistic_regression(seen, labels, asked),
     }
     return {

@@ -194,7 +194,7 @@ def problem(options: Options) -> Problem:
         baseline=("majority class", lambda length: 1 / CLASSES),
         stored=functools.partial(stored, options),
         pooled=options.readout == "mean",
-        references=lambda: {"three_nearest_neighbours": neighbors_of(options.pool)},
+        references=lambda: {"three_nearest_neighbors": neighbors_of(options.pool)},
     )
 
 
