@@ -25,7 +25,7 @@ quick: $(VENV)/.ready  ## under a minute: tests near what changed since the last
 test: $(VENV)/.ready  ## some minutes: every law on a few cells; what CI runs
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
-slow: $(VENV)/.ready  ## most of an hour: everything
+slow: $(VENV)/.ready  ## more than an hour: everything
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m ""
 
 # Random steps under every engine against a Python loop; counts go to fuzz.json.
