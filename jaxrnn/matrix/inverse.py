@@ -24,9 +24,19 @@ BASE = 8  # rows up to which whole blocks are multiplied
 exact_matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
-@jax.custom_jvp
 def inverse_of_one_minus(A: Float[Array, "*B C C"]) -> Float[Array, "*B C C"]:
     """Return ``(I - A)^-1`` for a strictly lower triangular A; C is a power of two.
+
+    A single row has nothing below its diagonal, so that its inverse is 1 and does not
+    depend on A. It needs no rule, and `jax.vmap` of a rule whose result does not depend
+    on its argument has no transpose.
+    """
+    return jnp.ones_like(A) if A.shape[-1] == 1 else _inverse(A)
+
+
+@jax.custom_jvp
+def _inverse(A: Float[Array, "*B C C"]) -> Float[Array, "*B C C"]:
+    """Return ``(I - A)^-1`` of two rows and more.
 
     With T1 and T2 the inverses of the two halves, that of the whole is
     ``[[T1, 0], [T2 A21 T1, T2]]``. Up to 8 rows this is done in place, by products of
@@ -45,11 +55,11 @@ def inverse_of_one_minus(A: Float[Array, "*B C C"]) -> Float[Array, "*B C C"]:
     return T.reshape(*A.shape[:-2], size, size)
 
 
-@inverse_of_one_minus.defjvp
+@_inverse.defjvp
 def _inverse_jvp(primals, tangents):
     """Return ``dT = T dA T``."""
     (A,), (dA,) = primals, tangents
-    T = inverse_of_one_minus(A)
+    T = _inverse(A)
     return T, exact_matmul(T, exact_matmul(dA, T))
 
 

@@ -81,6 +81,11 @@ def test_chunks_are_steps(name, learned, reverse):
     assert_chunks_are_steps(cell, 4, 11, "mr", reverse)
 
 
+def test_chunks_of_one_step_of_a_delta_rule():
+    """Whose inverse of one row does not depend on its argument."""
+    assert_chunks_are_steps(MATRIX_CELLS["delta"], 1, 3, "mr")
+
+
 # Chunks of 1, 4, 16 and 64 of 1, 2, 63, 64, 65 and 130 steps. A chunk that is longer
 # than so few steps runs as one chunk of as many, and one step is taken by itself.
 LENGTHS = [(64, 1), (1, 2), (64, 2)]
