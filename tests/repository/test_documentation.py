@@ -52,6 +52,23 @@ def test_a_page_prints_what_it_shows(page, tmp_path, plain_errors):
             assert (page.parent / picture.name).exists(), "run_pages.py --pictures"
 
 
+def test_what_pages_import_from_the_library_is_there():
+    """Of the long pages as well, which the default tier does not run."""
+    taken = re.compile(r"^ *from (jaxrnn[\w.]*) import (\(.*?\)|.*?)$", re.M | re.S)
+    found = 0
+    for page in sorted(DOCS.rglob("*.md")):
+        for module, names in taken.findall(page.read_text("utf-8")):
+            for name in re.findall(r"(\w+)(?: as \w+)?(?:,|\)|\n|$)", names):
+                try:
+                    there = hasattr(importlib.import_module(module), name)
+                except ModuleNotFoundError:
+                    there = False
+                if not there:
+                    importlib.import_module(f"{module}.{name}")
+                found += 1
+    assert found > 20
+
+
 def test_other_words_and_other_numbers_are_seen():
     same = run_pages.same
     assert same("loss 1.402", "loss 1.4")
