@@ -5,11 +5,10 @@ after a kill; patience.
 import itertools
 import json
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+from counting import counting_experiment, counting_step
 
 from jaxrnn.training import (
     Budget,
@@ -17,10 +16,7 @@ from jaxrnn.training import (
     Experiment,
     InputError,
     Run,
-    constant,
     fit,
-    fresh_state,
-    make_batch_step,
 )
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
@@ -29,14 +25,7 @@ SCORES = [0.3, 0.5, 0.4, 0.7, 0.7, 0.6, float("nan"), 0.2]  # one an evaluation
 
 def experiment(scores=SCORES, way="max", stop_at=None):
     """Parameters count the updates; held-out scores are as given."""
-    optimizer = optax.chain(
-        optax.inject_hyperparams(optax.scale_by_learning_rate)(learning_rate=0.0)
-    )
-    step = make_batch_step(
-        lambda params, batch, key: (-params["w"], jnp.asarray(1)),
-        optimizer,
-        constant(1.0),
-    )
+    optimizer, step = counting_step()
     tally = itertools.count(1)
 
     def advance(state, progress):
@@ -44,13 +33,11 @@ def experiment(scores=SCORES, way="max", stop_at=None):
             raise KeyboardInterrupt  # as a kill: nothing is saved after this
         return step(state, None, progress)
 
-    return Experiment(
-        start=lambda: fresh_state(optimizer, {"w": jnp.zeros(())}, jax.random.key(0)),
+    return counting_experiment(
+        optimizer,
+        step,
         advance=advance,
-        describe=lambda loss: {"loss": loss},
         evaluate=lambda state: {"score": scores[int(state.params["w"]) // 10 - 1]},
-        sample=lambda state: None,
-        learning_rate=constant(1.0),
         best_by=("score", way),
         finally_evaluate=lambda state: {"score": float(state.params["w"])},
         notes=("eight evaluations",),

@@ -3,20 +3,14 @@
 import dataclasses
 import json
 
-import jax
-import jax.numpy as jnp
-import optax
 import pytest
+from counting import counting_experiment, counting_step
 
 from jaxrnn.training import (
     Budget,
-    Experiment,
     InputError,
     Run,
-    constant,
     fit,
-    fresh_state,
-    make_batch_step,
 )
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
@@ -26,15 +20,7 @@ BUDGET = Budget(steps=6, report_every=2, evaluate_every=2, checkpoint_seconds=0)
 @pytest.fixture(scope="module")
 def step():
     """Parameters count the updates; it is compiled once for all tests."""
-    optimizer = optax.chain(
-        optax.inject_hyperparams(optax.scale_by_learning_rate)(learning_rate=0.0)
-    )
-    compiled = make_batch_step(
-        lambda params, batch, key: (-params["w"], jnp.asarray(1)),
-        optimizer,
-        constant(1.0),
-    )
-    return optimizer, compiled
+    return counting_step()
 
 
 @pytest.fixture
@@ -44,20 +30,11 @@ def scored():
 
 @pytest.fixture
 def experiment(step, scored):
-    optimizer, compiled = step
-
     def evaluate(state):
         scored.append(float(state.params["w"]))
         return {"score": min(scored[-1], 2.0)}
 
-    return Experiment(
-        start=lambda: fresh_state(optimizer, {"w": jnp.zeros(())}, jax.random.key(0)),
-        advance=lambda state, progress: compiled(state, None, progress),
-        describe=lambda loss: {"loss": loss},
-        evaluate=evaluate,
-        sample=lambda state: None,
-        learning_rate=constant(1.0),
-    )
+    return counting_experiment(*step, evaluate=evaluate)
 
 
 def files(run):

@@ -6,22 +6,17 @@ import json
 import sys
 import types
 
-import jax
 import jax.numpy as jnp
-import optax
 import pytest
+from counting import counting_experiment, counting_step
 
 from jaxrnn.tasks import train
 from jaxrnn.tasks.logs import LOGS, logs
 from jaxrnn.training import (
     Budget,
-    Experiment,
     InputError,
     Run,
-    constant,
     fit,
-    fresh_state,
-    make_batch_step,
     sinks,
 )
 
@@ -32,22 +27,7 @@ BUDGET = Budget(steps=6, report_every=2, evaluate_every=4, checkpoint_seconds=0)
 @pytest.fixture(scope="module")
 def experiment():
     """Parameters count the updates; it is compiled once for all tests."""
-    optimizer = optax.chain(
-        optax.inject_hyperparams(optax.scale_by_learning_rate)(learning_rate=0.0)
-    )
-    step = make_batch_step(
-        lambda params, batch, key: (-params["w"], jnp.asarray(1)),
-        optimizer,
-        constant(1.0),
-    )
-    return Experiment(
-        start=lambda: fresh_state(optimizer, {"w": jnp.zeros(())}, jax.random.key(0)),
-        advance=lambda state, progress: step(state, None, progress),
-        describe=lambda loss: {"loss": loss},
-        evaluate=lambda state: {"score": float(state.params["w"])},
-        sample=lambda state: "some text",
-        learning_rate=constant(1.0),
-    )
+    return counting_experiment(*counting_step(), sample=lambda state: "some text")
 
 
 def new_run(path):
