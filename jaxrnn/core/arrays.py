@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from jaxtyping import Array
 
@@ -15,3 +15,11 @@ def is_array(value: object) -> TypeGuard[Array]:
     place that asks by attributes, because these types have no common base class.
     """
     return hasattr(value, "shape") and hasattr(value, "dtype")
+
+
+def plain_numbers(scores: dict[str, Any]) -> dict[str, Any]:
+    """Convert JAX and NumPy scalars to Python numbers, for JSON."""
+    return {
+        name: value.item() if is_array(value) else value
+        for name, value in scores.items()
+    }

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..core.arrays import is_array
+from ..core.arrays import plain_numbers
 from ..core.records import fields_of
 from ..training import InputError
 from ..training.announced import announced
@@ -71,8 +71,4 @@ def evaluate_held_out(
         say(note)
     say(f"scoring what the run has held out; {experiment.data}")
     state = experiment.start()._replace(params=jax.tree.map(jnp.asarray, params))
-    scores = (experiment.finally_evaluate or experiment.evaluate)(state)
-    return {
-        name: value.item() if is_array(value) else value
-        for name, value in scores.items()
-    }
+    return plain_numbers((experiment.finally_evaluate or experiment.evaluate)(state))

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..core.arrays import is_array
+from ..core.arrays import plain_numbers
 from ..core.types import Params
 from . import processes
 from .checkpoints import Checkpoints
@@ -491,7 +491,7 @@ class _Loop:
             return
         if self.step in {r["step"] for r in self.run.records("gradients.jsonl")}:
             return
-        measurements = _plain(self.experiment.look(self.state))
+        measurements = plain_numbers(self.experiment.look(self.state))
         self.run.append(
             "gradients.jsonl",
             {"step": self.step, **({"final": True} if final else {}), **measurements},
@@ -512,7 +512,7 @@ class _Loop:
             self.busy + seconds,
             0.0,
         )
-        metrics = _plain(self.experiment.describe(loss / max(tokens, 1.0)))
+        metrics = plain_numbers(self.experiment.describe(loss / max(tokens, 1.0)))
         rate = float(self.experiment.learning_rate(np.float32(self.share())))
         if self.budget.seconds is None:
             metrics |= {"learning_rate": rate}
@@ -539,7 +539,7 @@ class _Loop:
         # first one count.
         scores, sample = processes.broadcast(
             [
-                _plain(self.experiment.evaluate(self.state)),
+                plain_numbers(self.experiment.evaluate(self.state)),
                 self.experiment.sample(self.state) if processes.is_first() else None,
             ],
             "an evaluation",
@@ -604,7 +604,7 @@ class _Loop:
         self.take_final_params()
         evaluate = self.experiment.finally_evaluate or self.experiment.evaluate
         scores = processes.broadcast(
-            _plain(evaluate(self.state)), "the last evaluation"
+            plain_numbers(evaluate(self.state)), "the last evaluation"
         )
         speed = round(self.tokens_seen / self.busy, 1) if self.busy else None
         result = {
@@ -640,14 +640,6 @@ def _said(name: str, scores: Container[str]) -> str:
     stem, _, length = name.rpartition("_")
     is_other = stem in scores and length.isdecimal()
     return f"{stem} at length {length}" if is_other else name
-
-
-def _plain(scores: dict[str, Any]) -> dict[str, Any]:
-    """Convert JAX and NumPy scalars to Python numbers, for JSON."""
-    return {
-        name: value.item() if is_array(value) else value
-        for name, value in scores.items()
-    }
 
 
 class _Stop:
