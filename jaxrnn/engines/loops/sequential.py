@@ -68,13 +68,10 @@ def scan_into_buffers(
         The carry after the last step, and the buffers.
     """
     whole = all(b.shape[0] == steps for b in buffers)
-    counts = []
-    if parts and whole:
+    counts = parts_of_rows(buffers) if parts and whole else []
+    if any(count > 1 for count in counts):
         apart = rows_that_fall_apart(body, carry, xs)
-        counts = [
-            count if falls_apart else 1
-            for falls_apart, count in zip(apart, parts_of_rows(buffers), strict=True)
-        ]
+        counts = [count if a else 1 for count, a in zip(counts, apart, strict=True)]
     if any(count > 1 for count in counts):
         carry, buffers = scan_into_buffers(
             _in_parts(body, counts),
