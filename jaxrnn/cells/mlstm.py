@@ -145,6 +145,8 @@ class MLSTM(BuiltinMatrixCell):
     shares_scale: ClassVar[bool] = True
     # A subclass may show C and n, which chunks know at their ends alone.
     shows_h_alone: ClassVar[bool] = False
+    # They are columns of z and logarithms of sigmoids.
+    finite_terms: ClassVar[bool] = True
 
     def __post_init__(self):
         super().__post_init__()

@@ -127,6 +127,13 @@ class MatrixCell(LookingBack):
     reads: ClassVar[str] = "after"
     # What chunks compute is h; the other parts of the carry are known at their ends.
     shows_h_alone: ClassVar[bool] = True
+    # Whether terms are finite wherever z is, so that chunks need not look. A class says
+    # so for itself alone: a subclass may have other terms.
+    finite_terms: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.finite_terms = vars(cls).get("finite_terms", False)
 
     def __post_init__(self):
         check_positive(self, hidden_size=self.hidden_size, num_heads=self.num_heads)
@@ -329,17 +336,19 @@ class MatrixCell(LookingBack):
             memory,
             None if self.starts_empty(params) else initial,
             given,
-            ~bad if mask is None else mask & ~bad,
+            self._live(mask, bad),
             resets,
             chunk=chunk,
             reverse=reverse,
             reads=self.reads,
             micro_steps=self.micro_steps,
+            check=not self.finite_terms,
         )
         if shows_outside:
             ys, ms = hs
             hs = self.shown(params, ys, ms, zs).astype(h.dtype)
-        spoiled = spoiled_steps(bad | bad_terms, resets, reverse)
+        bad = bad if bad_terms is None else bad | bad_terms
+        spoiled = spoiled_steps(bad, resets, reverse)
         hs = jnp.where(spoiled[..., None], jnp.nan, hs)
         at_end = spoiled[0 if reverse else -1]
         memory = select(
@@ -347,6 +356,16 @@ class MatrixCell(LookingBack):
         )
         shown = last_shown(h, hs, mask, resets, initial_h, reverse)
         return self.pack(shown, memory, recent), hs
+
+    def _live(self, mask: Array | None, bad: Array) -> Array | None:
+        """Return where steps count, or None if all may.
+
+        A step that is not finite reads zeros, and what it makes of them is replaced by
+        NaN afterwards, so that it need not be left out where its terms are finite.
+        """
+        if mask is None:
+            return None if self.finite_terms else ~bad
+        return mask & ~bad
 
     def _given(self, params: Params, zs: PyTree) -> tuple[Any, Any]:
         """Return what of all steps is given to the loop over chunks, and the function

@@ -23,11 +23,20 @@ from .terms import (
     leave_out,
     map_terms,
 )
-from .weighted import run_weighted_chunk
+from .weighted import (
+    WeightedMemory,
+    in_parts,
+    join_columns,
+    joined,
+    run_weighted_chunk,
+)
 
 CHUNK = 32  # steps in a chunk on a CPU
 CHUNK_ELSEWHERE = 64  # steps in a chunk on other platforms
 FEW_CHUNKS = 8  # fewer are not worth to be prepared together
+
+
+State = MatrixMemory | WeightedMemory
 
 
 class Plan(NamedTuple):
@@ -77,6 +86,8 @@ class Walk(NamedTuple):
     reads: str
     micro_steps: int
     reverse: bool
+    check: bool
+    batch_ndim: int
 
 
 def walk(
@@ -85,13 +96,14 @@ def walk(
     memory: MatrixMemory,
     initial: MatrixMemory | None,
     zs: PyTree,
-    live: Bool[Array, "T *B"],
+    live: Bool[Array, "T *B"] | None,
     resets: Bool[Array, "T *B"] | None,
     *,
     chunk: int | None,
     reverse: bool,
     reads: str = "after",
     micro_steps: int = 1,
+    check: bool = True,
 ) -> tuple[MatrixMemory, Any]:
     """Run the recurrence over a sequence, chunk by chunk.
 
@@ -106,45 +118,57 @@ def walk(
         memory: the state before the first step.
         initial: the state that a reset brings in; None if it is zero.
         zs: the projected inputs of all steps, ``(T, *B, ...)`` per leaf.
-        live: False where the state is held.
+        live: False where the state is held, or None if it is nowhere.
         resets: True where the initial state replaces the state before a step, or None.
         chunk: the number of steps that are computed at once; None chooses for the
             platform, by `plans`.
         reverse: whether to run from the last step to the first.
         reads: ``"after"`` or ``"before"``.
         micro_steps: the number of micro steps in a step; see `join_micro_steps`.
+        check: whether to leave out the steps whose terms are not finite.
 
     Returns:
         The last state; and of every step what ``show`` returns, ``(T, *B, ...)``, and
-        whether it was left out because its terms are not finite, ``(T, *B)``.
+        whether it was left out because its terms are not finite, ``(T, *B)``, or None
+        without ``check``.
     """
-    how = Walk(terms_of, show, reads, micro_steps, reverse)
+    batch, steps = memory.S.shape[:-3], len(jax.tree.leaves(zs)[0])
+    how = Walk(terms_of, show, reads, micro_steps, reverse, check, len(batch))
     weighted = memory.m is not None
-    on_cpu, elsewhere = plans(len(live), chunk, memory.S, weighted=weighted)
+    on_cpu, elsewhere = plans(steps, chunk, memory.S, weighted=weighted)
+    sizes = {plan.chunk * plan.block for plan in (on_cpu, elsewhere)}
+    if live is None and any(steps % size for size in sizes):
+        live = jnp.ones((steps, *batch), bool)
+    state: Any = in_parts(memory) if weighted else memory
+    fresh: Any = initial
+    if weighted and initial is not None:
+        fresh = in_parts(initial)
     # XLA's CPU compiler (jax 0.10.2 to 0.12.0.1) reads memory that nobody wrote where
     # it fuses a matrix product with an operand that is one number everywhere, such as
     # a first state of zeros, or its cotangent. A barrier keeps them apart.
-    inputs = cpu_optimization_barrier(memory), initial, (zs, live, resets)
+    inputs = cpu_optimization_barrier(state), fresh, (zs, live, resets)
     if on_cpu == elsewhere:
-        memory, shown = _walk_blocks(how, on_cpu, *inputs)
+        state, shown = _walk_blocks(how, on_cpu, *inputs)
     else:
-        memory, shown = jax.lax.platform_dependent(
+        state, shown = jax.lax.platform_dependent(
             *inputs,
             cpu=lambda *inputs: _walk_blocks(how, on_cpu, *inputs),
             default=lambda *inputs: _walk_blocks(how, elsewhere, *inputs),
         )
-    return cpu_optimization_barrier(memory), shown
+    state = cpu_optimization_barrier(state)
+    return joined(state) if weighted else state, shown
 
 
 def _walk_blocks(
     how: Walk,
     plan: Plan,
-    memory: MatrixMemory,
-    initial: MatrixMemory | None,
+    memory: State,
+    initial: State | None,
     sequence: PyTree,
-) -> tuple[MatrixMemory, Any]:
+) -> tuple[State, Any]:
     """Run the recurrence block by block."""
-    steps, size = len(sequence[1]), plan.chunk * plan.block
+    zs, *flags = sequence
+    steps, size = len(jax.tree.leaves(zs)[0]), plan.chunk * plan.block
 
     def in_chunks(leaf):
         return leaf.reshape(len(leaf), plan.block, plan.chunk, *leaf.shape[2:])
@@ -157,7 +181,6 @@ def _walk_blocks(
         return _run_block(how, plan.chunk, memory, initial, now)
 
     body = jax.checkpoint(body, prevent_cse=False)
-    zs, *flags = sequence
     split = (
         split_steps(zs, size, how.reverse),
         *(split_flags(x, size, how.reverse) for x in flags),
@@ -169,18 +192,21 @@ def _walk_blocks(
 def _run_block(
     how: Walk,
     size: int,
-    memory: MatrixMemory,
-    initial: MatrixMemory | None,
-    now: tuple[PyTree, Array, Array | None],
-) -> tuple[MatrixMemory, PyTree]:
+    memory: State,
+    initial: Any,
+    now: tuple[PyTree, Array | None, Array | None],
+) -> tuple[State, PyTree]:
     """Compute the chunks of a block; ``now`` is ``(block, chunk, *B, ...)``."""
     z, micro_steps = now[0], how.micro_steps
 
     def chunk_of(now):
         z, live, resets = now
-        terms, segment = how.terms_of(z), None
-        bad = terms_not_finite(terms, live)
-        terms = leave_out(terms, live & ~bad)
+        terms, segment, bad = how.terms_of(z), None, None
+        if how.check:
+            bad = terms_not_finite(terms, live, how.batch_ndim)
+            live = ~bad if live is None else live & ~bad
+        if live is not None:
+            terms = leave_out(terms, live)
         if micro_steps > 1:
             terms = join_micro_steps(terms, micro_steps)
         if resets is not None:
@@ -199,14 +225,14 @@ def _run_block(
         return how.show(y, m, z)
 
     given, bad = jax.vmap(chunk_of)(now)
-    if memory.m is not None:
+    if isinstance(memory, WeightedMemory):
 
         def run(memory, given):
             return run_weighted_chunk(memory, initial, *given)
 
-        memory, (y, m) = jax.lax.scan(run, memory, given)
-        y = cpu_optimization_barrier(y)
-        return memory, (show(y, m, z), bad)
+        parts, (ys, m) = jax.lax.scan(run, memory, given)
+        y = join_columns(cpu_optimization_barrier(ys))
+        return parts, (show(y, m, z), bad)
     first = None if initial is None else initial.S
     S, y = run_block(memory.S, first, given, how.reads)
     y = cpu_optimization_barrier(y)
@@ -250,17 +276,19 @@ def steps_not_finite(zs: PyTree, batch_ndim: int) -> Bool[Array, "T *B"]:
     return bad
 
 
-def terms_not_finite(terms: Terms, live: Bool[Array, "T *B"]) -> Bool[Array, "T *B"]:
+def terms_not_finite(
+    terms: Terms, live: Bool[Array, "T *B"] | None, batch_ndim: int
+) -> Bool[Array, "T *B"]:
     """Find the live steps whose terms are not finite, but for q, which only reads.
 
     A logarithm may be -inf.
     """
-    bad = jnp.zeros_like(live)
+    bad = jnp.zeros(terms.q.shape[: 1 + batch_ndim], bool)
     for name, x in zip(Terms._fields[1:], terms[1:], strict=True):
         if x is not None:
             fits = x < jnp.inf if name in ("g", "w") else jnp.isfinite(x)
-            bad = bad | ~fits.all(tuple(range(live.ndim, x.ndim)))
-    return bad & live
+            bad = bad | ~fits.all(tuple(range(bad.ndim, x.ndim)))
+    return bad if live is None else bad & live
 
 
 def spoiled_steps(

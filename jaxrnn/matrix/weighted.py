@@ -2,11 +2,15 @@
 
 The state is stored divided by ``exp(m_t)``, the largest weight so far. So the weights
 of a chunk depend on m of the state that enters it, and chunks run one after another.
+
+The values of a step often are d_v numbers and a 1, which makes a normalizer. Matrix
+products whose sides are no multiples of a vector register are slow, so that columns
+beyond such a multiple are kept apart. No column of the state depends on another.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +21,55 @@ from .decay import HeadDecay, products
 from .inverse import exact_matmul
 from .terms import MatrixMemory, Terms, bounded_exp, is_empty, log_decay
 
+REGISTER = 8  # numbers in a vector register
+
+
+class WeightedMemory(NamedTuple):
+    """A `MatrixMemory` with strengths, its columns in parts.
+
+    Attributes:
+        S: ``(*B, heads, d_k, d)`` per part.
+        m: ``(*B, heads)``, the logarithm of the scale.
+        empty: ``(*B, heads)``, whether nothing has been written, so that m says
+            nothing.
+    """
+
+    S: tuple[Array, ...]
+    m: Array
+    empty: Array
+
+
+def split_columns(x: Float[Array, "*B V"]) -> tuple[Array, ...]:
+    """Split the last axis into a multiple of `REGISTER` columns, and the others."""
+    size = x.shape[-1]
+    whole = size - size % REGISTER
+    return (x,) if whole in (0, size) else (x[..., :whole], x[..., whole:])
+
+
+def join_columns(parts: tuple[Array, ...]) -> Float[Array, "*B V"]:
+    """Return the inverse of `split_columns`."""
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, -1)
+
+
+def in_parts(memory: MatrixMemory) -> WeightedMemory:
+    """Return a state with its columns in parts."""
+    m: Any = memory.m
+    return WeightedMemory(split_columns(memory.S), m, is_empty(memory.S))
+
+
+def joined(memory: WeightedMemory) -> MatrixMemory:
+    """Return the inverse of `in_parts`."""
+    return MatrixMemory(join_columns(memory.S), memory.m)
+
 
 def run_weighted_chunk(
-    memory: MatrixMemory,
-    initial: MatrixMemory | None,
+    memory: WeightedMemory,
+    initial: WeightedMemory | None,
     terms: Terms,
     segment: Int[Array, "T *B"] | None,
-) -> tuple[MatrixMemory, tuple[Float[Array, "T *B N V"], Float[Array, "T *B N"]]]:
+) -> tuple[
+    WeightedMemory, tuple[tuple[Float[Array, "T *B N V"], ...], Float[Array, "T *B N"]]
+]:
     """Compute one chunk, of terms with w.
 
     Args:
@@ -33,21 +79,30 @@ def run_weighted_chunk(
         segment: the number of resets in the chunk up to each step, or None.
 
     Returns:
-        The state after the chunk; what every step read, and its m.
+        The state after the chunk; what every step read, in parts, and its m.
     """
-    shape = memory.S.shape
-    terms, segment, _ = grouped(terms, segment, None, memory.S.dtype)
+    lead = memory.m.shape
+    terms, segment, _ = grouped(terms, segment, None, memory.S[0].dtype)
     groups = terms.q.shape[-4]
     if initial is None:
-        initial = jax.tree.map(jnp.zeros_like, memory)
+        nothing = jax.tree.map(jnp.zeros_like, memory)
+        initial = nothing._replace(empty=~nothing.empty)
     chunk = _WeightedChunk(
         _grouped(memory, groups), _grouped(initial, groups), terms, segment
     )
-    y = chunk.outputs()
-    m = chunk.m.reshape(*shape[:-2], chunk.m.shape[-1])
-    y = y.reshape(*shape[:-2], *y.shape[-2:])
-    last = MatrixMemory(chunk.last_state().reshape(shape), m[..., -1])
-    return last, (jnp.moveaxis(y, -2, 0), jnp.moveaxis(m, -1, 0))
+
+    def by_head(x, features):
+        """Join the groups of heads again."""
+        return x.reshape(*lead, *x.shape[x.ndim - features :])
+
+    m, empty = by_head(chunk.m, 1), by_head(chunk.empty, 1)
+    S, ys = (
+        tuple(by_head(x, 2) for x in parts)
+        for parts in (chunk.last_state(), chunk.outputs())
+    )
+    ys = tuple(jnp.moveaxis(y, -2, 0) for y in ys)
+    last = WeightedMemory(S, m[..., -1], empty[..., -1])
+    return last, (ys, jnp.moveaxis(m, -1, 0))
 
 
 class _WeightedChunk:
@@ -64,11 +119,11 @@ class _WeightedChunk:
         decay = HeadDecay(g, segment)
         log_entering = decay.log_since_start(before=False)
         log_entering = log_entering + self._entering(lambda memory: memory.m)
-        empty = self._entering(lambda memory: is_empty(memory.S))
+        empty = self._entering(lambda memory: memory.empty)
         log_weights = decay.log_weights + jnp.swapaxes(terms.w, -1, -2)
         m = log_weights.max(-1)
-        first = empty & (m > -jnp.inf)
-        self.m = jnp.where(first, m, jnp.maximum(log_entering, m))
+        self.empty = empty & (m == -jnp.inf)
+        self.m = jnp.where(empty & ~self.empty, m, jnp.maximum(log_entering, m))
         self.kept = bounded_exp(log_entering - self.m)
         self.weights = jnp.exp(log_weights - self.m[..., None])
 
@@ -79,32 +134,43 @@ class _WeightedChunk:
             return now
         return jnp.where(self.segment > 0, of(self.initial)[..., None], now)
 
-    def outputs(self) -> Array:
-        """Return what every step reads."""
+    def outputs(self) -> list[Array]:
+        """Return what every step reads, in parts."""
         q, k, v = self.terms[:3]
-        y = q @ self.memory.S
-        if self.segment is not None:
-            y = jnp.where(self.segment[..., None] > 0, q @ self.initial.S, y)
         scores = self.weights * products(q, k, False)
-        return self.kept[..., None] * y + scores @ v
+        ys = []
+        for S, initial, v_part in self._parts(v):
+            y = q @ S
+            if self.segment is not None:
+                y = jnp.where(self.segment[..., None] > 0, q @ initial, y)
+            ys.append(self.kept[..., None] * y + scores @ v_part)
+        return ys
 
-    def last_state(self) -> Array:
-        """Return the state after the chunk."""
-        S, (_, k, v) = self.memory.S, self.terms[:3]
+    def last_state(self) -> list[Array]:
+        """Return the state after the chunk, in parts."""
+        _, k, v = self.terms[:3]
+        k = k * self.weights[..., -1, :, None]
+        was_reset = None
         if self.segment is not None:
             was_reset = self.segment[..., -1, None, None] > 0
-            S = jnp.where(was_reset, self.initial.S, S)
-        k = k * self.weights[..., -1, :, None]
-        if self.segment is not None:
             in_last = self.segment == self.segment[..., -1:]
             k = jnp.where(in_last[..., None], k, 0)
-        written = exact_matmul(jnp.swapaxes(k, -1, -2), v)
-        return self.kept[..., -1, None, None] * S + written
+        k, kept = jnp.swapaxes(k, -1, -2), self.kept[..., -1, None, None]
+        parts = []
+        for S, initial, v_part in self._parts(v):
+            S = S if was_reset is None else jnp.where(was_reset, initial, S)
+            parts.append(kept * S + exact_matmul(k, v_part))
+        return parts
+
+    def _parts(self, v):
+        """Return the parts of the state, of the initial state, and of the values."""
+        return zip(self.memory.S, self.initial.S, split_columns(v), strict=True)
 
 
-def _grouped(memory: MatrixMemory, groups: int) -> MatrixMemory:
+def _grouped(memory: WeightedMemory, groups: int) -> WeightedMemory:
     """Split the heads of a state into groups."""
-    m: Any = memory.m
-    return MatrixMemory(
-        grouped_heads(memory.S, -3, groups), grouped_heads(m, -1, groups)
+    return WeightedMemory(
+        tuple(grouped_heads(part, -3, groups) for part in memory.S),
+        grouped_heads(memory.m, -1, groups),
+        grouped_heads(memory.empty, -1, groups),
     )

@@ -19,6 +19,9 @@ CELLS = {
     "plain": MLSTM(4, num_heads=2, key_size=3),
     "learned": MLSTM(4, num_heads=2, key_size=3, learned_initial_carry=True),
     "exponential": MLSTM(4, forget_gate="exponential"),
+    # with the normalizer 12 and 17 columns, which chunks take in two parts
+    "wide": MLSTM(22, num_heads=2, key_size=3, learned_initial_carry=True),
+    "wider": MLSTM(32, num_heads=2, key_size=3),
 }
 
 
@@ -117,7 +120,13 @@ EVERY = [
 
 @pytest.mark.parametrize(
     ("name", "steps", "reverse"),
-    [*EVERY, ("learned", 7, True), ("exponential", 33, False)],
+    [
+        *EVERY,
+        ("learned", 7, True),
+        ("exponential", 33, False),
+        ("wide", 7, True),
+        ("wider", 33, False),
+    ],
 )
 def test_chunks_are_the_steps(name, steps, reverse, x64):
     cell, inputs = CELLS[name], draw(CELLS[name], steps, steps)
@@ -133,15 +142,18 @@ def test_chunks_are_the_steps(name, steps, reverse, x64):
                 assert_same_outcome(actual, expected, 1e-12)
 
 
+@pytest.mark.parametrize("chunk", [3, 7])
 @pytest.mark.parametrize("flags", ["", "m", "r"])
-def test_without_mask_or_resets(flags, x64):
-    """They are other programs, not all-true masks."""
-    cell, inputs = CELLS["plain"], draw(CELLS["plain"], 7, 0)
+def test_without_mask_or_resets(flags, chunk, x64):
+    """They are other programs, not all-true masks; and chunks that need no filling are
+    others again.
+    """
+    cell, inputs = CELLS["wide"], draw(CELLS["wide"], 7, 0)
     mask, resets = list(flags_of(7, 1))[4]
     plain = walked(cell, Scan(save="everything"), flags, False)
     expected = plain(*inputs, mask, resets)
     assert_same_outcome(
-        walked(cell, Associative(3), flags, False)(*inputs, mask, resets),
+        walked(cell, Associative(chunk), flags, False)(*inputs, mask, resets),
         expected,
         1e-12,
     )
@@ -291,7 +303,7 @@ def test_what_is_not_finite_spoils_later_steps_alone_and_no_reset_lets_it_throug
     )
     for flags in (None, resets):
         found = []
-        for engine in (None, jaxrnn.Associative(7), jaxrnn.Scan()):
+        for engine in (None, Associative(7), Associative(8), Scan()):
             last, ys = jaxrnn.unroll(
                 cell, params, xs, resets=flags, reverse=reverse, engine=engine
             )

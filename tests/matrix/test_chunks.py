@@ -16,6 +16,7 @@ from subjects import assert_same, compiled_outcome, normal
 import jaxrnn
 from jaxrnn import Associative, Scan
 from jaxrnn.matrix import MatrixMemory
+from jaxrnn.matrix.walk import terms_not_finite
 
 B, D = 2, 3
 pytestmark = pytest.mark.usefixtures("x64")
@@ -253,6 +254,42 @@ def test_terms_that_are_not_finite_reach_later_steps_alone_and_cross_no_reset():
     both = (jnp.where(bad[..., None], 0, y) for y in (ys, expected))
     assert_same(*both, 1e-10)
     assert_same(last, expected_last, 1e-10)
+
+
+@pytest.mark.parametrize("forget_gate", ["sigmoid", "exponential"])
+def test_cells_that_say_that_their_terms_are_finite(forget_gate):
+    """Whatever finite z they are given."""
+    kinds = vars(jaxrnn.cells).values()
+    kinds = [kind for kind in kinds if getattr(kind, "finite_terms", False)]
+    assert kinds == [jaxrnn.MLSTM]
+    cell = jaxrnn.MLSTM(4, num_heads=2, forget_gate=forget_gate)
+    params = cell.init(jax.random.key(0), D)
+    zs = cell.project(params, jnp.zeros((1000, 8, D)))
+    largest = float(np.finfo(zs.dtype).max)
+    drawn = np.random.default_rng(0).choice(
+        [-largest, largest, 0.0, -1.0, 1e-30, 88.0], size=zs.shape
+    )
+    terms = cell.terms(params, jnp.asarray(drawn, zs.dtype))
+    assert not terms_not_finite(terms, None, 1).any()
+
+
+def test_a_subclass_does_not_inherit_that_its_terms_are_finite():
+    @dataclasses.dataclass(frozen=True)
+    class Normed(jaxrnn.MLSTM):
+        def steps(self, z):
+            steps = super().steps(z)
+            size = jnp.sqrt((steps.k**2).sum(-1, keepdims=True))
+            return steps._replace(k=steps.k / size)
+
+    cell = Normed(4, num_heads=2)
+    params, xs, *_ = draw(cell, 8)
+    params = jax.tree.map(jnp.zeros_like, params) | {
+        "input_kernel": params["input_kernel"]
+    }
+    xs = xs.at[5, 0].set(0)
+    _, ys = jaxrnn.unroll(cell, params, xs, engine=Associative(8))
+    bad = np.isnan(np.asarray(ys)).any(-1)
+    np.testing.assert_array_equal(bad, np.arange(8)[:, None] >= [5, 8])
 
 
 def test_the_filling_of_the_last_chunk_is_a_valid_input():
