@@ -518,6 +518,61 @@ def test_a_part_of_the_carry_that_nothing_moves_asks_for_no_derivative(x64):
     ) == {"h", "c"}
 
 
+def test_a_part_that_every_step_replaces_has_no_tangent(x64):
+    """So that its output needs no reverse mode, which ``while_loop`` does not have."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Replaced(Cell):
+        hidden_size: int = 3
+
+        def initial_carry(self, params, batch_shape=(), dtype=None):
+            return Parts(jnp.zeros((*batch_shape, 3)), jnp.ones((*batch_shape, 3)))
+
+        def step(self, p, s, x):
+            return Parts(jnp.tanh(x * s.c + s.h @ p["U"]), 1 + x)
+
+        def output(self, p, s, x):
+            return s.h * lax.while_loop(
+                lambda a: jnp.abs(a).max() < 5, lambda a: 2 * a, s.c
+            )
+
+    random = np.random.default_rng(0)
+    cell, xs = Replaced(), jnp.asarray(random.normal(size=(5, 2, 3)))
+    p = {"U": jnp.asarray(random.normal(size=(3, 3)))}
+    carry, along = (Parts(*jnp.asarray(random.normal(size=(2, 2, 3)))) for _ in "ab")
+
+    def right(p, carry):
+        carries = lax.scan(lambda s, x: (cell.step(p, s, x),) * 2, carry, xs)[1]
+        return jax.vmap(lambda s: cell.output(p, s, xs))(carries)
+
+    def derivatives(unrolled):
+        def loss(p, carry):
+            return (unrolled(p, carry) ** 2).sum()
+
+        def twice(carry):
+            return jax.jvp(lambda c: jax.grad(loss, 1)(p, c), (carry,), (along,))[1]
+
+        return (
+            jax.grad(loss, (0, 1))(p, carry),
+            jax.jvp(lambda c: unrolled(p, c), (carry,), (along,)),
+            twice(carry),
+        )
+
+    expected = derivatives(right)
+    for engine in (
+        None,
+        Scan(save="carries"),
+        Scan(save="dots", hoist=False),
+        Scan(save="everything"),
+        Checkpoint(2),
+    ):
+
+        def own(p, carry, engine=engine):
+            return jaxrnn.unroll(cell, p, xs, carry, engine=engine)[1]
+
+        assert_same(derivatives(own), expected)
+
+
 @jax.custom_vjp
 def backwards_only(w):
     return jnp.sin(w)

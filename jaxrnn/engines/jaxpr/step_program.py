@@ -100,34 +100,44 @@ class StepJaxpr:
         return StepVJP(self)
 
     def moved_by(self, wrt: Iterable[int]) -> frozenset[int]:
-        """Return the leaves of the carry that have a nonzero tangent after some step.
+        """Return the leaves of the carry that have a nonzero tangent before some step.
 
         Args:
             wrt: positions among params, leaves of the first carry, and inputs: the
                 operands that have a nonzero tangent.
         """
-        operands = frozenset(wrt)
-        if operands not in self._moved_by:
-            leaves = frozenset(
-                i - self.params
-                for i in operands
-                if self.params <= i < self.params + self.carry
-            )
+        return self._moved(frozenset(wrt))[0]
+
+    def returned_with_tangent(self, wrt: Iterable[int]) -> frozenset[int]:
+        """Return the leaves of the carry that have a nonzero tangent after some step.
+
+        A leaf of the first carry that every step replaces is none of them.
+
+        Args:
+            wrt: as in `moved_by`.
+        """
+        return self._moved(frozenset(wrt))[1]
+
+    def _moved(self, wrt: frozenset[int]) -> tuple[frozenset[int], frozenset[int]]:
+        """Return the leaves with a tangent before some step, and after some step."""
+        if wrt not in self._known_moved:
+            first = range(self.params, self.params + self.carry)
+            before = frozenset(i - self.params for i in wrt if i in first)
             # Iterate to the fixed point: a leaf with a tangent may give one to others.
-            while (
-                not (
-                    new := outputs_with_tangents(
-                        self.closed, operands | {self.params + i for i in leaves}
-                    )
-                )
-                <= leaves
-            ):
-                leaves |= new
-            self._moved_by[operands] = leaves
-        return self._moved_by[operands]
+            while not (after := self._given_tangents(wrt, before)) <= before:
+                before |= after
+            self._known_moved[wrt] = before, after
+        return self._known_moved[wrt]
+
+    def _given_tangents(
+        self, wrt: frozenset[int], leaves: frozenset[int]
+    ) -> frozenset[int]:
+        """Return the leaves of the carry to which a step gives a tangent."""
+        entering = {self.params + i for i in leaves}
+        return outputs_with_tangents(self.closed, wrt | entering)
 
     @functools.cached_property
-    def _moved_by(self) -> dict[frozenset[int], frozenset[int]]:
+    def _known_moved(self) -> dict[frozenset[int], tuple[frozenset, frozenset]]:
         return {}
 
     @functools.cached_property

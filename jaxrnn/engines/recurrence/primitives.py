@@ -237,7 +237,7 @@ def _carry_tangents(
         shown: for each leaf of the carry, whether its tangents after every step are
             wanted.
     """
-    with_tangent = step.moved_by(wrt)
+    with_tangent = step.returned_with_tangent(wrt)
     has_tangent = [i in with_tangent for i in range(step.carry)]
     has_tangent += [a and b for a, b in zip(has_tangent, shown, strict=True)]
     is_float = [is_differentiable(a) for a in step.carry_avals] * 2
