@@ -201,11 +201,11 @@ ONLY = {"heinsen": RECURRENCE, "griffin": "RGLRU"}
 
 
 def program(work: Work, entry: str, mode: str) -> Callable:
-    walk = ENTRIES[entry]
+    unrolled = ENTRIES[entry]
     if mode == "forward":
-        return lambda params, xs, _: walk(work.cell, params, xs)
+        return lambda params, xs, _: unrolled(work.cell, params, xs)
     return jax.grad(
-        lambda params, xs, weights: jnp.sum(walk(work.cell, params, xs) * weights),
+        lambda params, xs, weights: jnp.sum(unrolled(work.cell, params, xs) * weights),
         (0, 1),
     )
 

@@ -31,8 +31,8 @@ import jax.numpy as jnp
 import jaxrnn
 from jaxrnn import Scan, Terms, cells
 from jaxrnn.matrix import MatrixMemory
+from jaxrnn.matrix.chunkwise import run_chunkwise
 from jaxrnn.matrix.terms import take_step
-from jaxrnn.matrix.walk import walk
 
 from ..harness import host, report
 from ..harness.options import Parser, command, one_of, positive
@@ -77,7 +77,7 @@ def terms_of(rule: str, steps: int) -> Terms:
 def by_chunks(chunk: int) -> Callable:
     def run(terms, S):
         live = jnp.ones(terms.v.shape[:2], bool)
-        memory, (y, _) = walk(
+        memory, (y, _) = run_chunkwise(
             lambda z: z,
             lambda y, m, z: y.reshape(*y.shape[:-2], -1),
             MatrixMemory(S),

@@ -89,7 +89,7 @@ def hoisted(cell: Any):
 
 @dataclasses.dataclass
 class ShardedModel(JaxModel):
-    """The batch split over all devices: every device walks its part, and the
+    """The batch split over all devices: every device runs its part, and the
     gradients of the weights are summed.
     """
 

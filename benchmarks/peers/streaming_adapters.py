@@ -111,14 +111,14 @@ def jaxrnn_loop(work: Work) -> Stream:
     """The same call inside one compiled ``jax.lax.scan`` over all steps."""
     weights, xs = jax.device_put((work.weights, work.xs))
 
-    def walk(w, xs):
+    def run_steps(w, xs):
         return jax.lax.scan(
             lambda carry, x: work.cell(w, carry, x),
             work.cell.initial_carry(w, (1,)),
             xs,
         )[1]
 
-    run = jax.jit(walk)
+    run = jax.jit(run_steps)
     return Stream(whole=lambda: jax.block_until_ready(run(weights, xs))[:, 0])
 
 

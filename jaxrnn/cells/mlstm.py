@@ -90,7 +90,7 @@ class MLSTM(BuiltinMatrixCell):
     nothing has been read. The 1 then becomes exp(-m), so that h does not depend on m.
 
     No gate depends on h, so a chunk of steps can be computed at once as attention does:
-    see `MatrixCell.walk_chunks`. Within a chunk, with ``L_ts = log F_{s+1} + ... + log
+    see `MatrixCell.run_chunks`. Within a chunk, with ``L_ts = log F_{s+1} + ... + log
     F_t + i_s`` for s <= t and ``L_t = log F_1 + ... + log F_t + m_0``::
 
         m_t = max(L_t, L_t1, ..., L_tt)
@@ -260,7 +260,7 @@ class MLSTM(BuiltinMatrixCell):
         return MLSTMState(h.astype(carry.h.dtype), C, n, m)
 
     # `step` is that of the terms below, written out.
-    walk_chunks = MatrixCell.walk_chunks
+    run_chunks = MatrixCell.run_chunks
 
     def terms(self, params: Params, z: Float[Array, "*TB G"]) -> Terms:
         """Return the terms of C and n together: n is one more value, written as 1."""

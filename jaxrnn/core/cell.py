@@ -151,7 +151,7 @@ class Cell(Static):
     shows_h_alone: ClassVar[bool] = False
 
     def chunk_on(self, platform: str) -> int:
-        """Return how many steps ``walk_chunks`` computes at once, if nobody says.
+        """Return how many steps ``run_chunks`` computes at once, if nobody says.
 
         A cell whose answer depends on the platform, ``"cpu"``, ``"gpu"`` or ``"tpu"``,
         is given None by the engines, and has to choose when it is compiled for one.
@@ -159,8 +159,8 @@ class Cell(Static):
         return DEFAULT_CHUNK
 
     def describe_chunks(self, platform: str) -> str:
-        """Say how ``walk_chunks`` computes a chunk on a platform, for `explain`."""
-        return "the cell's own walk_chunks"
+        """Say how ``run_chunks`` computes a chunk on a platform, for `explain`."""
+        return "the cell's own run_chunks"
 
     def init(self, key: Array, input_size: int) -> Params:
         """Draw parameters for inputs of ``input_size`` features.
@@ -529,19 +529,19 @@ def is_linear(cell: object) -> bool:
 
 
 def is_chunkwise(cell: object) -> bool:
-    """Whether a cell defines ``walk_chunks``, which computes chunks of steps."""
-    return _owner(cell, "walk_chunks") is not None
+    """Whether a cell defines ``run_chunks``, which computes chunks of steps."""
+    return _owner(cell, "run_chunks") is not None
 
 
 def unsupported_chunkwise_reason(cell: Any) -> str | None:
-    """Say why an inherited ``walk_chunks`` does not compute a cell's steps, or None.
+    """Say why an inherited ``run_chunks`` does not compute a cell's steps, or None.
 
     A subclass of the class that defines it may override ``step``, or ``output``.
-    ``walk_chunks`` calls the other methods, but it relies on the output being h; a cell
+    ``run_chunks`` calls the other methods, but it relies on the output being h; a cell
     with ``shows_h_alone`` says that its ``output`` reads nothing else of the carry.
     """
     kinds = type(cell).__mro__
-    chunks = _owner(cell, "walk_chunks")
+    chunks = _owner(cell, "run_chunks")
     for name in ("step",) if cell.shows_h_alone else ("step", "output"):
         owner = _owner(cell, name)
         if (
@@ -551,7 +551,7 @@ def unsupported_chunkwise_reason(cell: Any) -> str | None:
         ):
             return (
                 f"{owner.__name__} overrides {name}, which "
-                f"{chunks.__name__}.walk_chunks does not call"
+                f"{chunks.__name__}.run_chunks does not call"
             )
     return None
 

@@ -38,18 +38,18 @@ class Associative(LoopEngine):
     the same way (Martin & Cundy 2018, arXiv:1709.04057). The states are saved for it,
     and the factors are recomputed.
 
-    A cell whose steps can be joined in another way defines ``walk_chunks``: a
+    A cell whose steps can be joined in another way defines ``run_chunks``: a
     `jaxrnn.MatrixCell`, for example, computes a chunk of steps by matrix products. What
     is solved for and what is added to the state is then multiplied in full precision on
     every platform; what queries read has JAX's default precision. The whole carry is
     known at chunk ends only, so ``unroll(..., return_carries=True)`` raises. A subclass
-    that overrides ``step`` must override ``walk_chunks``, too.
+    that overrides ``step`` must override ``run_chunks``, too.
 
     Args:
         chunk: steps that run in parallel; the chunks run one after another. A smaller
             chunk takes less memory and more depth. None is all of T. ``"auto"`` chooses
             for the platform, by the rules in `jaxrnn.engines.recurrence.heuristics`;
-            for a cell with ``walk_chunks`` it is what the cell says: for matrix cells
+            for a cell with ``run_chunks`` it is what the cell says: for matrix cells
             32 on a CPU, the fastest or nearly so of 16, 32, 64 and 128, and 64
             elsewhere, which takes fewer kernel launches but has not been measured.
 

@@ -61,7 +61,7 @@ class ExecutionPath:
             ``"newton"``    Newton's method
             ``"kernel"``    one Pallas kernel
             ``"lax.scan"``  ``jax.lax.scan`` with JAX's own derivative
-            ``"chunks"``    the cell's own ``walk_chunks``
+            ``"chunks"``    the cell's own ``run_chunks``
             ``"own"``       an engine that is not a schedule
             ``"none"``      nothing, since there is no gradient
             ``"error"``     an error, whose text is ``reason``

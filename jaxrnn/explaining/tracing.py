@@ -170,7 +170,7 @@ class _Traced:
             that splits time.
         plain: why ``jax.lax.scan`` runs, or None.
         plain_gradient: why only the derivative is that of ``jax.lax.scan``, or None.
-        chunks: the steps in a chunk where the cell's ``walk_chunks`` runs, and how it
+        chunks: the steps in a chunk where the cell's ``run_chunks`` runs, and how it
             runs, of each platform, or None.
         across: how time is split over devices, or "".
     """
@@ -326,7 +326,7 @@ class _Observer:
 def _own_chunks(
     engine: AbstractEngine, cell: Cell, length: int
 ) -> dict[str, tuple[int, str]] | None:
-    """Return the steps in a chunk where the cell's ``walk_chunks`` runs, or None.
+    """Return the steps in a chunk where the cell's ``run_chunks`` runs, or None.
 
     They are those of each platform, each with how such a chunk is computed there.
     """

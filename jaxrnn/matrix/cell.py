@@ -18,6 +18,14 @@ from ..core.flags import select
 from ..core.types import Carry, Params, PyTree
 from ..core.validation import check_positive
 from .checks import check_scale, check_terms
+from .chunkwise import (
+    CHUNK,
+    CHUNK_ELSEWHERE,
+    last_shown,
+    reads_first,
+    run_chunkwise,
+    spoiled_steps,
+)
 from .decay import like
 from .looking_back import LookingBack
 from .matrix_stretch import Flagged, stretch_of_terms
@@ -31,14 +39,6 @@ from .terms import (
     rotate,
     spread_heads,
     take_step,
-)
-from .walk import (
-    CHUNK,
-    CHUNK_ELSEWHERE,
-    last_shown,
-    reads_first,
-    spoiled_steps,
-    walk,
 )
 
 
@@ -276,7 +276,7 @@ class MatrixCell(LookingBack):
     def describe_chunks(self, platform: str) -> str:
         return "its steps join as matrix products"
 
-    def walk_chunks(
+    def run_chunks(
         self,
         params: Params,
         carry: Carry,
@@ -300,7 +300,7 @@ class MatrixCell(LookingBack):
             resets: True where the initial carry replaces the carry before a step, or
                 None.
             chunk: the number of consecutive steps that are computed at once; None
-                chooses for the platform, by `jaxrnn.matrix.walk.plans`.
+                chooses for the platform, by `jaxrnn.matrix.chunkwise.plans`.
             reverse: whether to run from the last step to the first.
 
         Returns:
@@ -312,7 +312,7 @@ class MatrixCell(LookingBack):
         if steps == 0:
             return carry, jnp.zeros((0, *h.shape), h.dtype)
         if steps == 1:
-            return self.walk_one_step(params, carry, zs, mask, resets)
+            return self.run_one_step(params, carry, zs, mask, resets)
         initial_h = initial = None
         if resets is not None:
             fresh = self.initial_carry(params, batch, h.dtype)
@@ -330,7 +330,7 @@ class MatrixCell(LookingBack):
                 return y, m
             return self.shown(params, y, m, given[0]).astype(h.dtype)
 
-        memory, (hs, bad_terms) = walk(
+        memory, (hs, bad_terms) = run_chunkwise(
             terms_of,
             show,
             memory,

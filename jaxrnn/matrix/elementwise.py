@@ -31,7 +31,7 @@ class Recurrence(NamedTuple):
     read: Callable[[PyTree, PyTree], Array]
 
 
-class Walked(NamedTuple):
+class StepInputs(NamedTuple):
     """What is known of every step of a sequence, or of a chunk of it.
 
     Attributes:
@@ -46,11 +46,11 @@ class Walked(NamedTuple):
     resets: Bool[Array, "T *B"] | None
 
 
-def walk_elementwise(
+def run_elementwise(
     recurrence: Recurrence,
     state: PyTree,
     initial: PyTree,
-    steps: Walked,
+    steps: StepInputs,
     *,
     chunk: int,
     reverse: bool,
@@ -73,7 +73,7 @@ def walk_elementwise(
         The last state, and what was read after every step, ``(T, *B, F)``.
     """
 
-    def walk(run_chunk: Callable, state: PyTree, initial: PyTree, steps: Walked):
+    def run(run_chunk: Callable, state: PyTree, initial: PyTree, steps: StepInputs):
         def body(state, now):
             return run_chunk(recurrence, state, initial, now)
 
@@ -81,7 +81,7 @@ def walk_elementwise(
         length = steps.live.shape[0]
         size = min(chunk, length)
         flags = (split_flags(x, size, reverse) for x in steps[1:])
-        split = Walked(split_steps(steps.z, size, reverse), *flags)
+        split = StepInputs(split_steps(steps.z, size, reverse), *flags)
         state, ys = jax.lax.scan(body, state, split)
         return state, join_chunks(ys, length, reverse)
 
@@ -89,13 +89,13 @@ def walk_elementwise(
         state,
         initial,
         steps,
-        cpu=lambda *inputs: walk(run_steps, *inputs),
-        default=lambda *inputs: walk(run_prefixes, *inputs),
+        cpu=lambda *inputs: run(run_steps, *inputs),
+        default=lambda *inputs: run(run_prefixes, *inputs),
     )
 
 
 def run_steps(
-    recurrence: Recurrence, state: PyTree, initial: PyTree, steps: Walked
+    recurrence: Recurrence, state: PyTree, initial: PyTree, steps: StepInputs
 ) -> tuple[PyTree, Array]:
     """Run the steps of a chunk one after another.
 
@@ -125,7 +125,7 @@ def _like(x: Any, s: Array) -> Array:
 
 
 def run_prefixes(
-    recurrence: Recurrence, state: PyTree, initial: PyTree, steps: Walked
+    recurrence: Recurrence, state: PyTree, initial: PyTree, steps: StepInputs
 ) -> tuple[PyTree, Array]:
     """Run the steps of a chunk by parallel prefixes.
 

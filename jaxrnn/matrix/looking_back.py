@@ -14,7 +14,7 @@ from ..core.dtypes import accumulator
 from ..core.flags import expand_flags, select
 from ..core.lagged_inputs import lagged_inputs
 from ..core.types import Carry, Params, PyTree
-from .walk import steps_not_finite
+from .chunkwise import steps_not_finite
 
 
 class LookingBack(Cell):
@@ -164,7 +164,7 @@ class LookingBack(Cell):
         )
         return recent, zs, bad
 
-    def walk_one_step(
+    def run_one_step(
         self,
         params: Params,
         carry: Carry,

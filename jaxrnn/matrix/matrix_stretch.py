@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from ..core.types import PyTree
+from .chunkwise import run_chunkwise, spoiled_steps
 from .stretch import Ends, MatrixStretch
 from .terms import (
     MatrixMemory,
@@ -18,7 +19,6 @@ from .terms import (
     leave_out,
     log_decay,
 )
-from .walk import spoiled_steps, walk
 
 
 class Flagged(NamedTuple):
@@ -72,7 +72,7 @@ def stretch_of_terms(
         )
         nothing = MatrixMemory(jnp.concatenate([nothing.S, eye], -1))
         initial = None if initial is None else MatrixMemory(_wider(initial.S, keys))
-    last, (_, bad_terms) = walk(
+    last, (_, bad_terms) = run_chunkwise(
         erasing_terms if erases else terms_of,
         lambda y, m, given: (),
         nothing,

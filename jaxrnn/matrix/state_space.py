@@ -15,11 +15,11 @@ from ..core.exported import register_for_export
 from ..core.flags import select
 from ..core.types import Carry, Params, PyTree
 from ..core.validation import check_positive
-from .elementwise import Recurrence, Walked, advance, walk_elementwise
+from .chunkwise import last_shown, spoiled_steps
+from .elementwise import Recurrence, StepInputs, advance, run_elementwise
 from .looking_back import LookingBack
 from .state_space_checks import check_affine, check_read, check_shown
 from .stretch import ElementwiseStretch, Ends
-from .walk import last_shown, spoiled_steps
 
 
 @register_for_export
@@ -192,7 +192,7 @@ class StateSpaceCell(LookingBack):
         steps = "one after another" if platform == "cpu" else "by parallel prefixes"
         return f"the steps of a chunk run {steps}; one state a chunk is kept"
 
-    def walk_chunks(
+    def run_chunks(
         self,
         params: Params,
         carry: Carry,
@@ -224,7 +224,7 @@ class StateSpaceCell(LookingBack):
         if steps == 0:
             return carry, jnp.zeros((0, *carry.h.shape), carry.h.dtype)
         if steps == 1:
-            return self.walk_one_step(params, carry, zs, mask, resets)
+            return self.run_one_step(params, carry, zs, mask, resets)
         fresh = carry
         if resets is not None:
             fresh = self.initial_carry(params, batch, carry.h.dtype)
@@ -233,11 +233,11 @@ class StateSpaceCell(LookingBack):
         )
         spoiled = spoiled_steps(bad, resets, reverse)
         live = ~bad if mask is None else mask & ~bad
-        s, ys = walk_elementwise(
+        s, ys = run_elementwise(
             self._recurrence(self.inside_loop(params, batch), carry),
             carry.s,
             fresh.s,
-            Walked(zs, live, resets),
+            StepInputs(zs, live, resets),
             chunk=chunk,
             reverse=reverse,
         )
@@ -291,11 +291,11 @@ class StateSpaceCell(LookingBack):
             return jnp.zeros((*lead, 0), leaf.dtype)
 
         # What the steps make of zero, and of ones if they add nothing.
-        (b, a), _ = walk_elementwise(
+        (b, a), _ = run_elementwise(
             Recurrence(affine, read_nothing),
             (zeros, ones),
             (fresh, zeros),
-            Walked(zs, ~bad if mask is None else mask & ~bad, resets),
+            StepInputs(zs, ~bad if mask is None else mask & ~bad, resets),
             chunk=self.chunk_on("cpu"),
             reverse=reverse,
         )

@@ -201,7 +201,8 @@ class RTRL(AbstractWindows):
 def _product(left: Array, M: Array) -> Array:
     """Return ``left @ M`` over the first axis of ``M``, in full precision.
 
-    M begins as zeros, which must not meet a product unseen: see `jaxrnn.matrix.walk`.
+    M begins as zeros, which must not meet a product unseen: see
+    `jaxrnn.matrix.chunkwise`.
     """
     M = cpu_optimization_barrier(M)
     return jnp.tensordot(left.astype(M.dtype), M, 1, precision="highest")

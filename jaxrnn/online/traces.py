@@ -376,11 +376,13 @@ class _OneStep(AbstractEngine):
         x, keep, reset = jax.tree.map(lambda a: a[0], (xs, mask, resets))
         given = Given(params, x, keep)
         step = unit_step(cell, params, carry, given, self.through)
-        new = self.walk(step, carry, given, reset)
+        new = self.take_step(step, carry, given, reset)
         return new, jax.tree.map(lambda a: a[None], new)
 
     @abc.abstractmethod
-    def walk(self, step: UnitStep, carry: Carry, given: Given, reset: Any) -> Carry:
+    def take_step(
+        self, step: UnitStep, carry: Carry, given: Given, reset: Any
+    ) -> Carry:
         """Return the new carry of one cell, where ``reset`` after a reset."""
 
 
@@ -390,7 +392,9 @@ class _Find(_OneStep):
     def __init__(self, found: list[Any], through: str | None):
         self.found, self.through = found, through
 
-    def walk(self, step: UnitStep, carry: Carry, given: Given, reset: Any) -> Carry:
+    def take_step(
+        self, step: UnitStep, carry: Carry, given: Given, reset: Any
+    ) -> Carry:
         shapes = jax.tree.map(
             lambda a: jax.ShapeDtypeStruct(jnp.shape(a), a.dtype), given.params
         )
@@ -404,7 +408,9 @@ class _First(_OneStep):
     def __init__(self, traces: list[Any], through: str | None, batch: tuple[int, ...]):
         self.traces, self.through, self.batch = traces, through, batch
 
-    def walk(self, step: UnitStep, carry: Carry, given: Given, reset: Any) -> Carry:
+    def take_step(
+        self, step: UnitStep, carry: Carry, given: Given, reset: Any
+    ) -> Carry:
         rows = [
             jnp.broadcast_to(row, (*self.batch, *row.shape))
             for row in step.first_rows(given.params)
@@ -438,7 +444,9 @@ class _Step(_OneStep):
             )
         return rows
 
-    def walk(self, step: UnitStep, carry: Carry, given: Given, reset: Any) -> Carry:
+    def take_step(
+        self, step: UnitStep, carry: Carry, given: Given, reset: Any
+    ) -> Carry:
         structure: Any = jax.tree.structure(given.params)
         params = jax.tree.leaves(given.params)
         before = self._before(step, given.params)

@@ -1,6 +1,6 @@
 """Gradients that go forward in time with the losses, window by window.
 
-The base of `RTRL` and `UORO`: the words and methods of `jaxrnn.TBPTT`, and the walk
+The base of `RTRL` and `UORO`: the words and methods of `jaxrnn.TBPTT`, and the loop
 over a sequence's windows. A subclass says how the influence of the parameters on the
 carry is kept, and what one window of one stream adds to it.
 """
@@ -195,7 +195,7 @@ class AbstractWindows(Static, abc.ABC):
         zero = jax.tree.map(
             lambda p: jnp.zeros(jnp.shape(p), accumulator(p.dtype)), params
         )
-        (loss, gradient), state = self._walk(
+        (loss, gradient), state = self._scan_windows(
             lambda _: params,
             accumulate,
             (jnp.zeros((), valid.dtype), zero),
@@ -258,7 +258,7 @@ class AbstractWindows(Static, abc.ABC):
             return optax.apply_updates(params, change), opt_state, sum_of_losses + loss
 
         zero = (params, opt_state, jnp.zeros((), valid.dtype))
-        (params, opt_state, loss), state = self._walk(
+        (params, opt_state, loss), state = self._scan_windows(
             lambda total: total[0], update, zero, sequence, state, key
         )
         return params, opt_state, loss / valid, state
@@ -327,7 +327,7 @@ class AbstractWindows(Static, abc.ABC):
         last = jax.tree.map(lambda a: a[-1], carries)
         return loss, features(last, ndim).reshape(-1), last
 
-    def _walk(
+    def _scan_windows(
         self,
         params_of: Callable,
         fold: Callable,

@@ -363,7 +363,7 @@ def chunks(s: Sequences) -> float:
     repair = (
         "affine must give a and b of s_t = a_t * s_{t-1} + b_t from params and z alone"
         if is_linear(cell)
-        else "walk_chunks must compute what step does: compare with chunk=1, then 2; "
+        else "run_chunks must compute what step does: compare with chunk=1, then 2; "
         "masks hold the carry, resets come before their step"
     )
     for chunk in (2, None):

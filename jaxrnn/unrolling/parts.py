@@ -243,7 +243,7 @@ def _default_engine(
 ) -> tuple[Any, str]:
     """Choose the engine where the user named none, and say why.
 
-    It is `DefaultEngine`, or `Associative` for a cell with ``walk_chunks``, unless the
+    It is `DefaultEngine`, or `Associative` for a cell with ``run_chunks``, unless the
     carries inside its chunks are needed.
     """
     if not is_chunkwise(cell):

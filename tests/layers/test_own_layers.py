@@ -160,7 +160,7 @@ def test_explain_says_why_the_loop_walks_a_subclass():
     rows = jaxrnn.explain(
         cell, drawn_params(cell, D), jnp.asarray(XS, jnp.float32)
     ).rows
-    assert "Fade overrides step, which MLSTM.walk_chunks does not call" in rows[0].why
+    assert "Fade overrides step, which MLSTM.run_chunks does not call" in rows[0].why
     assert rows[0].forward.kind == "loop"
     assert "Fade overrides step" in str(
         jaxrnn.explain(cell, drawn_params(cell, D), jnp.asarray(XS, jnp.float32))

@@ -16,7 +16,7 @@ from subjects import assert_same, compiled_outcome, normal
 import jaxrnn
 from jaxrnn import Associative, Scan
 from jaxrnn.matrix import MatrixMemory
-from jaxrnn.matrix.walk import terms_not_finite
+from jaxrnn.matrix.chunkwise import terms_not_finite
 
 B, D = 2, 3
 pytestmark = pytest.mark.usefixtures("x64")

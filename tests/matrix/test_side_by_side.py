@@ -12,7 +12,7 @@ from test_chunks import assert_same_outcomes, draw, unrolled
 import jaxrnn
 from jaxrnn import Associative, Scan
 from jaxrnn.cells import MLSTM, GatedDeltaNet
-from jaxrnn.matrix import walk
+from jaxrnn.matrix import chunkwise
 from jaxrnn.matrix.block import BLOCK_BYTES, chunks_in_block
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -29,11 +29,11 @@ def elsewhere(monkeypatch):
     """Run blocks of two chunks, as a platform that is not a CPU would."""
 
     def plans(steps, chunk, S, *, weighted):
-        plan = walk.Plan(min(chunk or 4, steps), 2)
+        plan = chunkwise.Plan(min(chunk or 4, steps), 2)
         return plan, plan
 
     unrolled.cache_clear()
-    monkeypatch.setattr(walk, "plans", plans)
+    monkeypatch.setattr(chunkwise, "plans", plans)
     yield
     unrolled.cache_clear()
 
@@ -71,14 +71,14 @@ def test_a_state_that_is_not_finite_ends_at_a_reset(bad, elsewhere):
 
 def test_plans():
     S = jnp.zeros((4, 4, 64, 64))
-    on_cpu, elsewhere = walk.plans(2048, None, S, weighted=False)
+    on_cpu, elsewhere = chunkwise.plans(2048, None, S, weighted=False)
     assert on_cpu == (32, 1)
     assert elsewhere.chunk == 64
     assert 1 < elsewhere.block <= 32
-    assert walk.plans(100, None, S, weighted=False) == ((32, 1), (64, 1))
-    assert walk.plans(2048, None, S, weighted=True) == ((32, 1), (64, 1))
-    assert walk.plans(2048, 16, S, weighted=False)[0] == (16, 1)
-    assert walk.plans(20, None, S, weighted=False) == ((20, 1), (20, 1))
+    assert chunkwise.plans(100, None, S, weighted=False) == ((32, 1), (64, 1))
+    assert chunkwise.plans(2048, None, S, weighted=True) == ((32, 1), (64, 1))
+    assert chunkwise.plans(2048, 16, S, weighted=False)[0] == (16, 1)
+    assert chunkwise.plans(20, None, S, weighted=False) == ((20, 1), (20, 1))
 
 
 def test_blocks_are_equally_long_and_bounded():

@@ -74,10 +74,10 @@ def by_prefixes(kind):
     """The same cells, whose chunks run on a CPU as on other platforms."""
 
     class ByPrefixes(kind):
-        def walk_chunks(self, *inputs):
+        def run_chunks(self, *inputs):
             prefixes = elementwise.run_prefixes
             with mock.patch.object(elementwise, "run_steps", prefixes):
-                return super().walk_chunks(*inputs)
+                return super().run_chunks(*inputs)
 
     return ByPrefixes
 

@@ -141,8 +141,8 @@ class StepBesideAffine(jaxrnn.LinearCell):
 
 @dataclasses.dataclass(frozen=True)
 class WrongChunks(jaxrnn.MLSTM):
-    def walk_chunks(self, params, carry, zs, *rest):
-        last, hs = super().walk_chunks(params, carry, zs, *rest)
+    def run_chunks(self, params, carry, zs, *rest):
+        last, hs = super().run_chunks(params, carry, zs, *rest)
         return last, 1.001 * hs
 
 

@@ -62,10 +62,10 @@ def run_linear(
         The carry after the last step of all, on every device, and the carries after
         every step of this device.
     """
-    return _Walk(split, engine, cell, reverse).run(params, carry, sequence)
+    return _SplitRun(split, engine, cell, reverse).run(params, carry, sequence)
 
 
-class _Walk(NamedTuple):
+class _SplitRun(NamedTuple):
     """How the stretches run; see `run_linear`."""
 
     split: TimeSplit

@@ -48,7 +48,7 @@ class ParallelPrefix:
 
 @dataclasses.dataclass(frozen=True)
 class Chunkwise:
-    """Run chunks of steps by the cell's own ``walk_chunks``.
+    """Run chunks of steps by the cell's own ``run_chunks``.
 
     Example:
         >>> import jaxrnn

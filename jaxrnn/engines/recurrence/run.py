@@ -127,7 +127,7 @@ def _run_chunkwise(
     sequence: Sequence,
     schedule: LoopSchedule,
 ) -> tuple[Carry, Carry]:
-    """Run a cell by its own ``walk_chunks``.
+    """Run a cell by its own ``run_chunks``.
 
     Of the carries after every step only h is known; their other parts are None. One
     step, as in streaming, is a step.
@@ -145,7 +145,7 @@ def _run_chunkwise(
         chosen = {cell.chunk_on(platform) for platform in ("cpu", "gpu", "tpu")}
         chunk = chosen.pop() if len(chosen) == 1 else None
     chunkwise: Any = cell
-    last, hs = chunkwise.walk_chunks(
+    last, hs = chunkwise.run_chunks(
         params,
         carry,
         cell.project(params, xs),

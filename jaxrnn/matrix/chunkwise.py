@@ -78,8 +78,8 @@ def plans(
     return on_cpu, Plan(size, chunks_in_block(count, size, S))
 
 
-class Walk(NamedTuple):
-    """What a sequence is walked with; see `walk`."""
+class Settings(NamedTuple):
+    """How a sequence is computed; see `run_chunkwise`."""
 
     terms_of: Callable[[PyTree], Terms]
     show: Callable[[Array, Array | None, PyTree], PyTree]
@@ -90,7 +90,7 @@ class Walk(NamedTuple):
     batch_ndim: int
 
 
-def walk(
+def run_chunkwise(
     terms_of: Callable[[PyTree], Terms],
     show: Callable[[Array, Array | None, PyTree], PyTree],
     memory: MatrixMemory,
@@ -133,7 +133,7 @@ def walk(
         without ``check``.
     """
     batch, steps = memory.S.shape[:-3], len(jax.tree.leaves(zs)[0])
-    how = Walk(terms_of, show, reads, micro_steps, reverse, check, len(batch))
+    how = Settings(terms_of, show, reads, micro_steps, reverse, check, len(batch))
     weighted = memory.m is not None
     on_cpu, elsewhere = plans(steps, chunk, memory.S, weighted=weighted)
     sizes = {plan.chunk * plan.block for plan in (on_cpu, elsewhere)}
@@ -148,19 +148,19 @@ def walk(
     # a first state of zeros, or its cotangent. A barrier keeps them apart.
     inputs = cpu_optimization_barrier(state), fresh, (zs, live, resets)
     if on_cpu == elsewhere:
-        state, shown = _walk_blocks(how, on_cpu, *inputs)
+        state, shown = _run_blocks(how, on_cpu, *inputs)
     else:
         state, shown = jax.lax.platform_dependent(
             *inputs,
-            cpu=lambda *inputs: _walk_blocks(how, on_cpu, *inputs),
-            default=lambda *inputs: _walk_blocks(how, elsewhere, *inputs),
+            cpu=lambda *inputs: _run_blocks(how, on_cpu, *inputs),
+            default=lambda *inputs: _run_blocks(how, elsewhere, *inputs),
         )
     state = cpu_optimization_barrier(state)
     return joined(state) if weighted else state, shown
 
 
-def _walk_blocks(
-    how: Walk,
+def _run_blocks(
+    how: Settings,
     plan: Plan,
     memory: State,
     initial: State | None,
@@ -190,7 +190,7 @@ def _walk_blocks(
 
 
 def _run_block(
-    how: Walk,
+    how: Settings,
     size: int,
     memory: State,
     initial: Any,
