@@ -3,8 +3,8 @@
 from .batches import make_batch_step as make_batch_step
 from .checkpoints import Checkpoints as Checkpoints
 from .errors import InputError as InputError
-from .fit import Budget as Budget
-from .fit import Experiment as Experiment
+from .experiment import Budget as Budget
+from .experiment import Experiment as Experiment
 from .fit import fit as fit
 from .run import Run as Run
 from .sharding import global_batch as global_batch
