@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import pathlib
 import re
 import traceback
@@ -497,36 +496,44 @@ def in_parts(result: Result, truth: Truth, engine: str) -> None:
     inputs alone, it may have one.
     """
     program, given = result.program, truth.given
+
+    def lowered(walk, wrt):
+        function = compiled(lambda *a: gradients(walk, *a, (wrt,))[0])
+        return function.lower(given.one, given.cotangents)
+
+    def run(program, options=None):
+        return jax.tree.map(
+            np.asarray, program.compile(options)(given.one, given.cotangents)
+        )
+
     for wrt, name in enumerate(("params", "carry", "inputs")):
+        mode = f"gradients of {name}"
         try:
-            expected = compiled(
-                lambda *a, wrt=wrt: gradients(looped(program), *a, (wrt,))[0]
-            )(given.one, given.cotangents)
+            loop = lowered(looped(program), wrt)
         except Exception:
             continue
-        if wrt == 2 and given.one.mask is not None:  # as in `Loop.gradients`
-            expected = {2: [np.where(given.one.mask[..., None], expected[2][0], 0)]}
         try:
             with whole_tracebacks(), as_if_large(program):
-                walk = functools.partial(
-                    gradients, walk_of(program, engine), wrt=(wrt,)
-                )
-                answer = compiled(lambda *a, walk=walk: walk(*a)[0])(
-                    given.one, given.cotangents
-                )
+                own = lowered(walk_of(program, engine), wrt)
         except Exception as error:
-            result.differences.append(
-                Difference(
-                    program, engine, f"gradients of {name}", f"raised {told(error)}"
-                )
-            )
+            raised = f"raised {told(error)}"
+            result.differences.append(Difference(program, engine, mode, raised))
             continue
         result.compared += 1
-        far = distance(answer, expected)
+        # Without fusion only where there is a difference: see `compare`.
+        for options in (None, UNFUSED):
+            expected = run(loop, options)
+            if wrt == 2 and given.one.mask is not None:  # as in `Loop.gradients`
+                live = given.one.mask[..., None]
+                expected = {2: [np.where(live, expected[2][0], 0)]}
+            far = distance(run(own, options), expected)
+            if far <= TOLERANCE:
+                break
+        found = Difference(program, engine, mode, f"{far:.1e} off")
         if not far <= TOLERANCE:
-            result.differences.append(
-                Difference(program, engine, f"gradients of {name}", f"{far:.1e} off")
-            )
+            result.differences.append(found)
+        elif options is not None:
+            result.fused.append(found)
 
 
 def every_pair(program: Program) -> list[tuple[str, str]]:
