@@ -434,3 +434,73 @@ def test_sums_through_iterations_are_linear_in_their_number():
     each = counts[1] - counts[0]
     assert counts[2] - counts[1] == each
     assert counts[3] - counts[2] <= 3 * each + 3
+
+
+@jax.custom_vjp
+def of_state(a):
+    """Its gradient is that of a square, whatever the cotangent is."""
+    return a
+
+
+of_state.defvjp(lambda a: (a, a), lambda a, g: (0.1 * a,))
+
+
+@jax.custom_vjp
+def of_nothing(a):
+    return a
+
+
+of_nothing.defvjp(lambda a: (a, ()), lambda _, g: (jnp.ones_like(g),))
+
+WITHOUT_COTANGENTS = {
+    "a product": lambda p, h, x: of_state(h @ p["U"]),
+    "behind": lambda p, h, x: jnp.tanh(of_state(h @ p["U"])),
+    "before": lambda p, h, x: of_state(jnp.tanh(h @ p["U"])),
+    "with inputs": lambda p, h, x: of_state(h @ p["U"] + x),
+    "of inputs": lambda p, h, x: of_state(x @ p["U"]) + h,
+    "of units": lambda p, h, x: of_state(h * p["u"] + x),
+    "constant": lambda p, h, x: of_nothing(h @ p["U"]),
+    "of the weights": lambda p, h, x: h @ of_state(p["U"]) + x,
+}
+
+
+@pytest.mark.parametrize("batch", [(), (2,)], ids=["one", "batch"])
+@pytest.mark.parametrize("place", WITHOUT_COTANGENTS)
+def test_weight_gradients_that_no_cotangent_enters(place, batch, x64):
+    """A ``jax.custom_vjp`` may ignore its cotangent. Then the sum over time is one of
+    products of the carries, which have to be kept.
+    """
+
+    @dataclasses.dataclass(frozen=True)
+    class Own(Cell):
+        hidden_size: int = 3
+
+        def step(self, p, h, x):
+            return WITHOUT_COTANGENTS[place](p, h, x)
+
+    random = np.random.default_rng(0)
+    cell, lead = Own(), (1,) * len(batch)
+    shapes = {"U": (3, 3), "u": (*lead, 3), "h": (*batch, 3), "xs": (5, *batch, 3)}
+    p = {name: jnp.asarray(random.normal(size=shape)) for name, shape in shapes.items()}
+    h, xs = p.pop("h"), p.pop("xs")
+    weights = jnp.asarray(random.normal(size=xs.shape))
+
+    def gradients(unrolled):
+        def loss(p, h, xs):
+            return (unrolled(p, h, xs) * weights).sum()
+
+        return compiled(jax.grad(loss, (0, 1, 2)))(p, h, xs)
+
+    def right(p, h, xs):
+        return lax.scan(lambda h, x: (cell.step(p, h, x),) * 2, h, xs)[1]
+
+    expected = gradients(right)
+    for engine in (Scan(save="dots"), Scan(save="carries"), Checkpoint(2)):
+        found = gradients(
+            lambda p, h, xs, e=engine: jaxrnn.unroll(cell, p, xs, h, engine=e)[1]
+        )
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14),
+            found,
+            expected,
+        )

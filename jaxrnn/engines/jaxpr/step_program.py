@@ -267,10 +267,17 @@ class StepVJP(DependencyGraph):
         eqns = [
             eqn for eqn in self.needed(outs, ()) if self.kind[eqn.outvars[0]] == COT
         ]
+        at_steps = [v for v in (*self.d_carry, *self.d_inputs) if v is not None]
+        # No cotangent may enter the gradient of a weight: a jax.custom_vjp may say so.
+        # Whatever the sum over time is made of follows from carries and inputs.
+        weights = [v for v in self.d_params if v is not None]
+        weights = [v for v in weights if CONST < self.kind_of(v) < COT]
         return deduplicate(
             [
                 *self.reads(eqns, COT),
-                *(v for v in outs if CONST < self.kind_of(v) < COT),
+                *(v for v in at_steps if CONST < self.kind_of(v) < COT),
+                *self.reads(self.needed(weights, ()), COT),
+                *(v for v in weights if v not in self.maker),
             ]
         )
 
