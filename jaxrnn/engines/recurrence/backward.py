@@ -27,7 +27,7 @@ from jax.extend.core import Var
 from ...core.dtypes import accumulator
 from ...core.fusion_barrier import cpu_optimization_barrier
 from ..jaxpr.costs import is_slower_batched
-from ..jaxpr.dependency_graph import CONST, COT
+from ..jaxpr.dependency_graph import CONST, COT, EXPENSIVE
 from ..jaxpr.evaluate import (
     deduplicate,
     eval_equations,
@@ -176,10 +176,7 @@ class BackwardPlan:
     @property
     def bytes_held(self) -> int:
         """The bytes per step that a chunk holds in memory, saved values included."""
-        program = self.program
-        carries = [program.carry[i] for i in self.leaves]
-        saved = {*self.kept, *program.inputs, *self.carries}
-        linearization = [v for v in self.prologue_outs if v not in saved]
+        carries = [self.program.carry[i] for i in self.leaves]
         in_epilogue = {v for eqn in self.epilogue_eqns for v in eqn.outvars}
         results = [v for v in self.stacked if v in in_epilogue]
         held = [
@@ -187,16 +184,45 @@ class BackwardPlan:
             *carries,
             *carries,
             *self.kept,
-            *linearization,
+            *self._linearization,
             *self.emitted,
             *results,
         ]
         return sum(map(nbytes, held))
 
+    @property
+    def bytes_allocated(self) -> int:
+        """Those of `bytes_held` that XLA has a place for in a program.
+
+        What one elementwise operation makes of saved values is computed where it is
+        read.
+        """
+        saved = self._saved
+        fused = [
+            eqn.outvars[0]
+            for eqn in self.prologue_eqns
+            if eqn.primitive.name not in EXPENSIVE
+            and all(
+                v in saved and v.aval.shape == eqn.outvars[0].aval.shape
+                for v in eqn.invars
+                if not isinstance(v, core.Literal)
+            )
+        ]
+        computed = sum(nbytes(v) for v in self._linearization if v in fused)
+        return self.bytes_held - computed
+
+    @property
+    def _saved(self) -> set[Any]:
+        return {*self.kept, *self.program.inputs, *self.carries}
+
+    @property
+    def _linearization(self) -> list[Any]:
+        return [v for v in self.prologue_outs if v not in self._saved]
+
 
 @functools.lru_cache(maxsize=256)
-def bytes_saved(step: StepJaxpr, lean: bool) -> int:
-    """Count `BackwardPlan.bytes_held` where all gradients are wanted.
+def whole_plan(step: StepJaxpr, lean: bool) -> BackwardPlan:
+    """Make the plan for all gradients.
 
     Unless ``lean``, the values of matmuls are saved.
     """
@@ -205,7 +231,7 @@ def bytes_saved(step: StepJaxpr, lean: bool) -> int:
     )
     return BackwardPlan(
         step.adjoint, _differentiable(step, everything), with_kept=not lean
-    ).bytes_held
+    )
 
 
 def _differentiable(step: StepJaxpr, wanted: WrtMask) -> WrtMask:

@@ -27,8 +27,8 @@ buffer, is replaced by that part.
 when the program is compiled for one.
 
 - On a CPU, one chunk of all T steps where at most 13 MB are saved, and where the
-  backward pass holds at most 1.4 times (`MOST_HELD`) the bytes of ``lax.scan``, and at
-  most 32 MiB (`LARGEST_REUSED`): the matmuls are the fewest and largest, and the values
+  backward pass holds at most 1.4 times (`MOST_HELD`) the bytes of ``lax.scan``, and is
+  given at most 32 MiB (`LARGEST_REUSED`): the matmuls are the fewest and largest, and the values
   stay in the caches anyway. A program has its temporaries in one piece of memory, and a
   larger one is fetched anew from the operating system at every call, page by page: a
   GRU's gradient of 36 MB, (8, 1024, 64), took 22 ms so, and 12 ms in chunks.
@@ -100,7 +100,7 @@ from ..jaxpr.carry_blocks import (
 from ..jaxpr.dependency_graph import EXPENSIVE, INPUT
 from ..jaxpr.evaluate import nbytes
 from ..jaxpr.step_program import StepJaxpr
-from .backward import bytes_saved
+from .backward import whole_plan
 
 AUTO = "auto"  # an option that is left open
 # What the forward pass saves for the backward pass.
@@ -183,9 +183,11 @@ def explain_chunk(
     step_bytes = sum(map(nbytes, stored_values)) + sum(
         a.size * a.dtype.itemsize for a in step.carry_avals
     )
-    held = bytes_saved(step, lean) if backward else 0
-    fits = not backward or held <= MOST_HELD * scan_residual_bytes(step)
-    fits = fits and held * steps <= LARGEST_REUSED
+    fits = True
+    if backward:
+        plan = whole_plan(step, lean)
+        fits = plan.bytes_held <= MOST_HELD * scan_residual_bytes(step)
+        fits = fits and plan.bytes_allocated * steps <= LARGEST_REUSED
     total_bytes = step_bytes * steps
     if total_bytes <= WHOLE_BYTES and not lean and fits:
         return None, f"one chunk: its {total_bytes:,} bytes stay in the caches"
