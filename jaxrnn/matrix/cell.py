@@ -85,6 +85,9 @@ class MatrixCell(LookingBack):
 
     Optionally a subclass defines ``readout``, which makes h of y; ``output``, which
     makes the output of h, and may read nothing else of the carry; and `look_back`.
+    Steps whose terms are not finite are left out of chunks, and what they spoil is NaN.
+    A class whose terms are finite wherever z is may say ``finite_terms = True``: chunks
+    then do not look. A subclass of it says so anew, since its terms may be others.
 
     Args:
         hidden_size: H, the values of all heads side by side: ``H = heads * d_v``.
