@@ -29,9 +29,9 @@ when the program is compiled for one.
 - On a CPU, one chunk of all T steps where at most 13 MB are saved, and where the
   backward pass holds at most 1.4 times (`MOST_HELD`) the bytes of ``lax.scan``, and is
   given at most 32 MiB (`LARGEST_REUSED`): the matmuls are the fewest and largest, and
-  the values stay in the caches anyway. A program has its temporaries in one piece of memory, and a
-  larger one is fetched anew from the operating system at every call, page by page: a
-  GRU's gradient of 36 MB, (8, 1024, 64), took 22 ms so, and 12 ms in chunks.
+  the values stay in the caches anyway. A program has its temporaries in one piece of
+  memory, and a larger one is fetched anew from the operating system at every call, page
+  by page: a GRU's gradient of 36 MB, (8, 1024, 64), took 22 ms so, and 12 ms in chunks.
 - On a CPU otherwise, as many steps as hold 1.5 MB (`CHUNK_BYTES`), so that the
   residuals of a chunk stay in the cache.
 - On other platforms, one chunk of all T steps: every chunk costs a dozen kernel
