@@ -107,19 +107,22 @@ def prepare_chunk(
     entering = _Entering(decay, segment, initial)
     reading, read = entering.read_by(q, before=before)
     kept, added = entering.at_end(jnp.ones_like(q[..., -1:, :1]))
-    scores, keys = decay.scores(q, k, before=before), _at_end(k, decay, segment)
+    keys = _at_end(k, decay, segment)
     if a is None:
+        scores = decay.scores(q, k, before=before)
         added, read = _sum(added, _outer(keys, v)), _sum(read, scores @ v)
         return Chunk(kept, added, reading, read, None, entering.sees)
     erasing, source = entering.read_by(a, before=True)
-    solved = a_k = decay.scores(a, k, before=True)
+    written = [k] if b is None else [k, b]
+    (scores, *of_b), (solved, *solved_b) = decay.tables(
+        [(q, before), (a, True)], written
+    )
     if b is None:
         source = _sum(source, v)
     else:
         added, read = _sum(added, _outer(keys, v)), _sum(read, scores @ v)
-        source = _sum(source, exact_matmul(a_k, v))
-        solved = decay.scores(a, b, before=True)
-        scores, keys = decay.scores(q, b, before=before), _at_end(b, decay, segment)
+        source = _sum(source, exact_matmul(solved, v))
+        (scores,), (solved,), keys = of_b, solved_b, _at_end(b, decay, segment)
     inverse = inverse_of_one_minus(solved)
     erased = Erased(inverse, erasing, source, keys, scores)
     return Chunk(kept, added, reading, read, erased, entering.sees)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from .inverse import exact_matmul, join_blocks
+from .inverse import exact_matmul
 
 
 def decay_of(g: Array | None, segment: Array | None, size: int) -> AbstractDecay:
@@ -51,6 +51,19 @@ class AbstractDecay:
         g_{t-1}, and s < t. It is zero for other s.
         """
         raise NotImplementedError
+
+    def tables(
+        self, readers: list[tuple[Array, bool]], written: list[Array]
+    ) -> list[list[Array]]:
+        """Return the `scores` of every reader with everything that is written.
+
+        Args:
+            readers: pairs of x and its ``before``.
+            written: all y.
+        """
+        return [
+            [self.scores(x, y, before=before) for y in written] for x, before in readers
+        ]
 
     def since_start(self, *, before: bool) -> Array | None:
         """Return the decay of what entered: since the chunk began, or was last reset.
@@ -162,31 +175,75 @@ class ChannelDecay(AbstractDecay):
             self.levels.append((ahead, behind))
 
     def scores(self, x, y, *, before):
-        own = (x * y).sum(-1)
-        own = jnp.zeros_like(own) if before else own
-        lead = np.broadcast_shapes(own.shape[:-1], self.g.shape[:-2])
-        own = jnp.broadcast_to(own, (*lead, self.size))
-        # Blocks of h steps, (..., C/h, h, h), are joined in pairs.
-        blocks = own[..., None, None]
+        return self._together([(x, before)], [y])[0][0]
+
+    def tables(self, readers, written):
+        """Compute all scores together: products of larger matrices are faster.
+
+        Where heads share a part of them, this is computed once instead.
+        """
+        leads = {x.shape[:-2] for x in (*(x for x, _ in readers), *written)}
+        if len(leads) > 1:
+            return super().tables(readers, written)
+        return self._together(readers, written)
+
+    def _together(self, readers, written):
+        """Compute `tables` by halves."""
+        lead = np.broadcast_shapes(
+            *(x.shape[:-2] for x, _ in readers),
+            *(y.shape[:-2] for y in written),
+            self.g.shape[:-2],
+        )
+        # Blocks of h steps, (..., C/h, readers, h, written, h), are joined in pairs.
+        blocks = jnp.stack(
+            [self._own(x, written, before) for x, before in readers], axis=-2
+        )
+        blocks = jnp.broadcast_to(blocks, (*lead, *blocks.shape[-3:]))
+        blocks = blocks[..., :, None, :, None]
         for ahead, behind in self.levels[:-1]:
             half = blocks.shape[-1]
-            below = self._between_halves(x, y, ahead, behind, half, before)
-            upper, lower = _halves(blocks)
-            blocks = join_blocks(upper, below, lower)
-        total = blocks[..., 0, :, :]
+            below = self._between_halves(readers, written, ahead, behind, half)
+            upper, lower = _halves(blocks, 4)
+            top = jnp.concatenate([upper, jnp.zeros_like(below)], -1)
+            bottom = jnp.concatenate([below, lower], -1)
+            blocks = jnp.concatenate([top, bottom], -3)
+        total = blocks[..., 0, :, :, :, :]
+        found = [
+            [total[..., i, :, j, :] for j in range(len(written))]
+            for i in range(len(readers))
+        ]
         if self.segment is None:
-            return total
-        return jnp.where(like(self.sees(before=before), total), total, 0)
+            return found
+        return [
+            [
+                jnp.where(like(self.sees(before=before), score), score, 0)
+                for score in row
+            ]
+            for row, (_, before) in zip(found, readers, strict=True)
+        ]
 
-    def _between_halves(self, x, y, ahead, behind, half, before):
-        """Return the scores of right halves with left ones, ``(..., C/2h, h, h)``."""
+    def _own(self, x, written, before):
+        """Return what x at each step reads of the same step, ``(..., C, written)``."""
+        own = jnp.stack([(x * y).sum(-1) for y in written], axis=-1)
+        return jnp.zeros_like(own) if before else own
+
+    def _between_halves(self, readers, written, ahead, behind, half):
+        """Return the scores of right halves with left ones.
+
+        They are ``(..., C/2h, readers, h, written, h)``.
+        """
         _, ahead = _halves(ahead)
         behind, _ = _halves(behind)
-        _, x = _halves(_blocks(x, half))
-        y, _ = _halves(_blocks(y, half))
-        since = jnp.exp(ahead)  # what both kinds of scores read
-        x = x * (_shift(since, 1) if before else since)
-        return products(x, y * jnp.exp(behind), before)
+        since, until = jnp.exp(ahead), jnp.exp(behind)
+        right = [
+            _halves(_blocks(x, half))[1] * (_shift(since, 1) if before else since)
+            for x, before in readers
+        ]
+        left = [_halves(_blocks(y, half))[0] * until for y in written]
+        exact = any(before for _, before in readers)
+        scores = products(jnp.concatenate(right, -2), jnp.concatenate(left, -2), exact)
+        lead = scores.shape[:-2]
+        return scores.reshape(*lead, len(readers), half, len(written), half)
 
     def since_start(self, *, before):
         if self.segment is not None:
@@ -224,7 +281,8 @@ def _blocks(x: Array, half: int) -> Array:
     return x.reshape(*x.shape[:-2], x.shape[-2] // half, half, x.shape[-1])
 
 
-def _halves(x: Float[Array, "*B n h K"]) -> tuple[Array, Array]:
-    """Return the left and the right one of every two blocks."""
-    x = x.reshape(*x.shape[:-3], x.shape[-3] // 2, 2, *x.shape[-2:])
-    return x[..., 0, :, :], x[..., 1, :, :]
+def _halves(x: Array, axes: int = 2) -> tuple[Array, Array]:
+    """Return the left and the right one of every two blocks of ``axes`` axes."""
+    *lead, count = x.shape[: x.ndim - axes]
+    x = x.reshape(*lead, count // 2, 2, *x.shape[x.ndim - axes :])
+    return tuple(jnp.moveaxis(x, len(lead) + 1, 0))
