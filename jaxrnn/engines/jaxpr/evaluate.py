@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,15 +19,25 @@ CALLS = {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "rema
 Values = Sequence[Any]
 
 
-def eval_jaxpr(jaxpr: Jaxpr, consts: Values, args: Values) -> list[Any]:
-    """Evaluate a jaxpr, with nested calls inlined."""
+def eval_jaxpr(
+    jaxpr: Jaxpr,
+    consts: Values,
+    args: Values,
+    instead: Mapping[int, Callable] | None = None,
+) -> list[Any]:
+    """Evaluate a jaxpr, with nested calls inlined.
+
+    ``instead``: equations that are computed in another way; see `eval_equations`.
+    """
     env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
-    eval_equations(jaxpr.eqns, env)
+    eval_equations(jaxpr.eqns, env, instead)
     return [read_env(env, v) for v in jaxpr.outvars]
 
 
 def eval_equations(
-    eqns: Iterable[Any], env: dict[Any, Any], instead: dict[int, Callable] | None = None
+    eqns: Iterable[Any],
+    env: dict[Any, Any],
+    instead: Mapping[int, Callable] | None = None,
 ) -> None:
     """Bind equations one after another.
 

@@ -50,6 +50,7 @@ from .evaluate import (
     split_by_sizes,
     vmap_options,
 )
+from .extrema import comparing_operands
 from .min_cut import min_vertex_cut
 
 
@@ -417,19 +418,23 @@ def _trace_pullback(step: StepJaxpr) -> tuple[Any, list[list[bool]]]:
     groups = (step.params, step.carry)
     flags = [is_differentiable(aval) for aval in step.avals]
     differentiable = split_by_sizes(flags, groups)
+    plain = inline_calls(step.closed)
+    extrema = comparing_operands(plain.jaxpr.eqns)
+
+    def run(*flat):
+        if not extrema:
+            return step(*split_by_sizes(flat, groups))
+        return eval_jaxpr(plain.jaxpr, plain.consts, flat, extrema)
 
     def both(*flat):
         primals, cotangents = flat[: len(flags)], flat[len(flags) :]
 
         def of_floats(floats):
             floats = iter(floats)
-            new = step(
-                *split_by_sizes(
-                    [
-                        next(floats) if flag else a
-                        for a, flag in zip(primals, flags, strict=True)
-                    ],
-                    groups,
+            new = run(
+                *(
+                    next(floats) if flag else a
+                    for a, flag in zip(primals, flags, strict=True)
                 )
             )
             return [

@@ -17,10 +17,8 @@ from ...core.types import PyTree
 from .evaluate import (
     all_equations,
     bind_equation,
-    eval_equations,
     eval_jaxpr,
     inline_calls,
-    read_env,
     split_by_sizes,
 )
 from .linearity import linear_operands
@@ -107,7 +105,9 @@ class TangentProgram:
 
         def both(parts, tangents, given):
             def function(parts):
-                return _evaluate(primal, [*parts, *given], declared)
+                return eval_jaxpr(
+                    primal.jaxpr, primal.consts, [*parts, *given], declared
+                )
 
             return jax.jvp(function, (parts,), (tangents,))
 
@@ -149,9 +149,10 @@ class TangentProgram:
                 `jaxrnn.engines.jaxpr.evaluate.eval_equations`.
         """
         arguments = [*parts, *tangents, *jax.tree.leaves(given)]
-        new, d_new = split_by_sizes(
-            _evaluate(self.closed, arguments, instead), (self.parts,)
+        found = eval_jaxpr(
+            self.closed.jaxpr, self.closed.consts, arguments, dict(instead or {})
         )
+        new, d_new = split_by_sizes(found, (self.parts,))
         return new, d_new
 
     @functools.cached_property
@@ -193,9 +194,9 @@ def _of_values(closed: ClosedJaxpr) -> Any:
             instead[id(eqn)] = functools.partial(_inlined, eqn.params["call_jaxpr"])
     if not instead:
         return closed
-    plain = jax.make_jaxpr(lambda *args: _evaluate(closed, args, instead))(
-        *closed.in_avals
-    )
+    plain = jax.make_jaxpr(
+        lambda *args: eval_jaxpr(closed.jaxpr, closed.consts, args, instead)
+    )(*closed.in_avals)
     return _of_values(inline_calls(plain))
 
 
@@ -239,21 +240,3 @@ def _forward_mode(eqn: Any, *values: Any) -> list[Any]:
 
 def _is_inexact(a: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(a), jnp.inexact)
-
-
-def _evaluate(
-    closed: ClosedJaxpr,
-    arguments: Sequence[Any],
-    instead: Mapping[int, Callable] | None = None,
-) -> list[Any]:
-    """Evaluate a jaxpr, with some equations computed in another way."""
-    jaxpr = closed.jaxpr
-    env = dict(
-        zip(
-            [*jaxpr.constvars, *jaxpr.invars],
-            [*closed.consts, *arguments],
-            strict=True,
-        )
-    )
-    eval_equations(jaxpr.eqns, env, dict(instead or {}))
-    return [read_env(env, v) for v in jaxpr.outvars]
