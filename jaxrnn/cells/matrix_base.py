@@ -84,7 +84,7 @@ class BuiltinMatrixCell(BuiltinCell, MatrixCell):
 
     def starts_empty(self, params: Params) -> bool:
         """Whether the state before the first step is always zero."""
-        return not self.learned_initial_carry
+        return not self.learned_initial_carry and super().starts_empty(params)
 
 
 def unit_length(

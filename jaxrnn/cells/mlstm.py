@@ -12,7 +12,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from ..core.cell import Gate
+from ..core.cell import Gate, overrides
 from ..core.dtypes import accumulator
 from ..core.exported import register_for_export
 from ..core.types import Params
@@ -73,6 +73,20 @@ class Steps(NamedTuple):
     o: Array
     i: Array
     f: Array
+
+
+# What `MLSTM.step` does not call.
+WRITTEN_OUT = (
+    "terms",
+    "shown",
+    "unpack",
+    "pack",
+    "reads",
+    "micro_steps",
+    "written_values",
+    "take_in",
+    "look_back",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,6 +262,8 @@ class MLSTM(BuiltinMatrixCell):
         self, params: Params, carry: MLSTMState, z: Float[Array, "*B G"]
     ) -> MLSTMState:
         """Take one step of the equations above."""
+        if overrides(self, MLSTM, WRITTEN_OUT):
+            return super().step(params, carry, z)
         q, k, v, o, log_i, log_f = self.steps(z)
         log_kept = log_f + carry.m
         m = jnp.where((carry.n == 0).all(-1), log_i, jnp.maximum(log_kept, log_i))
@@ -259,7 +275,7 @@ class MLSTM(BuiltinMatrixCell):
         h = o * self.normalized(numerator, (q * n).sum(-1), m)
         return MLSTMState(h.astype(carry.h.dtype), C, n, m)
 
-    # `step` is that of the terms below, written out.
+    # `step` is that of the terms below, written out, unless a subclass has others.
     run_chunks = MatrixCell.run_chunks
 
     def terms(self, params: Params, z: Float[Array, "*TB G"]) -> Terms:

@@ -18,6 +18,7 @@ methods::
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -554,6 +555,13 @@ def unsupported_chunkwise_reason(cell: Any) -> str | None:
                 f"{chunks.__name__}.run_chunks does not call"
             )
     return None
+
+
+def overrides(cell: Any, kind: type, names: Iterable[str]) -> bool:
+    """Whether a subclass of ``kind`` defines one of some names anew."""
+    kinds = type(cell).__mro__
+    below = kinds[: kinds.index(kind)]
+    return any(name in vars(subclass) for subclass in below for name in names)
 
 
 def _owner(cell: Any, name: str) -> Any:

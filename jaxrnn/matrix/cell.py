@@ -230,8 +230,8 @@ class MatrixCell(LookingBack):
         return self.hidden_size
 
     def starts_empty(self, params: Params) -> bool:
-        """Whether the state before the first step is always zero."""
-        return type(self).initial_carry is MatrixCell.initial_carry
+        """Whether the state before the first step is known to be zero."""
+        return self.begins_with_zeros(params, 0)
 
     def unpack(self, carry: Carry) -> tuple[Array, MatrixMemory, Array | None]:
         """Return h, the matrix state, and what later steps look back at."""
@@ -320,6 +320,8 @@ class MatrixCell(LookingBack):
         if resets is not None:
             fresh = self.initial_carry(params, batch, h.dtype)
             initial_h, initial, _ = self.unpack(fresh)
+            if self.starts_empty(params):
+                initial = None
         recent, zs, bad = self.read_inputs(
             params, recent, zs, len(batch), mask, resets, reverse
         )
@@ -337,7 +339,7 @@ class MatrixCell(LookingBack):
             terms_of,
             show,
             memory,
-            None if self.starts_empty(params) else initial,
+            initial,
             given,
             self._live(mask, bad),
             resets,

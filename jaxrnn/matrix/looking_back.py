@@ -154,6 +154,13 @@ class LookingBack(Cell):
             steps that are not finite; and which steps those are.
         """
         if recent is not None:
+            if resets is not None and not self.begins_with_zeros(params, 1):
+                raise ValueError(
+                    f"{type(self).__name__}: initial_carry gives `recent`, what steps "
+                    f"look back at, other values than zero, and chunks see zeros after "
+                    f"a reset: leave it zero, or take single steps, "
+                    f"engine=jaxrnn.Scan()"
+                )
             recent, lags = lagged_inputs(
                 recent, self.remembered(params, zs), mask, resets, reverse
             )
@@ -163,6 +170,17 @@ class LookingBack(Cell):
             lambda z: jnp.where(expand_flags(bad, z), jnp.zeros_like(z), z), zs
         )
         return recent, zs, bad
+
+    def begins_with_zeros(self, params: Params, part: int) -> bool:
+        """Whether part 0 or 1 of ``parts`` of the initial carry is known to be zero.
+
+        It is not known where it depends on traced parameters.
+        """
+        with jax.ensure_compile_time_eval():
+            leaves = jax.tree.leaves(self.parts(self.initial_carry(params, ()))[part])
+            if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+                return False
+            return not any(bool(jnp.any(leaf)) for leaf in leaves)
 
     def run_one_step(
         self,

@@ -292,6 +292,81 @@ def test_a_subclass_does_not_inherit_that_its_terms_are_finite():
     np.testing.assert_array_equal(bad, np.arange(8)[:, None] >= [5, 8])
 
 
+def faster(kind):
+    """A subclass with other terms."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Faster(kind):
+        def terms(self, params, z):
+            terms = super().terms(params, z)
+            return terms._replace(g=terms.g - 0.1)
+
+    return Faster
+
+
+def doubled(kind):
+    """A subclass that shows something else."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Doubled(kind):
+        def shown(self, params, y, m, z):
+            return 2 * super().shown(params, y, m, z)
+
+    return Doubled
+
+
+def begun(kind, method="initial_carry", also=()):
+    """A subclass with a first state of its own."""
+
+    def begin(self, params, batch_shape=(), dtype=None):
+        carry = getattr(kind, method)(self, params, batch_shape, dtype)
+        names = [name for name in carry._fields if name != "recent" or name in also]
+        more = {name: getattr(carry, name) + jnp.ones(()) for name in names}
+        return carry._replace(**more)
+
+    return dataclasses.dataclass(frozen=True)(type("Begun", (kind,), {method: begin}))
+
+
+GATED, MLSTM = jaxrnn.cells.GatedDeltaNet, jaxrnn.MLSTM
+SUBCLASSES = {
+    "terms": faster(MLSTM),
+    "shown": doubled(MLSTM),
+    "first": begun(MLSTM),
+    "gated_terms": faster(GATED),
+    "gated_first": begun(GATED),
+    "gated_zero": begun(GATED, "zero_carry"),
+    "mamba_first": begun(jaxrnn.cells.Mamba),
+}
+
+
+@pytest.mark.parametrize("name", SUBCLASSES)
+def test_subclasses_of_built_in_cells_are_their_steps(name):
+    """With terms, reads and first states of their own."""
+    cell = SUBCLASSES[name](4) if "mamba" in name else SUBCLASSES[name](4, num_heads=2)
+    params, xs, carry, _, mask, resets = draw(cell, 12)
+    plain = type(cell).__mro__[1](**vars(cell))
+
+    @functools.partial(jax.jit, static_argnums=(0, 1))
+    def run(cell, engine):
+        more = {"mask": jnp.asarray(mask), "resets": jnp.asarray(resets)}
+        more["engine"] = engine
+        return jaxrnn.unroll(cell, params, xs, carry, **more)
+
+    expected = run(cell, Scan())
+    assert_same(run(cell, Associative(4)), expected, 1e-10)
+    assert np.abs(run(plain, Scan())[1] - expected[1]).max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", [GATED, jaxrnn.cells.Mamba])
+def test_looking_back_at_a_first_state_is_refused_behind_resets(kind):
+    cell = begun(kind, also=("recent",))(4)
+    params, xs, carry, *_, resets = draw(cell, 12)
+    words = "Begun: initial_carry gives `recent`, .* other values than zero"
+    with pytest.raises(ValueError, match=words):
+        jaxrnn.unroll(cell, params, xs, carry, resets=jnp.asarray(resets))
+    jaxrnn.unroll(cell, params, xs, carry)
+
+
 def test_the_filling_of_the_last_chunk_is_a_valid_input():
     """So that it has a finite gradient where zeros have none."""
     cell = Unguarded(4, num_heads=2)
