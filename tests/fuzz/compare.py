@@ -512,6 +512,9 @@ def in_parts(result: Result, truth: Truth, engine: str) -> None:
             loop = lowered(looped(program), wrt)
         except Exception:
             continue
+        # A sum of terms that are rounded to float32, or a sum that is rounded: JAX's
+        # own scan takes the conversion of a parameter out of its loop.
+        tolerance = 1e-6 if "f32" in loop.as_text() else TOLERANCE
         try:
             with whole_tracebacks(), as_if_large(program):
                 own = lowered(walk_of(program, engine), wrt)
@@ -527,10 +530,10 @@ def in_parts(result: Result, truth: Truth, engine: str) -> None:
                 live = given.one.mask[..., None]
                 expected = {2: [np.where(live, expected[2][0], 0)]}
             far = distance(run(own, options), expected)
-            if far <= TOLERANCE:
+            if far <= tolerance:
                 break
         found = Difference(program, engine, mode, f"{far:.1e} off")
-        if not far <= TOLERANCE:
+        if not far <= tolerance:
             result.differences.append(found)
         elif options is not None:
             result.fused.append(found)
