@@ -403,17 +403,17 @@ TABLE = {
     },
     "core/test_pickling.py": {"test_comes_back_equal": EVERY},
     "core/test_scalars.py": {
-        "test_beams": 0,
+        "test_beams": 1,
         "test_lengths_and_symbols": 1,
         "test_temperatures": 1,
-        "test_a_traced_temperature": 0,
     },
     "core/test_words.py": {
-        "test_a_part_without_batch_axes_cannot_be_held_by_rows": ["*-mask"],
+        "test_a_part_without_batch_axes_cannot_be_held_by_rows": [
+            "*-mask",
+            "scalar-resets",
+        ],
         "test_zoneout_lets_integers_and_keys_go_on": ["counter-rate1"],
-        "test_numbers_are_weak_parameters_everywhere": 1,
         "test_numbers_have_gradients_and_diagnostics": 0,
-        "test_outputs_may_be_a_tree": 0,
     },
     # ------------------------------------------------------------- engines
     # Every law once; what the others compile is the same loop with another step.
@@ -488,9 +488,10 @@ TABLE = {
         ],
         "check_nothing_is_said_forwards": ["lstm"],
         "check_the_numbers_of_one_device": ["gru_learned-checkpoint"],
-        "check_sums_in_the_step": 0,
+        # a sum over the devices in the whole of the carry, tracked by shard_map
+        "check_sums_in_the_step": ["True-True--None"],
         "check_weight_gradients_are_summed_once_inside_shard_map": ["lstm"],
-        "check_an_explicit_mesh": 0,
+        "check_an_explicit_mesh": ["gru_learned"],
         "check_batches_that_devices_do_not_divide": 1,
         "check_a_sequence_long_enough_for_windows": 0,
         "check_two_batch_axes_and_an_ensemble": 0,
@@ -601,8 +602,6 @@ TABLE = {
         "test_tangents_that_nobody_reads_ask_for_no_forward_mode": 0,
         "test_a_linear_cell_without_reverse_mode": 0,
         "test_gradients_without_jit": 0,
-        "test_reverse_mode_of_what_does_not_go_through_the_while_loop": 0,
-        "test_explain_says_which_plan_and_why": 0,
         "test_a_part_of_the_carry_that_nothing_moves_asks_for_no_derivative": 0,
     },
     "engines/test_sums.py": {
@@ -760,8 +759,8 @@ TABLE = {
         "test_new_rwkv_layers_are_the_identity": 0,
     },
     "layers/test_own_layers.py": {
-        "test_a_layer_that_hands_truncation_on_is_right": 0,
-        "test_a_subclass_is_walked_by_its_own_methods": 0,
+        "test_a_layer_that_hands_truncation_on_is_right": ["alone-*"],
+        "test_a_subclass_is_walked_by_its_own_methods": ["step"],
         "test_an_unroll_in_a_layer_that_is_not_truncated_is_right": 1,
         "test_masked_outputs_of_any_layer_are_zero": ["in a stack"],
         "test_a_named_engine_that_does_not_know_the_step_refuses": [
