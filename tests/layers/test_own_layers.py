@@ -53,8 +53,8 @@ class OtherSteps(MLSTM):
         now = super().steps(z)
         return now._replace(f=now.f - 0.1, k=2 * now.k)
 
-    def shown(self, read, weight, m):
-        return jnp.tanh(super().shown(read, weight, m))
+    def shown(self, params, y, m, z):
+        return jnp.tanh(super().shown(params, y, m, z))
 
 
 @dataclasses.dataclass(frozen=True)
