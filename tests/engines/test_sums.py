@@ -504,3 +504,49 @@ def test_weight_gradients_that_no_cotangent_enters(place, batch, x64):
             found,
             expected,
         )
+
+
+@jax.custom_vjp
+def limited(w):
+    """Its gradient of every step is clipped."""
+    return w
+
+
+limited.defvjp(lambda w: (w, ()), lambda _, g: (jnp.clip(g, -0.1, 0.1),))
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["weights", "weights twice"])
+def test_rules_of_weights_see_the_cotangent_of_every_step_under_lax_scan(again, x64):
+    """A step with an inner loop is left to ``lax.scan``: what depends on the weights
+    alone must not be computed before it, or the rule would see the sum over time.
+    """
+
+    @dataclasses.dataclass(frozen=True)
+    class Iterated(Cell):
+        hidden_size: int = 3
+
+        def step(self, p, h, x):
+            w = limited(p["U"])
+            x = x @ limited(p["U"]) if again else x
+            return lax.fori_loop(0, 2, lambda i, s: s + 0.3 * jnp.tanh(s @ w + x), h)
+
+    random = np.random.default_rng(0)
+    cell, p = Iterated(), {"U": jnp.asarray(random.normal(size=(3, 3)))}
+    h, xs = (jnp.asarray(random.normal(size=shape)) for shape in ((2, 3), (6, 2, 3)))
+
+    def gradient(unrolled):
+        return compiled(jax.grad(lambda p, xs: unrolled(p, xs).sum(), (0, 1)))(p, xs)
+
+    def right(p, xs):
+        return lax.scan(lambda h, x: (cell.step(p, h, x),) * 2, h, xs)[1]
+
+    expected = gradient(right)
+    for engine in (None, Scan(hoist=False), Scan(save="carries")):
+        found = gradient(
+            lambda p, xs, e=engine: jaxrnn.unroll(cell, p, xs, h, engine=e)[1]
+        )
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14),
+            found,
+            expected,
+        )

@@ -14,6 +14,7 @@ from jax.interpreters import ad
 
 from ...core.contraction import contraction_p, product
 
+CUSTOM_VJP = "custom_vjp_call"  # which has a derivative in reverse mode only
 CALLS = {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2"}
 
 Values = Sequence[Any]
@@ -118,6 +119,11 @@ def all_equations(jaxpr: Jaxpr) -> Iterator[Any]:
         yield eqn
         for inner in core.jaxprs_in_params(eqn.params):
             yield from all_equations(inner)
+
+
+def calls_custom_vjp(jaxpr: Jaxpr) -> bool:
+    """Whether a jaxpr calls a ``jax.custom_vjp`` function, at any depth."""
+    return any(eqn.primitive.name == CUSTOM_VJP for eqn in all_equations(jaxpr))
 
 
 def inline_calls(closed: ClosedJaxpr) -> Any:

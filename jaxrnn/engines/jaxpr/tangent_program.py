@@ -15,6 +15,7 @@ from jax.interpreters import partial_eval as pe
 
 from ...core.types import PyTree
 from .evaluate import (
+    CUSTOM_VJP,
     all_equations,
     bind_equation,
     eval_jaxpr,
@@ -25,7 +26,6 @@ from .linearity import linear_operands
 
 # ``step(carry, given) -> carry`` on flat lists of arrays.
 Step = Callable[[list[Any], Any], list[Any]]
-CUSTOM_VJP = "custom_vjp_call"  # which has a derivative in reverse mode only
 BARRIERS = ("jaxrnn_fence", "optimization_barrier")  # which return their operands
 
 

@@ -15,7 +15,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..jaxpr.evaluate import eval_equations, is_differentiable, split_by_sizes
+from ..jaxpr.evaluate import (
+    calls_custom_vjp,
+    eval_equations,
+    is_differentiable,
+    split_by_sizes,
+)
 from ..jaxpr.step_program import StepJaxpr
 from ..loops.kinds import Sequential, loop_function, steps_an_iteration
 from ..loops.parallel_prefix import carries_before
@@ -121,8 +126,22 @@ def plain_forward_pass(
     """Run the recurrence by one ``jax.lax.scan``, which JAX differentiates.
 
     What does not depend on the carry is computed before the loop, unless the schedule
-    says otherwise. Returns the last carry and the carries after every step.
+    says otherwise, or the step calls a ``jax.custom_vjp`` function: its rule may not be
+    linear, so that it has to see the cotangent of every step, and not their sum.
+    Returns the last carry and the carries after every step.
     """
+    options: dict[str, Any] = {
+        "length": inputs[0].shape[0],
+        "reverse": schedule.reverse,
+        "unroll": steps_an_iteration(schedule.loop),
+    }
+    if calls_custom_vjp(step.closed.jaxpr):
+
+        def one_step(carry, now):
+            new = step(params, carry, now)
+            return new, new
+
+        return jax.lax.scan(one_step, list(carry), list(inputs), **options)
     show = [True] * step.carry
     forward = ForwardLoop(
         step,
@@ -134,14 +153,7 @@ def plain_forward_pass(
         show=show,
     )
     body, xs = forward.body, forward.run_prologue(inputs)
-    return jax.lax.scan(
-        body,
-        list(carry),
-        xs,
-        length=inputs[0].shape[0],
-        reverse=schedule.reverse,
-        unroll=steps_an_iteration(schedule.loop),
-    )
+    return jax.lax.scan(body, list(carry), xs, **options)
 
 
 def jvp_pass(
