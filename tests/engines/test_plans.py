@@ -574,6 +574,65 @@ def test_a_part_that_every_step_replaces_has_no_tangent(x64):
         assert_same(derivatives(own), expected)
 
 
+@jax.custom_vjp
+def bent(x):
+    """Its rule is not its derivative, as that of a surrogate gradient."""
+    return jnp.sin(x)
+
+
+bent.defvjp(lambda x: (jnp.sin(x), x), lambda x, g: (2 * g * jnp.cos(x),))
+
+
+@dataclasses.dataclass(frozen=True)
+class Bent(Cell):
+    hidden_size: int = 3
+
+    def step(self, p, h, x):
+        return bent(h @ p["U"] + x)
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [None, Scan(save="carries"), Scan(save="dots"), Checkpoint(2)],
+    ids=["default", "carries", "dots", "checkpoint"],
+)
+def test_a_second_derivative_does_not_use_rules_again(engine, x64):
+    """As under ``lax.scan``: what a ``custom_vjp`` computes forwards is ordinary code
+    once its rule has been used.
+    """
+    random = np.random.default_rng(0)
+    cell = Bent()
+    shapes = {"U": (3, 3), "xs": (6, 2, 3), "h": (2, 3)}
+    at, along = (
+        {name: jnp.asarray(random.normal(size=shape)) for name, shape in shapes.items()}
+        for _ in range(2)
+    )
+
+    def derivatives(unrolled):
+        gradient = jax.grad(lambda at: (unrolled(at) ** 2).sum())
+
+        def sum_along(at):
+            products = jax.tree.map(lambda a, b: (a * b).sum(), gradient(at), along)
+            return sum(jax.tree.leaves(products))
+
+        def all_of(at):
+            return (
+                gradient(at),
+                jax.grad(sum_along)(at),
+                jax.jvp(gradient, (at,), (along,)),
+            )
+
+        return compiled(all_of)(at)
+
+    def right(at):
+        return lax.scan(lambda h, x: (cell.step(at, h, x),) * 2, at["h"], at["xs"])[1]
+
+    def own(at):
+        return jaxrnn.unroll(cell, {"U": at["U"]}, at["xs"], at["h"], engine=engine)[1]
+
+    assert_same(derivatives(own), derivatives(right))
+
+
 EXTREMA = {
     "maximum": lambda z, x: jnp.maximum(z, 0.0),
     "minimum": lambda z, x: jnp.minimum(z, jnp.sin(x)),

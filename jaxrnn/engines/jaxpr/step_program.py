@@ -40,6 +40,7 @@ from .dependency_graph import (
 )
 from .evaluate import (
     Values,
+    calls_custom_vjp,
     deduplicate,
     eval_jaxpr,
     inline_calls,
@@ -140,6 +141,38 @@ class StepJaxpr:
     @functools.cached_property
     def _known_moved(self) -> dict[frozenset[int], tuple[frozenset, frozenset]]:
         return {}
+
+    @functools.cached_property
+    def calls_custom_vjp(self) -> bool:
+        """Whether the step calls a ``jax.custom_vjp`` function."""
+        return calls_custom_vjp(self.closed.jaxpr)
+
+    @functools.cached_property
+    def after_rules(self) -> StepJaxpr:
+        """The step in whose place a derivative is taken a second time.
+
+        JAX has then used the rules of ``jax.custom_vjp`` functions: what they compute
+        forwards is ordinary code.
+        """
+        flags = [is_differentiable(aval) for aval in self.avals]
+
+        def forwards(*flat):
+            def of_floats(floats):
+                floats = iter(floats)
+                full = [
+                    next(floats) if flag else a
+                    for a, flag in zip(flat, flags, strict=True)
+                ]
+                return self(*split_by_sizes(full, (self.params, self.carry)))
+
+            floats = [a for a, flag in zip(flat, flags, strict=True) if flag]
+            return jax.vjp(of_floats, floats)[0]
+
+        closed = inline_calls(jax.make_jaxpr(forwards)(*self.avals))
+        jaxpr, _ = pe.dce_jaxpr(
+            closed.jaxpr, [True] * len(closed.out_avals), instantiate=True
+        )
+        return dataclasses.replace(self, closed=core.ClosedJaxpr(jaxpr, closed.consts))
 
     @functools.cached_property
     def reason_against_pullback(self) -> str | None:

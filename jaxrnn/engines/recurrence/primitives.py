@@ -172,6 +172,8 @@ def _recurrence_jvp(
         for i, t in enumerate(tangents)
         if type(t) is not ad.Zero and is_differentiable(step.avals[i])
     )
+    if wrt and keep is not None and step.calls_custom_vjp:
+        return _jvp_after_rules(primals, tangents, step, schedule, keep, show)
     if keep is None and wrt:
         schedule = resolve_save(
             schedule, step, primals[step.params + step.carry].shape[0]
@@ -180,6 +182,8 @@ def _recurrence_jvp(
             return _plain_scan_jvp(primals, tangents, step, schedule, show)
     # What the recurrence returns for its derivative; the carries are returned anyway.
     kept = None if schedule.save in (CARRIES, AUTO) else schedule.save
+    if kept is None and step.calls_custom_vjp:
+        kept = CARRIES  # so that a second derivative is known to be one
     out = recurrence_p.bind(
         *primals, step=step, schedule=schedule, keep=kept, show=(True,) * step.carry
     )
@@ -268,6 +272,40 @@ def _plain_scan_jvp(
         return [*last, *select_by_flag(carries, show)]
 
     return jvp_as_code(plain, primals, tangents, {})
+
+
+def _jvp_after_rules(
+    primals,
+    tangents,
+    step: StepJaxpr,
+    schedule: LoopSchedule,
+    keep: str,
+    show: tuple[bool, ...],
+):
+    """Differentiate a second time a step that calls ``jax.custom_vjp`` functions.
+
+    As under ``jax.lax.scan``, their rules do not apply any more.
+    """
+    reverse = schedule.reverse
+
+    def forwards(*flat, **_):
+        params, carry, inputs = split_by_sizes(flat, (step.params, step.carry))
+        last, carries = passes.plain_forward_pass(
+            step.after_rules, params, carry, inputs, schedule
+        )
+        saved: list[Any] = []
+        if keep == STARTS:
+            saved = [
+                chunk_starts(a, c, schedule.chunk, reverse)
+                for a, c in zip(carry, carries, strict=True)
+            ]
+        elif keep == DOTS:
+            saved = passes.recompute_saved_values(
+                step, params, carry, inputs, carries, reverse
+            )
+        return [*last, *select_by_flag(carries, show), *saved]
+
+    return jvp_as_code(forwards, primals, tangents, {})
 
 
 def _saved_tangents(
