@@ -302,8 +302,8 @@ class MatrixCell(LookingBack):
             mask: False where a step keeps the carry, or None.
             resets: True where the initial carry replaces the carry before a step, or
                 None.
-            chunk: the number of consecutive steps that are computed at once; None
-                chooses for the platform, by `jaxrnn.matrix.chunkwise.plans`.
+            chunk: the number of consecutive steps that are computed at once; None takes
+                what ``chunk_on`` says for a CPU, and for a GPU on all other platforms.
             reverse: whether to run from the last step to the first.
 
         Returns:
@@ -348,6 +348,7 @@ class MatrixCell(LookingBack):
             reads=self.reads,
             micro_steps=self.micro_steps,
             check=not self.finite_terms,
+            usual=(self.chunk_on("cpu"), self.chunk_on("gpu")),
         )
         if shows_outside:
             ys, ms = hs

@@ -52,7 +52,12 @@ class Plan(NamedTuple):
 
 
 def plans(
-    steps: int, chunk: int | None, S: Array, *, weighted: bool
+    steps: int,
+    chunk: int | None,
+    S: Array,
+    *,
+    weighted: bool,
+    usual: tuple[int, int] = (CHUNK, CHUNK_ELSEWHERE),
 ) -> tuple[Plan, Plan]:
     """Choose the `Plan` for a CPU, and that for other platforms.
 
@@ -69,9 +74,10 @@ def plans(
         chunk: the steps in a chunk, or None to choose.
         S: the state of all heads.
         weighted: whether the writes have strengths, so that no chunk can be prepared.
+        usual: the steps in a chunk where none are given, on a CPU and elsewhere.
     """
-    on_cpu = Plan(min(chunk or CHUNK, steps), 1)
-    size = min(chunk or CHUNK_ELSEWHERE, steps)
+    on_cpu = Plan(min(chunk or usual[0], steps), 1)
+    size = min(chunk or usual[1], steps)
     count = -(-steps // size)
     if weighted or count < FEW_CHUNKS:
         return on_cpu, Plan(size, 1)
@@ -104,6 +110,7 @@ def run_chunkwise(
     reads: str = "after",
     micro_steps: int = 1,
     check: bool = True,
+    usual: tuple[int, int] = (CHUNK, CHUNK_ELSEWHERE),
 ) -> tuple[MatrixMemory, Any]:
     """Run the recurrence over a sequence, chunk by chunk.
 
@@ -126,6 +133,7 @@ def run_chunkwise(
         reads: ``"after"`` or ``"before"``.
         micro_steps: the number of micro steps in a step; see `join_micro_steps`.
         check: whether to leave out the steps whose terms are not finite.
+        usual: as in `plans`.
 
     Returns:
         The last state; and of every step what ``show`` returns, ``(T, *B, ...)``, and
@@ -135,7 +143,7 @@ def run_chunkwise(
     batch, steps = memory.S.shape[:-3], len(jax.tree.leaves(zs)[0])
     how = Settings(terms_of, show, reads, micro_steps, reverse, check, len(batch))
     weighted = memory.m is not None
-    on_cpu, elsewhere = plans(steps, chunk, memory.S, weighted=weighted)
+    on_cpu, elsewhere = plans(steps, chunk, memory.S, weighted=weighted, usual=usual)
     sizes = {plan.chunk * plan.block for plan in (on_cpu, elsewhere)}
     if live is None and any(steps % size for size in sizes):
         live = jnp.ones((steps, *batch), bool)

@@ -199,7 +199,7 @@ class StateSpaceCell(LookingBack):
         zs: PyTree,
         mask: Bool[Array, "T *B"] | None,
         resets: Bool[Array, "T *B"] | None,
-        chunk: int,
+        chunk: int | None,
         reverse: bool,
     ) -> tuple[Carry, Float[Array, "T *B H"]]:
         """Apply ``step`` over a sequence, computing ``chunk`` steps at once.
@@ -213,7 +213,8 @@ class StateSpaceCell(LookingBack):
             mask: False where a step keeps the carry, or None.
             resets: True where the initial carry replaces the carry before a step, or
                 None.
-            chunk: the number of consecutive steps that are computed at once.
+            chunk: the number of consecutive steps that are computed at once; None takes
+                what ``chunk_on`` says for a CPU.
             reverse: whether to run from the last step to the first.
 
         Returns:
@@ -238,7 +239,7 @@ class StateSpaceCell(LookingBack):
             carry.s,
             fresh.s,
             StepInputs(zs, live, resets),
-            chunk=chunk,
+            chunk=chunk or self.chunk_on("cpu"),
             reverse=reverse,
         )
         hs = check_shown(self, self.readout(params, ys, zs), (steps, *carry.h.shape))

@@ -1,5 +1,6 @@
 """The plan for platforms other than a CPU, chunks prepared side by side, run here."""
 
+import dataclasses
 import re
 
 import jax
@@ -79,6 +80,26 @@ def test_plans():
     assert chunkwise.plans(2048, None, S, weighted=True) == ((32, 1), (64, 1))
     assert chunkwise.plans(2048, 16, S, weighted=False)[0] == (16, 1)
     assert chunkwise.plans(20, None, S, weighted=False) == ((20, 1), (20, 1))
+
+
+def test_a_cell_says_how_long_its_chunks_are(monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class Short(jaxrnn.cells.GatedDeltaNet):
+        def chunk_on(self, platform):
+            return {"cpu": 4, "gpu": 8, "tpu": 8}[platform]
+
+    chosen = []
+
+    def plans(*args, **options):
+        chosen.append(chunkwise_plans(*args, **options))
+        return chosen[-1]
+
+    chunkwise_plans = chunkwise.plans
+    monkeypatch.setattr(chunkwise, "plans", plans)
+    cell = Short(4, num_heads=2)
+    params = cell.init(jax.random.key(0), 3)
+    jax.eval_shape(lambda xs: jaxrnn.unroll(cell, params, xs), jnp.zeros((16, 2, 3)))
+    assert chosen[0] == ((4, 1), (8, 1))
 
 
 def test_blocks_are_equally_long_and_bounded():
