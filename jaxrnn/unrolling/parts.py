@@ -115,7 +115,10 @@ def unroll_unchecked(
         with name_failing_method(
             without_context(cell),
             "output",
-            "It is given all of time at once: any leading axes",
+            "It is given all of time at once: any leading axes"
+            if jax.tree.structure(carries) == jax.tree.structure(carry)
+            else "Of the carries of a chunk only h is known, the rest is None: set "
+            "shows_h_alone = False in the class, whose output reads more of them",
             carry=carries,
             x=xs,
         ):

@@ -271,6 +271,22 @@ def test_a_refusal_in_a_stack_names_the_part():
     assert any(note.startswith(where) for note in refusal.value.__notes__)
 
 
+def test_an_output_that_reads_more_than_h_is_told_how():
+    @dataclasses.dataclass(frozen=True)
+    class Reads(GLA):
+        def output(self, params, carry, x):
+            return carry.S.sum(-1)
+
+    cell = Reads(4, num_heads=2)
+    params, xs = cell.init(jax.random.key(0), 3), jnp.ones((5, 2, 3))
+    with pytest.raises(TypeError, match="Reads.output .*set shows_h_alone = False"):
+        jaxrnn.unroll(cell, params, xs)
+    told = type("Told", (Reads,), {"shows_h_alone": False})(4, num_heads=2)
+    _, ys = jaxrnn.unroll(told, params, xs)
+    _, expected = jaxrnn.unroll(cell, params, xs, engine=jaxrnn.Scan())
+    np.testing.assert_allclose(ys, expected, rtol=1e-6)
+
+
 def test_learned_states_have_no_h():
     """No step reads that of the step before, so that it could not learn."""
     for cell in (GLA(4, num_heads=2), Mamba(4), jaxrnn.MLSTM(4, num_heads=2)):
