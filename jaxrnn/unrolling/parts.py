@@ -112,11 +112,12 @@ def unroll_unchecked(
         name = type(without_context(cell)).__name__
         with jax.named_scope(name), jax.named_scope(type(engine).__name__):
             last, carries = _unroll_windows(run, cell, params, carry, xs, spec)
+        known: Any = jax.tree.structure(carries)
         with name_failing_method(
             without_context(cell),
             "output",
             "It is given all of time at once: any leading axes"
-            if jax.tree.structure(carries) == jax.tree.structure(carry)
+            if known == jax.tree.structure(carry)
             else "Of the carries of a chunk only h is known, the rest is None: set "
             "shows_h_alone = False in the class, whose output reads more of them",
             carry=carries,
