@@ -29,7 +29,7 @@ def float32(x64):
 def elsewhere(monkeypatch):
     """Run blocks of two chunks, as a platform that is not a CPU would."""
 
-    def plans(steps, chunk, S, *, weighted):
+    def plans(steps, chunk, S, *, weighted, usual):
         plan = chunkwise.Plan(min(chunk or 4, steps), 2)
         return plan, plan
 
