@@ -279,7 +279,7 @@ def test_an_output_that_reads_more_than_h_is_told_how():
 
     cell = Reads(4, num_heads=2)
     params, xs = cell.init(jax.random.key(0), 3), jnp.ones((5, 2, 3))
-    with pytest.raises(TypeError, match="Reads.output .*set shows_h_alone = False"):
+    with pytest.raises(TypeError, match=r"Reads\.output .*set shows_h_alone = False"):
         jaxrnn.unroll(cell, params, xs)
     told = type("Told", (Reads,), {"shows_h_alone": False})(4, num_heads=2)
     _, ys = jaxrnn.unroll(told, params, xs)
