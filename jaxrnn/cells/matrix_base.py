@@ -82,9 +82,9 @@ class BuiltinMatrixCell(BuiltinCell, MatrixCell):
         without = {name: None for name in ("h", "recent") if name in carry._fields}
         return carry._replace(**without)
 
-    def starts_empty(self, params: Params) -> bool:
-        """Whether the state before the first step is always zero."""
-        return not self.learned_initial_carry and super().starts_empty(params)
+    def starts_empty(self, params: Params, batch: tuple[int, ...] = ()) -> bool:
+        """Whether the state before the first step is known to be zero."""
+        return not self.learned_initial_carry and super().starts_empty(params, batch)
 
 
 def unit_length(

@@ -229,9 +229,9 @@ class MatrixCell(LookingBack):
         """The number of features of h, which ``readout`` returns; by default H."""
         return self.hidden_size
 
-    def starts_empty(self, params: Params) -> bool:
+    def starts_empty(self, params: Params, batch: tuple[int, ...] = ()) -> bool:
         """Whether the state before the first step is known to be zero."""
-        return self.begins_with_zeros(params, 0)
+        return self.begins_with_zeros(params, batch, 0)
 
     def unpack(self, carry: Carry) -> tuple[Array, MatrixMemory, Array | None]:
         """Return h, the matrix state, and what later steps look back at."""
@@ -320,7 +320,7 @@ class MatrixCell(LookingBack):
         if resets is not None:
             fresh = self.initial_carry(params, batch, h.dtype)
             initial_h, initial, _ = self.unpack(fresh)
-            if self.starts_empty(params):
+            if self.starts_empty(params, batch):
                 initial = None
         recent, zs, bad = self.read_inputs(
             params, recent, zs, len(batch), mask, resets, reverse
@@ -411,7 +411,7 @@ class MatrixCell(LookingBack):
             params, recent, zs, len(batch), mask, resets, reverse
         )
         initial = None
-        if resets is not None and not self.starts_empty(params):
+        if resets is not None and not self.starts_empty(params, batch):
             fresh = self.initial_carry(params, batch, h.dtype)
             initial = self.unpack(fresh)[1]
         given, terms_of = self._given(params, zs)

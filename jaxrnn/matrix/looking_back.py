@@ -154,7 +154,8 @@ class LookingBack(Cell):
             steps that are not finite; and which steps those are.
         """
         if recent is not None:
-            if resets is not None and not self.begins_with_zeros(params, 1):
+            batch = recent.shape[:batch_ndim]
+            if resets is not None and not self.begins_with_zeros(params, batch, 1):
                 raise ValueError(
                     f"{type(self).__name__}: initial_carry gives `recent`, what steps "
                     f"look back at, other values than zero, and chunks see zeros after "
@@ -171,13 +172,17 @@ class LookingBack(Cell):
         )
         return recent, zs, bad
 
-    def begins_with_zeros(self, params: Params, part: int) -> bool:
+    def begins_with_zeros(
+        self, params: Params, batch: tuple[int, ...], part: int
+    ) -> bool:
         """Whether part 0 or 1 of ``parts`` of the initial carry is known to be zero.
 
         It is not known where it depends on traced parameters.
         """
         with jax.ensure_compile_time_eval():
-            leaves = jax.tree.leaves(self.parts(self.initial_carry(params, ()))[part])
+            leaves = jax.tree.leaves(
+                self.parts(self.initial_carry(params, batch))[part]
+            )
             if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
                 return False
             return not any(bool(jnp.any(leaf)) for leaf in leaves)

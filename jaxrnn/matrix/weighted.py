@@ -10,6 +10,7 @@ beyond such a multiple are kept apart. No column of the state depends on another
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -120,12 +121,30 @@ class _WeightedChunk:
         log_entering = decay.log_since_start(before=False)
         log_entering = log_entering + self._entering(lambda memory: memory.m)
         empty = self._entering(lambda memory: memory.empty)
+        wrote = self._wrote(decay.sees(before=False))
         log_weights = decay.log_weights + jnp.swapaxes(terms.w, -1, -2)
-        m = log_weights.max(-1)
-        self.empty = empty & (m == -jnp.inf)
-        self.m = jnp.where(empty & ~self.empty, m, jnp.maximum(log_entering, m))
+        # What wrote zero to a state of zero has no say in the scale, as in `rescale`.
+        counts = (wrote | ~empty)[..., None, :]
+        m = jnp.where(counts, log_weights, -jnp.inf).max(-1)
+        self.empty = empty & ~wrote
+        self.m = jnp.where(empty & wrote, m, jnp.maximum(log_entering, m))
         self.kept = bounded_exp(log_entering - self.m)
-        self.weights = jnp.exp(log_weights - self.m[..., None])
+        # Above 0 are those alone that have no say. What they multiply is zero, which an
+        # infinite factor would make NaN.
+        log_weights = log_weights - self.m[..., None]
+        most = 0.45 * math.log(float(jnp.finfo(log_weights.dtype).max))
+        self.weights = jnp.exp(
+            jnp.minimum(log_weights, jnp.asarray(most, log_weights.dtype))
+        )
+
+    def _wrote(self, sees):
+        """Whether anything but zero was written, since a reset, up to each step."""
+        _, k, v = self.terms[:3]
+        writes = (k != 0).any(-1) & (v != 0).any(-1)
+        writes = writes & (self.terms.w > -jnp.inf)[..., 0]
+        if self.segment is None:
+            return jax.lax.cummax(writes.astype(jnp.int32), writes.ndim - 1) > 0
+        return (sees & writes[..., None, :]).any(-1)
 
     def _entering(self, of):
         """Return what ``of`` says of the state that each step sees as entering."""

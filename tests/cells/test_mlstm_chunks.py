@@ -159,6 +159,34 @@ def test_without_mask_or_resets(flags, chunk, x64):
     )
 
 
+@pytest.mark.parametrize("gate", [0.5, 1000.0])
+def test_keys_of_zero_have_no_say_in_the_scale_before_the_first_write(gate, x64):
+    """As in a step: they leave the state zero, however large their gate is. Their
+    gradients are those of the steps, too.
+    """
+    cell = CELLS["wider"]
+    params, xs, _, cotangents = draw(cell, 12, 0)
+    first = np.cumsum(cell.blocks)
+    params["bias"] = params["bias"].at[first[0] : first[1]].set(0)
+    xs = xs.at[:3].set(0).at[6:8, 1].set(0)  # keys of zero at the beginning and behind
+    i = slice(first[3], first[4])
+    params["bias"] = params["bias"].at[i].set(0)
+    kernel = params["input_kernel"].at[:, i].set(0).at[0, i].set(gate)
+    kernel = kernel.at[0, first[0] : first[1]].set(0)  # the first feature moves i alone
+    params["input_kernel"] = kernel
+    xs = xs.at[:, :, 0].set(0).at[1, 0, 0].set(1)
+    carry = cell.initial_carry(params, (B,))
+    none = np.zeros((12, B), bool)
+    for resets in (none, list(flags_of(12, 1))[3][1]):
+        given = params, xs, carry, cotangents, ~none, resets
+        expected = walked(cell, Scan(save="everything"), "r", False)(*given)
+        for chunk in (1, 2, 5, 12):
+            found = walked(cell, Associative(chunk), "r", False)(*given)
+            assert_same(found.values[1], expected.values[1], 1e-12)
+            if gate < 1:
+                assert_same(found.gradients[:2], expected.gradients[:2], 1e-12)
+
+
 @pytest.mark.parametrize("gates", [20.0, 200.0])
 @pytest.mark.parametrize("name", ["plain", "exponential"])
 def test_gates_far_apart(name, gates):

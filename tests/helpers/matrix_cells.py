@@ -61,9 +61,6 @@ class Rule(MatrixCell):
             params["state"] = jax.random.normal(k_state, state)
         return params
 
-    def starts_empty(self, params):
-        return not self.learned
-
     def initial_carry(self, params, batch_shape=(), dtype=None):
         carry = super().initial_carry(params, batch_shape, dtype)
         if not self.learned:

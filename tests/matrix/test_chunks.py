@@ -357,6 +357,21 @@ def test_subclasses_of_built_in_cells_are_their_steps(name):
     assert np.abs(run(plain, Scan())[1] - expected[1]).max() > 1e-3
 
 
+def test_a_first_state_may_depend_on_the_row():
+    @dataclasses.dataclass(frozen=True)
+    class Rows(GATED):
+        def initial_carry(self, params, batch_shape=(), dtype=None):
+            carry = super().initial_carry(params, batch_shape, dtype)
+            rows = jnp.arange(batch_shape[0], dtype=carry.S.dtype)
+            return carry._replace(S=carry.S + rows[:, None, None, None])
+
+    cell = Rows(4, num_heads=2)
+    params, xs, _, _, _, resets = draw(GATED(4, num_heads=2), 12)
+    more = {"resets": jnp.asarray(resets)}
+    found = jaxrnn.unroll(cell, params, xs, engine=Associative(4), **more)
+    assert_same(found, jaxrnn.unroll(cell, params, xs, engine=Scan(), **more), 1e-10)
+
+
 @pytest.mark.parametrize("kind", [GATED, jaxrnn.cells.Mamba])
 def test_looking_back_at_a_first_state_is_refused_behind_resets(kind):
     cell = begun(kind, also=("recent",))(4)
