@@ -633,6 +633,53 @@ def test_a_second_derivative_does_not_use_rules_again(engine, x64):
     assert_same(derivatives(own), derivatives(right))
 
 
+def ask_what_moves_forwards(w, x):
+    both = w.perturbed and x.perturbed
+    return w.value * x.value, (w.value, x.value, None if both else 1.0)
+
+
+def ask_what_moves_backwards(residuals, g):
+    w, x, one = residuals
+    k = 5.0 if one is None else 1.0
+    return g * x * k, g * w * k
+
+
+asks_what_moves = jax.custom_vjp(lambda w, x: w * x)
+asks_what_moves.defvjp(
+    ask_what_moves_forwards, ask_what_moves_backwards, symbolic_zeros=True
+)
+
+
+def test_rules_that_ask_what_moves_are_left_to_lax_scan(x64):
+    """The pullback of a step is taken for all of its operands."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Asking(Cell):
+        hidden_size: int = 3
+
+        def step(self, p, h, x):
+            return jnp.tanh(
+                asks_what_moves(p["b"], h) @ p["U"] + asks_what_moves(p["b"], x)
+            )
+
+    random = np.random.default_rng(0)
+    cell = Asking()
+    shapes = {"b": (1, 3), "U": (3, 3), "xs": (5, 1, 3), "h": (1, 3)}
+    p = {name: jnp.asarray(random.normal(size=shape)) for name, shape in shapes.items()}
+    xs, h = p.pop("xs"), p.pop("h")
+
+    def right(p, xs):
+        return lax.scan(lambda h, x: (cell.step(p, h, x),) * 2, h, xs)[1].sum()
+
+    def own(p, xs, engine=None):
+        return jaxrnn.unroll(cell, p, xs, h, engine=engine)[1].sum()
+
+    for wrt in (0, 1):
+        assert_same(jax.grad(own, wrt)(p, xs), jax.grad(right, wrt)(p, xs))
+    with pytest.raises(ValueError, match="symbolic_zeros=True"):
+        jax.grad(own, 1)(p, xs, Scan(save="carries"))
+
+
 EXTREMA = {
     "maximum": lambda z, x: jnp.maximum(z, 0.0),
     "minimum": lambda z, x: jnp.minimum(z, jnp.sin(x)),

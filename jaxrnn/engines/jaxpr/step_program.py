@@ -39,7 +39,9 @@ from .dependency_graph import (
     DependencyGraph,
 )
 from .evaluate import (
+    CUSTOM_VJP,
     Values,
+    all_equations,
     calls_custom_vjp,
     deduplicate,
     eval_jaxpr,
@@ -180,6 +182,15 @@ class StepJaxpr:
 
         An operation of the step may have no reverse mode, such as a ``while_loop``.
         """
+        if any(
+            eqn.primitive.name == CUSTOM_VJP and eqn.params.get("symbolic_zeros")
+            for eqn in all_equations(self.closed.jaxpr)
+        ):
+            return (
+                "its jax.custom_vjp functions with symbolic_zeros=True ask which of "
+                "their operands are differentiated, and the pullback of a step is "
+                "taken for all"
+            )
         try:
             self.adjoint  # noqa: B018
         except Exception as error:
