@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ..core.cell import Gate, overrides
-from ..core.dtypes import accumulator
+from ..core.dtypes import accumulator, largest_exponent
 from ..core.exported import register_for_export
 from ..core.types import Params
 from ..core.validation import check_features, check_positive
@@ -25,7 +25,6 @@ from .slstm import (
     SIGMOID,
     bounded_exp,
     check_forget_gate,
-    largest_exponent,
     log_forget,
 )
 

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from ..core.cell import Gate
-from ..core.dtypes import accumulator
+from ..core.dtypes import accumulator, largest_exponent
 from ..core.exported import register_for_export
 from ..core.types import Params
 from ..core.validation import check_features, check_positive
@@ -284,14 +284,6 @@ def bounded_exp(x: Float[Array, "*S"]) -> Float[Array, "*S"]:
     factor would turn into NaN.
     """
     return jnp.exp(jnp.minimum(x, jnp.asarray(largest_exponent(x.dtype), x.dtype)))
-
-
-def largest_exponent(dtype: DTypeLike) -> float:
-    """Return an x for which exp(2 x) and exp(-2 x) are well within range of ``dtype``.
-
-    It is about 40 in float32 and 320 in float64.
-    """
-    return 0.45 * math.log(float(jnp.finfo(dtype).max))
 
 
 def check_heads(cell: Any) -> None:

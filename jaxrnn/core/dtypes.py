@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -39,6 +40,14 @@ def weaken_scalars(params: Params) -> Params:
 def accumulator(dtype: DTypeLike | None) -> Any:
     """Return the dtype in which values are summed: float32 for half precision."""
     return jnp.dtype(dtype) if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
+def largest_exponent(dtype: DTypeLike) -> float:
+    """Return an x for which exp(2 x) and exp(-2 x) are well within range of ``dtype``.
+
+    It is about 40 in float32 and 320 in float64.
+    """
+    return 0.45 * math.log(float(jnp.finfo(dtype).max))
 
 
 def _weak(leaf: object) -> bool:

@@ -10,13 +10,13 @@ beyond such a multiple are kept apart. No column of the state depends on another
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ..core.dtypes import largest_exponent
 from .chunk import grouped, grouped_heads
 from .decay import HeadDecay, products
 from .inverse import exact_matmul
@@ -132,7 +132,7 @@ class _WeightedChunk:
         # Above 0 are those alone that have no say. What they multiply is zero, which an
         # infinite factor would make NaN.
         log_weights = log_weights - self.m[..., None]
-        most = 0.45 * math.log(float(jnp.finfo(log_weights.dtype).max))
+        most = largest_exponent(log_weights.dtype)
         self.weights = jnp.exp(
             jnp.minimum(log_weights, jnp.asarray(most, log_weights.dtype))
         )
