@@ -121,11 +121,6 @@ def all_equations(jaxpr: Jaxpr) -> Iterator[Any]:
             yield from all_equations(inner)
 
 
-def calls_custom_vjp(jaxpr: Jaxpr) -> bool:
-    """Whether a jaxpr calls a ``jax.custom_vjp`` function, at any depth."""
-    return any(eqn.primitive.name == CUSTOM_VJP for eqn in all_equations(jaxpr))
-
-
 def inline_calls(closed: ClosedJaxpr) -> Any:
     """Return the same jaxpr without nested calls."""
     return jax.make_jaxpr(lambda *args: eval_jaxpr(closed.jaxpr, closed.consts, args))(

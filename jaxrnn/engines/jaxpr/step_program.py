@@ -42,7 +42,6 @@ from .evaluate import (
     CUSTOM_VJP,
     Values,
     all_equations,
-    calls_custom_vjp,
     deduplicate,
     eval_jaxpr,
     inline_calls,
@@ -50,6 +49,7 @@ from .evaluate import (
     nbytes,
     outputs_with_tangents,
     read_env,
+    select_by_flag,
     split_by_sizes,
     vmap_options,
 )
@@ -147,7 +147,9 @@ class StepJaxpr:
     @functools.cached_property
     def calls_custom_vjp(self) -> bool:
         """Whether the step calls a ``jax.custom_vjp`` function."""
-        return calls_custom_vjp(self.closed.jaxpr)
+        return any(
+            eqn.primitive.name == CUSTOM_VJP for eqn in all_equations(self.closed.jaxpr)
+        )
 
     @functools.cached_property
     def after_rules(self) -> StepJaxpr:
@@ -160,15 +162,10 @@ class StepJaxpr:
 
         def forwards(*flat):
             def of_floats(floats):
-                floats = iter(floats)
-                full = [
-                    next(floats) if flag else a
-                    for a, flag in zip(flat, flags, strict=True)
-                ]
+                full = _with_floats(flat, flags, floats)
                 return self(*split_by_sizes(full, (self.params, self.carry)))
 
-            floats = [a for a, flag in zip(flat, flags, strict=True) if flag]
-            return jax.vjp(of_floats, floats)[0]
+            return jax.vjp(of_floats, select_by_flag(flat, flags))[0]
 
         closed = inline_calls(jax.make_jaxpr(forwards)(*self.avals))
         jaxpr, _ = pe.dce_jaxpr(
@@ -453,6 +450,12 @@ class StepVJP(DependencyGraph):
         return dropped
 
 
+def _with_floats(flat: Values, flags: Sequence[bool], floats: Iterable[Any]) -> Any:
+    """Return the values, with others in the place of those that are flagged."""
+    rest = iter(floats)
+    return [next(rest) if flag else a for a, flag in zip(flat, flags, strict=True)]
+
+
 def _trace_pullback(step: StepJaxpr) -> tuple[Any, list[list[bool]]]:
     """Trace a step and its pullback together.
 
@@ -474,18 +477,10 @@ def _trace_pullback(step: StepJaxpr) -> tuple[Any, list[list[bool]]]:
         primals, cotangents = flat[: len(flags)], flat[len(flags) :]
 
         def of_floats(floats):
-            floats = iter(floats)
-            new = run(
-                *(
-                    next(floats) if flag else a
-                    for a, flag in zip(primals, flags, strict=True)
-                )
-            )
-            return [
-                a for a, flag in zip(new, differentiable[1], strict=True) if flag
-            ], new
+            new = run(*_with_floats(primals, flags, floats))
+            return select_by_flag(new, differentiable[1]), new
 
-        floats = [a for a, flag in zip(primals, flags, strict=True) if flag]
+        floats = select_by_flag(primals, flags)
         _, pull, new = jax.vjp(of_floats, floats, has_aux=True)
         return [*new, *pull(list(cotangents))[0]]
 

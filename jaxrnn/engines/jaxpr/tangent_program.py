@@ -149,9 +149,7 @@ class TangentProgram:
                 `jaxrnn.engines.jaxpr.evaluate.eval_equations`.
         """
         arguments = [*parts, *tangents, *jax.tree.leaves(given)]
-        found = eval_jaxpr(
-            self.closed.jaxpr, self.closed.consts, arguments, dict(instead or {})
-        )
+        found = eval_jaxpr(self.closed.jaxpr, self.closed.consts, arguments, instead)
         new, d_new = split_by_sizes(found, (self.parts,))
         return new, d_new
 

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 
 from ..jaxpr.evaluate import (
-    calls_custom_vjp,
     eval_equations,
     is_differentiable,
     split_by_sizes,
@@ -135,7 +134,7 @@ def plain_forward_pass(
         "reverse": schedule.reverse,
         "unroll": steps_an_iteration(schedule.loop),
     }
-    if calls_custom_vjp(step.closed.jaxpr):
+    if step.calls_custom_vjp:
 
         def one_step(carry, now):
             new = step(params, carry, now)
