@@ -387,6 +387,17 @@ TABLE = {
     },
     # ---------------------------------------------------------------- core
     # Refusals: all. Nothing to walk: one cell of each kind and engine.
+    # All forms under the default engine, and two under each other one.
+    "core/test_convolution.py": {
+        "test_a_step_may_convolve_in_any_layout": [
+            "default-*",
+            "*-channels_first",
+            "chunks-batch_last",
+        ],
+        "test_derivatives_of_other_modes": ["batch_last"],
+        "test_a_kernel_that_is_the_carry": ["default", "chunks"],
+        "test_sums_over_steps_are_one_convolution": ["*-signals", "*-channels_first"],
+    },
     "core/test_empty.py": {
         "test_nothing_to_walk": 2,
         "test_the_layer_for_flax": 1,
@@ -493,7 +504,7 @@ TABLE = {
         "check_weight_gradients_are_summed_once_inside_shard_map": ["lstm"],
         "check_an_explicit_mesh": ["gru_learned"],
         "check_batches_that_devices_do_not_divide": 1,
-        "check_a_sequence_long_enough_for_windows": 0,
+        "check_a_sequence_long_enough_for_chunks": 0,
         "check_two_batch_axes_and_an_ensemble": 0,
         "check_a_kernel_is_not_split": 1,
         "check_what_else_there_is_on_an_explicit_mesh": 0,

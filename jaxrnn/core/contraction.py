@@ -61,7 +61,7 @@ def contract(
         for aval, over, batch in zip(avals, *numbers, strict=True)
         for run in _runs(aval.ndim, over, batch)
     ]
-    if not _is_plain(avals) or all(len(run) == 1 for run in runs):
+    if not is_plain(avals) or all(len(run) == 1 for run in runs):
         return jax.lax.dot_general(a, b, numbers, precision, **params)
     if precision is None:
         config: Any = jax.config
@@ -71,7 +71,7 @@ def contract(
     )
 
 
-def _is_plain(avals: Sequence[Any]) -> bool:
+def is_plain(avals: Sequence[Any]) -> bool:
     """Return whether the types hold no sharding and all sizes are integers."""
     varying = any(varying_axes(a) for a in avals)
     explicit = any(

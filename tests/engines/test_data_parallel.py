@@ -18,7 +18,7 @@ import pytest
 from collectives import Collective, collectives
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from subjects import SUBJECTS, D, UserCell, assert_same, draw
+from subjects import SUBJECTS, D, UserCell, assert_same, draw, spatial_axes
 
 import jaxrnn
 
@@ -77,6 +77,8 @@ OFTEN += [
     ("zoneout_drawn", "default", "m", False),
 ]
 OFTEN += [("dropout", "checkpoint", "r", False)]
+# the gradients of the kernels are convolutions over time and batch, in parts
+OFTEN += [("conv_gru", "odd_window", "", False), ("conv_lstm", "default", "", False)]
 ROWS = [
     (name, engine, "mr", True)
     for name in ALL
@@ -174,7 +176,8 @@ def shapes_of(layer, steps=T, batch=B, features=None):
         jax.ShapeDtypeStruct((steps, batch), bool),
         jax.eval_shape(lambda: jax.random.key(0)),
     )
-    xs = jax.ShapeDtypeStruct((steps, batch, features), jnp.float32)
+    shape = (steps, batch, *spatial_axes(layer), features)
+    xs = jax.ShapeDtypeStruct(shape, jnp.float32)
     needed = 4 + sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(params))
     # a learned carry comes in twice
     more = FILLING + sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(carry))
@@ -214,7 +217,9 @@ def check_parameters_that_no_step_reads_are_not_summed_by_the_loop():
     assert f"f32[{DEVICES},{rows},{columns}]" not in program
 
 
-@pytest.mark.parametrize("name", ["lstm", "mlstm", "min_gru", "bidirectional", "slstm"])
+@pytest.mark.parametrize(
+    "name", ["lstm", "mlstm", "min_gru", "bidirectional", "slstm", "conv_gru"]
+)
 def check_nothing_is_said_forwards(name):
     layer = ALL[name]
     params, xs, mask, resets, _ = shapes_of(layer)[0]
@@ -233,8 +238,8 @@ def check_nothing_is_said_forwards(name):
 @pytest.mark.parametrize(
     "cell", [jaxrnn.LSTM(128), jaxrnn.MinGRU(128)], ids=["lstm", "min_gru"]
 )
-def check_a_sequence_long_enough_for_windows(cell):
-    """More than 13 MB are kept, so a CPU walks it window after window."""
+def check_a_sequence_long_enough_for_chunks(cell):
+    """More than 13 MB are kept, so a CPU runs it chunk after chunk."""
     arguments, needed, _ = shapes_of(cell, steps=4096, batch=16, features=128)
     found = said(jax.value_and_grad(loss_of(cell, None)), arguments)
     assert [(each.name, each.looped) for each in found] == [("all-reduce", False)]
@@ -289,6 +294,7 @@ def check_two_batch_axes_and_an_ensemble():
 
 
 NUMBERS = [("lstm", "odd_window"), ("gru_learned", "checkpoint"), ("s5", "default")]
+NUMBERS += [("conv_gru", "odd_window")]
 MORE = [
     ("lstm_all_learned", "carries"),
     ("mlstm", "chunks"),

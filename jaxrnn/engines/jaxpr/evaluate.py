@@ -13,6 +13,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Primitive, Var
 from jax.interpreters import ad
 
 from ...core.contraction import contraction_p, product
+from ...core.convolution import own_convolutions
 
 CUSTOM_VJP = "custom_vjp_call"  # which has a derivative in reverse mode only
 CALLS = {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2"}
@@ -69,6 +70,35 @@ def eval_equations(
         else:
             results = eval_jaxpr(inner, (), values)
         env.update(zip(eqn.outvars, results, strict=True))
+
+
+def eval_all_steps(
+    eqns: Sequence[Any],
+    constants: Mapping[Any, Any],
+    stacked: Mapping[Any, Any],
+    outs: Sequence[Any],
+) -> list[Any]:
+    """Evaluate equations for all steps at once, with ``vmap``.
+
+    Args:
+        eqns: the equations of one step, in order.
+        constants: the values of variables that are the same at every step.
+        stacked: the values ``(steps, ...)`` of variables that change.
+        outs: the variables that are wanted.
+
+    Returns:
+        The values ``(steps, ...)`` of each of ``outs``.
+    """
+    if not outs:
+        return []
+    convolutions = own_convolutions(eqns)
+
+    def of_step(*values):
+        env = {**constants, **dict(zip(stacked, values, strict=True))}
+        eval_equations(eqns, env, convolutions)
+        return [env[v] for v in outs]
+
+    return jax.vmap(of_step)(*stacked.values())
 
 
 def _stack(*operands: Any, axis: int) -> list[Any]:

@@ -19,17 +19,18 @@ import math
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.extend import core
 from jax.extend.core import Var
 
+from ...core.convolution import own_convolutions
 from ...core.dtypes import accumulator
 from ...core.fusion_barrier import cpu_optimization_barrier
 from ..jaxpr.costs import is_slower_batched
 from ..jaxpr.dependency_graph import CONST, COT, EXPENSIVE
 from ..jaxpr.evaluate import (
     deduplicate,
+    eval_all_steps,
     eval_equations,
     is_differentiable,
     nbytes,
@@ -279,7 +280,7 @@ class BackwardLoop(BackwardPlan):
             if v is not None
         ]
         self._set_constants()
-        self.pretransposed = pretranspose_constants(
+        self.instead = own_convolutions(self.loop_eqns) | pretranspose_constants(
             self.program, self.pullback_eqns, self.constants
         )
 
@@ -385,7 +386,7 @@ class BackwardLoop(BackwardPlan):
                 **dict(zip(self.per_step_reads, values, strict=True)),
             }
             env |= dict(zip(self.cotangents, d_carry, strict=True))
-            eval_equations(self.loop_eqns, env, self.pretransposed)
+            eval_equations(self.loop_eqns, env, self.instead)
             totals = [
                 total.add(value, env)
                 for total, value in zip(self.totals, totals, strict=True)
@@ -467,19 +468,10 @@ class BackwardLoop(BackwardPlan):
         reads = deduplicate(
             v for v in self.program.reads(eqns, COT + 1) if v in stacked
         )
-
-        def of_step(*values):
-            env = {**self.constants, **dict(zip(reads, values, strict=True))}
-            eval_equations(eqns, env)
-            return [env[v] for v in outs]
-
-        return (
-            dict(
-                zip(outs, jax.vmap(of_step)(*(stacked[v] for v in reads)), strict=True)
-            )
-            if outs
-            else {}
+        values = eval_all_steps(
+            eqns, self.constants, {v: stacked[v] for v in reads}, outs
         )
+        return dict(zip(outs, values, strict=True))
 
     def _values_at_steps(self, var: Var, stacked: dict[Any, Any], steps: int) -> Any:
         """Return the values of a variable at every step; a constant is broadcast."""

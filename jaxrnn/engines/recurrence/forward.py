@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-
+from ...core.convolution import own_convolutions
 from ...core.fusion_barrier import cpu_optimization_barrier
 from ...core.types import Size
 from ..jaxpr.dependency_graph import CARRY, CONST, INPUT, DependencyGraph
-from ..jaxpr.evaluate import eval_equations, read_env, select_by_flag
+from ..jaxpr.evaluate import eval_all_steps, eval_equations, read_env, select_by_flag
 from ..jaxpr.step_program import StepJaxpr
 from ..loops.sequential import LoopFunction, empty_rows
 
@@ -85,6 +84,7 @@ class ForwardLoop:
                 program.needed(body_reads, {*self.inputs, *self.constants}),
             )
         self.loop_eqns = [*cheap, *carry_eqns]
+        self.convolutions = own_convolutions(self.loop_eqns)
         self.prologue_eqns = program.needed(
             self.prologue_outs, {*self.constants, *self.inputs}
         )
@@ -118,13 +118,10 @@ class ForwardLoop:
 
     def run_prologue(self, inputs: Arrays) -> list[Any]:
         """Compute what the loop reads, for all steps of ``inputs`` at once."""
-
-        def of_step(*x):
-            env = {**self.constants, **dict(zip(self.inputs, x, strict=True))}
-            eval_equations(self.prologue_eqns, env)
-            return [env[v] for v in self.prologue_outs]
-
-        return jax.vmap(of_step)(*inputs) if self.prologue_outs else []
+        stacked = dict(zip(self.inputs, inputs, strict=True))
+        return eval_all_steps(
+            self.prologue_eqns, self.constants, stacked, self.prologue_outs
+        )
 
     def body(self, carry: list, xs: list) -> tuple[list, list]:
         """Run one step on a row of the prologue's results.
@@ -136,6 +133,6 @@ class ForwardLoop:
             **dict(zip(self.prologue_outs, cpu_optimization_barrier(xs), strict=True)),
         }
         env |= dict(zip(self.carry, carry, strict=True))
-        eval_equations(self.loop_eqns, env)
+        eval_equations(self.loop_eqns, env, self.convolutions)
         new = [read_env(env, v) for v in self.new]
         return new, [*select_by_flag(new, self.show), *(env[v] for v in self.kept)]

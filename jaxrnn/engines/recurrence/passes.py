@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from ..jaxpr.evaluate import (
-    eval_equations,
+    eval_all_steps,
     is_differentiable,
     split_by_sizes,
 )
@@ -430,15 +430,6 @@ def recompute_saved_values(
         for a, after in zip(carry, carries, strict=True)
     ]
     eqns = program.needed(program.matmul_values, {*program.carry, *program.inputs})
-
-    def of_step(carry, inputs):
-        env = program.literals | dict(
-            zip(
-                [*program.params, *program.carry, *program.inputs],
-                [*params, *carry, *inputs],
-            )
-        )
-        eval_equations(eqns, env)
-        return [env[v] for v in program.matmul_values]
-
-    return jax.vmap(of_step)(before, list(inputs))
+    constants = program.literals | dict(zip(program.params, params, strict=True))
+    changing = zip([*program.carry, *program.inputs], [*before, *inputs], strict=True)
+    return eval_all_steps(eqns, constants, dict(changing), program.matmul_values)

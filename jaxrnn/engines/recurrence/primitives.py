@@ -66,6 +66,7 @@ from jax.interpreters import ad, batching
 from jax.interpreters import partial_eval as pe
 
 from ...core.contraction import contraction_p, product
+from ...core.convolution import convolution, convolution_p
 from ..jaxpr.evaluate import is_differentiable, select_by_flag, split_by_sizes
 from ..jaxpr.step_program import StepJaxpr
 from ..loops.pallas.primitive import PallasKernel
@@ -458,3 +459,4 @@ FUNCTIONS: dict[Any, Any] = {recurrence_p: _recurrence_impl, **LINEAR_FUNCTIONS}
 for _primitive, _function in FUNCTIONS.items():
     register_checkify_rule(_primitive, _function)
 register_checkify_rule(contraction_p, product)
+register_checkify_rule(convolution_p, convolution)

@@ -25,6 +25,7 @@ from jax import Array
 from jax.extend.core import Literal, Var
 
 from ...core.contraction import contract
+from ...core.convolution import can_sum_over_steps, sum_over_steps
 from ..jaxpr.dependency_graph import CONST, DependencyGraph
 from ..jaxpr.evaluate import bind_equation, deduplicate, nbytes, read_env
 from ..jaxpr.linearity import (
@@ -145,7 +146,8 @@ class WeightGradientSum:
                 sums[var, exact] = self.first_part(added[var].astype(var.aval.dtype))
             elif rule.kind == PRODUCT:
                 operands = [stacked[v] for v in rule.eqn.invars]
-                sums[var, exact] = _product_over_time(
+                sum_over_time = SUMS_OF_PRODUCTS[rule.eqn.primitive.name]
+                sums[var, exact] = sum_over_time(
                     *operands, parts=self.parts, **rule.eqn.params
                 )
             elif rule.kind == BATCH:
@@ -328,10 +330,12 @@ class WeightGradientSum:
         return terms
 
     def _is_product(self, eqn: Any) -> bool:
-        """Whether an equation is a matmul of two values that change with time."""
-        return eqn.primitive.name == "dot_general" and not any(
-            map(self._is_constant, eqn.invars)
-        )
+        """Whether an equation is a product of two values that change with time.
+
+        It is a matmul or a convolution without groups of features.
+        """
+        is_product = eqn.primitive.name == "dot_general" or can_sum_over_steps(eqn)
+        return is_product and not any(map(self._is_constant, eqn.invars))
 
     def _inwards(
         self, outs: Iterable[Any], onwards: Callable[[Any, bool], Iterable[int]]
@@ -431,6 +435,13 @@ def _product_over_time(
         [(0, *(d + 1 for d in dims)) for dims in batch],
     )
     return contract(a, b, dimension_numbers=numbers, **params)
+
+
+# The products of one step, and how they are summed over all steps.
+SUMS_OF_PRODUCTS: dict[str, Callable[..., Any]] = {
+    "dot_general": _product_over_time,
+    "conv_general_dilated": sum_over_steps,
+}
 
 
 def _is_zero(program: DependencyGraph, var: Any) -> bool:
