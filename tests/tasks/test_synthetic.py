@@ -646,14 +646,10 @@ def test_a_recurrence_that_sees_its_state_learns_parity(cell, tmp_path):
 @pytest.mark.slow
 @pytest.mark.usefixtures("optax_promotion")
 def test_a_diagonal_linear_recurrence_with_factors_from_0_to_1_does_not_learn_parity(
-    tmp_path, monkeypatch
+    tmp_path,
 ):
     """Grazzi et al. (2025): a product of positive numbers has no sign to change."""
-    monkeypatch.setattr(
-        "jaxrnn.tasks.synthetic.task.make_cell",
-        lambda spec, hidden, length: jaxrnn.MinGRU(hidden),
-    )
-    result = trained(tmp_path, "parity")
+    result = trained(tmp_path, "parity", cell="min-gru:alone")
     assert result["accuracy"] < 0.6
     assert result["accuracy_256"] < 0.6
 
