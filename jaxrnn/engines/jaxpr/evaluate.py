@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -193,6 +194,25 @@ def _look(
 
 ad.primitive_jvps[_look_p] = _look
 
+# Some function of its operands, all of whose results move if an operand does.
+_mix_p = Primitive("jaxrnn_mix")
+_mix_p.multiple_results = True
+_mix_p.def_abstract_eval(lambda *_, avals: avals)
+
+
+def _mix(
+    values: Sequence[Any], tangents: Sequence[Any], *, avals: Sequence[Any]
+) -> tuple[Any, Any]:
+    moves = any(type(t) is not ad.Zero for t in tangents)
+    zeros = [ad.Zero(aval.to_tangent_aval()) for aval in avals]
+    return _mix_p.bind(*values, avals=avals), [
+        ad.instantiate_zeros(zero) if moves and is_differentiable(aval) else zero
+        for zero, aval in zip(zeros, avals, strict=True)
+    ]
+
+
+ad.primitive_jvps[_mix_p] = _mix
+
 
 def outputs_with_tangents(
     closed: ClosedJaxpr, places: Collection[int]
@@ -207,13 +227,25 @@ def outputs_with_tangents(
     """
     moved = _Places()
     places = [i for i in sorted(places) if is_differentiable(closed.in_avals[i])]
+    # What the rule of a custom_vjp function computes may differ with what has a
+    # tangent, and JAX takes one form of it for a jaxpr. The rule is not asked here.
+    calls = {
+        id(eqn): functools.partial(
+            _mix_p.bind, avals=tuple(v.aval for v in eqn.outvars)
+        )
+        for eqn in closed.jaxpr.eqns
+        if eqn.primitive.name == CUSTOM_VJP
+    }
 
     def look(primals, directions):
         def along(*values):
             full = dict(enumerate(primals)) | dict(zip(places, values, strict=True))
             return _look_p.bind(
                 *eval_jaxpr(
-                    closed.jaxpr, closed.consts, [full[i] for i in range(len(full))]
+                    closed.jaxpr,
+                    closed.consts,
+                    [full[i] for i in range(len(full))],
+                    calls,
                 ),
                 moved=moved,
             )

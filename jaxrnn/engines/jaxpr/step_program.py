@@ -68,12 +68,16 @@ class StepJaxpr:
         params: the number of params.
         carry: the number of leaves of the carry.
         inputs: the number of inputs.
+        differentiated: the positions, among params, leaves of the carry and inputs, of
+            what has a tangent where the step is differentiated; None for all of
+            floating point. See `for_derivative`.
     """
 
     closed: Any
     params: int
     carry: int
     inputs: int
+    differentiated: frozenset[int] | None = None
 
     def __call__(self, params: Values, carry: Values, inputs: Values) -> list[Any]:
         return eval_jaxpr(
@@ -151,6 +155,39 @@ class StepJaxpr:
             eqn.primitive.name == CUSTOM_VJP for eqn in all_equations(self.closed.jaxpr)
         )
 
+    def for_derivative(self, wrt: Iterable[int]) -> StepJaxpr:
+        """Return the step for a derivative with respect to some operands.
+
+        It is the step itself, but for one that calls ``jax.custom_vjp`` functions. As
+        under ``jax.lax.scan``, the rule of a call is used up by a derivative if one of
+        the call's operands has a tangent; other calls are left to the next derivative.
+
+        Args:
+            wrt: as in `moved_by`.
+        """
+        if not self.calls_custom_vjp:
+            return self
+        wrt = frozenset(wrt)
+        moving = wrt | {self.params + i for i in self.moved_by(wrt)}
+        if moving not in self._known_derivatives:
+            self._known_derivatives[moving] = dataclasses.replace(
+                self, differentiated=moving
+            )
+        return self._known_derivatives[moving]
+
+    @functools.cached_property
+    def _known_derivatives(self) -> dict[frozenset[int], StepJaxpr]:
+        return {}
+
+    @property
+    def differentiable(self) -> list[bool]:
+        """For each of params, leaves of the carry and inputs, whether it may move."""
+        moving = self.differentiated
+        return [
+            is_differentiable(aval) and (moving is None or i in moving)
+            for i, aval in enumerate(self.avals)
+        ]
+
     @functools.cached_property
     def after_rules(self) -> StepJaxpr:
         """The step in whose place a derivative is taken a second time.
@@ -158,7 +195,7 @@ class StepJaxpr:
         JAX has then used the rules of ``jax.custom_vjp`` functions: what they compute
         forwards is ordinary code.
         """
-        flags = [is_differentiable(aval) for aval in self.avals]
+        flags = self.differentiable
 
         def forwards(*flat):
             def of_floats(floats):
@@ -171,7 +208,8 @@ class StepJaxpr:
         jaxpr, _ = pe.dce_jaxpr(
             closed.jaxpr, [True] * len(closed.out_avals), instantiate=True
         )
-        return dataclasses.replace(self, closed=core.ClosedJaxpr(jaxpr, closed.consts))
+        closed = core.ClosedJaxpr(jaxpr, closed.consts)
+        return dataclasses.replace(self, closed=closed, differentiated=None)
 
     @functools.cached_property
     def reason_against_pullback(self) -> str | None:
@@ -179,15 +217,6 @@ class StepJaxpr:
 
         An operation of the step may have no reverse mode, such as a ``while_loop``.
         """
-        if any(
-            eqn.primitive.name == CUSTOM_VJP and eqn.params.get("symbolic_zeros")
-            for eqn in all_equations(self.closed.jaxpr)
-        ):
-            return (
-                "its jax.custom_vjp functions with symbolic_zeros=True ask which of "
-                "their operands are differentiated, and the pullback of a step is "
-                "taken for all"
-            )
         try:
             self.adjoint  # noqa: B018
         except Exception as error:
@@ -217,7 +246,7 @@ class StepJaxpr:
             in_axes=tuple(in_axes),
             **vmap_options(axis_data),
         )
-        return StepJaxpr(jax.make_jaxpr(call)(*avals), *groups)
+        return StepJaxpr(jax.make_jaxpr(call)(*avals), *groups, self.differentiated)
 
 
 def trace_step(
@@ -464,6 +493,7 @@ def _trace_pullback(step: StepJaxpr) -> tuple[Any, list[list[bool]]]:
     """
     groups = (step.params, step.carry)
     flags = [is_differentiable(aval) for aval in step.avals]
+    moving = step.differentiable
     differentiable = split_by_sizes(flags, groups)
     plain = inline_calls(step.closed)
     extrema = comparing_operands(plain.jaxpr.eqns)
@@ -477,12 +507,21 @@ def _trace_pullback(step: StepJaxpr) -> tuple[Any, list[list[bool]]]:
         primals, cotangents = flat[: len(flags)], flat[len(flags) :]
 
         def of_floats(floats):
-            new = run(*_with_floats(primals, flags, floats))
+            new = run(*_with_floats(primals, moving, floats))
             return select_by_flag(new, differentiable[1]), new
 
-        floats = select_by_flag(primals, flags)
+        floats = select_by_flag(primals, moving)
         _, pull, new = jax.vjp(of_floats, floats, has_aux=True)
-        return [*new, *pull(list(cotangents))[0]]
+        pulled = iter(pull(list(cotangents))[0])
+        # What does not move has no influence on the gradient of what does.
+        return [
+            *new,
+            *(
+                next(pulled) if moves else jnp.zeros_like(a)
+                for a, flag, moves in zip(primals, flags, moving, strict=True)
+                if flag
+            ),
+        ]
 
     cotangents = [
         aval

@@ -176,6 +176,7 @@ def _recurrence_jvp(
     if wrt and keep is not None and step.calls_custom_vjp:
         return _jvp_after_rules(primals, tangents, step, schedule, keep, show)
     if keep is None and wrt:
+        step = step.for_derivative(wrt)
         schedule = resolve_save(
             schedule, step, primals[step.params + step.carry].shape[0]
         )
