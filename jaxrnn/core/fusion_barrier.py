@@ -7,7 +7,10 @@ an array of its own. There is none on accelerators, where one fusion less is one
 launch more. Nor is there one for a small slice: a loop with few numbers per step is
 compiled into one piece of machine code, which a barrier would split (the forward pass
 of a DiagonalGRU over 100,000 steps at B 1, H 8 took 40 ms with barriers and 12
-without).
+without). On the way forwards few numbers are fewer than on the way back: a GRU over
+1,024 steps at B 4, H 16, with slices of 768 bytes, took 1.26 ms without a barrier and
+0.62 with one, and the gradient of an LSTM there 1.9 ms without barriers in its pullback
+and 2.5 with them.
 
 On NVIDIA's and AMD's GPUs: XLA fuses what computes a row into the kernel that writes it
 to its place among all rows, one kernel for each array of rows. Behind a barrier one
@@ -29,7 +32,8 @@ from jax.interpreters import ad, batching, mlir
 from .foreign import optional_attribute
 from .types import PyTree
 
-LEAST_BYTES = 2048  # smaller slices of a step get no barrier on a CPU
+# Smaller slices of a step get no barrier on a CPU, in a loop forwards and in others.
+LEAST_BYTES_FORWARDS, LEAST_BYTES = 512, 2048
 
 
 def _identity_with(lowering: Callable[[Any], Any], *platforms: str) -> Primitive:
@@ -74,13 +78,13 @@ _GPU = _identity_with(jax.lax.optimization_barrier, "cuda", "rocm")
 _TPU = _identity_with(_row_major, "tpu")
 
 
-def cpu_optimization_barrier(tree: PyTree) -> Any:
+def cpu_optimization_barrier(tree: PyTree, least_bytes: int = LEAST_BYTES) -> Any:
     """Return the same arrays, behind a barrier that XLA's CPU compiler does not cross.
 
-    There is a barrier only if the arrays together have `LEAST_BYTES` bytes or more, and
+    There is a barrier only if the arrays together have ``least_bytes`` or more, and
     only where the program is compiled for a CPU.
     """
-    small = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(tree)) < LEAST_BYTES
+    small = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(tree)) < least_bytes
     return tree if small else jax.tree.map(lambda a: _CPU.bind(a), tree)
 
 

@@ -735,3 +735,33 @@ def test_rows_are_laid_out_for_gpus_and_tpus_alone(monkeypatch):
     assert len(layouts) >= 6
     assert set(layouts) == {"[2, 1, 0]"}
     assert "LayoutConstraint" not in gpu + cpu + text("tpu")
+
+
+def test_slices_of_a_step_are_arrays_of_their_own_on_a_cpu():
+    """Of 512 bytes or more on the way forwards, and of 2,048 or more on the way back.
+    XLA:CPU does not vectorize what it fuses with a slice; fewer numbers are faster in
+    one piece of code.
+    """
+
+    def barriers(batch, gradient):
+        cell = jaxrnn.GRU(16)  # the slices have 192 bytes for each row of the batch
+        params = cell.init(jax.random.key(0), 4)
+        xs = jnp.zeros((8, batch, 4))
+
+        def loss(params):
+            return (jaxrnn.unroll(cell, params, xs)[1] ** 2).sum()
+
+        traced = jax.jit(jax.grad(loss) if gradient else loss).trace(params)
+        texts = [
+            traced.lower(lowering_platforms=(platform,)).as_text()
+            for platform in ("cpu", "tpu")
+        ]
+        return texts[0].count("optimization_barrier") - texts[1].count(
+            "optimization_barrier"
+        )
+
+    assert barriers(2, False) == 0
+    forwards = barriers(4, False)
+    assert forwards > 0
+    assert barriers(4, True) == forwards
+    assert barriers(16, True) > forwards

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...core.convolution import own_convolutions
-from ...core.fusion_barrier import cpu_optimization_barrier
+from ...core.fusion_barrier import LEAST_BYTES_FORWARDS, cpu_optimization_barrier
 from ...core.types import Size
 from ..jaxpr.dependency_graph import CARRY, CONST, INPUT, DependencyGraph
 from ..jaxpr.evaluate import eval_all_steps, eval_equations, read_env, select_by_flag
@@ -128,10 +128,8 @@ class ForwardLoop:
 
         Returns the new carry, and what is recorded of it and of the kept values.
         """
-        env = {
-            **self.constants,
-            **dict(zip(self.prologue_outs, cpu_optimization_barrier(xs), strict=True)),
-        }
+        xs = cpu_optimization_barrier(xs, LEAST_BYTES_FORWARDS)
+        env = {**self.constants, **dict(zip(self.prologue_outs, xs, strict=True))}
         env |= dict(zip(self.carry, carry, strict=True))
         eval_equations(self.loop_eqns, env, self.convolutions)
         new = [read_env(env, v) for v in self.new]
