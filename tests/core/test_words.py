@@ -47,6 +47,15 @@ def own(**methods):
     return dataclasses.dataclass(frozen=True)(type("Mine", (Own,), methods))()
 
 
+def convolve_pictures(self, params, x):
+    """Convolve inputs ``(B, Y, X, C)``."""
+    kernel = jnp.ones((3, 3, x.shape[-1], H))
+    numbers = ("NXYC", "XYIO", "NXYC")
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=numbers
+    )
+
+
 def counting(part, of_step):
     """`Own` with another part in its carry: ``part(batch_shape)`` at first, then
     ``of_step(part)``.
@@ -586,6 +595,15 @@ CASES = {
         TypeError,
         r"^Mine\.project fails on params .*, x \(2, 3\): .* W @ x for x @ W .*than "
         r"\(self, params, x\)",
+    ),
+    "a stack of convolutions without feature_ndim": (
+        lambda: jaxrnn.stack(own(project=convolve_pictures), Own()).init(
+            jax.random.key(0), D
+        ),
+        TypeError,
+        r"^Mine\.project fails on params .*, x \(3,\): .* With feature_ndim = 1 an "
+        r"input is a vector: for pictures \(Y, X, C\) set feature_ndim = 3 in Mine, "
+        r"and define initial_carry\(",
     ),
     "step(params, z, carry)": (
         lambda: unroll(
