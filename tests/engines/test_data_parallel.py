@@ -79,11 +79,14 @@ OFTEN += [
 OFTEN += [("dropout", "checkpoint", "r", False)]
 # the gradients of the kernels are convolutions over time and batch, in parts
 OFTEN += [("conv_gru", "odd_window", "", False), ("conv_lstm", "default", "", False)]
+# Cells whose matmuls all need the carry refuse hoist=True.
+WITHOUT_PROJECTION = ("rwkv6", "rwkv7")
 ROWS = [
     (name, engine, "mr", True)
     for name in ALL
     if not name.endswith("_learned")
     for engine in ENGINES
+    if engine != "hoisted" or name not in WITHOUT_PROJECTION
 ]
 ROWS += [(name, "default", "", False) for name in ALL]
 ROWS += [
@@ -125,7 +128,11 @@ def test_over_four_devices(which):
 
 # bytes, for one valid input of the batch, which a cell is shown where a whole row is
 # masked; once a cell
-FILLING = 200
+FILLING = 240
+# bytes that are sent besides: where XLA sums rows of which a slice is the gradient, and
+# where parameters are used twice, whose gradients are sent apart
+SLICED = {"mamba2": 24, "mamba3": 32}
+SHARED = 264
 
 
 def mesh():
@@ -200,10 +207,9 @@ def check_one_all_reduce_of_the_gradients(name, engine, flags, reverse):
     found = said(jax.value_and_grad(loss_of(layer, engine, flags, reverse)), arguments)
     assert {each.name for each in found} == {"all-reduce"}, found
     assert not any(each.looped for each in found), found
-    assert needed <= sum(each.bytes for each in found) <= needed + more * bool(flags), (
-        found,
-        needed,
-    )
+    more = more * bool(flags) + SLICED.get(name.removesuffix("_learned"), 0)
+    more += SHARED * (name == "shared")
+    assert needed <= sum(each.bytes for each in found) <= needed + more, (found, needed)
 
 
 def check_parameters_that_no_step_reads_are_not_summed_by_the_loop():
@@ -532,7 +538,7 @@ def check_an_explicit_mesh(name, x64):
     as on a mesh without types.
     """
     layer = ALL[name]
-    inputs = draw(layer, 3, steps=5, batch=(4,))
+    inputs = draw(jaxrnn.inference(layer), 3, steps=5, batch=(4,))
     key = jax.random.key(1) if layer.requires_key else None
     arrays = (inputs.xs, inputs.mask, inputs.resets)
 
