@@ -150,7 +150,7 @@ FAULTS = [
         "return [states[0 if reverse else -1] for",
         "return [states[0] for",
         "engines/test_linear.py",
-        "every_walk",
+        "every_run",
     ),
     Fault(
         "carries_before_a_step_are_those_after",
@@ -240,7 +240,7 @@ FAULTS = [
         "late[0] * early[0]), apply(",
         "late[0] + early[0]), apply(",
         "engines/test_linear.py",
-        "every_walk",
+        "every_run",
     ),
     Fault(
         "forward_mode_loses_the_inputs",

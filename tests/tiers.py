@@ -84,7 +84,7 @@ TABLE = {
         "test_reverse_is_forward_on_the_flipped_sequence": ONE | {"bidirectional"},
         "test_vmap_and_a_loop_over_the_batch_are_the_batch": ONE,
         # these compile programs of their own and hardly depend on the cell
-        "test_a_sequence_may_be_walked_in_two_parts_wherever_it_is_cut": ONE,
+        "test_a_sequence_may_be_run_in_two_parts_wherever_it_is_cut": ONE,
         "test_no_steps_give_back_the_carry": ONE | {"stack"},
         "test_gradients_cross_the_cut": 0,
         "test_mask_and_resets_may_be_left_out": ONE,
@@ -386,7 +386,7 @@ TABLE = {
         "test_an_empty_slstm_takes_in_the_smallest_input": 0,
     },
     # ---------------------------------------------------------------- core
-    # Refusals: all. Nothing to walk: one cell of each kind and engine.
+    # Refusals: all. Nothing to run: one cell of each kind and engine.
     # All forms under the default engine, and two under each other one.
     "core/test_convolution.py": {
         "test_a_step_may_convolve_in_any_layout": [
@@ -399,7 +399,7 @@ TABLE = {
         "test_sums_over_steps_are_one_convolution": ["*-signals", "*-channels_first"],
     },
     "core/test_empty.py": {
-        "test_nothing_to_walk": 2,
+        "test_nothing_to_run": 2,
         "test_the_layer_for_flax": 1,
         "test_streaming": 1,
     },
@@ -428,7 +428,7 @@ TABLE = {
     },
     # ------------------------------------------------------------- engines
     # Every law once; what the others compile is the same loop with another step.
-    "engines/test_across.py": {"test_one_device_is_the_unsplit_walk": ["retnet"]},
+    "engines/test_across.py": {"test_one_device_is_the_unsplit_run": ["retnet"]},
     "engines/test_newton.py": {
         "test_newton_is_the_python_loop": ["gru"],
         "test_every_option_is_the_python_loop": 0,
@@ -477,11 +477,11 @@ TABLE = {
     },
     "engines/test_cudnn.py": {
         "test_weights_are_read_as_jax_reads_them_and_come_back": 0,
-        "test_it_walks_as_scan_does": ["learned-holes-False"],
+        "test_it_runs_as_scan_does": ["learned-holes-False"],
         "test_a_network_is_one_call": 0,
         "test_vmap_joins_the_batch": 0,
         "test_precision_is_handed_on": EVERY,
-        # each compiles four unrolls and checks what the walk above stands on
+        # each compiles four unrolls and checks what the run above stands on
         "test_any_batch_axes": 0,
         "test_padding_of_nan_and_a_carry_of_nan_without_steps": 0,
         "test_windows_cut_gradients": 0,
@@ -588,8 +588,8 @@ TABLE = {
         "test_the_largest_that_fits_and_the_next": 0,
     },
     "engines/test_linear.py": {
-        # backwards without a reset, and forwards with one; every walk in each
-        "test_every_walk_is_the_python_loop_at_any_length": ["min_gru-64"],
+        # backwards without a reset, and forwards with one; every run in each
+        "test_every_run_is_the_python_loop_at_any_length": ["min_gru-64"],
         "test_resets_anywhere_and_masks_with_holes": 0,
         "test_float32": 0,
         "test_truncation": 0,
@@ -751,7 +751,7 @@ TABLE = {
     "explaining/test_explain.py": {
         "test_a_kernel_by_default_is_there_exactly_when_explained": ["MinGRU*-gpu"],
         "test_an_engine_by_name_runs_or_raises_as_explained": ["*memory=20000*"],
-        "test_windows_are_those_walked": 0,
+        "test_windows_are_those_run": 0,
         "test_what_fused_would_say_beside_another_engine": 0,
         "test_nothing_is_computed_and_arrays_are_as_good_as_shapes": 0,
         "test_a_layer_that_calls_unroll_is_seen_inside": 0,
@@ -771,7 +771,7 @@ TABLE = {
     },
     "layers/test_own_layers.py": {
         "test_a_layer_that_hands_truncation_on_is_right": ["alone-*"],
-        "test_a_subclass_is_walked_by_its_own_methods": ["step"],
+        "test_a_subclass_is_run_by_its_own_methods": ["step"],
         "test_an_unroll_in_a_layer_that_is_not_truncated_is_right": 1,
         "test_masked_outputs_of_any_layer_are_zero": ["in a stack"],
         "test_a_named_engine_that_does_not_know_the_step_refuses": [
@@ -779,8 +779,8 @@ TABLE = {
             "wrapper",
             "output",
         ],
-        "test_a_cell_that_unrolls_in_its_step_walks_over_another_time": 0,
-        "test_explain_says_why_the_loop_walks_a_subclass": 0,
+        "test_a_cell_that_unrolls_in_its_step_runs_over_another_time": 0,
+        "test_explain_says_why_the_loop_runs_a_subclass": 0,
     },
     "layers/test_small_layers.py": {
         "test_the_last_inputs_of_all_steps_at_once_are_those_of_a_loop": [
@@ -835,7 +835,7 @@ TABLE = {
     "nnx/test_nnx_flax.py": {
         "test_an_lstm_in_every_way": ["backwards, ragged"],
         "test_other_cells": ["GRUCell"],
-        "test_built_in_cells_are_walked_as_jaxrnns_own": 1,
+        "test_built_in_cells_are_run_as_jaxrnns_own": 1,
         "test_both_directions": ["ours"],
         "test_bfloat16_stays_and_its_sums_do_not": 0,
         "test_steps_in_a_stream_are_the_sequence": 0,

@@ -370,7 +370,7 @@ def test_an_engine_is_named_and_nothing_else_is_run():
     for text in (
         "__import__('os')",
         "Scan(unroll=__import__('os'))",
-        "Scan().walk",
+        "Scan().run",
         "Scan(",
         "Scan",
     ):

@@ -52,11 +52,11 @@ def test_operations_of_loops_count_as_often_as_the_loop_runs():
 
 
 def test_the_products_of_a_compiled_loop_are_counted():
-    def walk(matrix, xs):
+    def unrolling(matrix, xs):
         return jax.lax.scan(lambda h, x: (h @ matrix + x,) * 2, xs[0], xs)[1]
 
     matrix, xs = jnp.ones((24, 24)), jnp.ones((7, 40, 24))
-    text = jax.jit(walk).lower(matrix, xs).compile().as_text()
+    text = jax.jit(unrolling).lower(matrix, xs).compile().as_text()
     counts = count(text)
     assert counts.flops == 2 * 7 * 40 * 24 * 24
     assert counts.collectives.total() == counts.bytes == 0

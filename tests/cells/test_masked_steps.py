@@ -129,9 +129,9 @@ def drawn(subject):
     return params, xs, weights, jnp.array(mask), jnp.asarray(resets)
 
 
-def loss_of(walk, weights):
+def loss_of(unrolling, weights):
     def loss(params, xs):
-        last, ys = walk(params, xs)[:2]
+        last, ys = unrolling(params, xs)[:2]
         total = jax.tree.map(lambda w, a: jnp.sum(w * a), weights, (last, ys))
         return sum(jax.tree.leaves(total)), (last, ys)
 
@@ -142,7 +142,7 @@ def alone(subject, mask, resets, reverse=False):
     """The kept steps of each row by a loop in Python, nothing else being looked at."""
     mask, resets = np.asarray(mask), np.asarray(resets)
 
-    def walk(params, xs):
+    def unrolling(params, xs):
         rows = []
         for b in range(B):
             carry, ys = subject.initial_carry(params), [None] * T
@@ -160,7 +160,7 @@ def alone(subject, mask, resets, reverse=False):
             ys, 1
         )
 
-    return walk
+    return unrolling
 
 
 @functools.cache
@@ -170,9 +170,9 @@ def expected(name, reverse):
     return loss_of(alone(subject, mask, resets, reverse), weights)(params, xs)
 
 
-def assert_as_without_padding(walk, subject, right):
+def assert_as_without_padding(unrolling, subject, right):
     params, xs, weights, mask, _ = drawn(subject)
-    gradient = loss_of(walk, weights)
+    gradient = loss_of(unrolling, weights)
     for padding in PADDINGS:
         assert_same(gradient(params, jnp.where(mask[..., None], xs, padding)), right)
 
@@ -193,24 +193,24 @@ def test_padding_is_as_none(name, engine, reverse, x64):
     subject = CELLS[name]
     flags = dict(zip(("mask", "resets"), drawn(subject)[3:], strict=True))
 
-    def walk(params, xs):
+    def unrolling(params, xs):
         return jaxrnn.unroll(
             subject, params, xs, engine=ENGINES[engine], reverse=reverse, **flags
         )
 
-    assert_as_without_padding(walk, subject, expected(name, reverse))
+    assert_as_without_padding(unrolling, subject, expected(name, reverse))
 
 
 @pytest.mark.parametrize("engine", [Associative(), Associative(2)])
 def test_padding_is_as_none_for_prefixes(engine, x64):
     _, _, _, mask, resets = drawn(CELLS["linear"])
 
-    def walk(params, xs):
+    def unrolling(params, xs):
         return jaxrnn.unroll(
             CELLS["linear"], params, xs, engine=engine, mask=mask, resets=resets
         )
 
-    assert_as_without_padding(walk, CELLS["linear"], expected("linear", False))
+    assert_as_without_padding(unrolling, CELLS["linear"], expected("linear", False))
 
 
 def test_padding_is_as_none_in_a_stack(x64):
@@ -220,10 +220,10 @@ def test_padding_is_as_none_in_a_stack(x64):
     name, subject = "stack", LAYERS["stack"]
     _, _, _, mask, resets = drawn(subject)
 
-    def walk(params, xs):
+    def unrolling(params, xs):
         return jaxrnn.unroll(subject, params, xs, mask=mask, resets=resets)
 
-    assert_as_without_padding(walk, subject, expected(name, False))
+    assert_as_without_padding(unrolling, subject, expected(name, False))
 
 
 def padded_alike(function, params, xs, mask):
@@ -238,9 +238,11 @@ def padded_alike(function, params, xs, mask):
         assert_same(function(params, jnp.where(mask[..., None], xs, padding)), right)
 
 
-def gradient_of(walk):
+def gradient_of(unrolling):
     def loss(params, xs):
-        return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(walk(params, xs)))
+        return sum(
+            jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(unrolling(params, xs))
+        )
 
     return compiled(jax.value_and_grad(loss, argnums=(0, 1)))
 
@@ -314,12 +316,12 @@ def test_padding_in_nnx(x64):
     rnn = RNN(InStep(), D, rngs=nnx.Rngs(0))
     graph, state = nnx.split(rnn)
 
-    def walk(state, xs):
+    def unrolling(state, xs):
         return nnx.merge(graph, state)(
             jnp.swapaxes(xs, 0, 1), mask=mask.T, return_carry=True
         )
 
-    padded_alike(gradient_of(walk), state, xs, mask)
+    padded_alike(gradient_of(unrolling), state, xs, mask)
 
 
 def test_padding_under_diagnostics(x64):

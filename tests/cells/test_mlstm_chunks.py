@@ -26,12 +26,12 @@ CELLS = {
 
 
 @functools.cache
-def walked(cell, engine, flags, reverse):
+def run(cell, engine, flags, reverse):
     """`outcome` of an unroll, compiled: (params, xs, carry, cotangents, mask,
     resets); flags says which of the two count.
     """
 
-    def walk(params, xs, carry, mask, resets):
+    def run(params, xs, carry, mask, resets):
         mask, resets = mask if "m" in flags else None, resets if "r" in flags else None
         return jaxrnn.unroll(
             cell,
@@ -44,7 +44,7 @@ def walked(cell, engine, flags, reverse):
             reverse=reverse,
         )
 
-    return compiled_outcome(walk)
+    return compiled_outcome(run)
 
 
 def draw(cell, steps, seed, gates=1.0):
@@ -131,12 +131,12 @@ EVERY = [
 def test_chunks_are_the_steps(name, steps, reverse, x64):
     cell, inputs = CELLS[name], draw(CELLS[name], steps, steps)
     for mask, resets in flags_of(steps, steps):
-        expected = walked(cell, Scan(save="everything"), "mr", reverse)(
+        expected = run(cell, Scan(save="everything"), "mr", reverse)(
             *inputs, mask, resets
         )
         for chunk in (1, 4, 33) if steps == 7 else (1, 16, 33):
             if chunk in (4, 16) or (name == "plain" and steps > 2):
-                actual = walked(cell, Associative(chunk), "mr", reverse)(
+                actual = run(cell, Associative(chunk), "mr", reverse)(
                     *inputs, mask, resets
                 )
                 assert_same_outcome(actual, expected, 1e-12)
@@ -150,10 +150,10 @@ def test_without_mask_or_resets(flags, chunk, x64):
     """
     cell, inputs = CELLS["wide"], draw(CELLS["wide"], 7, 0)
     mask, resets = list(flags_of(7, 1))[4]
-    plain = walked(cell, Scan(save="everything"), flags, False)
+    plain = run(cell, Scan(save="everything"), flags, False)
     expected = plain(*inputs, mask, resets)
     assert_same_outcome(
-        walked(cell, Associative(chunk), flags, False)(*inputs, mask, resets),
+        run(cell, Associative(chunk), flags, False)(*inputs, mask, resets),
         expected,
         1e-12,
     )
@@ -179,9 +179,9 @@ def test_keys_of_zero_have_no_say_in_the_scale_before_the_first_write(gate, x64)
     none = np.zeros((12, B), bool)
     for resets in (none, list(flags_of(12, 1))[3][1]):
         given = params, xs, carry, cotangents, ~none, resets
-        expected = walked(cell, Scan(save="everything"), "r", False)(*given)
+        expected = run(cell, Scan(save="everything"), "r", False)(*given)
         for chunk in (1, 2, 5, 12):
-            found = walked(cell, Associative(chunk), "r", False)(*given)
+            found = run(cell, Associative(chunk), "r", False)(*given)
             assert_same(found.values[1], expected.values[1], 1e-12)
             if gate < 1:
                 assert_same(found.gradients[:2], expected.gradients[:2], 1e-12)
@@ -197,12 +197,12 @@ def test_gates_far_apart(name, gates):
     inputs = draw(cell, 33, 0, gates)
     mask, resets = list(flags_of(33, 1))[4]
     outcomes = [
-        walked(cell, e, "mr", False)(*inputs, mask, resets)
+        run(cell, e, "mr", False)(*inputs, mask, resets)
         for e in (Scan(save="everything"), Associative(16))
     ]
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda a: jnp.asarray(np.asarray(a, np.float64)), inputs)
-        exact = walked(cell, Associative(16), "mr", False)(*wide, mask, resets)
+        exact = run(cell, Associative(16), "mr", False)(*wide, mask, resets)
     for one, tolerance in zip(outcomes, (1e-2, 1e-4), strict=True):
         assert all(
             np.isfinite(leaf).all()
@@ -218,9 +218,9 @@ def test_float32(x64):
     cell = CELLS["plain"]
     inputs = draw(cell, 33, 0)
     mask, resets = list(flags_of(33, 1))[4]
-    expected = walked(cell, Associative(16), "mr", False)(*inputs, mask, resets)
+    expected = run(cell, Associative(16), "mr", False)(*inputs, mask, resets)
     short = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), inputs)
-    actual = walked(cell, Associative(16), "mr", False)(*short, mask, resets)
+    actual = run(cell, Associative(16), "mr", False)(*short, mask, resets)
     assert_same_outcome(
         jax.tree.map(lambda a: np.asarray(a, np.float64), actual), expected, 1e-5
     )
@@ -250,16 +250,16 @@ def test_modes_and_half_precision(x64):
     params, xs, carry, cotangents = draw(cell, 7, 0)
     mask, resets = map(jnp.asarray, list(flags_of(7, 1))[4])
 
-    def walk(params, xs, carry, mask=mask, resets=resets):
+    def run(params, xs, carry, mask=mask, resets=resets):
         return jaxrnn.unroll(
             cell, params, xs, carry, engine=Associative(3), mask=mask, resets=resets
         )
 
     direction = normal(np.random.default_rng(3), (params, xs, carry))
-    push = compiled(lambda at, d: jax.jvp(walk, at, d)[1])(
+    push = compiled(lambda at, d: jax.jvp(run, at, d)[1])(
         (params, xs, carry), direction
     )
-    pull = compiled(lambda at, c: jax.vjp(walk, *at)[1](c))(
+    pull = compiled(lambda at, c: jax.vjp(run, *at)[1](c))(
         (params, xs, carry), cotangents
     )
     pairs = ((push, cotangents), (pull, direction))
@@ -270,9 +270,9 @@ def test_modes_and_half_precision(x64):
     assert one == pytest.approx(other, rel=1e-12)
 
     mapped = compiled(
-        jax.vmap(lambda x, s, m, r: walk(params, x, s, m, r), (1, 0, 1, 1), (0, 1))
+        jax.vmap(lambda x, s, m, r: run(params, x, s, m, r), (1, 0, 1, 1), (0, 1))
     )(xs, carry, mask, resets)
-    assert_same(mapped, compiled(walk)(params, xs, carry))
+    assert_same(mapped, compiled(run)(params, xs, carry))
 
     half = jax.tree.map(
         lambda a: jnp.asarray(np.asarray(a), jnp.bfloat16), (params, xs)

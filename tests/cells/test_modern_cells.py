@@ -237,9 +237,11 @@ def test_an_mlstm_does_not_depend_on_the_scale_of_its_carry(shift, x64):
         def outputs(params, xs, first, engine=engine):
             return jaxrnn.unroll(cell, params, xs, first, engine=engine, mask=mask)[1]
 
-        walk = with_gradients(outputs, cotangent)
+        unrolling = with_gradients(outputs, cotangent)
         for actual, expected in zip(
-            walk(params, xs, scaled)[:3], walk(params, xs, carry)[:3], strict=True
+            unrolling(params, xs, scaled)[:3],
+            unrolling(params, xs, carry)[:3],
+            strict=True,
         ):
             assert_same(actual, expected, 1e-11)
 
@@ -620,7 +622,7 @@ def test_bad_options(make, words, plain_errors):
         make()
 
 
-def test_associative_refuses_what_it_cannot_walk():
+def test_associative_refuses_what_it_cannot_run():
     for cell in (SLSTM(4), IndRNN(4), DiagonalGRU(4), DiagonalLSTM(4)):
         params, xs, *_ = draw(cell, 0)
         with pytest.raises(

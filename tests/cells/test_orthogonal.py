@@ -141,8 +141,8 @@ def test_a_matrix_that_is_built_at_every_step_is_seen():
     if jax.default_backend() != "cpu":
         pytest.skip("the name of the factorization is that of a CPU")
     step = lambda A, _: (cayley(A), None)  # noqa: E731
-    walk = jax.jit(lambda A: jax.lax.scan(step, A, length=3)[0])
-    hlo = walk.lower(jnp.ones((4, 4))).compile().as_text()
+    run = jax.jit(lambda A: jax.lax.scan(step, A, length=3)[0])
+    hlo = run.lower(jnp.ones((4, 4))).compile().as_text()
     assert "getrf" in "".join(computations_in_loops(hlo).values())
 
 

@@ -38,10 +38,10 @@ def test_without_an_activation_both_kinds_are_one(engine, x64):
         last, ys = jaxrnn.unroll(linear, params, xs, halves(carry), engine=engine)
         return jnp.concatenate([last.real, last.imag], -1), ys
 
-    walks = (through_complex, lambda *a: jaxrnn.unroll(real, *a))
+    runs = (through_complex, lambda *a: jaxrnn.unroll(real, *a))
     actual, expected = (
         compiled(lambda *a, f=f: outcome(f, *a))(params, xs, carry, (last, ys))
-        for f in walks
+        for f in runs
     )
     assert_same(actual.values, expected.values)
     assert_same(actual.gradients, expected.gradients)

@@ -94,7 +94,7 @@ class NarrowingState(Narrowing):
         return carry._replace(c=carry.c.astype(jnp.bfloat16))
 
 
-def walk(cell=CELL, params=PARAMS, xs=XS, carry=None, **how):
+def run(cell=CELL, params=PARAMS, xs=XS, carry=None, **how):
     return unroll(cell, params, xs, carry, **how)
 
 
@@ -133,17 +133,17 @@ def module(layer=CELL, xs=None, **how):
 CASES = {
     # Inputs.
     "xs of rank 1": (
-        lambda: walk(xs=jnp.ones(3)),
+        lambda: run(xs=jnp.ones(3)),
         ValueError,
         r"\(T, D\) or \(T, \*B, D\), but its shape is \(3,\).*xs\[\.\.\., None\]",
     ),
     "xs of another size": (
-        lambda: walk(xs=jnp.ones((5, 2, 4))),
+        lambda: run(xs=jnp.ones((5, 2, 4))),
         ValueError,
         r"made for 3 input features, but the inputs have 4",
     ),
     "xs of another size in a stack": (
-        lambda: walk(
+        lambda: run(
             stack(CELL, GRU(4)), {"layer_0": PARAMS, "layer_1": GRU(4).init(KEY, 3)}
         ),
         ValueError,
@@ -155,44 +155,44 @@ CASES = {
         r"made for 3 input features",
     ),
     "xs of integers": (
-        lambda: walk(xs=jnp.ones((5, 2, 3), int)),
+        lambda: run(xs=jnp.ones((5, 2, 3), int)),
         TypeError,
         r"floating-point.*int32.*one_hot",
     ),
     "xs of bools": (
-        lambda: walk(xs=np.ones((5, 2, 3), bool)),
+        lambda: run(xs=np.ones((5, 2, 3), bool)),
         TypeError,
         r"floating-point.*dtype is bool",
     ),
     "xs a list": (
-        lambda: walk(xs=[[1.0]]),
+        lambda: run(xs=[[1.0]]),
         TypeError,
         r"xs must be an array \(T, \*B, D\), but it is a list",
     ),
-    "xs None": (lambda: walk(xs=None), TypeError, r"xs must be an array"),
+    "xs None": (lambda: run(xs=None), TypeError, r"xs must be an array"),
     "xs of another dtype": (
-        lambda: walk(xs=XS.astype(jnp.bfloat16)),
+        lambda: run(xs=XS.astype(jnp.bfloat16)),
         TypeError,
         r"bfloat16 but the parameters are float32.*astype",
     ),
     # Parameters.
     "params of another cell": (
-        lambda: walk(params=OTHER_PARAMS),
+        lambda: run(params=OTHER_PARAMS),
         ValueError,
         r"params\['bias'\] has shape \(4,\), expected \(16,\)",
     ),
     "params of another size": (
-        lambda: walk(LSTM(5)),
+        lambda: run(LSTM(5)),
         ValueError,
         r"LSTM: params\['bias'\] has shape \(16,\), expected \(20,\)",
     ),
     "params with other names": (
-        lambda: walk(params={"kernel": XS}),
+        lambda: run(params={"kernel": XS}),
         TypeError,
         r"a dict of .*'recurrent_kernel'.* got a dict of \['kernel'\]",
     ),
     "params None": (
-        lambda: walk(params=None),
+        lambda: run(params=None),
         TypeError,
         r"got None: init\(key, input_size\) makes the right one",
     ),
@@ -208,12 +208,12 @@ CASES = {
     ),
     # Mask, resets, lengths.
     "mask of another T": (
-        lambda: walk(mask=MASK[:4]),
+        lambda: run(mask=MASK[:4]),
         ValueError,
         r"mask must have shape .* = \(5, 2\), but its shape is \(4, 2\)",
     ),
     "mask batch-first": (
-        lambda: walk(mask=MASK.T),
+        lambda: run(mask=MASK.T),
         ValueError,
         r"time comes first, so pass mask\.T",
     ),
@@ -233,32 +233,32 @@ CASES = {
         r"time comes first, so pass gradient_scale\.T",
     ),
     "mask instead of lengths": (
-        lambda: walk(mask=MASK[0]),
+        lambda: run(mask=MASK[0]),
         ValueError,
         r"mask_from_lengths\(lengths, T\)",
     ),
     "mask of integers": (
-        lambda: walk(mask=MASK.astype(int)),
+        lambda: run(mask=MASK.astype(int)),
         TypeError,
         r"mask must be bool, but its dtype is int32.*astype\(bool\)",
     ),
     "mask a list": (
-        lambda: walk(mask=[True] * 5),
+        lambda: run(mask=[True] * 5),
         TypeError,
         r"mask must be a bool array .*, but it is a list",
     ),
     "resets of another shape": (
-        lambda: walk(resets=MASK[:, :1]),
+        lambda: run(resets=MASK[:, :1]),
         ValueError,
         r"resets must have shape .* = \(5, 2\)",
     ),
     "resets batch-first": (
-        lambda: walk(resets=MASK.T),
+        lambda: run(resets=MASK.T),
         ValueError,
         r"time comes first, so pass resets\.T",
     ),
     "resets of floats": (
-        lambda: walk(resets=MASK.astype(float)),
+        lambda: run(resets=MASK.astype(float)),
         TypeError,
         r"resets must be bool, but its dtype is float32",
     ),
@@ -284,34 +284,34 @@ CASES = {
     ),
     # Carries.
     "carry of another cell": (
-        lambda: walk(carry=jnp.zeros((2, 4))),
+        lambda: run(carry=jnp.zeros((2, 4))),
         TypeError,
         r"LSTM: the carry passed in .*is it another cell's\?",
     ),
     "carry of an LSTM": (
-        lambda: walk(OTHER, OTHER_PARAMS, carry=CARRY),
+        lambda: run(OTHER, OTHER_PARAMS, carry=CARRY),
         TypeError,
         r"Elman: .*LSTMState.*is it another cell's\?",
     ),
     "carry of another dtype": (
-        lambda: walk(carry=CARRY._replace(c=CARRY.c.astype(jnp.bfloat16))),
+        lambda: run(carry=CARRY._replace(c=CARRY.c.astype(jnp.bfloat16))),
         TypeError,
         r"\.c of the carry passed in is bfloat16, expected float32: "
         r".*astype\('float32'\)",
     ),
     "carry of another batch": (
-        lambda: walk(carry=CELL.initial_carry(PARAMS, (3,))),
+        lambda: run(carry=CELL.initial_carry(PARAMS, (3,))),
         ValueError,
         r"\.h of the carry passed in has shape \(3, 4\), expected \(2, 4\).*batch axes "
         r"of xs",
     ),
     "carry without batch": (
-        lambda: walk(OTHER, OTHER_PARAMS, carry=jnp.zeros(4)),
+        lambda: run(OTHER, OTHER_PARAMS, carry=jnp.zeros(4)),
         ValueError,
         r"shape \(4,\), expected \(2, 4\)",
     ),
     "carry of a stack": (
-        lambda: walk(
+        lambda: run(
             stack(CELL, OTHER),
             {"layer_0": PARAMS, "layer_1": OTHER.init(KEY, 4)},
             carry=(CARRY, jnp.zeros((2, 5))),
@@ -320,18 +320,18 @@ CASES = {
         r"\[1\] of the carry passed in has shape \(2, 5\), expected \(2, 4\)",
     ),
     "step changes the dtype": (
-        lambda: walk(Narrowing(4, "dtype"), {}),
+        lambda: run(Narrowing(4, "dtype"), {}),
         TypeError,
         r"Narrowing: .*the carry that step returns is bfloat16, expected float32: "
         r".*not promoted",
     ),
     "step changes a leaf's dtype": (
-        lambda: walk(NarrowingState(4, ""), {}),
+        lambda: run(NarrowingState(4, ""), {}),
         TypeError,
         r"\.c of the carry that step returns is bfloat16",
     ),
     "step changes the shape": (
-        lambda: walk(Narrowing(4, "shape"), {}),
+        lambda: run(Narrowing(4, "shape"), {}),
         ValueError,
         r"step returns has shape \(2, 1\), expected \(2, 4\)",
     ),
@@ -399,7 +399,7 @@ CASES = {
     ),
     # Keys.
     "no key": (
-        lambda: walk(DROPPING, DROPPING_PARAMS),
+        lambda: run(DROPPING, DROPPING_PARAMS),
         ValueError,
         r"Stack draws random numbers .*key=.*inference\(layer\)",
     ),
@@ -409,17 +409,17 @@ CASES = {
         r"Stack draws random numbers",
     ),
     "a key that is a number": (
-        lambda: walk(DROPPING, DROPPING_PARAMS, key=3),
+        lambda: run(DROPPING, DROPPING_PARAMS, key=3),
         TypeError,
         r"key must be a key such as jax\.random\.key",
     ),
     "a key for a cell": (
-        lambda: walk(key=KEY),
+        lambda: run(key=KEY),
         ValueError,
         r"a key was given, but LSTM draws no random numbers",
     ),
     "a key for inference": (
-        lambda: walk(jaxrnn.inference(DROPPING), DROPPING_PARAMS, key=KEY),
+        lambda: run(jaxrnn.inference(DROPPING), DROPPING_PARAMS, key=KEY),
         ValueError,
         r"a key was given, but Stack draws no .*use the layer it was made from",
     ),
@@ -428,39 +428,39 @@ CASES = {
         ValueError,
         r"Stack draws random numbers .*rngs=nnx\.Rngs",
     ),
-    # What is walked, and how.
+    # What is run, and how.
     "a class": (
-        lambda: walk(LSTM),
+        lambda: run(LSTM),
         TypeError,
         r"expected an instance: LSTM\(\.\.\.\), but got the class LSTM",
     ),
     "a name": (
-        lambda: walk("lstm"),
+        lambda: run("lstm"),
         TypeError,
         r"expected a jaxrnn\.Cell or a layer, but got a str",
     ),
     "not frozen": (
-        lambda: walk(Thawed()),
+        lambda: run(Thawed()),
         TypeError,
         r"Thawed must be decorated with @dataclasses\.dataclass\(frozen=True\)",
     ),
     "not a dataclass": (
-        lambda: walk(Undecorated()),
+        lambda: run(Undecorated()),
         TypeError,
         r"Undecorated must be decorated with",
     ),
     "not hashable": (
-        lambda: walk(WithArray(jnp.ones(3))),
+        lambda: run(WithArray(jnp.ones(3))),
         TypeError,
         r"WithArray is not hashable .*arrays belong in params",
     ),
     "a list in a cell": (
-        lambda: walk(WithArray([3])),
+        lambda: run(WithArray([3])),
         TypeError,
         r"WithArray is not hashable .*sequences in tuples",
     ),
     "no step": (
-        lambda: walk(Bare(), {}),
+        lambda: run(Bare(), {}),
         NotImplementedError,
         r"Bare must define step\(self, params, carry, z\) -> carry",
     ),
@@ -470,22 +470,22 @@ CASES = {
         r"Bare must define init\(self, key, input_size\) -> params",
     ),
     "no size": (
-        lambda: walk(Sizeless(), {}),
+        lambda: run(Sizeless(), {}),
         TypeError,
         r"Sizeless has no hidden_size.*define initial_carry",
     ),
     "engine a name": (
-        lambda: walk(engine="scan"),
+        lambda: run(engine="scan"),
         TypeError,
         r"engine must be an engine such as jaxrnn\.Scan\(\), but it is 'scan'",
     ),
     "engine a class": (
-        lambda: walk(engine=Scan),
+        lambda: run(engine=Scan),
         TypeError,
         r"engine must be an engine such as jaxrnn\.Scan\(\)",
     ),
     "reverse a number": (
-        lambda: walk(reverse=1),
+        lambda: run(reverse=1),
         TypeError,
         r"reverse must be True or False, but it is 1",
     ),
@@ -538,7 +538,7 @@ CASES = {
         r"zoneout wraps a cell, but got the layer Stack",
     ),
     "zoneout with three rates": (
-        lambda: walk(zoneout(CELL, (0.1,) * 3), key=KEY),
+        lambda: run(zoneout(CELL, (0.1,) * 3), key=KEY),
         ValueError,
         r"3 rates .* LSTM has 2 floating-point parts",
     ),
@@ -742,7 +742,7 @@ def test_bad_input_is_refused_in_words(case, plain_errors):
 
 DEEP = {  # what would otherwise fail with words that do not help
     "residual of another size, unrolled": (
-        lambda: walk(residual(CELL)),
+        lambda: run(residual(CELL)),
         (TypeError, ValueError),
         r"residual: ",
     ),
@@ -768,7 +768,7 @@ DEEP = {  # what would otherwise fail with words that do not help
         r"^generate: ",
     ),
     "a carry that is one array": (
-        lambda: walk(OTHER, OTHER_PARAMS, carry=jnp.zeros(4)),
+        lambda: run(OTHER, OTHER_PARAMS, carry=jnp.zeros(4)),
         ValueError,
         r"^Elman: (?!the carry of the carry)",
     ),
@@ -820,7 +820,7 @@ def test_lengths_inside_jit_cannot_be_read():
 def test_errors_come_at_trace_time(plain_errors):
     with pytest.raises(ValueError, match="input features"):
         jax.eval_shape(
-            lambda xs: walk(xs=xs), jax.ShapeDtypeStruct((5, 2, 4), jnp.float32)
+            lambda xs: run(xs=xs), jax.ShapeDtypeStruct((5, 2, 4), jnp.float32)
         )
 
 
@@ -829,4 +829,4 @@ def test_without_the_fixture_beartype_checks_shapes():
     checker of the tests.
     """
     with pytest.raises(TypeCheckError):
-        walk(resets=jnp.ones(3))
+        run(resets=jnp.ones(3))

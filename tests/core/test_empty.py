@@ -1,4 +1,4 @@
-"""Nothing is walked as something is: empty batches and sequences give empty outputs,
+"""Nothing is run as something is: empty batches and sequences give empty outputs,
 the carry, and gradients of zero.
 """
 
@@ -36,7 +36,7 @@ ROWS += [("lru", "chunks", *size) for size in SIZES[:3]]
 
 
 @pytest.mark.parametrize(("name", "engine", "steps", "batch"), ROWS)
-def test_nothing_to_walk(name, engine, steps, batch):
+def test_nothing_to_run(name, engine, steps, batch):
     layer = PLAIN[name]
     params = drawn_params(layer, D)
     xs = jnp.ones((steps, *batch, *spatial_axes(layer), D))

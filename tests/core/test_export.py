@@ -35,12 +35,12 @@ def test_an_unroll_with_its_carry(name):
 
     layer, inputs = SUBJECTS[name], draw(name, 0)
 
-    def walk(params, xs, carry):
+    def unrolling(params, xs, carry):
         return jaxrnn.unroll(layer, params, xs, carry)
 
-    exported = jax.export.export(jax.jit(walk))(*inputs[:3])
+    exported = jax.export.export(jax.jit(unrolling))(*inputs[:3])
     read = jax.export.deserialize(exported.serialize())
-    found, expected = read.call(*inputs[:3]), jax.jit(walk)(*inputs[:3])
+    found, expected = read.call(*inputs[:3]), jax.jit(unrolling)(*inputs[:3])
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected
@@ -117,14 +117,16 @@ def test_symbolic_sizes():
         cell.initial_carry(params),
     )
 
-    def walk(params, xs, carry):
+    def unrolling(params, xs, carry):
         return jaxrnn.unroll(cell, params, xs, carry)
 
     from jaxtyping import config
 
     config.update("jaxtyping_disable", True)
     try:
-        written = jax.export.export(jax.jit(walk))(params, shapes, carry).serialize()
+        written = jax.export.export(jax.jit(unrolling))(
+            params, shapes, carry
+        ).serialize()
     finally:
         config.update("jaxtyping_disable", False)
     inputs = draw(cell, 0)
@@ -132,7 +134,7 @@ def test_symbolic_sizes():
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
         found,
-        walk(*inputs[:3]),
+        unrolling(*inputs[:3]),
     )
 
 

@@ -98,7 +98,7 @@ def test_every_public_cell_is_among_them():
     engines = {
         value
         for value in vars(jaxrnn).values()
-        if isinstance(value, type) and hasattr(value, "walk")
+        if isinstance(value, type) and hasattr(value, "run")
     }
     assert public - {jaxrnn.Cell, jaxrnn.LinearCell, jaxrnn.MatrixCell} <= kinds
     assert engines <= kinds

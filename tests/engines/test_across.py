@@ -676,7 +676,7 @@ def check_explain_says_what_is_exchanged():
 
 
 @pytest.mark.parametrize("name", ["lru", "retnet"])
-def test_one_device_is_the_unsplit_walk(name):
+def test_one_device_is_the_unsplit_run(name):
     given = inputs_of(name, "mr", 1)
     wanted = everything(unrolled(ALL[name], None))(*given)
     found = everything(over(1, unrolled(ALL[name], Across("time"))))(*given)

@@ -77,15 +77,15 @@ class Twin(CuDNN):
     library = Reference()
 
 
-def walked(layer, engine, reverse=False, **more):
+def run(layer, engine, reverse=False, **more):
     """`outcome` of an unroll, compiled: (params, xs, carry, cotangents, mask)."""
 
-    def walk(params, xs, carry, mask):
+    def run(params, xs, carry, mask):
         return jaxrnn.unroll(
             layer, params, xs, carry, engine=engine, mask=mask, reverse=reverse, **more
         )
 
-    return compiled_outcome(walk)
+    return compiled_outcome(run)
 
 
 def masks(steps, batch, seed=0):
@@ -226,14 +226,14 @@ def test_what_is_not_cudnns_network_is_refused(plain_errors):
     ("name", "mask", "reverse"),
     [*ROWS, ("learned", "holes", False), ("deep", "holes", False)],
 )
-def test_it_walks_as_scan_does(name, mask, reverse, x64):
+def test_it_runs_as_scan_does(name, mask, reverse, x64):
     """Values and gradients, whatever the mask; and the reference's NaN, where cuDNN
     promises nothing, never comes through.
     """
     layer, given = LAYERS[name], draw(LAYERS[name], 1, T, (B,))
     inputs = (*given[:4], masks(T, B)[mask])
     assert_same_outcome(
-        walked(layer, Twin(), reverse)(*inputs), walked(layer, Scan(), reverse)(*inputs)
+        run(layer, Twin(), reverse)(*inputs), run(layer, Scan(), reverse)(*inputs)
     )
 
 
@@ -249,9 +249,9 @@ def calls_of(layer, xs, **more):
     params = jax.eval_shape(
         lambda: layer.init(jax.random.key(0), xs.shape[-1], dtype=xs.dtype)
     )
-    walk = jaxrnn.unroll if "window" not in more else jaxrnn.truncated_unroll
+    run = jaxrnn.unroll if "window" not in more else jaxrnn.truncated_unroll
     return str(
-        jax.make_jaxpr(lambda p: walk(layer, p, xs, engine=Twin(), **more))(params)
+        jax.make_jaxpr(lambda p: run(layer, p, xs, engine=Twin(), **more))(params)
     ).count("= jaxrnn_cudnn[")
 
 
@@ -271,7 +271,7 @@ def test_a_network_is_one_call(name, mask, reverse, x64):
     flags = masks(T, 4)[mask]
     inputs = (*given[:4], None if flags is None else flags.reshape(T, 2, 2))
     assert_same_outcome(
-        walked(layer, Twin(), reverse)(*inputs), walked(layer, Scan(), reverse)(*inputs)
+        run(layer, Twin(), reverse)(*inputs), run(layer, Scan(), reverse)(*inputs)
     )
 
 
@@ -309,7 +309,7 @@ def test_any_batch_axes(x64):
             np.random.default_rng(0).random((T, *batch)) < 0.6,
         )
         assert_same_outcome(
-            walked(LSTM(H), Twin())(*inputs), walked(LSTM(H), Scan())(*inputs)
+            run(LSTM(H), Twin())(*inputs), run(LSTM(H), Scan())(*inputs)
         )
 
 
@@ -334,7 +334,7 @@ def test_padding_of_nan_and_a_carry_of_nan_without_steps(x64):
     xs = jnp.where(mask[..., None], xs, jnp.nan)
     carry = LSTMState(*(leaf.at[0].set(jnp.nan) for leaf in carry))
     found, expected = (
-        walked(LSTM(H), engine)(params, xs, carry, cotangents, mask)
+        run(LSTM(H), engine)(params, xs, carry, cotangents, mask)
         for engine in (Twin(), Scan())
     )
     np.testing.assert_array_equal(found.values[0].c[0], carry.c[0])
@@ -349,7 +349,7 @@ def test_windows_cut_gradients(reverse, x64):
     given = draw(LSTM(H), 4, T, (B,))
     mask = masks(T, B)["holes"]
 
-    def walk(engine, params, xs, carry):
+    def run(engine, params, xs, carry):
         return jaxrnn.truncated_unroll(
             LSTM(H),
             params,
@@ -362,7 +362,7 @@ def test_windows_cut_gradients(reverse, x64):
         )
 
     found, expected = (
-        compiled_outcome(functools.partial(walk, engine))(*given[:4])
+        compiled_outcome(functools.partial(run, engine))(*given[:4])
         for engine in (Twin(), Scan())
     )
     assert_same_outcome(found, expected)
@@ -392,8 +392,8 @@ def test_vmap_joins_the_batch(mapped, x64):
                 (0 if "h" in mapped else None),
                 (1 if "m" in mapped else None),
             )
-            walk = jax.vmap(one, (1, h_axis, mask_axis, None), (0, 1))
-            last, ys = walk(
+            run = jax.vmap(one, (1, h_axis, mask_axis, None), (0, 1))
+            last, ys = run(
                 xs,
                 h if "h" in mapped else h[0],
                 mask if "m" in mapped else mask[:, 0],
@@ -570,7 +570,7 @@ def test_modes_that_it_has_not():
         jax.vmap(loss)(jax.tree.map(lambda a: jnp.stack([a, a]), params))
 
 
-def test_arrays_that_only_jaxs_loop_walks():
+def test_arrays_that_only_jaxs_loop_runs():
     params = drawn_params(LSTM(H), D)
     xs = jax.ShapeDtypeStruct(jax.export.symbolic_shape("t, 3"), jnp.float32)
     with pytest.raises(ValueError, match=r"CuDNN: sizes are symbolic .*Scan"):
@@ -818,9 +818,9 @@ def test_cudnn_itself(mask, steps, batch, hidden, reverse, precision, tolerance)
         normal(random, shapes),
         masks(steps, max(batch, 2))[mask],
     )
-    found = walked(layer, CuDNN(precision), reverse)(*inputs)
+    found = run(layer, CuDNN(precision), reverse)(*inputs)
     with jax.default_matmul_precision("highest"):
-        expected = walked(layer, Scan(), reverse)(*inputs)
+        expected = run(layer, Scan(), reverse)(*inputs)
     pairs = zip(
         *map(
             jax.tree.leaves,

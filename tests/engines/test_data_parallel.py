@@ -358,15 +358,15 @@ def check_nor_is_one_for_a_gpu(engine, plain_errors):
         )
 
 
-def check_inside_shard_map_a_kernel_walks_each_part():
+def check_inside_shard_map_a_kernel_runs_each_part():
     cell = jaxrnn.LSTM(4)
     inputs = draw(cell, 3, steps=5, batch=(B,))
 
-    def walk(params, xs):
+    def unrolling(params, xs):
         return jaxrnn.unroll(cell, params, xs, engine=jaxrnn.Fused(interpret="tpu"))[1]
 
     split = jax.shard_map(
-        walk,
+        unrolling,
         mesh=mesh(),
         in_specs=(P(), P(None, "b")),
         out_specs=P(None, "b"),
@@ -454,9 +454,9 @@ def check_sums_in_the_step(tracked, alike, flags, engine, x64):
     cell = Meeting(4, alike)
     inputs = draw(UserCell(4), 3, steps=5, batch=(B,))
 
-    def run(walk):
+    def run(unrolling):
         def local(params, xs, mask):
-            last, ys = walk(params, xs, mask if flags else None)
+            last, ys = unrolling(params, xs, mask if flags else None)
             return jax.lax.psum(jnp.square(ys).sum(), "b"), last["seen"]
 
         out = (P(), P("b") if flags else P())

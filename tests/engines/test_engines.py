@@ -56,13 +56,13 @@ OWN = [
 
 
 @functools.cache
-def walked(layer, engine, reverse=False, window=None):
+def unrolled(layer, engine, reverse=False, window=None):
     """`outcome` of an unroll with an engine, compiled once for all inputs of a
     shape.
     """
     how = {"engine": engine, "reverse": reverse, "return_carries": True}
 
-    def walk(params, xs, carry, mask, resets):
+    def unrolling(params, xs, carry, mask, resets):
         if window is None:
             return jaxrnn.unroll(
                 layer, params, xs, carry, mask=mask, resets=resets, **how
@@ -71,7 +71,7 @@ def walked(layer, engine, reverse=False, window=None):
             layer, params, xs, carry, window=window, mask=mask, resets=resets, **how
         )
 
-    return compiled_outcome(walk)
+    return compiled_outcome(unrolling)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_engines_are_the_python_loop(name, engine, x64):
     """With masks that have holes, and resets; forwards and backwards in time."""
     inputs, reverse = draw(name, 0, 7), list(ENGINES).index(engine) % 2 == 0
     assert_same_outcome(
-        walked(SUBJECTS[name], ENGINES[engine], reverse)(*inputs),
+        unrolled(SUBJECTS[name], ENGINES[engine], reverse)(*inputs),
         looped(name, inputs, reverse),
     )
 
@@ -99,7 +99,7 @@ def test_engines_are_the_python_loop(name, engine, x64):
 def test_every_subject_under_every_kind_of_residuals(name, x64):
     inputs, engine = draw(name, 1, 7), OWN[list(SUBJECTS).index(name) % len(OWN)]
     assert_same_outcome(
-        walked(SUBJECTS[name], ENGINES[engine])(*inputs), looped(name, inputs)
+        unrolled(SUBJECTS[name], ENGINES[engine])(*inputs), looped(name, inputs)
     )
 
 
@@ -112,18 +112,18 @@ def test_lengths_and_truncation(steps, engine, x64):
         steps == 7,
     )
     for window in (None, 4):
-        expected = walked(layer, Scan(save="everything"), reverse, window)(*inputs)
+        expected = unrolled(layer, Scan(save="everything"), reverse, window)(*inputs)
         assert_same_outcome(
-            walked(layer, ENGINES[engine], reverse, window)(*inputs), expected
+            unrolled(layer, ENGINES[engine], reverse, window)(*inputs), expected
         )
 
 
 @pytest.mark.parametrize("engine", [*OWN, "default"])
 def test_float32_gradients(engine):
     inputs = draw("lstm", 0, 40)
-    expected = walked(SUBJECTS["lstm"], Scan(save="everything"))(*inputs)
+    expected = unrolled(SUBJECTS["lstm"], Scan(save="everything"))(*inputs)
     assert_same_outcome(
-        walked(SUBJECTS["lstm"], ENGINES[engine])(*inputs), expected, 1e-6, 1e-5
+        unrolled(SUBJECTS["lstm"], ENGINES[engine])(*inputs), expected, 1e-6, 1e-5
     )
 
 
@@ -598,7 +598,7 @@ def test_odd_steps(extra, engine, x64):
     ],
 )
 def test_steps_left_to_jax(cell, message, x64):
-    """The default walks them as lax.scan does; what only the own backward pass has
+    """The default runs them as lax.scan does; what only the own backward pass has
     is refused.
     """
     assert_same_floats(

@@ -1,4 +1,4 @@
-"""Linear recurrences: walked step by step, in parallel and in parallel chunks, they
+"""Linear recurrences: run step by step, in parallel and in parallel chunks, they
 are one recurrence.
 """
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from reference import compiled
 from subjects import LINEAR, B, D, assert_same, assert_same_outcome, draw, looped
-from test_engines import MODES, walked
+from test_engines import MODES, run
 
 import jaxrnn
 from jaxrnn import GRU, LRU, LSTM, RGLRU, Associative, MinGRU, Scan
@@ -49,18 +49,18 @@ EVERY_LENGTH = [
     ("name", "steps"),
     [*EVERY_LENGTH, ("user_linear", 0), ("min_gru", 64), ("lru", 1000)],
 )
-def test_every_walk_is_the_python_loop_at_any_length(name, steps, x64):
+def test_every_run_is_the_python_loop_at_any_length(name, steps, x64):
     where, reverse = list(RESETS)[steps % 4], steps in (3, 64)
     inputs = flagged(draw(name, steps, steps), steps, where)
     # no steps: none to stack
     by_hand = (
         looped
         if steps
-        else lambda *_: walked(LINEAR[name], Scan(save="everything"))(*inputs)
+        else lambda *_: run(LINEAR[name], Scan(save="everything"))(*inputs)
     )
     expected = by_hand(name, inputs, reverse)
     for engine in ENGINES.values():
-        assert_same_outcome(walked(LINEAR[name], engine, reverse)(*inputs), expected)
+        assert_same_outcome(run(LINEAR[name], engine, reverse)(*inputs), expected)
 
 
 @pytest.mark.parametrize("where", RESETS)
@@ -69,15 +69,15 @@ def test_resets_anywhere_and_masks_with_holes(name, where, x64):
     inputs, reverse = flagged(draw(name, 1, 12), 12, where), where == "last"
     expected = looped(name, inputs, reverse)
     for engine in (Associative(5), Associative(12), None):
-        assert_same_outcome(walked(LINEAR[name], engine, reverse)(*inputs), expected)
+        assert_same_outcome(run(LINEAR[name], engine, reverse)(*inputs), expected)
 
 
 @pytest.mark.parametrize("name", ["min_lstm", "rg_lru", "lru"])
 def test_float32(name):
     inputs = draw(name, 0, 257)
-    expected = walked(LINEAR[name], Scan(save="everything"))(*inputs)
+    expected = run(LINEAR[name], Scan(save="everything"))(*inputs)
     for engine in ENGINES.values():
-        assert_same_outcome(walked(LINEAR[name], engine)(*inputs), expected, 1e-5, 1e-5)
+        assert_same_outcome(run(LINEAR[name], engine)(*inputs), expected, 1e-5, 1e-5)
 
 
 @pytest.mark.parametrize("window", [4, 5])
@@ -86,7 +86,7 @@ def test_truncation(window, x64):
     expected = looped("min_gru", inputs, window=window)
     for engine in ENGINES.values():
         assert_same_outcome(
-            walked(LINEAR["min_gru"], engine, window=window)(*inputs), expected
+            run(LINEAR["min_gru"], engine, window=window)(*inputs), expected
         )
 
 
@@ -143,8 +143,8 @@ def test_bfloat16_parameters_accumulate_in_float32():
     wide = jax.tree.map(lambda a: a.astype(jnp.float32), params)
     expected, _ = jaxrnn.unroll(cell, wide, xs.astype(jnp.float32))
     for engine in ENGINES.values():
-        walk = jax.jit(lambda p, x, e=engine: jaxrnn.unroll(cell, p, x, engine=e))
-        last, ys = walk(params, xs)
+        run = jax.jit(lambda p, x, e=engine: jaxrnn.unroll(cell, p, x, engine=e))
+        last, ys = run(params, xs)
         assert (last.dtype, ys.dtype) == (jnp.float32, jnp.bfloat16)
         np.testing.assert_allclose(
             last, expected, rtol=0, atol=0.02 * float(np.abs(expected).max())
@@ -301,12 +301,12 @@ def temporaries(engine, steps, batch=8, size=256):
         )[1]
 
     def passes(params, xs, cotangent):
-        walk = (
+        run = (
             direct
             if engine == "direct"
             else lambda p, x: jaxrnn.unroll(cell, p, x, engine=engine)[1]
         )
-        ys, pullback = jax.vjp(walk, params, xs)
+        ys, pullback = jax.vjp(run, params, xs)
         return ys, pullback(cotangent)
 
     return (
@@ -396,7 +396,7 @@ def test_an_rg_lru_needs_as_many_features_as_units():
         jaxrnn.unroll(RGLRU(4), RGLRU(4).init(jax.random.key(0), 3), jnp.ones((5, 3)))
 
 
-def test_a_step_of_its_own_is_walked_as_it_is_and_refused_by_name():
+def test_a_step_of_its_own_is_run_as_it_is_and_refused_by_name():
     @dataclasses.dataclass(frozen=True)
     class Bent(type(LINEAR["user_linear"])):
         def step(self, params, carry, z):

@@ -18,7 +18,7 @@ from subjects import (
     draw,
     looped,
 )
-from test_engines import MODES, walked
+from test_engines import MODES, unrolled
 
 import jaxrnn
 from jaxrnn import Newton, Scan
@@ -68,7 +68,7 @@ CELLS = {
 def test_newton_is_the_python_loop(name, x64):
     inputs, reverse = draw(name, 0, 7), list(CELLS).index(name) % 2 == 0
     assert_same_outcome(
-        walked(SUBJECTS[name], ENGINES["chunk_3"], reverse)(*inputs),
+        unrolled(SUBJECTS[name], ENGINES["chunk_3"], reverse)(*inputs),
         looped(name, inputs, reverse),
         1e-11,
         1e-11,
@@ -82,7 +82,7 @@ def test_every_option_is_the_python_loop(engine, name, x64):
         name = "lstm"  # layer norm mixes units
     inputs, reverse = draw(name, 0, 7), list(ENGINES).index(engine) % 2 == 1
     assert_same_outcome(
-        walked(SUBJECTS[name], ENGINES[engine], reverse)(*inputs),
+        unrolled(SUBJECTS[name], ENGINES[engine], reverse)(*inputs),
         looped(name, inputs, reverse),
         1e-11,
         1e-11,
@@ -96,7 +96,7 @@ def test_lengths_batches_and_truncation(steps, x64):
         inputs = draw(name, steps, steps, batch)
         window = 4 if steps == 9 else None
         got, want = (
-            walked(SUBJECTS[name], engine, steps == 2, window)(*inputs)
+            unrolled(SUBJECTS[name], engine, steps == 2, window)(*inputs)
             for engine in (ENGINES["chunk_3"], Scan(save="everything"))
         )
         assert_same_outcome(got, want, 1e-11, 1e-11)
@@ -220,7 +220,7 @@ def test_units_that_see_each_other_have_a_block_in_common(name, x64):
     words = describe(blocks_of_step(step, "auto"), program_of_step(step).part_avals)
     assert words == structure
     got, want = (
-        walked(cell, engine)(*inputs) for engine in (ENGINES["chunk_3"], Scan())
+        unrolled(cell, engine)(*inputs) for engine in (ENGINES["chunk_3"], Scan())
     )
     assert_same_outcome(got, want, 1e-11, 1e-11)
 
@@ -371,7 +371,8 @@ def test_a_derivative_that_is_not_that_of_the_values(x64):
     cell = StraightThrough()
     inputs = draw(cell, 0, 9)
     got, want = (
-        walked(cell, engine)(*inputs) for engine in (Newton(9), Scan(save="everything"))
+        unrolled(cell, engine)(*inputs)
+        for engine in (Newton(9), Scan(save="everything"))
     )
     assert_same_outcome(got, want, 1e-12, 1e-12)
 
@@ -409,7 +410,7 @@ def test_a_derivative_for_reverse_mode_only(kind, x64):
     cell = own_rules(kind)
     inputs = draw(cell, 0, 9)
     got, want = (
-        walked(cell, engine)(*inputs)
+        unrolled(cell, engine)(*inputs)
         for engine in (
             Newton(9, max_iterations=9, fallback="nan"),
             Scan(save="everything"),
@@ -526,12 +527,12 @@ def test_the_gradient_is_that_of_the_solution(name, x64):
     nothing of it, not even diagonals of two matmuls in a row.
     """
     inputs = draw(name, 0, 8)
-    want = walked(SUBJECTS[name], Scan())(*inputs).gradients
+    want = unrolled(SUBJECTS[name], Scan())(*inputs).gradients
     for engine in (
         Newton(8, max_iterations=8, jacobian="units", fallback="nan"),
         Newton(8, max_iterations=30, tolerance=0.0, fallback="scan"),
     ):
-        assert_same(walked(SUBJECTS[name], engine)(*inputs).gradients, want, 1e-11)
+        assert_same(unrolled(SUBJECTS[name], engine)(*inputs).gradients, want, 1e-11)
 
 
 def test_a_scaled_gradient(x64):
@@ -701,14 +702,16 @@ def test_a_jacobian_that_is_too_large_is_refused():
 def test_tracked_axes_of_a_mesh_are_refused():
     whole, split = (jax.sharding.PartitionSpec(*axes) for axes in ((), (None, "data")))
 
-    def walk(xs):
+    def unrolling(xs):
         cell = jaxrnn.Elman(4)
         params = cell.init(jax.random.key(0), 3)
         return jaxrnn.unroll(cell, params, xs, engine=Newton())[0]
 
     def mapped(**options):
         mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
-        run = jax.shard_map(walk, mesh=mesh, in_specs=split, out_specs=whole, **options)
+        run = jax.shard_map(
+            unrolling, mesh=mesh, in_specs=split, out_specs=whole, **options
+        )
         return jax.eval_shape(run, jax.ShapeDtypeStruct((6, 2, 3), jnp.float32))
 
     assert mapped(check_vma=False).shape == (2, 4)

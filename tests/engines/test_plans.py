@@ -53,9 +53,9 @@ def drawn(row, steps=None, dtype=jnp.float32):
     return params, xs, carry, jnp.asarray(random.normal(size=like.shape), dtype)
 
 
-def objective(cell, walk):
+def objective(cell, unrolling):
     def loss(params, xs, carry, weights):
-        last, ys = walk(cell, params, xs, carry)
+        last, ys = unrolling(cell, params, xs, carry)
         real = [
             leaf.sum()
             for leaf in jax.tree.leaves(last)
@@ -74,17 +74,17 @@ def test_memory_is_that_of_lax_scan(name, optax_promotion):
     row = ROWS[name]
     args = jax.eval_shape(lambda: drawn(row))
     taken = [
-        jax.jit(objective(row.cell, walk))
+        jax.jit(objective(row.cell, unrolling))
         .lower(*args)
         .compile()
         .memory_analysis()
         .temp_size_in_bytes
-        for walk in (jaxrnn.unroll, by_scan)
+        for unrolling in (jaxrnn.unroll, by_scan)
     ]
     assert taken[0] <= MORE_MEMORY * taken[1], taken
 
 
-WALKS = ["carries", "checkpoint", "mapped"]
+RUNS = ["carries", "checkpoint", "mapped"]
 NAMES = sorted(SMALL - {"ltc", "own_token_one", "gated_delta"})
 
 
@@ -97,9 +97,9 @@ NAMES = sorted(SMALL - {"ltc", "own_token_one", "gated_delta"})
         ("ring_buffer_batch", "mapped"),
     ]
     + [
-        pytest.param(name, walk, marks=pytest.mark.slow)
+        pytest.param(name, unrolling, marks=pytest.mark.slow)
         for name in NAMES
-        for walk in WALKS
+        for unrolling in RUNS
     ],
 )
 def test_gradients_are_those_of_lax_scan(name, engine, x64, optax_promotion):
@@ -109,15 +109,15 @@ def test_gradients_are_those_of_lax_scan(name, engine, x64, optax_promotion):
         "carries": Scan(save="carries", chunk=3),
         "checkpoint": Checkpoint(3),
     }
-    walk = functools.partial(jaxrnn.unroll, engine=engines.get(engine))
+    unrolling = functools.partial(jaxrnn.unroll, engine=engines.get(engine))
     if engine == "mapped":
         if len(row.shape) < 3 or name == "dear_branch":
             pytest.skip("it has no batch, or asks for the largest of a batch")
-        walk = jax.vmap(jaxrnn.unroll, (None, None, 1, 0), (0, 1))
+        unrolling = jax.vmap(jaxrnn.unroll, (None, None, 1, 0), (0, 1))
     if name.startswith("ltc") and engine != "default":
-        pytest.skip("a walk of its own, as above")
+        pytest.skip("a run of its own, as above")
     assert_same(
-        compiled(objective(row.cell, walk))(*args),
+        compiled(objective(row.cell, unrolling))(*args),
         compiled(objective(row.cell, by_scan))(*args),
     )
 
@@ -355,7 +355,7 @@ def test_a_linear_cell_without_reverse_mode(x64):
 
 @dataclasses.dataclass(frozen=True)
 class Odd(Cell):
-    """A step that only JAX's own loop walks."""
+    """A step that only JAX's own loop runs."""
 
     what: str
     hidden_size: int = 4

@@ -43,7 +43,7 @@ def test_rows_in_parts_are_the_python_loop(name, engine, reverse, x64):
     """With masks that have holes, and resets, over seven steps."""
     inputs = draw(name, 0, 7)
 
-    def walk(params, xs, carry, mask, resets):
+    def unrolling(params, xs, carry, mask, resets):
         return jaxrnn.unroll(
             SUBJECTS[name],
             params,
@@ -56,7 +56,9 @@ def test_rows_in_parts_are_the_python_loop(name, engine, reverse, x64):
             return_carries=True,
         )
 
-    assert_same_outcome(compiled_outcome(walk)(*inputs), looped(name, inputs, reverse))
+    assert_same_outcome(
+        compiled_outcome(unrolling)(*inputs), looped(name, inputs, reverse)
+    )
 
 
 def test_rows_are_parted_by_the_narrowest_of_their_kind():

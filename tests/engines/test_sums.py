@@ -207,9 +207,9 @@ def scanned(cell, params, xs, carry):
     return lax.scan(lambda h, x: (cell.step(params, h, x),) * 2, carry, xs)
 
 
-def gradients(walk, cell):
+def gradients(unrolling, cell):
     def loss(params, xs, carry, weights):
-        last, ys = walk(cell, params, xs, carry)
+        last, ys = unrolling(cell, params, xs, carry)
         return (weights * ys).sum() + last.sum()
 
     return compiled(jax.grad(loss, (0, 1, 2)))

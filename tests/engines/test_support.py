@@ -48,7 +48,7 @@ def taken_by(engine):
 
 
 def test_kinds_of_cells():
-    """A new cell that is linear or walks chunks belongs in a table above."""
+    """A new cell that is linear or runs chunks belongs in a table above."""
     assert {n for n in EVERY_CELL if is_linear(SUBJECTS[n])} == with_learned(IN_A_LINE)
     chunkwise = {n for n in EVERY_CELL if is_chunkwise(SUBJECTS[n])}
     assert chunkwise == with_learned(IN_CHUNKS)

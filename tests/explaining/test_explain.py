@@ -1,5 +1,5 @@
 """`jaxrnn.explain` against what happens: programs as they are lowered, paces as they
-are walked, errors as they are raised.
+are run, errors as they are raised.
 """
 
 import dataclasses
@@ -53,7 +53,7 @@ def shapes(cell, steps=20, batch=(3,), features=4, dtype=jnp.float32):
 
 
 def programs(cell, engine=None, **options):
-    """A walk, and one whose gradient is taken, as functions of params and inputs."""
+    """A run, and one whose gradient is taken, as functions of params and inputs."""
 
     def forward(params, xs):
         return unroll(cell, params, xs, engine=engine, **options)
@@ -107,7 +107,7 @@ def error_of(function, given, platform):
     ],
     ids=brief,
 )
-def test_windows_are_those_walked(cell, engine, steps, monkeypatch):
+def test_windows_are_those_run(cell, engine, steps, monkeypatch):
     used = []
     for name in ("forward_pass", "backward_pass"):
 
@@ -316,7 +316,7 @@ def test_steps_that_are_jaxs_own():
 
 @dataclasses.dataclass(frozen=True)
 class Inside(Layer):
-    """A layer that walks its cell as it likes."""
+    """A layer that runs its cell as it likes."""
 
     cell: LSTM
 

@@ -14,7 +14,7 @@ from jaxrnn import GRU, LSTM, bidirectional, layers, stack, summary
 
 
 def at(tree, path):
-    """The part of a tree at a path, walked by hand."""
+    """The part of a tree at a path, run by hand."""
 
     def step(node, word):
         if isinstance(node, dict):

@@ -54,6 +54,67 @@ BY_HAND = {
         "test_killed_and_resumed_a_run_ends_with_the_same_metrics",
         "killed once in the default tier, and five times in the slow one",
     ),
+    "tests/test_modern_cells.py::test_associative_refuses_what_it_cannot_walk": Today(
+        "tests/cells/test_modern_cells.py::test_associative_refuses_what_it_cannot_run",
+        "a layer runs over a sequence; the word for it was another",
+    ),
+    "tests/test_empty.py::test_nothing_to_walk": Today(
+        "tests/core/test_empty.py::test_nothing_to_run",
+        "a layer runs over a sequence; the word for it was another",
+    ),
+    "tests/test_cudnn.py::test_it_walks_as_scan_does": Today(
+        "tests/engines/test_cudnn.py::test_it_runs_as_scan_does",
+        "a layer runs over a sequence; the word for it was another",
+    ),
+    "tests/test_cudnn.py::test_arrays_that_only_jaxs_loop_walks": Today(
+        "tests/engines/test_cudnn.py::test_arrays_that_only_jaxs_loop_runs",
+        "a layer runs over a sequence; the word for it was another",
+    ),
+    "tests/test_fused_cells.py::"
+    "test_a_walk_backwards_that_does_not_fit_is_refused_by_name": Today(
+        "tests/engines/test_fused_cells.py::"
+        "test_a_run_backwards_that_does_not_fit_is_refused_by_name",
+        "a layer runs over a sequence; the word for it was another",
+    ),
+    "tests/test_linear.py::test_every_walk_is_the_python_loop_at_any_length": Today(
+        "tests/engines/test_linear.py::test_every_run_is_the_python_loop_at_any_length",
+        "a layer runs over a sequence; the word for it was another",
+    ),
+    "tests/test_linear.py::"
+    "test_a_step_of_its_own_is_walked_as_it_is_and_refused_by_name": Today(
+        "tests/engines/test_linear.py::"
+        "test_a_step_of_its_own_is_run_as_it_is_and_refused_by_name",
+        "a layer runs over a sequence; the word for it was another",
+    ),
+    "tests/test_explain.py::test_windows_are_those_walked": Today(
+        "tests/explaining/test_explain.py::test_windows_are_those_run",
+        "a layer runs over a sequence; the word for it was another",
+    ),
+    "tests/test_laws_forward.py::"
+    "test_a_sequence_may_be_walked_in_two_parts_wherever_it_is_cut": Today(
+        "tests/laws/test_laws_forward.py::"
+        "test_a_sequence_may_be_run_in_two_parts_wherever_it_is_cut",
+        "a layer runs over a sequence; the word for it was another",
+    ),
+    "tests/test_own_layers.py::test_a_subclass_is_walked_by_its_own_methods": Today(
+        "tests/layers/test_own_layers.py::test_a_subclass_is_run_by_its_own_methods",
+        "a layer runs over a sequence; the word for it was another",
+    ),
+    "tests/test_own_layers.py::test_explain_says_why_the_loop_walks_a_subclass": Today(
+        "tests/layers/test_own_layers.py::"
+        "test_explain_says_why_the_loop_runs_a_subclass",
+        "a layer runs over a sequence; the word for it was another",
+    ),
+    "tests/test_own_layers.py::"
+    "test_a_cell_that_unrolls_in_its_step_walks_over_another_time": Today(
+        "tests/layers/test_own_layers.py::"
+        "test_a_cell_that_unrolls_in_its_step_runs_over_another_time",
+        "a layer runs over a sequence; the word for it was another",
+    ),
+    "tests/test_nnx_flax.py::test_built_in_cells_are_walked_as_jaxrnns_own": Today(
+        "tests/nnx/test_nnx_flax.py::test_built_in_cells_are_run_as_jaxrnns_own",
+        "a layer runs over a sequence; the word for it was another",
+    ),
 }
 
 

@@ -251,14 +251,14 @@ def distance(actual: Any, expected: Any, parts: bool = False) -> float:
 # The engines' answers
 
 
-def walk_of(program: Program, engine: str) -> Callable:
+def run_of(program: Program, engine: str) -> Callable:
     cell = cell_of(program)
     options: dict[str, Any] = {
         "reverse": program.reverse,
         "return_carries": program.return_carries,
     }
 
-    def walk(numbers: Numbers):
+    def unrolling(numbers: Numbers):
         more = options | {"mask": numbers.mask, "resets": numbers.resets}
         if engine == WINDOW:
             out = jaxrnn.truncated_unroll(
@@ -275,7 +275,7 @@ def walk_of(program: Program, engine: str) -> Callable:
             )
         return out if program.return_carries else (*out, None)
 
-    return walk
+    return unrolling
 
 
 def looped(program: Program) -> Callable:
@@ -284,7 +284,7 @@ def looped(program: Program) -> Callable:
     """
     loop = Loop(program)
 
-    def walk(numbers: Numbers):
+    def unrolling(numbers: Numbers):
         carry, ys, carries = (
             numbers.carry,
             [None] * program.steps,
@@ -299,11 +299,11 @@ def looped(program: Program) -> Callable:
         ]
         return carry, stacked[0], stacked[1] if program.return_carries else None
 
-    return walk
+    return unrolling
 
 
-def floats_of(walk: Callable, numbers: Numbers) -> tuple[Callable, list[Any]]:
-    """``walk`` as a function of the floating leaves of params, carry and xs alone."""
+def floats_of(unrolling: Callable, numbers: Numbers) -> tuple[Callable, list[Any]]:
+    """``run`` as a function of the floating leaves of params, carry and xs alone."""
     groups, together = zip(
         *(parted(part) for part in (numbers.params, numbers.carry, numbers.xs))
     )
@@ -312,16 +312,19 @@ def floats_of(walk: Callable, numbers: Numbers) -> tuple[Callable, list[Any]]:
         params, carry, xs = (
             join(group) for join, group in zip(together, groups, strict=True)
         )
-        out = walk(Numbers(params, xs, carry, numbers.mask, numbers.resets))
+        out = unrolling(Numbers(params, xs, carry, numbers.mask, numbers.resets))
         return tuple(None if part is None else moving(part) for part in out), out
 
     return function, groups
 
 
 def gradients(
-    walk: Callable, numbers: Numbers, cotangents: Any, wrt: tuple[int, ...] = (0, 1, 2)
+    unrolling: Callable,
+    numbers: Numbers,
+    cotangents: Any,
+    wrt: tuple[int, ...] = (0, 1, 2),
 ) -> tuple[Any, Any]:
-    function, groups = floats_of(walk, numbers)
+    function, groups = floats_of(unrolling, numbers)
 
     def of_some(*some):
         full = list(groups)
@@ -337,16 +340,18 @@ def answer_of(
     program: Program, engine: str, mode: str, given: Given
 ) -> Callable[[], Any]:
     """A function that gives ``(answer, values or None)`` of an engine."""
-    walk = walk_of(program, engine)
+    unrolling = run_of(program, engine)
     if mode in ("gradients", "truncated"):
-        return compiled(lambda one, cts: gradients(walk, one, cts, program.asked)), (
+        return compiled(
+            lambda one, cts: gradients(unrolling, one, cts, program.asked)
+        ), (
             given.one,
             given.cotangents,
         )
     if mode == "tangents":
 
         def tangents(one, directions):
-            function, groups = floats_of(walk, one)
+            function, groups = floats_of(unrolling, one)
             _, moved, values = jax.jvp(
                 function, tuple(groups), tuple(directions), has_aux=True
             )
@@ -356,7 +361,7 @@ def answer_of(
     if mode == "members":
 
         def of_one(params, rest, cts):
-            return gradients(walk, Numbers(params, *rest), cts, program.asked)[0]
+            return gradients(unrolling, Numbers(params, *rest), cts, program.asked)[0]
 
         mapped = jax.vmap(of_one, in_axes=(None, 0, 0))
         return compiled(lambda many, cts: (mapped(many.params, many[1:], cts), None)), (
@@ -366,7 +371,7 @@ def answer_of(
 
     def batch(many, cts):
         def mapped(numbers):
-            return jax.vmap(lambda rest: walk(Numbers(numbers.params, *rest)))(
+            return jax.vmap(lambda rest: unrolling(Numbers(numbers.params, *rest)))(
                 tuple(numbers[1:])
             )
 
@@ -497,8 +502,8 @@ def in_parts(result: Result, truth: Truth, engine: str) -> None:
     """
     program, given = result.program, truth.given
 
-    def lowered(walk, wrt):
-        function = compiled(lambda *a: gradients(walk, *a, (wrt,))[0])
+    def lowered(unrolling, wrt):
+        function = compiled(lambda *a: gradients(unrolling, *a, (wrt,))[0])
         return function.lower(given.one, given.cotangents)
 
     def run(program, options=None):
@@ -517,7 +522,7 @@ def in_parts(result: Result, truth: Truth, engine: str) -> None:
         tolerance = 1e-6 if "f32" in loop.as_text() else TOLERANCE
         try:
             with whole_tracebacks(), as_if_large(program):
-                own = lowered(walk_of(program, engine), wrt)
+                own = lowered(run_of(program, engine), wrt)
         except Exception as error:
             raised = f"raised {told(error)}"
             result.differences.append(Difference(program, engine, mode, raised))

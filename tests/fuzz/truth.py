@@ -138,9 +138,9 @@ class Loop:
 
     def values(self, numbers: Numbers) -> tuple[Any, Any, Any]:
         """``(last carry, outputs, carries)``."""
-        return self._walked(numbers, self.forwards)
+        return self._run(numbers, self.forwards)
 
-    def _walked(self, numbers: Numbers, step: Any) -> tuple[Any, Any, Any]:
+    def _run(self, numbers: Numbers, step: Any) -> tuple[Any, Any, Any]:
         carry, ys, carries = (
             numbers.carry,
             [None] * self.program.steps,
@@ -162,7 +162,7 @@ class Loop:
         order, axis = self._order(), int(self.mapped)
         to_carry, to_ys, to_carries = cotangents
         none = zeros(to_carry), zeros([np.take(g, 0, axis) for g in to_ys])
-        values = self._walked(numbers, lambda *now: self.both(*now, none)[0])
+        values = self._run(numbers, lambda *now: self.both(*now, none)[0])
         before = {
             t: jax.tree.map(lambda a, t=t: np.take(a, t, axis), values[2])
             for t in order

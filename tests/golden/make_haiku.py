@@ -2,7 +2,7 @@
 float64.
 
 For each case the file holds Haiku's params, a ragged batch ``x (T, B, D)`` with its
-lengths (each sequence walked by itself, as long as it is), the outputs ``y`` (zero in
+lengths (each sequence run by itself, as long as it is), the outputs ``y`` (zero in
 the padding), the last states, one random cotangent for each of these, and the gradients
 with respect to x and to the params. The file in the repository was written with
 dm-haiku 0.0.17 and jax 0.10.2. To write it again:

@@ -68,7 +68,7 @@ def backpropagation(
 
     ``step(params, x, carry, cotangents, keep, reset)`` gives values and gradients of
     `one_step`. With ``window`` no gradient passes from the beginning of a window, in
-    the order of walking, to the one before.
+    the order of running, to the one before.
     """
     steps = len(xs)
     order = list(reversed(range(steps)) if reverse else range(steps))

@@ -365,7 +365,7 @@ def unrolled(name, reverse=False):
     """`outcome` of ``jaxrnn.unroll``, compiled once for all laws: takes `Inputs`."""
     layer = SUBJECTS[name]
 
-    def walk(params, xs, carry, mask, resets):
+    def run(params, xs, carry, mask, resets):
         return jaxrnn.unroll(
             layer,
             params,
@@ -377,7 +377,7 @@ def unrolled(name, reverse=False):
             return_carries=True,
         )
 
-    return compiled_outcome(walk)
+    return compiled_outcome(run)
 
 
 @functools.cache

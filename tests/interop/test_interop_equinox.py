@@ -44,7 +44,7 @@ def arrays_of(cell):
     }
 
 
-def walk(cell, xs, mask):
+def unrolling(cell, xs, mask):
     """A scan over one sequence, the state held in the padding, in either direction."""
     zeros = jnp.zeros(H, xs.dtype)
     start = (zeros, zeros) if isinstance(cell, eqx.nn.LSTMCell) else zeros
@@ -80,7 +80,7 @@ def test_the_same_values_states_and_gradients(kind, layers, both, dtype):
                         cell = eqx.tree_at(
                             where, flat[index], list(weights[index].values())
                         )
-                        last, ys = walk(cell, xs, mask)(k == 1)
+                        last, ys = unrolling(cell, xs, mask)(k == 1)
                         each, states, index = (
                             [*each, ys],
                             states + jax.tree.leaves(last),

@@ -29,10 +29,10 @@ def haiku_promotion():
 
 def network(kind, layers, both):
     """A transformed function of layers of cores. Haiku knows no lengths: each
-    sequence is walked by itself.
+    sequence is run by itself.
     """
 
-    def walk(core, xs, reverse):
+    def unrolling(core, xs, reverse):
         return hk.dynamic_unroll(core, xs, core.initial_state(None), reverse=reverse)
 
     def run(xs):
@@ -44,7 +44,7 @@ def network(kind, layers, both):
         for b, length in enumerate(peers.LENGTHS):
             ys, states = xs[b, :length], []
             for cores in levels:
-                each = [walk(core, ys, k == 1) for k, core in enumerate(cores)]
+                each = [unrolling(core, ys, k == 1) for k, core in enumerate(cores)]
                 ys = jnp.concatenate([own for own, _ in each], -1)
                 states += [leaf for _, state in each for leaf in jax.tree.leaves(state)]
             batch.append((jnp.pad(ys, ((0, peers.STEPS - length), (0, 0))), states))

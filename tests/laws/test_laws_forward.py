@@ -1,4 +1,4 @@
-"""However a sequence is walked, it gives the same values and the same gradients
+"""However a sequence is run, it gives the same values and the same gradients
 (laws 1-10 and 13).
 """
 
@@ -54,13 +54,13 @@ def test_reverse_is_a_python_loop_backwards(name, x64):
 
 
 @pytest.mark.parametrize("name", CAUSAL)
-def test_a_sequence_may_be_walked_in_two_parts_wherever_it_is_cut(name, x64):
+def test_a_sequence_may_be_run_in_two_parts_wherever_it_is_cut(name, x64):
     layer, inputs = SUBJECTS[name], draw(name, 0)
     carry, ys = unrolled(name)(*inputs[:4], ALWAYS, NEVER).values
-    walk = compiled(lambda p, x, s: jaxrnn.unroll(layer, p, x, s))
+    unrolling = compiled(lambda p, x, s: jaxrnn.unroll(layer, p, x, s))
     for cut in range(T + 1) if name in FEW else (1,):
-        between, first = walk(inputs.params, inputs.xs[:cut], inputs.carry)
-        last, second = walk(inputs.params, inputs.xs[cut:], between)
+        between, first = unrolling(inputs.params, inputs.xs[:cut], inputs.carry)
+        last, second = unrolling(inputs.params, inputs.xs[cut:], between)
         assert_same((last, jnp.concatenate([first, second])), (carry, ys))
 
 
@@ -116,12 +116,12 @@ ENGINES = {
 )
 def test_engine(engine, name, x64):
     layer, inputs = SUBJECTS[name], draw(name, 0)
-    walk = compiled_outcome(
+    unrolling = compiled_outcome(
         lambda p, x, s, m, r: jaxrnn.unroll(
             layer, p, x, s, mask=m, resets=r, engine=engine
         )
     )
-    assert_same_outcome(walk(*inputs), unrolled(name)(*inputs))
+    assert_same_outcome(unrolling(*inputs), unrolled(name)(*inputs))
 
 
 @pytest.mark.parametrize("steps", [0, 4])
@@ -131,10 +131,10 @@ def test_engine(engine, name, x64):
 def test_checkpoints_backwards_and_in_windows(how, steps, x64):
     layer = SUBJECTS["lstm_all_learned"]
     inputs = draw(layer, 0, steps=steps)
-    walk = jaxrnn.truncated_unroll if "window" in how else jaxrnn.unroll
+    unrolling = jaxrnn.truncated_unroll if "window" in how else jaxrnn.unroll
     run = [
         compiled_outcome(
-            lambda p, x, s, m, r, e=engine: walk(
+            lambda p, x, s, m, r, e=engine: unrolling(
                 layer, p, x, s, mask=m, resets=r, engine=e, **how
             )
         )
@@ -317,8 +317,8 @@ def test_any_batch_axes(name, x64):
     axis.
     """
     layer, inputs = SUBJECTS[name], draw(name, 0, batch=(4,))
-    walk = compiled(lambda p, x, s: jaxrnn.unroll(layer, p, x, s))
-    expected = walk(*inputs[:3])
+    unrolling = compiled(lambda p, x, s: jaxrnn.unroll(layer, p, x, s))
+    expected = unrolling(*inputs[:3])
 
     def reshaped(tree, batch, time_leads):
         return jax.tree.map(
@@ -328,20 +328,20 @@ def test_any_batch_axes(name, x64):
             tree,
         )
 
-    two = walk(
+    two = unrolling(
         inputs.params, reshaped(inputs.xs, (2, 2), 1), reshaped(inputs.carry, (2, 2), 0)
     )
     assert_same(
         two, (reshaped(expected[0], (2, 2), 0), reshaped(expected[1], (2, 2), 1))
     )
     first = (inputs.xs[:, :1], jax.tree.map(lambda a: a[:1], inputs.carry))
-    one = walk(inputs.params, *first)
+    one = unrolling(inputs.params, *first)
     assert_same(one, (jax.tree.map(lambda a: a[:1], expected[0]), expected[1][:, :1]))
-    without = walk(
+    without = unrolling(
         inputs.params, first[0][:, 0], jax.tree.map(lambda a: a[0], first[1])
     )
     assert_same(without, (jax.tree.map(lambda a: a[0], expected[0]), expected[1][:, 0]))
-    empty = walk(
+    empty = unrolling(
         inputs.params, inputs.xs[:, :0], jax.tree.map(lambda a: a[:0], inputs.carry)
     )
     assert empty[1].shape == (T, 0, expected[1].shape[-1])
@@ -354,7 +354,7 @@ def test_one_unit(name, x64):
     )
     layer = dataclasses.replace(CELLS[name], hidden_size=1, **changes)
     inputs = draw(layer, 0, steps=2)
-    walk = compiled_outcome(
+    unrolling = compiled_outcome(
         lambda p, x, s, m, r: jaxrnn.unroll(layer, p, x, s, mask=m, resets=r)
     )
-    assert_same_outcome(walk(*inputs), looped(layer, inputs))
+    assert_same_outcome(unrolling(*inputs), looped(layer, inputs))

@@ -43,7 +43,7 @@ def moved(tree, direction, distance):
     return jax.tree.map(lambda a, d: a + distance * d, tree, direction)
 
 
-def walk_of(layer, inputs):
+def run_of(layer, inputs):
     """A function of (params, xs, carry) with the mask and resets of ``inputs``."""
     return lambda p, x, s: jaxrnn.unroll(
         layer, p, x, s, mask=inputs.mask, resets=inputs.resets
@@ -83,7 +83,7 @@ def test_forward_mode_is_reverse_mode(name, x64):
     layer, inputs = SUBJECTS[name], draw(name, 0)
     direction = normal(np.random.default_rng(0), inputs[:3])
     push = compiled(
-        lambda at, direction: jax.jvp(walk_of(layer, inputs), at, direction)[1]
+        lambda at, direction: jax.jvp(run_of(layer, inputs), at, direction)[1]
     )
     slope = dot(push(tuple(inputs[:3]), direction), inputs.cotangents)
     assert slope == pytest.approx(
@@ -95,7 +95,7 @@ def test_forward_mode_is_reverse_mode(name, x64):
 def test_rematerialising_changes_nothing(name, x64):
     layer, inputs = SUBJECTS[name], draw(name, 0)
     gradients = compiled(
-        lambda *at: jax.vjp(jax.checkpoint(walk_of(layer, inputs)), *at)[1](
+        lambda *at: jax.vjp(jax.checkpoint(run_of(layer, inputs)), *at)[1](
             inputs.cotangents
         )
     )(*inputs[:3])
@@ -141,7 +141,7 @@ def test_second_order(name, x64):
     direction = normal(np.random.default_rng(0), inputs.params)
 
     def loss_gradient(params):
-        return jax.vjp(walk_of(layer, inputs), params, *inputs[1:3])[1](
+        return jax.vjp(run_of(layer, inputs), params, *inputs[1:3])[1](
             inputs.cotangents
         )[0]
 
@@ -194,7 +194,7 @@ def test_an_ensemble_of_parameters(name, x64):
 
     def gradient(params):
         values, pullback = jax.vjp(
-            lambda p: walk_of(layer, inputs)(p, inputs.xs, inputs.carry), params
+            lambda p: run_of(layer, inputs)(p, inputs.xs, inputs.carry), params
         )
         return values, pullback(inputs.cotangents)[0]
 

@@ -182,7 +182,7 @@ def test_nothing_crosses_a_reset(name, cut, x64):
 
 
 def forward_part(carry):
-    """Of a bidirectional carry the part that walks forwards; any other carry itself."""
+    """Of a bidirectional carry the part that runs forwards; any other carry itself."""
     return carry.forward if isinstance(carry, BidirectionalCarry) else carry
 
 

@@ -460,7 +460,7 @@ def test_a_key_reaches_every_window_and_differs_between_them(x64):
 
 
 def truncated(layer, window, reverse=False):
-    def walk(params, xs, carry, mask, resets):
+    def unrolling(params, xs, carry, mask, resets):
         how = {
             "mask": mask,
             "resets": resets,
@@ -469,7 +469,7 @@ def truncated(layer, window, reverse=False):
         }
         return jaxrnn.truncated_unroll(layer, params, xs, carry, window=window, **how)
 
-    return compiled_outcome(walk)
+    return compiled_outcome(unrolling)
 
 
 @pytest.mark.parametrize(

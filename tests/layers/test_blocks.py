@@ -34,7 +34,7 @@ BLOCKS = {
 }
 
 
-def walk(layer):
+def unrolling(layer):
     """`outcome` of an unroll with masks and resets."""
 
     def run(params, xs, carry, mask, resets):
@@ -47,7 +47,7 @@ def walk(layer):
 def test_a_block_is_its_steps(name, x64):
     """Values and gradients of a sequence with holes in its mask, and with resets."""
     inputs = draw(BLOCKS[name], 0)
-    found = walk(BLOCKS[name])(*inputs)
+    found = unrolling(BLOCKS[name])(*inputs)
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(found.gradients))
     assert_same_outcome(found, looped(BLOCKS[name], inputs), 1e-10, 1e-10)
 

@@ -1,4 +1,4 @@
-"""Cells and layers of a user's own, made of the library's: they are walked as they
+"""Cells and layers of a user's own, made of the library's: they are run as they
 say, or refused in words.
 """
 
@@ -121,9 +121,9 @@ def scanned(cell, params, xs, mask):
     return jax.lax.scan(step, cell.initial_carry(params, (B,)), (xs, mask))
 
 
-def outcome(walk, params, xs):
+def outcome(run, params, xs):
     def loss(params, xs):
-        last, ys = walk(params, xs)[:2]
+        last, ys = run(params, xs)[:2]
         return sum(
             jnp.sum(jnp.sin(jnp.abs(leaf))) for leaf in jax.tree.leaves((last, ys))
         ), (last, ys)
@@ -132,7 +132,7 @@ def outcome(walk, params, xs):
 
 
 @pytest.mark.parametrize("name", [*LOOPED, *CHUNKED])
-def test_a_subclass_is_walked_by_its_own_methods(name, x64):
+def test_a_subclass_is_run_by_its_own_methods(name, x64):
     cell = (LOOPED | CHUNKED)[name]
     xs, mask = jnp.asarray(XS), jnp.asarray(MASK)
     params = drawn_params(cell, D)
@@ -155,7 +155,7 @@ def test_a_named_engine_that_does_not_know_the_step_refuses(name):
         unroll(cell, params, jnp.asarray(XS, jnp.float32), engine=Associative())
 
 
-def test_explain_says_why_the_loop_walks_a_subclass():
+def test_explain_says_why_the_loop_runs_a_subclass():
     cell = LOOPED["step"]
     rows = jaxrnn.explain(
         cell, drawn_params(cell, D), jnp.asarray(XS, jnp.float32)
@@ -172,7 +172,7 @@ def test_explain_says_why_the_loop_walks_a_subclass():
 
 @dataclasses.dataclass(frozen=True)
 class Own(jaxrnn.Layer):
-    """A cell inside, walked by the public door, its outputs made larger by one;
+    """A cell inside, run by the public door, its outputs made larger by one;
     ``cuts`` hands truncation on.
     """
 
@@ -226,10 +226,10 @@ PLACES = {
 }
 
 
-def gradient(layer, walk, **spec):
+def gradient(layer, run, **spec):
     params = drawn_params(layer, D)
     return compiled(
-        jax.grad(lambda p: jnp.sum(jnp.sin(walk(layer, p, FLOATS, **spec)[1])))
+        jax.grad(lambda p: jnp.sum(jnp.sin(run(layer, p, FLOATS, **spec)[1])))
     )(params)
 
 
@@ -297,7 +297,7 @@ def test_a_rollout_in_a_layer_that_is_truncated_is_refused(plain_errors):
     gradient(closed, unroll)
 
 
-def test_a_cell_that_unrolls_in_its_step_walks_over_another_time():
+def test_a_cell_that_unrolls_in_its_step_runs_over_another_time():
     """Some ticks a step, as of a fast cell in a slow one: truncation cuts between
     steps.
     """
@@ -315,12 +315,12 @@ def test_a_cell_that_unrolls_in_its_step_walks_over_another_time():
     once, twice = (
         compiled(
             jax.grad(
-                lambda p, w=walk, c=cell, xs=xs, n=n: jnp.sum(
+                lambda p, w=run, c=cell, xs=xs, n=n: jnp.sum(
                     jnp.sin(truncated_unroll(c, p, xs, window=n)[0])
                 )
             )
         )
-        for walk, cell, xs, n in (
+        for run, cell, xs, n in (
             (0, Ticking(), FLOATS, 2),
             (0, Elman(4), jnp.repeat(FLOATS, 2, 0), 4),
         )

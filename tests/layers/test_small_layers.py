@@ -111,9 +111,9 @@ def hand_over_hand(layer, params, xs, carry, mask, resets, reverse):
     return carry, jnp.stack(ys)
 
 
-def outcome_of(walk, inputs):
+def outcome_of(unrolling, inputs):
     def values_and_gradients(*at):
-        values, pullback = jax.vjp(walk, *at)
+        values, pullback = jax.vjp(unrolling, *at)
         return values, pullback(inputs.cotangents)
 
     return compiled(values_and_gradients)(*inputs[:3])

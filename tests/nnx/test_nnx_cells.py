@@ -100,7 +100,7 @@ def test_a_changed_cell_computes_what_it_does_under_flax(what):
     ],
 )
 def test_other_options_of_a_linear_map_are_left_to_flax(options):
-    """Which the CPU may not tell in the numbers: the cell is walked as it stands."""
+    """Which the CPU may not tell in the numbers: the cell is run as it stands."""
     assert (
         RNN(CHANGED["a first carry of its own"]()).values().keys()
         != jaxrnn.GRU(H).init(jax.random.key(0), D).keys()

@@ -124,7 +124,7 @@ def outcomes(kind, at_call, time_major, reverse, keep_order, lengths):
     valid = np.arange(T) < (np.full(B, T) if lengths is None else lengths)[:, None]
     lengths = {} if lengths is None else {"seq_lengths": jnp.asarray(lengths)}
 
-    def walk(kind_of_rnn, rest, params, xs, carry):
+    def unrolling(kind_of_rnn, rest, params, xs, carry):
         made, called = ({}, how) if at_call else (how, {})
         # variables of this trace, which flax's scan may write to
         rest = jax.tree.map(lambda a: a, rest)
@@ -138,7 +138,7 @@ def outcomes(kind, at_call, time_major, reverse, keep_order, lengths):
         found = []
         for kind_of_rnn in (RNN, nnx.RNN):
             values, pullback = jax.vjp(
-                lambda *a, k=kind_of_rnn: walk(k, rest, *a), params, xs, carry
+                lambda *a, k=kind_of_rnn: unrolling(k, rest, *a), params, xs, carry
             )
             found.append((values, pullback(scrambled(values, 3))))
         return found
@@ -159,7 +159,7 @@ def test_other_cells(kind, x64):
 
 
 @pytest.mark.parametrize("kind", PACKED)
-def test_built_in_cells_are_walked_as_jaxrnns_own(kind):
+def test_built_in_cells_are_run_as_jaxrnns_own(kind):
     """And their parameters, converted, are those of a jaxrnn cell: the other door to
     the same model.
     """

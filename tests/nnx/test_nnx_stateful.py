@@ -184,7 +184,7 @@ def outcomes(case, time_major, reverse, keep_order, lengths):
     if lengths is not None:
         valid = np.arange(T) < lengths[:, None]
 
-    def walk(kind_of_rnn, rest, params, carry):
+    def unrolling(kind_of_rnn, rest, params, carry):
         cell = nnx.merge(graph, params, jax.tree.map(lambda a: a, rest))
         rnn = kind_of_rnn(cell, **options, **how, unroll=2)
         carry, ys = rnn(
@@ -207,7 +207,10 @@ def outcomes(case, time_major, reverse, keep_order, lengths):
         found = []
         for kind_of_rnn in (RNN, nnx.RNN):
             values, pullback, left = jax.vjp(
-                lambda *a, k=kind_of_rnn: walk(k, rest, *a), params, carry, has_aux=True
+                lambda *a, k=kind_of_rnn: unrolling(k, rest, *a),
+                params,
+                carry,
+                has_aux=True,
             )
             found.append((values, pullback(scrambled(values, 3)), left))
         return found

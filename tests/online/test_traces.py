@@ -37,7 +37,7 @@ def traced(name, through="unit"):
     traces = Traces(SUBJECTS[name], through)
     step = jax.value_and_grad(step_loss(traces), has_aux=True)
 
-    def walk(params, rows):
+    def unrolling(params, rows):
         def body(before, now):
             state, total = before
             (_, state), gradient = step(params, state, now)
@@ -49,7 +49,7 @@ def traced(name, through="unit"):
         (state, _), totals = jax.lax.scan(body, (first, zero), rows)
         return totals, state
 
-    return compiled(walk)(params, tuple(window[:4]))
+    return compiled(unrolling)(params, tuple(window[:4]))
 
 
 UNITS = {

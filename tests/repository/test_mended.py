@@ -165,7 +165,7 @@ def test_a_layer_within_both_directions_keeps_a_reset_at_the_first_step():
     _, forwards = unroll(
         one, params["forward"]["forward"], xs, carry.forward.forward, resets=resets
     )
-    # the backward layer of the backward layer walks forwards
+    # the backward layer of the backward layer runs forwards
     twice_turned = ys[..., 6:]
     assert_same(
         twice_turned,

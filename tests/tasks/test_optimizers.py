@@ -35,14 +35,14 @@ OPTAX = {
 }
 
 
-def walk(optimizer, rate=None):
+def unrolling(optimizer, rate=None):
     """Parameters after some updates by random gradients."""
     rng = np.random.default_rng(0)
     params = {"w": jnp.asarray(rng.normal(size=(3, 2)))}
     state = optimizer.init(params)
     for _ in range(7):
         if rate is not None:
-            state = set_rate("walk", state, jnp.asarray(rate))
+            state = set_rate("run", state, jnp.asarray(rate))
         gradient = {"w": jnp.asarray(rng.normal(size=(3, 2)))}
         updates, state = optimizer.update(gradient, state, params)
         params = optax.apply_updates(params, updates)
@@ -55,18 +55,18 @@ def test_every_name_has_a_twin():
 
 @pytest.mark.parametrize("name", RULES)
 def test_an_optimizer_is_the_one_of_optax(x64, name):
-    ours = walk(named_optimizer(name, clip=1e9), RATE)
-    np.testing.assert_allclose(ours, walk(OPTAX[name]()), rtol=1e-12, atol=1e-14)
+    ours = unrolling(named_optimizer(name, clip=1e9), RATE)
+    np.testing.assert_allclose(ours, unrolling(OPTAX[name]()), rtol=1e-12, atol=1e-14)
 
 
 def test_weight_decay_and_clipping_reach_every_rule(x64):
     chain = optax.chain(
         optax.clip_by_global_norm(0.5), optax.lion(RATE, weight_decay=0.2)
     )
-    ours = walk(named_optimizer("lion", clip=0.5, weight_decay=0.2), RATE)
-    np.testing.assert_allclose(ours, walk(chain), rtol=1e-12)
-    adamw = walk(named_optimizer("adamw", weight_decay=0.2), RATE)
-    adam = walk(named_optimizer("adam", weight_decay=0.2), RATE)
+    ours = unrolling(named_optimizer("lion", clip=0.5, weight_decay=0.2), RATE)
+    np.testing.assert_allclose(ours, unrolling(chain), rtol=1e-12)
+    adamw = unrolling(named_optimizer("adamw", weight_decay=0.2), RATE)
+    adam = unrolling(named_optimizer("adam", weight_decay=0.2), RATE)
     np.testing.assert_array_equal(adam, adamw)
 
 

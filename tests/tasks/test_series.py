@@ -43,7 +43,7 @@ FLAGS = ["--hidden", "4", "--length", "6", "--batch", "8", "--steps", "4"]
 FLAGS += ["--report-every", "2", "--evaluate-every", "2"]
 
 
-def walks(seed=0, lengths=(30, 17, 44), columns=2):
+def unrolls(seed=0, lengths=(30, 17, 44), columns=2):
     rng = np.random.default_rng(seed)
     return [rng.normal(size=(n, columns)).cumsum(0) for n in lengths]
 
@@ -61,7 +61,7 @@ def origins_of(arrays, first, horizon):
 
 @pytest.mark.parametrize("season", [0, 1, 4, 9])
 def test_naive_forecasts_are_those_of_a_loop(season):
-    arrays, horizon = walks(), 6
+    arrays, horizon = unrolls(), 6
     origins = origins_of(arrays, 0, horizon)
     found = metrics.naive(arrays, origins, horizon, season)
     for row, (i, t) in zip(found, origins, strict=True):
@@ -76,7 +76,7 @@ def test_naive_forecasts_are_those_of_a_loop(season):
 
 @pytest.mark.parametrize("season", [0, 3])
 def test_mase_is_its_formula(season):
-    arrays = walks()
+    arrays = unrolls()
     arrays[1][4, 0] = np.nan
     lag = season or 1
     scale = []
@@ -115,7 +115,7 @@ def test_columns_that_never_change_have_no_mase():
 
 def test_the_linear_forecast_is_that_of_scikit_learn():
     linear_model = pytest.importorskip("sklearn.linear_model")
-    arrays, lags, horizon = walks(columns=3), 3, 2
+    arrays, lags, horizon = unrolls(columns=3), 3, 2
     targets = [x[:, :2].copy() for x in arrays]
     targets[0][7] = np.nan
     inputs, truth = [], []
@@ -161,7 +161,7 @@ def test_the_nearest_neighbor_is_that_of_a_loop():
 
 
 def test_windows_hold_what_a_loop_says():
-    raw = walks(lengths=(9, 3, 1))
+    raw = unrolls(lengths=(9, 3, 1))
     raw[0][5, 1] = np.nan
     times = np.cumsum(np.random.default_rng(2).choice([1.0, 3.0], 9))
     scaler = Scaler((0.0, 0.0), (1.0, 1.0), 1.0, True)
@@ -234,7 +234,7 @@ def table(path, arrays, start=0.0, gaps=None, header="a,b", label=None):
 
 
 def test_no_number_of_the_test_part_reaches_training(tmp_path):
-    arrays = walks(lengths=(60, 40))
+    arrays = unrolls(lengths=(60, 40))
     changed = [x.copy() for x in arrays]
     for x in changed:
         x[int(0.85 * len(x)) :] += 100  # the test part alone
@@ -259,7 +259,7 @@ def test_no_number_of_the_test_part_reaches_training(tmp_path):
 
 def test_a_second_file_is_the_test_part_and_short_series_are_for_training(tmp_path):
     files = tuple(
-        table(tmp_path / f"{i}.csv", walks(i, lengths))
+        table(tmp_path / f"{i}.csv", unrolls(i, lengths))
         for i, lengths in enumerate([(40, 3), (30, 5)])
     )
     alone = described(Options(data=files[:1]), read_data(Options(data=files[:1])))
@@ -271,7 +271,7 @@ def test_a_second_file_is_the_test_part_and_short_series_are_for_training(tmp_pa
     test = parts.origins("test", 2, 8)
     # 8 samples before the first forecast of the long one, and 3 of the short one
     assert test == [*(Origin(2, t) for t in range(7, 28)), Origin(3, 2)]
-    first = walks(0, (40, 3))
+    first = unrolls(0, (40, 3))
     mean = np.concatenate([first[0][:34], first[1]]).mean(0)
     np.testing.assert_allclose(config["series"]["mean"], mean, atol=1e-6)
     assert alone[1].endswith("validates; 1 short series are for training alone")
@@ -282,7 +282,7 @@ def forecast_run(tmp_path_factory):
     """A tiny run on irregular, ragged series with missing values."""
     jax.devices()
     folder = tmp_path_factory.mktemp("series")
-    arrays = walks(lengths=(60, 45))
+    arrays = unrolls(lengths=(60, 45))
     arrays[0][10:13, 1] = np.nan
     path = table(folder / "a.csv", arrays, gaps=[1, 1, 2.5])
     words = ["train", "series", "--data", path, "--missing", "mask", "--horizon", "2"]
@@ -391,10 +391,10 @@ def test_the_rollout_is_a_loop_of_single_forecasts(forecast_run):
 def test_words_for_what_cannot_be(forecast_run, tmp_path, capsys):
     folder, _ = forecast_run
     path = str(folder / "a.csv")
-    bad = table(tmp_path / "b.csv", walks(), header="a,c")
+    bad = table(tmp_path / "b.csv", unrolls(), header="a,c")
     named = tmp_path / "d.csv"
     named.write_text("split,a\ntrain,1\ntrain,2\n")
-    short = table(tmp_path / "c.csv", walks(lengths=(3,)))
+    short = table(tmp_path / "c.csv", unrolls(lengths=(3,)))
     run = str(folder / "run")
     for words, message in (
         (

@@ -169,7 +169,7 @@ def test_padding_does_not_matter(attention):
 
 @pytest.mark.parametrize("cell", [jaxrnn.GRU(6), jaxrnn.LSTM(6)], ids=["gru", "lstm"])
 def test_steps_are_teacher_forcing(cell):
-    """What beam search walks and what training walks: the same logits."""
+    """What beam search runs and what training runs: the same logits."""
     model, batch = translator("dot", cell=cell, layers=2), batch_of()
     carry, memory = nnx.jit(
         lambda model: model.encode(batch.source, batch.source_lengths)

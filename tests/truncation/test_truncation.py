@@ -124,7 +124,7 @@ def scaled_by_hand(layer, inputs, scale, reverse=False):
 
 @functools.cache
 def with_scale(layer, reverse=False, engine=None):
-    def walk(params, xs, carry, mask, resets, scale):
+    def unrolling(params, xs, carry, mask, resets, scale):
         how = {
             "mask": mask,
             "resets": resets,
@@ -136,7 +136,7 @@ def with_scale(layer, reverse=False, engine=None):
             layer, params, xs, carry, gradient_scale=scale, **how
         )
 
-    return compiled_outcome(walk)
+    return compiled_outcome(unrolling)
 
 
 def random_scale(inputs, seed=5):
@@ -244,10 +244,10 @@ def test_derivatives_of_any_kind_and_order(engine, x64):
         return total
 
     def engine_loss(params):
-        walked = jaxrnn.truncated_unroll(
+        unrolled_ = jaxrnn.truncated_unroll(
             cell, params, inputs.xs, inputs.carry, gradient_scale=scale, engine=engine
         )
-        return jnp.square(walked[1]).sum()
+        return jnp.square(unrolled_[1]).sum()
 
     def dot(a, b):
         return sum(
@@ -660,7 +660,7 @@ def test_every_pattern_comes_as_often_as_it_should(artbp, flagged):
 )
 def test_intervals_have_the_mean_length(mean_length, alpha):
     """Over many streams, every interval that begins in the first half of a long
-    walk.
+    run.
     """
     artbp, steps, streams = ARTBP(mean_length, alpha), 4000, 50
     cuts = np.asarray(artbp.sample(jax.random.key(7), steps, (streams,))) == 0
