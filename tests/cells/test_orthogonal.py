@@ -33,7 +33,7 @@ def test_it_stays_orthogonal_in_training(x64):
     @compiled
     def update(params, state):
         loss = lambda p: jnp.sin(jaxrnn.unroll(cell, p, xs)[1]).sum()  # noqa: E731
-        gradient = compiled(jax.grad(loss))(params)
+        gradient = jax.grad(loss)(params)
         changes, state = optimizer.update(gradient, state)
         return optax.apply_updates(params, changes), state
 
