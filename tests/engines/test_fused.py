@@ -19,7 +19,7 @@ from subjects import (
     drawn_params,
     looped,
 )
-from test_engines import MODES, run
+from test_engines import MODES, unrolled
 
 import jaxrnn
 from jaxrnn import GRU, LRU, LSTM, RGLRU, Elman, Fused, MinGRU, Scan
@@ -77,7 +77,7 @@ def test_a_kernel_is_the_python_loop(name, x64):
     """
     inputs, reverse = draw(name, 0, 7), FITTING.index(name) % 2 == 1
     assert_same_outcome(
-        run(SUBJECTS[name], TPU, reverse)(*inputs), looped(name, inputs, reverse)
+        unrolled(SUBJECTS[name], TPU, reverse)(*inputs), looped(name, inputs, reverse)
     )
 
 
@@ -90,8 +90,8 @@ def test_any_size(name, shape, x64):
     size, steps, units = shape
     cell = CELLS[name](units)
     inputs = draw(cell, 0, steps, (size,))
-    expected = run(cell, Scan(save="everything"))(*inputs)
-    assert_same_outcome(run(cell, TPU)(*inputs), expected)
+    expected = unrolled(cell, Scan(save="everything"))(*inputs)
+    assert_same_outcome(unrolled(cell, TPU)(*inputs), expected)
 
 
 def test_tiles_and_blocks_of_time(x64):
@@ -103,8 +103,8 @@ def test_tiles_and_blocks_of_time(x64):
     small = Fused(interpret="tpu", memory=1_600_000)
     kept = dataclasses.replace(small, save="carries")
     for engine, reverse in ((small, True), (kept, False)):
-        expected = run(cell, Scan(save="everything"), reverse)(*inputs)
-        assert_same_outcome(run(cell, engine, reverse)(*inputs), expected)
+        expected = unrolled(cell, Scan(save="everything"), reverse)(*inputs)
+        assert_same_outcome(unrolled(cell, engine, reverse)(*inputs), expected)
 
 
 @pytest.mark.parametrize("batch", [(), (1,), (2, 3)])
@@ -113,7 +113,7 @@ def test_batch_axes_and_short_sequences(batch, steps, x64):
     cell = SUBJECTS["lstm_peephole_learned"]
     inputs = draw(cell, steps, steps, batch)
     assert_same_outcome(
-        run(cell, TPU)(*inputs), run(cell, Scan(save="everything"))(*inputs)
+        unrolled(cell, TPU)(*inputs), unrolled(cell, Scan(save="everything"))(*inputs)
     )
 
 
@@ -145,8 +145,8 @@ def test_a_cell_of_ones_own(x64):
     for size in (3, 4):
         inputs = draw(Tied(size), size, 6, (size,))
         assert_same_outcome(
-            run(Tied(size), TPU)(*inputs),
-            run(Tied(size), Scan(save="everything"))(*inputs),
+            unrolled(Tied(size), TPU)(*inputs),
+            unrolled(Tied(size), Scan(save="everything"))(*inputs),
         )
 
 
@@ -175,7 +175,7 @@ def test_a_number_an_example_is_never_taken_for_one_a_unit(plain_errors):
 def test_truncation(window, x64):
     inputs = draw("gru_learned", 3, 10)
     assert_same_outcome(
-        run(SUBJECTS["gru_learned"], TPU, window=window)(*inputs),
+        unrolled(SUBJECTS["gru_learned"], TPU, window=window)(*inputs),
         looped("gru_learned", inputs, window=window),
     )
 
@@ -228,7 +228,7 @@ def test_no_kernel_adds_to_the_rounding(name, dtype):
             lambda a: a.astype(dtype).astype(a.dtype) if a.dtype == jnp.float64 else a,
             inputs,
         )
-        exact = run(cell, Scan(save="everything"))(*inputs)
+        exact = unrolled(cell, Scan(save="everything"))(*inputs)
     single = in_dtype(cell, inputs, dtype)
     errors = [
         [
@@ -236,7 +236,7 @@ def test_no_kernel_adds_to_the_rounding(name, dtype):
             for a, b in zip(*map(jax.tree.leaves, (made[:2], exact[:2])), strict=True)
         ]
         for made in (
-            run(cell, engine)(*single) for engine in (TPU, Scan(save="everything"))
+            unrolled(cell, engine)(*single) for engine in (TPU, Scan(save="everything"))
         )
     ]
     largest = [float(np.abs(b).max()) for b in jax.tree.leaves(exact[:2])]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from reference import compiled
 from subjects import assert_same, assert_same_outcome, draw, drawn_params
-from test_engines import run
+from test_engines import unrolled
 from test_fused import TPU, lowered
 
 import jaxrnn
@@ -121,7 +121,10 @@ def test_a_carry_without_heads(x64):
     """An sLSTM divides by its normaliser, which is zero in padding."""
     inputs = draw(SLSTM(4), 0, 6)
     assert_same_outcome(
-        run(SLSTM(4), TPU)(*inputs), run(SLSTM(4), PLAIN)(*inputs), 1e-11, 1e-11
+        unrolled(SLSTM(4), TPU)(*inputs),
+        unrolled(SLSTM(4), PLAIN)(*inputs),
+        1e-11,
+        1e-11,
     )
 
 
@@ -195,7 +198,9 @@ def test_an_ensemble_has_kernels_both_ways():
 
 def test_an_empty_batch(x64):
     inputs = draw(LSTM(4), 0, 5, (0,))
-    assert_same_outcome(run(LSTM(4), TPU)(*inputs), run(LSTM(4), PLAIN)(*inputs))
+    assert_same_outcome(
+        unrolled(LSTM(4), TPU)(*inputs), unrolled(LSTM(4), PLAIN)(*inputs)
+    )
     lowered("tpu", LSTM(4), Fused(), batch=0)
 
 
@@ -215,12 +220,12 @@ def test_only_the_carry_is_mapped(x64):
     first = jax.random.normal(jax.random.key(2), (4, 2, 3))
 
     def last(engine):
-        run = jax.vmap(
+        unrolled = jax.vmap(
             lambda h: jaxrnn.unroll(
                 cell, params, xs, Counted(h, jnp.zeros_like(h)), engine=engine
             )[0]
         )
-        return compiled(run)(first)
+        return compiled(unrolled)(first)
 
     assert_same(last(TPU), last(PLAIN))
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from subjects import SUBJECTS, assert_same_outcome, draw
-from test_engines import run
+from test_engines import unrolled
 from test_fused import CELLS, in_dtype, lowered
 
 from jaxrnn import GRU, LRU, LSTM, SLSTM, Elman, Fused, MinGRU, Scan
@@ -26,10 +26,10 @@ def no_races(monkeypatch):
         return
     from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
 
-    run = mosaic_gpu.run_loop
+    unrolled = mosaic_gpu.run_loop
 
     def watched(*args):
-        out = jax.block_until_ready(run(*args))
+        out = jax.block_until_ready(unrolled(*args))
         if args[-1].interpret:
             assert not gpu_callbacks.get_races().races_found
         return out
@@ -79,8 +79,8 @@ def test_a_kernel_is_the_loop(case):
         list(CASES).index(case) % 2 == 1,
     )
     with jax.default_matmul_precision("highest"):
-        expected = run(cell, Scan(save="everything"), reverse)(*inputs)
-        assert_same_outcome(run(cell, GPU, reverse)(*inputs), expected, 2e-6, 1e-5)
+        expected = unrolled(cell, Scan(save="everything"), reverse)(*inputs)
+        assert_same_outcome(unrolled(cell, GPU, reverse)(*inputs), expected, 2e-6, 1e-5)
 
 
 @needs_mosaic
@@ -90,10 +90,10 @@ def test_default_precision_is_closer_than_tf32():
     """
     cell = Elman(16)
     inputs = tame(draw(cell, 0, 8, (4,)))
-    expected = run(cell, Scan(save="everything"))(*inputs)
-    assert_same_outcome(run(cell, GPU)(*inputs), expected, 5e-5, 2e-4)
+    expected = unrolled(cell, Scan(save="everything"))(*inputs)
+    assert_same_outcome(unrolled(cell, GPU)(*inputs), expected, 5e-5, 2e-4)
     with jax.default_matmul_precision("highest"):
-        assert_same_outcome(run(cell, GPU)(*inputs), expected, 1e-6, 1e-5)
+        assert_same_outcome(unrolled(cell, GPU)(*inputs), expected, 1e-6, 1e-5)
 
 
 @needs_mosaic
@@ -109,11 +109,11 @@ def test_bfloat16_adds_nothing_to_its_rounding(name):
             ),
             inputs,
         )
-        exact = run(cell, Scan(save="everything"))(*inputs)
+        exact = unrolled(cell, Scan(save="everything"))(*inputs)
     single = in_dtype(cell, inputs, "bfloat16")
     for ours, theirs, value in zip(
         *(
-            jax.tree.leaves(run(cell, engine)(*single)[:2])
+            jax.tree.leaves(unrolled(cell, engine)(*single)[:2])
             for engine in (GPU, Scan(save="everything"))
         ),
         jax.tree.leaves(exact[:2]),
@@ -196,8 +196,8 @@ def test_on_a_gpu(name, size):
     cell = CELLS[name](64 if name != "rg_lru" else 3)
     inputs = tame(draw(cell, 0, 1000, (size,)))
     with jax.default_matmul_precision("highest"):
-        expected = run(cell, Scan(save="everything"))(*inputs)
-        assert_same_outcome(run(cell, Fused())(*inputs), expected, 1e-5, 1e-4)
+        expected = unrolled(cell, Scan(save="everything"))(*inputs)
+        assert_same_outcome(unrolled(cell, Fused())(*inputs), expected, 1e-5, 1e-4)
 
 
 @pytest.mark.gpu
@@ -214,10 +214,10 @@ def test_bfloat16_on_a_gpu(name, units):
             ),
             inputs,
         )
-        exact = jax.tree.leaves(run(cell, Scan(save="everything"))(*inputs)[:2])
+        exact = jax.tree.leaves(unrolled(cell, Scan(save="everything"))(*inputs)[:2])
     single = in_dtype(cell, inputs, "bfloat16")
     made = [
-        jax.tree.leaves(run(cell, engine)(*single)[:2])
+        jax.tree.leaves(unrolled(cell, engine)(*single)[:2])
         for engine in (Fused(), Scan(save="everything"))
     ]
     for ours, theirs, value in zip(*made, exact, strict=True):
@@ -234,7 +234,7 @@ def test_masks_and_resets_on_a_gpu():
     for name in ("lstm_peephole_learned", "min_gru"):
         inputs = draw(name, 1, 65)
         with jax.default_matmul_precision("highest"):
-            expected = run(SUBJECTS[name], Scan(save="everything"), True)(*inputs)
+            expected = unrolled(SUBJECTS[name], Scan(save="everything"), True)(*inputs)
             assert_same_outcome(
-                run(SUBJECTS[name], Fused(), True)(*inputs), expected, 1e-5, 1e-4
+                unrolled(SUBJECTS[name], Fused(), True)(*inputs), expected, 1e-5, 1e-4
             )

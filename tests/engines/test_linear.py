@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from reference import compiled
 from subjects import LINEAR, B, D, assert_same, assert_same_outcome, draw, looped
-from test_engines import MODES, run
+from test_engines import MODES, unrolled
 
 import jaxrnn
 from jaxrnn import GRU, LRU, LSTM, RGLRU, Associative, MinGRU, Scan
@@ -56,11 +56,11 @@ def test_every_run_is_the_python_loop_at_any_length(name, steps, x64):
     by_hand = (
         looped
         if steps
-        else lambda *_: run(LINEAR[name], Scan(save="everything"))(*inputs)
+        else lambda *_: unrolled(LINEAR[name], Scan(save="everything"))(*inputs)
     )
     expected = by_hand(name, inputs, reverse)
     for engine in ENGINES.values():
-        assert_same_outcome(run(LINEAR[name], engine, reverse)(*inputs), expected)
+        assert_same_outcome(unrolled(LINEAR[name], engine, reverse)(*inputs), expected)
 
 
 @pytest.mark.parametrize("where", RESETS)
@@ -69,15 +69,17 @@ def test_resets_anywhere_and_masks_with_holes(name, where, x64):
     inputs, reverse = flagged(draw(name, 1, 12), 12, where), where == "last"
     expected = looped(name, inputs, reverse)
     for engine in (Associative(5), Associative(12), None):
-        assert_same_outcome(run(LINEAR[name], engine, reverse)(*inputs), expected)
+        assert_same_outcome(unrolled(LINEAR[name], engine, reverse)(*inputs), expected)
 
 
 @pytest.mark.parametrize("name", ["min_lstm", "rg_lru", "lru"])
 def test_float32(name):
     inputs = draw(name, 0, 257)
-    expected = run(LINEAR[name], Scan(save="everything"))(*inputs)
+    expected = unrolled(LINEAR[name], Scan(save="everything"))(*inputs)
     for engine in ENGINES.values():
-        assert_same_outcome(run(LINEAR[name], engine)(*inputs), expected, 1e-5, 1e-5)
+        assert_same_outcome(
+            unrolled(LINEAR[name], engine)(*inputs), expected, 1e-5, 1e-5
+        )
 
 
 @pytest.mark.parametrize("window", [4, 5])
@@ -86,7 +88,7 @@ def test_truncation(window, x64):
     expected = looped("min_gru", inputs, window=window)
     for engine in ENGINES.values():
         assert_same_outcome(
-            run(LINEAR["min_gru"], engine, window=window)(*inputs), expected
+            unrolled(LINEAR["min_gru"], engine, window=window)(*inputs), expected
         )
 
 
@@ -143,8 +145,8 @@ def test_bfloat16_parameters_accumulate_in_float32():
     wide = jax.tree.map(lambda a: a.astype(jnp.float32), params)
     expected, _ = jaxrnn.unroll(cell, wide, xs.astype(jnp.float32))
     for engine in ENGINES.values():
-        run = jax.jit(lambda p, x, e=engine: jaxrnn.unroll(cell, p, x, engine=e))
-        last, ys = run(params, xs)
+        unrolled = jax.jit(lambda p, x, e=engine: jaxrnn.unroll(cell, p, x, engine=e))
+        last, ys = unrolled(params, xs)
         assert (last.dtype, ys.dtype) == (jnp.float32, jnp.bfloat16)
         np.testing.assert_allclose(
             last, expected, rtol=0, atol=0.02 * float(np.abs(expected).max())
@@ -301,12 +303,12 @@ def temporaries(engine, steps, batch=8, size=256):
         )[1]
 
     def passes(params, xs, cotangent):
-        run = (
+        unrolled = (
             direct
             if engine == "direct"
             else lambda p, x: jaxrnn.unroll(cell, p, x, engine=engine)[1]
         )
-        ys, pullback = jax.vjp(run, params, xs)
+        ys, pullback = jax.vjp(unrolled, params, xs)
         return ys, pullback(cotangent)
 
     return (
