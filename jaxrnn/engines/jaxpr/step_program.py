@@ -29,6 +29,7 @@ import jax.numpy as jnp
 from jax.extend import core
 from jax.interpreters import partial_eval as pe
 
+from ...core.convolution import can_sum_over_steps
 from .costs import count_flops
 from .dependency_graph import (
     CARRY,
@@ -376,10 +377,10 @@ class StepVJP(DependencyGraph):
     def sums_products(self) -> bool:
         """Whether a weight gradient is a product of the carry and a cotangent.
 
-        One matmul then sums it over time.
+        One matmul or convolution then sums it over time.
         """
         return any(
-            eqn.primitive.name == "dot_general"
+            (eqn.primitive.name == "dot_general" or can_sum_over_steps(eqn))
             and {self.kind_of(v) for v in eqn.invars} == {CARRY, COT}
             for eqn in self.eqns
         )
