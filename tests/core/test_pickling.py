@@ -17,6 +17,7 @@ from subjects import SUBJECTS, D, draw, drawn_params
 
 import jaxrnn
 from jaxrnn import initializers
+from jaxrnn.core.engine import AbstractEngine
 
 ARGUMENTS = {
     "Chrono": (9,),
@@ -37,6 +38,8 @@ ENGINES = {
     "associative": jaxrnn.Associative(8),
     "fused": jaxrnn.Fused(interpret="tpu"),
     "cudnn": jaxrnn.CuDNN(),
+    "newton": jaxrnn.Newton(max_iterations=9),
+    "across": jaxrnn.Across("time"),
     "artbp": jaxrnn.ARTBP(2.0),
 }
 FUNCTIONS = {
@@ -98,8 +101,9 @@ def test_every_public_cell_is_among_them():
     engines = {
         value
         for value in vars(jaxrnn).values()
-        if isinstance(value, type) and hasattr(value, "run")
+        if isinstance(value, type) and issubclass(value, AbstractEngine)
     }
+    assert len(engines) > 5
     assert public - {jaxrnn.Cell, jaxrnn.LinearCell, jaxrnn.MatrixCell} <= kinds
     assert engines <= kinds
 

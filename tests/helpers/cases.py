@@ -15,7 +15,8 @@ from pathlib import Path
 
 FILE = Path(__file__).with_suffix(".json")
 ABOUT = {"name", "cell", "layer", "engine", "kind"}  # parameters
-OTHERS = ("benchmarks/", "interop/")  # rows of libraries that may not be installed
+# rows of libraries and data that may not be installed
+OTHERS = ("benchmarks/", "interop/", "tasks/test_synthetic_runs.py")
 COUNTED: Counter[str] = Counter()
 
 
