@@ -44,6 +44,7 @@ def convolution(
     kernel: Array,
     *,
     over_steps: bool,
+    maps_steps: bool = False,
     batch_first: bool = False,
     channels_last: bool = False,
     **params: Any,
@@ -54,21 +55,22 @@ def convolution(
         x: the first operand, with a leading axis of steps if ``over_steps``.
         kernel: the second operand, the same for all steps.
         over_steps: whether ``x`` and the result have an axis of steps.
+        maps_steps: whether an axis that ``vmap`` adds counts steps. Otherwise it is one
+            more axis of the batch. It is of no account here.
         batch_first: whether the batch is the major part of the axis in which it is
             merged with the steps.
         channels_last: whether operands are transposed to the layout of XLA:CPU.
         **params: those of the primitive ``conv_general_dilated``.
     """
-    convolve = _channels_last if channels_last else jax.lax.conv_general_dilated
+    convolve = _channels_last if channels_last else jax.lax.conv_general_dilated_p.bind
     if not over_steps:
         return convolve(x, kernel, **params)
     if not batch_first:
         return jax.vmap(lambda x: convolve(x, kernel, **params))(x)
-    numbers, steps = params["dimension_numbers"], x.shape[0]
+    numbers = params["dimension_numbers"]
     y = convolve(_merge_minor(x, numbers.lhs_spec[0]), kernel, **params)
-    axis = numbers.out_spec[0]
-    y = y.reshape(*y.shape[:axis], -1, steps, *y.shape[axis + 1 :])
-    return jnp.moveaxis(y, axis + 1, 0)
+    y = _split(y, numbers.out_spec[0], x.shape[0], minor=True)
+    return jnp.moveaxis(y, numbers.out_spec[0] + 1, 0)
 
 
 def _channels_last(
@@ -81,7 +83,7 @@ def _channels_last(
     layout = jax.lax.ConvDimensionNumbers(
         (0, *axes), (last, last - 1, *range(last - 1)), (0, *axes)
     )
-    y = jax.lax.conv_general_dilated(
+    y = jax.lax.conv_general_dilated_p.bind(
         jnp.transpose(x, (batch, *places, feature)),
         jnp.transpose(kernel, (*window, ins, outs)),
         dimension_numbers=layout,
@@ -96,44 +98,61 @@ def _merge_minor(x: Array, axis: int) -> Array:
 
     ``axis`` is counted without the leading axis.
     """
-    x = jnp.moveaxis(x, 0, axis + 1)
-    return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+    return _merge(jnp.moveaxis(x, 0, axis + 1), axis)
 
 
 def _merge_major(x: Array, axis: int) -> Array:
     """Merge the leading axis into a later one, as its major part."""
-    x = jnp.moveaxis(x, 0, axis)
-    return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+    return _merge(jnp.moveaxis(x, 0, axis), axis)
+
+
+def _merge(x: Array, axis: int) -> Array:
+    """Merge an axis and the next one."""
+    size = x.shape[axis] * x.shape[axis + 1]
+    return x.reshape(*x.shape[:axis], size, *x.shape[axis + 2 :])
+
+
+def _split(x: Array, axis: int, parts: int, *, minor: bool = False) -> Array:
+    """Split an axis in two; its major part, or its minor one, has ``parts`` entries."""
+    rest = x.shape[axis] // parts
+    sizes = (rest, parts) if minor else (parts, rest)
+    return x.reshape(*x.shape[:axis], *sizes, *x.shape[axis + 1 :])
 
 
 def own_convolutions(
-    eqns: Iterable[JaxprEqn],
+    eqns: Iterable[JaxprEqn], *, maps_steps: bool = False
 ) -> dict[int, Callable[[Array, Array], Array]]:
     """Return functions that compute the convolutions of a step.
 
-    They are for one step, and for all steps in a ``vmap`` whose axis counts steps.
+    Args:
+        eqns: the equations of a step.
+        maps_steps: whether they run in a ``vmap`` whose axis counts steps.
 
     Returns:
         Functions of both operands, by the ``id`` of each equation that is a
         convolution, but for those that say how their result lies on an explicit mesh.
     """
     return {
-        id(eqn): functools.partial(_of_step, **eqn.params)
+        id(eqn): functools.partial(
+            _bind, **eqn.params | {"out_sharding": None}, maps_steps=maps_steps
+        )
         for eqn in eqns
         if eqn.primitive.name == "conv_general_dilated" and not _is_placed(eqn.params)
     }
 
 
-def _of_step(x: Array, kernel: Array, **params: Any) -> Array:
-    """Compute what an equation means by the primitive."""
-    return _bind(x, kernel, over_steps=False, **params | {"out_sharding": None})
-
-
-def _bind(x: Array, kernel: Array, *, over_steps: bool, **params: Any) -> Array:
+def _bind(
+    x: Array,
+    kernel: Array,
+    *,
+    over_steps: bool = False,
+    maps_steps: bool = False,
+    **params: Any,
+) -> Array:
     """Bind the primitive, or compute what it stands for if types hold a sharding."""
-    plain = is_plain([*map(jax.typeof, (x, kernel))])
-    convolve = convolution_p.bind if plain else convolution
-    return convolve(x, kernel, over_steps=over_steps, **params)
+    is_typed = not is_plain([jax.typeof(x), jax.typeof(kernel)])
+    convolve = convolution if is_typed else convolution_p.bind
+    return convolve(x, kernel, over_steps=over_steps, maps_steps=maps_steps, **params)
 
 
 def can_sum_over_steps(eqn: JaxprEqn) -> bool:
@@ -174,27 +193,20 @@ def sum_over_steps(x: Array, kernels: Array, *, parts: int, **params: Any) -> Ar
     Returns:
         The sum; ``(parts, ...)`` if there are several parts.
     """
+    params["out_sharding"] = None
     numbers = params["dimension_numbers"]
     feature, inputs = numbers.lhs_spec[1], numbers.rhs_spec[1]
     if parts == 1:
-        return _of_step(
-            _merge_major(x, feature), _merge_major(kernels, inputs), **params
-        )
+        return _bind(_merge_major(x, feature), _merge_major(kernels, inputs), **params)
     if x.shape[feature + 1] % parts:
         whole = sum_over_steps(x, kernels, parts=1, **params)
         return jnp.zeros((parts, *whole.shape), whole.dtype).at[0].set(whole)
-    return _convolution_of_parts(
-        _merge_major(_split(x, feature + 1, parts), feature + 1),
-        _merge_major(_split(kernels, inputs + 1, parts), inputs + 1),
-        parts=parts,
-        **params,
+    x, kernels = (
+        # the parts first, and time as the major part of the contracted axis
+        _merge_major(jnp.moveaxis(_split(a, axis + 1, parts), axis + 1, 1), axis + 1)
+        for a, axis in ((x, feature), (kernels, inputs))
     )
-
-
-def _split(x: Array, axis: int, parts: int) -> Array:
-    """Split an axis into parts. The axis that counts them comes second, after time."""
-    x = x.reshape(*x.shape[:axis], parts, -1, *x.shape[axis + 1 :])
-    return jnp.moveaxis(x, axis, 1)
+    return _convolution_of_parts(x, kernels, parts=parts, **params)
 
 
 def _convolution_of_parts(
@@ -215,20 +227,19 @@ def _convolution_of_parts(
     )
     inner = {
         **params,
-        "out_sharding": None,
         "dimension_numbers": jax.lax.ConvDimensionNumbers(lhs, rhs, out),
         "window_strides": (max(1, parts - 1), *params["window_strides"]),
         "padding": ((0, 0), *params["padding"]),
         "lhs_dilation": (parts, *params["lhs_dilation"]),
         "rhs_dilation": (1, *params["rhs_dilation"]),
     }
-    return jax.lax.conv_general_dilated(x, kernels, **inner)
+    return jax.lax.conv_general_dilated_p.bind(x, kernels, **inner)
 
 
 @functools.lru_cache(maxsize=256)
 def _in_one_program(params: tuple[tuple[str, Any], ...]) -> Any:
     """Return the compiled convolution for eager calls, cached by its parameters."""
-    return jax.jit(functools.partial(convolution_p.bind, **dict(params)))
+    return jax.jit(functools.partial(convolution, **dict(params)))
 
 
 @convolution_p.def_impl
@@ -240,11 +251,17 @@ def _impl(x: Array, kernel: Array, **params: Any) -> Array:
 @convolution_p.def_abstract_eval
 def _abstract(x: Any, kernel: Any, **params: Any) -> Any:
     """Return the abstract value of the result."""
-    like = jax.eval_shape(
-        functools.partial(convolution, **params),
+    like = _like(
         *(jax.ShapeDtypeStruct(v.shape, v.dtype) for v in (x, kernel)),
+        tuple(params.items()),
     )
     return jax.core.ShapedArray(like.shape, like.dtype)
+
+
+@functools.lru_cache(maxsize=1024)
+def _like(x: Any, kernel: Any, params: tuple[tuple[str, Any], ...]) -> Any:
+    """Return the shape and dtype of the result, cached by those of the operands."""
+    return jax.eval_shape(functools.partial(convolution, **dict(params)), x, kernel)
 
 
 def _transpose(side: int) -> Callable[..., Array]:
@@ -267,16 +284,30 @@ ad.defbilinear(convolution_p, _transpose(0), _transpose(1))
 
 
 def _batched(
-    values: Sequence[Any], dims: Sequence[Any], *, over_steps: bool, **params: Any
+    values: Sequence[Any],
+    dims: Sequence[Any],
+    *,
+    over_steps: bool,
+    maps_steps: bool,
+    **params: Any,
 ) -> tuple[Array, int]:
-    """Let a mapped axis of ``x`` alone be that of the steps; map others as JAX does."""
+    """Let a mapped axis of ``x`` alone be that of the steps, or join the batch.
+
+    What else is mapped is left to JAX's rule.
+    """
     x, kernel = values
-    if over_steps or dims[0] is None or dims[1] is not None:
-        mapped: Callable[..., Array] = functools.partial(
-            convolution, over_steps=over_steps, **params
-        )
-        return jax.vmap(mapped, in_axes=tuple(dims))(x, kernel), 0
-    return _bind(jnp.moveaxis(x, dims[0], 0), kernel, over_steps=True, **params), 0
+    alone = dims[0] is not None and dims[1] is None and not over_steps
+    if alone and maps_steps:
+        return _bind(jnp.moveaxis(x, dims[0], 0), kernel, over_steps=True, **params), 0
+    if alone and params["batch_group_count"] == 1:
+        numbers, size = params["dimension_numbers"], x.shape[dims[0]]
+        x = _merge_major(jnp.moveaxis(x, dims[0], 0), numbers.lhs_spec[0])
+        y = _bind(x, kernel, **params)
+        return _split(y, numbers.out_spec[0], size), numbers.out_spec[0]
+    mapped: Callable[..., Array] = functools.partial(
+        convolution, over_steps=over_steps, **params
+    )
+    return jax.vmap(mapped, in_axes=tuple(dims))(x, kernel), 0
 
 
 batching.primitive_batchers[convolution_p] = _batched

@@ -63,14 +63,14 @@ def hint_of(
     features = {leaf.shape[-1] for leaf in jax.tree.leaves(xs) if leaf.shape}
     if cell.feature_ndim != 1 or len(features) != 1:
         return ""
-    if said.startswith("convolution") or "conv_general_dilated" in said:
+    size = features.pop()
+    if not _are_of_init(cell, params, size):
+        return f"Parameters for these inputs come of init(key, input_size={size})"
+    if "convolution" in said and has_default_carry(own):
         return (
             f"With feature_ndim = 1 an input is a vector: for pictures (Y, X, C) set "
             f"feature_ndim = 3 in {name}, and {NO_CARRY}"
         )
-    size = features.pop()
-    if not _are_of_init(cell, params, size):
-        return f"Parameters for these inputs come of init(key, input_size={size})"
     if method == "step" and _runs_swapped(cell, params, carry, xs):
         return (
             f"It runs with carry and z swapped: write {name}.step(self, params, carry, "

@@ -7,10 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import checkify
+from jax.experimental.xla_metadata import set_xla_metadata
 from subjects import normal
 
 import jaxrnn
 from jaxrnn.core import convolution
+from jaxrnn.engines.jaxpr.evaluate import eval_jaxpr
+from jaxrnn.engines.loops import sequential
 
 T, B = 5, 4
 
@@ -289,3 +292,96 @@ def test_checkify_names_the_convolution():
             message = checked(params_now, xs)[0].get() or ""
             assert words in message
             assert bool(words) == bool(message), message
+
+
+def test_it_runs_without_jit():
+    cell, params, xs, h = drawn("signals")
+
+    def loss(params):
+        return jaxrnn.unroll(cell, params, xs, h, engine=jaxrnn.Scan(chunk=2))[1].sum()
+
+    expected = jax.grad(loss)(params)
+    with jax.disable_jit():
+        found = jax.grad(loss)(params)
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_the_context_of_an_equation_is_kept():
+    """In loops and for all steps at once, as that of other equations."""
+    cell, params, xs, h = drawn("signals")
+
+    class Marked(Convolved):
+        def convolve(self, x, kernel):
+            with set_xla_metadata(mark="here"):
+                return super().convolve(x, kernel)
+
+    marked = Marked(cell.form)
+
+    def loss(params, xs):
+        return jaxrnn.unroll(marked, params, xs, h)[1].sum()
+
+    def marks(function):
+        return jax.jit(function).lower(params, xs).as_text().count("mark")
+
+    assert 2 <= marks(loss) < marks(jax.grad(loss, (0, 1)))
+
+
+def test_kernels_of_mixed_precision_are_summed_in_float32():
+    """As near to float64 as the sum of ``lax.scan``, which rounds every step."""
+    random = np.random.default_rng(3)
+    kernel = jnp.asarray(random.normal(size=(3, 3, 3)) / 3, jnp.float32)
+    xs = jnp.asarray(random.normal(size=(200, 4, 8, 3)), jnp.float32)
+
+    @dataclasses.dataclass(frozen=True)
+    class Mixed(jaxrnn.Cell):
+        half: str
+        feature_ndim = 2
+
+        def initial_carry(self, params, batch_shape=(), dtype=None):
+            return jnp.zeros((*batch_shape, 8, 3), params.dtype)
+
+        def step(self, kernel, h, x):
+            y = conv(h.astype(self.half), kernel.astype(self.half))
+            return jnp.tanh(0.1 * y.astype(h.dtype) + x)
+
+    def gradient(unroll, dtype):
+        return jax.jit(jax.grad(lambda k: unroll(k, xs.astype(dtype)).sum()))(
+            kernel.astype(dtype)
+        )
+
+    def by_scan(half):
+        cell = Mixed(half)
+        first = cell.initial_carry(kernel, (4,))
+
+        def unroll(k, xs):
+            h = first.astype(xs.dtype)
+            return jax.lax.scan(lambda h, x: (cell.step(k, h, x),) * 2, h, xs)[1]
+
+        return unroll
+
+    with jax.enable_x64(True):
+        exact = np.asarray(gradient(by_scan("float64"), jnp.float64))
+    rounded = np.asarray(gradient(by_scan("bfloat16"), jnp.float32))
+    found = np.asarray(
+        gradient(lambda k, xs: jaxrnn.unroll(Mixed("bfloat16"), k, xs)[1], jnp.float32)
+    )
+    assert np.abs(found - exact).max() <= 1.5 * np.abs(rounded - exact).max()
+
+
+def test_a_row_that_a_convolution_reads_is_not_recorded_in_parts():
+    """On accelerators rows are recorded in parts where no matmul reads them whole."""
+
+    def body(h, x):
+        z = conv(h, jnp.ones((3, 4, 8))) + x
+        return jnp.tanh(z[..., :4]), jnp.concatenate([z[..., :4], 2 * z[..., 4:]], -1)
+
+    h, xs = jnp.zeros((2, 6, 4)), jnp.zeros((5, 2, 6, 8))
+    plain = sequential.rows_that_fall_apart(body, h, xs)
+
+    def ours(h, x):
+        jaxpr = jax.make_jaxpr(body)(h, x)
+        instead = convolution.own_convolutions(jaxpr.eqns)
+        return eval_jaxpr(jaxpr.jaxpr, jaxpr.consts, [h, x], instead)
+
+    assert sequential.rows_that_fall_apart(ours, h, xs) == plain

@@ -7,6 +7,7 @@ length; no device is sent the sequence. Four devices are needed, so the checks
 """
 
 import dataclasses
+import functools
 import os
 import subprocess
 import sys
@@ -260,6 +261,46 @@ def check_a_sequence_long_enough_for_chunks(cell):
     found = said(jax.value_and_grad(loss_of(cell, None)), arguments)
     assert [(each.name, each.looped) for each in found] == [("all-reduce", False)]
     assert found[0].bytes == needed
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures(jaxrnn.Cell):
+    """A cell of one's own, whose pullback needs the carries alone."""
+
+    places: int = 6
+    feature_ndim = 2
+
+    def initial_carry(self, params, batch_shape=(), dtype=None):
+        return jnp.zeros((*batch_shape, self.places, 4))
+
+    def step(self, kernel, h, x):
+        y = jax.lax.conv_general_dilated(
+            h, kernel, (1,), "SAME", dimension_numbers=("NXC", "XIO", "NXC")
+        )
+        return 0.9 * h + jax.nn.relu(y + x)
+
+
+def check_convolutions_of_ones_own():
+    """One all-reduce; and where ``vmap`` maps over what is split, no gather in a loop;
+    and pictures without a place.
+    """
+    kernel = placed(jax.ShapeDtypeStruct((3, 4, 4), jnp.float32))
+
+    def loss(kernel, xs, engine=None):
+        cell = Pictures(xs.shape[-2])
+        return jnp.square(jaxrnn.unroll(cell, kernel, xs, engine=engine)[1]).sum()
+
+    xs = placed(jax.ShapeDtypeStruct((T, B, 6, 4), jnp.float32), None, "b")
+    for engine in (None, jaxrnn.Scan(chunk=4)):
+        found = said(
+            jax.value_and_grad(functools.partial(loss, engine=engine)), (kernel, xs)
+        )
+        assert [(each.name, each.looped) for each in found] == [("all-reduce", False)]
+    many = placed(jax.ShapeDtypeStruct((DEVICES, T, 2, 6, 4), jnp.float32), "b")
+    each = jax.vmap(jax.grad(loss), (None, 0))
+    assert not any(found.looped for found in said(each, (kernel, many)))
+    xs = placed(jax.ShapeDtypeStruct((T, B, 0, 4), jnp.float32), None, "b")
+    assert jax.jit(jax.grad(loss)).lower(kernel, xs).compile()
 
 
 @pytest.mark.parametrize("batch", [2, 7])

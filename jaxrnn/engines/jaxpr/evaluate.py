@@ -14,9 +14,14 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Primitive, Var
 from jax.interpreters import ad
 
 from ...core.contraction import contraction_p, product
-from ...core.convolution import own_convolutions
+from ...core.convolution import convolution, convolution_p, own_convolutions
 
 CUSTOM_VJP = "custom_vjp_call"  # which has a derivative in reverse mode only
+# What our primitives are in a step.
+PLAIN: dict[Any, Callable[..., Any]] = {
+    contraction_p: product,
+    convolution_p: convolution,
+}
 CALLS = {"jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2"}
 
 Values = Sequence[Any]
@@ -53,13 +58,14 @@ def eval_equations(
     for eqn in eqns:
         values = [read_env(env, v) for v in eqn.invars]
         if instead and id(eqn) in instead:
-            results = instead[id(eqn)](*values)
+            with eqn.ctx.manager:
+                results = instead[id(eqn)](*values)
             results = results if eqn.primitive.multiple_results else [results]
             env.update(zip(eqn.outvars, results, strict=True))
             continue
-        # Engines look for dot_general. A contraction inside a step is one.
-        if eqn.primitive is contraction_p:
-            env[eqn.outvars[0]] = product(*values, **eqn.params)
+        # Engines look for dot_general and conv_general_dilated.
+        if eqn.primitive in PLAIN:
+            env[eqn.outvars[0]] = PLAIN[eqn.primitive](*values, **eqn.params)
             continue
         inner = eqn.params.get("jaxpr") if eqn.primitive.name in CALLS else None
         if eqn.primitive.name in FORMER:
@@ -92,7 +98,7 @@ def eval_all_steps(
     """
     if not outs:
         return []
-    convolutions = own_convolutions(eqns)
+    convolutions = own_convolutions(eqns, maps_steps=True)
 
     def of_step(*values):
         env = {**constants, **dict(zip(stacked, values, strict=True))}

@@ -25,7 +25,7 @@ from ...core.types import Carry, Inputs, Size
 # ``loop(body, carry, xs, buffers, offset, steps, reverse=) -> (carry, buffers)``
 LoopFunction = Callable[..., tuple[Any, list[Any]]]
 MOST_PARTS = 4  # of a row, as many as the gates of an LSTM
-MATMULS = {"dot_general", "conv_general_dilated"}
+MATMULS = {"dot_general", "conv_general_dilated", "jaxrnn_convolution"}
 SLICES = {"slice", "split"}
 
 

@@ -146,10 +146,7 @@ class WeightGradientSum:
                 sums[var, exact] = self.first_part(added[var].astype(var.aval.dtype))
             elif rule.kind == PRODUCT:
                 operands = [stacked[v] for v in rule.eqn.invars]
-                sum_over_time = SUMS_OF_PRODUCTS[rule.eqn.primitive.name]
-                sums[var, exact] = sum_over_time(
-                    *operands, parts=self.parts, **rule.eqn.params
-                )
+                sums[var, exact] = self._sum_products(rule.eqn, operands, exact)
             elif rule.kind == BATCH:
                 # Time leads the rows, so every axis of the equation is one further.
                 first, *others = (axis + 1 for axis in rule.eqn.params["axes"])
@@ -182,6 +179,17 @@ class WeightGradientSum:
             return jnp.zeros((self.parts, *value.shape), value.dtype)
         return self.first_part(value * jnp.asarray(steps, jnp.result_type(value)))
 
+    def _sum_products(self, eqn: Any, operands: list[Any], exact: bool) -> Any:
+        """Return the sum of a product over time.
+
+        A sum of convolutions in half precision that is converted to float32 is made in
+        float32. XLA does so by itself for matmuls.
+        """
+        name, params = eqn.primitive.name, dict(eqn.params)
+        if exact and name == "conv_general_dilated":
+            params["preferred_element_type"] = jnp.dtype(jnp.float32)
+        return SUMS_OF_PRODUCTS[name](*operands, parts=self.parts, **params)
+
     def joined(self, total: Any) -> Any:
         """Add the parts of a sum."""
         return total if self.parts == 1 else total.sum(0)
@@ -211,6 +219,8 @@ class WeightGradientSum:
             else read_env(constants, v)
             for i, v in enumerate(eqn.invars)
         ]
+        if exact:
+            values = _of_one_dtype(eqn, values)
         if self.parts == 1:
             return bind_equation(eqn, values)[eqn.outvars.index(var)]
         axes = [0 if i in rule.terms else None for i in range(len(values))]
@@ -396,6 +406,23 @@ def _sums_over_batch(eqn: Any, parts: int) -> bool:
         and 0 in eqn.params["axes"]
         and eqn.invars[0].aval.shape[0] % parts == 0
     )
+
+
+def _of_one_dtype(eqn: Any, values: list[Any]) -> list[Any]:
+    """Convert operands of the dtype that a step gives them to the widest they have."""
+    given = [v.aval.dtype for v in eqn.invars]
+    values = [
+        v if isinstance(v, jax.Array) else jnp.asarray(v, d)
+        for v, d in zip(values, given, strict=True)
+    ]
+    widest = {
+        dtype: max(
+            (v.dtype for v, d in zip(values, given, strict=True) if d == dtype),
+            key=lambda d: d.itemsize,
+        )
+        for dtype in given
+    }
+    return [v.astype(widest[d]) for v, d in zip(values, given, strict=True)]
 
 
 def _split_axis(rows: Any, axis: int, parts: int) -> Any:
