@@ -13,6 +13,7 @@ from subjects import assert_same, drawn_params
 
 import jaxrnn
 from jaxrnn import LRU, LSTM, MLSTM, Associative, Elman, Scan, truncated_unroll, unroll
+from jaxrnn.extending import unroll_part
 
 T, B, D = 5, 2, 3
 XS = np.random.default_rng(0).normal(size=(T, B, D))
@@ -402,3 +403,51 @@ def test_an_unroll_without_a_carry_is_no_matter():
         gradient(Elman(4), truncated_unroll, window=2),
         1e-6,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Silent(jaxrnn.Layer):
+    """A layer around dropout that does not say that a key is required."""
+
+    requires_key = False
+
+    def init(self, key, input_size):
+        return {}
+
+    def initial_carry(self, params, batch_shape=()):
+        return ()
+
+    def unroll(self, params, carry, xs, spec):
+        return unroll_part(jaxrnn.dropout(0.5), {}, (), xs, spec, 0)
+
+
+def test_a_part_that_draws_needs_the_key_of_its_layer(plain_errors):
+    with pytest.raises(ValueError, match=r"was given no key: its requires_key must be"):
+        jaxrnn.unroll(Silent(), {}, jnp.ones((T, B, D)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Pooled(jaxrnn.Cell):
+    """A cell of pictures whose output is not its carry."""
+
+    hidden_size: int
+    feature_ndim = 3
+
+    def init(self, key, input_size):
+        return {}
+
+    def initial_carry(self, params, batch_shape=(), dtype=None):
+        return jnp.zeros((*batch_shape, 2, 2, 3))
+
+    def step(self, params, h, x):
+        return 0.5 * h + x
+
+    def output(self, params, h, x):
+        return h.mean((-3, -2))
+
+
+def test_a_stack_asks_a_cell_of_pictures_for_its_output_features(plain_errors):
+    with pytest.raises(
+        ValueError, match=r"Pooled: its number of output features is not known, .*3: "
+    ):
+        jaxrnn.stack(Pooled(3), jaxrnn.GRU(2)).init(jax.random.key(0), 3)

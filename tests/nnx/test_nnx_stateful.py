@@ -368,3 +368,14 @@ def test_both_directions_of_cells_that_draw():
     )
     valid = (np.arange(T) < LENGTHS[:, None])[..., None]
     assert_same((carry, ys), (expected_carry, jnp.where(valid, expected, 0)), 1e-6)
+
+
+def test_a_streaming_step_of_a_cell_that_draws_may_be_reset():
+    """As in the whole sequence: the carry is the first one where the flag is set."""
+    cell, other = made(Dropping, 0), made(Dropping, 0)
+    x, reset = inputs(Dropping)[:, 0], jnp.asarray([True, False, True])
+    carry = jnp.ones((B, H))
+    found = RNN(cell).step(carry, x, reset=reset)
+    first = other.initialize_carry(x.shape, nnx.Rngs(0))
+    expected = other(jnp.where(reset[:, None], first, carry), x)
+    assert_same(found, expected, 1e-6)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrnn.tasks import charlm, hello
+from jaxrnn.tasks import charlm, config, hello
 from jaxrnn.tasks.data import text
 from jaxrnn.tasks.models.language_model import bits_per_token
 from jaxrnn.training import Budget, InputError, Run, fit
@@ -186,3 +186,15 @@ def test_charlm_with_its_defaults_reads_the_help_topics_below_1_6_bits(tmp_path)
     )
     # unigram 4.58, bigram 3.23, 5-gram 1.63, xz 1.63
     assert result["bits_per_char"] < 1.60
+
+
+def test_an_option_that_names_takes_a_string(plain_errors):
+    with pytest.raises(InputError, match="--cell must be one of gru, lstm, but it is "):
+        config.check_name("--cell", 3, ["gru", "lstm"])
+
+
+def test_a_file_goes_before_an_embedded_text_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert len(text.read_text("pydoc")) > 100_000
+    (tmp_path / "pydoc").write_text("short", encoding="utf-8")
+    assert text.read_text("pydoc") == "short"

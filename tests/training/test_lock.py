@@ -115,3 +115,9 @@ def test_a_disk_without_room_for_the_lock(tmp_path, monkeypatch):
         locked(tmp_path),
     ):
         pass
+
+
+def test_a_run_is_not_made_without_its_task(tmp_path, plain_errors):
+    with pytest.raises(ValueError, match="the config must name its task"):
+        Run.create(tmp_path / "run", {"hidden": 4})
+    assert not (tmp_path / "run").exists()
