@@ -46,7 +46,7 @@ def name_failing_method(
         repair = hint if isinstance(hint, str) else hint(error)
         raise kind(
             f"{type(cell).__name__}.{method} fails on {arguments}: "
-            f"{first_line(error).rstrip('.')}{repair and '. ' + repair}"
+            f"{first_line(error).removesuffix('.')}{repair and '. ' + repair}"
         ) from error
 
 
@@ -54,11 +54,11 @@ def first_line(error: Exception) -> str:
     """Return the first line of what an error says, shortened."""
     text = f"{error!r}" if isinstance(error, KeyError) else str(error)
     lines = text.strip().splitlines() or [type(error).__name__]
-    return _shortened(lines[0], 140)
+    return _shortened(lines[0], 240)
 
 
 def _shortened(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[: most - 3]}..."
+    return text if len(text) <= most else f"{text[: most - 5]} [...]"
 
 
 def _is_ours(cell: Any, error: Exception) -> bool:

@@ -55,10 +55,22 @@ def hint_of(
                 f"{name}.initial_carry made {part_name(path)} without the batch axes "
                 f"{batch}"
             )
-    if len(batch) > 1:
+    if len(batch) > 1 and cell.feature_ndim == 1:
         return (
             f"With feature_ndim = {cell.feature_ndim} {batch} are batch axes: for "
             f"pictures (T, *B, Y, X, C) set feature_ndim = 3 in the cell"
+        )
+    if cell.feature_ndim != 1 and has_default_carry(own):
+        return (
+            f"{name} defines no initial_carry, so its carry is one vector of zeros for "
+            f"each input: define initial_carry(self, params, batch_shape=(), "
+            f"dtype=None) that returns what the step takes"
+        )
+    if cell.feature_ndim != 1 and "convolution" in said and len(batch) != 1:
+        return (
+            f"A convolution takes one batch axis, and here the batch axes are {batch}: "
+            f"reshape to x.reshape(-1, *x.shape[{len(batch)}:]) before it, and back "
+            f"after it"
         )
     features = {leaf.shape[-1] for leaf in jax.tree.leaves(xs) if leaf.shape}
     if cell.feature_ndim != 1 or len(features) != 1:

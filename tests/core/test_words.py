@@ -56,6 +56,19 @@ def convolve_pictures(self, params, x):
     )
 
 
+def convolve_both(self, params, carry, z):
+    """Convolve a carry ``(B, Y, X, H)``."""
+    kernel = params.get("kernel", jnp.ones((3, 3, H, H)))
+    numbers = ("NXYC", "XYIO", "NXYC")
+    return z + jax.lax.conv_general_dilated(
+        carry, kernel, (1, 1), "SAME", dimension_numbers=numbers
+    )
+
+
+def pictures_of_zeros(self, params, batch_shape=(), dtype=None):
+    return jnp.zeros((*batch_shape, 6, 6, H))
+
+
 def counting(part, of_step):
     """`Own` with another part in its carry: ``part(batch_shape)`` at first, then
     ``of_step(part)``.
@@ -604,6 +617,33 @@ CASES = {
         r"^Mine\.project fails on params .*, x \(3,\): .* With feature_ndim = 1 an "
         r"input is a vector: for pictures \(Y, X, C\) set feature_ndim = 3 in Mine, "
         r"and define initial_carry\(",
+    ),
+    "a cell of pictures without initial_carry": (
+        lambda: unroll(
+            own(feature_ndim=3, step=convolve_both), {}, jnp.ones((T, B, 6, 6, H))
+        ),
+        TypeError,
+        r"^Mine\.step fails on .* carry \(2, 4\), z \(2, 6, 6, 4\): .*\. Mine defines "
+        r"no initial_carry, so its carry is one vector of zeros for each input: define",
+    ),
+    "a convolution with two batch axes": (
+        lambda: unroll(
+            own(feature_ndim=3, step=convolve_both, initial_carry=pictures_of_zeros),
+            {},
+            jnp.ones((T, B, 1, 6, 6, H)),
+        ),
+        TypeError,
+        r"^Mine\.step fails on .*: .*\. A convolution takes one batch axis, and here "
+        r"the batch axes are \(2, 1\): reshape to x\.reshape\(-1, \*x\.shape\[2:\]\)",
+    ),
+    "channels of another number": (
+        lambda: unroll(
+            own(feature_ndim=3, step=convolve_both, initial_carry=pictures_of_zeros),
+            {"kernel": jnp.ones((3, 3, 7, H))},
+            jnp.ones((T, B, 6, 6, H)),
+        ),
+        ValueError,
+        r"^Mine\.step fails on .*: conv_general_dilated .* but 4 // 1 != 7\n",
     ),
     "step(params, z, carry)": (
         lambda: unroll(
