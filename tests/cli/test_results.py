@@ -1,22 +1,26 @@
 """What a run prints: before the first step, at its end, and after Ctrl-C."""
 
 import dataclasses
+import errno
 import itertools
 import json
+import os
 import shlex
 import signal
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from jaxrnn.cli import main
+from jaxrnn.cli import entry, main
 from jaxrnn.tasks import hello
 from jaxrnn.tasks.about import ABOUT
 from jaxrnn.tasks.metrics.ngrams import ngram_baselines
 from jaxrnn.tasks.runner import TASKS
 from jaxrnn.tasks.score_table import score_rows, score_table
 from jaxrnn.tasks.synthetic.task import SyntheticTask
+from jaxrnn.training import InputError
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
@@ -188,3 +192,34 @@ def test_ngrams_are_those_of_a_slow_twin():
         bits[1].append(-np.log2((together + size * one) / (before + size)))
     found = ngram_baselines(train, held_out, size)
     np.testing.assert_allclose(list(found.values()), np.mean(bits, 1), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (KeyboardInterrupt(), 130, "jaxrnn: interrupted\n"),
+        (SystemExit(3), 3, ""),
+        (InputError("no such run"), 2, "jaxrnn: no such run\n"),
+        (
+            OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "there"),
+            2,
+            "jaxrnn: there could not be written: No space left on device\n",
+        ),
+    ],
+)
+def test_what_ends_a_command(error, status, said, monkeypatch, capsys):
+    def command(arguments):
+        raise error
+
+    monkeypatch.setattr(entry, "parse", lambda argv: SimpleNamespace(command=command))
+    assert entry.main([]) == status
+    assert capsys.readouterr().err == said
+
+
+def test_what_nobody_expects_is_shown_whole(monkeypatch):
+    def command(arguments):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(entry, "parse", lambda argv: SimpleNamespace(command=command))
+    with pytest.raises(ZeroDivisionError):
+        entry.main([])
