@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from ..core.arrays import is_array
 from ..core.cell import Gate
 from ..core.dtypes import accumulator
 from ..core.types import Carry, Inputs, Params
@@ -104,6 +105,12 @@ class _Convolutional(BuiltinCell):
     def project(self, params: Params, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """Return ``W * x``, the part of a step that needs no carry."""
         kernel = params["input_kernel"]
+        if is_array(x) and not jnp.issubdtype(x.dtype, jnp.inexact):
+            raise TypeError(
+                f"{type(self).__name__}: pictures must be of floating point, but their "
+                f"dtype is {x.dtype}: convert them, as xs.astype({kernel.dtype.name!r})"
+                f" / 255 does for bytes"
+            )
         check_features(self, kernel[(0,) * len(self.kernel_shape)], x)
         shape = tuple(x.shape[-self.feature_ndim : -1])
         if shape != self.spatial_shape:

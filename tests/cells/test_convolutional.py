@@ -200,6 +200,14 @@ LSTM = ConvLSTM(2, spatial_shape=(3, 2))
             "the parameters were made for 3 input features, but the inputs have 5",
         ),
         (
+            lambda: jaxrnn.unroll(
+                LSTM, drawn_params(LSTM, C), jnp.ones((4, 2, 3, 2, C), jnp.uint8)
+            ),
+            TypeError,
+            r"ConvLSTM: pictures must be of floating point, .* uint8: convert them, as "
+            r"xs\.astype\('float32'\) / 255",
+        ),
+        (
             lambda: jaxrnn.unroll(LSTM, drawn_params(LSTM, C), jnp.ones((3, 2, C))),
             ValueError,
             r"xs must be \(T, \*B, Y, X, C\), with time first and 3 feature axes last",
