@@ -8,7 +8,7 @@ from reference import NUMPY_STEPS, compiled, convolved
 from subjects import assert_same, draw, drawn_params, normal
 
 import jaxrnn
-from jaxrnn import LSTMState
+from jaxrnn import LSTMState, diagnostics
 from jaxrnn.cells import ConvGRU, ConvLSTM
 from jaxrnn.cells.convolutional import convolve
 
@@ -136,8 +136,8 @@ def test_gates_are_measured_over_places(x64):
         name: leaf.reshape(leaf.shape[-2:]) if name.endswith("kernel") else leaf
         for name, leaf in params.items()
     }
-    from_pictures = jaxrnn.diagnostics.gate_statistics(cell, params, xs, carry)
-    from_rows = jaxrnn.diagnostics.gate_statistics(plain, flat, xs, carry)
+    from_pictures = diagnostics.gate_statistics(cell, params, xs, carry)
+    from_rows = diagnostics.gate_statistics(plain, flat, xs, carry)
     assert_same(from_pictures, from_rows)
 
 

@@ -103,7 +103,10 @@ def test_first_parameters(name):
     expected = {names.path_of(path): array for path, array in frozen}
     assert list(found) == list(expected)
     for path, array in expected.items():
-        assert others.difference(found[path], array) <= TOLERANCE, path
+        new = found[path]
+        if name == "s5":  # LAPACK chooses the signs of the eigenvectors it begins with
+            new, array = np.abs(new), np.abs(array)
+        assert others.difference(new, array) <= TOLERANCE, path
 
 
 @pytest.mark.usefixtures("x64")
@@ -114,6 +117,8 @@ def test_what_else_is_computed(name):
     assert set(found) == set(expected)
     for part, array in expected.items():
         tolerance = TOLERANCE if array.dtype.itemsize >= 8 else 1e-6
+        # Singular values of ten steps lose digits, as many as their ratio has.
+        tolerance = 1e-10 if name == "spectra" else tolerance
         assert others.difference(found[part], array) <= tolerance, part
 
 
