@@ -502,6 +502,8 @@ def test_products_that_overflow(steps, dtype, x64):
 @pytest.mark.parametrize("engine", ["chunk_3", "starts"])
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_of_differentiation(mode, engine, x64):
+    if (mode, engine) == ("third order", "starts") and jax.__version_info__ < (0, 12):
+        pytest.skip("jax 0.10 asks for the reverse mode of a while_loop, 0.12 does not")
     cell = jaxrnn.DiagonalLSTM(2, learned_initial_carry=True)
     inputs, direction = (draw(cell, seed, 5, (2,)) for seed in (0, 1))
     mask = inputs.mask.at[:, 0].set(True)
