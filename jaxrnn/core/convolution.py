@@ -173,7 +173,13 @@ def _is_placed(params: dict[str, Any]) -> bool:
     return sharding is not None and AxisType.Explicit in sharding.mesh.axis_types
 
 
-def sum_over_steps(x: Array, kernels: Array, *, parts: int, **params: Any) -> Array:
+def contracted_axes(params: dict[str, Any]) -> tuple[int, int]:
+    """Return the axes of both operands that a convolution contracts."""
+    numbers = params["dimension_numbers"]
+    return numbers.lhs_spec[1], numbers.rhs_spec[1]
+
+
+def sum_over_steps(x: Array, kernels: Array, **params: Any) -> Array:
     """Compute the sum of the convolutions of all steps, as one convolution.
 
     The steps join the contracted axis::
@@ -186,33 +192,15 @@ def sum_over_steps(x: Array, kernels: Array, *, parts: int, **params: Any) -> Ar
     Args:
         x: the first operands, ``(steps, ...)``.
         kernels: the second operands, ``(steps, ...)``.
-        parts: in how many equal parts the contracted axis is summed, each on a device
-            of its own. They lead the result if there are several.
         **params: those of the equation, which `can_sum_over_steps`.
-
-    Returns:
-        The sum; ``(parts, ...)`` if there are several parts.
     """
     params["out_sharding"] = None
-    numbers = params["dimension_numbers"]
-    feature, inputs = numbers.lhs_spec[1], numbers.rhs_spec[1]
-    if parts == 1:
-        return _bind(_merge_major(x, feature), _merge_major(kernels, inputs), **params)
-    if x.shape[feature + 1] % parts:
-        whole = sum_over_steps(x, kernels, parts=1, **params)
-        return jnp.zeros((parts, *whole.shape), whole.dtype).at[0].set(whole)
-    x, kernels = (
-        # the parts first, and time as the major part of the contracted axis
-        _merge_major(jnp.moveaxis(_split(a, axis + 1, parts), axis + 1, 1), axis + 1)
-        for a, axis in ((x, feature), (kernels, inputs))
-    )
-    return _convolution_of_parts(x, kernels, parts=parts, **params)
+    axes = contracted_axes(params)
+    return _bind(*map(_merge_major, (x, kernels), axes), **params)
 
 
-def _convolution_of_parts(
-    x: Array, kernels: Array, *, parts: int, **params: Any
-) -> Array:
-    """Convolve each part of ``x`` with its kernel; the leading axes count the parts.
+def sum_parts_over_steps(x: Array, kernels: Array, **params: Any) -> Array:
+    """Compute the sum over steps for each part of the contracted axis.
 
     The parts are one more spatial axis, along which the convolution has a stride of n -
     1, a kernel of n entries and n - 1 zeros between the entries of ``x``. An output at
@@ -220,13 +208,27 @@ def _convolution_of_parts(
     an entry, x_i, which meets entry i of the kernel. Groups of features would say the
     same, but the partitioner gathers their operands; this form it knows as one product
     for each part.
+
+    Args:
+        x: the first operands, ``(parts, steps, ...)``.
+        kernels: the second operands, ``(parts, steps, ...)``.
+        **params: as in `sum_over_steps`.
+
+    Returns:
+        The sums, ``(parts, ...)``.
     """
+    parts = len(x)
+    x, kernels = (
+        _merge(jnp.moveaxis(a, 1, axis + 1), axis + 1)
+        for a, axis in zip((x, kernels), contracted_axes(params), strict=True)
+    )
     lhs, rhs, out = (
         (spec[0] + 1, spec[1] + 1, 0, *(axis + 1 for axis in spec[2:]))
         for spec in params["dimension_numbers"]
     )
     inner = {
         **params,
+        "out_sharding": None,
         "dimension_numbers": jax.lax.ConvDimensionNumbers(lhs, rhs, out),
         "window_strides": (max(1, parts - 1), *params["window_strides"]),
         "padding": ((0, 0), *params["padding"]),

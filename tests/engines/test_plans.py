@@ -583,6 +583,16 @@ def bent(x):
 bent.defvjp(lambda x: (jnp.sin(x), x), lambda x, g: (2 * g * jnp.cos(x),))
 
 
+def point_and_direction(steps):
+    """Two draws of a recurrent kernel, inputs and a first carry."""
+    random = np.random.default_rng(0)
+    shapes = {"U": (3, 3), "xs": (steps, 2, 3), "h": (2, 3)}
+    return [
+        {name: jnp.asarray(random.normal(size=shape)) for name, shape in shapes.items()}
+        for _ in range(2)
+    ]
+
+
 @dataclasses.dataclass(frozen=True)
 class Bent(Cell):
     hidden_size: int = 3
@@ -600,13 +610,8 @@ def test_a_second_derivative_does_not_use_rules_again(engine, x64):
     """As under ``lax.scan``: what a ``custom_vjp`` computes forwards is ordinary code
     once its rule has been used.
     """
-    random = np.random.default_rng(0)
     cell = Bent()
-    shapes = {"U": (3, 3), "xs": (6, 2, 3), "h": (2, 3)}
-    at, along = (
-        {name: jnp.asarray(random.normal(size=shape)) for name, shape in shapes.items()}
-        for _ in range(2)
-    )
+    at, along = point_and_direction(6)
 
     def derivatives(unrolled):
         gradient = jax.grad(lambda at: (unrolled(at) ** 2).sum())
@@ -649,13 +654,8 @@ def test_rules_that_a_first_derivative_left_out_are_used_by_the_second(
     inner, engine, x64
 ):
     """As under ``lax.scan``, a call without a tangent keeps its rule."""
-    random = np.random.default_rng(0)
     cell = BentThrice()
-    shapes = {"U": (3, 3), "xs": (5, 2, 3), "h": (2, 3)}
-    at, along = (
-        {name: jnp.asarray(random.normal(size=shape)) for name, shape in shapes.items()}
-        for _ in range(2)
-    )
+    at, along = point_and_direction(5)
 
     def derivatives(unrolled):
         def gradient(at):

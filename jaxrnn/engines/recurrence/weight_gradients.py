@@ -25,7 +25,12 @@ from jax import Array
 from jax.extend.core import Literal, Var
 
 from ...core.contraction import contract
-from ...core.convolution import can_sum_over_steps, sum_over_steps
+from ...core.convolution import (
+    can_sum_over_steps,
+    contracted_axes,
+    sum_over_steps,
+    sum_parts_over_steps,
+)
 from ..jaxpr.dependency_graph import CONST, DependencyGraph
 from ..jaxpr.evaluate import bind_equation, deduplicate, nbytes, read_env
 from ..jaxpr.linearity import (
@@ -185,10 +190,25 @@ class WeightGradientSum:
         A sum of convolutions in half precision that is converted to float32 is made in
         float32. XLA does so by itself for matmuls.
         """
-        name, params = eqn.primitive.name, dict(eqn.params)
-        if exact and name == "conv_general_dilated":
-            params["preferred_element_type"] = jnp.dtype(jnp.float32)
-        return SUMS_OF_PRODUCTS[name](*operands, parts=self.parts, **params)
+        params = dict(eqn.params)
+        over_time: Callable[..., Any]
+        parts_over_time: Callable[..., Any]
+        if eqn.primitive.name == "dot_general":
+            over_time, parts_over_time = _product_over_time, _parts_over_time
+            axes = [dims[0] for dims in params["dimension_numbers"][0] if dims]
+        else:
+            over_time, parts_over_time = sum_over_steps, sum_parts_over_steps
+            axes = [*contracted_axes(params)]
+            if exact:
+                params["preferred_element_type"] = jnp.dtype(jnp.float32)
+        # Time leads the operands, so every axis of the equation is one further.
+        if self.parts == 1 or not axes or operands[0].shape[axes[0] + 1] % self.parts:
+            return self.first_part(over_time(*operands, **params))
+        apart = (
+            _split_axis(v, axis + 1, self.parts)
+            for v, axis in zip(operands, axes, strict=True)
+        )
+        return parts_over_time(*apart, **params)
 
     def joined(self, total: Any) -> Any:
         """Add the parts of a sum."""
@@ -434,7 +454,7 @@ def _split_axis(rows: Any, axis: int, parts: int) -> Any:
 
 
 def _product_over_time(
-    a: Array, b: Array, *, dimension_numbers: Any, parts: int, **params: Any
+    a: Array, b: Array, *, dimension_numbers: Any, **params: Any
 ) -> Any:
     """Compute a dot_general that contracts the leading axis of both operands, too.
 
@@ -442,33 +462,27 @@ def _product_over_time(
         a: the values ``(steps, ...)`` of the first operand.
         b: those of the second one.
         dimension_numbers: those of the dot_general of one step.
-        parts: as for `WeightGradientSum`.
         **params: the other parameters of the dot_general.
     """
-    over, batch = (
-        [tuple(d + 1 for d in dims) for dims in side] for side in dimension_numbers
-    )
+    over, batch = _further(dimension_numbers, 1)
     numbers = ([(0, *dims) for dims in over], batch)
-    if parts == 1:
-        return contract(a, b, dimension_numbers=numbers, **params)
-    if not over[0] or a.shape[over[0][0]] % parts:
-        whole = contract(a, b, dimension_numbers=numbers, **params)
-        return jnp.zeros((parts, *whole.shape), whole.dtype).at[0].set(whole)
-    a, b = (
-        _split_axis(v, dims[0], parts) for v, dims in zip((a, b), over, strict=True)
-    )
-    numbers = (
-        [tuple(d + 1 for d in dims) for dims in numbers[0]],
-        [(0, *(d + 1 for d in dims)) for dims in batch],
-    )
     return contract(a, b, dimension_numbers=numbers, **params)
 
 
-# The products of one step, and how they are summed over all steps.
-SUMS_OF_PRODUCTS: dict[str, Callable[..., Any]] = {
-    "dot_general": _product_over_time,
-    "conv_general_dilated": sum_over_steps,
-}
+def _parts_over_time(
+    a: Array, b: Array, *, dimension_numbers: Any, **params: Any
+) -> Any:
+    """Compute `_product_over_time` for each part, ``(parts, steps, ...)``."""
+    over, batch = _further(dimension_numbers, 2)
+    numbers = ([(1, *dims) for dims in over], [(0, *dims) for dims in batch])
+    return contract(a, b, dimension_numbers=numbers, **params)
+
+
+def _further(dimension_numbers: Any, count: int) -> Any:
+    """Return dimension numbers for operands with some leading axes more."""
+    return (
+        [tuple(d + count for d in dims) for dims in side] for side in dimension_numbers
+    )
 
 
 def _is_zero(program: DependencyGraph, var: Any) -> bool:
