@@ -44,6 +44,7 @@ CHUNKS = (16, 32, 64, 128)
 RULES = ("mamba2", "gla", "delta", "gdn", "kda", "rwkv7")
 STEPS = "lax.scan"
 STREAMED = 1000
+FIGURES = ["ms (median)", "quartiles", "temporaries, MB", "compile s", "off"]
 
 
 def draw(key: Any, *shape: int) -> Any:
@@ -254,6 +255,18 @@ def rows_of(part: str, name: str, made: dict, expected: Any, rounds: int) -> lis
     ]
 
 
+def figures(row: dict) -> list[str]:
+    """The columns `FIGURES` of a row."""
+    number, ms = report.number, row["ms"]
+    return [
+        number(ms["median"]),
+        f"{number(ms['q1'])} - {number(ms['q3'])}",
+        number(row["temporary_bytes"] / 1e6),
+        number(row["compile_seconds"], 2),
+        f"{row['relative_difference']:.0e}",
+    ]
+
+
 def order(row: dict) -> tuple[int, int]:
     """Where a row stands in the tables."""
     rules = {name: i for i, name in enumerate(RULES)}
@@ -265,21 +278,11 @@ def markdown(result: dict) -> str:
     number = report.number
     lines = [f"# Matrix states: {host.where(result['machine'])}", ""]
     lines.append(f"`{result['command']}`, {result['rounds']} rounds.")
-    head = ["entry", "ms (median)", "quartiles", "temporaries, MB", "compile s", "off"]
+    head = ["entry", *FIGURES]
     groups = dict.fromkeys((row["part"], row["name"]) for row in result["rows"])
     for part, name in groups:
         rows = [r for r in result["rows"] if (r["part"], r["name"]) == (part, name)]
-        cells_of = [
-            [
-                row["entry"],
-                number(row["ms"]["median"]),
-                f"{number(row['ms']['q1'])} - {number(row['ms']['q3'])}",
-                number(row["temporary_bytes"] / 1e6),
-                number(row["compile_seconds"], 2),
-                f"{row['relative_difference']:.0e}",
-            ]
-            for row in rows
-        ]
+        cells_of = [[row["entry"], *figures(row)] for row in rows]
         lines += ["", f"## {part}: {name}", "", report.table(head, cells_of)]
     streams = [row for row in result["rows"] if "tokens_per_second" in row]
     lines += ["", "## streaming: tokens a second of one stream", ""]

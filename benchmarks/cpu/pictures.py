@@ -7,7 +7,7 @@ Float32: the gradient of the squared outputs with respect to the parameters and 
 inputs, by the default engine and by `lax.scan` over the cell's own step. XLA:CPU has a
 fast convolution for one layout. It converts to it at the top of a program, and not in a
 loop, where `lax.scan` computes the gradients of its kernels. The largest relative
-difference between the gradients stands beside the times.
+difference from the gradients of `lax.scan` stands beside the times.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from jaxrnn import cells
 
 from ..harness import host, report
 from ..harness.options import Parser, command, positive
-from ..harness.timing import compiled, interleave, statistics
-from .linear import difference
+from ..harness.timing import compiled
+from .matrix import FIGURES, figures, rows_of
 
 # The cell, the axes of a picture, T, B, channels in, channels of the state, the kernel.
 SIZES = (
@@ -61,46 +61,29 @@ def measure(size: tuple, rounds: int) -> list[dict]:
         OURS: compiled(gradient(by_engine), params, xs),
         PLAIN: compiled(gradient(by_scan), params, xs),
     }
-    off = difference(made[OURS].run(), made[PLAIN].run())
-    times = interleave({entry: each.run for entry, each in made.items()}, rounds)
-    return [
-        {
-            "cell": name,
-            "spatial_shape": list(places),
-            "T": steps,
-            "B": batch,
-            "channels": channels,
-            "hidden_size": hidden,
-            "kernel_size": kernel,
-            "entry": entry,
-            "ms": statistics(seconds, 1e3),
-            "temporary_bytes": made[str(entry)].temporary_bytes,
-            "compile_seconds": made[str(entry)].compile_seconds,
-            "relative_difference": off,
-        }
-        for entry, seconds in times.items()
-    ]
+    sizes = {
+        "spatial_shape": list(places),
+        "T": steps,
+        "B": batch,
+        "channels": channels,
+        "hidden_size": hidden,
+        "kernel_size": kernel,
+    }
+    rows = rows_of("pictures", name, made, made[PLAIN].run(), rounds)
+    return [sizes | row for row in rows]
 
 
 def markdown(result: dict) -> str:
     """One table of all rows."""
-    number = report.number
-    head = ["cell", "pictures", "T", "B", "C", "H", "K", "entry", "ms (median)"]
-    head += ["quartiles", "temporaries, MB", "compile s", "off"]
+    head = ["cell", "pictures", "T", "B", "C", "H", "K", "entry", *FIGURES]
+    sizes = ("T", "B", "channels", "hidden_size", "kernel_size")
     table = [
         [
-            row["cell"],
+            row["name"],
             " x ".join(map(str, row["spatial_shape"])),
-            *(
-                str(row[key])
-                for key in ("T", "B", "channels", "hidden_size", "kernel_size")
-            ),
+            *(str(row[size]) for size in sizes),
             row["entry"],
-            number(row["ms"]["median"]),
-            f"{number(row['ms']['q1'])} - {number(row['ms']['q3'])}",
-            number(row["temporary_bytes"] / 1e6),
-            number(row["compile_seconds"], 2),
-            f"{row['relative_difference']:.0e}",
+            *figures(row),
         ]
         for row in result["rows"]
     ]
